@@ -1,0 +1,100 @@
+"""Files that appear whole or not at all, and their hashes.
+
+A file is written under a hidden name in its own folder, flushed to the disk, and renamed; whatever ends the process
+before that leaves nothing under the final name.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+from maisi_aug.errors import VolumeError
+
+TEMPORARY_SUFFIX = ".part"
+
+
+def write_whole(path: Path | str, content: bytes) -> None:
+    """Write bytes so that the file appears whole or not at all.
+
+    Raises:
+        VolumeError: The file cannot be written (no space, no permission); nothing is left behind.
+    """
+    with open_whole(Path(path)) as file:
+        file.write(content)
+
+
+def write_text_whole(path: Path | str, text: str) -> None:
+    """Write UTF-8 text, newlines as given, so that the file appears whole or not at all.
+
+    Raises:
+        VolumeError: The file cannot be written (no space, no permission); nothing is left behind.
+    """
+    write_whole(path, text.encode("utf-8"))
+
+
+def sha256_of(path: Path | str) -> str:
+    """The file's SHA-256 in hexadecimal.
+
+    Raises:
+        VolumeError: The file cannot be read.
+    """
+    try:
+        with Path(path).open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise VolumeError(f"{path}: expected a readable file, found: {error.strerror}. Check the path.") from error
+
+
+def remove_leftovers(folder: Path | str) -> list[Path]:
+    """Remove the hidden files that a killed process left; call it only when no other process writes into the folder.
+
+    Returns:
+        The removed paths.
+    """
+    removed = sorted(Path(folder).glob(f".*{TEMPORARY_SUFFIX}"))
+    for path in removed:
+        path.unlink(missing_ok=True)
+    return removed
+
+
+@contextmanager
+def open_whole(path: Path) -> Iterator[BinaryIO]:
+    """A file under a hidden name that gets its own name once it is complete and on the disk."""
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}{TEMPORARY_SUFFIX}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with io.FileIO(temporary, "x") as raw, io.BufferedWriter(raw, 1 << 20) as file:
+                yield file
+                file.flush()
+                os.fsync(raw.fileno())
+            os.replace(temporary, path)
+        except BaseException:  # Ctrl-C too must not leave half a file
+            temporary.unlink(missing_ok=True)
+            raise
+        _flush_folder(path.parent)
+    except OSError as error:
+        raise VolumeError(
+            f"{path}: expected to write the file, found: {error.strerror or error}. Make room or choose another folder."
+        ) from error
+
+
+def _flush_folder(folder: Path) -> None:
+    """Make a rename durable; without effect where folders cannot be opened (Windows, some network disks)."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except OSError:
+        return
+    try:
+        os.fsync(descriptor)
+    except OSError:
+        pass
+    finally:
+        os.close(descriptor)
