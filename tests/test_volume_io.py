@@ -156,7 +156,8 @@ def test_label_map_is_stored_in_the_smallest_unsigned_type(
     label_map = np.zeros(SHAPE, dtype=np.int64)
     label_map[1, 2, 3] = highest
     volume_io.save_label_map(tmp_path / "a.nii.gz", label_map, grid)
-    assert nib.load(tmp_path / "a.nii.gz").get_data_dtype() == dtype
+    stored: Any = nib.load(tmp_path / "a.nii.gz")
+    assert stored.get_data_dtype() == dtype
     loaded = volume_io.load_label_map(tmp_path / "a.nii.gz")
     assert loaded.array.dtype == dtype
     np.testing.assert_array_equal(loaded.array, label_map)
@@ -266,7 +267,7 @@ def test_full_disk_leaves_nothing_and_keeps_the_old_file(
     def no_space(descriptor: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(whole_files.os, "fsync", no_space)
+    monkeypatch.setattr(os, "fsync", no_space)
     with pytest.raises(VolumeError, match=r"a.nii.gz: expected to write the file, found: No space left on device"):
         volume_io.save_image(path, image_hu + 1, grid)
     assert path.read_bytes() == before
