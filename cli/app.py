@@ -1,0 +1,126 @@
+"""The command `maisi-aug`: a table of verbs, each imported only when it is run."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+from typing import Annotated, Any, NamedTuple
+
+import typer
+from typer.core import TyperCommand, TyperGroup
+from typer.main import get_command, get_group
+
+from maisi_aug import __version__
+from maisi_aug.cli.boundary import guard, silence_third_parties
+
+PROGRAM = "maisi-aug"
+DEBUG_FLAG = "--debug"
+
+
+class Verb(NamedTuple):
+    """Where a verb lives and what the list of commands says about it."""
+
+    module: str
+    summary: str
+
+
+VERBS: dict[str, Verb] = {
+    "synthesize": Verb("maisi_aug.cli.synthesize", "Generate a label-balanced cohort of CT images and label maps."),
+    "phantom": Verb("maisi_aug.cli.phantom", "Write procedural CT phantoms with exact label maps."),
+    "train": Verb("maisi_aug.cli.train", "Train the networks of a bundle: vae, diffusion or controlnet."),
+    "export": Verb("maisi_aug.cli.export", "Hand a cohort on to a training framework: nnunet."),
+    "labels": Verb("maisi_aug.cli.labels", "List the labels that can be asked for, with ids, hosts and lesion sizes."),
+    "bundles": Verb("maisi_aug.cli.bundles", "List and show the bundles of weights."),
+    "recipes": Verb("maisi_aug.cli.recipes", "List, show, copy and validate cohort recipes."),
+}
+
+
+def load_verb(name: str) -> Any:
+    """Import a verb's module and build its command.
+
+    A verb's module exposes ``register(app: typer.Typer) -> None``, which adds one command or one group named ``name``.
+    """
+    scratch = typer.Typer(rich_markup_mode="rich")
+    importlib.import_module(VERBS[name].module).register(scratch)
+    return get_group(scratch).commands[name]
+
+
+class LazyGroup(TyperGroup):
+    """A group that lists its verbs from the table and imports one only to run it or to show its help."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        for name, verb in VERBS.items():
+            self.add_command(TyperCommand(name, help=verb.summary), name)
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
+        """Find the verb as usual, then put its real command in place of the listed one."""
+        name, command, rest = super().resolve_command(ctx, args)
+        return name, load_verb(name) if name in VERBS else command, rest
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the verb; Ctrl-C becomes an abort, which the error boundary puts into words."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            raise typer.Abort from None
+
+
+app = typer.Typer(
+    name=PROGRAM,
+    cls=LazyGroup,
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"{PROGRAM} {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+    debug: Annotated[
+        bool, typer.Option(DEBUG_FLAG, help="Show the traceback of an error; before or after the verb.")
+    ] = False,
+) -> None:
+    """Label-balanced synthetic CT cohorts through MAISI's ControlNet, with lesions of the size you ask for.
+
+    Start with: maisi-aug synthesize --labels "hepatic tumor:0.3" -n 4 --out cohort
+    """
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run one command line in this process.
+
+    Args:
+        arguments: What follows the program's name; ``--debug`` may stand anywhere before ``--``.
+
+    Returns:
+        The exit code: 0, 1 (the run failed or some cases were rejected) or 2 (usage or recipe).
+    """
+    arguments = list(arguments)
+    end = arguments.index("--") if "--" in arguments else len(arguments)
+    debug = DEBUG_FLAG in arguments[:end]
+    kept = [word for word in arguments[:end] if word != DEBUG_FLAG] + arguments[end:]
+    command = get_command(app)
+    return guard(lambda: command.main(args=kept, prog_name=PROGRAM, standalone_mode=False), debug=debug)
+
+
+def main() -> None:
+    """Entry point of the installed command."""
+    if DEBUG_FLAG not in sys.argv:
+        silence_third_parties()
+    sys.exit(run(sys.argv[1:]))
+
+
+if __name__ == "__main__":
+    main()

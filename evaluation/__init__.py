@@ -1,0 +1,1 @@
+"""Measurements of cohorts and of the networks that made them."""

@@ -1,0 +1,1 @@
+"""Adapters that hand cohorts on to training frameworks."""

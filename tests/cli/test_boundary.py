@@ -1,0 +1,90 @@
+from __future__ import annotations
+
+import errno
+
+import pytest
+import typer
+
+from maisi_aug import errors
+from maisi_aug.cli.boundary import explain, guard
+
+
+def _raising(error: BaseException) -> object:
+    raise error
+
+
+@pytest.mark.parametrize(
+    ("kind", "code"),
+    [
+        (errors.VocabularyError, 2),
+        (errors.RequestError, 2),
+        (errors.RecipeError, 2),
+        (errors.GridError, 2),
+        (errors.LesionError, 1),
+        (errors.VolumeError, 1),
+        (errors.BankError, 1),
+        (errors.BundleError, 1),
+        (errors.CohortError, 1),
+        (errors.TrainingError, 1),
+        (errors.ExportError, 1),
+        (errors.MissingExtraError, 1),
+    ],
+)
+def test_own_errors_are_shown_as_they_are(
+    kind: type[errors.MaisiAugError], code: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert guard(lambda: _raising(kind("Label 'livr': expected a name.")), debug=False) == code
+    assert capsys.readouterr() == ("", "Error: Label 'livr': expected a name.\n")
+
+
+def test_every_own_error_is_covered_above() -> None:
+    assert len(errors.MaisiAugError.__subclasses__()) == 12
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_full_disk_names_the_file_and_what_to_do(number: int) -> None:
+    message, code = explain(OSError(number, "No space left on device", "cohort/images/a.nii.gz"))
+    assert code == 1
+    assert message == (
+        "Error: cohort/images/a.nii.gz: no space is left on the disk. "
+        "Free some and run the same command again; what was finished is kept."
+    )
+
+
+def test_unwritable_path_is_one_sentence() -> None:
+    message, code = explain(PermissionError(errno.EACCES, "Permission denied", "/cohort"))
+    assert (message, code) == ("Error: /cohort: Permission denied. Check the path and its permissions.", 1)
+
+
+def test_unexpected_error_points_to_debug() -> None:
+    message, code = explain(ZeroDivisionError("division by zero\nsecond line"))
+    assert code == 1
+    assert message == (
+        "Error: unexpected ZeroDivisionError: division by zero. Run the same command with --debug for the traceback."
+    )
+
+
+@pytest.mark.parametrize("error", [typer.Abort(), KeyboardInterrupt()])
+def test_interruption_is_a_clean_stop(error: BaseException, capsys: pytest.CaptureFixture[str]) -> None:
+    assert guard(lambda: _raising(error), debug=False) == 1
+    assert capsys.readouterr().err.startswith("Stopped on request")
+
+
+def test_traceback_only_with_debug(capsys: pytest.CaptureFixture[str]) -> None:
+    guard(lambda: _raising(errors.RequestError("size 1.5")), debug=False)
+    assert "Traceback" not in capsys.readouterr().err
+    guard(lambda: _raising(errors.RequestError("size 1.5")), debug=True)
+    assert "Traceback" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("returned", "code"), [(None, 0), (0, 0), (1, 1), ("text", 0)])
+def test_integer_result_is_the_exit_code(returned: object, code: int) -> None:
+    assert guard(lambda: returned, debug=False) == code
+
+
+def test_out_of_memory_is_recognised_without_torch() -> None:
+    class OutOfMemoryError(RuntimeError):
+        pass
+
+    assert "memory is used up" in explain(OutOfMemoryError("CUDA out of memory"))[0]
+    assert "memory is used up" in explain(MemoryError())[0]
