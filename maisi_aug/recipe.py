@@ -1,0 +1,282 @@
+"""The configuration of a cohort: strict YAML, with flags on top, and the recipes that come with the package."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, Strict, ValidationError, field_validator, model_validator
+from pydantic_core import ErrorDetails
+
+from maisi_aug.errors import RecipeError, did_you_mean
+from maisi_aug.whole_files import write_text_whole
+
+COHORT_NAME = "cohort.yaml"
+EMBEDDED_BANK = "phantom"
+
+# YAML has lists and no tuples; strict mode would refuse them for a tuple field.
+_FromList = Strict(False)
+_PositiveInt = Annotated[int, Field(ge=1)]
+_PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+class GateConfig(BaseModel):
+    """What a case must fulfil to be accepted.
+
+    Attributes:
+        size_tolerance: Largest relative error of a lesion's volume; two voxels are always allowed.
+        organ_hu: Whether organ medians must lie in the reference ranges.
+        visibility: Whether lesions must stand out from their host organ.
+        visibility_from_mm: Equivalent diameter from which a lesion must be visible; smaller ones are only measured.
+    """
+
+    model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
+
+    size_tolerance: Annotated[float, Field(gt=0, le=1)] = 0.10
+    organ_hu: bool = True
+    visibility: bool = True
+    visibility_from_mm: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 10.0
+
+
+class CohortConfig(BaseModel):
+    """Everything that decides which bytes a cohort consists of.
+
+    Attributes:
+        labels: Requests, ``NAME[:SIZE][@SHARE]``, joined with ``+`` where one case serves several.
+        num_cases: Cases to make.
+        seed: Cohort seed.
+        bundle: Name or folder of a bundle.
+        mask_source: ``plant`` puts lesions of exact size into tumour-free maps; ``bank`` takes maps that have them.
+        mask_bank: ``phantom`` for the embedded phantoms, or a folder or data list of label maps.
+        mask_labels: Vocabulary of the bank: ``auto``, ``maisi``, ``totalsegmentator-v1``, ``totalsegmentator-v2``, or a
+            JSON file that maps its ids or names.
+        num_inference_steps: Steps of the sampler; the bundle's default when not given.
+        guidance_scale: Strength of the guidance towards the requested lesions; 0 switches it off.
+        modality: What the images shall look like, a name of the bundle's modalities.
+        shape: Voxels along I, J, K (right, anterior, superior); the bundle's when not given.
+        spacing_mm: Voxel sides along I, J, K; the bundle's when not given.
+        max_attempts: Attempts per case before it is rejected.
+        size_reference: nnU-Net dataset or folder of label maps whose lesions define the percentiles.
+        size_label: Id of the lesion in the size reference, or one id per label name.
+        gates: Quality gates.
+    """
+
+    model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
+
+    labels: Annotated[tuple[Annotated[str, Field(min_length=1)], ...], _FromList, Field(min_length=1)]
+    num_cases: _PositiveInt = 4
+    seed: Annotated[int, Field(ge=0)] = 0
+    bundle: Annotated[str, Field(min_length=1)] = "phantom-ct"
+    mask_source: Literal["plant", "bank"] = "plant"
+    mask_bank: Annotated[str, Field(min_length=1)] = EMBEDDED_BANK
+    mask_labels: Annotated[str, Field(min_length=1)] = "auto"
+    num_inference_steps: _PositiveInt | None = None
+    guidance_scale: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    modality: Annotated[str, Field(min_length=1)] = "ct"
+    shape: Annotated[tuple[_PositiveInt, _PositiveInt, _PositiveInt], _FromList] | None = None
+    spacing_mm: Annotated[tuple[_PositiveFloat, _PositiveFloat, _PositiveFloat], _FromList] | None = None
+    max_attempts: _PositiveInt = 5
+    size_reference: str | None = None
+    size_label: _PositiveInt | dict[str, _PositiveInt] | None = None
+    gates: GateConfig = GateConfig()
+
+    @field_validator("gates", mode="before")
+    @classmethod
+    def _read_empty_gates(cls, value: object) -> object:
+        return {} if value is None else value
+
+    @model_validator(mode="after")
+    def _require_size_pair(self) -> CohortConfig:
+        if (self.size_reference is None) != (self.size_label is None):
+            missing = "size_label" if self.size_label is None else "size_reference"
+            raise ValueError(f"size_reference and size_label belong together; {missing} is missing")
+        return self
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields as plain YAML and JSON types, in the order of the class."""
+        return self.model_dump(mode="json")
+
+
+def build_config(values: Mapping[str, Any], *, source: str = "recipe") -> CohortConfig:
+    """Validate the fields of a recipe.
+
+    Args:
+        values: Field names to values, as YAML or flags give them.
+        source: What to call them in messages, a file name for instance.
+
+    Raises:
+        RecipeError: Listing every problem with its place.
+    """
+    try:
+        return CohortConfig.model_validate(dict(values))
+    except ValidationError as error:
+        problems = list({_yaml_path(item["loc"]): _problem(item) for item in reversed(error.errors())}.values())[::-1]
+        if len(problems) == 1:
+            raise RecipeError(f"{source}: {problems[0]}") from None
+        listed = "\n".join(f"  {problem}" for problem in problems)
+        raise RecipeError(f"{source}: expected a valid recipe, found {len(problems)} problems:\n{listed}") from None
+
+
+def _problem(details: ErrorDetails) -> str:
+    """One validation error as ``path: expected ..., found ....``."""
+    path = _yaml_path(details["loc"])
+    found = details["input"]
+    if details["type"] == "extra_forbidden":
+        known = GateConfig.model_fields if details["loc"][:1] == ("gates",) else CohortConfig.model_fields
+        hint = did_you_mean(str(details["loc"][-1]), known) or f" The keys are {', '.join(known)}."
+        return f"{path}: expected a known key, found '{details['loc'][-1]}'.{hint}"
+    if details["type"] == "missing":
+        return f"{path}: expected a value, found none. Give it in the recipe or as a flag."
+    message = details["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
+    if details["type"] == "value_error":
+        return f"{message}."
+    if details["type"] == "tuple_type":
+        message = "a list"
+    shown = repr(found) if len(repr(found)) <= 60 else repr(found)[:57] + "..."
+    return f"{path}: expected {message}, found {shown}."
+
+
+def _yaml_path(location: tuple[int | str, ...]) -> str:
+    """``labels[1]`` from ``("labels", 1)``; the tags that pydantic adds for the members of a union are left out."""
+    if not location:
+        return "recipe"
+    head, *rest = location
+    kept = rest if head == "gates" else [part for part in rest if isinstance(part, int)]
+    return str(head) + "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in kept)
+
+
+def override(values: Mapping[str, Any], flags: Mapping[str, Any]) -> dict[str, Any]:
+    """The recipe's values with those flags on top that were given (are not ``None``)."""
+    return {**values, **{name: value for name, value in flags.items() if value is not None}}
+
+
+def read_recipe(name_or_path: str) -> dict[str, Any]:
+    """The fields of a recipe, not yet validated: by name from the package, or from a YAML file.
+
+    The ``cohort.yaml`` of a cohort is a recipe too: it makes the same cohort again.
+
+    Raises:
+        RecipeError: When there is no such recipe, or it is no YAML mapping.
+    """
+    path = find_recipe(name_or_path)
+    try:
+        text = path.read_text(encoding="utf-8")
+        document = yaml.load(text, _UniqueKeyLoader)  # a SafeLoader with one check more
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path}: expected a readable recipe, found: {error}. Check the file.") from None
+    except yaml.YAMLError as error:
+        raise RecipeError(f"{path}: expected YAML, found {_yaml_complaint(error)}. Correct that line.") from None
+    if isinstance(document, dict) and isinstance(document.get("configuration"), dict):
+        document = document["configuration"]
+    if not isinstance(document, dict):
+        found = "nothing" if document is None else f"a {type(document).__name__}"
+        raise RecipeError(f"{path}: expected a mapping of fields, found {found}. Start with 'labels:'.")
+    return {str(key): value for key, value in document.items()}
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """YAML's safe loader, but a key that is given twice is an error instead of the last one winning."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        twice = next((key for index, key in enumerate(keys) if key in keys[:index]), None)
+        if twice is not None:
+            raise yaml.constructor.ConstructorError(None, None, f"the key '{twice}' twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+def _yaml_complaint(error: yaml.YAMLError) -> str:
+    mark = getattr(error, "problem_mark", None)
+    problem = getattr(error, "problem", None) or "a syntax error"
+    return f"{problem} on line {mark.line + 1}" if mark is not None else str(problem)
+
+
+def load_recipe(name_or_path: str, flags: Mapping[str, Any] | None = None) -> CohortConfig:
+    """Read a recipe, put the flags on top and validate the whole.
+
+    Raises:
+        RecipeError: Listing every problem with its place.
+    """
+    return build_config(override(read_recipe(name_or_path), flags or {}), source=name_or_path)
+
+
+@dataclass(frozen=True, slots=True)
+class RecipeInfo:
+    """A recipe that comes with the package.
+
+    Attributes:
+        name: What ``--recipe`` takes.
+        path: The YAML file.
+        command: The command line of its first comment.
+        summary: The comment after it, on one line.
+    """
+
+    name: str
+    path: Path
+    command: str
+    summary: str
+
+
+def list_recipes() -> list[RecipeInfo]:
+    """The cohort recipes of the package by name; recipes of other commands live beside them and are left out."""
+    folder = Path(str(files("maisi_aug.recipes")))
+    infos = [_read_info(path) for path in sorted(folder.glob("*.yaml"))]
+    return [info for info in infos if info.command.startswith("maisi-aug synthesize ")]
+
+
+def _read_info(path: Path) -> RecipeInfo:
+    comments = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        if not line.startswith("#"):
+            break
+        comments.append(line.removeprefix("#").strip())
+    summary = " ".join(comments[1:]).strip()
+    return RecipeInfo(path.stem, path, comments[0] if comments else "", summary)
+
+
+def find_recipe(name_or_path: str) -> Path:
+    """The file of a recipe, by name from the package or by path.
+
+    Raises:
+        RecipeError: When there is neither.
+    """
+    if Path(name_or_path).is_file():
+        return Path(name_or_path)
+    by_name = {info.name: info.path for info in list_recipes()}
+    if name_or_path in by_name:
+        return by_name[name_or_path]
+    hint = did_you_mean(name_or_path, by_name) or f" The recipes are {', '.join(by_name)}."
+    raise RecipeError(f"{name_or_path}: expected a recipe's name or a YAML file, found neither.{hint}")
+
+
+def copy_recipe(name: str, target: Path) -> Path:
+    """Copy a recipe to edit it; its opening command is changed to run the copy.
+
+    Args:
+        name: Recipe of the package.
+        target: File to write, or a folder to write ``NAME.yaml`` into.
+
+    Returns:
+        The file written.
+
+    Raises:
+        RecipeError: When the target exists.
+    """
+    source = find_recipe(name)
+    path = target / source.name if target.is_dir() else target
+    if path.exists():
+        raise RecipeError(f"{path}: expected a new file, found one that exists. Choose another name or remove it.")
+    opening = source.read_text(encoding="utf-8")
+    text = opening.replace(f"--recipe {source.stem} ", f"--recipe {path} ", 1)
+    write_text_whole(path, text)
+    return path
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """The fields in which two configurations differ, as ``name: old -> new``."""
+    names: Iterable[str] = dict.fromkeys([*old, *new])
+    return [f"{name}: {old.get(name)!r} -> {new.get(name)!r}" for name in names if old.get(name) != new.get(name)]
