@@ -1,0 +1,271 @@
+"""Growing one lesion: an irregular, connected set of voxels of exact size inside a host.
+
+A lesion is the set of the first N voxels of a flood that starts at a centre inside the host and always takes the
+reachable voxel of lowest score. The score is a distance in millimetres from the centre, measured in a randomly turned
+ellipsoid and multiplied by smooth noise: irregular, lobulated, independent of the voxel shape, and always connected.
+Arrays have axes ``I J K``; touching means sharing a face, an edge or a corner.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from maisi_aug.deformation import spline_basis, spline_field
+from maisi_aug.errors import LesionError
+
+Box = tuple[slice, ...]
+Mask = NDArray[np.bool_]
+
+TOUCHING = np.ones((3, 3, 3), dtype=bool)
+"""26-neighbourhood: the one connectivity used for hosts, lesions and gaps."""
+
+MAX_GROWTHS = 4
+ROUND_ENOUGH = 1.35
+"""Spread of a lesion about its centre, relative to a ball of its volume, above which another centre is tried."""
+ROOMY = 0.6
+"""Share of a host part that a lesion may fill before parts with more room are preferred."""
+MAX_SEARCH_VOXELS = 60_000
+
+
+def grow_lesion(
+    host: Mask,
+    *,
+    volume_ml: float,
+    spacing_mm: Sequence[float],
+    rng: np.random.Generator,
+    irregularity: float = 0.35,
+    allow_outside: bool = False,
+) -> Mask:
+    """Grow one irregular, connected lesion of an exact volume.
+
+    Args:
+        host: ``(I, J, K)`` mask in which the lesion starts; not modified.
+        volume_ml: Wanted volume in millilitres, at least half a voxel.
+        spacing_mm: Voxel sides along I, J, K in millimetres.
+        rng: Source of all randomness.
+        irregularity: Strength of the lobulation; 0 gives a ball cut by the host.
+        allow_outside: Whether the lesion may leave the host; its centre never does.
+
+    Returns:
+        ``(I, J, K)`` mask of ``round(volume / voxel volume)`` voxels, touching each other.
+
+    Raises:
+        LesionError: If the volume is below half a voxel, or exceeds the largest connected part of the host.
+    """
+    num_voxels = require_num_voxels(volume_ml, spacing_mm)
+    part = draw_part(host, np.ones_like(host) if allow_outside else host, num_voxels, spacing_mm, rng)
+    if part is None:
+        voxel_ml = voxel_volume_ml(spacing_mm)
+        largest_ml = max(part_sizes(host), default=0) * voxel_ml
+        raise LesionError(
+            f"Lesion of {in_words(volume_ml)}: expected a host with that volume in one connected part, found "
+            f"{int(host.sum()) * voxel_ml:.2f} mL with a largest part of {largest_ml:.2f} mL. "
+            "Ask for a smaller lesion or a larger host."
+        )
+    box, start_room, room = part
+    lesion = np.zeros(host.shape, dtype=bool)
+    lesion[box] = grow_roundest(start_room, room, num_voxels, spacing_mm, rng, irregularity)[0]
+    return lesion
+
+
+def bounding_box(mask: Mask, *, margin: int = 0) -> Box:
+    """Smallest box around a mask, widened by a margin of voxels within the array; empty slices for an empty mask."""
+    box = []
+    for axis in range(mask.ndim):
+        hit = np.flatnonzero(mask.any(axis=tuple(other for other in range(mask.ndim) if other != axis)))
+        if hit.size == 0:
+            return tuple(slice(0, 0) for _ in mask.shape)
+        box.append(slice(max(0, int(hit[0]) - margin), min(mask.shape[axis], int(hit[-1]) + 1 + margin)))
+    return tuple(box)
+
+
+def draw_part(
+    host: Mask, room: Mask, num_voxels: int, spacing_mm: Sequence[float], rng: np.random.Generator
+) -> tuple[Box, Mask, Mask] | None:
+    """A box, the part of the host in it to start from, and the connected room to grow in; None if nothing fits."""
+    if np.count_nonzero(room) < num_voxels or not host.any():
+        return None
+    radius_mm = _radius_mm(num_voxels * voxel_volume_ml(spacing_mm))
+    margin = 0 if room is host else int(np.ceil(2.0 * radius_mm / min(spacing_mm)))
+    box = bounding_box(host, margin=margin)
+    labelled, _ = ndimage.label(room[box], TOUCHING)
+    num_room = np.bincount(labelled.ravel())
+    num_start = np.bincount(labelled[host[box]], minlength=num_room.size)
+    num_room[0] = 0
+    fits = np.flatnonzero((num_room >= num_voxels) & (num_start > 0))
+    if fits.size == 0:
+        return None
+    roomy = fits[num_room[fits] * ROOMY >= num_voxels]
+    if roomy.size:
+        weights = num_start[roomy] / num_start[roomy].sum()
+        chosen = int(rng.choice(roomy, p=weights))
+    else:
+        chosen = int(fits[np.argmax(num_room[fits])])
+    part = labelled == chosen
+    inner = bounding_box(part)
+    outer = tuple(slice(a.start + b.start, a.start + b.stop) for a, b in zip(box, inner, strict=True))
+    return outer, part[inner] & host[outer], part[inner]
+
+
+def grow_roundest(
+    start_room: Mask,
+    room: Mask,
+    num_voxels: int,
+    spacing_mm: Sequence[float],
+    rng: np.random.Generator,
+    irregularity: float = 0.35,
+) -> tuple[Mask, float]:
+    """Grow from up to ``MAX_GROWTHS`` centres and keep the first round enough, else the roundest."""
+    centres = _draw_centres(start_room, num_voxels, spacing_mm, rng)
+    best: tuple[Mask, float] | None = None
+    for centre in centres:
+        lesion = _grow_from(centre, room, num_voxels, spacing_mm, rng, irregularity)
+        spread = _spread(lesion, spacing_mm)
+        if best is None or spread < best[1]:
+            best = (lesion, spread)
+        if spread <= ROUND_ENOUGH:
+            break
+    assert best is not None
+    return best
+
+
+def _draw_centres(
+    start_room: Mask, num_voxels: int, spacing_mm: Sequence[float], rng: np.random.Generator
+) -> NDArray[np.int64]:
+    """Centres ``(N, 3)``, likelier the deeper in the host, up to the depth that the lesion needs."""
+    stride = max(1, int(np.ceil((start_room.size / MAX_SEARCH_VOXELS) ** (1 / 3))))
+    thinned = start_room[::stride, ::stride, ::stride]
+    if not thinned.any():
+        stride, thinned = 1, start_room
+    depth_mm = ndimage.distance_transform_edt(np.pad(thinned, 1), sampling=np.asarray(spacing_mm) * stride)
+    candidates = np.argwhere(thinned)
+    depths = depth_mm[tuple((candidates + 1).T)]
+    needed_mm = 0.9 * _radius_mm(num_voxels * voxel_volume_ml(spacing_mm))
+    weights = np.minimum(depths, max(needed_mm, min(spacing_mm))) ** 4
+    drawn = rng.choice(len(candidates), size=MAX_GROWTHS, p=weights / weights.sum())
+    centres: NDArray[np.int64] = candidates[drawn] * stride
+    return centres
+
+
+def _grow_from(
+    centre: NDArray[np.int64],
+    room: Mask,
+    num_voxels: int,
+    spacing_mm: Sequence[float],
+    rng: np.random.Generator,
+    irregularity: float,
+) -> Mask:
+    """Flood from a centre, in a box around it that widens until the lesion is whole."""
+    radius_mm = _radius_mm(num_voxels * voxel_volume_ml(spacing_mm))
+    lesion = np.zeros_like(room)
+    for reach in (2.0, 3.5, 7.0, np.inf):
+        half = np.minimum(np.ceil(reach * radius_mm / np.asarray(spacing_mm)) + 1, room.shape).astype(int)
+        low = np.maximum(centre - half, 0)
+        box = tuple(slice(int(a), int(b)) for a, b in zip(low, centre + half + 1, strict=True))
+        start = centre - low
+        score = _draw_score(room[box].shape, start, num_voxels, spacing_mm, rng, irregularity)
+        taken = _flood(score, room[box], start, num_voxels)
+        if taken is not None:
+            lesion[box] = taken
+            return lesion
+    raise AssertionError("a connected room of at least num_voxels always yields a lesion")
+
+
+def _draw_score(
+    shape: tuple[int, ...],
+    start: NDArray[np.int64],
+    num_voxels: int,
+    spacing_mm: Sequence[float],
+    rng: np.random.Generator,
+    irregularity: float,
+) -> NDArray[np.float64]:
+    """Distance from the start in a random ellipsoid times smooth noise; -1 at the start itself."""
+    radius_mm = _radius_mm(num_voxels * voxel_volume_ml(spacing_mm))
+    # Below some hundred voxels the same noise would fray a lesion instead of lobing it.
+    irregularity *= min(1.0, (num_voxels / 150) ** (1 / 3))
+    stretch = np.exp(0.6 * irregularity * rng.standard_normal(3))
+    rotation, _ = np.linalg.qr(rng.standard_normal((3, 3)))
+    to_ball = rotation @ np.diag(stretch / np.prod(stretch) ** (1 / 3)) @ rotation.T
+    axes = [(np.arange(n) - s) * step for n, s, step in zip(shape, start, spacing_mm, strict=True)]
+    i, j, k = np.ix_(*axes)
+    squared = sum((row[0] * i + row[1] * j + row[2] * k) ** 2 for row in to_ball)
+    knots_mm = [max(0.8 * radius_mm, (axis[-1] - axis[0]) / 24, 1e-6) for axis in axes]
+    bases = [spline_basis((axis - axis[0]) / knot) for axis, knot in zip(axes, knots_mm, strict=True)]
+    noise = spline_field(rng.standard_normal([basis.shape[1] for basis in bases]), bases)
+    score: NDArray[np.float64] = np.sqrt(squared) * np.exp(np.clip(2.0 * irregularity * noise, -0.6, 0.6))
+    score[tuple(start)] = -1.0
+    return score
+
+
+def _flood(score: NDArray[np.float64], room: Mask, start: NDArray[np.int64], num_voxels: int) -> Mask | None:
+    """The first ``num_voxels`` voxels of a lowest-score-first flood of the room; None if it holds fewer."""
+    rank = np.full(room.shape, np.iinfo(np.int64).max)
+    order = np.argsort(score[room], kind="stable")
+    places = np.empty(order.size, dtype=np.int64)
+    places[order] = np.arange(order.size)
+    rank[room] = places
+
+    def reached(level: int) -> Mask:
+        labelled, _ = ndimage.label(rank < level, TOUCHING)
+        connected: Mask = labelled == labelled[tuple(start)]
+        return connected
+
+    enough, level = order.size, num_voxels
+    if enough < num_voxels or np.count_nonzero(reached(enough)) < num_voxels:
+        return None
+    too_low = num_voxels - 1
+    while enough - too_low > 1:  # the first probe is num_voxels itself: in a convex room it is the answer
+        if np.count_nonzero(reached(level)) >= num_voxels:
+            enough = level
+        else:
+            too_low = level
+        level = (too_low + enough) // 2
+    lesion, whole = reached(enough - 1) if num_voxels > 1 else room & (rank < 1), reached(enough)
+    while (missing := num_voxels - np.count_nonzero(lesion)) > 0:
+        # The last level opened a pocket of several voxels: fill it from its entrance, layer by layer.
+        layer = np.flatnonzero(ndimage.binary_dilation(lesion, TOUCHING, mask=whole) & ~lesion)
+        nearest = layer[np.argsort(rank.ravel()[layer])[:missing]]
+        lesion.ravel()[nearest] = True
+    return lesion
+
+
+def part_sizes(mask: Mask) -> list[int]:
+    """Numbers of voxels of the connected parts of a mask, in scan order."""
+    labelled, _ = ndimage.label(mask[bounding_box(mask)], TOUCHING)
+    return [int(size) for size in np.bincount(labelled.ravel())[1:]]
+
+
+def _spread(lesion: Mask, spacing_mm: Sequence[float]) -> float:
+    """Root mean square distance from the centre of mass, relative to a ball of the same volume."""
+    points_mm = np.argwhere(lesion) * np.asarray(spacing_mm)
+    variance = float(((points_mm - points_mm.mean(axis=0)) ** 2).sum(axis=1).mean())
+    return float(np.sqrt(variance / 0.6)) / _radius_mm(len(points_mm) * voxel_volume_ml(spacing_mm))
+
+
+def require_num_voxels(volume_ml: float, spacing_mm: Sequence[float]) -> int:
+    """The number of voxels of a volume; raises LesionError below half a voxel."""
+    num_voxels = round(volume_ml / voxel_volume_ml(spacing_mm)) if np.isfinite(volume_ml) and volume_ml > 0 else 0
+    if num_voxels < 1:
+        raise LesionError(
+            f"Lesion volume: expected at least half a voxel, {voxel_volume_ml(spacing_mm) / 2:.4f} mL, found "
+            f"{volume_ml} mL. Ask for a larger lesion or a finer grid."
+        )
+    return num_voxels
+
+
+def voxel_volume_ml(spacing_mm: Sequence[float]) -> float:
+    """Volume of a voxel in millilitres."""
+    return float(np.prod(np.asarray(spacing_mm, dtype=np.float64))) / 1000.0
+
+
+def _radius_mm(volume_ml: float) -> float:
+    return float((volume_ml * 1000.0 * 3.0 / (4.0 * np.pi)) ** (1.0 / 3.0))
+
+
+def in_words(volume_ml: float) -> str:
+    """The volume with its equivalent diameter, for messages."""
+    return f"{volume_ml:.2f} mL ({2 * _radius_mm(volume_ml):.1f} mm)"
