@@ -1,0 +1,351 @@
+"""A cohort as an nnU-Net v2 raw dataset, checked by nnU-Net itself before it appears under its name.
+
+Labels are taken from the cohort's full label maps, not from the maps of the requested labels: a map may hold a tumour
+that its own case was not asked for, and leaving that one as background would teach the wrong thing.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import secrets
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from maisi_aug import __version__
+from maisi_aug.errors import ExportError
+from maisi_aug.grid import Grid
+from maisi_aug.integrations.cohort_source import CohortSource, load_cohort_source
+from maisi_aug.labels import BACKGROUND_ID, BODY_ID
+from maisi_aug.manifest import AttemptRecord
+from maisi_aug.volume_io import load_label_map, save_label_map
+from maisi_aug.whole_files import write_text_whole
+
+FILE_ENDING = ".nii.gz"
+MAPPING_NAME = "maisi_aug_mapping.json"
+RAW_VARIABLE = "nnUNet_raw"
+OTHER_VARIABLES = ("nnUNet_preprocessed", "nnUNet_results")
+MAX_DATASET_ID = 999  # nnU-Net reads exactly three digits after "Dataset"
+NUM_FOLDS = 5  # of nnU-Net's default split
+_NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
+_COMPLAINT = re.compile(r"^(error|warning)\b.*", re.IGNORECASE | re.MULTILINE)
+
+Notify = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class ExportReport:
+    """What an export wrote.
+
+    Attributes:
+        path: The dataset's folder.
+        labels: Label name to nnU-Net label, background included.
+        vocabulary_ids: Label name to id in the cohort's label maps, background left out.
+        num_cases: Training cases.
+        num_linked: How many images are hard links to the cohort's files rather than copies.
+        notes: What the user should know, one sentence each.
+    """
+
+    path: Path
+    labels: dict[str, int]
+    vocabulary_ids: dict[str, int]
+    num_cases: int
+    num_linked: int
+    notes: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as JSON types."""
+        return {
+            "path": str(self.path),
+            "labels": self.labels,
+            "vocabulary_ids": self.vocabulary_ids,
+            "num_cases": self.num_cases,
+            "num_linked": self.num_linked,
+            "notes": list(self.notes),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class _Written:
+    """What was found while the cases were written."""
+
+    present_ids: frozenset[int]
+    num_linked: int
+    num_empty: int
+    num_skewed: int
+
+
+def export_nnunet(
+    cohort_dir: Path,
+    *,
+    dataset_id: int,
+    name: str,
+    out: Path | None = None,
+    labels: Sequence[str] = (),
+    include_anatomy: bool = False,
+    copy: bool = False,
+    notify: Notify = lambda stage, done, total: None,
+) -> ExportReport:
+    """Write the accepted cases of a cohort as ``DatasetXXX_Name``, whole or not at all.
+
+    Args:
+        cohort_dir: Folder that ``synthesize`` wrote.
+        dataset_id: 1 to 999, not in use.
+        name: The part after ``DatasetXXX_``.
+        out: Folder for raw datasets; ``$nnUNet_raw`` when not given.
+        labels: Names or ids to export; those that the cohort was asked for when empty.
+        include_anatomy: Export every label in the maps as well, except the body envelope.
+        copy: Copy the images instead of linking them.
+        notify: Called with a stage, the steps done and their number.
+
+    Returns:
+        The report; the dataset has passed nnU-Net's integrity check.
+
+    Raises:
+        CohortError: ``cohort_dir`` is no cohort.
+        ExportError: The cohort is unfinished or altered, the id is taken, a label occurs nowhere, or the check fails.
+        VocabularyError: An unknown label name.
+    """
+    target = _require_free_target(_require_raw_folder(out), dataset_id, name)
+    cohort = load_cohort_source(cohort_dir)
+    wanted = cohort.resolve_ids(labels) if labels else cohort.requested_ids
+    with _folder_that_appears_whole(target) as building:
+        if include_anatomy:
+            wanted = tuple(sorted({*wanted, *_find_all_ids(cohort, notify)}))
+        written = _write_cases(cohort, wanted, building, copy=copy, notify=notify)
+        _require_every_label(cohort, wanted, written.present_ids)
+        _write_descriptions(cohort, wanted, written, building, target.name)
+        notify("nnU-Net's integrity check", 0, 1)
+        _verify_integrity(building, num_processes=min(len(cohort.cases), os.cpu_count() or 1, 8))
+        notify("nnU-Net's integrity check", 1, 1)
+    return ExportReport(
+        path=target,
+        labels=_number_labels(cohort, wanted),
+        vocabulary_ids={cohort.name_of(label_id): label_id for label_id in wanted},
+        num_cases=len(cohort.cases),
+        num_linked=written.num_linked,
+        notes=tuple(_build_notes(cohort, written)),
+    )
+
+
+def _require_raw_folder(out: Path | None) -> Path:
+    if out is not None:
+        return out
+    from_environment = os.environ.get(RAW_VARIABLE)
+    if not from_environment:
+        raise ExportError(
+            "nnU-Net raw folder: expected --out or the environment variable nnUNet_raw, found neither. "
+            "Give --out DIR, or export nnUNet_raw=DIR."
+        )
+    return Path(from_environment)
+
+
+def _require_free_target(raw_folder: Path, dataset_id: int, name: str) -> Path:
+    """The dataset's folder, which does not exist; nnU-Net wants an id to have one name in all its three folders."""
+    if not 1 <= dataset_id <= MAX_DATASET_ID:
+        raise ExportError(
+            f"Dataset id: expected 1 to {MAX_DATASET_ID}, found {dataset_id}. Choose another --dataset-id."
+        )
+    if not _NAME_PATTERN.fullmatch(name):
+        raise ExportError(
+            f"Dataset name: expected letters, digits, '_' and '-', found '{name}'. Choose another --name."
+        )
+    target = raw_folder / f"Dataset{dataset_id:03d}_{name}"
+    for variable in (None, RAW_VARIABLE, *OTHER_VARIABLES):
+        folder = Path(os.environ.get(variable, "") or raw_folder) if variable else raw_folder
+        for taken in sorted(folder.glob(f"Dataset{dataset_id:03d}_*")):
+            # The same name in nnU-Net's other folders is what it made of an earlier export of this very dataset.
+            if taken.name != target.name or variable not in OTHER_VARIABLES:
+                raise ExportError(
+                    f"Dataset id {dataset_id}: expected one that is not in use, found {taken}. "
+                    "Choose another --dataset-id, or remove that folder."
+                )
+    return target
+
+
+@contextmanager
+def _folder_that_appears_whole(target: Path) -> Iterator[Path]:
+    """A hidden folder beside the target that takes the target's name when the block ends without an error."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    building = target.with_name(f".{target.name}.{secrets.token_hex(4)}.part")
+    building.mkdir()
+    try:
+        yield building
+        building.rename(target)
+    except BaseException:  # Ctrl-C too must leave nothing behind
+        shutil.rmtree(building, ignore_errors=True)
+        raise
+
+
+def _find_all_ids(cohort: CohortSource, notify: Notify) -> set[int]:
+    """Every id in the cohort's label maps except background and the body envelope."""
+    found: set[int] = set()
+    for index, case in enumerate(cohort.cases):
+        notify("labels", index, len(cohort.cases))
+        found |= {int(label_id) for label_id in np.unique(load_label_map(cohort.require_file(case, "anatomy")).array)}
+    return found - {BACKGROUND_ID, BODY_ID}
+
+
+def _write_cases(
+    cohort: CohortSource, wanted: Sequence[int], building: Path, *, copy: bool, notify: Notify
+) -> _Written:
+    """Images as they are, label maps renumbered."""
+    for folder in ("imagesTr", "labelsTr"):
+        (building / folder).mkdir()
+    numbering = np.zeros(1 << 16, dtype=np.uint8)
+    numbering[list(wanted)] = np.arange(1, len(wanted) + 1)
+    present: set[int] = set()
+    num_linked = num_empty = num_skewed = 0
+    for index, case in enumerate(cohort.cases):
+        notify("cases", index, len(cohort.cases))
+        image = cohort.require_file(case, "image")
+        num_linked += _place(image, building / "imagesTr" / f"{case.case_id}_0000{FILE_ENDING}", copy=copy)
+        anatomy = load_label_map(cohort.require_file(case, "anatomy"))
+        label_map: NDArray[np.uint8] = numbering[anatomy.array]
+        save_label_map(building / "labelsTr" / f"{case.case_id}{FILE_ENDING}", label_map, anatomy.grid)
+        present |= {int(label_id) for label_id in np.unique(anatomy.array)}
+        num_empty += not label_map.any()
+        num_skewed += not _has_right_angles(anatomy.grid)
+    notify("cases", len(cohort.cases), len(cohort.cases))
+    return _Written(frozenset(present - {BACKGROUND_ID}), num_linked, num_empty, num_skewed)
+
+
+def _place(source: Path, target: Path, *, copy: bool) -> bool:
+    """Put a file in its place, its bytes unchanged.
+
+    Returns:
+        Whether it is a hard link.
+    """
+    if not source.name.endswith(FILE_ENDING):
+        raise ExportError(f"{source}: expected a name ending in {FILE_ENDING}, found another. Make the cohort again.")
+    if not copy:
+        try:
+            target.hardlink_to(source.resolve())
+            return True
+        except OSError:  # another file system, or one without links
+            pass
+    shutil.copyfile(source, target)
+    return False
+
+
+def _has_right_angles(grid: Grid) -> bool:
+    """Whether the voxel axes are orthogonal: SimpleITK, nnU-Net's first choice for NIfTI, cannot hold others."""
+    directions = grid.affine[:3, :3] / np.asarray(grid.spacing_mm)
+    return bool(np.allclose(directions.T @ directions, np.eye(3), atol=1e-4))
+
+
+def _require_every_label(cohort: CohortSource, wanted: Sequence[int], present_ids: frozenset[int]) -> None:
+    missing = [cohort.name_of(label_id) for label_id in wanted if label_id not in present_ids]
+    if missing or not wanted:
+        raise ExportError(
+            f"Labels to export: expected each in at least one case of {cohort.folder}, "
+            f"found none of {', '.join(missing) or 'any kind'}. Leave out what the cohort does not hold."
+        )
+
+
+def _number_labels(cohort: CohortSource, wanted: Sequence[int]) -> dict[str, int]:
+    return {"background": 0} | {cohort.name_of(label_id): number for number, label_id in enumerate(wanted, start=1)}
+
+
+def _write_descriptions(
+    cohort: CohortSource, wanted: Sequence[int], written: _Written, building: Path, name: str
+) -> None:
+    """Write ``dataset.json`` for nnU-Net and the mapping back to the vocabulary for everyone else."""
+    licences = sorted({case.licence for case in cohort.cases})
+    dataset: dict[str, Any] = {
+        "channel_names": {"0": _channel_name(cohort.cases)},
+        "labels": _number_labels(cohort, wanted),
+        "numTraining": len(cohort.cases),
+        "file_ending": FILE_ENDING,
+        "name": name,
+        "description": f"Synthetic CT cohort of {len(cohort.cases)} cases, for training only; see {MAPPING_NAME}.",
+        "reference": f"maisi-aug {__version__}",
+        "release": __version__,
+        "licence": ", ".join(licences),
+        "converted_by": f"maisi-aug {__version__}",
+    }
+    if written.num_skewed:
+        dataset["overwrite_image_reader_writer"] = "NibabelIO"
+    mapping = {
+        "format": 1,
+        "made_by": f"maisi-aug {__version__}",
+        "labels": [
+            {"label": number, "name": cohort.name_of(label_id), "vocabulary_id": label_id}
+            for number, label_id in enumerate(wanted, start=1)
+        ],
+        "background": [
+            {"name": cohort.name_of(label_id), "vocabulary_id": label_id}
+            for label_id in sorted(written.present_ids - set(wanted))
+        ],
+        "cases": {case.case_id: _describe_case(case) for case in cohort.cases},
+    }
+    for path, content in ((building / "dataset.json", dataset), (building / MAPPING_NAME, mapping)):
+        write_text_whole(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+
+def _channel_name(cases: Sequence[AttemptRecord]) -> str:
+    """``CT`` makes nnU-Net normalise in HU; any other name, image by image."""
+    modalities = {str(case.settings.get("modality", "ct")) for case in cases}
+    if all(modality.lower().startswith("ct") for modality in modalities):
+        return "CT"
+    return "+".join(sorted(modalities))
+
+
+def _describe_case(case: AttemptRecord) -> dict[str, Any]:
+    return {
+        "request": case.request,
+        "seed": case.seed,
+        "bundle": case.bundle,
+        "bundle_fingerprint": case.bundle_fingerprint,
+        "licence": case.licence,
+        "image_sha256": case.files["image"].sha256,
+        "anatomy_sha256": case.files["anatomy"].sha256,
+    }
+
+
+def _verify_integrity(dataset: Path, *, num_processes: int) -> None:
+    """Run nnU-Net's own check.
+
+    It runs as a process of its own: it prints, warns about unset variables, and starts workers that would import a
+    caller's unguarded script again.
+
+    Raises:
+        ExportError: With nnU-Net's first complaint; its warnings about geometry count, since the files are ours.
+    """
+    program = (
+        "import sys\n"
+        "from nnunetv2.experiment_planning.verify_dataset_integrity import verify_dataset_integrity\n"
+        "verify_dataset_integrity(sys.argv[1], int(sys.argv[2]))\n"
+    )
+    # -P: a module of the user's current folder must not stand in for one of nnU-Net's.
+    command = [sys.executable, "-P", "-c", program, str(dataset.resolve()), str(num_processes)]
+    done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
+    complaint = _COMPLAINT.search(done.stdout)
+    if done.returncode == 0 and complaint is None:
+        return
+    last_words = (done.stderr.strip().splitlines() or ["no message"])[-1]
+    found = complaint.group(0) if complaint else last_words
+    raise ExportError(
+        f"nnU-Net's integrity check: expected no complaint, found: {' '.join(found.split())[:300]} "
+        "Nothing was exported; make the cohort again or report this."
+    )
+
+
+def _build_notes(cohort: CohortSource, written: _Written) -> Iterator[str]:
+    num_cases = len(cohort.cases)
+    if cohort.num_planned is not None and num_cases < cohort.num_planned:
+        yield f"{num_cases} of {cohort.num_planned} planned cases are accepted and exported."
+    if num_cases < NUM_FOLDS:
+        yield f"nnU-Net's default split has {NUM_FOLDS} folds and needs as many cases; this dataset has {num_cases}."
+    if written.num_empty:
+        yield f"{written.num_empty} of {num_cases} cases hold none of the exported labels."
