@@ -170,10 +170,10 @@ def _decompress(content: bytes) -> bytes:
 
 def _read_with_itk(path: Path) -> tuple[NDArray[Any], NDArray[np.float64]]:
     """Read NRRD, MetaImage or one DICOM file."""
-    import SimpleITK as sitk
+    import SimpleITK
 
     _require_complete_metaimage(path)
-    return _from_itk(sitk.ReadImage(str(path)))
+    return _from_itk(SimpleITK.ReadImage(str(path)))
 
 
 def _require_complete_metaimage(path: Path) -> None:
@@ -207,22 +207,22 @@ def _require_complete_metaimage(path: Path) -> None:
 
 def _read_dicom_series(folder: Path) -> tuple[NDArray[Any], NDArray[np.float64]]:
     """Read the one DICOM series of a folder."""
-    import SimpleITK as sitk
+    import SimpleITK
 
-    series_ids = sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(folder))
+    series_ids = SimpleITK.ImageSeriesReader.GetGDCMSeriesIDs(str(folder))
     if len(series_ids) != 1:
         found = "no DICOM file" if not series_ids else f"{len(series_ids)} series: {', '.join(series_ids[:4])}"
         raise VolumeError(f"{folder}: expected one DICOM series, found {found}. Give a folder that holds one series.")
-    reader = sitk.ImageSeriesReader()
-    reader.SetFileNames(sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder), series_ids[0]))
+    reader = SimpleITK.ImageSeriesReader()
+    reader.SetFileNames(SimpleITK.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder), series_ids[0]))
     reader.MetaDataDictionaryArrayUpdateOn()
-    previous = sitk.ProcessObject.GetGlobalWarningDisplay()
+    previous = SimpleITK.ProcessObject.GetGlobalWarningDisplay()
     # Uneven slices are refused below in one sentence; ITK's own block of text on stderr would say it twice.
-    sitk.ProcessObject.SetGlobalWarningDisplay(False)
+    SimpleITK.ProcessObject.SetGlobalWarningDisplay(False)
     try:
         image = reader.Execute()
     finally:
-        sitk.ProcessObject.SetGlobalWarningDisplay(previous)
+        SimpleITK.ProcessObject.SetGlobalWarningDisplay(previous)
     _require_even_slices(folder, reader, image.GetDepth())
     return _from_itk(image)
 
@@ -247,11 +247,11 @@ def _require_even_slices(folder: Path, reader: Any, num_slices: int) -> None:
 
 def _from_itk(image: Any) -> tuple[NDArray[Any], NDArray[np.float64]]:
     """Array with the first axis first, and its voxel-to-RAS affine; ITK's world is LPS."""
-    import SimpleITK as sitk
+    import SimpleITK
 
     if image.GetNumberOfComponentsPerPixel() != 1:
         raise ValueError(f"one value per voxel needed, {image.GetNumberOfComponentsPerPixel()} stored")
-    array = np.asarray(sitk.GetArrayFromImage(image)).T
+    array = np.asarray(SimpleITK.GetArrayFromImage(image)).T
     num_axes = image.GetDimension()
     direction = np.asarray(image.GetDirection()).reshape(num_axes, num_axes)
     affine = np.eye(4)

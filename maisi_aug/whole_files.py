@@ -75,7 +75,7 @@ def open_whole(path: Path) -> Iterator[BinaryIO]:
                 yield file
                 file.flush()
                 os.fsync(raw.fileno())
-            os.replace(temporary, path)
+            temporary.replace(path)
         except BaseException:  # Ctrl-C too must not leave half a file
             temporary.unlink(missing_ok=True)
             raise

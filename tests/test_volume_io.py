@@ -15,7 +15,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import pytest
-import SimpleITK as sitk
+import SimpleITK
 from numpy.typing import NDArray
 
 from maisi_aug import volume_io, whole_files
@@ -76,19 +76,20 @@ def test_any_axis_order_loads_as_ras_with_every_voxel_where_it_was(
 @pytest.mark.parametrize("suffix", ["nrrd", "mha", "mhd", "nii", "nii.gz"])
 def test_formats_agree_voxel_by_voxel(tmp_path: Path, grid: Grid, image_hu: NDArray[np.int16], suffix: str) -> None:
     volume_io.save_image(tmp_path / "a.nii.gz", image_hu, grid)
-    sitk.WriteImage(sitk.ReadImage(str(tmp_path / "a.nii.gz")), str(tmp_path / f"b.{suffix}"))
+    SimpleITK.WriteImage(SimpleITK.ReadImage(str(tmp_path / "a.nii.gz")), str(tmp_path / f"b.{suffix}"))
     volume = volume_io.load_image(tmp_path / f"b.{suffix}")
-    assert volume.array.dtype == np.int16 and volume.grid.is_close(grid, tolerance_mm=1e-3)
+    assert volume.array.dtype == np.int16
+    assert volume.grid.is_close(grid, tolerance_mm=1e-3)
     expected = _world_values(volume_io.Volume(image_hu, grid))
     assert _world_values(volume) == expected
 
 
 def _write_dicom_series(folder: Path, array: NDArray[np.int16], positions_mm: list[float], uid: str = "1.2.3") -> None:
     folder.mkdir(exist_ok=True)
-    writer = sitk.ImageFileWriter()
+    writer = SimpleITK.ImageFileWriter()
     writer.KeepOriginalImageUIDOn()
     for number, position in enumerate(positions_mm):
-        one = sitk.GetImageFromArray(np.ascontiguousarray(array[:, :, number].T)[None])
+        one = SimpleITK.GetImageFromArray(np.ascontiguousarray(array[:, :, number].T)[None])
         one.SetSpacing(SPACING_MM)
         tags = {
             "0008|0060": "CT",
@@ -178,7 +179,8 @@ def test_whole_numbers_stored_as_float_are_a_label_map_and_fractions_are_not(tmp
     array = np.zeros(SHAPE, dtype=np.float64)
     array[2, 2, 2] = 26.0
     loaded = volume_io.load_label_map(_write_nifti(tmp_path / "a.nii.gz", array, grid.affine))
-    assert loaded.array.dtype == np.uint8 and loaded.array[2, 2, 2] == 26
+    assert loaded.array.dtype == np.uint8
+    assert loaded.array[2, 2, 2] == 26
     array[2, 2, 2] = 26.5
     with pytest.raises(VolumeError, match=r"b.nii.gz: expected whole numbers as labels, found 26.5"):
         volume_io.load_label_map(_write_nifti(tmp_path / "b.nii.gz", array, grid.affine))
@@ -196,7 +198,8 @@ def test_labels_out_of_range_are_refused(tmp_path: Path, grid: Grid, value: int)
 def test_fractional_hu_stay_float32_and_nan_is_refused(tmp_path: Path, grid: Grid) -> None:
     array = np.full(SHAPE, 0.25, dtype=np.float64)
     loaded = volume_io.load_image(_write_nifti(tmp_path / "a.nii.gz", array, grid.affine))
-    assert loaded.array.dtype == np.float32 and loaded.array.flags.c_contiguous
+    assert loaded.array.dtype == np.float32
+    assert loaded.array.flags.c_contiguous
     array[0, 0, 0] = np.nan
     with pytest.raises(VolumeError, match=r"b.nii.gz: expected finite values, found NaN"):
         volume_io.load_image(_write_nifti(tmp_path / "b.nii.gz", array, grid.affine))
@@ -228,7 +231,7 @@ def test_damaged_file_is_named_in_one_sentence(
 ) -> None:
     path = tmp_path / f"a.{suffix}"
     volume_io.save_image(tmp_path / "good.nii.gz", image_hu, grid)
-    sitk.WriteImage(sitk.ReadImage(str(tmp_path / "good.nii.gz")), str(path))
+    SimpleITK.WriteImage(SimpleITK.ReadImage(str(tmp_path / "good.nii.gz")), str(path))
     content = path.read_bytes()
     flipped = bytearray(content)
     flipped[len(content) // 2] ^= 0x10
@@ -271,13 +274,17 @@ def test_full_disk_leaves_nothing_and_keeps_the_old_file(
     with pytest.raises(VolumeError, match=r"a.nii.gz: expected to write the file, found: No space left on device"):
         volume_io.save_image(path, image_hu + 1, grid)
     assert path.read_bytes() == before
-    assert os.listdir(tmp_path) == ["a.nii.gz"]
+    assert [left.name for left in tmp_path.iterdir()] == ["a.nii.gz"]
 
 
 def test_interrupt_while_writing_leaves_nothing(tmp_path: Path) -> None:
-    with pytest.raises(KeyboardInterrupt), whole_files.open_whole(tmp_path / "a.bin") as file:
-        file.write(b"half")
-        raise KeyboardInterrupt
+    def write_half() -> None:
+        with whole_files.open_whole(tmp_path / "a.bin") as file:
+            file.write(b"half")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_half()
     assert list(tmp_path.iterdir()) == []
 
 
@@ -288,7 +295,8 @@ def test_killed_writer_leaves_only_a_hidden_file_that_can_be_removed(tmp_path: P
         "    file.write(b'half' * 1000000); file.flush(); print('ready', flush=True); time.sleep(60)\n"
     )
     process = subprocess.Popen([sys.executable, "-c", script, str(tmp_path / "a.bin")], stdout=subprocess.PIPE)
-    assert process.stdout is not None and process.stdout.readline() == b"ready\n"
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"ready\n"
     process.send_signal(signal.SIGKILL)
     process.wait()
     process.stdout.close()
