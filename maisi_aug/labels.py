@@ -34,11 +34,15 @@ def _tables() -> dict[str, Any]:
     return tables
 
 
-def _lookup_key(name: str) -> str:
-    """The form in which names are compared: lower-case American words, sorted, without fillers."""
+def lookup_words(name: str) -> list[str]:
+    """The words of a name as they are compared: lower case, American spelling, without fillers."""
     words = re.findall(r"[a-z0-9]+", name.lower())
     ignored, spelling = _tables()["ignored_words"], _tables()["spelling"]
-    return " ".join(sorted(spelling.get(word, word) for word in words if word not in ignored))
+    return [spelling.get(word, word) for word in words if word not in ignored]
+
+
+def _lookup_key(name: str) -> str:
+    return " ".join(sorted(lookup_words(name)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,15 +194,15 @@ class Vocabulary:
             VocabularyError: If a name is taken or unreadable, an id is not free, or a host organ is unknown.
         """
         by_id = dict(self._by_id)
-        new_keys = {_lookup_key(name) for name in bindings}
+        taken = {*self._id_by_key, *map(_lookup_key, bindings)}
         for name, binding in bindings.items():
             if (other := self._id_by_key.get(_lookup_key(name), binding.id)) != binding.id:
                 raise VocabularyError(
                     f"Slot binding '{name}': expected a name that is not taken, found one of the names of "
                     f"'{self.name_of(other)}' (id {other}). Choose another name."
                 )
-            taken = new_keys | set(self._id_by_key)
             known = [alias for alias in _known_slot_aliases(name) if _lookup_key(alias) not in taken]
+            taken.update(map(_lookup_key, known))
             bound = self._bind(name, binding, by_id, aliases=(*binding.aliases, *known))
             by_id[bound.id] = bound
         vocabulary = Vocabulary(tuple(by_id[label_id] for label_id in sorted(by_id)))

@@ -1,0 +1,162 @@
+"""`maisi-aug labels`: what can be asked for, under which names and ids, in which organs and in which sizes."""
+
+from __future__ import annotations
+
+import json
+import sys
+from enum import StrEnum
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from maisi_aug.errors import VocabularyError
+from maisi_aug.labels import MAISI, Label, Vocabulary, lookup_words
+from maisi_aug.sizes import SizeDistribution, diameter_mm, reference_distribution, reference_labels
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+SHOWN_PERCENTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+MAX_HOSTS_IN_TABLE = 5
+# Rich assumes 80 columns where there is no terminal, which would fold every row of a piped table.
+PIPED_WIDTH = 160
+
+
+class Kind(StrEnum):
+    """What `--kind` selects."""
+
+    organ = "organ"
+    tumor = "tumor"
+    slot = "slot"
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to the application."""
+    app.command("labels")(labels)
+
+
+def labels(
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+    find: Annotated[str | None, typer.Option(metavar="TEXT", help="Only labels with this in a name or alias.")] = None,
+    kind: Annotated[Kind | None, typer.Option(help="Only organs, tumours or placeholder slots.")] = None,
+    sizes: Annotated[
+        bool, typer.Option("--sizes", help="Only lesions, with the sizes their percentiles mean.")
+    ] = False,
+    bundle: Annotated[
+        str | None,
+        typer.Option(metavar="NAME|FOLDER", help="The bundle whose names for placeholder slots are listed, too."),
+    ] = None,
+) -> None:
+    """List the labels that can be asked for, with ids, host organs, aliases and lesion sizes.
+
+    Try: maisi-aug labels --find kidney, maisi-aug labels --sizes, maisi-aug labels --kind tumor --bundle phantom-ct.
+    """
+    vocabulary = _load_vocabulary(bundle)
+    rows = _select(vocabulary, find=find, kind=kind, sizes=sizes)
+    if as_json:
+        listed = [_describe(label, vocabulary, sizes=sizes) for label in rows]
+        typer.echo(json.dumps(listed, indent=1, ensure_ascii=False))
+        return
+    from rich.console import Console
+
+    console = Console(width=None if sys.stdout.isatty() else PIPED_WIDTH)
+    console.print(_build_sizes_table(rows) if sizes else _build_table(rows, vocabulary))
+    if sizes:
+        for label in rows:
+            console.print(f"{label.name}: {_distribution(label).source}", markup=False, highlight=False)
+    if bundle is None and (sizes or any(label.kind == "slot" for label in rows)):
+        typer.echo("A bundle gives names to placeholder slots: maisi-aug labels --bundle phantom-ct", err=True)
+
+
+def _load_vocabulary(bundle: str | None) -> Vocabulary:
+    if bundle is None:
+        return MAISI
+    # Imported here because reading a bundle needs packages that would double the start-up of a plain listing.
+    from maisi_aug.bundle import load_bundle
+
+    return load_bundle(bundle).vocabulary
+
+
+def _select(vocabulary: Vocabulary, *, find: str | None, kind: Kind | None, sizes: bool) -> list[Label]:
+    found = [label for label in vocabulary if label.kind != "background"]
+    if kind is not None:
+        found = [label for label in found if (label.is_slot if kind is Kind.slot else label.kind == kind.value)]
+    if sizes:
+        found = [label for label in found if label.kind == "tumor" and label.name in reference_labels()]
+    if find is not None:
+        found = [label for label in found if _matches(label, find)]
+    if not found:
+        if find is not None and not any(_matches(label, find) for label in vocabulary):
+            vocabulary.id_of(find)  # raises with the closest names
+        raise VocabularyError("Labels: expected some that match every option, found none. Leave an option out.")
+    return found
+
+
+def _matches(label: Label, find: str) -> bool:
+    """Whether the text is the label's id, or each of its words is part of one name."""
+    words = lookup_words(find)
+    names = (" ".join(lookup_words(name)) for name in (label.name, *label.aliases))
+    return find.strip() == str(label.id) or (bool(words) and any(all(w in name for w in words) for name in names))
+
+
+def _distribution(label: Label) -> SizeDistribution:
+    return reference_distribution(label.name)
+
+
+def _describe(label: Label, vocabulary: Vocabulary, *, sizes: bool) -> dict[str, Any]:
+    """One label as JSON."""
+    described: dict[str, Any] = {
+        "id": label.id,
+        "name": label.name,
+        "kind": label.kind,
+        "slot": label.is_slot,
+        "hosts": [{"id": host, "name": vocabulary.name_of(host)} for host in label.hosts],
+        "aliases": list(label.aliases),
+    }
+    if sizes:
+        distribution = _distribution(label)
+        described["sizes"] = {
+            "measured_on": distribution.label,
+            "is_stand_in": distribution.stand_in_for is not None,
+            "percentiles": [round(step * 0.05, 2) for step in range(len(distribution.quantiles_ml))],
+            "volumes_ml": list(distribution.quantiles_ml),
+            "source": distribution.source,
+        }
+    return described
+
+
+def _build_table(rows: list[Label], vocabulary: Vocabulary) -> Table:
+    from rich.table import Table
+
+    table = Table(title=f"{len(rows)} label{'s' if len(rows) > 1 else ''}")
+    table.add_column("id", justify="right")
+    for heading in ("name", "kind", "grows in", "also found as"):
+        table.add_column(heading)
+    for label in rows:
+        hosts = [vocabulary.name_of(host) for host in label.hosts]
+        if len(hosts) > MAX_HOSTS_IN_TABLE:
+            hosts = [*hosts[:MAX_HOSTS_IN_TABLE], f"and {len(hosts) - MAX_HOSTS_IN_TABLE} more"]
+        table.add_row(str(label.id), label.name, label.kind, ", ".join(hosts), ", ".join(label.aliases))
+    return table
+
+
+def _build_sizes_table(rows: list[Label]) -> Table:
+    from rich.table import Table
+
+    table = Table(title="Largest lesion per patient: volume and equivalent diameter at a size percentile")
+    table.add_column("id", justify="right")
+    table.add_column("name")
+    for percentile in SHOWN_PERCENTILES:
+        table.add_column(f":{percentile:g}", justify="right")
+    table.add_column("measured on")
+    for label in rows:
+        distribution = _distribution(label)
+        volumes = (distribution.volume_ml(percentile) for percentile in SHOWN_PERCENTILES)
+        cells = (f"{_spell_ml(volume)} mL, {diameter_mm(volume):.0f} mm" for volume in volumes)
+        stand_in = f"stand-in: {distribution.label}" if distribution.stand_in_for else distribution.label
+        table.add_row(str(label.id), label.name, *cells, stand_in)
+    return table
+
+
+def _spell_ml(volume_ml: float) -> str:
+    return f"{volume_ml:.0f}" if volume_ml >= 10 else f"{volume_ml:.2g}"
