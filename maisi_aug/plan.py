@@ -1,0 +1,165 @@
+"""The plan of a cohort: which case holds which lesions of which size. Cheap, and decided before anything is drawn.
+
+A plan depends on the requests, the number of cases and the cohort seed alone. Sizes are stratified: the range of a
+request is cut into as many equal parts as it has cases, each case gets one part, in random order. The requests take
+turns, so that a cohort that is stopped early is balanced too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from pydantic import TypeAdapter
+
+from maisi_aug.labels import Vocabulary
+from maisi_aug.requests import CaseRequest, LesionRequest, SizeRange, allot_cases, parse_requests
+from maisi_aug.seeds import numpy_generator
+from maisi_aug.sizes import SizeDistribution, diameter_mm
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedLesion:
+    """A lesion that a case shall hold.
+
+    Attributes:
+        label_id: Vocabulary id.
+        label: Name in the vocabulary.
+        volume_ml: Wanted volume.
+        diameter_mm: Of the sphere of that volume.
+        percentile: The volume as a fraction of the size reference, where the request was one.
+    """
+
+    label_id: int
+    label: str
+    volume_ml: float
+    diameter_mm: float
+    percentile: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class CasePlan:
+    """What one case shall hold.
+
+    Attributes:
+        case_id: Name of the case and stem of its files, ``case_0001`` for the first.
+        index: Position in the cohort, from 0.
+        request: The request it serves, as the user typed it.
+        lesions: Its lesions.
+        required_ids: Organs that the request names.
+    """
+
+    case_id: str
+    index: int
+    request: str
+    lesions: tuple[PlannedLesion, ...]
+    required_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class CohortPlan:
+    """All cases of a cohort.
+
+    Attributes:
+        cases: In the order in which they are made.
+        requested_ids: Labels that any request names, ascending; they make up the files in ``labels/``.
+    """
+
+    cases: tuple[CasePlan, ...]
+    requested_ids: tuple[int, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """The plan as JSON types."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> CohortPlan:
+        """Read what :meth:`to_json` wrote.
+
+        Raises:
+            pydantic.ValidationError: When the content is no plan.
+        """
+        return TypeAdapter(cls).validate_python(content)
+
+
+def plan_cohort(
+    requests: Sequence[CaseRequest],
+    *,
+    num_cases: int,
+    seed: int,
+) -> CohortPlan:
+    """Deal the cases out to the requests and draw the size of every lesion.
+
+    Args:
+        requests: What the user asked for.
+        num_cases: Cases of the cohort.
+        seed: Cohort seed.
+
+    Raises:
+        RequestError: When there are fewer cases than requests.
+    """
+    counts = allot_cases(requests, num_cases)
+    turns = sorted(((turn + 0.5) / count, place, turn) for place, count in enumerate(counts) for turn in range(count))
+    lesions = [
+        _draw_lesions(request, place, count, seed)
+        for place, (request, count) in enumerate(zip(requests, counts, strict=True))
+    ]
+    num_digits = max(4, len(str(num_cases)))
+    cases = tuple(
+        CasePlan(
+            case_id=f"case_{index + 1:0{num_digits}d}",
+            index=index,
+            request=requests[place].text,
+            lesions=lesions[place][turn],
+            required_ids=tuple(part.label_id for part in requests[place].lesions if part.size is None),
+        )
+        for index, (_, place, turn) in enumerate(turns)
+    )
+    requested = {part.label_id for request in requests for part in request.lesions}
+    return CohortPlan(cases, tuple(sorted(requested)))
+
+
+def plan_from_texts(
+    texts: Sequence[str],
+    *,
+    vocabulary: Vocabulary,
+    num_cases: int,
+    seed: int,
+    distributions: Mapping[str, SizeDistribution] | None = None,
+) -> CohortPlan:
+    """Read label requests and plan a cohort.
+
+    Args:
+        texts: One request per entry.
+        vocabulary: The labels that may be asked for.
+        num_cases: Cases of the cohort.
+        seed: Cohort seed.
+        distributions: Label name -> the sizes that percentiles refer to, instead of the package's own.
+
+    Raises:
+        VocabularyError: When a label is unknown.
+        RequestError: When a request cannot be read or the cases do not suffice.
+    """
+    requests = parse_requests(texts, vocabulary=vocabulary, distributions=distributions)
+    return plan_cohort(requests, num_cases=num_cases, seed=seed)
+
+
+def _draw_lesions(request: CaseRequest, place: int, count: int, seed: int) -> list[tuple[PlannedLesion, ...]]:
+    """The lesions of every case of a request, in the order of its turns."""
+    wanted = [(part, part.size) for part in request.lesions for _ in range(part.count) if part.size is not None]
+    columns = []
+    for number, (part, size) in enumerate(wanted):
+        rng = numpy_generator(seed, f"plan/{place}/{number}")
+        strata = rng.permutation(count)
+        columns.append([_place_lesion(part, size, (int(stratum) + float(rng.random())) / count) for stratum in strata])
+    return [tuple(column[turn] for column in columns) for turn in range(count)]
+
+
+def _place_lesion(part: LesionRequest, size: SizeRange, position: float) -> PlannedLesion:
+    """The lesion at a position in [0, 1] of a size range."""
+    volume_ml = size.at(position)
+    percentile = None
+    if size.low_percentile is not None and size.high_percentile is not None:
+        percentile = size.low_percentile + position * (size.high_percentile - size.low_percentile)
+    return PlannedLesion(part.label_id, part.label_name, volume_ml, diameter_mm(volume_ml), percentile)
