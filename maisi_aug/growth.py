@@ -168,7 +168,7 @@ def _grow_from(
         box = tuple(slice(int(a), int(b)) for a, b in zip(low, centre + half + 1, strict=True))
         start = centre - low
         score = _draw_score(room[box].shape, start, num_voxels, spacing_mm, rng, irregularity)
-        taken = _flood(score, room[box], start, num_voxels)
+        taken = flood(score, room[box], start, num_voxels)
         if taken is not None:
             lesion[box] = taken
             return lesion
@@ -201,7 +201,7 @@ def _draw_score(
     return score
 
 
-def _flood(score: NDArray[np.float64], room: Mask, start: NDArray[np.int64], num_voxels: int) -> Mask | None:
+def flood(score: NDArray[np.float64], room: Mask, start: NDArray[np.int64], num_voxels: int) -> Mask | None:
     """The first ``num_voxels`` voxels of a lowest-score-first flood of the room; None if it holds fewer."""
     rank = np.full(room.shape, np.iinfo(np.int64).max)
     order = np.argsort(score[room], kind="stable")

@@ -9,9 +9,8 @@ import pytest
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from maisi_aug import growth
 from maisi_aug.errors import LesionError
-from maisi_aug.growth import TOUCHING, bounding_box, grow_lesion
+from maisi_aug.growth import TOUCHING, bounding_box, flood, grow_lesion
 
 Mask = NDArray[np.bool_]
 ISOTROPIC = (3.2, 3.2, 3.2)
@@ -168,7 +167,7 @@ def test_flood_equals_a_flood_with_a_priority_queue() -> None:
         score = ndimage.gaussian_filter(rng.standard_normal((9, 11, 7)), 1.0)
         room = rng.random(score.shape) < 0.8
         start = tuple(int(value) for value in np.argwhere(room)[np.argmin(score[room])])
-        taken = growth._flood(score, room, np.array(start), 40)
+        taken = flood(score, room, np.array(start), 40)
         assert taken is not None
         assert taken.sum() == 40
         assert is_connected(taken)
