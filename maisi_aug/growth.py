@@ -8,7 +8,7 @@ Arrays have axes ``I J K``; touching means sharing a face, an edge or a corner.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -107,7 +107,7 @@ def draw_part(
         chosen = int(fits[np.argmax(num_room[fits])])
     part = labelled == chosen
     inner = bounding_box(part)
-    outer = tuple(slice(a.start + b.start, a.start + b.stop) for a, b in zip(box, inner, strict=True))
+    outer = tuple(_within(a, b) for a, b in zip(box, inner, strict=True))
     return outer, part[inner] & host[outer], part[inner]
 
 
@@ -231,6 +231,18 @@ def flood(score: NDArray[np.float64], room: Mask, start: NDArray[np.int64], num_
         nearest = layer[np.argsort(rank.ravel()[layer])[:missing]]
         lesion.ravel()[nearest] = True
     return lesion
+
+
+def connected_parts(mask: Mask) -> Iterator[tuple[Box, Mask]]:
+    """The connected parts of a mask in scan order, each as its smallest box and its mask in that box."""
+    outer = bounding_box(mask)
+    parts, num_parts = ndimage.label(mask[outer], TOUCHING)
+    for number, inner in enumerate(ndimage.find_objects(parts) if num_parts else (), start=1):
+        yield tuple(_within(a, b) for a, b in zip(outer, inner, strict=True)), parts[inner] == number
+
+
+def _within(outer: slice, inner: slice) -> slice:
+    return slice(outer.start + inner.start, outer.start + inner.stop)
 
 
 def part_sizes(mask: Mask) -> list[int]:

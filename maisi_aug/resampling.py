@@ -16,7 +16,7 @@ from scipy import ndimage
 
 from maisi_aug.errors import GridError
 from maisi_aug.grid import Grid, Shape, Spacing
-from maisi_aug.growth import TOUCHING, Box, Mask, bounding_box, flood
+from maisi_aug.growth import TOUCHING, Box, Mask, connected_parts, flood
 from maisi_aug.lesions import is_any_of
 
 Scalar = TypeVar("Scalar", bound=np.generic)
@@ -99,7 +99,8 @@ def resample_label_map(
         return label_map.copy()
     resampled = _take_nearest(label_map, source, target, fill)
     kept = frozenset(keep_ids)
-    for lesion in sorted(_find_lesions(label_map, kept), key=lambda found: -int(np.count_nonzero(found.mask))):
+    lesions = [_Lesion(*part, label_id) for label_id in sorted(kept) for part in connected_parts(label_map == label_id)]
+    for lesion in sorted(lesions, key=lambda found: -int(np.count_nonzero(found.mask))):
         _keep_volume(resampled, label_map, lesion, source, target, kept)
     return resampled
 
@@ -182,15 +183,6 @@ class _Landing:
     num_voxels: int
     exact_voxels: float
     centre: NDArray[np.float64]
-
-
-def _find_lesions(label_map: NDArray[Any], keep_ids: Iterable[int]) -> Iterator[_Lesion]:
-    for label_id in sorted(set(keep_ids)):
-        outer = bounding_box(label_map == label_id)
-        parts, _ = ndimage.label(label_map[outer] == label_id, TOUCHING)
-        for number, inner in enumerate(ndimage.find_objects(parts), start=1):
-            box = tuple(slice(a.start + b.start, a.start + b.stop) for a, b in zip(outer, inner, strict=True))
-            yield _Lesion(box, parts[inner] == number, label_id)
 
 
 def _find_landing(lesion: _Lesion, source: Grid, target: Grid) -> _Landing | None:

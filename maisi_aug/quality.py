@@ -1,0 +1,396 @@
+"""Quality gates: each compares a case with what was asked for and returns a verdict with its figures.
+
+A gate never raises on a bad image or label map: whatever is wrong is a verdict that did not pass, so that one bad case
+never stops a cohort. Arrays have axes ``I J K``; intensities are Hounsfield units.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from maisi_aug.grid import Grid
+from maisi_aug.growth import TOUCHING, Mask, bounding_box, connected_parts, voxel_volume_ml
+from maisi_aug.labels import MAISI
+from maisi_aug.lesions import is_any_of
+
+MIN_ORGAN_VOXELS = 30
+"""Organs with fewer voxels, such as one cut by the field of view, are reported and not judged."""
+MIN_SHELL_VOXELS = 12
+SMALL_LESION_MM = 10.0
+"""Lesions of a smaller equivalent diameter are judged on the sign of their contrast alone: most of their voxels are
+partly host, so that their contrast says more about the voxel than about the lesion."""
+SHELL_VOXELS = 3
+NOISE_FLOOR_HU = 1.0
+"""CT numbers are integers; a noise below their step is not measurable."""
+PLAUSIBLE_HU = (-1100.0, 4000.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """The outcome of one gate.
+
+    Attributes:
+        gate: Name of the gate: "geometry", "presence", "lesion size", "organ HU" or "lesion visibility".
+        passed: Whether the case may be kept as far as this gate is concerned.
+        figures: What was measured and what was expected.
+        message: One sentence for people.
+    """
+
+    gate: str
+    passed: bool
+    figures: Mapping[str, Any] = field(default_factory=dict)
+    message: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """The verdict as plain JSON values; figures that are not finite become null."""
+        plain: dict[str, Any] = _to_plain(
+            {"gate": self.gate, "passed": self.passed, "figures": self.figures, "message": self.message}
+        )
+        return plain
+
+
+@dataclass(frozen=True, slots=True)
+class HuRange:
+    """Bounds for the median of an organ, or of several organs taken together.
+
+    Attributes:
+        name: Name of the organ or group.
+        label_ids: Ids whose voxels are taken together.
+        low_hu: Lowest plausible median.
+        high_hu: Highest plausible median.
+    """
+
+    name: str
+    label_ids: tuple[int, ...]
+    low_hu: float
+    high_hu: float
+
+    def split(self) -> tuple[HuRange, ...]:
+        """The same bounds for each organ of the group by itself, named as in the vocabulary."""
+        return tuple(
+            HuRange(MAISI.name_of(label_id), (label_id,), self.low_hu, self.high_hu) for label_id in self.label_ids
+        )
+
+
+@cache
+def reference_hu_ranges() -> tuple[HuRange, ...]:
+    """The published bounds for liver, spleen, pancreas, kidneys, lungs, bones and brain."""
+    return tuple(
+        HuRange(row["name"], tuple(row["label_ids"]), float(row["low_hu"]), float(row["high_hu"]))
+        for row in _reference()["organs"]
+    )
+
+
+def expected_contrast_sign(label_name: str) -> int:
+    """Whether a tumor is brighter (1) or darker (-1) than its host, or either (0, for a label not in the table)."""
+    sign: int = _reference()["lesion_contrast"].get(label_name, 0)
+    return sign
+
+
+def check_geometry(image_hu: NDArray[Any], label_map: NDArray[Any], grid: Grid, expected: Grid) -> Verdict:
+    """Image and label map share the expected grid, and the image holds finite, varying, plausible numbers.
+
+    Args:
+        image_hu: ``(I, J, K)`` intensities.
+        label_map: ``(I, J, K)`` label ids.
+        grid: Grid of both.
+        expected: Grid that was asked for.
+    """
+    finite = np.isfinite(image_hu)
+    low, high = (float(image_hu[finite].min()), float(image_hu[finite].max())) if finite.any() else (math.nan, math.nan)
+    figures = {
+        "image_shape": list(image_hu.shape),
+        "label_map_shape": list(label_map.shape),
+        "expected_shape": list(expected.shape),
+        "spacing_mm": list(grid.spacing_mm),
+        "expected_spacing_mm": list(expected.spacing_mm),
+        "num_not_finite": int(finite.size - np.count_nonzero(finite)),
+        "lowest_hu": low,
+        "highest_hu": high,
+    }
+    problems = []
+    if image_hu.shape != expected.shape or label_map.shape != expected.shape:
+        problems.append("shapes that are not the expected one")
+    if not grid.is_close(expected):
+        problems.append("a grid that is not the expected one")
+    if not finite.all():
+        problems.append(f"{figures['num_not_finite']} values that are not finite")
+    if not low < high:
+        problems.append("an image without any structure")
+    if low < PLAUSIBLE_HU[0] or high > PLAUSIBLE_HU[1]:
+        problems.append(f"intensities from {low:.0f} to {high:.0f} HU")
+    return _verdict("geometry", figures, problems, "Geometry: the grid is the expected one.")
+
+
+def check_presence(label_map: NDArray[Any], required_ids: Sequence[int], *, min_voxels: int = 1) -> Verdict:
+    """Every required label has at least ``min_voxels`` voxels.
+
+    Args:
+        label_map: ``(I, J, K)`` label ids.
+        required_ids: Ids that must be there.
+        min_voxels: How many voxels of each.
+    """
+    counts = {label_id: int(np.count_nonzero(label_map == label_id)) for label_id in required_ids}
+    missing = [label_id for label_id, count in counts.items() if count < min_voxels]
+    figures = {"num_voxels": {str(label_id): count for label_id, count in counts.items()}, "missing_ids": missing}
+    problems = [f"{counts[label_id]} voxels of {_name_of(label_id)}" for label_id in missing]
+    return _verdict("presence", figures, problems, f"Presence: all {len(counts)} required labels are there.")
+
+
+def check_lesion_size(
+    requested_ml: float | Sequence[float],
+    realised_ml: float | Sequence[float],
+    voxel_ml: float,
+    tolerance: float = 0.10,
+) -> Verdict:
+    """As many lesions as requested, each within the tolerance or two voxels, whichever is more.
+
+    Args:
+        requested_ml: Volume of the lesion, or of all lesions of a label, in millilitres.
+        realised_ml: What was measured on the output grid, in any order: largest is compared with largest.
+        voxel_ml: Volume of a voxel in millilitres.
+        tolerance: Share of the requested volume that a lesion may be off by.
+    """
+    requested = sorted(np.atleast_1d(requested_ml).tolist(), reverse=True)
+    realised = sorted(np.atleast_1d(realised_ml).tolist(), reverse=True)
+    errors_ml = [found - wanted for wanted, found in zip(requested, realised, strict=False)]
+    figures = {
+        "requested_ml": requested,
+        "realised_ml": realised,
+        "errors_ml": errors_ml,
+        "voxel_ml": voxel_ml,
+        "tolerance": tolerance,
+    }
+    problems = []
+    if len(requested) != len(realised):
+        problems.append(f"{len(realised)} lesions where {len(requested)} were requested")
+    for wanted, found, error in zip(requested, realised, errors_ml, strict=False):
+        # The hair's breadth keeps "exactly two voxels" inside, whatever the division rounds to.
+        if not abs(error) <= max(tolerance * wanted, 2.0 * voxel_ml) * (1 + 1e-9):
+            problems.append(f"{found:.2f} mL where {wanted:.2f} mL were requested")
+    return _verdict(
+        "lesion size", figures, problems, f"Lesion size: {len(requested)} of {len(requested)} as requested."
+    )
+
+
+def check_organ_hu(image_hu: NDArray[Any], label_map: NDArray[Any], ranges: Sequence[HuRange] | None = None) -> Verdict:
+    """The median of every organ that is there lies inside its range.
+
+    Args:
+        image_hu: ``(I, J, K)`` intensities.
+        label_map: ``(I, J, K)`` label ids.
+        ranges: Bounds per organ; the published ones by default. Append your own for tumors and bound slots.
+    """
+    if image_hu.shape != label_map.shape:
+        return _shape_verdict("organ HU", image_hu, label_map)
+    rows, problems = [], []
+    for bounds in reference_hu_ranges() if ranges is None else ranges:
+        values = image_hu[is_any_of(label_map, bounds.label_ids)]
+        if values.size == 0:
+            continue
+        median = float(np.median(values))
+        inside, judged = bounds.low_hu <= median <= bounds.high_hu, values.size >= MIN_ORGAN_VOXELS
+        rows.append(
+            {
+                "organ": bounds.name,
+                "median_hu": median,
+                "low_hu": bounds.low_hu,
+                "high_hu": bounds.high_hu,
+                "num_voxels": int(values.size),
+                "inside": inside,
+                "judged": judged,
+            }
+        )
+        if judged and not inside:
+            problems.append(f"{bounds.name} at {median:.0f} HU outside {bounds.low_hu:.0f} to {bounds.high_hu:.0f}")
+    num_judged = sum(bool(row["judged"]) for row in rows)
+    figures = {"organs": rows, "num_judged": num_judged, "num_outside": len(problems)}
+    return _verdict(
+        "organ HU", figures, problems, f"Organ HU: {num_judged} of {num_judged} medians inside their range."
+    )
+
+
+def check_lesion_visibility(
+    image_hu: NDArray[Any],
+    label_map: NDArray[Any],
+    lesion: Mask,
+    *,
+    host_ids: Sequence[int],
+    expected_sign: int,
+    spacing_mm: Sequence[float],
+    minimum_cnr: float = 1.0,
+) -> Verdict:
+    """A lesion differs from the host around it, in the right direction and by more than the noise.
+
+    Contrast is the median of the lesion's core (its voxels that touch no other, where there are enough) minus the
+    median of its host within three voxels, without the voxels next to the lesion where enough are left. Noise is the
+    robust standard deviation (1.4826 x median absolute deviation) of that host after a linear trend is removed. Where
+    there is too little host, all nearby body voxels without tumor stand in for it. Lesions under 10 mm of equivalent
+    diameter are judged on the sign alone.
+
+    Args:
+        image_hu: ``(I, J, K)`` intensities.
+        label_map: ``(I, J, K)`` label ids.
+        lesion: ``(I, J, K)`` mask of one lesion.
+        host_ids: Ids that the lesion may have grown in.
+        expected_sign: 1 for brighter than the host, -1 for darker, 0 for either.
+        spacing_mm: Voxel sides along I, J, K in millimetres.
+        minimum_cnr: How many times the noise the contrast has to be.
+    """
+    gate = "lesion visibility"
+    if not image_hu.shape == label_map.shape == lesion.shape:
+        return _shape_verdict(gate, image_hu, label_map)
+    if not lesion.any():
+        return Verdict(gate, False, {"num_voxels": 0}, "Lesion visibility: expected a lesion, found an empty mask.")
+    box = bounding_box(lesion, margin=SHELL_VOXELS + 1)
+    values, mask = image_hu[box].astype(np.float64), lesion[box]
+    shell, surroundings = _find_shell(label_map[box], mask, host_ids)
+    if not shell.any() or not np.isfinite(values[shell | mask]).all():
+        figures = {"num_voxels": int(mask.sum()), "num_surrounding_voxels": int(shell.sum())}
+        message = "Lesion visibility: expected finite HU in the lesion and in body around it, found none."
+        return Verdict(gate, False, figures, message)
+    measured = _measure_contrast(values, mask, shell, spacing_mm)
+    contrast_hu, noise_hu = measured["contrast_hu"], measured["noise_hu"]
+    right_sign = contrast_hu * expected_sign > 0 if expected_sign else contrast_hu != 0
+    on_sign_alone = measured["diameter_mm"] < SMALL_LESION_MM
+    passed = right_sign and (on_sign_alone or abs(contrast_hu) >= minimum_cnr * noise_hu)
+    wanted = {1: "brighter", -1: "darker", 0: "brighter or darker"}[expected_sign]
+    message = (
+        f"Lesion visibility: expected a lesion {wanted} than its {surroundings} by {minimum_cnr:g} x {noise_hu:.0f} HU "
+        f"of noise, found {contrast_hu:+.0f} HU at {measured['diameter_mm']:.1f} mm."
+    )
+    figures = measured | {
+        "surroundings": surroundings,
+        "minimum_cnr": minimum_cnr,
+        "expected_sign": expected_sign,
+        "right_sign": right_sign,
+        "judged_on_sign_alone": on_sign_alone,
+    }
+    return Verdict(gate, passed, figures, message)
+
+
+def check_label_visibility(
+    image_hu: NDArray[Any],
+    label_map: NDArray[Any],
+    label_id: int,
+    *,
+    host_ids: Sequence[int],
+    expected_sign: int,
+    spacing_mm: Sequence[float],
+    minimum_cnr: float = 1.0,
+) -> tuple[Verdict, ...]:
+    """``check_lesion_visibility`` for each connected lesion of a label, in scan order; empty if there is none."""
+    verdicts = []
+    for part, lesion in connected_parts(label_map == label_id):
+        margins = [(min(SHELL_VOXELS + 1, side.start), SHELL_VOXELS + 1) for side in part]
+        box = tuple(slice(side.start - low, side.stop + high) for side, (low, high) in zip(part, margins, strict=True))
+        near = np.zeros(label_map[box].shape, dtype=bool)
+        near[tuple(slice(low, low + side) for (low, _), side in zip(margins, lesion.shape, strict=True))] = lesion
+        verdicts.append(
+            check_lesion_visibility(
+                image_hu[box],
+                label_map[box],
+                near,
+                host_ids=host_ids,
+                expected_sign=expected_sign,
+                spacing_mm=spacing_mm,
+                minimum_cnr=minimum_cnr,
+            )
+        )
+    return tuple(verdicts)
+
+
+def _measure_contrast(
+    values: NDArray[np.float64], lesion: Mask, shell: Mask, spacing_mm: Sequence[float]
+) -> dict[str, Any]:
+    lesion_hu, host_hu = float(np.median(values[_core(lesion)])), float(np.median(values[shell]))
+    noise_hu = max(_noise_hu(values, shell), NOISE_FLOOR_HU)
+    num_voxels = int(lesion.sum())
+    return {
+        "num_voxels": num_voxels,
+        "num_surrounding_voxels": int(shell.sum()),
+        "diameter_mm": (6000.0 * num_voxels * voxel_volume_ml(spacing_mm) / math.pi) ** (1.0 / 3.0),
+        "lesion_hu": lesion_hu,
+        "host_hu": host_hu,
+        "contrast_hu": lesion_hu - host_hu,
+        "noise_hu": noise_hu,
+        "cnr": abs(lesion_hu - host_hu) / noise_hu,
+    }
+
+
+def _core(lesion: Mask) -> Mask:
+    """The lesion without its rim, which shares voxels with the host; the whole lesion if little would be left."""
+    core = ndimage.binary_erosion(lesion)
+    return core if np.count_nonzero(core) >= max(8, 0.1 * np.count_nonzero(lesion)) else lesion
+
+
+def _find_shell(label_map: NDArray[Any], lesion: Mask, host_ids: Sequence[int]) -> tuple[Mask, str]:
+    """What the lesion is compared with, and whether that is its host or any body."""
+    near = ndimage.binary_dilation(lesion, TOUCHING, iterations=SHELL_VOXELS) & ~lesion
+    apart = near & ~ndimage.binary_dilation(lesion, TOUCHING)
+    host = is_any_of(label_map, host_ids)
+    tumors = {*MAISI.tumor_ids, *np.unique(label_map[lesion]).tolist()}
+    body = (label_map != 0) & ~is_any_of(label_map, tumors)
+    for tissue, name in ((host, "host"), (body, "body")):
+        for ring in (apart, near):
+            if np.count_nonzero(tissue & ring) >= MIN_SHELL_VOXELS:
+                return tissue & ring, name
+    return near & body, "body"
+
+
+def _noise_hu(values: NDArray[np.float64], shell: Mask) -> float:
+    """Robust standard deviation about a linear trend that is fitted without outliers."""
+    found = values[shell]
+    residual = found - np.median(found)
+    if found.size >= MIN_SHELL_VOXELS:
+        design = np.column_stack([np.ones(found.size), np.argwhere(shell)])
+        for _ in range(2):
+            usual = np.abs(residual - np.median(residual)) <= 3.0 * _robust_deviation(residual) + 1e-6
+            weights, *_ = np.linalg.lstsq(design[usual], found[usual], rcond=None)
+            residual = found - design @ weights
+    return _robust_deviation(residual)
+
+
+def _robust_deviation(values: NDArray[np.float64]) -> float:
+    return 1.4826 * float(np.median(np.abs(values - np.median(values))))
+
+
+def _verdict(gate: str, figures: Mapping[str, Any], problems: Sequence[str], good: str) -> Verdict:
+    subject = gate[0].upper() + gate[1:]
+    return Verdict(gate, not problems, figures, f"{subject}: found {'; '.join(problems)}." if problems else good)
+
+
+def _shape_verdict(gate: str, image_hu: NDArray[Any], label_map: NDArray[Any]) -> Verdict:
+    figures = {"image_shape": list(image_hu.shape), "label_map_shape": list(label_map.shape)}
+    return _verdict(gate, figures, ["an image and a label map of different shapes"], "")
+
+
+def _name_of(label_id: int) -> str:
+    return MAISI.name_of(label_id) if MAISI.contains(label_id) else f"label {label_id}"
+
+
+def _to_plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _to_plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_to_plain(item) for item in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+@cache
+def _reference() -> dict[str, Any]:
+    text = Path(__file__).with_name("data").joinpath("hu_ranges.json").read_text(encoding="utf-8")
+    tables: dict[str, Any] = json.loads(text)
+    return tables
