@@ -1,0 +1,89 @@
+"""`maisi-aug train vae|diffusion|controlnet`: rebuild a bundle from a training recipe."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+RecipeOption = Annotated[str, typer.Option("--recipe", help="A training recipe's name or file.")]
+OutOption = Annotated[Path, typer.Option("--out", "-o", help="Folder of the run: phantoms, stages and the bundle.")]
+MinutesOption = Annotated[
+    float | None, typer.Option("--max-minutes", min=0.0, help="Stop after so long; the same command goes on later.")
+]
+DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the group ``train``."""
+    group = typer.Typer(
+        name="train",
+        no_args_is_help=True,
+        help="Train the networks of a bundle, stage by stage, from a training recipe.",
+    )
+    for stage, summary in (
+        ("vae", "Train the autoencoder on phantoms."),
+        ("diffusion", "Train the diffusion U-Net on the autoencoder's latents."),
+        ("controlnet", "Train the ControlNet, then write the bundle."),
+    ):
+        group.command(stage, help=f"{summary} Interrupted runs go on from their checkpoint.")(_stage_command(stage))
+    app.add_typer(group)
+
+
+def _stage_command(stage: str) -> Callable[..., None]:
+    def command(
+        out: OutOption,
+        recipe: RecipeOption = "train-phantom-ct",
+        max_minutes: MinutesOption = None,
+        device: DeviceOption = "auto",
+    ) -> None:
+        train_stage(stage, recipe=recipe, out=out, max_minutes=max_minutes, device=device)
+
+    return command
+
+
+def train_stage(stage: str, *, recipe: str, out: Path, max_minutes: float | None, device: str) -> None:
+    """Run one stage with a progress bar on stderr; prints where the result lies."""
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    from maisi_aug.pipeline import resolve_device
+    from maisi_aug.training.recipe import load_training_recipe, training_recipe_path
+    from maisi_aug.training.stages import TrainingFolder
+
+    settings = load_training_recipe(training_recipe_path(recipe))
+    console = Console(stderr=True)
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+
+        def report_phase(name: str) -> Callable[[int, int], None]:
+            task = progress.add_task(name, total=None)
+            return lambda done, total: progress.update(task, completed=done, total=total)
+
+        folder = TrainingFolder(settings, out, device=resolve_device(device), report_phase=report_phase)
+        num_steps = getattr(settings, stage).loop.num_steps
+        task = progress.add_task(f"Training {stage}", total=num_steps)
+
+        def report_step(step: int, figures: dict[str, float]) -> None:
+            progress.update(task, completed=step, description=f"Training {stage}, loss {figures['loss']:.4f}")
+
+        result = folder.train(stage, max_minutes=max_minutes, report_step=report_step)  # type: ignore[arg-type]
+        path = folder.write_bundle().path if stage == "controlnet" else out / stage
+    if not result.is_complete:
+        typer.echo(f"{stage}: {result.num_steps_done} of {num_steps} steps; run again to go on.", err=True)
+    typer.echo(path)

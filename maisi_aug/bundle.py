@@ -1,0 +1,226 @@
+"""Bundles: networks as data, weights as safetensors, and what a user must know about them. Needs no torch.
+
+A bundle is a folder with ``bundle.yaml`` and the weight files that it names with their SHA-256.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from maisi_aug.errors import BundleError, did_you_mean
+from maisi_aug.grid import Grid
+from maisi_aug.labels import MAISI, SlotBinding, Vocabulary
+from maisi_aug.whole_files import sha256_of
+
+BUNDLE_FILE = "bundle.yaml"
+EMBEDDED_FOLDER = Path(__file__).parent / "bundles"
+NETWORK_ROLES = ("autoencoder", "diffusion_unet", "controlnet")
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class WeightFile(_Strict):
+    """One weight file of a bundle, relative to the bundle's folder."""
+
+    file: str
+    sha256: str = Field(pattern="^[0-9a-f]{64}$")
+
+
+class SlotSpec(_Strict):
+    """A name bound to a placeholder slot or free id, and the organs it may lie in."""
+
+    id: int = Field(ge=1, le=255)
+    hosts: tuple[int, ...]
+
+
+class GridSpec(_Strict):
+    """The grid that a bundle's networks were trained on, used when the user asks for no other."""
+
+    shape: tuple[int, int, int]
+    spacing_mm: tuple[float, float, float]
+
+
+class BundleSpec(_Strict):
+    """The content of ``bundle.yaml``.
+
+    Attributes:
+        format: Version of this layout.
+        name: What users call the bundle.
+        description: One line for listings.
+        advice: A sentence shown when the bundle is used, or empty.
+        licence: Of the weights, inherited by what they generate.
+        grid: Default grid.
+        num_inference_steps: Default number of sampling steps.
+        scale_factor: Latents are multiplied by it for diffusion and divided by it before decoding.
+        scheduler: Scheduler definition (``class`` and arguments).
+        networks: Network definitions by role.
+        weights: Weight files by role.
+        slots: Label names bound to placeholder slots.
+        provenance: How the weights came to be: recipe, steps, seed, versions.
+    """
+
+    format: int = Field(ge=1, le=1)
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")
+    description: str
+    advice: str = ""
+    licence: str
+    grid: GridSpec
+    num_inference_steps: int = Field(gt=0)
+    scale_factor: float = Field(gt=0)
+    scheduler: dict[str, Any]
+    networks: dict[str, dict[str, Any]]
+    weights: dict[str, WeightFile]
+    slots: dict[str, SlotSpec] = {}
+    provenance: dict[str, Any] = {}
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A validated bundle and its folder."""
+
+    spec: BundleSpec
+    path: Path
+
+    @property
+    def name(self) -> str:
+        """What users call the bundle."""
+        return self.spec.name
+
+    @property
+    def advice(self) -> str:
+        """What to tell the user of this bundle, or an empty string."""
+        return self.spec.advice
+
+    @property
+    def licence(self) -> str:
+        """Licence of the weights."""
+        return self.spec.licence
+
+    @property
+    def default_steps(self) -> int:
+        """Number of sampling steps when the user asks for no other."""
+        return self.spec.num_inference_steps
+
+    @cached_property
+    def vocabulary(self) -> Vocabulary:
+        """MAISI's vocabulary with this bundle's names bound to their slots."""
+        return bind_slots(self.spec.slots)
+
+    @cached_property
+    def grid(self) -> Grid:
+        """The default grid, centred on the world origin."""
+        return Grid.from_spacing(self.spec.grid.shape, self.spec.grid.spacing_mm)
+
+    @property
+    def latent_factor(self) -> int:
+        """Every side of a grid must be a multiple of this: downsampling of the VAE times that of the U-Net."""
+        levels = len(self.spec.networks["autoencoder"]["num_channels"]) - 1
+        levels += len(self.spec.networks["diffusion_unet"]["num_channels"]) - 1
+        return int(2**levels)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 over ``bundle.yaml``, which names the hash of every weight file."""
+        return sha256_of(self.path / BUNDLE_FILE)
+
+    def weight_path(self, role: str) -> Path:
+        """The weight file of a network.
+
+        Raises:
+            BundleError: When the bundle names none, or the file is missing or leads out of the folder.
+        """
+        if role not in self.spec.weights:
+            raise BundleError(
+                f"Bundle '{self.name}': expected weights for {role}, found only {', '.join(self.spec.weights)}."
+            )
+        path = (self.path / self.spec.weights[role].file).resolve()
+        if not path.is_relative_to(self.path.resolve()):
+            raise BundleError(f"Bundle '{self.name}': weight file {path} lies outside the bundle's folder.")
+        if not path.is_file():
+            raise BundleError(
+                f"Bundle '{self.name}': weight file {path} is missing. Install or fetch the bundle again."
+            )
+        return path
+
+    def require_intact(self) -> None:
+        """Compare every weight file with its recorded SHA-256.
+
+        Raises:
+            BundleError: Naming the file that differs.
+        """
+        for role, weights in self.spec.weights.items():
+            found = sha256_of(self.weight_path(role))
+            if found != weights.sha256:
+                raise BundleError(
+                    f"Bundle '{self.name}': {weights.file} should have SHA-256 {weights.sha256[:12]}..., found "
+                    f"{found[:12]}.... Fetch the bundle again."
+                )
+
+
+def bind_slots(slots: Mapping[str, SlotSpec]) -> Vocabulary:
+    """MAISI's vocabulary with the given names bound to slots."""
+    bindings = {name: SlotBinding(id=slot.id, hosts=slot.hosts) for name, slot in slots.items()}
+    return MAISI.with_slots(bindings) if bindings else MAISI
+
+
+def embedded_bundles() -> tuple[str, ...]:
+    """Names of the bundles inside the package."""
+    return tuple(
+        sorted(_bundle_name(path.name) for path in EMBEDDED_FOLDER.iterdir() if (path / BUNDLE_FILE).is_file())
+    )
+
+
+def _bundle_name(folder_name: str) -> str:
+    return folder_name.replace("_", "-")
+
+
+def list_bundles() -> list[Bundle]:
+    """All bundles inside the package."""
+    return [load_bundle(name) for name in embedded_bundles()]
+
+
+def load_bundle(name_or_path: str | Path) -> Bundle:
+    """Read and validate a bundle; its weights are read later, by the networks.
+
+    Args:
+        name_or_path: The name of an embedded bundle, or a folder that holds ``bundle.yaml``.
+
+    Raises:
+        BundleError: For an unknown name, a folder without ``bundle.yaml``, or one that does not validate.
+    """
+    text = str(name_or_path)
+    if text in embedded_bundles():
+        return _read_bundle(EMBEDDED_FOLDER / text.replace("-", "_"))
+    folder = Path(name_or_path)
+    if (folder / BUNDLE_FILE).is_file():
+        return _read_bundle(folder)
+    raise BundleError(
+        f"Bundle '{text}': expected one of {', '.join(embedded_bundles())} or a folder with {BUNDLE_FILE}, found "
+        f"neither.{did_you_mean(text, embedded_bundles())}"
+    )
+
+
+def _read_bundle(folder: Path) -> Bundle:
+    try:
+        content = yaml.safe_load((folder / BUNDLE_FILE).read_text(encoding="utf-8"))
+        return Bundle(BundleSpec.model_validate(content), folder)
+    except yaml.YAMLError as error:
+        raise BundleError(f"Bundle {folder}: {BUNDLE_FILE} is not valid YAML: {error}.") from error
+    except ValidationError as error:
+        problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+        raise BundleError(f"Bundle {folder}: {BUNDLE_FILE} does not validate: {problems}.") from error
+
+
+def hash_definition(definition: Mapping[str, Any]) -> str:
+    """A short hash of a definition, independent of key order."""
+    return hashlib.sha256(repr(sorted(definition.items())).encode()).hexdigest()[:12]

@@ -1,0 +1,1 @@
+"""Bundles shipped inside the package, one folder each."""

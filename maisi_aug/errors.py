@@ -1,0 +1,77 @@
+"""The errors a user can cause, one sentence each: subject, what was expected, what was found, what to do."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class MaisiAugError(Exception):
+    """Base of every error that a user can cause; only the command line catches it."""
+
+
+class VocabularyError(MaisiAugError, ValueError):
+    """A label name or id that the vocabulary does not hold."""
+
+
+class RequestError(MaisiAugError, ValueError):
+    """A label request that cannot be read or cannot be met."""
+
+
+class GridError(MaisiAugError, ValueError):
+    """A shape, spacing or field of view that a network cannot take."""
+
+
+class LesionError(MaisiAugError, ValueError):
+    """A lesion that does not fit into its host organ."""
+
+
+class VolumeError(MaisiAugError, ValueError):
+    """An image file that cannot be read or written."""
+
+
+class BankError(MaisiAugError, ValueError):
+    """A mask bank that is empty, unreadable or lacks what was asked for."""
+
+
+class BundleError(MaisiAugError, ValueError):
+    """A bundle that is missing, incomplete or altered."""
+
+
+class RecipeError(MaisiAugError, ValueError):
+    """A recipe or a set of flags that does not validate."""
+
+
+class CohortError(MaisiAugError, ValueError):
+    """An output folder or manifest that is not what the command needs."""
+
+
+class TrainingError(MaisiAugError, ValueError):
+    """A training run that cannot start or cannot go on."""
+
+
+class ExportError(MaisiAugError, ValueError):
+    """An export that would be wrong or incomplete."""
+
+
+class MissingExtraError(MaisiAugError, ImportError):
+    """An optional package that a command needs; the message names the extra to install."""
+
+
+def did_you_mean(word: str, candidates: Iterable[str], *, num_matches: int = 3) -> str:
+    """The closest candidates as a phrase to append to a message, or an empty string.
+
+    Args:
+        word: What the user typed.
+        candidates: The names that would have been right.
+        num_matches: How many to offer at most.
+
+    Returns:
+        ``" Did you mean 'a', 'b' or 'c'?"`` with a leading space, or ``""``.
+    """
+    close = difflib.get_close_matches(word.lower(), list(candidates), n=num_matches, cutoff=0.5)
+    if not close:
+        return ""
+    quoted = [f"'{name}'" for name in close]
+    listed = quoted[0] if len(quoted) == 1 else ", ".join(quoted[:-1]) + " or " + quoted[-1]
+    return f" Did you mean {listed}?"

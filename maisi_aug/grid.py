@@ -1,0 +1,83 @@
+"""Geometry of a volume: shape and affine, nothing else.
+
+Convention: every array inside the package has axes ``I J K`` that run along R, A and S (RAS+, millimetres). The affine
+maps voxel indices to scanner millimetres and may be oblique; its columns are the steps of the three axes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from maisi_aug.errors import GridError
+
+Shape = tuple[int, int, int]
+Spacing = tuple[float, float, float]
+
+
+@dataclass(frozen=True, eq=False)
+class Grid:
+    """Shape and voxel-to-world affine of a volume.
+
+    Attributes:
+        shape: Number of voxels along I, J, K.
+        affine: ``(4, 4)`` float64 matrix from voxel index to RAS+ millimetres; not to be modified.
+    """
+
+    shape: Shape
+    affine: NDArray[np.float64]
+
+    def __post_init__(self) -> None:
+        shape = tuple(int(side) for side in self.shape)
+        affine = np.array(self.affine, dtype=np.float64)
+        if len(shape) != 3 or min(shape) < 1:
+            raise GridError(f"Grid shape: expected three positive sides, found {self.shape}.")
+        if affine.shape != (4, 4) or not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
+            raise GridError(f"Grid affine: expected an invertible 4x4 matrix, found {affine.tolist()}.")
+        affine.setflags(write=False)
+        object.__setattr__(self, "shape", shape)
+        object.__setattr__(self, "affine", affine)
+
+    @classmethod
+    def from_spacing(cls, shape: Shape, spacing_mm: Spacing) -> Grid:
+        """An axis-aligned RAS+ grid whose centre lies at the world origin."""
+        affine = np.diag([*spacing_mm, 1.0]).astype(np.float64)
+        affine[:3, 3] = -0.5 * (np.asarray(shape) - 1) * np.asarray(spacing_mm)
+        return cls(shape, affine)
+
+    @cached_property
+    def spacing_mm(self) -> Spacing:
+        """Voxel side lengths along I, J, K in millimetres."""
+        lengths = np.linalg.norm(self.affine[:3, :3], axis=0)
+        return (float(lengths[0]), float(lengths[1]), float(lengths[2]))
+
+    @property
+    def voxel_ml(self) -> float:
+        """Volume of one voxel in millilitres."""
+        return float(abs(np.linalg.det(self.affine[:3, :3]))) / 1000.0
+
+    @property
+    def extent_mm(self) -> Spacing:
+        """Field of view along I, J, K in millimetres."""
+        i, j, k = (side * step for side, step in zip(self.shape, self.spacing_mm, strict=True))
+        return (i, j, k)
+
+    def is_close(self, other: Grid, *, tolerance_mm: float = 1e-3) -> bool:
+        """Whether both grids have the same shape and, to the tolerance, the same affine."""
+        return self.shape == other.shape and bool(np.allclose(self.affine, other.affine, rtol=0, atol=tolerance_mm))
+
+    def require_multiple_of(self, factor: int, *, subject: str) -> None:
+        """Raise unless every side is a multiple of ``factor``.
+
+        Raises:
+            GridError: Naming the sides and the nearest shape that would do.
+        """
+        if any(side % factor for side in self.shape):
+            nearest = tuple(max(factor, round(side / factor) * factor) for side in self.shape)
+            raise GridError(
+                f"{subject}: expected sides that are multiples of {factor}, found "
+                f"{'x'.join(map(str, self.shape))}. Use {'x'.join(map(str, nearest))}."
+            )

@@ -1,0 +1,148 @@
+"""MAISI's network classes built from definitions that are data, and their plain, faster twins.
+
+The classes are MONAI's. A definition names one of them and its hyper-parameters, as in NVIDIA's published
+``config_network_*.json``; nothing else can be instantiated from a file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from monai.apps.generation.maisi.networks.autoencoderkl_maisi import (
+    AutoencoderKlMaisi,
+    MaisiConvolution,
+    MaisiGroupNorm3D,
+)
+from monai.apps.generation.maisi.networks.controlnet_maisi import ControlNetMaisi
+from monai.apps.generation.maisi.networks.diffusion_model_unet_maisi import DiffusionModelUNetMaisi
+from monai.networks.nets.diffusion_model_unet import DiffusionModelUNet
+from monai.networks.schedulers.ddpm import DDPMScheduler
+from monai.networks.schedulers.rectified_flow import RFlowScheduler
+from torch import Tensor, nn
+
+from maisi_aug.errors import BundleError, did_you_mean
+
+Definition = Mapping[str, Any]
+
+
+class TrainableUNet(DiffusionModelUNetMaisi):  # type: ignore[misc]
+    """MAISI's U-Net with ControlNet's residuals added out of place.
+
+    MONAI adds them with ``+=`` to tensors that the backward pass still needs, which is an error as soon as the U-Net
+    trains together with the ControlNet. Same weights, same values.
+    """
+
+    def _apply_down_blocks(
+        self, h: Tensor, emb: Tensor, context: Tensor | None, down_block_additional_residuals: Any
+    ) -> tuple[Tensor, list[Tensor]]:
+        h, skips = super()._apply_down_blocks(h, emb, context, None)
+        if down_block_additional_residuals is not None:
+            skips = [skip + extra for skip, extra in zip(skips, down_block_additional_residuals, strict=True)]
+        return h, skips
+
+
+NETWORK_CLASSES: dict[str, type[nn.Module]] = {
+    "AutoencoderKlMaisi": AutoencoderKlMaisi,
+    "DiffusionModelUNetMaisi": TrainableUNet,
+    "ControlNetMaisi": ControlNetMaisi,
+    "DiffusionModelUNet": DiffusionModelUNet,
+}
+SCHEDULER_CLASSES: dict[str, type] = {"RFlowScheduler": RFlowScheduler, "DDPMScheduler": DDPMScheduler}
+
+
+def _class_named(definition: Definition, table: Mapping[str, type], *, subject: str) -> type:
+    name = str(definition.get("class", ""))
+    if name not in table:
+        raise BundleError(
+            f"{subject}: expected a class among {', '.join(sorted(table))}, found '{name}'.{did_you_mean(name, table)}"
+        )
+    return table[name]
+
+
+def _arguments(definition: Definition) -> dict[str, Any]:
+    return {
+        key: tuple(value) if isinstance(value, list) else value for key, value in definition.items() if key != "class"
+    }
+
+
+def build_network(definition: Definition, *, device: str = "cpu") -> nn.Module:
+    """Build one network with freshly initialised weights.
+
+    Args:
+        definition: ``{"class": name, **hyper-parameters}``; flash attention is switched off where there is no CUDA
+            device, which changes no weight and no value.
+        device: Where the parameters live.
+
+    Raises:
+        BundleError: For an unknown class or hyper-parameters that the class refuses.
+    """
+    network_class = _class_named(definition, NETWORK_CLASSES, subject="Network definition")
+    arguments = _arguments(definition)
+    if not device.startswith("cuda") and "use_flash_attention" in arguments:
+        arguments["use_flash_attention"] = False
+    try:
+        return network_class(**arguments).to(device)
+    except (TypeError, ValueError) as error:
+        raise BundleError(f"Network definition of {definition['class']}: MONAI refused it: {error}") from error
+
+
+def build_scheduler(definition: Definition) -> RFlowScheduler | DDPMScheduler:
+    """Build the noise scheduler that a bundle names.
+
+    Raises:
+        BundleError: For an unknown class or arguments that the class refuses.
+    """
+    scheduler_class = _class_named(definition, SCHEDULER_CLASSES, subject="Scheduler definition")
+    try:
+        scheduler: RFlowScheduler | DDPMScheduler = scheduler_class(**_arguments(definition))
+    except (TypeError, ValueError) as error:
+        raise BundleError(f"Scheduler definition of {definition['class']}: MONAI refused it: {error}") from error
+    return scheduler
+
+
+def num_parameters(network: nn.Module) -> int:
+    """Number of trainable and frozen scalars."""
+    return sum(parameter.numel() for parameter in network.parameters())
+
+
+def latent_factor(autoencoder: Definition) -> int:
+    """How many voxels along a side make one latent voxel."""
+    return int(2 ** (len(autoencoder["num_channels"]) - 1))
+
+
+def grid_factor(autoencoder: Definition, unet: Definition) -> int:
+    """The number that every side of a grid must be a multiple of: VAE downsampling times U-Net downsampling."""
+    return latent_factor(autoencoder) * int(2 ** (len(unet["num_channels"]) - 1))
+
+
+def use_plain_layers(network: nn.Module) -> int:
+    """Swap MAISI's memory-saving layers for the plain ones with the same weights, in place.
+
+    ``MaisiGroupNorm3D`` loops over groups and ``MaisiConvolution`` splits and pads; where memory allows,
+    ``torch.nn.GroupNorm`` and the inner convolution give the same result several times faster. The parameters are
+    shared, but their names lose the inner ``.conv``: save weights before, or from an untouched twin.
+
+    Returns:
+        The number of layers swapped.
+    """
+    num_swapped = 0
+    for parent in list(network.modules()):
+        for name, child in list(parent.named_children()):
+            plain = _plain_twin(child)
+            if plain is not None:
+                setattr(parent, name, plain)
+                num_swapped += 1
+    return num_swapped
+
+
+def _plain_twin(layer: nn.Module) -> nn.Module | None:
+    if isinstance(layer, MaisiGroupNorm3D):
+        norm = nn.GroupNorm(layer.num_groups, layer.num_channels, layer.eps, layer.affine)
+        norm.weight, norm.bias = layer.weight, layer.bias
+        return norm
+    if isinstance(layer, MaisiConvolution):
+        inner = layer.conv
+        assert isinstance(inner, nn.Module)
+        return inner
+    return None

@@ -1,0 +1,137 @@
+"""A bundle on a device: from a label map to a CT image in HU."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from maisi_aug.bundle import Bundle
+from maisi_aug.conditioning import (
+    to_label_bits,
+    to_modality_tensor,
+    to_spacing_tensor,
+    unit_to_hu,
+)
+from maisi_aug.decoding import decode_latent
+from maisi_aug.errors import BundleError
+from maisi_aug.grid import Grid
+from maisi_aug.sampling import Conditions, ReportStep, sample_latent
+from maisi_aug.seeds import derive_seed
+from maisi_aug.weights import Networks, load_networks
+
+
+def resolve_device(text: str) -> str:
+    """Turn "auto" into the best device at hand and check an explicit one.
+
+    Raises:
+        BundleError: For a device that torch does not know or cannot reach.
+    """
+    if text == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=text)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise BundleError(f"Device '{text}': torch cannot use it: {reason} Use --device cpu or auto.") from error
+    return text
+
+
+def mixed_precision(device: str) -> AbstractContextManager[object]:
+    """bfloat16 autocast where the device computes in it, else float32."""
+    device_type = device.split(":")[0]
+    supported = bool(torch.ops.mkldnn._is_mkldnn_bf16_supported()) if device_type == "cpu" else device_type == "cuda"
+    return torch.autocast(device_type, dtype=torch.bfloat16, enabled=supported)
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """Networks of a bundle, loaded once and used for many cases."""
+
+    bundle: Bundle
+    networks: Networks
+
+    @classmethod
+    def load(cls, bundle: Bundle, device: str = "auto") -> Pipeline:
+        """Load a bundle's weights onto a device.
+
+        Raises:
+            BundleError: For an unusable device or a bundle that is missing, altered or does not match.
+        """
+        return cls(bundle, load_networks(bundle, device=resolve_device(device)))
+
+    def synthesize_image(
+        self,
+        label_map: NDArray[np.uint8],
+        grid: Grid,
+        *,
+        seed: int,
+        num_inference_steps: int | None = None,
+        guidance_scale: float = 0.0,
+        modality: str = "ct",
+        report: ReportStep | None = None,
+    ) -> NDArray[np.int16]:
+        """Draw the CT image of a label map.
+
+        Args:
+            label_map: ``(I, J, K)`` vocabulary ids with the body envelope (200); not modified.
+            grid: Of the label map; every side a multiple of the bundle's factor.
+            seed: The same seed gives the same image on the same type of device.
+            num_inference_steps: None for the bundle's default.
+            guidance_scale: 0 for none; 1-5 enforces tumours at twice the cost.
+            modality: "ct", "ct_contrast" or "ct_wo_contrast".
+            report: Called with (steps done, steps in all).
+
+        Returns:
+            ``(I, J, K)`` int16 HU; -1000 where the label map is 0.
+
+        Raises:
+            GridError: For sides that the networks cannot take.
+        """
+        grid.require_multiple_of(self.bundle.latent_factor, subject=f"Grid for bundle '{self.bundle.name}'")
+        unconditional = None
+        if guidance_scale > 0:
+            healthy = remove_tumors(label_map, self.bundle)
+            unconditional = self._conditions(healthy, grid, "unknown")
+        with mixed_precision(self.networks.device):
+            latent = sample_latent(
+                self.networks,
+                self._conditions(label_map, grid, modality),
+                self._draw_noise(grid, seed),
+                num_inference_steps=num_inference_steps or self.bundle.default_steps,
+                guidance_scale=guidance_scale,
+                unconditional=unconditional,
+                report=report,
+            )
+            image = decode_latent(self.networks.autoencoder, latent, scale_factor=self.networks.scale_factor)
+        return unit_to_hu(image[0, 0].float().cpu().numpy(), label_map)
+
+    def _conditions(self, label_map: NDArray[np.uint8], grid: Grid, modality: str) -> Conditions:
+        device = self.networks.device
+        ids = torch.from_numpy(np.ascontiguousarray(label_map)).to(device)[None]
+        return Conditions(
+            to_label_bits(ids),
+            to_modality_tensor([modality], device=device),
+            to_spacing_tensor([grid.spacing_mm], device=device),
+        )
+
+    def _draw_noise(self, grid: Grid, seed: int) -> Tensor:
+        definition = self.bundle.spec.networks["autoencoder"]
+        factor = 2 ** (len(definition["num_channels"]) - 1)
+        shape = (1, int(definition["latent_channels"]), *(side // factor for side in grid.shape))
+        # Drawn on the CPU, so that the same seed means the same noise on every device.
+        generator = torch.Generator().manual_seed(derive_seed(seed, "latent noise"))
+        return torch.randn(shape, generator=generator).to(self.networks.device)
+
+
+def remove_tumors(label_map: NDArray[np.uint8], bundle: Bundle) -> NDArray[np.uint8]:
+    """The same label map with every tumour turned into the organ that hosts it."""
+    table = np.arange(256, dtype=np.uint8)
+    for tumor_id in bundle.vocabulary.tumor_ids:
+        table[tumor_id] = bundle.vocabulary.background_id_for(tumor_id)
+    healthy: NDArray[np.uint8] = table[label_map]
+    return healthy

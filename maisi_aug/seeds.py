@@ -1,0 +1,23 @@
+"""Seeds: every random number of a case derives from (cohort seed, case index, attempt) and a named stream."""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+
+
+def derive_seed(*parts: int | str) -> int:
+    """A 63-bit seed that depends on all parts and on their order."""
+    digest = hashlib.blake2b("/".join(map(str, parts)).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
+
+
+def case_seed(cohort_seed: int, case_index: int, attempt: int) -> int:
+    """The seed of one attempt at one case; the same in any order, shard, batch or engine."""
+    return derive_seed("case", cohort_seed, case_index, attempt)
+
+
+def numpy_generator(seed: int, stream: str) -> np.random.Generator:
+    """An independent NumPy generator for the named stream ("mask", "augment", ...) of a seed."""
+    return np.random.default_rng(derive_seed(seed, stream))

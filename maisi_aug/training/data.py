@@ -1,0 +1,176 @@
+"""Training cases on disk: phantoms built once, and their latents encoded once."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import multiprocessing
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from maisi_aug.conditioning import hu_to_unit
+from maisi_aug.errors import TrainingError
+from maisi_aug.grid import Grid, Shape, Spacing
+from maisi_aug.seeds import derive_seed
+from maisi_aug.whole_files import write_whole
+
+ReportProgress = Callable[[int, int], None]
+
+REGIONS = ("chest", "abdomen", "pelvis", "any")
+
+
+@dataclass(frozen=True, eq=False)
+class TrainingCase:
+    """One image with its label map.
+
+    Attributes:
+        image_hu: ``(I, J, K)`` int16.
+        label_map: ``(I, J, K)`` uint8 vocabulary ids.
+        spacing_mm: Along I, J, K.
+        modality: A key of ``conditioning.MODALITY_CODES``.
+    """
+
+    image_hu: NDArray[np.int16]
+    label_map: NDArray[np.uint8]
+    spacing_mm: Spacing
+    modality: str
+
+
+class CaseStore(Protocol):
+    """Training cases by index."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> TrainingCase: ...
+
+
+class PhantomStore:
+    """Phantoms of one seed in a folder, built in parallel when they are missing.
+
+    Phantom ``i`` depends on the seed, the grid and ``i`` alone: a store may grow between two runs.
+    """
+
+    def __init__(self, folder: Path, *, seed: int, shape: Shape, spacing_mm: Spacing) -> None:
+        self.seed = seed
+        self.shape = shape
+        self.spacing_mm = spacing_mm
+        key = hashlib.sha256(json.dumps([seed, shape, spacing_mm]).encode()).hexdigest()[:12]
+        self.folder = folder / f"phantoms-{key}"
+        self._cases: dict[int, TrainingCase] = {}
+        self._num_cases = 0
+
+    def ensure(self, num_cases: int, *, report: ReportProgress | None = None, num_workers: int | None = None) -> None:
+        """Build what is missing of the first ``num_cases`` phantoms."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        missing = [index for index in range(num_cases) if not self.path_of(index).exists()]
+        tasks = [(self.path_of(index), self.seed, index, self.shape, self.spacing_mm) for index in missing]
+        workers = num_workers or max(1, len(os.sched_getaffinity(0)))
+        if tasks:
+            # Spawned, not forked: a forked child of a process that has used OpenMP can hang.
+            with multiprocessing.get_context("spawn").Pool(min(workers, len(tasks))) as pool:
+                for done, _ in enumerate(pool.imap_unordered(_build_and_save, tasks), start=1):
+                    if report is not None:
+                        report(num_cases - len(tasks) + done, num_cases)
+        self._num_cases = num_cases
+
+    def path_of(self, index: int) -> Path:
+        """Where phantom ``index`` lies."""
+        return self.folder / f"{index:05d}.npz"
+
+    def __len__(self) -> int:
+        return self._num_cases
+
+    def __getitem__(self, index: int) -> TrainingCase:
+        if index not in self._cases:
+            with np.load(self.path_of(index), allow_pickle=False) as stored:
+                self._cases[index] = TrainingCase(
+                    stored["image_hu"], stored["label_map"], self.spacing_mm, str(stored["modality"])
+                )
+        return self._cases[index]
+
+
+def _build_and_save(task: tuple[Path, int, int, Shape, Spacing]) -> None:
+    from maisi_aug.phantom import build_phantom
+
+    path, seed, index, shape, spacing_mm = task
+    phantom = build_phantom(
+        seed=derive_seed("training phantom", seed, index),
+        grid=Grid.from_spacing(shape, spacing_mm),
+        region=REGIONS[index % len(REGIONS)],  # type: ignore[arg-type]
+    )
+    buffer = io.BytesIO()
+    np.savez_compressed(
+        buffer,
+        image_hu=phantom.image_hu,
+        label_map=phantom.label_map,
+        modality="ct_wo_contrast" if phantom.phase == "non-contrast" else "ct_contrast",
+    )
+    write_whole(path, buffer.getvalue())
+
+
+@dataclass(frozen=True, eq=False)
+class LatentSet:
+    """The posterior means of all cases of a store.
+
+    Attributes:
+        latents: One ``(C, I/f, J/f, K/f)`` float16 tensor a case, not yet scaled.
+        scale_factor: 1 / standard deviation over all latents; diffusion works on ``latent * scale_factor``.
+    """
+
+    latents: Sequence[Tensor]
+    scale_factor: float
+
+
+@torch.no_grad()
+def encode_store(
+    store: CaseStore,
+    autoencoder: nn.Module,
+    folder: Path,
+    *,
+    weights_hash: str,
+    device: str,
+    report: ReportProgress | None = None,
+) -> LatentSet:
+    """Encode every case once and keep the result on disk by the hash of the encoder's weights.
+
+    The posterior mean is kept, never a draw around it: what a draw adds is noise that diffusion would have to learn.
+
+    Raises:
+        TrainingError: For an empty store.
+    """
+    if len(store) == 0:
+        raise TrainingError("Latents: expected at least one training case, found none. Build the phantoms first.")
+    folder = folder / f"latents-{weights_hash[:12]}"
+    folder.mkdir(parents=True, exist_ok=True)
+    latents: list[Tensor] = []
+    for index in range(len(store)):
+        path = folder / f"{index:05d}.npy"
+        if path.exists():
+            latent = torch.from_numpy(np.load(path, allow_pickle=False))
+        else:
+            latent = _encode(store[index], autoencoder, device)
+            buffer = io.BytesIO()
+            np.save(buffer, latent.numpy())
+            write_whole(path, buffer.getvalue())
+        latents.append(latent)
+        if report is not None:
+            report(index + 1, len(store))
+    deviation = torch.stack([latent.float().var() + latent.float().mean() ** 2 for latent in latents]).mean()
+    centre = torch.stack([latent.float().mean() for latent in latents]).mean()
+    return LatentSet(latents, float(1.0 / (deviation - centre**2).sqrt()))
+
+
+def _encode(case: TrainingCase, autoencoder: nn.Module, device: str) -> Tensor:
+    image = hu_to_unit(torch.from_numpy(case.image_hu)).to(device)[None, None]
+    with torch.autocast(device.split(":")[0], dtype=torch.bfloat16):
+        mean = cast(Tensor, autoencoder.encode(image)[0])  # type: ignore[operator]
+    return mean[0].half().cpu()

@@ -1,0 +1,115 @@
+"""The training recipe: one YAML file from which a bundle can be rebuilt. Needs no torch to be read."""
+
+from __future__ import annotations
+
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from maisi_aug.bundle import GridSpec, SlotSpec
+from maisi_aug.errors import RecipeError, did_you_mean
+from maisi_aug.training.settings import FlowLossConfig, LoopConfig, VaeLossConfig
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class DataConfig(_Strict):
+    """The phantoms to train on.
+
+    Attributes:
+        num_phantoms: How many.
+        seed: From which phantom ``i`` derives, whatever their number.
+    """
+
+    num_phantoms: int = Field(gt=0)
+    seed: int = Field(ge=0)
+
+
+class VaeStage(_Strict):
+    """The autoencoder's stage."""
+
+    loop: LoopConfig
+    loss: VaeLossConfig = VaeLossConfig()
+
+
+class FlowStage(_Strict):
+    """A stage of the U-Net alone, or of the ControlNet with or without it."""
+
+    loop: LoopConfig
+    loss: FlowLossConfig = FlowLossConfig()
+
+
+class BundleHeader(_Strict):
+    """What the finished bundle says of itself; the fields are those of ``bundle.BundleSpec``."""
+
+    name: str
+    description: str
+    advice: str = ""
+    licence: str
+    grid: GridSpec
+    num_inference_steps: int = Field(gt=0)
+    scheduler: dict[str, Any]
+    networks: dict[str, dict[str, Any]]
+    slots: dict[str, SlotSpec] = {}
+
+
+class TrainingRecipe(_Strict):
+    """Everything that a bundle's weights depend on.
+
+    Attributes:
+        kind: Tells training recipes from cohort recipes.
+        seed: Of initial weights, batches and noise.
+        data: Training cases.
+        bundle: Networks and metadata.
+        vae: First stage.
+        diffusion: Second stage, on the first one's latents.
+        controlnet: Third stage, from the second one's U-Net.
+    """
+
+    kind: str = Field(pattern="^training$")
+    seed: int = Field(ge=0)
+    data: DataConfig
+    bundle: BundleHeader
+    vae: VaeStage
+    diffusion: FlowStage
+    controlnet: FlowStage
+
+
+def training_recipe_path(name_or_path: str) -> Path:
+    """The file of a training recipe that comes with the package, or of the user's own.
+
+    Raises:
+        RecipeError: Offering the closest names.
+    """
+    if Path(name_or_path).is_file():
+        return Path(name_or_path)
+    folder = Path(str(files("maisi_aug.recipes")))
+    named = {path.stem: path for path in sorted(folder.glob("train-*.yaml"))}
+    if name_or_path not in named:
+        raise RecipeError(
+            f"Training recipe '{name_or_path}': expected a file or one of {', '.join(named)}, found neither."
+            f"{did_you_mean(name_or_path, named)}"
+        )
+    return named[name_or_path]
+
+
+def load_training_recipe(path: Path) -> TrainingRecipe:
+    """Read and validate a training recipe; all problems are reported together.
+
+    Raises:
+        RecipeError: For a missing file, invalid YAML or fields that do not validate.
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError) as error:
+        raise RecipeError(f"Training recipe {path}: expected readable YAML, found: {error}.") from error
+    try:
+        return TrainingRecipe.model_validate(content)
+    except ValidationError as error:
+        problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+        raise RecipeError(f"Training recipe {path}: {problems}.") from error

@@ -1,0 +1,185 @@
+"""The three stages of a training recipe, each in a folder of its own, each resumable, and the bundle they end in."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from monai.networks.utils import copy_model_state
+from torch import nn
+
+from maisi_aug import __version__
+from maisi_aug.bundle import Bundle, bind_slots
+from maisi_aug.errors import TrainingError
+from maisi_aug.networks import build_network, build_scheduler, use_plain_layers
+from maisi_aug.seeds import derive_seed
+from maisi_aug.training.data import LatentSet, PhantomStore, ReportProgress, encode_store
+from maisi_aug.training.flow import FlowObjective
+from maisi_aug.training.loop import LoopResult, Objective, ReportStep, TrainingRun
+from maisi_aug.training.recipe import TrainingRecipe
+from maisi_aug.training.settings import LoopConfig
+from maisi_aug.training.vae import VaeObjective
+from maisi_aug.weights import StateDict, write_bundle
+from maisi_aug.whole_files import sha256_of, write_text_whole, write_whole
+
+StageName = Literal["vae", "diffusion", "controlnet"]
+STAGE_NAMES: tuple[StageName, ...] = ("vae", "diffusion", "controlnet")
+ReportPhase = Callable[[str], ReportProgress]
+
+
+class TrainingFolder:
+    """A run of a recipe in a folder: ``phantoms-*``, ``latents-*``, one folder a stage, and ``bundle``."""
+
+    def __init__(self, recipe: TrainingRecipe, folder: Path, *, device: str, report_phase: ReportPhase) -> None:
+        self.recipe = recipe
+        self.folder = folder
+        self.device = device
+        self.report_phase = report_phase
+        self.lesion_ids = bind_slots(recipe.bundle.slots).tumor_ids
+
+    def train(
+        self, stage: StageName, *, max_minutes: float | None = None, report_step: ReportStep | None = None
+    ) -> LoopResult:
+        """Train a stage, from its checkpoint where there is one, and keep its averaged weights.
+
+        Raises:
+            TrainingError: When an earlier stage is missing, or the folder holds another configuration.
+        """
+        loop, objective, names = getattr(self, f"_prepare_{stage}")()
+        run = TrainingRun(objective, loop, self.folder / stage, device=self.device)
+        result = run.train(max_minutes=max_minutes, report_step=report_step)
+        for role, state in result.averaged_weights.items():
+            self._save_weights(stage, role, _rename(state, names[role]))
+        write_text_whole(
+            self.folder / stage / "summary.json",
+            json.dumps({"steps": result.num_steps_done, "complete": result.is_complete}, indent=1) + "\n",
+        )
+        return result
+
+    def write_bundle(self) -> Bundle:
+        """Put the averaged weights of all stages into ``bundle/``.
+
+        Raises:
+            TrainingError: When a stage has not been trained.
+        """
+        weights = {
+            "autoencoder": self._load_weights("vae", "autoencoder"),
+            "diffusion_unet": self._load_weights(self._unet_stage(), "diffusion_unet"),
+            "controlnet": self._load_weights("controlnet", "controlnet"),
+        }
+        steps = {
+            stage: json.loads((self.folder / stage / "summary.json").read_text(encoding="utf-8"))["steps"]
+            for stage in STAGE_NAMES
+        }
+        header = {
+            "format": 1,
+            **self.recipe.bundle.model_dump(mode="json"),
+            "scale_factor": self._latents(self._store()).scale_factor,
+            "provenance": {
+                "trained_on": f"{self.recipe.data.num_phantoms} procedural phantoms, seed {self.recipe.data.seed}",
+                "steps": steps,
+                "versions": {"maisi-aug": __version__, "monai": version("monai"), "torch": version("torch")},
+            },
+        }
+        return write_bundle(self.folder / "bundle", header, weights)
+
+    def _unet_stage(self) -> StageName:
+        return "controlnet" if self.recipe.controlnet.loss.train_unet else "diffusion"
+
+    def _prepare_vae(self) -> tuple[LoopConfig, Objective, dict[str, dict[str, str]]]:
+        autoencoder, names = self._build("autoencoder")
+        objective = VaeObjective(
+            autoencoder,
+            self._store(),
+            self.recipe.vae.loss,
+            lesion_ids=self.lesion_ids,
+            seed=self.recipe.seed,
+            device=self.device,
+        )
+        return self.recipe.vae.loop, objective, {"autoencoder": names}
+
+    def _prepare_diffusion(self) -> tuple[LoopConfig, Objective, dict[str, dict[str, str]]]:
+        unet, names = self._build("diffusion_unet")
+        return self.recipe.diffusion.loop, self._flow(unet, None), {"diffusion_unet": names}
+
+    def _prepare_controlnet(self) -> tuple[LoopConfig, Objective, dict[str, dict[str, str]]]:
+        unet, unet_names = self._build("diffusion_unet")
+        unet.load_state_dict(self._load_weights("diffusion", "diffusion_unet"))
+        controlnet, controlnet_names = self._build("controlnet")
+        # As MAISI does: the ControlNet starts from the U-Net's encoder.
+        copy_model_state(controlnet, unet.state_dict())
+        names = {"diffusion_unet": unet_names, "controlnet": controlnet_names}
+        return self.recipe.controlnet.loop, self._flow(unet, controlnet), names
+
+    def _flow(self, unet: nn.Module, controlnet: nn.Module | None) -> FlowObjective:
+        stage = self.recipe.diffusion if controlnet is None else self.recipe.controlnet
+        store = self._store()
+        return FlowObjective(
+            unet,
+            controlnet,
+            build_scheduler(self.recipe.bundle.scheduler),
+            store,
+            self._latents(store),
+            stage.loss,
+            lesion_ids=self.lesion_ids,
+            seed=derive_seed(self.recipe.seed, "unet" if controlnet is None else "controlnet"),
+            device=self.device,
+        )
+
+    def _build(self, role: str) -> tuple[nn.Module, dict[str, str]]:
+        """A network with plain layers, and its tensors' names in MAISI's layout by their plain names."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(derive_seed("initial weights", self.recipe.seed, role))
+            network = build_network(self.recipe.bundle.networks[role], device=self.device)
+        original_names = list(network.state_dict())
+        use_plain_layers(network)
+        if hasattr(network, "use_checkpointing"):
+            setattr(network, "use_checkpointing", False)  # it trades time for memory that small grids do not need
+        network.to(memory_format=torch.channels_last_3d)
+        return network, dict(zip(network.state_dict(), original_names, strict=True))
+
+    def _store(self) -> PhantomStore:
+        grid = self.recipe.bundle.grid
+        store = PhantomStore(self.folder, seed=self.recipe.data.seed, shape=grid.shape, spacing_mm=grid.spacing_mm)
+        store.ensure(self.recipe.data.num_phantoms, report=self.report_phase("Building phantoms"))
+        return store
+
+    def _latents(self, store: PhantomStore) -> LatentSet:
+        autoencoder = build_network(self.recipe.bundle.networks["autoencoder"], device=self.device)
+        autoencoder.load_state_dict(self._load_weights("vae", "autoencoder"))
+        use_plain_layers(autoencoder.eval())
+        return encode_store(
+            store,
+            autoencoder,
+            self.folder,
+            weights_hash=sha256_of(self._weights_path("vae", "autoencoder")),
+            device=self.device,
+            report=self.report_phase("Encoding latents"),
+        )
+
+    def _weights_path(self, stage: StageName, role: str) -> Path:
+        return self.folder / stage / f"{role}.pt"
+
+    def _save_weights(self, stage: StageName, role: str, state: StateDict) -> None:
+        buffer = io.BytesIO()
+        torch.save({key: value.cpu() for key, value in state.items()}, buffer)
+        write_whole(self._weights_path(stage, role), buffer.getvalue())
+
+    def _load_weights(self, stage: StageName, role: str) -> dict[str, Any]:
+        path = self._weights_path(stage, role)
+        if not path.exists():
+            raise TrainingError(
+                f"Training folder {self.folder}: expected the weights of stage {stage} in {path.name}, found none. "
+                f"Run 'maisi-aug train {stage}' first."
+            )
+        state: dict[str, Any] = torch.load(path, map_location=self.device, weights_only=True)
+        return state
+
+
+def _rename(state: StateDict, names: dict[str, str]) -> dict[str, Any]:
+    return {names[key]: value for key, value in state.items()}

@@ -1,0 +1,151 @@
+"""The autoencoder's objective: reconstruction, a windowed term, Kullback-Leibler and, later on, an adversary."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from monai.losses.adversarial_loss import PatchAdversarialLoss
+from monai.networks.nets.patchgan_discriminator import PatchDiscriminator
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from maisi_aug.conditioning import HU_MAXIMUM, HU_MINIMUM, hu_to_unit
+from maisi_aug.seeds import derive_seed, numpy_generator
+from maisi_aug.training.data import CaseStore, TrainingCase
+from maisi_aug.training.settings import VaeLossConfig
+
+
+class VaeObjective:
+    """Reconstruct patches of training cases.
+
+    Losses as in MAISI (Guo et al., WACV 2025): L1, KL and a least-squares patch adversary; the windowed L1 is ours.
+    """
+
+    def __init__(
+        self,
+        autoencoder: nn.Module,
+        store: CaseStore,
+        config: VaeLossConfig,
+        *,
+        lesion_ids: Sequence[int],
+        seed: int,
+        device: str,
+    ) -> None:
+        self.autoencoder = autoencoder
+        self.store = store
+        self.config = config
+        self.lesion_ids = np.asarray(lesion_ids, dtype=np.uint8)
+        self.seed = seed
+        self.device = device
+        self.adversary = _Adversary(config, device) if config.adversarial_weight > 0 else None
+        self._last: tuple[Tensor, Tensor] | None = None
+
+    @property
+    def networks(self) -> Mapping[str, nn.Module]:
+        """The autoencoder."""
+        return {"autoencoder": self.autoencoder}
+
+    def loss(self, step: int) -> tuple[Tensor, dict[str, float]]:
+        """Loss of the patches of a step, with the mean error in HU."""
+        image = self._draw_batch(step)
+        mean, sigma = self.autoencoder.encode(image)  # type: ignore[operator]
+        generator = torch.Generator().manual_seed(derive_seed("vae noise", self.seed, step))
+        noise = torch.randn(mean.shape, generator=generator).to(self.device)
+        rebuilt = self.autoencoder.decode(mean + sigma * noise).float()  # type: ignore[operator]
+        mean, sigma = mean.float(), sigma.float()
+        l1 = (rebuilt - image).abs().mean()
+        divergence = 0.5 * (mean**2 + sigma**2 - torch.log(sigma**2 + 1e-8) - 1).sum() / len(image)
+        window = (_to_window(rebuilt, self.config.window_hu) - _to_window(image, self.config.window_hu)).abs().mean()
+        loss = l1 + self.config.kl_weight * divergence + self.config.window_weight * window
+        figures = {
+            "mean_error_hu": float(l1) * (HU_MAXIMUM - HU_MINIMUM),
+            "window": float(window),
+            "kl": float(divergence),
+        }
+        if self.adversary is not None and step >= self.config.adversarial_start_step:
+            adversarial = self.adversary.generator_loss(rebuilt)
+            loss = loss + self.config.adversarial_weight * adversarial
+            figures["adversarial"] = float(adversarial)
+            self._last = (image, rebuilt.detach())
+        return loss, figures
+
+    def after_step(self, step: int) -> None:
+        """Train the adversary on the images of the step."""
+        if self.adversary is not None and self._last is not None:
+            self.adversary.train_step(*self._last)
+            self._last = None
+
+    def state(self) -> dict[str, Any]:
+        """The weights and the optimiser of the adversary."""
+        return {} if self.adversary is None else self.adversary.state()
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Take back the adversary."""
+        if self.adversary is not None and state:
+            self.adversary.load_state(state)
+
+    def _draw_batch(self, step: int) -> Tensor:
+        rng = numpy_generator(derive_seed("vae batch", self.seed, step), "patches")
+        patches = [
+            self._draw_patch(self.store[int(rng.integers(len(self.store)))], rng)
+            for _ in range(self.config.batch_count)
+        ]
+        return hu_to_unit(torch.from_numpy(np.stack(patches)))[:, None].to(self.device)
+
+    def _draw_patch(self, case: TrainingCase, rng: np.random.Generator) -> NDArray[np.int16]:
+        shape = np.minimum(self.config.patch_shape, case.image_hu.shape)
+        limits = np.asarray(case.image_hu.shape) - shape
+        corner = rng.integers(0, limits + 1)
+        if rng.random() < self.config.lesion_share:
+            lesion_voxels = np.argwhere(np.isin(case.label_map, self.lesion_ids))
+            if len(lesion_voxels):
+                centre = lesion_voxels[rng.integers(len(lesion_voxels))]
+                corner = np.clip(centre - rng.integers(0, shape), 0, limits)
+        i, j, k = (slice(int(start), int(start + side)) for start, side in zip(corner, shape, strict=True))
+        axes = [axis for axis in range(3) if rng.random() < 0.5]
+        return np.ascontiguousarray(np.flip(case.image_hu[i, j, k], tuple(axes)))
+
+
+class _Adversary:
+    """A patch discriminator with its optimiser (Isola et al., "Image-to-Image Translation", CVPR 2017)."""
+
+    def __init__(self, config: VaeLossConfig, device: str) -> None:
+        self.network = PatchDiscriminator(
+            spatial_dims=3, num_layers_d=3, channels=32, in_channels=1, out_channels=1, norm="INSTANCE"
+        ).to(device)
+        self.criterion = PatchAdversarialLoss(criterion="least_squares")
+        self.optimizer = torch.optim.Adam(self.network.parameters(), lr=config.discriminator_learning_rate)
+        self.device_type = device.split(":")[0]
+
+    def generator_loss(self, rebuilt: Tensor) -> Tensor:
+        logits = self.network(rebuilt)[-1].float()
+        loss: Tensor = self.criterion(logits, target_is_real=True, for_discriminator=False)
+        return loss
+
+    def train_step(self, image: Tensor, rebuilt: Tensor) -> None:
+        self.optimizer.zero_grad(set_to_none=True)
+        with torch.autocast(self.device_type, dtype=torch.bfloat16):
+            fake = self.network(rebuilt)[-1].float()
+            real = self.network(image)[-1].float()
+        loss = 0.5 * (
+            self.criterion(fake, target_is_real=False, for_discriminator=True)
+            + self.criterion(real, target_is_real=True, for_discriminator=True)
+        )
+        loss.backward()
+        self.optimizer.step()
+
+    def state(self) -> dict[str, Any]:
+        return {"network": self.network.state_dict(), "optimizer": self.optimizer.state_dict()}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        self.network.load_state_dict(state["network"])
+        self.optimizer.load_state_dict(state["optimizer"])
+
+
+def _to_window(image: Tensor, window_hu: tuple[float, float]) -> Tensor:
+    """Map [0, 1] intensities so that the window spans [0, 1], clipped outside it."""
+    low, high = ((edge - HU_MINIMUM) / (HU_MAXIMUM - HU_MINIMUM) for edge in window_hu)
+    return ((image - low) / (high - low)).clamp(0.0, 1.0)

@@ -1,0 +1,129 @@
+"""Weights of a bundle: written as float16 safetensors, read strictly into the networks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+import yaml
+from monai.networks.schedulers.ddpm import DDPMScheduler
+from monai.networks.schedulers.rectified_flow import RFlowScheduler
+from torch import Tensor, nn
+
+from maisi_aug.bundle import BUNDLE_FILE, NETWORK_ROLES, Bundle, load_bundle
+from maisi_aug.errors import BundleError
+from maisi_aug.networks import build_network, build_scheduler, use_plain_layers
+from maisi_aug.whole_files import sha256_of, write_text_whole, write_whole
+
+StateDict = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Networks:
+    """The networks of a bundle on one device, ready for inference, and its scheduler."""
+
+    autoencoder: nn.Module
+    diffusion_unet: nn.Module
+    controlnet: nn.Module
+    scheduler: RFlowScheduler | DDPMScheduler
+    scale_factor: float
+    device: str
+
+
+def load_networks(bundle: Bundle, *, device: str = "cpu", plain_layers: bool = True) -> Networks:
+    """Build a bundle's networks and load their weights strictly.
+
+    Args:
+        bundle: The bundle; its weight files are compared with their hashes first.
+        device: Where the networks run.
+        plain_layers: Swap MAISI's memory-saving layers for the plain, faster ones.
+
+    Raises:
+        BundleError: For altered or missing files, or tensors that do not match the definition, key by key.
+    """
+    bundle.require_intact()
+    networks = {role: _load_network(bundle, role, device=device) for role in NETWORK_ROLES}
+    for network in networks.values():
+        network.eval().requires_grad_(False)
+        if plain_layers:
+            use_plain_layers(network)
+    return Networks(
+        **networks,
+        scheduler=build_scheduler(bundle.spec.scheduler),
+        scale_factor=bundle.spec.scale_factor,
+        device=device,
+    )
+
+
+def _load_network(bundle: Bundle, role: str, *, device: str) -> nn.Module:
+    network = build_network(bundle.spec.networks[role], device=device)
+    path = bundle.weight_path(role)
+    try:
+        state = safetensors.torch.load_file(path, device=device)
+    except (OSError, safetensors.SafetensorError) as error:
+        raise BundleError(
+            f"Bundle '{bundle.name}': {path.name} is not a readable safetensors file: {error}."
+        ) from error
+    require_same_tensors(network.state_dict(), state, subject=f"Bundle '{bundle.name}', {path.name}")
+    network.load_state_dict({key: value.float() for key, value in state.items()})
+    return network
+
+
+def require_same_tensors(expected: StateDict, found: StateDict, *, subject: str) -> None:
+    """Compare names and shapes of two state dicts.
+
+    Raises:
+        BundleError: Listing missing, surplus and misshapen tensors, five of each at most.
+    """
+    missing = sorted(set(expected) - set(found))
+    surplus = sorted(set(found) - set(expected))
+    misshapen = [
+        f"{key} {tuple(found[key].shape)} instead of {tuple(expected[key].shape)}"
+        for key in sorted(set(expected) & set(found))
+        if expected[key].shape != found[key].shape
+    ]
+    problems = [
+        f"{len(keys)} {kind} ({', '.join(keys[:5])}{', ...' if len(keys) > 5 else ''})"
+        for kind, keys in (("missing", missing), ("surplus", surplus), ("of another shape", misshapen))
+        if keys
+    ]
+    if problems:
+        raise BundleError(f"{subject}: expected the tensors of the definition, found {'; '.join(problems)}.")
+
+
+def write_bundle(folder: Path, header: Mapping[str, Any], weights: Mapping[str, StateDict]) -> Bundle:
+    """Write a bundle: float16 safetensors, then ``bundle.yaml`` with their hashes.
+
+    Args:
+        folder: Created when missing; existing files of the same names are replaced.
+        header: Everything of ``BundleSpec`` but ``weights``.
+        weights: State dicts by role.
+
+    Raises:
+        BundleError: When the result does not validate.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    files: dict[str, dict[str, str]] = {}
+    for role, state in weights.items():
+        halves = {
+            key: (value.half() if value.is_floating_point() else value).contiguous().cpu()
+            for key, value in state.items()
+        }
+        path = folder / f"{role}.safetensors"
+        write_whole(path, safetensors.torch.save(halves))
+        files[role] = {"file": path.name, "sha256": sha256_of(path)}
+    content = {**header, "weights": files}
+    write_text_whole(folder / BUNDLE_FILE, yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=100))
+    return load_bundle(folder)
+
+
+def write_random_bundle(folder: Path, header: Mapping[str, Any], *, seed: int) -> Bundle:
+    """Write a bundle of freshly initialised networks: the same code path without training, for tests and dry runs."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        weights = {role: build_network(header["networks"][role]).state_dict() for role in NETWORK_ROLES}
+    return write_bundle(folder, header, weights)
