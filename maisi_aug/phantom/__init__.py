@@ -1,0 +1,25 @@
+"""Procedural chest-abdomen-pelvis CTs with exact label maps: training data, mask bank and test fixture.
+
+``build_label_map`` makes a tumour-free anatomy, ``render_hu`` an image that obeys a label map, ``build_phantom`` both with
+lesions planted between the two. Arrays have axes ``I J K`` along R, A, S; everything is deterministic in the seed.
+"""
+
+from __future__ import annotations
+
+from maisi_aug.phantom.anatomy import REGIONS, AnatomyMap, Region, build_label_map
+from maisi_aug.phantom.build import Phantom, build_phantom, region_for
+from maisi_aug.phantom.intensity import PHASES, Phase
+from maisi_aug.phantom.rendering import render_hu
+
+__all__ = [
+    "PHASES",
+    "REGIONS",
+    "AnatomyMap",
+    "Phantom",
+    "Phase",
+    "Region",
+    "build_label_map",
+    "build_phantom",
+    "region_for",
+    "render_hu",
+]

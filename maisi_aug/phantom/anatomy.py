@@ -1,0 +1,126 @@
+"""Composes a tumour-free label map: places the grid in a patient and paints the organs in their order of priority."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final, Literal, cast, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from maisi_aug.errors import GridError
+from maisi_aug.grid import Grid
+from maisi_aug.phantom import abdomen, bowel, chest, girdles, muscles, pelvis, skeleton, vessels
+from maisi_aug.phantom.envelope import Envelope, build_envelope, paint_envelope
+from maisi_aug.phantom.frame import Frame, draw_pose
+from maisi_aug.phantom.habitus import Habitus, draw_habitus
+from maisi_aug.phantom.ids import BODY, RIGHT_KIDNEY
+from maisi_aug.phantom.shapes import Canvas
+from maisi_aug.seeds import numpy_generator
+
+Region = Literal["chest", "abdomen", "pelvis"]
+REGIONS: Final[tuple[Region, ...]] = get_args(Region)
+# Middle of the window along the body in canonical mm, and how far it may lie off.
+_WINDOW_CENTRE_MM: Final[dict[Region, float]] = {"chest": 478.0, "abdomen": 312.0, "pelvis": 116.0}
+_WINDOW_SPREAD_MM: Final = 22.0
+_ANY_RANGE_MM: Final = (104.0, 492.0)
+_BODY_MIDDLE_Y_MM: Final = -8.0
+
+
+@dataclass(frozen=True)
+class AnatomyMap:
+    """A tumour-free label map and how it came about.
+
+    Attributes:
+        label_map: ``(I, J, K)`` uint8 vocabulary ids; 200 = body without organ, 0 = outside.
+        tissue: ``(I, J, K)`` uint8 tissue under label 200, a finer ground truth that only the renderer uses.
+        region: The window that the map mostly shows.
+        grid: Its geometry.
+        seed: The seed it was built from.
+        habitus: The patient's build.
+        centre_mm: Canonical height of the middle of the window.
+    """
+
+    label_map: NDArray[np.uint8]
+    tissue: NDArray[np.uint8]
+    region: Region
+    grid: Grid
+    seed: int
+    habitus: Habitus
+    centre_mm: float
+
+
+def build_label_map(*, seed: int, grid: Grid, region: Region | Literal["any"] = "any") -> AnatomyMap:
+    """A tumour-free anatomy on a grid.
+
+    Args:
+        seed: Decides everything: patient, pose, window.
+        grid: Any shape and spacing; the window's middle lies in its centre and its axes are taken as R, A, S.
+        region: Where the window lies; "any" draws a place anywhere along the trunk.
+
+    Returns:
+        The map, without any tumour id in it.
+
+    Raises:
+        GridError: The region has an unknown name.
+    """
+    if region != "any" and region not in REGIONS:
+        raise GridError(f"Region: expected one of {', '.join(REGIONS)} or any, found '{region}'. Choose one of these.")
+    habitus = draw_habitus(seed)
+    centre_z, shown = _draw_window(seed, region)
+    rng = numpy_generator(seed, "table position")
+    off_x, off_y = (float(value) for value in np.clip(rng.normal(0, 3.5, 2), -8, 8))
+    centre = (off_x, _BODY_MIDDLE_Y_MM * habitus.scale[1] + off_y + 0.45 * habitus.belly_mm, centre_z * habitus.scale[2])
+    frame = Frame(grid, draw_pose(seed, scale=habitus.scale), centre_mm=centre)
+    canvas = Canvas(frame)
+    envelope = build_envelope(frame, habitus, seed)
+    paint_envelope(canvas, envelope, habitus, seed)
+    _paint_organs(canvas, envelope, habitus, seed)
+    canvas.labels[envelope.skin >= 0] = 0
+    return AnatomyMap(canvas.labels, canvas.tissue, shown, grid, seed, habitus, centre_z)
+
+
+def _draw_window(seed: int, region: str) -> tuple[float, Region]:
+    rng = numpy_generator(seed, f"window {region}")
+    if region == "any":
+        centre = float(rng.uniform(*_ANY_RANGE_MM))
+    else:
+        middle = _WINDOW_CENTRE_MM[cast(Region, region)]
+        return middle + float(rng.uniform(-_WINDOW_SPREAD_MM, _WINDOW_SPREAD_MM)), cast(Region, region)
+    nearest = min(REGIONS, key=lambda name: abs(_WINDOW_CENTRE_MM[name] - centre))
+    return centre, nearest
+
+
+def _paint_organs(canvas: Canvas, envelope: Envelope, habitus: Habitus, seed: int) -> None:
+    """Rigid and tubular structures first, then organs from the ones that yield least to the ones that fill gaps."""
+    skeleton.paint_spine(canvas)
+    skeleton.paint_ribs(canvas, habitus)
+    girdles.paint_shoulders(canvas, habitus)
+    girdles.paint_pelvis(canvas)
+    vessels.paint_great_vessels(canvas, seed)
+    vessels.paint_airway(canvas, seed)
+    if skeleton.is_in_view(canvas.frame, 325.0, 630.0):
+        vessels.paint_pulmonary_trunk(canvas, seed)
+        heart = chest.paint_heart(canvas, envelope, seed)
+        chest.paint_thyroid(canvas, seed)
+        chest.paint_lungs(canvas, envelope, heart, seed)
+    vessels.paint_unlabelled_vessels(canvas, seed)
+    muscles.paint_muscles(canvas, envelope, habitus)
+    pelvis.paint_pelvic_organs(canvas, habitus, seed)
+    if skeleton.is_in_view(canvas.frame, 200.0, 440.0):
+        _paint_upper_abdomen(canvas, envelope, habitus, seed)
+    bowel.paint_colon(canvas, envelope, seed)
+    bowel.paint_small_bowel(canvas, envelope, habitus, seed)
+
+
+def _paint_upper_abdomen(canvas: Canvas, envelope: Envelope, habitus: Habitus, seed: int) -> None:
+    vessels.paint_portal_vein(canvas, seed, over=(BODY,))
+    abdomen.paint_adrenals(canvas, seed)
+    kidneys = abdomen.paint_kidneys(canvas, envelope, seed, visceral_fat=habitus.visceral_fat)
+    abdomen.paint_gallbladder(canvas, seed)
+    abdomen.paint_pancreas(canvas, seed)
+    abdomen.paint_duodenum(canvas, seed)
+    stomach = abdomen.paint_stomach(canvas, envelope, seed)
+    left = next(field for label, field in kidneys.items() if label != RIGHT_KIDNEY)
+    abdomen.paint_spleen(canvas, envelope, stomach, left, seed)
+    abdomen.paint_liver(canvas, envelope, kidneys, stomach, seed)

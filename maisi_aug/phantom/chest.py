@@ -1,0 +1,127 @@
+"""Heart, lungs with their lobes, thyroid."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import numpy as np
+
+from maisi_aug.phantom.envelope import Envelope
+from maisi_aug.phantom.frame import F32
+from maisi_aug.phantom.habitus import jitter
+from maisi_aug.phantom.ids import (
+    BODY,
+    HEART,
+    LEFT_ATRIAL_APPENDAGE,
+    LEFT_LOWER_LOBE,
+    LEFT_UPPER_LOBE,
+    PULMONARY_VEIN,
+    RIGHT_LOWER_LOBE,
+    RIGHT_MIDDLE_LOBE,
+    RIGHT_UPPER_LOBE,
+    THYROID,
+)
+from maisi_aug.phantom.shapes import Canvas, Field, ellipsoid, tube
+from maisi_aug.phantom.skeleton import SPINE_Y_MM, spine_y
+from maisi_aug.phantom.vessels import mediastinal_tubes
+from maisi_aug.seeds import numpy_generator
+
+HEART_CENTRE_MM: Final = (-20.0, 24.0, 438.0)
+HEART_RADII_MM: Final = (60.0, 45.0, 45.0)  # along the long axis (to the left apex), across, up
+HEART_TURN_DEG: Final = (8.0, -22.0, -28.0)
+LUNG_BOTTOM_MM: Final = 325.0
+LUNG_TOP_MM: Final = 622.0
+PLEURA_MM: Final = 2.5  # chest wall between the cavity's outline and the lung
+
+
+def heart_field(canvas: Canvas, envelope: Envelope, seed: int, *, margin_mm: float = 16.0) -> Field:
+    """The heart: an egg that points to the left, front and down, resting on the diaphragm."""
+    shift, factor = jitter(seed, "heart", shift_mm=3.0, spread=0.08)
+    centre = np.asarray(HEART_CENTRE_MM) + shift
+    field = ellipsoid(canvas.frame, centre, np.asarray(HEART_RADII_MM) * factor**0.5, turn_deg=HEART_TURN_DEG, margin_mm=margin_mm)
+    box = field.slices
+    base = ellipsoid(canvas.frame, centre + (14, -14, 14), (38.0, 34.0, 38.0), margin_mm=margin_mm)
+    mm = np.minimum(field.mm, _onto(base, field, canvas))
+    mm = np.maximum(mm, envelope.cavity[box] + 5)
+    return Field(box, np.maximum(mm, envelope.diaphragm_z[box] - canvas.frame.z[box] - 3))
+
+
+def _onto(field: Field, target: Field, canvas: Canvas) -> F32:
+    """Distances of ``field`` on the box of ``target`` (far outside the field's own box)."""
+    whole = np.full(canvas.frame.shape, np.float32(100), dtype=np.float32)
+    whole[field.slices] = field.mm
+    return whole[target.slices]
+
+
+def paint_heart(canvas: Canvas, envelope: Envelope, seed: int) -> Field:
+    """Paint heart and left atrial appendage; returns the heart's distances for the lungs to keep clear of."""
+    field = heart_field(canvas, envelope, seed)
+    canvas.paint(field, HEART, over=(BODY, PULMONARY_VEIN))
+    shift, _ = jitter(seed, "heart", shift_mm=3.0, spread=0.08)
+    knots = [(x + shift[0], y + shift[1], z + shift[2], r) for x, y, z, r in ((-34, 2, 476, 6.0), (-46, 16, 480, 7.0), (-50, 30, 476, 5.0))]
+    canvas.paint(tube(canvas.frame, knots), LEFT_ATRIAL_APPENDAGE, over=(BODY, HEART))
+    return field
+
+
+def paint_thyroid(canvas: Canvas, seed: int) -> None:
+    """Two lobes beside the trachea at the neck's base, and the isthmus."""
+    shift, factor = jitter(seed, "airway", shift_mm=3.0, spread=0.10)
+    size = np.asarray((8.5, 9.5, 24.0)) * factor
+    for side in (1, -1):
+        canvas.paint(ellipsoid(canvas.frame, np.asarray((side * 16.0, -2.0, 624.0)) + shift, size), THYROID)
+    canvas.paint(ellipsoid(canvas.frame, np.asarray((0.0, 8.0, 616.0)) + shift, (14.0, 4.5, 8.0)), THYROID)
+
+
+def paint_lungs(canvas: Canvas, envelope: Envelope, heart: Field, seed: int) -> None:
+    """Lungs: the chest cavity above the diaphragm without the mediastinum, cut into lobes by curved fissures."""
+    frame = canvas.frame
+    box = frame.box((-150, -125, LUNG_BOTTOM_MM), (150, 110, LUNG_TOP_MM))
+    x, y, z = frame.x[box], frame.y[box], frame.z[box]
+    if not x.size:
+        return
+    mm = np.maximum(envelope.cavity[box] + PLEURA_MM, envelope.diaphragm_z[box] + 2 - z)
+    mm = np.maximum(mm, z - np.float32(LUNG_TOP_MM - 14))
+    mm = np.maximum(mm, -_mediastinum(canvas, envelope, heart, seed)[box])
+    lung = Field(box, mm.astype(np.float32))
+    left = x < np.float32(-4)
+    fissure = _fissure_height(canvas, seed)[box]
+    upper = z > fissure
+    rng = numpy_generator(seed, "fissures")
+    horizontal = np.float32(474 + rng.normal(0, 6)) + np.float32(rng.normal(0, 0.05)) * y
+    canvas.paint(lung, LEFT_UPPER_LOBE, also=left & upper)
+    canvas.paint(lung, LEFT_LOWER_LOBE, also=left & ~upper)
+    canvas.paint(lung, RIGHT_LOWER_LOBE, also=~left & ~upper)
+    canvas.paint(lung, RIGHT_MIDDLE_LOBE, also=~left & upper & (z < horizontal))
+    canvas.paint(lung, RIGHT_UPPER_LOBE, also=~left & upper & (z >= horizontal))
+
+
+def _fissure_height(canvas: Canvas, seed: int) -> F32:
+    """Height of the oblique fissures: high at the back, low at the front, gently warped."""
+    frame = canvas.frame
+    rng = numpy_generator(seed, "oblique fissures")
+    slope, height = np.float32(-0.90 + rng.normal(0, 0.05)), np.float32(462 + rng.normal(0, 6))
+    waves = np.float32(5) * frame.smooth_noise(rng, 120.0)
+    result: F32 = height + slope * frame.y + waves + np.float32(0.0006) * (np.abs(frame.x) - 70) ** 2 * 5
+    return result
+
+
+def _mediastinum(canvas: Canvas, envelope: Envelope, heart: Field, seed: int) -> F32:
+    """Distance to what lies between the lungs: heart with its fat, spine, great vessels, septum, cardiac fat pads."""
+    frame = canvas.frame
+    middle_y = np.interp(frame.z, SPINE_Y_MM[:, 0], SPINE_Y_MM[:, 1]).astype(np.float32)
+    spine = np.hypot(frame.x / np.float32(1.08), frame.y - middle_y + np.float32(4)) - np.float32(19.5)
+    arches = np.maximum(np.abs(frame.x) - np.float32(36), frame.y - middle_y + np.float32(24))
+    septum_y = np.float32(spine_y(500.0) + 10.0)
+    width = np.float32(8) + np.float32(10) * np.clip((frame.z - 520) / np.float32(70), 0, 1)
+    septum = np.maximum(np.abs(frame.x - np.float32(2)) - width, septum_y - frame.y)
+    septum = np.where(frame.y > 52, np.maximum(septum, np.abs(frame.x - 2) - 4), septum)
+    mm = np.minimum(np.minimum(spine, arches), septum)
+    mm[heart.slices] = np.minimum(mm[heart.slices], heart.mm - np.float32(4.5))
+    pads = np.maximum(np.abs(frame.x + np.float32(16)) - 44, np.float32(14) - frame.y)
+    pads = np.maximum(pads, frame.z - envelope.diaphragm_z - 16 - 0.25 * frame.y)
+    mm = np.minimum(mm, pads)
+    for field in mediastinal_tubes(canvas, seed):
+        view = mm[field.slices]
+        np.minimum(view, field.mm - np.float32(2.5), out=view)
+    result: F32 = mm
+    return result

@@ -1,0 +1,195 @@
+"""The layers of the trunk: skin, fascia (outer muscle surface), cavity (pleura and peritoneum) and diaphragm."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from maisi_aug.phantom.frame import F32, Frame
+from maisi_aug.phantom.habitus import Habitus
+from maisi_aug.phantom.ids import (
+    BODY,
+    TISSUE_FAT,
+    TISSUE_MUSCLE,
+    TISSUE_SOFT,
+    TISSUE_SUBCUTANEOUS,
+)
+from maisi_aug.phantom.shapes import Canvas
+from maisi_aug.seeds import numpy_generator
+
+# Half-width, anterior and posterior extent in mm against z in mm.
+_CAVITY: Final = np.array(
+    [
+        (-80, 15, -5, -25),
+        (0, 30, 8, -55),
+        (40, 48, 48, -84),
+        (80, 60, 64, -94),
+        (120, 85, 73, -94),
+        (160, 108, 80, -86),
+        (200, 119, 84, -80),
+        (240, 122, 88, -80),
+        (280, 124, 90, -84),
+        (320, 127, 91, -89),
+        (360, 130, 91, -92),
+        (400, 133, 90, -94),
+        (440, 132, 84, -95),
+        (480, 128, 75, -95),
+        (520, 118, 62, -92),
+        (550, 104, 47, -85),
+        (575, 84, 34, -77),
+        (595, 60, 20, -68),
+        (610, 36, 8, -58),
+        (625, 10, -5, -48),
+        (720, 4, -15, -35),
+    ],
+    dtype=np.float64,
+)
+_FASCIA: Final = np.array(
+    [
+        (-80, 150, 72, -88),
+        (0, 157, 74, -104),
+        (40, 159, 80, -110),
+        (80, 157, 82, -112),
+        (120, 152, 88, -110),
+        (160, 145, 94, -106),
+        (200, 138, 98, -102),
+        (240, 136, 101, -102),
+        (280, 137, 103, -105),
+        (320, 139, 105, -109),
+        (360, 143, 106, -112),
+        (400, 146, 105, -114),
+        (440, 149, 101, -116),
+        (480, 153, 96, -117),
+        (520, 158, 86, -117),
+        (550, 161, 73, -115),
+        (575, 160, 62, -112),
+        (595, 151, 50, -106),
+        (610, 136, 40, -100),
+        (625, 112, 32, -94),
+        (650, 84, 30, -84),
+        (720, 62, 32, -72),
+    ],
+    dtype=np.float64,
+)
+_WIDEST_Y: Final = np.array([(-80, -10), (80, -18), (200, -8), (320, -8), (440, -14), (560, -28), (720, -22)], dtype=np.float64)
+_TABLE_START_MM: Final = -100.0
+_TABLE_STEP_MM: Final = 0.5
+_TABLE_Z: Final = np.arange(_TABLE_START_MM, 740.0, _TABLE_STEP_MM)
+BREAST_CENTRE_MM: Final = (74.0, 92.0, 462.0)
+BELLY_Z_MM: Final = (130.0, 255.0, 400.0)  # where the belly's bulge begins, peaks and ends
+
+
+@dataclass(frozen=True)
+class Envelope:
+    """Signed distances in canonical mm over the whole grid, negative inside.
+
+    Attributes:
+        skin: Outline of the body.
+        fascia: Outer surface of the muscles.
+        cavity: Pleural and peritoneal cavity.
+        diaphragm_z: Height of the diaphragm above every voxel's place; the voxel is abdominal where ``z`` is below it.
+    """
+
+    skin: F32
+    fascia: F32
+    cavity: F32
+    diaphragm_z: F32
+
+
+def build_envelope(frame: Frame, habitus: Habitus, seed: int) -> Envelope:
+    """The layers of the trunk for one patient."""
+    index = np.clip((frame.z - _TABLE_START_MM) / _TABLE_STEP_MM, 0, len(_TABLE_Z) - 1).astype(np.int32)
+    belly = habitus.belly_mm * bump(_TABLE_Z, *BELLY_Z_MM)
+    widest = np.interp(_TABLE_Z, *_WIDEST_Y.T)
+    cavity = _outline(frame, index, _CAVITY, widest, belly, 0.25 * belly)
+    fascia = _outline(frame, index, _FASCIA, widest, belly, 0.25 * belly)
+    skin = fascia - _fat_thickness(frame, habitus, seed)
+    return Envelope(skin, fascia, cavity, diaphragm_height(frame.x, frame.y, habitus.inspiration_mm))
+
+
+def bump(z: NDArray[np.float64], start: float, peak: float, stop: float) -> NDArray[np.float64]:
+    """A smooth hump along z: 0 at ``start`` and ``stop``, 1 at ``peak``."""
+    rise = np.clip((z - start) / (peak - start), 0, 1)
+    fall = np.clip((stop - z) / (stop - peak), 0, 1)
+    hump: NDArray[np.float64] = np.sin(0.5 * np.pi * np.minimum(rise, fall)) ** 2
+    return hump
+
+
+def _outline(
+    frame: Frame,
+    index: NDArray[np.int32],
+    table: NDArray[np.float64],
+    widest: NDArray[np.float64],
+    forward: NDArray[np.float64],
+    sideways: NDArray[np.float64],
+) -> F32:
+    """Distance to a superelliptic outline (exponent 2.5) with different anterior and posterior half-depths."""
+    half_width = (np.interp(_TABLE_Z, table[:, 0], table[:, 1]) + sideways).astype(np.float32)
+    front = (np.interp(_TABLE_Z, table[:, 0], table[:, 2]) + forward - widest).astype(np.float32)
+    back = (widest - np.interp(_TABLE_Z, table[:, 0], table[:, 3])).astype(np.float32)
+    a = half_width[index]
+    from_widest = frame.y - widest.astype(np.float32)[index]
+    b = np.maximum(np.where(from_widest > 0, front[index], back[index]), np.float32(2))
+    u, v = np.abs(frame.x) / a, np.abs(from_widest) / b
+    u_steep, v_steep = u * np.sqrt(u), v * np.sqrt(v)
+    total = u * u_steep + v * v_steep
+    rho = np.maximum(total, np.float32(1e-6)) ** np.float32(0.4)
+    gradient = np.hypot(u_steep / a, v_steep / b) / (rho * np.sqrt(rho))
+    result: F32 = (rho - 1) / np.maximum(gradient, np.float32(1e-3))
+    return np.maximum(result, -np.minimum(a, b))
+
+
+def _fat_thickness(frame: Frame, habitus: Habitus, seed: int) -> F32:
+    """Subcutaneous fat in mm: thicker on belly and buttocks, thin over the spine and towards the neck."""
+    rng = numpy_generator(seed, "subcutaneous fat")
+    x, y, z = frame.x, frame.y, frame.z
+    low = np.clip((np.float32(430) - z) / np.float32(260), 0, 1)
+    front = np.clip(y / np.float32(90), -1, 1)
+    share = np.float32(0.62) + low * (np.float32(0.38) + np.float32(0.35) * front * front)
+    share -= np.float32(0.35) * np.exp(-((x / np.float32(24)) ** 2)) * (front < 0)
+    share *= 1 + np.float32(0.10) * frame.smooth_noise(rng, 160.0)
+    thickness = np.maximum(np.float32(habitus.subcutaneous_mm) * share, np.float32(2.5))
+    if habitus.is_female:
+        size = np.float32(rng.uniform(18, 42) * (0.6 + 0.02 * habitus.subcutaneous_mm))
+        cx, _, cz = BREAST_CENTRE_MM
+        mound = np.exp(-(((np.abs(x) - cx) / 40) ** 2) - ((z - cz) / 42) ** 2) * (y > 0)
+        thickness += np.minimum(size, np.float32(55 - 0.9 * habitus.subcutaneous_mm)) * mound.astype(np.float32)
+    result: F32 = thickness.astype(np.float32)
+    return result
+
+
+def diaphragm_height(x: F32, y: F32, raised_mm: float) -> F32:
+    """Height of the diaphragm in mm: two domes, the right one higher, deep recesses at the back and the sides."""
+    rim = np.float32(338) + np.float32(48) * np.clip((y + 10) / np.float32(90), 0, 1)
+    dome = np.float32(409 + raised_mm) + np.float32(9) * np.tanh(x / np.float32(35))
+    dome -= np.float32(8) * np.exp(-((x / np.float32(28)) ** 2))
+    share = np.maximum(1 - (x / np.float32(134)) ** 2 - ((y + 4) / np.float32(97)) ** 2, 0)
+    result: F32 = rim + (dome - rim) * share ** np.float32(0.42)
+    return result
+
+
+def paint_envelope(canvas: Canvas, envelope: Envelope, habitus: Habitus, seed: int) -> None:
+    """Fill the skin with label 200 and lay out the tissues under it: fat, muscle wall, visceral fat."""
+    frame = canvas.frame
+    canvas.labels[envelope.skin < 0] = BODY
+    canvas.tissue[...] = TISSUE_SUBCUTANEOUS
+    canvas.tissue[envelope.fascia < 0] = TISSUE_MUSCLE
+    canvas.tissue[envelope.cavity < 0] = TISSUE_FAT
+    rng = numpy_generator(seed, "tissue")
+    depth = np.minimum(-envelope.fascia, envelope.cavity)
+    seam = frame.smooth_noise(rng, 42.0) + np.float32(0.5) * frame.smooth_noise(rng, 20.0)
+    # Muscles of the shoulder and the hip are parted by sheets of fat; the armpit holds a pad of it.
+    sheets = np.abs(frame.smooth_noise(rng, 62.0)) < np.float32(0.07 + 0.10 * habitus.visceral_fat)
+    armpit = (depth > 7) & (frame.z > 520) & (frame.y > -45) & (np.abs(frame.x) > 85) & (seam > -0.5)
+    outer = (depth > 3.5) & ((frame.z > 470) | (frame.z < 150))
+    canvas.tissue[(sheets & outer) | armpit] = TISSUE_FAT
+    midline = (np.abs(frame.x) < 3.0) & (frame.y > 60) & (frame.z < 400) & (envelope.cavity > 3) & (envelope.fascia < 0)
+    canvas.tissue[midline] = TISSUE_FAT
+    if habitus.is_female:
+        cx, cy, cz = BREAST_CENTRE_MM
+        gland = (((np.abs(frame.x) - cx) / 34) ** 2 + ((frame.z - cz) / 32) ** 2) < 1 + 0.3 * seam
+        gland &= (envelope.fascia > 4) & (envelope.skin < -7) & (frame.y > cy - 25) & (seam > -0.4)
+        canvas.tissue[gland] = TISSUE_SOFT

@@ -1,0 +1,141 @@
+"""Where the voxels of a grid lie in the body: the window, the pose and a smooth warp.
+
+Two spaces, both in millimetres with axes R, A, S:
+
+* patient space: the voxel centres of the grid, axis-aligned, z = 0 at the pelvic floor and z of about 610 at the neck;
+* canonical space: the textbook body in which every organ is described. ``patient = rotate(scale * canonical + warp)``.
+
+Blobs (organs) are evaluated at the canonical coordinates of the voxels; tubes are carried to patient space by their centre
+lines, which keeps their cross-sections round.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy import ndimage
+
+from maisi_aug.grid import Grid
+from maisi_aug.phantom.noise import F32, smooth_noise, spline_basis, spread
+from maisi_aug.seeds import numpy_generator
+
+Slices = tuple[slice, slice, slice]
+
+KNOT_SPACING_MM: Final = 85.0
+KNOT_ORIGIN_MM: Final = np.array([-510.0, -425.0, -510.0])
+KNOT_COUNTS: Final = (13, 11, 19)  # covers x, y to about 425 and z to 930 mm, far beyond any torso window
+
+
+@dataclass(frozen=True)
+class Pose:
+    """How one patient's body differs from the canonical one.
+
+    Attributes:
+        scale: Stretch along R, A, S.
+        turn_rad: Rotation about the body axis.
+        tilt_rad: Shear of x along z, a patient who lies slightly askew.
+        warp_mm: ``(3, *KNOT_COUNTS)`` cubic B-spline coefficients of the warp.
+    """
+
+    scale: tuple[float, float, float]
+    turn_rad: float
+    tilt_rad: float
+    warp_mm: NDArray[np.float64]
+
+
+def draw_pose(seed: int, *, scale: tuple[float, float, float]) -> Pose:
+    """A slightly turned, tilted and bent pose: scoliosis, kyphosis and a local warp of a few millimetres."""
+    rng = numpy_generator(seed, "pose")
+    knots_z = KNOT_ORIGIN_MM[2] + KNOT_SPACING_MM * np.arange(KNOT_COUNTS[2])
+    local = rng.normal(0.0, 1.0, (3, *KNOT_COUNTS)) * np.array([6.0, 5.0, 7.0])[:, None, None, None]
+    scoliosis = rng.normal(0, 4.0) * np.sin(2 * np.pi * knots_z / rng.uniform(350, 600) + rng.uniform(0, 2 * np.pi))
+    kyphosis = rng.normal(0, 4.0) * np.sin(2 * np.pi * knots_z / rng.uniform(500, 800) + rng.uniform(0, 2 * np.pi))
+    local[0] += scoliosis
+    local[1] += kyphosis
+    return Pose(scale, float(rng.normal(0, np.deg2rad(2.5))), float(rng.normal(0, 0.015)), local)
+
+
+class Frame:
+    """The grid of a case placed in its patient.
+
+    Attributes:
+        shape: Voxels along I, J, K.
+        spacing_mm: Voxel sides.
+        axes: Patient millimetres of the voxel centres, one 1D float32 array per axis.
+        x: ``(I, J, K)`` canonical R coordinate of every voxel in mm; ``y`` (A) and ``z`` (S) likewise.
+    """
+
+    def __init__(self, grid: Grid, pose: Pose, *, centre_mm: tuple[float, float, float]) -> None:
+        """Place ``grid`` so that its centre lies at ``centre_mm`` of patient space."""
+        self.shape = grid.shape
+        self.spacing_mm = grid.spacing_mm
+        self.pose = pose
+        self._axes64 = tuple(
+            centre + (np.arange(side) - 0.5 * (side - 1)) * step
+            for centre, side, step in zip(centre_mm, grid.shape, grid.spacing_mm, strict=True)
+        )
+        self.axes = tuple(axis.astype(np.float32) for axis in self._axes64)
+        self.radius_scale = float(np.cbrt(np.prod(pose.scale)))
+        self.x, self.y, self.z = self._canonical_coordinates()
+
+    def _canonical_coordinates(self) -> tuple[F32, F32, F32]:
+        bases = self.bases(KNOT_ORIGIN_MM, KNOT_SPACING_MM, KNOT_COUNTS)
+        x, y, z = (axis.reshape(shape) for axis, shape in zip(self.axes, ((-1, 1, 1), (1, -1, 1), (1, 1, -1)), strict=True))
+        cos, sin = np.float32(np.cos(self.pose.turn_rad)), np.float32(np.sin(self.pose.turn_rad))
+        x = x - np.float32(self.pose.tilt_rad) * (z - np.float32(300))
+        scale = [np.float32(s) for s in self.pose.scale]
+        turned = (cos * x + sin * y, cos * y - sin * x, z)
+        warp = self.pose.warp_mm
+        canonical = [(turned[a] - spread(warp[a], bases)) / scale[a] for a in range(3)]
+        return canonical[0], canonical[1], canonical[2]
+
+    def bases(self, origin_mm: ArrayLike, spacing_mm: float, counts: tuple[int, int, int]) -> tuple[F32, F32, F32]:
+        """B-spline bases of the grid's three axes for knots anchored in patient space."""
+        origin = np.asarray(origin_mm, dtype=np.float64)
+        i, j, k = (
+            spline_basis(self._axes64[a], origin_mm=float(origin[a]), spacing_mm=spacing_mm, count=counts[a])
+            for a in range(3)
+        )
+        return i, j, k
+
+    def to_patient(self, points: ArrayLike) -> NDArray[np.float64]:
+        """``(N, 3)`` canonical points in patient millimetres; a fixed-point iteration inverts the warp."""
+        bent = np.atleast_2d(np.asarray(points, dtype=np.float64)) * np.array(self.pose.scale)
+        cos, sin = np.cos(self.pose.turn_rad), np.sin(self.pose.turn_rad)
+        patient = bent.copy()
+        for _ in range(4):
+            knots = ((patient - KNOT_ORIGIN_MM) / KNOT_SPACING_MM).T
+            warp = [
+                ndimage.map_coordinates(self.pose.warp_mm[a], knots, order=3, prefilter=False, mode="nearest")
+                for a in range(3)
+            ]
+            x, y, z = (bent[:, a] + warp[a] for a in range(3))
+            turned_x, turned_y = cos * x - sin * y, sin * x + cos * y
+            patient = np.stack([turned_x + self.pose.tilt_rad * (z - 300.0), turned_y, z], axis=1)
+        return patient
+
+    def slices_of(self, low_mm: ArrayLike, high_mm: ArrayLike) -> Slices:
+        """Index box of a box in patient space, cut at the grid (sides may be empty)."""
+        low, high = np.asarray(low_mm, dtype=np.float64), np.asarray(high_mm, dtype=np.float64)
+        bounds = []
+        for a in range(3):
+            first = self._axes64[a][0]
+            start = int(np.clip(np.floor((low[a] - first) / self.spacing_mm[a]), 0, self.shape[a]))
+            stop = int(np.clip(np.ceil((high[a] - first) / self.spacing_mm[a]) + 1, start, self.shape[a]))
+            bounds.append(slice(start, stop))
+        return bounds[0], bounds[1], bounds[2]
+
+    def box(self, low: ArrayLike, high: ArrayLike, *, pad_mm: float = 6.0) -> Slices:
+        """Index box that holds a canonical box; the pad covers the warp between the probed points."""
+        low_mm, high_mm = np.asarray(low, dtype=np.float64), np.asarray(high, dtype=np.float64)
+        steps = np.stack(np.meshgrid(*[(0.0, 0.5, 1.0)] * 3, indexing="ij"), axis=-1).reshape(-1, 3)
+        corners = self.to_patient(low_mm + steps * (high_mm - low_mm))
+        return self.slices_of(corners.min(axis=0) - pad_mm, corners.max(axis=0) + pad_mm)
+
+    def smooth_noise(self, rng: np.random.Generator, wavelength_mm: float, within: Slices | None = None) -> F32:
+        """Low-frequency noise of about unit standard deviation over the grid or over a box of it."""
+        sides = self.shape if within is None else tuple(side.stop - side.start for side in within)
+        return smooth_noise((sides[0], sides[1], sides[2]), self.spacing_mm, rng, wavelength_mm)

@@ -1,0 +1,117 @@
+"""What fills the gut: gas that rises to the front of a supine patient, fluid, food and stool."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from maisi_aug.phantom.noise import F32, smooth_noise
+
+Mask = NDArray[np.bool_]
+GAS_HU: Final = -960.0
+_LEVEL_SCALE_MM: Final = 13.0  # neighbourhood over which the local height inside a loop is measured
+
+
+@dataclass(frozen=True)
+class Filling:
+    """Content of one gut organ.
+
+    Attributes:
+        gas_level: Local height, in standard deviations, above which there is gas; larger means less gas.
+        gas_spread: How much the level differs from place to place.
+        content_hu: Mean of the fluid or stool.
+        mottle_hu: Standard deviation of the solid content's texture.
+        bubbles: Share of the content's voxels that are small gas bubbles.
+    """
+
+    gas_level: float
+    gas_spread: float
+    content_hu: float
+    mottle_hu: float
+    bubbles: float
+
+
+def bounding_box(mask: Mask, *, pad: int = 1) -> tuple[slice, slice, slice] | None:
+    """Index box around the true voxels with a margin, or None when there are none."""
+    box = []
+    for axis in range(3):
+        along = np.flatnonzero(mask.any(axis=tuple(other for other in range(3) if other != axis)))
+        if along.size == 0:
+            return None
+        box.append(slice(max(0, int(along[0]) - pad), min(mask.shape[axis], int(along[-1]) + 1 + pad)))
+    return box[0], box[1], box[2]
+
+
+def eroded(mask: Mask) -> Mask:
+    """Voxels whose six neighbours all belong to the mask; the grid's border does not count as outside."""
+    inner = mask.copy()
+    inner[1:] &= mask[:-1]
+    inner[:-1] &= mask[1:]
+    inner[:, 1:] &= mask[:, :-1]
+    inner[:, :-1] &= mask[:, 1:]
+    inner[:, :, 1:] &= mask[:, :, :-1]
+    inner[:, :, :-1] &= mask[:, :, 1:]
+    return inner
+
+
+def local_height(mask: Mask, spacing_mm: tuple[float, float, float], scale_mm: float = _LEVEL_SCALE_MM) -> F32:
+    """How far in front a voxel lies inside its loop, in standard deviations of the loop's depth around it."""
+    sigma = [scale_mm / step for step in spacing_mm]
+    weight = ndimage.gaussian_filter(mask.astype(np.float32), sigma, truncate=2.0)
+    depth = (np.arange(mask.shape[1], dtype=np.float32) * np.float32(spacing_mm[1])).reshape(1, -1, 1)
+    depth = depth - depth.mean()
+    mean = ndimage.gaussian_filter(mask * depth, sigma, truncate=2.0) / np.maximum(weight, np.float32(1e-4))
+    result: F32 = (depth - mean) / np.float32(0.55 * scale_mm)
+    return result
+
+
+def fill_lumen(
+    image: F32,
+    gut: Mask,
+    lumen_free_of: Mask,
+    filling: Filling,
+    spacing_mm: tuple[float, float, float],
+    rng: np.random.Generator,
+) -> None:
+    """Write content into the lumen of a gut organ; its outermost voxels keep the wall's HU.
+
+    Args:
+        image: ``(I, J, K)`` HU, changed in place inside the lumen.
+        gut: The organ together with tumours that grow in it.
+        lumen_free_of: Tumour voxels, which keep no content.
+        filling: What the lumen holds.
+        spacing_mm: Voxel sides.
+        rng: Source of the texture.
+    """
+    box = bounding_box(gut, pad=2)
+    if box is None:
+        return
+    mask = gut[box]
+    lumen = _without_wall(mask, spacing_mm) & ~lumen_free_of[box]
+    shape = (mask.shape[0], mask.shape[1], mask.shape[2])
+    height = local_height(mask, spacing_mm)
+    level = np.float32(filling.gas_level) + np.float32(filling.gas_spread) * smooth_noise(shape, spacing_mm, rng, 110.0)
+    gas = height > level
+    mottle = smooth_noise(shape, spacing_mm, rng, 13.0)
+    grain = rng.standard_normal(shape, dtype=np.float32)
+    content = np.float32(filling.content_hu) + np.float32(filling.mottle_hu) * (0.8 * mottle + 0.35 * grain)
+    if filling.bubbles > 0:
+        rough = 0.6 * grain + 0.8 * mottle
+        content = np.where(rough > np.quantile(rough, 1 - filling.bubbles), content - np.float32(330), content)
+    content = np.where(gas, np.float32(GAS_HU), content)
+    view = image[box]
+    view[lumen] = content[lumen]
+
+
+def _without_wall(mask: Mask, spacing_mm: tuple[float, float, float]) -> Mask:
+    """The lumen: the wall takes 2.5 mm, at least one voxel where voxels are not much coarser than that."""
+    if min(spacing_mm) > 5.0:
+        return mask
+    inner = mask
+    for _ in range(max(1, round(2.5 / max(spacing_mm)))):
+        inner = eroded(inner)
+    return inner
