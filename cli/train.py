@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
 
 RecipeOption = Annotated[str, typer.Option("--recipe", help="A training recipe's name or file.")]
 OutOption = Annotated[Path, typer.Option("--out", "-o", help="Folder of the run: phantoms, stages and the bundle.")]
@@ -46,37 +49,19 @@ def _stage_command(stage: str) -> Callable[..., None]:
 
 def train_stage(stage: str, *, recipe: str, out: Path, max_minutes: float | None, device: str) -> None:
     """Run one stage with a progress bar on stderr; prints where the result lies."""
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
     from maisi_aug.pipeline import resolve_device
     from maisi_aug.training.recipe import load_training_recipe, training_recipe_path
     from maisi_aug.training.stages import TrainingFolder
 
     settings = load_training_recipe(training_recipe_path(recipe))
-    console = Console(stderr=True)
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+    num_steps = getattr(settings, stage).loop.num_steps
+    with _progress_bar() as progress:
 
         def report_phase(name: str) -> Callable[[int, int], None]:
             task = progress.add_task(name, total=None)
             return lambda done, total: progress.update(task, completed=done, total=total)
 
         folder = TrainingFolder(settings, out, device=resolve_device(device), report_phase=report_phase)
-        num_steps = getattr(settings, stage).loop.num_steps
         task = progress.add_task(f"Training {stage}", total=num_steps)
 
         def report_step(step: int, figures: dict[str, float]) -> None:
@@ -87,3 +72,19 @@ def train_stage(stage: str, *, recipe: str, out: Path, max_minutes: float | None
     if not result.is_complete:
         typer.echo(f"{stage}: {result.num_steps_done} of {num_steps} steps; run again to go on.", err=True)
     typer.echo(path)
+
+
+def _progress_bar() -> Progress:
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    console = Console(stderr=True)
+    columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    return Progress(TextColumn("{task.description}"), *columns, console=console, disable=not console.is_terminal)

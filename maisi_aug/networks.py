@@ -7,6 +7,7 @@ The classes are MONAI's. A definition names one of them and its hyper-parameters
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from monai.apps.generation.maisi.networks.autoencoderkl_maisi import (
@@ -146,3 +147,15 @@ def _plain_twin(layer: nn.Module) -> nn.Module | None:
         assert isinstance(inner, nn.Module)
         return inner
     return None
+
+
+@dataclass(frozen=True)
+class Networks:
+    """The networks of a bundle on one device, ready for inference, and its scheduler."""
+
+    autoencoder: nn.Module
+    diffusion_unet: nn.Module
+    controlnet: nn.Module
+    scheduler: RFlowScheduler | DDPMScheduler
+    scale_factor: float
+    device: str

@@ -15,7 +15,7 @@ import torch
 from monai.networks.schedulers.rectified_flow import RFlowScheduler
 from torch import Tensor, nn
 
-from maisi_aug.weights import Networks
+from maisi_aug.networks import Networks
 
 ReportStep = Callable[[int, int], None]
 

@@ -3,35 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
 import torch
 import yaml
-from monai.networks.schedulers.ddpm import DDPMScheduler
-from monai.networks.schedulers.rectified_flow import RFlowScheduler
 from torch import Tensor, nn
 
 from maisi_aug.bundle import BUNDLE_FILE, NETWORK_ROLES, Bundle, load_bundle
 from maisi_aug.errors import BundleError
-from maisi_aug.networks import build_network, build_scheduler, use_plain_layers
+from maisi_aug.networks import Networks, build_network, build_scheduler, use_plain_layers
 from maisi_aug.whole_files import sha256_of, write_text_whole, write_whole
 
 StateDict = Mapping[str, Tensor]
-
-
-@dataclass(frozen=True)
-class Networks:
-    """The networks of a bundle on one device, ready for inference, and its scheduler."""
-
-    autoencoder: nn.Module
-    diffusion_unet: nn.Module
-    controlnet: nn.Module
-    scheduler: RFlowScheduler | DDPMScheduler
-    scale_factor: float
-    device: str
 
 
 def load_networks(bundle: Bundle, *, device: str = "cpu", plain_layers: bool = True) -> Networks:
