@@ -16,7 +16,6 @@ from maisi_aug.volume_io import load_image, load_label_map
 
 SPACING_MM = (2.5, 2.7, 4.0)
 SHAPE = (150, 120, 30)
-REAL = Path(__file__).parents[2] / "shared" / "data"
 
 
 def _ellipse(centre_mm: tuple[float, float], radii_mm: tuple[float, float], spacing_mm: Spacing) -> NDArray[np.bool_]:
@@ -136,18 +135,10 @@ def test_body_label_fills_only_what_has_no_organ() -> None:
         add_body(label_map, image_hu[:, :, :29], SPACING_MM)
 
 
-def _real(*names: str) -> list[Path]:
-    paths = [REAL / name for name in names]
-    if not all(path.exists() for path in paths):
-        pytest.skip(f"no real scans at {REAL}")
-    return paths
-
-
-def test_real_abdomen_holds_every_organ_and_not_the_table() -> None:
-    image_path, label_path = _real(
-        "totalsegmentator-example/example_ct.nii.gz", "totalsegmentator-example/example_seg_v1_104classes.nii.gz"
-    )
-    image, label_map = load_image(image_path), load_label_map(label_path)
+def test_real_abdomen_holds_every_organ_and_not_the_table(real_data: Path) -> None:
+    folder = real_data / "totalsegmentator-example"
+    image = load_image(folder / "example_ct.nii.gz")
+    label_map = load_label_map(folder / "example_seg_v1_104classes.nii.gz")
     body = find_body(image.array, image.grid.spacing_mm)
     assert body[label_map.array > 0].mean() > 0.999
     behind_back: NDArray[Any] = body[:, :3]
@@ -156,9 +147,9 @@ def test_real_abdomen_holds_every_organ_and_not_the_table() -> None:
     assert bright_outside[:, 12:].mean() < 0.002, "skin is missing"
 
 
-def test_real_cropped_thigh_keeps_its_tumour() -> None:
-    image_path, tumour_path = _real("sts/STS_002_ct.nii.gz", "sts/STS_002_gtv.nii.gz")
-    image, tumour = load_image(image_path), load_label_map(tumour_path)
+def test_real_cropped_thigh_keeps_its_tumour(real_data: Path) -> None:
+    image = load_image(real_data / "sts" / "STS_002_ct.nii.gz")
+    tumour = load_label_map(real_data / "sts" / "STS_002_gtv.nii.gz")
     body = find_body(image.array, image.grid.spacing_mm)
     assert body[tumour.array > 0].all()
     assert 0.5 < body.mean() < 0.9

@@ -1,0 +1,256 @@
+"""Which files of a folder or data list are label maps, and which CT belongs to each.
+
+Layouts, tried in this order: a cohort of this package (``anatomy/``), nnU-Net raw or Medical Decathlon (``labelsTr/``),
+``labels/`` beside ``images/``, one mask per organ (TotalSegmentator's output), pairs such as ``X_ct`` and ``X_seg``,
+and one folder per case with any of these.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from maisi_aug.errors import BankError
+from maisi_aug.volume_io import READABLE_SUFFIXES, is_readable_name
+
+IsOrganName = Callable[[str], bool]
+
+LABEL_FOLDERS = ("anatomy", "labelsTr", "labels", "label", "masks", "segmentations")
+IMAGE_FOLDERS = ("imagesTr", "images", "image", "ct")
+NAME_FILES = ("labels.json", "dataset.json")
+MIN_ORGAN_FILES = 3
+
+_IMAGE_NAME = re.compile(r"^(?:(?P<case>.+)[_-])?(?:ct|image|img|volume|vol)$", re.IGNORECASE)
+_LABEL_NAME = re.compile(
+    r"^(?:(?P<case>.+?)[_-])?(?P<role>seg|segmentation|labels?|labelmap|mask|anatomy|gt|oar|ptv|gtv)(?:[_-].*)?$",
+    re.IGNORECASE,
+)
+
+
+@dataclass(frozen=True)
+class BankEntry:
+    """One label map of a bank.
+
+    Attributes:
+        name: Path relative to the bank, with ``/``.
+        label_paths: The label map, or one mask per organ.
+        image_path: The CT it was drawn on, if there is one.
+        organ_names: What each of the masks shows; empty for one label map.
+        label_names: Names of the map's own ids from ``labels.json`` or ``dataset.json``; None without such a file.
+        listed_ids: Ids that a data list promises, as MAISI's lists do; None where unknown.
+        is_cohort: Whether it comes from a cohort of this package, whose ids are the vocabulary's.
+    """
+
+    name: str
+    label_paths: tuple[Path, ...]
+    image_path: Path | None = None
+    organ_names: tuple[str, ...] = ()
+    label_names: Mapping[int, str] | None = None
+    listed_ids: tuple[int, ...] | None = None
+    is_cohort: bool = False
+
+
+def find_entries(path: Path, is_organ_name: IsOrganName) -> tuple[list[BankEntry], list[tuple[str, str]]]:
+    """List the label maps of a bank without opening them.
+
+    Args:
+        path: A folder, a JSON data list, or one label map.
+        is_organ_name: Whether a file's name is an organ's, which makes a folder of masks one label map.
+
+    Returns:
+        The entries in the order of their names, and ``(name, reason)`` of files that are missing or empty.
+
+    Raises:
+        BankError: There is nothing at the path, or the data list cannot be read.
+    """
+    if not path.exists():
+        raise BankError(
+            f"Mask bank {path}: expected a folder, a data list or a label map, found nothing there. Check the path."
+        )
+    root = path if path.is_dir() else path.parent
+    if path.is_dir():
+        entries = list(_find_in_folder(path, is_organ_name, depth=1))
+    elif path.suffix.lower() == ".json":
+        entries = list(_find_in_data_list(path))
+    elif is_readable_name(path):
+        entries = [_build_single(path)]
+    else:
+        raise BankError(f"Mask bank {path}: expected a folder, a JSON data list or a label map, found another file.")
+    named = [_with_context(entry, root) for entry in sorted(entries, key=lambda entry: entry.label_paths)]
+    usable: list[BankEntry] = []
+    skipped: list[tuple[str, str]] = []
+    for entry in named:
+        reason = _find_fault(entry)
+        if reason is None:
+            usable.append(entry)
+        else:
+            skipped.append((entry.name, reason))
+    return usable, skipped
+
+
+def stem_of(path: Path) -> str:
+    """File name without the format's suffix, ``.nii.gz`` included."""
+    lower = path.name.lower()
+    for suffix in sorted(READABLE_SUFFIXES, key=len, reverse=True):
+        if lower.endswith(suffix):
+            return path.name[: -len(suffix)]
+    return path.stem
+
+
+def load_label_names(path: Path) -> dict[str, Mapping[int, str]]:
+    """Read ``labels.json`` or ``dataset.json``: id -> name, or name -> id, or a group of those per kind of label map.
+
+    Returns:
+        Group -> id -> name; the group is empty where the file has none.
+
+    Raises:
+        BankError: The file is not JSON or its labels are not one id to one name.
+    """
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise BankError(f"{path}: expected JSON with label names, found: {error}. Correct the file.") from error
+    table = document.get("labels", document) if isinstance(document, dict) else document
+    if not isinstance(table, dict) or not table:
+        raise BankError(f"{path}: expected label ids and names, found none. Correct the file or name a mapping.")
+    if all(isinstance(value, dict) for value in table.values()):
+        return {str(group).lower(): _to_names(part, path) for group, part in table.items()}
+    return {"": _to_names(table, path)}
+
+
+def _to_names(table: Mapping[str, Any], path: Path) -> dict[int, str]:
+    names: dict[int, str] = {}
+    for key, value in table.items():
+        label_id, name = (key, value) if str(key).isdecimal() else (value, key)
+        if not str(label_id).isdecimal() or not isinstance(name, str):
+            raise BankError(
+                f"{path}: expected one id for each name, found {key!r}: {value!r}. Write a mapping file and pass it "
+                "with --mask-labels."
+            )
+        names[int(label_id)] = name
+    return names
+
+
+def _find_in_folder(folder: Path, is_organ_name: IsOrganName, *, depth: int) -> Iterator[BankEntry]:
+    for label_folder in (folder / name for name in LABEL_FOLDERS):
+        if label_folder.is_dir():
+            images = [image for name in IMAGE_FOLDERS if (folder / name).is_dir() for image in _files(folder / name)]
+            masks = _build_organ_entry(label_folder, _files(label_folder), is_organ_name, image_folder=folder)
+            yield from [masks] if masks else _pair_by_case(images, _files(label_folder), label_folder.name == "anatomy")
+            return
+    files = _files(folder)
+    masks = _build_organ_entry(folder, files, is_organ_name, image_folder=folder)
+    found = [masks] if masks else list(_pair_by_role(files))
+    yield from found
+    if depth and not found:
+        for child in sorted(child for child in folder.iterdir() if child.is_dir() and not child.name.startswith(".")):
+            yield from _find_in_folder(child, is_organ_name, depth=depth - 1)
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(
+        path for path in folder.iterdir() if path.is_file() and is_readable_name(path) and not path.name.startswith(".")
+    )
+
+
+def _build_organ_entry(
+    folder: Path, files: Sequence[Path], is_organ_name: IsOrganName, *, image_folder: Path
+) -> BankEntry | None:
+    """One entry of all masks, if most files are named after organs."""
+    masks = [path for path in files if not _IMAGE_NAME.match(stem_of(path))]
+    num_organs = sum(is_organ_name(stem_of(path)) for path in masks)
+    if num_organs < MIN_ORGAN_FILES or num_organs * 2 < len(masks):
+        return None
+    nearby = [*files, *_files(image_folder), *_files(folder.parent)]
+    image = next((path for path in nearby if _IMAGE_NAME.match(stem_of(path))), None)
+    return BankEntry("", tuple(masks), image, organ_names=tuple(map(stem_of, masks)))
+
+
+def _pair_by_case(images: Sequence[Path], labels: Sequence[Path], is_cohort: bool) -> Iterator[BankEntry]:
+    """Pair the files of two folders by case name; nnU-Net's images end in ``_0000``."""
+    by_case = {_case_of(image): image for image in images if not re.search(r"_000[1-9]$", stem_of(image))}
+    for label in labels:
+        yield BankEntry("", (label,), by_case.get(_case_of(label)), is_cohort=is_cohort)
+
+
+def _case_of(path: Path) -> str:
+    stem = re.sub(r"_0000$", "", stem_of(path))
+    match = _IMAGE_NAME.match(stem) or _LABEL_NAME.match(stem)
+    return (match["case"] or stem) if match else stem
+
+
+def _pair_by_role(files: Sequence[Path]) -> Iterator[BankEntry]:
+    """Pair ``X_ct`` with every ``X_seg...`` of one folder; without any such name, every file is a label map."""
+    images = {match["case"]: path for path in files if (match := _IMAGE_NAME.match(stem_of(path)))}
+    labels = [(match["case"], path) for path in files if (match := _LABEL_NAME.match(stem_of(path)))]
+    if not images and not labels:
+        labels = [(None, path) for path in files]
+    for case, path in labels:
+        if path not in images.values():
+            yield BankEntry("", (path,), images.get(case))
+
+
+def _build_single(path: Path) -> BankEntry:
+    for entry in _pair_by_role(_files(path.parent)):
+        if path in entry.label_paths:
+            return entry
+    return BankEntry("", (path,))
+
+
+def _find_in_data_list(path: Path) -> Iterator[BankEntry]:
+    """Rows ``{"image", "label"}`` as in MONAI, or ``{"pseudo_label_filename", "label_list"}`` as in MAISI."""
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise BankError(f"Mask bank {path}: expected a JSON data list, found: {error}. Correct the file.") from error
+    rows = document.get("training") if isinstance(document, dict) else document
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise BankError(
+            f'Mask bank {path}: expected {{"training": [{{"image", "label"}}]}}, found another structure. '
+            "Write the list as MONAI does."
+        )
+    for number, row in enumerate(rows):
+        label = row.get("label", row.get("pseudo_label_filename"))
+        if not isinstance(label, str):
+            raise BankError(f"Mask bank {path}: expected 'label' in row {number}, found {sorted(row)}. Add it.")
+        image = row.get("image")
+        listed = row.get("label_list")
+        yield BankEntry(
+            "",
+            (path.parent / label,),
+            path.parent / image if isinstance(image, str) else None,
+            listed_ids=tuple(int(label_id) for label_id in listed) if isinstance(listed, list) else None,
+        )
+
+
+def _with_context(entry: BankEntry, root: Path) -> BankEntry:
+    """The entry with its name in the bank, and the names of its ids from the nearest file that lists them."""
+    place = entry.label_paths[0]
+    shown = place.parent if entry.organ_names else place
+    name = shown.relative_to(root).as_posix() if shown.is_relative_to(root) else shown.name
+    entry = replace(entry, name=root.name if name == "." else name)
+    if entry.organ_names or entry.is_cohort:
+        return entry
+    for folder in (place.parent, place.parent.parent, root):
+        for names_path in (folder / name for name in NAME_FILES):
+            if folder.is_relative_to(root) and names_path.is_file():
+                return replace(entry, label_names=_choose_group(load_label_names(names_path), place))
+    return entry
+
+
+def _choose_group(groups: Mapping[str, Mapping[int, str]], label_path: Path) -> Mapping[int, str] | None:
+    match = _LABEL_NAME.match(stem_of(label_path))
+    return groups.get("") or groups.get(match["role"].lower() if match else "")
+
+
+def _find_fault(entry: BankEntry) -> str | None:
+    for path in (*entry.label_paths, *([entry.image_path] if entry.image_path else [])):
+        if not path.exists():
+            return f"{path.name} is missing"
+        if path.is_file() and path.stat().st_size == 0:
+            return f"{path.name} is empty"
+    return None

@@ -1,0 +1,233 @@
+"""One label map of a bank: its lesions, its files, and the cut of it that the networks get."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from maisi_aug.bank_files import BankEntry
+from maisi_aug.body import add_body
+from maisi_aug.errors import VolumeError
+from maisi_aug.grid import Grid
+from maisi_aug.growth import TOUCHING, Box, Mask
+from maisi_aug.resampling import centre_grid_on, resample_image, resample_label_map
+from maisi_aug.volume_io import Volume, load_image, load_label_map, sha256_of
+
+HOST_MARGIN_MM = 10.0
+JITTER = (0.03, 0.03, 0.12)  # of the grid's extent along I, J, K
+
+
+@dataclass(frozen=True, eq=False)
+class BaseMap:
+    """A label map on the networks' grid, before lesions are planted or chosen.
+
+    Attributes:
+        label_map: ``(I, J, K)`` uint8 vocabulary ids with body (200).
+        grid: Its geometry.
+        origin: Where it came from, as plain JSON values.
+    """
+
+    label_map: NDArray[np.uint8]
+    grid: Grid
+    origin: dict[str, Any]
+
+
+@dataclass(frozen=True, eq=False)
+class BankLesion:
+    """One connected lesion of a bank's map.
+
+    Attributes:
+        label_id: Its id.
+        volume_ml: Its volume.
+        box: Smallest box around it.
+        number: Its place among the map's lesions with this id, in the order of ``scipy.ndimage.label``.
+    """
+
+    label_id: int
+    volume_ml: float
+    box: Box
+    number: int
+
+
+@dataclass(frozen=True, eq=False)
+class BankMap:
+    """One map of the bank on its own grid.
+
+    Attributes:
+        name: Path relative to the bank.
+        label_map: ``(I, J, K)`` uint8 vocabulary ids with body (200).
+        grid: Its geometry.
+        sha256: Hash of the file or files.
+        image_name: File name of the CT that gave the body envelope, or None.
+    """
+
+    name: str
+    label_map: NDArray[np.uint8]
+    grid: Grid
+    sha256: str
+    image_name: str | None
+
+    @cached_property
+    def counts(self) -> NDArray[np.int_]:
+        """Voxels per id."""
+        return np.bincount(self.label_map.ravel(), minlength=256)
+
+    @cached_property
+    def boxes(self) -> dict[int, Box]:
+        """Smallest box around each id."""
+        found = ndimage.find_objects(self.label_map)
+        return {label_id: box for label_id, box in enumerate(found, start=1) if box is not None}
+
+    def find_lesions(self, label_id: int) -> list[BankLesion]:
+        """Connected lesions of an id."""
+        if label_id not in self.boxes:
+            return []
+        outer = self.boxes[label_id]
+        parts, _ = ndimage.label(self.label_map[outer] == label_id, TOUCHING)
+        sizes = np.bincount(parts.ravel())
+        lesions = []
+        for number, inner in enumerate(ndimage.find_objects(parts), start=1):
+            box = tuple(slice(a.start + b.start, a.start + b.stop) for a, b in zip(outer, inner, strict=True))
+            lesions.append(BankLesion(label_id, float(sizes[number] * self.grid.voxel_ml), box, number))
+        return lesions
+
+    def mask_of(self, lesions: Sequence[BankLesion]) -> Mask:
+        """The voxels of some of its lesions."""
+        mask = np.zeros(self.label_map.shape, dtype=bool)
+        for lesion in lesions:
+            outer = self.boxes[lesion.label_id]
+            parts, _ = ndimage.label(self.label_map[outer] == lesion.label_id, TOUCHING)
+            mask[outer] |= parts == lesion.number
+        return mask
+
+
+def cut_map(
+    bank_map: BankMap,
+    grid: Grid,
+    focus: Sequence[Box],
+    *,
+    rng: np.random.Generator,
+    keep_ids: Sequence[int] = (),
+) -> BaseMap:
+    """Resample a map to a shape and spacing, with the boxes of interest well inside.
+
+    Args:
+        bank_map: The map.
+        grid: Shape and spacing of the cut; its place in the world does not matter.
+        focus: Boxes of the map that shall be inside; none for the middle of the map.
+        rng: Draws by how much the cut is shifted.
+        keep_ids: Ids whose lesions keep their volume.
+
+    Returns:
+        The cut, which keeps the map's axis directions and its place in the scanner.
+    """
+    centre_mm = _choose_centre(bank_map, grid, focus, rng)
+    target = centre_grid_on(centre_mm.tolist(), shape=grid.shape, spacing_mm=grid.spacing_mm, like=bank_map.grid)
+    label_map = resample_label_map(bank_map.label_map, bank_map.grid, target, keep_ids=keep_ids)
+    origin: dict[str, Any] = {
+        "file": bank_map.name,
+        "sha256": bank_map.sha256[:16],
+        "body_from": bank_map.image_name,
+        "centre_mm": [round(float(part), 3) for part in centre_mm],
+    }
+    return BaseMap(label_map, target, origin)
+
+
+def load_entry(entry: BankEntry) -> Volume:
+    """The label map of an entry in its own ids; masks of single organs are numbered from 1 in their order.
+
+    Raises:
+        VolumeError: A file cannot be read, or masks differ in their grid.
+    """
+    return _load_organ_masks(entry) if entry.organ_names else load_label_map(entry.label_paths[0])
+
+
+def _load_organ_masks(entry: BankEntry) -> Volume:
+    """One label map of many masks, numbered in their order; tumours come last, so that they win over their host."""
+    first = load_label_map(entry.label_paths[0])
+    label_map = np.zeros(first.array.shape, dtype=np.uint16)
+    names = [name.lower() for name in entry.organ_names]
+    last = ("tumor", "tumour", "lesion", "cancer", "cyst")
+    for number in sorted(range(len(names)), key=lambda place: any(word in names[place] for word in last)):
+        mask = first if number == 0 else load_label_map(entry.label_paths[number])
+        if not mask.grid.is_close(first.grid, tolerance_mm=0.01):
+            raise VolumeError(f"{entry.label_paths[number]}: expected the grid of the other masks, found another one.")
+        label_map[mask.array > 0] = number + 1
+    return Volume(label_map, first.grid)
+
+
+def add_envelope(label_map: NDArray[np.uint8], grid: Grid, entry: BankEntry) -> tuple[NDArray[np.uint8], str]:
+    """Find the body in the entry's CT.
+
+    Returns:
+        The map with body (200), and the CT's file name.
+
+    Raises:
+        VolumeError: There is no CT, or it cannot be used.
+    """
+    if entry.image_path is None:
+        raise VolumeError(
+            f"{entry.name}: expected body (200) in the label map or a CT to find it in, found neither. "
+            "Put the CT beside the label map, for instance as X_ct.nii.gz and X_seg.nii.gz."
+        )
+    image = load_image(entry.image_path)
+    on_map = (
+        image.array if image.grid.is_close(grid, tolerance_mm=0.01) else resample_image(image.array, image.grid, grid)
+    )
+    return add_body(label_map, on_map, grid.spacing_mm), entry.image_path.name
+
+
+def hash_of(entry: BankEntry) -> str:
+    """SHA-256 of the label map's file, or of the hashes of all its masks."""
+    hashes = [sha256_of(path) for path in entry.label_paths]
+    return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
+
+
+def _choose_centre(
+    bank_map: BankMap, grid: Grid, focus: Sequence[Box], rng: np.random.Generator
+) -> NDArray[np.float64]:
+    """World position of the cut's centre.
+
+    Across the body the cut is centred on the patient, as scans are; along it on what matters, with a random shift, and
+    kept inside the scan where that is long enough.
+    """
+    spacing, extent = np.asarray(bank_map.grid.spacing_mm), np.asarray(grid.extent_mm)
+    sides_mm = np.asarray(bank_map.grid.shape) * spacing
+    shift = rng.uniform(-1, 1, 3) * np.asarray(JITTER) * extent
+    whole = tuple(slice(0, side) for side in bank_map.grid.shape)
+    bounds = np.array([[(part.start, part.stop) for part in box] for box in (focus or [whole])], dtype=np.float64)
+    bounds *= spacing[None, :, None]
+    low, high = bounds[:, :, 0].min(axis=0), bounds[:, :, 1].max(axis=0)
+    centre = np.empty(3)
+    along = bounds[:, 2].mean() + shift[2]
+    centre[2] = _clamp(_keep_inside(along, low[2], high[2], extent[2]), sides_mm[2], extent[2])
+    slices = slice(
+        max(0, int((centre[2] - extent[2] / 2) / spacing[2])), max(1, int((centre[2] + extent[2] / 2) / spacing[2]))
+    )
+    seen = bank_map.label_map[:, :, slices].max(axis=2) > 0
+    for axis in (0, 1):
+        filled = np.flatnonzero(np.asarray(seen.any(axis=1 - axis)))
+        middle = (filled[0] + filled[-1] + 1) / 2 * spacing[axis] if filled.size else sides_mm[axis] / 2
+        centre[axis] = _keep_inside(middle + shift[axis], low[axis], high[axis], extent[axis])
+    index = centre / spacing - 0.5
+    world: NDArray[np.float64] = bank_map.grid.affine[:3, :3] @ index + bank_map.grid.affine[:3, 3]
+    return world
+
+
+def _keep_inside(centre: float, low: float, high: float, extent: float) -> float:
+    """Move a window so that an interval with a margin lies in it; one that is too long is centred."""
+    if high - low + 2 * HOST_MARGIN_MM > extent:
+        return (low + high) / 2 if high - low > extent else centre
+    return min(max(centre, high + HOST_MARGIN_MM - extent / 2), low - HOST_MARGIN_MM + extent / 2)
+
+
+def _clamp(centre: float, side: float, extent: float) -> float:
+    """Keep a window inside the volume, or centre it on a volume that is shorter."""
+    return side / 2 if side <= extent else min(max(centre, extent / 2), side - extent / 2)

@@ -1,0 +1,250 @@
+"""A user's label maps as a bank: listed at once, read one by one when they are drawn, translated to the vocabulary."""
+
+from __future__ import annotations
+
+import warnings
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from maisi_aug.bank_files import BankEntry, find_entries
+from maisi_aug.bank_labels import (
+    LabelMapping,
+    Translation,
+    build_translation,
+    find_label_id,
+    guess_maisi_ids,
+    load_mapping,
+)
+from maisi_aug.bank_map import BankLesion, BankMap, BaseMap, add_envelope, cut_map, hash_of, load_entry
+from maisi_aug.errors import BankError, VolumeError
+from maisi_aug.grid import Grid
+from maisi_aug.labels import BODY_ID, Vocabulary
+from maisi_aug.lesions import LesionWish
+from maisi_aug.seeds import numpy_generator
+
+CACHE_BYTES = 512 * 2**20
+MIN_COVER = 0.5  # of the grid's length from feet to head; a thinner slab would float in air
+
+
+class FolderBank:
+    """Label maps from a folder, a data list or one file.
+
+    Attributes:
+        name: Name of the folder or file.
+        varies: False: a draw may repeat an anatomy, so that it is worth deforming.
+        skipped: ``(path, reason)`` of files that could not be used, so far.
+        grid: The networks' grid; maps are cut to its shape and spacing.
+        vocabulary: Meaning of the ids in the maps handed out.
+    """
+
+    varies = False
+
+    def __init__(
+        self,
+        path: Path | str,
+        *,
+        vocabulary: Vocabulary,
+        grid: Grid,
+        mapping: LabelMapping = "auto",
+        cache_bytes: int = CACHE_BYTES,
+    ) -> None:
+        """List the files; they are read when they are drawn.
+
+        Args:
+            path: Folder, JSON data list, or one label map.
+            vocabulary: Vocabulary to translate into.
+            grid: The networks' grid; only its shape and spacing matter.
+            mapping: ``auto``, ``maisi``, ``totalsegmentator-v1``, ``totalsegmentator-v2``, a JSON file, or a dict of
+                source ids or names -> vocabulary names or ids.
+            cache_bytes: How much memory the maps read last may take.
+
+        Raises:
+            BankError: There is no usable file, or its labels mean nothing in the vocabulary, or nothing tells what
+                they mean.
+        """
+        self._path = Path(path)
+        self.name = self._path.resolve().name
+        self.vocabulary = vocabulary
+        self.grid = grid
+        self._mapping = load_mapping(mapping)
+        self._cache: OrderedDict[int, BankMap] = OrderedDict()
+        self._cache_bytes = cache_bytes
+        self._bad: dict[int, str] = {}
+        self._ids: dict[int, frozenset[int]] = {}
+        self._lesions: dict[tuple[int, int], list[BankLesion]] = {}
+        self._reported: set[str] = set()
+        self._translations: dict[tuple[Any, ...], Translation | BankError | None] = {}
+        entries, self._missing = find_entries(self._path, lambda name: find_label_id(name, vocabulary) is not None)
+        self._entries = entries
+        for index, entry in enumerate(entries):
+            translation = self._translation_of(entry)
+            if isinstance(translation, BankError):
+                self._bad[index] = str(translation)
+            elif translation is not None:
+                self._report(translation.unknown)
+        self._require_some_left()
+        self._require_meaning()
+
+    def __len__(self) -> int:
+        """Maps that are usable as far as is known."""
+        return len(self._entries) - len(self._bad)
+
+    @property
+    def skipped(self) -> list[tuple[str, str]]:
+        """``(path, reason)`` of every file that could not be used, so far."""
+        return [*self._missing, *((self._entries[index].name, self._bad[index]) for index in sorted(self._bad))]
+
+    def order(self, seed: int) -> list[int]:
+        """All entries in the random order of a seed, whatever is known about them."""
+        order: list[int] = numpy_generator(seed, "bank order").permutation(len(self._entries)).tolist()
+        return order
+
+    def load(self, index: int) -> BankMap | None:
+        """Read a map, or None if it cannot be used; the reason is then in ``skipped``.
+
+        Raises:
+            BankError: No usable map is left, or nothing tells what the ids mean.
+        """
+        if index in self._bad:
+            return None
+        if index in self._cache:
+            self._cache.move_to_end(index)
+            return self._cache[index]
+        try:
+            bank_map = self._read(self._entries[index])
+        except VolumeError as error:
+            self._bad[index] = str(error)
+            self._require_some_left()
+            return None
+        self._remember(index, bank_map)
+        return bank_map
+
+    def ids_of(self, index: int) -> frozenset[int] | None:
+        """The ids of a map, read once; None if it cannot be used."""
+        listed = self._entries[index].listed_ids
+        if listed is not None and index not in self._ids and index not in self._bad:
+            return frozenset(listed)
+        if index not in self._ids and self.load(index) is None:
+            return None
+        return self._ids.get(index) if index not in self._bad else None
+
+    def lesions_of(self, index: int, label_id: int) -> list[BankLesion]:
+        """The lesions of one id in a map, measured once."""
+        key = (index, label_id)
+        if key not in self._lesions:
+            bank_map = self.load(index)
+            self._lesions[key] = [] if bank_map is None else bank_map.find_lesions(label_id)
+        return self._lesions[key]
+
+    def draw_bases(self, lesions: Sequence[LesionWish], *, required_ids: Sequence[int], seed: int) -> Iterator[BaseMap]:
+        """Maps that hold a host of every lesion and all required ids, cut around the hosts, in random order.
+
+        The bank is gone through again and again with new cuts; the iterator ends when no map of it will do.
+        """
+        order = self.order(seed)
+        for turn in range(1_000_000):
+            num_found = 0
+            for index in order:
+                ids = self.ids_of(index)
+                if ids is None or not ids.issuperset(required_ids):
+                    continue
+                if not all(ids.intersection(wish.hosts) for wish in lesions):
+                    continue
+                bank_map = self.load(index)
+                if bank_map is None:
+                    continue
+                num_found += 1
+                rng = numpy_generator(seed, f"bank cut {turn} {index}")
+                hosts = [_draw_host(bank_map, wish.hosts, rng) for wish in lesions]
+                focus = [bank_map.boxes[label_id] for label_id in (*hosts, *required_ids)]
+                yield cut_map(bank_map, self.grid, focus, rng=rng)
+            if num_found == 0:
+                return
+
+    def _translation_of(self, entry: BankEntry) -> Translation | BankError | None:
+        names = dict(enumerate(entry.organ_names, start=1)) if entry.organ_names else entry.label_names
+        key = (entry.is_cohort, tuple(names.items()) if names else None)
+        if key not in self._translations:
+            mapping = "auto" if entry.organ_names and isinstance(self._mapping, str) else self._mapping
+            try:
+                self._translations[key] = build_translation(
+                    mapping, names, self.vocabulary, is_cohort=entry.is_cohort, subject=f"Mask bank {self._path}"
+                )
+            except BankError as error:
+                self._translations[key] = error
+        return self._translations[key]
+
+    def _read(self, entry: BankEntry) -> BankMap:
+        source = load_entry(entry)
+        present = np.unique(source.array)
+        if not present.any():
+            raise VolumeError(f"{entry.name}: expected labels, found only background. Replace the file.")
+        translation = self._translation_of(entry)
+        if isinstance(translation, BankError):
+            raise VolumeError(str(translation))
+        if translation is None:
+            translation = guess_maisi_ids(present, self.vocabulary, subject=f"Mask bank {self._path}")
+        self._report(translation.find_unlisted(present))
+        label_map = translation.apply(source.array)
+        image_name = None
+        if not translation.envelope_ids.intersection(present.tolist()):
+            label_map, image_name = add_envelope(label_map, source.grid, entry)
+        if not ((label_map > 0) & (label_map != BODY_ID)).any():
+            raise VolumeError(f"{entry.name}: expected labels of the vocabulary, found none. Check --mask-labels.")
+        bank_map = BankMap(entry.name, label_map, source.grid, hash_of(entry), image_name)
+        self._require_cover(bank_map)
+        return bank_map
+
+    def _require_cover(self, bank_map: BankMap) -> None:
+        filled = np.flatnonzero((bank_map.label_map > 0).any(axis=(0, 1)))
+        covered_mm = (int(filled[-1]) - int(filled[0]) + 1) * bank_map.grid.spacing_mm[2]
+        wanted_mm = self.grid.extent_mm[2]
+        if covered_mm < MIN_COVER * wanted_mm:
+            raise VolumeError(
+                f"{bank_map.name}: expected at least {MIN_COVER * wanted_mm:.0f} mm from feet to head, half of the "
+                f"grid, found {covered_mm:.0f} mm. Use a longer scan or a shorter grid."
+            )
+
+    def _remember(self, index: int, bank_map: BankMap) -> None:
+        self._ids[index] = frozenset(np.flatnonzero(bank_map.counts).tolist())
+        self._cache[index] = bank_map
+        while len(self._cache) > 1 and sum(kept.label_map.nbytes for kept in self._cache.values()) > self._cache_bytes:
+            self._cache.popitem(last=False)
+
+    def _require_meaning(self) -> None:
+        """Read one map where only the maps themselves can tell what their ids mean."""
+        unnamed = (index for index, entry in enumerate(self._entries) if self._translation_of(entry) is None)
+        next((index for index in unnamed if self.load(index) is not None), None)
+
+    def _report(self, unknown: Sequence[str]) -> None:
+        """Warn once of every source label that the vocabulary lacks."""
+        new = [name for name in unknown if name not in self._reported]
+        self._reported.update(new)
+        if new:
+            warnings.warn(
+                f"Mask bank {self._path}: expected labels of the vocabulary, found {', '.join(new)}; they become body "
+                "(200). Map them with a JSON file and --mask-labels if they matter.",
+                stacklevel=3,
+            )
+
+    def _require_some_left(self) -> None:
+        if len(self) > 0:
+            return
+        if not self.skipped:
+            raise BankError(f"Mask bank {self._path}: expected label maps, found none. Check the folder's layout.")
+        name, reason = self.skipped[0]
+        raise BankError(
+            f"Mask bank {self._path}: expected at least one usable label map, found {len(self.skipped)} that cannot be "
+            f"used, the first of them {name}: {reason}"
+        )
+
+
+def _draw_host(bank_map: BankMap, hosts: Sequence[int], rng: np.random.Generator) -> int:
+    """One of the hosts that the map has; the square root keeps ribs in play beside hips."""
+    present = [host for host in hosts if bank_map.counts[host]]
+    weights = np.sqrt(bank_map.counts[present].astype(np.float64))
+    return int(rng.choice(present, p=weights / weights.sum()))
