@@ -33,7 +33,7 @@ from maisi_aug.phantom.vessels import shifted
 from maisi_aug.seeds import numpy_generator
 
 _STOMACH: Final[Knots] = (
-    (-26, -10, 386, 14), (-46, -14, 388, 31), (-60, -2, 374, 39), (-66, 22, 348, 36), (-60, 42, 320, 31),
+    (-26, -10, 386, 14), (-44, -12, 390, 32), (-60, 4, 377, 41), (-66, 32, 351, 38), (-60, 46, 322, 32),
     (-36, 54, 302, 26), (-8, 56, 298, 21), (14, 50, 302, 16), (26, 40, 306, 11),
 )  # fmt: skip
 _DUODENUM: Final[Knots] = (
@@ -49,8 +49,8 @@ KIDNEY_RADII_MM: Final = (29.5, 27.5, 53.0)
 _SPLEEN_CENTRE_MM: Final = (-98.0, -42.0, 345.0)
 _SPLEEN_RADII_MM: Final = (36.0, 60.0, 60.0)
 _ADRENALS: Final = {
-    RIGHT_ADRENAL: (((33, -10, 352, 3.8), (36, -21, 338, 4.4)), ((36, -20, 342, 3.6), (25, -34, 343, 3.0)), ((36, -20, 342, 3.6), (45, -35, 341, 3.0))),
-    LEFT_ADRENAL: (((-38, -4, 358, 3.8), (-40, -14, 346, 4.4)), ((-40, -13, 350, 3.6), (-28, -28, 350, 3.0)), ((-40, -13, 350, 3.6), (-52, -26, 350, 3.0))),
+    RIGHT_ADRENAL: (((33, -10, 352, 4.4), (36, -21, 336, 5.2)), ((36, -20, 342, 4.4), (24, -36, 343, 3.6)), ((36, -20, 342, 4.4), (46, -37, 341, 3.6))),
+    LEFT_ADRENAL: (((-38, -4, 358, 4.4), (-40, -14, 344, 5.2)), ((-40, -13, 350, 4.4), (-27, -30, 350, 3.6)), ((-40, -13, 350, 4.4), (-53, -28, 350, 3.6))),
 }  # fmt: skip
 _GALLBLADDER_CENTRE_MM: Final = (52.0, 46.0, 306.0)
 
@@ -139,7 +139,7 @@ def liver_field(canvas: Canvas, envelope: Envelope, seed: int) -> Field:
     x, y, z = frame.x[box], frame.y[box], frame.z[box]
     if not x.size:
         return Field(box, np.zeros_like(x))
-    low, tip = np.float32(np.clip(rng.normal(0, 9), -18, 18)), np.float32(np.clip(rng.normal(-66, 9), -84, -48))
+    low, tip = np.float32(np.clip(rng.normal(-4, 9), -22, 14)), np.float32(np.clip(rng.normal(-74, 9), -92, -54))
     across = np.clip((x - 10) / np.float32(105), -1, 1)
     edge = np.float32(336) - np.float32(66) * across - np.float32(14) * np.clip(y / np.float32(60), -1, 1) + low
     edge += np.float32(34) * np.clip(-across, 0, 1) + np.float32(22) * np.clip((48 - x) / 40, 0, 1) * np.clip((12 - y) / 40, 0, 1)

@@ -21,9 +21,9 @@ from maisi_aug.seeds import numpy_generator
 Region = Literal["chest", "abdomen", "pelvis"]
 REGIONS: Final[tuple[Region, ...]] = get_args(Region)
 # Middle of the window along the body in canonical mm, and how far it may lie off.
-_WINDOW_CENTRE_MM: Final[dict[Region, float]] = {"chest": 478.0, "abdomen": 312.0, "pelvis": 116.0}
+_WINDOW_CENTRE_MM: Final[dict[Region, float]] = {"chest": 470.0, "abdomen": 312.0, "pelvis": 122.0}
 _WINDOW_SPREAD_MM: Final = 22.0
-_ANY_RANGE_MM: Final = (104.0, 492.0)
+_ANY_RANGE_MM: Final = (112.0, 486.0)
 _BODY_MIDDLE_Y_MM: Final = -8.0
 
 

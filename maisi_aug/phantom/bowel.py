@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from maisi_aug.phantom.envelope import Envelope
 from maisi_aug.phantom.habitus import Habitus
 from maisi_aug.phantom.ids import BODY, COLON, SMALL_BOWEL
-from maisi_aug.phantom.shapes import Canvas, Field, lookup, patient_capsules, smooth_path, tube
+from maisi_aug.phantom.shapes import Canvas, Field, patient_capsules, smooth_path, tube
 from maisi_aug.phantom.skeleton import SPINE_Y_MM
 from maisi_aug.seeds import numpy_generator
 
@@ -19,7 +19,7 @@ _COLON: Final = np.array(
     [
         (72, 30, 152, 20, 6), (80, 24, 172, 27, 6), (92, 2, 206, 25, 5), (98, -10, 238, 24, 5), (94, 6, 268, 24, 6),
         (78, 44, 284, 22, 7), (48, 66, 272, 21, 8), (14, 72, 256, 20, 12), (-24, 72, 256, 20, 12),
-        (-58, 62, 282, 20, 9), (-84, 34, 316, 19, 7), (-102, -4, 334, 20, 5), (-106, -26, 308, 18, 4),
+        (-54, 68, 292, 20, 9), (-84, 46, 328, 20, 8), (-103, 6, 346, 20, 5), (-106, -26, 308, 18, 4),
         (-104, -28, 270, 16, 4), (-102, -18, 232, 16, 4), (-98, 0, 198, 16, 5), (-82, 26, 166, 16, 6),
         (-56, 34, 140, 16, 8), (-26, 22, 126, 16, 10), (-4, -4, 132, 16, 10), (6, -34, 132, 16, 7),
         (2, -60, 112, 17, 3), (0, -67, 86, 19, 2), (0, -60, 58, 17, 2), (0, -50, 32, 12, 1), (0, -52, 10, 9, 1),
@@ -28,7 +28,7 @@ _COLON: Final = np.array(
 )  # fmt: skip
 HAUSTRA_MM: Final = 27.0
 LOOP_RADIUS_MM: Final = 12.0
-_SMALL_BOWEL_BOX: Final = ((-112.0, -45.0, 92.0), (112.0, 112.0, 330.0))
+_SMALL_BOWEL_BOX: Final = ((-112.0, -45.0, 92.0), (112.0, 112.0, 385.0))
 
 
 def paint_colon(canvas: Canvas, envelope: Envelope, seed: int) -> None:
@@ -80,7 +80,7 @@ def _free_room(canvas: Canvas, envelope: Envelope, box: tuple[slice, slice, slic
     spine_front = np.interp(z, SPINE_Y_MM[:, 0], SPINE_Y_MM[:, 1] + 17.0).astype(np.float32)
     behind = spine_front + np.float32(30) - np.float32(0.30) * np.abs(x) * (z > 190)
     low = np.float32(96) + np.float32(0.1) * np.abs(x)
-    room: NDArray[np.bool_] = (canvas.labels[box] == BODY) & (envelope.cavity[box] < -10) & (z > low) & (z < 322)
+    room: NDArray[np.bool_] = (canvas.labels[box] == BODY) & (envelope.cavity[box] < -10) & (envelope.diaphragm_z[box] - z > 14) & (z > low) & ((z < 322) | ((z < 376) & (x < -5) & (y > 15)))
     room &= np.where(z > 170, y > behind, y > spine_front + 34)
     (start, stop) = _SMALL_BOWEL_BOX
     room &= (np.abs(x) < stop[0]) & (y > start[1])
@@ -136,8 +136,3 @@ def _loops(
         starts.append(path[:-1])
         ends.append(path[1:])
     return np.concatenate(starts), np.concatenate(ends)
-
-
-def protected_table() -> NDArray[np.bool_]:
-    """Look-up table of the labels that bowel may fill: the free body only."""
-    return lookup((BODY,))

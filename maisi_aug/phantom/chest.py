@@ -27,7 +27,7 @@ from maisi_aug.phantom.vessels import mediastinal_tubes
 from maisi_aug.seeds import numpy_generator
 
 HEART_CENTRE_MM: Final = (-20.0, 24.0, 438.0)
-HEART_RADII_MM: Final = (60.0, 45.0, 45.0)  # along the long axis (to the left apex), across, up
+HEART_RADII_MM: Final = (62.0, 46.5, 46.5)  # along the long axis (to the left apex), across, up
 HEART_TURN_DEG: Final = (8.0, -22.0, -28.0)
 LUNG_BOTTOM_MM: Final = 325.0
 LUNG_TOP_MM: Final = 622.0
@@ -117,9 +117,10 @@ def _mediastinum(canvas: Canvas, envelope: Envelope, heart: Field, seed: int) ->
     septum = np.where(frame.y > 52, np.maximum(septum, np.abs(frame.x - 2) - 4), septum)
     mm = np.minimum(np.minimum(spine, arches), septum)
     mm[heart.slices] = np.minimum(mm[heart.slices], heart.mm - np.float32(4.5))
-    pads = np.maximum(np.abs(frame.x + np.float32(16)) - 44, np.float32(14) - frame.y)
-    pads = np.maximum(pads, frame.z - envelope.diaphragm_z - 16 - 0.25 * frame.y)
-    mm = np.minimum(mm, pads)
+    # Cardiophrenic fat: a low mound in front, on the diaphragm beside the heart.
+    above = np.maximum(frame.z - envelope.diaphragm_z, 0) / np.float32(24)
+    pads = np.sqrt(((frame.x + 18) / np.float32(52)) ** 2 + ((frame.y - 66) / np.float32(38)) ** 2 + above**2) - 1
+    mm = np.minimum(mm, pads * np.float32(26))
     for field in mediastinal_tubes(canvas, seed):
         view = mm[field.slices]
         np.minimum(view, field.mm - np.float32(2.5), out=view)

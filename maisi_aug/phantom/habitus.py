@@ -42,10 +42,10 @@ def draw_habitus(seed: int) -> Habitus:
     """Draw a build whose outline stays inside a torso window of 410 x 307 mm."""
     rng = numpy_generator(seed, "habitus")
     is_female = bool(rng.random() < 0.5)
-    size = rng.normal(0.99 if is_female else 1.03, 0.035)
-    scale_x, scale_y, scale_z = np.clip(size + rng.normal(0, (0.025, 0.035, 0.025)), 0.88, 1.12)
+    size = rng.normal(0.955 if is_female else 0.99, 0.03)
+    scale_x, scale_y, scale_z = np.clip(size + rng.normal(0, (0.025, 0.035, 0.025)), 0.87, 1.09)
     visceral = float(rng.beta(1.6, 1.8))
-    subcutaneous = 5.0 + 26.0 * float(rng.beta(1.5, 2.4)) * (1.15 if is_female else 0.9)
+    subcutaneous = 6.0 + 32.0 * float(rng.beta(1.5, 2.1)) * (1.15 if is_female else 0.9)
     belly = float(np.clip(22.0 * visceral - 8.0 + rng.normal(0, 4.0), -12.0, 22.0))
     room_x = 0.5 * (WIDTH_LIMIT_MM - FASCIA_WIDTH_MM * scale_x)
     room_y = 0.5 * (DEPTH_LIMIT_MM - FASCIA_DEPTH_MM * scale_y - max(belly, 0.0))

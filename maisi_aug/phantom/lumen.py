@@ -72,7 +72,6 @@ def local_height(mask: Mask, spacing_mm: tuple[float, float, float], scale_mm: f
 def fill_lumen(
     image: F32,
     gut: Mask,
-    lumen_free_of: Mask,
     filling: Filling,
     spacing_mm: tuple[float, float, float],
     rng: np.random.Generator,
@@ -81,8 +80,7 @@ def fill_lumen(
 
     Args:
         image: ``(I, J, K)`` HU, changed in place inside the lumen.
-        gut: The organ together with tumours that grow in it.
-        lumen_free_of: Tumour voxels, which keep no content.
+        gut: The organ, wall included.
         filling: What the lumen holds.
         spacing_mm: Voxel sides.
         rng: Source of the texture.
@@ -91,7 +89,7 @@ def fill_lumen(
     if box is None:
         return
     mask = gut[box]
-    lumen = _without_wall(mask, spacing_mm) & ~lumen_free_of[box]
+    lumen = _without_wall(mask, spacing_mm)
     shape = (mask.shape[0], mask.shape[1], mask.shape[2])
     height = local_height(mask, spacing_mm)
     level = np.float32(filling.gas_level) + np.float32(filling.gas_spread) * smooth_noise(shape, spacing_mm, rng, 110.0)

@@ -64,9 +64,9 @@ def _paint_autochthon(canvas: Canvas, envelope: Envelope, habitus: Habitus, side
     mm = np.maximum(field.mm, envelope.fascia[box] + 1.5)
     mm = np.where(z > 345, np.maximum(mm, -envelope.cavity[box] - 3), mm)  # lung, not muscle, lies in the cavity
     mm = np.maximum(mm, 2.0 - side * x)
-    canvas.paint(Field(box, mm.astype(np.float32)), RIGHT_AUTOCHTHON if side > 0 else LEFT_AUTOCHTHON)
-    # Between the two muscles and around the spinous processes lies ordinary muscle and ligament.
+    # Around the two muscles and the spinous processes lies ordinary muscle and ligament.
     canvas.paint_tissue(Field(box, np.maximum(field.mm - 6, y + 30).astype(np.float32)), TISSUE_MUSCLE)
+    _paint_with_fat_plane(canvas, Field(box, mm.astype(np.float32)), RIGHT_AUTOCHTHON if side > 0 else LEFT_AUTOCHTHON)
 
 
 def _paint_iliopsoas(canvas: Canvas, habitus: Habitus, side: int) -> None:

@@ -14,7 +14,7 @@ from maisi_aug.phantom import ids, textures
 from maisi_aug.phantom.intensity import Appearance, Phase, draw_appearance, draw_phase
 from maisi_aug.phantom.lumen import Filling, bounding_box, eroded, fill_lumen
 from maisi_aug.phantom.noise import F32, smooth_noise
-from maisi_aug.phantom.tumors import paint_tumors
+from maisi_aug.phantom.tumors import blend_tumors, find_tumors, without_tumors
 from maisi_aug.seeds import numpy_generator
 
 HU_LIMITS: Final = (-1000.0, 1400.0)
@@ -49,12 +49,15 @@ def render_hu(
     appearance = draw_appearance(seed, phase or draw_phase(seed))
     labels = np.ascontiguousarray(label_map, dtype=np.uint8)
     tissues = guess_tissue(labels, grid.spacing_mm) if tissue is None else tissue
-    ideal = _ideal_image(labels, tissues, appearance, grid, seed)
-    return _acquire(ideal, labels, appearance, grid, seed)
+    tumors = find_tumors(labels)
+    image = _ideal_image(without_tumors(labels, tumors), tissues, appearance, grid, seed)
+    image = ndimage.gaussian_filter(image, appearance.kernel_voxels, truncate=3.0)
+    blend_tumors(image, tumors, appearance, grid.spacing_mm, numpy_generator(seed, "tumors"))
+    return _with_noise(image, labels, appearance, seed)
 
 
 def _ideal_image(labels: NDArray[np.uint8], tissues: NDArray[np.uint8], appearance: Appearance, grid: Grid, seed: int) -> F32:
-    """HU before the scanner blurs them."""
+    """HU of the healthy patient before the scanner blurs them."""
     spacing = grid.spacing_mm
     image = np.where(labels == ids.BODY, appearance.tissue_hu[np.minimum(tissues, 7)], appearance.organ_hu[labels])
     slow = smooth_noise(grid.shape, spacing, numpy_generator(seed, "texture"), 24.0)
@@ -65,7 +68,6 @@ def _ideal_image(labels: NDArray[np.uint8], tissues: NDArray[np.uint8], appearan
     textures.paint_kidneys(image, labels, appearance, spacing, numpy_generator(seed, "kidneys"))
     textures.paint_heart(image, labels, appearance, spacing, numpy_generator(seed, "heart"))
     _fill_gut(image, labels, spacing, seed)
-    paint_tumors(image, labels, appearance, spacing, numpy_generator(seed, "tumors"))
     return image
 
 
@@ -78,25 +80,20 @@ def _fill_gut(image: F32, labels: NDArray[np.uint8], spacing_mm: tuple[float, fl
         ids.STOMACH: Filling(float(rng.uniform(0.5, 2.2)), 0.2, fluid if oral else float(rng.uniform(5, 45)), float(rng.uniform(3, 16)), 0.0),
         ids.DUODENUM: Filling(2.3, 0.6, fluid, 5.0, 0.0),
         ids.SMALL_BOWEL: Filling(2.0, 0.6, fluid, 7.0, 0.0),
-        ids.COLON: Filling(float(rng.uniform(-0.15, 0.5)), 0.8, float(rng.uniform(-55, -10)), float(rng.uniform(20, 45)), 0.22),
+        ids.COLON: Filling(float(rng.uniform(-0.15, 0.5)), 0.8, float(rng.uniform(-55, -10)), float(rng.uniform(20, 45)), 0.15),
         ids.ESOPHAGUS: Filling(1.2, 1.0, 40.0, 3.0, 0.0),
     }
     for label, filling in fillings.items():
-        gut = labels == label
-        tumor = labels == ids.COLON_TUMOR if label == ids.COLON else np.zeros_like(gut)
-        fill_lumen(image, gut | tumor, tumor, filling, spacing_mm, rng)
+        fill_lumen(image, labels == label, filling, spacing_mm, rng)
 
 
-def _acquire(ideal: F32, labels: NDArray[np.uint8], appearance: Appearance, grid: Grid, seed: int) -> NDArray[np.int16]:
-    """Partial volume and kernel as one Gaussian, then correlated noise that is stronger in the body's middle."""
-    rng = numpy_generator(seed, "noise")
-    image = ndimage.gaussian_filter(ideal, appearance.kernel_voxels, truncate=3.0)
-    white = rng.standard_normal(grid.shape, dtype=np.float32)
+def _with_noise(image: F32, labels: NDArray[np.uint8], appearance: Appearance, seed: int) -> NDArray[np.int16]:
+    """Add correlated noise, cut to the HU range and clear the air around the patient."""
+    white = numpy_generator(seed, "noise").standard_normal(image.shape, dtype=np.float32)
     grain = ndimage.gaussian_filter(white, appearance.noise_grain_voxels, truncate=2.5)
-    grain *= np.float32(appearance.noise_hu / max(float(grain.std()), 1e-6))
-    image += grain
+    image = image + grain * np.float32(appearance.noise_hu / max(float(grain.std()), 1e-6))
     np.clip(image, *HU_LIMITS, out=image)
-    image[labels == ids.BACKGROUND] = -1000.0
+    image[labels == ids.BACKGROUND] = HU_LIMITS[0]
     rounded: NDArray[np.int16] = np.rint(image).astype(np.int16)
     return rounded
 

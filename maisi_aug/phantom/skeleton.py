@@ -26,7 +26,7 @@ from maisi_aug.phantom.ids import (
     VERTEBRAE,
     vertebra_name_to_id,
 )
-from maisi_aug.phantom.shapes import Canvas, Field, Knots, capsules, lookup, smooth_max, smooth_path, tube
+from maisi_aug.phantom.shapes import Canvas, Field, Knots, capsules, smooth_max, smooth_path, tube
 
 # Height z of the middle of each vertebral body in mm, caudal to cranial.
 VERTEBRA_Z_MM: Final[dict[str, float]] = {
@@ -220,11 +220,6 @@ def _paint_sternum(canvas: Canvas, habitus: Habitus) -> None:
         starts.append(line[:-1])
         ends.append(line[1:])
     canvas.paint(capsules(canvas.frame, np.concatenate(starts), np.concatenate(ends)), STERNUM)
-
-
-def bone_overlap_table() -> np.ndarray:
-    """Look-up table of labels that soft organs never overwrite."""
-    return ~lookup((BODY,))
 
 
 def is_in_view(frame: Frame, z_low: float, z_high: float) -> bool:

@@ -53,7 +53,7 @@ def _lung_vessels(mask: NDArray[np.bool_], labels: Labels, spacing_mm: Spacing, 
     tips = np.stack(np.unravel_index(picked, mask.shape), axis=1) + rng.uniform(-0.5, 0.5, (len(picked), 3))
     central = np.argwhere(np.isin(labels, (ids.AIRWAY, ids.PULMONARY_VEIN)))
     root = np.median(central, axis=0) if len(central) > 8 else _innermost(mask)
-    tree = grow_tree(root * step, tips * step, root_radius_mm=6.5, min_radius_mm=_MIN_TWIG_MM)
+    tree = grow_tree(root * step, tips * step, root_radius_mm=7.5, min_radius_mm=_MIN_TWIG_MM)
     shape = (mask.shape[0], mask.shape[1], mask.shape[2])
     return tree_fraction(tree, shape, np.zeros(3), step, step_mm=0.7 * float(step.min()))
 
@@ -65,8 +65,8 @@ def _innermost(mask: NDArray[np.bool_]) -> NDArray[np.float64]:
 
 def paint_bones(image: F32, labels: Labels, appearance: Appearance, rng: np.random.Generator) -> None:
     """Compact shell around the trabecular inside; thicker where neighbours are air-free soft tissue all around."""
-    bone = _table((*ids.BONES, ids.BONE_LESION))[labels]
-    shell = bone & ~eroded(bone) & (labels != ids.BONE_LESION)
+    bone = _table(ids.BONES)[labels]
+    shell = bone & ~eroded(bone)
     strength = np.float32(appearance.cortex_hu)
     number = int(shell.sum())
     image[shell] = strength * (1 + np.float32(0.10) * rng.standard_normal(number, dtype=np.float32))
@@ -79,7 +79,7 @@ def paint_bones(image: F32, labels: Labels, appearance: Appearance, rng: np.rand
 def paint_kidneys(image: F32, labels: Labels, appearance: Appearance, spacing_mm: Spacing, rng: np.random.Generator) -> None:
     """Bright cortex around darker pyramids in the arterial phase, weaker later, and a darker or opacified pelvis."""
     contrast = {"non-contrast": 0.0, "arterial": 62.0, "portal": 22.0, "delayed": 5.0}[appearance.phase]
-    kidney = _table((*ids.KIDNEYS, ids.KIDNEY_TUMOR))[labels]
+    kidney = _table(ids.KIDNEYS)[labels]
     box = bounding_box(kidney)
     if box is None or contrast == 0.0:
         return

@@ -39,11 +39,30 @@ def grow_tree(
         reach = np.linalg.norm(points[:node] - points[node], axis=1)
         parents[node] = int(np.argmin(reach + PATH_WEIGHT * path[:node]))
         path[node] = path[parents[node]] + reach[parents[node]]
+    points, parents = _bent(points, parents)
+    count = len(points)
     tips_behind = np.ones(count)
     for node in range(count - 1, 0, -1):
         tips_behind[parents[node]] += tips_behind[node]
     radii = np.maximum(root_radius_mm * np.cbrt(tips_behind / count), min_radius_mm)
     return Tree(points, parents, radii)
+
+
+def _bent(points: NDArray[np.float64], parents: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Put a node into the middle of every branch, drawn towards its parent's direction, so that branches curve."""
+    count = len(points)
+    node = np.arange(1, count)
+    parent = parents[1:]
+    grand = np.where(parents[parent] >= 0, parents[parent], parent)
+    incoming = points[parent] - points[grand]
+    length = np.linalg.norm(points[node] - points[parent], axis=1, keepdims=True)
+    incoming /= np.maximum(np.linalg.norm(incoming, axis=1, keepdims=True), 1e-6)
+    middle = 0.5 * (points[parent] + points[node]) + 0.16 * length * incoming
+    bent = np.empty((2 * count - 1, 3))
+    bent[0], bent[1::2], bent[2::2] = points[0], middle, points[1:]
+    joined = np.empty(2 * count - 1, dtype=np.int64)
+    joined[0], joined[1::2], joined[2::2] = -1, 2 * parent, 2 * node - 1
+    return bent, joined
 
 
 def tree_capsules(tree: Tree, *, min_radius_mm: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
