@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from monai.apps.generation.maisi.networks.autoencoderkl_maisi import (
     AutoencoderKlMaisi,
     MaisiConvolution,
@@ -135,6 +136,28 @@ def use_plain_layers(network: nn.Module) -> int:
                 setattr(parent, name, plain)
                 num_swapped += 1
     return num_swapped
+
+
+class _InFloat32(nn.Module):
+    """A layer that leaves autocast, so that its output is not rounded to bfloat16."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, features: Tensor) -> Tensor:
+        with torch.autocast(features.device.type, enabled=False):
+            output: Tensor = self.inner(features.float())
+        return output
+
+
+def keep_decoder_output_precise(autoencoder: nn.Module) -> None:
+    """Run the decoder's last convolution in float32 under autocast, in place.
+
+    Between 0.5 and 1, where soft tissue lies, neighbouring bfloat16 values are 8 HU apart: the image would show bands.
+    """
+    blocks = autoencoder.decoder.blocks  # type: ignore[union-attr]
+    blocks[-1] = _InFloat32(blocks[-1])  # type: ignore[index, arg-type, operator]
 
 
 def _plain_twin(layer: nn.Module) -> nn.Module | None:

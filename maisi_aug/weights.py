@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from maisi_aug.bundle import BUNDLE_FILE, NETWORK_ROLES, Bundle, load_bundle
 from maisi_aug.errors import BundleError
-from maisi_aug.networks import Networks, build_network, build_scheduler, use_plain_layers
+from maisi_aug.networks import Networks, build_network, build_scheduler, keep_decoder_output_precise, use_plain_layers
 from maisi_aug.whole_files import sha256_of, write_text_whole, write_whole
 
 StateDict = Mapping[str, Tensor]
@@ -36,6 +36,7 @@ def load_networks(bundle: Bundle, *, device: str = "cpu", plain_layers: bool = T
         network.eval().requires_grad_(False)
         if plain_layers:
             use_plain_layers(network)
+    keep_decoder_output_precise(networks["autoencoder"])
     return Networks(
         **networks,
         scheduler=build_scheduler(bundle.spec.scheduler),

@@ -46,6 +46,8 @@ class VaeLossConfig(BaseModel):
         batch_count: Patches a step.
         lesion_share: Share of patches centred on a lesion, where the case has one.
         kl_weight: Weight of the Kullback-Leibler divergence, summed over the latent as in MAISI.
+        initial_log_variance: Logarithm of the posterior's variance at the start. MAISI starts at 0, which drowns the
+            latent in noise for the first thousand steps.
         window_hu: Range of HU whose reconstruction counts extra: soft tissue is 2% of MAISI's intensity range, and
             lesions live in it.
         window_weight: Weight of that extra term, an L1 over the window mapped to [0, 1].
@@ -60,6 +62,7 @@ class VaeLossConfig(BaseModel):
     batch_count: int = Field(default=1, gt=0)
     lesion_share: float = Field(default=0.5, ge=0, le=1)
     kl_weight: float = Field(default=1e-7, ge=0)
+    initial_log_variance: float = -6.0
     window_hu: tuple[float, float] = (-200.0, 300.0)
     window_weight: float = Field(default=0.5, ge=0)
     adversarial_weight: float = Field(default=0.0, ge=0)

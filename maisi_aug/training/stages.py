@@ -16,7 +16,7 @@ from torch import nn
 from maisi_aug import __version__
 from maisi_aug.bundle import Bundle, bind_slots
 from maisi_aug.errors import TrainingError
-from maisi_aug.networks import build_network, build_scheduler, use_plain_layers
+from maisi_aug.networks import build_network, build_scheduler, keep_decoder_output_precise, use_plain_layers
 from maisi_aug.seeds import derive_seed
 from maisi_aug.training.data import LatentSet, PhantomStore, ReportProgress, encode_store
 from maisi_aug.training.flow import FlowObjective
@@ -93,6 +93,8 @@ class TrainingFolder:
 
     def _prepare_vae(self) -> tuple[LoopConfig, Objective, dict[str, dict[str, str]]]:
         autoencoder, names = self._build("autoencoder")
+        keep_decoder_output_precise(autoencoder)
+        names = dict(zip(autoencoder.state_dict(), names.values(), strict=True))
         objective = VaeObjective(
             autoencoder,
             self._store(),

@@ -40,6 +40,7 @@ class VaeObjective:
         self.lesion_ids = np.asarray(lesion_ids, dtype=np.uint8)
         self.seed = seed
         self.device = device
+        _set_log_variance(autoencoder, config.initial_log_variance)
         self.adversary = _Adversary(config, device) if config.adversarial_weight > 0 else None
         self._last: tuple[Tensor, Tensor] | None = None
 
@@ -143,6 +144,13 @@ class _Adversary:
     def load_state(self, state: Mapping[str, Any]) -> None:
         self.network.load_state_dict(state["network"])
         self.optimizer.load_state_dict(state["optimizer"])
+
+
+@torch.no_grad()
+def _set_log_variance(autoencoder: nn.Module, log_variance: float) -> None:
+    for name, parameter in autoencoder.named_parameters():
+        if name.startswith("quant_conv_log_sigma") and name.endswith("bias"):
+            parameter.fill_(log_variance)
 
 
 def _to_window(image: Tensor, window_hu: tuple[float, float]) -> Tensor:
