@@ -3,19 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from monai.networks.schedulers.ddpm import DDPMScheduler
 from monai.networks.schedulers.rectified_flow import RFlowScheduler
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
 from maisi_aug.conditioning import to_label_bits, to_modality_tensor, to_spacing_tensor
+from maisi_aug.grid import Shape, Spacing
 from maisi_aug.seeds import derive_seed, numpy_generator
 from maisi_aug.training.data import CaseStore, LatentSet
 from maisi_aug.training.settings import FlowLossConfig
+
+
+@dataclass(frozen=True, eq=False)
+class _Batch:
+    """Cases of one step: ``(B, C, i, j, k)`` scaled latents, ``(B, I, J, K)`` label maps, and what else is told."""
+
+    clean: Tensor
+    label_maps: NDArray[np.uint8]
+    modalities: tuple[str, ...]
+    spacings_mm: tuple[Spacing, ...]
 
 
 class FlowObjective:
@@ -60,15 +73,13 @@ class FlowObjective:
 
     def loss(self, step: int) -> tuple[Tensor, dict[str, float]]:
         """Weighted L1 of a step, with the plain L1 and that inside lesions."""
-        rng = numpy_generator(derive_seed("flow batch", self.seed, step), "cases")
-        indices = [int(index) for index in rng.integers(len(self.store), size=self.config.batch_count)]
-        clean = torch.stack([self.latents.latents[index].float() for index in indices]) * self.latents.scale_factor
-        noise, timesteps = self._draw_noise(step, clean)
-        noisy = self.scheduler.add_noise(original_samples=clean, noise=noise, timesteps=timesteps)
-        target = clean - noise if isinstance(self.scheduler, RFlowScheduler) else noise
-        output = self._predict(noisy.to(self.device), timesteps.to(self.device), indices, rng)
+        batch = self._draw_batch(step)
+        noise, timesteps = self._draw_noise(step, batch.clean)
+        noisy = self.scheduler.add_noise(original_samples=batch.clean, noise=noise, timesteps=timesteps)
+        target = batch.clean - noise if isinstance(self.scheduler, RFlowScheduler) else noise
+        output = self._predict(noisy.to(self.device), timesteps.to(self.device), batch)
         error = (output.float() - target.to(self.device)).abs()
-        weight, lesions = self._weights(indices, clean.shape)
+        weight, lesions = self._weights(batch)
         loss = (error * weight).sum() / (weight.sum() * error.shape[1])
         figures = {"l1": float(error.mean()), "timestep": float(timesteps.float().mean())}
         if lesions.any():
@@ -94,33 +105,64 @@ class FlowObjective:
             return noise, (share * num).long()
         return noise, share * num
 
-    def _predict(self, noisy: Tensor, timesteps: Tensor, indices: list[int], rng: np.random.Generator) -> Tensor:
-        cases = [self.store[index] for index in indices]
-        modalities = ["ct" if rng.random() < self.config.modality_dropout else case.modality for case in cases]
-        classes = to_modality_tensor(modalities, device=self.device)
+    def _draw_batch(self, step: int) -> _Batch:
+        rng = numpy_generator(derive_seed("flow batch", self.seed, step), "cases")
+        start = self.config.whole_start_step
+        is_whole = self.config.crop_shape is None or (start is not None and step >= start)
+        cleans, label_maps, modalities, spacings = [], [], [], []
+        for index in rng.integers(len(self.store), size=self.config.batch_count):
+            case, latent = self.store[int(index)], self.latents.latents[int(index)]
+            _, i, j, k = latent.shape
+            shape = (i, j, k) if is_whole or self.config.crop_shape is None else self.config.crop_shape
+            in_latent, in_image = self._draw_crop(case.label_map, (i, j, k), shape, rng)
+            cleans.append(latent[(slice(None), *in_latent)].float() * self.latents.scale_factor)
+            label_maps.append(case.label_map[in_image])
+            modalities.append("ct" if rng.random() < self.config.modality_dropout else case.modality)
+            spacings.append(case.spacing_mm)
+        return _Batch(torch.stack(cleans), np.stack(label_maps), tuple(modalities), tuple(spacings))
+
+    def _draw_crop(
+        self, label_map: NDArray[np.uint8], latent_shape: Shape, wanted: Shape, rng: np.random.Generator
+    ) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
+        """The same random box in latent voxels and in image voxels."""
+        shape = np.minimum(wanted, latent_shape)
+        limits = np.asarray(latent_shape) - shape
+        corner = rng.integers(0, limits + 1)
+        if rng.random() < self.config.lesion_share and limits.any():
+            lesion_voxels = np.argwhere(np.isin(label_map, self.lesion_ids))
+            if len(lesion_voxels):
+                factor = np.asarray(label_map.shape) // np.asarray(latent_shape)
+                centre = lesion_voxels[rng.integers(len(lesion_voxels))] // factor
+                corner = np.clip(centre - rng.integers(0, shape), 0, limits)
+        factors = [side // latent for side, latent in zip(label_map.shape, latent_shape, strict=True)]
+        in_latent = tuple(slice(int(c), int(c + s)) for c, s in zip(corner, shape, strict=True))
+        in_image = tuple(slice(b.start * f, b.stop * f) for b, f in zip(in_latent, factors, strict=True))
+        return in_latent, in_image
+
+    def _predict(self, noisy: Tensor, timesteps: Tensor, batch: _Batch) -> Tensor:
+        classes = to_modality_tensor(batch.modalities, device=self.device)
         residuals: dict[str, Any] = {}
         if self.controlnet is not None:
-            label_maps = torch.from_numpy(np.stack([case.label_map for case in cases])).to(self.device)
+            label_bits = to_label_bits(torch.from_numpy(batch.label_maps).to(self.device))
             down, middle = self.controlnet(
-                x=noisy, timesteps=timesteps, controlnet_cond=to_label_bits(label_maps), class_labels=classes
+                x=noisy, timesteps=timesteps, controlnet_cond=label_bits, class_labels=classes
             )
             residuals = {"down_block_additional_residuals": down, "mid_block_additional_residual": middle}
-        spacing = to_spacing_tensor([case.spacing_mm for case in cases], device=self.device)
+        spacing = to_spacing_tensor(batch.spacings_mm, device=self.device)
         output: Tensor = self.unet(
             x=noisy, timesteps=timesteps, class_labels=classes, spacing_tensor=spacing, **residuals
         )
         return output
 
-    def _weights(self, indices: list[int], shape: torch.Size) -> tuple[Tensor, Tensor]:
-        label_maps = np.stack([self.store[index].label_map for index in indices])
-        lesions = _pool(np.isin(label_maps, self.lesion_ids), shape)
-        body = _pool(label_maps > 0, shape)
+    def _weights(self, batch: _Batch) -> tuple[Tensor, Tensor]:
+        lesions = _pool(np.isin(batch.label_maps, self.lesion_ids), batch.clean.shape)
+        body = _pool(batch.label_maps > 0, batch.clean.shape)
         weight = torch.where(body > 0, 1.0, self.config.outside_weight)
         weight = torch.where(lesions > 0, self.config.lesion_weight, weight)
         return weight.to(self.device), lesions.to(self.device)
 
 
-def _pool(mask: np.ndarray[Any, Any], shape: torch.Size) -> Tensor:
+def _pool(mask: NDArray[np.bool_], shape: torch.Size) -> Tensor:
     """``(B, 1, i, j, k)`` float32: whether any voxel of a latent voxel is set."""
     voxels = torch.from_numpy(mask)[:, None].float()
     return functional.adaptive_max_pool3d(voxels, list(shape[2:]))

@@ -43,6 +43,9 @@ class VaeLossConfig(BaseModel):
 
     Attributes:
         patch_shape: Voxels of a training patch along I, J, K.
+        large_patch_shape: Patch from ``large_patch_start_step`` on; MAISI too trains on small patches first. Group
+            normalisation then sees the shares of air and body that it will see in use.
+        large_patch_start_step: None for small patches to the end.
         batch_count: Patches a step.
         lesion_share: Share of patches centred on a lesion, where the case has one.
         kl_weight: Weight of the Kullback-Leibler divergence, summed over the latent as in MAISI.
@@ -59,6 +62,8 @@ class VaeLossConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     patch_shape: tuple[int, int, int] = (64, 64, 64)
+    large_patch_shape: tuple[int, int, int] = (128, 128, 128)
+    large_patch_start_step: int | None = None
     batch_count: int = Field(default=1, gt=0)
     lesion_share: float = Field(default=0.5, ge=0, le=1)
     kl_weight: float = Field(default=1e-7, ge=0)
@@ -78,6 +83,9 @@ class FlowLossConfig(BaseModel):
         lesion_weight: Factor on the loss of latent voxels that hold a lesion.
         outside_weight: Factor on the loss of latent voxels wholly outside the body, which generation overwrites.
         modality_dropout: Share of cases whose modality is told as plain "ct".
+        crop_shape: Latent voxels of a training crop along I, J, K; None for whole latents.
+        lesion_share: Share of crops laid over a lesion, where the case has one.
+        whole_start_step: Step from which whole latents are taken in place of crops; None for crops to the end.
         train_unet: Whether the U-Net learns beside the ControlNet; False keeps it frozen, as MAISI does.
     """
 
@@ -87,4 +95,7 @@ class FlowLossConfig(BaseModel):
     lesion_weight: float = Field(default=1.0, ge=1)
     outside_weight: float = Field(default=1.0, ge=0, le=1)
     modality_dropout: float = Field(default=0.25, ge=0, le=1)
+    crop_shape: tuple[int, int, int] | None = None
+    lesion_share: float = Field(default=0.5, ge=0, le=1)
+    whole_start_step: int | None = Field(default=None, ge=0)
     train_unet: bool = False

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from monai.apps.generation.maisi.networks.controlnet_maisi import ControlNetMaisi
 from monai.networks.utils import copy_model_state
 from torch import nn
 
@@ -140,8 +141,8 @@ class TrainingFolder:
             network = build_network(self.recipe.bundle.networks[role], device=self.device)
         original_names = list(network.state_dict())
         use_plain_layers(network)
-        if hasattr(network, "use_checkpointing"):
-            setattr(network, "use_checkpointing", False)  # it trades time for memory that small grids do not need
+        if isinstance(network, ControlNetMaisi):
+            network.use_checkpointing = False  # it trades time for memory that small grids do not need
         network.to(memory_format=torch.channels_last_3d)
         return network, dict(zip(network.state_dict(), original_names, strict=True))
 

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from maisi_aug.conditioning import HU_MAXIMUM, HU_MINIMUM, hu_to_unit
+from maisi_aug.grid import Shape
 from maisi_aug.seeds import derive_seed, numpy_generator
 from maisi_aug.training.data import CaseStore, TrainingCase
 from maisi_aug.training.settings import VaeLossConfig
@@ -90,14 +91,15 @@ class VaeObjective:
 
     def _draw_batch(self, step: int) -> Tensor:
         rng = numpy_generator(derive_seed("vae batch", self.seed, step), "patches")
-        patches = [
-            self._draw_patch(self.store[int(rng.integers(len(self.store)))], rng)
-            for _ in range(self.config.batch_count)
-        ]
+        start = self.config.large_patch_start_step
+        is_large = start is not None and step >= start
+        shape = self.config.large_patch_shape if is_large else self.config.patch_shape
+        indices = rng.integers(len(self.store), size=self.config.batch_count)
+        patches = [self._draw_patch(self.store[int(index)], shape, rng) for index in indices]
         return hu_to_unit(torch.from_numpy(np.stack(patches)))[:, None].to(self.device)
 
-    def _draw_patch(self, case: TrainingCase, rng: np.random.Generator) -> NDArray[np.int16]:
-        shape = np.minimum(self.config.patch_shape, case.image_hu.shape)
+    def _draw_patch(self, case: TrainingCase, wanted: Shape, rng: np.random.Generator) -> NDArray[np.int16]:
+        shape = np.minimum(wanted, case.image_hu.shape)
         limits = np.asarray(case.image_hu.shape) - shape
         corner = rng.integers(0, limits + 1)
         if rng.random() < self.config.lesion_share:
