@@ -1,7 +1,7 @@
 """Procedural chest-abdomen-pelvis CTs with exact label maps: training data, mask bank and test fixture.
 
-``build_label_map`` makes a tumour-free anatomy, ``render_hu`` an image that obeys a label map, ``build_phantom`` both with
-lesions planted between the two. Arrays have axes ``I J K`` along R, A, S; everything is deterministic in the seed.
+``build_label_map`` makes a tumour-free anatomy, ``render_hu`` an image that obeys a label map, ``build_phantom`` both
+with lesions planted between the two. Arrays have axes ``I J K`` along R, A, S; everything is deterministic in the seed.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ from typing import Final
 import numpy as np
 
 from maisi_aug.phantom.envelope import Envelope
-from maisi_aug.phantom.frame import F32, Slices
+from maisi_aug.phantom.frame import Slices
 from maisi_aug.phantom.habitus import jitter
 from maisi_aug.phantom.ids import (
     BODY,
@@ -27,6 +27,7 @@ from maisi_aug.phantom.ids import (
     STOMACH,
     TISSUE_FAT,
 )
+from maisi_aug.phantom.noise import F32
 from maisi_aug.phantom.shapes import Canvas, Field, Knots, ellipsoid, patient_capsules, smooth_max, tube
 from maisi_aug.phantom.trees import grow_tree, tree_capsules
 from maisi_aug.phantom.vessels import shifted
@@ -44,13 +45,15 @@ _PANCREAS: Final[Knots] = (
     (22, 22, 266, 10), (30, 24, 282, 16), (28, 31, 300, 15), (12, 39, 308, 11), (-12, 35, 316, 12),
     (-38, 20, 324, 12.5), (-60, 0, 332, 12.5), (-78, -16, 340, 10),
 )  # fmt: skip
-_KIDNEYS: Final = {RIGHT_KIDNEY: (70.0, -31.0, 284.0), LEFT_KIDNEY: (-70.0, -33.0, 299.0)}
+_KIDNEYS: Final = {RIGHT_KIDNEY: (68.0, -31.0, 284.0), LEFT_KIDNEY: (-66.0, -33.0, 296.0)}
 KIDNEY_RADII_MM: Final = (29.5, 27.5, 53.0)
-_SPLEEN_CENTRE_MM: Final = (-98.0, -42.0, 345.0)
-_SPLEEN_RADII_MM: Final = (36.0, 60.0, 60.0)
+_SPLEEN_CENTRE_MM: Final = (-100.0, -38.0, 340.0)
+_SPLEEN_RADII_MM: Final = (34.0, 56.0, 60.0)
 _ADRENALS: Final = {
-    RIGHT_ADRENAL: (((33, -10, 352, 4.4), (36, -21, 336, 5.2)), ((36, -20, 342, 4.4), (24, -36, 343, 3.6)), ((36, -20, 342, 4.4), (46, -37, 341, 3.6))),
-    LEFT_ADRENAL: (((-38, -4, 358, 4.4), (-40, -14, 344, 5.2)), ((-40, -13, 350, 4.4), (-27, -30, 350, 3.6)), ((-40, -13, 350, 4.4), (-53, -28, 350, 3.6))),
+    RIGHT_ADRENAL: (((33, -10, 352, 4.4), (36, -21, 336, 5.2)), ((36, -20, 342, 4.4), (24, -36, 343, 3.6)),
+        ((36, -20, 342, 4.4), (46, -37, 341, 3.6))),
+    LEFT_ADRENAL: (((-38, -13, 356, 4.4), (-40, -17, 344, 5.2)), ((-40, -16, 350, 4.4), (-27, -32, 350, 3.6)),
+        ((-40, -16, 350, 4.4), (-53, -31, 350, 3.6))),
 }  # fmt: skip
 _GALLBLADDER_CENTRE_MM: Final = (52.0, 46.0, 306.0)
 
@@ -63,7 +66,9 @@ def paint_kidneys(canvas: Canvas, envelope: Envelope, seed: int, *, visceral_fat
         shift, factor = jitter(seed, f"kidney {label}", shift_mm=6.0, spread=0.055)
         middle = np.asarray(centre) + shift + np.array([side * 3.0 * visceral_fat, 5.0 * visceral_fat, 0.0])
         turn = (-8.0, -side * 11.0, side * 28.0)
-        radii = np.asarray(KIDNEY_RADII_MM) * factor / canvas.frame.radius_scale**0.7  # nearly the same in tall and short
+        radii = (
+            np.asarray(KIDNEY_RADII_MM) * factor / canvas.frame.radius_scale**0.7
+        )  # nearly the same in tall and short
         field = ellipsoid(canvas.frame, middle, radii, turn_deg=turn, margin_mm=12.0)
         hilum = middle + np.array([-side * 25.0, 9.0, 0.0])
         sinus = ellipsoid(canvas.frame, hilum, (20.0, 13.0, 21.0), turn_deg=turn, margin_mm=20.0)
@@ -97,7 +102,10 @@ def paint_stomach(canvas: Canvas, envelope: Envelope, seed: int) -> Field:
     """Stomach from the cardia to the pylorus, kept under the diaphragm; returns its distances."""
     rng = numpy_generator(seed, "stomach fill")
     fill = float(np.clip(rng.normal(0.93, 0.10), 0.72, 1.12))
-    knots = [(x, y, z, r * (0.96 * fill if r > 15 else 1.0)) for x, y, z, r in shifted(seed, "stomach", _STOMACH, shift_mm=5.0)]
+    knots = [
+        (x, y, z, r * (0.96 * fill if r > 15 else 1.0))
+        for x, y, z, r in shifted(seed, "stomach", _STOMACH, shift_mm=5.0)
+    ]
     field = tube(canvas.frame, knots, step_mm=9.0, margin_mm=6.0)
     mm = np.maximum(field.mm, envelope.cavity[field.slices] + 4)
     below = canvas.frame.z[field.slices] - envelope.diaphragm_z[field.slices] + 4
@@ -106,16 +114,17 @@ def paint_stomach(canvas: Canvas, envelope: Envelope, seed: int) -> Field:
     return field
 
 
-def paint_spleen(canvas: Canvas, envelope: Envelope, stomach: Field, left_kidney: Field, seed: int) -> None:
-    """Spleen moulded between the left chest wall, the stomach and the kidney."""
+def paint_spleen(canvas: Canvas, envelope: Envelope, left_kidney: Field, seed: int) -> None:
+    """Spleen moulded between the left chest wall, the diaphragm and the kidney; the stomach yields to it."""
     shift, factor = jitter(seed, "spleen", shift_mm=5.0, spread=0.10)
     radii = np.asarray(_SPLEEN_RADII_MM) * factor
-    field = ellipsoid(canvas.frame, np.asarray(_SPLEEN_CENTRE_MM) + shift, radii, turn_deg=(18.0, 0.0, -26.0), margin_mm=8.0)
+    field = ellipsoid(
+        canvas.frame, np.asarray(_SPLEEN_CENTRE_MM) + shift, radii, turn_deg=(18.0, 0.0, -26.0), margin_mm=8.0
+    )
     box = field.slices
     mm = smooth_max(field.mm, envelope.cavity[box] + 3, 5.0)
     mm = np.maximum(mm, canvas.frame.z[box] - envelope.diaphragm_z[box] + 4)
-    mm = np.maximum(mm, 3 - _match(stomach, box, canvas))
-    mm = np.maximum(mm, 4 - _match(left_kidney, box, canvas))
+    mm = np.maximum(mm, 3 - _match(left_kidney, box, canvas))
     rng = numpy_generator(seed, "spleen surface")
     if mm.size:
         mm = mm + np.float32(1.6) * canvas.frame.smooth_noise(rng, 45.0, box)
@@ -142,13 +151,15 @@ def liver_field(canvas: Canvas, envelope: Envelope, seed: int) -> Field:
     low, tip = np.float32(np.clip(rng.normal(-4, 9), -22, 14)), np.float32(np.clip(rng.normal(-74, 9), -92, -54))
     across = np.clip((x - 10) / np.float32(105), -1, 1)
     edge = np.float32(336) - np.float32(66) * across - np.float32(14) * np.clip(y / np.float32(60), -1, 1) + low
-    edge += np.float32(34) * np.clip(-across, 0, 1) + np.float32(22) * np.clip((48 - x) / 40, 0, 1) * np.clip((12 - y) / 40, 0, 1)
+    edge += np.float32(34) * np.clip(-across, 0, 1) + np.float32(22) * np.clip((48 - x) / 40, 0, 1) * np.clip(
+        (12 - y) / 40, 0, 1
+    )
     mm = smooth_max(envelope.cavity[box] + 3, z - envelope.diaphragm_z[box] + 3, 8.0)
     mm = smooth_max(mm, (edge - z) * np.float32(0.80), 14.0)
     back = np.float32(-26) - np.float32(0.9) * np.clip(x - 26, 0, 60) + np.float32(0.30) * np.clip(26 - x, 0, 90)
     mm = smooth_max(mm, (back - y) * np.float32(0.75), 12.0)
     left = (tip - x) * np.float32(0.9) + np.float32(0.25) * np.abs(y - 45)
-    mm = smooth_max(mm, left, 16.0)
+    mm = smooth_max(mm, left.astype(np.float32, copy=False), 16.0)
     mm += np.float32(2.2) * frame.smooth_noise(rng, 60.0, box)
     return Field(box, mm.astype(np.float32))
 
@@ -198,4 +209,8 @@ def paint_pancreas(canvas: Canvas, seed: int) -> None:
 
 def paint_duodenum(canvas: Canvas, seed: int) -> None:
     """The C from the pylorus around the pancreatic head to the left of the aorta."""
-    canvas.paint(tube(canvas.frame, shifted(seed, "pancreas", _DUODENUM, shift_mm=4.0, spread=0.0), step_mm=7.0), DUODENUM, over=(BODY,))
+    canvas.paint(
+        tube(canvas.frame, shifted(seed, "pancreas", _DUODENUM, shift_mm=4.0, spread=0.0), step_mm=7.0),
+        DUODENUM,
+        over=(BODY,),
+    )

@@ -14,7 +14,7 @@ from maisi_aug.phantom import abdomen, bowel, chest, girdles, muscles, pelvis, s
 from maisi_aug.phantom.envelope import Envelope, build_envelope, paint_envelope
 from maisi_aug.phantom.frame import Frame, draw_pose
 from maisi_aug.phantom.habitus import Habitus, draw_habitus
-from maisi_aug.phantom.ids import BODY, RIGHT_KIDNEY
+from maisi_aug.phantom.ids import BODY, LEFT_KIDNEY
 from maisi_aug.phantom.shapes import Canvas
 from maisi_aug.seeds import numpy_generator
 
@@ -70,7 +70,11 @@ def build_label_map(*, seed: int, grid: Grid, region: Region | Literal["any"] = 
     centre_z, shown = _draw_window(seed, region)
     rng = numpy_generator(seed, "table position")
     off_x, off_y = (float(value) for value in np.clip(rng.normal(0, 3.5, 2), -8, 8))
-    centre = (off_x, _BODY_MIDDLE_Y_MM * habitus.scale[1] + off_y + 0.45 * habitus.belly_mm, centre_z * habitus.scale[2])
+    centre = (
+        off_x,
+        _BODY_MIDDLE_Y_MM * habitus.scale[1] + off_y + 0.45 * habitus.belly_mm,
+        centre_z * habitus.scale[2],
+    )
     frame = Frame(grid, draw_pose(seed, scale=habitus.scale), centre_mm=centre)
     canvas = Canvas(frame)
     envelope = build_envelope(frame, habitus, seed)
@@ -120,7 +124,6 @@ def _paint_upper_abdomen(canvas: Canvas, envelope: Envelope, habitus: Habitus, s
     abdomen.paint_gallbladder(canvas, seed)
     abdomen.paint_pancreas(canvas, seed)
     abdomen.paint_duodenum(canvas, seed)
+    abdomen.paint_spleen(canvas, envelope, kidneys[LEFT_KIDNEY], seed)
     stomach = abdomen.paint_stomach(canvas, envelope, seed)
-    left = next(field for label, field in kidneys.items() if label != RIGHT_KIDNEY)
-    abdomen.paint_spleen(canvas, envelope, stomach, left, seed)
     abdomen.paint_liver(canvas, envelope, kidneys, stomach, seed)

@@ -9,7 +9,20 @@ from numpy.typing import NDArray
 
 from maisi_aug.phantom.envelope import Envelope
 from maisi_aug.phantom.habitus import Habitus
-from maisi_aug.phantom.ids import BODY, COLON, SMALL_BOWEL
+from maisi_aug.phantom.ids import (
+    BLADDER,
+    BODY,
+    COLON,
+    DUODENUM,
+    LEFT_ILIOPSOAS,
+    LIVER,
+    PANCREAS,
+    PORTAL_AND_SPLENIC_VEIN,
+    RIGHT_ILIOPSOAS,
+    SMALL_BOWEL,
+    SPLEEN,
+    STOMACH,
+)
 from maisi_aug.phantom.shapes import Canvas, Field, patient_capsules, smooth_path, tube
 from maisi_aug.phantom.skeleton import SPINE_Y_MM
 from maisi_aug.seeds import numpy_generator
@@ -25,6 +38,9 @@ _COLON: Final = np.array(
         (2, -60, 112, 17, 3), (0, -67, 86, 19, 2), (0, -60, 58, 17, 2), (0, -50, 32, 12, 1), (0, -52, 10, 9, 1),
     ],
     dtype=np.float64,
+)  # fmt: skip
+_YIELDING: Final = (
+    BODY, SPLEEN, LIVER, DUODENUM, PANCREAS, PORTAL_AND_SPLENIC_VEIN, BLADDER, LEFT_ILIOPSOAS, RIGHT_ILIOPSOAS,
 )  # fmt: skip
 HAUSTRA_MM: Final = 27.0
 LOOP_RADIUS_MM: Final = 12.0
@@ -50,7 +66,10 @@ def paint_colon(canvas: Canvas, envelope: Envelope, seed: int) -> None:
         mm = mm + np.float32(1.1) * canvas.frame.smooth_noise(rng, 26.0, field.slices)
         above = canvas.frame.z[field.slices] > 90
         mm = np.maximum(mm, np.where(above, envelope.cavity[field.slices] + 2, np.float32(-100)))
-    canvas.paint(Field(field.slices, mm.astype(np.float32)), COLON)
+    colon = Field(field.slices, mm.astype(np.float32))
+    canvas.paint(colon, COLON, over=(BODY, LIVER, STOMACH))
+    # At the flexures a core of the tube goes through whatever is in its way, so that the colon stays in one piece.
+    canvas.paint(colon.grown(-8.0), COLON, over=_YIELDING)
 
 
 def paint_small_bowel(canvas: Canvas, envelope: Envelope, habitus: Habitus, seed: int) -> None:
@@ -80,7 +99,13 @@ def _free_room(canvas: Canvas, envelope: Envelope, box: tuple[slice, slice, slic
     spine_front = np.interp(z, SPINE_Y_MM[:, 0], SPINE_Y_MM[:, 1] + 17.0).astype(np.float32)
     behind = spine_front + np.float32(30) - np.float32(0.30) * np.abs(x) * (z > 190)
     low = np.float32(96) + np.float32(0.1) * np.abs(x)
-    room: NDArray[np.bool_] = (canvas.labels[box] == BODY) & (envelope.cavity[box] < -10) & (envelope.diaphragm_z[box] - z > 14) & (z > low) & ((z < 322) | ((z < 376) & (x < -5) & (y > 15)))
+    room: NDArray[np.bool_] = (
+        (canvas.labels[box] == BODY)
+        & (envelope.cavity[box] < -10)
+        & (envelope.diaphragm_z[box] - z > 14)
+        & (z > low)
+        & ((z < 322) | ((z < 376) & (x < -5) & (y > 15)))
+    )
     room &= np.where(z > 170, y > behind, y > spine_front + 34)
     (start, stop) = _SMALL_BOWEL_BOX
     room &= (np.abs(x) < stop[0]) & (y > start[1])
@@ -132,7 +157,8 @@ def _loops(
     for run in np.split(knots, jumps):
         path = smooth_path([(r[0], r[1], r[2], r[3]) for r in run], step_mm=9.0)
         if len(path) == 1:
-            path = np.concatenate([path - (0, 0, 5, 0), path + (0, 0, 5, 0)])
+            along_z = np.array([0.0, 0.0, 5.0, 0.0])
+            path = np.concatenate([path - along_z, path + along_z])
         starts.append(path[:-1])
         ends.append(path[1:])
     return np.concatenate(starts), np.concatenate(ends)

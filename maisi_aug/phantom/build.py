@@ -118,7 +118,9 @@ def plant_drawn_lesions(
         volume_ml = float(np.exp(rng.uniform(np.log(low), np.log(high))))
         wish = LesionWish(int(kind), ids.TUMOR_HOSTS[int(kind)], volume_ml)
         try:
-            label_map, done = plant_lesions(label_map, [wish], spacing_mm=grid.spacing_mm, rng=rng, other_lesion_ids=ids.TUMORS)
+            label_map, done = plant_lesions(
+                label_map, [wish], spacing_mm=grid.spacing_mm, rng=rng, other_lesion_ids=ids.TUMORS
+            )
         except LesionError:
             continue
         planted.extend(done)

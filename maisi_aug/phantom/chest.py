@@ -7,7 +7,6 @@ from typing import Final
 import numpy as np
 
 from maisi_aug.phantom.envelope import Envelope
-from maisi_aug.phantom.frame import F32
 from maisi_aug.phantom.habitus import jitter
 from maisi_aug.phantom.ids import (
     BODY,
@@ -21,6 +20,7 @@ from maisi_aug.phantom.ids import (
     RIGHT_UPPER_LOBE,
     THYROID,
 )
+from maisi_aug.phantom.noise import F32
 from maisi_aug.phantom.shapes import Canvas, Field, ellipsoid, tube
 from maisi_aug.phantom.skeleton import SPINE_Y_MM, spine_y
 from maisi_aug.phantom.vessels import mediastinal_tubes
@@ -38,9 +38,11 @@ def heart_field(canvas: Canvas, envelope: Envelope, seed: int, *, margin_mm: flo
     """The heart: an egg that points to the left, front and down, resting on the diaphragm."""
     shift, factor = jitter(seed, "heart", shift_mm=3.0, spread=0.08)
     centre = np.asarray(HEART_CENTRE_MM) + shift
-    field = ellipsoid(canvas.frame, centre, np.asarray(HEART_RADII_MM) * factor**0.5, turn_deg=HEART_TURN_DEG, margin_mm=margin_mm)
+    field = ellipsoid(
+        canvas.frame, centre, np.asarray(HEART_RADII_MM) * factor**0.5, turn_deg=HEART_TURN_DEG, margin_mm=margin_mm
+    )
     box = field.slices
-    base = ellipsoid(canvas.frame, centre + (14, -14, 14), (38.0, 34.0, 38.0), margin_mm=margin_mm)
+    base = ellipsoid(canvas.frame, centre + np.array([14.0, -14.0, 14.0]), (38.0, 34.0, 38.0), margin_mm=margin_mm)
     mm = np.minimum(field.mm, _onto(base, field, canvas))
     mm = np.maximum(mm, envelope.cavity[box] + 5)
     return Field(box, np.maximum(mm, envelope.diaphragm_z[box] - canvas.frame.z[box] - 3))
@@ -58,7 +60,10 @@ def paint_heart(canvas: Canvas, envelope: Envelope, seed: int) -> Field:
     field = heart_field(canvas, envelope, seed)
     canvas.paint(field, HEART, over=(BODY, PULMONARY_VEIN))
     shift, _ = jitter(seed, "heart", shift_mm=3.0, spread=0.08)
-    knots = [(x + shift[0], y + shift[1], z + shift[2], r) for x, y, z, r in ((-34, 2, 476, 6.0), (-46, 16, 480, 7.0), (-50, 30, 476, 5.0))]
+    knots = [
+        (x + shift[0], y + shift[1], z + shift[2], r)
+        for x, y, z, r in ((-34, 2, 476, 6.0), (-46, 16, 480, 7.0), (-50, 30, 476, 5.0))
+    ]
     canvas.paint(tube(canvas.frame, knots), LEFT_ATRIAL_APPENDAGE, over=(BODY, HEART))
     return field
 

@@ -8,7 +8,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from maisi_aug.phantom.frame import F32, Frame
+from maisi_aug.phantom.frame import Frame
 from maisi_aug.phantom.habitus import Habitus
 from maisi_aug.phantom.ids import (
     BODY,
@@ -17,11 +17,12 @@ from maisi_aug.phantom.ids import (
     TISSUE_SOFT,
     TISSUE_SUBCUTANEOUS,
 )
+from maisi_aug.phantom.noise import F32
 from maisi_aug.phantom.shapes import Canvas
 from maisi_aug.seeds import numpy_generator
 
 # Half-width, anterior and posterior extent in mm against z in mm.
-_CAVITY: Final = np.array(
+CAVITY_TABLE: Final = np.array(
     [
         (-80, 15, -5, -25),
         (0, 22, 4, -58),
@@ -74,7 +75,9 @@ _FASCIA: Final = np.array(
     ],
     dtype=np.float64,
 )
-_WIDEST_Y: Final = np.array([(-80, -10), (80, -18), (200, -8), (320, -8), (440, -14), (560, -28), (720, -22)], dtype=np.float64)
+WIDEST_Y_TABLE: Final = np.array(
+    [(-80, -10), (80, -18), (200, -8), (320, -8), (440, -14), (560, -28), (720, -22)], dtype=np.float64
+)
 _TABLE_START_MM: Final = -100.0
 _TABLE_STEP_MM: Final = 0.5
 _TABLE_Z: Final = np.arange(_TABLE_START_MM, 740.0, _TABLE_STEP_MM)
@@ -103,8 +106,8 @@ def build_envelope(frame: Frame, habitus: Habitus, seed: int) -> Envelope:
     """The layers of the trunk for one patient."""
     index = np.clip((frame.z - _TABLE_START_MM) / _TABLE_STEP_MM, 0, len(_TABLE_Z) - 1).astype(np.int32)
     belly = habitus.belly_mm * bump(_TABLE_Z, *BELLY_Z_MM)
-    widest = np.interp(_TABLE_Z, *_WIDEST_Y.T)
-    cavity = _outline(frame, index, _CAVITY, widest, belly, 0.25 * belly)
+    widest = np.interp(_TABLE_Z, *WIDEST_Y_TABLE.T)
+    cavity = _outline(frame, index, CAVITY_TABLE, widest, belly, 0.25 * belly)
     fascia = _outline(frame, index, _FASCIA, widest, belly, 0.25 * belly)
     skin = fascia - _fat_thickness(frame, habitus, seed)
     return Envelope(skin, fascia, cavity, diaphragm_height(frame.x, frame.y, habitus.inspiration_mm))
@@ -138,8 +141,8 @@ def _outline(
     total = u * u_steep + v * v_steep
     rho = np.maximum(total, np.float32(1e-6)) ** np.float32(0.4)
     gradient = np.hypot(u_steep / a, v_steep / b) / (rho * np.sqrt(rho))
-    result: F32 = (rho - 1) / np.maximum(gradient, np.float32(1e-3))
-    return np.maximum(result, -np.minimum(a, b))
+    result: F32 = np.maximum((rho - 1) / np.maximum(gradient, np.float32(1e-3)), -np.minimum(a, b))
+    return result
 
 
 def _fat_thickness(frame: Frame, habitus: Habitus, seed: int) -> F32:

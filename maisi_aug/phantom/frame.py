@@ -5,8 +5,8 @@ Two spaces, both in millimetres with axes R, A, S:
 * patient space: the voxel centres of the grid, axis-aligned, z = 0 at the pelvic floor and z of about 610 at the neck;
 * canonical space: the textbook body in which every organ is described. ``patient = rotate(scale * canonical + warp)``.
 
-Blobs (organs) are evaluated at the canonical coordinates of the voxels; tubes are carried to patient space by their centre
-lines, which keeps their cross-sections round.
+Blobs (organs) are evaluated at the canonical coordinates of the voxels; tubes are carried to patient space by their
+centre lines, which keeps their cross-sections round.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ class Frame:
         self.spacing_mm = grid.spacing_mm
         self.pose = pose
         self._axes64 = tuple(
-            centre + (np.arange(side) - 0.5 * (side - 1)) * step
+            centre + (np.arange(side, dtype=np.float64) - 0.5 * (side - 1)) * step
             for centre, side, step in zip(centre_mm, grid.shape, grid.spacing_mm, strict=True)
         )
         self.axes = tuple(axis.astype(np.float32) for axis in self._axes64)
@@ -83,7 +83,9 @@ class Frame:
 
     def _canonical_coordinates(self) -> tuple[F32, F32, F32]:
         bases = self.bases(KNOT_ORIGIN_MM, KNOT_SPACING_MM, KNOT_COUNTS)
-        x, y, z = (axis.reshape(shape) for axis, shape in zip(self.axes, ((-1, 1, 1), (1, -1, 1), (1, 1, -1)), strict=True))
+        x, y, z = (
+            axis.reshape(shape) for axis, shape in zip(self.axes, ((-1, 1, 1), (1, -1, 1), (1, 1, -1)), strict=True)
+        )
         cos, sin = np.float32(np.cos(self.pose.turn_rad)), np.float32(np.sin(self.pose.turn_rad))
         x = x - np.float32(self.pose.tilt_rad) * (z - np.float32(300))
         scale = [np.float32(s) for s in self.pose.scale]
@@ -105,7 +107,7 @@ class Frame:
         """``(N, 3)`` canonical points in patient millimetres; a fixed-point iteration inverts the warp."""
         bent = np.atleast_2d(np.asarray(points, dtype=np.float64)) * np.array(self.pose.scale)
         cos, sin = np.cos(self.pose.turn_rad), np.sin(self.pose.turn_rad)
-        patient = bent.copy()
+        patient: NDArray[np.float64] = bent.copy()
         for _ in range(4):
             knots = ((patient - KNOT_ORIGIN_MM) / KNOT_SPACING_MM).T
             warp = [

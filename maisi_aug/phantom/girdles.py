@@ -26,7 +26,12 @@ FEMORAL_HEAD_RADIUS_MM: Final = 23.0
 
 # Knots (x, y, z, radius) of the right side in canonical millimetres.
 _SCAPULA_MEDIAL: Final[Knots] = ((92, -94, 583, 3.0), (97, -100, 545, 2.6), (112, -96, 505, 2.6), (122, -86, 476, 3.2))
-_SCAPULA_LATERAL: Final[Knots] = ((133, -60, 594, 5.0), (141, -58, 560, 5.0), (136, -68, 515, 4.0), (126, -84, 476, 3.4))
+_SCAPULA_LATERAL: Final[Knots] = (
+    (133, -60, 594, 5.0),
+    (141, -58, 560, 5.0),
+    (136, -68, 515, 4.0),
+    (126, -84, 476, 3.4),
+)
 _SCAPULA_SPINE: Final[Knots] = ((97, -102, 560, 3.0), (120, -101, 574, 4.0), (146, -82, 594, 5.0), (160, -56, 606, 6.0))
 _CORACOID: Final[Knots] = ((138, -48, 590, 5.5), (136, -22, 600, 5.0))
 _GLENOID: Final = ((143.0, -50.0, 582.0), (8.0, 12.0, 17.0))
@@ -62,14 +67,19 @@ def paint_shoulders(canvas: Canvas, habitus: Habitus) -> None:
     frame = canvas.frame
     for side in SIDES:
         scapula = RIGHT_SCAPULA if side > 0 else LEFT_SCAPULA
-        canvas.paint(sheet(frame, one_side(_SCAPULA_MEDIAL, side), one_side(_SCAPULA_LATERAL, side), bulge=(side * 3, -3, 0)), scapula)
+        canvas.paint(
+            sheet(frame, one_side(_SCAPULA_MEDIAL, side), one_side(_SCAPULA_LATERAL, side), bulge=(side * 3, -3, 0)),
+            scapula,
+        )
         for knots in (_SCAPULA_SPINE, _CORACOID):
             canvas.paint(tube(frame, one_side(knots, side)), scapula)
         canvas.paint(ellipsoid(frame, (side * _GLENOID[0][0], *_GLENOID[0][1:]), _GLENOID[1]), scapula)
         canvas.paint(tube(frame, one_side(_CLAVICULA, side)), RIGHT_CLAVICULA if side > 0 else LEFT_CLAVICULA)
 
 
-def wing_sheet(canvas: Canvas, side: int, *, outwards_mm: float = 0.0, thickness_mm: float = 0.0, lower: float = 0.0) -> Field:
+def wing_sheet(
+    canvas: Canvas, side: int, *, outwards_mm: float = 0.0, thickness_mm: float = 0.0, lower: float = 0.0
+) -> Field:
     """The iliac wing, or a parallel sheet beside it for the muscles that lie on it.
 
     Args:
@@ -88,8 +98,7 @@ def wing_sheet(canvas: Canvas, side: int, *, outwards_mm: float = 0.0, thickness
         moved[:, 3] += thickness_mm
         edges.append(one_side([(float(r[0]), float(r[1]), float(r[2]), float(r[3])) for r in moved], side))
     bulge = (side * _WING_BULGE[0], _WING_BULGE[1], _WING_BULGE[2])
-    field = sheet(canvas.frame, edges[0], edges[1], bulge=bulge, step_mm=6.0 if thickness_mm <= 0 else 10.0)
-    return field
+    return sheet(canvas.frame, edges[0], edges[1], bulge=bulge, step_mm=6.0 if thickness_mm <= 0 else 10.0)
 
 
 def paint_pelvis(canvas: Canvas) -> None:

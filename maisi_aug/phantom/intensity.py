@@ -1,8 +1,8 @@
 """How a scan looks: contrast phase, HU of every organ, kernel and noise. Everything is drawn first, then applied.
 
-Means are textbook attenuation values of unenhanced, arterial, portal venous and delayed body CT (for instance Lamba et al.,
-"CT Hounsfield numbers of soft tissues on unenhanced abdominal CT scans", 2014, and usual enhancement curves), set so that
-the medians of every organ lie well inside the published MAISI reference ranges.
+Means are textbook attenuation values of unenhanced, arterial, portal venous and delayed body CT (for instance Lamba et
+al., "CT Hounsfield numbers of soft tissues on unenhanced abdominal CT scans", 2014, and usual enhancement curves), set
+so that the medians of every organ lie well inside the published MAISI reference ranges.
 """
 
 from __future__ import annotations

@@ -96,11 +96,15 @@ def _paint_glutei(canvas: Canvas, envelope: Envelope, habitus: Habitus, side: in
     _paint_with_fat_plane(canvas, clipped, label)
     tail = tube(frame, one_side(((130, -8, 104, 15), (148, -14, 64, 8)), side))
     _paint_with_fat_plane(canvas, Field(tail.slices, np.maximum(tail.mm, envelope.fascia[tail.slices] + 2)), label)
-    maximus = ellipsoid(frame, (side * 84.0, -78.0, 84.0), (80.0, 34.0, 78.0), turn_deg=(-10.0, side * 24.0, side * 22.0))
+    maximus = ellipsoid(
+        frame, (side * 84.0, -78.0, 84.0), (80.0, 34.0, 78.0), turn_deg=(-10.0, side * 24.0, side * 22.0)
+    )
     box = maximus.slices
     mm = np.maximum(maximus.mm, envelope.fascia[box] + 1)
     mm = np.maximum(mm, 9.0 - side * frame.x[box])
     mm = np.maximum(mm, -30 - frame.z[box])
     front = frame.y[box] + 46 - 0.22 * np.maximum(side * frame.x[box] - 60, 0)
     mm = np.maximum(mm, front)
-    _paint_with_fat_plane(canvas, Field(box, mm.astype(np.float32)), RIGHT_GLUTEUS_MAXIMUS if side > 0 else LEFT_GLUTEUS_MAXIMUS)
+    _paint_with_fat_plane(
+        canvas, Field(box, mm.astype(np.float32)), RIGHT_GLUTEUS_MAXIMUS if side > 0 else LEFT_GLUTEUS_MAXIMUS
+    )

@@ -50,7 +50,9 @@ def smooth_noise(
     for side, step in zip(shape, spacing_mm, strict=True):
         knot_mm = max(0.5 * wavelength_mm, step)
         count = int(np.ceil(max(side - 1, 0) * step / knot_mm)) + 4
-        bases.append(spline_basis(np.arange(side) * step, origin_mm=-knot_mm, spacing_mm=knot_mm, count=count))
+        bases.append(
+            spline_basis(np.arange(side, dtype=np.float64) * step, origin_mm=-knot_mm, spacing_mm=knot_mm, count=count)
+        )
         counts.append(count)
     white = rng.standard_normal(tuple(counts), dtype=np.float32) / np.float32(_SPLINE_VARIANCE**1.5)
     return spread(white, (bases[0], bases[1], bases[2]))

@@ -14,6 +14,7 @@ from maisi_aug.phantom import ids, textures
 from maisi_aug.phantom.intensity import Appearance, Phase, draw_appearance, draw_phase
 from maisi_aug.phantom.lumen import Filling, bounding_box, eroded, fill_lumen
 from maisi_aug.phantom.noise import F32, smooth_noise
+from maisi_aug.phantom.shapes import lookup
 from maisi_aug.phantom.tumors import blend_tumors, find_tumors, without_tumors
 from maisi_aug.seeds import numpy_generator
 
@@ -45,7 +46,9 @@ def render_hu(
         GridError: The map does not have the grid's shape.
     """
     if label_map.shape != grid.shape:
-        raise GridError(f"Label map: expected the grid's shape {grid.shape}, found {label_map.shape}. Pass its own grid.")
+        raise GridError(
+            f"Label map: expected the grid's shape {grid.shape}, found {label_map.shape}. Pass its own grid."
+        )
     appearance = draw_appearance(seed, phase or draw_phase(seed))
     labels = np.ascontiguousarray(label_map, dtype=np.uint8)
     tissues = guess_tissue(labels, grid.spacing_mm) if tissue is None else tissue
@@ -56,7 +59,9 @@ def render_hu(
     return _with_noise(image, labels, appearance, seed)
 
 
-def _ideal_image(labels: NDArray[np.uint8], tissues: NDArray[np.uint8], appearance: Appearance, grid: Grid, seed: int) -> F32:
+def _ideal_image(
+    labels: NDArray[np.uint8], tissues: NDArray[np.uint8], appearance: Appearance, grid: Grid, seed: int
+) -> F32:
     """HU of the healthy patient before the scanner blurs them."""
     spacing = grid.spacing_mm
     image = np.where(labels == ids.BODY, appearance.tissue_hu[np.minimum(tissues, 7)], appearance.organ_hu[labels])
@@ -77,10 +82,18 @@ def _fill_gut(image: F32, labels: NDArray[np.uint8], spacing_mm: tuple[float, fl
     oral = rng.random() < 0.12
     fluid = float(rng.uniform(120, 220)) if oral else float(rng.uniform(8, 30))
     fillings = {
-        ids.STOMACH: Filling(float(rng.uniform(0.5, 2.2)), 0.2, fluid if oral else float(rng.uniform(5, 45)), float(rng.uniform(3, 16)), 0.0),
+        ids.STOMACH: Filling(
+            float(rng.uniform(0.5, 2.2)),
+            0.2,
+            fluid if oral else float(rng.uniform(5, 45)),
+            float(rng.uniform(3, 16)),
+            0.0,
+        ),
         ids.DUODENUM: Filling(2.3, 0.6, fluid, 5.0, 0.0),
         ids.SMALL_BOWEL: Filling(2.0, 0.6, fluid, 7.0, 0.0),
-        ids.COLON: Filling(float(rng.uniform(-0.15, 0.5)), 0.8, float(rng.uniform(-55, -10)), float(rng.uniform(20, 45)), 0.15),
+        ids.COLON: Filling(
+            float(rng.uniform(-0.15, 0.5)), 0.8, float(rng.uniform(-55, -10)), float(rng.uniform(20, 45)), 0.15
+        ),
         ids.ESOPHAGUS: Filling(1.2, 1.0, 40.0, 3.0, 0.0),
     }
     for label, filling in fillings.items():
@@ -111,7 +124,7 @@ def guess_tissue(labels: NDArray[np.uint8], spacing_mm: tuple[float, float, floa
     tissue = np.full(labels.shape, ids.TISSUE_FAT, dtype=np.uint8)
     if bounding_box(labels > 0) is None:
         return tissue
-    frame = textures._table((*ids.BONES, *ids.MUSCLES, ids.COSTAL_CARTILAGE))[labels]
+    frame = lookup((*ids.BONES, *ids.MUSCLES, ids.COSTAL_CARTILAGE))[labels]
     sigma = [_WALL_REACH_MM / 1.6 / step for step in spacing_mm]
     near = ndimage.gaussian_filter(frame.astype(np.float32), sigma, truncate=2.0) > 0.10
     deep = labels > 0

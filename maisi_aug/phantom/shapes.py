@@ -13,8 +13,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.interpolate import CubicSpline
 
-from maisi_aug.phantom.frame import F32, Frame, Slices
+from maisi_aug.phantom.frame import Frame, Slices
 from maisi_aug.phantom.ids import BODY
+from maisi_aug.phantom.noise import F32
 
 FAR_MM: Final = np.float32(1000.0)
 Knots = Sequence[tuple[float, float, float, float]]  # x, y, z, radius in canonical millimetres
@@ -88,11 +89,10 @@ def ellipsoid(
     reach = np.sqrt((turn**2) @ size**2) + margin_mm
     box = frame.box(middle - reach, middle + reach)
     p = turned(frame, box, middle, turn)
-    k0 = sum((p[a] / np.float32(size[a])) ** 2 for a in range(3))
-    k1 = sum((p[a] / np.float32(size[a] ** 2)) ** 2 for a in range(3))
-    k0 = np.sqrt(np.asarray(k0, dtype=np.float32))
-    distance = k0 * (k0 - 1) / np.maximum(np.sqrt(np.asarray(k1, dtype=np.float32)), np.float32(1e-6))
-    return Field(box, distance)
+    k0: F32 = np.sqrt(sum(((p[a] / np.float32(size[a])) ** 2 for a in range(3)), start=np.float32(0)))
+    k1: F32 = np.sqrt(sum(((p[a] / np.float32(size[a] ** 2)) ** 2 for a in range(3)), start=np.float32(0)))
+    distance = k0 * (k0 - 1) / np.maximum(k1, np.float32(1e-6))
+    return Field(box, distance.astype(np.float32, copy=False))
 
 
 def rotation(turn_deg: tuple[float, float, float]) -> NDArray[np.float64]:

@@ -9,7 +9,7 @@ from typing import Final
 
 import numpy as np
 
-from maisi_aug.phantom.envelope import _CAVITY, _WIDEST_Y, BELLY_Z_MM, bump
+from maisi_aug.phantom.envelope import BELLY_Z_MM, CAVITY_TABLE, WIDEST_Y_TABLE, bump
 from maisi_aug.phantom.frame import Frame
 from maisi_aug.phantom.habitus import Habitus
 from maisi_aug.phantom.ids import (
@@ -105,7 +105,9 @@ def _paint_vertebra(canvas: Canvas, name: str, z: float, pitch: float) -> None:
     canvas.paint_tissue(Field(box, canal.astype(np.float32)), TISSUE_FAT)
 
 
-def _arch(u: np.ndarray, w: np.ndarray, v: np.ndarray, z: float, half_width: float, half_depth: float, pitch: float) -> np.ndarray:
+def _arch(
+    u: np.ndarray, w: np.ndarray, v: np.ndarray, z: float, half_width: float, half_depth: float, pitch: float
+) -> np.ndarray:
     """Pedicles, laminae, articular, transverse and spinous processes around the canal."""
     lumbar = float(np.clip((345 - z) / 40, 0, 1))
     behind = w + np.float32(half_depth + 8.5)  # 0 in the middle of the canal, negative behind it
@@ -113,7 +115,9 @@ def _arch(u: np.ndarray, w: np.ndarray, v: np.ndarray, z: float, half_width: flo
     ring = np.abs(np.hypot(u / np.float32(1.15), behind) - np.float32(12.0)) - np.float32(3.2)
     band = np.abs(v + np.float32(0.06 * pitch)) - np.float32(0.40 * pitch)
     lamina = np.maximum(ring, band)
-    joints = np.maximum(np.hypot(side - 15 - 3 * lumbar, behind + 6) - np.float32(6.0 + lumbar), np.abs(v) - np.float32(0.5 * pitch))
+    joints = np.maximum(
+        np.hypot(side - 15 - 3 * lumbar, behind + 6) - np.float32(6.0 + lumbar), np.abs(v) - np.float32(0.5 * pitch)
+    )
     drop = np.float32(0.75 - 0.55 * lumbar) * np.maximum(-behind - 10, 0)  # thoracic processes slant downwards
     spine_length = 27.0 + 5.0 * lumbar
     tall = 6.0 + 5.0 * lumbar
@@ -166,8 +170,8 @@ def rib_path(number: int, side: int, habitus: Habitus) -> Knots:
 def cavity_point(angle_rad: float, z: float, habitus: Habitus, *, outwards_mm: float) -> tuple[float, float]:
     """x and y on the cavity's outline at an angle from the back (0) over the side to the front (pi)."""
     belly = habitus.belly_mm * float(bump(np.array([z]), *BELLY_Z_MM)[0])
-    half_width, front, back = (float(np.interp(z, _CAVITY[:, 0], _CAVITY[:, c])) for c in (1, 2, 3))
-    widest = float(np.interp(z, *_WIDEST_Y.T))
+    half_width, front, back = (float(np.interp(z, CAVITY_TABLE[:, 0], CAVITY_TABLE[:, c])) for c in (1, 2, 3))
+    widest = float(np.interp(z, *WIDEST_Y_TABLE.T))
     half_width, front = half_width + 0.25 * belly + outwards_mm, front + belly + outwards_mm - widest
     sin, cos = float(np.sin(angle_rad)), -float(np.cos(angle_rad))
     depth = front if cos > 0 else widest - back + outwards_mm
@@ -212,7 +216,17 @@ def sternum_y(z: float, habitus: Habitus) -> float:
 
 def _paint_sternum(canvas: Canvas, habitus: Habitus) -> None:
     rows = []
-    for z, half_width in ((574, 24), (562, 24), (548, 17), (530, 13), (505, 14), (480, 15), (455, 15), (432, 11), (410, 4)):
+    for z, half_width in (
+        (574, 24),
+        (562, 24),
+        (548, 17),
+        (530, 13),
+        (505, 14),
+        (480, 15),
+        (455, 15),
+        (432, 11),
+        (410, 4),
+    ):
         rows.append((float(z), float(half_width), sternum_y(z, habitus)))
     starts, ends = [], []
     for offset in np.linspace(-1, 1, 7):

@@ -11,6 +11,7 @@ from maisi_aug.phantom import ids
 from maisi_aug.phantom.intensity import Appearance
 from maisi_aug.phantom.lumen import bounding_box, eroded
 from maisi_aug.phantom.noise import F32, smooth_noise
+from maisi_aug.phantom.shapes import lookup
 from maisi_aug.phantom.trees import grow_tree, tree_fraction
 
 Labels = NDArray[np.uint8]
@@ -21,7 +22,9 @@ LUNG_TWIGS: Final = 420
 _MIN_TWIG_MM: Final = 0.55
 
 
-def paint_lungs(image: F32, labels: Labels, appearance: Appearance, spacing_mm: Spacing, rng: np.random.Generator) -> None:
+def paint_lungs(
+    image: F32, labels: Labels, appearance: Appearance, spacing_mm: Spacing, rng: np.random.Generator
+) -> None:
     """Dependent gradient, branching vessels and bronchial walls."""
     for lobes in (_LEFT_LUNG, _RIGHT_LUNG):
         lung = np.isin(labels, lobes)
@@ -65,21 +68,23 @@ def _innermost(mask: NDArray[np.bool_]) -> NDArray[np.float64]:
 
 def paint_bones(image: F32, labels: Labels, appearance: Appearance, rng: np.random.Generator) -> None:
     """Compact shell around the trabecular inside; thicker where neighbours are air-free soft tissue all around."""
-    bone = _table(ids.BONES)[labels]
+    bone = lookup(ids.BONES)[labels]
     shell = bone & ~eroded(bone)
     strength = np.float32(appearance.cortex_hu)
     number = int(shell.sum())
     image[shell] = strength * (1 + np.float32(0.10) * rng.standard_normal(number, dtype=np.float32))
-    shaft = shell & _table((ids.LEFT_FEMUR, ids.RIGHT_FEMUR))[labels]
+    shaft = shell & lookup((ids.LEFT_FEMUR, ids.RIGHT_FEMUR))[labels]
     image[shaft] *= np.float32(1.25)
-    thin = shell & _table((ids.STERNUM, *ids.VERTEBRAE, ids.SACRUM))[labels]
+    thin = shell & lookup((ids.STERNUM, *ids.VERTEBRAE, ids.SACRUM))[labels]
     image[thin] *= np.float32(0.78)
 
 
-def paint_kidneys(image: F32, labels: Labels, appearance: Appearance, spacing_mm: Spacing, rng: np.random.Generator) -> None:
+def paint_kidneys(
+    image: F32, labels: Labels, appearance: Appearance, spacing_mm: Spacing, rng: np.random.Generator
+) -> None:
     """Bright cortex around darker pyramids in the arterial phase, weaker later, and a darker or opacified pelvis."""
     contrast = {"non-contrast": 0.0, "arterial": 62.0, "portal": 22.0, "delayed": 5.0}[appearance.phase]
-    kidney = _table(ids.KIDNEYS)[labels]
+    kidney = lookup(ids.KIDNEYS)[labels]
     box = bounding_box(kidney)
     if box is None or contrast == 0.0:
         return
@@ -93,7 +98,9 @@ def paint_kidneys(image: F32, labels: Labels, appearance: Appearance, spacing_mm
     view += np.where(pyramids, np.float32(-0.62 * contrast), np.where(mask, np.float32(0.55 * contrast), 0))
 
 
-def paint_heart(image: F32, labels: Labels, appearance: Appearance, spacing_mm: Spacing, rng: np.random.Generator) -> None:
+def paint_heart(
+    image: F32, labels: Labels, appearance: Appearance, spacing_mm: Spacing, rng: np.random.Generator
+) -> None:
     """Blood pools of the four chambers inside the myocardium, placed by the heart's own extent."""
     heart = labels == ids.HEART
     box = bounding_box(heart, pad=0)
@@ -103,7 +110,12 @@ def paint_heart(image: F32, labels: Labels, appearance: Appearance, spacing_mm: 
     places = np.argwhere(mask)
     middle, size = places.mean(axis=0), np.maximum(places.std(axis=0), 0.5)
     shape = (mask.shape[0], mask.shape[1], mask.shape[2])
-    u = [((np.arange(shape[a]) - middle[a]) / size[a]).astype(np.float32).reshape([-1 if b == a else 1 for b in range(3)]) for a in range(3)]
+    u = [
+        ((np.arange(shape[a]) - middle[a]) / size[a])
+        .astype(np.float32)
+        .reshape([-1 if b == a else 1 for b in range(3)])
+        for a in range(3)
+    ]
     wobble = np.float32(0.10) * smooth_noise(shape, spacing_mm, rng, 40.0)
     left, right = np.float32(appearance.blood_hu[0]), np.float32(appearance.blood_hu[1])
     for (cx, cy, cz), radius, blood in (
@@ -115,7 +127,14 @@ def paint_heart(image: F32, labels: Labels, appearance: Appearance, spacing_mm: 
         view += np.where(mask, share * (blood - view), 0)
 
 
-def paint_fat(image: F32, labels: Labels, tissue: NDArray[np.uint8], appearance: Appearance, spacing_mm: Spacing, rng: np.random.Generator) -> None:
+def paint_fat(
+    image: F32,
+    labels: Labels,
+    tissue: NDArray[np.uint8],
+    appearance: Appearance,
+    spacing_mm: Spacing,
+    rng: np.random.Generator,
+) -> None:
     """Strands and small vessels in visceral fat, septa under the skin, fatty streaks in muscle, and the skin itself."""
     body = labels == ids.BODY
     shape = (labels.shape[0], labels.shape[1], labels.shape[2])
@@ -127,13 +146,7 @@ def paint_fat(image: F32, labels: Labels, tissue: NDArray[np.uint8], appearance:
     gain = np.float32(55 + 0.25 * float(appearance.tissue_hu[ids.TISSUE_VESSEL]))
     image += np.where(visceral, gain * strands, 0)
     image += np.where(body & (tissue == ids.TISSUE_SUBCUTANEOUS), np.float32(20) * strands, 0)
-    muscle = (body & (tissue == ids.TISSUE_MUSCLE)) | _table(ids.MUSCLES)[labels]
+    muscle = (body & (tissue == ids.TISSUE_MUSCLE)) | lookup(ids.MUSCLES)[labels]
     image += np.where(muscle, np.float32(-26) * np.clip(ridge * (other < 0.3), 0, 1), 0)
     skin = (labels > 0) & ~eroded(labels > 0)
     image[skin & body] = np.float32(-20)
-
-
-def _table(chosen: tuple[int, ...]) -> NDArray[np.bool_]:
-    table = np.zeros(256, dtype=bool)
-    table[list(chosen)] = True
-    return table

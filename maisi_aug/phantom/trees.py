@@ -76,7 +76,12 @@ def tree_capsules(tree: Tree, *, min_radius_mm: float) -> tuple[NDArray[np.float
 
 
 def tree_fraction(
-    tree: Tree, shape: tuple[int, int, int], origin_mm: NDArray[np.float64], spacing_mm: NDArray[np.float64], *, step_mm: float
+    tree: Tree,
+    shape: tuple[int, int, int],
+    origin_mm: NDArray[np.float64],
+    spacing_mm: NDArray[np.float64],
+    *,
+    step_mm: float,
 ) -> NDArray[np.float32]:
     """Share of every voxel that the tree's branches fill, 0 to 1: thin vessels become faint, as in a real scan.
 

@@ -1,8 +1,8 @@
 """The six tumours on the image, with a consistent sign per kind.
 
-Hepatic, pancreatic and kidney tumours are darker than their hosts, lung tumours are solid in air, colon cancers are soft
-tissue in a lumen of gas and stool, bone lesions are lytic. The healthy organ is rendered first and the tumour is blended
-over it, so that its edge is as sharp as the rest of the image.
+Hepatic, pancreatic and kidney tumours are darker than their hosts, lung tumours are solid in air, colon cancers are
+soft tissue in a lumen of gas and stool, bone lesions are lytic. The healthy organ is rendered first and the tumour is
+blended over it, so that its edge is as sharp as the rest of the image.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def without_tumors(label_map: Labels, tumors: list[tuple[int, Box, NDArray[np.bo
     for tumor, box, mask in tumors:
         hosts = ids.TUMOR_HOSTS[tumor]
         around = np.bincount(label_map[box].ravel(), minlength=256)
-        healthy[box][mask] = max(hosts, key=lambda host: around[host])  # noqa: B023 (used at once)
+        healthy[box][mask] = hosts[int(np.argmax(around[list(hosts)]))]
     return healthy
 
 
