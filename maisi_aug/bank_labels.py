@@ -7,6 +7,7 @@ user states. A label without a counterpart becomes body (200) and is reported, n
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -165,10 +166,12 @@ def find_label_id(name: str, vocabulary: Vocabulary) -> int | None:
     """The vocabulary's id of a source name, or None."""
     if name.strip().isdecimal():
         return None
-    try:
-        return vocabulary.id_of(name)
-    except VocabularyError:
-        return None
+    for spelling in dict.fromkeys((name, re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name))):  # SpinalCord is two words
+        try:
+            return vocabulary.id_of(spelling)
+        except VocabularyError:
+            continue
+    return None
 
 
 def _find_envelopes(names: Mapping[int, str]) -> frozenset[int]:

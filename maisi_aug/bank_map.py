@@ -173,15 +173,20 @@ def add_envelope(label_map: NDArray[np.uint8], grid: Grid, entry: BankEntry) -> 
         VolumeError: There is no CT, or it cannot be used.
     """
     if entry.image_path is None:
-        raise VolumeError(
-            f"{entry.name}: expected body (200) in the label map or a CT to find it in, found neither. "
-            "Put the CT beside the label map, for instance as X_ct.nii.gz and X_seg.nii.gz."
-        )
+        raise no_envelope(entry)
     image = load_image(entry.image_path)
     on_map = (
         image.array if image.grid.is_close(grid, tolerance_mm=0.01) else resample_image(image.array, image.grid, grid)
     )
     return add_body(label_map, on_map, grid.spacing_mm), entry.image_path.name
+
+
+def no_envelope(entry: BankEntry) -> VolumeError:
+    """The error for a map without body and without a CT."""
+    return VolumeError(
+        f"{entry.name}: expected body (200) in the label map or a CT to find it in, found neither. "
+        "Put the CT beside the label map, for instance as X_ct.nii.gz and X_seg.nii.gz."
+    )
 
 
 def hash_of(entry: BankEntry) -> str:

@@ -7,6 +7,7 @@ limb is not, and only the skin is then drawn at full resolution.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +30,7 @@ LIMB_RADIUS_MM = 12.0  # a separate part at least this thick is an arm or a leg,
 LIMB_ML = 60.0
 EAR_MM = 25.0  # a thin part that ends within this distance of the body is an ear, nose or fold, not a table
 GAP_CM2 = 15.0  # wider than any airway: air enclosed by arm and trunk, or a lung cut by the image's border
+SLAB_VOXELS = 1_000_000  # worked on at once at full resolution
 
 
 @dataclass(frozen=True)
@@ -62,14 +64,13 @@ def find_body(image_hu: NDArray[Any], spacing_mm: Spacing) -> Mask:
     coarse = _build_coarse(image_hu, spacing_mm)
     tissue = coarse.image_hu > TISSUE_HU
     solid = tissue | _find_lungs(tissue, coarse)
-    core = _find_thick_parts(solid, coarse.spacing_mm)
-    if not core.any():
+    thick = _find_thick_parts(solid, coarse.spacing_mm)
+    if not thick.any():
         raise VolumeError(
             f"Body envelope: expected a patient in the CT, found values between {image_hu.min():g} and "
             f"{image_hu.max():g} and nothing as thick as a limb. Is the image in HU?"
         )
-    body = core | _find_thin_parts(tissue & ~core, core, coarse.spacing_mm)
-    body = _fill_cavities(body, coarse)
+    body = _fill_cavities(_grow_back(thick, solid, tissue, coarse.spacing_mm), coarse)
     return _draw_skin(body, image_hu, coarse.factors)
 
 
@@ -99,15 +100,24 @@ def add_body(label_map: NDArray[Any], image_hu: NDArray[Any], spacing_mm: Spacin
 def _build_coarse(image_hu: NDArray[Any], spacing_mm: Spacing) -> _Coarse:
     """Block means; the last block repeats the border where the sides do not divide."""
     i, j, k = (max(1, int(COARSE_MM / side)) for side in spacing_mm)
-    factors = (i, j, k)
-    padding = [(0, -side % factor) for side, factor in zip(image_hu.shape, factors, strict=True)]
-    clipped = np.clip(image_hu, -1024, 1024).astype(np.float32)
-    if max(factors) > 1:
-        padded = np.pad(clipped, padding, mode="edge")
-        a, b, c = (side // factor for side, factor in zip(padded.shape, factors, strict=True))
-        clipped = padded.reshape(a, i, b, j, c, k).mean(axis=(1, 3, 5), dtype=np.float32)
+    means: NDArray[Any] = image_hu
+    for axis, factor in enumerate((i, j, k)):
+        means = _mean_of_blocks(means, axis, factor)
     coarse_mm = (spacing_mm[0] * i, spacing_mm[1] * j, spacing_mm[2] * k)
-    return _Coarse(clipped, coarse_mm, factors)
+    return _Coarse(np.ascontiguousarray(means), coarse_mm, (i, j, k))
+
+
+def _mean_of_blocks(array: NDArray[Any], axis: int, factor: int) -> NDArray[np.float32]:
+    """Means over blocks along one axis, as a sum of strided views: ten times quicker than a mean over a split axis."""
+    side = array.shape[axis]
+    num_blocks = -(-side // factor)
+    total: NDArray[np.float32] | None = None
+    for offset in range(factor):
+        places = np.minimum(np.arange(num_blocks) * factor + offset, side - 1)
+        part = np.clip(np.take(array, places, axis=axis), -1024, 1024).astype(np.float32)
+        total = part if total is None else np.add(total, part, out=total)
+    assert total is not None
+    return total / np.float32(factor)
 
 
 def _find_lungs(tissue: Mask, coarse: _Coarse) -> Mask:
@@ -124,24 +134,34 @@ def _find_lungs(tissue: Mask, coarse: _Coarse) -> Mask:
 
 
 def _find_thick_parts(solid: Mask, spacing_mm: Spacing) -> Mask:
-    """Open with a ball, and keep the largest part and every other part as thick as a limb."""
+    """Erode with a ball, and keep the largest part and every other part as thick as a limb."""
     depth_mm = _depth_mm(solid, spacing_mm)
     parts, num_parts = ndimage.label(depth_mm > SHELL_MM)
-    if num_parts == 0:
-        return np.zeros_like(solid)
     volume_ml = np.bincount(parts.ravel()) * float(np.prod(spacing_mm)) / 1000.0
     radius_mm = np.zeros(num_parts + 1)
     np.maximum.at(radius_mm, parts.ravel(), depth_mm.ravel())
     keep = (volume_ml >= LIMB_ML) & (radius_mm >= LIMB_RADIUS_MM)
-    keep[1 + int(volume_ml[1:].argmax())] |= bool(radius_mm[1:].max() >= LIMB_RADIUS_MM)
+    if num_parts:
+        keep[1 + int(volume_ml[1:].argmax())] |= bool(radius_mm[1:].max() >= LIMB_RADIUS_MM)
     keep[0] = False
     kept: Mask = keep[parts]
-    if not kept.any():
-        return kept
-    # Growing back by the ball, plus half a voxel, gives all but corners that are sharper than the ball.
-    reach_mm = ndimage.distance_transform_edt(~kept, sampling=spacing_mm)
+    return kept
+
+
+def _grow_back(thick: Mask, solid: Mask, tissue: Mask, spacing_mm: Spacing) -> Mask:
+    """Undo the erosion, and add thin tissue that ends near the body, such as ears; a table's shell goes on and on."""
+    reach_mm = ndimage.distance_transform_edt(~thick, sampling=spacing_mm)
+    # Half a voxel more than the ball gives all but corners that are sharper than the ball.
     core: Mask = solid & (reach_mm <= SHELL_MM + 0.5 * max(spacing_mm))
-    return core
+    parts, num_parts = ndimage.label(tissue & ~core)
+    first_mm = np.full(num_parts + 1, np.inf)
+    last_mm = np.zeros(num_parts + 1)
+    np.minimum.at(first_mm, parts.ravel(), reach_mm.ravel())
+    np.maximum.at(last_mm, parts.ravel(), reach_mm.ravel())
+    keep = (first_mm <= SHELL_MM + 1.5 * max(spacing_mm)) & (last_mm <= SHELL_MM + EAR_MM)
+    keep[0] = False
+    thin: Mask = keep[parts]
+    return core | thin
 
 
 def _depth_mm(solid: Mask, spacing_mm: Spacing) -> NDArray[np.float64]:
@@ -151,22 +171,6 @@ def _depth_mm(solid: Mask, spacing_mm: Spacing) -> NDArray[np.float64]:
     depth = ndimage.distance_transform_edt(padded, sampling=spacing_mm)
     inner = tuple(slice(width, width + side) for width, side in zip(margin, solid.shape, strict=True))
     return np.asarray(depth[inner], dtype=np.float64)
-
-
-def _find_thin_parts(rest: Mask, core: Mask, spacing_mm: Spacing) -> Mask:
-    """Thin tissue on the body that ends nearby, such as ears; a table's shell goes on and is left out."""
-    parts, num_parts = ndimage.label(rest)
-    if num_parts == 0:
-        return rest
-    reach_mm = ndimage.distance_transform_edt(~core, sampling=spacing_mm)
-    first_mm = np.full(num_parts + 1, np.inf)
-    last_mm = np.zeros(num_parts + 1)
-    np.minimum.at(first_mm, parts.ravel(), reach_mm.ravel())
-    np.maximum.at(last_mm, parts.ravel(), reach_mm.ravel())
-    keep = (first_mm <= 1.01 * max(spacing_mm)) & (last_mm <= EAR_MM)
-    keep[0] = False
-    thin: Mask = keep[parts]
-    return thin
 
 
 def _fill_cavities(body: Mask, coarse: _Coarse) -> Mask:
@@ -238,15 +242,45 @@ def _is_connected_to(air: Mask, start: Mask) -> Mask:
 
 
 def _draw_skin(body: Mask, image_hu: NDArray[Any], factors: tuple[int, int, int]) -> Mask:
-    """Full resolution: all well inside the coarse body, and what is not air within a coarse voxel of its surface."""
-    inner = _refine(ndimage.binary_erosion(body, border_value=1), factors, image_hu.shape)
-    near = _refine(ndimage.binary_dilation(body), factors, image_hu.shape)
-    skin: Mask = inner | (near & (image_hu > SKIN_HU))
-    if max(factors) > 1:
-        # A majority vote takes off the threads of cloth and table that touch the skin, and closes pores of noise.
-        width = [2 * (factor // 2) + 1 for factor in factors]
-        skin = ndimage.uniform_filter(skin, size=width, output=np.float32, mode="nearest") > 0.5
-    return skin | inner
+    """Full resolution: all well inside the coarse body, and what is not air within a coarse voxel of its surface.
+
+    A majority vote takes off the threads of cloth and table that touch the skin, and closes pores of noise. The work
+    goes in slabs that fit the processor's cache, which is several times quicker on full-size scans.
+    """
+    inner_coarse = ndimage.binary_erosion(body, border_value=1)
+    near_coarse = ndimage.binary_dilation(body)
+    reach = [factor // 2 for factor in factors]
+    drawn = np.empty(image_hu.shape, dtype=bool)
+    step = factors[0]
+    rows = max(1, SLAB_VOXELS // (step * drawn[0].size))
+    for first in range(0, body.shape[0], rows):
+        low, high = max(0, first - 1), min(body.shape[0], first + rows + 1)  # the vote reaches into the next row
+        slab = image_hu[low * step : high * step]
+        inner = _refine(inner_coarse[low:high], factors, slab.shape)
+        near = _refine(near_coarse[low:high], factors, slab.shape)
+        skin = inner | _vote(inner | (near & (slab > SKIN_HU)), reach)
+        offset = (first - low) * step
+        drawn[first * step : (first + rows) * step] = skin[offset : offset + rows * step]
+    return drawn
+
+
+def _vote(mask: Mask, reach: Sequence[int]) -> Mask:
+    """Whether most voxels within a box reach around a voxel are set; sums of shifted views, as the box is small."""
+    if not any(reach):
+        return mask
+    num_voxels = int(np.prod([2 * width + 1 for width in reach]))
+    count: NDArray[Any] = mask.astype(np.uint8 if num_voxels < 256 else np.uint16)
+    for axis, width in enumerate(reach):
+        padded = np.pad(count, [(width, width) if other == axis else (0, 0) for other in range(3)], mode="edge")
+        views = [
+            padded[tuple(slice(n, n + mask.shape[axis]) if other == axis else slice(None) for other in range(3))]
+            for n in range(2 * width + 1)
+        ]
+        count = views[0].copy()
+        for view in views[1:]:
+            count += view
+    majority: Mask = count > num_voxels // 2
+    return majority
 
 
 def _refine(mask: Mask, factors: tuple[int, int, int], shape: tuple[int, ...]) -> Mask:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import warnings
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from maisi_aug.bank_files import BankEntry, find_entries
 from maisi_aug.bank_labels import (
@@ -19,7 +20,7 @@ from maisi_aug.bank_labels import (
     guess_maisi_ids,
     load_mapping,
 )
-from maisi_aug.bank_map import BankLesion, BankMap, BaseMap, add_envelope, cut_map, hash_of, load_entry
+from maisi_aug.bank_map import BankLesion, BankMap, BaseMap, add_envelope, cut_map, hash_of, load_entry, no_envelope
 from maisi_aug.errors import BankError, VolumeError
 from maisi_aug.grid import Grid
 from maisi_aug.labels import BODY_ID, Vocabulary
@@ -86,6 +87,8 @@ class FolderBank:
                 self._bad[index] = str(translation)
             elif translation is not None:
                 self._report(translation.unknown)
+                if not translation.envelope_ids and entry.image_path is None:
+                    self._bad[index] = str(no_envelope(entry))
         self._require_some_left()
         self._require_meaning()
 
@@ -114,22 +117,16 @@ class FolderBank:
         if index in self._cache:
             self._cache.move_to_end(index)
             return self._cache[index]
-        try:
-            bank_map = self._read(self._entries[index])
-        except VolumeError as error:
-            self._bad[index] = str(error)
-            self._require_some_left()
-            return None
-        self._remember(index, bank_map)
-        return bank_map
+        self._try(index, lambda: self._remember(index, self._read(index)))
+        return self._cache.get(index)
 
     def ids_of(self, index: int) -> frozenset[int] | None:
         """The ids of a map, read once; None if it cannot be used."""
         listed = self._entries[index].listed_ids
         if listed is not None and index not in self._ids and index not in self._bad:
             return frozenset(listed)
-        if index not in self._ids and self.load(index) is None:
-            return None
+        if index not in self._ids and index not in self._bad:
+            self._try(index, lambda: self._read_labels(index))
         return self._ids.get(index) if index not in self._bad else None
 
     def lesions_of(self, index: int, label_id: int) -> list[BankLesion]:
@@ -178,9 +175,22 @@ class FolderBank:
                 self._translations[key] = error
         return self._translations[key]
 
-    def _read(self, entry: BankEntry) -> BankMap:
+    def _try(self, index: int, read: Callable[[], object]) -> None:
+        """Read something of an entry, and set the entry aside if that fails."""
+        try:
+            read()
+        except VolumeError as error:
+            self._bad[index] = str(error)
+            self._require_some_left()
+
+    def _read_labels(self, index: int) -> tuple[NDArray[np.uint8], Grid, bool]:
+        """The map in vocabulary ids, its grid, and whether it has all of the body; its ids are noted on the way.
+
+        Finding the body takes longer than reading the labels, so maps that lack the host are told by this alone.
+        """
+        entry = self._entries[index]
         source = load_entry(entry)
-        present = np.unique(source.array)
+        present = np.flatnonzero(np.bincount(source.array.ravel()))
         if not present.any():
             raise VolumeError(f"{entry.name}: expected labels, found only background. Replace the file.")
         translation = self._translation_of(entry)
@@ -190,12 +200,19 @@ class FolderBank:
             translation = guess_maisi_ids(present, self.vocabulary, subject=f"Mask bank {self._path}")
         self._report(translation.find_unlisted(present))
         label_map = translation.apply(source.array)
-        image_name = None
-        if not translation.envelope_ids.intersection(present.tolist()):
-            label_map, image_name = add_envelope(label_map, source.grid, entry)
-        if not ((label_map > 0) & (label_map != BODY_ID)).any():
+        ids = frozenset(np.flatnonzero(np.bincount(label_map.ravel())).tolist()) | {BODY_ID}
+        if not ids - {0, BODY_ID}:
             raise VolumeError(f"{entry.name}: expected labels of the vocabulary, found none. Check --mask-labels.")
-        bank_map = BankMap(entry.name, label_map, source.grid, hash_of(entry), image_name)
+        self._ids[index] = ids
+        return label_map, source.grid, bool(translation.envelope_ids.intersection(present.tolist()))
+
+    def _read(self, index: int) -> BankMap:
+        entry = self._entries[index]
+        label_map, grid, has_body = self._read_labels(index)
+        image_name = None
+        if not has_body:
+            label_map, image_name = add_envelope(label_map, grid, entry)
+        bank_map = BankMap(entry.name, label_map, grid, hash_of(entry), image_name)
         self._require_cover(bank_map)
         return bank_map
 
@@ -210,7 +227,6 @@ class FolderBank:
             )
 
     def _remember(self, index: int, bank_map: BankMap) -> None:
-        self._ids[index] = frozenset(np.flatnonzero(bank_map.counts).tolist())
         self._cache[index] = bank_map
         while len(self._cache) > 1 and sum(kept.label_map.nbytes for kept in self._cache.values()) > self._cache_bytes:
             self._cache.popitem(last=False)

@@ -72,6 +72,12 @@ def test_mapping_that_names_nothing_is_refused(mapping: dict[str, str], message:
         _build(mapping, NAMES)
 
 
+def test_names_written_in_camel_case_are_read() -> None:
+    translation = _build("auto", {1: "SpinalCord", 2: "LeftKidney", 3: "Parotid"})
+    assert translation is not None
+    assert translation.ids == {0: 0, 1: 121, 2: 14, 3: 200}
+
+
 def test_names_that_all_mean_nothing_are_refused() -> None:
     with pytest.raises(BankError, match="Bank x: expected label names of the vocabulary, found only PTV56, PTV63"):
         _build("auto", {0: "background", 1: "PTV56", 2: "PTV63"})

@@ -135,6 +135,8 @@ def test_map_without_body_and_without_ct_is_told_what_it_lacks(tmp_path: Path) -
         BankError, match=r"a_seg.nii.gz: expected body \(200\) in the label map or a CT .* found neither"
     ):
         _first(_open(tmp_path))
+    with pytest.raises(BankError, match="found neither"):
+        _open(tmp_path, "totalsegmentator-v1")  # known without reading, as these numbers never have a body
 
 
 def test_names_are_translated_and_unknown_ones_reported_once(tmp_path: Path) -> None:
@@ -203,7 +205,7 @@ def test_data_list_ids_save_reading_the_file(tmp_path: Path) -> None:
 
 
 def test_slab_too_thin_for_the_grid_is_skipped(tmp_path: Path) -> None:
-    save_label_map(tmp_path / "a_seg.nii.gz", build_trunk()[:, :, :12], Grid((44, 36, 12), trunk_grid().affine))
+    save_label_map(tmp_path / "a_seg.nii.gz", build_trunk()[:, :, 14:26], Grid((44, 36, 12), trunk_grid().affine))
     with pytest.raises(BankError, match=r"expected at least 96 mm from feet to head, .* found 78 mm"):
         _first(_open(tmp_path))
 
