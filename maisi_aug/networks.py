@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from monai.apps.generation.maisi.networks.autoencoderkl_maisi import (
@@ -32,7 +32,8 @@ class TrainableUNet(DiffusionModelUNetMaisi):  # type: ignore[misc]
     """MAISI's U-Net with ControlNet's residuals added out of place.
 
     MONAI adds them with ``+=`` to tensors that the backward pass still needs, which is an error as soon as the U-Net
-    trains together with the ControlNet. Same weights, same values.
+    trains together with the ControlNet. Same weights, same values: the deepest skip is the very tensor that goes on
+    to the middle block, so that MONAI's ``+=`` reaches the middle block, too.
     """
 
     def _apply_down_blocks(
@@ -41,6 +42,7 @@ class TrainableUNet(DiffusionModelUNetMaisi):  # type: ignore[misc]
         h, skips = super()._apply_down_blocks(h, emb, context, None)
         if down_block_additional_residuals is not None:
             skips = [skip + extra for skip, extra in zip(skips, down_block_additional_residuals, strict=True)]
+            h = skips[-1]
         return h, skips
 
 
@@ -84,9 +86,10 @@ def build_network(definition: Definition, *, device: str = "cpu") -> nn.Module:
     if not device.startswith("cuda") and "use_flash_attention" in arguments:
         arguments["use_flash_attention"] = False
     try:
-        return network_class(**arguments).to(device)
+        network: nn.Module = network_class(**arguments)
     except (TypeError, ValueError) as error:
         raise BundleError(f"Network definition of {definition['class']}: MONAI refused it: {error}") from error
+    return network.to(device)
 
 
 def build_scheduler(definition: Definition) -> RFlowScheduler | DDPMScheduler:
@@ -156,8 +159,8 @@ def keep_decoder_output_precise(autoencoder: nn.Module) -> None:
 
     Between 0.5 and 1, where soft tissue lies, neighbouring bfloat16 values are 8 HU apart: the image would show bands.
     """
-    blocks = autoencoder.decoder.blocks  # type: ignore[union-attr]
-    blocks[-1] = _InFloat32(blocks[-1])  # type: ignore[index, arg-type, operator]
+    blocks = cast(nn.ModuleList, cast(nn.Module, autoencoder.decoder).blocks)
+    blocks[-1] = _InFloat32(blocks[-1])
 
 
 def _plain_twin(layer: nn.Module) -> nn.Module | None:
