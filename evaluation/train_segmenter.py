@@ -1,0 +1,267 @@
+"""Train the segmenter that judges synthetic images, on phantoms alone, and measure its Dice on held-out ones.
+
+    python -m maisi_aug.evaluation.train_segmenter --out runs/segmenter --max-minutes 25
+
+An interrupted run goes on from its checkpoint when the command is repeated.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import torch
+from monai.losses.dice import DiceCELoss
+from numpy.typing import NDArray
+from scipy import ndimage
+from torch import Tensor, nn
+
+from maisi_aug.errors import TrainingError
+from maisi_aug.evaluation.held_out import build_held_out_phantom
+from maisi_aug.evaluation.reports import run_command, to_markdown, write_json
+from maisi_aug.evaluation.segmenter import (
+    Segmenter,
+    SegmenterConfig,
+    build_network,
+    load_segmenter,
+    save_segmenter,
+    to_channels,
+)
+from maisi_aug.evaluation.tissues import mean_dice, measure_dice, to_class_map
+from maisi_aug.pipeline import resolve_device
+from maisi_aug.seeds import derive_seed, numpy_generator
+from maisi_aug.training.data import CaseStore, PhantomStore, ReportProgress
+from maisi_aug.training.loop import ReportStep, TrainingRun
+from maisi_aug.whole_files import write_text_whole
+
+CONFIG_NAME: Final = "segmenter.json"
+DICE_NAME: Final = "held_out_dice.json"
+NUM_HELD_OUT: Final = 20
+# How far a training image may stray from its phantom: more than bundles do, so that a blur or a shift of a few HU does
+# not decide what the segmenter sees.
+MAX_BLUR_VOXELS: Final = 0.9
+MAX_NOISE_HU: Final = 15.0
+MAX_SHIFT_HU: Final = 20.0
+MAX_GAIN: Final = 0.1
+
+
+class SegmenterObjective:
+    """Soft Dice plus cross-entropy on patches of phantoms."""
+
+    def __init__(self, network: nn.Module, store: CaseStore, config: SegmenterConfig, *, device: str) -> None:
+        self.network = network
+        self.store = store
+        self.config = config
+        self.device = device
+        self.tissues = config.tissues
+        self.criterion = DiceCELoss(include_background=False, to_onehot_y=True, softmax=True, batch=True)
+        self._lesion_voxels: dict[int, NDArray[np.intp]] = {}
+
+    @property
+    def networks(self) -> Mapping[str, nn.Module]:
+        """The segmenter."""
+        return {"segmenter": self.network}
+
+    def loss(self, step: int) -> tuple[Tensor, dict[str, float]]:
+        """Loss of the patches of a step."""
+        images_hu, classes = self.draw_batch(step)
+        scores = self.network(to_channels(images_hu.to(self.device))).float()
+        loss: Tensor = self.criterion(scores, classes[:, None].to(self.device))
+        return loss, {}
+
+    def after_step(self, step: int) -> None:
+        """Nothing to do."""
+
+    def state(self) -> dict[str, Any]:
+        """Nothing beside the network."""
+        return {}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Nothing to take back."""
+
+    def draw_batch(self, step: int) -> tuple[Tensor, Tensor]:
+        """The patches of a step: ``(B, I, J, K)`` float32 HU and ``(B, I, J, K)`` uint8 classes."""
+        rng = numpy_generator(derive_seed("segmenter batch", self.config.seed, step), "patches")
+        patches = [self._draw_patch(int(rng.integers(len(self.store))), rng) for _ in range(self.config.batch_count)]
+        images_hu, classes = (np.stack(arrays) for arrays in zip(*patches, strict=True))
+        return torch.from_numpy(images_hu), torch.from_numpy(classes)
+
+    def _draw_patch(self, index: int, rng: np.random.Generator) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
+        case = self.store[index]
+        shape = np.minimum(self.config.patch_shape, case.image_hu.shape)
+        limits = np.asarray(case.image_hu.shape) - shape
+        corner = rng.integers(0, limits + 1)
+        lesion_voxels = self._find_lesion_voxels(index)
+        if len(lesion_voxels) and rng.random() < self.config.lesion_share:
+            corner = np.clip(lesion_voxels[rng.integers(len(lesion_voxels))] - rng.integers(0, shape), 0, limits)
+        box = tuple(slice(int(start), int(start + side)) for start, side in zip(corner, shape, strict=True))
+        # No mirroring: left and right are how liver and spleen are told apart.
+        return vary_image(case.image_hu[box], rng), to_class_map(case.label_map[box], self.tissues)
+
+    def _find_lesion_voxels(self, index: int) -> NDArray[np.intp]:
+        if index not in self._lesion_voxels:
+            is_lesion = np.isin(self.store[index].label_map, self.tissues[-1].label_ids)
+            self._lesion_voxels[index] = np.argwhere(is_lesion)
+        return self._lesion_voxels[index]
+
+
+def vary_image(image_hu: NDArray[np.int16], rng: np.random.Generator) -> NDArray[np.float32]:
+    """Blur, scale, shift and add noise, each by a drawn amount.
+
+    Args:
+        image_hu: ``(I, J, K)`` HU; not modified.
+        rng: Source of all randomness.
+
+    Returns:
+        ``(I, J, K)`` float32 HU.
+    """
+    varied = image_hu.astype(np.float32)
+    if rng.random() < 0.5:
+        varied = ndimage.gaussian_filter(varied, float(rng.uniform(0.2, MAX_BLUR_VOXELS)), truncate=2.5)
+    gain, shift_hu = 1 + MAX_GAIN * rng.uniform(-1, 1), MAX_SHIFT_HU * rng.uniform(-1, 1)
+    varied = varied * np.float32(gain) + np.float32(shift_hu)
+    if rng.random() < 0.5:
+        varied += np.float32(rng.uniform(0, MAX_NOISE_HU)) * rng.standard_normal(varied.shape, dtype=np.float32)
+    return varied
+
+
+def train_segmenter(
+    config: SegmenterConfig,
+    folder: Path,
+    *,
+    device: str,
+    max_minutes: float | None = None,
+    num_workers: int | None = None,
+    report_phantoms: ReportProgress | None = None,
+    report_step: ReportStep | None = None,
+) -> Segmenter:
+    """Build the training phantoms, train or go on training, and keep the averaged weights.
+
+    Args:
+        config: What to train; a folder keeps to the first one.
+        folder: Of the run.
+        device: "cpu" or "cuda".
+        max_minutes: Stop after so long; a later call goes on.
+        num_workers: Processes that build phantoms; one a core when None.
+        report_phantoms: Called with (phantoms that are there, phantoms in all).
+        report_step: Called after each step.
+
+    Raises:
+        TrainingError: When the folder holds a run of another configuration.
+    """
+    _require_same_config(folder, config)
+    store = PhantomStore(
+        folder, seed=derive_seed("segmenter phantoms", config.seed), shape=config.shape, spacing_mm=config.spacing_mm
+    )
+    store.ensure(config.num_phantoms, report=report_phantoms, num_workers=num_workers)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive_seed("segmenter weights", config.seed))
+        network = build_network(config).to(device)
+    objective = SegmenterObjective(network, store, config, device=device)
+    result = TrainingRun(objective, config.loop, folder, device=device).train(
+        max_minutes=max_minutes, report_step=report_step
+    )
+    save_segmenter(folder, result.averaged_weights["segmenter"], config, num_steps=result.num_steps_done)
+    return load_segmenter(folder, device=device)
+
+
+def _require_same_config(folder: Path, config: SegmenterConfig) -> None:
+    path = folder / CONFIG_NAME
+    text = config.model_dump_json(indent=1) + "\n"
+    if path.is_file() and path.read_text(encoding="utf-8") != text:
+        raise TrainingError(
+            f"Segmenter {folder}: expected the configuration in {CONFIG_NAME}, found another one. "
+            "Use another folder, or the same options to go on."
+        )
+    write_text_whole(path, text)
+
+
+def measure_held_out_dice(
+    segmenter: Segmenter, *, seed: int, num_cases: int, report: ReportProgress | None = None
+) -> dict[str, float | None]:
+    """Mean Dice of every tissue over held-out phantoms; None for a tissue that none of them shows."""
+    cases = []
+    for index in range(num_cases):
+        phantom = build_held_out_phantom(seed, index, segmenter.config.grid)
+        expected = to_class_map(phantom.label_map, segmenter.tissues)
+        cases.append(measure_dice(expected, segmenter.segment(phantom.image_hu), segmenter.tissues))
+        if report is not None:
+            report(index + 1, num_cases)
+    return {tissue.name: mean_dice(cases, tissue.name) for tissue in segmenter.tissues}
+
+
+def print_steps(every: int, num_steps: int) -> Callable[[int, dict[str, float]], None]:
+    """A listener that prints the mean loss of every so many steps on stderr."""
+    losses: list[float] = []
+
+    def report(step: int, figures: dict[str, float]) -> None:
+        losses.append(figures["loss"])
+        if step % every == 0:
+            print(f"step {step} of {num_steps}, loss {np.mean(losses):.4f}", file=sys.stderr, flush=True)
+            losses.clear()
+
+    return report
+
+
+def print_progress(what: str) -> ReportProgress:
+    """A listener that prints a line on stderr for each of ``what``."""
+    return lambda done, total: print(f"{what} {done} of {total}", file=sys.stderr, flush=True)
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    defaults = SegmenterConfig()
+    parser = argparse.ArgumentParser(
+        prog="python -m maisi_aug.evaluation.train_segmenter",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--out", type=Path, required=True, help="folder of the run")
+    parser.add_argument("--shape", type=int, nargs=3, default=defaults.shape, help="voxels along I, J, K")
+    parser.add_argument("--spacing-mm", type=float, nargs=3, default=defaults.spacing_mm, help="along I, J, K")
+    parser.add_argument("--num-phantoms", type=int, default=defaults.num_phantoms)
+    parser.add_argument("--num-steps", type=int, default=defaults.loop.num_steps)
+    parser.add_argument("--seed", type=int, default=defaults.seed)
+    parser.add_argument("--max-minutes", type=float, help="stop after so long; the same command goes on later")
+    parser.add_argument("--num-workers", type=int, help="processes that build phantoms; one a core by default")
+    parser.add_argument("--num-held-out", type=int, default=NUM_HELD_OUT, help="held-out phantoms to measure on")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Train, measure, and print a table of Dice by tissue; returns the exit code."""
+    options = _parse(arguments)
+
+    def body() -> None:
+        loop = SegmenterConfig().loop.model_copy(update={"num_steps": options.num_steps})
+        config = SegmenterConfig(
+            seed=options.seed,
+            shape=tuple(options.shape),
+            spacing_mm=tuple(options.spacing_mm),
+            num_phantoms=options.num_phantoms,
+            loop=loop,
+        )
+        segmenter = train_segmenter(
+            config,
+            options.out,
+            device=resolve_device(options.device),
+            max_minutes=options.max_minutes,
+            num_workers=options.num_workers,
+            report_phantoms=print_progress("phantom"),
+            report_step=print_steps(50, options.num_steps),
+        )
+        dice = measure_held_out_dice(
+            segmenter, seed=options.seed, num_cases=options.num_held_out, report=print_progress("held-out phantom")
+        )
+        write_json(options.out / DICE_NAME, {"num_steps": segmenter.num_steps, "dice": dice})
+        print(to_markdown(["tissue", f"Dice on {options.num_held_out} held-out phantoms"], dice.items()))
+
+    return run_command(body)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
