@@ -84,15 +84,24 @@ def _require_empty(folder: Path) -> None:
             )
 
 
-def require_same_document(folder: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+def _is_same(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
+    return not _find_differences(old, new)
+
+
+def _find_differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """The fields that decide the bytes of a cohort and differ."""
+    different = differences(old["configuration"], new["configuration"])
+    bundles = differences(dict(old.get("bundle", {})), dict(new.get("bundle", {})))
+    return different + [f"bundle.{difference}" for difference in bundles]
+
+
+def _require_same_document(folder: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
     """Raise unless a cohort was made with the same configuration and weights, so that going on gives one cohort.
 
     Raises:
         CohortError: Naming every field that differs.
     """
-    different = differences(old["configuration"], new["configuration"])
-    old_bundle, new_bundle = dict(old.get("bundle", {})), dict(new.get("bundle", {}))
-    different += [f"bundle.{difference}" for difference in differences(old_bundle, new_bundle)]
+    different = _find_differences(old, new)
     if different:
         raise CohortError(
             f"{folder}: expected the configuration that this cohort was begun with, found a different one "
@@ -108,7 +117,7 @@ def open_cohort(
 
     Args:
         path: Folder, made where there is none.
-        document: Content of ``cohort.yaml``; must be the same as the one that is there, if any.
+        document: Content of ``cohort.yaml``; must be the same as the one that is there, once a case was made.
         header: Comment lines that open ``cohort.yaml``.
 
     Yields:
@@ -123,10 +132,14 @@ def open_cohort(
         existing = read_cohort_document(path)  # again, now that nobody else can be writing it
         for folder in (".", *FOLDERS):
             remove_leftovers(path / folder)
+        if existing is not None and not any(item.is_file() for name in FOLDERS for item in (path / name).glob("*")):
+            # Nothing was made, because the bank was missing for instance: the next try may ask for something else.
+            existing = existing if _is_same(existing, document) else None
         if existing is None:
+            writer.clear()
             comments = "".join(f"# {line}\n" for line in header)
             body = yaml.safe_dump(dict(document), sort_keys=False, allow_unicode=True, width=100)
             write_text_whole(path / COHORT_NAME, comments + body)
         else:
-            require_same_document(path, existing, document)
+            _require_same_document(path, existing, document)
         yield CohortFolder(path), writer, load_manifest(path)

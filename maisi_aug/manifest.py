@@ -93,8 +93,8 @@ class AttemptRecord:
         bundle_fingerprint: Hash over its weights and definition.
         licence: Licence of the weights.
         settings: What sampling was run with (``num_inference_steps``, ``guidance_scale``, ``modality``, ``device``).
-        files: ``image``, ``label``, ``anatomy`` and ``preview``; empty unless accepted.
-        seconds: Wall-clock time of the stages ``mask``, ``image`` and ``gates``.
+        files: ``image``, ``label``, ``anatomy`` and ``preview`` when accepted; otherwise ``preview`` at most.
+        seconds: Wall-clock time of the stages ``mask``, ``image`` and ``files``.
     """
 
     case_id: str
@@ -254,6 +254,10 @@ class ManifestWriter:
         except OSError:
             os.ftruncate(self._descriptor, before)
             raise
+
+    def clear(self) -> None:
+        """Drop every line; for a cohort of which nothing was made."""
+        os.ftruncate(self._descriptor, 0)
 
     def close(self) -> None:
         """Give up the lock."""

@@ -198,22 +198,30 @@ def write_text(
     )
 
 
-def annotate(picture: Image.Image, plane: Plane, pixels_per_mm: float, centre: tuple[float, float] | None) -> None:
+def annotate(
+    picture: Image.Image,
+    plane: Plane,
+    pixels_per_mm: float,
+    *,
+    centre: tuple[float, float] | None = None,
+    title: str = "",
+) -> None:
     """Add side letters, the plane's name, a scale bar and ticks that point at a place, in place.
 
     Args:
         picture: A slice.
         plane: Which slice it is.
         pixels_per_mm: Scale of the picture.
-        centre: Where the ticks point, as fractions of width and height.
+        centre: Where the ticks point, as fractions of width and height; no ticks without it.
+        title: Words in the corner instead of the plane's name.
     """
     width, height = picture.size
     left, right = plane.side_marks
     write_text(picture, (6, height / 2), left, size_px=13, anchor="lm", outlined=True)
     write_text(picture, (width - 6, height / 2), right, size_px=13, anchor="rm", outlined=True)
-    write_text(picture, (7, 6), plane.name, size_px=12, colour=DIM_TEXT, outlined=True)
+    write_text(picture, (7, 6), title or plane.name, size_px=12, colour=DIM_TEXT, outlined=True)
     draw = ImageDraw.Draw(picture)
-    bar_mm = max((step for step in (5, 10, 20, 50, 100) if step * pixels_per_mm <= width / 4), default=5)
+    bar_mm = max((step for step in (5, 10, 20, 50, 100) if step * pixels_per_mm <= max(width, height) / 4), default=5)
     bar_px = round(bar_mm * pixels_per_mm)
     draw.rectangle((7, height - 11, 8 + bar_px, height - 7), fill=(0, 0, 0))
     draw.rectangle((8, height - 10, 7 + bar_px, height - 8), fill=TEXT)

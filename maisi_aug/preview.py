@@ -66,7 +66,8 @@ class _Panel:
     grid: Grid
     plane: Plane
     pixels_per_mm: float
-    centre: tuple[float, float] | None
+    centre: tuple[float, float] | None = None
+    title: str = ""
 
     @property
     def size_px(self) -> tuple[int, int]:
@@ -112,7 +113,7 @@ def build_preview(
     ]
     for panel, *pictures in zip(panels, plain, outlined, strict=True):
         for picture in pictures:
-            annotate(picture, panel.plane, panel.pixels_per_mm, panel.centre)
+            annotate(picture, panel.plane, panel.pixels_per_mm, centre=panel.centre, title=panel.title)
     legend = _legend_entries(panels, colours, names, shown_ids)
     return _compose(plain, outlined, caption, window, legend)
 
@@ -177,7 +178,7 @@ def _plan_panels(
     zoom_grid = Grid.from_spacing((i, j, k), grid.spacing_mm)
     height = panels[0].size_px[1]
     zoom_scale = min(height / zoom_grid.extent_mm[1], PANEL_PX / zoom_grid.extent_mm[0])
-    return [*panels, _Panel(image_hu[box], cropped, zoom_grid, planes[0], zoom_scale, None)]
+    return [*panels, _Panel(image_hu[box], cropped, zoom_grid, planes[0], zoom_scale, title="axial, enlarged")]
 
 
 def _zoom_box(focus: NDArray[np.bool_], grid: Grid, voxel: tuple[int, int, int]) -> tuple[slice, slice, slice]:

@@ -31,7 +31,8 @@ class GateConfig(BaseModel):
         size_tolerance: Largest relative error of a lesion's volume; two voxels are always allowed.
         organ_hu: Whether organ medians must lie in the reference ranges.
         visibility: Whether lesions must stand out from their host organ.
-        visibility_from_mm: Equivalent diameter from which a lesion must be visible; smaller ones are only measured.
+        minimum_cnr: Least contrast between a lesion and its host, as a multiple of the noise; lesions under 10 mm only
+            have to be brighter or darker than their host as their kind is.
     """
 
     model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
@@ -39,7 +40,7 @@ class GateConfig(BaseModel):
     size_tolerance: Annotated[float, Field(gt=0, le=1)] = 0.10
     organ_hu: bool = True
     visibility: bool = True
-    visibility_from_mm: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 10.0
+    minimum_cnr: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0
 
 
 class CohortConfig(BaseModel):

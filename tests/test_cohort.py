@@ -36,6 +36,8 @@ def test_new_cohort_gets_its_configuration_and_a_later_run_finds_its_records(tmp
 
 def test_different_configuration_is_refused_with_every_difference(tmp_path: Path) -> None:
     begin(tmp_path)
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "case_0001.nii.gz").write_text("an image")
     before = snapshot(tmp_path)
     changed = {"labels": ["liver"], "seed": 2, "num_cases": 5}
     with pytest.raises(CohortError, match=r"\(seed: 1 -> 2; num_cases: 4 -> 5\)\. Choose another --out"):
@@ -43,6 +45,14 @@ def test_different_configuration_is_refused_with_every_difference(tmp_path: Path
     with pytest.raises(CohortError, match=r"\(bundle\.fingerprint: 'aa' -> 'bb'\)"):
         begin(tmp_path, bundle={"name": "phantom-ct", "fingerprint": "bb"})
     assert snapshot(tmp_path) == before
+
+
+def test_cohort_of_which_nothing_was_made_can_be_begun_anew(tmp_path: Path) -> None:
+    begin(tmp_path)
+    changed = {**DOCUMENT, "configuration": {"labels": ["spleen"]}}
+    with open_cohort(tmp_path, changed, header=[]) as (_, _writer, manifest):
+        assert manifest.records == ()
+    assert read_cohort_document(tmp_path) == changed
 
 
 def test_foreign_folder_is_refused_untouched(tmp_path: Path) -> None:

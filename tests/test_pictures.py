@@ -113,7 +113,7 @@ def test_annotation_leaves_the_middle_of_the_picture_alone() -> None:
     plane = Plane("axial", 5)
     plain = draw_slice(np.zeros(SHAPE, dtype=np.int16), plane, (300, 300), SOFT_TISSUE)
     marked = plain.copy()
-    annotate(marked, plane, 1.0, (0.5, 0.5))
+    annotate(marked, plane, 1.0, centre=(0.5, 0.5))
     changed = (np.asarray(plain) != np.asarray(marked)).any(axis=2)
     assert changed.any()
     assert not changed[30:270, 30:270].any()

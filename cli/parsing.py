@@ -1,0 +1,81 @@
+"""Words of the command line that typer does not know: grids and size labels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import overload
+
+import typer
+
+
+@overload
+def parse_shape(text: str) -> tuple[int, int, int]: ...
+@overload
+def parse_shape(text: None) -> None: ...
+
+
+def parse_shape(text: str | None) -> tuple[int, int, int] | None:
+    """``128x96x80`` or ``128,96,80``, or one side for all three, as voxels along I, J, K.
+
+    Raises:
+        typer.BadParameter: When it is anything else.
+    """
+    parts = _split(text, "--shape", "128x96x80")
+    if parts is None:
+        return None
+    if not all(part.isdecimal() and int(part) > 0 for part in parts):
+        raise typer.BadParameter(f"--shape: expected three sides in voxels such as 128x96x80, found '{text}'.")
+    i, j, k = map(int, parts)
+    return i, j, k
+
+
+@overload
+def parse_spacing(text: str) -> tuple[float, float, float]: ...
+@overload
+def parse_spacing(text: None) -> None: ...
+
+
+def parse_spacing(text: str | None) -> tuple[float, float, float] | None:
+    """``3.2`` or ``1.5x1.5x3``, in millimetres along I, J, K.
+
+    Raises:
+        typer.BadParameter: When it is anything else.
+    """
+    parts = _split(text, "--spacing", "1.5x1.5x3")
+    if parts is None:
+        return None
+    try:
+        i, j, k = map(float, parts)
+    except ValueError:
+        raise typer.BadParameter(f"--spacing: expected millimetres such as 1.5x1.5x3, found '{text}'.") from None
+    if not all(0 < side < 100 for side in (i, j, k)):
+        raise typer.BadParameter(f"--spacing: expected millimetres between 0 and 100, found '{text}'.")
+    return i, j, k
+
+
+def _split(text: str | None, option: str, example: str) -> list[str] | None:
+    if text is None:
+        return None
+    parts = text.lower().replace(",", "x").replace(" ", "").removesuffix("mm").split("x")
+    parts = parts * 3 if len(parts) == 1 else parts
+    if len(parts) != 3:
+        raise typer.BadParameter(f"{option}: expected one or three numbers such as {example}, found '{text}'.")
+    return parts
+
+
+def parse_size_labels(texts: Sequence[str]) -> int | dict[str, int] | None:
+    """``2``, or ``NAME=2`` once per lesion.
+
+    Raises:
+        typer.BadParameter: When it is anything else.
+    """
+    if not texts:
+        return None
+    if len(texts) == 1 and texts[0].strip().isdecimal():
+        return int(texts[0])
+    pairs = [text.rpartition("=") for text in texts]
+    if not all(name.strip() and number.strip().isdecimal() for name, _, number in pairs):
+        raise typer.BadParameter(
+            f"--size-label: expected an id such as 2, or 'hepatic tumor=2' once per lesion, found '{' '.join(texts)}'."
+        )
+    return {name.strip(): int(number) for name, _, number in pairs}

@@ -1,0 +1,94 @@
+"""`maisi-aug recipes`: the cohort recipes that come with the package, and a check for one's own."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from maisi_aug.errors import MaisiAugError, RecipeError
+from maisi_aug.recipe import CohortConfig, copy_recipe, find_recipe, list_recipes, load_recipe
+
+recipes_app = typer.Typer(no_args_is_help=True, help="List, show, copy and validate cohort recipes.")
+
+RecipeName = Annotated[str, typer.Argument(metavar="NAME|FILE", help="A recipe of the package, or a YAML file.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verb to the command line."""
+    app.add_typer(recipes_app, name="recipes")
+
+
+@recipes_app.callback()
+def recipes() -> None:
+    """List, show, copy and validate cohort recipes."""
+
+
+@recipes_app.command("list")
+def list_command(
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+) -> None:
+    """List the recipes of the package."""
+    infos = list_recipes()
+    if as_json:
+        rows = [{"name": i.name, "summary": i.summary, "command": i.command, "path": str(i.path)} for i in infos]
+        typer.echo(json.dumps(rows, indent=1))
+        return
+    for info in infos:
+        typer.echo(f"{info.name}\n  {info.summary}\n  {info.command}")
+
+
+@recipes_app.command("show")
+def show_command(name: RecipeName) -> None:
+    """Print a recipe; its first line is the command that runs it."""
+    typer.echo(find_recipe(name).read_text(encoding="utf-8"), nl=False)
+
+
+@recipes_app.command("copy")
+def copy_command(
+    name: RecipeName,
+    target: Annotated[Path, typer.Argument(help="File to write, or a folder to write NAME.yaml into.")] = Path(),
+) -> None:
+    """Copy a recipe to edit it."""
+    path = copy_recipe(name, target)
+    typer.echo(f"{path}\nEdit it, then: maisi-aug recipes validate {path}")
+
+
+@recipes_app.command("validate")
+def validate_command(
+    name: RecipeName, as_json: Annotated[bool, typer.Option("--json", help="Print the resolved recipe.")] = False
+) -> None:
+    """Check a recipe: every key, value, label and size, without making anything."""
+    config = load_recipe(name)
+    require_plannable(config, source=name)
+    if as_json:
+        typer.echo(json.dumps(config.to_dict(), indent=1))
+        return
+    typer.echo(f"{name}: valid, {config.num_cases} cases for {len(config.labels)} label requests.")
+
+
+def require_plannable(config: CohortConfig, *, source: str) -> None:
+    """Check the requests of a recipe one by one, so that all that is wrong is told at once.
+
+    Raises:
+        RecipeError: Listing every label request that cannot be met.
+    """
+    from maisi_aug.bundle import load_bundle
+    from maisi_aug.requests import parse_requests
+    from maisi_aug.resolve import resolve_cohort
+
+    vocabulary = load_bundle(config.bundle).vocabulary
+    problems = []
+    for place, text in enumerate(config.labels):
+        try:
+            parse_requests([text.rpartition("@")[0] or text], vocabulary=vocabulary)
+        except MaisiAugError as error:
+            problems.append(f"labels[{place}]: {error}")
+    if problems:
+        listed = "".join(f"\n  {problem}" for problem in problems)
+        raise RecipeError(
+            f"{source}: expected label requests that can be met, found {len(problems)} that cannot:{listed}"
+        )
+    resolve_cohort(config)

@@ -1,0 +1,228 @@
+"""`maisi-aug synthesize`: a label-balanced cohort of CT images and label maps."""
+
+from __future__ import annotations
+
+import json
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from maisi_aug.cli.parsing import parse_shape, parse_size_labels, parse_spacing
+
+if TYPE_CHECKING:
+    from maisi_aug.generate import CohortSummary
+    from maisi_aug.recipe import CohortConfig
+    from maisi_aug.resolve import ResolvedCohort
+
+MAX_TABLE_ROWS = 60
+_WHAT, _MASKS, _IMAGES, _RUN = "What to make", "Label maps", "Images", "Run"
+
+
+class MaskSourceName(StrEnum):
+    """What `--mask-source` takes."""
+
+    plant = "plant"
+    bank = "bank"
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to the application."""
+    app.command("synthesize")(synthesize)
+
+
+def synthesize(
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Folder for the cohort; one that was begun is gone on with.")
+    ] = None,
+    labels: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME[:SIZE][@SHARE]",
+            help="Lesion or organ, with a size: 0.3 (percentile), 0.1-0.6, 8-20mm, 4mL, 10-30mmx3; may repeat; join "
+            "with + for one case.",
+            rich_help_panel=_WHAT,
+        ),
+    ] = None,
+    num_cases: Annotated[
+        int | None, typer.Option("--num-cases", "-n", min=1, help="Cases to make [4].", rich_help_panel=_WHAT)
+    ] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Cohort seed [0].", rich_help_panel=_WHAT)] = None,
+    recipe: Annotated[
+        str | None,
+        typer.Option(metavar="NAME|FILE", help="Recipe; flags stand above it.", rich_help_panel=_WHAT),
+    ] = None,
+    size_reference: Annotated[
+        Path | None,
+        typer.Option(help="nnU-Net dataset or folder of label maps that percentiles refer to.", rich_help_panel=_WHAT),
+    ] = None,
+    size_label: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="ID|NAME=ID", help="The lesion's id in the size reference; may repeat.", rich_help_panel=_WHAT
+        ),
+    ] = None,
+    mask_source: Annotated[
+        MaskSourceName | None,
+        typer.Option(help="plant lesions in tumour-free maps, or take a bank's own [plant].", rich_help_panel=_MASKS),
+    ] = None,
+    mask_bank: Annotated[
+        str | None,
+        typer.Option(metavar="phantom|PATH", help="Folder or data list of label maps.", rich_help_panel=_MASKS),
+    ] = None,
+    mask_labels: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME|FILE",
+            help="The bank's label ids: auto, maisi, totalsegmentator-v1, totalsegmentator-v2 or a JSON file.",
+            rich_help_panel=_MASKS,
+        ),
+    ] = None,
+    bundle: Annotated[
+        str | None, typer.Option(metavar="NAME|FOLDER", help="Weights [phantom-ct].", rich_help_panel=_IMAGES)
+    ] = None,
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="Sampling steps [the bundle's].", rich_help_panel=_IMAGES)
+    ] = None,
+    guidance_scale: Annotated[
+        float | None,
+        typer.Option(min=0.0, help="Above 0 enforces lesions, at twice the time [0].", rich_help_panel=_IMAGES),
+    ] = None,
+    modality: Annotated[
+        str | None, typer.Option(help="ct, ct_contrast or ct_wo_contrast [ct].", rich_help_panel=_IMAGES)
+    ] = None,
+    shape: Annotated[
+        str | None, typer.Option(metavar="IxJxK", help="Voxels [the bundle's].", rich_help_panel=_IMAGES)
+    ] = None,
+    spacing: Annotated[
+        str | None, typer.Option(metavar="IxJxK", help="Voxel sides in mm [the bundle's].", rich_help_panel=_IMAGES)
+    ] = None,
+    max_attempts: Annotated[
+        int | None, typer.Option(min=1, help="Attempts per case [5].", rich_help_panel=_RUN)
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.", rich_help_panel=_RUN)] = "auto",
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show the plan and make nothing.", rich_help_panel=_RUN)
+    ] = False,
+    resume: Annotated[
+        bool, typer.Option(help="Go on with a cohort of the same configuration.", rich_help_panel=_RUN)
+    ] = True,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the plan or the summary as JSON.", rich_help_panel=_RUN)
+    ] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.", rich_help_panel=_RUN)] = False,
+) -> None:
+    """Generate a label-balanced cohort of CT images and label maps, checked and resumable.
+
+    Example: maisi-aug synthesize --labels "hepatic tumor:0.3" -n 4 --out cohort
+    """
+    config = _read_config(
+        recipe,
+        {
+            "labels": labels or None,
+            "num_cases": num_cases,
+            "seed": seed,
+            "size_reference": None if size_reference is None else str(size_reference),
+            "size_label": parse_size_labels(size_label or []),
+            "mask_source": None if mask_source is None else mask_source.value,
+            "mask_bank": mask_bank,
+            "mask_labels": mask_labels,
+            "bundle": bundle,
+            "num_inference_steps": steps,
+            "guidance_scale": guidance_scale,
+            "modality": modality,
+            "shape": parse_shape(shape),
+            "spacing_mm": parse_spacing(spacing),
+            "max_attempts": max_attempts,
+        },
+    )
+    if dry_run:
+        _show_plan(config, as_json=as_json, is_quiet=quiet)
+        return
+    if out is None:
+        raise typer.BadParameter("--out: expected a folder for the cohort, found none. Name one, or add --dry-run.")
+    summary = _run(config, out, device=device, may_resume=resume, is_quiet=quiet)
+    typer.echo(json.dumps(summary.to_json(), indent=1) if as_json else describe_summary(summary))
+    if not summary.is_complete:
+        raise typer.Exit(1)
+
+
+def _read_config(recipe: str | None, flags: dict[str, Any]) -> CohortConfig:
+    from maisi_aug.recipe import build_config, load_recipe, override
+
+    return load_recipe(recipe, flags) if recipe is not None else build_config(override({}, flags), source="synthesize")
+
+
+def _run(config: CohortConfig, out: Path, *, device: str, may_resume: bool, is_quiet: bool) -> CohortSummary:
+    from maisi_aug.cli.progress import CohortProgress
+    from maisi_aug.cohort import read_cohort_document
+    from maisi_aug.errors import CohortError
+    from maisi_aug.generate import synthesize_cohort
+    from maisi_aug.resolve import resolve_cohort
+
+    if not may_resume and read_cohort_document(out) is not None:
+        raise CohortError(f"{out}: expected a new folder because of --no-resume, found a cohort. Choose another --out.")
+    with CohortProgress(is_quiet=is_quiet) as progress:
+        cohort = resolve_cohort(config, out, report_file=progress.measures)
+        if cohort.bundle.advice and not is_quiet:
+            typer.echo(f"Note: {cohort.bundle.advice.strip()}", err=True)
+        return synthesize_cohort(cohort, out, device=device, listener=progress)
+
+
+def describe_summary(summary: CohortSummary) -> str:
+    """The end of a run in a few lines: how many cases were accepted, which were rejected and why, what comes next."""
+    facts = summary.to_json()
+    lines = [f"{summary.folder}: {facts['num_accepted']} of {facts['num_cases']} cases accepted."]
+    if facts["first_attempt_rate"] is not None:
+        share = f"{facts['first_attempt_rate']:.0%} of the cases at the first attempt"
+        lines.append(f"Accepted {share}; {facts['num_attempts']} attempts in all; {summary.seconds:.0f} s.")
+    lines += [f"Rejected {row['case_id']}: {row['reason']}" for row in facts["rejected"]]
+    if summary.skipped:
+        lines.append(f"Skipped {len(summary.skipped)} files of the mask bank:")
+        lines += [f"  {name}: {reason}" for name, reason in summary.skipped]
+    if facts["num_accepted"]:
+        lines.append(f"Pictures: {summary.folder / 'contact_sheet.png'}")
+        lines.append(f"Next: maisi-aug export nnunet {summary.folder} --dataset-id 501 --name MyCohort")
+    return "\n".join(lines)
+
+
+def _show_plan(config: CohortConfig, *, as_json: bool, is_quiet: bool) -> None:
+    from maisi_aug.cli.progress import CohortProgress
+    from maisi_aug.resolve import resolve_cohort
+
+    with CohortProgress(is_quiet=is_quiet) as progress:
+        cohort = resolve_cohort(config, report_file=progress.measures)
+    if as_json:
+        typer.echo(json.dumps({**cohort.to_document(), "plan": cohort.plan.to_json()}, indent=1))
+        return
+    _print_table(cohort)
+
+
+def _print_table(cohort: ResolvedCohort) -> None:
+    import sys
+
+    from rich.console import Console
+    from rich.table import Table
+
+    sides = " x ".join(map(str, cohort.grid.shape))
+    spacing = " x ".join(f"{side:g}" for side in cohort.grid.spacing_mm)
+    config = cohort.config
+    title = f"{config.num_cases} cases, seed {config.seed}, bundle {cohort.bundle.name}, {sides} at {spacing} mm"
+    table = Table(title=title, caption=f"label maps: {config.mask_source}, from {config.mask_bank}")
+    for heading in ("case", "request", "lesion"):
+        table.add_column(heading)
+    for heading in ("percentile", "mL", "mm"):
+        table.add_column(heading, justify="right")
+    shown = cohort.plan.cases[:MAX_TABLE_ROWS]
+    for case in shown:
+        first = (case.case_id, case.request)
+        for lesion in case.lesions:
+            percentile = "" if lesion.percentile is None else f"{lesion.percentile:.2f}"
+            table.add_row(*first, lesion.label, percentile, f"{lesion.volume_ml:.3g}", f"{lesion.diameter_mm:.1f}")
+            first = ("", "")
+        if not case.lesions:
+            table.add_row(*first, "", "", "", "")
+    if len(shown) < config.num_cases:
+        table.add_row("...", f"and {config.num_cases - len(shown)} more (all of them with --json)", "", "", "", "")
+    Console(width=None if sys.stdout.isatty() else 160).print(table)

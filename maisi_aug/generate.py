@@ -1,0 +1,298 @@
+"""From a resolved cohort to its files: label maps drawn ahead, images sampled, gates and files in the background.
+
+Three stages work at the same time, each on its own attempt: a thread draws the next label maps, this thread samples
+images, a thread judges and writes them. What an attempt becomes depends on its seed alone, never on the order in which
+stages finish; a failed attempt goes back to the front of the queue as the next attempt of its case.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
+
+from maisi_aug.cohort import CONTACT_SHEET_NAME, CohortFolder, open_cohort
+from maisi_aug.contact_sheet import save_contact_sheet
+from maisi_aug.errors import BankError, LesionError, MaisiAugError
+from maisi_aug.gates import judge_label_map, unrealised_lesions
+from maisi_aug.lesions import LesionWish
+from maisi_aug.manifest import AttemptRecord, Manifest, ManifestWriter, load_manifest
+from maisi_aug.masks import BankSource, FolderBank, MaskBank, PhantomBank, PlantSource
+from maisi_aug.plan import CasePlan
+from maisi_aug.recipe import EMBEDDED_BANK
+from maisi_aug.resolve import ResolvedCohort
+from maisi_aug.seeds import case_seed, derive_seed
+from maisi_aug.writer import Attempt, CaseWriter
+
+if TYPE_CHECKING:
+    from maisi_aug.pipeline import Pipeline
+
+NUM_MAPS_AHEAD = 2
+NUM_WRITES_BEHIND = 2
+# The same in every folder: a cohort made again elsewhere has the same bytes.
+COHORT_HEADER = (
+    "maisi-aug synthesize --recipe cohort.yaml --out .",
+    "Goes on with this cohort, from inside its folder.",
+)
+
+
+class Listener:
+    """What a run tells while it works; does nothing unless a method is overridden."""
+
+    def starts(self, num_cases: int, manifest: Manifest) -> None:
+        """The cohort is open; the manifest holds what earlier runs have done."""
+
+    def enters(self, stage: str) -> None:
+        """A stage that may take a while begins, such as loading the weights."""
+
+    def steps(self, case_id: str, done: int, total: int) -> None:
+        """The sampler has done another step."""
+
+    def records(self, record: AttemptRecord) -> None:
+        """An attempt has ended and is in the manifest."""
+
+
+@dataclass(frozen=True, slots=True)
+class CohortSummary:
+    """How a cohort turned out, earlier runs included.
+
+    Attributes:
+        folder: Where it is.
+        num_cases: Cases of the plan.
+        manifest: Every attempt.
+        seconds: Wall-clock time of this run.
+        num_new: Cases that this run has settled.
+        skipped: ``(name, reason)`` of the mask bank's files that could not be used.
+    """
+
+    folder: Path
+    num_cases: int
+    manifest: Manifest
+    seconds: float
+    num_new: int
+    skipped: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether every case was accepted."""
+        return len(self.manifest.accepted) == self.num_cases
+
+    def to_json(self) -> dict[str, Any]:
+        """The summary as JSON types."""
+        labels: dict[str, int] = {}
+        for record in self.manifest.accepted:
+            for name in dict.fromkeys(lesion.label for lesion in record.lesions):
+                labels[name] = labels.get(name, 0) + 1
+        return {
+            "folder": str(self.folder),
+            "num_cases": self.num_cases,
+            "num_accepted": len(self.manifest.accepted),
+            "num_rejected": len(self.manifest.rejected),
+            "num_attempts": len(self.manifest.records),
+            "first_attempt_rate": self.manifest.first_attempt_rate(),
+            "num_new": self.num_new,
+            "seconds": round(self.seconds, 1),
+            "accepted_per_label": labels,
+            "skipped_bank_files": [{"name": name, "reason": reason} for name, reason in self.skipped],
+            "rejected": [{"case_id": r.case_id, "reason": r.reason} for r in self.manifest.rejected],
+        }
+
+
+def synthesize_cohort(
+    cohort: ResolvedCohort,
+    folder: Path,
+    *,
+    device: str = "auto",
+    listener: Listener | None = None,
+    case_indices: Sequence[int] | None = None,
+) -> CohortSummary:
+    """Make a cohort, or go on with one that was begun with the same configuration.
+
+    Args:
+        cohort: What to make.
+        folder: Where to; new, empty, or this cohort's.
+        device: ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
+        listener: Is told how the run goes.
+        case_indices: Cases to make, in this order; all, in the order of the plan, when not given.
+
+    Returns:
+        What the manifest holds at the end; cases may have been rejected.
+
+    Raises:
+        CohortError: When the folder is not this cohort's, in use, or full.
+        BundleError: When the weights or the device cannot be used.
+        BankError: When the mask bank has no usable map, or none that any case needs.
+        LesionError: When no case can be met, because its lesion fits into no host organ.
+    """
+    listener = listener or Listener()
+    started = perf_counter()
+    with open_cohort(folder, cohort.to_document(), header=COHORT_HEADER) as (place, writer, manifest):
+        listener.starts(len(cohort.plan.cases), manifest)
+        wanted = range(len(cohort.plan.cases)) if case_indices is None else case_indices
+        todo = [cohort.plan.cases[index] for index in wanted if index not in manifest.settled_indices]
+        skipped: tuple[tuple[str, str], ...] = ()
+        if todo:
+            run = _prepare(cohort, place, writer, device, listener)
+            run.work_off(todo, manifest)
+            bank = run.source.bank
+            skipped = tuple(bank.skipped) if isinstance(bank, FolderBank) else ()
+        done = load_manifest(folder)
+        _draw_contact_sheet(place, cohort, done)
+    num_new = len(done.settled_indices) - len(manifest.settled_indices)
+    return CohortSummary(folder, len(cohort.plan.cases), done, perf_counter() - started, num_new, skipped)
+
+
+def _open_source(cohort: ResolvedCohort) -> PlantSource | BankSource:
+    """The mask source of a cohort.
+
+    Raises:
+        BankError: When the bank has no usable label map.
+    """
+    config, vocabulary = cohort.config, cohort.bundle.vocabulary
+    bank: MaskBank
+    if config.mask_bank == EMBEDDED_BANK:
+        bank = PhantomBank(vocabulary=vocabulary, grid=cohort.grid)
+    else:
+        bank = FolderBank(config.mask_bank, vocabulary=vocabulary, grid=cohort.grid, mapping=config.mask_labels)
+    return PlantSource(bank) if config.mask_source == "plant" else BankSource(bank)
+
+
+def _prepare(
+    cohort: ResolvedCohort, place: CohortFolder, writer: ManifestWriter, device: str, listener: Listener
+) -> _Run:
+    """Open the mask source and load the networks."""
+    listener.enters("opening the mask bank")
+    source = _open_source(cohort)
+    listener.enters("loading the networks")
+    from maisi_aug.pipeline import Pipeline, resolve_device
+
+    device = resolve_device(device)
+    pipeline = Pipeline.load(cohort.bundle, device)
+    return _Run(cohort, source, pipeline, CaseWriter(cohort, place, writer, device.partition(":")[0]), listener)
+
+
+def _draw_contact_sheet(place: CohortFolder, cohort: ResolvedCohort, manifest: Manifest) -> None:
+    previews = [place.path / record.files["preview"].path for record in manifest.accepted]
+    if previews:
+        labels = ", ".join(map(cohort.bundle.vocabulary.name_of, cohort.plan.requested_ids))
+        title = f"{len(previews)} of {len(cohort.plan.cases)} cases: {labels}; bundle {cohort.bundle.name}"
+        save_contact_sheet(place.path / CONTACT_SHEET_NAME, previews, title)
+
+
+@dataclass(frozen=True)
+class _Run:
+    """The three stages and what they share."""
+
+    cohort: ResolvedCohort
+    source: PlantSource | BankSource
+    pipeline: Pipeline
+    writer: CaseWriter
+    listener: Listener
+    failures: dict[int, MaisiAugError] = field(default_factory=dict)
+
+    def work_off(self, cases: Sequence[CasePlan], manifest: Manifest) -> None:
+        """Make attempts until every case is settled.
+
+        Raises:
+            LesionError, BankError: When no label map can be drawn for a case, and all others ask for no less.
+        """
+        waiting = deque(self._attempt(case, manifest.next_attempt(case.index)) for case in cases)
+        open_cases = {case.index: case for case in cases}
+        drawing: deque[Future[Attempt]] = deque()
+        writing: deque[Future[AttemptRecord]] = deque()
+        draw_pool, write_pool = ThreadPoolExecutor(1, "draw"), ThreadPoolExecutor(1, "write")
+        try:
+            while waiting or drawing or writing:
+                while waiting and len(drawing) < NUM_MAPS_AHEAD:
+                    drawing.append(draw_pool.submit(self._draw, waiting.popleft()))
+                while writing and (writing[0].done() or len(writing) >= NUM_WRITES_BEHIND or not drawing):
+                    record = writing.popleft().result()
+                    self.listener.records(record)
+                    if record.status == "retried":
+                        waiting.appendleft(self._attempt(open_cases[record.case_index], record.attempt + 1))
+                        break
+                    case = open_cases.pop(record.case_index)
+                    self._require_hope(case, list(open_cases.values()))
+                if drawing:
+                    writing.append(write_pool.submit(self.writer.finish, self._sample(drawing.popleft().result())))
+        finally:
+            # Also after Ctrl-C: what is being written is finished, nothing new is begun.
+            draw_pool.shutdown(wait=True, cancel_futures=True)
+            write_pool.shutdown(wait=True, cancel_futures=True)
+
+    def _attempt(self, case: CasePlan, number: int) -> Attempt:
+        seed = case_seed(self.cohort.config.seed, case.index, number)
+        return Attempt(case, number, seed, lesions=unrealised_lesions(case))
+
+    def _draw(self, attempt: Attempt) -> Attempt:
+        """Draw the label map of an attempt and judge it."""
+        started = perf_counter()
+        vocabulary = self.cohort.bundle.vocabulary
+        wishes = [
+            LesionWish(lesion.label_id, vocabulary.hosts_of(lesion.label_id), lesion.volume_ml, lesion.label)
+            for lesion in attempt.case.lesions
+        ]
+        try:
+            drawn = self.source.draw(
+                wishes, required_ids=attempt.case.required_ids, seed=derive_seed(attempt.seed, "mask")
+            )
+        except (LesionError, BankError) as error:
+            if isinstance(self.source.bank, FolderBank) and not len(self.source.bank):
+                raise
+            self.failures[attempt.case.index] = error
+            return replace(attempt, reason=str(error), seconds={"mask": perf_counter() - started})
+        judgement = judge_label_map(
+            attempt.case,
+            drawn.label_map,
+            drawn.lesions,
+            drawn.grid,
+            vocabulary=vocabulary,
+            gates=self.cohort.config.gates,
+        )
+        return replace(
+            attempt,
+            drawn=drawn,
+            lesions=judgement.lesions,
+            verdicts=judgement.verdicts,
+            reason=judgement.reason,
+            seconds={"mask": perf_counter() - started},
+        )
+
+    def _sample(self, attempt: Attempt) -> Attempt:
+        """Sample the image of an attempt whose label map is good."""
+        if attempt.drawn is None or attempt.reason:
+            return attempt
+        started = perf_counter()
+        config, case_id = self.cohort.config, attempt.case.case_id
+        image_hu = self.pipeline.synthesize_image(
+            attempt.drawn.label_map,
+            attempt.drawn.grid,
+            seed=derive_seed(attempt.seed, "image"),
+            num_inference_steps=config.num_inference_steps,
+            guidance_scale=config.guidance_scale,
+            modality=config.modality,
+            report=lambda done, total: self.listener.steps(case_id, done, total),
+        )
+        return replace(attempt, image_hu=image_hu, seconds={**attempt.seconds, "image": perf_counter() - started})
+
+    def _require_hope(self, case: CasePlan, others: Sequence[CasePlan]) -> None:
+        """Raise when no label map could be drawn for a case and every case that is left asks for as much."""
+        if case.index not in self.failures or load_manifest(self.writer.folder.path).accepted:
+            return
+        if all(_asks_as_much(other, case) for other in others):
+            raise self.failures[case.index]
+
+
+def _asks_as_much(case: CasePlan, other: CasePlan) -> bool:
+    """Whether for every lesion of ``other`` the case has one of the same label that is no smaller."""
+    left = [(lesion.label_id, lesion.volume_ml) for lesion in case.lesions]
+    for lesion in sorted(other.lesions, key=lambda lesion: -lesion.volume_ml):
+        match = next((item for item in left if item[0] == lesion.label_id and item[1] >= lesion.volume_ml), None)
+        if match is None:
+            return False
+        left.remove(match)
+    return True

@@ -1,0 +1,175 @@
+"""From a configuration to everything a run needs to know, defaults filled in; cheap, and free of torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from maisi_aug import __version__
+from maisi_aug.bundle import Bundle, load_bundle
+from maisi_aug.cohort import read_cohort_document
+from maisi_aug.errors import RequestError
+from maisi_aug.grid import Grid
+from maisi_aug.labels import Vocabulary
+from maisi_aug.plan import CohortPlan, plan_from_texts
+from maisi_aug.recipe import EMBEDDED_BANK, CohortConfig
+from maisi_aug.sizes import SizeDistribution, measure_distribution
+
+ReportFile = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class ResolvedCohort:
+    """A cohort ready to be made.
+
+    Attributes:
+        config: With every default that the bundle decides filled in, and paths made absolute.
+        bundle: The weights and their vocabulary.
+        grid: Of every case.
+        plan: What every case shall hold.
+        distributions: Label name -> sizes measured in the user's data; empty without a size reference.
+    """
+
+    config: CohortConfig
+    bundle: Bundle
+    grid: Grid
+    plan: CohortPlan
+    distributions: Mapping[str, SizeDistribution]
+
+    def to_document(self) -> dict[str, Any]:
+        """The content of ``cohort.yaml``: no times, no machine, so that the same cohort has the same bytes."""
+        names = self.bundle.vocabulary.name_of
+        return {
+            "configuration": self.config.to_dict(),
+            "bundle": {
+                "name": self.bundle.name,
+                "fingerprint": self.bundle.fingerprint,
+                "licence": self.bundle.licence,
+            },
+            "requested": [{"id": label_id, "name": names(label_id)} for label_id in self.plan.requested_ids],
+            "size_distributions": {name: _to_yaml(sizes) for name, sizes in self.distributions.items()},
+            "maisi_aug": __version__,
+        }
+
+
+def resolve_cohort(
+    config: CohortConfig, folder: Path | None = None, *, report_file: ReportFile | None = None
+) -> ResolvedCohort:
+    """Fill in what the bundle decides, and plan the cohort.
+
+    Args:
+        config: What the user asked for.
+        folder: Where the cohort goes; one that is there already lends its measured sizes, so that going on does not
+            measure again.
+        report_file: Called with (label maps read, label maps in all) while a size reference is measured.
+
+    Raises:
+        CohortError: When the folder is not a cohort's.
+        BundleError: When there is no such bundle.
+        GridError: When the bundle's networks cannot take the grid.
+        RequestError, VocabularyError: When a label request cannot be met.
+        VolumeError: When the size reference cannot be read.
+    """
+    document = read_cohort_document(folder) if folder is not None else None
+    bundle = load_bundle(config.bundle)
+    grid = _choose_grid(config, bundle)
+    config = config.model_copy(
+        update={
+            "bundle": _absolute(config.bundle, bundle.name),
+            "mask_bank": _absolute(config.mask_bank, EMBEDDED_BANK),
+            "size_reference": config.size_reference and _absolute(config.size_reference, ""),
+            "shape": grid.shape,
+            "spacing_mm": grid.spacing_mm,
+            "num_inference_steps": config.num_inference_steps or bundle.default_steps,
+        }
+    )
+    distributions = _find_distributions(config, bundle.vocabulary, document or {}, report_file)
+    plan = plan_from_texts(
+        config.labels,
+        vocabulary=bundle.vocabulary,
+        num_cases=config.num_cases,
+        seed=config.seed,
+        distributions=distributions,
+    )
+    return ResolvedCohort(config, bundle, grid, plan, distributions)
+
+
+def _choose_grid(config: CohortConfig, bundle: Bundle) -> Grid:
+    if config.shape is None and config.spacing_mm is None:
+        return bundle.grid
+    grid = Grid.from_spacing(config.shape or bundle.grid.shape, config.spacing_mm or bundle.grid.spacing_mm)
+    grid.require_multiple_of(bundle.latent_factor, subject=f"Shape for bundle '{bundle.name}'")
+    return grid
+
+
+def _absolute(text: str, name: str) -> str:
+    """A path made absolute, so that a cohort can be gone on with from another folder; the name is no path."""
+    return text if text == name or not Path(text).exists() else str(Path(text).resolve())
+
+
+def _find_distributions(
+    config: CohortConfig, vocabulary: Vocabulary, document: Mapping[str, Any], report_file: ReportFile | None
+) -> dict[str, SizeDistribution]:
+    """The sizes of the user's lesions: from the cohort that is gone on with, else measured."""
+    if config.size_reference is None or config.size_label is None:
+        return {}
+    label_ids = _find_size_labels(config, vocabulary)
+    written = document.get("configuration", {})
+    if all(written.get(key) == config.to_dict()[key] for key in ("size_reference", "size_label", "labels")):
+        return {name: _from_yaml(row) for name, row in document.get("size_distributions", {}).items()}
+    volumes = _measure_label_maps(Path(config.size_reference), set(label_ids.values()), report_file)
+    return {
+        name: measure_distribution(volumes[label_id], name, f"{config.size_reference}, label {label_id}")
+        for name, label_id in label_ids.items()
+    }
+
+
+def _find_size_labels(config: CohortConfig, vocabulary: Vocabulary) -> dict[str, int]:
+    """Which lesion of the vocabulary is which id of the size reference."""
+    if isinstance(config.size_label, dict):
+        return {vocabulary.label(name).name: label_id for name, label_id in config.size_label.items()}
+    # Not read as requests: their percentiles may have no meaning before the reference is measured.
+    parts = [part for text in config.labels for part in (text.rpartition("@")[0] or text).split("+")]
+    labels = [vocabulary.label(part.partition(":")[0]) for part in parts]
+    names = sorted({label.name for label in labels if label.kind == "tumor"})
+    if len(names) != 1 or config.size_label is None:
+        raise RequestError(
+            f"size_label {config.size_label}: expected one lesion in the label requests, found {len(names)} "
+            f"({', '.join(names) or 'none'}). Say which is which, such as "
+            f"--size-label '{names[0] if names else 'hepatic tumor'}={config.size_label}'."
+        )
+    return {names[0]: config.size_label}
+
+
+def _measure_label_maps(
+    folder: Path, label_ids: set[int], report_file: ReportFile | None
+) -> dict[int, list[list[float]]]:
+    """For every id and patient the volumes in mL of the lesions in a dataset's label maps."""
+    from maisi_aug.lesions import measure_lesions
+    from maisi_aug.volume_io import is_readable_name, load_label_map
+
+    place = folder / "labelsTr" if (folder / "labelsTr").is_dir() else folder
+    paths = sorted(path for path in place.glob("*") if path.is_file() and is_readable_name(path))
+    if not paths:
+        raise RequestError(
+            f"{folder}: expected an nnU-Net dataset with labelsTr, or a folder of label maps, found no image files. "
+            "Check --size-reference."
+        )
+    volumes: dict[int, list[list[float]]] = {label_id: [] for label_id in label_ids}
+    for number, path in enumerate(paths, start=1):
+        volume = load_label_map(path)
+        for label_id in label_ids:
+            volumes[label_id].append(measure_lesions(volume.array, label_id, volume.grid.voxel_ml))
+        if report_file is not None:
+            report_file(number, len(paths))
+    return volumes
+
+
+def _to_yaml(sizes: SizeDistribution) -> dict[str, Any]:
+    return {**asdict(sizes), "quantiles_ml": list(sizes.quantiles_ml)}
+
+
+def _from_yaml(row: Mapping[str, Any]) -> SizeDistribution:
+    return SizeDistribution(**{**row, "quantiles_ml": tuple(row["quantiles_ml"])})

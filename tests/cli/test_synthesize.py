@@ -1,0 +1,197 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from maisi_aug.cli.parsing import parse_shape, parse_size_labels, parse_spacing
+from maisi_aug.grid import Grid
+from maisi_aug.manifest import load_manifest
+from maisi_aug.sizes import diameter_mm
+from maisi_aug.volume_io import save_label_map
+from tests.tiny_bundle import write_tiny_bundle
+
+Run = Callable[..., Any]
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a bundle with random weights."""
+    folder = tmp_path_factory.mktemp("bundle")
+    write_tiny_bundle(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def recipe(bundle: Path) -> Path:
+    """A recipe that accepts noise."""
+    path = bundle / "recipe.yaml"
+    content = {"labels": ["hepatic tumor:30mm"], "bundle": str(bundle), "num_cases": 1}
+    path.write_text(json.dumps({**content, "gates": {"organ_hu": False, "visibility": False}}))
+    return path
+
+
+def test_command_makes_a_cohort_and_says_what_comes_next(run_cli: Run, recipe: Path, tmp_path: Path) -> None:
+    out = tmp_path / "cohort"
+    outcome = run_cli("synthesize", "--recipe", recipe, "--out", out, "--device", "cpu")
+    assert outcome.code == 0
+    assert f"{out}: 1 of 1 cases accepted." in outcome.stdout
+    assert "Accepted 100% of the cases at the first attempt; 1 attempts in all" in outcome.stdout
+    assert f"maisi-aug export nnunet {out}" in outcome.stdout
+    assert "Note: tiny has random weights: its images are noise." in outcome.stderr
+    assert "[1/1] case_0001 accepted (attempt 1)" in outcome.stderr
+    again = run_cli("synthesize", "--recipe", recipe, "--out", out, "--json", "--quiet")
+    assert (again.code, again.stderr) == (0, "")
+    summary = json.loads(again.stdout)
+    assert (summary["num_accepted"], summary["num_new"], summary["first_attempt_rate"]) == (1, 0, 1.0)
+    refused = run_cli("synthesize", "--recipe", recipe, "--out", out, "--no-resume")
+    assert (refused.code, refused.stdout) == (1, "")
+    assert "because of --no-resume, found a cohort" in refused.stderr
+    other = run_cli("synthesize", "--recipe", recipe, "--out", out, "--seed", "3")
+    assert other.code == 1
+    assert "(seed: 0 -> 3)" in other.stderr
+
+
+def test_rejected_cases_give_exit_code_1_and_their_reasons(run_cli: Run, bundle: Path, tmp_path: Path) -> None:
+    words = ["--labels", "hepatic tumor:30mm", "-n", "1", "--max-attempts", "1", "--bundle", bundle]
+    outcome = run_cli("synthesize", *words, "--out", tmp_path, "--device", "cpu")
+    assert outcome.code == 1
+    assert "0 of 1 cases accepted" in outcome.stdout
+    assert "Rejected case_0001: " in outcome.stdout
+    assert "contact_sheet" not in outcome.stdout
+    assert "[1/1] case_0001 rejected (attempt 1): " in outcome.stderr
+
+
+def test_dry_run_shows_the_plan_and_writes_nothing(run_cli: Run, recipe: Path, tmp_path: Path) -> None:
+    words = ["synthesize", "--recipe", recipe, "-n", "3", "--labels", "lung tumor:0.5x2", "--dry-run"]
+    table = run_cli(*words)
+    assert table.code == 0
+    for word in ("case_0001", "case_0003", "lung tumor", "0.50", "64 x 48 x 48 at 6.4 x 6.4 x 6.4 mm"):
+        assert word in table.stdout
+    document = json.loads(run_cli(*words, "--json").stdout)
+    assert len(document["plan"]["cases"]) == 3
+    assert document["configuration"]["num_cases"] == 3
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_dry_run_imports_no_torch(recipe: Path, repository: Path) -> None:
+    import subprocess
+    import sys
+
+    program = (
+        "import sys\nfrom maisi_aug.cli.app import run\n"
+        f"code = run(['synthesize', '--recipe', {str(recipe)!r}, '--dry-run'])\n"
+        "sys.exit(code or int('torch' in sys.modules))"
+    )
+    assert subprocess.run([sys.executable, "-c", program], cwd=repository, capture_output=True).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        (["--labels", "hepatic tumr"], 2, "Did you mean 'hepatic tumor'"),
+        (["--labels", "hepatic tumor:1.5"], 2, "expected a percentile in [0, 1]"),
+        (["--shape", "60x48x48"], 2, "expected sides that are multiples of 8, found 60x48x48. Use 64x48x48"),
+        (["--shape", "60x48"], 2, "--shape: expected one or three numbers such as 128x96x80, found '60x48'"),
+        (["--spacing", "0"], 2, "--spacing: expected millimetres between 0 and 100"),
+        (["--size-label", "x"], 2, "--size-label: expected an id such as 2"),
+        (["--size-label", "2"], 2, "size_reference is missing"),
+        (["--recipe", "livr"], 2, "Did you mean 'liver'"),
+        (["--bundle", "no-such-bundle"], 1, "Bundle 'no-such-bundle': expected"),
+        (["--mask-bank", "no/such/folder"], 1, "Mask bank no/such/folder: expected"),
+        (["-n", "0"], 2, "Invalid value for '--num-cases' / '-n'"),
+    ],
+)
+def test_bad_input_is_one_sentence(
+    run_cli: Run, recipe: Path, tmp_path: Path, words: list[str], code: int, message: str
+) -> None:
+    outcome = run_cli("synthesize", "--recipe", recipe, "--out", tmp_path / "cohort", "--device", "cpu", *words)
+    assert outcome.code == code
+    assert outcome.stdout == ""
+    assert message in outcome.stderr
+    assert "Traceback" not in outcome.stderr
+    assert len([line for line in outcome.stderr.splitlines() if line.startswith("Error")]) == 1
+
+
+def test_command_can_be_corrected_in_the_same_folder(run_cli: Run, recipe: Path, tmp_path: Path) -> None:
+    words = ["synthesize", "--recipe", recipe, "--out", tmp_path / "cohort", "--device", "cpu"]
+    assert run_cli(*words, "--mask-bank", "no/such/folder").code == 1
+    assert run_cli(*words, "--labels", "kidney tumor:900mL").code == 1
+    assert run_cli(*words).code == 0
+
+
+def test_out_and_labels_are_asked_for(run_cli: Run, recipe: Path) -> None:
+    assert "--out: expected a folder for the cohort" in run_cli("synthesize", "--recipe", recipe).stderr
+    outcome = run_cli("synthesize", "--out", "x")
+    assert (outcome.code, outcome.stdout) == (2, "")
+    assert "labels: expected a value, found none. Give it in the recipe or as a flag." in outcome.stderr
+
+
+def test_foreign_folder_is_refused_before_anything_is_loaded(run_cli: Run, recipe: Path, tmp_path: Path) -> None:
+    (tmp_path / "thesis.docx").write_text("years of work")
+    outcome = run_cli("synthesize", "--recipe", recipe, "--out", tmp_path)
+    assert outcome.code == 1
+    assert "Nothing was changed; choose another --out." in outcome.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.docx"]
+
+
+def write_dataset(folder: Path, sides: list[int]) -> None:
+    """An nnU-Net dataset in which every patient has one cubic lesion, label 2."""
+    import numpy as np
+
+    grid = Grid.from_spacing((40, 40, 40), (1.0, 1.0, 2.0))
+    for number, side in enumerate(sides):
+        label_map = np.zeros(grid.shape, dtype=np.uint8)
+        label_map[2:38, 2:38, 2:38] = 1
+        label_map[5 : 5 + side, 5 : 5 + side, 5 : 5 + side] = 2
+        save_label_map(folder / "labelsTr" / f"patient_{number}.nii.gz", label_map, grid)
+
+
+def test_percentiles_can_refer_to_the_users_own_dataset(run_cli: Run, recipe: Path, tmp_path: Path) -> None:
+    write_dataset(tmp_path / "Dataset001_Mine", [10, 20, 30])
+    flags = ["--size-reference", tmp_path / "Dataset001_Mine", "--size-label", "2", "--labels", "liver tumor:0.5"]
+    outcome = run_cli("synthesize", "--recipe", recipe, *flags, "--dry-run", "--json")
+    assert outcome.code == 0
+    document = json.loads(outcome.stdout)
+    (lesion,) = document["plan"]["cases"][0]["lesions"]
+    assert lesion["volume_ml"] == pytest.approx(20**3 * 2 / 1000)
+    assert lesion["diameter_mm"] == pytest.approx(diameter_mm(16.0))
+    assert document["size_distributions"]["hepatic tumor"]["quantiles_ml"][0] == pytest.approx(2.0)
+
+
+def test_measured_sizes_stay_with_the_cohort(run_cli: Run, recipe: Path, tmp_path: Path) -> None:
+    write_dataset(tmp_path / "mine", [16])
+    flags = ["--size-reference", tmp_path / "mine", "--size-label", "liver tumor=2", "--labels", "hepatic tumor:0.5"]
+    words = ["synthesize", "--recipe", recipe, *flags, "--out", tmp_path / "cohort", "--device", "cpu"]
+    assert run_cli(*words).code == 0
+    (record,) = load_manifest(tmp_path / "cohort").accepted
+    assert record.lesions[0].requested_ml == pytest.approx(16**3 * 2 / 1000)
+    write_dataset(tmp_path / "mine", [30])  # the dataset changes; the cohort goes on with what it measured
+    assert run_cli(*words).code == 0
+
+
+def test_size_reference_without_label_maps_is_refused(run_cli: Run, recipe: Path, tmp_path: Path) -> None:
+    flags = ["--size-reference", tmp_path, "--size-label", "2", "--dry-run"]
+    outcome = run_cli("synthesize", "--recipe", recipe, *flags)
+    assert outcome.code == 2
+    assert "found no image files. Check --size-reference." in outcome.stderr
+
+
+def test_size_label_without_a_name_needs_one_lesion(run_cli: Run, recipe: Path, tmp_path: Path) -> None:
+    flags = ["--size-reference", tmp_path, "--size-label", "2", "--labels", "hepatic tumor", "--labels", "lung tumor"]
+    outcome = run_cli("synthesize", "--recipe", recipe, *flags, "-n", "2", "--dry-run")
+    assert outcome.code == 2
+    assert "expected one lesion in the label requests, found 2 (hepatic tumor, lung tumor)" in outcome.stderr
+
+
+def test_words_of_the_command_line_are_read() -> None:
+    assert parse_shape("128x96x80") == parse_shape("128,96,80") == (128, 96, 80)
+    assert parse_shape("64") == (64, 64, 64)
+    assert parse_spacing("1.5x1.5x3mm") == (1.5, 1.5, 3.0)
+    assert parse_shape(None) is parse_spacing(None) is None
+    assert parse_size_labels([]) is None
+    assert parse_size_labels(["2"]) == 2
+    assert parse_size_labels(["hepatic tumor=2", "lung tumor=1"]) == {"hepatic tumor": 2, "lung tumor": 1}
