@@ -126,7 +126,7 @@ def to_document(
             for label in sorted({lesion.label for lesion in lesions})
         ],
         "dice": dice,
-        "error_hu": _error_rows(cases),
+        "error_hu": _error_rows(cases, [tissue.name for tissue in segmenter.tissues]),
         "seconds_per_image": float(np.median([case.seconds["image"] for case in cases])),
     }
 
@@ -222,10 +222,10 @@ def _lesion_row(label: str, lesions: Sequence[LesionFigures]) -> dict[str, Any]:
     }
 
 
-def _error_rows(cases: Sequence[CaseFigures]) -> list[dict[str, Any]]:
-    names = dict.fromkeys(name for case in cases for name in case.error_hu)
+def _error_rows(cases: Sequence[CaseFigures], names: Sequence[str]) -> list[dict[str, Any]]:
+    found = dict.fromkeys(name for case in cases for name in case.error_hu)
     rows = []
-    for name in names:
+    for name in [*(name for name in names if name in found), *(name for name in found if name not in names)]:
         errors = [case.error_hu[name] for case in cases if name in case.error_hu]
         rows.append({"tissue": name, "num_cases": len(errors), "mean_absolute_hu": float(np.mean(errors))})
     return rows
