@@ -46,9 +46,9 @@ def synthesize(
         ),
     ] = None,
     num_cases: Annotated[
-        int | None, typer.Option("--num-cases", "-n", min=1, help="Cases to make [4].", rich_help_panel=_WHAT)
+        int | None, typer.Option("--num-cases", "-n", min=1, help="Cases to make (default: 4).", rich_help_panel=_WHAT)
     ] = None,
-    seed: Annotated[int | None, typer.Option(min=0, help="Cohort seed [0].", rich_help_panel=_WHAT)] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Cohort seed (default: 0).", rich_help_panel=_WHAT)] = None,
     recipe: Annotated[
         str | None,
         typer.Option(metavar="NAME|FILE", help="Recipe; flags stand above it.", rich_help_panel=_WHAT),
@@ -65,7 +65,9 @@ def synthesize(
     ] = None,
     mask_source: Annotated[
         MaskSourceName | None,
-        typer.Option(help="plant lesions in tumour-free maps, or take a bank's own [plant].", rich_help_panel=_MASKS),
+        typer.Option(
+            help="plant lesions in tumour-free maps, or take a bank's own (default: plant).", rich_help_panel=_MASKS
+        ),
     ] = None,
     mask_bank: Annotated[
         str | None,
@@ -80,26 +82,29 @@ def synthesize(
         ),
     ] = None,
     bundle: Annotated[
-        str | None, typer.Option(metavar="NAME|FOLDER", help="Weights [phantom-ct].", rich_help_panel=_IMAGES)
+        str | None, typer.Option(metavar="NAME|FOLDER", help="Weights (default: phantom-ct).", rich_help_panel=_IMAGES)
     ] = None,
     steps: Annotated[
-        int | None, typer.Option(min=1, help="Sampling steps [the bundle's].", rich_help_panel=_IMAGES)
+        int | None, typer.Option(min=1, help="Sampling steps (default: the bundle's).", rich_help_panel=_IMAGES)
     ] = None,
     guidance_scale: Annotated[
         float | None,
-        typer.Option(min=0.0, help="Above 0 enforces lesions, at twice the time [0].", rich_help_panel=_IMAGES),
+        typer.Option(
+            min=0.0, help="Above 0 enforces lesions, at twice the time (default: 0).", rich_help_panel=_IMAGES
+        ),
     ] = None,
     modality: Annotated[
-        str | None, typer.Option(help="ct, ct_contrast or ct_wo_contrast [ct].", rich_help_panel=_IMAGES)
+        str | None, typer.Option(help="ct, ct_contrast or ct_wo_contrast (default: ct).", rich_help_panel=_IMAGES)
     ] = None,
     shape: Annotated[
-        str | None, typer.Option(metavar="IxJxK", help="Voxels [the bundle's].", rich_help_panel=_IMAGES)
+        str | None, typer.Option(metavar="IxJxK", help="Voxels (default: the bundle's).", rich_help_panel=_IMAGES)
     ] = None,
     spacing: Annotated[
-        str | None, typer.Option(metavar="IxJxK", help="Voxel sides in mm [the bundle's].", rich_help_panel=_IMAGES)
+        str | None,
+        typer.Option(metavar="IxJxK", help="Voxel sides in mm (default: the bundle's).", rich_help_panel=_IMAGES),
     ] = None,
     max_attempts: Annotated[
-        int | None, typer.Option(min=1, help="Attempts per case [5].", rich_help_panel=_RUN)
+        int | None, typer.Option(min=1, help="Attempts per case (default: 5).", rich_help_panel=_RUN)
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.", rich_help_panel=_RUN)] = "auto",
     dry_run: Annotated[
@@ -209,7 +214,7 @@ def _print_table(cohort: ResolvedCohort) -> None:
     spacing = " x ".join(f"{side:g}" for side in cohort.grid.spacing_mm)
     config = cohort.config
     title = f"{config.num_cases} cases, seed {config.seed}, bundle {cohort.bundle.name}, {sides} at {spacing} mm"
-    table = Table(title=title, caption=f"label maps: {config.mask_source}, from {config.mask_bank}")
+    table = Table(title=title, caption=f"label maps: {config.mask_source}, bank {config.mask_bank}")
     for heading in ("case", "request", "lesion"):
         table.add_column(heading)
     for heading in ("percentile", "mL", "mm"):

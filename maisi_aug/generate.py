@@ -140,8 +140,10 @@ def synthesize_cohort(
             run.work_off(todo, manifest)
             bank = run.source.bank
             skipped = tuple(bank.skipped) if isinstance(bank, FolderBank) else ()
+        listener.enters("drawing the contact sheet")
         done = load_manifest(folder)
         _draw_contact_sheet(place, cohort, done)
+    listener.enters("done")
     num_new = len(done.settled_indices) - len(manifest.settled_indices)
     return CohortSummary(folder, len(cohort.plan.cases), done, perf_counter() - started, num_new, skipped)
 

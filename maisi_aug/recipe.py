@@ -91,10 +91,15 @@ class CohortConfig(BaseModel):
         return {} if value is None else value
 
     @model_validator(mode="after")
-    def _require_size_pair(self) -> CohortConfig:
+    def _require_pairs(self) -> CohortConfig:
         if (self.size_reference is None) != (self.size_label is None):
             missing = "size_label" if self.size_label is None else "size_reference"
             raise ValueError(f"size_reference and size_label belong together; {missing} is missing")
+        if self.mask_source == "bank" and self.mask_bank == EMBEDDED_BANK:
+            raise ValueError(
+                "mask_source 'bank': expected a mask_bank with lesions of its own, found the phantoms, which have none; "
+                "give a folder or a data list, or use mask_source 'plant'"
+            )
         return self
 
     def to_dict(self) -> dict[str, Any]:

@@ -62,6 +62,7 @@ def test_all_problems_are_reported_together_with_their_places() -> None:
         ({"labels": ["liver"], "mask_source": "diffusion"}, "mask_source: expected 'plant' or 'bank'"),
         ({"labels": ["liver"], "spacing_mm": [1, 1, 0]}, r"spacing_mm\[2\]: expected greater than 0, found 0"),
         ({"labels": ["liver"], "size_label": 2}, "size_label belong together; size_reference is missing"),
+        ({"labels": ["liver"], "mask_source": "bank"}, "mask_source 'bank': expected a mask_bank with lesions"),
         ({"labels": ["liver"], "zzz": 2}, "zzz: expected a known key, found 'zzz'. The keys are labels, num_cases"),
     ],
 )

@@ -1,0 +1,87 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from maisi_aug.errors import BundleError, CohortError, GridError, RequestError
+from maisi_aug.recipe import build_config
+from maisi_aug.resolve import ResolvedCohort, resolve_cohort
+from tests.tiny_bundle import TINY_SHAPE, write_tiny_bundle
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a bundle with random weights."""
+    folder = tmp_path_factory.mktemp("bundle")
+    write_tiny_bundle(folder)
+    return folder
+
+
+def resolve(bundle: Path, **changes: Any) -> ResolvedCohort:
+    return resolve_cohort(build_config({"labels": ["hepatic tumor:0.3"], "bundle": str(bundle), **changes}))
+
+
+def test_defaults_of_the_bundle_are_filled_in(bundle: Path) -> None:
+    cohort = resolve(bundle)
+    assert cohort.config.shape == cohort.grid.shape == TINY_SHAPE
+    assert cohort.config.spacing_mm == pytest.approx((6.4, 6.4, 6.4))
+    assert cohort.config.num_inference_steps == 2
+    assert [lesion.label for case in cohort.plan.cases for lesion in case.lesions] == ["hepatic tumor"] * 4
+
+
+def test_what_the_user_says_stands_above_the_bundle(bundle: Path) -> None:
+    cohort = resolve(bundle, shape=[32, 40, 48], num_inference_steps=7)
+    assert cohort.grid.shape == (32, 40, 48)
+    assert cohort.grid.spacing_mm == pytest.approx((6.4, 6.4, 6.4))
+    assert cohort.config.num_inference_steps == 7
+
+
+def test_resolving_again_changes_nothing(bundle: Path) -> None:
+    cohort = resolve(bundle)
+    document = yaml.safe_load(yaml.safe_dump(cohort.to_document()))
+    again = resolve_cohort(build_config(document["configuration"]))
+    assert again.config == cohort.config
+    assert again.plan == cohort.plan
+    assert again.to_document() == document
+
+
+def test_paths_are_made_absolute(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "bank").mkdir()
+    monkeypatch.chdir(tmp_path)
+    config = resolve(bundle, mask_bank="bank").config
+    assert config.mask_bank == str((tmp_path / "bank").resolve())
+    assert resolve(bundle).config.mask_bank == "phantom"
+
+
+def test_names_of_slots_can_be_asked_for(bundle: Path) -> None:
+    cohort = resolve(bundle, labels=["kidney tumor:20mm"])
+    assert cohort.to_document()["requested"] == [{"id": 129, "name": "kidney tumor"}]
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"shape": [60, 48, 48]}, GridError, "Shape for bundle 'tiny': expected sides that are multiples of 8"),
+        ({"num_cases": 1, "labels": ["liver", "spleen"]}, RequestError, "expected at least 2"),
+        ({"size_reference": "no/such/folder", "size_label": 2}, RequestError, "no/such/folder: expected an nnU-Net"),
+    ],
+)
+def test_what_cannot_be_made_is_refused(
+    bundle: Path, changes: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        resolve(bundle, **changes)
+
+
+def test_unknown_bundle_is_refused() -> None:
+    with pytest.raises(BundleError, match="Bundle 'tiny-ct': expected"):
+        resolve_cohort(build_config({"labels": ["liver"], "bundle": "tiny-ct"}))
+
+
+def test_foreign_folder_is_refused(bundle: Path, tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(CohortError, match=r"found 'notes\.txt'"):
+        resolve_cohort(build_config({"labels": ["liver"], "bundle": str(bundle)}), tmp_path)
