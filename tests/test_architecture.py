@@ -27,7 +27,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
     ),
     "state": (
         *("volume_io", "bundle", "bundles", "weights", "manifest", "recipe", "recipes", "cohort"),
-        *("bank_labels", "bank_files"),
+        *("bank_labels", "bank_files", "known_bundles", "checkpoints", "hub"),
     ),
     "orchestration": (
         *("masks", "plan", "resolve", "preview", "contact_sheet", "gates", "writer", "pipeline", "generate"),
@@ -45,11 +45,12 @@ HOMES = {
     "nibabel": {"volume_io"},
     "SimpleITK": {"volume_io"},
     "nnunetv2": {"integrations.nnunet"},
+    "huggingface_hub": {"hub"},
 }
 # Parts that need torch to be imported at all; everywhere else it is imported inside functions.
 TORCH_PARTS = {
-    *("networks", "conditioning", "sampling", "decoding", "fastpath", "weights", "pipeline", "segmenter"),
-    *("training", "evaluation"),
+    *("networks", "conditioning", "sampling", "decoding", "fastpath", "weights", "checkpoints", "pipeline"),
+    *("segmenter", "training", "evaluation"),
 }
 HEAVY = {"torch", "monai", "nnunetv2", "scipy", "skimage", "cc3d", "SimpleITK", "nibabel", "matplotlib", "safetensors"}
 LISTINGS = [["--help"], ["--version"], ["labels"], ["recipes", "list"], ["bundles", "list"]]

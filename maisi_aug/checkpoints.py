@@ -1,0 +1,121 @@
+"""Checkpoints that others wrote with ``torch.save``: read without running code from the file.
+
+Only ``weights_only=True`` is ever used. Beside tensors and plain containers it lets through what MAISI's training
+leaves in its files and what holds data alone: MONAI's tensors with their metadata, and numpy's numbers and arrays.
+"""
+
+from __future__ import annotations
+
+import math
+import pickle
+import re
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from monai.data.meta_obj import MetaObj
+from monai.data.meta_tensor import MetaTensor
+from monai.utils.enums import MetaKeys, SpaceKeys, TraceKeys
+from torch import Tensor
+
+from maisi_aug.errors import BundleError
+from maisi_aug.networks import Definition, build_network
+
+# Under which key a checkpoint keeps the network of a role; the autoencoder's may also be a bare state dict.
+STATE_DICT_KEYS = {
+    "autoencoder": "unet_state_dict",
+    "diffusion_unet": "unet_state_dict",
+    "controlnet": "controlnet_state_dict",
+}
+SCALE_FACTOR_KEY = "scale_factor"
+
+# What numpy rebuilds numbers and arrays with, asked of numpy itself: their home has moved with numpy 2, and files name
+# the home of their time.
+_NUMPY_BUILDERS = {"scalar": np.float64(0).__reduce__()[0], "_reconstruct": np.zeros(1).__reduce__()[0]}
+# Types of data alone.
+_DATA_TYPES: list[Any] = [
+    *(MetaObj, MetaTensor, MetaKeys, SpaceKeys, TraceKeys, np.ndarray, np.dtype),
+    *(type(np.dtype(code)) for code in "?bBhHiIqQefd"),
+    *(
+        (builder, f"numpy.{home}.multiarray.{name}")
+        for home in ("core", "_core")
+        for name, builder in _NUMPY_BUILDERS.items()
+    ),
+]
+
+
+def read_checkpoint(path: Path, *, subject: str) -> Mapping[str, Any]:
+    """Read a checkpoint's dictionary; its tensors stay on the disk until they are used.
+
+    Args:
+        path: A file that ``torch.save`` wrote.
+        subject: What the file is, for messages.
+
+    Raises:
+        BundleError: For a file that is no checkpoint, or that asks for more than data: it is named, and not run.
+    """
+    with torch.serialization.safe_globals(_DATA_TYPES):
+        try:
+            # Files of torch before 1.6 are no zip archives and cannot be mapped.
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+        except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+            raise BundleError(f"{subject}: expected weights alone, found {_name_surplus(path, error)}.") from error
+    if not isinstance(content, Mapping):
+        raise BundleError(f"{subject}: expected a dictionary of tensors, found a {type(content).__name__}.")
+    return content
+
+
+def _name_surplus(path: Path, error: Exception) -> str:
+    """What the file asks for beyond data; found by reading its instructions, not by following them."""
+    message = str(error).rpartition("WeightsUnpickler error:")[2].strip()
+    try:
+        names = sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))
+    except Exception:  # the file may be older than that function, or broken in any way
+        names = re.findall(r"GLOBAL ([\w.]+)", message)
+    if names:
+        return f"a pickle that needs {', '.join(names)}; it was not run and is not used"
+    reason = message.partition("\n")[0].rstrip(".")[:200] or "it ends too early"
+    return f"a file that cannot be read as such ({reason})"
+
+
+def take_state_dict(checkpoint: Mapping[str, Any], role: str, *, subject: str) -> dict[str, Tensor]:
+    """The weights of a role's network, unwrapped where the checkpoint wraps them.
+
+    Raises:
+        BundleError: When there is no state dict; the keys that were found are named.
+    """
+    inner = checkpoint.get(STATE_DICT_KEYS[role], checkpoint)
+    if not isinstance(inner, Mapping) or not inner or not all(isinstance(value, Tensor) for value in inner.values()):
+        found = ", ".join(f"'{key}'" for key in list(checkpoint)[:8])
+        raise BundleError(
+            f"{subject}: expected a state dict, alone or under '{STATE_DICT_KEYS[role]}', found {found or 'nothing'}."
+        )
+    return {str(key): value.detach().as_subclass(torch.Tensor) for key, value in inner.items()}
+
+
+def describe_tensors(definition: Definition) -> dict[str, Tensor]:
+    """Names and shapes of a network's tensors; they are on the meta device, which takes no memory for values.
+
+    Raises:
+        BundleError: For a definition that cannot be built.
+    """
+    with torch.device("meta"):
+        described: dict[str, Tensor] = build_network(definition, device="meta").state_dict()
+    return described
+
+
+def take_scale_factor(checkpoint: Mapping[str, Any], *, subject: str) -> float:
+    """The factor that latents are multiplied by for diffusion.
+
+    Raises:
+        BundleError: When it is missing or no positive number.
+    """
+    found = checkpoint.get(SCALE_FACTOR_KEY)
+    if isinstance(found, Tensor) and found.numel() == 1:
+        found = found.item()
+    if isinstance(found, bool) or not isinstance(found, int | float) or not math.isfinite(found) or found <= 0:
+        raise BundleError(f"{subject}: expected a positive '{SCALE_FACTOR_KEY}', found {found!r}.")
+    return float(found)
