@@ -5,7 +5,6 @@ A bundle is a folder with ``bundle.yaml`` and the weight files that it names wit
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -124,14 +123,25 @@ class Bundle:
     @property
     def latent_factor(self) -> int:
         """Every side of a grid must be a multiple of this: downsampling of the VAE times that of the U-Net."""
-        levels = len(self.spec.networks["autoencoder"]["num_channels"]) - 1
-        levels += len(self.spec.networks["diffusion_unet"]["num_channels"]) - 1
-        return int(2**levels)
+        return grid_factor(self.definition("autoencoder"), self.definition("diffusion_unet"))
 
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 over ``bundle.yaml``, which names the hash of every weight file."""
         return sha256_of(self.path / BUNDLE_FILE)
+
+    def definition(self, role: str) -> dict[str, Any]:
+        """The definition of a network.
+
+        Raises:
+            BundleError: When the bundle has none.
+        """
+        if role not in self.spec.networks:
+            raise BundleError(
+                f"Bundle '{self.name}': expected a definition in networks.{role}, found "
+                f"{', '.join(self.spec.networks) or 'none'}. Fetch the bundle again."
+            )
+        return self.spec.networks[role]
 
     def weight_path(self, role: str) -> Path:
         """The weight file of a network.
@@ -141,11 +151,15 @@ class Bundle:
         """
         if role not in self.spec.weights:
             raise BundleError(
-                f"Bundle '{self.name}': expected weights for {role}, found only {', '.join(self.spec.weights)}."
+                f"Bundle '{self.name}': expected weights for {role}, found {', '.join(self.spec.weights) or 'none'}. "
+                "Fetch the bundle again."
             )
         path = (self.path / self.spec.weights[role].file).resolve()
         if not path.is_relative_to(self.path.resolve()):
-            raise BundleError(f"Bundle '{self.name}': weight file {path} lies outside the bundle's folder.")
+            raise BundleError(
+                f"Bundle '{self.name}': expected weight files inside the bundle's folder, found {path}. "
+                "Get the bundle from a source you trust."
+            )
         if not path.is_file():
             raise BundleError(
                 f"Bundle '{self.name}': weight file {path} is missing. Install or fetch the bundle again."
@@ -165,6 +179,16 @@ class Bundle:
                     f"Bundle '{self.name}': {weights.file} should have SHA-256 {weights.sha256[:12]}..., found "
                     f"{found[:12]}.... Fetch the bundle again."
                 )
+
+
+def latent_factor(autoencoder: Mapping[str, Any]) -> int:
+    """How many voxels along a side make one latent voxel, by the definition of the VAE."""
+    return int(2 ** (len(autoencoder["num_channels"]) - 1))
+
+
+def grid_factor(autoencoder: Mapping[str, Any], unet: Mapping[str, Any]) -> int:
+    """What every side of a grid must be a multiple of: the VAE's downsampling times the U-Net's."""
+    return latent_factor(autoencoder) * int(2 ** (len(unet["num_channels"]) - 1))
 
 
 def bind_slots(slots: Mapping[str, SlotSpec]) -> Vocabulary:
@@ -204,9 +228,10 @@ def load_bundle(name_or_path: str | Path) -> Bundle:
     folder = Path(name_or_path)
     if (folder / BUNDLE_FILE).is_file():
         return _read_bundle(folder)
+    names = embedded_bundles()
     raise BundleError(
-        f"Bundle '{text}': expected one of {', '.join(embedded_bundles())} or a folder with {BUNDLE_FILE}, found "
-        f"neither.{did_you_mean(text, embedded_bundles())}"
+        f"Bundle '{text}': expected {' or '.join(names) or 'the name of a bundle'} or a folder with {BUNDLE_FILE}, "
+        f"found neither.{did_you_mean(text, names)}"
     )
 
 
@@ -214,13 +239,8 @@ def _read_bundle(folder: Path) -> Bundle:
     try:
         content = yaml.safe_load((folder / BUNDLE_FILE).read_text(encoding="utf-8"))
         return Bundle(BundleSpec.model_validate(content), folder)
-    except yaml.YAMLError as error:
-        raise BundleError(f"Bundle {folder}: {BUNDLE_FILE} is not valid YAML: {error}.") from error
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise BundleError(f"Bundle {folder}: expected readable YAML in {BUNDLE_FILE}, found: {error}.") from error
     except ValidationError as error:
-        problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+        problems = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'content'}: {e['msg']}" for e in error.errors())
         raise BundleError(f"Bundle {folder}: {BUNDLE_FILE} does not validate: {problems}.") from error
-
-
-def hash_definition(definition: Mapping[str, Any]) -> str:
-    """A short hash of a definition, independent of key order."""
-    return hashlib.sha256(repr(sorted(definition.items())).encode()).hexdigest()[:12]

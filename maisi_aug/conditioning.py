@@ -62,6 +62,7 @@ def unit_to_hu(image: NDArray[np.float32], label_map: NDArray[np.uint8]) -> NDAr
     Returns:
         ``(I, J, K)`` int16 HU.
     """
-    image_hu = np.rint(np.clip(image, 0.0, 1.0) * (HU_MAXIMUM - HU_MINIMUM) + HU_MINIMUM).astype(np.int16)
+    scaled = np.clip(image, 0.0, 1.0) * (HU_MAXIMUM - HU_MINIMUM) + HU_MINIMUM
+    image_hu: NDArray[np.int16] = np.rint(scaled).astype(np.int16)
     image_hu[label_map == 0] = int(HU_MINIMUM)
     return image_hu

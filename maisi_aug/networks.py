@@ -18,7 +18,6 @@ from monai.apps.generation.maisi.networks.autoencoderkl_maisi import (
 )
 from monai.apps.generation.maisi.networks.controlnet_maisi import ControlNetMaisi
 from monai.apps.generation.maisi.networks.diffusion_model_unet_maisi import DiffusionModelUNetMaisi
-from monai.networks.nets.diffusion_model_unet import DiffusionModelUNet
 from monai.networks.schedulers.ddpm import DDPMScheduler
 from monai.networks.schedulers.rectified_flow import RFlowScheduler
 from torch import Tensor, nn
@@ -50,7 +49,6 @@ NETWORK_CLASSES: dict[str, type[nn.Module]] = {
     "AutoencoderKlMaisi": AutoencoderKlMaisi,
     "DiffusionModelUNetMaisi": TrainableUNet,
     "ControlNetMaisi": ControlNetMaisi,
-    "DiffusionModelUNet": DiffusionModelUNet,
 }
 SCHEDULER_CLASSES: dict[str, type] = {"RFlowScheduler": RFlowScheduler, "DDPMScheduler": DDPMScheduler}
 
@@ -104,21 +102,6 @@ def build_scheduler(definition: Definition) -> RFlowScheduler | DDPMScheduler:
     except (TypeError, ValueError) as error:
         raise BundleError(f"Scheduler definition of {definition['class']}: MONAI refused it: {error}") from error
     return scheduler
-
-
-def num_parameters(network: nn.Module) -> int:
-    """Number of trainable and frozen scalars."""
-    return sum(parameter.numel() for parameter in network.parameters())
-
-
-def latent_factor(autoencoder: Definition) -> int:
-    """How many voxels along a side make one latent voxel."""
-    return int(2 ** (len(autoencoder["num_channels"]) - 1))
-
-
-def grid_factor(autoencoder: Definition, unet: Definition) -> int:
-    """The number that every side of a grid must be a multiple of: VAE downsampling times U-Net downsampling."""
-    return latent_factor(autoencoder) * int(2 ** (len(unet["num_channels"]) - 1))
 
 
 def use_plain_layers(network: nn.Module) -> int:

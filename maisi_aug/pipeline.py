@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from maisi_aug.bundle import Bundle
+from maisi_aug.bundle import Bundle, latent_factor
 from maisi_aug.conditioning import (
     to_label_bits,
     to_modality_tensor,
@@ -20,9 +20,10 @@ from maisi_aug.conditioning import (
 from maisi_aug.decoding import decode_latent
 from maisi_aug.errors import BundleError
 from maisi_aug.grid import Grid
+from maisi_aug.networks import Networks
 from maisi_aug.sampling import Conditions, ReportStep, sample_latent
 from maisi_aug.seeds import derive_seed
-from maisi_aug.weights import Networks, load_networks
+from maisi_aug.weights import load_networks
 
 
 def resolve_device(text: str) -> str:
@@ -105,6 +106,7 @@ class Pipeline:
                 num_inference_steps=num_inference_steps or self.bundle.default_steps,
                 guidance_scale=guidance_scale,
                 unconditional=unconditional,
+                generator=torch.Generator(self.networks.device).manual_seed(derive_seed(seed, "sampling noise")),
                 report=report,
             )
             image = decode_latent(self.networks.autoencoder, latent, scale_factor=self.networks.scale_factor)
@@ -120,8 +122,8 @@ class Pipeline:
         )
 
     def _draw_noise(self, grid: Grid, seed: int) -> Tensor:
-        definition = self.bundle.spec.networks["autoencoder"]
-        factor = 2 ** (len(definition["num_channels"]) - 1)
+        definition = self.bundle.definition("autoencoder")
+        factor = latent_factor(definition)
         shape = (1, int(definition["latent_channels"]), *(side // factor for side in grid.shape))
         # Drawn on the CPU, so that the same seed means the same noise on every device.
         generator = torch.Generator().manual_seed(derive_seed(seed, "latent noise"))

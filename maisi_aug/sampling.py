@@ -57,6 +57,7 @@ def sample_latent(
     guidance_scale: float = 0.0,
     unconditional: Conditions | None = None,
     embed_once: bool = True,
+    generator: torch.Generator | None = None,
     report: ReportStep | None = None,
 ) -> Tensor:
     """Integrate from noise to a latent.
@@ -68,15 +69,20 @@ def sample_latent(
         num_inference_steps: Steps of the scheduler.
         guidance_scale: 0 for none; 1-5 enforces tumours at twice the cost.
         unconditional: Conditions of the unconditional branch; needed when ``guidance_scale`` is above 0.
-        embed_once: Compute the condition embedding once; False is MAISI's plain loop, kept as the oracle of tests.
+        embed_once: Compute the condition embedding once; False computes it at every step, as MAISI does.
+        generator: Of the noise that DDPM adds at every step, on the device of ``noise``; rectified flow adds none.
         report: Called with (steps done, steps in all).
 
     Returns:
         ``(B, C, i, j, k)`` latent, still multiplied by the bundle's scale factor.
+
+    Raises:
+        ValueError: When ``guidance_scale`` is above 0 and the unconditional branch is missing, or for more steps than
+            the scheduler knows.
     """
     if guidance_scale <= 0:
         predict = _predictor(networks, conditions, embed_once)
-        return _integrate(networks, noise, predict, num_inference_steps, report)
+        return _integrate(networks, noise, predict, num_inference_steps, generator, report)
     if unconditional is None:
         raise ValueError("Guidance: expected the conditions of the unconditional branch, found None.")
     with_condition = _predictor(networks, conditions, embed_once)
@@ -86,7 +92,7 @@ def sample_latent(
         base = without_condition(latent, timesteps)
         return base + guidance_scale * (with_condition(latent, timesteps) - base)
 
-    return _integrate(networks, noise, guided, num_inference_steps, report)
+    return _integrate(networks, noise, guided, num_inference_steps, generator, report)
 
 
 Predict = Callable[[Tensor, Tensor], Tensor]
@@ -125,7 +131,12 @@ def _forward(networks: Networks, conditions: Conditions, latent: Tensor, timeste
 
 
 def _integrate(
-    networks: Networks, noise: Tensor, predict: Predict, num_steps: int, report: ReportStep | None
+    networks: Networks,
+    noise: Tensor,
+    predict: Predict,
+    num_steps: int,
+    generator: torch.Generator | None,
+    report: ReportStep | None,
 ) -> Tensor:
     scheduler = networks.scheduler
     if isinstance(scheduler, RFlowScheduler):
@@ -142,7 +153,7 @@ def _integrate(
         if isinstance(scheduler, RFlowScheduler):
             latent, _ = scheduler.step(output, timestep, latent, next_timestep)
         else:
-            latent, _ = scheduler.step(output, timestep, latent)
+            latent, _ = scheduler.step(output, timestep, latent, generator)
         if report is not None:
             report(done, num_steps)
     return latent

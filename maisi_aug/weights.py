@@ -46,7 +46,7 @@ def load_networks(bundle: Bundle, *, device: str = "cpu", plain_layers: bool = T
 
 
 def _load_network(bundle: Bundle, role: str, *, device: str) -> nn.Module:
-    network = build_network(bundle.spec.networks[role], device=device)
+    network = build_network(bundle.definition(role), device=device)
     path = bundle.weight_path(role)
     try:
         state = safetensors.torch.load_file(path, device=device)
@@ -108,8 +108,16 @@ def write_bundle(folder: Path, header: Mapping[str, Any], weights: Mapping[str, 
 
 
 def write_random_bundle(folder: Path, header: Mapping[str, Any], *, seed: int) -> Bundle:
-    """Write a bundle of freshly initialised networks: the same code path without training, for tests and dry runs."""
+    """Write a bundle of randomly initialised networks: the same code path without training, for tests and dry runs.
+
+    MAISI starts some layers at zero, its U-Net's last one among them, so that nothing would depend on the label map;
+    they are drawn, too.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        weights = {role: build_network(header["networks"][role]).state_dict() for role in NETWORK_ROLES}
-    return write_bundle(folder, header, weights)
+        networks = {role: build_network(header["networks"][role]) for role in NETWORK_ROLES}
+        for network in networks.values():
+            for parameter in network.parameters():
+                if not parameter.any():
+                    nn.init.normal_(parameter, std=0.1)
+    return write_bundle(folder, header, {role: network.state_dict() for role, network in networks.items()})

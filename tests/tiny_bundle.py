@@ -15,10 +15,11 @@ def write_tiny_bundle(folder: Path, *, seed: int = 0) -> Bundle:
     """Write the bundle; its images are noise, so only a cohort with the image gates off accepts its cases."""
     from maisi_aug.weights import write_random_bundle
 
-    return write_random_bundle(folder, _header(), seed=seed)
+    return write_random_bundle(folder, build_header(), seed=seed)
 
 
-def _header() -> dict[str, Any]:
+def build_header() -> dict[str, Any]:
+    """Everything of ``bundle.yaml`` but the weight files, to be changed as a test needs."""
     autoencoder = {
         "class": "AutoencoderKlMaisi",
         "spatial_dims": 3,
@@ -42,7 +43,7 @@ def _header() -> dict[str, Any]:
         "spatial_dims": 3,
         "in_channels": 4,
         "num_channels": [8, 16],
-        "attention_levels": [False, False],
+        "attention_levels": [False, True],
         "num_head_channels": [0, 8],
         "num_res_blocks": 1,
         "norm_num_groups": 4,

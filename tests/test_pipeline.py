@@ -1,0 +1,148 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from maisi_aug.bundle import Bundle
+from maisi_aug.errors import BundleError, GridError
+from maisi_aug.grid import Grid
+from maisi_aug.pipeline import Pipeline, mixed_precision, remove_tumors, resolve_device
+from maisi_aug.weights import write_random_bundle
+from tests.tiny_bundle import build_header, write_tiny_bundle
+
+SHAPE = (32, 24, 16)
+DDPM = {"class": "DDPMScheduler", "num_train_timesteps": 20, "schedule": "linear_beta"}
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    return write_tiny_bundle(tmp_path_factory.mktemp("bundle"))
+
+
+@pytest.fixture(scope="module")
+def pipeline(bundle: Bundle) -> Pipeline:
+    return Pipeline.load(bundle, "cpu")
+
+
+@pytest.fixture(scope="module")
+def grid() -> Grid:
+    return Grid.from_spacing(SHAPE, (6.4, 7.0, 9.0))
+
+
+@pytest.fixture
+def label_map() -> NDArray[np.uint8]:
+    """A body with a liver, in which there is a tumour."""
+    array = np.zeros(SHAPE, dtype=np.uint8)
+    array[3:29, 3:21] = 200
+    array[8:20, 6:16, 3:14] = 1
+    array[10:14, 8:12, 6:10] = 26
+    return array
+
+
+def test_image_is_hu_with_air_outside_the_body(pipeline: Pipeline, grid: Grid, label_map: NDArray[np.uint8]) -> None:
+    before = label_map.copy()
+    image_hu = pipeline.synthesize_image(label_map, grid, seed=1)
+    assert image_hu.shape == SHAPE
+    assert image_hu.dtype == np.int16
+    assert image_hu.min() >= -1000
+    assert image_hu.max() <= 1000
+    assert (image_hu[label_map == 0] == -1000).all()
+    assert np.unique(image_hu[label_map > 0]).size > 100
+    assert np.array_equal(label_map, before)
+
+
+def test_same_seed_gives_the_same_image_and_the_next_another(
+    pipeline: Pipeline, bundle: Bundle, grid: Grid, label_map: NDArray[np.uint8]
+) -> None:
+    image_hu = pipeline.synthesize_image(label_map, grid, seed=1)
+    torch.manual_seed(99)
+    assert np.array_equal(Pipeline.load(bundle, "cpu").synthesize_image(label_map, grid, seed=1), image_hu)
+    assert not np.array_equal(pipeline.synthesize_image(label_map, grid, seed=2), image_hu)
+
+
+def test_same_seed_gives_the_same_image_with_ddpm_too(grid: Grid, label_map: NDArray[np.uint8], tmp_path: Path) -> None:
+    ddpm = Pipeline.load(write_random_bundle(tmp_path, {**build_header(), "scheduler": DDPM}, seed=0), "cpu")
+    images = [ddpm.synthesize_image(label_map, grid, seed=seed) for seed in (1, 1, 2)]
+    assert np.array_equal(images[0], images[1])
+    assert not np.array_equal(images[0], images[2])
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"modality": "ct_contrast"}, {"num_inference_steps": 3}, {"guidance_scale": 3.0}],
+    ids=lambda settings: next(iter(settings)),
+)
+def test_settings_change_the_image(
+    settings: dict[str, Any], pipeline: Pipeline, grid: Grid, label_map: NDArray[np.uint8]
+) -> None:
+    image_hu = pipeline.synthesize_image(label_map, grid, seed=1)
+    assert not np.array_equal(pipeline.synthesize_image(label_map, grid, seed=1, **settings), image_hu)
+
+
+def test_label_map_and_spacing_change_the_image(pipeline: Pipeline, grid: Grid, label_map: NDArray[np.uint8]) -> None:
+    image_hu = pipeline.synthesize_image(label_map, grid, seed=1)
+    healthy = remove_tumors(label_map, pipeline.bundle)
+    assert not np.array_equal(pipeline.synthesize_image(healthy, grid, seed=1), image_hu)
+    finer = Grid.from_spacing(SHAPE, (1.0, 1.0, 1.0))
+    assert not np.array_equal(pipeline.synthesize_image(label_map, finer, seed=1), image_hu)
+
+
+def test_bundles_number_of_steps_is_the_default(pipeline: Pipeline, grid: Grid, label_map: NDArray[np.uint8]) -> None:
+    told: list[tuple[int, int]] = []
+    image_hu = pipeline.synthesize_image(label_map, grid, seed=1, report=lambda done, total: told.append((done, total)))
+    assert told == [(1, 2), (2, 2)]
+    assert np.array_equal(pipeline.synthesize_image(label_map, grid, seed=1, num_inference_steps=2), image_hu)
+
+
+def test_memory_layout_of_the_label_map_does_not_matter(
+    pipeline: Pipeline, grid: Grid, label_map: NDArray[np.uint8]
+) -> None:
+    image_hu = pipeline.synthesize_image(label_map, grid, seed=1)
+    assert np.array_equal(pipeline.synthesize_image(np.asfortranarray(label_map), grid, seed=1), image_hu)
+
+
+def test_grid_that_the_networks_cannot_take_is_refused_with_the_nearest(pipeline: Pipeline) -> None:
+    grid = Grid.from_spacing((30, 24, 19), (6.4, 6.4, 6.4))
+    label_map = np.full(grid.shape, 200, dtype=np.uint8)
+    message = "bundle 'tiny': expected sides that are multiples of 8, found 30x24x19. Use 32x24x16."
+    with pytest.raises(GridError, match=message):
+        pipeline.synthesize_image(label_map, grid, seed=1)
+
+
+def test_tumors_turn_into_their_hosts(bundle: Bundle) -> None:
+    ids = np.array([0, 1, 23, 24, 26, 27, 128, 129, 116, 200], dtype=np.uint8).reshape(2, 5, 1)
+    healthy = remove_tumors(ids, bundle)
+    assert healthy.ravel().tolist() == [0, 1, 28, 4, 1, 62, 200, 5, 116, 200]
+    assert healthy.dtype == np.uint8
+    assert 26 in ids
+
+
+@pytest.mark.parametrize("text", ["tpu", "cuda:99", "gpu"])
+def test_device_that_cannot_be_used_is_refused(text: str) -> None:
+    with pytest.raises(BundleError, match=f"Device '{text}': torch cannot use it: .* Use --device cpu or auto"):
+        resolve_device(text)
+
+
+def test_device_is_found() -> None:
+    assert resolve_device("cpu") == "cpu"
+    assert resolve_device("auto") == ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def test_bfloat16_is_used_where_the_device_computes_in_it() -> None:
+    with mixed_precision("cpu"):
+        product = torch.ones(2, 2) @ torch.ones(2, 2)
+    assert product.dtype in {torch.bfloat16, torch.float32}
+    assert not torch.is_autocast_enabled("cpu")
+
+
+@pytest.mark.gpu
+def test_gpu_draws_the_image_of_the_cpu(bundle: Bundle, pipeline: Pipeline, grid: Grid) -> None:
+    label_map = np.full(SHAPE, 200, dtype=np.uint8)
+    on_gpu = Pipeline.load(bundle, "cuda").synthesize_image(label_map, grid, seed=1).astype(int)
+    on_cpu = pipeline.synthesize_image(label_map, grid, seed=1).astype(int)
+    assert np.abs(on_gpu - on_cpu).mean() < 20

@@ -1,0 +1,186 @@
+from __future__ import annotations
+
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pytest
+import torch
+from monai.apps.generation.maisi.networks.controlnet_maisi import ControlNetMaisi
+from monai.apps.generation.maisi.networks.diffusion_model_unet_maisi import DiffusionModelUNetMaisi
+from monai.networks.schedulers import DDPMScheduler, RFlowScheduler
+from torch import Tensor, nn
+
+from maisi_aug.networks import Networks, build_network, build_scheduler
+from maisi_aug.sampling import Conditions, sample_latent
+from tests.tiny_bundle import build_header
+
+LATENT_SHAPE = (8, 6, 4)
+NUM_STEPS = 4
+RFLOW: dict[str, Any] = build_header()["scheduler"]
+SCHEDULERS: dict[str, dict[str, Any]] = {
+    "rflow": RFLOW,
+    "rflow shifted": {**RFLOW, "use_timestep_transform": True, "base_img_size_numel": 64, "transform_scale": 1.4},
+    "rflow whole steps": {**RFLOW, "use_discrete_timesteps": True},
+    "ddpm": {"class": "DDPMScheduler", "num_train_timesteps": 100, "schedule": "linear_beta", "clip_sample": False},
+}
+
+
+def build_networks(scheduler: str) -> Networks:
+    torch.manual_seed(0)
+    networks = {role: build_network(definition) for role, definition in build_header()["networks"].items()}
+    for network in networks.values():
+        network.eval().requires_grad_(False)
+        for parameter in network.parameters():
+            if not parameter.any():
+                nn.init.normal_(parameter, std=0.1)
+    return Networks(**networks, scheduler=build_scheduler(SCHEDULERS[scheduler]), scale_factor=1.0, device="cpu")
+
+
+def draw_conditions(seed: int) -> Conditions:
+    generator = torch.Generator().manual_seed(seed)
+    bits = torch.rand(1, 8, *(4 * side for side in LATENT_SHAPE), generator=generator).round()
+    return Conditions(bits, torch.tensor([seed % 4]), torch.tensor([[320.0, 250.0, 70.0]]))
+
+
+def draw_noise() -> Tensor:
+    return torch.randn(1, 4, *LATENT_SHAPE, generator=torch.Generator().manual_seed(7))
+
+
+@dataclass
+class Reference:
+    """MAISI's loop as NVIDIA's tutorial writes it: MONAI's classes, no shortcut, one step after the other."""
+
+    networks: Networks
+    scheduler_name: str
+
+    def __post_init__(self) -> None:
+        definitions = build_header()["networks"]
+        arguments = {role: {k: v for k, v in d.items() if k != "class"} for role, d in definitions.items()}
+        self.controlnet = ControlNetMaisi(**arguments["controlnet"]).eval()
+        self.controlnet.load_state_dict(self.networks.controlnet.state_dict())
+        self.unet = DiffusionModelUNetMaisi(**arguments["diffusion_unet"]).eval()
+        self.unet.load_state_dict(self.networks.diffusion_unet.state_dict())
+        settings = {k: v for k, v in SCHEDULERS[self.scheduler_name].items() if k != "class"}
+        self.scheduler = DDPMScheduler(**settings) if self.scheduler_name == "ddpm" else RFlowScheduler(**settings)
+
+    def predict(self, latent: Tensor, timestep: Tensor, conditions: Conditions) -> Tensor:
+        timesteps = torch.Tensor((timestep,))
+        down, middle = self.controlnet(
+            x=latent, timesteps=timesteps, controlnet_cond=conditions.label_bits, class_labels=conditions.modality
+        )
+        output: Tensor = self.unet(
+            x=latent,
+            timesteps=timesteps,
+            spacing_tensor=conditions.spacing,
+            class_labels=conditions.modality,
+            down_block_additional_residuals=down,
+            mid_block_additional_residual=middle,
+        )
+        return output
+
+    @torch.no_grad()
+    def sample(self, wanted: Conditions, unconditional: Conditions | None, guidance_scale: float, seed: int) -> Tensor:
+        latent = draw_noise()
+        if self.scheduler_name == "ddpm":
+            self.scheduler.set_timesteps(NUM_STEPS)
+        else:
+            self.scheduler.set_timesteps(NUM_STEPS, input_img_size_numel=LATENT_SHAPE[0] * 24)
+        generator = torch.Generator().manual_seed(seed)
+        timesteps = self.scheduler.timesteps
+        next_timesteps = torch.cat((timesteps[1:], torch.tensor([0], dtype=timesteps.dtype)))
+        for timestep, next_timestep in zip(timesteps, next_timesteps, strict=True):
+            output = self.predict(latent, timestep, wanted)
+            if unconditional is not None:
+                base = self.predict(latent, timestep, unconditional)
+                output = base + guidance_scale * (output - base)
+            if self.scheduler_name == "ddpm":
+                latent, _ = self.scheduler.step(output, timestep, latent, generator=generator)
+            else:
+                latent, _ = self.scheduler.step(output, timestep, latent, next_timestep)
+        return latent
+
+
+@pytest.mark.parametrize("embed_once", [True, False], ids=["embedded once", "embedded each step"])
+@pytest.mark.parametrize("guidance_scale", [0.0, 2.5])
+@pytest.mark.parametrize("scheduler", list(SCHEDULERS))
+def test_latent_equals_that_of_maisis_plain_loop(scheduler: str, guidance_scale: float, embed_once: bool) -> None:
+    networks = build_networks(scheduler)
+    wanted, unconditional = draw_conditions(1), draw_conditions(4) if guidance_scale else None
+    found = sample_latent(
+        networks,
+        wanted,
+        draw_noise(),
+        num_inference_steps=NUM_STEPS,
+        guidance_scale=guidance_scale,
+        unconditional=unconditional,
+        embed_once=embed_once,
+        generator=torch.Generator().manual_seed(11),
+    )
+    expected = Reference(networks, scheduler).sample(wanted, unconditional, guidance_scale, 11)
+    assert float((found - expected).abs().max() / expected.abs().max()) < 2e-6
+    assert found.shape == (1, 4, *LATENT_SHAPE)
+    assert found.dtype == torch.float32
+
+
+def sample(networks: Networks, conditions: Conditions, **settings: Any) -> Tensor:
+    return sample_latent(networks, conditions, draw_noise(), **{"num_inference_steps": NUM_STEPS, **settings})
+
+
+def test_every_condition_matters() -> None:
+    networks, conditions, other = build_networks("rflow"), draw_conditions(1), draw_conditions(2)
+    latent = sample(networks, conditions)
+    assert torch.equal(sample(networks, conditions), latent)
+    for name in ("label_bits", "modality"):
+        assert not torch.equal(sample(networks, replace(conditions, **{name: getattr(other, name)})), latent)
+    assert not torch.equal(sample(networks, replace(conditions, spacing=conditions.spacing * 2)), latent)
+
+
+def test_guidance_of_one_is_no_guidance() -> None:
+    networks, conditions = build_networks("rflow"), draw_conditions(1)
+    guided = sample(networks, conditions, guidance_scale=1.0, unconditional=draw_conditions(2))
+    plain = sample(networks, conditions)
+    assert float((guided - plain).abs().max() / plain.abs().max()) < 1e-5
+
+
+def test_ddpm_noise_comes_from_the_generator() -> None:
+    networks, conditions = build_networks("ddpm"), draw_conditions(1)
+    draws = []
+    for seed in (1, 1, 2):
+        torch.manual_seed(len(draws))
+        draws.append(sample(networks, conditions, generator=torch.Generator().manual_seed(seed)))
+    assert torch.equal(draws[0], draws[1])
+    assert not torch.equal(draws[0], draws[2])
+
+
+def test_progress_is_told_after_every_step() -> None:
+    told: list[tuple[int, int]] = []
+    sample(build_networks("rflow"), draw_conditions(1), report=lambda done, total: told.append((done, total)))
+    assert told == [(1, 4), (2, 4), (3, 4), (4, 4)]
+
+
+def test_inputs_and_networks_are_left_as_they_were() -> None:
+    networks, conditions, noise = build_networks("rflow"), draw_conditions(1), draw_noise()
+    embedding, bits = networks.controlnet.controlnet_cond_embedding, conditions.label_bits.clone()
+    state = {key: value.clone() for key, value in networks.controlnet.state_dict().items()}
+
+    def stop(done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    for report in (None, stop):
+        with suppress(KeyboardInterrupt):
+            sample_latent(networks, conditions, noise, num_inference_steps=2, report=report)
+        assert networks.controlnet.controlnet_cond_embedding is embedding
+    assert torch.equal(noise, draw_noise())
+    assert torch.equal(conditions.label_bits, bits)
+    assert all(torch.equal(value, state[key]) for key, value in networks.controlnet.state_dict().items())
+
+
+def test_guidance_without_its_other_branch_is_refused() -> None:
+    with pytest.raises(ValueError, match="Guidance: expected the conditions of the unconditional branch, found None"):
+        sample(build_networks("rflow"), draw_conditions(1), guidance_scale=2.0)
+
+
+def test_more_steps_than_the_scheduler_knows_are_refused() -> None:
+    with pytest.raises(ValueError, match="1001"):
+        sample(build_networks("rflow"), draw_conditions(1), num_inference_steps=1001)
