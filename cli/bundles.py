@@ -1,0 +1,172 @@
+"""`maisi-aug bundles list|show`: which weights are at hand, what they can do, and under which licence."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from maisi_aug.bundle import Bundle
+    from maisi_aug.known_bundles import KnownBundle
+
+# Rich assumes 80 columns where there is no terminal, which would fold every row of a piped table.
+PIPED_WIDTH = 160
+# What tells the width of a network, in MAISI's own words.
+WIDTH_KEYS = ("num_channels", "latent_channels", "num_res_blocks", "attention_levels", "num_head_channels")
+
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
+
+bundles_app = typer.Typer(no_args_is_help=True, help="List and show the bundles of weights.")
+
+
+def register(app: typer.Typer) -> None:
+    """Add the group ``bundles``."""
+    app.add_typer(bundles_app, name="bundles")
+
+
+@bundles_app.callback()
+def bundles() -> None:
+    """List and show the bundles of weights: networks, licence, default grid, and where they come from."""
+
+
+@bundles_app.command("list")
+def list_command(as_json: JsonOption = False) -> None:
+    """List the bundles at hand and those that can be fetched; any folder with a bundle.yaml can be used, too."""
+    from maisi_aug.bundle import list_bundles
+    from maisi_aug.known_bundles import known_bundles
+
+    rows = [_summarise(bundle) for bundle in list_bundles()]
+    at_hand = {row["name"] for row in rows}
+    rows += [_announce(known) for name, known in known_bundles().items() if name not in at_hand]
+    if as_json:
+        typer.echo(json.dumps(rows, indent=1, ensure_ascii=False))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=f"{len(rows)} bundle{'' if len(rows) == 1 else 's'}")
+    for heading in ("name", "description", "licence", "default grid", "on disk"):
+        table.add_column(heading)
+    for row in rows:
+        place = _spell_bytes(row["num_bytes"]) if row["pull"] is None else f"{row['pull']} ({row['download_size']})"
+        table.add_row(row["name"], row["description"], row["licence"], _spell_grid(row["grid"]), place)
+    Console(width=None if sys.stdout.isatty() else PIPED_WIDTH).print(table)
+
+
+@bundles_app.command("show")
+def show_command(
+    name: Annotated[str, typer.Argument(metavar="NAME|FOLDER", help="A bundle of the package, or a bundle's folder.")],
+    as_json: JsonOption = False,
+) -> None:
+    """Show a bundle: its networks and their widths, its slots, its size, and how its weights came to be."""
+    from maisi_aug.bundle import load_bundle
+
+    described = _describe(load_bundle(name))
+    if as_json:
+        typer.echo(json.dumps(described, indent=1, ensure_ascii=False))
+        return
+    typer.echo("\n".join(_spell(described)))
+
+
+def _summarise(bundle: Bundle) -> dict[str, Any]:
+    """What a listing tells of a bundle."""
+    return {
+        "name": bundle.name,
+        "description": bundle.spec.description,
+        "licence": bundle.licence,
+        "grid": bundle.spec.grid.model_dump(mode="json"),
+        "num_bytes": sum(bundle.weight_path(role).stat().st_size for role in bundle.spec.weights),
+        "path": str(bundle.path),
+        "pull": None,
+        "download_size": None,
+    }
+
+
+def _announce(known: KnownBundle) -> dict[str, Any]:
+    """The same of a bundle that has to be fetched first."""
+    return {
+        "name": known.name,
+        "description": known.description,
+        "licence": known.licence,
+        "grid": known.header["grid"],
+        "num_bytes": None,
+        "path": None,
+        "pull": known.pull_command,
+        "download_size": known.download_size,
+    }
+
+
+def _describe(bundle: Bundle) -> dict[str, Any]:
+    """A bundle as JSON."""
+    name_of = bundle.vocabulary.name_of
+    return {
+        **_summarise(bundle),
+        "advice": bundle.advice,
+        "sides_multiple_of": bundle.latent_factor,
+        "num_inference_steps": bundle.default_steps,
+        "scheduler": str(bundle.spec.scheduler.get("class", "")),
+        "slots": {
+            name: {"id": slot.id, "hosts": [{"id": host, "name": name_of(host)} for host in slot.hosts]}
+            for name, slot in bundle.spec.slots.items()
+        },
+        "networks": {
+            role: {
+                "class": str(definition.get("class", "")),
+                **{key: definition[key] for key in WIDTH_KEYS if key in definition},
+                **_weights(bundle, role),
+            }
+            for role, definition in bundle.spec.networks.items()
+        },
+        "provenance": bundle.spec.provenance,
+    }
+
+
+def _weights(bundle: Bundle, role: str) -> dict[str, Any]:
+    if role not in bundle.spec.weights:
+        return {}
+    path = bundle.weight_path(role)
+    return {"file": path.name, "num_bytes": path.stat().st_size, "sha256": bundle.spec.weights[role].sha256}
+
+
+def _spell(described: Mapping[str, Any]) -> list[str]:
+    """The lines of `bundles show`."""
+    lines = [f"{described['name']}: {described['description']}"]
+    facts = {
+        "advice": described["advice"],
+        "licence": described["licence"],
+        "default grid": f"{_spell_grid(described['grid'])}; sides are multiples of {described['sides_multiple_of']}",
+        "sampling": f"{described['scheduler']}, {described['num_inference_steps']} steps",
+        "on disk": f"{_spell_bytes(described['num_bytes'])} in {described['path']}",
+    }
+    lines += [f"  {name}: {text}" for name, text in facts.items() if text]
+    for name, slot in described["slots"].items():
+        hosts = ", ".join(host["name"] for host in slot["hosts"])
+        lines.append(f"  slot {slot['id']}: {name}, grows in {hosts}")
+    for role, network in described["networks"].items():
+        widths = ", ".join(f"{key} {_spell_value(network[key])}" for key in WIDTH_KEYS if key in network)
+        size = f"; {_spell_bytes(network['num_bytes'])}" if "num_bytes" in network else ""
+        lines.append(f"  {role}: {network['class']}, {widths}{size}")
+    lines += [f"  {name.replace('_', ' ')}: {_spell_value(value)}" for name, value in described["provenance"].items()]
+    return lines
+
+
+def _spell_value(value: object) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {_spell_value(inner)}" for key, inner in value.items())
+    if isinstance(value, list):
+        return "/".join(map(_spell_value, value))
+    return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)
+
+
+def _spell_grid(grid: Mapping[str, Any]) -> str:
+    sides, steps = grid["shape"], grid["spacing_mm"]
+    extent = "x".join(f"{side * step:.0f}" for side, step in zip(sides, steps, strict=True))
+    return f"{'x'.join(map(str, sides))} at {'x'.join(f'{step:g}' for step in steps)} mm ({extent} mm)"
+
+
+def _spell_bytes(num_bytes: int) -> str:
+    return f"{num_bytes / 1e6:.1f} MB"
