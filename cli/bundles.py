@@ -1,4 +1,4 @@
-"""`maisi-aug bundles list|show`: which weights are at hand, what they can do, and under which licence."""
+"""`maisi-aug bundles list|show|pull`: which weights are at hand, what they can do, and under which licence."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from maisi_aug.cli.pull import pull_command
 
 if TYPE_CHECKING:
     from maisi_aug.bundle import Bundle
@@ -20,7 +22,7 @@ WIDTH_KEYS = ("num_channels", "latent_channels", "num_res_blocks", "attention_le
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 
-bundles_app = typer.Typer(no_args_is_help=True, help="List and show the bundles of weights.")
+bundles_app = typer.Typer(no_args_is_help=True, help="List, show and fetch the bundles of weights.")
 
 
 def register(app: typer.Typer) -> None:
@@ -30,7 +32,7 @@ def register(app: typer.Typer) -> None:
 
 @bundles_app.callback()
 def bundles() -> None:
-    """List and show the bundles of weights: networks, licence, default grid, and where they come from."""
+    """List, show and fetch the bundles of weights: networks, licence, default grid, and where they come from."""
 
 
 @bundles_app.command("list")
@@ -70,6 +72,9 @@ def show_command(
         typer.echo(json.dumps(described, indent=1, ensure_ascii=False))
         return
     typer.echo("\n".join(_spell(described)))
+
+
+bundles_app.command("pull")(pull_command)
 
 
 def _summarise(bundle: Bundle) -> dict[str, Any]:

@@ -5,21 +5,25 @@ A bundle is a folder with ``bundle.yaml`` and the weight files that it names wit
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import platformdirs
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from maisi_aug.errors import BundleError, did_you_mean
 from maisi_aug.grid import Grid
+from maisi_aug.known_bundles import known_bundles
 from maisi_aug.labels import MAISI, SlotBinding, Vocabulary
 from maisi_aug.whole_files import sha256_of
 
 BUNDLE_FILE = "bundle.yaml"
+HOME_VARIABLE = "MAISI_AUG_HOME"
 EMBEDDED_FOLDER = Path(__file__).parent / "bundles"
 NETWORK_ROLES = ("autoencoder", "diffusion_unet", "controlnet")
 
@@ -208,30 +212,53 @@ def _bundle_name(folder_name: str) -> str:
     return folder_name.replace("_", "-")
 
 
+def pulled_bundles_folder() -> Path:
+    """Where fetched bundles are kept: in the folder that ``MAISI_AUG_HOME`` names, else in the user's data folder."""
+    home = os.environ.get(HOME_VARIABLE)
+    base = Path(home).expanduser() if home else platformdirs.user_data_path("maisi-aug", appauthor=False)
+    return base.absolute() / "bundles"
+
+
+def pulled_bundles() -> tuple[str, ...]:
+    """Names of the bundles that were fetched."""
+    # The names of folders that are not complete begin with a dot.
+    found = pulled_bundles_folder().glob(f"[!.]*/{BUNDLE_FILE}")
+    return tuple(sorted(path.parent.name for path in found))
+
+
 def list_bundles() -> list[Bundle]:
-    """All bundles inside the package."""
-    return [load_bundle(name) for name in embedded_bundles()]
+    """All bundles inside the package, then those that were fetched."""
+    embedded = embedded_bundles()
+    return [load_bundle(name) for name in (*embedded, *(name for name in pulled_bundles() if name not in embedded))]
 
 
 def load_bundle(name_or_path: str | Path) -> Bundle:
     """Read and validate a bundle; its weights are read later, by the networks.
 
     Args:
-        name_or_path: The name of an embedded bundle, or a folder that holds ``bundle.yaml``.
+        name_or_path: The name of an embedded or fetched bundle, or a folder that holds ``bundle.yaml``.
 
     Raises:
-        BundleError: For an unknown name, a folder without ``bundle.yaml``, or one that does not validate.
+        BundleError: For an unknown name, one that can be fetched but has not been, a folder without ``bundle.yaml``,
+            or one that does not validate.
     """
     text = str(name_or_path)
     if text in embedded_bundles():
         return _read_bundle(EMBEDDED_FOLDER / text.replace("-", "_"))
+    if text in pulled_bundles():
+        return _read_bundle(pulled_bundles_folder() / text)
     folder = Path(name_or_path)
     if (folder / BUNDLE_FILE).is_file():
         return _read_bundle(folder)
-    names = embedded_bundles()
+    if text in known_bundles():
+        raise BundleError(
+            f"Bundle '{text}': expected its weights on this machine, but they have not been fetched yet. "
+            f"Run: {known_bundles()[text].pull_command}"
+        )
+    names = sorted({*embedded_bundles(), *pulled_bundles()})
     raise BundleError(
         f"Bundle '{text}': expected {' or '.join(names) or 'the name of a bundle'} or a folder with {BUNDLE_FILE}, "
-        f"found neither.{did_you_mean(text, names)}"
+        f"found neither.{did_you_mean(text, [*names, *known_bundles()])}"
     )
 
 

@@ -1,4 +1,4 @@
-"""Weights of a bundle: written as float16 safetensors, read strictly into the networks."""
+"""Weights of a bundle: written as safetensors, float16 unless told otherwise, read strictly into the networks."""
 
 from __future__ import annotations
 
@@ -81,13 +81,20 @@ def require_same_tensors(expected: StateDict, found: StateDict, *, subject: str)
         raise BundleError(f"{subject}: expected the tensors of the definition, found {'; '.join(problems)}.")
 
 
-def write_bundle(folder: Path, header: Mapping[str, Any], weights: Mapping[str, StateDict]) -> Bundle:
-    """Write a bundle: float16 safetensors, then ``bundle.yaml`` with their hashes.
+def write_bundle(
+    folder: Path,
+    header: Mapping[str, Any],
+    weights: Mapping[str, StateDict],
+    *,
+    dtype: torch.dtype | None = torch.float16,
+) -> Bundle:
+    """Write a bundle: safetensors, then ``bundle.yaml`` with their hashes.
 
     Args:
         folder: Created when missing; existing files of the same names are replaced.
         header: Everything of ``BundleSpec`` but ``weights``.
         weights: State dicts by role.
+        dtype: Of the written weights; None keeps every tensor's own. Whole numbers always keep theirs.
 
     Raises:
         BundleError: When the result does not validate.
@@ -95,12 +102,12 @@ def write_bundle(folder: Path, header: Mapping[str, Any], weights: Mapping[str, 
     folder.mkdir(parents=True, exist_ok=True)
     files: dict[str, dict[str, str]] = {}
     for role, state in weights.items():
-        halves = {
-            key: (value.half() if value.is_floating_point() else value).contiguous().cpu()
+        tensors = {
+            key: (value.to(dtype) if dtype is not None and value.is_floating_point() else value).contiguous().cpu()
             for key, value in state.items()
         }
         path = folder / f"{role}.safetensors"
-        write_whole(path, safetensors.torch.save(halves))
+        write_whole(path, safetensors.torch.save(tensors))
         files[role] = {"file": path.name, "sha256": sha256_of(path)}
     content = {**header, "weights": files}
     write_text_whole(folder / BUNDLE_FILE, yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=100))

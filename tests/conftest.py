@@ -68,3 +68,11 @@ def run_process() -> Callable[..., Outcome]:
         return Outcome(done.returncode, done.stdout, done.stderr)
 
     return call
+
+
+@pytest.fixture(autouse=True)
+def user_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty place of the user's own: what the person who runs the tests has fetched changes none of them."""
+    folder = tmp_path / "home"
+    monkeypatch.setenv("MAISI_AUG_HOME", str(folder))
+    return folder

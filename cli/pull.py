@@ -1,0 +1,54 @@
+"""`maisi-aug bundles pull`: fetch weights that others publish, once their licence is accepted."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from maisi_aug.known_bundles import KnownBundle
+
+
+def pull_command(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A bundle that can be fetched: see bundles list.")],
+    accept_license: Annotated[
+        bool, typer.Option("--accept-license", help="Accept the licence of the weights without being asked.")
+    ] = False,
+    to: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR", help="Folder of the bundle, to be named in --bundle; without it the name is enough."
+        ),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
+) -> None:
+    """Fetch a bundle from the Hugging Face hub, check it, and keep it as safetensors.
+
+    HF_HOME, HF_TOKEN, HF_ENDPOINT and HF_HUB_OFFLINE are respected; a broken download goes on where it stopped. The
+    bundle is kept in MAISI_AUG_HOME, or in the user's data folder.
+
+    Example: maisi-aug bundles pull rflow-ct --accept-license
+    """
+    from maisi_aug.hub import pull_bundle
+    from maisi_aug.known_bundles import find_known_bundle
+
+    bundle = pull_bundle(
+        find_known_bundle(name),
+        accept_licence=lambda known: accept_license or _ask_for_licence(known),
+        folder=to,
+        report=lambda sentence: typer.echo(sentence, err=True),
+    )
+    if as_json:
+        typer.echo(json.dumps({"name": bundle.name, "path": str(bundle.path), "licence": bundle.licence}, indent=1))
+        return
+    typer.echo(f"{bundle.name}: ready in {bundle.path}.\nUse it with: --bundle {bundle.name if to is None else to}")
+
+
+def _ask_for_licence(known: KnownBundle) -> bool:
+    """Show the licence and ask on a terminal; elsewhere nobody can answer."""
+    typer.echo(f"{known.name}: {known.licence}, {known.licence_url}", err=True)
+    return sys.stdin.isatty() and typer.confirm("Have you read the licence, and do you accept it?", err=True)

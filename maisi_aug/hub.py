@@ -1,0 +1,300 @@
+"""Fetching bundles from the Hugging Face hub: licence, download, hashes, and conversion to our own layout.
+
+The download is ``huggingface_hub``'s, with its cache, its resumption and its settings (``HF_HOME``, ``HF_ENDPOINT``,
+``HF_HUB_OFFLINE``, ``HF_TOKEN``). What it brings is trusted only once size and SHA-256 are those that the hub states.
+"""
+
+from __future__ import annotations
+
+import errno
+import re
+import secrets
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from maisi_aug.bundle import BUNDLE_FILE, NETWORK_ROLES, Bundle, load_bundle, pulled_bundles_folder
+from maisi_aug.errors import BundleError, MaisiAugError
+from maisi_aug.known_bundles import KnownBundle
+from maisi_aug.whole_files import TEMPORARY_SUFFIX, sha256_of, write_text_whole
+
+LICENCE_FILE = "LICENCE.txt"
+DEFAULT_REVISION = "main"
+STALE_SECONDS = 3600.0
+
+Report = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Hub:
+    """Where files come from; None leaves it to the settings of ``huggingface_hub``."""
+
+    endpoint: str | None = None
+    cache_folder: Path | None = None
+
+
+@dataclass(frozen=True)
+class FetchedFile:
+    """A file of a repository on this machine, found to be what the hub states."""
+
+    path: Path
+    revision: str
+    sha256: str
+
+
+@dataclass(frozen=True)
+class _Statement:
+    """What the hub says of a file; the size is unknown when the hub was not reached and the cache speaks for it."""
+
+    revision: str
+    sha256: str
+    num_bytes: int | None
+
+
+def pull_bundle(
+    known: KnownBundle,
+    *,
+    accept_licence: Callable[[KnownBundle], bool],
+    folder: Path | None = None,
+    hub: Hub | None = None,
+    report: Report | None = None,
+) -> Bundle:
+    """Fetch a bundle, convert it and put it where its name finds it; at once when it is there and intact.
+
+    Args:
+        known: What to fetch.
+        accept_licence: Asked before anything is fetched whether the user accepts the licence.
+        folder: Of the bundle; None for the user's data folder.
+        hub: Where from.
+        report: Told in a sentence what is going on.
+
+    Raises:
+        BundleError: When the licence is not accepted, the folder is in other use, the hub cannot be reached or holds
+            no such file, a file is not what the hub states, asks for more than data, or holds another network.
+            Nothing is left under the bundle's name then.
+    """
+    target = (folder or pulled_bundles_folder() / known.name).expanduser().resolve()
+    present = _find_intact(known, target)
+    if present is not None:
+        return present
+    if not accept_licence(known):
+        raise BundleError(
+            f"Bundle '{known.name}': expected its licence to be accepted, {known.licence} ({known.licence_url}). "
+            f"Read it, then: {known.pull_command} --accept-license"
+        )
+    _require_free(known, target)
+    say = report or (lambda _: None)
+    say(f"Fetching {len(known.files)} files ({known.download_size}) from {known.repository}.")
+    files = fetch_files(known.repository, known.files, hub or Hub())
+    say("Checking the networks and writing the bundle.")
+    with _open_whole_folder(target) as unfinished:
+        _convert(known, files, unfinished)
+        write_text_whole(unfinished / LICENCE_FILE, _licence_text(known))
+    return load_bundle(target)
+
+
+def _find_intact(known: KnownBundle, folder: Path) -> Bundle | None:
+    """The bundle in a folder, if an earlier pull put it there and nothing has changed since."""
+    try:
+        bundle = _read_pulled(known, folder)
+        if bundle is not None:
+            bundle.require_intact()
+    except MaisiAugError:
+        return None
+    return bundle
+
+
+def _read_pulled(known: KnownBundle, folder: Path) -> Bundle | None:
+    bundle = load_bundle(folder) if (folder / BUNDLE_FILE).is_file() else None
+    is_pulled = bundle is not None and bundle.spec.provenance.get("repository") == known.repository
+    return bundle if is_pulled and bundle is not None and bundle.name == known.name else None
+
+
+def _require_free(known: KnownBundle, folder: Path) -> None:
+    """Raise unless the folder is new, empty, or holds an earlier pull of the same bundle, which may be altered."""
+    is_free = not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
+    if not is_free and _read_pulled(known, folder) is None:
+        raise BundleError(
+            f"{folder}: expected a new folder or an earlier pull of '{known.name}', found other files. Choose another "
+            "folder with --to, or move them away."
+        )
+
+
+def fetch_files(repository: str, names: Mapping[str, str], hub: Hub) -> dict[str, FetchedFile]:
+    """Download files of one repository, all from the same revision, and compare them with what the hub states.
+
+    Args:
+        repository: ``owner/name``.
+        names: Path in the repository by role.
+        hub: Where from.
+
+    Raises:
+        BundleError: In one sentence for whatever went wrong, naming the file.
+    """
+    fetched: dict[str, FetchedFile] = {}
+    revision = DEFAULT_REVISION
+    for role, name in names.items():
+        stated = _ask_hub(repository, name, revision, hub)
+        if stated is None:
+            path, stated = _find_cached(repository, name, revision, hub)
+        else:
+            # By name for the first, so that the cache learns which revision the name stands for.
+            path = _download(repository, name, revision, hub)
+        _require_as_stated(path, stated, subject=f"{repository}/{name}")
+        revision = stated.revision
+        fetched[role] = FetchedFile(path, revision, stated.sha256)
+    return fetched
+
+
+def _ask_hub(repository: str, name: str, revision: str, hub: Hub) -> _Statement | None:
+    """Revision, hash and size of a file, or None when the hub cannot be reached."""
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        stated = get_hf_file_metadata(hf_hub_url(repository, name, revision=revision, endpoint=hub.endpoint))
+    except HfHubHTTPError as error:
+        if _status_of(error) >= 500:
+            return None
+        raise _explain(error, f"{repository}/{name}") from error
+    except Exception:  # of whichever HTTP library huggingface_hub is built on, and its own offline mode
+        return None
+    if stated.commit_hash is None or stated.etag is None or not _is_sha256(stated.etag):
+        raise BundleError(
+            f"{repository}/{name}: expected the hub to state revision and SHA-256, found neither or one. Check "
+            "HF_ENDPOINT, and any proxy on the way."
+        )
+    return _Statement(stated.commit_hash, stated.etag, stated.size)
+
+
+def _find_cached(repository: str, name: str, revision: str, hub: Hub) -> tuple[Path, _Statement]:
+    """A file of an earlier download; its hash is the name that the cache gave it when the hub stated it."""
+    from huggingface_hub import hf_hub_download
+
+    subject = f"{repository}/{name}"
+    try:
+        path = Path(
+            hf_hub_download(
+                repository,
+                name,
+                revision=revision,
+                cache_dir=hub.cache_folder,
+                endpoint=hub.endpoint,
+                local_files_only=True,
+            )
+        )
+    except Exception as error:
+        raise BundleError(
+            f"{subject}: expected to reach the Hugging Face hub or to find the file in its cache, found neither. Check "
+            "the connection, HF_ENDPOINT and HF_HUB_OFFLINE."
+        ) from error
+    commit, blob = path.parents[len(Path(name).parts) - 1].name, path.resolve().name
+    if not _is_sha256(blob):
+        raise BundleError(f"{subject}: expected a SHA-256 to compare the cached file with, found none. Go online once.")
+    return path, _Statement(commit, blob, None)
+
+
+def _download(repository: str, name: str, revision: str, hub: Hub) -> Path:
+    from huggingface_hub import hf_hub_download
+
+    try:
+        return Path(
+            hf_hub_download(repository, name, revision=revision, cache_dir=hub.cache_folder, endpoint=hub.endpoint)
+        )
+    except Exception as error:  # of whichever HTTP library huggingface_hub is built on
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise _explain(error, f"{repository}/{name}") from error
+
+
+def _status_of(error: Exception) -> int:
+    return int(getattr(getattr(error, "response", None), "status_code", None) or 0)
+
+
+def _explain(error: Exception, subject: str) -> BundleError:
+    status = _status_of(error)
+    if status in (401, 403):
+        advice = "Open its page, accept what it asks for, and set HF_TOKEN or run 'hf auth login'"
+    elif status == 404:
+        advice = "The repository may have moved: look for a newer version of maisi-aug"
+    elif status == 429:
+        advice = "The hub limits requests: wait some minutes, or set HF_TOKEN, and run the same command again"
+    else:
+        advice = "Run the same command again: it goes on where it broke off"
+    reason = f"answer {status}" if status else (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return BundleError(f"{subject}: expected the hub to send the file, found {reason.rstrip('.')}. {advice}.")
+
+
+def _is_sha256(text: str) -> bool:
+    return re.fullmatch("[0-9a-f]{64}", text) is not None
+
+
+def _require_as_stated(path: Path, stated: _Statement, *, subject: str) -> None:
+    """Compare a file with what the hub states; one that differs leaves the cache, so that nothing trusts it later."""
+    num_bytes, sha256 = path.stat().st_size, sha256_of(path)
+    if sha256 == stated.sha256 and stated.num_bytes in (None, num_bytes):
+        return
+    path.resolve().unlink()
+    path.unlink(missing_ok=True)
+    size = "" if stated.num_bytes is None else f" and {stated.num_bytes} bytes"
+    raise BundleError(
+        f"{subject}: expected SHA-256 {stated.sha256[:12]}...{size}, found {sha256[:12]}... and {num_bytes} bytes; "
+        "the file was removed from the cache. Run the same command again."
+    )
+
+
+def _convert(known: KnownBundle, files: Mapping[str, FetchedFile], folder: Path) -> None:
+    """Read the checkpoints, compare their tensors with the definitions, and write the bundle."""
+    from maisi_aug.checkpoints import describe_tensors, read_checkpoint, take_scale_factor, take_state_dict
+    from maisi_aug.weights import require_same_tensors, write_bundle
+
+    header, states = dict(known.header), {}
+    for role in NETWORK_ROLES:
+        subject = f"Bundle '{known.name}', {known.files[role]}"
+        checkpoint = read_checkpoint(files[role].path, subject=subject)
+        states[role] = take_state_dict(checkpoint, role, subject=subject)
+        require_same_tensors(describe_tensors(header["networks"][role]), states[role], subject=subject)
+        if role == "diffusion_unet":
+            header["scale_factor"] = take_scale_factor(checkpoint, subject=subject)
+    # No time and no machine in here: whoever pulls the same files gets the same bundle, fingerprint included.
+    header["provenance"] = {
+        "repository": known.repository,
+        "revision": files[NETWORK_ROLES[0]].revision,
+        "files": {role: {"file": known.files[role], "sha256": files[role].sha256} for role in NETWORK_ROLES},
+        "licence": {"name": known.licence, "url": known.licence_url, "is_accepted": True},
+    }
+    write_bundle(folder, header, states, dtype=None)
+
+
+def _licence_text(known: KnownBundle) -> str:
+    when = datetime.now(UTC).isoformat(timespec="seconds")
+    return f"{known.notice}\n{known.licence_url}\nAccepted {when} for '{known.pull_command}'.\n"
+
+
+@contextmanager
+def _open_whole_folder(folder: Path) -> Iterator[Path]:
+    """A folder under a hidden name that takes its own name, from an earlier one if need be, once it is complete."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    for leftover in folder.parent.glob(f".{folder.name}.*{TEMPORARY_SUFFIX}"):
+        # A killed process leaves its folder; one that was touched just now may belong to a process at work.
+        if time.time() - leftover.stat().st_mtime > STALE_SECONDS:
+            shutil.rmtree(leftover, ignore_errors=True)
+    unfinished, replaced = (
+        folder.with_name(f".{folder.name}.{secrets.token_hex(4)}{TEMPORARY_SUFFIX}") for _ in range(2)
+    )
+    unfinished.mkdir()
+    try:
+        yield unfinished
+        if folder.exists():
+            folder.rename(replaced)
+        unfinished.rename(folder)
+    except BaseException:  # Ctrl-C too must leave nothing behind, and what was there before in its place
+        if replaced.exists() and not folder.exists():
+            replaced.rename(folder)
+        shutil.rmtree(unfinished, ignore_errors=True)
+        raise
+    shutil.rmtree(replaced, ignore_errors=True)
