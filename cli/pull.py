@@ -5,12 +5,9 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
-
-if TYPE_CHECKING:
-    from maisi_aug.known_bundles import KnownBundle
 
 
 def pull_command(
@@ -38,7 +35,7 @@ def pull_command(
 
     bundle = pull_bundle(
         find_known_bundle(name),
-        accept_licence=lambda known: accept_license or _ask_for_licence(known),
+        accept_licence=lambda _: accept_license or _ask_for_licence(),
         folder=to,
         report=lambda sentence: typer.echo(sentence, err=True),
     )
@@ -48,7 +45,6 @@ def pull_command(
     typer.echo(f"{bundle.name}: ready in {bundle.path}.\nUse it with: --bundle {bundle.name if to is None else to}")
 
 
-def _ask_for_licence(known: KnownBundle) -> bool:
-    """Show the licence and ask on a terminal; elsewhere nobody can answer."""
-    typer.echo(f"{known.name}: {known.licence}, {known.licence_url}", err=True)
+def _ask_for_licence() -> bool:
+    """Ask on a terminal; elsewhere nobody can answer."""
     return sys.stdin.isatty() and typer.confirm("Have you read the licence, and do you accept it?", err=True)

@@ -81,19 +81,21 @@ def pull_bundle(
     present = _find_intact(known, target)
     if present is not None:
         return present
+    say = report or (lambda _: None)
+    say(f"{known.name} comes under the {known.licence}: {known.licence_url}")
     if not accept_licence(known):
         raise BundleError(
             f"Bundle '{known.name}': expected its licence to be accepted, {known.licence} ({known.licence_url}). "
             f"Read it, then: {known.pull_command} --accept-license"
         )
     _require_free(known, target)
-    say = report or (lambda _: None)
     say(f"Fetching {len(known.files)} files ({known.download_size}) from {known.repository}.")
     files = fetch_files(known.repository, known.files, hub or Hub())
     say("Checking the networks and writing the bundle.")
     with _open_whole_folder(target) as unfinished:
         _convert(known, files, unfinished)
         write_text_whole(unfinished / LICENCE_FILE, _licence_text(known))
+    say("The files as downloaded stay in the cache of huggingface_hub, too.")
     return load_bundle(target)
 
 

@@ -415,6 +415,7 @@ def test_command_pulls_lists_and_shows(
     assert known.licence_url in refused.stderr
     outcome = run_cli("bundles", "pull", "rflow-ct", "--accept-license")
     assert outcome.code == 0, outcome.stderr
+    assert f"NVIDIA Open Model License: {known.licence_url}" in outcome.stderr
     assert outcome.stdout.endswith("Use it with: --bundle rflow-ct\n")
     path = pulled_bundles_folder() / "rflow-ct"
     again = run_cli("bundles", "pull", "rflow-ct", "--json")
