@@ -31,7 +31,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
     ),
     "orchestration": (
         *("masks", "plan", "resolve", "preview", "contact_sheet", "gates", "writer", "pipeline", "generate"),
-        *("segmenter", "training"),
+        *("bank_map", "folder_bank", "phantom_folder", "segmenter", "training"),
     ),
     "adapters": ("evaluation", "integrations"),
     "command line": ("cli",),
