@@ -20,6 +20,7 @@ from maisi_aug.conditioning import (
 from maisi_aug.decoding import decode_latent
 from maisi_aug.errors import BundleError
 from maisi_aug.grid import Grid
+from maisi_aug.lesion_editing import remove_lesions
 from maisi_aug.networks import Networks
 from maisi_aug.sampling import Conditions, ReportStep, sample_latent
 from maisi_aug.seeds import derive_seed
@@ -96,7 +97,7 @@ class Pipeline:
         grid.require_multiple_of(self.bundle.latent_factor, subject=f"Grid for bundle '{self.bundle.name}'")
         unconditional = None
         if guidance_scale > 0:
-            healthy = remove_tumors(label_map, self.bundle)
+            healthy = remove_lesions(label_map, self.bundle.vocabulary, spacing_mm=grid.spacing_mm)
             unconditional = self._conditions(healthy, grid, "unknown")
         with mixed_precision(self.networks.device):
             latent = sample_latent(
@@ -128,12 +129,3 @@ class Pipeline:
         # Drawn on the CPU, so that the same seed means the same noise on every device.
         generator = torch.Generator().manual_seed(derive_seed(seed, "latent noise"))
         return torch.randn(shape, generator=generator).to(self.networks.device)
-
-
-def remove_tumors(label_map: NDArray[np.uint8], bundle: Bundle) -> NDArray[np.uint8]:
-    """The same label map with every tumour turned into the organ that hosts it."""
-    table = np.arange(256, dtype=np.uint8)
-    for tumor_id in bundle.vocabulary.tumor_ids:
-        table[tumor_id] = bundle.vocabulary.background_id_for(tumor_id)
-    healthy: NDArray[np.uint8] = table[label_map]
-    return healthy

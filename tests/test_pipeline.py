@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from maisi_aug.bundle import Bundle
 from maisi_aug.errors import BundleError, GridError
 from maisi_aug.grid import Grid
-from maisi_aug.pipeline import Pipeline, mixed_precision, remove_tumors, resolve_device
+from maisi_aug.lesion_editing import remove_lesions
+from maisi_aug.pipeline import Pipeline, mixed_precision, resolve_device
 from maisi_aug.weights import write_random_bundle
 from tests.tiny_bundle import build_header, write_tiny_bundle
 
@@ -86,7 +87,7 @@ def test_settings_change_the_image(
 
 def test_label_map_and_spacing_change_the_image(pipeline: Pipeline, grid: Grid, label_map: NDArray[np.uint8]) -> None:
     image_hu = pipeline.synthesize_image(label_map, grid, seed=1)
-    healthy = remove_tumors(label_map, pipeline.bundle)
+    healthy = remove_lesions(label_map, pipeline.bundle.vocabulary, spacing_mm=grid.spacing_mm)
     assert not np.array_equal(pipeline.synthesize_image(healthy, grid, seed=1), image_hu)
     finer = Grid.from_spacing(SHAPE, (1.0, 1.0, 1.0))
     assert not np.array_equal(pipeline.synthesize_image(label_map, finer, seed=1), image_hu)
@@ -112,14 +113,6 @@ def test_grid_that_the_networks_cannot_take_is_refused_with_the_nearest(pipeline
     message = "bundle 'tiny': expected sides that are multiples of 8, found 30x24x19. Use 32x24x16."
     with pytest.raises(GridError, match=message):
         pipeline.synthesize_image(label_map, grid, seed=1)
-
-
-def test_tumors_turn_into_their_hosts(bundle: Bundle) -> None:
-    ids = np.array([0, 1, 23, 24, 26, 27, 128, 129, 116, 200], dtype=np.uint8).reshape(2, 5, 1)
-    healthy = remove_tumors(ids, bundle)
-    assert healthy.ravel().tolist() == [0, 1, 28, 4, 1, 62, 200, 5, 116, 200]
-    assert healthy.dtype == np.uint8
-    assert 26 in ids
 
 
 @pytest.mark.parametrize("text", ["tpu", "cuda:99", "gpu"])
