@@ -145,7 +145,7 @@ def test_guidance_of_one_is_no_guidance() -> None:
 
 def test_ddpm_noise_comes_from_the_generator() -> None:
     networks, conditions = build_networks("ddpm"), draw_conditions(1)
-    draws = []
+    draws: list[Tensor] = []
     for seed in (1, 1, 2):
         torch.manual_seed(len(draws))
         draws.append(sample(networks, conditions, generator=torch.Generator().manual_seed(seed)))

@@ -7,7 +7,8 @@ import io
 import json
 import multiprocessing
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, cast
@@ -73,13 +74,16 @@ class PhantomStore:
         self.folder.mkdir(parents=True, exist_ok=True)
         missing = [index for index in range(num_cases) if not self.path_of(index).exists()]
         tasks = [(self.path_of(index), self.seed, index, self.shape, self.spacing_mm) for index in missing]
-        workers = num_workers or max(1, len(os.sched_getaffinity(0)))
-        if tasks:
-            # Spawned, not forked: a forked child of a process that has used OpenMP can hang.
-            with multiprocessing.get_context("spawn").Pool(min(workers, len(tasks))) as pool:
-                for done, _ in enumerate(pool.imap_unordered(_build_and_save, tasks), start=1):
-                    if report is not None:
-                        report(num_cases - len(tasks) + done, num_cases)
+        workers = min(num_workers or max(1, len(os.sched_getaffinity(0))), len(tasks))
+        with ExitStack() as stack:
+            finished: Iterator[None] = map(_build_and_save, tasks)
+            if workers > 1:
+                # Spawned, not forked: a forked child of a process that has used OpenMP can hang.
+                pool = stack.enter_context(multiprocessing.get_context("spawn").Pool(workers))
+                finished = pool.imap_unordered(_build_and_save, tasks)
+            for done, _ in enumerate(finished, start=1):
+                if report is not None:
+                    report(num_cases - len(tasks) + done, num_cases)
         self._num_cases = num_cases
 
     def path_of(self, index: int) -> Path:

@@ -80,7 +80,9 @@ class FlowObjective:
         output = self._predict(noisy.to(self.device), timesteps.to(self.device), batch)
         error = (output.float() - target.to(self.device)).abs()
         weight, lesions = self._weights(batch)
-        loss = (error * weight).sum() / (weight.sum() * error.shape[1])
+        # A crop without body has no weight at all where the outside has none.
+        loss = (error * weight).sum() / (weight.sum().clamp_min(1e-6) * error.shape[1])
+        error = error.detach()
         figures = {"l1": float(error.mean()), "timestep": float(timesteps.float().mean())}
         if lesions.any():
             figures["l1_lesion"] = float((error * lesions).sum() / (lesions.sum() * error.shape[1]))
@@ -103,7 +105,12 @@ class FlowObjective:
         share = torch.rand(len(clean), generator=generator)
         if isinstance(self.scheduler, DDPMScheduler):
             return noise, (share * num).long()
-        return noise, share * num
+        if _is_uniform(self.scheduler):
+            return noise, share * num
+        with torch.random.fork_rng(devices=[]):  # MONAI draws from the global generator
+            torch.manual_seed(derive_seed("flow timesteps", self.seed, step))
+            timesteps: Tensor = self.scheduler.sample_timesteps(clean)
+        return noise, timesteps
 
     def _draw_batch(self, step: int) -> _Batch:
         rng = numpy_generator(derive_seed("flow batch", self.seed, step), "cases")
@@ -160,6 +167,12 @@ class FlowObjective:
         weight = torch.where(body > 0, 1.0, self.config.outside_weight)
         weight = torch.where(lesions > 0, self.config.lesion_weight, weight)
         return weight.to(self.device), lesions.to(self.device)
+
+
+def _is_uniform(scheduler: RFlowScheduler) -> bool:
+    """Whether timesteps are drawn evenly over the whole range, without rounding or a shift towards noise."""
+    is_shifted = scheduler.use_timestep_transform or scheduler.use_discrete_timesteps
+    return scheduler.sample_method == "uniform" and not is_shifted
 
 
 def _pool(mask: NDArray[np.bool_], shape: torch.Size) -> Tensor:

@@ -107,8 +107,8 @@ class TrainingRun:
             loss, figures = self.objective.loss(self.step)
         if not torch.isfinite(loss):
             raise TrainingError(
-                f"Training step {self.step}: expected a finite loss, found {float(loss)}. Lower learning_rate and "
-                f"start again from {self.folder / CHECKPOINT_NAME}."
+                f"Training step {self.step}: expected a finite loss, found {float(loss.detach())}. Lower learning_rate "
+                f"and start in another folder than {self.folder}."
             )
         loss.backward()  # type: ignore[no-untyped-call]
         norm = nn.utils.clip_grad_norm_(self.parameters, self.config.max_gradient_norm)
@@ -154,7 +154,14 @@ class TrainingRun:
         path = self.folder / CHECKPOINT_NAME
         if not path.exists():
             return
-        checkpoint = torch.load(path, map_location=self.device, weights_only=True)
+        try:
+            checkpoint = torch.load(path, map_location=self.device, weights_only=True)
+        except Exception as error:  # torch passes on whatever its unpickler stumbles over
+            kind = type(error).__name__
+            raise TrainingError(
+                f"{path}: expected a checkpoint of this program, found what torch cannot read ({kind}). "
+                "Remove it to start anew."
+            ) from error
         differing = _differing_keys(checkpoint["config"], self.config.model_dump())
         if differing:
             raise TrainingError(

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from maisi_aug.bundle import GridSpec, SlotSpec
+from maisi_aug.bundle import NETWORK_ROLES, GridSpec, SlotSpec
 from maisi_aug.errors import RecipeError, did_you_mean
 from maisi_aug.training.settings import FlowLossConfig, LoopConfig, VaeLossConfig
 
@@ -56,6 +56,13 @@ class BundleHeader(_Strict):
     scheduler: dict[str, Any]
     networks: dict[str, dict[str, Any]]
     slots: dict[str, SlotSpec] = {}
+
+    @field_validator("networks")
+    @classmethod
+    def _require_every_role(cls, networks: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+        if set(networks) != set(NETWORK_ROLES):
+            raise ValueError(f"expected {', '.join(NETWORK_ROLES)}, found {', '.join(networks) or 'none'}")
+        return networks
 
 
 class TrainingRecipe(_Strict):
@@ -106,7 +113,7 @@ def load_training_recipe(path: Path) -> TrainingRecipe:
     """
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise RecipeError(f"Training recipe {path}: expected readable YAML, found: {error}.") from error
     try:
         return TrainingRecipe.model_validate(content)

@@ -19,6 +19,7 @@ from maisi_aug.bundle import Bundle, bind_slots
 from maisi_aug.errors import TrainingError
 from maisi_aug.networks import build_network, build_scheduler, keep_decoder_output_precise, use_plain_layers
 from maisi_aug.seeds import derive_seed
+from maisi_aug.training.checks import require_divisible, require_same_settings
 from maisi_aug.training.data import LatentSet, PhantomStore, ReportProgress, encode_store
 from maisi_aug.training.flow import FlowObjective
 from maisi_aug.training.loop import LoopResult, Objective, ReportStep, TrainingRun
@@ -50,7 +51,10 @@ class TrainingFolder:
 
         Raises:
             TrainingError: When an earlier stage is missing, or the folder holds another configuration.
+            GridError: For shapes that the networks cannot take.
         """
+        require_divisible(self.recipe)
+        require_same_settings(self.recipe, self.folder, stage)
         loop, objective, names = getattr(self, f"_prepare_{stage}")()
         run = TrainingRun(objective, loop, self.folder / stage, device=self.device)
         result = run.train(max_minutes=max_minutes, report_step=report_step)

@@ -42,7 +42,7 @@ class VaeObjective:
         self.seed = seed
         self.device = device
         _set_log_variance(autoencoder, config.initial_log_variance)
-        self.adversary = _Adversary(config, device) if config.adversarial_weight > 0 else None
+        self.adversary = _Adversary(config, device, seed=seed) if config.adversarial_weight > 0 else None
         self._last: tuple[Tensor, Tensor] | None = None
 
     @property
@@ -63,14 +63,14 @@ class VaeObjective:
         window = (_to_window(rebuilt, self.config.window_hu) - _to_window(image, self.config.window_hu)).abs().mean()
         loss = l1 + self.config.kl_weight * divergence + self.config.window_weight * window
         figures = {
-            "mean_error_hu": float(l1) * (HU_MAXIMUM - HU_MINIMUM),
-            "window": float(window),
-            "kl": float(divergence),
+            "mean_error_hu": float(l1.detach()) * (HU_MAXIMUM - HU_MINIMUM),
+            "window": float(window.detach()),
+            "kl": float(divergence.detach()),
         }
         if self.adversary is not None and step >= self.config.adversarial_start_step:
             adversarial = self.adversary.generator_loss(rebuilt)
             loss = loss + self.config.adversarial_weight * adversarial
-            figures["adversarial"] = float(adversarial)
+            figures["adversarial"] = float(adversarial.detach())
             self._last = (image, rebuilt.detach())
         return loss, figures
 
@@ -115,10 +115,12 @@ class VaeObjective:
 class _Adversary:
     """A patch discriminator with its optimiser (Isola et al., "Image-to-Image Translation", CVPR 2017)."""
 
-    def __init__(self, config: VaeLossConfig, device: str) -> None:
-        self.network = PatchDiscriminator(
-            spatial_dims=3, num_layers_d=3, channels=32, in_channels=1, out_channels=1, norm="INSTANCE"
-        ).to(device)
+    def __init__(self, config: VaeLossConfig, device: str, *, seed: int) -> None:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(derive_seed("initial weights", seed, "discriminator"))
+            self.network = PatchDiscriminator(
+                spatial_dims=3, num_layers_d=3, channels=32, in_channels=1, out_channels=1, norm="INSTANCE"
+            ).to(device)
         self.criterion = PatchAdversarialLoss(criterion="least_squares")
         self.optimizer = torch.optim.Adam(self.network.parameters(), lr=config.discriminator_learning_rate)
         self.device_type = device.split(":")[0]

@@ -1,0 +1,101 @@
+"""What is checked before a stage trains: shapes that the networks can take, and a folder of the same recipe."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from maisi_aug.bundle import grid_factor, latent_factor
+from maisi_aug.errors import TrainingError
+from maisi_aug.grid import Grid, Shape
+from maisi_aug.training.loop import CHECKPOINT_NAME
+from maisi_aug.training.recipe import TrainingRecipe
+from maisi_aug.training.settings import FlowLossConfig, VaeLossConfig
+from maisi_aug.whole_files import write_text_whole
+
+SETTINGS_NAME = "settings.json"
+# The networks that each stage trains, in the order of the stages.
+STAGE_ROLES = {
+    "vae": ("autoencoder",),
+    "diffusion": ("diffusion_unet",),
+    "controlnet": ("diffusion_unet", "controlnet"),
+}
+
+
+def require_divisible(recipe: TrainingRecipe) -> None:
+    """Check the grid, the patches of the autoencoder and the crops of the U-Net.
+
+    Raises:
+        GridError: Naming the field and the nearest shape that would do.
+    """
+    autoencoder, unet = recipe.bundle.networks["autoencoder"], recipe.bundle.networks["diffusion_unet"]
+    in_image, in_latent = latent_factor(autoencoder), grid_factor(autoencoder, unet) // latent_factor(autoencoder)
+    _require_multiple(recipe.bundle.grid.shape, in_image * in_latent, "bundle.grid.shape")
+    _require_multiple(recipe.vae.loss.patch_shape, in_image, "vae.loss.patch_shape")
+    if recipe.vae.loss.large_patch_start_step is not None:
+        _require_multiple(recipe.vae.loss.large_patch_shape, in_image, "vae.loss.large_patch_shape")
+    for name, stage in (("diffusion", recipe.diffusion), ("controlnet", recipe.controlnet)):
+        if stage.loss.crop_shape is not None:
+            _require_multiple(stage.loss.crop_shape, in_latent, f"{name}.loss.crop_shape")
+
+
+def _require_multiple(shape: Shape, factor: int, field: str) -> None:
+    Grid.from_spacing(shape, (1.0, 1.0, 1.0)).require_multiple_of(factor, subject=f"Training recipe, {field}")
+
+
+def require_same_settings(recipe: TrainingRecipe, folder: Path, stage: str) -> None:
+    """Check that what a folder was begun with is what the recipe says, up to and with a stage; note the stage's.
+
+    The number of phantoms may change, for phantom ``i`` does not depend on it; the loop compares its own settings.
+
+    Raises:
+        TrainingError: Naming the stage and the fields that differ.
+    """
+    for name in STAGE_ROLES:
+        path = folder / name / SETTINGS_NAME
+        has_begun = (folder / name / CHECKPOINT_NAME).exists()
+        wanted = _settings_of(recipe, name)
+        if has_begun and path.exists():
+            before = dict(_flat(_with_defaults(json.loads(path.read_text(encoding="utf-8")), name)))
+            after = dict(_flat(wanted))
+            differing = sorted(key for key in before.keys() | after.keys() if before.get(key) != after.get(key))
+            if differing:
+                raise TrainingError(
+                    f"Training folder {folder}: expected the recipe that stage {name} was begun with, found other "
+                    f"values of {', '.join(differing)}. Use another folder, or the same recipe to go on."
+                )
+        elif name == stage:
+            write_text_whole(path, json.dumps(wanted, indent=1) + "\n")
+        if name == stage:
+            return
+
+
+def _settings_of(recipe: TrainingRecipe, stage: str) -> dict[str, Any]:
+    content = recipe.model_dump(mode="json")
+    bundle = content["bundle"]
+    settings = {
+        "seed": content["seed"],
+        "data.seed": content["data"]["seed"],
+        f"{stage}.loss": content[stage]["loss"],
+        "bundle.grid": bundle["grid"],
+        "bundle.slots": bundle["slots"],
+        "bundle.networks": {role: bundle["networks"][role] for role in STAGE_ROLES[stage]},
+    }
+    return settings if stage == "vae" else {**settings, "bundle.scheduler": bundle["scheduler"]}
+
+
+def _with_defaults(settings: dict[str, Any], stage: str) -> dict[str, Any]:
+    """Settings with the fields that a newer version has added, at their defaults."""
+    key = f"{stage}.loss"
+    loss = (VaeLossConfig if stage == "vae" else FlowLossConfig).model_validate(settings[key])
+    return {**settings, key: loss.model_dump(mode="json")}
+
+
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in settings.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value

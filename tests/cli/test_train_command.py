@@ -1,0 +1,79 @@
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from maisi_aug.bundle import load_bundle
+from maisi_aug.training.data import PhantomStore
+from tests.tiny_training import SHAPE, SPACING_MM, write_recipe
+
+
+@pytest.fixture(scope="module")
+def phantoms(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    store = PhantomStore(tmp_path_factory.mktemp("phantoms"), seed=5, shape=SHAPE, spacing_mm=SPACING_MM)
+    store.ensure(2, num_workers=1)
+    return store.folder
+
+
+@pytest.fixture
+def train(run_cli: Callable[..., Any], phantoms: Path, tmp_path: Path) -> Callable[..., Any]:
+    """Run a stage of the tiny recipe in ``tmp_path / "run"``, which has its phantoms."""
+    shutil.copytree(phantoms, tmp_path / "run" / phantoms.name)
+    recipe = write_recipe(tmp_path / "tiny.yaml")
+
+    def call(stage: str, *options: str | Path) -> Any:
+        return run_cli("train", stage, "--recipe", recipe, "--out", tmp_path / "run", "--device", "cpu", *options)
+
+    return call
+
+
+def test_three_stages_end_in_a_bundle(train: Callable[..., Any], tmp_path: Path) -> None:
+    for stage in ("vae", "diffusion"):
+        assert train(stage) == (0, f"{tmp_path / 'run' / stage}\n", "")
+    assert train("controlnet") == (0, f"{tmp_path / 'run' / 'bundle'}\n", "")
+    bundle = load_bundle(tmp_path / "run" / "bundle")
+    bundle.require_intact()
+    assert bundle.spec.provenance["steps"] == {"vae": 3, "diffusion": 2, "controlnet": 2}
+
+
+def test_run_that_is_out_of_time_says_how_far_it_is_and_goes_on(train: Callable[..., Any], tmp_path: Path) -> None:
+    first = train("vae", "--max-minutes", "0")
+    assert first == (0, f"{tmp_path / 'run' / 'vae'}\n", "vae: 1 of 3 steps; run again to go on.\n")
+    assert train("vae").stderr == ""
+
+
+def test_stage_out_of_order_is_one_sentence(train: Callable[..., Any]) -> None:
+    outcome = train("diffusion")
+    assert (outcome.code, outcome.stdout) == (1, "")
+    assert "Run 'maisi-aug train vae' first." in outcome.stderr
+    assert outcome.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "message"),
+    [
+        (["--recipe", "train-fantom-ct"], 2, "Did you mean 'train-phantom-ct'?"),
+        (["--device", "tpu"], 1, "Device 'tpu': torch cannot use it"),
+        (["--max-minutes", "-1"], 2, "'--max-minutes': Input should be greater than or equal to 0"),
+    ],
+    ids=["recipe", "device", "minutes"],
+)
+def test_wrong_option_is_one_sentence(
+    options: list[str], code: int, message: str, run_cli: Callable[..., Any], tmp_path: Path
+) -> None:
+    outcome = run_cli("train", "vae", "--out", tmp_path / "run", *options)
+    assert (outcome.code, outcome.stdout) == (code, "")
+    assert message in outcome.stderr
+    assert outcome.stderr.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_help_names_the_stages(run_cli: Callable[..., Any]) -> None:
+    outcome = run_cli("train", "--help")
+    assert outcome.code == 0
+    for stage in ("vae", "diffusion", "controlnet"):
+        assert stage in outcome.stdout

@@ -1,0 +1,93 @@
+"""A training recipe of tiny networks, and a store of small cases that live in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from maisi_aug.grid import Grid, Shape, Spacing
+from maisi_aug.training.data import TrainingCase
+from maisi_aug.training.recipe import TrainingRecipe
+from tests.tiny_bundle import build_header
+
+SHAPE: Shape = (32, 24, 24)
+SPACING_MM: Spacing = (12.0, 13.0, 14.0)
+LIVER, HEPATIC_TUMOR, BODY = 1, 26, 200
+
+
+class ArrayStore:
+    """Cases in memory."""
+
+    def __init__(self, cases: Sequence[TrainingCase]) -> None:
+        self.cases = list(cases)
+
+    def __len__(self) -> int:
+        return len(self.cases)
+
+    def __getitem__(self, index: int) -> TrainingCase:
+        return self.cases[index]
+
+
+def build_case(seed: int, *, has_lesion: bool = True) -> TrainingCase:
+    """A body with a liver and a darker lesion in it, each a box of its own place and shape."""
+    rng = np.random.default_rng(seed)
+    label_map = np.zeros(SHAPE, dtype=np.uint8)
+    label_map[4:28, 4:20, :] = BODY
+    corner = rng.integers((6, 5, 4), (10, 8, 8))
+    label_map[_box(corner, (12, 10, 12))] = LIVER
+    if has_lesion:
+        label_map[_box(corner + rng.integers(2, 5, size=3), (4, 3, 5))] = HEPATIC_TUMOR
+    hu = np.full(256, -1000, dtype=np.int16)
+    hu[[BODY, LIVER, HEPATIC_TUMOR]] = (20, 110, 60)
+    return TrainingCase(hu[label_map], label_map, SPACING_MM, "ct_contrast")
+
+
+def build_store(num_cases: int, *, has_lesion: bool = True) -> ArrayStore:
+    """A store of such cases."""
+    return ArrayStore([build_case(seed, has_lesion=has_lesion) for seed in range(num_cases)])
+
+
+def tiny_grid() -> Grid:
+    """The grid of the cases and of the recipe."""
+    return Grid.from_spacing(SHAPE, SPACING_MM)
+
+
+def build_recipe_content(**changes: Any) -> dict[str, Any]:
+    """The content of a training recipe of a few steps a stage; ``changes`` go by dotted fields with ``__`` for dots."""
+    header = {key: value for key, value in build_header().items() if key not in {"format", "scale_factor"}}
+    loop = {"learning_rate": 1e-3, "num_warmup_steps": 2, "mixed_precision": False}
+    content: dict[str, Any] = {
+        "kind": "training",
+        "seed": 3,
+        "data": {"num_phantoms": 2, "seed": 5},
+        "bundle": {**header, "grid": {"shape": list(SHAPE), "spacing_mm": list(SPACING_MM)}},
+        "vae": {"loop": {"num_steps": 3, **loop}, "loss": {"patch_shape": [16, 16, 16]}},
+        "diffusion": {"loop": {"num_steps": 2, **loop}},
+        "controlnet": {"loop": {"num_steps": 2, **loop}, "loss": {"lesion_weight": 4.0, "train_unet": True}},
+    }
+    for field, value in changes.items():
+        place = content
+        *parents, last = field.split("__")
+        for parent in parents:
+            place = place.setdefault(parent, {})
+        place[last] = value
+    return content
+
+
+def build_recipe(**changes: Any) -> TrainingRecipe:
+    """The recipe, validated."""
+    return TrainingRecipe.model_validate(build_recipe_content(**changes))
+
+
+def write_recipe(path: Path, **changes: Any) -> Path:
+    """The recipe as a file."""
+    path.write_text(yaml.safe_dump(build_recipe_content(**changes), sort_keys=False), encoding="utf-8")
+    return path
+
+
+def _box(corner: Sequence[int] | np.ndarray[Any, Any], shape: Shape) -> tuple[slice, ...]:
+    return tuple(slice(int(start), int(start) + side) for start, side in zip(corner, shape, strict=True))

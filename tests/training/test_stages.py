@@ -1,0 +1,213 @@
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+from monai.apps.generation.maisi.networks.autoencoderkl_maisi import AutoencoderKlMaisi
+from monai.apps.generation.maisi.networks.controlnet_maisi import ControlNetMaisi
+from monai.apps.generation.maisi.networks.diffusion_model_unet_maisi import DiffusionModelUNetMaisi
+from torch import Tensor
+
+from maisi_aug.bundle import Bundle
+from maisi_aug.errors import GridError, TrainingError
+from maisi_aug.training.data import PhantomStore
+from maisi_aug.training.loop import CHECKPOINT_NAME, LOG_NAME, LoopResult
+from maisi_aug.training.stages import STAGE_NAMES, StageName, TrainingFolder
+from maisi_aug.weights import load_networks
+from tests.tiny_training import SHAPE, SPACING_MM, build_recipe, write_recipe
+
+REPOSITORY = Path(__file__).resolve().parent.parent.parent
+MAISI_CLASSES = {
+    "autoencoder": AutoencoderKlMaisi,
+    "diffusion_unet": DiffusionModelUNetMaisi,
+    "controlnet": ControlNetMaisi,
+}
+LONG_VAE = {"vae__loop__num_steps": 30, "vae__loop__checkpoint_minutes": 1e-6, "vae__loop__mixed_precision": True}
+
+OpenFolder = Callable[..., TrainingFolder]
+Averages = dict[str, dict[str, Tensor]]
+
+
+@pytest.fixture(scope="module")
+def phantoms(tmp_path_factory: pytest.TempPathFactory) -> PhantomStore:
+    """The phantoms of the tiny recipe, built once."""
+    store = PhantomStore(tmp_path_factory.mktemp("phantoms"), seed=5, shape=SHAPE, spacing_mm=SPACING_MM)
+    store.ensure(2, num_workers=1)
+    return store
+
+
+@pytest.fixture(scope="module")
+def open_folder(phantoms: PhantomStore) -> OpenFolder:
+    """Open a folder that has its phantoms, with some fields of the recipe changed."""
+
+    def call(folder: Path, **changes: Any) -> TrainingFolder:
+        shutil.copytree(phantoms.folder, folder / phantoms.folder.name, dirs_exist_ok=True)
+        recipe = build_recipe(**changes)
+        return TrainingFolder(recipe, folder, device="cpu", report_phase=lambda name: lambda done, total: None)
+
+    return call
+
+
+class Trained:
+    """A folder whose three stages are trained, with what the loops returned."""
+
+    def __init__(self, folder: TrainingFolder) -> None:
+        self.folder = folder
+        self.results: dict[StageName, LoopResult] = {stage: folder.train(stage) for stage in STAGE_NAMES}
+        self.bundle: Bundle = folder.write_bundle()
+
+
+@pytest.fixture(scope="module")
+def trained(open_folder: OpenFolder, tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    return Trained(open_folder(tmp_path_factory.mktemp("trained")))
+
+
+def read_weights(bundle: Bundle, role: str) -> dict[str, Tensor]:
+    weights: dict[str, Tensor] = safetensors.torch.load_file(bundle.weight_path(role))
+    return weights
+
+
+def test_bundle_of_a_run_loads_strictly_into_maisis_classes(trained: Trained) -> None:
+    for role, maisi_class in MAISI_CLASSES.items():
+        arguments = {key: value for key, value in trained.bundle.definition(role).items() if key != "class"}
+        maisi_class(**arguments).load_state_dict(read_weights(trained.bundle, role), strict=True)
+
+
+@pytest.mark.parametrize(
+    ("stage", "role"), [("vae", "autoencoder"), ("controlnet", "diffusion_unet"), ("controlnet", "controlnet")]
+)
+def test_bundle_holds_the_averaged_weights_of_the_stages(stage: StageName, role: str, trained: Trained) -> None:
+    averaged = trained.results[stage].averaged_weights[role]
+    kept = read_weights(trained.bundle, role)
+    # The order of the tensors is that of the network, whatever plain layers call them.
+    assert all(
+        torch.equal(ours, theirs.half())
+        for ours, theirs in zip(
+            (kept[key] for key in MAISI_CLASSES[role](**_arguments(trained.bundle, role)).state_dict()),
+            averaged.values(),
+            strict=True,
+        )
+    )
+
+
+def _arguments(bundle: Bundle, role: str) -> dict[str, Any]:
+    return {key: value for key, value in bundle.definition(role).items() if key != "class"}
+
+
+def test_bundle_tells_where_it_comes_from(trained: Trained) -> None:
+    spec = trained.bundle.spec
+    assert (spec.name, spec.licence, spec.grid.shape) == ("tiny", "Apache-2.0", SHAPE)
+    assert spec.provenance["trained_on"] == "2 procedural phantoms, seed 5"
+    assert spec.provenance["steps"] == {"vae": 3, "diffusion": 2, "controlnet": 2}
+    assert set(spec.provenance["versions"]) == {"maisi-aug", "monai", "torch"}
+    networks = load_networks(trained.bundle)
+    assert networks.scale_factor == spec.scale_factor > 0
+
+
+def test_complete_stages_are_not_trained_again(trained: Trained, open_folder: OpenFolder) -> None:
+    before = trained.bundle.fingerprint
+    again = open_folder(trained.folder.folder)
+    for stage in STAGE_NAMES:
+        assert again.train(stage, report_step=lambda step, figures: pytest.fail("a step was made")).is_complete
+    assert again.write_bundle().fingerprint == before
+
+
+def test_same_recipe_gives_the_same_bundle(trained: Trained, open_folder: OpenFolder, tmp_path: Path) -> None:
+    torch.manual_seed(123)
+    parts = open_folder(tmp_path)
+    for stage in STAGE_NAMES:
+        while not parts.train(stage, max_minutes=0.0).is_complete:
+            parts = open_folder(tmp_path)
+    assert parts.write_bundle().fingerprint == trained.bundle.fingerprint
+
+
+def test_frozen_unet_comes_from_the_diffusion_stage(trained: Trained, open_folder: OpenFolder, tmp_path: Path) -> None:
+    shutil.copytree(trained.folder.folder, tmp_path, dirs_exist_ok=True)
+    shutil.rmtree(tmp_path / "controlnet")
+    frozen = open_folder(tmp_path, controlnet__loss__train_unet=False)
+    assert set(frozen.train("controlnet").averaged_weights) == {"controlnet"}
+    kept = read_weights(frozen.write_bundle(), "diffusion_unet")
+    averaged = trained.results["diffusion"].averaged_weights["diffusion_unet"]
+    assert all(torch.equal(kept[key], averaged[key].half()) for key in averaged)
+
+
+def test_killed_run_goes_on_to_the_weights_of_an_unkilled_one(open_folder: OpenFolder, tmp_path: Path) -> None:
+    whole = open_folder(tmp_path / "whole", **LONG_VAE).train("vae")
+    killed = open_folder(tmp_path / "killed", **LONG_VAE)
+    recipe = write_recipe(tmp_path / "recipe.yaml", **LONG_VAE)
+    kill_training(recipe, killed.folder, after_steps=4)
+    checkpoint = torch.load(killed.folder / "vae" / CHECKPOINT_NAME, weights_only=True)
+    assert 3 <= checkpoint["step"] < 30
+    result = killed.train("vae")
+    assert result.is_complete
+    for key, value in whole.averaged_weights["autoencoder"].items():
+        assert torch.equal(result.averaged_weights["autoencoder"][key], value), key
+    hidden = [path.name for path in (killed.folder / "vae").iterdir() if path.name.startswith(".")]
+    assert len(hidden) <= 1  # what the kill may have cut off has no final name
+
+
+def kill_training(recipe: Path, folder: Path, *, after_steps: int) -> None:
+    """Train in a process of its own and kill it, as a machine that goes down does."""
+    command = [sys.executable, "-m", "maisi_aug.cli.app", "train", "vae", "--recipe", recipe, "--out", folder]
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    process = subprocess.Popen(
+        [*map(str, command), "--device", "cpu"], env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+    )
+    log = folder / "vae" / LOG_NAME
+    deadline = time.monotonic() + 300
+    while process.poll() is None and time.monotonic() < deadline:
+        if log.exists() and log.read_bytes().count(b"\n") >= after_steps:
+            break
+        time.sleep(0.005)
+    process.kill()
+    _, errors = process.communicate()
+    assert process.returncode == -signal.SIGKILL, errors.decode()
+
+
+def test_stage_before_its_predecessor_is_refused(open_folder: OpenFolder, tmp_path: Path) -> None:
+    folder = open_folder(tmp_path)
+    with pytest.raises(
+        TrainingError, match=r"expected the weights of stage vae in autoencoder.pt, found none. Run 'ma"
+    ):
+        folder.train("diffusion")
+    with pytest.raises(TrainingError, match="Run 'maisi-aug train vae' first"):
+        folder.write_bundle()
+
+
+def test_controlnet_before_the_unet_is_refused(trained: Trained, open_folder: OpenFolder, tmp_path: Path) -> None:
+    shutil.copytree(trained.folder.folder / "vae", tmp_path / "vae")
+    with pytest.raises(TrainingError, match="weights of stage diffusion in diffusion_unet.pt, found none"):
+        open_folder(tmp_path).train("controlnet")
+
+
+def test_other_recipe_in_the_same_folder_is_refused(trained: Trained, open_folder: OpenFolder) -> None:
+    folder = trained.folder.folder
+    with pytest.raises(TrainingError, match="stage vae was begun with, found other values of vae.loss.kl_weight"):
+        open_folder(folder, vae__loss__kl_weight=1.0).train("vae")
+    with pytest.raises(TrainingError, match="expected the configuration of its checkpoint, .* values of num_steps"):
+        open_folder(folder, vae__loop__num_steps=99).train("vae")
+
+
+def test_grid_that_the_networks_cannot_take_is_refused_before_anything_is_built(tmp_path: Path) -> None:
+    recipe = build_recipe(bundle__grid__shape=[32, 24, 20])
+    folder = TrainingFolder(recipe, tmp_path, device="cpu", report_phase=lambda name: lambda done, total: None)
+    with pytest.raises(GridError, match=r"bundle\.grid\.shape: .* found 32x24x20. Use 32x24x16"):
+        folder.train("vae")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_summary_tells_how_far_a_stage_is(open_folder: OpenFolder, tmp_path: Path) -> None:
+    open_folder(tmp_path).train("vae", max_minutes=0.0)
+    summary = json.loads((tmp_path / "vae" / "summary.json").read_text(encoding="utf-8"))
+    assert summary == {"steps": 1, "complete": False}
