@@ -97,8 +97,8 @@ class CohortConfig(BaseModel):
             raise ValueError(f"size_reference and size_label belong together; {missing} is missing")
         if self.mask_source == "bank" and self.mask_bank == EMBEDDED_BANK:
             raise ValueError(
-                "mask_source 'bank': expected a mask_bank with lesions of its own, found the phantoms, which have none; "
-                "give a folder or a data list, or use mask_source 'plant'"
+                "mask_source 'bank': expected a mask_bank with lesions of its own, found the phantoms, which have "
+                "none; give a folder or a data list, or use mask_source 'plant'"
             )
         return self
 
