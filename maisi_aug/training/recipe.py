@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
@@ -31,8 +31,13 @@ class DataConfig(_Strict):
 
 
 class VaeStage(_Strict):
-    """The autoencoder's stage."""
+    """The autoencoder's stage.
 
+    Attributes:
+        start: "random", or "wavelet" for an autoencoder that is a Haar transform before its first step.
+    """
+
+    start: Literal["random", "wavelet"] = "random"
     loop: LoopConfig
     loss: VaeLossConfig = VaeLossConfig()
 

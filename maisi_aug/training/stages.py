@@ -26,6 +26,7 @@ from maisi_aug.training.loop import LoopResult, Objective, ReportStep, TrainingR
 from maisi_aug.training.recipe import TrainingRecipe
 from maisi_aug.training.settings import LoopConfig
 from maisi_aug.training.vae import VaeObjective
+from maisi_aug.training.wavelet import start_as_wavelet
 from maisi_aug.weights import StateDict, write_bundle
 from maisi_aug.whole_files import sha256_of, write_text_whole, write_whole
 
@@ -98,6 +99,8 @@ class TrainingFolder:
 
     def _prepare_vae(self) -> tuple[LoopConfig, Objective, dict[str, dict[str, str]]]:
         autoencoder, names = self._build("autoencoder")
+        if self.recipe.vae.start == "wavelet":
+            start_as_wavelet(autoencoder)
         keep_decoder_output_precise(autoencoder)
         names = dict(zip(autoencoder.state_dict(), names.values(), strict=True))
         objective = VaeObjective(
