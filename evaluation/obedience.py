@@ -257,16 +257,16 @@ def measure_errors(
 
 
 def _require_same_spacing(bundle: Bundle, segmenter: Segmenter) -> None:
-    if not np.allclose(bundle.grid.spacing_mm, segmenter.config.spacing_mm, rtol=0, atol=1e-3):
+    if not np.allclose(bundle.grid.spacing_mm, segmenter.config.grid.spacing_mm, rtol=0, atol=1e-3):
         raise BundleError(
-            f"Bundle '{bundle.name}': expected the segmenter's spacing {segmenter.config.spacing_mm} mm, found "
+            f"Bundle '{bundle.name}': expected the segmenter's spacing {segmenter.config.grid.spacing_mm} mm, found "
             f"{bundle.grid.spacing_mm} mm. Train a segmenter for it, or leave --segmenter out."
         )
 
 
 def prepare_segmenter(bundle: Bundle, folder: Path, *, device: str, num_workers: int | None) -> Segmenter:
     """Train a segmenter for a bundle's grid and slots, or go on with one, or load the one that is complete."""
-    config = SegmenterConfig(shape=bundle.grid.shape, spacing_mm=bundle.grid.spacing_mm, slots=bundle.spec.slots)
+    config = SegmenterConfig(grid=bundle.spec.grid, slots=bundle.spec.slots)
     if (folder / WEIGHTS_NAME).is_file():
         known = load_segmenter(folder, device=device)
         if known.config == config and known.num_steps == config.loop.num_steps:

@@ -20,10 +20,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from maisi_aug.bundle import SlotSpec, bind_slots
+from maisi_aug.bundle import GridSpec, SlotSpec, bind_slots
 from maisi_aug.errors import TrainingError
 from maisi_aug.evaluation.tissues import Tissue, list_tissues
-from maisi_aug.grid import Grid
 from maisi_aug.pipeline import mixed_precision
 from maisi_aug.training.settings import LoopConfig
 from maisi_aug.weights import StateDict
@@ -38,10 +37,9 @@ class SegmenterConfig(BaseModel):
     """Everything that the segmenter's weights depend on.
 
     Attributes:
-        seed: Of the training phantoms, the initial weights and the batches.
-        shape: Voxels of a training phantom along I, J, K.
-        spacing_mm: Voxel sides along I, J, K, in training and in use.
+        grid: Of the training phantoms; its spacing is that of the images to judge.
         slots: Tumors bound to placeholder slots, by name.
+        seed: Of the training phantoms, the initial weights and the batches.
         num_phantoms: Training phantoms.
         widths: Channels of the U-Net's levels.
         patch_shape: Voxels of a training patch and of a window in use; multiples of 2 per level.
@@ -52,10 +50,9 @@ class SegmenterConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    grid: GridSpec
+    slots: dict[str, SlotSpec]
     seed: int = Field(default=1, ge=0)
-    shape: tuple[int, int, int] = (128, 96, 80)
-    spacing_mm: tuple[float, float, float] = (3.2, 3.2, 3.2)
-    slots: dict[str, SlotSpec] = {"kidney tumor": SlotSpec(id=129, hosts=(5, 14))}
     num_phantoms: int = Field(default=100, gt=0)
     widths: tuple[int, ...] = (32, 64, 128, 192)
     patch_shape: tuple[int, int, int] = (64, 64, 64)
@@ -67,11 +64,6 @@ class SegmenterConfig(BaseModel):
     def tissues(self) -> tuple[Tissue, ...]:
         """What the segmenter tells apart."""
         return list_tissues(bind_slots(self.slots))
-
-    @property
-    def grid(self) -> Grid:
-        """Grid of the training phantoms."""
-        return Grid.from_spacing(self.shape, self.spacing_mm)
 
 
 class _Training(BaseModel):

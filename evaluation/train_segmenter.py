@@ -32,10 +32,12 @@ from maisi_aug.evaluation.segmenter import (
     to_channels,
 )
 from maisi_aug.evaluation.tissues import mean_dice, measure_dice, to_class_map
+from maisi_aug.grid import Grid
 from maisi_aug.pipeline import resolve_device
 from maisi_aug.seeds import derive_seed, numpy_generator
 from maisi_aug.training.data import CaseStore, PhantomStore, ReportProgress
 from maisi_aug.training.loop import ReportStep, TrainingRun
+from maisi_aug.training.recipe import load_training_recipe, training_recipe_path
 from maisi_aug.whole_files import write_text_whole
 
 CONFIG_NAME: Final = "segmenter.json"
@@ -155,7 +157,10 @@ def train_segmenter(
     """
     _require_same_config(folder, config)
     store = PhantomStore(
-        folder, seed=derive_seed("segmenter phantoms", config.seed), shape=config.shape, spacing_mm=config.spacing_mm
+        folder,
+        seed=derive_seed("segmenter phantoms", config.seed),
+        shape=config.grid.shape,
+        spacing_mm=config.grid.spacing_mm,
     )
     store.ensure(config.num_phantoms, report=report_phantoms, num_workers=num_workers)
     with torch.random.fork_rng(devices=[]):
@@ -185,8 +190,9 @@ def measure_held_out_dice(
 ) -> dict[str, float | None]:
     """Mean Dice of every tissue over held-out phantoms; None for a tissue that none of them shows."""
     cases = []
+    grid = Grid.from_spacing(segmenter.config.grid.shape, segmenter.config.grid.spacing_mm)
     for index in range(num_cases):
-        phantom = build_held_out_phantom(seed, index, segmenter.config.grid)
+        phantom = build_held_out_phantom(seed, index, grid)
         expected = to_class_map(phantom.label_map, segmenter.tissues)
         cases.append(measure_dice(expected, segmenter.segment(phantom.image_hu), segmenter.tissues))
         if report is not None:
@@ -212,19 +218,21 @@ def print_progress(what: str) -> ReportProgress:
     return lambda done, total: print(f"{what} {done} of {total}", file=sys.stderr, flush=True)
 
 
+def _default(field: str) -> Any:
+    return SegmenterConfig.model_fields[field].default
+
+
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    defaults = SegmenterConfig()
     parser = argparse.ArgumentParser(
         prog="python -m maisi_aug.evaluation.train_segmenter",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--out", type=Path, required=True, help="folder of the run")
-    parser.add_argument("--shape", type=int, nargs=3, default=defaults.shape, help="voxels along I, J, K")
-    parser.add_argument("--spacing-mm", type=float, nargs=3, default=defaults.spacing_mm, help="along I, J, K")
-    parser.add_argument("--num-phantoms", type=int, default=defaults.num_phantoms)
-    parser.add_argument("--num-steps", type=int, default=defaults.loop.num_steps)
-    parser.add_argument("--seed", type=int, default=defaults.seed)
+    parser.add_argument("--recipe", default="train-phantom-ct", help="training recipe whose grid and slots to take")
+    parser.add_argument("--num-phantoms", type=int, default=_default("num_phantoms"))
+    parser.add_argument("--num-steps", type=int, default=_default("loop").num_steps)
+    parser.add_argument("--seed", type=int, default=_default("seed"))
     parser.add_argument("--max-minutes", type=float, help="stop after so long; the same command goes on later")
     parser.add_argument("--num-workers", type=int, help="processes that build phantoms; one a core by default")
     parser.add_argument("--num-held-out", type=int, default=NUM_HELD_OUT, help="held-out phantoms to measure on")
@@ -237,13 +245,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parse(arguments)
 
     def body() -> None:
-        loop = SegmenterConfig().loop.model_copy(update={"num_steps": options.num_steps})
+        header = load_training_recipe(training_recipe_path(options.recipe)).bundle
         config = SegmenterConfig(
+            grid=header.grid,
+            slots=header.slots,
             seed=options.seed,
-            shape=tuple(options.shape),
-            spacing_mm=tuple(options.spacing_mm),
             num_phantoms=options.num_phantoms,
-            loop=loop,
+            loop=_default("loop").model_copy(update={"num_steps": options.num_steps}),
         )
         segmenter = train_segmenter(
             config,

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from maisi_aug.bundle import Bundle
+from maisi_aug.bundle import Bundle, GridSpec
 from maisi_aug.errors import BundleError
 from maisi_aug.evaluation.held_out import build_held_out_phantom
 from maisi_aug.evaluation.obedience import (
@@ -25,7 +25,7 @@ from maisi_aug.evaluation.segmenter import Segmenter, SegmenterConfig, build_net
 from maisi_aug.evaluation.tissues import to_class_map
 from maisi_aug.phantom import Phantom
 from maisi_aug.pipeline import Pipeline
-from tests.tiny_bundle import TINY_SHAPE, TINY_SPACING_MM, write_tiny_bundle
+from tests.tiny_bundle import write_tiny_bundle
 
 
 @pytest.fixture(scope="module")
@@ -34,9 +34,9 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 
 
 @pytest.fixture(scope="module")
-def segmenter(tmp_path_factory: pytest.TempPathFactory) -> Segmenter:
+def segmenter(bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Segmenter:
     folder = tmp_path_factory.mktemp("segmenter")
-    config = SegmenterConfig(shape=TINY_SHAPE, spacing_mm=TINY_SPACING_MM, widths=(4, 8), patch_shape=(32, 32, 32))
+    config = SegmenterConfig(grid=bundle.spec.grid, slots=bundle.spec.slots, widths=(4, 8), patch_shape=(32, 32, 32))
     torch.manual_seed(3)
     save_segmenter(folder, build_network(config).state_dict(), config, num_steps=0)
     return load_segmenter(folder)
@@ -116,7 +116,8 @@ def test_measures_every_case_once(
 
 
 def test_segmenter_of_another_spacing_is_refused(bundle: Bundle, tmp_path: Path) -> None:
-    config = SegmenterConfig(widths=(4, 8), patch_shape=(16, 16, 16))
+    other = GridSpec(shape=(64, 48, 48), spacing_mm=(3.2, 3.2, 3.2))
+    config = SegmenterConfig(grid=other, slots={}, widths=(4, 8), patch_shape=(16, 16, 16))
     save_segmenter(tmp_path, build_network(config).state_dict(), config, num_steps=0)
     with pytest.raises(BundleError, match=r"expected the segmenter's spacing \(3.2, 3.2, 3.2\) mm, found \(6.4"):
         measure_obedience(bundle, load_segmenter(tmp_path), tmp_path)

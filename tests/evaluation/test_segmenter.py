@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from maisi_aug.bundle import GridSpec
 from maisi_aug.errors import TrainingError
 from maisi_aug.evaluation.segmenter import (
     WEIGHTS_NAME,
@@ -16,7 +17,8 @@ from maisi_aug.evaluation.segmenter import (
     to_channels,
 )
 
-CONFIG = SegmenterConfig(widths=(4, 8), patch_shape=(16, 16, 16))
+GRID = GridSpec(shape=(32, 24, 20), spacing_mm=(12.8, 12.8, 12.8))
+CONFIG = SegmenterConfig(grid=GRID, slots={}, widths=(4, 8), patch_shape=(16, 16, 16))
 
 
 def save_random(folder: Path, config: SegmenterConfig = CONFIG) -> None:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from maisi_aug.bundle import GridSpec
 from maisi_aug.errors import TrainingError
 from maisi_aug.evaluation.segmenter import SegmenterConfig, build_network, load_segmenter
 from maisi_aug.evaluation.train_segmenter import SegmenterObjective, main, train_segmenter, vary_image
@@ -15,8 +16,8 @@ from maisi_aug.training.settings import LoopConfig
 
 LIVER, HEPATIC_TUMOR, BODY = 1, 26, 200
 CONFIG = SegmenterConfig(
-    shape=(32, 24, 20),
-    spacing_mm=(12.8, 12.8, 12.8),
+    grid=GridSpec(shape=(32, 24, 20), spacing_mm=(12.8, 12.8, 12.8)),
+    slots={},
     num_phantoms=2,
     widths=(4, 8),
     patch_shape=(16, 16, 16),
@@ -102,8 +103,8 @@ def test_training_resumes_to_the_same_weights(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_command_trains_and_measures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    options = ["--shape", "64", "64", "64", "--spacing-mm", "6.4", "6.4", "6.4", "--num-phantoms", "1"]
-    options += ["--num-steps", "2", "--num-held-out", "1", "--num-workers", "1", "--device", "cpu"]
+    options = ["--num-phantoms", "1", "--num-steps", "2", "--num-held-out", "1", "--num-workers", "1"]
+    options += ["--recipe", "train-phantom-ct", "--device", "cpu"]
     assert main(["--out", str(tmp_path), *options]) == 0
     dice = json.loads((tmp_path / "held_out_dice.json").read_text())["dice"]
     assert list(dice) == [tissue.name for tissue in load_segmenter(tmp_path).tissues]
