@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from maisi_aug.bundle import GridSpec, SlotSpec, bind_slots
 from maisi_aug.errors import TrainingError
 from maisi_aug.evaluation.tissues import Tissue, list_tissues
-from maisi_aug.pipeline import mixed_precision
+from maisi_aug.networks import mixed_precision
 from maisi_aug.training.settings import LoopConfig
 from maisi_aug.weights import StateDict
 from maisi_aug.whole_files import sha256_of, write_whole

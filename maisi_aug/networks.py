@@ -7,6 +7,7 @@ The classes are MONAI's. A definition names one of them and its hyper-parameters
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -102,6 +103,13 @@ def build_scheduler(definition: Definition) -> RFlowScheduler | DDPMScheduler:
     except (TypeError, ValueError) as error:
         raise BundleError(f"Scheduler definition of {definition['class']}: MONAI refused it: {error}") from error
     return scheduler
+
+
+def mixed_precision(device: str) -> AbstractContextManager[object]:
+    """bfloat16 autocast where the device computes in it, else float32: emulated bfloat16 is 80 times slower."""
+    device_type = device.split(":")[0]
+    supported = bool(torch.ops.mkldnn._is_mkldnn_bf16_supported()) if device_type == "cpu" else device_type == "cuda"
+    return torch.autocast(device_type, dtype=torch.bfloat16, enabled=supported)
 
 
 def use_plain_layers(network: nn.Module) -> int:

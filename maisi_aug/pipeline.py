@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,7 +20,7 @@ from maisi_aug.decoding import decode_latent
 from maisi_aug.errors import BundleError
 from maisi_aug.grid import Grid
 from maisi_aug.lesion_editing import remove_lesions
-from maisi_aug.networks import Networks
+from maisi_aug.networks import Networks, mixed_precision
 from maisi_aug.sampling import Conditions, ReportStep, sample_latent
 from maisi_aug.seeds import derive_seed
 from maisi_aug.weights import load_networks
@@ -41,13 +40,6 @@ def resolve_device(text: str) -> str:
         reason = str(error).splitlines()[0]
         raise BundleError(f"Device '{text}': torch cannot use it: {reason} Use --device cpu or auto.") from error
     return text
-
-
-def mixed_precision(device: str) -> AbstractContextManager[object]:
-    """bfloat16 autocast where the device computes in it, else float32."""
-    device_type = device.split(":")[0]
-    supported = bool(torch.ops.mkldnn._is_mkldnn_bf16_supported()) if device_type == "cpu" else device_type == "cuda"
-    return torch.autocast(device_type, dtype=torch.bfloat16, enabled=supported)
 
 
 @dataclass(frozen=True)

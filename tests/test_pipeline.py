@@ -12,7 +12,8 @@ from maisi_aug.bundle import Bundle
 from maisi_aug.errors import BundleError, GridError
 from maisi_aug.grid import Grid
 from maisi_aug.lesion_editing import remove_lesions
-from maisi_aug.pipeline import Pipeline, mixed_precision, resolve_device
+from maisi_aug.networks import mixed_precision
+from maisi_aug.pipeline import Pipeline, resolve_device
 from maisi_aug.weights import write_random_bundle
 from tests.tiny_bundle import build_header, write_tiny_bundle
 

@@ -83,14 +83,17 @@ def _settings_of(recipe: TrainingRecipe, stage: str) -> dict[str, Any]:
         "bundle.slots": bundle["slots"],
         "bundle.networks": {role: bundle["networks"][role] for role in STAGE_ROLES[stage]},
     }
-    return settings if stage == "vae" else {**settings, "bundle.scheduler": bundle["scheduler"]}
+    if stage == "vae":
+        return settings
+    return {**settings, "bundle.scheduler": bundle["scheduler"], "latent_deviation": content["latent_deviation"]}
 
 
 def _with_defaults(settings: dict[str, Any], stage: str) -> dict[str, Any]:
     """Settings with the fields that a newer version has added, at their defaults."""
     key = f"{stage}.loss"
     loss = (VaeLossConfig if stage == "vae" else FlowLossConfig).model_validate(settings[key])
-    return {**settings, key: loss.model_dump(mode="json")}
+    added = {} if stage == "vae" else {"latent_deviation": 1.0}
+    return {**added, **settings, key: loss.model_dump(mode="json")}
 
 
 def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

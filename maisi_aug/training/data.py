@@ -127,7 +127,7 @@ class LatentSet:
 
     Attributes:
         latents: One ``(C, I/f, J/f, K/f)`` float16 tensor a case, not yet scaled.
-        scale_factor: 1 / standard deviation over all latents; diffusion works on ``latent * scale_factor``.
+        scale_factor: Diffusion works on ``latent * scale_factor``.
     """
 
     latents: Sequence[Tensor]
@@ -141,12 +141,14 @@ def encode_store(
     folder: Path,
     *,
     weights_hash: str,
+    deviation: float,
     device: str,
     report: ReportProgress | None = None,
 ) -> LatentSet:
     """Encode every case once and keep the result on disk by the hash of the encoder's weights.
 
     The posterior mean is kept, never a draw around it: what a draw adds is noise that diffusion would have to learn.
+    The scale factor brings the standard deviation over all latents to ``deviation``.
 
     Raises:
         TrainingError: For an empty store.
@@ -168,13 +170,12 @@ def encode_store(
         latents.append(latent)
         if report is not None:
             report(index + 1, len(store))
-    deviation = torch.stack([latent.float().var() + latent.float().mean() ** 2 for latent in latents]).mean()
+    power = torch.stack([latent.float().var() + latent.float().mean() ** 2 for latent in latents]).mean()
     centre = torch.stack([latent.float().mean() for latent in latents]).mean()
-    return LatentSet(latents, float(1.0 / (deviation - centre**2).sqrt()))
+    return LatentSet(latents, deviation / float((power - centre**2).sqrt()))
 
 
 def _encode(case: TrainingCase, autoencoder: nn.Module, device: str) -> Tensor:
     image = hu_to_unit(torch.from_numpy(case.image_hu)).to(device)[None, None]
-    with torch.autocast(device.split(":")[0], dtype=torch.bfloat16):
-        mean = cast(Tensor, autoencoder.encode(image)[0])  # type: ignore[operator]
+    mean = cast(Tensor, autoencoder.encode(image)[0])  # type: ignore[operator]
     return mean[0].half().cpu()

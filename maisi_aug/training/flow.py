@@ -115,9 +115,11 @@ class FlowObjective:
     def _draw_batch(self, step: int) -> _Batch:
         rng = numpy_generator(derive_seed("flow batch", self.seed, step), "cases")
         start = self.config.whole_start_step
-        is_whole = self.config.crop_shape is None or (start is not None and step >= start)
+        is_late = start is not None and step >= start
+        is_whole = self.config.crop_shape is None or is_late
+        count = (self.config.whole_batch_count if is_late else None) or self.config.batch_count
         cleans, label_maps, modalities, spacings = [], [], [], []
-        for index in rng.integers(len(self.store), size=self.config.batch_count):
+        for index in rng.integers(len(self.store), size=count):
             case, latent = self.store[int(index)], self.latents.latents[int(index)]
             _, i, j, k = latent.shape
             shape = (i, j, k) if is_whole or self.config.crop_shape is None else self.config.crop_shape

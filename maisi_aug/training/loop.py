@@ -10,6 +10,7 @@ import io
 import json
 import time
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from maisi_aug.errors import TrainingError
+from maisi_aug.networks import mixed_precision
 from maisi_aug.training.settings import LoopConfig
 from maisi_aug.whole_files import write_whole
 
@@ -103,7 +105,7 @@ class TrainingRun:
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.learning_rate_at(self.step)
         self.optimizer.zero_grad(set_to_none=True)
-        with torch.autocast(self.device.split(":")[0], dtype=torch.bfloat16, enabled=self.config.mixed_precision):
+        with mixed_precision(self.device) if self.config.mixed_precision else nullcontext():
             loss, figures = self.objective.loss(self.step)
         if not torch.isfinite(loss):
             raise TrainingError(

@@ -77,6 +77,9 @@ class TrainingRecipe(_Strict):
         kind: Tells training recipes from cohort recipes.
         seed: Of initial weights, batches and noise.
         data: Training cases.
+        latent_deviation: Standard deviation that latents are scaled to, against noise of 1. MAISI's is 1; more moves
+            training and sampling towards little noise, where a map that tells almost everything leaves the work to be
+            done (Chen, "On the Importance of Noise Scheduling for Diffusion Models", arXiv:2301.10972).
         bundle: Networks and metadata.
         vae: First stage.
         diffusion: Second stage, on the first one's latents.
@@ -86,6 +89,7 @@ class TrainingRecipe(_Strict):
     kind: str = Field(pattern="^training$")
     seed: int = Field(ge=0)
     data: DataConfig
+    latent_deviation: float = Field(default=1.0, gt=0)
     bundle: BundleHeader
     vae: VaeStage
     diffusion: FlowStage

@@ -17,7 +17,7 @@ class LoopConfig(BaseModel):
         weight_decay: Decoupled weight decay of AdamW.
         max_gradient_norm: Gradients are scaled down to this global norm.
         average_decay: Decay of the exponential moving average of the weights, which is what is kept in the end.
-        mixed_precision: Run forward passes in bfloat16 where that is numerically safe.
+        mixed_precision: Run forward passes in bfloat16 where that is numerically safe, on devices that compute in it.
         checkpoint_minutes: Wall-clock time between checkpoints.
     """
 
@@ -86,6 +86,7 @@ class FlowLossConfig(BaseModel):
         crop_shape: Latent voxels of a training crop along I, J, K; None for whole latents.
         lesion_share: Share of crops laid over a lesion, where the case has one.
         whole_start_step: Step from which whole latents are taken in place of crops; None for crops to the end.
+        whole_batch_count: Cases a step from ``whole_start_step`` on; None for ``batch_count``.
         train_unet: Whether the U-Net learns beside the ControlNet; False keeps it frozen, as MAISI does.
     """
 
@@ -98,4 +99,5 @@ class FlowLossConfig(BaseModel):
     crop_shape: tuple[int, int, int] | None = None
     lesion_share: float = Field(default=0.5, ge=0, le=1)
     whole_start_step: int | None = Field(default=None, ge=0)
+    whole_batch_count: int | None = Field(default=None, gt=0)
     train_unet: bool = False

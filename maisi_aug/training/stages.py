@@ -168,6 +168,7 @@ class TrainingFolder:
             autoencoder,
             self.folder,
             weights_hash=sha256_of(self._weights_path("vae", "autoencoder")),
+            deviation=self.recipe.latent_deviation,
             device=self.device,
             report=self.report_phase("Encoding latents"),
         )

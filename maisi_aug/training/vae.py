@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from maisi_aug.conditioning import HU_MAXIMUM, HU_MINIMUM, hu_to_unit
 from maisi_aug.grid import Shape
+from maisi_aug.networks import mixed_precision
 from maisi_aug.seeds import derive_seed, numpy_generator
 from maisi_aug.training.data import CaseStore, TrainingCase
 from maisi_aug.training.settings import VaeLossConfig
@@ -123,7 +124,7 @@ class _Adversary:
             ).to(device)
         self.criterion = PatchAdversarialLoss(criterion="least_squares")
         self.optimizer = torch.optim.Adam(self.network.parameters(), lr=config.discriminator_learning_rate)
-        self.device_type = device.split(":")[0]
+        self.device = device
 
     def generator_loss(self, rebuilt: Tensor) -> Tensor:
         logits = self.network(rebuilt)[-1].float()
@@ -132,7 +133,7 @@ class _Adversary:
 
     def train_step(self, image: Tensor, rebuilt: Tensor) -> None:
         self.optimizer.zero_grad(set_to_none=True)
-        with torch.autocast(self.device_type, dtype=torch.bfloat16):
+        with mixed_precision(self.device):
             fake = self.network(rebuilt)[-1].float()
             real = self.network(image)[-1].float()
         loss = 0.5 * (

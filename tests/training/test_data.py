@@ -69,7 +69,7 @@ def test_stores_of_other_seeds_and_grids_lie_apart(tmp_path: Path) -> None:
 
 def test_latents_are_the_means_of_the_posterior(autoencoder: nn.Module, tmp_path: Path) -> None:
     store = build_store(2)
-    latents = encode_store(store, autoencoder, tmp_path, weights_hash="0" * 64, device="cpu").latents
+    latents = encode_store(store, autoencoder, tmp_path, weights_hash="0" * 64, deviation=1.0, device="cpu").latents
     assert len(latents) == 2
     for case, latent in zip(store.cases, latents, strict=True):
         image = hu_to_unit(torch.from_numpy(case.image_hu))[None, None]
@@ -80,10 +80,12 @@ def test_latents_are_the_means_of_the_posterior(autoencoder: nn.Module, tmp_path
         assert float((latent.float() - mean).abs().max()) < 0.05 * float(mean.abs().max())
 
 
-def test_scale_factor_gives_latents_a_deviation_of_one(autoencoder: nn.Module, tmp_path: Path) -> None:
-    encoded = encode_store(build_store(3), autoencoder, tmp_path, weights_hash="0" * 64, device="cpu")
+@pytest.mark.parametrize("deviation", [1.0, 2.5])
+def test_scale_factor_gives_latents_the_deviation(deviation: float, autoencoder: nn.Module, tmp_path: Path) -> None:
+    store = build_store(3)
+    encoded = encode_store(store, autoencoder, tmp_path, weights_hash="0" * 64, deviation=deviation, device="cpu")
     everything = torch.stack([latent.float() for latent in encoded.latents]) * encoded.scale_factor
-    assert float(everything.std()) == pytest.approx(1.0, rel=1e-3)
+    assert float(everything.std()) == pytest.approx(deviation, rel=1e-3)
 
 
 def test_latents_are_encoded_once_for_the_same_weights(autoencoder: nn.Module, tmp_path: Path) -> None:
@@ -94,20 +96,26 @@ def test_latents_are_encoded_once_for_the_same_weights(autoencoder: nn.Module, t
     told: list[tuple[int, int]] = []
     store = build_store(2)
     first = encode_store(
-        store, autoencoder, tmp_path, weights_hash="a" * 64, device="cpu", report=lambda *done: told.append(done)
+        store,
+        autoencoder,
+        tmp_path,
+        weights_hash="a" * 64,
+        deviation=1.0,
+        device="cpu",
+        report=lambda *done: told.append(done),
     )
     assert told == [(1, 2), (2, 2)]
-    again = encode_store(Unread(store.cases), autoencoder, tmp_path, weights_hash="a" * 64, device="cpu")
+    again = encode_store(Unread(store.cases), autoencoder, tmp_path, weights_hash="a" * 64, deviation=1.0, device="cpu")
     assert again.scale_factor == first.scale_factor
     assert all(torch.equal(ours, theirs) for ours, theirs in zip(again.latents, first.latents, strict=True))
-    grown = encode_store(build_store(3), autoencoder, tmp_path, weights_hash="a" * 64, device="cpu")
+    grown = encode_store(build_store(3), autoencoder, tmp_path, weights_hash="a" * 64, deviation=1.0, device="cpu")
     assert torch.equal(grown.latents[1], first.latents[1])
     torch.manual_seed(1)
     other = build_network(build_header()["networks"]["autoencoder"]).eval()
-    fresh = encode_store(store, other, tmp_path, weights_hash="b" * 64, device="cpu")
+    fresh = encode_store(store, other, tmp_path, weights_hash="b" * 64, deviation=1.0, device="cpu")
     assert not torch.equal(fresh.latents[0], first.latents[0])
 
 
 def test_store_without_cases_is_refused(autoencoder: nn.Module, tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match="Latents: expected at least one training case, found none"):
-        encode_store(ArrayStore([]), autoencoder, tmp_path, weights_hash="0" * 64, device="cpu")
+        encode_store(ArrayStore([]), autoencoder, tmp_path, weights_hash="0" * 64, deviation=1.0, device="cpu")

@@ -245,3 +245,11 @@ def test_batch_holds_as_many_cases_as_wished() -> None:
     assert batch.clean.shape == (4, 4, *LATENT_SHAPE)
     assert (batch.label_maps == BODY).any()
     assert value(objective) > 0
+
+
+def test_batch_of_whole_latents_may_hold_fewer_cases() -> None:
+    objective = build_objective(
+        build_store(3), batch_count=4, crop_shape=(4, 2, 2), whole_start_step=1, whole_batch_count=2
+    )
+    assert objective._draw_batch(0).clean.shape == (4, 4, 4, 2, 2)
+    assert objective._draw_batch(1).clean.shape == (2, 4, *LATENT_SHAPE)
