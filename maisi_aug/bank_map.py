@@ -13,13 +13,16 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from maisi_aug.bank_files import BankEntry
+from maisi_aug.bank_labels import Translation
 from maisi_aug.body import add_body
 from maisi_aug.errors import VolumeError
 from maisi_aug.grid import Grid
 from maisi_aug.growth import TOUCHING, Box, Mask
+from maisi_aug.labels import BODY_ID, Vocabulary
 from maisi_aug.resampling import centre_grid_on, resample_image, resample_label_map
 from maisi_aug.volume_io import Volume, load_image, load_label_map, sha256_of
 
+LESION_WORDS = ("tumor", "tumour", "lesion", "cancer", "cyst")
 HOST_MARGIN_MM = 10.0
 JITTER = (0.03, 0.03, 0.12)  # of the grid's extent along I, J, K
 
@@ -140,27 +143,44 @@ def cut_map(
     return BaseMap(label_map, target, origin)
 
 
-def load_entry(entry: BankEntry) -> Volume:
+def load_entry(entry: BankEntry, translation: Translation | None, vocabulary: Vocabulary) -> Volume:
     """The label map of an entry in its own ids; masks of single organs are numbered from 1 in their order.
+
+    Args:
+        entry: What to read.
+        translation: What its ids mean; None where only the map itself can tell, which masks of organs never need.
+        vocabulary: Of the translation.
 
     Raises:
         VolumeError: A file cannot be read, or masks differ in their grid.
     """
-    return _load_organ_masks(entry) if entry.organ_names else load_label_map(entry.label_paths[0])
-
-
-def _load_organ_masks(entry: BankEntry) -> Volume:
-    """One label map of many masks, numbered in their order; tumours come last, so that they win over their host."""
+    if translation is None or not entry.organ_names:
+        return load_label_map(entry.label_paths[0])
     first = load_label_map(entry.label_paths[0])
     label_map = np.zeros(first.array.shape, dtype=np.uint16)
-    names = [name.lower() for name in entry.organ_names]
-    last = ("tumor", "tumour", "lesion", "cancer", "cyst")
-    for number in sorted(range(len(names)), key=lambda place: any(word in names[place] for word in last)):
-        mask = first if number == 0 else load_label_map(entry.label_paths[number])
+    for place in _order_masks(entry.organ_names, translation, vocabulary):
+        mask = first if place == 0 else load_label_map(entry.label_paths[place])
         if not mask.grid.is_close(first.grid, tolerance_mm=0.01):
-            raise VolumeError(f"{entry.label_paths[number]}: expected the grid of the other masks, found another one.")
-        label_map[mask.array > 0] = number + 1
+            raise VolumeError(f"{entry.label_paths[place]}: expected the grid of the other masks, found another one.")
+        label_map[mask.array > 0] = place + 1
     return Volume(label_map, first.grid)
+
+
+def _order_masks(names: Sequence[str], translation: Translation, vocabulary: Vocabulary) -> list[int]:
+    """Places of the masks in the order in which they are written, since the last one wins where they overlap.
+
+    The envelope covers every organ, and so may a name that the vocabulary lacks: organs win over both. Tumours and
+    cysts win over their host.
+    """
+
+    def rank(place: int) -> int:
+        label_id = translation.ids.get(place + 1, BODY_ID)
+        if label_id == BODY_ID:
+            return 1 if place + 1 in translation.envelope_ids else 0
+        is_lesion = label_id in vocabulary.tumor_ids or any(word in names[place].lower() for word in LESION_WORDS)
+        return 3 if is_lesion else 2
+
+    return sorted(range(len(names)), key=rank)
 
 
 def add_envelope(label_map: NDArray[np.uint8], grid: Grid, entry: BankEntry) -> tuple[NDArray[np.uint8], str]:

@@ -189,13 +189,13 @@ class FolderBank:
         Finding the body takes longer than reading the labels, so maps that lack the host are told by this alone.
         """
         entry = self._entries[index]
-        source = load_entry(entry)
-        present = np.flatnonzero(np.bincount(source.array.ravel()))
-        if not present.any():
-            raise VolumeError(f"{entry.name}: expected labels, found only background. Replace the file.")
         translation = self._translation_of(entry)
         if isinstance(translation, BankError):
             raise VolumeError(str(translation))
+        source = load_entry(entry, translation, self.vocabulary)
+        present = np.flatnonzero(np.bincount(source.array.ravel()))
+        if not present.any():
+            raise VolumeError(f"{entry.name}: expected labels, found only background. Replace the file.")
         if translation is None:
             translation = guess_maisi_ids(present, self.vocabulary, subject=f"Mask bank {self._path}")
         self._report(translation.find_unlisted(present))

@@ -180,6 +180,25 @@ def test_masks_of_single_organs_become_one_map(tmp_path: Path) -> None:
     assert len(bank_map.sha256) == 64
 
 
+@pytest.mark.parametrize("envelope", ["body", "outline"])
+def test_masks_of_organs_win_over_the_envelope_and_over_unknown_names(tmp_path: Path, envelope: str) -> None:
+    label_map = build_trunk(tumours_mm=(16.0,))
+    masks = {LIVER: "Liver", SPLEEN: "aorta", LEFT_KIDNEY: "kidney_left", HEPATIC_TUMOR: "Liver_Tumor"}
+    for label_id, name in masks.items():
+        inside = np.isin(label_map, (LIVER, HEPATIC_TUMOR)) if label_id == LIVER else label_map == label_id
+        save_label_map(tmp_path / f"{name}.nii.gz", inside, trunk_grid())
+    save_label_map(tmp_path / f"{envelope}.nii.gz", label_map > 0, trunk_grid())
+    save_label_map(tmp_path / "viscera.nii.gz", np.isin(label_map, list(masks)), trunk_grid())
+    save_image(tmp_path / "ct.nii.gz", build_ct(label_map), trunk_grid())
+    with pytest.warns(UserWarning, match="found .*viscera; they become body"):
+        bank_map = _open(tmp_path, "auto").load(0)
+    assert bank_map is not None
+    for label_id, name in masks.items():
+        np.testing.assert_array_equal(bank_map.label_map == MAISI.id_of(name), label_map == label_id)
+    assert (bank_map.label_map[label_map == BODY] == BODY).all()
+    assert bank_map.image_name == (None if envelope == "body" else "ct.nii.gz")
+
+
 def test_only_maps_with_host_and_required_organs_are_drawn(tmp_path: Path) -> None:
     write_case(tmp_path, "full", build_trunk())
     without_spleen = build_trunk()
