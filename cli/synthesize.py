@@ -27,6 +27,14 @@ class MaskSourceName(StrEnum):
     bank = "bank"
 
 
+class ModalityName(StrEnum):
+    """What `--modality` takes."""
+
+    ct = "ct"
+    ct_contrast = "ct_contrast"
+    ct_wo_contrast = "ct_wo_contrast"
+
+
 def register(app: typer.Typer) -> None:
     """Add the command to the application."""
     app.command("synthesize")(synthesize)
@@ -94,7 +102,8 @@ def synthesize(
         ),
     ] = None,
     modality: Annotated[
-        str | None, typer.Option(help="ct, ct_contrast or ct_wo_contrast (default: ct).", rich_help_panel=_IMAGES)
+        ModalityName | None,
+        typer.Option(help="With or without contrast medium; ct leaves it open (default: ct).", rich_help_panel=_IMAGES),
     ] = None,
     shape: Annotated[
         str | None, typer.Option(metavar="IxJxK", help="Voxels (default: the bundle's).", rich_help_panel=_IMAGES)
@@ -136,7 +145,7 @@ def synthesize(
             "bundle": bundle,
             "num_inference_steps": steps,
             "guidance_scale": guidance_scale,
-            "modality": modality,
+            "modality": None if modality is None else modality.value,
             "shape": parse_shape(shape),
             "spacing_mm": parse_spacing(spacing),
             "max_attempts": max_attempts,

@@ -57,7 +57,8 @@ class CohortConfig(BaseModel):
             JSON file that maps its ids or names.
         num_inference_steps: Steps of the sampler; the bundle's default when not given.
         guidance_scale: Strength of the guidance towards the requested lesions; 0 switches it off.
-        modality: What the images shall look like, a name of the bundle's modalities.
+        modality: What the images shall look like: ``ct`` leaves the contrast medium open, ``ct_contrast`` and
+            ``ct_wo_contrast`` do not.
         shape: Voxels along I, J, K (right, anterior, superior); the bundle's when not given.
         spacing_mm: Voxel sides along I, J, K; the bundle's when not given.
         max_attempts: Attempts per case before it is rejected.
@@ -77,7 +78,7 @@ class CohortConfig(BaseModel):
     mask_labels: Annotated[str, Field(min_length=1)] = "auto"
     num_inference_steps: _PositiveInt | None = None
     guidance_scale: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
-    modality: Annotated[str, Field(min_length=1)] = "ct"
+    modality: Literal["ct", "ct_contrast", "ct_wo_contrast"] = "ct"
     shape: Annotated[tuple[_PositiveInt, _PositiveInt, _PositiveInt], _FromList] | None = None
     spacing_mm: Annotated[tuple[_PositiveFloat, _PositiveFloat, _PositiveFloat], _FromList] | None = None
     max_attempts: _PositiveInt = 5

@@ -60,6 +60,10 @@ def test_all_problems_are_reported_together_with_their_places() -> None:
         ({"labels": ["liver"], "seed": True}, "seed: expected a valid integer, found True"),
         ({"labels": ["liver"], "guidance_scale": float("nan")}, "guidance_scale: expected .*, found nan"),
         ({"labels": ["liver"], "mask_source": "diffusion"}, "mask_source: expected 'plant' or 'bank'"),
+        (
+            {"labels": ["liver"], "modality": "mr"},
+            "modality: expected 'ct', 'ct_contrast' or 'ct_wo_contrast', found 'mr'",
+        ),
         ({"labels": ["liver"], "spacing_mm": [1, 1, 0]}, r"spacing_mm\[2\]: expected greater than 0, found 0"),
         ({"labels": ["liver"], "size_label": 2}, "size_label belong together; size_reference is missing"),
         ({"labels": ["liver"], "mask_source": "bank"}, "mask_source 'bank': expected a mask_bank with lesions"),
@@ -69,6 +73,13 @@ def test_all_problems_are_reported_together_with_their_places() -> None:
 def test_wrong_value_is_refused(values: dict[str, Any], message: str) -> None:
     with pytest.raises(RecipeError, match=message):
         build_config(values)
+
+
+@pytest.mark.parametrize("modality", ["ct", "ct_contrast", "ct_wo_contrast"])
+def test_networks_know_every_modality_that_can_be_asked_for(modality: str) -> None:
+    from maisi_aug.conditioning import MODALITY_CODES
+
+    assert build_config({"labels": ["liver"], "modality": modality}).modality in MODALITY_CODES
 
 
 def test_configuration_survives_the_way_to_yaml_and_back() -> None:

@@ -77,6 +77,14 @@ def test_misspelt_keys_are_told_with_their_place(run_cli: Run, tmp_path: Path) -
     assert "num_case: expected a known key, found 'num_case'. Did you mean 'num_cases'" in outcome.stderr
 
 
+def test_modality_that_no_network_knows_is_refused(run_cli: Run, tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("labels: [liver]\nmodality: mr\n")
+    outcome = run_cli("recipes", "validate", path)
+    assert outcome.code == 2
+    assert "modality: expected 'ct', 'ct_contrast' or 'ct_wo_contrast', found 'mr'." in outcome.stderr
+
+
 def test_training_recipe_is_no_cohort_recipe(run_cli: Run) -> None:
     outcome = run_cli("recipes", "validate", "train-phantom-ct")
     assert outcome.code == 2

@@ -3,13 +3,15 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
 from maisi_aug.cli.parsing import parse_shape, parse_size_labels, parse_spacing
+from maisi_aug.cli.synthesize import ModalityName
 from maisi_aug.grid import Grid
 from maisi_aug.manifest import load_manifest
+from maisi_aug.recipe import CohortConfig
 from maisi_aug.sizes import diameter_mm
 from maisi_aug.volume_io import save_label_map
 from tests.tiny_bundle import write_tiny_bundle
@@ -97,6 +99,7 @@ def test_dry_run_imports_no_torch(recipe: Path, repository: Path) -> None:
         (["--shape", "60x48x48"], 2, "expected sides that are multiples of 8, found 60x48x48. Use 64x48x48"),
         (["--shape", "60x48"], 2, "--shape: expected one or three numbers such as 128x96x80, found '60x48'"),
         (["--spacing", "0"], 2, "--spacing: expected millimetres between 0 and 100"),
+        (["--modality", "mr"], 2, "'mr' is not one of 'ct', 'ct_contrast', 'ct_wo_contrast'"),
         (["--size-label", "x"], 2, "--size-label: expected an id such as 2"),
         (["--size-label", "2"], 2, "size_reference is missing"),
         (["--recipe", "livr"], 2, "Did you mean 'liver'"),
@@ -121,6 +124,10 @@ def test_command_can_be_corrected_in_the_same_folder(run_cli: Run, recipe: Path,
     assert run_cli(*words, "--mask-bank", "no/such/folder").code == 1
     assert run_cli(*words, "--labels", "kidney tumor:900mL").code == 1
     assert run_cli(*words).code == 0
+
+
+def test_flag_takes_the_modalities_of_a_recipe() -> None:
+    assert tuple(ModalityName) == get_args(CohortConfig.model_fields["modality"].annotation)
 
 
 def test_out_and_labels_are_asked_for(run_cli: Run, recipe: Path) -> None:
