@@ -16,7 +16,7 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from maisi_aug.errors import BankError, VocabularyError
+from maisi_aug.errors import BankError, VocabularyError, VolumeError
 from maisi_aug.labels import BODY_ID, Vocabulary
 from maisi_aug.totalsegmentator_labels import TotalSegmentatorVersion, totalsegmentator_mapping
 
@@ -110,12 +110,17 @@ def build_translation(
 def guess_maisi_ids(present: NDArray[np.int_], vocabulary: Vocabulary, *, subject: str) -> Translation:
     """Take the ids for MAISI's where a map proves it: it has a body (200) and no id beyond the vocabulary.
 
+    Args:
+        present: Ids of the map, ascending.
+        vocabulary: Target vocabulary.
+        subject: The map, for messages.
+
     Raises:
-        BankError: The ids could mean anything.
+        VolumeError: The ids could mean anything; other maps of the bank may still be plain.
     """
     if BODY_ID in present and all(vocabulary.contains(int(label_id)) for label_id in present):
         return Translation({label.id: label.id for label in vocabulary}, frozenset({BODY_ID}))
-    raise BankError(
+    raise VolumeError(
         f"{subject}: expected to be told what its labels mean, found ids up to {int(present.max())} and neither "
         f"labels.json nor dataset.json. Pass --mask-labels with {', '.join(CHOICES[1:])} or a JSON file."
     )

@@ -64,8 +64,7 @@ class FolderBank:
             cache_bytes: How much memory the maps read last may take.
 
         Raises:
-            BankError: There is no usable file, or its labels mean nothing in the vocabulary, or nothing tells what
-                they mean.
+            BankError: There is no usable file: none at all, or of none is it known what its labels mean.
         """
         self._path = Path(path)
         self.name = self._path.resolve().name
@@ -110,7 +109,7 @@ class FolderBank:
         """Read a map, or None if it cannot be used; the reason is then in ``skipped``.
 
         Raises:
-            BankError: No usable map is left, or nothing tells what the ids mean.
+            BankError: No usable map is left.
         """
         if index in self._bad:
             return None
@@ -197,7 +196,7 @@ class FolderBank:
         if not present.any():
             raise VolumeError(f"{entry.name}: expected labels, found only background. Replace the file.")
         if translation is None:
-            translation = guess_maisi_ids(present, self.vocabulary, subject=f"Mask bank {self._path}")
+            translation = guess_maisi_ids(present, self.vocabulary, subject=entry.name)
         self._report(translation.find_unlisted(present))
         label_map = translation.apply(source.array)
         ids = frozenset(np.flatnonzero(np.bincount(label_map.ravel())).tolist()) | {BODY_ID}

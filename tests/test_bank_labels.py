@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from maisi_aug.bank_labels import Translation, build_translation, guess_maisi_ids, load_mapping
-from maisi_aug.errors import BankError
+from maisi_aug.errors import BankError, VolumeError
 from maisi_aug.labels import MAISI
 from maisi_aug.totalsegmentator_labels import totalsegmentator_mapping
 
@@ -91,10 +91,10 @@ def test_maps_of_this_package_need_no_names() -> None:
 
 
 def test_ids_are_taken_for_maisi_only_where_the_map_proves_it() -> None:
-    assert guess_maisi_ids(np.array([0, 1, 26, 200]), MAISI, subject="Bank x").ids[26] == 26
+    assert guess_maisi_ids(np.array([0, 1, 26, 200]), MAISI, subject="a_seg.nii.gz").ids[26] == 26
     for present in ([0, 1, 26], [0, 1, 200, 210]):
-        with pytest.raises(BankError, match=rf"found ids up to {present[-1]} and neither .* Pass --mask-labels"):
-            guess_maisi_ids(np.array(present), MAISI, subject="Bank x")
+        with pytest.raises(VolumeError, match=rf"found ids up to {present[-1]} and neither .* Pass --mask-labels"):
+            guess_maisi_ids(np.array(present), MAISI, subject="a_seg.nii.gz")
 
 
 def test_mapping_file(tmp_path: Path) -> None:

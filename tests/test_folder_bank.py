@@ -157,8 +157,21 @@ def test_names_are_translated_and_unknown_ones_reported_once(tmp_path: Path) -> 
 
 def test_ids_without_meaning_are_refused_at_once(tmp_path: Path) -> None:
     write_case(tmp_path, "a", build_trunk(with_body=False), with_ct=True)
-    with pytest.raises(BankError, match="expected to be told what its labels mean, found ids up to 14"):
+    with pytest.raises(BankError, match="a_seg.nii.gz: expected to be told what its labels mean, found ids up to 14"):
         _open(tmp_path, "auto")
+
+
+def test_map_whose_ids_have_no_meaning_is_skipped_and_named(tmp_path: Path) -> None:
+    for name in ("c1", "c3"):
+        write_case(tmp_path, name, build_trunk(with_body=False), with_ct=True)
+    for name in ("c2", "c4"):
+        write_case(tmp_path, name, build_trunk())
+    bank = _open(tmp_path, "auto")
+    bases = list(islice(bank.draw_bases([LIVER_LESION], required_ids=(), seed=1), 6))
+    assert {base.origin["file"] for base in bases} == {"c2_seg.nii.gz", "c4_seg.nii.gz"}
+    assert [name for name, _ in bank.skipped] == ["c1_seg.nii.gz", "c3_seg.nii.gz"]
+    assert all("expected to be told what its labels mean, found ids up to 14" in reason for _, reason in bank.skipped)
+    assert len(bank) == 2
 
 
 def test_maisi_ids_need_no_word_where_the_map_has_a_body(tmp_path: Path) -> None:
