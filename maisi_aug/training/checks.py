@@ -22,6 +22,8 @@ STAGE_ROLES = {
     "diffusion": ("diffusion_unet",),
     "controlnet": ("diffusion_unet", "controlnet"),
 }
+# How a stage began before its recipe could say.
+STARTS = {"vae": "random", "controlnet": "encoder"}
 
 
 def require_divisible(recipe: TrainingRecipe) -> None:
@@ -79,6 +81,7 @@ def _settings_of(recipe: TrainingRecipe, stage: str) -> dict[str, Any]:
         "seed": content["seed"],
         "data.seed": content["data"]["seed"],
         f"{stage}.loss": content[stage]["loss"],
+        **({f"{stage}.start": content[stage]["start"]} if stage in STARTS else {}),
         "bundle.grid": bundle["grid"],
         "bundle.slots": bundle["slots"],
         "bundle.networks": {role: bundle["networks"][role] for role in STAGE_ROLES[stage]},
@@ -92,7 +95,9 @@ def _with_defaults(settings: dict[str, Any], stage: str) -> dict[str, Any]:
     """Settings with the fields that a newer version has added, at their defaults."""
     key = f"{stage}.loss"
     loss = (VaeLossConfig if stage == "vae" else FlowLossConfig).model_validate(settings[key])
-    added = {} if stage == "vae" else {"latent_deviation": 1.0}
+    added: dict[str, Any] = {} if stage == "vae" else {"latent_deviation": 1.0}
+    if stage in STARTS:
+        added[f"{stage}.start"] = STARTS[stage]
     return {**added, **settings, key: loss.model_dump(mode="json")}
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from maisi_aug.bundle import NETWORK_ROLES, GridSpec, SlotSpec
 from maisi_aug.errors import RecipeError, did_you_mean
@@ -47,6 +47,23 @@ class FlowStage(_Strict):
 
     loop: LoopConfig
     loss: FlowLossConfig = FlowLossConfig()
+
+
+class ControlNetStage(FlowStage):
+    """The stage of the ControlNet, with or without the U-Net.
+
+    Attributes:
+        start: "encoder" takes the U-Net's encoder over, as MAISI does; "label-means" also sets both networks up to draw
+            every label at its mean intensity, and needs a U-Net that trains.
+    """
+
+    start: Literal["encoder", "label-means"] = "encoder"
+
+    @model_validator(mode="after")
+    def _require_trained_unet(self) -> Self:
+        if self.start == "label-means" and not self.loss.train_unet:
+            raise ValueError("start: label-means changes the U-Net and needs loss.train_unet: true")
+        return self
 
 
 class BundleHeader(_Strict):
@@ -93,7 +110,7 @@ class TrainingRecipe(_Strict):
     bundle: BundleHeader
     vae: VaeStage
     diffusion: FlowStage
-    controlnet: FlowStage
+    controlnet: ControlNetStage
 
 
 def training_recipe_path(name_or_path: str) -> Path:

@@ -22,6 +22,7 @@ from maisi_aug.seeds import derive_seed
 from maisi_aug.training.checks import require_divisible, require_same_settings
 from maisi_aug.training.data import LatentSet, PhantomStore, ReportProgress, encode_store
 from maisi_aug.training.flow import FlowObjective
+from maisi_aug.training.label_means import start_from_label_means
 from maisi_aug.training.loop import LoopResult, Objective, ReportStep, TrainingRun
 from maisi_aug.training.recipe import TrainingRecipe
 from maisi_aug.training.settings import LoopConfig
@@ -121,8 +122,11 @@ class TrainingFolder:
         unet, unet_names = self._build("diffusion_unet")
         unet.load_state_dict(self._load_weights("diffusion", "diffusion_unet"))
         controlnet, controlnet_names = self._build("controlnet")
-        # As MAISI does: the ControlNet starts from the U-Net's encoder.
-        copy_model_state(controlnet, unet.state_dict())
+        if self.recipe.controlnet.start == "label-means":
+            store = self._store()
+            start_from_label_means(unet, controlnet, store, self._latents(store), seed=self.recipe.seed)
+        else:
+            copy_model_state(controlnet, unet.state_dict())
         names = {"diffusion_unet": unet_names, "controlnet": controlnet_names}
         return self.recipe.controlnet.loop, self._flow(unet, controlnet), names
 

@@ -12,16 +12,14 @@ Funktionensysteme", 1910); the four mixed differences are left to the decoder's 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from itertools import product
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from maisi_aug.errors import TrainingError
+from maisi_aug.training.layers import NUM_WAVELETS, haar_kernels, only_convolution
 
-NUM_WAVELETS = 4
 # Channels of the trunk after the signals: anchors of both signs and a zero.
 ANCHORS = slice(NUM_WAVELETS, NUM_WAVELETS + 3)
 # Large against signals of about 1, so that they decide the scale, but no larger: training must not feel them.
@@ -50,14 +48,14 @@ def start_as_wavelet(autoencoder: nn.Module) -> None:
     _start_down(_only(encoder, "Downsample"))
     _start_up(_only(decoder, "Upsample"))
     for name in ("quant_conv_mu", "post_quant_conv"):
-        _start_identity(_convolution(getattr(autoencoder, name)), range(NUM_WAVELETS))
+        _start_identity(only_convolution(getattr(autoencoder, name)), range(NUM_WAVELETS))
 
 
 def _require_fitting(autoencoder: nn.Module) -> None:
     layers = list(autoencoder.modules())
     ups = [layer for layer in layers if isinstance(layer, nn.ConvTranspose3d)]
     norms = [layer for layer in layers if isinstance(layer, nn.GroupNorm)]
-    latent = _convolution(autoencoder.post_quant_conv).in_channels
+    latent = only_convolution(autoencoder.post_quant_conv).in_channels
     narrowest = min(norm.num_channels for norm in norms)
     if len(ups) != 1 or any(norm.num_groups != 1 for norm in norms) or latent != NUM_WAVELETS or narrowest < 8:
         raise TrainingError(
@@ -70,17 +68,17 @@ def _require_fitting(autoencoder: nn.Module) -> None:
 
 def _start_trunk(blocks: nn.ModuleList, *, num_signals: int) -> None:
     """Hand the signals from the first convolution to the last; residual blocks add nothing yet."""
-    first, last = _convolution(blocks[0]), _convolution(blocks[-1])
+    first, last = only_convolution(blocks[0]), only_convolution(blocks[-1])
     _start_identity(first, range(num_signals))
     _start_anchors(first)
     for block in blocks:
         if "ResBlock" in type(block).__name__:
-            last_of_block = _convolution(block.conv2)
+            last_of_block = only_convolution(block.conv2)
             last_of_block.weight.zero_()
             _bias(last_of_block).zero_()
             if not isinstance(block.nin_shortcut, nn.Identity):
-                _start_identity(_convolution(block.nin_shortcut), range(NUM_WAVELETS))
-                _start_anchors(_convolution(block.nin_shortcut))
+                _start_identity(only_convolution(block.nin_shortcut), range(NUM_WAVELETS))
+                _start_anchors(only_convolution(block.nin_shortcut))
             _ignore_anchors(block.norm1)
     norm = next(layer for block in blocks for layer in block.modules() if layer is blocks[-2])
     assert isinstance(norm, nn.GroupNorm)
@@ -126,12 +124,10 @@ def _start_anchors(convolution: nn.Conv3d | nn.ConvTranspose3d) -> None:
 
 def _start_down(convolution: nn.Conv3d) -> None:
     _start_anchors(convolution)
-    for channel, wavelet in enumerate(_wavelets()):
+    for channel, kernel in enumerate(haar_kernels()):
         convolution.weight[channel] = 0.0
         _bias(convolution)[channel] = 0.0
-        gain = 1.0 if channel == 0 else DIFFERENCE_GAIN
-        for (i, j, k), sign in wavelet:
-            convolution.weight[channel, 0, i, j, k] = gain * sign / 8.0
+        convolution.weight[channel, 0, :2, :2, :2] = kernel * (1.0 if channel == 0 else DIFFERENCE_GAIN)
 
 
 def _start_up(convolution: nn.ConvTranspose3d) -> None:
@@ -139,18 +135,9 @@ def _start_up(convolution: nn.ConvTranspose3d) -> None:
     _start_anchors(convolution)
     _output(convolution, 0).zero_()
     _bias(convolution)[0] = 0.0
-    for channel, wavelet in enumerate(_wavelets()):
-        gain = 1.0 if channel == 0 else 1.0 / DIFFERENCE_GAIN
-        for (i, j, k), sign in wavelet:
-            convolution.weight[channel, 0, 1 + i, 1 + j, 1 + k] = gain * sign
-
-
-def _wavelets() -> Iterator[list[tuple[tuple[int, int, int], float]]]:
-    """The mean and the differences along I, J and K, as signs of the eight voxels of a block."""
-    corners = list(product((0, 1), repeat=3))
-    yield [(corner, 1.0) for corner in corners]  # type: ignore[misc]
-    for axis in range(3):
-        yield [(corner, 1.0 if corner[axis] else -1.0) for corner in corners]  # type: ignore[misc]
+    for channel, kernel in enumerate(haar_kernels()):
+        signs = kernel * 8.0
+        convolution.weight[channel, 0, 1:3, 1:3, 1:3] = signs / (1.0 if channel == 0 else DIFFERENCE_GAIN)
 
 
 def _output(convolution: nn.Conv3d | nn.ConvTranspose3d, channel: int) -> Tensor:
@@ -165,14 +152,7 @@ def _bias(convolution: nn.Module) -> Tensor:
     return bias
 
 
-def _convolution(layer: Any) -> Any:
-    """The one convolution inside MONAI's wrappers."""
-    found = [part for part in layer.modules() if isinstance(part, nn.Conv3d | nn.ConvTranspose3d)]
-    assert len(found) == 1
-    return found[0]
-
-
 def _only(blocks: nn.ModuleList, kind: str) -> Any:
     found = [block for block in blocks if kind in type(block).__name__]
     assert len(found) == 1
-    return _convolution(found[0])
+    return only_convolution(found[0])

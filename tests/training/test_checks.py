@@ -92,5 +92,6 @@ def test_settings_of_an_older_version_get_todays_defaults(tmp_path: Path) -> Non
     settings = json.loads(path.read_text(encoding="utf-8"))
     del settings["controlnet.loss"]["whole_start_step"]
     del settings["latent_deviation"]
+    del settings["controlnet.start"]
     path.write_text(json.dumps(settings), encoding="utf-8")
     require_same_settings(build_recipe(), tmp_path, "controlnet")

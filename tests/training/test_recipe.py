@@ -82,3 +82,11 @@ def test_cohort_recipe_is_no_training_recipe(tmp_path: Path) -> None:
     path = write_recipe(tmp_path / "cohort.yaml", kind="cohort")
     with pytest.raises(RecipeError, match="kind: String should match pattern"):
         load_training_recipe(path)
+
+
+def test_start_from_label_means_needs_a_unet_that_trains(tmp_path: Path) -> None:
+    content = build_recipe_content(controlnet__start="label-means", controlnet__loss__train_unet=False)
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(content), encoding="utf-8")
+    with pytest.raises(RecipeError, match="controlnet: .*needs loss.train_unet: true"):
+        load_training_recipe(path)
