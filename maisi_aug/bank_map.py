@@ -202,9 +202,9 @@ def add_envelope(label_map: NDArray[np.uint8], grid: Grid, entry: BankEntry) -> 
 
 
 def no_envelope(entry: BankEntry) -> VolumeError:
-    """The error for a map without body and without a CT."""
+    """The error for a map without a CT and without body, or with nothing but the skin of it."""
     return VolumeError(
-        f"{entry.name}: expected body (200) in the label map or a CT to find it in, found neither. "
+        f"{entry.name}: expected body (200) that is filled, or a CT to find it in, found neither. "
         "Put the CT beside the label map, for instance as X_ct.nii.gz and X_seg.nii.gz."
     )
 

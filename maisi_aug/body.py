@@ -30,6 +30,8 @@ LIMB_RADIUS_MM = 12.0  # a separate part at least this thick is an arm or a leg,
 LIMB_ML = 60.0
 EAR_MM = 25.0  # a thin part that ends within this distance of the body is an ear, nose or fold, not a table
 GAP_CM2 = 15.0  # wider than any airway: air enclosed by arm and trunk, or a lung cut by the image's border
+NUM_PROBED_SLICES = 32
+MAX_HOLLOW = 0.2  # of what an envelope's outline encloses; bowel gas without a label is less, lungs are more
 SLAB_VOXELS = 1_000_000  # worked on at once at full resolution
 
 
@@ -95,6 +97,20 @@ def add_body(label_map: NDArray[Any], image_hu: NDArray[Any], spacing_mm: Spacin
         )
     body = find_body(image_hu, spacing_mm)
     return np.where((label_map == 0) & body, BODY_ID, label_map).astype(np.uint8)
+
+
+def is_hollow(body: Mask) -> bool:
+    """Whether an envelope is a shell, such as the skin alone, that has the patient's inside missing.
+
+    Args:
+        body: ``(I, J, K)`` all that is labelled, organs included; some of its axial slices are looked at.
+    """
+    slices = np.ascontiguousarray(body[:, :, :: max(1, body.shape[2] // NUM_PROBED_SLICES)])
+    gaps = _label_slices(~slices)
+    enclosed = ~_touches_open_border(gaps, slices)
+    enclosed[0] = False
+    num_enclosed = int(np.count_nonzero(enclosed[gaps]))
+    return num_enclosed > MAX_HOLLOW * (num_enclosed + int(np.count_nonzero(slices)))
 
 
 def _build_coarse(image_hu: NDArray[Any], spacing_mm: Spacing) -> _Coarse:

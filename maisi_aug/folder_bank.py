@@ -21,6 +21,7 @@ from maisi_aug.bank_labels import (
     load_mapping,
 )
 from maisi_aug.bank_map import BankLesion, BankMap, BaseMap, add_envelope, cut_map, hash_of, load_entry, no_envelope
+from maisi_aug.body import is_hollow
 from maisi_aug.errors import BankError, VolumeError
 from maisi_aug.grid import Grid
 from maisi_aug.labels import BODY_ID, Vocabulary
@@ -183,7 +184,7 @@ class FolderBank:
             self._require_some_left()
 
     def _read_labels(self, index: int) -> tuple[NDArray[np.uint8], Grid, bool]:
-        """The map in vocabulary ids, its grid, and whether it has all of the body; its ids are noted on the way.
+        """The map in vocabulary ids, its grid, and whether a label means all of the body; its ids are noted on the way.
 
         Finding the body takes longer than reading the labels, so maps that lack the host are told by this alone.
         """
@@ -207,9 +208,9 @@ class FolderBank:
 
     def _read(self, index: int) -> BankMap:
         entry = self._entries[index]
-        label_map, grid, has_body = self._read_labels(index)
+        label_map, grid, has_envelope = self._read_labels(index)
         image_name = None
-        if not has_body:
+        if not has_envelope or is_hollow(label_map > 0):
             label_map, image_name = add_envelope(label_map, grid, entry)
         bank_map = BankMap(entry.name, label_map, grid, hash_of(entry), image_name)
         self._require_cover(bank_map)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from maisi_aug.body import add_body, find_body
+from maisi_aug.body import add_body, find_body, is_hollow
 from maisi_aug.errors import VolumeError
 from maisi_aug.grid import Spacing
 from maisi_aug.volume_io import load_image, load_label_map
@@ -72,6 +72,17 @@ def test_lungs_trachea_and_gas_cut_by_the_first_slice_are_inside() -> None:
     deep = _ellipse((187, 170), (122, 77), SPACING_MM)
     assert body[deep].all()
     assert truth[deep].all()
+
+
+def test_skin_alone_is_hollow_and_a_patient_with_gas_and_a_gap_under_the_arm_is_not() -> None:
+    _, truth = _scan()
+    bridge = _ellipse((325, 160), (30, 5), SPACING_MM) | _ellipse((325, 190), (30, 5), SPACING_MM)
+    body = (truth | bridge) & ~_ellipse((187, 130), (25, 12), SPACING_MM)
+    skin = truth & ~_ellipse((187, 170), (124, 79), SPACING_MM)
+    for cut in (slice(None), slice(60, None), slice(None, 100)):
+        assert not is_hollow(body[cut])
+        assert is_hollow(skin[cut])
+    assert not is_hollow(np.zeros(SHAPE, dtype=bool))
 
 
 def test_same_patient_at_fine_voxels_gives_the_same_volume() -> None:

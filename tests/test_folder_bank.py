@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import warnings
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy import ndimage
 
 from maisi_aug.bank_map import BaseMap
 from maisi_aug.errors import BankError
@@ -132,11 +134,31 @@ def test_ct_on_another_grid_is_resampled_to_the_map(tmp_path: Path) -> None:
 def test_map_without_body_and_without_ct_is_told_what_it_lacks(tmp_path: Path) -> None:
     write_case(tmp_path, "a", build_trunk(with_body=False))
     with pytest.raises(
-        BankError, match=r"a_seg.nii.gz: expected body \(200\) in the label map or a CT .* found neither"
+        BankError, match=r"a_seg.nii.gz: expected body \(200\) that is filled, or a CT .* found neither"
     ):
         _first(_open(tmp_path))
     with pytest.raises(BankError, match="found neither"):
         _open(tmp_path, "totalsegmentator-v1")  # known without reading, as these numbers never have a body
+
+
+@pytest.mark.parametrize("first_row", [0, 15], ids=["closed", "cut"])
+def test_skin_alone_is_no_envelope(tmp_path: Path, first_row: int) -> None:
+    label_map = build_trunk()
+    organs = np.isin(label_map, (LIVER, SPLEEN, LEFT_KIDNEY))
+    skin = (label_map > 0) & ~ndimage.binary_erosion(label_map > 0, border_value=1)
+    source = np.where(skin, 2, organs).astype(np.uint8)[first_row:]
+    grid = Grid(source.shape, trunk_grid().affine)
+    save_label_map(tmp_path / "a_seg.nii.gz", source, grid)
+    (tmp_path / "labels.json").write_text(json.dumps({"1": "liver", "2": "skin"}))
+    with pytest.raises(BankError, match=r"expected body \(200\) that is filled, or a CT to find it in, found neither"):
+        _first(_open(tmp_path, {"skin": "body"}))
+    save_image(tmp_path / "a_ct.nii.gz", build_ct(label_map)[first_row:], grid)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the skin, which the vocabulary lacks
+        bank_map = _open(tmp_path, "auto").load(0)
+    assert bank_map is not None
+    assert bank_map.image_name == "a_ct.nii.gz"
+    assert (bank_map.label_map[label_map[first_row:] > 0] > 0).mean() > 0.98
 
 
 def test_names_are_translated_and_unknown_ones_reported_once(tmp_path: Path) -> None:
