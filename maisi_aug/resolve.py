@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from maisi_aug import __version__
-from maisi_aug.bundle import Bundle, load_bundle
+from maisi_aug.bank_labels import CHOICES
+from maisi_aug.bundle import Bundle, embedded_bundles, load_bundle, pulled_bundles
 from maisi_aug.cohort import read_cohort_document
 from maisi_aug.errors import RequestError
 from maisi_aug.grid import Grid
@@ -77,9 +78,10 @@ def resolve_cohort(
     grid = _choose_grid(config, bundle)
     config = config.model_copy(
         update={
-            "bundle": _absolute(config.bundle, bundle.name),
+            "bundle": _absolute(config.bundle, *embedded_bundles(), *pulled_bundles()),
             "mask_bank": _absolute(config.mask_bank, EMBEDDED_BANK),
-            "size_reference": config.size_reference and _absolute(config.size_reference, ""),
+            "mask_labels": _absolute(config.mask_labels, *CHOICES),
+            "size_reference": config.size_reference and _absolute(config.size_reference),
             "shape": grid.shape,
             "spacing_mm": grid.spacing_mm,
             "num_inference_steps": config.num_inference_steps or bundle.default_steps,
@@ -104,9 +106,9 @@ def _choose_grid(config: CohortConfig, bundle: Bundle) -> Grid:
     return grid
 
 
-def _absolute(text: str, name: str) -> str:
-    """A path made absolute, so that a cohort can be gone on with from another folder; the name is no path."""
-    return text if text == name or not Path(text).exists() else str(Path(text).resolve())
+def _absolute(text: str, *names: str) -> str:
+    """A path made absolute, so that a cohort can be gone on with from another folder; a name is no path."""
+    return text if text in names or not Path(text).exists() else str(Path(text).resolve())
 
 
 def _find_distributions(

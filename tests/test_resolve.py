@@ -56,6 +56,25 @@ def test_paths_are_made_absolute(bundle: Path, tmp_path: Path, monkeypatch: pyte
     assert resolve(bundle).config.mask_bank == "phantom"
 
 
+def test_mapping_file_is_made_absolute_and_a_word_stays(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "map.json").write_text('{"1": "liver"}')
+    (tmp_path / "auto").mkdir()
+    monkeypatch.chdir(tmp_path)
+    texts = [resolve(bundle, mask_labels=text).config.mask_labels for text in ("map.json", "./map.json", "auto")]
+    path = str((tmp_path / "map.json").resolve())
+    assert texts == [path, path, "auto"]
+
+
+def test_folder_of_a_bundle_is_made_absolute_though_it_is_named_like_the_bundle(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "tiny").symlink_to(bundle)
+    monkeypatch.chdir(tmp_path)
+    assert resolve(Path("tiny")).config.bundle == str(bundle.resolve())
+
+
 def test_names_of_slots_can_be_asked_for(bundle: Path) -> None:
     cohort = resolve(bundle, labels=["kidney tumor:20mm"])
     assert cohort.to_document()["requested"] == [{"id": 129, "name": "kidney tumor"}]
