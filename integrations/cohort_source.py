@@ -58,19 +58,20 @@ class CohortSource:
         Raises:
             ExportError: When the manifest names none, or the file is missing or altered.
         """
+        remade = f"remove its lines from {MANIFEST_NAME} and run synthesize again to have the case made again."
         record = case.files.get(role)
         if record is None:
             raise ExportError(
-                f"{case.case_id}: expected a file '{role}' in the manifest, found none. Make the cohort again."
+                f"{case.case_id}: expected a file '{role}' in the manifest, found none. To go on, {remade}"
             )
         path = self.folder / record.path
         if not path.is_file():
-            raise ExportError(f"{case.case_id}: expected {path}, found nothing there. Make the cohort again.")
+            raise ExportError(f"{case.case_id}: expected {path}, found nothing there. Put the file back, or {remade}")
         found = sha256_of(path)
         if found != record.sha256:
             raise ExportError(
                 f"{case.case_id}: expected {path} as it was written (sha256 {record.sha256[:12]}...), found other "
-                f"content ({found[:12]}...). Restore the file or make the cohort again."
+                f"content ({found[:12]}...). Restore the file, or {remade}"
             )
         return path
 

@@ -4,6 +4,7 @@ import errno
 import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -128,6 +129,18 @@ def test_complete_cohort_is_left_as_it_is(reference: CohortSummary, resolve: Cal
     assert again.num_new == 0
     assert again.is_complete
     assert (hash_files(reference.folder), (reference.folder / MANIFEST_NAME).read_bytes()) == before
+
+
+def test_case_whose_line_is_removed_is_made_again_with_the_same_bytes(
+    reference: CohortSummary, resolve: Callable[..., ResolvedCohort], tmp_path: Path
+) -> None:
+    shutil.copytree(reference.folder, tmp_path / "cohort")
+    manifest = tmp_path / "cohort" / MANIFEST_NAME
+    (tmp_path / "cohort" / "images" / "case_0002.nii.gz").unlink()
+    lines = manifest.read_text().splitlines(keepends=True)
+    manifest.write_text("".join(line for line in lines if '"case_0002"' not in line))
+    assert synthesize_cohort(resolve(), tmp_path / "cohort", device="cpu").num_new == 1
+    assert hash_files(tmp_path / "cohort") == hash_files(reference.folder)
 
 
 def test_different_configuration_is_refused(reference: CohortSummary, resolve: Callable[..., ResolvedCohort]) -> None:

@@ -304,9 +304,10 @@ class TestRefusals:
         cohort = build_cohort([HEPATIC_TUMOR])
         path = cohort / role / "case_0001.nii.gz"
         path.write_bytes(path.read_bytes() + b"\0")
-        with pytest.raises(ExportError, match=f"case_0001: expected .*{role}.* as it was written"):
+        advice = "or remove its lines from manifest.jsonl and run synthesize again"
+        with pytest.raises(ExportError, match=f"case_0001: expected .*{role}.* as it was written.*, {advice}"):
             export(cohort)
         path.unlink()
-        with pytest.raises(ExportError, match=f"case_0001: expected .*{role}.*found nothing there"):
+        with pytest.raises(ExportError, match=f"case_0001: expected .*{role}.*found nothing there.*, {advice}"):
             export(cohort)
         assert list((cohort.parent / "raw").iterdir()) == []
