@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shlex
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -197,8 +199,16 @@ def describe_summary(summary: CohortSummary) -> str:
         lines += [f"  {name}: {reason}" for name, reason in summary.skipped]
     if facts["num_accepted"]:
         lines.append(f"Pictures: {summary.folder / 'contact_sheet.png'}")
-        lines.append(f"Next: maisi-aug export nnunet {summary.folder} --dataset-id 501 --name MyCohort")
+        lines.append(f"Next: {_export_command(summary.folder)}")
     return "\n".join(lines)
+
+
+def _export_command(folder: Path) -> str:
+    """The command that hands a cohort to nnU-Net, ready to be pasted."""
+    from maisi_aug.integrations.nnunet import RAW_VARIABLE
+
+    words = ["maisi-aug", "export", "nnunet", str(folder), "--dataset-id", "501", "--name", "MyCohort"]
+    return shlex.join(words if os.environ.get(RAW_VARIABLE) else [*words, "--out", RAW_VARIABLE])
 
 
 def _show_plan(config: CohortConfig, *, as_json: bool, is_quiet: bool) -> None:

@@ -8,12 +8,14 @@ from typing import Any, get_args
 import pytest
 
 from maisi_aug.cli.parsing import parse_shape, parse_size_labels, parse_spacing
-from maisi_aug.cli.synthesize import ModalityName
+from maisi_aug.cli.synthesize import ModalityName, describe_summary
+from maisi_aug.generate import CohortSummary
 from maisi_aug.grid import Grid
-from maisi_aug.manifest import load_manifest
+from maisi_aug.manifest import Manifest, load_manifest
 from maisi_aug.recipe import CohortConfig
 from maisi_aug.sizes import diameter_mm
 from maisi_aug.volume_io import save_label_map
+from tests.test_manifest import build_record
 from tests.tiny_bundle import write_tiny_bundle
 
 Run = Callable[..., Any]
@@ -55,6 +57,17 @@ def test_command_makes_a_cohort_and_says_what_comes_next(run_cli: Run, recipe: P
     other = run_cli("synthesize", "--recipe", recipe, "--out", out, "--seed", "3")
     assert other.code == 1
     assert "(seed: 0 -> 3)" in other.stderr
+
+
+@pytest.mark.parametrize(("raw_folder", "options"), [("", " --out nnUNet_raw"), ("/data/raw", "")])
+def test_command_that_comes_next_can_be_pasted(
+    raw_folder: str, options: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("nnUNet_raw", raw_folder)
+    manifest = Manifest.from_records([build_record()])
+    text = describe_summary(CohortSummary(tmp_path / "my cohort", 1, manifest, seconds=1.0, num_new=1))
+    folder = f"'{tmp_path / 'my cohort'}'"
+    assert text.splitlines()[-1] == f"Next: maisi-aug export nnunet {folder} --dataset-id 501 --name MyCohort{options}"
 
 
 def test_rejected_cases_give_exit_code_1_and_their_reasons(run_cli: Run, bundle: Path, tmp_path: Path) -> None:
