@@ -7,6 +7,7 @@ and one folder per case with any of these.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -53,6 +54,11 @@ class BankEntry:
     listed_ids: tuple[int, ...] | None = None
     is_cohort: bool = False
 
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """All its files, the CT last."""
+        return self.label_paths if self.image_path is None else (*self.label_paths, self.image_path)
+
 
 def find_entries(path: Path, is_organ_name: IsOrganName) -> tuple[list[BankEntry], list[tuple[str, str]]]:
     """List the label maps of a bank without opening them.
@@ -90,6 +96,27 @@ def find_entries(path: Path, is_organ_name: IsOrganName) -> tuple[list[BankEntry
         else:
             skipped.append((entry.name, reason))
     return usable, skipped
+
+
+def digest_of(entries: Sequence[BankEntry]) -> str:
+    """SHA-256 over what tells one bank from another without opening its maps: files, their sizes, names of labels."""
+    rows = [
+        {
+            "name": entry.name,
+            "files": [(path.name, _num_bytes(path)) for path in entry.paths],
+            "label_names": entry.label_names,
+            "listed_ids": entry.listed_ids,
+            "is_cohort": entry.is_cohort,
+        }
+        for entry in entries
+    ]
+    return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
+
+
+def _num_bytes(path: Path) -> int:
+    """Size of a file, or of the slices in a DICOM folder."""
+    files = [child for child in path.iterdir() if child.is_file()] if path.is_dir() else [path]
+    return sum(file.stat().st_size for file in files)
 
 
 def stem_of(path: Path) -> str:
@@ -248,7 +275,7 @@ def _choose_group(groups: Mapping[str, Mapping[int, str]], label_path: Path) -> 
 
 
 def _find_fault(entry: BankEntry) -> str | None:
-    for path in (*entry.label_paths, *([entry.image_path] if entry.image_path else [])):
+    for path in entry.paths:
         if not path.exists():
             return f"{path.name} is missing"
         if path.is_file() and path.stat().st_size == 0:

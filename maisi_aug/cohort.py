@@ -91,12 +91,14 @@ def _is_same(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
 def _find_differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """The fields that decide the bytes of a cohort and differ."""
     different = differences(old["configuration"], new["configuration"])
-    bundles = differences(dict(old.get("bundle", {})), dict(new.get("bundle", {})))
-    return different + [f"bundle.{difference}" for difference in bundles]
+    for section in ("bundle", "mask_bank"):
+        found = differences(dict(old.get(section, {})), dict(new.get(section, {})))
+        different += [f"{section}.{difference}" for difference in found]
+    return different
 
 
 def _require_same_document(folder: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
-    """Raise unless a cohort was made with the same configuration and weights, so that going on gives one cohort.
+    """Raise unless a cohort was made with the same configuration, weights and label maps: going on gives one cohort.
 
     Raises:
         CohortError: Naming every field that differs.

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from maisi_aug import __version__
-from maisi_aug.bank_labels import CHOICES
+from maisi_aug.bank_files import digest_of, find_entries
+from maisi_aug.bank_labels import CHOICES, find_label_id, load_mapping
 from maisi_aug.bundle import Bundle, embedded_bundles, load_bundle, pulled_bundles
 from maisi_aug.cohort import read_cohort_document
 from maisi_aug.errors import RequestError
@@ -18,6 +21,7 @@ from maisi_aug.plan import CohortPlan, plan_from_texts
 from maisi_aug.recipe import EMBEDDED_BANK, CohortConfig
 from maisi_aug.sizes import SizeDistribution, measure_distribution
 
+NUM_DIGITS = 16  # of a hash; enough to tell banks apart, few enough to be read in a message
 ReportFile = Callable[[int, int], None]
 
 
@@ -31,6 +35,7 @@ class ResolvedCohort:
         grid: Of every case.
         plan: What every case shall hold.
         distributions: Label name -> sizes measured in the user's data; empty without a size reference.
+        mask_bank: What tells the user's label maps from others, as plain JSON values; empty for the phantoms.
     """
 
     config: CohortConfig
@@ -38,6 +43,7 @@ class ResolvedCohort:
     grid: Grid
     plan: CohortPlan
     distributions: Mapping[str, SizeDistribution]
+    mask_bank: Mapping[str, Any]
 
     def to_document(self) -> dict[str, Any]:
         """The content of ``cohort.yaml``: no times, no machine, so that the same cohort has the same bytes."""
@@ -49,6 +55,7 @@ class ResolvedCohort:
                 "fingerprint": self.bundle.fingerprint,
                 "licence": self.bundle.licence,
             },
+            **({"mask_bank": dict(self.mask_bank)} if self.mask_bank else {}),
             "requested": [{"id": label_id, "name": names(label_id)} for label_id in self.plan.requested_ids],
             "size_distributions": {name: _to_yaml(sizes) for name, sizes in self.distributions.items()},
             "maisi_aug": __version__,
@@ -70,6 +77,7 @@ def resolve_cohort(
         CohortError: When the folder is not a cohort's.
         BundleError: When there is no such bundle.
         GridError: When the bundle's networks cannot take the grid.
+        BankError: When there is no such mask bank, or its list or the mapping of its labels cannot be read.
         RequestError, VocabularyError: When a label request cannot be met.
         VolumeError: When the size reference cannot be read.
     """
@@ -95,7 +103,7 @@ def resolve_cohort(
         seed=config.seed,
         distributions=distributions,
     )
-    return ResolvedCohort(config, bundle, grid, plan, distributions)
+    return ResolvedCohort(config, bundle, grid, plan, distributions, _describe_bank(config, bundle.vocabulary))
 
 
 def _choose_grid(config: CohortConfig, bundle: Bundle) -> Grid:
@@ -109,6 +117,21 @@ def _choose_grid(config: CohortConfig, bundle: Bundle) -> Grid:
 def _absolute(text: str, *names: str) -> str:
     """A path made absolute, so that a cohort can be gone on with from another folder; a name is no path."""
     return text if text in names or not Path(text).exists() else str(Path(text).resolve())
+
+
+def _describe_bank(config: CohortConfig, vocabulary: Vocabulary) -> dict[str, Any]:
+    """What a cohort remembers of the user's label maps and of the file that explains them; none of them is opened.
+
+    The phantoms come with the package, so that there is nothing to remember of them.
+    """
+    if config.mask_bank == EMBEDDED_BANK:
+        return {}
+    entries, _ = find_entries(Path(config.mask_bank), lambda name: find_label_id(name, vocabulary) is not None)
+    described = {"num_maps": len(entries), "files_sha256": digest_of(entries)[:NUM_DIGITS]}
+    mapping = load_mapping(config.mask_labels)
+    if isinstance(mapping, Mapping):
+        described["mapping_sha256"] = hashlib.sha256(json.dumps(mapping).encode()).hexdigest()[:NUM_DIGITS]
+    return described
 
 
 def _find_distributions(

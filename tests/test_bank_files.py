@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from maisi_aug.bank_files import find_entries, load_label_names, stem_of
+from maisi_aug.bank_files import digest_of, find_entries, load_label_names, stem_of
 from maisi_aug.bank_labels import find_label_id
 from maisi_aug.errors import BankError
 from maisi_aug.labels import MAISI
@@ -159,3 +159,19 @@ def test_bad_banks_are_refused(tmp_path: Path, name: str, text: str | None, mess
 
 def test_stem_drops_double_suffixes() -> None:
     assert [stem_of(Path(name)) for name in ("a.b.nii.gz", "c.mha", "d.nii")] == ["a.b", "c", "d"]
+
+
+def test_digest_is_that_of_the_files_and_not_of_their_place(tmp_path: Path) -> None:
+    names = ["a_seg.nii.gz", "a_ct.nii.gz", "b_seg.nii.gz"]
+    one, other = (_touch(tmp_path / place, names) for place in ("one", "other"))
+    assert digest_of(find_entries(one, _is_organ)[0]) == digest_of(find_entries(other, _is_organ)[0])
+
+
+@pytest.mark.parametrize("name", ["a_seg.nii.gz", "a_ct.nii.gz", "c_seg.nii.gz", "labels.json", "s1/slice_2.dcm"])
+def test_digest_changes_with_any_file(tmp_path: Path, name: str) -> None:
+    _touch(tmp_path, ["a_seg.nii.gz", "a_ct.nii.gz", "b_seg.nii.gz", "s1/slice_1.dcm"])
+    (tmp_path / "list.json").write_text(json.dumps([{"label": "b_seg.nii.gz", "image": "s1"}]))
+    bank = tmp_path / "list.json" if name.startswith("s1") else tmp_path
+    before = digest_of(find_entries(bank, _is_organ)[0])
+    (tmp_path / name).write_text(json.dumps({"1": "liver"}))
+    assert digest_of(find_entries(bank, _is_organ)[0]) != before

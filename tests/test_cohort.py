@@ -44,6 +44,8 @@ def test_different_configuration_is_refused_with_every_difference(tmp_path: Path
         begin(tmp_path, configuration=changed)
     with pytest.raises(CohortError, match=r"\(bundle\.fingerprint: 'aa' -> 'bb'\)"):
         begin(tmp_path, bundle={"name": "phantom-ct", "fingerprint": "bb"})
+    with pytest.raises(CohortError, match=r"\(mask_bank\.num_maps: None -> 3\)"):
+        begin(tmp_path, mask_bank={"num_maps": 3})
     assert snapshot(tmp_path) == before
 
 

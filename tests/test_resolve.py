@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 import yaml
 
-from maisi_aug.errors import BundleError, CohortError, GridError, RequestError
+from maisi_aug.cohort import open_cohort
+from maisi_aug.errors import BankError, BundleError, CohortError, GridError, RequestError
 from maisi_aug.recipe import build_config
 from maisi_aug.resolve import ResolvedCohort, resolve_cohort
 from tests.tiny_bundle import TINY_SHAPE, write_tiny_bundle
@@ -75,6 +76,48 @@ def test_folder_of_a_bundle_is_made_absolute_though_it_is_named_like_the_bundle(
     assert resolve(Path("tiny")).config.bundle == str(bundle.resolve())
 
 
+def test_cohort_remembers_the_files_of_its_bank_without_opening_them(bundle: Path, tmp_path: Path) -> None:
+    bank, mapping = tmp_path / "bank", tmp_path / "map.json"
+    bank.mkdir()
+    (bank / "a_seg.nii.gz").write_bytes(b"never read")
+    mapping.write_text('{"1": "liver"}')
+
+    def describe(**changes: Any) -> dict[str, Any]:
+        cohort = resolve(bundle, mask_bank=str(bank), **changes)
+        remembered = yaml.safe_load(yaml.safe_dump(cohort.to_document()))["mask_bank"]
+        assert isinstance(remembered, dict)
+        return remembered
+
+    first, mapped = describe(), describe(mask_labels=str(mapping))
+    assert describe() == first
+    assert (first["num_maps"], len(first["files_sha256"])) == (1, 16)
+    assert mapped == {**first, "mapping_sha256": mapped["mapping_sha256"]}
+    mapping.write_text('{"1":  "spleen"}')
+    assert describe(mask_labels=str(mapping))["mapping_sha256"] != mapped["mapping_sha256"]
+    (bank / "b_seg.nii.gz").write_bytes(b"never read")
+    assert describe()["num_maps"] == 2
+    assert describe()["files_sha256"] != first["files_sha256"]
+    assert "mask_bank" not in resolve(bundle).to_document()
+
+
+def test_cohort_is_not_gone_on_with_after_its_bank_has_changed(bundle: Path, tmp_path: Path) -> None:
+    bank, out = tmp_path / "bank", tmp_path / "cohort"
+    bank.mkdir()
+    (bank / "a_seg.nii.gz").write_bytes(b"never read")
+    with open_cohort(out, resolve(bundle, mask_bank=str(bank)).to_document(), header=[]):
+        (out / "images").mkdir()
+        (out / "images" / "case_0001.nii.gz").write_bytes(b"an image")
+    with open_cohort(out, resolve(bundle, mask_bank=str(bank)).to_document(), header=[]):
+        pass
+    (bank / "a_seg.nii.gz").write_bytes(b"another map")
+    changed = resolve(bundle, mask_bank=str(bank)).to_document()
+    with (
+        pytest.raises(CohortError, match=r"\(mask_bank\.files_sha256: '[0-9a-f]{16}' -> '[0-9a-f]{16}'\)\. Choose"),
+        open_cohort(out, changed, header=[]),
+    ):
+        pass
+
+
 def test_names_of_slots_can_be_asked_for(bundle: Path) -> None:
     cohort = resolve(bundle, labels=["kidney tumor:20mm"])
     assert cohort.to_document()["requested"] == [{"id": 129, "name": "kidney tumor"}]
@@ -85,6 +128,12 @@ def test_names_of_slots_can_be_asked_for(bundle: Path) -> None:
     [
         ({"shape": [60, 48, 48]}, GridError, "Shape for bundle 'tiny': expected sides that are multiples of 8"),
         ({"num_cases": 1, "labels": ["liver", "spleen"]}, RequestError, "expected at least 2"),
+        ({"mask_bank": "no/such/folder"}, BankError, "Mask bank no/such/folder: expected a folder"),
+        (
+            {"mask_bank": str(Path(__file__).parent), "mask_labels": "no.json"},
+            BankError,
+            "Mask labels no.json: expected a JSON file",
+        ),
         ({"size_reference": "no/such/folder", "size_label": 2}, RequestError, "no/such/folder: expected an nnU-Net"),
     ],
 )
