@@ -16,6 +16,7 @@ from maisi_aug.cli.boundary import guard, silence_third_parties
 
 PROGRAM = "maisi-aug"
 DEBUG_FLAG = "--debug"
+DRY_RUN_FLAG = "--dry-run"
 
 
 class Verb(NamedTuple):
@@ -34,6 +35,9 @@ VERBS: dict[str, Verb] = {
     "bundles": Verb("maisi_aug.cli.bundles", "List, show and fetch the bundles of weights."),
     "recipes": Verb("maisi_aug.cli.recipes", "List, show, copy and validate cohort recipes."),
 }
+
+# What keeps its work when it is stopped; every other command writes its result whole at its end, or writes nothing.
+RESUMABLE = (("synthesize",), ("phantom",), ("train",), ("bundles", "pull"))
 
 
 def load_verb(name: str) -> Any:
@@ -112,7 +116,17 @@ def run(arguments: Sequence[str]) -> int:
     debug = DEBUG_FLAG in arguments[:end]
     kept = [word for word in arguments[:end] if word != DEBUG_FLAG] + arguments[end:]
     command = get_command(app)
-    return guard(lambda: command.main(args=kept, prog_name=PROGRAM, standalone_mode=False), debug=debug)
+    return guard(
+        lambda: command.main(args=kept, prog_name=PROGRAM, standalone_mode=False),
+        debug=debug,
+        is_resumable=_is_resumable(kept),
+    )
+
+
+def _is_resumable(words: Sequence[str]) -> bool:
+    """Whether the same command line goes on where it was stopped."""
+    names = tuple(word for word in words if not word.startswith("-"))
+    return DRY_RUN_FLAG not in words and any(names[: len(path)] == path for path in RESUMABLE)
 
 
 def main() -> None:

@@ -19,6 +19,8 @@ EXIT_USAGE = 2
 
 _USAGE_ERRORS = (GridError, RecipeError, RequestError, VocabularyError)
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+_STOPPED = "nothing was written."
+_STOPPED_RESUMABLE = "what was finished is kept, and the same command goes on from there."
 
 
 def silence_third_parties() -> None:
@@ -30,12 +32,13 @@ def silence_third_parties() -> None:
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 
 
-def guard(call: Callable[[], object], *, debug: bool) -> int:
+def guard(call: Callable[[], object], *, debug: bool, is_resumable: bool = False) -> int:
     """Run ``call`` and turn whatever it raises into a message and an exit code.
 
     Args:
         call: Runs one command; an integer that it returns is the exit code.
         debug: Print the traceback before the message.
+        is_resumable: Whether the command keeps what it has finished, so that it can be stopped and repeated.
 
     Returns:
         The exit code.
@@ -50,19 +53,19 @@ def guard(call: Callable[[], object], *, debug: bool) -> int:
     except (Exception, KeyboardInterrupt) as error:
         if debug:
             traceback.print_exc()
-        message, code = explain(error)
+        message, code = explain(error, is_resumable=is_resumable)
         if message:
             sys.stderr.write(f"{message}\n")
         return code
     return result if isinstance(result, int) else 0
 
 
-def explain(error: BaseException) -> tuple[str, int]:
+def explain(error: BaseException, *, is_resumable: bool = False) -> tuple[str, int]:
     """The sentence and the exit code for an error; the sentence is empty where the screen already says it all."""
     if isinstance(error, MaisiAugError):
         return f"Error: {error}", EXIT_USAGE if isinstance(error, _USAGE_ERRORS) else EXIT_FAILED
     if isinstance(error, typer.Abort | KeyboardInterrupt):
-        return "Stopped on request; what was finished is kept, and the same command goes on from there.", EXIT_FAILED
+        return f"Stopped on request; {_STOPPED_RESUMABLE if is_resumable else _STOPPED}", EXIT_FAILED
     if isinstance(error, typer.TyperException):
         return _explain_usage(error), error.exit_code
     if isinstance(error, OSError) and error.strerror:

@@ -93,13 +93,47 @@ def test_debug_after_two_dashes_is_a_value(run_cli: Callable[..., Any], plug_in:
     assert run_cli("labels", "--", "--debug") == (0, "--debug\n", "")
 
 
-def test_interrupted_verb_stops_with_one_sentence(run_cli: Callable[..., Any], plug_in: Callable[..., None]) -> None:
+KEPT = "Stopped on request; what was finished is kept, and the same command goes on from there.\n"
+NOTHING_WRITTEN = "Stopped on request; nothing was written.\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["synthesize", "--out", "cohort"], KEPT),
+        (["phantom", "--out", "phantoms"], KEPT),
+        (["train", "vae", "--out", "run"], KEPT),
+        (["bundles", "pull", "rflow-ct"], KEPT),
+        (["synthesize", "--dry-run"], NOTHING_WRITTEN),
+        (["bundles", "list"], NOTHING_WRITTEN),
+        (["labels", "--find", "synthesize"], NOTHING_WRITTEN),
+        (["recipes", "validate", "liver"], NOTHING_WRITTEN),
+        (["export", "nnunet", "cohort", "--dataset-id", "501", "--name", "Syn"], NOTHING_WRITTEN),
+    ],
+    ids=lambda value: " ".join(value[:2]) if isinstance(value, list) else "",
+)
+def test_interrupted_verb_says_whether_the_same_command_goes_on(
+    words: list[str], message: str, run_cli: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli_app, "load_verb", interrupt)
+    assert run_cli(*words) == (1, "", message)
+
+
+def test_resumable_commands_are_commands() -> None:
+    assert {path[0] for path in cli_app.RESUMABLE} <= set(cli_app.VERBS)
+
+
+def test_interrupted_function_of_a_verb_is_a_clean_stop(
+    run_cli: Callable[..., Any], plug_in: Callable[..., None]
+) -> None:
     def interrupted() -> None:
         raise KeyboardInterrupt
 
     plug_in(interrupted)
-    message = "Stopped on request; what was finished is kept, and the same command goes on from there.\n"
-    assert run_cli("labels") == (1, "", message)
+    assert run_cli("labels") == (1, "", NOTHING_WRITTEN)
 
 
 @pytest.mark.parametrize("code", [0, 1, 2])

@@ -67,7 +67,9 @@ def test_unexpected_error_points_to_debug() -> None:
 @pytest.mark.parametrize("error", [typer.Abort(), KeyboardInterrupt()])
 def test_interruption_is_a_clean_stop(error: BaseException, capsys: pytest.CaptureFixture[str]) -> None:
     assert guard(lambda: _raising(error), debug=False) == 1
-    assert capsys.readouterr().err.startswith("Stopped on request")
+    assert capsys.readouterr().err == "Stopped on request; nothing was written.\n"
+    assert guard(lambda: _raising(error), debug=False, is_resumable=True) == 1
+    assert "what was finished is kept" in capsys.readouterr().err
 
 
 def test_traceback_only_with_debug(capsys: pytest.CaptureFixture[str]) -> None:
