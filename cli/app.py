@@ -33,7 +33,7 @@ VERBS: dict[str, Verb] = {
     "export": Verb("maisi_aug.cli.export", "Hand a cohort on to a training framework: nnunet."),
     "labels": Verb("maisi_aug.cli.labels", "List the labels that can be asked for, with ids, hosts and lesion sizes."),
     "bundles": Verb("maisi_aug.cli.bundles", "List, show and fetch the bundles of weights."),
-    "recipes": Verb("maisi_aug.cli.recipes", "List, show, copy and validate cohort recipes."),
+    "recipes": Verb("maisi_aug.cli.recipes", "List, show, copy and validate recipes of cohorts and of training."),
 }
 
 # What keeps its work when it is stopped; every other command writes its result whole at its end, or writes nothing.

@@ -1,4 +1,4 @@
-"""`maisi-aug recipes`: the cohort recipes that come with the package, and a check for one's own."""
+"""`maisi-aug recipes`: the recipes that come with the package, and a check for one's own."""
 
 from __future__ import annotations
 
@@ -9,9 +9,21 @@ from typing import Annotated
 import typer
 
 from maisi_aug.errors import MaisiAugError, RecipeError
-from maisi_aug.recipe import CohortConfig, copy_recipe, find_recipe, list_recipes, load_recipe
+from maisi_aug.recipe import (
+    CohortConfig,
+    copy_recipe,
+    find_recipe,
+    is_training_recipe,
+    list_recipes,
+    list_training_recipes,
+    load_recipe,
+)
 
-recipes_app = typer.Typer(no_args_is_help=True, help="List, show, copy and validate cohort recipes.")
+recipes_app = typer.Typer(
+    no_args_is_help=True, help="List, show, copy and validate recipes of cohorts and of training."
+)
+
+_HEADINGS = {"cohort": "Cohorts, made by synthesize", "training": "Bundles, made by train"}
 
 RecipeName = Annotated[str, typer.Argument(metavar="NAME|FILE", help="A recipe of the package, or a YAML file.")]
 
@@ -23,7 +35,7 @@ def register(app: typer.Typer) -> None:
 
 @recipes_app.callback()
 def recipes() -> None:
-    """List, show, copy and validate cohort recipes."""
+    """List, show, copy and validate recipes: of cohorts for synthesize, of bundles for train."""
 
 
 @recipes_app.command("list")
@@ -31,18 +43,24 @@ def list_command(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
     """List the recipes of the package."""
-    infos = list_recipes()
+    groups = {"cohort": list_recipes(), "training": list_training_recipes()}
     if as_json:
-        rows = [{"name": i.name, "summary": i.summary, "command": i.command, "path": str(i.path)} for i in infos]
+        rows = [
+            {"name": i.name, "kind": kind, "summary": i.summary, "commands": list(i.commands), "path": str(i.path)}
+            for kind, infos in groups.items()
+            for i in infos
+        ]
         typer.echo(json.dumps(rows, indent=1))
         return
-    for info in infos:
-        typer.echo(f"{info.name}\n  {info.summary}\n  {info.command}")
+    for kind, infos in groups.items():
+        typer.echo(f"{_HEADINGS[kind]}:")
+        for info in infos:
+            typer.echo("\n    ".join((f"  {info.name}", info.summary, *info.commands)))
 
 
 @recipes_app.command("show")
 def show_command(name: RecipeName) -> None:
-    """Print a recipe; its first line is the command that runs it."""
+    """Print a recipe; its opening comment has the command that runs it."""
     typer.echo(find_recipe(name).read_text(encoding="utf-8"), nl=False)
 
 
@@ -61,12 +79,27 @@ def validate_command(
     name: RecipeName, as_json: Annotated[bool, typer.Option("--json", help="Print the resolved recipe.")] = False
 ) -> None:
     """Check a recipe: every key, value, label and size, without making anything."""
+    if is_training_recipe(find_recipe(name)):
+        _validate_training(name, as_json=as_json)
+        return
     config = load_recipe(name)
     require_plannable(config, source=name)
     if as_json:
         typer.echo(json.dumps(config.to_dict(), indent=1))
         return
     typer.echo(f"{name}: valid, {config.num_cases} cases for {len(config.labels)} label requests.")
+
+
+def _validate_training(name: str, *, as_json: bool) -> None:
+    from maisi_aug.training.checks import require_divisible
+    from maisi_aug.training.recipe import load_training_recipe
+
+    recipe = load_training_recipe(find_recipe(name))
+    require_divisible(recipe)
+    if as_json:
+        typer.echo(recipe.model_dump_json(indent=1))
+        return
+    typer.echo(f"{name}: valid, trains the bundle '{recipe.bundle.name}' on {recipe.data.num_phantoms} phantoms.")
 
 
 def require_plannable(config: CohortConfig, *, source: str) -> None:

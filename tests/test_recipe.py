@@ -13,7 +13,9 @@ from maisi_aug.recipe import (
     copy_recipe,
     differences,
     find_recipe,
+    is_training_recipe,
     list_recipes,
+    list_training_recipes,
     load_recipe,
     read_recipe,
 )
@@ -137,14 +139,32 @@ def test_misspelt_recipe_offers_the_closest() -> None:
 
 def test_package_has_its_recipes() -> None:
     assert [info.name for info in list_recipes()] == ["liver", "lung", "six-tumours"]
+    assert [info.name for info in list_training_recipes()] == ["train-phantom-ct"]
 
 
 @pytest.mark.parametrize("info", list_recipes(), ids=lambda info: info.name)
 def test_recipe_of_the_package_is_valid_and_opens_with_its_command(info: Any) -> None:
     assert len(list_recipes()) == NUM_RECIPES
     assert isinstance(load_recipe(info.name), CohortConfig)
-    assert info.command.startswith(f"maisi-aug synthesize --recipe {info.name} ")
+    (command,) = info.commands
+    assert command.startswith(f"maisi-aug synthesize --recipe {info.name} ")
     assert info.summary.endswith(".")
+    assert not is_training_recipe(info.path)
+
+
+@pytest.mark.parametrize("info", list_training_recipes(), ids=lambda info: info.name)
+def test_training_recipe_of_the_package_tells_its_commands(info: Any) -> None:
+    expected = [f"maisi-aug train {stage} --recipe {info.name} " for stage in ("vae", "diffusion", "controlnet")]
+    assert [command.partition("--out")[0] for command in info.commands] == expected
+    assert info.summary.endswith(".")
+    assert ":" not in info.summary
+    assert find_recipe(info.name) == info.path
+    assert is_training_recipe(info.path)
+
+
+def test_training_recipe_makes_no_cohort() -> None:
+    with pytest.raises(RecipeError, match="train-phantom-ct: expected a cohort recipe, found one for training. Run it"):
+        load_recipe("train-phantom-ct")
 
 
 def test_copied_recipe_names_itself_in_its_command(tmp_path: Path) -> None:
@@ -154,6 +174,12 @@ def test_copied_recipe_names_itself_in_its_command(tmp_path: Path) -> None:
     assert load_recipe(str(path)) == load_recipe("liver")
     with pytest.raises(RecipeError, match=r"liver\.yaml: expected a new file, found one that exists"):
         copy_recipe("liver", tmp_path)
+
+
+def test_every_command_of_a_copied_training_recipe_runs_the_copy(tmp_path: Path) -> None:
+    text = copy_recipe("train-phantom-ct", tmp_path / "mine.yaml").read_text()
+    assert text.count(f" --recipe {tmp_path / 'mine.yaml'} ") == 3
+    assert "--recipe train-phantom-ct" not in text
 
 
 def test_differences_name_field_old_and_new() -> None:

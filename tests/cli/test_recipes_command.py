@@ -8,25 +8,35 @@ from typing import Any
 import pytest
 
 from maisi_aug.bundle import embedded_bundles
-from maisi_aug.recipe import list_recipes
+from maisi_aug.recipe import list_recipes, list_training_recipes
 from tests.tiny_bundle import write_tiny_bundle
 
 Run = Callable[..., Any]
-NUM_RECIPES = 3
+NUM_RECIPES, NUM_TRAINING_RECIPES = 3, 1
+NAMES = [info.name for info in (*list_recipes(), *list_training_recipes())]
 
 
-def test_recipes_are_listed_with_the_command_that_runs_them(run_cli: Run) -> None:
+def test_recipes_are_listed_with_the_commands_that_run_them(run_cli: Run) -> None:
     outcome = run_cli("recipes", "list")
     assert outcome.code == 0
     rows = json.loads(run_cli("recipes", "list", "--json").stdout)
-    assert len(rows) == len(list_recipes()) == NUM_RECIPES
+    assert [row["kind"] for row in rows] == ["cohort"] * NUM_RECIPES + ["training"] * NUM_TRAINING_RECIPES
     for row in rows:
         assert row["name"] in outcome.stdout
-        assert row["command"] in outcome.stdout
-        assert row["command"].startswith(f"maisi-aug synthesize --recipe {row['name']} ")
+        assert all(f"{command}\n" in outcome.stdout for command in row["commands"])
+        verb = "synthesize" if row["kind"] == "cohort" else "train vae"
+        assert row["commands"][0].startswith(f"maisi-aug {verb} --recipe {row['name']} ")
 
 
-@pytest.mark.parametrize("name", [info.name for info in list_recipes()])
+def test_recipes_for_training_stand_under_a_heading_of_their_own(run_cli: Run) -> None:
+    cohorts, _, training = run_cli("recipes", "list").stdout.partition("Bundles, made by train:\n")
+    assert cohorts.startswith("Cohorts, made by synthesize:\n  liver\n")
+    assert "six-tumours" in cohorts
+    assert "maisi-aug train" not in cohorts
+    assert training.startswith("  train-phantom-ct\n")
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_recipe_is_shown_as_it_is(run_cli: Run, name: str, repository: Path) -> None:
     assert run_cli("recipes", "show", name).stdout == (repository / "recipes" / f"{name}.yaml").read_text()
 
@@ -85,7 +95,36 @@ def test_modality_that_no_network_knows_is_refused(run_cli: Run, tmp_path: Path)
     assert "modality: expected 'ct', 'ct_contrast' or 'ct_wo_contrast', found 'mr'." in outcome.stderr
 
 
-def test_training_recipe_is_no_cohort_recipe(run_cli: Run) -> None:
-    outcome = run_cli("recipes", "validate", "train-phantom-ct")
+def test_copied_training_recipe_can_be_edited_and_validated(run_cli: Run, tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    assert run_cli("recipes", "copy", "train-phantom-ct", path).code == 0
+    valid = run_cli("recipes", "validate", path)
+    assert (valid.code, valid.stderr) == (0, "")
+    assert f"{path}: valid, trains the bundle 'phantom-ct' on " in valid.stdout
+    assert json.loads(run_cli("recipes", "validate", path, "--json").stdout)["kind"] == "training"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("num_phantoms:", "num_fantoms:", "data.num_fantoms: "),
+        ("shape: [96, 80, 64]", "shape: [97, 80, 64]", "bundle.grid.shape: expected sides that are multiples of"),
+    ],
+    ids=["key", "shape"],
+)
+def test_training_recipe_that_cannot_be_trained_is_refused(
+    run_cli: Run, tmp_path: Path, repository: Path, old: str, new: str, message: str
+) -> None:
+    path = tmp_path / "mine.yaml"
+    text = (repository / "recipes" / "train-phantom-ct.yaml").read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+    outcome = run_cli("recipes", "validate", path)
+    assert (outcome.code, outcome.stdout) == (2, "")
+    assert message in outcome.stderr
+
+
+def test_cohort_cannot_be_made_with_a_training_recipe(run_cli: Run) -> None:
+    outcome = run_cli("synthesize", "--recipe", "train-phantom-ct", "--dry-run")
     assert outcome.code == 2
-    assert "train-phantom-ct: expected a recipe's name or a YAML file" in outcome.stderr
+    assert "Run it with 'maisi-aug train vae --recipe train-phantom-ct'." in outcome.stderr
