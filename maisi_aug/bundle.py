@@ -14,7 +14,7 @@ from typing import Any
 
 import platformdirs
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
 
 from maisi_aug.errors import BundleError, did_you_mean
 from maisi_aug.grid import Grid
@@ -65,6 +65,8 @@ class BundleSpec(_Strict):
         grid: Default grid.
         num_inference_steps: Default number of sampling steps.
         scale_factor: Latents are multiplied by it for diffusion and divided by it before decoding.
+        decode_window: Latent voxels along I, J, K that the autoencoder decodes at once; larger images are decoded in
+            windows that overlap by 0.4 and are blended, which takes less memory and more time. None decodes the whole.
         scheduler: Scheduler definition (``class`` and arguments).
         networks: Network definitions by role.
         weights: Weight files by role.
@@ -80,6 +82,7 @@ class BundleSpec(_Strict):
     grid: GridSpec
     num_inference_steps: int = Field(gt=0)
     scale_factor: float = Field(gt=0)
+    decode_window: tuple[PositiveInt, PositiveInt, PositiveInt] | None = None
     scheduler: dict[str, Any]
     networks: dict[str, dict[str, Any]]
     weights: dict[str, WeightFile]

@@ -26,24 +26,29 @@ def decode_latent(
         autoencoder: MAISI's VAE.
         latent: ``(B, C, i, j, k)``, still multiplied by ``scale_factor``.
         scale_factor: The bundle's.
-        window_shape: Latent voxels decoded at once; None, or a latent that fits, decodes the whole.
+        window_shape: Latent voxels decoded at once, fewer along sides that are shorter; None, or a latent that fits,
+            decodes the whole.
         overlap: Share of a window that neighbours have in common, blended with Gaussian weights.
 
     Returns:
         ``(B, 1, I, J, K)`` float32, clipped to [0, 1].
     """
-    unscaled = latent / scale_factor
+    # Windows are blended in the latent's type, and neighbouring bfloat16 values are up to 8 HU apart.
+    unscaled = latent.float() / scale_factor
+    sides = cast(LatentShape, tuple(latent.shape[2:]))
+    # Not filled up with zeros where a side is shorter: they would change what the decoder's norms see.
+    window = sides if window_shape is None else tuple(map(min, window_shape, sides))
 
-    def decode(window: Tensor) -> Tensor:
-        return cast(Tensor, autoencoder.decode(window)).float()  # type: ignore[operator]
+    def decode(part: Tensor) -> Tensor:
+        return cast(Tensor, autoencoder.decode(part)).float()  # type: ignore[operator]
 
-    if window_shape is None or all(side <= limit for side, limit in zip(latent.shape[2:], window_shape, strict=True)):
+    if window == sides:
         image = decode(unscaled)
     else:
         image = cast(
             Tensor,
             sliding_window_inference(
-                unscaled, window_shape, sw_batch_size=1, predictor=decode, overlap=overlap, mode="gaussian"
+                unscaled, window, sw_batch_size=1, predictor=decode, overlap=overlap, mode="gaussian"
             ),
         )
     return image.clamp(0.0, 1.0)

@@ -102,7 +102,12 @@ class Pipeline:
                 generator=torch.Generator(self.networks.device).manual_seed(derive_seed(seed, "sampling noise")),
                 report=report,
             )
-            image = decode_latent(self.networks.autoencoder, latent, scale_factor=self.networks.scale_factor)
+            image = decode_latent(
+                self.networks.autoencoder,
+                latent,
+                scale_factor=self.networks.scale_factor,
+                window_shape=self.bundle.spec.decode_window,
+            )
         return unit_to_hu(image[0, 0].float().cpu().numpy(), label_map)
 
     def _conditions(self, label_map: NDArray[np.uint8], grid: Grid, modality: str) -> Conditions:

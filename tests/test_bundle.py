@@ -68,6 +68,15 @@ def test_slots_join_the_vocabulary(write: Callable[..., Path]) -> None:
     assert 129 not in load_bundle(write("plain", slots=None)).vocabulary.tumor_ids
 
 
+def test_window_of_the_decoder_is_three_whole_numbers_or_none(write: Callable[..., Path]) -> None:
+    assert load_bundle(write()).spec.decode_window is None
+    assert load_bundle(write("windowed", decode_window=[48, 48, 64])).spec.decode_window == (48, 48, 64)
+    with pytest.raises(BundleError, match=r"decode_window\.1: Input should be greater than 0"):
+        load_bundle(write("empty", decode_window=[48, 0, 64]))
+    with pytest.raises(BundleError, match=r"decode_window\.2: Field required"):
+        load_bundle(write("flat", decode_window=[48, 48]))
+
+
 def test_factor_is_that_of_both_networks(write: Callable[..., Path]) -> None:
     assert load_bundle(write()).latent_factor == 8
     assert latent_factor({"num_channels": [64, 128, 256]}) == 4

@@ -68,3 +68,8 @@ def test_windows_of_the_autoencoder_differ_by_its_normalisation_alone(autoencode
     correlation = torch.corrcoef(torch.stack((joined.flatten(), whole.flatten())))[0, 1]
     assert float(correlation) > 0.7
     assert not torch.equal(joined, whole)
+
+
+def test_window_longer_than_a_side_is_cut_to_it(autoencoder: nn.Module, latent: Tensor) -> None:
+    cut = decode_latent(autoencoder, latent, scale_factor=SCALE_FACTOR, window_shape=(8, 8, 7))
+    assert torch.equal(decode_latent(autoencoder, latent, scale_factor=SCALE_FACTOR, window_shape=(8, 8, 64)), cut)

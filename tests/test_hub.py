@@ -132,6 +132,7 @@ def test_pulled_bundle_is_found_by_name_with_the_weights_as_they_came(
     assert bundle.path == pulled_bundles_folder() / "rflow-ct"
     assert left_behind() == [bundle.path]
     assert "rflow-ct" in [listed.name for listed in list_bundles()]
+    assert bundle.spec.decode_window == (48, 48, 64)
     assert bundle.spec.scale_factor == SCALE_FACTOR
     assert bundle.spec.provenance["revision"] == COMMIT
     assert bundle.spec.provenance["licence"] == {

@@ -101,6 +101,22 @@ def test_bundles_number_of_steps_is_the_default(pipeline: Pipeline, grid: Grid, 
     assert np.array_equal(pipeline.synthesize_image(label_map, grid, seed=1, num_inference_steps=2), image_hu)
 
 
+def test_bundles_window_changes_the_image_by_little_and_not_at_all_where_the_whole_fits(
+    pipeline: Pipeline, grid: Grid, label_map: NDArray[np.uint8], tmp_path: Path
+) -> None:
+    whole, other = (pipeline.synthesize_image(label_map, grid, seed=seed) for seed in (1, 2))
+    images = {}
+    for window in ((6, 6, 4), (8, 6, 64)):
+        header = {**build_header(), "decode_window": list(window)}
+        windowed = Pipeline.load(write_random_bundle(tmp_path / str(window), header, seed=0), "cpu")
+        images[window] = windowed.synthesize_image(label_map, grid, seed=1)
+    body = label_map > 0
+    assert np.corrcoef(images[6, 6, 4][body], whole[body])[0, 1] > 0.9  # the norms of random weights see a part each
+    assert np.corrcoef(other[body], whole[body])[0, 1] < 0.5
+    assert not np.array_equal(images[6, 6, 4], whole)
+    assert np.array_equal(images[8, 6, 64], whole)
+
+
 def test_memory_layout_of_the_label_map_does_not_matter(
     pipeline: Pipeline, grid: Grid, label_map: NDArray[np.uint8]
 ) -> None:
