@@ -5,6 +5,7 @@ A bundle is a folder with ``bundle.yaml`` and the weight files that it names wit
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from maisi_aug.whole_files import sha256_of
 BUNDLE_FILE = "bundle.yaml"
 HOME_VARIABLE = "MAISI_AUG_HOME"
 EMBEDDED_FOLDER = Path(__file__).parent / "bundles"
+_LOG = logging.getLogger(__name__)
 NETWORK_ROLES = ("autoencoder", "diffusion_unet", "controlnet")
 
 
@@ -230,9 +232,23 @@ def pulled_bundles() -> tuple[str, ...]:
 
 
 def list_bundles() -> list[Bundle]:
-    """All bundles inside the package, then those that were fetched."""
-    embedded = embedded_bundles()
-    return [load_bundle(name) for name in (*embedded, *(name for name in pulled_bundles() if name not in embedded))]
+    """All bundles inside the package, then those that were fetched; damaged ones are left out, and named in the log."""
+    found = (_find_whole_bundle(name) for name in dict.fromkeys((*embedded_bundles(), *pulled_bundles())))
+    return [bundle for bundle in found if bundle is not None]
+
+
+def _find_whole_bundle(name: str) -> Bundle | None:
+    """The bundle, if it can be read and its weight files are there; one that is damaged must not hide the others."""
+    try:
+        bundle = load_bundle(name)
+        for role in bundle.spec.weights:
+            bundle.weight_path(role)
+    except BundleError as error:
+        sentence = " ".join(str(error).split())
+        # Logged and not warned of: the command line silences warnings, since most are those of libraries.
+        _LOG.error("%s The list leaves '%s' out until it is fetched or installed again.", sentence, name)
+        return None
+    return bundle
 
 
 def load_bundle(name_or_path: str | Path) -> Bundle:

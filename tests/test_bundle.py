@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -101,6 +102,38 @@ def test_bundles_of_the_package_are_found_by_name(write: Callable[..., Path], mo
         load_bundle("tiny-cd")
     with pytest.raises(BundleError, match=r"found neither\. Did you mean 'tiny-ct'\?"):
         load_bundle("tiny-cd")
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        (BUNDLE_FILE, b"name: [", "expected readable YAML in bundle.yaml, found: while parsing"),
+        (BUNDLE_FILE, b"name: torn", "bundle.yaml does not validate: "),
+        ("controlnet.safetensors", None, "controlnet.safetensors is missing"),
+    ],
+    ids=["yaml", "fields", "weights"],
+)
+def test_damaged_bundle_is_named_and_hides_no_other(
+    file: str,
+    content: bytes | None,
+    message: str,
+    write: Callable[..., Path],
+    user_folder: Path,
+    run_process: Callable[..., Any],
+) -> None:
+    pulled = user_folder.relative_to(user_folder.parent) / "bundles"
+    write(f"{pulled}/whole", name="whole")
+    path = write(f"{pulled}/torn", name="torn") / file
+    path.unlink()
+    if content is not None:
+        path.write_bytes(content)
+    outcome = run_process("bundles", "list", "--json")
+    assert outcome.code == 0
+    assert "whole" in [row["name"] for row in json.loads(outcome.stdout)]
+    assert "torn" not in outcome.stdout
+    (line,) = outcome.stderr.splitlines()
+    assert message in line
+    assert line.endswith("The list leaves 'torn' out until it is fetched or installed again.")
 
 
 def test_folder_without_bundle_file_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
