@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Set
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from maisi_aug.errors import VocabularyError
-from maisi_aug.labels import MAISI, Label, Vocabulary, lookup_words
+from maisi_aug.labels import KNOWN_SLOTS, MAISI, Label, Vocabulary, lookup_words
 from maisi_aug.sizes import SizeDistribution, diameter_mm, reference_distribution, reference_labels
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ SHOWN_PERCENTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 MAX_HOSTS_IN_TABLE = 5
 # Rich assumes 80 columns where there is no terminal, which would fold every row of a piped table.
 PIPED_WIDTH = 160
+NEEDS_BUNDLE = "* needs a bundle that binds it, such as phantom-ct"
 
 
 class Kind(StrEnum):
@@ -44,7 +46,10 @@ def labels(
     ] = False,
     bundle: Annotated[
         str | None,
-        typer.Option(metavar="NAME|FOLDER", help="The bundle whose names for placeholder slots are listed, too."),
+        typer.Option(
+            metavar="NAME|FOLDER",
+            help="The bundle whose names for placeholder slots are listed; without it, those of phantom-ct.",
+        ),
     ] = None,
 ) -> None:
     """List the labels that can be asked for, with ids, host organs, aliases and lesion sizes.
@@ -53,24 +58,27 @@ def labels(
     """
     vocabulary = _load_vocabulary(bundle)
     rows = _select(vocabulary, find=find, kind=kind, sizes=sizes)
+    starred = frozenset(label.id for label in rows if bundle is None and label.is_slot and label.kind != "slot")
     if as_json:
-        listed = [_describe(label, vocabulary, sizes=sizes) for label in rows]
+        listed = [_describe(label, vocabulary, sizes=sizes, needs_bundle=label.id in starred) for label in rows]
         typer.echo(json.dumps(listed, indent=1, ensure_ascii=False))
         return
     from rich.console import Console
 
     console = Console(width=None if sys.stdout.isatty() else PIPED_WIDTH)
-    console.print(_build_sizes_table(rows) if sizes else _build_table(rows, vocabulary))
+    table = _build_sizes_table(rows, starred) if sizes else _build_table(rows, vocabulary, starred)
+    table.caption = NEEDS_BUNDLE if starred else None
+    console.print(table)
     if sizes:
         for label in rows:
             console.print(f"{label.name}: {_distribution(label).source}", markup=False, highlight=False)
-    if bundle is None and (sizes or any(label.kind == "slot" for label in rows)):
+    if bundle is None and any(label.kind == "slot" for label in rows):
         typer.echo("A bundle gives names to placeholder slots: maisi-aug labels --bundle phantom-ct", err=True)
 
 
 def _load_vocabulary(bundle: str | None) -> Vocabulary:
     if bundle is None:
-        return MAISI
+        return MAISI.with_slots(KNOWN_SLOTS)
     # Imported here because reading a bundle needs packages that would double the start-up of a plain listing.
     from maisi_aug.bundle import load_bundle
 
@@ -103,13 +111,14 @@ def _distribution(label: Label) -> SizeDistribution:
     return reference_distribution(label.name)
 
 
-def _describe(label: Label, vocabulary: Vocabulary, *, sizes: bool) -> dict[str, Any]:
+def _describe(label: Label, vocabulary: Vocabulary, *, sizes: bool, needs_bundle: bool) -> dict[str, Any]:
     """One label as JSON."""
     described: dict[str, Any] = {
         "id": label.id,
         "name": label.name,
         "kind": label.kind,
         "slot": label.is_slot,
+        "needs_bundle": needs_bundle,
         "hosts": [{"id": host, "name": vocabulary.name_of(host)} for host in label.hosts],
         "aliases": list(label.aliases),
     }
@@ -125,7 +134,11 @@ def _describe(label: Label, vocabulary: Vocabulary, *, sizes: bool) -> dict[str,
     return described
 
 
-def _build_table(rows: list[Label], vocabulary: Vocabulary) -> Table:
+def _starred_name(label: Label, starred: Set[int]) -> str:
+    return f"{label.name} *" if label.id in starred else label.name
+
+
+def _build_table(rows: list[Label], vocabulary: Vocabulary, starred: Set[int]) -> Table:
     from rich.table import Table
 
     table = Table(title=f"{len(rows)} label{'s' if len(rows) > 1 else ''}")
@@ -136,11 +149,12 @@ def _build_table(rows: list[Label], vocabulary: Vocabulary) -> Table:
         hosts = [vocabulary.name_of(host) for host in label.hosts]
         if len(hosts) > MAX_HOSTS_IN_TABLE:
             hosts = [*hosts[:MAX_HOSTS_IN_TABLE], f"and {len(hosts) - MAX_HOSTS_IN_TABLE} more"]
-        table.add_row(str(label.id), label.name, label.kind, ", ".join(hosts), ", ".join(label.aliases))
+        name = _starred_name(label, starred)
+        table.add_row(str(label.id), name, label.kind, ", ".join(hosts), ", ".join(label.aliases))
     return table
 
 
-def _build_sizes_table(rows: list[Label]) -> Table:
+def _build_sizes_table(rows: list[Label], starred: Set[int]) -> Table:
     from rich.table import Table
 
     table = Table(title="Largest lesion per patient: volume and equivalent diameter at a size percentile")
@@ -154,7 +168,7 @@ def _build_sizes_table(rows: list[Label]) -> Table:
         volumes = (distribution.volume_ml(percentile) for percentile in SHOWN_PERCENTILES)
         cells = (f"{_spell_ml(volume)} mL, {diameter_mm(volume):.0f} mm" for volume in volumes)
         stand_in = f"stand-in: {distribution.label}" if distribution.stand_in_for else distribution.label
-        table.add_row(str(label.id), label.name, *cells, stand_in)
+        table.add_row(str(label.id), _starred_name(label, starred), *cells, stand_in)
     return table
 
 

@@ -270,7 +270,8 @@ def _require_bindable(name: str, binding: SlotBinding, by_id: Mapping[int, Label
 
 def _known_slot_aliases(name: str) -> tuple[str, ...]:
     """Aliases of a label that MAISI lacks but people often bind; found under any of its names."""
-    for slot, aliases in _tables()["slot_aliases"].items():
+    for slot, row in _tables()["known_slots"].items():
+        aliases = row["aliases"]
         if _lookup_key(name) in {_lookup_key(known) for known in (slot, *aliases)}:
             return (slot, *aliases)
     return ()
@@ -282,3 +283,7 @@ def _label_from_row(row: Mapping[str, Any]) -> Label:
 
 
 MAISI = Vocabulary(tuple(map(_label_from_row, _tables()["labels"])))
+KNOWN_SLOTS: Mapping[str, SlotBinding] = {
+    name: SlotBinding(id=row["id"], hosts=tuple(row["hosts"])) for name, row in _tables()["known_slots"].items()
+}
+"""Labels that MAISI lacks and bundles bind, under the slots that the embedded bundle gives them."""

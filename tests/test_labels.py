@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 
 from maisi_aug.errors import VocabularyError
-from maisi_aug.labels import BODY_ID, FREE_IDS, MAISI, SLOT_IDS, Label, SlotBinding, Vocabulary
+from maisi_aug.labels import BODY_ID, FREE_IDS, KNOWN_SLOTS, MAISI, SLOT_IDS, Label, SlotBinding, Vocabulary
+from maisi_aug.phantom_folder import phantom_vocabulary
 from maisi_aug.totalsegmentator_labels import TotalSegmentatorVersion, totalsegmentator_mapping, totalsegmentator_names
+from maisi_aug.training.recipe import load_training_recipe, training_recipe_path
 
 KIDNEY_TUMOR = SlotBinding(id=129, hosts=(5, 14))
 PUBLISHED_IDS = {
@@ -49,6 +51,13 @@ PUBLISHED_IDS = {
 @pytest.fixture
 def kidney_vocabulary() -> Vocabulary:
     return MAISI.with_slots({"kidney tumor": KIDNEY_TUMOR})
+
+
+def test_known_slots_are_bound_as_the_embedded_bundle_binds_them() -> None:
+    recipe = load_training_recipe(training_recipe_path("train-phantom-ct"))
+    bound = {name: SlotBinding(id=slot.id, hosts=slot.hosts) for name, slot in recipe.bundle.slots.items()}
+    assert KNOWN_SLOTS == bound == {"kidney tumor": KIDNEY_TUMOR}
+    assert MAISI.with_slots(KNOWN_SLOTS) == phantom_vocabulary()
 
 
 def test_vocabulary_holds_background_132_labels_and_body() -> None:
