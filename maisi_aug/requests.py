@@ -11,14 +11,10 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from maisi_aug.errors import RequestError
 from maisi_aug.labels import Label, Vocabulary
 from maisi_aug.sizes import SizeDistribution, reference_distribution, volume_ml
-
-if TYPE_CHECKING:
-    import numpy as np
 
 DEFAULT_PERCENTILES = (0.05, 0.95)
 MAX_COUNT = 50
@@ -151,13 +147,6 @@ def allot_cases(requests: Sequence[CaseRequest], num_cases: int) -> list[int]:
         counts[counts.index(max(counts))] -= 1
         counts[counts.index(0)] += 1
     return counts
-
-
-def draw_sizes(request: LesionRequest, *, rng: np.random.Generator) -> tuple[float, ...]:
-    """Draw the volume in mL of each lesion asked for; nothing for an organ."""
-    if request.size is None:
-        return ()
-    return tuple(request.size.at(float(rng.random())) for _ in range(request.count))
 
 
 def _parse_case(text: str, vocabulary: Vocabulary, own: Mapping[int, SizeDistribution]) -> CaseRequest:

@@ -156,12 +156,6 @@ def centre_grid_on(centre_mm: Sequence[float], *, shape: Shape, spacing_mm: Spac
     return Grid(shape, affine)
 
 
-def centre_of(grid: Grid) -> NDArray[np.float64]:
-    """Centre of a grid in RAS+ millimetres."""
-    centre: NDArray[np.float64] = grid.affine[:3, :3] @ ((np.asarray(grid.shape) - 1) / 2) + grid.affine[:3, 3]
-    return centre
-
-
 # Lesions that keep their volume.
 
 

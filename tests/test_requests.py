@@ -1,11 +1,10 @@
 from __future__ import annotations
 
-import numpy as np
 import pytest
 
 from maisi_aug.errors import RequestError, VocabularyError
 from maisi_aug.labels import MAISI, SlotBinding
-from maisi_aug.requests import CaseRequest, LesionRequest, SizeRange, allot_cases, draw_sizes, parse_requests
+from maisi_aug.requests import CaseRequest, LesionRequest, SizeRange, allot_cases, parse_requests
 from maisi_aug.sizes import measure_distribution, reference_distribution, volume_ml
 
 VOCABULARY = MAISI.with_slots(
@@ -87,15 +86,6 @@ def test_range_of_mm_or_ml_is_walked_in_log_volume(text: str) -> None:
     size = parse_size(text)
     assert (size.at(0.0), size.at(1.0)) == (size.low_ml, size.high_ml)
     assert size.at(0.5) == pytest.approx((size.low_ml * size.high_ml) ** 0.5)
-
-
-def test_draws_depend_on_the_generator_alone_and_stay_in_range() -> None:
-    lesion = parse_one("hepatic tumor:10-30mmx5").lesions[0]
-    first, again, other = (draw_sizes(lesion, rng=np.random.default_rng(seed)) for seed in (1, 1, 2))
-    assert first == again != other
-    assert len(set(first)) == 5
-    assert all(volume_ml(10) <= volume <= volume_ml(30) for volume in first)
-    assert draw_sizes(LesionRequest(1, "liver", None), rng=np.random.default_rng(1)) == ()
 
 
 def test_own_distribution_replaces_the_reference_under_any_name_of_the_label() -> None:

@@ -12,10 +12,16 @@ from scipy import ndimage
 from maisi_aug.errors import GridError
 from maisi_aug.grid import Grid, Shape, Spacing
 from maisi_aug.lesions import LesionWish, measure_lesions, plant_lesions
-from maisi_aug.resampling import centre_grid_on, centre_of, crop_or_pad, resample_image, resample_label_map
+from maisi_aug.resampling import centre_grid_on, crop_or_pad, resample_image, resample_label_map
 
 ANISOTROPIC = Grid.from_spacing((7, 9, 11), (0.7, 0.8, 2.5))
 TOUCHING = np.ones((3, 3, 3), dtype=bool)
+
+
+def centre_of(grid: Grid) -> NDArray[np.float64]:
+    """Centre of a grid in RAS+ millimetres."""
+    centre: NDArray[np.float64] = grid.affine[:3, :3] @ ((np.asarray(grid.shape) - 1) / 2) + grid.affine[:3, 3]
+    return centre
 
 
 def rotated(grid: Grid, *, degrees: float = 20.0) -> Grid:
