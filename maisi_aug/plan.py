@@ -11,8 +11,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from pydantic import TypeAdapter
-
 from maisi_aug.labels import Vocabulary
 from maisi_aug.requests import CaseRequest, LesionRequest, SizeRange, allot_cases, parse_requests
 from maisi_aug.seeds import numpy_generator
@@ -72,15 +70,6 @@ class CohortPlan:
     def to_json(self) -> dict[str, Any]:
         """The plan as JSON types."""
         return asdict(self)
-
-    @classmethod
-    def from_json(cls, content: Mapping[str, Any]) -> CohortPlan:
-        """Read what :meth:`to_json` wrote.
-
-        Raises:
-            pydantic.ValidationError: When the content is no plan.
-        """
-        return TypeAdapter(cls).validate_python(content)
 
 
 def plan_cohort(

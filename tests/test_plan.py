@@ -8,7 +8,7 @@ import pytest
 
 from maisi_aug.errors import RequestError, VocabularyError
 from maisi_aug.labels import MAISI
-from maisi_aug.plan import CohortPlan, plan_from_texts
+from maisi_aug.plan import CasePlan, CohortPlan, PlannedLesion, plan_from_texts
 from maisi_aug.sizes import SizeDistribution, reference_distribution, volume_ml
 
 
@@ -16,9 +16,13 @@ def plan(*texts: str, num_cases: int = 12, seed: int = 3, **options: Any) -> Coh
     return plan_from_texts(texts, vocabulary=MAISI, num_cases=num_cases, seed=seed, **options)
 
 
-def test_plan_survives_the_way_to_json_and_back() -> None:
+def test_plan_as_json_holds_all_of_it() -> None:
     planned = plan("hepatic tumor:0.1-0.9", "lung tumor:8-15mmx2+liver")
-    assert CohortPlan.from_json(json.loads(json.dumps(planned.to_json()))) == planned
+    document = json.loads(json.dumps(planned.to_json()))
+    assert document["requested_ids"] == list(planned.requested_ids)
+    for row, case in zip(document["cases"], planned.cases, strict=True):
+        lesions = [PlannedLesion(**lesion) for lesion in row.pop("lesions")]
+        assert CasePlan(**{**row, "lesions": tuple(lesions), "required_ids": tuple(row["required_ids"])}) == case
 
 
 def test_same_seed_same_plan_and_next_seed_another() -> None:
