@@ -249,4 +249,7 @@ def _print_table(cohort: ResolvedCohort) -> None:
             table.add_row(*first, "", "", "", "")
     if len(shown) < config.num_cases:
         table.add_row("...", f"and {config.num_cases - len(shown)} more (all of them with --json)", "", "", "", "")
-    Console(width=None if sys.stdout.isatty() else 160).print(table)
+    console = Console(width=None if sys.stdout.isatty() else 160)
+    console.print(table)
+    for label, source in sorted(cohort.plan.size_sources.items()):
+        console.print(f"Percentiles of {label}: {source}", markup=False, highlight=False, soft_wrap=True)

@@ -147,6 +147,7 @@ def _record(lesion: PlannedLesion, realised_ml: float | None, origin: PlantedLes
         label=lesion.label,
         requested_ml=lesion.volume_ml,
         percentile=lesion.percentile,
+        size_source=lesion.size_source,
         realised_ml=realised_ml,
         diameter_mm=None if realised_ml is None else diameter_mm(realised_ml),
         centre_ijk=None if origin is None else origin.centre_ijk,

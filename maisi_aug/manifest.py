@@ -42,6 +42,7 @@ class LesionRecord:
         diameter_mm: Equivalent-sphere diameter of the realised volume.
         centre_ijk: Voxel in the middle of the lesion, axes I J K.
         host_id: Organ that the lesion lies in.
+        size_source: What the percentile refers to; says so where that is a stand-in.
     """
 
     label_id: int
@@ -52,6 +53,7 @@ class LesionRecord:
     diameter_mm: float | None = None
     centre_ijk: tuple[int, int, int] | None = None
     host_id: int | None = None
+    size_source: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

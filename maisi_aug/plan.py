@@ -27,6 +27,7 @@ class PlannedLesion:
         volume_ml: Wanted volume.
         diameter_mm: Of the sphere of that volume.
         percentile: The volume as a fraction of the size reference, where the request was one.
+        size_source: What the percentile refers to; says so where that is a stand-in.
     """
 
     label_id: int
@@ -34,6 +35,7 @@ class PlannedLesion:
     volume_ml: float
     diameter_mm: float
     percentile: float | None
+    size_source: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +68,12 @@ class CohortPlan:
 
     cases: tuple[CasePlan, ...]
     requested_ids: tuple[int, ...]
+
+    @property
+    def size_sources(self) -> dict[str, str]:
+        """What the percentiles of every label refer to; a label that is asked for in mm or mL has none."""
+        lesions = (lesion for case in self.cases for lesion in case.lesions)
+        return {lesion.label: lesion.size_source for lesion in lesions if lesion.size_source is not None}
 
     def to_json(self) -> dict[str, Any]:
         """The plan as JSON types."""
@@ -151,4 +159,5 @@ def _place_lesion(part: LesionRequest, size: SizeRange, position: float) -> Plan
     percentile = None
     if size.low_percentile is not None and size.high_percentile is not None:
         percentile = size.low_percentile + position * (size.high_percentile - size.low_percentile)
-    return PlannedLesion(part.label_id, part.label_name, volume_ml, diameter_mm(volume_ml), percentile)
+    source = None if size.distribution is None else size.distribution.source
+    return PlannedLesion(part.label_id, part.label_name, volume_ml, diameter_mm(volume_ml), percentile, source)

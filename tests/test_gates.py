@@ -20,7 +20,7 @@ LARGE_ML, SMALL_ML = 6 * 6 * 5 * VOXEL_ML, 3 * 3 * 3 * VOXEL_ML
 
 
 def planned(volume_ml: float) -> PlannedLesion:
-    return PlannedLesion(26, "hepatic tumor", volume_ml, 20.0, 0.3)
+    return PlannedLesion(26, "hepatic tumor", volume_ml, 20.0, 0.3, "a stand-in")
 
 
 CASE = CasePlan("case_0001", 0, "hepatic tumor x2 + spleen", (planned(SMALL_ML), planned(LARGE_ML)), (3,))
@@ -65,6 +65,7 @@ def test_good_label_map_passes_and_pairs_the_largest_with_the_largest(label_map:
     for record, volume_ml in zip(judgement.lesions, (LARGE_ML, SMALL_ML), strict=True):
         assert record.requested_ml == pytest.approx(volume_ml)
         assert record.realised_ml == pytest.approx(volume_ml)
+        assert (record.percentile, record.size_source) == (0.3, "a stand-in")
 
 
 def test_centre_and_host_come_from_what_was_planted(label_map: NDArray[np.uint8]) -> None:

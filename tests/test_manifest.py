@@ -32,7 +32,7 @@ def build_record(case_index: int = 0, attempt: int = 0, status: Status = "accept
         seed=2**62 + 7,
         status=status,
         request="hepatic tumor:0.3",
-        lesions=(LesionRecord(26, "hepatic tumor", 5.9, 0.3, 5.87, 22.4, (80, 60, 50), 1),),
+        lesions=(LesionRecord(26, "hepatic tumor", 5.9, 0.3, 5.87, 22.4, (80, 60, 50), 1, "84 patients"),),
         required_ids=(3,),
         verdicts=(VerdictRecord("lesion_size", True, {"error": 0.005, "voxels": [179]}, ""),),
         reason="" if status == "accepted" else "hepatic tumor: too small",

@@ -72,6 +72,16 @@ def test_absolute_size_has_no_percentile() -> None:
     assert {case.lesions[0].percentile for case in plan("hepatic tumor:8-20mm").cases} == {None}
 
 
+def test_lesion_names_what_its_percentile_refers_to() -> None:
+    planned = plan("pancreatic tumor:0.5+hepatic tumor:0.5", "bone lesion:10mm+liver")
+    sources = {lesion.label: lesion.size_source for case in planned.cases for lesion in case.lesions}
+    assert sources["hepatic tumor"] == reference_distribution("hepatic tumor").source
+    assert str(sources["pancreatic tumor"]).startswith("stand-in, not measured: hepatic tumor cut at 0.5-30 mL")
+    assert sources["bone lesion"] is None
+    assert planned.size_sources == {label: source for label, source in sources.items() if source is not None}
+    assert planned.to_json()["cases"][0]["lesions"][0]["size_source"] == sources["pancreatic tumor"]
+
+
 def test_requests_take_turns_so_that_every_beginning_is_balanced() -> None:
     cases = plan("hepatic tumor:0.3", "lung tumor:0.3", "bone lesion:10mm@50%", num_cases=24).cases
     for length in range(1, 25):
@@ -91,6 +101,7 @@ def test_percentiles_can_refer_to_other_sizes() -> None:
     own = SizeDistribution("hepatic tumor", tuple(float(step) for step in range(1, 22)), "mine")
     (case,) = plan("hepatic tumor:0.5", num_cases=1, distributions={"hepatic tumor": own}).cases
     assert case.lesions[0].volume_ml == pytest.approx(11.0)
+    assert case.lesions[0].size_source == "mine"
 
 
 @pytest.mark.parametrize(

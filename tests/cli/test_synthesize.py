@@ -92,6 +92,20 @@ def test_dry_run_shows_the_plan_and_writes_nothing(run_cli: Run, recipe: Path, t
     assert list(tmp_path.iterdir()) == []
 
 
+def test_dry_run_names_what_percentiles_refer_to(run_cli: Run, recipe: Path) -> None:
+    flags = ["--labels", "bone lesion:0.5", "--labels", "lung tumor:20mm", "-n", "2", "--dry-run"]
+    words = ["synthesize", "--recipe", recipe, *flags]
+    notes = [line for line in run_cli(*words).stdout.splitlines() if line.startswith("Percentiles of ")]
+    assert len(notes) == 1
+    assert notes[0].startswith("Percentiles of bone lesion: stand-in, not measured: hepatic tumor cut at 0.2-15 mL (")
+    document = json.loads(run_cli(*words, "--json").stdout)
+    sources = {
+        lesion["label"]: lesion["size_source"] for case in document["plan"]["cases"] for lesion in case["lesions"]
+    }
+    assert sources["lung tumor"] is None
+    assert notes[0] == f"Percentiles of bone lesion: {sources['bone lesion']}"
+
+
 def test_dry_run_imports_no_torch(recipe: Path, repository: Path) -> None:
     import subprocess
     import sys
