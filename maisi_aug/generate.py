@@ -19,6 +19,7 @@ from maisi_aug.cohort import CONTACT_SHEET_NAME, CohortFolder, open_cohort
 from maisi_aug.contact_sheet import save_contact_sheet
 from maisi_aug.errors import BankError, LesionError, MaisiAugError
 from maisi_aug.gates import judge_label_map, unrealised_lesions
+from maisi_aug.labels import BODY_ID
 from maisi_aug.lesions import LesionWish
 from maisi_aug.manifest import AttemptRecord, Manifest, ManifestWriter, load_manifest
 from maisi_aug.masks import BankSource, FolderBank, MaskBank, PhantomBank, PlantSource
@@ -235,7 +236,13 @@ class _Run:
         started = perf_counter()
         vocabulary = self.cohort.bundle.vocabulary
         wishes = [
-            LesionWish(lesion.label_id, vocabulary.hosts_of(lesion.label_id), lesion.volume_ml, lesion.label)
+            LesionWish(
+                lesion.label_id,
+                vocabulary.hosts_of(lesion.label_id),
+                lesion.volume_ml,
+                lesion.label,
+                bulge_ids=(BODY_ID,),
+            )
             for lesion in attempt.case.lesions
         ]
         try:

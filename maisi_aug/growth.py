@@ -26,6 +26,10 @@ TOUCHING = np.ones((3, 3, 3), dtype=bool)
 MAX_GROWTHS = 4
 ROUND_ENOUGH = 1.35
 """Spread of a lesion about its centre, relative to a ball of its volume, above which another centre is tried."""
+TOO_STRETCHED = 1.5
+"""Spread above which a lesion leaves its host, where it may, rather than follow it; about twice as long as a ball."""
+RELUCTANCES = (1.5, 3.0, 10.0)
+"""How many times further a voxel outside the host seems than one inside, until enough of the lesion stays inside."""
 ROOMY = 0.6
 """Share of a host part that a lesion may fill before parts with more room are preferred."""
 MAX_SEARCH_VOXELS = 60_000
@@ -118,12 +122,27 @@ def grow_roundest(
     spacing_mm: Sequence[float],
     rng: np.random.Generator,
     irregularity: float = 0.35,
+    reluctance: float = 1.0,
 ) -> tuple[Mask, float]:
-    """Grow from up to ``MAX_GROWTHS`` centres and keep the first round enough, else the roundest."""
+    """Grow from up to ``MAX_GROWTHS`` centres and keep the first round enough, else the roundest.
+
+    Args:
+        start_room: ``(I, J, K)`` where a centre may lie: the host.
+        room: ``(I, J, K)`` connected voxels that the lesion may take.
+        num_voxels: How many it takes.
+        spacing_mm: Voxel sides along I, J, K in millimetres.
+        rng: Source of all randomness.
+        irregularity: Strength of the lobulation.
+        reluctance: How many times further voxels outside ``start_room`` seem than they are.
+
+    Returns:
+        The lesion, and its spread about its centre relative to a ball.
+    """
     centres = _draw_centres(start_room, num_voxels, spacing_mm, rng)
+    farther = None if reluctance == 1.0 else np.where(start_room, 1.0, reluctance)
     best: tuple[Mask, float] | None = None
     for centre in centres:
-        lesion = _grow_from(centre, room, num_voxels, spacing_mm, rng, irregularity)
+        lesion = _grow_from(centre, room, num_voxels, spacing_mm, rng, irregularity, farther)
         spread = _spread(lesion, spacing_mm)
         if best is None or spread < best[1]:
             best = (lesion, spread)
@@ -158,8 +177,9 @@ def _grow_from(
     spacing_mm: Sequence[float],
     rng: np.random.Generator,
     irregularity: float,
+    farther: NDArray[np.float64] | None,
 ) -> Mask:
-    """Flood from a centre, in a box around it that widens until the lesion is whole."""
+    """Flood from a centre, in a box around it that widens until the lesion is whole; scores are times ``farther``."""
     radius_mm = _radius_mm(num_voxels * voxel_volume_ml(spacing_mm))
     lesion = np.zeros_like(room)
     for reach in (2.0, 3.5, 7.0, np.inf):
@@ -168,6 +188,8 @@ def _grow_from(
         box = tuple(slice(int(a), int(b)) for a, b in zip(low, centre + half + 1, strict=True))
         start = centre - low
         score = _draw_score(room[box].shape, start, num_voxels, spacing_mm, rng, irregularity)
+        if farther is not None:
+            score *= farther[box]
         taken = flood(score, room[box], start, num_voxels)
         if taken is not None:
             lesion[box] = taken

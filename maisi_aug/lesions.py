@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,8 +16,10 @@ from scipy import ndimage
 from maisi_aug.deformation import deform_label_map
 from maisi_aug.errors import LesionError
 from maisi_aug.growth import (
+    RELUCTANCES,
     ROOMY,
     ROUND_ENOUGH,
+    TOO_STRETCHED,
     TOUCHING,
     Box,
     Mask,
@@ -44,6 +46,8 @@ __all__ = [
 
 MAX_PARTS = 3
 MAX_ARRANGEMENTS = 6
+MIN_HOST_SHARE = 0.3
+"""Share of a bulging lesion that stays inside its hosts: half of a large kidney tumour lies outside the kidney."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,12 +59,20 @@ class LesionWish:
         hosts: Ids that the lesion may replace.
         volume_ml: Wanted volume in millilitres.
         label_name: Name for messages; the id is used where it is empty.
+        bulge_ids: Ids that the lesion may bulge into where its hosts are too small or too thin for it, as exophytic
+            tumours do; none keeps it inside.
     """
 
     label_id: int
     hosts: tuple[int, ...]
     volume_ml: float
     label_name: str = ""
+    bulge_ids: tuple[int, ...] = ()
+
+    @property
+    def volume_inside_ml(self) -> float:
+        """What has to lie inside the hosts."""
+        return self.volume_ml * (MIN_HOST_SHARE if self.bulge_ids else 1.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +107,14 @@ class PlantedLesion:
         }
 
 
+class _Grown(NamedTuple):
+    """A lesion, how far it spreads about its centre (1 for a ball), and the box of the label map that it lies in."""
+
+    lesion: Mask
+    spread: float
+    box: Box
+
+
 def plant_lesions(
     label_map: NDArray[np.uint8],
     wanted: Sequence[LesionWish],
@@ -102,13 +122,13 @@ def plant_lesions(
     spacing_mm: Sequence[float],
     rng: np.random.Generator,
     other_lesion_ids: Iterable[int] = (),
-    allow_outside: bool = False,
 ) -> tuple[NDArray[np.uint8], tuple[PlantedLesion, ...]]:
     """Plant lesions of exact volumes in their hosts, at least one voxel apart from each other.
 
     A lesion stays in one connected part of a single host where one has room, else in one connected part of the union
-    of its hosts. The largest lesions are placed first; if one then finds no room, the whole arrangement is drawn anew,
-    at most ``MAX_ARRANGEMENTS`` times.
+    of its hosts. Where that leaves no room, or would stretch the lesion along a thin host, it bulges into what the wish
+    allows. The largest lesions are placed first; if one then finds no room, the whole arrangement is drawn anew, at
+    most ``MAX_ARRANGEMENTS`` times.
 
     Args:
         label_map: ``(I, J, K)`` label ids; not modified.
@@ -116,7 +136,6 @@ def plant_lesions(
         spacing_mm: Voxel sides along I, J, K in millimetres.
         rng: Source of all randomness.
         other_lesion_ids: Further ids in the label map to keep apart from.
-        allow_outside: Whether lesions may spread from their host into other non-zero, lesion-free voxels.
 
     Returns:
         A new label map and the planted lesions in the order wanted.
@@ -133,7 +152,7 @@ def plant_lesions(
         planted: dict[int, PlantedLesion] = {}
         try:
             for index in order:
-                planted[index] = _plant(planted_map, blocked, wanted[index], spacing_mm, rng, allow_outside)
+                planted[index] = _plant(planted_map, blocked, wanted[index], spacing_mm, rng)
         except LesionError as error:
             failure = error
             if not planted:  # an empty host has no more room in another arrangement
@@ -173,25 +192,67 @@ def _plant(
     wish: LesionWish,
     spacing_mm: Sequence[float],
     rng: np.random.Generator,
-    allow_outside: bool,
 ) -> PlantedLesion:
     """Write one lesion into ``label_map`` and its surroundings into ``blocked``, both in place."""
+    best = _grow_inside(label_map, blocked, wish, spacing_mm, rng)
+    if wish.bulge_ids and (best is None or best.spread > TOO_STRETCHED):
+        bulging = _grow_out(label_map, blocked, wish, spacing_mm, rng)
+        if bulging is not None and (best is None or bulging.spread < best.spread):
+            best = bulging
+    if best is None:
+        raise _no_room(label_map, blocked, wish, spacing_mm)
+    return _write(label_map, blocked, wish, best, spacing_mm)
+
+
+def _grow_inside(
+    label_map: NDArray[np.uint8],
+    blocked: Mask,
+    wish: LesionWish,
+    spacing_mm: Sequence[float],
+    rng: np.random.Generator,
+) -> _Grown | None:
+    """The first lesion inside its hosts that is round enough, else the roundest; None if no host has room."""
     num_voxels = require_num_voxels(wish.volume_ml, spacing_mm)
-    best: tuple[Mask, float, Box] | None = None
+    best: _Grown | None = None
     for hosts in _host_choices(label_map, blocked, wish, num_voxels, rng):
         free = is_any_of(label_map, hosts) & ~blocked
-        room = (label_map != 0) & ~blocked if allow_outside else free
-        part = draw_part(free, room, num_voxels, spacing_mm, rng)
+        part = draw_part(free, free, num_voxels, spacing_mm, rng)
         if part is None:
             continue
         lesion, spread = grow_roundest(part[1], part[2], num_voxels, spacing_mm, rng)
-        if best is None or spread < best[1]:
-            best = (lesion, spread, part[0])
+        if best is None or spread < best.spread:
+            best = _Grown(lesion, spread, part[0])
         if spread <= ROUND_ENOUGH:
             break
-    if best is None:
-        raise _no_room(label_map, blocked, wish, spacing_mm)
-    return _write(label_map, blocked, wish.label_id, best[0], best[2], spacing_mm)
+    return best
+
+
+def _grow_out(
+    label_map: NDArray[np.uint8],
+    blocked: Mask,
+    wish: LesionWish,
+    spacing_mm: Sequence[float],
+    rng: np.random.Generator,
+) -> _Grown | None:
+    """A lesion around one connected part of its hosts, some of it outside; None if too little of it would be inside."""
+    num_voxels = require_num_voxels(wish.volume_ml, spacing_mm)
+    num_inside = int(np.ceil(MIN_HOST_SHARE * num_voxels))
+    free = is_any_of(label_map, wish.hosts) & ~blocked
+    start = draw_part(free, free, num_inside, spacing_mm, rng)
+    if start is None:
+        return None
+    host = np.zeros_like(free)
+    host[start[0]] = start[1]
+    room = is_any_of(label_map, (*wish.hosts, *wish.bulge_ids)) & ~blocked
+    part = draw_part(host, room, num_voxels, spacing_mm, rng)
+    if part is None:
+        return None
+    box, inside, around = part
+    for reluctance in RELUCTANCES:
+        lesion, spread = grow_roundest(inside, around, num_voxels, spacing_mm, rng, reluctance=reluctance)
+        if np.count_nonzero(lesion & inside) >= num_inside:
+            return _Grown(lesion, spread, box)
+    return None
 
 
 def _host_choices(
@@ -214,22 +275,23 @@ def _host_choices(
 def _write(
     label_map: NDArray[np.uint8],
     blocked: Mask,
-    label_id: int,
-    lesion: Mask,
-    box: Box,
+    wish: LesionWish,
+    grown: _Grown,
     spacing_mm: Sequence[float],
 ) -> PlantedLesion:
+    lesion, _, box = grown
     inside = np.argwhere(lesion)
     offset = np.array([part.start for part in box])
     low, high = inside.min(axis=0) + offset, inside.max(axis=0) + offset + 1
     steps_mm = (inside - inside.mean(axis=0)) * np.asarray(spacing_mm)
     centre = inside[int(np.argmin((steps_mm**2).sum(axis=1)))] + offset
-    host_id = int(np.argmax(np.bincount(label_map[box][lesion])))
-    label_map[box][lesion] = label_id
+    replaced = np.bincount(label_map[box][lesion], minlength=256)
+    host_id = max(wish.hosts, key=lambda host: (int(replaced[host]), -host))
+    label_map[box][lesion] = wish.label_id
     wide = tuple(slice(max(0, part.start - 1), part.stop + 1) for part in box)
     blocked[wide] |= _surroundings(_placed(lesion, box, wide, label_map.shape))
     return PlantedLesion(
-        label_id=label_id,
+        label_id=wish.label_id,
         mask_bbox=tuple(slice(int(a), int(b)) for a, b in zip(low, high, strict=True)),
         num_voxels=len(inside),
         volume_ml=len(inside) * voxel_volume_ml(spacing_mm),
@@ -251,10 +313,11 @@ def _no_room(label_map: NDArray[np.uint8], blocked: Mask, wish: LesionWish, spac
     largest_ml = max(part_sizes(free), default=0) * voxel_volume_ml(spacing_mm)
     present = [host for host in wish.hosts if (label_map == host).any()] or list(wish.hosts)
     names = ", ".join(map(_name_of, present[:4])) + (f" and {len(present) - 4} more" if len(present) > 4 else "")
+    inside = f", at least {wish.volume_inside_ml:.2f} mL of it" if wish.bulge_ids else ""
     return LesionError(
-        f"{wish.label_name or _name_of(wish.label_id)}: expected room for {in_words(wish.volume_ml)} in one connected "
-        f"part of its host ({names}), found {free_ml:.2f} mL free, {largest_ml:.2f} mL of it in the largest part. "
-        "Ask for a smaller lesion, fewer lesions or another label map."
+        f"{wish.label_name or _name_of(wish.label_id)}: expected room for {in_words(wish.volume_ml)}{inside} in one "
+        f"connected part of its host ({names}), found {free_ml:.2f} mL free, {largest_ml:.2f} mL of it in the largest "
+        "part. Ask for a smaller lesion, fewer lesions or another label map."
     )
 
 

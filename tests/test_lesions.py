@@ -11,7 +11,14 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from maisi_aug.errors import LesionError
-from maisi_aug.lesions import LesionWish, is_any_of, measure_lesions, plant_lesions
+from maisi_aug.lesions import (
+    MIN_HOST_SHARE,
+    LesionWish,
+    PlantedLesion,
+    is_any_of,
+    measure_lesions,
+    plant_lesions,
+)
 
 LabelMap = NDArray[np.uint8]
 SPACING_MM = (3.2, 3.2, 3.2)
@@ -124,20 +131,59 @@ def test_hosts_with_ample_room_are_all_used() -> None:
     assert used == set(BONES)
 
 
-def test_lesion_may_leave_its_host_only_into_tissue_and_only_when_allowed() -> None:
-    label_map = build_map()
-    label_map[:, :, :20] = np.where(label_map[:, :, :20] == 200, 0, label_map[:, :, :20])
-    planted_map, (lesion,) = plant_lesions(
-        label_map,
-        [LesionWish(24, (4,), sphere_ml(45))],
-        spacing_mm=SPACING_MM,
-        rng=np.random.default_rng(0),
-        allow_outside=True,
-    )
-    assert lesion.num_voxels == round(sphere_ml(45) / VOXEL_ML)
-    replaced = set(np.unique(label_map[planted_map == 24]))
-    assert {4, 200} <= replaced
-    assert 0 not in replaced
+def build_thin_pancreas() -> LabelMap:
+    """A pancreas of 128 mm by 19 mm by 19 mm, 47.19 mL, in body, with air below."""
+    label_map = np.zeros((60, 50, 40), dtype=np.uint8)
+    label_map[2:58, 2:48, 10:] = 200
+    label_map[10:50, 20:26, 12:18] = 4
+    return label_map
+
+
+def plant_pancreatic(diameter_mm: float, *, bulge_ids: tuple[int, ...], seed: int) -> tuple[LabelMap, PlantedLesion]:
+    label_map = build_thin_pancreas()
+    wish = LesionWish(24, (4,), sphere_ml(diameter_mm), bulge_ids=bulge_ids)
+    rng = np.random.default_rng(seed)
+    planted_map, (lesion,) = plant_lesions(label_map, [wish], spacing_mm=SPACING_MM, rng=rng)
+    mask = planted_map == 24
+    assert mask.sum() == lesion.num_voxels == round(wish.volume_ml / VOXEL_ML)
+    assert ndimage.label(mask, TOUCHING)[1] == 1
+    assert set(np.unique(label_map[mask])) <= {4, *bulge_ids}
+    assert (label_map[mask] == 4).sum() >= (MIN_HOST_SHARE if bulge_ids else 1.0) * lesion.num_voxels
+    assert lesion.host_id == 4
+    return planted_map, lesion
+
+
+def longest_side_mm(lesion: PlantedLesion) -> float:
+    return max(float(part.stop - part.start) * step for part, step in zip(lesion.mask_bbox, SPACING_MM, strict=True))
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_lesion_bulges_out_of_a_thin_host_where_it_may(seed: int) -> None:
+    _, inside = plant_pancreatic(42, bulge_ids=(), seed=seed)
+    _, bulging = plant_pancreatic(42, bulge_ids=(200,), seed=seed)
+    assert longest_side_mm(bulging) < 0.8 * longest_side_mm(inside)
+
+
+def test_lesion_larger_than_its_host_fits_where_it_may_bulge() -> None:
+    with pytest.raises(LesionError, match=r"expected room for 65\.45 mL \(50\.0 mm\) in one connected part"):
+        plant_pancreatic(50, bulge_ids=(), seed=0)
+    plant_pancreatic(50, bulge_ids=(200,), seed=0)
+
+
+def test_lesion_that_would_lie_mostly_outside_its_host_is_refused() -> None:
+    with pytest.raises(
+        LesionError,
+        match=r"expected room for 179\.59 mL \(70\.0 mm\), at least 53\.88 mL of it in one connected part of its host "
+        r"\(pancreas\), found 47\.19 mL free",
+    ):
+        plant_pancreatic(70, bulge_ids=(200,), seed=0)
+
+
+def test_lesion_with_room_for_a_round_shape_stays_inside() -> None:
+    for seed in range(3):
+        may, _ = plant_pancreatic(20, bulge_ids=(200,), seed=seed)
+        must, _ = plant_pancreatic(20, bulge_ids=(), seed=seed)
+        np.testing.assert_array_equal(may, must)
 
 
 def test_planting_depends_on_its_seed_alone() -> None:

@@ -172,6 +172,19 @@ def test_phantoms_host_the_lesions(name: str) -> None:
     np.testing.assert_array_equal(source.draw([wish], seed=4).label_map, drawn.label_map)
 
 
+@pytest.mark.parametrize("label_id", VOCABULARY.tumor_ids, ids=VOCABULARY.name_of)
+def test_phantoms_host_every_tumour_of_50_mm_at_the_first_anatomy(label_id: int) -> None:
+    grid = Grid.from_spacing((96, 80, 64), (4.0, 4.0, 4.0))
+    wish = LesionWish(label_id, VOCABULARY.hosts_of(label_id), 65.45, bulge_ids=(BODY,))
+    drawn = PlantSource(PhantomBank(vocabulary=VOCABULARY, grid=grid)).draw([wish], seed=3)
+    _require_exact(drawn, [wish])
+    assert drawn.origin["base"] == 0
+    assert drawn.lesions[0].host_id in wish.hosts
+    points_mm = np.argwhere(drawn.label_map == label_id) * grid.spacing_mm
+    spread_mm = np.sqrt(points_mm.var(axis=0).sum())
+    assert spread_mm < 1.5 * 25 * np.sqrt(0.6)  # a ball of that diameter has 25 mm times the root of 0.6
+
+
 def test_real_scan_hosts_six_kinds_of_lesions(real_data: Path) -> None:
     grid = Grid.from_spacing((128, 96, 80), (3.2, 3.2, 3.2))
     bank = FolderBank(real_data / "totalsegmentator-example", vocabulary=VOCABULARY, grid=grid)

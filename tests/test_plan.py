@@ -1,14 +1,16 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from typing import Any
 
 import pytest
 
 from maisi_aug.errors import RequestError, VocabularyError
-from maisi_aug.labels import MAISI
+from maisi_aug.labels import MAISI, SlotBinding
 from maisi_aug.plan import CasePlan, CohortPlan, PlannedLesion, plan_from_texts
+from maisi_aug.recipe import load_recipe
 from maisi_aug.sizes import SizeDistribution, reference_distribution, volume_ml
 
 
@@ -117,3 +119,15 @@ def test_impossible_request_is_refused(
 ) -> None:
     with pytest.raises(error, match=message):
         plan(*texts, num_cases=num_cases)
+
+
+def test_recipe_of_six_tumours_has_ten_of_each_evenly_from_8_to_50_mm() -> None:
+    config = load_recipe("six-tumours")
+    vocabulary = MAISI.with_slots({"kidney tumor": SlotBinding(129, (5, 14))})
+    planned = plan_from_texts(config.labels, vocabulary=vocabulary, num_cases=config.num_cases, seed=config.seed)
+    assert planned.requested_ids == vocabulary.tumor_ids
+    for label_id in vocabulary.tumor_ids:
+        lesions = [lesion for case in planned.cases for lesion in case.lesions if lesion.label_id == label_id]
+        places = [math.log(lesion.diameter_mm / 8) / math.log(50 / 8) for lesion in lesions]
+        assert sorted(int(10 * place) for place in places) == list(range(10))
+    assert all(len(case.lesions) == 1 for case in planned.cases)
