@@ -107,7 +107,7 @@ def _require_same_document(folder: Path, old: Mapping[str, Any], new: Mapping[st
     if different:
         raise CohortError(
             f"{folder}: expected the configuration that this cohort was begun with, found a different one "
-            f"({'; '.join(different)}). Choose another --out, or repeat the first command to go on."
+            f"({'; '.join(different)}). Choose another --out, or go on with the first command, weights and label maps."
         )
 
 
