@@ -13,7 +13,7 @@ from maisi_aug.grid import Grid, Shape
 from maisi_aug.training.loop import CHECKPOINT_NAME
 from maisi_aug.training.recipe import TrainingRecipe
 from maisi_aug.training.settings import FlowLossConfig, VaeLossConfig
-from maisi_aug.whole_files import write_text_whole
+from maisi_aug.whole_files import sha256_of, write_text_whole
 
 SETTINGS_NAME = "settings.json"
 # The networks that each stage trains, in the order of the stages.
@@ -22,6 +22,7 @@ STAGE_ROLES = {
     "diffusion": ("diffusion_unet",),
     "controlnet": ("diffusion_unet", "controlnet"),
 }
+EARLIER_WEIGHTS = "weights"
 # How a stage began before its recipe could say.
 STARTS = {"vae": "random", "controlnet": "encoder"}
 
@@ -50,7 +51,8 @@ def _require_multiple(shape: Shape, factor: int, field: str) -> None:
 def require_same_settings(recipe: TrainingRecipe, folder: Path, stage: str) -> None:
     """Check that what a folder was begun with is what the recipe says, up to and with a stage; note the stage's.
 
-    The number of phantoms may change, for phantom ``i`` does not depend on it; the loop compares its own settings.
+    The number of phantoms may change, for phantom ``i`` does not depend on it; the loop compares its own settings. The
+    weights of earlier stages that a stage was begun with must still be the same ones: latents depend on them.
 
     Raises:
         TrainingError: Naming the stage and the fields that differ.
@@ -58,9 +60,12 @@ def require_same_settings(recipe: TrainingRecipe, folder: Path, stage: str) -> N
     for name in STAGE_ROLES:
         path = folder / name / SETTINGS_NAME
         has_begun = (folder / name / CHECKPOINT_NAME).exists()
-        wanted = _settings_of(recipe, name)
+        wanted = _settings_of(recipe, name) | {EARLIER_WEIGHTS: _hash_earlier_weights(folder, name)}
         if has_begun and path.exists():
-            before = dict(_flat(_with_defaults(json.loads(path.read_text(encoding="utf-8")), name)))
+            known = json.loads(path.read_text(encoding="utf-8"))
+            if name != stage or EARLIER_WEIGHTS not in known:
+                known[EARLIER_WEIGHTS] = wanted[EARLIER_WEIGHTS]
+            before = dict(_flat(_with_defaults(known, name)))
             after = dict(_flat(wanted))
             differing = sorted(key for key in before.keys() | after.keys() if before.get(key) != after.get(key))
             if differing:
@@ -72,6 +77,12 @@ def require_same_settings(recipe: TrainingRecipe, folder: Path, stage: str) -> N
             write_text_whole(path, json.dumps(wanted, indent=1) + "\n")
         if name == stage:
             return
+
+
+def _hash_earlier_weights(folder: Path, stage: str) -> dict[str, str]:
+    earlier = list(STAGE_ROLES)[: list(STAGE_ROLES).index(stage)]
+    paths = [path for name in earlier for path in sorted((folder / name).glob("*.pt")) if path.name != CHECKPOINT_NAME]
+    return {f"{path.parent.name}/{path.stem}": sha256_of(path) for path in paths}
 
 
 def _settings_of(recipe: TrainingRecipe, stage: str) -> dict[str, Any]:

@@ -79,8 +79,8 @@ class TrainingFolder:
             "diffusion_unet": self._load_weights(self._unet_stage(), "diffusion_unet"),
             "controlnet": self._load_weights("controlnet", "controlnet"),
         }
-        steps = {
-            stage: json.loads((self.folder / stage / "summary.json").read_text(encoding="utf-8"))["steps"]
+        summaries = {
+            stage: json.loads((self.folder / stage / "summary.json").read_text(encoding="utf-8"))
             for stage in STAGE_NAMES
         }
         header = {
@@ -89,7 +89,8 @@ class TrainingFolder:
             "scale_factor": self._latents(self._store()).scale_factor,
             "provenance": {
                 "trained_on": f"{self.recipe.data.num_phantoms} procedural phantoms, seed {self.recipe.data.seed}",
-                "steps": steps,
+                "steps": {stage: summary["steps"] for stage, summary in summaries.items()},
+                "unfinished": [stage for stage, summary in summaries.items() if not summary["complete"]],
                 "versions": {"maisi-aug": __version__, "monai": version("monai"), "torch": version("torch")},
             },
         }

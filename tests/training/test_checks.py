@@ -95,3 +95,14 @@ def test_settings_of_an_older_version_get_todays_defaults(tmp_path: Path) -> Non
     del settings["controlnet.start"]
     path.write_text(json.dumps(settings), encoding="utf-8")
     require_same_settings(build_recipe(), tmp_path, "controlnet")
+
+
+def test_stage_does_not_go_on_after_the_weights_that_it_was_begun_with_have_changed(tmp_path: Path) -> None:
+    begin(tmp_path, "vae")
+    (tmp_path / "vae" / "autoencoder.pt").write_bytes(b"half trained")
+    begin(tmp_path, "diffusion")
+    require_same_settings(build_recipe(), tmp_path, "diffusion")
+    (tmp_path / "vae" / "autoencoder.pt").write_bytes(b"trained")
+    require_same_settings(build_recipe(), tmp_path, "vae")
+    with pytest.raises(TrainingError, match="stage diffusion was begun with, found .* weights.vae/autoencoder"):
+        require_same_settings(build_recipe(), tmp_path, "diffusion")

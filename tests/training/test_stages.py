@@ -110,6 +110,7 @@ def test_bundle_tells_where_it_comes_from(trained: Trained) -> None:
     assert (spec.name, spec.licence, spec.grid.shape) == ("tiny", "Apache-2.0", SHAPE)
     assert spec.provenance["trained_on"] == "2 procedural phantoms, seed 5"
     assert spec.provenance["steps"] == {"vae": 3, "diffusion": 2, "controlnet": 2}
+    assert spec.provenance["unfinished"] == []
     assert set(spec.provenance["versions"]) == {"maisi-aug", "monai", "torch"}
     networks = load_networks(trained.bundle)
     assert networks.scale_factor == spec.scale_factor > 0
