@@ -39,6 +39,7 @@ __all__ = [
     "PlantedLesion",
     "deform_label_map",
     "grow_lesion",
+    "host_volumes_ml",
     "is_any_of",
     "measure_lesions",
     "plant_lesions",
@@ -175,6 +176,13 @@ def measure_lesions(label_map: NDArray[Any], label_id: int, voxel_ml: float) -> 
     return [float(size * voxel_ml) for size in sorted(sizes, reverse=True)]
 
 
+def host_volumes_ml(host: Mask, spacing_mm: Sequence[float]) -> tuple[float, float]:
+    """Volume of a host in millilitres, and that of its largest connected part."""
+    sizes = part_sizes(host)
+    voxel_ml = voxel_volume_ml(spacing_mm)
+    return sum(sizes) * voxel_ml, max(sizes, default=0) * voxel_ml
+
+
 def is_any_of(label_map: NDArray[Any], label_ids: Iterable[int]) -> Mask:
     """Mask of the voxels that carry one of the ids; quick for uint8, where a table of 256 entries is looked up."""
     ids = sorted(set(label_ids))
@@ -308,9 +316,7 @@ def _placed(lesion: Mask, box: Box, wide: Box, shape: tuple[int, ...]) -> Mask:
 
 
 def _no_room(label_map: NDArray[np.uint8], blocked: Mask, wish: LesionWish, spacing_mm: Sequence[float]) -> LesionError:
-    free = is_any_of(label_map, wish.hosts) & ~blocked
-    free_ml = int(free.sum()) * voxel_volume_ml(spacing_mm)
-    largest_ml = max(part_sizes(free), default=0) * voxel_volume_ml(spacing_mm)
+    free_ml, largest_ml = host_volumes_ml(is_any_of(label_map, wish.hosts) & ~blocked, spacing_mm)
     present = [host for host in wish.hosts if (label_map == host).any()] or list(wish.hosts)
     names = ", ".join(map(_name_of, present[:4])) + (f" and {len(present) - 4} more" if len(present) > 4 else "")
     inside = f", at least {wish.volume_inside_ml:.2f} mL of it" if wish.bulge_ids else ""

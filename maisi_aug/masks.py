@@ -22,7 +22,14 @@ from maisi_aug.grid import Grid
 from maisi_aug.growth import TOUCHING
 from maisi_aug.labels import Vocabulary
 from maisi_aug.lesion_editing import MAX_RESIZE, describe_lesion, remove_lesions, resize_lesion
-from maisi_aug.lesions import LesionWish, PlantedLesion, deform_label_map, plant_lesions
+from maisi_aug.lesions import (
+    LesionWish,
+    PlantedLesion,
+    deform_label_map,
+    host_volumes_ml,
+    is_any_of,
+    plant_lesions,
+)
 from maisi_aug.seeds import derive_seed, numpy_generator
 
 __all__ = [
@@ -37,6 +44,10 @@ __all__ = [
 ]
 
 MAX_BASES = 12
+NUM_LOOKS = 3
+"""Maps after which a lesion far larger than its hosts in all of them is given up."""
+FAR_TOO_LARGE = 1.5
+"""Largest organ of its kind among many patients, relative to the largest among ``NUM_LOOKS`` of them."""
 MAX_CANDIDATES = 64
 """How many maps of a bank that hold the lesion are compared by its volume."""
 
@@ -131,7 +142,7 @@ class PlantSource:
     Attributes:
         bank: Where the anatomies come from.
         deform_strength: Upper end of the elastic variety given to maps of a bank that repeats itself.
-        max_bases: Maps to try before giving up.
+        max_bases: Maps to try before giving up; a lesion far larger than its hosts is given up after ``NUM_LOOKS``.
     """
 
     bank: MaskBank
@@ -150,16 +161,21 @@ class PlantSource:
             The map, with the lesions measured on its grid.
 
         Raises:
-            LesionError: A lesion found no room in ``max_bases`` maps.
+            LesionError: A lesion found no room in ``max_bases`` maps, or cannot find any.
             BankError: No map has the hosts and the required organs.
         """
         failure: LesionError | None = None
+        rooms: list[list[tuple[float, float]]] = []
         bases = self.bank.draw_bases(lesions, required_ids=required_ids, seed=seed)
         for attempt, base in enumerate(islice(bases, self.max_bases)):
             try:
                 drawn = self._plant(base, lesions, required_ids, attempt, seed)
             except LesionError as error:
                 failure = error
+                hosts = [is_any_of(base.label_map, wish.hosts) for wish in lesions]
+                rooms.append([host_volumes_ml(host, base.grid.spacing_mm) for host in hosts])
+                if len(rooms) >= _num_looks(self.bank) and _is_hopeless(lesions, rooms):
+                    break
                 continue
             if drawn is not None:
                 return drawn
@@ -287,6 +303,20 @@ class BankSource:
         }
         origin["original_ml"] = [round(lesion.volume_ml, 4) for lesion in chosen]
         return DrawnMap(sized[0], base.grid, origin, sized[1])
+
+
+def _num_looks(bank: MaskBank) -> int:
+    """How many maps show about what the bank has: patients resemble each other, parts of them in files need not."""
+    return max(NUM_LOOKS, len(bank)) if isinstance(bank, FolderBank) else NUM_LOOKS
+
+
+def _is_hopeless(lesions: Sequence[LesionWish], rooms: Sequence[Sequence[tuple[float, float]]]) -> bool:
+    """Whether a lesion, or all that share its hosts, is far larger than these are in every map that shows them."""
+    for wish, (total_ml, largest_ml) in zip(lesions, np.max(rooms, axis=0), strict=True):
+        together_ml = sum(other.volume_inside_ml for other in lesions if other.hosts == wish.hosts)
+        if 0 < FAR_TOO_LARGE * largest_ml < wish.volume_inside_ml or 0 < FAR_TOO_LARGE * total_ml < together_ml:
+            return True
+    return False
 
 
 def _choose_lesions(bank: FolderBank, index: int, lesions: Sequence[LesionWish]) -> list[BankLesion] | None:

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from maisi_aug.bank_map import BankMap
 from maisi_aug.errors import BankError, LesionError
 from maisi_aug.grid import Grid
 from maisi_aug.labels import MAISI, SlotBinding
 from maisi_aug.lesions import LesionWish, measure_lesions
-from maisi_aug.masks import BankSource, DrawnMap, FolderBank, MaskSource, PhantomBank, PlantSource
+from maisi_aug.masks import BankSource, BaseMap, DrawnMap, FolderBank, MaskSource, PhantomBank, PlantSource
 from tests.tiny_bank import (
     BODY,
     HEPATIC_TUMOR,
@@ -116,6 +118,65 @@ def test_maps_of_a_folder_are_deformed_and_say_by_how_much(healthy_bank: FolderB
 def test_host_that_is_too_small_is_told_after_bounded_tries(healthy_bank: FolderBank) -> None:
     with pytest.raises(LesionError, match=r"kidney tumor: expected room for 400.*left kidney"):
         PlantSource(healthy_bank, max_bases=3).draw([_wish(KIDNEY_TUMOR, 400.0)], seed=1)
+
+
+class CountingBank:
+    """A new patient at every draw, with a kidney of a given edge; counts the draws."""
+
+    name = "counting"
+    varies = True
+    vocabulary = VOCABULARY
+
+    def __init__(self, edges: Iterable[int]) -> None:
+        self.grid = Grid.from_spacing((24, 22, 20), (5.0, 5.0, 5.0))
+        self.edges = edges
+        self.num_drawn = 0
+
+    def draw_bases(self, lesions: Sequence[LesionWish], *, required_ids: Sequence[int], seed: int) -> Iterator[BaseMap]:
+        for edge in self.edges:
+            self.num_drawn += 1
+            label_map = np.full(self.grid.shape, BODY, dtype=np.uint8)
+            label_map[4 : 4 + edge, 4 : 4 + edge, 4 : 4 + edge] = LEFT_KIDNEY
+            yield BaseMap(label_map, self.grid, {})
+
+
+@pytest.mark.parametrize(
+    ("edges", "wishes_ml", "num_drawn"),
+    [
+        ([8] * 20, [64.0 * 1.6], 3),  # a kidney of 64 mL
+        ([8] * 20, [64.0 * 1.4], 12),  # the next patient may have a larger one
+        ([8] * 20, [40.0, 40.0, 40.0], 3),
+        ([0, 0, 0, 0, 8, 8, 8], [200.0], 5),  # a window without the host says nothing
+        ([6, 6, 8, 10], [90.0], 4),
+    ],
+)
+def test_lesions_far_too_large_are_given_up_soon_and_others_are_not(
+    edges: list[int], wishes_ml: list[float], num_drawn: int
+) -> None:
+    bank = CountingBank(edges)
+    wishes = [_wish(KIDNEY_TUMOR, volume_ml) for volume_ml in wishes_ml]
+    if edges[-1] == 10:
+        _require_exact(PlantSource(bank).draw(wishes, seed=1), wishes)
+    else:
+        with pytest.raises(LesionError, match=r"kidney tumor: expected room for .*\(left kidney\), found .* mL free"):
+            PlantSource(bank).draw(wishes, seed=1)
+    assert bank.num_drawn == num_drawn
+
+
+def test_all_maps_of_a_small_bank_are_tried_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(5):
+        write_case(tmp_path, f"c{number}", build_trunk(seed=number))
+    bank, drawn = _bank(tmp_path), list[int]()
+    load = bank.load
+
+    def load_and_note(index: int) -> BankMap | None:
+        drawn.append(index)
+        return load(index)
+
+    monkeypatch.setattr(bank, "load", load_and_note)
+    with pytest.raises(LesionError, match="expected room for 400"):
+        PlantSource(bank).draw([_wish(KIDNEY_TUMOR, 400.0)], seed=1)
+    assert sorted(drawn) == list(range(5))
 
 
 def test_missing_host_and_missing_organ_are_named(healthy_bank: FolderBank) -> None:
