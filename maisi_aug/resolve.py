@@ -18,6 +18,7 @@ from maisi_aug.errors import RequestError
 from maisi_aug.grid import Grid
 from maisi_aug.labels import Vocabulary
 from maisi_aug.plan import CohortPlan, plan_from_texts
+from maisi_aug.preflight import require_drawable, require_known_targets, require_maps
 from maisi_aug.recipe import EMBEDDED_BANK, CohortConfig
 from maisi_aug.sizes import SizeDistribution, measure_distribution
 
@@ -77,7 +78,8 @@ def resolve_cohort(
         CohortError: When the folder is not a cohort's.
         BundleError: When there is no such bundle.
         GridError: When the bundle's networks cannot take the grid.
-        BankError: When there is no such mask bank, or its list or the mapping of its labels cannot be read.
+        BankError: When there is no such mask bank or no label map in it, or when its list or the mapping of its labels
+            cannot be read.
         RequestError, VocabularyError: When a label request cannot be met.
         VolumeError: When the size reference cannot be read.
     """
@@ -95,6 +97,7 @@ def resolve_cohort(
             "num_inference_steps": config.num_inference_steps or bundle.default_steps,
         }
     )
+    described = _describe_bank(config, bundle.vocabulary)
     distributions = _find_distributions(config, bundle.vocabulary, document or {}, report_file)
     plan = plan_from_texts(
         config.labels,
@@ -103,7 +106,8 @@ def resolve_cohort(
         seed=config.seed,
         distributions=distributions,
     )
-    return ResolvedCohort(config, bundle, grid, plan, distributions, _describe_bank(config, bundle.vocabulary))
+    require_drawable(plan, grid)
+    return ResolvedCohort(config, bundle, grid, plan, distributions, described)
 
 
 def _choose_grid(config: CohortConfig, bundle: Bundle) -> Grid:
@@ -124,11 +128,13 @@ def _describe_bank(config: CohortConfig, vocabulary: Vocabulary) -> dict[str, An
 
     The phantoms come with the package, so that there is nothing to remember of them.
     """
+    mapping = load_mapping(config.mask_labels)
+    require_known_targets(mapping, vocabulary, subject=f"Mask labels {config.mask_labels}")
     if config.mask_bank == EMBEDDED_BANK:
         return {}
-    entries, _ = find_entries(Path(config.mask_bank), lambda name: find_label_id(name, vocabulary) is not None)
+    entries, skipped = find_entries(Path(config.mask_bank), lambda name: find_label_id(name, vocabulary) is not None)
+    require_maps(entries, skipped, subject=f"Mask bank {config.mask_bank}")
     described = {"num_maps": len(entries), "files_sha256": digest_of(entries)[:NUM_DIGITS]}
-    mapping = load_mapping(config.mask_labels)
     if isinstance(mapping, Mapping):
         described["mapping_sha256"] = hashlib.sha256(json.dumps(mapping).encode()).hexdigest()[:NUM_DIGITS]
     return described

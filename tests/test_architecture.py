@@ -23,7 +23,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
     ),
     "pure maths": (
         *("resampling", "deformation", "growth", "lesions", "lesion_editing", "body", "phantom", "quality", "pictures"),
-        *("networks", "conditioning", "sampling", "decoding", "fastpath"),
+        *("visibility", "networks", "conditioning", "sampling", "decoding", "fastpath"),
     ),
     "state": (
         *("volume_io", "bundle", "bundles", "weights", "manifest", "recipe", "recipes", "cohort"),
@@ -31,7 +31,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
     ),
     "orchestration": (
         *("masks", "plan", "resolve", "preview", "contact_sheet", "gates", "writer", "pipeline", "generate"),
-        *("bank_map", "folder_bank", "phantom_folder", "segmenter", "training"),
+        *("bank_map", "folder_bank", "phantom_folder", "preflight", "segmenter", "training"),
     ),
     "adapters": ("evaluation", "integrations"),
     "command line": ("cli",),

@@ -51,6 +51,7 @@ def test_resolving_again_changes_nothing(bundle: Path) -> None:
 
 def test_paths_are_made_absolute(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "bank").mkdir()
+    (tmp_path / "bank" / "a_seg.nii.gz").write_bytes(b"a label map")
     monkeypatch.chdir(tmp_path)
     config = resolve(bundle, mask_bank="bank").config
     assert config.mask_bank == str((tmp_path / "bank").resolve())
@@ -134,6 +135,8 @@ def test_names_of_slots_can_be_asked_for(bundle: Path) -> None:
             BankError,
             "Mask labels no.json: expected a JSON file",
         ),
+        ({"mask_labels": "totalsegmentator"}, BankError, "Mask labels: expected auto, .*, found 'totalsegmentator'"),
+        ({"labels": ["lung tumor:5mm"]}, RequestError, r"lung tumor:5mm.: expected lesions above 0.13 mL \(6.3 mm\)"),
         ({"size_reference": "no/such/folder", "size_label": 2}, RequestError, "no/such/folder: expected an nnU-Net"),
     ],
 )
@@ -142,6 +145,18 @@ def test_what_cannot_be_made_is_refused(
 ) -> None:
     with pytest.raises(error, match=message):
         resolve(bundle, **changes)
+
+
+def test_bank_without_label_maps_is_refused(bundle: Path, tmp_path: Path) -> None:
+    with pytest.raises(BankError, match=rf"Mask bank {tmp_path}: expected label maps, found none"):
+        resolve(bundle, mask_bank=str(tmp_path))
+
+
+def test_mapping_to_a_label_that_is_none_is_refused(bundle: Path, tmp_path: Path) -> None:
+    (tmp_path / "a_seg.nii.gz").write_bytes(b"never read")
+    (tmp_path / "map.json").write_text('{"1": "livr"}')
+    with pytest.raises(BankError, match=r"map\.json, '1': Label 'livr': expected .* Did you mean 'liver'"):
+        resolve(bundle, mask_bank=str(tmp_path / "a_seg.nii.gz"), mask_labels=str(tmp_path / "map.json"))
 
 
 def test_unknown_bundle_is_refused() -> None:
