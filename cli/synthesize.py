@@ -154,7 +154,7 @@ def synthesize(
         },
     )
     if dry_run:
-        _show_plan(config, as_json=as_json, is_quiet=quiet)
+        _show_plan(config, out, may_resume=resume, as_json=as_json, is_quiet=quiet)
         return
     if out is None:
         raise typer.BadParameter("--out: expected a folder for the cohort, found none. Name one, or add --dry-run.")
@@ -172,18 +172,24 @@ def _read_config(recipe: str | None, flags: dict[str, Any]) -> CohortConfig:
 
 def _run(config: CohortConfig, out: Path, *, device: str, may_resume: bool, is_quiet: bool) -> CohortSummary:
     from maisi_aug.cli.progress import CohortProgress
-    from maisi_aug.cohort import read_cohort_document
-    from maisi_aug.errors import CohortError
     from maisi_aug.generate import synthesize_cohort
     from maisi_aug.resolve import resolve_cohort
 
-    if not may_resume and read_cohort_document(out) is not None:
-        raise CohortError(f"{out}: expected a new folder because of --no-resume, found a cohort. Choose another --out.")
+    _require_folder(out, may_resume=may_resume)
     with CohortProgress(is_quiet=is_quiet) as progress:
         cohort = resolve_cohort(config, out, report_file=progress.measures)
         if cohort.bundle.advice and not is_quiet:
             typer.echo(f"Note: {cohort.bundle.advice.strip()}", err=True)
         return synthesize_cohort(cohort, out, device=device, listener=progress)
+
+
+def _require_folder(out: Path, *, may_resume: bool) -> None:
+    """Raise unless a folder is new, empty or, where a run may go on, a cohort's."""
+    from maisi_aug.cohort import read_cohort_document
+    from maisi_aug.errors import CohortError
+
+    if read_cohort_document(out) is not None and not may_resume:
+        raise CohortError(f"{out}: expected a new folder because of --no-resume, found a cohort. Choose another --out.")
 
 
 def describe_summary(summary: CohortSummary) -> str:
@@ -211,12 +217,17 @@ def _export_command(folder: Path) -> str:
     return shlex.join(words if os.environ.get(RAW_VARIABLE) else [*words, "--out", RAW_VARIABLE])
 
 
-def _show_plan(config: CohortConfig, *, as_json: bool, is_quiet: bool) -> None:
+def _show_plan(config: CohortConfig, out: Path | None, *, may_resume: bool, as_json: bool, is_quiet: bool) -> None:
     from maisi_aug.cli.progress import CohortProgress
+    from maisi_aug.cohort import find_cohort
     from maisi_aug.resolve import resolve_cohort
 
+    if out is not None:
+        _require_folder(out, may_resume=may_resume)
     with CohortProgress(is_quiet=is_quiet) as progress:
-        cohort = resolve_cohort(config, report_file=progress.measures)
+        cohort = resolve_cohort(config, out, report_file=progress.measures)
+    if out is not None:
+        find_cohort(out, cohort.to_document())  # raises where the run would be refused
     if as_json:
         typer.echo(json.dumps({**cohort.to_document(), "plan": cohort.plan.to_json()}, indent=1))
         return

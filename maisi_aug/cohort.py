@@ -111,6 +111,27 @@ def _require_same_document(folder: Path, old: Mapping[str, Any], new: Mapping[st
         )
 
 
+def find_cohort(path: Path, document: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The content of ``cohort.yaml`` where a run can go on with a cohort; ``None`` where it begins one.
+
+    Args:
+        path: Folder of the cohort; nothing in it is changed.
+        document: What ``cohort.yaml`` would be; must be the same as the one that is there, once a case was made.
+
+    Raises:
+        CohortError: When the folder is not a cohort's, or the configuration differs.
+    """
+    existing = read_cohort_document(path)
+    if existing is None:
+        return None
+    files = [item for name in FOLDERS for item in (path / name).glob("*") if item.is_file()]
+    if all(item.name.endswith(TEMPORARY_SUFFIX) for item in files) and not _is_same(existing, document):
+        # Nothing was made, because the bank was missing for instance: the next try may ask for something else.
+        return None
+    _require_same_document(path, existing, document)
+    return existing
+
+
 @contextmanager
 def open_cohort(
     path: Path, document: Mapping[str, Any], *, header: Sequence[str]
@@ -131,17 +152,12 @@ def open_cohort(
     read_cohort_document(path)  # before anything is made, so that a foreign folder stays untouched
     path.mkdir(parents=True, exist_ok=True)
     with ManifestWriter(path / MANIFEST_NAME) as writer:
-        existing = read_cohort_document(path)  # again, now that nobody else can be writing it
+        existing = find_cohort(path, document)  # again, now that nobody else can be writing it
         for folder in (".", *FOLDERS):
             remove_leftovers(path / folder)
-        if existing is not None and not any(item.is_file() for name in FOLDERS for item in (path / name).glob("*")):
-            # Nothing was made, because the bank was missing for instance: the next try may ask for something else.
-            existing = existing if _is_same(existing, document) else None
         if existing is None:
             writer.clear()
             comments = "".join(f"# {line}\n" for line in header)
             body = yaml.safe_dump(dict(document), sort_keys=False, allow_unicode=True, width=100)
             write_text_whole(path / COHORT_NAME, comments + body)
-        else:
-            _require_same_document(path, existing, document)
         yield CohortFolder(path), writer, load_manifest(path)

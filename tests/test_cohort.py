@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import yaml
 
-from maisi_aug.cohort import CohortFolder, open_cohort, read_cohort_document
+from maisi_aug.cohort import CohortFolder, find_cohort, open_cohort, read_cohort_document
 from maisi_aug.errors import CohortError
 from tests.test_manifest import build_record
 
@@ -55,6 +55,21 @@ def test_cohort_of_which_nothing_was_made_can_be_begun_anew(tmp_path: Path) -> N
     with open_cohort(tmp_path, changed, header=[]) as (_, _writer, manifest):
         assert manifest.records == ()
     assert read_cohort_document(tmp_path) == changed
+
+
+def test_cohort_is_found_only_where_a_run_would_go_on(tmp_path: Path) -> None:
+    changed = {**DOCUMENT, "configuration": {"labels": ["spleen"]}}
+    assert find_cohort(tmp_path / "absent", DOCUMENT) is None
+    begin(tmp_path)
+    assert find_cohort(tmp_path, DOCUMENT) == DOCUMENT
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / ".case_0001.nii.gz.12345678.part").write_text("half an image")
+    assert find_cohort(tmp_path, changed) is None
+    (tmp_path / "images" / "case_0001.nii.gz").write_text("an image")
+    before = snapshot(tmp_path)
+    with pytest.raises(CohortError, match=r"found a different one \(labels: "):
+        find_cohort(tmp_path, changed)
+    assert snapshot(tmp_path) == before
 
 
 def test_foreign_folder_is_refused_untouched(tmp_path: Path) -> None:

@@ -9,10 +9,12 @@ import pytest
 
 from maisi_aug.cli.parsing import parse_shape, parse_size_labels, parse_spacing
 from maisi_aug.cli.synthesize import ModalityName, describe_summary
+from maisi_aug.cohort import open_cohort
 from maisi_aug.generate import CohortSummary
 from maisi_aug.grid import Grid
 from maisi_aug.manifest import Manifest, load_manifest
-from maisi_aug.recipe import CohortConfig
+from maisi_aug.recipe import CohortConfig, load_recipe
+from maisi_aug.resolve import resolve_cohort
 from maisi_aug.sizes import diameter_mm
 from maisi_aug.volume_io import save_label_map
 from tests.test_manifest import build_record
@@ -164,12 +166,54 @@ def test_out_and_labels_are_asked_for(run_cli: Run, recipe: Path) -> None:
     assert "labels: expected a value, found none. Give it in the recipe or as a flag." in outcome.stderr
 
 
-def test_foreign_folder_is_refused_before_anything_is_loaded(run_cli: Run, recipe: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("options", [[], ["--dry-run"]], ids=["run", "dry run"])
+def test_foreign_folder_is_refused_before_anything_is_loaded(
+    run_cli: Run, recipe: Path, tmp_path: Path, options: list[str]
+) -> None:
     (tmp_path / "thesis.docx").write_text("years of work")
-    outcome = run_cli("synthesize", "--recipe", recipe, "--out", tmp_path)
-    assert outcome.code == 1
+    outcome = run_cli("synthesize", "--recipe", recipe, "--out", tmp_path, *options)
+    assert (outcome.code, outcome.stdout) == (1, "")
     assert "Nothing was changed; choose another --out." in outcome.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.docx"]
+
+
+@pytest.mark.parametrize("options", [[], ["--dry-run"]], ids=["run", "dry run"])
+@pytest.mark.parametrize(
+    ("flags", "message"), [(["--seed", "3"], "(seed: 0 -> 3)"), (["--no-resume"], "because of --no-resume")]
+)
+def test_cohort_of_another_configuration_is_refused(
+    run_cli: Run, recipe: Path, tmp_path: Path, options: list[str], flags: list[str], message: str
+) -> None:
+    cohort = resolve_cohort(load_recipe(str(recipe)))
+    with open_cohort(tmp_path, cohort.to_document(), header=[]):
+        (tmp_path / "images").mkdir()
+        (tmp_path / "images" / "case_0001.nii.gz").write_text("an image")
+    words = ["synthesize", "--recipe", recipe, "--out", tmp_path]
+    assert run_cli(*words, "--dry-run").code == 0
+    outcome = run_cli(*words, *flags, *options)
+    assert (outcome.code, outcome.stdout) == (1, "")
+    assert message in outcome.stderr
+
+
+@pytest.mark.parametrize("verb", ["synthesize", "recipes validate"])
+@pytest.mark.parametrize(
+    ("field", "value", "code", "message"),
+    [
+        ("mask_bank", "no/such/folder", 1, "Mask bank no/such/folder: expected"),
+        ("mask_labels", "no/such/file.json", 1, "Mask labels no/such/file.json: expected a JSON file"),
+        ("labels", ["lung tumor:4mm"], 2, "half a voxel of the grid, found a lung tumor of 0.034 mL (4.0 mm)"),
+    ],
+    ids=["bank", "mapping", "size"],
+)
+def test_plan_that_cannot_work_is_refused_before_it_is_run(
+    run_cli: Run, recipe: Path, tmp_path: Path, verb: str, field: str, value: Any, code: int, message: str
+) -> None:
+    path = tmp_path / "mine.json"
+    path.write_text(json.dumps({**json.loads(recipe.read_text()), field: value}))
+    words = ["synthesize", "--dry-run", "--recipe"] if verb == "synthesize" else ["recipes", "validate"]
+    outcome = run_cli(*words, path)
+    assert (outcome.code, outcome.stdout) == (code, "")
+    assert message in outcome.stderr
 
 
 def write_dataset(folder: Path, sides: list[int]) -> None:
