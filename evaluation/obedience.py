@@ -44,12 +44,12 @@ from maisi_aug.pipeline import Pipeline, resolve_device
 from maisi_aug.preview import save_picture
 from maisi_aug.quality import (
     Verdict,
-    check_label_visibility,
     check_organ_hu,
     expected_contrast_sign,
     reference_hu_ranges,
 )
 from maisi_aug.seeds import derive_seed
+from maisi_aug.visibility import check_label_visibility
 from maisi_aug.whole_files import write_text_whole
 
 REPORT_NAME: Final = "obedience"
@@ -219,6 +219,7 @@ def compare_lesions(
             phantom.label_map,
             label_id,
             host_ids=vocabulary.hosts_of(label_id),
+            tumor_ids=vocabulary.tumor_ids,
             expected_sign=expected_contrast_sign(vocabulary.name_of(label_id)),
             spacing_mm=phantom.grid.spacing_mm,
         )

@@ -10,7 +10,8 @@ import numpy as np
 
 from maisi_aug.evaluation.reports import percent, share_of, to_markdown
 from maisi_aug.evaluation.tissues import LESION, mean_dice
-from maisi_aug.quality import SMALL_LESION_MM, reference_hu_ranges
+from maisi_aug.quality import reference_hu_ranges
+from maisi_aug.visibility import SMALL_LESION_MM
 
 if TYPE_CHECKING:
     from maisi_aug.bundle import Bundle
@@ -49,7 +50,7 @@ class OrganFigures:
 
 @dataclass(frozen=True, slots=True)
 class Contrast:
-    """How a lesion stands out from its host, as :func:`maisi_aug.quality.check_lesion_visibility` measures it."""
+    """How a lesion stands out from its host, as :func:`maisi_aug.visibility.check_lesion_visibility` measures it."""
 
     contrast_hu: float
     noise_hu: float

@@ -17,7 +17,6 @@ from maisi_aug.plan import CasePlan, PlannedLesion
 from maisi_aug.quality import (
     Verdict,
     check_geometry,
-    check_label_visibility,
     check_lesion_size,
     check_organ_hu,
     check_presence,
@@ -25,6 +24,7 @@ from maisi_aug.quality import (
 )
 from maisi_aug.recipe import GateConfig
 from maisi_aug.sizes import diameter_mm
+from maisi_aug.visibility import check_label_visibility
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +112,7 @@ def judge_image(
             label_map,
             label_id,
             host_ids=vocabulary.hosts_of(label_id),
+            tumor_ids=vocabulary.tumor_ids,
             expected_sign=expected_contrast_sign(name),
             spacing_mm=grid.spacing_mm,
             minimum_cnr=gates.minimum_cnr,
