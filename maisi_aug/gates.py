@@ -65,7 +65,7 @@ def judge_label_map(
         gates: Tolerances.
     """
     wanted_ids = sorted({lesion.label_id for lesion in case.lesions})
-    verdicts = [check_presence(label_map, [*case.required_ids, *wanted_ids])]
+    verdicts = [check_presence(label_map, [*case.required_ids, *wanted_ids], vocabulary=vocabulary)]
     records: list[LesionRecord] = []
     for label_id in wanted_ids:
         requested = sorted((part for part in case.lesions if part.label_id == label_id), key=_volume, reverse=True)

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from maisi_aug.grid import Grid
-from maisi_aug.labels import MAISI
+from maisi_aug.labels import MAISI, Vocabulary
 from maisi_aug.lesions import is_any_of
 
 MIN_ORGAN_VOXELS = 30
@@ -123,18 +123,21 @@ def check_geometry(image_hu: NDArray[Any], label_map: NDArray[Any], grid: Grid, 
     return _verdict("geometry", figures, problems, "Geometry: the grid is the expected one.")
 
 
-def check_presence(label_map: NDArray[Any], required_ids: Sequence[int], *, min_voxels: int = 1) -> Verdict:
+def check_presence(
+    label_map: NDArray[Any], required_ids: Sequence[int], *, min_voxels: int = 1, vocabulary: Vocabulary = MAISI
+) -> Verdict:
     """Every required label has at least ``min_voxels`` voxels.
 
     Args:
         label_map: ``(I, J, K)`` label ids.
         required_ids: Ids that must be there.
         min_voxels: How many voxels of each.
+        vocabulary: Names for the message.
     """
     counts = {label_id: int(np.count_nonzero(label_map == label_id)) for label_id in required_ids}
     missing = [label_id for label_id, count in counts.items() if count < min_voxels]
     figures = {"num_voxels": {str(label_id): count for label_id, count in counts.items()}, "missing_ids": missing}
-    problems = [f"{counts[label_id]} voxels of {_name_of(label_id)}" for label_id in missing]
+    problems = [f"{counts[label_id]} voxels of {_name_of(label_id, vocabulary)}" for label_id in missing]
     return _verdict("presence", figures, problems, f"Presence: all {len(counts)} required labels are there.")
 
 
@@ -222,8 +225,8 @@ def shape_verdict(gate: str, image_hu: NDArray[Any], label_map: NDArray[Any]) ->
     return _verdict(gate, figures, ["an image and a label map of different shapes"], "")
 
 
-def _name_of(label_id: int) -> str:
-    return MAISI.name_of(label_id) if MAISI.contains(label_id) else f"label {label_id}"
+def _name_of(label_id: int, vocabulary: Vocabulary) -> str:
+    return vocabulary.name_of(label_id) if vocabulary.contains(label_id) else f"label {label_id}"
 
 
 def _to_plain(value: Any) -> Any:

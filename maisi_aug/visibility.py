@@ -42,8 +42,8 @@ def check_lesion_visibility(
     Contrast is the median of the lesion's core (its voxels that touch no other, where there are enough) minus the
     median of its host within three voxels, without the voxels next to the lesion where enough are left. Noise is the
     robust standard deviation (1.4826 x median absolute deviation) of that host after a linear trend is removed. Where
-    there is too little host, all nearby body voxels without tumor stand in for it. Lesions under 10 mm of equivalent
-    diameter are judged on the sign alone.
+    there is too little host, all nearby body voxels without tumor stand in for it, and either direction is right.
+    Lesions under 10 mm of equivalent diameter are judged on the sign alone.
 
     Args:
         image_hu: ``(I, J, K)`` intensities.
@@ -69,10 +69,12 @@ def check_lesion_visibility(
         return Verdict(gate, False, figures, message)
     measured = _measure_contrast(values, mask, shell, spacing_mm)
     contrast_hu, noise_hu = measured["contrast_hu"], measured["noise_hu"]
-    right_sign = contrast_hu * expected_sign > 0 if expected_sign else contrast_hu != 0
+    # The sign is that against the host: a dark tumour that has left little of its kidney is bright beside fat.
+    sign = expected_sign if surroundings == "host" else 0
+    right_sign = contrast_hu * sign > 0 if sign else contrast_hu != 0
     on_sign_alone = measured["diameter_mm"] < SMALL_LESION_MM
     passed = right_sign and (on_sign_alone or abs(contrast_hu) >= minimum_cnr * noise_hu)
-    wanted = {1: "brighter", -1: "darker", 0: "brighter or darker"}[expected_sign]
+    wanted = {1: "brighter", -1: "darker", 0: "brighter or darker"}[sign]
     message = (
         f"Lesion visibility: expected a lesion {wanted} than its {surroundings} by {minimum_cnr:g} x {noise_hu:.0f} HU "
         f"of noise, found {contrast_hu:+.0f} HU at {measured['diameter_mm']:.1f} mm."
@@ -80,7 +82,7 @@ def check_lesion_visibility(
     figures = measured | {
         "surroundings": surroundings,
         "minimum_cnr": minimum_cnr,
-        "expected_sign": expected_sign,
+        "expected_sign": sign,
         "right_sign": right_sign,
         "judged_on_sign_alone": on_sign_alone,
     }

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from maisi_aug.grid import Grid
-from maisi_aug.labels import MAISI
+from maisi_aug.labels import MAISI, SlotBinding
 from maisi_aug.quality import (
     HuRange,
     Verdict,
@@ -52,6 +52,13 @@ def test_presence_names_what_is_missing() -> None:
     assert verdict.figures["missing_ids"] == [5]
     assert "0 voxels of right kidney" in verdict.message
     assert not check_presence(label_map, (26,), min_voxels=10_000).passed
+
+
+def test_presence_names_slots_as_the_bundle_does_and_never_raises() -> None:
+    _, label_map = build_case()
+    bound = MAISI.with_slots({"kidney tumor": SlotBinding(129, (5, 14))})
+    message = check_presence(label_map, (129, 250), vocabulary=bound).message
+    assert message == "Presence: found 0 voxels of kidney tumor; 0 voxels of label 250."
 
 
 @pytest.mark.parametrize(

@@ -65,13 +65,17 @@ def test_trend_across_the_host_is_not_noise() -> None:
     assert verdict.passed
 
 
-def test_lesion_without_enough_host_is_compared_with_body() -> None:
-    image, label_map = build_case()
+@pytest.mark.parametrize("contrast_hu", [-40.0, 40.0])
+def test_lesion_without_enough_host_is_compared_with_body_in_either_direction(contrast_hu: float) -> None:
+    image, label_map = build_case(contrast_hu=contrast_hu)
     label_map[label_map == 1] = 200
     label_map[0, 0, 0] = 1
     verdict = check_liver_lesion(image, label_map)
     assert verdict.figures["surroundings"] == "body"
     assert verdict.passed
+    hidden = check_liver_lesion(build_case(contrast_hu=contrast_hu / 10)[0], label_map)
+    assert not hidden.passed
+    assert "expected a lesion brighter or darker than its body by 1 x 10 HU of noise" in hidden.message
 
 
 @pytest.mark.parametrize("label_id", [26, 129])
@@ -80,7 +84,7 @@ def test_neighbouring_lesions_are_no_host_and_are_judged_one_by_one(label_id: in
     label_map[22:25, 20:23, 24:28] = 26
     image[22:25, 20:23, 24:28] = 300
     label_map[label_map == 26] = label_id
-    for hosts, surroundings in (((1,), "host"), ((250,), "body")):
+    for hosts, surroundings, passed in (((1,), "host", [True, False]), ((250,), "body", [True, True])):
         verdicts = check_label_visibility(
             image,
             label_map,
@@ -90,7 +94,7 @@ def test_neighbouring_lesions_are_no_host_and_are_judged_one_by_one(label_id: in
             expected_sign=-1,
             spacing_mm=SPACING_MM,
         )
-        assert [verdict.passed for verdict in verdicts] == [True, False]
+        assert [verdict.passed for verdict in verdicts] == passed
         assert verdicts[0].figures["host_hu"] == pytest.approx(110, abs=3)
         assert verdicts[0].figures["surroundings"] == surroundings
 
