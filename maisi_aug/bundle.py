@@ -17,7 +17,7 @@ import platformdirs
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
 
-from maisi_aug.errors import BundleError, did_you_mean
+from maisi_aug.errors import BundleError, RecipeError, did_you_mean
 from maisi_aug.grid import Grid
 from maisi_aug.known_bundles import known_bundles
 from maisi_aug.labels import MAISI, SlotBinding, Vocabulary
@@ -27,6 +27,8 @@ BUNDLE_FILE = "bundle.yaml"
 HOME_VARIABLE = "MAISI_AUG_HOME"
 EMBEDDED_FOLDER = Path(__file__).parent / "bundles"
 _LOG = logging.getLogger(__name__)
+SCHEDULER_STEPS = 1000
+"""``num_train_timesteps`` of MONAI's schedulers where a definition names none."""
 NETWORK_ROLES = ("autoencoder", "diffusion_unet", "controlnet")
 
 
@@ -138,6 +140,21 @@ class Bundle:
     def fingerprint(self) -> str:
         """SHA-256 over ``bundle.yaml``, which names the hash of every weight file."""
         return sha256_of(self.path / BUNDLE_FILE)
+
+    def choose_steps(self, num_inference_steps: int | None) -> int:
+        """The number of sampling steps; the default where none is given.
+
+        Raises:
+            RecipeError: For more steps than the scheduler was trained with.
+        """
+        limit = self.spec.scheduler.get("num_train_timesteps", SCHEDULER_STEPS)
+        chosen = num_inference_steps or self.default_steps
+        if chosen > limit:
+            raise RecipeError(
+                f"num_inference_steps: expected at most {limit}, the time steps that bundle '{self.name}' was trained "
+                f"with, found {chosen}. Choose fewer with --steps."
+            )
+        return chosen
 
     def definition(self, role: str) -> dict[str, Any]:
         """The definition of a network.

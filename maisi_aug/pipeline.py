@@ -85,7 +85,9 @@ class Pipeline:
 
         Raises:
             GridError: For sides that the networks cannot take.
+            RecipeError: For more steps than the scheduler was trained with.
         """
+        num_inference_steps = self.bundle.choose_steps(num_inference_steps)
         grid.require_multiple_of(self.bundle.latent_factor, subject=f"Grid for bundle '{self.bundle.name}'")
         unconditional = None
         if guidance_scale > 0:
@@ -96,7 +98,7 @@ class Pipeline:
                 self.networks,
                 self._conditions(label_map, grid, modality),
                 self._draw_noise(grid, seed),
-                num_inference_steps=num_inference_steps or self.bundle.default_steps,
+                num_inference_steps=num_inference_steps,
                 guidance_scale=guidance_scale,
                 unconditional=unconditional,
                 generator=torch.Generator(self.networks.device).manual_seed(derive_seed(seed, "sampling noise")),

@@ -78,6 +78,7 @@ def resolve_cohort(
         CohortError: When the folder is not a cohort's.
         BundleError: When there is no such bundle.
         GridError: When the bundle's networks cannot take the grid.
+        RecipeError: When there are more sampling steps than the bundle's scheduler knows.
         BankError: When there is no such mask bank or no label map in it, or when its list or the mapping of its labels
             cannot be read.
         RequestError, VocabularyError: When a label request cannot be met.
@@ -94,7 +95,7 @@ def resolve_cohort(
             "size_reference": config.size_reference and _absolute(config.size_reference),
             "shape": grid.shape,
             "spacing_mm": grid.spacing_mm,
-            "num_inference_steps": config.num_inference_steps or bundle.default_steps,
+            "num_inference_steps": bundle.choose_steps(config.num_inference_steps),
         }
     )
     described = _describe_bank(config, bundle.vocabulary)

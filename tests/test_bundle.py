@@ -20,7 +20,7 @@ from maisi_aug.bundle import (
     list_bundles,
     load_bundle,
 )
-from maisi_aug.errors import BundleError
+from maisi_aug.errors import BundleError, RecipeError
 from maisi_aug.whole_files import sha256_of
 from tests.tiny_bundle import TINY_SHAPE, TINY_SPACING_MM, build_header
 
@@ -46,6 +46,17 @@ def write(tmp_path: Path) -> Callable[..., Path]:
         return folder
 
     return call
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "limit"),
+    [({"class": "RFlowScheduler"}, 1000), ({"class": "DDPMScheduler", "num_train_timesteps": 20}, 20)],
+)
+def test_steps_end_where_the_scheduler_does(write: Callable[..., Path], scheduler: dict[str, Any], limit: int) -> None:
+    bundle = load_bundle(write(scheduler=scheduler))
+    assert (bundle.choose_steps(None), bundle.choose_steps(limit)) == (2, limit)
+    with pytest.raises(RecipeError, match=f"num_inference_steps: expected at most {limit}, .*, found {limit + 1}"):
+        bundle.choose_steps(limit + 1)
 
 
 def test_bundle_tells_what_its_file_says(write: Callable[..., Path]) -> None:

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from maisi_aug.bundle import Bundle
-from maisi_aug.errors import BundleError, GridError
+from maisi_aug.errors import BundleError, GridError, RecipeError
 from maisi_aug.grid import Grid
 from maisi_aug.lesion_editing import remove_lesions
 from maisi_aug.networks import mixed_precision
@@ -99,6 +99,13 @@ def test_bundles_number_of_steps_is_the_default(pipeline: Pipeline, grid: Grid, 
     image_hu = pipeline.synthesize_image(label_map, grid, seed=1, report=lambda done, total: told.append((done, total)))
     assert told == [(1, 2), (2, 2)]
     assert np.array_equal(pipeline.synthesize_image(label_map, grid, seed=1, num_inference_steps=2), image_hu)
+
+
+def test_more_steps_than_the_scheduler_was_trained_with_are_refused(
+    pipeline: Pipeline, grid: Grid, label_map: NDArray[np.uint8]
+) -> None:
+    with pytest.raises(RecipeError, match="expected at most 1000, .*, found 1001"):
+        pipeline.synthesize_image(label_map, grid, seed=1, num_inference_steps=1001)
 
 
 def test_bundles_window_changes_the_image_by_little_and_not_at_all_where_the_whole_fits(

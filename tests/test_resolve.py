@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from maisi_aug.cohort import open_cohort
-from maisi_aug.errors import BankError, BundleError, CohortError, GridError, RequestError
+from maisi_aug.errors import BankError, BundleError, CohortError, GridError, RecipeError, RequestError
 from maisi_aug.recipe import build_config
 from maisi_aug.resolve import ResolvedCohort, resolve_cohort
 from tests.tiny_bundle import TINY_SHAPE, write_tiny_bundle
@@ -128,6 +128,11 @@ def test_names_of_slots_can_be_asked_for(bundle: Path) -> None:
     ("changes", "error", "message"),
     [
         ({"shape": [60, 48, 48]}, GridError, "Shape for bundle 'tiny': expected sides that are multiples of 8"),
+        (
+            {"num_inference_steps": 1001},
+            RecipeError,
+            "num_inference_steps: expected at most 1000, .* bundle 'tiny' .*, found 1001. Choose fewer with --steps.",
+        ),
         ({"num_cases": 1, "labels": ["liver", "spleen"]}, RequestError, "expected at least 2"),
         ({"mask_bank": "no/such/folder"}, BankError, "Mask bank no/such/folder: expected a folder"),
         (

@@ -127,6 +127,7 @@ def test_dry_run_imports_no_torch(recipe: Path, repository: Path) -> None:
         (["--labels", "hepatic tumor:1.5"], 2, "expected a percentile in [0, 1]"),
         (["--shape", "60x48x48"], 2, "expected sides that are multiples of 8, found 60x48x48. Use 64x48x48"),
         (["--shape", "60x48"], 2, "--shape: expected one or three numbers such as 128x96x80, found '60x48'"),
+        (["--steps", "1001"], 2, "num_inference_steps: expected at most 1000, "),
         (["--spacing", "0"], 2, "--spacing: expected millimetres between 0 and 100"),
         (["--modality", "mr"], 2, "'mr' is not one of 'ct', 'ct_contrast', 'ct_wo_contrast'"),
         (["--size-label", "x"], 2, "--size-label: expected an id such as 2"),
