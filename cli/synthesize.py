@@ -115,7 +115,8 @@ def synthesize(
         typer.Option(metavar="IxJxK", help="Voxel sides in mm (default: the bundle's).", rich_help_panel=_IMAGES),
     ] = None,
     max_attempts: Annotated[
-        int | None, typer.Option(min=1, help="Attempts per case (default: 5).", rich_help_panel=_RUN)
+        int | None,
+        typer.Option(min=1, help="Attempts per case (default: 5); may be raised later.", rich_help_panel=_RUN),
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.", rich_help_panel=_RUN)] = "auto",
     dry_run: Annotated[
@@ -200,6 +201,8 @@ def describe_summary(summary: CohortSummary) -> str:
         share = f"{facts['first_attempt_rate']:.0%} of the cases at the first attempt"
         lines.append(f"Accepted {share}; {facts['num_attempts']} attempts in all; {summary.seconds:.0f} s.")
     lines += [f"Rejected {row['case_id']}: {row['reason']}" for row in facts["rejected"]]
+    if facts["rejected"]:
+        lines.append("Further attempts: the same command with a larger --max-attempts.")
     if summary.skipped:
         lines.append(f"Skipped {len(summary.skipped)} files of the mask bank:")
         lines += [f"  {name}: {reason}" for name, reason in summary.skipped]

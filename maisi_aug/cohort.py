@@ -18,6 +18,7 @@ from maisi_aug.whole_files import TEMPORARY_SUFFIX, remove_leftovers, write_text
 FILE_ROLES = ("image", "label", "anatomy", "preview")
 FOLDERS = ("images", "labels", "anatomy", "previews", "previews/rejected")
 CONTACT_SHEET_NAME = "contact_sheet.png"
+ATTEMPTS_FIELD = "max_attempts"
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +117,8 @@ def find_cohort(path: Path, document: Mapping[str, Any]) -> dict[str, Any] | Non
 
     Args:
         path: Folder of the cohort; nothing in it is changed.
-        document: What ``cohort.yaml`` would be; must be the same as the one that is there, once a case was made.
+        document: What ``cohort.yaml`` would be; once a case was made it must be the same as the one that is there, but
+            may allow more attempts.
 
     Raises:
         CohortError: When the folder is not a cohort's, or the configuration differs.
@@ -124,12 +126,21 @@ def find_cohort(path: Path, document: Mapping[str, Any]) -> dict[str, Any] | Non
     existing = read_cohort_document(path)
     if existing is None:
         return None
+    grown = _allow_attempts(existing, document)
     files = [item for name in FOLDERS for item in (path / name).glob("*") if item.is_file()]
-    if all(item.name.endswith(TEMPORARY_SUFFIX) for item in files) and not _is_same(existing, document):
+    if all(item.name.endswith(TEMPORARY_SUFFIX) for item in files) and not _is_same(grown, document):
         # Nothing was made, because the bank was missing for instance: the next try may ask for something else.
         return None
-    _require_same_document(path, existing, document)
+    _require_same_document(path, grown, document)
     return existing
+
+
+def _allow_attempts(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
+    """The old content with the new budget of attempts, where that is larger: it changes no case that is there."""
+    before, after = (content["configuration"].get(ATTEMPTS_FIELD) for content in (old, new))
+    if not (isinstance(before, int) and isinstance(after, int) and before < after):
+        return dict(old)
+    return {**old, "configuration": {**old["configuration"], ATTEMPTS_FIELD: after}}
 
 
 @contextmanager
@@ -140,7 +151,8 @@ def open_cohort(
 
     Args:
         path: Folder, made where there is none.
-        document: Content of ``cohort.yaml``; must be the same as the one that is there, once a case was made.
+        document: Content of ``cohort.yaml``; once a case was made it must be the same as the one that is there, but may
+            allow more attempts, which are then noted.
         header: Comment lines that open ``cohort.yaml``.
 
     Yields:
@@ -157,7 +169,9 @@ def open_cohort(
             remove_leftovers(path / folder)
         if existing is None:
             writer.clear()
+        content = dict(document) if existing is None else _allow_attempts(existing, document)
+        if content != existing:
             comments = "".join(f"# {line}\n" for line in header)
-            body = yaml.safe_dump(dict(document), sort_keys=False, allow_unicode=True, width=100)
+            body = yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=100)
             write_text_whole(path / COHORT_NAME, comments + body)
         yield CohortFolder(path), writer, load_manifest(path)

@@ -113,6 +113,9 @@ def synthesize_cohort(
 ) -> CohortSummary:
     """Make a cohort, or go on with one that was begun with the same configuration.
 
+    Going on with a larger ``max_attempts`` takes up again what was rejected. As long as no label map could be drawn for
+    any case nothing is recorded, so that a bank that has been repaired finds every case open.
+
     Args:
         cohort: What to make.
         folder: Where to; new, empty, or this cohort's.
@@ -130,8 +133,9 @@ def synthesize_cohort(
         LesionError: When no case can be met, because its lesion fits into no host organ.
     """
     listener = listener or Listener()
-    started = perf_counter()
-    with open_cohort(folder, cohort.to_document(), header=COHORT_HEADER) as (place, writer, manifest):
+    started, max_attempts = perf_counter(), cohort.config.max_attempts
+    with open_cohort(folder, cohort.to_document(), header=COHORT_HEADER) as (place, writer, recorded):
+        manifest = recorded.reopen(max_attempts)
         listener.starts(len(cohort.plan.cases), manifest)
         wanted = range(len(cohort.plan.cases)) if case_indices is None else case_indices
         todo = [cohort.plan.cases[index] for index in wanted if index not in manifest.settled_indices]
@@ -142,7 +146,7 @@ def synthesize_cohort(
             bank = run.source.bank
             skipped = tuple(bank.skipped) if isinstance(bank, FolderBank) else ()
         listener.enters("drawing the contact sheet")
-        done = load_manifest(folder)
+        done = load_manifest(folder).reopen(max_attempts)
         _draw_contact_sheet(place, cohort, done)
     listener.enters("done")
     num_new = len(done.settled_indices) - len(manifest.settled_indices)
@@ -201,12 +205,16 @@ class _Run:
         """Make attempts until every case is settled.
 
         Raises:
-            LesionError, BankError: When no label map can be drawn for a case, and all others ask for no less.
+            LesionError, BankError: When no label map can be drawn for any case, or for one while all that are left ask
+                for no less; nothing is recorded then.
         """
         waiting = deque(self._attempt(case, manifest.next_attempt(case.index)) for case in cases)
         open_cases = {case.index: case for case in cases}
         drawing: deque[Future[Attempt]] = deque()
         writing: deque[Future[AttemptRecord]] = deque()
+        # Attempts without a label map, until one could be drawn: the fault may be the bank's and not theirs.
+        held: dict[int, Attempt] = {}
+        has_map = any(record.mask_origin for record in manifest.records)
         draw_pool, write_pool = ThreadPoolExecutor(1, "draw"), ThreadPoolExecutor(1, "write")
         try:
             while waiting or drawing or writing:
@@ -218,10 +226,16 @@ class _Run:
                     if record.status == "retried":
                         waiting.appendleft(self._attempt(open_cases[record.case_index], record.attempt + 1))
                         break
-                    case = open_cases.pop(record.case_index)
-                    self._require_hope(case, list(open_cases.values()))
+                    del open_cases[record.case_index]
                 if drawing:
-                    writing.append(write_pool.submit(self.writer.finish, self._sample(drawing.popleft().result())))
+                    attempt = drawing.popleft().result()
+                    held[attempt.case.index] = attempt
+                    has_map = has_map or attempt.drawn is not None
+                    if not has_map:
+                        self._require_hope(attempt.case, [open_cases[i] for i in open_cases.keys() - held.keys()])
+                        continue
+                    writing += [write_pool.submit(self.writer.finish, self._sample(ready)) for ready in held.values()]
+                    held.clear()
         finally:
             # Also after Ctrl-C: what is being written is finished, nothing new is begun.
             draw_pool.shutdown(wait=True, cancel_futures=True)
@@ -290,14 +304,17 @@ class _Run:
 
     def _require_hope(self, case: CasePlan, others: Sequence[CasePlan]) -> None:
         """Raise when no label map could be drawn for a case and every case that is left asks for as much."""
-        if case.index not in self.failures or load_manifest(self.writer.folder.path).accepted:
-            return
-        if all(_asks_as_much(other, case) for other in others):
-            raise self.failures[case.index]
+        error = self.failures[case.index]
+        # Planting a larger lesion is never easier; among stored lesions one may be too large as well as too small.
+        grows_harder = isinstance(self.source, PlantSource) or isinstance(error, BankError)
+        if not others or (grows_harder and all(_asks_as_much(other, case) for other in others)):
+            raise error
 
 
 def _asks_as_much(case: CasePlan, other: CasePlan) -> bool:
-    """Whether for every lesion of ``other`` the case has one of the same label that is no smaller."""
+    """Whether the case has all organs of ``other``, and for each of its lesions one of the same label no smaller."""
+    if not set(case.required_ids).issuperset(other.required_ids):
+        return False
     left = [(lesion.label_id, lesion.volume_ml) for lesion in case.lesions]
     for lesion in sorted(other.lesions, key=lambda lesion: -lesion.volume_ml):
         match = next((item for item in left if item[0] == lesion.label_id and item[1] >= lesion.volume_ml), None)

@@ -11,7 +11,7 @@ import errno
 import os
 import sys
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self
@@ -84,7 +84,7 @@ class AttemptRecord:
         attempt: From 0.
         seed: Seed of this attempt; everything random in the case derives from it.
         status: ``accepted`` (files are there), ``retried`` (failed, another attempt follows) or ``rejected`` (failed,
-            and the budget of attempts is spent).
+            and the budget of attempts is spent; a run with a larger one takes the case up again).
         request: The request that the case serves, as the user typed it.
         lesions: The case's lesions, requested against realised.
         required_ids: Organs that the request names.
@@ -97,6 +97,7 @@ class AttemptRecord:
         settings: What sampling was run with (``num_inference_steps``, ``guidance_scale``, ``modality``, ``device``).
         files: ``image``, ``label``, ``anatomy`` and ``preview`` when accepted; otherwise ``preview`` at most.
         seconds: Wall-clock time of the stages ``mask``, ``image`` and ``files``.
+        max_attempts: The budget of attempts per case that the attempt was made under; 0 where it is not known.
     """
 
     case_id: str
@@ -116,6 +117,7 @@ class AttemptRecord:
     settings: dict[str, JsonValue]
     files: dict[str, FileRecord]
     seconds: dict[str, float]
+    max_attempts: int = 0
 
     def to_json(self) -> str:
         """The record as one line, without the line break."""
@@ -153,13 +155,29 @@ class Manifest:
 
     @property
     def rejected(self) -> tuple[AttemptRecord, ...]:
-        """The last attempt of every case whose budget was spent."""
-        return tuple(record for record in self.records if record.status == "rejected")
+        """The last attempt of every case whose budget is spent."""
+        return tuple(record for record in self._last if record.status == "rejected")
 
     @property
     def settled_indices(self) -> frozenset[int]:
         """Case indices on which nothing is left to do."""
-        return frozenset(record.case_index for record in self.records if record.status != "retried")
+        return frozenset(record.case_index for record in self._last if record.status != "retried")
+
+    @property
+    def _last(self) -> tuple[AttemptRecord, ...]:
+        """The last attempt of every case."""
+        return tuple({record.case_index: record for record in self.records}.values())
+
+    def reopen(self, max_attempts: int) -> Manifest:
+        """The same attempts, but cases that were rejected under a smaller budget wait for another one."""
+        return Manifest(
+            tuple(
+                replace(record, status="retried")
+                if record.status == "rejected" and record.max_attempts < max_attempts
+                else record
+                for record in self.records
+            )
+        )
 
     def next_attempt(self, case_index: int) -> int:
         """The first attempt of a case that has not been recorded."""

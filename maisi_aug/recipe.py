@@ -64,7 +64,7 @@ class CohortConfig(BaseModel):
             ``ct_wo_contrast`` do not.
         shape: Voxels along I, J, K (right, anterior, superior); the bundle's when not given.
         spacing_mm: Voxel sides along I, J, K; the bundle's when not given.
-        max_attempts: Attempts per case before it is rejected.
+        max_attempts: Attempts per case before it is rejected; a cohort can be gone on with under a larger number.
         size_reference: nnU-Net dataset or folder of label maps whose lesions define the percentiles.
         size_label: Id of the lesion in the size reference, or one id per label name.
         gates: Quality gates.

@@ -170,6 +170,7 @@ class CaseWriter:
             settings=settings,
             files=files,
             seconds={stage: round(value, 3) for stage, value in seconds.items()},
+            max_attempts=config.max_attempts,
         )
 
     def _explain(self, error: OSError | VolumeError) -> CohortError:

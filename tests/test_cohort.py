@@ -72,6 +72,28 @@ def test_cohort_is_found_only_where_a_run_would_go_on(tmp_path: Path) -> None:
     assert snapshot(tmp_path) == before
 
 
+def test_larger_budget_of_attempts_is_noted_and_a_smaller_one_refused(tmp_path: Path) -> None:
+    def document(max_attempts: int) -> dict[str, Any]:
+        return {**DOCUMENT, "configuration": {**DOCUMENT["configuration"], "max_attempts": max_attempts}}
+
+    def go_on(max_attempts: int) -> None:
+        with open_cohort(tmp_path, document(max_attempts), header=["maisi-aug synthesize"]) as (_, _writer, manifest):
+            assert manifest.settled_indices == {0}
+
+    begin(tmp_path, **document(3))
+    (tmp_path / "images").mkdir(exist_ok=True)
+    (tmp_path / "images" / "case_0001.nii.gz").write_text("an image")
+    assert find_cohort(tmp_path, document(5)) == document(3)
+    go_on(5)
+    assert (tmp_path / "cohort.yaml").read_text().startswith("# maisi-aug synthesize\n")
+    assert read_cohort_document(tmp_path) == document(5)
+    with pytest.raises(CohortError, match=r"\(max_attempts: 5 -> 3\)"):
+        go_on(3)
+    with pytest.raises(CohortError, match=r"\(seed: 1 -> 2; max_attempts: "):
+        begin(tmp_path, configuration={**DOCUMENT["configuration"], "seed": 2})
+    assert read_cohort_document(tmp_path) == document(5)
+
+
 def test_foreign_folder_is_refused_untouched(tmp_path: Path) -> None:
     (tmp_path / "thesis.docx").write_text("years of work")
     before = snapshot(tmp_path)

@@ -18,10 +18,11 @@ import pytest
 
 from maisi_aug.errors import BankError, CohortError, LesionError
 from maisi_aug.generate import CohortSummary, Listener, synthesize_cohort
+from maisi_aug.labels import BODY_ID
 from maisi_aug.manifest import MANIFEST_NAME, AttemptRecord, load_manifest
-from maisi_aug.recipe import build_config
+from maisi_aug.recipe import build_config, read_recipe
 from maisi_aug.resolve import ResolvedCohort, resolve_cohort
-from maisi_aug.volume_io import load_image, load_label_map
+from maisi_aug.volume_io import load_image, load_label_map, save_label_map
 from tests.tiny_bundle import TINY_SHAPE, write_tiny_bundle
 
 NUM_CASES = 3
@@ -284,17 +285,43 @@ def test_image_that_fails_its_gates_is_retried_and_then_rejected(
     assert set(hash_files(tmp_path)) == pictures | {"cohort.yaml"}
 
 
+def test_rejected_cases_get_further_attempts_under_a_larger_budget_as_if_it_had_been_so_from_the_start(
+    resolve: Callable[..., ResolvedCohort], tmp_path: Path
+) -> None:
+    def run(out: Path, max_attempts: int) -> CohortSummary:
+        cohort = resolve(gates={}, max_attempts=max_attempts, num_cases=2, labels=LABELS[:2])
+        return synthesize_cohort(cohort, out, device="cpu")
+
+    at_once, in_two = tmp_path / "at_once", tmp_path / "in_two"
+    expected = run(at_once, 2)
+    assert run(in_two, 1).num_new == 2
+    again = run(in_two, 2)
+    assert (again.num_new, len(again.manifest.rejected)) == (2, 2)
+    assert hash_files(in_two) == hash_files(at_once)
+    assert [record.seed for record in again.manifest.records] == [record.seed for record in expected.manifest.records]
+    assert run(in_two, 2).num_new == 0
+    with pytest.raises(CohortError, match=r"\(max_attempts: 2 -> 1\)"):
+        run(in_two, 1)
+
+
+def test_larger_budget_leaves_accepted_cases_as_they_are(
+    reference: CohortSummary, resolve: Callable[..., ResolvedCohort], tmp_path: Path
+) -> None:
+    shutil.copytree(reference.folder, tmp_path / "cohort")
+    again = synthesize_cohort(resolve(max_attempts=9), tmp_path / "cohort", device="no such device")
+    assert (again.num_new, again.is_complete) == (0, True)
+    ours, theirs = hash_files(tmp_path / "cohort"), hash_files(reference.folder)
+    assert {name for name in ours if ours[name] != theirs[name]} == {"cohort.yaml"}
+    assert build_config(read_recipe(str(tmp_path / "cohort" / "cohort.yaml"))).max_attempts == 9
+
+
 def test_lesion_larger_than_any_host_stops_the_run_at_the_first_case(
     resolve: Callable[..., ResolvedCohort], tmp_path: Path
 ) -> None:
     cohort = resolve(labels=["kidney tumor:900mL"], num_cases=NUM_MANY)
     with pytest.raises(LesionError, match=r"kidney tumor: expected room for 900\.00 mL .*, found .* mL"):
         synthesize_cohort(cohort, tmp_path, device="cpu")
-    records = load_manifest(tmp_path).records
-    assert 1 <= len(records) < NUM_MANY
-    for record in records:
-        assert (record.status, record.files, record.lesions[0].realised_ml) == ("rejected", {}, None)
-        assert "kidney tumor" in record.reason
+    assert load_manifest(tmp_path).records == ()
 
 
 def test_one_impossible_request_does_not_stop_the_others(
@@ -302,8 +329,64 @@ def test_one_impossible_request_does_not_stop_the_others(
 ) -> None:
     cohort = resolve(labels=["kidney tumor:900mL", "hepatic tumor:30mm"], num_cases=2)
     summary = synthesize_cohort(cohort, tmp_path, device="cpu")
-    assert [record.request for record in summary.manifest.rejected] == ["kidney tumor:900mL"]
     assert [record.request for record in summary.manifest.accepted] == ["hepatic tumor:30mm"]
+    (record,) = summary.manifest.rejected
+    assert (record.request, record.attempt, record.files) == ("kidney tumor:900mL", 0, {})
+    assert record.lesions[0].realised_ml is None
+    assert "kidney tumor" in record.reason
+    assert synthesize_cohort(cohort, tmp_path, device="no such device").num_new == 0
+    more = resolve(labels=["kidney tumor:900mL", "hepatic tumor:30mm"], num_cases=2, max_attempts=6)
+    again = synthesize_cohort(more, tmp_path, device="cpu")
+    assert [(r.case_index, r.attempt) for r in again.manifest.rejected] == [(0, 1)]
+    assert again.manifest.accepted == summary.manifest.accepted
+
+
+def write_bank(folder: Path, anatomy: Path, *, without: tuple[int, ...] = ()) -> Path:
+    """A bank of one label map of this package, some organs of which have become body."""
+    volume = load_label_map(anatomy)
+    label_map = np.where(np.isin(volume.array, without), BODY_ID, volume.array).astype(np.uint8)
+    save_label_map(folder / "map_seg.nii.gz", label_map, volume.grid)
+    return folder
+
+
+def test_bank_without_the_organs_ends_the_run_and_finds_every_case_open_once_repaired(
+    reference: CohortSummary, resolve: Callable[..., ResolvedCohort], tmp_path: Path
+) -> None:
+    anatomy = reference.folder / "anatomy" / "case_0003.nii.gz"
+    bank = write_bank(tmp_path / "bank", anatomy, without=(1, 3, 5, 14, 129))
+    changes = {"labels": ["hepatic tumor:25mm", "spleen"], "num_cases": 4, "mask_bank": str(bank)}
+    out = tmp_path / "cohort"
+    with pytest.raises(BankError, match="expected a map with .*, found none"):
+        synthesize_cohort(resolve(**changes), out, device="cpu")
+    assert load_manifest(out).records == ()
+    write_bank(bank, anatomy)
+    summary = synthesize_cohort(resolve(**changes), out, device="cpu")
+    assert summary.is_complete
+    assert summary.manifest.first_attempt_rate() == 1.0
+
+
+def test_case_of_an_organ_that_the_bank_lacks_does_not_stop_the_others(
+    reference: CohortSummary, resolve: Callable[..., ResolvedCohort], tmp_path: Path
+) -> None:
+    bank = write_bank(tmp_path / "bank", reference.folder / "anatomy" / "case_0003.nii.gz", without=(3,))
+    cohort = resolve(labels=["spleen", "hepatic tumor:25mm"], num_cases=2, mask_bank=str(bank))
+    summary = synthesize_cohort(cohort, tmp_path / "cohort", device="cpu")
+    assert [record.request for record in summary.manifest.rejected] == ["spleen"]
+    assert [record.request for record in summary.manifest.accepted] == ["hepatic tumor:25mm"]
+
+
+def test_size_far_below_the_stored_lesions_does_not_stop_larger_ones(
+    reference: CohortSummary, resolve: Callable[..., ResolvedCohort], tmp_path: Path
+) -> None:
+    record = next(record for record in reference.manifest.accepted if record.lesions[0].label == "hepatic tumor")
+    stored_ml = record.lesions[0].realised_ml
+    bank = write_bank(tmp_path / "bank", reference.folder / record.files["anatomy"].path)
+    labels = ["hepatic tumor:8mm", f"hepatic tumor:{stored_ml:.2f}mL"]
+    cohort = resolve(labels=labels, num_cases=2, mask_source="bank", mask_bank=str(bank))
+    summary = synthesize_cohort(cohort, tmp_path / "cohort", device="cpu")
+    assert [record.request for record in summary.manifest.records] == labels
+    assert summary.manifest.records[0].reason.endswith("Ask for another size, or use --mask-source plant.")
+    assert summary.manifest.records[0].status == "rejected"
 
 
 def test_bank_of_files_skips_and_names_the_damaged_one(

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import subprocess
 import sys
@@ -80,6 +81,29 @@ def test_unsettled_case_goes_on_with_the_attempt_after_the_recorded_ones() -> No
     manifest = Manifest.from_records([build_record(0, 0, "retried"), build_record(0, 1, "retried")])
     assert manifest.settled_indices == frozenset()
     assert [manifest.next_attempt(0), manifest.next_attempt(1)] == [2, 0]
+
+
+def test_rejected_case_that_was_taken_up_again_counts_by_its_last_attempt() -> None:
+    records = [build_record(0, 0, "rejected"), build_record(1, 0, "rejected"), build_record(2, 0, "rejected")]
+    manifest = Manifest.from_records([*records, build_record(0, 1), build_record(1, 1, "retried")])
+    assert [record.case_id for record in manifest.rejected] == ["case_0003"]
+    assert manifest.settled_indices == {0, 2}
+
+
+def test_larger_budget_of_attempts_reopens_rejected_cases_only() -> None:
+    rejected = replace(build_record(0, 1, "rejected"), max_attempts=2)
+    manifest = Manifest.from_records([build_record(0, 0, "retried"), rejected, build_record(1)])
+    assert manifest.reopen(2) == manifest
+    reopened = manifest.reopen(3)
+    assert reopened.settled_indices == {1}
+    assert (reopened.rejected, reopened.next_attempt(0)) == ((), 2)
+    assert reopened.accepted == manifest.accepted
+
+
+def test_record_that_does_not_tell_its_budget_can_be_read() -> None:
+    fields = json.loads(build_record(0, 0, "rejected").to_json())
+    del fields["max_attempts"]
+    assert Manifest((AttemptRecord.from_json(json.dumps(fields)),)).reopen(1).rejected == ()
 
 
 def test_shards_are_read_as_one_and_repeated_lines_count_once(tmp_path: Path) -> None:

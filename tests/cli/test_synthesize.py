@@ -78,6 +78,7 @@ def test_rejected_cases_give_exit_code_1_and_their_reasons(run_cli: Run, bundle:
     assert outcome.code == 1
     assert "0 of 1 cases accepted" in outcome.stdout
     assert "Rejected case_0001: " in outcome.stdout
+    assert "Further attempts: the same command with a larger --max-attempts." in outcome.stdout
     assert "contact_sheet" not in outcome.stdout
     assert "[1/1] case_0001 rejected (attempt 1): " in outcome.stderr
 
