@@ -17,7 +17,7 @@ from maisi_aug.bank_labels import Translation
 from maisi_aug.body import add_body
 from maisi_aug.errors import VolumeError
 from maisi_aug.grid import Grid
-from maisi_aug.growth import TOUCHING, Box, Mask
+from maisi_aug.growth import Box, Mask, label_parts
 from maisi_aug.labels import BODY_ID, Vocabulary
 from maisi_aug.resampling import centre_grid_on, resample_image, resample_label_map
 from maisi_aug.volume_io import Volume, load_image, load_label_map, sha256_of
@@ -50,7 +50,7 @@ class BankLesion:
         label_id: Its id.
         volume_ml: Its volume.
         box: Smallest box around it.
-        number: Its place among the map's lesions with this id, in the order of ``scipy.ndimage.label``.
+        number: Its place among the map's lesions with this id, as ``label_parts`` counts them.
     """
 
     label_id: int
@@ -93,7 +93,7 @@ class BankMap:
         if label_id not in self.boxes:
             return []
         outer = self.boxes[label_id]
-        parts, _ = ndimage.label(self.label_map[outer] == label_id, TOUCHING)
+        parts, _ = label_parts(self.label_map[outer] == label_id)
         sizes = np.bincount(parts.ravel())
         lesions = []
         for number, inner in enumerate(ndimage.find_objects(parts), start=1):
@@ -106,7 +106,7 @@ class BankMap:
         mask = np.zeros(self.label_map.shape, dtype=bool)
         for lesion in lesions:
             outer = self.boxes[lesion.label_id]
-            parts, _ = ndimage.label(self.label_map[outer] == lesion.label_id, TOUCHING)
+            parts, _ = label_parts(self.label_map[outer] == lesion.label_id)
             mask[outer] |= parts == lesion.number
         return mask
 

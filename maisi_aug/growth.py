@@ -9,7 +9,9 @@ Arrays have axes ``I J K``; touching means sharing a face, an edge or a corner.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
+import cc3d
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
@@ -96,7 +98,7 @@ def draw_part(
     radius_mm = _radius_mm(num_voxels * voxel_volume_ml(spacing_mm))
     margin = 0 if room is host else int(np.ceil(2.0 * radius_mm / min(spacing_mm)))
     box = bounding_box(host, margin=margin)
-    labelled, _ = ndimage.label(room[box], TOUCHING)
+    labelled, _ = label_parts(room[box])
     num_room = np.bincount(labelled.ravel())
     num_start = np.bincount(labelled[host[box]], minlength=num_room.size)
     num_room[0] = 0
@@ -232,7 +234,7 @@ def flood(score: NDArray[np.float64], room: Mask, start: NDArray[np.int64], num_
     rank[room] = places
 
     def reached(level: int) -> Mask:
-        labelled, _ = ndimage.label(rank < level, TOUCHING)
+        labelled, _ = label_parts(rank < level)
         connected: Mask = labelled == labelled[tuple(start)]
         return connected
 
@@ -255,10 +257,22 @@ def flood(score: NDArray[np.float64], room: Mask, start: NDArray[np.int64], num_
     return lesion
 
 
+def label_parts(mask: Mask) -> tuple[NDArray[np.unsignedinteger[Any]], int]:
+    """Number the connected parts of an ``(I, J, K)`` mask from 1 in scan order; what is outside is 0.
+
+    The same numbers as ``scipy.ndimage.label`` gives with ``TOUCHING``, several times sooner.
+    """
+    # As bytes: of a mask one voxel wide, cc3d 4.1 underestimates the number of parts and raises.
+    labelled, num_parts = cc3d.connected_components(
+        np.ascontiguousarray(mask).view(np.uint8), connectivity=26, return_N=True
+    )
+    return labelled, int(num_parts)
+
+
 def connected_parts(mask: Mask) -> Iterator[tuple[Box, Mask]]:
     """The connected parts of a mask in scan order, each as its smallest box and its mask in that box."""
     outer = bounding_box(mask)
-    parts, num_parts = ndimage.label(mask[outer], TOUCHING)
+    parts, num_parts = label_parts(mask[outer])
     for number, inner in enumerate(ndimage.find_objects(parts) if num_parts else (), start=1):
         yield tuple(_within(a, b) for a, b in zip(outer, inner, strict=True)), parts[inner] == number
 
@@ -269,7 +283,7 @@ def _within(outer: slice, inner: slice) -> slice:
 
 def part_sizes(mask: Mask) -> list[int]:
     """Numbers of voxels of the connected parts of a mask, in scan order."""
-    labelled, _ = ndimage.label(mask[bounding_box(mask)], TOUCHING)
+    labelled, _ = label_parts(mask[bounding_box(mask)])
     return [int(size) for size in np.bincount(labelled.ravel())[1:]]
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from maisi_aug.growth import TOUCHING, Box, Mask
+from maisi_aug.growth import TOUCHING, Box, Mask, label_parts
 from maisi_aug.labels import Vocabulary
 from maisi_aug.lesions import PlantedLesion
 
@@ -38,7 +38,7 @@ def remove_lesions(
     healthy = label_map.copy()
     present = set(np.flatnonzero(np.bincount(label_map.ravel(), minlength=256)).tolist())
     for tumor_id in present.intersection(vocabulary.tumor_ids):
-        parts, _ = ndimage.label(label_map == tumor_id, TOUCHING)
+        parts, _ = label_parts(label_map == tumor_id)
         for number, box in enumerate(ndimage.find_objects(parts), start=1):
             lesion = parts[box] == number
             if keep is not None and (keep[box] & lesion).any():
@@ -134,7 +134,7 @@ def _take_deepest(depth_mm: NDArray[np.float64], allowed: Mask, num_voxels: int)
     order = np.argsort(-depth_mm.ravel()[candidates], kind="stable")
     taken = np.zeros(allowed.size, dtype=bool)
     taken[candidates[order[:num_voxels]]] = True
-    parts, _ = ndimage.label(taken.reshape(allowed.shape), TOUCHING)
+    parts, _ = label_parts(taken.reshape(allowed.shape))
     largest = 1 + int(np.bincount(parts.ravel())[1:].argmax())
     connected: Mask = parts == largest
     return connected

@@ -13,13 +13,12 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
 
 from maisi_aug.bank_map import BankLesion, BankMap, BaseMap, cut_map
 from maisi_aug.errors import BankError, LesionError
 from maisi_aug.folder_bank import FolderBank
 from maisi_aug.grid import Grid
-from maisi_aug.growth import TOUCHING
+from maisi_aug.growth import label_parts
 from maisi_aug.labels import Vocabulary
 from maisi_aug.lesion_editing import MAX_RESIZE, describe_lesion, remove_lesions, resize_lesion
 from maisi_aug.lesions import (
@@ -342,7 +341,7 @@ def _match_volumes(
             (place for place, wish in enumerate(lesions) if wish.label_id == label_id),
             key=lambda place: -lesions[place].volume_ml,
         )
-        parts, num_parts = ndimage.label(label_map == label_id, TOUCHING)
+        parts, num_parts = label_parts(label_map == label_id)
         if num_parts != len(places):
             return None
         numbers = np.argsort(-np.bincount(parts.ravel())[1:], kind="stable") + 1

@@ -15,6 +15,7 @@ from PIL import Image, ImageDraw, PngImagePlugin
 from scipy import ndimage
 
 from maisi_aug.grid import Grid
+from maisi_aug.growth import label_parts
 from maisi_aug.pictures import (
     BACKGROUND,
     BONE,
@@ -122,7 +123,7 @@ def find_focus(label_map: NDArray[np.uint8], lesion_ids: Sequence[int], organ_id
     """Mask of what a preview shall show: the largest lesion, else the named organs, else the whole body."""
     lesions = np.isin(label_map, list(lesion_ids))
     if lesions.any():
-        parts, num_parts = ndimage.label(lesions, np.ones((3, 3, 3)))
+        parts, num_parts = label_parts(lesions)
         largest = 1 + int(np.argmax(np.bincount(parts.ravel(), minlength=num_parts + 1)[1:]))
         found: NDArray[np.bool_] = parts == largest
         return found

@@ -16,7 +16,7 @@ from scipy import ndimage
 
 from maisi_aug.errors import GridError
 from maisi_aug.grid import Grid, Shape, Spacing
-from maisi_aug.growth import TOUCHING, Box, Mask, connected_parts, flood
+from maisi_aug.growth import TOUCHING, Box, Mask, connected_parts, flood, label_parts
 from maisi_aug.lesions import is_any_of
 
 Scalar = TypeVar("Scalar", bound=np.generic)
@@ -234,7 +234,7 @@ def _keep_volume(
 def _is_kept(now: Mask, exact_voxels: float) -> bool:
     num_now = int(np.count_nonzero(now))
     close = abs(num_now - exact_voxels) <= max(VOLUME_TOLERANCE * exact_voxels, VOXEL_TOLERANCE)
-    return num_now > 0 and close and int(ndimage.label(now, TOUCHING)[1]) == 1
+    return num_now > 0 and close and label_parts(now)[1] == 1
 
 
 def _without_lesions(

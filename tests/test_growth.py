@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from maisi_aug.errors import LesionError
-from maisi_aug.growth import TOUCHING, bounding_box, flood, grow_lesion
+from maisi_aug.growth import TOUCHING, bounding_box, flood, grow_lesion, label_parts
 
 Mask = NDArray[np.bool_]
 ISOTROPIC = (3.2, 3.2, 3.2)
@@ -143,6 +143,18 @@ def test_lesion_larger_than_its_host_is_refused_with_figures() -> None:
 def test_lesion_below_half_a_voxel_is_refused(volume_ml: float) -> None:
     with pytest.raises(LesionError, match=rf"at least half a voxel, 0\.0007 mL, found {volume_ml} mL"):
         grow_lesion(FLAT, volume_ml=volume_ml, spacing_mm=ANISOTROPIC, rng=np.random.default_rng(0))
+
+
+def test_parts_are_numbered_as_scipy_numbers_them() -> None:
+    rng = np.random.default_rng(0)
+    masks = [rng.random(tuple(rng.integers(1, 12, 3))) < rng.random() for _ in range(300)]
+    masks += [ndimage.gaussian_filter(rng.random((17, 19, 23)), 1.5) > 0.5, np.zeros((0, 3, 4), dtype=bool)]
+    masks += [np.asfortranarray(masks[-2]), masks[-2][::2, 1:, ::-1], np.arange(13).reshape(1, 1, 13) % 2 == 0]
+    for mask in masks:
+        labelled, num_parts = label_parts(mask)
+        expected, num_expected = ndimage.label(mask, TOUCHING)
+        assert num_parts == num_expected
+        np.testing.assert_array_equal(labelled, expected)
 
 
 def test_flood_equals_a_flood_with_a_priority_queue() -> None:
