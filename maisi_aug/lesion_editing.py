@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
+from skimage.segmentation import expand_labels
 
 from maisi_aug.growth import TOUCHING, Box, Mask, label_parts
 from maisi_aug.labels import Vocabulary
@@ -46,13 +47,8 @@ def remove_lesions(
             wide = widen(box, HOST_REACH_MM, spacing_mm, label_map.shape)
             hosts = np.isin(label_map[wide], vocabulary.hosts_of(tumor_id))
             inside = parts[wide] == number
-            if hosts.any():
-                nearest = ndimage.distance_transform_edt(
-                    ~hosts, sampling=spacing_mm, return_distances=False, return_indices=True
-                )
-                healthy[wide][inside] = label_map[wide][tuple(axis[inside] for axis in nearest)]
-            else:
-                healthy[wide][inside] = vocabulary.background_id_for(tumor_id)
+            fallback = vocabulary.background_id_for(tumor_id)
+            healthy[wide][inside] = _nearest_host(label_map[wide], hosts, inside, spacing_mm, fallback=fallback)
     return healthy
 
 
@@ -143,7 +139,8 @@ def _take_deepest(depth_mm: NDArray[np.float64], allowed: Mask, num_voxels: int)
 def _nearest_host(
     label_map: NDArray[Any], host: Mask, voxels: Mask, spacing_mm: Sequence[float], *, fallback: int
 ) -> NDArray[np.uint8]:
+    """The nearest host's id for each of the voxels."""
     if not host.any():
         return np.full(int(voxels.sum()), fallback, dtype=np.uint8)
-    nearest = ndimage.distance_transform_edt(~host, sampling=spacing_mm, return_distances=False, return_indices=True)
-    return np.asarray(label_map[tuple(axis[voxels] for axis in nearest)], dtype=np.uint8)
+    nearest = expand_labels(np.where(host, label_map, 0), np.inf, spacing=spacing_mm)
+    return np.asarray(nearest[voxels], dtype=np.uint8)
