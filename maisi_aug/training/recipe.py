@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, field_validator, model_validator
 
 from maisi_aug.bundle import NETWORK_ROLES, GridSpec, SlotSpec
 from maisi_aug.errors import RecipeError, did_you_mean
@@ -75,6 +75,7 @@ class BundleHeader(_Strict):
     licence: str
     grid: GridSpec
     num_inference_steps: int = Field(gt=0)
+    decode_window: tuple[PositiveInt, PositiveInt, PositiveInt] | None = None
     scheduler: dict[str, Any]
     networks: dict[str, dict[str, Any]]
     slots: dict[str, SlotSpec] = {}
