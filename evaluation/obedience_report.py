@@ -21,6 +21,8 @@ REQUIRED_ORGANS: Final = 0.95
 REQUIRED_LESIONS: Final = 0.90
 REQUIRED_ORGAN_DICE: Final = 0.90
 REQUIRED_LESION_DICE: Final = 0.80
+# A tissue that the segmenter misses on phantoms tells nothing about a bundle.
+MIN_PHANTOM_DICE: Final = 0.3
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +137,7 @@ def to_document(
 def _criteria(
     organs: Sequence[OrganFigures], lesions: Sequence[LesionFigures], dice: Sequence[Mapping[str, Any]]
 ) -> list[dict[str, Any]]:
-    judged = [row for row in dice if row["phantom"] is not None]
+    judged = [row for row in dice if row["phantom"] is not None and row["phantom"] >= MIN_PHANTOM_DICE]
     of_organs = [row for row in judged if row["tissue"] != LESION]
     of_lesions = [row for row in judged if row["tissue"] == LESION]
     found = (

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +81,9 @@ def test_phantom_itself_obeys_its_map(bundle: Bundle, segmenter: Segmenter, phan
     document = to_document([figures], bundle=bundle, segmenter=segmenter, settings={"num_cases": 1, "seed": 3})
     assert [criterion["found"] for criterion in document["criteria"][2:]] == [1.0, 1.0]
     assert all(row["mean_difference_hu"] == 0 for row in document["organs"])
+    blind = replace(figures, dice_phantom=dict.fromkeys(names, 0.05), dice_synthetic=dict.fromkeys(names, 0.06))
+    document = to_document([blind], bundle=bundle, segmenter=segmenter, settings={"num_cases": 1, "seed": 3})
+    assert [(criterion["found"], criterion["is_met"]) for criterion in document["criteria"][2:]] == [(None, False)] * 2
 
 
 def test_errors_are_mean_absolute_differences(segmenter: Segmenter, phantom: Phantom) -> None:
