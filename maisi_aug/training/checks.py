@@ -60,11 +60,15 @@ def require_same_settings(recipe: TrainingRecipe, folder: Path, stage: str) -> N
     for name in STAGE_ROLES:
         path = folder / name / SETTINGS_NAME
         has_begun = (folder / name / CHECKPOINT_NAME).exists()
-        wanted = _settings_of(recipe, name) | {EARLIER_WEIGHTS: _hash_earlier_weights(folder, name)}
+        wanted = _settings_of(recipe, name)
+        if name == stage:
+            wanted[EARLIER_WEIGHTS] = _hash_earlier_weights(folder, name)
         if has_begun and path.exists():
             known = json.loads(path.read_text(encoding="utf-8"))
-            if name != stage or EARLIER_WEIGHTS not in known:
-                known[EARLIER_WEIGHTS] = wanted[EARLIER_WEIGHTS]
+            if name == stage:
+                known.setdefault(EARLIER_WEIGHTS, wanted[EARLIER_WEIGHTS])
+            else:
+                known.pop(EARLIER_WEIGHTS, None)
             before = dict(_flat(_with_defaults(known, name)))
             after = dict(_flat(wanted))
             differing = sorted(key for key in before.keys() | after.keys() if before.get(key) != after.get(key))

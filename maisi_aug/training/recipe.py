@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -11,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError,
 
 from maisi_aug.bundle import NETWORK_ROLES, GridSpec, SlotSpec
 from maisi_aug.errors import RecipeError, did_you_mean
+from maisi_aug.recipe import list_training_recipes
 from maisi_aug.training.settings import FlowLossConfig, LoopConfig, VaeLossConfig
 
 
@@ -122,8 +122,7 @@ def training_recipe_path(name_or_path: str) -> Path:
     """
     if Path(name_or_path).is_file():
         return Path(name_or_path)
-    folder = Path(str(files("maisi_aug.recipes")))
-    named = {path.stem: path for path in sorted(folder.glob("train-*.yaml"))}
+    named = {info.name: info.path for info in list_training_recipes()}
     if name_or_path not in named:
         raise RecipeError(
             f"Training recipe '{name_or_path}': expected a file or one of {', '.join(named)}, found neither."

@@ -117,29 +117,33 @@ class TrainingFolder:
 
     def _prepare_diffusion(self) -> tuple[LoopConfig, Objective, dict[str, dict[str, str]]]:
         unet, names = self._build("diffusion_unet")
-        return self.recipe.diffusion.loop, self._flow(unet, None), {"diffusion_unet": names}
+        store = self._store()
+        objective = self._flow(unet, None, store, self._latents(store))
+        return self.recipe.diffusion.loop, objective, {"diffusion_unet": names}
 
     def _prepare_controlnet(self) -> tuple[LoopConfig, Objective, dict[str, dict[str, str]]]:
         unet, unet_names = self._build("diffusion_unet")
         unet.load_state_dict(self._load_weights("diffusion", "diffusion_unet"))
         controlnet, controlnet_names = self._build("controlnet")
+        store = self._store()
+        latents = self._latents(store)
         if self.recipe.controlnet.start == "label-means":
-            store = self._store()
-            start_from_label_means(unet, controlnet, store, self._latents(store), seed=self.recipe.seed)
+            start_from_label_means(unet, controlnet, store, latents, seed=self.recipe.seed)
         else:
             copy_model_state(controlnet, unet.state_dict())
         names = {"diffusion_unet": unet_names, "controlnet": controlnet_names}
-        return self.recipe.controlnet.loop, self._flow(unet, controlnet), names
+        return self.recipe.controlnet.loop, self._flow(unet, controlnet, store, latents), names
 
-    def _flow(self, unet: nn.Module, controlnet: nn.Module | None) -> FlowObjective:
+    def _flow(
+        self, unet: nn.Module, controlnet: nn.Module | None, store: PhantomStore, latents: LatentSet
+    ) -> FlowObjective:
         stage = self.recipe.diffusion if controlnet is None else self.recipe.controlnet
-        store = self._store()
         return FlowObjective(
             unet,
             controlnet,
             build_scheduler(self.recipe.bundle.scheduler),
             store,
-            self._latents(store),
+            latents,
             stage.loss,
             lesion_ids=self.lesion_ids,
             seed=derive_seed(self.recipe.seed, "unet" if controlnet is None else "controlnet"),
