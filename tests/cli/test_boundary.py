@@ -43,12 +43,11 @@ def test_every_own_error_is_covered_above() -> None:
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
 def test_full_disk_names_the_file_and_what_to_do(number: int) -> None:
-    message, code = explain(OSError(number, "No space left on device", "cohort/images/a.nii.gz"))
-    assert code == 1
-    assert message == (
-        "Error: cohort/images/a.nii.gz: no space is left on the disk. "
-        "Free some and run the same command again; what was finished is kept."
-    )
+    error = OSError(number, "No space left on device", "cohort/images/a.nii.gz")
+    start = "Error: cohort/images/a.nii.gz: no space is left on the disk. Free some and run the same command again; "
+    assert explain(error) == (start + "nothing was written.", 1)
+    kept = "what was finished is kept, and the same command goes on from there."
+    assert explain(error, is_resumable=True) == (start + kept, 1)
 
 
 def test_unwritable_path_is_one_sentence() -> None:
