@@ -14,25 +14,31 @@ Signals pass the activations unharmed in pairs of opposite sign, for SiLU(a) - S
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from monai.networks.utils import copy_model_state
+from numpy.typing import NDArray
+from scipy import ndimage
 from torch import Tensor, nn
 from torch.nn import functional
 
 from maisi_aug.conditioning import hu_to_unit, to_label_bits
 from maisi_aug.errors import TrainingError
+from maisi_aug.labels import Vocabulary
 from maisi_aug.seeds import derive_seed
 from maisi_aug.training.data import CaseStore, LatentSet
 from maisi_aug.training.layers import NUM_WAVELETS, haar_kernels, only_convolution
 
-NUM_FIT_STEPS = 4000
+NUM_FIT_STEPS = 12_000
 # Intensities span [0, 1] and soft tissue 2% of it: the fit works on larger numbers.
 FIT_GAIN = 10.0
 MAX_CASES = 60
+# A tumor's contrast is a few HU in a thousand and its voxels are few: in the fit they count as so many more.
+TUMOR_FIT_WEIGHT = 5.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,7 +64,7 @@ class _Lookup:
 
 
 def start_from_label_means(
-    unet: nn.Module, controlnet: nn.Module, store: CaseStore, latents: LatentSet, *, seed: int
+    unet: nn.Module, controlnet: nn.Module, store: CaseStore, latents: LatentSet, *, vocabulary: Vocabulary, seed: int
 ) -> None:
     """Set the weights that make both networks draw every label at its mean intensity, in place.
 
@@ -67,6 +73,7 @@ def start_from_label_means(
         controlnet: With a condition embedding of two widths; takes the U-Net's encoder over, as in MAISI.
         store: Training cases, of which the first 60 are measured.
         latents: Theirs, half as wide as the images along every axis.
+        vocabulary: Tumors with their hosts.
         seed: Of the fit.
 
     Raises:
@@ -75,9 +82,10 @@ def start_from_label_means(
     cases = range(min(len(store), MAX_CASES))
     num_channels = len(latents.latents[0])
     _require_fitting(unet, controlnet, store, latents)
-    means = measure_label_means(store)
+    means = measure_label_means(store, cases, vocabulary)
     embedding: Any = controlnet.controlnet_cond_embedding
-    lookup = _fit_lookup(means, width=only_convolution(embedding.conv_in).out_channels, seed=seed)
+    width = only_convolution(embedding.conv_in).out_channels
+    lookup = _fit_lookup(means, vocabulary.tumor_ids, width=width, seed=seed)
     with torch.no_grad():
         table = lookup(_bits_of_ids())
         matrix = _fit_latents(table, store, latents, cases)
@@ -91,18 +99,40 @@ def start_from_label_means(
         layer.requires_grad_(False)
 
 
-def measure_label_means(store: CaseStore) -> LabelMeans:
-    """Mean intensity of every label over the first 60 cases."""
+def measure_label_means(store: CaseStore, cases: Iterable[int], vocabulary: Vocabulary) -> LabelMeans:
+    """Mean intensity of every label over some cases.
+
+    A tumor's is the mean of its hosts and, on top, by how much its core differs from them in the same patient: a mean
+    over patients would mix contrast phases, and one over whole tumors the rim that shares voxels with the host.
+    """
     total, count = np.zeros(256), np.zeros(256)
-    for index in range(min(len(store), MAX_CASES)):
+    contrast, core_count = np.zeros(256), np.zeros(256)
+    for index in cases:
         case = store[index]
-        ids = case.label_map.ravel()
-        total += np.bincount(ids, hu_to_unit(torch.from_numpy(case.image_hu)).numpy().ravel(), minlength=256)
-        count += np.bincount(ids, minlength=256)
-    return LabelMeans(torch.from_numpy(total / np.maximum(count, 1)).float(), torch.from_numpy(count).float())
+        image = hu_to_unit(torch.from_numpy(case.image_hu)).numpy()
+        sums = np.bincount(case.label_map.ravel(), image.ravel(), minlength=256)
+        counts = np.bincount(case.label_map.ravel(), minlength=256)
+        for tumor in vocabulary.tumor_ids:
+            hosts = list(vocabulary.hosts_of(tumor))
+            if counts[tumor] and counts[hosts].any():
+                core = image[_core(case.label_map == tumor)]
+                contrast[tumor] += core.sum() - len(core) * sums[hosts].sum() / counts[hosts].sum()
+                core_count[tumor] += len(core)
+        total, count = total + sums, count + counts
+    means = total / np.maximum(count, 1)
+    for tumor in np.flatnonzero(core_count):
+        hosts = list(vocabulary.hosts_of(int(tumor)))
+        means[tumor] = total[hosts].sum() / count[hosts].sum() + contrast[tumor] / core_count[tumor]
+    return LabelMeans(torch.from_numpy(means).float(), torch.from_numpy(count).float())
 
 
-def _fit_lookup(means: LabelMeans, *, width: int, seed: int) -> _Lookup:
+def _core(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """The mask without its rim, or all of it where it is nothing but rim."""
+    core: NDArray[np.bool_] = ndimage.binary_erosion(mask)
+    return core if core.any() else mask
+
+
+def _fit_lookup(means: LabelMeans, tumor_ids: Sequence[int], *, width: int, seed: int) -> _Lookup:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed("label means", seed))
         lookup = _Lookup(nn.Linear(8, width), nn.Linear(width, width), nn.Linear(width, 1))
@@ -111,7 +141,9 @@ def _fit_lookup(means: LabelMeans, *, width: int, seed: int) -> _Lookup:
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, NUM_FIT_STEPS)
     bits = _bits_of_ids()
     # Large organs count more, but a small one must not be lost.
-    weight = means.num_voxels.sqrt() / means.num_voxels.sqrt().sum()
+    weight = means.num_voxels.sqrt()
+    weight[list(tumor_ids)] *= TUMOR_FIT_WEIGHT
+    weight /= weight.sum()
     for _ in range(NUM_FIT_STEPS):
         optimizer.zero_grad(set_to_none=True)
         loss = (weight * (FIT_GAIN * (lookup(bits) - means.intensity)) ** 2).sum()

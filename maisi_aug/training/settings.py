@@ -82,6 +82,7 @@ class FlowLossConfig(BaseModel):
         batch_count: Cases a step.
         lesion_weight: Factor on the loss of latent voxels that hold a lesion.
         outside_weight: Factor on the loss of latent voxels wholly outside the body, which generation overwrites.
+        label_mean_weight: Factor on the absolute mean error of each label; 0 leaves it out. See ``label_mean_error``.
         modality_dropout: Share of cases whose modality is told as plain "ct".
         crop_shape: Latent voxels of a training crop along I, J, K; None for whole latents.
         lesion_share: Share of crops laid over a lesion, where the case has one.
@@ -95,6 +96,7 @@ class FlowLossConfig(BaseModel):
     batch_count: int = Field(default=1, gt=0)
     lesion_weight: float = Field(default=1.0, ge=1)
     outside_weight: float = Field(default=1.0, ge=0, le=1)
+    label_mean_weight: float = Field(default=0.0, ge=0)
     modality_dropout: float = Field(default=0.25, ge=0, le=1)
     crop_shape: tuple[int, int, int] | None = None
     lesion_share: float = Field(default=0.5, ge=0, le=1)

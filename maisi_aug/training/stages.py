@@ -44,7 +44,7 @@ class TrainingFolder:
         self.folder = folder
         self.device = device
         self.report_phase = report_phase
-        self.lesion_ids = bind_slots(recipe.bundle.slots).tumor_ids
+        self.vocabulary = bind_slots(recipe.bundle.slots)
 
     def train(
         self, stage: StageName, *, max_minutes: float | None = None, report_step: ReportStep | None = None
@@ -109,7 +109,7 @@ class TrainingFolder:
             autoencoder,
             self._store(),
             self.recipe.vae.loss,
-            lesion_ids=self.lesion_ids,
+            lesion_ids=self.vocabulary.tumor_ids,
             seed=self.recipe.seed,
             device=self.device,
         )
@@ -128,7 +128,7 @@ class TrainingFolder:
         store = self._store()
         latents = self._latents(store)
         if self.recipe.controlnet.start == "label-means":
-            start_from_label_means(unet, controlnet, store, latents, seed=self.recipe.seed)
+            start_from_label_means(unet, controlnet, store, latents, vocabulary=self.vocabulary, seed=self.recipe.seed)
         else:
             copy_model_state(controlnet, unet.state_dict())
         names = {"diffusion_unet": unet_names, "controlnet": controlnet_names}
@@ -145,7 +145,7 @@ class TrainingFolder:
             store,
             latents,
             stage.loss,
-            lesion_ids=self.lesion_ids,
+            lesion_ids=self.vocabulary.tumor_ids,
             seed=derive_seed(self.recipe.seed, "unet" if controlnet is None else "controlnet"),
             device=self.device,
         )

@@ -10,11 +10,11 @@ from torch import Tensor, nn
 
 from maisi_aug.networks import build_network, build_scheduler
 from maisi_aug.training.data import LatentSet
-from maisi_aug.training.flow import FlowObjective
+from maisi_aug.training.flow import FlowObjective, label_mean_error
 from maisi_aug.training.loop import TrainingRun
 from maisi_aug.training.settings import FlowLossConfig, LoopConfig
 from tests.tiny_bundle import build_header
-from tests.tiny_training import BODY, HEPATIC_TUMOR, ArrayStore, build_case, build_store
+from tests.tiny_training import BODY, HEPATIC_TUMOR, LIVER, ArrayStore, build_case, build_store
 
 LATENT_SHAPE = (8, 6, 6)
 FACTOR = 4
@@ -202,6 +202,28 @@ def test_loss_is_the_weighted_mean_of_the_error() -> None:
     assert float(loss) == pytest.approx(float((error * weights).sum() / weights.sum() / 4), rel=1e-3)
     assert figures["l1"] == pytest.approx(float(error.mean()), rel=1e-3)
     assert figures["l1_lesion"] == pytest.approx(float(error[:, weights == 5.0].mean()), rel=1e-3)
+
+
+def test_noise_over_a_label_cancels_and_its_mean_error_does_not() -> None:
+    label_maps = torch.zeros(2, 4, 4, 4, dtype=torch.uint8)
+    label_maps[0, 2:], label_maps[1, 2:] = LIVER, HEPATIC_TUMOR
+    error = torch.zeros(2, 3, 2, 2, 2)
+    error[:, :, 0] = 100.0  # the background's
+    error[:, :, 1] = torch.tensor([[1.0, -1.0], [-1.0, 1.0]])
+    assert float(label_mean_error(error, label_maps, (HEPATIC_TUMOR,), 3.0)) == 0.0
+    error[0, 0, 1] += 0.6
+    assert float(label_mean_error(error, label_maps, (HEPATIC_TUMOR,), 3.0)) == pytest.approx(0.6 / 3 * 1 / 4)
+    error[1, 0, 1] -= 0.6
+    assert float(label_mean_error(error, label_maps, (HEPATIC_TUMOR,), 3.0)) == pytest.approx(0.6 / 3)
+    assert float(label_mean_error(error, torch.zeros_like(label_maps), (HEPATIC_TUMOR,), 3.0)) == 0.0
+
+
+def test_label_means_count_as_much_as_wished() -> None:
+    store = build_store(1)
+    plain = build_objective(store)
+    loss, figures = build_objective(store, label_mean_weight=2.0).loss(0)
+    assert figures["label_mean"] > 0
+    assert loss.item() == pytest.approx(value(plain) + 2.0 * figures["label_mean"], rel=1e-5)
 
 
 def test_crop_without_body_has_no_loss_where_air_does_not_count() -> None:

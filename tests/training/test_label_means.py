@@ -6,16 +6,18 @@ from typing import Any
 
 import pytest
 import torch
+from scipy import ndimage
 from torch import Tensor, nn
 from torch.nn import functional
 
 from maisi_aug.conditioning import hu_to_unit, to_label_bits
 from maisi_aug.errors import TrainingError
+from maisi_aug.labels import MAISI
 from maisi_aug.networks import build_network, use_plain_layers
 from maisi_aug.training.data import LatentSet
 from maisi_aug.training.label_means import measure_label_means, start_from_label_means
 from maisi_aug.training.layers import haar_kernels
-from tests.tiny_training import BODY, HEPATIC_TUMOR, LIVER, ArrayStore, build_store
+from tests.tiny_training import BODY, HEPATIC_TUMOR, LIVER, ArrayStore, build_case, build_store
 
 SCALE_FACTOR = 8.0
 SHARED = {
@@ -74,7 +76,7 @@ def predict(unet: nn.Module, controlnet: nn.Module, noisy: Tensor, time: float, 
 def started(request: pytest.FixtureRequest) -> tuple[nn.Module, nn.Module]:
     store = build_store(4)
     networks = build_networks(is_plain=request.param)
-    start_from_label_means(*networks, store, encode(store), seed=1)
+    start_from_label_means(*networks, store, encode(store), vocabulary=MAISI, seed=1)
     return networks
 
 
@@ -90,10 +92,23 @@ def test_velocity_is_right_before_the_first_step(time: float, started: tuple[nn.
 
 
 def test_means_are_those_of_the_labels() -> None:
-    means = measure_label_means(build_store(3))
+    means = measure_label_means(build_store(3), range(3), MAISI)
     for label_id, hu in ((0, -1000), (BODY, 20), (LIVER, 110), (HEPATIC_TUMOR, 60)):
         assert float(means.intensity[label_id]) == pytest.approx((hu + 1000) / 2000, abs=1e-5)
     assert set(means.num_voxels.nonzero()[:, 0].tolist()) == {0, LIVER, HEPATIC_TUMOR, BODY}
+
+
+def test_contrast_of_a_tumor_is_that_of_its_core_within_the_patient() -> None:
+    bright, dark = build_case(1), build_case(2)
+    dark.image_hu[dark.label_map > 0] -= 40
+    tumor = bright.label_map == HEPATIC_TUMOR
+    rim = tumor & ~ndimage.binary_erosion(tumor)
+    bright.image_hu[rim] += 30
+    dark.image_hu[dark.label_map == HEPATIC_TUMOR] -= 6
+    means = measure_label_means(ArrayStore([bright, dark]), range(2), MAISI)
+    contrast_hu = 2000 * float(means.intensity[HEPATIC_TUMOR] - means.intensity[LIVER])
+    # 50 HU darker in one patient, 56 in the other, with as many voxels in each core.
+    assert contrast_hu == pytest.approx(-53, abs=0.1)
 
 
 def test_only_what_need_not_learn_is_frozen(started: tuple[nn.Module, nn.Module]) -> None:
@@ -112,11 +127,11 @@ def test_only_what_need_not_learn_is_frozen(started: tuple[nn.Module, nn.Module]
 def test_other_architectures_are_refused(changes: dict[str, Any]) -> None:
     store = build_store(1)
     with pytest.raises(TrainingError, match=r"num_channels\[0\] / norm_num_groups of 8, found"):
-        start_from_label_means(*build_networks(**changes), store, encode(store), seed=1)
+        start_from_label_means(*build_networks(**changes), store, encode(store), vocabulary=MAISI, seed=1)
 
 
 def test_latents_of_another_width_are_refused() -> None:
     store = build_store(1)
     latents = LatentSet([functional.avg_pool3d(encode(store).latents[0].float(), 2)], 1.0)
     with pytest.raises(TrainingError, match="expected latents half as wide as images"):
-        start_from_label_means(*build_networks(), store, latents, seed=1)
+        start_from_label_means(*build_networks(), store, latents, vocabulary=MAISI, seed=1)
