@@ -69,7 +69,7 @@ def explain(error: BaseException, *, is_resumable: bool = False) -> tuple[str, i
     if isinstance(error, typer.TyperException):
         return _explain_usage(error), error.exit_code
     if isinstance(error, OSError) and error.strerror:
-        return _explain_os_error(error), EXIT_FAILED
+        return _explain_os_error(error, is_resumable=is_resumable), EXIT_FAILED
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return "Error: the memory is used up. Close other programs, or choose another --device or bundle.", EXIT_FAILED
     summary = (str(error).splitlines() or [""])[0].rstrip(".")
@@ -88,11 +88,9 @@ def _explain_usage(error: typer.TyperException) -> str:
     return f"Error: {sentence}{stop}{hint}"
 
 
-def _explain_os_error(error: OSError) -> str:
+def _explain_os_error(error: OSError, *, is_resumable: bool) -> str:
     place = f"{error.filename}: " if error.filename else ""
     if error.errno in _DISK_FULL:
-        return (
-            f"Error: {place}no space is left on the disk. "
-            "Free some and run the same command again; what was finished is kept."
-        )
+        kept = _STOPPED_RESUMABLE if is_resumable else _STOPPED
+        return f"Error: {place}no space is left on the disk. Free some and run the same command again; {kept}"
     return f"Error: {place}{error.strerror}. Check the path and its permissions."
