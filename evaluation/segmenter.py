@@ -45,6 +45,7 @@ class SegmenterConfig(BaseModel):
         patch_shape: Voxels of a training patch and of a window in use; multiples of 2 per level.
         batch_count: Patches a step.
         lesion_share: Share of patches centred on a lesion, where the case has one.
+        lesion_weight: Of lesions in the loss, where the other tissues and the background weigh 1.
         loop: How long and how fast to train.
     """
 
@@ -57,7 +58,8 @@ class SegmenterConfig(BaseModel):
     widths: tuple[int, ...] = (32, 64, 128, 192)
     patch_shape: tuple[int, int, int] = (64, 64, 64)
     batch_count: int = Field(default=2, gt=0)
-    lesion_share: float = Field(default=0.5, ge=0, le=1)
+    lesion_share: float = Field(default=0.67, ge=0, le=1)
+    lesion_weight: float = Field(default=4.0, gt=0)
     loop: LoopConfig = LoopConfig(num_steps=1600, learning_rate=2e-3, num_warmup_steps=50, average_decay=0.99)
 
     @property

@@ -60,7 +60,11 @@ class SegmenterObjective:
         self.config = config
         self.device = device
         self.tissues = config.tissues
-        self.criterion = DiceCELoss(include_background=False, to_onehot_y=True, softmax=True, batch=True)
+        # Lesions are a thousandth of the voxels, and the last class: unweighted, they are learnt last of all.
+        weight = torch.tensor([1.0] * len(self.tissues) + [config.lesion_weight])
+        self.criterion = DiceCELoss(
+            include_background=False, to_onehot_y=True, softmax=True, batch=True, weight=weight
+        ).to(device)
         self._lesion_voxels: dict[int, NDArray[np.intp]] = {}
 
     @property
