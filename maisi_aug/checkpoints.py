@@ -22,7 +22,6 @@ from monai.utils.enums import MetaKeys, SpaceKeys, TraceKeys
 from torch import Tensor
 
 from maisi_aug.errors import BundleError
-from maisi_aug.networks import Definition, build_network
 
 # Under which key a checkpoint keeps the network of a role; the autoencoder's may also be a bare state dict.
 STATE_DICT_KEYS = {
@@ -94,17 +93,6 @@ def take_state_dict(checkpoint: Mapping[str, Any], role: str, *, subject: str) -
             f"{subject}: expected a state dict, alone or under '{STATE_DICT_KEYS[role]}', found {found or 'nothing'}."
         )
     return {str(key): value.detach().as_subclass(torch.Tensor) for key, value in inner.items()}
-
-
-def describe_tensors(definition: Definition) -> dict[str, Tensor]:
-    """Names and shapes of a network's tensors; they are on the meta device, which takes no memory for values.
-
-    Raises:
-        BundleError: For a definition that cannot be built.
-    """
-    with torch.device("meta"):
-        described: dict[str, Tensor] = build_network(definition, device="meta").state_dict()
-    return described
 
 
 def take_scale_factor(checkpoint: Mapping[str, Any], *, subject: str) -> float:

@@ -8,25 +8,27 @@ from __future__ import annotations
 
 import errno
 import re
-import secrets
-import shutil
-import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
-from maisi_aug.bundle import BUNDLE_FILE, NETWORK_ROLES, Bundle, load_bundle, pulled_bundles_folder
+from maisi_aug.bundle import NETWORK_ROLES, Bundle, load_bundle, pulled_bundles_folder
+from maisi_aug.conversion import (
+    AcceptLicence,
+    Report,
+    convert_checkpoints,
+    open_whole_folder,
+    read_converted,
+    require_accepted,
+    require_free,
+    write_licence,
+)
 from maisi_aug.errors import BundleError, MaisiAugError
 from maisi_aug.known_bundles import KnownBundle
-from maisi_aug.whole_files import TEMPORARY_SUFFIX, sha256_of, write_text_whole
+from maisi_aug.whole_files import sha256_of
 
-LICENCE_FILE = "LICENCE.txt"
 DEFAULT_REVISION = "main"
-STALE_SECONDS = 3600.0
-
-Report = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,7 @@ class _Statement:
 def pull_bundle(
     known: KnownBundle,
     *,
-    accept_licence: Callable[[KnownBundle], bool],
+    accept_licence: AcceptLicence,
     folder: Path | None = None,
     hub: Hub | None = None,
     report: Report | None = None,
@@ -83,18 +85,15 @@ def pull_bundle(
         return present
     say = report or (lambda _: None)
     say(f"{known.name} comes under the {known.licence}: {known.licence_url}")
-    if not accept_licence(known):
-        raise BundleError(
-            f"Bundle '{known.name}': expected its licence to be accepted, {known.licence} ({known.licence_url}). "
-            f"Read it, then: {known.pull_command} --accept-license"
-        )
-    _require_free(known, target)
+    require_accepted(known, accept_licence, command=known.pull_command)
+    require_free(target, known.name)
     say(f"Fetching {len(known.files)} files ({known.download_size}) from {known.repository}.")
     files = fetch_files(known.repository, known.files, hub or Hub())
     say("Checking the networks and writing the bundle.")
-    with _open_whole_folder(target) as unfinished:
-        _convert(known, files, unfinished)
-        write_text_whole(unfinished / LICENCE_FILE, _licence_text(known))
+    with open_whole_folder(target) as unfinished:
+        paths = {role: file.path for role, file in files.items()}
+        convert_checkpoints(_header(known, files), paths, unfinished, subject=f"Bundle '{known.name}'")
+        write_licence(known, unfinished, command=known.pull_command)
     say("The files as downloaded stay in the cache of huggingface_hub, too.")
     return load_bundle(target)
 
@@ -102,28 +101,13 @@ def pull_bundle(
 def _find_intact(known: KnownBundle, folder: Path) -> Bundle | None:
     """The bundle in a folder, if an earlier pull put it there and nothing has changed since."""
     try:
-        bundle = _read_pulled(known, folder)
-        if bundle is not None:
-            bundle.require_intact()
+        bundle = read_converted(folder, known.name)
+        if bundle is None or bundle.spec.provenance.get("repository") != known.repository:
+            return None
+        bundle.require_intact()
     except MaisiAugError:
         return None
     return bundle
-
-
-def _read_pulled(known: KnownBundle, folder: Path) -> Bundle | None:
-    bundle = load_bundle(folder) if (folder / BUNDLE_FILE).is_file() else None
-    is_pulled = bundle is not None and bundle.spec.provenance.get("repository") == known.repository
-    return bundle if is_pulled and bundle is not None and bundle.name == known.name else None
-
-
-def _require_free(known: KnownBundle, folder: Path) -> None:
-    """Raise unless the folder is new, empty, or holds an earlier pull of the same bundle, which may be altered."""
-    is_free = not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
-    if not is_free and _read_pulled(known, folder) is None:
-        raise BundleError(
-            f"{folder}: expected a new folder or an earlier pull of '{known.name}', found other files. Choose another "
-            "folder with --to, or move them away."
-        )
 
 
 def fetch_files(repository: str, names: Mapping[str, str], hub: Hub) -> dict[str, FetchedFile]:
@@ -249,54 +233,12 @@ def _require_as_stated(path: Path, stated: _Statement, *, subject: str) -> None:
     )
 
 
-def _convert(known: KnownBundle, files: Mapping[str, FetchedFile], folder: Path) -> None:
-    """Read the checkpoints, compare their tensors with the definitions, and write the bundle."""
-    from maisi_aug.checkpoints import describe_tensors, read_checkpoint, take_scale_factor, take_state_dict
-    from maisi_aug.weights import require_same_tensors, write_bundle
-
-    header, states = dict(known.header), {}
-    for role in NETWORK_ROLES:
-        subject = f"Bundle '{known.name}', {known.files[role]}"
-        checkpoint = read_checkpoint(files[role].path, subject=subject)
-        states[role] = take_state_dict(checkpoint, role, subject=subject)
-        require_same_tensors(describe_tensors(header["networks"][role]), states[role], subject=subject)
-        if role == "diffusion_unet":
-            header["scale_factor"] = take_scale_factor(checkpoint, subject=subject)
-    # No time and no machine in here: whoever pulls the same files gets the same bundle, fingerprint included.
-    header["provenance"] = {
+def _header(known: KnownBundle, files: Mapping[str, FetchedFile]) -> dict[str, Any]:
+    """What ``bundle.yaml`` says; no time and no machine, so that the same files give the same bundle anywhere."""
+    provenance = {
         "repository": known.repository,
         "revision": files[NETWORK_ROLES[0]].revision,
         "files": {role: {"file": known.files[role], "sha256": files[role].sha256} for role in NETWORK_ROLES},
-        "licence": {"name": known.licence, "url": known.licence_url, "is_accepted": True},
+        "licence": known.accepted_licence,
     }
-    write_bundle(folder, header, states, dtype=None)
-
-
-def _licence_text(known: KnownBundle) -> str:
-    when = datetime.now(UTC).isoformat(timespec="seconds")
-    return f"{known.notice}\n{known.licence_url}\nAccepted {when} for '{known.pull_command}'.\n"
-
-
-@contextmanager
-def _open_whole_folder(folder: Path) -> Iterator[Path]:
-    """A folder under a hidden name that takes its own name, from an earlier one if need be, once it is complete."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    for leftover in folder.parent.glob(f".{folder.name}.*{TEMPORARY_SUFFIX}"):
-        # A killed process leaves its folder; one that was touched just now may belong to a process at work.
-        if time.time() - leftover.stat().st_mtime > STALE_SECONDS:
-            shutil.rmtree(leftover, ignore_errors=True)
-    unfinished, replaced = (
-        folder.with_name(f".{folder.name}.{secrets.token_hex(4)}{TEMPORARY_SUFFIX}") for _ in range(2)
-    )
-    unfinished.mkdir()
-    try:
-        yield unfinished
-        if folder.exists():
-            folder.rename(replaced)
-        unfinished.rename(folder)
-    except BaseException:  # Ctrl-C too must leave nothing behind, and what was there before in its place
-        if replaced.exists() and not folder.exists():
-            replaced.rename(folder)
-        shutil.rmtree(unfinished, ignore_errors=True)
-        raise
-    shutil.rmtree(replaced, ignore_errors=True)
+    return {**known.header, "provenance": provenance}

@@ -51,6 +51,11 @@ class KnownBundle:
         return str(self.header["licence"])
 
     @property
+    def accepted_licence(self) -> dict[str, object]:
+        """What ``bundle.yaml`` says of the licence once it is accepted."""
+        return {"name": self.licence, "url": self.licence_url, "is_accepted": True}
+
+    @property
     def pull_command(self) -> str:
         """The command that fetches the bundle."""
         return f"maisi-aug bundles pull {self.name}"

@@ -91,6 +91,17 @@ def build_network(definition: Definition, *, device: str = "cpu") -> nn.Module:
     return network.to(device)
 
 
+def describe_tensors(definition: Definition) -> dict[str, Tensor]:
+    """Names and shapes of a network's tensors; they are on the meta device, which takes no memory for values.
+
+    Raises:
+        BundleError: For a definition that cannot be built.
+    """
+    with torch.device("meta"):
+        described: dict[str, Tensor] = build_network(definition, device="meta").state_dict()
+    return described
+
+
 def build_scheduler(definition: Definition) -> RFlowScheduler | DDPMScheduler:
     """Build the noise scheduler that a bundle names.
 
@@ -103,6 +114,11 @@ def build_scheduler(definition: Definition) -> RFlowScheduler | DDPMScheduler:
     except (TypeError, ValueError) as error:
         raise BundleError(f"Scheduler definition of {definition['class']}: MONAI refused it: {error}") from error
     return scheduler
+
+
+def takes_regions(unet: nn.Module) -> bool:
+    """Whether a U-Net is told which body regions the image shows, as those of ``ddpm-ct`` are."""
+    return bool(getattr(unet, "include_top_region_index_input", False))
 
 
 def mixed_precision(device: str) -> AbstractContextManager[object]:

@@ -11,8 +11,11 @@ from torch import Tensor
 
 from maisi_aug.bundle import Bundle, latent_factor
 from maisi_aug.conditioning import (
+    Regions,
+    find_body_regions,
     to_label_bits,
     to_modality_tensor,
+    to_region_tensors,
     to_spacing_tensor,
     unit_to_hu,
 )
@@ -20,7 +23,7 @@ from maisi_aug.decoding import decode_latent
 from maisi_aug.errors import BundleError
 from maisi_aug.grid import Grid
 from maisi_aug.lesion_editing import remove_lesions
-from maisi_aug.networks import Networks, mixed_precision
+from maisi_aug.networks import Networks, mixed_precision, takes_regions
 from maisi_aug.sampling import Conditions, ReportStep, sample_latent
 from maisi_aug.seeds import derive_seed
 from maisi_aug.weights import load_networks
@@ -67,6 +70,7 @@ class Pipeline:
         num_inference_steps: int | None = None,
         guidance_scale: float = 0.0,
         modality: str = "ct",
+        regions: Regions | None = None,
         report: ReportStep | None = None,
     ) -> NDArray[np.int16]:
         """Draw the CT image of a label map.
@@ -77,7 +81,8 @@ class Pipeline:
             seed: The same seed gives the same image on the same type of device.
             num_inference_steps: None for the bundle's default.
             guidance_scale: 0 for none; 1-5 enforces tumours at twice the cost.
-            modality: "ct", "ct_contrast" or "ct_wo_contrast".
+            modality: "ct", "ct_contrast" or "ct_wo_contrast"; networks without modality codes ignore it.
+            regions: Uppermost and lowest body region, for networks that are told; None reads them off the label map.
             report: Called with (steps done, steps in all).
 
         Returns:
@@ -89,14 +94,15 @@ class Pipeline:
         """
         num_inference_steps = self.bundle.choose_steps(num_inference_steps)
         grid.require_multiple_of(self.bundle.latent_factor, subject=f"Grid for bundle '{self.bundle.name}'")
+        regions = regions or find_body_regions(label_map)
         unconditional = None
         if guidance_scale > 0:
             healthy = remove_lesions(label_map, self.bundle.vocabulary, spacing_mm=grid.spacing_mm)
-            unconditional = self._conditions(healthy, grid, "unknown")
+            unconditional = self._conditions(healthy, grid, "unknown", regions)
         with mixed_precision(self.networks.device):
             latent = sample_latent(
                 self.networks,
-                self._conditions(label_map, grid, modality),
+                self._conditions(label_map, grid, modality, regions),
                 self._draw_noise(grid, seed),
                 num_inference_steps=num_inference_steps,
                 guidance_scale=guidance_scale,
@@ -112,13 +118,14 @@ class Pipeline:
             )
         return unit_to_hu(image[0, 0].float().cpu().numpy(), label_map)
 
-    def _conditions(self, label_map: NDArray[np.uint8], grid: Grid, modality: str) -> Conditions:
+    def _conditions(self, label_map: NDArray[np.uint8], grid: Grid, modality: str, regions: Regions) -> Conditions:
         device = self.networks.device
         ids = torch.from_numpy(np.ascontiguousarray(label_map)).to(device)[None]
         return Conditions(
             to_label_bits(ids),
             to_modality_tensor([modality], device=device),
             to_spacing_tensor([grid.spacing_mm], device=device),
+            to_region_tensors([regions], device=device) if takes_regions(self.networks.diffusion_unet) else None,
         )
 
     def _draw_noise(self, grid: Grid, seed: int) -> Tensor:

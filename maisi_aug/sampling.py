@@ -28,11 +28,21 @@ class Conditions:
         label_bits: ``(B, 8, I, J, K)`` float.
         modality: ``(B,)`` int64 codes.
         spacing: ``(B, 3)`` float, hundredths of a millimetre.
+        regions: Uppermost and lowest body region, ``(B, 4)`` each; None for networks that are not told.
     """
 
     label_bits: Tensor
     modality: Tensor
     spacing: Tensor
+    regions: tuple[Tensor, Tensor] | None = None
+
+    @property
+    def for_unet(self) -> dict[str, Tensor]:
+        """What the U-Net is told, by the names of its arguments."""
+        told = {"class_labels": self.modality, "spacing_tensor": self.spacing}
+        if self.regions is not None:
+            told["top_region_index_tensor"], told["bottom_region_index_tensor"] = self.regions
+        return told
 
 
 class _Known(nn.Module):
@@ -122,10 +132,9 @@ def _forward(networks: Networks, conditions: Conditions, latent: Tensor, timeste
     output: Tensor = networks.diffusion_unet(
         x=latent,
         timesteps=timesteps,
-        class_labels=conditions.modality,
-        spacing_tensor=conditions.spacing,
         down_block_additional_residuals=down,
         mid_block_additional_residual=middle,
+        **conditions.for_unet,
     )
     return output.float()
 

@@ -13,7 +13,14 @@ from torch import Tensor, nn
 
 from maisi_aug.bundle import BUNDLE_FILE, NETWORK_ROLES, Bundle, load_bundle
 from maisi_aug.errors import BundleError
-from maisi_aug.networks import Networks, build_network, build_scheduler, keep_decoder_output_precise, use_plain_layers
+from maisi_aug.networks import (
+    Networks,
+    build_network,
+    build_scheduler,
+    describe_tensors,
+    keep_decoder_output_precise,
+    use_plain_layers,
+)
 from maisi_aug.whole_files import sha256_of, write_text_whole, write_whole
 
 StateDict = Mapping[str, Tensor]
@@ -57,6 +64,43 @@ def _load_network(bundle: Bundle, role: str, *, device: str) -> nn.Module:
     require_same_tensors(network.state_dict(), state, subject=f"Bundle '{bundle.name}', {path.name}")
     network.load_state_dict({key: value.float() for key, value in state.items()})
     return network
+
+
+def verify_bundle(bundle: Bundle) -> list[dict[str, Any]]:
+    """Compare every weight file with its hash, and its tensors' names and shapes with the definition of its network.
+
+    Returns:
+        A row per file: ``role``, ``file``, ``sha256``, ``class`` of the network, ``num_tensors``.
+
+    Raises:
+        BundleError: Naming the first file that is not as it should be.
+    """
+    bundle.require_intact()
+    rows = []
+    for role, weights in bundle.spec.weights.items():
+        definition, path = bundle.definition(role), bundle.weight_path(role)
+        found = _describe_file(path, subject=f"Bundle '{bundle.name}'")
+        require_same_tensors(describe_tensors(definition), found, subject=f"Bundle '{bundle.name}', {path.name}")
+        rows.append(
+            {
+                "role": role,
+                "file": path.name,
+                "sha256": weights.sha256,
+                "class": str(definition["class"]),
+                "num_tensors": len(found),
+            }
+        )
+    return rows
+
+
+def _describe_file(path: Path, *, subject: str) -> dict[str, Tensor]:
+    """Names and shapes of a file's tensors, without their values."""
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            shapes = {key: file.get_slice(key).get_shape() for key in file.keys()}  # noqa: SIM118  not a mapping
+    except (OSError, safetensors.SafetensorError) as error:
+        raise BundleError(f"{subject}: {path.name} is not a readable safetensors file: {error}.") from error
+    return {key: torch.empty(shape, device="meta") for key, shape in shapes.items()}
 
 
 def require_same_tensors(expected: StateDict, found: StateDict, *, subject: str) -> None:

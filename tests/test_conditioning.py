@@ -6,9 +6,11 @@ import torch
 
 from maisi_aug.conditioning import (
     MODALITY_CODES,
+    find_body_regions,
     hu_to_unit,
     to_label_bits,
     to_modality_tensor,
+    to_region_tensors,
     to_spacing_tensor,
     unit_to_hu,
 )
@@ -71,3 +73,26 @@ def test_image_is_clipped_and_air_outside_the_body() -> None:
     assert image_hu.dtype == np.int16
     assert image_hu.ravel().tolist() == [-1000, -1000, 0, 1, 1000, 1000, -1000]
     assert image[6, 0, 0] == np.float32(0.7)
+
+
+@pytest.mark.parametrize(
+    ("label_ids", "expected"),
+    [
+        ((200,), ("thorax", "abdomen")),
+        ((28,), ("thorax", "thorax")),
+        ((93, 22, 14), ("head", "pelvis")),
+        ((3, 32, 200, 255), ("thorax", "abdomen")),
+    ],
+)
+def test_body_regions_are_those_whose_organs_are_shown(label_ids: tuple[int, ...], expected: tuple[str, str]) -> None:
+    label_map = np.zeros((4, 3, 2), dtype=np.uint8)
+    for place, label_id in enumerate(label_ids):
+        label_map[place % 4, 0, 0] = label_id
+    assert find_body_regions(label_map) == expected
+
+
+def test_regions_are_one_hot_times_a_hundred() -> None:
+    top, bottom = to_region_tensors([("head", "abdomen"), ("thorax", "pelvis")])
+    assert top.tolist() == [[100, 0, 0, 0], [0, 100, 0, 0]]
+    assert bottom.tolist() == [[0, 0, 100, 0], [0, 0, 0, 100]]
+    assert top.dtype == bottom.dtype == torch.float32

@@ -15,17 +15,14 @@ from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import safetensors.torch
 import torch
 import yaml
-from monai.data.meta_tensor import MetaTensor
-from monai.utils.enums import TraceKeys
 
 from maisi_aug import hub as hub_module
 from maisi_aug import known_bundles as table
-from maisi_aug.bundle import NETWORK_ROLES, Bundle, list_bundles, load_bundle, pulled_bundles_folder
+from maisi_aug.bundle import Bundle, list_bundles, load_bundle, pulled_bundles_folder
 from maisi_aug.checkpoints import read_checkpoint, take_scale_factor, take_state_dict
 from maisi_aug.errors import BundleError
 from maisi_aug.hub import Hub, fetch_files, pull_bundle
@@ -33,40 +30,9 @@ from maisi_aug.known_bundles import KnownBundle
 from maisi_aug.weights import load_networks
 from tests.hub_server import COMMIT, HubServer, serve
 from tests.tiny_bundle import write_tiny_bundle
+from tests.tiny_checkpoints import FILES, SCALE_FACTOR, States, draw_states, narrow, saved, wrap
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-SCALE_FACTOR = 1.25
-FILES = {
-    "autoencoder": "models/autoencoder_v1.pt",
-    "diffusion_unet": "models/diff_unet_3d_rflow-ct.pt",
-    "controlnet": "models/controlnet_3d_rflow-ct.pt",
-}
-
-States = dict[str, dict[str, torch.Tensor]]
-
-
-def saved(content: object) -> bytes:
-    buffer = io.BytesIO()
-    torch.save(content, buffer)
-    return buffer.getvalue()
-
-
-def wrap(states: States) -> dict[str, Any]:
-    """NVIDIA's layout, training leftovers included."""
-    unet = states["diffusion_unet"]
-    first = next(iter(unet.values()))
-    return {
-        "autoencoder": states["autoencoder"],
-        "diffusion_unet": {
-            "epoch": 3,
-            "loss": np.float64(0.1),
-            "num_train_timesteps": 1000,
-            "scale_factor": MetaTensor(torch.tensor(SCALE_FACTOR), meta={"origin": TraceKeys.NONE}),
-            "optimizer_state_dict": {"state": {0: {"exp_avg": first}}, "param_groups": [{"lr": 1e-4}]},
-            "unet_state_dict": unet,
-        },
-        "controlnet": {"epoch": 1, "loss": 0.2, "controlnet_state_dict": states["controlnet"]},
-    }
 
 
 @pytest.fixture(scope="module")
@@ -76,9 +42,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 
 @pytest.fixture(scope="module")
 def states(tiny: Bundle) -> States:
-    loaded = {role: safetensors.torch.load_file(tiny.weight_path(role)) for role in NETWORK_ROLES}
-    # Values that float16 cannot hold: they must arrive as they are.
-    return {role: {key: value.float() * 1.001 for key, value in state.items()} for role, state in loaded.items()}
+    return draw_states(tiny)
 
 
 @pytest.fixture(scope="module")
@@ -91,10 +55,9 @@ def known(tiny: Bundle, monkeypatch: pytest.MonkeyPatch) -> KnownBundle:
     """The entry of rflow-ct with networks of tiny width, in place of the real one."""
     real = table.find_known_bundle("rflow-ct")
     assert real.files == FILES
-    header = {**real.header, "networks": tiny.spec.networks, "num_inference_steps": 2}
-    narrow = KnownBundle(**{**vars(real), "header": header})
-    monkeypatch.setattr(table, "known_bundles", lambda: {"rflow-ct": narrow})
-    return narrow
+    fake = narrow(real, tiny)
+    monkeypatch.setattr(table, "known_bundles", lambda: {"rflow-ct": fake})
+    return fake
 
 
 @pytest.fixture
@@ -311,7 +274,8 @@ def test_poisoned_checkpoint_is_refused_by_name_and_not_run(
     marker = tmp_path / "it ran"
     poisoned = write({"controlnet_state_dict": {}, "loss": Poison(marker)})
     server.files[FILES["controlnet"]] = poisoned
-    with pytest.raises(BundleError, match=f"{FILES['controlnet']}: expected weights alone, found .*mkdir; it was not"):
+    name = Path(FILES["controlnet"]).name
+    with pytest.raises(BundleError, match=f"{name}: expected weights alone, found .*mkdir; it was not"):
         pull()
     assert not marker.exists()
     assert left_behind() == []
@@ -358,12 +322,12 @@ def test_weights_of_another_architecture_are_explained(
 def test_interrupted_pull_leaves_nothing_half_written(
     pull: Callable[..., Bundle], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def interrupted(_: object) -> str:
+    def interrupted(*_: object, **__: object) -> None:
         assert [path.suffix for path in left_behind()] == [".part"]
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(hub_module, "_licence_text", interrupted)
+        patch.setattr(hub_module, "write_licence", interrupted)
         with pytest.raises(KeyboardInterrupt):
             pull()
     assert left_behind() == []
@@ -382,7 +346,7 @@ def test_folder_in_other_use_is_left_alone(pull: Callable[..., Bundle], tiny: Bu
     (mine / "notes.txt").write_text("mine")
     shutil.copytree(tiny.path, other)
     for folder in (mine, other):
-        with pytest.raises(BundleError, match="expected a new folder or an earlier pull of 'rflow-ct'"):
+        with pytest.raises(BundleError, match="expected a new folder or an earlier copy of 'rflow-ct'"):
             pull(folder=folder)
     assert (mine / "notes.txt").read_text() == "mine"
     load_bundle(other).require_intact()
@@ -394,15 +358,18 @@ def test_unknown_name_offers_the_closest() -> None:
 
 
 def test_definitions_have_the_published_numbers_of_parameters() -> None:
-    from maisi_aug.checkpoints import describe_tensors
+    from maisi_aug.networks import describe_tensors
 
-    assert list(table.known_bundles()) == ["rflow-ct"]
-    networks = table.find_known_bundle("rflow-ct").header["networks"]
+    assert list(table.known_bundles()) == ["rflow-ct", "ddpm-ct"]
     numbers = {
-        role: sum(tensor.numel() for tensor in describe_tensors(definition).values())
-        for role, definition in networks.items()
+        name: {
+            role: sum(tensor.numel() for tensor in describe_tensors(definition).values())
+            for role, definition in known.header["networks"].items()
+        }
+        for name, known in table.known_bundles().items()
     }
-    assert numbers == {"autoencoder": 20_944_897, "diffusion_unet": 180_500_868, "controlnet": 72_037_072}
+    assert numbers["rflow-ct"] == {"autoencoder": 20_944_897, "diffusion_unet": 180_500_868, "controlnet": 72_037_072}
+    assert numbers["ddpm-ct"] == {"autoencoder": 20_944_897, "diffusion_unet": 169_370_884, "controlnet": 68_644_944}
 
 
 def test_command_pulls_lists_and_shows(

@@ -15,10 +15,9 @@ from maisi_aug.lesion_editing import remove_lesions
 from maisi_aug.networks import mixed_precision
 from maisi_aug.pipeline import Pipeline, resolve_device
 from maisi_aug.weights import write_random_bundle
-from tests.tiny_bundle import build_header, write_tiny_bundle
+from tests.tiny_bundle import build_ddpm_header, build_header, write_tiny_bundle
 
 SHAPE = (32, 24, 16)
-DDPM = {"class": "DDPMScheduler", "num_train_timesteps": 20, "schedule": "linear_beta"}
 
 
 @pytest.fixture(scope="module")
@@ -68,10 +67,13 @@ def test_same_seed_gives_the_same_image_and_the_next_another(
 
 
 def test_same_seed_gives_the_same_image_with_ddpm_too(grid: Grid, label_map: NDArray[np.uint8], tmp_path: Path) -> None:
-    ddpm = Pipeline.load(write_random_bundle(tmp_path, {**build_header(), "scheduler": DDPM}, seed=0), "cpu")
+    ddpm = Pipeline.load(write_random_bundle(tmp_path, build_ddpm_header(), seed=0), "cpu")
     images = [ddpm.synthesize_image(label_map, grid, seed=seed) for seed in (1, 1, 2)]
     assert np.array_equal(images[0], images[1])
     assert not np.array_equal(images[0], images[2])
+    # The liver says abdomen; what is given stands above the map.
+    assert np.array_equal(ddpm.synthesize_image(label_map, grid, seed=1, regions=("abdomen", "abdomen")), images[0])
+    assert not np.array_equal(ddpm.synthesize_image(label_map, grid, seed=1, regions=("head", "pelvis")), images[0])
 
 
 @pytest.mark.parametrize(

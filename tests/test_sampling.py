@@ -11,9 +11,10 @@ from monai.apps.generation.maisi.networks.diffusion_model_unet_maisi import Diff
 from monai.networks.schedulers import DDPMScheduler, RFlowScheduler
 from torch import Tensor, nn
 
+from maisi_aug.conditioning import to_region_tensors
 from maisi_aug.networks import Networks, build_network, build_scheduler
 from maisi_aug.sampling import Conditions, sample_latent
-from tests.tiny_bundle import build_header
+from tests.tiny_bundle import build_ddpm_header, build_header
 
 LATENT_SHAPE = (8, 6, 4)
 NUM_STEPS = 4
@@ -23,12 +24,19 @@ SCHEDULERS: dict[str, dict[str, Any]] = {
     "rflow shifted": {**RFLOW, "use_timestep_transform": True, "base_img_size_numel": 64, "transform_scale": 1.4},
     "rflow whole steps": {**RFLOW, "use_discrete_timesteps": True},
     "ddpm": {"class": "DDPMScheduler", "num_train_timesteps": 100, "schedule": "linear_beta", "clip_sample": False},
+    "ddpm-ct": build_ddpm_header()["scheduler"],
 }
+DDPM_NAMES = ("ddpm", "ddpm-ct")
+
+
+def definitions_for(scheduler: str) -> dict[str, dict[str, Any]]:
+    header = build_ddpm_header() if scheduler == "ddpm-ct" else build_header()
+    return dict(header["networks"])
 
 
 def build_networks(scheduler: str) -> Networks:
     torch.manual_seed(0)
-    networks = {role: build_network(definition) for role, definition in build_header()["networks"].items()}
+    networks = {role: build_network(definition) for role, definition in definitions_for(scheduler).items()}
     for network in networks.values():
         network.eval().requires_grad_(False)
         for parameter in network.parameters():
@@ -37,10 +45,11 @@ def build_networks(scheduler: str) -> Networks:
     return Networks(**networks, scheduler=build_scheduler(SCHEDULERS[scheduler]), scale_factor=1.0, device="cpu")
 
 
-def draw_conditions(seed: int) -> Conditions:
+def draw_conditions(seed: int, scheduler: str = "rflow") -> Conditions:
     generator = torch.Generator().manual_seed(seed)
     bits = torch.rand(1, 8, *(4 * side for side in LATENT_SHAPE), generator=generator).round()
-    return Conditions(bits, torch.tensor([seed % 4]), torch.tensor([[320.0, 250.0, 70.0]]))
+    regions = to_region_tensors([("thorax", "pelvis")]) if scheduler == "ddpm-ct" else None
+    return Conditions(bits, torch.tensor([seed % 4]), torch.tensor([[320.0, 250.0, 70.0]]), regions)
 
 
 def draw_noise() -> Tensor:
@@ -55,23 +64,26 @@ class Reference:
     scheduler_name: str
 
     def __post_init__(self) -> None:
-        definitions = build_header()["networks"]
+        definitions = definitions_for(self.scheduler_name)
         arguments = {role: {k: v for k, v in d.items() if k != "class"} for role, d in definitions.items()}
         self.controlnet = ControlNetMaisi(**arguments["controlnet"]).eval()
         self.controlnet.load_state_dict(self.networks.controlnet.state_dict())
         self.unet = DiffusionModelUNetMaisi(**arguments["diffusion_unet"]).eval()
         self.unet.load_state_dict(self.networks.diffusion_unet.state_dict())
         settings = {k: v for k, v in SCHEDULERS[self.scheduler_name].items() if k != "class"}
-        self.scheduler = DDPMScheduler(**settings) if self.scheduler_name == "ddpm" else RFlowScheduler(**settings)
+        self.scheduler = DDPMScheduler(**settings) if self.scheduler_name in DDPM_NAMES else RFlowScheduler(**settings)
 
     def predict(self, latent: Tensor, timestep: Tensor, conditions: Conditions) -> Tensor:
         timesteps = torch.Tensor((timestep,))
         down, middle = self.controlnet(
             x=latent, timesteps=timesteps, controlnet_cond=conditions.label_bits, class_labels=conditions.modality
         )
+        top, bottom = conditions.regions or (None, None)
         output: Tensor = self.unet(
             x=latent,
             timesteps=timesteps,
+            top_region_index_tensor=top,
+            bottom_region_index_tensor=bottom,
             spacing_tensor=conditions.spacing,
             class_labels=conditions.modality,
             down_block_additional_residuals=down,
@@ -82,7 +94,7 @@ class Reference:
     @torch.no_grad()
     def sample(self, wanted: Conditions, unconditional: Conditions | None, guidance_scale: float, seed: int) -> Tensor:
         latent = draw_noise()
-        if self.scheduler_name == "ddpm":
+        if self.scheduler_name in DDPM_NAMES:
             self.scheduler.set_timesteps(NUM_STEPS)
         else:
             self.scheduler.set_timesteps(NUM_STEPS, input_img_size_numel=LATENT_SHAPE[0] * 24)
@@ -94,7 +106,7 @@ class Reference:
             if unconditional is not None:
                 base = self.predict(latent, timestep, unconditional)
                 output = base + guidance_scale * (output - base)
-            if self.scheduler_name == "ddpm":
+            if self.scheduler_name in DDPM_NAMES:
                 latent, _ = self.scheduler.step(output, timestep, latent, generator=generator)
             else:
                 latent, _ = self.scheduler.step(output, timestep, latent, next_timestep)
@@ -106,7 +118,8 @@ class Reference:
 @pytest.mark.parametrize("scheduler", list(SCHEDULERS))
 def test_latent_equals_that_of_maisis_plain_loop(scheduler: str, guidance_scale: float, embed_once: bool) -> None:
     networks = build_networks(scheduler)
-    wanted, unconditional = draw_conditions(1), draw_conditions(4) if guidance_scale else None
+    wanted = draw_conditions(1, scheduler)
+    unconditional = draw_conditions(4, scheduler) if guidance_scale else None
     found = sample_latent(
         networks,
         wanted,

@@ -85,3 +85,15 @@ def build_header() -> dict[str, Any]:
             },
         },
     }
+
+
+def build_ddpm_header() -> dict[str, Any]:
+    """The same in the manner of ``ddpm-ct``: told body regions in place of a modality, other residual blocks, DDPM."""
+    header = build_header()
+    networks = header["networks"]
+    for role in ("diffusion_unet", "controlnet"):
+        del networks[role]["num_class_embeds"]
+        networks[role] |= {"resblock_updown": False, "include_fc": False}
+    networks["diffusion_unet"] |= {"include_top_region_index_input": True, "include_bottom_region_index_input": True}
+    scheduler = {"class": "DDPMScheduler", "num_train_timesteps": 20, "schedule": "scaled_linear_beta"}
+    return {**header, "name": "tiny-ddpm", "scheduler": {**scheduler, "clip_sample": False}}

@@ -14,8 +14,16 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from maisi_aug.conditioning import to_label_bits, to_modality_tensor, to_spacing_tensor
+from maisi_aug.conditioning import (
+    find_body_regions,
+    to_label_bits,
+    to_modality_tensor,
+    to_region_tensors,
+    to_spacing_tensor,
+)
 from maisi_aug.grid import Shape, Spacing
+from maisi_aug.networks import takes_regions
+from maisi_aug.sampling import Conditions
 from maisi_aug.seeds import derive_seed, numpy_generator
 from maisi_aug.training.data import CaseStore, LatentSet
 from maisi_aug.training.settings import FlowLossConfig
@@ -86,7 +94,7 @@ class FlowObjective:
         mean_error = None
         if self.config.label_mean_weight > 0:
             label_maps = torch.from_numpy(batch.label_maps).to(self.device)
-            mean_error = label_mean_error(signed_error, label_maps, self.lesion_ids, self.config.lesion_weight)
+            mean_error = label_mean_error(signed_error, label_maps, self.lesion_ids.tolist(), self.config.lesion_weight)
             loss = loss + self.config.label_mean_weight * mean_error
         error = error.detach()
         figures = {"l1": float(error.mean()), "timestep": float(timesteps.float().mean())}
@@ -157,19 +165,28 @@ class FlowObjective:
         return in_latent, in_image
 
     def _predict(self, noisy: Tensor, timesteps: Tensor, batch: _Batch) -> Tensor:
-        classes = to_modality_tensor(batch.modalities, device=self.device)
+        conditions = self._conditions(batch)
         residuals: dict[str, Any] = {}
         if self.controlnet is not None:
-            label_bits = to_label_bits(torch.from_numpy(batch.label_maps).to(self.device))
             down, middle = self.controlnet(
-                x=noisy, timesteps=timesteps, controlnet_cond=label_bits, class_labels=classes
+                x=noisy,
+                timesteps=timesteps,
+                controlnet_cond=conditions.label_bits,
+                class_labels=conditions.modality,
             )
             residuals = {"down_block_additional_residuals": down, "mid_block_additional_residual": middle}
-        spacing = to_spacing_tensor(batch.spacings_mm, device=self.device)
-        output: Tensor = self.unet(
-            x=noisy, timesteps=timesteps, class_labels=classes, spacing_tensor=spacing, **residuals
-        )
+        output: Tensor = self.unet(x=noisy, timesteps=timesteps, **conditions.for_unet, **residuals)
         return output
+
+    def _conditions(self, batch: _Batch) -> Conditions:
+        device = self.device
+        regions = [find_body_regions(label_map) for label_map in batch.label_maps]
+        return Conditions(
+            to_label_bits(torch.from_numpy(batch.label_maps).to(device)),
+            to_modality_tensor(batch.modalities, device=device),
+            to_spacing_tensor(batch.spacings_mm, device=device),
+            to_region_tensors(regions, device=device) if takes_regions(self.unet) else None,
+        )
 
     def _weights(self, batch: _Batch) -> tuple[Tensor, Tensor]:
         lesions = _pool(np.isin(batch.label_maps, self.lesion_ids), batch.clean.shape)

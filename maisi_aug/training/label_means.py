@@ -120,8 +120,8 @@ def measure_label_means(store: CaseStore, cases: Iterable[int], vocabulary: Voca
                 core_count[tumor] += len(core)
         total, count = total + sums, count + counts
     means = total / np.maximum(count, 1)
-    for tumor in np.flatnonzero(core_count):
-        hosts = list(vocabulary.hosts_of(int(tumor)))
+    for tumor in np.flatnonzero(core_count).tolist():
+        hosts = list(vocabulary.hosts_of(tumor))
         means[tumor] = total[hosts].sum() / count[hosts].sum() + contrast[tumor] / core_count[tumor]
     return LabelMeans(torch.from_numpy(means).float(), torch.from_numpy(count).float())
 

@@ -1,0 +1,127 @@
+"""Checkpoints that others wrote, turned into a bundle: read without running code, compared, written whole."""
+
+from __future__ import annotations
+
+import secrets
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from maisi_aug.bundle import BUNDLE_FILE, NETWORK_ROLES, Bundle, load_bundle
+from maisi_aug.errors import BundleError, MaisiAugError
+from maisi_aug.known_bundles import KnownBundle
+from maisi_aug.whole_files import TEMPORARY_SUFFIX, write_text_whole
+
+LICENCE_FILE = "LICENCE.txt"
+STALE_SECONDS = 3600.0
+
+Report = Callable[[str], None]
+AcceptLicence = Callable[[KnownBundle], bool]
+
+
+def convert_checkpoints(header: Mapping[str, Any], files: Mapping[str, Path], folder: Path, *, subject: str) -> Bundle:
+    """Read the checkpoints of all networks, compare their tensors with the definitions, and write a bundle.
+
+    The tensors keep their values and their type; the scale factor comes from the U-Net's checkpoint.
+
+    Args:
+        header: Everything of ``bundle.yaml`` but scale factor and weight files.
+        files: Checkpoint by role.
+        folder: Of the bundle; created when missing.
+        subject: What is converted, for messages.
+
+    Raises:
+        BundleError: When a checkpoint cannot be read, asks for more than data, or holds another network.
+    """
+    from maisi_aug.checkpoints import read_checkpoint, take_scale_factor, take_state_dict
+    from maisi_aug.networks import describe_tensors
+    from maisi_aug.weights import require_same_tensors, write_bundle
+
+    content, states = dict(header), {}
+    for role in NETWORK_ROLES:
+        about = f"{subject}, {files[role].name}"
+        checkpoint = read_checkpoint(files[role], subject=about)
+        states[role] = take_state_dict(checkpoint, role, subject=about)
+        require_same_tensors(describe_tensors(header["networks"][role]), states[role], subject=about)
+        if role == "diffusion_unet":
+            content["scale_factor"] = take_scale_factor(checkpoint, subject=about)
+    return write_bundle(folder, content, states, dtype=None)
+
+
+def require_accepted(known: KnownBundle, accept_licence: AcceptLicence, *, command: str) -> None:
+    """Ask for the licence of the weights to be accepted.
+
+    Raises:
+        BundleError: When it is not; naming the licence, and the command that accepts it.
+    """
+    if not accept_licence(known):
+        raise BundleError(
+            f"Bundle '{known.name}': expected its licence to be accepted, {known.licence} ({known.licence_url}). "
+            f"Read it, then: {command} --accept-license"
+        )
+
+
+def write_licence(known: KnownBundle, folder: Path, *, command: str) -> None:
+    """Keep the licence's notice beside the weights, and when it was accepted."""
+    when = datetime.now(UTC).isoformat(timespec="seconds")
+    text = f"{known.notice}\n{known.licence_url}\nAccepted {when} for '{command}'.\n"
+    write_text_whole(folder / LICENCE_FILE, text)
+
+
+def read_converted(folder: Path, name: str) -> Bundle | None:
+    """The bundle that an earlier conversion put into a folder, under this name; None if there is none.
+
+    Raises:
+        BundleError: When the folder holds a ``bundle.yaml`` that cannot be read.
+    """
+    if not (folder / BUNDLE_FILE).is_file():
+        return None
+    bundle = load_bundle(folder)
+    return bundle if bundle.name == name and "files" in bundle.spec.provenance else None
+
+
+def require_free(folder: Path, name: str) -> None:
+    """Raise unless a folder is new, empty, or holds an earlier conversion of the same bundle, which may be altered.
+
+    Raises:
+        BundleError: When it holds anything else.
+    """
+    is_free = not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
+    try:
+        is_free = is_free or read_converted(folder, name) is not None
+    except MaisiAugError:
+        is_free = False
+    if not is_free:
+        raise BundleError(
+            f"{folder}: expected a new folder or an earlier copy of '{name}', found other files. Choose another "
+            "folder with --to, or move them away."
+        )
+
+
+@contextmanager
+def open_whole_folder(folder: Path) -> Iterator[Path]:
+    """A folder under a hidden name that takes its own name, from an earlier one if need be, once it is complete."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    for leftover in folder.parent.glob(f".{folder.name}.*{TEMPORARY_SUFFIX}"):
+        # A killed process leaves its folder; one that was touched just now may belong to a process at work.
+        if time.time() - leftover.stat().st_mtime > STALE_SECONDS:
+            shutil.rmtree(leftover, ignore_errors=True)
+    unfinished, replaced = (
+        folder.with_name(f".{folder.name}.{secrets.token_hex(4)}{TEMPORARY_SUFFIX}") for _ in range(2)
+    )
+    unfinished.mkdir()
+    try:
+        yield unfinished
+        if folder.exists():
+            folder.rename(replaced)
+        unfinished.rename(folder)
+    except BaseException:  # Ctrl-C too must leave nothing behind, and what was there before in its place
+        if replaced.exists() and not folder.exists():
+            replaced.rename(folder)
+        shutil.rmtree(unfinished, ignore_errors=True)
+        raise
+    shutil.rmtree(replaced, ignore_errors=True)
