@@ -5,22 +5,27 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from maisi_aug.bundle import Bundle
+
+
+AcceptOption = Annotated[
+    bool, typer.Option("--accept-license", help="Accept the licence of the weights without being asked.")
+]
+ToOption = Annotated[
+    Path | None,
+    typer.Option(metavar="DIR", help="Folder of the bundle, to be named in --bundle; without it the name is enough."),
+]
 
 
 def pull_command(
     name: Annotated[str, typer.Argument(metavar="NAME", help="A bundle that can be fetched: see bundles list.")],
-    accept_license: Annotated[
-        bool, typer.Option("--accept-license", help="Accept the licence of the weights without being asked.")
-    ] = False,
-    to: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="DIR", help="Folder of the bundle, to be named in --bundle; without it the name is enough."
-        ),
-    ] = None,
+    accept_license: AcceptOption = False,
+    to: ToOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
 ) -> None:
     """Fetch a bundle from the Hugging Face hub, check it, and keep it as safetensors.
@@ -35,16 +40,21 @@ def pull_command(
 
     bundle = pull_bundle(
         find_known_bundle(name),
-        accept_licence=lambda _: accept_license or _ask_for_licence(),
+        accept_licence=lambda _: accept_license or ask_for_licence(),
         folder=to,
         report=lambda sentence: typer.echo(sentence, err=True),
     )
+    tell_ready(bundle, to, as_json=as_json)
+
+
+def tell_ready(bundle: Bundle, to: Path | None, *, as_json: bool) -> None:
+    """Say where a bundle is and how it is used."""
     if as_json:
         typer.echo(json.dumps({"name": bundle.name, "path": str(bundle.path), "licence": bundle.licence}, indent=1))
         return
     typer.echo(f"{bundle.name}: ready in {bundle.path}.\nUse it with: --bundle {bundle.name if to is None else to}")
 
 
-def _ask_for_licence() -> bool:
+def ask_for_licence() -> bool:
     """Ask on a terminal; elsewhere nobody can answer."""
     return sys.stdin.isatty() and typer.confirm("Have you read the licence, and do you accept it?", err=True)
