@@ -94,7 +94,15 @@ def start_from_label_means(
         copy_model_state(controlnet, unet.state_dict())
         _start_embedding(embedding, lookup, matrix)
         _start_hand_over(only_convolution(controlnet.controlnet_down_blocks[0]), num_channels)  # type: ignore[index]
-    # Frozen: hundreds of weights add up in every intensity, and a step of each would move organs by tens of HU.
+    freeze_lookup(controlnet)
+
+
+def freeze_lookup(controlnet: nn.Module) -> None:
+    """Freeze the first layers of the condition embedding, which look intensities up.
+
+    Hundreds of weights add up in every intensity, and a step of each would move organs by tens of HU.
+    """
+    embedding: Any = controlnet.controlnet_cond_embedding
     for layer in (embedding.conv_in, *embedding.blocks):
         layer.requires_grad_(False)
 

@@ -22,8 +22,8 @@ from maisi_aug.seeds import derive_seed
 from maisi_aug.training.checks import require_divisible, require_same_settings
 from maisi_aug.training.data import LatentSet, PhantomStore, ReportProgress, encode_store
 from maisi_aug.training.flow import FlowObjective
-from maisi_aug.training.label_means import start_from_label_means
-from maisi_aug.training.loop import LoopResult, Objective, ReportStep, TrainingRun
+from maisi_aug.training.label_means import freeze_lookup, start_from_label_means
+from maisi_aug.training.loop import CHECKPOINT_NAME, LoopResult, Objective, ReportStep, TrainingRun
 from maisi_aug.training.recipe import TrainingRecipe
 from maisi_aug.training.settings import LoopConfig
 from maisi_aug.training.vae import VaeObjective
@@ -127,10 +127,12 @@ class TrainingFolder:
         controlnet, controlnet_names = self._build("controlnet")
         store = self._store()
         latents = self._latents(store)
-        if self.recipe.controlnet.start == "label-means":
-            start_from_label_means(unet, controlnet, store, latents, vocabulary=self.vocabulary, seed=self.recipe.seed)
-        else:
+        if self.recipe.controlnet.start == "encoder":
             copy_model_state(controlnet, unet.state_dict())
+        elif (self.folder / "controlnet" / CHECKPOINT_NAME).is_file():
+            freeze_lookup(controlnet)  # the checkpoint has the weights
+        else:
+            start_from_label_means(unet, controlnet, store, latents, vocabulary=self.vocabulary, seed=self.recipe.seed)
         names = {"diffusion_unet": unet_names, "controlnet": controlnet_names}
         return self.recipe.controlnet.loop, self._flow(unet, controlnet, store, latents), names
 

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from maisi_aug.bundle import Bundle
 from maisi_aug.errors import GridError, TrainingError
+from maisi_aug.training import label_means, stages
 from maisi_aug.training.data import PhantomStore
 from maisi_aug.training.loop import CHECKPOINT_NAME, LOG_NAME, LoopResult
 from maisi_aug.training.stages import STAGE_NAMES, StageName, TrainingFolder
@@ -34,6 +35,17 @@ MAISI_CLASSES = {
     "controlnet": ControlNetMaisi,
 }
 LONG_VAE = {"vae__loop__num_steps": 30, "vae__loop__checkpoint_minutes": 1e-6, "vae__loop__mixed_precision": True}
+
+HALF_WIDE_LATENTS = {
+    "bundle__networks__autoencoder__num_channels": [8, 8],
+    "bundle__networks__autoencoder__num_res_blocks": [1, 1],
+    "bundle__networks__autoencoder__attention_levels": [False, False],
+    "bundle__networks__diffusion_unet__num_channels": [16, 16],
+    "bundle__networks__diffusion_unet__norm_num_groups": 2,
+    "bundle__networks__controlnet__num_channels": [16, 16],
+    "bundle__networks__controlnet__norm_num_groups": 2,
+    "bundle__networks__controlnet__conditioning_embedding_num_channels": [16, 16],
+}
 
 OpenFolder = Callable[..., TrainingFolder]
 Averages = dict[str, dict[str, Tensor]]
@@ -174,6 +186,23 @@ def kill_training(recipe: Path, folder: Path, *, after_steps: int) -> None:
     process.kill()
     _, errors = process.communicate()
     assert process.returncode == -signal.SIGKILL, errors.decode()
+
+
+def test_start_from_label_means_is_made_once(
+    open_folder: OpenFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(label_means, "NUM_FIT_STEPS", 20)
+    whole = open_folder(tmp_path / "whole", controlnet__start="label-means", **HALF_WIDE_LATENTS)
+    whole.train("vae")
+    whole.train("diffusion")
+    shutil.copytree(whole.folder, tmp_path / "parts")
+    parts = open_folder(tmp_path / "parts", controlnet__start="label-means", **HALF_WIDE_LATENTS)
+    assert parts.train("controlnet", max_minutes=0).num_steps_done == 1
+    expected = whole.train("controlnet").averaged_weights
+    monkeypatch.setattr(stages, "start_from_label_means", lambda *_, **__: pytest.fail("made again"))
+    found = parts.train("controlnet").averaged_weights
+    for name, state in expected.items():
+        assert all(torch.equal(found[name][key], value) for key, value in state.items())
 
 
 def test_stage_before_its_predecessor_is_refused(open_folder: OpenFolder, tmp_path: Path) -> None:
