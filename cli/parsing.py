@@ -1,4 +1,4 @@
-"""Words of the command line that typer does not know: grids and size labels."""
+"""Words of the command line that typer does not know: grids, lists of words and size labels."""
 
 from __future__ import annotations
 
@@ -61,6 +61,11 @@ def _split(text: str | None, option: str, example: str) -> list[str] | None:
     if len(parts) != 3:
         raise typer.BadParameter(f"{option}: expected one or three numbers such as {example}, found '{text}'.")
     return parts
+
+
+def parse_words(text: str | None) -> list[str] | None:
+    """``thorax,abdomen`` as its words, in lower case."""
+    return None if text is None else [word.strip().lower() for word in text.split(",")]
 
 
 def parse_size_labels(texts: Sequence[str]) -> int | dict[str, int] | None:

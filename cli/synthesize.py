@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from maisi_aug.cli.parsing import parse_shape, parse_size_labels, parse_spacing
+from maisi_aug.cli.parsing import parse_shape, parse_size_labels, parse_spacing, parse_words
 
 if TYPE_CHECKING:
     from maisi_aug.generate import CohortSummary
@@ -107,6 +107,14 @@ def synthesize(
         ModalityName | None,
         typer.Option(help="With or without contrast medium; ct leaves it open (default: ct).", rich_help_panel=_IMAGES),
     ] = None,
+    body_region: Annotated[
+        str | None,
+        typer.Option(
+            metavar="REGION[,REGION]",
+            help="Uppermost and lowest of head, thorax, abdomen and pelvis, for ddpm-ct (default: what the map shows).",
+            rich_help_panel=_IMAGES,
+        ),
+    ] = None,
     shape: Annotated[
         str | None, typer.Option(metavar="IxJxK", help="Voxels (default: the bundle's).", rich_help_panel=_IMAGES)
     ] = None,
@@ -149,6 +157,7 @@ def synthesize(
             "num_inference_steps": steps,
             "guidance_scale": guidance_scale,
             "modality": None if modality is None else modality.value,
+            "body_region": parse_words(body_region),
             "shape": parse_shape(shape),
             "spacing_mm": parse_spacing(spacing),
             "max_attempts": max_attempts,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -155,6 +155,24 @@ class Bundle:
                 f"with, found {chosen}. Choose fewer with --steps."
             )
         return chosen
+
+    def require_told(self, *, modality: str, body_region: Sequence[str] | None) -> None:
+        """Raise unless the networks listen to what is asked for; a word that changes nothing would mislead.
+
+        Raises:
+            RecipeError: For a modality or a body region that they are not told.
+        """
+        unet = self.definition("diffusion_unet")
+        if modality != "ct" and unet.get("num_class_embeds") is None:
+            raise RecipeError(
+                f"modality: expected 'ct', for the networks of bundle '{self.name}' are not told any other, found "
+                f"'{modality}'. Leave it out, or use a bundle of rectified flow such as rflow-ct."
+            )
+        if body_region is not None and not unet.get("include_top_region_index_input", False):
+            raise RecipeError(
+                f"body_region: expected none, for the networks of bundle '{self.name}' are not told body regions, "
+                f"found {' to '.join(body_region)}. Leave it out: the label map decides."
+            )
 
     def definition(self, role: str) -> dict[str, Any]:
         """The definition of a network.

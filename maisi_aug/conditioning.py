@@ -15,24 +15,12 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 
 from maisi_aug.grid import Spacing
+from maisi_aug.regions import REGION_LABELS, Regions
 
 Modality = Literal["unknown", "ct", "ct_wo_contrast", "ct_contrast"]
 MODALITY_CODES: dict[str, int] = {"unknown": 0, "ct": 1, "ct_wo_contrast": 2, "ct_contrast": 3}
 assert set(get_args(Modality)) == set(MODALITY_CODES)
 
-BodyRegion = Literal["head", "thorax", "abdomen", "pelvis"]
-Regions = tuple[BodyRegion, BodyRegion]
-"""The uppermost and the lowest body region that an image shows."""
-
-REGION_LABELS: dict[BodyRegion, tuple[int, ...]] = {
-    "head": (22, 120),
-    "thorax": (28, 29, 30, 31, 32),
-    "abdomen": (1, 2, 3, 4, 5, 14),
-    "pelvis": (93, 94),
-}
-"""Labels any of which puts a region into the image, from top to bottom: brain and skull, lung lobes, liver, spleen,
-pancreas and kidneys, femurs."""
-USUAL_REGIONS: Regions = ("thorax", "abdomen")
 REGION_SCALE = 100.0
 
 NUM_LABEL_BITS = 8
@@ -61,17 +49,6 @@ def to_spacing_tensor(spacing_mm: Sequence[Spacing], *, device: str = "cpu") -> 
 def to_modality_tensor(modalities: Sequence[str], *, device: str = "cpu") -> Tensor:
     """Modality codes as ``(B,)`` int64."""
     return torch.tensor([MODALITY_CODES[name] for name in modalities], dtype=torch.int64, device=device)
-
-
-def find_body_regions(label_map: NDArray[np.uint8]) -> Regions:
-    """The uppermost and the lowest body region of a label map; thorax to abdomen where none of their organs is shown.
-
-    Args:
-        label_map: ``(I, J, K)`` vocabulary ids.
-    """
-    counts = np.bincount(label_map.ravel(), minlength=256)
-    shown = [region for region, label_ids in REGION_LABELS.items() if counts[list(label_ids)].any()]
-    return (shown[0], shown[-1]) if shown else USUAL_REGIONS
 
 
 def to_region_tensors(regions: Sequence[Regions], *, device: str = "cpu") -> tuple[Tensor, Tensor]:

@@ -25,6 +25,7 @@ from maisi_aug.manifest import AttemptRecord, Manifest, ManifestWriter, load_man
 from maisi_aug.masks import BankSource, FolderBank, MaskBank, PhantomBank, PlantSource
 from maisi_aug.plan import CasePlan
 from maisi_aug.recipe import EMBEDDED_BANK
+from maisi_aug.regions import spell_out
 from maisi_aug.resolve import ResolvedCohort
 from maisi_aug.seeds import case_seed, derive_seed
 from maisi_aug.writer import Attempt, CaseWriter
@@ -298,6 +299,7 @@ class _Run:
             num_inference_steps=config.num_inference_steps,
             guidance_scale=config.guidance_scale,
             modality=config.modality,
+            regions=spell_out(config.body_region),
             report=lambda done, total: self.listener.steps(case_id, done, total),
         )
         return replace(attempt, image_hu=image_hu, seconds={**attempt.seconds, "image": perf_counter() - started})

@@ -11,8 +11,6 @@ from torch import Tensor
 
 from maisi_aug.bundle import Bundle, latent_factor
 from maisi_aug.conditioning import (
-    Regions,
-    find_body_regions,
     to_label_bits,
     to_modality_tensor,
     to_region_tensors,
@@ -24,6 +22,7 @@ from maisi_aug.errors import BundleError
 from maisi_aug.grid import Grid
 from maisi_aug.lesion_editing import remove_lesions
 from maisi_aug.networks import Networks, mixed_precision, takes_regions
+from maisi_aug.regions import Regions, find_body_regions
 from maisi_aug.sampling import Conditions, ReportStep, sample_latent
 from maisi_aug.seeds import derive_seed
 from maisi_aug.weights import load_networks

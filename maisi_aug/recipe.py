@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, Strict, ValidationError, fiel
 from pydantic_core import ErrorDetails
 
 from maisi_aug.errors import RecipeError, did_you_mean
+from maisi_aug.regions import BODY_REGIONS, BodyRegion
 from maisi_aug.whole_files import write_text_whole
 
 COHORT_NAME = "cohort.yaml"
@@ -62,6 +63,8 @@ class CohortConfig(BaseModel):
         guidance_scale: Strength of the guidance towards the requested lesions; 0 switches it off.
         modality: What the images shall look like: ``ct`` leaves the contrast medium open, ``ct_contrast`` and
             ``ct_wo_contrast`` do not.
+        body_region: The body region of every image, or the uppermost and the lowest, for bundles that are told them
+            (ddpm-ct); read off each label map when not given.
         shape: Voxels along I, J, K (right, anterior, superior); the bundle's when not given.
         spacing_mm: Voxel sides along I, J, K; the bundle's when not given.
         max_attempts: Attempts per case before it is rejected; a cohort can be gone on with under a larger number.
@@ -82,6 +85,7 @@ class CohortConfig(BaseModel):
     num_inference_steps: _PositiveInt | None = None
     guidance_scale: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
     modality: Literal["ct", "ct_contrast", "ct_wo_contrast"] = "ct"
+    body_region: Annotated[tuple[BodyRegion, ...], _FromList, Field(min_length=1, max_length=2)] | None = None
     shape: Annotated[tuple[_PositiveInt, _PositiveInt, _PositiveInt], _FromList] | None = None
     spacing_mm: Annotated[tuple[_PositiveFloat, _PositiveFloat, _PositiveFloat], _FromList] | None = None
     max_attempts: _PositiveInt = 5
@@ -104,6 +108,9 @@ class CohortConfig(BaseModel):
                 "mask_source 'bank': expected a mask_bank with lesions of its own, found the phantoms, which have "
                 "none; give a folder or a data list, or use mask_source 'plant'"
             )
+        places = [BODY_REGIONS.index(region) for region in self.body_region or ()]
+        if places != sorted(places):
+            raise ValueError("body_region: expected the uppermost region before the lowest")
         return self
 
     def to_dict(self) -> dict[str, Any]:

@@ -78,7 +78,8 @@ def resolve_cohort(
         CohortError: When the folder is not a cohort's.
         BundleError: When there is no such bundle.
         GridError: When the bundle's networks cannot take the grid.
-        RecipeError: When there are more sampling steps than the bundle's scheduler knows.
+        RecipeError: When there are more sampling steps than the bundle's scheduler knows, or when its networks are not
+            told the modality or the body region.
         BankError: When there is no such mask bank or no label map in it, or when its list or the mapping of its labels
             cannot be read.
         RequestError, VocabularyError: When a label request cannot be met.
@@ -86,6 +87,7 @@ def resolve_cohort(
     """
     document = read_cohort_document(folder) if folder is not None else None
     bundle = load_bundle(config.bundle)
+    bundle.require_told(modality=config.modality, body_region=config.body_region)
     grid = _choose_grid(config, bundle)
     config = config.model_copy(
         update={

@@ -150,6 +150,7 @@ class CaseWriter:
             "num_inference_steps": config.num_inference_steps,
             "guidance_scale": config.guidance_scale,
             "modality": config.modality,
+            **({"body_region": list(config.body_region)} if config.body_region else {}),
             "device": self.device,
         }
         return AttemptRecord(

@@ -20,6 +20,7 @@ PACKAGE = REPOSITORY / "maisi_aug"
 LAYERS: dict[str, tuple[str, ...]] = {
     "foundations": (
         *("errors", "grid", "seeds", "labels", "sizes", "requests", "totalsegmentator_labels", "whole_files"),
+        "regions",
     ),
     "pure maths": (
         *("resampling", "deformation", "growth", "lesions", "lesion_editing", "body", "phantom", "quality", "pictures"),

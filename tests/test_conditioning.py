@@ -6,7 +6,6 @@ import torch
 
 from maisi_aug.conditioning import (
     MODALITY_CODES,
-    find_body_regions,
     hu_to_unit,
     to_label_bits,
     to_modality_tensor,
@@ -14,6 +13,7 @@ from maisi_aug.conditioning import (
     to_spacing_tensor,
     unit_to_hu,
 )
+from maisi_aug.regions import BODY_REGIONS, REGION_LABELS, find_body_regions
 
 
 def test_label_bits_hold_every_id_lowest_bit_first() -> None:
@@ -89,6 +89,7 @@ def test_body_regions_are_those_whose_organs_are_shown(label_ids: tuple[int, ...
     for place, label_id in enumerate(label_ids):
         label_map[place % 4, 0, 0] = label_id
     assert find_body_regions(label_map) == expected
+    assert tuple(REGION_LABELS) == BODY_REGIONS
 
 
 def test_regions_are_one_hot_times_a_hundred() -> None:

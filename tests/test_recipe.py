@@ -66,6 +66,8 @@ def test_all_problems_are_reported_together_with_their_places() -> None:
             {"labels": ["liver"], "modality": "mr"},
             "modality: expected 'ct', 'ct_contrast' or 'ct_wo_contrast', found 'mr'",
         ),
+        ({"labels": ["liver"], "body_region": ["abdomen", "thorax"]}, "the uppermost region before the lowest"),
+        ({"labels": ["liver"], "body_region": ["chest"]}, r"body_region\[0\]: expected 'head', 'thorax', 'abdomen' or"),
         ({"labels": ["liver"], "spacing_mm": [1, 1, 0]}, r"spacing_mm\[2\]: expected greater than 0, found 0"),
         ({"labels": ["liver"], "size_label": 2}, "size_label belong together; size_reference is missing"),
         ({"labels": ["liver"], "mask_source": "bank"}, "mask_source 'bank': expected a mask_bank with lesions"),

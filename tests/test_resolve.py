@@ -10,7 +10,8 @@ from maisi_aug.cohort import open_cohort
 from maisi_aug.errors import BankError, BundleError, CohortError, GridError, RecipeError, RequestError
 from maisi_aug.recipe import build_config
 from maisi_aug.resolve import ResolvedCohort, resolve_cohort
-from tests.tiny_bundle import TINY_SHAPE, write_tiny_bundle
+from maisi_aug.weights import write_random_bundle
+from tests.tiny_bundle import TINY_SHAPE, build_ddpm_header, write_tiny_bundle
 
 
 @pytest.fixture(scope="module")
@@ -173,3 +174,13 @@ def test_foreign_folder_is_refused(bundle: Path, tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(CohortError, match=r"found 'notes\.txt'"):
         resolve_cohort(build_config({"labels": ["liver"], "bundle": str(bundle)}), tmp_path)
+
+
+def test_networks_are_told_nothing_that_they_do_not_listen_to(tmp_path: Path) -> None:
+    ddpm = str(write_random_bundle(tmp_path, build_ddpm_header(), seed=0).path)
+    with pytest.raises(RecipeError, match="modality: expected 'ct', .* 'tiny-ddpm' are not told any other"):
+        resolve_cohort(build_config({"labels": ["liver"], "bundle": ddpm, "modality": "ct_contrast"}))
+    asked = build_config({"labels": ["liver"], "bundle": ddpm, "body_region": ["thorax", "pelvis"]})
+    assert resolve_cohort(asked).config.body_region == ("thorax", "pelvis")
+    with pytest.raises(RecipeError, match="body_region: expected none, .* found abdomen"):
+        resolve_cohort(build_config({"labels": ["liver"], "body_region": ["abdomen"]}))

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from maisi_aug.conditioning import (
-    find_body_regions,
     to_label_bits,
     to_modality_tensor,
     to_region_tensors,
@@ -23,6 +22,7 @@ from maisi_aug.conditioning import (
 )
 from maisi_aug.grid import Shape, Spacing
 from maisi_aug.networks import takes_regions
+from maisi_aug.regions import find_body_regions
 from maisi_aug.sampling import Conditions
 from maisi_aug.seeds import derive_seed, numpy_generator
 from maisi_aug.training.data import CaseStore, LatentSet

@@ -131,6 +131,8 @@ def test_dry_run_imports_no_torch(recipe: Path, repository: Path) -> None:
         (["--steps", "1001"], 2, "num_inference_steps: expected at most 1000, "),
         (["--spacing", "0"], 2, "--spacing: expected millimetres between 0 and 100"),
         (["--modality", "mr"], 2, "'mr' is not one of 'ct', 'ct_contrast', 'ct_wo_contrast'"),
+        (["--body-region", "chest"], 2, "body_region[0]: expected 'head', 'thorax', 'abdomen' or 'pelvis'"),
+        (["--body-region", "thorax, abdomen"], 2, "are not told body regions, found thorax to abdomen"),
         (["--size-label", "x"], 2, "--size-label: expected an id such as 2"),
         (["--size-label", "2"], 2, "size_reference is missing"),
         (["--recipe", "livr"], 2, "Did you mean 'liver'"),

@@ -1,0 +1,42 @@
+"""Body regions: which of them a label map shows, as some of MAISI's networks want to be told.
+
+Source: NVIDIA's published configurations of ``ddpm-ct``, whose U-Net takes the uppermost and the lowest region.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+BodyRegion = Literal["head", "thorax", "abdomen", "pelvis"]
+Regions = tuple[BodyRegion, BodyRegion]
+"""The uppermost and the lowest body region that an image shows."""
+
+BODY_REGIONS: tuple[BodyRegion, ...] = get_args(BodyRegion)
+REGION_LABELS: dict[BodyRegion, tuple[int, ...]] = {
+    "head": (22, 120),
+    "thorax": (28, 29, 30, 31, 32),
+    "abdomen": (1, 2, 3, 4, 5, 14),
+    "pelvis": (93, 94),
+}
+"""Labels any of which puts a region into the image, from top to bottom: brain and skull; lung lobes; liver, spleen,
+pancreas, kidneys and the slot that was the kidneys' before; femurs."""
+USUAL_REGIONS: Regions = ("thorax", "abdomen")
+
+
+def find_body_regions(label_map: NDArray[np.uint8]) -> Regions:
+    """The uppermost and the lowest body region of a label map; thorax to abdomen where none of their organs is shown.
+
+    Args:
+        label_map: ``(I, J, K)`` vocabulary ids.
+    """
+    counts = np.bincount(label_map.ravel(), minlength=256)
+    shown = [region for region, label_ids in REGION_LABELS.items() if counts[list(label_ids)].any()]
+    return (shown[0], shown[-1]) if shown else USUAL_REGIONS
+
+
+def spell_out(regions: tuple[BodyRegion, ...] | None) -> Regions | None:
+    """One region or two as the uppermost and the lowest; None stays None."""
+    return None if regions is None else (regions[0], regions[-1])
