@@ -145,7 +145,7 @@ class Bundle:
         """The number of sampling steps; the default where none is given.
 
         Raises:
-            RecipeError: For more steps than the scheduler was trained with.
+            RecipeError: For more steps than the scheduler was trained with, and for fewer with DDPM.
         """
         limit = self.spec.scheduler.get("num_train_timesteps", SCHEDULER_STEPS)
         chosen = num_inference_steps or self.default_steps
@@ -153,6 +153,11 @@ class Bundle:
             raise RecipeError(
                 f"num_inference_steps: expected at most {limit}, the time steps that bundle '{self.name}' was trained "
                 f"with, found {chosen}. Choose fewer with --steps."
+            )
+        if self.spec.scheduler.get("class") == "DDPMScheduler" and chosen != limit:
+            raise RecipeError(
+                f"num_inference_steps: expected {limit}, for DDPM goes through every time step that bundle "
+                f"'{self.name}' was trained with, found {chosen}. Leave --steps out."
             )
         return chosen
 
@@ -166,12 +171,12 @@ class Bundle:
         if modality != "ct" and unet.get("num_class_embeds") is None:
             raise RecipeError(
                 f"modality: expected 'ct', for the networks of bundle '{self.name}' are not told any other, found "
-                f"'{modality}'. Leave it out, or use a bundle of rectified flow such as rflow-ct."
+                f"'{modality}'. Leave it out, or use a bundle with modality codes such as rflow-ct."
             )
         if body_region is not None and not unet.get("include_top_region_index_input", False):
             raise RecipeError(
                 f"body_region: expected none, for the networks of bundle '{self.name}' are not told body regions, "
-                f"found {' to '.join(body_region)}. Leave it out: the label map decides."
+                f"found {' to '.join(body_region)}. Leave it out: such networks go by the label map alone."
             )
 
     def definition(self, role: str) -> dict[str, Any]:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from maisi_aug.bundle import NETWORK_ROLES, Bundle, load_bundle, pulled_bundles_folder
@@ -11,11 +14,12 @@ from maisi_aug.conversion import (
     Report,
     convert_checkpoints,
     open_whole_folder,
+    read_converted,
     require_accepted,
     require_free,
     write_licence,
 )
-from maisi_aug.errors import BundleError
+from maisi_aug.errors import BundleError, MaisiAugError
 from maisi_aug.known_bundles import KnownBundle, find_known_bundle, known_bundles
 from maisi_aug.whole_files import sha256_of
 
@@ -25,6 +29,13 @@ MONAI_NAMES: Mapping[str, str] = {
     "diffusion_unet": "diff_unet.pt",
     "controlnet": "controlnet.pt",
 }
+# Its weights are older than NVIDIA's on the hub, and not for commercial use unless the folder's own LICENSE says so.
+MONAI_LICENCE = {
+    "licence": "NVIDIA Source Code License NSCLv1 (non-commercial), or as the LICENSE beside the weights says",
+    "licence_url": "https://github.com/Project-MONAI/model-zoo",
+    "notice": "Weights of MONAI's bundle maisi_ct_generative",
+}
+ORIGIN = "checkpoints on this machine"
 
 
 def import_bundle(
@@ -39,10 +50,13 @@ def import_bundle(
 
     Args:
         source: Folder with the checkpoints, or with a folder ``models`` of them; it is not changed.
-        accept_licence: Asked before anything is read whether the user accepts the licence of the weights.
+        accept_licence: Asked before anything is written whether the user accepts the licence of the weights.
         name: Which of the known bundles it is; None where the folder tells.
         folder: Of the bundle; None for the user's data folder.
         report: Told in a sentence what is going on.
+
+    Returns:
+        The bundle; at once where the same checkpoints were imported before and it is intact.
 
     Raises:
         BundleError: When checkpoints are missing, several bundles could be meant, the licence is not accepted, the
@@ -52,21 +66,40 @@ def import_bundle(
     say = report or (lambda _: None)
     known, files = find_checkpoints(source, name)
     target = (folder or pulled_bundles_folder() / known.name).expanduser().resolve()
-    command = f"maisi-aug bundles import {source}" + (f" --as {name}" if name else "")
-    say(f"{known.name} comes under the {known.licence}: {known.licence_url}")
-    require_accepted(known, accept_licence, command=command)
-    require_free(target, known.name)
-    say("Checking the networks and writing the bundle.")
     provenance = {
-        "imported": "checkpoints on this machine",
+        "origin": ORIGIN,
         "files": {role: {"file": path.name, "sha256": sha256_of(path)} for role, path in files.items()},
         "licence": known.accepted_licence,
     }
-    with open_whole_folder(target) as unfinished:
+    present = _find_intact(known, target, provenance)
+    if present is not None:
+        return present
+    command = shlex.join(
+        ["maisi-aug", "bundles", "import", str(source), *(["--as", name] if name else [])]
+        + (["--to", str(folder)] if folder else [])
+    )
+    say(f"{known.name} comes under the {known.licence}: {known.licence_url}")
+    require_accepted(known, accept_licence, command=command)
+    replaceable = partial(require_free, target, known.name, ORIGIN)
+    replaceable()
+    say("Checking the networks and writing the bundle.")
+    with open_whole_folder(target, require_replaceable=replaceable) as unfinished:
         header = {**known.header, "provenance": provenance}
         convert_checkpoints(header, files, unfinished, subject=f"Import of {source} as '{known.name}'")
         write_licence(known, unfinished, command=command)
     return load_bundle(target)
+
+
+def _find_intact(known: KnownBundle, folder: Path, provenance: Mapping[str, object]) -> Bundle | None:
+    """The bundle in a folder, if an earlier import of the same files put it there and nothing has changed since."""
+    try:
+        bundle = read_converted(folder, known.name, ORIGIN)
+        if bundle is None or bundle.spec.provenance != provenance:
+            return None
+        bundle.require_intact()
+    except MaisiAugError:
+        return None
+    return bundle
 
 
 def find_checkpoints(source: Path, name: str | None = None) -> tuple[KnownBundle, dict[str, Path]]:
@@ -87,18 +120,44 @@ def find_checkpoints(source: Path, name: str | None = None) -> tuple[KnownBundle
     found = [(known, files) for known, files in found if files]
     unnamed = {} if found else _find_all(source, MONAI_NAMES)
     if unnamed:
-        found = [(known, unnamed) for known in candidates if name is not None or _is_unet_of(known, unnamed)]
+        found = [(_under_monais_licence(known), unnamed) for known in _choose_by_unet(candidates, unnamed, name)]
     if len(found) == 1:
         return found[0]
     if found:
         names = " and ".join(known.name for known, _ in found)
         raise BundleError(f"{source}: expected checkpoints of one bundle, found those of {names}. Choose with --as.")
+    if unnamed:
+        raise BundleError(
+            f"{source}: expected the U-Net of {' or '.join(known.name for known in candidates)}, found another one. "
+            "Say with --as which it should be, to see how it differs."
+        )
     wanted = " or ".join(", ".join(names.values()) for names in (*layouts, MONAI_NAMES))
     present = ", ".join(sorted({path.name for path in (*source.glob("*.pt"), *source.glob("models/*.pt"))}))
     raise BundleError(
-        f"{source}: expected {wanted}, in it or in its folder models, found {present or 'no .pt file'}"
-        f"{', with the U-Net of neither' if unnamed else ''}. Get the files that are missing, or name it with --as."
+        f"{source}: expected {wanted}, in it or in its folder models, found {present or 'no .pt file'}. Get the files "
+        "that are missing."
     )
+
+
+def _under_monais_licence(known: KnownBundle) -> KnownBundle:
+    header = {**known.header, "licence": MONAI_LICENCE["licence"]}
+    return replace(known, header=header, licence_url=MONAI_LICENCE["licence_url"], notice=MONAI_LICENCE["notice"])
+
+
+def _choose_by_unet(
+    candidates: Sequence[KnownBundle], files: Mapping[str, Path], name: str | None
+) -> Sequence[KnownBundle]:
+    """The bundles whose U-Net has these tensors, for they differ in what it is told; all of them under a given name."""
+    if name is not None:
+        return candidates
+    from maisi_aug.checkpoints import read_checkpoint, take_state_dict
+    from maisi_aug.networks import describe_tensors
+
+    path = files["diffusion_unet"]
+    state = take_state_dict(read_checkpoint(path, subject=str(path)), "diffusion_unet", subject=str(path))
+    return [
+        known for known in candidates if set(state) == set(describe_tensors(known.header["networks"]["diffusion_unet"]))
+    ]
 
 
 def _find_all(source: Path, names: Mapping[str, str]) -> dict[str, Path]:
@@ -108,13 +167,3 @@ def _find_all(source: Path, names: Mapping[str, str]) -> dict[str, Path]:
         if all(path.is_file() for path in files.values()):
             return files
     return {}
-
-
-def _is_unet_of(known: KnownBundle, files: Mapping[str, Path]) -> bool:
-    """Whether the U-Net's tensors are those of a bundle; the bundles differ in what their U-Nets are told."""
-    from maisi_aug.checkpoints import read_checkpoint, take_state_dict
-    from maisi_aug.networks import describe_tensors
-
-    path = files["diffusion_unet"]
-    state = take_state_dict(read_checkpoint(path, subject=str(path)), "diffusion_unet", subject=str(path))
-    return set(state) == set(describe_tensors(known.header["networks"]["diffusion_unet"]))

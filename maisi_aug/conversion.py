@@ -72,8 +72,13 @@ def write_licence(known: KnownBundle, folder: Path, *, command: str) -> None:
     write_text_whole(folder / LICENCE_FILE, text)
 
 
-def read_converted(folder: Path, name: str) -> Bundle | None:
-    """The bundle that an earlier conversion put into a folder, under this name; None if there is none.
+def read_converted(folder: Path, name: str, origin: str) -> Bundle | None:
+    """The bundle that an earlier conversion of the same origin put into a folder; None if there is none.
+
+    Args:
+        folder: Of the bundle.
+        name: Of the bundle.
+        origin: ``provenance.origin``: where its checkpoints came from.
 
     Raises:
         BundleError: When the folder holds a ``bundle.yaml`` that cannot be read.
@@ -81,30 +86,38 @@ def read_converted(folder: Path, name: str) -> Bundle | None:
     if not (folder / BUNDLE_FILE).is_file():
         return None
     bundle = load_bundle(folder)
-    return bundle if bundle.name == name and "files" in bundle.spec.provenance else None
+    return bundle if bundle.name == name and bundle.spec.provenance.get("origin") == origin else None
 
 
-def require_free(folder: Path, name: str) -> None:
-    """Raise unless a folder is new, empty, or holds an earlier conversion of the same bundle, which may be altered.
+def require_free(folder: Path, name: str, origin: str) -> None:
+    """Raise unless a folder is new, empty, or holds nothing but an earlier copy of the same bundle, altered or not.
 
     Raises:
         BundleError: When it holds anything else.
     """
-    is_free = not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return
     try:
-        is_free = is_free or read_converted(folder, name) is not None
-    except MaisiAugError:
-        is_free = False
-    if not is_free:
+        bundle = read_converted(folder, name, origin)
+    except MaisiAugError as error:
+        raise BundleError(f"{error} Move {folder} away, or choose another folder with --to.") from error
+    own = {BUNDLE_FILE, LICENCE_FILE, *(weights.file for weights in bundle.spec.weights.values())} if bundle else set()
+    foreign = sorted(path.name for path in folder.iterdir() if path.name not in own) if folder.is_dir() else []
+    if bundle is None or foreign:
         raise BundleError(
-            f"{folder}: expected a new folder or an earlier copy of '{name}', found other files. Choose another "
-            "folder with --to, or move them away."
+            f"{folder}: expected a new folder or nothing but an earlier copy of '{name}' from {origin}, found "
+            f"{', '.join(foreign[:4]) or 'a file'}. Choose another folder with --to, or move them away."
         )
 
 
 @contextmanager
-def open_whole_folder(folder: Path) -> Iterator[Path]:
-    """A folder under a hidden name that takes its own name, from an earlier one if need be, once it is complete."""
+def open_whole_folder(folder: Path, *, require_replaceable: Callable[[], None]) -> Iterator[Path]:
+    """A folder under a hidden name that takes its own name, from an earlier one if need be, once it is complete.
+
+    Args:
+        folder: What it will be called.
+        require_replaceable: Raises where what has this name by then must stay.
+    """
     folder.parent.mkdir(parents=True, exist_ok=True)
     for leftover in folder.parent.glob(f".{folder.name}.*{TEMPORARY_SUFFIX}"):
         # A killed process leaves its folder; one that was touched just now may belong to a process at work.
@@ -116,6 +129,7 @@ def open_whole_folder(folder: Path) -> Iterator[Path]:
     unfinished.mkdir()
     try:
         yield unfinished
+        require_replaceable()
         if folder.exists():
             folder.rename(replaced)
         unfinished.rename(folder)

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import errno
 import re
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -85,15 +87,17 @@ def pull_bundle(
         return present
     say = report or (lambda _: None)
     say(f"{known.name} comes under the {known.licence}: {known.licence_url}")
-    require_accepted(known, accept_licence, command=known.pull_command)
-    require_free(target, known.name)
+    command = known.pull_command if folder is None else shlex.join([*known.pull_command.split(), "--to", str(folder)])
+    require_accepted(known, accept_licence, command=command)
+    require_free(target, known.name, known.repository)
     say(f"Fetching {len(known.files)} files ({known.download_size}) from {known.repository}.")
     files = fetch_files(known.repository, known.files, hub or Hub())
     say("Checking the networks and writing the bundle.")
-    with open_whole_folder(target) as unfinished:
+    replaceable = partial(require_free, target, known.name, known.repository)
+    with open_whole_folder(target, require_replaceable=replaceable) as unfinished:
         paths = {role: file.path for role, file in files.items()}
         convert_checkpoints(_header(known, files), paths, unfinished, subject=f"Bundle '{known.name}'")
-        write_licence(known, unfinished, command=known.pull_command)
+        write_licence(known, unfinished, command=command)
     say("The files as downloaded stay in the cache of huggingface_hub, too.")
     return load_bundle(target)
 
@@ -101,10 +105,9 @@ def pull_bundle(
 def _find_intact(known: KnownBundle, folder: Path) -> Bundle | None:
     """The bundle in a folder, if an earlier pull put it there and nothing has changed since."""
     try:
-        bundle = read_converted(folder, known.name)
-        if bundle is None or bundle.spec.provenance.get("repository") != known.repository:
-            return None
-        bundle.require_intact()
+        bundle = read_converted(folder, known.name, known.repository)
+        if bundle is not None:
+            bundle.require_intact()
     except MaisiAugError:
         return None
     return bundle
@@ -236,7 +239,7 @@ def _require_as_stated(path: Path, stated: _Statement, *, subject: str) -> None:
 def _header(known: KnownBundle, files: Mapping[str, FetchedFile]) -> dict[str, Any]:
     """What ``bundle.yaml`` says; no time and no machine, so that the same files give the same bundle anywhere."""
     provenance = {
-        "repository": known.repository,
+        "origin": known.repository,
         "revision": files[NETWORK_ROLES[0]].revision,
         "files": {role: {"file": known.files[role], "sha256": files[role].sha256} for role in NETWORK_ROLES},
         "licence": known.accepted_licence,

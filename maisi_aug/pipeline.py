@@ -80,7 +80,7 @@ class Pipeline:
             seed: The same seed gives the same image on the same type of device.
             num_inference_steps: None for the bundle's default.
             guidance_scale: 0 for none; 1-5 enforces tumours at twice the cost.
-            modality: "ct", "ct_contrast" or "ct_wo_contrast"; networks without modality codes ignore it.
+            modality: "ct", "ct_contrast" or "ct_wo_contrast"; the latter two for networks that are told.
             regions: Uppermost and lowest body region, for networks that are told; None reads them off the label map.
             report: Called with (steps done, steps in all).
 
@@ -89,9 +89,11 @@ class Pipeline:
 
         Raises:
             GridError: For sides that the networks cannot take.
-            RecipeError: For more steps than the scheduler was trained with.
+            RecipeError: For more steps than the scheduler was trained with, for fewer with DDPM, and for a modality or
+                regions that the networks are not told.
         """
         num_inference_steps = self.bundle.choose_steps(num_inference_steps)
+        self.bundle.require_told(modality=modality, body_region=regions)
         grid.require_multiple_of(self.bundle.latent_factor, subject=f"Grid for bundle '{self.bundle.name}'")
         regions = regions or find_body_regions(label_map)
         unconditional = None

@@ -110,7 +110,8 @@ class CohortConfig(BaseModel):
             )
         places = [BODY_REGIONS.index(region) for region in self.body_region or ()]
         if places != sorted(places):
-            raise ValueError("body_region: expected the uppermost region before the lowest")
+            found = ", ".join(self.body_region or ())
+            raise ValueError(f"body_region: expected the uppermost region before the lowest, found {found}")
         return self
 
     def to_dict(self) -> dict[str, Any]:

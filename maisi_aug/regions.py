@@ -18,11 +18,12 @@ BODY_REGIONS: tuple[BodyRegion, ...] = get_args(BodyRegion)
 REGION_LABELS: dict[BodyRegion, tuple[int, ...]] = {
     "head": (22, 120),
     "thorax": (28, 29, 30, 31, 32),
-    "abdomen": (1, 2, 3, 4, 5, 14),
+    "abdomen": (1, 3, 4, 5, 14),
     "pelvis": (93, 94),
 }
 """Labels any of which puts a region into the image, from top to bottom: brain and skull; lung lobes; liver, spleen,
-pancreas, kidneys and the slot that was the kidneys' before; femurs."""
+pancreas and kidneys; femurs. NVIDIA's list has 2 in the abdomen, too: a placeholder now, which a bundle may bind to
+anything."""
 USUAL_REGIONS: Regions = ("thorax", "abdomen")
 
 

@@ -76,8 +76,9 @@ def verify_bundle(bundle: Bundle) -> list[dict[str, Any]]:
         BundleError: Naming the first file that is not as it should be.
     """
     bundle.require_intact()
+    build_scheduler(bundle.spec.scheduler)
     rows = []
-    for role, weights in bundle.spec.weights.items():
+    for role in NETWORK_ROLES:
         definition, path = bundle.definition(role), bundle.weight_path(role)
         found = _describe_file(path, subject=f"Bundle '{bundle.name}'")
         require_same_tensors(describe_tensors(definition), found, subject=f"Bundle '{bundle.name}', {path.name}")
@@ -85,7 +86,7 @@ def verify_bundle(bundle: Bundle) -> list[dict[str, Any]]:
             {
                 "role": role,
                 "file": path.name,
-                "sha256": weights.sha256,
+                "sha256": bundle.spec.weights[role].sha256,
                 "class": str(definition["class"]),
                 "num_tensors": len(found),
             }

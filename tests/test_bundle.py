@@ -49,14 +49,19 @@ def write(tmp_path: Path) -> Callable[..., Path]:
 
 
 @pytest.mark.parametrize(
-    ("scheduler", "limit"),
-    [({"class": "RFlowScheduler"}, 1000), ({"class": "DDPMScheduler", "num_train_timesteps": 20}, 20)],
+    ("scheduler", "fewest", "limit"),
+    [({"class": "RFlowScheduler"}, 2, 1000), ({"class": "DDPMScheduler", "num_train_timesteps": 20}, 20, 20)],
 )
-def test_steps_end_where_the_scheduler_does(write: Callable[..., Path], scheduler: dict[str, Any], limit: int) -> None:
-    bundle = load_bundle(write(scheduler=scheduler))
-    assert (bundle.choose_steps(None), bundle.choose_steps(limit)) == (2, limit)
+def test_steps_end_where_the_scheduler_does(
+    write: Callable[..., Path], scheduler: dict[str, Any], fewest: int, limit: int
+) -> None:
+    bundle = load_bundle(write(scheduler=scheduler, num_inference_steps=fewest))
+    assert (bundle.choose_steps(None), bundle.choose_steps(limit)) == (fewest, limit)
     with pytest.raises(RecipeError, match=f"num_inference_steps: expected at most {limit}, .*, found {limit + 1}"):
         bundle.choose_steps(limit + 1)
+    if fewest == limit:
+        with pytest.raises(RecipeError, match="expected 20, for DDPM goes through every time step .*, found 19"):
+            bundle.choose_steps(19)
 
 
 def test_bundle_tells_what_its_file_says(write: Callable[..., Path]) -> None:

@@ -95,6 +95,7 @@ def test_folder_of_nvidia_becomes_a_bundle(name: str, nvidia: Callable[..., Path
 def test_folder_of_monai_is_told_by_its_unet(name: str, monai: Callable[[str], Path]) -> None:
     known, files = find_checkpoints(monai(name))
     assert known.name == name
+    assert "non-commercial" in known.licence
     assert [path.name for path in files.values()] == ["autoencoder.pt", "diff_unet.pt", "controlnet.pt"]
     assert find_checkpoints(files["autoencoder"].parent)[0].name == name, "the folder of the files will do, too"
 
@@ -118,7 +119,7 @@ def test_missing_checkpoint_is_named(nvidia: Callable[..., Path], known: dict[st
 def test_unet_of_neither_is_explained(monai: Callable[[str], Path]) -> None:
     source = monai("rflow-ct")
     (source / "models" / "diff_unet.pt").write_bytes(saved({"unet_state_dict": {"odd": torch.ones(1)}}))
-    with pytest.raises(BundleError, match="with the U-Net of neither"):
+    with pytest.raises(BundleError, match="expected the U-Net of rflow-ct or ddpm-ct, found another one"):
         find_checkpoints(source)
     with pytest.raises(BundleError, match=r"diff_unet.pt: expected the tensors of the definition, found .*1 surplus"):
         import_bundle(source, accept_licence=accept, name="ddpm-ct")
@@ -127,8 +128,8 @@ def test_unet_of_neither_is_explained(monai: Callable[[str], Path]) -> None:
 
 def test_nothing_is_written_before_the_licence_is_accepted(nvidia: Callable[..., Path]) -> None:
     source = nvidia("rflow-ct")
-    with pytest.raises(BundleError, match=r"maisi-aug bundles import .* --accept-license"):
-        import_bundle(source, accept_licence=lambda _: False)
+    with pytest.raises(BundleError, match=r"maisi-aug bundles import .* --to '/a b' --accept-license"):
+        import_bundle(source, accept_licence=lambda _: False, folder=Path("/a b"))
     assert not pulled_bundles_folder().exists()
 
 
@@ -137,11 +138,19 @@ def test_second_import_replaces_the_first_and_nothing_else(
 ) -> None:
     source = nvidia("rflow-ct")
     first = import_bundle(source, accept_licence=accept)
+    assert import_bundle(source, accept_licence=lambda _: pytest.fail("asked")) == first, "nothing has changed"
+    first.weight_path("controlnet").write_bytes(b"altered")
     assert import_bundle(source, accept_licence=accept).fingerprint == first.fingerprint
-    other = tmp_path / "other"
+    other, pulled = tmp_path / "other", tmp_path / "pulled"
     shutil.copytree(bundles["rflow-ct"].path, other)
-    with pytest.raises(BundleError, match="expected a new folder or an earlier copy of 'rflow-ct'"):
-        import_bundle(source, accept_licence=accept, folder=other)
+    shutil.copytree(first.path, pulled)
+    text = (pulled / "bundle.yaml").read_text()
+    (pulled / "bundle.yaml").write_text(text.replace(folders.ORIGIN, "nvidia/NV-Generate-CT"))
+    for folder in (other, pulled, source):
+        before = sorted(path.name for path in folder.rglob("*"))
+        with pytest.raises(BundleError, match="expected a new folder or nothing but an earlier copy of 'rflow-ct'"):
+            import_bundle(source, accept_licence=accept, folder=folder)
+        assert sorted(path.name for path in folder.rglob("*")) == before
 
 
 def test_verify_finds_what_is_wrong(bundles: dict[str, Bundle], tmp_path: Path) -> None:
@@ -154,6 +163,9 @@ def test_verify_finds_what_is_wrong(bundles: dict[str, Bundle], tmp_path: Path) 
     header = spec.model_dump(mode="json", exclude={"weights"})
     with pytest.raises(BundleError, match=r"controlnet.safetensors: expected the tensors of the definition.*1 missing"):
         verify_bundle(write_bundle(tmp_path / "lacking", header, weights))
+    del weights["controlnet"]
+    with pytest.raises(BundleError, match="expected weights for controlnet"):
+        verify_bundle(write_bundle(tmp_path / "without", header, weights))
 
 
 def test_commands_import_and_verify(run_cli: Callable[..., Any], nvidia: Callable[..., Path]) -> None:

@@ -346,10 +346,16 @@ def test_folder_in_other_use_is_left_alone(pull: Callable[..., Bundle], tiny: Bu
     (mine / "notes.txt").write_text("mine")
     shutil.copytree(tiny.path, other)
     for folder in (mine, other):
-        with pytest.raises(BundleError, match="expected a new folder or an earlier copy of 'rflow-ct'"):
+        with pytest.raises(BundleError, match="nothing but an earlier copy of 'rflow-ct' from nvidia/"):
             pull(folder=folder)
     assert (mine / "notes.txt").read_text() == "mine"
     load_bundle(other).require_intact()
+    pulled = pull(folder=tmp_path / "pulled")
+    pulled.weight_path("controlnet").unlink()
+    (pulled.path / "notes.txt").write_text("mine")
+    with pytest.raises(BundleError, match="found notes.txt. Choose another folder with --to"):
+        pull(folder=pulled.path)
+    assert (pulled.path / "notes.txt").read_text() == "mine"
 
 
 def test_unknown_name_offers_the_closest() -> None:

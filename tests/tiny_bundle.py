@@ -96,4 +96,9 @@ def build_ddpm_header() -> dict[str, Any]:
         networks[role] |= {"resblock_updown": False, "include_fc": False}
     networks["diffusion_unet"] |= {"include_top_region_index_input": True, "include_bottom_region_index_input": True}
     scheduler = {"class": "DDPMScheduler", "num_train_timesteps": 20, "schedule": "scaled_linear_beta"}
-    return {**header, "name": "tiny-ddpm", "scheduler": {**scheduler, "clip_sample": False}}
+    return {
+        **header,
+        "name": "tiny-ddpm",
+        "num_inference_steps": scheduler["num_train_timesteps"],
+        "scheduler": {**scheduler, "clip_sample": False},
+    }

@@ -22,8 +22,7 @@ from maisi_aug.conditioning import (
 )
 from maisi_aug.grid import Shape, Spacing
 from maisi_aug.networks import takes_regions
-from maisi_aug.regions import find_body_regions
-from maisi_aug.sampling import Conditions
+from maisi_aug.regions import Regions, find_body_regions
 from maisi_aug.seeds import derive_seed, numpy_generator
 from maisi_aug.training.data import CaseStore, LatentSet
 from maisi_aug.training.settings import FlowLossConfig
@@ -31,12 +30,16 @@ from maisi_aug.training.settings import FlowLossConfig
 
 @dataclass(frozen=True, eq=False)
 class _Batch:
-    """Cases of one step: ``(B, C, i, j, k)`` scaled latents, ``(B, I, J, K)`` label maps, and what else is told."""
+    """Cases of one step: ``(B, C, i, j, k)`` scaled latents, ``(B, I, J, K)`` label maps, and what else is told.
+
+    The regions are those of the whole case, as at generation: a crop may show none of the organs that tell them.
+    """
 
     clean: Tensor
     label_maps: NDArray[np.uint8]
     modalities: tuple[str, ...]
     spacings_mm: tuple[Spacing, ...]
+    regions: tuple[Regions, ...]
 
 
 class FlowObjective:
@@ -134,7 +137,7 @@ class FlowObjective:
         is_late = start is not None and step >= start
         is_whole = self.config.crop_shape is None or is_late
         count = (self.config.whole_batch_count if is_late else None) or self.config.batch_count
-        cleans, label_maps, modalities, spacings = [], [], [], []
+        cleans, label_maps, modalities, spacings, regions = [], [], [], [], []
         for index in rng.integers(len(self.store), size=count):
             case, latent = self.store[int(index)], self.latents.latents[int(index)]
             _, i, j, k = latent.shape
@@ -144,7 +147,9 @@ class FlowObjective:
             label_maps.append(case.label_map[in_image])
             modalities.append("ct" if rng.random() < self.config.modality_dropout else case.modality)
             spacings.append(case.spacing_mm)
-        return _Batch(torch.stack(cleans), np.stack(label_maps), tuple(modalities), tuple(spacings))
+            if takes_regions(self.unet):
+                regions.append(find_body_regions(case.label_map))
+        return _Batch(torch.stack(cleans), np.stack(label_maps), tuple(modalities), tuple(spacings), tuple(regions))
 
     def _draw_crop(
         self, label_map: NDArray[np.uint8], latent_shape: Shape, wanted: Shape, rng: np.random.Generator
@@ -165,28 +170,22 @@ class FlowObjective:
         return in_latent, in_image
 
     def _predict(self, noisy: Tensor, timesteps: Tensor, batch: _Batch) -> Tensor:
-        conditions = self._conditions(batch)
-        residuals: dict[str, Any] = {}
-        if self.controlnet is not None:
-            down, middle = self.controlnet(
-                x=noisy,
-                timesteps=timesteps,
-                controlnet_cond=conditions.label_bits,
-                class_labels=conditions.modality,
-            )
-            residuals = {"down_block_additional_residuals": down, "mid_block_additional_residual": middle}
-        output: Tensor = self.unet(x=noisy, timesteps=timesteps, **conditions.for_unet, **residuals)
-        return output
-
-    def _conditions(self, batch: _Batch) -> Conditions:
         device = self.device
-        regions = [find_body_regions(label_map) for label_map in batch.label_maps]
-        return Conditions(
-            to_label_bits(torch.from_numpy(batch.label_maps).to(device)),
-            to_modality_tensor(batch.modalities, device=device),
-            to_spacing_tensor(batch.spacings_mm, device=device),
-            to_region_tensors(regions, device=device) if takes_regions(self.unet) else None,
-        )
+        told: dict[str, Any] = {
+            "class_labels": to_modality_tensor(batch.modalities, device=device),
+            "spacing_tensor": to_spacing_tensor(batch.spacings_mm, device=device),
+        }
+        if batch.regions:
+            ends = to_region_tensors(batch.regions, device=device)
+            told["top_region_index_tensor"], told["bottom_region_index_tensor"] = ends
+        if self.controlnet is not None:
+            label_bits = to_label_bits(torch.from_numpy(batch.label_maps).to(device))
+            down, middle = self.controlnet(
+                x=noisy, timesteps=timesteps, controlnet_cond=label_bits, class_labels=told["class_labels"]
+            )
+            told |= {"down_block_additional_residuals": down, "mid_block_additional_residual": middle}
+        output: Tensor = self.unet(x=noisy, timesteps=timesteps, **told)
+        return output
 
     def _weights(self, batch: _Batch) -> tuple[Tensor, Tensor]:
         lesions = _pool(np.isin(batch.label_maps, self.lesion_ids), batch.clean.shape)

@@ -64,6 +64,23 @@ def test_lesion_share_puts_lesions_into_patches() -> None:
     assert sum(int((never.draw_batch(step)[1] == lesion_class).sum()) for step in range(8)) < 16
 
 
+def loss_of_missing(missed_class: int, lesion_weight: float) -> float:
+    """The loss of scores that miss one of two slabs, of liver and lesion, and are sure and right elsewhere."""
+    num_classes = len(CONFIG.tissues) + 1
+    classes = torch.zeros(1, 8, 8, 8, dtype=torch.long)
+    classes[:, :2], classes[:, 2:4] = 1, num_classes - 1
+    drawn = classes.clone()
+    drawn[classes == missed_class] = 0
+    scores = 10.0 * torch.nn.functional.one_hot(drawn, num_classes).movedim(-1, 1).float()
+    return float(build_objective(lesion_weight=lesion_weight).criterion(scores, classes[:, None]))
+
+
+def test_lesions_count_as_much_as_wished() -> None:
+    lesion_class = len(CONFIG.tissues)
+    assert loss_of_missing(lesion_class, 1.0) == pytest.approx(loss_of_missing(1, 1.0), rel=1e-3)
+    assert loss_of_missing(lesion_class, 4.0) > 2 * loss_of_missing(1, 4.0)
+
+
 def test_loss_learns_from_a_single_case() -> None:
     torch.manual_seed(1)
     objective = build_objective(lesion_share=0.0)

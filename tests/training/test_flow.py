@@ -13,7 +13,7 @@ from maisi_aug.training.data import LatentSet
 from maisi_aug.training.flow import FlowObjective, label_mean_error
 from maisi_aug.training.loop import TrainingRun
 from maisi_aug.training.settings import FlowLossConfig, LoopConfig
-from tests.tiny_bundle import build_header
+from tests.tiny_bundle import build_ddpm_header, build_header
 from tests.tiny_training import BODY, HEPATIC_TUMOR, LIVER, ArrayStore, build_case, build_store
 
 LATENT_SHAPE = (8, 6, 6)
@@ -252,6 +252,21 @@ def test_crops_are_laid_over_lesions_as_often_as_wished(lesion_share: float, low
     objective = build_objective(build_store(1), crop_shape=(2, 2, 2), lesion_share=lesion_share)
     shown = [bool((objective._draw_batch(step).label_maps == HEPATIC_TUMOR).any()) for step in range(30)]
     assert low <= np.mean(shown) <= high
+
+
+def test_crop_is_told_the_regions_of_the_whole_case() -> None:
+    case = build_case(0)
+    case.label_map[-1, -1, -1] = 93  # a femur
+    header = build_ddpm_header()
+    objective = build_objective(
+        ArrayStore([case]), scheduler=header["scheduler"], crop_shape=(2, 2, 2), lesion_share=0.0
+    )
+    assert objective._draw_batch(0).regions == (), "this U-Net is told none"
+    torch.manual_seed(0)
+    objective.unet = build_network(header["networks"]["diffusion_unet"])
+    objective.controlnet = build_network(header["networks"]["controlnet"])
+    assert {objective._draw_batch(step).regions for step in range(8)} == {(("abdomen", "pelvis"),)}
+    assert value(objective) > 0
 
 
 @pytest.mark.parametrize(("dropout", "expected"), [(0.0, {"ct_contrast"}), (1.0, {"ct"}), (0.5, {"ct", "ct_contrast"})])
