@@ -55,9 +55,13 @@ class ControlNetStage(FlowStage):
     Attributes:
         start: "encoder" takes the U-Net's encoder over, as MAISI does; "label-means" also sets both networks up to draw
             every label at its mean intensity, and needs a U-Net that trains.
+        start_share: How far the ControlNet that is kept lies from the end of training towards its start, between 0 and
+            1. What a ControlNet learns of noise shows as mottled organs; the start is free of it. Source of such
+            interpolation: Wortsman et al., "Robust fine-tuning of zero-shot models", CVPR 2022.
     """
 
     start: Literal["encoder", "label-means"] = "encoder"
+    start_share: float = Field(default=0.0, ge=0, lt=1)
 
     @model_validator(mode="after")
     def _require_trained_unet(self) -> Self:

@@ -33,6 +33,7 @@ from maisi_aug.whole_files import sha256_of, write_text_whole, write_whole
 
 StageName = Literal["vae", "diffusion", "controlnet"]
 STAGE_NAMES: tuple[StageName, ...] = ("vae", "diffusion", "controlnet")
+START_ROLE = "controlnet_start"
 ReportPhase = Callable[[str], ReportProgress]
 
 
@@ -61,7 +62,7 @@ class TrainingFolder:
         run = TrainingRun(objective, loop, self.folder / stage, device=self.device)
         result = run.train(max_minutes=max_minutes, report_step=report_step)
         for role, state in result.averaged_weights.items():
-            self._save_weights(stage, role, _rename(state, names[role]))
+            self._save_weights(stage, role, self._move_to_start(role, _rename(state, names[role])))
         write_text_whole(
             self.folder / stage / "summary.json",
             json.dumps({"steps": result.num_steps_done, "complete": result.is_complete}, indent=1) + "\n",
@@ -96,6 +97,14 @@ class TrainingFolder:
         }
         return write_bundle(self.folder / "bundle", header, weights)
 
+    def _move_to_start(self, role: str, state: StateDict) -> StateDict:
+        """The weights to keep: those of the ControlNet as far towards its start as the recipe says."""
+        share = self.recipe.controlnet.start_share
+        if role != "controlnet" or share == 0:
+            return state
+        start = self._load_weights("controlnet", START_ROLE)
+        return {key: torch.lerp(value, start[key], share) for key, value in state.items()}
+
     def _unet_stage(self) -> StageName:
         return "controlnet" if self.recipe.controlnet.loss.train_unet else "diffusion"
 
@@ -127,14 +136,22 @@ class TrainingFolder:
         controlnet, controlnet_names = self._build("controlnet")
         store = self._store()
         latents = self._latents(store)
-        if self.recipe.controlnet.start == "encoder":
-            copy_model_state(controlnet, unet.state_dict())
-        elif (self.folder / "controlnet" / CHECKPOINT_NAME).is_file():
-            freeze_lookup(controlnet)  # the checkpoint has the weights
+        if (self.folder / "controlnet" / CHECKPOINT_NAME).is_file():
+            if self.recipe.controlnet.start == "label-means":
+                freeze_lookup(controlnet)  # the checkpoint has the weights
         else:
-            start_from_label_means(unet, controlnet, store, latents, vocabulary=self.vocabulary, seed=self.recipe.seed)
+            self._start_controlnet(unet, controlnet, store, latents)
+            self._save_weights("controlnet", START_ROLE, _rename(controlnet.state_dict(), controlnet_names))
         names = {"diffusion_unet": unet_names, "controlnet": controlnet_names}
         return self.recipe.controlnet.loop, self._flow(unet, controlnet, store, latents), names
+
+    def _start_controlnet(
+        self, unet: nn.Module, controlnet: nn.Module, store: PhantomStore, latents: LatentSet
+    ) -> None:
+        if self.recipe.controlnet.start == "label-means":
+            start_from_label_means(unet, controlnet, store, latents, vocabulary=self.vocabulary, seed=self.recipe.seed)
+        else:
+            copy_model_state(controlnet, unet.state_dict())
 
     def _flow(
         self, unet: nn.Module, controlnet: nn.Module | None, store: PhantomStore, latents: LatentSet

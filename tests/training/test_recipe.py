@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from maisi_aug.bundle import NETWORK_ROLES, BundleSpec
+from maisi_aug.bundle import NETWORK_ROLES, BundleSpec, load_bundle
 from maisi_aug.errors import RecipeError
 from maisi_aug.training.checks import require_divisible
 from maisi_aug.training.recipe import BundleHeader, load_training_recipe, training_recipe_path
@@ -90,3 +90,13 @@ def test_start_from_label_means_needs_a_unet_that_trains(tmp_path: Path) -> None
     path.write_text(yaml.safe_dump(content), encoding="utf-8")
     with pytest.raises(RecipeError, match="controlnet: .*needs loss.train_unet: true"):
         load_training_recipe(path)
+
+
+def test_embedded_bundle_is_the_one_of_its_recipe() -> None:
+    wanted = load_training_recipe(training_recipe_path("train-phantom-ct"))
+    bundle = load_bundle("phantom-ct")
+    header = wanted.bundle.model_dump(mode="json")
+    assert {key: bundle.spec.model_dump(mode="json")[key] for key in header} == header
+    steps = {stage: getattr(wanted, stage).loop.num_steps for stage in ("vae", "diffusion", "controlnet")}
+    assert bundle.spec.provenance["steps"] == steps
+    assert bundle.spec.provenance["unfinished"] == []

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -153,6 +154,27 @@ def test_frozen_unet_comes_from_the_diffusion_stage(trained: Trained, open_folde
     kept = read_weights(frozen.write_bundle(), "diffusion_unet")
     averaged = trained.results["diffusion"].averaged_weights["diffusion_unet"]
     assert all(torch.equal(kept[key], averaged[key].half()) for key in averaged)
+
+
+def test_kept_controlnet_lies_between_end_and_start(trained: Trained, open_folder: OpenFolder, tmp_path: Path) -> None:
+    shutil.copytree(trained.folder.folder, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "controlnet")
+    folder = open_folder(tmp_path / "run", controlnet__start_share=0.25)
+    folder.train("controlnet")
+    read = partial(torch.load, weights_only=True)
+    end, start, kept = (
+        read(path / "controlnet" / f"{name}.pt")
+        for path, name in (
+            (trained.folder.folder, "controlnet"),
+            (folder.folder, "controlnet_start"),
+            (folder.folder, "controlnet"),
+        )
+    )
+    unet = read(folder.folder / "diffusion" / "diffusion_unet.pt")
+    assert any(torch.equal(start[key], unet[key]) for key in start if key in unet and start[key].std() > 0)
+    assert any(not torch.equal(start[key], end[key]) for key in start)
+    for key, value in kept.items():
+        torch.testing.assert_close(value, 0.75 * end[key] + 0.25 * start[key])
 
 
 def test_killed_run_goes_on_to_the_weights_of_an_unkilled_one(open_folder: OpenFolder, tmp_path: Path) -> None:
