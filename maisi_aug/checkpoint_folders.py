@@ -5,21 +5,11 @@ from __future__ import annotations
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
-from maisi_aug.bundle import NETWORK_ROLES, Bundle, load_bundle, pulled_bundles_folder
-from maisi_aug.conversion import (
-    AcceptLicence,
-    Report,
-    convert_checkpoints,
-    open_whole_folder,
-    read_converted,
-    require_accepted,
-    require_free,
-    write_licence,
-)
-from maisi_aug.errors import BundleError, MaisiAugError
+from maisi_aug.bundle import NETWORK_ROLES, Bundle, pulled_bundles_folder
+from maisi_aug.conversion import AcceptLicence, Report, find_intact, require_accepted, require_free, write_known_bundle
+from maisi_aug.errors import BundleError
 from maisi_aug.known_bundles import KnownBundle, find_known_bundle, known_bundles
 from maisi_aug.whole_files import sha256_of
 
@@ -66,13 +56,9 @@ def import_bundle(
     say = report or (lambda _: None)
     known, files = find_checkpoints(source, name)
     target = (folder or pulled_bundles_folder() / known.name).expanduser().resolve()
-    provenance = {
-        "origin": ORIGIN,
-        "files": {role: {"file": path.name, "sha256": sha256_of(path)} for role, path in files.items()},
-        "licence": known.accepted_licence,
-    }
-    present = _find_intact(known, target, provenance)
-    if present is not None:
+    described = {role: {"file": path.name, "sha256": sha256_of(path)} for role, path in files.items()}
+    present = find_intact(target, known.name, ORIGIN)
+    if present is not None and present.spec.provenance["files"] == described:
         return present
     command = shlex.join(
         ["maisi-aug", "bundles", "import", str(source), *(["--as", name] if name else [])]
@@ -80,26 +66,10 @@ def import_bundle(
     )
     say(f"{known.name} comes under the {known.licence}: {known.licence_url}")
     require_accepted(known, accept_licence, command=command)
-    replaceable = partial(require_free, target, known.name, ORIGIN)
-    replaceable()
+    require_free(target, known.name, ORIGIN)
     say("Checking the networks and writing the bundle.")
-    with open_whole_folder(target, require_replaceable=replaceable) as unfinished:
-        header = {**known.header, "provenance": provenance}
-        convert_checkpoints(header, files, unfinished, subject=f"Import of {source} as '{known.name}'")
-        write_licence(known, unfinished, command=command)
-    return load_bundle(target)
-
-
-def _find_intact(known: KnownBundle, folder: Path, provenance: Mapping[str, object]) -> Bundle | None:
-    """The bundle in a folder, if an earlier import of the same files put it there and nothing has changed since."""
-    try:
-        bundle = read_converted(folder, known.name, ORIGIN)
-        if bundle is None or bundle.spec.provenance != provenance:
-            return None
-        bundle.require_intact()
-    except MaisiAugError:
-        return None
-    return bundle
+    provenance = {"origin": ORIGIN, "files": described}
+    return write_known_bundle(known, files, target, provenance=provenance, command=command)
 
 
 def find_checkpoints(source: Path, name: str | None = None) -> tuple[KnownBundle, dict[str, Path]]:

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,41 @@ STALE_SECONDS = 3600.0
 
 Report = Callable[[str], None]
 AcceptLicence = Callable[[KnownBundle], bool]
+
+
+def write_known_bundle(
+    known: KnownBundle, files: Mapping[str, Path], folder: Path, *, provenance: Mapping[str, Any], command: str
+) -> Bundle:
+    """Turn the checkpoints of a known bundle into its folder, whole or not at all, with the licence's notice.
+
+    Args:
+        known: Definitions and licence, which has been accepted.
+        files: Checkpoint by role.
+        folder: Of the bundle; an earlier copy from the same origin is replaced.
+        provenance: Where they come from: ``origin``, ``files`` and what else there is to say. No time and no machine,
+            so that the same files give the same bundle anywhere.
+        command: That the user gave, for the record of the licence.
+
+    Raises:
+        BundleError: When the folder is in other use, or a checkpoint cannot be used.
+    """
+    header = {**known.header, "provenance": {**provenance, "licence": known.accepted_licence}}
+    replaceable = partial(require_free, folder, known.name, str(provenance["origin"]))
+    with open_whole_folder(folder, require_replaceable=replaceable) as unfinished:
+        convert_checkpoints(header, files, unfinished, subject=f"Bundle '{known.name}'")
+        write_licence(known, unfinished, command=command)
+    return load_bundle(folder)
+
+
+def find_intact(folder: Path, name: str, origin: str) -> Bundle | None:
+    """The bundle that an earlier conversion of the same origin put into a folder, if nothing has changed since."""
+    try:
+        bundle = read_converted(folder, name, origin)
+        if bundle is not None:
+            bundle.require_intact()
+    except MaisiAugError:
+        return None
+    return bundle
 
 
 def convert_checkpoints(header: Mapping[str, Any], files: Mapping[str, Path], folder: Path, *, subject: str) -> Bundle:

@@ -11,22 +11,12 @@ import re
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-from maisi_aug.bundle import NETWORK_ROLES, Bundle, load_bundle, pulled_bundles_folder
-from maisi_aug.conversion import (
-    AcceptLicence,
-    Report,
-    convert_checkpoints,
-    open_whole_folder,
-    read_converted,
-    require_accepted,
-    require_free,
-    write_licence,
-)
-from maisi_aug.errors import BundleError, MaisiAugError
+from maisi_aug.bundle import NETWORK_ROLES, Bundle, pulled_bundles_folder
+from maisi_aug.conversion import AcceptLicence, Report, find_intact, require_accepted, require_free, write_known_bundle
+from maisi_aug.errors import BundleError
 from maisi_aug.known_bundles import KnownBundle
 from maisi_aug.whole_files import sha256_of
 
@@ -82,7 +72,7 @@ def pull_bundle(
             Nothing is left under the bundle's name then.
     """
     target = (folder or pulled_bundles_folder() / known.name).expanduser().resolve()
-    present = _find_intact(known, target)
+    present = find_intact(target, known.name, known.repository)
     if present is not None:
         return present
     say = report or (lambda _: None)
@@ -93,23 +83,9 @@ def pull_bundle(
     say(f"Fetching {len(known.files)} files ({known.download_size}) from {known.repository}.")
     files = fetch_files(known.repository, known.files, hub or Hub())
     say("Checking the networks and writing the bundle.")
-    replaceable = partial(require_free, target, known.name, known.repository)
-    with open_whole_folder(target, require_replaceable=replaceable) as unfinished:
-        paths = {role: file.path for role, file in files.items()}
-        convert_checkpoints(_header(known, files), paths, unfinished, subject=f"Bundle '{known.name}'")
-        write_licence(known, unfinished, command=command)
+    paths = {role: file.path for role, file in files.items()}
+    bundle = write_known_bundle(known, paths, target, provenance=_describe(known, files), command=command)
     say("The files as downloaded stay in the cache of huggingface_hub, too.")
-    return load_bundle(target)
-
-
-def _find_intact(known: KnownBundle, folder: Path) -> Bundle | None:
-    """The bundle in a folder, if an earlier pull put it there and nothing has changed since."""
-    try:
-        bundle = read_converted(folder, known.name, known.repository)
-        if bundle is not None:
-            bundle.require_intact()
-    except MaisiAugError:
-        return None
     return bundle
 
 
@@ -236,12 +212,9 @@ def _require_as_stated(path: Path, stated: _Statement, *, subject: str) -> None:
     )
 
 
-def _header(known: KnownBundle, files: Mapping[str, FetchedFile]) -> dict[str, Any]:
-    """What ``bundle.yaml`` says; no time and no machine, so that the same files give the same bundle anywhere."""
-    provenance = {
+def _describe(known: KnownBundle, files: Mapping[str, FetchedFile]) -> dict[str, Any]:
+    return {
         "origin": known.repository,
         "revision": files[NETWORK_ROLES[0]].revision,
         "files": {role: {"file": known.files[role], "sha256": files[role].sha256} for role in NETWORK_ROLES},
-        "licence": known.accepted_licence,
     }
-    return {**known.header, "provenance": provenance}
