@@ -158,7 +158,8 @@ def _spell(described: Mapping[str, Any]) -> list[str]:
         widths = ", ".join(f"{key} {_spell_value(network[key])}" for key in WIDTH_KEYS if key in network)
         size = f"; {_spell_bytes(network['num_bytes'])}" if "num_bytes" in network else ""
         lines.append(f"  {role}: {network['class']}, {widths}{size}")
-    lines += [f"  {name.replace('_', ' ')}: {_spell_value(value)}" for name, value in described["provenance"].items()]
+    told = {name.replace("_", " "): _spell_value(value) for name, value in described["provenance"].items()}
+    lines += [f"  {name}: {text}" for name, text in told.items() if text]
     return lines
 
 
