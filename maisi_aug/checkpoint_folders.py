@@ -64,8 +64,7 @@ def import_bundle(
         ["maisi-aug", "bundles", "import", str(source), *(["--as", name] if name else [])]
         + (["--to", str(folder)] if folder else [])
     )
-    say(f"{known.name} comes under the {known.licence}: {known.licence_url}")
-    require_accepted(known, accept_licence, command=command)
+    require_accepted(known, accept_licence, say, command=command)
     require_free(target, known.name, ORIGIN)
     say("Checking the networks and writing the bundle.")
     provenance = {"origin": ORIGIN, "files": described}
@@ -90,7 +89,8 @@ def find_checkpoints(source: Path, name: str | None = None) -> tuple[KnownBundle
     found = [(known, files) for known, files in found if files]
     unnamed = {} if found else _find_all(source, MONAI_NAMES)
     if unnamed:
-        found = [(_under_monais_licence(known), unnamed) for known in _choose_by_unet(candidates, unnamed, name)]
+        meant = candidates if name is not None else _choose_by_unet(candidates, unnamed)
+        found = [(_under_monais_licence(known), unnamed) for known in meant]
     if len(found) == 1:
         return found[0]
     if found:
@@ -114,12 +114,8 @@ def _under_monais_licence(known: KnownBundle) -> KnownBundle:
     return replace(known, header=header, licence_url=MONAI_LICENCE["licence_url"], notice=MONAI_LICENCE["notice"])
 
 
-def _choose_by_unet(
-    candidates: Sequence[KnownBundle], files: Mapping[str, Path], name: str | None
-) -> Sequence[KnownBundle]:
-    """The bundles whose U-Net has these tensors, for they differ in what it is told; all of them under a given name."""
-    if name is not None:
-        return candidates
+def _choose_by_unet(candidates: Sequence[KnownBundle], files: Mapping[str, Path]) -> list[KnownBundle]:
+    """The bundles whose U-Net has these tensors, for they differ in what it is told."""
     from maisi_aug.checkpoints import read_checkpoint, take_state_dict
     from maisi_aug.networks import describe_tensors
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 
 from maisi_aug.grid import Spacing
-from maisi_aug.regions import REGION_LABELS, Regions
+from maisi_aug.regions import BODY_REGIONS, Regions
 
 Modality = Literal["unknown", "ct", "ct_wo_contrast", "ct_contrast"]
 MODALITY_CODES: dict[str, int] = {"unknown": 0, "ct": 1, "ct_wo_contrast": 2, "ct_contrast": 3}
@@ -53,10 +53,17 @@ def to_modality_tensor(modalities: Sequence[str], *, device: str = "cpu") -> Ten
 
 def to_region_tensors(regions: Sequence[Regions], *, device: str = "cpu") -> tuple[Tensor, Tensor]:
     """Uppermost and lowest regions, each as a ``(B, 4)`` float32 one-hot times 100."""
-    names = list(REGION_LABELS)
-    tops, bottoms = (torch.tensor([names.index(pair[end]) for pair in regions], device=device) for end in (0, 1))
-    top, bottom = (one_hot(ends, len(names)).float() * REGION_SCALE for ends in (tops, bottoms))
+    places = torch.tensor([[BODY_REGIONS.index(region) for region in pair] for pair in regions], device=device)
+    top, bottom = (one_hot(places, len(BODY_REGIONS)).float() * REGION_SCALE).unbind(dim=1)
     return top, bottom
+
+
+def name_for_unet(modality: Tensor, spacing: Tensor, regions: tuple[Tensor, Tensor] | None) -> dict[str, Tensor]:
+    """What the U-Net is told, encoded, by the names of its arguments; regions only where there are any."""
+    told = {"class_labels": modality, "spacing_tensor": spacing}
+    if regions is not None:
+        told["top_region_index_tensor"], told["bottom_region_index_tensor"] = regions
+    return told
 
 
 def hu_to_unit(image_hu: Tensor) -> Tensor:

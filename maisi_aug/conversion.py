@@ -88,12 +88,13 @@ def convert_checkpoints(header: Mapping[str, Any], files: Mapping[str, Path], fo
     return write_bundle(folder, content, states, dtype=None)
 
 
-def require_accepted(known: KnownBundle, accept_licence: AcceptLicence, *, command: str) -> None:
-    """Ask for the licence of the weights to be accepted.
+def require_accepted(known: KnownBundle, accept_licence: AcceptLicence, say: Report, *, command: str) -> None:
+    """Name the licence of the weights and ask for it to be accepted.
 
     Raises:
         BundleError: When it is not; naming the licence, and the command that accepts it.
     """
+    say(f"{known.name} comes under the {known.licence}: {known.licence_url}")
     if not accept_licence(known):
         raise BundleError(
             f"Bundle '{known.name}': expected its licence to be accepted, {known.licence} ({known.licence_url}). "

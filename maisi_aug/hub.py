@@ -76,9 +76,8 @@ def pull_bundle(
     if present is not None:
         return present
     say = report or (lambda _: None)
-    say(f"{known.name} comes under the {known.licence}: {known.licence_url}")
     command = known.pull_command if folder is None else shlex.join([*known.pull_command.split(), "--to", str(folder)])
-    require_accepted(known, accept_licence, command=command)
+    require_accepted(known, accept_licence, say, command=command)
     require_free(target, known.name, known.repository)
     say(f"Fetching {len(known.files)} files ({known.download_size}) from {known.repository}.")
     files = fetch_files(known.repository, known.files, hub or Hub())

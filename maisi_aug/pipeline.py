@@ -95,7 +95,8 @@ class Pipeline:
         num_inference_steps = self.bundle.choose_steps(num_inference_steps)
         self.bundle.require_told(modality=modality, body_region=regions)
         grid.require_multiple_of(self.bundle.latent_factor, subject=f"Grid for bundle '{self.bundle.name}'")
-        regions = regions or find_body_regions(label_map)
+        if takes_regions(self.networks.diffusion_unet):
+            regions = regions or find_body_regions(label_map)
         unconditional = None
         if guidance_scale > 0:
             healthy = remove_lesions(label_map, self.bundle.vocabulary, spacing_mm=grid.spacing_mm)
@@ -119,14 +120,16 @@ class Pipeline:
             )
         return unit_to_hu(image[0, 0].float().cpu().numpy(), label_map)
 
-    def _conditions(self, label_map: NDArray[np.uint8], grid: Grid, modality: str, regions: Regions) -> Conditions:
+    def _conditions(
+        self, label_map: NDArray[np.uint8], grid: Grid, modality: str, regions: Regions | None
+    ) -> Conditions:
         device = self.networks.device
         ids = torch.from_numpy(np.ascontiguousarray(label_map)).to(device)[None]
         return Conditions(
             to_label_bits(ids),
             to_modality_tensor([modality], device=device),
             to_spacing_tensor([grid.spacing_mm], device=device),
-            to_region_tensors([regions], device=device) if takes_regions(self.networks.diffusion_unet) else None,
+            to_region_tensors([regions], device=device) if regions is not None else None,
         )
 
     def _draw_noise(self, grid: Grid, seed: int) -> Tensor:

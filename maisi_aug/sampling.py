@@ -15,6 +15,7 @@ import torch
 from monai.networks.schedulers.rectified_flow import RFlowScheduler
 from torch import Tensor, nn
 
+from maisi_aug.conditioning import name_for_unet
 from maisi_aug.networks import Networks
 
 ReportStep = Callable[[int, int], None]
@@ -39,10 +40,7 @@ class Conditions:
     @property
     def for_unet(self) -> dict[str, Tensor]:
         """What the U-Net is told, by the names of its arguments."""
-        told = {"class_labels": self.modality, "spacing_tensor": self.spacing}
-        if self.regions is not None:
-            told["top_region_index_tensor"], told["bottom_region_index_tensor"] = self.regions
-        return told
+        return name_for_unet(self.modality, self.spacing, self.regions)
 
 
 class _Known(nn.Module):

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from maisi_aug.conditioning import (
+    name_for_unet,
     to_label_bits,
     to_modality_tensor,
     to_region_tensors,
@@ -94,16 +95,13 @@ class FlowObjective:
         weight, lesions = self._weights(batch)
         # A crop without body has no weight at all where the outside has none.
         loss = (error * weight).sum() / (weight.sum().clamp_min(1e-6) * error.shape[1])
-        mean_error = None
+        figures = {"l1": float(error.detach().mean()), "timestep": float(timesteps.float().mean())}
+        if lesions.any():
+            figures["l1_lesion"] = float((error.detach() * lesions).sum() / (lesions.sum() * error.shape[1]))
         if self.config.label_mean_weight > 0:
             label_maps = torch.from_numpy(batch.label_maps).to(self.device)
             mean_error = label_mean_error(signed_error, label_maps, self.lesion_ids.tolist(), self.config.lesion_weight)
             loss = loss + self.config.label_mean_weight * mean_error
-        error = error.detach()
-        figures = {"l1": float(error.mean()), "timestep": float(timesteps.float().mean())}
-        if lesions.any():
-            figures["l1_lesion"] = float((error * lesions).sum() / (lesions.sum() * error.shape[1]))
-        if mean_error is not None:
             figures["label_mean"] = float(mean_error.detach())
         return loss, figures
 
@@ -171,20 +169,18 @@ class FlowObjective:
 
     def _predict(self, noisy: Tensor, timesteps: Tensor, batch: _Batch) -> Tensor:
         device = self.device
-        told: dict[str, Any] = {
-            "class_labels": to_modality_tensor(batch.modalities, device=device),
-            "spacing_tensor": to_spacing_tensor(batch.spacings_mm, device=device),
-        }
-        if batch.regions:
-            ends = to_region_tensors(batch.regions, device=device)
-            told["top_region_index_tensor"], told["bottom_region_index_tensor"] = ends
+        modality = to_modality_tensor(batch.modalities, device=device)
+        spacing = to_spacing_tensor(batch.spacings_mm, device=device)
+        regions = to_region_tensors(batch.regions, device=device) if batch.regions else None
+        residuals: dict[str, Any] = {}
         if self.controlnet is not None:
             label_bits = to_label_bits(torch.from_numpy(batch.label_maps).to(device))
             down, middle = self.controlnet(
-                x=noisy, timesteps=timesteps, controlnet_cond=label_bits, class_labels=told["class_labels"]
+                x=noisy, timesteps=timesteps, controlnet_cond=label_bits, class_labels=modality
             )
-            told |= {"down_block_additional_residuals": down, "mid_block_additional_residual": middle}
-        output: Tensor = self.unet(x=noisy, timesteps=timesteps, **told)
+            residuals = {"down_block_additional_residuals": down, "mid_block_additional_residual": middle}
+        told = name_for_unet(modality, spacing, regions)
+        output: Tensor = self.unet(x=noisy, timesteps=timesteps, **told, **residuals)
         return output
 
     def _weights(self, batch: _Batch) -> tuple[Tensor, Tensor]:
