@@ -29,6 +29,7 @@ def silence_third_parties() -> None:
     # Libraries are imported later, in the verbs, and may put their own filters in front: hide what those let through.
     warnings.showwarning = lambda *_, **__: None
     logging.getLogger().setLevel(logging.ERROR)
+    logging.getLogger("maisi_aug").setLevel(logging.WARNING)  # not a third party
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 
 

@@ -53,6 +53,35 @@ def parse_spacing(text: str | None) -> tuple[float, float, float] | None:
     return i, j, k
 
 
+def parse_decode_window(text: str | None) -> tuple[int, int, int] | str | None:
+    """``whole``, or ``48x48x64`` as latent voxels along I, J, K; which sides are allowed is the recipe's to say.
+
+    Raises:
+        typer.BadParameter: When it is anything else.
+    """
+    if text is None or text.strip().lower() == "whole":
+        return text and "whole"
+    parts = _split(text, "--decode-window", "48x48x64, or 'whole'")
+    assert parts is not None
+    if not all(part.isdecimal() for part in parts):
+        raise typer.BadParameter(
+            f"--decode-window: expected 'whole' or latent voxels such as 48x48x64, found '{text}'."
+        )
+    i, j, k = map(int, parts)
+    return i, j, k
+
+
+def parse_num_splits(text: str | None) -> int | None:
+    """A whole number; which ones are allowed is the recipe's to say.
+
+    Raises:
+        typer.BadParameter: When it is anything else.
+    """
+    if text is not None and not text.strip().isdecimal():
+        raise typer.BadParameter(f"--num-splits: expected 1, 2, 4, 8 or 16, found '{text}'.")
+    return None if text is None else int(text)
+
+
 def _split(text: str | None, option: str, example: str) -> list[str] | None:
     if text is None:
         return None

@@ -11,9 +11,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from maisi_aug.cli.parsing import parse_shape, parse_size_labels, parse_spacing, parse_words
+from maisi_aug.cli.parsing import (
+    parse_decode_window,
+    parse_num_splits,
+    parse_shape,
+    parse_size_labels,
+    parse_spacing,
+    parse_words,
+)
 
 if TYPE_CHECKING:
+    from maisi_aug.acceleration import Compiler
     from maisi_aug.generate import CohortSummary
     from maisi_aug.recipe import CohortConfig
     from maisi_aug.resolve import ResolvedCohort
@@ -35,6 +43,14 @@ class ModalityName(StrEnum):
     ct = "ct"
     ct_contrast = "ct_contrast"
     ct_wo_contrast = "ct_wo_contrast"
+
+
+class CompilerName(StrEnum):
+    """What `--compile` takes."""
+
+    none = "none"
+    inductor = "inductor"
+    trt = "trt"
 
 
 def register(app: typer.Typer) -> None:
@@ -122,11 +138,40 @@ def synthesize(
         str | None,
         typer.Option(metavar="IxJxK", help="Voxel sides in mm (default: the bundle's).", rich_help_panel=_IMAGES),
     ] = None,
+    decode_window: Annotated[
+        str | None,
+        typer.Option(
+            metavar="IxJxK|whole",
+            help="Latent voxels decoded at once, multiples of 16; smaller ones take less memory (default: the "
+            "bundle's).",
+            rich_help_panel=_IMAGES,
+        ),
+    ] = None,
+    decode_overlap: Annotated[
+        float | None,
+        typer.Option(min=0.0, help="Share of a window that neighbours share (default: 0.4).", rich_help_panel=_IMAGES),
+    ] = None,
+    num_splits: Annotated[
+        str | None,
+        typer.Option(
+            metavar="1|2|4|8|16",
+            help="Parts in which the decoder's convolutions are computed (default: what the memory asks for).",
+            rich_help_panel=_IMAGES,
+        ),
+    ] = None,
     max_attempts: Annotated[
         int | None,
         typer.Option(min=1, help="Attempts per case (default: 5); may be raised later.", rich_help_panel=_RUN),
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.", rich_help_panel=_RUN)] = "auto",
+    compile_with: Annotated[
+        CompilerName,
+        typer.Option(
+            "--compile",
+            help="Compile the networks first: pays for large grids and many cases. trt needs the extra of that name.",
+            rich_help_panel=_RUN,
+        ),
+    ] = CompilerName.none,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show the plan and make nothing.", rich_help_panel=_RUN)
     ] = False,
@@ -160,6 +205,9 @@ def synthesize(
             "body_region": parse_words(body_region),
             "shape": parse_shape(shape),
             "spacing_mm": parse_spacing(spacing),
+            "decoding.window": parse_decode_window(decode_window),
+            "decoding.overlap": decode_overlap,
+            "decoding.num_splits": parse_num_splits(num_splits),
             "max_attempts": max_attempts,
         },
     )
@@ -168,7 +216,7 @@ def synthesize(
         return
     if out is None:
         raise typer.BadParameter("--out: expected a folder for the cohort, found none. Name one, or add --dry-run.")
-    summary = _run(config, out, device=device, may_resume=resume, is_quiet=quiet)
+    summary = _run(config, out, device=device, compiler=compile_with.value, may_resume=resume, is_quiet=quiet)
     typer.echo(json.dumps(summary.to_json(), indent=1) if as_json else describe_summary(summary))
     if not summary.is_complete:
         raise typer.Exit(1)
@@ -180,7 +228,9 @@ def _read_config(recipe: str | None, flags: dict[str, Any]) -> CohortConfig:
     return load_recipe(recipe, flags) if recipe is not None else build_config(override({}, flags), source="synthesize")
 
 
-def _run(config: CohortConfig, out: Path, *, device: str, may_resume: bool, is_quiet: bool) -> CohortSummary:
+def _run(
+    config: CohortConfig, out: Path, *, device: str, compiler: Compiler, may_resume: bool, is_quiet: bool
+) -> CohortSummary:
     from maisi_aug.cli.progress import CohortProgress
     from maisi_aug.generate import synthesize_cohort
     from maisi_aug.resolve import resolve_cohort
@@ -190,7 +240,7 @@ def _run(config: CohortConfig, out: Path, *, device: str, may_resume: bool, is_q
         cohort = resolve_cohort(config, out, report_file=progress.measures)
         if cohort.bundle.advice and not is_quiet:
             typer.echo(f"Note: {cohort.bundle.advice.strip()}", err=True)
-        return synthesize_cohort(cohort, out, device=device, listener=progress)
+        return synthesize_cohort(cohort, out, device=device, compiler=compiler, listener=progress)
 
 
 def _require_folder(out: Path, *, may_resume: bool) -> None:

@@ -54,6 +54,10 @@ class ExportError(MaisiAugError, ValueError):
     """An export that would be wrong or incomplete."""
 
 
+class MemoryShortageError(MaisiAugError, MemoryError):
+    """Less memory than the smallest piece of work needs."""
+
+
 class MissingExtraError(MaisiAugError, ImportError):
     """An optional package that a command needs; the message names the extra to install."""
 

@@ -31,6 +31,8 @@ from maisi_aug.seeds import case_seed, derive_seed
 from maisi_aug.writer import Attempt, CaseWriter
 
 if TYPE_CHECKING:
+    from maisi_aug.acceleration import Compiler
+    from maisi_aug.decoding_config import DecodeSettings
     from maisi_aug.pipeline import Pipeline
 
 NUM_MAPS_AHEAD = 2
@@ -109,6 +111,7 @@ def synthesize_cohort(
     folder: Path,
     *,
     device: str = "auto",
+    compiler: Compiler = "none",
     listener: Listener | None = None,
     case_indices: Sequence[int] | None = None,
 ) -> CohortSummary:
@@ -121,6 +124,7 @@ def synthesize_cohort(
         cohort: What to make.
         folder: Where to; new, empty, or this cohort's.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
+        compiler: Of the networks: ``none``, ``inductor`` or ``trt``.
         listener: Is told how the run goes.
         case_indices: Cases to make, in this order; all, in the order of the plan, when not given.
 
@@ -129,7 +133,9 @@ def synthesize_cohort(
 
     Raises:
         CohortError: When the folder is not this cohort's, in use, or full.
-        BundleError: When the weights or the device cannot be used.
+        BundleError: When the weights, the device or the compiler cannot be used.
+        MissingExtraError: When the compiler is not installed.
+        MemoryShortageError: When not even the smallest part of an image can be decoded.
         BankError: When the mask bank has no usable map, or none that any case needs.
         LesionError: When no case can be met, because its lesion fits into no host organ.
     """
@@ -142,7 +148,7 @@ def synthesize_cohort(
         todo = [cohort.plan.cases[index] for index in wanted if index not in manifest.settled_indices]
         skipped: tuple[tuple[str, str], ...] = ()
         if todo:
-            run = _prepare(cohort, place, writer, device, listener)
+            run = _prepare(cohort, place, writer, device, compiler, listener)
             run.work_off(todo, manifest)
             bank = run.source.bank
             skipped = tuple(bank.skipped) if isinstance(bank, FolderBank) else ()
@@ -170,7 +176,12 @@ def _open_source(cohort: ResolvedCohort) -> PlantSource | BankSource:
 
 
 def _prepare(
-    cohort: ResolvedCohort, place: CohortFolder, writer: ManifestWriter, device: str, listener: Listener
+    cohort: ResolvedCohort,
+    place: CohortFolder,
+    writer: ManifestWriter,
+    device: str,
+    compiler: Compiler,
+    listener: Listener,
 ) -> _Run:
     """Open the mask source and load the networks."""
     listener.enters("opening the mask bank")
@@ -179,8 +190,9 @@ def _prepare(
     from maisi_aug.pipeline import Pipeline, resolve_device
 
     device = resolve_device(device)
-    pipeline = Pipeline.load(cohort.bundle, device)
-    return _Run(cohort, source, pipeline, CaseWriter(cohort, place, writer, device.partition(":")[0]), listener)
+    pipeline = Pipeline.load(cohort.bundle, device, compiler=compiler)
+    case_writer = CaseWriter(cohort, place, writer, device.partition(":")[0], compiler)
+    return _Run(cohort, source, pipeline, case_writer, listener)
 
 
 def _draw_contact_sheet(place: CohortFolder, cohort: ResolvedCohort, manifest: Manifest) -> None:
@@ -292,6 +304,7 @@ class _Run:
             return attempt
         started = perf_counter()
         config, case_id = self.cohort.config, attempt.case.case_id
+        decoded: list[DecodeSettings] = []
         image_hu = self.pipeline.synthesize_image(
             attempt.drawn.label_map,
             attempt.drawn.grid,
@@ -300,9 +313,12 @@ class _Run:
             guidance_scale=config.guidance_scale,
             modality=config.modality,
             regions=spell_out(config.body_region),
+            decoding=config.decoding,
             report=lambda done, total: self.listener.steps(case_id, done, total),
+            report_decoding=decoded.append,
         )
-        return replace(attempt, image_hu=image_hu, seconds={**attempt.seconds, "image": perf_counter() - started})
+        seconds = {**attempt.seconds, "image": perf_counter() - started}
+        return replace(attempt, image_hu=image_hu, decoding=decoded[0].to_dict(), seconds=seconds)
 
     def _require_hope(self, case: CasePlan, others: Sequence[CasePlan]) -> None:
         """Raise when no label map could be drawn for a case and every case that is left asks for as much."""

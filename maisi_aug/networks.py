@@ -46,6 +46,29 @@ class TrainableUNet(DiffusionModelUNetMaisi):  # type: ignore[misc]
         return h, skips
 
 
+@dataclass(frozen=True)
+class FastPaths:
+    """What is done in a faster way than MAISI's own; each can be switched off to see how far it moves the result.
+
+    Attributes:
+        embed_once: Compute the condition embedding once per image instead of at every step.
+        plain_layers: Plain norms and convolutions in place of MAISI's memory-saving ones.
+        mixed_precision: bfloat16 where the device computes in it.
+    """
+
+    embed_once: bool = True
+    plain_layers: bool = True
+    mixed_precision: bool = True
+
+    @classmethod
+    def none(cls) -> FastPaths:
+        """MAISI's own way, in float32."""
+        return cls(embed_once=False, plain_layers=False, mixed_precision=False)
+
+
+ALL_FAST_PATHS = FastPaths()
+
+
 NETWORK_CLASSES: dict[str, type[nn.Module]] = {
     "AutoencoderKlMaisi": AutoencoderKlMaisi,
     "DiffusionModelUNetMaisi": TrainableUNet,
@@ -121,11 +144,11 @@ def takes_regions(unet: nn.Module) -> bool:
     return bool(getattr(unet, "include_top_region_index_input", False))
 
 
-def mixed_precision(device: str) -> AbstractContextManager[object]:
+def mixed_precision(device: str, *, enabled: bool = True) -> AbstractContextManager[object]:
     """bfloat16 autocast where the device computes in it, else float32: emulated bfloat16 is 80 times slower."""
     device_type = device.split(":")[0]
     supported = bool(torch.ops.mkldnn._is_mkldnn_bf16_supported()) if device_type == "cpu" else device_type == "cuda"
-    return torch.autocast(device_type, dtype=torch.bfloat16, enabled=supported)
+    return torch.autocast(device_type, dtype=torch.bfloat16, enabled=enabled and supported)
 
 
 def use_plain_layers(network: nn.Module) -> int:
@@ -161,6 +184,13 @@ class _InFloat32(nn.Module):
         return output
 
 
+def keep_norms_in_float32(network: nn.Module) -> None:
+    """Have MAISI's norms hand on float32 where a definition says float16, which only autocast can take, in place."""
+    for layer in network.modules():
+        if isinstance(layer, MaisiGroupNorm3D):
+            layer.norm_float16 = False
+
+
 def keep_decoder_output_precise(autoencoder: nn.Module) -> None:
     """Run the decoder's last convolution in float32 under autocast, in place.
 
@@ -168,6 +198,13 @@ def keep_decoder_output_precise(autoencoder: nn.Module) -> None:
     """
     blocks = cast(nn.ModuleList, cast(nn.Module, autoencoder.decoder).blocks)
     blocks[-1] = _InFloat32(blocks[-1])
+
+
+def release_decoder_output(autoencoder: nn.Module) -> None:
+    """Undo ``keep_decoder_output_precise``, in place."""
+    blocks = cast(nn.ModuleList, cast(nn.Module, autoencoder.decoder).blocks)
+    if isinstance(blocks[-1], _InFloat32):
+        blocks[-1] = blocks[-1].inner
 
 
 def _plain_twin(layer: nn.Module) -> nn.Module | None:

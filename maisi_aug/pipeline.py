@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from maisi_aug.acceleration import Compiler, compile_networks, explain_compilation, require_compiler
 from maisi_aug.bundle import Bundle, latent_factor
 from maisi_aug.conditioning import (
     to_label_bits,
@@ -17,11 +21,12 @@ from maisi_aug.conditioning import (
     to_spacing_tensor,
     unit_to_hu,
 )
-from maisi_aug.decoding import decode_latent
+from maisi_aug.decoder import Decoder
+from maisi_aug.decoding_config import DecodeSettings, DecodingConfig
 from maisi_aug.errors import BundleError
 from maisi_aug.grid import Grid
 from maisi_aug.lesion_editing import remove_lesions
-from maisi_aug.networks import Networks, mixed_precision, takes_regions
+from maisi_aug.networks import ALL_FAST_PATHS, FastPaths, Networks, mixed_precision, takes_regions
 from maisi_aug.regions import Regions, find_body_regions
 from maisi_aug.sampling import Conditions, ReportStep, sample_latent
 from maisi_aug.seeds import derive_seed
@@ -50,15 +55,49 @@ class Pipeline:
 
     bundle: Bundle
     networks: Networks
+    fast_paths: FastPaths = ALL_FAST_PATHS
+    compiler: Compiler = "none"
 
     @classmethod
-    def load(cls, bundle: Bundle, device: str = "auto") -> Pipeline:
+    def load(
+        cls,
+        bundle: Bundle,
+        device: str = "auto",
+        *,
+        fast_paths: FastPaths = ALL_FAST_PATHS,
+        compiler: Compiler = "none",
+    ) -> Pipeline:
         """Load a bundle's weights onto a device.
 
+        Args:
+            bundle: The bundle.
+            device: ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
+            fast_paths: Which to take.
+            compiler: Of the networks; they are compiled when the first image is drawn.
+
         Raises:
-            BundleError: For an unusable device or a bundle that is missing, altered or does not match.
+            BundleError: For an unusable device, a bundle that is missing, altered or does not match, or a compiler that
+                does not run on the device.
+            MissingExtraError: For a compiler that is not installed.
         """
-        return cls(bundle, load_networks(bundle, device=resolve_device(device)))
+        device = resolve_device(device)
+        require_compiler(compiler, device)
+        networks = load_networks(bundle, device=device, plain_layers=fast_paths.plain_layers)
+        compile_networks(networks, compiler, fingerprint=bundle.fingerprint)
+        return cls(bundle, networks, fast_paths, compiler)
+
+    @cached_property
+    def decoder(self) -> Decoder:
+        """Turns latents into images; remembers what was too much for the memory."""
+        definition, is_plain = self.bundle.definition("autoencoder"), self.fast_paths.plain_layers
+        return Decoder(
+            self.networks.autoencoder,
+            definition,
+            self.networks.scale_factor,
+            self.bundle.spec.decode_window,
+            default_splits=1 if is_plain else int(definition.get("num_splits", 1)),
+            may_split=is_plain,
+        )
 
     def synthesize_image(
         self,
@@ -70,7 +109,9 @@ class Pipeline:
         guidance_scale: float = 0.0,
         modality: str = "ct",
         regions: Regions | None = None,
+        decoding: DecodingConfig | None = None,
         report: ReportStep | None = None,
+        report_decoding: Callable[[DecodeSettings], None] | None = None,
     ) -> NDArray[np.int16]:
         """Draw the CT image of a label map.
 
@@ -82,7 +123,9 @@ class Pipeline:
             guidance_scale: 0 for none; 1-5 enforces tumours at twice the cost.
             modality: "ct", "ct_contrast" or "ct_wo_contrast"; the latter two for networks that are told.
             regions: Uppermost and lowest body region, for networks that are told; None reads them off the label map.
+            decoding: Windows and splits; those of the bundle when not given, and less at once where memory is short.
             report: Called with (steps done, steps in all).
+            report_decoding: Called with how the image was decoded.
 
         Returns:
             ``(I, J, K)`` int16 HU; -1000 where the label map is 0.
@@ -91,6 +134,8 @@ class Pipeline:
             GridError: For sides that the networks cannot take.
             RecipeError: For more steps than the scheduler was trained with, for fewer with DDPM, and for a modality or
                 regions that the networks are not told.
+            BundleError: When the networks cannot be compiled.
+            MemoryShortageError: When not even the smallest windows can be decoded in the memory that there is.
         """
         num_inference_steps = self.bundle.choose_steps(num_inference_steps)
         self.bundle.require_told(modality=modality, body_region=regions)
@@ -101,7 +146,7 @@ class Pipeline:
         if guidance_scale > 0:
             healthy = remove_lesions(label_map, self.bundle.vocabulary, spacing_mm=grid.spacing_mm)
             unconditional = self._conditions(healthy, grid, "unknown", regions)
-        with mixed_precision(self.networks.device):
+        with self._precision(), explain_compilation(self.compiler):
             latent = sample_latent(
                 self.networks,
                 self._conditions(label_map, grid, modality, regions),
@@ -109,16 +154,19 @@ class Pipeline:
                 num_inference_steps=num_inference_steps,
                 guidance_scale=guidance_scale,
                 unconditional=unconditional,
+                embed_once=self.fast_paths.embed_once,
                 generator=torch.Generator(self.networks.device).manual_seed(derive_seed(seed, "sampling noise")),
                 report=report,
             )
-            image = decode_latent(
-                self.networks.autoencoder,
-                latent,
-                scale_factor=self.networks.scale_factor,
-                window_shape=self.bundle.spec.decode_window,
-            )
+            image, used = self.decoder.decode(latent, decoding)
+        if report_decoding is not None:
+            report_decoding(used)
         return unit_to_hu(image[0, 0].float().cpu().numpy(), label_map)
+
+    def _precision(self) -> AbstractContextManager[object]:
+        # TensorRT has its own mixed precision.
+        enabled = self.fast_paths.mixed_precision and self.compiler != "trt"
+        return mixed_precision(self.networks.device, enabled=enabled)
 
     def _conditions(
         self, label_map: NDArray[np.uint8], grid: Grid, modality: str, regions: Regions | None

@@ -14,6 +14,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, Strict, ValidationError, field_validator, model_validator
 from pydantic_core import ErrorDetails
 
+from maisi_aug.decoding_config import DecodingConfig
 from maisi_aug.errors import RecipeError, did_you_mean
 from maisi_aug.regions import BODY_REGIONS, BodyRegion
 from maisi_aug.whole_files import write_text_whole
@@ -70,6 +71,7 @@ class CohortConfig(BaseModel):
         max_attempts: Attempts per case before it is rejected; a cohort can be gone on with under a larger number.
         size_reference: nnU-Net dataset or folder of label maps whose lesions define the percentiles.
         size_label: Id of the lesion in the size reference, or one id per label name.
+        decoding: How images are decoded from their latents.
         gates: Quality gates.
     """
 
@@ -91,11 +93,12 @@ class CohortConfig(BaseModel):
     max_attempts: _PositiveInt = 5
     size_reference: str | None = None
     size_label: _PositiveInt | dict[str, _PositiveInt] | None = None
+    decoding: DecodingConfig = DecodingConfig()
     gates: GateConfig = GateConfig()
 
-    @field_validator("gates", mode="before")
+    @field_validator("gates", "decoding", mode="before")
     @classmethod
-    def _read_empty_gates(cls, value: object) -> object:
+    def _read_empty_section(cls, value: object) -> object:
         return {} if value is None else value
 
     @model_validator(mode="after")
@@ -117,6 +120,9 @@ class CohortConfig(BaseModel):
     def to_dict(self) -> dict[str, Any]:
         """All fields as plain YAML and JSON types, in the order of the class."""
         return self.model_dump(mode="json")
+
+
+SECTIONS: dict[str, type[BaseModel]] = {"gates": GateConfig, "decoding": DecodingConfig}
 
 
 def build_config(values: Mapping[str, Any], *, source: str = "recipe") -> CohortConfig:
@@ -144,7 +150,7 @@ def _problem(details: ErrorDetails) -> str:
     path = _yaml_path(details["loc"])
     found = details["input"]
     if details["type"] == "extra_forbidden":
-        known = GateConfig.model_fields if details["loc"][:1] == ("gates",) else CohortConfig.model_fields
+        known = SECTIONS.get(str(details["loc"][0]), CohortConfig).model_fields
         hint = did_you_mean(str(details["loc"][-1]), known) or f" The keys are {', '.join(known)}."
         return f"{path}: expected a known key, found '{details['loc'][-1]}'.{hint}"
     if details["type"] == "missing":
@@ -163,13 +169,23 @@ def _yaml_path(location: tuple[int | str, ...]) -> str:
     if not location:
         return "recipe"
     head, *rest = location
-    kept = rest if head == "gates" else [part for part in rest if isinstance(part, int)]
+    kept = rest if head in SECTIONS else [part for part in rest if isinstance(part, int)]
     return str(head) + "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in kept)
 
 
 def override(values: Mapping[str, Any], flags: Mapping[str, Any]) -> dict[str, Any]:
-    """The recipe's values with those flags on top that were given (are not ``None``)."""
-    return {**values, **{name: value for name, value in flags.items() if value is not None}}
+    """The recipe's values with those flags on top that were given (are not ``None``).
+
+    A flag's name may be ``SECTION.FIELD``: the other fields of the section stay.
+    """
+    merged = dict(values)
+    for name, value in flags.items():
+        section, _, field = name.partition(".")
+        if value is not None and field:
+            merged[section] = {**(merged.get(section) or {}), field: value}
+        elif value is not None:
+            merged[name] = value
+    return merged
 
 
 def read_recipe(name_or_path: str) -> dict[str, Any]:

@@ -43,16 +43,8 @@ class Conditions:
         return name_for_unet(self.modality, self.spacing, self.regions)
 
 
-class _Known(nn.Module):
-    """Stands in for the condition embedding once its value is known."""
-
-    def __init__(self, embedding: Tensor) -> None:
-        super().__init__()
-        self.embedding = embedding
-
-    def forward(self, condition: Tensor) -> Tensor:
-        del condition
-        return self.embedding
+_PASS_ON = nn.Identity()
+"""Stands in for the condition embedding once its value is known; always the same, or compilers would start anew."""
 
 
 @torch.inference_mode()
@@ -113,19 +105,21 @@ def _predictor(networks: Networks, conditions: Conditions, embed_once: bool) -> 
 
     def predict(latent: Tensor, timesteps: Tensor) -> Tensor:
         if known is None:
-            return _forward(networks, conditions, latent, timesteps)
-        networks.controlnet.controlnet_cond_embedding = _Known(known)
+            return _forward(networks, conditions, conditions.label_bits, latent, timesteps)
+        networks.controlnet.controlnet_cond_embedding = _PASS_ON
         try:
-            return _forward(networks, conditions, latent, timesteps)
+            return _forward(networks, conditions, known, latent, timesteps)
         finally:
             networks.controlnet.controlnet_cond_embedding = embedding
 
     return predict
 
 
-def _forward(networks: Networks, conditions: Conditions, latent: Tensor, timesteps: Tensor) -> Tensor:
+def _forward(
+    networks: Networks, conditions: Conditions, controlnet_cond: Tensor, latent: Tensor, timesteps: Tensor
+) -> Tensor:
     down, middle = networks.controlnet(
-        x=latent, timesteps=timesteps, controlnet_cond=conditions.label_bits, class_labels=conditions.modality
+        x=latent, timesteps=timesteps, controlnet_cond=controlnet_cond, class_labels=conditions.modality
     )
     output: Tensor = networks.diffusion_unet(
         x=latent,

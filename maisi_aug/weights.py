@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import safetensors.torch
 import torch
@@ -19,8 +19,10 @@ from maisi_aug.networks import (
     build_scheduler,
     describe_tensors,
     keep_decoder_output_precise,
+    keep_norms_in_float32,
     use_plain_layers,
 )
+from maisi_aug.split_convolution import make_splittable
 from maisi_aug.whole_files import sha256_of, write_text_whole, write_whole
 
 StateDict = Mapping[str, Tensor]
@@ -32,7 +34,8 @@ def load_networks(bundle: Bundle, *, device: str = "cpu", plain_layers: bool = T
     Args:
         bundle: The bundle; its weight files are compared with their hashes first.
         device: Where the networks run.
-        plain_layers: Swap MAISI's memory-saving layers for the plain, faster ones.
+        plain_layers: Swap MAISI's memory-saving layers for the plain, faster ones; the decoder's convolutions can
+            still be split.
 
     Raises:
         BundleError: For altered or missing files, or tensors that do not match the definition, key by key.
@@ -43,6 +46,10 @@ def load_networks(bundle: Bundle, *, device: str = "cpu", plain_layers: bool = T
         network.eval().requires_grad_(False)
         if plain_layers:
             use_plain_layers(network)
+        else:
+            keep_norms_in_float32(network)
+    if plain_layers:
+        make_splittable(cast(nn.Module, networks["autoencoder"].decoder))
     keep_decoder_output_precise(networks["autoencoder"])
     return Networks(
         **networks,

@@ -40,6 +40,7 @@ class Attempt:
         verdicts: Of the gates that have run.
         reason: Why the attempt has failed already; empty while it has not.
         image_hu: ``(I, J, K)``; ``None`` before sampling, and where the label map failed.
+        decoding: How the image was decoded; empty without one.
         seconds: Per stage.
     """
 
@@ -51,6 +52,7 @@ class Attempt:
     verdicts: tuple[VerdictRecord, ...] = ()
     reason: str = ""
     image_hu: NDArray[np.int16] | None = None
+    decoding: dict[str, JsonValue] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
 
 
@@ -63,12 +65,14 @@ class CaseWriter:
         folder: Where it goes.
         manifest: Open and locked.
         device: Type of the device that samples, ``cpu`` for instance.
+        compiler: Of the networks, or ``none``.
     """
 
     cohort: ResolvedCohort
     folder: CohortFolder
     manifest: ManifestWriter
     device: str
+    compiler: str = "none"
 
     def finish(self, attempt: Attempt) -> AttemptRecord:
         """Judge an attempt, write its files when it passes, and record it.
@@ -152,6 +156,8 @@ class CaseWriter:
             "modality": config.modality,
             **({"body_region": list(config.body_region)} if config.body_region else {}),
             "device": self.device,
+            **({"compile": self.compiler} if self.compiler != "none" else {}),
+            **({"decoding": attempt.decoding} if attempt.decoding else {}),
         }
         return AttemptRecord(
             case_id=attempt.case.case_id,

@@ -20,11 +20,12 @@ PACKAGE = REPOSITORY / "maisi_aug"
 LAYERS: dict[str, tuple[str, ...]] = {
     "foundations": (
         *("errors", "grid", "seeds", "labels", "sizes", "requests", "totalsegmentator_labels", "whole_files"),
-        "regions",
+        *("regions", "decoding_config"),
     ),
     "pure maths": (
         *("resampling", "deformation", "growth", "lesions", "lesion_editing", "body", "phantom", "quality", "pictures"),
         *("visibility", "networks", "conditioning", "sampling", "decoding", "fastpath"),
+        *("split_convolution", "decoding_memory", "decoder", "acceleration"),
     ),
     "state": (
         *("volume_io", "bundle", "bundles", "weights", "manifest", "recipe", "recipes", "cohort"),
@@ -51,6 +52,7 @@ HOMES = {
 # Parts that need torch to be imported at all; everywhere else it is imported inside functions.
 TORCH_PARTS = {
     *("networks", "conditioning", "sampling", "decoding", "fastpath", "weights", "checkpoints", "pipeline"),
+    *("split_convolution", "decoding_memory", "decoder", "acceleration"),
     *("segmenter", "training", "evaluation"),
 }
 HEAVY = {"torch", "monai", "nnunetv2", "scipy", "skimage", "cc3d", "SimpleITK", "nibabel", "matplotlib", "safetensors"}
