@@ -1,0 +1,194 @@
+"""How much faster, and with how much less memory, than the published way: every stage of both in one run.
+
+    python -m tests.benchmarks.pipeline --out results
+
+Each side runs in a process of its own, on the same random weights, label map and number of steps, and is measured stage
+by stage. ``--device cuda`` measures 256x256x256 and 512x512x128 voxels at full width.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from maisi_aug.bundle import embedded_bundles, load_bundle
+from maisi_aug.weights import write_random_bundle
+from tests.benchmarks import image_stages
+from tests.benchmarks.image_stages import Case
+from tests.benchmarks.measuring import Clock
+from tests.narrow_networks import FULL_WIDTH, scaled_header
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+WIDTHS = {"full": FULL_WIDTH, "half": 2, "quarter": 4, "tiny": 8}
+# What each side runs, one group of stages after the other; the mask-diffusion stages are to stand before the image's.
+Run = Callable[[Case, Path, Clock], dict[str, Any]]
+GROUPS: Mapping[str, Sequence[Run]] = {"ours": (image_stages.run_ours,), "reference": (image_stages.run_reference,)}
+STAGES: Sequence[str] = (*image_stages.STAGES,)
+GRIDS = {"cpu": ["64x64x64"], "cuda": ["256x256x256", "512x512x128"]}
+# NV-Generate-CTMR, docs/inference.md: an A100 of 80 GB, image decode and sampling of rflow-ct.
+PUBLISHED = {
+    "256x256x256": "5 s + 3 s, 15.4 GB",
+    "512x512x128": "8 s + 5 s, 15.7 GB",
+    "512x512x512": "29 s + 19 s, 22.8 GB",
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure both sides and write ``results_pipeline.json`` and ``results_pipeline.md``."""
+    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.pipeline", description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, required=True, help="folder for the results")
+    parser.add_argument("--grid", action="append", metavar="IxJxK", help="multiples of 32; may repeat")
+    parser.add_argument("--bundle", default="rflow-ct", help="rflow-ct, ddpm-ct or an embedded bundle")
+    parser.add_argument("--width", choices=list(WIDTHS), help="of the networks (default: quarter; full on cuda)")
+    parser.add_argument("--steps", type=int, default=30)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--window", metavar="IxJxK|whole", help="decoded at once (default: the bundle's)")
+    parser.add_argument("--precision", choices=["float32", "bfloat16", "float16"], help="of the reference")
+    parser.add_argument("--side", nargs=2, metavar=("SIDE", "CASE"), help=argparse.SUPPRESS)
+    options = parser.parse_args(arguments)
+    if options.side:
+        name, text = options.side
+        sys.stdout.write(json.dumps(run_side(name, Case(**json.loads(text)))) + "\n")
+        return
+    kind = options.device.partition(":")[0]
+    options.precision = options.precision or ("float16" if kind == "cuda" else "float32")
+    options.width = options.width or ("full" if kind == "cuda" else "quarter")
+    results = {"machine": describe_machine(options.device), "runs": []}
+    with tempfile.TemporaryDirectory() as folder:
+        for grid in options.grid or GRIDS[kind]:
+            case = prepare(options, grid, Path(folder))
+            sides = {name: run_in_process(name, case) for name in GROUPS}
+            results["runs"].append({"grid": grid, **describe(options), "sides": sides})
+            sys.stdout.write(to_table(results["runs"][-1]) + "\n")
+    options.out.mkdir(parents=True, exist_ok=True)
+    (options.out / "results_pipeline.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    (options.out / "results_pipeline.md").write_text(to_markdown(results), encoding="utf-8")
+
+
+def describe(options: argparse.Namespace) -> dict[str, Any]:
+    """The settings that tell one run from another."""
+    return {
+        key: getattr(options, key) for key in ("bundle", "width", "steps", "device", "repeats", "window", "precision")
+    }
+
+
+def prepare(options: argparse.Namespace, grid: str, folder: Path) -> Case:
+    """Write what both sides read: random weights, unless the bundle comes with its own, and a label map."""
+    shape = tuple(int(side) for side in grid.split("x"))
+    label_map = folder / f"{grid}.npy"
+    np.save(label_map, image_stages.draw_label_map(shape))  # type: ignore[arg-type]
+    if options.bundle in embedded_bundles():
+        bundle = load_bundle(options.bundle)
+    elif (folder / "bundle" / "bundle.yaml").is_file():
+        bundle = load_bundle(folder / "bundle")
+    else:
+        header = scaled_header(options.bundle, divisor=WIDTHS[options.width])
+        if header["scheduler"]["class"] == "DDPMScheduler":
+            header = scaled_header(options.bundle, divisor=WIDTHS[options.width], num_inference_steps=options.steps)
+        bundle = write_random_bundle(folder / "bundle", header, seed=0)
+    window = options.window if options.window in (None, "whole") else [int(side) for side in options.window.split("x")]
+    return Case(
+        str(bundle.path), str(label_map), options.steps, options.device, options.repeats, options.precision, window
+    )
+
+
+def run_in_process(name: str, case: Case) -> dict[str, Any]:
+    """One side, measured from its first import on."""
+    command = [
+        sys.executable,
+        "-m",
+        "tests.benchmarks.pipeline",
+        "--out",
+        ".",
+        "--side",
+        name,
+        json.dumps(asdict(case)),
+    ]
+    done = subprocess.run(command, cwd=REPOSITORY, check=True, stdout=subprocess.PIPE, text=True)
+    side: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return side
+
+
+def run_side(name: str, case: Case) -> dict[str, Any]:
+    """All stages of one side in this process."""
+    if isinstance(case.window, list):
+        case = Case(**{**asdict(case), "window": tuple(case.window)})
+    clock, notes = Clock(case.device), {}
+    with tempfile.TemporaryDirectory() as folder:
+        for run in GROUPS[name]:
+            notes |= run(case, Path(folder), clock)
+    return {"stages": clock.to_dict(), **notes}
+
+
+def describe_machine(device: str) -> dict[str, Any]:
+    """What the figures depend on; a load above the number of cores makes them worthless."""
+    return {
+        "cpu_count": os.cpu_count(),
+        "torch_threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "device": torch.cuda.get_device_name(device) if device.startswith("cuda") else "cpu",
+        "has_bfloat16": bool(torch.ops.mkldnn._is_mkldnn_bf16_supported()),
+        "load_average_before": round(os.getloadavg()[0], 1),
+    }
+
+
+def to_table(run: Mapping[str, Any]) -> str:
+    """One run as a Markdown table."""
+    ours, reference = (run["sides"][name]["stages"] for name in ("ours", "reference"))
+    rows = [(stage, ours[stage], reference[stage]) for stage in STAGES if stage in ours and stage in reference]
+    total = tuple(
+        {
+            "seconds": sum(stage["seconds"] for stage in side.values()),
+            "peak_bytes": max(stage["peak_bytes"] for stage in side.values()),
+        }
+        for side in (ours, reference)
+    )
+    lines = [
+        "| stage | reference, s | ours, s | times faster | reference, GB | ours, GB |",
+        "|---|---|---|---|---|---|",
+    ]
+    for stage, mine, theirs in [*rows, ("total", *total)]:
+        faster = theirs["seconds"] / max(mine["seconds"], 1e-9)
+        peaks = " | ".join(f"{side['peak_bytes'] / 1e9:.2f}" for side in (theirs, mine))
+        lines.append(f"| {stage} | {theirs['seconds']:.2f} | {mine['seconds']:.2f} | {faster:.1f} | {peaks} |")
+    return "\n".join(lines)
+
+
+def to_markdown(results: Mapping[str, Any]) -> str:
+    """All runs, and what they were measured on."""
+    machine = results["machine"]
+    parts = [
+        "# Ours against the published way, stage by stage",
+        "Written by `python -m tests.benchmarks.pipeline`. Random weights, the same label map, steps and windows on "
+        "both sides, each in its own process; the median of the rounds; peak memory of the process, weights and "
+        "libraries included, or of the GPU. The reference is `tests/reference_loop.py`.",
+        f"Machine: {machine['device']}, {machine['cpu_count']} cores, {machine['torch_threads']} threads, torch "
+        f"{machine['torch']}; load average before: {machine['load_average_before']}.",
+    ]
+    for run in results["runs"]:
+        published = (
+            f" Published for an A100 (decode + sampling): {PUBLISHED[run['grid']]}." if run["grid"] in PUBLISHED else ""
+        )
+        parts += [
+            f"## {run['bundle']} at {run['width']} width, {run['grid']}, {run['steps']} steps, {run['device']}",
+            f"Reference in {run['precision']}; ours decoded as {json.dumps(run['sides']['ours']['decoding'])}."
+            + published,
+            to_table(run),
+        ]
+    return "\n\n".join(parts) + "\n"
+
+
+if __name__ == "__main__":
+    main()
