@@ -81,11 +81,12 @@ def test_blended_windows_equal_those_of_monai(
     window: LatentShape, overlap: float, on_host: bool, autoencoder: nn.Module, latent: Tensor
 ) -> None:
     pair = torch.cat((latent, latent.flip(2)))
-    # The decoder's output is squared: no window agrees with its neighbour, so that every weight shows.
+    # Scaled by what a window happens to hold: none agrees with its neighbour, so that every weight shows.
     decoder = LocalDecoder() if on_host else autoencoder
 
     def predict(part: Tensor) -> Tensor:
-        return (decoder.decode(part) * part.std()).float()  # type: ignore[operator]
+        decoded: Tensor = decoder.decode(part)  # type: ignore[operator]
+        return decoded * part.std()
 
     with torch.no_grad():
         expected = sliding_window_inference(pair, window, 1, predict, overlap=overlap, mode="gaussian")

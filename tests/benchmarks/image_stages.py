@@ -140,8 +140,8 @@ def run_reference(case: Case, folder: Path, clock: Clock) -> dict[str, Any]:
             image_hu, label_map, lambda organ, median: bounds[organ].low_hu <= median <= bounds[organ].high_hu
         )
         clock.start("writing")
-        nib.save(nib.Nifti1Image(image_hu, affine), folder / "image.nii.gz")  # type: ignore[no-untyped-call]
-        nib.save(nib.Nifti1Image(label_map, affine), folder / "label.nii.gz")  # type: ignore[no-untyped-call]
+        nib.save(nib.Nifti1Image(image_hu, affine), folder / "image.nii.gz")
+        nib.save(nib.Nifti1Image(label_map, affine), folder / "label.nii.gz")
         clock.stop()
         clock.move(timer.take(), origin="sampling", target="condition embedding")
     return {"decoding": {"num_splits": definitions["autoencoder"].get("num_splits", 1)}}
@@ -158,6 +158,12 @@ def _precision(case: Case) -> Any:
     if case.precision == "float32":
         return nullcontext()
     return torch.autocast(case.device.partition(":")[0], dtype=dtypes[case.precision])
+
+
+def read_sides(text: str) -> tuple[int, int, int]:
+    """``64x64x32``."""
+    i, j, k = (int(side) for side in text.split("x"))
+    return i, j, k
 
 
 def draw_label_map(shape: tuple[int, int, int]) -> NDArray[np.uint8]:

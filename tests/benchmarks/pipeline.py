@@ -60,18 +60,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     if options.side:
         name, text = options.side
-        sys.stdout.write(json.dumps(run_side(name, Case(**json.loads(text)))) + "\n")
+        sys.stdout.write(json.dumps(run_side(name, read_case(text))) + "\n")
         return
     kind = options.device.partition(":")[0]
     options.precision = options.precision or ("float16" if kind == "cuda" else "float32")
     options.width = options.width or ("full" if kind == "cuda" else "quarter")
-    results = {"machine": describe_machine(options.device), "runs": []}
+    runs: list[dict[str, Any]] = []
+    results: dict[str, Any] = {"machine": describe_machine(options.device), "runs": runs}
     with tempfile.TemporaryDirectory() as folder:
         for grid in options.grid or GRIDS[kind]:
             case = prepare(options, grid, Path(folder))
             sides = {name: run_in_process(name, case) for name in GROUPS}
-            results["runs"].append({"grid": grid, **describe(options), "sides": sides})
-            sys.stdout.write(to_table(results["runs"][-1]) + "\n")
+            runs.append({"grid": grid, **describe(options), "sides": sides})
+            sys.stdout.write(to_table(runs[-1]) + "\n")
     options.out.mkdir(parents=True, exist_ok=True)
     (options.out / "results_pipeline.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     (options.out / "results_pipeline.md").write_text(to_markdown(results), encoding="utf-8")
@@ -86,9 +87,8 @@ def describe(options: argparse.Namespace) -> dict[str, Any]:
 
 def prepare(options: argparse.Namespace, grid: str, folder: Path) -> Case:
     """Write what both sides read: random weights, unless the bundle comes with its own, and a label map."""
-    shape = tuple(int(side) for side in grid.split("x"))
     label_map = folder / f"{grid}.npy"
-    np.save(label_map, image_stages.draw_label_map(shape))  # type: ignore[arg-type]
+    np.save(label_map, image_stages.draw_label_map(image_stages.read_sides(grid)))
     if options.bundle in embedded_bundles():
         bundle = load_bundle(options.bundle)
     elif (folder / "bundle" / "bundle.yaml").is_file():
@@ -98,7 +98,7 @@ def prepare(options: argparse.Namespace, grid: str, folder: Path) -> Case:
         if header["scheduler"]["class"] == "DDPMScheduler":
             header = scaled_header(options.bundle, divisor=WIDTHS[options.width], num_inference_steps=options.steps)
         bundle = write_random_bundle(folder / "bundle", header, seed=0)
-    window = options.window if options.window in (None, "whole") else [int(side) for side in options.window.split("x")]
+    window = options.window if options.window in (None, "whole") else image_stages.read_sides(options.window)
     return Case(
         str(bundle.path), str(label_map), options.steps, options.device, options.repeats, options.precision, window
     )
@@ -121,11 +121,17 @@ def run_in_process(name: str, case: Case) -> dict[str, Any]:
     return side
 
 
+def read_case(text: str) -> Case:
+    """What ``run_in_process`` hands over; JSON has lists for tuples."""
+    values = json.loads(text)
+    window = values["window"]
+    return Case(**{**values, "window": tuple(window) if isinstance(window, list) else window})
+
+
 def run_side(name: str, case: Case) -> dict[str, Any]:
     """All stages of one side in this process."""
-    if isinstance(case.window, list):
-        case = Case(**{**asdict(case), "window": tuple(case.window)})
-    clock, notes = Clock(case.device), {}
+    clock = Clock(case.device)
+    notes: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
         for run in GROUPS[name]:
             notes |= run(case, Path(folder), clock)
@@ -144,11 +150,12 @@ def describe_machine(device: str) -> dict[str, Any]:
     }
 
 
-def to_table(run: Mapping[str, Any]) -> str:
+def to_table(run: dict[str, Any]) -> str:
     """One run as a Markdown table."""
-    ours, reference = (run["sides"][name]["stages"] for name in ("ours", "reference"))
+    ours: dict[str, dict[str, float]] = run["sides"]["ours"]["stages"]
+    reference: dict[str, dict[str, float]] = run["sides"]["reference"]["stages"]
     rows = [(stage, ours[stage], reference[stage]) for stage in STAGES if stage in ours and stage in reference]
-    total = tuple(
+    total: Sequence[dict[str, float], ...] = tuple(
         {
             "seconds": sum(stage["seconds"] for stage in side.values()),
             "peak_bytes": max(stage["peak_bytes"] for stage in side.values()),
@@ -166,7 +173,7 @@ def to_table(run: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def to_markdown(results: Mapping[str, Any]) -> str:
+def to_markdown(results: dict[str, Any]) -> str:
     """All runs, and what they were measured on."""
     machine = results["machine"]
     parts = [

@@ -13,7 +13,7 @@ def test_both_sides_are_measured_stage_by_stage(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def run(name: str, case: Case) -> dict[str, object]:
-        return pipeline.run_side(name, Case(**json.loads(json.dumps(vars(case)))))
+        return pipeline.run_side(name, pipeline.read_case(json.dumps(vars(case))))
 
     monkeypatch.setattr(pipeline, "run_in_process", run)
     words = ["--grid", "32x64x32", "--width", "tiny", "--steps", "2", "--repeats", "2", "--window", "whole"]

@@ -7,8 +7,9 @@ from typing import Any, get_args
 
 import pytest
 
-from maisi_aug.cli.parsing import parse_shape, parse_size_labels, parse_spacing
-from maisi_aug.cli.synthesize import ModalityName, describe_summary
+from maisi_aug.acceleration import Compiler
+from maisi_aug.cli.parsing import parse_decode_window, parse_num_splits, parse_shape, parse_size_labels, parse_spacing
+from maisi_aug.cli.synthesize import CompilerName, ModalityName, describe_summary
 from maisi_aug.cohort import open_cohort
 from maisi_aug.generate import CohortSummary
 from maisi_aug.grid import Grid
@@ -218,6 +219,48 @@ def test_plan_that_cannot_work_is_refused_before_it_is_run(
     outcome = run_cli(*words, path)
     assert (outcome.code, outcome.stdout) == (code, "")
     assert message in outcome.stderr
+
+
+def test_decoding_can_be_asked_for_and_is_on_record(run_cli: Run, recipe: Path, tmp_path: Path) -> None:
+    flags = ["--decode-window", "16x16x16", "--decode-overlap", "0.25", "--num-splits", "2"]
+    shape = ["--shape", "96x64x64", "--device", "cpu", "--quiet"]
+    assert run_cli("synthesize", "--recipe", recipe, "--out", tmp_path / "cohort", *flags, *shape).code == 0
+    settings = load_manifest(tmp_path / "cohort").accepted[0].settings
+    assert settings["decoding"] == {"window": [16, 16, 16], "overlap": 0.25, "num_splits": 2, "gathered_on": "device"}
+    assert "compile" not in settings
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--decode-window", "hole"], "--decode-window: expected 'whole' or latent voxels such as 48x48x64, found 'h"),
+        (["--decode-window", "48x48"], "--decode-window: expected one or three numbers such as 48x48x64, or 'whole'"),
+        (["--decode-window", "48x-1x2"], "--decode-window: expected 'whole' or latent voxels such as 48x48x64"),
+        (["--decode-window", "50"], "decoding.window: expected 'whole' or three sides in latent voxels"),
+        (["--decode-overlap", "1"], "decoding.overlap: expected less than 1, found 1.0"),
+        (["--num-splits", "3"], "decoding.num_splits: expected 1, 2, 4, 8 or 16, found 3"),
+        (["--num-splits", "few"], "--num-splits: expected 1, 2, 4, 8 or 16, found 'few'"),
+    ],
+)
+def test_decoding_that_cannot_be_meant_is_refused(run_cli: Run, recipe: Path, words: list[str], message: str) -> None:
+    outcome = run_cli("synthesize", "--recipe", recipe, "--dry-run", *words)
+    assert (outcome.code, outcome.stdout) == (2, "")
+    assert message in outcome.stderr
+
+
+def test_windows_and_splits_are_read() -> None:
+    assert parse_decode_window("Whole") == "whole"
+    assert parse_decode_window("48,48,64") == (48, 48, 64)
+    assert parse_decode_window(None) is None
+    assert (parse_num_splits("8"), parse_num_splits(None)) == (8, None)
+
+
+def test_compilers_are_those_of_the_networks(run_cli: Run, recipe: Path, tmp_path: Path) -> None:
+    assert {name.value for name in CompilerName} == set(get_args(Compiler))
+    outcome = run_cli("synthesize", "--recipe", recipe, "--out", tmp_path / "out", "--compile", "trt", "--quiet")
+    if outcome.code:  # with TensorRT and a GPU it runs
+        assert outcome.code == 1
+        assert "--compile trt: expected" in outcome.stderr
 
 
 def write_dataset(folder: Path, sides: list[int]) -> None:
