@@ -155,22 +155,23 @@ def to_table(run: dict[str, Any]) -> str:
     ours: dict[str, dict[str, float]] = run["sides"]["ours"]["stages"]
     reference: dict[str, dict[str, float]] = run["sides"]["reference"]["stages"]
     rows = [(stage, ours[stage], reference[stage]) for stage in STAGES if stage in ours and stage in reference]
-    total: Sequence[dict[str, float], ...] = tuple(
-        {
-            "seconds": sum(stage["seconds"] for stage in side.values()),
-            "peak_bytes": max(stage["peak_bytes"] for stage in side.values()),
-        }
-        for side in (ours, reference)
-    )
+    rows.append(("total", _add_up(ours), _add_up(reference)))
     lines = [
         "| stage | reference, s | ours, s | times faster | reference, GB | ours, GB |",
         "|---|---|---|---|---|---|",
     ]
-    for stage, mine, theirs in [*rows, ("total", *total)]:
+    for stage, mine, theirs in rows:
         faster = theirs["seconds"] / max(mine["seconds"], 1e-9)
         peaks = " | ".join(f"{side['peak_bytes'] / 1e9:.2f}" for side in (theirs, mine))
         lines.append(f"| {stage} | {theirs['seconds']:.2f} | {mine['seconds']:.2f} | {faster:.1f} | {peaks} |")
     return "\n".join(lines)
+
+
+def _add_up(stages: dict[str, dict[str, float]]) -> dict[str, float]:
+    return {
+        "seconds": sum(stage["seconds"] for stage in stages.values()),
+        "peak_bytes": max(stage["peak_bytes"] for stage in stages.values()),
+    }
 
 
 def to_markdown(results: dict[str, Any]) -> str:

@@ -27,6 +27,7 @@ def _raising(error: BaseException) -> object:
         (errors.CohortError, 1),
         (errors.TrainingError, 1),
         (errors.ExportError, 1),
+        (errors.MemoryShortageError, 1),
         (errors.MissingExtraError, 1),
     ],
 )
@@ -38,7 +39,7 @@ def test_own_errors_are_shown_as_they_are(
 
 
 def test_every_own_error_is_covered_above() -> None:
-    assert len(errors.MaisiAugError.__subclasses__()) == 12
+    assert len(errors.MaisiAugError.__subclasses__()) == 13
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
