@@ -19,13 +19,13 @@ USABLE_SHARE = 0.9
 """Of the free memory; the rest is for what an allocator cannot use of it."""
 
 # Float32 copies of the widest activation that are held at once: what is always there, and what is there for the part
-# that is computed. On a CPU measured with rflow-ct's autoencoder at a quarter of its width (3.6 whole, 2.5 in 16
+# that is computed. On a CPU measured with rflow-ct's autoencoder at a quarter of its width (3.6 whole, 2.7 in 16
 # parts; in bfloat16 1.8 and 1.4; tests/test_decoding_memory.py). On a CUDA device, whose norms are in float32 also
 # under autocast, not measured: the sum is a little above the slope of NVIDIA's published peaks over the size of the
 # window (2.4; NV-Generate-CTMR, docs/inference.md: 15.0 GB for 64x64x32, 45.3 GB for 80x80x80 latent voxels), and
 # split by counting the tensors that the decoder holds.
 COPIES = {
-    ("cpu", "float32"): (2.4, 1.25),
+    ("cpu", "float32"): (2.6, 1.05),
     ("cpu", "bfloat16"): (1.35, 0.5),
     ("cuda", "float32"): (2.4, 1.6),
     ("cuda", "bfloat16"): (1.25, 1.5),
@@ -56,7 +56,7 @@ def estimate_decode_bytes(
     window = cut_window(settings.window, sides) or sides
     coarser = [*channels[1:], channels[-1]]
     widest = max(max(pair) / 8**level for level, pair in enumerate(zip(channels, coarser, strict=True)))
-    held, per_part = COPIES.get(kind) or max(COPIES.values())
+    held, per_part = COPIES.get(kind) or max(COPIES.values(), key=sum)
     activations = math.prod(window) * factor**3 * widest * (held + per_part / settings.num_splits)
     # Windows that are gathered in the host's memory leave a slab as thick as one of them on the device.
     thickness = window[0] if settings.on_host else sides[0]

@@ -21,6 +21,11 @@ HALO = 1
 """Voxels beyond a part that MAISI's decoder looks at: kernels have three voxels a side, in upsampling finer ones."""
 
 
+MIN_CPU_ROWS = 20480
+"""Batch x channels x I x J up to which torch computes float32 convolutions on a CPU without oneDNN: several times
+slower, and with 27 copies of the part."""
+
+
 class SplitLayer(nn.Module):
     """A convolution of stride 1, or MAISI's upsampling by 2, that can be computed part by part along I."""
 
@@ -85,7 +90,9 @@ def _as_scale_and_shift(norm: nn.GroupNorm, features: Tensor) -> tuple[Tensor, T
 def _in_parts(compute: Callable[[Tensor], Tensor], features: Tensor, num_parts: int) -> Tensor:
     """Apply an operation that looks ``HALO`` voxels far to parts along I, and put the results together."""
     side = features.shape[2]
-    num_parts = min(num_parts, side)
+    if features.device.type == "cpu":
+        num_parts = min(num_parts, features[..., 0].numel() // MIN_CPU_ROWS)
+    num_parts = max(min(num_parts, side), 1)
     if num_parts == 1:
         return compute(features)
     output: Tensor | None = None

@@ -6,10 +6,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from maisi_aug import split_convolution
 from maisi_aug.decoding_config import NUM_SPLITS
 from maisi_aug.networks import build_network, use_plain_layers
 from maisi_aug.split_convolution import SplitLayer, make_splittable, set_num_splits
 from tests.tiny_bundle import build_header
+
+
+@pytest.fixture
+def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Splits that pay for networks of this width alone in a test."""
+    monkeypatch.setattr(split_convolution, "MIN_CPU_ROWS", 1)
 
 
 def build_autoencoder(**changes: Any) -> nn.Module:
@@ -19,6 +26,7 @@ def build_autoencoder(**changes: Any) -> nn.Module:
     return network
 
 
+@pytest.mark.usefixtures("small_parts")
 @pytest.mark.parametrize("changes", [{}, {"use_convtranspose": True}], ids=["interpolated", "transposed"])
 def test_splits_change_the_image_by_rounding_alone(changes: dict[str, Any]) -> None:
     autoencoder = build_autoencoder(**changes)
@@ -35,6 +43,7 @@ def test_splits_change_the_image_by_rounding_alone(changes: dict[str, Any]) -> N
         assert float((split - whole).abs().max() / whole.abs().max()) < 2e-6
 
 
+@pytest.mark.usefixtures("small_parts")
 def test_convolutions_see_a_part_with_its_neighbours_at_a_time() -> None:
     seen: list[tuple[int, ...]] = []
     inner = nn.Conv3d(2, 3, 3, padding=1)
@@ -45,6 +54,18 @@ def test_convolutions_see_a_part_with_its_neighbours_at_a_time() -> None:
     with torch.no_grad():
         assert layer(features).shape == (1, 3, 10, 4, 3)
     assert seen == [(3, 4, 3), (5, 4, 3), (4, 4, 3), (4, 4, 3)]
+
+
+def test_parts_on_a_cpu_are_no_smaller_than_onednn_takes() -> None:
+    seen: list[int] = []
+    inner = nn.Conv3d(64, 2, 3, padding=1)
+    inner.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0][..., 0].numel()))
+    layer = SplitLayer(inner)
+    layer.num_splits = 16
+    with torch.no_grad():
+        layer(torch.rand(1, 64, 40, 40, 1))
+    assert len(seen) == 5
+    assert min(seen) > 20480
 
 
 def test_maisis_own_layers_are_told_too() -> None:
