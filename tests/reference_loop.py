@@ -123,7 +123,7 @@ class ReferenceLoop:
         else:
             self.scheduler.set_timesteps(num_steps)
         timesteps = self.scheduler.timesteps
-        next_timesteps = torch.cat((timesteps[1:], torch.tensor([0], dtype=timesteps.dtype)))
+        next_timesteps = [*timesteps[1:], torch.tensor(0, dtype=timesteps.dtype)]
         for timestep, next_timestep in zip(timesteps, next_timesteps, strict=True):
             output = self.predict(latent, timestep, wanted)
             if unconditional is not None:

@@ -16,6 +16,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -50,12 +51,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder for the results")
     parser.add_argument("--grid", action="append", metavar="IxJxK", help="multiples of 32; may repeat")
     parser.add_argument("--bundle", default="rflow-ct", help="rflow-ct, ddpm-ct or an embedded bundle")
-    parser.add_argument("--width", choices=list(WIDTHS), help="of the networks (default: quarter; full on cuda)")
+    parser.add_argument(
+        "--width", action="append", choices=list(WIDTHS), help="may repeat (default: quarter; on cuda full)"
+    )
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--window", metavar="IxJxK|whole", help="decoded at once (default: the bundle's)")
-    parser.add_argument("--precision", choices=["float32", "bfloat16", "float16"], help="of the reference")
+    parser.add_argument(
+        "--precision", action="append", choices=["float32", "bfloat16", "float16"], help="of the reference; may repeat"
+    )
     parser.add_argument("--side", nargs=2, metavar=("SIDE", "CASE"), help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if options.side:
@@ -63,12 +68,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.stdout.write(json.dumps(run_side(name, read_case(text))) + "\n")
         return
     kind = options.device.partition(":")[0]
-    options.precision = options.precision or ("float16" if kind == "cuda" else "float32")
-    options.width = options.width or ("full" if kind == "cuda" else "quarter")
+    precisions = options.precision or ["float16" if kind == "cuda" else "float32"]
+    widths = options.width or ["full" if kind == "cuda" else "quarter"]
     runs: list[dict[str, Any]] = []
     results: dict[str, Any] = {"machine": describe_machine(options.device), "runs": runs}
     with tempfile.TemporaryDirectory() as folder:
-        for grid in options.grid or GRIDS[kind]:
+        for width, grid, precision in product(widths, options.grid or GRIDS[kind], precisions):
+            options.width, options.precision = width, precision
             case = prepare(options, grid, Path(folder))
             sides = {name: run_in_process(name, case) for name in GROUPS}
             runs.append({"grid": grid, **describe(options), "sides": sides})
@@ -91,13 +97,13 @@ def prepare(options: argparse.Namespace, grid: str, folder: Path) -> Case:
     np.save(label_map, image_stages.draw_label_map(image_stages.read_sides(grid)))
     if options.bundle in embedded_bundles():
         bundle = load_bundle(options.bundle)
-    elif (folder / "bundle" / "bundle.yaml").is_file():
-        bundle = load_bundle(folder / "bundle")
+    elif (folder / options.width / "bundle.yaml").is_file():
+        bundle = load_bundle(folder / options.width)
     else:
         header = scaled_header(options.bundle, divisor=WIDTHS[options.width])
         if header["scheduler"]["class"] == "DDPMScheduler":
             header = scaled_header(options.bundle, divisor=WIDTHS[options.width], num_inference_steps=options.steps)
-        bundle = write_random_bundle(folder / "bundle", header, seed=0)
+        bundle = write_random_bundle(folder / options.width, header, seed=0)
     window = options.window if options.window in (None, "whole") else image_stages.read_sides(options.window)
     return Case(
         str(bundle.path), str(label_map), options.steps, options.device, options.repeats, options.precision, window
@@ -163,7 +169,7 @@ def to_table(run: dict[str, Any]) -> str:
     for stage, mine, theirs in rows:
         faster = theirs["seconds"] / max(mine["seconds"], 1e-9)
         peaks = " | ".join(f"{side['peak_bytes'] / 1e9:.2f}" for side in (theirs, mine))
-        lines.append(f"| {stage} | {theirs['seconds']:.2f} | {mine['seconds']:.2f} | {faster:.1f} | {peaks} |")
+        lines.append(f"| {stage} | {theirs['seconds']:.3g} | {mine['seconds']:.3g} | {faster:.1f} | {peaks} |")
     return "\n".join(lines)
 
 
