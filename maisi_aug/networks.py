@@ -53,7 +53,7 @@ class FastPaths:
     Attributes:
         embed_once: Compute the condition embedding once per image instead of at every step.
         plain_layers: Plain norms and convolutions in place of MAISI's memory-saving ones.
-        mixed_precision: bfloat16 where the device computes in it.
+        mixed_precision: bfloat16 where the device computes in it, and the weights held so.
     """
 
     embed_once: bool = True
@@ -146,9 +146,26 @@ def takes_regions(unet: nn.Module) -> bool:
 
 def mixed_precision(device: str, *, enabled: bool = True) -> AbstractContextManager[object]:
     """bfloat16 autocast where the device computes in it, else float32: emulated bfloat16 is 80 times slower."""
+    return torch.autocast(device.split(":")[0], dtype=torch.bfloat16, enabled=enabled and computes_in_bfloat16(device))
+
+
+def computes_in_bfloat16(device: str) -> bool:
+    """Whether bfloat16 is faster than float32 on a device."""
     device_type = device.split(":")[0]
-    supported = bool(torch.ops.mkldnn._is_mkldnn_bf16_supported()) if device_type == "cpu" else device_type == "cuda"
-    return torch.autocast(device_type, dtype=torch.bfloat16, enabled=enabled and supported)
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported()) if device_type == "cpu" else device_type == "cuda"
+
+
+def store_in_bfloat16(network: nn.Module) -> None:
+    """Hold the weights that autocast would cast at every call in bfloat16, in place: the same values, half the memory.
+
+    The network runs under bfloat16 autocast only from then on; what leaves autocast keeps its float32.
+    """
+    if isinstance(network, _InFloat32):
+        return
+    if isinstance(network, nn.Conv3d | nn.ConvTranspose3d | nn.Linear):
+        network.to(torch.bfloat16)
+    for child in network.children():
+        store_in_bfloat16(child)
 
 
 def use_plain_layers(network: nn.Module) -> int:

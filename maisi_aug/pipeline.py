@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -26,7 +25,15 @@ from maisi_aug.decoding_config import DecodeSettings, DecodingConfig
 from maisi_aug.errors import BundleError
 from maisi_aug.grid import Grid
 from maisi_aug.lesion_editing import remove_lesions
-from maisi_aug.networks import ALL_FAST_PATHS, FastPaths, Networks, mixed_precision, takes_regions
+from maisi_aug.networks import (
+    ALL_FAST_PATHS,
+    FastPaths,
+    Networks,
+    computes_in_bfloat16,
+    mixed_precision,
+    store_in_bfloat16,
+    takes_regions,
+)
 from maisi_aug.regions import Regions, find_body_regions
 from maisi_aug.sampling import Conditions, ReportStep, sample_latent
 from maisi_aug.seeds import derive_seed
@@ -83,8 +90,12 @@ class Pipeline:
         device = resolve_device(device)
         require_compiler(compiler, device)
         networks = load_networks(bundle, device=device, plain_layers=fast_paths.plain_layers)
+        pipeline = cls(bundle, networks, fast_paths, compiler)
+        if pipeline._is_mixed:
+            for network in (networks.autoencoder, networks.diffusion_unet, networks.controlnet):
+                store_in_bfloat16(network)
         compile_networks(networks, compiler, fingerprint=bundle.fingerprint)
-        return cls(bundle, networks, fast_paths, compiler)
+        return pipeline
 
     @cached_property
     def decoder(self) -> Decoder:
@@ -146,7 +157,7 @@ class Pipeline:
         if guidance_scale > 0:
             healthy = remove_lesions(label_map, self.bundle.vocabulary, spacing_mm=grid.spacing_mm)
             unconditional = self._conditions(healthy, grid, "unknown", regions)
-        with self._precision(), explain_compilation(self.compiler):
+        with mixed_precision(self.networks.device, enabled=self._is_mixed), explain_compilation(self.compiler):
             latent = sample_latent(
                 self.networks,
                 self._conditions(label_map, grid, modality, regions),
@@ -163,10 +174,11 @@ class Pipeline:
             report_decoding(used)
         return unit_to_hu(image[0, 0].float().cpu().numpy(), label_map)
 
-    def _precision(self) -> AbstractContextManager[object]:
+    @property
+    def _is_mixed(self) -> bool:
         # TensorRT has its own mixed precision.
-        enabled = self.fast_paths.mixed_precision and self.compiler != "trt"
-        return mixed_precision(self.networks.device, enabled=enabled)
+        wanted = self.fast_paths.mixed_precision and self.compiler != "trt"
+        return wanted and computes_in_bfloat16(self.networks.device)
 
     def _conditions(
         self, label_map: NDArray[np.uint8], grid: Grid, modality: str, regions: Regions | None

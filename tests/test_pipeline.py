@@ -12,9 +12,9 @@ from maisi_aug.bundle import Bundle
 from maisi_aug.errors import BundleError, GridError, RecipeError
 from maisi_aug.grid import Grid
 from maisi_aug.lesion_editing import remove_lesions
-from maisi_aug.networks import mixed_precision
+from maisi_aug.networks import computes_in_bfloat16, mixed_precision
 from maisi_aug.pipeline import Pipeline, resolve_device
-from maisi_aug.weights import write_random_bundle
+from maisi_aug.weights import load_networks, write_random_bundle
 from tests.tiny_bundle import build_ddpm_header, build_header, write_tiny_bundle
 
 SHAPE = (32, 24, 16)
@@ -157,6 +157,17 @@ def test_bfloat16_is_used_where_the_device_computes_in_it() -> None:
         product = torch.ones(2, 2) @ torch.ones(2, 2)
     assert product.dtype in {torch.bfloat16, torch.float32}
     assert not torch.is_autocast_enabled("cpu")
+
+
+def test_weights_in_bfloat16_change_no_image(bundle: Bundle, grid: Grid, label_map: NDArray[np.uint8]) -> None:
+    if not computes_in_bfloat16("cpu"):
+        pytest.skip("this processor does not compute in bfloat16")
+    networks = load_networks(bundle)
+    expected = Pipeline(bundle, networks).synthesize_image(label_map, grid, seed=1)
+    found = Pipeline.load(bundle, "cpu")
+    assert {p.dtype for p in found.networks.controlnet.parameters()} == {torch.float32, torch.bfloat16}
+    assert {p.dtype for p in networks.controlnet.parameters()} == {torch.float32}
+    assert np.array_equal(found.synthesize_image(label_map, grid, seed=1), expected)
 
 
 @pytest.mark.gpu
