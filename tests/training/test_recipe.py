@@ -92,6 +92,12 @@ def test_start_from_label_means_needs_a_unet_that_trains(tmp_path: Path) -> None
         load_training_recipe(path)
 
 
+def test_gain_needs_a_start_from_label_means(tmp_path: Path) -> None:
+    path = write_recipe(tmp_path / "recipe.yaml", controlnet__faint_gain=1.4)
+    with pytest.raises(RecipeError, match="controlnet: .*faint_gain: .*needs start: label-means"):
+        load_training_recipe(path)
+
+
 def test_embedded_bundle_is_the_one_of_its_recipe() -> None:
     wanted = load_training_recipe(training_recipe_path("train-phantom-ct"))
     bundle = load_bundle("phantom-ct")
