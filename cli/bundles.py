@@ -1,4 +1,4 @@
-"""`maisi-aug bundles list|show|pull|import|verify`: weights at hand, what they can do, under which licence."""
+"""`maisi-aug bundles list|show|pull|import|convert|verify`: weights at hand, what they can do, their licences."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from maisi_aug.cli.bundle_files import import_command, verify_command
+from maisi_aug.cli.bundle_files import convert_command, import_command, verify_command
 from maisi_aug.cli.pull import pull_command
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ WIDTH_KEYS = ("num_channels", "latent_channels", "num_res_blocks", "attention_le
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 
-bundles_app = typer.Typer(no_args_is_help=True, help="List, show, fetch and verify the bundles of weights.")
+bundles_app = typer.Typer(no_args_is_help=True, help="List, show, fetch, convert and verify bundles of weights.")
 
 
 def register(app: typer.Typer) -> None:
@@ -33,7 +33,7 @@ def register(app: typer.Typer) -> None:
 
 @bundles_app.callback()
 def bundles() -> None:
-    """List, show, fetch and verify the bundles of weights: networks, licence, default grid, where they come from."""
+    """List, show, fetch, convert and verify bundles of weights: networks, licence, default grid, where they come from."""
 
 
 @bundles_app.command("list")
@@ -77,6 +77,7 @@ def show_command(
 
 bundles_app.command("pull")(pull_command)
 bundles_app.command("import")(import_command)
+bundles_app.command("convert")(convert_command)
 bundles_app.command("verify")(verify_command)
 
 
