@@ -53,10 +53,10 @@ class CohortConfig(BaseModel):
 
     Attributes:
         labels: Requests, ``NAME[:SIZE][@SHARE]``, joined with ``+`` where one case serves several.
-        anatomy: Labels that ``labels/ID.nii.gz`` keeps, by name, alias or id; its organs must be in every case. Those
-            that the requests name when not given.
         num_cases: Cases to make.
         seed: Cohort seed.
+        anatomy: Labels that ``labels/ID.nii.gz`` keeps, by name, alias or id; its organs must be in every case. Those
+            that the requests name when not given.
         bundle: Name or folder of a bundle.
         mask_source: ``plant`` puts lesions of exact size into tumour-free maps; ``bank`` takes maps that have them.
         mask_bank: ``phantom`` for the embedded phantoms, or a folder or data list of label maps.
@@ -81,9 +81,9 @@ class CohortConfig(BaseModel):
     model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
 
     labels: Annotated[tuple[Annotated[str, Field(min_length=1)], ...], _FromList, Field(min_length=1)]
-    anatomy: Annotated[tuple[Annotated[str, Field(min_length=1)], ...], _FromList, Field(min_length=1)] | None = None
     num_cases: _PositiveInt = 4
     seed: Annotated[int, Field(ge=0)] = 0
+    anatomy: Annotated[tuple[Annotated[str, Field(min_length=1)], ...], _FromList, Field(min_length=1)] | None = None
     bundle: Annotated[str, Field(min_length=1)] = "phantom-ct"
     mask_source: Literal["plant", "bank"] = "plant"
     mask_bank: Annotated[str, Field(min_length=1)] = EMBEDDED_BANK

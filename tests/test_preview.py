@@ -132,6 +132,5 @@ def test_outlines_can_be_kept_to_some_labels(
         image_hu, label_map, GRID, Caption("a"), lesion_ids=(26,), outlined_ids=outlined_ids, names=NAMES
     )
     pixels = {tuple(pixel) for pixel in np.asarray(picture).reshape(-1, 3).tolist()}
-    assert {
-        label_id for label_id, colour in label_colours(np.unique(label_map), (26,)).items() if colour in pixels
-    } == (shown_ids)
+    colours = label_colours(np.unique(label_map), (26,))
+    assert {label_id for label_id, colour in colours.items() if colour in pixels} == shown_ids
