@@ -60,7 +60,7 @@ def convert_command(
     to: Annotated[Path, typer.Option(metavar="DIR|FILE", help="New folder of the bundle, or new .safetensors file.")],
     dtype: Annotated[
         DtypeName | None,
-        typer.Option(help="Floating type of the weights (default: float16 for a bundle, a checkpoint's own)."),
+        typer.Option(help="Floating type of the weights (default: float16 for a bundle, its own for a checkpoint)."),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:

@@ -70,7 +70,7 @@ def _print_table(rows: list[tuple[Preset, tuple[str, ...]]]) -> None:
         window = "whole" if preset.decode_window is None else "x".join(map(str, preset.decode_window))
         table.add_row(
             preset.name,
-            f"{preset.memory_gb} GB (peak {preset.peak_gb:g})",
+            f"{preset.memory_gb} GB (up to {preset.peak_gb:g})",
             "x".join(map(str, preset.shape)),
             "x".join(f"{step:g}" for step in preset.spacing_mm),
             "x".join(f"{side:.0f}" for side in preset.grid.extent_mm),

@@ -134,11 +134,12 @@ def synthesize(
         ),
     ] = None,
     shape: Annotated[
-        str | None, typer.Option(metavar="IxJxK", help="Voxels (default: the bundle's).", rich_help_panel=_IMAGES)
+        str | None,
+        typer.Option(metavar="IxJxK", help="Voxels (default: the preset's, or the bundle's).", rich_help_panel=_IMAGES),
     ] = None,
     spacing: Annotated[
         str | None,
-        typer.Option(metavar="IxJxK", help="Voxel sides in mm (default: the bundle's).", rich_help_panel=_IMAGES),
+        typer.Option(metavar="IxJxK", help="Voxel sides in mm (default likewise).", rich_help_panel=_IMAGES),
     ] = None,
     allow_unseen_grid: Annotated[
         bool | None,
