@@ -18,6 +18,8 @@ _Sides = Annotated[tuple[PositiveInt, ...], Field(min_length=1)]
 _Span = tuple[_PositiveFloat, _PositiveFloat]
 TOLERANCE_MM = 1e-3
 """Spacings that differ by less are the same: files keep them in float32."""
+EXTENT_TOLERANCE_MM = 1.0
+"""Fields of view that differ by less are the same: spacings are rounded, and there are hundreds of voxels."""
 AXES = "IJK"
 
 
@@ -153,10 +155,10 @@ def _check_extent(grid: Grid, limits: GridLimits, shows_head_alone: bool) -> lis
     found = [
         Shortfall(f"a field of view of {_spell_span(span)} mm along {axis}", is_refused=True)
         for axis, extent, span in zip(AXES, grid.extent_mm, limits.extent_mm or (), strict=False)
-        if not span[0] - 1 <= extent <= span[1] + 1
+        if not span[0] - EXTENT_TOLERANCE_MM <= extent <= span[1] + EXTENT_TOLERANCE_MM
     ]
     least_mm = _least_extent_mm(limits, shows_head_alone)
-    if min(grid.extent_mm[:2]) < least_mm - 1:
+    if min(grid.extent_mm[:2]) < least_mm - EXTENT_TOLERANCE_MM:
         found.append(Shortfall(f"a field of view of at least {least_mm:g} mm along I and J", is_refused=False))
     return found
 
@@ -203,7 +205,8 @@ def _nearest_axis(
     # To the micrometre, and up, so that the field of view is not a hair too small.
     fitting = ((count, _clip(math.ceil(extent / count * 1000 - 1e-6) / 1000, steps_mm)) for count in sides)
     kept = ((count, _clip(step, steps_mm)) for count in sides)
-    options = [pair for pair in (*fitting, *kept) if extents_mm[0] - 1 <= pair[0] * pair[1] <= extents_mm[1] + 1]
+    least, most = extents_mm[0] - EXTENT_TOLERANCE_MM, extents_mm[1] + EXTENT_TOLERANCE_MM
+    options = [pair for pair in (*fitting, *kept) if least <= pair[0] * pair[1] <= most]
     return min(options or [(sides[-1], steps_mm[1])], key=change)
 
 
