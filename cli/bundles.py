@@ -1,4 +1,4 @@
-"""`maisi-aug bundles list|show|pull|import|verify`: weights at hand, what they can do, under which licence."""
+"""`maisi-aug bundles list|show|presets|pull|import|convert|verify`: weights and their licences."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from maisi_aug.cli.bundle_files import import_command, verify_command
+from maisi_aug.cli.bundle_files import convert_command, import_command, verify_command
+from maisi_aug.cli.presets import presets_command
 from maisi_aug.cli.pull import pull_command
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ WIDTH_KEYS = ("num_channels", "latent_channels", "num_res_blocks", "attention_le
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 
-bundles_app = typer.Typer(no_args_is_help=True, help="List, show, fetch and verify the bundles of weights.")
+bundles_app = typer.Typer(no_args_is_help=True, help="List, show, fetch, convert and verify bundles of weights.")
 
 
 def register(app: typer.Typer) -> None:
@@ -33,7 +34,7 @@ def register(app: typer.Typer) -> None:
 
 @bundles_app.callback()
 def bundles() -> None:
-    """List, show, fetch and verify the bundles of weights: networks, licence, default grid, where they come from."""
+    """List, show, fetch, convert and verify bundles of weights: networks, licence, grids, where they come from."""
 
 
 @bundles_app.command("list")
@@ -75,8 +76,10 @@ def show_command(
     typer.echo("\n".join(_spell(described)))
 
 
+bundles_app.command("presets")(presets_command)
 bundles_app.command("pull")(pull_command)
 bundles_app.command("import")(import_command)
+bundles_app.command("convert")(convert_command)
 bundles_app.command("verify")(verify_command)
 
 
@@ -115,6 +118,7 @@ def _describe(bundle: Bundle) -> dict[str, Any]:
         **_summarise(bundle),
         "advice": bundle.advice,
         "sides_multiple_of": bundle.latent_factor,
+        "grid_limits": None if bundle.spec.grid_limits is None else bundle.spec.grid_limits.model_dump(mode="json"),
         "num_inference_steps": bundle.default_steps,
         "scheduler": str(bundle.spec.scheduler.get("class", "")),
         "slots": {
@@ -147,6 +151,7 @@ def _spell(described: Mapping[str, Any]) -> list[str]:
         "advice": described["advice"],
         "licence": described["licence"],
         "default grid": f"{_spell_grid(described['grid'])}; sides are multiples of {described['sides_multiple_of']}",
+        "grids seen": _spell_limits(described["grid_limits"]),
         "sampling": f"{described['scheduler']}, {described['num_inference_steps']} steps",
         "on disk": f"{_spell_bytes(described['num_bytes'])} in {described['path']}",
     }
@@ -172,9 +177,15 @@ def _spell_value(value: object) -> str:
 
 
 def _spell_grid(grid: Mapping[str, Any]) -> str:
-    sides, steps = grid["shape"], grid["spacing_mm"]
-    extent = "x".join(f"{side * step:.0f}" for side, step in zip(sides, steps, strict=True))
-    return f"{'x'.join(map(str, sides))} at {'x'.join(f'{step:g}' for step in steps)} mm ({extent} mm)"
+    from maisi_aug.grid import spell_grid
+
+    return spell_grid(grid["shape"], grid["spacing_mm"])
+
+
+def _spell_limits(limits: Mapping[str, Any] | None) -> str:
+    from maisi_aug.grid_limits import GridLimits, spell_limits
+
+    return "" if limits is None else spell_limits(GridLimits.model_validate(limits))
 
 
 def _spell_bytes(num_bytes: int) -> str:

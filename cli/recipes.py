@@ -109,6 +109,7 @@ def require_plannable(config: CohortConfig, *, source: str) -> None:
         RecipeError: Listing every label request that cannot be met.
     """
     from maisi_aug.bundle import load_bundle
+    from maisi_aug.cli.progress import CohortProgress
     from maisi_aug.requests import parse_requests
     from maisi_aug.resolve import resolve_cohort
 
@@ -124,4 +125,5 @@ def require_plannable(config: CohortConfig, *, source: str) -> None:
         raise RecipeError(
             f"{source}: expected label requests that can be met, found {len(problems)} that cannot:{listed}"
         )
-    resolve_cohort(config)
+    with CohortProgress(is_quiet=False) as progress:
+        resolve_cohort(config, report_file=progress.measures)

@@ -55,6 +55,15 @@ def synthesize(
             rich_help_panel=_WHAT,
         ),
     ] = None,
+    anatomy: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME[,NAME]",
+            help="Labels that labels/ID.nii.gz keeps, all that --labels names among them; its organs need no request "
+            "and are in every case (default: what --labels names).",
+            rich_help_panel=_WHAT,
+        ),
+    ] = None,
     num_cases: Annotated[
         int | None, typer.Option("--num-cases", "-n", min=1, help="Cases to make (default: 4).", rich_help_panel=_WHAT)
     ] = None,
@@ -115,12 +124,30 @@ def synthesize(
             rich_help_panel=_IMAGES,
         ),
     ] = None,
+    preset: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Shape, spacing and decode window by GPU memory or body region, such as 16g-256x256x256 or chest; "
+            "listed by: maisi-aug bundles presets. --shape and --spacing stand above it.",
+            rich_help_panel=_IMAGES,
+        ),
+    ] = None,
     shape: Annotated[
-        str | None, typer.Option(metavar="IxJxK", help="Voxels (default: the bundle's).", rich_help_panel=_IMAGES)
+        str | None,
+        typer.Option(metavar="IxJxK", help="Voxels (default: the preset's, or the bundle's).", rich_help_panel=_IMAGES),
     ] = None,
     spacing: Annotated[
         str | None,
-        typer.Option(metavar="IxJxK", help="Voxel sides in mm (default: the bundle's).", rich_help_panel=_IMAGES),
+        typer.Option(metavar="IxJxK", help="Voxel sides in mm (default likewise).", rich_help_panel=_IMAGES),
+    ] = None,
+    allow_unseen_grid: Annotated[
+        bool | None,
+        typer.Option(
+            "--allow-unseen-grid",
+            help="Warn of a grid that the bundle's networks cannot work with, instead of refusing it.",
+            rich_help_panel=_IMAGES,
+        ),
     ] = None,
     max_attempts: Annotated[
         int | None,
@@ -146,6 +173,7 @@ def synthesize(
         recipe,
         {
             "labels": labels or None,
+            "anatomy": parse_words(anatomy),
             "num_cases": num_cases,
             "seed": seed,
             "size_reference": None if size_reference is None else str(size_reference),
@@ -158,8 +186,10 @@ def synthesize(
             "guidance_scale": guidance_scale,
             "modality": None if modality is None else modality.value,
             "body_region": parse_words(body_region),
+            "preset": preset,
             "shape": parse_shape(shape),
             "spacing_mm": parse_spacing(spacing),
+            "allow_unseen_grid": allow_unseen_grid,
             "max_attempts": max_attempts,
         },
     )
@@ -252,11 +282,14 @@ def _print_table(cohort: ResolvedCohort) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from maisi_aug.anatomy import spell_labels
+
     sides = " x ".join(map(str, cohort.grid.shape))
     spacing = " x ".join(f"{side:g}" for side in cohort.grid.spacing_mm)
     config = cohort.config
     title = f"{config.num_cases} cases, seed {config.seed}, bundle {cohort.bundle.name}, {sides} at {spacing} mm"
-    table = Table(title=title, caption=f"label maps: {config.mask_source}, bank {config.mask_bank}")
+    kept = f"; keep {spell_labels(cohort.plan.requested_ids, cohort.bundle.vocabulary)}" if config.anatomy else ""
+    table = Table(title=title, caption=f"label maps: {config.mask_source}, bank {config.mask_bank}{kept}")
     for heading in ("case", "request", "lesion"):
         table.add_column(heading)
     for heading in ("percentile", "mL", "mm"):

@@ -20,9 +20,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from maisi_aug.bundle import GridSpec, SlotSpec, bind_slots
+from maisi_aug.bundle import SlotSpec, bind_slots
 from maisi_aug.errors import TrainingError
 from maisi_aug.evaluation.tissues import Tissue, list_tissues
+from maisi_aug.grid_limits import GridSpec
 from maisi_aug.networks import mixed_precision
 from maisi_aug.training.settings import LoopConfig
 from maisi_aug.weights import StateDict

@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
 
 from maisi_aug.errors import BundleError, RecipeError, did_you_mean
 from maisi_aug.grid import Grid
+from maisi_aug.grid_limits import GridLimits, GridSpec
 from maisi_aug.known_bundles import known_bundles
 from maisi_aug.labels import MAISI, SlotBinding, Vocabulary
 from maisi_aug.whole_files import sha256_of
@@ -50,13 +51,6 @@ class SlotSpec(_Strict):
     hosts: tuple[int, ...]
 
 
-class GridSpec(_Strict):
-    """The grid that a bundle's networks were trained on, used when the user asks for no other."""
-
-    shape: tuple[int, int, int]
-    spacing_mm: tuple[float, float, float]
-
-
 class BundleSpec(_Strict):
     """The content of ``bundle.yaml``.
 
@@ -67,6 +61,7 @@ class BundleSpec(_Strict):
         advice: A sentence shown when the bundle is used, or empty.
         licence: Of the weights, inherited by what they generate.
         grid: Default grid.
+        grid_limits: The grids that the networks have seen; None where that is not known, and any is taken.
         num_inference_steps: Default number of sampling steps.
         scale_factor: Latents are multiplied by it for diffusion and divided by it before decoding.
         decode_window: Latent voxels along I, J, K that the autoencoder decodes at once; larger images are decoded in
@@ -84,6 +79,7 @@ class BundleSpec(_Strict):
     advice: str = ""
     licence: str
     grid: GridSpec
+    grid_limits: GridLimits | None = None
     num_inference_steps: int = Field(gt=0)
     scale_factor: float = Field(gt=0)
     decode_window: tuple[PositiveInt, PositiveInt, PositiveInt] | None = None

@@ -15,6 +15,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
+from maisi_aug.anatomy import spell_labels
 from maisi_aug.cohort import CONTACT_SHEET_NAME, CohortFolder, open_cohort
 from maisi_aug.contact_sheet import save_contact_sheet
 from maisi_aug.errors import BankError, LesionError, MaisiAugError
@@ -186,7 +187,7 @@ def _prepare(
 def _draw_contact_sheet(place: CohortFolder, cohort: ResolvedCohort, manifest: Manifest) -> None:
     previews = [place.path / record.files["preview"].path for record in manifest.accepted]
     if previews:
-        labels = ", ".join(map(cohort.bundle.vocabulary.name_of, cohort.plan.requested_ids))
+        labels = spell_labels(cohort.plan.requested_ids, cohort.bundle.vocabulary)
         title = f"{len(previews)} of {len(cohort.plan.cases)} cases: {labels}; bundle {cohort.bundle.name}"
         save_contact_sheet(place.path / CONTACT_SHEET_NAME, previews, title)
 

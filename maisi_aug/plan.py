@@ -47,7 +47,7 @@ class CasePlan:
         index: Position in the cohort, from 0.
         request: The request it serves, as the user typed it.
         lesions: Its lesions.
-        required_ids: Organs that the request names.
+        required_ids: Organs that the request or the user's ``anatomy`` names.
     """
 
     case_id: str
@@ -63,7 +63,8 @@ class CohortPlan:
 
     Attributes:
         cases: In the order in which they are made.
-        requested_ids: Labels that any request names, ascending; they make up the files in ``labels/``.
+        requested_ids: Labels that any request names, or those of the user's ``anatomy``, ascending; they make up the
+            files in ``labels/``.
     """
 
     cases: tuple[CasePlan, ...]

@@ -83,6 +83,7 @@ def build_preview(
     *,
     lesion_ids: Sequence[int],
     organ_ids: Sequence[int] = (),
+    outlined_ids: Sequence[int] | None = None,
     names: Mapping[int, str],
 ) -> Image.Image:
     """Draw a case.
@@ -94,6 +95,7 @@ def build_preview(
         caption: Words to put on top.
         lesion_ids: Labels drawn as lesions; the planes go through the largest of them.
         organ_ids: Labels that the planes go through where there is no lesion.
+        outlined_ids: Labels to outline besides the lesions; None for all.
         names: Names for the legend; ids without one are left out of it.
 
     Returns:
@@ -105,7 +107,10 @@ def build_preview(
     shown_ids = tuple(label_id for label_id in lesion_ids if label_id in np.unique(label_map))
     has_lesion = bool(np.isin(label_map[lesion_voxel], lesion_ids))
     panels = _plan_panels(image_hu, label_map, grid, focus, lesion_voxel, has_lesion)
-    colours = label_colours(np.unique(label_map), shown_ids)
+    present_ids = np.unique(label_map)
+    if outlined_ids is not None:
+        present_ids = present_ids[np.isin(present_ids, outlined_ids)]
+    colours = label_colours(present_ids, shown_ids)
     plain = [draw_slice(panel.image_hu, panel.plane, panel.size_px, window) for panel in panels]
     bold = frozenset(shown_ids)
     outlined = [

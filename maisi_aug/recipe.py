@@ -21,6 +21,7 @@ from maisi_aug.whole_files import write_text_whole
 COHORT_NAME = "cohort.yaml"
 EMBEDDED_BANK = "phantom"
 TRAINING_KIND = "training"
+GRID_FIELDS = ("shape", "spacing_mm")
 
 # YAML has lists and no tuples; strict mode would refuse them for a tuple field.
 _FromList = Strict(False)
@@ -54,6 +55,8 @@ class CohortConfig(BaseModel):
         labels: Requests, ``NAME[:SIZE][@SHARE]``, joined with ``+`` where one case serves several.
         num_cases: Cases to make.
         seed: Cohort seed.
+        anatomy: Labels that ``labels/ID.nii.gz`` keeps, by name, alias or id; its organs must be in every case. Those
+            that the requests name when not given.
         bundle: Name or folder of a bundle.
         mask_source: ``plant`` puts lesions of exact size into tumour-free maps; ``bank`` takes maps that have them.
         mask_bank: ``phantom`` for the embedded phantoms, or a folder or data list of label maps.
@@ -65,8 +68,10 @@ class CohortConfig(BaseModel):
             ``ct_wo_contrast`` do not.
         body_region: The body region of every image, or the uppermost and the lowest, for bundles that are told them
             (ddpm-ct); read off each label map when not given.
-        shape: Voxels along I, J, K (right, anterior, superior); the bundle's when not given.
-        spacing_mm: Voxel sides along I, J, K; the bundle's when not given.
+        preset: Shape, spacing and decode window by one name, of ``maisi-aug bundles presets``.
+        shape: Voxels along I, J, K (right, anterior, superior); the preset's, or else the bundle's when not given.
+        spacing_mm: Voxel sides along I, J, K; the preset's, or else the bundle's when not given.
+        allow_unseen_grid: Warn of a grid that the bundle's networks cannot work with, instead of refusing it.
         max_attempts: Attempts per case before it is rejected; a cohort can be gone on with under a larger number.
         size_reference: nnU-Net dataset or folder of label maps whose lesions define the percentiles.
         size_label: Id of the lesion in the size reference, or one id per label name.
@@ -78,6 +83,7 @@ class CohortConfig(BaseModel):
     labels: Annotated[tuple[Annotated[str, Field(min_length=1)], ...], _FromList, Field(min_length=1)]
     num_cases: _PositiveInt = 4
     seed: Annotated[int, Field(ge=0)] = 0
+    anatomy: Annotated[tuple[Annotated[str, Field(min_length=1)], ...], _FromList, Field(min_length=1)] | None = None
     bundle: Annotated[str, Field(min_length=1)] = "phantom-ct"
     mask_source: Literal["plant", "bank"] = "plant"
     mask_bank: Annotated[str, Field(min_length=1)] = EMBEDDED_BANK
@@ -86,8 +92,10 @@ class CohortConfig(BaseModel):
     guidance_scale: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
     modality: Literal["ct", "ct_contrast", "ct_wo_contrast"] = "ct"
     body_region: Annotated[tuple[BodyRegion, ...], _FromList, Field(min_length=1, max_length=2)] | None = None
+    preset: Annotated[str, Field(min_length=1)] | None = None
     shape: Annotated[tuple[_PositiveInt, _PositiveInt, _PositiveInt], _FromList] | None = None
     spacing_mm: Annotated[tuple[_PositiveFloat, _PositiveFloat, _PositiveFloat], _FromList] | None = None
+    allow_unseen_grid: bool = False
     max_attempts: _PositiveInt = 5
     size_reference: str | None = None
     size_label: _PositiveInt | dict[str, _PositiveInt] | None = None
@@ -168,8 +176,13 @@ def _yaml_path(location: tuple[int | str, ...]) -> str:
 
 
 def override(values: Mapping[str, Any], flags: Mapping[str, Any]) -> dict[str, Any]:
-    """The recipe's values with those flags on top that were given (are not ``None``)."""
-    return {**values, **{name: value for name, value in flags.items() if value is not None}}
+    """The recipe's values with those flags on top that were given (are not ``None``).
+
+    A preset that is given as a flag stands above the recipe's shape and spacing.
+    """
+    given = {name: value for name, value in flags.items() if value is not None}
+    hidden = GRID_FIELDS if "preset" in given else ()
+    return {**{name: value for name, value in values.items() if name not in hidden}, **given}
 
 
 def read_recipe(name_or_path: str) -> dict[str, Any]:

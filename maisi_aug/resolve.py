@@ -4,22 +4,27 @@ from __future__ import annotations
 
 import hashlib
 import json
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from maisi_aug import __version__
+from maisi_aug.anatomy import keep_anatomy
 from maisi_aug.bank_files import digest_of, find_entries
 from maisi_aug.bank_labels import CHOICES, find_label_id, load_mapping
 from maisi_aug.bundle import Bundle, embedded_bundles, load_bundle, pulled_bundles
 from maisi_aug.cohort import read_cohort_document
 from maisi_aug.errors import RequestError
 from maisi_aug.grid import Grid
+from maisi_aug.grid_preflight import check_grid, shows_head_alone
 from maisi_aug.labels import Vocabulary
 from maisi_aug.plan import CohortPlan, plan_from_texts
 from maisi_aug.preflight import require_drawable, require_known_targets, require_maps
+from maisi_aug.presets import Preset, find_preset, with_decode_window
 from maisi_aug.recipe import EMBEDDED_BANK, CohortConfig
+from maisi_aug.requests import label_names
 from maisi_aug.sizes import SizeDistribution, measure_distribution
 
 NUM_DIGITS = 16  # of a hash; enough to tell banks apart, few enough to be read in a message
@@ -66,7 +71,7 @@ class ResolvedCohort:
 def resolve_cohort(
     config: CohortConfig, folder: Path | None = None, *, report_file: ReportFile | None = None
 ) -> ResolvedCohort:
-    """Fill in what the bundle decides, and plan the cohort.
+    """Fill in what the bundle decides, and plan the cohort; a grid that its networks have not seen is warned of.
 
     Args:
         config: What the user asked for.
@@ -77,9 +82,9 @@ def resolve_cohort(
     Raises:
         CohortError: When the folder is not a cohort's.
         BundleError: When there is no such bundle.
-        GridError: When the bundle's networks cannot take the grid.
-        RecipeError: When there are more sampling steps than the bundle's scheduler knows, or when its networks are not
-            told the modality or the body region.
+        GridError: When the bundle's networks cannot take the grid, or cannot work with it.
+        RecipeError: When the bundle has no such preset, when there are more sampling steps than its scheduler knows, or
+            when its networks are not told the modality or the body region.
         BankError: When there is no such mask bank or no label map in it, or when its list or the mapping of its labels
             cannot be read.
         RequestError, VocabularyError: When a label request cannot be met.
@@ -88,7 +93,14 @@ def resolve_cohort(
     document = read_cohort_document(folder) if folder is not None else None
     bundle = load_bundle(config.bundle)
     bundle.require_told(modality=config.modality, body_region=config.body_region)
-    grid = _choose_grid(config, bundle)
+    preset = None if config.preset is None else find_preset(config.preset, bundle)
+    if preset is not None:
+        bundle = with_decode_window(bundle, preset)
+    grid = _choose_grid(config, bundle, preset)
+    for sentence in check_grid(
+        grid, bundle, shows_head_alone=shows_head_alone(config, bundle), allow_unseen=config.allow_unseen_grid
+    ):
+        warnings.warn(sentence, stacklevel=2)
     config = config.model_copy(
         update={
             "bundle": _absolute(config.bundle, *embedded_bundles(), *pulled_bundles()),
@@ -109,16 +121,15 @@ def resolve_cohort(
         seed=config.seed,
         distributions=distributions,
     )
+    if config.anatomy is not None:
+        plan = keep_anatomy(plan, config.anatomy, bundle.vocabulary)
     require_drawable(plan, grid)
     return ResolvedCohort(config, bundle, grid, plan, distributions, described)
 
 
-def _choose_grid(config: CohortConfig, bundle: Bundle) -> Grid:
-    if config.shape is None and config.spacing_mm is None:
-        return bundle.grid
-    grid = Grid.from_spacing(config.shape or bundle.grid.shape, config.spacing_mm or bundle.grid.spacing_mm)
-    grid.require_multiple_of(bundle.latent_factor, subject=f"Shape for bundle '{bundle.name}'")
-    return grid
+def _choose_grid(config: CohortConfig, bundle: Bundle, preset: Preset | None) -> Grid:
+    base = preset or bundle.spec.grid
+    return Grid.from_spacing(config.shape or base.shape, config.spacing_mm or base.spacing_mm)
 
 
 def _absolute(text: str, *names: str) -> str:
@@ -164,9 +175,7 @@ def _find_size_labels(config: CohortConfig, vocabulary: Vocabulary) -> dict[str,
     """Which lesion of the vocabulary is which id of the size reference."""
     if isinstance(config.size_label, dict):
         return {vocabulary.label(name).name: label_id for name, label_id in config.size_label.items()}
-    # Not read as requests: their percentiles may have no meaning before the reference is measured.
-    parts = [part for text in config.labels for part in (text.rpartition("@")[0] or text).split("+")]
-    labels = [vocabulary.label(part.partition(":")[0]) for part in parts]
+    labels = [vocabulary.label(name) for name in label_names(config.labels)]
     names = sorted({label.name for label in labels if label.kind == "tumor"})
     if len(names) != 1 or config.size_label is None:
         raise RequestError(

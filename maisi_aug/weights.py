@@ -54,16 +54,27 @@ def load_networks(bundle: Bundle, *, device: str = "cpu", plain_layers: bool = T
 
 def _load_network(bundle: Bundle, role: str, *, device: str) -> nn.Module:
     network = build_network(bundle.definition(role), device=device)
+    state = load_weight_file(bundle, role, device=device)
+    subject = f"Bundle '{bundle.name}', {bundle.weight_path(role).name}"
+    require_same_tensors(network.state_dict(), state, subject=subject)
+    network.load_state_dict({key: value.float() for key, value in state.items()})
+    return network
+
+
+def load_weight_file(bundle: Bundle, role: str, *, device: str = "cpu") -> dict[str, Tensor]:
+    """The tensors of a role's weight file, in their own types.
+
+    Raises:
+        BundleError: When the file is missing or cannot be read.
+    """
     path = bundle.weight_path(role)
     try:
-        state = safetensors.torch.load_file(path, device=device)
+        state: dict[str, Tensor] = safetensors.torch.load_file(path, device=device)
     except (OSError, safetensors.SafetensorError) as error:
         raise BundleError(
             f"Bundle '{bundle.name}': {path.name} is not a readable safetensors file: {error}."
         ) from error
-    require_same_tensors(network.state_dict(), state, subject=f"Bundle '{bundle.name}', {path.name}")
-    network.load_state_dict({key: value.float() for key, value in state.items()})
-    return network
+    return state
 
 
 def verify_bundle(bundle: Bundle) -> list[dict[str, Any]]:

@@ -131,6 +131,7 @@ class CaseWriter:
             describe_attempt(attempt, verdicts, drawn.grid.voxel_ml, self.cohort.bundle.name),
             lesion_ids=vocabulary.tumor_ids,
             organ_ids=attempt.case.required_ids,
+            outlined_ids=None if self.cohort.config.anatomy is None else self.cohort.plan.requested_ids,
             names={label.id: label.name for label in vocabulary},
         )
         save_picture(files["preview"], picture)

@@ -29,10 +29,12 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "state": (
         *("volume_io", "bundle", "bundles", "weights", "manifest", "recipe", "recipes", "cohort"),
         *("bank_labels", "bank_files", "known_bundles", "checkpoints", "conversion", "hub", "checkpoint_folders"),
+        *("grid_limits", "presets", "precision"),
     ),
     "orchestration": (
         *("masks", "plan", "resolve", "preview", "contact_sheet", "gates", "writer", "pipeline", "generate"),
         *("bank_map", "folder_bank", "phantom_folder", "preflight", "segmenter", "training"),
+        *("anatomy", "grid_preflight"),
     ),
     "adapters": ("evaluation", "integrations"),
     "command line": ("cli",),
@@ -51,10 +53,11 @@ HOMES = {
 # Parts that need torch to be imported at all; everywhere else it is imported inside functions.
 TORCH_PARTS = {
     *("networks", "conditioning", "sampling", "decoding", "fastpath", "weights", "checkpoints", "pipeline"),
+    "precision",
     *("segmenter", "training", "evaluation"),
 }
 HEAVY = {"torch", "monai", "nnunetv2", "scipy", "skimage", "cc3d", "SimpleITK", "nibabel", "matplotlib", "safetensors"}
-LISTINGS = [["--help"], ["--version"], ["labels"], ["recipes", "list"], ["bundles", "list"]]
+LISTINGS = [["--help"], ["--version"], ["labels"], ["recipes", "list"], ["bundles", "list"], ["bundles", "presets"]]
 
 MAX_FUNCTION_LINES = 40
 MAX_MODULE_LINES = 400

@@ -8,8 +8,9 @@ from typing import Any, Literal, Self
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, field_validator, model_validator
 
-from maisi_aug.bundle import NETWORK_ROLES, GridSpec, SlotSpec
+from maisi_aug.bundle import NETWORK_ROLES, SlotSpec
 from maisi_aug.errors import RecipeError, did_you_mean
+from maisi_aug.grid_limits import GridLimits, GridSpec
 from maisi_aug.recipe import list_training_recipes
 from maisi_aug.training.settings import FlowLossConfig, LoopConfig, VaeLossConfig
 
@@ -83,6 +84,7 @@ class BundleHeader(_Strict):
     advice: str = ""
     licence: str
     grid: GridSpec
+    grid_limits: GridLimits | None = None
     num_inference_steps: int = Field(gt=0)
     decode_window: tuple[PositiveInt, PositiveInt, PositiveInt] | None = None
     scheduler: dict[str, Any]

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from maisi_aug.bundle import Bundle, GridSpec
+from maisi_aug.bundle import Bundle
 from maisi_aug.errors import BundleError
 from maisi_aug.evaluation.held_out import build_held_out_phantom
 from maisi_aug.evaluation.obedience import (
@@ -24,6 +24,7 @@ from maisi_aug.evaluation.obedience import (
 from maisi_aug.evaluation.obedience_report import CaseFigures, to_document, to_report
 from maisi_aug.evaluation.segmenter import Segmenter, SegmenterConfig, build_network, load_segmenter, save_segmenter
 from maisi_aug.evaluation.tissues import to_class_map
+from maisi_aug.grid_limits import GridSpec
 from maisi_aug.phantom import Phantom
 from maisi_aug.pipeline import Pipeline
 from tests.tiny_bundle import write_tiny_bundle

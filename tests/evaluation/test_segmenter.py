@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 
-from maisi_aug.bundle import GridSpec
 from maisi_aug.errors import TrainingError
 from maisi_aug.evaluation.segmenter import (
     WEIGHTS_NAME,
@@ -16,6 +15,7 @@ from maisi_aug.evaluation.segmenter import (
     save_segmenter,
     to_channels,
 )
+from maisi_aug.grid_limits import GridSpec
 
 GRID = GridSpec(shape=(32, 24, 20), spacing_mm=(12.8, 12.8, 12.8))
 CONFIG = SegmenterConfig(grid=GRID, slots={}, widths=(4, 8), patch_shape=(16, 16, 16))

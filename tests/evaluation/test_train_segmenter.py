@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from maisi_aug.bundle import GridSpec
 from maisi_aug.errors import TrainingError
 from maisi_aug.evaluation.segmenter import SegmenterConfig, build_network, load_segmenter
 from maisi_aug.evaluation.train_segmenter import SegmenterObjective, main, train_segmenter, vary_image
+from maisi_aug.grid_limits import GridSpec
 from maisi_aug.training.data import TrainingCase
 from maisi_aug.training.settings import LoopConfig
 
