@@ -24,7 +24,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
     ),
     "pure maths": (
         *("resampling", "deformation", "growth", "lesions", "lesion_editing", "body", "phantom", "quality", "pictures"),
-        *("visibility", "networks", "conditioning", "sampling", "decoding", "fastpath"),
+        *("map_cleanup", "visibility", "networks", "conditioning", "sampling", "decoding", "fastpath"),
     ),
     "state": (
         *("volume_io", "bundle", "bundles", "weights", "manifest", "recipe", "recipes", "cohort"),
