@@ -28,7 +28,18 @@ LAYERS: dict[str, tuple[str, ...]] = {
     ),
     "state": (
         *("volume_io", "bundle", "bundles", "weights", "manifest", "recipe", "recipes", "cohort"),
-        *("bank_labels", "bank_files", "known_bundles", "checkpoints", "conversion", "hub", "checkpoint_folders"),
+        *(
+            "bank_labels",
+            "bank_entry",
+            "mask_database",
+            "bank_files",
+            "bank_listing",
+            "known_bundles",
+            "checkpoints",
+            "conversion",
+            "hub",
+            "checkpoint_folders",
+        ),
     ),
     "orchestration": (
         *("masks", "plan", "resolve", "preview", "contact_sheet", "gates", "writer", "pipeline", "generate"),
