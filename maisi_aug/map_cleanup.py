@@ -38,6 +38,9 @@ MIN_PART_ML = 2.0
 volume on: a loop of bowel is large, but a small share of all bowel."""
 MAX_SKULL_HOLE_ML = 1.0
 """The skull's sinuses and what it holds beside the brain are no holes; in other organs a hole may be of any size."""
+MAX_PASSES = 3
+"""An organ that has grown into its islands makes a part of it small that was large enough before; seldom more than once
+and never for long."""
 SEVERAL_PARTS = frozenset(
     (
         *(8, 9, 126),  # adrenal and thyroid glands: limbs and lobes joined by less than a voxel
@@ -117,10 +120,13 @@ def clean_label_map(
     drawn[drawn == HEPATIC_VESSEL_ID] = LIVER_ID
     _clean_envelope(drawn, limits)
     cleaned = drawn.copy()
-    unclaimed = _return_tumors(cleaned)
-    unclaimed |= _find_islands(cleaned, limits)
-    _fill_from_around(cleaned, unclaimed)
-    _close_holes(cleaned, limits)
+    unclaimed = _return_tumors(cleaned) | _find_islands(cleaned, limits)
+    for _ in range(MAX_PASSES):
+        _fill_from_around(cleaned, unclaimed)
+        _close_holes(cleaned, limits)
+        unclaimed = _find_islands(cleaned, limits)
+        if not unclaimed.any():
+            break
     for tumor_id in dict.fromkeys(keep_tumor_ids):
         _draw_tumor_again(cleaned, drawn == tumor_id, tumor_id)
     return cleaned[1:-1, 1:-1, 1:-1].copy()

@@ -6,8 +6,6 @@ from itertools import product
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy import ndimage
 
@@ -15,6 +13,7 @@ from maisi_aug.errors import VocabularyError, VolumeError
 from maisi_aug.map_cleanup import (
     DRAWN,
     DUST_ML,
+    MAX_PASSES,
     MAX_SKULL_HOLE_ML,
     MIN_PART_ML,
     MIN_PART_SHARE,
@@ -165,16 +164,15 @@ def test_what_is_kept_has_to_be_a_tumour(torso: LabelMap, label_id: int, found: 
         _clean(torso, label_id)
 
 
-@settings(max_examples=10, deadline=None)
-@given(seed=st.integers(0, 2**32 - 1), keep=st.sampled_from([(), (HEPATIC_TUMOR,), (LUNG_TUMOR, KIDNEY_MASS)]))
-def test_second_cleaning_changes_nothing(seed: int, keep: tuple[int, ...]) -> None:
-    cleaned = _clean(_noisy_map(seed), *keep)
-    again = _clean(cleaned, *keep)
-    assert np.count_nonzero(again != cleaned) <= 0.001 * cleaned.size
+@pytest.mark.parametrize("keep", [(), (HEPATIC_TUMOR,), (LUNG_TUMOR, KIDNEY_MASS)])
+def test_second_cleaning_changes_nothing(keep: tuple[int, ...]) -> None:
+    for seed in (*range(8), 38, 334):  # in the last two, an organ outgrows a part of it
+        cleaned = _clean(_noisy_map(seed), *keep)
+        np.testing.assert_array_equal(_clean(cleaned, *keep), cleaned)
 
 
-@settings(max_examples=10, deadline=None)
-@given(seed=st.integers(0, 2**32 - 1), keep=st.sampled_from([(), (HEPATIC_TUMOR,), (LUNG_TUMOR, BONE_LESION)]))
+@pytest.mark.parametrize("keep", [(), (HEPATIC_TUMOR,), (LUNG_TUMOR, BONE_LESION)])
+@pytest.mark.parametrize("seed", range(4))
 def test_map_equals_that_of_the_slow_and_obvious_way(seed: int, keep: tuple[int, ...]) -> None:
     drawn = _noisy_map(seed)[8:25, 3:18, :13]
     np.testing.assert_array_equal(_clean(drawn, *keep), _clean_slowly(drawn, keep))
@@ -219,17 +217,12 @@ def _clean_slowly(drawn: LabelMap, keep: tuple[int, ...]) -> LabelMap:
         tumor = cleaned == tumor_id
         unclaimed |= _grow_slowly(cleaned, tumor, set(DRAWN.hosts_of(tumor_id)))
         cleaned[unclaimed] = 0
-    for label_id in set(np.unique(cleaned).tolist()) - {0, BODY}:
-        parts_of_organ = _parts_of(cleaned == label_id)
-        largest = max(parts_of_organ, key=lambda part: int(part.sum()))
-        for part in parts_of_organ:
-            may_stay = label_id in SEVERAL_PARTS or _touches_border(part)
-            is_large = part.sum() >= MIN_PART_SHARE * largest.sum() or part.sum() * voxel_ml >= MIN_PART_ML
-            if part.sum() * voxel_ml < DUST_ML or not (part is largest or (may_stay and is_large)):
-                unclaimed |= part
-    cleaned[unclaimed] = 0
-    cleaned[_grow_slowly(cleaned, unclaimed, set(range(1, 256)))] = BODY
-    _close_holes_slowly(cleaned, voxel_ml)
+    unclaimed |= _find_islands_slowly(cleaned, voxel_ml)
+    for _ in range(MAX_PASSES):
+        cleaned[unclaimed] = 0
+        cleaned[_grow_slowly(cleaned, unclaimed, set(range(1, 256)))] = BODY
+        _close_holes_slowly(cleaned, voxel_ml)
+        unclaimed = _find_islands_slowly(cleaned, voxel_ml)
     for tumor_id in keep:
         hosts = DRAWN.hosts_of(tumor_id)
         tumor = drawn == tumor_id
@@ -240,6 +233,19 @@ def _clean_slowly(drawn: LabelMap, keep: tuple[int, ...]) -> LabelMap:
             holes = ndimage.binary_fill_holes(lesion) & np.isin(cleaned, (*hosts, BODY))
             cleaned[lesion | holes] = tumor_id
     return cleaned
+
+
+def _find_islands_slowly(cleaned: LabelMap, voxel_ml: float) -> NDArray[np.bool_]:
+    islands = np.zeros(cleaned.shape, dtype=bool)
+    for label_id in set(np.unique(cleaned).tolist()) - {0, BODY}:
+        parts_of_organ = _parts_of(cleaned == label_id)
+        largest = max(parts_of_organ, key=lambda part: int(part.sum()))
+        for part in parts_of_organ:
+            may_stay = label_id in SEVERAL_PARTS or _touches_border(part)
+            is_large = part.sum() >= MIN_PART_SHARE * largest.sum() or part.sum() * voxel_ml >= MIN_PART_ML
+            if part.sum() * voxel_ml < DUST_ML or not (part is largest or (may_stay and is_large)):
+                islands |= part
+    return islands
 
 
 def _close_holes_slowly(labels: LabelMap, voxel_ml: float) -> None:
