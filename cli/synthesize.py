@@ -90,7 +90,11 @@ def synthesize(
     ] = None,
     mask_bank: Annotated[
         str | None,
-        typer.Option(metavar="phantom|PATH", help="Folder or data list of label maps.", rich_help_panel=_MASKS),
+        typer.Option(
+            metavar="phantom|PATH",
+            help="Folder or data list of label maps, or NVIDIA's mask database (zip or folder, its list beside it).",
+            rich_help_panel=_MASKS,
+        ),
     ] = None,
     mask_labels: Annotated[
         str | None,

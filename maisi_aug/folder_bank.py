@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from maisi_aug.bank_files import BankEntry, find_entries
+from maisi_aug.bank_entry import BankEntry
+from maisi_aug.bank_files import find_entries
 from maisi_aug.bank_labels import (
     LabelMapping,
     Translation,
@@ -20,20 +21,21 @@ from maisi_aug.bank_labels import (
     guess_maisi_ids,
     load_mapping,
 )
+from maisi_aug.bank_listing import MIN_COVER, BankListing, Needs
 from maisi_aug.bank_map import BankLesion, BankMap, BaseMap, add_envelope, cut_map, hash_of, load_entry, no_envelope
 from maisi_aug.body import is_hollow
 from maisi_aug.errors import BankError, VolumeError
 from maisi_aug.grid import Grid
 from maisi_aug.labels import BODY_ID, Vocabulary
 from maisi_aug.lesions import LesionWish
+from maisi_aug.regions import Regions
 from maisi_aug.seeds import numpy_generator
 
 CACHE_BYTES = 512 * 2**20
-MIN_COVER = 0.5  # of the grid's length from feet to head; a thinner slab would float in air
 
 
 class FolderBank:
-    """Label maps from a folder, a data list or one file.
+    """Label maps from a folder, a data list, one file or NVIDIA's mask database.
 
     Attributes:
         name: Name of the folder or file.
@@ -52,16 +54,18 @@ class FolderBank:
         vocabulary: Vocabulary,
         grid: Grid,
         mapping: LabelMapping = "auto",
+        body_region: Regions | None = None,
         cache_bytes: int = CACHE_BYTES,
     ) -> None:
         """List the files; they are read when they are drawn.
 
         Args:
-            path: Folder, JSON data list, or one label map.
+            path: Folder, JSON data list, one label map, or NVIDIA's mask database.
             vocabulary: Vocabulary to translate into.
             grid: The networks' grid; only its shape and spacing matter.
             mapping: ``auto``, ``maisi``, ``totalsegmentator-v1``, ``totalsegmentator-v2``, a JSON file, or a dict of
                 source ids or names -> vocabulary names or ids.
+            body_region: Uppermost and lowest body region that a map has to show, where a list tells it.
             cache_bytes: How much memory the maps read last may take.
 
         Raises:
@@ -81,6 +85,7 @@ class FolderBank:
         self._translations: dict[tuple[Any, ...], Translation | BankError | None] = {}
         entries, self._missing = find_entries(self._path, lambda name: find_label_id(name, vocabulary) is not None)
         self._entries = entries
+        self._listing = BankListing(entries, grid=grid, tumor_ids=vocabulary.tumor_ids, body_region=body_region)
         for index, entry in enumerate(entries):
             translation = self._translation_of(entry)
             if isinstance(translation, BankError):
@@ -101,10 +106,13 @@ class FolderBank:
         """``(path, reason)`` of every file that could not be used, so far."""
         return [*self._missing, *((self._entries[index].name, self._bad[index]) for index in sorted(self._bad))]
 
-    def order(self, seed: int) -> list[int]:
-        """All entries in the random order of a seed, whatever is known about them."""
+    def order(self, seed: int, needs: Needs) -> list[int]:
+        """The entries that may serve, as far as is known before they are read, in the random order of a seed.
+
+        Of maps whose field of view a list tells, the closest ones come first.
+        """
         order: list[int] = numpy_generator(seed, "bank order").permutation(len(self._entries)).tolist()
-        return order
+        return self._listing.choose(order, needs)
 
     def load(self, index: int) -> BankMap | None:
         """Read a map, or None if it cannot be used; the reason is then in ``skipped``.
@@ -122,9 +130,9 @@ class FolderBank:
 
     def ids_of(self, index: int) -> frozenset[int] | None:
         """The ids of a map, read once; None if it cannot be used."""
-        listed = self._entries[index].listed_ids
+        listed = self._listing.ids[index]
         if listed is not None and index not in self._ids and index not in self._bad:
-            return frozenset(listed)
+            return listed
         if index not in self._ids and index not in self._bad:
             self._try(index, lambda: self._read_labels(index))
         return self._ids.get(index) if index not in self._bad else None
@@ -142,17 +150,15 @@ class FolderBank:
 
         The bank is gone through again and again with new cuts; the iterator ends when no map of it will do.
         """
-        order = self.order(seed)
+        needs = Needs(frozenset(required_ids), tuple(frozenset(wish.hosts) for wish in lesions))
+        order = self.order(seed, needs)
         for turn in range(1_000_000):
             num_found = 0
             for index in order:
-                ids = self.ids_of(index)
-                if ids is None or not ids.issuperset(required_ids):
-                    continue
-                if not all(ids.intersection(wish.hosts) for wish in lesions):
+                if not needs.are_met_by(self.ids_of(index)):
                     continue
                 bank_map = self.load(index)
-                if bank_map is None:
+                if bank_map is None or not needs.are_met_by(self.ids_of(index)):  # a list may promise too much
                     continue
                 num_found += 1
                 rng = numpy_generator(seed, f"bank cut {turn} {index}")
@@ -164,12 +170,16 @@ class FolderBank:
 
     def _translation_of(self, entry: BankEntry) -> Translation | BankError | None:
         names = dict(enumerate(entry.organ_names, start=1)) if entry.organ_names else entry.label_names
-        key = (entry.is_cohort, tuple(names.items()) if names else None)
+        key = (entry.has_vocabulary_ids, tuple(names.items()) if names else None)
         if key not in self._translations:
             mapping = "auto" if entry.organ_names and isinstance(self._mapping, str) else self._mapping
             try:
                 self._translations[key] = build_translation(
-                    mapping, names, self.vocabulary, is_cohort=entry.is_cohort, subject=f"Mask bank {self._path}"
+                    mapping,
+                    names,
+                    self.vocabulary,
+                    has_vocabulary_ids=entry.has_vocabulary_ids,
+                    subject=f"Mask bank {self._path}",
                 )
             except BankError as error:
                 self._translations[key] = error

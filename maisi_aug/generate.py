@@ -166,7 +166,13 @@ def _open_source(cohort: ResolvedCohort) -> PlantSource | BankSource:
     if config.mask_bank == EMBEDDED_BANK:
         bank = PhantomBank(vocabulary=vocabulary, grid=cohort.grid)
     else:
-        bank = FolderBank(config.mask_bank, vocabulary=vocabulary, grid=cohort.grid, mapping=config.mask_labels)
+        bank = FolderBank(
+            config.mask_bank,
+            vocabulary=vocabulary,
+            grid=cohort.grid,
+            mapping=config.mask_labels,
+            body_region=spell_out(config.body_region),
+        )
     return PlantSource(bank) if config.mask_source == "plant" else BankSource(bank)
 
 

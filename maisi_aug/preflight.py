@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from maisi_aug.bank_files import BankEntry
+from maisi_aug.bank_entry import BankEntry
 from maisi_aug.bank_labels import LabelMapping
 from maisi_aug.errors import BankError, RequestError, VocabularyError
 from maisi_aug.grid import Grid

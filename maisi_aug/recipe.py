@@ -59,7 +59,8 @@ class CohortConfig(BaseModel):
             that the requests name when not given.
         bundle: Name or folder of a bundle.
         mask_source: ``plant`` puts lesions of exact size into tumour-free maps; ``bank`` takes maps that have them.
-        mask_bank: ``phantom`` for the embedded phantoms, or a folder or data list of label maps.
+        mask_bank: ``phantom`` for the embedded phantoms, or a folder or data list of label maps, or NVIDIA's mask
+            database.
         mask_labels: Vocabulary of the bank: ``auto``, ``maisi``, ``totalsegmentator-v1``, ``totalsegmentator-v2``, or a
             JSON file that maps its ids or names.
         num_inference_steps: Steps of the sampler; the bundle's default when not given.

@@ -24,12 +24,12 @@ LAYERS: dict[str, tuple[str, ...]] = {
     ),
     "pure maths": (
         *("resampling", "deformation", "growth", "lesions", "lesion_editing", "body", "phantom", "quality", "pictures"),
-        *("visibility", "networks", "conditioning", "sampling", "decoding", "fastpath"),
+        *("map_cleanup", "visibility", "networks", "conditioning", "sampling", "decoding", "fastpath"),
     ),
     "state": (
         *("volume_io", "bundle", "bundles", "weights", "manifest", "recipe", "recipes", "cohort"),
         *("bank_labels", "bank_files", "known_bundles", "checkpoints", "conversion", "hub", "checkpoint_folders"),
-        *("grid_limits", "presets", "precision"),
+        *("bank_entry", "mask_database", "bank_listing", "grid_limits", "presets", "precision"),
     ),
     "orchestration": (
         *("masks", "plan", "resolve", "preview", "contact_sheet", "gates", "writer", "pipeline", "generate"),
