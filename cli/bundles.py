@@ -114,6 +114,7 @@ def _describe(bundle: Bundle) -> dict[str, Any]:
     return {
         **_summarise(bundle),
         "advice": bundle.advice,
+        "advice_without_map": bundle.advice_without_map,
         "sides_multiple_of": bundle.latent_factor,
         "num_inference_steps": bundle.default_steps,
         "scheduler": str(bundle.spec.scheduler.get("class", "")),
@@ -145,6 +146,7 @@ def _spell(described: Mapping[str, Any]) -> list[str]:
     lines = [f"{described['name']}: {described['description']}"]
     facts = {
         "advice": described["advice"],
+        "without a label map": described["advice_without_map"],
         "licence": described["licence"],
         "default grid": f"{_spell_grid(described['grid'])}; sides are multiples of {described['sides_multiple_of']}",
         "sampling": f"{described['scheduler']}, {described['num_inference_steps']} steps",

@@ -174,6 +174,7 @@ def test_progress_is_told_after_every_step() -> None:
 
 def test_inputs_and_networks_are_left_as_they_were() -> None:
     networks, conditions, noise = build_networks("rflow"), draw_conditions(1), draw_noise()
+    assert conditions.label_bits is not None
     embedding, bits = networks.controlnet.controlnet_cond_embedding, conditions.label_bits.clone()
     state = {key: value.clone() for key, value in networks.controlnet.state_dict().items()}
 

@@ -76,6 +76,7 @@ class BundleHeader(_Strict):
     name: str
     description: str
     advice: str = ""
+    advice_without_map: str = ""
     licence: str
     grid: GridSpec
     num_inference_steps: int = Field(gt=0)
