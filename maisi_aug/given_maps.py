@@ -52,11 +52,11 @@ class GridChoice:
     @property
     def wish(self) -> str:
         """What is expected of a map's own grid, for messages."""
-        if self.shape is None and self.spacing_mm is None:
-            return f"sides that are multiples of {self.factor}"
-        sides = "x".join(map(str, self.shape or ())) or "its own field of view"
-        steps = "x".join(f"{side:g}" for side in self.spacing_mm or ()) or "its own"
-        return f"{sides} at {steps} mm, as asked for"
+        sides = "x".join(map(str, self.shape or ()))
+        steps = "x".join(f"{side:g}" for side in self.spacing_mm or ())
+        if sides or steps:
+            return " at ".join([sides] * bool(sides) + [f"{steps} mm"] * bool(steps)) + " as asked for"
+        return f"sides that are multiples of {self.factor}"
 
     def choose(self, own: Grid) -> tuple[Shape, Spacing]:
         """Shape and spacing of the image of a map.

@@ -135,8 +135,9 @@ def check_presence(
         vocabulary: Names for the message.
     """
     # Slice by slice, and all ids at once: a user's map may have a hundred of them.
-    found = sum(np.bincount(plane.ravel(), minlength=max(required_ids, default=0) + 1) for plane in label_map)
-    counts = {label_id: int(np.take(found, label_id)) for label_id in required_ids}
+    num_ids = 1 + max(int(label_map.max()), *required_ids, 0)
+    found = np.sum([np.bincount(plane.ravel(), minlength=num_ids) for plane in label_map], axis=0)
+    counts = {label_id: int(found[label_id]) for label_id in required_ids}
     missing = [label_id for label_id, count in counts.items() if count < min_voxels]
     figures = {"num_voxels": {str(label_id): count for label_id, count in counts.items()}, "missing_ids": missing}
     problems = [f"{counts[label_id]} voxels of {_name_of(label_id, vocabulary)}" for label_id in missing]

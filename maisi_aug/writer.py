@@ -221,14 +221,15 @@ def describe_attempt(attempt: Attempt, verdicts: Sequence[VerdictRecord], voxel_
         if verdict.gate == "lesion visibility"
     }
     lines = []
+    wanted = "asked for" if attempt.case.map_index is None else "its map has"
     largest_first = sorted(attempt.lesions, key=lambda lesion: -(lesion.realised_ml or 0.0))
     for lesion in largest_first[:MAX_LESION_LINES]:
         if lesion.realised_ml is None or lesion.diameter_mm is None:
-            lines.append(f"{lesion.label}: absent, asked for {lesion.requested_ml:.2f} mL")
+            lines.append(f"{lesion.label}: absent, {wanted} {lesion.requested_ml:.2f} mL")
             continue
         contrast = contrasts.get((lesion.label, round(lesion.realised_ml / voxel_ml)))
         shown = f"; {contrast:+.0f} HU to its host" if isinstance(contrast, float) else ""
-        asked = f"asked for {lesion.requested_ml:.2f} mL"
+        asked = f"{wanted} {lesion.requested_ml:.2f} mL"
         lines.append(f"{lesion.label}: {lesion.realised_ml:.2f} mL ({lesion.diameter_mm:.1f} mm), {asked}{shown}")
     if len(attempt.lesions) > MAX_LESION_LINES:
         lines.append(f"and {len(attempt.lesions) - MAX_LESION_LINES} more lesions")

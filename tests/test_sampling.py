@@ -75,9 +75,11 @@ class Reference:
 
     def predict(self, latent: Tensor, timestep: Tensor, conditions: Conditions) -> Tensor:
         timesteps = torch.Tensor((timestep,))
-        down, middle = self.controlnet(
-            x=latent, timesteps=timesteps, controlnet_cond=conditions.label_bits, class_labels=conditions.modality
-        )
+        down, middle = None, None
+        if conditions.label_bits is not None:
+            down, middle = self.controlnet(
+                x=latent, timesteps=timesteps, controlnet_cond=conditions.label_bits, class_labels=conditions.modality
+            )
         top, bottom = conditions.regions or (None, None)
         output: Tensor = self.unet(
             x=latent,
@@ -134,6 +136,16 @@ def test_latent_equals_that_of_maisis_plain_loop(scheduler: str, guidance_scale:
     assert float((found - expected).abs().max() / expected.abs().max()) < 2e-6
     assert found.shape == (1, 4, *LATENT_SHAPE)
     assert found.dtype == torch.float32
+
+
+@pytest.mark.parametrize("scheduler", list(SCHEDULERS))
+def test_latent_without_a_label_map_equals_that_of_maisis_plain_loop(scheduler: str) -> None:
+    networks = build_networks(scheduler)
+    wanted = replace(draw_conditions(1, scheduler), label_bits=None)
+    found = sample(networks, wanted, generator=torch.Generator().manual_seed(11))
+    expected = Reference(networks, scheduler).sample(wanted, None, 0.0, 11)
+    assert float((found - expected).abs().max() / expected.abs().max()) < 2e-6
+    assert not torch.equal(found, sample(networks, draw_conditions(1, scheduler)))
 
 
 def sample(networks: Networks, conditions: Conditions, **settings: Any) -> Tensor:
