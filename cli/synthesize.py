@@ -13,6 +13,7 @@ import typer
 
 from maisi_aug.cli.given_table import look_at_cohort, print_given_table
 from maisi_aug.cli.parsing import parse_shape, parse_size_labels, parse_spacing, parse_words
+from maisi_aug.source_rules import GIVEN, NO_MAP
 
 if TYPE_CHECKING:
     from maisi_aug.generate import CohortSummary
@@ -207,7 +208,7 @@ def _run(config: CohortConfig, out: Path, *, device: str, may_resume: bool, is_q
 def _find_advice(cohort: ResolvedCohort) -> list[str]:
     """What the bundle wants its user to know."""
     bundle = cohort.bundle
-    found = [bundle.advice, bundle.advice_without_map if cohort.config.mask_source == "none" else ""]
+    found = [bundle.advice, bundle.advice_without_map if cohort.config.mask_source == NO_MAP else ""]
     return [" ".join(text.split()) for text in found if text]
 
 
@@ -235,7 +236,7 @@ def describe_summary(summary: CohortSummary) -> str:
         lines += [f"  {name}: {reason}" for name, reason in summary.skipped]
     if facts["num_accepted"]:
         lines.append(f"Pictures: {summary.folder / 'contact_sheet.png'}")
-        if any("anatomy" in record.files for record in summary.manifest.accepted):
+        if any(record.mask_origin.get("source") != NO_MAP for record in summary.manifest.accepted):
             lines.append(f"Next: {_export_command(summary.folder)}")
     return "\n".join(lines)
 
@@ -259,7 +260,7 @@ def _show_plan(config: CohortConfig, out: Path | None, *, may_resume: bool, as_j
         cohort = resolve_cohort(config, out, report_file=progress.measures)
         if out is not None:
             find_cohort(out, cohort.to_document())  # raises where the run would be refused
-        outlooks = look_at_cohort(cohort, is_quiet=is_quiet) if config.mask_source == "given" else []
+        outlooks = look_at_cohort(cohort, is_quiet=is_quiet) if config.mask_source == GIVEN else []
     if as_json:
         maps = {"maps": [outlook.to_json(cohort.bundle.vocabulary) for outlook in outlooks]} if outlooks else {}
         typer.echo(json.dumps({**cohort.to_document(), "plan": cohort.plan.to_json(), **maps}, indent=1))
@@ -279,7 +280,7 @@ def _print_table(cohort: ResolvedCohort) -> None:
     spacing = " x ".join(f"{side:g}" for side in cohort.grid.spacing_mm)
     config, num_cases = cohort.config, len(cohort.plan.cases)
     title = f"{num_cases} cases, seed {config.seed}, bundle {cohort.bundle.name}, {sides} at {spacing} mm"
-    bank = "" if config.mask_source == "none" else f", bank {config.mask_bank}"
+    bank = "" if config.mask_source == NO_MAP else f", bank {config.mask_bank}"
     table = Table(title=title, caption=f"label maps: {config.mask_source}{bank}")
     for heading in ("case", "request", "lesion"):
         table.add_column(heading)

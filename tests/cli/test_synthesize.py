@@ -8,7 +8,7 @@ from typing import Any, get_args
 import pytest
 
 from maisi_aug.cli.parsing import parse_shape, parse_size_labels, parse_spacing
-from maisi_aug.cli.synthesize import ModalityName, describe_summary
+from maisi_aug.cli.synthesize import MaskSourceName, ModalityName, describe_summary
 from maisi_aug.cohort import open_cohort
 from maisi_aug.generate import CohortSummary
 from maisi_aug.grid import Grid
@@ -159,8 +159,9 @@ def test_command_can_be_corrected_in_the_same_folder(run_cli: Run, recipe: Path,
     assert run_cli(*words).code == 0
 
 
-def test_flag_takes_the_modalities_of_a_recipe() -> None:
+def test_flags_take_the_words_of_a_recipe() -> None:
     assert tuple(ModalityName) == get_args(CohortConfig.model_fields["modality"].annotation)
+    assert tuple(MaskSourceName) == get_args(CohortConfig.model_fields["mask_source"].annotation)
 
 
 def test_out_and_labels_are_asked_for(run_cli: Run, recipe: Path) -> None:
