@@ -117,6 +117,7 @@ def _describe(bundle: Bundle) -> dict[str, Any]:
     return {
         **_summarise(bundle),
         "advice": bundle.advice,
+        "advice_without_map": bundle.advice_without_map,
         "sides_multiple_of": bundle.latent_factor,
         "grid_limits": None if bundle.spec.grid_limits is None else bundle.spec.grid_limits.model_dump(mode="json"),
         "num_inference_steps": bundle.default_steps,
@@ -149,6 +150,7 @@ def _spell(described: Mapping[str, Any]) -> list[str]:
     lines = [f"{described['name']}: {described['description']}"]
     facts = {
         "advice": described["advice"],
+        "without a label map": described["advice_without_map"],
         "licence": described["licence"],
         "default grid": f"{_spell_grid(described['grid'])}; sides are multiples of {described['sides_multiple_of']}",
         "grids seen": _spell_limits(described["grid_limits"]),

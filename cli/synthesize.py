@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from maisi_aug.cli.given_table import look_at_cohort, print_given_table
 from maisi_aug.cli.parsing import parse_shape, parse_size_labels, parse_spacing, parse_words
+from maisi_aug.source_rules import GIVEN, NO_MAP
 
 if TYPE_CHECKING:
     from maisi_aug.generate import CohortSummary
@@ -27,6 +29,8 @@ class MaskSourceName(StrEnum):
 
     plant = "plant"
     bank = "bank"
+    given = "given"
+    none = "none"
 
 
 class ModalityName(StrEnum):
@@ -65,7 +69,10 @@ def synthesize(
         ),
     ] = None,
     num_cases: Annotated[
-        int | None, typer.Option("--num-cases", "-n", min=1, help="Cases to make (default: 4).", rich_help_panel=_WHAT)
+        int | None,
+        typer.Option(
+            "--num-cases", "-n", min=1, help="Cases to make (default: 4, or one per given map).", rich_help_panel=_WHAT
+        ),
     ] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Cohort seed (default: 0).", rich_help_panel=_WHAT)] = None,
     recipe: Annotated[
@@ -85,14 +92,17 @@ def synthesize(
     mask_source: Annotated[
         MaskSourceName | None,
         typer.Option(
-            help="plant lesions in tumour-free maps, or take a bank's own (default: plant).", rich_help_panel=_MASKS
+            help="plant lesions in tumour-free maps, take a bank's own, draw given maps as they are, or none: images "
+            "alone (default: plant).",
+            rich_help_panel=_MASKS,
         ),
     ] = None,
     mask_bank: Annotated[
         str | None,
         typer.Option(
             metavar="phantom|PATH",
-            help="Folder or data list of label maps, or NVIDIA's mask database (zip or folder, its list beside it).",
+            help="File, folder or data list of label maps, or NVIDIA's mask database (zip or folder, its list beside "
+            "it).",
             rich_help_panel=_MASKS,
         ),
     ] = None,
@@ -139,7 +149,11 @@ def synthesize(
     ] = None,
     shape: Annotated[
         str | None,
-        typer.Option(metavar="IxJxK", help="Voxels (default: the preset's, or the bundle's).", rich_help_panel=_IMAGES),
+        typer.Option(
+            metavar="IxJxK",
+            help="Voxels (default: the preset's, bundle's or given map's).",
+            rich_help_panel=_IMAGES,
+        ),
     ] = None,
     spacing: Annotated[
         str | None,
@@ -222,9 +236,16 @@ def _run(config: CohortConfig, out: Path, *, device: str, may_resume: bool, is_q
     _require_folder(out, may_resume=may_resume)
     with CohortProgress(is_quiet=is_quiet) as progress:
         cohort = resolve_cohort(config, out, report_file=progress.measures)
-        if cohort.bundle.advice and not is_quiet:
-            typer.echo(f"Note: {cohort.bundle.advice.strip()}", err=True)
+        for advice in _find_advice(cohort) if not is_quiet else ():
+            typer.echo(f"Note: {advice}", err=True)
         return synthesize_cohort(cohort, out, device=device, listener=progress)
+
+
+def _find_advice(cohort: ResolvedCohort) -> list[str]:
+    """What the bundle wants its user to know."""
+    bundle = cohort.bundle
+    found = [bundle.advice, bundle.advice_without_map if cohort.config.mask_source == NO_MAP else ""]
+    return [" ".join(text.split()) for text in found if text]
 
 
 def _require_folder(out: Path, *, may_resume: bool) -> None:
@@ -251,7 +272,8 @@ def describe_summary(summary: CohortSummary) -> str:
         lines += [f"  {name}: {reason}" for name, reason in summary.skipped]
     if facts["num_accepted"]:
         lines.append(f"Pictures: {summary.folder / 'contact_sheet.png'}")
-        lines.append(f"Next: {_export_command(summary.folder)}")
+        if any(record.mask_origin.get("source") != NO_MAP for record in summary.manifest.accepted):
+            lines.append(f"Next: {_export_command(summary.folder)}")
     return "\n".join(lines)
 
 
@@ -272,12 +294,16 @@ def _show_plan(config: CohortConfig, out: Path | None, *, may_resume: bool, as_j
         _require_folder(out, may_resume=may_resume)
     with CohortProgress(is_quiet=is_quiet) as progress:
         cohort = resolve_cohort(config, out, report_file=progress.measures)
-    if out is not None:
-        find_cohort(out, cohort.to_document())  # raises where the run would be refused
+        if out is not None:
+            find_cohort(out, cohort.to_document())  # raises where the run would be refused
+        outlooks = look_at_cohort(cohort, is_quiet=is_quiet) if config.mask_source == GIVEN else []
     if as_json:
-        typer.echo(json.dumps({**cohort.to_document(), "plan": cohort.plan.to_json()}, indent=1))
-        return
-    _print_table(cohort)
+        maps = {"maps": [outlook.to_json(cohort.bundle.vocabulary) for outlook in outlooks]} if outlooks else {}
+        typer.echo(json.dumps({**cohort.to_document(), "plan": cohort.plan.to_json(), **maps}, indent=1))
+    elif outlooks:
+        print_given_table(cohort, outlooks)
+    else:
+        _print_table(cohort)
 
 
 def _print_table(cohort: ResolvedCohort) -> None:
@@ -290,10 +316,11 @@ def _print_table(cohort: ResolvedCohort) -> None:
 
     sides = " x ".join(map(str, cohort.grid.shape))
     spacing = " x ".join(f"{side:g}" for side in cohort.grid.spacing_mm)
-    config = cohort.config
-    title = f"{config.num_cases} cases, seed {config.seed}, bundle {cohort.bundle.name}, {sides} at {spacing} mm"
+    config, num_cases = cohort.config, len(cohort.plan.cases)
+    title = f"{num_cases} cases, seed {config.seed}, bundle {cohort.bundle.name}, {sides} at {spacing} mm"
+    bank = "" if config.mask_source == NO_MAP else f", bank {config.mask_bank}"
     kept = f"; keep {spell_labels(cohort.plan.requested_ids, cohort.bundle.vocabulary)}" if config.anatomy else ""
-    table = Table(title=title, caption=f"label maps: {config.mask_source}, bank {config.mask_bank}{kept}")
+    table = Table(title=title, caption=f"label maps: {config.mask_source}{bank}{kept}")
     for heading in ("case", "request", "lesion"):
         table.add_column(heading)
     for heading in ("percentile", "mL", "mm"):
@@ -307,8 +334,8 @@ def _print_table(cohort: ResolvedCohort) -> None:
             first = ("", "")
         if not case.lesions:
             table.add_row(*first, "", "", "", "")
-    if len(shown) < config.num_cases:
-        table.add_row("...", f"and {config.num_cases - len(shown)} more (all of them with --json)", "", "", "", "")
+    if len(shown) < num_cases:
+        table.add_row("...", f"and {num_cases - len(shown)} more (all of them with --json)", "", "", "", "")
     console = Console(width=None if sys.stdout.isatty() else 160)
     console.print(table)
     for label, source in sorted(cohort.plan.size_sources.items()):

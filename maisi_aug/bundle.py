@@ -59,6 +59,8 @@ class BundleSpec(_Strict):
         name: What users call the bundle.
         description: One line for listings.
         advice: A sentence shown when the bundle is used, or empty.
+        advice_without_map: A sentence shown when images are drawn without a label map, where they are known to be poor;
+            else empty.
         licence: Of the weights, inherited by what they generate.
         grid: Default grid.
         grid_limits: The grids that the networks have seen; None where that is not known, and any is taken.
@@ -77,6 +79,7 @@ class BundleSpec(_Strict):
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")
     description: str
     advice: str = ""
+    advice_without_map: str = ""
     licence: str
     grid: GridSpec
     grid_limits: GridLimits | None = None
@@ -106,6 +109,11 @@ class Bundle:
     def advice(self) -> str:
         """What to tell the user of this bundle, or an empty string."""
         return self.spec.advice
+
+    @property
+    def advice_without_map(self) -> str:
+        """What to tell who draws without label maps, or an empty string where such images are as good as others."""
+        return self.spec.advice_without_map
 
     @property
     def licence(self) -> str:

@@ -56,6 +56,7 @@ class FolderBank:
         mapping: LabelMapping = "auto",
         body_region: Regions | None = None,
         cache_bytes: int = CACHE_BYTES,
+        min_cover: float = MIN_COVER,
     ) -> None:
         """List the files; they are read when they are drawn.
 
@@ -67,6 +68,7 @@ class FolderBank:
                 source ids or names -> vocabulary names or ids.
             body_region: Uppermost and lowest body region that a map has to show, where a list tells it.
             cache_bytes: How much memory the maps read last may take.
+            min_cover: Share of the grid's length from feet to head that a map has to fill.
 
         Raises:
             BankError: There is no usable file: none at all, or of none is it known what its labels mean.
@@ -78,6 +80,8 @@ class FolderBank:
         self._mapping = load_mapping(mapping)
         self._cache: OrderedDict[int, BankMap] = OrderedDict()
         self._cache_bytes = cache_bytes
+        self._min_cover = min_cover
+        self._grids: dict[int, Grid] = {}
         self._bad: dict[int, str] = {}
         self._ids: dict[int, frozenset[int]] = {}
         self._lesions: dict[tuple[int, int], list[BankLesion]] = {}
@@ -105,6 +109,10 @@ class FolderBank:
     def skipped(self) -> list[tuple[str, str]]:
         """``(path, reason)`` of every file that could not be used, so far."""
         return [*self._missing, *((self._entries[index].name, self._bad[index]) for index in sorted(self._bad))]
+
+    def fault_of(self, index: int) -> str:
+        """Why a map cannot be used; empty where nothing is known against it."""
+        return self._bad.get(index, "")
 
     def order(self, seed: int, needs: Needs) -> list[int]:
         """The entries that may serve, as far as is known before they are read, in the random order of a seed.
@@ -136,6 +144,12 @@ class FolderBank:
         if index not in self._ids and index not in self._bad:
             self._try(index, lambda: self._read_labels(index))
         return self._ids.get(index) if index not in self._bad else None
+
+    def grid_of(self, index: int) -> Grid | None:
+        """The grid of a map, read once; None if it cannot be used."""
+        if index not in self._grids and index not in self._bad:
+            self._try(index, lambda: self._read_labels(index))
+        return self._grids.get(index) if index not in self._bad else None
 
     def lesions_of(self, index: int, label_id: int) -> list[BankLesion]:
         """The lesions of one id in a map, measured once."""
@@ -213,7 +227,7 @@ class FolderBank:
         ids = frozenset(np.flatnonzero(np.bincount(label_map.ravel())).tolist()) | {BODY_ID}
         if not ids - {0, BODY_ID}:
             raise VolumeError(f"{entry.name}: expected labels of the vocabulary, found none. Check --mask-labels.")
-        self._ids[index] = ids
+        self._ids[index], self._grids[index] = ids, source.grid
         return label_map, source.grid, bool(translation.envelope_ids.intersection(present.tolist()))
 
     def _read(self, index: int) -> BankMap:
@@ -229,11 +243,11 @@ class FolderBank:
     def _require_cover(self, bank_map: BankMap) -> None:
         filled = np.flatnonzero((bank_map.label_map > 0).any(axis=(0, 1)))
         covered_mm = (int(filled[-1]) - int(filled[0]) + 1) * bank_map.grid.spacing_mm[2]
-        wanted_mm = self.grid.extent_mm[2]
-        if covered_mm < MIN_COVER * wanted_mm:
+        wanted_mm = self._min_cover * self.grid.extent_mm[2]
+        if covered_mm < wanted_mm:
             raise VolumeError(
-                f"{bank_map.name}: expected at least {MIN_COVER * wanted_mm:.0f} mm from feet to head, half of the "
-                f"grid, found {covered_mm:.0f} mm. Use a longer scan or a shorter grid."
+                f"{bank_map.name}: expected at least {wanted_mm:.0f} mm from feet to head, "
+                f"{self._min_cover:.0%} of the grid, found {covered_mm:.0f} mm. Use a longer scan or a shorter grid."
             )
 
     def _remember(self, index: int, bank_map: BankMap) -> None:

@@ -16,6 +16,7 @@ from pydantic_core import ErrorDetails
 
 from maisi_aug.errors import RecipeError, did_you_mean
 from maisi_aug.regions import BODY_REGIONS, BodyRegion
+from maisi_aug.source_rules import SOURCES_WITHOUT_REQUESTS, find_misfit
 from maisi_aug.whole_files import write_text_whole
 
 COHORT_NAME = "cohort.yaml"
@@ -34,7 +35,8 @@ class GateConfig(BaseModel):
 
     Attributes:
         size_tolerance: Largest relative error of a lesion's volume; two voxels are always allowed.
-        organ_hu: Whether organ medians must lie in the reference ranges.
+        organ_hu: Whether organ medians must lie in the reference ranges, and an image without a label map must show a
+            patient.
         visibility: Whether lesions must stand out from their host organ.
         minimum_cnr: Least contrast between a lesion and its host, as a multiple of the noise; lesions under 10 mm only
             have to be brighter or darker than their host as their kind is.
@@ -52,13 +54,16 @@ class CohortConfig(BaseModel):
     """Everything that decides which bytes a cohort consists of.
 
     Attributes:
-        labels: Requests, ``NAME[:SIZE][@SHARE]``, joined with ``+`` where one case serves several.
-        num_cases: Cases to make.
+        labels: Requests, ``NAME[:SIZE][@SHARE]``, joined with ``+`` where one case serves several. With mask_source
+            ``given`` the names of the labels to keep in ``labels/``, every label but the body when there are none; with
+            ``none`` there are none.
+        num_cases: Cases to make; 4 when not given, and one for each label map with mask_source ``given``.
         seed: Cohort seed.
         anatomy: Labels that ``labels/ID.nii.gz`` keeps, by name, alias or id; its organs must be in every case. Those
             that the requests name when not given.
         bundle: Name or folder of a bundle.
-        mask_source: ``plant`` puts lesions of exact size into tumour-free maps; ``bank`` takes maps that have them.
+        mask_source: ``plant`` puts lesions of exact size into tumour-free maps; ``bank`` takes maps that have them;
+            ``given`` draws each map of the bank as it is; ``none`` draws images without a label map.
         mask_bank: ``phantom`` for the embedded phantoms, or a folder or data list of label maps, or NVIDIA's mask
             database.
         mask_labels: Vocabulary of the bank: ``auto``, ``maisi``, ``totalsegmentator-v1``, ``totalsegmentator-v2``, or a
@@ -70,8 +75,9 @@ class CohortConfig(BaseModel):
         body_region: The body region of every image, or the uppermost and the lowest, for bundles that are told them
             (ddpm-ct); read off each label map when not given.
         preset: Shape, spacing and decode window by one name, of ``maisi-aug bundles presets``.
-        shape: Voxels along I, J, K (right, anterior, superior); the preset's, or else the bundle's when not given.
-        spacing_mm: Voxel sides along I, J, K; the preset's, or else the bundle's when not given.
+        shape: Voxels along I, J, K (right, anterior, superior); the preset's, or else the bundle's when not given, and
+            the map's own with mask_source ``given``.
+        spacing_mm: Voxel sides along I, J, K; the preset's, the bundle's or the map's own in the same way.
         allow_unseen_grid: Warn of a grid that the bundle's networks cannot work with, instead of refusing it.
         max_attempts: Attempts per case before it is rejected; a cohort can be gone on with under a larger number.
         size_reference: nnU-Net dataset or folder of label maps whose lesions define the percentiles.
@@ -81,12 +87,12 @@ class CohortConfig(BaseModel):
 
     model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
 
-    labels: Annotated[tuple[Annotated[str, Field(min_length=1)], ...], _FromList, Field(min_length=1)]
-    num_cases: _PositiveInt = 4
+    labels: Annotated[tuple[Annotated[str, Field(min_length=1)], ...], _FromList]
+    num_cases: _PositiveInt | None = None
     seed: Annotated[int, Field(ge=0)] = 0
     anatomy: Annotated[tuple[Annotated[str, Field(min_length=1)], ...], _FromList, Field(min_length=1)] | None = None
     bundle: Annotated[str, Field(min_length=1)] = "phantom-ct"
-    mask_source: Literal["plant", "bank"] = "plant"
+    mask_source: Literal["plant", "bank", "given", "none"] = "plant"
     mask_bank: Annotated[str, Field(min_length=1)] = EMBEDDED_BANK
     mask_labels: Annotated[str, Field(min_length=1)] = "auto"
     num_inference_steps: _PositiveInt | None = None
@@ -102,6 +108,13 @@ class CohortConfig(BaseModel):
     size_label: _PositiveInt | dict[str, _PositiveInt] | None = None
     gates: GateConfig = GateConfig()
 
+    @model_validator(mode="before")
+    @classmethod
+    def _need_no_requests(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("mask_source") in SOURCES_WITHOUT_REQUESTS:
+            return {"labels": (), **values}
+        return values
+
     @field_validator("gates", mode="before")
     @classmethod
     def _read_empty_gates(cls, value: object) -> object:
@@ -112,6 +125,17 @@ class CohortConfig(BaseModel):
         if (self.size_reference is None) != (self.size_label is None):
             missing = "size_label" if self.size_label is None else "size_reference"
             raise ValueError(f"size_reference and size_label belong together; {missing} is missing")
+        misfit = find_misfit(
+            self.mask_source,
+            labels=self.labels,
+            has_own_bank=self.mask_bank != EMBEDDED_BANK,
+            mask_labels=self.mask_labels,
+            guidance_scale=self.guidance_scale,
+            size_reference=self.size_reference,
+            has_anatomy=self.anatomy is not None,
+        )
+        if misfit:
+            raise ValueError(misfit)
         if self.mask_source == "bank" and self.mask_bank == EMBEDDED_BANK:
             raise ValueError(
                 "mask_source 'bank': expected a mask_bank with lesions of its own, found the phantoms, which have "

@@ -12,6 +12,7 @@ from typing import Any
 
 from maisi_aug import __version__
 from maisi_aug.anatomy import keep_anatomy
+from maisi_aug.bank_entry import BankEntry
 from maisi_aug.bank_files import digest_of, find_entries
 from maisi_aug.bank_labels import CHOICES, find_label_id, load_mapping
 from maisi_aug.bundle import Bundle, embedded_bundles, load_bundle, pulled_bundles
@@ -20,12 +21,13 @@ from maisi_aug.errors import RequestError
 from maisi_aug.grid import Grid
 from maisi_aug.grid_preflight import check_grid, shows_head_alone
 from maisi_aug.labels import Vocabulary
-from maisi_aug.plan import CohortPlan, plan_from_texts
+from maisi_aug.plan import CohortPlan, plan_bare_images, plan_from_texts, plan_given_maps
 from maisi_aug.preflight import require_drawable, require_known_targets, require_maps
 from maisi_aug.presets import Preset, find_preset, with_decode_window
 from maisi_aug.recipe import EMBEDDED_BANK, CohortConfig
 from maisi_aug.requests import label_names
 from maisi_aug.sizes import SizeDistribution, measure_distribution
+from maisi_aug.source_rules import DEFAULT_NUM_CASES, GIVEN, NO_MAP
 
 NUM_DIGITS = 16  # of a hash; enough to tell banks apart, few enough to be read in a message
 ReportFile = Callable[[int, int], None]
@@ -38,7 +40,7 @@ class ResolvedCohort:
     Attributes:
         config: With every default that the bundle decides filled in, and paths made absolute.
         bundle: The weights and their vocabulary.
-        grid: Of every case.
+        grid: Of every case; the bundle's where given label maps keep their own.
         plan: What every case shall hold.
         distributions: Label name -> sizes measured in the user's data; empty without a size reference.
         mask_bank: What tells the user's label maps from others, as plain JSON values; empty for the phantoms.
@@ -97,39 +99,61 @@ def resolve_cohort(
     if preset is not None:
         bundle = with_decode_window(bundle, preset)
     grid = _choose_grid(config, bundle, preset)
-    for sentence in check_grid(
-        grid, bundle, shows_head_alone=shows_head_alone(config, bundle), allow_unseen=config.allow_unseen_grid
-    ):
-        warnings.warn(sentence, stacklevel=2)
     config = config.model_copy(
         update={
             "bundle": _absolute(config.bundle, *embedded_bundles(), *pulled_bundles()),
             "mask_bank": _absolute(config.mask_bank, EMBEDDED_BANK),
             "mask_labels": _absolute(config.mask_labels, *CHOICES),
             "size_reference": config.size_reference and _absolute(config.size_reference),
-            "shape": grid.shape,
-            "spacing_mm": grid.spacing_mm,
+            **({} if _follows_maps(config) else {"shape": grid.shape, "spacing_mm": grid.spacing_mm}),
             "num_inference_steps": bundle.choose_steps(config.num_inference_steps),
         }
     )
     described = _describe_bank(config, bundle.vocabulary)
     distributions = _find_distributions(config, bundle.vocabulary, document or {}, report_file)
-    plan = plan_from_texts(
-        config.labels,
-        vocabulary=bundle.vocabulary,
-        num_cases=config.num_cases,
-        seed=config.seed,
-        distributions=distributions,
-    )
+    plan = _plan_cases(config, bundle.vocabulary, distributions)
     if config.anatomy is not None:
         plan = keep_anatomy(plan, config.anatomy, bundle.vocabulary)
     require_drawable(plan, grid)
+    config = config.model_copy(update={"num_cases": len(plan.cases)})
     return ResolvedCohort(config, bundle, grid, plan, distributions, described)
 
 
+def _plan_cases(
+    config: CohortConfig, vocabulary: Vocabulary, distributions: Mapping[str, SizeDistribution]
+) -> CohortPlan:
+    """What every case shall hold: by the requests, or by the given label maps, or nothing."""
+    if config.mask_source == GIVEN:
+        names = [entry.name for entry in _list_bank(config, vocabulary)[0]]
+        label_ids = [vocabulary.id_of(text) for text in config.labels]
+        return plan_given_maps(names, num_cases=config.num_cases or len(names), label_ids=label_ids)
+    num_cases = config.num_cases or DEFAULT_NUM_CASES
+    if config.mask_source == NO_MAP:
+        return plan_bare_images(num_cases)
+    return plan_from_texts(
+        config.labels, vocabulary=vocabulary, num_cases=num_cases, seed=config.seed, distributions=distributions
+    )
+
+
 def _choose_grid(config: CohortConfig, bundle: Bundle, preset: Preset | None) -> Grid:
+    """The grid of every case, compared with those that the networks have seen.
+
+    Given label maps decide on what is left open, each for itself: of theirs only the sides asked for are checked.
+    """
     base = preset or bundle.spec.grid
-    return Grid.from_spacing(config.shape or base.shape, config.spacing_mm or base.spacing_mm)
+    grid = Grid.from_spacing(config.shape or base.shape, config.spacing_mm or base.spacing_mm)
+    if _follows_maps(config):
+        grid.require_multiple_of(bundle.latent_factor, subject=f"Shape for bundle '{bundle.name}'")
+        return grid
+    for sentence in check_grid(
+        grid, bundle, shows_head_alone=shows_head_alone(config, bundle), allow_unseen=config.allow_unseen_grid
+    ):
+        warnings.warn(sentence, stacklevel=3)
+    return grid
+
+
+def _follows_maps(config: CohortConfig) -> bool:
+    return config.mask_source == GIVEN and config.preset is None
 
 
 def _absolute(text: str, *names: str) -> str:
@@ -146,12 +170,16 @@ def _describe_bank(config: CohortConfig, vocabulary: Vocabulary) -> dict[str, An
     require_known_targets(mapping, vocabulary, subject=f"Mask labels {config.mask_labels}")
     if config.mask_bank == EMBEDDED_BANK:
         return {}
-    entries, skipped = find_entries(Path(config.mask_bank), lambda name: find_label_id(name, vocabulary) is not None)
+    entries, skipped = _list_bank(config, vocabulary)
     require_maps(entries, skipped, subject=f"Mask bank {config.mask_bank}")
     described = {"num_maps": len(entries), "files_sha256": digest_of(entries)[:NUM_DIGITS]}
     if isinstance(mapping, Mapping):
         described["mapping_sha256"] = hashlib.sha256(json.dumps(mapping).encode()).hexdigest()[:NUM_DIGITS]
     return described
+
+
+def _list_bank(config: CohortConfig, vocabulary: Vocabulary) -> tuple[list[BankEntry], list[tuple[str, str]]]:
+    return find_entries(Path(config.mask_bank), lambda name: find_label_id(name, vocabulary) is not None)
 
 
 def _find_distributions(

@@ -20,11 +20,11 @@ PACKAGE = REPOSITORY / "maisi_aug"
 LAYERS: dict[str, tuple[str, ...]] = {
     "foundations": (
         *("errors", "grid", "seeds", "labels", "sizes", "requests", "totalsegmentator_labels", "whole_files"),
-        "regions",
+        *("regions", "source_rules"),
     ),
     "pure maths": (
         *("resampling", "deformation", "growth", "lesions", "lesion_editing", "body", "phantom", "quality", "pictures"),
-        *("map_cleanup", "visibility", "networks", "conditioning", "sampling", "decoding", "fastpath"),
+        *("map_cleanup", "visibility", "patient", "networks", "conditioning", "sampling", "decoding", "fastpath"),
     ),
     "state": (
         *("volume_io", "bundle", "bundles", "weights", "manifest", "recipe", "recipes", "cohort"),
@@ -34,7 +34,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "orchestration": (
         *("masks", "plan", "resolve", "preview", "contact_sheet", "gates", "writer", "pipeline", "generate"),
         *("bank_map", "folder_bank", "phantom_folder", "preflight", "segmenter", "training"),
-        *("anatomy", "grid_preflight"),
+        *("anatomy", "grid_preflight", "given_maps"),
     ),
     "adapters": ("evaluation", "integrations"),
     "command line": ("cli",),

@@ -82,6 +82,7 @@ class BundleHeader(_Strict):
     name: str
     description: str
     advice: str = ""
+    advice_without_map: str = ""
     licence: str
     grid: GridSpec
     grid_limits: GridLimits | None = None
