@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from maisi_aug.cli.parsing import parse_shape, parse_size_labels, parse_spacing, parse_words
+from maisi_aug.cli.parsing import parse_organ_sizes, parse_shape, parse_size_labels, parse_spacing, parse_words
 
 if TYPE_CHECKING:
     from maisi_aug.generate import CohortSummary
@@ -27,6 +27,7 @@ class MaskSourceName(StrEnum):
 
     plant = "plant"
     bank = "bank"
+    diffusion = "diffusion"
 
 
 class ModalityName(StrEnum):
@@ -76,7 +77,8 @@ def synthesize(
     mask_source: Annotated[
         MaskSourceName | None,
         typer.Option(
-            help="plant lesions in tumour-free maps, or take a bank's own (default: plant).", rich_help_panel=_MASKS
+            help="plant lesions in tumour-free maps, take a bank's own, or generate maps (default: plant).",
+            rich_help_panel=_MASKS,
         ),
     ] = None,
     mask_bank: Annotated[
@@ -88,6 +90,23 @@ def synthesize(
         typer.Option(
             metavar="NAME|FILE",
             help="The bank's label ids: auto, maisi, totalsegmentator-v1, totalsegmentator-v2 or a JSON file.",
+            rich_help_panel=_MASKS,
+        ),
+    ] = None,
+    mask_steps: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Sampling steps of a generated map (default: the bundle's; 1000 is NVIDIA's DDPM).",
+            rich_help_panel=_MASKS,
+        ),
+    ] = None,
+    size_of: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="ORGAN:SIZE",
+            help="Size percentile of gallbladder, liver, stomach, pancreas or colon in generated maps, 0-1, or -1 for "
+            "absent; may repeat.",
             rich_help_panel=_MASKS,
         ),
     ] = None,
@@ -153,6 +172,8 @@ def synthesize(
             "mask_source": None if mask_source is None else mask_source.value,
             "mask_bank": mask_bank,
             "mask_labels": mask_labels,
+            "mask_steps": mask_steps,
+            "size_of": parse_organ_sizes(size_of or []),
             "bundle": bundle,
             "num_inference_steps": steps,
             "guidance_scale": guidance_scale,
@@ -256,7 +277,8 @@ def _print_table(cohort: ResolvedCohort) -> None:
     spacing = " x ".join(f"{side:g}" for side in cohort.grid.spacing_mm)
     config = cohort.config
     title = f"{config.num_cases} cases, seed {config.seed}, bundle {cohort.bundle.name}, {sides} at {spacing} mm"
-    table = Table(title=title, caption=f"label maps: {config.mask_source}, bank {config.mask_bank}")
+    maps = f"bank {config.mask_bank}" if config.mask_steps is None else f"{config.mask_steps} steps"
+    table = Table(title=title, caption=f"label maps: {config.mask_source}, {maps}")
     for heading in ("case", "request", "lesion"):
         table.add_column(heading)
     for heading in ("percentile", "mL", "mm"):

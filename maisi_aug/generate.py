@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from maisi_aug.cohort import CONTACT_SHEET_NAME, CohortFolder, open_cohort
 from maisi_aug.contact_sheet import save_contact_sheet
+from maisi_aug.diffusion_source import DiffusionSource, open_diffusion_source
 from maisi_aug.errors import BankError, LesionError, MaisiAugError
 from maisi_aug.gates import judge_label_map, unrealised_lesions
 from maisi_aug.labels import BODY_ID
@@ -53,6 +54,9 @@ class Listener:
 
     def steps(self, case_id: str, done: int, total: int) -> None:
         """The sampler has done another step."""
+
+    def generates(self, number: int, done: int, total: int) -> None:
+        """The mask networks have done another step of a label map, the first, second, ... for its case."""
 
     def records(self, record: AttemptRecord) -> None:
         """An attempt has ended and is in the manifest."""
@@ -154,13 +158,16 @@ def synthesize_cohort(
     return CohortSummary(folder, len(cohort.plan.cases), done, perf_counter() - started, num_new, skipped)
 
 
-def _open_source(cohort: ResolvedCohort) -> PlantSource | BankSource:
+def _open_source(cohort: ResolvedCohort, device: str, listener: Listener) -> PlantSource | BankSource | DiffusionSource:
     """The mask source of a cohort.
 
     Raises:
         BankError: When the bank has no usable label map.
+        BundleError: When the mask networks or the device cannot be used.
     """
     config, vocabulary = cohort.config, cohort.bundle.vocabulary
+    if config.mask_source == "diffusion":
+        return open_diffusion_source(cohort, device, report=listener.generates)
     bank: MaskBank
     if config.mask_bank == EMBEDDED_BANK:
         bank = PhantomBank(vocabulary=vocabulary, grid=cohort.grid)
@@ -173,8 +180,8 @@ def _prepare(
     cohort: ResolvedCohort, place: CohortFolder, writer: ManifestWriter, device: str, listener: Listener
 ) -> _Run:
     """Open the mask source and load the networks."""
-    listener.enters("opening the mask bank")
-    source = _open_source(cohort)
+    listener.enters("opening the mask source")
+    source = _open_source(cohort, device, listener)
     listener.enters("loading the networks")
     from maisi_aug.pipeline import Pipeline, resolve_device
 
@@ -196,7 +203,7 @@ class _Run:
     """The three stages and what they share."""
 
     cohort: ResolvedCohort
-    source: PlantSource | BankSource
+    source: PlantSource | BankSource | DiffusionSource
     pipeline: Pipeline
     writer: CaseWriter
     listener: Listener
@@ -213,9 +220,10 @@ class _Run:
         open_cases = {case.index: case for case in cases}
         drawing: deque[Future[Attempt]] = deque()
         writing: deque[Future[AttemptRecord]] = deque()
-        # Attempts without a label map, until one could be drawn: the fault may be the bank's and not theirs.
+        # Attempts without a label map, until one could be drawn: the fault may be the bank's and not theirs. Mask
+        # networks draw another map at the next attempt.
         held: dict[int, Attempt] = {}
-        has_map = any(record.mask_origin for record in manifest.records)
+        has_map = any(record.mask_origin for record in manifest.records) or isinstance(self.source, DiffusionSource)
         draw_pool, write_pool = ThreadPoolExecutor(1, "draw"), ThreadPoolExecutor(1, "write")
         try:
             while waiting or drawing or writing:
