@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from contextlib import nullcontext
 from itertools import pairwise
 
@@ -45,7 +44,8 @@ def predict_for_gaussian(scheduler: DDPMScheduler) -> PredictNoise:
         share = kept[int(timesteps[0])]
         inverse = torch.linalg.inv(share * COVARIANCE + (1 - share) * torch.eye(3, dtype=torch.float64))
         offset = latent.double().flatten(1) - share.sqrt() * MEAN
-        return ((1 - share).sqrt() * offset @ inverse).view_as(latent)
+        noise: Tensor = (1 - share).sqrt() * offset @ inverse
+        return noise.view_as(latent)
 
     return predict
 
@@ -143,9 +143,8 @@ def networks() -> MaskNetworks:
 
 
 @pytest.fixture
-def in_float32(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mask_diffusion, "mixed_precision", lambda _: nullcontext())
-    return
 
 
 CONDITION = torch.tensor([[0.5, 0.4, -1.0, 0.2, 0.9, -1.0, -1.0, 0.3, -1.0, -1.0]])

@@ -210,7 +210,7 @@ def test_cohort_is_made_and_says_how(resolve: Callable[..., ResolvedCohort], tmp
     assert {(1, 1, 3), (1, 3, 3)} <= set(noting.maps)
     records = load_manifest(tmp_path / "one").accepted
     assert [record.mask_origin["source"] for record in records] == ["diffusion", "diffusion"]
-    assert all(record.mask_origin["condition"][1] == 0.5 for record in records)  # type: ignore[index,call-overload]
+    assert all(record.mask_origin["condition"][1] == 0.5 for record in records)  # type: ignore[index]
     assert "mask_networks_sha256" in (tmp_path / "one" / "cohort.yaml").read_text()
     synthesize_cohort(cohort, tmp_path / "two", device="cpu", case_indices=[1, 0])
     again = load_manifest(tmp_path / "two").accepted

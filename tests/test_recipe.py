@@ -61,7 +61,7 @@ def test_all_problems_are_reported_together_with_their_places() -> None:
         ({"labels": ["liver"], "num_cases": 0}, "num_cases: expected greater than or equal to 1, found 0"),
         ({"labels": ["liver"], "seed": True}, "seed: expected a valid integer, found True"),
         ({"labels": ["liver"], "guidance_scale": float("nan")}, "guidance_scale: expected .*, found nan"),
-        ({"labels": ["liver"], "mask_source": "diffusion"}, "mask_source: expected 'plant' or 'bank'"),
+        ({"labels": ["liver"], "mask_source": "drawn"}, "mask_source: expected 'plant', 'bank' or 'diffusion', found"),
         (
             {"labels": ["liver"], "modality": "mr"},
             "modality: expected 'ct', 'ct_contrast' or 'ct_wo_contrast', found 'mr'",
