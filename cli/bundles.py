@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 # Rich assumes 80 columns where there is no terminal, which would fold every row of a piped table.
 PIPED_WIDTH = 160
 # What tells the width of a network, in MAISI's own words.
-WIDTH_KEYS = ("num_channels", "latent_channels", "num_res_blocks", "attention_levels", "num_head_channels")
+WIDTH_KEYS = ("num_channels", "channels", "latent_channels", "num_res_blocks", "attention_levels", "num_head_channels")
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 
@@ -56,7 +56,8 @@ def list_command(as_json: JsonOption = False) -> None:
     for heading in ("name", "description", "licence", "default grid", "on disk"):
         table.add_column(heading)
     for row in rows:
-        place = _spell_bytes(row["num_bytes"]) if row["pull"] is None else f"{row['pull']} ({row['download_size']})"
+        size = _spell_bytes(row["num_bytes"] or 0) + (" with mask networks" if row["has_masks"] else "")
+        place = size if row["pull"] is None else f"{row['pull']} ({row['download_size']})"
         table.add_row(row["name"], row["description"], row["licence"], _spell_grid(row["grid"]), place)
     Console(width=None if sys.stdout.isatty() else PIPED_WIDTH).print(table)
 
@@ -90,7 +91,8 @@ def _summarise(bundle: Bundle) -> dict[str, Any]:
         "description": bundle.spec.description,
         "licence": bundle.licence,
         "grid": bundle.spec.grid.model_dump(mode="json"),
-        "num_bytes": sum(bundle.weight_path(role).stat().st_size for role in bundle.spec.weights),
+        "num_bytes": sum(bundle.path_of(named).stat().st_size for named in bundle.files),
+        "has_masks": bundle.spec.mask_generation is not None,
         "path": str(bundle.path),
         "pull": None,
         "download_size": None,
@@ -105,6 +107,7 @@ def _announce(known: KnownBundle) -> dict[str, Any]:
         "licence": known.licence,
         "grid": known.header["grid"],
         "num_bytes": None,
+        "has_masks": False,
         "path": None,
         "pull": known.pull_command,
         "download_size": known.download_size,
@@ -134,6 +137,7 @@ def _describe(bundle: Bundle) -> dict[str, Any]:
             }
             for role, definition in bundle.spec.networks.items()
         },
+        "mask_generation": bundle.spec.mask_generation and bundle.spec.mask_generation.model_dump(mode="json"),
         "provenance": bundle.spec.provenance,
     }
 
@@ -148,6 +152,7 @@ def _weights(bundle: Bundle, role: str) -> dict[str, Any]:
 def _spell(described: Mapping[str, Any]) -> list[str]:
     """The lines of `bundles show`."""
     lines = [f"{described['name']}: {described['description']}"]
+    masks = described["mask_generation"]
     facts = {
         "advice": described["advice"],
         "without a label map": described["advice_without_map"],
@@ -155,6 +160,7 @@ def _spell(described: Mapping[str, Any]) -> list[str]:
         "default grid": f"{_spell_grid(described['grid'])}; sides are multiples of {described['sides_multiple_of']}",
         "grids seen": _spell_limits(described["grid_limits"]),
         "sampling": f"{described['scheduler']}, {described['num_inference_steps']} steps",
+        "label maps": masks and f"generated, {_spell_grid(masks['grid'])}, {masks['num_inference_steps']} steps",
         "on disk": f"{_spell_bytes(described['num_bytes'])} in {described['path']}",
     }
     lines += [f"  {name}: {text}" for name, text in facts.items() if text]

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from maisi_aug.cli.given_table import look_at_cohort, print_given_table
-from maisi_aug.cli.parsing import parse_shape, parse_size_labels, parse_spacing, parse_words
+from maisi_aug.cli.parsing import parse_organ_sizes, parse_shape, parse_size_labels, parse_spacing, parse_words
 from maisi_aug.source_rules import GIVEN, NO_MAP
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ class MaskSourceName(StrEnum):
 
     plant = "plant"
     bank = "bank"
+    diffusion = "diffusion"
     given = "given"
     none = "none"
 
@@ -92,8 +93,8 @@ def synthesize(
     mask_source: Annotated[
         MaskSourceName | None,
         typer.Option(
-            help="plant lesions in tumour-free maps, take a bank's own, draw given maps as they are, or none: images "
-            "alone (default: plant).",
+            help="plant lesions in tumour-free maps, take a bank's own, generate maps, draw given maps as they are, or "
+            "none: images alone (default: plant).",
             rich_help_panel=_MASKS,
         ),
     ] = None,
@@ -111,6 +112,23 @@ def synthesize(
         typer.Option(
             metavar="NAME|FILE",
             help="The bank's label ids: auto, maisi, totalsegmentator-v1, totalsegmentator-v2 or a JSON file.",
+            rich_help_panel=_MASKS,
+        ),
+    ] = None,
+    mask_steps: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Sampling steps of a generated map (default: the bundle's; 1000 is NVIDIA's DDPM).",
+            rich_help_panel=_MASKS,
+        ),
+    ] = None,
+    size_of: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="ORGAN:SIZE",
+            help="Size percentile of gallbladder, liver, stomach, pancreas or colon in generated maps, 0-1, or -1 for "
+            "absent; may repeat.",
             rich_help_panel=_MASKS,
         ),
     ] = None,
@@ -199,6 +217,8 @@ def synthesize(
             "mask_source": None if mask_source is None else mask_source.value,
             "mask_bank": mask_bank,
             "mask_labels": mask_labels,
+            "mask_steps": mask_steps,
+            "size_of": parse_organ_sizes(size_of or []),
             "bundle": bundle,
             "num_inference_steps": steps,
             "guidance_scale": guidance_scale,
@@ -318,9 +338,12 @@ def _print_table(cohort: ResolvedCohort) -> None:
     spacing = " x ".join(f"{side:g}" for side in cohort.grid.spacing_mm)
     config, num_cases = cohort.config, len(cohort.plan.cases)
     title = f"{num_cases} cases, seed {config.seed}, bundle {cohort.bundle.name}, {sides} at {spacing} mm"
-    bank = "" if config.mask_source == NO_MAP else f", bank {config.mask_bank}"
+    if config.mask_steps is not None:
+        maps = f", {config.mask_steps} steps"
+    else:
+        maps = "" if config.mask_source == NO_MAP else f", bank {config.mask_bank}"
     kept = f"; keep {spell_labels(cohort.plan.requested_ids, cohort.bundle.vocabulary)}" if config.anatomy else ""
-    table = Table(title=title, caption=f"label maps: {config.mask_source}{bank}{kept}")
+    table = Table(title=title, caption=f"label maps: {config.mask_source}{maps}{kept}")
     for heading in ("case", "request", "lesion"):
         table.add_column(heading)
     for heading in ("percentile", "mL", "mm"):

@@ -23,11 +23,13 @@ from torch import Tensor
 
 from maisi_aug.errors import BundleError
 
-# Under which key a checkpoint keeps the network of a role; the autoencoder's may also be a bare state dict.
+# Under which key a checkpoint keeps the network of a role; those of autoencoders may also be bare state dicts.
 STATE_DICT_KEYS = {
     "autoencoder": "unet_state_dict",
     "diffusion_unet": "unet_state_dict",
     "controlnet": "controlnet_state_dict",
+    "mask_autoencoder": "unet_state_dict",
+    "mask_diffusion_unet": "unet_state_dict",
 }
 OTHER_STATE_DICT_KEYS = ("state_dict", "model_state_dict", "model")
 """What other programs wrap weights in."""

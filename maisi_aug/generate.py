@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from maisi_aug.anatomy import spell_labels
 from maisi_aug.cohort import CONTACT_SHEET_NAME, CohortFolder, open_cohort
 from maisi_aug.contact_sheet import save_contact_sheet
+from maisi_aug.diffusion_source import DiffusionSource, open_diffusion_source
 from maisi_aug.errors import BankError, LesionError, MaisiAugError
 from maisi_aug.gates import judge_label_map, unrealised_lesions
 from maisi_aug.given_maps import GivenSource, NoMap, NoMapSource, open_given_source
@@ -56,6 +57,9 @@ class Listener:
 
     def steps(self, case_id: str, done: int, total: int) -> None:
         """The sampler has done another step."""
+
+    def generates(self, number: int, done: int, total: int) -> None:
+        """The mask networks have done another step of a label map, the first, second, ... for its case."""
 
     def records(self, record: AttemptRecord) -> None:
         """An attempt has ended and is in the manifest."""
@@ -157,20 +161,23 @@ def synthesize_cohort(
     return CohortSummary(folder, len(cohort.plan.cases), done, perf_counter() - started, num_new, skipped)
 
 
-Source = PlantSource | BankSource | GivenSource | NoMapSource
+Source = PlantSource | BankSource | DiffusionSource | GivenSource | NoMapSource
 
 
-def _open_source(cohort: ResolvedCohort) -> Source:
+def _open_source(cohort: ResolvedCohort, device: str, listener: Listener) -> Source:
     """The mask source of a cohort.
 
     Raises:
         BankError: When the bank has no usable label map.
+        BundleError: When the mask networks or the device cannot be used.
     """
     config, vocabulary = cohort.config, cohort.bundle.vocabulary
     if config.mask_source == GIVEN:
         return open_given_source(cohort)
     if config.mask_source == NO_MAP:
         return NoMapSource(cohort.grid)
+    if config.mask_source == "diffusion":
+        return open_diffusion_source(cohort, device, report=listener.generates)
     bank: MaskBank
     if config.mask_bank == EMBEDDED_BANK:
         bank = PhantomBank(vocabulary=vocabulary, grid=cohort.grid)
@@ -189,8 +196,8 @@ def _prepare(
     cohort: ResolvedCohort, place: CohortFolder, writer: ManifestWriter, device: str, listener: Listener
 ) -> _Run:
     """Open the mask source and load the networks."""
-    listener.enters("opening the mask bank")
-    source = _open_source(cohort)
+    listener.enters("opening the mask source")
+    source = _open_source(cohort, device, listener)
     listener.enters("loading the networks")
     from maisi_aug.pipeline import Pipeline, resolve_device
 
@@ -230,9 +237,10 @@ class _Run:
         open_cases = {case.index: case for case in cases}
         drawing: deque[Future[Attempt]] = deque()
         writing: deque[Future[AttemptRecord]] = deque()
-        # Attempts without a label map, until one could be drawn: the fault may be the bank's and not theirs.
+        # Attempts without a label map, until one could be drawn: the fault may be the bank's and not theirs. Mask
+        # networks draw another map at the next attempt.
         held: dict[int, Attempt] = {}
-        has_map = any(record.mask_origin for record in manifest.records)
+        has_map = any(record.mask_origin for record in manifest.records) or isinstance(self.source, DiffusionSource)
         draw_pool, write_pool = ThreadPoolExecutor(1, "draw"), ThreadPoolExecutor(1, "write")
         try:
             while waiting or drawing or writing:

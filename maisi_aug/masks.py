@@ -195,7 +195,7 @@ class PlantSource:
             label_map = deform_label_map(label_map, spacing_mm=spacing_mm, rng=rng, strength=strength)
             origin["deform_strength"] = strength
         label_map, planted = plant_lesions(label_map, lesions, spacing_mm=spacing_mm, rng=rng)
-        if not _has_all(label_map, required_ids):
+        if not has_all(label_map, required_ids):
             return None
         return DrawnMap(label_map, base.grid, origin, planted)
 
@@ -291,8 +291,8 @@ class BankSource:
         spacing_mm = base.grid.spacing_mm
         strength = round(float(rng.uniform(0.5, 1.0)) * self.deform_strength, 3)
         label_map = deform_label_map(base.label_map, spacing_mm=spacing_mm, rng=rng, strength=strength)
-        sized = _match_volumes(label_map, lesions, spacing_mm)
-        if sized is None or not _has_all(sized[0], required_ids):
+        sized = match_volumes(label_map, lesions, spacing_mm)
+        if sized is None or not has_all(sized[0], required_ids):
             return None
         origin = {
             "source": "bank",
@@ -332,7 +332,7 @@ def _choose_lesions(bank: FolderBank, index: int, lesions: Sequence[LesionWish])
     return [chosen[place] for place in range(len(lesions))]
 
 
-def _match_volumes(
+def match_volumes(
     label_map: NDArray[np.uint8], lesions: Sequence[LesionWish], spacing_mm: Sequence[float]
 ) -> tuple[NDArray[np.uint8], tuple[PlantedLesion, ...]] | None:
     """Bring the lesions of a cut to the wanted volumes; None if the cut lost, tore or joined one."""
@@ -358,7 +358,8 @@ def _match_volumes(
     return label_map, tuple(realised[place] for place in range(len(lesions)))
 
 
-def _has_all(label_map: NDArray[np.uint8], label_ids: Sequence[int]) -> bool:
+def has_all(label_map: NDArray[np.uint8], label_ids: Sequence[int]) -> bool:
+    """Whether a map holds every one of the ids."""
     counts = np.bincount(label_map.ravel(), minlength=256)
     return all(counts[label_id] > 0 for label_id in label_ids)
 

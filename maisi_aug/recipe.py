@@ -21,6 +21,7 @@ from maisi_aug.whole_files import write_text_whole
 
 COHORT_NAME = "cohort.yaml"
 EMBEDDED_BANK = "phantom"
+AUTO_MAPPING = "auto"
 TRAINING_KIND = "training"
 GRID_FIELDS = ("shape", "spacing_mm")
 
@@ -63,11 +64,15 @@ class CohortConfig(BaseModel):
             that the requests name when not given.
         bundle: Name or folder of a bundle.
         mask_source: ``plant`` puts lesions of exact size into tumour-free maps; ``bank`` takes maps that have them;
-            ``given`` draws each map of the bank as it is; ``none`` draws images without a label map.
+            ``diffusion`` generates maps with the bundle's mask networks; ``given`` draws each map of the bank as it is;
+            ``none`` draws images without a label map.
         mask_bank: ``phantom`` for the embedded phantoms, or a folder or data list of label maps, or NVIDIA's mask
             database.
         mask_labels: Vocabulary of the bank: ``auto``, ``maisi``, ``totalsegmentator-v1``, ``totalsegmentator-v2``, or a
             JSON file that maps its ids or names.
+        mask_steps: Steps of the sampler of label maps, for ``diffusion``; the bundle's default when not given, and
+            DDPM when they are all that the mask networks were trained with.
+        size_of: Size percentile, or -1 for absent, of organs by name, for ``diffusion``; drawn when not given.
         num_inference_steps: Steps of the sampler; the bundle's default when not given.
         guidance_scale: Strength of the guidance towards the requested lesions; 0 switches it off.
         modality: What the images shall look like: ``ct`` leaves the contrast medium open, ``ct_contrast`` and
@@ -92,9 +97,11 @@ class CohortConfig(BaseModel):
     seed: Annotated[int, Field(ge=0)] = 0
     anatomy: Annotated[tuple[Annotated[str, Field(min_length=1)], ...], _FromList, Field(min_length=1)] | None = None
     bundle: Annotated[str, Field(min_length=1)] = "phantom-ct"
-    mask_source: Literal["plant", "bank", "given", "none"] = "plant"
+    mask_source: Literal["plant", "bank", "diffusion", "given", "none"] = "plant"
     mask_bank: Annotated[str, Field(min_length=1)] = EMBEDDED_BANK
-    mask_labels: Annotated[str, Field(min_length=1)] = "auto"
+    mask_labels: Annotated[str, Field(min_length=1)] = AUTO_MAPPING
+    mask_steps: _PositiveInt | None = None
+    size_of: dict[str, Annotated[float, Field(allow_inf_nan=False)]] | None = None
     num_inference_steps: _PositiveInt | None = None
     guidance_scale: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
     modality: Literal["ct", "ct_contrast", "ct_wo_contrast"] = "ct"
@@ -141,11 +148,25 @@ class CohortConfig(BaseModel):
                 "mask_source 'bank': expected a mask_bank with lesions of its own, found the phantoms, which have "
                 "none; give a folder or a data list, or use mask_source 'plant'"
             )
+        self._require_use_of_masks()
         places = [BODY_REGIONS.index(region) for region in self.body_region or ()]
         if places != sorted(places):
             found = ", ".join(self.body_region or ())
             raise ValueError(f"body_region: expected the uppermost region before the lowest, found {found}")
         return self
+
+    def _require_use_of_masks(self) -> None:
+        """Raise for a field that the mask source makes nothing of."""
+        if self.mask_source == "diffusion":
+            idle = {"mask_bank": self.mask_bank != EMBEDDED_BANK, "mask_labels": self.mask_labels != AUTO_MAPPING}
+            advice = "leave it out"
+        else:
+            idle = {"mask_steps": self.mask_steps is not None, "size_of": self.size_of is not None}
+            advice = "use mask_source 'diffusion', or leave it out"
+        for name in (name for name, is_given in idle.items() if is_given):
+            raise ValueError(
+                f"{name}: expected none with mask_source '{self.mask_source}', found {getattr(self, name)}; {advice}"
+            )
 
     def to_dict(self) -> dict[str, Any]:
         """All fields as plain YAML and JSON types, in the order of the class."""

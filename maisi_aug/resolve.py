@@ -21,8 +21,10 @@ from maisi_aug.errors import RequestError
 from maisi_aug.grid import Grid
 from maisi_aug.grid_preflight import check_grid, shows_head_alone
 from maisi_aug.labels import Vocabulary
+from maisi_aug.mask_bundle import choose_mask_steps, fingerprint_of_masks, require_inside
+from maisi_aug.mask_conditions import read_organ_sizes, require_not_absent
 from maisi_aug.plan import CohortPlan, plan_bare_images, plan_from_texts, plan_given_maps
-from maisi_aug.preflight import require_drawable, require_known_targets, require_maps
+from maisi_aug.preflight import needed_ids, require_drawable, require_known_targets, require_maps
 from maisi_aug.presets import Preset, find_preset, with_decode_window
 from maisi_aug.recipe import EMBEDDED_BANK, CohortConfig
 from maisi_aug.requests import label_names
@@ -43,7 +45,8 @@ class ResolvedCohort:
         grid: Of every case; the bundle's where given label maps keep their own.
         plan: What every case shall hold.
         distributions: Label name -> sizes measured in the user's data; empty without a size reference.
-        mask_bank: What tells the user's label maps from others, as plain JSON values; empty for the phantoms.
+        mask_bank: What tells the user's label maps, or mask networks, from others, as plain JSON values; empty for the
+            phantoms.
     """
 
     config: CohortConfig
@@ -83,10 +86,11 @@ def resolve_cohort(
 
     Raises:
         CohortError: When the folder is not a cohort's.
-        BundleError: When there is no such bundle.
-        GridError: When the bundle's networks cannot take the grid, or cannot work with it.
+        BundleError: When there is no such bundle, or it has no mask networks and label maps shall be generated.
+        GridError: When the bundle's networks cannot take the grid, or cannot work with it, or generated label maps do
+            not fill it.
         RecipeError: When the bundle has no such preset, when there are more sampling steps than its scheduler knows, or
-            when its networks are not told the modality or the body region.
+            when its networks are not told the modality, the body region, or the size of an organ.
         BankError: When there is no such mask bank or no label map in it, or when its list or the mapping of its labels
             cannot be read.
         RequestError, VocabularyError: When a label request cannot be met.
@@ -109,13 +113,20 @@ def resolve_cohort(
             "num_inference_steps": bundle.choose_steps(config.num_inference_steps),
         }
     )
-    described = _describe_bank(config, bundle.vocabulary)
+    if config.mask_source == "diffusion":
+        config = config.model_copy(update={"mask_steps": choose_mask_steps(bundle, config.mask_steps)})
+        require_inside(bundle, grid)
+    described = _describe_bank(config, bundle)
     distributions = _find_distributions(config, bundle.vocabulary, document or {}, report_file)
     plan = _plan_cases(config, bundle.vocabulary, distributions)
     if config.anatomy is not None:
         plan = keep_anatomy(plan, config.anatomy, bundle.vocabulary)
     require_drawable(plan, grid)
     config = config.model_copy(update={"num_cases": len(plan.cases)})
+    require_not_absent(
+        read_organ_sizes(config.size_of or {}, bundle.vocabulary),
+        {label_id for case in plan.cases for label_id in needed_ids(case, bundle.vocabulary)},
+    )
     return ResolvedCohort(config, bundle, grid, plan, distributions, described)
 
 
@@ -161,11 +172,14 @@ def _absolute(text: str, *names: str) -> str:
     return text if text in names or not Path(text).exists() else str(Path(text).resolve())
 
 
-def _describe_bank(config: CohortConfig, vocabulary: Vocabulary) -> dict[str, Any]:
+def _describe_bank(config: CohortConfig, bundle: Bundle) -> dict[str, Any]:
     """What a cohort remembers of the user's label maps and of the file that explains them; none of them is opened.
 
-    The phantoms come with the package, so that there is nothing to remember of them.
+    The phantoms come with the package, so that there is nothing to remember of them; mask networks stand in for a bank.
     """
+    if config.mask_source == "diffusion":
+        return {"mask_networks_sha256": fingerprint_of_masks(bundle)[:NUM_DIGITS]}
+    vocabulary = bundle.vocabulary
     mapping = load_mapping(config.mask_labels)
     require_known_targets(mapping, vocabulary, subject=f"Mask labels {config.mask_labels}")
     if config.mask_bank == EMBEDDED_BANK:
