@@ -19,7 +19,7 @@ CONFIG = SegmenterConfig(
     grid=GridSpec(shape=(32, 24, 20), spacing_mm=(12.8, 12.8, 12.8)),
     slots={},
     num_phantoms=2,
-    widths=(4, 8),
+    widths=(4, 8, 8),
     patch_shape=(16, 16, 16),
     loop=LoopConfig(num_steps=4, num_warmup_steps=1),
 )
