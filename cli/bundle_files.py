@@ -1,8 +1,9 @@
-"""`maisi-aug bundles import|verify`: weights that are on this machine already."""
+"""`maisi-aug bundles import|convert|verify`: weights that are on this machine already."""
 
 from __future__ import annotations
 
 import json
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -11,6 +12,14 @@ import typer
 from maisi_aug.cli.pull import AcceptOption, ToOption, ask_for_licence, tell_ready
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
+
+
+class DtypeName(StrEnum):
+    """What `--dtype` takes."""
+
+    float16 = "float16"
+    bfloat16 = "bfloat16"
+    float32 = "float32"
 
 
 def import_command(
@@ -42,6 +51,39 @@ def import_command(
         report=lambda sentence: typer.echo(sentence, err=True),
     )
     tell_ready(bundle, to, as_json=as_json)
+
+
+def convert_command(
+    source: Annotated[
+        str, typer.Argument(metavar="NAME|FOLDER|FILE", help="A bundle, or one checkpoint (.pt) of a network.")
+    ],
+    to: Annotated[Path, typer.Option(metavar="DIR|FILE", help="New folder of the bundle, or new .safetensors file.")],
+    dtype: Annotated[
+        DtypeName | None,
+        typer.Option(help="Floating type of the weights (default: float16 for a bundle, its own for a checkpoint)."),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Copy a bundle with its weights in another floating type, or turn a checkpoint into safetensors.
+
+    What changes is the size on disk: networks compute as before, and take as much memory. Definitions, scale factor,
+    licence and provenance are carried over. Only data is read from checkpoints, never code.
+
+    Example: maisi-aug bundles convert rflow-ct --to rflow-ct-half --dtype float16
+    """
+    from maisi_aug.precision import convert_bundle, convert_checkpoint
+
+    if Path(source).is_file():
+        done = convert_checkpoint(Path(source), to, dtype=None if dtype is None else dtype.value)
+    else:
+        done = convert_bundle(source, to, dtype=(dtype or DtypeName.float16).value)
+    if as_json:
+        typer.echo(json.dumps(done.to_json(), indent=1))
+        return
+    sizes = f"{done.num_bytes / 1e6:.1f} MB of weights, from {done.num_bytes_before / 1e6:.1f} MB"
+    typer.echo(f"{done.path}: {sizes}{f', in {done.dtype}' if done.dtype else ''}.")
+    if done.left_out:
+        typer.echo(f"Left out, for they are no weights: {', '.join(done.left_out)}.")
 
 
 def verify_command(

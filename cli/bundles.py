@@ -1,4 +1,4 @@
-"""`maisi-aug bundles list|show|pull|import|verify`: weights at hand, what they can do, under which licence."""
+"""`maisi-aug bundles list|show|presets|pull|import|convert|verify`: weights and their licences."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from maisi_aug.cli.bundle_files import import_command, verify_command
+from maisi_aug.cli.bundle_files import convert_command, import_command, verify_command
+from maisi_aug.cli.presets import presets_command
 from maisi_aug.cli.pull import pull_command
 
 if TYPE_CHECKING:
@@ -19,11 +20,11 @@ if TYPE_CHECKING:
 # Rich assumes 80 columns where there is no terminal, which would fold every row of a piped table.
 PIPED_WIDTH = 160
 # What tells the width of a network, in MAISI's own words.
-WIDTH_KEYS = ("num_channels", "latent_channels", "num_res_blocks", "attention_levels", "num_head_channels")
+WIDTH_KEYS = ("num_channels", "channels", "latent_channels", "num_res_blocks", "attention_levels", "num_head_channels")
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 
-bundles_app = typer.Typer(no_args_is_help=True, help="List, show, fetch and verify the bundles of weights.")
+bundles_app = typer.Typer(no_args_is_help=True, help="List, show, fetch, convert and verify bundles of weights.")
 
 
 def register(app: typer.Typer) -> None:
@@ -33,7 +34,7 @@ def register(app: typer.Typer) -> None:
 
 @bundles_app.callback()
 def bundles() -> None:
-    """List, show, fetch and verify the bundles of weights: networks, licence, default grid, where they come from."""
+    """List, show, fetch, convert and verify bundles of weights: networks, licence, grids, where they come from."""
 
 
 @bundles_app.command("list")
@@ -55,7 +56,8 @@ def list_command(as_json: JsonOption = False) -> None:
     for heading in ("name", "description", "licence", "default grid", "on disk"):
         table.add_column(heading)
     for row in rows:
-        place = _spell_bytes(row["num_bytes"]) if row["pull"] is None else f"{row['pull']} ({row['download_size']})"
+        size = _spell_bytes(row["num_bytes"] or 0) + (" with mask networks" if row["has_masks"] else "")
+        place = size if row["pull"] is None else f"{row['pull']} ({row['download_size']})"
         table.add_row(row["name"], row["description"], row["licence"], _spell_grid(row["grid"]), place)
     Console(width=None if sys.stdout.isatty() else PIPED_WIDTH).print(table)
 
@@ -75,8 +77,10 @@ def show_command(
     typer.echo("\n".join(_spell(described)))
 
 
+bundles_app.command("presets")(presets_command)
 bundles_app.command("pull")(pull_command)
 bundles_app.command("import")(import_command)
+bundles_app.command("convert")(convert_command)
 bundles_app.command("verify")(verify_command)
 
 
@@ -87,7 +91,8 @@ def _summarise(bundle: Bundle) -> dict[str, Any]:
         "description": bundle.spec.description,
         "licence": bundle.licence,
         "grid": bundle.spec.grid.model_dump(mode="json"),
-        "num_bytes": sum(bundle.weight_path(role).stat().st_size for role in bundle.spec.weights),
+        "num_bytes": sum(bundle.path_of(named).stat().st_size for named in bundle.files),
+        "has_masks": bundle.spec.mask_generation is not None,
         "path": str(bundle.path),
         "pull": None,
         "download_size": None,
@@ -102,6 +107,7 @@ def _announce(known: KnownBundle) -> dict[str, Any]:
         "licence": known.licence,
         "grid": known.header["grid"],
         "num_bytes": None,
+        "has_masks": False,
         "path": None,
         "pull": known.pull_command,
         "download_size": known.download_size,
@@ -114,7 +120,9 @@ def _describe(bundle: Bundle) -> dict[str, Any]:
     return {
         **_summarise(bundle),
         "advice": bundle.advice,
+        "advice_without_map": bundle.advice_without_map,
         "sides_multiple_of": bundle.latent_factor,
+        "grid_limits": None if bundle.spec.grid_limits is None else bundle.spec.grid_limits.model_dump(mode="json"),
         "num_inference_steps": bundle.default_steps,
         "scheduler": str(bundle.spec.scheduler.get("class", "")),
         "slots": {
@@ -129,6 +137,7 @@ def _describe(bundle: Bundle) -> dict[str, Any]:
             }
             for role, definition in bundle.spec.networks.items()
         },
+        "mask_generation": bundle.spec.mask_generation and bundle.spec.mask_generation.model_dump(mode="json"),
         "provenance": bundle.spec.provenance,
     }
 
@@ -143,11 +152,15 @@ def _weights(bundle: Bundle, role: str) -> dict[str, Any]:
 def _spell(described: Mapping[str, Any]) -> list[str]:
     """The lines of `bundles show`."""
     lines = [f"{described['name']}: {described['description']}"]
+    masks = described["mask_generation"]
     facts = {
         "advice": described["advice"],
+        "without a label map": described["advice_without_map"],
         "licence": described["licence"],
         "default grid": f"{_spell_grid(described['grid'])}; sides are multiples of {described['sides_multiple_of']}",
+        "grids seen": _spell_limits(described["grid_limits"]),
         "sampling": f"{described['scheduler']}, {described['num_inference_steps']} steps",
+        "label maps": masks and f"generated, {_spell_grid(masks['grid'])}, {masks['num_inference_steps']} steps",
         "on disk": f"{_spell_bytes(described['num_bytes'])} in {described['path']}",
     }
     lines += [f"  {name}: {text}" for name, text in facts.items() if text]
@@ -172,9 +185,15 @@ def _spell_value(value: object) -> str:
 
 
 def _spell_grid(grid: Mapping[str, Any]) -> str:
-    sides, steps = grid["shape"], grid["spacing_mm"]
-    extent = "x".join(f"{side * step:.0f}" for side, step in zip(sides, steps, strict=True))
-    return f"{'x'.join(map(str, sides))} at {'x'.join(f'{step:g}' for step in steps)} mm ({extent} mm)"
+    from maisi_aug.grid import spell_grid
+
+    return spell_grid(grid["shape"], grid["spacing_mm"])
+
+
+def _spell_limits(limits: Mapping[str, Any] | None) -> str:
+    from maisi_aug.grid_limits import GridLimits, spell_limits
+
+    return "" if limits is None else spell_limits(GridLimits.model_validate(limits))
 
 
 def _spell_bytes(num_bytes: int) -> str:

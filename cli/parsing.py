@@ -1,8 +1,9 @@
-"""Words of the command line that typer does not know: grids, lists of words and size labels."""
+"""Words of the command line that typer does not know: grids, lists of words, sizes and size labels."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import isfinite
 from typing import overload
 
 import typer
@@ -113,3 +114,24 @@ def parse_size_labels(texts: Sequence[str]) -> int | dict[str, int] | None:
             f"--size-label: expected an id such as 2, or 'hepatic tumor=2' once per lesion, found '{' '.join(texts)}'."
         )
     return {name.strip(): int(number) for name, _, number in pairs}
+
+
+def parse_organ_sizes(texts: Sequence[str]) -> dict[str, float] | None:
+    """``liver:0.5`` once per organ.
+
+    Raises:
+        typer.BadParameter: When it is anything else, or an organ is named twice.
+    """
+    sizes: dict[str, float] = {}
+    for text in texts:
+        name, _, number = (part.strip() for part in text.rpartition(":"))
+        try:
+            size = float(number)
+        except ValueError:
+            size = float("nan")
+        if not name or not isfinite(size):
+            raise typer.BadParameter(f"--size-of: expected an organ and its size such as 'liver:0.5', found '{text}'.")
+        if name in sizes:
+            raise typer.BadParameter(f"--size-of: expected each organ once, found '{name}' twice.")
+        sizes[name] = size
+    return sizes or None

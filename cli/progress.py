@@ -87,6 +87,11 @@ class CohortProgress(Listener):
         if self._task is not None:
             self._bar.update(self._task, description=f"{case_id}, step {done} of {total}")
 
+    def generates(self, number: int, done: int, total: int) -> None:
+        """Count the steps of a label map as long as no image is being sampled beside it."""
+        if self._task is not None and self._first_at is None:
+            self._bar.update(self._task, description=f"label map {number}, step {done} of {total}")
+
     def records(self, record: AttemptRecord) -> None:
         """Move the bar, or write a line."""
         if record.status != "retried":

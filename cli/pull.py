@@ -24,6 +24,10 @@ ToOption = Annotated[
 
 def pull_command(
     name: Annotated[str, typer.Argument(metavar="NAME", help="A bundle that can be fetched: see bundles list.")],
+    with_masks: Annotated[
+        bool,
+        typer.Option("--with-masks", help="Also the networks that generate label maps, for --mask-source diffusion."),
+    ] = False,
     accept_license: AcceptOption = False,
     to: ToOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
@@ -41,6 +45,7 @@ def pull_command(
     bundle = pull_bundle(
         find_known_bundle(name),
         accept_licence=lambda _: accept_license or ask_for_licence(),
+        with_masks=with_masks,
         folder=to,
         report=lambda sentence: typer.echo(sentence, err=True),
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -18,6 +18,9 @@ from maisi_aug.recipe import (
     list_training_recipes,
     load_recipe,
 )
+
+if TYPE_CHECKING:
+    from maisi_aug.resolve import ResolvedCohort
 
 recipes_app = typer.Typer(
     no_args_is_help=True, help="List, show, copy and validate recipes of cohorts and of training."
@@ -83,11 +86,11 @@ def validate_command(
         _validate_training(name, as_json=as_json)
         return
     config = load_recipe(name)
-    require_plannable(config, source=name)
+    cohort = require_plannable(config, source=name)
     if as_json:
         typer.echo(json.dumps(config.to_dict(), indent=1))
         return
-    typer.echo(f"{name}: valid, {config.num_cases} cases for {len(config.labels)} label requests.")
+    typer.echo(f"{name}: valid, {len(cohort.plan.cases)} cases for {len(config.labels)} label requests.")
 
 
 def _validate_training(name: str, *, as_json: bool) -> None:
@@ -102,13 +105,14 @@ def _validate_training(name: str, *, as_json: bool) -> None:
     typer.echo(f"{name}: valid, trains the bundle '{recipe.bundle.name}' on {recipe.data.num_phantoms} phantoms.")
 
 
-def require_plannable(config: CohortConfig, *, source: str) -> None:
-    """Check the requests of a recipe one by one, so that all that is wrong is told at once.
+def require_plannable(config: CohortConfig, *, source: str) -> ResolvedCohort:
+    """Plan a recipe, its requests checked one by one first, so that all that is wrong is told at once.
 
     Raises:
         RecipeError: Listing every label request that cannot be met.
     """
     from maisi_aug.bundle import load_bundle
+    from maisi_aug.cli.progress import CohortProgress
     from maisi_aug.requests import parse_requests
     from maisi_aug.resolve import resolve_cohort
 
@@ -124,4 +128,5 @@ def require_plannable(config: CohortConfig, *, source: str) -> None:
         raise RecipeError(
             f"{source}: expected label requests that can be met, found {len(problems)} that cannot:{listed}"
         )
-    resolve_cohort(config)
+    with CohortProgress(is_quiet=False) as progress:
+        return resolve_cohort(config, report_file=progress.measures)

@@ -11,14 +11,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from maisi_aug.cli.given_table import look_at_cohort, print_given_table
 from maisi_aug.cli.parsing import (
     parse_decode_window,
     parse_num_splits,
+    parse_organ_sizes,
     parse_shape,
     parse_size_labels,
     parse_spacing,
     parse_words,
 )
+from maisi_aug.cli.plan_table import print_plan_table
+from maisi_aug.source_rules import GIVEN, NO_MAP
 
 if TYPE_CHECKING:
     from maisi_aug.acceleration import Compiler
@@ -26,7 +30,6 @@ if TYPE_CHECKING:
     from maisi_aug.recipe import CohortConfig
     from maisi_aug.resolve import ResolvedCohort
 
-MAX_TABLE_ROWS = 60
 _WHAT, _MASKS, _IMAGES, _RUN = "What to make", "Label maps", "Images", "Run"
 
 
@@ -35,6 +38,9 @@ class MaskSourceName(StrEnum):
 
     plant = "plant"
     bank = "bank"
+    diffusion = "diffusion"
+    given = "given"
+    none = "none"
 
 
 class ModalityName(StrEnum):
@@ -71,8 +77,20 @@ def synthesize(
             rich_help_panel=_WHAT,
         ),
     ] = None,
+    anatomy: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME[,NAME]",
+            help="Labels that labels/ID.nii.gz keeps, all that --labels names among them; its organs need no request "
+            "and are in every case (default: what --labels names).",
+            rich_help_panel=_WHAT,
+        ),
+    ] = None,
     num_cases: Annotated[
-        int | None, typer.Option("--num-cases", "-n", min=1, help="Cases to make (default: 4).", rich_help_panel=_WHAT)
+        int | None,
+        typer.Option(
+            "--num-cases", "-n", min=1, help="Cases to make (default: 4, or one per given map).", rich_help_panel=_WHAT
+        ),
     ] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Cohort seed (default: 0).", rich_help_panel=_WHAT)] = None,
     recipe: Annotated[
@@ -92,18 +110,42 @@ def synthesize(
     mask_source: Annotated[
         MaskSourceName | None,
         typer.Option(
-            help="plant lesions in tumour-free maps, or take a bank's own (default: plant).", rich_help_panel=_MASKS
+            help="plant lesions in tumour-free maps, take a bank's own, generate maps, draw given maps as they are, or "
+            "none: images alone (default: plant).",
+            rich_help_panel=_MASKS,
         ),
     ] = None,
     mask_bank: Annotated[
         str | None,
-        typer.Option(metavar="phantom|PATH", help="Folder or data list of label maps.", rich_help_panel=_MASKS),
+        typer.Option(
+            metavar="phantom|PATH",
+            help="File, folder or data list of label maps, or NVIDIA's mask database (zip or folder, its list beside "
+            "it).",
+            rich_help_panel=_MASKS,
+        ),
     ] = None,
     mask_labels: Annotated[
         str | None,
         typer.Option(
             metavar="NAME|FILE",
             help="The bank's label ids: auto, maisi, totalsegmentator-v1, totalsegmentator-v2 or a JSON file.",
+            rich_help_panel=_MASKS,
+        ),
+    ] = None,
+    mask_steps: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Sampling steps of a generated map (default: the bundle's; 1000 is NVIDIA's DDPM).",
+            rich_help_panel=_MASKS,
+        ),
+    ] = None,
+    size_of: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="ORGAN:SIZE",
+            help="Size percentile of gallbladder, liver, stomach, pancreas or colon in generated maps, 0-1, or -1 for "
+            "absent; may repeat.",
             rich_help_panel=_MASKS,
         ),
     ] = None,
@@ -131,12 +173,34 @@ def synthesize(
             rich_help_panel=_IMAGES,
         ),
     ] = None,
+    preset: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Shape, spacing and decode window by GPU memory or body region, such as 16g-256x256x256 or chest; "
+            "listed by: maisi-aug bundles presets. --shape and --spacing stand above it.",
+            rich_help_panel=_IMAGES,
+        ),
+    ] = None,
     shape: Annotated[
-        str | None, typer.Option(metavar="IxJxK", help="Voxels (default: the bundle's).", rich_help_panel=_IMAGES)
+        str | None,
+        typer.Option(
+            metavar="IxJxK",
+            help="Voxels (default: the preset's, bundle's or given map's).",
+            rich_help_panel=_IMAGES,
+        ),
     ] = None,
     spacing: Annotated[
         str | None,
-        typer.Option(metavar="IxJxK", help="Voxel sides in mm (default: the bundle's).", rich_help_panel=_IMAGES),
+        typer.Option(metavar="IxJxK", help="Voxel sides in mm (default likewise).", rich_help_panel=_IMAGES),
+    ] = None,
+    allow_unseen_grid: Annotated[
+        bool | None,
+        typer.Option(
+            "--allow-unseen-grid",
+            help="Warn of a grid that the bundle's networks cannot work with, instead of refusing it.",
+            rich_help_panel=_IMAGES,
+        ),
     ] = None,
     decode_window: Annotated[
         str | None,
@@ -191,6 +255,7 @@ def synthesize(
         recipe,
         {
             "labels": labels or None,
+            "anatomy": parse_words(anatomy),
             "num_cases": num_cases,
             "seed": seed,
             "size_reference": None if size_reference is None else str(size_reference),
@@ -198,13 +263,17 @@ def synthesize(
             "mask_source": None if mask_source is None else mask_source.value,
             "mask_bank": mask_bank,
             "mask_labels": mask_labels,
+            "mask_steps": mask_steps,
+            "size_of": parse_organ_sizes(size_of or []),
             "bundle": bundle,
             "num_inference_steps": steps,
             "guidance_scale": guidance_scale,
             "modality": None if modality is None else modality.value,
             "body_region": parse_words(body_region),
+            "preset": preset,
             "shape": parse_shape(shape),
             "spacing_mm": parse_spacing(spacing),
+            "allow_unseen_grid": allow_unseen_grid,
             "decoding.window": parse_decode_window(decode_window),
             "decoding.overlap": decode_overlap,
             "decoding.num_splits": parse_num_splits(num_splits),
@@ -238,9 +307,16 @@ def _run(
     _require_folder(out, may_resume=may_resume)
     with CohortProgress(is_quiet=is_quiet) as progress:
         cohort = resolve_cohort(config, out, report_file=progress.measures)
-        if cohort.bundle.advice and not is_quiet:
-            typer.echo(f"Note: {cohort.bundle.advice.strip()}", err=True)
+        for advice in _find_advice(cohort) if not is_quiet else ():
+            typer.echo(f"Note: {advice}", err=True)
         return synthesize_cohort(cohort, out, device=device, compiler=compiler, listener=progress)
+
+
+def _find_advice(cohort: ResolvedCohort) -> list[str]:
+    """What the bundle wants its user to know."""
+    bundle = cohort.bundle
+    found = [bundle.advice, bundle.advice_without_map if cohort.config.mask_source == NO_MAP else ""]
+    return [" ".join(text.split()) for text in found if text]
 
 
 def _require_folder(out: Path, *, may_resume: bool) -> None:
@@ -267,7 +343,8 @@ def describe_summary(summary: CohortSummary) -> str:
         lines += [f"  {name}: {reason}" for name, reason in summary.skipped]
     if facts["num_accepted"]:
         lines.append(f"Pictures: {summary.folder / 'contact_sheet.png'}")
-        lines.append(f"Next: {_export_command(summary.folder)}")
+        if any(record.mask_origin.get("source") != NO_MAP for record in summary.manifest.accepted):
+            lines.append(f"Next: {_export_command(summary.folder)}")
     return "\n".join(lines)
 
 
@@ -288,41 +365,13 @@ def _show_plan(config: CohortConfig, out: Path | None, *, may_resume: bool, as_j
         _require_folder(out, may_resume=may_resume)
     with CohortProgress(is_quiet=is_quiet) as progress:
         cohort = resolve_cohort(config, out, report_file=progress.measures)
-    if out is not None:
-        find_cohort(out, cohort.to_document())  # raises where the run would be refused
+        if out is not None:
+            find_cohort(out, cohort.to_document())  # raises where the run would be refused
+        outlooks = look_at_cohort(cohort, is_quiet=is_quiet) if config.mask_source == GIVEN else []
     if as_json:
-        typer.echo(json.dumps({**cohort.to_document(), "plan": cohort.plan.to_json()}, indent=1))
-        return
-    _print_table(cohort)
-
-
-def _print_table(cohort: ResolvedCohort) -> None:
-    import sys
-
-    from rich.console import Console
-    from rich.table import Table
-
-    sides = " x ".join(map(str, cohort.grid.shape))
-    spacing = " x ".join(f"{side:g}" for side in cohort.grid.spacing_mm)
-    config = cohort.config
-    title = f"{config.num_cases} cases, seed {config.seed}, bundle {cohort.bundle.name}, {sides} at {spacing} mm"
-    table = Table(title=title, caption=f"label maps: {config.mask_source}, bank {config.mask_bank}")
-    for heading in ("case", "request", "lesion"):
-        table.add_column(heading)
-    for heading in ("percentile", "mL", "mm"):
-        table.add_column(heading, justify="right")
-    shown = cohort.plan.cases[:MAX_TABLE_ROWS]
-    for case in shown:
-        first = (case.case_id, case.request)
-        for lesion in case.lesions:
-            percentile = "" if lesion.percentile is None else f"{lesion.percentile:.2f}"
-            table.add_row(*first, lesion.label, percentile, f"{lesion.volume_ml:.3g}", f"{lesion.diameter_mm:.1f}")
-            first = ("", "")
-        if not case.lesions:
-            table.add_row(*first, "", "", "", "")
-    if len(shown) < config.num_cases:
-        table.add_row("...", f"and {config.num_cases - len(shown)} more (all of them with --json)", "", "", "", "")
-    console = Console(width=None if sys.stdout.isatty() else 160)
-    console.print(table)
-    for label, source in sorted(cohort.plan.size_sources.items()):
-        console.print(f"Percentiles of {label}: {source}", markup=False, highlight=False, soft_wrap=True)
+        maps = {"maps": [outlook.to_json(cohort.bundle.vocabulary) for outlook in outlooks]} if outlooks else {}
+        typer.echo(json.dumps({**cohort.to_document(), "plan": cohort.plan.to_json(), **maps}, indent=1))
+    elif outlooks:
+        print_given_table(cohort, outlooks)
+    else:
+        print_plan_table(cohort)

@@ -14,15 +14,16 @@ import numpy as np
 import safetensors.torch
 import torch
 from monai.inferers.utils import sliding_window_inference
-from monai.networks.nets.unet import UNet
+from monai.networks.nets.dynunet import DynUNet
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from maisi_aug.bundle import GridSpec, SlotSpec, bind_slots
+from maisi_aug.bundle import SlotSpec, bind_slots
 from maisi_aug.errors import TrainingError
 from maisi_aug.evaluation.tissues import Tissue, list_tissues
+from maisi_aug.grid_limits import GridSpec
 from maisi_aug.networks import mixed_precision
 from maisi_aug.training.settings import LoopConfig
 from maisi_aug.weights import StateDict
@@ -54,13 +55,13 @@ class SegmenterConfig(BaseModel):
     grid: GridSpec
     slots: dict[str, SlotSpec]
     seed: int = Field(default=1, ge=0)
-    num_phantoms: int = Field(default=100, gt=0)
-    widths: tuple[int, ...] = (32, 64, 128, 192)
+    num_phantoms: int = Field(default=200, gt=0)
+    widths: tuple[int, ...] = (16, 32, 64, 128)
     patch_shape: tuple[int, int, int] = (64, 64, 64)
     batch_count: int = Field(default=2, gt=0)
     lesion_share: float = Field(default=0.67, ge=0, le=1)
     lesion_weight: float = Field(default=4.0, gt=0)
-    loop: LoopConfig = LoopConfig(num_steps=1600, learning_rate=2e-3, num_warmup_steps=50, average_decay=0.99)
+    loop: LoopConfig = LoopConfig(num_steps=2600, learning_rate=2e-3, num_warmup_steps=50, average_decay=0.99)
 
     @property
     def tissues(self) -> tuple[Tissue, ...]:
@@ -136,17 +137,20 @@ def to_channels(image_hu: Tensor) -> Tensor:
 
 
 def build_network(config: SegmenterConfig) -> nn.Module:
-    """A residual U-Net with freshly initialised weights (Kerfoot et al., "Left-Ventricle Quantification", 2018).
+    """A U-Net of nnU-Net's kind with freshly initialised weights (Isensee et al., "nnU-Net", Nature Methods 2021).
 
-    Its first level works at half resolution, which is what makes it fast on a CPU.
+    Its first level works at full resolution: at half of it, lesions of a few voxels are lost.
     """
-    network: nn.Module = UNet(
+    num_levels = len(config.widths)
+    network: nn.Module = DynUNet(
         spatial_dims=3,
         in_channels=len(WINDOWS_HU),
         out_channels=len(config.tissues) + 1,
-        channels=config.widths,
-        strides=(2,) * (len(config.widths) - 1),
-        num_res_units=2,
+        kernel_size=[3] * num_levels,
+        strides=[1] + [2] * (num_levels - 1),
+        upsample_kernel_size=[2] * (num_levels - 1),
+        filters=config.widths,
+        norm_name="instance",
     )
     network.to(memory_format=torch.channels_last_3d)
     return network

@@ -118,6 +118,7 @@ def export_nnunet(
     """
     target = _require_free_target(_require_raw_folder(out), dataset_id, name)
     cohort = load_cohort_source(cohort_dir)
+    _require_label_maps(cohort)
     wanted = cohort.resolve_ids(labels) if labels else cohort.requested_ids
     with _folder_that_appears_whole(target) as building:
         if include_anatomy:
@@ -136,6 +137,14 @@ def export_nnunet(
         num_linked=written.num_linked,
         notes=tuple(_build_notes(cohort, written)),
     )
+
+
+def _require_label_maps(cohort: CohortSource) -> None:
+    if not any("anatomy" in case.files for case in cohort.cases):
+        raise ExportError(
+            f"{cohort.folder}: expected label maps to train on, found images that were drawn without any (mask_source "
+            "none). Make a cohort with another --mask-source."
+        )
 
 
 def _require_raw_folder(out: Path | None) -> Path:

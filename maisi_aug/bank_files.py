@@ -2,7 +2,7 @@
 
 Layouts, tried in this order: a cohort of this package (``anatomy/``), nnU-Net raw or Medical Decathlon (``labelsTr/``),
 ``labels/`` beside ``images/``, one mask per organ (TotalSegmentator's output), pairs such as ``X_ct`` and ``X_seg``,
-and one folder per case with any of these.
+and one folder per case with any of these. NVIDIA's mask database, packed or not, is told by its list.
 """
 
 from __future__ import annotations
@@ -11,11 +11,13 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from maisi_aug.bank_entry import BankEntry
 from maisi_aug.errors import BankError
+from maisi_aug.mask_database import find_database, list_database
 from maisi_aug.volume_io import READABLE_SUFFIXES, is_readable_name
 
 IsOrganName = Callable[[str], bool]
@@ -32,39 +34,11 @@ _LABEL_NAME = re.compile(
 )
 
 
-@dataclass(frozen=True)
-class BankEntry:
-    """One label map of a bank.
-
-    Attributes:
-        name: Path relative to the bank, with ``/``.
-        label_paths: The label map, or one mask per organ.
-        image_path: The CT it was drawn on, if there is one.
-        organ_names: What each of the masks shows; empty for one label map.
-        label_names: Names of the map's own ids from ``labels.json`` or ``dataset.json``; None without such a file.
-        listed_ids: Ids that a data list promises, as MAISI's lists do; None where unknown.
-        is_cohort: Whether it comes from a cohort of this package, whose ids are the vocabulary's.
-    """
-
-    name: str
-    label_paths: tuple[Path, ...]
-    image_path: Path | None = None
-    organ_names: tuple[str, ...] = ()
-    label_names: Mapping[int, str] | None = None
-    listed_ids: tuple[int, ...] | None = None
-    is_cohort: bool = False
-
-    @property
-    def paths(self) -> tuple[Path, ...]:
-        """All its files, the CT last."""
-        return self.label_paths if self.image_path is None else (*self.label_paths, self.image_path)
-
-
 def find_entries(path: Path, is_organ_name: IsOrganName) -> tuple[list[BankEntry], list[tuple[str, str]]]:
     """List the label maps of a bank without opening them.
 
     Args:
-        path: A folder, a JSON data list, or one label map.
+        path: A folder, a JSON data list, one label map, or NVIDIA's mask database.
         is_organ_name: Whether a file's name is an organ's, which makes a folder of masks one label map.
 
     Returns:
@@ -77,6 +51,9 @@ def find_entries(path: Path, is_organ_name: IsOrganName) -> tuple[list[BankEntry
         raise BankError(
             f"Mask bank {path}: expected a folder, a data list or a label map, found nothing there. Check the path."
         )
+    database = find_database(path)
+    if database is not None:
+        return list_database(database)
     root = path if path.is_dir() else path.parent
     if path.is_dir():
         entries = list(_find_in_folder(path, is_organ_name, depth=1))
@@ -106,7 +83,8 @@ def digest_of(entries: Sequence[BankEntry]) -> str:
             "files": [(path.name, _num_bytes(path)) for path in entry.paths],
             "label_names": entry.label_names,
             "listed_ids": entry.listed_ids,
-            "is_cohort": entry.is_cohort,
+            "is_cohort": entry.has_vocabulary_ids,
+            **({"member": [entry.member.num_bytes, entry.member.crc32]} if entry.member is not None else {}),
         }
         for entry in entries
     ]
@@ -201,7 +179,7 @@ def _pair_by_case(images: Sequence[Path], labels: Sequence[Path], is_cohort: boo
     """Pair the files of two folders by case name; nnU-Net's images end in ``_0000``."""
     by_case = {_case_of(image): image for image in images if not re.search(r"_000[1-9]$", stem_of(image))}
     for label in labels:
-        yield BankEntry("", (label,), by_case.get(_case_of(label)), is_cohort=is_cohort)
+        yield BankEntry("", (label,), by_case.get(_case_of(label)), has_vocabulary_ids=is_cohort)
 
 
 def _case_of(path: Path) -> str:
@@ -260,7 +238,7 @@ def _with_context(entry: BankEntry, root: Path) -> BankEntry:
     shown = place.parent if entry.organ_names else place
     name = shown.relative_to(root).as_posix() if shown.is_relative_to(root) else shown.name
     entry = replace(entry, name=root.name if name == "." else name)
-    if entry.organ_names or entry.is_cohort:
+    if entry.organ_names or entry.has_vocabulary_ids:
         return entry
     for folder in (place.parent, place.parent.parent, root):
         for names_path in (folder / name for name in NAME_FILES):

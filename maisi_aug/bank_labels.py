@@ -78,7 +78,12 @@ def load_mapping(choice: LabelMapping) -> LabelMapping:
 
 
 def build_translation(
-    mapping: LabelMapping, names: Mapping[int, str] | None, vocabulary: Vocabulary, *, is_cohort: bool, subject: str
+    mapping: LabelMapping,
+    names: Mapping[int, str] | None,
+    vocabulary: Vocabulary,
+    *,
+    has_vocabulary_ids: bool,
+    subject: str,
 ) -> Translation | None:
     """The translation of one bank.
 
@@ -87,7 +92,7 @@ def build_translation(
             vocabulary names or ids.
         names: Names of the source ids, if the bank tells them.
         vocabulary: Target vocabulary.
-        is_cohort: Whether the maps were written by this package.
+        has_vocabulary_ids: Whether the maps' ids are known to be the vocabulary's.
         subject: The bank, for messages.
 
     Returns:
@@ -102,7 +107,7 @@ def build_translation(
         return Translation(
             totalsegmentator_mapping(cast(TotalSegmentatorVersion, TOTALSEGMENTATOR[mapping])), frozenset()
         )
-    if mapping == MAISI_IDS or (is_cohort and mapping == AUTO):
+    if mapping == MAISI_IDS or (has_vocabulary_ids and mapping == AUTO):
         return Translation({label.id: label.id for label in vocabulary}, frozenset({BODY_ID}))
     return None if names is None else _from_names(names, vocabulary, subject)
 

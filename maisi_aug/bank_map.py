@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from maisi_aug.bank_files import BankEntry
+from maisi_aug.bank_entry import BankEntry
 from maisi_aug.bank_labels import Translation
 from maisi_aug.body import add_body
 from maisi_aug.errors import VolumeError
@@ -20,7 +20,7 @@ from maisi_aug.grid import Grid
 from maisi_aug.growth import Box, Mask, label_parts
 from maisi_aug.labels import BODY_ID, Vocabulary
 from maisi_aug.resampling import centre_grid_on, resample_image, resample_label_map
-from maisi_aug.volume_io import Volume, load_image, load_label_map, sha256_of
+from maisi_aug.volume_io import Volume, decode_label_map, load_image, load_label_map, sha256_of
 
 LESION_WORDS = ("tumor", "tumour", "lesion", "cancer", "cyst")
 HOST_MARGIN_MM = 10.0
@@ -154,6 +154,8 @@ def load_entry(entry: BankEntry, translation: Translation | None, vocabulary: Vo
     Raises:
         VolumeError: A file cannot be read, or masks differ in their grid.
     """
+    if entry.member is not None:
+        return decode_label_map(entry.member.read(), entry.name, max_bytes=entry.member.max_bytes)
     if translation is None or not entry.organ_names:
         return load_label_map(entry.label_paths[0])
     first = load_label_map(entry.label_paths[0])
@@ -211,6 +213,8 @@ def no_envelope(entry: BankEntry) -> VolumeError:
 
 def hash_of(entry: BankEntry) -> str:
     """SHA-256 of the label map's file, or of the hashes of all its masks."""
+    if entry.member is not None:
+        return hashlib.sha256(entry.member.read()).hexdigest()
     hashes = [sha256_of(path) for path in entry.label_paths]
     return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
 

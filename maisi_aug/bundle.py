@@ -5,6 +5,7 @@ A bundle is a folder with ``bundle.yaml`` and the weight files that it names wit
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 from collections.abc import Mapping, Sequence
@@ -17,8 +18,10 @@ import platformdirs
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
 
+from maisi_aug.bundle_text import MASK_ROLES, dump_bundle, without_masks
 from maisi_aug.errors import BundleError, RecipeError, did_you_mean
 from maisi_aug.grid import Grid
+from maisi_aug.grid_limits import GridLimits, GridSpec
 from maisi_aug.known_bundles import known_bundles
 from maisi_aug.labels import MAISI, SlotBinding, Vocabulary
 from maisi_aug.whole_files import sha256_of
@@ -30,6 +33,7 @@ _LOG = logging.getLogger(__name__)
 SCHEDULER_STEPS = 1000
 """``num_train_timesteps`` of MONAI's schedulers where a definition names none."""
 NETWORK_ROLES = ("autoencoder", "diffusion_unet", "controlnet")
+"""What makes images of label maps; every bundle has them."""
 
 
 class _Strict(BaseModel):
@@ -50,11 +54,22 @@ class SlotSpec(_Strict):
     hosts: tuple[int, ...]
 
 
-class GridSpec(_Strict):
-    """The grid that a bundle's networks were trained on, used when the user asks for no other."""
+class MaskGenerationSpec(_Strict):
+    """How the mask networks of a bundle are run.
 
-    shape: tuple[int, int, int]
-    spacing_mm: tuple[float, float, float]
+    Attributes:
+        grid: Of the label maps that they generate.
+        num_inference_steps: Default number of sampling steps.
+        scale_factor: Mask latents are multiplied by it for diffusion and divided by it before decoding.
+        scheduler: Definition of the DDPM scheduler that they were trained with.
+        size_conditions: The file with the organ and tumour sizes that conditions are drawn from.
+    """
+
+    grid: GridSpec
+    num_inference_steps: PositiveInt
+    scale_factor: float = Field(gt=0)
+    scheduler: dict[str, Any]
+    size_conditions: WeightFile
 
 
 class BundleSpec(_Strict):
@@ -65,8 +80,11 @@ class BundleSpec(_Strict):
         name: What users call the bundle.
         description: One line for listings.
         advice: A sentence shown when the bundle is used, or empty.
+        advice_without_map: A sentence shown when images are drawn without a label map, where they are known to be poor;
+            else empty.
         licence: Of the weights, inherited by what they generate.
         grid: Default grid.
+        grid_limits: The grids that the networks have seen; None where that is not known, and any is taken.
         num_inference_steps: Default number of sampling steps.
         scale_factor: Latents are multiplied by it for diffusion and divided by it before decoding.
         decode_window: Latent voxels along I, J, K that the autoencoder decodes at once; larger images are decoded in
@@ -75,6 +93,7 @@ class BundleSpec(_Strict):
         networks: Network definitions by role.
         weights: Weight files by role.
         slots: Label names bound to placeholder slots.
+        mask_generation: How label maps are generated; None for a bundle without mask networks.
         provenance: How the weights came to be: recipe, steps, seed, versions.
     """
 
@@ -82,8 +101,10 @@ class BundleSpec(_Strict):
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")
     description: str
     advice: str = ""
+    advice_without_map: str = ""
     licence: str
     grid: GridSpec
+    grid_limits: GridLimits | None = None
     num_inference_steps: int = Field(gt=0)
     scale_factor: float = Field(gt=0)
     decode_window: tuple[PositiveInt, PositiveInt, PositiveInt] | None = None
@@ -91,6 +112,7 @@ class BundleSpec(_Strict):
     networks: dict[str, dict[str, Any]]
     weights: dict[str, WeightFile]
     slots: dict[str, SlotSpec] = {}
+    mask_generation: MaskGenerationSpec | None = None
     provenance: dict[str, Any] = {}
 
 
@@ -110,6 +132,11 @@ class Bundle:
     def advice(self) -> str:
         """What to tell the user of this bundle, or an empty string."""
         return self.spec.advice
+
+    @property
+    def advice_without_map(self) -> str:
+        """What to tell who draws without label maps, or an empty string where such images are as good as others."""
+        return self.spec.advice_without_map
 
     @property
     def licence(self) -> str:
@@ -138,8 +165,19 @@ class Bundle:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 over ``bundle.yaml``, which names the hash of every weight file."""
-        return sha256_of(self.path / BUNDLE_FILE)
+        """SHA-256 over ``bundle.yaml``, which names the hash of every weight file.
+
+        What it says of mask networks is left out: fetching them later must not part a bundle from its cohorts.
+        """
+        if self.spec.mask_generation is None:
+            return sha256_of(self.path / BUNDLE_FILE)
+        text = dump_bundle(without_masks(yaml.safe_load((self.path / BUNDLE_FILE).read_text(encoding="utf-8"))))
+        return hashlib.sha256(text.encode("utf-8")).hexdigest()
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        """Roles of the networks that the bundle must have."""
+        return NETWORK_ROLES if self.spec.mask_generation is None else (*NETWORK_ROLES, *MASK_ROLES)
 
     def choose_steps(self, num_inference_steps: int | None) -> int:
         """The number of sampling steps; the default where none is given.
@@ -203,7 +241,21 @@ class Bundle:
                 f"Bundle '{self.name}': expected weights for {role}, found {', '.join(self.spec.weights) or 'none'}. "
                 "Fetch the bundle again."
             )
-        path = (self.path / self.spec.weights[role].file).resolve()
+        return self.path_of(self.spec.weights[role])
+
+    @property
+    def files(self) -> tuple[WeightFile, ...]:
+        """Every file that ``bundle.yaml`` names."""
+        masks = self.spec.mask_generation
+        return (*self.spec.weights.values(), *([masks.size_conditions] if masks else []))
+
+    def path_of(self, named: WeightFile) -> Path:
+        """Where a file that ``bundle.yaml`` names lies.
+
+        Raises:
+            BundleError: When the file is missing or leads out of the folder.
+        """
+        path = (self.path / named.file).resolve()
         if not path.is_relative_to(self.path.resolve()):
             raise BundleError(
                 f"Bundle '{self.name}': expected weight files inside the bundle's folder, found {path}. "
@@ -215,17 +267,19 @@ class Bundle:
             )
         return path
 
-    def require_intact(self) -> None:
-        """Compare every weight file with its recorded SHA-256.
+    def require_intact(self, roles: Sequence[str] | None = None) -> None:
+        """Compare files with their recorded SHA-256: all that are named, or the weights of some roles.
 
         Raises:
-            BundleError: Naming the file that differs.
+            BundleError: Naming the file that is missing or differs.
         """
-        for role, weights in self.spec.weights.items():
-            found = sha256_of(self.weight_path(role))
-            if found != weights.sha256:
+        paths = {named: self.path_of(named) for named in self.files} if roles is None else {}
+        paths |= {self.spec.weights[role]: path for role in roles or () for path in [self.weight_path(role)]}
+        for named, path in paths.items():
+            found = sha256_of(path)
+            if found != named.sha256:
                 raise BundleError(
-                    f"Bundle '{self.name}': {weights.file} should have SHA-256 {weights.sha256[:12]}..., found "
+                    f"Bundle '{self.name}': {named.file} should have SHA-256 {named.sha256[:12]}..., found "
                     f"{found[:12]}.... Fetch the bundle again."
                 )
 
@@ -281,8 +335,8 @@ def _find_whole_bundle(name: str) -> Bundle | None:
     """The bundle, if it can be read and its weight files are there; one that is damaged must not hide the others."""
     try:
         bundle = load_bundle(name)
-        for role in bundle.spec.weights:
-            bundle.weight_path(role)
+        for named in bundle.files:
+            bundle.path_of(named)
     except BundleError as error:
         sentence = " ".join(str(error).split())
         # Logged and not warned of: the command line silences warnings, since most are those of libraries.

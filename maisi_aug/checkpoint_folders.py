@@ -5,12 +5,15 @@ from __future__ import annotations
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from maisi_aug.bundle import NETWORK_ROLES, Bundle, pulled_bundles_folder
+from maisi_aug.bundle_text import MASK_PROVENANCE, MASK_ROLES
 from maisi_aug.conversion import AcceptLicence, Report, find_intact, require_accepted, require_free, write_known_bundle
 from maisi_aug.errors import BundleError
-from maisi_aug.known_bundles import KnownBundle, find_known_bundle, known_bundles
+from maisi_aug.known_bundles import SIZE_CONDITIONS, KnownBundle, find_known_bundle, known_bundles
+from maisi_aug.mask_checkpoints import write_mask_networks
 from maisi_aug.whole_files import sha256_of
 
 # Of MONAI's bundle maisi_ct_generative; it does not tell by names which of NVIDIA's models it holds.
@@ -25,6 +28,12 @@ MONAI_LICENCE = {
     "licence_url": "https://github.com/Project-MONAI/model-zoo",
     "notice": "Weights of MONAI's bundle maisi_ct_generative",
 }
+MONAI_MASK_NAMES: Mapping[str, str] = {
+    "mask_autoencoder": "mask_generation_autoencoder.pt",
+    "mask_diffusion_unet": "mask_generation_diffusion_unet.pt",
+    SIZE_CONDITIONS: "all_anatomy_size_conditions.json",
+}
+"""The same in NVIDIA's folder; they lie in ``models`` and ``datasets``, or beside each other."""
 ORIGIN = "checkpoints on this machine"
 
 
@@ -56,9 +65,12 @@ def import_bundle(
     say = report or (lambda _: None)
     known, files = find_checkpoints(source, name)
     target = (folder or pulled_bundles_folder() / known.name).expanduser().resolve()
-    described = {role: {"file": path.name, "sha256": sha256_of(path)} for role, path in files.items()}
+    mask_files = find_mask_files(source, say) if known.masks else {}
+    described, about_masks = _describe(files), {"files": _describe(mask_files)}
     present = find_intact(target, known.name, ORIGIN)
-    if present is not None and present.spec.provenance["files"] == described:
+    known_as = present.spec.provenance if present is not None else {}
+    has_same_masks = not mask_files or known_as.get(MASK_PROVENANCE) == about_masks
+    if present is not None and known_as["files"] == described and has_same_masks:
         return present
     command = shlex.join(
         ["maisi-aug", "bundles", "import", str(source), *(["--as", name] if name else [])]
@@ -68,7 +80,33 @@ def import_bundle(
     require_free(target, known.name, ORIGIN)
     say("Checking the networks and writing the bundle.")
     provenance = {"origin": ORIGIN, "files": described}
-    return write_known_bundle(known, files, target, provenance=provenance, command=command)
+    add = partial(write_mask_networks, known, mask_files, provenance=about_masks) if mask_files else None
+    return write_known_bundle(known, files, target, provenance=provenance, command=command, complete=add)
+
+
+def _describe(files: Mapping[str, Path]) -> dict[str, dict[str, str]]:
+    return {role: {"file": path.name, "sha256": sha256_of(path)} for role, path in files.items()}
+
+
+def find_mask_files(source: Path, say: Report) -> dict[str, Path]:
+    """The checkpoints of mask networks and the size-conditions file of a folder; nothing unless all are there.
+
+    Args:
+        source: Folder with the checkpoints, or with folders ``models`` and ``datasets``.
+        say: Told when some of the files are there and others are not.
+    """
+    root = source.parent if source.name == "models" else source
+    places = (root / "models", root / "datasets", source)
+    found = {
+        role: path
+        for role, name in MONAI_MASK_NAMES.items()
+        for path in [next((place / name for place in places if (place / name).is_file()), None)]
+        if path is not None
+    }
+    missing = [name for role, name in MONAI_MASK_NAMES.items() if role not in found]
+    if missing and set(found) & set(MASK_ROLES):
+        say(f"The mask networks are left out: {' and '.join(missing)} would be needed, too.")
+    return {} if missing else found
 
 
 def find_checkpoints(source: Path, name: str | None = None) -> tuple[KnownBundle, dict[str, Path]]:

@@ -23,12 +23,16 @@ from torch import Tensor
 
 from maisi_aug.errors import BundleError
 
-# Under which key a checkpoint keeps the network of a role; the autoencoder's may also be a bare state dict.
+# Under which key a checkpoint keeps the network of a role; those of autoencoders may also be bare state dicts.
 STATE_DICT_KEYS = {
     "autoencoder": "unet_state_dict",
     "diffusion_unet": "unet_state_dict",
     "controlnet": "controlnet_state_dict",
+    "mask_autoencoder": "unet_state_dict",
+    "mask_diffusion_unet": "unet_state_dict",
 }
+OTHER_STATE_DICT_KEYS = ("state_dict", "model_state_dict", "model")
+"""What other programs wrap weights in."""
 SCALE_FACTOR_KEY = "scale_factor"
 
 # What numpy rebuilds numbers and arrays with, asked of numpy itself: their home has moved with numpy 2, and files name
@@ -93,6 +97,23 @@ def take_state_dict(checkpoint: Mapping[str, Any], role: str, *, subject: str) -
             f"{subject}: expected a state dict, alone or under '{STATE_DICT_KEYS[role]}', found {found or 'nothing'}."
         )
     return {str(key): value.detach().as_subclass(torch.Tensor) for key, value in inner.items()}
+
+
+def find_state_dict(checkpoint: Mapping[str, Any], *, subject: str) -> tuple[str | None, dict[str, Tensor]]:
+    """The weights of a checkpoint whose network is not known, and the key that wraps them; None where nothing does.
+
+    Raises:
+        BundleError: When there is no state dict; the keys that were found are named.
+    """
+    known = dict.fromkeys((*STATE_DICT_KEYS.values(), *OTHER_STATE_DICT_KEYS))
+    key = next((key for key in known if isinstance(checkpoint.get(key), Mapping)), None)
+    inner = checkpoint if key is None else checkpoint[key]
+    if not inner or not all(isinstance(value, Tensor) for value in inner.values()):
+        found = ", ".join(f"'{name}'" for name in list(checkpoint)[:8])
+        raise BundleError(
+            f"{subject}: expected a state dict, alone or under {' or '.join(known)}, found {found or 'nothing'}."
+        )
+    return key, {str(name): value.detach().as_subclass(torch.Tensor) for name, value in inner.items()}
 
 
 def take_scale_factor(checkpoint: Mapping[str, Any], *, subject: str) -> float:

@@ -71,17 +71,18 @@ def hu_to_unit(image_hu: Tensor) -> Tensor:
     return (image_hu.float().clamp(HU_MINIMUM, HU_MAXIMUM) - HU_MINIMUM) / (HU_MAXIMUM - HU_MINIMUM)
 
 
-def unit_to_hu(image: NDArray[np.float32], label_map: NDArray[np.uint8]) -> NDArray[np.int16]:
+def unit_to_hu(image: NDArray[np.float32], label_map: NDArray[np.uint8] | None) -> NDArray[np.int16]:
     """Map a decoded image from [0, 1] to whole HU and set voxels outside the body to air.
 
     Args:
         image: ``(I, J, K)`` decoder output; values outside [0, 1] are clipped.
-        label_map: ``(I, J, K)`` ids; voxels of id 0 become -1000 HU.
+        label_map: ``(I, J, K)`` ids; voxels of id 0 become -1000 HU. None leaves every voxel as it was decoded.
 
     Returns:
         ``(I, J, K)`` int16 HU.
     """
     scaled = np.clip(image, 0.0, 1.0) * (HU_MAXIMUM - HU_MINIMUM) + HU_MINIMUM
     image_hu: NDArray[np.int16] = np.rint(scaled).astype(np.int16)
-    image_hu[label_map == 0] = int(HU_MINIMUM)
+    if label_map is not None:
+        image_hu[label_map == 0] = int(HU_MINIMUM)
     return image_hu

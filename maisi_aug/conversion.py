@@ -25,7 +25,13 @@ AcceptLicence = Callable[[KnownBundle], bool]
 
 
 def write_known_bundle(
-    known: KnownBundle, files: Mapping[str, Path], folder: Path, *, provenance: Mapping[str, Any], command: str
+    known: KnownBundle,
+    files: Mapping[str, Path],
+    folder: Path,
+    *,
+    provenance: Mapping[str, Any],
+    command: str,
+    complete: Callable[[Path], None] | None = None,
 ) -> Bundle:
     """Turn the checkpoints of a known bundle into its folder, whole or not at all, with the licence's notice.
 
@@ -36,6 +42,7 @@ def write_known_bundle(
         provenance: Where they come from: ``origin``, ``files`` and what else there is to say. No time and no machine,
             so that the same files give the same bundle anywhere.
         command: That the user gave, for the record of the licence.
+        complete: Adds to the bundle before its folder takes its name.
 
     Raises:
         BundleError: When the folder is in other use, or a checkpoint cannot be used.
@@ -44,6 +51,8 @@ def write_known_bundle(
     replaceable = partial(require_free, folder, known.name, str(provenance["origin"]))
     with open_whole_folder(folder, require_replaceable=replaceable) as unfinished:
         convert_checkpoints(header, files, unfinished, subject=f"Bundle '{known.name}'")
+        if complete is not None:
+            complete(unfinished)
         write_licence(known, unfinished, command=command)
     return load_bundle(folder)
 
@@ -138,7 +147,7 @@ def require_free(folder: Path, name: str, origin: str) -> None:
         bundle = read_converted(folder, name, origin)
     except MaisiAugError as error:
         raise BundleError(f"{error} Move {folder} away, or choose another folder with --to.") from error
-    own = {BUNDLE_FILE, LICENCE_FILE, *(weights.file for weights in bundle.spec.weights.values())} if bundle else set()
+    own = {BUNDLE_FILE, LICENCE_FILE, *(named.file for named in bundle.files)} if bundle else set()
     foreign = sorted(path.name for path in folder.iterdir() if path.name not in own) if folder.is_dir() else []
     if bundle is None or foreign:
         raise BundleError(

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from maisi_aug.bank_files import BankEntry, find_entries
+from maisi_aug.bank_entry import BankEntry
+from maisi_aug.bank_files import find_entries
 from maisi_aug.bank_labels import (
     LabelMapping,
     Translation,
@@ -20,20 +21,21 @@ from maisi_aug.bank_labels import (
     guess_maisi_ids,
     load_mapping,
 )
+from maisi_aug.bank_listing import MIN_COVER, BankListing, Needs
 from maisi_aug.bank_map import BankLesion, BankMap, BaseMap, add_envelope, cut_map, hash_of, load_entry, no_envelope
 from maisi_aug.body import is_hollow
 from maisi_aug.errors import BankError, VolumeError
 from maisi_aug.grid import Grid
 from maisi_aug.labels import BODY_ID, Vocabulary
 from maisi_aug.lesions import LesionWish
+from maisi_aug.regions import Regions
 from maisi_aug.seeds import numpy_generator
 
 CACHE_BYTES = 512 * 2**20
-MIN_COVER = 0.5  # of the grid's length from feet to head; a thinner slab would float in air
 
 
 class FolderBank:
-    """Label maps from a folder, a data list or one file.
+    """Label maps from a folder, a data list, one file or NVIDIA's mask database.
 
     Attributes:
         name: Name of the folder or file.
@@ -52,17 +54,21 @@ class FolderBank:
         vocabulary: Vocabulary,
         grid: Grid,
         mapping: LabelMapping = "auto",
+        body_region: Regions | None = None,
         cache_bytes: int = CACHE_BYTES,
+        min_cover: float = MIN_COVER,
     ) -> None:
         """List the files; they are read when they are drawn.
 
         Args:
-            path: Folder, JSON data list, or one label map.
+            path: Folder, JSON data list, one label map, or NVIDIA's mask database.
             vocabulary: Vocabulary to translate into.
             grid: The networks' grid; only its shape and spacing matter.
             mapping: ``auto``, ``maisi``, ``totalsegmentator-v1``, ``totalsegmentator-v2``, a JSON file, or a dict of
                 source ids or names -> vocabulary names or ids.
+            body_region: Uppermost and lowest body region that a map has to show, where a list tells it.
             cache_bytes: How much memory the maps read last may take.
+            min_cover: Share of the grid's length from feet to head that a map has to fill.
 
         Raises:
             BankError: There is no usable file: none at all, or of none is it known what its labels mean.
@@ -74,6 +80,8 @@ class FolderBank:
         self._mapping = load_mapping(mapping)
         self._cache: OrderedDict[int, BankMap] = OrderedDict()
         self._cache_bytes = cache_bytes
+        self._min_cover = min_cover
+        self._grids: dict[int, Grid] = {}
         self._bad: dict[int, str] = {}
         self._ids: dict[int, frozenset[int]] = {}
         self._lesions: dict[tuple[int, int], list[BankLesion]] = {}
@@ -81,6 +89,7 @@ class FolderBank:
         self._translations: dict[tuple[Any, ...], Translation | BankError | None] = {}
         entries, self._missing = find_entries(self._path, lambda name: find_label_id(name, vocabulary) is not None)
         self._entries = entries
+        self._listing = BankListing(entries, grid=grid, tumor_ids=vocabulary.tumor_ids, body_region=body_region)
         for index, entry in enumerate(entries):
             translation = self._translation_of(entry)
             if isinstance(translation, BankError):
@@ -101,10 +110,17 @@ class FolderBank:
         """``(path, reason)`` of every file that could not be used, so far."""
         return [*self._missing, *((self._entries[index].name, self._bad[index]) for index in sorted(self._bad))]
 
-    def order(self, seed: int) -> list[int]:
-        """All entries in the random order of a seed, whatever is known about them."""
+    def fault_of(self, index: int) -> str:
+        """Why a map cannot be used; empty where nothing is known against it."""
+        return self._bad.get(index, "")
+
+    def order(self, seed: int, needs: Needs) -> list[int]:
+        """The entries that may serve, as far as is known before they are read, in the random order of a seed.
+
+        Of maps whose field of view a list tells, the closest ones come first.
+        """
         order: list[int] = numpy_generator(seed, "bank order").permutation(len(self._entries)).tolist()
-        return order
+        return self._listing.choose(order, needs)
 
     def load(self, index: int) -> BankMap | None:
         """Read a map, or None if it cannot be used; the reason is then in ``skipped``.
@@ -122,12 +138,18 @@ class FolderBank:
 
     def ids_of(self, index: int) -> frozenset[int] | None:
         """The ids of a map, read once; None if it cannot be used."""
-        listed = self._entries[index].listed_ids
+        listed = self._listing.ids[index]
         if listed is not None and index not in self._ids and index not in self._bad:
-            return frozenset(listed)
+            return listed
         if index not in self._ids and index not in self._bad:
             self._try(index, lambda: self._read_labels(index))
         return self._ids.get(index) if index not in self._bad else None
+
+    def grid_of(self, index: int) -> Grid | None:
+        """The grid of a map, read once; None if it cannot be used."""
+        if index not in self._grids and index not in self._bad:
+            self._try(index, lambda: self._read_labels(index))
+        return self._grids.get(index) if index not in self._bad else None
 
     def lesions_of(self, index: int, label_id: int) -> list[BankLesion]:
         """The lesions of one id in a map, measured once."""
@@ -142,17 +164,15 @@ class FolderBank:
 
         The bank is gone through again and again with new cuts; the iterator ends when no map of it will do.
         """
-        order = self.order(seed)
+        needs = Needs(frozenset(required_ids), tuple(frozenset(wish.hosts) for wish in lesions))
+        order = self.order(seed, needs)
         for turn in range(1_000_000):
             num_found = 0
             for index in order:
-                ids = self.ids_of(index)
-                if ids is None or not ids.issuperset(required_ids):
-                    continue
-                if not all(ids.intersection(wish.hosts) for wish in lesions):
+                if not needs.are_met_by(self.ids_of(index)):
                     continue
                 bank_map = self.load(index)
-                if bank_map is None:
+                if bank_map is None or not needs.are_met_by(self.ids_of(index)):  # a list may promise too much
                     continue
                 num_found += 1
                 rng = numpy_generator(seed, f"bank cut {turn} {index}")
@@ -164,12 +184,16 @@ class FolderBank:
 
     def _translation_of(self, entry: BankEntry) -> Translation | BankError | None:
         names = dict(enumerate(entry.organ_names, start=1)) if entry.organ_names else entry.label_names
-        key = (entry.is_cohort, tuple(names.items()) if names else None)
+        key = (entry.has_vocabulary_ids, tuple(names.items()) if names else None)
         if key not in self._translations:
             mapping = "auto" if entry.organ_names and isinstance(self._mapping, str) else self._mapping
             try:
                 self._translations[key] = build_translation(
-                    mapping, names, self.vocabulary, is_cohort=entry.is_cohort, subject=f"Mask bank {self._path}"
+                    mapping,
+                    names,
+                    self.vocabulary,
+                    has_vocabulary_ids=entry.has_vocabulary_ids,
+                    subject=f"Mask bank {self._path}",
                 )
             except BankError as error:
                 self._translations[key] = error
@@ -203,7 +227,7 @@ class FolderBank:
         ids = frozenset(np.flatnonzero(np.bincount(label_map.ravel())).tolist()) | {BODY_ID}
         if not ids - {0, BODY_ID}:
             raise VolumeError(f"{entry.name}: expected labels of the vocabulary, found none. Check --mask-labels.")
-        self._ids[index] = ids
+        self._ids[index], self._grids[index] = ids, source.grid
         return label_map, source.grid, bool(translation.envelope_ids.intersection(present.tolist()))
 
     def _read(self, index: int) -> BankMap:
@@ -219,11 +243,11 @@ class FolderBank:
     def _require_cover(self, bank_map: BankMap) -> None:
         filled = np.flatnonzero((bank_map.label_map > 0).any(axis=(0, 1)))
         covered_mm = (int(filled[-1]) - int(filled[0]) + 1) * bank_map.grid.spacing_mm[2]
-        wanted_mm = self.grid.extent_mm[2]
-        if covered_mm < MIN_COVER * wanted_mm:
+        wanted_mm = self._min_cover * self.grid.extent_mm[2]
+        if covered_mm < wanted_mm:
             raise VolumeError(
-                f"{bank_map.name}: expected at least {MIN_COVER * wanted_mm:.0f} mm from feet to head, half of the "
-                f"grid, found {covered_mm:.0f} mm. Use a longer scan or a shorter grid."
+                f"{bank_map.name}: expected at least {wanted_mm:.0f} mm from feet to head, "
+                f"{self._min_cover:.0%} of the grid, found {covered_mm:.0f} mm. Use a longer scan or a shorter grid."
             )
 
     def _remember(self, index: int, bank_map: BankMap) -> None:

@@ -13,6 +13,7 @@ from maisi_aug.grid import Grid
 from maisi_aug.labels import Vocabulary
 from maisi_aug.lesions import PlantedLesion, measure_lesions
 from maisi_aug.manifest import LesionRecord, VerdictRecord
+from maisi_aug.patient import check_patient
 from maisi_aug.plan import CasePlan, PlannedLesion
 from maisi_aug.quality import (
     Verdict,
@@ -118,6 +119,24 @@ def judge_image(
             minimum_cnr=gates.minimum_cnr,
         )
         verdicts += [_named(verdict, name) for verdict in found]
+    return tuple(map(_to_record, verdicts))
+
+
+def judge_bare_image(
+    image_hu: NDArray[np.int16], grid: Grid, expected: Grid, *, gates: GateConfig, is_known_poor: bool
+) -> tuple[VerdictRecord, ...]:
+    """Run the gates on an image that was drawn without a label map: geometry, and whether it shows a patient.
+
+    Args:
+        image_hu: ``(I, J, K)`` in HU.
+        grid: Of the image.
+        expected: The grid that was asked for.
+        gates: Which gates count; ``organ_hu`` stands for all that judges tissue.
+        is_known_poor: Whether the bundle says of itself that it draws poorly without a label map.
+    """
+    verdicts = [check_geometry(image_hu, None, grid, expected)]
+    if gates.organ_hu:
+        verdicts.append(check_patient(image_hu, grid.spacing_mm, is_judged=not is_known_poor))
     return tuple(map(_to_record, verdicts))
 
 

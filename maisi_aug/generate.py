@@ -15,19 +15,23 @@ from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
+from maisi_aug.anatomy import spell_labels
 from maisi_aug.cohort import CONTACT_SHEET_NAME, CohortFolder, open_cohort
 from maisi_aug.contact_sheet import save_contact_sheet
+from maisi_aug.diffusion_source import DiffusionSource, open_diffusion_source
 from maisi_aug.errors import BankError, LesionError, MaisiAugError
 from maisi_aug.gates import judge_label_map, unrealised_lesions
+from maisi_aug.given_maps import GivenSource, NoMap, NoMapSource, open_given_source
 from maisi_aug.labels import BODY_ID
 from maisi_aug.lesions import LesionWish
 from maisi_aug.manifest import AttemptRecord, Manifest, ManifestWriter, load_manifest
-from maisi_aug.masks import BankSource, FolderBank, MaskBank, PhantomBank, PlantSource
+from maisi_aug.masks import BankSource, DrawnMap, FolderBank, MaskBank, PhantomBank, PlantSource
 from maisi_aug.plan import CasePlan
 from maisi_aug.recipe import EMBEDDED_BANK
 from maisi_aug.regions import spell_out
 from maisi_aug.resolve import ResolvedCohort
 from maisi_aug.seeds import case_seed, derive_seed
+from maisi_aug.source_rules import GIVEN, NO_MAP
 from maisi_aug.writer import Attempt, CaseWriter
 
 if TYPE_CHECKING:
@@ -55,6 +59,9 @@ class Listener:
 
     def steps(self, case_id: str, done: int, total: int) -> None:
         """The sampler has done another step."""
+
+    def generates(self, number: int, done: int, total: int) -> None:
+        """The mask networks have done another step of a label map, the first, second, ... for its case."""
 
     def records(self, record: AttemptRecord) -> None:
         """An attempt has ended and is in the manifest."""
@@ -160,18 +167,34 @@ def synthesize_cohort(
     return CohortSummary(folder, len(cohort.plan.cases), done, perf_counter() - started, num_new, skipped)
 
 
-def _open_source(cohort: ResolvedCohort) -> PlantSource | BankSource:
+Source = PlantSource | BankSource | DiffusionSource | GivenSource | NoMapSource
+
+
+def _open_source(cohort: ResolvedCohort, device: str, listener: Listener) -> Source:
     """The mask source of a cohort.
 
     Raises:
         BankError: When the bank has no usable label map.
+        BundleError: When the mask networks or the device cannot be used.
     """
     config, vocabulary = cohort.config, cohort.bundle.vocabulary
+    if config.mask_source == GIVEN:
+        return open_given_source(cohort)
+    if config.mask_source == NO_MAP:
+        return NoMapSource(cohort.grid)
+    if config.mask_source == "diffusion":
+        return open_diffusion_source(cohort, device, report=listener.generates)
     bank: MaskBank
     if config.mask_bank == EMBEDDED_BANK:
         bank = PhantomBank(vocabulary=vocabulary, grid=cohort.grid)
     else:
-        bank = FolderBank(config.mask_bank, vocabulary=vocabulary, grid=cohort.grid, mapping=config.mask_labels)
+        bank = FolderBank(
+            config.mask_bank,
+            vocabulary=vocabulary,
+            grid=cohort.grid,
+            mapping=config.mask_labels,
+            body_region=spell_out(config.body_region),
+        )
     return PlantSource(bank) if config.mask_source == "plant" else BankSource(bank)
 
 
@@ -184,8 +207,8 @@ def _prepare(
     listener: Listener,
 ) -> _Run:
     """Open the mask source and load the networks."""
-    listener.enters("opening the mask bank")
-    source = _open_source(cohort)
+    listener.enters("opening the mask source")
+    source = _open_source(cohort, device, listener)
     listener.enters("loading the networks")
     from maisi_aug.pipeline import Pipeline, resolve_device
 
@@ -198,8 +221,9 @@ def _prepare(
 def _draw_contact_sheet(place: CohortFolder, cohort: ResolvedCohort, manifest: Manifest) -> None:
     previews = [place.path / record.files["preview"].path for record in manifest.accepted]
     if previews:
-        labels = ", ".join(map(cohort.bundle.vocabulary.name_of, cohort.plan.requested_ids))
-        title = f"{len(previews)} of {len(cohort.plan.cases)} cases: {labels}; bundle {cohort.bundle.name}"
+        labels = spell_labels(cohort.plan.requested_ids, cohort.bundle.vocabulary) if cohort.plan.requested_ids else ""
+        subject = labels or ("no label map" if cohort.config.mask_source == NO_MAP else "all labels of the given maps")
+        title = f"{len(previews)} of {len(cohort.plan.cases)} cases: {subject}; bundle {cohort.bundle.name}"
         save_contact_sheet(place.path / CONTACT_SHEET_NAME, previews, title)
 
 
@@ -208,7 +232,7 @@ class _Run:
     """The three stages and what they share."""
 
     cohort: ResolvedCohort
-    source: PlantSource | BankSource
+    source: Source
     pipeline: Pipeline
     writer: CaseWriter
     listener: Listener
@@ -225,9 +249,10 @@ class _Run:
         open_cases = {case.index: case for case in cases}
         drawing: deque[Future[Attempt]] = deque()
         writing: deque[Future[AttemptRecord]] = deque()
-        # Attempts without a label map, until one could be drawn: the fault may be the bank's and not theirs.
+        # Attempts without a label map, until one could be drawn: the fault may be the bank's and not theirs. Mask
+        # networks draw another map at the next attempt.
         held: dict[int, Attempt] = {}
-        has_map = any(record.mask_origin for record in manifest.records)
+        has_map = any(record.mask_origin for record in manifest.records) or isinstance(self.source, DiffusionSource)
         draw_pool, write_pool = ThreadPoolExecutor(1, "draw"), ThreadPoolExecutor(1, "write")
         try:
             while waiting or drawing or writing:
@@ -261,42 +286,45 @@ class _Run:
     def _draw(self, attempt: Attempt) -> Attempt:
         """Draw the label map of an attempt and judge it."""
         started = perf_counter()
-        vocabulary = self.cohort.bundle.vocabulary
-        wishes = [
-            LesionWish(
-                lesion.label_id,
-                vocabulary.hosts_of(lesion.label_id),
-                lesion.volume_ml,
-                lesion.label,
-                bulge_ids=(BODY_ID,),
-            )
-            for lesion in attempt.case.lesions
-        ]
         try:
-            drawn = self.source.draw(
-                wishes, required_ids=attempt.case.required_ids, seed=derive_seed(attempt.seed, "mask")
-            )
+            case, drawn = self._take_map(attempt)
         except (LesionError, BankError) as error:
             if isinstance(self.source.bank, FolderBank) and not len(self.source.bank):
                 raise
             self.failures[attempt.case.index] = error
             return replace(attempt, reason=str(error), seconds={"mask": perf_counter() - started})
+        if isinstance(drawn, NoMap):
+            return replace(attempt, drawn=drawn, seconds={"mask": perf_counter() - started})
         judgement = judge_label_map(
-            attempt.case,
+            case,
             drawn.label_map,
             drawn.lesions,
             drawn.grid,
-            vocabulary=vocabulary,
+            vocabulary=self.cohort.bundle.vocabulary,
             gates=self.cohort.config.gates,
         )
         return replace(
             attempt,
+            case=case,
             drawn=drawn,
             lesions=judgement.lesions,
             verdicts=judgement.verdicts,
             reason=judgement.reason,
             seconds={"mask": perf_counter() - started},
         )
+
+    def _take_map(self, attempt: Attempt) -> tuple[CasePlan, DrawnMap | NoMap]:
+        """The label map of an attempt, and its case, which asks for what a given map holds."""
+        case = attempt.case
+        if isinstance(self.source, GivenSource | NoMapSource):
+            return self.source.take(case)
+        hosts_of = self.cohort.bundle.vocabulary.hosts_of
+        wishes = [
+            LesionWish(lesion.label_id, hosts_of(lesion.label_id), lesion.volume_ml, lesion.label, bulge_ids=(BODY_ID,))
+            for lesion in case.lesions
+        ]
+        seed = derive_seed(attempt.seed, "mask")
+        return case, self.source.draw(wishes, required_ids=case.required_ids, seed=seed)
 
     def _sample(self, attempt: Attempt) -> Attempt:
         """Sample the image of an attempt whose label map is good."""
@@ -323,6 +351,10 @@ class _Run:
     def _require_hope(self, case: CasePlan, others: Sequence[CasePlan]) -> None:
         """Raise when no label map could be drawn for a case and every case that is left asks for as much."""
         error = self.failures[case.index]
+        if isinstance(self.source, GivenSource):
+            if others:  # each of them has a map of its own
+                return
+            raise error
         # Planting a larger lesion is never easier; among stored lesions one may be too large as well as too small.
         grows_harder = isinstance(self.source, PlantSource) or isinstance(error, BankError)
         if not others or (grows_harder and all(_asks_as_much(other, case) for other in others)):

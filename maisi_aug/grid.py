@@ -6,6 +6,7 @@ maps voxel indices to scanner millimetres and may be oblique; its columns are th
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -81,3 +82,10 @@ class Grid:
                 f"{subject}: expected sides that are multiples of {factor}, found "
                 f"{'x'.join(map(str, self.shape))}. Use {'x'.join(map(str, nearest))}."
             )
+
+
+def spell_grid(shape: Sequence[int], spacing_mm: Sequence[float], *, with_extent: bool = True) -> str:
+    """A grid in a few words: ``512x512x128 at 0.75x0.75x4 mm (384x384x512 mm)``, with its field of view or without."""
+    extent = "x".join(f"{side * step:.0f}" for side, step in zip(shape, spacing_mm, strict=True))
+    words = f"{'x'.join(map(str, shape))} at {'x'.join(f'{step:g}' for step in spacing_mm)} mm"
+    return f"{words} ({extent} mm)" if with_extent else words

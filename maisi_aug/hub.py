@@ -11,13 +11,23 @@ import re
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from maisi_aug.bundle import NETWORK_ROLES, Bundle, pulled_bundles_folder
-from maisi_aug.conversion import AcceptLicence, Report, find_intact, require_accepted, require_free, write_known_bundle
-from maisi_aug.errors import BundleError
+from maisi_aug.bundle import Bundle, pulled_bundles_folder
+from maisi_aug.conversion import (
+    AcceptLicence,
+    Report,
+    find_intact,
+    read_converted,
+    require_accepted,
+    require_free,
+    write_known_bundle,
+)
+from maisi_aug.errors import BundleError, MaisiAugError
 from maisi_aug.known_bundles import KnownBundle
+from maisi_aug.mask_checkpoints import add_mask_networks, require_known_masks, write_mask_networks
 from maisi_aug.whole_files import sha256_of
 
 DEFAULT_REVISION = "main"
@@ -33,9 +43,10 @@ class Hub:
 
 @dataclass(frozen=True)
 class FetchedFile:
-    """A file of a repository on this machine, found to be what the hub states."""
+    """A file of a repository on this machine, by its name there, found to be what the hub states."""
 
     path: Path
+    name: str
     revision: str
     sha256: str
 
@@ -53,15 +64,19 @@ def pull_bundle(
     known: KnownBundle,
     *,
     accept_licence: AcceptLicence,
+    with_masks: bool = False,
     folder: Path | None = None,
     hub: Hub | None = None,
     report: Report | None = None,
 ) -> Bundle:
     """Fetch a bundle, convert it and put it where its name finds it; at once when it is there and intact.
 
+    Mask networks that are there already are fetched again with the others; to a bundle that lacks them they are added.
+
     Args:
         known: What to fetch.
         accept_licence: Asked before anything is fetched whether the user accepts the licence.
+        with_masks: Fetch the mask networks, too.
         folder: Of the bundle; None for the user's data folder.
         hub: Where from.
         report: Told in a sentence what is going on.
@@ -73,19 +88,51 @@ def pull_bundle(
     """
     target = (folder or pulled_bundles_folder() / known.name).expanduser().resolve()
     present = find_intact(target, known.name, known.repository)
-    if present is not None:
+    with_masks = with_masks or _had_masks(target, known)
+    if present is not None and (present.spec.mask_generation is not None or not with_masks):
         return present
     say = report or (lambda _: None)
-    command = known.pull_command if folder is None else shlex.join([*known.pull_command.split(), "--to", str(folder)])
+    masks = require_known_masks(known) if with_masks else None
+    words = [*known.pull_command.split(), *(["--with-masks"] if with_masks else [])]
+    command = shlex.join(words + (["--to", str(folder)] if folder else []))
     require_accepted(known, accept_licence, say, command=command)
     require_free(target, known.name, known.repository)
-    say(f"Fetching {len(known.files)} files ({known.download_size}) from {known.repository}.")
-    files = fetch_files(known.repository, known.files, hub or Hub())
+    files: dict[str, FetchedFile] = {}
+    if present is None:
+        files = _fetch(known, known.files, known.download_size, hub, say)
+    mask_files = _fetch(known, masks.files, masks.download_size, hub, say) if masks else {}
     say("Checking the networks and writing the bundle.")
-    paths = {role: file.path for role, file in files.items()}
-    bundle = write_known_bundle(known, paths, target, provenance=_describe(known, files), command=command)
+    paths, mask_paths = ({role: file.path for role, file in found.items()} for found in (files, mask_files))
+    about_masks = _describe(mask_files)
+    if present is not None:
+        bundle = add_mask_networks(known, present, mask_paths, provenance=about_masks)
+    else:
+        bundle = write_known_bundle(
+            known,
+            paths,
+            target,
+            provenance={"origin": known.repository, **_describe(files)},
+            command=command,
+            complete=partial(write_mask_networks, known, mask_paths, provenance=about_masks) if masks else None,
+        )
     say("The files as downloaded stay in the cache of huggingface_hub, too.")
     return bundle
+
+
+def _had_masks(folder: Path, known: KnownBundle) -> bool:
+    """Whether an earlier pull, perhaps altered since, brought mask networks."""
+    try:
+        bundle = read_converted(folder, known.name, known.repository)
+    except MaisiAugError:
+        return False
+    return bundle is not None and bundle.spec.mask_generation is not None
+
+
+def _fetch(
+    known: KnownBundle, names: Mapping[str, str], size: str, hub: Hub | None, say: Report
+) -> dict[str, FetchedFile]:
+    say(f"Fetching {len(names)} files ({size}) from {known.repository}.")
+    return fetch_files(known.repository, names, hub or Hub())
 
 
 def fetch_files(repository: str, names: Mapping[str, str], hub: Hub) -> dict[str, FetchedFile]:
@@ -110,7 +157,7 @@ def fetch_files(repository: str, names: Mapping[str, str], hub: Hub) -> dict[str
             path = _download(repository, name, revision, hub)
         _require_as_stated(path, stated, subject=f"{repository}/{name}")
         revision = stated.revision
-        fetched[role] = FetchedFile(path, revision, stated.sha256)
+        fetched[role] = FetchedFile(path, name, revision, stated.sha256)
     return fetched
 
 
@@ -211,9 +258,9 @@ def _require_as_stated(path: Path, stated: _Statement, *, subject: str) -> None:
     )
 
 
-def _describe(known: KnownBundle, files: Mapping[str, FetchedFile]) -> dict[str, Any]:
+def _describe(files: Mapping[str, FetchedFile]) -> dict[str, Any]:
+    """Revision, names and hashes of files that were fetched together, as the bundle remembers them."""
     return {
-        "origin": known.repository,
-        "revision": files[NETWORK_ROLES[0]].revision,
-        "files": {role: {"file": known.files[role], "sha256": files[role].sha256} for role in NETWORK_ROLES},
+        "revision": next((file.revision for file in files.values()), None),
+        "files": {role: {"file": file.name, "sha256": file.sha256} for role, file in files.items()},
     }

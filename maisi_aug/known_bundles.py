@@ -15,6 +15,26 @@ from maisi_aug.errors import BundleError, did_you_mean
 KNOWN_BUNDLES_FILE = Path(__file__).parent / "data" / "known_bundles.yaml"
 
 
+SIZE_CONDITIONS = "size_conditions"
+
+
+@dataclass(frozen=True)
+class KnownMasks:
+    """The networks that generate label maps for a bundle that others publish.
+
+    Attributes:
+        files: Checkpoint within the bundle's repository by role of the network, and the file of ``SIZE_CONDITIONS``.
+        download_size: Of all these files, to be read by people.
+        networks: Definitions by role.
+        settings: What ``bundle.yaml`` will say of their use, as far as it is known before the files are there.
+    """
+
+    files: Mapping[str, str]
+    download_size: str
+    networks: Mapping[str, Mapping[str, Any]]
+    settings: Mapping[str, Any]
+
+
 @dataclass(frozen=True)
 class KnownBundle:
     """A bundle that others publish.
@@ -26,6 +46,7 @@ class KnownBundle:
         download_size: Of all files, to be read by people.
         licence_url: Where the licence named in the header can be read.
         notice: What the licence asks to be kept beside the weights.
+        masks: The networks that generate label maps, fetched on request; None where there are none.
     """
 
     header: Mapping[str, Any]
@@ -34,6 +55,7 @@ class KnownBundle:
     download_size: str
     licence_url: str
     notice: str
+    masks: KnownMasks | None = None
 
     @property
     def name(self) -> str:
@@ -65,7 +87,7 @@ class KnownBundle:
 def known_bundles() -> Mapping[str, KnownBundle]:
     """All bundles that can be fetched, by name."""
     rows = yaml.safe_load(KNOWN_BUNDLES_FILE.read_text(encoding="utf-8"))
-    return {name: KnownBundle(**row) for name, row in rows.items()}
+    return {name: KnownBundle(**{**row, "masks": KnownMasks(**row["masks"])}) for name, row in rows.items()}
 
 
 def find_known_bundle(name: str) -> KnownBundle:

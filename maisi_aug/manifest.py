@@ -87,7 +87,7 @@ class AttemptRecord:
             and the budget of attempts is spent; a run with a larger one takes the case up again).
         request: The request that the case serves, as the user typed it.
         lesions: The case's lesions, requested against realised.
-        required_ids: Organs that the request names.
+        required_ids: Organs that the request or the cohort's ``anatomy`` names.
         verdicts: One entry per gate that was run.
         reason: Why the attempt failed, one sentence; empty when it was accepted.
         mask_origin: Where the label map came from.

@@ -14,6 +14,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from maisi_aug.bank_listing import Needs
 from maisi_aug.bank_map import BankLesion, BankMap, BaseMap, cut_map
 from maisi_aug.errors import BankError, LesionError
 from maisi_aug.folder_bank import FolderBank
@@ -194,7 +195,7 @@ class PlantSource:
             label_map = deform_label_map(label_map, spacing_mm=spacing_mm, rng=rng, strength=strength)
             origin["deform_strength"] = strength
         label_map, planted = plant_lesions(label_map, lesions, spacing_mm=spacing_mm, rng=rng)
-        if not _has_all(label_map, required_ids):
+        if not has_all(label_map, required_ids):
             return None
         return DrawnMap(label_map, base.grid, origin, planted)
 
@@ -233,8 +234,8 @@ class BankSource:
         """
         if not isinstance(self.bank, FolderBank):
             raise _holds_none(self.bank, lesions)
-        found = self._rank(self.bank, lesions, required_ids, seed)
-        for attempt, (index, chosen) in enumerate(found[: self.max_bases]):
+        found = self._find(self.bank, lesions, required_ids, seed)
+        for attempt, (index, chosen) in enumerate(islice(found, self.max_bases)):
             bank_map = self.bank.load(index)
             if bank_map is None:
                 continue
@@ -243,32 +244,33 @@ class BankSource:
                 return drawn
         raise _nothing_fits(self.bank, lesions, required_ids)
 
-    def _rank(
+    def _find(
         self, bank: FolderBank, lesions: Sequence[LesionWish], required_ids: Sequence[int], seed: int
-    ) -> list[tuple[int, list[BankLesion]]]:
-        """Maps and their lesions, one per wish, the nearest volumes first; ties in the random order of the seed."""
-        needed = {*required_ids, *(wish.label_id for wish in lesions)}
-        ranked: list[tuple[float, int, int, list[BankLesion]]] = []
-        num_holding = 0
-        for place, index in enumerate(bank.order(seed)):
-            ids = bank.ids_of(index)
-            if ids is None or not ids.issuperset(needed):
-                continue
-            chosen = _choose_lesions(bank, index, lesions)
+    ) -> Iterator[tuple[int, list[BankLesion]]]:
+        """Maps and their lesions, one per wish, in the bank's order, those of near volumes first; read as needed."""
+        wanted = frozenset(wish.label_id for wish in lesions)
+        needs = Needs(wanted.union(required_ids), only_tumor_ids=wanted)
+        others: list[tuple[float, int, int, list[BankLesion]]] = []
+        num_near = 0
+        for place, index in enumerate(bank.order(seed, needs)):
+            chosen = _choose_lesions(bank, index, lesions) if needs.are_met_by(bank.ids_of(index)) else None
             if chosen is None:
                 continue
-            num_holding += 1
             ratios = [abs(np.log2(own.volume_ml / wish.volume_ml)) for own, wish in zip(chosen, lesions, strict=True)]
-            # Within half of what resizing reaches, any lesion does: the seed's order then gives the variety.
-            ranked.append((max(0.0, max(ratios, default=0.0) - 0.5 * np.log2(MAX_RESIZE)), place, index, chosen))
-            if num_holding == MAX_CANDIDATES:
+            # Within half of what resizing reaches, any lesion does: the bank's order then gives the variety.
+            if max(ratios, default=0.0) <= 0.5 * np.log2(MAX_RESIZE):
+                num_near += 1
+                yield index, chosen
+            else:
+                others.append((max(ratios), place, index, chosen))
+            if num_near + len(others) == MAX_CANDIDATES:
                 break
-        if not ranked:
+        if not num_near and not others:
             raise _holds_none(bank, lesions)
-        ranked.sort(key=lambda row: row[:2])
-        if ranked[0][0] > 0.5 * np.log2(MAX_RESIZE):
-            raise _far_off(bank, lesions, ranked[0][3])
-        return [(index, chosen) for _, _, index, chosen in ranked]
+        others.sort(key=lambda row: row[:2])
+        if not num_near and others[0][0] > np.log2(MAX_RESIZE):
+            raise _far_off(bank, lesions, others[0][3])
+        yield from ((index, chosen) for _, _, index, chosen in others)
 
     def _take(
         self,
@@ -289,8 +291,8 @@ class BankSource:
         spacing_mm = base.grid.spacing_mm
         strength = round(float(rng.uniform(0.5, 1.0)) * self.deform_strength, 3)
         label_map = deform_label_map(base.label_map, spacing_mm=spacing_mm, rng=rng, strength=strength)
-        sized = _match_volumes(label_map, lesions, spacing_mm)
-        if sized is None or not _has_all(sized[0], required_ids):
+        sized = match_volumes(label_map, lesions, spacing_mm)
+        if sized is None or not has_all(sized[0], required_ids):
             return None
         origin = {
             "source": "bank",
@@ -330,7 +332,7 @@ def _choose_lesions(bank: FolderBank, index: int, lesions: Sequence[LesionWish])
     return [chosen[place] for place in range(len(lesions))]
 
 
-def _match_volumes(
+def match_volumes(
     label_map: NDArray[np.uint8], lesions: Sequence[LesionWish], spacing_mm: Sequence[float]
 ) -> tuple[NDArray[np.uint8], tuple[PlantedLesion, ...]] | None:
     """Bring the lesions of a cut to the wanted volumes; None if the cut lost, tore or joined one."""
@@ -356,7 +358,8 @@ def _match_volumes(
     return label_map, tuple(realised[place] for place in range(len(lesions)))
 
 
-def _has_all(label_map: NDArray[np.uint8], label_ids: Sequence[int]) -> bool:
+def has_all(label_map: NDArray[np.uint8], label_ids: Sequence[int]) -> bool:
+    """Whether a map holds every one of the ids."""
     counts = np.bincount(label_map.ravel(), minlength=256)
     return all(counts[label_id] > 0 for label_id in label_ids)
 

@@ -19,6 +19,7 @@ from monai.apps.generation.maisi.networks.autoencoderkl_maisi import (
 )
 from monai.apps.generation.maisi.networks.controlnet_maisi import ControlNetMaisi
 from monai.apps.generation.maisi.networks.diffusion_model_unet_maisi import DiffusionModelUNetMaisi
+from monai.networks.nets.diffusion_model_unet import DiffusionModelUNet
 from monai.networks.schedulers.ddpm import DDPMScheduler
 from monai.networks.schedulers.rectified_flow import RFlowScheduler
 from torch import Tensor, nn
@@ -73,6 +74,7 @@ NETWORK_CLASSES: dict[str, type[nn.Module]] = {
     "AutoencoderKlMaisi": AutoencoderKlMaisi,
     "DiffusionModelUNetMaisi": TrainableUNet,
     "ControlNetMaisi": ControlNetMaisi,
+    "DiffusionModelUNet": DiffusionModelUNet,
 }
 SCHEDULER_CLASSES: dict[str, type] = {"RFlowScheduler": RFlowScheduler, "DDPMScheduler": DDPMScheduler}
 
@@ -244,5 +246,16 @@ class Networks:
     diffusion_unet: nn.Module
     controlnet: nn.Module
     scheduler: RFlowScheduler | DDPMScheduler
+    scale_factor: float
+    device: str
+
+
+@dataclass(frozen=True)
+class MaskNetworks:
+    """The networks that generate label maps, on one device, ready for inference, and their scheduler."""
+
+    autoencoder: nn.Module
+    diffusion_unet: nn.Module
+    scheduler: DDPMScheduler
     scale_factor: float
     device: str

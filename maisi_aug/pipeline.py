@@ -1,4 +1,4 @@
-"""A bundle on a device: from a label map to a CT image in HU."""
+"""A bundle on a device: from a label map, or from none, to a CT image in HU."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from maisi_aug.conditioning import (
 )
 from maisi_aug.decoder import Decoder
 from maisi_aug.decoding_config import DecodeSettings, DecodingConfig
-from maisi_aug.errors import BundleError
+from maisi_aug.errors import BundleError, RecipeError
 from maisi_aug.grid import Grid
 from maisi_aug.lesion_editing import remove_lesions
 from maisi_aug.networks import (
@@ -34,7 +34,7 @@ from maisi_aug.networks import (
     store_in_bfloat16,
     takes_regions,
 )
-from maisi_aug.regions import Regions, find_body_regions
+from maisi_aug.regions import USUAL_REGIONS, Regions, find_body_regions
 from maisi_aug.sampling import Conditions, ReportStep, sample_latent
 from maisi_aug.seeds import derive_seed
 from maisi_aug.weights import load_networks
@@ -112,7 +112,7 @@ class Pipeline:
 
     def synthesize_image(
         self,
-        label_map: NDArray[np.uint8],
+        label_map: NDArray[np.uint8] | None,
         grid: Grid,
         *,
         seed: int,
@@ -124,27 +124,29 @@ class Pipeline:
         report: ReportStep | None = None,
         report_decoding: Callable[[DecodeSettings], None] | None = None,
     ) -> NDArray[np.int16]:
-        """Draw the CT image of a label map.
+        """Draw the CT image of a label map, or one of whatever the diffusion U-Net draws by itself.
 
         Args:
-            label_map: ``(I, J, K)`` vocabulary ids with the body envelope (200); not modified.
-            grid: Of the label map; every side a multiple of the bundle's factor.
+            label_map: ``(I, J, K)`` vocabulary ids with the body envelope (200); not modified. None draws without one:
+                the ControlNet stays out.
+            grid: Of the label map and the image; every side a multiple of the bundle's factor.
             seed: The same seed gives the same image on the same type of device.
             num_inference_steps: None for the bundle's default.
-            guidance_scale: 0 for none; 1-5 enforces tumours at twice the cost.
+            guidance_scale: 0 for none; 1-5 enforces the label map's tumours at twice the cost.
             modality: "ct", "ct_contrast" or "ct_wo_contrast"; the latter two for networks that are told.
-            regions: Uppermost and lowest body region, for networks that are told; None reads them off the label map.
+            regions: Uppermost and lowest body region, for networks that are told; None reads them off the label map,
+                and without one says thorax to abdomen.
             decoding: Windows and splits; those of the bundle when not given, and less at once where memory is short.
             report: Called with (steps done, steps in all).
             report_decoding: Called with how the image was decoded.
 
         Returns:
-            ``(I, J, K)`` int16 HU; -1000 where the label map is 0.
+            ``(I, J, K)`` int16 HU; -1000 where the label map is 0, and as decoded without one.
 
         Raises:
             GridError: For sides that the networks cannot take.
-            RecipeError: For more steps than the scheduler was trained with, for fewer with DDPM, and for a modality or
-                regions that the networks are not told.
+            RecipeError: For more steps than the scheduler was trained with, for fewer with DDPM, for a modality or
+                regions that the networks are not told, and for guidance without a label map.
             BundleError: When the networks cannot be compiled.
             MemoryShortageError: When not even the smallest windows can be decoded in the memory that there is.
         """
@@ -152,9 +154,14 @@ class Pipeline:
         self.bundle.require_told(modality=modality, body_region=regions)
         grid.require_multiple_of(self.bundle.latent_factor, subject=f"Grid for bundle '{self.bundle.name}'")
         if takes_regions(self.networks.diffusion_unet):
-            regions = regions or find_body_regions(label_map)
+            regions = regions or (USUAL_REGIONS if label_map is None else find_body_regions(label_map))
         unconditional = None
         if guidance_scale > 0:
+            if label_map is None:
+                raise RecipeError(
+                    f"guidance_scale: expected 0 without a label map, which has no tumours to enforce, found "
+                    f"{guidance_scale:g}. Leave it out."
+                )
             healthy = remove_lesions(label_map, self.bundle.vocabulary, spacing_mm=grid.spacing_mm)
             unconditional = self._conditions(healthy, grid, "unknown", regions)
         with mixed_precision(self.networks.device, enabled=self._is_mixed), explain_compilation(self.compiler):
@@ -181,12 +188,14 @@ class Pipeline:
         return wanted and computes_in_bfloat16(self.networks.device)
 
     def _conditions(
-        self, label_map: NDArray[np.uint8], grid: Grid, modality: str, regions: Regions | None
+        self, label_map: NDArray[np.uint8] | None, grid: Grid, modality: str, regions: Regions | None
     ) -> Conditions:
         device = self.networks.device
-        ids = torch.from_numpy(np.ascontiguousarray(label_map)).to(device)[None]
+        label_bits = None
+        if label_map is not None:
+            label_bits = to_label_bits(torch.from_numpy(np.ascontiguousarray(label_map)).to(device)[None])
         return Conditions(
-            to_label_bits(ids),
+            label_bits,
             to_modality_tensor([modality], device=device),
             to_spacing_tensor([grid.spacing_mm], device=device),
             to_region_tensors([regions], device=device) if regions is not None else None,

@@ -47,7 +47,8 @@ class CasePlan:
         index: Position in the cohort, from 0.
         request: The request it serves, as the user typed it.
         lesions: Its lesions.
-        required_ids: Organs that the request names.
+        required_ids: Organs that the request or the user's ``anatomy`` names.
+        map_index: Place of the given label map in its bank that the case is drawn from as it is; None otherwise.
     """
 
     case_id: str
@@ -55,6 +56,12 @@ class CasePlan:
     request: str
     lesions: tuple[PlannedLesion, ...]
     required_ids: tuple[int, ...]
+    map_index: int | None = None
+
+    @property
+    def label_ids(self) -> tuple[int, ...]:
+        """Lesions and organs that the case shall hold, ascending."""
+        return tuple(sorted({*self.required_ids, *(lesion.label_id for lesion in self.lesions)}))
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +70,8 @@ class CohortPlan:
 
     Attributes:
         cases: In the order in which they are made.
-        requested_ids: Labels that any request names, ascending; they make up the files in ``labels/``.
+        requested_ids: Labels that any request names, or those of the user's ``anatomy``, ascending; they make up the
+            files in ``labels/``. Given label maps without a request keep all but the body there.
     """
 
     cases: tuple[CasePlan, ...]
@@ -102,10 +110,9 @@ def plan_cohort(
         _draw_lesions(request, place, count, seed)
         for place, (request, count) in enumerate(zip(requests, counts, strict=True))
     ]
-    num_digits = max(4, len(str(num_cases)))
     cases = tuple(
         CasePlan(
-            case_id=f"case_{index + 1:0{num_digits}d}",
+            case_id=_case_id(index, num_cases),
             index=index,
             request=requests[place].text,
             lesions=lesions[place][turn],
@@ -140,6 +147,31 @@ def plan_from_texts(
     """
     requests = parse_requests(texts, vocabulary=vocabulary, distributions=distributions)
     return plan_cohort(requests, num_cases=num_cases, seed=seed)
+
+
+def plan_given_maps(names: Sequence[str], *, num_cases: int, label_ids: Sequence[int] = ()) -> CohortPlan:
+    """Plan one case for each label map, going round again where more are wanted.
+
+    Args:
+        names: Of the label maps, in the order of their bank.
+        num_cases: Cases of the cohort.
+        label_ids: Labels to keep in the label files; every label but the body when there are none.
+    """
+    cases = (
+        CasePlan(_case_id(index, num_cases), index, names[index % len(names)], (), (), map_index=index % len(names))
+        for index in range(num_cases)
+    )
+    return CohortPlan(tuple(cases), tuple(sorted(set(label_ids))))
+
+
+def plan_bare_images(num_cases: int) -> CohortPlan:
+    """Plan images that are drawn without a label map."""
+    cases = (CasePlan(_case_id(index, num_cases), index, "image only", (), ()) for index in range(num_cases))
+    return CohortPlan(tuple(cases), ())
+
+
+def _case_id(index: int, num_cases: int) -> str:
+    return f"case_{index + 1:0{max(4, len(str(num_cases)))}d}"
 
 
 def _draw_lesions(request: CaseRequest, place: int, count: int, seed: int) -> list[tuple[PlannedLesion, ...]]:

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from maisi_aug.bank_files import BankEntry
+from maisi_aug.bank_entry import BankEntry
 from maisi_aug.bank_labels import LabelMapping
 from maisi_aug.errors import BankError, RequestError, VocabularyError
 from maisi_aug.grid import Grid
 from maisi_aug.labels import Vocabulary
-from maisi_aug.plan import CohortPlan
+from maisi_aug.plan import CasePlan, CohortPlan
 from maisi_aug.sizes import diameter_mm
 
 
@@ -44,6 +44,12 @@ def require_maps(entries: Sequence[BankEntry], skipped: Sequence[tuple[str, str]
         return
     found = "".join(f"only files that cannot be used; {name}: {reason}" for name, reason in skipped[:1]) or "none"
     raise BankError(f"{subject}: expected label maps, found {found}. Check the folder's layout.")
+
+
+def needed_ids(case: CasePlan, vocabulary: Vocabulary) -> set[int]:
+    """Organs without which a case cannot be made: those that are asked for, and the hosts of lesions that have one."""
+    hosts = [vocabulary.hosts_of(lesion.label_id) for lesion in case.lesions]
+    return {*case.required_ids, *(only for only, *others in hosts if not others)}
 
 
 def require_drawable(plan: CohortPlan, grid: Grid) -> None:

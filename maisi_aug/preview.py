@@ -83,6 +83,7 @@ def build_preview(
     *,
     lesion_ids: Sequence[int],
     organ_ids: Sequence[int] = (),
+    outlined_ids: Sequence[int] | None = None,
     names: Mapping[int, str],
 ) -> Image.Image:
     """Draw a case.
@@ -94,6 +95,7 @@ def build_preview(
         caption: Words to put on top.
         lesion_ids: Labels drawn as lesions; the planes go through the largest of them.
         organ_ids: Labels that the planes go through where there is no lesion.
+        outlined_ids: Labels to outline besides the lesions; None for all.
         names: Names for the legend; ids without one are left out of it.
 
     Returns:
@@ -105,7 +107,10 @@ def build_preview(
     shown_ids = tuple(label_id for label_id in lesion_ids if label_id in np.unique(label_map))
     has_lesion = bool(np.isin(label_map[lesion_voxel], lesion_ids))
     panels = _plan_panels(image_hu, label_map, grid, focus, lesion_voxel, has_lesion)
-    colours = label_colours(np.unique(label_map), shown_ids)
+    present_ids = np.unique(label_map)
+    if outlined_ids is not None:
+        present_ids = present_ids[np.isin(present_ids, outlined_ids)]
+    colours = label_colours(present_ids, shown_ids)
     plain = [draw_slice(panel.image_hu, panel.plane, panel.size_px, window) for panel in panels]
     bold = frozenset(shown_ids)
     outlined = [
@@ -116,7 +121,25 @@ def build_preview(
         for picture in pictures:
             annotate(picture, panel.plane, panel.pixels_per_mm, centre=panel.centre, title=panel.title)
     legend = _legend_entries(panels, colours, names, shown_ids)
-    return _compose(plain, outlined, caption, window, legend)
+    return _compose([plain, outlined], caption, window, legend)
+
+
+def build_plain_preview(image_hu: NDArray[Any], grid: Grid, caption: Caption) -> Image.Image:
+    """Draw an image that has no label map: three planes through its middle.
+
+    Args:
+        image_hu: ``(I, J, K)`` in HU.
+        grid: Its geometry.
+        caption: Words to put on top.
+    """
+    scale = PANEL_PX / max(grid.extent_mm)
+    i, j, k = (side // 2 for side in grid.shape)
+    pictures = []
+    for plane in (Plane("axial", k), Plane("coronal", j), Plane("sagittal", i)):
+        picture = draw_slice(image_hu, plane, plane.size_px(grid, scale), SOFT_TISSUE)
+        annotate(picture, plane, scale)
+        pictures.append(picture)
+    return _compose([pictures], caption, SOFT_TISSUE, [])
 
 
 def find_focus(label_map: NDArray[np.uint8], lesion_ids: Sequence[int], organ_ids: Sequence[int]) -> NDArray[np.bool_]:
@@ -207,18 +230,18 @@ def _legend_entries(
 
 
 def _compose(
-    plain: Sequence[Image.Image],
-    outlined: Sequence[Image.Image],
+    panels: Sequence[Sequence[Image.Image]],
     caption: Caption,
     window: Window,
     legend: Sequence[tuple[Rgb, str]],
 ) -> Image.Image:
-    """Put panels, caption and legend on one canvas."""
-    row_px = max(picture.height for picture in plain)
-    width = MARGIN_PX + sum(picture.width + MARGIN_PX for picture in plain)
+    """Put rows of panels, caption and legend on one canvas."""
+    row_px = max(picture.height for picture in panels[0])
+    width = MARGIN_PX + sum(picture.width + MARGIN_PX for picture in panels[0])
+    below = len(panels) * (row_px + MARGIN_PX)
     top = MARGIN_PX + 30 + LINE_PX * len(caption.lines)
     rows = _wrap_legend(legend, width - 2 * MARGIN_PX)
-    height = top + 2 * (row_px + MARGIN_PX) + LINE_PX * len(rows) + MARGIN_PX // 2
+    height = top + below + LINE_PX * len(rows) + MARGIN_PX // 2
     canvas = Image.new("RGB", (width, height), BACKGROUND)
     write_text(canvas, (MARGIN_PX, MARGIN_PX), caption.title, size_px=20)
     shown = f"{window.name} window, {window.centre_hu:g} / {window.width_hu:g} HU"
@@ -226,17 +249,16 @@ def _compose(
     for number, line in enumerate(caption.lines):
         write_text(canvas, (MARGIN_PX, MARGIN_PX + 30 + LINE_PX * number), line, size_px=14, colour=DIM_TEXT)
     boxes = []
-    for row, pictures in enumerate((plain, outlined)):
+    for row, pictures in enumerate(panels):
         x = MARGIN_PX
         for picture in pictures:
             y = top + row * (row_px + MARGIN_PX) + (row_px - picture.height) // 2
             canvas.paste(picture, (x, y))
-            boxes.append((x, y, x + picture.width, y + picture.height))
+            if picture is pictures[0]:
+                boxes.append((x, y, x + picture.width, y + picture.height))
             x += picture.width + MARGIN_PX
-    _draw_legend(canvas, rows, top + 2 * (row_px + MARGIN_PX))
-    canvas.info[TEXT_KEY] = json.dumps(
-        {"title": caption.title, "line": next(iter(caption.lines), ""), "boxes": [boxes[0], boxes[len(plain)]]}
-    )
+    _draw_legend(canvas, rows, top + below)
+    canvas.info[TEXT_KEY] = json.dumps({"title": caption.title, "line": next(iter(caption.lines), ""), "boxes": boxes})
     return canvas
 
 

@@ -88,12 +88,12 @@ def expected_contrast_sign(label_name: str) -> int:
     return sign
 
 
-def check_geometry(image_hu: NDArray[Any], label_map: NDArray[Any], grid: Grid, expected: Grid) -> Verdict:
+def check_geometry(image_hu: NDArray[Any], label_map: NDArray[Any] | None, grid: Grid, expected: Grid) -> Verdict:
     """Image and label map share the expected grid, and the image holds finite, varying, plausible numbers.
 
     Args:
         image_hu: ``(I, J, K)`` intensities.
-        label_map: ``(I, J, K)`` label ids.
+        label_map: ``(I, J, K)`` label ids; None for an image without one.
         grid: Grid of both.
         expected: Grid that was asked for.
     """
@@ -101,7 +101,7 @@ def check_geometry(image_hu: NDArray[Any], label_map: NDArray[Any], grid: Grid, 
     low, high = (float(image_hu[finite].min()), float(image_hu[finite].max())) if finite.any() else (math.nan, math.nan)
     figures = {
         "image_shape": list(image_hu.shape),
-        "label_map_shape": list(label_map.shape),
+        "label_map_shape": None if label_map is None else list(label_map.shape),
         "expected_shape": list(expected.shape),
         "spacing_mm": list(grid.spacing_mm),
         "expected_spacing_mm": list(expected.spacing_mm),
@@ -110,7 +110,7 @@ def check_geometry(image_hu: NDArray[Any], label_map: NDArray[Any], grid: Grid, 
         "highest_hu": high,
     }
     problems = []
-    if image_hu.shape != expected.shape or label_map.shape != expected.shape:
+    if image_hu.shape != expected.shape or (label_map is not None and label_map.shape != expected.shape):
         problems.append("shapes that are not the expected one")
     if not grid.is_close(expected):
         problems.append("a grid that is not the expected one")
@@ -134,7 +134,10 @@ def check_presence(
         min_voxels: How many voxels of each.
         vocabulary: Names for the message.
     """
-    counts = {label_id: int(np.count_nonzero(label_map == label_id)) for label_id in required_ids}
+    # Slice by slice, and all ids at once: a user's map may have a hundred of them.
+    num_ids = 1 + max(int(label_map.max()), *required_ids, 0)
+    found = np.sum([np.bincount(plane.ravel(), minlength=num_ids) for plane in label_map], axis=0)
+    counts = {label_id: int(found[label_id]) for label_id in required_ids}
     missing = [label_id for label_id, count in counts.items() if count < min_voxels]
     figures = {"num_voxels": {str(label_id): count for label_id, count in counts.items()}, "missing_ids": missing}
     problems = [f"{counts[label_id]} voxels of {_name_of(label_id, vocabulary)}" for label_id in missing]

@@ -17,11 +17,14 @@ from pydantic_core import ErrorDetails
 from maisi_aug.decoding_config import DecodingConfig
 from maisi_aug.errors import RecipeError, did_you_mean
 from maisi_aug.regions import BODY_REGIONS, BodyRegion
+from maisi_aug.source_rules import SOURCES_WITHOUT_REQUESTS, find_misfit
 from maisi_aug.whole_files import write_text_whole
 
 COHORT_NAME = "cohort.yaml"
 EMBEDDED_BANK = "phantom"
+AUTO_MAPPING = "auto"
 TRAINING_KIND = "training"
+GRID_FIELDS = ("shape", "spacing_mm")
 
 # YAML has lists and no tuples; strict mode would refuse them for a tuple field.
 _FromList = Strict(False)
@@ -34,7 +37,8 @@ class GateConfig(BaseModel):
 
     Attributes:
         size_tolerance: Largest relative error of a lesion's volume; two voxels are always allowed.
-        organ_hu: Whether organ medians must lie in the reference ranges.
+        organ_hu: Whether organ medians must lie in the reference ranges, and an image without a label map must show a
+            patient.
         visibility: Whether lesions must stand out from their host organ.
         minimum_cnr: Least contrast between a lesion and its host, as a multiple of the noise; lesions under 10 mm only
             have to be brighter or darker than their host as their kind is.
@@ -52,22 +56,35 @@ class CohortConfig(BaseModel):
     """Everything that decides which bytes a cohort consists of.
 
     Attributes:
-        labels: Requests, ``NAME[:SIZE][@SHARE]``, joined with ``+`` where one case serves several.
-        num_cases: Cases to make.
+        labels: Requests, ``NAME[:SIZE][@SHARE]``, joined with ``+`` where one case serves several. With mask_source
+            ``given`` the names of the labels to keep in ``labels/``, every label but the body when there are none; with
+            ``none`` there are none.
+        num_cases: Cases to make; 4 when not given, and one for each label map with mask_source ``given``.
         seed: Cohort seed.
+        anatomy: Labels that ``labels/ID.nii.gz`` keeps, by name, alias or id; its organs must be in every case. Those
+            that the requests name when not given.
         bundle: Name or folder of a bundle.
-        mask_source: ``plant`` puts lesions of exact size into tumour-free maps; ``bank`` takes maps that have them.
-        mask_bank: ``phantom`` for the embedded phantoms, or a folder or data list of label maps.
+        mask_source: ``plant`` puts lesions of exact size into tumour-free maps; ``bank`` takes maps that have them;
+            ``diffusion`` generates maps with the bundle's mask networks; ``given`` draws each map of the bank as it is;
+            ``none`` draws images without a label map.
+        mask_bank: ``phantom`` for the embedded phantoms, or a folder or data list of label maps, or NVIDIA's mask
+            database.
         mask_labels: Vocabulary of the bank: ``auto``, ``maisi``, ``totalsegmentator-v1``, ``totalsegmentator-v2``, or a
             JSON file that maps its ids or names.
+        mask_steps: Steps of the sampler of label maps, for ``diffusion``; the bundle's default when not given, and
+            DDPM when they are all that the mask networks were trained with.
+        size_of: Size percentile, or -1 for absent, of organs by name, for ``diffusion``; drawn when not given.
         num_inference_steps: Steps of the sampler; the bundle's default when not given.
         guidance_scale: Strength of the guidance towards the requested lesions; 0 switches it off.
         modality: What the images shall look like: ``ct`` leaves the contrast medium open, ``ct_contrast`` and
             ``ct_wo_contrast`` do not.
         body_region: The body region of every image, or the uppermost and the lowest, for bundles that are told them
             (ddpm-ct); read off each label map when not given.
-        shape: Voxels along I, J, K (right, anterior, superior); the bundle's when not given.
-        spacing_mm: Voxel sides along I, J, K; the bundle's when not given.
+        preset: Shape, spacing and decode window by one name, of ``maisi-aug bundles presets``.
+        shape: Voxels along I, J, K (right, anterior, superior); the preset's, or else the bundle's when not given, and
+            the map's own with mask_source ``given``.
+        spacing_mm: Voxel sides along I, J, K; the preset's, the bundle's or the map's own in the same way.
+        allow_unseen_grid: Warn of a grid that the bundle's networks cannot work with, instead of refusing it.
         max_attempts: Attempts per case before it is rejected; a cohort can be gone on with under a larger number.
         size_reference: nnU-Net dataset or folder of label maps whose lesions define the percentiles.
         size_label: Id of the lesion in the size reference, or one id per label name.
@@ -77,24 +94,36 @@ class CohortConfig(BaseModel):
 
     model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
 
-    labels: Annotated[tuple[Annotated[str, Field(min_length=1)], ...], _FromList, Field(min_length=1)]
-    num_cases: _PositiveInt = 4
+    labels: Annotated[tuple[Annotated[str, Field(min_length=1)], ...], _FromList]
+    num_cases: _PositiveInt | None = None
     seed: Annotated[int, Field(ge=0)] = 0
+    anatomy: Annotated[tuple[Annotated[str, Field(min_length=1)], ...], _FromList, Field(min_length=1)] | None = None
     bundle: Annotated[str, Field(min_length=1)] = "phantom-ct"
-    mask_source: Literal["plant", "bank"] = "plant"
+    mask_source: Literal["plant", "bank", "diffusion", "given", "none"] = "plant"
     mask_bank: Annotated[str, Field(min_length=1)] = EMBEDDED_BANK
-    mask_labels: Annotated[str, Field(min_length=1)] = "auto"
+    mask_labels: Annotated[str, Field(min_length=1)] = AUTO_MAPPING
+    mask_steps: _PositiveInt | None = None
+    size_of: dict[str, Annotated[float, Field(allow_inf_nan=False)]] | None = None
     num_inference_steps: _PositiveInt | None = None
     guidance_scale: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
     modality: Literal["ct", "ct_contrast", "ct_wo_contrast"] = "ct"
     body_region: Annotated[tuple[BodyRegion, ...], _FromList, Field(min_length=1, max_length=2)] | None = None
+    preset: Annotated[str, Field(min_length=1)] | None = None
     shape: Annotated[tuple[_PositiveInt, _PositiveInt, _PositiveInt], _FromList] | None = None
     spacing_mm: Annotated[tuple[_PositiveFloat, _PositiveFloat, _PositiveFloat], _FromList] | None = None
+    allow_unseen_grid: bool = False
     max_attempts: _PositiveInt = 5
     size_reference: str | None = None
     size_label: _PositiveInt | dict[str, _PositiveInt] | None = None
     decoding: DecodingConfig = DecodingConfig()
     gates: GateConfig = GateConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _need_no_requests(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("mask_source") in SOURCES_WITHOUT_REQUESTS:
+            return {"labels": (), **values}
+        return values
 
     @field_validator("gates", "decoding", mode="before")
     @classmethod
@@ -106,16 +135,41 @@ class CohortConfig(BaseModel):
         if (self.size_reference is None) != (self.size_label is None):
             missing = "size_label" if self.size_label is None else "size_reference"
             raise ValueError(f"size_reference and size_label belong together; {missing} is missing")
+        misfit = find_misfit(
+            self.mask_source,
+            labels=self.labels,
+            has_own_bank=self.mask_bank != EMBEDDED_BANK,
+            mask_labels=self.mask_labels,
+            guidance_scale=self.guidance_scale,
+            size_reference=self.size_reference,
+            has_anatomy=self.anatomy is not None,
+        )
+        if misfit:
+            raise ValueError(misfit)
         if self.mask_source == "bank" and self.mask_bank == EMBEDDED_BANK:
             raise ValueError(
                 "mask_source 'bank': expected a mask_bank with lesions of its own, found the phantoms, which have "
                 "none; give a folder or a data list, or use mask_source 'plant'"
             )
+        self._require_use_of_masks()
         places = [BODY_REGIONS.index(region) for region in self.body_region or ()]
         if places != sorted(places):
             found = ", ".join(self.body_region or ())
             raise ValueError(f"body_region: expected the uppermost region before the lowest, found {found}")
         return self
+
+    def _require_use_of_masks(self) -> None:
+        """Raise for a field that the mask source makes nothing of."""
+        if self.mask_source == "diffusion":
+            idle = {"mask_bank": self.mask_bank != EMBEDDED_BANK, "mask_labels": self.mask_labels != AUTO_MAPPING}
+            advice = "leave it out"
+        else:
+            idle = {"mask_steps": self.mask_steps is not None, "size_of": self.size_of is not None}
+            advice = "use mask_source 'diffusion', or leave it out"
+        for name in (name for name, is_given in idle.items() if is_given):
+            raise ValueError(
+                f"{name}: expected none with mask_source '{self.mask_source}', found {getattr(self, name)}; {advice}"
+            )
 
     def to_dict(self) -> dict[str, Any]:
         """All fields as plain YAML and JSON types, in the order of the class."""
@@ -176,9 +230,11 @@ def _yaml_path(location: tuple[int | str, ...]) -> str:
 def override(values: Mapping[str, Any], flags: Mapping[str, Any]) -> dict[str, Any]:
     """The recipe's values with those flags on top that were given (are not ``None``).
 
-    A flag's name may be ``SECTION.FIELD``: the other fields of the section stay.
+    A flag's name may be ``SECTION.FIELD``: the other fields of the section stay. A preset that is given as a flag
+    stands above the recipe's shape and spacing.
     """
-    merged = dict(values)
+    hidden = GRID_FIELDS if flags.get("preset") is not None else ()
+    merged = {name: value for name, value in values.items() if name not in hidden}
     for name, value in flags.items():
         section, _, field = name.partition(".")
         if value is not None and field:

@@ -5,6 +5,7 @@ Source: NVIDIA's published configurations of ``ddpm-ct``, whose U-Net takes the 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Literal, get_args
 
 import numpy as np
@@ -33,9 +34,21 @@ def find_body_regions(label_map: NDArray[np.uint8]) -> Regions:
     Args:
         label_map: ``(I, J, K)`` vocabulary ids.
     """
-    counts = np.bincount(label_map.ravel(), minlength=256)
-    shown = [region for region, label_ids in REGION_LABELS.items() if counts[list(label_ids)].any()]
-    return (shown[0], shown[-1]) if shown else USUAL_REGIONS
+    present = np.flatnonzero(np.bincount(label_map.ravel(), minlength=256))
+    return regions_of(present.tolist()) or USUAL_REGIONS
+
+
+def regions_of(label_ids: Iterable[int]) -> Regions | None:
+    """The uppermost and the lowest body region that labels stand for; None where they stand for none."""
+    present = set(label_ids)
+    shown = [region for region, of_region in REGION_LABELS.items() if present.intersection(of_region)]
+    return (shown[0], shown[-1]) if shown else None
+
+
+def covers(regions: Regions, wanted: Regions) -> bool:
+    """Whether what reaches from one region to another includes all that is wanted."""
+    (top, bottom), (first, last) = ([BODY_REGIONS.index(region) for region in pair] for pair in (regions, wanted))
+    return top <= first and last <= bottom
 
 
 def spell_out(regions: tuple[BodyRegion, ...] | None) -> Regions | None:

@@ -123,6 +123,12 @@ def parse_requests(
     return requests
 
 
+def label_names(texts: Sequence[str]) -> list[str]:
+    """The names in label requests, not yet read: the percentiles beside them may have no meaning so far."""
+    parts = [part for text in texts for part in (text.rpartition("@")[0] or text).split("+")]
+    return [part.partition(":")[0] for part in parts]
+
+
 def allot_cases(requests: Sequence[CaseRequest], num_cases: int) -> list[int]:
     """How many cases each request gets: by share, rounded by largest remainder, and never none.
 

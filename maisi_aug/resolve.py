@@ -4,23 +4,32 @@ from __future__ import annotations
 
 import hashlib
 import json
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from maisi_aug import __version__
+from maisi_aug.anatomy import keep_anatomy
+from maisi_aug.bank_entry import BankEntry
 from maisi_aug.bank_files import digest_of, find_entries
 from maisi_aug.bank_labels import CHOICES, find_label_id, load_mapping
 from maisi_aug.bundle import Bundle, embedded_bundles, load_bundle, pulled_bundles
 from maisi_aug.cohort import read_cohort_document
 from maisi_aug.errors import RequestError
 from maisi_aug.grid import Grid
+from maisi_aug.grid_preflight import check_grid, shows_head_alone
 from maisi_aug.labels import Vocabulary
-from maisi_aug.plan import CohortPlan, plan_from_texts
-from maisi_aug.preflight import require_drawable, require_known_targets, require_maps
+from maisi_aug.mask_bundle import choose_mask_steps, fingerprint_of_masks, require_inside
+from maisi_aug.mask_conditions import read_organ_sizes, require_not_absent
+from maisi_aug.plan import CohortPlan, plan_bare_images, plan_from_texts, plan_given_maps
+from maisi_aug.preflight import needed_ids, require_drawable, require_known_targets, require_maps
+from maisi_aug.presets import Preset, find_preset, with_decode_window
 from maisi_aug.recipe import EMBEDDED_BANK, CohortConfig
+from maisi_aug.requests import label_names
 from maisi_aug.sizes import SizeDistribution, measure_distribution
+from maisi_aug.source_rules import DEFAULT_NUM_CASES, GIVEN, NO_MAP
 
 NUM_DIGITS = 16  # of a hash; enough to tell banks apart, few enough to be read in a message
 ReportFile = Callable[[int, int], None]
@@ -33,10 +42,11 @@ class ResolvedCohort:
     Attributes:
         config: With every default that the bundle decides filled in, and paths made absolute.
         bundle: The weights and their vocabulary.
-        grid: Of every case.
+        grid: Of every case; the bundle's where given label maps keep their own.
         plan: What every case shall hold.
         distributions: Label name -> sizes measured in the user's data; empty without a size reference.
-        mask_bank: What tells the user's label maps from others, as plain JSON values; empty for the phantoms.
+        mask_bank: What tells the user's label maps, or mask networks, from others, as plain JSON values; empty for the
+            phantoms.
     """
 
     config: CohortConfig
@@ -66,7 +76,7 @@ class ResolvedCohort:
 def resolve_cohort(
     config: CohortConfig, folder: Path | None = None, *, report_file: ReportFile | None = None
 ) -> ResolvedCohort:
-    """Fill in what the bundle decides, and plan the cohort.
+    """Fill in what the bundle decides, and plan the cohort; a grid that its networks have not seen is warned of.
 
     Args:
         config: What the user asked for.
@@ -76,10 +86,11 @@ def resolve_cohort(
 
     Raises:
         CohortError: When the folder is not a cohort's.
-        BundleError: When there is no such bundle.
-        GridError: When the bundle's networks cannot take the grid.
-        RecipeError: When there are more sampling steps than the bundle's scheduler knows, or when its networks are not
-            told the modality or the body region.
+        BundleError: When there is no such bundle, or it has no mask networks and label maps shall be generated.
+        GridError: When the bundle's networks cannot take the grid, or cannot work with it, or generated label maps do
+            not fill it.
+        RecipeError: When the bundle has no such preset, when there are more sampling steps than its scheduler knows, or
+            when its networks are not told the modality, the body region, or the size of an organ.
         BankError: When there is no such mask bank or no label map in it, or when its list or the mapping of its labels
             cannot be read.
         RequestError, VocabularyError: When a label request cannot be met.
@@ -88,37 +99,72 @@ def resolve_cohort(
     document = read_cohort_document(folder) if folder is not None else None
     bundle = load_bundle(config.bundle)
     bundle.require_told(modality=config.modality, body_region=config.body_region)
-    grid = _choose_grid(config, bundle)
+    preset = None if config.preset is None else find_preset(config.preset, bundle)
+    if preset is not None:
+        bundle = with_decode_window(bundle, preset)
+    grid = _choose_grid(config, bundle, preset)
     config = config.model_copy(
         update={
             "bundle": _absolute(config.bundle, *embedded_bundles(), *pulled_bundles()),
             "mask_bank": _absolute(config.mask_bank, EMBEDDED_BANK),
             "mask_labels": _absolute(config.mask_labels, *CHOICES),
             "size_reference": config.size_reference and _absolute(config.size_reference),
-            "shape": grid.shape,
-            "spacing_mm": grid.spacing_mm,
+            **({} if _follows_maps(config) else {"shape": grid.shape, "spacing_mm": grid.spacing_mm}),
             "num_inference_steps": bundle.choose_steps(config.num_inference_steps),
         }
     )
-    described = _describe_bank(config, bundle.vocabulary)
+    if config.mask_source == "diffusion":
+        config = config.model_copy(update={"mask_steps": choose_mask_steps(bundle, config.mask_steps)})
+        require_inside(bundle, grid)
+    described = _describe_bank(config, bundle)
     distributions = _find_distributions(config, bundle.vocabulary, document or {}, report_file)
-    plan = plan_from_texts(
-        config.labels,
-        vocabulary=bundle.vocabulary,
-        num_cases=config.num_cases,
-        seed=config.seed,
-        distributions=distributions,
-    )
+    plan = _plan_cases(config, bundle.vocabulary, distributions)
+    if config.anatomy is not None:
+        plan = keep_anatomy(plan, config.anatomy, bundle.vocabulary)
     require_drawable(plan, grid)
+    config = config.model_copy(update={"num_cases": len(plan.cases)})
+    require_not_absent(
+        read_organ_sizes(config.size_of or {}, bundle.vocabulary),
+        {label_id for case in plan.cases for label_id in needed_ids(case, bundle.vocabulary)},
+    )
     return ResolvedCohort(config, bundle, grid, plan, distributions, described)
 
 
-def _choose_grid(config: CohortConfig, bundle: Bundle) -> Grid:
-    if config.shape is None and config.spacing_mm is None:
-        return bundle.grid
-    grid = Grid.from_spacing(config.shape or bundle.grid.shape, config.spacing_mm or bundle.grid.spacing_mm)
-    grid.require_multiple_of(bundle.latent_factor, subject=f"Shape for bundle '{bundle.name}'")
+def _plan_cases(
+    config: CohortConfig, vocabulary: Vocabulary, distributions: Mapping[str, SizeDistribution]
+) -> CohortPlan:
+    """What every case shall hold: by the requests, or by the given label maps, or nothing."""
+    if config.mask_source == GIVEN:
+        names = [entry.name for entry in _list_bank(config, vocabulary)[0]]
+        label_ids = [vocabulary.id_of(text) for text in config.labels]
+        return plan_given_maps(names, num_cases=config.num_cases or len(names), label_ids=label_ids)
+    num_cases = config.num_cases or DEFAULT_NUM_CASES
+    if config.mask_source == NO_MAP:
+        return plan_bare_images(num_cases)
+    return plan_from_texts(
+        config.labels, vocabulary=vocabulary, num_cases=num_cases, seed=config.seed, distributions=distributions
+    )
+
+
+def _choose_grid(config: CohortConfig, bundle: Bundle, preset: Preset | None) -> Grid:
+    """The grid of every case, compared with those that the networks have seen.
+
+    Given label maps decide on what is left open, each for itself: of theirs only the sides asked for are checked.
+    """
+    base = preset or bundle.spec.grid
+    grid = Grid.from_spacing(config.shape or base.shape, config.spacing_mm or base.spacing_mm)
+    if _follows_maps(config):
+        grid.require_multiple_of(bundle.latent_factor, subject=f"Shape for bundle '{bundle.name}'")
+        return grid
+    for sentence in check_grid(
+        grid, bundle, shows_head_alone=shows_head_alone(config, bundle), allow_unseen=config.allow_unseen_grid
+    ):
+        warnings.warn(sentence, stacklevel=3)
     return grid
+
+
+def _follows_maps(config: CohortConfig) -> bool:
+    return config.mask_source == GIVEN and config.preset is None
 
 
 def _absolute(text: str, *names: str) -> str:
@@ -126,21 +172,28 @@ def _absolute(text: str, *names: str) -> str:
     return text if text in names or not Path(text).exists() else str(Path(text).resolve())
 
 
-def _describe_bank(config: CohortConfig, vocabulary: Vocabulary) -> dict[str, Any]:
+def _describe_bank(config: CohortConfig, bundle: Bundle) -> dict[str, Any]:
     """What a cohort remembers of the user's label maps and of the file that explains them; none of them is opened.
 
-    The phantoms come with the package, so that there is nothing to remember of them.
+    The phantoms come with the package, so that there is nothing to remember of them; mask networks stand in for a bank.
     """
+    if config.mask_source == "diffusion":
+        return {"mask_networks_sha256": fingerprint_of_masks(bundle)[:NUM_DIGITS]}
+    vocabulary = bundle.vocabulary
     mapping = load_mapping(config.mask_labels)
     require_known_targets(mapping, vocabulary, subject=f"Mask labels {config.mask_labels}")
     if config.mask_bank == EMBEDDED_BANK:
         return {}
-    entries, skipped = find_entries(Path(config.mask_bank), lambda name: find_label_id(name, vocabulary) is not None)
+    entries, skipped = _list_bank(config, vocabulary)
     require_maps(entries, skipped, subject=f"Mask bank {config.mask_bank}")
     described = {"num_maps": len(entries), "files_sha256": digest_of(entries)[:NUM_DIGITS]}
     if isinstance(mapping, Mapping):
         described["mapping_sha256"] = hashlib.sha256(json.dumps(mapping).encode()).hexdigest()[:NUM_DIGITS]
     return described
+
+
+def _list_bank(config: CohortConfig, vocabulary: Vocabulary) -> tuple[list[BankEntry], list[tuple[str, str]]]:
+    return find_entries(Path(config.mask_bank), lambda name: find_label_id(name, vocabulary) is not None)
 
 
 def _find_distributions(
@@ -164,9 +217,7 @@ def _find_size_labels(config: CohortConfig, vocabulary: Vocabulary) -> dict[str,
     """Which lesion of the vocabulary is which id of the size reference."""
     if isinstance(config.size_label, dict):
         return {vocabulary.label(name).name: label_id for name, label_id in config.size_label.items()}
-    # Not read as requests: their percentiles may have no meaning before the reference is measured.
-    parts = [part for text in config.labels for part in (text.rpartition("@")[0] or text).split("+")]
-    labels = [vocabulary.label(part.partition(":")[0]) for part in parts]
+    labels = [vocabulary.label(name) for name in label_names(config.labels)]
     names = sorted({label.name for label in labels if label.kind == "tumor"})
     if len(names) != 1 or config.size_label is None:
         raise RequestError(

@@ -26,13 +26,13 @@ class Conditions:
     """What one sampling run is conditioned on.
 
     Attributes:
-        label_bits: ``(B, 8, I, J, K)`` float.
+        label_bits: ``(B, 8, I, J, K)`` float; None leaves the ControlNet out, and the U-Net draws alone.
         modality: ``(B,)`` int64 codes.
         spacing: ``(B, 3)`` float, hundredths of a millimetre.
         regions: Uppermost and lowest body region, ``(B, 4)`` each; None for networks that are not told.
     """
 
-    label_bits: Tensor
+    label_bits: Tensor | None
     modality: Tensor
     spacing: Tensor
     regions: tuple[Tensor, Tensor] | None = None
@@ -101,7 +101,7 @@ Predict = Callable[[Tensor, Tensor], Tensor]
 def _predictor(networks: Networks, conditions: Conditions, embed_once: bool) -> Predict:
     embedding = networks.controlnet.controlnet_cond_embedding
     assert isinstance(embedding, nn.Module)
-    known = embedding(conditions.label_bits) if embed_once else None
+    known = embedding(conditions.label_bits) if embed_once and conditions.label_bits is not None else None
 
     def predict(latent: Tensor, timesteps: Tensor) -> Tensor:
         if known is None:
@@ -116,11 +116,13 @@ def _predictor(networks: Networks, conditions: Conditions, embed_once: bool) -> 
 
 
 def _forward(
-    networks: Networks, conditions: Conditions, controlnet_cond: Tensor, latent: Tensor, timesteps: Tensor
+    networks: Networks, conditions: Conditions, controlnet_cond: Tensor | None, latent: Tensor, timesteps: Tensor
 ) -> Tensor:
-    down, middle = networks.controlnet(
-        x=latent, timesteps=timesteps, controlnet_cond=controlnet_cond, class_labels=conditions.modality
-    )
+    down, middle = None, None
+    if controlnet_cond is not None:
+        down, middle = networks.controlnet(
+            x=latent, timesteps=timesteps, controlnet_cond=controlnet_cond, class_labels=conditions.modality
+        )
     output: Tensor = networks.diffusion_unet(
         x=latent,
         timesteps=timesteps,

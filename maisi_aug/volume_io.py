@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import warnings
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from maisi_aug.whole_files import open_whole, remove_leftovers, sha256_of, write
 
 __all__ = [
     "Volume",
+    "decode_label_map",
     "is_readable_name",
     "load_image",
     "load_label_map",
@@ -97,71 +99,98 @@ def load_label_map(path: Path | str) -> Volume:
     Raises:
         VolumeError: The file cannot be read, or holds values that are not whole, negative or above 65535.
     """
-    volume = _load_volume(Path(path))
+    return _to_label_map(_load_volume(Path(path)), str(path))
+
+
+def decode_label_map(content: bytes, name: str, *, max_bytes: int) -> Volume:
+    """Read a label map in NIfTI that is held in memory, as ``load_label_map`` reads a file.
+
+    Args:
+        content: The file's bytes, compressed or not.
+        name: For messages.
+        max_bytes: What it may unpack to.
+
+    Raises:
+        VolumeError: It cannot be read, unpacks to more, or holds values that are no labels.
+    """
+    return _to_label_map(_read(lambda: _parse_nifti(content, name, max_bytes), name), name)
+
+
+def _to_label_map(volume: Volume, subject: str) -> Volume:
     array = volume.array
     if array.dtype.kind == "f" and not (np.isfinite(array).all() and bool((array == np.rint(array)).all())):
         odd = float(array[array != np.rint(array)].ravel()[0])
         raise VolumeError(
-            f"{path}: expected whole numbers as labels, found {odd:g}. Is this an image, not a label map?"
+            f"{subject}: expected whole numbers as labels, found {odd:g}. Is this an image, not a label map?"
         )
-    return Volume(np.ascontiguousarray(_to_smallest_unsigned(array, str(path))), volume.grid)
+    return Volume(np.ascontiguousarray(_to_smallest_unsigned(array, subject)), volume.grid)
 
 
 def _load_volume(path: Path) -> Volume:
     """Read any supported file or folder and turn it to the closest RAS+ axes."""
     if not path.exists():
         raise VolumeError(f"{path}: expected an image file, found nothing there. Check the path.")
+    if path.is_dir():
+        return _read(lambda: _read_dicom_series(path), path)
+    if path.name.lower().endswith(NIFTI_SUFFIXES):
+        return _read(lambda: _parse_nifti(path.read_bytes(), path), path)
+    if is_readable_name(path):
+        return _read(lambda: _read_with_itk(path), path)
+    raise VolumeError(
+        f"{path}: expected one of {', '.join(READABLE_SUFFIXES)} or a DICOM folder, found another name. "
+        "Convert or rename the file."
+    )
+
+
+def _read(read: Callable[[], tuple[NDArray[Any], NDArray[np.float64]]], subject: Path | str) -> Volume:
+    """Turn what a reader gives to the closest RAS+ axes, and what it raises into one sentence."""
     try:
-        if path.is_dir():
-            array, affine = _read_dicom_series(path)
-        elif path.name.lower().endswith(NIFTI_SUFFIXES):
-            array, affine = _read_nifti(path)
-        elif is_readable_name(path):
-            array, affine = _read_with_itk(path)
-        else:
-            raise VolumeError(
-                f"{path}: expected one of {', '.join(READABLE_SUFFIXES)} or a DICOM folder, found another name. "
-                "Convert or rename the file."
-            )
-        return _reorient_to_ras(_require_three_axes(array, path), affine)
+        array, affine = read()
+        return _reorient_to_ras(_require_three_axes(array, subject), affine)
     except VolumeError:
         raise
     except GridError as error:
-        raise VolumeError(f"{path}: expected a usable geometry. {error}") from error
+        raise VolumeError(f"{subject}: expected a usable geometry. {error}") from error
     except MemoryError as error:
-        raise VolumeError(f"{path}: expected an image that fits into memory, found a larger one.") from error
+        raise VolumeError(f"{subject}: expected an image that fits into memory, found a larger one.") from error
     # The readers raise whatever their parsers meet (zlib.error, EOFError, KeyError, ...): all mean an unreadable file.
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise VolumeError(
-            f"{path}: expected a readable image, found a damaged or empty file ({reason[:200]}). Replace the file."
+            f"{subject}: expected a readable image, found a damaged or empty file ({reason[:200]}). Replace the file."
         ) from error
 
 
-def _read_nifti(path: Path) -> tuple[NDArray[Any], NDArray[np.float64]]:
-    """Read a NIfTI-1 or NIfTI-2 file; gzip is told by its content, and its checksum is verified."""
+def _parse_nifti(
+    content: bytes, subject: Path | str, max_bytes: int | None = None
+) -> tuple[NDArray[Any], NDArray[np.float64]]:
+    """Read NIfTI-1 or NIfTI-2; gzip is told by its content, and its checksum is verified."""
     import nibabel as nib
 
-    content = path.read_bytes()
     if content[:2] == b"\x1f\x8b":
-        content = _decompress(content)
+        content = _decompress(content, max_bytes)
     header_size = {int.from_bytes(content[:4], "little"), int.from_bytes(content[:4], "big")}
     image_class = nib.Nifti2Image if 540 in header_size else nib.Nifti1Image
     image: Any = image_class.from_bytes(content)
     if not int(image.header["sform_code"]) and not int(image.header["qform_code"]):
         warnings.warn(
-            f"{path}: expected an orientation in the header, found none; the axes are taken to run L, A, S.",
+            f"{subject}: expected an orientation in the header, found none; the axes are taken to run L, A, S.",
             stacklevel=2,
         )
     return np.asarray(image.dataobj), np.asarray(image.affine, dtype=np.float64)
 
 
-def _decompress(content: bytes) -> bytes:
+def _decompress(content: bytes, max_bytes: int | None) -> bytes:
     """All gzip members of a file, checksums verified; ``gzip`` itself would hold three copies."""
     parts: list[bytes] = []
+    num_bytes = 0
     while content[:2] == b"\x1f\x8b":
         member = zlib.decompressobj(wbits=31)
-        parts.append(member.decompress(content))
+        # One byte more than may come, since zlib takes 0 for "all of it".
+        parts.append(member.decompress(content, 0 if max_bytes is None else max_bytes - num_bytes + 1))
+        num_bytes += len(parts[-1])
+        if max_bytes is not None and num_bytes > max_bytes:
+            raise ValueError(f"it unpacks to more than {max_bytes / 1e6:.0f} MB")
         if not member.eof:
             raise EOFError("compressed data ends too early")
         content = member.unused_data
@@ -261,7 +290,7 @@ def _from_itk(image: Any) -> tuple[NDArray[Any], NDArray[np.float64]]:
     return array, _LPS_TO_RAS @ affine
 
 
-def _require_three_axes(array: NDArray[Any], path: Path) -> NDArray[Any]:
+def _require_three_axes(array: NDArray[Any], path: Path | str) -> NDArray[Any]:
     """The array without trailing axes of length one."""
     while array.ndim > 3 and array.shape[-1] == 1:
         array = array[..., 0]

@@ -8,12 +8,16 @@ from typing import Any, cast
 
 import safetensors.torch
 import torch
-import yaml
+from monai.networks.schedulers.ddpm import DDPMScheduler
 from torch import Tensor, nn
 
 from maisi_aug.bundle import BUNDLE_FILE, NETWORK_ROLES, Bundle, load_bundle
+from maisi_aug.bundle_text import MASK_ROLES, dump_bundle
 from maisi_aug.errors import BundleError
+from maisi_aug.mask_bundle import require_masks
+from maisi_aug.mask_conditions import load_size_conditions
 from maisi_aug.networks import (
+    MaskNetworks,
     Networks,
     build_network,
     build_scheduler,
@@ -40,7 +44,7 @@ def load_networks(bundle: Bundle, *, device: str = "cpu", plain_layers: bool = T
     Raises:
         BundleError: For altered or missing files, or tensors that do not match the definition, key by key.
     """
-    bundle.require_intact()
+    bundle.require_intact(NETWORK_ROLES)
     networks = {role: _load_network(bundle, role, device=device) for role in NETWORK_ROLES}
     for network in networks.values():
         network.eval().requires_grad_(False)
@@ -59,18 +63,57 @@ def load_networks(bundle: Bundle, *, device: str = "cpu", plain_layers: bool = T
     )
 
 
+def load_mask_networks(bundle: Bundle, *, device: str = "cpu", plain_layers: bool = True) -> MaskNetworks:
+    """Build the networks that generate label maps and load their weights strictly.
+
+    Args:
+        bundle: A bundle that has them; their weight files are compared with their hashes first.
+        device: Where the networks run.
+        plain_layers: Swap MAISI's memory-saving layers for the plain, faster ones.
+
+    Raises:
+        BundleError: When the bundle has none, for altered or missing files, tensors that do not match the definition,
+            key by key, and a scheduler other than the DDPM that they were trained with.
+    """
+    spec = require_masks(bundle)
+    bundle.require_intact(MASK_ROLES)
+    autoencoder, unet = (_load_network(bundle, role, device=device) for role in MASK_ROLES)
+    scheduler = build_scheduler(spec.scheduler)
+    if not isinstance(scheduler, DDPMScheduler) or scheduler.prediction_type != "epsilon" or scheduler.clip_sample:
+        raise BundleError(
+            f"Bundle '{bundle.name}': expected in mask_generation.scheduler a DDPMScheduler that predicts noise and "
+            f"clips nothing, found {spec.scheduler}. Get the bundle again."
+        )
+    for network in (autoencoder, unet):
+        network.eval().requires_grad_(False)
+    if plain_layers:
+        use_plain_layers(autoencoder)
+    return MaskNetworks(autoencoder, unet, scheduler, spec.scale_factor, device)
+
+
 def _load_network(bundle: Bundle, role: str, *, device: str) -> nn.Module:
     network = build_network(bundle.definition(role), device=device)
+    state = load_weight_file(bundle, role, device=device)
+    subject = f"Bundle '{bundle.name}', {bundle.weight_path(role).name}"
+    require_same_tensors(network.state_dict(), state, subject=subject)
+    network.load_state_dict({key: value.float() for key, value in state.items()})
+    return network
+
+
+def load_weight_file(bundle: Bundle, role: str, *, device: str = "cpu") -> dict[str, Tensor]:
+    """The tensors of a role's weight file, in their own types.
+
+    Raises:
+        BundleError: When the file is missing or cannot be read.
+    """
     path = bundle.weight_path(role)
     try:
-        state = safetensors.torch.load_file(path, device=device)
+        state: dict[str, Tensor] = safetensors.torch.load_file(path, device=device)
     except (OSError, safetensors.SafetensorError) as error:
         raise BundleError(
             f"Bundle '{bundle.name}': {path.name} is not a readable safetensors file: {error}."
         ) from error
-    require_same_tensors(network.state_dict(), state, subject=f"Bundle '{bundle.name}', {path.name}")
-    network.load_state_dict({key: value.float() for key, value in state.items()})
-    return network
+    return state
 
 
 def verify_bundle(bundle: Bundle) -> list[dict[str, Any]]:
@@ -84,8 +127,11 @@ def verify_bundle(bundle: Bundle) -> list[dict[str, Any]]:
     """
     bundle.require_intact()
     build_scheduler(bundle.spec.scheduler)
+    if bundle.spec.mask_generation is not None:
+        build_scheduler(bundle.spec.mask_generation.scheduler)
+        load_size_conditions(bundle.path_of(bundle.spec.mask_generation.size_conditions))
     rows = []
-    for role in NETWORK_ROLES:
+    for role in bundle.roles:
         definition, path = bundle.definition(role), bundle.weight_path(role)
         found = _describe_file(path, subject=f"Bundle '{bundle.name}'")
         require_same_tensors(describe_tensors(definition), found, subject=f"Bundle '{bundle.name}', {path.name}")
@@ -151,6 +197,24 @@ def write_bundle(
     Raises:
         BundleError: When the result does not validate.
     """
+    files = write_weights(folder, weights, dtype=dtype)
+    write_text_whole(folder / BUNDLE_FILE, dump_bundle({**header, "weights": files}))
+    return load_bundle(folder)
+
+
+def write_weights(
+    folder: Path, weights: Mapping[str, StateDict], *, dtype: torch.dtype | None = None
+) -> dict[str, dict[str, str]]:
+    """Write state dicts as safetensors files named after their roles.
+
+    Args:
+        folder: Created when missing; existing files of the same names are replaced.
+        weights: State dicts by role.
+        dtype: As in ``write_bundle``.
+
+    Returns:
+        What ``bundle.yaml`` says of the files, by role.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     files: dict[str, dict[str, str]] = {}
     for role, state in weights.items():
@@ -161,9 +225,7 @@ def write_bundle(
         path = folder / f"{role}.safetensors"
         write_whole(path, safetensors.torch.save(tensors))
         files[role] = {"file": path.name, "sha256": sha256_of(path)}
-    content = {**header, "weights": files}
-    write_text_whole(folder / BUNDLE_FILE, yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=100))
-    return load_bundle(folder)
+    return files
 
 
 def write_random_bundle(folder: Path, header: Mapping[str, Any], *, seed: int) -> Bundle:
@@ -174,7 +236,8 @@ def write_random_bundle(folder: Path, header: Mapping[str, Any], *, seed: int) -
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        networks = {role: build_network(header["networks"][role]) for role in NETWORK_ROLES}
+        roles = [role for role in (*NETWORK_ROLES, *MASK_ROLES) if role in header["networks"]]
+        networks = {role: build_network(header["networks"][role]) for role in roles}
         for network in networks.values():
             for parameter in network.parameters():
                 if not parameter.any():

@@ -10,15 +10,18 @@ from time import perf_counter
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL.Image import Image
 from pydantic import JsonValue
 
 from maisi_aug.cohort import CohortFolder
 from maisi_aug.errors import CohortError, VolumeError
-from maisi_aug.gates import judge_image
+from maisi_aug.gates import judge_bare_image, judge_image
+from maisi_aug.given_maps import NoMap
+from maisi_aug.lesions import is_any_of
 from maisi_aug.manifest import AttemptRecord, FileRecord, LesionRecord, ManifestWriter, Status, VerdictRecord
 from maisi_aug.masks import DrawnMap
 from maisi_aug.plan import CasePlan
-from maisi_aug.preview import Caption, build_preview, save_picture
+from maisi_aug.preview import Caption, build_plain_preview, build_preview, save_picture
 from maisi_aug.resolve import ResolvedCohort
 from maisi_aug.volume_io import save_image, save_label_map
 from maisi_aug.whole_files import sha256_of
@@ -35,7 +38,7 @@ class Attempt:
         case: What it shall hold.
         number: From 0.
         seed: Everything random derives from it.
-        drawn: The label map; ``None`` where none could be drawn.
+        drawn: The label map, or what stands for it where the cohort has none; ``None`` where none could be drawn.
         lesions: Requested against realised.
         verdicts: Of the gates that have run.
         reason: Why the attempt has failed already; empty while it has not.
@@ -47,7 +50,7 @@ class Attempt:
     case: CasePlan
     number: int
     seed: int
-    drawn: DrawnMap | None = None
+    drawn: DrawnMap | NoMap | None = None
     lesions: tuple[LesionRecord, ...] = ()
     verdicts: tuple[VerdictRecord, ...] = ()
     reason: str = ""
@@ -83,18 +86,13 @@ class CaseWriter:
         started = perf_counter()
         reason, verdicts = attempt.reason, attempt.verdicts
         if attempt.image_hu is not None and attempt.drawn is not None:
-            verdicts += judge_image(
-                attempt.case,
-                attempt.image_hu,
-                attempt.drawn.label_map,
-                attempt.drawn.grid,
-                self.cohort.grid,
-                vocabulary=self.cohort.bundle.vocabulary,
-                gates=self.cohort.config.gates,
-            )
+            verdicts += self._judge(attempt.case, attempt.drawn, attempt.image_hu)
             reason = next((verdict.message for verdict in verdicts if not verdict.passed), "")
-        # A mask source has tried many anatomies before it gives up; another attempt would do no better.
-        is_last = attempt.drawn is None or attempt.number + 1 >= self.cohort.config.max_attempts
+        # A mask source has tried many anatomies before it gives up; another attempt would do no better. Nor would one
+        # whose label map is given, where it is the map that fails.
+        is_map_at_fault = attempt.case.map_index is not None and attempt.image_hu is None
+        is_spent = attempt.number + 1 >= self.cohort.config.max_attempts
+        is_last = attempt.drawn is None or is_map_at_fault or is_spent
         status: Status = "accepted" if not reason else "rejected" if is_last else "retried"
         written: list[Path] = []
         try:
@@ -108,6 +106,23 @@ class CaseWriter:
             raise self._explain(error) from error
         return record
 
+    def _judge(self, case: CasePlan, drawn: DrawnMap | NoMap, image_hu: NDArray[np.int16]) -> tuple[VerdictRecord, ...]:
+        cohort = self.cohort
+        if isinstance(drawn, NoMap):
+            is_known_poor = bool(cohort.bundle.advice_without_map)
+            return judge_bare_image(
+                image_hu, drawn.grid, cohort.grid, gates=cohort.config.gates, is_known_poor=is_known_poor
+            )
+        return judge_image(
+            case,
+            image_hu,
+            drawn.label_map,
+            drawn.grid,
+            cohort.grid if case.map_index is None else drawn.grid,
+            vocabulary=cohort.bundle.vocabulary,
+            gates=cohort.config.gates,
+        )
+
     def _write_files(
         self, attempt: Attempt, verdicts: Sequence[VerdictRecord], status: Status, written: list[Path]
     ) -> dict[str, FileRecord]:
@@ -117,28 +132,43 @@ class CaseWriter:
             return {}
         case_id, files = attempt.case.case_id, {}
         if status == "accepted":
-            requested = np.isin(drawn.label_map, self.cohort.plan.requested_ids)
-            files = {role: self.folder.file_of(role, case_id) for role in ("image", "label", "anatomy")}
+            roles = ("image",) if isinstance(drawn, NoMap) else ("image", "label", "anatomy")
+            files = {role: self.folder.file_of(role, case_id) for role in roles}
             written += files.values()
             save_image(files["image"], image_hu, drawn.grid)
-            save_label_map(files["label"], np.where(requested, drawn.label_map, 0).astype(np.uint8), drawn.grid)
-            save_label_map(files["anatomy"], drawn.label_map, drawn.grid)
+            if not isinstance(drawn, NoMap):
+                kept_ids = self.cohort.plan.requested_ids or attempt.case.label_ids
+                label_map = np.where(is_any_of(drawn.label_map, kept_ids), drawn.label_map, 0)
+                save_label_map(files["label"], label_map.astype(np.uint8), drawn.grid)
+                save_label_map(files["anatomy"], drawn.label_map, drawn.grid)
             files["preview"] = self.folder.file_of("preview", case_id)
         else:
             files["preview"] = self.folder.rejected_preview(case_id, attempt.number)
         written.append(files["preview"])
+        save_picture(files["preview"], self._draw_preview(attempt, drawn, image_hu, verdicts))
+        return {role: FileRecord(self.folder.relative(path), sha256_of(path)) for role, path in files.items()}
+
+    def _draw_preview(
+        self,
+        attempt: Attempt,
+        drawn: DrawnMap | NoMap,
+        image_hu: NDArray[np.int16],
+        verdicts: Sequence[VerdictRecord],
+    ) -> Image:
+        caption = describe_attempt(attempt, verdicts, drawn.grid.voxel_ml, self.cohort.bundle.name)
+        if isinstance(drawn, NoMap):
+            return build_plain_preview(image_hu, drawn.grid, caption)
         vocabulary = self.cohort.bundle.vocabulary
-        picture = build_preview(
+        return build_preview(
             image_hu,
             drawn.label_map,
             drawn.grid,
-            describe_attempt(attempt, verdicts, drawn.grid.voxel_ml, self.cohort.bundle.name),
+            caption,
             lesion_ids=vocabulary.tumor_ids,
             organ_ids=attempt.case.required_ids,
+            outlined_ids=None if self.cohort.config.anatomy is None else self.cohort.plan.requested_ids,
             names={label.id: label.name for label in vocabulary},
         )
-        save_picture(files["preview"], picture)
-        return {role: FileRecord(self.folder.relative(path), sha256_of(path)) for role, path in files.items()}
 
     def _build_record(
         self,
@@ -198,14 +228,15 @@ def describe_attempt(attempt: Attempt, verdicts: Sequence[VerdictRecord], voxel_
         if verdict.gate == "lesion visibility"
     }
     lines = []
+    wanted = "asked for" if attempt.case.map_index is None else "its map has"
     largest_first = sorted(attempt.lesions, key=lambda lesion: -(lesion.realised_ml or 0.0))
     for lesion in largest_first[:MAX_LESION_LINES]:
         if lesion.realised_ml is None or lesion.diameter_mm is None:
-            lines.append(f"{lesion.label}: absent, asked for {lesion.requested_ml:.2f} mL")
+            lines.append(f"{lesion.label}: absent, {wanted} {lesion.requested_ml:.2f} mL")
             continue
         contrast = contrasts.get((lesion.label, round(lesion.realised_ml / voxel_ml)))
         shown = f"; {contrast:+.0f} HU to its host" if isinstance(contrast, float) else ""
-        asked = f"asked for {lesion.requested_ml:.2f} mL"
+        asked = f"{wanted} {lesion.requested_ml:.2f} mL"
         lines.append(f"{lesion.label}: {lesion.realised_ml:.2f} mL ({lesion.diameter_mm:.1f} mm), {asked}{shown}")
     if len(attempt.lesions) > MAX_LESION_LINES:
         lines.append(f"and {len(attempt.lesions) - MAX_LESION_LINES} more lesions")

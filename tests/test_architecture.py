@@ -20,20 +20,25 @@ PACKAGE = REPOSITORY / "maisi_aug"
 LAYERS: dict[str, tuple[str, ...]] = {
     "foundations": (
         *("errors", "grid", "seeds", "labels", "sizes", "requests", "totalsegmentator_labels", "whole_files"),
-        *("regions", "decoding_config"),
+        *("regions", "source_rules", "bundle_text", "decoding_config"),
     ),
     "pure maths": (
         *("resampling", "deformation", "growth", "lesions", "lesion_editing", "body", "phantom", "quality", "pictures"),
-        *("visibility", "networks", "conditioning", "sampling", "decoding", "fastpath"),
+        *("map_cleanup", "visibility", "patient", "networks", "conditioning", "sampling", "decoding", "fastpath"),
+        *("mask_conditions", "mask_diffusion", "mask_decoding"),
         *("split_convolution", "decoding_memory", "decoder", "acceleration"),
     ),
     "state": (
         *("volume_io", "bundle", "bundles", "weights", "manifest", "recipe", "recipes", "cohort"),
         *("bank_labels", "bank_files", "known_bundles", "checkpoints", "conversion", "hub", "checkpoint_folders"),
+        *("bank_entry", "mask_database", "bank_listing", "grid_limits", "presets", "precision"),
+        *("mask_bundle", "mask_checkpoints"),
     ),
     "orchestration": (
         *("masks", "plan", "resolve", "preview", "contact_sheet", "gates", "writer", "pipeline", "generate"),
         *("bank_map", "folder_bank", "phantom_folder", "preflight", "segmenter", "training"),
+        *("anatomy", "grid_preflight", "given_maps"),
+        *("mask_generator", "diffusion_source"),
     ),
     "adapters": ("evaluation", "integrations"),
     "command line": ("cli",),
@@ -53,10 +58,10 @@ HOMES = {
 TORCH_PARTS = {
     *("networks", "conditioning", "sampling", "decoding", "fastpath", "weights", "checkpoints", "pipeline"),
     *("split_convolution", "decoding_memory", "decoder", "acceleration"),
-    *("segmenter", "training", "evaluation"),
+    *("precision", "segmenter", "training", "evaluation", "mask_diffusion", "mask_decoding", "mask_generator"),
 }
 HEAVY = {"torch", "monai", "nnunetv2", "scipy", "skimage", "cc3d", "SimpleITK", "nibabel", "matplotlib", "safetensors"}
-LISTINGS = [["--help"], ["--version"], ["labels"], ["recipes", "list"], ["bundles", "list"]]
+LISTINGS = [["--help"], ["--version"], ["labels"], ["recipes", "list"], ["bundles", "list"], ["bundles", "presets"]]
 
 MAX_FUNCTION_LINES = 40
 MAX_MODULE_LINES = 400

@@ -61,7 +61,7 @@ def test_two_folders_pair_by_case_name(tmp_path: Path, images: str, labels: str)
 def test_cohort_is_read_from_its_anatomy_and_not_from_its_labels(tmp_path: Path) -> None:
     _touch(tmp_path, ["anatomy/case_0000.nii.gz", "labels/case_0000.nii.gz", "images/case_0000.nii.gz"])
     entries, _ = find_entries(tmp_path, _is_organ)
-    assert [(entry.name, entry.is_cohort) for entry in entries] == [("anatomy/case_0000.nii.gz", True)]
+    assert [(entry.name, entry.has_vocabulary_ids) for entry in entries] == [("anatomy/case_0000.nii.gz", True)]
     assert entries[0].image_path == tmp_path / "images" / "case_0000.nii.gz"
 
 

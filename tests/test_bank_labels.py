@@ -16,8 +16,10 @@ from maisi_aug.totalsegmentator_labels import totalsegmentator_mapping
 NAMES = {0: "background", 1: "liver", 2: "liver_tumor", 3: "Dragon", 4: "kidney_left"}
 
 
-def _build(mapping: object, names: dict[int, str] | None = None, *, is_cohort: bool = False) -> Translation | None:
-    return build_translation(mapping, names, MAISI, is_cohort=is_cohort, subject="Bank x")  # type: ignore[arg-type]
+def _build(
+    mapping: object, names: dict[int, str] | None = None, *, has_vocabulary_ids: bool = False
+) -> Translation | None:
+    return build_translation(mapping, names, MAISI, has_vocabulary_ids=has_vocabulary_ids, subject="Bank x")  # type: ignore[arg-type]
 
 
 def test_names_become_ids_and_unknown_ones_body() -> None:
@@ -84,7 +86,7 @@ def test_names_that_all_mean_nothing_are_refused() -> None:
 
 
 def test_maps_of_this_package_need_no_names() -> None:
-    translation = _build("auto", is_cohort=True)
+    translation = _build("auto", has_vocabulary_ids=True)
     assert translation is not None
     assert translation.ids[26] == 26
     assert _build("auto") is None

@@ -36,6 +36,10 @@ def build(role: str, **changes: Any) -> nn.Module:
     return network
 
 
+# Float32 rounds a few dozen operations apart; in which order they are summed depends on the processor.
+ROUNDING = 32 * torch.finfo(torch.float32).eps
+
+
 def relative_difference(found: Tensor, expected: Tensor) -> float:
     return float((found - expected).abs().max() / expected.abs().max())
 
@@ -87,10 +91,10 @@ def test_plain_layers_equal_maisis_layers(changes: dict[str, Any]) -> None:
     with torch.no_grad():
         mean, sigma = theirs.encode(image)  # type: ignore[operator]
         our_mean, our_sigma = ours.encode(image)  # type: ignore[operator]
-        assert relative_difference(our_mean, mean) < 2e-6
-        assert relative_difference(our_sigma, sigma) < 2e-6
+        assert relative_difference(our_mean, mean) < ROUNDING
+        assert relative_difference(our_sigma, sigma) < ROUNDING
         rebuilt = theirs.decode(mean)  # type: ignore[operator]
-        assert relative_difference(ours.decode(mean), rebuilt) < 2e-6  # type: ignore[operator]
+        assert relative_difference(ours.decode(mean), rebuilt) < ROUNDING  # type: ignore[operator]
     assert rebuilt.shape == image.shape
 
 

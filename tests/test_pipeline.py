@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from maisi_aug.grid import Grid
 from maisi_aug.lesion_editing import remove_lesions
 from maisi_aug.networks import computes_in_bfloat16, mixed_precision
 from maisi_aug.pipeline import Pipeline, resolve_device
+from maisi_aug.seeds import derive_seed
 from maisi_aug.weights import load_networks, write_random_bundle
 from tests.tiny_bundle import build_ddpm_header, build_header, write_tiny_bundle
 
@@ -168,6 +170,50 @@ def test_weights_in_bfloat16_change_no_image(bundle: Bundle, grid: Grid, label_m
     assert {p.dtype for p in found.networks.controlnet.parameters()} == {torch.float32, torch.bfloat16}
     assert {p.dtype for p in networks.controlnet.parameters()} == {torch.float32}
     assert np.array_equal(found.synthesize_image(label_map, grid, seed=1), expected)
+
+
+@pytest.mark.parametrize("build", [build_header, build_ddpm_header], ids=["rflow", "ddpm"])
+def test_image_without_a_label_map_is_what_monai_draws_with_the_unet_alone(
+    build: Callable[[], dict[str, Any]], grid: Grid, tmp_path: Path
+) -> None:
+    """The reference is the plain loop of NVIDIA's image-only script, written from MONAI's public classes."""
+    from monai.networks.schedulers import RFlowScheduler
+
+    pipeline = Pipeline.load(write_random_bundle(tmp_path, build(), seed=0), "cpu")
+    networks, scheduler = pipeline.networks, pipeline.networks.scheduler
+    told: dict[str, Any] = {"spacing_tensor": torch.tensor([grid.spacing_mm]) * 100, "class_labels": torch.tensor([1])}
+    if build is build_ddpm_header:  # thorax to abdomen, where nobody says otherwise
+        told["top_region_index_tensor"] = torch.tensor([[0.0, 100.0, 0.0, 0.0]])
+        told["bottom_region_index_tensor"] = torch.tensor([[0.0, 0.0, 100.0, 0.0]])
+    latent = pipeline._draw_noise(grid, 1)
+    generator = torch.Generator().manual_seed(derive_seed(1, "sampling noise"))
+    is_rflow = isinstance(scheduler, RFlowScheduler)
+    size = {"input_img_size_numel": latent[0, 0].numel()} if is_rflow else {}
+    scheduler.set_timesteps(pipeline.bundle.default_steps, **size)
+    timesteps = scheduler.timesteps
+    with torch.no_grad(), mixed_precision("cpu"):
+        for timestep, following in zip(timesteps, [*timesteps[1:], torch.tensor(0.0)], strict=True):
+            output = networks.diffusion_unet(x=latent, timesteps=torch.Tensor((timestep,)), **told)
+            last = {"next_timestep": following} if is_rflow else {"generator": generator}
+            latent, _ = scheduler.step(output.float(), timestep, latent, **last)
+        decoded = networks.autoencoder.decode(latent / networks.scale_factor)  # type: ignore[operator]
+    expected = np.rint(decoded[0, 0].clamp(0, 1).numpy() * 2000 - 1000)
+    found = pipeline.synthesize_image(None, grid, seed=1)
+    assert found.dtype == np.int16
+    assert np.abs(found - expected).max() <= 1  # whole HU on either side of a half
+    assert (found[:2] != -1000).any()  # nothing is cut out by a body that nobody knows
+
+
+def test_networks_that_are_told_regions_draw_others_without_a_label_map(grid: Grid, tmp_path: Path) -> None:
+    ddpm = Pipeline.load(write_random_bundle(tmp_path, build_ddpm_header(), seed=0), "cpu")
+    usual = ddpm.synthesize_image(None, grid, seed=1)
+    assert np.array_equal(ddpm.synthesize_image(None, grid, seed=1, regions=("thorax", "abdomen")), usual)
+    assert not np.array_equal(ddpm.synthesize_image(None, grid, seed=1, regions=("head", "head")), usual)
+
+
+def test_guidance_without_a_label_map_is_refused(pipeline: Pipeline, grid: Grid) -> None:
+    with pytest.raises(RecipeError, match="guidance_scale: expected 0 without a label map, .*, found 2.5. Leave it"):
+        pipeline.synthesize_image(None, grid, seed=1, guidance_scale=2.5)
 
 
 @pytest.mark.gpu

@@ -124,7 +124,7 @@ def test_impossible_request_is_refused(
 def test_recipe_of_six_tumours_has_ten_of_each_evenly_from_8_to_50_mm() -> None:
     config = load_recipe("six-tumours")
     vocabulary = MAISI.with_slots({"kidney tumor": SlotBinding(129, (5, 14))})
-    planned = plan_from_texts(config.labels, vocabulary=vocabulary, num_cases=config.num_cases, seed=config.seed)
+    planned = plan_from_texts(config.labels, vocabulary=vocabulary, num_cases=config.num_cases or 4, seed=config.seed)
     assert planned.requested_ids == vocabulary.tumor_ids
     for label_id in vocabulary.tumor_ids:
         lesions = [lesion for case in planned.cases for lesion in case.lesions if lesion.label_id == label_id]

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from maisi_aug.bank_files import BankEntry
+from maisi_aug.bank_entry import BankEntry
 from maisi_aug.errors import BankError, RequestError
 from maisi_aug.grid import Grid
 from maisi_aug.labels import MAISI

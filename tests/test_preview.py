@@ -11,7 +11,7 @@ from PIL import Image
 from maisi_aug.contact_sheet import MAX_CASES, build_contact_sheet, choose_evenly, save_contact_sheet
 from maisi_aug.grid import Grid
 from maisi_aug.labels import BODY_ID
-from maisi_aug.pictures import BONE, LUNG, SOFT_TISSUE
+from maisi_aug.pictures import BONE, LUNG, SOFT_TISSUE, label_colours
 from maisi_aug.preview import TEXT_KEY, Caption, build_preview, choose_window, find_focus, save_picture
 
 SHAPE = (40, 36, 24)
@@ -119,3 +119,18 @@ def test_large_cohort_is_shown_by_evenly_chosen_cases() -> None:
     assert (chosen[0], chosen[-1]) == (0, 999)
     assert max(np.diff(chosen)) - min(np.diff(chosen)) <= 1
     assert choose_evenly(3, MAX_CASES) == [0, 1, 2]
+
+
+@pytest.mark.parametrize(("outlined_ids", "shown_ids"), [(None, {1, 26, BODY_ID}), ((1, 26), {1, 26}), ((), {26})])
+def test_outlines_can_be_kept_to_some_labels(
+    image_hu: NDArray[np.int16],
+    label_map: NDArray[np.uint8],
+    outlined_ids: tuple[int, ...] | None,
+    shown_ids: set[int],
+) -> None:
+    picture = build_preview(
+        image_hu, label_map, GRID, Caption("a"), lesion_ids=(26,), outlined_ids=outlined_ids, names=NAMES
+    )
+    pixels = {tuple(pixel) for pixel in np.asarray(picture).reshape(-1, 3).tolist()}
+    colours = label_colours(np.unique(label_map), (26,))
+    assert {label_id for label_id, colour in colours.items() if colour in pixels} == shown_ids

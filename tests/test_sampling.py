@@ -75,9 +75,11 @@ class Reference:
 
     def predict(self, latent: Tensor, timestep: Tensor, conditions: Conditions) -> Tensor:
         timesteps = torch.Tensor((timestep,))
-        down, middle = self.controlnet(
-            x=latent, timesteps=timesteps, controlnet_cond=conditions.label_bits, class_labels=conditions.modality
-        )
+        down, middle = None, None
+        if conditions.label_bits is not None:
+            down, middle = self.controlnet(
+                x=latent, timesteps=timesteps, controlnet_cond=conditions.label_bits, class_labels=conditions.modality
+            )
         top, bottom = conditions.regions or (None, None)
         output: Tensor = self.unet(
             x=latent,
@@ -136,6 +138,16 @@ def test_latent_equals_that_of_maisis_plain_loop(scheduler: str, guidance_scale:
     assert found.dtype == torch.float32
 
 
+@pytest.mark.parametrize("scheduler", list(SCHEDULERS))
+def test_latent_without_a_label_map_equals_that_of_maisis_plain_loop(scheduler: str) -> None:
+    networks = build_networks(scheduler)
+    wanted = replace(draw_conditions(1, scheduler), label_bits=None)
+    found = sample(networks, wanted, generator=torch.Generator().manual_seed(11))
+    expected = Reference(networks, scheduler).sample(wanted, None, 0.0, 11)
+    assert float((found - expected).abs().max() / expected.abs().max()) < 2e-6
+    assert not torch.equal(found, sample(networks, draw_conditions(1, scheduler)))
+
+
 def sample(networks: Networks, conditions: Conditions, **settings: Any) -> Tensor:
     return sample_latent(networks, conditions, draw_noise(), **{"num_inference_steps": NUM_STEPS, **settings})
 
@@ -174,6 +186,7 @@ def test_progress_is_told_after_every_step() -> None:
 
 def test_inputs_and_networks_are_left_as_they_were() -> None:
     networks, conditions, noise = build_networks("rflow"), draw_conditions(1), draw_noise()
+    assert conditions.label_bits is not None
     embedding, bits = networks.controlnet.controlnet_cond_embedding, conditions.label_bits.clone()
     state = {key: value.clone() for key, value in networks.controlnet.state_dict().items()}
 

@@ -26,7 +26,7 @@ from scipy import ndimage
 from torch import Tensor, nn
 from torch.nn import functional
 
-from maisi_aug.conditioning import hu_to_unit, to_label_bits
+from maisi_aug.conditioning import HU_MAXIMUM, HU_MINIMUM, hu_to_unit, to_label_bits
 from maisi_aug.errors import TrainingError
 from maisi_aug.labels import Vocabulary
 from maisi_aug.seeds import derive_seed
@@ -39,6 +39,8 @@ FIT_GAIN = 10.0
 MAX_CASES = 60
 # A tumor's contrast is a few HU in a thousand and its voxels are few: in the fit they count as so many more.
 TUMOR_FIT_WEIGHT = 5.0
+FAINT_HU = 100.0
+"""Soft tissue in soft tissue: the mean contrast of a kind of tumor that ``faint_gain`` raises lies below this."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,7 +66,14 @@ class _Lookup:
 
 
 def start_from_label_means(
-    unet: nn.Module, controlnet: nn.Module, store: CaseStore, latents: LatentSet, *, vocabulary: Vocabulary, seed: int
+    unet: nn.Module,
+    controlnet: nn.Module,
+    store: CaseStore,
+    latents: LatentSet,
+    *,
+    vocabulary: Vocabulary,
+    seed: int,
+    faint_gain: float = 1.0,
 ) -> None:
     """Set the weights that make both networks draw every label at its mean intensity, in place.
 
@@ -75,6 +84,7 @@ def start_from_label_means(
         latents: Theirs, half as wide as the images along every axis.
         vocabulary: Tumors with their hosts.
         seed: Of the fit.
+        faint_gain: Factor on the contrast of faint tumors.
 
     Raises:
         TrainingError: For other architectures.
@@ -82,7 +92,7 @@ def start_from_label_means(
     cases = range(min(len(store), MAX_CASES))
     num_channels = len(latents.latents[0])
     _require_fitting(unet, controlnet, store, latents)
-    means = measure_label_means(store, cases, vocabulary)
+    means = measure_label_means(store, cases, vocabulary, faint_gain=faint_gain)
     embedding: Any = controlnet.controlnet_cond_embedding
     width = only_convolution(embedding.conv_in).out_channels
     lookup = _fit_lookup(means, vocabulary.tumor_ids, width=width, seed=seed)
@@ -107,11 +117,19 @@ def freeze_lookup(controlnet: nn.Module) -> None:
         layer.requires_grad_(False)
 
 
-def measure_label_means(store: CaseStore, cases: Iterable[int], vocabulary: Vocabulary) -> LabelMeans:
+def measure_label_means(
+    store: CaseStore, cases: Iterable[int], vocabulary: Vocabulary, *, faint_gain: float = 1.0
+) -> LabelMeans:
     """Mean intensity of every label over some cases.
 
     A tumor's is the mean of its hosts and, on top, by how much its core differs from them in the same patient: a mean
     over patients would mix contrast phases, and one over whole tumors the rim that shares voxels with the host.
+
+    Args:
+        store: Training cases.
+        cases: Which of them to measure.
+        vocabulary: Tumors with their hosts.
+        faint_gain: Factor on contrasts below ``FAINT_HU``, to make up for what training and sampling wash out.
     """
     total, count = np.zeros(256), np.zeros(256)
     contrast, core_count = np.zeros(256), np.zeros(256)
@@ -130,7 +148,9 @@ def measure_label_means(store: CaseStore, cases: Iterable[int], vocabulary: Voca
     means = total / np.maximum(count, 1)
     for tumor in np.flatnonzero(core_count).tolist():
         hosts = list(vocabulary.hosts_of(tumor))
-        means[tumor] = total[hosts].sum() / count[hosts].sum() + contrast[tumor] / core_count[tumor]
+        difference = contrast[tumor] / core_count[tumor]
+        gain = faint_gain if abs(difference) * (HU_MAXIMUM - HU_MINIMUM) < FAINT_HU else 1.0
+        means[tumor] = total[hosts].sum() / count[hosts].sum() + gain * difference
     return LabelMeans(torch.from_numpy(means).float(), torch.from_numpy(count).float())
 
 

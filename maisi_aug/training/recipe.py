@@ -8,8 +8,9 @@ from typing import Any, Literal, Self
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, field_validator, model_validator
 
-from maisi_aug.bundle import NETWORK_ROLES, GridSpec, SlotSpec
+from maisi_aug.bundle import NETWORK_ROLES, SlotSpec
 from maisi_aug.errors import RecipeError, did_you_mean
+from maisi_aug.grid_limits import GridLimits, GridSpec
 from maisi_aug.recipe import list_training_recipes
 from maisi_aug.training.settings import FlowLossConfig, LoopConfig, VaeLossConfig
 
@@ -58,15 +59,20 @@ class ControlNetStage(FlowStage):
         start_share: How far the ControlNet that is kept lies from the end of training towards its start, between 0 and
             1. What a ControlNet learns of noise shows as mottled organs; the start is free of it. Source of such
             interpolation: Wortsman et al., "Robust fine-tuning of zero-shot models", CVPR 2022.
+        faint_gain: Factor at a start from label means on the contrast of kinds of tumor that differ from their host by
+            less than 100 HU, of which training and sampling wash out a part.
     """
 
     start: Literal["encoder", "label-means"] = "encoder"
     start_share: float = Field(default=0.0, ge=0, lt=1)
+    faint_gain: float = Field(default=1.0, gt=0)
 
     @model_validator(mode="after")
     def _require_trained_unet(self) -> Self:
         if self.start == "label-means" and not self.loss.train_unet:
             raise ValueError("start: label-means changes the U-Net and needs loss.train_unet: true")
+        if self.start != "label-means" and self.faint_gain != 1.0:
+            raise ValueError("faint_gain: changes a start from label means and needs start: label-means")
         return self
 
 
@@ -76,8 +82,10 @@ class BundleHeader(_Strict):
     name: str
     description: str
     advice: str = ""
+    advice_without_map: str = ""
     licence: str
     grid: GridSpec
+    grid_limits: GridLimits | None = None
     num_inference_steps: int = Field(gt=0)
     decode_window: tuple[PositiveInt, PositiveInt, PositiveInt] | None = None
     scheduler: dict[str, Any]

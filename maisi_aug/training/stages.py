@@ -149,7 +149,15 @@ class TrainingFolder:
         self, unet: nn.Module, controlnet: nn.Module, store: PhantomStore, latents: LatentSet
     ) -> None:
         if self.recipe.controlnet.start == "label-means":
-            start_from_label_means(unet, controlnet, store, latents, vocabulary=self.vocabulary, seed=self.recipe.seed)
+            start_from_label_means(
+                unet,
+                controlnet,
+                store,
+                latents,
+                vocabulary=self.vocabulary,
+                seed=self.recipe.seed,
+                faint_gain=self.recipe.controlnet.faint_gain,
+            )
         else:
             copy_model_state(controlnet, unet.state_dict())
 

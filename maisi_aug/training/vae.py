@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,6 @@ from torch import Tensor, nn
 
 from maisi_aug.conditioning import HU_MAXIMUM, HU_MINIMUM, hu_to_unit
 from maisi_aug.grid import Shape
-from maisi_aug.networks import mixed_precision
 from maisi_aug.seeds import derive_seed, numpy_generator
 from maisi_aug.training.data import CaseStore, TrainingCase
 from maisi_aug.training.settings import VaeLossConfig
@@ -127,21 +127,26 @@ class _Adversary:
         self.device = device
 
     def generator_loss(self, rebuilt: Tensor) -> Tensor:
-        logits = self.network(rebuilt)[-1].float()
+        with self._in_float32():
+            logits = self.network(rebuilt.float())[-1]
         loss: Tensor = self.criterion(logits, target_is_real=True, for_discriminator=False)
         return loss
 
     def train_step(self, image: Tensor, rebuilt: Tensor) -> None:
         self.optimizer.zero_grad(set_to_none=True)
-        with mixed_precision(self.device):
-            fake = self.network(rebuilt)[-1].float()
-            real = self.network(image)[-1].float()
+        with self._in_float32():
+            fake = self.network(rebuilt.float())[-1]
+            real = self.network(image)[-1]
         loss = 0.5 * (
             self.criterion(fake, target_is_real=False, for_discriminator=True)
             + self.criterion(real, target_is_real=True, for_discriminator=True)
         )
         loss.backward()
         self.optimizer.step()
+
+    def _in_float32(self) -> AbstractContextManager[object]:
+        # On processors that compute in bfloat16 its gradients were not always numbers, and it is small.
+        return torch.autocast(self.device.partition(":")[0], enabled=False)
 
     def state(self) -> dict[str, Any]:
         return {"network": self.network.state_dict(), "optimizer": self.optimizer.state_dict()}

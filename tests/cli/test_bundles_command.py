@@ -42,6 +42,7 @@ def test_list_as_json(run_cli: Callable[..., Any], package: Bundle) -> None:
         "licence": "Apache-2.0",
         "grid": {"shape": [64, 48, 48], "spacing_mm": [6.4, 6.4, 6.4]},
         "num_bytes": sum(path.stat().st_size for path in package.path.glob("*.safetensors")),
+        "has_masks": False,
         "path": str(package.path),
         "pull": None,
         "download_size": None,

@@ -9,7 +9,7 @@ import pytest
 
 from maisi_aug.acceleration import Compiler
 from maisi_aug.cli.parsing import parse_decode_window, parse_num_splits, parse_shape, parse_size_labels, parse_spacing
-from maisi_aug.cli.synthesize import CompilerName, ModalityName, describe_summary
+from maisi_aug.cli.synthesize import CompilerName, MaskSourceName, ModalityName, describe_summary
 from maisi_aug.cohort import open_cohort
 from maisi_aug.generate import CohortSummary
 from maisi_aug.grid import Grid
@@ -160,8 +160,9 @@ def test_command_can_be_corrected_in_the_same_folder(run_cli: Run, recipe: Path,
     assert run_cli(*words).code == 0
 
 
-def test_flag_takes_the_modalities_of_a_recipe() -> None:
+def test_flags_take_the_words_of_a_recipe() -> None:
     assert tuple(ModalityName) == get_args(CohortConfig.model_fields["modality"].annotation)
+    assert tuple(MaskSourceName) == get_args(CohortConfig.model_fields["mask_source"].annotation)
 
 
 def test_out_and_labels_are_asked_for(run_cli: Run, recipe: Path) -> None:
@@ -320,3 +321,78 @@ def test_words_of_the_command_line_are_read() -> None:
     assert parse_size_labels([]) is None
     assert parse_size_labels(["2"]) == 2
     assert parse_size_labels(["hepatic tumor=2", "lung tumor=1"]) == {"hepatic tumor": 2, "lung tumor": 1}
+
+
+def write_given(folder: Path, num_maps: int) -> Path:
+    """Label maps of the vocabulary, the last of them on a grid that the networks cannot take."""
+    import numpy as np
+
+    for number in range(num_maps):
+        shape = (26, 24, 16) if number + 1 == num_maps else (24, 24, 16)
+        label_map = np.zeros(shape, dtype=np.uint8)
+        label_map[2:22, 2:22] = 200
+        label_map[8:20, 4:18, 2:14] = 1
+        label_map[10:14, 8:11, 6:9] = 26
+        save_label_map(folder / f"map_{number}.nii.gz", label_map, Grid.from_spacing(shape, (9.0, 9.0, 12.0)))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def no_gates(bundle: Path) -> Path:
+    """A recipe without requests that accepts noise."""
+    path = bundle / "no_gates.yaml"
+    path.write_text(json.dumps({"bundle": str(bundle), "gates": {"organ_hu": False, "visibility": False}}))
+    return path
+
+
+def test_given_maps_are_shown_and_drawn(run_cli: Run, no_gates: Path, tmp_path: Path) -> None:
+    maps = write_given(tmp_path / "maps", 2)
+    (maps / "map_2.nii.gz").write_bytes((maps / "map_0.nii.gz").read_bytes()[:200])
+    words = ["synthesize", "--recipe", no_gates, "--mask-source", "given", "--mask-bank", maps]
+    table = run_cli(*words, "-n", "4", "--dry-run")
+    assert table.code == 0
+    for word in ("4 cases", "24 x 24 x 16 at 9 x 9 x 12 mm", "the same", "resampled", "hepatic tumor, liver"):
+        assert word in table.stdout
+    assert "Cannot be used: 1 of 3 maps; their cases will be rejected:" in table.stdout
+    document = json.loads(run_cli(*words, "--dry-run", "--json").stdout)
+    assert [row["change"] for row in document["maps"]] == ["none", "resampled", None]
+    assert [row["shape"] for row in document["maps"]] == [[24, 24, 16], [24, 24, 16], None]
+    assert document["maps"][1]["map_shape"] == [26, 24, 16]
+    assert document["maps"][0]["labels"] == ["liver", "hepatic tumor"]
+    assert "map_2.nii.gz: expected a readable image" in document["maps"][2]["fault"]
+    assert document["configuration"]["num_cases"] == 3
+    outcome = run_cli(*words, "--out", tmp_path / "cohort", "--device", "cpu")
+    assert outcome.code == 1  # one map is damaged
+    assert "2 of 3 cases accepted" in outcome.stdout
+    assert "Rejected case_0003: " in outcome.stdout
+    assert "map_2.nii.gz: expected a readable image" in outcome.stdout
+    assert "Note: map_1.nii.gz: expected sides that are multiples of 8" in outcome.stderr
+    assert "maisi-aug export nnunet" in outcome.stdout
+
+
+def test_images_alone_are_made_without_a_next_step(run_cli: Run, bundle: Path, no_gates: Path, tmp_path: Path) -> None:
+    words = ["synthesize", "--recipe", no_gates, "--mask-source", "none", "-n", "1", "--shape", "16"]
+    table = run_cli(*words, "--dry-run")
+    assert "image only" in table.stdout
+    assert "label maps: none" in table.stdout
+    outcome = run_cli(*words, "--out", tmp_path / "cohort", "--device", "cpu")
+    assert outcome.code == 0
+    assert "1 of 1 cases accepted" in outcome.stdout
+    assert "export" not in outcome.stdout
+    assert "without a label map" not in outcome.stderr
+    assert run_cli(*words, "--labels", "liver", "--dry-run").code == 2
+
+
+def test_bundle_says_that_it_draws_poorly_without_a_label_map(run_cli: Run, bundle: Path, tmp_path: Path) -> None:
+    import shutil
+
+    poor = tmp_path / "poor"
+    shutil.copytree(bundle, poor)
+    with (poor / "bundle.yaml").open("a") as file:
+        file.write("advice_without_map: Nothing but noise.\n")
+    words = ["synthesize", "--bundle", poor, "-n", "1", "--shape", "16", "--device", "cpu", "--out"]
+    bare = run_cli(*words, tmp_path / "bare", "--mask-source", "none")
+    assert (bare.code, "Note: Nothing but noise." in bare.stderr) == (0, True)
+    other = run_cli(*words, tmp_path / "other", "--labels", "liver", "--max-attempts", "1")
+    assert "Nothing but noise" not in other.stderr
+    assert "without a label map: Nothing but noise." in run_cli("bundles", "show", poor).stdout

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from maisi_aug.bundle import Bundle, GridSpec
+from maisi_aug.bundle import Bundle
 from maisi_aug.errors import BundleError
 from maisi_aug.evaluation.held_out import build_held_out_phantom
 from maisi_aug.evaluation.obedience import (
@@ -24,6 +24,7 @@ from maisi_aug.evaluation.obedience import (
 from maisi_aug.evaluation.obedience_report import CaseFigures, to_document, to_report
 from maisi_aug.evaluation.segmenter import Segmenter, SegmenterConfig, build_network, load_segmenter, save_segmenter
 from maisi_aug.evaluation.tissues import to_class_map
+from maisi_aug.grid_limits import GridSpec
 from maisi_aug.phantom import Phantom
 from maisi_aug.pipeline import Pipeline
 from tests.tiny_bundle import write_tiny_bundle
@@ -37,7 +38,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 @pytest.fixture(scope="module")
 def segmenter(bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Segmenter:
     folder = tmp_path_factory.mktemp("segmenter")
-    config = SegmenterConfig(grid=bundle.spec.grid, slots=bundle.spec.slots, widths=(4, 8), patch_shape=(32, 32, 32))
+    config = SegmenterConfig(grid=bundle.spec.grid, slots=bundle.spec.slots, widths=(4, 8, 8), patch_shape=(32, 32, 32))
     torch.manual_seed(3)
     save_segmenter(folder, build_network(config).state_dict(), config, num_steps=0)
     return load_segmenter(folder)
@@ -121,7 +122,7 @@ def test_measures_every_case_once(
 
 def test_segmenter_of_another_spacing_is_refused(bundle: Bundle, tmp_path: Path) -> None:
     other = GridSpec(shape=(64, 48, 48), spacing_mm=(3.2, 3.2, 3.2))
-    config = SegmenterConfig(grid=other, slots={}, widths=(4, 8), patch_shape=(16, 16, 16))
+    config = SegmenterConfig(grid=other, slots={}, widths=(4, 8, 8), patch_shape=(16, 16, 16))
     save_segmenter(tmp_path, build_network(config).state_dict(), config, num_steps=0)
     with pytest.raises(BundleError, match=r"expected the segmenter's spacing \(3.2, 3.2, 3.2\) mm, found \(6.4"):
         measure_obedience(bundle, load_segmenter(tmp_path), tmp_path)

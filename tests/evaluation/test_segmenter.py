@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 
-from maisi_aug.bundle import GridSpec
 from maisi_aug.errors import TrainingError
 from maisi_aug.evaluation.segmenter import (
     WEIGHTS_NAME,
@@ -16,9 +15,10 @@ from maisi_aug.evaluation.segmenter import (
     save_segmenter,
     to_channels,
 )
+from maisi_aug.grid_limits import GridSpec
 
 GRID = GridSpec(shape=(32, 24, 20), spacing_mm=(12.8, 12.8, 12.8))
-CONFIG = SegmenterConfig(grid=GRID, slots={}, widths=(4, 8), patch_shape=(16, 16, 16))
+CONFIG = SegmenterConfig(grid=GRID, slots={}, widths=(4, 8, 8), patch_shape=(16, 16, 16))
 
 
 def save_random(folder: Path, config: SegmenterConfig = CONFIG) -> None:
@@ -66,7 +66,7 @@ def test_foreign_file_is_an_error(tmp_path: Path) -> None:
 
 
 def test_weights_of_other_widths_are_an_error(tmp_path: Path) -> None:
-    other = CONFIG.model_copy(update={"widths": (8, 8)})
+    other = CONFIG.model_copy(update={"widths": (8, 8, 8)})
     save_segmenter(tmp_path, build_network(other).state_dict(), CONFIG, num_steps=1)
     with pytest.raises(TrainingError, match="expected a trained segmenter, found:"):
         load_segmenter(tmp_path)

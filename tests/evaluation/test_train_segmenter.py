@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from maisi_aug.bundle import GridSpec
 from maisi_aug.errors import TrainingError
 from maisi_aug.evaluation.segmenter import SegmenterConfig, build_network, load_segmenter
 from maisi_aug.evaluation.train_segmenter import SegmenterObjective, main, train_segmenter, vary_image
+from maisi_aug.grid_limits import GridSpec
 from maisi_aug.training.data import TrainingCase
 from maisi_aug.training.settings import LoopConfig
 
@@ -19,7 +19,7 @@ CONFIG = SegmenterConfig(
     grid=GridSpec(shape=(32, 24, 20), spacing_mm=(12.8, 12.8, 12.8)),
     slots={},
     num_phantoms=2,
-    widths=(4, 8),
+    widths=(4, 8, 8),
     patch_shape=(16, 16, 16),
     loop=LoopConfig(num_steps=4, num_warmup_steps=1),
 )

@@ -111,6 +111,16 @@ def test_contrast_of_a_tumor_is_that_of_its_core_within_the_patient() -> None:
     assert contrast_hu == pytest.approx(-53, abs=0.1)
 
 
+def test_gain_raises_the_contrast_of_faint_tumors_alone() -> None:
+    faint, strong = build_case(1), build_case(2)
+    strong.image_hu[strong.label_map == HEPATIC_TUMOR] -= 200
+    contrasts_hu = []
+    for case in (faint, strong):
+        means = measure_label_means(ArrayStore([case]), range(1), MAISI, faint_gain=1.5)
+        contrasts_hu.append(2000 * float(means.intensity[HEPATIC_TUMOR] - means.intensity[LIVER]))
+    assert contrasts_hu == pytest.approx([-75, -250], abs=0.1)
+
+
 def test_only_what_need_not_learn_is_frozen(started: tuple[nn.Module, nn.Module]) -> None:
     unet, controlnet = started
     frozen = {name for name, parameter in controlnet.named_parameters() if not parameter.requires_grad}

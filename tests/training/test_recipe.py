@@ -39,7 +39,8 @@ def test_shipped_grid_is_what_was_promised() -> None:
 
 
 def test_header_holds_every_field_of_a_bundle_that_training_does_not_make() -> None:
-    made = {"format", "scale_factor", "weights", "provenance"}
+    # No recipe trains mask networks, so that none says how they are run.
+    made = {"format", "scale_factor", "weights", "provenance", "mask_generation"}
     assert set(BundleHeader.model_fields) == set(BundleSpec.model_fields) - made
 
 
@@ -89,6 +90,12 @@ def test_start_from_label_means_needs_a_unet_that_trains(tmp_path: Path) -> None
     path = tmp_path / "recipe.yaml"
     path.write_text(yaml.safe_dump(content), encoding="utf-8")
     with pytest.raises(RecipeError, match="controlnet: .*needs loss.train_unet: true"):
+        load_training_recipe(path)
+
+
+def test_gain_needs_a_start_from_label_means(tmp_path: Path) -> None:
+    path = write_recipe(tmp_path / "recipe.yaml", controlnet__faint_gain=1.4)
+    with pytest.raises(RecipeError, match="controlnet: .*faint_gain: .*needs start: label-means"):
         load_training_recipe(path)
 
 

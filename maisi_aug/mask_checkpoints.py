@@ -1,0 +1,106 @@
+"""Checkpoints of mask networks that others wrote, added to the folder of a bundle."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from maisi_aug.bundle import BUNDLE_FILE, Bundle, load_bundle
+from maisi_aug.bundle_text import MASK_PROVENANCE, MASK_ROLES, MASK_SECTION, dump_bundle
+from maisi_aug.conversion import LICENCE_FILE, open_whole_folder, require_free
+from maisi_aug.errors import BundleError
+from maisi_aug.known_bundles import SIZE_CONDITIONS, KnownBundle, KnownMasks
+from maisi_aug.mask_conditions import load_size_conditions
+from maisi_aug.whole_files import sha256_of, write_text_whole, write_whole
+
+
+def require_known_masks(known: KnownBundle) -> KnownMasks:
+    """The mask networks that are published for a bundle.
+
+    Raises:
+        BundleError: When none are.
+    """
+    if known.masks is None:
+        raise BundleError(
+            f"Bundle '{known.name}': expected one with mask networks, found one without. Leave --with-masks out."
+        )
+    return known.masks
+
+
+def write_mask_networks(
+    known: KnownBundle, files: Mapping[str, Path], folder: Path, *, provenance: Mapping[str, Any]
+) -> None:
+    """Convert the checkpoints of mask networks into the folder of a bundle without any, and note them there.
+
+    Whether they come with the other networks or later, the folder ends up with the same bytes.
+
+    Args:
+        known: Definitions.
+        files: Checkpoint by role, and the size-conditions file.
+        folder: Of the bundle; nobody else may be using it.
+        provenance: Where the files come from.
+
+    Raises:
+        BundleError: When a file cannot be read, asks for more than data, or holds another network.
+    """
+    from maisi_aug.checkpoints import read_checkpoint, take_scale_factor, take_state_dict
+    from maisi_aug.networks import describe_tensors
+    from maisi_aug.weights import require_same_tensors, write_weights
+
+    masks, states, scale_factor = require_known_masks(known), {}, 0.0
+    for role in MASK_ROLES:
+        about = f"Bundle '{known.name}', {files[role].name}"
+        checkpoint = read_checkpoint(files[role], subject=about)
+        states[role] = take_state_dict(checkpoint, role, subject=about)
+        require_same_tensors(describe_tensors(masks.networks[role]), states[role], subject=about)
+        if role == "mask_diffusion_unet":
+            scale_factor = take_scale_factor(checkpoint, subject=about)
+    load_size_conditions(files[SIZE_CONDITIONS])
+    sizes = folder / f"{SIZE_CONDITIONS}.json"
+    write_whole(sizes, files[SIZE_CONDITIONS].read_bytes())
+    content = yaml.safe_load((folder / BUNDLE_FILE).read_text(encoding="utf-8"))
+    content["networks"] |= masks.networks
+    content["weights"] |= write_weights(folder, states)
+    content["provenance"][MASK_PROVENANCE] = dict(provenance)
+    named = {"file": sizes.name, "sha256": sha256_of(sizes)}
+    content[MASK_SECTION] = {**masks.settings, "scale_factor": scale_factor, SIZE_CONDITIONS: named}
+    write_text_whole(folder / BUNDLE_FILE, dump_bundle(content))
+
+
+def add_mask_networks(
+    known: KnownBundle, present: Bundle, files: Mapping[str, Path], *, provenance: Mapping[str, Any]
+) -> Bundle:
+    """Give a bundle that is on this machine without mask networks its mask networks, whole or not at all.
+
+    Args:
+        known: Definitions and licence, which has been accepted.
+        present: The bundle; its own files stay as they are.
+        files: Checkpoint by role, and the size-conditions file.
+        provenance: Where the files come from.
+
+    Raises:
+        BundleError: When a checkpoint cannot be used, or other files lie in the bundle's folder.
+    """
+    origin = str(present.spec.provenance["origin"])
+    replaceable = partial(require_free, present.path, known.name, origin)
+    with open_whole_folder(present.path, require_replaceable=replaceable) as unfinished:
+        kept = [present.path / BUNDLE_FILE, *(present.path_of(named) for named in present.files)]
+        kept += [path for path in [present.path / LICENCE_FILE] if path.is_file()]
+        for path in kept:
+            _link(path, unfinished / path.name)
+        write_mask_networks(known, files, unfinished, provenance=provenance)
+    return load_bundle(present.path)
+
+
+def _link(source: Path, target: Path) -> None:
+    """The same file under another name, or a copy where the disk has no links; files are replaced, never changed."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
