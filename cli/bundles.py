@@ -124,6 +124,7 @@ def _describe(bundle: Bundle) -> dict[str, Any]:
         "sides_multiple_of": bundle.latent_factor,
         "grid_limits": None if bundle.spec.grid_limits is None else bundle.spec.grid_limits.model_dump(mode="json"),
         "num_inference_steps": bundle.default_steps,
+        "mixed_precision": bundle.spec.mixed_precision,
         "scheduler": str(bundle.spec.scheduler.get("class", "")),
         "slots": {
             name: {"id": slot.id, "hosts": [{"id": host, "name": name_of(host)} for host in slot.hosts]}
@@ -160,6 +161,7 @@ def _spell(described: Mapping[str, Any]) -> list[str]:
         "default grid": f"{_spell_grid(described['grid'])}; sides are multiples of {described['sides_multiple_of']}",
         "grids seen": _spell_limits(described["grid_limits"]),
         "sampling": f"{described['scheduler']}, {described['num_inference_steps']} steps",
+        "precision": "bfloat16 where the device computes in it" if described["mixed_precision"] else "float32",
         "label maps": masks and f"generated, {_spell_grid(masks['grid'])}, {masks['num_inference_steps']} steps",
         "on disk": f"{_spell_bytes(described['num_bytes'])} in {described['path']}",
     }

@@ -87,6 +87,7 @@ class BundleSpec(_Strict):
         grid_limits: The grids that the networks have seen; None where that is not known, and any is taken.
         num_inference_steps: Default number of sampling steps.
         scale_factor: Latents are multiplied by it for diffusion and divided by it before decoding.
+        mixed_precision: Whether the networks bear bfloat16, which is faster; False computes in float32 everywhere.
         decode_window: Latent voxels along I, J, K that the autoencoder decodes at once; larger images are decoded in
             windows that overlap by 0.4 and are blended, which takes less memory and more time. None decodes the whole.
         scheduler: Scheduler definition (``class`` and arguments).
@@ -107,6 +108,7 @@ class BundleSpec(_Strict):
     grid_limits: GridLimits | None = None
     num_inference_steps: int = Field(gt=0)
     scale_factor: float = Field(gt=0)
+    mixed_precision: bool = True
     decode_window: tuple[PositiveInt, PositiveInt, PositiveInt] | None = None
     scheduler: dict[str, Any]
     networks: dict[str, dict[str, Any]]

@@ -184,7 +184,7 @@ class Pipeline:
     @property
     def _is_mixed(self) -> bool:
         # TensorRT has its own mixed precision.
-        wanted = self.fast_paths.mixed_precision and self.compiler != "trt"
+        wanted = self.fast_paths.mixed_precision and self.bundle.spec.mixed_precision and self.compiler != "trt"
         return wanted and computes_in_bfloat16(self.networks.device)
 
     def _conditions(

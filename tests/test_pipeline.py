@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from maisi_aug.bundle import Bundle
 from maisi_aug.errors import BundleError, GridError, RecipeError
 from maisi_aug.grid import Grid
 from maisi_aug.lesion_editing import remove_lesions
-from maisi_aug.networks import computes_in_bfloat16, mixed_precision
+from maisi_aug.networks import ALL_FAST_PATHS, computes_in_bfloat16, mixed_precision
 from maisi_aug.pipeline import Pipeline, resolve_device
 from maisi_aug.seeds import derive_seed
 from maisi_aug.weights import load_networks, write_random_bundle
@@ -170,6 +171,19 @@ def test_weights_in_bfloat16_change_no_image(bundle: Bundle, grid: Grid, label_m
     assert {p.dtype for p in found.networks.controlnet.parameters()} == {torch.float32, torch.bfloat16}
     assert {p.dtype for p in networks.controlnet.parameters()} == {torch.float32}
     assert np.array_equal(found.synthesize_image(label_map, grid, seed=1), expected)
+
+
+def test_bundle_that_does_not_bear_bfloat16_is_drawn_in_float32(
+    bundle: Bundle, grid: Grid, label_map: NDArray[np.uint8]
+) -> None:
+    precise = Bundle(bundle.spec.model_copy(update={"mixed_precision": False}), bundle.path)
+    found = Pipeline.load(precise, "cpu")
+    wanted = Pipeline.load(bundle, "cpu", fast_paths=replace(ALL_FAST_PATHS, mixed_precision=False))
+    assert {p.dtype for p in found.networks.controlnet.parameters()} == {torch.float32}
+    image_hu = found.synthesize_image(label_map, grid, seed=1)
+    assert np.array_equal(image_hu, wanted.synthesize_image(label_map, grid, seed=1))
+    if computes_in_bfloat16("cpu"):
+        assert not np.array_equal(image_hu, Pipeline.load(bundle, "cpu").synthesize_image(label_map, grid, seed=1))
 
 
 @pytest.mark.parametrize("build", [build_header, build_ddpm_header], ids=["rflow", "ddpm"])

@@ -87,6 +87,7 @@ class BundleHeader(_Strict):
     grid: GridSpec
     grid_limits: GridLimits | None = None
     num_inference_steps: int = Field(gt=0)
+    mixed_precision: bool = True
     decode_window: tuple[PositiveInt, PositiveInt, PositiveInt] | None = None
     scheduler: dict[str, Any]
     networks: dict[str, dict[str, Any]]
