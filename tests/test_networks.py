@@ -36,10 +36,6 @@ def build(role: str, **changes: Any) -> nn.Module:
     return network
 
 
-# Float32 rounds a few dozen operations apart; in which order they are summed depends on the processor.
-ROUNDING = 32 * torch.finfo(torch.float32).eps
-
-
 def relative_difference(found: Tensor, expected: Tensor) -> float:
     return float((found - expected).abs().max() / expected.abs().max())
 
@@ -83,18 +79,20 @@ class Inputs:
     ],
     ids=["as shipped", "transposed", "split", "attention"],
 )
+@pytest.mark.filterwarnings("ignore:TF32 acceleration on top of oneDNN:UserWarning")
 def test_plain_layers_equal_maisis_layers(changes: dict[str, Any]) -> None:
     theirs, ours = build("autoencoder", **changes), build("autoencoder", **changes)
     ours.load_state_dict(theirs.state_dict())
     assert use_plain_layers(ours) > 20
     image = torch.rand(2, 1, 32, 24, 16, generator=torch.Generator().manual_seed(2))
-    with torch.no_grad():
+    # oneDNN sums in an order that depends on the processor, and on the shape of what it convolves.
+    with torch.no_grad(), torch.backends.mkldnn.flags(enabled=False):
         mean, sigma = theirs.encode(image)  # type: ignore[operator]
         our_mean, our_sigma = ours.encode(image)  # type: ignore[operator]
-        assert relative_difference(our_mean, mean) < ROUNDING
-        assert relative_difference(our_sigma, sigma) < ROUNDING
+        assert relative_difference(our_mean, mean) < 2e-6
+        assert relative_difference(our_sigma, sigma) < 2e-6
         rebuilt = theirs.decode(mean)  # type: ignore[operator]
-        assert relative_difference(ours.decode(mean), rebuilt) < ROUNDING  # type: ignore[operator]
+        assert relative_difference(ours.decode(mean), rebuilt) < 2e-6  # type: ignore[operator]
     assert rebuilt.shape == image.shape
 
 
