@@ -15,11 +15,12 @@ from numpy.typing import NDArray
 
 from maisi_aug.bank_map import BankMap, BaseMap, cut_map
 from maisi_aug.errors import BankError, LesionError, VolumeError
-from maisi_aug.grid import Grid, Spacing
+from maisi_aug.grid import Grid
 from maisi_aug.growth import Box
 from maisi_aug.labels import Vocabulary
 from maisi_aug.lesion_editing import remove_lesions
 from maisi_aug.lesions import LesionWish, plant_lesions
+from maisi_aug.map_cleanup import clean_label_map
 from maisi_aug.mask_conditions import draw_condition, find_told_tumor, give_sizes, read_organ_sizes
 from maisi_aug.masks import DrawnMap, has_all, match_volumes
 from maisi_aug.quality import check_lesion_size
@@ -109,6 +110,7 @@ class DiffusionSource:
     ) -> Iterator[_Generated]:
         """Maps of the same wish, each from a condition and noise of its own; a map without a body is passed over."""
         given = give_sizes(lesions if told is not None else (), self.organ_sizes)
+        kept = () if told is None else (told,)
         hosts = {host for wish in lesions for host in wish.hosts}
         for number in range(self.max_maps):
             condition = draw_condition(
@@ -121,7 +123,7 @@ class DiffusionSource:
                 condition, seed=derive_seed(seed, "generated map", number), report=self._report_of(number)
             )
             try:
-                cleaned = _clean(drawn, self.generator.grid.spacing_mm, told)
+                cleaned = clean_label_map(drawn, spacing_mm=self.generator.grid.spacing_mm, keep_tumor_ids=kept)
             except VolumeError:
                 continue
             yield _Generated(cleaned, tuple(round(float(size), NUM_DIGITS) for size in condition), number)
@@ -207,17 +209,6 @@ class DiffusionSource:
             f"Mask generator: expected a map with {' and '.join(dict.fromkeys(needs)) or 'a body'}, found none among "
             f"{self.max_maps} generated ones. Ask for other labels, for other organ sizes, or for more attempts."
         )
-
-
-def _clean(label_map: NDArray[np.uint8], spacing_mm: Spacing, told: int | None) -> NDArray[np.uint8]:
-    """Put right what the networks drew.
-
-    Raises:
-        VolumeError: There is no body in the map.
-    """
-    from maisi_aug.map_cleanup import clean_label_map
-
-    return clean_label_map(label_map, spacing_mm=spacing_mm, keep_tumor_ids=() if told is None else (told,))
 
 
 def open_diffusion_source(cohort: ResolvedCohort, device: str, *, report: ReportMap | None = None) -> DiffusionSource:

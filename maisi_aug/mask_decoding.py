@@ -9,6 +9,7 @@ the group norms look further, so that their statistics are taken first.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
@@ -19,9 +20,9 @@ import torch
 from monai.apps.generation.maisi.networks.autoencoderkl_maisi import MaisiResBlock
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn import functional
 
 from maisi_aug.networks import mixed_precision
+from maisi_aug.split_convolution import SplitResBlock, as_scale_and_shift
 
 Function = Callable[[Tensor], Tensor]
 MAX_LOGITS = 1 << 25
@@ -111,42 +112,14 @@ def _by_slab(function: Function, features: Tensor, thickness: int) -> Iterator[t
 
 
 def _run_block(block: nn.Module, features: Tensor, max_features: int) -> Tensor:
-    if features.numel() <= max_features or not isinstance(block, MaisiResBlock):
-        return cast(Tensor, block(features))
-    thickness = max(1, features.shape[2] * max_features // (4 * features.numel()))
-    inner = _norm_and_convolve(block.norm1, block.conv1, features, thickness)
-    output = _norm_and_convolve(block.norm2, block.conv2, inner, thickness)
-    for slab, straight in _by_slab(block.nin_shortcut, features, thickness):
-        output[:, :, slab] += straight
-    return output
-
-
-def _norm_and_convolve(norm: nn.Module, convolution: nn.Module, features: Tensor, thickness: int) -> Tensor:
-    """A residual block's norm, activation and convolution, slab by slab."""
-    prepare = _split_norm(norm, features)
-
-    def convolve(part: Tensor) -> Tensor:
-        output: Tensor = convolution(functional.silu(prepare(part), inplace=True))
-        return output
-
-    whole: Tensor | None = None
-    for slab, part in _by_slab(convolve, features, thickness):
-        if whole is None:
-            whole = part.new_empty((*part.shape[:2], *features.shape[2:]))
-        whole[:, :, slab] = part
-    assert whole is not None
-    return whole
+    if features.numel() > max_features and isinstance(block, MaisiResBlock):
+        block = SplitResBlock(block)
+        block.num_splits = math.ceil(4 * features.numel() / max_features)
+    return cast(Tensor, block(features))
 
 
 def _split_norm(norm: nn.Module, features: Tensor) -> Function:
     """A group norm for slabs of features, from the statistics of all of them."""
     assert isinstance(norm, nn.GroupNorm)
-    grouped = features.view(len(features), norm.num_groups, -1)
-    taken = [torch.var_mean(grouped[:, group].float(), dim=1, correction=0) for group in range(norm.num_groups)]
-    variance, mean = (
-        torch.stack(rows, dim=1).repeat_interleave(features.shape[1] // norm.num_groups, dim=1)
-        for rows in zip(*taken, strict=True)
-    )
-    scale = (variance + norm.eps).rsqrt() * norm.weight
-    shift = norm.bias - mean * scale
-    return lambda part: part.float() * scale[:, :, None, None, None] + shift[:, :, None, None, None]
+    scale, shift = as_scale_and_shift(norm, features)
+    return lambda part: torch.addcmul(shift, part.float(), scale)

@@ -60,7 +60,7 @@ class SplitResBlock(nn.Module):
 
 def _after_norm(norm: nn.GroupNorm, convolution: nn.Module, features: Tensor) -> Callable[[Tensor], Tensor]:
     """The norm with the statistics of the whole, the activation and the convolution, for a part of the whole."""
-    scale, shift = _as_scale_and_shift(norm, features)
+    scale, shift = as_scale_and_shift(norm, features)
 
     def compute(part: Tensor) -> Tensor:
         normed = torch.addcmul(shift, part.float(), scale)
@@ -69,7 +69,7 @@ def _after_norm(norm: nn.GroupNorm, convolution: nn.Module, features: Tensor) ->
     return compute
 
 
-def _as_scale_and_shift(norm: nn.GroupNorm, features: Tensor) -> tuple[Tensor, Tensor]:
+def as_scale_and_shift(norm: nn.GroupNorm, features: Tensor) -> tuple[Tensor, Tensor]:
     """What a group norm multiplies by and adds, ``(B, C, 1, 1, 1)`` each.
 
     Slabs are summed in float64: a group's mean may be far from 0, and the whole in float32 would be another copy.
