@@ -5,12 +5,17 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
+
+from maisi_aug.bundle import Bundle
+from maisi_aug.hub import Hub, pull_bundle
+from maisi_aug.known_bundles import KnownBundle
+from tests.hub_server import HubServer, serve
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -76,3 +81,27 @@ def user_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "home"
     monkeypatch.setenv("MAISI_AUG_HOME", str(folder))
     return folder
+
+
+@pytest.fixture
+def server(contents: Mapping[str, bytes], monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
+    """A local hub that holds what the test module calls ``contents``."""
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    with serve("nvidia/NV-Generate-CT", dict(contents)) as running:
+        yield running
+
+
+@pytest.fixture
+def hub(server: HubServer, tmp_path: Path) -> Hub:
+    """Where ``pull`` fetches from, with an empty cache."""
+    return Hub(server.endpoint, tmp_path / "cache")
+
+
+@pytest.fixture
+def pull(known: KnownBundle, hub: Hub) -> Callable[..., Bundle]:
+    """Fetch what the test module calls ``known``, its licence accepted."""
+
+    def call(**arguments: Any) -> Bundle:
+        return pull_bundle(known, **{"accept_licence": lambda _: True, "hub": hub, **arguments})
+
+    return call

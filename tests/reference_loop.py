@@ -28,9 +28,9 @@ REGIONS = ("head", "thorax", "abdomen", "pelvis")
 
 @dataclass(frozen=True)
 class Inputs:
-    """What both networks are told."""
+    """What both networks are told; without a label map the U-Net works alone."""
 
-    label_bits: Tensor
+    label_bits: Tensor | None
     modality: Tensor
     spacing: Tensor
     regions: tuple[Tensor, Tensor] | None = None
@@ -89,9 +89,11 @@ class ReferenceLoop:
 
     def predict(self, latent: Tensor, timestep: Tensor, inputs: Inputs) -> Tensor:
         timesteps = torch.Tensor((timestep,)).to(self.device)
-        down, middle = self.networks["controlnet"](
-            x=latent, timesteps=timesteps, controlnet_cond=inputs.label_bits, class_labels=inputs.modality
-        )
+        down, middle = None, None
+        if inputs.label_bits is not None:
+            down, middle = self.networks["controlnet"](
+                x=latent, timesteps=timesteps, controlnet_cond=inputs.label_bits, class_labels=inputs.modality
+            )
         top, bottom = inputs.regions or (None, None)
         output: Tensor = self.networks["diffusion_unet"](
             x=latent,

@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from functools import partial
 from http import HTTPStatus
 from pathlib import Path
@@ -26,10 +26,10 @@ from maisi_aug import known_bundles as table
 from maisi_aug.bundle import Bundle, list_bundles, load_bundle, pulled_bundles_folder
 from maisi_aug.checkpoints import read_checkpoint, take_scale_factor, take_state_dict
 from maisi_aug.errors import BundleError
-from maisi_aug.hub import Hub, fetch_files, pull_bundle
+from maisi_aug.hub import Hub, fetch_files
 from maisi_aug.known_bundles import KnownBundle
 from maisi_aug.weights import load_networks
-from tests.hub_server import COMMIT, HubServer, serve
+from tests.hub_server import COMMIT, HubServer
 from tests.tiny_bundle import write_tiny_bundle
 from tests.tiny_checkpoints import FILES, SCALE_FACTOR, States, draw_states, narrow, saved, wrap
 
@@ -59,26 +59,6 @@ def known(tiny: Bundle, monkeypatch: pytest.MonkeyPatch) -> KnownBundle:
     fake = narrow(real, tiny)
     monkeypatch.setattr(table, "known_bundles", lambda: {"rflow-ct": fake})
     return fake
-
-
-@pytest.fixture
-def server(contents: Mapping[str, bytes], monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    with serve("nvidia/NV-Generate-CT", dict(contents)) as running:
-        yield running
-
-
-@pytest.fixture
-def hub(server: HubServer, tmp_path: Path) -> Hub:
-    return Hub(server.endpoint, tmp_path / "cache")
-
-
-@pytest.fixture
-def pull(known: KnownBundle, hub: Hub) -> Callable[..., Bundle]:
-    def call(**arguments: Any) -> Bundle:
-        return pull_bundle(known, **{"accept_licence": lambda _: True, "hub": hub, **arguments})
-
-    return call
 
 
 def left_behind() -> list[Path]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +18,11 @@ from maisi_aug.bundle import Bundle, load_bundle, pulled_bundles_folder
 from maisi_aug.bundle_text import MASK_ROLES
 from maisi_aug.checkpoint_folders import MONAI_NAMES, import_bundle
 from maisi_aug.errors import BundleError
-from maisi_aug.hub import Hub, pull_bundle
+from maisi_aug.hub import Hub
 from maisi_aug.known_bundles import KnownBundle, KnownMasks
 from maisi_aug.mask_checkpoints import require_known_masks
 from maisi_aug.weights import load_mask_networks, verify_bundle
-from tests.hub_server import COMMIT, HubServer, serve
+from tests.hub_server import COMMIT, HubServer
 from tests.tiny_checkpoints import FILES, States, draw_states, narrow, saved, wrap
 from tests.tiny_masks import build_mask_networks, build_mask_settings, write_size_conditions, write_tiny_mask_bundle
 
@@ -72,26 +72,6 @@ def known(tiny: Bundle, monkeypatch: pytest.MonkeyPatch) -> KnownBundle:
     monkeypatch.setattr(table, "known_bundles", lambda: {"rflow-ct": fake})
     monkeypatch.setattr(folders, "known_bundles", lambda: {"rflow-ct": fake})
     return fake
-
-
-@pytest.fixture
-def server(contents: Mapping[str, bytes], monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    with serve("nvidia/NV-Generate-CT", dict(contents)) as running:
-        yield running
-
-
-@pytest.fixture
-def hub(server: HubServer, tmp_path: Path) -> Hub:
-    return Hub(server.endpoint, tmp_path / "cache")
-
-
-@pytest.fixture
-def pull(known: KnownBundle, hub: Hub) -> Callable[..., Bundle]:
-    def call(**arguments: Any) -> Bundle:
-        return pull_bundle(known, **{"accept_licence": lambda _: True, "hub": hub, **arguments})
-
-    return call
 
 
 def fetched(server: HubServer) -> list[str]:

@@ -1,19 +1,17 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
-from monai.apps.generation.maisi.networks.controlnet_maisi import ControlNetMaisi
-from monai.apps.generation.maisi.networks.diffusion_model_unet_maisi import DiffusionModelUNetMaisi
-from monai.networks.schedulers import DDPMScheduler, RFlowScheduler
 from torch import Tensor, nn
 
 from maisi_aug.conditioning import to_region_tensors
 from maisi_aug.networks import Networks, build_network, build_scheduler
 from maisi_aug.sampling import Conditions, sample_latent
+from tests.reference_loop import Inputs, ReferenceLoop
 from tests.tiny_bundle import build_ddpm_header, build_header
 
 LATENT_SHAPE = (8, 6, 4)
@@ -26,7 +24,6 @@ SCHEDULERS: dict[str, dict[str, Any]] = {
     "ddpm": {"class": "DDPMScheduler", "num_train_timesteps": 100, "schedule": "linear_beta", "clip_sample": False},
     "ddpm-ct": build_ddpm_header()["scheduler"],
 }
-DDPM_NAMES = ("ddpm", "ddpm-ct")
 
 
 def definitions_for(scheduler: str) -> dict[str, dict[str, Any]]:
@@ -56,63 +53,24 @@ def draw_noise() -> Tensor:
     return torch.randn(1, 4, *LATENT_SHAPE, generator=torch.Generator().manual_seed(7))
 
 
-@dataclass
-class Reference:
-    """MAISI's loop as NVIDIA's tutorial writes it: MONAI's classes, no shortcut, one step after the other."""
+def sample_plainly(
+    networks: Networks, scheduler: str, wanted: Conditions, unconditional: Conditions | None, guidance_scale: float
+) -> Tensor:
+    """The same latent by MAISI's plain loop."""
+    states = {role: getattr(networks, role).state_dict() for role in ("diffusion_unet", "controlnet")}
+    loop = ReferenceLoop(definitions_for(scheduler), states, SCHEDULERS[scheduler])
+    return loop.sample(
+        draw_noise(),
+        to_inputs(wanted),
+        None if unconditional is None else to_inputs(unconditional),
+        num_steps=NUM_STEPS,
+        guidance_scale=guidance_scale,
+        generator=torch.Generator().manual_seed(11),
+    )
 
-    networks: Networks
-    scheduler_name: str
 
-    def __post_init__(self) -> None:
-        definitions = definitions_for(self.scheduler_name)
-        arguments = {role: {k: v for k, v in d.items() if k != "class"} for role, d in definitions.items()}
-        self.controlnet = ControlNetMaisi(**arguments["controlnet"]).eval()
-        self.controlnet.load_state_dict(self.networks.controlnet.state_dict())
-        self.unet = DiffusionModelUNetMaisi(**arguments["diffusion_unet"]).eval()
-        self.unet.load_state_dict(self.networks.diffusion_unet.state_dict())
-        settings = {k: v for k, v in SCHEDULERS[self.scheduler_name].items() if k != "class"}
-        self.scheduler = DDPMScheduler(**settings) if self.scheduler_name in DDPM_NAMES else RFlowScheduler(**settings)
-
-    def predict(self, latent: Tensor, timestep: Tensor, conditions: Conditions) -> Tensor:
-        timesteps = torch.Tensor((timestep,))
-        down, middle = None, None
-        if conditions.label_bits is not None:
-            down, middle = self.controlnet(
-                x=latent, timesteps=timesteps, controlnet_cond=conditions.label_bits, class_labels=conditions.modality
-            )
-        top, bottom = conditions.regions or (None, None)
-        output: Tensor = self.unet(
-            x=latent,
-            timesteps=timesteps,
-            top_region_index_tensor=top,
-            bottom_region_index_tensor=bottom,
-            spacing_tensor=conditions.spacing,
-            class_labels=conditions.modality,
-            down_block_additional_residuals=down,
-            mid_block_additional_residual=middle,
-        )
-        return output
-
-    @torch.no_grad()
-    def sample(self, wanted: Conditions, unconditional: Conditions | None, guidance_scale: float, seed: int) -> Tensor:
-        latent = draw_noise()
-        if self.scheduler_name in DDPM_NAMES:
-            self.scheduler.set_timesteps(NUM_STEPS)
-        else:
-            self.scheduler.set_timesteps(NUM_STEPS, input_img_size_numel=LATENT_SHAPE[0] * 24)
-        generator = torch.Generator().manual_seed(seed)
-        timesteps = self.scheduler.timesteps
-        next_timesteps = torch.cat((timesteps[1:], torch.tensor([0], dtype=timesteps.dtype)))
-        for timestep, next_timestep in zip(timesteps, next_timesteps, strict=True):
-            output = self.predict(latent, timestep, wanted)
-            if unconditional is not None:
-                base = self.predict(latent, timestep, unconditional)
-                output = base + guidance_scale * (output - base)
-            if self.scheduler_name in DDPM_NAMES:
-                latent, _ = self.scheduler.step(output, timestep, latent, generator=generator)
-            else:
-                latent, _ = self.scheduler.step(output, timestep, latent, next_timestep)
-        return latent
+def to_inputs(conditions: Conditions) -> Inputs:
+    return Inputs(conditions.label_bits, conditions.modality, conditions.spacing, conditions.regions)
 
 
 @pytest.mark.parametrize("embed_once", [True, False], ids=["embedded once", "embedded each step"])
@@ -132,7 +90,7 @@ def test_latent_equals_that_of_maisis_plain_loop(scheduler: str, guidance_scale:
         embed_once=embed_once,
         generator=torch.Generator().manual_seed(11),
     )
-    expected = Reference(networks, scheduler).sample(wanted, unconditional, guidance_scale, 11)
+    expected = sample_plainly(networks, scheduler, wanted, unconditional, guidance_scale)
     assert float((found - expected).abs().max() / expected.abs().max()) < 2e-6
     assert found.shape == (1, 4, *LATENT_SHAPE)
     assert found.dtype == torch.float32
@@ -143,7 +101,7 @@ def test_latent_without_a_label_map_equals_that_of_maisis_plain_loop(scheduler: 
     networks = build_networks(scheduler)
     wanted = replace(draw_conditions(1, scheduler), label_bits=None)
     found = sample(networks, wanted, generator=torch.Generator().manual_seed(11))
-    expected = Reference(networks, scheduler).sample(wanted, None, 0.0, 11)
+    expected = sample_plainly(networks, scheduler, wanted, None, 0.0)
     assert float((found - expected).abs().max() / expected.abs().max()) < 2e-6
     assert not torch.equal(found, sample(networks, draw_conditions(1, scheduler)))
 
