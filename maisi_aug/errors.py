@@ -54,6 +54,10 @@ class ExportError(MaisiAugError, ValueError):
     """An export that would be wrong or incomplete."""
 
 
+class EvaluationError(MaisiAugError, ValueError):
+    """A measurement that cannot be made of what was given."""
+
+
 class MemoryShortageError(MaisiAugError, MemoryError):
     """Less memory than the smallest piece of work needs."""
 

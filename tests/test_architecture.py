@@ -51,7 +51,7 @@ HOMES = {
     "click": {"cli"},
     "nibabel": {"volume_io"},
     "SimpleITK": {"volume_io"},
-    "nnunetv2": {"integrations.nnunet"},
+    "nnunetv2": {"integrations.nnunet", "integrations.nnunet_prediction"},
     "huggingface_hub": {"hub"},
 }
 # Parts that need torch to be imported at all; everywhere else it is imported inside functions.
