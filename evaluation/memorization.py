@@ -246,12 +246,12 @@ def _compare(
     own, other = matrix(synthetic, train), matrix(reference, train)
     if not is_apart:
         np.fill_diagonal(other, np.nan)
-    usable, comparable = (np.isfinite(found).any(axis=1) for found in (own, other))
+    usable, comparable = [np.isfinite(distances).any(axis=1) for distances in (own, other)]
     if not usable.any() or not comparable.any():
         return {"verdict": "not compared: there are no label maps of known organs on both sides", "cases": []}
     nearest, normal = find_nearest(own[usable]), find_nearest(other[comparable])
     verdict, p, copies = judge(nearest.relative, normal.relative)
-    chosen = [case for case, flag in zip(synthetic, usable, strict=True) if flag]
+    chosen = [synthetic[index] for index in np.flatnonzero(usable)]
     rows = [
         {
             "case": case.case.case_id,

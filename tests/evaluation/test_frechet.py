@@ -14,6 +14,7 @@ from maisi_aug.evaluation.frechet import (
     frechet_distance,
     kernel_distance,
     measure_moments,
+    reduce_to_span,
 )
 
 DIMENSION = 12
@@ -135,3 +136,14 @@ def test_subsets_give_about_the_exact_kernel_distance() -> None:
 
     exact = _unbiased_mmd(first, second)
     assert kernel_distance(first, second, np.random.default_rng(1)) == pytest.approx(exact, rel=0.1)
+
+
+def test_span_keeps_distance_and_influence() -> None:
+    rng = np.random.default_rng(3)
+    first, second = ([rng.normal(size=(3, 40)) + shift for _ in range(4)] for shift in (0.0, 0.5))
+    reduced = reduce_to_span(first, second)
+    assert reduced[0][0].shape == (3, 24)
+    plain, small = ([measure_moments(cases) for cases in sets] for sets in ((first, second), reduced))
+    assert frechet_distance(*small) == pytest.approx(frechet_distance(*plain), rel=1e-6)
+    expected = case_influence(first, *plain)
+    np.testing.assert_allclose(case_influence(reduced[0], *small), expected, rtol=1e-6, atol=1e-8)
