@@ -31,10 +31,12 @@ PICTURE_NAME: Final = "closest_pairs.png"
 IMAGE_SIDE: Final = 32
 LABEL_SIDE: Final = 48
 BODY_HU: Final = -300.0
-MIN_BODY_SHARE: Final = 0.02
+BOX_SIDE: Final = 96
 CLIP_HU: Final = (-1000.0, 1000.0)
 COPY_SHARE: Final = 0.5
 """A copy is nearer than this share of the nearest held-out case."""
+SURE_COPY: Final = 0.05
+"""With fewer cases than are needed for that, a copy is nearer than this share of its own typical distance."""
 MIN_CASES: Final = 5
 ALPHA: Final = 0.05
 NUM_PAIRS: Final = 4
@@ -153,18 +155,26 @@ def shrink(case_set: CaseSet, case: EvaluatedCase) -> Thumbnail:
 
 
 def find_body_box(image_hu: NDArray[Any]) -> tuple[slice, slice, slice]:
-    """The box of the planes in which at least 2% of the largest one's tissue lies; everything where there is none.
+    """The box of the largest piece of tissue, without thin things such as a table; everything where there is none.
 
     Args:
-        image_hu: ``(I, J, K)``.
+        image_hu: ``(I, J, K)``; every n-th voxel is looked at where a side is long.
     """
-    tissue = image_hu > BODY_HU
-    sides = []
-    for axis in range(3):
-        counts = tissue.sum(axis=tuple(other for other in range(3) if other != axis))
-        inside = np.flatnonzero(counts >= max(1.0, MIN_BODY_SHARE * counts.max()))
-        sides.append(slice(int(inside[0]), int(inside[-1]) + 1) if inside.size else slice(0, image_hu.shape[axis]))
-    return (sides[0], sides[1], sides[2])
+    from scipy import ndimage
+
+    steps = [max(1, side // BOX_SIDE) for side in image_hu.shape]
+    tissue = image_hu[tuple(slice(None, None, step) for step in steps)] > BODY_HU
+    solid = ndimage.binary_opening(np.pad(tissue, 2, mode="edge"), iterations=2)[2:-2, 2:-2, 2:-2]
+    parts, num_parts = ndimage.label(solid)
+    if num_parts == 0:
+        return (slice(0, image_hu.shape[0]), slice(0, image_hu.shape[1]), slice(0, image_hu.shape[2]))
+    largest = 1 + int(np.argmax(np.bincount(parts.ravel())[1:]))
+    found = ndimage.find_objects(parts, largest)[largest - 1]
+    i, j, k = (
+        slice(part.start * step, min(part.stop * step, side))
+        for part, step, side in zip(found, steps, image_hu.shape, strict=True)
+    )
+    return i, j, k
 
 
 def measure_image_distances(cases: Sequence[Thumbnail], others: Sequence[Thumbnail]) -> NDArray[np.float64]:
@@ -194,26 +204,30 @@ def find_nearest(distances: NDArray[np.float64]) -> Nearest:
     return Nearest(nearest, nearest / np.maximum(typical, 1e-9), indices)
 
 
-def judge(synthetic: NDArray[np.float64], held_out: NDArray[np.float64]) -> tuple[str, float | None, NDArray[np.bool_]]:
+def judge(
+    synthetic: NDArray[np.float64], held_out: NDArray[np.float64], *, num_train: int
+) -> tuple[str, float | None, NDArray[np.bool_]]:
     """What relative distances say.
 
     Args:
         synthetic: Of the synthetic cases.
         held_out: Of the held-out cases.
+        num_train: How many training cases there are.
 
     Returns:
         The verdict, the one-sided p of the rank-sum test that synthetic cases are nearer, and which cases are copies.
     """
     from scipy.stats import mannwhitneyu
 
-    copies = synthetic < COPY_SHARE * held_out.min()
+    is_settled = min(len(held_out), num_train) >= MIN_CASES
+    copies = synthetic < (COPY_SHARE * held_out.min() if is_settled else SURE_COPY)
     if copies.any():
         verdict, p = f"{int(copies.sum())} of {len(synthetic)} repeat a training case", None
-    elif min(len(synthetic), len(held_out)) < MIN_CASES:
-        return f"undecided with fewer than {MIN_CASES} cases on a side", None, copies
+    elif not is_settled or len(synthetic) < MIN_CASES:
+        return f"undecided with fewer than {MIN_CASES} cases of a kind", None, copies
     else:
         verdict, p = "no sign of memorization", None
-    if min(len(synthetic), len(held_out)) >= MIN_CASES:
+    if is_settled and len(synthetic) >= MIN_CASES:
         p = float(mannwhitneyu(synthetic, held_out, alternative="less").pvalue)
         if p < ALPHA and not copies.any():
             verdict = "nearer to training cases than held-out cases are, without a copy"
@@ -250,7 +264,7 @@ def _compare(
     if not usable.any() or not comparable.any():
         return {"verdict": "not compared: there are no label maps of known organs on both sides", "cases": []}
     nearest, normal = find_nearest(own[usable]), find_nearest(other[comparable])
-    verdict, p, copies = judge(nearest.relative, normal.relative)
+    verdict, p, copies = judge(nearest.relative, normal.relative, num_train=len(train))
     chosen = [synthetic[index] for index in np.flatnonzero(usable)]
     rows = [
         {
@@ -287,7 +301,8 @@ def to_report(document: Mapping[str, Any]) -> str:
         f"Nearest of {document['train']['num_cases']} training cases, for the synthetic cases and for {against}. "
         f"Images: 1 - correlation of {IMAGE_SIDE}^3 voxels of the body's box; label maps: share of organ voxels that "
         f"differ, of {LABEL_SIDE}^3. Relative: divided by the case's median distance to all training cases. A copy is "
-        "nearer than half of the nearest held-out case; smaller likenesses, such as one organ alone, are not seen.\n",
+        f"nearer than half of the nearest held-out case, or, with fewer than {MIN_CASES} of those or of training ones, "
+        f"below {SURE_COPY:g}. Smaller likenesses, such as one organ alone, are not seen.\n",
     ]
     for kind, name in (("images", "Images"), ("label_maps", "Label maps")):
         part = document[kind]
