@@ -32,7 +32,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
         *("volume_io", "bundle", "bundles", "weights", "manifest", "recipe", "recipes", "cohort"),
         *("bank_labels", "bank_files", "known_bundles", "checkpoints", "conversion", "hub", "checkpoint_folders"),
         *("bank_entry", "mask_database", "bank_listing", "grid_limits", "presets", "precision"),
-        *("mask_bundle", "mask_checkpoints"),
+        *("mask_bundle", "mask_checkpoints", "prepared"),
     ),
     "orchestration": (
         *("masks", "plan", "resolve", "preview", "contact_sheet", "gates", "writer", "pipeline", "generate"),
