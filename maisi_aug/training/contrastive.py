@@ -6,6 +6,7 @@ Region-specific Contrastive Loss", 2025. MONAI does not ship it.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import NamedTuple
@@ -21,14 +22,16 @@ from maisi_aug.grid import Spacing
 from maisi_aug.growth import TOUCHING
 from maisi_aug.labels import Label, Vocabulary
 from maisi_aug.lesion_editing import remove_lesions
+from maisi_aug.lesions import is_any_of
 from maisi_aug.slot_choice import TaughtLabel
 
 MARGIN_VOXELS = 3
 """Width of the band around a removed label in which nothing is asked for."""
+MAX_PATCHES = 256
 _EPSILON = 1e-5
 
 
-class Regions(NamedTuple):
+class ChangedRegions(NamedTuple):
     """Where a label was removed, and where nothing of it can be felt; ``(B, 1, i, j, k)`` float32 each."""
 
     changed: Tensor
@@ -36,38 +39,34 @@ class Regions(NamedTuple):
 
 
 class LabelRemover:
-    """Puts the host organ in the place of labels; what it changes of a case is computed once."""
+    """Puts the nearest host organ in the place of labels; what that changes of a map is computed once."""
 
     def __init__(self, taught: Sequence[TaughtLabel], vocabulary: Vocabulary) -> None:
-        self._ids = np.asarray([label.id for label in taught], dtype=np.uint8)
+        self._ids = [label.id for label in taught]
         self._vocabulary = _only_these_are_tumors(taught, vocabulary)
-        self._patches: dict[int, tuple[tuple[slice, ...], NDArray[np.uint8]] | None] = {}
+        self._patches: dict[bytes, tuple[tuple[slice, ...], NDArray[np.uint8]]] = {}
 
-    def remove(self, label_map: NDArray[np.uint8], index: int, spacing_mm: Spacing) -> NDArray[np.uint8]:
-        """The label map of case ``index`` without the labels, every voxel its nearest host.
+    def remove(self, label_map: NDArray[np.uint8], spacing_mm: Spacing) -> NDArray[np.uint8]:
+        """A label map without the labels.
 
         Args:
-            label_map: ``(I, J, K)`` ids of the whole case; not modified.
-            index: Of the case.
+            label_map: ``(I, J, K)`` ids; not modified.
             spacing_mm: Along I, J, K.
         """
-        if index not in self._patches:
-            self._patches[index] = self._build_patch(label_map, spacing_mm)
-        patch = self._patches[index]
-        if patch is None:
+        mask = is_any_of(label_map, self._ids)
+        if not mask.any():
             return label_map
+        key = hashlib.blake2b(np.ascontiguousarray(label_map)).digest()
+        if key not in self._patches:
+            box = ndimage.find_objects(mask)[0]
+            healthy = remove_lesions(label_map, self._vocabulary, spacing_mm=spacing_mm)
+            if len(self._patches) >= MAX_PATCHES:  # crops never come again: only whole maps are worth keeping
+                self._patches.pop(next(iter(self._patches)))
+            self._patches[key] = (box, healthy[box].copy())
+        box, patch = self._patches[key]
         without = label_map.copy()
-        without[patch[0]] = patch[1]
+        without[box] = patch
         return without
-
-    def _build_patch(
-        self, label_map: NDArray[np.uint8], spacing_mm: Spacing
-    ) -> tuple[tuple[slice, ...], NDArray[np.uint8]] | None:
-        found = ndimage.find_objects(np.isin(label_map, self._ids))
-        if not found:
-            return None
-        healthy = remove_lesions(label_map, self._vocabulary, spacing_mm=spacing_mm)
-        return found[0], healthy[found[0]].copy()
 
 
 def _only_these_are_tumors(taught: Sequence[TaughtLabel], vocabulary: Vocabulary) -> Vocabulary:
@@ -82,7 +81,9 @@ def _only_these_are_tumors(taught: Sequence[TaughtLabel], vocabulary: Vocabulary
     return Vocabulary(tuple(map(redo, vocabulary)))
 
 
-def find_regions(with_label: NDArray[np.uint8], without_label: NDArray[np.uint8], latent_shape: torch.Size) -> Regions:
+def find_regions(
+    with_label: NDArray[np.uint8], without_label: NDArray[np.uint8], latent_shape: torch.Size
+) -> ChangedRegions:
     """The latent voxels where two label maps differ, and those well outside.
 
     Args:
@@ -92,11 +93,11 @@ def find_regions(with_label: NDArray[np.uint8], without_label: NDArray[np.uint8]
     """
     changed = with_label != without_label
     near = np.stack([ndimage.binary_dilation(part, TOUCHING, iterations=MARGIN_VOXELS) for part in changed])
-    return Regions(_pool(changed, latent_shape), 1.0 - _pool(near, latent_shape))
+    return ChangedRegions(_pool(changed, latent_shape), 1.0 - _pool(near, latent_shape))
 
 
 def region_contrastive_loss(
-    with_label: Tensor, without_label: Tensor, target: Tensor, regions: Regions, *, bound: float
+    with_label: Tensor, without_label: Tensor, target: Tensor, regions: ChangedRegions, *, bound: float
 ) -> tuple[Tensor, Tensor]:
     """Reward for a difference inside the region, and penalty for an error outside it.
 

@@ -60,6 +60,7 @@ class Lookup:
     readout: nn.Linear
 
     def __call__(self, bits: Tensor) -> Tensor:
+        """Intensities in [0, 1] of ``(..., 8)`` bits, about."""
         hidden = functional.silu(self.second(functional.silu(self.first(bits))))
         intensity: Tensor = self.readout(hidden)[..., 0] / FIT_GAIN
         return intensity
