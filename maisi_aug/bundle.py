@@ -335,9 +335,9 @@ def find_base(spec: BaseSpec, folder: Path, *, subject: str) -> Bundle:
     Raises:
         BundleError: When it is nowhere to be found, or is no longer what it was.
     """
-    known = [spec.name] if spec.name in (*embedded_bundles(), *pulled_bundles()) else []
-    places = [folder / path for path in spec.paths if (folder / path / BUNDLE_FILE).is_file()]
-    found = [load_bundle(place) for place in (*known, *places)]
+    places: list[str | Path] = [spec.name] if spec.name in (*embedded_bundles(), *pulled_bundles()) else []
+    places += [folder / path for path in spec.paths if (folder / path / BUNDLE_FILE).is_file()]
+    found = [load_bundle(place) for place in places]
     for bundle in found:
         if bundle.fingerprint == spec.fingerprint:
             return bundle

@@ -198,8 +198,8 @@ def remap_table(
             target = label.hosts[0] if label.hosts else BODY_ID
             table[label.id] = target
             dropped[name] = dataset.vocabulary.name_of(target)
-    for label in taught:
-        table[label.source_id] = label.id
+    for own_label in taught:
+        table[own_label.source_id] = own_label.id
     return table, replayed, dropped
 
 

@@ -56,7 +56,7 @@ class LabelRemover:
         mask = is_any_of(label_map, self._ids)
         if not mask.any():
             return label_map
-        key = hashlib.blake2b(np.ascontiguousarray(label_map)).digest()
+        key = hashlib.blake2b(label_map.tobytes()).digest()
         if key not in self._patches:
             box = ndimage.find_objects(mask)[0]
             healthy = remove_lesions(label_map, self._vocabulary, spacing_mm=spacing_mm)

@@ -22,8 +22,6 @@ from maisi_aug.training.data import CaseStore, LatentSet
 from maisi_aug.training.finetune_settings import FinetuneConfig
 from maisi_aug.training.flow import FlowObjective, _Batch
 
-Scheduler = RFlowScheduler | DDPMScheduler
-
 
 class FinetuneObjective(FlowObjective):
     """A ControlNet's loss on cases that hold the taught labels; the U-Net stays frozen.
@@ -35,7 +33,7 @@ class FinetuneObjective(FlowObjective):
         self,
         unet: nn.Module,
         controlnet: nn.Module,
-        scheduler: Scheduler,
+        scheduler: RFlowScheduler | DDPMScheduler,
         store: CaseStore,
         latents: LatentSet,
         config: FinetuneConfig,
