@@ -18,6 +18,7 @@ from maisi_aug.bank_listing import Needs
 from maisi_aug.bank_map import BankMap, cut_map
 from maisi_aug.errors import BankError, LesionError
 from maisi_aug.folder_bank import FolderBank
+from maisi_aug.growth import bounding_box
 from maisi_aug.labels import Vocabulary
 from maisi_aug.lesion_editing import HOST_REACH_MM, MAX_RESIZE, describe_lesion, remove_lesions, widen
 from maisi_aug.lesions import LesionWish, PlantedLesion, deform_label_map, plant_lesions
@@ -193,7 +194,7 @@ def resize_organ(
         spacing_mm: Voxel sides along I, J, K.
     """
     organ = label_map == label_id
-    wide = widen(ndimage.find_objects(organ)[0], HOST_REACH_MM, spacing_mm, label_map.shape)
+    wide = widen(bounding_box(organ, margin=0), HOST_REACH_MM, spacing_mm, label_map.shape)
     inside, host = organ[wide], np.isin(label_map[wide], hosts)
     depth_mm = ndimage.distance_transform_edt(inside, sampling=spacing_mm)
     depth_mm = depth_mm - ndimage.distance_transform_edt(~inside, sampling=spacing_mm)

@@ -14,7 +14,7 @@ from scipy import ndimage
 from maisi_aug.bundle import Bundle
 from maisi_aug.bundle_spec import SlotSpec
 from maisi_aug.errors import TrainingError, VocabularyError, did_you_mean
-from maisi_aug.growth import TOUCHING
+from maisi_aug.growth import TOUCHING, bounding_box
 from maisi_aug.labels import BODY_ID, FREE_IDS, MAISI, SLOT_IDS, Label
 from maisi_aug.prepared import PreparedDataset
 
@@ -226,8 +226,7 @@ def count_surroundings(label_map: NDArray[np.uint8], label_id: int, ignored: Col
         label_id: The label.
         ignored: Other ids that are no surroundings, such as those of other new labels.
     """
-    box = ndimage.find_objects(label_map == label_id)[0]
-    wide = tuple(slice(max(0, part.start - 1), part.stop + 1) for part in box)
+    wide = bounding_box(label_map == label_id, margin=1)
     mask = label_map[wide] == label_id
     counts = np.bincount(label_map[wide][ndimage.binary_dilation(mask, TOUCHING) & ~mask], minlength=256)
     counts[[0, label_id, *ignored]] = 0

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from maisi_aug.grid import Spacing
-from maisi_aug.growth import TOUCHING
+from maisi_aug.growth import TOUCHING, bounding_box
 from maisi_aug.labels import Label, Vocabulary
 from maisi_aug.lesion_editing import remove_lesions
 from maisi_aug.lesions import is_any_of
@@ -58,7 +58,7 @@ class LabelRemover:
             return label_map
         key = hashlib.blake2b(label_map.tobytes()).digest()
         if key not in self._patches:
-            box = ndimage.find_objects(mask)[0]
+            box = bounding_box(mask, margin=0)
             healthy = remove_lesions(label_map, self._vocabulary, spacing_mm=spacing_mm)
             if len(self._patches) >= MAX_PATCHES:  # crops never come again: only whole maps are worth keeping
                 self._patches.pop(next(iter(self._patches)))
