@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,6 +12,7 @@ from maisi_aug.bundle_spec import SizeSpec
 from maisi_aug.errors import BundleError
 from maisi_aug.quality import HuRange, expected_contrast_sign, reference_hu_ranges
 from maisi_aug.sizes import SizeDistribution, measure_distribution
+from maisi_aug.whole_files import write_text_whole
 
 
 def bundle_distributions(bundle: Bundle) -> dict[str, SizeDistribution]:
@@ -64,3 +67,28 @@ def default_bank(bundle: Bundle) -> tuple[str, str] | None:
         )
     labels = bundle.path / bank.labels
     return str(place.resolve()), str(labels.resolve()) if Path(labels).is_file() else bank.labels
+
+
+def copy_bank(bundle: Bundle, folder: Path) -> None:
+    """Put the list of a bundle's label maps, and the maps that lie in its folder, into the folder of a copy.
+
+    Maps elsewhere are listed by their absolute paths, for the copy may lie anywhere.
+
+    Args:
+        bundle: With or without such a list.
+        folder: Of the copy.
+    """
+    bank = bundle.spec.mask_bank
+    if bank is None:
+        return
+    document = json.loads((bundle.path / bank.list).read_text(encoding="utf-8"))
+    home = bundle.path.resolve()
+    for row in document["training"]:
+        source = (home / row["label"]).resolve()
+        if source.is_relative_to(home):
+            target = folder / row["label"]
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source, target)
+        else:
+            row["label"] = source.as_posix()
+    write_text_whole(folder / bank.list, json.dumps(document, indent=1) + "\n")
