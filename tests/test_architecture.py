@@ -20,6 +20,7 @@ PACKAGE = REPOSITORY / "maisi_aug"
 LAYERS: dict[str, tuple[str, ...]] = {
     "foundations": (
         *("errors", "grid", "seeds", "labels", "sizes", "requests", "totalsegmentator_labels", "whole_files"),
+        "gzip_members",
         *("regions", "source_rules", "bundle_text", "decoding_config"),
     ),
     "pure maths": (
@@ -37,6 +38,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "orchestration": (
         *("masks", "plan", "resolve", "preview", "contact_sheet", "gates", "writer", "pipeline", "generate"),
         *("bank_map", "folder_bank", "phantom_folder", "preflight", "segmenter", "training"),
+        "preparation",
         *("anatomy", "grid_preflight", "given_maps"),
         *("mask_generator", "diffusion_source"),
     ),
