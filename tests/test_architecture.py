@@ -54,6 +54,7 @@ HOMES = {
     "nibabel": {"volume_io"},
     "SimpleITK": {"volume_io"},
     "nnunetv2": {"integrations.nnunet"},
+    "totalsegmentator": {"integrations.totalsegmentator"},
     "huggingface_hub": {"hub"},
 }
 # Parts that need torch to be imported at all; everywhere else it is imported inside functions.
@@ -62,8 +63,28 @@ TORCH_PARTS = {
     *("split_convolution", "decoding_memory", "decoder", "acceleration"),
     *("precision", "segmenter", "training", "evaluation", "mask_diffusion", "mask_decoding", "mask_generator"),
 }
-HEAVY = {"torch", "monai", "nnunetv2", "scipy", "skimage", "cc3d", "SimpleITK", "nibabel", "matplotlib", "safetensors"}
-LISTINGS = [["--help"], ["--version"], ["labels"], ["recipes", "list"], ["bundles", "list"], ["bundles", "presets"]]
+HEAVY = {
+    "torch",
+    "monai",
+    "nnunetv2",
+    "totalsegmentator",
+    "scipy",
+    "skimage",
+    "cc3d",
+    "SimpleITK",
+    "nibabel",
+    "matplotlib",
+    "safetensors",
+}
+LISTINGS = [
+    ["--help"],
+    ["--version"],
+    ["labels"],
+    ["recipes", "list"],
+    ["bundles", "list"],
+    ["bundles", "presets"],
+    ["prepare", "--help"],
+]
 
 MAX_FUNCTION_LINES = 40
 MAX_MODULE_LINES = 400

@@ -197,8 +197,8 @@ def claim_folder(plan: PreparePlan, out: Path, *, update: bool = False) -> None:
     elif out.is_dir() and any(out.iterdir()):
         found = sorted(child.name for child in out.iterdir())[0]
         raise PreparationError(
-            f"{out}: expected a new, an empty or a prepared folder, found '{found}'. Nothing was changed; choose another "
-            "--out."
+            f"{out}: expected a new, an empty or a prepared folder, found '{found}'. Nothing was changed; choose "
+            "another --out."
         )
     for name in (STATE_FOLDER, *FOLDERS):
         (out / name).mkdir(parents=True, exist_ok=True)
@@ -254,7 +254,8 @@ def run_preparation(
     if not good:
         first = next(iter(problems))
         raise PreparationError(
-            f"Cases: expected at least one that can be prepared, found none of {len(records)}; {first}: {problems[first]}"
+            f"Cases: expected at least one that can be prepared, found none of {len(records)}; {first}: "
+            f"{problems[first]}"
         )
     dataset = _finish(out, plan, good)
     summary = build_summary(dataset, {record["id"]: record["hu"] for record in good}, problems)
