@@ -33,7 +33,7 @@ from maisi_aug.training.finetune_checks import (
     split_folds,
 )
 from maisi_aug.training.finetune_networks import FinetuneNetworks, load_trainable, set_up
-from maisi_aug.training.finetune_objective import FinetuneObjective, HeldOutLoss
+from maisi_aug.training.finetune_objective import FinetuneObjective
 from maisi_aug.training.finetune_pictures import SampleDrawer, build_sheet
 from maisi_aug.training.finetune_settings import FinetuneConfig
 from maisi_aug.training.label_means import measure_label_means
@@ -41,6 +41,7 @@ from maisi_aug.training.lookup import LookupChange, choose_intensities, find_loo
 from maisi_aug.training.loop import CHECKPOINT_NAME, LoopResult, ReportStep, TrainingRun
 from maisi_aug.training.prepared import PreparedStore
 from maisi_aug.training.slots import SlotStore, plan_labels
+from maisi_aug.training.validation import FlowValidation
 from maisi_aug.whole_files import write_text_whole
 
 LABELS_NAME = "labels.json"
@@ -299,7 +300,7 @@ class _Validation:
         with_tensorboard: bool,
     ) -> None:
         self.finetuning = finetuning
-        self.loss = HeldOutLoss(objective, store, latents)
+        self.loss = FlowValidation(objective.on(store, latents), processes=finetuning.processes)
         self.run: TrainingRun | None = None
         self.with_tensorboard = with_tensorboard
         config = finetuning.config

@@ -88,32 +88,3 @@ class FinetuneObjective(FlowObjective):
         )
         figures |= {"contrast": -reward, "outside": outside}
         return weight * (reward + outside)
-
-
-class HeldOutLoss:
-    """The weighted loss on held-out cases, always with the same noise and timesteps."""
-
-    def __init__(self, objective: FinetuneObjective, store: CaseStore, latents: LatentSet) -> None:
-        self.objective = objective.on(store, latents)
-
-    def __call__(self) -> dict[str, float]:
-        """Means over cases and timesteps: ``loss``, ``l1`` and, inside the labels, ``l1_lesion``."""
-        found: dict[str, list[float]] = {}
-        objective = self.objective
-        num_times = objective.finetuning.num_validation_times
-        with torch.no_grad():
-            for index, latent in enumerate(objective.latents.latents):
-                _, i, j, k = latent.shape
-                batch = objective.cut_batch([(index, (0, 0, 0), (i, j, k))])
-                for number in range(num_times):
-                    seed = derive_seed("validation noise", objective.seed, index * num_times + number)
-                    noise = torch.randn(batch.clean.shape, generator=torch.Generator().manual_seed(seed))
-                    loss, figures = objective.compare(batch, noise, self._timestep((number + 0.5) / num_times))
-                    for name, value in {"loss": loss, **figures}.items():
-                        found.setdefault(name, []).append(float(value))
-        return {name: float(np.mean(values)) for name, values in found.items()}
-
-    def _timestep(self, share: float) -> Tensor:
-        scheduler = self.objective.scheduler
-        timestep = torch.tensor([share * scheduler.num_train_timesteps])
-        return timestep.long() if isinstance(scheduler, DDPMScheduler) else timestep

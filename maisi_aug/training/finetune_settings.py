@@ -31,7 +31,6 @@ class FinetuneConfig(BaseModel):
             ControlNets that look intensities up; ``base`` takes the base as it is; ``auto`` the former where it can.
         contrastive_weight: Of the region contrastive loss; 0 leaves it out. Rectified flow only, as in MAISI.
         contrastive_bound: Mean difference between the outputs with and without the labels that is rewarded at most.
-        num_validation_times: Fixed timesteps at which each held-out case is validated.
         num_pictures: Held-out cases that are drawn.
         seed: Of batches, noise and everything else.
         loss: Of the velocity or the noise; its ``lesion_weight`` is that of the taught labels.
@@ -50,7 +49,6 @@ class FinetuneConfig(BaseModel):
     start: Start = "auto"
     contrastive_weight: float = Field(default=0.01, ge=0)
     contrastive_bound: float = Field(default=2.0, gt=0)
-    num_validation_times: PositiveInt = 3
     num_pictures: int = Field(default=3, ge=0)
     seed: int = Field(default=0, ge=0)
     loss: FlowLossConfig = FlowLossConfig(lesion_weight=100.0)
