@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from maisi_aug.cli.finetune_data import open_data
 from maisi_aug.cli.parsing import parse_shape
 
 if TYPE_CHECKING:
+    from maisi_aug.bundle import Bundle
     from maisi_aug.training.finetune import FinetuneResult
     from maisi_aug.training.finetune_settings import FinetuneConfig
     from maisi_aug.training.prepared import PreparedStore
@@ -45,8 +47,13 @@ def register(app: typer.Typer) -> None:
 
 def finetune_controlnet(
     data: Annotated[
-        Path,
-        typer.Option(metavar="DIR", help="Folder of 'maisi-aug prepare'.", rich_help_panel=_WHAT),
+        str,
+        typer.Option(
+            metavar="DIR|DATASET",
+            help="Folder of 'maisi-aug prepare'; or an nnU-Net dataset or a folder of images and label maps, which are "
+            "prepared into OUT/prepared first.",
+            rich_help_panel=_WHAT,
+        ),
     ],
     label: Annotated[
         list[str], typer.Option(metavar="NAME", help="Label to teach; may repeat.", rich_help_panel=_WHAT)
@@ -77,6 +84,21 @@ def finetune_controlnet(
             metavar="NAME=lesion|organ",
             help="lesion: planted at any size; organ: taken from label maps (default: by name, hosts and sizes).",
             rich_help_panel=_WHAT,
+        ),
+    ] = None,
+    map_rules: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--map",
+            metavar="LABEL=NAME[@HOSTS]",
+            help="What a label of unprepared data means, as for 'maisi-aug prepare'; may repeat.",
+            rich_help_panel=_WHAT,
+        ),
+    ] = None,
+    organs: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="Organ labels of unprepared data, as TotalSegmentator writes them; may repeat.", rich_help_panel=_WHAT
         ),
     ] = None,
     tune: Annotated[
@@ -178,51 +200,56 @@ def finetune_controlnet(
             "loop": loop,
         }
     )
-    from maisi_aug.training.prepared import PreparedStore
+    from maisi_aug.bundle import load_bundle
+    from maisi_aug.training.finetune_checks import require_trainable, with_crop
 
+    bundle = load_bundle(base)
+    require_trainable(bundle)
+    config = with_crop(config, parse_shape(crop), bundle)
     result = _run(
-        PreparedStore.from_folder(data),
+        lambda: open_data(data, bundle, out, rules=map_rules or (), organs=organs or ()),
         config,
-        base=base,
-        crop=parse_shape(crop),
+        base=bundle,
         out=out,
         device=device,
         max_minutes=max_minutes,
         with_tensorboard=tensorboard,
         self_contained=self_contained,
     )
-    _tell(result, as_json=as_json)
+    if result is not None:
+        _tell(result, as_json=as_json)
 
 
 def _run(
-    store: PreparedStore,
-    config: FinetuneConfig,
-    *,
-    base: str,
-    crop: tuple[int, int, int] | None,
-    out: Path,
-    device: str,
-    **training: Any,
-) -> FinetuneResult:
-    """Train with a progress bar on stderr."""
-    from maisi_aug.bundle import load_bundle
-    from maisi_aug.cli.train import _progress_bar
+    open_store: Callable[[], PreparedStore], config: FinetuneConfig, *, base: Bundle, out: Path, device: str, **how: Any
+) -> FinetuneResult | None:
+    """Train with a progress bar on stderr; under ``torchrun`` all processes together, and None in all but the first."""
+    from maisi_aug.cli.train import open_training_bar
     from maisi_aug.pipeline import resolve_device
     from maisi_aug.training.finetune import Finetuning
+    from maisi_aug.training.processes import Processes
 
-    with _progress_bar() as progress:
-        say: Callable[[str], None] = lambda sentence: progress.console.print(sentence, markup=False, highlight=False)  # noqa: E731
+    device = resolve_device(device)
+    processes = Processes.connect(device)
+    with processes.main_first():
+        store = open_store()
+    with open_training_bar(is_shown=processes.is_main) as progress:
+
+        def say(sentence: str) -> None:
+            if processes.is_main:
+                progress.console.print(sentence, markup=False, highlight=False, soft_wrap=True)
 
         def report_phase(name: str) -> Callable[[int, int], None]:
             task = progress.add_task(name, total=None)
             return lambda done, total: progress.update(task, completed=done, total=total)
 
         run = Finetuning(
-            load_bundle(base),
+            base,
             store,
             config,
             out,
-            device=resolve_device(device),
+            device=processes.device_of(device),
+            processes=processes,
             report_phase=report_phase,
             say=say,
         )
@@ -231,7 +258,9 @@ def _run(
         def report_step(step: int, figures: dict[str, float]) -> None:
             progress.update(task, completed=step, description=f"Training, loss {figures['loss']:.4f}")
 
-        return run.train(report_step=report_step, **training)
+        result = run.train(report_step=report_step, **how)
+    processes.leave()
+    return result if processes.is_main else None
 
 
 def _tell(result: FinetuneResult, *, as_json: bool) -> None:
@@ -242,7 +271,9 @@ def _tell(result: FinetuneResult, *, as_json: bool) -> None:
         done = f"{result.loop.num_steps_done} of {result.num_steps} steps"
         typer.echo(f"{done}; run the same command again to go on.", err=True)
     request = result.taught[0].name
-    typer.echo(f"{result.bundle.path}: step {result.loop.best_step}, validation loss {result.loop.best_loss:.4f}.")
+    if result.loop.best_step is not None:
+        typer.echo(f"Kept step {result.loop.best_step}, validation loss {result.loop.best_loss:.4f}.")
+    typer.echo(result.bundle.path)
     typer.echo(f"Try: maisi-aug synthesize --bundle {result.bundle.path} --labels '{request}:0.5' -n 4 --out cohort")
 
 

@@ -111,7 +111,7 @@ def judge_image(
     """
     verdicts = [check_geometry(image_hu, label_map, grid, _placed_like(expected, grid))]
     if gates.organ_hu:
-        verdicts.append(check_organ_hu(image_hu, label_map, bundle and hu_ranges_of(bundle)))
+        verdicts.append(check_organ_hu(image_hu, label_map, None if bundle is None else hu_ranges_of(bundle)))
     lesion_ids = {lesion.label_id for lesion in case.lesions}.intersection(vocabulary.tumor_ids)
     for label_id in sorted(lesion_ids) if gates.visibility else ():
         name = vocabulary.name_of(label_id)

@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
-from maisi_aug.bundle import Bundle, bind_slots
+from maisi_aug.bundle import Bundle, bind_slots, load_bundle
 from maisi_aug.errors import TrainingError
 from maisi_aug.labels import Vocabulary
 from maisi_aug.prepared import PreparedDataset
@@ -40,6 +41,7 @@ from maisi_aug.training.label_means import measure_label_means
 from maisi_aug.training.lookup import LookupChange, choose_intensities, find_lookup, teach_lookup
 from maisi_aug.training.loop import CHECKPOINT_NAME, LoopResult, ReportStep, TrainingRun
 from maisi_aug.training.prepared import PreparedStore
+from maisi_aug.training.processes import ALONE, Processes
 from maisi_aug.training.slots import SlotStore, plan_labels
 from maisi_aug.training.validation import FlowValidation
 from maisi_aug.whole_files import write_text_whole
@@ -93,6 +95,7 @@ class Finetuning:
         config: How to train.
         folder: Of the run.
         device: Where the networks run.
+        processes: All that train this run together.
         report_phase: Gives a listener for each phase that takes a while.
         say: Told in a sentence what was decided.
     """
@@ -102,6 +105,7 @@ class Finetuning:
     config: FinetuneConfig
     folder: Path
     device: str
+    processes: Processes = ALONE
     report_phase: ReportPhase = field(default=lambda _: lambda done, total: None)
     say: Say = field(default=lambda _: None)
 
@@ -116,9 +120,10 @@ class Finetuning:
         require_voxels(self.taught, self.training, self.held_out)
         self.table, self.replayed, dropped = remap_table(self.taught, dataset=self.store.dataset, base=self.base)
         self._tell(dropped)
-        open_run(self.folder, describe_run(self.config, self.base, self.store.dataset))
-        rows = [asdict(label) for label in self.taught]
-        write_text_whole(self.folder / LABELS_NAME, json.dumps(rows, indent=1, ensure_ascii=False) + "\n")
+        with self.processes.main_first():
+            open_run(self.folder, describe_run(self.config, self.base, self.store.dataset))
+            rows = [asdict(label) for label in self.taught]
+            write_text_whole(self.folder / LABELS_NAME, json.dumps(rows, indent=1, ensure_ascii=False) + "\n")
 
     def train(
         self,
@@ -141,11 +146,13 @@ class Finetuning:
             VolumeError: When the disk is full; the last checkpoint is whole.
         """
         networks = load_trainable(self.base, self.device)
-        is_looked_up = self._start(networks.controlnet)
+        with self.processes.main_first():
+            is_looked_up = self._start(networks.controlnet)
         trainable = set_up(networks, self.config, is_looked_up=is_looked_up)
         percent = 100 * trainable.num_trained / trainable.num_parameters
         self.say(f"{trainable.num_trained:,} parameters learn ({percent:.0f}% of the ControlNet's size).")
-        training, held_out = (self._encode(part, trainable) for part in (self.training, self.held_out))
+        with self.processes.main_first():
+            training, held_out = (self._encode(part, trainable) for part in (self.training, self.held_out))
         objective = self._build_objective(trainable, *training)
         validation = _Validation(self, objective, trainable, *held_out, with_tensorboard=with_tensorboard)
         run = TrainingRun(
@@ -153,26 +160,37 @@ class Finetuning:
             self.config.loop,
             self.folder / TRAINING_FOLDER,
             device=self.device,
+            processes=self.processes,
             validate=validation,
             with_tensorboard=with_tensorboard,
         )
         validation.run = run
         loop = run.train(max_minutes=max_minutes, report_step=report_step)
         weights = trainable.merge(loop.averaged_weights["controlnet"])
-        bundle = write_finetuned(
+        with self.processes.main_first():
+            if self.processes.is_main:
+                self._write_bundle(weights, training[0], loop, self_contained=self_contained)
+        bundle = load_bundle(self.folder / BUNDLE_FOLDER)
+        result = FinetuneResult(bundle, self.taught, loop, self.config.loop.num_steps)
+        if self.processes.is_main:
+            text = json.dumps(result.to_json(), indent=1, ensure_ascii=False) + "\n"
+            write_text_whole(self.folder / SUMMARY_NAME, text)
+        return result
+
+    def _write_bundle(
+        self, weights: Mapping[str, Tensor], store: SlotStore, loop: LoopResult, *, self_contained: bool
+    ) -> None:
+        write_finetuned(
             self.folder / BUNDLE_FOLDER,
             self.base,
             weights,
             self.taught,
-            measure_labels(self.taught, training[0], self.training),
+            measure_labels(self.taught, store, self.training),
             self.training,
             table=self.table,
             training_facts=self._describe_training(loop),
             self_contained=self_contained,
         )
-        result = FinetuneResult(bundle, self.taught, loop, self.config.loop.num_steps)
-        write_text_whole(self.folder / SUMMARY_NAME, json.dumps(result.to_json(), indent=1, ensure_ascii=False) + "\n")
-        return result
 
     @property
     def vocabulary(self) -> Vocabulary:
@@ -266,6 +284,7 @@ class Finetuning:
             replayed_ids=list(self.replayed.values()),
             vocabulary=self.vocabulary,
             device=self.device,
+            processes=self.processes,
         )
 
     def _describe_training(self, loop: LoopResult) -> dict[str, Any]:
@@ -317,7 +336,7 @@ class _Validation:
 
     def __call__(self) -> dict[str, float]:
         figures = self.loss()
-        if self.drawer.indices:
+        if self.drawer.indices and self.finetuning.processes.is_main:
             self._draw(figures)
         return figures
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import yaml
 
-from maisi_aug.bundle import NETWORK_ROLES, Bundle
+from maisi_aug.bundle import NETWORK_ROLES, Bundle, latent_factor
 from maisi_aug.errors import GridError, TrainingError
-from maisi_aug.grid import Grid
+from maisi_aug.grid import Grid, Shape
 from maisi_aug.grid_preflight import check_grid
 from maisi_aug.prepared import PreparedDataset
 from maisi_aug.recipe import differences
@@ -35,6 +35,21 @@ def require_trainable(base: Bundle) -> None:
                 "Choose a base that has one, such as phantom-ct or rflow-ct."
             )
         base.weight_path(role)
+
+
+def with_crop(config: FinetuneConfig, crop_shape: Shape | None, base: Bundle) -> FinetuneConfig:
+    """The settings with crops of so many image voxels; None for whole cases.
+
+    Raises:
+        GridError: When a side is no multiple of what the base's networks need.
+    """
+    if crop_shape is None:
+        return config
+    crop = Grid.from_spacing(crop_shape, base.spec.grid.spacing_mm)
+    crop.require_multiple_of(base.latent_factor, subject=f"Crop for bundle '{base.name}'")
+    factor = latent_factor(base.definition("autoencoder"))
+    in_latent = tuple(side // factor for side in crop_shape)
+    return config.model_copy(update={"loss": config.loss.model_copy(update={"crop_shape": in_latent})})
 
 
 def split_folds(dataset: PreparedDataset, fold: int) -> tuple[PreparedDataset, PreparedDataset]:

@@ -18,6 +18,7 @@ from maisi_aug.training.contrastive import ChangedRegions, LabelRemover, find_re
 from maisi_aug.training.data import CaseStore, LatentSet
 from maisi_aug.training.finetune_settings import FinetuneConfig
 from maisi_aug.training.flow import Batch, FlowObjective
+from maisi_aug.training.processes import ALONE, Processes
 
 
 class FinetuneObjective(FlowObjective):
@@ -39,6 +40,7 @@ class FinetuneObjective(FlowObjective):
         replayed_ids: Sequence[int],
         vocabulary: Vocabulary,
         device: str,
+        processes: Processes = ALONE,
     ) -> None:
         # Labels that the base learnt earlier count as much as the new ones, or they would be forgotten.
         weighted = [*(label.id for label in taught), *replayed_ids]
@@ -52,6 +54,7 @@ class FinetuneObjective(FlowObjective):
             lesion_ids=weighted,
             seed=derive_seed(config.seed, "finetune"),
             device=device,
+            processes=processes,
         )
         self.finetuning = config
         self.taught = tuple(taught)
