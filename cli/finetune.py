@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from maisi_aug.training.prepared import PreparedStore
 
 _WHAT, _HOW, _RUN = "What to teach", "How to train", "Run"
+MAX_WARMUP_STEPS = 20
 NUM_VALIDATIONS = 10
 """Validations in a run when the user names no distance between them."""
 
@@ -172,17 +173,6 @@ def finetune_controlnet(
 
     Example: maisi-aug finetune-controlnet --data prepared --label "left parotid" --base rflow-ct --out runs/parotid
     """
-    from maisi_aug.training.finetune_settings import DEFAULT_RATES
-    from maisi_aug.training.settings import LoopConfig
-
-    loop = LoopConfig(
-        num_steps=steps,
-        learning_rate=learning_rate or DEFAULT_RATES[tune.value],
-        num_warmup_steps=min(20, steps // 10),
-        decay_power=2.0,
-        validation_steps=validate_every or max(1, steps // NUM_VALIDATIONS),
-        patience=patience or None,
-    )
     config = _build_config(
         {
             "labels": tuple(label),
@@ -196,8 +186,8 @@ def finetune_controlnet(
             "contrastive_weight": contrastive_weight,
             "num_pictures": pictures,
             "seed": seed,
-            "loss": {"lesion_weight": label_weight, "batch_count": batch_size, "modality_dropout": 0.25},
-            "loop": loop,
+            "loss": {"lesion_weight": label_weight, "batch_count": batch_size},
+            "loop": _describe_loop(steps, learning_rate, tune, validate_every, patience),
         }
     )
     from maisi_aug.bundle import load_bundle
@@ -205,10 +195,9 @@ def finetune_controlnet(
 
     bundle = load_bundle(base)
     require_trainable(bundle)
-    config = with_crop(config, parse_shape(crop), bundle)
     result = _run(
         lambda: open_data(data, bundle, out, rules=map_rules or (), organs=organs or ()),
-        config,
+        with_crop(config, parse_shape(crop), bundle),
         base=bundle,
         out=out,
         device=device,
@@ -218,6 +207,22 @@ def finetune_controlnet(
     )
     if result is not None:
         _tell(result, as_json=as_json)
+
+
+def _describe_loop(
+    steps: int, learning_rate: float | None, tune: TuneName, validate_every: int | None, patience: int
+) -> dict[str, Any]:
+    """MAISI's schedule, and a validation at every tenth of the run where the user says nothing else."""
+    from maisi_aug.training.finetune_settings import DEFAULT_RATES
+
+    return {
+        "num_steps": steps,
+        "learning_rate": learning_rate or DEFAULT_RATES[tune.value],
+        "num_warmup_steps": min(MAX_WARMUP_STEPS, steps // 10),
+        "decay_power": 2.0,
+        "validation_steps": validate_every or max(1, steps // NUM_VALIDATIONS),
+        "patience": patience or None,
+    }
 
 
 def _run(

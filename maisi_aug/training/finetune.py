@@ -155,16 +155,7 @@ class Finetuning:
             training, held_out = (self._encode(part, trainable) for part in (self.training, self.held_out))
         objective = self._build_objective(trainable, *training)
         validation = _Validation(self, objective, trainable, *held_out, with_tensorboard=with_tensorboard)
-        run = TrainingRun(
-            objective,
-            self.config.loop,
-            self.folder / TRAINING_FOLDER,
-            device=self.device,
-            processes=self.processes,
-            validate=validation,
-            with_tensorboard=with_tensorboard,
-        )
-        validation.run = run
+        run = self._open_run(objective, validation, with_tensorboard=with_tensorboard)
         loop = run.train(max_minutes=max_minutes, report_step=report_step)
         weights = trainable.merge(loop.averaged_weights["controlnet"])
         with self.processes.main_first():
@@ -176,6 +167,21 @@ class Finetuning:
             text = json.dumps(result.to_json(), indent=1, ensure_ascii=False) + "\n"
             write_text_whole(self.folder / SUMMARY_NAME, text)
         return result
+
+    def _open_run(
+        self, objective: FinetuneObjective, validation: _Validation, *, with_tensorboard: bool
+    ) -> TrainingRun:
+        run = TrainingRun(
+            objective,
+            self.config.loop,
+            self.folder / TRAINING_FOLDER,
+            device=self.device,
+            processes=self.processes,
+            validate=validation,
+            with_tensorboard=with_tensorboard,
+        )
+        validation.run = run
+        return run
 
     def _write_bundle(
         self, weights: Mapping[str, Tensor], store: SlotStore, loop: LoopResult, *, self_contained: bool

@@ -88,8 +88,6 @@ def plan_labels(
             kind, why = kinds[name], "as given"
         elif known is not None and known.kind in ("tumor", "organ"):
             kind, why = ("lesion" if known.kind == "tumor" else "organ"), f"as in bundle '{base.name}'"
-        elif source.hosts:
-            kind, why = "lesion", "the data say what it grows in"
         around = "hosts as given" if own_hosts else "hosts by what surrounds it in the training data"
         taught.append(TaughtLabel(source.name, source.id, ids[source.name], chosen_hosts, kind, f"{why}; {around}"))
     return tuple(taught)
