@@ -91,7 +91,10 @@ def prepare(
     ] = OrganLabels.auto,
     run_totalsegmentator: Annotated[
         bool,
-        typer.Option("--run-totalsegmentator", help="Make organ labels now; needs maisi-aug[totalsegmentator]."),
+        typer.Option(
+            "--run-totalsegmentator",
+            help="Make organ labels now; needs maisi-aug[totalsegmentator], which fetches its weights at first use.",
+        ),
     ] = False,
     fast_organs: Annotated[
         bool, typer.Option("--fast-organs", help="TotalSegmentator's 3 mm model, for computers without a GPU.")
@@ -201,15 +204,14 @@ def prepare(
         if dry_run:
             _show_plan(plan, as_json=as_json)
             return
-        maker = OrganMaker(device, fast_organs)
-        result = _run(plan, out, update=update, maker=maker, report=report, num_workers=workers)
+        result = _run(plan, out, OrganMaker(device, fast_organs), update=update, report=report, num_workers=workers)
     _show_result(result, as_json=as_json)
     if result.problems:
         raise typer.Exit(1)
 
 
 def _run(
-    plan: PreparePlan, out: Path, *, update: bool, maker: OrganMaker, report: Report, num_workers: int | None
+    plan: PreparePlan, out: Path, maker: OrganMaker, *, update: bool, report: Report, num_workers: int | None
 ) -> PrepareResult:
     from maisi_aug.preparation.run import claim_folder, run_preparation
 
@@ -302,12 +304,18 @@ def _show_result(result: PrepareResult, *, as_json: bool) -> None:
 def _describe(result: PrepareResult) -> list[str]:
     summary, folder = result.summary, result.dataset.path
     sizes = ", ".join(str(row["cases"]) for row in summary["folds"])
-    lines = [f"{folder}: {summary['num_cases']} cases of {summary['num_patients']} patients, {sizes} in the folds."]
+    cases, patients = _count(summary["num_cases"], "case"), _count(summary["num_patients"], "patient")
+    lines = [f"{folder}: {cases} of {patients}, {sizes} in the folds."]
     for row in summary["labels"]:
         is_new = " (new)" if row["is_new"] else ""
-        volumes = f"{row['ml_min']:g}-{row['ml_max']:g} mL, median {row['ml_median']:g}"
-        lines.append(f"  {row['id']:>3}  {row['name']}{is_new}: {row['cases']} cases, {volumes}")
+        volumes = f"{row['ml_min']:g}-{row['ml_max']:g} mL, median {row['ml_median']:g} mL"
+        volumes = volumes if row["cases"] > 1 else f"{row['ml_median']:g} mL"
+        lines.append(f"  {row['id']:>3}  {row['name']}{is_new}: {_count(row['cases'], 'case')}, {volumes}")
     num_noted = len(summary["notes"])
     if num_noted:
-        lines.append(f"{num_noted} cases were cropped or lost a part of a label: see {folder / 'summary.md'}.")
+        lines.append(f"Cropped: {_count(num_noted, 'case')}, see {folder / 'summary.md'}.")
     return [*lines, f"Pictures: {folder / 'contact_sheet.png'}"]
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

@@ -104,7 +104,9 @@ def build_case(task: CaseTask) -> BuiltCase:
     label_map = _add_body(label_map, image, grid, task.case.image)
     own_ids = sorted({label_id for table in task.tables for label_id in table.values()} - {0, BODY_ID})
     target = _place_grid(label_map, grid, settings, own_ids)
-    prepared = resample_label_map(label_map, grid, target, keep_ids=own_ids)
+    # A host organ is not kept as well: a lesion that is given back its volume takes it from the host.
+    kept_ids = [label_id for label_id in own_ids if label_id in settings.focus_ids]
+    prepared = resample_label_map(label_map, grid, target, keep_ids=kept_ids)
     image_hu = _clip(resample_image(image, grid, target, fill=AIR_HU))
     prepared = add_tissues(prepared, image_hu, settings.tissues, target.spacing_mm)
     if not settings.keeps_surroundings:

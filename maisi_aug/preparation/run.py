@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -286,10 +288,16 @@ def _mapped(work: Callable[[Item], Result], items: Sequence[Item], workers: int)
     if workers < 2:
         yield map(work, items)
         return
-    # Spawned, not forked: a forked child of a process that has used OpenMP can hang.
-    pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
+    # Spawned, not forked: a forked child of a process that has used OpenMP can hang. Ctrl-C is for this process alone.
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(workers, context, signal.signal, (signal.SIGINT, signal.SIG_IGN))
     try:
         yield pool.map(work, items)
+    except BrokenProcessPool as error:
+        raise PreparationError(
+            "Workers: expected every process to finish, found one that was ended from outside, mostly for lack of "
+            "memory. Give the command again with fewer --workers."
+        ) from error
     finally:
         pool.shutdown(cancel_futures=True)
 

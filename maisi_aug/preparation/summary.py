@@ -74,7 +74,7 @@ def spell_summary(summary: Mapping[str, Any], dataset: PreparedDataset) -> str:
     lines = [
         f"# {summary['name']}",
         "",
-        f"{summary['num_cases']} cases of {summary['num_patients']} patients on "
+        f"Cases: {summary['num_cases']}. Patients: {summary['num_patients']}. Grid: "
         f"{spell_grid(grid.shape, grid.spacing_mm)}.",
         "Pictures: `contact_sheet.png`, and `previews/` for each case.",
         "",
