@@ -86,5 +86,5 @@ def run_nnunet(
 
 
 def count_processes(num_cases: int) -> int:
-    """How many workers nnU-Net gets."""
-    return max(1, min(num_cases, os.cpu_count() or 1, 8))
+    """How many workers nnU-Net gets: each takes seconds to start, as long as it takes to read several cases."""
+    return max(1, min(num_cases // 8, os.cpu_count() or 1, 8))
