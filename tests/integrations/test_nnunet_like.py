@@ -398,7 +398,7 @@ class TestRefusals:
     def test_references_of_the_real_dataset(self, place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
         place.fill(num_real=1)
         content = read_json(place.real / "dataset.json")
-        entry = {"images": ["imagesTr/liver_0_0000.nii.gz"], "label": "$HERE/labelsTr/liver_0.nii.gz"}
+        entry: dict[str, Any] = {"images": ["imagesTr/liver_0_0000.nii.gz"], "label": "$HERE/labelsTr/liver_0.nii.gz"}
         monkeypatch.setenv("HERE", str(place.real))
         (place.real / "dataset.json").write_text(json.dumps(content | {"dataset": {"first": entry}}))
         assert place.export(dry_run=True).folds[0]["val"] == ["first"]
