@@ -34,6 +34,8 @@ VERBS: dict[str, Verb] = {
     "finetune-controlnet": Verb("maisi_aug.cli.finetune", "Teach a ControlNet new labels from prepared CTs."),
     "export": Verb("maisi_aug.cli.export", "Hand a cohort on to a training framework: nnunet."),
     "evaluate": Verb("maisi_aug.cli.evaluate", "Measure a cohort: fid, hu, lesions, agreement, memorization."),
+    "nnunet-trainer-path": Verb("maisi_aug.cli.nnunet", "Print where nnU-Net finds maisi-aug's trainers."),
+    "nnunet-compact-plans": Verb("maisi_aug.cli.nnunet", "Derive nnU-Net plans that a CPU can train."),
     "labels": Verb("maisi_aug.cli.labels", "List the labels that can be asked for, with ids, hosts and lesion sizes."),
     "bundles": Verb("maisi_aug.cli.bundles", "List, show, fetch, convert and verify bundles of weights."),
     "recipes": Verb("maisi_aug.cli.recipes", "List, show, copy and validate recipes of cohorts and of training."),
