@@ -54,6 +54,10 @@ class ExportError(MaisiAugError, ValueError):
     """An export that would be wrong or incomplete."""
 
 
+class BenchmarkError(MaisiAugError, ValueError):
+    """A benchmark whose cases, arms or folder are not what it needs."""
+
+
 class MemoryShortageError(MaisiAugError, MemoryError):
     """Less memory than the smallest piece of work needs."""
 
