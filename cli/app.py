@@ -31,13 +31,14 @@ VERBS: dict[str, Verb] = {
     "phantom": Verb("maisi_aug.cli.phantom", "Write procedural CT phantoms with exact label maps."),
     "train": Verb("maisi_aug.cli.train", "Train the networks of a bundle: vae, diffusion or controlnet."),
     "export": Verb("maisi_aug.cli.export", "Hand a cohort on to a training framework: nnunet."),
+    "benchmark": Verb("maisi_aug.cli.benchmark", "Measure whether synthetic cases help: arms, intervals, verdicts."),
     "labels": Verb("maisi_aug.cli.labels", "List the labels that can be asked for, with ids, hosts and lesion sizes."),
     "bundles": Verb("maisi_aug.cli.bundles", "List, show, fetch, convert and verify bundles of weights."),
     "recipes": Verb("maisi_aug.cli.recipes", "List, show, copy and validate recipes of cohorts and of training."),
 }
 
 # What keeps its work when it is stopped; every other command writes its result whole at its end, or writes nothing.
-RESUMABLE = (("synthesize",), ("phantom",), ("train",), ("bundles", "pull"))
+RESUMABLE = (("synthesize",), ("phantom",), ("train",), ("bundles", "pull"), ("benchmark",))
 
 
 def load_verb(name: str) -> Any:

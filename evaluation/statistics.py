@@ -162,14 +162,15 @@ def find_interval(scores: Array, *, rng: np.random.Generator) -> Interval:
     """Mean of one arm over seeds and patients with its interval; a single patient has none but the mean itself.
 
     Args:
-        scores: ``(S, N)``.
+        scores: ``(S, N)`` between 0 and 1; the interval is cut to that.
         rng: Source of all randomness.
     """
     mean = float(scores.mean())
     if scores.shape[1] < 2:
         return Interval(mean, mean, mean)
     spread = _find_spread([scores])
-    return _take_interval(bootstrap_mean(scores, rng=rng), mean, spread)
+    found = _take_interval(bootstrap_mean(scores, rng=rng), mean, spread)
+    return Interval(mean, max(0.0, found.low), min(1.0, found.high))
 
 
 def find_ratio_interval(counts: Array, totals: Array, *, rng: np.random.Generator) -> Interval | None:
