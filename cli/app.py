@@ -31,6 +31,8 @@ VERBS: dict[str, Verb] = {
     "phantom": Verb("maisi_aug.cli.phantom", "Write procedural CT phantoms with exact label maps."),
     "train": Verb("maisi_aug.cli.train", "Train the networks of a bundle: vae, diffusion or controlnet."),
     "export": Verb("maisi_aug.cli.export", "Hand a cohort on to a training framework: nnunet."),
+    "nnunet-trainer-path": Verb("maisi_aug.cli.nnunet", "Print where nnU-Net finds maisi-aug's trainers."),
+    "nnunet-compact-plans": Verb("maisi_aug.cli.nnunet", "Derive nnU-Net plans that a CPU can train."),
     "benchmark": Verb("maisi_aug.cli.benchmark", "Measure whether synthetic cases help: arms, intervals, verdicts."),
     "labels": Verb("maisi_aug.cli.labels", "List the labels that can be asked for, with ids, hosts and lesion sizes."),
     "bundles": Verb("maisi_aug.cli.bundles", "List, show, fetch, convert and verify bundles of weights."),

@@ -169,7 +169,8 @@ def synthesize(
         str | None,
         typer.Option(
             metavar="REGION[,REGION]",
-            help="Uppermost and lowest of head, thorax, abdomen and pelvis, for ddpm-ct (default: what the map shows).",
+            help="Uppermost and lowest of head, thorax, abdomen and pelvis, for ddpm-ct and to choose maps of NVIDIA's "
+            "mask database (default: what the map shows).",
             rich_help_panel=_IMAGES,
         ),
     ] = None,
@@ -350,7 +351,7 @@ def describe_summary(summary: CohortSummary) -> str:
 
 def _export_command(folder: Path) -> str:
     """The command that hands a cohort to nnU-Net, ready to be pasted."""
-    from maisi_aug.integrations.nnunet import RAW_VARIABLE
+    from maisi_aug.integrations.nnunet_folders import RAW_VARIABLE
 
     words = ["maisi-aug", "export", "nnunet", str(folder), "--dataset-id", "501", "--name", "MyCohort"]
     return shlex.join(words if os.environ.get(RAW_VARIABLE) else [*words, "--out", RAW_VARIABLE])

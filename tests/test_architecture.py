@@ -24,12 +24,23 @@ LAYERS: dict[str, tuple[str, ...]] = {
     ),
     "pure maths": (
         *("resampling", "deformation", "growth", "lesions", "lesion_editing", "body", "phantom", "quality", "pictures"),
-        *("map_cleanup", "visibility", "patient", "networks", "conditioning", "sampling", "decoding", "fastpath"),
+        *(
+            "map_cleanup",
+            "visibility",
+            "patient",
+            "orientation",
+            "networks",
+            "conditioning",
+            "sampling",
+            "decoding",
+            "fastpath",
+        ),
         *("mask_conditions", "mask_diffusion", "mask_decoding"),
         *("split_convolution", "decoding_memory", "decoder", "acceleration"),
     ),
     "state": (
-        *("volume_io", "bundle", "bundles", "weights", "manifest", "recipe", "recipes", "cohort"),
+        *("metaimage", "volume_io", "bundle", "bundles", "weights", "manifest", "recipe", "recipe_files", "recipes"),
+        *("cohort",),
         *("bank_labels", "bank_files", "known_bundles", "checkpoints", "conversion", "hub", "checkpoint_folders"),
         *("bank_entry", "mask_database", "bank_listing", "grid_limits", "presets", "precision"),
         *("mask_bundle", "mask_checkpoints"),
@@ -40,7 +51,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
         *("anatomy", "grid_preflight", "given_maps"),
         *("mask_generator", "diffusion_source"),
     ),
-    "adapters": ("evaluation", "integrations"),
+    "adapters": ("evaluation", "integrations", "nnunet_trainers"),
     "command line": ("cli",),
 }
 RANKS = {part: rank for rank, parts in enumerate(LAYERS.values()) for part in parts}
@@ -51,7 +62,10 @@ HOMES = {
     "click": {"cli"},
     "nibabel": {"volume_io"},
     "SimpleITK": {"volume_io"},
-    "nnunetv2": {"integrations.nnunet"},
+    "nnunetv2": {
+        *("integrations.nnunet_check", "integrations.nnunet_compact", "integrations.nnunet_plans"),
+        *("integrations.nnunet_sampling", "integrations.nnunet_splits", "nnunet_trainers"),
+    },
     "huggingface_hub": {"hub"},
 }
 # Parts that need torch to be imported at all; everywhere else it is imported inside functions.
@@ -59,6 +73,7 @@ TORCH_PARTS = {
     *("networks", "conditioning", "sampling", "decoding", "fastpath", "weights", "checkpoints", "pipeline"),
     *("split_convolution", "decoding_memory", "decoder", "acceleration"),
     *("precision", "segmenter", "training", "evaluation", "mask_diffusion", "mask_decoding", "mask_generator"),
+    "nnunet_trainers",
 }
 HEAVY = {"torch", "monai", "nnunetv2", "scipy", "skimage", "cc3d", "SimpleITK", "nibabel", "matplotlib", "safetensors"}
 LISTINGS = [["--help"], ["--version"], ["labels"], ["recipes", "list"], ["bundles", "list"], ["bundles", "presets"]]
