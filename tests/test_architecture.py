@@ -66,13 +66,9 @@ HOMES = {
     "SimpleITK": {"volume_io"},
     "totalsegmentator": {"integrations.totalsegmentator"},
     "nnunetv2": {
-        *(
-            "integrations.nnunet_check",
-            "integrations.nnunet_prediction",
-            "integrations.nnunet_compact",
-            "integrations.nnunet_plans",
-        ),
-        *("integrations.nnunet_sampling", "integrations.nnunet_splits", "nnunet_trainers"),
+        *("integrations.nnunet_check", "integrations.nnunet_compact", "integrations.nnunet_plans"),
+        *("integrations.nnunet_sampling", "integrations.nnunet_splits", "integrations.nnunet_prediction"),
+        "nnunet_trainers",
     },
     "huggingface_hub": {"hub"},
 }
