@@ -28,6 +28,7 @@ class Verb(NamedTuple):
 
 VERBS: dict[str, Verb] = {
     "synthesize": Verb("maisi_aug.cli.synthesize", "Generate a label-balanced cohort of CT images and label maps."),
+    "plan": Verb("maisi_aug.cli.plan", "Show which cases synthesize would make, and balance a real dataset with them."),
     "phantom": Verb("maisi_aug.cli.phantom", "Write procedural CT phantoms with exact label maps."),
     "train": Verb("maisi_aug.cli.train", "Train the networks of a bundle: vae, diffusion or controlnet."),
     "export": Verb("maisi_aug.cli.export", "Hand a cohort on to a training framework: nnunet."),

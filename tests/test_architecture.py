@@ -39,6 +39,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
         *("bank_map", "folder_bank", "phantom_folder", "preflight", "segmenter", "training"),
         *("anatomy", "grid_preflight", "given_maps"),
         *("mask_generator", "diffusion_source"),
+        *("balance", "balance_picture", "census"),
     ),
     "adapters": ("evaluation", "integrations"),
     "command line": ("cli",),
