@@ -31,7 +31,7 @@ VERBS: dict[str, Verb] = {
     "plan": Verb("maisi_aug.cli.plan", "Show which cases synthesize would make, and balance a real dataset with them."),
     "phantom": Verb("maisi_aug.cli.phantom", "Write procedural CT phantoms with exact label maps."),
     "train": Verb("maisi_aug.cli.train", "Train the networks of a bundle: vae, diffusion or controlnet."),
-    "export": Verb("maisi_aug.cli.export", "Hand a cohort on to a training framework: nnunet."),
+    "export": Verb("maisi_aug.cli.export", "Hand a cohort on: nnunet, monai, dicom."),
     "labels": Verb("maisi_aug.cli.labels", "List the labels that can be asked for, with ids, hosts and lesion sizes."),
     "bundles": Verb("maisi_aug.cli.bundles", "List, show, fetch, convert and verify bundles of weights."),
     "recipes": Verb("maisi_aug.cli.recipes", "List, show, copy and validate recipes of cohorts and of training."),

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from maisi_aug.cli.export_dicom import dicom
+
 if TYPE_CHECKING:
     from maisi_aug.integrations.nnunet import ExportReport, Notify
 
@@ -89,3 +91,6 @@ def _describe(report: ExportReport) -> str:
         for name, number in report.labels.items()
     ]
     return "\n".join(lines)
+
+
+export_app.command("dicom")(dicom)

@@ -54,6 +54,8 @@ HOMES = {
     "SimpleITK": {"volume_io"},
     "nnunetv2": {"integrations.nnunet"},
     "huggingface_hub": {"hub"},
+    "pydicom": {"integrations.dicom", "integrations.dicom_image", "integrations.dicom_segmentation"},
+    "highdicom": {"integrations.dicom", "integrations.dicom_image", "integrations.dicom_segmentation"},
 }
 # Parts that need torch to be imported at all; everywhere else it is imported inside functions.
 TORCH_PARTS = {
