@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from maisi_aug.cli.export_dicom import dicom
+from maisi_aug.cli.export_monai import monai
 
 if TYPE_CHECKING:
     from maisi_aug.integrations.nnunet import ExportReport, Notify
@@ -94,3 +95,4 @@ def _describe(report: ExportReport) -> str:
 
 
 export_app.command("dicom")(dicom)
+export_app.command("monai")(monai)

@@ -22,32 +22,38 @@ from maisi_aug.volume_io import load_label_map
 
 @dataclass(frozen=True, slots=True)
 class LabelNumbering:
-    """Vocabulary ids as 1, 2, ... in ascending order; everything else is background.
+    """Vocabulary ids as the numbers of a training framework; everything else is background.
 
     Attributes:
-        ids: Vocabulary ids, ascending.
+        ids: Vocabulary ids.
         names: Their names.
+        numbers: What they become; 1, 2, ... in their order when not given.
     """
 
     ids: tuple[int, ...]
     names: tuple[str, ...]
+    numbers: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.numbers:
+            object.__setattr__(self, "numbers", tuple(range(1, len(self.ids) + 1)))
 
     def apply(self, label_map: NDArray[Any]) -> NDArray[np.uint8]:
         """Renumber an array of vocabulary ids, of any shape."""
         table = np.zeros(256, dtype=np.uint8)
-        table[list(self.ids)] = np.arange(1, len(self.ids) + 1)
+        table[list(self.ids)] = self.numbers
         renumbered: NDArray[np.uint8] = table[label_map]
         return renumbered
 
     def to_dict(self) -> dict[str, int]:
         """Name -> number, background included."""
-        return {"background": 0} | {name: number for number, name in enumerate(self.names, start=1)}
+        return {"background": 0} | dict(zip(self.names, self.numbers, strict=True))
 
     def to_json(self) -> list[dict[str, Any]]:
         """The numbering for a mapping file."""
         return [
             {"label": number, "name": name, "vocabulary_id": label_id}
-            for number, (label_id, name) in enumerate(zip(self.ids, self.names, strict=True), start=1)
+            for number, label_id, name in zip(self.numbers, self.ids, self.names, strict=True)
         ]
 
 
