@@ -201,22 +201,27 @@ class Bundle:
             )
         return chosen
 
+    @property
+    def is_told_regions(self) -> bool:
+        """Whether the networks are told which body regions an image shows."""
+        return bool(self.definition("diffusion_unet").get("include_top_region_index_input", False))
+
     def require_told(self, *, modality: str, body_region: Sequence[str] | None) -> None:
         """Raise unless the networks listen to what is asked for; a word that changes nothing would mislead.
 
         Raises:
             RecipeError: For a modality or a body region that they are not told.
         """
-        unet = self.definition("diffusion_unet")
-        if modality != "ct" and unet.get("num_class_embeds") is None:
+        if modality != "ct" and self.definition("diffusion_unet").get("num_class_embeds") is None:
             raise RecipeError(
                 f"modality: expected 'ct', for the networks of bundle '{self.name}' are not told any other, found "
                 f"'{modality}'. Leave it out, or use a bundle with modality codes such as rflow-ct."
             )
-        if body_region is not None and not unet.get("include_top_region_index_input", False):
+        if body_region is not None and not self.is_told_regions:
             raise RecipeError(
                 f"body_region: expected none, for the networks of bundle '{self.name}' are not told body regions, "
-                f"found {' to '.join(body_region)}. Leave it out: such networks go by the label map alone."
+                f"found {' to '.join(body_region)}. Leave it out: such networks go by the label map alone, and of mask "
+                "banks only those that list the regions of their maps choose by them."
             )
 
     def definition(self, role: str) -> dict[str, Any]:

@@ -340,7 +340,7 @@ class _Run:
             num_inference_steps=config.num_inference_steps,
             guidance_scale=config.guidance_scale,
             modality=config.modality,
-            regions=spell_out(config.body_region),
+            regions=spell_out(config.body_region) if self.cohort.bundle.is_told_regions else None,
             decoding=config.decoding,
             report=lambda done, total: self.listener.steps(case_id, done, total),
             report_decoding=decoded.append,

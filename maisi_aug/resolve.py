@@ -25,7 +25,7 @@ from maisi_aug.mask_bundle import choose_mask_steps, fingerprint_of_masks, requi
 from maisi_aug.mask_conditions import read_organ_sizes, require_not_absent
 from maisi_aug.plan import CohortPlan, plan_bare_images, plan_from_texts, plan_given_maps
 from maisi_aug.preflight import needed_ids, require_drawable, require_known_targets, require_maps
-from maisi_aug.presets import Preset, find_preset, with_decode_window
+from maisi_aug.presets import Preset, find_preset
 from maisi_aug.recipe import EMBEDDED_BANK, CohortConfig
 from maisi_aug.requests import label_names
 from maisi_aug.sizes import SizeDistribution, measure_distribution
@@ -98,10 +98,13 @@ def resolve_cohort(
     """
     document = read_cohort_document(folder) if folder is not None else None
     bundle = load_bundle(config.bundle)
-    bundle.require_told(modality=config.modality, body_region=config.body_region)
+    bundle.require_told(
+        modality=config.modality, body_region=None if _chooses_maps(config, bundle) else config.body_region
+    )
     preset = None if config.preset is None else find_preset(config.preset, bundle)
-    if preset is not None:
-        bundle = with_decode_window(bundle, preset)
+    if preset is not None and config.decoding.window is None:
+        decoding = config.decoding.model_copy(update={"window": preset.window})
+        config = config.model_copy(update={"decoding": decoding})
     grid = _choose_grid(config, bundle, preset)
     config = config.model_copy(
         update={
@@ -180,6 +183,13 @@ def _choose_grid(config: CohortConfig, bundle: Bundle, preset: Preset | None) ->
 
 def _follows_maps(config: CohortConfig) -> bool:
     return config.mask_source == GIVEN and config.preset is None
+
+
+def _chooses_maps(config: CohortConfig, bundle: Bundle) -> bool:
+    """Whether a body region chooses among the label maps of a bank: one that tells what its maps show."""
+    if config.body_region is None or config.mask_source not in ("plant", "bank") or config.mask_bank == EMBEDDED_BANK:
+        return False
+    return any(entry.extent_mm is not None for entry in _list_bank(config, bundle.vocabulary)[0])
 
 
 def _absolute(text: str, *names: str) -> str:

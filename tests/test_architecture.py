@@ -29,7 +29,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
         *("split_convolution", "decoding_memory", "decoder", "acceleration"),
     ),
     "state": (
-        *("volume_io", "bundle", "bundles", "weights", "manifest", "recipe", "recipes", "cohort"),
+        *("volume_io", "bundle", "bundles", "weights", "manifest", "recipe", "recipe_files", "recipes", "cohort"),
         *("bank_labels", "bank_files", "known_bundles", "checkpoints", "conversion", "hub", "checkpoint_folders"),
         *("bank_entry", "mask_database", "bank_listing", "grid_limits", "presets", "precision"),
         *("mask_bundle", "mask_checkpoints"),

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError,
 from maisi_aug.bundle import NETWORK_ROLES, SlotSpec
 from maisi_aug.errors import RecipeError, did_you_mean
 from maisi_aug.grid_limits import GridLimits, GridSpec
-from maisi_aug.recipe import list_training_recipes
+from maisi_aug.recipe_files import list_training_recipes
 from maisi_aug.training.settings import FlowLossConfig, LoopConfig, VaeLossConfig
 
 
