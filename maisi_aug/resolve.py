@@ -133,6 +133,13 @@ def resolve_cohort(
     return ResolvedCohort(config, bundle, grid, plan, distributions, described)
 
 
+def replan(cohort: ResolvedCohort, seed: int) -> CohortPlan:
+    """The plan of a cohort under another seed: the same requests, other sizes and another order."""
+    config, vocabulary = cohort.config.model_copy(update={"seed": seed}), cohort.bundle.vocabulary
+    plan = _plan_cases(config, vocabulary, cohort.distributions)
+    return plan if config.anatomy is None else keep_anatomy(plan, config.anatomy, vocabulary)
+
+
 def _plan_cases(
     config: CohortConfig, vocabulary: Vocabulary, distributions: Mapping[str, SizeDistribution]
 ) -> CohortPlan:

@@ -24,7 +24,8 @@ def write_real(
     folder: Path, labels: dict[str, int], num_cases: int = 6, description: dict[str, Any] | None = None
 ) -> Path:
     for number in range(num_cases):
-        save_image(folder / "imagesTr" / f"real_{number}_0000.nii.gz", np.zeros(GRID.shape, dtype=np.int16), GRID)
+        image_hu = np.random.default_rng(number).integers(-900, 900, GRID.shape).astype(np.int16)
+        save_image(folder / "imagesTr" / f"real_{number}_0000.nii.gz", image_hu, GRID)
         label_map = (build_anatomy(HEPATIC_TUMOR) == HEPATIC_TUMOR).astype(np.uint8)
         save_label_map(folder / "labelsTr" / f"real_{number}.nii.gz", label_map, GRID)
     content = {"channel_names": {"0": "CT"}, "labels": {"background": 0, **labels}, "file_ending": ".nii.gz"}
@@ -108,7 +109,8 @@ def test_auto3dseg_runs_on_the_export(tmp_path: Path, monkeypatch: pytest.Monkey
     analyzer = DataAnalyzer(
         task["datalist"], task["dataroot"], output_path=str(tmp_path / "stats.yaml"), device="cpu", worker=0
     )
-    stats = analyzer.get_all_case_stats()["stats_summary"]
+    analyzer.get_all_case_stats()
+    stats = yaml.safe_load((tmp_path / "stats.yaml").read_text())["stats_summary"]
     assert stats["n_cases"] == 5
     assert stats["label_stats"]["labels"] == [0, 1]
 
