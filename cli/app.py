@@ -29,7 +29,9 @@ class Verb(NamedTuple):
 VERBS: dict[str, Verb] = {
     "synthesize": Verb("maisi_aug.cli.synthesize", "Generate a label-balanced cohort of CT images and label maps."),
     "phantom": Verb("maisi_aug.cli.phantom", "Write procedural CT phantoms with exact label maps."),
+    "prepare": Verb("maisi_aug.cli.prepare", "Prepare your own CTs and label maps for training."),
     "train": Verb("maisi_aug.cli.train", "Train the networks of a bundle: vae, diffusion or controlnet."),
+    "finetune-controlnet": Verb("maisi_aug.cli.finetune", "Teach a ControlNet new labels from prepared CTs."),
     "export": Verb("maisi_aug.cli.export", "Hand a cohort on to a training framework: nnunet."),
     "labels": Verb("maisi_aug.cli.labels", "List the labels that can be asked for, with ids, hosts and lesion sizes."),
     "bundles": Verb("maisi_aug.cli.bundles", "List, show, fetch, convert and verify bundles of weights."),
@@ -37,7 +39,7 @@ VERBS: dict[str, Verb] = {
 }
 
 # What keeps its work when it is stopped; every other command writes its result whole at its end, or writes nothing.
-RESUMABLE = (("synthesize",), ("phantom",), ("train",), ("bundles", "pull"))
+RESUMABLE = (("synthesize",), ("phantom",), ("prepare",), ("train",), ("finetune-controlnet",), ("bundles", "pull"))
 
 
 def load_verb(name: str) -> Any:

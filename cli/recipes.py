@@ -9,15 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from maisi_aug.errors import MaisiAugError, RecipeError
-from maisi_aug.recipe import (
-    CohortConfig,
-    copy_recipe,
-    find_recipe,
-    is_training_recipe,
-    list_recipes,
-    list_training_recipes,
-    load_recipe,
-)
+from maisi_aug.recipe import CohortConfig, load_recipe
+from maisi_aug.recipe_files import copy_recipe, find_recipe, is_training_recipe, list_recipes, list_training_recipes
 
 if TYPE_CHECKING:
     from maisi_aug.resolve import ResolvedCohort

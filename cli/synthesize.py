@@ -169,7 +169,8 @@ def synthesize(
         str | None,
         typer.Option(
             metavar="REGION[,REGION]",
-            help="Uppermost and lowest of head, thorax, abdomen and pelvis, for ddpm-ct (default: what the map shows).",
+            help="Uppermost and lowest of head, thorax, abdomen and pelvis, for ddpm-ct and to choose maps of NVIDIA's "
+            "mask database (default: what the map shows).",
             rich_help_panel=_IMAGES,
         ),
     ] = None,

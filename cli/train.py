@@ -82,7 +82,7 @@ def train_stage(
     num_steps = getattr(settings, stage).loop.num_steps
     device = resolve_device(device)
     processes = Processes.connect(device)
-    with _progress_bar(is_shown=processes.is_main) as progress:
+    with open_training_bar(is_shown=processes.is_main) as progress:
 
         def report_phase(name: str) -> Callable[[int, int], None]:
             task = progress.add_task(name, total=None)
@@ -111,7 +111,8 @@ def train_stage(
     typer.echo(path)
 
 
-def _progress_bar(*, is_shown: bool) -> Progress:
+def open_training_bar(*, is_shown: bool) -> Progress:
+    """A bar on stderr for each phase of a training; none where there is no terminal."""
     from rich.console import Console
     from rich.progress import (
         BarColumn,

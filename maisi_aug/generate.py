@@ -31,6 +31,7 @@ from maisi_aug.recipe import EMBEDDED_BANK
 from maisi_aug.regions import spell_out
 from maisi_aug.resolve import ResolvedCohort
 from maisi_aug.seeds import case_seed, derive_seed
+from maisi_aug.sized_organs import SizedOrganSource, is_sized_organ
 from maisi_aug.source_rules import GIVEN, NO_MAP
 from maisi_aug.writer import Attempt, CaseWriter
 
@@ -167,7 +168,7 @@ def synthesize_cohort(
     return CohortSummary(folder, len(cohort.plan.cases), done, perf_counter() - started, num_new, skipped)
 
 
-Source = PlantSource | BankSource | DiffusionSource | GivenSource | NoMapSource
+Source = PlantSource | BankSource | SizedOrganSource | DiffusionSource | GivenSource | NoMapSource
 
 
 def _open_source(cohort: ResolvedCohort, device: str, listener: Listener) -> Source:
@@ -195,7 +196,9 @@ def _open_source(cohort: ResolvedCohort, device: str, listener: Listener) -> Sou
             mapping=config.mask_labels,
             body_region=spell_out(config.body_region),
         )
-    return PlantSource(bank) if config.mask_source == "plant" else BankSource(bank)
+    source = PlantSource(bank) if config.mask_source == "plant" else BankSource(bank)
+    has_organs = any(is_sized_organ(part.label_id, vocabulary) for case in cohort.plan.cases for part in case.lesions)
+    return SizedOrganSource(bank, source) if has_organs and isinstance(bank, FolderBank) else source
 
 
 def _prepare(
@@ -340,7 +343,7 @@ class _Run:
             num_inference_steps=config.num_inference_steps,
             guidance_scale=config.guidance_scale,
             modality=config.modality,
-            regions=spell_out(config.body_region),
+            regions=spell_out(config.body_region) if self.cohort.bundle.is_told_regions else None,
             decoding=config.decoding,
             report=lambda done, total: self.listener.steps(case_id, done, total),
             report_decoding=decoded.append,

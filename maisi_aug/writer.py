@@ -121,6 +121,7 @@ class CaseWriter:
             cohort.grid if case.map_index is None else drawn.grid,
             vocabulary=cohort.bundle.vocabulary,
             gates=cohort.config.gates,
+            bundle=cohort.bundle,
         )
 
     def _write_files(
@@ -165,7 +166,7 @@ class CaseWriter:
             drawn.grid,
             caption,
             lesion_ids=vocabulary.tumor_ids,
-            organ_ids=attempt.case.required_ids,
+            organ_ids=attempt.case.label_ids,
             outlined_ids=None if self.cohort.config.anatomy is None else self.cohort.plan.requested_ids,
             names={label.id: label.name for label in vocabulary},
         )

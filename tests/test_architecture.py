@@ -20,6 +20,7 @@ PACKAGE = REPOSITORY / "maisi_aug"
 LAYERS: dict[str, tuple[str, ...]] = {
     "foundations": (
         *("errors", "grid", "seeds", "labels", "sizes", "requests", "totalsegmentator_labels", "whole_files"),
+        "gzip_members",
         *("regions", "source_rules", "bundle_text", "decoding_config"),
     ),
     "pure maths": (
@@ -29,16 +30,17 @@ LAYERS: dict[str, tuple[str, ...]] = {
         *("split_convolution", "decoding_memory", "decoder", "acceleration"),
     ),
     "state": (
-        *("volume_io", "bundle", "bundles", "weights", "manifest", "recipe", "recipes", "cohort"),
+        *("volume_io", "bundle", "bundles", "weights", "manifest", "recipe", "recipe_files", "recipes", "cohort"),
         *("bank_labels", "bank_files", "known_bundles", "checkpoints", "conversion", "hub", "checkpoint_folders"),
         *("bank_entry", "mask_database", "bank_listing", "grid_limits", "presets", "precision"),
-        *("mask_bundle", "mask_checkpoints", "prepared"),
+        *("mask_bundle", "mask_checkpoints", "prepared", "bundle_spec", "bundle_references"),
     ),
     "orchestration": (
         *("masks", "plan", "resolve", "preview", "contact_sheet", "gates", "writer", "pipeline", "generate"),
         *("bank_map", "folder_bank", "phantom_folder", "preflight", "segmenter", "training"),
+        "preparation",
         *("anatomy", "grid_preflight", "given_maps"),
-        *("mask_generator", "diffusion_source"),
+        *("mask_generator", "diffusion_source", "sized_organs", "slot_choice", "model_card"),
     ),
     "adapters": ("evaluation", "integrations"),
     "command line": ("cli",),
@@ -52,6 +54,7 @@ HOMES = {
     "nibabel": {"volume_io"},
     "SimpleITK": {"volume_io"},
     "nnunetv2": {"integrations.nnunet"},
+    "totalsegmentator": {"integrations.totalsegmentator"},
     "huggingface_hub": {"hub"},
 }
 # Parts that need torch to be imported at all; everywhere else it is imported inside functions.
@@ -60,8 +63,28 @@ TORCH_PARTS = {
     *("split_convolution", "decoding_memory", "decoder", "acceleration"),
     *("precision", "segmenter", "training", "evaluation", "mask_diffusion", "mask_decoding", "mask_generator"),
 }
-HEAVY = {"torch", "monai", "nnunetv2", "scipy", "skimage", "cc3d", "SimpleITK", "nibabel", "matplotlib", "safetensors"}
-LISTINGS = [["--help"], ["--version"], ["labels"], ["recipes", "list"], ["bundles", "list"], ["bundles", "presets"]]
+HEAVY = {
+    "torch",
+    "monai",
+    "nnunetv2",
+    "totalsegmentator",
+    "scipy",
+    "skimage",
+    "cc3d",
+    "SimpleITK",
+    "nibabel",
+    "matplotlib",
+    "safetensors",
+}
+LISTINGS = [
+    ["--help"],
+    ["--version"],
+    ["labels"],
+    ["recipes", "list"],
+    ["bundles", "list"],
+    ["bundles", "presets"],
+    ["prepare", "--help"],
+]
 
 MAX_FUNCTION_LINES = 40
 MAX_MODULE_LINES = 400

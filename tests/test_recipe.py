@@ -7,16 +7,13 @@ import pytest
 import yaml
 
 from maisi_aug.errors import RecipeError
-from maisi_aug.recipe import (
-    CohortConfig,
-    build_config,
+from maisi_aug.recipe import CohortConfig, build_config, differences, load_recipe
+from maisi_aug.recipe_files import (
     copy_recipe,
-    differences,
     find_recipe,
     is_training_recipe,
     list_recipes,
     list_training_recipes,
-    load_recipe,
     read_recipe,
 )
 

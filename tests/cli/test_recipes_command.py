@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from maisi_aug.bundle import embedded_bundles
-from maisi_aug.recipe import list_recipes, list_training_recipes
+from maisi_aug.recipe_files import list_recipes, list_training_recipes
 from tests.tiny_bundle import write_tiny_bundle
 
 Run = Callable[..., Any]
