@@ -9,14 +9,15 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from maisi_aug.errors import MaisiAugError, RecipeError
+from maisi_aug.grid import spell_grid
 from maisi_aug.recipe import (
     CohortConfig,
     copy_recipe,
     find_recipe,
-    is_training_recipe,
     list_recipes,
     list_training_recipes,
     load_recipe,
+    training_kind,
 )
 
 if TYPE_CHECKING:
@@ -82,8 +83,9 @@ def validate_command(
     name: RecipeName, as_json: Annotated[bool, typer.Option("--json", help="Print the resolved recipe.")] = False
 ) -> None:
     """Check a recipe: every key, value, label and size, without making anything."""
-    if is_training_recipe(find_recipe(name)):
-        _validate_training(name, as_json=as_json)
+    kind = training_kind(find_recipe(name))
+    if kind is not None:
+        (_validate_training if kind == "training" else _validate_masks)(name, as_json=as_json)
         return
     config = load_recipe(name)
     cohort = require_plannable(config, source=name)
@@ -103,6 +105,18 @@ def _validate_training(name: str, *, as_json: bool) -> None:
         typer.echo(recipe.model_dump_json(indent=1))
         return
     typer.echo(f"{name}: valid, trains the bundle '{recipe.bundle.name}' on {recipe.data.num_phantoms} phantoms.")
+
+
+def _validate_masks(name: str, *, as_json: bool) -> None:
+    from maisi_aug.training.mask_recipe import load_mask_recipe
+
+    recipe = load_mask_recipe(find_recipe(name))
+    recipe.require_divisible()
+    if as_json:
+        typer.echo(recipe.model_dump_json(indent=1))
+        return
+    grid = recipe.grid
+    typer.echo(f"{name}: valid, trains networks that generate {spell_grid(grid.shape, grid.spacing_mm)} label maps.")
 
 
 def require_plannable(config: CohortConfig, *, source: str) -> ResolvedCohort:

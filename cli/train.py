@@ -1,4 +1,4 @@
-"""`maisi-aug train vae|diffusion|controlnet`: rebuild a bundle from a training recipe."""
+"""`maisi-aug train vae|diffusion|controlnet|mask-vae|mask-diffusion`: rebuild a bundle from a training recipe."""
 
 from __future__ import annotations
 
@@ -32,6 +32,9 @@ def register(app: typer.Typer) -> None:
         ("controlnet", "Train the ControlNet, then write the bundle."),
     ):
         group.command(stage, help=f"{summary} Interrupted runs go on from their checkpoint.")(_stage_command(stage))
+    from maisi_aug.cli.train_masks import register_mask_stages  # which takes its options from here
+
+    register_mask_stages(group)
     app.add_typer(group)
 
 
@@ -55,7 +58,7 @@ def train_stage(stage: str, *, recipe: str, out: Path, max_minutes: float | None
 
     settings = load_training_recipe(training_recipe_path(recipe))
     num_steps = getattr(settings, stage).loop.num_steps
-    with _progress_bar() as progress:
+    with progress_bar() as progress:
 
         def report_phase(name: str) -> Callable[[int, int], None]:
             task = progress.add_task(name, total=None)
@@ -74,7 +77,8 @@ def train_stage(stage: str, *, recipe: str, out: Path, max_minutes: float | None
     typer.echo(path)
 
 
-def _progress_bar() -> Progress:
+def progress_bar() -> Progress:
+    """Bars on stderr, where that is a terminal."""
     from rich.console import Console
     from rich.progress import (
         BarColumn,

@@ -23,7 +23,7 @@ from maisi_aug.whole_files import write_text_whole
 COHORT_NAME = "cohort.yaml"
 EMBEDDED_BANK = "phantom"
 AUTO_MAPPING = "auto"
-TRAINING_KIND = "training"
+FIRST_STAGES = {"training": "vae", "mask-training": "mask-vae"}
 GRID_FIELDS = ("shape", "spacing_mm")
 
 # YAML has lists and no tuples; strict mode would refuse them for a tuple field.
@@ -254,23 +254,23 @@ def read_recipe(name_or_path: str) -> dict[str, Any]:
     """
     path = find_recipe(name_or_path)
     document = _read_document(path)
-    if document.get("kind") == TRAINING_KIND:
+    if document.get("kind") in FIRST_STAGES:
         raise RecipeError(
             f"{name_or_path}: expected a cohort recipe, found one for training. "
-            f"Run it with 'maisi-aug train vae --recipe {name_or_path}'."
+            f"Run it with 'maisi-aug train {FIRST_STAGES[document['kind']]} --recipe {name_or_path}'."
         )
     if isinstance(document.get("configuration"), dict):
         document = document["configuration"]
     return {str(key): value for key, value in document.items()}
 
 
-def is_training_recipe(path: Path) -> bool:
-    """Whether a recipe is one for ``maisi-aug train``.
+def training_kind(path: Path) -> str | None:
+    """A key of ``FIRST_STAGES`` for a recipe for ``maisi-aug train``, None for another.
 
     Raises:
         RecipeError: When it cannot be read.
     """
-    return _read_document(path).get("kind") == TRAINING_KIND
+    return {kind: kind for kind in FIRST_STAGES}.get(_read_document(path).get("kind", ""))
 
 
 def _read_document(path: Path) -> dict[Any, Any]:

@@ -13,7 +13,6 @@ from maisi_aug.recipe import (
     copy_recipe,
     differences,
     find_recipe,
-    is_training_recipe,
     list_recipes,
     list_training_recipes,
     load_recipe,
@@ -145,7 +144,7 @@ def test_misspelt_recipe_offers_the_closest() -> None:
 
 def test_package_has_its_recipes() -> None:
     assert [info.name for info in list_recipes()] == ["liver", "lung", "six-tumours"]
-    assert [info.name for info in list_training_recipes()] == ["train-phantom-ct"]
+    assert [info.name for info in list_training_recipes()] == list(TRAINING_STAGES)
 
 
 @pytest.mark.parametrize("info", list_recipes(), ids=lambda info: info.name)
@@ -155,17 +154,19 @@ def test_recipe_of_the_package_is_valid_and_opens_with_its_command(info: Any) ->
     (command,) = info.commands
     assert command.startswith(f"maisi-aug synthesize --recipe {info.name} ")
     assert info.summary.endswith(".")
-    assert not is_training_recipe(info.path)
+    assert training_kind(info.path) is None
 
 
 @pytest.mark.parametrize("info", list_training_recipes(), ids=lambda info: info.name)
 def test_training_recipe_of_the_package_tells_its_commands(info: Any) -> None:
-    expected = [f"maisi-aug train {stage} --recipe {info.name} " for stage in ("vae", "diffusion", "controlnet")]
+    kind, stages = TRAINING_STAGES[info.name]
+    expected = [f"maisi-aug train {stage} --recipe {info.name} " for stage in stages]
     assert [command.partition("--out")[0] for command in info.commands] == expected
     assert info.summary.endswith(".")
     assert ":" not in info.summary
     assert find_recipe(info.name) == info.path
-    assert is_training_recipe(info.path)
+    assert training_kind(info.path) == kind
+    assert FIRST_STAGES[kind] == stages[0]
 
 
 def test_training_recipe_makes_no_cohort() -> None:

@@ -1,0 +1,285 @@
+"""The objective of the autoencoder of label maps: cross-entropy and Dice over 125 classes, and Kullback-Leibler.
+
+MAISI's publication leaves these losses open; cross-entropy with Dice is what MONAI's own segmentation recipes use.
+The logits of 125 classes are the memory of this network: a patch of 128^3 has 1 GB of them, and as much again for each
+intermediate result and its gradient. They are computed in slabs, and once more for the gradient.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
+
+from maisi_aug.conditioning import NUM_LABEL_BITS, to_label_bits
+from maisi_aug.errors import BundleError
+from maisi_aug.grid import Shape, Spacing
+from maisi_aug.labels import MAISI
+from maisi_aug.mask_decoding import MAX_LOGITS, class_ids, decode_classes
+from maisi_aug.networks import mixed_precision
+from maisi_aug.seeds import derive_seed, numpy_generator
+from maisi_aug.training.label_maps import Classes, LabelMaps, draw_warp, mirror, take_patch
+from maisi_aug.training.mask_recipe import MaskVaeLossConfig
+
+NUM_SUMS = 3
+LEAST_SHARE = 1e-6
+"""What a class that no map has is taken for at the start."""
+
+
+class MaskVaeObjective:
+    """Reconstruct patches of label maps."""
+
+    def __init__(
+        self,
+        autoencoder: nn.Module,
+        maps: LabelMaps,
+        config: MaskVaeLossConfig,
+        *,
+        counts: NDArray[np.int64],
+        spacing_mm: Spacing,
+        seed: int,
+        device: str,
+    ) -> None:
+        """Set the posterior's spread at the start, and the decoder to take every class for as likely as it is.
+
+        Args:
+            autoencoder: With plain layers.
+            maps: As classes.
+            config: Losses and patches.
+            counts: ``(N, 125)`` voxels per class of the maps.
+            spacing_mm: Of the maps.
+            seed: Of patches and noise.
+            device: Where the autoencoder is.
+        """
+        self.autoencoder = autoencoder
+        self.maps = maps
+        self.config = config
+        weights = balance_classes(counts, power=config.weight_power, max_weight=config.max_weight)
+        self.class_weights = weights.to(device)
+        self.spacing_mm = spacing_mm
+        self.seed = seed
+        self.device = device
+        self._to_channels = choose_input(autoencoder)
+        _set_bias(autoencoder.quant_conv_log_sigma, torch.tensor(config.initial_log_variance))
+        seen = torch.from_numpy(counts.sum(axis=0)).float() * weights
+        _set_bias(_blocks(autoencoder)[-1], (seen / seen.sum()).clamp_min(LEAST_SHARE).log())
+
+    @property
+    def networks(self) -> Mapping[str, nn.Module]:
+        """The autoencoder."""
+        return {"mask_autoencoder": self.autoencoder}
+
+    def loss(self, step: int) -> tuple[Tensor, dict[str, float]]:
+        """Loss of the patches of a step, with its parts."""
+        classes = torch.from_numpy(self._draw_batch(step)).to(self.device)
+        mean, sigma = self.autoencoder.encode(self._to_channels(classes))  # type: ignore[operator]
+        generator = torch.Generator().manual_seed(derive_seed("mask vae noise", self.seed, step))
+        noise = torch.randn(mean.shape, generator=generator).to(self.device)
+        features, head = decode_features(self.autoencoder, mean + sigma * noise)
+        cross_entropy, dice = compare_classes(head, features, classes, self.class_weights)
+        mean, sigma = mean.float(), sigma.float()
+        divergence = 0.5 * (mean**2 + sigma**2 - torch.log(sigma**2 + 1e-8) - 1).sum() / len(classes)
+        loss = cross_entropy + self.config.dice_weight * (1.0 - dice) + self.config.kl_weight * divergence
+        figures = {
+            "cross_entropy": float(cross_entropy.detach()),
+            "soft_dice": float(dice.detach()),
+            "kl": float(divergence.detach()),
+        }
+        return loss, figures
+
+    def after_step(self, step: int) -> None:
+        """Nothing to do."""
+
+    def state(self) -> dict[str, Any]:
+        """Nothing beside the network."""
+        return {}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Nothing to take back."""
+
+    def _draw_batch(self, step: int) -> Classes:
+        rng = numpy_generator(derive_seed("mask vae batch", self.seed, step), "patches")
+        start = self.config.large_patch_start_step
+        is_large = start is not None and step >= start
+        wanted = self.config.large_patch_shape if is_large else self.config.patch_shape
+        indices = rng.integers(len(self.maps), size=1 if is_large else self.config.batch_count)
+        return np.stack([self._draw_patch(self.maps[int(index)], wanted, rng) for index in indices])
+
+    def _draw_patch(self, classes: Classes, wanted: Shape, rng: np.random.Generator) -> Classes:
+        shape = np.minimum(wanted, classes.shape)
+        limits = np.asarray(classes.shape) - shape
+        corner = rng.integers(0, limits + 1)
+        if rng.random() < self.config.rare_share and limits.any():
+            present = np.flatnonzero(np.bincount(classes.ravel()))
+            voxels = np.flatnonzero(classes == rng.choice(present))
+            place = np.array(np.unravel_index(rng.choice(voxels), classes.shape))
+            corner = np.clip(place - rng.integers(0, shape), 0, limits)
+        matrix, shift = draw_warp(self.config.warp, self.spacing_mm, rng)
+        i, j, k = (int(side) for side in shape)
+        patch = take_patch(classes, (i, j, k), corner + (shape - 1) / 2 + shift, matrix)
+        return mirror(patch) if rng.random() < self.config.mirror_share else patch
+
+
+def balance_classes(counts: NDArray[np.int64], *, power: float, max_weight: float) -> Tensor:
+    """Weights of the classes, so that small organs count.
+
+    Args:
+        counts: ``(N, 125)`` voxels per class of the training maps.
+        power: A class weighs its share of all voxels to minus this.
+        max_weight: As a multiple of the least weight.
+
+    Returns:
+        ``(125,)`` float32, 1 for the commonest class; the largest weight for those that no map has.
+    """
+    shares = counts.sum(axis=0) / max(1, counts.sum())
+    with np.errstate(divide="ignore"):
+        weights = (shares / max(shares.max(), 1e-12)) ** -power
+    return torch.from_numpy(np.minimum(weights, max_weight)).float()
+
+
+def decode_features(autoencoder: nn.Module, latent: Tensor) -> tuple[Tensor, nn.Module]:
+    """The decoder's output before its last convolution, and that convolution."""
+    blocks = _blocks(autoencoder)
+    features = cast(Tensor, cast(nn.Module, autoencoder.post_quant_conv)(latent))
+    for block in blocks[:-1]:
+        if autoencoder.use_checkpoint:
+            features = checkpoint(block, features, use_reentrant=False, preserve_rng_state=False)
+        else:
+            features = block(features)
+    return features, blocks[-1]
+
+
+def compare_classes(
+    head: nn.Module, features: Tensor, classes: Tensor, weights: Tensor, *, max_logits: int = MAX_LOGITS
+) -> tuple[Tensor, Tensor]:
+    """Weighted cross-entropy and mean Dice of the most probable classes, without holding all logits at once.
+
+    Dice is that of Milletari et al., "V-Net", 3DV 2016, without squares, over the classes that the patches have.
+
+    Args:
+        head: Convolution of width 3 from features to logits.
+        features: ``(B, C, I, J, K)``.
+        classes: ``(B, I, J, K)`` uint8, the truth.
+        weights: ``(125,)`` of the cross-entropy.
+        max_logits: Logits held at once; a slab along I is one voxel thick at least.
+
+    Returns:
+        Two scalars.
+    """
+    side = features.shape[2]
+    thickness = max(1, max_logits // (len(weights) * classes[:, 0].numel()))
+    sums = weights.new_zeros(NUM_SUMS, len(weights))
+    for start in range(0, side, thickness):
+        stop = min(side, start + thickness)
+        low, high = max(0, start - 1), min(side, stop + 1)
+        part = (head, features[:, :, low:high], classes[:, start:stop], slice(start - low, stop - low))
+        if thickness >= side:
+            sums = sums + _sum_by_class(*part)
+        else:
+            sums = sums + checkpoint(_sum_by_class, *part, use_reentrant=False, preserve_rng_state=False)
+    surprise, hits, volumes = sums
+    counts = torch.bincount(classes.flatten(), minlength=len(weights)).to(sums)
+    cross_entropy = (weights * surprise).sum() / (weights * counts).sum()
+    is_there = counts > 0
+    dice = (2 * hits[is_there] / (volumes[is_there] + counts[is_there])).mean()
+    return cross_entropy, dice
+
+
+def _sum_by_class(head: nn.Module, features: Tensor, classes: Tensor, within: slice) -> Tensor:
+    """``(3, 125)``: cross-entropy, probability of the true class, and probability at all voxels, summed by class."""
+    # Classes last: the softmax of a row of memory is several times faster than one across rows.
+    logits = head(features)[:, :, within].permute(0, 2, 3, 4, 1).flatten(0, 3)
+    log_likelihood = functional.log_softmax(logits.float(), dim=1)
+    truth = classes.flatten().long()
+    of_truth = log_likelihood.gather(1, truth[:, None])[:, 0]
+    empty = log_likelihood.new_zeros(logits.shape[1])
+    surprise = empty.index_add(0, truth, -of_truth)
+    hits = empty.index_add(0, truth, of_truth.exp())
+    return torch.stack([surprise, hits, log_likelihood.exp().sum(dim=0)])
+
+
+@torch.no_grad()
+def encode_classes(autoencoder: nn.Module, classes: Classes, *, device: str) -> Tensor:
+    """The posterior mean of a map, never a draw around it.
+
+    Returns:
+        ``(1, C, i, j, k)`` float32 on the device.
+    """
+    whole = torch.from_numpy(np.ascontiguousarray(classes))[None].to(device)
+    with mixed_precision(device):
+        mean = cast(Tensor, autoencoder.encode(choose_input(autoencoder)(whole))[0])  # type: ignore[operator]
+    return mean.float()
+
+
+@torch.no_grad()
+def measure_reconstruction(autoencoder: nn.Module, maps: LabelMaps, *, device: str) -> dict[str, float]:
+    """Dice of maps that are encoded and decoded.
+
+    Returns:
+        By the name of the label, averaged over the maps that have it.
+    """
+    ids = class_ids()
+    totals, seen = np.zeros(len(ids)), np.zeros(len(ids))
+    for index in range(len(maps)):
+        truth = maps[index]
+        latent = encode_classes(autoencoder, truth, device=device)
+        with mixed_precision(device):
+            found = decode_classes(autoencoder, latent)[0].cpu().numpy()
+        counts = np.bincount(truth.ravel(), minlength=len(ids))
+        both = np.bincount(truth[truth == found], minlength=len(ids))
+        dice = 2 * both / np.maximum(1, counts + np.bincount(found.ravel(), minlength=len(ids)))
+        totals[counts > 0] += dice[counts > 0]
+        seen += counts > 0
+    return {
+        MAISI.name_of(int(label_id)): round(float(total / num), 4)
+        for label_id, total, num in zip(ids, totals, seen, strict=True)
+        if num and label_id
+    }
+
+
+def choose_input(autoencoder: nn.Module) -> Callable[[Tensor], Tensor]:
+    """How an autoencoder is told classes ``(B, I, J, K)``: in 8 bits as MAISI's, or in one channel a class.
+
+    One channel a class is learnt several times faster; bits take a sixteenth of the memory.
+    """
+    first = next(autoencoder.parameters())  # the encoder's first convolution: (out, in, 3, 3, 3)
+    return to_label_bits if first.shape[1] == NUM_LABEL_BITS else _to_one_hot
+
+
+def _to_one_hot(classes: Tensor) -> Tensor:
+    shape = (len(classes), len(class_ids()), *classes.shape[1:])
+    channels = torch.zeros(shape, device=classes.device, dtype=torch.float32)
+    return channels.scatter_(1, classes[:, None].long(), 1.0)
+
+
+def require_mask_autoencoder(definition: Mapping[str, Any]) -> None:
+    """Check that an autoencoder takes classes in a way that is known, and tells MAISI's apart.
+
+    Raises:
+        BundleError: Naming the key.
+    """
+    num_classes = len(class_ids())
+    for key, allowed in (("in_channels", (NUM_LABEL_BITS, num_classes)), ("out_channels", (num_classes,))):
+        if definition.get(key) not in allowed:
+            raise BundleError(
+                f"Network definition of mask_autoencoder: expected {key} {' or '.join(map(str, allowed))}, as in "
+                f"MAISI's mask generator or one a class, found {definition.get(key)}. "
+                "Correct networks.mask_autoencoder in the recipe."
+            )
+
+
+def _blocks(autoencoder: nn.Module) -> nn.ModuleList:
+    return cast(nn.ModuleList, cast(nn.Module, autoencoder.decoder).blocks)
+
+
+@torch.no_grad()
+def _set_bias(layer: Any, value: Tensor) -> None:
+    """Set the one bias in a layer, wrapped or not."""
+    (bias,) = (parameter for name, parameter in layer.named_parameters() if name.endswith("bias"))
+    bias.copy_(value.expand_as(bias))
