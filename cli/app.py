@@ -30,7 +30,9 @@ VERBS: dict[str, Verb] = {
     "synthesize": Verb("maisi_aug.cli.synthesize", "Generate a label-balanced cohort of CT images and label maps."),
     "phantom": Verb("maisi_aug.cli.phantom", "Write procedural CT phantoms with exact label maps."),
     "prepare": Verb("maisi_aug.cli.prepare", "Prepare your own CTs and label maps for training."),
-    "train": Verb("maisi_aug.cli.train", "Train the networks of a bundle: vae, diffusion, controlnet, mask-vae, mask-diffusion."),
+    "train": Verb(
+        "maisi_aug.cli.train", "Train the networks of a bundle: vae, diffusion, controlnet, mask-vae, mask-diffusion."
+    ),
     "export": Verb("maisi_aug.cli.export", "Hand a cohort on to a training framework: nnunet."),
     "labels": Verb("maisi_aug.cli.labels", "List the labels that can be asked for, with ids, hosts and lesion sizes."),
     "bundles": Verb("maisi_aug.cli.bundles", "List, show, fetch, convert and verify bundles of weights."),

@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from maisi_aug.cli.train import DeviceOption, MinutesOption, OutOption, RecipeOption, progress_bar
+from maisi_aug.cli.train import (
+    DataOption,
+    DeviceOption,
+    MinutesOption,
+    OutOption,
+    RecipeOption,
+    TensorboardOption,
+    progress_bar,
+)
 
 if TYPE_CHECKING:
     from maisi_aug.training.mask_data import MaskSplit
@@ -24,9 +32,6 @@ LabelsOption = Annotated[
     str | None,
     typer.Option("--mask-labels", help="What the bank's ids mean, as for synthesize.", metavar="NAME|FILE"),
 ]
-DataOption = Annotated[
-    Path | None, typer.Option("--data", help="A folder of 'maisi-aug prepare' to train on.", metavar="DIR")
-]
 BaseOption = Annotated[
     str | None, typer.Option("--base", help="Bundle with image networks that the mask networks are added to.")
 ]
@@ -35,7 +40,9 @@ BaseOption = Annotated[
 def register_mask_stages(group: typer.Typer) -> None:
     """Add the two commands to the group ``train``."""
 
-    @group.command("mask-vae", help="Train the autoencoder of label maps. Interrupted runs go on from their checkpoint.")
+    @group.command(
+        "mask-vae", help="Train the autoencoder of label maps. Interrupted runs go on from their checkpoint."
+    )
     def mask_vae(
         out: OutOption,
         recipe: RecipeOption = DEFAULT_RECIPE,
@@ -44,8 +51,9 @@ def register_mask_stages(group: typer.Typer) -> None:
         mask_labels: LabelsOption = None,
         max_minutes: MinutesOption = None,
         device: DeviceOption = "auto",
+        tensorboard: TensorboardOption = False,
     ) -> None:
-        _train("mask-vae", recipe, out, (data, mask_bank, mask_labels), max_minutes, device, None)
+        _train("mask-vae", recipe, out, (data, mask_bank, mask_labels), max_minutes, device, tensorboard, None)
 
     @group.command(
         "mask-diffusion",
@@ -61,8 +69,9 @@ def register_mask_stages(group: typer.Typer) -> None:
         mask_labels: LabelsOption = None,
         max_minutes: MinutesOption = None,
         device: DeviceOption = "auto",
+        tensorboard: TensorboardOption = False,
     ) -> None:
-        _train("mask-diffusion", recipe, out, (data, mask_bank, mask_labels), max_minutes, device, base)
+        _train("mask-diffusion", recipe, out, (data, mask_bank, mask_labels), max_minutes, device, tensorboard, base)
 
 
 def _train(
@@ -72,35 +81,53 @@ def _train(
     source: tuple[Path | None, str | None, str | None],
     max_minutes: float | None,
     device: str,
+    tensorboard: bool,
     base_name: str | None,
 ) -> None:
-    """Run one stage with a progress bar on stderr; prints where the result lies."""
+    """Run one stage with a progress bar on stderr; prints where the result lies.
+
+    Under ``torchrun`` or ``accelerate launch`` all processes train together, and the first one reports.
+    """
     from maisi_aug.pipeline import resolve_device
     from maisi_aug.training.mask_export import require_base, write_mask_bundle
     from maisi_aug.training.mask_recipe import load_mask_recipe
     from maisi_aug.training.mask_stages import MaskTrainingFolder
+    from maisi_aug.training.processes import Processes
     from maisi_aug.training.recipe import training_recipe_path
 
     recipe = load_mask_recipe(training_recipe_path(recipe_name))
     is_last = stage == "mask-diffusion"
     base = require_base(base_name, recipe) if is_last else None
-    chosen = resolve_device(device)
+    device = resolve_device(device)
+    processes = Processes.connect(device)
     num_steps = (recipe.diffusion if is_last else recipe.vae).loop.num_steps
-    with progress_bar() as progress:
+    with progress_bar(is_shown=processes.is_main) as progress:
 
         def report_phase(name: str) -> Callable[[int, int], None]:
             task = progress.add_task(name, total=None)
             return lambda done, total: progress.update(task, completed=done, total=total)
 
-        split = _open(recipe, source, out, report_phase)
-        folder = MaskTrainingFolder(recipe, split, out, device=chosen, report_phase=report_phase)
+        with processes.main_first():
+            split = _open(recipe, source, out, report_phase)
+        folder = MaskTrainingFolder(
+            recipe,
+            split,
+            out,
+            device=processes.device_of(device),
+            report_phase=report_phase,
+            processes=processes,
+            with_tensorboard=tensorboard,
+        )
         task = progress.add_task(f"Training {stage}", total=num_steps)
 
         def report_step(step: int, figures: dict[str, float]) -> None:
             progress.update(task, completed=step, description=f"Training {stage}, loss {figures['loss']:.4f}")
 
         result = folder.train(stage, max_minutes=max_minutes, report_step=report_step)
-        path = out / stage if base is None else write_mask_bundle(folder, base).path
+        path = out / stage if base is None else write_mask_bundle(folder, base)
+    processes.leave()
+    if not processes.is_main:
+        return
     if not result.is_complete:
         typer.echo(f"{stage}: {result.num_steps_done} of {num_steps} steps; run again to go on.", err=True)
     typer.echo(path)

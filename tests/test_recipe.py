@@ -8,6 +8,7 @@ import yaml
 
 from maisi_aug.errors import RecipeError
 from maisi_aug.recipe import (
+    FIRST_STAGES,
     CohortConfig,
     build_config,
     copy_recipe,
@@ -17,9 +18,14 @@ from maisi_aug.recipe import (
     list_training_recipes,
     load_recipe,
     read_recipe,
+    training_kind,
 )
 
 NUM_RECIPES = 3
+TRAINING_STAGES = {
+    "train-phantom-ct": ("training", ("vae", "diffusion", "controlnet")),
+    "train-phantom-ct-masks": ("mask-training", ("mask-vae", "mask-diffusion")),
+}
 
 
 def write_recipe(folder: Path, text: str) -> str:

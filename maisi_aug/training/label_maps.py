@@ -189,9 +189,7 @@ def _read_map(path: Path) -> NDArray[np.uint8]:
 class VariedMaps:
     """Every map several times: itself, then others that are turned, stretched and shifted a little."""
 
-    def __init__(
-        self, maps: LabelMaps, num_variants: int, warp: WarpConfig, *, spacing_mm: Spacing, seed: int
-    ) -> None:
+    def __init__(self, maps: LabelMaps, num_variants: int, warp: WarpConfig, *, spacing_mm: Spacing, seed: int) -> None:
         self._maps = maps
         self._num_variants = num_variants
         self._warp = warp
@@ -208,9 +206,8 @@ class VariedMaps:
             return classes
         rng = numpy_generator(self._seed, f"map variant {number} {variant}")
         matrix, shift = draw_warp(self._warp, self._spacing_mm, rng)
-        shape: Shape = classes.shape  # type: ignore[assignment]
-        centre = (np.asarray(shape) - 1) / 2
-        return take_patch(classes, shape, centre + shift, matrix)
+        centre = (np.asarray(classes.shape) - 1) / 2
+        return take_patch(classes, classes.shape, centre + shift, matrix)
 
 
 def draw_warp(

@@ -58,16 +58,16 @@ def open_phantoms(recipe: MaskTrainingRecipe, folder: Path, *, report: ReportPro
     Phantom ``i`` depends on the seed and on ``i`` alone; those that are held out derive from another seed.
     """
     data, grid = recipe.data, recipe.grid
-    stores = []
-    for seed, num_phantoms in (
-        (data.seed, data.num_phantoms),
-        (derive_seed("held-out phantoms", data.seed), data.num_held_out),
-    ):
+
+    def build(seed: int, num_phantoms: int) -> ClassMaps:
         store = PhantomStore(folder, seed=seed, shape=grid.shape, spacing_mm=grid.spacing_mm)
         store.ensure(num_phantoms, report=report)
-        stores.append(ClassMaps(PhantomMaps(store), phantom_vocabulary()))
-    key = _hash(["phantoms", data.seed, data.num_phantoms, data.num_held_out, grid.model_dump(mode="json")])
-    return MaskSplit(*stores, key, f"{data.num_phantoms} procedural phantoms, seed {data.seed}")
+        return ClassMaps(PhantomMaps(store), phantom_vocabulary())
+
+    training = build(data.seed, data.num_phantoms)
+    held_out = build(derive_seed("held-out phantoms", data.seed), data.num_held_out)
+    key = hash_of(["phantoms", data.seed, data.num_phantoms, data.num_held_out, grid.model_dump(mode="json")])
+    return MaskSplit(training, held_out, key, f"{data.num_phantoms} procedural phantoms, seed {data.seed}")
 
 
 def open_bank(
@@ -84,7 +84,7 @@ def open_bank(
     """
     grid = Grid.from_spacing(recipe.grid.shape, recipe.grid.spacing_mm)
     indices = sorted(bank.order(recipe.data.seed, Needs()))
-    store = folder / f"maps-{_hash([bank.name, recipe.data.seed, recipe.grid.model_dump(mode='json')])}"
+    store = folder / f"maps-{hash_of([bank.name, recipe.data.seed, recipe.grid.model_dump(mode='json')])}"
 
     def cut(index: int) -> NDArray[np.uint8] | None:
         bank_map = bank.load(index)
@@ -120,7 +120,7 @@ def open_prepared(recipe: MaskTrainingRecipe, store: PreparedStore) -> MaskSplit
             f"{len(folds)}. Prepare more cases."
         )
     parts = [store.select(exclude_fold=folds[0]), store.select(folds=[folds[0]])]
-    key = _hash([store.dataset.path.name, *([record.id, record.label_sha256] for record in store.cases)])
+    key = hash_of([store.dataset.path.name, *([record.id, record.label_sha256] for record in store.cases)])
     training, held_out = (ClassMaps(StoreMaps(part), store.vocabulary) for part in parts)
     return MaskSplit(training, held_out, key, f"{len(parts[0])} prepared cases of {store.dataset.path.name}")
 
@@ -137,9 +137,10 @@ def _split(
     held_out, training = (
         ClassMaps(SomeMaps(maps, sorted(part)), vocabulary) for part in (order[:num_held_out], order[num_held_out:])
     )
-    key = _hash([origin, names, recipe.data.seed, num_held_out, recipe.grid.model_dump(mode="json")])
+    key = hash_of([origin, names, recipe.data.seed, num_held_out, recipe.grid.model_dump(mode="json")])
     return MaskSplit(training, held_out, key, origin)
 
 
-def _hash(parts: list[object]) -> str:
+def hash_of(parts: list[object]) -> str:
+    """A short name for plain JSON values."""
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12]

@@ -54,8 +54,11 @@ def require_base(name_or_path: str | None, recipe: MaskTrainingRecipe) -> Bundle
     return base
 
 
-def write_mask_bundle(run: MaskTrainingFolder, base: Bundle) -> Bundle:
+def write_mask_bundle(run: MaskTrainingFolder, base: Bundle) -> Path:
     """Put a copy of a bundle with the trained mask networks into ``bundle/`` of the run's folder, whole or not at all.
+
+    Returns:
+        The bundle's folder.
 
     Raises:
         TrainingError: When a stage has not been trained.
@@ -64,6 +67,8 @@ def write_mask_bundle(run: MaskTrainingFolder, base: Bundle) -> Bundle:
     recipe, folder = run.recipe, run.folder / "bundle"
     states = {role: run.load_weights(stage) for stage, role in MASK_STAGES.items()}
     cases, _, scale_factor = run.encode()
+    if not run.processes.is_main:
+        return folder
     with open_whole_folder(folder, require_replaceable=lambda: _require_ours(folder)) as unfinished:
         copy_without_masks(base, unfinished)
         note_masks(
@@ -80,7 +85,7 @@ def write_mask_bundle(run: MaskTrainingFolder, base: Bundle) -> Bundle:
             provenance=_describe(run),
             dtype=torch.float16,
         )
-    return load_bundle(folder)
+    return folder
 
 
 def _spell_sizes(sizes: np.ndarray[Any, np.dtype[np.float32]]) -> bytes:
@@ -101,8 +106,8 @@ def _describe(run: MaskTrainingFolder) -> dict[str, Any]:
         "steps": {stage: summary["steps"] for stage, summary in summaries.items()},
         "unfinished": [stage for stage, summary in summaries.items() if not summary["complete"]],
         "held_out": {
-            "dice": summaries["mask-vae"]["validation"]["dice"],
-            "loss": summaries["mask-diffusion"]["validation"]["loss"],
+            "dice": round(summaries["mask-vae"]["held_out"]["dice"], 4),
+            "loss": round(summaries["mask-diffusion"]["held_out"]["loss"], 4),
         },
         "organ_volumes_ml": {
             MAISI.name_of(label_id): [round(float(np.quantile(volumes, share)), 2) for share in QUARTILES]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -13,11 +14,13 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from maisi_aug.networks import mixed_precision
+from maisi_aug.mask_conditions import ABSENT
 from maisi_aug.seeds import derive_seed
 from maisi_aug.training.mask_recipe import MaskNoiseLossConfig
+from maisi_aug.training.processes import ALONE, WHOLE, Processes, Share
 
-NUM_VALIDATION_LEVELS = 8
+NUM_LEVELS = 8
+"""Noise levels of a held-out map, evenly spread; all of them at every validation."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,25 +68,32 @@ class MaskNoiseObjective:
         """The U-Net."""
         return {"mask_diffusion_unet": self.unet}
 
-    def loss(self, step: int) -> tuple[Tensor, dict[str, float]]:
-        """Loss of the latents of a step."""
-        generator = torch.Generator().manual_seed(derive_seed("mask diffusion", self.seed, step))
-        count = self.config.batch_count
-        indices = torch.randint(len(self.cases.latents), (count,), generator=generator).tolist()
+    def loss(self, step: int, share: Share = WHOLE) -> tuple[Tensor, dict[str, Tensor]]:
+        """Loss of a share of the latents of a step; every latent has a seed of its own."""
+        own = share.slice_of(self.config.batch_count)
+        indices, timesteps, noises = [], [], []
+        for place in range(own.start, own.stop):
+            generator = torch.Generator().manual_seed(derive_seed("mask diffusion", self.seed, step, place))
+            indices.append(int(torch.randint(len(self.cases.latents), (), generator=generator)))
+            timesteps.append(torch.randint(self.scheduler.num_train_timesteps, (), generator=generator))
+            noises.append(torch.randn(self.cases.latents[0].shape, generator=generator))
         clean, condition = self.cases.gather(indices, self.scale_factor)
-        timesteps = torch.randint(self.scheduler.num_train_timesteps, (count,), generator=generator)
-        noise = torch.randn(clean.shape, generator=generator)
-        found = self.predict(self.unet, clean, condition, noise, timesteps)
-        loss = self._compare(found, noise.to(self.device))
-        return loss, {"timestep": float(timesteps.float().mean())}
+        noise, times = torch.stack(noises), torch.stack(timesteps)
+        loss = self.compare(self.predict(clean, condition, noise, times), noise)
+        return loss, {"timestep": times.float().mean()}
 
-    def predict(self, unet: nn.Module, clean: Tensor, condition: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """The noise that a U-Net finds, ``(B, C, i, j, k)`` float32."""
+    def predict(self, clean: Tensor, condition: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """The noise that the U-Net finds, ``(B, C, i, j, k)`` float32."""
         noisy = self.scheduler.add_noise(original_samples=clean, noise=noise, timesteps=timesteps)
-        output: Tensor = unet(
+        output: Tensor = self.unet(
             x=noisy.to(self.device), timesteps=timesteps.to(self.device), context=condition.to(self.device)
         )
         return output.float()
+
+    def compare(self, found: Tensor, noise: Tensor) -> Tensor:
+        """The distance of two noises."""
+        distance = functional.l1_loss if self.config.norm == "l1" else functional.mse_loss
+        return distance(found, noise.to(self.device))
 
     def after_step(self, step: int) -> None:
         """Nothing to do."""
@@ -95,26 +105,40 @@ class MaskNoiseObjective:
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Nothing to take back."""
 
-    @torch.no_grad()
-    def validate(self, unet: nn.Module, held_out: SizedLatents) -> dict[str, float]:
-        """The loss on maps that were held out, with the same noise and time steps at every call.
 
-        Returns:
-            ``loss``; and ``loss_without_sizes``, where all sizes are told as absent: how much the sizes help.
-        """
-        levels = (np.arange(NUM_VALIDATION_LEVELS) + 0.5) / NUM_VALIDATION_LEVELS
-        timesteps = torch.from_numpy((levels * self.scheduler.num_train_timesteps).astype(np.int64))
-        told, untold = [], []
-        for index in range(len(held_out.latents)):
-            clean, condition = held_out.gather([index], self.scale_factor)
-            clean, condition = clean.expand(len(levels), -1, -1, -1, -1), condition.expand(len(levels), -1, -1)
-            generator = torch.Generator().manual_seed(derive_seed("mask validation", self.seed, index))
-            noise = torch.randn(clean.shape, generator=generator)
-            with mixed_precision(self.device):
-                for losses, context in ((told, condition), (untold, torch.full_like(condition, -1.0))):
-                    found = self.predict(unet, clean, context, noise, timesteps)
-                    losses.append(float(self._compare(found, noise.to(self.device))))
-        return {"loss": round(float(np.mean(told)), 6), "loss_without_sizes": round(float(np.mean(untold)), 6)}
+class MaskNoiseValidation:
+    """The loss on held-out maps, with the same noise at the same time steps every time.
 
-    def _compare(self, found: Tensor, noise: Tensor) -> Tensor:
-        return functional.l1_loss(found, noise) if self.config.norm == "l1" else functional.mse_loss(found, noise)
+    Args:
+        objective: Of the network that trains.
+        held_out: Latents and sizes of the held-out maps.
+        processes: Share the maps among them.
+    """
+
+    def __init__(self, objective: MaskNoiseObjective, held_out: SizedLatents, *, processes: Processes = ALONE) -> None:
+        self.objective = objective
+        self.held_out = held_out
+        self.processes = processes
+
+    def __call__(self) -> dict[str, float]:
+        """``loss``; and ``loss_without_sizes``, where all sizes are told as absent: how much the sizes help."""
+        own = [
+            self._compare_case(index)
+            for index in range(self.processes.rank, len(self.held_out.latents), self.processes.count)
+        ]
+        rows = [row for rows in self.processes.gather(own) for row in rows]
+        return {"loss": fmean(told for told, _ in rows), "loss_without_sizes": fmean(untold for _, untold in rows)}
+
+    def _compare_case(self, index: int) -> tuple[float, float]:
+        objective = self.objective
+        clean, condition = self.held_out.gather([index], objective.scale_factor)
+        num_steps = objective.scheduler.num_train_timesteps
+        timesteps = torch.tensor([int((level + 0.5) / NUM_LEVELS * num_steps) for level in range(NUM_LEVELS)])
+        clean, condition = clean.expand(NUM_LEVELS, -1, -1, -1, -1), condition.expand(NUM_LEVELS, -1, -1)
+        generator = torch.Generator().manual_seed(derive_seed("mask validation", objective.seed, index))
+        noise = torch.randn(clean.shape, generator=generator)
+        told, untold = (
+            float(objective.compare(objective.predict(clean, context, noise, timesteps), noise))
+            for context in (condition, torch.full_like(condition, ABSENT))
+        )
+        return told, untold

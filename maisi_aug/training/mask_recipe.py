@@ -60,9 +60,10 @@ class MaskVaeLossConfig(_Strict):
     Attributes:
         patch_shape: Voxels of a training patch along I, J, K.
         batch_count: Patches a step.
-        large_patch_shape: Patch from ``large_patch_start_step`` on, one a step; MAISI too trains on small patches first.
+        large_patch_shape: Patch from ``large_patch_start_step`` on; MAISI too trains on small patches first.
             Group normalisation then sees the shares of air and body that it will see in use.
         large_patch_start_step: None for small patches to the end.
+        large_batch_count: Large patches a step.
         rare_share: Share of patches centred on a voxel of a class that is drawn evenly among those of the map.
         mirror_share: Share of patches that are mirrored left to right, with left and right labels exchanged. An
             autoencoder may see a mirrored patient; the diffusion never does, for most have their liver on the right.
@@ -78,6 +79,7 @@ class MaskVaeLossConfig(_Strict):
     batch_count: PositiveInt = 1
     large_patch_shape: tuple[PositiveInt, PositiveInt, PositiveInt] = (256, 256, 256)
     large_patch_start_step: int | None = Field(default=None, ge=0)
+    large_batch_count: PositiveInt = 1
     rare_share: float = Field(default=0.5, ge=0, le=1)
     mirror_share: float = Field(default=0.5, ge=0, le=1)
     warp: WarpConfig = WarpConfig()
@@ -106,12 +108,10 @@ class MaskVaeStage(_Strict):
     Attributes:
         loop: How long and how fast.
         loss: Weights of the losses.
-        validate_steps: Steps between two validations.
     """
 
     loop: LoopConfig
     loss: MaskVaeLossConfig = MaskVaeLossConfig()
-    validate_steps: PositiveInt = 500
 
 
 class MaskNoiseStage(_Strict):
@@ -121,13 +121,11 @@ class MaskNoiseStage(_Strict):
         loop: How long and how fast.
         loss: What is asked of the predicted noise.
         warp: How the variants of a map are turned and stretched.
-        validate_steps: Steps between two validations.
     """
 
     loop: LoopConfig
     loss: MaskNoiseLossConfig = MaskNoiseLossConfig()
     warp: WarpConfig = WarpConfig()
-    validate_steps: PositiveInt = 500
 
 
 class MaskTrainingRecipe(_Strict):

@@ -69,9 +69,7 @@ def _rank(ascending: NDArray[np.float64], volume_ml: float) -> float:
     return float(np.interp(volume_ml, ascending, np.linspace(0.0, 1.0, len(ascending))))
 
 
-def measure_maps(
-    maps: LabelMaps, path: Path, *, voxel_ml: float, report: ReportProgress | None = None
-) -> MapFigures:
+def measure_maps(maps: LabelMaps, path: Path, *, voxel_ml: float, report: ReportProgress | None = None) -> MapFigures:
     """Measure every map once and keep the figures in a file.
 
     Args:

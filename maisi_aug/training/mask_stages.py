@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import copy
 import io
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
+from monai.networks.schedulers.ddpm import DDPMScheduler
 from torch import Tensor, nn
 
 from maisi_aug.errors import TrainingError
@@ -19,16 +19,17 @@ from maisi_aug.seeds import derive_seed
 from maisi_aug.training.data import ReportProgress
 from maisi_aug.training.label_maps import LabelMaps, VariedMaps
 from maisi_aug.training.loop import LoopResult, Objective, ReportStep, TrainingRun
-from maisi_aug.training.mask_data import MaskSplit
-from maisi_aug.training.mask_noise import MaskNoiseObjective, SizedLatents
+from maisi_aug.training.mask_data import MaskSplit, hash_of
+from maisi_aug.training.mask_noise import MaskNoiseObjective, MaskNoiseValidation, SizedLatents
 from maisi_aug.training.mask_recipe import MaskTrainingRecipe
 from maisi_aug.training.mask_sizes import MapFigures, measure_maps
 from maisi_aug.training.mask_vae import (
     MaskVaeObjective,
+    MaskVaeValidation,
     encode_classes,
-    measure_reconstruction,
     require_mask_autoencoder,
 )
+from maisi_aug.training.processes import ALONE, Processes
 from maisi_aug.weights import StateDict
 from maisi_aug.whole_files import sha256_of, write_text_whole, write_whole
 
@@ -37,29 +38,46 @@ MASK_STAGES: dict[MaskStageName, str] = {"mask-vae": "mask_autoencoder", "mask-d
 """The network that each stage trains, in the order of the stages."""
 SETTINGS_NAME = "settings.json"
 SUMMARY_NAME = "summary.json"
-VALIDATION_NAME = "validation.jsonl"
 ReportPhase = Callable[[str], ReportProgress]
-Validate = Callable[[nn.Module], dict[str, Any]]
+Validate = MaskVaeValidation | MaskNoiseValidation
 
 
 class MaskTrainingFolder:
-    """A run of a recipe in a folder: label maps, latents, one folder a stage."""
+    """A run of a recipe in a folder: label maps, latents, one folder a stage.
+
+    Args:
+        recipe: Of the training.
+        split: Label maps to learn from and to hold out.
+        folder: Of the run.
+        device: Of this process.
+        report_phase: Starts the progress of a phase that it is told the name of.
+        processes: All that train together; only the main one writes.
+        with_tensorboard: Log for TensorBoard, too.
+    """
 
     def __init__(
-        self, recipe: MaskTrainingRecipe, split: MaskSplit, folder: Path, *, device: str, report_phase: ReportPhase
+        self,
+        recipe: MaskTrainingRecipe,
+        split: MaskSplit,
+        folder: Path,
+        *,
+        device: str,
+        report_phase: ReportPhase,
+        processes: Processes = ALONE,
+        with_tensorboard: bool = False,
     ) -> None:
         self.recipe = recipe
         self.split = split
         self.folder = folder
         self.device = device
         self.report_phase = report_phase
+        self.processes = processes
+        self.with_tensorboard = with_tensorboard
 
     def train(
         self, stage: MaskStageName, *, max_minutes: float | None = None, report_step: ReportStep | None = None
     ) -> LoopResult:
-        """Train a stage, from its checkpoint where there is one, and keep its averaged weights.
-
-        Validation figures of the averaged weights go to ``validation.jsonl`` every so often and at the end.
+        """Train a stage, from its checkpoint where there is one, keep its averaged weights, and judge them.
 
         Raises:
             TrainingError: When the first stage is missing, or the folder holds another configuration or other maps.
@@ -68,19 +86,40 @@ class MaskTrainingFolder:
         """
         self.recipe.require_divisible()
         require_mask_autoencoder(self.recipe.networks["mask_autoencoder"])
-        self._require_same_settings(stage)
+        if self.processes.is_main:
+            self._require_same_settings(stage)
         role = MASK_STAGES[stage]
         network, names = self._build(role)
         settings = self.recipe.vae if stage == "mask-vae" else self.recipe.diffusion
         prepare = self._prepare_vae if stage == "mask-vae" else self._prepare_diffusion
         objective, validate = prepare(network)
-        run = TrainingRun(objective, settings.loop, self.folder / stage, device=self.device)
-        judge = _Validation(run, role, validate, settings.validate_steps)
-        result = run.train(max_minutes=max_minutes, report_step=judge.wrap(report_step))
-        averaged = result.averaged_weights[role]
-        self._save_weights(stage, {names[key]: value for key, value in averaged.items()})
-        summary = {"steps": result.num_steps_done, "complete": result.is_complete, "validation": judge.finish()}
-        write_text_whole(self.folder / stage / SUMMARY_NAME, json.dumps(summary, indent=1) + "\n")
+        run = TrainingRun(
+            objective,
+            settings.loop,
+            self.folder / stage,
+            device=self.device,
+            processes=self.processes,
+            validate=validate,
+            with_tensorboard=self.with_tensorboard,
+        )
+        result = run.train(max_minutes=max_minutes, report_step=report_step)
+        kept = result.averaged_weights[role]
+        network.load_state_dict(kept)
+        with run.precision.autocast(), torch.no_grad():
+            figures = validate()
+        if self.processes.is_main:
+            self._save_weights(stage, {names[key]: value for key, value in kept.items()})
+            held_out: dict[str, Any] = dict(figures)
+            if isinstance(validate, MaskVaeValidation):
+                held_out["dice_per_label"] = validate.dice_per_label
+            summary = {
+                "steps": result.num_steps_done,
+                "complete": result.is_complete,
+                "best_step": result.best_step,
+                "held_out": held_out,
+            }
+            write_text_whole(self.folder / stage / SUMMARY_NAME, json.dumps(summary, indent=1) + "\n")
+        self.processes.wait()
         return result
 
     def _prepare_vae(self, autoencoder: nn.Module) -> tuple[Objective, Validate]:
@@ -88,30 +127,28 @@ class MaskTrainingFolder:
             autoencoder,
             self.split.training,
             self.recipe.vae.loss,
-            counts=self._measure(self.split.training, "training").counts,
+            counts=self._measure(self.split.training, "training", self.split.key).counts,
             spacing_mm=self.recipe.grid.spacing_mm,
             seed=self.recipe.seed,
             device=self.device,
         )
-
-        def validate(network: nn.Module) -> dict[str, Any]:
-            dice = measure_reconstruction(network, self.split.held_out, device=self.device)
-            return {"dice": round(float(np.mean(list(dice.values()))), 4), "dice_per_label": dice}
-
-        return objective, validate
+        held_out = self.split.held_out
+        return objective, MaskVaeValidation(autoencoder, held_out, device=self.device, processes=self.processes)
 
     def _prepare_diffusion(self, unet: nn.Module) -> tuple[Objective, Validate]:
         cases, held_out, scale_factor = self.encode()
+        scheduler = build_scheduler(self.recipe.scheduler)
+        assert isinstance(scheduler, DDPMScheduler)  # the recipe takes no other
         objective = MaskNoiseObjective(
             unet,
-            build_scheduler(self.recipe.scheduler),  # type: ignore[arg-type]  # the recipe has checked its class
+            scheduler,
             cases,
             self.recipe.diffusion.loss,
             scale_factor=scale_factor,
             seed=self.recipe.seed,
             device=self.device,
         )
-        return objective, lambda network: objective.validate(network, held_out)
+        return objective, MaskNoiseValidation(objective, held_out, processes=self.processes)
 
     def encode(self) -> tuple[SizedLatents, SizedLatents, float]:
         """Latents and sizes of the training maps with their variants, those of the held-out maps, and the scale factor.
@@ -122,18 +159,21 @@ class MaskTrainingFolder:
         autoencoder = build_network(self.recipe.networks["mask_autoencoder"], device=self.device)
         autoencoder.load_state_dict(self.load_weights("mask-vae"))
         use_plain_layers(autoencoder.eval())
-        varied = self._varied()
         organ_volumes = self.measure().organ_volumes_ml()
         found = []
-        for name, maps in (("training", varied), ("held-out", self.split.held_out)):
-            sizes = self._measure(maps, name).to_sizes(organ_volumes)
-            found.append(SizedLatents(self._encode(autoencoder, maps, name), sizes))
+        with self.processes.main_first():
+            for name, maps, key in (
+                ("training", self._varied(), self._varied_key()),
+                ("held-out", self.split.held_out, self.split.key),
+            ):
+                sizes = self._measure(maps, name, key).to_sizes(organ_volumes)
+                found.append(SizedLatents(self._encode(autoencoder, maps, name, key), sizes))
         deviation = torch.cat([latent.float().flatten() for latent in found[0].latents]).std()
         return found[0], found[1], 1.0 / float(deviation)
 
     def measure(self) -> MapFigures:
         """Figures of the training maps with their variants."""
-        return self._measure(self._varied(), "training")
+        return self._measure(self._varied(), "training", self._varied_key())
 
     def _varied(self) -> LabelMaps:
         return VariedMaps(
@@ -144,14 +184,20 @@ class MaskTrainingFolder:
             seed=self.recipe.data.seed,
         )
 
-    def _measure(self, maps: LabelMaps, name: str) -> MapFigures:
-        path = self.folder / f"figures-{self.split.key}-{name}-{len(maps)}.npz"
-        voxel_ml = float(np.prod(self.recipe.grid.spacing_mm)) / 1000
-        return measure_maps(maps, path, voxel_ml=voxel_ml, report=self.report_phase(f"Measuring {name} maps"))
+    def _varied_key(self) -> str:
+        if self.recipe.data.num_variants == 1:
+            return self.split.key
+        return hash_of([self.split.key, self.recipe.data.num_variants, self.recipe.diffusion.warp.model_dump()])
 
-    def _encode(self, autoencoder: nn.Module, maps: LabelMaps, name: str) -> list[Tensor]:
+    def _measure(self, maps: LabelMaps, name: str, key: str) -> MapFigures:
+        voxel_ml = float(np.prod(self.recipe.grid.spacing_mm)) / 1000
+        path = self.folder / f"figures-{key}-{name}.npz"
+        with self.processes.main_first():
+            return measure_maps(maps, path, voxel_ml=voxel_ml, report=self.report_phase(f"Measuring {name} maps"))
+
+    def _encode(self, autoencoder: nn.Module, maps: LabelMaps, name: str, key: str) -> list[Tensor]:
         weights_hash = sha256_of(self._weights_path("mask-vae"))
-        folder = self.folder / f"mask-latents-{weights_hash[:12]}-{self.split.key}"
+        folder = self.folder / f"mask-latents-{weights_hash[:12]}-{key}"
         report, latents = self.report_phase(f"Encoding {name} maps"), []
         for index in range(len(maps)):
             path = folder / f"{name}-{index:05d}.npy"
@@ -209,68 +255,25 @@ class MaskTrainingFolder:
             "weights of mask-vae": sha256_of(self._weights_path("mask-vae")),
         }
 
-    def _weights_path(self, stage: MaskStageName) -> Path:
-        path = self.folder / stage / f"{MASK_STAGES[stage]}.pt"
-        if stage == "mask-vae" and not path.exists():
-            raise TrainingError(
-                f"Training folder {self.folder}: expected the weights of stage {stage} in {path.name}, found none. "
-                f"Run 'maisi-aug train {stage}' first."
-            )
-        return path
-
     def _save_weights(self, stage: MaskStageName, state: StateDict) -> None:
         buffer = io.BytesIO()
         torch.save({key: value.cpu() for key, value in state.items()}, buffer)
         write_whole(self.folder / stage / f"{MASK_STAGES[stage]}.pt", buffer.getvalue())
 
     def load_weights(self, stage: MaskStageName) -> dict[str, Tensor]:
-        """The averaged weights of a stage, in MAISI's names.
+        """The weights that a stage has kept, in MAISI's names.
 
         Raises:
             TrainingError: When it has not been trained.
         """
+        state: dict[str, Tensor] = torch.load(self._weights_path(stage), map_location=self.device, weights_only=True)
+        return state
+
+    def _weights_path(self, stage: MaskStageName) -> Path:
         path = self.folder / stage / f"{MASK_STAGES[stage]}.pt"
         if not path.exists():
             raise TrainingError(
                 f"Training folder {self.folder}: expected the weights of stage {stage} in {path.name}, found none. "
                 f"Run 'maisi-aug train {stage}' first."
             )
-        state: dict[str, Tensor] = torch.load(path, map_location=self.device, weights_only=True)
-        return state
-
-
-class _Validation:
-    """Judges the averaged weights of a run every so often; what it does changes nothing in the run."""
-
-    def __init__(self, run: TrainingRun, role: str, validate: Validate, every: int) -> None:
-        self._run = run
-        self._role = role
-        self._validate = validate
-        self._every = every
-        self._twin = copy.deepcopy(run.objective.networks[role]).eval().requires_grad_(False)
-        self._last: tuple[int, dict[str, Any]] | None = None
-
-    def wrap(self, report_step: ReportStep | None) -> ReportStep:
-        """A callback of the loop that validates when it is time, and passes on."""
-
-        def report(step: int, figures: dict[str, float]) -> None:
-            if step % self._every == 0:
-                self._judge(step)
-            if report_step is not None:
-                report_step(step, figures)
-
-        return report
-
-    def finish(self) -> Mapping[str, Any]:
-        """Figures of the weights as they are now."""
-        if self._last is None or self._last[0] != self._run.step:
-            self._judge(self._run.step)
-        assert self._last is not None
-        return self._last[1]
-
-    def _judge(self, step: int) -> None:
-        self._twin.load_state_dict(self._run.averages[self._role])
-        figures = self._validate(self._twin)
-        self._last = (step, figures)
-        with (self._run.folder / VALIDATION_NAME).open("a", encoding="utf-8") as log:
-            log.write(json.dumps({"step": step, **figures}) + "\n")
+        return path

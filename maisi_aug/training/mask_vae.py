@@ -8,6 +8,7 @@ intermediate result and its gradient. They are computed in slabs, and once more 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from statistics import fmean
 from typing import Any, cast
 
 import numpy as np
@@ -26,6 +27,7 @@ from maisi_aug.networks import mixed_precision
 from maisi_aug.seeds import derive_seed, numpy_generator
 from maisi_aug.training.label_maps import Classes, LabelMaps, draw_warp, mirror, take_patch
 from maisi_aug.training.mask_recipe import MaskVaeLossConfig
+from maisi_aug.training.processes import ALONE, WHOLE, Processes, Share
 
 NUM_SUMS = 3
 LEAST_SHARE = 1e-6
@@ -60,38 +62,33 @@ class MaskVaeObjective:
         self.autoencoder = autoencoder
         self.maps = maps
         self.config = config
-        weights = balance_classes(counts, power=config.weight_power, max_weight=config.max_weight)
-        self.class_weights = weights.to(device)
+        self.class_weights = balance_classes(counts, power=config.weight_power, max_weight=config.max_weight).to(device)
         self.spacing_mm = spacing_mm
         self.seed = seed
         self.device = device
         self._to_channels = choose_input(autoencoder)
         _set_bias(autoencoder.quant_conv_log_sigma, torch.tensor(config.initial_log_variance))
-        seen = torch.from_numpy(counts.sum(axis=0)).float() * weights
-        _set_bias(_blocks(autoencoder)[-1], (seen / seen.sum()).clamp_min(LEAST_SHARE).log())
+        shares = torch.from_numpy(counts.sum(axis=0) / max(1, counts.sum())).float().to(device) * self.class_weights
+        _set_bias(_blocks(autoencoder)[-1], shares.clamp_min(LEAST_SHARE).log())
 
     @property
     def networks(self) -> Mapping[str, nn.Module]:
         """The autoencoder."""
         return {"mask_autoencoder": self.autoencoder}
 
-    def loss(self, step: int) -> tuple[Tensor, dict[str, float]]:
-        """Loss of the patches of a step, with its parts."""
-        classes = torch.from_numpy(self._draw_batch(step)).to(self.device)
+    def loss(self, step: int, share: Share = WHOLE) -> tuple[Tensor, dict[str, Tensor]]:
+        """Loss of a share of the patches of a step, with its parts."""
+        patches, noises = self._draw_batch(step, share)
+        classes = torch.from_numpy(patches).to(self.device)
         mean, sigma = self.autoencoder.encode(self._to_channels(classes))  # type: ignore[operator]
-        generator = torch.Generator().manual_seed(derive_seed("mask vae noise", self.seed, step))
-        noise = torch.randn(mean.shape, generator=generator).to(self.device)
-        features, head = decode_features(self.autoencoder, mean + sigma * noise)
+        noise = torch.stack([torch.randn(mean.shape[1:], generator=generator) for generator in noises])
+        features, head = decode_features(self.autoencoder, mean + sigma * noise.to(self.device))
         cross_entropy, dice = compare_classes(head, features, classes, self.class_weights)
         mean, sigma = mean.float(), sigma.float()
         divergence = 0.5 * (mean**2 + sigma**2 - torch.log(sigma**2 + 1e-8) - 1).sum() / len(classes)
         loss = cross_entropy + self.config.dice_weight * (1.0 - dice) + self.config.kl_weight * divergence
-        figures = {
-            "cross_entropy": float(cross_entropy.detach()),
-            "soft_dice": float(dice.detach()),
-            "kl": float(divergence.detach()),
-        }
-        return loss, figures
+        figures = {"cross_entropy": cross_entropy, "soft_dice": dice, "kl": divergence}
+        return loss, {name: figure.detach() for name, figure in figures.items()}
 
     def after_step(self, step: int) -> None:
         """Nothing to do."""
@@ -103,13 +100,19 @@ class MaskVaeObjective:
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Nothing to take back."""
 
-    def _draw_batch(self, step: int) -> Classes:
-        rng = numpy_generator(derive_seed("mask vae batch", self.seed, step), "patches")
-        start = self.config.large_patch_start_step
-        is_large = start is not None and step >= start
-        wanted = self.config.large_patch_shape if is_large else self.config.patch_shape
-        indices = rng.integers(len(self.maps), size=1 if is_large else self.config.batch_count)
-        return np.stack([self._draw_patch(self.maps[int(index)], wanted, rng) for index in indices])
+    def _draw_batch(self, step: int, share: Share) -> tuple[Classes, list[torch.Generator]]:
+        """The patches of a share, and the generators of their noise; every patch has a seed of its own."""
+        config = self.config
+        is_large = config.large_patch_start_step is not None and step >= config.large_patch_start_step
+        wanted = config.large_patch_shape if is_large else config.patch_shape
+        own = share.slice_of(config.large_batch_count if is_large else config.batch_count)
+        patches, noises = [], []
+        for place in range(own.start, own.stop):
+            seed = derive_seed("mask patch", self.seed, step, place)
+            rng = numpy_generator(seed, "patch")
+            patches.append(self._draw_patch(self.maps[int(rng.integers(len(self.maps)))], wanted, rng))
+            noises.append(torch.Generator().manual_seed(derive_seed(seed, "noise")))
+        return np.stack(patches), noises
 
     def _draw_patch(self, classes: Classes, wanted: Shape, rng: np.random.Generator) -> Classes:
         shape = np.minimum(wanted, classes.shape)
@@ -135,12 +138,13 @@ def balance_classes(counts: NDArray[np.int64], *, power: float, max_weight: floa
         max_weight: As a multiple of the least weight.
 
     Returns:
-        ``(125,)`` float32, 1 for the commonest class; the largest weight for those that no map has.
+        ``(125,)`` float32; their mean over all voxels is 1, so that the weighted mean of no batch has to be divided by
+        a weight of its own. Classes that no map has weigh most.
     """
     shares = counts.sum(axis=0) / max(1, counts.sum())
     with np.errstate(divide="ignore"):
-        weights = (shares / max(shares.max(), 1e-12)) ** -power
-    return torch.from_numpy(np.minimum(weights, max_weight)).float()
+        weights = np.minimum((shares / max(shares.max(), 1e-12)) ** -power, max_weight)
+    return torch.from_numpy(weights / max((weights * shares).sum(), 1e-12)).float()
 
 
 def decode_features(autoencoder: nn.Module, latent: Tensor) -> tuple[Tensor, nn.Module]:
@@ -158,9 +162,9 @@ def decode_features(autoencoder: nn.Module, latent: Tensor) -> tuple[Tensor, nn.
 def compare_classes(
     head: nn.Module, features: Tensor, classes: Tensor, weights: Tensor, *, max_logits: int = MAX_LOGITS
 ) -> tuple[Tensor, Tensor]:
-    """Weighted cross-entropy and mean Dice of the most probable classes, without holding all logits at once.
+    """Weighted cross-entropy and mean Dice of probabilities, without holding all logits at once.
 
-    Dice is that of Milletari et al., "V-Net", 3DV 2016, without squares, over the classes that the patches have.
+    Dice is that of Milletari et al., "V-Net", 3DV 2016, without squares, over the classes that a patch has.
 
     Args:
         head: Convolution of width 3 from features to logits.
@@ -170,11 +174,11 @@ def compare_classes(
         max_logits: Logits held at once; a slab along I is one voxel thick at least.
 
     Returns:
-        Two scalars.
+        Two scalars, each a mean over the patches.
     """
-    side = features.shape[2]
-    thickness = max(1, max_logits // (len(weights) * classes[:, 0].numel()))
-    sums = weights.new_zeros(NUM_SUMS, len(weights))
+    side, num_classes = features.shape[2], len(weights)
+    thickness = max(1, max_logits // (num_classes * classes[:, 0].numel()))
+    sums = weights.new_zeros(NUM_SUMS, len(classes), num_classes)
     for start in range(0, side, thickness):
         stop = min(side, start + thickness)
         low, high = max(0, start - 1), min(side, stop + 1)
@@ -184,24 +188,24 @@ def compare_classes(
         else:
             sums = sums + checkpoint(_sum_by_class, *part, use_reentrant=False, preserve_rng_state=False)
     surprise, hits, volumes = sums
-    counts = torch.bincount(classes.flatten(), minlength=len(weights)).to(sums)
-    cross_entropy = (weights * surprise).sum() / (weights * counts).sum()
+    counts = torch.stack([torch.bincount(one.flatten(), minlength=num_classes) for one in classes]).to(sums)
+    cross_entropy = (weights * surprise).sum() / classes.numel()
     is_there = counts > 0
-    dice = (2 * hits[is_there] / (volumes[is_there] + counts[is_there])).mean()
-    return cross_entropy, dice
+    dice = torch.where(is_there, 2 * hits / (volumes + counts).clamp_min(1e-6), 0.0).sum(dim=1) / is_there.sum(dim=1)
+    return cross_entropy, dice.mean()
 
 
 def _sum_by_class(head: nn.Module, features: Tensor, classes: Tensor, within: slice) -> Tensor:
-    """``(3, 125)``: cross-entropy, probability of the true class, and probability at all voxels, summed by class."""
+    """``(3, B, 125)``: cross-entropy and probability of the true class, and probability at all voxels, by class."""
     # Classes last: the softmax of a row of memory is several times faster than one across rows.
-    logits = head(features)[:, :, within].permute(0, 2, 3, 4, 1).flatten(0, 3)
-    log_likelihood = functional.log_softmax(logits.float(), dim=1)
-    truth = classes.flatten().long()
-    of_truth = log_likelihood.gather(1, truth[:, None])[:, 0]
-    empty = log_likelihood.new_zeros(logits.shape[1])
-    surprise = empty.index_add(0, truth, -of_truth)
-    hits = empty.index_add(0, truth, of_truth.exp())
-    return torch.stack([surprise, hits, log_likelihood.exp().sum(dim=0)])
+    logits = head(features)[:, :, within].permute(0, 2, 3, 4, 1).flatten(1, 3)
+    log_likelihood = functional.log_softmax(logits.float(), dim=2)
+    truth = classes.flatten(1).long()
+    of_truth = log_likelihood.gather(2, truth[:, :, None])[:, :, 0]
+    empty = log_likelihood.new_zeros(len(classes), logits.shape[2])
+    surprise = empty.scatter_add(1, truth, -of_truth)
+    hits = empty.scatter_add(1, truth, of_truth.exp())
+    return torch.stack([surprise, hits, log_likelihood.exp().sum(dim=1)])
 
 
 @torch.no_grad()
@@ -217,30 +221,43 @@ def encode_classes(autoencoder: nn.Module, classes: Classes, *, device: str) -> 
     return mean.float()
 
 
-@torch.no_grad()
-def measure_reconstruction(autoencoder: nn.Module, maps: LabelMaps, *, device: str) -> dict[str, float]:
-    """Dice of maps that are encoded and decoded.
+class MaskVaeValidation:
+    """Dice of held-out maps that are encoded and decoded, whole.
 
-    Returns:
-        By the name of the label, averaged over the maps that have it.
+    Attributes:
+        dice_per_label: Of the last call, by the name of the label, averaged over the maps that have it.
     """
-    ids = class_ids()
-    totals, seen = np.zeros(len(ids)), np.zeros(len(ids))
-    for index in range(len(maps)):
-        truth = maps[index]
-        latent = encode_classes(autoencoder, truth, device=device)
-        with mixed_precision(device):
-            found = decode_classes(autoencoder, latent)[0].cpu().numpy()
-        counts = np.bincount(truth.ravel(), minlength=len(ids))
-        both = np.bincount(truth[truth == found], minlength=len(ids))
-        dice = 2 * both / np.maximum(1, counts + np.bincount(found.ravel(), minlength=len(ids)))
-        totals[counts > 0] += dice[counts > 0]
-        seen += counts > 0
-    return {
-        MAISI.name_of(int(label_id)): round(float(total / num), 4)
-        for label_id, total, num in zip(ids, totals, seen, strict=True)
-        if num and label_id
-    }
+
+    def __init__(self, autoencoder: nn.Module, maps: LabelMaps, *, device: str, processes: Processes = ALONE) -> None:
+        self.autoencoder = autoencoder
+        self.maps = maps
+        self.device = device
+        self.processes = processes
+        self.dice_per_label: dict[str, float] = {}
+
+    def __call__(self) -> dict[str, float]:
+        """``dice``, averaged over the labels, and as ``loss`` what is missing to 1."""
+        ids, own = class_ids(), []
+        for index in range(self.processes.rank, len(self.maps), self.processes.count):
+            truth = self.maps[index]
+            found = self._reconstruct(truth)
+            counts = np.bincount(truth.ravel(), minlength=len(ids))
+            both = np.bincount(truth[truth == found], minlength=len(ids))
+            dice = 2 * both / np.maximum(1, counts + np.bincount(found.ravel(), minlength=len(ids)))
+            own.append({place: float(dice[place]) for place in np.flatnonzero(counts).tolist() if ids[place]})
+        rows = [row for rows in self.processes.gather(own) for row in rows]
+        self.dice_per_label = {
+            MAISI.name_of(int(ids[place])): fmean(row[place] for row in rows if place in row)
+            for place in sorted({place for row in rows for place in row})
+        }
+        dice = fmean(self.dice_per_label.values())
+        return {"loss": 1.0 - dice, "dice": dice}
+
+    def _reconstruct(self, classes: Classes) -> Classes:
+        latent = encode_classes(self.autoencoder, classes, device=self.device)
+        with torch.no_grad(), mixed_precision(self.device):
+            found: Classes = decode_classes(self.autoencoder, latent)[0].cpu().numpy()
+        return found
 
 
 def choose_input(autoencoder: nn.Module) -> Callable[[Tensor], Tensor]:

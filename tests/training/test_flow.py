@@ -182,7 +182,8 @@ def weights_by_hand(label_map: np.ndarray[Any, Any], lesion_weight: float, outsi
 def test_lesions_and_air_count_as_much_as_wished() -> None:
     store = build_store(1)
     objective = build_objective(store, lesion_weight=5.0, outside_weight=0.25)
-    weights, lesions = objective._weights(objective._draw_batch(0))
+    batch = objective._draw_batch(0)
+    weights, lesions = objective._weights(torch.from_numpy(batch.label_maps), batch.clean.shape)
     expected = weights_by_hand(store[0].label_map, 5.0, 0.25)
     assert torch.equal(weights[0, 0], expected)
     assert set(expected.flatten().tolist()) == {0.25, 1.0, 5.0}
@@ -223,7 +224,7 @@ def test_label_means_count_as_much_as_wished() -> None:
     plain = build_objective(store)
     loss, figures = build_objective(store, label_mean_weight=2.0).loss(0)
     assert figures["label_mean"] > 0
-    assert loss.item() == pytest.approx(value(plain) + 2.0 * figures["label_mean"], rel=1e-5)
+    assert loss.item() == pytest.approx(value(plain) + 2.0 * float(figures["label_mean"]), rel=1e-5)
 
 
 def test_crop_without_body_has_no_loss_where_air_does_not_count() -> None:

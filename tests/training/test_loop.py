@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from maisi_aug.errors import TrainingError
 from maisi_aug.training.loop import CHECKPOINT_NAME, LOG_NAME, TrainingRun
+from maisi_aug.training.processes import WHOLE, Share
 from maisi_aug.training.settings import LoopConfig
 
 
@@ -28,7 +29,7 @@ class Line:
     def networks(self) -> Mapping[str, nn.Module]:
         return {"line": self.network}
 
-    def loss(self, step: int) -> tuple[Tensor, dict[str, float]]:
+    def loss(self, step: int, share: Share = WHOLE) -> tuple[Tensor, dict[str, float]]:
         points = torch.randn(8, 3, generator=torch.Generator().manual_seed(step))
         loss = (self.network(points)[:, 0] - points.sum(1)).square().mean()
         return loss * (float("nan") if step == self.breaks_at else 1.0), {"num_after": float(self.num_after)}
@@ -132,7 +133,10 @@ def test_other_configuration_is_refused_by_its_fields(tmp_path: Path) -> None:
 
 def test_loss_that_is_not_finite_ends_the_run_and_keeps_the_checkpoint(tmp_path: Path) -> None:
     run = start(tmp_path, Line(breaks_at=4), checkpoint_minutes=1e-9)
-    with pytest.raises(TrainingError, match="Training step 4: expected a finite loss, found nan. Lower learning_rate"):
+    with pytest.raises(
+        TrainingError,
+        match=r"Training step 4: expected a finite loss, found nan; the last checkpoint is .*checkpoint\.pt\. Lower l",
+    ):
         run.train()
     checkpoint = read_checkpoint(tmp_path)
     assert checkpoint["step"] == 4
