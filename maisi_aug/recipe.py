@@ -343,7 +343,7 @@ def list_training_recipes() -> list[RecipeInfo]:
 
 def _list_recipes_of(verb: str) -> list[RecipeInfo]:
     folder = Path(str(files("maisi_aug.recipes")))
-    infos = [_read_info(path) for path in sorted(folder.glob("*.yaml"))]
+    infos = [_read_info(path) for path in sorted(folder.glob("*.yaml"), key=lambda path: path.stem)]
     return [info for info in infos if info.commands and info.commands[0].startswith(verb)]
 
 
