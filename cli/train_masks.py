@@ -19,6 +19,8 @@ from maisi_aug.cli.train import (
 )
 
 if TYPE_CHECKING:
+    from rich.progress import Progress
+
     from maisi_aug.training.mask_data import MaskSplit
     from maisi_aug.training.mask_recipe import MaskTrainingRecipe
     from maisi_aug.training.mask_stages import MaskStageName, ReportPhase
@@ -102,11 +104,7 @@ def _train(
     processes = Processes.connect(device)
     num_steps = (recipe.diffusion if is_last else recipe.vae).loop.num_steps
     with progress_bar(is_shown=processes.is_main) as progress:
-
-        def report_phase(name: str) -> Callable[[int, int], None]:
-            task = progress.add_task(name, total=None)
-            return lambda done, total: progress.update(task, completed=done, total=total)
-
+        report_phase = _phases_of(progress)
         with processes.main_first():
             split = _open(recipe, source, out, report_phase)
         folder = MaskTrainingFolder(
@@ -131,6 +129,16 @@ def _train(
     if not result.is_complete:
         typer.echo(f"{stage}: {result.num_steps_done} of {num_steps} steps; run again to go on.", err=True)
     typer.echo(path)
+
+
+def _phases_of(progress: Progress) -> ReportPhase:
+    """A bar for each phase before the training."""
+
+    def report_phase(name: str) -> Callable[[int, int], None]:
+        task = progress.add_task(name, total=None)
+        return lambda done, total: progress.update(task, completed=done, total=total)
+
+    return report_phase
 
 
 def _open(

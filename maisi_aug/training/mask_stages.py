@@ -123,11 +123,13 @@ class MaskTrainingFolder:
         return result
 
     def _prepare_vae(self, autoencoder: nn.Module) -> tuple[Objective, Validate]:
+        with self.processes.main_first():
+            figures = self._measure(self.split.training, "training", self.split.key)
         objective = MaskVaeObjective(
             autoencoder,
             self.split.training,
             self.recipe.vae.loss,
-            counts=self._measure(self.split.training, "training", self.split.key).counts,
+            counts=figures.counts,
             spacing_mm=self.recipe.grid.spacing_mm,
             seed=self.recipe.seed,
             device=self.device,
@@ -159,9 +161,9 @@ class MaskTrainingFolder:
         autoencoder = build_network(self.recipe.networks["mask_autoencoder"], device=self.device)
         autoencoder.load_state_dict(self.load_weights("mask-vae"))
         use_plain_layers(autoencoder.eval())
-        organ_volumes = self.measure().organ_volumes_ml()
         found = []
         with self.processes.main_first():
+            organ_volumes = self.measure().organ_volumes_ml()
             for name, maps, key in (
                 ("training", self._varied(), self._varied_key()),
                 ("held-out", self.split.held_out, self.split.key),
@@ -192,8 +194,7 @@ class MaskTrainingFolder:
     def _measure(self, maps: LabelMaps, name: str, key: str) -> MapFigures:
         voxel_ml = float(np.prod(self.recipe.grid.spacing_mm)) / 1000
         path = self.folder / f"figures-{key}-{name}.npz"
-        with self.processes.main_first():
-            return measure_maps(maps, path, voxel_ml=voxel_ml, report=self.report_phase(f"Measuring {name} maps"))
+        return measure_maps(maps, path, voxel_ml=voxel_ml, report=self.report_phase(f"Measuring {name} maps"))
 
     def _encode(self, autoencoder: nn.Module, maps: LabelMaps, name: str, key: str) -> list[Tensor]:
         weights_hash = sha256_of(self._weights_path("mask-vae"))

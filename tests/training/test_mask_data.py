@@ -61,7 +61,6 @@ def test_phantoms_for_validation_are_others_than_those_for_training(tmp_path: Pa
     assert (len(split.training), len(split.held_out)) == (1, 1)
     assert (split.training[0] != split.held_out[0]).any()
     assert split.origin == "1 procedural phantoms, seed 5"
-    assert split.key != open_phantoms(build_mask_recipe(data__num_phantoms=2), tmp_path).key
 
 
 def write_prepared(folder: Path, *, folds: tuple[int, ...], shape: tuple[int, int, int] = SHAPE) -> PreparedStore:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 import numpy as np
@@ -7,7 +8,6 @@ import pytest
 import torch
 from monai.networks.schedulers.ddpm import DDPMScheduler
 from torch import Tensor, nn
-from torch.nn import functional
 
 from maisi_aug.networks import build_network, build_scheduler
 from maisi_aug.training.mask_noise import MaskNoiseObjective, MaskNoiseValidation, SizedLatents
@@ -24,11 +24,17 @@ def build_cases(num_cases: int = 3) -> SizedLatents:
     return SizedLatents(latents, np.random.default_rng(0).random((num_cases, 10)).astype(np.float32))
 
 
-def build_objective(unet: nn.Module, *, norm: Literal["l1", "l2"] = "l1", batch_count: int = 1) -> MaskNoiseObjective:
+def build_objective(
+    unet: nn.Module,
+    *,
+    norm: Literal["l1", "l2"] = "l1",
+    batch_count: int = 1,
+    cases: SizedLatents | None = None,
+) -> MaskNoiseObjective:
     scheduler = build_scheduler(build_mask_settings()["scheduler"])
     assert isinstance(scheduler, DDPMScheduler)
     config = MaskNoiseLossConfig(norm=norm, batch_count=batch_count)
-    return MaskNoiseObjective(unet, scheduler, build_cases(), config, scale_factor=SCALE, seed=2, device="cpu")
+    return MaskNoiseObjective(unet, scheduler, cases or build_cases(), config, scale_factor=SCALE, seed=2, device="cpu")
 
 
 class Noting(nn.Module):
@@ -84,19 +90,18 @@ def test_unet_hears_the_sizes(unet: nn.Module) -> None:
     assert figures["loss"] != figures["loss_without_sizes"]
 
 
-def test_few_steps_teach_it_a_latent() -> None:
+def test_few_steps_teach_it_what_is_noise() -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         unet = build_network(build_mask_networks()["mask_diffusion_unet"])
-    objective = build_objective(unet, batch_count=2)
-    validation = MaskNoiseValidation(objective, build_cases())
-    optimizer = torch.optim.Adam(unet.parameters(), lr=3e-3)
+    flat = SizedLatents([torch.full((4, 4, 4, 2), value) for value in (-1.0, 0.0, 1.0)], build_cases().sizes)
+    objective = build_objective(unet, batch_count=4, cases=flat)
+    validation = MaskNoiseValidation(objective, flat)
+    optimizer = torch.optim.Adam(unet.parameters(), lr=5e-3)
     with torch.no_grad():
         before = validation()["loss"]
-    assert before == pytest.approx(
-        float(functional.l1_loss(torch.zeros(1), torch.ones(1))) * np.sqrt(2 / np.pi), abs=0.05
-    )
-    for step in range(40):
+    assert before == pytest.approx(math.sqrt(2 / math.pi), abs=0.05)  # its last layer starts at zero
+    for step in range(60):
         optimizer.zero_grad()
         objective.loss(step)[0].backward()  # type: ignore[no-untyped-call]
         optimizer.step()
