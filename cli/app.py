@@ -31,7 +31,9 @@ VERBS: dict[str, Verb] = {
     "plan": Verb("maisi_aug.cli.plan", "Show which cases synthesize would make, and balance a real dataset with them."),
     "phantom": Verb("maisi_aug.cli.phantom", "Write procedural CT phantoms with exact label maps."),
     "prepare": Verb("maisi_aug.cli.prepare", "Prepare your own CTs and label maps for training."),
-    "train": Verb("maisi_aug.cli.train", "Train the networks of a bundle: vae, diffusion or controlnet."),
+    "train": Verb(
+        "maisi_aug.cli.train", "Train the networks of a bundle: vae, diffusion, controlnet, mask-vae, mask-diffusion."
+    ),
     "finetune-controlnet": Verb("maisi_aug.cli.finetune", "Teach a ControlNet new labels from prepared CTs."),
     "export": Verb("maisi_aug.cli.export", "Hand a cohort on: nnunet, monai, dicom."),
     "nnunet-trainer-path": Verb("maisi_aug.cli.nnunet", "Print where nnU-Net finds maisi-aug's trainers."),
