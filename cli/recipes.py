@@ -88,14 +88,16 @@ def validate_command(
 
 def _validate_training(name: str, *, as_json: bool) -> None:
     from maisi_aug.training.checks import require_divisible
-    from maisi_aug.training.recipe import load_training_recipe
+    from maisi_aug.training.recipe import PreparedData, load_training_recipe
 
     recipe = load_training_recipe(find_recipe(name))
     require_divisible(recipe)
     if as_json:
         typer.echo(recipe.model_dump_json(indent=1))
         return
-    typer.echo(f"{name}: valid, trains the bundle '{recipe.bundle.name}' on {recipe.data.num_phantoms} phantoms.")
+    data = recipe.data
+    cases = f"the cases of {data.prepared}" if isinstance(data, PreparedData) else f"{data.num_phantoms} phantoms"
+    typer.echo(f"{name}: valid, trains the bundle '{recipe.bundle.name}' on {cases}.")
 
 
 def require_plannable(config: CohortConfig, *, source: str) -> ResolvedCohort:

@@ -142,7 +142,7 @@ def test_misspelt_recipe_offers_the_closest() -> None:
 
 def test_package_has_its_recipes() -> None:
     assert [info.name for info in list_recipes()] == ["liver", "lung", "six-tumours"]
-    assert [info.name for info in list_training_recipes()] == ["train-phantom-ct"]
+    assert [info.name for info in list_training_recipes()] == ["train-ddpm-ct", "train-phantom-ct", "train-rflow-ct"]
 
 
 @pytest.mark.parametrize("info", list_recipes(), ids=lambda info: info.name)

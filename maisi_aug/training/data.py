@@ -10,11 +10,13 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Protocol, cast
 
 import numpy as np
 import torch
+from monai.inferers.utils import sliding_window_inference
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -25,6 +27,10 @@ from maisi_aug.seeds import derive_seed
 from maisi_aug.whole_files import write_whole
 
 ReportProgress = Callable[[int, int], None]
+
+# Larger images are encoded in overlapping windows, as MAISI does: NV-Generate-CTMR, diff_model_create_training_data.py.
+ENCODE_WINDOW: Shape = (320, 320, 160)
+ENCODE_OVERLAP = 0.4
 
 REGIONS = ("chest", "abdomen", "pelvis", "any")
 
@@ -201,6 +207,13 @@ def measure_scale_factor(latents: Sequence[Tensor], deviation: float) -> float:
 
 
 def _encode(case: TrainingCase, autoencoder: nn.Module, device: str) -> Tensor:
+    def encode(image: Tensor) -> Tensor:
+        mean: Tensor = autoencoder.encode(image)[0]  # type: ignore[operator]
+        return mean
+
     image = hu_to_unit(torch.from_numpy(case.image_hu)).to(device)[None, None]
-    mean = cast(Tensor, autoencoder.encode(image)[0])  # type: ignore[operator]
-    return mean[0].half().cpu()
+    if image.numel() <= prod(ENCODE_WINDOW):
+        return encode(image)[0].half().cpu()
+    window = [min(side, wanted) for side, wanted in zip(case.image_hu.shape, ENCODE_WINDOW, strict=True)]
+    mean = sliding_window_inference(image, window, 1, encode, overlap=ENCODE_OVERLAP, mode="gaussian")
+    return cast(Tensor, mean)[0].half().cpu()
