@@ -97,7 +97,12 @@ def test_shipped_grid_is_what_was_promised() -> None:
 
 def test_header_holds_every_field_of_a_bundle_that_training_does_not_make() -> None:
     # No recipe trains mask networks, so that none says how they are run.
-    made = {"format", "scale_factor", "weights", "provenance", "mask_generation"}
+    made = {"format", "scale_factor", "weights", "provenance", "mask_generation"} | {
+        "base",
+        "sizes",
+        "hu_ranges",
+        "mask_bank",
+    }
     assert set(BundleHeader.model_fields) == set(BundleSpec.model_fields) - made
 
 
