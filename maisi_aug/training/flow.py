@@ -81,7 +81,7 @@ class FlowObjective:
         self.processes = processes
         self.lesions = LesionPlaces(store, lesion_ids)
         self._weight_of_id = _tabulate_weights(config, lesion_ids, label_weights or {})
-        self._batches = Ahead(self._draw_batch, is_on=device.startswith("cuda"))
+        self._batches = Ahead[Batch](is_on=device.startswith("cuda"))
         self._mean_weights: tuple[int, Tensor] | None = None
         self._unet_trains = controlnet is None or config.train_unet
         unet.requires_grad_(self._unet_trains)
@@ -96,7 +96,7 @@ class FlowObjective:
 
     def loss(self, step: int, share: Share = WHOLE) -> tuple[Tensor, dict[str, Tensor]]:
         """Weighted L1 of a share of a step's batch, with the plain L1 and that inside lesions."""
-        batch = self._batches(step, share)
+        batch = self._batches(self._draw_batch, step, share)
         noise, timesteps = self._draw_noise(step, batch.clean, share)
         return self.compare(batch, noise, timesteps, mean_weights=self._measure_weights(step, share))
 

@@ -42,7 +42,7 @@ class VaeObjective:
         self.autoencoder = autoencoder
         self.config = config
         self.patches = PatchSource(store, config, lesion_ids=lesion_ids, seed=seed)
-        self._batches = Ahead(self.patches.draw, is_on=device.startswith("cuda"))
+        self._batches = Ahead[Tensor](is_on=device.startswith("cuda"))
         self.seed = seed
         self.device = device
         _set_log_variance(autoencoder, config.initial_log_variance)
@@ -59,7 +59,7 @@ class VaeObjective:
 
     def loss(self, step: int, share: Share = WHOLE) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss of a share of the patches of a step, with the mean error in HU."""
-        image = self._batches(step, share).to(self.device)
+        image = self._batches(self.patches.draw, step, share).to(self.device)
         mean, sigma = self.autoencoder.encode(image)  # type: ignore[operator]
         rebuilt = self.autoencoder.decode(mean + sigma * self._draw_noise(step, share, mean.shape)).float()  # type: ignore[operator]
         mean, sigma = mean.float(), sigma.float()

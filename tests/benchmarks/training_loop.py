@@ -95,7 +95,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.stdout.write(f"{measure_memory(side, Case(**json.loads(text)))}\n")
         return
     has_cuda = options.device.startswith("cuda")
-    runs = []
+    runs: list[dict[str, Any]] = []
     results = {"machine": describe_machine(options.device), "runs": runs}
     for stage in options.stage or STAGES:
         grid = options.grid or ("256x256x256" if has_cuda else "64x64x64")
@@ -150,8 +150,8 @@ def build_side(side: Side, case: Case, folder: Path) -> Callable[[int], list[flo
     decay = 0.999 if side == "ours" else 0.0
     loop = LoopConfig(num_steps=10**6, learning_rate=1e-5, num_warmup_steps=0, average_decay=decay)
     if side == "plain":
-        make_loss = plain_vae if isinstance(objective, VaeObjective) else plain_controlnet
-        return plain_steps(objective, make_loss(objective), loop, case)
+        losses = plain_vae(objective) if isinstance(objective, VaeObjective) else plain_controlnet(objective)
+        return plain_steps(objective, losses, loop, case)
     return our_steps(TrainingRun(objective, loop, folder / side, device=case.device), case)
 
 

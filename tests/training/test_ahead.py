@@ -24,27 +24,32 @@ class Counting:
 
 def test_next_batches_are_drawn_in_a_thread_and_once() -> None:
     counting = Counting()
-    ahead = Ahead(counting, is_on=True)
+    ahead = Ahead[tuple[int, int]](is_on=True)
     shares = [Share(0, 2), Share(1, 2)]
-    drawn = [ahead(step, share) for step in (4, 5, 6) for share in shares]
+    drawn = [ahead(counting, step, share) for step in (4, 5, 6) for share in shares]
     assert drawn == [(step, share) for step in (4, 5, 6) for share in (0, 1)]
     here = threading.current_thread().name
     assert {step for (step, _), name in counting.threads.items() if name == here} == {4}
 
 
 def test_batches_out_of_order_are_right_all_the_same() -> None:
-    ahead = Ahead(lambda step, share: 10 * step + share.index, is_on=True)
-    assert [ahead(step) for step in (3, 9, 4, 4)] == [30, 90, 40, 40]
+    ahead = Ahead[int](is_on=True)
+
+    def draw(step: int, share: Share) -> int:
+        return 10 * step + share.index
+
+    assert [ahead(draw, step) for step in (3, 9, 4, 4)] == [30, 90, 40, 40]
+    assert ahead(lambda step, share: -step, 5) == -5, "another source of batches"
 
 
 def test_what_goes_wrong_ahead_is_raised_at_its_step() -> None:
-    ahead = Ahead(Counting(), is_on=True)
-    assert ahead(12) == (12, 0)
+    ahead, counting = Ahead[tuple[int, int]](is_on=True), Counting()
+    assert ahead(counting, 12) == (12, 0)
     with pytest.raises(ValueError, match="no case thirteen"):
-        ahead(13)
+        ahead(counting, 13)
 
 
 def test_nothing_is_drawn_ahead_on_a_cpu() -> None:
     counting = Counting()
-    assert Ahead(counting, is_on=False)(1) == (1, 0)
+    assert Ahead[tuple[int, int]](is_on=False)(counting, 1) == (1, 0)
     assert list(counting.threads) == [(1, 0)]
