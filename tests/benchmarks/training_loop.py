@@ -148,7 +148,11 @@ def build_side(side: Side, case: Case, folder: Path) -> Callable[[int], list[flo
     """A function that makes steps of one side and gives the seconds of each."""
     objective = build_vae(case) if case.stage == "vae" else build_controlnet(case)
     decay = 0.999 if side == "ours" else 0.0
-    loop = LoopConfig(num_steps=10**6, learning_rate=1e-5, num_warmup_steps=0, average_decay=decay)
+    # As in the embedded recipe: on CPUs bfloat16 gradients of the ControlNet are not always numbers.
+    is_mixed = case.stage == "vae" or case.device.startswith("cuda")
+    loop = LoopConfig(
+        num_steps=10**6, learning_rate=1e-5, num_warmup_steps=0, average_decay=decay, mixed_precision=is_mixed
+    )
     if side == "plain":
         losses = plain_vae(objective) if isinstance(objective, VaeObjective) else plain_controlnet(objective)
         return plain_steps(objective, losses, loop, case)
