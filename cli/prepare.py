@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
 
@@ -40,6 +40,13 @@ class Modality(StrEnum):
     ct_contrast = "ct_contrast"
 
 
+class OrganMaker(NamedTuple):
+    """How TotalSegmentator is run: where, and whether with its 3 mm model."""
+
+    device: str
+    is_fast: bool
+
+
 def register(app: typer.Typer) -> None:
     """Add the command to the application."""
     app.command("prepare")(prepare)
@@ -54,8 +61,8 @@ def prepare(
     labels: Annotated[
         Path | None,
         typer.Option(
-            help="Folder of label maps named after the images (ID.nii.gz, ID_oar.nii.gz; several per case are laid over "
-            "each other), or a folder per case with a mask per label. May be the images' folder."
+            help="Folder of label maps named after the images (ID.nii.gz, ID_oar.nii.gz; several per case are laid "
+            "over each other), or a folder per case with a mask per label. May be the images' folder."
         ),
     ] = None,
     nnunet: Annotated[
@@ -75,8 +82,8 @@ def prepare(
     organs: Annotated[
         list[Path] | None,
         typer.Option(
-            help="Folder of organ labels as TotalSegmentator writes them: ID.nii.gz, or a folder ID of masks; repeat, the "
-            "last one wins. Your own labels always win over organs."
+            help="Folder of organ labels as TotalSegmentator writes them: ID.nii.gz, or a folder ID of masks; repeat, "
+            "the last one wins. Your own labels always win over organs."
         ),
     ] = None,
     organ_labels: Annotated[
@@ -84,7 +91,10 @@ def prepare(
     ] = OrganLabels.auto,
     run_totalsegmentator: Annotated[
         bool,
-        typer.Option("--run-totalsegmentator", help="Make organ labels now; needs maisi-aug[totalsegmentator]."),
+        typer.Option(
+            "--run-totalsegmentator",
+            help="Make organ labels now; needs maisi-aug[totalsegmentator], which fetches its weights at first use.",
+        ),
     ] = False,
     fast_organs: Annotated[
         bool, typer.Option("--fast-organs", help="TotalSegmentator's 3 mm model, for computers without a GPU.")
@@ -114,8 +124,8 @@ def prepare(
         str | None,
         typer.Option(
             metavar="REGEX|CSV",
-            help="How a case's name tells its patient ('^[^_]+_[0-9]+'), or a CSV file with the columns id and patient. "
-            "Without it every case is its own patient.",
+            help="How a case's name tells its patient ('^[^_]+_[0-9]+'), or a CSV file with the columns id and "
+            "patient. Without it every case is its own patient.",
         ),
     ] = None,
     folds: Annotated[int, typer.Option(min=1, help="Patients are dealt out into so many folds.")] = 5,
@@ -126,8 +136,8 @@ def prepare(
         list[str] | None,
         typer.Option(
             metavar="PATH",
-            help="How label files are named, without suffix: '{id}_oar', '{id}/segmentations/{label}'; repeat, the last "
-            "one wins.",
+            help="How label files are named, without suffix: '{id}_oar', '{id}/segmentations/{label}'; repeat, the "
+            "last one wins.",
         ),
     ] = None,
     exclude: Annotated[list[str] | None, typer.Option(metavar="ID", help="A case to leave out; repeat.")] = None,
@@ -161,47 +171,58 @@ def prepare(
     from maisi_aug.cli.progress import count_stages
     from maisi_aug.preparation.collecting import Sources, collect_cases
     from maisi_aug.preparation.mapping import parse_rule
-    from maisi_aug.preparation.run import PrepareRequest, claim_folder, plan_preparation, run_preparation
+    from maisi_aug.preparation.run import PrepareRequest, plan_preparation
     from maisi_aug.preparation.tissues import parse_tissue
 
     base = _load_bundle(bundle)
     grid_shape, spacing_mm = _choose_grid(base, parse_shape(shape), parse_spacing(spacing))
     rules = tuple(map(parse_rule, map_rules or ()))
     tissues = tuple(parse_tissue(text, base.vocabulary) for text in tissue or ())
-    sources = Sources(
-        images, labels, nnunet, tuple(organs or ()), image_pattern, tuple(label_pattern or ()), tuple(exclude or ())
-    )
+    patterns, excluded = tuple(label_pattern or ()), tuple(exclude or ())
+    sources = Sources(images, labels, nnunet, tuple(organs or ()), image_pattern, patterns, excluded)
     cases, notes = collect_cases(sources)
     _require_something_to_learn(cases, bool(tissues) or run_totalsegmentator)
+    request = PrepareRequest(
+        cases=cases,
+        vocabulary=base.vocabulary,
+        shape=grid_shape,
+        spacing_mm=spacing_mm,
+        name=name or out.resolve().name,
+        rules=rules,
+        tissues=tissues,
+        organ_labels=organ_labels.value,
+        patients=patients,
+        num_folds=folds,
+        modality=modality.value,
+        keeps_surroundings=keep_surroundings,
+        allow_empty=allow_empty,
+        runs_totalsegmentator=run_totalsegmentator,
+    )
     with count_stages(is_quiet=quiet) as report:
-        request = PrepareRequest(
-            cases=cases,
-            vocabulary=base.vocabulary,
-            shape=grid_shape,
-            spacing_mm=spacing_mm,
-            name=name or out.resolve().name,
-            rules=rules,
-            tissues=tissues,
-            organ_labels=organ_labels.value,
-            patients=patients,
-            num_folds=folds,
-            modality=modality.value,
-            keeps_surroundings=keep_surroundings,
-            allow_empty=allow_empty,
-            runs_totalsegmentator=run_totalsegmentator,
-        )
         plan = plan_preparation(request, report=report, num_workers=workers)
         _tell((*notes, *plan.notes))
         if dry_run:
             _show_plan(plan, as_json=as_json)
             return
-        claim_folder(plan, out, update=update)
-        if run_totalsegmentator:
-            plan = _make_organs(plan, out / ORGANS_FOLDER, device=device, fast=fast_organs, report=report)
-        result = run_preparation(plan, out, report=report, num_workers=workers)
+        result = _run(plan, out, OrganMaker(device, fast_organs), update=update, report=report, num_workers=workers)
     _show_result(result, as_json=as_json)
     if result.problems:
         raise typer.Exit(1)
+
+
+def _run(
+    plan: PreparePlan, out: Path, maker: OrganMaker, *, update: bool, report: Report, num_workers: int | None
+) -> PrepareResult:
+    from maisi_aug.preparation.run import claim_folder, run_preparation
+
+    if plan.request.runs_totalsegmentator:
+        from maisi_aug.integrations.totalsegmentator import require_totalsegmentator
+
+        require_totalsegmentator()  # before anything is written
+    claim_folder(plan, out, update=update)
+    if plan.request.runs_totalsegmentator:
+        plan = _make_organs(plan, out / ORGANS_FOLDER, maker, report)
+    return run_preparation(plan, out, report=report, num_workers=num_workers)
 
 
 def _load_bundle(name: str | None) -> Bundle:
@@ -227,17 +248,19 @@ def _require_something_to_learn(cases: Sequence[SourceCase], has_tissues: bool) 
         )
 
 
-def _make_organs(plan: PreparePlan, folder: Path, *, device: str, fast: bool, report: Report) -> PreparePlan:
+def _make_organs(plan: PreparePlan, folder: Path, maker: OrganMaker, report: Report) -> PreparePlan:
     """Run TotalSegmentator on every image, and lay its labels under the others."""
-    from maisi_aug.integrations.totalsegmentator import VERSION, require_totalsegmentator, segment_organs
+    from maisi_aug.integrations.totalsegmentator import VERSION, segment_organs
     from maisi_aug.pipeline import resolve_device
     from maisi_aug.preparation.run import with_organs
 
-    require_totalsegmentator()
     images = {task.case.id: task.case.image for task in plan.tasks}
-    named = resolve_device(device).replace("cuda", "gpu")
     segment_organs(
-        images, folder, device=named, fast=fast, report=lambda done, total: report("TotalSegmentator", done, total)
+        images,
+        folder,
+        device=resolve_device(maker.device).replace("cuda", "gpu"),
+        fast=maker.is_fast,
+        report=lambda done, total: report("TotalSegmentator", done, total),
     )
     return with_organs(plan, folder, VERSION)
 
@@ -281,12 +304,18 @@ def _show_result(result: PrepareResult, *, as_json: bool) -> None:
 def _describe(result: PrepareResult) -> list[str]:
     summary, folder = result.summary, result.dataset.path
     sizes = ", ".join(str(row["cases"]) for row in summary["folds"])
-    lines = [f"{folder}: {summary['num_cases']} cases of {summary['num_patients']} patients, {sizes} in the folds."]
+    cases, patients = _count(summary["num_cases"], "case"), _count(summary["num_patients"], "patient")
+    lines = [f"{folder}: {cases} of {patients}, {sizes} in the folds."]
     for row in summary["labels"]:
         is_new = " (new)" if row["is_new"] else ""
-        volumes = f"{row['ml_min']:g}-{row['ml_max']:g} mL, median {row['ml_median']:g}"
-        lines.append(f"  {row['id']:>3}  {row['name']}{is_new}: {row['cases']} cases, {volumes}")
+        volumes = f"{row['ml_min']:g}-{row['ml_max']:g} mL, median {row['ml_median']:g} mL"
+        volumes = volumes if row["cases"] > 1 else f"{row['ml_median']:g} mL"
+        lines.append(f"  {row['id']:>3}  {row['name']}{is_new}: {_count(row['cases'], 'case')}, {volumes}")
     num_noted = len(summary["notes"])
     if num_noted:
-        lines.append(f"{num_noted} cases were cropped or lost a part of a label: see {folder / 'summary.md'}.")
+        lines.append(f"Cropped: {_count(num_noted, 'case')}, see {folder / 'summary.md'}.")
     return [*lines, f"Pictures: {folder / 'contact_sheet.png'}"]
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

@@ -10,15 +10,8 @@ import typer
 
 from maisi_aug.errors import MaisiAugError, RecipeError
 from maisi_aug.grid import spell_grid
-from maisi_aug.recipe import (
-    CohortConfig,
-    copy_recipe,
-    find_recipe,
-    list_recipes,
-    list_training_recipes,
-    load_recipe,
-    training_kind,
-)
+from maisi_aug.recipe import CohortConfig, load_recipe
+from maisi_aug.recipe_files import copy_recipe, find_recipe, list_recipes, list_training_recipes, training_kind
 
 if TYPE_CHECKING:
     from maisi_aug.resolve import ResolvedCohort

@@ -85,7 +85,7 @@ def train_stage(
     num_steps = getattr(settings, stage).loop.num_steps
     device = resolve_device(device)
     processes = Processes.connect(device)
-    with progress_bar(is_shown=processes.is_main) as progress:
+    with open_training_bar(is_shown=processes.is_main) as progress:
 
         def report_phase(name: str) -> Callable[[int, int], None]:
             task = progress.add_task(name, total=None)
@@ -114,8 +114,8 @@ def train_stage(
     typer.echo(path)
 
 
-def progress_bar(*, is_shown: bool) -> Progress:
-    """Bars on stderr, where that is a terminal."""
+def open_training_bar(*, is_shown: bool) -> Progress:
+    """A bar on stderr for each phase of a training; none where there is no terminal."""
     from rich.console import Console
     from rich.progress import (
         BarColumn,

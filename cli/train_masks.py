@@ -15,7 +15,7 @@ from maisi_aug.cli.train import (
     OutOption,
     RecipeOption,
     TensorboardOption,
-    progress_bar,
+    open_training_bar,
 )
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ def _train(
     device = resolve_device(device)
     processes = Processes.connect(device)
     num_steps = (recipe.diffusion if is_last else recipe.vae).loop.num_steps
-    with progress_bar(is_shown=processes.is_main) as progress:
+    with open_training_bar(is_shown=processes.is_main) as progress:
         report_phase = _phases_of(progress)
         with processes.main_first():
             split = _open(recipe, source, out, report_phase)

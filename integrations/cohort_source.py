@@ -13,7 +13,8 @@ from maisi_aug.bundle import load_bundle
 from maisi_aug.errors import BundleError, ExportError, RecipeError, VocabularyError
 from maisi_aug.labels import BACKGROUND_ID, MAISI, SlotBinding, Vocabulary
 from maisi_aug.manifest import MANIFEST_NAME, SHARD_PATTERN, AttemptRecord, load_manifest
-from maisi_aug.recipe import COHORT_NAME, read_recipe
+from maisi_aug.recipe import COHORT_NAME
+from maisi_aug.recipe_files import read_recipe
 from maisi_aug.whole_files import sha256_of
 
 

@@ -1,7 +1,9 @@
 """Organ labels from TotalSegmentator, run in this process through its own Python API.
 
 Source: Wasserthal et al., "TotalSegmentator: Robust Segmentation of 104 Anatomic Structures in CT Images", Radiology:
-Artificial Intelligence 2023; the package ``totalsegmentator``, version 2, whose task ``total`` has 117 classes.
+Artificial Intelligence 2023; the package ``totalsegmentator``, version 2, whose task ``total`` has 117 classes. It
+fetches its weights at its first run, and tells its authors of every run unless its own configuration,
+``~/.totalsegmentator/config.json``, says otherwise.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from maisi_aug.bank_map import BankMap
 from maisi_aug.errors import BankError
 from maisi_aug.folder_bank import FolderBank
-from maisi_aug.grid import Grid, Shape, Spacing
+from maisi_aug.grid import Grid, Shape, Spacing, spell_grid
 from maisi_aug.growth import connected_parts
 from maisi_aug.labels import BODY_ID, Vocabulary
 from maisi_aug.lesion_editing import describe_lesion, widen
@@ -181,8 +181,8 @@ class GivenSource:
             return
         self._warned.add(bank_map.name)
         warnings.warn(
-            f"{bank_map.name}: expected {self.grids.wish}, found {spell_grid(bank_map.grid)}; the map is {change} to "
-            f"{spell_grid(grid)}{' and loses ' + ', '.join(lost) if lost else ''}.",
+            f"{bank_map.name}: expected {self.grids.wish}, found {_spell(bank_map.grid)}; the map is {change} to "
+            f"{_spell(grid)}{' and loses ' + ', '.join(lost) if lost else ''}.",
             stacklevel=3,
         )
 
@@ -287,10 +287,8 @@ def _find_ids(label_map: NDArray[np.uint8]) -> frozenset[int]:
     return frozenset(np.flatnonzero(counts).tolist()) - {0}
 
 
-def spell_grid(grid: Grid) -> str:
-    """Shape and spacing in words."""
-    sides, steps = "x".join(map(str, grid.shape)), "x".join(f"{side:.4g}" for side in grid.spacing_mm)
-    return f"{sides} at {steps} mm"
+def _spell(grid: Grid) -> str:
+    return spell_grid(grid.shape, grid.spacing_mm, with_extent=False)
 
 
 # What a dry run shows.

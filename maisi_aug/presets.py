@@ -10,11 +10,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 
 from maisi_aug.bundle import Bundle, list_bundles
+from maisi_aug.decoding_config import WHOLE
 from maisi_aug.errors import RecipeError, did_you_mean
 from maisi_aug.grid import Grid, Shape, Spacing, spell_grid
 from maisi_aug.grid_limits import GridLimits
@@ -45,6 +46,11 @@ class Preset:
     memory_gb: int
     peak_gb: float
     source: str
+
+    @property
+    def window(self) -> Shape | Literal["whole"]:
+        """The decode window as a recipe spells it."""
+        return self.decode_window or WHOLE
 
     @property
     def grid(self) -> Grid:
@@ -131,8 +137,3 @@ def find_preset(name: str, bundle: Bundle) -> Preset:
 
 def _names(presets: Iterable[Preset]) -> list[str]:
     return list(dict.fromkeys(preset.name for preset in presets))
-
-
-def with_decode_window(bundle: Bundle, preset: Preset) -> Bundle:
-    """The bundle, to be decoded in the windows of a preset; its files and its fingerprint stay as they are."""
-    return replace(bundle, spec=bundle.spec.model_copy(update={"decode_window": preset.decode_window}))

@@ -20,7 +20,8 @@ from maisi_aug.errors import BankError, CohortError, LesionError
 from maisi_aug.generate import CohortSummary, Listener, synthesize_cohort
 from maisi_aug.labels import BODY_ID
 from maisi_aug.manifest import MANIFEST_NAME, AttemptRecord, load_manifest
-from maisi_aug.recipe import build_config, read_recipe
+from maisi_aug.recipe import build_config
+from maisi_aug.recipe_files import read_recipe
 from maisi_aug.resolve import ResolvedCohort, resolve_cohort
 from maisi_aug.volume_io import load_image, load_label_map, save_label_map
 from tests.tiny_bundle import TINY_SHAPE, write_tiny_bundle

@@ -37,7 +37,7 @@ from tests.tiny_bank import (
     trunk_grid,
     write_case,
 )
-from tests.tiny_bundle import build_ddpm_header
+from tests.tiny_bundle import build_ddpm_header, build_header
 from tests.tiny_database import LIST_NAME, MAPS_NAME, add_member, build_row, write_database, write_list
 
 LUNG_TUMOR, LUNG_LOBE, BRAIN, FEMUR = 23, 28, 22, 93
@@ -354,11 +354,19 @@ def test_files_that_end_alike_are_not_mistaken_for_each_other(write: Callable[..
     assert reason.startswith("liver.nii.gz is 3 files")
 
 
-@pytest.mark.parametrize("source", ["plant", "bank"])
+@pytest.mark.parametrize(
+    ("source", "build"),
+    [("plant", build_ddpm_header), ("bank", build_ddpm_header), ("bank", build_header)],
+    ids=["plant", "bank", "bank for networks that are not told regions"],
+)
 def test_cohort_from_the_zip(
-    write: Callable[..., Path], tmp_path: Path, source: str, capsys: pytest.CaptureFixture[str]
+    write: Callable[..., Path],
+    tmp_path: Path,
+    source: str,
+    build: Callable[[], dict[str, Any]],
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    write_random_bundle(tmp_path / "bundle", build_ddpm_header(), seed=0)
+    write_random_bundle(tmp_path / "bundle", build(), seed=0)
     (tmp_path / "recipe.yaml").write_text(
         "labels: ['hepatic tumor:20mL']\nbody_region: [abdomen]\ngates: {organ_hu: false, visibility: false}\n"
     )

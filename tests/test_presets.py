@@ -6,9 +6,10 @@ from typing import Any
 import pytest
 
 from maisi_aug.bundle import Bundle, load_bundle
+from maisi_aug.decoding_config import DecodingConfig
 from maisi_aug.errors import RecipeError
-from maisi_aug.presets import find_preset, list_all_presets, list_presets, memory_presets, with_decode_window
-from maisi_aug.recipe import build_config, load_recipe
+from maisi_aug.presets import find_preset, list_all_presets, list_presets, memory_presets
+from maisi_aug.recipe import build_config, load_recipe, override
 from maisi_aug.resolve import ResolvedCohort, resolve_cohort
 from tests.published_bundle import write_limited_bundle, write_published_bundle
 
@@ -61,7 +62,7 @@ def test_preset_sets_grid_and_decode_window(
     cohort = resolve(rflow, preset=name)
     assert cohort.grid.shape == cohort.config.shape == shape
     assert cohort.grid.spacing_mm == pytest.approx(find_preset(name, rflow).spacing_mm)
-    assert cohort.bundle.spec.decode_window == window
+    assert cohort.config.decoding.window == (window or "whole")
     assert cohort.bundle.fingerprint == rflow.fingerprint
     again = resolve_cohort(build_config(cohort.to_document()["configuration"]))
     assert again.to_document() == cohort.to_document()
@@ -71,7 +72,7 @@ def test_shape_and_spacing_stand_above_the_preset(rflow: Bundle) -> None:
     cohort = resolve(rflow, preset="chest", shape=[512, 512, 256], spacing_mm=[0.8, 0.8, 2.0])
     assert cohort.grid.shape == (512, 512, 256)
     assert cohort.grid.spacing_mm == pytest.approx((0.8, 0.8, 2.0))
-    assert cohort.bundle.spec.decode_window == (64, 64, 32)
+    assert cohort.config.decoding.window == (64, 64, 32)
 
 
 def test_preset_as_a_flag_stands_above_the_grid_of_a_recipe(tmp_path: Path) -> None:
@@ -112,12 +113,12 @@ def test_window_of_the_preset_reaches_the_decoder(tmp_path: Path) -> None:
     from maisi_aug.pipeline import Pipeline
 
     bundle = write_limited_bundle(tmp_path, decode_window=[8, 8, 8])
-    whole = resolve(bundle, preset="chest").bundle
-    assert (bundle.spec.decode_window, whole.spec.decode_window) == ((8, 8, 8), None)
+    assert bundle.spec.decode_window == (8, 8, 8)
     anatomy = build_label_map(seed=1, grid=bundle.grid, region="abdomen").label_map
+    pipeline = Pipeline.load(bundle, "cpu")
     images = [
-        Pipeline.load(one, "cpu").synthesize_image(anatomy, bundle.grid, seed=1)
-        for one in (bundle, whole, with_decode_window(bundle, find_preset("chest", bundle)))
+        pipeline.synthesize_image(anatomy, bundle.grid, seed=1, decoding=decoding)
+        for decoding in (None, resolve(bundle, preset="chest").config.decoding, DecodingConfig(window="whole"))
     ]
     assert (images[0] != images[1]).any()
     assert (images[1] == images[2]).all()
@@ -127,3 +128,16 @@ def test_all_presets_are_listed_with_their_bundles() -> None:
     rows = list_all_presets()
     assert len(rows) == NUM_BY_MEMORY + NUM_BY_REGION
     assert {bundles for _, bundles in rows} == {("rflow-ct", "ddpm-ct")}
+
+
+def test_window_asked_for_stands_above_that_of_the_preset(tmp_path: Path) -> None:
+    bundle = write_limited_bundle(tmp_path)
+    assert resolve(bundle, preset="chest").config.decoding.window == "whole"
+    asked = resolve(bundle, preset="chest", decoding={"window": [16, 16, 16]})
+    assert asked.config.decoding.window == (16, 16, 16)
+
+
+def test_preset_flag_hides_the_window_of_the_recipe() -> None:
+    recipe = {"labels": ["liver tumor"], "decoding": {"window": [16, 16, 16], "overlap": 0.5}, "shape": [64, 64, 48]}
+    assert override(recipe, {"preset": "chest"})["decoding"] == {"overlap": 0.5}
+    assert override(recipe, {"preset": None})["decoding"] == recipe["decoding"]

@@ -7,24 +7,25 @@ import pytest
 import yaml
 
 from maisi_aug.errors import RecipeError
-from maisi_aug.recipe import (
+from maisi_aug.recipe import CohortConfig, build_config, differences, load_recipe
+from maisi_aug.recipe_files import (
     FIRST_STAGES,
-    CohortConfig,
-    build_config,
     copy_recipe,
-    differences,
     find_recipe,
     list_recipes,
     list_training_recipes,
-    load_recipe,
     read_recipe,
     training_kind,
 )
 
 NUM_RECIPES = 3
+IMAGE_STAGES = ("training", ("vae", "diffusion", "controlnet"))
 TRAINING_STAGES = {
-    "train-phantom-ct": ("training", ("vae", "diffusion", "controlnet")),
+    "train-ddpm-ct": IMAGE_STAGES,
+    "train-phantom-ct": IMAGE_STAGES,
     "train-phantom-ct-masks": ("mask-training", ("mask-vae", "mask-diffusion")),
+    "train-rflow-ct": IMAGE_STAGES,
+    "train-small-base": IMAGE_STAGES,
 }
 
 
@@ -167,7 +168,9 @@ def test_recipe_of_the_package_is_valid_and_opens_with_its_command(info: Any) ->
 def test_training_recipe_of_the_package_tells_its_commands(info: Any) -> None:
     kind, stages = TRAINING_STAGES[info.name]
     expected = [f"maisi-aug train {stage} --recipe {info.name} " for stage in stages]
-    assert [command.partition("--out")[0] for command in info.commands] == expected
+    assert len(info.commands) == len(expected)
+    assert all(command.startswith(start) for command, start in zip(info.commands, expected, strict=True))
+    assert all(" --out runs/" in command for command in info.commands)
     assert info.summary.endswith(".")
     assert ":" not in info.summary
     assert find_recipe(info.name) == info.path

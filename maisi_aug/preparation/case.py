@@ -19,7 +19,7 @@ from maisi_aug.body import find_body, is_hollow
 from maisi_aug.errors import VolumeError
 from maisi_aug.grid import Grid
 from maisi_aug.growth import bounding_box
-from maisi_aug.labels import BODY_ID
+from maisi_aug.labels import BODY_ID, Vocabulary
 from maisi_aug.preparation.settings import PrepareSettings
 from maisi_aug.preparation.sources import LabelFile, SourceCase
 from maisi_aug.preparation.survey import MASK_ID, is_same_place
@@ -33,8 +33,6 @@ CT_RANGE_HU = (-1024, 3071)
 MAX_AIR_HU = -150
 """An image without anything as dark as fat is no CT in HU."""
 MIN_TISSUE_HU = 0
-CUT_SHARE = 0.02
-"""Of a label's volume; a larger share beyond the grid is told."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +93,7 @@ def build_case(task: CaseTask) -> BuiltCase:
     Raises:
         VolumeError: A file cannot be read, the image is no CT in HU, or shows no patient.
     """
-    settings, notes = task.settings, list[str]()
+    settings = task.settings
     image, grid = load_ct(task.case.image)
     label_map = np.zeros(grid.shape, dtype=np.uint8)
     for files, translation in zip(task.case.organs, task.organ_translations, strict=True):
@@ -106,13 +104,14 @@ def build_case(task: CaseTask) -> BuiltCase:
     label_map = _add_body(label_map, image, grid, task.case.image)
     own_ids = sorted({label_id for table in task.tables for label_id in table.values()} - {0, BODY_ID})
     target = _place_grid(label_map, grid, settings, own_ids)
-    prepared = resample_label_map(label_map, grid, target, keep_ids=own_ids)
+    # A host organ is not kept as well: a lesion that is given back its volume takes it from the host.
+    kept_ids = [label_id for label_id in own_ids if label_id in settings.focus_ids]
+    prepared = resample_label_map(label_map, grid, target, keep_ids=kept_ids)
     image_hu = _clip(resample_image(image, grid, target, fill=AIR_HU))
     prepared = add_tissues(prepared, image_hu, settings.tissues, target.spacing_mm)
     if not settings.keeps_surroundings:
         image_hu[prepared == 0] = AIR_HU
-    notes += _describe_cut(label_map, grid, target)
-    notes += _describe_losses(label_map, grid, prepared, target, own_ids, settings)
+    notes = _describe_cut(label_map, grid, target, _find_focus(own_ids, settings), settings.vocabulary)
     return BuiltCase(image_hu, prepared, target, tuple(notes))
 
 
@@ -199,7 +198,7 @@ def _place_grid(label_map: NDArray[np.uint8], grid: Grid, settings: PrepareSetti
     """
     boxes = dict(enumerate(ndimage.find_objects(label_map), start=1))
     present = [label_id for label_id in own_ids if boxes.get(label_id) is not None]
-    wanted = [label_id for label_id in present if label_id in settings.focus_ids] or present
+    wanted = _find_focus(present, settings)
     focus = []
     if wanted:
         bounds = np.array([[(part.start, part.stop) for part in boxes[label_id]] for label_id in wanted])
@@ -209,36 +208,31 @@ def _place_grid(label_map: NDArray[np.uint8], grid: Grid, settings: PrepareSetti
     return centre_grid_on(centre_mm.tolist(), shape=settings.shape, spacing_mm=settings.spacing_mm, like=grid)
 
 
-def _describe_cut(label_map: NDArray[np.uint8], grid: Grid, target: Grid) -> list[str]:
-    """How much of the patient's length, width and depth lies beyond the grid."""
+def _find_focus(own_ids: Sequence[int], settings: PrepareSettings) -> list[int]:
+    """What a case is about: new labels and tumours; without any, all of the lab's labels."""
+    return [label_id for label_id in own_ids if label_id in settings.focus_ids] or list(own_ids)
+
+
+def _describe_cut(
+    label_map: NDArray[np.uint8], grid: Grid, target: Grid, ids: Sequence[int], vocabulary: Vocabulary
+) -> list[str]:
+    """How much of the patient, and of the labels that training is about, lies beyond the grid."""
+    to_source = np.linalg.inv(grid.affine) @ target.affine
+    scale, offset = np.diag(to_source)[:3], to_source[:3, 3]  # the target has the source's axis directions
+    first, last = offset - 0.5 * scale, offset + (np.asarray(target.shape) - 0.5) * scale
     box = bounding_box(label_map > 0)
-    to_target = np.linalg.inv(target.affine) @ grid.affine
-    scale, offset = np.diag(to_target)[:3], to_target[:3, 3]
     cut = []
     for axis, words in enumerate(("width", "depth", "length")):
-        first = (box[axis].start - 0.5) * scale[axis] + offset[axis]
-        last = (box[axis].stop - 0.5) * scale[axis] + offset[axis]
-        inside = min(last, target.shape[axis] - 0.5) - max(first, -0.5)
-        if last - first - inside > 0.5:
-            step = target.spacing_mm[axis]
-            cut.append(f"{inside * step:.0f} of {(last - first) * step:.0f} mm of the {words}")
-    return [f"Cropped to {', '.join(cut)} of the patient."] if cut else []
-
-
-def _describe_losses(
-    label_map: NDArray[np.uint8],
-    grid: Grid,
-    prepared: NDArray[np.uint8],
-    target: Grid,
-    own_ids: Sequence[int],
-    settings: PrepareSettings,
-) -> list[str]:
-    """Labels that the grid cuts or loses."""
-    before, after = (np.bincount(array.ravel(), minlength=256) for array in (label_map, prepared))
-    notes = []
-    for label_id in own_ids:
-        was_ml, is_ml = before[label_id] * grid.voxel_ml, after[label_id] * target.voxel_ml
-        if was_ml - is_ml > max(CUT_SHARE * was_ml, target.voxel_ml):
-            name = settings.vocabulary.name_of(label_id)
-            notes.append(f"{is_ml:.3g} of {was_ml:.3g} mL of '{name}' lie inside the grid.")
+        whole = (box[axis].stop - box[axis].start) * grid.spacing_mm[axis]
+        ends = max(first[axis], box[axis].start - 0.5), min(last[axis], box[axis].stop - 0.5)
+        inside = (ends[1] - ends[0]) * grid.spacing_mm[axis]
+        if whole - inside > target.spacing_mm[axis] / 2:
+            cut.append(f"{inside:.0f} of {whole:.0f} mm of the {words}")
+    notes = [f"Cropped to {', '.join(cut)} of the patient."] if cut else []
+    part = label_map[tuple(slice(max(0, int(np.ceil(a))), int(np.ceil(b))) for a, b in zip(first, last, strict=True))]
+    before, after = (np.bincount(array.ravel(), minlength=256) for array in (label_map, part))
+    for label_id in ids:
+        if before[label_id] > after[label_id]:
+            was, is_now = (f"{count[label_id] * grid.voxel_ml:.3g}" for count in (before, after))
+            notes.append(f"{is_now} of {was} mL of '{vocabulary.name_of(label_id)}' lie inside the grid.")
     return notes

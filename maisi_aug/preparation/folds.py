@@ -59,8 +59,8 @@ def require_enough_patients(patients: Mapping[str, str], num_folds: int) -> None
         return
     if num_patients == 1:
         raise PreparationError(
-            f"Folds: expected at least two patients, found one, '{next(iter(patients.values()))}', so that nothing would "
-            f"be held out for validation. {HELD_OUT_HINT}."
+            f"Folds: expected at least two patients, found one, '{next(iter(patients.values()))}', so that nothing "
+            f"would be held out for validation. {HELD_OUT_HINT}."
         )
     raise PreparationError(
         f"Folds: expected at least as many patients as folds, {num_folds}, found {num_patients}. "

@@ -204,8 +204,8 @@ def _find_known(rule: MapRule, vocabulary: Vocabulary) -> int | None:
     if found is not None and (rule.is_new or rule.hosts):
         raise PreparationError(
             f"{subject}: expected a new name before '@' or after '{NEW_PREFIX}', found the vocabulary's "
-            f"'{vocabulary.name_of(found)}' (id {found}), whose host organs are fixed. Leave out what is new, or choose "
-            "another name."
+            f"'{vocabulary.name_of(found)}' (id {found}), whose host organs are fixed. Leave out what is new, or "
+            "choose another name."
         )
     if found is None and not rule.is_new and not rule.hosts and rule.target not in KNOWN_SLOTS:
         names = [name.lower() for label in vocabulary for name in (label.name, *label.aliases)]
@@ -255,6 +255,6 @@ def _unknown_message(unknown: Sequence[SourceLabel]) -> str:
     spelled = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", first.name or "kidney tumor").replace("_", " ").lower()
     beyond = " (ids above 255 too need one)" if any((label.id or 0) > 255 for label in unknown) else ""
     return (
-        f"Labels: expected a meaning for every label{beyond}, found none for {_list(unknown)}. Add for each a --map such "
-        f"as '{shown}={spelled}', or '{shown}={DROP}' to drop it; '*={DROP}' drops all that no other rule names."
+        f"Labels: expected a meaning for every label{beyond}, found none for {_list(unknown)}. Add for each a --map "
+        f"such as '{shown}={spelled}', or '{shown}={DROP}' to drop it; '*={DROP}' drops all that no other rule names."
     )

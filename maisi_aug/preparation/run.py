@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -197,8 +199,8 @@ def claim_folder(plan: PreparePlan, out: Path, *, update: bool = False) -> None:
     elif out.is_dir() and any(out.iterdir()):
         found = sorted(child.name for child in out.iterdir())[0]
         raise PreparationError(
-            f"{out}: expected a new, an empty or a prepared folder, found '{found}'. Nothing was changed; choose another "
-            "--out."
+            f"{out}: expected a new, an empty or a prepared folder, found '{found}'. Nothing was changed; choose "
+            "another --out."
         )
     for name in (STATE_FOLDER, *FOLDERS):
         (out / name).mkdir(parents=True, exist_ok=True)
@@ -254,7 +256,8 @@ def run_preparation(
     if not good:
         first = next(iter(problems))
         raise PreparationError(
-            f"Cases: expected at least one that can be prepared, found none of {len(records)}; {first}: {problems[first]}"
+            f"Cases: expected at least one that can be prepared, found none of {len(records)}; {first}: "
+            f"{problems[first]}"
         )
     dataset = _finish(out, plan, good)
     summary = build_summary(dataset, {record["id"]: record["hu"] for record in good}, problems)
@@ -285,10 +288,16 @@ def _mapped(work: Callable[[Item], Result], items: Sequence[Item], workers: int)
     if workers < 2:
         yield map(work, items)
         return
-    # Spawned, not forked: a forked child of a process that has used OpenMP can hang.
-    pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
+    # Spawned, not forked: a forked child of a process that has used OpenMP can hang. Ctrl-C is for this process alone.
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(workers, context, signal.signal, (signal.SIGINT, signal.SIG_IGN))
     try:
         yield pool.map(work, items)
+    except BrokenProcessPool as error:
+        raise PreparationError(
+            "Workers: expected every process to finish, found one that was ended from outside, mostly for lack of "
+            "memory. Give the command again with fewer --workers."
+        ) from error
     finally:
         pool.shutdown(cancel_futures=True)
 

@@ -91,8 +91,8 @@ def find_labels(
     Args:
         folder: Label maps, or a folder per case with label maps or one mask per label.
         case_ids: Cases that have an image; files of others are not listed.
-        patterns: Paths in the folder without the format's suffix, with ``{id}`` for the case and, for masks, ``{label}``
-            for the label: ``{id}_oar``, ``{id}/segmentations/{label}``. Without any, files go by their names.
+        patterns: Paths in the folder without the format's suffix, with ``{id}`` for the case and, for masks,
+            ``{label}`` for the label: ``{id}_oar``, ``{id}/segmentations/{label}``. Without any, names decide.
         images: Files that are images and no label maps.
 
     Raises:

@@ -1,4 +1,4 @@
-"""What a prepared folder holds, for people and for scripts: volumes and HU per label, cases per fold, notes per case."""
+"""What a prepared folder holds, for people and for scripts: volumes and HU per label, folds, notes per case."""
 
 from __future__ import annotations
 
@@ -74,14 +74,15 @@ def spell_summary(summary: Mapping[str, Any], dataset: PreparedDataset) -> str:
     lines = [
         f"# {summary['name']}",
         "",
-        f"{summary['num_cases']} cases of {summary['num_patients']} patients on {spell_grid(grid.shape, grid.spacing_mm)}.",
+        f"Cases: {summary['num_cases']}. Patients: {summary['num_patients']}. Grid: "
+        f"{spell_grid(grid.shape, grid.spacing_mm)}.",
         "Pictures: `contact_sheet.png`, and `previews/` for each case.",
         "",
         "## Labels",
         "",
         "HU: medians over the cases of the 5th, 50th and 95th percentile.",
         "",
-        "| id | label | new | cases | voxels, median | mL, least | mL, median | mL, most | HU 5 % | HU 50 % | HU 95 % |",
+        "| id | label | new | cases | voxels, median | mL, least | mL, median | mL, most | HU 5% | HU 50% | HU 95% |",
         "| ---: | --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     for row in summary["labels"]:

@@ -41,17 +41,18 @@ def parse_tissue(text: str, vocabulary: Vocabulary) -> Tissue:
     Raises:
         PreparationError: It is anything else, or the vocabulary has no such label.
     """
-    name, _, bounds = text.rpartition("=")
-    low, colon, high = bounds.partition(":")
+    name, _, bounds = (part.strip() for part in text.rpartition("="))
+    low, _, high = bounds.partition(":")
     try:
-        tissue = Tissue(vocabulary.id_of(name.strip()), float(low), float(high))
+        low_hu, high_hu = float(low), float(high)
+    except ValueError:
+        low_hu = high_hu = float("nan")
+    if not name or not low_hu < high_hu:
+        raise PreparationError(f"--tissue: expected NAME=LOW:HIGH in HU, such as 'skull=150:3000', found '{text}'.")
+    try:
+        return Tissue(vocabulary.id_of(name), low_hu, high_hu)
     except VocabularyError as error:
         raise PreparationError(f"--tissue '{text}': {error}") from error
-    except ValueError:
-        tissue = None
-    if tissue is None or not colon or not tissue.low_hu < tissue.high_hu:
-        raise PreparationError(f"--tissue: expected NAME=LOW:HIGH in HU, such as 'skull=150:3000', found '{text}'.")
-    return tissue
 
 
 def add_tissues(

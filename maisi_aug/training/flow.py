@@ -132,7 +132,21 @@ class FlowObjective:
                 total_weight=None if mean_weights is None else mean_weights[1],
             )
             loss = loss + self.config.label_mean_weight * figures["label_mean"]
+        extra = self._extra_loss(batch, noisy, timesteps, output.float(), target, figures)
+        loss = loss if extra is None else loss + extra
         return loss, {name: value.detach() for name, value in figures.items()}
+
+    def _extra_loss(
+        self,
+        batch: Batch,
+        noisy: Tensor,
+        timesteps: Tensor,
+        output: Tensor,
+        target: Tensor,
+        figures: dict[str, Tensor],
+    ) -> Tensor | None:
+        """What a kind of training adds to the loss, its figures added in place; None for nothing."""
+        return None
 
     def after_step(self, step: int) -> None:
         """Nothing to do."""

@@ -22,7 +22,7 @@ from maisi_aug.bundle import NETWORK_ROLES, SlotSpec, bind_slots
 from maisi_aug.errors import BundleError, RecipeError, did_you_mean
 from maisi_aug.grid_limits import GridLimits, GridSpec
 from maisi_aug.known_bundles import find_known_bundle
-from maisi_aug.recipe import list_training_recipes
+from maisi_aug.recipe_files import list_training_recipes
 from maisi_aug.training.settings import FlowLossConfig, LoopConfig, VaeLossConfig
 
 # What ``bundle.like`` takes over.

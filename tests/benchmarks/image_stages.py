@@ -40,6 +40,7 @@ class Case:
         repeats: Rounds, of which the median counts.
         precision: What the reference computes in; ours is not told.
         window: Latent voxels decoded at once, on both sides; None for the bundle's, ``whole`` for all of them.
+        source: ``given`` for a label map that is there, ``diffusion`` for one that is generated first.
     """
 
     bundle: str
@@ -49,6 +50,7 @@ class Case:
     repeats: int
     precision: str
     window: tuple[int, int, int] | str | None = None
+    source: str = "given"
 
 
 class _EmbeddingTimer:
@@ -130,7 +132,7 @@ def run_reference(case: Case, folder: Path, clock: Clock) -> dict[str, Any]:
             if bundle.definition("diffusion_unet").get("include_top_region_index_input")
             else None
         )
-        with _precision(case):
+        with in_precision(case):
             latent = loop.sample(noise, encode(label_map, SPACING_MM, "ct", regions, case.device), num_steps=case.steps)
             clock.start("image decode")
             image = loop.decode(latent, None if window == "whole" else window)  # type: ignore[arg-type]
@@ -152,7 +154,7 @@ def bundle_factor(definitions: dict[str, dict[str, Any]]) -> int:
     return int(2 ** (len(definitions["autoencoder"]["num_channels"]) - 1))
 
 
-def _precision(case: Case) -> Any:
+def in_precision(case: Case) -> Any:
     """NVIDIA's scripts use float16 on a GPU; what they say of CUDA leaves a CPU in float32."""
     dtypes = {"float16": torch.float16, "bfloat16": torch.bfloat16}
     if case.precision == "float32":

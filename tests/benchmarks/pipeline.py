@@ -3,7 +3,9 @@
     python -m tests.benchmarks.pipeline --out results
 
 Each side runs in a process of its own, on the same random weights, label map and number of steps, and is measured stage
-by stage. ``--device cuda`` measures 256x256x256 and 512x512x128 voxels at full width.
+by stage. ``--source diffusion`` has the label map generated first: random weights draw no anatomy, so that both sides
+clean up the same spoilt phantom, and draw the image of the same given map. ``--device cuda`` measures 256x256x256 and
+512x512x128 voxels at full width.
 """
 
 from __future__ import annotations
@@ -23,20 +25,22 @@ from typing import Any
 import numpy as np
 import torch
 
-from maisi_aug.bundle import embedded_bundles, load_bundle
+from maisi_aug.bundle import Bundle, embedded_bundles, load_bundle
 from maisi_aug.weights import write_random_bundle
-from tests.benchmarks import image_stages
+from tests.benchmarks import image_stages, mask_stages
 from tests.benchmarks.image_stages import Case
 from tests.benchmarks.measuring import Clock
-from tests.narrow_networks import FULL_WIDTH, scaled_header
+from tests.narrow_networks import FULL_WIDTH, add_scaled_masks, scaled_header
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 WIDTHS = {"full": FULL_WIDTH, "half": 2, "quarter": 4, "tiny": 8}
-# What each side runs, one group of stages after the other; the mask-diffusion stages are to stand before the image's.
+# What each side runs, one group of stages after the other.
 Run = Callable[[Case, Path, Clock], dict[str, Any]]
-GROUPS: Mapping[str, Sequence[Run]] = {"ours": (image_stages.run_ours,), "reference": (image_stages.run_reference,)}
-STAGES: Sequence[str] = (*image_stages.STAGES,)
+IMAGE: Mapping[str, Run] = {"ours": image_stages.run_ours, "reference": image_stages.run_reference}
+MASKS: Mapping[str, Run] = {"ours": mask_stages.run_ours, "reference": mask_stages.run_reference}
+STAGES: Sequence[str] = (*mask_stages.STAGES, *image_stages.STAGES)
 GRIDS = {"cpu": ["64x64x64"], "cuda": ["256x256x256", "512x512x128"]}
+MASK_SIDES = {"cpu": 64, "cuda": 256}
 # NV-Generate-CTMR, docs/inference.md: an A100 of 80 GB, image decode and sampling of rflow-ct.
 PUBLISHED = {
     "256x256x256": "5 s + 3 s, 15.4 GB",
@@ -61,6 +65,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--precision", action="append", choices=["float32", "bfloat16", "float16"], help="of the reference; may repeat"
     )
+    parser.add_argument("--source", action="append", choices=["given", "diffusion"], help="of the map; may repeat")
+    parser.add_argument("--mask-time-steps", type=int, default=1000, help="of the mask scheduler, all of them taken")
     parser.add_argument("--side", nargs=2, metavar=("SIDE", "CASE"), help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if options.side:
@@ -73,10 +79,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     runs: list[dict[str, Any]] = []
     results: dict[str, Any] = {"machine": describe_machine(options.device), "runs": runs}
     with tempfile.TemporaryDirectory() as folder:
-        for width, grid, precision in product(widths, options.grid or GRIDS[kind], precisions):
-            options.width, options.precision = width, precision
+        sources = options.source or ["given"]
+        for source, width, grid, precision in product(sources, widths, options.grid or GRIDS[kind], precisions):
+            options.source, options.width, options.precision = source, width, precision
             case = prepare(options, grid, Path(folder))
-            sides = {name: run_in_process(name, case) for name in GROUPS}
+            sides = {name: run_in_process(name, case) for name in IMAGE}
             runs.append({"grid": grid, **describe(options), "sides": sides})
             sys.stdout.write(to_table(runs[-1]) + "\n")
     options.out.mkdir(parents=True, exist_ok=True)
@@ -87,7 +94,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def describe(options: argparse.Namespace) -> dict[str, Any]:
     """The settings that tell one run from another."""
     return {
-        key: getattr(options, key) for key in ("bundle", "width", "steps", "device", "repeats", "window", "precision")
+        key: getattr(options, key)
+        for key in ("bundle", "source", "width", "steps", "device", "repeats", "window", "precision")
     }
 
 
@@ -97,17 +105,33 @@ def prepare(options: argparse.Namespace, grid: str, folder: Path) -> Case:
     np.save(label_map, image_stages.draw_label_map(image_stages.read_sides(grid)))
     if options.bundle in embedded_bundles():
         bundle = load_bundle(options.bundle)
-    elif (folder / options.width / "bundle.yaml").is_file():
-        bundle = load_bundle(folder / options.width)
+    elif (folder / options.source / options.width / "bundle.yaml").is_file():
+        bundle = load_bundle(folder / options.source / options.width)
     else:
-        header = scaled_header(options.bundle, divisor=WIDTHS[options.width])
-        if header["scheduler"]["class"] == "DDPMScheduler":
-            header = scaled_header(options.bundle, divisor=WIDTHS[options.width], num_inference_steps=options.steps)
-        bundle = write_random_bundle(folder / options.width, header, seed=0)
+        bundle = write_narrow_bundle(options, folder / options.source / options.width)
     window = options.window if options.window in (None, "whole") else image_stages.read_sides(options.window)
     return Case(
-        str(bundle.path), str(label_map), options.steps, options.device, options.repeats, options.precision, window
+        str(bundle.path),
+        str(label_map),
+        options.steps,
+        options.device,
+        options.repeats,
+        options.precision,
+        window,
+        options.source,
     )
+
+
+def write_narrow_bundle(options: argparse.Namespace, folder: Path) -> Bundle:
+    """The bundle's networks at the width asked for, with random weights; with those of masks where they are needed."""
+    divisor = WIDTHS[options.width]
+    header = scaled_header(options.bundle, divisor=divisor)
+    if header["scheduler"]["class"] == "DDPMScheduler":
+        header = scaled_header(options.bundle, divisor=divisor, num_inference_steps=options.steps)
+    if options.source == "diffusion":
+        side = MASK_SIDES[options.device.partition(":")[0]]
+        header = add_scaled_masks(header, folder, divisor=divisor, side=side, num_train_steps=options.mask_time_steps)
+    return write_random_bundle(folder, header, seed=0)
 
 
 def run_in_process(name: str, case: Case) -> dict[str, Any]:
@@ -139,8 +163,8 @@ def run_side(name: str, case: Case) -> dict[str, Any]:
     clock = Clock(case.device)
     notes: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
-        for run in GROUPS[name]:
-            notes |= run(case, Path(folder), clock)
+        for group in (MASKS, IMAGE) if case.source == "diffusion" else (IMAGE,):
+            notes |= group[name](case, Path(folder), clock)
     return {"stages": clock.to_dict(), **notes}
 
 
@@ -180,6 +204,14 @@ def _add_up(stages: dict[str, dict[str, float]]) -> dict[str, float]:
     }
 
 
+def describe_source(run: dict[str, Any]) -> str:
+    """Where the label map came from, and in how many steps on either side."""
+    if run["source"] == "given":
+        return "label map given"
+    steps = [run["sides"][name]["mask_steps"] for name in ("reference", "ours")]
+    return f"label map generated in {steps[0]} and {steps[1]} steps"
+
+
 def to_markdown(results: dict[str, Any]) -> str:
     """All runs, and what they were measured on."""
     machine = results["machine"]
@@ -187,7 +219,9 @@ def to_markdown(results: dict[str, Any]) -> str:
         "# Ours against the published way, stage by stage",
         "Written by `python -m tests.benchmarks.pipeline`. Random weights, the same label map, steps and windows on "
         "both sides, each in its own process; the median of the rounds; peak memory of the process, weights and "
-        "libraries included, or of the GPU. The reference is `tests/reference_loop.py`.",
+        "libraries included, or of the GPU. The reference is `tests/reference_loop.py`, before it "
+        "`tests/reference_masks.py` where the label map is generated. NVIDIA's scripts ask for autocast on CUDA "
+        "devices only: on a CPU they compute in float32. A reference under bfloat16 autocast is a stricter one.",
         f"Machine: {machine['device']}, {machine['cpu_count']} cores, {machine['torch_threads']} threads, torch "
         f"{machine['torch']}; load average before: {machine['load_average_before']}.",
     ]
@@ -196,7 +230,8 @@ def to_markdown(results: dict[str, Any]) -> str:
             f" Published for an A100 (decode + sampling): {PUBLISHED[run['grid']]}." if run["grid"] in PUBLISHED else ""
         )
         parts += [
-            f"## {run['bundle']} at {run['width']} width, {run['grid']}, {run['steps']} steps, {run['device']}",
+            f"## {run['bundle']} at {run['width']} width, {run['grid']}, {run['steps']} steps, {run['device']}, "
+            + describe_source(run),
             f"Reference in {run['precision']}; ours decoded as {json.dumps(run['sides']['ours']['decoding'])}."
             + published,
             to_table(run),

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from maisi_aug.errors import GridError, RecipeError
-from maisi_aug.recipe import FIRST_STAGES
+from maisi_aug.recipe_files import FIRST_STAGES
 from maisi_aug.training.mask_recipe import MASK_KIND, load_mask_recipe
 from maisi_aug.training.recipe import training_recipe_path
 from tests.tiny_mask_training import build_mask_recipe, write_mask_recipe

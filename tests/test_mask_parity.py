@@ -1,0 +1,71 @@
+"""Our label maps against those of the plain loop: the published mask networks, narrowed, every DDPM step."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+
+from maisi_aug import mask_decoding, mask_diffusion
+from maisi_aug.bundle import Bundle
+from maisi_aug.bundle_text import MASK_ROLES
+from maisi_aug.mask_decoding import class_ids, decode_label_map
+from maisi_aug.mask_diffusion import sample_mask_latent
+from maisi_aug.networks import keep_norms_in_float32
+from maisi_aug.weights import load_mask_networks, write_random_bundle
+from tests.narrow_networks import FULL_WIDTH, NARROW, add_scaled_masks, scaled_header
+from tests.reference_masks import ReferenceMasks
+
+SIDE = 32
+NUM_STEPS = 8
+SIZES = (0.4, 0.5, -1.0, 0.6, 0.5, -1.0, -1.0, 0.3, -1.0, -1.0)
+SEED = 5
+
+
+@pytest.fixture(autouse=True)
+def float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both sides in float32: bfloat16 is a fast path of its own."""
+    for module in (mask_diffusion, mask_decoding):
+        monkeypatch.setattr(module, "mixed_precision", lambda *_: nullcontext())
+
+
+def write_masks(folder: Path, divisor: int) -> Bundle:
+    header = scaled_header("rflow-ct", divisor=NARROW)
+    return write_random_bundle(
+        folder, add_scaled_masks(header, folder, divisor=divisor, side=SIDE, num_train_steps=NUM_STEPS), seed=0
+    )
+
+
+def require_same_map(bundle: Bundle, *, plain_layers: bool) -> None:
+    settings = bundle.spec.mask_generation
+    assert settings is not None
+    states = {role: safetensors.torch.load_file(bundle.weight_path(role)) for role in MASK_ROLES}
+    reference = ReferenceMasks(
+        {role: bundle.definition(role) for role in MASK_ROLES}, states, settings.scheduler, scale_factor=0.7
+    )
+    shape = (4, SIDE // 4, SIDE // 4, SIDE // 4)
+    generator = torch.Generator().manual_seed(SEED)
+    expected = reference.sample(torch.randn((1, *shape), generator=generator), SIZES, generator=generator)
+    networks = load_mask_networks(bundle, plain_layers=plain_layers)
+    keep_norms_in_float32(networks.autoencoder)
+    latent = sample_mask_latent(networks, torch.tensor([SIZES]), shape, num_inference_steps=NUM_STEPS, seed=SEED)
+    assert float((latent - expected).abs().max() / expected.abs().max()) < 1e-5
+    label_map = decode_label_map(networks.autoencoder, latent, scale_factor=0.7)
+    found = reference.decode(expected, class_ids())
+    assert label_map.shape == (SIDE, SIDE, SIDE)
+    assert (label_map != found).mean() < 1e-3  # where two classes are equally likely to float32
+    assert np.unique(found).size > 10
+
+
+@pytest.mark.parametrize("plain_layers", [False, True], ids=["own layers", "plain layers"])
+def test_narrow_networks_draw_the_label_map_of_the_plain_loop(plain_layers: bool, tmp_path: Path) -> None:
+    require_same_map(write_masks(tmp_path, NARROW), plain_layers=plain_layers)
+
+
+@pytest.mark.slow
+def test_full_width_networks_draw_the_label_map_of_the_plain_loop(tmp_path: Path) -> None:
+    require_same_map(write_masks(tmp_path, FULL_WIDTH), plain_layers=False)
