@@ -179,8 +179,8 @@ def to_report(document: Mapping[str, Any]) -> str:
             f"# {document['bundle']['name']} on {document['num_cases']} held-out cases of {document['data']}\n",
             f"Before: {document['before']['name']}. Each image is drawn from the patient's own label map; the figures "
             "are medians over cases. Shift: median over cases of (median inside the label, drawn minus real). Mean "
-            f"error: mean of its absolute value. Contrast: to the body within {SHELL_VOXELS} voxels. Spread: between the "
-            "quartiles inside the label.\n",
+            f"error: mean of its absolute value. Contrast: to the body within {SHELL_VOXELS} voxels. Spread: between "
+            "the quartiles inside the label.\n",
             to_markdown(heading, rows),
         ]
     )
