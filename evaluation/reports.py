@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from maisi_aug.errors import MaisiAugError
+from maisi_aug.errors import CohortError, MaisiAugError
 from maisi_aug.whole_files import write_text_whole
 
 Cell = str | int | float | bool | None
@@ -45,6 +45,53 @@ def write_json(path: Path, content: Any) -> None:
         VolumeError: When the file cannot be written.
     """
     write_text_whole(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
+
+
+def require_own_folder(folder: Path, name: str) -> None:
+    """Raise before anything is measured where the results would replace a file that is no earlier result.
+
+    Raises:
+        CohortError: When ``folder`` is a file, or holds a ``NAME.json`` of something else.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise CohortError(f"{folder}: expected a folder, found a file. Choose another --out.")
+    path = folder / f"{name}.json"
+    if not path.is_file():
+        return
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        content = None
+    if not isinstance(content, dict) or content.get("measurement") != name:
+        raise CohortError(
+            f"{path}: expected an earlier result of this measurement, found another file. Choose another --out."
+        )
+
+
+def save_results(
+    folder: Path, name: str, document: Mapping[str, Any], report: str, charts: Mapping[str, str]
+) -> tuple[Path, ...]:
+    """Write a measurement: ``NAME.json``, ``NAME.md`` and its charts, which the Markdown shows.
+
+    Args:
+        folder: Made where there is none.
+        name: Of the measurement.
+        document: Its figures as JSON types.
+        report: Its Markdown.
+        charts: File name -> SVG.
+
+    Returns:
+        The files.
+
+    Raises:
+        VolumeError: When a file cannot be written.
+    """
+    pictures = "".join(f"\n![{Path(file).stem.replace('_', ' ')}]({file})\n" for file in charts)
+    for file, content in charts.items():
+        write_text_whole(folder / file, content)
+    write_text_whole(folder / f"{name}.md", report + pictures)
+    write_json(folder / f"{name}.json", document)
+    return tuple(folder / file for file in (*charts, f"{name}.md", f"{name}.json"))
 
 
 def run_command(body: Callable[[], None]) -> int:

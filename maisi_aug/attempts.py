@@ -24,13 +24,14 @@ from maisi_aug.recipe import EMBEDDED_BANK
 from maisi_aug.regions import spell_out
 from maisi_aug.resolve import ResolvedCohort
 from maisi_aug.seeds import case_seed, derive_seed
+from maisi_aug.sized_organs import SizedOrganSource, is_sized_organ
 from maisi_aug.source_rules import GIVEN, NO_MAP
 
 if TYPE_CHECKING:
     from maisi_aug.decoding_config import DecodeSettings
     from maisi_aug.pipeline import Pipeline
 
-Source = PlantSource | BankSource | DiffusionSource | GivenSource | NoMapSource
+Source = PlantSource | BankSource | SizedOrganSource | DiffusionSource | GivenSource | NoMapSource
 
 
 def open_source(
@@ -65,7 +66,9 @@ def open_source(
             mapping=config.mask_labels,
             body_region=spell_out(config.body_region),
         )
-    return PlantSource(bank) if config.mask_source == "plant" else BankSource(bank)
+    source = PlantSource(bank) if config.mask_source == "plant" else BankSource(bank)
+    has_organs = any(is_sized_organ(part.label_id, vocabulary) for case in cohort.plan.cases for part in case.lesions)
+    return SizedOrganSource(bank, source) if has_organs and isinstance(bank, FolderBank) else source
 
 
 @dataclass(frozen=True)
@@ -203,4 +206,5 @@ def judge_drawn_image(
         cohort.grid if case.map_index is None else drawn.grid,
         vocabulary=cohort.bundle.vocabulary,
         gates=cohort.config.gates,
+        bundle=cohort.bundle,
     )

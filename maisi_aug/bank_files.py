@@ -106,6 +106,18 @@ def stem_of(path: Path) -> str:
     return path.stem
 
 
+def is_label_name(path: Path) -> bool:
+    """Whether a file's name says that it is a label map, as in ``X_seg`` or ``labels``."""
+    return _LABEL_NAME.match(stem_of(path)) is not None
+
+
+def case_of(path: Path) -> str:
+    """The case that a file belongs to, by its name; nnU-Net's images end in ``_0000``."""
+    stem = re.sub(r"_0000$", "", stem_of(path))
+    match = _IMAGE_NAME.match(stem) or _LABEL_NAME.match(stem)
+    return (match["case"] or stem) if match else stem
+
+
 def load_label_names(path: Path) -> dict[str, Mapping[int, str]]:
     """Read ``labels.json`` or ``dataset.json``: id -> name, or name -> id, or a group of those per kind of label map.
 
@@ -177,15 +189,12 @@ def _build_organ_entry(
 
 def _pair_by_case(images: Sequence[Path], labels: Sequence[Path], is_cohort: bool) -> Iterator[BankEntry]:
     """Pair the files of two folders by case name; nnU-Net's images end in ``_0000``."""
-    by_case = {_case_of(image): image for image in images if not re.search(r"_000[1-9]$", stem_of(image))}
+    # A label map's namesake comes first: "phantom_0001" is a case of its own, not nnU-Net's second channel of another.
+    by_stem = {stem_of(image): image for image in images}
+    by_case = {case_of(image): image for image in images if not re.search(r"_000[1-9]$", stem_of(image))}
     for label in labels:
-        yield BankEntry("", (label,), by_case.get(_case_of(label)), has_vocabulary_ids=is_cohort)
-
-
-def _case_of(path: Path) -> str:
-    stem = re.sub(r"_0000$", "", stem_of(path))
-    match = _IMAGE_NAME.match(stem) or _LABEL_NAME.match(stem)
-    return (match["case"] or stem) if match else stem
+        image = by_stem.get(stem_of(label)) or by_case.get(case_of(label))
+        yield BankEntry("", (label,), image, has_vocabulary_ids=is_cohort)
 
 
 def _pair_by_role(files: Sequence[Path]) -> Iterator[BankEntry]:

@@ -46,12 +46,24 @@ class CohortError(MaisiAugError, ValueError):
     """An output folder or manifest that is not what the command needs."""
 
 
+class PreparationError(MaisiAugError, ValueError):
+    """Training data that cannot be prepared, or a prepared folder that cannot be read."""
+
+
 class TrainingError(MaisiAugError, ValueError):
     """A training run that cannot start or cannot go on."""
 
 
 class ExportError(MaisiAugError, ValueError):
     """An export that would be wrong or incomplete."""
+
+
+class BenchmarkError(MaisiAugError, ValueError):
+    """A benchmark whose cases, arms or folder are not what it needs."""
+
+
+class EvaluationError(MaisiAugError, ValueError):
+    """A measurement that cannot be made of what was given."""
 
 
 class MemoryShortageError(MaisiAugError, MemoryError):

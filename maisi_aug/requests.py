@@ -71,7 +71,7 @@ class LesionRequest:
     Attributes:
         label_id: Id in the vocabulary.
         label_name: Name in the vocabulary, whatever alias was typed.
-        size: Sizes to draw from, or None for an organ.
+        size: Sizes to draw from, or None for an organ of any size.
         count: How many lesions; 1 for an organ.
     """
 
@@ -198,11 +198,16 @@ def _parse_lesion(part: str, text: str, vocabulary: Vocabulary, own: Mapping[int
         )
     if colon and not size_text:
         raise RequestError(f"Label request '{text}': expected {_SIZE_EXAMPLES} after ':', found nothing. Add a size.")
-    if label.kind == "organ":
-        if size_text:
-            raise RequestError(_organ_with_size_message(label, size_text, text, vocabulary))
+    if label.kind == "organ" and not size_text:
         return LesionRequest(label.id, label.name, None)
+    if label.kind == "organ" and not (label.hosts and label.id in own):
+        raise RequestError(_organ_with_size_message(label, size_text, text, vocabulary))
     size, count = _parse_size(size_text, label, text, own.get(label.id))
+    if label.kind == "organ" and count != 1:
+        raise RequestError(
+            f"Label request '{text}': expected '{label.name}' once, for it is an organ, found x{count}. "
+            "Leave the count out."
+        )
     return LesionRequest(label.id, label.name, size, count)
 
 
@@ -210,8 +215,8 @@ def _organ_with_size_message(label: Label, size_text: str, text: str, vocabulary
     tumors = [vocabulary.name_of(tumor) for tumor in vocabulary.tumor_ids if label.id in vocabulary.hosts_of(tumor)]
     hint = f"Did you mean '{tumors[0]}:{size_text}'?" if tumors else "Leave the size out."
     return (
-        f"Label request '{text}': expected '{label.name}' without a size, because only lesions have one, "
-        f"found '{size_text}'. {hint}"
+        f"Label request '{text}': expected '{label.name}' without a size, because only lesions, and organs "
+        f"whose sizes the bundle knows, have one, found '{size_text}'. {hint}"
     )
 
 

@@ -19,14 +19,18 @@ from numpy.typing import NDArray
 
 from maisi_aug.errors import GridError, VolumeError
 from maisi_aug.grid import Grid
+from maisi_aug.gzip_members import decompress_gzip
+from maisi_aug.metaimage import require_complete_metaimage
 from maisi_aug.whole_files import open_whole, remove_leftovers, sha256_of, write_text_whole, write_whole
 
 __all__ = [
     "Volume",
     "decode_label_map",
     "is_readable_name",
+    "load_grid",
     "load_image",
     "load_label_map",
+    "load_stored_grid",
     "remove_leftovers",
     "save_image",
     "save_label_map",
@@ -87,6 +91,18 @@ def load_image(path: Path | str) -> Volume:
     return Volume(np.ascontiguousarray(array, dtype=np.float32), volume.grid)
 
 
+def load_grid(path: Path | str) -> Grid:
+    """Geometry of an image in RAS+; of a NIfTI file the header alone is read.
+
+    Raises:
+        VolumeError: The file cannot be read.
+    """
+    path = Path(path)
+    if path.is_file() and path.name.lower().endswith(NIFTI_SUFFIXES):
+        return _read(lambda: _parse_header(path), path).grid
+    return _load_volume(path).grid
+
+
 def load_label_map(path: Path | str) -> Volume:
     """Read a label map from any of the formats of ``load_image``.
 
@@ -100,6 +116,24 @@ def load_label_map(path: Path | str) -> Volume:
         VolumeError: The file cannot be read, or holds values that are not whole, negative or above 65535.
     """
     return _to_label_map(_load_volume(Path(path)), str(path))
+
+
+def load_stored_grid(path: Path | str) -> Grid:
+    """The geometry of a NIfTI file with its axes as they are stored, not turned to RAS+; voxels are not read.
+
+    Raises:
+        VolumeError: The file cannot be read.
+    """
+    import nibabel as nib
+
+    try:
+        image: Any = nib.load(path)
+        return Grid(image.shape[:3], image.affine)
+    except Exception as error:  # the reader raises whatever its parsers meet
+        reason = " ".join(str(error).split())[:200]
+        raise VolumeError(
+            f"{path}: expected a readable NIfTI file, found a damaged or missing one ({reason}). Replace the file."
+        ) from error
 
 
 def decode_label_map(content: bytes, name: str, *, max_bytes: int) -> Volume:
@@ -168,7 +202,7 @@ def _parse_nifti(
     import nibabel as nib
 
     if content[:2] == b"\x1f\x8b":
-        content = _decompress(content, max_bytes)
+        content = decompress_gzip(content, max_bytes)
     header_size = {int.from_bytes(content[:4], "little"), int.from_bytes(content[:4], "big")}
     image_class = nib.Nifti2Image if 540 in header_size else nib.Nifti1Image
     image: Any = image_class.from_bytes(content)
@@ -180,58 +214,20 @@ def _parse_nifti(
     return np.asarray(image.dataobj), np.asarray(image.affine, dtype=np.float64)
 
 
-def _decompress(content: bytes, max_bytes: int | None) -> bytes:
-    """All gzip members of a file, checksums verified; ``gzip`` itself would hold three copies."""
-    parts: list[bytes] = []
-    num_bytes = 0
-    while content[:2] == b"\x1f\x8b":
-        member = zlib.decompressobj(wbits=31)
-        # One byte more than may come, since zlib takes 0 for "all of it".
-        parts.append(member.decompress(content, 0 if max_bytes is None else max_bytes - num_bytes + 1))
-        num_bytes += len(parts[-1])
-        if max_bytes is not None and num_bytes > max_bytes:
-            raise ValueError(f"it unpacks to more than {max_bytes / 1e6:.0f} MB")
-        if not member.eof:
-            raise EOFError("compressed data ends too early")
-        content = member.unused_data
-    return parts[0] if len(parts) == 1 else b"".join(parts)
+def _parse_header(path: Path) -> tuple[NDArray[Any], NDArray[np.float64]]:
+    """Shape, as an array that takes no memory, and affine of a NIfTI file."""
+    import nibabel as nib
+
+    image: Any = nib.load(path)
+    return np.broadcast_to(np.zeros((), dtype=np.uint8), image.shape), np.asarray(image.affine, dtype=np.float64)
 
 
 def _read_with_itk(path: Path) -> tuple[NDArray[Any], NDArray[np.float64]]:
     """Read NRRD, MetaImage or one DICOM file."""
     import SimpleITK
 
-    _require_complete_metaimage(path)
+    require_complete_metaimage(path)
     return _from_itk(SimpleITK.ReadImage(str(path)))
-
-
-def _require_complete_metaimage(path: Path) -> None:
-    """Raise when an uncompressed MetaImage has too few bytes: ITK would fill the rest with whatever it finds."""
-    if path.suffix.lower() not in (".mha", ".mhd"):
-        return
-    fields: dict[str, str] = {}
-    header_bytes = 0
-    with path.open("rb") as file:
-        for line in file:
-            header_bytes += len(line)
-            name, _, value = line.decode("latin-1").partition("=")
-            fields[name.strip().lower()] = value.strip()
-            if name.strip().lower() == "elementdatafile":
-                break
-    source = fields.get("elementdatafile", "")
-    if fields.get("compresseddata", "false").lower() == "true" or not source or source.startswith("LIST"):
-        return
-    width = {"CHAR": 1, "SHORT": 2, "INT": 4, "FLOAT": 4, "LONG": 8, "DOUBLE": 8}
-    kind = fields.get("elementtype", "").removeprefix("MET_").removeprefix("U")
-    if kind not in width:
-        return
-    expected = width[kind] * int(np.prod([int(side) for side in fields["dimsize"].split()]))
-    if source.upper() == "LOCAL":
-        found = path.stat().st_size - header_bytes
-    else:
-        found = (path.parent / source).stat().st_size if (path.parent / source).exists() else 0
-    if found < expected:
-        raise VolumeError(f"{path}: expected {expected} bytes of voxels, found {found}. Replace the file.")
 
 
 def _read_dicom_series(folder: Path) -> tuple[NDArray[Any], NDArray[np.float64]]:

@@ -118,7 +118,7 @@ class CaseWriter:
             drawn.grid,
             caption,
             lesion_ids=vocabulary.tumor_ids,
-            organ_ids=attempt.case.required_ids,
+            organ_ids=attempt.case.label_ids,
             outlined_ids=None if self.cohort.config.anatomy is None else self.cohort.plan.requested_ids,
             names={label.id: label.name for label in vocabulary},
         )

@@ -20,28 +20,41 @@ PACKAGE = REPOSITORY / "maisi_aug"
 LAYERS: dict[str, tuple[str, ...]] = {
     "foundations": (
         *("errors", "grid", "seeds", "labels", "sizes", "requests", "totalsegmentator_labels", "whole_files"),
+        "gzip_members",
         *("regions", "source_rules", "bundle_text", "decoding_config"),
     ),
     "pure maths": (
         *("resampling", "deformation", "growth", "lesions", "lesion_editing", "body", "phantom", "quality", "pictures"),
-        *("map_cleanup", "visibility", "patient", "networks", "conditioning", "sampling", "decoding", "fastpath"),
+        *(
+            "map_cleanup",
+            "visibility",
+            "patient",
+            "orientation",
+            "networks",
+            "conditioning",
+            "sampling",
+            "decoding",
+            "fastpath",
+        ),
         *("mask_conditions", "mask_diffusion", "mask_decoding"),
         *("split_convolution", "decoding_memory", "decoder", "acceleration"),
     ),
     "state": (
-        *("volume_io", "bundle", "bundles", "weights", "manifest", "recipe", "recipe_files", "recipes", "cohort"),
+        *("metaimage", "volume_io", "bundle", "bundles", "weights", "manifest", "recipe", "recipe_files", "recipes"),
+        *("cohort",),
         *("bank_labels", "bank_files", "known_bundles", "checkpoints", "conversion", "hub", "checkpoint_folders"),
         *("bank_entry", "mask_database", "bank_listing", "grid_limits", "presets", "precision"),
-        *("mask_bundle", "mask_checkpoints"),
+        *("mask_bundle", "mask_checkpoints", "prepared", "bundle_spec", "bundle_references"),
     ),
     "orchestration": (
         *("masks", "plan", "resolve", "preview", "contact_sheet", "gates", "writer", "pipeline", "generate"),
         *("bank_map", "folder_bank", "phantom_folder", "preflight", "segmenter", "training"),
+        "preparation",
         *("anatomy", "grid_preflight", "given_maps"),
-        *("mask_generator", "diffusion_source"),
+        *("mask_generator", "diffusion_source", "sized_organs", "slot_choice", "model_card"),
         *("balance", "balance_picture", "census", "attempts"),
     ),
-    "adapters": ("evaluation", "integrations"),
+    "adapters": ("evaluation", "integrations", "nnunet_trainers"),
     "command line": ("cli",),
 }
 RANKS = {part: rank for rank, parts in enumerate(LAYERS.values()) for part in parts}
@@ -52,7 +65,12 @@ HOMES = {
     "click": {"cli"},
     "nibabel": {"volume_io"},
     "SimpleITK": {"volume_io"},
-    "nnunetv2": {"integrations.nnunet"},
+    "totalsegmentator": {"integrations.totalsegmentator"},
+    "nnunetv2": {
+        *("integrations.nnunet_check", "integrations.nnunet_compact", "integrations.nnunet_plans"),
+        *("integrations.nnunet_sampling", "integrations.nnunet_splits", "integrations.nnunet_prediction"),
+        "nnunet_trainers",
+    },
     "huggingface_hub": {"hub"},
     "torchio": {"integrations.items"},
     "pydicom": {"integrations.dicom", "integrations.dicom_image", "integrations.dicom_segmentation"},
@@ -64,9 +82,30 @@ TORCH_PARTS = {
     *("split_convolution", "decoding_memory", "decoder", "acceleration"),
     "integrations.monai",
     *("precision", "segmenter", "training", "evaluation", "mask_diffusion", "mask_decoding", "mask_generator"),
+    "nnunet_trainers",
 }
-HEAVY = {"torch", "monai", "nnunetv2", "scipy", "skimage", "cc3d", "SimpleITK", "nibabel", "matplotlib", "safetensors"}
-LISTINGS = [["--help"], ["--version"], ["labels"], ["recipes", "list"], ["bundles", "list"], ["bundles", "presets"]]
+HEAVY = {
+    "torch",
+    "monai",
+    "nnunetv2",
+    "totalsegmentator",
+    "scipy",
+    "skimage",
+    "cc3d",
+    "SimpleITK",
+    "nibabel",
+    "matplotlib",
+    "safetensors",
+}
+LISTINGS = [
+    ["--help"],
+    ["--version"],
+    ["labels"],
+    ["recipes", "list"],
+    ["bundles", "list"],
+    ["bundles", "presets"],
+    ["prepare", "--help"],
+]
 
 MAX_FUNCTION_LINES = 40
 MAX_MODULE_LINES = 400

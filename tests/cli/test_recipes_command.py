@@ -12,7 +12,7 @@ from maisi_aug.recipe_files import list_recipes, list_training_recipes
 from tests.tiny_bundle import write_tiny_bundle
 
 Run = Callable[..., Any]
-NUM_RECIPES, NUM_TRAINING_RECIPES = 3, 1
+NUM_RECIPES, NUM_TRAINING_RECIPES = 3, 3
 NAMES = [info.name for info in (*list_recipes(), *list_training_recipes())]
 
 
@@ -33,7 +33,7 @@ def test_recipes_for_training_stand_under_a_heading_of_their_own(run_cli: Run) -
     assert cohorts.startswith("Cohorts, made by synthesize:\n  liver\n")
     assert "six-tumours" in cohorts
     assert "maisi-aug train" not in cohorts
-    assert training.startswith("  train-phantom-ct\n")
+    assert training.startswith("  train-ddpm-ct\n")
 
 
 @pytest.mark.parametrize("name", NAMES)

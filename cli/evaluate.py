@@ -1,0 +1,320 @@
+"""`maisi-aug evaluate`: how close synthetic cases are to real ones, and whether they show what was asked for."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from maisi_aug.cli.parsing import parse_shape, parse_spacing
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from maisi_aug.evaluation.case_sets import EvaluatedCase, SkippedCase
+    from maisi_aug.evaluation.fid import NotifyStage
+    from maisi_aug.volume_io import Volume
+
+evaluate_app = typer.Typer(no_args_is_help=True, help="Measure a cohort: fid, hu, lesions, agreement, memorization.")
+
+Cohort = Annotated[Path, typer.Argument(help="Folder that synthesize wrote.")]
+Out = Annotated[Path | None, typer.Option("--out", help="Folder that gets the figures as JSON, Markdown and pictures.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="Show no progress.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")]
+Seed = Annotated[int, typer.Option(min=0, help="Of everything random in the measurement.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verb to the command line."""
+    app.add_typer(evaluate_app, name="evaluate")
+
+
+@evaluate_app.callback()
+def evaluate() -> None:
+    """Measure how close synthetic cases are to real ones, and whether they show what was asked for."""
+
+
+@evaluate_app.command()
+def fid(
+    real: Annotated[Path, typer.Argument(help="Real cases: a folder of volumes, a prepared or nnU-Net dataset.")],
+    synthetic: Annotated[Path, typer.Argument(metavar="SYNTH", help="Synthetic cases: a cohort or the same kinds.")],
+    extractor: Annotated[
+        str, typer.Option(help="efficientnet_lite0 (needs no download), radimagenet_resnet50 or squeezenet1_1.")
+    ] = "efficientnet_lite0",
+    weights: Annotated[
+        str | None, typer.Option(metavar="FILE|URL", help="Weights of the extractor; an https address needs --sha256.")
+    ] = None,
+    sha256: Annotated[str | None, typer.Option(help="First digits, at least 8, of the weights' SHA-256.")] = None,
+    spacing: Annotated[str | None, typer.Option(help="Resample to these voxels in mm, such as 1 or 1x1x2.")] = None,
+    shape: Annotated[
+        str | None, typer.Option(help="Fill up with air and cut to this shape, such as 256 or 512x512x256.")
+    ] = None,
+    centre_share: Annotated[
+        float, typer.Option(help="Central share of the slices along each axis, such as 0.4.")
+    ] = 1.0,
+    every: Annotated[int, typer.Option(help="Take each n-th slice only: quicker, other figures.")] = 1,
+    seed: Seed = 0,
+    device: Device = "auto",
+    cache: Annotated[
+        Path | None, typer.Option(help="Folder of features, kept by content; beside the fetched bundles by default.")
+    ] = None,
+    no_cache: Annotated[bool, typer.Option("--no-cache", help="Keep no features.")] = False,
+    out: Out = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """2.5D FID and KID by plane, with an interval over cases and what real cases differ by among themselves.
+
+    MAISI's protocol: --spacing 1 --shape 512 --extractor radimagenet_resnet50 --weights FILE. On several GPUs:
+    torchrun --nproc-per-node 4 -m maisi_aug.cli.app evaluate fid ...
+
+    Example: maisi-aug evaluate fid real_cts cohort --spacing 3.2 --shape 128x96x80 --out fid
+    """
+    from maisi_aug.evaluation import fid as measurement
+    from maisi_aug.evaluation.case_sets import find_case_set
+    from maisi_aug.evaluation.extractors import load_extractor
+    from maisi_aug.evaluation.feature_store import default_cache, join_processes
+    from maisi_aug.evaluation.slices import SliceProtocol
+    from maisi_aug.pipeline import resolve_device
+
+    protocol = SliceProtocol(parse_spacing(spacing), parse_shape(shape), centre_share, every)
+    _require_out(out, measurement.REPORT_NAME)
+    sets = find_case_set(real), find_case_set(synthetic)
+    with join_processes(resolve_device(device)) as (processes, place), _show_stages(quiet) as notify:
+        network = load_extractor(extractor, weights=weights, sha256=sha256, device=place)
+        document = measurement.measure_fid(
+            *sets,
+            network,
+            protocol,
+            cache=None if no_cache else cache or default_cache(),
+            processes=processes,
+            seed=seed,
+            notify=notify if processes.is_first else lambda stage, done, total: None,
+        )
+    if document is not None:
+        charts = {"fid.svg": measurement.draw_chart(document)}
+        _finish(document, measurement.to_report(document), charts, out=out, as_json=as_json)
+
+
+@evaluate_app.command()
+def hu(
+    cases: Annotated[Path, typer.Argument(metavar="COHORT", help="A cohort, or any labelled folder or dataset.")],
+    reference: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Real labelled cases to take the ranges from.")
+    ] = None,
+    ranges: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="JSON with ranges, such as an earlier hu_ranges.json.")
+    ] = None,
+    out: Out = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """HU of every organ and lesion against MAISI's published ranges, your own file, or your own real cases.
+
+    With --reference, --out gets hu_ranges.json too, to be passed as --ranges later.
+
+    Example: maisi-aug evaluate hu cohort --reference nnUNet_raw/Dataset501_Mine --out hu
+    """
+    from maisi_aug.evaluation import hu as measurement
+    from maisi_aug.evaluation.case_sets import find_case_set
+    from maisi_aug.evaluation.reports import write_json
+
+    if reference is not None and ranges is not None:
+        raise typer.BadParameter("--reference and --ranges: expected one of them, found both.")
+    _require_out(out, measurement.REPORT_NAME)
+    case_set = find_case_set(cases)
+    skipped: list[SkippedCase] = []
+    with _show_stages(quiet) as notify:
+        if reference is not None:
+            real = find_case_set(reference, vocabulary=case_set.vocabulary)
+            normal, skipped = measurement.measure_reference(real, partial(notify, "reference"))
+        elif ranges is not None:
+            normal = measurement.load_reference(ranges, case_set.vocabulary)
+        else:
+            normal = measurement.published_reference()
+        document = measurement.measure_hu(case_set, normal, partial(notify, "cases"), skipped_reference=skipped)
+    if reference is not None and out is not None:
+        write_json(out / measurement.RANGES_NAME, measurement.to_ranges(normal, case_set.vocabulary))
+    charts = {"hu.svg": measurement.draw_chart(document)}
+    _finish(document, measurement.to_report(document), charts, out=out, as_json=as_json)
+
+
+@evaluate_app.command()
+def lesions(cohort: Cohort, out: Out = None, as_json: AsJson = False, quiet: Quiet = False) -> None:
+    """Realised against requested lesion size, and whether each lesion can be seen against its host.
+
+    Example: maisi-aug evaluate lesions cohort --out lesions
+    """
+    from maisi_aug.evaluation import lesion_report as measurement
+    from maisi_aug.evaluation.case_sets import find_case_set
+
+    _require_out(out, measurement.REPORT_NAME)
+    with _show_stages(quiet) as notify:
+        document = measurement.measure_lesions_of(find_case_set(cohort), partial(notify, "cases"))
+    _finish(document, measurement.to_report(document), measurement.draw_charts(document), out=out, as_json=as_json)
+
+
+@evaluate_app.command()
+def agreement(
+    cases: Annotated[Path, typer.Argument(metavar="COHORT", help="A cohort, or any labelled folder or dataset.")],
+    model: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Trained nnU-Net model; its checkpoint is a pickle: trust it.")
+    ] = None,
+    predictions: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Ready label maps CASE.nii.gz instead, with a dataset.json.")
+    ] = None,
+    mapping: Annotated[
+        list[str] | None,
+        typer.Option("--map", metavar="NAME=LABEL", help="What a label of the model is compared with; may repeat."),
+    ] = None,
+    folds: Annotated[str | None, typer.Option(help="Folds of the model, such as 0,1; all that are there.")] = None,
+    orientation: Annotated[str, typer.Option(help="Orientation of the images that the model was trained on.")] = "RAS",
+    seed: Seed = 0,
+    device: Device = "auto",
+    out: Out = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Dice of an independent segmenter against the given label maps: do images show what their maps say?
+
+    The model must not have been trained on synthetic cases. Labels are matched by name; --map "tumor=hepatic tumor".
+
+    Example: maisi-aug evaluate agreement cohort --model nnUNet_results/Dataset501_Mine --out agreement
+    """
+    from maisi_aug.evaluation import agreement as measurement
+    from maisi_aug.evaluation.case_sets import find_case_set
+    from maisi_aug.integrations.nnunet_prediction import NnUNetModel, read_label_values
+    from maisi_aug.pipeline import resolve_device
+
+    if (model is None) == (predictions is None):
+        raise typer.BadParameter("--model and --predictions: expected one of them, found both or none.")
+    _require_out(out, measurement.REPORT_NAME)
+    case_set = find_case_set(cases)
+    with _show_stages(quiet) as notify:
+        if predictions is not None:
+            segment = measurement.segment_from_folder(predictions)
+            values, name = read_label_values(predictions / "dataset.json"), f"predictions in {predictions}"
+        else:
+            assert model is not None
+            network = NnUNetModel(
+                model, folds=_parse_folds(folds), orientation=orientation.upper(), device=resolve_device(device)
+            )
+            values, name = network.label_values, f"nnU-Net model {network.folder}"
+
+            def segment(case: EvaluatedCase, image: Volume) -> NDArray[np.uint8]:
+                return network.predict(image)
+
+        matched, unmatched = measurement.match_labels(values, case_set.vocabulary, mapping=mapping or ())
+        document = measurement.measure_agreement(
+            case_set,
+            segment,
+            matched,
+            segmenter=name,
+            unmatched=unmatched,
+            seed=seed,
+            notify=partial(notify, "cases"),
+        )
+    charts = {"agreement.svg": measurement.draw_chart(document)}
+    _finish(document, measurement.to_report(document), charts, out=out, as_json=as_json)
+
+
+@evaluate_app.command()
+def memorization(
+    cases: Annotated[Path, typer.Argument(metavar="COHORT", help="Synthetic cases.")],
+    train: Annotated[Path, typer.Option(metavar="DIR", help="Cases that the generator was trained on.")],
+    held_out: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR", help="Real cases that it was not trained on; else training cases, left out in turn."
+        ),
+    ] = None,
+    out: Out = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Whether synthetic cases repeat training cases: how near the nearest one is, against held-out real cases.
+
+    Example: maisi-aug evaluate memorization cohort --train prepared --held-out test_cts --out memorization
+    """
+    from maisi_aug.evaluation import memorization as measurement
+    from maisi_aug.evaluation.case_sets import find_case_set
+    from maisi_aug.preview import save_picture
+
+    _require_out(out, measurement.REPORT_NAME)
+    synthetic = find_case_set(cases)
+    real = [
+        None if path is None else find_case_set(path, vocabulary=synthetic.vocabulary) for path in (train, held_out)
+    ]
+    assert real[0] is not None
+    with _show_stages(quiet) as notify:
+        document, pairs = measurement.measure_memorization(synthetic, real[0], real[1], notify=notify)
+    report = measurement.to_report(document)
+    if out is not None:
+        save_picture(out / measurement.PICTURE_NAME, pairs)
+        report += f"\n![closest pairs]({measurement.PICTURE_NAME})\n"
+    charts = {"memorization.svg": measurement.draw_chart(document)}
+    _finish(document, report, charts, out=out, as_json=as_json)
+
+
+def _parse_folds(text: str | None) -> tuple[int | str, ...]:
+    words = [] if text is None else [word.strip() for word in text.split(",")]
+    if any(not (word.isdecimal() or word == "all") for word in words):
+        raise typer.BadParameter(f"--folds: expected numbers such as 0,1,2, or all, found '{text}'.")
+    return tuple(int(word) if word.isdecimal() else word for word in words)
+
+
+def _require_out(out: Path | None, name: str) -> None:
+    from maisi_aug.evaluation.reports import require_own_folder
+
+    if out is not None:
+        require_own_folder(out, name)
+
+
+def _finish(
+    document: Mapping[str, Any], report: str, charts: Mapping[str, str], *, out: Path | None, as_json: bool
+) -> None:
+    """Print and save; cases that could not be measured are an exit code of 1."""
+    from maisi_aug.evaluation.reports import save_results
+
+    typer.echo(json.dumps(document, indent=1) if as_json else report)
+    if out is not None:
+        paths = save_results(out, document["measurement"], document, report, charts)
+        typer.echo(f"Written: {', '.join(map(str, paths))}", err=True)
+    if _count_skipped(document):
+        raise typer.Exit(1)
+
+
+def _count_skipped(document: Mapping[str, Any]) -> int:
+    """Cases left out, wherever the document lists them."""
+    own = document.get("skipped", ())
+    return len(own) + sum(len(part.get("skipped", ())) for part in document.values() if isinstance(part, Mapping))
+
+
+@contextmanager
+def _show_stages(quiet: bool) -> Iterator[NotifyStage]:
+    """A bar on stderr that names the stage, gone when the work is done."""
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    console = Console(stderr=True)
+    columns = (
+        *(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()),
+        *(TimeElapsedColumn(), TimeRemainingColumn()),
+    )
+    with Progress(*columns, console=console, transient=True, disable=quiet or not console.is_terminal) as bar:
+        task = bar.add_task("reading", total=None)
+        yield lambda stage, done, total: bar.update(task, description=stage, completed=done, total=total)

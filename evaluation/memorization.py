@@ -1,0 +1,382 @@
+"""Whether synthetic cases repeat training cases: how near their nearest one is, against real cases held out.
+
+A CT is compared as a picture of 32^3 voxels of its body's bounding box, clipped to [-1000, 1000] HU, by
+1 - correlation; a label map as 48^3 voxels of the same box, by the share of organ voxels on which two maps differ.
+What is judged is the nearest distance divided by the case's median distance to all training cases: an image that is
+merely smooth is nearer to all of them, a copy to one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from maisi_aug.errors import EvaluationError
+from maisi_aug.evaluation.case_sets import CaseSet, EvaluatedCase, Notify, describe_skipped, measure_each
+from maisi_aug.evaluation.charts import DotRow, draw_dot_chart
+from maisi_aug.evaluation.reports import to_markdown
+from maisi_aug.grid import Grid
+from maisi_aug.labels import BODY_ID
+from maisi_aug.pictures import BACKGROUND, DIM_TEXT, SOFT_TISSUE, Plane, draw_slice, write_text
+from maisi_aug.resampling import resample_image, resample_label_map
+from maisi_aug.volume_io import Volume
+
+REPORT_NAME: Final = "memorization"
+PICTURE_NAME: Final = "closest_pairs.png"
+IMAGE_SIDE: Final = 32
+LABEL_SIDE: Final = 48
+BODY_HU: Final = -300.0
+BOX_SIDE: Final = 96
+CLIP_HU: Final = (-1000.0, 1000.0)
+COPY_SHARE: Final = 0.5
+"""A copy is nearer than this share of the nearest held-out case."""
+SURE_COPY: Final = 0.05
+"""With fewer cases than are needed for that, a copy is nearer than this share of its own typical distance."""
+MIN_CASES: Final = 5
+ALPHA: Final = 0.05
+NUM_PAIRS: Final = 4
+PANEL_PX: Final = 190
+
+NotifyStage = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True, eq=False)
+class Thumbnail:
+    """A case at the size at which it is compared.
+
+    Attributes:
+        case: The case.
+        image: ``(32768,)`` with mean 0 and length 1.
+        labels: ``(110592,)`` organ ids, 0 for the rest; None without a label map or without organs.
+    """
+
+    case: EvaluatedCase
+    image: NDArray[np.float32]
+    labels: NDArray[np.uint8] | None
+
+
+@dataclass(frozen=True, eq=False)
+class Nearest:
+    """Nearest training cases of some cases.
+
+    Attributes:
+        distances: Of each case to its nearest training case.
+        relative: The same divided by the median distance to all training cases.
+        indices: Which training case that is.
+    """
+
+    distances: NDArray[np.float64]
+    relative: NDArray[np.float64]
+    indices: NDArray[np.int_]
+
+
+def measure_memorization(
+    synthetic: CaseSet,
+    train: CaseSet,
+    held_out: CaseSet | None,
+    *,
+    notify: NotifyStage = lambda stage, done, total: None,
+) -> tuple[dict[str, Any], Image.Image]:
+    """Nearest training cases of synthetic and of held-out cases, in images and in label maps.
+
+    Args:
+        synthetic: The cases to judge.
+        train: What the generator was trained on; at least two cases.
+        held_out: Real cases that it was not trained on; without them, each training case is held against the others.
+        notify: Told stage, cases done and cases in all.
+
+    Returns:
+        The document, and a picture of the nearest pairs.
+
+    Raises:
+        EvaluationError: When a set has too few cases that can be read.
+    """
+    sets = {"synthetic": synthetic, "train": train} | ({"held_out": held_out} if held_out is not None else {})
+    found, skipped = {}, {}
+    for name, case_set in sets.items():
+        words = f"{name.replace('_', '-')} cases"
+        found[name], skipped[name] = _shrink_all(case_set, lambda done, total, w=words: notify(w, done, total))  # type: ignore[misc]
+    if len(found["train"]) < 2:
+        raise EvaluationError(
+            f"{train.path}: expected at least two training cases, found one that can be read. Add cases."
+        )
+    reference = found.get("held_out", found["train"])
+    documents = {
+        kind: _compare(found["synthetic"], found["train"], reference, matrix, is_apart=held_out is not None)
+        for kind, matrix in (("images", measure_image_distances), ("label_maps", measure_label_distances))
+    }
+    document = {
+        "measurement": REPORT_NAME,
+        "path": str(synthetic.path),
+        "train": {
+            "path": str(train.path),
+            "num_cases": len(found["train"]),
+            "skipped": describe_skipped(skipped["train"]),
+        },
+        "held_out": {
+            "path": None if held_out is None else str(held_out.path),
+            "num_cases": len(reference),
+            "skipped": describe_skipped(skipped.get("held_out", ())),
+        },
+        "num_cases": len(found["synthetic"]),
+        **documents,
+        "skipped": describe_skipped(skipped["synthetic"]),
+    }
+    return document, draw_pairs(documents["images"], found["synthetic"], found["train"])
+
+
+def shrink(case_set: CaseSet, case: EvaluatedCase) -> Thumbnail:
+    """Read a case and cut it down to the size at which it is compared.
+
+    Raises:
+        VolumeError: When a file cannot be read, or the grids differ.
+        BankError: When the label map's labels are not known.
+    """
+    if case.has_label_map:
+        image, label_map = case_set.load_pair(case)
+    else:
+        image, label_map = case.load_image(), None
+    box = find_body_box(image.array)
+    small = resample_image(image.array.astype(np.float32), image.grid, _spread(image.grid, box, IMAGE_SIDE))
+    vector = np.clip(small, *CLIP_HU).ravel()
+    vector = vector - vector.mean()
+    vector /= max(float(np.linalg.norm(vector)), 1e-6)
+    labels = None
+    if label_map is not None:
+        organs = np.where(label_map == BODY_ID, 0, label_map).astype(np.uint8)
+        labels = resample_label_map(organs, image.grid, _spread(image.grid, box, LABEL_SIDE)).ravel()
+        labels = labels if labels.any() else None
+    return Thumbnail(case, vector.astype(np.float32), labels)
+
+
+def find_body_box(image_hu: NDArray[Any]) -> tuple[slice, slice, slice]:
+    """The box of the largest piece of tissue, without thin things such as a table; everything where there is none.
+
+    Args:
+        image_hu: ``(I, J, K)``; every n-th voxel is looked at where a side is long.
+    """
+    from scipy import ndimage
+
+    steps = [max(1, side // BOX_SIDE) for side in image_hu.shape]
+    tissue = image_hu[tuple(slice(None, None, step) for step in steps)] > BODY_HU
+    solid = ndimage.binary_opening(np.pad(tissue, 2, mode="edge"), iterations=2)[2:-2, 2:-2, 2:-2]
+    parts, num_parts = ndimage.label(solid)
+    if num_parts == 0:
+        return (slice(0, image_hu.shape[0]), slice(0, image_hu.shape[1]), slice(0, image_hu.shape[2]))
+    largest = 1 + int(np.argmax(np.bincount(parts.ravel())[1:]))
+    found = ndimage.find_objects(parts, largest)[largest - 1]
+    i, j, k = (
+        slice(part.start * step, min(part.stop * step, side))
+        for part, step, side in zip(found, steps, image_hu.shape, strict=True)
+    )
+    return i, j, k
+
+
+def measure_image_distances(cases: Sequence[Thumbnail], others: Sequence[Thumbnail]) -> NDArray[np.float64]:
+    """1 - correlation of every pair of images, ``(cases, others)``."""
+    product = np.stack([case.image for case in cases]) @ np.stack([other.image for other in others]).T
+    distances: NDArray[np.float64] = np.clip(1.0 - product.astype(np.float64), 0.0, 2.0)
+    return distances
+
+
+def measure_label_distances(cases: Sequence[Thumbnail], others: Sequence[Thumbnail]) -> NDArray[np.float64]:
+    """Share of the organ voxels of either map on which two maps differ, ``(cases, others)``; NaN without maps."""
+    distances = np.full((len(cases), len(others)), np.nan)
+    for row, case in enumerate(cases):
+        for column, other in enumerate(others):
+            if case.labels is not None and other.labels is not None:
+                either = (case.labels > 0) | (other.labels > 0)
+                distances[row, column] = np.mean(case.labels[either] != other.labels[either])
+    return distances
+
+
+def find_nearest(distances: NDArray[np.float64]) -> Nearest:
+    """The nearest of each row, which holds at least one number."""
+    filled = np.where(np.isnan(distances), np.inf, distances)
+    indices = filled.argmin(axis=1)
+    nearest = filled[np.arange(len(filled)), indices]
+    typical = np.nanmedian(distances, axis=1)
+    return Nearest(nearest, nearest / np.maximum(typical, 1e-9), indices)
+
+
+def judge(
+    synthetic: NDArray[np.float64], held_out: NDArray[np.float64], *, num_train: int
+) -> tuple[str, float | None, NDArray[np.bool_]]:
+    """What relative distances say.
+
+    Args:
+        synthetic: Of the synthetic cases.
+        held_out: Of the held-out cases.
+        num_train: How many training cases there are.
+
+    Returns:
+        The verdict, the one-sided p of the rank-sum test that synthetic cases are nearer, and which cases are copies.
+    """
+    from scipy.stats import mannwhitneyu
+
+    is_settled = min(len(held_out), num_train) >= MIN_CASES
+    copies = synthetic < (COPY_SHARE * held_out.min() if is_settled else SURE_COPY)
+    if copies.any():
+        verdict, p = f"{int(copies.sum())} of {len(synthetic)} repeat a training case", None
+    elif not is_settled or len(synthetic) < MIN_CASES:
+        return f"undecided with fewer than {MIN_CASES} cases of a kind", None, copies
+    else:
+        verdict, p = "no sign of memorization", None
+    if is_settled and len(synthetic) >= MIN_CASES:
+        p = float(mannwhitneyu(synthetic, held_out, alternative="less").pvalue)
+        if p < ALPHA and not copies.any():
+            verdict = "nearer to training cases than held-out cases are, without a copy"
+    return verdict, p, copies
+
+
+def _shrink_all(case_set: CaseSet, notify: Notify) -> tuple[list[Thumbnail], list[Any]]:
+    return measure_each(case_set.cases, lambda case: case.case_id, lambda case: shrink(case_set, case), notify)
+
+
+def _spread(grid: Grid, box: Sequence[slice], side: int) -> Grid:
+    """A grid of ``side``^3 voxels over a box."""
+    first = np.asarray([part.start for part in box], dtype=np.float64)
+    extent = np.asarray([part.stop - part.start for part in box], dtype=np.float64)
+    step = np.eye(4)
+    step[:3, :3] = np.diag(extent / side)
+    step[:3, 3] = first - 0.5 + extent / side / 2
+    return Grid((side, side, side), grid.affine @ step)
+
+
+def _compare(
+    synthetic: Sequence[Thumbnail],
+    train: Sequence[Thumbnail],
+    reference: Sequence[Thumbnail],
+    matrix: Callable[[Sequence[Thumbnail], Sequence[Thumbnail]], NDArray[np.float64]],
+    *,
+    is_apart: bool,
+) -> dict[str, Any]:
+    """Distances of one kind: those of synthetic cases, those of reference cases, and the verdict."""
+    own, other = matrix(synthetic, train), matrix(reference, train)
+    if not is_apart:
+        np.fill_diagonal(other, np.nan)
+    usable, comparable = [np.isfinite(distances).any(axis=1) for distances in (own, other)]
+    if not usable.any() or not comparable.any():
+        return {"verdict": "not compared: there are no label maps of known organs on both sides", "cases": []}
+    nearest, normal = find_nearest(own[usable]), find_nearest(other[comparable])
+    verdict, p, copies = judge(nearest.relative, normal.relative, num_train=len(train))
+    chosen = [synthetic[int(index)] for index in np.flatnonzero(usable)]
+    rows = [
+        {
+            "case": case.case.case_id,
+            "nearest": train[int(index)].case.case_id,
+            "distance": float(distance),
+            "relative": float(relative),
+            "is_copy": bool(copy),
+        }
+        for case, index, distance, relative, copy in zip(
+            chosen, nearest.indices, nearest.distances, nearest.relative, copies, strict=True
+        )
+    ]
+    return {
+        "verdict": verdict,
+        "p": p,
+        "median": float(np.median(nearest.relative)),
+        "held_out_median": float(np.median(normal.relative)),
+        "held_out_lowest": float(normal.relative.min()),
+        "held_out": normal.relative.tolist(),
+        "cases": sorted(rows, key=lambda row: row["relative"]),
+    }
+
+
+def to_report(document: Mapping[str, Any]) -> str:
+    """The document as Markdown."""
+    against = (
+        f"{document['held_out']['num_cases']} held-out cases"
+        if document["held_out"]["path"]
+        else f"{document['held_out']['num_cases']} training cases, each against the others"
+    )
+    parts = [
+        f"# Do {document['num_cases']} synthetic cases repeat training cases?\n",
+        f"Nearest of {document['train']['num_cases']} training cases, for the synthetic cases and for {against}. "
+        f"Images: 1 - correlation of {IMAGE_SIDE}^3 voxels of the body's box; label maps: share of organ voxels that "
+        f"differ, of {LABEL_SIDE}^3. Relative: divided by the case's median distance to all training cases. A copy is "
+        f"nearer than half of the nearest held-out case, or, with fewer than {MIN_CASES} of those or of training ones, "
+        f"below {SURE_COPY:g}. Smaller likenesses, such as one organ alone, are not seen.\n",
+    ]
+    for kind, name in (("images", "Images"), ("label_maps", "Label maps")):
+        part = document[kind]
+        parts.append(f"## {name}: {part['verdict']}\n")
+        if part["cases"]:
+            p = "" if part["p"] is None else f" Rank-sum test, nearer than held-out cases: p = {part['p']:.3g}."
+            parts.append(
+                f"Relative distance, median: synthetic {part['median']:.2f}, held-out {part['held_out_median']:.2f} "
+                f"(lowest {part['held_out_lowest']:.2f}).{p}\n"
+            )
+            rows = [[r["case"], r["nearest"], r["distance"], r["relative"], r["is_copy"]] for r in part["cases"][:10]]
+            parts.append(to_markdown(["case", "nearest", "distance", "relative", "copy"], rows, num_digits=3))
+    for name in ("train", "held_out"):
+        parts += [f"- Left out, {case['case']}: {case['reason']}\n" for case in document[name]["skipped"]]
+    parts += [f"- Left out, {case['case']}: {case['reason']}\n" for case in document["skipped"]]
+    return "\n".join(parts)
+
+
+def draw_chart(document: Mapping[str, Any]) -> str:
+    """Relative distances of synthetic and held-out cases as SVG."""
+    rows = []
+    others = "held-out" if document["held_out"]["path"] else "training"
+    for kind, name in (("images", "images"), ("label_maps", "label maps")):
+        part = document[kind]
+        if part["cases"]:
+            own = [row["relative"] for row in part["cases"]]
+            has_copy = any(row["is_copy"] for row in part["cases"])
+            rows.append(DotRow(f"{name}, synthetic", own, part["median"], is_marked=has_copy))
+            rows.append(DotRow(f"{name}, {others}", part["held_out"], part["held_out_median"]))
+    verdict = document["images"]["verdict"]
+    subtitle = f"{document['num_cases']} synthetic cases; large dot: median; images: {verdict}"
+    return draw_dot_chart(
+        "Distance to the nearest training case",
+        rows,
+        axis="nearest / median distance to training cases",
+        subtitle=subtitle,
+    )
+
+
+def draw_pairs(part: Mapping[str, Any], synthetic: Sequence[Thumbnail], train: Sequence[Thumbnail]) -> Image.Image:
+    """The nearest pairs side by side, axial and coronal slices through the middle of the body.
+
+    Args:
+        part: Distances of images, as the document has them.
+        synthetic: Left.
+        train: Right.
+    """
+    by_name = [{thumbnail.case.case_id: thumbnail.case for thumbnail in side} for side in (synthetic, train)]
+    rows = part["cases"][:NUM_PAIRS]
+    gap, head = 6, 26
+    width = 4 * PANEL_PX + 5 * gap
+    sheet = Image.new("RGB", (width, max(1, len(rows)) * (PANEL_PX + head + gap) + gap), BACKGROUND)
+    for number, row in enumerate(rows):
+        top = gap + number * (PANEL_PX + head + gap)
+        figures = f"distance {row['distance']:.3f}, relative {row['relative']:.2f}"
+        words = f"{row['case']} (synthetic) and {row['nearest']} (training), {figures}"
+        write_text(sheet, (gap, top + 5), words, size_px=13, colour=DIM_TEXT)
+        panels = _draw_middle(by_name[0][row["case"]].load_image()) + _draw_middle(
+            by_name[1][row["nearest"]].load_image()
+        )
+        for place, panel in enumerate((panels[0], panels[2], panels[1], panels[3])):
+            left = gap + place * (PANEL_PX + gap)
+            sheet.paste(panel, (left + (PANEL_PX - panel.width) // 2, top + head + (PANEL_PX - panel.height) // 2))
+    return sheet
+
+
+def _draw_middle(image: Volume) -> list[Image.Image]:
+    """Axial and coronal slice through the middle of the body, as large as a panel allows."""
+    box = find_body_box(image.array)
+    panels = []
+    for plane in (
+        Plane("axial", (box[2].start + box[2].stop) // 2),
+        Plane("coronal", (box[1].start + box[1].stop) // 2),
+    ):
+        scale = PANEL_PX / max(length for axis, length in enumerate(image.grid.extent_mm) if axis != plane.axis)
+        panels.append(draw_slice(image.array, plane, plane.size_px(image.grid, scale), SOFT_TISSUE))
+    return panels

@@ -1,0 +1,149 @@
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from scipy import linalg
+
+from maisi_aug.evaluation.frechet import (
+    bootstrap_interval,
+    case_influence,
+    frechet_distance,
+    kernel_distance,
+    measure_moments,
+    reduce_to_span,
+)
+
+DIMENSION = 12
+
+
+def draw_cases(seed: int, *, num_cases: int = 24, shift: float = 0.0, spread: float = 1.0) -> list[NDArray[np.float32]]:
+    """Cases whose slices share a case's own mean, as slices of a volume do."""
+    rng = np.random.default_rng(seed)
+    mixing = np.random.default_rng(1).normal(size=(DIMENSION, DIMENSION)) * spread
+    cases = []
+    for _ in range(num_cases):
+        own = rng.normal(size=DIMENSION)
+        slices = rng.normal(size=(rng.integers(8, 15), DIMENSION)) + own
+        cases.append((slices @ mixing + shift).astype(np.float32))
+    return cases
+
+
+def frechet_with_matrix_root(a: NDArray[np.float32], b: NDArray[np.float32]) -> float:
+    """The formula of Heusel et al. as it is written."""
+    first, second = a.astype(np.float64), b.astype(np.float64)
+    c1, c2 = np.cov(first, rowvar=False), np.cov(second, rowvar=False)
+    root = np.real(linalg.sqrtm(c1 @ c2))
+    step = first.mean(axis=0) - second.mean(axis=0)
+    return float(step @ step + np.trace(c1) + np.trace(c2) - 2 * np.trace(root))
+
+
+def test_distance_is_that_of_monai_and_of_the_formula_as_written() -> None:
+    from monai.metrics.fid import FIDMetric
+
+    first, second = draw_cases(2), draw_cases(3, shift=0.4, spread=1.2)
+    found = frechet_distance(measure_moments(first), measure_moments(second))
+    a, b = np.concatenate(first), np.concatenate(second)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # an argument of scipy's that MONAI still passes
+        expected = float(FIDMetric()(torch.from_numpy(b), torch.from_numpy(a)))
+    assert found == pytest.approx(expected, rel=1e-8)
+    assert found == pytest.approx(frechet_with_matrix_root(a, b), rel=1e-8)
+    assert found > 1
+
+
+def test_distance_of_known_gaussians() -> None:
+    """Diagonal covariances: each axis adds the squared difference of means and of standard deviations."""
+    rng = np.random.default_rng(0)
+    base = rng.normal(size=(4000, 3))
+    base = (base - base.mean(axis=0)) @ np.linalg.inv(linalg.sqrtm(np.cov(base, rowvar=False)))
+    other = base * [1.0, 3.0, 0.5] + [2.0, 0.0, 0.0]
+    assert frechet_distance(measure_moments([base]), measure_moments([other])) == pytest.approx(4 + 4 + 0.25)
+
+
+def test_fewer_slices_than_features_still_give_a_distance() -> None:
+    first, second = (np.random.default_rng(seed).normal(size=(6, 40)) for seed in (0, 1))
+    found = frechet_distance(measure_moments([first]), measure_moments([second]))
+    # tr((C1 C2)^(1/2)) is the sum of singular values of the centred features' product.
+    a, b = ((x - x.mean(axis=0)) / np.sqrt(5) for x in (first, second))
+    step = first.mean(axis=0) - second.mean(axis=0)
+    expected = step @ step + (a**2).sum() + (b**2).sum() - 2 * np.linalg.svd(a @ b.T, compute_uv=False).sum()
+    assert found == pytest.approx(float(expected), rel=1e-6)
+
+
+def test_moments_do_not_depend_on_how_slices_are_dealt_out() -> None:
+    cases = draw_cases(4)
+    together, apart = measure_moments([np.concatenate(cases)]), measure_moments(cases)
+    assert together.num == apart.num
+    np.testing.assert_allclose(together.covariance, apart.covariance, rtol=1e-10)
+    np.testing.assert_allclose(apart.covariance, np.cov(np.concatenate(cases).astype(np.float64), rowvar=False))
+
+
+def test_influence_is_the_derivative_by_a_cases_weight() -> None:
+    first, second = draw_cases(5), draw_cases(6, shift=0.5)
+    own, other = measure_moments(first), measure_moments(second)
+    influence = case_influence(first, own, other)
+    assert influence.sum() == pytest.approx(0.0, abs=1e-9)
+    repeats = 400  # one case more among 400 copies of the set moves it by a small weight
+    for index in (0, 7, 13):
+        moved = measure_moments([*first * repeats, first[index]])
+        change = frechet_distance(moved, other) - frechet_distance(measure_moments(first * repeats), other)
+        assert change * repeats == pytest.approx(influence[index], rel=0.02, abs=2e-3)
+
+
+def test_interval_spreads_as_recomputed_draws_do() -> None:
+    first, second = draw_cases(7, num_cases=60), draw_cases(8, num_cases=60, shift=0.8)
+    own, other = measure_moments(first), measure_moments(second)
+    value = frechet_distance(own, other)
+    influences = case_influence(first, own, other), case_influence(second, other, own)
+    interval = bootstrap_interval(value, influences, np.random.default_rng(0))
+    assert interval is not None
+    assert interval[0] < value < interval[1]
+    rng = np.random.default_rng(1)
+    recomputed = [
+        frechet_distance(*(measure_moments([s[i] for i in rng.integers(len(s), size=len(s))]) for s in (first, second)))
+        for _ in range(300)
+    ]
+    low, high = np.percentile(recomputed, [2.5, 97.5])
+    assert interval[1] - interval[0] == pytest.approx(high - low, rel=0.25)
+    # What recomputing adds: drawn sets are poorer, so that the value itself lies at the lower end.
+    assert np.mean(recomputed) > value
+
+
+def test_one_case_has_no_interval() -> None:
+    assert bootstrap_interval(1.0, [np.zeros(1), np.zeros(5)], np.random.default_rng(0)) is None
+
+
+def test_kernel_distance_is_the_sum_over_pairs() -> None:
+    first, second = (np.random.default_rng(seed).normal(size=(5, 4)) + seed for seed in (0, 1))
+
+    def kernel(x: NDArray[np.float64], y: NDArray[np.float64]) -> float:
+        return float((x @ y / 4 + 1) ** 3)
+
+    within = sum(np.mean([kernel(s[i], s[j]) for i in range(5) for j in range(5) if i != j]) for s in (first, second))
+    across = np.mean([kernel(x, y) for x in first for y in second])
+    expected = float(within - 2 * across)
+    assert kernel_distance(first, second, np.random.default_rng(0)) == pytest.approx(expected)
+
+
+def test_subsets_give_about_the_exact_kernel_distance() -> None:
+    rng = np.random.default_rng(0)
+    first, second = rng.normal(size=(2600, 6)), rng.normal(size=(2600, 6)) + 0.5
+    from maisi_aug.evaluation.frechet import _unbiased_mmd
+
+    exact = _unbiased_mmd(first, second)
+    assert kernel_distance(first, second, np.random.default_rng(1)) == pytest.approx(exact, rel=0.1)
+
+
+def test_span_keeps_distance_and_influence() -> None:
+    rng = np.random.default_rng(3)
+    first, second = ([rng.normal(size=(3, 40)) + shift for _ in range(4)] for shift in (0.0, 0.5))
+    reduced = reduce_to_span(first, second)
+    assert reduced[0][0].shape == (3, 24)
+    plain, small = ([measure_moments(cases) for cases in sets] for sets in ((first, second), reduced))
+    assert frechet_distance(*small) == pytest.approx(frechet_distance(*plain), rel=1e-6)
+    expected = case_influence(first, *plain)
+    np.testing.assert_allclose(case_influence(reduced[0], *small), expected, rtol=1e-6, atol=1e-8)
