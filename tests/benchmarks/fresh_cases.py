@@ -1,4 +1,4 @@
-"""How fast fresh cases come while training: python -m tests.benchmarks.fresh_cases --reuse 4 --items 24."""
+"""How fast fresh cases come while training: python -m tests.benchmarks.fresh_cases --cases 4."""
 
 from __future__ import annotations
 
@@ -6,54 +6,53 @@ import argparse
 import json
 import os
 import time
+from statistics import median
 from typing import Any
 
-from monai.data import DataLoader
-
 from maisi_aug.integrations.fresh_cases import FreshCases
+from maisi_aug.integrations.fresh_maker import FreshMaker
+from maisi_aug.recipe import build_config
+
+CONFIGURATION = {"labels": ["hepatic tumor:20-40mm", "lung tumor:10-30mm"]}
 
 
-def measure(
-    configuration: dict[str, Any], *, num_items: int, reuse: int, num_workers: int, device: str
-) -> dict[str, Any]:
-    """Seconds until the first item, and per item of the first and the second epoch."""
+def measure_making(num_cases: int, device: str) -> dict[str, Any]:
+    """Seconds, and seconds of the processor, that a case takes in one process."""
+    values = build_config(CONFIGURATION).to_dict()
+    maker = FreshMaker.open(values, device=device, num_cases=num_cases, seed=0)
+    maker.make(0, 0)
+    seconds, processor_seconds = [], []
+    for number in range(num_cases):
+        began, began_processor = time.perf_counter(), time.process_time()
+        maker.make(1, number)
+        seconds.append(time.perf_counter() - began)
+        processor_seconds.append(time.process_time() - began_processor)
+    return {"case_s": round(median(seconds), 3), "case_processor_s": round(median(processor_seconds), 3)}
+
+
+def measure_handing_over(device: str, num_takes: int = 20) -> dict[str, Any]:
+    """Seconds from asking for a case that is held to having it, and until the first one is there."""
     began = time.perf_counter()
-    with FreshCases(configuration, num_items=num_items, reuse=reuse, device=device) as cases:
-        cases[0]
+    with FreshCases(CONFIGURATION, num_items=num_takes + 2, reuse=num_takes + 2, device=device) as cases:
+        cases.fetch(0, 0)
         first = time.perf_counter() - began
         seconds = []
-        for epoch in (0, 1):
-            cases.set_epoch(epoch)
+        for item in range(1, num_takes + 1):
             began = time.perf_counter()
-            for _ in DataLoader(cases, batch_size=1, num_workers=num_workers):
-                pass
-            seconds.append((time.perf_counter() - began) / num_items)
-        began = time.perf_counter()
-        held = cases.schedule.num_items - 1
-        cases.fetch(1, held)  # the last case of an epoch is made again once, and then handed out
-        made = time.perf_counter() - began
-    return {
-        "num_workers": num_workers,
-        "first_item_s": round(first, 2),
-        "item_s": [round(value, 3) for value in seconds],
-        "made_again_s": round(made, 3),
-        "load": os.getloadavg()[0],
-    }
+            cases.fetch(0, item)
+            seconds.append(time.perf_counter() - began)
+    return {"first_item_s": round(first, 2), "hand_over_s": round(median(seconds), 4)}
 
 
 def main() -> None:
-    """Measure with 0 and 2 workers and print JSON lines."""
+    """Measure and print one JSON line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--items", type=int, default=24)
-    parser.add_argument("--reuse", type=int, default=4)
+    parser.add_argument("--cases", type=int, default=4)
     parser.add_argument("--device", default="cpu")
     options = parser.parse_args()
-    configuration = {"labels": ["hepatic tumor:20-40mm", "lung tumor:10-30mm"]}
-    for num_workers in (0, 2):
-        result = measure(
-            configuration, num_items=options.items, reuse=options.reuse, num_workers=num_workers, device=options.device
-        )
-        print(json.dumps(result), flush=True)
+    load = os.getloadavg()[0]
+    figures = {**measure_making(options.cases, options.device), **measure_handing_over(options.device)}
+    print(json.dumps({**figures, "load_average_before": round(load, 1), "cpu_count": os.cpu_count()}))
 
 
 if __name__ == "__main__":
