@@ -11,6 +11,7 @@ from scipy import linalg
 from maisi_aug.evaluation.frechet import (
     bootstrap_interval,
     case_influence,
+    extrapolate_distance,
     frechet_distance,
     kernel_distance,
     measure_moments,
@@ -147,3 +148,35 @@ def test_span_keeps_distance_and_influence() -> None:
     assert frechet_distance(*small) == pytest.approx(frechet_distance(*plain), rel=1e-6)
     expected = case_influence(first, *plain)
     np.testing.assert_allclose(case_influence(reduced[0], *small), expected, rtol=1e-6, atol=1e-8)
+
+
+def test_extrapolation_comes_nearer_to_very_many_cases() -> None:
+    truth = frechet_distance(*(measure_moments(draw_cases(s, num_cases=8000, shift=0.1 * s)) for s in (0, 8)))
+    raw, limits = [], []
+    for seed in range(12):
+        first, second = draw_cases(100 + seed), draw_cases(200 + seed, shift=0.8)
+        raw.append(frechet_distance(measure_moments(first), measure_moments(second)))
+        limit = extrapolate_distance(first, second, raw[-1], np.random.default_rng(seed))
+        assert limit is not None
+        limits.append(limit)
+    assert np.mean(raw) > 2 * truth
+    assert abs(np.mean(limits) - truth) < 0.25 * abs(np.mean(raw) - truth)
+    assert extrapolate_distance(first[:3], second, 1.0, np.random.default_rng(0)) is None
+
+
+@pytest.mark.slow
+def test_interval_of_the_extrapolated_distance_covers_that_of_very_many_cases() -> None:
+    truth = frechet_distance(*(measure_moments(draw_cases(s, num_cases=20000, shift=0.1 * s)) for s in (0, 8)))
+    num_covered = 0
+    for seed in range(100):
+        first, second = draw_cases(1000 + seed, num_cases=60), draw_cases(2000 + seed, num_cases=60, shift=0.8)
+        own, other = measure_moments(first), measure_moments(second)
+        generator = np.random.default_rng(seed)
+        limit = extrapolate_distance(first, second, frechet_distance(own, other), generator)
+        assert limit is not None
+        interval = bootstrap_interval(
+            limit, [case_influence(first, own, other), case_influence(second, other, own)], generator
+        )
+        assert interval is not None
+        num_covered += interval[0] <= truth <= interval[1]
+    assert 88 <= num_covered <= 100
