@@ -1,4 +1,4 @@
-"""`maisi-aug train vae|diffusion|controlnet`: rebuild a bundle from a training recipe."""
+"""`maisi-aug train vae|diffusion|controlnet|mask-vae|mask-diffusion`: rebuild a bundle from a training recipe."""
 
 from __future__ import annotations
 
@@ -39,6 +39,9 @@ def register(app: typer.Typer) -> None:
         ("controlnet", "Train the ControlNet, then write the bundle."),
     ):
         group.command(stage, help=f"{summary} Interrupted runs go on from their checkpoint.")(_stage_command(stage))
+    from maisi_aug.cli.train_masks import register_mask_stages  # which takes its options from here
+
+    register_mask_stages(group)
     app.add_typer(group)
 
 

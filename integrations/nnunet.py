@@ -7,14 +7,7 @@ that its own case was not asked for, and leaving that one as background would te
 from __future__ import annotations
 
 import json
-import os
-import re
-import secrets
-import shutil
-import subprocess
-import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,19 +19,20 @@ from maisi_aug import __version__
 from maisi_aug.errors import ExportError
 from maisi_aug.grid import Grid
 from maisi_aug.integrations.cohort_source import CohortSource, load_cohort_source
+from maisi_aug.integrations.nnunet_check import count_processes, verify_integrity
+from maisi_aug.integrations.nnunet_folders import (
+    FILE_ENDING,
+    MAPPING_NAME,
+    folders_that_appear_whole,
+    place_file,
+    require_free_target,
+    require_raw_folder,
+)
+from maisi_aug.integrations.nnunet_splits import NUM_FOLDS
 from maisi_aug.labels import BACKGROUND_ID, BODY_ID
 from maisi_aug.manifest import AttemptRecord
 from maisi_aug.volume_io import load_label_map, save_label_map
 from maisi_aug.whole_files import write_text_whole
-
-FILE_ENDING = ".nii.gz"
-MAPPING_NAME = "maisi_aug_mapping.json"
-RAW_VARIABLE = "nnUNet_raw"
-OTHER_VARIABLES = ("nnUNet_preprocessed", "nnUNet_results")
-MAX_DATASET_ID = 999  # nnU-Net reads exactly three digits after "Dataset"
-NUM_FOLDS = 5  # of nnU-Net's default split
-_NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
-_COMPLAINT = re.compile(r"^(error|warning)\b.*", re.IGNORECASE | re.MULTILINE)
 
 Notify = Callable[[str, int, int], None]
 
@@ -116,18 +110,18 @@ def export_nnunet(
         ExportError: The cohort is unfinished or altered, the id is taken, a label occurs nowhere, or the check fails.
         VocabularyError: An unknown label name.
     """
-    target = _require_free_target(_require_raw_folder(out), dataset_id, name)
+    target = require_free_target(require_raw_folder(out), dataset_id, name)
     cohort = load_cohort_source(cohort_dir)
-    _require_label_maps(cohort)
+    require_label_maps(cohort)
     wanted = cohort.resolve_ids(labels) if labels else cohort.requested_ids
-    with _folder_that_appears_whole(target) as building:
+    with folders_that_appear_whole(target) as (building,):
         if include_anatomy:
             wanted = tuple(sorted({*wanted, *_find_all_ids(cohort, notify)}))
         written = _write_cases(cohort, wanted, building, copy=copy, notify=notify)
         _require_every_label(cohort, wanted, written.present_ids)
         _write_descriptions(cohort, wanted, written, building, target.name)
         notify("nnU-Net's integrity check", 0, 1)
-        _verify_integrity(building, num_processes=min(len(cohort.cases), os.cpu_count() or 1, 8))
+        verify_integrity(building, num_processes=count_processes(len(cohort.cases)))
         notify("nnU-Net's integrity check", 1, 1)
     return ExportReport(
         path=target,
@@ -139,61 +133,17 @@ def export_nnunet(
     )
 
 
-def _require_label_maps(cohort: CohortSource) -> None:
+def require_label_maps(cohort: CohortSource) -> None:
+    """Raise for a cohort of bare images.
+
+    Raises:
+        ExportError: No case has a label map.
+    """
     if not any("anatomy" in case.files for case in cohort.cases):
         raise ExportError(
             f"{cohort.folder}: expected label maps to train on, found images that were drawn without any (mask_source "
             "none). Make a cohort with another --mask-source."
         )
-
-
-def _require_raw_folder(out: Path | None) -> Path:
-    if out is not None:
-        return out
-    from_environment = os.environ.get(RAW_VARIABLE)
-    if not from_environment:
-        raise ExportError(
-            "nnU-Net raw folder: expected --out or the environment variable nnUNet_raw, found neither. "
-            "Give --out DIR, or export nnUNet_raw=DIR."
-        )
-    return Path(from_environment)
-
-
-def _require_free_target(raw_folder: Path, dataset_id: int, name: str) -> Path:
-    """The dataset's folder, which does not exist; nnU-Net wants an id to have one name in all its three folders."""
-    if not 1 <= dataset_id <= MAX_DATASET_ID:
-        raise ExportError(
-            f"Dataset id: expected 1 to {MAX_DATASET_ID}, found {dataset_id}. Choose another --dataset-id."
-        )
-    if not _NAME_PATTERN.fullmatch(name):
-        raise ExportError(
-            f"Dataset name: expected letters, digits, '_' and '-', found '{name}'. Choose another --name."
-        )
-    target = raw_folder / f"Dataset{dataset_id:03d}_{name}"
-    for variable in (None, RAW_VARIABLE, *OTHER_VARIABLES):
-        folder = Path(os.environ.get(variable, "") or raw_folder) if variable else raw_folder
-        for taken in sorted(folder.glob(f"Dataset{dataset_id:03d}_*")):
-            # The same name in nnU-Net's other folders is what it made of an earlier export of this very dataset.
-            if taken.name != target.name or variable not in OTHER_VARIABLES:
-                raise ExportError(
-                    f"Dataset id {dataset_id}: expected one that is not in use, found {taken}. "
-                    "Choose another --dataset-id, or remove that folder."
-                )
-    return target
-
-
-@contextmanager
-def _folder_that_appears_whole(target: Path) -> Iterator[Path]:
-    """A hidden folder beside the target that takes the target's name when the block ends without an error."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    building = target.with_name(f".{target.name}.{secrets.token_hex(4)}.part")
-    building.mkdir()
-    try:
-        yield building
-        building.rename(target)
-    except BaseException:  # Ctrl-C too must leave nothing behind
-        shutil.rmtree(building, ignore_errors=True)
-        raise
 
 
 def _find_all_ids(cohort: CohortSource, notify: Notify) -> set[int]:
@@ -218,36 +168,18 @@ def _write_cases(
     for index, case in enumerate(cohort.cases):
         notify("cases", index, len(cohort.cases))
         image = cohort.require_file(case, "image")
-        num_linked += _place(image, building / "imagesTr" / f"{case.case_id}_0000{FILE_ENDING}", copy=copy)
+        num_linked += place_file(image, building / "imagesTr" / f"{case.case_id}_0000{FILE_ENDING}", copy=copy)
         anatomy = load_label_map(cohort.require_file(case, "anatomy"))
         label_map: NDArray[np.uint8] = numbering[anatomy.array]
         save_label_map(building / "labelsTr" / f"{case.case_id}{FILE_ENDING}", label_map, anatomy.grid)
         present |= {int(label_id) for label_id in np.unique(anatomy.array)}
         num_empty += not label_map.any()
-        num_skewed += not _has_right_angles(anatomy.grid)
+        num_skewed += not has_right_angles(anatomy.grid)
     notify("cases", len(cohort.cases), len(cohort.cases))
     return _Written(frozenset(present - {BACKGROUND_ID}), num_linked, num_empty, num_skewed)
 
 
-def _place(source: Path, target: Path, *, copy: bool) -> bool:
-    """Put a file in its place, its bytes unchanged.
-
-    Returns:
-        Whether it is a hard link.
-    """
-    if not source.name.endswith(FILE_ENDING):
-        raise ExportError(f"{source}: expected a name ending in {FILE_ENDING}, found another. Make the cohort again.")
-    if not copy:
-        try:
-            target.hardlink_to(source.resolve())
-            return True
-        except OSError:  # another file system, or one without links
-            pass
-    shutil.copyfile(source, target)
-    return False
-
-
-def _has_right_angles(grid: Grid) -> bool:
+def has_right_angles(grid: Grid) -> bool:
     """Whether the voxel axes are orthogonal: SimpleITK, nnU-Net's first choice for NIfTI, cannot hold others."""
     directions = grid.affine[:3, :3] / np.asarray(grid.spacing_mm)
     return bool(np.allclose(directions.T @ directions, np.eye(3), atol=1e-4))
@@ -272,7 +204,7 @@ def _write_descriptions(
     """Write ``dataset.json`` for nnU-Net and the mapping back to the vocabulary for everyone else."""
     licences = sorted({case.licence for case in cohort.cases})
     dataset: dict[str, Any] = {
-        "channel_names": {"0": _channel_name(cohort.cases)},
+        "channel_names": {"0": channel_name(cohort.cases)},
         "labels": _number_labels(cohort, wanted),
         "numTraining": len(cohort.cases),
         "file_ending": FILE_ENDING,
@@ -296,13 +228,13 @@ def _write_descriptions(
             {"name": cohort.name_of(label_id), "vocabulary_id": label_id}
             for label_id in sorted(written.present_ids - set(wanted))
         ],
-        "cases": {case.case_id: _describe_case(case) for case in cohort.cases},
+        "cases": {case.case_id: describe_case(case) for case in cohort.cases},
     }
     for path, content in ((building / "dataset.json", dataset), (building / MAPPING_NAME, mapping)):
         write_text_whole(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
-def _channel_name(cases: Sequence[AttemptRecord]) -> str:
+def channel_name(cases: Sequence[AttemptRecord]) -> str:
     """``CT`` makes nnU-Net normalise in HU; any other name, image by image."""
     modalities = {str(case.settings.get("modality", "ct")) for case in cases}
     if all(modality.lower().startswith("ct") for modality in modalities):
@@ -310,7 +242,8 @@ def _channel_name(cases: Sequence[AttemptRecord]) -> str:
     return "+".join(sorted(modalities))
 
 
-def _describe_case(case: AttemptRecord) -> dict[str, Any]:
+def describe_case(case: AttemptRecord) -> dict[str, Any]:
+    """Where a case comes from, for the mapping file."""
     return {
         "request": case.request,
         "seed": case.seed,
@@ -320,34 +253,6 @@ def _describe_case(case: AttemptRecord) -> dict[str, Any]:
         "image_sha256": case.files["image"].sha256,
         "anatomy_sha256": case.files["anatomy"].sha256,
     }
-
-
-def _verify_integrity(dataset: Path, *, num_processes: int) -> None:
-    """Run nnU-Net's own check.
-
-    It runs as a process of its own: it prints, warns about unset variables, and starts workers that would import a
-    caller's unguarded script again.
-
-    Raises:
-        ExportError: With nnU-Net's first complaint; its warnings about geometry count, since the files are ours.
-    """
-    program = (
-        "import sys\n"
-        "from nnunetv2.experiment_planning.verify_dataset_integrity import verify_dataset_integrity\n"
-        "verify_dataset_integrity(sys.argv[1], int(sys.argv[2]))\n"
-    )
-    # -P: a module of the user's current folder must not stand in for one of nnU-Net's.
-    command = [sys.executable, "-P", "-c", program, str(dataset.resolve()), str(num_processes)]
-    done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
-    complaint = _COMPLAINT.search(done.stdout)
-    if done.returncode == 0 and complaint is None:
-        return
-    last_words = (done.stderr.strip().splitlines() or ["no message"])[-1]
-    found = complaint.group(0) if complaint else last_words
-    raise ExportError(
-        f"nnU-Net's integrity check: expected no complaint, found: {' '.join(found.split())[:300]} "
-        "Nothing was exported; make the cohort again or report this."
-    )
 
 
 def _build_notes(cohort: CohortSource, written: _Written) -> Iterator[str]:

@@ -189,9 +189,12 @@ def _build_organ_entry(
 
 def _pair_by_case(images: Sequence[Path], labels: Sequence[Path], is_cohort: bool) -> Iterator[BankEntry]:
     """Pair the files of two folders by case name; nnU-Net's images end in ``_0000``."""
+    # A label map's namesake comes first: "phantom_0001" is a case of its own, not nnU-Net's second channel of another.
+    by_stem = {stem_of(image): image for image in images}
     by_case = {case_of(image): image for image in images if not re.search(r"_000[1-9]$", stem_of(image))}
     for label in labels:
-        yield BankEntry("", (label,), by_case.get(case_of(label)), has_vocabulary_ids=is_cohort)
+        image = by_stem.get(stem_of(label)) or by_case.get(case_of(label))
+        yield BankEntry("", (label,), image, has_vocabulary_ids=is_cohort)
 
 
 def _pair_by_role(files: Sequence[Path]) -> Iterator[BankEntry]:

@@ -58,6 +58,10 @@ class ExportError(MaisiAugError, ValueError):
     """An export that would be wrong or incomplete."""
 
 
+class BenchmarkError(MaisiAugError, ValueError):
+    """A benchmark whose cases, arms or folder are not what it needs."""
+
+
 class EvaluationError(MaisiAugError, ValueError):
     """A measurement that cannot be made of what was given."""
 

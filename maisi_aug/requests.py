@@ -2,7 +2,7 @@
 
 Grammar: ``NAME[:SIZE][@SHARE]``. SIZE is a percentile (``0.3``, ``0.1-0.6``), an equivalent diameter (``8mm``,
 ``8-20mm``) or a volume (``4mL``, ``1-3mL``), each with an optional count (``x3``). ``+`` joins what one case holds;
-SHARE (``@0.4``, ``@40%``) comes last and belongs to all of it.
+SHARE (``@0.4``, ``@40%``, ``@2/5``) comes last and belongs to all of it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _NUMBER = r"\d+\.?\d*|\.\d+"
 _SIZE = re.compile(
     rf"(?:(?P<low>{_NUMBER})(?P<low_unit>mm|ml)?(?:-(?P<high>{_NUMBER}))?(?P<unit>mm|ml)?)?(?:x(?P<count>\d{{1,6}}))?"
 )
-_SHARE = re.compile(rf"(?P<number>{_NUMBER})(?P<percent>%?)")
+_SHARE = re.compile(rf"(?P<number>{_NUMBER})(?:(?P<percent>%)|/(?P<divisor>[1-9]\d*))?")
 _SIZE_EXAMPLES = "a size such as 0.3, 0.1-0.6, 8mm, 8-20mm, 4mL or 10-30mmx3"
 
 
@@ -171,13 +171,14 @@ def _parse_share(share_text: str, text: str) -> float:
     match = _SHARE.fullmatch(share_text.strip())
     if match is None:
         raise RequestError(
-            f"Label request '{text}': expected a share such as @0.4 or @40% at the end, found '@{share_text.strip()}'. "
-            "Write the share last."
+            f"Label request '{text}': expected a share such as @0.4, @40% or @2/5 at the end, found "
+            f"'@{share_text.strip()}'. Write the share last."
         )
     number = float(match["number"])
-    share = number / 100.0 if match["percent"] else number
+    share = number / (100.0 if match["percent"] else float(match["divisor"] or 1))
     if not 0.0 < share <= 1.0:
-        hint = f"Did you mean @{number:g}%?" if 1.0 < number <= 100.0 else "Choose another share or leave it out."
+        is_percentage = match["divisor"] is None and 1.0 < number <= 100.0
+        hint = f"Did you mean @{number:g}%?" if is_percentage else "Choose another share or leave it out."
         raise RequestError(
             f"Label request '{text}': expected a share above 0 and at most 1, found '@{share_text.strip()}'. {hint}"
         )

@@ -142,6 +142,13 @@ def resolve_cohort(
     return ResolvedCohort(config, bundle, grid, plan, distributions, described)
 
 
+def replan(cohort: ResolvedCohort, seed: int) -> CohortPlan:
+    """The plan of a cohort under another seed: the same requests, other sizes and another order."""
+    config, vocabulary = cohort.config.model_copy(update={"seed": seed}), cohort.bundle.vocabulary
+    plan = _plan_cases(config, vocabulary, cohort.distributions)
+    return plan if config.anatomy is None else keep_anatomy(plan, config.anatomy, vocabulary)
+
+
 def _plan_cases(
     config: CohortConfig, vocabulary: Vocabulary, distributions: Mapping[str, SizeDistribution]
 ) -> CohortPlan:
@@ -165,13 +172,28 @@ def _with_default_bank(config: CohortConfig, bundle: Bundle) -> CohortConfig:
     return config if bank is None else config.model_copy(update={"mask_bank": bank[0], "mask_labels": bank[1]})
 
 
+def find_grid(config: CohortConfig) -> Grid:
+    """The grid of every case, before anything is compared with what the networks have seen.
+
+    Raises:
+        BundleError: When there is no such bundle.
+        RecipeError: When it has no such preset.
+    """
+    bundle = load_bundle(config.bundle)
+    return _build_grid(config, bundle, None if config.preset is None else find_preset(config.preset, bundle))
+
+
+def _build_grid(config: CohortConfig, bundle: Bundle, preset: Preset | None) -> Grid:
+    base = preset or bundle.spec.grid
+    return Grid.from_spacing(config.shape or base.shape, config.spacing_mm or base.spacing_mm)
+
+
 def _choose_grid(config: CohortConfig, bundle: Bundle, preset: Preset | None) -> Grid:
     """The grid of every case, compared with those that the networks have seen.
 
     Given label maps decide on what is left open, each for itself: of theirs only the sides asked for are checked.
     """
-    base = preset or bundle.spec.grid
-    grid = Grid.from_spacing(config.shape or base.shape, config.spacing_mm or base.spacing_mm)
+    grid = _build_grid(config, bundle, preset)
     if _follows_maps(config):
         grid.require_multiple_of(bundle.latent_factor, subject=f"Shape for bundle '{bundle.name}'")
         return grid

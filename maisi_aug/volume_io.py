@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from maisi_aug.errors import GridError, VolumeError
 from maisi_aug.grid import Grid
 from maisi_aug.gzip_members import decompress_gzip
+from maisi_aug.metaimage import require_complete_metaimage
 from maisi_aug.whole_files import open_whole, remove_leftovers, sha256_of, write_text_whole, write_whole
 
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     "load_grid",
     "load_image",
     "load_label_map",
+    "load_stored_grid",
     "remove_leftovers",
     "save_image",
     "save_label_map",
@@ -114,6 +116,24 @@ def load_label_map(path: Path | str) -> Volume:
         VolumeError: The file cannot be read, or holds values that are not whole, negative or above 65535.
     """
     return _to_label_map(_load_volume(Path(path)), str(path))
+
+
+def load_stored_grid(path: Path | str) -> Grid:
+    """The geometry of a NIfTI file with its axes as they are stored, not turned to RAS+; voxels are not read.
+
+    Raises:
+        VolumeError: The file cannot be read.
+    """
+    import nibabel as nib
+
+    try:
+        image: Any = nib.load(path)
+        return Grid(image.shape[:3], image.affine)
+    except Exception as error:  # the reader raises whatever its parsers meet
+        reason = " ".join(str(error).split())[:200]
+        raise VolumeError(
+            f"{path}: expected a readable NIfTI file, found a damaged or missing one ({reason}). Replace the file."
+        ) from error
 
 
 def decode_label_map(content: bytes, name: str, *, max_bytes: int) -> Volume:
@@ -206,37 +226,8 @@ def _read_with_itk(path: Path) -> tuple[NDArray[Any], NDArray[np.float64]]:
     """Read NRRD, MetaImage or one DICOM file."""
     import SimpleITK
 
-    _require_complete_metaimage(path)
+    require_complete_metaimage(path)
     return _from_itk(SimpleITK.ReadImage(str(path)))
-
-
-def _require_complete_metaimage(path: Path) -> None:
-    """Raise when an uncompressed MetaImage has too few bytes: ITK would fill the rest with whatever it finds."""
-    if path.suffix.lower() not in (".mha", ".mhd"):
-        return
-    fields: dict[str, str] = {}
-    header_bytes = 0
-    with path.open("rb") as file:
-        for line in file:
-            header_bytes += len(line)
-            name, _, value = line.decode("latin-1").partition("=")
-            fields[name.strip().lower()] = value.strip()
-            if name.strip().lower() == "elementdatafile":
-                break
-    source = fields.get("elementdatafile", "")
-    if fields.get("compresseddata", "false").lower() == "true" or not source or source.startswith("LIST"):
-        return
-    width = {"CHAR": 1, "SHORT": 2, "INT": 4, "FLOAT": 4, "LONG": 8, "DOUBLE": 8}
-    kind = fields.get("elementtype", "").removeprefix("MET_").removeprefix("U")
-    if kind not in width:
-        return
-    expected = width[kind] * int(np.prod([int(side) for side in fields["dimsize"].split()]))
-    if source.upper() == "LOCAL":
-        found = path.stat().st_size - header_bytes
-    else:
-        found = (path.parent / source).stat().st_size if (path.parent / source).exists() else 0
-    if found < expected:
-        raise VolumeError(f"{path}: expected {expected} bytes of voxels, found {found}. Replace the file.")
 
 
 def _read_dicom_series(folder: Path) -> tuple[NDArray[Any], NDArray[np.float64]]:

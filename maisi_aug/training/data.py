@@ -207,20 +207,13 @@ def measure_scale_factor(latents: Sequence[Tensor], deviation: float) -> float:
 
 
 def _encode(case: TrainingCase, autoencoder: nn.Module, device: str) -> Tensor:
+    def encode(image: Tensor) -> Tensor:
+        mean: Tensor = autoencoder.encode(image)[0]  # type: ignore[operator]
+        return mean
+
     image = hu_to_unit(torch.from_numpy(case.image_hu)).to(device)[None, None]
     if image.numel() <= prod(ENCODE_WINDOW):
-        mean = cast(Tensor, autoencoder.encode(image)[0])  # type: ignore[operator]
-        return mean[0].half().cpu()
+        return encode(image)[0].half().cpu()
     window = [min(side, wanted) for side, wanted in zip(case.image_hu.shape, ENCODE_WINDOW, strict=True)]
-    mean = cast(
-        Tensor,
-        sliding_window_inference(
-            image,
-            window,
-            1,
-            lambda part: autoencoder.encode(part)[0],
-            overlap=ENCODE_OVERLAP,
-            mode="gaussian",  # type: ignore[operator]
-        ),
-    )
-    return mean[0].half().cpu()
+    mean = sliding_window_inference(image, window, 1, encode, overlap=ENCODE_OVERLAP, mode="gaussian")
+    return cast(Tensor, mean)[0].half().cpu()

@@ -7,6 +7,9 @@ from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, model_validator
 
+# Smaller slices are gone after SqueezeNet's three poolings.
+LEAST_SLICE_SIDE = 20
+
 
 class LoopConfig(BaseModel):
     """How long and how fast to train.
@@ -127,6 +130,11 @@ class VaeLossConfig(BaseModel):
     def _require_perceptual_weights(self) -> Self:
         if self.perceptual_weight > 0 and self.perceptual_weights is None:
             raise ValueError("perceptual_weight: needs perceptual_weights, a file of SqueezeNet 1.1's weights")
+        if self.perceptual_weight > 0 and min(self.patch_shape) < LEAST_SLICE_SIDE:
+            raise ValueError(
+                f"perceptual_weight: needs patches of at least {LEAST_SLICE_SIDE} voxels along every axis, found "
+                f"{'x'.join(map(str, self.patch_shape))} in patch_shape"
+            )
         if self.zoom_range is not None and self.zoom_range[0] > self.zoom_range[1]:
             raise ValueError(f"zoom_range: expected the smaller factor first, found {list(self.zoom_range)}")
         return self

@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
+from math import prod
 from pathlib import Path
 from typing import Any, Literal
 
@@ -37,6 +38,8 @@ from maisi_aug.whole_files import sha256_of, write_text_whole, write_whole
 
 StageName = Literal["vae", "diffusion", "controlnet"]
 STAGE_NAMES: tuple[StageName, ...] = ("vae", "diffusion", "controlnet")
+MAX_VOXELS_KEPT = 160**3
+"""Larger images have the ControlNet's condition embedding computed again in the backward pass."""
 START_ROLE = "controlnet_start"
 ReportPhase = Callable[[str], ReportProgress]
 
@@ -265,7 +268,8 @@ class TrainingFolder:
         original_names = list(network.state_dict())
         use_plain_layers(network)
         if isinstance(network, ControlNetMaisi):
-            network.use_checkpointing = False  # it trades time for memory that small grids do not need
+            # It trades time for memory, which small grids do not need.
+            network.use_checkpointing = prod(self.source.shape) > MAX_VOXELS_KEPT
         network.to(memory_format=torch.channels_last_3d)
         return network, dict(zip(network.state_dict(), original_names, strict=True))
 

@@ -4,83 +4,40 @@ import fcntl
 import json
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 
 from maisi_aug.errors import CohortError, ExportError, VocabularyError
 from maisi_aug.grid import Grid
-from maisi_aug.integrations import nnunet
-from maisi_aug.integrations.nnunet import MAPPING_NAME, ExportReport, export_nnunet
-from maisi_aug.manifest import MANIFEST_NAME, AttemptRecord, FileRecord, LesionRecord, ManifestWriter
-from maisi_aug.volume_io import load_image, load_label_map, save_image, save_label_map, sha256_of
-
-GRID = Grid.from_spacing((7, 9, 11), (0.7, 0.8, 2.5))
-LIVER, SPLEEN, LUNG_TUMOR, HEPATIC_TUMOR, KIDNEY_TUMOR, BODY = 1, 3, 23, 26, 129, 200
+from maisi_aug.integrations import nnunet, nnunet_check
+from maisi_aug.integrations.nnunet import ExportReport, export_nnunet
+from maisi_aug.integrations.nnunet_folders import MAPPING_NAME
+from maisi_aug.manifest import MANIFEST_NAME, ManifestWriter
+from maisi_aug.volume_io import load_image, load_label_map, save_label_map, sha256_of
+from tests.tiny_cohort import (
+    BODY,
+    GRID,
+    HEPATIC_TUMOR,
+    KIDNEY_TUMOR,
+    LIVER,
+    LUNG_TUMOR,
+    SPLEEN,
+    build_anatomy,
+    save_case,
+    write_cohort,
+)
 
 BuildCohort = Callable[..., Path]
 
 
-def build_anatomy(*tumors: int) -> NDArray[np.uint8]:
-    label_map = np.zeros(GRID.shape, dtype=np.uint8)
-    label_map[1:-1, 1:-1] = BODY
-    label_map[2:5, 2:6, 1:8] = LIVER
-    label_map[5, 2:6, 1:8] = SPLEEN
-    for index, tumor in enumerate(tumors):
-        label_map[3, 3, 2 + 2 * index] = tumor
-    return label_map
-
-
-def save_case(
-    folder: Path, index: int, tumors: Sequence[int], *, requested: Sequence[int], grid: Grid = GRID, **changes: Any
-) -> AttemptRecord:
-    case_id = f"case_{index + 1:04d}"
-    anatomy = build_anatomy(*tumors)
-    rng = np.random.default_rng(index)
-    image_hu = (anatomy.astype(np.int16) + rng.integers(-20, 20, GRID.shape)).astype(np.int16)
-    paths = {role: f"{subfolder}/{case_id}.nii.gz" for role, subfolder in (("image", "images"), ("anatomy", "anatomy"))}
-    save_image(folder / paths["image"], image_hu, grid)
-    save_label_map(folder / paths["anatomy"], anatomy, grid)
-    names = {LUNG_TUMOR: "lung tumor", HEPATIC_TUMOR: "hepatic tumor", KIDNEY_TUMOR: "kidney tumor"}
-    fields: dict[str, Any] = {
-        "case_id": case_id,
-        "case_index": index,
-        "attempt": 0,
-        "seed": 11 + index,
-        "status": "accepted",
-        "request": "hepatic tumor:0.3",
-        "lesions": tuple(LesionRecord(label_id, names[label_id], 0.1) for label_id in requested),
-        "required_ids": (),
-        "verdicts": (),
-        "reason": "",
-        "mask_origin": {"source": "plant"},
-        "bundle": "gone",
-        "bundle_fingerprint": "ab12",
-        "licence": "Apache-2.0",
-        "settings": {"modality": "ct"},
-        "files": {role: FileRecord(path, sha256_of(folder / path)) for role, path in paths.items()},
-        "seconds": {},
-    }
-    return AttemptRecord(**(fields | changes))
-
-
 @pytest.fixture
 def build_cohort(tmp_path: Path) -> BuildCohort:
-    def build(
-        *tumors_per_case: Sequence[int], requested: Sequence[int] = (HEPATIC_TUMOR,), grid: Grid = GRID, **changes: Any
-    ) -> Path:
-        folder = tmp_path / "cohort"
-        folder.mkdir()
-        with ManifestWriter(folder / MANIFEST_NAME) as writer:
-            for index, tumors in enumerate(tumors_per_case):
-                writer.append(save_case(folder, index, tumors, requested=requested, grid=grid, **changes))
-        return folder
-
-    return build
+    return partial(write_cohort, tmp_path / "cohort")
 
 
 @pytest.fixture(autouse=True)
@@ -92,7 +49,7 @@ def no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def without_check(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave nnU-Net out: its check takes seconds, and one test runs it for real."""
-    monkeypatch.setattr(nnunet, "_verify_integrity", lambda dataset, num_processes: None)
+    monkeypatch.setattr(nnunet, "verify_integrity", lambda dataset, num_processes: None)
 
 
 def export(cohort: Path, **settings: Any) -> ExportReport:
@@ -122,14 +79,14 @@ def test_check_refuses_a_label_that_dataset_json_lacks(build_cohort: BuildCohort
     label_map[0, 0, 0] = 9
     save_label_map(path, label_map, GRID)
     with pytest.raises(ExportError, match="Unexpected labels found in file.*case_0001"):
-        nnunet._verify_integrity(report.path, num_processes=1)
+        nnunet_check.verify_integrity(report.path, num_processes=1)
 
 
 def test_failed_check_leaves_nothing_behind(build_cohort: BuildCohort, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(dataset: Path, num_processes: int) -> None:
         raise ExportError("nnU-Net's integrity check: no")
 
-    monkeypatch.setattr(nnunet, "_verify_integrity", refuse)
+    monkeypatch.setattr(nnunet, "verify_integrity", refuse)
     cohort = build_cohort([HEPATIC_TUMOR])
     with pytest.raises(ExportError, match="no"):
         export(cohort)

@@ -7,10 +7,12 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torchvision.models import squeezenet1_1
 
 from maisi_aug.conditioning import hu_to_unit
 from maisi_aug.networks import build_network, use_plain_layers
 from maisi_aug.training.loop import TrainingRun
+from maisi_aug.training.processes import Share
 from maisi_aug.training.settings import LoopConfig, VaeLossConfig
 from maisi_aug.training.vae import VaeObjective, _to_window
 from tests.tiny_bundle import build_header
@@ -126,3 +128,35 @@ def test_adversary_is_the_same_for_the_same_seed_and_goes_on(tmp_path: Path) -> 
         weights.append((result.averaged_weights["autoencoder"], objective.state()["network"]))
     for ours, theirs in zip(*weights, strict=True):
         assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+
+
+def test_perceptual_term_is_added_with_its_weight(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    torch.save(squeezenet1_1(weights=None).state_dict(), tmp_path / "squeezenet.pth")
+    plain = parts(build_objective(build_store(1)))[0]
+    path = str(tmp_path / "squeezenet.pth")
+    loss, figures = parts(build_objective(build_store(1), perceptual_weight=0.3, perceptual_weights=path))
+    assert figures["perceptual"] > 0
+    assert loss == pytest.approx(plain + 0.3 * figures["perceptual"], rel=1e-5)
+
+
+def test_losses_of_the_shares_average_to_that_of_the_whole_batch() -> None:
+    store = build_store(3)
+    whole = build_objective(store, batch_count=4, kl_weight=1e-3, adversarial_weight=0.1)
+    small = build_objective(store, batch_count=2, kl_weight=1e-3, adversarial_weight=0.1)
+    with torch.no_grad():
+        shares = [float(small.loss(2, Share(index, 2))[0]) for index in range(2)]
+    assert np.mean(shares) == pytest.approx(parts(whole, 2)[0], rel=1e-4)
+
+
+def test_adversary_learns_from_all_accumulated_batches() -> None:
+    weights = []
+    for batch_count, num_shares in ((4, 1), (2, 2)):
+        objective = build_objective(build_store(3), batch_count=batch_count, adversarial_weight=0.1)
+        with torch.no_grad():
+            for index in range(num_shares):
+                objective.loss(0, Share(index, num_shares))
+        objective.after_step(0)
+        weights.append(objective.state()["network"])
+    for key, expected in weights[0].items():
+        assert torch.allclose(weights[1][key], expected, atol=1e-5), key

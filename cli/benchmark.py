@@ -1,0 +1,277 @@
+"""`maisi-aug benchmark run|arm`: does a synthetic cohort help a segmentation network, by fair arms and intervals."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from maisi_aug.cli.benchmark_flags import parse_arms, parse_label_ids, parse_mapping, parse_sources
+
+if TYPE_CHECKING:
+    from maisi_aug.evaluation.benchmark import ArmState, Benchmark
+    from maisi_aug.evaluation.benchmark_config import BenchmarkConfig
+
+_DATA, _TRAINING, _RUN = "Cases and labels", "Training", "Run"
+
+
+class EngineChoice(StrEnum):
+    """What trains."""
+
+    monai = "monai"
+    nnunet = "nnunet"
+
+
+class PresetChoice(StrEnum):
+    """Size of the light engine's network."""
+
+    cpu = "cpu"
+    gpu = "gpu"
+
+
+def register(app: typer.Typer) -> None:
+    """Add the group ``benchmark``."""
+    group = typer.Typer(
+        name="benchmark",
+        no_args_is_help=True,
+        help="Measure whether synthetic cases help: fair arms, several seeds, intervals, a verdict per label.",
+    )
+    group.command("run")(run)
+    group.command("arm")(arm)
+    app.add_typer(group)
+
+
+def run(
+    real: Annotated[
+        Path, typer.Option(help="nnU-Net raw dataset, or folder of image and label pairs.", rich_help_panel=_DATA)
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the benchmark.", rich_help_panel=_RUN)],
+    synthetic: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="[NAME=]FOLDER",
+            help="Cohort, nnU-Net raw dataset or folder of pairs; with a name where there are several.",
+            rich_help_panel=_DATA,
+        ),
+    ] = None,
+    label: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=IDS",
+            help="A label and its ids in the real maps, joined by '+'; without any, those of dataset.json.",
+            rich_help_panel=_DATA,
+        ),
+    ] = None,
+    mapping: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--map",
+            metavar="NAME=LABELS",
+            help="What a real label is called in the synthetic maps: names or ids, joined by '+'.",
+            rich_help_panel=_DATA,
+        ),
+    ] = None,
+    lesion_label: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Label whose lesions are counted one by one; without any, those named so.", rich_help_panel=_DATA
+        ),
+    ] = None,
+    patient_pattern: Annotated[
+        str,
+        typer.Option(help="Expression whose first group is the patient in a case's name.", rich_help_panel=_DATA),
+    ] = "",
+    test_share: Annotated[
+        float, typer.Option(min=0.01, max=0.99, help="Share of patients to test on.", rich_help_panel=_DATA)
+    ] = 0.4,
+    num_train: Annotated[
+        int | None, typer.Option(min=1, help="Patients to train on, in place of a share.", rich_help_panel=_DATA)
+    ] = None,
+    arms: Annotated[
+        str | None,
+        typer.Option(
+            help="Joined by commas: real, real+synthetic:RATIO, real-duplicated, synthetic-only, copy-paste:RATIO. "
+            "The first is what the others are held against.",
+            rich_help_panel=_TRAINING,
+        ),
+    ] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Trainings of every arm.", rich_help_panel=_TRAINING)] = 3,
+    engine: Annotated[EngineChoice, typer.Option(help="What trains.", rich_help_panel=_TRAINING)] = EngineChoice.monai,
+    preset: Annotated[
+        PresetChoice, typer.Option(help="Size of the network.", rich_help_panel=_TRAINING)
+    ] = PresetChoice.cpu,
+    steps: Annotated[
+        int | None,
+        typer.Option(min=1, help="Optimiser steps of every arm (default: the preset's).", rich_help_panel=_TRAINING),
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of the split and of all trainings.", rich_help_panel=_TRAINING)] = 0,
+    tolerance: Annotated[
+        float, typer.Option(min=0.01, metavar="MM", help="Of the surface Dice, NSD.", rich_help_panel=_TRAINING)
+    ] = 2.0,
+    margin: Annotated[
+        float, typer.Option(min=0.0001, help="Gain of Dice that would not matter.", rich_help_panel=_TRAINING)
+    ] = 0.01,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.", rich_help_panel=_RUN)] = "auto",
+    max_minutes: Annotated[
+        float | None,
+        typer.Option(min=0.0, help="Stop after so long; the same command goes on later.", rich_help_panel=_RUN),
+    ] = None,
+    plan_only: Annotated[
+        bool,
+        typer.Option("--plan-only", help="Write the plan and print every arm's command.", rich_help_panel=_RUN),
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show arms, cases, steps and time; write nothing.", rich_help_panel=_RUN)
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.", rich_help_panel=_RUN)] = False,
+) -> None:
+    """Train the same network on every arm's cases for the same number of steps and compare them on held-out patients.
+
+    Example: maisi-aug benchmark run --real nnUNet_raw/Dataset003_Liver --synthetic cohort --out bench
+    """
+    from maisi_aug.evaluation.benchmark_config import DEFAULT_ARMS, build_benchmark_config
+    from maisi_aug.evaluation.benchmark_text import list_commands
+
+    sources = parse_sources(synthetic or [])
+    config = build_benchmark_config(
+        real=str(real.resolve()),
+        synthetic={name: str(path.resolve()) for name, path in sources.items()},
+        labels=parse_label_ids(label or []) or None,
+        mapping=parse_mapping(mapping or []),
+        lesion_labels=tuple(lesion_label) if lesion_label else None,
+        arms=parse_arms(arms) if arms else DEFAULT_ARMS if sources else ("real", "real-duplicated"),
+        num_seeds=seeds,
+        seed=seed,
+        engine=engine.value,
+        preset=preset.value,
+        num_steps=steps,
+        test_share=test_share,
+        num_train=num_train,
+        patient_pattern=patient_pattern,
+        tolerance_mm=tolerance,
+        margin=margin,
+    )
+    if dry_run:
+        _show_plan(config, out, device=device, as_json=as_json)
+        return
+    benchmark = _open(out, config)
+    for warning in benchmark.plan.warnings:
+        typer.echo(f"Note: {warning}", err=True)
+    if plan_only:
+        typer.echo("\n".join(list_commands(out, config)))
+        return
+    _run_all(benchmark, device=device, max_minutes=max_minutes)
+    _show_figures(benchmark, as_json=as_json)
+
+
+def arm(
+    bench: Annotated[Path, typer.Argument(help="Folder of a benchmark.")],
+    name: Annotated[str, typer.Option("--arm", help="Name of the arm.")],
+    seed: Annotated[int, typer.Option(min=0, help="Number of the training, from 0.")] = 0,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    max_minutes: Annotated[
+        float | None, typer.Option(min=0.0, help="Stop after so long; the same command goes on later.")
+    ] = None,
+) -> None:
+    """Run one training of one arm, or go on with it; several may run at the same time, on several machines.
+
+    Example: maisi-aug benchmark arm bench --arm real+synthetic:1 --seed 0
+    """
+    from maisi_aug.evaluation.benchmark import load_benchmark
+
+    state = _run_one(load_benchmark(bench), name, seed, device=device, max_minutes=max_minutes)
+    typer.echo(_spell_state(state))
+    if state.status == "failed":
+        raise typer.Exit(1)
+
+
+def _open(out: Path, config: BenchmarkConfig) -> Benchmark:
+    from maisi_aug.evaluation.benchmark import open_benchmark
+
+    with _progress() as update:
+        return open_benchmark(out, config, notify=update)
+
+
+def _run_all(benchmark: Benchmark, *, device: str, max_minutes: float | None) -> None:
+    """Run what is not done, seed by seed; a failed arm is tried again, and does not stop the others."""
+    from time import monotonic
+
+    from maisi_aug.evaluation.benchmark_text import arm_command
+
+    ends = None if max_minutes is None else monotonic() + 60 * max_minutes
+    for state in benchmark.states:
+        if state.status == "done":
+            continue
+        left = None if ends is None else (ends - monotonic()) / 60
+        if left is not None and left <= 0:
+            return
+        typer.echo(arm_command(benchmark.folder, state.arm, state.seed), err=True)
+        done = _run_one(benchmark, state.arm, state.seed, device=device, max_minutes=left)
+        typer.echo(f"  {_spell_state(done)}", err=True)
+
+
+def _run_one(benchmark: Benchmark, name: str, seed: int, *, device: str, max_minutes: float | None) -> ArmState:
+    from maisi_aug.evaluation.benchmark import run_arm
+    from maisi_aug.pipeline import resolve_device
+
+    total = benchmark.plan.config.steps
+    with _progress() as update:
+
+        def report_step(step: int, figures: dict[str, float]) -> None:
+            update(f"{name}, seed {seed}, loss {figures['loss']:.3f}", step, total)
+
+        return run_arm(
+            benchmark, name, seed, device=resolve_device(device), max_minutes=max_minutes, report_step=report_step
+        )
+
+
+def _spell_state(state: ArmState) -> str:
+    again = {"begun": "; run again to go on", "failed": f": {state.reason}"}.get(state.status, "")
+    return f"{state.arm}, seed {state.seed}: {state.status}{again}"
+
+
+def _show_figures(benchmark: Benchmark, *, as_json: bool) -> None:
+    from maisi_aug.evaluation.benchmark_results import summarise_benchmark
+    from maisi_aug.evaluation.benchmark_text import to_report_text
+
+    document = summarise_benchmark(benchmark)
+    typer.echo(json.dumps(document, indent=1) if as_json else to_report_text(document))
+    typer.echo(f"Next: maisi-aug report {benchmark.folder} --out report.html", err=True)
+    if document["failures"]:
+        raise typer.Exit(1)
+
+
+def _show_plan(config: BenchmarkConfig, out: Path, *, device: str, as_json: bool) -> None:
+    from maisi_aug.evaluation.benchmark_outlook import look_ahead, to_outlook_text
+    from maisi_aug.pipeline import resolve_device
+
+    with _progress() as update:
+        outlook = look_ahead(config, out, device=resolve_device(device), notify=update)
+    typer.echo(json.dumps(outlook, indent=1) if as_json else to_outlook_text(outlook))
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[str, int, int], None]]:
+    """A progress bar on stderr, gone when the work is done."""
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    console = Console(stderr=True)
+    columns: tuple[Any, ...] = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    with Progress(
+        TextColumn("{task.description}"), *columns, console=console, transient=True, disable=not console.is_terminal
+    ) as bar:
+        task = bar.add_task("reading cases", total=None)
+        yield lambda stage, done, total: bar.update(task, description=stage, completed=done, total=total)

@@ -1,0 +1,82 @@
+"""`maisi-aug nnunet-trainer-path` and `maisi-aug nnunet-compact-plans`: what nnU-Net needs beside a dataset."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verbs to the command line."""
+    app.command("nnunet-trainer-path")(trainer_path)
+    app.command("nnunet-compact-plans")(compact_plans)
+
+
+def trainer_path(
+    env: Annotated[bool, typer.Option("--env", help="Print lines for a shell to run, not the folder alone.")] = False,
+) -> None:
+    """Print the folder of maisi-aug's trainers, for nnU-Net's variable nnUNet_extTrainer.
+
+    A trainer's name holds its settings: nnUNetTrainerSynthetic50 draws half of all training cases from the synthetic
+    ones. Fade behind the number lets that share fall to none, CPU trains shortly and in bfloat16, and _250epochs and
+    _100iterations set the length. nnUNetv2_predict needs the variable too.
+
+    Example: eval "$(maisi-aug nnunet-trainer-path --env)"
+    """
+    from maisi_aug.integrations.nnunet_folders import OTHER_VARIABLES, RAW_VARIABLE
+    from maisi_aug.integrations.nnunet_trainer_settings import TRAINER_VARIABLE, trainer_folder
+
+    folder = str(trainer_folder())
+    if not env:
+        typer.echo(folder)
+        return
+    others = [path for path in os.environ.get(TRAINER_VARIABLE, "").split(os.pathsep) if path and path != folder]
+    typer.echo(f"export {TRAINER_VARIABLE}={shlex.quote(os.pathsep.join([*others, folder]))}")
+    for variable in (RAW_VARIABLE, *OTHER_VARIABLES):
+        if not os.environ.get(variable):
+            typer.echo(f"# not set, and nnU-Net needs it: export {variable}=DIR")
+
+
+def compact_plans(
+    dataset: Annotated[str, typer.Argument(help="Number or name of the dataset, such as 503.")],
+    plans: Annotated[
+        str | None, typer.Option(help="Plans to start from; the only ones there are when not given.")
+    ] = None,
+    side: Annotated[int, typer.Option(min=8, help="The patch has as many voxels as a cube of this side.")] = 64,
+    features: Annotated[str, typer.Option(metavar="N,N,...", help="Channels per stage.")] = "16,32,64,128",
+    batch_size: Annotated[int, typer.Option(min=1, help="Patches per batch.")] = 2,
+    preprocessed: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder for preprocessed datasets; the environment variable nnUNet_preprocessed when not given."
+        ),
+    ] = None,
+) -> None:
+    """Write plans that a CPU can train beside plans of nnU-Net, as PLANS_compact.
+
+    Spacing and normalisation stay, so cases preprocessed for the one serve the other.
+
+    Example: maisi-aug nnunet-compact-plans 503
+    """
+    from maisi_aug.integrations.nnunet_compact import find_only_plans, find_planned_dataset, write_compact_plans
+    from maisi_aug.integrations.nnunet_folders import require_preprocessed_folder
+
+    folder = find_planned_dataset(require_preprocessed_folder(preprocessed), dataset)
+    path = write_compact_plans(
+        folder, plans or find_only_plans(folder), side=side, features=_parse_features(features), batch_size=batch_size
+    )
+    typer.echo(f"{path}: train with -p {path.stem}.")
+
+
+def _parse_features(text: str) -> list[int]:
+    parts = text.split(",")
+    if not all(part.strip().isdecimal() for part in parts):
+        raise typer.BadParameter(
+            f"expected whole numbers with commas between them, found '{text}'. Write for instance 16,32,64,128.",
+            param_hint="--features",
+        )
+    return [int(part) for part in parts]

@@ -1,0 +1,265 @@
+"""The plan of a benchmark: which cases every arm trains on, which patients all are tested on, and what to beware of."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Final
+
+from maisi_aug.errors import BenchmarkError, MaisiAugError
+from maisi_aug.evaluation.benchmark_cases import (
+    CaseFiles,
+    CaseSource,
+    Split,
+    find_leaks,
+    find_lesion_labels,
+    find_real_cases,
+    find_synthetic_cases,
+    split_patients,
+)
+from maisi_aug.evaluation.benchmark_config import COPY_PASTE, PRESETS, REAL, Arm, BenchmarkConfig
+from maisi_aug.evaluation.benchmark_data import TrainingPlan, load_case, plan_training
+from maisi_aug.evaluation.statistics import MIN_PATIENTS
+from maisi_aug.evaluation.training_lists import find_published_training
+from maisi_aug.seeds import numpy_generator
+
+FORMAT: Final = 1
+CaseRef = tuple[str, str]
+"""Name of a source and id of a case."""
+Notify = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class BenchmarkPlan:
+    """All that an arm needs to run by itself, as ``benchmark.json`` keeps it.
+
+    Attributes:
+        config: What was asked for.
+        labels: Names of the labels in the order of their classes, from 1.
+        lesion_labels: Those whose connected parts are counted.
+        sources: Cases by source; the real ones are called "real".
+        split: Real cases to train and to test on.
+        arms: Training cases of every arm; a case may occur more than once.
+        training: How cases are brought to the light engine's network.
+        warnings: What to beware of, one sentence each.
+    """
+
+    config: BenchmarkConfig
+    labels: tuple[str, ...]
+    lesion_labels: tuple[str, ...]
+    sources: dict[str, CaseSource]
+    split: Split
+    arms: dict[str, tuple[CaseRef, ...]]
+    training: TrainingPlan
+    warnings: tuple[str, ...]
+
+    @property
+    def classes(self) -> dict[str, int]:
+        """Label name to class."""
+        return {name: number for number, name in enumerate(self.labels, start=1)}
+
+    @property
+    def lesion_classes(self) -> tuple[int, ...]:
+        """Classes of the lesion labels."""
+        return tuple(self.classes[name] for name in self.lesion_labels)
+
+    def find_case(self, ref: CaseRef) -> CaseFiles:
+        """The files of a case."""
+        source, case_id = ref
+        return next(case for case in self.sources[source].cases if case.case_id == case_id)
+
+    def to_json(self) -> dict[str, Any]:
+        """The plan as JSON types."""
+        return {
+            "format": FORMAT,
+            "config": self.config.to_json(),
+            "labels": list(self.labels),
+            "lesion_labels": list(self.lesion_labels),
+            "sources": {name: _source_to_json(source) for name, source in self.sources.items()},
+            "split": asdict(self.split),
+            "arms": {name: [list(ref) for ref in refs] for name, refs in self.arms.items()},
+            "training": self.training.to_json(),
+            "warnings": list(self.warnings),
+        }
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> BenchmarkPlan:
+        """Read what :meth:`to_json` gave."""
+        return cls(
+            config=BenchmarkConfig.model_validate(content["config"]),
+            labels=tuple(content["labels"]),
+            lesion_labels=tuple(content["lesion_labels"]),
+            sources={name: _source_from_json(name, source) for name, source in content["sources"].items()},
+            split=Split(tuple(content["split"]["train"]), tuple(content["split"]["test"])),
+            arms={name: tuple((s, c) for s, c in refs) for name, refs in content["arms"].items()},
+            training=TrainingPlan.from_json(content["training"]),
+            warnings=tuple(content["warnings"]),
+        )
+
+
+def plan_benchmark(
+    config: BenchmarkConfig, *, reads_synthetic: bool = True, notify: Notify = lambda stage, done, total: None
+) -> BenchmarkPlan:
+    """Find the cases, split the patients and put the arms together.
+
+    Cases that cannot be read are left out of every arm and named.
+
+    Args:
+        config: What was asked for.
+        reads_synthetic: Whether to open every synthetic case; a dry run need not.
+        notify: Called with a stage, the steps done and their number.
+
+    Raises:
+        BenchmarkError: There are too few cases, or their labels cannot be told.
+    """
+    real = find_real_cases(Path(config.real), config.labels)
+    labels = tuple(real.label_ids)
+    lesion_labels = _choose_lesion_labels(config, labels)
+    real, warnings = _keep_readable(real, notify)
+    split = split_patients([case.case_id for case in real.cases], config)
+    sources = {REAL: real}
+    tested = [case for case in real.cases if case.case_id in split.test]
+    for name, path in config.synthetic.items():
+        source = find_synthetic_cases(name, Path(path), labels, config.mapping)
+        if reads_synthetic:
+            source, found = _keep_readable(source, notify)
+            warnings += found
+        source, found = _leave_leaks_out(source, tested)
+        warnings += found
+        sources[name] = source
+    train = [load_case(case, real.label_ids) for case in real.cases if case.case_id in split.train]
+    warnings += [note for source in sources.values() for note in source.notes]
+    warnings += _find_cautions(config, split)
+    return BenchmarkPlan(
+        config,
+        labels,
+        lesion_labels,
+        sources,
+        split,
+        compose_arms(config, split.train, sources),
+        plan_training(train, PRESETS[config.preset]),
+        tuple(warnings),
+    )
+
+
+def compose_arms(
+    config: BenchmarkConfig, train: Sequence[str], sources: Mapping[str, CaseSource]
+) -> dict[str, tuple[CaseRef, ...]]:
+    """Training cases of every arm.
+
+    The synthetic cases of a smaller ratio are among those of a larger one. Duplicated real cases are as many as the
+    largest arm has cases; a synthetic-only arm has the synthetic cases of the largest mixed arm of its source.
+
+    Raises:
+        BenchmarkError: A source has fewer cases than an arm wants.
+    """
+    arms = config.parsed_arms
+    real: tuple[CaseRef, ...] = tuple((REAL, case_id) for case_id in train)
+    orders = {name: _draw_order(config, source) for name, source in sources.items() if name != REAL}
+    added = {arm.name: max(1, round(arm.ratio * len(real))) for arm in arms if arm.ratio}
+    most = max(added.values(), default=len(real))
+    composed: dict[str, tuple[CaseRef, ...]] = {}
+    for arm in arms:
+        if arm.kind == "mixed":
+            composed[arm.name] = (*real, *_take(orders[arm.source], added[arm.name], arm, config))
+        elif arm.kind == "only":
+            counts = [added[other.name] for other in arms if other.kind == "mixed" and other.source == arm.source]
+            composed[arm.name] = _take(orders[arm.source], max(counts, default=len(orders[arm.source])), arm, config)
+        elif arm.kind == "copy-paste":
+            composed[arm.name] = (*real, *((COPY_PASTE, f"paste-{n:04d}") for n in range(added[arm.name])))
+        elif arm.kind == "duplicated":
+            composed[arm.name] = (*real, *(real[n % len(real)] for n in range(most)))
+        else:
+            composed[arm.name] = real
+    return composed
+
+
+def _take(order: Sequence[CaseRef], num: int, arm: Arm, config: BenchmarkConfig) -> tuple[CaseRef, ...]:
+    if len(order) < num or not order:
+        raise BenchmarkError(
+            f"Arm '{arm.name}': expected {num} synthetic cases in {config.synthetic[arm.source]}, found {len(order)}. "
+            "Generate more, or lower the ratio."
+        )
+    return tuple(order[:num])
+
+
+def _draw_order(config: BenchmarkConfig, source: CaseSource) -> list[CaseRef]:
+    order = numpy_generator(config.seed, f"order of {source.name}").permutation(len(source.cases))
+    return [(source.name, source.cases[int(index)].case_id) for index in order]
+
+
+def _choose_lesion_labels(config: BenchmarkConfig, labels: Sequence[str]) -> tuple[str, ...]:
+    if config.lesion_labels is None:
+        return find_lesion_labels(labels)
+    unknown = [name for name in config.lesion_labels if name not in labels]
+    if unknown:
+        raise BenchmarkError(
+            f"Lesion label '{unknown[0]}': expected one of {', '.join(labels)}, found another name. "
+            "Correct --lesion-label."
+        )
+    return config.lesion_labels
+
+
+def _keep_readable(source: CaseSource, notify: Notify) -> tuple[CaseSource, list[str]]:
+    kept, warnings = [], []
+    for number, case in enumerate(source.cases):
+        notify(f"reading {source.name} cases", number, len(source.cases))
+        try:
+            load_case(case, source.label_ids)
+        except MaisiAugError as error:
+            warnings.append(f"Case {case.case_id} ({source.name}) was left out of every arm. {error}")
+        else:
+            kept.append(case)
+    notify(f"reading {source.name} cases", len(source.cases), len(source.cases))
+    return replace(source, cases=tuple(kept)), warnings
+
+
+def _leave_leaks_out(source: CaseSource, tested: Sequence[CaseFiles]) -> tuple[CaseSource, list[str]]:
+    leaks = find_leaks(source.cases, tested)
+    if not leaks:
+        return source, []
+    kept = tuple(case for case in source.cases if case.case_id not in leaks)
+    shown = ", ".join(leaks[:5]) + (" and others" if len(leaks) > 5 else "")
+    return replace(source, cases=kept), [
+        f"{len(leaks)} of the {len(source.cases)} cases of '{source.name}' were left out: they were made from label "
+        f"maps of test patients ({shown})."
+    ]
+
+
+def _find_cautions(config: BenchmarkConfig, split: Split) -> list[str]:
+    cautions = []
+    num_patients = len({config.patient_of(case_id) for case_id in split.test})
+    if num_patients < MIN_PATIENTS:
+        cautions.append(
+            f"There are {num_patients} test patients: with fewer than {MIN_PATIENTS} Wilcoxon's test cannot reach "
+            "p < 0.05, so that no gain can be shown however large it is."
+        )
+    if config.num_seeds < 2:
+        cautions.append("Every arm is trained once: how far another seed would move the figures is not known.")
+    published = find_published_training(Path(config.real))
+    if published:
+        cautions.append(
+            f"The real cases seem to be of {published}, which is in the published training list of MAISI: its networks "
+            "may have seen the test patients. Check on data of your own before you rely on a gain."
+        )
+    return cautions
+
+
+def _source_to_json(source: CaseSource) -> dict[str, Any]:
+    return {
+        "label_ids": {name: list(ids) for name, ids in source.label_ids.items()},
+        "cases": [
+            {"id": c.case_id, "image": str(c.image.resolve()), "label": str(c.label.resolve())} for c in source.cases
+        ],
+        "notes": list(source.notes),
+    }
+
+
+def _source_from_json(name: str, content: Mapping[str, Any]) -> CaseSource:
+    return CaseSource(
+        name,
+        tuple(CaseFiles(row["id"], Path(row["image"]), Path(row["label"])) for row in content["cases"]),
+        {label: tuple(ids) for label, ids in content["label_ids"].items()},
+        tuple(content["notes"]),
+    )

@@ -1,0 +1,90 @@
+"""nnU-Net's own integrity check of a dataset, run as a process of its own."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from maisi_aug.errors import ExportError
+
+_COMPLAINT = re.compile(r"^(error|warning)\b.*", re.IGNORECASE | re.MULTILINE)
+_WARNING = re.compile(r"^warning\b.*", re.IGNORECASE | re.MULTILINE)
+_ERROR = re.compile(r"^error\b.*", re.IGNORECASE | re.MULTILINE)
+_PROGRAM = (
+    "import sys\n"
+    "from nnunetv2.experiment_planning.verify_dataset_integrity import verify_dataset_integrity\n"
+    "verify_dataset_integrity(sys.argv[1], int(sys.argv[2]))\n"
+)
+
+
+def verify_integrity(dataset: Path, *, num_processes: int) -> None:
+    """Run nnU-Net's check on a dataset that is all ours, so that a warning about geometry counts as well.
+
+    Raises:
+        ExportError: With nnU-Net's first complaint.
+    """
+    done = run_nnunet(_PROGRAM, [str(dataset.resolve()), str(num_processes)])
+    complaint = _COMPLAINT.search(done.stdout)
+    if done.returncode == 0 and complaint is None:
+        return
+    raise ExportError(
+        f"nnU-Net's integrity check: expected no complaint, found: {_first_words(complaint, done)} "
+        "Nothing was exported; make the cohort again or report this."
+    )
+
+
+def verify_mixed_integrity(dataset: Path, *, num_processes: int) -> tuple[str, ...]:
+    """Run nnU-Net's check on a dataset that holds somebody else's cases too.
+
+    Returns:
+        What nnU-Net warns about, each once; it trains on such cases all the same.
+
+    Raises:
+        ExportError: With nnU-Net's first error.
+    """
+    done = run_nnunet(_PROGRAM, [str(dataset.resolve()), str(num_processes)])
+    if done.returncode == 0:
+        return tuple(dict.fromkeys(" ".join(found.split()) for found in _WARNING.findall(done.stdout)))
+    raise ExportError(
+        f"nnU-Net's integrity check: expected no complaint, found: {_first_words(_ERROR.search(done.stdout), done)} "
+        "Nothing was exported; repair the case that it names."
+    )
+
+
+def _first_words(complaint: re.Match[str] | None, done: subprocess.CompletedProcess[str]) -> str:
+    last_words = (done.stderr.strip().splitlines() or ["no message"])[-1]
+    return " ".join((complaint.group(0) if complaint else last_words).split())[:300]
+
+
+def run_nnunet(
+    program: str, arguments: list[str], *, environment: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run a few lines that call nnU-Net, and wait for them.
+
+    It is a process of its own: nnU-Net prints, reads its folders from the environment, and starts workers that would
+    import a caller's unguarded script again.
+
+    Args:
+        program: Python source; finds the arguments in ``sys.argv[1:]``.
+        arguments: One string each.
+        environment: Variables to set besides the caller's.
+    """
+    # -P: a module of the user's current folder must not stand in for one of nnU-Net's.
+    command = [sys.executable, "-P", "-c", program, *arguments]
+    return subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        errors="replace",
+        check=False,
+        env={**os.environ, **(environment or {})},
+    )
+
+
+def count_processes(num_cases: int) -> int:
+    """How many workers nnU-Net gets: each takes seconds to start, as long as it takes to read several cases."""
+    return max(1, min(num_cases // 8, os.cpu_count() or 1, 8))

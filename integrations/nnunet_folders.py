@@ -1,0 +1,142 @@
+"""nnU-Net's folders: where a dataset goes, whether its id is free, and folders that appear whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from maisi_aug.errors import ExportError
+
+FILE_ENDING = ".nii.gz"
+MAPPING_NAME = "maisi_aug_mapping.json"
+MARK_KEY = "maisi_aug"  # in dataset.json, which nnU-Net hands to the trainer; names the synthetic cases
+RAW_VARIABLE = "nnUNet_raw"
+PREPROCESSED_VARIABLE = "nnUNet_preprocessed"
+RESULTS_VARIABLE = "nnUNet_results"
+OTHER_VARIABLES = (PREPROCESSED_VARIABLE, RESULTS_VARIABLE)
+MAX_DATASET_ID = 999  # nnU-Net reads exactly three digits after "Dataset"
+_NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
+
+
+def require_raw_folder(out: Path | None) -> Path:
+    """The folder for raw datasets: the given one, or ``$nnUNet_raw``.
+
+    Raises:
+        ExportError: Neither is there.
+    """
+    if out is not None:
+        return out
+    from_environment = os.environ.get(RAW_VARIABLE)
+    if not from_environment:
+        raise ExportError(
+            "nnU-Net raw folder: expected --out or the environment variable nnUNet_raw, found neither. "
+            "Give --out DIR, or export nnUNet_raw=DIR."
+        )
+    return Path(from_environment)
+
+
+def require_preprocessed_folder(given: Path | None) -> Path:
+    """The folder for preprocessed datasets: the given one, or ``$nnUNet_preprocessed``.
+
+    Raises:
+        ExportError: Neither is there.
+    """
+    if given is not None:
+        return given
+    from_environment = os.environ.get(PREPROCESSED_VARIABLE)
+    if not from_environment:
+        raise ExportError(
+            "nnU-Net preprocessed folder: expected --preprocessed or the environment variable nnUNet_preprocessed, "
+            "found neither. Give --preprocessed DIR, or export nnUNet_preprocessed=DIR."
+        )
+    return Path(from_environment)
+
+
+def require_free_target(raw_folder: Path, dataset_id: int, name: str) -> Path:
+    """The dataset's folder, which does not exist; nnU-Net wants an id to have one name in all its three folders.
+
+    Raises:
+        ExportError: The id or the name cannot be one of nnU-Net's, or the id is in use.
+    """
+    if not 1 <= dataset_id <= MAX_DATASET_ID:
+        raise ExportError(
+            f"Dataset id: expected 1 to {MAX_DATASET_ID}, found {dataset_id}. Choose another --dataset-id."
+        )
+    if not _NAME_PATTERN.fullmatch(name):
+        raise ExportError(
+            f"Dataset name: expected letters, digits, '_' and '-', found '{name}'. Choose another --name."
+        )
+    target = raw_folder / f"Dataset{dataset_id:03d}_{name}"
+    for variable in (None, RAW_VARIABLE, *OTHER_VARIABLES):
+        folder = Path(os.environ.get(variable, "") or raw_folder) if variable else raw_folder
+        for taken in sorted(folder.glob(f"Dataset{dataset_id:03d}_*")):
+            # The same name in nnU-Net's other folders is what it made of an earlier export of this very dataset.
+            if taken.name != target.name or variable not in OTHER_VARIABLES:
+                raise_taken(dataset_id, taken)
+    return target
+
+
+def require_unused_id(folder: Path, dataset_id: int) -> None:
+    """Raise when one of nnU-Net's folders holds anything of a dataset id.
+
+    Raises:
+        ExportError: Naming what is there.
+    """
+    for taken in sorted(folder.glob(f"Dataset{dataset_id:03d}_*")):
+        raise_taken(dataset_id, taken)
+
+
+def raise_taken(dataset_id: int, taken: Path) -> None:
+    """Raise because a dataset id is in use.
+
+    Raises:
+        ExportError: Always.
+    """
+    raise ExportError(
+        f"Dataset id {dataset_id}: expected one that is not in use, found {taken}. "
+        "Choose another --dataset-id, or remove that folder."
+    )
+
+
+@contextmanager
+def folders_that_appear_whole(*targets: Path) -> Iterator[list[Path]]:
+    """Hidden folders beside the targets that take the targets' names together when the block ends without an error."""
+    buildings = [target.with_name(f".{target.name}.{secrets.token_hex(4)}.part") for target in targets]
+    renamed: list[Path] = []
+    try:
+        for building in buildings:
+            building.mkdir(parents=True)
+        yield buildings
+        for building, target in zip(buildings, targets, strict=True):
+            building.rename(target)
+            renamed.append(target)
+    except BaseException:  # Ctrl-C too must leave nothing behind
+        for folder in (*buildings, *renamed):
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
+def place_file(source: Path, target: Path, *, copy: bool) -> bool:
+    """Put an image in its place, its bytes unchanged.
+
+    Returns:
+        Whether it is a hard link.
+
+    Raises:
+        ExportError: The file has another ending than the dataset's.
+    """
+    if not source.name.endswith(FILE_ENDING):
+        raise ExportError(f"{source}: expected a name ending in {FILE_ENDING}, found another. Make the cohort again.")
+    if not copy:
+        try:
+            target.hardlink_to(source.resolve())
+            return True
+        except OSError:  # another file system, or one without links
+            pass
+    shutil.copyfile(source, target)
+    return False

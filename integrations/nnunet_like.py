@@ -1,0 +1,213 @@
+"""A cohort added to a real nnU-Net dataset: synthetic cases in training only, everything else as it was.
+
+The new dataset has the real dataset's labels, plans, fingerprint and validation folds. Real cases are referred to where
+they lie; of the synthetic ones the images are referred to as well and only the label maps are written, with the real
+dataset's values.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from maisi_aug import __version__
+from maisi_aug.errors import ExportError
+from maisi_aug.integrations.nnunet import Notify, describe_case, has_right_angles
+from maisi_aug.integrations.nnunet_check import count_processes, verify_mixed_integrity
+from maisi_aug.integrations.nnunet_folders import FILE_ENDING, MAPPING_NAME, MARK_KEY, folders_that_appear_whole
+from maisi_aug.integrations.nnunet_labels import describe_mapping, require_complete_mapping
+from maisi_aug.integrations.nnunet_plans import move_real_plans
+from maisi_aug.integrations.nnunet_report import LikeReport, build_report, write_report
+from maisi_aug.integrations.nnunet_request import LikeExport, LikeRequest, prepare_like_export
+from maisi_aug.integrations.nnunet_splits import SPLITS_NAME
+from maisi_aug.labels import BACKGROUND_ID
+from maisi_aug.orientation import turn_volume
+from maisi_aug.volume_io import load_image, load_label_map, save_image, save_label_map
+from maisi_aug.whole_files import write_text_whole
+
+# Keys of the real dataset.json that decide how nnU-Net reads and trains.
+_KEPT_KEYS = ("labels", "regions_class_order", "file_ending", "overwrite_image_reader_writer")
+
+
+def export_like(
+    request: LikeRequest, *, dry_run: bool = False, notify: Notify = lambda stage, done, total: None
+) -> LikeReport:
+    """Add a cohort to a real dataset: a raw and a preprocessed dataset under a new id, whole or not at all.
+
+    Args:
+        request: What to export and where to.
+        dry_run: Read and check everything, voxels included, and write nothing.
+        notify: Called with a stage, the steps done and their number.
+
+    Returns:
+        The report; unless it was a dry run the dataset has passed nnU-Net's integrity check.
+
+    Raises:
+        CohortError: The cohort's folder is no cohort.
+        ExportError: Something does not fit, or nnU-Net refuses the result.
+        VocabularyError: An unknown label name.
+    """
+    export = prepare_like_export(request)
+    if dry_run:
+        present = _write_cases(export, None, notify)
+        require_complete_mapping(export.real, export.cohort, export.mapping, present.keys())
+        return build_report(export, present, plans=None, warnings=())
+    with folders_that_appear_whole(export.target, export.preprocessed_target) as (raw, preprocessed):
+        present = _write_cases(export, raw, notify)
+        require_complete_mapping(export.real, export.cohort, export.mapping, present.keys())
+        description = _write_raw(export, raw, present)
+        notify("plans of the real cases", 0, 2)
+        plans = move_real_plans(export.real, export.plans, export.target, preprocessed, description)
+        _write_json(preprocessed / "dataset.json", description)
+        _write_json(preprocessed / SPLITS_NAME, export.folds.with_synthetic(list(export.synthetic_ids.values())))
+        notify("nnU-Net's integrity check", 1, 2)
+        num_cases = len(export.cases) + len(export.real.cases)
+        warnings = verify_mixed_integrity(raw, num_processes=count_processes(num_cases))
+        notify("nnU-Net's integrity check", 2, 2)
+        report = build_report(export, present, plans=plans, warnings=warnings)
+        write_report(report, raw)
+    return report
+
+
+def _write_cases(export: LikeExport, building: Path | None, notify: Notify) -> Mapping[int, int]:
+    """Write label maps with the real dataset's values, and images where they have to be turned.
+
+    Args:
+        export: The export.
+        building: The raw dataset; ``None`` to read only.
+        notify: Called per case.
+
+    Returns:
+        Vocabulary id to the number of cases that hold it.
+    """
+    table = export.mapping.build_table()
+    counts: dict[int, int] = {}
+    for index, case in enumerate(export.cases):
+        notify("cases", index, len(export.cases))
+        image = export.cohort.require_file(case, "image")
+        anatomy = load_label_map(export.cohort.require_file(case, "anatomy"))
+        if not has_right_angles(anatomy.grid) and not export.real.keeps_skewed_axes:
+            raise ExportError(
+                f"{case.case_id}: expected voxel axes at right angles, found skewed ones, which SimpleITK cannot hold. "
+                'Set "overwrite_image_reader_writer": "NibabelIO" in the real dataset.json, or make the cohort again.'
+            )
+        for label_id in np.unique(anatomy.array).tolist():
+            counts[label_id] = counts.get(label_id, 0) + 1
+        if building is None:
+            continue
+        synthetic_id = export.synthetic_ids[case.case_id]
+        values, grid = turn_volume(table[anatomy.array], anatomy.grid, export.orientation)
+        save_label_map(building / "labelsTr" / f"{synthetic_id}{FILE_ENDING}", values, grid)
+        if export.is_turned:
+            volume = load_image(image)
+            image_hu, grid = turn_volume(volume.array, volume.grid, export.orientation)
+            save_image(building / "imagesTr" / f"{synthetic_id}_0000{FILE_ENDING}", image_hu, grid)
+    notify("cases", len(export.cases), len(export.cases))
+    counts.pop(BACKGROUND_ID, None)
+    return counts
+
+
+def _write_raw(export: LikeExport, building: Path, present: Mapping[int, int]) -> dict[str, Any]:
+    """Write ``dataset.json`` and the mapping, and link what is to be linked.
+
+    Returns:
+        The content of ``dataset.json``.
+    """
+    entries = _list_files(export)
+    description = _describe_dataset(export)
+    if export.link == "none":
+        description["dataset"] = {
+            case_id: {"images": [_refer(image, export.target)], "label": _refer(label, export.target)}
+            for case_id, (image, label) in entries.items()
+        }
+    else:
+        for case_id, (image, label) in entries.items():
+            _link(image, building / "imagesTr" / f"{case_id}_0000{FILE_ENDING}", export)
+            _link(label, building / "labelsTr" / f"{case_id}{FILE_ENDING}", export)
+    _write_json(building / "dataset.json", description)
+    _write_json(building / MAPPING_NAME, _describe_mapping(export, present))
+    return description
+
+
+def _list_files(export: LikeExport) -> dict[str, tuple[Path, Path]]:
+    """Image and label map per identifier; paths inside the new dataset are those of its final place."""
+    entries = {case.case_id: (case.image, case.label) for case in export.real.cases}
+    for case in export.cases:
+        synthetic_id = export.synthetic_ids[case.case_id]
+        image = (export.cohort.folder / case.files["image"].path).resolve()
+        if export.is_turned:
+            image = export.target / "imagesTr" / f"{synthetic_id}_0000{FILE_ENDING}"
+        entries[synthetic_id] = image, export.target / "labelsTr" / f"{synthetic_id}{FILE_ENDING}"
+    return entries
+
+
+def _refer(path: Path, target: Path) -> str:
+    """The path as the ``dataset`` entry holds it: relative where both lie under nnUNet_raw, so that it can be moved."""
+    return os.path.relpath(path, target) if path.is_relative_to(target.parent) else str(path)
+
+
+def _link(source: Path, place: Path, export: LikeExport) -> None:
+    if source.is_relative_to(export.target):
+        return  # written into the dataset already
+    place.parent.mkdir(exist_ok=True)
+    if export.link == "symlink":
+        place.symlink_to(source)
+        return
+    try:
+        place.hardlink_to(source.resolve())
+    except OSError as error:
+        raise ExportError(
+            f"--link hard: expected {source} on the file system of {export.target.parent}, found: {error.strerror}. "
+            "Use --link symlink, or none."
+        ) from None
+
+
+def _describe_dataset(export: LikeExport) -> dict[str, Any]:
+    real = export.real
+    licences = ", ".join(sorted({case.licence for case in export.cases}))
+    real_licence = real.description.get("licence", real.description.get("license", "see the dataset"))
+    return {
+        "channel_names": {"0": "CT"},
+        **{key: real.description[key] for key in _KEPT_KEYS if key in real.description},
+        "numTraining": len(real.cases) + len(export.cases),
+        "name": export.target.name,
+        "description": f"{len(real.cases)} cases of {real.name} and {len(export.cases)} synthetic ones, which are for "
+        f"training only; see {MAPPING_NAME}.",
+        "reference": str(real.description.get("reference", real.name)),
+        "release": __version__,
+        "licence": f"real cases: {real_licence}; synthetic cases: {licences}",
+        "converted_by": f"maisi-aug {__version__}",
+        MARK_KEY: {
+            "format": 1,
+            "real_dataset": real.name,
+            "synthetic_cases": sorted(export.synthetic_ids.values()),
+        },
+    }
+
+
+def _describe_mapping(export: LikeExport, present: Mapping[int, int]) -> dict[str, Any]:
+    rows = describe_mapping(export.real, export.cohort, export.mapping)
+    return {
+        "format": 1,
+        "made_by": f"maisi-aug {__version__}",
+        "real_dataset": export.real.name,
+        "labels": [row | {"num_cases": present.get(row["vocabulary_id"], 0)} for row in rows],
+        "background": [
+            {"vocabulary_id": label_id, "name": export.cohort.name_of(label_id), "num_cases": present[label_id]}
+            for label_id in sorted(present.keys() - export.mapping.values.keys())
+        ],
+        "absent": sorted(export.mapping.absent),
+        "cases": {
+            export.synthetic_ids[case.case_id]: {"case_id": case.case_id, **describe_case(case)}
+            for case in export.cases
+        },
+    }
+
+
+def _write_json(path: Path, content: Any) -> None:
+    write_text_whole(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")

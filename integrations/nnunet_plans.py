@@ -1,0 +1,180 @@
+"""Plans made on real cases alone, moved to a dataset that holds synthetic cases too, by nnU-Net's own functions.
+
+nnU-Net plans spacing, patch and, for CT, the HU statistics that every image is normalised with, on all training cases.
+Planned on the mixture, a network trained with synthetic cases would differ from one trained without in more than its
+training cases, so plans and fingerprint are the real dataset's.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from maisi_aug.errors import ExportError
+from maisi_aug.integrations.nnunet_check import count_processes, run_nnunet
+from maisi_aug.integrations.nnunet_real import RealDataset
+
+DEFAULT_PLANS = "nnUNetPlans"
+FINGERPRINT_NAME = "dataset_fingerprint.json"
+# A name of its own: nnUNetv2_plan_and_preprocess, run by mistake, writes nnUNetPlans and must not replace these.
+MOVED_SUFFIX = "_real"
+
+_PROGRAM = """
+import sys
+from nnunetv2.experiment_planning.plans_for_pretraining.move_plans_between_datasets import move_plans_between_datasets
+
+real, target, plans, moved, missing, num_processes = sys.argv[1:]
+if missing in ("fingerprint", "plans"):
+    from nnunetv2.experiment_planning.dataset_fingerprint.fingerprint_extractor import DatasetFingerprintExtractor
+
+    DatasetFingerprintExtractor(real, int(num_processes)).run(overwrite_existing=True)
+if missing == "plans":
+    from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import ExperimentPlanner
+
+    ExperimentPlanner(real).plan_experiment()
+move_plans_between_datasets(real, target, plans, moved)
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class RealPlans:
+    """Plans of the real dataset.
+
+    Attributes:
+        name: Their name, such as ``nnUNetPlans``.
+        path: The file; ``None`` where nnU-Net has not planned the real dataset yet.
+    """
+
+    name: str
+    path: Path | None
+
+    @property
+    def moved_name(self) -> str:
+        """What they are called in the new dataset."""
+        return self.name + MOVED_SUFFIX
+
+    @property
+    def source(self) -> str:
+        """Where they come from, in words."""
+        return str(self.path) if self.path else "nnU-Net's default planner, run on the real cases"
+
+
+def find_real_plans(preprocessed_dataset: Path, wanted: str | None) -> RealPlans:
+    """The real dataset's plans: those of the given name, else ``nnUNetPlans``, else the only ones there are.
+
+    Raises:
+        ExportError: There are none of that name, or several to choose from.
+    """
+    names = [path.stem for path in sorted(preprocessed_dataset.glob("*.json")) if is_plans(path)]
+    if wanted is not None and wanted not in names:
+        raise ExportError(
+            f"--plans {wanted}: expected {preprocessed_dataset / wanted}.json, found "
+            f"{', '.join(names) or 'no plans there'}. Run nnU-Net's planner on the real dataset, or leave out --plans."
+        )
+    if wanted is None and not names:
+        return RealPlans(DEFAULT_PLANS, None)
+    if wanted is None and DEFAULT_PLANS not in names and len(names) > 1:
+        raise ExportError(
+            f"{preprocessed_dataset}: expected one file of plans, found {', '.join(names)}. Choose with --plans NAME."
+        )
+    name = wanted or (DEFAULT_PLANS if DEFAULT_PLANS in names else names[0])
+    return RealPlans(name, preprocessed_dataset / f"{name}.json")
+
+
+def move_real_plans(
+    real: RealDataset, plans: RealPlans, target: Path, building: Path, example: dict[str, Any]
+) -> dict[str, Any]:
+    """Write the real dataset's plans and fingerprint for the new dataset; make them first where there are none.
+
+    nnU-Net works in a scratch folder, so the real dataset's own folders stay as they are.
+
+    Args:
+        real: The real dataset.
+        plans: Its plans.
+        target: The new raw dataset, for its name.
+        building: Folder that becomes the new preprocessed dataset; gets the two files.
+        example: The new ``dataset.json``, for the reader that nnU-Net chooses.
+
+    Returns:
+        The moved plans.
+
+    Raises:
+        ExportError: With nnU-Net's last words, when it fails.
+    """
+    with tempfile.TemporaryDirectory(prefix="maisi-aug-") as name:
+        raw, preprocessed = Path(name, "raw"), Path(name, "preprocessed")
+        environment = {"nnUNet_raw": str(raw), "nnUNet_preprocessed": str(preprocessed), "nnUNet_results": ""}
+        _write_json(raw / real.name / "dataset.json", _describe_alone(real))
+        _write_json(raw / target.name / "dataset.json", {**example, "dataset": _refer_to(real)})
+        (preprocessed / target.name).mkdir(parents=True)
+        own = preprocessed / real.name
+        own.mkdir()
+        missing = _copy_known(plans, own)
+        arguments = [real.name, target.name, plans.name, plans.moved_name, missing]
+        _run([*arguments, str(count_processes(len(real.cases)))], environment, real.name)
+        moved = f"{plans.moved_name}.json"
+        shutil.copyfile(preprocessed / target.name / moved, building / moved)
+        shutil.copyfile(own / FINGERPRINT_NAME, building / FINGERPRINT_NAME)
+    content: dict[str, Any] = json.loads((building / moved).read_text(encoding="utf-8"))
+    return content
+
+
+def choose_configuration(plans: Mapping[str, Any]) -> str:
+    """The configuration that commands name: ``3d_fullres`` where the plans have it, else their first."""
+    names = list(plans["configurations"])
+    return "3d_fullres" if "3d_fullres" in names else str(names[0])
+
+
+def is_plans(path: Path) -> bool:
+    """Whether a file holds plans of nnU-Net."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(content, dict) and {"configurations", "plans_name"} <= content.keys()
+
+
+def _describe_alone(real: RealDataset) -> dict[str, Any]:
+    """``dataset.json`` of the real dataset for a folder elsewhere: the same cases by absolute paths."""
+    return {**real.description, "dataset": _refer_to(real)}
+
+
+def _refer_to(real: RealDataset) -> dict[str, Any]:
+    return {case.case_id: {"images": [str(case.image)], "label": str(case.label)} for case in real.cases}
+
+
+def _copy_known(plans: RealPlans, scratch: Path) -> str:
+    """Copy what nnU-Net has found out about the real dataset already.
+
+    Returns:
+        What is left to be made: ``plans`` (with their fingerprint), ``fingerprint`` or ``nothing``.
+    """
+    if plans.path is None:
+        return "plans"
+    shutil.copyfile(plans.path, scratch / plans.path.name)
+    fingerprint = plans.path.with_name(FINGERPRINT_NAME)
+    if not fingerprint.is_file():
+        return "fingerprint"
+    shutil.copyfile(fingerprint, scratch / FINGERPRINT_NAME)
+    return "nothing"
+
+
+def _run(arguments: list[str], environment: dict[str, str], subject: str) -> None:
+    done = run_nnunet(_PROGRAM, arguments, environment=environment)
+    if done.returncode != 0:
+        last_words = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        raise ExportError(
+            f"{subject}: expected nnU-Net to plan on its cases, found: {last_words[:300]} Run nnUNetv2_plan_and_"
+            "preprocess --verify_dataset_integrity on the real dataset, and repair what it names."
+        )
+
+
+def _write_json(path: Path, content: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content, indent=2) + os.linesep, encoding="utf-8")

@@ -1,0 +1,206 @@
+"""What an export next to a real dataset did, as JSON and as a page of Markdown."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from maisi_aug.integrations.nnunet_labels import describe_mapping
+from maisi_aug.integrations.nnunet_plans import choose_configuration
+from maisi_aug.integrations.nnunet_request import LikeExport
+from maisi_aug.integrations.nnunet_splits import NUM_FOLDS
+from maisi_aug.volume_io import load_stored_grid
+from maisi_aug.whole_files import write_text_whole
+
+SUMMARY_STEM = "maisi_aug_summary"
+DEFAULT_TRAINER = "nnUNetTrainerSynthetic50"
+
+
+@dataclass(frozen=True, slots=True)
+class LikeReport:
+    """What was exported, or would be.
+
+    Attributes:
+        path: The raw dataset.
+        preprocessed: The preprocessed dataset.
+        real_dataset: Name of the real dataset.
+        num_real: Its cases.
+        num_synthetic: Cases of the cohort that were added.
+        num_available: Accepted cases of the cohort.
+        labels: The mapping, one row per label of the cohort, with the number of cases that hold it.
+        folds: Per fold the number of real and synthetic training cases and the validation cases.
+        folds_source: Where the folds come from.
+        plans: Name of the plans in the new dataset.
+        plans_source: Where they come from.
+        configuration: The configuration that the commands name.
+        orientation: Voxel axes of the synthetic files.
+        num_images_written: Images that had to be written anew; every other file is referred to or linked.
+        notes: What the user should know, one sentence each.
+        commands: What to run next, in this order.
+        is_written: False for a dry run.
+    """
+
+    path: Path
+    preprocessed: Path
+    real_dataset: str
+    num_real: int
+    num_synthetic: int
+    num_available: int
+    labels: tuple[dict[str, Any], ...]
+    folds: tuple[dict[str, Any], ...]
+    folds_source: str
+    plans: str
+    plans_source: str
+    configuration: str
+    orientation: str
+    num_images_written: int
+    notes: tuple[str, ...]
+    commands: tuple[str, ...]
+    is_written: bool
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as JSON types."""
+        return asdict(self) | {"path": str(self.path), "preprocessed": str(self.preprocessed)}
+
+    def to_markdown(self) -> str:
+        """The report as a page."""
+        labels = [
+            f"| {row['name']} ({row['vocabulary_id']}) | {row['label']} ({row['value']}) | {row['found_by']} | "
+            f"{row['num_cases']} |"
+            for row in self.labels
+        ]
+        folds = [
+            f"| {number} | {fold['num_real_train']} | {fold['num_synthetic_train']} | {len(fold['val'])} |"
+            for number, fold in enumerate(self.folds)
+        ]
+        return "\n".join(
+            [
+                f"# {self.path.name}",
+                "",
+                f"{self.num_real} real cases of {self.real_dataset} and {self.num_synthetic} of {self.num_available} "
+                "synthetic cases, which are in training only.",
+                "",
+                "| label of the cohort | label of the dataset | found by | cases |",
+                "| --- | --- | --- | --- |",
+                *labels,
+                "",
+                f"Folds: {self.folds_source}.",
+                "",
+                "| fold | real, training | synthetic, training | real, validation |",
+                "| --- | --- | --- | --- |",
+                *folds,
+                "",
+                f"Plans: {self.plans}, from {self.plans_source}.",
+                "",
+                *[f"- {note}" for note in self.notes],
+                *([""] if self.notes else []),
+                "Next:",
+                "",
+                *[f"    {command}" for command in self.commands],
+                "",
+            ]
+        )
+
+
+def build_report(
+    export: LikeExport, present: Mapping[int, int], *, plans: Mapping[str, Any] | None, warnings: Sequence[str]
+) -> LikeReport:
+    """Describe an export.
+
+    Args:
+        export: The export.
+        present: Vocabulary id to the number of exported cases that hold it.
+        plans: The moved plans; ``None`` for a dry run.
+        warnings: What nnU-Net warns about.
+    """
+    configuration = choose_configuration(plans) if plans else "3d_fullres"
+    synthetic_ids = list(export.synthetic_ids.values())
+    return LikeReport(
+        path=export.target,
+        preprocessed=export.preprocessed_target,
+        real_dataset=export.real.name,
+        num_real=len(export.real.cases),
+        num_synthetic=len(export.cases),
+        num_available=len(export.cohort.cases),
+        labels=tuple(
+            row | {"num_cases": present.get(row["vocabulary_id"], 0)}
+            for row in describe_mapping(export.real, export.cohort, export.mapping)
+        ),
+        folds=tuple(
+            {
+                "num_real_train": len(fold["train"]),
+                "num_synthetic_train": len(synthetic_ids),
+                "val": list(fold["val"]),
+            }
+            for fold in export.folds.folds
+        ),
+        folds_source=export.folds.source,
+        plans=export.plans.moved_name,
+        plans_source=export.plans.source,
+        configuration=configuration,
+        orientation=export.orientation,
+        num_images_written=len(export.cases) if export.is_turned else 0,
+        notes=tuple(_build_notes(export, plans, configuration, warnings)),
+        commands=_list_commands(export, configuration),
+        is_written=plans is not None,
+    )
+
+
+def write_report(report: LikeReport, folder: Path) -> None:
+    """Write the report beside the dataset, as JSON and Markdown."""
+    write_text_whole(folder / f"{SUMMARY_STEM}.json", json.dumps(report.to_dict(), indent=2) + "\n")
+    write_text_whole(folder / f"{SUMMARY_STEM}.md", report.to_markdown())
+
+
+def _list_commands(export: LikeExport, configuration: str) -> tuple[str, ...]:
+    number, plans = export.target.name[len("Dataset") :].partition("_")[0], export.plans.moved_name
+    trainer = DEFAULT_TRAINER if all(fold["train"] for fold in export.folds.folds) else "nnUNetTrainerSynthetic100"
+    return (
+        'eval "$(maisi-aug nnunet-trainer-path --env)"',
+        f"nnUNetv2_preprocess -d {number} -plans_name {plans} -c {configuration}",
+        f"nnUNetv2_train {number} {configuration} 0 -p {plans} -tr {trainer}",
+    )
+
+
+def _build_notes(
+    export: LikeExport, plans: Mapping[str, Any] | None, configuration: str, warnings: Sequence[str]
+) -> Iterator[str]:
+    num_real, num_planned = len(export.real.cases), export.cohort.num_planned
+    if num_planned is not None and len(export.cohort.cases) < num_planned:
+        yield f"{len(export.cohort.cases)} of {num_planned} planned cases of the cohort are accepted."
+    if num_real < NUM_FOLDS:
+        yield (
+            f"{num_real} real cases make {len(export.folds.folds)} folds; nnU-Net would draw a random split with "
+            "synthetic cases in validation for any fold past the last, which the trainers of maisi-aug refuse."
+        )
+    if export.is_turned:
+        yield (
+            f"The real images are stored with axes {export.orientation}, and nnU-Net trains on voxels as they lie, so "
+            f"the {len(export.cases)} synthetic images were written anew in that order."
+        )
+    if len(export.real.orientations) > 1 and not export.real.is_reoriented_on_reading:
+        listed = ", ".join(f"{codes} ({count})" for codes, count in export.real.orientations.most_common())
+        yield f"The real images are stored with different axes: {listed}; nnU-Net does not turn them."
+    if export.mapping.absent:
+        names = {target.value: target.spelling for target in export.real.targets}
+        listed = ", ".join(names[value] for value in sorted(export.mapping.absent))
+        yield f"Absent from every synthetic case, as you said: {listed}."
+    yield from _compare_spacings(export, plans, configuration)
+    if warnings:
+        yield f"nnU-Net's integrity check passed with {len(warnings)} warning(s); the first: {warnings[0]}"
+
+
+def _compare_spacings(export: LikeExport, plans: Mapping[str, Any] | None, configuration: str) -> Iterator[str]:
+    """A sentence where synthetic voxels are much coarser than what the network is trained at."""
+    planned = plans["configurations"][configuration].get("spacing") if plans else None
+    if planned is None:
+        return
+    own = load_stored_grid(export.cohort.folder / export.cases[0].files["image"].path).spacing_mm
+    if max(own) > 2 * max(planned):
+        yield (
+            f"Synthetic voxels of {'x'.join(f'{side:.3g}' for side in own)} mm are coarser than the "
+            f"{'x'.join(f'{side:.3g}' for side in planned)} mm that the plans train at; nnU-Net interpolates them."
+        )

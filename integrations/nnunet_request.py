@@ -1,0 +1,150 @@
+"""What is to be exported when a cohort is added to a real nnU-Net dataset, checked before anything is written."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Literal
+
+from maisi_aug.errors import ExportError
+from maisi_aug.integrations.cohort_source import CohortSource, load_cohort_source
+from maisi_aug.integrations.nnunet import channel_name, require_label_maps
+from maisi_aug.integrations.nnunet_choice import choose_cases, requested_ids
+from maisi_aug.integrations.nnunet_folders import (
+    RESULTS_VARIABLE,
+    require_free_target,
+    require_preprocessed_folder,
+    require_raw_folder,
+    require_unused_id,
+)
+from maisi_aug.integrations.nnunet_labels import LabelMapping, map_labels
+from maisi_aug.integrations.nnunet_plans import RealPlans, find_real_plans
+from maisi_aug.integrations.nnunet_real import RealDataset, load_real_dataset
+from maisi_aug.integrations.nnunet_splits import Folds, load_real_folds
+from maisi_aug.labels import BACKGROUND_ID
+from maisi_aug.manifest import AttemptRecord
+
+Link = Literal["none", "symlink", "hard"]
+STORED_ORIENTATION = "RAS"  # of every file that volume_io writes
+
+
+@dataclass(frozen=True, slots=True)
+class LikeRequest:
+    """What a user asks of an export that adds a cohort to a real dataset.
+
+    Attributes:
+        cohort_dir: Folder that ``synthesize`` wrote.
+        like: The real raw dataset.
+        dataset_id: 1 to 999, not in use in any of nnU-Net's folders.
+        name: The part after ``DatasetXXX_``; the real one's with ``Synthetic`` behind it when not given.
+        out: Folder for raw datasets; ``$nnUNet_raw`` when not given.
+        preprocessed: Folder for preprocessed datasets; ``$nnUNet_preprocessed`` when not given.
+        labels: ``NAME=LABEL`` each.
+        absent: Labels of the real dataset that the cohort's cases truly hold none of.
+        ratio: Synthetic cases per real case.
+        max_per_label: Most synthetic cases per requested label.
+        plans: Name of the real dataset's plans.
+        link: ``none`` refers to images and real labels through the ``dataset`` entry, the others link them.
+    """
+
+    cohort_dir: Path
+    like: Path
+    dataset_id: int
+    name: str | None = None
+    out: Path | None = None
+    preprocessed: Path | None = None
+    labels: Sequence[str] = ()
+    absent: Sequence[str] = ()
+    ratio: float | None = None
+    max_per_label: int | None = None
+    plans: str | None = None
+    link: Link = "none"
+
+
+@dataclass(frozen=True)
+class LikeExport:
+    """An export that was checked and not written yet.
+
+    Attributes:
+        target: The new raw dataset.
+        preprocessed_target: The new preprocessed dataset.
+        real: The real dataset.
+        cohort: The cohort.
+        cases: Chosen synthetic cases.
+        mapping: Labels of the cohort as values of the real dataset.
+        folds: The real dataset's folds.
+        plans: The real dataset's plans.
+        link: How files that exist get into the dataset.
+    """
+
+    target: Path
+    preprocessed_target: Path
+    real: RealDataset
+    cohort: CohortSource
+    cases: tuple[AttemptRecord, ...]
+    mapping: LabelMapping
+    folds: Folds
+    plans: RealPlans
+    link: Link
+
+    @cached_property
+    def synthetic_ids(self) -> dict[str, str]:
+        """Case id in the cohort to identifier in the dataset, which no real case has."""
+        prefix = "synthetic_"
+        while any(case_id.startswith(prefix) for case_id in self.real.case_ids):
+            prefix = "maisi_" + prefix
+        return {case.case_id: prefix + case.case_id for case in self.cases}
+
+    @cached_property
+    def orientation(self) -> str:
+        """How synthetic files are stored: as most real ones, since nnU-Net mostly trains on voxels as they lie."""
+        if self.real.is_reoriented_on_reading:
+            return STORED_ORIENTATION
+        return self.real.orientations.most_common(1)[0][0]
+
+    @property
+    def is_turned(self) -> bool:
+        """Whether synthetic images have to be written anew, with other axes."""
+        return self.orientation != STORED_ORIENTATION
+
+
+def prepare_like_export(request: LikeRequest) -> LikeExport:
+    """Read and check everything that can be told without voxels; nothing is written.
+
+    Raises:
+        CohortError: ``cohort_dir`` is no cohort.
+        ExportError: A setting, the real dataset or the cohort does not fit.
+        VocabularyError: An unknown label name.
+    """
+    real = load_real_dataset(request.like)
+    raw_folder = Path(os.path.abspath(require_raw_folder(request.out)))  # noqa: PTH100  links are kept
+    preprocessed_folder = require_preprocessed_folder(request.preprocessed)
+    target = require_free_target(raw_folder, request.dataset_id, request.name or f"{real.short_name}Synthetic")
+    for folder in (real.folder.parent, preprocessed_folder, os.environ.get(RESULTS_VARIABLE)):
+        if folder:
+            require_unused_id(Path(folder), request.dataset_id)
+    cohort = load_cohort_source(request.cohort_dir)
+    require_label_maps(cohort)
+    if channel_name(cohort.cases) != "CT":
+        raise ExportError(
+            f"{cohort.folder}: expected CT images as in {real.name}, found {channel_name(cohort.cases)}. "
+            "Make the cohort with --modality ct."
+        )
+    cases = choose_cases(
+        cohort.cases, num_real=len(real.cases), ratio=request.ratio, max_per_label=request.max_per_label
+    )
+    wanted = sorted(frozenset().union(*map(requested_ids, cases)) - {BACKGROUND_ID})
+    return LikeExport(
+        target=target,
+        preprocessed_target=preprocessed_folder / target.name,
+        real=real,
+        cohort=cohort,
+        cases=cases,
+        mapping=map_labels(real, cohort, request.labels, request.absent, wanted),
+        folds=load_real_folds(preprocessed_folder / real.name, real.case_ids),
+        plans=find_real_plans(preprocessed_folder / real.name, request.plans),
+        link=request.link,
+    )

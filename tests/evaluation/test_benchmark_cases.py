@@ -1,0 +1,152 @@
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from maisi_aug.errors import BenchmarkError
+from maisi_aug.evaluation.benchmark_cases import (
+    CaseFiles,
+    find_leaks,
+    find_lesion_labels,
+    find_real_cases,
+    find_synthetic_cases,
+    split_patients,
+)
+from maisi_aug.evaluation.benchmark_config import build_benchmark_config
+from maisi_aug.evaluation.training_lists import find_published_training
+from maisi_aug.whole_files import sha256_of
+from tests.tiny_benchmark import write_dataset, write_pairs
+
+
+def test_nnunet_dataset_gives_cases_and_labels(tmp_path: Path) -> None:
+    source = find_real_cases(write_dataset(tmp_path / "d", 3), None)
+    assert [case.case_id for case in source.cases] == ["case_000", "case_001", "case_002"]
+    assert source.label_ids == {"liver": (1,), "tumor": (2,)}
+    assert all(case.image.is_file() and case.label.is_file() for case in source.cases)
+
+
+def test_files_that_dataset_json_refers_to_are_found(tmp_path: Path) -> None:
+    write_dataset(tmp_path / "d", 2)
+    listed = {
+        "a": {"images": ["imagesTr/case_000_0000.nii.gz"], "label": "labelsTr/case_000.nii.gz"},
+        "b": {"images": [str(tmp_path / "d/imagesTr/case_001_0000.nii.gz")], "label": "labelsTr/gone.nii.gz"},
+    }
+    source = find_real_cases(write_dataset(tmp_path / "d", 2, dataset=listed), None)
+    assert [case.case_id for case in source.cases] == ["a"]
+    assert any("b was left out" in note and "gone.nii.gz is missing" in note for note in source.notes)
+
+
+def test_regions_and_ignored_voxels_are_named(tmp_path: Path) -> None:
+    labels = {"background": 0, "organ": [1, 2], "tumor": 2, "ignore": 3}
+    source = find_real_cases(write_dataset(tmp_path / "d", 2, labels=labels), None)
+    assert source.label_ids == {"tumor": (2,)}
+    assert len(source.notes) == 2
+    assert find_real_cases(tmp_path / "d", {"organ": (1, 2)}).label_ids == {"organ": (1, 2)}
+
+
+def test_folder_of_pairs_gives_cases_and_labels(tmp_path: Path) -> None:
+    source = find_synthetic_cases("other", write_pairs(tmp_path / "p", 3), ["tumor"], {})
+    assert [case.case_id for case in source.cases] == ["made_0000", "made_0001", "made_0002"]
+    assert [case.image.name for case in source.cases] == [case.label.name for case in source.cases]
+    assert source.label_ids == {"tumor": (2,)}
+
+
+def test_mapping_names_labels_by_name_or_id(tmp_path: Path) -> None:
+    folder = write_pairs(tmp_path / "p", 1)
+    assert find_synthetic_cases("s", folder, ["organ"], {"organ": ("liver", "2")}).label_ids == {"organ": (1, 2)}
+    with pytest.raises(BenchmarkError, match="Label 'organ': expected 'organ' among .*found liver, tumor"):
+        find_synthetic_cases("s", folder, ["organ"], {})
+
+
+@pytest.mark.parametrize(
+    ("prepare", "message"),
+    [
+        (lambda folder: None, "expected a folder of cases, found none there"),
+        (lambda folder: folder.mkdir(), "expected images with label maps, found no such pair"),
+        (lambda folder: write_dataset(folder, 1, channel_names={"0": "CT", "1": "PET"}), "expected one channel"),
+        (lambda folder: (write_pairs(folder, 1) / "labels.json").unlink(), "expected names of its labels"),
+        (
+            lambda folder: (write_dataset(folder, 1) / "dataset.json").write_text("{}"),
+            "expected nnU-Net's labels and file_ending, found: KeyError",
+        ),
+    ],
+)
+def test_what_is_no_source_is_refused(tmp_path: Path, prepare: object, message: str) -> None:
+    prepare(tmp_path / "d")  # type: ignore[operator]
+    with pytest.raises(BenchmarkError, match=message):
+        find_real_cases(tmp_path / "d", None)
+
+
+def test_lesion_labels_are_told_by_their_name() -> None:
+    names = ["liver", "Kidney_Tumour", "lung nodule", "cancer", "aorta", "GTV"]
+    assert find_lesion_labels(names) == ("Kidney_Tumour", "lung nodule", "cancer", "GTV")
+
+
+def test_patients_never_lie_on_both_sides() -> None:
+    config = build_benchmark_config(real="x", arms=("real",), patient_pattern=r"^(p\d+)")
+    cases = [f"p{patient}_{scan}" for patient in range(10) for scan in range(1 + patient % 3)]
+    split = split_patients(cases, config)
+    assert sorted(split.train + split.test) == sorted(cases)
+    assert not {config.patient_of(c) for c in split.train} & {config.patient_of(c) for c in split.test}
+    assert len({config.patient_of(c) for c in split.test}) == 4
+    assert split_patients(cases[::-1], config) == split
+    assert split_patients(cases, config.model_copy(update={"seed": 1})) != split
+
+
+def test_number_of_training_patients_can_be_given() -> None:
+    config = build_benchmark_config(real="x", arms=("real",), num_train=4)
+    assert len(split_patients([f"c{n}" for n in range(9)], config).train) == 4
+    with pytest.raises(BenchmarkError, match="expected at least 6 patients, to train on 4 and .* found 5"):
+        split_patients([f"c{n}" for n in range(5)], config)
+
+
+def test_one_case_is_refused() -> None:
+    config = build_benchmark_config(real="x", arms=("real",))
+    with pytest.raises(BenchmarkError, match="expected at least 3 patients, .* found 1"):
+        split_patients(["only"], config)
+
+
+def test_cases_made_from_test_maps_are_leaks(tmp_path: Path) -> None:
+    write_dataset(tmp_path / "d", 2)
+    tested = find_real_cases(tmp_path / "d", None).cases[:1]
+    digest = sha256_of(tested[0].label)
+    made = [
+        CaseFiles("by_name", Path("i"), Path("l"), ("plant", "labelsTr/case_000.nii.gz")),
+        CaseFiles("by_hash", Path("i"), Path("l"), ("plant", "renamed.nii.gz", digest[:16])),
+        CaseFiles("by_whole_hash", Path("i"), Path("l"), (digest,)),
+        CaseFiles("clean", Path("i"), Path("l"), ("plant", "labelsTr/case_001.nii.gz", "0123456789abcdef")),
+    ]
+    assert find_leaks(made, tested) == ("by_name", "by_hash", "by_whole_hash")
+
+
+@pytest.mark.parametrize(
+    ("name", "found"),
+    [
+        ("Dataset003_Liver", "MSD Task03 Liver"),
+        ("Task10_Colon", "MSD Task10 Colon"),
+        ("Dataset003_Sarcoma", ""),
+        ("AMOS22", "AMOS"),
+        ("my_hospital_splits", ""),
+        ("autoPET-III", "autoPET 2023"),
+    ],
+)
+def test_published_training_data_is_recognised(tmp_path: Path, name: str, found: str) -> None:
+    (tmp_path / name).mkdir()
+    assert find_published_training(tmp_path / name) == found
+
+
+def test_published_training_data_is_recognised_by_its_description(tmp_path: Path) -> None:
+    folder = write_dataset(tmp_path / "Dataset701_Mine", 1, description="The LiTS challenge, renamed")
+    assert find_published_training(folder) == "MSD Task03 Liver"
+
+
+def test_images_numbered_like_channels_are_cases(tmp_path: Path) -> None:
+    folder = write_pairs(tmp_path / "p", 3)
+    assert len(find_real_cases(folder, None).cases) == 3
+    shutil.copy(folder / "images/made_0000.nii.gz", folder / "images/scan_0000.nii.gz")
+    shutil.copy(folder / "images/made_0001.nii.gz", folder / "images/scan_0001.nii.gz")
+    shutil.copy(folder / "labels/made_0000.nii.gz", folder / "labels/scan.nii.gz")
+    case = next(c for c in find_real_cases(folder, None).cases if c.case_id == "scan")
+    assert case.image.name == "scan_0000.nii.gz"
