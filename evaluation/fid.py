@@ -130,7 +130,7 @@ def _measure_plane(
         "interval": bootstrap_interval(fid, influences, numpy_generator(seed, "bootstrap")),
         "extrapolated": limit,
         "extrapolated_interval": _shift(limit, influences, seed),
-        "kid": kernel_distance(np.concatenate(sides[0]), np.concatenate(sides[1]), subsets),
+        "kid": kernel_distance(*sides, subsets),
         "floor": _measure_floor(spanned[0], seed),
         "num_real_slices": moments[0].num,
         "num_synthetic_slices": moments[1].num,

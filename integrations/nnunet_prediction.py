@@ -148,9 +148,10 @@ def _load_predictor(folder: Path, folds: Sequence[int | str], checkpoint: str, d
             predictor.initialize_from_trained_model_folder(str(folder), tuple(folds), checkpoint)
         # What a folder lacks shows in many ways: a trainer or a network that is not installed, another version's plans.
         except Exception as error:
-            reason = (str(error).splitlines() or [type(error).__name__])[0].partition(" If the trainer")[0].rstrip(".")
+            lines = str(error).splitlines() or [type(error).__name__]
+            reason = lines[0].partition(" If the trainer")[0].rstrip(".")
             raise EvaluationError(
-                f"{folder}: expected a model that this nnU-Net can open, found: {reason}. Name the folder of the model's "
+                f"{folder}: expected a model that this nnU-Net can open, found: {reason}. Name the folder of its "
                 "trainer in nnUNet_extTrainer, or install the version that it was trained with."
             ) from error
     return predictor

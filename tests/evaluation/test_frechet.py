@@ -8,6 +8,7 @@ import torch
 from numpy.typing import NDArray
 from scipy import linalg
 
+from maisi_aug.evaluation import frechet
 from maisi_aug.evaluation.frechet import (
     bootstrap_interval,
     case_influence,
@@ -118,24 +119,39 @@ def test_one_case_has_no_interval() -> None:
     assert bootstrap_interval(1.0, [np.zeros(1), np.zeros(5)], np.random.default_rng(0)) is None
 
 
-def test_kernel_distance_is_the_sum_over_pairs() -> None:
-    first, second = (np.random.default_rng(seed).normal(size=(5, 4)) + seed for seed in (0, 1))
+def test_kernel_distance_is_the_mean_over_pairs_of_different_cases() -> None:
+    rng = np.random.default_rng(0)
+    sets = [[rng.normal(size=(num, 4)) + shift for num in (2, 1, 3)] for shift in (0.0, 1.0)]
 
     def kernel(x: NDArray[np.float64], y: NDArray[np.float64]) -> float:
         return float((x @ y / 4 + 1) ** 3)
 
-    within = sum(np.mean([kernel(s[i], s[j]) for i in range(5) for j in range(5) if i != j]) for s in (first, second))
-    across = np.mean([kernel(x, y) for x in first for y in second])
-    expected = float(within - 2 * across)
-    assert kernel_distance(first, second, np.random.default_rng(0)) == pytest.approx(expected)
+    within = sum(
+        np.mean([kernel(x, y) for i, a in enumerate(s) for j, b in enumerate(s) if i != j for x in a for y in b])
+        for s in sets
+    )
+    across = np.mean([kernel(x, y) for x in np.concatenate(sets[0]) for y in np.concatenate(sets[1])])
+    found = kernel_distance(sets[0], sets[1], np.random.default_rng(0))
+    assert found == pytest.approx(float(within - 2 * across))
+    one_case = kernel_distance([np.concatenate(sets[0])], sets[1], np.random.default_rng(0))
+    assert np.isfinite(one_case)
+    assert one_case != pytest.approx(found)
 
 
-def test_subsets_give_about_the_exact_kernel_distance() -> None:
+def test_kernel_distance_of_like_sets_is_zero_on_average_however_alike_slices_of_a_case_are() -> None:
+    values = [
+        kernel_distance(draw_cases(s, num_cases=8), draw_cases(500 + s, num_cases=8), np.random.default_rng(0))
+        for s in range(200)
+    ]
+    assert abs(np.mean(values)) < 3 * np.std(values) / np.sqrt(len(values))
+
+
+def test_subsets_give_about_the_exact_kernel_distance(monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(0)
-    first, second = rng.normal(size=(2600, 6)), rng.normal(size=(2600, 6)) + 0.5
-    from maisi_aug.evaluation.frechet import _unbiased_mmd
-
-    exact = _unbiased_mmd(first, second)
+    first, second = (list(rng.normal(size=(600, 1, 6)) + shift) for shift in (0.0, 0.5))
+    exact = kernel_distance(first, second, np.random.default_rng(1))
+    monkeypatch.setattr(frechet, "KID_EXACT_ROWS", 500)
+    monkeypatch.setattr(frechet, "KID_SUBSET", 250)
     assert kernel_distance(first, second, np.random.default_rng(1)) == pytest.approx(exact, rel=0.1)
 
 
