@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from html import escape
 from typing import Any, Final
 
 import numpy as np
@@ -62,7 +63,7 @@ def _build_summary(document: Mapping[str, Any]) -> str:
     arms = page.table(
         ["arm", "training cases", "real", "different", "trainings done"],
         (
-            [page.escape(str(arm[key])) for key in ("name", "num_cases", "num_real", "num_different", "num_seeds_done")]
+            [escape(str(arm[key])) for key in ("name", "num_cases", "num_real", "num_different", "num_seeds_done")]
             for arm in document["arms"]
         ),
         caption="Arms",
@@ -103,7 +104,7 @@ def _build_verdict_table(rows: Sequence[Mapping[str, Any]], caption: str) -> str
         ["label", "verdict", "difference", "95% interval", "p, Holm", "smallest gain"],
         (
             [
-                page.escape(row["label"]),
+                escape(row["label"]),
                 page.verdict(spell_verdict(row)),
                 page.number(row["difference"]["mean"], 3, signed=True),
                 f"{page.number(row['difference']['low'], 3, signed=True)} to "
@@ -141,7 +142,7 @@ def _build_score_table(document: Mapping[str, Any]) -> str:
     for metric, name in (("dice", "Dice"), ("nsd", f"NSD at {document['config']['tolerance_mm']:g} mm")):
         cells = {(r["label"], r["arm"]): f"{r['mean']:.3f}" for r in document["scores"] if r["metric"] == metric}
         rows += [
-            [page.escape(f"{label}, {name}"), *(cells.get((label, arm), "none") for arm in arms)]
+            [escape(f"{label}, {name}"), *(cells.get((label, arm), "none") for arm in arms)]
             for label in document["labels"]
         ]
     return page.table(["label and metric", *arms], rows, caption="Scores of all arms")
@@ -159,7 +160,7 @@ def _build_detection(document: Mapping[str, Any]) -> str:
             if num:
                 parts.append(page.heading(f"{label}, {name}"))
                 parts.append(page.intervals([_sensitivity(row) for row in chosen], low=0, high=1, unit="found"))
-        parts.append(_build_detection_table(label, own))
+        parts.append(page.fold(f"All counts of {label}", _build_detection_table(label, own)))
     note = (
         "A lesion is found when a predicted one overlaps it with an intersection over union of 0.1 or more; lesions "
         "are counted in every training. Predicted lesions that match none count in the bin of their own size."
@@ -185,8 +186,8 @@ def _build_detection_table(label: str, rows: Sequence[Mapping[str, Any]]) -> str
         ["arm", "size", "lesions", "found", "made up", "sensitivity", "F1"],
         (
             [
-                page.escape(row["arm"]),
-                page.escape(row["name"]),
+                escape(row["arm"]),
+                escape(row["name"]),
                 str(row["num_found"] + row["num_missed"]),
                 str(row["num_found"]),
                 str(row["num_made_up"]),
@@ -218,7 +219,7 @@ def _build_slices(benchmark: Benchmark, document: Mapping[str, Any]) -> str:
                 figures.append(_draw(case, load_label_map(path).array, plane, colours, document, f"{case_id}: {arm}"))
         parts += [page.heading(case_id), page.gallery(figures)]
     names = "".join(
-        f'<li><span style="background:rgb{colours[number]}"></span>{page.escape(label)}</li>'
+        f'<li><span style="background:rgb{colours[number]}"></span>{escape(label)}</li>'
         for number, label in enumerate(document["labels"], start=1)
     )
     note = "Test cases with the worst, the median and the best Dice of the first arm; axial slices, soft-tissue window."
@@ -284,7 +285,7 @@ def _build_method(benchmark: Benchmark, document: Mapping[str, Any]) -> str:
             page.paragraph(plan),
             page.table(
                 ["source", "folder"],
-                ([page.escape(a), page.escape(b)] for a, b in sources),
+                ([escape(a), escape(b)] for a, b in sources),
                 caption="Sources",
                 words=(1,),
             ),

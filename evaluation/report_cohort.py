@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from html import escape
 from pathlib import Path
 from typing import Any, Final
 
@@ -116,7 +117,7 @@ def _build_summary(document: Mapping[str, Any]) -> str:
     parts = [page.facts(_facts(document)), *(page.warn(note) for note in document["notes"])]
     parts += [page.warn(f"{row['case']} was rejected. {row['reason']}") for row in document["rejected"]]
     if document["failed_gates"]:
-        rows = ([page.escape(gate), str(count)] for gate, count in document["failed_gates"].items())
+        rows = ([escape(gate), str(count)] for gate, count in document["failed_gates"].items())
         parts.append(page.table(["gate that ended an attempt", "attempts"], rows, caption="Failed attempts by gate"))
     return "\n".join(parts)
 
@@ -230,5 +231,5 @@ def _spell_provenance(document: Mapping[str, Any]) -> list[str]:
 def _build_provenance(document: Mapping[str, Any]) -> str:
     keys = ("bundle", "weights", "licence", "mask_source", "mask_bank", "cases")
     header = ["bundle", "weights, SHA-256", "licence", "label maps by", "of", "cases"]
-    rows = ([page.escape(row[key]) for key in keys] for row in document["provenance"])
+    rows = ([escape(row[key]) for key in keys] for row in document["provenance"])
     return page.table(header, rows, caption="Provenance", words=(1, 2, 3, 4))
