@@ -28,9 +28,14 @@ class Verb(NamedTuple):
 
 VERBS: dict[str, Verb] = {
     "synthesize": Verb("maisi_aug.cli.synthesize", "Generate a label-balanced cohort of CT images and label maps."),
+    "plan": Verb("maisi_aug.cli.plan", "Show which cases synthesize would make, and balance a real dataset with them."),
     "phantom": Verb("maisi_aug.cli.phantom", "Write procedural CT phantoms with exact label maps."),
-    "train": Verb("maisi_aug.cli.train", "Train the networks of a bundle: vae, diffusion or controlnet."),
-    "export": Verb("maisi_aug.cli.export", "Hand a cohort on to a training framework: nnunet."),
+    "prepare": Verb("maisi_aug.cli.prepare", "Prepare your own CTs and label maps for training."),
+    "train": Verb(
+        "maisi_aug.cli.train", "Train the networks of a bundle: vae, diffusion, controlnet, mask-vae, mask-diffusion."
+    ),
+    "finetune-controlnet": Verb("maisi_aug.cli.finetune", "Teach a ControlNet new labels from prepared CTs."),
+    "export": Verb("maisi_aug.cli.export", "Hand a cohort on: nnunet, monai, dicom."),
     "nnunet-trainer-path": Verb("maisi_aug.cli.nnunet", "Print where nnU-Net finds maisi-aug's trainers."),
     "nnunet-compact-plans": Verb("maisi_aug.cli.nnunet", "Derive nnU-Net plans that a CPU can train."),
     "benchmark": Verb("maisi_aug.cli.benchmark", "Measure whether synthetic cases help: arms, intervals, verdicts."),
@@ -42,7 +47,15 @@ VERBS: dict[str, Verb] = {
 }
 
 # What keeps its work when it is stopped; every other command writes its result whole at its end, or writes nothing.
-RESUMABLE = (("synthesize",), ("phantom",), ("train",), ("bundles", "pull"), ("benchmark",))
+RESUMABLE = (
+    ("synthesize",),
+    ("phantom",),
+    ("prepare",),
+    ("train",),
+    ("finetune-controlnet",),
+    ("bundles", "pull"),
+    ("benchmark",),
+)
 
 
 def load_verb(name: str) -> Any:

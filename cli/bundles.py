@@ -57,6 +57,7 @@ def list_command(as_json: JsonOption = False) -> None:
         table.add_column(heading)
     for row in rows:
         size = _spell_bytes(row["num_bytes"] or 0) + (" with mask networks" if row["has_masks"] else "")
+        size += f" on top of {row['base']}" if row["base"] else ""
         place = size if row["pull"] is None else f"{row['pull']} ({row['download_size']})"
         table.add_row(row["name"], row["description"], row["licence"], _spell_grid(row["grid"]), place)
     Console(width=None if sys.stdout.isatty() else PIPED_WIDTH).print(table)
@@ -92,6 +93,7 @@ def _summarise(bundle: Bundle) -> dict[str, Any]:
         "licence": bundle.licence,
         "grid": bundle.spec.grid.model_dump(mode="json"),
         "num_bytes": sum(bundle.path_of(named).stat().st_size for named in bundle.files),
+        "base": bundle.spec.base and bundle.spec.base.name,
         "has_masks": bundle.spec.mask_generation is not None,
         "path": str(bundle.path),
         "pull": None,
@@ -107,6 +109,7 @@ def _announce(known: KnownBundle) -> dict[str, Any]:
         "licence": known.licence,
         "grid": known.header["grid"],
         "num_bytes": None,
+        "base": None,
         "has_masks": False,
         "path": None,
         "pull": known.pull_command,
@@ -127,9 +130,16 @@ def _describe(bundle: Bundle) -> dict[str, Any]:
         "mixed_precision": bundle.spec.mixed_precision,
         "scheduler": str(bundle.spec.scheduler.get("class", "")),
         "slots": {
-            name: {"id": slot.id, "hosts": [{"id": host, "name": name_of(host)} for host in slot.hosts]}
+            name: {
+                "id": slot.id,
+                "kind": bundle.vocabulary.label(slot.id).kind,
+                "hosts": [{"id": host, "name": name_of(host)} for host in slot.hosts],
+                **_measured(bundle, name),
+            }
             for name, slot in bundle.spec.slots.items()
         },
+        "base_path": None if bundle.base is None else str(bundle.base.path),
+        "mask_bank": bundle.spec.mask_bank and bundle.spec.mask_bank.model_dump(mode="json"),
         "networks": {
             role: {
                 "class": str(definition.get("class", "")),
@@ -143,11 +153,25 @@ def _describe(bundle: Bundle) -> dict[str, Any]:
     }
 
 
+def _measured(bundle: Bundle, name: str) -> dict[str, Any]:
+    """What a bundle measured of a label that it was taught."""
+    sizes, bounds = bundle.spec.sizes.get(name), bundle.spec.hu_ranges.get(name)
+    return {
+        **(
+            {"median_ml": sizes.quantiles_ml[len(sizes.quantiles_ml) // 2], "measured_on": sizes.source}
+            if sizes
+            else {}
+        ),
+        **({"median_hu_range": [bounds.low_hu, bounds.high_hu]} if bounds else {}),
+    }
+
+
 def _weights(bundle: Bundle, role: str) -> dict[str, Any]:
-    if role not in bundle.spec.weights:
+    if role not in bundle.spec.weights and bundle.base is None:
         return {}
-    path = bundle.weight_path(role)
-    return {"file": path.name, "num_bytes": path.stat().st_size, "sha256": bundle.spec.weights[role].sha256}
+    owner, path = bundle.owner_of(role), bundle.weight_path(role)
+    told = {"file": path.name, "num_bytes": path.stat().st_size, "sha256": owner.spec.weights[role].sha256}
+    return told if owner is bundle else {**told, "bundle": owner.name}
 
 
 def _spell(described: Mapping[str, Any]) -> list[str]:
@@ -164,18 +188,31 @@ def _spell(described: Mapping[str, Any]) -> list[str]:
         "precision": "bfloat16 where the device computes in it" if described["mixed_precision"] else "float32",
         "label maps": masks and f"generated, {_spell_grid(masks['grid'])}, {masks['num_inference_steps']} steps",
         "on disk": f"{_spell_bytes(described['num_bytes'])} in {described['path']}",
+        "base": described["base"] and f"{described['base']}, in {described['base_path']}",
+        "draws from": described["mask_bank"] and described["mask_bank"]["source"],
     }
     lines += [f"  {name}: {text}" for name, text in facts.items() if text]
-    for name, slot in described["slots"].items():
-        hosts = ", ".join(host["name"] for host in slot["hosts"])
-        lines.append(f"  slot {slot['id']}: {name}, grows in {hosts}")
+    lines += [f"  slot {slot['id']}: {_spell_slot(name, slot)}" for name, slot in described["slots"].items()]
     for role, network in described["networks"].items():
         widths = ", ".join(f"{key} {_spell_value(network[key])}" for key in WIDTH_KEYS if key in network)
         size = f"; {_spell_bytes(network['num_bytes'])}" if "num_bytes" in network else ""
+        size += f" of {network['bundle']}" if "bundle" in network else ""
         lines.append(f"  {role}: {network['class']}, {widths}{size}")
     told = {name.replace("_", " "): _spell_value(value) for name, value in described["provenance"].items()}
     lines += [f"  {name}: {text}" for name, text in told.items() if text]
     return lines
+
+
+def _spell_slot(name: str, slot: Mapping[str, Any]) -> str:
+    """A bound slot: where it lies, and what was measured of it."""
+    hosts = ", ".join(host["name"] for host in slot["hosts"])
+    text = f"{name}, {'grows' if slot['kind'] == 'tumor' else 'an organ'} in {hosts}" if hosts else name
+    if "median_ml" in slot:
+        text += f"; median {slot['median_ml']:.3g} mL"
+    if "median_hu_range" in slot:
+        low, high = slot["median_hu_range"]
+        text += f"; {low:.0f} to {high:.0f} HU"
+    return text
 
 
 def _spell_value(value: object) -> str:

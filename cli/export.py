@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import typer
 
+from maisi_aug.cli.export_dicom import dicom
+from maisi_aug.cli.export_monai import monai
 from maisi_aug.cli.export_nnunet import nnunet
 
 export_app = typer.Typer(no_args_is_help=True, help="Hand a cohort on to a training framework.")
@@ -20,3 +22,5 @@ def export() -> None:
 
 
 export_app.command("nnunet")(nnunet)
+export_app.command("dicom")(dicom)
+export_app.command("monai")(monai)

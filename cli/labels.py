@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Set
+from collections.abc import Mapping, Set
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -56,41 +56,48 @@ def labels(
 
     Try: maisi-aug labels --find kidney, maisi-aug labels --sizes, maisi-aug labels --kind tumor --bundle phantom-ct.
     """
-    vocabulary = _load_vocabulary(bundle)
-    rows = _select(vocabulary, find=find, kind=kind, sizes=sizes)
+    vocabulary, known_sizes = _load_vocabulary(bundle)
+    rows = _select(vocabulary, find=find, kind=kind, sizes=known_sizes if sizes else None)
     starred = frozenset(label.id for label in rows if bundle is None and label.is_slot and label.kind != "slot")
     if as_json:
-        listed = [_describe(label, vocabulary, sizes=sizes, needs_bundle=label.id in starred) for label in rows]
+        chosen = known_sizes if sizes else None
+        listed = [_describe(label, vocabulary, sizes=chosen, needs_bundle=label.id in starred) for label in rows]
         typer.echo(json.dumps(listed, indent=1, ensure_ascii=False))
         return
     from rich.console import Console
 
     console = Console(width=None if sys.stdout.isatty() else PIPED_WIDTH)
-    table = _build_sizes_table(rows, starred) if sizes else _build_table(rows, vocabulary, starred)
+    table = _build_sizes_table(rows, starred, known_sizes) if sizes else _build_table(rows, vocabulary, starred)
     table.caption = NEEDS_BUNDLE if starred else None
     console.print(table)
     if sizes:
         for label in rows:
-            console.print(f"{label.name}: {_distribution(label).source}", markup=False, highlight=False)
+            console.print(f"{label.name}: {known_sizes[label.name].source}", markup=False, highlight=False)
     if bundle is None and any(label.kind == "slot" for label in rows):
         typer.echo("A bundle gives names to placeholder slots: maisi-aug labels --bundle phantom-ct", err=True)
 
 
-def _load_vocabulary(bundle: str | None) -> Vocabulary:
+def _load_vocabulary(bundle: str | None) -> tuple[Vocabulary, dict[str, SizeDistribution]]:
+    """The labels, and the sizes that percentiles of them mean."""
+    known = {name: reference_distribution(name) for name in reference_labels()}
     if bundle is None:
-        return MAISI.with_slots(KNOWN_SLOTS)
+        return MAISI.with_slots(KNOWN_SLOTS), known
     # Imported here because reading a bundle needs packages that would double the start-up of a plain listing.
     from maisi_aug.bundle import load_bundle
+    from maisi_aug.bundle_references import bundle_distributions
 
-    return load_bundle(bundle).vocabulary
+    loaded = load_bundle(bundle)
+    return loaded.vocabulary, {**known, **bundle_distributions(loaded)}
 
 
-def _select(vocabulary: Vocabulary, *, find: str | None, kind: Kind | None, sizes: bool) -> list[Label]:
+def _select(
+    vocabulary: Vocabulary, *, find: str | None, kind: Kind | None, sizes: Mapping[str, SizeDistribution] | None
+) -> list[Label]:
     found = [label for label in vocabulary if label.kind != "background"]
     if kind is not None:
         found = [label for label in found if (label.is_slot if kind is Kind.slot else label.kind == kind.value)]
-    if sizes:
-        found = [label for label in found if label.kind == "tumor" and label.name in reference_labels()]
+    if sizes is not None:
+        found = [label for label in found if label.name in sizes]
     if find is not None:
         found = [label for label in found if _matches(label, find)]
     if not found:
@@ -107,11 +114,9 @@ def _matches(label: Label, find: str) -> bool:
     return find.strip() == str(label.id) or (bool(words) and any(all(w in name for w in words) for name in names))
 
 
-def _distribution(label: Label) -> SizeDistribution:
-    return reference_distribution(label.name)
-
-
-def _describe(label: Label, vocabulary: Vocabulary, *, sizes: bool, needs_bundle: bool) -> dict[str, Any]:
+def _describe(
+    label: Label, vocabulary: Vocabulary, *, sizes: Mapping[str, SizeDistribution] | None, needs_bundle: bool
+) -> dict[str, Any]:
     """One label as JSON."""
     described: dict[str, Any] = {
         "id": label.id,
@@ -122,8 +127,8 @@ def _describe(label: Label, vocabulary: Vocabulary, *, sizes: bool, needs_bundle
         "hosts": [{"id": host, "name": vocabulary.name_of(host)} for host in label.hosts],
         "aliases": list(label.aliases),
     }
-    if sizes:
-        distribution = _distribution(label)
+    if sizes is not None:
+        distribution = sizes[label.name]
         described["sizes"] = {
             "measured_on": distribution.label,
             "is_stand_in": distribution.stand_in_for is not None,
@@ -154,7 +159,7 @@ def _build_table(rows: list[Label], vocabulary: Vocabulary, starred: Set[int]) -
     return table
 
 
-def _build_sizes_table(rows: list[Label], starred: Set[int]) -> Table:
+def _build_sizes_table(rows: list[Label], starred: Set[int], sizes: Mapping[str, SizeDistribution]) -> Table:
     from rich.table import Table
 
     table = Table(title="Largest lesion per patient: volume and equivalent diameter at a size percentile")
@@ -164,7 +169,7 @@ def _build_sizes_table(rows: list[Label], starred: Set[int]) -> Table:
         table.add_column(f":{percentile:g}", justify="right")
     table.add_column("measured on")
     for label in rows:
-        distribution = _distribution(label)
+        distribution = sizes[label.name]
         volumes = (distribution.volume_ml(percentile) for percentile in SHOWN_PERCENTILES)
         cells = (f"{_spell_ml(volume)} mL, {diameter_mm(volume):.0f} mm" for volume in volumes)
         stand_in = f"stand-in: {distribution.label}" if distribution.stand_in_for else distribution.label

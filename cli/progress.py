@@ -130,3 +130,23 @@ def count_up(name: str, *, is_quiet: bool) -> Iterator[Callable[[int, int], None
     with Progress(*columns, console=console, transient=True, disable=is_quiet or not console.is_terminal) as bar:
         task = bar.add_task(name, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+@contextmanager
+def count_stages(*, is_quiet: bool) -> Iterator[Callable[[str, int, int], None]]:
+    """A bar per stage of some work on a terminal; in a log, a line when a stage is done."""
+    console = Console(stderr=True, quiet=is_quiet)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    has_bar = console.is_terminal and not is_quiet
+    tasks: dict[str, TaskID] = {}
+    begun: dict[str, float] = {}
+    with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console, disable=not has_bar) as bar:
+
+        def report(stage: str, done: int, total: int) -> None:
+            if stage not in tasks:
+                tasks[stage], begun[stage] = bar.add_task(stage, total=total), monotonic()
+            bar.update(tasks[stage], completed=done)
+            if done == total and not has_bar:
+                console.print(f"{stage}: {total} in {_clock(monotonic() - begun[stage])}", highlight=False)
+
+        yield report

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from maisi_aug.errors import MaisiAugError, RecipeError
+from maisi_aug.grid import spell_grid
 from maisi_aug.recipe import CohortConfig, load_recipe
-from maisi_aug.recipe_files import copy_recipe, find_recipe, is_training_recipe, list_recipes, list_training_recipes
+from maisi_aug.recipe_files import copy_recipe, find_recipe, list_recipes, list_training_recipes, training_kind
 
 if TYPE_CHECKING:
     from maisi_aug.resolve import ResolvedCohort
@@ -75,8 +76,9 @@ def validate_command(
     name: RecipeName, as_json: Annotated[bool, typer.Option("--json", help="Print the resolved recipe.")] = False
 ) -> None:
     """Check a recipe: every key, value, label and size, without making anything."""
-    if is_training_recipe(find_recipe(name)):
-        _validate_training(name, as_json=as_json)
+    kind = training_kind(find_recipe(name))
+    if kind is not None:
+        (_validate_training if kind == "training" else _validate_masks)(name, as_json=as_json)
         return
     config = load_recipe(name)
     cohort = require_plannable(config, source=name)
@@ -88,14 +90,28 @@ def validate_command(
 
 def _validate_training(name: str, *, as_json: bool) -> None:
     from maisi_aug.training.checks import require_divisible
-    from maisi_aug.training.recipe import load_training_recipe
+    from maisi_aug.training.recipe import PreparedData, load_training_recipe
 
     recipe = load_training_recipe(find_recipe(name))
     require_divisible(recipe)
     if as_json:
         typer.echo(recipe.model_dump_json(indent=1))
         return
-    typer.echo(f"{name}: valid, trains the bundle '{recipe.bundle.name}' on {recipe.data.num_phantoms} phantoms.")
+    data = recipe.data
+    cases = f"the cases of {data.prepared}" if isinstance(data, PreparedData) else f"{data.num_phantoms} phantoms"
+    typer.echo(f"{name}: valid, trains the bundle '{recipe.bundle.name}' on {cases}.")
+
+
+def _validate_masks(name: str, *, as_json: bool) -> None:
+    from maisi_aug.training.mask_recipe import load_mask_recipe
+
+    recipe = load_mask_recipe(find_recipe(name))
+    recipe.require_divisible()
+    if as_json:
+        typer.echo(recipe.model_dump_json(indent=1))
+        return
+    grid = recipe.grid
+    typer.echo(f"{name}: valid, trains networks that generate {spell_grid(grid.shape, grid.spacing_mm)} label maps.")
 
 
 def require_plannable(config: CohortConfig, *, source: str) -> ResolvedCohort:

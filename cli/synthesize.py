@@ -11,7 +11,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from maisi_aug.cli.given_table import look_at_cohort, print_given_table
+from maisi_aug.cli.balance_options import (
+    Balance,
+    BalanceAgainst,
+    BalanceFlags,
+    BalancePicture,
+    LesionMapOption,
+    MaxLesionsOption,
+    SizeBinsOption,
+    balance_config,
+)
+from maisi_aug.cli.balance_table import save_balance
 from maisi_aug.cli.parsing import (
     parse_decode_window,
     parse_num_splits,
@@ -21,8 +31,8 @@ from maisi_aug.cli.parsing import (
     parse_spacing,
     parse_words,
 )
-from maisi_aug.cli.plan_table import print_plan_table
-from maisi_aug.source_rules import GIVEN, NO_MAP
+from maisi_aug.cli.show_plan import require_folder, show_plan
+from maisi_aug.source_rules import NO_MAP
 
 if TYPE_CHECKING:
     from maisi_aug.acceleration import Compiler
@@ -107,6 +117,11 @@ def synthesize(
             metavar="ID|NAME=ID", help="The lesion's id in the size reference; may repeat.", rich_help_panel=_WHAT
         ),
     ] = None,
+    balance_against: BalanceAgainst = None,
+    lesion_map: LesionMapOption = None,
+    size_bins: SizeBinsOption = None,
+    max_lesions: MaxLesionsOption = None,
+    balance_picture: BalancePicture = None,
     mask_source: Annotated[
         MaskSourceName | None,
         typer.Option(
@@ -281,12 +296,14 @@ def synthesize(
             "max_attempts": max_attempts,
         },
     )
+    flags = BalanceFlags(balance_against, lesion_map or (), size_bins, max_lesions, balance_picture)
+    config, balance = balance_config(config, flags, is_quiet=quiet)
     if dry_run:
-        _show_plan(config, out, may_resume=resume, as_json=as_json, is_quiet=quiet)
+        show_plan(config, balance, out, may_resume=resume, as_json=as_json, is_quiet=quiet)
         return
     if out is None:
         raise typer.BadParameter("--out: expected a folder for the cohort, found none. Name one, or add --dry-run.")
-    summary = _run(config, out, device=device, compiler=compile_with.value, may_resume=resume, is_quiet=quiet)
+    summary = _run(config, balance, out, device=device, compiler=compile_with.value, may_resume=resume, is_quiet=quiet)
     typer.echo(json.dumps(summary.to_json(), indent=1) if as_json else describe_summary(summary))
     if not summary.is_complete:
         raise typer.Exit(1)
@@ -299,18 +316,28 @@ def _read_config(recipe: str | None, flags: dict[str, Any]) -> CohortConfig:
 
 
 def _run(
-    config: CohortConfig, out: Path, *, device: str, compiler: Compiler, may_resume: bool, is_quiet: bool
+    config: CohortConfig,
+    balance: Balance | None,
+    out: Path,
+    *,
+    device: str,
+    compiler: Compiler,
+    may_resume: bool,
+    is_quiet: bool,
 ) -> CohortSummary:
     from maisi_aug.cli.progress import CohortProgress
     from maisi_aug.generate import synthesize_cohort
     from maisi_aug.resolve import resolve_cohort
 
-    _require_folder(out, may_resume=may_resume)
+    require_folder(out, may_resume=may_resume)
     with CohortProgress(is_quiet=is_quiet) as progress:
         cohort = resolve_cohort(config, out, report_file=progress.measures)
         for advice in _find_advice(cohort) if not is_quiet else ():
             typer.echo(f"Note: {advice}", err=True)
-        return synthesize_cohort(cohort, out, device=device, compiler=compiler, listener=progress)
+        summary = synthesize_cohort(cohort, out, device=device, compiler=compiler, listener=progress)
+    if balance is not None:
+        save_balance(balance, out)
+    return summary
 
 
 def _find_advice(cohort: ResolvedCohort) -> list[str]:
@@ -318,15 +345,6 @@ def _find_advice(cohort: ResolvedCohort) -> list[str]:
     bundle = cohort.bundle
     found = [bundle.advice, bundle.advice_without_map if cohort.config.mask_source == NO_MAP else ""]
     return [" ".join(text.split()) for text in found if text]
-
-
-def _require_folder(out: Path, *, may_resume: bool) -> None:
-    """Raise unless a folder is new, empty or, where a run may go on, a cohort's."""
-    from maisi_aug.cohort import read_cohort_document
-    from maisi_aug.errors import CohortError
-
-    if read_cohort_document(out) is not None and not may_resume:
-        raise CohortError(f"{out}: expected a new folder because of --no-resume, found a cohort. Choose another --out.")
 
 
 def describe_summary(summary: CohortSummary) -> str:
@@ -355,24 +373,3 @@ def _export_command(folder: Path) -> str:
 
     words = ["maisi-aug", "export", "nnunet", str(folder), "--dataset-id", "501", "--name", "MyCohort"]
     return shlex.join(words if os.environ.get(RAW_VARIABLE) else [*words, "--out", RAW_VARIABLE])
-
-
-def _show_plan(config: CohortConfig, out: Path | None, *, may_resume: bool, as_json: bool, is_quiet: bool) -> None:
-    from maisi_aug.cli.progress import CohortProgress
-    from maisi_aug.cohort import find_cohort
-    from maisi_aug.resolve import resolve_cohort
-
-    if out is not None:
-        _require_folder(out, may_resume=may_resume)
-    with CohortProgress(is_quiet=is_quiet) as progress:
-        cohort = resolve_cohort(config, out, report_file=progress.measures)
-        if out is not None:
-            find_cohort(out, cohort.to_document())  # raises where the run would be refused
-        outlooks = look_at_cohort(cohort, is_quiet=is_quiet) if config.mask_source == GIVEN else []
-    if as_json:
-        maps = {"maps": [outlook.to_json(cohort.bundle.vocabulary) for outlook in outlooks]} if outlooks else {}
-        typer.echo(json.dumps({**cohort.to_document(), "plan": cohort.plan.to_json(), **maps}, indent=1))
-    elif outlooks:
-        print_given_table(cohort, outlooks)
-    else:
-        print_plan_table(cohort)

@@ -19,6 +19,7 @@ from maisi_aug.errors import EvaluationError, MaisiAugError, VolumeError
 from maisi_aug.integrations.cohort_source import CohortSource, load_cohort_source
 from maisi_aug.labels import KNOWN_SLOTS, MAISI, Vocabulary
 from maisi_aug.manifest import MANIFEST_NAME, SHARD_PATTERN
+from maisi_aug.prepared import CASES_NAME, PreparedDataset, load_prepared
 from maisi_aug.volume_io import Volume, is_readable_name, load_image, load_label_map
 
 Notify = Callable[[int, int], None]
@@ -46,12 +47,14 @@ class EvaluatedCase:
         image_path: The CT.
         entry: Its label map as a bank has it; None for a bare volume, and in a cohort, whose files lie elsewhere.
         anatomy_path: Its label map in vocabulary ids, in a cohort; None elsewhere.
+        patient: Whose it is; cases of one patient are drawn together. Empty where every case is a patient.
     """
 
     case_id: str
     image_path: Path
     entry: BankEntry | None = None
     anatomy_path: Path | None = None
+    patient: str = ""
 
     @property
     def has_label_map(self) -> bool:
@@ -139,6 +142,7 @@ def find_case_set(path: Path, *, vocabulary: Vocabulary | None = None) -> CaseSe
 
     Raises:
         EvaluationError: When there is nothing, or no CT.
+        PreparationError: When a prepared folder is damaged.
         ExportError: When a cohort has no accepted case, or is being written.
     """
     if not path.exists():
@@ -155,6 +159,8 @@ def find_case_set(path: Path, *, vocabulary: Vocabulary | None = None) -> CaseSe
             if "image" in record.files
         )
         return CaseSet(path, "cohort", cases, source.vocabulary, source)
+    if (path / CASES_NAME).is_file():
+        return _list_prepared(load_prepared(path), vocabulary)
     words = vocabulary or FULL_VOCABULARY
     entries, _ = find_entries(path, lambda name: find_label_id(name, words) is not None)
     # A CT with several label maps is one case; the first map in the order of names is its own.
@@ -172,6 +178,17 @@ def find_case_set(path: Path, *, vocabulary: Vocabulary | None = None) -> CaseSe
             "folder of NIfTI, NRRD, MHA or DICOM."
         )
     return CaseSet(path, "folder of volumes", tuple(EvaluatedCase(case_of(p), p) for p in volumes), words)
+
+
+def _list_prepared(dataset: PreparedDataset, vocabulary: Vocabulary | None) -> CaseSet:
+    """The cases of a prepared folder; its new labels may have other ids in the vocabulary that is asked for."""
+    names = {label_id: name for name, label_id in dataset.spec.labels.items()}
+    cases = []
+    for case in dataset.cases:
+        image, label = (dataset.file_of(role, case.id) for role in ("image", "label"))
+        entry = BankEntry(case.id, (label,), image, label_names=names)
+        cases.append(EvaluatedCase(case.id, image, entry, patient=case.patient))
+    return CaseSet(dataset.path, "prepared folder", tuple(cases), vocabulary or dataset.vocabulary)
 
 
 def require_labelled(case_set: CaseSet) -> tuple[EvaluatedCase, ...]:

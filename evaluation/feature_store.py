@@ -30,9 +30,10 @@ FORMAT: Final = 1
 
 
 class CaseFeatures(NamedTuple):
-    """Features of one volume, and the grid that it came on."""
+    """Features of one volume, whose it is, and the grid that it came on."""
 
     case_id: str
+    patient: str
     planes: dict[PlaneName, NDArray[np.float32]]
     shape: tuple[int, int, int]
     spacing_mm: tuple[float, float, float]
@@ -53,8 +54,11 @@ class FeatureSet:
     num_cached: int = 0
 
     def of_plane(self, plane: PlaneName) -> list[NDArray[np.float32]]:
-        """The features of a plane, ``(N, D)`` for each case."""
-        return [case.planes[plane] for case in self.cases]
+        """The features of a plane, ``(N, D)`` for each patient: scans of one patient are no independent cases."""
+        by_patient: dict[str, list[NDArray[np.float32]]] = {}
+        for case in self.cases:
+            by_patient.setdefault(case.patient or case.case_id, []).append(case.planes[plane])
+        return [np.concatenate(parts) for parts in by_patient.values()]
 
 
 class Processes(NamedTuple):
@@ -152,7 +156,7 @@ def _measure(
     """Features of a case, or why there are none, and whether they were in the cache."""
     try:
         path = None if cache is None else cache / f"{_key_of(case, extractor, protocol)}.safetensors"
-        known = None if path is None else _read(path, case.case_id)
+        known = None if path is None else _read(path, case)
         if known is not None:
             return known, True
         volume = case.load_image()
@@ -160,7 +164,7 @@ def _measure(
         image_hu = prepare_volume(volume, protocol, subject=case.case_id)
         del volume
         planes = {plane: extractor.extract(take_slices(image_hu, plane, protocol)) for plane in PLANES}
-        features = CaseFeatures(case.case_id, planes, shape, spacing_mm)
+        features = CaseFeatures(case.case_id, case.patient, planes, shape, spacing_mm)
         if path is not None:
             _write(path, features)
         return features, False
@@ -187,7 +191,7 @@ def _write(path: Path, features: CaseFeatures) -> None:
     write_whole(path, save({str(plane): found for plane, found in features.planes.items()}, metadata=about))
 
 
-def _read(path: Path, case_id: str) -> CaseFeatures | None:
+def _read(path: Path, case: EvaluatedCase) -> CaseFeatures | None:
     """Features from the cache; None when they are not there, or damaged and so to be made again."""
     from safetensors import SafetensorError, safe_open
 
@@ -197,6 +201,7 @@ def _read(path: Path, case_id: str) -> CaseFeatures | None:
         with safe_open(path, framework="numpy") as file:
             about = file.metadata()
             planes = {plane: file.get_tensor(plane) for plane in PLANES}
-        return CaseFeatures(case_id, planes, tuple(json.loads(about["shape"])), tuple(json.loads(about["spacing_mm"])))
+        shape, spacing_mm = (tuple(json.loads(about[name])) for name in ("shape", "spacing_mm"))
+        return CaseFeatures(case.case_id, case.patient, planes, shape, spacing_mm)
     except (SafetensorError, OSError, KeyError, ValueError, TypeError):
         return None

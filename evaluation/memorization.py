@@ -265,7 +265,7 @@ def _compare(
         return {"verdict": "not compared: there are no label maps of known organs on both sides", "cases": []}
     nearest, normal = find_nearest(own[usable]), find_nearest(other[comparable])
     verdict, p, copies = judge(nearest.relative, normal.relative, num_train=len(train))
-    chosen = [synthetic[index] for index in np.flatnonzero(usable)]
+    chosen = [synthetic[int(index)] for index in np.flatnonzero(usable)]
     rows = [
         {
             "case": case.case.case_id,

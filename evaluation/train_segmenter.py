@@ -37,6 +37,7 @@ from maisi_aug.pipeline import resolve_device
 from maisi_aug.seeds import derive_seed, numpy_generator
 from maisi_aug.training.data import CaseStore, PhantomStore, ReportProgress
 from maisi_aug.training.loop import ReportStep, TrainingRun
+from maisi_aug.training.processes import WHOLE, Share
 from maisi_aug.training.recipe import load_training_recipe, training_recipe_path
 from maisi_aug.whole_files import write_text_whole
 
@@ -72,9 +73,9 @@ class SegmenterObjective:
         """The segmenter."""
         return {"segmenter": self.network}
 
-    def loss(self, step: int) -> tuple[Tensor, dict[str, float]]:
-        """Loss of the patches of a step."""
-        images_hu, classes = self.draw_batch(step)
+    def loss(self, step: int, share: Share = WHOLE) -> tuple[Tensor, dict[str, float]]:
+        """Loss of a share of the patches of a step."""
+        images_hu, classes = self.draw_batch(step, share)
         scores = self.network(to_channels(images_hu.to(self.device))).float()
         loss: Tensor = self.criterion(scores, classes[:, None].to(self.device))
         return loss, {}
@@ -89,11 +90,13 @@ class SegmenterObjective:
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Nothing to take back."""
 
-    def draw_batch(self, step: int) -> tuple[Tensor, Tensor]:
-        """The patches of a step: ``(B, I, J, K)`` float32 HU and ``(B, I, J, K)`` uint8 classes."""
+    def draw_batch(self, step: int, share: Share = WHOLE) -> tuple[Tensor, Tensor]:
+        """A share of the patches of a step: ``(B, I, J, K)`` float32 HU and ``(B, I, J, K)`` uint8 classes."""
         rng = numpy_generator(derive_seed("segmenter batch", self.config.seed, step), "patches")
-        patches = [self._draw_patch(int(rng.integers(len(self.store))), rng) for _ in range(self.config.batch_count)]
-        images_hu, classes = (np.stack(arrays) for arrays in zip(*patches, strict=True))
+        num_patches = self.config.batch_count * share.count
+        patches = [self._draw_patch(int(rng.integers(len(self.store))), rng) for _ in range(num_patches)]
+        own = patches[share.slice_of(self.config.batch_count)]
+        images_hu, classes = (np.stack(arrays) for arrays in zip(*own, strict=True))
         return torch.from_numpy(images_hu), torch.from_numpy(classes)
 
     def _draw_patch(self, index: int, rng: np.random.Generator) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:

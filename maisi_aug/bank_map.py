@@ -131,7 +131,8 @@ def cut_map(
     Returns:
         The cut, which keeps the map's axis directions and its place in the scanner.
     """
-    centre_mm = _choose_centre(bank_map, grid, focus, rng)
+    shift_mm = rng.uniform(-1, 1, 3) * np.asarray(JITTER) * np.asarray(grid.extent_mm)
+    centre_mm = choose_centre(bank_map.label_map, bank_map.grid, grid, focus, shift_mm=shift_mm)
     target = centre_grid_on(centre_mm.tolist(), shape=grid.shape, spacing_mm=grid.spacing_mm, like=bank_map.grid)
     label_map = resample_label_map(bank_map.label_map, bank_map.grid, target, keep_ids=keep_ids)
     origin: dict[str, Any] = {
@@ -219,34 +220,47 @@ def hash_of(entry: BankEntry) -> str:
     return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
 
 
-def _choose_centre(
-    bank_map: BankMap, grid: Grid, focus: Sequence[Box], rng: np.random.Generator
+def choose_centre(
+    label_map: NDArray[np.uint8],
+    source: Grid,
+    grid: Grid,
+    focus: Sequence[Box],
+    *,
+    shift_mm: Sequence[float] = (0.0, 0.0, 0.0),
 ) -> NDArray[np.float64]:
-    """World position of the cut's centre.
+    """Where the centre of a grid lies best on a label map.
 
-    Across the body the cut is centred on the patient, as scans are; along it on what matters, with a random shift, and
-    kept inside the scan where that is long enough.
+    Across the body the cut is centred on the patient, as scans are; along it on what matters, and kept inside the
+    patient where the scan shows enough of one.
+
+    Args:
+        label_map: ``(I, J, K)`` with body (200).
+        source: Its geometry.
+        grid: Shape and spacing of the cut.
+        focus: Boxes of the map that shall be inside, with a margin; none for the middle of the map.
+        shift_mm: By how much the cut is moved along I, J, K, as far as the focus allows.
+
+    Returns:
+        The centre in RAS+ millimetres.
     """
-    spacing, extent = np.asarray(bank_map.grid.spacing_mm), np.asarray(grid.extent_mm)
-    sides_mm = np.asarray(bank_map.grid.shape) * spacing
-    shift = rng.uniform(-1, 1, 3) * np.asarray(JITTER) * extent
-    whole = tuple(slice(0, side) for side in bank_map.grid.shape)
+    spacing, extent = np.asarray(source.spacing_mm), np.asarray(grid.extent_mm)
+    slices_mm = _find_filled(np.asarray(label_map.any(axis=(0, 1))), spacing[2])
+    whole = tuple(slice(0, side) for side in source.shape)
     bounds = np.array([[(part.start, part.stop) for part in box] for box in (focus or [whole])], dtype=np.float64)
     bounds *= spacing[None, :, None]
     low, high = bounds[:, :, 0].min(axis=0), bounds[:, :, 1].max(axis=0)
     centre = np.empty(3)
-    along = bounds[:, 2].mean() + shift[2]
-    centre[2] = _clamp(_keep_inside(along, low[2], high[2], extent[2]), sides_mm[2], extent[2])
+    along = bounds[:, 2].mean() + shift_mm[2]
+    centre[2] = _clamp(_keep_inside(along, low[2], high[2], extent[2]), *slices_mm, extent[2])
     slices = slice(
         max(0, int((centre[2] - extent[2] / 2) / spacing[2])), max(1, int((centre[2] + extent[2] / 2) / spacing[2]))
     )
-    seen = bank_map.label_map[:, :, slices].max(axis=2) > 0
+    seen = label_map[:, :, slices].max(axis=2) > 0
     for axis in (0, 1):
-        filled = np.flatnonzero(np.asarray(seen.any(axis=1 - axis)))
-        middle = (filled[0] + filled[-1] + 1) / 2 * spacing[axis] if filled.size else sides_mm[axis] / 2
-        centre[axis] = _keep_inside(middle + shift[axis], low[axis], high[axis], extent[axis])
+        middle = sum(_find_filled(np.asarray(seen.any(axis=1 - axis)), spacing[axis])) / 2
+        centre[axis] = _keep_inside(middle + shift_mm[axis], low[axis], high[axis], extent[axis])
     index = centre / spacing - 0.5
-    world: NDArray[np.float64] = bank_map.grid.affine[:3, :3] @ index + bank_map.grid.affine[:3, 3]
+    world: NDArray[np.float64] = source.affine[:3, :3] @ index + source.affine[:3, 3]
     return world
 
 
@@ -257,6 +271,15 @@ def _keep_inside(centre: float, low: float, high: float, extent: float) -> float
     return min(max(centre, high + HOST_MARGIN_MM - extent / 2), low - HOST_MARGIN_MM + extent / 2)
 
 
-def _clamp(centre: float, side: float, extent: float) -> float:
-    """Keep a window inside the volume, or centre it on a volume that is shorter."""
-    return side / 2 if side <= extent else min(max(centre, extent / 2), side - extent / 2)
+def _find_filled(is_filled: NDArray[np.bool_], step_mm: float) -> tuple[float, float]:
+    """Where slices are filled along an axis, in millimetres from its start; the whole axis where none is."""
+    filled = np.flatnonzero(is_filled)
+    first, last = (filled[0], filled[-1] + 1) if filled.size else (0, is_filled.size)
+    return float(first * step_mm), float(last * step_mm)
+
+
+def _clamp(centre: float, low: float, high: float, extent: float) -> float:
+    """Keep a window inside an interval, or centre it on one that is shorter."""
+    if high - low <= extent:
+        return (low + high) / 2
+    return min(max(centre, low + extent / 2), high - extent / 2)

@@ -16,15 +16,17 @@ from typing import Any
 
 import platformdirs
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
+from pydantic import ValidationError
 
+from maisi_aug.bundle_spec import BaseSpec, BundleSpec, MaskGenerationSpec, SlotSpec, WeightFile
 from maisi_aug.bundle_text import MASK_ROLES, dump_bundle, without_masks
 from maisi_aug.errors import BundleError, RecipeError, did_you_mean
 from maisi_aug.grid import Grid
-from maisi_aug.grid_limits import GridLimits, GridSpec
 from maisi_aug.known_bundles import known_bundles
 from maisi_aug.labels import MAISI, SlotBinding, Vocabulary
 from maisi_aug.whole_files import sha256_of
+
+__all__ = ["Bundle", "BundleSpec", "MaskGenerationSpec", "SlotSpec", "WeightFile", "load_bundle"]
 
 BUNDLE_FILE = "bundle.yaml"
 HOME_VARIABLE = "MAISI_AUG_HOME"
@@ -34,88 +36,6 @@ SCHEDULER_STEPS = 1000
 """``num_train_timesteps`` of MONAI's schedulers where a definition names none."""
 NETWORK_ROLES = ("autoencoder", "diffusion_unet", "controlnet")
 """What makes images of label maps; every bundle has them."""
-
-
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class WeightFile(_Strict):
-    """One weight file of a bundle, relative to the bundle's folder."""
-
-    file: str
-    sha256: str = Field(pattern="^[0-9a-f]{64}$")
-
-
-class SlotSpec(_Strict):
-    """A name bound to a placeholder slot or free id, and the organs it may lie in."""
-
-    id: int = Field(ge=1, le=255)
-    hosts: tuple[int, ...]
-
-
-class MaskGenerationSpec(_Strict):
-    """How the mask networks of a bundle are run.
-
-    Attributes:
-        grid: Of the label maps that they generate.
-        num_inference_steps: Default number of sampling steps.
-        scale_factor: Mask latents are multiplied by it for diffusion and divided by it before decoding.
-        scheduler: Definition of the DDPM scheduler that they were trained with.
-        size_conditions: The file with the organ and tumour sizes that conditions are drawn from.
-    """
-
-    grid: GridSpec
-    num_inference_steps: PositiveInt
-    scale_factor: float = Field(gt=0)
-    scheduler: dict[str, Any]
-    size_conditions: WeightFile
-
-
-class BundleSpec(_Strict):
-    """The content of ``bundle.yaml``.
-
-    Attributes:
-        format: Version of this layout.
-        name: What users call the bundle.
-        description: One line for listings.
-        advice: A sentence shown when the bundle is used, or empty.
-        advice_without_map: A sentence shown when images are drawn without a label map, where they are known to be poor;
-            else empty.
-        licence: Of the weights, inherited by what they generate.
-        grid: Default grid.
-        grid_limits: The grids that the networks have seen; None where that is not known, and any is taken.
-        num_inference_steps: Default number of sampling steps.
-        scale_factor: Latents are multiplied by it for diffusion and divided by it before decoding.
-        mixed_precision: Whether the networks bear bfloat16, which is faster; False computes in float32 everywhere.
-        decode_window: Latent voxels along I, J, K that the autoencoder decodes at once; larger images are decoded in
-            windows that overlap by 0.4 and are blended, which takes less memory and more time. None decodes the whole.
-        scheduler: Scheduler definition (``class`` and arguments).
-        networks: Network definitions by role.
-        weights: Weight files by role.
-        slots: Label names bound to placeholder slots.
-        mask_generation: How label maps are generated; None for a bundle without mask networks.
-        provenance: How the weights came to be: recipe, steps, seed, versions.
-    """
-
-    format: int = Field(ge=1, le=1)
-    name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")
-    description: str
-    advice: str = ""
-    advice_without_map: str = ""
-    licence: str
-    grid: GridSpec
-    grid_limits: GridLimits | None = None
-    num_inference_steps: int = Field(gt=0)
-    scale_factor: float = Field(gt=0)
-    mixed_precision: bool = True
-    decode_window: tuple[PositiveInt, PositiveInt, PositiveInt] | None = None
-    scheduler: dict[str, Any]
-    networks: dict[str, dict[str, Any]]
-    weights: dict[str, WeightFile]
-    slots: dict[str, SlotSpec] = {}
-    mask_generation: MaskGenerationSpec | None = None
-    provenance: dict[str, Any] = {}
 
 
 @dataclass(frozen=True)
@@ -175,6 +95,15 @@ class Bundle:
             return sha256_of(self.path / BUNDLE_FILE)
         text = dump_bundle(without_masks(yaml.safe_load((self.path / BUNDLE_FILE).read_text(encoding="utf-8"))))
         return hashlib.sha256(text.encode("utf-8")).hexdigest()
+
+    @cached_property
+    def base(self) -> Bundle | None:
+        """The bundle that this one was fine-tuned from; None for one with all its weights.
+
+        Raises:
+            BundleError: When it is nowhere to be found, or is no longer what it was.
+        """
+        return None if self.spec.base is None else find_base(self.spec.base, self.path, subject=f"Bundle '{self.name}'")
 
     @property
     def roles(self) -> tuple[str, ...]:
@@ -237,22 +166,33 @@ class Bundle:
             )
         return self.spec.networks[role]
 
-    def weight_path(self, role: str) -> Path:
-        """The weight file of a network.
+    def owner_of(self, role: str) -> Bundle:
+        """The bundle whose folder holds the weights of a network: this one, its base, or the base's.
 
         Raises:
-            BundleError: When the bundle names none, or the file is missing or leads out of the folder.
+            BundleError: When none of them names any, or the base cannot be used.
         """
-        if role not in self.spec.weights:
+        if role in self.spec.weights:
+            return self
+        if self.base is None:
             raise BundleError(
                 f"Bundle '{self.name}': expected weights for {role}, found {', '.join(self.spec.weights) or 'none'}. "
                 "Fetch the bundle again."
             )
-        return self.path_of(self.spec.weights[role])
+        return self.base.owner_of(role)
+
+    def weight_path(self, role: str) -> Path:
+        """The weight file of a network.
+
+        Raises:
+            BundleError: When there is none, or the file is missing or leads out of its bundle's folder.
+        """
+        owner = self.owner_of(role)
+        return owner.path_of(owner.spec.weights[role])
 
     @property
     def files(self) -> tuple[WeightFile, ...]:
-        """Every file that ``bundle.yaml`` names."""
+        """Every file that ``bundle.yaml`` names; those of a base are the base's."""
         masks = self.spec.mask_generation
         return (*self.spec.weights.values(), *([masks.size_conditions] if masks else []))
 
@@ -275,13 +215,16 @@ class Bundle:
         return path
 
     def require_intact(self, roles: Sequence[str] | None = None) -> None:
-        """Compare files with their recorded SHA-256: all that are named, or the weights of some roles.
+        """Compare files with their recorded SHA-256: all that are named, a base's among them, or those of some roles.
 
         Raises:
             BundleError: Naming the file that is missing or differs.
         """
-        paths = {named: self.path_of(named) for named in self.files} if roles is None else {}
-        paths |= {self.spec.weights[role]: path for role in roles or () for path in [self.weight_path(role)]}
+        chosen = self.roles if roles is None else roles
+        owners = {role: self.owner_of(role) for role in chosen}
+        paths = {owner.spec.weights[role]: owner.weight_path(role) for role, owner in owners.items()}
+        if roles is None:
+            paths |= {named: self.path_of(named) for named in self.files}
         for named, path in paths.items():
             found = sha256_of(path)
             if found != named.sha256:
@@ -303,7 +246,9 @@ def grid_factor(autoencoder: Mapping[str, Any], unet: Mapping[str, Any]) -> int:
 
 def bind_slots(slots: Mapping[str, SlotSpec]) -> Vocabulary:
     """MAISI's vocabulary with the given names bound to slots."""
-    bindings = {name: SlotBinding(id=slot.id, hosts=slot.hosts) for name, slot in slots.items()}
+    bindings = {
+        name: SlotBinding(id=slot.id, hosts=slot.hosts, is_organ=slot.kind == "organ") for name, slot in slots.items()
+    }
     return MAISI.with_slots(bindings) if bindings else MAISI
 
 
@@ -344,6 +289,8 @@ def _find_whole_bundle(name: str) -> Bundle | None:
         bundle = load_bundle(name)
         for named in bundle.files:
             bundle.path_of(named)
+        for role in bundle.roles:
+            bundle.weight_path(role)
     except BundleError as error:
         sentence = " ".join(str(error).split())
         # Logged and not warned of: the command line silences warnings, since most are those of libraries.
@@ -379,6 +326,36 @@ def load_bundle(name_or_path: str | Path) -> Bundle:
     raise BundleError(
         f"Bundle '{text}': expected {' or '.join(names) or 'the name of a bundle'} or a folder with {BUNDLE_FILE}, "
         f"found neither.{did_you_mean(text, [*names, *known_bundles()])}"
+    )
+
+
+def find_base(spec: BaseSpec, folder: Path, *, subject: str) -> Bundle:
+    """The bundle that a fine-tuned one refers to, by its name or by where it lay.
+
+    Args:
+        spec: What the fine-tuned bundle says of it.
+        folder: Of the fine-tuned bundle.
+        subject: The fine-tuned bundle, for messages.
+
+    Raises:
+        BundleError: When it is nowhere to be found, or is no longer what it was.
+    """
+    places: list[str | Path] = [spec.name] if spec.name in (*embedded_bundles(), *pulled_bundles()) else []
+    places += [folder / path for path in spec.paths if (folder / path / BUNDLE_FILE).is_file()]
+    found = [load_bundle(place) for place in places]
+    for bundle in found:
+        if bundle.fingerprint == spec.fingerprint:
+            return bundle
+    if found:
+        raise BundleError(
+            f"{subject}: expected its base '{spec.name}' as it was when this bundle was made (fingerprint "
+            f"{spec.fingerprint[:12]}...), found one that has changed ({found[0].fingerprint[:12]}... in "
+            f"{found[0].path}). Put the earlier one back, or fine-tune again from the new one."
+        )
+    looked = ", ".join(str(folder / path) for path in spec.paths) or "the bundles at hand"
+    raise BundleError(
+        f"{subject}: expected its base '{spec.name}', found none by that name or in {looked}. Put it back there, or "
+        "use a bundle that was made with --self-contained."
     )
 
 

@@ -28,4 +28,6 @@ def without_masks(content: Mapping[str, Any]) -> dict[str, Any]:
     image["networks"], image["weights"] = (drop(content[section], *MASK_ROLES) for section in ("networks", "weights"))
     if "provenance" in image:
         image["provenance"] = drop(image["provenance"], MASK_PROVENANCE)
+        if not image["provenance"]:
+            del image["provenance"]
     return image

@@ -46,6 +46,10 @@ class CohortError(MaisiAugError, ValueError):
     """An output folder or manifest that is not what the command needs."""
 
 
+class PreparationError(MaisiAugError, ValueError):
+    """Training data that cannot be prepared, or a prepared folder that cannot be read."""
+
+
 class TrainingError(MaisiAugError, ValueError):
     """A training run that cannot start or cannot go on."""
 

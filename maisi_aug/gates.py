@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from maisi_aug.bundle import Bundle
+from maisi_aug.bundle_references import contrast_sign_of, hu_ranges_of
 from maisi_aug.grid import Grid
 from maisi_aug.labels import Vocabulary
 from maisi_aug.lesions import PlantedLesion, measure_lesions
@@ -71,6 +73,8 @@ def judge_label_map(
     for label_id in wanted_ids:
         requested = sorted((part for part in case.lesions if part.label_id == label_id), key=_volume, reverse=True)
         realised_ml = measure_lesions(label_map, label_id, grid.voxel_ml)
+        if vocabulary.label(label_id).kind == "organ" and realised_ml:  # one, whatever parts it is in
+            realised_ml = [sum(realised_ml)]
         volumes = [lesion.volume_ml for lesion in requested]
         verdict = check_lesion_size(volumes, realised_ml, grid.voxel_ml, gates.size_tolerance)
         verdicts.append(_named(verdict, vocabulary.name_of(label_id)))
@@ -91,6 +95,7 @@ def judge_image(
     *,
     vocabulary: Vocabulary,
     gates: GateConfig,
+    bundle: Bundle | None = None,
 ) -> tuple[VerdictRecord, ...]:
     """Run the gates that need the image: geometry, HU of the organs, visibility of every lesion.
 
@@ -102,11 +107,13 @@ def judge_image(
         expected: The grid that was asked for; shape and spacing count, not the place, which a map from a bank keeps.
         vocabulary: Names and host organs.
         gates: Which gates count, and their tolerances.
+        bundle: Knows what the labels that it was taught look like; None for the published figures alone.
     """
     verdicts = [check_geometry(image_hu, label_map, grid, _placed_like(expected, grid))]
     if gates.organ_hu:
-        verdicts.append(check_organ_hu(image_hu, label_map))
-    for label_id in sorted({lesion.label_id for lesion in case.lesions}) if gates.visibility else ():
+        verdicts.append(check_organ_hu(image_hu, label_map, None if bundle is None else hu_ranges_of(bundle)))
+    lesion_ids = {lesion.label_id for lesion in case.lesions}.intersection(vocabulary.tumor_ids)
+    for label_id in sorted(lesion_ids) if gates.visibility else ():
         name = vocabulary.name_of(label_id)
         found = check_label_visibility(
             image_hu,
@@ -114,7 +121,7 @@ def judge_image(
             label_id,
             host_ids=vocabulary.hosts_of(label_id),
             tumor_ids=vocabulary.tumor_ids,
-            expected_sign=expected_contrast_sign(name),
+            expected_sign=contrast_sign_of(label_id, bundle) if bundle else expected_contrast_sign(name),
             spacing_mm=grid.spacing_mm,
             minimum_cnr=gates.minimum_cnr,
         )

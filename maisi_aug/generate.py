@@ -10,34 +10,27 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from maisi_aug.anatomy import spell_labels
+from maisi_aug.attempts import Attempt, AttemptMaker, open_source
 from maisi_aug.cohort import CONTACT_SHEET_NAME, CohortFolder, open_cohort
 from maisi_aug.contact_sheet import save_contact_sheet
-from maisi_aug.diffusion_source import DiffusionSource, open_diffusion_source
-from maisi_aug.errors import BankError, LesionError, MaisiAugError
-from maisi_aug.gates import judge_label_map, unrealised_lesions
-from maisi_aug.given_maps import GivenSource, NoMap, NoMapSource, open_given_source
-from maisi_aug.labels import BODY_ID
-from maisi_aug.lesions import LesionWish
+from maisi_aug.diffusion_source import DiffusionSource
+from maisi_aug.errors import BankError
+from maisi_aug.given_maps import GivenSource
 from maisi_aug.manifest import AttemptRecord, Manifest, ManifestWriter, load_manifest
-from maisi_aug.masks import BankSource, DrawnMap, FolderBank, MaskBank, PhantomBank, PlantSource
+from maisi_aug.masks import FolderBank, PlantSource
 from maisi_aug.plan import CasePlan
-from maisi_aug.recipe import EMBEDDED_BANK
-from maisi_aug.regions import spell_out
 from maisi_aug.resolve import ResolvedCohort
-from maisi_aug.seeds import case_seed, derive_seed
-from maisi_aug.source_rules import GIVEN, NO_MAP
-from maisi_aug.writer import Attempt, CaseWriter
+from maisi_aug.source_rules import NO_MAP
+from maisi_aug.writer import CaseWriter
 
 if TYPE_CHECKING:
     from maisi_aug.acceleration import Compiler
-    from maisi_aug.decoding_config import DecodeSettings
-    from maisi_aug.pipeline import Pipeline
 
 NUM_MAPS_AHEAD = 2
 NUM_WRITES_BEHIND = 2
@@ -157,7 +150,7 @@ def synthesize_cohort(
         if todo:
             run = _prepare(cohort, place, writer, device, compiler, listener)
             run.work_off(todo, manifest)
-            bank = run.source.bank
+            bank = run.maker.source.bank
             skipped = tuple(bank.skipped) if isinstance(bank, FolderBank) else ()
         listener.enters("drawing the contact sheet")
         done = load_manifest(folder).reopen(max_attempts)
@@ -165,37 +158,6 @@ def synthesize_cohort(
     listener.enters("done")
     num_new = len(done.settled_indices) - len(manifest.settled_indices)
     return CohortSummary(folder, len(cohort.plan.cases), done, perf_counter() - started, num_new, skipped)
-
-
-Source = PlantSource | BankSource | DiffusionSource | GivenSource | NoMapSource
-
-
-def _open_source(cohort: ResolvedCohort, device: str, listener: Listener) -> Source:
-    """The mask source of a cohort.
-
-    Raises:
-        BankError: When the bank has no usable label map.
-        BundleError: When the mask networks or the device cannot be used.
-    """
-    config, vocabulary = cohort.config, cohort.bundle.vocabulary
-    if config.mask_source == GIVEN:
-        return open_given_source(cohort)
-    if config.mask_source == NO_MAP:
-        return NoMapSource(cohort.grid)
-    if config.mask_source == "diffusion":
-        return open_diffusion_source(cohort, device, report=listener.generates)
-    bank: MaskBank
-    if config.mask_bank == EMBEDDED_BANK:
-        bank = PhantomBank(vocabulary=vocabulary, grid=cohort.grid)
-    else:
-        bank = FolderBank(
-            config.mask_bank,
-            vocabulary=vocabulary,
-            grid=cohort.grid,
-            mapping=config.mask_labels,
-            body_region=spell_out(config.body_region),
-        )
-    return PlantSource(bank) if config.mask_source == "plant" else BankSource(bank)
 
 
 def _prepare(
@@ -208,14 +170,14 @@ def _prepare(
 ) -> _Run:
     """Open the mask source and load the networks."""
     listener.enters("opening the mask source")
-    source = _open_source(cohort, device, listener)
+    source = open_source(cohort, device, listener.generates)
     listener.enters("loading the networks")
     from maisi_aug.pipeline import Pipeline, resolve_device
 
     device = resolve_device(device)
     pipeline = Pipeline.load(cohort.bundle, device, compiler=compiler)
     case_writer = CaseWriter(cohort, place, writer, device.partition(":")[0], compiler)
-    return _Run(cohort, source, pipeline, case_writer, listener)
+    return _Run(AttemptMaker(cohort, source, pipeline, listener.steps), case_writer, listener)
 
 
 def _draw_contact_sheet(place: CohortFolder, cohort: ResolvedCohort, manifest: Manifest) -> None:
@@ -231,12 +193,9 @@ def _draw_contact_sheet(place: CohortFolder, cohort: ResolvedCohort, manifest: M
 class _Run:
     """The three stages and what they share."""
 
-    cohort: ResolvedCohort
-    source: Source
-    pipeline: Pipeline
+    maker: AttemptMaker
     writer: CaseWriter
     listener: Listener
-    failures: dict[int, MaisiAugError] = field(default_factory=dict)
 
     def work_off(self, cases: Sequence[CasePlan], manifest: Manifest) -> None:
         """Make attempts until every case is settled.
@@ -245,24 +204,25 @@ class _Run:
             LesionError, BankError: When no label map can be drawn for any case, or for one while all that are left ask
                 for no less; nothing is recorded then.
         """
-        waiting = deque(self._attempt(case, manifest.next_attempt(case.index)) for case in cases)
+        waiting = deque(self.maker.begin(case, manifest.next_attempt(case.index)) for case in cases)
         open_cases = {case.index: case for case in cases}
         drawing: deque[Future[Attempt]] = deque()
         writing: deque[Future[AttemptRecord]] = deque()
         # Attempts without a label map, until one could be drawn: the fault may be the bank's and not theirs. Mask
         # networks draw another map at the next attempt.
         held: dict[int, Attempt] = {}
-        has_map = any(record.mask_origin for record in manifest.records) or isinstance(self.source, DiffusionSource)
+        source = self.maker.source
+        has_map = any(record.mask_origin for record in manifest.records) or isinstance(source, DiffusionSource)
         draw_pool, write_pool = ThreadPoolExecutor(1, "draw"), ThreadPoolExecutor(1, "write")
         try:
             while waiting or drawing or writing:
                 while waiting and len(drawing) < NUM_MAPS_AHEAD:
-                    drawing.append(draw_pool.submit(self._draw, waiting.popleft()))
+                    drawing.append(draw_pool.submit(self.maker.draw_map, waiting.popleft()))
                 while writing and (writing[0].done() or len(writing) >= NUM_WRITES_BEHIND or not drawing):
                     record = writing.popleft().result()
                     self.listener.records(record)
                     if record.status == "retried":
-                        waiting.appendleft(self._attempt(open_cases[record.case_index], record.attempt + 1))
+                        waiting.appendleft(self.maker.begin(open_cases[record.case_index], record.attempt + 1))
                         break
                     del open_cases[record.case_index]
                 if drawing:
@@ -272,91 +232,23 @@ class _Run:
                     if not has_map:
                         self._require_hope(attempt.case, [open_cases[i] for i in open_cases.keys() - held.keys()])
                         continue
-                    writing += [write_pool.submit(self.writer.finish, self._sample(ready)) for ready in held.values()]
+                    images = (self.maker.draw_image(ready) for ready in held.values())
+                    writing += [write_pool.submit(self.writer.finish, image) for image in images]
                     held.clear()
         finally:
             # Also after Ctrl-C: what is being written is finished, nothing new is begun.
             draw_pool.shutdown(wait=True, cancel_futures=True)
             write_pool.shutdown(wait=True, cancel_futures=True)
 
-    def _attempt(self, case: CasePlan, number: int) -> Attempt:
-        seed = case_seed(self.cohort.config.seed, case.index, number)
-        return Attempt(case, number, seed, lesions=unrealised_lesions(case))
-
-    def _draw(self, attempt: Attempt) -> Attempt:
-        """Draw the label map of an attempt and judge it."""
-        started = perf_counter()
-        try:
-            case, drawn = self._take_map(attempt)
-        except (LesionError, BankError) as error:
-            if isinstance(self.source.bank, FolderBank) and not len(self.source.bank):
-                raise
-            self.failures[attempt.case.index] = error
-            return replace(attempt, reason=str(error), seconds={"mask": perf_counter() - started})
-        if isinstance(drawn, NoMap):
-            return replace(attempt, drawn=drawn, seconds={"mask": perf_counter() - started})
-        judgement = judge_label_map(
-            case,
-            drawn.label_map,
-            drawn.lesions,
-            drawn.grid,
-            vocabulary=self.cohort.bundle.vocabulary,
-            gates=self.cohort.config.gates,
-        )
-        return replace(
-            attempt,
-            case=case,
-            drawn=drawn,
-            lesions=judgement.lesions,
-            verdicts=judgement.verdicts,
-            reason=judgement.reason,
-            seconds={"mask": perf_counter() - started},
-        )
-
-    def _take_map(self, attempt: Attempt) -> tuple[CasePlan, DrawnMap | NoMap]:
-        """The label map of an attempt, and its case, which asks for what a given map holds."""
-        case = attempt.case
-        if isinstance(self.source, GivenSource | NoMapSource):
-            return self.source.take(case)
-        hosts_of = self.cohort.bundle.vocabulary.hosts_of
-        wishes = [
-            LesionWish(lesion.label_id, hosts_of(lesion.label_id), lesion.volume_ml, lesion.label, bulge_ids=(BODY_ID,))
-            for lesion in case.lesions
-        ]
-        seed = derive_seed(attempt.seed, "mask")
-        return case, self.source.draw(wishes, required_ids=case.required_ids, seed=seed)
-
-    def _sample(self, attempt: Attempt) -> Attempt:
-        """Sample the image of an attempt whose label map is good."""
-        if attempt.drawn is None or attempt.reason:
-            return attempt
-        started = perf_counter()
-        config, case_id = self.cohort.config, attempt.case.case_id
-        decoded: list[DecodeSettings] = []
-        image_hu = self.pipeline.synthesize_image(
-            attempt.drawn.label_map,
-            attempt.drawn.grid,
-            seed=derive_seed(attempt.seed, "image"),
-            num_inference_steps=config.num_inference_steps,
-            guidance_scale=config.guidance_scale,
-            modality=config.modality,
-            regions=spell_out(config.body_region) if self.cohort.bundle.is_told_regions else None,
-            decoding=config.decoding,
-            report=lambda done, total: self.listener.steps(case_id, done, total),
-            report_decoding=decoded.append,
-        )
-        seconds = {**attempt.seconds, "image": perf_counter() - started}
-        return replace(attempt, image_hu=image_hu, decoding=decoded[0].to_dict(), seconds=seconds)
-
     def _require_hope(self, case: CasePlan, others: Sequence[CasePlan]) -> None:
         """Raise when no label map could be drawn for a case and every case that is left asks for as much."""
-        error = self.failures[case.index]
-        if isinstance(self.source, GivenSource):
+        error = self.maker.failures[case.index]
+        if isinstance(self.maker.source, GivenSource):
             if others:  # each of them has a map of its own
                 return
             raise error
         # Planting a larger lesion is never easier; among stored lesions one may be too large as well as too small.
-        grows_harder = isinstance(self.source, PlantSource) or isinstance(error, BankError)
+        grows_harder = isinstance(self.maker.source, PlantSource) or isinstance(error, BankError)
         if not others or (grows_harder and all(_asks_as_much(other, case) for other in others)):
             raise error
 

@@ -53,7 +53,8 @@ class Label:
         id: Value in a label map, 0-255.
         name: The name used in files and tables.
         kind: ``tumor`` is anything planted in a host organ; ``slot`` is a placeholder without a meaning yet.
-        hosts: Ids of the organs a tumour may grow in; empty for every other kind.
+        hosts: Ids of the organs a tumour may grow in; of an organ bound to a slot, what it may lie in and what takes
+            its place; empty for every other label.
         aliases: Further names under which the label is found.
         removal_id: What the voxels of a removed tumour become; None for every other kind.
         is_slot: Whether the id is one that fine-tuning may give a meaning to, bound or not.
@@ -74,13 +75,15 @@ class SlotBinding:
 
     Attributes:
         id: One of ``SLOT_IDS`` or ``FREE_IDS``.
-        hosts: Ids of the organs the new label grows in; without hosts it is an organ, with hosts a tumour.
+        hosts: Ids of the organs the new label lies in; without hosts it is an organ.
+        is_organ: Whether it is an organ in spite of its hosts; else hosts make it a tumour that grows in them.
         aliases: Further names, besides those that the package knows for a common label such as "kidney tumor".
     """
 
     id: int
     hosts: tuple[int, ...] = ()
     aliases: tuple[str, ...] = ()
+    is_organ: bool = False
 
 
 @dataclass(frozen=True)
@@ -164,7 +167,7 @@ class Vocabulary:
         return self.label(int(label_id)).name
 
     def hosts_of(self, label_id: int) -> tuple[int, ...]:
-        """Ids of the organs a tumour may grow in; empty for a label that grows in none."""
+        """Ids of the organs a tumour may grow in, or a new organ lies in; empty for every other label."""
         return self.label(int(label_id)).hosts
 
     def background_id_for(self, label_id: int) -> int:
@@ -216,8 +219,8 @@ class Vocabulary:
         if current is not None:
             kept = (*current.aliases, current.name) if current.kind == "slot" else current.aliases
             aliases = tuple(dict.fromkeys((*kept, *aliases)))
-        label = Label(binding.id, name.strip(), "organ", aliases=aliases, is_slot=True)
-        if not binding.hosts:
+        label = Label(binding.id, name.strip(), "organ", binding.hosts, aliases, is_slot=True)
+        if not binding.hosts or binding.is_organ:
             return label
         return replace(label, kind="tumor", hosts=binding.hosts, removal_id=binding.hosts[0])
 

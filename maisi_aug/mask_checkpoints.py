@@ -1,4 +1,4 @@
-"""Checkpoints of mask networks that others wrote, added to the folder of a bundle."""
+"""Mask networks added to the folder of a bundle: from checkpoints that others wrote, or trained here."""
 
 from __future__ import annotations
 
@@ -7,17 +7,22 @@ import shutil
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from maisi_aug.bundle import BUNDLE_FILE, Bundle, load_bundle
-from maisi_aug.bundle_text import MASK_PROVENANCE, MASK_ROLES, MASK_SECTION, dump_bundle
+from maisi_aug.bundle_text import MASK_PROVENANCE, MASK_ROLES, MASK_SECTION, dump_bundle, without_masks
 from maisi_aug.conversion import LICENCE_FILE, open_whole_folder, require_free
 from maisi_aug.errors import BundleError
 from maisi_aug.known_bundles import SIZE_CONDITIONS, KnownBundle, KnownMasks
 from maisi_aug.mask_conditions import load_size_conditions
 from maisi_aug.whole_files import sha256_of, write_text_whole, write_whole
+
+if TYPE_CHECKING:
+    import torch
+
+    from maisi_aug.weights import StateDict
 
 
 def require_known_masks(known: KnownBundle) -> KnownMasks:
@@ -51,7 +56,7 @@ def write_mask_networks(
     """
     from maisi_aug.checkpoints import read_checkpoint, take_scale_factor, take_state_dict
     from maisi_aug.networks import describe_tensors
-    from maisi_aug.weights import require_same_tensors, write_weights
+    from maisi_aug.weights import require_same_tensors
 
     masks, states, scale_factor = require_known_masks(known), {}, 0.0
     for role in MASK_ROLES:
@@ -62,15 +67,60 @@ def write_mask_networks(
         if role == "mask_diffusion_unet":
             scale_factor = take_scale_factor(checkpoint, subject=about)
     load_size_conditions(files[SIZE_CONDITIONS])
+    note_masks(
+        folder,
+        networks=masks.networks,
+        states=states,
+        settings={**masks.settings, "scale_factor": scale_factor},
+        size_conditions=files[SIZE_CONDITIONS].read_bytes(),
+        provenance=provenance,
+    )
+
+
+def note_masks(
+    folder: Path,
+    *,
+    networks: Mapping[str, Mapping[str, Any]],
+    states: Mapping[str, StateDict],
+    settings: Mapping[str, Any],
+    size_conditions: bytes,
+    provenance: Mapping[str, Any],
+    dtype: torch.dtype | None = None,
+) -> None:
+    """Write mask networks into the folder of a bundle without any, and note them in its ``bundle.yaml``.
+
+    Args:
+        folder: Of the bundle; nobody else may be using it.
+        networks: Definitions by role.
+        states: Weights by role.
+        settings: All of ``MaskGenerationSpec`` but the size conditions.
+        size_conditions: Content of their file.
+        provenance: Where the networks come from.
+        dtype: Of the written weights; None keeps every tensor's own.
+    """
+    from maisi_aug.weights import write_weights
+
     sizes = folder / f"{SIZE_CONDITIONS}.json"
-    write_whole(sizes, files[SIZE_CONDITIONS].read_bytes())
+    write_whole(sizes, size_conditions)
     content = yaml.safe_load((folder / BUNDLE_FILE).read_text(encoding="utf-8"))
-    content["networks"] |= masks.networks
-    content["weights"] |= write_weights(folder, states)
-    content["provenance"][MASK_PROVENANCE] = dict(provenance)
+    content["networks"] |= networks
+    content["weights"] |= write_weights(folder, states, dtype=dtype)
+    content.setdefault("provenance", {})[MASK_PROVENANCE] = dict(provenance)
     named = {"file": sizes.name, "sha256": sha256_of(sizes)}
-    content[MASK_SECTION] = {**masks.settings, "scale_factor": scale_factor, SIZE_CONDITIONS: named}
+    content[MASK_SECTION] = {**settings, SIZE_CONDITIONS: named}
     write_text_whole(folder / BUNDLE_FILE, dump_bundle(content))
+
+
+def copy_without_masks(bundle: Bundle, folder: Path) -> None:
+    """Put a bundle into an empty folder, without its mask networks if it has any; files are linked where that works."""
+    masks = bundle.spec.mask_generation
+    own = {named.file for role, named in bundle.spec.weights.items() if role in MASK_ROLES}
+    own |= {masks.size_conditions.file} if masks else set()
+    kept = [bundle.path_of(named) for named in bundle.files if named.file not in own]
+    for path in [*kept, *(path for path in [bundle.path / LICENCE_FILE] if path.is_file())]:
+        _link(path, folder / path.name)
+    content = yaml.safe_load((bundle.path / BUNDLE_FILE).read_text(encoding="utf-8"))
+    write_text_whole(folder / BUNDLE_FILE, dump_bundle(without_masks(content)))
 
 
 def add_mask_networks(

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from maisi_aug.bundle import BUNDLE_FILE, load_bundle
+from maisi_aug.bundle_references import copy_bank
 from maisi_aug.checkpoints import SCALE_FACTOR_KEY, find_state_dict, read_checkpoint, take_scale_factor
 from maisi_aug.conversion import open_whole_folder
 from maisi_aug.errors import BundleError
@@ -80,21 +81,25 @@ def convert_bundle(name_or_folder: str | Path, target: Path, *, dtype: str) -> C
     bundle.require_intact()
     _require_new(target)
     names = [weights.file for weights in bundle.spec.weights.values()]
+    # A copy has all its weights: what it shares with a base would be lost with another floating type.
     states = {
-        role: _to_dtype(load_weight_file(bundle, role), dtype, subject=f"Bundle '{bundle.name}', {names[place]}")
-        for place, role in enumerate(bundle.spec.weights)
+        role: _to_dtype(
+            load_weight_file(bundle, role), dtype, subject=f"Bundle '{bundle.name}', {bundle.weight_path(role).name}"
+        )
+        for role in dict.fromkeys((*bundle.spec.weights, *bundle.roles))
     }
     done = {"dtype": dtype, "from_fingerprint": bundle.fingerprint}
-    header = bundle.spec.model_dump(mode="json", exclude={"weights"}, exclude_unset=True)
+    header = bundle.spec.model_dump(mode="json", exclude={"weights", "base"}, exclude_unset=True)
     earlier = header.get("provenance", {})
     header["provenance"] = {**earlier, "converted": [*earlier.get("converted", []), done]}
     with open_whole_folder(target, require_replaceable=lambda: _require_new(target)) as unfinished:
         for path in sorted(bundle.path.iterdir()):
             if path.is_file() and path.name not in (*names, BUNDLE_FILE):
                 shutil.copyfile(path, unfinished / path.name)
+        copy_bank(bundle, unfinished)
         written = write_bundle(unfinished, header, states, dtype=None)
-        num_bytes = sum(written.weight_path(role).stat().st_size for role in written.spec.weights)
-    num_bytes_before = sum(bundle.weight_path(role).stat().st_size for role in bundle.spec.weights)
+        num_bytes = sum(written.weight_path(role).stat().st_size for role in states)
+    num_bytes_before = sum(bundle.weight_path(role).stat().st_size for role in states)
     return Conversion(target, dtype, num_bytes_before, num_bytes, bundle.spec.scale_factor)
 
 

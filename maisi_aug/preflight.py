@@ -13,6 +13,7 @@ from maisi_aug.errors import BankError, RequestError, VocabularyError
 from maisi_aug.grid import Grid
 from maisi_aug.labels import Vocabulary
 from maisi_aug.plan import CasePlan, CohortPlan
+from maisi_aug.recipe import EMBEDDED_BANK
 from maisi_aug.sizes import diameter_mm
 
 
@@ -67,3 +68,25 @@ def require_drawable(plan: CohortPlan, grid: Grid) -> None:
             f"half a voxel of the grid, found a {lesion.label} of {lesion.volume_ml:.2g} mL "
             f"({lesion.diameter_mm:.1f} mm) in {case.case_id}. Ask for larger lesions or a smaller --spacing."
         )
+
+
+def require_organs_in_maps(plan: CohortPlan, vocabulary: Vocabulary, *, mask_source: str, mask_bank: str) -> None:
+    """Raise unless organs that are asked for with a size come from label maps that a user has.
+
+    Raises:
+        RequestError: For organs of a size without such maps, or beside lesions that the maps shall hold, too.
+    """
+    for case in plan.cases:
+        organs = [lesion.label for lesion in case.lesions if vocabulary.label(lesion.label_id).kind == "organ"]
+        if not organs:
+            continue
+        subject = f"Label request '{case.request}': expected label maps that hold '{organs[0]}', which is not planted"
+        if mask_source not in ("plant", "bank"):
+            raise RequestError(f"{subject}, found mask_source '{mask_source}'. Use 'plant' or 'bank' with --mask-bank.")
+        if mask_bank == EMBEDDED_BANK:
+            raise RequestError(f"{subject}, found the phantoms. Name label maps that hold it with --mask-bank.")
+        if mask_source == "bank" and len(organs) < len(case.lesions):
+            raise RequestError(
+                f"Label request '{case.request}': expected mask_source 'plant' for lesions beside '{organs[0]}', found "
+                "'bank'. Use --mask-source plant."
+            )

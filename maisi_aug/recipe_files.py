@@ -14,7 +14,8 @@ import yaml
 from maisi_aug.errors import RecipeError, did_you_mean
 from maisi_aug.whole_files import write_text_whole
 
-TRAINING_KIND = "training"
+FIRST_STAGES = {"training": "vae", "mask-training": "mask-vae"}
+"""The stage that a training begins with, by the kind of its recipe."""
 
 
 def read_recipe(name_or_path: str) -> dict[str, Any]:
@@ -27,23 +28,24 @@ def read_recipe(name_or_path: str) -> dict[str, Any]:
     """
     path = find_recipe(name_or_path)
     document = _read_document(path)
-    if document.get("kind") == TRAINING_KIND:
+    if document.get("kind") in FIRST_STAGES:
         raise RecipeError(
             f"{name_or_path}: expected a cohort recipe, found one for training. "
-            f"Run it with 'maisi-aug train vae --recipe {name_or_path}'."
+            f"Run it with 'maisi-aug train {FIRST_STAGES[document['kind']]} --recipe {name_or_path}'."
         )
     if isinstance(document.get("configuration"), dict):
         document = document["configuration"]
     return {str(key): value for key, value in document.items()}
 
 
-def is_training_recipe(path: Path) -> bool:
-    """Whether a recipe is one for ``maisi-aug train``.
+def training_kind(path: Path) -> str | None:
+    """A key of ``FIRST_STAGES`` for a recipe for ``maisi-aug train``, None for another.
 
     Raises:
         RecipeError: When it cannot be read.
     """
-    return _read_document(path).get("kind") == TRAINING_KIND
+    kind = _read_document(path).get("kind")
+    return kind if kind in FIRST_STAGES else None
 
 
 def _read_document(path: Path) -> dict[Any, Any]:
@@ -107,7 +109,7 @@ def list_training_recipes() -> list[RecipeInfo]:
 
 def _list_recipes_of(verb: str) -> list[RecipeInfo]:
     folder = Path(str(files("maisi_aug.recipes")))
-    infos = [_read_info(path) for path in sorted(folder.glob("*.yaml"))]
+    infos = [_read_info(path) for path in sorted(folder.glob("*.yaml"), key=lambda path: path.stem)]
     return [info for info in infos if info.commands and info.commands[0].startswith(verb)]
 
 

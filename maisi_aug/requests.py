@@ -2,7 +2,7 @@
 
 Grammar: ``NAME[:SIZE][@SHARE]``. SIZE is a percentile (``0.3``, ``0.1-0.6``), an equivalent diameter (``8mm``,
 ``8-20mm``) or a volume (``4mL``, ``1-3mL``), each with an optional count (``x3``). ``+`` joins what one case holds;
-SHARE (``@0.4``, ``@40%``) comes last and belongs to all of it.
+SHARE (``@0.4``, ``@40%``, ``@2/5``) comes last and belongs to all of it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _NUMBER = r"\d+\.?\d*|\.\d+"
 _SIZE = re.compile(
     rf"(?:(?P<low>{_NUMBER})(?P<low_unit>mm|ml)?(?:-(?P<high>{_NUMBER}))?(?P<unit>mm|ml)?)?(?:x(?P<count>\d{{1,6}}))?"
 )
-_SHARE = re.compile(rf"(?P<number>{_NUMBER})(?P<percent>%?)")
+_SHARE = re.compile(rf"(?P<number>{_NUMBER})(?:(?P<percent>%)|/(?P<divisor>[1-9]\d*))?")
 _SIZE_EXAMPLES = "a size such as 0.3, 0.1-0.6, 8mm, 8-20mm, 4mL or 10-30mmx3"
 
 
@@ -71,7 +71,7 @@ class LesionRequest:
     Attributes:
         label_id: Id in the vocabulary.
         label_name: Name in the vocabulary, whatever alias was typed.
-        size: Sizes to draw from, or None for an organ.
+        size: Sizes to draw from, or None for an organ of any size.
         count: How many lesions; 1 for an organ.
     """
 
@@ -171,13 +171,14 @@ def _parse_share(share_text: str, text: str) -> float:
     match = _SHARE.fullmatch(share_text.strip())
     if match is None:
         raise RequestError(
-            f"Label request '{text}': expected a share such as @0.4 or @40% at the end, found '@{share_text.strip()}'. "
-            "Write the share last."
+            f"Label request '{text}': expected a share such as @0.4, @40% or @2/5 at the end, found "
+            f"'@{share_text.strip()}'. Write the share last."
         )
     number = float(match["number"])
-    share = number / 100.0 if match["percent"] else number
+    share = number / (100.0 if match["percent"] else float(match["divisor"] or 1))
     if not 0.0 < share <= 1.0:
-        hint = f"Did you mean @{number:g}%?" if 1.0 < number <= 100.0 else "Choose another share or leave it out."
+        is_percentage = match["divisor"] is None and 1.0 < number <= 100.0
+        hint = f"Did you mean @{number:g}%?" if is_percentage else "Choose another share or leave it out."
         raise RequestError(
             f"Label request '{text}': expected a share above 0 and at most 1, found '@{share_text.strip()}'. {hint}"
         )
@@ -197,11 +198,16 @@ def _parse_lesion(part: str, text: str, vocabulary: Vocabulary, own: Mapping[int
         )
     if colon and not size_text:
         raise RequestError(f"Label request '{text}': expected {_SIZE_EXAMPLES} after ':', found nothing. Add a size.")
-    if label.kind == "organ":
-        if size_text:
-            raise RequestError(_organ_with_size_message(label, size_text, text, vocabulary))
+    if label.kind == "organ" and not size_text:
         return LesionRequest(label.id, label.name, None)
+    if label.kind == "organ" and not (label.hosts and label.id in own):
+        raise RequestError(_organ_with_size_message(label, size_text, text, vocabulary))
     size, count = _parse_size(size_text, label, text, own.get(label.id))
+    if label.kind == "organ" and count != 1:
+        raise RequestError(
+            f"Label request '{text}': expected '{label.name}' once, for it is an organ, found x{count}. "
+            "Leave the count out."
+        )
     return LesionRequest(label.id, label.name, size, count)
 
 
@@ -209,8 +215,8 @@ def _organ_with_size_message(label: Label, size_text: str, text: str, vocabulary
     tumors = [vocabulary.name_of(tumor) for tumor in vocabulary.tumor_ids if label.id in vocabulary.hosts_of(tumor)]
     hint = f"Did you mean '{tumors[0]}:{size_text}'?" if tumors else "Leave the size out."
     return (
-        f"Label request '{text}': expected '{label.name}' without a size, because only lesions have one, "
-        f"found '{size_text}'. {hint}"
+        f"Label request '{text}': expected '{label.name}' without a size, because only lesions, and organs "
+        f"whose sizes the bundle knows, have one, found '{size_text}'. {hint}"
     )
 
 

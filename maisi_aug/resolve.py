@@ -16,6 +16,7 @@ from maisi_aug.bank_entry import BankEntry
 from maisi_aug.bank_files import digest_of, find_entries
 from maisi_aug.bank_labels import CHOICES, find_label_id, load_mapping
 from maisi_aug.bundle import Bundle, embedded_bundles, load_bundle, pulled_bundles
+from maisi_aug.bundle_references import bundle_distributions, default_bank
 from maisi_aug.cohort import read_cohort_document
 from maisi_aug.errors import RequestError
 from maisi_aug.grid import Grid
@@ -24,7 +25,13 @@ from maisi_aug.labels import Vocabulary
 from maisi_aug.mask_bundle import choose_mask_steps, fingerprint_of_masks, require_inside
 from maisi_aug.mask_conditions import read_organ_sizes, require_not_absent
 from maisi_aug.plan import CohortPlan, plan_bare_images, plan_from_texts, plan_given_maps
-from maisi_aug.preflight import needed_ids, require_drawable, require_known_targets, require_maps
+from maisi_aug.preflight import (
+    needed_ids,
+    require_drawable,
+    require_known_targets,
+    require_maps,
+    require_organs_in_maps,
+)
 from maisi_aug.presets import Preset, find_preset
 from maisi_aug.recipe import EMBEDDED_BANK, CohortConfig
 from maisi_aug.requests import label_names
@@ -98,6 +105,7 @@ def resolve_cohort(
     """
     document = read_cohort_document(folder) if folder is not None else None
     bundle = load_bundle(config.bundle)
+    config = _with_default_bank(config, bundle)
     bundle.require_told(
         modality=config.modality, body_region=None if _chooses_maps(config, bundle) else config.body_region
     )
@@ -121,7 +129,8 @@ def resolve_cohort(
         require_inside(bundle, grid)
     described = _describe_bank(config, bundle)
     distributions = _find_distributions(config, bundle.vocabulary, document or {}, report_file)
-    plan = _plan_cases(config, bundle.vocabulary, distributions)
+    plan = _plan_cases(config, bundle.vocabulary, {**bundle_distributions(bundle), **distributions})
+    require_organs_in_maps(plan, bundle.vocabulary, mask_source=config.mask_source, mask_bank=config.mask_bank)
     if config.anatomy is not None:
         plan = keep_anatomy(plan, config.anatomy, bundle.vocabulary)
     require_drawable(plan, grid)
@@ -131,6 +140,13 @@ def resolve_cohort(
         {label_id for case in plan.cases for label_id in needed_ids(case, bundle.vocabulary)},
     )
     return ResolvedCohort(config, bundle, grid, plan, distributions, described)
+
+
+def replan(cohort: ResolvedCohort, seed: int) -> CohortPlan:
+    """The plan of a cohort under another seed: the same requests, other sizes and another order."""
+    config, vocabulary = cohort.config.model_copy(update={"seed": seed}), cohort.bundle.vocabulary
+    plan = _plan_cases(config, vocabulary, cohort.distributions)
+    return plan if config.anatomy is None else keep_anatomy(plan, config.anatomy, vocabulary)
 
 
 def _plan_cases(
@@ -149,13 +165,35 @@ def _plan_cases(
     )
 
 
+def _with_default_bank(config: CohortConfig, bundle: Bundle) -> CohortConfig:
+    """The configuration with the label maps that a bundle draws from by default, where the user names none."""
+    is_open = config.mask_source == "plant" and "mask_bank" not in config.model_fields_set
+    bank = default_bank(bundle) if is_open else None
+    return config if bank is None else config.model_copy(update={"mask_bank": bank[0], "mask_labels": bank[1]})
+
+
+def find_grid(config: CohortConfig) -> Grid:
+    """The grid of every case, before anything is compared with what the networks have seen.
+
+    Raises:
+        BundleError: When there is no such bundle.
+        RecipeError: When it has no such preset.
+    """
+    bundle = load_bundle(config.bundle)
+    return _build_grid(config, bundle, None if config.preset is None else find_preset(config.preset, bundle))
+
+
+def _build_grid(config: CohortConfig, bundle: Bundle, preset: Preset | None) -> Grid:
+    base = preset or bundle.spec.grid
+    return Grid.from_spacing(config.shape or base.shape, config.spacing_mm or base.spacing_mm)
+
+
 def _choose_grid(config: CohortConfig, bundle: Bundle, preset: Preset | None) -> Grid:
     """The grid of every case, compared with those that the networks have seen.
 
     Given label maps decide on what is left open, each for itself: of theirs only the sides asked for are checked.
     """
-    base = preset or bundle.spec.grid
-    grid = Grid.from_spacing(config.shape or base.shape, config.spacing_mm or base.spacing_mm)
+    grid = _build_grid(config, bundle, preset)
     if _follows_maps(config):
         grid.require_multiple_of(bundle.latent_factor, subject=f"Shape for bundle '{bundle.name}'")
         return grid

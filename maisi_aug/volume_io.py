@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from maisi_aug.errors import GridError, VolumeError
 from maisi_aug.grid import Grid
+from maisi_aug.gzip_members import decompress_gzip
 from maisi_aug.metaimage import require_complete_metaimage
 from maisi_aug.whole_files import open_whole, remove_leftovers, sha256_of, write_text_whole, write_whole
 
@@ -26,6 +27,7 @@ __all__ = [
     "Volume",
     "decode_label_map",
     "is_readable_name",
+    "load_grid",
     "load_image",
     "load_label_map",
     "load_stored_grid",
@@ -87,6 +89,18 @@ def load_image(path: Path | str) -> Volume:
     if fits and (array.dtype.kind in "iub" or bool((array == np.rint(array)).all())):
         return Volume(np.ascontiguousarray(array, dtype=np.int16), volume.grid)
     return Volume(np.ascontiguousarray(array, dtype=np.float32), volume.grid)
+
+
+def load_grid(path: Path | str) -> Grid:
+    """Geometry of an image in RAS+; of a NIfTI file the header alone is read.
+
+    Raises:
+        VolumeError: The file cannot be read.
+    """
+    path = Path(path)
+    if path.is_file() and path.name.lower().endswith(NIFTI_SUFFIXES):
+        return _read(lambda: _parse_header(path), path).grid
+    return _load_volume(path).grid
 
 
 def load_label_map(path: Path | str) -> Volume:
@@ -188,7 +202,7 @@ def _parse_nifti(
     import nibabel as nib
 
     if content[:2] == b"\x1f\x8b":
-        content = _decompress(content, max_bytes)
+        content = decompress_gzip(content, max_bytes)
     header_size = {int.from_bytes(content[:4], "little"), int.from_bytes(content[:4], "big")}
     image_class = nib.Nifti2Image if 540 in header_size else nib.Nifti1Image
     image: Any = image_class.from_bytes(content)
@@ -200,21 +214,12 @@ def _parse_nifti(
     return np.asarray(image.dataobj), np.asarray(image.affine, dtype=np.float64)
 
 
-def _decompress(content: bytes, max_bytes: int | None) -> bytes:
-    """All gzip members of a file, checksums verified; ``gzip`` itself would hold three copies."""
-    parts: list[bytes] = []
-    num_bytes = 0
-    while content[:2] == b"\x1f\x8b":
-        member = zlib.decompressobj(wbits=31)
-        # One byte more than may come, since zlib takes 0 for "all of it".
-        parts.append(member.decompress(content, 0 if max_bytes is None else max_bytes - num_bytes + 1))
-        num_bytes += len(parts[-1])
-        if max_bytes is not None and num_bytes > max_bytes:
-            raise ValueError(f"it unpacks to more than {max_bytes / 1e6:.0f} MB")
-        if not member.eof:
-            raise EOFError("compressed data ends too early")
-        content = member.unused_data
-    return parts[0] if len(parts) == 1 else b"".join(parts)
+def _parse_header(path: Path) -> tuple[NDArray[Any], NDArray[np.float64]]:
+    """Shape, as an array that takes no memory, and affine of a NIfTI file."""
+    import nibabel as nib
+
+    image: Any = nib.load(path)
+    return np.broadcast_to(np.zeros((), dtype=np.uint8), image.shape), np.asarray(image.affine, dtype=np.float64)
 
 
 def _read_with_itk(path: Path) -> tuple[NDArray[Any], NDArray[np.float64]]:

@@ -139,7 +139,8 @@ def verify_bundle(bundle: Bundle) -> list[dict[str, Any]]:
             {
                 "role": role,
                 "file": path.name,
-                "sha256": bundle.spec.weights[role].sha256,
+                "sha256": bundle.owner_of(role).spec.weights[role].sha256,
+                "bundle": bundle.owner_of(role).name,
                 "class": str(definition["class"]),
                 "num_tensors": len(found),
             }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
 
@@ -13,14 +13,13 @@ from numpy.typing import NDArray
 from PIL.Image import Image
 from pydantic import JsonValue
 
+from maisi_aug.attempts import Attempt, judge_drawn_image
 from maisi_aug.cohort import CohortFolder
 from maisi_aug.errors import CohortError, VolumeError
-from maisi_aug.gates import judge_bare_image, judge_image
 from maisi_aug.given_maps import NoMap
 from maisi_aug.lesions import is_any_of
-from maisi_aug.manifest import AttemptRecord, FileRecord, LesionRecord, ManifestWriter, Status, VerdictRecord
+from maisi_aug.manifest import AttemptRecord, FileRecord, ManifestWriter, Status, VerdictRecord
 from maisi_aug.masks import DrawnMap
-from maisi_aug.plan import CasePlan
 from maisi_aug.preview import Caption, build_plain_preview, build_preview, save_picture
 from maisi_aug.resolve import ResolvedCohort
 from maisi_aug.volume_io import save_image, save_label_map
@@ -28,35 +27,6 @@ from maisi_aug.whole_files import sha256_of
 
 MAX_LESION_LINES = 4
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
-
-
-@dataclass(frozen=True)
-class Attempt:
-    """One attempt at a case, as far as it has come.
-
-    Attributes:
-        case: What it shall hold.
-        number: From 0.
-        seed: Everything random derives from it.
-        drawn: The label map, or what stands for it where the cohort has none; ``None`` where none could be drawn.
-        lesions: Requested against realised.
-        verdicts: Of the gates that have run.
-        reason: Why the attempt has failed already; empty while it has not.
-        image_hu: ``(I, J, K)``; ``None`` before sampling, and where the label map failed.
-        decoding: How the image was decoded; empty without one.
-        seconds: Per stage.
-    """
-
-    case: CasePlan
-    number: int
-    seed: int
-    drawn: DrawnMap | NoMap | None = None
-    lesions: tuple[LesionRecord, ...] = ()
-    verdicts: tuple[VerdictRecord, ...] = ()
-    reason: str = ""
-    image_hu: NDArray[np.int16] | None = None
-    decoding: dict[str, JsonValue] = field(default_factory=dict)
-    seconds: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -86,7 +56,7 @@ class CaseWriter:
         started = perf_counter()
         reason, verdicts = attempt.reason, attempt.verdicts
         if attempt.image_hu is not None and attempt.drawn is not None:
-            verdicts += self._judge(attempt.case, attempt.drawn, attempt.image_hu)
+            verdicts += judge_drawn_image(self.cohort, attempt.case, attempt.drawn, attempt.image_hu)
             reason = next((verdict.message for verdict in verdicts if not verdict.passed), "")
         # A mask source has tried many anatomies before it gives up; another attempt would do no better. Nor would one
         # whose label map is given, where it is the map that fails.
@@ -105,23 +75,6 @@ class CaseWriter:
                 path.unlink(missing_ok=True)
             raise self._explain(error) from error
         return record
-
-    def _judge(self, case: CasePlan, drawn: DrawnMap | NoMap, image_hu: NDArray[np.int16]) -> tuple[VerdictRecord, ...]:
-        cohort = self.cohort
-        if isinstance(drawn, NoMap):
-            is_known_poor = bool(cohort.bundle.advice_without_map)
-            return judge_bare_image(
-                image_hu, drawn.grid, cohort.grid, gates=cohort.config.gates, is_known_poor=is_known_poor
-            )
-        return judge_image(
-            case,
-            image_hu,
-            drawn.label_map,
-            drawn.grid,
-            cohort.grid if case.map_index is None else drawn.grid,
-            vocabulary=cohort.bundle.vocabulary,
-            gates=cohort.config.gates,
-        )
 
     def _write_files(
         self, attempt: Attempt, verdicts: Sequence[VerdictRecord], status: Status, written: list[Path]
@@ -165,7 +118,7 @@ class CaseWriter:
             drawn.grid,
             caption,
             lesion_ids=vocabulary.tumor_ids,
-            organ_ids=attempt.case.required_ids,
+            organ_ids=attempt.case.label_ids,
             outlined_ids=None if self.cohort.config.anatomy is None else self.cohort.plan.requested_ids,
             names={label.id: label.name for label in vocabulary},
         )

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from maisi_aug.grid import Grid
 from maisi_aug.labels import BODY_ID
@@ -28,7 +28,7 @@ def build_case(seed: int, *, grid: Grid = GRID, tumor: bool = True) -> tuple[NDA
     place = np.stack(np.meshgrid(*(np.linspace(-1, 1, side) for side in grid.shape), indexing="ij"))
     label_map = np.zeros(grid.shape, dtype=np.uint8)
 
-    def fill(label_id: int, centre: Sequence[float], radii: Sequence[float]) -> None:
+    def fill(label_id: int, centre: ArrayLike, radii: ArrayLike) -> None:
         offset = (place - np.reshape(centre, (3, 1, 1, 1))) / np.reshape(radii, (3, 1, 1, 1))
         label_map[(offset**2).sum(axis=0) < 1] = label_id
 

@@ -96,7 +96,8 @@ def test_installed_wheel_runs_from_another_folder(wheel: zipfile.ZipFile, tmp_pa
         f"assert pathlib.Path(maisi_aug.__file__).is_relative_to({str(site)!r}), maisi_aug.__file__\n"
         f"assert not [name for name in {LINKED!r} if importlib.util.find_spec(name)]\n"
         "from maisi_aug.cli.app import run\n"
-        "sys.exit(run(['labels']) or run(['recipes', 'list']) or run(['bundles', 'list']))\n"
+        "sys.exit(max(run(words.split()) for words in "
+        "('labels', 'recipes list', 'bundles list', 'nnunet-trainer-path')))\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", program],
@@ -109,3 +110,28 @@ def test_installed_wheel_runs_from_another_folder(wheel: zipfile.ZipFile, tmp_pa
     assert done.returncode == 0, done.stderr
     assert "hepatic tumor" in done.stdout
     assert list(elsewhere.iterdir()) == []
+    trainers = Path(done.stdout.splitlines()[-1])
+    assert trainers.is_relative_to(site)
+    assert (trainers / "maisi_aug_trainers.py").is_file()
+
+
+@pytest.mark.slow
+def test_nnunet_finds_the_trainers_of_an_installed_wheel(wheel: zipfile.ZipFile, tmp_path: Path) -> None:
+    site = tmp_path / "site"
+    wheel.extractall(site)
+    program = (
+        "from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name\n"
+        "trainer = recursive_find_trainer_class_by_name('nnUNetTrainerSynthetic50Fade_20epochs')\n"
+        "print(trainer.settings)\n"
+    )
+    environment = {"PYTHONPATH": str(site), "nnUNet_extTrainer": str(site / "maisi_aug" / "nnunet_trainers")}
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=tmp_path,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "TrainerSettings(share=0.5, fades=True" in done.stdout

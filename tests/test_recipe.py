@@ -9,15 +9,24 @@ import yaml
 from maisi_aug.errors import RecipeError
 from maisi_aug.recipe import CohortConfig, build_config, differences, load_recipe
 from maisi_aug.recipe_files import (
+    FIRST_STAGES,
     copy_recipe,
     find_recipe,
-    is_training_recipe,
     list_recipes,
     list_training_recipes,
     read_recipe,
+    training_kind,
 )
 
 NUM_RECIPES = 3
+IMAGE_STAGES = ("training", ("vae", "diffusion", "controlnet"))
+TRAINING_STAGES = {
+    "train-ddpm-ct": IMAGE_STAGES,
+    "train-phantom-ct": IMAGE_STAGES,
+    "train-phantom-ct-masks": ("mask-training", ("mask-vae", "mask-diffusion")),
+    "train-rflow-ct": IMAGE_STAGES,
+    "train-small-base": IMAGE_STAGES,
+}
 
 
 def write_recipe(folder: Path, text: str) -> str:
@@ -142,7 +151,7 @@ def test_misspelt_recipe_offers_the_closest() -> None:
 
 def test_package_has_its_recipes() -> None:
     assert [info.name for info in list_recipes()] == ["liver", "lung", "six-tumours"]
-    assert [info.name for info in list_training_recipes()] == ["train-phantom-ct"]
+    assert [info.name for info in list_training_recipes()] == list(TRAINING_STAGES)
 
 
 @pytest.mark.parametrize("info", list_recipes(), ids=lambda info: info.name)
@@ -152,17 +161,21 @@ def test_recipe_of_the_package_is_valid_and_opens_with_its_command(info: Any) ->
     (command,) = info.commands
     assert command.startswith(f"maisi-aug synthesize --recipe {info.name} ")
     assert info.summary.endswith(".")
-    assert not is_training_recipe(info.path)
+    assert training_kind(info.path) is None
 
 
 @pytest.mark.parametrize("info", list_training_recipes(), ids=lambda info: info.name)
 def test_training_recipe_of_the_package_tells_its_commands(info: Any) -> None:
-    expected = [f"maisi-aug train {stage} --recipe {info.name} " for stage in ("vae", "diffusion", "controlnet")]
-    assert [command.partition("--out")[0] for command in info.commands] == expected
+    kind, stages = TRAINING_STAGES[info.name]
+    expected = [f"maisi-aug train {stage} --recipe {info.name} " for stage in stages]
+    assert len(info.commands) == len(expected)
+    assert all(command.startswith(start) for command, start in zip(info.commands, expected, strict=True))
+    assert all(" --out runs/" in command for command in info.commands)
     assert info.summary.endswith(".")
     assert ":" not in info.summary
     assert find_recipe(info.name) == info.path
-    assert is_training_recipe(info.path)
+    assert training_kind(info.path) == kind
+    assert FIRST_STAGES[kind] == stages[0]
 
 
 def test_training_recipe_makes_no_cohort() -> None:

@@ -130,7 +130,7 @@ def test_own_distribution_replaces_the_reference_under_any_name_of_the_label() -
         ("hepatic tumor@0", "a share above 0 and at most 1, found '@0'"),
         ("hepatic tumor@40", "found '@40'. Did you mean @40%"),
         ("hepatic tumor@140%", "found '@140%'"),
-        ("hepatic tumor@-0.1", "expected a share such as @0.4 or @40% at the end, found '@-0.1'"),
+        ("hepatic tumor@-0.1", "expected a share such as @0.4, @40% or @2/5 at the end, found '@-0.1'"),
         ("hepatic tumor@", "found '@'"),
         ("hepatic tumor@0.3+liver", r"found '@0.3\+liver'. Write the share last"),
         ("hepatic tumor@0.3+liver@0.2", "expected one share, at the end, found 2"),

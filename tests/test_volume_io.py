@@ -319,3 +319,18 @@ def test_folder_that_is_a_file_cannot_be_written_into(tmp_path: Path) -> None:
     (tmp_path / "a").write_text("x")
     with pytest.raises(VolumeError, match="expected to write the file"):
         volume_io.write_whole(tmp_path / "a" / "b.txt", b"x")
+
+
+def test_stored_grid_keeps_the_axes_of_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "lps.nii.gz"
+    grid = Grid((7, 9, 11), np.diag([-0.7, -0.8, 2.5, 1.0]))
+    volume_io.save_image(path, np.zeros(grid.shape, np.int16), grid)
+    np.testing.assert_allclose(volume_io.load_stored_grid(path).affine, grid.affine, atol=1e-6)
+    assert volume_io.load_image(path).grid.affine[0, 0] > 0
+
+
+def test_stored_grid_of_a_damaged_file_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "damaged.nii.gz"
+    path.write_bytes(b"no image")
+    with pytest.raises(VolumeError, match="damaged.nii.gz: expected a readable NIfTI file"):
+        volume_io.load_stored_grid(path)

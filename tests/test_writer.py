@@ -2,9 +2,10 @@ from __future__ import annotations
 
 from pydantic import JsonValue
 
+from maisi_aug.attempts import Attempt
 from maisi_aug.manifest import LesionRecord, VerdictRecord
 from maisi_aug.plan import CasePlan
-from maisi_aug.writer import Attempt, describe_attempt
+from maisi_aug.writer import describe_attempt
 
 CASE = CasePlan("case_0001", 0, "hepatic tumor:10-30mmx2", (), ())
 SMALL = LesionRecord(26, "hepatic tumor", 1.0, None, 0.96, 12.2)

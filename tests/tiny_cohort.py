@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ def build_anatomy(*tumors: int) -> NDArray[np.uint8]:
 def save_case(
     folder: Path, index: int, tumors: Sequence[int], *, requested: Sequence[int], grid: Grid = GRID, **changes: Any
 ) -> AttemptRecord:
+    """Write the files of a case that holds these tumours, and describe it."""
     case_id = f"case_{index + 1:04d}"
     anatomy = build_anatomy(*tumors)
     rng = np.random.default_rng(index)
@@ -39,9 +40,16 @@ def save_case(
     paths = {role: f"{subfolder}/{case_id}.nii.gz" for role, subfolder in (("image", "images"), ("anatomy", "anatomy"))}
     save_image(folder / paths["image"], image_hu, grid)
     save_label_map(folder / paths["anatomy"], anatomy, grid)
+    return build_record(folder, index, paths, requested=requested, **changes)
+
+
+def build_record(
+    folder: Path, index: int, paths: Mapping[str, str], *, requested: Sequence[int], **changes: Any
+) -> AttemptRecord:
+    """An accepted attempt whose files are there."""
     names = {LUNG_TUMOR: "lung tumor", HEPATIC_TUMOR: "hepatic tumor", KIDNEY_TUMOR: "kidney tumor"}
     fields: dict[str, Any] = {
-        "case_id": case_id,
+        "case_id": f"case_{index + 1:04d}",
         "case_index": index,
         "attempt": 0,
         "seed": 11 + index,

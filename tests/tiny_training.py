@@ -10,8 +10,12 @@ import numpy as np
 import yaml
 
 from maisi_aug.grid import Grid, Shape, Spacing
+from maisi_aug.grid_limits import GridSpec
+from maisi_aug.prepared import CASES_NAME, SPEC_NAME, PreparedCase, PreparedSpec
 from maisi_aug.training.data import TrainingCase
 from maisi_aug.training.recipe import TrainingRecipe
+from maisi_aug.volume_io import save_image, save_label_map
+from maisi_aug.whole_files import sha256_of
 from tests.tiny_bundle import build_header
 
 SHAPE: Shape = (32, 24, 24)
@@ -87,6 +91,41 @@ def write_recipe(path: Path, **changes: Any) -> Path:
     """The recipe as a file."""
     path.write_text(yaml.safe_dump(build_recipe_content(**changes), sort_keys=False), encoding="utf-8")
     return path
+
+
+def write_prepared(folder: Path, *, num_cases: int = 3, num_folds: int = 3) -> Path:
+    """The cases as a folder that ``maisi-aug prepare`` would have written, a fold a case."""
+    records = []
+    for number in range(num_cases):
+        case, name = build_case(number), f"case-{number}"
+        paths = {role: folder / f"{role}s" / f"{name}.nii.gz" for role in ("image", "label")}
+        save_image(paths["image"], case.image_hu, tiny_grid())
+        save_label_map(paths["label"], case.label_map, tiny_grid())
+        ids, counts = np.unique(case.label_map, return_counts=True)
+        record = PreparedCase(
+            id=name,
+            patient=name,
+            fold=number % num_folds,
+            modality="ct_contrast",
+            shape=SHAPE,
+            spacing_mm=SPACING_MM,
+            voxels=dict(zip(ids.tolist(), counts.tolist(), strict=True)),
+            image_sha256=sha256_of(paths["image"]),
+            label_sha256=sha256_of(paths["label"]),
+            image_source=str(paths["image"]),
+            label_sources=(str(paths["label"]),),
+            key="0" * 64,
+        )
+        records.append(record.model_dump_json() + "\n")
+    spec = PreparedSpec(
+        name="tiny",
+        grid=GridSpec(shape=SHAPE, spacing_mm=SPACING_MM),
+        labels={"liver": LIVER, "hepatic tumor": HEPATIC_TUMOR, "body": BODY},
+        num_folds=num_folds,
+    )
+    (folder / SPEC_NAME).write_text(yaml.safe_dump(spec.model_dump(mode="json")), encoding="utf-8")
+    (folder / CASES_NAME).write_text("".join(records), encoding="utf-8")
+    return folder
 
 
 def _box(corner: Sequence[int] | np.ndarray[Any, Any], shape: Shape) -> tuple[slice, ...]:

@@ -185,6 +185,11 @@ class SyntheticShareTrainer(nnUNetTrainer):  # type: ignore[misc]  # nnU-Net has
             outcome: dict[str, Any] = super().validation_step(batch)
         return outcome
 
+    def perform_actual_validation(self, save_probabilities: bool = False) -> None:
+        """nnU-Net's prediction of the validation cases; on a CPU in bfloat16 if the trainer is for one."""
+        with self._autocast():
+            super().perform_actual_validation(save_probabilities)
+
     def _build_loss(self) -> nn.Module:
         loss: nn.Module = super()._build_loss()
         return Float32Loss(loss) if self._is_in_bfloat16 else loss

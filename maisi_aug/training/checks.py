@@ -23,12 +23,17 @@ STAGE_ROLES = {
     "controlnet": ("diffusion_unet", "controlnet"),
 }
 EARLIER_WEIGHTS = "weights"
+WEIGHT_FILES = ("perceptual_weights", "perceptual_heads")
 # How a stage began before its recipe could say.
 STARTS = {"vae": "random", "controlnet": "encoder"}
 
 
-def require_divisible(recipe: TrainingRecipe) -> None:
+def require_divisible(recipe: TrainingRecipe, data_shape: Shape | None = None) -> None:
     """Check the grid, the patches of the autoencoder and the crops of the U-Net.
+
+    Args:
+        recipe: Of the training.
+        data_shape: Voxels of the training cases; None where the recipe's grid is theirs.
 
     Raises:
         GridError: Naming the field and the nearest shape that would do.
@@ -36,6 +41,8 @@ def require_divisible(recipe: TrainingRecipe) -> None:
     autoencoder, unet = recipe.bundle.networks["autoencoder"], recipe.bundle.networks["diffusion_unet"]
     in_image, in_latent = latent_factor(autoencoder), grid_factor(autoencoder, unet) // latent_factor(autoencoder)
     _require_multiple(recipe.bundle.grid.shape, in_image * in_latent, "bundle.grid.shape")
+    if data_shape is not None:
+        _require_multiple(data_shape, in_image * in_latent, "data")
     _require_multiple(recipe.vae.loss.patch_shape, in_image, "vae.loss.patch_shape")
     if recipe.vae.loss.large_patch_start_step is not None:
         _require_multiple(recipe.vae.loss.large_patch_shape, in_image, "vae.loss.large_patch_shape")
@@ -48,11 +55,19 @@ def _require_multiple(shape: Shape, factor: int, field: str) -> None:
     Grid.from_spacing(shape, (1.0, 1.0, 1.0)).require_multiple_of(factor, subject=f"Training recipe, {field}")
 
 
-def require_same_settings(recipe: TrainingRecipe, folder: Path, stage: str) -> None:
+def require_same_settings(
+    recipe: TrainingRecipe, folder: Path, stage: str, *, identity: Mapping[str, Any] | None = None
+) -> None:
     """Check that what a folder was begun with is what the recipe says, up to and with a stage; note the stage's.
 
     The number of phantoms may change, for phantom ``i`` does not depend on it; the loop compares its own settings. The
     weights of earlier stages that a stage was begun with must still be the same ones: latents depend on them.
+
+    Args:
+        recipe: Of the training.
+        folder: Of the run.
+        stage: That is to train.
+        identity: What tells the training cases from others; None for the seed of the recipe's phantoms.
 
     Raises:
         TrainingError: Naming the stage and the fields that differ.
@@ -60,7 +75,7 @@ def require_same_settings(recipe: TrainingRecipe, folder: Path, stage: str) -> N
     for name in STAGE_ROLES:
         path = folder / name / SETTINGS_NAME
         has_begun = (folder / name / CHECKPOINT_NAME).exists()
-        wanted = _settings_of(recipe, name)
+        wanted = _settings_of(recipe, name, identity)
         if name == stage:
             wanted[EARLIER_WEIGHTS] = _hash_earlier_weights(folder, name)
         if has_begun and path.exists():
@@ -89,13 +104,13 @@ def _hash_earlier_weights(folder: Path, stage: str) -> dict[str, str]:
     return {f"{path.parent.name}/{path.stem}": sha256_of(path) for path in paths}
 
 
-def _settings_of(recipe: TrainingRecipe, stage: str) -> dict[str, Any]:
+def _settings_of(recipe: TrainingRecipe, stage: str, identity: Mapping[str, Any] | None) -> dict[str, Any]:
     content = recipe.model_dump(mode="json")
     bundle = content["bundle"]
     settings = {
         "seed": content["seed"],
-        "data.seed": content["data"]["seed"],
-        f"{stage}.loss": content[stage]["loss"],
+        **({"data.seed": content["data"].get("seed")} if identity is None else identity),
+        f"{stage}.loss": _with_hashes(content[stage]["loss"]),
         **({f"{stage}.start": content[stage]["start"]} if stage in STARTS else {}),
         "bundle.grid": bundle["grid"],
         "bundle.slots": bundle["slots"],
@@ -104,6 +119,14 @@ def _settings_of(recipe: TrainingRecipe, stage: str) -> dict[str, Any]:
     if stage == "vae":
         return settings
     return {**settings, "bundle.scheduler": bundle["scheduler"], "latent_deviation": content["latent_deviation"]}
+
+
+def _with_hashes(loss: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of a loss with the hashes of the files that they name, which may move."""
+    return {
+        key: f"sha256:{sha256_of(value)}" if key in WEIGHT_FILES and value and Path(value).is_file() else value
+        for key, value in loss.items()
+    }
 
 
 def _with_defaults(settings: dict[str, Any], stage: str) -> dict[str, Any]:

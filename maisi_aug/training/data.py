@@ -10,11 +10,13 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Protocol, cast
 
 import numpy as np
 import torch
+from monai.inferers.utils import sliding_window_inference
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -25,6 +27,10 @@ from maisi_aug.seeds import derive_seed
 from maisi_aug.whole_files import write_whole
 
 ReportProgress = Callable[[int, int], None]
+
+# Larger images are encoded in overlapping windows, as MAISI does: NV-Generate-CTMR, diff_model_create_training_data.py.
+ENCODE_WINDOW: Shape = (320, 320, 160)
+ENCODE_OVERLAP = 0.4
 
 REGIONS = ("chest", "abdomen", "pelvis", "any")
 
@@ -134,7 +140,6 @@ class LatentSet:
     scale_factor: float
 
 
-@torch.no_grad()
 def encode_store(
     store: CaseStore,
     autoencoder: nn.Module,
@@ -156,10 +161,31 @@ def encode_store(
     if len(store) == 0:
         raise TrainingError("Latents: expected at least one training case, found none. Build the phantoms first.")
     folder = folder / f"latents-{weights_hash[:12]}"
-    folder.mkdir(parents=True, exist_ok=True)
+    paths = [folder / f"{index:05d}.npy" for index in range(len(store))]
+    latents = load_or_encode(store, autoencoder, paths, device=device, report=report)
+    return LatentSet(latents, measure_scale_factor(latents, deviation))
+
+
+@torch.no_grad()
+def load_or_encode(
+    store: CaseStore,
+    autoencoder: nn.Module,
+    paths: Sequence[Path],
+    *,
+    device: str,
+    report: ReportProgress | None = None,
+) -> list[Tensor]:
+    """The posterior mean of every case, from its file where that exists, else encoded and written there.
+
+    Args:
+        store: The cases; a case whose file exists is not read.
+        autoencoder: Encodes images; in evaluation mode on ``device``.
+        paths: One ``.npy`` file a case.
+        device: Where to encode.
+        report: Called with (cases done, cases in all).
+    """
     latents: list[Tensor] = []
-    for index in range(len(store)):
-        path = folder / f"{index:05d}.npy"
+    for index, path in enumerate(paths):
         if path.exists():
             latent = torch.from_numpy(np.load(path, allow_pickle=False))
         else:
@@ -169,13 +195,25 @@ def encode_store(
             write_whole(path, buffer.getvalue())
         latents.append(latent)
         if report is not None:
-            report(index + 1, len(store))
+            report(index + 1, len(paths))
+    return latents
+
+
+def measure_scale_factor(latents: Sequence[Tensor], deviation: float) -> float:
+    """The factor that brings the standard deviation over all latents to ``deviation``."""
     power = torch.stack([latent.float().var() + latent.float().mean() ** 2 for latent in latents]).mean()
     centre = torch.stack([latent.float().mean() for latent in latents]).mean()
-    return LatentSet(latents, deviation / float((power - centre**2).sqrt()))
+    return deviation / float((power - centre**2).sqrt())
 
 
 def _encode(case: TrainingCase, autoencoder: nn.Module, device: str) -> Tensor:
+    def encode(image: Tensor) -> Tensor:
+        mean: Tensor = autoencoder.encode(image)[0]  # type: ignore[operator]
+        return mean
+
     image = hu_to_unit(torch.from_numpy(case.image_hu)).to(device)[None, None]
-    mean = cast(Tensor, autoencoder.encode(image)[0])  # type: ignore[operator]
-    return mean[0].half().cpu()
+    if image.numel() <= prod(ENCODE_WINDOW):
+        return encode(image)[0].half().cpu()
+    window = [min(side, wanted) for side, wanted in zip(case.image_hu.shape, ENCODE_WINDOW, strict=True)]
+    mean = sliding_window_inference(image, window, 1, encode, overlap=ENCODE_OVERLAP, mode="gaussian")
+    return cast(Tensor, mean)[0].half().cpu()

@@ -26,11 +26,13 @@ from maisi_aug.networks import takes_regions
 from maisi_aug.regions import Regions, find_body_regions
 from maisi_aug.seeds import derive_seed, numpy_generator
 from maisi_aug.training.data import CaseStore, LatentSet
+from maisi_aug.training.patches import LesionPlaces
+from maisi_aug.training.processes import ALONE, WHOLE, Processes, Share
 from maisi_aug.training.settings import FlowLossConfig
 
 
 @dataclass(frozen=True, eq=False)
-class _Batch:
+class Batch:
     """Cases of one step: ``(B, C, i, j, k)`` scaled latents, ``(B, I, J, K)`` label maps, and what else is told.
 
     The regions are those of the whole case, as at generation: a crop may show none of the organs that tell them.
@@ -41,6 +43,7 @@ class _Batch:
     modalities: tuple[str, ...]
     spacings_mm: tuple[Spacing, ...]
     regions: tuple[Regions, ...]
+    has_lesions: bool
 
 
 class FlowObjective:
@@ -62,6 +65,8 @@ class FlowObjective:
         lesion_ids: Sequence[int],
         seed: int,
         device: str,
+        label_weights: Mapping[int, float] | None = None,
+        processes: Processes = ALONE,
     ) -> None:
         self.unet = unet
         self.controlnet = controlnet
@@ -72,6 +77,10 @@ class FlowObjective:
         self.lesion_ids = np.asarray(lesion_ids, dtype=np.uint8)
         self.seed = seed
         self.device = device
+        self.processes = processes
+        self.lesions = LesionPlaces(store, lesion_ids)
+        self._weight_of_id = _tabulate_weights(config, lesion_ids, label_weights or {})
+        self._mean_weights: tuple[int, Tensor] | None = None
         self._unet_trains = controlnet is None or config.train_unet
         unet.requires_grad_(self._unet_trains)
 
@@ -83,27 +92,61 @@ class FlowObjective:
             trained["controlnet"] = self.controlnet
         return trained
 
-    def loss(self, step: int) -> tuple[Tensor, dict[str, float]]:
-        """Weighted L1 of a step, with the plain L1 and that inside lesions."""
-        batch = self._draw_batch(step)
-        noise, timesteps = self._draw_noise(step, batch.clean)
-        noisy = self.scheduler.add_noise(original_samples=batch.clean, noise=noise, timesteps=timesteps)
-        target = batch.clean - noise if isinstance(self.scheduler, RFlowScheduler) else noise
-        output = self._predict(noisy.to(self.device), timesteps.to(self.device), batch)
-        signed_error = output.float() - target.to(self.device)
+    def loss(self, step: int, share: Share = WHOLE) -> tuple[Tensor, dict[str, Tensor]]:
+        """Weighted L1 of a share of a step's batch, with the plain L1 and that inside lesions."""
+        batch = self._draw_batch(step, share)
+        noise, timesteps = self._draw_noise(step, batch.clean, share)
+        return self.compare(batch, noise, timesteps, mean_weights=self._measure_weights(step, share))
+
+    def compare(
+        self, batch: Batch, noise: Tensor, timesteps: Tensor, *, mean_weights: Tensor | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Weighted L1 of a batch at given noise and timesteps.
+
+        Args:
+            batch: Cases.
+            noise: ``(B, C, i, j, k)``.
+            timesteps: ``(B,)``.
+            mean_weights: What ``weights_of`` gives, averaged over all shares of a step; None for the batch's own.
+        """
+        clean, noise, timesteps = (tensor.to(self.device) for tensor in (batch.clean, noise, timesteps))
+        noisy = self.scheduler.add_noise(original_samples=clean, noise=noise, timesteps=timesteps)
+        target = clean - noise if isinstance(self.scheduler, RFlowScheduler) else noise
+        label_maps = torch.from_numpy(batch.label_maps).to(self.device)
+        output = self._predict(noisy, timesteps, batch, label_maps)
+        signed_error = output.float() - target
         error = signed_error.abs()
-        weight, lesions = self._weights(batch)
+        weight, lesions = self._weights(label_maps, batch.clean.shape)
         # A crop without body has no weight at all where the outside has none.
-        loss = (error * weight).sum() / (weight.sum().clamp_min(1e-6) * error.shape[1])
-        figures = {"l1": float(error.detach().mean()), "timestep": float(timesteps.float().mean())}
-        if lesions.any():
-            figures["l1_lesion"] = float((error.detach() * lesions).sum() / (lesions.sum() * error.shape[1]))
+        total = weight.sum() if mean_weights is None else mean_weights[0]
+        loss = (error * weight).sum() / (total.clamp_min(1e-6) * error.shape[1])
+        figures = {"l1": error.mean(), "timestep": timesteps.float().mean()}
+        if batch.has_lesions:
+            figures["l1_lesion"] = (error * lesions).sum() / (lesions.sum() * error.shape[1])
         if self.config.label_mean_weight > 0:
-            label_maps = torch.from_numpy(batch.label_maps).to(self.device)
-            mean_error = label_mean_error(signed_error, label_maps, self.lesion_ids.tolist(), self.config.lesion_weight)
-            loss = loss + self.config.label_mean_weight * mean_error
-            figures["label_mean"] = float(mean_error.detach())
-        return loss, figures
+            figures["label_mean"] = label_mean_error(
+                signed_error,
+                label_maps,
+                self.lesion_ids.tolist(),
+                self.config.lesion_weight,
+                total_weight=None if mean_weights is None else mean_weights[1],
+            )
+            loss = loss + self.config.label_mean_weight * figures["label_mean"]
+        extra = self._extra_loss(batch, noisy, timesteps, output.float(), target, figures)
+        loss = loss if extra is None else loss + extra
+        return loss, {name: value.detach() for name, value in figures.items()}
+
+    def _extra_loss(
+        self,
+        batch: Batch,
+        noisy: Tensor,
+        timesteps: Tensor,
+        output: Tensor,
+        target: Tensor,
+        figures: dict[str, Tensor],
+    ) -> Tensor | None:
+        """What a kind of training adds to the loss, its figures added in place; None for nothing."""
+        return None
 
     def after_step(self, step: int) -> None:
         """Nothing to do."""
@@ -115,83 +158,143 @@ class FlowObjective:
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Nothing to take back."""
 
-    def _draw_noise(self, step: int, clean: Tensor) -> tuple[Tensor, Tensor]:
+    def _draw_noise(self, step: int, clean: Tensor, share: Share = WHOLE) -> tuple[Tensor, Tensor]:
+        """Noise and timesteps of a share, cut from those of the whole batch."""
+        shape = (len(clean) * share.count, *clean.shape[1:])
+        own = share.slice_of(len(clean))
         generator = torch.Generator().manual_seed(derive_seed("flow noise", self.seed, step))
-        noise = torch.randn(clean.shape, generator=generator)
+        noise = torch.randn(shape, generator=generator)[own]
         num = self.scheduler.num_train_timesteps
-        share = torch.rand(len(clean), generator=generator)
+        positions = torch.rand(shape[0], generator=generator)[own]
         if isinstance(self.scheduler, DDPMScheduler):
-            return noise, (share * num).long()
+            return noise, (positions * num).long()
         if _is_uniform(self.scheduler):
-            return noise, share * num
+            return noise, positions * num
         with torch.random.fork_rng(devices=[]):  # MONAI draws from the global generator
             torch.manual_seed(derive_seed("flow timesteps", self.seed, step))
-            timesteps: Tensor = self.scheduler.sample_timesteps(clean)
+            timesteps: Tensor = self.scheduler.sample_timesteps(clean.new_empty(1).expand(shape))[own]
         return noise, timesteps
 
-    def _draw_batch(self, step: int) -> _Batch:
-        rng = numpy_generator(derive_seed("flow batch", self.seed, step), "cases")
+    def _draw_batch(self, step: int, share: Share = WHOLE) -> Batch:
         start = self.config.whole_start_step
         is_late = start is not None and step >= start
         is_whole = self.config.crop_shape is None or is_late
         count = (self.config.whole_batch_count if is_late else None) or self.config.batch_count
+        rng = numpy_generator(derive_seed("flow batch", self.seed, step), "cases")
+        plans = []
+        for index in rng.integers(len(self.store), size=count * share.count):
+            corner, shape = self._draw_crop(int(index), None if is_whole else self.config.crop_shape, rng)
+            plans.append((int(index), corner, shape, rng.random()))
+        own = plans[share.slice_of(count)]
+        return self.cut_batch([plan[:3] for plan in own], told=[plan[3] for plan in own])
+
+    def cut_batch(self, places: Sequence[tuple[int, Shape, Shape]], *, told: Sequence[float] | None = None) -> Batch:
+        """Cases as the networks see them.
+
+        Args:
+            places: Index of each case, and first latent voxel and latent voxels of its crop.
+            told: Numbers in [0, 1) by which the modality of some cases is left out; None tells all.
+        """
         cleans, label_maps, modalities, spacings, regions = [], [], [], [], []
-        for index in rng.integers(len(self.store), size=count):
-            case, latent = self.store[int(index)], self.latents.latents[int(index)]
-            _, i, j, k = latent.shape
-            shape = (i, j, k) if is_whole or self.config.crop_shape is None else self.config.crop_shape
-            in_latent, in_image = self._draw_crop(case.label_map, (i, j, k), shape, rng)
+        for place, (index, corner, shape) in enumerate(places):
+            case, latent = self.store[index], self.latents.latents[index]
+            factors = [side // small for side, small in zip(case.label_map.shape, latent.shape[1:], strict=True)]
+            in_latent = tuple(slice(c, c + s) for c, s in zip(corner, shape, strict=True))
+            in_image = tuple(slice(b.start * f, b.stop * f) for b, f in zip(in_latent, factors, strict=True))
             cleans.append(latent[(slice(None), *in_latent)].float() * self.latents.scale_factor)
             label_maps.append(case.label_map[in_image])
-            modalities.append("ct" if rng.random() < self.config.modality_dropout else case.modality)
+            modalities.append(case.modality if told is None else self._tell(case.modality, told[place]))
             spacings.append(case.spacing_mm)
             if takes_regions(self.unet):
                 regions.append(find_body_regions(case.label_map))
-        return _Batch(torch.stack(cleans), np.stack(label_maps), tuple(modalities), tuple(spacings), tuple(regions))
+        maps = np.stack(label_maps)
+        has_lesions = bool(self.lesions.is_lesion[maps].any())
+        return Batch(torch.stack(cleans), maps, tuple(modalities), tuple(spacings), tuple(regions), has_lesions)
 
-    def _draw_crop(
-        self, label_map: NDArray[np.uint8], latent_shape: Shape, wanted: Shape, rng: np.random.Generator
-    ) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
-        """The same random box in latent voxels and in image voxels."""
-        shape = np.minimum(wanted, latent_shape)
-        limits = np.asarray(latent_shape) - shape
+    def _tell(self, modality: str, draw: float) -> str:
+        if draw < self.config.modality_dropout:
+            return "ct"
+        return "unknown" if draw < self.config.modality_dropout + self.config.modality_omission else modality
+
+    def _draw_crop(self, index: int, wanted: Shape | None, rng: np.random.Generator) -> tuple[Shape, Shape]:
+        """First latent voxel and latent voxels of a random box; all of the latent where none is wanted."""
+        latent_shape = np.asarray(self.latents.latents[index].shape[1:])
+        shape = latent_shape if wanted is None else np.minimum(wanted, latent_shape)
+        limits = latent_shape - shape
         corner = rng.integers(0, limits + 1)
         if rng.random() < self.config.lesion_share and limits.any():
-            lesion_voxels = np.argwhere(np.isin(label_map, self.lesion_ids))
+            lesion_voxels = self.lesions[index]
             if len(lesion_voxels):
-                factor = np.asarray(label_map.shape) // np.asarray(latent_shape)
+                factor = np.asarray(self.lesions.shape_of(index)) // latent_shape
                 centre = lesion_voxels[rng.integers(len(lesion_voxels))] // factor
                 corner = np.clip(centre - rng.integers(0, shape), 0, limits)
-        factors = [side // latent for side, latent in zip(label_map.shape, latent_shape, strict=True)]
-        in_latent = tuple(slice(int(c), int(c + s)) for c, s in zip(corner, shape, strict=True))
-        in_image = tuple(slice(b.start * f, b.stop * f) for b, f in zip(in_latent, factors, strict=True))
-        return in_latent, in_image
+        (i, j, k), (di, dj, dk) = corner.tolist(), shape.tolist()
+        return (i, j, k), (di, dj, dk)
 
-    def _predict(self, noisy: Tensor, timesteps: Tensor, batch: _Batch) -> Tensor:
+    def _predict(self, noisy: Tensor, timesteps: Tensor, batch: Batch, label_maps: Tensor) -> Tensor:
         device = self.device
         modality = to_modality_tensor(batch.modalities, device=device)
         spacing = to_spacing_tensor(batch.spacings_mm, device=device)
         regions = to_region_tensors(batch.regions, device=device) if batch.regions else None
         residuals: dict[str, Any] = {}
         if self.controlnet is not None:
-            label_bits = to_label_bits(torch.from_numpy(batch.label_maps).to(device))
             down, middle = self.controlnet(
-                x=noisy, timesteps=timesteps, controlnet_cond=label_bits, class_labels=modality
+                x=noisy, timesteps=timesteps, controlnet_cond=to_label_bits(label_maps), class_labels=modality
             )
             residuals = {"down_block_additional_residuals": down, "mid_block_additional_residual": middle}
         told = name_for_unet(modality, spacing, regions)
         output: Tensor = self.unet(x=noisy, timesteps=timesteps, **told, **residuals)
         return output
 
-    def _weights(self, batch: _Batch) -> tuple[Tensor, Tensor]:
-        lesions = _pool(np.isin(batch.label_maps, self.lesion_ids), batch.clean.shape)
-        body = _pool(batch.label_maps > 0, batch.clean.shape)
-        weight = torch.where(body > 0, 1.0, self.config.outside_weight)
-        weight = torch.where(lesions > 0, self.config.lesion_weight, weight)
-        return weight.to(self.device), lesions.to(self.device)
+    def _weights(self, label_maps: Tensor, shape: torch.Size) -> tuple[Tensor, Tensor]:
+        """``(B, 1, i, j, k)`` factors on the loss, and whether a latent voxel holds a lesion."""
+        device = label_maps.device
+        is_lesion = torch.from_numpy(self.lesions.is_lesion).to(device, torch.float32)
+        weight, lesions = (_pool(table, label_maps, shape) for table in (self._weight_of_id.to(device), is_lesion))
+        return weight, lesions
+
+    def _measure_weights(self, step: int, share: Share) -> Tensor | None:
+        """Sums of the weights of a share's latent voxels and labels, averaged over all shares of the step.
+
+        With them the mean of the shares' losses is the loss of one batch that holds all; None for one share.
+        """
+        if share.count == 1:
+            return None
+        if self._mean_weights is None or self._mean_weights[0] != step:
+            count = self.processes.count
+            batches = [
+                self._draw_batch(step, Share(index, share.count))
+                for index in range(share.index % count, share.count, count)
+            ]
+            total = torch.stack([self._sum_weights(batch) for batch in batches]).sum(0)
+            self._mean_weights = step, self.processes.sum(total) / share.count
+        return self._mean_weights[1]
+
+    def _sum_weights(self, batch: Batch) -> Tensor:
+        label_maps = torch.from_numpy(batch.label_maps).to(self.device)
+        voxels = self._weights(label_maps, batch.clean.shape)[0].sum()
+        labels = weigh_labels(label_maps, self.lesion_ids.tolist(), self.config.lesion_weight)
+        return torch.stack([voxels, labels.sum()])
 
 
-def label_mean_error(error: Tensor, label_maps: Tensor, lesion_ids: Sequence[int], lesion_weight: float) -> Tensor:
+def _tabulate_weights(config: FlowLossConfig, lesion_ids: Sequence[int], label_weights: Mapping[int, float]) -> Tensor:
+    """Factor on the loss of each of 256 ids; a latent voxel takes the largest that it holds."""
+    table = torch.ones(256)
+    table[0] = config.outside_weight
+    table[list(lesion_ids)] = config.lesion_weight
+    for label_id, weight in label_weights.items():
+        table[label_id] = weight
+    return table
+
+
+def label_mean_error(
+    error: Tensor,
+    label_maps: Tensor,
+    lesion_ids: Sequence[int],
+    lesion_weight: float,
+    *,
+    total_weight: Tensor | None = None,
+) -> Tensor:
     """Absolute mean error of every label, averaged over labels by the square root of their voxels.
 
     The error of a voxel is mostly noise that no network could foretell; over a label it cancels, and what is left is
@@ -202,21 +305,36 @@ def label_mean_error(error: Tensor, label_maps: Tensor, lesion_ids: Sequence[int
         label_maps: ``(B, I, J, K)`` ids, whole multiples as wide; background does not count.
         lesion_ids: Which of them are lesions.
         lesion_weight: Factor on these.
+        total_weight: Sum of the labels' weights to divide by; None for that of these cases.
 
     Returns:
         A scalar.
     """
     batch_count, num_channels = error.shape[:2]
     wide = functional.interpolate(error, size=label_maps.shape[1:], mode="nearest")
-    place = label_maps.flatten(1).long() + 256 * torch.arange(batch_count, device=error.device)[:, None]
+    place = _places_of_labels(label_maps)
     sums = error.new_zeros(256 * batch_count, num_channels)
-    sums = sums.index_add(0, place.flatten(), wide.flatten(2).transpose(1, 2).reshape(-1, num_channels))
-    counts = torch.bincount(place.flatten(), minlength=256 * batch_count).to(sums)
-    weight = counts.sqrt().view(batch_count, 256)
-    weight[:, 0] = 0.0
-    weight[:, torch.as_tensor(lesion_ids, device=error.device).long()] *= lesion_weight
+    sums = sums.index_add(0, place, wide.flatten(2).transpose(1, 2).reshape(-1, num_channels))
+    counts = torch.bincount(place, minlength=256 * batch_count).to(sums)
+    weight = weigh_labels(label_maps, lesion_ids, lesion_weight).to(sums)
     means = (sums / counts.clamp_min(1.0)[:, None]).abs().mean(dim=1)
-    return (means * weight.flatten()).sum() / weight.sum().clamp_min(1e-6)
+    total = weight.sum() if total_weight is None else total_weight
+    return (means * weight.flatten()).sum() / total.clamp_min(1e-6)
+
+
+def weigh_labels(label_maps: Tensor, lesion_ids: Sequence[int], lesion_weight: float) -> Tensor:
+    """``(B, 256)`` weights of the labels of each case: the square root of their voxels, lesions by a factor more."""
+    counts = torch.bincount(_places_of_labels(label_maps), minlength=256 * len(label_maps)).float()
+    weight = counts.sqrt().view(len(label_maps), 256)
+    weight[:, 0] = 0.0
+    weight[:, torch.as_tensor(lesion_ids, device=weight.device).long()] *= lesion_weight
+    return weight
+
+
+def _places_of_labels(label_maps: Tensor) -> Tensor:
+    """``(B * I * J * K,)`` row of each voxel's label in a table of 256 rows a case."""
+    rows = 256 * torch.arange(len(label_maps), device=label_maps.device)[:, None]
+    return (label_maps.flatten(1).long() + rows).flatten()
 
 
 def _is_uniform(scheduler: RFlowScheduler) -> bool:
@@ -225,7 +343,7 @@ def _is_uniform(scheduler: RFlowScheduler) -> bool:
     return scheduler.sample_method == "uniform" and not is_shifted
 
 
-def _pool(mask: NDArray[np.bool_], shape: torch.Size) -> Tensor:
-    """``(B, 1, i, j, k)`` float32: whether any voxel of a latent voxel is set."""
-    voxels = torch.from_numpy(mask)[:, None].float()
-    return functional.adaptive_max_pool3d(voxels, list(shape[2:]))
+def _pool(table: Tensor, label_maps: Tensor, shape: torch.Size) -> Tensor:
+    """``(B, 1, i, j, k)``: the largest value in a table of the ids that a latent voxel holds."""
+    values = table[label_maps.int()][:, None]
+    return functional.adaptive_max_pool3d(values, list(shape[2:]))

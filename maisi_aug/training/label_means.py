@@ -52,7 +52,7 @@ class LabelMeans:
 
 
 @dataclass(frozen=True, eq=False)
-class _Lookup:
+class Lookup:
     """A network of two hidden layers from the bits of a label to its intensity: the ControlNet's first layers."""
 
     first: nn.Linear
@@ -60,9 +60,15 @@ class _Lookup:
     readout: nn.Linear
 
     def __call__(self, bits: Tensor) -> Tensor:
+        """Intensities in [0, 1] of ``(..., 8)`` bits, about."""
         hidden = functional.silu(self.second(functional.silu(self.first(bits))))
         intensity: Tensor = self.readout(hidden)[..., 0] / FIT_GAIN
         return intensity
+
+    @property
+    def layers(self) -> nn.ModuleList:
+        """Its three layers."""
+        return nn.ModuleList([self.first, self.second, self.readout])
 
 
 def start_from_label_means(
@@ -97,7 +103,7 @@ def start_from_label_means(
     width = only_convolution(embedding.conv_in).out_channels
     lookup = _fit_lookup(means, vocabulary.tumor_ids, width=width, seed=seed)
     with torch.no_grad():
-        table = lookup(_bits_of_ids())
+        table = lookup(bits_of_ids())
         matrix = _fit_latents(table, store, latents, cases)
         power = torch.stack([(latents.latents[i].float() * latents.scale_factor).square().mean() for i in cases]).mean()
         _start_unet(unet, num_channels, scale=float((1.0 + power).sqrt()))
@@ -160,14 +166,13 @@ def _core(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
     return core if core.any() else mask
 
 
-def _fit_lookup(means: LabelMeans, tumor_ids: Sequence[int], *, width: int, seed: int) -> _Lookup:
+def _fit_lookup(means: LabelMeans, tumor_ids: Sequence[int], *, width: int, seed: int) -> Lookup:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed("label means", seed))
-        lookup = _Lookup(nn.Linear(8, width), nn.Linear(width, width), nn.Linear(width, 1))
-    layers = nn.ModuleList([lookup.first, lookup.second, lookup.readout])
-    optimizer = torch.optim.Adam(layers.parameters(), lr=0.02)
+        lookup = Lookup(nn.Linear(8, width), nn.Linear(width, width), nn.Linear(width, 1))
+    optimizer = torch.optim.Adam(lookup.layers.parameters(), lr=0.02)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, NUM_FIT_STEPS)
-    bits = _bits_of_ids()
+    bits = bits_of_ids()
     # Large organs count more, but a small one must not be lost.
     weight = means.num_voxels.sqrt()
     weight[list(tumor_ids)] *= TUMOR_FIT_WEIGHT
@@ -181,7 +186,7 @@ def _fit_lookup(means: LabelMeans, tumor_ids: Sequence[int], *, width: int, seed
     return lookup
 
 
-def _bits_of_ids() -> Tensor:
+def bits_of_ids() -> Tensor:
     """``(256, 8)`` bits of all ids."""
     return to_label_bits(torch.arange(256, dtype=torch.uint8).view(1, 256, 1, 1))[0, :, :, 0, 0].T
 
@@ -224,7 +229,8 @@ def _start_unet(unet: Any, num_channels: int, *, scale: float) -> None:
             _centre(last)[channel, place] = -sign * scale
 
 
-def _start_embedding(embedding: Any, lookup: _Lookup, matrix: Tensor) -> None:
+def write_lookup(embedding: Any, lookup: Lookup) -> None:
+    """Put a lookup into the first layers of a condition embedding, in place."""
     first, second, down = (only_convolution(layer) for layer in (embedding.conv_in, *embedding.blocks))
     for layer, fitted in ((first, lookup.first), (second, lookup.second)):
         layer.weight.zero_()
@@ -236,6 +242,10 @@ def _start_embedding(embedding: Any, lookup: _Lookup, matrix: Tensor) -> None:
             # A stride of 2 and a padding of 1: taps 1 and 2 see the two voxels of a pair.
             down.weight[place, :, 1:, 1:, 1:] = sign * kernel * lookup.readout.weight[0][:, None, None, None] / FIT_GAIN
             down.bias[place] = sign * float(kernel.sum()) * float(lookup.readout.bias) / FIT_GAIN
+
+
+def _start_embedding(embedding: Any, lookup: Lookup, matrix: Tensor) -> None:
+    write_lookup(embedding, lookup)
     last, num_channels = only_convolution(embedding.conv_out), len(matrix)
     last.weight.zero_()
     last.bias.zero_()

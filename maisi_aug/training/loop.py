@@ -1,17 +1,17 @@
-"""The one training loop: steps, learning rate, mixed precision, weight averaging, checkpoints, exact resume.
+"""The one training loop: steps, learning rate, mixed precision, averaging, validation, checkpoints, exact resume.
 
 Nothing random lives in the loop: an objective derives the noise of a step from the step's number, so that a run that
-was killed and resumed ends with the same weights as one that was not.
+was killed and resumed ends with the same weights as one that was not. One process or many, and batches at once or
+accumulated, make the same steps.
 """
 
 from __future__ import annotations
 
-import io
-import json
+import math
 import time
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import nullcontext
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,12 +19,18 @@ import torch
 from torch import Tensor, nn
 
 from maisi_aug.errors import TrainingError
-from maisi_aug.networks import mixed_precision
+from maisi_aug.training.amp import Precision
+from maisi_aug.training.average import WeightAverage, Weights
+from maisi_aug.training.checkpoint_file import read_checkpoint, require_same_run, write_checkpoint
+from maisi_aug.training.processes import ALONE, WHOLE, Processes, Share
 from maisi_aug.training.settings import LoopConfig
-from maisi_aug.whole_files import write_whole
+from maisi_aug.training.step_log import LOG_NAME, StepLog
+from maisi_aug.training.stopping import StopRequest, TrainingStopped
+
+__all__ = ["CHECKPOINT_NAME", "LOG_NAME", "LoopResult", "Objective", "ReportStep", "TrainingRun"]
 
 CHECKPOINT_NAME = "checkpoint.pt"
-LOG_NAME = "log.jsonl"
+Figures = Mapping[str, float | Tensor]
 
 
 class Objective(Protocol):
@@ -34,8 +40,8 @@ class Objective(Protocol):
     def networks(self) -> Mapping[str, nn.Module]:
         """The networks whose weights the loop trains, averages and keeps, by name."""
 
-    def loss(self, step: int) -> tuple[Tensor, dict[str, float]]:
-        """The loss of a step as a scalar and the figures to log."""
+    def loss(self, step: int, share: Share = WHOLE) -> tuple[Tensor, Figures]:
+        """The loss of a share of a step's batch as a scalar, and the figures to log; scalars may stay on the device."""
 
     def after_step(self, step: int) -> None:
         """What follows the optimiser step, such as training a discriminator."""
@@ -49,31 +55,88 @@ class Objective(Protocol):
 
 @dataclass(frozen=True)
 class LoopResult:
-    """Where a run stands: steps done, whether that is all of them, and the averaged weights by network."""
+    """Where a run stands.
+
+    Attributes:
+        num_steps_done: Optimiser steps made.
+        is_complete: Whether no more are to be made: all are, or validation has stopped gaining.
+        averaged_weights: The weights to keep, by network: those of the best validation, where there was one.
+        best_step: The step of the best validation; None without validation.
+        best_loss: Its loss.
+    """
 
     num_steps_done: int
     is_complete: bool
-    averaged_weights: dict[str, dict[str, Tensor]]
+    averaged_weights: Weights
+    best_step: int | None = None
+    best_loss: float | None = None
+
+
+@dataclass
+class _Best:
+    """The best validation so far; its weights are on the CPU."""
+
+    step: int | None = None
+    loss: float = math.inf
+    num_without_gain: int = 0
+    weights: Weights = field(default_factory=dict)
 
 
 ReportStep = Callable[[int, dict[str, float]], None]
+Validate = Callable[[], Mapping[str, float]]
 
 
 class TrainingRun:
-    """One run in one folder, resumed from its checkpoint where there is one."""
+    """One run in one folder, resumed from its checkpoint where there is one.
 
-    def __init__(self, objective: Objective, config: LoopConfig, folder: Path, *, device: str) -> None:
+    Args:
+        objective: What is trained.
+        config: How.
+        folder: Of the checkpoint and the log; only the main process writes there.
+        device: Where the networks are.
+        processes: All that train this run; each makes its share of every step.
+        validate: Gives the figures of the held-out cases, "loss" among them, the same in every process; called with
+            the averaged weights in the networks every ``config.validation_steps``.
+        with_tensorboard: Also log for TensorBoard.
+        precision: How to compute; None for what the settings and the device say.
+    """
+
+    def __init__(
+        self,
+        objective: Objective,
+        config: LoopConfig,
+        folder: Path,
+        *,
+        device: str,
+        processes: Processes = ALONE,
+        validate: Validate | None = None,
+        with_tensorboard: bool = False,
+        precision: Precision | None = None,
+    ) -> None:
+        if config.validation_steps is not None and validate is None:
+            raise TrainingError(
+                "validation_steps: expected held-out cases, found none. Give a validation fold, or leave it out."
+            )
         self.objective = objective
         self.config = config
         self.folder = folder
         self.device = device
+        self.processes = processes
+        self.validate = validate
+        self.with_tensorboard = with_tensorboard
         self.step = 0
         self.parameters = [p for network in objective.networks.values() for p in network.parameters()]
-        self.optimizer = torch.optim.AdamW(
-            self.parameters, lr=config.learning_rate, weight_decay=config.weight_decay, betas=(0.9, 0.99)
-        )
-        self.averages = {name: _copy_state(network) for name, network in objective.networks.items()}
+        self.optimizer = build_optimizer(self.parameters, config)
+        self.precision = precision or Precision(device, is_mixed=config.mixed_precision)
+        self.best = _Best()
+        self.shares = [
+            Share(index * processes.count + processes.rank, config.accumulation_count * processes.count)
+            for index in range(config.accumulation_count)
+        ]
         folder.mkdir(parents=True, exist_ok=True)
+        for network in objective.networks.values():
+            processes.copy_from_main(network.state_dict().values())
+        self.average = WeightAverage(objective.networks, config.average_decay)
         self._resume()
 
     def train(self, *, max_minutes: float | None = None, report_step: ReportStep | None = None) -> LoopResult:
@@ -81,108 +144,156 @@ class TrainingRun:
 
         Args:
             max_minutes: Wall-clock limit of this call; None for none.
-            report_step: Called after each step with its number (from 1) and figures.
+            report_step: Called after each step with its number (from 1) and figures, in the main process.
 
         Raises:
-            TrainingError: When the loss is no longer finite.
+            TrainingError: When the loss or its gradients are no longer finite, or the disk is full.
+            TrainingStopped: On SIGTERM or SIGINT, once the step is made and the checkpoint written.
         """
         started = last_saved = time.monotonic()
-        while self.step < self.config.num_steps:
-            figures = self._one_step()
-            self._log(figures)
-            if report_step is not None:
-                report_step(self.step, figures)
-            now = time.monotonic()
-            if now - last_saved > 60 * self.config.checkpoint_minutes:
-                self.save()
-                last_saved = now
-            if max_minutes is not None and now - started > 60 * max_minutes:
-                break
+        with StopRequest() as request, self._open_log() as log:
+            while not self.is_complete:
+                figures = self._one_step()
+                if log is not None:
+                    log.write(self.step, figures)
+                    if report_step is not None:
+                        report_step(self.step, figures)
+                self._validate_when_due(log)
+                now = time.monotonic()
+                is_late = max_minutes is not None and now - started > 60 * max_minutes
+                has_to_stop, is_late, is_due = self._agree(
+                    request.has_come, is_late, now - last_saved > 60 * self.config.checkpoint_minutes
+                )
+                if has_to_stop:
+                    self.save()
+                    raise TrainingStopped
+                if is_late:
+                    break
+                if is_due:
+                    self.save()
+                    last_saved = now
         self.save()
-        return LoopResult(self.step, self.step >= self.config.num_steps, self.averages)
+        return self.result()
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether no step is left to make."""
+        patience = self.config.patience
+        has_stopped_gaining = patience is not None and self.best.num_without_gain >= patience
+        return self.step >= self.config.num_steps or has_stopped_gaining
+
+    def result(self) -> LoopResult:
+        """Where the run stands."""
+        if self.best.step is None:
+            return LoopResult(self.step, self.is_complete, self.average.copy())
+        return LoopResult(self.step, self.is_complete, self.best.weights, self.best.step, self.best.loss)
 
     def _one_step(self) -> dict[str, float]:
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.learning_rate_at(self.step)
         self.optimizer.zero_grad(set_to_none=True)
-        with mixed_precision(self.device) if self.config.mixed_precision else nullcontext():
-            loss, figures = self.objective.loss(self.step)
-        if not torch.isfinite(loss):
-            raise TrainingError(
-                f"Training step {self.step}: expected a finite loss, found {float(loss.detach())}. Lower learning_rate "
-                f"and start in another folder than {self.folder}."
-            )
-        loss.backward()  # type: ignore[no-untyped-call]
-        norm = nn.utils.clip_grad_norm_(self.parameters, self.config.max_gradient_norm)
-        self.optimizer.step()
-        self._average()
+        parts = []
+        for share in self.shares:
+            with self.precision.autocast():
+                loss, figures = self.objective.loss(self.step, *([share] if share.count > 1 else []))
+            self.precision.backward(loss / len(self.shares))
+            parts.append({"loss": loss.detach(), **figures})
+        self.processes.average_gradients(self.parameters)
+        self.precision.unscale(self.optimizer)
+        gradients = [p.grad for p in self.parameters if p.grad is not None]
+        norm = nn.utils.get_total_norm(gradients)
+        if self.config.max_gradient_norm is not None:
+            nn.utils.clip_grads_with_norm_(self.parameters, self.config.max_gradient_norm, norm)
+        means = self._mean_over_shares(parts)  # here the device is waited for, once a step
+        self._require_finite(means["loss"], float(norm))
+        self.precision.step(self.optimizer)
+        self.average.update(self.step)
         self.objective.after_step(self.step)
         self.step += 1
-        return {"loss": float(loss.detach()), "gradient_norm": float(norm), **figures}
+        return {"loss": means["loss"], "gradient_norm": float(norm), **means}
 
-    @torch.no_grad()
-    def _average(self) -> None:
-        # A young average would remember the random start: its decay grows with the number of steps.
-        decay = min(self.config.average_decay, (1 + self.step) / (10 + self.step))
-        for name, network in self.objective.networks.items():
-            average = self.averages[name]
-            for key, value in network.state_dict().items():
-                if value.is_floating_point():
-                    average[key].lerp_(value.detach(), 1.0 - decay)
-                else:
-                    average[key].copy_(value)
+    def _mean_over_shares(self, parts: Sequence[Figures]) -> dict[str, float]:
+        """Means of the figures over all shares of the step; a figure may be missing in some."""
+        own = [{name: float(value) for name, value in figures.items()} for figures in parts]
+        rows = [row for rows in self.processes.gather(own) for row in rows]
+        if len(rows) == 1:
+            return rows[0]
+        names = {name: None for row in rows for name in row}
+        found = {name: [row[name] for row in rows if name in row] for name in names}
+        return {name: math.fsum(values) / len(values) for name, values in found.items()}
 
-    def _log(self, figures: dict[str, float]) -> None:
-        with (self.folder / LOG_NAME).open("a", encoding="utf-8") as log:
-            log.write(json.dumps({"step": self.step, **{k: round(v, 6) for k, v in figures.items()}}) + "\n")
+    def _require_finite(self, loss: float, norm: float) -> None:
+        # A scaled loss may overflow: then the scaler leaves the step out.
+        if math.isfinite(loss) and (math.isfinite(norm) or self.precision.scaler is not None):
+            return
+        path = self.folder / CHECKPOINT_NAME
+        kept = f"the last checkpoint is {path}" if path.exists() else "no checkpoint was written yet"
+        what = f"found {loss}" if not math.isfinite(loss) else f"found {loss:.4g} with gradients that are not"
+        raise TrainingError(
+            f"Training step {self.step}: expected a finite loss, {what}; {kept}. Lower learning_rate and start in "
+            f"another folder than {self.folder}."
+        )
+
+    def _agree(self, *flags: bool) -> list[bool]:
+        """Whether any process says so, flag by flag: all have to go the same way."""
+        return [any(column) for column in zip(*self.processes.gather(flags), strict=True)]
+
+    def _validate_when_due(self, log: StepLog | None) -> None:
+        every = self.config.validation_steps
+        if every is None or self.validate is None or (self.step % every and self.step < self.config.num_steps):
+            return
+        with self.average.in_use(), torch.no_grad(), self.precision.autocast():
+            figures = dict(self.validate())
+        if log is not None:
+            log.write(self.step, figures, group="validation")
+        if figures["loss"] < self.best.loss:
+            self.best = _Best(self.step, figures["loss"], weights=self.average.copy(device="cpu"))
+        else:
+            self.best.num_without_gain += 1
+
+    def _open_log(self) -> AbstractContextManager[StepLog | None]:
+        if not self.processes.is_main:
+            return nullcontext()
+        return StepLog(self.folder, last_step=self.step, with_tensorboard=self.with_tensorboard)
 
     def save(self) -> None:
         """Write the checkpoint, whole or not at all."""
-        buffer = io.BytesIO()
-        torch.save(
-            {
-                "step": self.step,
-                "config": self.config.model_dump(),
-                "networks": {name: network.state_dict() for name, network in self.objective.networks.items()},
-                "averages": self.averages,
-                "optimizer": self.optimizer.state_dict(),
-                "objective": self.objective.state(),
-            },
-            buffer,
-        )
-        write_whole(self.folder / CHECKPOINT_NAME, buffer.getvalue())
+        content = {
+            "step": self.step,
+            "config": self.config.model_dump(),
+            "num_shares": self.shares[0].count,
+            "networks": {name: network.state_dict() for name, network in self.objective.networks.items()},
+            "averages": self.average.state(),
+            "optimizer": self.optimizer.state_dict(),
+            "precision": self.precision.state(),
+            "objective": self.objective.state(),
+            "best": vars(self.best),
+        }
+        if self.processes.is_main:
+            write_checkpoint(self.folder / CHECKPOINT_NAME, content)
+        self.processes.wait()
 
     def _resume(self) -> None:
         path = self.folder / CHECKPOINT_NAME
         if not path.exists():
             return
-        try:
-            checkpoint = torch.load(path, map_location=self.device, weights_only=True)
-        except Exception as error:  # torch passes on whatever its unpickler stumbles over
-            kind = type(error).__name__
-            raise TrainingError(
-                f"{path}: expected a checkpoint of this program, found what torch cannot read ({kind}). "
-                "Remove it to start anew."
-            ) from error
-        differing = _differing_keys(checkpoint["config"], self.config.model_dump())
-        if differing:
-            raise TrainingError(
-                f"Training run {self.folder}: expected the configuration of its checkpoint, found other values of "
-                f"{', '.join(differing)}. Use another folder, or the same recipe to go on."
-            )
+        checkpoint = read_checkpoint(path, device=self.device)
+        require_same_run(checkpoint, self.config, num_shares=self.shares[0].count, folder=self.folder)
         for name, network in self.objective.networks.items():
             network.load_state_dict(checkpoint["networks"][name])
-        self.averages = checkpoint["averages"]
+        self.average.load_state(checkpoint["averages"])
         self.optimizer.load_state_dict(checkpoint["optimizer"])
+        self.precision.load_state(checkpoint.get("precision", {}))
         self.objective.load_state(checkpoint["objective"])
+        self.best = _Best(**checkpoint.get("best", {}))
+        self.best.weights = {
+            name: {key: value.cpu() for key, value in state.items()} for name, state in self.best.weights.items()
+        }
         self.step = int(checkpoint["step"])
 
 
-def _copy_state(network: nn.Module) -> dict[str, Tensor]:
-    return {key: value.detach().clone() for key, value in network.state_dict().items()}
-
-
-def _differing_keys(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
-    ignored = {"checkpoint_minutes"}
-    keys: Iterable[str] = sorted((set(before) | set(after)) - ignored)
-    return [key for key in keys if before.get(key) != after.get(key)]
+def build_optimizer(parameters: Sequence[nn.Parameter], config: LoopConfig) -> torch.optim.Optimizer:
+    """Adam or AdamW with the settings of a loop."""
+    kind = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
+    betas = (0.9, config.second_beta)
+    return kind(parameters, lr=config.learning_rate, weight_decay=config.weight_decay, betas=betas)

@@ -3,24 +3,38 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    PositiveInt,
+    Tag,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
-from maisi_aug.bundle import NETWORK_ROLES, SlotSpec
-from maisi_aug.errors import RecipeError, did_you_mean
+from maisi_aug.bundle import NETWORK_ROLES, SlotSpec, bind_slots
+from maisi_aug.errors import BundleError, RecipeError, did_you_mean
 from maisi_aug.grid_limits import GridLimits, GridSpec
+from maisi_aug.known_bundles import find_known_bundle
 from maisi_aug.recipe_files import list_training_recipes
 from maisi_aug.training.settings import FlowLossConfig, LoopConfig, VaeLossConfig
+
+# What ``bundle.like`` takes over.
+SHARED_FIELDS = ("grid", "grid_limits", "num_inference_steps", "decode_window", "scheduler", "networks")
 
 
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class DataConfig(_Strict):
-    """The phantoms to train on.
+class PhantomData(_Strict):
+    """Phantoms to train on.
 
     Attributes:
         num_phantoms: How many.
@@ -29,6 +43,29 @@ class DataConfig(_Strict):
 
     num_phantoms: int = Field(gt=0)
     seed: int = Field(ge=0)
+
+
+class PreparedData(_Strict):
+    """A folder that ``maisi-aug prepare`` wrote.
+
+    Attributes:
+        prepared: The folder.
+        validation_fold: The fold that is held out, to choose the best weights by; None trains on all cases.
+    """
+
+    prepared: str
+    validation_fold: int | None = Field(default=None, ge=0)
+
+
+def _kind_of_data(value: object) -> str:
+    is_prepared = isinstance(value, PreparedData) or (isinstance(value, dict) and "prepared" in value)
+    return "prepared" if is_prepared else "phantoms"
+
+
+DataConfig = Annotated[
+    Annotated[PhantomData, Tag("phantoms")] | Annotated[PreparedData, Tag("prepared")],
+    Discriminator(_kind_of_data),
+]
 
 
 class VaeStage(_Strict):
@@ -77,7 +114,11 @@ class ControlNetStage(FlowStage):
 
 
 class BundleHeader(_Strict):
-    """What the finished bundle says of itself; the fields are those of ``bundle.BundleSpec``."""
+    """What the finished bundle says of itself; the fields are those of ``bundle.BundleSpec``.
+
+    ``like: NAME`` takes what is not given of grid, grid limits, sampling, scheduler and networks from a bundle that can
+    be fetched: its definitions are known without its weights.
+    """
 
     name: str
     description: str
@@ -92,6 +133,18 @@ class BundleHeader(_Strict):
     scheduler: dict[str, Any]
     networks: dict[str, dict[str, Any]]
     slots: dict[str, SlotSpec] = {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _take_over(cls, content: Any) -> Any:
+        if not isinstance(content, dict) or "like" not in content:
+            return content
+        given = {key: value for key, value in content.items() if key != "like"}
+        try:
+            header = find_known_bundle(str(content["like"])).header
+        except BundleError as error:
+            raise ValueError(f"like: {error}") from error
+        return {**{key: header[key] for key in SHARED_FIELDS if key in header}, **given}
 
     @field_validator("networks")
     @classmethod
@@ -126,6 +179,28 @@ class TrainingRecipe(_Strict):
     diffusion: FlowStage
     controlnet: ControlNetStage
 
+    @model_validator(mode="after")
+    def _require_held_out_cases(self) -> Self:
+        has_fold = isinstance(self.data, PreparedData) and self.data.validation_fold is not None
+        for name in ("vae", "diffusion", "controlnet"):
+            if getattr(self, name).loop.validation_steps is not None and not has_fold:
+                raise ValueError(f"{name}.loop.validation_steps: needs held-out cases, a data.validation_fold")
+        return self
+
+    @model_validator(mode="after")
+    def _require_known_labels(self) -> Self:
+        if isinstance(self.data, PhantomData):  # prepared data may bring labels of its own
+            vocabulary = bind_slots(self.bundle.slots)
+            for stage in (self.diffusion, self.controlnet):
+                for name in stage.loss.label_weights:
+                    vocabulary.id_of(name)
+        return self
+
+    def with_prepared(self, folder: Path) -> TrainingRecipe:
+        """The recipe on other data: a prepared folder, with the fold that the recipe holds out."""
+        fold = self.data.validation_fold if isinstance(self.data, PreparedData) else None
+        return self.model_copy(update={"data": PreparedData(prepared=str(folder), validation_fold=fold)})
+
 
 def training_recipe_path(name_or_path: str) -> Path:
     """The file of a training recipe that comes with the package, or of the user's own.
@@ -157,5 +232,12 @@ def load_training_recipe(path: Path) -> TrainingRecipe:
     try:
         return TrainingRecipe.model_validate(content)
     except ValidationError as error:
-        problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+        problems = "; ".join(f"{_name_place(e['loc'])}: {e['msg']}" for e in error.errors())
         raise RecipeError(f"Training recipe {path}: {problems}.") from error
+
+
+def _name_place(location: tuple[int | str, ...]) -> str:
+    """Where in the file a problem is; which kind of data was meant is no field of it."""
+    fields = [name for name in location if location[0] != "data" or name not in ("phantoms", "prepared")]
+    is_field = location[0] == "data" and location[-1] == "prepared" and len(location) > 2
+    return ".".join(map(str, [*fields, "prepared"] if is_field else fields))

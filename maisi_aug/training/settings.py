@@ -3,22 +3,37 @@
 from __future__ import annotations
 
 import math
+from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, model_validator
+
+# Smaller slices are gone after SqueezeNet's three poolings.
+LEAST_SLICE_SIDE = 20
 
 
 class LoopConfig(BaseModel):
     """How long and how fast to train.
 
     Attributes:
-        num_steps: Optimiser steps of the whole run; the learning rate falls to zero over them along a half cosine.
+        num_steps: Optimiser steps of the whole run.
         learning_rate: Peak of the learning rate.
         num_warmup_steps: Steps over which the learning rate rises linearly from zero.
-        weight_decay: Decoupled weight decay of AdamW.
-        max_gradient_norm: Gradients are scaled down to this global norm.
-        average_decay: Decay of the exponential moving average of the weights, which is what is kept in the end.
-        mixed_precision: Run forward passes in bfloat16 where that is numerically safe, on devices that compute in it.
+        decay_power: None lets the learning rate fall to zero along half a cosine; a number p along (1 - step /
+            num_steps)^p, so that 0 keeps it. MAISI trains diffusion and ControlNet with 2 and the autoencoder with 0.
+        optimizer: "adamw", or "adam", whose weight decay is part of the gradient.
+        second_beta: Decay of the optimiser's mean of squared gradients; the first mean's is 0.9.
+        weight_decay: Weight decay of the optimiser.
+        max_gradient_norm: Gradients are scaled down to this global norm; None leaves them.
+        accumulation_count: Batches whose gradients are averaged for one step. The batch of a step is as many times
+            larger, and as many times again as there are processes.
+        average_decay: Decay of the exponential moving average of the weights, which is what is kept in the end; 0 for
+            none, which keeps the last weights and takes no memory.
+        mixed_precision: Run forward passes in bfloat16 where that is numerically safe, on devices that compute in it;
+            on CUDA devices that do not, in float16 with a scaled loss.
         checkpoint_minutes: Wall-clock time between checkpoints.
+        validation_steps: Steps between two validations on held-out cases, the last step included; the weights of the
+            best one are kept. None for no validation.
+        patience: Validations in a row without a gain after which training ends; None trains all steps.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
@@ -26,16 +41,31 @@ class LoopConfig(BaseModel):
     num_steps: int = Field(gt=0)
     learning_rate: float = Field(default=3e-4, gt=0)
     num_warmup_steps: int = Field(default=100, ge=0)
+    decay_power: float | None = Field(default=None, ge=0)
+    optimizer: Literal["adamw", "adam"] = "adamw"
+    second_beta: float = Field(default=0.99, gt=0, lt=1)
     weight_decay: float = Field(default=1e-4, ge=0)
-    max_gradient_norm: float = Field(default=1.0, gt=0)
+    max_gradient_norm: float | None = Field(default=1.0, gt=0)
+    accumulation_count: int = Field(default=1, gt=0)
     average_decay: float = Field(default=0.999, ge=0, lt=1)
     mixed_precision: bool = True
     checkpoint_minutes: float = Field(default=3.0, gt=0)
+    validation_steps: int | None = Field(default=None, gt=0)
+    patience: int | None = Field(default=None, gt=0)
+
+    @model_validator(mode="after")
+    def _require_validation_for_patience(self) -> Self:
+        if self.patience is not None and self.validation_steps is None:
+            raise ValueError("patience: counts validations and needs validation_steps")
+        return self
 
     def learning_rate_at(self, step: int) -> float:
         """Learning rate of the given step, counted from 0."""
         warmup = min(1.0, (step + 1) / max(1, self.num_warmup_steps))
-        return self.learning_rate * warmup * 0.5 * (1.0 + math.cos(math.pi * step / self.num_steps))
+        progress = step / self.num_steps
+        if self.decay_power is None:
+            return self.learning_rate * warmup * 0.5 * (1.0 + math.cos(math.pi * progress))
+        return self.learning_rate * warmup * math.pow(1.0 - progress, self.decay_power)
 
 
 class VaeLossConfig(BaseModel):
@@ -49,6 +79,13 @@ class VaeLossConfig(BaseModel):
         batch_count: Patches a step.
         lesion_share: Share of patches centred on a lesion, where the case has one.
         kl_weight: Weight of the Kullback-Leibler divergence, summed over the latent as in MAISI.
+        perceptual_weight: Weight of the perceptual term, a distance of SqueezeNet's features on slices along all three
+            axes; 0 for none. MAISI's is 0.3.
+        perceptual_weights: File of SqueezeNet 1.1's weights as torchvision publishes them (squeezenet1_1-*.pth); needed
+            where the perceptual term counts.
+        perceptual_heads: File with LPIPS' weights of the features' channels (weights/v0.1/squeeze.pth of the package
+            lpips), which MAISI uses; None counts all channels alike.
+        perceptual_slice_share: Share of the slices along each axis that the term looks at.
         initial_log_variance: Logarithm of the posterior's variance at the start. MAISI starts at 0, which drowns the
             latent in noise for the first thousand steps.
         window_hu: Range of HU whose reconstruction counts extra: soft tissue is 2% of MAISI's intensity range, and
@@ -57,6 +94,12 @@ class VaeLossConfig(BaseModel):
         adversarial_weight: Weight of the least-squares adversarial term; 0 for none.
         adversarial_start_step: Step from which the adversary counts.
         discriminator_learning_rate: Of Adam for the patch discriminator.
+        rotation_share: Share of patches that are turned by 90, 180 or 270 degrees in a random plane.
+        intensity_scale: Intensities are multiplied by up to so much more or less than 1.
+        intensity_shift: So much of the intensity range is added or taken away at most.
+        spacing_mm: Patches are resampled to this spacing along I, J, K, MAISI's mode "fixed"; None leaves them at their
+            own, its mode "original".
+        zoom_range: Patches are enlarged by a factor between these two, MAISI's mode "rand_zoom" with 0.5 to 1.5.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -73,6 +116,28 @@ class VaeLossConfig(BaseModel):
     adversarial_weight: float = Field(default=0.0, ge=0)
     adversarial_start_step: int = Field(default=0, ge=0)
     discriminator_learning_rate: float = Field(default=2e-4, gt=0)
+    perceptual_weight: float = Field(default=0.0, ge=0)
+    perceptual_weights: str | None = None
+    perceptual_heads: str | None = None
+    perceptual_slice_share: float = Field(default=0.2, gt=0, le=1)
+    rotation_share: float = Field(default=0.0, ge=0, le=1)
+    intensity_scale: float = Field(default=0.0, ge=0, lt=1)
+    intensity_shift: float = Field(default=0.0, ge=0, lt=1)
+    spacing_mm: tuple[PositiveFloat, PositiveFloat, PositiveFloat] | None = None
+    zoom_range: tuple[PositiveFloat, PositiveFloat] | None = None
+
+    @model_validator(mode="after")
+    def _require_perceptual_weights(self) -> Self:
+        if self.perceptual_weight > 0 and self.perceptual_weights is None:
+            raise ValueError("perceptual_weight: needs perceptual_weights, a file of SqueezeNet 1.1's weights")
+        if self.perceptual_weight > 0 and min(self.patch_shape) < LEAST_SLICE_SIDE:
+            raise ValueError(
+                f"perceptual_weight: needs patches of at least {LEAST_SLICE_SIDE} voxels along every axis, found "
+                f"{'x'.join(map(str, self.patch_shape))} in patch_shape"
+            )
+        if self.zoom_range is not None and self.zoom_range[0] > self.zoom_range[1]:
+            raise ValueError(f"zoom_range: expected the smaller factor first, found {list(self.zoom_range)}")
+        return self
 
 
 class FlowLossConfig(BaseModel):
@@ -83,7 +148,10 @@ class FlowLossConfig(BaseModel):
         lesion_weight: Factor on the loss of latent voxels that hold a lesion.
         outside_weight: Factor on the loss of latent voxels wholly outside the body, which generation overwrites.
         label_mean_weight: Factor on the absolute mean error of each label; 0 leaves it out. See ``label_mean_error``.
+        label_weights: Factor on the loss of latent voxels that hold a label, by its name; where labels meet, the
+            largest counts. MAISI gives 100 to the labels that a ControlNet is taught (``weighted_loss_label``).
         modality_dropout: Share of cases whose modality is told as plain "ct".
+        modality_omission: Share of cases whose modality is not told (code 0), which guidance needs.
         crop_shape: Latent voxels of a training crop along I, J, K; None for whole latents.
         lesion_share: Share of crops laid over a lesion, where the case has one.
         whole_start_step: Step from which whole latents are taken in place of crops; None for crops to the end.
@@ -97,9 +165,17 @@ class FlowLossConfig(BaseModel):
     lesion_weight: float = Field(default=1.0, ge=1)
     outside_weight: float = Field(default=1.0, ge=0, le=1)
     label_mean_weight: float = Field(default=0.0, ge=0)
+    label_weights: dict[str, PositiveFloat] = {}
     modality_dropout: float = Field(default=0.25, ge=0, le=1)
+    modality_omission: float = Field(default=0.0, ge=0, le=1)
     crop_shape: tuple[int, int, int] | None = None
     lesion_share: float = Field(default=0.5, ge=0, le=1)
     whole_start_step: int | None = Field(default=None, ge=0)
     whole_batch_count: int | None = Field(default=None, gt=0)
     train_unet: bool = False
+
+    @model_validator(mode="after")
+    def _require_shares_below_one(self) -> Self:
+        if self.modality_dropout + self.modality_omission > 1:
+            raise ValueError("modality_dropout and modality_omission: expected shares of at most 1 together")
+        return self

@@ -5,7 +5,9 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Callable
+from dataclasses import dataclass
 from importlib.metadata import version
+from math import prod
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,37 +17,84 @@ from monai.networks.utils import copy_model_state
 from torch import nn
 
 from maisi_aug import __version__
-from maisi_aug.bundle import Bundle, bind_slots
+from maisi_aug.bundle import Bundle, bind_slots, load_bundle
 from maisi_aug.errors import TrainingError
 from maisi_aug.networks import build_network, build_scheduler, keep_decoder_output_precise, use_plain_layers
 from maisi_aug.seeds import derive_seed
+from maisi_aug.training.case_sources import open_source
 from maisi_aug.training.checks import require_divisible, require_same_settings
-from maisi_aug.training.data import LatentSet, PhantomStore, ReportProgress, encode_store
+from maisi_aug.training.data import CaseStore, LatentSet, ReportProgress
 from maisi_aug.training.flow import FlowObjective
 from maisi_aug.training.label_means import freeze_lookup, start_from_label_means
-from maisi_aug.training.loop import CHECKPOINT_NAME, LoopResult, Objective, ReportStep, TrainingRun
+from maisi_aug.training.loop import CHECKPOINT_NAME, LoopResult, Objective, ReportStep, TrainingRun, Validate
+from maisi_aug.training.processes import ALONE, Processes
 from maisi_aug.training.recipe import TrainingRecipe
 from maisi_aug.training.settings import LoopConfig
 from maisi_aug.training.vae import VaeObjective
+from maisi_aug.training.validation import FlowValidation, VaeValidation
 from maisi_aug.training.wavelet import start_as_wavelet
 from maisi_aug.weights import StateDict, write_bundle
 from maisi_aug.whole_files import sha256_of, write_text_whole, write_whole
 
 StageName = Literal["vae", "diffusion", "controlnet"]
 STAGE_NAMES: tuple[StageName, ...] = ("vae", "diffusion", "controlnet")
+MAX_VOXELS_KEPT = 160**3
+"""Larger images have the ControlNet's condition embedding computed again in the backward pass."""
 START_ROLE = "controlnet_start"
 ReportPhase = Callable[[str], ReportProgress]
 
 
-class TrainingFolder:
-    """A run of a recipe in a folder: ``phantoms-*``, ``latents-*``, one folder a stage, and ``bundle``."""
+@dataclass(frozen=True)
+class _Prepared:
+    """All that a stage's loop needs; the names are those of the networks' tensors in MAISI's layout."""
 
-    def __init__(self, recipe: TrainingRecipe, folder: Path, *, device: str, report_phase: ReportPhase) -> None:
+    loop: LoopConfig
+    objective: Objective
+    names: dict[str, dict[str, str]]
+    validate: Validate | None
+
+
+@dataclass(frozen=True)
+class _Latents:
+    """Training cases and held-out ones with their latents."""
+
+    store: CaseStore
+    training: LatentSet
+    held_out_store: CaseStore | None
+    held_out: LatentSet | None
+
+
+class TrainingFolder:
+    """A run of a recipe in a folder: phantoms and latents, one folder a stage, and ``bundle``.
+
+    Args:
+        recipe: Of the training.
+        folder: Of the run.
+        device: Of this process.
+        report_phase: Starts the progress of a phase that it is told the name of.
+        processes: All that train together; only the main one writes.
+        with_tensorboard: Log for TensorBoard, too.
+    """
+
+    def __init__(
+        self,
+        recipe: TrainingRecipe,
+        folder: Path,
+        *,
+        device: str,
+        report_phase: ReportPhase,
+        processes: Processes = ALONE,
+        with_tensorboard: bool = False,
+    ) -> None:
         self.recipe = recipe
         self.folder = folder
         self.device = device
         self.report_phase = report_phase
-        self.vocabulary = bind_slots(recipe.bundle.slots)
+        self.processes = processes
+        self.with_tensorboard = with_tensorboard
+        self.source = open_source(recipe, folder)
+        self.slots = {**self.source.slots, **recipe.bundle.slots}
+        self.vocabulary = bind_slots(self.slots)
 
     def train(
         self, stage: StageName, *, max_minutes: float | None = None, report_step: ReportStep | None = None
@@ -56,18 +105,31 @@ class TrainingFolder:
             TrainingError: When an earlier stage is missing, or the folder holds another configuration.
             GridError: For shapes that the networks cannot take.
         """
-        require_divisible(self.recipe)
-        require_same_settings(self.recipe, self.folder, stage)
-        loop, objective, names = getattr(self, f"_prepare_{stage}")()
-        run = TrainingRun(objective, loop, self.folder / stage, device=self.device)
+        require_divisible(self.recipe, self.source.shape)
+        if self.processes.is_main:
+            require_same_settings(self.recipe, self.folder, stage, identity=self.source.identity)
+        prepared: _Prepared = getattr(self, f"_prepare_{stage}")()
+        run = TrainingRun(
+            prepared.objective,
+            prepared.loop,
+            self.folder / stage,
+            device=self.device,
+            processes=self.processes,
+            validate=prepared.validate,
+            with_tensorboard=self.with_tensorboard,
+        )
         result = run.train(max_minutes=max_minutes, report_step=report_step)
+        if self.processes.is_main:
+            self._keep(stage, result, prepared.names)
+        self.processes.wait()
+        return result
+
+    def _keep(self, stage: StageName, result: LoopResult, names: dict[str, dict[str, str]]) -> None:
         for role, state in result.averaged_weights.items():
             self._save_weights(stage, role, self._move_to_start(role, _rename(state, names[role])))
-        write_text_whole(
-            self.folder / stage / "summary.json",
-            json.dumps({"steps": result.num_steps_done, "complete": result.is_complete}, indent=1) + "\n",
-        )
-        return result
+        best = {} if result.best_step is None else {"best_step": result.best_step, "best_loss": result.best_loss}
+        summary = {"steps": result.num_steps_done, "complete": result.is_complete, **best}
+        write_text_whole(self.folder / stage / "summary.json", json.dumps(summary, indent=1) + "\n")
 
     def write_bundle(self) -> Bundle:
         """Put the averaged weights of all stages into ``bundle/``.
@@ -84,18 +146,24 @@ class TrainingFolder:
             stage: json.loads((self.folder / stage / "summary.json").read_text(encoding="utf-8"))
             for stage in STAGE_NAMES
         }
+        kept = {stage: summary["best_step"] for stage, summary in summaries.items() if "best_step" in summary}
         header = {
             "format": 1,
             **self.recipe.bundle.model_dump(mode="json"),
-            "scale_factor": self._latents(self._store()).scale_factor,
+            "slots": {name: slot.model_dump(mode="json") for name, slot in self.slots.items()},
+            "scale_factor": self._open_latents().training.scale_factor,
             "provenance": {
-                "trained_on": f"{self.recipe.data.num_phantoms} procedural phantoms, seed {self.recipe.data.seed}",
+                "trained_on": self.source.description,
                 "steps": {stage: summary["steps"] for stage, summary in summaries.items()},
+                **({"kept_steps": kept} if kept else {}),
                 "unfinished": [stage for stage, summary in summaries.items() if not summary["complete"]],
                 "versions": {"maisi-aug": __version__, "monai": version("monai"), "torch": version("torch")},
             },
         }
-        return write_bundle(self.folder / "bundle", header, weights)
+        with self.processes.main_first():
+            if self.processes.is_main:
+                return write_bundle(self.folder / "bundle", header, weights)
+        return load_bundle(self.folder / "bundle")
 
     def _move_to_start(self, role: str, state: StateDict) -> StateDict:
         """The weights to keep: those of the ControlNet as far towards its start as the recipe says."""
@@ -108,46 +176,52 @@ class TrainingFolder:
     def _unet_stage(self) -> StageName:
         return "controlnet" if self.recipe.controlnet.loss.train_unet else "diffusion"
 
-    def _prepare_vae(self) -> tuple[LoopConfig, Objective, dict[str, dict[str, str]]]:
+    def _prepare_vae(self) -> _Prepared:
         autoencoder, names = self._build("autoencoder")
-        if self.recipe.vae.start == "wavelet":
+        stage = self.recipe.vae
+        if stage.start == "wavelet":
             start_as_wavelet(autoencoder)
         keep_decoder_output_precise(autoencoder)
         names = dict(zip(autoencoder.state_dict(), names.values(), strict=True))
+        store, held_out = self._open_stores()
         objective = VaeObjective(
             autoencoder,
-            self._store(),
-            self.recipe.vae.loss,
+            store,
+            stage.loss,
             lesion_ids=self.vocabulary.tumor_ids,
             seed=self.recipe.seed,
             device=self.device,
+            processes=self.processes,
         )
-        return self.recipe.vae.loop, objective, {"autoencoder": names}
+        is_large = stage.loss.large_patch_start_step is not None
+        window = stage.loss.large_patch_shape if is_large else stage.loss.patch_shape
+        validate = held_out and VaeValidation(
+            autoencoder, held_out, window=window, device=self.device, processes=self.processes
+        )
+        return _Prepared(stage.loop, objective, {"autoencoder": names}, validate or None)
 
-    def _prepare_diffusion(self) -> tuple[LoopConfig, Objective, dict[str, dict[str, str]]]:
+    def _prepare_diffusion(self) -> _Prepared:
         unet, names = self._build("diffusion_unet")
-        store = self._store()
-        objective = self._flow(unet, None, store, self._latents(store))
-        return self.recipe.diffusion.loop, objective, {"diffusion_unet": names}
+        return self._prepare_flow(unet, None, self._open_latents(), {"diffusion_unet": names})
 
-    def _prepare_controlnet(self) -> tuple[LoopConfig, Objective, dict[str, dict[str, str]]]:
+    def _prepare_controlnet(self) -> _Prepared:
         unet, unet_names = self._build("diffusion_unet")
         unet.load_state_dict(self._load_weights("diffusion", "diffusion_unet"))
         controlnet, controlnet_names = self._build("controlnet")
-        store = self._store()
-        latents = self._latents(store)
-        if (self.folder / "controlnet" / CHECKPOINT_NAME).is_file():
-            if self.recipe.controlnet.start == "label-means":
-                freeze_lookup(controlnet)  # the checkpoint has the weights
-        else:
-            self._start_controlnet(unet, controlnet, store, latents)
-            self._save_weights("controlnet", START_ROLE, _rename(controlnet.state_dict(), controlnet_names))
-        names = {"diffusion_unet": unet_names, "controlnet": controlnet_names}
-        return self.recipe.controlnet.loop, self._flow(unet, controlnet, store, latents), names
+        data = self._open_latents()
+        with self.processes.main_first():
+            if (self.folder / "controlnet" / CHECKPOINT_NAME).is_file():
+                if self.recipe.controlnet.start == "label-means":
+                    freeze_lookup(controlnet)  # the checkpoint has the weights
+            else:
+                self._start_controlnet(unet, controlnet, data.store, data.training)
+                if self.processes.is_main:
+                    self._save_weights("controlnet", START_ROLE, _rename(controlnet.state_dict(), controlnet_names))
+        return self._prepare_flow(
+            unet, controlnet, data, {"diffusion_unet": unet_names, "controlnet": controlnet_names}
+        )
 
-    def _start_controlnet(
-        self, unet: nn.Module, controlnet: nn.Module, store: PhantomStore, latents: LatentSet
-    ) -> None:
+    def _start_controlnet(self, unet: nn.Module, controlnet: nn.Module, store: CaseStore, latents: LatentSet) -> None:
         if self.recipe.controlnet.start == "label-means":
             start_from_label_means(
                 unet,
@@ -161,21 +235,30 @@ class TrainingFolder:
         else:
             copy_model_state(controlnet, unet.state_dict())
 
-    def _flow(
-        self, unet: nn.Module, controlnet: nn.Module | None, store: PhantomStore, latents: LatentSet
-    ) -> FlowObjective:
+    def _prepare_flow(
+        self, unet: nn.Module, controlnet: nn.Module | None, data: _Latents, names: dict[str, dict[str, str]]
+    ) -> _Prepared:
         stage = self.recipe.diffusion if controlnet is None else self.recipe.controlnet
-        return FlowObjective(
-            unet,
-            controlnet,
-            build_scheduler(self.recipe.bundle.scheduler),
-            store,
-            latents,
-            stage.loss,
-            lesion_ids=self.vocabulary.tumor_ids,
-            seed=derive_seed(self.recipe.seed, "unet" if controlnet is None else "controlnet"),
-            device=self.device,
-        )
+
+        def build(store: CaseStore, latents: LatentSet) -> FlowObjective:
+            return FlowObjective(
+                unet,
+                controlnet,
+                build_scheduler(self.recipe.bundle.scheduler),
+                store,
+                latents,
+                stage.loss,
+                lesion_ids=self.vocabulary.tumor_ids,
+                seed=derive_seed(self.recipe.seed, "unet" if controlnet is None else "controlnet"),
+                device=self.device,
+                label_weights={self.vocabulary.id_of(name): w for name, w in stage.loss.label_weights.items()},
+                processes=self.processes,
+            )
+
+        validate = None
+        if data.held_out_store is not None and data.held_out is not None:
+            validate = FlowValidation(build(data.held_out_store, data.held_out), processes=self.processes)
+        return _Prepared(stage.loop, build(data.store, data.training), names, validate)
 
     def _build(self, role: str) -> tuple[nn.Module, dict[str, str]]:
         """A network with plain layers, and its tensors' names in MAISI's layout by their plain names."""
@@ -185,29 +268,29 @@ class TrainingFolder:
         original_names = list(network.state_dict())
         use_plain_layers(network)
         if isinstance(network, ControlNetMaisi):
-            network.use_checkpointing = False  # it trades time for memory that small grids do not need
+            # It trades time for memory, which small grids do not need.
+            network.use_checkpointing = prod(self.source.shape) > MAX_VOXELS_KEPT
         network.to(memory_format=torch.channels_last_3d)
         return network, dict(zip(network.state_dict(), original_names, strict=True))
 
-    def _store(self) -> PhantomStore:
-        grid = self.recipe.bundle.grid
-        store = PhantomStore(self.folder, seed=self.recipe.data.seed, shape=grid.shape, spacing_mm=grid.spacing_mm)
-        store.ensure(self.recipe.data.num_phantoms, report=self.report_phase("Building phantoms"))
-        return store
+    def _open_stores(self) -> tuple[CaseStore, CaseStore | None]:
+        with self.processes.main_first():
+            return self.source.open(self.report_phase("Building phantoms"))
 
-    def _latents(self, store: PhantomStore) -> LatentSet:
+    def _open_latents(self) -> _Latents:
+        store, held_out_store = self._open_stores()
         autoencoder = build_network(self.recipe.bundle.networks["autoencoder"], device=self.device)
         autoencoder.load_state_dict(self._load_weights("vae", "autoencoder"))
         use_plain_layers(autoencoder.eval())
-        return encode_store(
-            store,
-            autoencoder,
-            self.folder,
-            weights_hash=sha256_of(self._weights_path("vae", "autoencoder")),
-            deviation=self.recipe.latent_deviation,
-            device=self.device,
-            report=self.report_phase("Encoding latents"),
-        )
+        with self.processes.main_first():
+            training, held_out = self.source.encode(
+                autoencoder,
+                weights_hash=sha256_of(self._weights_path("vae", "autoencoder")),
+                deviation=self.recipe.latent_deviation,
+                device=self.device,
+                report=self.report_phase("Encoding latents"),
+            )
+        return _Latents(store, training, held_out_store, held_out)
 
     def _weights_path(self, stage: StageName, role: str) -> Path:
         return self.folder / stage / f"{role}.pt"

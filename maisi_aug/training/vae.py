@@ -1,4 +1,4 @@
-"""The autoencoder's objective: reconstruction, a windowed term, Kullback-Leibler and, later on, an adversary."""
+"""The autoencoder's objective: reconstruction, a windowed term, Kullback-Leibler, features, later on an adversary."""
 
 from __future__ import annotations
 
@@ -6,24 +6,25 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
-import numpy as np
 import torch
 from monai.losses.adversarial_loss import PatchAdversarialLoss
 from monai.networks.nets.patchgan_discriminator import PatchDiscriminator
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from maisi_aug.conditioning import HU_MAXIMUM, HU_MINIMUM, hu_to_unit
-from maisi_aug.grid import Shape
-from maisi_aug.seeds import derive_seed, numpy_generator
-from maisi_aug.training.data import CaseStore, TrainingCase
+from maisi_aug.conditioning import HU_MAXIMUM, HU_MINIMUM
+from maisi_aug.seeds import derive_seed
+from maisi_aug.training.data import CaseStore
+from maisi_aug.training.patches import PatchSource
+from maisi_aug.training.perceptual import load_perceptual
+from maisi_aug.training.processes import ALONE, WHOLE, Processes, Share
 from maisi_aug.training.settings import VaeLossConfig
 
 
 class VaeObjective:
     """Reconstruct patches of training cases.
 
-    Losses as in MAISI (Guo et al., WACV 2025): L1, KL and a least-squares patch adversary; the windowed L1 is ours.
+    Losses as in MAISI (Guo et al., WACV 2025): L1, KL, a perceptual term and a least-squares patch adversary; the
+    windowed L1 is ours.
     """
 
     def __init__(
@@ -35,51 +36,50 @@ class VaeObjective:
         lesion_ids: Sequence[int],
         seed: int,
         device: str,
+        processes: Processes = ALONE,
     ) -> None:
         self.autoencoder = autoencoder
-        self.store = store
         self.config = config
-        self.lesion_ids = np.asarray(lesion_ids, dtype=np.uint8)
+        self.patches = PatchSource(store, config, lesion_ids=lesion_ids, seed=seed)
         self.seed = seed
         self.device = device
         _set_log_variance(autoencoder, config.initial_log_variance)
-        self.adversary = _Adversary(config, device, seed=seed) if config.adversarial_weight > 0 else None
-        self._last: tuple[Tensor, Tensor] | None = None
+        self.perceptual = load_perceptual(config, device) if config.perceptual_weight > 0 else None
+        self.adversary = (
+            _Adversary(config, device, seed=seed, processes=processes) if config.adversarial_weight else None
+        )
+        self._rebuilt: list[tuple[Tensor, Tensor]] = []
 
     @property
     def networks(self) -> Mapping[str, nn.Module]:
         """The autoencoder."""
         return {"autoencoder": self.autoencoder}
 
-    def loss(self, step: int) -> tuple[Tensor, dict[str, float]]:
-        """Loss of the patches of a step, with the mean error in HU."""
-        image = self._draw_batch(step)
+    def loss(self, step: int, share: Share = WHOLE) -> tuple[Tensor, dict[str, Tensor]]:
+        """Loss of a share of the patches of a step, with the mean error in HU."""
+        image = self.patches.draw(step, share).to(self.device)
         mean, sigma = self.autoencoder.encode(image)  # type: ignore[operator]
-        generator = torch.Generator().manual_seed(derive_seed("vae noise", self.seed, step))
-        noise = torch.randn(mean.shape, generator=generator).to(self.device)
-        rebuilt = self.autoencoder.decode(mean + sigma * noise).float()  # type: ignore[operator]
+        rebuilt = self.autoencoder.decode(mean + sigma * self._draw_noise(step, share, mean.shape)).float()  # type: ignore[operator]
         mean, sigma = mean.float(), sigma.float()
         l1 = (rebuilt - image).abs().mean()
         divergence = 0.5 * (mean**2 + sigma**2 - torch.log(sigma**2 + 1e-8) - 1).sum() / len(image)
         window = (_to_window(rebuilt, self.config.window_hu) - _to_window(image, self.config.window_hu)).abs().mean()
         loss = l1 + self.config.kl_weight * divergence + self.config.window_weight * window
-        figures = {
-            "mean_error_hu": float(l1.detach()) * (HU_MAXIMUM - HU_MINIMUM),
-            "window": float(window.detach()),
-            "kl": float(divergence.detach()),
-        }
+        figures = {"mean_error_hu": l1 * (HU_MAXIMUM - HU_MINIMUM), "window": window, "kl": divergence}
+        if self.perceptual is not None:
+            figures["perceptual"] = self._compare_slices(step, share, rebuilt, image)
+            loss = loss + self.config.perceptual_weight * figures["perceptual"]
         if self.adversary is not None and step >= self.config.adversarial_start_step:
-            adversarial = self.adversary.generator_loss(rebuilt)
-            loss = loss + self.config.adversarial_weight * adversarial
-            figures["adversarial"] = float(adversarial.detach())
-            self._last = (image, rebuilt.detach())
-        return loss, figures
+            figures["adversarial"] = self.adversary.generator_loss(rebuilt)
+            loss = loss + self.config.adversarial_weight * figures["adversarial"]
+            self._rebuilt.append((image, rebuilt.detach()))
+        return loss, {name: value.detach() for name, value in figures.items()}
 
     def after_step(self, step: int) -> None:
         """Train the adversary on the images of the step."""
-        if self.adversary is not None and self._last is not None:
-            self.adversary.train_step(*self._last)
-            self._last = None
+        if self.adversary is not None and self._rebuilt:
+            self.adversary.train_step(self._rebuilt)
+        self._rebuilt = []
 
     def state(self) -> dict[str, Any]:
         """The weights and the optimiser of the adversary."""
@@ -90,33 +90,23 @@ class VaeObjective:
         if self.adversary is not None and state:
             self.adversary.load_state(state)
 
-    def _draw_batch(self, step: int) -> Tensor:
-        rng = numpy_generator(derive_seed("vae batch", self.seed, step), "patches")
-        start = self.config.large_patch_start_step
-        is_large = start is not None and step >= start
-        shape = self.config.large_patch_shape if is_large else self.config.patch_shape
-        indices = rng.integers(len(self.store), size=self.config.batch_count)
-        patches = [self._draw_patch(self.store[int(index)], shape, rng) for index in indices]
-        return hu_to_unit(torch.from_numpy(np.stack(patches)))[:, None].to(self.device)
+    def _draw_noise(self, step: int, share: Share, shape: torch.Size) -> Tensor:
+        generator = torch.Generator().manual_seed(derive_seed("vae noise", self.seed, step))
+        noise = torch.randn((shape[0] * share.count, *shape[1:]), generator=generator)
+        return noise[share.slice_of(shape[0])].to(self.device)
 
-    def _draw_patch(self, case: TrainingCase, wanted: Shape, rng: np.random.Generator) -> NDArray[np.int16]:
-        shape = np.minimum(wanted, case.image_hu.shape)
-        limits = np.asarray(case.image_hu.shape) - shape
-        corner = rng.integers(0, limits + 1)
-        if rng.random() < self.config.lesion_share:
-            lesion_voxels = np.argwhere(np.isin(case.label_map, self.lesion_ids))
-            if len(lesion_voxels):
-                centre = lesion_voxels[rng.integers(len(lesion_voxels))]
-                corner = np.clip(centre - rng.integers(0, shape), 0, limits)
-        i, j, k = (slice(int(start), int(start + side)) for start, side in zip(corner, shape, strict=True))
-        axes = [axis for axis in range(3) if rng.random() < 0.5]
-        return np.ascontiguousarray(np.flip(case.image_hu[i, j, k], tuple(axes)))
+    def _compare_slices(self, step: int, share: Share, rebuilt: Tensor, image: Tensor) -> Tensor:
+        assert self.perceptual is not None
+        first = share.slice_of(len(image)).start
+        seeds = [derive_seed("perceptual slices", self.seed, step, first + place) for place in range(len(image))]
+        distance: Tensor = self.perceptual(rebuilt, image, seeds=seeds)
+        return distance
 
 
 class _Adversary:
     """A patch discriminator with its optimiser (Isola et al., "Image-to-Image Translation", CVPR 2017)."""
 
-    def __init__(self, config: VaeLossConfig, device: str, *, seed: int) -> None:
+    def __init__(self, config: VaeLossConfig, device: str, *, seed: int, processes: Processes) -> None:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive_seed("initial weights", seed, "discriminator"))
             self.network = PatchDiscriminator(
@@ -125,23 +115,29 @@ class _Adversary:
         self.criterion = PatchAdversarialLoss(criterion="least_squares")
         self.optimizer = torch.optim.Adam(self.network.parameters(), lr=config.discriminator_learning_rate)
         self.device = device
+        self.processes = processes
 
     def generator_loss(self, rebuilt: Tensor) -> Tensor:
+        self.network.requires_grad_(False)  # its own gradients come in its own step
         with self._in_float32():
             logits = self.network(rebuilt.float())[-1]
         loss: Tensor = self.criterion(logits, target_is_real=True, for_discriminator=False)
         return loss
 
-    def train_step(self, image: Tensor, rebuilt: Tensor) -> None:
+    def train_step(self, batches: Sequence[tuple[Tensor, Tensor]]) -> None:
+        """Learn to tell images from their reconstructions, on all batches of a step."""
+        self.network.requires_grad_(True)
         self.optimizer.zero_grad(set_to_none=True)
-        with self._in_float32():
-            fake = self.network(rebuilt.float())[-1]
-            real = self.network(image)[-1]
-        loss = 0.5 * (
-            self.criterion(fake, target_is_real=False, for_discriminator=True)
-            + self.criterion(real, target_is_real=True, for_discriminator=True)
-        )
-        loss.backward()
+        for image, rebuilt in batches:
+            with self._in_float32():
+                fake = self.network(rebuilt)[-1]
+                real = self.network(image)[-1]
+            loss = 0.5 * (
+                self.criterion(fake, target_is_real=False, for_discriminator=True)
+                + self.criterion(real, target_is_real=True, for_discriminator=True)
+            )
+            (loss / len(batches)).backward()
+        self.processes.average_gradients(self.network.parameters())
         self.optimizer.step()
 
     def _in_float32(self) -> AbstractContextManager[object]:

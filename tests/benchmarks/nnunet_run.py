@@ -50,6 +50,7 @@ class Run:
             "nnUNet_results": str(self.results),
             TRAINER_VARIABLE: str(trainer_folder()),
             "nnUNet_n_proc_DA": "1",
+            "nnUNet_def_n_proc": "1",  # else validation starts eight processes
             "PYTHONPATH": str(REPOSITORY),
         }
 
@@ -144,7 +145,7 @@ def evaluate_test_cases(run: Run, trainer: str, chosen: Sequence[str]) -> dict[s
         f"predict_{trainer}",
         [
             *(run.nnunet("predict"), "-i", real / "imagesTs", "-o", predicted, "-d", str(MIXED_ID)),
-            *("-c", "3d_fullres", "-f", "0", *chosen, "-device", "cpu", "-npp", "1", "-nps", "1"),
+            *("-c", "3d_fullres", "-f", "0", *chosen, "-device", "cpu", "-npp", "1", "-nps", "1", "--disable_tta"),
         ],
     )
     run.call(
@@ -205,6 +206,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--name", default="phantom", help="of the results")
     parser.add_argument("--label", action="append", default=[])
     parser.add_argument("--absent", action="append", default=[])
+    parser.add_argument("--side", default="64", help="of the compact plans' patch")
     parser.add_argument("--trainer", action="append", help="one or more; the first has to be one of maisi-aug's")
     given = parser.parse_args(arguments)
     run = Run(given.out)
@@ -220,7 +222,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     run.call("export", [*export, *flags])
     (mixed,) = run.raw.glob(f"Dataset{MIXED_ID}_*")
     summary = json.loads((mixed / "maisi_aug_summary.json").read_text())
-    run.call("compact_plans", [*maisi_aug, "nnunet-compact-plans", str(MIXED_ID)])
+    run.call("compact_plans", [*maisi_aug, "nnunet-compact-plans", str(MIXED_ID), "--side", given.side])
     plans = f"{summary['plans']}_compact"
     number = ["-d", str(MIXED_ID), "-plans_name", plans]
     run.call("preprocess", [run.nnunet("preprocess"), *number, "-c", "3d_fullres", "-np", "2"])

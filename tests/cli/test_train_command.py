@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import os
 import shutil
+import signal
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,7 +12,8 @@ import pytest
 
 from maisi_aug.bundle import load_bundle
 from maisi_aug.training.data import PhantomStore
-from tests.tiny_training import SHAPE, SPACING_MM, write_recipe
+from maisi_aug.training.step_log import StepLog
+from tests.tiny_training import SHAPE, SPACING_MM, write_prepared, write_recipe
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +50,52 @@ def test_run_that_is_out_of_time_says_how_far_it_is_and_goes_on(train: Callable[
     assert train("vae").stderr == ""
 
 
+def test_prepared_folder_takes_the_place_of_the_phantoms(run_cli: Callable[..., Any], tmp_path: Path) -> None:
+    data = write_prepared(tmp_path / "data")
+    recipe = write_recipe(tmp_path / "tiny.yaml")
+    outcome = run_cli("train", "vae", "--recipe", recipe, "--out", tmp_path / "run", "--data", data, "--device", "cpu")
+    assert outcome == (0, f"{tmp_path / 'run' / 'vae'}\n", "")
+    assert "data.cases" in (tmp_path / "run" / "vae" / "settings.json").read_text(encoding="utf-8")
+    outcome = run_cli("train", "vae", "--recipe", recipe, "--out", tmp_path / "run", "--data", tmp_path)
+    assert outcome.code == 1
+    assert "expected a prepared folder, found no dataset.yaml" in outcome.stderr
+
+
+def test_terminated_run_says_so_and_goes_on(
+    train: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = StepLog.write
+
+    def write_and_stop(log: StepLog, step: int, *arguments: Any, **options: Any) -> None:
+        write(log, step, *arguments, **options)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(StepLog, "write", write_and_stop)
+        stopped = train("vae")
+    message = "Stopped on request; what was finished is kept, and the same command goes on from there.\n"
+    assert stopped == (1, "", message)
+    assert train("vae").code == 0
+    assert len((tmp_path / "run" / "vae" / "log.jsonl").read_text(encoding="utf-8").splitlines()) == 3
+
+
+def test_tensorboard_has_the_scalars_of_every_step(train: Callable[..., Any], tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    assert train("vae", "--tensorboard").code == 0
+    events = EventAccumulator(str(tmp_path / "run" / "vae" / "tensorboard")).Reload()
+    assert {"training/loss", "training/mean_error_hu"} <= set(events.Tags()["scalars"])
+    assert [event.step for event in events.Scalars("training/loss")] == [1, 2, 3]
+
+
+def test_missing_tensorboard_is_one_sentence(train: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    outcome = train("vae", "--tensorboard")
+    assert outcome.code == 1
+    assert "expected the package tensorboard, found none. Install it with pip install" in outcome.stderr
+
+
 def test_stage_out_of_order_is_one_sentence(train: Callable[..., Any]) -> None:
     outcome = train("diffusion")
     assert (outcome.code, outcome.stdout) == (1, "")
@@ -56,7 +106,7 @@ def test_stage_out_of_order_is_one_sentence(train: Callable[..., Any]) -> None:
 @pytest.mark.parametrize(
     ("options", "code", "message"),
     [
-        (["--recipe", "train-fantom-ct"], 2, "Did you mean 'train-phantom-ct'?"),
+        (["--recipe", "train-fantom-ct"], 2, "Did you mean 'train-phantom-ct', 'train-"),
         (["--device", "tpu"], 1, "Device 'tpu': torch cannot use it"),
         (["--max-minutes", "-1"], 2, "'--max-minutes': Input should be greater than or equal to 0"),
     ],

@@ -9,6 +9,7 @@ import pytest
 
 from maisi_aug.errors import EvaluationError, ExportError, VolumeError
 from maisi_aug.evaluation.case_sets import (
+    FULL_VOCABULARY,
     describe_skipped,
     find_case_set,
     measure_each,
@@ -105,3 +106,40 @@ def test_one_bad_case_does_not_stop_the_others() -> None:
         EvaluationError, match="expected at least one that can be measured, found 1 that cannot; the first: 2"
     ):
         measure_each([2], str, measure, lambda done, total: None)
+
+
+def test_prepared_folder_brings_patients_and_its_own_names(tmp_path: Path) -> None:
+    """A new label keeps its name and gets the id that the vocabulary of the other side has for it."""
+    import yaml
+
+    image, label_map = build_case(1)
+    save_image(tmp_path / "images" / "a.nii.gz", image, GRID)
+    save_label_map(tmp_path / "labels" / "a.nii.gz", np.where(label_map == HEPATIC_TUMOR, 130, label_map), GRID)
+    grid = {"shape": list(GRID.shape), "spacing_mm": list(GRID.spacing_mm)}
+    spec = {
+        "name": "made",
+        "grid": grid,
+        "labels": {"liver": LIVER, "spleen": SPLEEN, "kidney tumor": 130, "body": 200},
+        "new_labels": {"kidney tumor": {"id": 130, "hosts": [5, 14]}},
+        "num_folds": 1,
+    }
+    (tmp_path / "dataset.yaml").write_text(yaml.safe_dump(spec))
+    line = {
+        "id": "a",
+        "patient": "p1",
+        "fold": 0,
+        "modality": "ct",
+        "voxels": {},
+        "image_source": "",
+        "label_sources": [],
+    }
+    line |= grid | dict.fromkeys(("image_sha256", "label_sha256", "key"), "0" * 64)
+    (tmp_path / "cases.jsonl").write_text(json.dumps(line) + "\n")
+    found = find_case_set(tmp_path)
+    assert (found.kind, found.cases[0].patient) == ("prepared folder", "p1")
+    assert found.vocabulary.name_of(130) == "kidney tumor"
+    other = find_case_set(tmp_path, vocabulary=FULL_VOCABULARY)
+    _, translated = other.load_pair(other.cases[0])
+    moved = FULL_VOCABULARY.id_of("kidney tumor")
+    np.testing.assert_array_equal(translated == moved, label_map == HEPATIC_TUMOR)
+    assert moved != 130

@@ -14,7 +14,7 @@ import pytest
 from maisi_aug.errors import EvaluationError
 from maisi_aug.evaluation.case_sets import find_case_set
 from maisi_aug.evaluation.extractors import Extractor, load_extractor
-from maisi_aug.evaluation.feature_store import Processes, collect_features, default_cache
+from maisi_aug.evaluation.feature_store import CaseFeatures, FeatureSet, Processes, collect_features, default_cache
 from maisi_aug.evaluation.fid import draw_chart, measure_fid, to_report
 from maisi_aug.evaluation.frechet import frechet_distance, measure_moments
 from maisi_aug.evaluation.slices import SliceProtocol
@@ -69,7 +69,7 @@ def test_figures_are_those_of_the_features(places: dict[str, Path], extractor: E
         for name in ("real", "cohort")
     ]
     for plane in ("xy", "yz", "zx"):
-        expected = frechet_distance(*(measure_moments(found.of_plane(plane)) for found in sets))  # type: ignore[arg-type]
+        expected = frechet_distance(*(measure_moments(found.of_plane(plane)) for found in sets))
         figures = document["planes"][plane]
         assert figures["fid"] == pytest.approx(expected, rel=1e-5)
         assert figures["interval"][0] <= figures["fid"] <= figures["interval"][1]
@@ -148,6 +148,14 @@ def test_one_case_and_other_voxels_are_pointed_out(
     one_slice = SliceProtocol(centre_share=0.01)
     with pytest.raises(EvaluationError, match="Plane xy: expected at least two slices of real cases, found one"):
         measure(tmp_path, places["cohort"], extractor, None, protocol=one_slice)
+
+
+def test_scans_of_one_patient_are_drawn_together() -> None:
+    def features(case_id: str, patient: str) -> CaseFeatures:
+        return CaseFeatures(case_id, patient, {"xy": np.full((2, 3), len(case_id), np.float32)}, (1, 1, 1), (1, 1, 1))
+
+    found = FeatureSet([features("a", "p1"), features("bb", "p2"), features("ccc", "p1"), features("dddd", "")])
+    assert [group[:, 0].tolist() for group in found.of_plane("xy")] == [[1, 1, 3, 3], [2, 2], [4, 4]]
 
 
 def test_report_and_chart_say_which_extractor(places: dict[str, Path], extractor: Extractor) -> None:

@@ -12,6 +12,7 @@ from maisi_aug.networks import build_network, build_scheduler
 from maisi_aug.training.data import LatentSet
 from maisi_aug.training.flow import FlowObjective, label_mean_error
 from maisi_aug.training.loop import TrainingRun
+from maisi_aug.training.processes import Share
 from maisi_aug.training.settings import FlowLossConfig, LoopConfig
 from tests.tiny_bundle import build_ddpm_header, build_header
 from tests.tiny_training import BODY, HEPATIC_TUMOR, LIVER, ArrayStore, build_case, build_store
@@ -35,6 +36,7 @@ def build_objective(
     scheduler: dict[str, Any] | None = None,
     seed: int = 0,
     latents: LatentSet | None = None,
+    label_weights: dict[int, float] | None = None,
     **loss: Any,
 ) -> FlowObjective:
     torch.manual_seed(0)
@@ -50,6 +52,7 @@ def build_objective(
         lesion_ids=(HEPATIC_TUMOR,),
         seed=seed,
         device="cpu",
+        label_weights=label_weights,
     )
 
 
@@ -182,7 +185,8 @@ def weights_by_hand(label_map: np.ndarray[Any, Any], lesion_weight: float, outsi
 def test_lesions_and_air_count_as_much_as_wished() -> None:
     store = build_store(1)
     objective = build_objective(store, lesion_weight=5.0, outside_weight=0.25)
-    weights, lesions = objective._weights(objective._draw_batch(0))
+    batch = objective._draw_batch(0)
+    weights, lesions = objective._weights(torch.from_numpy(batch.label_maps), batch.clean.shape)
     expected = weights_by_hand(store[0].label_map, 5.0, 0.25)
     assert torch.equal(weights[0, 0], expected)
     assert set(expected.flatten().tolist()) == {0.25, 1.0, 5.0}
@@ -223,7 +227,7 @@ def test_label_means_count_as_much_as_wished() -> None:
     plain = build_objective(store)
     loss, figures = build_objective(store, label_mean_weight=2.0).loss(0)
     assert figures["label_mean"] > 0
-    assert loss.item() == pytest.approx(value(plain) + 2.0 * figures["label_mean"], rel=1e-5)
+    assert loss.item() == pytest.approx(value(plain) + 2.0 * float(figures["label_mean"]), rel=1e-5)
 
 
 def test_crop_without_body_has_no_loss_where_air_does_not_count() -> None:
@@ -273,6 +277,42 @@ def test_crop_is_told_the_regions_of_the_whole_case() -> None:
 def test_modality_is_told_plainly_as_often_as_wished(dropout: float, expected: set[str]) -> None:
     objective = build_objective(build_store(1), modality_dropout=dropout)
     assert {objective._draw_batch(step).modalities[0] for step in range(20)} == expected
+
+
+def test_modality_is_left_out_as_often_as_wished() -> None:
+    objective = build_objective(build_store(1), modality_dropout=0.25, modality_omission=0.25)
+    told = [objective._draw_batch(step).modalities[0] for step in range(400)]
+    shares = {name: told.count(name) / 400 for name in ("ct", "unknown", "ct_contrast")}
+    assert shares == pytest.approx({"ct": 0.25, "unknown": 0.25, "ct_contrast": 0.5}, abs=0.07)
+
+
+def test_named_labels_count_as_much_as_wished() -> None:
+    store = build_store(1)
+    objective = build_objective(store, lesion_weight=5.0, outside_weight=0.25, label_weights={LIVER: 100.0})
+    batch = objective._draw_batch(0)
+    weights, lesions = objective._weights(torch.from_numpy(batch.label_maps), batch.clean.shape)
+    has_liver = torch.zeros(LATENT_SHAPE, dtype=torch.bool)
+    for place in np.ndindex(LATENT_SHAPE):
+        block = store[0].label_map[tuple(slice(FACTOR * side, FACTOR * side + FACTOR) for side in place)]
+        has_liver[place] = bool((block == LIVER).any())
+    assert torch.equal(weights[0, 0] == 100.0, has_liver)
+    plain = build_objective(store, lesion_weight=5.0, outside_weight=0.25)
+    others, same_lesions = plain._weights(torch.from_numpy(batch.label_maps), batch.clean.shape)
+    assert torch.equal(weights[0, 0][~has_liver], others[0, 0][~has_liver])
+    assert torch.equal(lesions, same_lesions)
+
+
+@pytest.mark.parametrize("scheduler", [RFLOW, {**RFLOW, "sample_method": "logit-normal"}, DDPM])
+def test_losses_of_the_shares_average_to_that_of_the_whole_batch(scheduler: dict[str, Any]) -> None:
+    store = ArrayStore([build_case(0), build_case(1, has_lesion=False), build_case(2)])
+    settings: dict[str, Any] = {"lesion_weight": 50.0, "outside_weight": 0.1, "label_mean_weight": 1.0}
+    crops: dict[str, Any] = {"crop_shape": (4, 4, 2), "scheduler": scheduler}
+    whole = build_objective(store, batch_count=6, **settings, **crops)
+    parts = build_objective(store, batch_count=2, **settings, **crops)
+    with torch.no_grad():
+        shares = [float(parts.loss(3, Share(index, 3))[0]) for index in range(3)]
+    assert np.mean(shares) == pytest.approx(value(whole, 3), rel=1e-4)
+    assert len(set(shares)) == 3
 
 
 def test_batch_holds_as_many_cases_as_wished() -> None:

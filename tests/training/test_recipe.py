@@ -1,14 +1,22 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
 from maisi_aug.bundle import NETWORK_ROLES, BundleSpec, load_bundle
 from maisi_aug.errors import RecipeError
+from maisi_aug.known_bundles import known_bundles
 from maisi_aug.training.checks import require_divisible
-from maisi_aug.training.recipe import BundleHeader, load_training_recipe, training_recipe_path
+from maisi_aug.training.recipe import (
+    BundleHeader,
+    PhantomData,
+    PreparedData,
+    load_training_recipe,
+    training_recipe_path,
+)
 from tests.tiny_training import build_recipe_content, write_recipe
 
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
@@ -16,7 +24,7 @@ SHIPPED = sorted((REPOSITORY / "recipes").glob("train-*.yaml"))
 
 
 def test_training_recipes_are_all_tested() -> None:
-    assert [path.stem for path in SHIPPED] == ["train-phantom-ct"]
+    assert [path.stem for path in SHIPPED] == ["train-ddpm-ct", "train-phantom-ct", "train-rflow-ct"]
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
@@ -26,8 +34,57 @@ def test_shipped_recipe_is_valid_and_says_how_it_is_run(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
     for stage in ("vae", "diffusion", "controlnet"):
         assert f"#   maisi-aug train {stage} --recipe {path.stem} --out " in text
-    assert recipe.bundle.licence == "Apache-2.0"
-    assert recipe.bundle.slots["kidney tumor"].id == 129
+
+
+@pytest.mark.parametrize("name", ["rflow-ct", "ddpm-ct"])
+def test_full_width_recipe_trains_nvidias_networks_with_maisis_settings(name: str) -> None:
+    recipe = load_training_recipe(training_recipe_path(f"train-{name}"))
+    header = known_bundles()[name].header
+    assert recipe.bundle.networks == header["networks"]
+    assert recipe.bundle.scheduler == header["scheduler"]
+    assert recipe.bundle.name == f"own-{name}"
+    vae, diffusion, controlnet = recipe.vae, recipe.diffusion, recipe.controlnet
+    assert (vae.loop.optimizer, vae.loop.learning_rate, vae.loop.decay_power) == ("adam", 1e-4, 0.0)
+    assert (vae.loss.patch_shape, vae.loss.large_patch_shape) == ((64, 64, 64), (128, 128, 128))
+    weights = (vae.loss.perceptual_weight, vae.loss.kl_weight, vae.loss.adversarial_weight, vae.loss.window_weight)
+    assert weights == (0.3, 1e-7, 0.1, 0.0)
+    assert (vae.loss.perceptual_slice_share, vae.loss.zoom_range) == (0.2, (0.5, 1.5))
+    assert (diffusion.loop.optimizer, controlnet.loop.optimizer) == ("adam", "adamw")
+    for stage in (diffusion, controlnet):
+        assert (stage.loop.learning_rate, stage.loop.decay_power, stage.loop.mixed_precision) == (1e-5, 2.0, True)
+    assert (controlnet.loss.lesion_weight, controlnet.loss.train_unet) == (100.0, False)
+    assert recipe.data == PreparedData(prepared="prepared/ct", validation_fold=0)
+    assert recipe.latent_deviation == 1.0
+
+
+def test_prepared_folder_takes_the_place_of_the_recipes_data() -> None:
+    full = load_training_recipe(training_recipe_path("train-rflow-ct")).with_prepared(Path("mine"))
+    assert full.data == PreparedData(prepared="mine", validation_fold=0)
+    phantoms = load_training_recipe(training_recipe_path("train-phantom-ct")).with_prepared(Path("mine"))
+    assert phantoms.data == PreparedData(prepared="mine")
+
+
+def test_definitions_that_are_given_count_more_than_those_taken_over(tmp_path: Path) -> None:
+    header = {"like": "rflow-ct", "name": "mine", "description": "d", "licence": "l", "num_inference_steps": 7}
+    recipe = load_training_recipe(write_recipe(tmp_path / "mine.yaml", bundle=header))
+    assert (recipe.bundle.num_inference_steps, recipe.bundle.decode_window) == (7, (48, 48, 64))
+    path = write_recipe(tmp_path / "wrong.yaml", bundle={**header, "like": "rflow-mr"})
+    with pytest.raises(RecipeError, match=r"bundle: .*like: Bundle 'rflow-mr': expected one that can be fetched"):
+        load_training_recipe(path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"vae__loop__validation_steps": 5}, "vae.loop.validation_steps: needs held-out cases, a data.validation_fold"),
+        ({"controlnet__loss__label_weights": {"livver": 9.0}}, "'livver'"),
+        ({"data": {"prepared": "x", "validation_fold": -1}}, "data.validation_fold: Input should be greater"),
+        ({"data": {"prepared": 3}}, "data.prepared: Input should be a valid string"),
+    ],
+)
+def test_data_that_does_not_fit_is_refused(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=message):
+        load_training_recipe(write_recipe(tmp_path / "mine.yaml", **changes))
 
 
 def test_shipped_grid_is_what_was_promised() -> None:
@@ -47,11 +104,11 @@ def test_header_holds_every_field_of_a_bundle_that_training_does_not_make() -> N
 def test_file_of_the_users_own_is_found(tmp_path: Path) -> None:
     path = write_recipe(tmp_path / "mine.yaml")
     assert training_recipe_path(str(path)) == path
-    assert load_training_recipe(path).data.num_phantoms == 2
+    assert load_training_recipe(path).data == PhantomData(num_phantoms=2, seed=5)
 
 
 def test_unknown_recipe_is_refused_with_the_closest() -> None:
-    with pytest.raises(RecipeError, match="'train-fantom-ct': expected a file or one of train-phantom-ct, found neith"):
+    with pytest.raises(RecipeError, match="'train-fantom-ct': expected a file or one of train-ddpm-ct, train-ph"):
         training_recipe_path("train-fantom-ct")
     with pytest.raises(RecipeError, match="Did you mean 'train-phantom-ct'"):
         training_recipe_path("train-fantom-ct")

@@ -27,7 +27,7 @@ from maisi_aug.training.data import PhantomStore
 from maisi_aug.training.loop import CHECKPOINT_NAME, LOG_NAME, LoopResult
 from maisi_aug.training.stages import STAGE_NAMES, StageName, TrainingFolder
 from maisi_aug.weights import load_networks
-from tests.tiny_training import SHAPE, SPACING_MM, build_recipe, write_recipe
+from tests.tiny_training import SHAPE, SPACING_MM, build_recipe, write_prepared, write_recipe
 
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
 MAISI_CLASSES = {
@@ -263,3 +263,66 @@ def test_summary_tells_how_far_a_stage_is(open_folder: OpenFolder, tmp_path: Pat
     open_folder(tmp_path).train("vae", max_minutes=0.0)
     summary = json.loads((tmp_path / "vae" / "summary.json").read_text(encoding="utf-8"))
     assert summary == {"steps": 1, "complete": False}
+
+
+VALIDATED = {
+    "data": {"prepared": "none", "validation_fold": 1},
+    **{f"{stage}__loop__validation_steps": 1 for stage in STAGE_NAMES},
+    "controlnet__loss__label_weights": {"liver": 30.0},
+}
+
+
+def open_prepared(folder: Path, data: Path, **changes: Any) -> TrainingFolder:
+    recipe = build_recipe(**VALIDATED, **changes).with_prepared(data)
+    return TrainingFolder(recipe, folder, device="cpu", report_phase=lambda name: lambda done, total: None)
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_prepared(tmp_path_factory.mktemp("prepared"))
+
+
+def test_prepared_cases_train_all_stages_and_the_best_weights_are_kept(prepared: Path, tmp_path: Path) -> None:
+    folder = open_prepared(tmp_path / "run", prepared)
+    results = {stage: folder.train(stage) for stage in STAGE_NAMES}
+    for stage, result in results.items():
+        rows = [json.loads(line) for line in (tmp_path / "run" / stage / LOG_NAME).read_text().splitlines()]
+        losses = [row["validation"]["loss"] for row in rows if "validation" in row]
+        assert len(losses) == result.num_steps_done
+        assert result.best_loss == pytest.approx(min(losses), rel=1e-6)
+        summary = json.loads((tmp_path / "run" / stage / "summary.json").read_text(encoding="utf-8"))
+        assert summary["best_step"] == result.best_step
+    spec = folder.write_bundle().spec
+    assert spec.provenance["trained_on"] == "2 cases of tiny, fold 1 held out"
+    assert spec.provenance["kept_steps"] == {stage: result.best_step for stage, result in results.items()}
+    latents = {path.name.partition(".")[0] for path in (prepared / "latents").rglob("*.npy")}
+    assert latents == {"case-0", "case-1", "case-2"}
+
+
+def test_other_cases_in_the_same_folder_are_refused(prepared: Path, tmp_path: Path) -> None:
+    open_prepared(tmp_path / "run", prepared).train("vae", max_minutes=0.0)
+    other = write_prepared(tmp_path / "other", num_cases=2)
+    with pytest.raises(TrainingError, match="stage vae was begun with, found other values of data.cases"):
+        open_prepared(tmp_path / "run", other).train("vae")
+    moved = shutil.copytree(prepared, tmp_path / "moved")
+    assert open_prepared(tmp_path / "run", moved).train("vae").is_complete
+
+
+def test_one_patient_cannot_be_held_out(tmp_path: Path) -> None:
+    data = write_prepared(tmp_path / "data", num_cases=1, num_folds=2)
+    with pytest.raises(TrainingError, match="expected at least two patients to hold a fold out, found 1. Add patients"):
+        open_prepared(tmp_path / "run", data)
+
+
+def test_perceptual_weights_that_are_missing_are_told_before_training(prepared: Path, tmp_path: Path) -> None:
+    loss = {"vae__loss__perceptual_weight": 0.3, "vae__loss__perceptual_weights": str(tmp_path / "none.pth")}
+    with pytest.raises(TrainingError, match="perceptual_weights: expected a file of weights"):
+        open_prepared(tmp_path / "run", prepared, **loss).train("vae")
+    assert not (tmp_path / "run" / "vae" / LOG_NAME).exists()
+
+
+def test_large_grids_have_the_condition_computed_again(prepared: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    folder = open_prepared(tmp_path / "run", prepared)
+    for limit, expected in ((10**6, False), (10, True)):
+        monkeypatch.setattr(stages, "MAX_VOXELS_KEPT", limit)
+        assert vars(folder._build("controlnet")[0])["use_checkpointing"] == expected

@@ -6,16 +6,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
+from torchvision.models import squeezenet1_1
 
 from maisi_aug.conditioning import hu_to_unit
 from maisi_aug.networks import build_network, use_plain_layers
 from maisi_aug.training.loop import TrainingRun
+from maisi_aug.training.processes import Share
 from maisi_aug.training.settings import LoopConfig, VaeLossConfig
 from maisi_aug.training.vae import VaeObjective, _to_window
 from tests.tiny_bundle import build_header
-from tests.tiny_training import HEPATIC_TUMOR, SHAPE, ArrayStore, build_case, build_store
+from tests.tiny_training import HEPATIC_TUMOR, ArrayStore, build_case, build_store
 
 # Large enough for the discriminator's five convolutions.
 PATCH = (24, 24, 24)
@@ -32,7 +33,7 @@ def build_objective(store: ArrayStore, *, seed: int = 0, **loss: Any) -> VaeObje
 def parts(objective: VaeObjective, step: int = 0) -> tuple[float, dict[str, float]]:
     with torch.no_grad():
         loss, figures = objective.loss(step)
-    return float(loss), figures
+    return float(loss), {name: float(value) for name, value in figures.items()}
 
 
 def mean_error_hu(objective: VaeObjective) -> float:
@@ -40,7 +41,7 @@ def mean_error_hu(objective: VaeObjective) -> float:
 
 
 def draw_patches(objective: VaeObjective, num_steps: int = 12) -> list[Tensor]:
-    return [objective._draw_batch(step) for step in range(num_steps)]
+    return [objective.patches.draw(step) for step in range(num_steps)]
 
 
 def test_loss_falls_on_two_cases(tmp_path: Path) -> None:
@@ -94,21 +95,6 @@ def test_patches_are_laid_over_lesions_as_often_as_wished() -> None:
     assert mean_lesion_share(build_objective(healthy, patch_shape=shape, lesion_share=1.0)) == 0.0
 
 
-def test_patches_lie_inside_the_case_and_turn_along_every_axis() -> None:
-    image_hu: NDArray[np.int16] = np.arange(np.prod(SHAPE), dtype=np.int16).reshape(SHAPE)
-    case = build_case(0)
-    store = ArrayStore([type(case)(image_hu, case.label_map, case.spacing_mm, case.modality)])
-    objective = build_objective(store, patch_shape=(8, 6, 4), batch_count=2)
-    rng = np.random.default_rng(0)
-    signs = set()
-    for _ in range(60):
-        patch = objective._draw_patch(store[0], (8, 6, 4), rng).astype(int)
-        assert patch.shape == (8, 6, 4)
-        signs.add(tuple(int(np.sign(np.diff(patch, axis=axis).flat[0])) for axis in range(3)))
-    assert len(signs) == 8
-    assert objective._draw_batch(0).shape == (2, 1, 8, 6, 4)
-
-
 def test_large_patches_begin_at_their_step() -> None:
     objective = build_objective(
         build_store(1), patch_shape=(8, 8, 8), large_patch_shape=(64, 16, 16), large_patch_start_step=3
@@ -142,3 +128,35 @@ def test_adversary_is_the_same_for_the_same_seed_and_goes_on(tmp_path: Path) -> 
         weights.append((result.averaged_weights["autoencoder"], objective.state()["network"]))
     for ours, theirs in zip(*weights, strict=True):
         assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+
+
+def test_perceptual_term_is_added_with_its_weight(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    torch.save(squeezenet1_1(weights=None).state_dict(), tmp_path / "squeezenet.pth")
+    plain = parts(build_objective(build_store(1)))[0]
+    path = str(tmp_path / "squeezenet.pth")
+    loss, figures = parts(build_objective(build_store(1), perceptual_weight=0.3, perceptual_weights=path))
+    assert figures["perceptual"] > 0
+    assert loss == pytest.approx(plain + 0.3 * figures["perceptual"], rel=1e-5)
+
+
+def test_losses_of_the_shares_average_to_that_of_the_whole_batch() -> None:
+    store = build_store(3)
+    whole = build_objective(store, batch_count=4, kl_weight=1e-3, adversarial_weight=0.1)
+    small = build_objective(store, batch_count=2, kl_weight=1e-3, adversarial_weight=0.1)
+    with torch.no_grad():
+        shares = [float(small.loss(2, Share(index, 2))[0]) for index in range(2)]
+    assert np.mean(shares) == pytest.approx(parts(whole, 2)[0], rel=1e-4)
+
+
+def test_adversary_learns_from_all_accumulated_batches() -> None:
+    weights = []
+    for batch_count, num_shares in ((4, 1), (2, 2)):
+        objective = build_objective(build_store(3), batch_count=batch_count, adversarial_weight=0.1)
+        with torch.no_grad():
+            for index in range(num_shares):
+                objective.loss(0, Share(index, num_shares))
+        objective.after_step(0)
+        weights.append(objective.state()["network"])
+    for key, expected in weights[0].items():
+        assert torch.allclose(weights[1][key], expected, atol=1e-5), key

@@ -1,0 +1,173 @@
+"""`--balance-against` for `plan` and `synthesize`: its flags, and the requests that they come to."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from maisi_aug.cli.balance_table import save_balance_picture
+
+if TYPE_CHECKING:
+    from maisi_aug.balance import LabelBalance
+    from maisi_aug.recipe import CohortConfig
+
+_PANEL = "Balance"
+
+BalanceAgainst = Annotated[
+    Path | None,
+    typer.Option(
+        help="Real dataset (nnU-Net raw, or label maps) whose missing lesions are made, by number per case and size.",
+        rich_help_panel=_PANEL,
+    ),
+]
+LesionMapOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--map",
+        metavar="NAME=ID|NAME",
+        help="What the real dataset calls a lesion, such as 'hepatic tumor=2'; may repeat (default: by name).",
+        rich_help_panel=_PANEL,
+    ),
+]
+SizeBinsOption = Annotated[
+    str | None,
+    typer.Option(metavar="MM,MM,...", help="Edges of the sizes (default: 5,10,20,30,50,100).", rich_help_panel=_PANEL),
+]
+MaxLesionsOption = Annotated[
+    int | None,
+    typer.Option(min=1, help="Most lesions that a planned case holds (default: 3).", rich_help_panel=_PANEL),
+]
+BalancePicture = Annotated[
+    Path | None, typer.Option(metavar="PNG", help="File to draw the balance into.", rich_help_panel=_PANEL)
+]
+
+
+@dataclass(frozen=True)
+class BalanceFlags:
+    """What the user gave.
+
+    Attributes:
+        against: The real dataset; None where nothing is balanced.
+        mapping: ``NAME=ID`` once per lesion.
+        size_bins: Edges in mm, as typed.
+        max_lesions: Most lesions of a case.
+        picture: Where the balance is drawn.
+    """
+
+    against: Path | None
+    mapping: Sequence[str]
+    size_bins: str | None
+    max_lesions: int | None
+    picture: Path | None = None
+
+    def require_use(self) -> None:
+        """Raise where a flag would do nothing.
+
+        Raises:
+            typer.BadParameter: Naming it.
+        """
+        idle = {
+            "--map": self.mapping,
+            "--size-bins": self.size_bins,
+            "--max-lesions": self.max_lesions,
+            "--balance-picture": self.picture,
+        }
+        for name in (name for name, value in idle.items() if value and self.against is None):
+            raise typer.BadParameter(f"{name}: expected --balance-against beside it, found none. Add it.")
+
+
+@dataclass(frozen=True)
+class Balance:
+    """The balance of a cohort with a real dataset.
+
+    Attributes:
+        dataset: Its path.
+        labels: What each label has and gets.
+    """
+
+    dataset: Path
+    labels: tuple[LabelBalance, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """The balance as JSON types."""
+        return {"dataset": str(self.dataset), "labels": [label.to_json() for label in self.labels]}
+
+
+def balance_config(config: CohortConfig, flags: BalanceFlags, *, is_quiet: bool) -> tuple[CohortConfig, Balance | None]:
+    """The configuration with the requests that balance the dataset, and the balance.
+
+    Raises:
+        BankError, RequestError, VocabularyError, VolumeError: When the dataset cannot be measured or balanced.
+    """
+    flags.require_use()
+    if flags.against is None:
+        return config, None
+    from maisi_aug.balance import DEFAULT_MAX_LESIONS, SizeBins, count_lesions, fill_deficits, read_targets, to_requests
+    from maisi_aug.bundle import load_bundle
+    from maisi_aug.census import take_census
+    from maisi_aug.cli.progress import count_up
+    from maisi_aug.errors import RequestError
+    from maisi_aug.resolve import find_grid
+    from maisi_aug.source_rules import DEFAULT_NUM_CASES, SOURCES_WITHOUT_REQUESTS
+
+    if config.mask_source in SOURCES_WITHOUT_REQUESTS:
+        raise RequestError(
+            f"--balance-against: expected a mask source that takes requests, found '{config.mask_source}'. Use "
+            "--mask-source plant, bank or diffusion."
+        )
+    if config.size_reference is not None:
+        raise RequestError(
+            "--balance-against: expected no size reference beside it, found one. The planned sizes are millimetres; "
+            "leave --size-reference out."
+        )
+    vocabulary = load_bundle(config.bundle).vocabulary
+    bins = SizeBins(parse_size_bins(flags.size_bins)) if flags.size_bins else SizeBins()
+    targets = read_targets(config.labels, vocabulary=vocabulary, bins=bins, least_ml=find_grid(config).voxel_ml)
+    with count_up("measuring lesions", is_quiet=is_quiet) as report:
+        mapping = parse_lesion_map(flags.mapping)
+        censuses = take_census(flags.against, targets, vocabulary=vocabulary, mapping=mapping, report=report)
+    max_lesions = flags.max_lesions or DEFAULT_MAX_LESIONS
+    counted = [
+        count_lesions(census, target, bins=bins, max_lesions=max_lesions)
+        for census, target in zip(censuses, targets, strict=True)
+    ]
+    labels = fill_deficits(counted, num_cases=config.num_cases or DEFAULT_NUM_CASES)
+    balance = Balance(flags.against, labels)
+    if flags.picture is not None:
+        save_balance_picture(balance, flags.picture)
+    return config.model_copy(update={"labels": to_requests(labels)}), balance
+
+
+def parse_size_bins(text: str) -> tuple[float, ...]:
+    """``5,10,20mm`` as diameters in mm.
+
+    Raises:
+        typer.BadParameter: When it is anything else.
+    """
+    try:
+        return tuple(float(part) for part in text.lower().replace("mm", "").split(","))
+    except ValueError:
+        raise typer.BadParameter(f"--size-bins: expected diameters such as 5,10,20,30,50, found '{text}'.") from None
+
+
+def parse_lesion_map(texts: Sequence[str]) -> dict[str, str]:
+    """``NAME=ID`` or ``NAME=NAME`` once per lesion.
+
+    Raises:
+        typer.BadParameter: When it is anything else, or a lesion is named twice.
+    """
+    mapping: dict[str, str] = {}
+    for text in texts:
+        name, _, source = (part.strip() for part in text.partition("="))
+        if not name or not source:
+            raise typer.BadParameter(
+                f"--map: expected a lesion and its label such as 'hepatic tumor=2', found '{text}'."
+            )
+        if name in mapping:
+            raise typer.BadParameter(f"--map: expected each lesion once, found '{name}' twice.")
+        mapping[name] = source
+    return mapping

@@ -1,0 +1,69 @@
+"""`maisi-aug export monai`: a data list with folds, for Auto3DSeg and for one's own MONAI code."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from maisi_aug.cli.balance_options import parse_lesion_map
+from maisi_aug.cli.export_progress import show_stages
+
+
+def monai(
+    cohort: Annotated[Path, typer.Argument(help="Folder that synthesize wrote.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="New or empty folder.")],
+    like: Annotated[
+        Path | None,
+        typer.Option(help="nnU-Net raw dataset of real cases: they make up the folds, and its labels the numbers."),
+    ] = None,
+    label_map: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--map",
+            metavar="NAME=NAME",
+            help="What the real dataset calls a label: 'hepatic tumor=cancer'; may repeat.",
+        ),
+    ] = None,
+    folds: Annotated[int, typer.Option(min=2, help="Folds.")] = 5,
+    labels: Annotated[
+        list[str] | None,
+        typer.Option(help="Label to export, by name or id; may repeat. Without it: those the cohort was asked for."),
+    ] = None,
+    include_anatomy: Annotated[
+        bool, typer.Option("--include-anatomy", help="Export every organ label as well.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
+) -> None:
+    """Write images, label maps, a MONAI data list with folds, and a task file that Auto3DSeg runs on.
+
+    With --like the synthetic cases are trained on in every fold and validated on in none.
+
+    Example: maisi-aug export monai cohort --like nnUNet_raw/Dataset003_Liver --out monai
+    """
+    from maisi_aug.integrations.monai_data_list import TASK_NAME, export_monai
+
+    if label_map and like is None:
+        raise typer.BadParameter("--map: expected --like beside it, found none. Add it.")
+    with show_stages() as notify:
+        report = export_monai(
+            cohort,
+            out,
+            like=like,
+            mapping=parse_lesion_map(label_map or ()),
+            num_folds=folds,
+            labels=labels or (),
+            include_anatomy=include_anatomy,
+            notify=notify,
+        )
+    if as_json:
+        typer.echo(json.dumps(report.to_dict(), indent=2))
+    else:
+        cases = f"{report.num_synthetic} synthetic and {report.num_real} real cases"
+        typer.echo(f"{report.path}: {cases}, {report.num_folds} folds.")
+        typer.echo("\n".join(f"  {number:>3}  {name}" for name, number in report.labels.items()))
+        typer.echo(f"Next: python -m monai.apps.auto3dseg AutoRunner run --input='{report.path / TASK_NAME}'")
+    for note in report.notes:
+        typer.echo(f"Note: {note}", err=True)

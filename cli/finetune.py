@@ -1,0 +1,322 @@
+"""`maisi-aug finetune-controlnet`: teach a ControlNet labels that it does not know."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from maisi_aug.cli.finetune_data import open_data
+from maisi_aug.cli.parsing import parse_shape
+
+if TYPE_CHECKING:
+    from maisi_aug.bundle import Bundle
+    from maisi_aug.training.finetune import FinetuneResult
+    from maisi_aug.training.finetune_settings import FinetuneConfig
+    from maisi_aug.training.prepared import PreparedStore
+
+_WHAT, _HOW, _RUN = "What to teach", "How to train", "Run"
+MAX_WARMUP_STEPS = 20
+NUM_VALIDATIONS = 10
+"""Validations in a run when the user names no distance between them."""
+
+
+class TuneName(StrEnum):
+    """What `--tune` takes."""
+
+    full = "full"
+    partial = "partial"
+    low_rank = "low-rank"
+
+
+class StartName(StrEnum):
+    """What `--start` takes."""
+
+    auto = "auto"
+    label_means = "label-means"
+    base = "base"
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to the application."""
+    app.command("finetune-controlnet")(finetune_controlnet)
+
+
+def finetune_controlnet(
+    data: Annotated[
+        str,
+        typer.Option(
+            metavar="DIR|DATASET",
+            help="Folder of 'maisi-aug prepare'; or an nnU-Net dataset or a folder of images and label maps, which are "
+            "prepared into OUT/prepared first.",
+            rich_help_panel=_WHAT,
+        ),
+    ],
+    label: Annotated[
+        list[str], typer.Option(metavar="NAME", help="Label to teach; may repeat.", rich_help_panel=_WHAT)
+    ],
+    base: Annotated[
+        str, typer.Option(metavar="NAME|FOLDER", help="Bundle to start from, fine-tuned or not.", rich_help_panel=_WHAT)
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the run; one that was begun is gone on with.")],
+    slot: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="auto|SLOT|NAME=SLOT",
+            help="Placeholder (dummy1 to dummy8) or free id (133-199, 201-255) of a label (default: a free one).",
+            rich_help_panel=_WHAT,
+        ),
+    ] = None,
+    host: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=ORGAN[,ORGAN]",
+            help="What a label lies in (default: what surrounds it in the training cases).",
+            rich_help_panel=_WHAT,
+        ),
+    ] = None,
+    kind: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=lesion|organ",
+            help="lesion: planted at any size; organ: taken from label maps (default: by name, hosts and sizes).",
+            rich_help_panel=_WHAT,
+        ),
+    ] = None,
+    map_rules: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--map",
+            metavar="LABEL=NAME[@HOSTS]",
+            help="What a label of unprepared data means, as for 'maisi-aug prepare'; may repeat.",
+            rich_help_panel=_WHAT,
+        ),
+    ] = None,
+    organs: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="Organ labels of unprepared data, as TotalSegmentator writes them; may repeat.", rich_help_panel=_WHAT
+        ),
+    ] = None,
+    tune: Annotated[
+        TuneName,
+        typer.Option(
+            help="full; partial: the layers that read the label map and hand over to the U-Net; low-rank: matrices "
+            "added to all layers, for little memory.",
+            rich_help_panel=_HOW,
+        ),
+    ] = TuneName.full,
+    rank: Annotated[int, typer.Option(min=1, help="Rank of --tune low-rank.", rich_help_panel=_HOW)] = 8,
+    start: Annotated[
+        StartName,
+        typer.Option(
+            help="label-means: new labels begin at their mean HU, for ControlNets that look it up, as phantom-ct's; "
+            "base: as the base is; auto: the former where it can.",
+            rich_help_panel=_HOW,
+        ),
+    ] = StartName.auto,
+    steps: Annotated[int, typer.Option(min=1, help="Optimiser steps.", rich_help_panel=_HOW)] = 1000,
+    learning_rate: Annotated[
+        float | None,
+        typer.Option(
+            min=0.0, help="Peak learning rate (default: 1e-5 as in MAISI, 1e-4 for low-rank).", rich_help_panel=_HOW
+        ),
+    ] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Cases a step.", rich_help_panel=_HOW)] = 1,
+    crop: Annotated[
+        str | None,
+        typer.Option(
+            metavar="IxJxK", help="Train on crops of so many voxels (default: whole cases).", rich_help_panel=_HOW
+        ),
+    ] = None,
+    label_weight: Annotated[
+        float, typer.Option(min=1.0, help="Weight of the labels in the loss.", rich_help_panel=_HOW)
+    ] = 100.0,
+    contrastive_weight: Annotated[
+        float, typer.Option(min=0.0, help="Weight of the region contrastive loss; 0 for none.", rich_help_panel=_HOW)
+    ] = 0.01,
+    fold: Annotated[int, typer.Option(min=0, help="Fold of the data to validate on.", rich_help_panel=_HOW)] = 0,
+    validate_every: Annotated[
+        int | None,
+        typer.Option(min=1, help="Steps between validations (default: a tenth of --steps).", rich_help_panel=_HOW),
+    ] = None,
+    patience: Annotated[
+        int, typer.Option(min=0, help="Stop after so many validations without a gain; 0 never.", rich_help_panel=_HOW)
+    ] = 4,
+    pictures: Annotated[
+        int, typer.Option(min=0, help="Held-out cases to draw at each validation.", rich_help_panel=_HOW)
+    ] = 3,
+    seed: Annotated[int, typer.Option(min=0, help="Of batches and noise.", rich_help_panel=_RUN)] = 0,
+    max_minutes: Annotated[
+        float | None,
+        typer.Option(min=0.0, help="Stop training after so long; the same command goes on.", rich_help_panel=_RUN),
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.", rich_help_panel=_RUN)] = "auto",
+    tensorboard: Annotated[
+        bool, typer.Option("--tensorboard", help="Also log for TensorBoard.", rich_help_panel=_RUN)
+    ] = False,
+    self_contained: Annotated[
+        bool,
+        typer.Option(
+            "--self-contained", help="Copy the base's weights and the label maps into the bundle.", rich_help_panel=_RUN
+        ),
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.", rich_help_panel=_RUN)] = False,
+) -> None:
+    """Teach a ControlNet new labels from 10 to 200 labelled CTs; the result is a bundle for 'maisi-aug synthesize'.
+
+    The U-Net stays frozen. Held-out patients decide which weights are kept, and show what was learnt in OUT/pictures.
+
+    Example: maisi-aug finetune-controlnet --data prepared --label "left parotid" --base rflow-ct --out runs/parotid
+    """
+    config = _build_config(
+        {
+            "labels": tuple(label),
+            "slots": _read_slots(slot or (), label),
+            "hosts": {name: tuple(value.split(",")) for name, value in _read_pairs(host or (), "--host").items()},
+            "kinds": _read_pairs(kind or (), "--kind"),
+            "fold": fold,
+            "tune": tune.value,
+            "rank": rank,
+            "start": start.value,
+            "contrastive_weight": contrastive_weight,
+            "num_pictures": pictures,
+            "seed": seed,
+            "loss": {"lesion_weight": label_weight, "batch_count": batch_size},
+            "loop": _describe_loop(steps, learning_rate, tune, validate_every, patience),
+        }
+    )
+    from maisi_aug.bundle import load_bundle
+    from maisi_aug.training.finetune_checks import require_trainable, with_crop
+
+    bundle = load_bundle(base)
+    require_trainable(bundle)
+    result = _run(
+        lambda: open_data(data, bundle, out, rules=map_rules or (), organs=organs or ()),
+        with_crop(config, parse_shape(crop), bundle),
+        base=bundle,
+        out=out,
+        device=device,
+        max_minutes=max_minutes,
+        with_tensorboard=tensorboard,
+        self_contained=self_contained,
+    )
+    if result is not None:
+        _tell(result, as_json=as_json)
+
+
+def _describe_loop(
+    steps: int, learning_rate: float | None, tune: TuneName, validate_every: int | None, patience: int
+) -> dict[str, Any]:
+    """MAISI's schedule, and a validation at every tenth of the run where the user says nothing else."""
+    from maisi_aug.training.finetune_settings import DEFAULT_RATES
+
+    return {
+        "num_steps": steps,
+        "learning_rate": learning_rate or DEFAULT_RATES[tune.value],
+        "num_warmup_steps": min(MAX_WARMUP_STEPS, steps // 10),
+        "decay_power": 2.0,
+        "validation_steps": validate_every or max(1, steps // NUM_VALIDATIONS),
+        "patience": patience or None,
+    }
+
+
+def _run(
+    open_store: Callable[[], PreparedStore], config: FinetuneConfig, *, base: Bundle, out: Path, device: str, **how: Any
+) -> FinetuneResult | None:
+    """Train with a progress bar on stderr; under ``torchrun`` all processes together, and None in all but the first."""
+    from maisi_aug.cli.train import open_training_bar
+    from maisi_aug.pipeline import resolve_device
+    from maisi_aug.training.finetune import Finetuning
+    from maisi_aug.training.processes import Processes
+
+    device = resolve_device(device)
+    processes = Processes.connect(device)
+    with processes.main_first():
+        store = open_store()
+    with open_training_bar(is_shown=processes.is_main) as progress:
+
+        def say(sentence: str) -> None:
+            if processes.is_main:
+                progress.console.print(sentence, markup=False, highlight=False, soft_wrap=True)
+
+        def report_phase(name: str) -> Callable[[int, int], None]:
+            task = progress.add_task(name, total=None)
+            return lambda done, total: progress.update(task, completed=done, total=total)
+
+        run = Finetuning(
+            base,
+            store,
+            config,
+            out,
+            device=processes.device_of(device),
+            processes=processes,
+            report_phase=report_phase,
+            say=say,
+        )
+        task = progress.add_task("Training", total=config.loop.num_steps)
+
+        def report_step(step: int, figures: dict[str, float]) -> None:
+            progress.update(task, completed=step, description=f"Training, loss {figures['loss']:.4f}")
+
+        result = run.train(report_step=report_step, **how)
+    processes.leave()
+    return result if processes.is_main else None
+
+
+def _tell(result: FinetuneResult, *, as_json: bool) -> None:
+    if as_json:
+        typer.echo(json.dumps(result.to_json(), indent=1, ensure_ascii=False))
+        return
+    if not result.loop.is_complete:
+        done = f"{result.loop.num_steps_done} of {result.num_steps} steps"
+        typer.echo(f"{done}; run the same command again to go on.", err=True)
+    request = result.taught[0].name
+    if result.loop.best_step is not None:
+        typer.echo(f"Kept step {result.loop.best_step}, validation loss {result.loop.best_loss:.4f}.")
+    typer.echo(result.bundle.path)
+    typer.echo(f"Try: maisi-aug synthesize --bundle {result.bundle.path} --labels '{request}:0.5' -n 4 --out cohort")
+
+
+def _build_config(values: dict[str, Any]) -> FinetuneConfig:
+    from pydantic import ValidationError
+
+    from maisi_aug.training.finetune_settings import FinetuneConfig
+
+    try:
+        return FinetuneConfig.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"]))
+        raise typer.BadParameter(f"{place}: {first['msg']}, found {first['input']!r}.") from None
+
+
+def _read_slots(texts: Sequence[str], labels: Sequence[str]) -> dict[str, str]:
+    """``dummy3`` for the only label, or ``NAME=dummy3`` for each.
+
+    Raises:
+        typer.BadParameter: When it is not clear which label is meant.
+    """
+    if len(texts) == 1 and "=" not in texts[0]:
+        if len(labels) > 1 and texts[0] != "auto":
+            raise typer.BadParameter(
+                f"--slot: expected 'NAME={texts[0]}' where there are several labels, found '{texts[0]}'."
+            )
+        return dict.fromkeys(labels, texts[0])
+    slots = _read_pairs(texts, "--slot")
+    unknown = [name for name in slots if name not in labels]
+    if unknown:
+        raise typer.BadParameter(f"--slot: expected one of the labels ({', '.join(labels)}), found '{unknown[0]}'.")
+    return slots
+
+
+def _read_pairs(texts: Sequence[str], option: str) -> dict[str, str]:
+    pairs = [tuple(part.strip() for part in text.partition("=")) for text in texts]
+    for text, (name, mark, value) in zip(texts, pairs, strict=True):
+        if not (name and mark and value):
+            raise typer.BadParameter(f"{option}: expected NAME=VALUE such as 'left parotid=body', found '{text}'.")
+    return {name: value for name, _, value in pairs}

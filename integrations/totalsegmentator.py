@@ -1,0 +1,98 @@
+"""Organ labels from TotalSegmentator, run in this process through its own Python API.
+
+Source: Wasserthal et al., "TotalSegmentator: Robust Segmentation of 104 Anatomic Structures in CT Images", Radiology:
+Artificial Intelligence 2023; the package ``totalsegmentator``, version 2, whose task ``total`` has 117 classes. It
+fetches its weights at its first run, and tells its authors of every run unless its own configuration,
+``~/.totalsegmentator/config.json``, says otherwise.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from maisi_aug.errors import MissingExtraError, PreparationError
+from maisi_aug.volume_io import NIFTI_SUFFIXES, load_image, save_image
+
+EXTRA = "totalsegmentator"
+VERSION = "totalsegmentator-v2"
+"""What the ids of its label maps mean, as ``--organ-labels`` names it."""
+
+
+def require_totalsegmentator() -> Callable[..., Any]:
+    """TotalSegmentator's Python API.
+
+    Raises:
+        MissingExtraError: It is not installed.
+    """
+    try:
+        from totalsegmentator.python_api import totalsegmentator
+    except ImportError as error:
+        raise MissingExtraError(
+            f"TotalSegmentator: expected the package, found: {error}. Install it with pip install "
+            f"'maisi-aug[{EXTRA}]', or give a folder of its results with --organs."
+        ) from error
+    run: Callable[..., Any] = totalsegmentator
+    return run
+
+
+def segment_organs(
+    images: Mapping[str, Path],
+    folder: Path,
+    *,
+    device: str = "gpu",
+    fast: bool = False,
+    report: Callable[[int, int], None] = lambda done, total: None,
+) -> None:
+    """Write a label map of TotalSegmentator's task ``total`` for every image that has none yet.
+
+    Args:
+        images: Case -> CT; what is not NIfTI is converted for it.
+        folder: Gets ``CASE.nii.gz`` in the ids of ``VERSION``; a file appears whole or not at all.
+        device: As TotalSegmentator names it: ``gpu``, ``gpu:1``, ``cpu`` or ``mps``.
+        fast: Its model at 3 mm, for computers without a GPU.
+        report: Called with (images done, images in all).
+
+    Raises:
+        MissingExtraError: It is not installed.
+        PreparationError: It failed on an image.
+        VolumeError: An image cannot be read.
+    """
+    run = require_totalsegmentator()
+    folder.mkdir(parents=True, exist_ok=True)
+    report(0, len(images))
+    for done, (case_id, image) in enumerate(images.items(), start=1):
+        result = folder / f"{case_id}.nii.gz"
+        if not result.is_file():
+            _segment(run, case_id, image, result, device=device, fast=fast)
+        report(done, len(images))
+
+
+def _segment(run: Callable[..., Any], case_id: str, image: Path, result: Path, *, device: str, fast: bool) -> None:
+    hidden = result.parent / f".{case_id}.{secrets.token_hex(4)}"
+    converted, written = (hidden.with_name(f"{hidden.name}.{role}.nii.gz") for role in ("ct", "organs"))
+    try:
+        source = image
+        if not image.name.lower().endswith(NIFTI_SUFFIXES):
+            volume = load_image(image)
+            save_image(converted, volume.array, volume.grid)
+            source = converted
+        # Its API raises whatever its parts meet (torch, nnU-Net, downloads): to the user all mean that it failed.
+        try:
+            run(source, written, ml=True, task="total", fast=fast, device=device, quiet=True)
+        except Exception as error:
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise PreparationError(
+                f"TotalSegmentator, case {case_id}: expected organ labels, found: {reason[:300]}. Run TotalSegmentator "
+                "on this image by hand to see more, or give its results with --organs."
+            ) from error
+        if not written.is_file():
+            raise PreparationError(
+                f"TotalSegmentator, case {case_id}: expected a label map, found none. Give its results with --organs."
+            )
+        written.replace(result)
+    finally:
+        converted.unlink(missing_ok=True)
+        written.unlink(missing_ok=True)

@@ -1,0 +1,180 @@
+"""The lesions of a real dataset, counted and measured: what a cohort shall be balanced against."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from maisi_aug.balance import BalanceTarget, LesionCensus
+from maisi_aug.bank_entry import BankEntry
+from maisi_aug.bank_files import NAME_FILES, find_entries, load_label_names
+from maisi_aug.bank_labels import find_label_id
+from maisi_aug.bank_map import load_entry
+from maisi_aug.errors import BankError, RequestError, did_you_mean
+from maisi_aug.labels import Vocabulary
+from maisi_aug.lesions import measure_lesions
+
+# What public datasets call the lesion of the organ that they are named after.
+LESION_WORDS = ("lesion", "lesions", "tumor", "tumour", "tumors", "tumours", "cancer", "mass", "metastasis", "nodule")
+LesionMap = Mapping[str, str]
+"""Label of the vocabulary -> what the dataset calls it: an id or a name."""
+
+
+def take_census(
+    path: Path,
+    targets: Sequence[BalanceTarget],
+    *,
+    vocabulary: Vocabulary,
+    mapping: LesionMap | None = None,
+    report: Callable[[int, int], None] = lambda done, total: None,
+) -> tuple[LesionCensus, ...]:
+    """Measure every lesion of a dataset by its connected parts.
+
+    Args:
+        path: nnU-Net raw dataset, Medical Decathlon task, cohort, or folder or data list of label maps.
+        targets: The lesions to look for.
+        vocabulary: Which a cohort's ids are of.
+        mapping: What the dataset calls the lesions; found by their names where it is not told.
+        report: Called with (label maps read, label maps in all).
+
+    Raises:
+        BankError: There is no label map, or nothing tells what a lesion is called there.
+        RequestError: The mapping names a label that is not balanced.
+        VolumeError: A label map cannot be read.
+    """
+    entries = _list_entries(path, vocabulary)
+    mapping = _by_label(mapping or {}, targets, vocabulary)
+    groups: dict[Any, dict[str, tuple[tuple[int, ...], str]]] = {}
+    volumes: dict[str, list[tuple[float, ...]]] = {target.label: [] for target in targets}
+    sources: dict[str, str] = {}
+    for done, entry in enumerate(entries, start=1):
+        names = _names_of(entry, vocabulary)
+        key = None if names is None else tuple(names.items())
+        if key not in groups:
+            groups[key] = {t.label: _find_ids(path, t, names, mapping, vocabulary) for t in targets}
+        volume = load_entry(entry, None, vocabulary) if not entry.organ_names else None
+        for target in targets:
+            ids, sources[target.label] = groups[key][target.label]
+            found = _measure_masks(entry, ids) if volume is None else _measure(volume, ids)
+            volumes[target.label].append(tuple(found))
+        report(done, len(entries))
+    return tuple(LesionCensus(t.label, sources[t.label], tuple(volumes[t.label])) for t in targets)
+
+
+def _measure(volume: Any, ids: Sequence[int]) -> list[float]:
+    mask = volume.array == ids[0] if len(ids) == 1 else np.isin(volume.array, ids)
+    return measure_lesions(mask, 1, volume.grid.voxel_ml) if mask.any() else []
+
+
+def _measure_masks(entry: BankEntry, ids: Sequence[int]) -> list[float]:
+    """Lesions of a case that has a file for every organ; ids count its files from 1."""
+    single = [replace(entry, label_paths=(entry.label_paths[place - 1],), organ_names=()) for place in ids]
+    volumes = (load_entry(mask, None, Vocabulary(())) for mask in single)
+    return sorted((size for v in volumes for size in measure_lesions(v.array > 0, 1, v.grid.voxel_ml)), reverse=True)
+
+
+def _list_entries(path: Path, vocabulary: Vocabulary) -> list[BankEntry]:
+    referenced = _list_referenced(path)
+    if referenced is not None:
+        return referenced
+    entries, skipped = find_entries(path, lambda name: find_label_id(name, vocabulary) is not None)
+    if skipped:
+        name, reason = skipped[0]
+        raise BankError(f"Dataset {path}: expected whole label maps, found {name}: {reason}. Restore or remove it.")
+    if not entries:
+        raise BankError(
+            f"Dataset {path}: expected an nnU-Net dataset with labelsTr, or a folder of label maps, found none. "
+            "Check the path."
+        )
+    return entries
+
+
+def _list_referenced(path: Path) -> list[BankEntry] | None:
+    """The cases of an nnU-Net dataset whose ``dataset.json`` points at files elsewhere; None for every other."""
+    description = path / "dataset.json"
+    if not description.is_file():
+        return None
+    try:
+        table = json.loads(description.read_text(encoding="utf-8")).get("dataset")
+    except (OSError, ValueError, AttributeError) as error:
+        raise BankError(f"{description}: expected nnU-Net's description, found: {error}. Correct the file.") from error
+    if not isinstance(table, dict):
+        return None
+    entries = []
+    names = _plain_names(description)
+    for case_id, row in sorted(table.items()):
+        label = path / row["label"] if isinstance(row, dict) and isinstance(row.get("label"), str) else None
+        if label is None or not label.is_file():
+            raise BankError(
+                f"{description}: expected the label map of {case_id}, found {label or 'no path'}. Restore the file."
+            )
+        entries.append(BankEntry(case_id, (label.resolve(),), label_names=names))
+    return entries
+
+
+def _plain_names(path: Path) -> Mapping[int, str] | None:
+    return load_label_names(path).get("")
+
+
+def _names_of(entry: BankEntry, vocabulary: Vocabulary) -> Mapping[int, str] | None:
+    """The names of an entry's ids; of a cohort's those of the vocabulary, and of masks those of their files."""
+    if entry.organ_names:
+        return dict(enumerate(entry.organ_names, start=1))
+    if entry.has_vocabulary_ids:
+        return {label.id: label.name for label in vocabulary}
+    return entry.label_names
+
+
+def _by_label(mapping: LesionMap, targets: Sequence[BalanceTarget], vocabulary: Vocabulary) -> dict[str, str]:
+    """The mapping by the vocabulary's own names."""
+    by_name = {vocabulary.label(name).name: source for name, source in mapping.items()}
+    for name in by_name:
+        if name not in {target.label for target in targets}:
+            raise RequestError(
+                f"--map '{name}': expected a lesion that --labels asks for ({', '.join(t.label for t in targets)}), "
+                "found another one. Correct the mapping."
+            )
+    return by_name
+
+
+def _find_ids(
+    path: Path, target: BalanceTarget, names: Mapping[int, str] | None, mapping: LesionMap, vocabulary: Vocabulary
+) -> tuple[tuple[int, ...], str]:
+    """The dataset's ids of a lesion, and what to tell the user of how they were found."""
+    if target.label in mapping:
+        return _find_mapped(path, target, names, mapping[target.label])
+    named = {label_id: name for label_id, name in (names or {}).items() if label_id}
+    found = [i for i, name in named.items() if find_label_id(name, vocabulary) == target.label_id]
+    if found:
+        return tuple(found), ", ".join(f"label {i} '{named[i]}'" for i in found)
+    # "cancer" beside "liver" in a dataset of one lesion: nothing else can be meant, and the table says what was taken.
+    bare = [i for i, name in named.items() if name.strip().lower() in LESION_WORDS]
+    others = {find_label_id(name, vocabulary) for name in named.values()}
+    if len(bare) == 1 and others.intersection(vocabulary.hosts_of(target.label_id)):
+        return (bare[0],), f"label {bare[0]} '{named[bare[0]]}' beside its host organ"
+    listed = ", ".join(f"{i} '{name}'" for i, name in list(named.items())[:12]) or f"no names in {NAME_FILES[1]}"
+    raise BankError(
+        f"Dataset {path}: expected a label that is '{target.label}', found {listed}. Say which it is, such as "
+        f"--map '{target.label}=2'."
+    )
+
+
+def _find_mapped(
+    path: Path, target: BalanceTarget, names: Mapping[int, str] | None, source: str
+) -> tuple[tuple[int, ...], str]:
+    text = source.strip()
+    by_name = {name.strip().lower(): label_id for label_id, name in (names or {}).items()}
+    if text.isdecimal() and int(text) > 0 and (names is None or int(text) in names):
+        return (int(text),), f"label {text}" + (f" '{names[int(text)]}'" if names else "")
+    if text.lower() in by_name:
+        return (by_name[text.lower()],), f"label {by_name[text.lower()]} '{text}'"
+    known = ", ".join(f"{i} '{name}'" for i, name in (names or {}).items()) or "ids alone"
+    raise BankError(
+        f"--map '{target.label}={source}': expected a label of {path} ({known}), found none."
+        f"{did_you_mean(text, by_name)} Name one of them."
+    )

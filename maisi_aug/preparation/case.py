@@ -1,0 +1,238 @@
+"""One case: labels laid over each other, the body found, all brought to the networks' grid, written and described."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from maisi_aug.bank_labels import Translation
+from maisi_aug.bank_map import LESION_WORDS, choose_centre
+from maisi_aug.body import find_body, is_hollow
+from maisi_aug.errors import VolumeError
+from maisi_aug.grid import Grid
+from maisi_aug.growth import bounding_box
+from maisi_aug.labels import BODY_ID, Vocabulary
+from maisi_aug.preparation.settings import PrepareSettings
+from maisi_aug.preparation.sources import LabelFile, SourceCase
+from maisi_aug.preparation.survey import MASK_ID, is_same_place
+from maisi_aug.preparation.tissues import add_tissues
+from maisi_aug.resampling import centre_grid_on, resample_image, resample_label_map
+from maisi_aug.volume_io import load_image, load_label_map, sha256_of
+
+AIR_HU = -1000
+CT_RANGE_HU = (-1024, 3071)
+"""What a CT's 12 bits hold; beyond lie padding and the inside of metal, which would spread when averaged."""
+MAX_AIR_HU = -150
+"""An image without anything as dark as fat is no CT in HU."""
+MIN_TISSUE_HU = 0
+
+
+@dataclass(frozen=True)
+class CaseTask:
+    """All that is needed to prepare one case in a process of its own.
+
+    Attributes:
+        case: Its files.
+        tables: For each of its label files, source id -> vocabulary id.
+        organ_translations: For each folder of organ labels, what the ids of its label maps mean.
+        settings: What every case is prepared with.
+    """
+
+    case: SourceCase
+    tables: tuple[Mapping[int, int], ...]
+    organ_translations: tuple[Translation, ...]
+    settings: PrepareSettings
+
+    def hash_inputs(self) -> str:
+        """SHA-256 over the sources' content and all that decides what becomes of them.
+
+        Raises:
+            VolumeError: A file cannot be read.
+        """
+        paths = [file for path in self.case.paths for file in (sorted(path.iterdir()) if path.is_dir() else [path])]
+        content = {
+            "sources": [sha256_of(path) for path in paths],
+            "tables": [sorted(table.items()) for table in self.tables],
+            "organs": [sorted(translation.ids.items()) for translation in self.organ_translations],
+            "settings": self.settings.to_dict(),
+        }
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+@dataclass(frozen=True, eq=False)
+class BuiltCase:
+    """A case on the networks' grid.
+
+    Attributes:
+        image_hu: ``(I, J, K)`` int16.
+        label_map: ``(I, J, K)`` uint8 vocabulary ids with body (200).
+        grid: Their geometry, in the scanner's place and axis directions.
+        notes: What the user should know, a sentence each.
+    """
+
+    image_hu: NDArray[np.int16]
+    label_map: NDArray[np.uint8]
+    grid: Grid
+    notes: tuple[str, ...]
+
+
+def build_case(task: CaseTask) -> BuiltCase:
+    """Prepare a case.
+
+    From the lowest to the highest, what wins where labels overlap: body (200), tissues told by their HU, organs in the
+    order of their folders, the lab's own label files in their order, lesions last.
+
+    Raises:
+        VolumeError: A file cannot be read, the image is no CT in HU, or shows no patient.
+    """
+    settings = task.settings
+    image, grid = load_ct(task.case.image)
+    label_map = np.zeros(grid.shape, dtype=np.uint8)
+    for files, translation in zip(task.case.organs, task.organ_translations, strict=True):
+        organs = _load_organs(files, translation, grid)
+        np.copyto(label_map, organs, where=organs > 0)
+    own = _merge_labels(task.case.labels, task.tables, settings.vocabulary.tumor_ids, grid)
+    np.copyto(label_map, own, where=own > 0)
+    label_map = _add_body(label_map, image, grid, task.case.image)
+    own_ids = sorted({label_id for table in task.tables for label_id in table.values()} - {0, BODY_ID})
+    target = _place_grid(label_map, grid, settings, own_ids)
+    # A host organ is not kept as well: a lesion that is given back its volume takes it from the host.
+    kept_ids = [label_id for label_id in own_ids if label_id in settings.focus_ids]
+    prepared = resample_label_map(label_map, grid, target, keep_ids=kept_ids)
+    image_hu = _clip(resample_image(image, grid, target, fill=AIR_HU))
+    prepared = add_tissues(prepared, image_hu, settings.tissues, target.spacing_mm)
+    if not settings.keeps_surroundings:
+        image_hu[prepared == 0] = AIR_HU
+    notes = _describe_cut(label_map, grid, target, _find_focus(own_ids, settings), settings.vocabulary)
+    return BuiltCase(image_hu, prepared, target, tuple(notes))
+
+
+def load_ct(path: Path) -> tuple[NDArray[Any], Grid]:
+    """Read a CT and cut its values to what a CT can hold.
+
+    Raises:
+        VolumeError: It cannot be read, or its values are not HU.
+    """
+    volume = load_image(path)
+    lowest, highest = float(volume.array.min()), float(volume.array.max())
+    if lowest > MAX_AIR_HU or highest < MIN_TISSUE_HU:
+        raise VolumeError(
+            f"{path.name}: expected HU, with air near -1000 and tissue near 0, found values between {lowest:g} and "
+            f"{highest:g}. Is it an MR, a normalised image, or a CT stored without its offset of 1024?"
+        )
+    return np.clip(volume.array, *CT_RANGE_HU), volume.grid
+
+
+def _clip(image: NDArray[Any]) -> NDArray[np.int16]:
+    clipped: NDArray[np.int16] = np.clip(np.rint(image), *CT_RANGE_HU).astype(np.int16)
+    return clipped
+
+
+def _load_organs(files: Sequence[LabelFile], translation: Translation, grid: Grid) -> NDArray[np.uint8]:
+    """Organ labels in vocabulary ids on the image's grid, without the body."""
+    merged = np.zeros(grid.shape, dtype=np.uint8)
+    order = sorted(range(len(files)), key=lambda place: _is_lesion_name(files[place].mask_name or ""))
+    for place in order:
+        volume = load_label_map(files[place].path)
+        array = volume.array
+        if files[place].mask_name is not None:
+            array = np.where(array > 0, place + 1, 0).astype(np.uint16)
+        translated = translation.apply(array)
+        translated[translated == BODY_ID] = 0
+        if not is_same_place(volume.grid, grid):
+            translated = resample_label_map(translated, volume.grid, grid)
+        np.copyto(merged, translated, where=translated > 0)
+    return merged
+
+
+def _is_lesion_name(name: str) -> bool:
+    return any(word in name.lower() for word in LESION_WORDS)
+
+
+def _merge_labels(
+    files: Sequence[LabelFile], tables: Sequence[Mapping[int, int]], lesion_ids: Sequence[int], grid: Grid
+) -> NDArray[np.uint8]:
+    """The lab's own labels in vocabulary ids: body first, then the files in their order, lesions last."""
+    merged = np.zeros(grid.shape, dtype=np.uint8)
+    lesions = np.zeros(grid.shape, dtype=np.uint8)
+    is_lesion = np.zeros(256, dtype=bool)
+    is_lesion[list(lesion_ids)] = True
+    for file, table in zip(files, tables, strict=True):
+        array = load_label_map(file.path).array
+        if file.mask_name is not None:
+            array = np.where(array > 0, MASK_ID, 0).astype(np.uint8)
+        look_up = np.zeros(max(int(array.max()), *table, 0) + 1, dtype=np.uint8)
+        for source_id, label_id in table.items():
+            look_up[source_id] = label_id
+        translated = look_up[array]
+        np.copyto(lesions, translated, where=is_lesion[translated])
+        wins = (translated > 0) & ~is_lesion[translated] & ((translated != BODY_ID) | (merged == 0))
+        np.copyto(merged, translated, where=wins)
+    np.copyto(merged, lesions, where=lesions > 0)
+    return merged
+
+
+def _add_body(label_map: NDArray[np.uint8], image: NDArray[Any], grid: Grid, path: Path) -> NDArray[np.uint8]:
+    """Give the patient without a label the body's; a body that the lab drew is taken as it is, unless it is a shell."""
+    if (label_map == BODY_ID).any() and not is_hollow(label_map > 0):
+        return label_map
+    try:
+        body = find_body(image, grid.spacing_mm)
+    except VolumeError as error:
+        raise VolumeError(f"{path.name}: {error}") from error
+    return np.where((label_map == 0) & body, BODY_ID, label_map).astype(np.uint8)
+
+
+def _place_grid(label_map: NDArray[np.uint8], grid: Grid, settings: PrepareSettings, own_ids: Sequence[int]) -> Grid:
+    """The networks' grid on the scan: centred on the patient, and where the scan is larger, around the labels.
+
+    What counts are the new labels and tumours; without any, all of the lab's labels.
+    """
+    boxes = dict(enumerate(ndimage.find_objects(label_map), start=1))
+    present = [label_id for label_id in own_ids if boxes.get(label_id) is not None]
+    wanted = _find_focus(present, settings)
+    focus = []
+    if wanted:
+        bounds = np.array([[(part.start, part.stop) for part in boxes[label_id]] for label_id in wanted])
+        low, high = bounds[..., 0].min(axis=0), bounds[..., 1].max(axis=0)
+        focus = [tuple(slice(int(a), int(b)) for a, b in zip(low, high, strict=True))]
+    centre_mm = choose_centre(label_map, grid, settings.grid, focus)
+    return centre_grid_on(centre_mm.tolist(), shape=settings.shape, spacing_mm=settings.spacing_mm, like=grid)
+
+
+def _find_focus(own_ids: Sequence[int], settings: PrepareSettings) -> list[int]:
+    """What a case is about: new labels and tumours; without any, all of the lab's labels."""
+    return [label_id for label_id in own_ids if label_id in settings.focus_ids] or list(own_ids)
+
+
+def _describe_cut(
+    label_map: NDArray[np.uint8], grid: Grid, target: Grid, ids: Sequence[int], vocabulary: Vocabulary
+) -> list[str]:
+    """How much of the patient, and of the labels that training is about, lies beyond the grid."""
+    to_source = np.linalg.inv(grid.affine) @ target.affine
+    scale, offset = np.diag(to_source)[:3], to_source[:3, 3]  # the target has the source's axis directions
+    first, last = offset - 0.5 * scale, offset + (np.asarray(target.shape) - 0.5) * scale
+    box = bounding_box(label_map > 0)
+    cut = []
+    for axis, words in enumerate(("width", "depth", "length")):
+        whole = (box[axis].stop - box[axis].start) * grid.spacing_mm[axis]
+        ends = max(first[axis], box[axis].start - 0.5), min(last[axis], box[axis].stop - 0.5)
+        inside = (ends[1] - ends[0]) * grid.spacing_mm[axis]
+        if whole - inside > target.spacing_mm[axis] / 2:
+            cut.append(f"{inside:.0f} of {whole:.0f} mm of the {words}")
+    notes = [f"Cropped to {', '.join(cut)} of the patient."] if cut else []
+    part = label_map[tuple(slice(max(0, int(np.ceil(a))), int(np.ceil(b))) for a, b in zip(first, last, strict=True))]
+    before, after = (np.bincount(array.ravel(), minlength=256) for array in (label_map, part))
+    for label_id in ids:
+        if before[label_id] > after[label_id]:
+            was, is_now = (f"{count[label_id] * grid.voxel_ml:.3g}" for count in (before, after))
+            notes.append(f"{is_now} of {was} mL of '{vocabulary.name_of(label_id)}' lie inside the grid.")
+    return notes

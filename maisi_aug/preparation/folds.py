@@ -1,0 +1,99 @@
+"""Patients and folds: all cases of a patient are held out together, and every fold gets its share of every label."""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+
+from maisi_aug.errors import PreparationError
+from maisi_aug.seeds import derive_seed
+
+HELD_OUT_HINT = "Give cases of more patients, or --folds 1 to train without a held-out fold"
+
+
+def find_patients(case_ids: Sequence[str], rule: str | None) -> dict[str, str]:
+    """The patient of every case.
+
+    Args:
+        case_ids: The cases.
+        rule: None makes every case its own patient. A path to a CSV file with the columns ``id`` and ``patient``, or a
+            regular expression that finds the patient in the case's name: its first group, else all that it matches.
+
+    Raises:
+        PreparationError: The rule cannot be read, or tells nothing of a case.
+    """
+    if rule is None:
+        return {case_id: case_id for case_id in case_ids}
+    if rule.lower().endswith(".csv"):
+        patients = _read_table(Path(rule))
+    else:
+        try:
+            pattern = re.compile(rule)
+        except re.error as error:
+            raise PreparationError(
+                f"--patients: expected a regular expression or a CSV file, found '{rule}' ({error})."
+            ) from error
+        matches = {case_id: pattern.search(case_id) for case_id in case_ids}
+        patients = {
+            case_id: match.group(1 if pattern.groups else 0) or "" for case_id, match in matches.items() if match
+        }
+    missing = [case_id for case_id in case_ids if not patients.get(case_id)]
+    if missing:
+        raise PreparationError(
+            f"--patients {rule}: expected a patient for every case, found none for {', '.join(missing[:5])}. "
+            "Correct the expression or the table."
+        )
+    return {case_id: patients[case_id] for case_id in case_ids}
+
+
+def require_enough_patients(patients: Mapping[str, str], num_folds: int) -> None:
+    """Raise unless every fold can hold a patient.
+
+    Raises:
+        PreparationError: With the number of patients.
+    """
+    num_patients = len(set(patients.values()))
+    if num_patients >= num_folds:
+        return
+    if num_patients == 1:
+        raise PreparationError(
+            f"Folds: expected at least two patients, found one, '{next(iter(patients.values()))}', so that nothing "
+            f"would be held out for validation. {HELD_OUT_HINT}."
+        )
+    raise PreparationError(
+        f"Folds: expected at least as many patients as folds, {num_folds}, found {num_patients}. "
+        f"Choose --folds {num_patients} or fewer."
+    )
+
+
+def assign_folds(patients: Mapping[str, str], labels: Mapping[str, Collection[int]], num_folds: int) -> dict[str, int]:
+    """The fold of every case.
+
+    Patients that hold the same labels are dealt out in turn, in an order that only their names decide, so that a label
+    that few patients have is in as many folds as can be.
+
+    Args:
+        patients: Case -> patient.
+        labels: Case -> the ids that training is about.
+        num_folds: How many folds.
+    """
+    held: dict[str, set[int]] = {}
+    for case_id, patient in patients.items():
+        held.setdefault(patient, set()).update(labels[case_id])
+    order = sorted(held, key=lambda patient: (sorted(held[patient]), derive_seed("fold", patient)))
+    fold_of = {patient: place % num_folds for place, patient in enumerate(order)}
+    return {case_id: fold_of[patient] for case_id, patient in patients.items()}
+
+
+def _read_table(path: Path) -> dict[str, str]:
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            rows = list(csv.DictReader(file))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise PreparationError(f"--patients {path}: expected a readable CSV file, found: {error}.") from error
+    if not rows or not {"id", "patient"} <= set(rows[0]):
+        found = ", ".join(rows[0]) if rows else "no rows"
+        raise PreparationError(f"--patients {path}: expected the columns id and patient, found {found}.")
+    return {str(row["id"]): str(row["patient"] or "").strip() for row in rows}

@@ -1,0 +1,260 @@
+"""What the labels of a lab's files mean: rules such as ``3=left parotid@skull,body``, names that match, new labels.
+
+Nothing is guessed: a label that no rule names and whose own name the vocabulary does not hold is reported.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+from maisi_aug.bank_labels import find_label_id
+from maisi_aug.errors import PreparationError, VocabularyError
+from maisi_aug.labels import BACKGROUND_ID, FREE_IDS, KNOWN_SLOTS, MAISI, SLOT_IDS, Vocabulary
+from maisi_aug.prepared import NewLabel, bind_new_labels
+
+DROP = "-"
+NEW_PREFIX = "new:"
+SIMILAR = 0.93
+"""A new name as close as this to one of the vocabulary is more likely a misspelt one."""
+_DROPPED_NAMES = ("background", "ignore")
+
+
+@dataclass(frozen=True, slots=True)
+class SourceLabel:
+    """A label of the lab's files.
+
+    Attributes:
+        role: Which of a case's label files it is in, for instance ``oar``; empty where there is one kind.
+        id: Its id; None for a mask of one label.
+        name: Its name; None where no file tells it.
+    """
+
+    role: str
+    id: int | None
+    name: str | None
+
+    def __str__(self) -> str:
+        place = f"{self.role}/" if self.role else ""
+        number = "" if self.id is None else f"{place}{self.id}"
+        name = self.name if self.id is not None else f"{place}{self.name}"
+        return f"{number} ({name})" if number and name else number or str(name)
+
+
+@dataclass(frozen=True, slots=True)
+class MapRule:
+    """One ``--map``.
+
+    Attributes:
+        role: The kind of label file that it is for; None for all.
+        source: An id, a name, or a name with ``*`` and ``?``.
+        target: Name or id in the vocabulary, a new name, or ``-`` to drop the label.
+        hosts: Names or ids of the organs that a new label grows in.
+        is_new: Whether the user says that the name is a new one.
+    """
+
+    role: str | None
+    source: str
+    target: str
+    hosts: tuple[str, ...] = ()
+    is_new: bool = False
+
+    @property
+    def is_pattern(self) -> bool:
+        """Whether it may match several labels."""
+        return any(mark in self.source for mark in "*?[")
+
+    def matches(self, label: SourceLabel) -> bool:
+        """Whether the rule is for a label."""
+        if self.role is not None and self.role != label.role.lower():
+            return False
+        if self.source.isdecimal():
+            return label.id is not None and label.id == int(self.source)
+        if self.is_pattern and fnmatchcase("" if label.id is None else str(label.id), self.source):
+            return True
+        return label.name is not None and fnmatchcase(_plain(label.name), _plain(self.source))
+
+
+@dataclass(frozen=True)
+class LabelMeanings:
+    """What every source label becomes.
+
+    Attributes:
+        ids: Source label -> vocabulary id; 0 for a label that is dropped.
+        vocabulary: The vocabulary with the new labels.
+        new_labels: Name -> the labels in use that MAISI's own vocabulary lacks.
+    """
+
+    ids: Mapping[SourceLabel, int]
+    vocabulary: Vocabulary
+    new_labels: Mapping[str, NewLabel]
+
+
+def parse_rule(text: str) -> MapRule:
+    """Read ``1=kidney tumor``, ``oar/LeftParotid=left parotid@skull,body``, ``PTV*=-`` or ``2=new:node``.
+
+    Raises:
+        PreparationError: It is anything else.
+    """
+    source, equals, meaning = (part.strip() for part in text.partition("="))
+    role, slash, rest = source.rpartition("/")
+    target, _, hosts = (part.strip() for part in meaning.partition("@"))
+    is_new = target.startswith(NEW_PREFIX)
+    target = target.removeprefix(NEW_PREFIX).strip()
+    if not (equals and rest.strip() and target) or ("@" in meaning and not hosts):
+        raise PreparationError(
+            f"--map: expected LABEL=NAME, such as '1=kidney tumor', '3=left parotid@body' or '4=-', found '{text}'."
+        )
+    named = tuple(host.strip() for host in hosts.split(",") if host.strip())
+    return MapRule(role.strip().lower() if slash else None, rest.strip(), target, named, is_new)
+
+
+def resolve_meanings(
+    labels: Collection[SourceLabel],
+    rules: Sequence[MapRule],
+    vocabulary: Vocabulary,
+) -> LabelMeanings:
+    """Find the meaning of every source label.
+
+    A rule that names a label wins over a rule with a pattern, the first of those that match, and any rule over the
+    label's own name.
+
+    Args:
+        labels: All labels of the lab's files, those that occur and those that are only listed.
+        rules: The user's.
+        vocabulary: That of the base bundle.
+
+    Raises:
+        PreparationError: Labels without a meaning, all of them named; a rule that matches no label or is misspelt.
+        VocabularyError: A new name cannot be bound.
+    """
+    ordered = sorted(rules, key=lambda rule: rule.is_pattern)
+    idle = [rule for rule in rules if not any(map(rule.matches, labels))]
+    if idle:
+        raise PreparationError(
+            f"--map '{idle[0].source}={idle[0].target}': expected one of the labels {_list(labels)}, found none of "
+            "that id or name. Correct the rule or leave it out."
+        )
+    new_labels = allocate_new_labels(rules, vocabulary)
+    extended = bind_new_labels(vocabulary, new_labels.items())
+    ids: dict[SourceLabel, int] = {}
+    unknown: list[SourceLabel] = []
+    for label in labels:
+        rule = next((rule for rule in ordered if rule.matches(label)), None)
+        found = _find_own_meaning(label, extended) if rule is None else _target_id(rule, extended)
+        if found is None:
+            unknown.append(label)
+        else:
+            ids[label] = found
+    if unknown:
+        raise PreparationError(_unknown_message(unknown))
+    return LabelMeanings(ids, extended, _find_beyond_maisi(extended, set(ids.values())))
+
+
+def _find_beyond_maisi(vocabulary: Vocabulary, used: set[int]) -> dict[str, NewLabel]:
+    """Labels in use that MAISI's own vocabulary lacks, and those of them that others grow in."""
+    beyond = [
+        label
+        for label in vocabulary
+        if label.kind != "slot" and (not MAISI.contains(label.id) or MAISI.label(label.id).kind == "slot")
+    ]
+    needed = used.union(host for label in beyond if label.id in used for host in label.hosts)
+    return {label.name: NewLabel(id=label.id, hosts=label.hosts) for label in beyond if label.id in needed}
+
+
+def allocate_new_labels(rules: Iterable[MapRule], vocabulary: Vocabulary) -> dict[str, NewLabel]:
+    """An id for every new name, in the order of the rules: placeholder slots first, then free ids.
+
+    Raises:
+        PreparationError: A name looks misspelt, or is the vocabulary's and called new; an id or a host is unknown.
+    """
+    wanted: dict[str, MapRule] = {}
+    taken: set[int] = set()
+    for rule in rules:
+        if rule.target == DROP:
+            continue
+        known = _find_known(rule, vocabulary)
+        if known is not None:
+            taken.add(known)
+        elif rule.target not in wanted or rule.hosts:
+            wanted[rule.target] = rule
+    usual = {name: KNOWN_SLOTS[name].id for name in wanted if name in KNOWN_SLOTS}
+    taken |= {label.id for label in vocabulary if label.kind != "slot"} | set(usual.values())
+    free = iter([label_id for label_id in (*SLOT_IDS, *FREE_IDS) if label_id not in taken])
+    ids = {name: usual.get(name) or next(free) for name in wanted}
+    return {name: NewLabel(id=ids[name], hosts=_find_hosts(rule, ids, vocabulary)) for name, rule in wanted.items()}
+
+
+def _find_known(rule: MapRule, vocabulary: Vocabulary) -> int | None:
+    """The vocabulary's id of a rule's target; None for a new name.
+
+    Raises:
+        PreparationError: An unknown id, a known name called new or given hosts, or a name that looks misspelt.
+    """
+    subject = f"--map '{rule.source}={rule.target}'"
+    try:
+        found = vocabulary.id_of(rule.target)
+    except VocabularyError as error:
+        if rule.target.isdecimal():
+            raise PreparationError(f"{subject}: {error}") from error
+        found = None
+    if found is not None and (rule.is_new or rule.hosts):
+        raise PreparationError(
+            f"{subject}: expected a new name before '@' or after '{NEW_PREFIX}', found the vocabulary's "
+            f"'{vocabulary.name_of(found)}' (id {found}), whose host organs are fixed. Leave out what is new, or "
+            "choose another name."
+        )
+    if found is None and not rule.is_new and not rule.hosts and rule.target not in KNOWN_SLOTS:
+        names = [name.lower() for label in vocabulary for name in (label.name, *label.aliases)]
+        close = difflib.get_close_matches(rule.target.lower(), names, n=1, cutoff=SIMILAR)
+        if close:
+            raise PreparationError(
+                f"{subject}: expected a name of the vocabulary or a new one, found one that is close to '{close[0]}'. "
+                f"Write '{rule.source}={close[0]}', or '{rule.source}={NEW_PREFIX}{rule.target}' if it is a label of "
+                "its own."
+            )
+    return found
+
+
+def _find_hosts(rule: MapRule, ids: Mapping[str, int], vocabulary: Vocabulary) -> tuple[int, ...]:
+    if not rule.hosts and rule.target in KNOWN_SLOTS:
+        return KNOWN_SLOTS[rule.target].hosts
+    try:
+        return tuple(ids.get(host) or vocabulary.id_of(host) for host in rule.hosts)
+    except VocabularyError as error:
+        raise PreparationError(f"--map '{rule.source}={rule.target}': hosts: {error}") from error
+
+
+def _target_id(rule: MapRule, extended: Vocabulary) -> int:
+    return BACKGROUND_ID if rule.target == DROP else extended.id_of(rule.target)
+
+
+def _find_own_meaning(label: SourceLabel, vocabulary: Vocabulary) -> int | None:
+    if label.id == BACKGROUND_ID:
+        return BACKGROUND_ID
+    if label.name is None:
+        return None
+    return BACKGROUND_ID if label.name.lower() in _DROPPED_NAMES else find_label_id(label.name, vocabulary)
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[\s_-]+", " ", name.strip().lower())
+
+
+def _list(labels: Collection[SourceLabel]) -> str:
+    words = [str(label) for label in labels if label.id != BACKGROUND_ID]
+    return ", ".join(words[:12]) + (", ..." if len(words) > 12 else "")
+
+
+def _unknown_message(unknown: Sequence[SourceLabel]) -> str:
+    first = unknown[0]
+    shown = first.name or str(first.id)
+    spelled = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", first.name or "kidney tumor").replace("_", " ").lower()
+    beyond = " (ids above 255 too need one)" if any((label.id or 0) > 255 for label in unknown) else ""
+    return (
+        f"Labels: expected a meaning for every label{beyond}, found none for {_list(unknown)}. Add for each a --map "
+        f"such as '{shown}={spelled}', or '{shown}={DROP}' to drop it; '*={DROP}' drops all that no other rule names."
+    )

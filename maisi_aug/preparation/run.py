@@ -1,0 +1,392 @@
+"""Preparing a data set: survey, meanings, cases in parallel, folds, summary; a stopped run goes on where it was."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import signal
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+
+from maisi_aug.bank_labels import Translation, build_translation
+from maisi_aug.cohort import CONTACT_SHEET_NAME
+from maisi_aug.contact_sheet import save_contact_sheet
+from maisi_aug.errors import BankError, PreparationError
+from maisi_aug.grid import Shape, Spacing
+from maisi_aug.grid_limits import GridSpec
+from maisi_aug.labels import Vocabulary
+from maisi_aug.preparation.case import CaseTask
+from maisi_aug.preparation.collecting import add_organs
+from maisi_aug.preparation.folds import assign_folds, find_patients, require_enough_patients
+from maisi_aug.preparation.mapping import LabelMeanings, MapRule, allocate_new_labels, resolve_meanings
+from maisi_aug.preparation.settings import PrepareSettings
+from maisi_aug.preparation.sources import LabelFile, SourceCase
+from maisi_aug.preparation.summary import build_summary, labels_in, spell_summary
+from maisi_aug.preparation.survey import (
+    CaseSurvey,
+    labels_of,
+    require_labels,
+    require_readable,
+    survey_case,
+    tables_of,
+)
+from maisi_aug.preparation.tissues import Tissue
+from maisi_aug.preparation.writing import STATE_FOLDER, prepare_and_write
+from maisi_aug.prepared import (
+    CASES_NAME,
+    FOLDERS,
+    SPEC_NAME,
+    ModalityName,
+    PreparedCase,
+    PreparedDataset,
+    PreparedSpec,
+)
+from maisi_aug.recipe import differences
+from maisi_aug.whole_files import remove_leftovers, write_text_whole
+
+Report = Callable[[str, int, int], None]
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+OPTIONS_NAME = "options.json"
+SUMMARY_NAMES = ("summary.md", "summary.json")
+
+
+@dataclass(frozen=True)
+class PrepareRequest:
+    """What the user asks for.
+
+    Attributes:
+        cases: Files of every case.
+        vocabulary: That of the base bundle.
+        shape: Voxels of the networks' grid along I, J, K.
+        spacing_mm: Voxel sides along I, J, K.
+        name: What the data set is called.
+        rules: What the lab's labels mean.
+        tissues: Labels told by their HU.
+        organ_labels: What the ids of organ label maps mean.
+        patients: How cases are told to be one patient's; None for a patient per case.
+        num_folds: How many folds.
+        modality: What the U-Net is told of every image.
+        keeps_surroundings: Whether table and air around the patient stay.
+        allow_empty: Whether a case without any label is taken.
+        runs_totalsegmentator: Whether organ labels are made between planning and running.
+    """
+
+    cases: tuple[SourceCase, ...]
+    vocabulary: Vocabulary
+    shape: Shape
+    spacing_mm: Spacing
+    name: str
+    rules: tuple[MapRule, ...] = ()
+    tissues: tuple[Tissue, ...] = ()
+    organ_labels: str = "auto"
+    patients: str | None = None
+    num_folds: int = 5
+    modality: ModalityName = "ct"
+    keeps_surroundings: bool = False
+    allow_empty: bool = False
+    runs_totalsegmentator: bool = False
+
+
+@dataclass(frozen=True)
+class PrepareResult:
+    """What came of it.
+
+    Attributes:
+        dataset: The prepared folder.
+        summary: As in ``summary.json``.
+        problems: Cases that could not be prepared, with the reason.
+    """
+
+    dataset: PreparedDataset
+    summary: Mapping[str, Any]
+    problems: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class PreparePlan:
+    """What is known before any image is read.
+
+    Attributes:
+        request: What was asked for.
+        settings: What every case is prepared with.
+        meanings: What the lab's labels become.
+        patients: Case -> patient.
+        tasks: One per case.
+        notes: What the user should know, a sentence each.
+    """
+
+    request: PrepareRequest
+    settings: PrepareSettings
+    meanings: LabelMeanings
+    patients: Mapping[str, str]
+    tasks: tuple[CaseTask, ...]
+    notes: tuple[str, ...]
+
+
+def plan_preparation(
+    request: PrepareRequest, *, report: Report = lambda stage, done, total: None, num_workers: int | None = None
+) -> PreparePlan:
+    """Check everything that can be checked before the work; nothing is written.
+
+    Args:
+        request: What is asked for.
+        report: Called with (what goes on, cases done, cases in all).
+        num_workers: Processes; None for one per core.
+
+    Raises:
+        PreparationError: Unusable files, labels without a meaning or without voxels, too few patients.
+    """
+    cases = request.cases
+    patients = find_patients([case.id for case in cases], request.patients)
+    require_enough_patients(patients, request.num_folds)
+    allocate_new_labels(request.rules, request.vocabulary)  # a misspelt rule is told before any file is read
+    surveys = run_parallel(survey_case, cases, "checking", report, num_workers)
+    require_readable(surveys)
+    labels = dict.fromkeys(
+        label
+        for case, survey in zip(cases, surveys, strict=True)
+        for file, counts in zip(case.labels, survey.counts, strict=True)
+        for label in labels_of(file, counts)
+    )
+    meanings = resolve_meanings(list(labels), request.rules, request.vocabulary)
+    require_labels(cases, surveys, meanings, allow_empty=request.allow_empty)
+    settings = PrepareSettings(
+        shape=request.shape,
+        spacing_mm=request.spacing_mm,
+        vocabulary=meanings.vocabulary,
+        new_labels=meanings.new_labels,
+        tissues=request.tissues,
+        organ_labels=request.organ_labels,
+        keeps_surroundings=request.keeps_surroundings,
+        modality=request.modality,
+    )
+    tasks, notes = _build_tasks(cases, surveys, meanings, settings)
+    return PreparePlan(request, settings, meanings, patients, tasks, notes)
+
+
+def claim_folder(plan: PreparePlan, out: Path, *, update: bool = False) -> None:
+    """Make the folder, or see that it is ours; until it is complete it has no ``dataset.yaml``.
+
+    Args:
+        plan: From ``plan_preparation``.
+        out: New, empty, or a folder that was prepared with the same options.
+        update: Whether a folder with other options is brought to these.
+
+    Raises:
+        PreparationError: It holds something else, or was prepared with other options.
+    """
+    options = _describe_options(plan)
+    path = out / STATE_FOLDER / OPTIONS_NAME
+    if out.exists() and not out.is_dir():
+        raise PreparationError(f"{out}: expected a folder, found a file. Choose another --out.")
+    if path.is_file():
+        changed = differences(json.loads(path.read_text(encoding="utf-8")), options)
+        if changed and not update:
+            raise PreparationError(
+                f"{out}: expected the options that this folder was prepared with, found others ({'; '.join(changed)}). "
+                "Choose another --out, or bring the folder to the new options with --update."
+            )
+    elif out.is_dir() and any(out.iterdir()):
+        found = sorted(child.name for child in out.iterdir())[0]
+        raise PreparationError(
+            f"{out}: expected a new, an empty or a prepared folder, found '{found}'. Nothing was changed; choose "
+            "another --out."
+        )
+    for name in (STATE_FOLDER, *FOLDERS):
+        (out / name).mkdir(parents=True, exist_ok=True)
+        remove_leftovers(out / name)
+    (out / SPEC_NAME).unlink(missing_ok=True)
+    _remove_stale(out, {task.case.id for task in plan.tasks})
+    write_text_whole(path, json.dumps(options, indent=1) + "\n")
+
+
+def with_organs(plan: PreparePlan, folder: Path, organ_labels: str) -> PreparePlan:
+    """The plan with a further folder of organ labels, over those that the cases have.
+
+    Args:
+        plan: From ``plan_preparation``.
+        folder: A label map per case.
+        organ_labels: What its ids mean.
+
+    Raises:
+        PreparationError: The folder has nothing for the cases.
+    """
+    cases, _ = add_organs([task.case for task in plan.tasks], folder)
+    settings = replace(plan.settings, organ_labels=organ_labels)
+    tasks = []
+    for task, case in zip(plan.tasks, cases, strict=True):
+        added = [_translate_organs(files, settings) for files in case.organs[len(task.case.organs) :]]
+        tasks.append(replace(task, case=case, organ_translations=(*task.organ_translations, *added)))
+    return replace(plan, tasks=tuple(tasks))
+
+
+def run_preparation(
+    plan: PreparePlan,
+    out: Path,
+    *,
+    report: Report = lambda stage, done, total: None,
+    num_workers: int | None = None,
+) -> PrepareResult:
+    """Prepare every case that is not there yet, then write the description, the summary and the pictures.
+
+    Args:
+        plan: From ``plan_preparation``.
+        out: A folder that ``claim_folder`` made for this plan.
+        report: Called with (what goes on, cases done, cases in all).
+        num_workers: Processes; None for one per core.
+
+    Raises:
+        PreparationError: No case could be prepared.
+        VolumeError: A file cannot be written.
+    """
+    works = [(task, out) for task in plan.tasks]
+    records = run_parallel(prepare_and_write, works, "preparing", report, num_workers)
+    problems = {record["id"]: record["problem"] for record in records if "problem" in record}
+    good = [record for record in records if "problem" not in record]
+    if not good:
+        first = next(iter(problems))
+        raise PreparationError(
+            f"Cases: expected at least one that can be prepared, found none of {len(records)}; {first}: "
+            f"{problems[first]}"
+        )
+    dataset = _finish(out, plan, good)
+    summary = build_summary(dataset, {record["id"]: record["hu"] for record in good}, problems)
+    previews = [dataset.file_of("preview", case.id) for case in dataset.cases]
+    title = f"{dataset.spec.name}: {len(previews)} cases"
+    save_contact_sheet(out / CONTACT_SHEET_NAME, previews, title)
+    write_text_whole(out / SUMMARY_NAMES[0], spell_summary(summary, dataset))
+    write_text_whole(out / SUMMARY_NAMES[1], json.dumps(summary, indent=1, ensure_ascii=False) + "\n")
+    return PrepareResult(dataset, summary, problems)
+
+
+def run_parallel(
+    work: Callable[[Item], Result], items: Sequence[Item], stage: str, report: Report, num_workers: int | None
+) -> list[Result]:
+    """Results in the order of the items, from as many processes as there are cores and items."""
+    workers = min(num_workers or max(1, len(os.sched_getaffinity(0))), len(items))
+    results = []
+    with _mapped(work, items, workers) as finished:
+        report(stage, 0, len(items))
+        for result in finished:
+            results.append(result)
+            report(stage, len(results), len(items))
+    return results
+
+
+@contextmanager
+def _mapped(work: Callable[[Item], Result], items: Sequence[Item], workers: int) -> Iterator[Iterator[Result]]:
+    if workers < 2:
+        yield map(work, items)
+        return
+    # Spawned, not forked: a forked child of a process that has used OpenMP can hang. Ctrl-C is for this process alone.
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(workers, context, signal.signal, (signal.SIGINT, signal.SIG_IGN))
+    try:
+        yield pool.map(work, items)
+    except BrokenProcessPool as error:
+        raise PreparationError(
+            "Workers: expected every process to finish, found one that was ended from outside, mostly for lack of "
+            "memory. Give the command again with fewer --workers."
+        ) from error
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _build_tasks(
+    cases: Sequence[SourceCase], surveys: Sequence[CaseSurvey], meanings: LabelMeanings, settings: PrepareSettings
+) -> tuple[tuple[CaseTask, ...], tuple[str, ...]]:
+    unknown: dict[str, None] = {}
+    tasks = []
+    for case, survey in zip(cases, surveys, strict=True):
+        translations = tuple(_translate_organs(files, settings) for files in case.organs)
+        unknown.update((name, None) for translation in translations for name in translation.unknown)
+        tasks.append(CaseTask(case, tables_of(case, survey, meanings), translations, settings))
+    notes = []
+    if unknown:
+        notes.append(f"Organ labels that the vocabulary lacks become body (200): {', '.join(unknown)}.")
+    dropped = [str(label) for label, label_id in meanings.ids.items() if not label_id]
+    if dropped:
+        notes.append(f"Dropped labels: {', '.join(dropped)}.")
+    return tuple(tasks), tuple(notes)
+
+
+def _translate_organs(files: Sequence[LabelFile], settings: PrepareSettings) -> Translation:
+    is_masks = files[0].mask_name is not None
+    names = dict(enumerate((file.mask_name or "" for file in files), start=1)) if is_masks else files[0].names
+    mapping = "auto" if is_masks else settings.organ_labels
+    subject = f"Organ labels {files[0].path.parent}"
+    try:
+        translation = build_translation(
+            mapping, names or None, settings.vocabulary, has_vocabulary_ids=False, subject=subject
+        )
+    except BankError as error:
+        raise PreparationError(str(error).replace("--mask-labels", "--organ-labels")) from error
+    if translation is None:
+        raise PreparationError(
+            f"{subject}: expected to be told what the ids mean, found neither labels.json nor dataset.json. Choose "
+            "--organ-labels totalsegmentator-v2, totalsegmentator-v1 or maisi."
+        )
+    return translation
+
+
+def _describe_options(plan: PreparePlan) -> dict[str, Any]:
+    rules = [
+        f"{rule.role}/{rule.source}={rule.target}" if rule.role else f"{rule.source}={rule.target}"
+        for rule in plan.request.rules
+    ]
+    options = {"map": rules, "runs_totalsegmentator": plan.request.runs_totalsegmentator}
+    plain: dict[str, Any] = json.loads(json.dumps({**plan.settings.to_dict(), **options}))
+    return plain
+
+
+def _remove_stale(out: Path, case_ids: set[str]) -> None:
+    """Remove the files of cases that an earlier run prepared and this one leaves out."""
+    for record in (out / STATE_FOLDER).glob("*.json"):
+        if record.name != OPTIONS_NAME and record.stem not in case_ids:
+            for name in FOLDERS:
+                (out / name / f"{record.stem}{'.png' if name == 'previews' else '.nii.gz'}").unlink(missing_ok=True)
+            record.unlink()
+
+
+def _finish(out: Path, plan: PreparePlan, records: Sequence[Mapping[str, Any]]) -> PreparedDataset:
+    """Deal out the folds and write ``cases.jsonl``, then ``dataset.yaml``, by which the folder is complete."""
+    focus = set(plan.settings.focus_ids)
+    patients = {record["id"]: plan.patients[record["id"]] for record in records}
+    labels = {record["id"]: focus & set(map(int, record["voxels"])) for record in records}
+    folds = assign_folds(patients, labels, plan.request.num_folds)
+    cases = [
+        PreparedCase.model_validate(
+            {
+                **{key: value for key, value in record.items() if key != "hu"},
+                "patient": patients[record["id"]],
+                "fold": folds[record["id"]],
+            }
+        )
+        for record in records
+    ]
+    cases.sort(key=lambda case: case.id)
+    vocabulary = plan.settings.vocabulary
+    present = labels_in(records)
+    spec = PreparedSpec(
+        name=plan.request.name,
+        grid=GridSpec(shape=plan.settings.shape, spacing_mm=plan.settings.spacing_mm),
+        labels={vocabulary.name_of(label_id): label_id for label_id in present},
+        new_labels=dict(plan.settings.new_labels),
+        num_folds=plan.request.num_folds,
+        options=_describe_options(plan),
+    )
+    write_text_whole(out / CASES_NAME, "".join(case.model_dump_json() + "\n" for case in cases))
+    head = "# Written by 'maisi-aug prepare'; the cases are listed in cases.jsonl.\n"
+    text = yaml.safe_dump(spec.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=100)
+    write_text_whole(out / SPEC_NAME, head + text)
+    return PreparedDataset(out, spec, tuple(cases))

@@ -1,0 +1,240 @@
+"""Which files are a lab's cases: pairs of folders, one folder, patterns with ``{id}``, masks by label, nnU-Net raw."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from maisi_aug.bank_files import NAME_FILES, load_label_names, stem_of
+from maisi_aug.errors import BankError, PreparationError
+from maisi_aug.volume_io import is_readable_name
+
+IMAGE_ROLES = re.compile(r"^(?:(?P<case>.+)[_-])?(?:ct|image|img|volume|vol|0000)$", re.IGNORECASE)
+_SEPARATORS = "_-."
+_MASK_FOLDERS = ("segmentations", "masks", "labels")
+
+
+@dataclass(frozen=True)
+class LabelFile:
+    """A label map, or the mask of one label.
+
+    Attributes:
+        path: Where it is.
+        role: What tells it from the other files of its case, for instance ``oar``; empty where there is one kind.
+        names: Names of its ids, where a file tells them.
+        mask_name: The label that a mask shows; None for a label map.
+    """
+
+    path: Path
+    role: str = ""
+    names: Mapping[int, str] = field(default_factory=dict)
+    mask_name: str | None = None
+
+
+@dataclass(frozen=True)
+class SourceCase:
+    """The files of one case.
+
+    Attributes:
+        id: Name of the case.
+        image: CT: a file, or a folder with a DICOM series.
+        labels: The lab's own label files, in the order in which they are laid over each other; the last one wins.
+        organs: Per folder of organ labels the files of this case: one label map, or a mask per organ.
+    """
+
+    id: str
+    image: Path
+    labels: tuple[LabelFile, ...] = ()
+    organs: tuple[tuple[LabelFile, ...], ...] = ()
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """All its files."""
+        organs = (file.path for files in self.organs for file in files)
+        return (self.image, *(file.path for file in self.labels), *organs)
+
+
+def find_images(folder: Path, pattern: str | None = None) -> dict[str, Path]:
+    """The images of a folder by case.
+
+    Args:
+        folder: Image files, or a folder per case that holds ``ct.nii.gz`` or a DICOM series.
+        pattern: Path in the folder without the format's suffix, with ``{id}`` for the case, such as ``{id}_ct``.
+            Without one, ``_0000``, ``_ct``, ``_image`` and the like are taken off; where some names have such an
+            ending, the others are no images.
+
+    Raises:
+        PreparationError: No image, or two for one case.
+    """
+    _require_folder(folder, "--images")
+    if pattern is not None:
+        found = [(match["id"], path) for path, match in _match_pattern(folder, pattern, "--image-pattern")]
+    else:
+        named = [(IMAGE_ROLES.match(stem_of(path)), path) for path in _files(folder)]
+        marked = [(match["case"], path) for match, path in named if match and match["case"]]
+        found = marked or [(stem_of(path), path) for _, path in named] or list(_find_case_folders(folder))
+    if not found:
+        raise PreparationError(
+            f"--images {folder}: expected images, found none. Point to the folder that holds them, or name them with "
+            "--image-pattern such as '{id}/ct'."
+        )
+    return _by_case(found, f"--images {folder}")
+
+
+def find_labels(
+    folder: Path, case_ids: Iterable[str], patterns: Sequence[str] = (), *, images: Iterable[Path] = ()
+) -> dict[str, list[LabelFile]]:
+    """The label files of a folder by case.
+
+    Args:
+        folder: Label maps, or a folder per case with label maps or one mask per label.
+        case_ids: Cases that have an image; files of others are not listed.
+        patterns: Paths in the folder without the format's suffix, with ``{id}`` for the case and, for masks,
+            ``{label}`` for the label: ``{id}_oar``, ``{id}/segmentations/{label}``. Without any, names decide.
+        images: Files that are images and no label maps.
+
+    Raises:
+        PreparationError: No label file belongs to a case, or a pattern cannot be read.
+    """
+    _require_folder(folder, "--labels")
+    cases = sorted(set(case_ids), key=len, reverse=True)
+    images = set(images)
+    found: dict[str, list[LabelFile]] = {}
+    for pattern in patterns:
+        for path, match in _match_pattern(folder, pattern, "--label-pattern"):
+            if match["id"] in cases and path not in images:
+                role = re.sub(r"\{\w+\}", "", pattern.rpartition("/")[2]).strip(_SEPARATORS)
+                file = _name_labels(path, role, folder, match.groupdict().get("label"))
+                found.setdefault(match["id"], []).append(file)
+    if not patterns:
+        for path in _files(folder):
+            case_id, role = _split_name(stem_of(path), cases)
+            if case_id is not None and path not in images:
+                found.setdefault(case_id, []).append(_name_labels(path, role, folder))
+        for case_id, path in _masks_by_case(folder, cases):
+            if path not in images:
+                found.setdefault(case_id, []).append(_name_labels(path, "", folder, stem_of(path)))
+    if not found:
+        raise PreparationError(
+            f"--labels {folder}: expected label files named after the images, such as {_example(cases)}, found none. "
+            "Name them with --label-pattern such as '{id}_seg'."
+        )
+    return found
+
+
+def find_organs(folder: Path, case_ids: Iterable[str]) -> dict[str, tuple[LabelFile, ...]]:
+    """Organ labels by case, as TotalSegmentator writes them: a label map, or a folder of masks, per case.
+
+    Raises:
+        PreparationError: No organ labels belong to a case.
+    """
+    found = find_labels(folder, case_ids)
+    several = next((case_id for case_id, files in found.items() if len(files) > 1 and not files[0].mask_name), None)
+    if several is not None:
+        raise PreparationError(
+            f"--organs {folder}, case {several}: expected one label map or a folder of masks, found "
+            f"{', '.join(file.path.name for file in found[several])}. Keep one of them there."
+        )
+    return {case_id: tuple(files) for case_id, files in found.items()}
+
+
+def to_case_id(text: str) -> str:
+    """A name for files: what is no letter, digit, dot, underscore or hyphen becomes an underscore."""
+    return re.sub(r"[^A-Za-z0-9._-]", "_", text).lstrip("._-") or "case"
+
+
+def _require_folder(folder: Path, option: str) -> None:
+    if not folder.is_dir():
+        raise PreparationError(
+            f"{option} {folder}: expected a folder, found {'a file' if folder.exists() else 'none'}."
+        )
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(
+        path for path in folder.iterdir() if path.is_file() and is_readable_name(path) and not path.name.startswith(".")
+    )
+
+
+def _find_case_folders(folder: Path) -> Iterable[tuple[str, Path]]:
+    """A folder per case: its file named like a CT, or itself where it holds a DICOM series."""
+    for child in sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")):
+        files = _files(child)
+        image = next((path for path in files if IMAGE_ROLES.match(stem_of(path))), None)
+        if image is not None:
+            yield child.name, image
+        elif any(path.suffix.lower() == ".dcm" for path in files):
+            yield child.name, child
+
+
+def _by_case(found: Iterable[tuple[str, Path]], subject: str) -> dict[str, Path]:
+    images: dict[str, Path] = {}
+    for name, path in found:
+        other = images.setdefault(to_case_id(name), path)
+        if other != path:
+            raise PreparationError(
+                f"{subject}: expected one image for case {to_case_id(name)}, found {other.name} and {path.name}. "
+                "Tell them apart with --image-pattern."
+            )
+    return images
+
+
+def _match_pattern(folder: Path, pattern: str, option: str) -> Iterable[tuple[Path, re.Match[str]]]:
+    if "{id}" not in pattern:
+        raise PreparationError(f"{option}: expected '{{id}}' where the case's name stands, found '{pattern}'.")
+    text = re.escape(pattern.strip("/"))
+    for name in ("id", "label"):
+        text = text.replace(re.escape(f"{{{name}}}"), f"(?P<{name}>[^/]+)", 1)
+    compiled = re.compile(text.replace(r"\*", "[^/]*"), re.IGNORECASE)
+    depth = pattern.strip("/").count("/")
+    for path in sorted(folder.glob("*/" * depth + "*")):
+        if path.is_file() and is_readable_name(path):
+            relative = path.relative_to(folder).parent / stem_of(path)
+            match = compiled.fullmatch(relative.as_posix())
+            if match:
+                yield path, match
+
+
+def _split_name(stem: str, cases: Sequence[str]) -> tuple[str | None, str]:
+    """The case of a label file, and the rest of its name: ``pt_1_oar`` is ``oar`` of ``pt_1``.
+
+    ``cases`` come with the longest first, so that ``pt_12_oar`` is not taken for a file of ``pt_1``.
+    """
+    name = to_case_id(re.sub(r"_0000$", "", stem))
+    for case_id in cases:
+        if name == case_id:
+            return case_id, ""
+        if name.startswith(case_id) and name[len(case_id)] in _SEPARATORS:
+            return case_id, name[len(case_id) :].strip(_SEPARATORS)
+    return None, ""
+
+
+def _masks_by_case(folder: Path, cases: Sequence[str]) -> Iterable[tuple[str, Path]]:
+    """One mask per label in a folder per case, or in its folder ``segmentations``."""
+    by_folder = {to_case_id(path.name): path for path in folder.iterdir() if path.is_dir()}
+    for case_id in cases:
+        if case_id in by_folder:
+            inner = (by_folder[case_id] / name for name in _MASK_FOLDERS)
+            masks = next((path for path in inner if path.is_dir()), by_folder[case_id])
+            yield from ((case_id, path) for path in _files(masks) if not IMAGE_ROLES.match(stem_of(path)))
+
+
+def _name_labels(path: Path, role: str, root: Path, mask_name: str | None = None) -> LabelFile:
+    """A label file with the names of its ids, from ``labels.json`` or ``dataset.json`` beside or above it."""
+    if mask_name is not None:
+        return LabelFile(path, role, mask_name=mask_name)
+    for folder in dict.fromkeys((path.parent, root, root.parent)):
+        for names_path in (folder / name for name in NAME_FILES):
+            if names_path.is_file():
+                try:
+                    groups = load_label_names(names_path)
+                except BankError as error:
+                    raise PreparationError(str(error)) from error
+                return LabelFile(path, role, names=groups.get("") or groups.get(role.lower()) or {})
+    return LabelFile(path, role)
+
+
+def _example(cases: Sequence[str]) -> str:
+    return f"{cases[-1]}.nii.gz or {cases[-1]}_seg.nii.gz" if cases else "ID_seg.nii.gz"

@@ -1,0 +1,136 @@
+"""A look at every case before any work: are the files readable, on one grid, and which labels do they hold?"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+
+import numpy as np
+
+from maisi_aug.errors import PreparationError, VolumeError
+from maisi_aug.grid import Grid, spell_grid
+from maisi_aug.preparation.mapping import LabelMeanings, SourceLabel
+from maisi_aug.preparation.sources import LabelFile, SourceCase
+from maisi_aug.volume_io import load_grid, load_label_map
+
+MASK_ID = 1
+"""The id of what a mask of one label shows."""
+SAME_PLACE = 0.1
+"""Corners of two grids this share of a voxel apart are the same: headers round their origins."""
+MAX_SHOWN = 5
+
+
+@dataclass(frozen=True)
+class CaseSurvey:
+    """What was found in a case.
+
+    Attributes:
+        case_id: The case.
+        counts: For each of its label files, voxels per id.
+        problem: Why it cannot be used; empty where it can.
+    """
+
+    case_id: str
+    counts: tuple[Mapping[int, int], ...] = ()
+    problem: str = ""
+
+
+def survey_case(case: SourceCase) -> CaseSurvey:
+    """Read a case's label files and the geometry of its image."""
+    try:
+        grid = load_grid(case.image)
+        counts = []
+        for file in case.labels:
+            volume = load_label_map(file.path)
+            if not is_same_place(volume.grid, grid):
+                raise VolumeError(
+                    f"{file.path.name}: expected the image's grid, {_spell(grid)}, found {_spell(volume.grid)}"
+                )
+            array = volume.array if file.mask_name is None else (volume.array > 0).astype(np.uint8)
+            found = np.bincount(array.ravel())
+            counts.append({int(label_id): int(found[label_id]) for label_id in np.flatnonzero(found)})
+    except VolumeError as error:
+        return CaseSurvey(case.id, problem=str(error))
+    return CaseSurvey(case.id, tuple(counts))
+
+
+def is_same_place(grid: Grid, other: Grid) -> bool:
+    """Whether two grids have the same voxels, to a tenth of a voxel."""
+    if grid.shape != other.shape:
+        return False
+    corners = np.array(list(product(*((0, side - 1) for side in grid.shape))))
+    apart = (corners @ (grid.affine[:3, :3] - other.affine[:3, :3]).T) + (grid.affine[:3, 3] - other.affine[:3, 3])
+    return bool(np.abs(apart).max() <= SAME_PLACE * min(grid.spacing_mm))
+
+
+def labels_of(file: LabelFile, counts: Mapping[int, int]) -> list[SourceLabel]:
+    """The labels of a file: those that occur in it and those that are listed for it, background left out."""
+    if file.mask_name is not None:
+        return [SourceLabel(file.role, None, file.mask_name)]
+    ids = sorted({*counts, *file.names} - {0})
+    return [SourceLabel(file.role, label_id, file.names.get(label_id)) for label_id in ids]
+
+
+def tables_of(case: SourceCase, survey: CaseSurvey, meanings: LabelMeanings) -> tuple[dict[int, int], ...]:
+    """For each label file of a case, source id -> vocabulary id; dropped ids become 0."""
+    tables = []
+    for file, counts in zip(case.labels, survey.counts, strict=True):
+        labels = labels_of(file, counts)
+        tables.append({MASK_ID if label.id is None else label.id: meanings.ids[label] for label in labels})
+    return tuple(tables)
+
+
+def require_readable(surveys: Sequence[CaseSurvey]) -> None:
+    """Raise when any case cannot be used, naming the first of them.
+
+    Raises:
+        PreparationError: With the number of cases and their problems.
+    """
+    bad = [survey for survey in surveys if survey.problem]
+    if bad:
+        shown = "; ".join(f"case {survey.case_id}: {survey.problem.rstrip('.')}" for survey in bad[:MAX_SHOWN])
+        rest = f"; and {len(bad) - MAX_SHOWN} more" if len(bad) > MAX_SHOWN else ""
+        raise PreparationError(
+            f"Cases: expected usable files, found {len(bad)} of {len(surveys)} that are not ({shown}{rest}). Correct "
+            "the files, or leave cases out with --exclude."
+        )
+
+
+def require_labels(
+    cases: Sequence[SourceCase], surveys: Sequence[CaseSurvey], meanings: LabelMeanings, *, allow_empty: bool
+) -> None:
+    """Raise when a mapped label occurs nowhere, or a case holds none of them.
+
+    Raises:
+        PreparationError: Naming the labels or the cases.
+    """
+    volumes: dict[int, int] = {label_id: 0 for label_id in meanings.ids.values() if label_id}
+    empty = []
+    for case, survey in zip(cases, surveys, strict=True):
+        num_voxels = 0
+        for table, counts in zip(tables_of(case, survey, meanings), survey.counts, strict=True):
+            for source_id, label_id in table.items():
+                if label_id:
+                    volumes[label_id] += counts.get(source_id, 0)
+                    num_voxels += counts.get(source_id, 0)
+        if case.labels and not num_voxels:
+            empty.append(case.id)
+    named = {label.id for label in meanings.new_labels.values()}
+    absent = [meanings.vocabulary.name_of(label_id) for label_id, n in volumes.items() if not n and label_id in named]
+    if absent:
+        raise PreparationError(
+            f"Labels: expected voxels of every new label in some case, found none of '{absent[0]}' in {len(cases)} "
+            "cases. Correct its --map."
+        )
+    if empty and not allow_empty:
+        shown = ", ".join(empty[:MAX_SHOWN]) + (", ..." if len(empty) > MAX_SHOWN else "")
+        raise PreparationError(
+            f"Labels: expected labels in every case, found none in {len(empty)} of {len(cases)}: {shown}. Leave them "
+            "out with --exclude, or keep them as healthy cases with --allow-empty."
+        )
+
+
+def _spell(grid: Grid) -> str:
+    origin = ", ".join(f"{side:.1f}" for side in grid.affine[:3, 3])
+    return f"{spell_grid(grid.shape, [round(side, 3) for side in grid.spacing_mm], with_extent=False)} from ({origin})"

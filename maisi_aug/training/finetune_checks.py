@@ -1,0 +1,160 @@
+"""What is checked before a fine-tuning run trains: the base, the data, the folds and the folder. Needs no torch."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from maisi_aug.bundle import NETWORK_ROLES, Bundle, latent_factor
+from maisi_aug.errors import GridError, TrainingError
+from maisi_aug.grid import Grid, Shape
+from maisi_aug.grid_preflight import check_grid
+from maisi_aug.prepared import PreparedDataset
+from maisi_aug.recipe import differences
+from maisi_aug.slot_choice import TaughtLabel
+from maisi_aug.training.finetune_settings import FinetuneConfig
+from maisi_aug.whole_files import write_text_whole
+
+SETTINGS_NAME = "finetune.yaml"
+
+
+def require_trainable(base: Bundle) -> None:
+    """Raise unless a bundle has what fine-tuning starts from.
+
+    Raises:
+        TrainingError: When a network is missing.
+    """
+    for role in NETWORK_ROLES:
+        if role not in base.spec.networks:
+            what = "a ControlNet" if role == "controlnet" else f"the network {role}"
+            raise TrainingError(
+                f"Base '{base.name}': expected {what} to start from, found {', '.join(base.spec.networks) or 'none'}. "
+                "Choose a base that has one, such as phantom-ct or rflow-ct."
+            )
+        base.weight_path(role)
+
+
+def with_crop(config: FinetuneConfig, crop_shape: Shape | None, base: Bundle) -> FinetuneConfig:
+    """The settings with crops of so many image voxels; None for whole cases.
+
+    Raises:
+        GridError: When a side is no multiple of what the base's networks need.
+    """
+    if crop_shape is None:
+        return config
+    crop = Grid.from_spacing(crop_shape, base.spec.grid.spacing_mm)
+    crop.require_multiple_of(base.latent_factor, subject=f"Crop for bundle '{base.name}'")
+    factor = latent_factor(base.definition("autoencoder"))
+    in_latent = tuple(side // factor for side in crop_shape)
+    return config.model_copy(update={"loss": config.loss.model_copy(update={"crop_shape": in_latent})})
+
+
+def split_folds(dataset: PreparedDataset, fold: int) -> tuple[PreparedDataset, PreparedDataset]:
+    """The cases to train on and those to validate on.
+
+    Raises:
+        TrainingError: When there is only one patient, or all or none of them are in the fold.
+        PreparationError: When the fold does not exist.
+    """
+    patients = {case.patient for case in dataset.cases}
+    if len(patients) < 2:
+        raise TrainingError(
+            f"{dataset.path}: expected at least two patients, one of them to validate on, found {len(patients)}. "
+            "Prepare more cases."
+        )
+    held_out = dataset.select(folds=[fold])
+    return dataset.select(exclude_fold=fold), held_out
+
+
+def require_voxels(taught: tuple[TaughtLabel, ...], training: PreparedDataset, held_out: PreparedDataset) -> None:
+    """Raise unless every label has voxels in a training case; warn where none of the held-out cases has any.
+
+    Raises:
+        TrainingError: Naming the label.
+    """
+    for label in taught:
+        num_training, num_held_out = (
+            sum(case.voxels.get(label.source_id, 0) > 0 for case in part.cases) for part in (training, held_out)
+        )
+        if num_training == 0:
+            raise TrainingError(
+                f"Label '{label.name}': expected voxels in a training case, found them in {num_held_out} held-out "
+                "cases only. Choose another --fold."
+            )
+        if num_held_out == 0:
+            warnings.warn(
+                f"Label '{label.name}': expected voxels in a held-out case, found none: its validation says nothing. "
+                "Choose another --fold.",
+                stacklevel=3,
+            )
+
+
+def require_fitting_grid(dataset: PreparedDataset, base: Bundle) -> None:
+    """Raise unless the base's networks can work with the grid of the prepared cases.
+
+    Raises:
+        TrainingError: Naming both grids.
+    """
+    grid = Grid.from_spacing(dataset.spec.grid.shape, dataset.spec.grid.spacing_mm)
+    try:
+        for sentence in check_grid(grid, base):
+            warnings.warn(sentence, stacklevel=3)
+    except GridError as error:
+        shape, spacing = ("x".join(f"{part:g}" for part in parts) for parts in (base.grid.shape, base.grid.spacing_mm))
+        raise TrainingError(
+            f"{dataset.path}: expected cases on a grid that bundle '{base.name}' knows, such as {shape} voxels of "
+            f"{spacing} mm, found others. {error} Prepare the data again with --bundle {base.name}."
+        ) from error
+
+
+def describe_run(config: FinetuneConfig, base: Bundle, dataset: PreparedDataset) -> dict[str, Any]:
+    """What a run consists of, as plain values: settings, base and data."""
+    return {
+        "configuration": config.model_dump(mode="json"),
+        "base": {"name": base.name, "fingerprint": base.fingerprint},
+        "data": {"path": str(dataset.path.resolve()), "cases": {case.id: case.key[:16] for case in dataset.cases}},
+    }
+
+
+def open_run(folder: Path, described: dict[str, Any]) -> None:
+    """Take a new or empty folder for a run, or go on with the one that is there.
+
+    Raises:
+        TrainingError: When the folder holds something else, or a run with other settings.
+    """
+    path = folder / SETTINGS_NAME
+    if path.is_file():
+        try:
+            before = yaml.safe_load(path.read_text(encoding="utf-8"))
+            flat_before = _flatten(before)
+        except (OSError, UnicodeDecodeError, yaml.YAMLError, AttributeError) as error:
+            raise TrainingError(
+                f"{path}: expected the settings of a fine-tuning run, found: {error}. Choose another --out."
+            ) from error
+        changed = differences(flat_before, _flatten(described))
+        if changed:
+            raise TrainingError(
+                f"{folder}: expected the settings that this run was begun with, found others "
+                f"({'; '.join(changed[:4])}). Choose another --out, or repeat the first command to go on."
+            )
+        return
+    foreign = sorted(entry.name for entry in folder.iterdir() if entry.name != "prepared") if folder.is_dir() else []
+    if foreign or folder.is_file():
+        raise TrainingError(
+            f"{folder}: expected a new or empty folder, or one of an earlier run, found "
+            f"{', '.join(foreign[:4]) or 'a file'}. Nothing was changed; choose another --out."
+        )
+    write_text_whole(path, yaml.safe_dump(described, sort_keys=False, allow_unicode=True, width=100))
+
+
+def _flatten(content: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in content.items():
+        if isinstance(value, dict) and value:
+            flat |= _flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat

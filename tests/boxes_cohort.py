@@ -1,0 +1,87 @@
+"""A cohort on disk without any network: boxes as organs, numbers as images, on any grid."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from maisi_aug.grid import Grid
+from maisi_aug.manifest import MANIFEST_NAME, AttemptRecord, FileRecord, LesionRecord, ManifestWriter
+from maisi_aug.volume_io import save_image, save_label_map, sha256_of
+
+LIVER, SPLEEN, HEPATIC_TUMOR, KIDNEY_TUMOR, BODY = 1, 3, 26, 129, 200
+NAMES = {HEPATIC_TUMOR: "hepatic tumor", KIDNEY_TUMOR: "kidney tumor"}
+GRID = Grid.from_spacing((7, 9, 11), (0.7, 0.8, 2.5))
+
+
+def oblique_grid() -> Grid:
+    """The same spacing, turned about all three axes and moved away from the origin."""
+    turn = np.eye(3)
+    for axis, degrees in ((2, 17.0), (0, -11.0), (1, 6.0)):
+        angle = np.deg2rad(degrees)
+        plane = np.eye(3)
+        first, second = [place for place in range(3) if place != axis]
+        plane[first, first] = plane[second, second] = np.cos(angle)
+        plane[first, second], plane[second, first] = -np.sin(angle), np.sin(angle)
+        turn = turn @ plane
+    affine = np.eye(4)
+    affine[:3, :3] = turn * np.asarray(GRID.spacing_mm)
+    affine[:3, 3] = (-31.5, 12.25, 404.0)
+    return Grid(GRID.shape, affine)
+
+
+def build_anatomy(*tumors: int) -> NDArray[np.uint8]:
+    """A liver, a spleen and one or two voxels of each tumour in a body; no axis is like another."""
+    label_map = np.zeros(GRID.shape, dtype=np.uint8)
+    label_map[1:-1, 1:-1] = BODY
+    label_map[2:5, 2:6, 1:8] = LIVER
+    label_map[5, 2:6, 1:8] = SPLEEN
+    for index, tumor in enumerate(tumors):
+        label_map[3, 3 : 5 - index, 2 + 2 * index] = tumor
+    return label_map
+
+
+def write_case(folder: Path, index: int, tumors: Sequence[int], grid: Grid, **changes: Any) -> AttemptRecord:
+    """Write the files of a case, and tell its record."""
+    case_id = f"case_{index + 1:04d}"
+    anatomy = build_anatomy(*tumors)
+    rng = np.random.default_rng(index)
+    image_hu = (anatomy.astype(np.int16) + rng.integers(-1000, 1500, GRID.shape)).astype(np.int16)
+    folders = {"image": "images", "label": "labels", "anatomy": "anatomy"}
+    paths = {role: f"{name}/{case_id}.nii.gz" for role, name in folders.items()}
+    save_image(folder / paths["image"], image_hu, grid)
+    save_label_map(folder / paths["label"], np.where(np.isin(anatomy, tumors), anatomy, 0).astype(np.uint8), grid)
+    save_label_map(folder / paths["anatomy"], anatomy, grid)
+    fields: dict[str, Any] = {
+        "case_id": case_id,
+        "case_index": index,
+        "attempt": 0,
+        "seed": 11 + index,
+        "status": "accepted",
+        "request": "hepatic tumor:0.3",
+        "lesions": tuple(LesionRecord(label_id, NAMES[label_id], 0.1) for label_id in tumors),
+        "required_ids": (),
+        "verdicts": (),
+        "reason": "",
+        "mask_origin": {"source": "plant"},
+        "bundle": "gone",
+        "bundle_fingerprint": "ab12cd34ef",
+        "licence": "Apache-2.0",
+        "settings": {"modality": "ct"},
+        "files": {role: FileRecord(path, sha256_of(folder / path)) for role, path in paths.items()},
+        "seconds": {},
+    }
+    return AttemptRecord(**(fields | changes))
+
+
+def write_cohort(folder: Path, *tumors_per_case: Sequence[int], grid: Grid = GRID, **changes: Any) -> Path:
+    """Write a cohort of such cases."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with ManifestWriter(folder / MANIFEST_NAME) as writer:
+        for index, tumors in enumerate(tumors_per_case):
+            writer.append(write_case(folder, index, tumors, grid, **changes))
+    return folder

@@ -1,0 +1,101 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from maisi_aug.cli.balance_options import parse_lesion_map, parse_size_bins
+from maisi_aug.cli.balance_table import BALANCE_NAME, PICTURE_NAME
+from maisi_aug.cli.plan import RUN_FLAGS
+from tests.test_census import write_dataset
+from tests.tiny_bundle import write_tiny_bundle
+
+Run = Callable[..., Any]
+LABELS = {"liver": 1, "cancer": 2}
+BALANCED = ("--size-bins", "5,10,20", "--labels", "liver tumor:5-20mm")
+
+
+def test_plan_shows_what_a_dry_run_shows(run_cli: Run) -> None:
+    words = ("--labels", "lung tumor:0.5", "-n", "3", "--json")
+    assert run_cli("plan", *words).stdout == run_cli("synthesize", *words, "--dry-run").stdout != ""
+
+
+def test_plan_takes_every_flag_but_those_of_a_run(run_cli: Run) -> None:
+    ours, theirs = (run_cli(verb, "--help").stdout for verb in ("plan", "synthesize"))
+    for flag in ("--labels", "--bundle", "--balance-against", "--decode-window"):
+        assert flag in ours
+        assert flag in theirs
+    for name in RUN_FLAGS - {"compile_with"}:
+        assert f"--{name.replace('_', '-')} " not in ours
+    assert "Dataset003_Liver" in ours
+
+
+def test_deficits_are_shown_drawn_and_planned(run_cli: Run, tmp_path: Path) -> None:
+    dataset = write_dataset(tmp_path / "Dataset003_Liver", LABELS)
+    picture = tmp_path / "balance.png"
+    words = ("plan", "--balance-against", dataset, *BALANCED, "-n", "12", "--balance-picture", picture)
+    outcome = run_cli(*words)
+    assert outcome.code == 0
+    for word in ("label 2 'cancer' beside its host organ", "3 cases, 3 lesions, 12 cases planned", "3 and more"):
+        assert word in " ".join(outcome.stdout.split())
+    assert Image.open(picture).format == "PNG"
+    document = json.loads(run_cli(*words, "--json").stdout)
+    (label,) = document["balance"]["labels"]
+    assert (label["real_cases"], label["planned_cases"]) == ([2, 1, 0, 0], [0, 4, 4, 4])
+    assert label["evenness_after"] > label["evenness_before"]
+    assert len(document["plan"]["cases"]) == 12
+    assert sum(len(case["lesions"]) for case in document["plan"]["cases"]) == 24
+
+
+def test_cohort_is_balanced_and_made_again_without_the_dataset(run_cli: Run, tmp_path: Path) -> None:
+    dataset, out, recipe = write_dataset(tmp_path / "real", LABELS), tmp_path / "cohort", tmp_path / "recipe.yaml"
+    write_tiny_bundle(tmp_path / "bundle")
+    gates = {"organ_hu": False, "visibility": False}
+    recipe.write_text(json.dumps({"bundle": str(tmp_path / "bundle"), "gates": gates}))
+    words = ("--balance-against", dataset, "--labels", "liver tumor:25-40mm", "--max-lesions", "1", "-n", "1")
+    outcome = run_cli("synthesize", "--recipe", recipe, *words, "--out", out, "--device", "cpu", "--quiet")
+    assert outcome.code == 0, outcome.stderr
+    balance = json.loads((out / BALANCE_NAME).read_text())
+    assert balance["labels"][0]["planned_cases"] == [0, 1]
+    assert (out / PICTURE_NAME).is_file()
+    again = run_cli("synthesize", "--recipe", out / "cohort.yaml", "--out", out, "--json", "--quiet")
+    assert (again.code, json.loads(again.stdout)["num_new"]) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--map", "hepatic tumor=2"], "--map: expected --balance-against beside it"),
+        (["--size-bins", "5,10"], "--size-bins: expected --balance-against beside it"),
+        (["--balance-picture", "x.png"], "--balance-picture: expected --balance-against beside it"),
+        (["--balance-against", "nowhere"], "Mask bank nowhere: expected a folder, a data list or a label map"),
+        (
+            ["--balance-against", "x", "--mask-source", "given", "--mask-bank", "."],
+            "expected a mask source that takes requests, found 'given'",
+        ),
+        (
+            ["--balance-against", "x", "--size-reference", "y", "--size-label", "2"],
+            "expected no size reference beside it",
+        ),
+    ],
+)
+def test_flags_that_do_not_go_together_are_named(run_cli: Run, words: list[str], message: str) -> None:
+    given = [] if "given" in words else ["--labels", "hepatic tumor"]
+    outcome = run_cli("plan", *given, *words)
+    assert outcome.code in (1, 2)
+    assert message in outcome.stderr
+
+
+def test_words_are_read() -> None:
+    assert parse_size_bins("5,10.5,20mm") == (5.0, 10.5, 20.0)
+    assert parse_lesion_map(["liver tumor = 2", "b=cancer"]) == {"liver tumor": "2", "b": "cancer"}
+    with pytest.raises(Exception, match="expected diameters such as 5,10,20,30,50, found '5;10'"):
+        parse_size_bins("5;10")
+    with pytest.raises(Exception, match="expected a lesion and its label such as 'hepatic tumor=2', found 'x'"):
+        parse_lesion_map(["x"])
+    with pytest.raises(Exception, match="expected each lesion once, found 'a' twice"):
+        parse_lesion_map(["a=1", "a=2"])

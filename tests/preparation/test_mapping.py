@@ -1,0 +1,146 @@
+from __future__ import annotations
+
+import pytest
+
+from maisi_aug.bundle import load_bundle
+from maisi_aug.errors import PreparationError, VocabularyError
+from maisi_aug.labels import BODY_ID, FREE_IDS, MAISI, SLOT_IDS
+from maisi_aug.preparation.mapping import LabelMeanings, MapRule, SourceLabel, parse_rule, resolve_meanings
+from maisi_aug.prepared import NewLabel
+
+OAR = [
+    SourceLabel("oar", 1, "Brainstem"),
+    SourceLabel("oar", 2, "SpinalCord"),
+    SourceLabel("oar", 3, "RightParotid"),
+    SourceLabel("oar", 4, "LeftParotid"),
+]
+PTV = [SourceLabel("ptv", 1, "PTV56"), SourceLabel("ptv", 2, "PTV63")]
+
+
+def resolve(labels: list[SourceLabel], *rules: str) -> LabelMeanings:
+    return resolve_meanings(labels, list(map(parse_rule, rules)), MAISI)
+
+
+@pytest.mark.parametrize(
+    ("text", "rule"),
+    [
+        ("1=kidney tumor", MapRule(None, "1", "kidney tumor")),
+        (
+            " OAR/Left_Parotid = left parotid@ skull, body ",
+            MapRule("oar", "Left_Parotid", "left parotid", ("skull", "body")),
+        ),
+        ("ptv/*=-", MapRule("ptv", "*", "-")),
+        ("2=new:node", MapRule(None, "2", "node", is_new=True)),
+    ],
+)
+def test_rule_is_read(text: str, rule: MapRule) -> None:
+    assert parse_rule(text) == rule
+
+
+@pytest.mark.parametrize("text", ["kidney", "=kidney", "1=", "1=new:", "ptv/=x", "1=node@"])
+def test_rule_that_says_nothing_is_refused(text: str) -> None:
+    with pytest.raises(PreparationError, match="--map: expected LABEL=NAME, .* found '"):
+        parse_rule(text)
+
+
+def test_names_of_the_vocabulary_need_no_rule() -> None:
+    meanings = resolve(
+        [SourceLabel("", 1, "SpinalCord"), SourceLabel("", 7, "kidney_left"), SourceLabel("", 0, "background")]
+    )
+    assert list(meanings.ids.values()) == [121, 14, 0]
+    assert meanings.new_labels == {}
+
+
+def test_new_names_get_slots_of_their_own_in_the_order_of_the_rules() -> None:
+    meanings = resolve(OAR, "4=left parotid@body", "3=right parotid@body", "Brainstem=brainstem@brain")
+    assert meanings.new_labels == {
+        "left parotid": NewLabel(id=2, hosts=(BODY_ID,)),
+        "right parotid": NewLabel(id=16, hosts=(BODY_ID,)),
+        "brainstem": NewLabel(id=18, hosts=(22,)),
+    }
+    assert [meanings.ids[label] for label in OAR] == [18, 121, 16, 2]
+    assert meanings.vocabulary.id_of("Left Parotid") == 2
+
+
+def test_new_label_never_takes_an_id_in_use() -> None:
+    labels = [SourceLabel("", number, None) for number in range(1, 12)]
+    rules = ["1=dummy1", "2=dummy3", *(f"{number}=new:thing {number}" for number in range(3, 12))]
+    ids = [label.id for label in resolve(labels, *rules).new_labels.values()]
+    assert ids == [16, 20, 21, 129, 130, 131, *FREE_IDS[:3]]
+    assert not {2, 18} & set(ids)
+
+
+def test_known_slot_keeps_its_usual_id_and_hosts() -> None:
+    meanings = resolve([SourceLabel("", 1, None), SourceLabel("", 2, None)], "1=new:node", "2=kidney tumor")
+    assert meanings.new_labels == {"node": NewLabel(id=2), "kidney tumor": NewLabel(id=129, hosts=(5, 14))}
+
+
+def test_names_that_the_bundle_binds_keep_its_ids() -> None:
+    vocabulary = load_bundle("phantom-ct").vocabulary
+    label = SourceLabel("", 1, "tumor")
+    meanings = resolve_meanings([label], [parse_rule("tumor=kidney tumor")], vocabulary)
+    assert meanings.ids == {label: vocabulary.id_of("kidney tumor")}
+    assert set(meanings.new_labels) == {"kidney tumor"}
+
+
+def test_rule_by_name_wins_over_a_pattern_and_over_the_own_name() -> None:
+    meanings = resolve([*OAR, *PTV], "*=-", "ptv/1=new:target", "SpinalCord=new:cord", "oar/Brain*=brain")
+    assert [meanings.ids[label] for label in (*OAR, *PTV)] == [0, 16, 0, 0, 2, 0]
+    assert [meanings.ids[label] for label in (OAR[0],)] == [0]  # of two patterns the first one given
+    assert resolve(OAR, "oar/Brain*=brain", "*=-").ids[OAR[0]] == 22
+
+
+def test_all_labels_without_a_meaning_are_named_at_once() -> None:
+    with pytest.raises(
+        PreparationError,
+        match=r"found none for oar/1 \(Brainstem\), oar/3 \(RightParotid\), oar/4 \(LeftParotid\)\. Add for each a "
+        r"--map such as 'Brainstem=brainstem', or 'Brainstem=-' to drop it",
+    ):
+        resolve(OAR)
+    with pytest.raises(PreparationError, match=r"\(ids above 255 too need one\), found none for 300\."):
+        resolve([SourceLabel("", 300, None)])
+
+
+def test_id_above_255_can_be_mapped() -> None:
+    label = SourceLabel("", 300, None)
+    assert resolve([label], "300=liver").ids == {label: 1}
+
+
+def test_rule_that_matches_nothing_is_refused() -> None:
+    with pytest.raises(
+        PreparationError, match="--map '9=liver': expected one of the labels oar/1 .Brainstem., .* found none"
+    ):
+        resolve(OAR, "9=liver")
+
+
+def test_misspelt_name_is_not_taken_for_a_new_label() -> None:
+    label = SourceLabel("", 1, None)
+    with pytest.raises(
+        PreparationError, match="found one that is close to 'hepatic tumor'. Write '1=hepatic tumor', or '1=new:"
+    ):
+        resolve([label], "1=hepatc tumor")
+    assert set(resolve([label], "1=new:hepatc tumor").new_labels) == {"hepatc tumor"}
+    assert set(resolve([label], "1=left parotid").new_labels) == {"left parotid"}
+
+
+def test_known_name_takes_no_hosts() -> None:
+    with pytest.raises(
+        PreparationError, match="expected a new name before '@' .* found the vocabulary's 'liver' .id 1."
+    ):
+        resolve([SourceLabel("", 1, None)], "1=liver@body")
+
+
+def test_unknown_id_and_unknown_host_are_refused() -> None:
+    label = SourceLabel("", 1, None)
+    with pytest.raises(PreparationError, match="--map '1=140': Label id 140: expected an id of this vocabulary"):
+        resolve([label], "1=140")
+    with pytest.raises(PreparationError, match="--map '1=node': hosts: Label 'lever': expected a name"):
+        resolve([label], "1=node@lever")
+    with pytest.raises(VocabularyError, match=r"expected host ids that are organs, found \[26\]"):
+        resolve([label], "1=node@hepatic tumor")
+
+
+def test_slots_are_the_first_to_be_given() -> None:
+    labels = [SourceLabel("", number, None) for number in range(1, len(SLOT_IDS) + 1)]
+    meanings = resolve(labels, *(f"{label.id}=new:thing {label.id}" for label in labels))
+    assert {label.id for label in meanings.new_labels.values()} == set(SLOT_IDS)

@@ -1,0 +1,222 @@
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from maisi_aug.errors import PreparationError
+from maisi_aug.grid import Grid
+from maisi_aug.labels import BODY_ID
+from maisi_aug.preparation.run import run_parallel
+from maisi_aug.prepared import load_prepared
+from maisi_aug.volume_io import load_image, load_label_map, save_image, save_label_map, sha256_of
+from tests.tiny_bank import SPLEEN, build_ct, build_trunk, trunk_grid
+from tests.tiny_lab import GRID_WORDS, SHAPE, SPACING_MM, build_own_labels, write_lab
+
+Run = Callable[..., Any]
+RULES = ["--map", "1=node@liver", "--map", "2=liver"]
+
+
+@pytest.fixture
+def prepare(run_cli: Run, tmp_path: Path) -> Run:
+    def call(lab: Path, *words: str | Path, out: Path = tmp_path / "out", folds: int = 3) -> Any:
+        sources = ["--images", lab, "--labels", lab]
+        return run_cli(
+            "prepare", *sources, "--out", out, *GRID_WORDS, "--folds", folds, "--workers", "1", *RULES, *words
+        )
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A lab of three patients and its prepared folder."""
+    from maisi_aug.cli.app import run
+
+    folder = tmp_path_factory.mktemp("prepared")
+    lab = write_lab(folder / "lab", 3)
+    words = ["prepare", "--images", str(lab), "--labels", str(lab), "--out", str(folder / "out"), "--folds", "3"]
+    assert run([*words, *GRID_WORDS, *RULES, "--workers", "1", "--patients", "^(p[0-9]+)_", "--quiet"]) == 0
+    return lab, folder / "out"
+
+
+def test_folder_describes_its_cases(prepared: tuple[Path, Path]) -> None:
+    lab, out = prepared
+    dataset = load_prepared(out)
+    assert dataset.spec.labels == {"liver": 1, "node": 2, "body": BODY_ID}
+    assert dataset.spec.new_labels["node"].hosts == (1,)
+    assert dataset.vocabulary.label("node").kind == "tumor"
+    assert (dataset.spec.grid.shape, dataset.spec.grid.spacing_mm) == (SHAPE, SPACING_MM)
+    assert [(case.id, case.patient) for case in dataset.cases] == [(f"p{n}_a", f"p{n}") for n in (1, 2, 3)]
+    assert sorted(case.fold for case in dataset.cases) == [0, 1, 2]
+    for case in dataset.cases:
+        image, label_map = (dataset.file_of("image", case.id), dataset.file_of("label", case.id))
+        assert (sha256_of(image), sha256_of(label_map)) == (case.image_sha256, case.label_sha256)
+        array = load_label_map(label_map).array
+        assert case.voxels == {int(i): int((array == i).sum()) for i in np.unique(array)}
+        assert load_image(image).array.shape == case.shape == SHAPE
+        assert dataset.file_of("preview", case.id).is_file()
+        assert case.image_source == str(lab / f"{case.id}_ct.nii.gz")
+
+
+def test_summary_shows_volumes_and_hu(prepared: tuple[Path, Path]) -> None:
+    _, out = prepared
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary["folds"] == [{"fold": fold, "cases": 1, "patients": 1} for fold in range(3)]
+    rows = {row["name"]: row for row in summary["labels"]}
+    assert rows["node"]["is_new"]
+    assert rows["node"]["cases"] == 3
+    own_ml = [(build_own_labels(seed=seed) == 1).sum() * trunk_grid().voxel_ml for seed in (1, 2, 3)]
+    assert rows["node"]["ml_median"] == pytest.approx(float(np.median(own_ml)), rel=0.1)
+    assert rows["liver"]["hu_percentiles_5_50_95"][1] == 60
+    text = (out / "summary.md").read_text()
+    assert "| 2 | node | yes | 3 |" in text
+    assert "| p1_a | p1 |" in text
+    assert (out / "contact_sheet.png").is_file()
+
+
+def test_same_command_makes_nothing_again_and_a_new_case_alone(prepare: Run, tmp_path: Path) -> None:
+    lab, out = write_lab(tmp_path / "lab", 2), tmp_path / "out"
+    assert prepare(lab, folds=2).code == 0
+    made = {path: path.stat().st_mtime_ns for path in (out / "images").iterdir()}
+    (out / "labels" / "p2_a.nii.gz").unlink()
+    write_lab(lab, 3)  # the same bytes, and a third case
+    assert prepare(lab, folds=2).code == 0
+    again = {path: path.stat().st_mtime_ns for path in (out / "images").iterdir()}
+    assert {path.name for path in again if again[path] != made.get(path)} == {"p2_a.nii.gz", "p3_a.nii.gz"}
+    assert len(load_prepared(out).cases) == 3
+    assert prepare(lab, "--exclude", "p3_a", folds=2).code == 0
+    assert not (out / "images" / "p3_a.nii.gz").exists()
+    assert len(load_prepared(out).cases) == 2
+
+
+def test_other_options_need_a_word(prepare: Run, tmp_path: Path) -> None:
+    lab, out = write_lab(tmp_path / "lab", 1), tmp_path / "out"
+    assert prepare(lab, folds=1).code == 0
+    before = load_prepared(out)
+    refused = prepare(lab, "--keep-surroundings", folds=1)
+    assert refused.code == 1
+    assert "found others (keeps_surroundings: False -> True). Choose another --out, or" in refused.stderr
+    assert load_prepared(out) == before
+    assert prepare(lab, "--keep-surroundings", "--update", folds=1).code == 0
+    assert load_prepared(out).cases[0].image_sha256 != before.cases[0].image_sha256
+
+
+def test_foreign_folder_is_left_alone(prepare: Run, tmp_path: Path) -> None:
+    lab = write_lab(tmp_path / "lab", 3)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "thesis.txt").write_text("x")
+    outcome = prepare(lab)
+    assert outcome.code == 1
+    assert "expected a new, an empty or a prepared folder, found 'thesis.txt'. Nothing was changed" in outcome.stderr
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["thesis.txt"]
+    outcome = prepare(lab, out=lab / "p1_a_ct.nii.gz")
+    assert "expected a folder, found a file" in outcome.stderr
+
+
+def test_dry_run_shows_meanings_and_writes_nothing(prepare: Run, tmp_path: Path) -> None:
+    lab = write_lab(tmp_path / "lab", 3)
+    outcome = prepare(lab, "--dry-run")
+    assert outcome.code == 0
+    assert outcome.stdout == (
+        "3 cases of 3 patients on 48x32x32 at 7x8x7 mm (336x256x224 mm).\n"
+        "  seg/1 -> node (new), id 2\n"
+        "  seg/2 -> liver, id 1\n"
+    )
+    assert not (tmp_path / "out").exists()
+
+
+def test_one_bad_image_never_stops_the_others(prepare: Run, tmp_path: Path) -> None:
+    lab, out = write_lab(tmp_path / "lab", 2), tmp_path / "out"
+    image = build_ct(build_trunk(seed=2)).astype(np.float32)
+    save_image(lab / "p2_a_ct.nii.gz", image + 2000, trunk_grid())
+    outcome = prepare(lab, folds=2)
+    assert outcome.code == 1
+    assert "Not prepared: p2_a: p2_a_ct.nii.gz: expected HU, with air near -1000" in outcome.stderr
+    assert [case.id for case in load_prepared(out).cases] == ["p1_a"]
+    assert "p2_a: p2_a_ct.nii.gz: expected HU" in (out / "summary.md").read_text()
+    write_lab(lab, 2)
+    assert prepare(lab, folds=2).code == 0
+    assert len(load_prepared(out).cases) == 2
+
+
+def test_no_good_image_leaves_no_dataset(prepare: Run, tmp_path: Path) -> None:
+    lab = write_lab(tmp_path / "lab", 1)
+    save_image(lab / "p1_a_ct.nii.gz", build_ct(build_trunk()) + np.int16(2000), trunk_grid())
+    outcome = prepare(lab, folds=1)
+    assert outcome.code == 1
+    assert "expected at least one that can be prepared, found none of 1; p1_a: p1_a_ct.nii.gz" in outcome.stderr
+    with pytest.raises(PreparationError, match=r"found no dataset.yaml\. Make one with 'maisi-aug prepare"):
+        load_prepared(tmp_path / "out")
+
+
+def test_two_processes_make_the_same_bytes(prepared: tuple[Path, Path], prepare: Run, tmp_path: Path) -> None:
+    lab, out = prepared
+    assert prepare(lab, "--workers", "2", "--patients", "^(p[0-9]+)_").code == 0
+    for name in ("images", "labels", "previews"):
+        for path in (out / name).iterdir():
+            assert sha256_of(tmp_path / "out" / name / path.name) == sha256_of(path)
+    assert load_prepared(tmp_path / "out").cases == load_prepared(out).cases
+
+
+def test_killed_process_is_told() -> None:
+    with pytest.raises(PreparationError, match="found one that was ended from outside, mostly for lack of memory"):
+        run_parallel(os._exit, [3, 3], "checking", lambda stage, done, total: None, 2)
+
+
+def test_organs_come_from_totalsegmentators_output(prepare: Run, tmp_path: Path) -> None:
+    lab, organs = write_lab(tmp_path / "lab", 2), tmp_path / "organs"
+    spleen = build_trunk(seed=1) == SPLEEN
+    for name in ("spleen", "face", "kidney_left"):
+        save_label_map(organs / "p1_a" / f"{name}.nii.gz", spleen if name == "spleen" else spleen & False, trunk_grid())
+    save_label_map(organs / "p2_a.nii.gz", np.where(build_trunk(seed=2) == SPLEEN, 1, 0), trunk_grid())
+    untold = prepare(lab, "--organs", organs, folds=2)
+    assert untold.code == 1
+    assert "found neither labels.json nor dataset.json. Choose --organ-labels totalsegmentator-v2" in untold.stderr
+    assert prepare(lab, "--organs", organs, "--organ-labels", "totalsegmentator-v2", folds=2).code == 0
+    for case in load_prepared(tmp_path / "out").cases:
+        own = build_trunk(seed=int(case.patient[1])) == SPLEEN
+        assert case.volume_ml(SPLEEN) == pytest.approx(own.sum() * trunk_grid().voxel_ml, rel=0.2)
+
+
+def test_usage_errors_are_one_sentence(prepare: Run, run_cli: Run, tmp_path: Path) -> None:
+    lab = write_lab(tmp_path / "lab", 2)
+    assert "Error: Folds: expected at least as many patients as folds, 3, found 2" in prepare(lab).stderr
+    outcome = run_cli("prepare", "--images", lab, "--out", tmp_path / "out")
+    assert "expected --labels, --organs, --run-totalsegmentator or --tissue, found none" in outcome.stderr
+    outcome = prepare(lab, "--shape", "50x32x32", folds=2)
+    assert outcome.code == 2
+    assert "--shape: expected sides that are multiples of" in outcome.stderr
+    affine = np.diag([-1, 1, 1, 1]) @ trunk_grid().affine
+    save_label_map(lab / "p2_a_seg.nii.gz", build_own_labels(), Grid(trunk_grid().shape, affine))
+    assert "case p2_a: p2_a_seg.nii.gz: expected the image's grid" in prepare(lab, folds=2).stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_openkbp_patients_are_prepared(real_data: Path, run_cli: Run, tmp_path: Path) -> None:
+    folder = real_data / "openkbp"
+    words = ["--images", folder, "--labels", folder, "--image-pattern", "{id}_ct", "--label-pattern", "{id}_oar"]
+    names = ["left parotid", "right parotid", "mandible", "larynx", "brainstem"]
+    sources = ["LeftParotid", "RightParotid", "Mandible", "Larynx", "Brainstem"]
+    rules = [word for pair in zip(sources, names, strict=True) for word in ("--map", "=".join(pair))]
+    excluded = [path.name.removesuffix("_ct.nii.gz") for path in sorted(folder.glob("*_ct.nii.gz"))[2:]]
+    excluded = [word for case in excluded for word in ("--exclude", case)]
+    grid = ["--shape", "80x80x64", "--spacing", "4x4x3", "--tissue", "skull=150:3071"]
+    outcome = run_cli(
+        "prepare", *words, *rules, *excluded, *grid, "--folds", "2", "--workers", "1", "--out", tmp_path / "o"
+    )
+    assert outcome.code == 0, outcome.stderr
+    dataset = load_prepared(tmp_path / "o")
+    assert set(dataset.spec.new_labels) == set(names)
+    for case in dataset.cases:
+        array = load_label_map(dataset.file_of("label", case.id)).array
+        left, right = (
+            np.argwhere(array == dataset.spec.labels[f"{side} parotid"])[:, 0].mean() for side in ("left", "right")
+        )
+        assert left < right  # I runs from left to right
+        assert case.volume_ml(dataset.spec.labels["mandible"]) > 25
