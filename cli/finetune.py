@@ -232,9 +232,11 @@ def _run(
     from maisi_aug.cli.train import open_training_bar
     from maisi_aug.pipeline import resolve_device
     from maisi_aug.training.finetune import Finetuning
+    from maisi_aug.training.finetune_checks import with_precision
     from maisi_aug.training.processes import Processes
 
     device = resolve_device(device)
+    config = with_precision(config, base, device)
     processes = Processes.connect(device)
     with processes.main_first():
         store = open_store()
