@@ -139,6 +139,15 @@ def finetune_controlnet(
     contrastive_weight: Annotated[
         float, typer.Option(min=0.0, help="Weight of the region contrastive loss; 0 for none.", rich_help_panel=_HOW)
     ] = 0.01,
+    label_mean_weight: Annotated[
+        float,
+        typer.Option(
+            min=0.0,
+            help="Weight of the mean error of every label in the loss, which keeps intensities in place where small "
+            "networks such as phantom-ct's would drift; MAISI has none.",
+            rich_help_panel=_HOW,
+        ),
+    ] = 0.0,
     fold: Annotated[int, typer.Option(min=0, help="Fold of the data to validate on.", rich_help_panel=_HOW)] = 0,
     validate_every: Annotated[
         int | None,
@@ -186,7 +195,11 @@ def finetune_controlnet(
             "contrastive_weight": contrastive_weight,
             "num_pictures": pictures,
             "seed": seed,
-            "loss": {"lesion_weight": label_weight, "batch_count": batch_size},
+            "loss": {
+                "lesion_weight": label_weight,
+                "label_mean_weight": label_mean_weight,
+                "batch_count": batch_size,
+            },
             "loop": _describe_loop(steps, learning_rate, tune, validate_every, patience),
         }
     )
@@ -232,9 +245,11 @@ def _run(
     from maisi_aug.cli.train import open_training_bar
     from maisi_aug.pipeline import resolve_device
     from maisi_aug.training.finetune import Finetuning
+    from maisi_aug.training.finetune_checks import with_precision
     from maisi_aug.training.processes import Processes
 
     device = resolve_device(device)
+    config = with_precision(config, base, device)
     processes = Processes.connect(device)
     with processes.main_first():
         store = open_store()

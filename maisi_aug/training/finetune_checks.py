@@ -52,6 +52,15 @@ def with_crop(config: FinetuneConfig, crop_shape: Shape | None, base: Bundle) ->
     return config.model_copy(update={"loss": config.loss.model_copy(update={"crop_shape": in_latent})})
 
 
+def with_precision(config: FinetuneConfig, base: Bundle, device: str) -> FinetuneConfig:
+    """The settings with mixed precision where the base bears it and the device's gradients do.
+
+    On processors that compute in bfloat16 the gradients of convolutions were not always numbers.
+    """
+    is_mixed = base.spec.mixed_precision and device.startswith("cuda")
+    return config.model_copy(update={"loop": config.loop.model_copy(update={"mixed_precision": is_mixed})})
+
+
 def split_folds(dataset: PreparedDataset, fold: int) -> tuple[PreparedDataset, PreparedDataset]:
     """The cases to train on and those to validate on.
 

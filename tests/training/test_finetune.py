@@ -12,6 +12,7 @@ from maisi_aug.bundle import Bundle, load_bundle
 from maisi_aug.errors import TrainingError, VolumeError
 from maisi_aug.training import checkpoint_file
 from maisi_aug.training.finetune import FinetuneResult, Finetuning
+from maisi_aug.training.finetune_checks import with_precision
 from maisi_aug.training.finetune_settings import FinetuneConfig
 from maisi_aug.training.prepared import PreparedStore
 from maisi_aug.weights import load_weight_file
@@ -190,6 +191,14 @@ def test_folder_of_something_else_is_left_alone(data: Path, base: Bundle, tmp_pa
     (tmp_path / "run" / "finetune.yaml").write_text("{")
     with pytest.raises(TrainingError, match="expected the settings of a fine-tuning run"):
         open_run(data, base, tmp_path / "run")
+
+
+def test_mixed_precision_needs_a_base_that_bears_it_and_a_gpu(base: Bundle) -> None:
+    config = build_config()
+    picky = Bundle(base.spec.model_copy(update={"mixed_precision": False}), base.path)
+    assert with_precision(config, base, "cuda:1").loop.mixed_precision
+    assert not with_precision(config, base, "cpu").loop.mixed_precision
+    assert not with_precision(config, picky, "cuda").loop.mixed_precision
 
 
 def test_run_is_gone_on_with_under_the_same_settings_alone(data: Path, base: Bundle, tmp_path: Path) -> None:
