@@ -12,7 +12,7 @@ from maisi_aug.recipe_files import list_recipes, list_training_recipes
 from tests.tiny_bundle import write_tiny_bundle
 
 Run = Callable[..., Any]
-NUM_RECIPES, NUM_TRAINING_RECIPES = 3, 3
+NUM_RECIPES, NUM_TRAINING_RECIPES = 3, 5
 NAMES = [info.name for info in (*list_recipes(), *list_training_recipes())]
 
 
@@ -24,7 +24,8 @@ def test_recipes_are_listed_with_the_commands_that_run_them(run_cli: Run) -> Non
     for row in rows:
         assert row["name"] in outcome.stdout
         assert all(f"{command}\n" in outcome.stdout for command in row["commands"])
-        verb = "synthesize" if row["kind"] == "cohort" else "train vae"
+        stage = "mask-vae" if row["name"].endswith("-masks") else "vae"
+        verb = "synthesize" if row["kind"] == "cohort" else f"train {stage}"
         assert row["commands"][0].startswith(f"maisi-aug {verb} --recipe {row['name']} ")
 
 
