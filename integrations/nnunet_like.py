@@ -17,12 +17,13 @@ from maisi_aug import __version__
 from maisi_aug.errors import ExportError
 from maisi_aug.integrations.nnunet import Notify, describe_case, has_right_angles
 from maisi_aug.integrations.nnunet_check import count_processes, verify_mixed_integrity
-from maisi_aug.integrations.nnunet_folders import FILE_ENDING, MAPPING_NAME, MARK_KEY, folders_that_appear_whole
+from maisi_aug.integrations.nnunet_folders import FILE_ENDING, MAPPING_NAME, MARK_KEY
 from maisi_aug.integrations.nnunet_labels import describe_mapping, require_complete_mapping
 from maisi_aug.integrations.nnunet_plans import move_real_plans
 from maisi_aug.integrations.nnunet_report import LikeReport, Seen, build_report, write_report
 from maisi_aug.integrations.nnunet_request import LikeExport, LikeRequest, prepare_like_export
 from maisi_aug.integrations.nnunet_splits import SPLITS_NAME
+from maisi_aug.integrations.whole_folder import folders_that_appear_whole
 from maisi_aug.orientation import turn_volume
 from maisi_aug.volume_io import load_image, load_label_map, save_image, save_label_map
 from maisi_aug.whole_files import write_text_whole

@@ -13,7 +13,7 @@ from maisi_aug.integrations.fresh_cases import FreshCases
 from maisi_aug.integrations.fresh_maker import FreshMaker
 from maisi_aug.recipe import build_config
 
-CONFIGURATION = {"labels": ["hepatic tumor:20-40mm", "lung tumor:10-30mm"]}
+CONFIGURATION = {"labels": ["hepatic tumor:20-40mm"]}
 
 
 def measure_making(num_cases: int, device: str) -> dict[str, Any]:

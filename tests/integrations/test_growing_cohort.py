@@ -14,7 +14,7 @@ from maisi_aug.integrations import growing_cohort
 from maisi_aug.integrations.growing_cohort import GrowingCohort
 from maisi_aug.manifest import MANIFEST_NAME, ManifestWriter
 from maisi_aug.volume_io import load_image
-from tests.tiny_cohort import GRID, HEPATIC_TUMOR, write_case
+from tests.boxes_cohort import GRID, HEPATIC_TUMOR, write_case
 
 
 @pytest.fixture(autouse=True)
