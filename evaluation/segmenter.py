@@ -38,15 +38,18 @@ class SegmenterConfig(BaseModel):
     """Everything that the segmenter's weights depend on.
 
     Attributes:
-        grid: Of the training phantoms; its spacing is that of the images to judge.
+        grid: Of the training phantoms or cases; its spacing is that of the images to judge.
         slots: Tumors bound to placeholder slots, by name.
         seed: Of the training phantoms, the initial weights and the batches.
-        num_phantoms: Training phantoms.
+        num_phantoms: Training phantoms, where ``dataset`` names no cases.
+        labels: What a segmenter of prepared cases tells apart, name -> id in their label maps; empty for the tissues
+            of phantoms. The first counts as class 1.
+        dataset: What tells the prepared training cases from others, and the fold that is left out; None for phantoms.
         widths: Channels of the U-Net's levels.
         patch_shape: Voxels of a training patch and of a window in use; multiples of 2 per level.
         batch_count: Patches a step.
-        lesion_share: Share of patches centred on a lesion, where the case has one.
-        lesion_weight: Of lesions in the loss, where the other tissues and the background weigh 1.
+        lesion_share: Share of patches centred on a lesion, or on one of ``labels``, where the case has one.
+        lesion_weight: Of these in the loss, where the other tissues and the background weigh 1.
         loop: How long and how fast to train.
     """
 
@@ -56,6 +59,8 @@ class SegmenterConfig(BaseModel):
     slots: dict[str, SlotSpec]
     seed: int = Field(default=1, ge=0)
     num_phantoms: int = Field(default=200, gt=0)
+    labels: dict[str, int] = {}
+    dataset: dict[str, str] | None = None
     widths: tuple[int, ...] = (16, 32, 64, 128)
     patch_shape: tuple[int, int, int] = (64, 64, 64)
     batch_count: int = Field(default=2, gt=0)
@@ -66,7 +71,19 @@ class SegmenterConfig(BaseModel):
     @property
     def tissues(self) -> tuple[Tissue, ...]:
         """What the segmenter tells apart."""
+        if self.labels:
+            return tuple(Tissue(name, (label_id,)) for name, label_id in self.labels.items())
         return list_tissues(bind_slots(self.slots))
+
+    @property
+    def focus(self) -> tuple[Tissue, ...]:
+        """The tissues that patches are centred on and that weigh more: lesions, or every one of ``labels``."""
+        return self.tissues if self.labels else self.tissues[-1:]
+
+    def to_text(self) -> str:
+        """JSON; what prepared cases add is left out for phantoms, whose folders are older."""
+        hidden = set() if self.dataset is not None else {"labels", "dataset"}
+        return self.model_dump_json(indent=1, exclude=hidden) + "\n"
 
 
 class _Training(BaseModel):

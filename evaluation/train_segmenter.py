@@ -1,6 +1,9 @@
-"""Train the segmenter that judges synthetic images, on phantoms alone, and measure its Dice on held-out ones.
+"""Train the segmenter that judges synthetic images, on real ones alone, and measure its Dice on held-out ones.
 
     python -m maisi_aug.evaluation.train_segmenter --out runs/segmenter --max-minutes 25
+    python -m maisi_aug.evaluation.train_segmenter --data prepared --label mandible --fold 0 --out runs/segmenter
+
+Phantoms are built for it; with ``--data`` it learns the labels of a prepared folder, from all folds but one.
 
 An interrupted run goes on from its checkpoint when the command is repeated.
 """
@@ -8,6 +11,7 @@ An interrupted run goes on from its checkpoint when the command is repeated.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -34,9 +38,12 @@ from maisi_aug.evaluation.segmenter import (
 from maisi_aug.evaluation.tissues import mean_dice, measure_dice, to_class_map
 from maisi_aug.grid import Grid
 from maisi_aug.pipeline import resolve_device
+from maisi_aug.prepared import PreparedDataset
 from maisi_aug.seeds import derive_seed, numpy_generator
+from maisi_aug.slot_choice import find_source
 from maisi_aug.training.data import CaseStore, PhantomStore, ReportProgress
 from maisi_aug.training.loop import ReportStep, TrainingRun
+from maisi_aug.training.prepared import PreparedStore
 from maisi_aug.training.processes import WHOLE, Share
 from maisi_aug.training.recipe import load_training_recipe, training_recipe_path
 from maisi_aug.whole_files import write_text_whole
@@ -62,7 +69,8 @@ class SegmenterObjective:
         self.device = device
         self.tissues = config.tissues
         # Lesions are a thousandth of the voxels, and the last class: unweighted, they are learnt last of all.
-        weight = torch.tensor([1.0] * len(self.tissues) + [config.lesion_weight])
+        focused = [config.lesion_weight if tissue in config.focus else 1.0 for tissue in self.tissues]
+        weight = torch.tensor([1.0, *focused])
         self.criterion = DiceCELoss(
             include_background=False, to_onehot_y=True, softmax=True, batch=True, weight=weight
         ).to(device)
@@ -113,7 +121,8 @@ class SegmenterObjective:
 
     def _find_lesion_voxels(self, index: int) -> NDArray[np.intp]:
         if index not in self._lesion_voxels:
-            is_lesion = np.isin(self.store[index].label_map, self.tissues[-1].label_ids)
+            focus = [label_id for tissue in self.config.focus for label_id in tissue.label_ids]
+            is_lesion = np.isin(self.store[index].label_map, focus)
             self._lesion_voxels[index] = np.argwhere(is_lesion)
         return self._lesion_voxels[index]
 
@@ -163,13 +172,39 @@ def train_segmenter(
         TrainingError: When the folder holds a run of another configuration.
     """
     _require_same_config(folder, config)
-    store = PhantomStore(
+    phantoms = PhantomStore(
         folder,
         seed=derive_seed("segmenter phantoms", config.seed),
         shape=config.grid.shape,
         spacing_mm=config.grid.spacing_mm,
     )
-    store.ensure(config.num_phantoms, report=report_phantoms, num_workers=num_workers)
+    phantoms.ensure(config.num_phantoms, report=report_phantoms, num_workers=num_workers)
+    return train_on(config, phantoms, folder, device=device, max_minutes=max_minutes, report_step=report_step)
+
+
+def train_on(
+    config: SegmenterConfig,
+    store: CaseStore,
+    folder: Path,
+    *,
+    device: str,
+    max_minutes: float | None = None,
+    report_step: ReportStep | None = None,
+) -> Segmenter:
+    """Train on the cases of a store, or go on, and keep the averaged weights.
+
+    Args:
+        config: What to train; a folder keeps to the first one.
+        store: Real images with their label maps.
+        folder: Of the run.
+        device: "cpu" or "cuda".
+        max_minutes: Stop after so long; a later call goes on.
+        report_step: Called after each step.
+
+    Raises:
+        TrainingError: When the folder holds a run of another configuration.
+    """
+    _require_same_config(folder, config)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed("segmenter weights", config.seed))
         network = build_network(config).to(device)
@@ -183,7 +218,7 @@ def train_segmenter(
 
 def _require_same_config(folder: Path, config: SegmenterConfig) -> None:
     path = folder / CONFIG_NAME
-    text = config.model_dump_json(indent=1) + "\n"
+    text = config.to_text()
     if path.is_file() and path.read_text(encoding="utf-8") != text:
         raise TrainingError(
             f"Segmenter {folder}: expected the configuration in {CONFIG_NAME}, found another one. "
@@ -205,6 +240,44 @@ def measure_held_out_dice(
         if report is not None:
             report(index + 1, num_cases)
     return {tissue.name: mean_dice(cases, tissue.name) for tissue in segmenter.tissues}
+
+
+def describe_data(dataset: PreparedDataset, labels: Sequence[str], fold: int) -> dict[str, Any]:
+    """What a segmenter of prepared cases adds to its configuration.
+
+    Args:
+        dataset: All prepared cases.
+        labels: Names of what it shall tell apart; the new labels of the data where none are given.
+        fold: That is left out.
+
+    Raises:
+        TrainingError: For a label that the data lack, or data without any new label.
+    """
+    names = list(labels) or list(dataset.spec.new_labels)
+    if not names:
+        raise TrainingError(
+            f"{dataset.path}: expected new labels to tell apart, found none. Name some with --label NAME."
+        )
+    found = [find_source(name, dataset) for name in names]
+    keys = hashlib.sha256("".join(case.key for case in dataset.select(exclude_fold=fold).cases).encode()).hexdigest()
+    return {
+        "labels": {label.name: label.id for label in found},
+        "dataset": {"name": dataset.spec.name, "cases_sha256": keys[:16], "held_out_fold": str(fold)},
+    }
+
+
+def measure_dice_on(
+    segmenter: Segmenter, store: CaseStore, *, report: ReportProgress | None = None
+) -> dict[str, float | None]:
+    """Mean Dice of every tissue over the cases of a store; None for one that none of them shows."""
+    rows = []
+    for index in range(len(store)):
+        case = store[index]
+        expected = to_class_map(case.label_map, segmenter.tissues)
+        rows.append(measure_dice(expected, segmenter.segment(case.image_hu), segmenter.tissues))
+        if report is not None:
+            report(index + 1, len(store))
+    return {tissue.name: mean_dice(rows, tissue.name) for tissue in segmenter.tissues}
 
 
 def print_steps(every: int, num_steps: int) -> Callable[[int, dict[str, float]], None]:
@@ -236,6 +309,9 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--out", type=Path, required=True, help="folder of the run")
+    parser.add_argument("--data", type=Path, help="prepared folder to train on, in place of phantoms")
+    parser.add_argument("--label", action="append", default=[], help="with --data: what to tell apart; its new labels")
+    parser.add_argument("--fold", type=int, default=0, help="with --data: the fold to leave out and to measure on")
     parser.add_argument("--recipe", default="train-phantom-ct", help="training recipe whose grid and slots to take")
     parser.add_argument("--num-phantoms", type=int, default=_default("num_phantoms"))
     parser.add_argument("--num-steps", type=int, default=_default("loop").num_steps)
@@ -250,32 +326,58 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Train, measure, and print a table of Dice by tissue; returns the exit code."""
     options = _parse(arguments)
+    return run_command(lambda: _train_on_phantoms(options) if options.data is None else _train_on_data(options))
 
-    def body() -> None:
-        header = load_training_recipe(training_recipe_path(options.recipe)).bundle
-        config = SegmenterConfig(
-            grid=header.grid,
-            slots=header.slots,
-            seed=options.seed,
-            num_phantoms=options.num_phantoms,
-            loop=_default("loop").model_copy(update={"num_steps": options.num_steps}),
-        )
-        segmenter = train_segmenter(
-            config,
-            options.out,
-            device=resolve_device(options.device),
-            max_minutes=options.max_minutes,
-            num_workers=options.num_workers,
-            report_phantoms=print_progress("phantom"),
-            report_step=print_steps(50, options.num_steps),
-        )
-        dice = measure_held_out_dice(
-            segmenter, seed=options.seed, num_cases=options.num_held_out, report=print_progress("held-out phantom")
-        )
-        write_json(options.out / DICE_NAME, {"num_steps": segmenter.num_steps, "dice": dice})
-        print(to_markdown(["tissue", f"Dice on {options.num_held_out} held-out phantoms"], dice.items()))
 
-    return run_command(body)
+def _train_on_data(options: argparse.Namespace) -> None:
+    store = PreparedStore.from_folder(options.data)
+    config = SegmenterConfig(
+        grid=store.spec.grid,
+        slots={},
+        seed=options.seed,
+        loop=_default("loop").model_copy(update={"num_steps": options.num_steps}),
+        **describe_data(store.dataset, options.label, options.fold),
+    )
+    segmenter = train_on(
+        config,
+        store.select(exclude_fold=options.fold),
+        options.out,
+        device=resolve_device(options.device),
+        max_minutes=options.max_minutes,
+        report_step=print_steps(50, options.num_steps),
+    )
+    held_out = store.select(folds=[options.fold])
+    dice = measure_dice_on(segmenter, held_out, report=print_progress("held-out case"))
+    _show(options.out, segmenter, dice, f"Dice on {len(held_out)} held-out cases")
+
+
+def _train_on_phantoms(options: argparse.Namespace) -> None:
+    header = load_training_recipe(training_recipe_path(options.recipe)).bundle
+    config = SegmenterConfig(
+        grid=header.grid,
+        slots=header.slots,
+        seed=options.seed,
+        num_phantoms=options.num_phantoms,
+        loop=_default("loop").model_copy(update={"num_steps": options.num_steps}),
+    )
+    segmenter = train_segmenter(
+        config,
+        options.out,
+        device=resolve_device(options.device),
+        max_minutes=options.max_minutes,
+        num_workers=options.num_workers,
+        report_phantoms=print_progress("phantom"),
+        report_step=print_steps(50, options.num_steps),
+    )
+    dice = measure_held_out_dice(
+        segmenter, seed=options.seed, num_cases=options.num_held_out, report=print_progress("held-out phantom")
+    )
+    _show(options.out, segmenter, dice, f"Dice on {options.num_held_out} held-out phantoms")
+
+
+def _show(folder: Path, segmenter: Segmenter, dice: Mapping[str, float | None], heading: str) -> None:
+    write_json(folder / DICE_NAME, {"num_steps": segmenter.num_steps, "dice": dice})
+    print(to_markdown(["tissue", heading], dice.items()))
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from maisi_aug.errors import ExportError
 from maisi_aug.integrations.cohort_source import CohortSource
 from maisi_aug.integrations.whole_folder import Notify, tell_nobody
 from maisi_aug.labels import BACKGROUND_ID, BODY_ID
+from maisi_aug.totalsegmentator_labels import totalsegmentator_class
 from maisi_aug.volume_io import load_label_map
 
 
@@ -50,9 +51,14 @@ class LabelNumbering:
         return {"background": 0} | dict(zip(self.names, self.numbers, strict=True))
 
     def to_json(self) -> list[dict[str, Any]]:
-        """The numbering for a mapping file."""
+        """The numbering for a mapping file, with TotalSegmentator's task and class for each label that it has."""
         return [
-            {"label": number, "name": name, "vocabulary_id": label_id}
+            {
+                "label": number,
+                "name": name,
+                "vocabulary_id": label_id,
+                "totalsegmentator": "/".join(totalsegmentator_class(label_id) or ()) or None,
+            }
             for number, label_id, name in zip(self.numbers, self.ids, self.names, strict=True)
         ]
 

@@ -82,7 +82,10 @@ def test_data_list_keeps_synthetic_cases_out_of_validation(tmp_path: Path) -> No
     assert np.array_equal(label_map == 1, anatomy == HEPATIC_TUMOR)
     assert np.array_equal(label_map == 2, anatomy == 1)
     rows = json.loads((out / MAPPING_NAME).read_text())["labels"]
-    assert {"label": 1, "name": "cancer", "vocabulary_id": HEPATIC_TUMOR} in rows
+    assert {row["name"]: (row["label"], row["vocabulary_id"], row["totalsegmentator"]) for row in rows} == {
+        "liver": (2, 1, "total/liver"),
+        "cancer": (1, HEPATIC_TUMOR, "liver_lesions/liver_lesions"),
+    }
 
 
 def test_folds_are_those_of_nnunet() -> None:
