@@ -1,12 +1,16 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
+from maisi_aug.evaluation import known_truth
 from maisi_aug.evaluation.known_truth import DUPLICATED, MIXED, SHIFT_VOXELS, SHIFTED, judge, write_shifted
 from maisi_aug.volume_io import load_image, load_label_map
+from tests.tiny_benchmark import build_config
 from tests.tiny_cohort import HEPATIC_TUMOR, write_cohort
 
 
@@ -54,3 +58,18 @@ def test_shifted_cases_keep_their_images_and_move_their_labels(tmp_path: Path) -
         anatomy = load_label_map(cohort / "anatomy" / name)
         np.testing.assert_array_equal(moved.array, np.roll(anatomy.array, SHIFT_VOXELS, axis=(0, 1, 2)))
         assert moved.grid.is_close(anatomy.grid)
+
+
+def test_report_says_which_expectations_were_met(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Tiny cases in place of phantoms and cohort; after two steps nothing can have been shown."""
+    config = build_config(tmp_path, arms=("real", "real+synthetic:1", "real-duplicated"))
+    monkeypatch.setattr(known_truth, "build_known_truth", lambda folder, **options: config)
+    assert known_truth.main(["--out", str(tmp_path / "run")]) == 1
+    printed = capsys.readouterr()
+    assert "## Known truth" in printed.out
+    assert "real-duplicated, seed 0: done" in printed.err
+    document = json.loads((tmp_path / "run/report/known_truth.json").read_text())
+    assert [arm for arm, _, _ in document["expectations"]] == [MIXED, MIXED, SHIFTED, DUPLICATED]
+    assert (tmp_path / "run/report/known_truth.md").read_text() in printed.out

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import subprocess
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
@@ -205,3 +206,15 @@ def test_command_line_writes_page_figures_and_summary(
     refused = run_cli("report", finished.folder, "--out", tmp_path / "r.pdf")
     assert refused.code == 2
     assert "expected a file that ends in .html" in " ".join(refused.stderr.split())
+
+
+@pytest.mark.slow
+def test_browser_opens_the_page_without_an_error_or_a_request(finished: Benchmark, tmp_path: Path) -> None:
+    browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if browser is None:
+        pytest.skip("headless browser: expected chromium, not found")
+    target = write_report(build_report(finished.folder), tmp_path / "report.html")[0]
+    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--log-level=0", "--dump-dom"]
+    done = subprocess.run([browser, *flags, target.as_uri()], capture_output=True, text=True, timeout=300)
+    assert "How it was done" in done.stdout
+    assert "CONSOLE" not in done.stderr
