@@ -59,7 +59,7 @@ def test_small_cases_are_filled_up_with_air() -> None:
     assert images.shape == (PRESET.batch_count, 1, *PLAN.patch_shape)
     assert classes.shape == (PRESET.batch_count, *PLAN.patch_shape)
     assert not classes[:, 22:].any()
-    assert set(classes.unique().tolist()) == {0, 1, 2}
+    assert set(np.unique(classes.numpy()).tolist()) == {0, 1, 2}
 
 
 def test_classes_follow_the_order_of_the_names() -> None:
@@ -68,7 +68,7 @@ def test_classes_follow_the_order_of_the_names() -> None:
 
 
 def test_prediction_comes_back_to_the_grid_of_the_case() -> None:
-    preset = Preset((8, 16), 48, 2, 10, 1e-3, 1000)
+    preset = Preset((8, 16, 16), 48, 2, 10, 1e-3, 1000)
     coarse = plan_training(CASES, preset)
     grid = coarse.grid_for(CASES[0].grid)
     empty = LoadedCase(np.zeros(grid.shape, np.int16), np.zeros(grid.shape, np.uint8), grid)
