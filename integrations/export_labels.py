@@ -6,6 +6,7 @@ leaving that one as background would teach the wrong thing.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -89,7 +90,7 @@ def choose_labels(
         )
     wanted = set(cohort.resolve_ids(labels) if labels else cohort.requested_ids)
     if include_anatomy or not wanted <= set(cohort.requested_ids):
-        present = find_label_ids(cohort, notify)
+        present = set(count_labels(cohort, notify))
         wanted |= present - {BODY_ID} if include_anatomy else set()
         if missing := sorted(wanted - present):
             raise ExportError(
@@ -105,11 +106,12 @@ def choose_labels(
     return LabelNumbering(ids, tuple(map(cohort.name_of, ids)))
 
 
-def find_label_ids(cohort: CohortSource, notify: Notify = tell_nobody) -> set[int]:
-    """Every id in the cohort's label maps except background."""
-    found: set[int] = set()
+def count_labels(cohort: CohortSource, notify: Notify = tell_nobody) -> Counter[int]:
+    """Every id in the cohort's label maps except background, and the number of cases that hold it."""
+    counts: Counter[int] = Counter()
     for index, case in enumerate(cohort.cases):
         notify("reading labels", index, len(cohort.cases))
         label_map = load_label_map(cohort.require_file(case, "anatomy")).array
-        found |= set(np.flatnonzero(np.bincount(label_map.ravel())).tolist())
-    return found - {BACKGROUND_ID}
+        counts.update(np.flatnonzero(np.bincount(label_map.ravel())).tolist())
+    del counts[BACKGROUND_ID]
+    return counts

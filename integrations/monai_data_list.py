@@ -18,7 +18,7 @@ import yaml
 from maisi_aug import __version__
 from maisi_aug.errors import ExportError
 from maisi_aug.integrations.cohort_source import CohortSource, load_cohort_source
-from maisi_aug.integrations.export_labels import LabelNumbering, choose_labels, find_label_ids
+from maisi_aug.integrations.export_labels import LabelNumbering, choose_labels, count_labels
 from maisi_aug.integrations.nnunet_folders import PREPROCESSED_VARIABLE
 from maisi_aug.integrations.nnunet_labels import map_labels, require_complete_mapping
 from maisi_aug.integrations.nnunet_real import RealDataset, load_real_dataset
@@ -135,7 +135,7 @@ def _number_like(
 ) -> LabelNumbering:
     """The numbers of the real dataset, checked as the export to nnU-Net checks them."""
     mapping = map_labels(real, cohort, label, absent, cohort.requested_ids)
-    require_complete_mapping(real, cohort, mapping, find_label_ids(cohort, notify))
+    require_complete_mapping(real, cohort, mapping, count_labels(cohort, notify))
     names = {target.value: target.spelling for target in real.targets}
     ids = sorted(label_id for label_id, value in mapping.values.items() if value)
     numbers = tuple(mapping.values[label_id] for label_id in ids)
