@@ -34,7 +34,7 @@ def test_other_controlnets_do_not() -> None:
     assert find_lookup(build_network(build_header()["networks"]["controlnet"])) is None
     changed = load_controlnet()
     with torch.no_grad():
-        changed.controlnet_cond_embedding.conv_in.conv.weight[0, 0, 0, 0, 0] = 0.1  # type: ignore[union-attr,index]
+        changed.get_parameter("controlnet_cond_embedding.conv_in.conv.weight")[0, 0, 0, 0, 0] = 0.1
     assert find_lookup(changed) is None
 
 
