@@ -8,7 +8,6 @@ from typing import Annotated
 
 import typer
 
-from maisi_aug.cli.balance_options import parse_lesion_map
 from maisi_aug.cli.export_progress import show_stages
 
 
@@ -19,15 +18,17 @@ def monai(
         Path | None,
         typer.Option(help="nnU-Net raw dataset of real cases: they make up the folds, and its labels the numbers."),
     ] = None,
-    label_map: Annotated[
+    label: Annotated[
         list[str] | None,
         typer.Option(
-            "--map",
-            metavar="NAME=NAME",
-            help="What the real dataset calls a label: 'hepatic tumor=cancer'; may repeat.",
+            metavar="NAME=LABEL",
+            help="A label of the cohort and what the real dataset calls it, or 'background'; may repeat.",
         ),
     ] = None,
-    folds: Annotated[int, typer.Option(min=2, help="Folds.")] = 5,
+    absent: Annotated[
+        list[str] | None,
+        typer.Option(help="A label of the real dataset that no synthetic case truly holds; may repeat."),
+    ] = None,
     labels: Annotated[
         list[str] | None,
         typer.Option(help="Label to export, by name or id; may repeat. Without it: those the cohort was asked for."),
@@ -41,19 +42,17 @@ def monai(
 
     With --like the synthetic cases are trained on in every fold and validated on in none.
 
-    Example: maisi-aug export monai cohort --like nnUNet_raw/Dataset003_Liver --out monai
+    Example: maisi-aug export monai cohort --like nnUNet_raw/Dataset003_Liver --label "hepatic tumor=cancer" --out monai
     """
     from maisi_aug.integrations.monai_data_list import TASK_NAME, export_monai
 
-    if label_map and like is None:
-        raise typer.BadParameter("--map: expected --like beside it, found none. Add it.")
     with show_stages() as notify:
         report = export_monai(
             cohort,
             out,
             like=like,
-            mapping=parse_lesion_map(label_map or ()),
-            num_folds=folds,
+            label=label or (),
+            absent=absent or (),
             labels=labels or (),
             include_anatomy=include_anatomy,
             notify=notify,

@@ -93,7 +93,7 @@ def prepare(
         bool,
         typer.Option(
             "--run-totalsegmentator",
-            help="Make organ labels now; needs maisi-aug[totalsegmentator], which fetches its weights at first use.",
+            help="Make organ labels now; needs maisi-aug\\[totalsegmentator], which fetches its weights at first use.",
         ),
     ] = False,
     fast_organs: Annotated[
@@ -166,7 +166,7 @@ def prepare(
     A scan larger than the grid is cropped around the new labels; a smaller one is filled up with air.
     The same command goes on where it was stopped, and prepares only what is new.
 
-    Example: maisi-aug prepare --nnunet Dataset220_KiTS --map "1=kidney tumor" --organs totalseg --out prepared
+    Example: maisi-aug prepare --images ct --labels masks --map "1=kidney tumor" --organs totalseg --out prepared
     """
     from maisi_aug.cli.progress import count_stages
     from maisi_aug.preparation.collecting import Sources, collect_cases

@@ -31,7 +31,8 @@ def register(app: typer.Typer) -> None:
     group = typer.Typer(
         name="train",
         no_args_is_help=True,
-        help="Train the networks of a bundle, stage by stage, from a training recipe.",
+        help="Train the networks of a bundle, stage by stage, from a training recipe. On N GPUs: "
+        "torchrun --nproc_per_node=N -m maisi_aug.cli.app train ..., which multiplies the batch of a step by N.",
     )
     for stage, summary in (
         ("vae", "Train the autoencoder on images."),

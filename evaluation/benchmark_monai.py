@@ -23,6 +23,7 @@ from maisi_aug.grid import Grid
 from maisi_aug.networks import mixed_precision
 from maisi_aug.seeds import derive_seed, numpy_generator
 from maisi_aug.training.loop import ReportStep, TrainingRun
+from maisi_aug.training.processes import WHOLE, Share
 from maisi_aug.training.settings import LoopConfig
 
 FOREGROUND_SHARE: Final = 0.67
@@ -71,9 +72,9 @@ class PatchObjective:
         """The U-Net."""
         return {"unet": self.network}
 
-    def loss(self, step: int) -> tuple[Tensor, dict[str, float]]:
-        """Loss of the patches of a step."""
-        images, classes = self.draw_batch(step)
+    def loss(self, step: int, share: Share = WHOLE) -> tuple[Tensor, dict[str, float]]:
+        """Loss of a share of the patches of a step."""
+        images, classes = self.draw_batch(step, share)
         scores = self.network(images.to(self.device)).float()
         loss: Tensor = self.criterion(scores, classes[:, None].to(self.device))
         return loss, {}
@@ -88,12 +89,11 @@ class PatchObjective:
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Nothing to take back."""
 
-    def draw_batch(self, step: int) -> tuple[Tensor, Tensor]:
+    def draw_batch(self, step: int, share: Share = WHOLE) -> tuple[Tensor, Tensor]:
         """The patches of a step: ``(B, 1, I, J, K)`` float32 and ``(B, I, J, K)`` uint8 classes."""
         rng = numpy_generator(derive_seed("benchmark batch", self.seed, step), "patches")
-        patches = [
-            self._draw_patch(int(rng.integers(self.cases.num_cases)), rng) for _ in range(self.preset.batch_count)
-        ]
+        chosen = rng.integers(self.cases.num_cases, size=self.preset.batch_count * share.count)
+        patches = [self._draw_patch(int(index), rng) for index in chosen][share.slice_of(self.preset.batch_count)]
         images, classes = (np.stack(arrays) for arrays in zip(*patches, strict=True))
         batch = torch.from_numpy(images)[:, None].contiguous(memory_format=torch.channels_last_3d)
         return batch, torch.from_numpy(classes)

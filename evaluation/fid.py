@@ -18,6 +18,7 @@ from maisi_aug.evaluation.frechet import (
     Moments,
     bootstrap_interval,
     case_influence,
+    extrapolate_distance,
     frechet_distance,
     kernel_distance,
     measure_moments,
@@ -122,11 +123,14 @@ def _measure_plane(
     moments = measure_moments(spanned[0]), measure_moments(spanned[1])
     fid = frechet_distance(*moments)
     influences = case_influence(spanned[0], *moments), case_influence(spanned[1], moments[1], moments[0])
+    limit = extrapolate_distance(*spanned, fid, numpy_generator(seed, f"halves {plane}"))
     subsets = numpy_generator(seed, f"kernel subsets {plane}")
     figures = {
         "fid": fid,
         "interval": bootstrap_interval(fid, influences, numpy_generator(seed, "bootstrap")),
-        "kid": kernel_distance(np.concatenate(sides[0]), np.concatenate(sides[1]), subsets),
+        "extrapolated": limit,
+        "extrapolated_interval": _shift(limit, influences, seed),
+        "kid": kernel_distance(*sides, subsets),
         "floor": _measure_floor(spanned[0], seed),
         "num_real_slices": moments[0].num,
         "num_synthetic_slices": moments[1].num,
@@ -160,15 +164,23 @@ def _average(
     """The mean over planes; a case that is drawn is drawn in all three."""
     fid = float(np.mean([plane["fid"] for plane in planes]))
     moved = [np.mean(side, axis=0) for side in zip(*influences, strict=True)]
-    floors = [plane["floor"] for plane in planes]
+    floors, limits = ([plane[key] for plane in planes] for key in ("floor", "extrapolated"))
+    limit = None if None in limits else float(np.mean(limits))
     return {
         "fid": fid,
         "interval": bootstrap_interval(fid, moved, numpy_generator(seed, "bootstrap")),
+        "extrapolated": limit,
+        "extrapolated_interval": _shift(limit, moved, seed),
         "kid": float(np.mean([plane["kid"] for plane in planes])),
         "floor": None if None in floors else np.mean(floors, axis=0).tolist(),
         "num_real_slices": sum(plane["num_real_slices"] for plane in planes),
         "num_synthetic_slices": sum(plane["num_synthetic_slices"] for plane in planes),
     }
+
+
+def _shift(limit: float | None, influences: Sequence[NDArray[np.float64]], seed: int) -> tuple[float, float] | None:
+    """The interval about an extrapolated distance, from the same draws as that about the distance."""
+    return None if limit is None else bootstrap_interval(limit, influences, numpy_generator(seed, "bootstrap"))
 
 
 def _build_notes(real: FeatureSet, synthetic: FeatureSet, protocol: SliceProtocol) -> list[str]:
@@ -222,6 +234,8 @@ def to_report(document: Mapping[str, Any]) -> str:
             name,
             figures["fid"],
             _spell_interval(figures["interval"]),
+            figures["extrapolated"],
+            _spell_interval(figures["extrapolated_interval"]),
             _spell_floor(figures["floor"]),
             f"{figures['kid']:.4f}",
             figures["num_real_slices"],
@@ -229,15 +243,18 @@ def to_report(document: Mapping[str, Any]) -> str:
         ]
         for name, figures in document["planes"].items()
     ]
-    header = ["plane", "FID", "95% interval", "real halves", "KID", "real slices", "synthetic slices"]
+    header = ["plane", "FID", "95% interval", "extrapolated", "95% interval", "real halves", "KID"]
+    header += ["real slices", "synthetic slices"]
     parts = [
         f"# 2.5D FID: {synthetic['num_cases']} synthetic against {real['num_cases']} real cases\n",
         f"Extractor {extractor['name']}: {extractor['source']}, sha256 {extractor['sha256'][:12]}, "
         f"{document['num_features']} features. Slices: {document['protocol_in_words']}. Seed {document['seed']}.\n",
         to_markdown(header, rows),
-        "Planes: xy axial, yz sagittal, zx coronal. The interval is over which cases were drawn, all slices of a case "
-        "together. Real halves: FID of random halves of the real cases against each other, the least that any set of "
-        "that size can be expected to reach.\n",
+        "Planes: xy axial, yz sagittal, zx coronal. Intervals are over which patients were drawn, all slices of one "
+        "together. FID of few cases is too high, which its interval does not know; extrapolated: what very many cases "
+        "would give, judged from halves of both sets, and still too high with fewer cases than features. Real halves: "
+        "FID of random halves of the real cases against each other, the least that sets of half the size can be "
+        "expected to reach.\n",
     ]
     parts += [f"- {note}\n" for note in document["notes"]]
     skipped = [(name, case) for name in ("real", "synthetic") for case in document[name]["skipped"]]
@@ -255,6 +272,10 @@ def draw_chart(document: Mapping[str, Any]) -> str:
                 f"{name}, synthetic", centre=figures["fid"], interval=figures["interval"], note=f"{figures['fid']:.2f}"
             )
         )
+        if figures["extrapolated"] is not None:
+            limit = figures["extrapolated"]
+            interval = figures["extrapolated_interval"]
+            rows.append(DotRow(f"{name}, extrapolated", centre=limit, interval=interval, note=f"{limit:.2f}"))
         if figures["floor"] is not None:
             mean = float(np.mean(figures["floor"]))
             rows.append(DotRow(f"{name}, real halves", dots=figures["floor"], note=f"{mean:.2f}"))

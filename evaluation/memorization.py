@@ -371,12 +371,11 @@ def draw_pairs(part: Mapping[str, Any], synthetic: Sequence[Thumbnail], train: S
 
 def _draw_middle(image: Volume) -> list[Image.Image]:
     """Axial and coronal slice through the middle of the body, as large as a panel allows."""
-    box = find_body_box(image.array)
+    body = image.array[find_body_box(image.array)]
+    i, j, k = body.shape
+    grid = Grid.from_spacing((i, j, k), image.grid.spacing_mm)
     panels = []
-    for plane in (
-        Plane("axial", (box[2].start + box[2].stop) // 2),
-        Plane("coronal", (box[1].start + box[1].stop) // 2),
-    ):
-        scale = PANEL_PX / max(length for axis, length in enumerate(image.grid.extent_mm) if axis != plane.axis)
-        panels.append(draw_slice(image.array, plane, plane.size_px(image.grid, scale), SOFT_TISSUE))
+    for plane in (Plane("axial", k // 2), Plane("coronal", j // 2)):
+        scale = PANEL_PX / max(length for axis, length in enumerate(grid.extent_mm) if axis != plane.axis)
+        panels.append(draw_slice(body, plane, plane.size_px(grid, scale), SOFT_TISSUE))
     return panels

@@ -19,7 +19,7 @@ from maisi_aug.integrations.cohort_source import CohortSource, load_cohort_sourc
 from maisi_aug.integrations.dicom_image import build_series, require_dicom, study_uid
 from maisi_aug.integrations.dicom_segmentation import build_segmentation
 from maisi_aug.integrations.export_labels import LabelNumbering, choose_labels
-from maisi_aug.integrations.whole_folder import Notify, folder_that_appears_whole, require_new_folder, tell_nobody
+from maisi_aug.integrations.whole_folder import Notify, folders_that_appear_whole, require_new_folder, tell_nobody
 from maisi_aug.manifest import AttemptRecord
 from maisi_aug.volume_io import load_image, load_label_map
 from maisi_aug.whole_files import write_text_whole
@@ -90,7 +90,7 @@ def export_dicom(
         numbering = choose_labels(cohort, labels, include_anatomy=include_anatomy, notify=notify)
     name = f"{cohort.cases[0].bundle_fingerprint[:8]}"
     rows: dict[str, dict[str, Any]] = {}
-    with folder_that_appears_whole(out) as building:
+    with folders_that_appear_whole(out) as (building,):
         for index, case in enumerate(cohort.cases):
             notify("cases", index, len(cohort.cases))
             rows[case.case_id] = _write_case(cohort, case, numbering, building / case.case_id, name)

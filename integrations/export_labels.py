@@ -6,6 +6,7 @@ leaving that one as background would teach the wrong thing.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +18,7 @@ from maisi_aug.errors import ExportError
 from maisi_aug.integrations.cohort_source import CohortSource
 from maisi_aug.integrations.whole_folder import Notify, tell_nobody
 from maisi_aug.labels import BACKGROUND_ID, BODY_ID
+from maisi_aug.totalsegmentator_labels import totalsegmentator_class
 from maisi_aug.volume_io import load_label_map
 
 
@@ -50,9 +52,14 @@ class LabelNumbering:
         return {"background": 0} | dict(zip(self.names, self.numbers, strict=True))
 
     def to_json(self) -> list[dict[str, Any]]:
-        """The numbering for a mapping file."""
+        """The numbering for a mapping file, with TotalSegmentator's task and class for each label that it has."""
         return [
-            {"label": number, "name": name, "vocabulary_id": label_id}
+            {
+                "label": number,
+                "name": name,
+                "vocabulary_id": label_id,
+                "totalsegmentator": "/".join(totalsegmentator_class(label_id) or ()) or None,
+            }
             for number, label_id, name in zip(self.numbers, self.ids, self.names, strict=True)
         ]
 
@@ -83,7 +90,7 @@ def choose_labels(
         )
     wanted = set(cohort.resolve_ids(labels) if labels else cohort.requested_ids)
     if include_anatomy or not wanted <= set(cohort.requested_ids):
-        present = find_label_ids(cohort, notify)
+        present = set(count_labels(cohort, notify))
         wanted |= present - {BODY_ID} if include_anatomy else set()
         if missing := sorted(wanted - present):
             raise ExportError(
@@ -99,11 +106,12 @@ def choose_labels(
     return LabelNumbering(ids, tuple(map(cohort.name_of, ids)))
 
 
-def find_label_ids(cohort: CohortSource, notify: Notify = tell_nobody) -> set[int]:
-    """Every id in the cohort's label maps except background."""
-    found: set[int] = set()
+def count_labels(cohort: CohortSource, notify: Notify = tell_nobody) -> Counter[int]:
+    """Every id in the cohort's label maps except background, and the number of cases that hold it."""
+    counts: Counter[int] = Counter()
     for index, case in enumerate(cohort.cases):
         notify("reading labels", index, len(cohort.cases))
         label_map = load_label_map(cohort.require_file(case, "anatomy")).array
-        found |= set(np.flatnonzero(np.bincount(label_map.ravel())).tolist())
-    return found - {BACKGROUND_ID}
+        counts.update(np.flatnonzero(np.bincount(label_map.ravel())).tolist())
+    del counts[BACKGROUND_ID]
+    return counts

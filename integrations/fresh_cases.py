@@ -49,6 +49,8 @@ class FreshCases:
     other, or be made twice where the buffer is smaller than an epoch.
     """
 
+    _process: subprocess.Popen[str] | None  # None in the workers of a loader
+
     def __init__(
         self,
         configuration: CohortConfig | Mapping[str, Any],
@@ -91,9 +93,9 @@ class FreshCases:
         self._folder = Path(tempfile.mkdtemp(prefix="maisi-aug-"))
         self._authkey = secrets.token_bytes(32)
         self._connections: dict[int, Connection] = {}
-        self._process = self._start(configuration, device, buffer)
-        self._owner, self._server_pid = os.getpid(), self._process.pid
-        self._finalizer: Callable[[], object] = weakref.finalize(self, _stop, self._process, self._folder, os.getpid())
+        self._process = process = self._start(configuration, device, buffer)
+        self._owner, self._server_pid = os.getpid(), process.pid
+        self._finalizer: Callable[[], object] = weakref.finalize(self, _stop, process, self._folder, os.getpid())
 
     def _start(self, configuration: CohortConfig, device: str, buffer: int) -> subprocess.Popen[str]:
         task = {

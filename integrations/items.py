@@ -61,16 +61,14 @@ def to_subject(pair: Pair) -> Any:
     affine = pair.grid.affine.copy()
     image = torch.from_numpy(np.ascontiguousarray(pair.image_hu[None]).astype(np.float32))
     label = torch.from_numpy(np.ascontiguousarray(pair.label_map[None]).copy())
-    # Version 1 takes a tensor by keyword, version 2 as the first argument.
-    is_first = int(torchio.__version__.partition(".")[0]) >= 2
-    make = (
-        (lambda kind, tensor: kind(tensor, affine=affine))
-        if is_first
-        else (lambda kind, tensor: kind(tensor=tensor, affine=affine))
-    )
-    return torchio.Subject(
-        image=make(torchio.ScalarImage, image), label=make(torchio.LabelMap, label), **dict(pair.metadata)
-    )
+    is_second = int(torchio.__version__.partition(".")[0]) >= 2
+
+    def build(kind: Any, tensor: Any) -> Any:
+        """Version 1 takes a tensor by keyword, version 2 as the first argument."""
+        return kind(tensor, affine=affine) if is_second else kind(tensor=tensor, affine=affine)
+
+    images = {"image": build(torchio.ScalarImage, image), "label": build(torchio.LabelMap, label)}
+    return torchio.Subject(**images, **dict(pair.metadata))
 
 
 def import_torchio() -> Any:

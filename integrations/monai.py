@@ -17,7 +17,7 @@ from maisi_aug.integrations.cohort_pairs import open_pairs
 from maisi_aug.integrations.items import Item, to_monai_item
 
 
-class CohortDataset(Dataset):
+class CohortDataset(Dataset):  # type: ignore[misc]  # MONAI has no types here
     """Items ``{"image", "label", "case_id", "request", "seed"}``; images are MetaTensors with their affine.
 
     Label numbers are ``dataset.numbering.to_dict()``. Dictionary transforms of MONAI start from the loaded tensors:

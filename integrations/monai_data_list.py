@@ -7,6 +7,7 @@ real cases alone.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,11 +18,14 @@ import yaml
 from maisi_aug import __version__
 from maisi_aug.errors import ExportError
 from maisi_aug.integrations.cohort_source import CohortSource, load_cohort_source
-from maisi_aug.integrations.export_labels import LabelNumbering, choose_labels
-from maisi_aug.integrations.real_dataset import RealCase, load_real_dataset, number_like
+from maisi_aug.integrations.export_labels import LabelNumbering, choose_labels, count_labels
+from maisi_aug.integrations.nnunet_folders import PREPROCESSED_VARIABLE
+from maisi_aug.integrations.nnunet_labels import map_labels, require_complete_mapping
+from maisi_aug.integrations.nnunet_real import RealDataset, load_real_dataset
+from maisi_aug.integrations.nnunet_splits import load_real_folds
 from maisi_aug.integrations.whole_folder import (
     Notify,
-    folder_that_appears_whole,
+    folders_that_appear_whole,
     link_or_copy,
     require_new_folder,
     tell_nobody,
@@ -30,9 +34,6 @@ from maisi_aug.volume_io import load_label_map, save_label_map
 from maisi_aug.whole_files import write_text_whole
 
 DATA_LIST_NAME, TASK_NAME, MAPPING_NAME = "datalist.json", "task.yaml", "maisi_aug_mapping.json"
-DEFAULT_FOLDS = 5
-NNUNET_SPLIT_SEED = 12345
-"""Of nnU-Net's default split, so that the folds of a real dataset are the same in both frameworks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,81 +68,90 @@ def export_monai(
     out: Path,
     *,
     like: Path | None = None,
-    mapping: Mapping[str, str] | None = None,
-    num_folds: int = DEFAULT_FOLDS,
+    label: Sequence[str] = (),
+    absent: Sequence[str] = (),
     labels: Sequence[str] = (),
     include_anatomy: bool = False,
     notify: Notify = tell_nobody,
 ) -> MonaiReport:
     """Write ``images/``, ``labels/``, ``datalist.json`` and ``task.yaml``, whole or not at all.
 
+    The folds are those of the real dataset, or of the cohort where there is none: nnU-Net's own (``splits_final.json``
+    under ``$nnUNet_preprocessed``), else those that it would draw.
+
     Args:
         cohort_dir: Folder that ``synthesize`` wrote.
         out: New or empty folder.
         like: nnU-Net raw dataset of real cases, referred to where they are; its labels decide the numbers.
-        mapping: Label of the cohort -> label of the real dataset, for what is not called alike.
-        num_folds: Folds of the real cases, or of the cohort's where there are none.
-        labels: Names or ids to export; those that the cohort was asked for when empty.
-        include_anatomy: Export every label in the maps as well, except the body envelope.
+        label: ``NAME=LABEL`` each: a label of the cohort, and what the real dataset calls it or ``background``.
+        absent: Labels of the real dataset that the cohort's cases truly hold none of.
+        labels: Names or ids to export without ``like``; those that the cohort was asked for when empty.
+        include_anatomy: Export every label in the maps as well, except the body envelope; without ``like``.
         notify: Called with a stage, the steps done and their number.
 
     Raises:
         CohortError: ``cohort_dir`` is no cohort.
-        ExportError: ``out`` is in use, the cohort is unfinished or altered, labels have no counterpart, or there are
-            too few cases for two folds.
+        ExportError: ``out`` is in use, the cohort is unfinished or altered, labels have no counterpart, or one case
+            alone is to be dealt into folds.
         VocabularyError: An unknown label name.
     """
     require_new_folder(out)
-    if like is not None and (labels or include_anatomy):
-        raise ExportError(
-            f"{like}: expected its labels to decide what is exported, found --labels or --include-anatomy too. Leave "
-            "one out."
-        )
+    _require_use(like, label=label, absent=absent, labels=labels, include_anatomy=include_anatomy)
     cohort = load_cohort_source(cohort_dir)
     real = None if like is None else load_real_dataset(like)
     chosen = choose_labels(cohort, labels, include_anatomy=include_anatomy, notify=notify)
-    numbering = chosen if real is None else number_like(cohort, real, mapping or {})
-    real_cases = () if real is None else real.cases
-    folds = deal_folds(len(real_cases) or len(cohort.cases), num_folds)
-    with folder_that_appears_whole(out) as building:
+    numbering = chosen if real is None else _number_like(cohort, real, label, absent, notify)
+    folds = _find_folds(cohort, real)
+    with folders_that_appear_whole(out) as (building,):
         num_linked = _write_cases(cohort, numbering, building, notify)
-        rows = _build_rows(cohort, real_cases, folds)
-        _write_json(building / DATA_LIST_NAME, {"training": rows, "testing": []})
+        _write_json(building / DATA_LIST_NAME, {"training": _build_rows(cohort, real, folds), "testing": []})
         task = {"modality": "CT", "datalist": str(out.resolve() / DATA_LIST_NAME), "dataroot": str(out.resolve())}
         write_text_whole(building / TASK_NAME, yaml.safe_dump(task, sort_keys=False))
-        _write_json(building / MAPPING_NAME, {"made_by": f"maisi-aug {__version__}", "labels": numbering.to_json()})
-    notes = [] if real_cases else ["the folds hold synthetic cases, so that they say nothing of real ones; see --like."]
+        made_by = f"maisi-aug {__version__}"
+        _write_json(building / MAPPING_NAME, {"made_by": made_by, "labels": numbering.to_json()})
+    notes = [] if real else ["the folds hold synthetic cases, so that they say nothing of real ones; see --like."]
     return MonaiReport(
         path=out,
         num_synthetic=len(cohort.cases),
-        num_real=len(real_cases),
-        num_folds=max(folds) + 1,
+        num_real=0 if real is None else len(real.cases),
+        num_folds=max(folds.values()) + 1,
         num_linked=num_linked,
         labels=numbering.to_dict(),
         notes=tuple(notes),
     )
 
 
-def deal_folds(num_cases: int, num_folds: int) -> list[int]:
-    """The fold of every case, as nnU-Net's default split deals the same cases in the order of their names.
+def _require_use(like: Path | None, **flags: Any) -> None:
+    """Raise for a flag that would do nothing."""
+    names = ("labels", "include_anatomy") if like is not None else ("label", "absent")
+    idle = [f"--{name.replace('_', '-')}" for name in names if flags[name]]
+    if idle:
+        beside = "none beside --like, whose labels decide what is exported" if like is not None else "--like beside it"
+        raise ExportError(f"{idle[0]}: expected {beside}, found otherwise. Leave one out, or add the other.")
 
-    Raises:
-        ExportError: There are too few cases for two folds.
-    """
-    from sklearn.model_selection import KFold
 
-    num_folds = min(num_folds, num_cases)
-    if num_folds < 2:
+def _number_like(
+    cohort: CohortSource, real: RealDataset, label: Sequence[str], absent: Sequence[str], notify: Notify
+) -> LabelNumbering:
+    """The numbers of the real dataset, checked as the export to nnU-Net checks them."""
+    mapping = map_labels(real, cohort, label, absent, cohort.requested_ids)
+    require_complete_mapping(real, cohort, mapping, count_labels(cohort, notify))
+    names = {target.value: target.spelling for target in real.targets}
+    ids = sorted(label_id for label_id, value in mapping.values.items() if value)
+    numbers = tuple(mapping.values[label_id] for label_id in ids)
+    return LabelNumbering(tuple(ids), tuple(names[number] for number in numbers), numbers)
+
+
+def _find_folds(cohort: CohortSource, real: RealDataset | None) -> dict[str, int]:
+    """The fold in which each real case validates; of the cohort's cases where there are no real ones."""
+    case_ids = [case.case_id for case in cohort.cases] if real is None else list(real.case_ids)
+    if real is None and len(case_ids) < 2:
         raise ExportError(
-            f"Folds: expected at least two cases and two folds, found {num_cases} cases and {num_folds} folds. Add "
-            "cases, or raise --folds."
+            f"{cohort.folder}: expected at least two cases to deal into folds, found one. Make more, or give --like."
         )
-    folds = [0] * num_cases
-    splitter = KFold(n_splits=num_folds, shuffle=True, random_state=NNUNET_SPLIT_SEED)
-    for fold, (_, validation) in enumerate(splitter.split(range(num_cases))):
-        for place in validation:
-            folds[int(place)] = fold
-    return folds
+    preprocessed = Path(os.environ.get(PREPROCESSED_VARIABLE) or os.devnull)
+    folds = load_real_folds(preprocessed / (cohort.folder if real is None else real.folder).name, case_ids)
+    return {case_id: number for number, fold in enumerate(folds.folds) for case_id in fold["val"]}
 
 
 def _write_cases(cohort: CohortSource, numbering: LabelNumbering, building: Path, notify: Notify) -> int:
@@ -160,14 +170,14 @@ def _write_cases(cohort: CohortSource, numbering: LabelNumbering, building: Path
     return num_linked
 
 
-def _build_rows(cohort: CohortSource, real_cases: Sequence[RealCase], folds: Sequence[int]) -> list[dict[str, Any]]:
-    rows: list[dict[str, Any]] = [
-        {"image": str(case.image), "label": str(case.label), "fold": fold}
-        for case, fold in zip(real_cases, folds, strict=False)
-    ]
-    for place, case in enumerate(cohort.cases):
-        row = {"image": f"images/{case.case_id}.nii.gz", "label": f"labels/{case.case_id}.nii.gz"}
-        rows.append(row if real_cases else {**row, "fold": folds[place]})
+def _build_rows(cohort: CohortSource, real: RealDataset | None, folds: Mapping[str, int]) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = []
+    for case in real.cases if real is not None else ():
+        row = {"image": str(case.image.resolve()), "label": str(case.label.resolve())}
+        rows.append(row | ({"fold": folds[case.case_id]} if case.case_id in folds else {}))
+    for record in cohort.cases:
+        row = {"image": f"images/{record.case_id}.nii.gz", "label": f"labels/{record.case_id}.nii.gz"}
+        rows.append(row | ({"fold": folds[record.case_id]} if real is None else {}))
     return rows
 
 

@@ -23,12 +23,12 @@ from maisi_aug.integrations.nnunet_check import count_processes, verify_integrit
 from maisi_aug.integrations.nnunet_folders import (
     FILE_ENDING,
     MAPPING_NAME,
-    folders_that_appear_whole,
     place_file,
     require_free_target,
     require_raw_folder,
 )
 from maisi_aug.integrations.nnunet_splits import NUM_FOLDS
+from maisi_aug.integrations.whole_folder import folders_that_appear_whole
 from maisi_aug.labels import BACKGROUND_ID, BODY_ID
 from maisi_aug.manifest import AttemptRecord
 from maisi_aug.volume_io import load_label_map, save_label_map

@@ -1,16 +1,14 @@
-"""nnU-Net's folders: where a dataset goes, whether its id is free, and folders that appear whole or not at all."""
+"""nnU-Net's folders: where a dataset goes, and whether its id is free."""
 
 from __future__ import annotations
 
 import os
 import re
-import secrets
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from maisi_aug.errors import ExportError
+from maisi_aug.integrations.whole_folder import link_or_copy
 
 FILE_ENDING = ".nii.gz"
 MAPPING_NAME = "maisi_aug_mapping.json"
@@ -103,24 +101,6 @@ def raise_taken(dataset_id: int, taken: Path) -> None:
     )
 
 
-@contextmanager
-def folders_that_appear_whole(*targets: Path) -> Iterator[list[Path]]:
-    """Hidden folders beside the targets that take the targets' names together when the block ends without an error."""
-    buildings = [target.with_name(f".{target.name}.{secrets.token_hex(4)}.part") for target in targets]
-    renamed: list[Path] = []
-    try:
-        for building in buildings:
-            building.mkdir(parents=True)
-        yield buildings
-        for building, target in zip(buildings, targets, strict=True):
-            building.rename(target)
-            renamed.append(target)
-    except BaseException:  # Ctrl-C too must leave nothing behind
-        for folder in (*buildings, *renamed):
-            shutil.rmtree(folder, ignore_errors=True)
-        raise
-
-
 def place_file(source: Path, target: Path, *, copy: bool) -> bool:
     """Put an image in its place, its bytes unchanged.
 
@@ -133,10 +113,6 @@ def place_file(source: Path, target: Path, *, copy: bool) -> bool:
     if not source.name.endswith(FILE_ENDING):
         raise ExportError(f"{source}: expected a name ending in {FILE_ENDING}, found another. Make the cohort again.")
     if not copy:
-        try:
-            target.hardlink_to(source.resolve())
-            return True
-        except OSError:  # another file system, or one without links
-            pass
+        return link_or_copy(source, target)
     shutil.copyfile(source, target)
     return False

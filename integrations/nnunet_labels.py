@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import Any
 
@@ -74,7 +73,7 @@ def map_labels(
 
 
 def require_complete_mapping(
-    real: RealDataset, cohort: CohortSource, mapping: LabelMapping, present_ids: AbstractSet[int]
+    real: RealDataset, cohort: CohortSource, mapping: LabelMapping, counts: Mapping[int, int]
 ) -> None:
     """Raise when what the cohort's label maps hold would teach nnU-Net something wrong.
 
@@ -82,13 +81,19 @@ def require_complete_mapping(
         real: The real dataset.
         cohort: The cohort.
         mapping: The mapping.
-        present_ids: Ids in the label maps of the exported cases.
+        counts: Vocabulary id to the number of exported cases whose label maps hold it.
 
     Raises:
-        ExportError: A real label occurs in no exported case, or a tumour would become a hole in its organ.
+        ExportError: A real label occurs in no exported case, or in one and was said not to; or a tumour would become a
+            hole in its organ.
     """
-    found = {mapping.values.get(label_id, 0) for label_id in present_ids}
+    found = {mapping.values.get(label_id, 0) for label_id in counts}
     for target in real.targets:
+        if target.value in found and target.value in mapping.absent:
+            raise ExportError(
+                f"--absent '{target.spelling}': expected none in the exported cases, found some in {cohort.folder}. "
+                "Leave out the flag."
+            )
         if target.value not in found and target.value not in mapping.absent:
             sources = [cohort.name_of(label_id) for label_id, value in mapping.values.items() if value == target.value]
             raise ExportError(
@@ -96,7 +101,7 @@ def require_complete_mapping(
                 f"case of {cohort.folder}, found none. Give --absent '{target.spelling}' if the cases truly hold none, "
                 "not only no label for it."
             )
-    for label_id in sorted(present_ids & set(cohort.vocabulary.tumor_ids)):
+    for label_id in sorted(counts.keys() & set(cohort.vocabulary.tumor_ids)):
         hosts = [host for host in cohort.vocabulary.hosts_of(label_id) if mapping.values.get(host, 0)]
         if label_id not in mapping.values and hosts:
             organ = f"and lies in {cohort.name_of(hosts[0])}"

@@ -13,19 +13,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from maisi_aug import __version__
 from maisi_aug.errors import ExportError
 from maisi_aug.integrations.nnunet import Notify, describe_case, has_right_angles
 from maisi_aug.integrations.nnunet_check import count_processes, verify_mixed_integrity
-from maisi_aug.integrations.nnunet_folders import FILE_ENDING, MAPPING_NAME, MARK_KEY, folders_that_appear_whole
+from maisi_aug.integrations.nnunet_folders import FILE_ENDING, MAPPING_NAME, MARK_KEY
 from maisi_aug.integrations.nnunet_labels import describe_mapping, require_complete_mapping
 from maisi_aug.integrations.nnunet_plans import move_real_plans
-from maisi_aug.integrations.nnunet_report import LikeReport, build_report, write_report
+from maisi_aug.integrations.nnunet_report import LikeReport, Seen, build_report, write_report
 from maisi_aug.integrations.nnunet_request import LikeExport, LikeRequest, prepare_like_export
 from maisi_aug.integrations.nnunet_splits import SPLITS_NAME
-from maisi_aug.labels import BACKGROUND_ID
+from maisi_aug.integrations.whole_folder import folders_that_appear_whole
 from maisi_aug.orientation import turn_volume
 from maisi_aug.volume_io import load_image, load_label_map, save_image, save_label_map
 from maisi_aug.whole_files import write_text_whole
@@ -54,13 +52,13 @@ def export_like(
     """
     export = prepare_like_export(request)
     if dry_run:
-        present = _write_cases(export, None, notify)
-        require_complete_mapping(export.real, export.cohort, export.mapping, present.keys())
-        return build_report(export, present, plans=None, warnings=())
+        seen = _write_cases(export, None, notify)
+        require_complete_mapping(export.real, export.cohort, export.mapping, seen.counts)
+        return build_report(export, seen, plans=None, warnings=())
     with folders_that_appear_whole(export.target, export.preprocessed_target) as (raw, preprocessed):
-        present = _write_cases(export, raw, notify)
-        require_complete_mapping(export.real, export.cohort, export.mapping, present.keys())
-        description = _write_raw(export, raw, present)
+        seen = _write_cases(export, raw, notify)
+        require_complete_mapping(export.real, export.cohort, export.mapping, seen.counts)
+        description = _write_raw(export, raw, seen.counts)
         notify("plans of the real cases", 0, 2)
         plans = move_real_plans(export.real, export.plans, export.target, preprocessed, description)
         _write_json(preprocessed / "dataset.json", description)
@@ -69,12 +67,12 @@ def export_like(
         num_cases = len(export.cases) + len(export.real.cases)
         warnings = verify_mixed_integrity(raw, num_processes=count_processes(num_cases))
         notify("nnU-Net's integrity check", 2, 2)
-        report = build_report(export, present, plans=plans, warnings=warnings)
+        report = build_report(export, seen, plans=plans, warnings=warnings)
         write_report(report, raw)
     return report
 
 
-def _write_cases(export: LikeExport, building: Path | None, notify: Notify) -> Mapping[int, int]:
+def _write_cases(export: LikeExport, building: Path | None, notify: Notify) -> Seen:
     """Write label maps with the real dataset's values, and images where they have to be turned.
 
     Args:
@@ -83,10 +81,9 @@ def _write_cases(export: LikeExport, building: Path | None, notify: Notify) -> M
         notify: Called per case.
 
     Returns:
-        Vocabulary id to the number of cases that hold it.
+        What the label maps hold.
     """
-    table = export.mapping.build_table()
-    counts: dict[int, int] = {}
+    table, seen = export.mapping.build_table(), Seen()
     for index, case in enumerate(export.cases):
         notify("cases", index, len(export.cases))
         image = export.cohort.require_file(case, "image")
@@ -96,8 +93,7 @@ def _write_cases(export: LikeExport, building: Path | None, notify: Notify) -> M
                 f"{case.case_id}: expected voxel axes at right angles, found skewed ones, which SimpleITK cannot hold. "
                 'Set "overwrite_image_reader_writer": "NibabelIO" in the real dataset.json, or make the cohort again.'
             )
-        for label_id in np.unique(anatomy.array).tolist():
-            counts[label_id] = counts.get(label_id, 0) + 1
+        seen.add(anatomy.array)
         if building is None:
             continue
         synthetic_id = export.synthetic_ids[case.case_id]
@@ -108,8 +104,7 @@ def _write_cases(export: LikeExport, building: Path | None, notify: Notify) -> M
             image_hu, grid = turn_volume(volume.array, volume.grid, export.orientation)
             save_image(building / "imagesTr" / f"{synthetic_id}_0000{FILE_ENDING}", image_hu, grid)
     notify("cases", len(export.cases), len(export.cases))
-    counts.pop(BACKGROUND_ID, None)
-    return counts
+    return seen
 
 
 def _write_raw(export: LikeExport, building: Path, present: Mapping[int, int]) -> dict[str, Any]:

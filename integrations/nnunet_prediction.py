@@ -144,7 +144,16 @@ def _load_predictor(folder: Path, folds: Sequence[int | str], checkpoint: str, d
             verbose_preprocessing=False,
             allow_tqdm=False,
         )
-        predictor.initialize_from_trained_model_folder(str(folder), tuple(folds), checkpoint)
+        try:
+            predictor.initialize_from_trained_model_folder(str(folder), tuple(folds), checkpoint)
+        # What a folder lacks shows in many ways: a trainer or a network that is not installed, another version's plans.
+        except Exception as error:
+            lines = str(error).splitlines() or [type(error).__name__]
+            reason = lines[0].partition(" If the trainer")[0].rstrip(".")
+            raise EvaluationError(
+                f"{folder}: expected a model that this nnU-Net can open, found: {reason}. Name the folder of its "
+                "trainer in nnUNet_extTrainer, or install the version that it was trained with."
+            ) from error
     return predictor
 
 

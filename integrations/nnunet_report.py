@@ -4,19 +4,44 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
+from maisi_aug.integrations.nnunet_contacts import count_contacts, find_holes
 from maisi_aug.integrations.nnunet_labels import describe_mapping
 from maisi_aug.integrations.nnunet_plans import choose_configuration
 from maisi_aug.integrations.nnunet_request import LikeExport
 from maisi_aug.integrations.nnunet_splits import NUM_FOLDS
+from maisi_aug.labels import BACKGROUND_ID
 from maisi_aug.volume_io import load_stored_grid
 from maisi_aug.whole_files import write_text_whole
 
 SUMMARY_STEM = "maisi_aug_summary"
 DEFAULT_TRAINER = "nnUNetTrainerSynthetic50"
+
+
+@dataclass
+class Seen:
+    """What the label maps of the exported cases hold.
+
+    Attributes:
+        counts: Vocabulary id to the number of cases that hold it, background left out.
+        contacts: How often two labels touch, over all cases.
+    """
+
+    counts: dict[int, int] = field(default_factory=dict)
+    contacts: NDArray[np.int64] = field(default_factory=lambda: np.zeros((256, 256), dtype=np.int64))
+
+    def add(self, label_map: NDArray[np.unsignedinteger]) -> None:
+        """Count one label map in."""
+        for label_id in np.unique(label_map).tolist():
+            if label_id != BACKGROUND_ID:
+                self.counts[label_id] = self.counts.get(label_id, 0) + 1
+        self.contacts += count_contacts(label_map)
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,13 +131,13 @@ class LikeReport:
 
 
 def build_report(
-    export: LikeExport, present: Mapping[int, int], *, plans: Mapping[str, Any] | None, warnings: Sequence[str]
+    export: LikeExport, seen: Seen, *, plans: Mapping[str, Any] | None, warnings: Sequence[str]
 ) -> LikeReport:
     """Describe an export.
 
     Args:
         export: The export.
-        present: Vocabulary id to the number of exported cases that hold it.
+        seen: What the label maps of its cases hold.
         plans: The moved plans; ``None`` for a dry run.
         warnings: What nnU-Net warns about.
     """
@@ -126,7 +151,7 @@ def build_report(
         num_synthetic=len(export.cases),
         num_available=len(export.cohort.cases),
         labels=tuple(
-            row | {"num_cases": present.get(row["vocabulary_id"], 0)}
+            row | {"num_cases": seen.counts.get(row["vocabulary_id"], 0)}
             for row in describe_mapping(export.real, export.cohort, export.mapping)
         ),
         folds=tuple(
@@ -143,7 +168,7 @@ def build_report(
         configuration=configuration,
         orientation=export.orientation,
         num_images_written=len(export.cases) if export.is_turned else 0,
-        notes=tuple(_build_notes(export, plans, configuration, warnings)),
+        notes=tuple(_build_notes(export, seen, plans, configuration, warnings)),
         commands=_list_commands(export, configuration),
         is_written=plans is not None,
     )
@@ -166,7 +191,7 @@ def _list_commands(export: LikeExport, configuration: str) -> tuple[str, ...]:
 
 
 def _build_notes(
-    export: LikeExport, plans: Mapping[str, Any] | None, configuration: str, warnings: Sequence[str]
+    export: LikeExport, seen: Seen, plans: Mapping[str, Any] | None, configuration: str, warnings: Sequence[str]
 ) -> Iterator[str]:
     num_real, num_planned = len(export.real.cases), export.cohort.num_planned
     if num_planned is not None and len(export.cohort.cases) < num_planned:
@@ -179,14 +204,20 @@ def _build_notes(
     if export.is_turned:
         yield (
             f"The real images are stored with axes {export.orientation}, and nnU-Net trains on voxels as they lie, so "
-            f"the {len(export.cases)} synthetic images were written anew in that order."
+            f"the {len(export.cases)} synthetic images are written anew in that order."
         )
     if len(export.real.orientations) > 1 and not export.real.is_reoriented_on_reading:
         listed = ", ".join(f"{codes} ({count})" for codes, count in export.real.orientations.most_common())
         yield f"The real images are stored with different axes: {listed}; nnU-Net does not turn them."
+    for inner, outer in find_holes(seen.contacts, export.mapping.values).items():
+        names = [export.cohort.name_of(label_id) for label_id in (inner, outer)]
+        yield (
+            f"'{names[0]}' becomes background and lies mostly in or at '{names[1]}'; where the real dataset counts it "
+            f"as part of a label, give --label '{names[0]}=LABEL'."
+        )
     if export.mapping.absent:
-        names = {target.value: target.spelling for target in export.real.targets}
-        listed = ", ".join(names[value] for value in sorted(export.mapping.absent))
+        spellings = {target.value: target.spelling for target in export.real.targets}
+        listed = ", ".join(spellings[value] for value in sorted(export.mapping.absent))
         yield f"Absent from every synthetic case, as you said: {listed}."
     yield from _compare_spacings(export, plans, configuration)
     if warnings:

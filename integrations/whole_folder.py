@@ -32,23 +32,27 @@ def require_new_folder(folder: Path) -> None:
 
 
 @contextmanager
-def folder_that_appears_whole(target: Path) -> Iterator[Path]:
-    """A hidden folder beside the target that takes the target's name when the block ends without an error.
+def folders_that_appear_whole(*targets: Path) -> Iterator[list[Path]]:
+    """Hidden folders beside the targets that take the targets' names together when the block ends without an error.
 
     Args:
-        target: New, or an empty folder.
+        targets: New, or empty folders.
 
     Yields:
-        The folder to write into.
+        The folders to write into.
     """
-    target.parent.mkdir(parents=True, exist_ok=True)
-    building = target.with_name(f".{target.name}.{secrets.token_hex(4)}.part")
-    building.mkdir()
+    buildings = [target.with_name(f".{target.name}.{secrets.token_hex(4)}.part") for target in targets]
+    renamed: list[Path] = []
     try:
-        yield building
-        building.rename(target)
+        for building in buildings:
+            building.mkdir(parents=True)
+        yield buildings
+        for building, target in zip(buildings, targets, strict=True):
+            building.rename(target)
+            renamed.append(target)
     except BaseException:  # Ctrl-C too must leave nothing behind
-        shutil.rmtree(building, ignore_errors=True)
+        for folder in (*buildings, *renamed):
+            shutil.rmtree(folder, ignore_errors=True)
         raise
 
 

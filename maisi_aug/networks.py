@@ -6,6 +6,7 @@ The classes are MONAI's. A definition names one of them and its hyper-parameters
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -25,6 +26,9 @@ from monai.networks.schedulers.rectified_flow import RFlowScheduler
 from torch import Tensor, nn
 
 from maisi_aug.errors import BundleError, did_you_mean
+
+# MONAI writes to stdout how many weights it copied; stdout carries results.
+logging.getLogger("monai.networks.utils").setLevel(logging.WARNING)
 
 Definition = Mapping[str, Any]
 

@@ -1,17 +1,21 @@
-"""TotalSegmentator's class tables (v1: 104 classes, v2 task ``total``: 117) and what each class is for MAISI.
+"""TotalSegmentator's class tables and what each class is for MAISI, both ways.
 
+v1 has 104 classes, task ``total`` of v2 117; beside them stand the tasks that find lesions, cysts, vessels and the body
+(``map_to_binary.py`` of TotalSegmentator 2.13).
 Several v1 classes share one MAISI label (the heart's chambers and wall are ``heart``), and two have none: the face and
 the pulmonary artery become ``body``, the label of every body voxel without an organ.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Literal, get_args
 
 from maisi_aug.errors import VocabularyError
 from maisi_aug.labels import BODY_ID
 
 TotalSegmentatorVersion = Literal["v1", "v2"]
+TotalSegmentatorTask = Literal["liver_lesions", "liver_vessels", "lung_nodules", "lung_vessels", "kidney_cysts", "body"]
 
 _LUNG_LOBES = (
     "lung_upper_lobe_left",
@@ -133,6 +137,27 @@ _MAISI_IDS: dict[str, int] = {
 }
 
 
+_TASKS: dict[TotalSegmentatorTask, tuple[str, ...]] = {
+    "liver_lesions": ("liver_lesions",),
+    "liver_vessels": ("liver_vessels", "liver_tumor"),
+    "lung_nodules": ("lung", "lung_nodules"),
+    "lung_vessels": ("lung_vessels", "lung_trachea_bronchia"),
+    "kidney_cysts": ("kidney_cyst_left", "kidney_cyst_right"),
+    "body": ("body_trunc", "body_extremities"),
+}
+_TASK_IDS: dict[str, int] = {
+    "liver_lesions": 26,
+    "liver_tumor": 26,
+    "liver_vessels": 25,
+    "lung_nodules": 23,
+    "lung_trachea_bronchia": 132,
+    "lung": BODY_ID,  # all lobes in one, which MAISI has no label for
+    "lung_vessels": BODY_ID,
+    "body_trunc": BODY_ID,
+    "body_extremities": BODY_ID,
+}
+
+
 def totalsegmentator_names(version: TotalSegmentatorVersion) -> dict[int, str]:
     """TotalSegmentator's own class names by its ids, background left out.
 
@@ -153,3 +178,57 @@ def totalsegmentator_mapping(version: TotalSegmentatorVersion) -> dict[int, int]
         VocabularyError: If the version is neither "v1" nor "v2".
     """
     return {0: 0, **{class_id: _MAISI_IDS[name] for class_id, name in totalsegmentator_names(version).items()}}
+
+
+def totalsegmentator_task_names(task: TotalSegmentatorTask) -> dict[int, str]:
+    """The class names of a task beside ``total`` by its ids, background left out.
+
+    Raises:
+        VocabularyError: If the task is unknown.
+    """
+    if task not in _TASKS:
+        raise VocabularyError(
+            f"TotalSegmentator task: expected one of {', '.join(_TASKS)}, found '{task}'. Choose one of them."
+        )
+    return dict(enumerate(_TASKS[task], start=1))
+
+
+def totalsegmentator_task_mapping(task: TotalSegmentatorTask) -> dict[int, int]:
+    """MAISI's id for every id of a task's label map, background (0 -> 0) included; body where MAISI has no label.
+
+    Raises:
+        VocabularyError: If the task is unknown.
+    """
+    names = totalsegmentator_task_names(task)
+    return {0: 0, **{class_id: (_TASK_IDS | _MAISI_IDS)[name] for class_id, name in names.items()}}
+
+
+def to_totalsegmentator(version: TotalSegmentatorVersion) -> dict[int, int]:
+    """TotalSegmentator's id for every MAISI id that is exactly one of its classes, background (0 -> 0) included.
+
+    In v1 the heart is five classes, which MAISI's label map cannot tell apart, so that it has no id there.
+
+    Raises:
+        VocabularyError: If the version is neither "v1" nor "v2".
+    """
+    mapping = totalsegmentator_mapping(version)
+    counts = Counter(mapping.values())
+    return {
+        label_id: class_id for class_id, label_id in mapping.items() if counts[label_id] == 1 and label_id != BODY_ID
+    }
+
+
+def totalsegmentator_class(label_id: int) -> tuple[str, str] | None:
+    """The task of TotalSegmentator v2 that finds a label of MAISI, and its class there; None where no task does.
+
+    Args:
+        label_id: Id of the label; a placeholder slot has no class.
+    """
+    total = to_totalsegmentator("v2")
+    if label_id and label_id in total:
+        return "total", totalsegmentator_names("v2")[total[label_id]]
+    for task, names in _TASKS.items():
+        for name in names:
+            if label_id != BODY_ID and _TASK_IDS.get(name) == label_id:
+                return task, name
+    return None

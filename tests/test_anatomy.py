@@ -13,7 +13,8 @@ from maisi_aug.anatomy import keep_anatomy, spell_labels
 from maisi_aug.bundle import load_bundle
 from maisi_aug.errors import RequestError, VocabularyError
 from maisi_aug.integrations import nnunet
-from maisi_aug.integrations.nnunet import MAPPING_NAME, export_nnunet
+from maisi_aug.integrations.nnunet import export_nnunet
+from maisi_aug.integrations.nnunet_folders import MAPPING_NAME
 from maisi_aug.manifest import load_manifest
 from maisi_aug.plan import CohortPlan, plan_from_texts
 from maisi_aug.volume_io import load_label_map

@@ -47,17 +47,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
         *("mask_bundle", "mask_checkpoints", "prepared", "bundle_spec", "bundle_references"),
     ),
     "orchestration": (
-        *(
-            "masks",
-            "plan",
-            "resolve",
-            "preview",
-            "contact_sheet",
-            "gates",
-            "writer",
-            "pipeline",
-            "generate",
-        ),
+        *("masks", "plan", "resolve", "preview", "contact_sheet", "gates", "writer", "pipeline", "generate"),
         *("bank_map", "folder_bank", "phantom_folder", "preflight", "segmenter", "training"),
         "preparation",
         *("anatomy", "grid_preflight", "given_maps"),

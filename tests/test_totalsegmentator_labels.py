@@ -7,9 +7,19 @@ from typing import Any
 
 import pytest
 
+from maisi_aug.bank_labels import find_label_id
 from maisi_aug.errors import VocabularyError
 from maisi_aug.labels import MAISI
-from maisi_aug.totalsegmentator_labels import TotalSegmentatorVersion, totalsegmentator_mapping, totalsegmentator_names
+from maisi_aug.totalsegmentator_labels import (
+    TotalSegmentatorTask,
+    TotalSegmentatorVersion,
+    to_totalsegmentator,
+    totalsegmentator_class,
+    totalsegmentator_mapping,
+    totalsegmentator_names,
+    totalsegmentator_task_mapping,
+    totalsegmentator_task_names,
+)
 
 
 @pytest.mark.parametrize(
@@ -70,3 +80,60 @@ def test_unknown_version_is_refused() -> None:
     version: Any = "v3"
     with pytest.raises(VocabularyError, match="expected 'v1' or 'v2', found 'v3'"):
         totalsegmentator_mapping(version)
+
+
+@pytest.mark.parametrize("version", ["v1", "v2"])
+def test_way_back_is_the_inverse(version: TotalSegmentatorVersion) -> None:
+    there, back = totalsegmentator_mapping(version), to_totalsegmentator(version)
+    assert all(there[class_id] == label_id for label_id, class_id in back.items())
+    missing = set(there.values()) - set(back)
+    assert missing == ({115, 200} if version == "v1" else set())  # several classes in v1
+
+
+@pytest.mark.parametrize(
+    ("task", "class_id", "name", "maisi_name"),
+    [
+        ("liver_lesions", 1, "liver_lesions", "hepatic tumor"),
+        ("liver_vessels", 1, "liver_vessels", "hepatic vessel"),
+        ("liver_vessels", 2, "liver_tumor", "hepatic tumor"),
+        ("lung_nodules", 1, "lung", "body"),
+        ("lung_nodules", 2, "lung_nodules", "lung tumor"),
+        ("lung_vessels", 2, "lung_trachea_bronchia", "airway"),
+        ("kidney_cysts", 1, "kidney_cyst_left", "left kidney cyst"),
+        ("kidney_cysts", 2, "kidney_cyst_right", "right kidney cyst"),
+        ("body", 1, "body_trunc", "body"),
+    ],
+)
+def test_classes_of_the_other_tasks_are_known(
+    task: TotalSegmentatorTask, class_id: int, name: str, maisi_name: str
+) -> None:
+    assert totalsegmentator_task_names(task)[class_id] == name
+    label_id = totalsegmentator_task_mapping(task)[class_id]
+    assert MAISI.name_of(label_id) == maisi_name
+    if maisi_name != "body":  # a folder with one mask per class is read by these names
+        assert find_label_id(name, MAISI) == label_id
+
+
+@pytest.mark.parametrize(
+    ("label_id", "expected"),
+    [
+        (1, ("total", "liver")),
+        (115, ("total", "heart")),
+        (26, ("liver_lesions", "liver_lesions")),
+        (23, ("lung_nodules", "lung_nodules")),
+        (25, ("liver_vessels", "liver_vessels")),
+        (132, ("lung_vessels", "lung_trachea_bronchia")),
+        (24, None),
+        (129, None),
+        (200, None),
+        (0, None),
+    ],
+)
+def test_label_is_named_as_totalsegmentator_does(label_id: int, expected: tuple[str, str] | None) -> None:
+    assert totalsegmentator_class(label_id) == expected
+
+
+def test_unknown_task_is_refused() -> None:
+    task: Any = "teeth"
+    with pytest.raises(VocabularyError, match="expected one of liver_lesions, .*, found 'teeth'"):
+        totalsegmentator_task_mapping(task)

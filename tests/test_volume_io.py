@@ -321,6 +321,19 @@ def test_folder_that_is_a_file_cannot_be_written_into(tmp_path: Path) -> None:
         volume_io.write_whole(tmp_path / "a" / "b.txt", b"x")
 
 
+def test_grid_is_told_by_the_header_alone(tmp_path: Path, grid: Grid, image_hu: NDArray[np.int16]) -> None:
+    path = _write_nifti(tmp_path / "a.nii.gz", np.tile(image_hu, (1, 1, 4)), grid.affine @ np.diag([-1, 1, 1, 1]))
+    whole = volume_io.load_image(path).grid
+    assert volume_io.load_grid(path).is_close(whole)
+    path.write_bytes(path.read_bytes()[:-200])  # the last voxels are cut off
+    assert volume_io.load_grid(path).is_close(whole)
+    SimpleITK.WriteImage(SimpleITK.GetImageFromArray(image_hu), str(tmp_path / "a.mha"))
+    assert volume_io.load_grid(tmp_path / "a.mha").is_close(volume_io.load_image(tmp_path / "a.mha").grid)
+    (tmp_path / "b.nii.gz").write_bytes(b"x")
+    with pytest.raises(VolumeError, match="b.nii.gz: expected a readable image, found a damaged or empty file"):
+        volume_io.load_grid(tmp_path / "b.nii.gz")
+
+
 def test_stored_grid_keeps_the_axes_of_the_file(tmp_path: Path) -> None:
     path = tmp_path / "lps.nii.gz"
     grid = Grid((7, 9, 11), np.diag([-0.7, -0.8, 2.5, 1.0]))

@@ -16,7 +16,7 @@ from maisi_aug.orientation import turn_volume
 from maisi_aug.volume_io import save_image, save_label_map, sha256_of
 
 GRID = Grid.from_spacing((7, 9, 11), (0.7, 0.8, 2.5))
-LIVER, SPLEEN, LUNG_TUMOR, HEPATIC_TUMOR, KIDNEY_TUMOR, BODY = 1, 3, 23, 26, 129, 200
+LIVER, SPLEEN, LUNG_TUMOR, HEPATIC_VESSEL, HEPATIC_TUMOR, KIDNEY_TUMOR, BODY = 1, 3, 23, 25, 26, 129, 200
 
 
 def build_anatomy(*tumors: int) -> NDArray[np.uint8]:

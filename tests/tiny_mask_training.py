@@ -39,7 +39,7 @@ def build_maps(num_maps: int) -> ClassList:
 
 def class_of(label_id: int) -> int:
     """The class of a label."""
-    return class_ids().tolist().index(label_id)
+    return int(np.flatnonzero(class_ids() == label_id)[0])
 
 
 def build_mask_recipe_content(**changes: Any) -> dict[str, Any]:

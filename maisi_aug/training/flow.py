@@ -25,6 +25,7 @@ from maisi_aug.grid import Shape, Spacing
 from maisi_aug.networks import takes_regions
 from maisi_aug.regions import Regions, find_body_regions
 from maisi_aug.seeds import derive_seed, numpy_generator
+from maisi_aug.training.ahead import Ahead
 from maisi_aug.training.data import CaseStore, LatentSet
 from maisi_aug.training.patches import LesionPlaces
 from maisi_aug.training.processes import ALONE, WHOLE, Processes, Share
@@ -80,6 +81,7 @@ class FlowObjective:
         self.processes = processes
         self.lesions = LesionPlaces(store, lesion_ids)
         self._weight_of_id = _tabulate_weights(config, lesion_ids, label_weights or {})
+        self._batches = Ahead[Batch](is_on=device.startswith("cuda"))
         self._mean_weights: tuple[int, Tensor] | None = None
         self._unet_trains = controlnet is None or config.train_unet
         unet.requires_grad_(self._unet_trains)
@@ -94,7 +96,7 @@ class FlowObjective:
 
     def loss(self, step: int, share: Share = WHOLE) -> tuple[Tensor, dict[str, Tensor]]:
         """Weighted L1 of a share of a step's batch, with the plain L1 and that inside lesions."""
-        batch = self._draw_batch(step, share)
+        batch = self._batches(self._draw_batch, step, share)
         noise, timesteps = self._draw_noise(step, batch.clean, share)
         return self.compare(batch, noise, timesteps, mean_weights=self._measure_weights(step, share))
 

@@ -230,8 +230,8 @@ class TrainingRun:
         kept = f"the last checkpoint is {path}" if path.exists() else "no checkpoint was written yet"
         what = f"found {loss}" if not math.isfinite(loss) else f"found {loss:.4g} with gradients that are not"
         raise TrainingError(
-            f"Training step {self.step}: expected a finite loss, {what}; {kept}. Lower learning_rate and start in "
-            f"another folder than {self.folder}."
+            f"Training step {self.step}: expected a finite loss, {what}; {kept}. Lower learning_rate, or set "
+            f"mixed_precision: false, and start in another folder than {self.folder}."
         )
 
     def _agree(self, *flags: bool) -> list[bool]:

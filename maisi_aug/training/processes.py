@@ -88,7 +88,9 @@ class Processes:
 
     def device_of(self, device: str) -> str:
         """The device of this process, where ``device`` is what the user asked for."""
-        return device if self._state is None else str(self._state.device)
+        if self._state is None or self._state.device.type == "cpu":  # which Accelerate numbers
+            return device
+        return str(self._state.device)
 
     def wait(self) -> None:
         """Go on when all processes have come here."""

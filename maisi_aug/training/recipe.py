@@ -232,12 +232,12 @@ def load_training_recipe(path: Path) -> TrainingRecipe:
     try:
         return TrainingRecipe.model_validate(content)
     except ValidationError as error:
-        problems = "; ".join(f"{_name_place(e['loc'])}: {e['msg']}" for e in error.errors())
+        problems = "; ".join(f"{_name_place(e['loc'])}{e['msg']}" for e in error.errors())
         raise RecipeError(f"Training recipe {path}: {problems}.") from error
 
 
 def _name_place(location: tuple[int | str, ...]) -> str:
-    """Where in the file a problem is; which kind of data was meant is no field of it."""
-    fields = [name for name in location if location[0] != "data" or name not in ("phantoms", "prepared")]
-    is_field = location[0] == "data" and location[-1] == "prepared" and len(location) > 2
-    return ".".join(map(str, [*fields, "prepared"] if is_field else fields))
+    """Where in the file a problem is, with a colon; nothing where the message names several fields."""
+    # Behind "data" stands the kind of data that was meant, which is no field.
+    fields = [*location[:1], *location[2:]] if location[:1] == ("data",) else location
+    return f"{'.'.join(map(str, fields))}: " if fields else ""

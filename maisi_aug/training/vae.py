@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from maisi_aug.conditioning import HU_MAXIMUM, HU_MINIMUM
 from maisi_aug.seeds import derive_seed
+from maisi_aug.training.ahead import Ahead
 from maisi_aug.training.data import CaseStore
 from maisi_aug.training.patches import PatchSource
 from maisi_aug.training.perceptual import load_perceptual
@@ -41,6 +42,7 @@ class VaeObjective:
         self.autoencoder = autoencoder
         self.config = config
         self.patches = PatchSource(store, config, lesion_ids=lesion_ids, seed=seed)
+        self._batches = Ahead[Tensor](is_on=device.startswith("cuda"))
         self.seed = seed
         self.device = device
         _set_log_variance(autoencoder, config.initial_log_variance)
@@ -57,15 +59,18 @@ class VaeObjective:
 
     def loss(self, step: int, share: Share = WHOLE) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss of a share of the patches of a step, with the mean error in HU."""
-        image = self.patches.draw(step, share).to(self.device)
+        image = self._batches(self.patches.draw, step, share).to(self.device)
         mean, sigma = self.autoencoder.encode(image)  # type: ignore[operator]
         rebuilt = self.autoencoder.decode(mean + sigma * self._draw_noise(step, share, mean.shape)).float()  # type: ignore[operator]
         mean, sigma = mean.float(), sigma.float()
         l1 = (rebuilt - image).abs().mean()
         divergence = 0.5 * (mean**2 + sigma**2 - torch.log(sigma**2 + 1e-8) - 1).sum() / len(image)
-        window = (_to_window(rebuilt, self.config.window_hu) - _to_window(image, self.config.window_hu)).abs().mean()
-        loss = l1 + self.config.kl_weight * divergence + self.config.window_weight * window
-        figures = {"mean_error_hu": l1 * (HU_MAXIMUM - HU_MINIMUM), "window": window, "kl": divergence}
+        loss = l1 + self.config.kl_weight * divergence
+        figures = {"mean_error_hu": l1 * (HU_MAXIMUM - HU_MINIMUM), "kl": divergence}
+        if self.config.window_weight > 0:
+            ours, theirs = (_to_window(volume, self.config.window_hu) for volume in (rebuilt, image))
+            figures["window"] = (ours - theirs).abs().mean()
+            loss = loss + self.config.window_weight * figures["window"]
         if self.perceptual is not None:
             figures["perceptual"] = self._compare_slices(step, share, rebuilt, image)
             loss = loss + self.config.perceptual_weight * figures["perceptual"]

@@ -188,8 +188,8 @@ def write_results(run: Run, name: str, results: dict[str, Any]) -> None:
             f"| {trainer} | {len(row['seconds_per_epoch'])} | {np.median(row['seconds_per_epoch']):.1f} | "
             f"{np.mean(drawn):.3f} | {spell_dice(row['validation'])} | {spell_dice(row['test'])} |"
         )
-        lines.append("")
-        lines.append(f"Validated by nnU-Net, all real: {', '.join(row['validated']['cases'])}.")
+    validated = sorted({case_id for row in results["trainers"].values() for case_id in row["validated"]["cases"]})
+    lines += ["", f"Validated by nnU-Net, all of them real: {', '.join(validated)}."]
     (run.out / f"results_nnunet_{name}.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 

@@ -42,7 +42,8 @@ def test_deficits_are_shown_drawn_and_planned(run_cli: Run, tmp_path: Path) -> N
     assert outcome.code == 0
     for word in ("label 2 'cancer' beside its host organ", "3 cases, 3 lesions, 12 cases planned", "3 and more"):
         assert word in " ".join(outcome.stdout.split())
-    assert Image.open(picture).format == "PNG"
+    with Image.open(picture) as drawn:
+        assert drawn.format == "PNG"
     document = json.loads(run_cli(*words, "--json").stdout)
     (label,) = document["balance"]["labels"]
     assert (label["real_cases"], label["planned_cases"]) == ([2, 1, 0, 0], [0, 4, 4, 4])

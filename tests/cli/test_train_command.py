@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,8 @@ from maisi_aug.bundle import load_bundle
 from maisi_aug.training.data import PhantomStore
 from maisi_aug.training.step_log import StepLog
 from tests.tiny_training import SHAPE, SPACING_MM, write_prepared, write_recipe
+
+REPOSITORY = Path(__file__).resolve().parent.parent.parent
 
 
 @pytest.fixture(scope="module")
@@ -94,6 +97,22 @@ def test_missing_tensorboard_is_one_sentence(train: Callable[..., Any], monkeypa
     outcome = train("vae", "--tensorboard")
     assert outcome.code == 1
     assert "expected the package tensorboard, found none. Install it with pip install" in outcome.stderr
+
+
+@pytest.mark.slow
+def test_two_processes_train_all_stages_under_torchrun(tmp_path: Path) -> None:
+    data, recipe, folder = write_prepared(tmp_path / "data"), write_recipe(tmp_path / "tiny.yaml"), tmp_path / "run"
+    for stage in ("vae", "diffusion", "controlnet"):
+        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+        options = ["--recipe", recipe, "--out", folder, "--data", data, "--device", "cpu"]
+        command = [*launcher, "-m", "maisi_aug.cli.app", "train", stage, *options]
+        environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
+        done = subprocess.run([*map(str, command)], env=environment, capture_output=True, text=True, timeout=900)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout == f"{folder / ('bundle' if stage == 'controlnet' else stage)}\n"
+        rows = (folder / stage / "log.jsonl").read_text(encoding="utf-8").splitlines()
+        assert len(rows) == {"vae": 3}.get(stage, 2)
+    load_bundle(folder / "bundle").require_intact()
 
 
 def test_stage_out_of_order_is_one_sentence(train: Callable[..., Any]) -> None:

@@ -75,7 +75,7 @@ def test_options_that_do_not_fit_are_one_sentence(
 def test_recipe_can_be_validated(run_cli: Callable[..., Any]) -> None:
     outcome = run_cli("recipes", "validate", "train-phantom-ct-masks")
     assert outcome.code == 0
-    assert "valid, trains networks that generate 48x40x32 voxels" in outcome.stdout
+    assert "valid, trains networks that generate 48x40x32 at 8x8x8 mm" in outcome.stdout
     assert (
         json.loads(run_cli("recipes", "validate", "train-phantom-ct-masks", "--json").stdout)["kind"] == "mask-training"
     )

@@ -288,3 +288,17 @@ def test_cases_of_other_spacings_meet_on_one_grid(tmp_path: Path) -> None:
         save_label_map(made / "labels" / path.name, label_map, grid)
     benchmark = open_benchmark(tmp_path / "bench", config)
     assert run_arm(benchmark, "real+synthetic:1", 0, device="cpu").status == "done"
+
+
+@pytest.mark.slow
+def test_nnunet_runs_an_arm_with_plans_of_the_real_cases(tmp_path: Path) -> None:
+    config = build_config(tmp_path, engine="nnunet", num_steps=2)
+    benchmark = open_benchmark(tmp_path / "bench", config)
+    run_all(benchmark)
+    assert [state.reason for state in benchmark.states] == ["", ""]
+    document = summarise_benchmark(benchmark)
+    assert {row["arm"] for row in document["comparisons"]} == {"real+synthetic:1"}
+    splits = json.loads((tmp_path / "bench/nnunet/preprocessed/Dataset001_Benchmark/splits_final.json").read_text())
+    assert [len(split["train"]) for split in splits] == [2, 4]
+    tested = set(benchmark.plan.split.test)
+    assert not any(name.partition("__")[2] in tested for split in splits for name in (*split["train"], *split["val"]))

@@ -18,6 +18,7 @@ from maisi_aug.evaluation.benchmark_config import build_benchmark_config
 from maisi_aug.evaluation.training_lists import find_published_training
 from maisi_aug.whole_files import sha256_of
 from tests.tiny_benchmark import write_dataset, write_pairs
+from tests.tiny_cohort import HEPATIC_TUMOR, LIVER, write_cohort
 
 
 def test_nnunet_dataset_gives_cases_and_labels(tmp_path: Path) -> None:
@@ -150,3 +151,12 @@ def test_images_numbered_like_channels_are_cases(tmp_path: Path) -> None:
     shutil.copy(folder / "labels/made_0000.nii.gz", folder / "labels/scan.nii.gz")
     case = next(c for c in find_real_cases(folder, None).cases if c.case_id == "scan")
     assert case.image.name == "scan_0000.nii.gz"
+
+
+def test_cohort_gives_full_label_maps_and_its_vocabulary(tmp_path: Path) -> None:
+    cohort = write_cohort(tmp_path / "cohort", [HEPATIC_TUMOR], [HEPATIC_TUMOR])
+    source = find_synthetic_cases("s", cohort, ["liver", "tumor"], {"tumor": ("hepatic tumor", "23")})
+    assert source.label_ids == {"liver": (LIVER,), "tumor": (23, HEPATIC_TUMOR)}
+    assert [case.label.parent.name for case in source.cases] == ["anatomy"] * 2
+    with pytest.raises(BenchmarkError, match="Label 'my tumour': expected to find it in the vocabulary of .*--map"):
+        find_synthetic_cases("s", cohort, ["my tumour"], {})

@@ -8,9 +8,11 @@ import torch
 from numpy.typing import NDArray
 from scipy import linalg
 
+from maisi_aug.evaluation import frechet
 from maisi_aug.evaluation.frechet import (
     bootstrap_interval,
     case_influence,
+    extrapolate_distance,
     frechet_distance,
     kernel_distance,
     measure_moments,
@@ -117,24 +119,39 @@ def test_one_case_has_no_interval() -> None:
     assert bootstrap_interval(1.0, [np.zeros(1), np.zeros(5)], np.random.default_rng(0)) is None
 
 
-def test_kernel_distance_is_the_sum_over_pairs() -> None:
-    first, second = (np.random.default_rng(seed).normal(size=(5, 4)) + seed for seed in (0, 1))
+def test_kernel_distance_is_the_mean_over_pairs_of_different_cases() -> None:
+    rng = np.random.default_rng(0)
+    sets = [[rng.normal(size=(num, 4)) + shift for num in (2, 1, 3)] for shift in (0.0, 1.0)]
 
     def kernel(x: NDArray[np.float64], y: NDArray[np.float64]) -> float:
         return float((x @ y / 4 + 1) ** 3)
 
-    within = sum(np.mean([kernel(s[i], s[j]) for i in range(5) for j in range(5) if i != j]) for s in (first, second))
-    across = np.mean([kernel(x, y) for x in first for y in second])
-    expected = float(within - 2 * across)
-    assert kernel_distance(first, second, np.random.default_rng(0)) == pytest.approx(expected)
+    within = sum(
+        np.mean([kernel(x, y) for i, a in enumerate(s) for j, b in enumerate(s) if i != j for x in a for y in b])
+        for s in sets
+    )
+    across = np.mean([kernel(x, y) for x in np.concatenate(sets[0]) for y in np.concatenate(sets[1])])
+    found = kernel_distance(sets[0], sets[1], np.random.default_rng(0))
+    assert found == pytest.approx(float(within - 2 * across))
+    one_case = kernel_distance([np.concatenate(sets[0])], sets[1], np.random.default_rng(0))
+    assert np.isfinite(one_case)
+    assert one_case != pytest.approx(found)
 
 
-def test_subsets_give_about_the_exact_kernel_distance() -> None:
+def test_kernel_distance_of_like_sets_is_zero_on_average_however_alike_slices_of_a_case_are() -> None:
+    values = [
+        kernel_distance(draw_cases(s, num_cases=8), draw_cases(500 + s, num_cases=8), np.random.default_rng(0))
+        for s in range(200)
+    ]
+    assert abs(np.mean(values)) < 3 * np.std(values) / np.sqrt(len(values))
+
+
+def test_subsets_give_about_the_exact_kernel_distance(monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(0)
-    first, second = rng.normal(size=(2600, 6)), rng.normal(size=(2600, 6)) + 0.5
-    from maisi_aug.evaluation.frechet import _unbiased_mmd
-
-    exact = _unbiased_mmd(first, second)
+    first, second = (list(rng.normal(size=(600, 1, 6)) + shift) for shift in (0.0, 0.5))
+    exact = kernel_distance(first, second, np.random.default_rng(1))
+    monkeypatch.setattr(frechet, "KID_EXACT_ROWS", 500)
+    monkeypatch.setattr(frechet, "KID_SUBSET", 250)
     assert kernel_distance(first, second, np.random.default_rng(1)) == pytest.approx(exact, rel=0.1)
 
 
@@ -147,3 +164,35 @@ def test_span_keeps_distance_and_influence() -> None:
     assert frechet_distance(*small) == pytest.approx(frechet_distance(*plain), rel=1e-6)
     expected = case_influence(first, *plain)
     np.testing.assert_allclose(case_influence(reduced[0], *small), expected, rtol=1e-6, atol=1e-8)
+
+
+def test_extrapolation_comes_nearer_to_very_many_cases() -> None:
+    truth = frechet_distance(*(measure_moments(draw_cases(s, num_cases=8000, shift=0.1 * s)) for s in (0, 8)))
+    raw, limits = [], []
+    for seed in range(12):
+        first, second = draw_cases(100 + seed), draw_cases(200 + seed, shift=0.8)
+        raw.append(frechet_distance(measure_moments(first), measure_moments(second)))
+        limit = extrapolate_distance(first, second, raw[-1], np.random.default_rng(seed))
+        assert limit is not None
+        limits.append(limit)
+    assert np.mean(raw) > 2 * truth
+    assert abs(np.mean(limits) - truth) < 0.25 * abs(np.mean(raw) - truth)
+    assert extrapolate_distance(first[:3], second, 1.0, np.random.default_rng(0)) is None
+
+
+@pytest.mark.slow
+def test_interval_of_the_extrapolated_distance_covers_that_of_very_many_cases() -> None:
+    truth = frechet_distance(*(measure_moments(draw_cases(s, num_cases=20000, shift=0.1 * s)) for s in (0, 8)))
+    num_covered = 0
+    for seed in range(100):
+        first, second = draw_cases(1000 + seed, num_cases=60), draw_cases(2000 + seed, num_cases=60, shift=0.8)
+        own, other = measure_moments(first), measure_moments(second)
+        generator = np.random.default_rng(seed)
+        limit = extrapolate_distance(first, second, frechet_distance(own, other), generator)
+        assert limit is not None
+        interval = bootstrap_interval(
+            limit, [case_influence(first, own, other), case_influence(second, other, own)], generator
+        )
+        assert interval is not None
+        num_covered += interval[0] <= truth <= interval[1]
+    assert 88 <= num_covered <= 100

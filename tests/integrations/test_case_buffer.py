@@ -64,7 +64,7 @@ def test_items_in_any_order_from_several_threads_end() -> None:
         results: dict[int, object] = {}
         items = [[23, 0, 11, 5], [22, 1, 10, 6], [21, 2, 9, 7]]
         threads = [
-            threading.Thread(target=lambda part=part: results.update({i: buffer.take(0, i) for i in part}))  # type: ignore[misc]
+            threading.Thread(target=lambda part=part: results.update({i: buffer.take(0, i) for i in part}))
             for part in items
         ]
         for thread in threads:

@@ -14,22 +14,19 @@ from monai.transforms import Compose, Flipd, Spacingd
 
 from maisi_aug.errors import ExportError
 from maisi_aug.integrations.monai import CohortDataset
-from maisi_aug.integrations.monai_data_list import DATA_LIST_NAME, MAPPING_NAME, TASK_NAME, deal_folds, export_monai
-from maisi_aug.integrations.real_dataset import load_real_dataset
+from maisi_aug.integrations.monai_data_list import DATA_LIST_NAME, MAPPING_NAME, TASK_NAME, export_monai
 from maisi_aug.volume_io import load_image, load_label_map, save_image, save_label_map
 from tests.boxes_cohort import GRID, HEPATIC_TUMOR, KIDNEY_TUMOR, build_anatomy, oblique_grid, write_cohort
 
 
-def write_real(
-    folder: Path, labels: dict[str, int], num_cases: int = 6, description: dict[str, Any] | None = None
-) -> Path:
+def write_real(folder: Path, labels: dict[str, int], num_cases: int = 6) -> Path:
     for number in range(num_cases):
         image_hu = np.random.default_rng(number).integers(-900, 900, GRID.shape).astype(np.int16)
         save_image(folder / "imagesTr" / f"real_{number}_0000.nii.gz", image_hu, GRID)
         label_map = (build_anatomy(HEPATIC_TUMOR) == HEPATIC_TUMOR).astype(np.uint8)
         save_label_map(folder / "labelsTr" / f"real_{number}.nii.gz", label_map, GRID)
     content = {"channel_names": {"0": "CT"}, "labels": {"background": 0, **labels}, "file_ending": ".nii.gz"}
-    (folder / "dataset.json").write_text(json.dumps(content | (description or {})))
+    (folder / "dataset.json").write_text(json.dumps({**content, "numTraining": num_cases}))
     return folder
 
 
@@ -67,14 +64,16 @@ def test_data_list_keeps_synthetic_cases_out_of_validation(tmp_path: Path) -> No
 
     cohort = write_cohort(tmp_path / "cohort", [HEPATIC_TUMOR], [HEPATIC_TUMOR])
     real, out = write_real(tmp_path / "Dataset003_Liver", {"liver": 2, "cancer": 1}), tmp_path / "monai"
-    report = export_monai(cohort, out, like=real, num_folds=3)
-    assert (report.num_synthetic, report.num_real, report.num_folds, report.num_linked) == (2, 6, 3, 2)
-    for fold in range(3):
+    report = export_monai(cohort, out, like=real, label=["hepatic tumor=cancer"])
+    assert (report.num_synthetic, report.num_real, report.num_folds, report.num_linked) == (2, 6, 5, 2)
+    validated = []
+    for fold in range(5):
         training, validation = datafold_read(str(out / DATA_LIST_NAME), str(out), fold)
-        assert len(validation) == 2
+        validated += [row["image"] for row in validation]
         assert all("Dataset003_Liver" in row["image"] for row in validation)
         assert sum("images/case_" in row["image"] for row in training) == 2
         assert all(Path(row[key]).is_file() for row in (*training, *validation) for key in ("image", "label"))
+    assert len(validated) == len(set(validated)) == 6
     assert (out / "images" / "case_0001.nii.gz").samefile(cohort / "images" / "case_0001.nii.gz")
     # The real dataset's numbers: "cancer" is 1, whatever the order of the vocabulary's ids.
     anatomy = load_label_map(cohort / "anatomy" / "case_0001.nii.gz").array
@@ -82,17 +81,20 @@ def test_data_list_keeps_synthetic_cases_out_of_validation(tmp_path: Path) -> No
     assert np.array_equal(label_map == 1, anatomy == HEPATIC_TUMOR)
     assert np.array_equal(label_map == 2, anatomy == 1)
     rows = json.loads((out / MAPPING_NAME).read_text())["labels"]
-    assert {"label": 1, "name": "cancer", "vocabulary_id": HEPATIC_TUMOR} in rows
+    assert {row["name"]: (row["label"], row["vocabulary_id"], row["totalsegmentator"]) for row in rows} == {
+        "liver": (2, 1, "total/liver"),
+        "cancer": (1, HEPATIC_TUMOR, "liver_lesions/liver_lesions"),
+    }
 
 
-def test_folds_are_those_of_nnunet() -> None:
-    from nnunetv2.utilities.crossval_split import generate_crossval_split
-
-    names = [f"case_{number:02d}" for number in range(17)]
-    splits = generate_crossval_split(names, seed=12345, n_splits=5)
-    folds = deal_folds(17, 5)
-    for fold, split in enumerate(splits):
-        assert [name for name, of_case in zip(names, folds, strict=True) if of_case == fold] == list(split["val"])
+def test_folds_are_those_of_nnunet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("nnUNet_preprocessed", str(tmp_path))
+    real = write_real(tmp_path / "Dataset003_Liver", {"hepatic tumor": 1}, 4)
+    folds = [{"train": ["real_0", "real_1"], "val": ["real_3", "real_2"]}, {"train": [], "val": ["real_0"]}]
+    (real / "splits_final.json").write_text(json.dumps(folds))
+    export_monai(write_cohort(tmp_path / "cohort", [HEPATIC_TUMOR]), tmp_path / "out", like=real)
+    rows = json.loads((tmp_path / "out" / DATA_LIST_NAME).read_text())["training"]
+    assert [row.get("fold") for row in rows] == [1, None, 0, 0, None]
 
 
 @pytest.mark.filterwarnings("ignore")  # its own
@@ -101,7 +103,7 @@ def test_auto3dseg_runs_on_the_export(tmp_path: Path, monkeypatch: pytest.Monkey
 
     cohort = write_cohort(tmp_path / "cohort", [HEPATIC_TUMOR], [HEPATIC_TUMOR])
     out = tmp_path / "monai"
-    export_monai(cohort, out, like=write_real(tmp_path / "real", {"cancer": 1}, num_cases=3), num_folds=3)
+    export_monai(cohort, out, like=write_real(tmp_path / "Dataset003_Liver", {"hepatic tumor": 1}, 3))
     monkeypatch.chdir(tmp_path)
     runner = AutoRunner(work_dir=str(tmp_path / "work"), input=str(out / TASK_NAME), algos="segresnet")
     assert runner.num_fold == 3
@@ -117,7 +119,7 @@ def test_auto3dseg_runs_on_the_export(tmp_path: Path, monkeypatch: pytest.Monkey
 
 def test_cohort_alone_is_dealt_into_folds(tmp_path: Path, run_cli: Callable[..., Any]) -> None:
     cohort, out = write_cohort(tmp_path / "cohort", *[[HEPATIC_TUMOR]] * 3), tmp_path / "monai"
-    outcome = run_cli("export", "monai", cohort, "--out", out, "--folds", "3", "--labels", "liver", "--json")
+    outcome = run_cli("export", "monai", cohort, "--out", out, "--labels", "liver", "--json")
     assert outcome.code == 0, outcome.stderr
     report = json.loads(outcome.stdout)
     assert (report["labels"], report["num_folds"]) == ({"background": 0, "liver": 1}, 3)
@@ -127,51 +129,25 @@ def test_cohort_alone_is_dealt_into_folds(tmp_path: Path, run_cli: Callable[...,
     again = run_cli("export", "monai", cohort, "--out", out)
     assert (again.code, again.stdout) == (1, "")
     assert "expected a new or an empty folder" in again.stderr
-    idle = run_cli("export", "monai", cohort, "--out", tmp_path / "x", "--map", "a=b")
-    assert "--map: expected --like beside it" in idle.stderr
+    idle = run_cli("export", "monai", cohort, "--out", tmp_path / "x", "--label", "a=b")
+    assert "--label: expected --like beside it" in idle.stderr
 
 
-@pytest.mark.parametrize(
-    ("labels", "mapping", "message"),
-    [
-        ({"liver": 1, "vessel": 2}, {}, "found 'vessel', which is not. Say which it is, such as --map"),
-        ({"liver": 1}, {}, "expected every label that the cohort was asked for, found none that is hepatic tumor"),
-        ({"liver": 1, "cancer": 2}, {"hepatic tumor": "canser"}, "found 'canser'. Correct it"),
-    ],
-)
-def test_labels_without_a_counterpart_are_named(
-    tmp_path: Path, labels: dict[str, int], mapping: dict[str, str], message: str
-) -> None:
-    cohort, real = write_cohort(tmp_path / "cohort", [HEPATIC_TUMOR]), write_real(tmp_path / "real", labels)
-    with pytest.raises(ExportError, match=message):
-        export_monai(cohort, tmp_path / "out", like=real, mapping=mapping)
+def test_labels_without_a_counterpart_are_named(tmp_path: Path) -> None:
+    cohort = write_cohort(tmp_path / "cohort", [HEPATIC_TUMOR])
+    real = write_real(tmp_path / "Dataset003_Liver", {"liver": 1, "vessel": 2}, 2)
+    with pytest.raises(ExportError, match="Label 'hepatic tumor', which the cohort was asked for: expected a label of"):
+        export_monai(cohort, tmp_path / "out", like=real)
+    with pytest.raises(ExportError, match="Label 'vessel' of Dataset003_Liver: expected a label of the cohort for it"):
+        export_monai(cohort, tmp_path / "out", like=real, label=["hepatic tumor=background"])
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize(
-    ("description", "message"),
-    [
-        ({"channel_names": {"0": "CT", "1": "PET"}}, "expected one channel, found 2"),
-        (
-            {"labels": {"background": 0, "whole": [1, 2]}},
-            "expected one number for every label, found labels of regions",
-        ),
-        ({"file_ending": ".nrrd"}, "expected training cases in labelsTr, found none"),
-        ({"dataset": {"a": {"images": ["no.nii.gz"], "label": "no.nii.gz"}}}, "found nothing there"),
-    ],
-)
-def test_datasets_that_do_not_fit_are_refused(tmp_path: Path, description: dict[str, Any], message: str) -> None:
-    with pytest.raises(ExportError, match=message):
-        load_real_dataset(write_real(tmp_path, {"cancer": 1}, 1, description))
-
-
-def test_folder_that_is_no_dataset_and_flags_that_clash_are_refused(tmp_path: Path) -> None:
+def test_flags_that_clash_and_single_cases_are_refused(tmp_path: Path) -> None:
     cohort = write_cohort(tmp_path / "cohort", [HEPATIC_TUMOR])
-    with pytest.raises(ExportError, match="expected an nnU-Net raw dataset with a dataset.json"):
-        export_monai(cohort, tmp_path / "out", like=tmp_path)
-    with pytest.raises(ExportError, match="found --labels or --include-anatomy too"):
+    with pytest.raises(ExportError, match="--labels: expected none beside --like"):
         export_monai(cohort, tmp_path / "out", like=tmp_path, labels=["liver"])
-    with pytest.raises(ExportError, match="expected at least two cases and two folds, found 1 cases"):
+    with pytest.raises(ExportError, match="expected at least two cases to deal into folds, found one"):
         export_monai(cohort, tmp_path / "out")
 
 

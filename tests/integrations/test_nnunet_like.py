@@ -20,6 +20,7 @@ from maisi_aug.volume_io import load_image, load_label_map, load_stored_grid, sa
 from tests.tiny_cohort import (
     GRID,
     HEPATIC_TUMOR,
+    HEPATIC_VESSEL,
     KIDNEY_TUMOR,
     LIVER,
     LUNG_TUMOR,
@@ -266,6 +267,15 @@ class TestContent:
         assert {row["request"] for row in cases.values()} == {"hepatic tumor:0.3", "hepatic tumor:0.9"}
         assert place.export(dry_run=True, max_per_label=3, dataset_id=504).num_synthetic == 3
 
+    def test_label_that_leaves_a_hole_is_named(self, place: Place) -> None:
+        notes = place.fill([HEPATIC_TUMOR, HEPATIC_VESSEL]).export().notes
+        assert notes == (
+            "'hepatic vessel' becomes background and lies mostly in or at 'liver'; where the real dataset counts it as "
+            "part of a label, give --label 'hepatic vessel=LABEL'.",
+            *notes[1:],
+        )
+        assert not any("spleen" in note for note in notes)
+
     def test_dry_run_writes_nothing(self, place: Place) -> None:
         report = place.fill().export(dry_run=True)
         assert not report.is_written
@@ -303,6 +313,7 @@ class TestRefusals:
             ({"labels": {"background": 0, "liver": 1, "tumor": 2, "stent": 3}}, {}, "'stent' of .* as background"),
             ({"labels": {"background": 0, "liver": 1, "tumor": 2, "pancreas": 3}}, {}, "expected pancreas in at least"),
             ({}, {"absent": ["lung"]}, "--absent 'lung': expected a label of Dataset003"),
+            ({}, {"absent": ["liver"]}, "--absent 'liver': expected none in the exported cases, found some"),
             ({}, {"ratio": 0.0}, "--ratio: expected a number above 0, found 0"),
             ({}, {"max_per_label": 0}, "--max-per-label: expected at least 1, found 0"),
             ({}, {"plans": "nnUNetPlans"}, "--plans nnUNetPlans: expected .* found no plans there"),

@@ -157,6 +157,19 @@ def test_folders_without_a_model_are_named(tmp_path: Path, model_folder: Path) -
         NnUNetModel(model_folder, orientation="RAX")
 
 
+def test_model_of_an_unknown_trainer_is_named(tmp_path: Path) -> None:
+    import torch
+
+    folder = write_model(tmp_path)
+    path = folder / "fold_0" / "checkpoint_final.pth"
+    checkpoint = torch.load(path, weights_only=True) | {"trainer_name": "nnUNetTrainerOfMine"}
+    torch.save(checkpoint, path)
+    with pytest.raises(
+        EvaluationError, match="can open, found: Could not find requested nnunet trainer nnUNetTrainerOfMine"
+    ):
+        NnUNetModel(folder)
+
+
 def test_descriptions_without_labels_are_named(tmp_path: Path) -> None:
     path = tmp_path / "dataset.json"
     path.write_text('{"labels": {"background": 0, "whole": [1, 2], "tumor": 2, "ignore": 3}}')

@@ -184,6 +184,11 @@ def test_organs_come_from_totalsegmentators_output(prepare: Run, tmp_path: Path)
         assert case.volume_ml(SPLEEN) == pytest.approx(own.sum() * trunk_grid().voxel_ml, rel=0.2)
 
 
+def test_help_names_the_extra(run_cli: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "300")
+    assert "needs maisi-aug[totalsegmentator]" in run_cli("prepare", "--help").stdout
+
+
 def test_usage_errors_are_one_sentence(prepare: Run, run_cli: Run, tmp_path: Path) -> None:
     lab = write_lab(tmp_path / "lab", 2)
     assert "Error: Folds: expected at least as many patients as folds, 3, found 2" in prepare(lab).stderr

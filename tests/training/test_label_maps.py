@@ -97,7 +97,7 @@ def test_class_maps_keep_no_more_than_there_is_room_for() -> None:
     asked = []
 
     class Asked(ClassList):
-        def __getitem__(self, index: int) -> np.ndarray:  # type: ignore[type-arg]
+        def __getitem__(self, index: int) -> np.ndarray:
             asked.append(index)
             return super().__getitem__(index)
 
@@ -112,7 +112,7 @@ def test_class_maps_keep_no_more_than_there_is_room_for() -> None:
 def test_maps_are_stored_once_and_those_that_cannot_be_had_are_left_out(tmp_path: Path) -> None:
     built = []
 
-    def build(place: int) -> np.ndarray | None:  # type: ignore[type-arg]
+    def build(place: int) -> np.ndarray | None:
         built.append(place)
         return None if place == 1 else np.full((2, 3, 4), place, dtype=np.uint8)
 

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -31,7 +33,8 @@ def test_only_the_added_matrices_learn() -> None:
 
 
 def test_merged_network_is_the_unmerged_one() -> None:
-    network, image = build_network(), torch.randn(1, 2, 3, 4, 5)
+    network: Any = build_network()
+    image = torch.randn(1, 2, 3, 4, 5)
     names = list(network.state_dict())
     add_low_rank(network, 2, seed=0)
     optimizer = torch.optim.SGD((p for p in network.parameters() if p.requires_grad), lr=0.5)

@@ -15,7 +15,7 @@ from tests.tiny_mask_training import ClassList, build_maps, class_of
 LIVER, TUMOR = CONDITION_IDS.index(1), CONDITION_IDS.index(26)
 
 
-def build_map(*, liver_side: int, tumor_sides: tuple[int, ...] = ()) -> np.ndarray:  # type: ignore[type-arg]
+def build_map(*, liver_side: int, tumor_sides: tuple[int, ...] = ()) -> np.ndarray:
     classes = np.full((30, 20, 20), class_of(200), dtype=np.uint8)
     classes[1 : 1 + liver_side, 1:11, 1:11] = class_of(1)
     for place, side in enumerate(tumor_sides):

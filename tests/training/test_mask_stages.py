@@ -37,7 +37,7 @@ class Labels:
     def __len__(self) -> int:
         return len(self.maps)
 
-    def __getitem__(self, index: int) -> np.ndarray:  # type: ignore[type-arg]
+    def __getitem__(self, index: int) -> np.ndarray:
         return self.maps[index]
 
 
@@ -69,7 +69,8 @@ def written(trained: MaskTrainingFolder, base: Bundle) -> Bundle:
 def test_bundle_generates_label_maps(written: Bundle) -> None:
     generator = MaskGenerator.load(written, "cpu")
     label_map = generator.generate(generator.size_conditions[0], seed=1)
-    assert (label_map.shape, label_map.dtype) == (SHAPE, np.uint8)
+    assert label_map.shape == SHAPE
+    assert label_map.dtype == np.uint8
     assert all(MAISI.contains(int(label_id)) for label_id in np.unique(label_map))
     verify_bundle(written)
 

@@ -34,6 +34,21 @@ def test_one_process_alone_waits_for_nobody() -> None:
     assert torch.equal(ALONE.sum(tensor), tensor)
 
 
+class Joined:
+    """What Accelerate says of the second of two processes."""
+
+    num_processes, process_index = 2, 1
+
+    def __init__(self, device: str) -> None:
+        self.device = torch.device(device)
+
+
+def test_each_process_has_the_gpu_of_its_number_and_all_one_cpu() -> None:
+    assert Processes(Joined("cuda:1")).device_of("cuda") == "cuda:1"
+    assert Processes(Joined("cpu:0")).device_of("cpu") == "cpu"
+    assert not Processes(Joined("cpu:0")).is_main
+
+
 def test_several_processes_cannot_share_one_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "4")
     with pytest.raises(TrainingError, match="Device 'cuda:1': expected cpu or cuda for 4 processes, found one device"):

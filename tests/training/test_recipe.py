@@ -9,6 +9,7 @@ import yaml
 from maisi_aug.bundle import NETWORK_ROLES, BundleSpec, load_bundle
 from maisi_aug.errors import RecipeError
 from maisi_aug.known_bundles import known_bundles
+from maisi_aug.recipe_files import list_training_recipes, training_kind
 from maisi_aug.training.checks import require_divisible
 from maisi_aug.training.recipe import (
     BundleHeader,
@@ -19,12 +20,16 @@ from maisi_aug.training.recipe import (
 )
 from tests.tiny_training import build_recipe_content, write_recipe
 
-REPOSITORY = Path(__file__).resolve().parent.parent.parent
-SHIPPED = sorted((REPOSITORY / "recipes").glob("train-*.yaml"))
+SHIPPED = [info.path for info in list_training_recipes() if training_kind(info.path) == "training"]
 
 
 def test_training_recipes_are_all_tested() -> None:
-    assert [path.stem for path in SHIPPED] == ["train-ddpm-ct", "train-phantom-ct", "train-rflow-ct"]
+    assert [path.stem for path in SHIPPED] == [
+        "train-ddpm-ct",
+        "train-phantom-ct",
+        "train-rflow-ct",
+        "train-small-base",
+    ]
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
@@ -33,7 +38,9 @@ def test_shipped_recipe_is_valid_and_says_how_it_is_run(path: Path) -> None:
     require_divisible(recipe)
     text = path.read_text(encoding="utf-8")
     for stage in ("vae", "diffusion", "controlnet"):
-        assert f"#   maisi-aug train {stage} --recipe {path.stem} --out " in text
+        (line,) = (row for row in text.splitlines() if row.startswith(f"#   maisi-aug train {stage} "))
+        assert f" --recipe {path.stem} " in line
+        assert " --out " in line
 
 
 @pytest.mark.parametrize("name", ["rflow-ct", "ddpm-ct"])
@@ -97,7 +104,12 @@ def test_shipped_grid_is_what_was_promised() -> None:
 
 def test_header_holds_every_field_of_a_bundle_that_training_does_not_make() -> None:
     # No recipe trains mask networks, so that none says how they are run.
-    made = {"format", "scale_factor", "weights", "provenance", "mask_generation"}
+    made = {"format", "scale_factor", "weights", "provenance", "mask_generation"} | {
+        "base",
+        "sizes",
+        "hu_ranges",
+        "mask_bank",
+    }
     assert set(BundleHeader.model_fields) == set(BundleSpec.model_fields) - made
 
 

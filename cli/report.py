@@ -1,0 +1,43 @@
+"""`maisi-aug report`: a benchmark or a cohort as one page to open in a browser."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verb to the command line."""
+    app.command("report")(report)
+
+
+def report(
+    path: Annotated[Path, typer.Argument(metavar="BENCH|COHORT", help="Folder of a benchmark or of a cohort.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The page; report.json and report.md go beside it.")] = Path(
+        "report.html"
+    ),
+    fid: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="fid.json that 'evaluate fid --out' wrote, to be shown.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON as well.")] = False,
+) -> None:
+    """Write a page with verdicts, charts, slices, provenance and licences that needs no network and no other file.
+
+    Example: maisi-aug report bench --out report.html
+    """
+    from maisi_aug.cli.progress import count_up
+    from maisi_aug.evaluation.report import build_report, write_report
+
+    if out.suffix.lower() not in (".html", ".htm"):
+        raise typer.BadParameter(f"expected a file that ends in .html, found '{out}'.", param_hint="--out")
+    with count_up("measuring", is_quiet=False) as update:
+        built = build_report(path, fid_file=fid, notify=lambda stage, done, total: update(done, total))
+    files = write_report(built, out)
+    if as_json:
+        typer.echo(json.dumps(built.document, indent=1))
+        return
+    for file in files:
+        typer.echo(file)
