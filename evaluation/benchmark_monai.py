@@ -22,7 +22,7 @@ from maisi_aug.evaluation.benchmark_data import AIR_HU, LoadedCase, TrainingPlan
 from maisi_aug.grid import Grid
 from maisi_aug.networks import mixed_precision
 from maisi_aug.seeds import derive_seed, numpy_generator
-from maisi_aug.training.loop import ReportStep, TrainingRun
+from maisi_aug.training.loop import ReportStep, Stateless, TrainingRun
 from maisi_aug.training.processes import WHOLE, Share
 from maisi_aug.training.settings import LoopConfig
 
@@ -52,7 +52,7 @@ class TrainingSet:
     num_classes: int
 
 
-class PatchObjective:
+class PatchObjective(Stateless):
     """Soft Dice plus cross-entropy on patches of an arm's cases, each case as likely as any other."""
 
     def __init__(
@@ -78,16 +78,6 @@ class PatchObjective:
         scores = self.network(images.to(self.device)).float()
         loss: Tensor = self.criterion(scores, classes[:, None].to(self.device))
         return loss, {}
-
-    def after_step(self, step: int) -> None:
-        """Nothing to do."""
-
-    def state(self) -> dict[str, Any]:
-        """Nothing beside the network."""
-        return {}
-
-    def load_state(self, state: Mapping[str, Any]) -> None:
-        """Nothing to take back."""
 
     def draw_batch(self, step: int, share: Share = WHOLE) -> tuple[Tensor, Tensor]:
         """The patches of a step: ``(B, 1, I, J, K)`` float32 and ``(B, I, J, K)`` uint8 classes."""

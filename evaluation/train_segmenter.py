@@ -42,7 +42,7 @@ from maisi_aug.prepared import PreparedDataset
 from maisi_aug.seeds import derive_seed, numpy_generator
 from maisi_aug.slot_choice import find_source
 from maisi_aug.training.data import CaseStore, PhantomStore, ReportProgress
-from maisi_aug.training.loop import ReportStep, TrainingRun
+from maisi_aug.training.loop import ReportStep, Stateless, TrainingRun
 from maisi_aug.training.prepared import PreparedStore
 from maisi_aug.training.processes import WHOLE, Share
 from maisi_aug.training.recipe import load_training_recipe, training_recipe_path
@@ -59,7 +59,7 @@ MAX_SHIFT_HU: Final = 20.0
 MAX_GAIN: Final = 0.1
 
 
-class SegmenterObjective:
+class SegmenterObjective(Stateless):
     """Soft Dice plus cross-entropy on patches of phantoms."""
 
     def __init__(self, network: nn.Module, store: CaseStore, config: SegmenterConfig, *, device: str) -> None:
@@ -87,16 +87,6 @@ class SegmenterObjective:
         scores = self.network(to_channels(images_hu.to(self.device))).float()
         loss: Tensor = self.criterion(scores, classes[:, None].to(self.device))
         return loss, {}
-
-    def after_step(self, step: int) -> None:
-        """Nothing to do."""
-
-    def state(self) -> dict[str, Any]:
-        """Nothing beside the network."""
-        return {}
-
-    def load_state(self, state: Mapping[str, Any]) -> None:
-        """Nothing to take back."""
 
     def draw_batch(self, step: int, share: Share = WHOLE) -> tuple[Tensor, Tensor]:
         """A share of the patches of a step: ``(B, I, J, K)`` float32 HU and ``(B, I, J, K)`` uint8 classes."""
