@@ -20,9 +20,10 @@ from maisi_aug.cli.train import (
 )
 
 if TYPE_CHECKING:
+    from maisi_aug.training.data import ReportPhase
     from maisi_aug.training.mask_data import MaskSplit
     from maisi_aug.training.mask_recipe import MaskTrainingRecipe
-    from maisi_aug.training.mask_stages import MaskStageName, ReportPhase
+    from maisi_aug.training.mask_stages import MaskStageName
 
 DEFAULT_RECIPE = "train-phantom-ct-masks"
 BankOption = Annotated[
