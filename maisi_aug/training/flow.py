@@ -48,6 +48,16 @@ class Batch:
     has_lesions: bool
 
 
+@dataclass(frozen=True, eq=False)
+class Prediction:
+    """What a network was given and made of it: ``(B, C, i, j, k)`` noisy latents, output and target, ``(B,)`` steps."""
+
+    noisy: Tensor
+    timesteps: Tensor
+    output: Tensor
+    target: Tensor
+
+
 class FlowObjective(Stateless):
     """Predict velocity or noise from noisy latents, with a ControlNet when one is given.
 
@@ -135,19 +145,11 @@ class FlowObjective(Stateless):
                 total_weight=None if mean_weights is None else mean_weights[1],
             )
             loss = loss + self.config.label_mean_weight * figures["label_mean"]
-        extra = self._extra_loss(batch, noisy, timesteps, output.float(), target, figures)
+        extra = self._extra_loss(batch, Prediction(noisy, timesteps, output.float(), target), figures)
         loss = loss if extra is None else loss + extra
         return loss, {name: value.detach() for name, value in figures.items()}
 
-    def _extra_loss(
-        self,
-        batch: Batch,
-        noisy: Tensor,
-        timesteps: Tensor,
-        output: Tensor,
-        target: Tensor,
-        figures: dict[str, Tensor],
-    ) -> Tensor | None:
+    def _extra_loss(self, batch: Batch, predicted: Prediction, figures: dict[str, Tensor]) -> Tensor | None:
         """What a kind of training adds to the loss, its figures added in place; None for nothing."""
         return None
 
