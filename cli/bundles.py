@@ -57,7 +57,7 @@ def list_command(as_json: JsonOption = False) -> None:
         table.add_column(heading)
     for row in rows:
         size = _spell_bytes(row["num_bytes"] or 0) + (" with mask networks" if row["has_masks"] else "")
-        size += f" on top of {row['base']}" if row["base"] else ""
+        size += f" on top of {row['base']}" if "base" in row else ""
         place = size if row["pull"] is None else f"{row['pull']} ({row['download_size']})"
         table.add_row(row["name"], row["description"], row["licence"], _spell_grid(row["grid"]), place)
     Console(width=None if sys.stdout.isatty() else PIPED_WIDTH).print(table)
@@ -93,7 +93,7 @@ def _summarise(bundle: Bundle) -> dict[str, Any]:
         "licence": bundle.licence,
         "grid": bundle.spec.grid.model_dump(mode="json"),
         "num_bytes": sum(bundle.path_of(named).stat().st_size for named in bundle.files),
-        "base": bundle.spec.base and bundle.spec.base.name,
+        **({"base": bundle.spec.base.name} if bundle.spec.base else {}),
         "has_masks": bundle.spec.mask_generation is not None,
         "path": str(bundle.path),
         "pull": None,
@@ -109,7 +109,6 @@ def _announce(known: KnownBundle) -> dict[str, Any]:
         "licence": known.licence,
         "grid": known.header["grid"],
         "num_bytes": None,
-        "base": None,
         "has_masks": False,
         "path": None,
         "pull": known.pull_command,
@@ -188,7 +187,7 @@ def _spell(described: Mapping[str, Any]) -> list[str]:
         "precision": "bfloat16 where the device computes in it" if described["mixed_precision"] else "float32",
         "label maps": masks and f"generated, {_spell_grid(masks['grid'])}, {masks['num_inference_steps']} steps",
         "on disk": f"{_spell_bytes(described['num_bytes'])} in {described['path']}",
-        "base": described["base"] and f"{described['base']}, in {described['base_path']}",
+        "base": described["base_path"] and f"{described['base']}, in {described['base_path']}",
         "draws from": described["mask_bank"] and described["mask_bank"]["source"],
     }
     lines += [f"  {name}: {text}" for name, text in facts.items() if text]

@@ -101,7 +101,7 @@ def test_cohort_and_export_hold_exactly_the_list(
     with Image.open(out / "contact_sheet.png") as sheet:
         assert sheet.width > 0
 
-    monkeypatch.setattr(nnunet, "_verify_integrity", lambda dataset, num_processes: None)
+    monkeypatch.setattr(nnunet, "verify_integrity", lambda dataset, num_processes: None)
     report = export_nnunet(out, dataset_id=501, name="Anatomy", out=tmp_path / "raw")
     assert report.labels == {"background": 0, "liver": 1, "spleen": 2, "hepatic tumor": 3}
     exported = load_label_map(report.path / "labelsTr" / f"{case.case_id}.nii.gz").array

@@ -25,8 +25,11 @@ def _raising(error: BaseException) -> object:
         (errors.BankError, 1),
         (errors.BundleError, 1),
         (errors.CohortError, 1),
+        (errors.PreparationError, 1),
         (errors.TrainingError, 1),
         (errors.ExportError, 1),
+        (errors.BenchmarkError, 1),
+        (errors.EvaluationError, 1),
         (errors.MemoryShortageError, 1),
         (errors.MissingExtraError, 1),
     ],
@@ -39,7 +42,7 @@ def test_own_errors_are_shown_as_they_are(
 
 
 def test_every_own_error_is_covered_above() -> None:
-    assert len(errors.MaisiAugError.__subclasses__()) == 13
+    assert len(errors.MaisiAugError.__subclasses__()) == 16
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])

@@ -42,11 +42,12 @@ def test_merged_network_is_the_unmerged_one() -> None:
         optimizer.zero_grad()
         network(image).square().mean().backward()
         optimizer.step()
-    trained, frozen = network(image), network[0].parametrizations.weight.original.clone()
+    trained = network(image)
+    frozen = network.state_dict()["0.parametrizations.weight.original"].clone()
     merge_low_rank(network)
     torch.testing.assert_close(network(image), trained)
     assert sorted(network.state_dict()) == sorted(names)
-    assert not torch.allclose(network[0].weight, frozen)
+    assert not torch.allclose(network.state_dict()["0.weight"], frozen)
 
 
 def test_rank_and_layers_are_checked() -> None:

@@ -315,7 +315,11 @@ def test_one_patient_cannot_be_held_out(tmp_path: Path) -> None:
 
 
 def test_perceptual_weights_that_are_missing_are_told_before_training(prepared: Path, tmp_path: Path) -> None:
-    loss = {"vae__loss__perceptual_weight": 0.3, "vae__loss__perceptual_weights": str(tmp_path / "none.pth")}
+    loss = {
+        "vae__loss__patch_shape": [32, 32, 32],
+        "vae__loss__perceptual_weight": 0.3,
+        "vae__loss__perceptual_weights": str(tmp_path / "none.pth"),
+    }
     with pytest.raises(TrainingError, match="perceptual_weights: expected a file of weights"):
         open_prepared(tmp_path / "run", prepared, **loss).train("vae")
     assert not (tmp_path / "run" / "vae" / LOG_NAME).exists()
