@@ -109,7 +109,7 @@ def balance_config(config: CohortConfig, flags: BalanceFlags, *, is_quiet: bool)
     from maisi_aug.balance import DEFAULT_MAX_LESIONS, SizeBins, count_lesions, fill_deficits, read_targets, to_requests
     from maisi_aug.bundle import load_bundle
     from maisi_aug.census import take_census
-    from maisi_aug.cli.progress import count_up
+    from maisi_aug.cli.bars import count_up
     from maisi_aug.errors import RequestError
     from maisi_aug.resolve import find_grid
     from maisi_aug.source_rules import DEFAULT_NUM_CASES, SOURCES_WITHOUT_REQUESTS

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from maisi_aug.cli.bars import show_stages
 from maisi_aug.cli.benchmark_flags import parse_arms, parse_label_ids, parse_mapping, parse_sources
 
 if TYPE_CHECKING:
@@ -193,7 +192,7 @@ def arm(
 def _open(out: Path, config: BenchmarkConfig) -> Benchmark:
     from maisi_aug.evaluation.benchmark import open_benchmark
 
-    with _progress() as update:
+    with show_stages("reading cases") as update:
         return open_benchmark(out, config, notify=update)
 
 
@@ -220,7 +219,7 @@ def _run_one(benchmark: Benchmark, name: str, seed: int, *, device: str, max_min
     from maisi_aug.pipeline import resolve_device
 
     total = benchmark.plan.config.steps
-    with _progress() as update:
+    with show_stages("reading cases") as update:
 
         def report_step(step: int, figures: dict[str, float]) -> None:
             update(f"{name}, seed {seed}, loss {figures['loss']:.3f}", step, total)
@@ -250,28 +249,6 @@ def _show_plan(config: BenchmarkConfig, out: Path, *, device: str, as_json: bool
     from maisi_aug.evaluation.benchmark_outlook import look_ahead, to_outlook_text
     from maisi_aug.pipeline import resolve_device
 
-    with _progress() as update:
+    with show_stages("reading cases") as update:
         outlook = look_ahead(config, out, device=resolve_device(device), notify=update)
     typer.echo(json.dumps(outlook, indent=1) if as_json else to_outlook_text(outlook))
-
-
-@contextmanager
-def _progress() -> Iterator[Callable[[str, int, int], None]]:
-    """A progress bar on stderr, gone when the work is done."""
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
-    console = Console(stderr=True)
-    columns: tuple[Any, ...] = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    with Progress(
-        TextColumn("{task.description}"), *columns, console=console, transient=True, disable=not console.is_terminal
-    ) as bar:
-        task = bar.add_task("reading cases", total=None)
-        yield lambda stage, done, total: bar.update(task, description=stage, completed=done, total=total)

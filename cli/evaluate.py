@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from maisi_aug.cli.bars import show_stages
 from maisi_aug.cli.parsing import parse_shape, parse_spacing
 
 if TYPE_CHECKING:
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from maisi_aug.evaluation.case_sets import EvaluatedCase, SkippedCase
-    from maisi_aug.evaluation.fid import NotifyStage
     from maisi_aug.volume_io import Volume
 
 evaluate_app = typer.Typer(no_args_is_help=True, help="Measure a cohort: fid, hu, lesions, agreement, memorization.")
@@ -87,7 +86,7 @@ def fid(
     protocol = SliceProtocol(parse_spacing(spacing), parse_shape(shape), centre_share, every)
     _require_out(out, measurement.REPORT_NAME)
     sets = find_case_set(real), find_case_set(synthetic)
-    with join_processes(resolve_device(device)) as (processes, place), _show_stages(quiet) as notify:
+    with join_processes(resolve_device(device)) as (processes, place), show_stages("reading", is_quiet=quiet) as notify:
         network = load_extractor(extractor, weights=weights, sha256=sha256, device=place)
         document = measurement.measure_fid(
             *sets,
@@ -131,7 +130,7 @@ def hu(
     _require_out(out, measurement.REPORT_NAME)
     case_set = find_case_set(cases)
     skipped: list[SkippedCase] = []
-    with _show_stages(quiet) as notify:
+    with show_stages("reading", is_quiet=quiet) as notify:
         if reference is not None:
             real = find_case_set(reference, vocabulary=case_set.vocabulary)
             normal, skipped = measurement.measure_reference(real, partial(notify, "reference"))
@@ -156,7 +155,7 @@ def lesions(cohort: Cohort, out: Out = None, as_json: AsJson = False, quiet: Qui
     from maisi_aug.evaluation.case_sets import find_case_set
 
     _require_out(out, measurement.REPORT_NAME)
-    with _show_stages(quiet) as notify:
+    with show_stages("reading", is_quiet=quiet) as notify:
         document = measurement.measure_lesions_of(find_case_set(cohort), partial(notify, "cases"))
     _finish(document, measurement.to_report(document), measurement.draw_charts(document), out=out, as_json=as_json)
 
@@ -197,7 +196,7 @@ def agreement(
         raise typer.BadParameter("--model and --predictions: expected one of them, found both or none.")
     _require_out(out, measurement.REPORT_NAME)
     case_set = find_case_set(cases)
-    with _show_stages(quiet) as notify:
+    with show_stages("reading", is_quiet=quiet) as notify:
         if predictions is not None:
             segment = measurement.segment_from_folder(predictions)
             values, name = read_label_values(predictions / "dataset.json"), f"predictions in {predictions}"
@@ -253,7 +252,7 @@ def memorization(
         None if path is None else find_case_set(path, vocabulary=synthetic.vocabulary) for path in (train, held_out)
     ]
     assert real[0] is not None
-    with _show_stages(quiet) as notify:
+    with show_stages("reading", is_quiet=quiet) as notify:
         document, pairs = measurement.measure_memorization(synthetic, real[0], real[1], notify=notify)
     report = measurement.to_report(document)
     if out is not None:
@@ -295,26 +294,3 @@ def _count_skipped(document: Mapping[str, Any]) -> int:
     """Cases left out, wherever the document lists them."""
     own = document.get("skipped", ())
     return len(own) + sum(len(part.get("skipped", ())) for part in document.values() if isinstance(part, Mapping))
-
-
-@contextmanager
-def _show_stages(quiet: bool) -> Iterator[NotifyStage]:
-    """A bar on stderr that names the stage, gone when the work is done."""
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
-    console = Console(stderr=True)
-    columns = (
-        *(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()),
-        *(TimeElapsedColumn(), TimeRemainingColumn()),
-    )
-    with Progress(*columns, console=console, transient=True, disable=quiet or not console.is_terminal) as bar:
-        task = bar.add_task("reading", total=None)
-        yield lambda stage, done, total: bar.update(task, description=stage, completed=done, total=total)

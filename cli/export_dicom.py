@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from maisi_aug.cli.export_progress import show_stages
+from maisi_aug.cli.bars import show_stages
 
 
 def dicom(
@@ -31,7 +31,7 @@ def dicom(
     """
     from maisi_aug.integrations.dicom import export_dicom
 
-    with show_stages() as notify:
+    with show_stages("reading the cohort") as notify:
         report = export_dicom(cohort, out, labels=labels or (), include_anatomy=include_anatomy, notify=notify)
     if as_json:
         typer.echo(json.dumps(report.to_dict(), indent=2))

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from maisi_aug.cli.export_progress import show_stages
+from maisi_aug.cli.bars import show_stages
 
 
 def monai(
@@ -46,7 +46,7 @@ def monai(
     """
     from maisi_aug.integrations.monai_data_list import TASK_NAME, export_monai
 
-    with show_stages() as notify:
+    with show_stages("reading the cohort") as notify:
         report = export_monai(
             cohort,
             out,

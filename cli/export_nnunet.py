@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from maisi_aug.cli.bars import show_stages
+
 if TYPE_CHECKING:
-    from maisi_aug.integrations.nnunet import ExportReport, Notify
+    from maisi_aug.integrations.nnunet import ExportReport
 
 ALONE = "Without --like"
 LIKE = "With --like"
@@ -146,7 +146,7 @@ def nnunet(
         plans=plans,
         link=link.value,
     )
-    with _progress() as notify:
+    with show_stages("reading the cohort") as notify:
         report = export_like(request, dry_run=dry_run, notify=notify)
     typer.echo(json.dumps(report.to_dict(), indent=2) if as_json else report.to_markdown().rstrip())
     if dry_run:
@@ -173,7 +173,7 @@ def _export_alone(
             "expected a name, or --like for a name that follows the real dataset's, found neither. Give --name NAME.",
             param_hint="--name",
         )
-    with _progress() as notify:
+    with show_stages("reading the cohort") as notify:
         report = export_nnunet(
             cohort,
             dataset_id=dataset_id,
@@ -187,18 +187,6 @@ def _export_alone(
     typer.echo(json.dumps(report.to_dict(), indent=2) if as_json else _describe(report))
     for note in report.notes:
         typer.echo(f"Note: {note}", err=True)
-
-
-@contextmanager
-def _progress() -> Iterator[Notify]:
-    """A progress bar on stderr, gone when the work is done."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task("reading the cohort", total=None)
-        yield lambda stage, done, total: progress.update(task, description=stage, completed=done, total=total)
 
 
 def _describe(report: ExportReport) -> str:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from maisi_aug.cli.bars import add_phase, add_training, open_bars
 from maisi_aug.cli.finetune_data import open_data
 from maisi_aug.cli.parsing import parse_shape
 
@@ -242,7 +244,6 @@ def _run(
     open_store: Callable[[], PreparedStore], config: FinetuneConfig, *, base: Bundle, out: Path, device: str, **how: Any
 ) -> FinetuneResult | None:
     """Train with a progress bar on stderr; under ``torchrun`` all processes together, and None in all but the first."""
-    from maisi_aug.cli.train import open_training_bar
     from maisi_aug.pipeline import resolve_device
     from maisi_aug.training.finetune import Finetuning
     from maisi_aug.training.finetune_checks import with_precision
@@ -253,15 +254,11 @@ def _run(
     processes = Processes.connect(device)
     with processes.main_first():
         store = open_store()
-    with open_training_bar(is_shown=processes.is_main) as progress:
+    with open_bars(is_shown=processes.is_main) as bars:
 
         def say(sentence: str) -> None:
             if processes.is_main:
-                progress.console.print(sentence, markup=False, highlight=False, soft_wrap=True)
-
-        def report_phase(name: str) -> Callable[[int, int], None]:
-            task = progress.add_task(name, total=None)
-            return lambda done, total: progress.update(task, completed=done, total=total)
+                bars.console.print(sentence, markup=False, highlight=False, soft_wrap=True)
 
         run = Finetuning(
             base,
@@ -270,14 +267,10 @@ def _run(
             out,
             device=processes.device_of(device),
             processes=processes,
-            report_phase=report_phase,
+            report_phase=partial(add_phase, bars),
             say=say,
         )
-        task = progress.add_task("Training", total=config.loop.num_steps)
-
-        def report_step(step: int, figures: dict[str, float]) -> None:
-            progress.update(task, completed=step, description=f"Training, loss {figures['loss']:.4f}")
-
+        report_step = add_training(bars, "Training", config.loop.num_steps)
         result = run.train(report_step=report_step, **how)
     processes.leave()
     return result if processes.is_main else None

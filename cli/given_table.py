@@ -23,7 +23,7 @@ def look_at_cohort(cohort: ResolvedCohort, *, is_quiet: bool) -> list[MapOutlook
     Raises:
         BankError: None of the maps can be used.
     """
-    from maisi_aug.cli.progress import count_up
+    from maisi_aug.cli.bars import count_up
     from maisi_aug.given_maps import look_at_maps, open_given_source
 
     with count_up("reading label maps", is_quiet=is_quiet) as report:

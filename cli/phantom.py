@@ -41,7 +41,7 @@ def phantom(
 
     Example: maisi-aug phantom -n 10 --out phantoms
     """
-    from maisi_aug.cli.progress import count_up
+    from maisi_aug.cli.bars import count_up
     from maisi_aug.phantom_folder import INDEX_NAME, PhantomSettings, write_phantoms
 
     settings = PhantomSettings(seed, region.value, parse_shape(shape), parse_spacing(spacing), lesions)

@@ -10,16 +10,9 @@ from types import TracebackType
 from typing import Self
 
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
+from maisi_aug.cli.bars import open_bars
 from maisi_aug.generate import Listener
 from maisi_aug.manifest import AttemptRecord, Manifest
 
@@ -123,24 +116,13 @@ def _clock(seconds: float) -> str:
 
 
 @contextmanager
-def count_up(name: str, *, is_quiet: bool) -> Iterator[Callable[[int, int], None]]:
-    """A bar for work that is counted, gone when the work is done."""
-    console = Console(stderr=True, quiet=is_quiet)
-    columns = (TextColumn(name), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True, disable=is_quiet or not console.is_terminal) as bar:
-        task = bar.add_task(name, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
-
-
-@contextmanager
 def count_stages(*, is_quiet: bool) -> Iterator[Callable[[str, int, int], None]]:
     """A bar per stage of some work on a terminal; in a log, a line when a stage is done."""
     console = Console(stderr=True, quiet=is_quiet)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     has_bar = console.is_terminal and not is_quiet
     tasks: dict[str, TaskID] = {}
     begun: dict[str, float] = {}
-    with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console, disable=not has_bar) as bar:
+    with open_bars(is_shown=has_bar) as bar:
 
         def report(stage: str, done: int, total: int) -> None:
             if stage not in tasks:

@@ -28,7 +28,7 @@ def report(
 
     Example: maisi-aug report bench --out report.html
     """
-    from maisi_aug.cli.progress import count_up
+    from maisi_aug.cli.bars import count_up
     from maisi_aug.evaluation.report import build_report, write_report
 
     if out.suffix.lower() not in (".html", ".htm"):

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from maisi_aug.cli.bars import add_phase, add_training, open_bars
+
 if TYPE_CHECKING:
-    from rich.progress import Progress
+    from maisi_aug.training.loop import LoopResult
 
 RecipeOption = Annotated[str, typer.Option("--recipe", help="A training recipe's name or file.")]
 OutOption = Annotated[Path, typer.Option("--out", "-o", help="Folder of the run: phantoms, stages and the bundle.")]
@@ -86,49 +89,25 @@ def train_stage(
     num_steps = getattr(settings, stage).loop.num_steps
     device = resolve_device(device)
     processes = Processes.connect(device)
-    with open_training_bar(is_shown=processes.is_main) as progress:
-
-        def report_phase(name: str) -> Callable[[int, int], None]:
-            task = progress.add_task(name, total=None)
-            return lambda done, total: progress.update(task, completed=done, total=total)
-
+    with open_bars(is_shown=processes.is_main) as bars:
         folder = TrainingFolder(
             settings,
             out,
             device=processes.device_of(device),
-            report_phase=report_phase,
+            report_phase=partial(add_phase, bars),
             processes=processes,
             with_tensorboard=tensorboard,
         )
-        task = progress.add_task(f"Training {stage}", total=num_steps)
-
-        def report_step(step: int, figures: dict[str, float]) -> None:
-            progress.update(task, completed=step, description=f"Training {stage}, loss {figures['loss']:.4f}")
-
+        report_step = add_training(bars, f"Training {stage}", num_steps)
         result = folder.train(stage, max_minutes=max_minutes, report_step=report_step)  # type: ignore[arg-type]
         path = folder.write_bundle().path if stage == "controlnet" else out / stage
     processes.leave()
-    if not processes.is_main:
-        return
+    if processes.is_main:
+        tell_result(stage, result, path, num_steps=num_steps)
+
+
+def tell_result(stage: str, result: LoopResult, path: Path, *, num_steps: int) -> None:
+    """Print where the result of a stage lies, and on stderr what is missing of a training that was stopped."""
     if not result.is_complete:
         typer.echo(f"{stage}: {result.num_steps_done} of {num_steps} steps; run again to go on.", err=True)
     typer.echo(path)
-
-
-def open_training_bar(*, is_shown: bool) -> Progress:
-    """A bar on stderr for each phase of a training; none where there is no terminal."""
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
-    console = Console(stderr=True)
-    columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    return Progress(
-        TextColumn("{task.description}"), *columns, console=console, disable=not (is_shown and console.is_terminal)
-    )

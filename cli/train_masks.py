@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from maisi_aug.cli.bars import add_phase, add_training, open_bars
 from maisi_aug.cli.train import (
     DataOption,
     DeviceOption,
@@ -15,15 +16,14 @@ from maisi_aug.cli.train import (
     OutOption,
     RecipeOption,
     TensorboardOption,
-    open_training_bar,
+    tell_result,
 )
 
 if TYPE_CHECKING:
-    from rich.progress import Progress
-
+    from maisi_aug.training.data import ReportPhase
     from maisi_aug.training.mask_data import MaskSplit
     from maisi_aug.training.mask_recipe import MaskTrainingRecipe
-    from maisi_aug.training.mask_stages import MaskStageName, ReportPhase
+    from maisi_aug.training.mask_stages import MaskStageName
 
 DEFAULT_RECIPE = "train-phantom-ct-masks"
 BankOption = Annotated[
@@ -103,8 +103,8 @@ def _train(
     device = resolve_device(device)
     processes = Processes.connect(device)
     num_steps = (recipe.diffusion if is_last else recipe.vae).loop.num_steps
-    with open_training_bar(is_shown=processes.is_main) as progress:
-        report_phase = _phases_of(progress)
+    with open_bars(is_shown=processes.is_main) as bars:
+        report_phase = partial(add_phase, bars)
         with processes.main_first():
             split = _open(recipe, source, out, report_phase)
         folder = MaskTrainingFolder(
@@ -116,29 +116,12 @@ def _train(
             processes=processes,
             with_tensorboard=tensorboard,
         )
-        task = progress.add_task(f"Training {stage}", total=num_steps)
-
-        def report_step(step: int, figures: dict[str, float]) -> None:
-            progress.update(task, completed=step, description=f"Training {stage}, loss {figures['loss']:.4f}")
-
+        report_step = add_training(bars, f"Training {stage}", num_steps)
         result = folder.train(stage, max_minutes=max_minutes, report_step=report_step)
         path = out / stage if base is None else write_mask_bundle(folder, base)
     processes.leave()
-    if not processes.is_main:
-        return
-    if not result.is_complete:
-        typer.echo(f"{stage}: {result.num_steps_done} of {num_steps} steps; run again to go on.", err=True)
-    typer.echo(path)
-
-
-def _phases_of(progress: Progress) -> ReportPhase:
-    """A bar for each phase before the training."""
-
-    def report_phase(name: str) -> Callable[[int, int], None]:
-        task = progress.add_task(name, total=None)
-        return lambda done, total: progress.update(task, completed=done, total=total)
-
-    return report_phase
+    if processes.is_main:
+        tell_result(stage, result, path, num_steps=num_steps)
 
 
 def _open(

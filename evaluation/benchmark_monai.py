@@ -6,33 +6,26 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
-from typing import Any, Final, cast
+from typing import Final
 
 import numpy as np
 import torch
-from monai.inferers.utils import sliding_window_inference
 from monai.losses.dice import DiceCELoss
-from monai.networks.nets.dynunet import DynUNet
 from numpy.typing import NDArray
-from scipy import ndimage
 from torch import Tensor, nn
 
 from maisi_aug.evaluation.benchmark_config import Preset
 from maisi_aug.evaluation.benchmark_data import AIR_HU, LoadedCase, TrainingPlan
+from maisi_aug.evaluation.patch_networks import WINDOW_OVERLAP, Variation, build_unet, score_windows
 from maisi_aug.grid import Grid
 from maisi_aug.networks import mixed_precision
 from maisi_aug.seeds import derive_seed, numpy_generator
-from maisi_aug.training.loop import ReportStep, TrainingRun
+from maisi_aug.training.loop import ReportStep, Stateless, TrainingRun
 from maisi_aug.training.processes import WHOLE, Share
 from maisi_aug.training.settings import LoopConfig
 
 FOREGROUND_SHARE: Final = 0.67
-WINDOW_OVERLAP: Final = 0.5
-# How far a training image may stray from its case; mirroring would make left organs right ones.
-MAX_BLUR_VOXELS: Final = 0.8
-MAX_NOISE_HU: Final = 15.0
-MAX_SHIFT_HU: Final = 15.0
-MAX_GAIN: Final = 0.1
+VARIATION: Final = Variation(share=0.3, max_blur_voxels=0.8, max_noise_hu=15.0, max_shift_hu=15.0, max_gain=0.1)
 
 LoadCase = Callable[[int], LoadedCase]
 
@@ -52,7 +45,7 @@ class TrainingSet:
     num_classes: int
 
 
-class PatchObjective:
+class PatchObjective(Stateless):
     """Soft Dice plus cross-entropy on patches of an arm's cases, each case as likely as any other."""
 
     def __init__(
@@ -79,16 +72,6 @@ class PatchObjective:
         loss: Tensor = self.criterion(scores, classes[:, None].to(self.device))
         return loss, {}
 
-    def after_step(self, step: int) -> None:
-        """Nothing to do."""
-
-    def state(self) -> dict[str, Any]:
-        """Nothing beside the network."""
-        return {}
-
-    def load_state(self, state: Mapping[str, Any]) -> None:
-        """Nothing to take back."""
-
     def draw_batch(self, step: int, share: Share = WHOLE) -> tuple[Tensor, Tensor]:
         """The patches of a step: ``(B, 1, I, J, K)`` float32 and ``(B, I, J, K)`` uint8 classes."""
         rng = numpy_generator(derive_seed("benchmark batch", self.seed, step), "patches")
@@ -110,7 +93,7 @@ class PatchObjective:
         box = tuple(slice(int(a), int(a + b)) for a, b in zip(corner, side, strict=True))
         room = [(0, max(0, int(b - s))) for b, s in zip(side, shape, strict=True)]
         image_hu = np.pad(case.image_hu[box], room, constant_values=AIR_HU)
-        return self.plan.normalise(vary_image(image_hu, rng)), np.pad(case.classes[box], room)
+        return self.plan.normalise(VARIATION.apply(image_hu, rng)), np.pad(case.classes[box], room)
 
     def _find_places(self, index: int, case: LoadedCase) -> list[NDArray[np.intp]]:
         """Voxels of every label of a case, at most a few thousand of each."""
@@ -118,35 +101,6 @@ class PatchObjective:
             found = [np.argwhere(case.classes == number) for number in range(1, self.cases.num_classes)]
             self._places[index] = [voxels[:: len(voxels) // 4000 + 1] for voxels in found if len(voxels)]
         return self._places[index]
-
-
-def vary_image(image_hu: NDArray[Any], rng: np.random.Generator) -> NDArray[np.float32]:
-    """Blur, scale, shift and add noise, each by a drawn amount; ``(I, J, K)`` HU in and out."""
-    varied = image_hu.astype(np.float32)
-    if rng.random() < 0.3:
-        varied = ndimage.gaussian_filter(varied, float(rng.uniform(0.2, MAX_BLUR_VOXELS)), truncate=2.5)
-    gain, shift_hu = 1 + MAX_GAIN * rng.uniform(-1, 1), MAX_SHIFT_HU * rng.uniform(-1, 1)
-    varied = varied * np.float32(gain) + np.float32(shift_hu)
-    if rng.random() < 0.3:
-        varied += np.float32(rng.uniform(0, MAX_NOISE_HU)) * rng.standard_normal(varied.shape, dtype=np.float32)
-    return varied
-
-
-def build_unet(preset: Preset, num_classes: int) -> nn.Module:
-    """A U-Net of nnU-Net's kind (Isensee et al., "nnU-Net", Nature Methods 2021), with fresh weights."""
-    num_levels = len(preset.widths)
-    network: nn.Module = DynUNet(
-        spatial_dims=3,
-        in_channels=1,
-        out_channels=num_classes,
-        kernel_size=[3] * num_levels,
-        strides=[1] + [2] * (num_levels - 1),
-        upsample_kernel_size=[2] * (num_levels - 1),
-        filters=preset.widths,
-        norm_name="instance",
-    )
-    network.to(memory_format=torch.channels_last_3d)
-    return network
 
 
 def train_unet(
@@ -189,7 +143,7 @@ def train_unet(
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed("benchmark weights", seed))
-        network = build_unet(preset, cases.num_classes).to(device)
+        network = build_unet(preset.widths, num_channels=1, num_classes=cases.num_classes).to(device)
     objective = PatchObjective(network, cases, plan, preset, seed=seed, device=device)
     result = TrainingRun(objective, loop, folder, device=device).train(max_minutes=max_minutes, report_step=report_step)
     if not result.is_complete:
@@ -215,19 +169,8 @@ def predict_case(
         ``(I, J, K)`` classes on the target grid.
     """
     image = torch.from_numpy(plan.normalise(case.image_hu))[None, None].to(device)
-    with mixed_precision(device):
-        scores = cast(
-            Tensor,
-            sliding_window_inference(
-                image,
-                plan.patch_shape,
-                sw_batch_size=1,
-                predictor=network,
-                overlap=WINDOW_OVERLAP,
-                mode="gaussian",
-                cval=float(plan.normalise(np.array([AIR_HU]))[0]),
-            ),
-        )
+    air = float(plan.normalise(np.array([AIR_HU]))[0])
+    scores = score_windows(network, image, plan.patch_shape, fill=air, device=device)
     shares = scores[0].float().softmax(dim=0).cpu().numpy()
     return _take_likeliest(shares, case.grid, target)
 
@@ -256,7 +199,7 @@ def measure_step_seconds(
         rng.integers(0, num_classes, plan.patch_shape).astype(np.uint8),
         Grid.from_spacing(plan.patch_shape, plan.spacing_mm),
     )
-    network = build_unet(preset, num_classes).to(device)
+    network = build_unet(preset.widths, num_channels=1, num_classes=num_classes).to(device)
     objective = PatchObjective(
         network, TrainingSet(1, lambda index: noise, num_classes), plan, preset, seed=0, device=device
     )

@@ -8,13 +8,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, cast
+from typing import Final
 
 import numpy as np
 import safetensors.torch
 import torch
-from monai.inferers.utils import sliding_window_inference
-from monai.networks.nets.dynunet import DynUNet
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError, safe_open
@@ -22,16 +20,15 @@ from torch import Tensor, nn
 
 from maisi_aug.bundle import SlotSpec, bind_slots
 from maisi_aug.errors import TrainingError
+from maisi_aug.evaluation.patch_networks import build_unet, score_windows
 from maisi_aug.evaluation.tissues import Tissue, list_tissues
 from maisi_aug.grid_limits import GridSpec
-from maisi_aug.networks import mixed_precision
 from maisi_aug.training.settings import LoopConfig
 from maisi_aug.weights import StateDict
 from maisi_aug.whole_files import sha256_of, write_whole
 
 WEIGHTS_NAME: Final = "segmenter.safetensors"
 WINDOWS_HU: Final = ((-1000.0, 1000.0), (-160.0, 240.0))
-WINDOW_OVERLAP: Final = 0.5
 
 
 class SegmenterConfig(BaseModel):
@@ -125,17 +122,8 @@ class Segmenter:
             ``(I, J, K)`` classes; 0 for none of the tissues.
         """
         channels = to_channels(torch.from_numpy(image_hu)[None].to(self.device))
-        with mixed_precision(self.device):
-            scores = sliding_window_inference(
-                channels,
-                self.config.patch_shape,
-                sw_batch_size=1,
-                predictor=self.network,
-                overlap=WINDOW_OVERLAP,
-                mode="gaussian",
-                cval=-1.0,
-            )
-        classes: NDArray[np.uint8] = cast(Tensor, scores)[0].argmax(dim=0).to(torch.uint8).cpu().numpy()
+        scores = score_windows(self.network, channels, self.config.patch_shape, fill=-1.0, device=self.device)
+        classes: NDArray[np.uint8] = scores[0].argmax(dim=0).to(torch.uint8).cpu().numpy()
         return classes
 
 
@@ -154,23 +142,8 @@ def to_channels(image_hu: Tensor) -> Tensor:
 
 
 def build_network(config: SegmenterConfig) -> nn.Module:
-    """A U-Net of nnU-Net's kind with freshly initialised weights (Isensee et al., "nnU-Net", Nature Methods 2021).
-
-    Its first level works at full resolution: at half of it, lesions of a few voxels are lost.
-    """
-    num_levels = len(config.widths)
-    network: nn.Module = DynUNet(
-        spatial_dims=3,
-        in_channels=len(WINDOWS_HU),
-        out_channels=len(config.tissues) + 1,
-        kernel_size=[3] * num_levels,
-        strides=[1] + [2] * (num_levels - 1),
-        upsample_kernel_size=[2] * (num_levels - 1),
-        filters=config.widths,
-        norm_name="instance",
-    )
-    network.to(memory_format=torch.channels_last_3d)
-    return network
+    """The U-Net with freshly initialised weights."""
+    return build_unet(config.widths, num_channels=len(WINDOWS_HU), num_classes=len(config.tissues) + 1)
 
 
 def save_segmenter(folder: Path, state: StateDict, config: SegmenterConfig, *, num_steps: int) -> None:

@@ -21,11 +21,11 @@ import numpy as np
 import torch
 from monai.losses.dice import DiceCELoss
 from numpy.typing import NDArray
-from scipy import ndimage
 from torch import Tensor, nn
 
 from maisi_aug.errors import TrainingError
 from maisi_aug.evaluation.held_out import build_held_out_phantom
+from maisi_aug.evaluation.patch_networks import Variation
 from maisi_aug.evaluation.reports import run_command, to_markdown, write_json
 from maisi_aug.evaluation.segmenter import (
     Segmenter,
@@ -42,7 +42,7 @@ from maisi_aug.prepared import PreparedDataset
 from maisi_aug.seeds import derive_seed, numpy_generator
 from maisi_aug.slot_choice import find_source
 from maisi_aug.training.data import CaseStore, PhantomStore, ReportProgress
-from maisi_aug.training.loop import ReportStep, TrainingRun
+from maisi_aug.training.loop import ReportStep, Stateless, TrainingRun
 from maisi_aug.training.prepared import PreparedStore
 from maisi_aug.training.processes import WHOLE, Share
 from maisi_aug.training.recipe import load_training_recipe, training_recipe_path
@@ -51,15 +51,11 @@ from maisi_aug.whole_files import write_text_whole
 CONFIG_NAME: Final = "segmenter.json"
 DICE_NAME: Final = "held_out_dice.json"
 NUM_HELD_OUT: Final = 20
-# How far a training image may stray from its phantom: more than bundles do, so that a blur or a shift of a few HU does
-# not decide what the segmenter sees.
-MAX_BLUR_VOXELS: Final = 0.9
-MAX_NOISE_HU: Final = 15.0
-MAX_SHIFT_HU: Final = 20.0
-MAX_GAIN: Final = 0.1
+# More than bundles do, so that a blur or a shift of a few HU does not decide what the segmenter sees.
+VARIATION: Final = Variation(share=0.5, max_blur_voxels=0.9, max_noise_hu=15.0, max_shift_hu=20.0, max_gain=0.1)
 
 
-class SegmenterObjective:
+class SegmenterObjective(Stateless):
     """Soft Dice plus cross-entropy on patches of phantoms."""
 
     def __init__(self, network: nn.Module, store: CaseStore, config: SegmenterConfig, *, device: str) -> None:
@@ -88,16 +84,6 @@ class SegmenterObjective:
         loss: Tensor = self.criterion(scores, classes[:, None].to(self.device))
         return loss, {}
 
-    def after_step(self, step: int) -> None:
-        """Nothing to do."""
-
-    def state(self) -> dict[str, Any]:
-        """Nothing beside the network."""
-        return {}
-
-    def load_state(self, state: Mapping[str, Any]) -> None:
-        """Nothing to take back."""
-
     def draw_batch(self, step: int, share: Share = WHOLE) -> tuple[Tensor, Tensor]:
         """A share of the patches of a step: ``(B, I, J, K)`` float32 HU and ``(B, I, J, K)`` uint8 classes."""
         rng = numpy_generator(derive_seed("segmenter batch", self.config.seed, step), "patches")
@@ -117,7 +103,7 @@ class SegmenterObjective:
             corner = np.clip(lesion_voxels[rng.integers(len(lesion_voxels))] - rng.integers(0, shape), 0, limits)
         box = tuple(slice(int(start), int(start + side)) for start, side in zip(corner, shape, strict=True))
         # No mirroring: left and right are how liver and spleen are told apart.
-        return vary_image(case.image_hu[box], rng), to_class_map(case.label_map[box], self.tissues)
+        return VARIATION.apply(case.image_hu[box], rng), to_class_map(case.label_map[box], self.tissues)
 
     def _find_lesion_voxels(self, index: int) -> NDArray[np.intp]:
         if index not in self._lesion_voxels:
@@ -125,26 +111,6 @@ class SegmenterObjective:
             is_lesion = np.isin(self.store[index].label_map, focus)
             self._lesion_voxels[index] = np.argwhere(is_lesion)
         return self._lesion_voxels[index]
-
-
-def vary_image(image_hu: NDArray[np.int16], rng: np.random.Generator) -> NDArray[np.float32]:
-    """Blur, scale, shift and add noise, each by a drawn amount.
-
-    Args:
-        image_hu: ``(I, J, K)`` HU; not modified.
-        rng: Source of all randomness.
-
-    Returns:
-        ``(I, J, K)`` float32 HU.
-    """
-    varied = image_hu.astype(np.float32)
-    if rng.random() < 0.5:
-        varied = ndimage.gaussian_filter(varied, float(rng.uniform(0.2, MAX_BLUR_VOXELS)), truncate=2.5)
-    gain, shift_hu = 1 + MAX_GAIN * rng.uniform(-1, 1), MAX_SHIFT_HU * rng.uniform(-1, 1)
-    varied = varied * np.float32(gain) + np.float32(shift_hu)
-    if rng.random() < 0.5:
-        varied += np.float32(rng.uniform(0, MAX_NOISE_HU)) * rng.standard_normal(varied.shape, dtype=np.float32)
-    return varied
 
 
 def train_segmenter(

@@ -58,6 +58,27 @@ def encode(
     )
 
 
+def load_networks(
+    classes: Mapping[str, Callable[..., Any]],
+    definitions: Mapping[str, Mapping[str, Any]],
+    states: Mapping[str, Mapping[str, Tensor]],
+    device: str,
+) -> dict[str, Any]:
+    """The networks that there are weights of, with these, as they are off CUDA where they have to be."""
+    networks = {}
+    for role, state in states.items():
+        arguments = {key: value for key, value in definitions[role].items() if key != "class"}
+        if not device.startswith("cuda") and "use_flash_attention" in arguments:
+            arguments["use_flash_attention"] = False  # it raises without CUDA
+        network = classes[role](**arguments).to(device).eval().requires_grad_(False)
+        network.load_state_dict(state)
+        for layer in network.modules():
+            if isinstance(layer, MaisiGroupNorm3D) and not device.startswith("cuda"):
+                layer.norm_float16 = False  # the next convolution takes it under CUDA's autocast only
+        networks[role] = network
+    return networks
+
+
 class ReferenceLoop:
     """The networks of a bundle and the loop over them."""
 
@@ -71,18 +92,7 @@ class ReferenceLoop:
         device: str = "cpu",
     ) -> None:
         self.device, self.scale_factor = device, scale_factor
-        networks = {}
-        for role, state in states.items():
-            arguments = {key: value for key, value in definitions[role].items() if key != "class"}
-            if not device.startswith("cuda") and "use_flash_attention" in arguments:
-                arguments["use_flash_attention"] = False  # it raises without CUDA
-            network = NETWORKS[role](**arguments).to(device).eval().requires_grad_(False)
-            network.load_state_dict(state)
-            networks[role] = network
-        for layer in networks["autoencoder"].modules() if "autoencoder" in networks else ():
-            if isinstance(layer, MaisiGroupNorm3D) and not device.startswith("cuda"):
-                layer.norm_float16 = False  # the next convolution takes it under CUDA's autocast only
-        self.networks = networks
+        self.networks = load_networks(NETWORKS, definitions, states, device)
         settings = {key: value for key, value in scheduler.items() if key != "class"}
         self.is_flow = scheduler["class"] == "RFlowScheduler"
         self.scheduler = RFlowScheduler(**settings) if self.is_flow else DDPMScheduler(**settings)

@@ -11,12 +11,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from monai.apps.generation.maisi.networks.autoencoderkl_maisi import AutoencoderKlMaisi, MaisiGroupNorm3D
+from monai.apps.generation.maisi.networks.autoencoderkl_maisi import AutoencoderKlMaisi
 from monai.networks.nets import DiffusionModelUNet
 from monai.networks.schedulers import DDPMScheduler
 from numpy.typing import NDArray
 from scipy import ndimage
 from torch import Tensor
+
+from tests.reference_loop import load_networks
 
 CLASSES = {"mask_autoencoder": AutoencoderKlMaisi, "mask_diffusion_unet": DiffusionModelUNet}
 LIVER, HEPATIC_VESSEL, BODY = 1, 25, 200
@@ -37,17 +39,7 @@ class ReferenceMasks:
         device: str = "cpu",
     ) -> None:
         self.device, self.scale_factor = device, scale_factor
-        self.networks: dict[str, Any] = {}
-        for role, state in states.items():
-            arguments = {key: value for key, value in definitions[role].items() if key != "class"}
-            if not device.startswith("cuda"):
-                arguments["use_flash_attention"] = False  # it raises without CUDA
-            network = CLASSES[role](**arguments).to(device).eval().requires_grad_(False)
-            network.load_state_dict(state)
-            for layer in network.modules():
-                if isinstance(layer, MaisiGroupNorm3D) and not device.startswith("cuda"):
-                    layer.norm_float16 = False  # the next convolution takes it under CUDA's autocast only
-            self.networks[role] = network
+        self.networks = load_networks(CLASSES, definitions, states, device)
         self.scheduler = DDPMScheduler(**{key: value for key, value in scheduler.items() if key != "class"})
 
     @torch.no_grad()

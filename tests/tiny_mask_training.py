@@ -14,7 +14,7 @@ from maisi_aug.mask_decoding import class_ids
 from maisi_aug.training.label_maps import to_classes
 from maisi_aug.training.mask_recipe import MaskTrainingRecipe
 from tests.tiny_masks import build_mask_networks, build_mask_settings
-from tests.tiny_training import SHAPE, SPACING_MM, build_case
+from tests.tiny_training import SHAPE, SPACING_MM, build_case, change_fields
 
 NUM_CLASSES = 125
 
@@ -57,13 +57,7 @@ def build_mask_recipe_content(**changes: Any) -> dict[str, Any]:
         "vae": {"loop": {"num_steps": 3, **loop}, "loss": {"patch_shape": [16, 16, 16], "large_patch_shape": SHAPE}},
         "diffusion": {"loop": {"num_steps": 3, **loop}},
     }
-    for field, value in changes.items():
-        place = content
-        *parents, last = field.split("__")
-        for parent in parents:
-            place = place.setdefault(parent, {})
-        place[last] = value
-    return content
+    return change_fields(content, changes)
 
 
 def build_mask_recipe(**changes: Any) -> MaskTrainingRecipe:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +73,11 @@ def build_recipe_content(**changes: Any) -> dict[str, Any]:
         "diffusion": {"loop": {"num_steps": 2, **loop}},
         "controlnet": {"loop": {"num_steps": 2, **loop}, "loss": {"lesion_weight": 4.0, "train_unet": True}},
     }
+    return change_fields(content, changes)
+
+
+def change_fields(content: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Set fields of nested dictionaries in place, named by their dotted path with ``__`` for dots."""
     for field, value in changes.items():
         place = content
         *parents, last = field.split("__")

@@ -27,6 +27,7 @@ from maisi_aug.seeds import derive_seed
 from maisi_aug.whole_files import write_whole
 
 ReportProgress = Callable[[int, int], None]
+ReportPhase = Callable[[str], ReportProgress]
 
 # Larger images are encoded in overlapping windows, as MAISI does: NV-Generate-CTMR, diff_model_create_training_data.py.
 ENCODE_WINDOW: Shape = (320, 320, 160)

@@ -23,7 +23,7 @@ from maisi_aug.labels import Vocabulary
 from maisi_aug.prepared import PreparedDataset
 from maisi_aug.preview import save_picture
 from maisi_aug.slot_choice import TaughtLabel, remap_table
-from maisi_aug.training.data import LatentSet, ReportProgress
+from maisi_aug.training.data import LatentSet, ReportPhase
 from maisi_aug.training.finetune_bundle import measure_labels, write_finetuned
 from maisi_aug.training.finetune_checks import (
     describe_run,
@@ -51,7 +51,6 @@ START_NAME = "start.json"
 SUMMARY_NAME = "summary.json"
 BUNDLE_FOLDER, TRAINING_FOLDER, PICTURES_FOLDER = "bundle", "training", "pictures"
 
-ReportPhase = Callable[[str], ReportProgress]
 Say = Callable[[str], None]
 
 

@@ -17,7 +17,7 @@ from maisi_aug.slot_choice import TaughtLabel
 from maisi_aug.training.contrastive import ChangedRegions, LabelRemover, find_regions, region_contrastive_loss
 from maisi_aug.training.data import CaseStore, LatentSet
 from maisi_aug.training.finetune_settings import FinetuneConfig
-from maisi_aug.training.flow import Batch, FlowObjective
+from maisi_aug.training.flow import Batch, FlowObjective, Prediction
 from maisi_aug.training.processes import ALONE, Processes
 
 
@@ -66,15 +66,7 @@ class FinetuneObjective(FlowObjective):
         other.store, other.latents = store, latents
         return other
 
-    def _extra_loss(
-        self,
-        batch: Batch,
-        noisy: Tensor,
-        timesteps: Tensor,
-        output: Tensor,
-        target: Tensor,
-        figures: dict[str, Tensor],
-    ) -> Tensor | None:
+    def _extra_loss(self, batch: Batch, predicted: Prediction, figures: dict[str, Tensor]) -> Tensor | None:
         """The region contrastive loss, while the network trains."""
         weight = self.finetuning.contrastive_weight
         if weight == 0 or not torch.is_grad_enabled() or not isinstance(self.scheduler, RFlowScheduler):
@@ -84,10 +76,11 @@ class FinetuneObjective(FlowObjective):
         regions = find_regions(batch.label_maps, without_maps, batch.clean.shape)
         if not regions.changed.any():
             return None
-        without = self._predict(noisy, timesteps, batch, torch.from_numpy(without_maps).to(self.device)).float()
+        on_maps = torch.from_numpy(without_maps).to(self.device)
+        without = self._predict(predicted.noisy, predicted.timesteps, batch, on_maps).float()
         on_device = ChangedRegions(*(part.to(self.device) for part in regions))
         reward, outside = region_contrastive_loss(
-            output, without, target, on_device, bound=self.finetuning.contrastive_bound
+            predicted.output, without, predicted.target, on_device, bound=self.finetuning.contrastive_bound
         )
         figures |= {"contrast": -reward, "outside": outside}
         return weight * (reward + outside)

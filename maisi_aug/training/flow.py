@@ -27,6 +27,7 @@ from maisi_aug.regions import Regions, find_body_regions
 from maisi_aug.seeds import derive_seed, numpy_generator
 from maisi_aug.training.ahead import Ahead
 from maisi_aug.training.data import CaseStore, LatentSet
+from maisi_aug.training.loop import Stateless
 from maisi_aug.training.patches import LesionPlaces
 from maisi_aug.training.processes import ALONE, WHOLE, Processes, Share
 from maisi_aug.training.settings import FlowLossConfig
@@ -47,7 +48,17 @@ class Batch:
     has_lesions: bool
 
 
-class FlowObjective:
+@dataclass(frozen=True, eq=False)
+class Prediction:
+    """What a network was given and made of it: ``(B, C, i, j, k)`` noisy latents, output and target, ``(B,)`` steps."""
+
+    noisy: Tensor
+    timesteps: Tensor
+    output: Tensor
+    target: Tensor
+
+
+class FlowObjective(Stateless):
     """Predict velocity or noise from noisy latents, with a ControlNet when one is given.
 
     Rectified flow: x_t = (1 - t) x_0 + t e, target x_0 - e (Liu et al., "Flow Straight and Fast", ICLR 2023).
@@ -134,31 +145,13 @@ class FlowObjective:
                 total_weight=None if mean_weights is None else mean_weights[1],
             )
             loss = loss + self.config.label_mean_weight * figures["label_mean"]
-        extra = self._extra_loss(batch, noisy, timesteps, output.float(), target, figures)
+        extra = self._extra_loss(batch, Prediction(noisy, timesteps, output.float(), target), figures)
         loss = loss if extra is None else loss + extra
         return loss, {name: value.detach() for name, value in figures.items()}
 
-    def _extra_loss(
-        self,
-        batch: Batch,
-        noisy: Tensor,
-        timesteps: Tensor,
-        output: Tensor,
-        target: Tensor,
-        figures: dict[str, Tensor],
-    ) -> Tensor | None:
+    def _extra_loss(self, batch: Batch, predicted: Prediction, figures: dict[str, Tensor]) -> Tensor | None:
         """What a kind of training adds to the loss, its figures added in place; None for nothing."""
         return None
-
-    def after_step(self, step: int) -> None:
-        """Nothing to do."""
-
-    def state(self) -> dict[str, Any]:
-        """Nothing beside the networks."""
-        return {}
-
-    def load_state(self, state: Mapping[str, Any]) -> None:
-        """Nothing to take back."""
 
     def _draw_noise(self, step: int, clean: Tensor, share: Share = WHOLE) -> tuple[Tensor, Tensor]:
         """Noise and timesteps of a share, cut from those of the whole batch."""

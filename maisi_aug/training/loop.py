@@ -27,7 +27,7 @@ from maisi_aug.training.settings import LoopConfig
 from maisi_aug.training.step_log import LOG_NAME, StepLog
 from maisi_aug.training.stopping import StopRequest, TrainingStopped
 
-__all__ = ["CHECKPOINT_NAME", "LOG_NAME", "LoopResult", "Objective", "ReportStep", "TrainingRun"]
+__all__ = ["CHECKPOINT_NAME", "LOG_NAME", "LoopResult", "Objective", "ReportStep", "Stateless", "TrainingRun"]
 
 CHECKPOINT_NAME = "checkpoint.pt"
 Figures = Mapping[str, float | Tensor]
@@ -51,6 +51,20 @@ class Objective(Protocol):
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Take back what ``state`` gave."""
+
+
+class Stateless:
+    """The part of an objective that has nothing beside its networks and does nothing after a step."""
+
+    def after_step(self, step: int) -> None:
+        """Nothing to do."""
+
+    def state(self) -> dict[str, Any]:
+        """Nothing beside the networks."""
+        return {}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Nothing to take back."""
 
 
 @dataclass(frozen=True)

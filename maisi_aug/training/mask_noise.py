@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
-from typing import Any
 
 import numpy as np
 import torch
@@ -16,6 +15,7 @@ from torch.nn import functional
 
 from maisi_aug.mask_conditions import ABSENT
 from maisi_aug.seeds import derive_seed
+from maisi_aug.training.loop import Stateless
 from maisi_aug.training.mask_recipe import MaskNoiseLossConfig
 from maisi_aug.training.processes import ALONE, WHOLE, Processes, Share
 
@@ -41,7 +41,7 @@ class SizedLatents:
         return clean, torch.from_numpy(self.sizes[list(indices)])[:, None]
 
 
-class MaskNoiseObjective:
+class MaskNoiseObjective(Stateless):
     """Predict the noise e in x_t = a_t x_0 + s_t e (Ho et al., NeurIPS 2020), the sizes told by cross-attention."""
 
     def __init__(
@@ -94,16 +94,6 @@ class MaskNoiseObjective:
         """The distance of two noises."""
         distance = functional.l1_loss if self.config.norm == "l1" else functional.mse_loss
         return distance(found, noise.to(self.device))
-
-    def after_step(self, step: int) -> None:
-        """Nothing to do."""
-
-    def state(self) -> dict[str, Any]:
-        """Nothing beside the network."""
-        return {}
-
-    def load_state(self, state: Mapping[str, Any]) -> None:
-        """Nothing to take back."""
 
 
 class MaskNoiseValidation:

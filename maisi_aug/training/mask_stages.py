@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Unpack
 
 import numpy as np
 import torch
@@ -15,10 +14,8 @@ from torch import Tensor, nn
 
 from maisi_aug.errors import TrainingError
 from maisi_aug.networks import build_network, build_scheduler, use_plain_layers
-from maisi_aug.seeds import derive_seed
-from maisi_aug.training.data import ReportProgress
 from maisi_aug.training.label_maps import LabelMaps, VariedMaps
-from maisi_aug.training.loop import LoopResult, Objective, ReportStep, TrainingRun
+from maisi_aug.training.loop import LoopResult, Objective, ReportStep
 from maisi_aug.training.mask_data import MaskSplit, hash_of
 from maisi_aug.training.mask_noise import MaskNoiseObjective, MaskNoiseValidation, SizedLatents
 from maisi_aug.training.mask_recipe import MaskTrainingRecipe
@@ -29,8 +26,7 @@ from maisi_aug.training.mask_vae import (
     encode_classes,
     require_mask_autoencoder,
 )
-from maisi_aug.training.processes import ALONE, Processes
-from maisi_aug.weights import StateDict
+from maisi_aug.training.stage_folder import StageFolder, StageOptions
 from maisi_aug.whole_files import sha256_of, write_text_whole, write_whole
 
 MaskStageName = Literal["mask-vae", "mask-diffusion"]
@@ -38,41 +34,23 @@ MASK_STAGES: dict[MaskStageName, str] = {"mask-vae": "mask_autoencoder", "mask-d
 """The network that each stage trains, in the order of the stages."""
 SETTINGS_NAME = "settings.json"
 SUMMARY_NAME = "summary.json"
-ReportPhase = Callable[[str], ReportProgress]
 Validate = MaskVaeValidation | MaskNoiseValidation
 
 
-class MaskTrainingFolder:
+class MaskTrainingFolder(StageFolder):
     """A run of a recipe in a folder: label maps, latents, one folder a stage.
 
     Args:
         recipe: Of the training.
         split: Label maps to learn from and to hold out.
         folder: Of the run.
-        device: Of this process.
-        report_phase: Starts the progress of a phase that it is told the name of.
-        processes: All that train together; only the main one writes.
-        with_tensorboard: Log for TensorBoard, too.
+        how: Where and beside whom it runs.
     """
 
-    def __init__(
-        self,
-        recipe: MaskTrainingRecipe,
-        split: MaskSplit,
-        folder: Path,
-        *,
-        device: str,
-        report_phase: ReportPhase,
-        processes: Processes = ALONE,
-        with_tensorboard: bool = False,
-    ) -> None:
+    def __init__(self, recipe: MaskTrainingRecipe, split: MaskSplit, folder: Path, **how: Unpack[StageOptions]) -> None:
+        super().__init__(folder, **how)
         self.recipe = recipe
         self.split = split
-        self.folder = folder
-        self.device = device
-        self.report_phase = report_phase
-        self.processes = processes
-        self.with_tensorboard = with_tensorboard
 
     def train(
         self, stage: MaskStageName, *, max_minutes: float | None = None, report_step: ReportStep | None = None
@@ -89,26 +67,18 @@ class MaskTrainingFolder:
         if self.processes.is_main:
             self._require_same_settings(stage)
         role = MASK_STAGES[stage]
-        network, names = self._build(role)
+        network, names = self._build_plain(role, self.recipe.networks[role], self.recipe.seed)
         settings = self.recipe.vae if stage == "mask-vae" else self.recipe.diffusion
         prepare = self._prepare_vae if stage == "mask-vae" else self._prepare_diffusion
         objective, validate = prepare(network)
-        run = TrainingRun(
-            objective,
-            settings.loop,
-            self.folder / stage,
-            device=self.device,
-            processes=self.processes,
-            validate=validate,
-            with_tensorboard=self.with_tensorboard,
-        )
+        run = self._open_run(stage, objective, settings.loop, validate)
         result = run.train(max_minutes=max_minutes, report_step=report_step)
         kept = result.averaged_weights[role]
         network.load_state_dict(kept)
         with run.precision.autocast(), torch.no_grad():
             figures = validate()
         if self.processes.is_main:
-            self._save_weights(stage, {names[key]: value for key, value in kept.items()})
+            self._save_weights(stage, role, {names[key]: value for key, value in kept.items()})
             held_out: dict[str, Any] = dict(figures)
             if isinstance(validate, MaskVaeValidation):
                 held_out["dice_per_label"] = validate.dice_per_label
@@ -197,7 +167,7 @@ class MaskTrainingFolder:
         return measure_maps(maps, path, voxel_ml=voxel_ml, report=self.report_phase(f"Measuring {name} maps"))
 
     def _encode(self, autoencoder: nn.Module, maps: LabelMaps, name: str, key: str) -> list[Tensor]:
-        weights_hash = sha256_of(self._weights_path("mask-vae"))
+        weights_hash = sha256_of(self._require_weights("mask-vae", "mask_autoencoder"))
         folder = self.folder / f"mask-latents-{weights_hash[:12]}-{key}"
         report, latents = self.report_phase(f"Encoding {name} maps"), []
         for index in range(len(maps)):
@@ -210,16 +180,6 @@ class MaskTrainingFolder:
             latents.append(torch.from_numpy(np.load(path, allow_pickle=False)))
             report(index + 1, len(maps))
         return latents
-
-    def _build(self, role: str) -> tuple[nn.Module, dict[str, str]]:
-        """A network with plain layers, and its tensors' names in MAISI's layout by their plain names."""
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(derive_seed("initial weights", self.recipe.seed, role))
-            network = build_network(self.recipe.networks[role], device=self.device)
-        original_names = list(network.state_dict())
-        use_plain_layers(network)
-        network.to(memory_format=torch.channels_last_3d)
-        return network, dict(zip(network.state_dict(), original_names, strict=True))
 
     def _require_same_settings(self, stage: MaskStageName) -> None:
         """Check that a folder was begun with the same recipe, maps and first stage; the loop compares its own settings.
@@ -253,13 +213,8 @@ class MaskTrainingFolder:
             "diffusion.loss": content["diffusion"]["loss"],
             "diffusion.warp": content["diffusion"]["warp"],
             "scheduler": content["scheduler"],
-            "weights of mask-vae": sha256_of(self._weights_path("mask-vae")),
+            "weights of mask-vae": sha256_of(self._require_weights("mask-vae", "mask_autoencoder")),
         }
-
-    def _save_weights(self, stage: MaskStageName, state: StateDict) -> None:
-        buffer = io.BytesIO()
-        torch.save({key: value.cpu() for key, value in state.items()}, buffer)
-        write_whole(self.folder / stage / f"{MASK_STAGES[stage]}.pt", buffer.getvalue())
 
     def load_weights(self, stage: MaskStageName) -> dict[str, Tensor]:
         """The weights that a stage has kept, in MAISI's names.
@@ -267,14 +222,4 @@ class MaskTrainingFolder:
         Raises:
             TrainingError: When it has not been trained.
         """
-        state: dict[str, Tensor] = torch.load(self._weights_path(stage), map_location=self.device, weights_only=True)
-        return state
-
-    def _weights_path(self, stage: MaskStageName) -> Path:
-        path = self.folder / stage / f"{MASK_STAGES[stage]}.pt"
-        if not path.exists():
-            raise TrainingError(
-                f"Training folder {self.folder}: expected the weights of stage {stage} in {path.name}, found none. "
-                f"Run 'maisi-aug train {stage}' first."
-            )
-        return path
+        return self._load_weights(stage, MASK_STAGES[stage])

@@ -26,6 +26,7 @@ from maisi_aug.mask_decoding import MAX_LOGITS, class_ids, decode_classes
 from maisi_aug.networks import mixed_precision
 from maisi_aug.seeds import derive_seed, numpy_generator
 from maisi_aug.training.label_maps import Classes, LabelMaps, draw_warp, mirror, take_patch
+from maisi_aug.training.loop import Stateless
 from maisi_aug.training.mask_recipe import MaskVaeLossConfig
 from maisi_aug.training.processes import ALONE, WHOLE, Processes, Share
 
@@ -34,7 +35,7 @@ LEAST_SHARE = 1e-6
 """What a class that no map has is taken for at the start."""
 
 
-class MaskVaeObjective:
+class MaskVaeObjective(Stateless):
     """Reconstruct patches of label maps."""
 
     def __init__(
@@ -89,16 +90,6 @@ class MaskVaeObjective:
         loss = cross_entropy + self.config.dice_weight * (1.0 - dice) + self.config.kl_weight * divergence
         figures = {"cross_entropy": cross_entropy, "soft_dice": dice, "kl": divergence}
         return loss, {name: figure.detach() for name, figure in figures.items()}
-
-    def after_step(self, step: int) -> None:
-        """Nothing to do."""
-
-    def state(self) -> dict[str, Any]:
-        """Nothing beside the network."""
-        return {}
-
-    def load_state(self, state: Mapping[str, Any]) -> None:
-        """Nothing to take back."""
 
     def _draw_batch(self, step: int, share: Share) -> tuple[Classes, list[torch.Generator]]:
         """The patches of a share, and the generators of their noise; every patch has a seed of its own."""

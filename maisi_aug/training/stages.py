@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import io
 import json
-from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
 from math import prod
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Unpack
 
 import torch
 from monai.apps.generation.maisi.networks.controlnet_maisi import ControlNetMaisi
@@ -18,30 +16,28 @@ from torch import nn
 
 from maisi_aug import __version__
 from maisi_aug.bundle import Bundle, bind_slots, load_bundle
-from maisi_aug.errors import TrainingError
 from maisi_aug.networks import build_network, build_scheduler, keep_decoder_output_precise, use_plain_layers
 from maisi_aug.seeds import derive_seed
 from maisi_aug.training.case_sources import open_source
 from maisi_aug.training.checks import require_divisible, require_same_settings
-from maisi_aug.training.data import CaseStore, LatentSet, ReportProgress
+from maisi_aug.training.data import CaseStore, LatentSet
 from maisi_aug.training.flow import FlowObjective
 from maisi_aug.training.label_means import freeze_lookup, start_from_label_means
-from maisi_aug.training.loop import CHECKPOINT_NAME, LoopResult, Objective, ReportStep, TrainingRun, Validate
-from maisi_aug.training.processes import ALONE, Processes
+from maisi_aug.training.loop import CHECKPOINT_NAME, LoopResult, Objective, ReportStep, Validate
 from maisi_aug.training.recipe import TrainingRecipe
 from maisi_aug.training.settings import LoopConfig
+from maisi_aug.training.stage_folder import StageFolder, StageOptions
 from maisi_aug.training.vae import VaeObjective
 from maisi_aug.training.validation import FlowValidation, VaeValidation
 from maisi_aug.training.wavelet import start_as_wavelet
 from maisi_aug.weights import StateDict, write_bundle
-from maisi_aug.whole_files import sha256_of, write_text_whole, write_whole
+from maisi_aug.whole_files import sha256_of, write_text_whole
 
 StageName = Literal["vae", "diffusion", "controlnet"]
 STAGE_NAMES: tuple[StageName, ...] = ("vae", "diffusion", "controlnet")
 MAX_VOXELS_KEPT = 160**3
 """Larger images have the ControlNet's condition embedding computed again in the backward pass."""
 START_ROLE = "controlnet_start"
-ReportPhase = Callable[[str], ReportProgress]
 
 
 @dataclass(frozen=True)
@@ -64,34 +60,18 @@ class _Latents:
     held_out: LatentSet | None
 
 
-class TrainingFolder:
+class TrainingFolder(StageFolder):
     """A run of a recipe in a folder: phantoms and latents, one folder a stage, and ``bundle``.
 
     Args:
         recipe: Of the training.
         folder: Of the run.
-        device: Of this process.
-        report_phase: Starts the progress of a phase that it is told the name of.
-        processes: All that train together; only the main one writes.
-        with_tensorboard: Log for TensorBoard, too.
+        how: Where and beside whom it runs.
     """
 
-    def __init__(
-        self,
-        recipe: TrainingRecipe,
-        folder: Path,
-        *,
-        device: str,
-        report_phase: ReportPhase,
-        processes: Processes = ALONE,
-        with_tensorboard: bool = False,
-    ) -> None:
+    def __init__(self, recipe: TrainingRecipe, folder: Path, **how: Unpack[StageOptions]) -> None:
+        super().__init__(folder, **how)
         self.recipe = recipe
-        self.folder = folder
-        self.device = device
-        self.report_phase = report_phase
-        self.processes = processes
-        self.with_tensorboard = with_tensorboard
         self.source = open_source(recipe, folder)
         self.slots = {**self.source.slots, **recipe.bundle.slots}
         self.vocabulary = bind_slots(self.slots)
@@ -109,15 +89,7 @@ class TrainingFolder:
         if self.processes.is_main:
             require_same_settings(self.recipe, self.folder, stage, identity=self.source.identity)
         prepared: _Prepared = getattr(self, f"_prepare_{stage}")()
-        run = TrainingRun(
-            prepared.objective,
-            prepared.loop,
-            self.folder / stage,
-            device=self.device,
-            processes=self.processes,
-            validate=prepared.validate,
-            with_tensorboard=self.with_tensorboard,
-        )
+        run = self._open_run(stage, prepared.objective, prepared.loop, prepared.validate)
         result = run.train(max_minutes=max_minutes, report_step=report_step)
         if self.processes.is_main:
             self._keep(stage, result, prepared.names)
@@ -262,16 +234,11 @@ class TrainingFolder:
 
     def _build(self, role: str) -> tuple[nn.Module, dict[str, str]]:
         """A network with plain layers, and its tensors' names in MAISI's layout by their plain names."""
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(derive_seed("initial weights", self.recipe.seed, role))
-            network = build_network(self.recipe.bundle.networks[role], device=self.device)
-        original_names = list(network.state_dict())
-        use_plain_layers(network)
+        network, names = self._build_plain(role, self.recipe.bundle.networks[role], self.recipe.seed)
         if isinstance(network, ControlNetMaisi):
             # It trades time for memory, which small grids do not need.
             network.use_checkpointing = prod(self.source.shape) > MAX_VOXELS_KEPT
-        network.to(memory_format=torch.channels_last_3d)
-        return network, dict(zip(network.state_dict(), original_names, strict=True))
+        return network, names
 
     def _open_stores(self) -> tuple[CaseStore, CaseStore | None]:
         with self.processes.main_first():
@@ -291,24 +258,6 @@ class TrainingFolder:
                 report=self.report_phase("Encoding latents"),
             )
         return _Latents(store, training, held_out_store, held_out)
-
-    def _weights_path(self, stage: StageName, role: str) -> Path:
-        return self.folder / stage / f"{role}.pt"
-
-    def _save_weights(self, stage: StageName, role: str, state: StateDict) -> None:
-        buffer = io.BytesIO()
-        torch.save({key: value.cpu() for key, value in state.items()}, buffer)
-        write_whole(self._weights_path(stage, role), buffer.getvalue())
-
-    def _load_weights(self, stage: StageName, role: str) -> dict[str, Any]:
-        path = self._weights_path(stage, role)
-        if not path.exists():
-            raise TrainingError(
-                f"Training folder {self.folder}: expected the weights of stage {stage} in {path.name}, found none. "
-                f"Run 'maisi-aug train {stage}' first."
-            )
-        state: dict[str, Any] = torch.load(path, map_location=self.device, weights_only=True)
-        return state
 
 
 def _rename(state: StateDict, names: dict[str, str]) -> dict[str, Any]:

@@ -2,10 +2,12 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from torch import nn
 
 from maisi_aug.evaluation.benchmark_config import PRESETS, Preset
 from maisi_aug.evaluation.benchmark_data import LoadedCase, plan_training, to_classes
-from maisi_aug.evaluation.benchmark_monai import PatchObjective, TrainingSet, build_unet, predict_case
+from maisi_aug.evaluation.benchmark_monai import PatchObjective, TrainingSet, predict_case
+from maisi_aug.evaluation.patch_networks import build_unet
 from maisi_aug.training.processes import Share
 from tests.tiny_benchmark import draw_case
 
@@ -14,9 +16,13 @@ CASES = [LoadedCase(*draw_case(seed)) for seed in range(3)]
 PLAN = plan_training(CASES, PRESET)
 
 
+def build_network(preset: Preset) -> nn.Module:
+    return build_unet(preset.widths, num_channels=1, num_classes=3)
+
+
 def build_objective(num_cases: int = 3, seed: int = 0) -> PatchObjective:
     cases = TrainingSet(num_cases, lambda index: CASES[index], 3)
-    return PatchObjective(build_unet(PRESET, 3), cases, PLAN, PRESET, seed=seed, device="cpu")
+    return PatchObjective(build_network(PRESET), cases, PLAN, PRESET, seed=seed, device="cpu")
 
 
 def test_plan_has_the_median_spacing_and_the_hu_of_what_is_labelled() -> None:
@@ -72,7 +78,7 @@ def test_prediction_comes_back_to_the_grid_of_the_case() -> None:
     coarse = plan_training(CASES, preset)
     grid = coarse.grid_for(CASES[0].grid)
     empty = LoadedCase(np.zeros(grid.shape, np.int16), np.zeros(grid.shape, np.uint8), grid)
-    found = predict_case(build_unet(preset, 3).eval(), empty, coarse, target=CASES[0].grid, device="cpu")
+    found = predict_case(build_network(preset).eval(), empty, coarse, target=CASES[0].grid, device="cpu")
     assert found.shape == CASES[0].classes.shape
     assert found.dtype == np.uint8
     assert found.max() <= 2

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -50,16 +51,21 @@ def test_label_is_measured_inside_and_against_its_surroundings() -> None:
     assert measure_label(image, label_map, GLAND, None)["dice"] is None
 
 
-def test_report_compares_before_and_after(data: Path, bundle: Bundle, tmp_path: Path) -> None:
-    store = PreparedStore.from_folder(data)
-    config = SegmenterConfig(
+def configure_segmenter(store: PreparedStore, labels: Sequence[str], fold: int) -> SegmenterConfig:
+    """A segmenter of one step that learns from all folds but one."""
+    return SegmenterConfig(
         grid=store.spec.grid,
         slots={},
         widths=(4, 8, 8),
         patch_shape=(16, 16, 16),
         loop=LoopConfig(num_steps=1, mixed_precision=False),
-        **describe_data(store.dataset, ["gland"], 0),
+        **describe_data(store.dataset, labels, fold),
     )
+
+
+def test_report_compares_before_and_after(data: Path, bundle: Bundle, tmp_path: Path) -> None:
+    store = PreparedStore.from_folder(data)
+    config = configure_segmenter(store, ["gland"], 0)
     train_on(config, store.select(exclude_fold=0), tmp_path / "segmenter", device="cpu")
     words = ["--bundle", str(bundle.path), "--data", str(data), "--fold", "0", "--out", str(tmp_path / "out")]
     assert main([*words, "--segmenter", str(tmp_path / "segmenter"), "--device", "cpu"]) == 0
@@ -79,14 +85,7 @@ def test_report_compares_before_and_after(data: Path, bundle: Bundle, tmp_path: 
 
 def test_segmenter_that_has_seen_the_cases_is_refused(data: Path, bundle: Bundle, tmp_path: Path) -> None:
     store = PreparedStore.from_folder(data)
-    config = SegmenterConfig(
-        grid=store.spec.grid,
-        slots={},
-        widths=(4, 8, 8),
-        patch_shape=(16, 16, 16),
-        loop=LoopConfig(num_steps=1, mixed_precision=False),
-        **describe_data(store.dataset, [], 1),
-    )
+    config = configure_segmenter(store, [], 1)
     assert set(config.labels) == {"gland", "bright nodule"}
     segmenter = train_on(config, store.select(exclude_fold=1), tmp_path / "segmenter", device="cpu")
     held_out = load_prepared(data).select(folds=[0])

@@ -9,7 +9,7 @@ import torch
 
 from maisi_aug.errors import TrainingError
 from maisi_aug.evaluation.segmenter import SegmenterConfig, build_network, load_segmenter
-from maisi_aug.evaluation.train_segmenter import SegmenterObjective, main, train_segmenter, vary_image
+from maisi_aug.evaluation.train_segmenter import VARIATION, SegmenterObjective, main, train_segmenter
 from maisi_aug.grid_limits import GridSpec
 from maisi_aug.training.data import TrainingCase
 from maisi_aug.training.settings import LoopConfig
@@ -97,7 +97,7 @@ def test_loss_learns_from_a_single_case() -> None:
 
 def test_varied_image_is_near_the_image_and_leaves_it_alone(rng: np.random.Generator) -> None:
     image_hu = np.full((7, 9, 11), 60, dtype=np.int16)
-    varied = [vary_image(image_hu, rng) for _ in range(20)]
+    varied = [VARIATION.apply(image_hu, rng) for _ in range(20)]
     assert (image_hu == 60).all()
     assert {array.dtype for array in varied} == {np.dtype(np.float32)}
     assert all(abs(float(np.median(array)) - 60) < 35 for array in varied)

@@ -16,7 +16,7 @@ from maisi_aug.integrations.dicom_image import build_uid
 from maisi_aug.integrations.dicom_segmentation import SNOMED, code_of
 from maisi_aug.labels import MAISI
 from maisi_aug.volume_io import load_image, load_label_map
-from tests.boxes_cohort import GRID, HEPATIC_TUMOR, KIDNEY_TUMOR, LIVER, SPLEEN, oblique_grid, write_cohort
+from tests.tiny_cohort import GRID, HEPATIC_TUMOR, KIDNEY_TUMOR, LIVER, SPLEEN, oblique_grid, write_cohort
 
 pydicom = pytest.importorskip("pydicom", reason="needs the extra 'dicom'")
 highdicom = pytest.importorskip("highdicom", reason="needs the extra 'dicom'")

@@ -14,7 +14,7 @@ from maisi_aug.integrations import growing_cohort
 from maisi_aug.integrations.growing_cohort import GrowingCohort
 from maisi_aug.manifest import MANIFEST_NAME, ManifestWriter
 from maisi_aug.volume_io import load_image
-from tests.boxes_cohort import GRID, HEPATIC_TUMOR, write_case
+from tests.tiny_cohort import HEPATIC_TUMOR, save_case
 
 
 @pytest.fixture(autouse=True)
@@ -35,7 +35,7 @@ def begin(folder: Path, num_cases: int, *, is_asked: bool = True) -> Path:
 def add(folder: Path, *indices: int, status: str = "accepted") -> None:
     with ManifestWriter(folder / MANIFEST_NAME) as writer:
         for index in indices:
-            writer.append(write_case(folder, index, [HEPATIC_TUMOR], GRID, status=status))
+            writer.append(save_case(folder, index, [HEPATIC_TUMOR], status=status))
 
 
 def names_of(cases: GrowingCohort) -> list[str]:

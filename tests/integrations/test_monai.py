@@ -16,7 +16,7 @@ from maisi_aug.errors import ExportError
 from maisi_aug.integrations.monai import CohortDataset
 from maisi_aug.integrations.monai_data_list import DATA_LIST_NAME, MAPPING_NAME, TASK_NAME, export_monai
 from maisi_aug.volume_io import load_image, load_label_map, save_image, save_label_map
-from tests.boxes_cohort import GRID, HEPATIC_TUMOR, KIDNEY_TUMOR, build_anatomy, oblique_grid, write_cohort
+from tests.tiny_cohort import GRID, HEPATIC_TUMOR, KIDNEY_TUMOR, build_anatomy, oblique_grid, write_cohort
 
 
 def write_real(folder: Path, labels: dict[str, int], num_cases: int = 6) -> Path:

@@ -37,7 +37,7 @@ BuildCohort = Callable[..., Path]
 
 @pytest.fixture
 def build_cohort(tmp_path: Path) -> BuildCohort:
-    return partial(write_cohort, tmp_path / "cohort")
+    return partial(write_cohort, tmp_path / "cohort", requested=(HEPATIC_TUMOR,))
 
 
 @pytest.fixture(autouse=True)

@@ -9,30 +9,7 @@ import pytest
 
 from maisi_aug.errors import ExportError
 from maisi_aug.integrations.nnunet_compact import find_only_plans, find_planned_dataset, write_compact_plans
-
-
-def build_network(**blocks: Any) -> dict[str, Any]:
-    stages = 6
-    return {
-        "network_class_name": "dynamic_network_architectures.architectures.unet.PlainConvUNet",
-        "arch_kwargs": {
-            "n_stages": stages,
-            "features_per_stage": [32, 64, 128, 256, 320, 320],
-            "conv_op": "torch.nn.modules.conv.Conv3d",
-            "kernel_sizes": [[3, 3, 3]] * stages,
-            "strides": [[1, 1, 1]] + [[2, 2, 2]] * (stages - 1),
-            **(blocks or {"n_conv_per_stage": [2] * stages}),
-            "n_conv_per_stage_decoder": [2] * (stages - 1),
-            "conv_bias": True,
-            "norm_op": "torch.nn.modules.instancenorm.InstanceNorm3d",
-            "norm_op_kwargs": {"eps": 1e-5, "affine": True},
-            "dropout_op": None,
-            "dropout_op_kwargs": None,
-            "nonlin": "torch.nn.LeakyReLU",
-            "nonlin_kwargs": {"inplace": True},
-        },
-        "_kw_requires_import": ["conv_op", "norm_op", "dropout_op", "nonlin"],
-    }
+from tests.nnunet_networks import describe_network
 
 
 def write_plans(folder: Path, spacing: list[float], median: list[float], **blocks: Any) -> Path:
@@ -45,7 +22,7 @@ def write_plans(folder: Path, spacing: list[float], median: list[float], **block
         "median_image_size_in_voxels": median,
         "spacing": spacing,
         "normalization_schemes": ["CTNormalization"],
-        "architecture": build_network(**blocks),
+        "architecture": describe_network([32, 64, 128, 256, 320, 320], num_convolutions=2, **blocks),
     }
     flat = configuration | {"patch_size": [256, 256], "spacing": spacing[1:]}
     content = {

@@ -44,7 +44,7 @@ class Place:
         self.preprocessed_target = self.preprocessed / self.target.name
 
     def fill(self, *tumors_per_case: Any, num_real: int = 5, codes: str = "RAS", **description: Any) -> Place:
-        write_cohort(self.cohort, *(tumors_per_case or ([HEPATIC_TUMOR],) * 3))
+        write_cohort(self.cohort, *(tumors_per_case or ([HEPATIC_TUMOR],) * 3), requested=(HEPATIC_TUMOR,))
         write_real_dataset(self.raw, num_real, codes=codes, **description)
         return self
 

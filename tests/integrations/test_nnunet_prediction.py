@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +10,7 @@ from maisi_aug.errors import EvaluationError, RequestError
 from maisi_aug.grid import Grid
 from maisi_aug.integrations.nnunet_prediction import NnUNetModel, read_label_values
 from maisi_aug.volume_io import Volume, load_image, save_image
+from tests.nnunet_networks import describe_network
 
 GRID = Grid.from_spacing((40, 36, 20), (1.0, 1.2, 2.5))
 CONFIGURATION = "3d_fullres"
@@ -21,26 +21,7 @@ def write_model(folder: Path, *, transpose: tuple[int, int, int] = (0, 1, 2)) ->
     import torch
     from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 
-    architecture: dict[str, Any] = {
-        "network_class_name": "dynamic_network_architectures.architectures.unet.PlainConvUNet",
-        "arch_kwargs": {
-            "n_stages": 2,
-            "features_per_stage": [4, 8],
-            "conv_op": "torch.nn.modules.conv.Conv3d",
-            "kernel_sizes": [[3, 3, 3], [3, 3, 3]],
-            "strides": [[1, 1, 1], [2, 2, 2]],
-            "n_conv_per_stage": [1, 1],
-            "n_conv_per_stage_decoder": [1],
-            "conv_bias": True,
-            "norm_op": "torch.nn.modules.instancenorm.InstanceNorm3d",
-            "norm_op_kwargs": {"eps": 1e-5, "affine": True},
-            "dropout_op": None,
-            "dropout_op_kwargs": None,
-            "nonlin": "torch.nn.LeakyReLU",
-            "nonlin_kwargs": {"inplace": True},
-        },
-        "_kw_requires_import": ["conv_op", "norm_op", "dropout_op", "nonlin"],
-    }
+    architecture = describe_network([4, 8])
     resampling = {"is_seg": False, "order": 1, "order_z": 0, "force_separate_z": None}
     plans = {
         "dataset_name": "Dataset999_Made",

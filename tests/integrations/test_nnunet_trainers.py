@@ -20,6 +20,7 @@ from maisi_aug.integrations.nnunet_trainer_settings import (
     read_trainer_name,
     trainer_folder,
 )
+from tests.nnunet_networks import describe_network
 
 REAL = [f"real_{number}" for number in range(5)]
 SYNTHETIC = [f"synthetic_{number}" for number in range(3)]
@@ -87,27 +88,7 @@ class TestPath:
 
 
 def build_plans(patch: tuple[int, int, int]) -> dict[str, Any]:
-    """Plans in nnU-Net's form for a network of two narrow stages."""
-    network = {
-        "network_class_name": "dynamic_network_architectures.architectures.unet.PlainConvUNet",
-        "arch_kwargs": {
-            "n_stages": 3,
-            "features_per_stage": [2, 4, 4],
-            "conv_op": "torch.nn.modules.conv.Conv3d",
-            "kernel_sizes": [[3, 3, 3]] * 3,
-            "strides": [[1, 1, 1], [2, 2, 2], [2, 2, 2]],
-            "n_conv_per_stage": [1, 1, 1],
-            "n_conv_per_stage_decoder": [1, 1],
-            "conv_bias": True,
-            "norm_op": "torch.nn.modules.instancenorm.InstanceNorm3d",
-            "norm_op_kwargs": {"eps": 1e-5, "affine": True},
-            "dropout_op": None,
-            "dropout_op_kwargs": None,
-            "nonlin": "torch.nn.LeakyReLU",
-            "nonlin_kwargs": {"inplace": True},
-        },
-        "_kw_requires_import": ["conv_op", "norm_op", "dropout_op", "nonlin"],
-    }
+    """Plans in nnU-Net's form for a network of three narrow stages."""
     return {
         "dataset_name": NAME,
         "plans_name": PLANS,
@@ -125,7 +106,7 @@ def build_plans(patch: tuple[int, int, int]) -> dict[str, Any]:
                 "use_mask_for_norm": [False],
                 "normalization_schemes": ["CTNormalization"],
                 "batch_dice": True,
-                "architecture": network,
+                "architecture": describe_network([2, 4, 4]),
             }
         },
     }

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from maisi_aug.grid import Grid
 from maisi_aug.labels import BODY_ID
 from maisi_aug.volume_io import load_image, load_label_map
-from tests.boxes_cohort import GRID, HEPATIC_TUMOR, oblique_grid, write_cohort
 from tests.tiny_bundle import write_tiny_bundle
+from tests.tiny_cohort import GRID, HEPATIC_TUMOR, oblique_grid, write_cohort
 
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 

@@ -9,7 +9,7 @@ import pytest
 from maisi_aug.errors import MissingExtraError
 from maisi_aug.integrations.torchio import iterate_subjects, load_subjects
 from maisi_aug.volume_io import load_image, load_label_map
-from tests.boxes_cohort import HEPATIC_TUMOR, KIDNEY_TUMOR, oblique_grid, write_cohort
+from tests.tiny_cohort import HEPATIC_TUMOR, KIDNEY_TUMOR, oblique_grid, write_cohort
 
 torchio = pytest.importorskip("torchio", reason="needs the extra 'torchio'")
 
