@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -57,7 +58,13 @@ def open_data(
         return PreparedStore.from_folder(text)  # which tells that its preparation was stopped
     if not is_main:  # the main process has prepared them: two at once would take each other's description away
         return PreparedStore.from_folder(out / PREPARED_FOLDER)
-    _prepare(_find_sources(text, tuple(organs)), base, out / PREPARED_FOLDER, rules)
+    try:
+        _prepare(_find_sources(text, tuple(organs)), base, out / PREPARED_FOLDER, rules)
+    except PreparationError as error:
+        message = re.sub(r"--(nnunet|images|labels)\b", "--data", str(error))
+        if set(re.findall(r"--[a-z-]+", message)) - {"--data", "--map", "--organs", "--out"}:
+            message += " That is an option of 'maisi-aug prepare': use it first, then give its folder as --data."
+        raise PreparationError(message) from error
     return PreparedStore.from_folder(out / PREPARED_FOLDER)
 
 

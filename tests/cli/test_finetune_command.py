@@ -103,3 +103,12 @@ def test_stopped_preparation_is_not_taken_for_a_labs_folder(places: tuple[Path, 
         (tmp_path / "data" / name).mkdir(parents=True)
     with pytest.raises(PreparationError, match="or give the same command again if it was stopped"):
         open_data(str(tmp_path / "data"), load_bundle(places[1]), tmp_path / "out", rules=(), organs=())
+
+
+def test_faults_of_unprepared_data_name_this_commands_options(places: tuple[Path, Path], tmp_path: Path) -> None:
+    base = load_bundle(places[1])
+    with pytest.raises(PreparationError, match=r"^--data nowhere: expected a raw dataset's folder"):
+        open_data("nowhere", base, tmp_path / "out", rules=(), organs=())
+    (tmp_path / "lab").mkdir()
+    with pytest.raises(PreparationError, match=r"--image-pattern .* That is an option of 'maisi-aug prepare'"):
+        open_data(str(tmp_path / "lab"), base, tmp_path / "out", rules=(), organs=())
