@@ -211,7 +211,7 @@ def finetune_controlnet(
     bundle = load_bundle(base)
     require_trainable(bundle)
     result = _run(
-        lambda: open_data(data, bundle, out, rules=map_rules or (), organs=organs or ()),
+        lambda is_main: open_data(data, bundle, out, rules=map_rules or (), organs=organs or (), is_main=is_main),
         with_crop(config, parse_shape(crop), bundle),
         base=bundle,
         out=out,
@@ -241,7 +241,13 @@ def _describe_loop(
 
 
 def _run(
-    open_store: Callable[[], PreparedStore], config: FinetuneConfig, *, base: Bundle, out: Path, device: str, **how: Any
+    open_store: Callable[[bool], PreparedStore],
+    config: FinetuneConfig,
+    *,
+    base: Bundle,
+    out: Path,
+    device: str,
+    **how: Any,
 ) -> FinetuneResult | None:
     """Train with a progress bar on stderr; under ``torchrun`` all processes together, and None in all but the first."""
     from maisi_aug.pipeline import resolve_device
@@ -253,7 +259,7 @@ def _run(
     config = with_precision(config, base, device)
     processes = Processes.connect(device)
     with processes.main_first():
-        store = open_store()
+        store = open_store(processes.is_main)
     with open_bars(is_shown=processes.is_main) as bars:
 
         def say(sentence: str) -> None:

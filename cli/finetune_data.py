@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,9 +17,12 @@ if TYPE_CHECKING:
     from maisi_aug.training.prepared import PreparedStore
 
 PREPARED_FOLDER = "prepared"
+MAX_FOLDS = 5
 
 
-def open_data(text: str, base: Bundle, out: Path, *, rules: Sequence[str], organs: Sequence[Path]) -> PreparedStore:
+def open_data(
+    text: str, base: Bundle, out: Path, *, rules: Sequence[str], organs: Sequence[Path], is_main: bool = True
+) -> PreparedStore:
     """The cases to train on.
 
     An nnU-Net dataset, by folder, name or number, and a folder of images and label maps are prepared into
@@ -30,13 +34,18 @@ def open_data(text: str, base: Bundle, out: Path, *, rules: Sequence[str], organ
         out: Folder of the run.
         rules: Of ``--map``.
         organs: Folders of organ labels.
+        is_main: Whether this process prepares what is not prepared yet; others read it afterwards.
 
     Raises:
         PreparationError: For data that cannot be prepared, and for rules where there is nothing to prepare.
+        TrainingError: For a folder of something else, before anything is prepared into it.
     """
+    from maisi_aug.preparation.writing import STATE_FOLDER
     from maisi_aug.prepared import SPEC_NAME
+    from maisi_aug.training.finetune_checks import require_free_folder
     from maisi_aug.training.prepared import PreparedStore
 
+    require_free_folder(out)
     if (Path(text) / SPEC_NAME).is_file():
         if rules or organs:
             option = "--map" if rules else "--organs"
@@ -45,7 +54,17 @@ def open_data(text: str, base: Bundle, out: Path, *, rules: Sequence[str], organ
                 "the data again."
             )
         return PreparedStore.from_folder(text)
-    _prepare(_find_sources(text, tuple(organs)), base, out / PREPARED_FOLDER, rules)
+    if (Path(text) / STATE_FOLDER).is_dir():
+        return PreparedStore.from_folder(text)  # which tells that its preparation was stopped
+    if not is_main:  # the main process has prepared them: two at once would take each other's description away
+        return PreparedStore.from_folder(out / PREPARED_FOLDER)
+    try:
+        _prepare(_find_sources(text, tuple(organs)), base, out / PREPARED_FOLDER, rules)
+    except PreparationError as error:
+        message = re.sub(r"--(nnunet|images|labels)\b", "--data", str(error))
+        if set(re.findall(r"--[a-z-]+", message)) - {"--data", "--map", "--organs", "--out"}:
+            message += " That is an option of 'maisi-aug prepare': use it first, then give its folder as --data."
+        raise PreparationError(message) from error
     return PreparedStore.from_folder(out / PREPARED_FOLDER)
 
 
@@ -74,6 +93,12 @@ def _prepare(sources: Sources, base: Bundle, folder: Path, rules: Sequence[str])
         spacing_mm=base.spec.grid.spacing_mm,
         name=folder.resolve().parent.name,
         rules=tuple(map(parse_rule, rules)),
+        num_folds=max(2, min(MAX_FOLDS, len(cases))),
+    )
+    typer.echo(
+        "Note: every case counts as a patient of its own. Where patients have several, prepare the data with "
+        "'maisi-aug prepare --patients' first, or scans of one patient are trained on and validated on.",
+        err=True,
     )
     with count_stages(is_quiet=False) as report:
         plan = plan_preparation(request, report=report)

@@ -8,6 +8,7 @@ fetches its weights at its first run, and tells its authors of every run unless 
 
 from __future__ import annotations
 
+import hashlib
 import secrets
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 
 from maisi_aug.errors import MissingExtraError, PreparationError
 from maisi_aug.volume_io import NIFTI_SUFFIXES, load_image, save_image
+from maisi_aug.whole_files import sha256_of, write_text_whole
 
 EXTRA = "totalsegmentator"
 VERSION = "totalsegmentator-v2"
@@ -48,6 +50,9 @@ def segment_organs(
 ) -> None:
     """Write a label map of TotalSegmentator's task ``total`` for every image that has none yet.
 
+    One that was made of other content of the image, or by the other model, is made again: beside each lies a hidden
+    file that says what it was made of.
+
     Args:
         images: Case -> CT; what is not NIfTI is converted for it.
         folder: Gets ``CASE.nii.gz`` in the ids of ``VERSION``; a file appears whole or not at all.
@@ -64,10 +69,19 @@ def segment_organs(
     folder.mkdir(parents=True, exist_ok=True)
     report(0, len(images))
     for done, (case_id, image) in enumerate(images.items(), start=1):
-        result = folder / f"{case_id}.nii.gz"
-        if not result.is_file():
+        result, origin = folder / f"{case_id}.nii.gz", folder / f".{case_id}.origin"
+        made_of = f"{_hash_of(image)} {'3 mm' if fast else '1.5 mm'}\n"
+        if not (result.is_file() and origin.is_file() and origin.read_text(encoding="utf-8") == made_of):
+            origin.unlink(missing_ok=True)
             _segment(run, case_id, image, result, device=device, fast=fast)
+            write_text_whole(origin, made_of)
         report(done, len(images))
+
+
+def _hash_of(image: Path) -> str:
+    """Of a file, or of all files of a folder with a DICOM series."""
+    files = sorted(path for path in image.iterdir() if path.is_file()) if image.is_dir() else [image]
+    return hashlib.sha256("".join(map(sha256_of, files)).encode()).hexdigest()
 
 
 def _segment(run: Callable[..., Any], case_id: str, image: Path, result: Path, *, device: str, fast: bool) -> None:

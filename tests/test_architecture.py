@@ -19,7 +19,7 @@ PACKAGE = REPOSITORY / "maisi_aug"
 # From the ground up; a part may import parts of its own layer and of those before it.
 LAYERS: dict[str, tuple[str, ...]] = {
     "foundations": (
-        *("errors", "grid", "seeds", "labels", "sizes", "requests", "totalsegmentator_labels", "whole_files"),
+        *("cores", "errors", "grid", "seeds", "labels", "sizes", "requests", "totalsegmentator_labels", "whole_files"),
         "gzip_members",
         *("regions", "source_rules", "bundle_text", "decoding_config"),
     ),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import multiprocessing
-import os
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -19,6 +18,7 @@ import yaml
 from maisi_aug.bank_labels import Translation, build_translation
 from maisi_aug.cohort import CONTACT_SHEET_NAME
 from maisi_aug.contact_sheet import save_contact_sheet
+from maisi_aug.cores import count_cores
 from maisi_aug.errors import BankError, PreparationError
 from maisi_aug.grid import Shape, Spacing
 from maisi_aug.grid_limits import GridSpec
@@ -273,7 +273,7 @@ def run_parallel(
     work: Callable[[Item], Result], items: Sequence[Item], stage: str, report: Report, num_workers: int | None
 ) -> list[Result]:
     """Results in the order of the items, from as many processes as there are cores and items."""
-    workers = min(num_workers or max(1, len(os.sched_getaffinity(0))), len(items))
+    workers = min(num_workers or count_cores(), len(items))
     results = []
     with _mapped(work, items, workers) as finished:
         report(stage, 0, len(items))

@@ -6,7 +6,6 @@ import hashlib
 import io
 import json
 import multiprocessing
-import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from maisi_aug.conditioning import hu_to_unit
+from maisi_aug.cores import count_cores
 from maisi_aug.errors import TrainingError
 from maisi_aug.grid import Grid, Shape, Spacing
 from maisi_aug.seeds import derive_seed
@@ -81,7 +81,7 @@ class PhantomStore:
         self.folder.mkdir(parents=True, exist_ok=True)
         missing = [index for index in range(num_cases) if not self.path_of(index).exists()]
         tasks = [(self.path_of(index), self.seed, index, self.shape, self.spacing_mm) for index in missing]
-        workers = min(num_workers or max(1, len(os.sched_getaffinity(0))), len(tasks))
+        workers = min(num_workers or count_cores(), len(tasks))
         with ExitStack() as stack:
             finished: Iterator[None] = map(_build_and_save, tasks)
             if workers > 1:

@@ -7,6 +7,11 @@ from typing import Any
 
 import pytest
 
+from maisi_aug.bundle import load_bundle
+from maisi_aug.cli.finetune_data import open_data
+from maisi_aug.errors import PreparationError
+from maisi_aug.preparation.writing import STATE_FOLDER
+from tests.tiny_lab import write_lab
 from tests.tiny_prepared import write_prepared, write_tiny_base
 
 COMMAND = ("finetune-controlnet", "--label", "gland")
@@ -64,3 +69,46 @@ def test_bad_words_are_told_of(
     assert done.code != 0
     assert message in " ".join(done.stderr.split())
     assert not (tmp_path / "run").exists()
+
+
+def test_nothing_is_prepared_into_a_folder_of_something_else(
+    run_cli: Callable[..., Any], places: tuple[Path, Path], tmp_path: Path
+) -> None:
+    lab = write_lab(tmp_path / "lab", 2)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "thesis.txt").touch()
+    done = run_cli(*COMMAND, "--data", lab, "--base", places[1], "--out", tmp_path / "out", "--map", "1=gland@liver")
+    assert "expected a new or empty folder, or one of an earlier run, found thesis.txt" in done.stderr
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["thesis.txt"]
+
+
+def test_two_patients_are_enough_and_one_process_prepares(
+    places: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lab, base = write_lab(tmp_path / "lab", 2), load_bundle(places[1])
+    rules = ("1=gland@liver", "2=liver")
+    with pytest.raises(PreparationError, match="expected a prepared folder, found no dataset.yaml"):
+        open_data(str(lab), base, tmp_path / "out", rules=rules, organs=(), is_main=False)
+    store = open_data(str(lab), base, tmp_path / "out", rules=rules, organs=())
+    assert sorted(case.fold for case in store.cases) == [0, 1]
+    assert "every case counts as a patient of its own" in capsys.readouterr().err
+    written = (tmp_path / "out" / "prepared" / "dataset.yaml").stat().st_mtime_ns
+    other = open_data(str(lab), base, tmp_path / "out", rules=rules, organs=(), is_main=False)
+    assert other.cases == store.cases
+    assert (tmp_path / "out" / "prepared" / "dataset.yaml").stat().st_mtime_ns == written
+
+
+def test_stopped_preparation_is_not_taken_for_a_labs_folder(places: tuple[Path, Path], tmp_path: Path) -> None:
+    for name in (STATE_FOLDER, "images", "labels"):
+        (tmp_path / "data" / name).mkdir(parents=True)
+    with pytest.raises(PreparationError, match="or give the same command again if it was stopped"):
+        open_data(str(tmp_path / "data"), load_bundle(places[1]), tmp_path / "out", rules=(), organs=())
+
+
+def test_faults_of_unprepared_data_name_this_commands_options(places: tuple[Path, Path], tmp_path: Path) -> None:
+    base = load_bundle(places[1])
+    with pytest.raises(PreparationError, match=r"^--data nowhere: expected a raw dataset's folder"):
+        open_data("nowhere", base, tmp_path / "out", rules=(), organs=())
+    (tmp_path / "lab").mkdir()
+    with pytest.raises(PreparationError, match=r"--image-pattern .* That is an option of 'maisi-aug prepare'"):
+        open_data(str(tmp_path / "lab"), base, tmp_path / "out", rules=(), organs=())

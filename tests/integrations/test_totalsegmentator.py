@@ -76,8 +76,13 @@ def test_every_image_is_segmented_once(stand_in: StandIn, tmp_path: Path) -> Non
     assert tuple(stand_in.calls[0])[1:] == USED
     assert told == [(0, 1), (1, 1)]
     assert load_label_map(tmp_path / "o" / "a.nii.gz").array.max() == 1
-    segment_organs(images, tmp_path / "o")
+    segment_organs(images, tmp_path / "o", fast=True)
     assert len(stand_in.calls) == 1
+    segment_organs(images, tmp_path / "o")
+    assert [call["fast"] for call in stand_in.calls] == [True, False]
+    save_image(tmp_path / "a.nii.gz", ct + 1, trunk_grid())
+    segment_organs(images, tmp_path / "o")
+    assert len(stand_in.calls) == 3
 
 
 def test_other_formats_are_converted_for_it(stand_in: StandIn, tmp_path: Path) -> None:
@@ -87,7 +92,7 @@ def test_other_formats_are_converted_for_it(stand_in: StandIn, tmp_path: Path) -
     SimpleITK.WriteImage(image, str(tmp_path / "a.mha"))
     segment_organs({"a": tmp_path / "a.mha"}, tmp_path / "o")
     assert stand_in.calls[0]["source"].endswith(".ct.nii.gz")
-    assert [path.name for path in (tmp_path / "o").iterdir()] == ["a.nii.gz"]
+    assert sorted(path.name for path in (tmp_path / "o").iterdir()) == [".a.origin", "a.nii.gz"]
 
 
 def test_failure_is_one_sentence_and_leaves_nothing(stand_in: StandIn, tmp_path: Path) -> None:
@@ -117,8 +122,10 @@ def test_prepare_lays_its_organs_under_the_labels(
     (case,) = load_prepared(out).cases
     spleen_ml = (build_trunk(seed=1) == SPLEEN).sum() * trunk_grid().voxel_ml
     assert case.volume_ml(SPLEEN) == pytest.approx(spleen_ml, rel=0.1)
-    assert run_cli(*words).code == 0
+    assert run_cli(*words, "--fast-organs").code == 0
     assert len(stand_in.calls) == 1
+    assert run_cli(*words).code == 0
+    assert [call["fast"] for call in stand_in.calls] == [True, False]
 
 
 def test_missing_package_is_told_before_anything_is_written(

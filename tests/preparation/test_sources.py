@@ -87,6 +87,13 @@ def test_case_names_become_file_names() -> None:
     assert to_case_id("_x") == "x"
 
 
+def test_pattern_finds_cases_whose_names_are_no_file_names(tmp_path: Path) -> None:
+    touch(tmp_path, "Müller 1_ct.nii.gz", "Müller 1_seg.nii.gz")
+    images = find_images(tmp_path)
+    assert list(images) == ["M_ller_1"]
+    assert names_of(find_labels(tmp_path, images, ["{id}_seg"])) == {"M_ller_1": ["Müller 1_seg.nii.gz"]}
+
+
 def test_faults_of_folders_are_named(tmp_path: Path) -> None:
     with pytest.raises(PreparationError, match="--images .*nowhere: expected a folder, found none."):
         find_images(tmp_path / "nowhere")

@@ -208,6 +208,17 @@ def test_run_is_gone_on_with_under_the_same_settings_alone(data: Path, base: Bun
         open_run(data, base, tmp_path / "run", seed=7)
 
 
+def test_patients_that_were_trained_on_are_never_held_out_later(base: Bundle, tmp_path: Path) -> None:
+    data = write_prepared(tmp_path / "data", num_cases=3)
+    open_run(data, base, tmp_path / "run")
+    cases = [json.loads(line) for line in (data / "cases.jsonl").read_text().splitlines()]
+    for case in cases:
+        case["fold"] = (case["fold"] + 1) % 3
+    (data / "cases.jsonl").write_text("".join(json.dumps(case) + "\n" for case in cases))
+    with pytest.raises(TrainingError, match=r"data.held_out: \['p0'\] -> \['p2'\]"):
+        open_run(data, base, tmp_path / "run")
+
+
 def test_loss_that_is_no_number_ends_the_run(
     data: Path, base: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

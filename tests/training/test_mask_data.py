@@ -97,6 +97,11 @@ def test_prepared_cases_of_the_first_fold_are_held_out(tmp_path: Path) -> None:
     assert split.origin.startswith("2 prepared cases of ")
 
 
+def test_other_folds_are_other_data(tmp_path: Path) -> None:
+    keys = [open_prepared(build_mask_recipe(), write_prepared(tmp_path, folds=f)).key for f in ((1, 0), (0, 1), (1, 0))]
+    assert keys[0] == keys[2] != keys[1]
+
+
 def test_prepared_cases_on_another_grid_are_refused(tmp_path: Path) -> None:
     store = write_prepared(tmp_path, folds=(0, 1), shape=(32, 24, 32))
     with pytest.raises(TrainingError, match="case p0: expected the recipe's grid, 32x24x24 .*, found 32x24x32"):
