@@ -198,7 +198,9 @@ class Vocabulary:
         """
         by_id = dict(self._by_id)
         taken = {*self._id_by_key, *map(_lookup_key, bindings)}
-        for name, binding in bindings.items():
+        # Organs first: lesions may name them as hosts, in whatever order they come.
+        ordered = sorted(bindings.items(), key=lambda row: bool(row[1].hosts) and not row[1].is_organ)
+        for name, binding in ordered:
             if (other := self._id_by_key.get(_lookup_key(name), binding.id)) != binding.id:
                 raise VocabularyError(
                     f"Slot binding '{name}': expected a name that is not taken, found one of the names of "

@@ -16,7 +16,7 @@ from maisi_aug.bundle_spec import SlotSpec
 from maisi_aug.errors import TrainingError, VocabularyError, did_you_mean
 from maisi_aug.growth import TOUCHING, bounding_box
 from maisi_aug.labels import BODY_ID, FREE_IDS, MAISI, SLOT_IDS, Label
-from maisi_aug.prepared import PreparedDataset
+from maisi_aug.prepared import NewLabel, PreparedDataset
 
 AUTO_SLOT = "auto"
 LESION_WORDS = ("tumor", "tumour", "lesion", "cancer", "metastas", "nodule", "cyst", "carcinoma", "gtv", "haemorrhage")
@@ -185,7 +185,7 @@ def remap_table(
     """
     table = np.arange(256, dtype=np.uint8)
     replayed: dict[str, int] = {}
-    dropped: dict[str, str] = {}
+    dropped: dict[int, NewLabel] = {}
     by_name = {label.name: label for label in taught}
     for name, label in dataset.spec.new_labels.items():
         if name in by_name:
@@ -195,12 +195,23 @@ def remap_table(
             table[label.id] = own
             replayed[name] = own
         else:
-            target = label.hosts[0] if label.hosts else BODY_ID
-            table[label.id] = target
-            dropped[name] = dataset.vocabulary.name_of(target)
+            dropped[label.id] = label
     for own_label in taught:
         table[own_label.source_id] = own_label.id
-    return table, replayed, dropped
+    name_of = dataset.vocabulary.name_of
+    targets = {label_id: _find_stand_in(label_id, dropped) for label_id in dropped}
+    for label_id, target in targets.items():
+        table[label_id] = table[target]
+    return table, replayed, {name_of(label_id): name_of(target) for label_id, target in targets.items()}
+
+
+def _find_stand_in(label_id: int, dropped: Mapping[int, NewLabel]) -> int:
+    """The first host of a label that is not dropped itself; a host may be a new label, too."""
+    for _ in dropped:
+        if label_id in dropped:
+            hosts = dropped[label_id].hosts
+            label_id = hosts[0] if hosts else BODY_ID
+    return BODY_ID if label_id in dropped else label_id
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,6 +19,8 @@ from maisi_aug.slot_choice import (
     find_source,
     remap_table,
 )
+from maisi_aug.training.prepared import PreparedStore
+from maisi_aug.training.slots import plan_labels
 from tests.tiny_prepared import GLAND, NODULE, write_prepared, write_tiny_base
 from tests.tiny_training import BODY, LIVER
 
@@ -131,3 +133,21 @@ def test_label_taught_earlier_is_moved_to_its_slot(dataset: PreparedDataset, tmp
     )
     assert table[NODULE] == 21
     assert replayed == {"bright nodule": 21}
+
+
+def test_hosts_that_are_new_labels_get_the_bundles_ids(base: Bundle, tmp_path: Path) -> None:
+    labels = {"gland": {"id": GLAND, "hosts": []}, "bright nodule": {"id": NODULE, "hosts": [GLAND]}}
+    data = load_prepared(write_prepared(tmp_path, num_cases=3, new_labels=labels))
+
+    def plan(*names: str) -> dict[str, tuple[int, ...]]:
+        planned = plan_labels(
+            names, PreparedStore(data), base, slots={"gland": "dummy3"}, hosts={}, kinds={"bright nodule": "lesion"}
+        )
+        return {label.name: label.hosts for label in planned}
+
+    assert plan("gland", "bright nodule")["bright nodule"] == (18,)
+    assert plan("bright nodule")["bright nodule"] == (BODY,)
+    gland = TaughtLabel("gland", GLAND, 18, (BODY,), "organ")
+    table, _, dropped = remap_table([gland], dataset=data, base=base)
+    assert table[NODULE] == 18
+    assert dropped == {"bright nodule": "gland"}

@@ -104,11 +104,11 @@ def find_labels(
     found: dict[str, list[LabelFile]] = {}
     for pattern in patterns:
         for path, match in _match_pattern(folder, pattern, "--label-pattern"):
-            case_id = to_case_id(match["id"])
-            if case_id in cases and path not in images:
+            named = to_case_id(match["id"])
+            if named in cases and path not in images:
                 role = re.sub(r"\{\w+\}", "", pattern.rpartition("/")[2]).strip(_SEPARATORS)
                 file = _name_labels(path, role, folder, match.groupdict().get("label"))
-                found.setdefault(case_id, []).append(file)
+                found.setdefault(named, []).append(file)
     if not patterns:
         for path in _files(folder):
             case_id, role = _split_name(stem_of(path), cases)

@@ -20,6 +20,7 @@ from maisi_aug.slot_choice import (
     choose_slots,
     count_surroundings,
     find_source,
+    remap_table,
 )
 from maisi_aug.training.data import CaseStore, ReportProgress, TrainingCase
 from maisi_aug.training.prepared import PreparedStore
@@ -77,11 +78,14 @@ def plan_labels(
     )
     traits = measure_traits(store, [source.id for source in sources], report=report)
     taught = []
+    told_in_data: set[int] = set()
     for source in sources:
         name = given[source.name]
         known = base.vocabulary.label(ids[source.name]) if base.vocabulary.contains(ids[source.name]) else None
-        known_hosts = (known.hosts if known else ()) or source.hosts
-        own_hosts = hosts.get(name) or known_hosts
+        given_hosts = hosts.get(name) or (known.hosts if known else ())
+        own_hosts = given_hosts or source.hosts
+        if not given_hosts:
+            told_in_data.add(source.id)
         chosen_hosts = own_hosts or choose_hosts(traits[source.id])
         kind, why = choose_kind(source.name, traits[source.id])
         if name in kinds:
@@ -90,7 +94,14 @@ def plan_labels(
             kind, why = ("lesion" if known.kind == "tumor" else "organ"), f"as in bundle '{base.name}'"
         around = "hosts as given" if own_hosts else "hosts by what surrounds it in the training data"
         taught.append(TaughtLabel(source.name, source.id, ids[source.name], chosen_hosts, kind, f"{why}; {around}"))
-    return tuple(taught)
+    # Hosts that the preparation was told are ids of the prepared maps, and may be new labels that get another id here.
+    table, _, _ = remap_table(taught, dataset=dataset, base=base)
+    return tuple(
+        replace(label, hosts=tuple(dict.fromkeys(int(table[host]) for host in label.hosts)))
+        if label.source_id in told_in_data
+        else label
+        for label in taught
+    )
 
 
 def measure_traits(
