@@ -120,12 +120,36 @@ def require_fitting_grid(dataset: PreparedDataset, base: Bundle) -> None:
 
 
 def describe_run(config: FinetuneConfig, base: Bundle, dataset: PreparedDataset) -> dict[str, Any]:
-    """What a run consists of, as plain values: settings, base and data."""
+    """What a run consists of, as plain values: settings, base and data.
+
+    The held-out cases are named: data that are prepared again with other patients or folds may hold out others, whom
+    the run was trained on.
+    """
     return {
         "configuration": config.model_dump(mode="json"),
         "base": {"name": base.name, "fingerprint": base.fingerprint},
-        "data": {"path": str(dataset.path.resolve()), "cases": {case.id: case.key[:16] for case in dataset.cases}},
+        "data": {
+            "path": str(dataset.path.resolve()),
+            "cases": {case.id: case.key[:16] for case in dataset.cases},
+            "held_out": [case.id for case in dataset.cases if case.fold == config.fold],
+        },
     }
+
+
+def require_free_folder(folder: Path) -> None:
+    """Raise unless a folder is new, empty, one of a run, or holds prepared cases alone.
+
+    Raises:
+        TrainingError: Naming what it holds.
+    """
+    if (folder / SETTINGS_NAME).is_file():
+        return
+    foreign = sorted(entry.name for entry in folder.iterdir() if entry.name != "prepared") if folder.is_dir() else []
+    if foreign or folder.is_file():
+        raise TrainingError(
+            f"{folder}: expected a new or empty folder, or one of an earlier run, found "
+            f"{', '.join(foreign[:4]) or 'a file'}. Nothing was changed; choose another --out."
+        )
 
 
 def open_run(folder: Path, described: dict[str, Any]) -> None:
@@ -150,12 +174,7 @@ def open_run(folder: Path, described: dict[str, Any]) -> None:
                 f"({'; '.join(changed[:4])}). Choose another --out, or repeat the first command to go on."
             )
         return
-    foreign = sorted(entry.name for entry in folder.iterdir() if entry.name != "prepared") if folder.is_dir() else []
-    if foreign or folder.is_file():
-        raise TrainingError(
-            f"{folder}: expected a new or empty folder, or one of an earlier run, found "
-            f"{', '.join(foreign[:4]) or 'a file'}. Nothing was changed; choose another --out."
-        )
+    require_free_folder(folder)
     write_text_whole(path, yaml.safe_dump(described, sort_keys=False, allow_unicode=True, width=100))
 
 

@@ -120,7 +120,9 @@ def open_prepared(recipe: MaskTrainingRecipe, store: PreparedStore) -> MaskSplit
             f"{len(folds)}. Prepare more cases."
         )
     parts = [store.select(exclude_fold=folds[0]), store.select(folds=[folds[0]])]
-    key = hash_of([store.dataset.path.name, *([record.id, record.label_sha256] for record in store.cases)])
+    # Folds too: latents are kept by number, and cases that were trained on must never come to be held out.
+    rows = [[record.id, record.label_sha256, record.fold == folds[0]] for record in store.cases]
+    key = hash_of([store.dataset.path.name, *rows])
     training, held_out = (ClassMaps(StoreMaps(part), store.vocabulary) for part in parts)
     return MaskSplit(training, held_out, key, f"{len(parts[0])} prepared cases of {store.dataset.path.name}")
 
