@@ -117,7 +117,7 @@ def find_synthetic_cases(
     if synthetic_ids:
         num_listed = len(cases)
         cases = tuple(case for case in cases if case.case_id in synthetic_ids)
-        notes = (*notes, f"{num_listed - len(cases)} real cases of {path.name} were left out of '{name}'.")
+        notes = (*notes, f"{num_listed - len(cases)} of the {num_listed} cases of '{name}' are real and left out.")
     found: LabelIds = {}
     for label in labels:
         wanted = mapping.get(label, (label,))

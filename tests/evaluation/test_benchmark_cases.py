@@ -114,8 +114,8 @@ def test_dataset_of_both_kinds_is_no_real_one_and_gives_its_synthetic_cases(tmp_
     folder = write_dataset(tmp_path / "d", 3, maisi_aug=mark)
     source = find_synthetic_cases("synthetic", folder, ["tumor"], {})
     assert [case.case_id for case in source.cases] == ["case_001", "case_002"]
-    assert source.notes == ("1 real cases of d were left out of 'synthetic'.",)
-    with pytest.raises(BenchmarkError, match="expected real cases, which are tested on, found a dataset with synthetic"):
+    assert source.notes == ("1 of the 3 cases of 'synthetic' are real and left out.",)
+    with pytest.raises(BenchmarkError, match="expected real cases, which are tested on, found a dataset with"):
         find_real_cases(folder, None)
 
 
