@@ -63,6 +63,7 @@ def monai(
         cases = f"{report.num_synthetic} synthetic and {report.num_real} real cases"
         typer.echo(f"{report.path}: {cases}, {report.num_folds} folds.")
         typer.echo("\n".join(f"  {number:>3}  {name}" for name, number in report.labels.items()))
-        typer.echo(f"Next: python -m monai.apps.auto3dseg AutoRunner run --input='{report.path / TASK_NAME}'")
+        task = report.path / TASK_NAME
+        typer.echo(f"Next, with pip install fire: python -m monai.apps.auto3dseg AutoRunner run --input='{task}'")
     for note in report.notes:
         typer.echo(f"Note: {note}", err=True)

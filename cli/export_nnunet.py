@@ -156,7 +156,7 @@ def nnunet(
 def _require_none(given: dict[str, Any], place: str) -> None:
     """Raise a usage error for an option that has no meaning here."""
     for option, value in given.items():
-        if value:
+        if value is not None and value is not False:
             flag = "--" + option.replace("_", "-")
             raise typer.BadParameter(
                 f"expected {place} only, found it in the other case. Leave it out.", param_hint=flag

@@ -38,7 +38,8 @@ def trainer_path(
     typer.echo(f"export {TRAINER_VARIABLE}={shlex.quote(os.pathsep.join([*others, folder]))}")
     for variable in (RAW_VARIABLE, *OTHER_VARIABLES):
         if not os.environ.get(variable):
-            typer.echo(f"# not set, and nnU-Net needs it: export {variable}=DIR")
+            # On stderr: eval would swallow it.
+            typer.echo(f"Note: {variable} is not set, and nnU-Net needs it: export {variable}=DIR", err=True)
 
 
 def compact_plans(

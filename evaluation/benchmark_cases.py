@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from maisi_aug.bank_files import find_entries, stem_of
 from maisi_aug.errors import BankError, BenchmarkError, VocabularyError
 from maisi_aug.evaluation.benchmark_config import BenchmarkConfig
 from maisi_aug.integrations.cohort_source import load_cohort_source
+from maisi_aug.integrations.nnunet_folders import MARK_KEY
 from maisi_aug.labels import Vocabulary, lookup_words
 from maisi_aug.manifest import MANIFEST_NAME
 from maisi_aug.seeds import numpy_generator
@@ -77,8 +79,13 @@ def find_real_cases(path: Path, labels: Mapping[str, tuple[int, ...]] | None) ->
         labels: Name to numbers; None for the names that the folder gives itself.
 
     Raises:
-        BenchmarkError: There are no cases or no label names, or several channels.
+        BenchmarkError: There are no cases or no label names, several channels, or synthetic cases among the real ones.
     """
+    if _read_mark(path):
+        raise BenchmarkError(
+            f"{path}: expected real cases, which are tested on, found a dataset with synthetic ones, exported with "
+            "--like. Give the real dataset that it was made from."
+        )
     cases, names, notes = _list_folder(path)
     label_ids = dict(labels) if labels else names
     if not label_ids:
@@ -106,6 +113,11 @@ def find_synthetic_cases(
     if (path / MANIFEST_NAME).is_file():
         return _read_cohort(name, path, labels, mapping)
     cases, names, notes = _list_folder(path)
+    synthetic_ids = _read_mark(path)
+    if synthetic_ids:
+        num_listed = len(cases)
+        cases = tuple(case for case in cases if case.case_id in synthetic_ids)
+        notes = (*notes, f"{num_listed - len(cases)} of the {num_listed} cases of '{name}' are real and left out.")
     found: LabelIds = {}
     for label in labels:
         wanted = mapping.get(label, (label,))
@@ -148,6 +160,15 @@ def _unknown_label(label: str, wanted: Sequence[str], path: Path, names: Mapping
         f"Label '{label}': expected '{'+'.join(wanted)}' among the labels of {path}, found {known}. "
         f'Say which ids it has there, with --map "{label}=1+2".'
     )
+
+
+def _read_mark(path: Path) -> frozenset[str]:
+    """Ids of the synthetic cases that a dataset holds beside real ones; empty for every other folder."""
+    try:
+        mark = json.loads((path / DATASET_NAME).read_text(encoding="utf-8"))[MARK_KEY]
+        return frozenset(map(str, mark["synthetic_cases"]))
+    except (OSError, ValueError, TypeError, KeyError):
+        return frozenset()
 
 
 def _list_folder(path: Path) -> tuple[tuple[CaseFiles, ...], LabelIds, tuple[str, ...]]:
@@ -235,7 +256,8 @@ def _is_int(value: object) -> bool:
 
 
 def _within(folder: Path, path: str) -> Path:
-    return Path(path) if Path(path).is_absolute() else folder / path
+    """A file that ``dataset.json`` names; nnU-Net takes paths relative to the folder, with variables."""
+    return folder / os.path.expandvars(path)
 
 
 def find_lesion_labels(labels: Iterable[str]) -> tuple[str, ...]:
@@ -265,9 +287,10 @@ def split_patients(case_ids: Sequence[str], config: BenchmarkConfig) -> Split:
 
 
 def find_leaks(cases: Iterable[CaseFiles], tested: Iterable[CaseFiles]) -> tuple[str, ...]:
-    """Ids of synthetic cases that were made from the label map of a test case.
+    """Ids of synthetic cases that were made from the label map of a test case, or are a test case.
 
-    Such a case shows a test patient's anatomy to the training; by file name or by the hash of the map.
+    Such a case shows a test patient's anatomy to the training; by file name or by the hash of the map, and by the map
+    itself where nothing says what a case was made from.
     """
     stems, hashes = set(), set()
     for case in tested:
@@ -277,6 +300,7 @@ def find_leaks(cases: Iterable[CaseFiles], tested: Iterable[CaseFiles]) -> tuple
         case.case_id
         for case in cases
         if any(word[:16] in hashes or _stem_of_name(word) in stems for word in case.origin)
+        or (not case.origin and sha256_of(case.label)[:16] in hashes)
     )
 
 

@@ -222,8 +222,8 @@ def _leave_leaks_out(source: CaseSource, tested: Sequence[CaseFiles]) -> tuple[C
     kept = tuple(case for case in source.cases if case.case_id not in leaks)
     shown = ", ".join(leaks[:5]) + (" and others" if len(leaks) > 5 else "")
     return replace(source, cases=kept), [
-        f"{len(leaks)} of the {len(source.cases)} cases of '{source.name}' were left out: they were made from label "
-        f"maps of test patients ({shown})."
+        f"{len(leaks)} of the {len(source.cases)} cases of '{source.name}' were left out: they are test cases, or were "
+        f"made from label maps of test patients ({shown})."
     ]
 
 

@@ -19,6 +19,7 @@ from maisi_aug import __version__
 from maisi_aug.errors import ExportError
 from maisi_aug.integrations.cohort_source import CohortSource, load_cohort_source
 from maisi_aug.integrations.export_labels import LabelNumbering, choose_labels, count_labels
+from maisi_aug.integrations.nnunet import require_label_maps
 from maisi_aug.integrations.nnunet_folders import PREPROCESSED_VARIABLE
 from maisi_aug.integrations.nnunet_labels import map_labels, require_complete_mapping
 from maisi_aug.integrations.nnunet_real import RealDataset, load_real_dataset
@@ -99,8 +100,11 @@ def export_monai(
     _require_use(like, label=label, absent=absent, labels=labels, include_anatomy=include_anatomy)
     cohort = load_cohort_source(cohort_dir)
     real = None if like is None else load_real_dataset(like)
-    chosen = choose_labels(cohort, labels, include_anatomy=include_anatomy, notify=notify)
-    numbering = chosen if real is None else _number_like(cohort, real, label, absent, notify)
+    if real is None:
+        numbering = choose_labels(cohort, labels, include_anatomy=include_anatomy, notify=notify)
+    else:
+        require_label_maps(cohort)
+        numbering = _number_like(cohort, real, label, absent, notify)
     folds = _find_folds(cohort, real)
     with folders_that_appear_whole(out) as (building,):
         num_linked = _write_cases(cohort, numbering, building, notify)

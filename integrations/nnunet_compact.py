@@ -130,6 +130,7 @@ def _shrink(settings: dict[str, Any], side: int, features: Sequence[int], batch_
     _, strides, kernels, patch, _ = get_pool_and_conv_props(spacing, sides, MIN_BOTTLENECK, len(features) - 1)
     strides, kernels = strides[: len(features)], kernels[: len(features)]
     shrunk = deepcopy(settings)
+    shrunk.pop("next_stage", None)  # cascades are left out, and validation would predict for the missing stage
     shrunk["patch_size"] = [int(edge) for edge in patch]
     shrunk["batch_size"] = batch_size
     network = shrunk["architecture"]["arch_kwargs"]

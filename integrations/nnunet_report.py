@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -12,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from maisi_aug.integrations.nnunet_contacts import count_contacts, find_holes
+from maisi_aug.integrations.nnunet_folders import PREPROCESSED_VARIABLE, RAW_VARIABLE
 from maisi_aug.integrations.nnunet_labels import describe_mapping
 from maisi_aug.integrations.nnunet_plans import choose_configuration
 from maisi_aug.integrations.nnunet_request import LikeExport
@@ -183,7 +186,15 @@ def write_report(report: LikeReport, folder: Path) -> None:
 def _list_commands(export: LikeExport, configuration: str) -> tuple[str, ...]:
     number, plans = export.target.name[len("Dataset") :].partition("_")[0], export.plans.moved_name
     trainer = DEFAULT_TRAINER if all(fold["train"] for fold in export.folds.folds) else "nnUNetTrainerSynthetic100"
+    folders = {RAW_VARIABLE: export.target.parent, PREPROCESSED_VARIABLE: export.preprocessed_target.parent}
+    # Given as options, the folders are not in the environment, where nnU-Net looks for them.
+    exports = [
+        f"export {variable}={shlex.quote(str(folder.absolute()))}"
+        for variable, folder in folders.items()
+        if Path(os.environ.get(variable) or os.devnull).absolute() != folder.absolute()
+    ]
     return (
+        *exports,
         'eval "$(maisi-aug nnunet-trainer-path --env)"',
         f"nnUNetv2_preprocess -d {number} -plans_name {plans} -c {configuration}",
         f"nnUNetv2_train {number} {configuration} 0 -p {plans} -tr {trainer}",

@@ -48,13 +48,23 @@ dataset_id, plans, configuration, num_processes = sys.argv[1:]
 preprocess_dataset(int(dataset_id), plans, (configuration,), (int(num_processes),), show_progress_bar=False)
 """
 _TRAIN = """
-import random, sys
+import multiprocessing, os, random, signal, sys
 from pathlib import Path
 import numpy as np
 import torch
 from nnunetv2.run.run_training import get_trainer_from_args
 
 dataset, configuration, fold, trainer_name, plans, device, num_epochs, num_iterations, seed = sys.argv[1:]
+main = os.getpid()
+
+
+def stop(*_):  # with the workers that draw batches, which would live on and hold the pipe of the output
+    for worker in multiprocessing.active_children() if os.getpid() == main else ():
+        worker.terminate()
+    os._exit(1)
+
+
+signal.signal(signal.SIGTERM, stop)
 random.seed(int(seed))
 np.random.seed(int(seed) % 2**32)
 torch.manual_seed(int(seed))
@@ -63,11 +73,22 @@ trainer.num_epochs = int(num_epochs)
 trainer.num_iterations_per_epoch = int(num_iterations)
 trainer.num_val_iterations_per_epoch = 1  # validates on a training case; nothing is chosen by it
 trainer.save_every = max(1, int(num_epochs) // 20)
+save = trainer.save_checkpoint
+
+
+def save_whole(path):
+    save(path + ".part")
+    if os.path.exists(path + ".part"):
+        os.replace(path + ".part", path)
+
+
+trainer.save_checkpoint = save_whole
 latest = Path(trainer.output_folder) / "checkpoint_latest.pth"
 if latest.is_file():
     trainer.load_checkpoint(str(latest))
 trainer.run_training()
 """
+_SECONDS_TO_END = 30.0
 _EPOCH = re.compile(r"train_loss (-?\d+\.\d+)")
 
 ReportEpoch = Callable[[int, float], None]
@@ -154,7 +175,7 @@ def train_nnunet_fold(
         results: Gets nnU-Net's results.
         num_steps: Optimiser steps in all.
         seed: Of weights and batches.
-        device: "cpu" or "cuda".
+        device: "cpu", "cuda" or "cuda:N".
         max_minutes: Stop after so long; a later call goes on from the last epoch that was kept.
         report_epoch: Called with steps done and the loss after each epoch.
 
@@ -171,7 +192,7 @@ def train_nnunet_fold(
     num_iterations = next(n for n in range(min(MAX_EPOCH_STEPS, num_steps), 0, -1) if num_steps % n == 0)
     arguments = [dataset, CONFIGURATION, str(fold), TRAINER, plans, device.split(":")[0]]
     arguments += [str(num_steps // num_iterations), str(num_iterations), str(seed)]
-    environment = _environment(folder / "raw", folder / "preprocessed", results)
+    environment = _environment(folder / "raw", folder / "preprocessed", results) | show_device(device)
     if device == "cpu":
         environment |= {"nnUNet_compile": "f", "nnUNet_n_proc_DA": "0"}
     lines = _follow(arguments, environment, max_minutes, lambda n, loss: report_epoch(n * num_iterations, loss))
@@ -180,6 +201,19 @@ def train_nnunet_fold(
     if not final.is_file():
         raise BenchmarkError(f"nnU-Net: expected a trained fold, found: {lines[-300:] or 'no message'}. See {model}.")
     return model
+
+
+def show_device(device: str) -> dict[str, str]:
+    """The variable that leaves nnU-Net only one GPU of several to see, since it always takes the first.
+
+    Args:
+        device: Such as "cuda:1", counted among those that this process sees; others need no variable.
+    """
+    kind, _, number = device.partition(":")
+    if kind != "cuda" or not number:
+        return {}
+    seen = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
+    return {"CUDA_VISIBLE_DEVICES": seen[int(number)] if int(number) < len(seen) else number}
 
 
 def _follow(
@@ -214,6 +248,10 @@ def _follow(
                     report(num_epochs, float(found[1]))
         except BaseException:  # Ctrl-C too must not leave a training behind
             process.terminate()
+            try:
+                process.wait(_SECONDS_TO_END)
+            except subprocess.TimeoutExpired:
+                process.kill()
             raise
         finally:
             if timer is not None:

@@ -109,6 +109,33 @@ def test_one_case_is_refused() -> None:
         split_patients(["only"], config)
 
 
+def test_dataset_of_both_kinds_is_no_real_one_and_gives_its_synthetic_cases(tmp_path: Path) -> None:
+    mark = {"format": 1, "real_dataset": "Dataset003_X", "synthetic_cases": ["case_001", "case_002"]}
+    folder = write_dataset(tmp_path / "d", 3, maisi_aug=mark)
+    source = find_synthetic_cases("synthetic", folder, ["tumor"], {})
+    assert [case.case_id for case in source.cases] == ["case_001", "case_002"]
+    assert source.notes == ("1 of the 3 cases of 'synthetic' are real and left out.",)
+    with pytest.raises(BenchmarkError, match="expected real cases, which are tested on, found a dataset with"):
+        find_real_cases(folder, None)
+
+
+def test_variables_in_dataset_json_are_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MY_CASES", str(tmp_path / "d"))
+    row = {"images": ["$MY_CASES/imagesTr/case_000_0000.nii.gz"], "label": "${MY_CASES}/labelsTr/case_000.nii.gz"}
+    source = find_real_cases(write_dataset(tmp_path / "d", 1, dataset={"a": row}), None)
+    assert [case.case_id for case in source.cases] == ["a"]
+
+
+def test_test_cases_in_a_synthetic_folder_are_leaks(tmp_path: Path) -> None:
+    tested = find_real_cases(write_dataset(tmp_path / "d", 2), None).cases[:1]
+    mixed = write_pairs(tmp_path / "p", 2)
+    for folder, file in (("images", tested[0].image), ("labels", tested[0].label)):
+        shutil.copy(file, mixed / folder / "renamed.nii.gz")
+    cases = find_synthetic_cases("synthetic", mixed, ["tumor"], {}).cases
+    assert len(cases) == 3
+    assert find_leaks(cases, tested) == ("renamed",)
+
+
 def test_cases_made_from_test_maps_are_leaks(tmp_path: Path) -> None:
     write_dataset(tmp_path / "d", 2)
     tested = find_real_cases(tmp_path / "d", None).cases[:1]

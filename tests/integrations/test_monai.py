@@ -156,3 +156,10 @@ def test_cohort_without_requested_labels_needs_to_be_told(tmp_path: Path) -> Non
     with pytest.raises(ExportError, match="expected a label to export, found that the cohort was asked for none"):
         CohortDataset(cohort)
     assert CohortDataset(cohort, include_anatomy=True).numbering.ids == (1, 3)
+
+
+def test_beside_real_cases_a_cohort_needs_no_requested_labels(tmp_path: Path) -> None:
+    cohort = write_cohort(tmp_path / "cohort", [], [])
+    real = write_real(tmp_path / "Dataset003_Liver", {"liver": 1}, 2)
+    report = export_monai(cohort, tmp_path / "out", like=real)
+    assert report.labels == {"background": 0, "liver": 1}

@@ -92,6 +92,15 @@ def test_patch_stays_within_small_images(tmp_path: Path) -> None:
     assert configuration["patch_size"] == [40, 64, 64]
 
 
+def test_low_resolution_does_not_name_a_stage_that_is_left_out(tmp_path: Path) -> None:
+    dataset = write_plans(tmp_path, [1.5, 1.5, 1.5], [200, 256, 256])
+    path = dataset / "nnUNetPlans_real.json"
+    content = json.loads(path.read_text())
+    content["configurations"]["3d_fullres"]["next_stage"] = "3d_cascade_fullres"
+    path.write_text(json.dumps(content))
+    assert "next_stage" not in read_configuration(write_compact_plans(dataset, "nnUNetPlans_real"))
+
+
 def test_residual_networks_keep_their_blocks(tmp_path: Path) -> None:
     dataset = write_plans(tmp_path, [1.5, 1.5, 1.5], [200, 256, 256], n_blocks_per_stage=[1, 3, 4, 6, 6, 6])
     plans = write_compact_plans(dataset, "nnUNetPlans_real", features=[8, 16, 32], side=48, batch_size=3)

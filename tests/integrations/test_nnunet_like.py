@@ -96,6 +96,7 @@ def test_export_runs_nnunets_planner_on_real_cases_and_passes_its_check(
     outcome = run_cli("export", "nnunet", place.cohort, "--like", place.real, "--dataset-id", 503, "--label", TUMOR)
     assert outcome.code == 0, outcome.stderr
     assert "nnUNetv2_train 503 3d_fullres 0 -p nnUNetPlans_real -tr nnUNetTrainerSynthetic50" in outcome.stdout
+    assert "export nnUNet_" not in outcome.stdout
     assert {path.name for path in place.raw.iterdir()} == {"Dataset003_Liver", "Dataset503_LiverSynthetic"}
     assert [path.name for path in place.preprocessed.iterdir()] == ["Dataset503_LiverSynthetic"]
     fingerprint = read_json(place.preprocessed_target / "dataset_fingerprint.json")
@@ -195,6 +196,15 @@ class TestContent:
         assert sorted(case_id for fold in splits for case_id in fold["val"]) == [f"liver_{i}" for i in range(num_real)]
         assert f"{num_real} real cases make {num_folds} folds" in report.notes[0]
         assert ("Synthetic100" in report.commands[-1]) == (num_real == 1)
+
+    def test_commands_name_folders_that_the_environment_does_not(
+        self, place: Place, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("nnUNet_raw", str(place.raw))
+        monkeypatch.setenv("nnUNet_preprocessed", "/elsewhere")
+        report = place.fill().export()
+        assert report.commands[0] == f"export nnUNet_preprocessed={place.preprocessed}"
+        assert report.commands[1].startswith("eval ")
 
     def test_synthetic_files_take_the_axes_of_the_real_ones(self, place: Place) -> None:
         report = place.fill(codes="LPS").export()

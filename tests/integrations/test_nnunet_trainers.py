@@ -81,10 +81,10 @@ class TestPath:
         monkeypatch.setenv(TRAINER_VARIABLE, f"/other one:{trainer_folder()}")
         monkeypatch.setenv("nnUNet_raw", "/raw")
         monkeypatch.delenv("nnUNet_results", raising=False)
-        lines = run_cli("nnunet-trainer-path", "--env").stdout.splitlines()
-        assert lines[0] == f"export nnUNet_extTrainer='/other one:{trainer_folder()}'"
-        assert not any("nnUNet_raw" in line for line in lines)
-        assert "# not set, and nnU-Net needs it: export nnUNet_results=DIR" in lines
+        outcome = run_cli("nnunet-trainer-path", "--env")
+        assert outcome.stdout == f"export nnUNet_extTrainer='/other one:{trainer_folder()}'\n"
+        assert "nnUNet_raw" not in outcome.stderr
+        assert "nnUNet_results is not set, and nnU-Net needs it: export nnUNet_results=DIR" in outcome.stderr
 
 
 def build_plans(patch: tuple[int, int, int]) -> dict[str, Any]:

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
+import os
+import time
 from pathlib import Path
 
 import pytest
 
 from maisi_aug.errors import BenchmarkError
 from maisi_aug.integrations import nnunet_training
-from maisi_aug.integrations.nnunet_training import train_nnunet_fold
+from maisi_aug.integrations.nnunet_training import show_device, train_nnunet_fold
 
 
 def train(folder: Path, reports: list[tuple[int, float]], max_minutes: float | None = None) -> Path | None:
@@ -59,3 +61,84 @@ def test_training_is_stopped_when_the_time_is_up(tmp_path: Path, monkeypatch: py
 def test_failed_planning_is_told_with_its_last_words() -> None:
     with pytest.raises(BenchmarkError, match="nnU-Net, planning: expected it to end well, found: boom"):
         nnunet_training._run("import sys; sys.exit('boom')", [], {}, "planning")
+
+
+@pytest.mark.parametrize(
+    ("seen", "device", "expected"),
+    [
+        (None, "cuda:1", {"CUDA_VISIBLE_DEVICES": "1"}),
+        ("4,GPU-7", "cuda:1", {"CUDA_VISIBLE_DEVICES": "GPU-7"}),
+        ("4", "cuda", {}),
+        (None, "cpu", {}),
+    ],
+)
+def test_nnunet_sees_the_chosen_gpu_alone(
+    monkeypatch: pytest.MonkeyPatch, seen: str | None, device: str, expected: dict[str, str]
+) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if seen is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", seen)
+    assert show_device(device) == expected
+
+
+STAND_IN = """
+import multiprocessing, os, sys, time, types
+from pathlib import Path
+folder = Path({folder!r})
+
+
+def draw():
+    (folder / "worker").write_text(str(os.getpid()))
+    time.sleep(60)
+
+
+class Trainer:
+    output_folder = str(folder)
+
+    def save_checkpoint(self, path):
+        Path(path).write_text("half")
+        (folder / "seen").write_text(" ".join(sorted(p.name for p in folder.glob("*.pth"))))
+        Path(path).write_text("whole")
+
+    def run_training(self):
+        self.save_checkpoint(str(folder / "checkpoint_latest.pth"))
+        multiprocessing.get_context("fork").Process(target=draw, daemon=True).start()
+        print("train_loss 0.5", flush=True)
+        time.sleep(60)
+
+
+module = types.ModuleType("nnunetv2.run.run_training")
+module.get_trainer_from_args = lambda *arguments, **settings: Trainer()
+for name in ("nnunetv2", "nnunetv2.run"):
+    sys.modules[name] = types.ModuleType(name)
+sys.modules[module.__name__] = module
+sys.modules["torch"] = torch = types.ModuleType("torch")  # takes seconds to load, and only seeds are set
+torch.manual_seed = torch.device = lambda value: value
+"""
+
+
+def test_stopped_training_leaves_no_half_checkpoint_and_no_worker(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use_program(monkeypatch, STAND_IN.format(folder=str(tmp_path)) + nnunet_training._TRAIN)
+
+    def stop_at_first_epoch(step: int, loss: float) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train_nnunet_fold(
+            tmp_path, "D", "p", fold=0, results=tmp_path / "r", num_steps=5, seed=1, device="cpu",
+            report_epoch=stop_at_first_epoch,
+        )  # fmt: skip
+    assert (tmp_path / "seen").read_text() == ""  # while it was being written, nothing had the name yet
+    assert (tmp_path / "checkpoint_latest.pth").read_text() == "whole"
+    worker = tmp_path / "worker"
+    if worker.is_file():
+        with pytest.raises(ProcessLookupError):
+            _wait_for_end(int(worker.read_text()))
+
+
+def _wait_for_end(process_id: int) -> None:
+    for _ in range(100):
+        os.kill(process_id, 0)
+        time.sleep(0.05)
