@@ -21,6 +21,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import weakref
 from collections.abc import Callable, Mapping
@@ -92,7 +93,7 @@ class FreshCases:
         self._epoch = multiprocessing.get_context("spawn").Value("q", 0)
         self._folder = Path(tempfile.mkdtemp(prefix="maisi-aug-"))
         self._authkey = secrets.token_bytes(32)
-        self._connections: dict[int, Connection] = {}
+        self._connections: dict[tuple[int, int], Connection] = {}
         self._process = process = self._start(configuration, device, buffer)
         self._owner, self._server_pid = os.getpid(), process.pid
         self._finalizer: Callable[[], object] = weakref.finalize(self, _stop, process, self._folder, os.getpid())
@@ -167,18 +168,19 @@ class FreshCases:
         raise CohortError(f"Fresh cases: expected another case, found {kind}: {message}")
 
     def _connect(self) -> Connection:
-        """This process's own connection; the workers of a loader have inherited that of another."""
-        if os.getpid() not in self._connections:
+        """This thread's own connection; the workers of a loader have inherited those of another process."""
+        key = os.getpid(), threading.get_ident()
+        if key not in self._connections:
             ends_at = time.monotonic() + CONNECT_SECONDS
             while True:
                 try:
-                    self._connections[os.getpid()] = Client(self._address, "AF_UNIX", authkey=self._authkey)
+                    self._connections[key] = Client(self._address, "AF_UNIX", authkey=self._authkey)
                     break
                 except (FileNotFoundError, ConnectionRefusedError):
                     if time.monotonic() > ends_at or not self._is_alive():
                         raise
                     time.sleep(0.05)
-        return self._connections[os.getpid()]
+        return self._connections[key]
 
     def _is_alive(self) -> bool:
         if self._process is not None and os.getpid() == self._owner:

@@ -29,6 +29,8 @@ from maisi_aug.whole_files import sha256_of
 __all__ = ["Bundle", "BundleSpec", "MaskGenerationSpec", "SlotSpec", "WeightFile", "load_bundle"]
 
 BUNDLE_FILE = "bundle.yaml"
+RUN_FOLDER = "bundle"
+"""Where trainings and fine-tunings leave their bundle, so that the folder of a run names it, too."""
 HOME_VARIABLE = "MAISI_AUG_HOME"
 EMBEDDED_FOLDER = Path(__file__).parent / "bundles"
 _LOG = logging.getLogger(__name__)
@@ -303,7 +305,8 @@ def load_bundle(name_or_path: str | Path) -> Bundle:
     """Read and validate a bundle; its weights are read later, by the networks.
 
     Args:
-        name_or_path: The name of an embedded or fetched bundle, or a folder that holds ``bundle.yaml``.
+        name_or_path: The name of an embedded or fetched bundle, or a folder that holds ``bundle.yaml``,
+            itself or in its folder ``bundle`` as that of a training run does.
 
     Raises:
         BundleError: For an unknown name, one that can be fetched but has not been, a folder without ``bundle.yaml``,
@@ -314,9 +317,9 @@ def load_bundle(name_or_path: str | Path) -> Bundle:
         return _read_bundle(EMBEDDED_FOLDER / text.replace("-", "_"))
     if text in pulled_bundles():
         return _read_bundle(pulled_bundles_folder() / text)
-    folder = Path(name_or_path)
-    if (folder / BUNDLE_FILE).is_file():
-        return _read_bundle(folder)
+    for folder in (Path(name_or_path), Path(name_or_path) / RUN_FOLDER):
+        if (folder / BUNDLE_FILE).is_file():
+            return _read_bundle(folder)
     if text in known_bundles():
         raise BundleError(
             f"Bundle '{text}': expected its weights on this machine, but they have not been fetched yet. "

@@ -152,6 +152,13 @@ def test_damaged_bundle_is_named_and_hides_no_other(
     assert line.endswith("The list leaves 'torn' out until it is fetched or installed again.")
 
 
+def test_folder_of_a_training_run_stands_for_its_bundle(tmp_path: Path) -> None:
+    folder = tmp_path / "run" / "bundle"
+    folder.mkdir(parents=True)
+    (folder / BUNDLE_FILE).write_text(yaml.safe_dump({**build_header(), "weights": {}}))
+    assert load_bundle(tmp_path / "run").path == folder
+
+
 def test_folder_without_bundle_file_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bundle_module, "EMBEDDED_FOLDER", tmp_path)
     with pytest.raises(BundleError, match="expected the name of a bundle or a folder with bundle.yaml, found neither"):
