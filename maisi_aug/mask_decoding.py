@@ -25,8 +25,10 @@ from maisi_aug.networks import mixed_precision
 from maisi_aug.split_convolution import SplitResBlock, as_scale_and_shift
 
 Function = Callable[[Tensor], Tensor]
-MAX_LOGITS = 1 << 25
-"""Logits held at once: 128 MB in float32."""
+MAX_LOGITS = 1 << 23
+"""Logits held at once: 32 MB in float32."""
+MIN_SLAB = 4
+"""Voxels along I that are classified at once, whatever their logits take: of thinner slabs the margin is most."""
 MAX_FEATURES = 1 << 28
 """Features of a level, in numbers, above which its blocks go through it in slabs: 1 GB in float32."""
 
@@ -68,7 +70,7 @@ def decode_classes(
         autoencoder: MAISI's VAE of label maps.
         latent: ``(B, C, i, j, k)``, not scaled.
         max_features: Features of a level above which its blocks go through it in slabs.
-        max_logits: Logits held at once; a slab is one voxel thick at least.
+        max_logits: Logits held at once; a slab is ``MIN_SLAB`` voxels thick at least.
 
     Returns:
         ``(B, I, J, K)`` uint8 classes, on the device of the latent.
@@ -91,7 +93,7 @@ def decode_classes(
             logits: Tensor = convolution(prepare(part).float())
         return logits.argmax(dim=1, keepdim=True)
 
-    for slab, part in _by_slab(classify, features, _thickness(classes, num_classes, max_logits)):
+    for slab, part in _by_slab(classify, features, max(MIN_SLAB, _thickness(classes, num_classes, max_logits))):
         classes[:, slab] = part[:, 0]
     return classes
 
