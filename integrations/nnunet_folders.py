@@ -27,15 +27,7 @@ def require_raw_folder(out: Path | None) -> Path:
     Raises:
         ExportError: Neither is there.
     """
-    if out is not None:
-        return out
-    from_environment = os.environ.get(RAW_VARIABLE)
-    if not from_environment:
-        raise ExportError(
-            "nnU-Net raw folder: expected --out or the environment variable nnUNet_raw, found neither. "
-            "Give --out DIR, or export nnUNet_raw=DIR."
-        )
-    return Path(from_environment)
+    return _require_folder(out, "raw", "--out", RAW_VARIABLE)
 
 
 def require_preprocessed_folder(given: Path | None) -> Path:
@@ -44,13 +36,17 @@ def require_preprocessed_folder(given: Path | None) -> Path:
     Raises:
         ExportError: Neither is there.
     """
+    return _require_folder(given, "preprocessed", "--preprocessed", PREPROCESSED_VARIABLE)
+
+
+def _require_folder(given: Path | None, kind: str, option: str, variable: str) -> Path:
     if given is not None:
         return given
-    from_environment = os.environ.get(PREPROCESSED_VARIABLE)
+    from_environment = os.environ.get(variable)
     if not from_environment:
         raise ExportError(
-            "nnU-Net preprocessed folder: expected --preprocessed or the environment variable nnUNet_preprocessed, "
-            "found neither. Give --preprocessed DIR, or export nnUNet_preprocessed=DIR."
+            f"nnU-Net {kind} folder: expected {option} or the environment variable {variable}, found neither. "
+            f"Give {option} DIR, or export {variable}=DIR."
         )
     return Path(from_environment)
 

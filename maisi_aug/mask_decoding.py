@@ -93,14 +93,14 @@ def decode_classes(
             logits: Tensor = convolution(prepare(part).float())
         return logits.argmax(dim=1, keepdim=True)
 
-    for slab, part in _by_slab(classify, features, max(MIN_SLAB, _thickness(classes, num_classes, max_logits))):
+    for slab, part in _by_slab(classify, features, _thickness(classes, num_classes, max_logits)):
         classes[:, slab] = part[:, 0]
     return classes
 
 
 def _thickness(like: Tensor, num_channels: int, max_numbers: int) -> int:
-    """How thick a slab along I may be that holds at most so many numbers per voxel of a ``(B, I, J, K)`` map."""
-    return max(1, max_numbers // (like[:, 0].numel() * num_channels))
+    """How thick a slab along I of a ``(B, I, J, K)`` map is that holds at most so many numbers, or ``MIN_SLAB``."""
+    return max(MIN_SLAB, max_numbers // (like[:, 0].numel() * num_channels))
 
 
 def _by_slab(function: Function, features: Tensor, thickness: int) -> Iterator[tuple[slice, Tensor]]:
