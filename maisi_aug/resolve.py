@@ -107,7 +107,7 @@ def resolve_cohort(
     bundle = load_bundle(config.bundle)
     config = _with_default_bank(config, bundle)
     bundle.require_told(
-        modality=config.modality, body_region=None if _chooses_maps(config, bundle) else config.body_region
+        modality=config.modality, body_region=None if _only_chooses_maps(config, bundle) else config.body_region
     )
     preset = None if config.preset is None else find_preset(config.preset, bundle)
     if preset is not None and config.decoding.window is None:
@@ -208,9 +208,11 @@ def _follows_maps(config: CohortConfig) -> bool:
     return config.mask_source == GIVEN and config.preset is None
 
 
-def _chooses_maps(config: CohortConfig, bundle: Bundle) -> bool:
-    """Whether a body region chooses among the label maps of a bank: one that tells what its maps show."""
-    if config.body_region is None or config.mask_source not in ("plant", "bank") or config.mask_bank == EMBEDDED_BANK:
+def _only_chooses_maps(config: CohortConfig, bundle: Bundle) -> bool:
+    """Whether a body region does no more than choose among label maps: of a bank that tells what its maps show."""
+    if config.body_region is None or bundle.is_told_regions:
+        return False  # no need to list the bank
+    if config.mask_source not in ("plant", "bank") or config.mask_bank == EMBEDDED_BANK:
         return False
     return any(entry.extent_mm is not None for entry in _list_bank(config, bundle.vocabulary)[0])
 
