@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
@@ -12,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from maisi_aug.bank_entry import BankEntry
-from maisi_aug.bank_files import find_entries
+from maisi_aug.bank_files import digest_of, find_entries
 from maisi_aug.bank_labels import (
     LabelMapping,
     Translation,
@@ -104,6 +106,12 @@ class FolderBank:
     def __len__(self) -> int:
         """Maps that are usable as far as is known."""
         return len(self._entries) - len(self._bad)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 over what tells this bank from another without opening its maps: its files, and what ids mean."""
+        meanings = self._mapping if isinstance(self._mapping, str) else dict(self._mapping)
+        return hashlib.sha256(json.dumps([digest_of(self._entries), meanings]).encode()).hexdigest()
 
     @property
     def skipped(self) -> list[tuple[str, str]]:

@@ -75,8 +75,8 @@ def open_bank(
 ) -> MaskSplit:
     """Cut every map of a bank once to the recipe's grid, with its lesions' volumes kept, and store the cuts.
 
-    The cuts are what training goes on with, even where the bank changes later. A map that cannot be used is left out;
-    ``bank.skipped`` says why. Every map counts as a patient of its own.
+    A bank with other files, or whose ids mean something else, is another one, whatever its name. A map that cannot be
+    used is left out; ``bank.skipped`` says why. Every map counts as a patient of its own.
 
     Raises:
         BankError: No map can be used.
@@ -84,7 +84,8 @@ def open_bank(
     """
     grid = Grid.from_spacing(recipe.grid.shape, recipe.grid.spacing_mm)
     indices = sorted(bank.order(recipe.data.seed, Needs()))
-    store = folder / f"maps-{hash_of([bank.name, recipe.data.seed, recipe.grid.model_dump(mode='json')])}"
+    key = hash_of([bank.name, bank.digest, recipe.data.seed, recipe.grid.model_dump(mode="json")])
+    store = folder / f"maps-{key}"
 
     def cut(index: int) -> NDArray[np.uint8] | None:
         bank_map = bank.load(index)
@@ -94,9 +95,8 @@ def open_bank(
         return cut_map(bank_map, grid, [], rng=rng, keep_ids=bank.vocabulary.tumor_ids).label_map
 
     usable = store_maps(store, [f"{index:05d}" for index in indices], lambda place: cut(indices[place]), report=report)
-    return _split(
-        FileMaps(usable), [path.stem for path in usable], recipe, bank.vocabulary, f"{len(usable)} maps of {bank.name}"
-    )
+    names = [key, *(path.stem for path in usable)]
+    return _split(FileMaps(usable), names, recipe, bank.vocabulary, f"{len(usable)} maps of {bank.name}")
 
 
 def open_prepared(recipe: MaskTrainingRecipe, store: PreparedStore) -> MaskSplit:

@@ -18,6 +18,8 @@ from tests.tiny_bank import build_trunk, write_case
 from tests.tiny_mask_training import build_mask_recipe, class_of
 from tests.tiny_training import SHAPE, SPACING_MM, build_case
 
+IDS = {str(label.id): label.name for label in MAISI if label.id not in (0, 26)}
+
 
 def build_bank_recipe() -> MaskTrainingRecipe:
     return build_mask_recipe(grid__shape=[32, 24, 24], grid__spacing_mm=[10.0, 11.0, 8.0], data__num_held_out=4)
@@ -42,6 +44,20 @@ def test_bank_is_cut_once_and_a_fifth_of_it_held_out(tmp_path: Path) -> None:
     again = open_trunks(tmp_path / "bank", 6, tmp_path / "out")
     assert (again.key, [path.stat().st_mtime_ns for path in stored]) == (split.key, before)
     assert split.origin == "6 maps of bank"
+
+
+def test_another_bank_of_the_same_name_is_other_data(tmp_path: Path) -> None:
+    first = open_trunks(tmp_path / "a" / "bank", 2, tmp_path / "out")
+    for number in range(2):
+        write_case(tmp_path / "b" / "bank", f"case{number}", build_trunk(tumours_mm=(22.0,), seed=number + 2))
+    recipe = build_bank_recipe()
+    grid = Grid.from_spacing(recipe.grid.shape, recipe.grid.spacing_mm)
+    other = FolderBank(tmp_path / "b" / "bank", vocabulary=MAISI, grid=grid, mapping="maisi")
+    second = open_bank(recipe, other, tmp_path / "out")
+    assert first.key != second.key
+    assert (first.training[0] != second.training[0]).any()
+    renamed = FolderBank(tmp_path / "b" / "bank", vocabulary=MAISI, grid=grid, mapping={"26": "bone lesion"} | IDS)
+    assert open_bank(recipe, renamed, tmp_path / "out").key != second.key
 
 
 def test_bank_of_one_map_is_refused(tmp_path: Path) -> None:
