@@ -151,7 +151,8 @@ def prepare(
     modality: Annotated[Modality, typer.Option(help="What the networks are told of the images.")] = Modality.ct,
     name: Annotated[str | None, typer.Option(help="Name of the data set; that of --out when not given.")] = None,
     update: Annotated[
-        bool, typer.Option("--update", help="Bring a folder that was prepared with other options to these.")
+        bool,
+        typer.Option("--update", help="Bring a folder with other options or further cases to these."),
     ] = False,
     workers: Annotated[int | None, typer.Option(min=1, help="Processes; one per core when not given.")] = None,
     dry_run: Annotated[

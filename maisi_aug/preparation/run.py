@@ -25,6 +25,7 @@ from maisi_aug.grid_limits import GridSpec
 from maisi_aug.labels import Vocabulary
 from maisi_aug.preparation.case import CaseTask
 from maisi_aug.preparation.collecting import add_organs
+from maisi_aug.preparation.folder import take_folder
 from maisi_aug.preparation.folds import assign_folds, find_patients, require_enough_patients
 from maisi_aug.preparation.mapping import LabelMeanings, MapRule, allocate_new_labels, resolve_meanings
 from maisi_aug.preparation.settings import PrepareSettings
@@ -39,24 +40,21 @@ from maisi_aug.preparation.survey import (
     tables_of,
 )
 from maisi_aug.preparation.tissues import Tissue
-from maisi_aug.preparation.writing import STATE_FOLDER, prepare_and_write
+from maisi_aug.preparation.writing import prepare_and_write
 from maisi_aug.prepared import (
     CASES_NAME,
-    FOLDERS,
     SPEC_NAME,
     ModalityName,
     PreparedCase,
     PreparedDataset,
     PreparedSpec,
 )
-from maisi_aug.recipe import differences
-from maisi_aug.whole_files import remove_leftovers, write_text_whole
+from maisi_aug.whole_files import write_text_whole
 
 Report = Callable[[str, int, int], None]
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-OPTIONS_NAME = "options.json"
 SUMMARY_NAMES = ("summary.md", "summary.json")
 
 
@@ -175,39 +173,13 @@ def plan_preparation(
 
 
 def claim_folder(plan: PreparePlan, out: Path, *, update: bool = False) -> None:
-    """Make the folder, or see that it is ours; until it is complete it has no ``dataset.yaml``.
-
-    Args:
-        plan: From ``plan_preparation``.
-        out: New, empty, or a folder that was prepared with the same options.
-        update: Whether a folder with other options is brought to these.
+    """Take a folder for a plan, as ``preparation.folder.take_folder`` says.
 
     Raises:
-        PreparationError: It holds something else, or was prepared with other options.
+        PreparationError: It holds something else, was prepared with other options, or has cases that are not among
+            those of the plan.
     """
-    options = _describe_options(plan)
-    path = out / STATE_FOLDER / OPTIONS_NAME
-    if out.exists() and not out.is_dir():
-        raise PreparationError(f"{out}: expected a folder, found a file. Choose another --out.")
-    if path.is_file():
-        changed = differences(json.loads(path.read_text(encoding="utf-8")), options)
-        if changed and not update:
-            raise PreparationError(
-                f"{out}: expected the options that this folder was prepared with, found others ({'; '.join(changed)}). "
-                "Choose another --out, or bring the folder to the new options with --update."
-            )
-    elif out.is_dir() and any(out.iterdir()):
-        found = sorted(child.name for child in out.iterdir())[0]
-        raise PreparationError(
-            f"{out}: expected a new, an empty or a prepared folder, found '{found}'. Nothing was changed; choose "
-            "another --out."
-        )
-    for name in (STATE_FOLDER, *FOLDERS):
-        (out / name).mkdir(parents=True, exist_ok=True)
-        remove_leftovers(out / name)
-    (out / SPEC_NAME).unlink(missing_ok=True)
-    _remove_stale(out, {task.case.id for task in plan.tasks})
-    write_text_whole(path, json.dumps(options, indent=1) + "\n")
+    take_folder(out, _describe_options(plan), {task.case.id for task in plan.tasks}, update=update)
 
 
 def with_organs(plan: PreparePlan, folder: Path, organ_labels: str) -> PreparePlan:
@@ -347,15 +319,6 @@ def _describe_options(plan: PreparePlan) -> dict[str, Any]:
     options = {"map": rules, "runs_totalsegmentator": plan.request.runs_totalsegmentator}
     plain: dict[str, Any] = json.loads(json.dumps({**plan.settings.to_dict(), **options}))
     return plain
-
-
-def _remove_stale(out: Path, case_ids: set[str]) -> None:
-    """Remove the files of cases that an earlier run prepared and this one leaves out."""
-    for record in (out / STATE_FOLDER).glob("*.json"):
-        if record.name != OPTIONS_NAME and record.stem not in case_ids:
-            for name in FOLDERS:
-                (out / name / f"{record.stem}{'.png' if name == 'previews' else '.nii.gz'}").unlink(missing_ok=True)
-            record.unlink()
 
 
 def _finish(out: Path, plan: PreparePlan, records: Sequence[Mapping[str, Any]]) -> PreparedDataset:

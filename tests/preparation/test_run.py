@@ -90,7 +90,10 @@ def test_same_command_makes_nothing_again_and_a_new_case_alone(prepare: Run, tmp
     again = {path: path.stat().st_mtime_ns for path in (out / "images").iterdir()}
     assert {path.name for path in again if again[path] != made.get(path)} == {"p2_a.nii.gz", "p3_a.nii.gz"}
     assert len(load_prepared(out).cases) == 3
-    assert prepare(lab, "--exclude", "p3_a", folds=2).code == 0
+    refused = prepare(lab, "--exclude", "p3_a", folds=2)
+    assert "expected all cases that this folder was prepared from, found 1 left out (p3_a)" in refused.stderr
+    assert len(load_prepared(out).cases) == 3
+    assert prepare(lab, "--exclude", "p3_a", "--update", folds=2).code == 0
     assert not (out / "images" / "p3_a.nii.gz").exists()
     assert len(load_prepared(out).cases) == 2
 
