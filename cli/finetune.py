@@ -139,8 +139,13 @@ def finetune_controlnet(
         float, typer.Option(min=1.0, help="Weight of the labels in the loss.", rich_help_panel=_HOW)
     ] = 100.0,
     contrastive_weight: Annotated[
-        float, typer.Option(min=0.0, help="Weight of the region contrastive loss; 0 for none.", rich_help_panel=_HOW)
-    ] = 0.01,
+        float | None,
+        typer.Option(
+            min=0.0,
+            help="Weight of the region contrastive loss; 0 for none (default: 0.01; ddpm bases have none).",
+            rich_help_panel=_HOW,
+        ),
+    ] = None,
     label_mean_weight: Annotated[
         float,
         typer.Option(
@@ -194,7 +199,6 @@ def finetune_controlnet(
             "tune": tune.value,
             "rank": rank,
             "start": start.value,
-            "contrastive_weight": contrastive_weight,
             "num_pictures": pictures,
             "seed": seed,
             "loss": {
@@ -206,13 +210,15 @@ def finetune_controlnet(
         }
     )
     from maisi_aug.bundle import load_bundle
-    from maisi_aug.training.finetune_checks import require_trainable, with_crop
+    from maisi_aug.training.finetune_checks import require_trainable, with_contrast, with_crop
 
     bundle = load_bundle(base)
     require_trainable(bundle)
     result = _run(
-        lambda is_main: open_data(data, bundle, out, rules=map_rules or (), organs=organs or (), is_main=is_main),
-        with_crop(config, parse_shape(crop), bundle),
+        lambda is_main: open_data(
+            data, bundle, out, labels=label, rules=map_rules or (), organs=organs or (), is_main=is_main
+        ),
+        with_contrast(with_crop(config, parse_shape(crop), bundle), contrastive_weight, bundle),
         base=bundle,
         out=out,
         device=device,
@@ -232,7 +238,7 @@ def _describe_loop(
 
     return {
         "num_steps": steps,
-        "learning_rate": learning_rate or DEFAULT_RATES[tune.value],
+        "learning_rate": DEFAULT_RATES[tune.value] if learning_rate is None else learning_rate,
         "num_warmup_steps": min(MAX_WARMUP_STEPS, steps // 10),
         "decay_power": 2.0,
         "validation_steps": validate_every or max(1, steps // NUM_VALIDATIONS),

@@ -21,7 +21,14 @@ MAX_FOLDS = 5
 
 
 def open_data(
-    text: str, base: Bundle, out: Path, *, rules: Sequence[str], organs: Sequence[Path], is_main: bool = True
+    text: str,
+    base: Bundle,
+    out: Path,
+    *,
+    labels: Sequence[str],
+    rules: Sequence[str],
+    organs: Sequence[Path],
+    is_main: bool = True,
 ) -> PreparedStore:
     """The cases to train on.
 
@@ -32,6 +39,7 @@ def open_data(
         text: What ``--data`` says.
         base: Its grid and its names for slots are those of the prepared cases.
         out: Folder of the run.
+        labels: What is to be taught; labels of these names in the data need no rule.
         rules: Of ``--map``.
         organs: Folders of organ labels.
         is_main: Whether this process prepares what is not prepared yet; others read it afterwards.
@@ -59,7 +67,7 @@ def open_data(
     if not is_main:  # the main process has prepared them: two at once would take each other's description away
         return PreparedStore.from_folder(out / PREPARED_FOLDER)
     try:
-        _prepare(_find_sources(text, tuple(organs)), base, out / PREPARED_FOLDER, rules)
+        _prepare(_find_sources(text, tuple(organs)), base, out / PREPARED_FOLDER, labels, rules)
     except PreparationError as error:
         message = re.sub(r"--(nnunet|images|labels)\b", "--data", str(error))
         if set(re.findall(r"--[a-z-]+", message)) - {"--data", "--map", "--organs", "--out"}:
@@ -79,20 +87,21 @@ def _find_sources(text: str, organs: tuple[Path, ...]) -> Sources:
     return Sources(images, labels, None, organs)
 
 
-def _prepare(sources: Sources, base: Bundle, folder: Path, rules: Sequence[str]) -> None:
+def _prepare(sources: Sources, base: Bundle, folder: Path, labels: Sequence[str], rules: Sequence[str]) -> None:
     from maisi_aug.cli.progress import count_stages
     from maisi_aug.preparation.collecting import collect_cases
-    from maisi_aug.preparation.mapping import parse_rule
+    from maisi_aug.preparation.mapping import name_new_labels, parse_rule
     from maisi_aug.preparation.run import PrepareRequest, claim_folder, plan_preparation, run_preparation
 
     cases, notes = collect_cases(sources)
+    own_rules = tuple(map(parse_rule, rules))
     request = PrepareRequest(
         cases=cases,
         vocabulary=base.vocabulary,
         shape=base.grid.shape,
         spacing_mm=base.spec.grid.spacing_mm,
         name=folder.resolve().parent.name,
-        rules=tuple(map(parse_rule, rules)),
+        rules=(*own_rules, *name_new_labels(labels, cases, own_rules, base.vocabulary)),
         num_folds=max(2, min(MAX_FOLDS, len(cases))),
     )
     typer.echo(

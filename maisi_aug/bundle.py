@@ -125,12 +125,17 @@ class Bundle:
                 f"num_inference_steps: expected at most {limit}, the time steps that bundle '{self.name}' was trained "
                 f"with, found {chosen}. Choose fewer with --steps."
             )
-        if self.spec.scheduler.get("class") == "DDPMScheduler" and chosen != limit:
+        if self.is_ddpm and chosen != limit:
             raise RecipeError(
                 f"num_inference_steps: expected {limit}, for DDPM goes through every time step that bundle "
                 f"'{self.name}' was trained with, found {chosen}. Leave --steps out."
             )
         return chosen
+
+    @property
+    def is_ddpm(self) -> bool:
+        """Whether the diffusion U-Net predicts noise; otherwise the velocity of a rectified flow."""
+        return bool(self.spec.scheduler.get("class") == "DDPMScheduler")
 
     @property
     def is_told_regions(self) -> bool:

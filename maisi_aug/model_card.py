@@ -72,7 +72,7 @@ def build_model_card(
         "## Labels\n",
         "| label | id | kind | lies in | patients | volume at 5 / 50 / 95%, mL | median, HU | accepted medians, HU |",
         "| --- | ---: | --- | --- | ---: | ---: | ---: | ---: |",
-        *(_row(label, measures[label.name]) for label in taught),
+        *(_row(label, measures[label.name], _spell_hosts(label, header)) for label in taught),
         "",
         *(f"- {label.name}: {label.why}." for label in taught),
         "\n## Training\n",
@@ -107,10 +107,17 @@ def _spell_origin_of_maps(taught: Sequence[TaughtLabel], header: Mapping[str, An
     return "\n".join(f"- {sentence}" for sentence in sentences) + "\n"
 
 
-def _row(label: TaughtLabel, found: LabelMeasures) -> str:
+def _spell_hosts(label: TaughtLabel, header: Mapping[str, Any]) -> str:
+    """Names of a label's hosts: of slots the name that the bundle gives them."""
+    bound = {slot["id"]: name for name, slot in header.get("slots", {}).items()}
+    return ", ".join(
+        bound.get(host) or (MAISI.name_of(host) if MAISI.contains(host) else str(host)) for host in label.hosts
+    )
+
+
+def _row(label: TaughtLabel, found: LabelMeasures, hosts: str) -> str:
     quantiles = found.sizes.quantiles_ml
     volumes = " / ".join(f"{quantiles[place]:.3g}" for place in (1, 10, 19))
-    hosts = ", ".join(MAISI.name_of(host) if MAISI.contains(host) else str(host) for host in label.hosts)
     middle = f"{volumes} ({diameter_mm(quantiles[10]):.0f} mm at 50%)"
     return (
         f"| {label.name} | {label.id} | {label.kind} | {hosts} | {found.num_patients} | {middle} | "

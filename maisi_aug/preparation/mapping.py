@@ -14,6 +14,7 @@ from fnmatch import fnmatchcase
 from maisi_aug.bank_labels import find_label_id
 from maisi_aug.errors import PreparationError, VocabularyError
 from maisi_aug.labels import BACKGROUND_ID, FREE_IDS, KNOWN_SLOTS, MAISI, SLOT_IDS, Vocabulary
+from maisi_aug.preparation.sources import SourceCase
 from maisi_aug.prepared import NewLabel, bind_new_labels
 
 DROP = "-"
@@ -110,6 +111,28 @@ def parse_rule(text: str) -> MapRule:
         )
     named = tuple(host.strip() for host in hosts.split(",") if host.strip())
     return MapRule(role.strip().lower() if slash else None, rest.strip(), target, named, is_new)
+
+
+def name_new_labels(
+    names: Iterable[str], cases: Iterable[SourceCase], rules: Sequence[MapRule], vocabulary: Vocabulary
+) -> tuple[MapRule, ...]:
+    """Rules for labels of the lab's files that are to be called as they are, and that nothing else gives a meaning.
+
+    Args:
+        names: What the labels are to be called; names of the vocabulary need no rule.
+        cases: Whose files name labels.
+        rules: The user's, which go first.
+        vocabulary: That of the base bundle.
+    """
+    files = [file for case in cases for file in case.labels]
+    labels = dict.fromkeys(
+        SourceLabel(file.role, label_id, name)
+        for file in files
+        for label_id, name in ([(None, file.mask_name)] if file.mask_name else file.names.items())
+    )
+    open_labels = [label for label in labels if not any(rule.matches(label) for rule in rules)]
+    own = [MapRule(None, name, name, is_new=True) for name in names if find_label_id(name, vocabulary) is None]
+    return tuple(rule for rule in own if not rule.is_pattern and any(map(rule.matches, open_labels)))
 
 
 def resolve_meanings(

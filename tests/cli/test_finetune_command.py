@@ -11,6 +11,8 @@ from maisi_aug.bundle import load_bundle
 from maisi_aug.cli.finetune_data import open_data
 from maisi_aug.errors import PreparationError
 from maisi_aug.preparation.writing import STATE_FOLDER
+from maisi_aug.weights import write_random_bundle
+from tests.tiny_bundle import build_ddpm_header
 from tests.tiny_lab import write_lab
 from tests.tiny_prepared import write_prepared, write_tiny_base
 
@@ -60,6 +62,7 @@ def test_bundle_is_made_and_told_of(run_cli: Callable[..., Any], places: tuple[P
         (("--crop", "10x16x16"), "Crop for bundle 'tiny'"),
         (("--slot", "gland=liver"), "Slot of 'gland': expected 'auto', a placeholder"),
         (("--map", "1=gland"), "--map: expected none for"),
+        (("--learning-rate", "0"), "loop.learning_rate: Input should be greater than 0, found 0.0"),
     ],
 )
 def test_bad_words_are_told_of(
@@ -88,12 +91,12 @@ def test_two_patients_are_enough_and_one_process_prepares(
     lab, base = write_lab(tmp_path / "lab", 2), load_bundle(places[1])
     rules = ("1=gland@liver", "2=liver")
     with pytest.raises(PreparationError, match="expected a prepared folder, found no dataset.yaml"):
-        open_data(str(lab), base, tmp_path / "out", rules=rules, organs=(), is_main=False)
-    store = open_data(str(lab), base, tmp_path / "out", rules=rules, organs=())
+        open_data(str(lab), base, tmp_path / "out", labels=(), rules=rules, organs=(), is_main=False)
+    store = open_data(str(lab), base, tmp_path / "out", labels=(), rules=rules, organs=())
     assert sorted(case.fold for case in store.cases) == [0, 1]
     assert "every case counts as a patient of its own" in capsys.readouterr().err
     written = (tmp_path / "out" / "prepared" / "dataset.yaml").stat().st_mtime_ns
-    other = open_data(str(lab), base, tmp_path / "out", rules=rules, organs=(), is_main=False)
+    other = open_data(str(lab), base, tmp_path / "out", labels=(), rules=rules, organs=(), is_main=False)
     assert other.cases == store.cases
     assert (tmp_path / "out" / "prepared" / "dataset.yaml").stat().st_mtime_ns == written
 
@@ -102,13 +105,38 @@ def test_stopped_preparation_is_not_taken_for_a_labs_folder(places: tuple[Path, 
     for name in (STATE_FOLDER, "images", "labels"):
         (tmp_path / "data" / name).mkdir(parents=True)
     with pytest.raises(PreparationError, match="or give the same command again if it was stopped"):
-        open_data(str(tmp_path / "data"), load_bundle(places[1]), tmp_path / "out", rules=(), organs=())
+        open_data(str(tmp_path / "data"), load_bundle(places[1]), tmp_path / "out", labels=(), rules=(), organs=())
 
 
 def test_faults_of_unprepared_data_name_this_commands_options(places: tuple[Path, Path], tmp_path: Path) -> None:
     base = load_bundle(places[1])
     with pytest.raises(PreparationError, match=r"^--data nowhere: expected a raw dataset's folder"):
-        open_data("nowhere", base, tmp_path / "out", rules=(), organs=())
+        open_data("nowhere", base, tmp_path / "out", labels=(), rules=(), organs=())
     (tmp_path / "lab").mkdir()
     with pytest.raises(PreparationError, match=r"--image-pattern .* That is an option of 'maisi-aug prepare'"):
-        open_data(str(tmp_path / "lab"), base, tmp_path / "out", rules=(), organs=())
+        open_data(str(tmp_path / "lab"), base, tmp_path / "out", labels=(), rules=(), organs=())
+
+
+def test_label_named_in_the_data_needs_no_rule(places: tuple[Path, Path], tmp_path: Path) -> None:
+    lab, base = write_lab(tmp_path / "lab", 2), load_bundle(places[1])
+    (lab / "labels.json").write_text(json.dumps({"1": "node", "2": "liver"}))
+    with pytest.raises(PreparationError, match=r"found none for 1 \(node\)"):
+        open_data(str(lab), base, tmp_path / "out", labels=("liver",), rules=(), organs=())
+    store = open_data(str(lab), base, tmp_path / "out", labels=("node",), rules=(), organs=())
+    assert set(store.dataset.spec.new_labels) == {"node"}
+    with pytest.raises(PreparationError, match="found others"):  # the user's rule goes first: it is other data
+        open_data(str(lab), base, tmp_path / "out", labels=("node",), rules=("1=gland@liver",), organs=())
+
+
+def test_contrastive_loss_is_for_rectified_flow_alone(
+    run_cli: Callable[..., Any], places: tuple[Path, Path], tmp_path: Path
+) -> None:
+    base = write_random_bundle(tmp_path / "base", build_ddpm_header(), seed=3)
+    fast = ("--steps", "1", "--pictures", "0", "--crop", "16x16x16")
+    command = (*COMMAND, "--data", places[0], "--base", base.path, "--out", tmp_path / "run", *fast)
+    refused = run_cli(*command, "--contrastive-weight", "0.1")
+    assert "--contrastive-weight 0.1: expected 0 for base 'tiny-ddpm'" in " ".join(refused.stderr.split())
+    assert not (tmp_path / "run").exists()
+    done = run_cli(*command)
+    assert done.code == 0, done.stderr
+    assert "contrastive_weight: 0.0" in (tmp_path / "run" / "finetune.yaml").read_text()
