@@ -12,6 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from maisi_aug.bank_files import find_referenced
 from maisi_aug.errors import ExportError
 from maisi_aug.integrations.nnunet_folders import FILE_ENDING, MAPPING_NAME, MARK_KEY
 from maisi_aug.orientation import axis_codes
@@ -174,7 +175,7 @@ def _cases_by_reference(folder: Path, entries: Mapping[str, Any]) -> tuple[RealC
         images = [str(path) for path in entries[case_id]["images"]]
         if len(images) != 1:
             raise ExportError(f"{case_id}: expected one image, found {len(images)} in dataset.json. Correct the entry.")
-        image, label = (folder / os.path.expandvars(path) for path in (images[0], str(entries[case_id]["label"])))
+        image, label = (find_referenced(folder, path) for path in (images[0], str(entries[case_id]["label"])))
         cases.append(RealCase(case_id, _clean(image), _clean(label)))
     return tuple(cases)
 

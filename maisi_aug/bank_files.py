@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -139,9 +140,18 @@ def load_label_names(path: Path) -> dict[str, Mapping[int, str]]:
     return {"": _to_names(table, path)}
 
 
+def find_referenced(folder: Path, text: str) -> Path:
+    """A file that an nnU-Net dataset's ``dataset`` entry points at: relative to its folder, variables replaced."""
+    return folder / os.path.expandvars(text)
+
+
 def _to_names(table: Mapping[str, Any], path: Path) -> dict[int, str]:
+    """Id -> name; an id of nnU-Net's regions, which join several ids, is called as the smallest that holds it."""
+    regions = {name: values for name, values in table.items() if isinstance(values, list)}
+    widest_first = sorted(regions, key=lambda name: len(regions[name]), reverse=True)
+    parts = [(name, value) for name in widest_first for value in regions[name]]
     names: dict[int, str] = {}
-    for key, value in table.items():
+    for key, value in (*parts, *((key, value) for key, value in table.items() if key not in regions)):
         label_id, name = (key, value) if str(key).isdecimal() else (value, key)
         if not str(label_id).isdecimal() or not isinstance(name, str):
             raise BankError(

@@ -12,7 +12,7 @@ import numpy as np
 
 from maisi_aug.balance import BalanceTarget, LesionCensus
 from maisi_aug.bank_entry import BankEntry
-from maisi_aug.bank_files import NAME_FILES, find_entries, load_label_names
+from maisi_aug.bank_files import NAME_FILES, find_entries, find_referenced, load_label_names
 from maisi_aug.bank_labels import find_label_id
 from maisi_aug.bank_map import load_entry
 from maisi_aug.errors import BankError, RequestError, did_you_mean
@@ -23,6 +23,8 @@ from maisi_aug.lesions import measure_lesions
 LESION_WORDS = ("lesion", "lesions", "tumor", "tumour", "tumors", "tumours", "cancer", "mass", "metastasis", "nodule")
 LesionMap = Mapping[str, str]
 """Label of the vocabulary -> what the dataset calls it: an id or a name."""
+_Names = Mapping[str, tuple[int, ...]]
+"""What a dataset's names mean: one id, or the several that a region joins."""
 
 
 def take_census(
@@ -48,12 +50,13 @@ def take_census(
         VolumeError: A label map cannot be read.
     """
     entries = _list_entries(path, vocabulary)
+    regions = _read_regions(path)
     mapping = _by_label(mapping or {}, targets, vocabulary)
     groups: dict[Any, dict[str, tuple[tuple[int, ...], str]]] = {}
     volumes: dict[str, list[tuple[float, ...]]] = {target.label: [] for target in targets}
     sources: dict[str, str] = {}
     for done, entry in enumerate(entries, start=1):
-        names = _names_of(entry, vocabulary)
+        names = _names_of(entry, vocabulary, regions)
         key = None if names is None else tuple(names.items())
         if key not in groups:
             groups[key] = {t.label: _find_ids(path, t, names, mapping, vocabulary) for t in targets}
@@ -108,7 +111,8 @@ def _list_referenced(path: Path) -> list[BankEntry] | None:
     entries = []
     names = _plain_names(description)
     for case_id, row in sorted(table.items()):
-        label = path / row["label"] if isinstance(row, dict) and isinstance(row.get("label"), str) else None
+        text = row.get("label") if isinstance(row, dict) else None
+        label = find_referenced(path, text) if isinstance(text, str) else None
         if label is None or not label.is_file():
             raise BankError(
                 f"{description}: expected the label map of {case_id}, found {label or 'no path'}. Restore the file."
@@ -121,13 +125,24 @@ def _plain_names(path: Path) -> Mapping[int, str] | None:
     return load_label_names(path).get("")
 
 
-def _names_of(entry: BankEntry, vocabulary: Vocabulary) -> Mapping[int, str] | None:
-    """The names of an entry's ids; of a cohort's those of the vocabulary, and of masks those of their files."""
+def _read_regions(path: Path) -> _Names:
+    """The regions of an nnU-Net dataset: labels that join several ids."""
+    description = path / "dataset.json"
+    labels = json.loads(description.read_text(encoding="utf-8")).get("labels") if description.is_file() else None
+    named = labels.items() if isinstance(labels, dict) else ()
+    return {name: tuple(map(int, values)) for name, values in named if isinstance(values, list)}
+
+
+def _names_of(entry: BankEntry, vocabulary: Vocabulary, regions: _Names) -> _Names | None:
+    """What the names of an entry mean: of a cohort those of the vocabulary, of masks those of their files."""
     if entry.organ_names:
-        return dict(enumerate(entry.organ_names, start=1))
+        return {name: (place,) for place, name in enumerate(entry.organ_names, start=1)}
     if entry.has_vocabulary_ids:
-        return {label.id: label.name for label in vocabulary}
-    return entry.label_names
+        return {label.name: (label.id,) for label in vocabulary if label.id}
+    if entry.label_names is None:
+        return None
+    single = {name: (label_id,) for label_id, name in entry.label_names.items() if label_id and name not in regions}
+    return {**single, **regions}
 
 
 def _by_label(mapping: LesionMap, targets: Sequence[BalanceTarget], vocabulary: Vocabulary) -> dict[str, str]:
@@ -143,38 +158,47 @@ def _by_label(mapping: LesionMap, targets: Sequence[BalanceTarget], vocabulary: 
 
 
 def _find_ids(
-    path: Path, target: BalanceTarget, names: Mapping[int, str] | None, mapping: LesionMap, vocabulary: Vocabulary
+    path: Path, target: BalanceTarget, names: _Names | None, mapping: LesionMap, vocabulary: Vocabulary
 ) -> tuple[tuple[int, ...], str]:
     """The dataset's ids of a lesion, and what to tell the user of how they were found."""
     if target.label in mapping:
         return _find_mapped(path, target, names, mapping[target.label])
-    named = {label_id: name for label_id, name in (names or {}).items() if label_id}
-    found = [i for i, name in named.items() if find_label_id(name, vocabulary) == target.label_id]
+    named = names or {}
+    found = [name for name in named if find_label_id(name, vocabulary) == target.label_id]
     if found:
-        return tuple(found), ", ".join(f"label {i} '{named[i]}'" for i in found)
+        ids = dict.fromkeys(label_id for name in found for label_id in named[name])
+        return tuple(ids), ", ".join(f"label {_spell_ids(named[name])} '{name}'" for name in found)
     # "cancer" beside "liver" in a dataset of one lesion: nothing else can be meant, and the table says what was taken.
-    bare = [i for i, name in named.items() if name.strip().lower() in LESION_WORDS]
-    others = {find_label_id(name, vocabulary) for name in named.values()}
+    bare = [name for name in named if name.strip().lower() in LESION_WORDS]
+    others = {find_label_id(name, vocabulary) for name in named}
     if len(bare) == 1 and others.intersection(vocabulary.hosts_of(target.label_id)):
-        return (bare[0],), f"label {bare[0]} '{named[bare[0]]}' beside its host organ"
-    listed = ", ".join(f"{i} '{name}'" for i, name in list(named.items())[:12]) or f"no names in {NAME_FILES[1]}"
+        return named[bare[0]], f"label {_spell_ids(named[bare[0]])} '{bare[0]}' beside its host organ"
+    listed = _list(named, limit=12) or f"no names in {NAME_FILES[1]}"
     raise BankError(
         f"Dataset {path}: expected a label that is '{target.label}', found {listed}. Say which it is, such as "
         f"--map '{target.label}=2'."
     )
 
 
-def _find_mapped(
-    path: Path, target: BalanceTarget, names: Mapping[int, str] | None, source: str
-) -> tuple[tuple[int, ...], str]:
+def _find_mapped(path: Path, target: BalanceTarget, names: _Names | None, source: str) -> tuple[tuple[int, ...], str]:
     text = source.strip()
-    by_name = {name.strip().lower(): label_id for label_id, name in (names or {}).items()}
-    if text.isdecimal() and int(text) > 0 and (names is None or int(text) in names):
-        return (int(text),), f"label {text}" + (f" '{names[int(text)]}'" if names else "")
-    if text.lower() in by_name:
-        return (by_name[text.lower()],), f"label {by_name[text.lower()]} '{text}'"
-    known = ", ".join(f"{i} '{name}'" for i, name in (names or {}).items()) or "ids alone"
+    by_name = {name.strip().lower(): name for name in names or {}}
+    if names is not None and text.lower() in by_name:
+        name = by_name[text.lower()]
+        return names[name], f"label {_spell_ids(names[name])} '{name}'"
+    if text.isdecimal() and int(text) > 0:
+        holders = [name for name, ids in (names or {}).items() if ids == (int(text),)]
+        if names is None or any(int(text) in ids for ids in names.values()):
+            return (int(text),), f"label {text}" + (f" '{holders[0]}'" if holders else "")
     raise BankError(
-        f"--map '{target.label}={source}': expected a label of {path} ({known}), found none."
-        f"{did_you_mean(text, by_name)} Name one of them."
+        f"--map '{target.label}={source}': expected a label of {path} ({_list(names or {}) or 'ids alone'}), found "
+        f"none.{did_you_mean(text, by_name)} Name one of them."
     )
+
+
+def _list(names: _Names, limit: int | None = None) -> str:
+    return ", ".join(f"{_spell_ids(ids)} '{name}'" for name, ids in list(names.items())[:limit])
+
+
+def _spell_ids(ids: Sequence[int]) -> str:
+    return "+".join(map(str, ids))

@@ -132,7 +132,7 @@ def test_label_names_above_the_bank_are_not_used(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("{", "expected JSON"), ("[1]", "expected label ids and names"), ('{"labels": {"a": [1, 2]}}', r"'a': \[1, 2\]")],
+    [("{", "expected JSON"), ("[1]", "expected label ids and names"), ('{"labels": {"a": ["b", 2]}}', "'a': 'b'")],
 )
 def test_bad_label_names_are_refused(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "labels.json").write_text(text)
@@ -175,3 +175,9 @@ def test_digest_changes_with_any_file(tmp_path: Path, name: str) -> None:
     before = digest_of(find_entries(bank, _is_organ)[0])
     (tmp_path / name).write_text(json.dumps({"1": "liver"}))
     assert digest_of(find_entries(bank, _is_organ)[0]) != before
+
+
+def test_id_of_regions_is_called_as_the_smallest_that_holds_it(tmp_path: Path) -> None:
+    labels = {"background": 0, "kidney": [1, 2, 3], "masses": [2, 3], "tumor": 2}
+    (tmp_path / "dataset.json").write_text(json.dumps({"labels": labels}))
+    assert load_label_names(tmp_path / "dataset.json") == {"": {0: "background", 1: "kidney", 2: "tumor", 3: "masses"}}

@@ -87,6 +87,24 @@ def test_dataset_that_points_at_its_files_is_followed(tmp_path: Path) -> None:
         take_census(dataset, targets("hepatic tumor"), vocabulary=MAISI)
 
 
+def test_regions_join_their_labels_and_variables_are_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_dataset(tmp_path / "elsewhere", {})
+    monkeypatch.setenv("LAB", str(tmp_path / "elsewhere"))
+    dataset = tmp_path / "Dataset005_Regions"
+    dataset.mkdir()
+    rows = {"c0": {"images": [], "label": "$LAB/labelsTr/case_0.nii.gz"}}
+    labels = {"background": 0, "whole liver": [1, 2], "liver tumor": [2]}
+    (dataset / "dataset.json").write_text(json.dumps({"labels": labels, "dataset": rows}))
+    (census,) = take_census(dataset, targets("hepatic tumor"), vocabulary=MAISI)
+    assert census.source == "label 2 'liver tumor'"
+    assert census.volumes_ml == (pytest.approx((0.12, 0.02)),)
+    (census,) = take_census(dataset, targets("hepatic tumor"), vocabulary=MAISI, mapping={"26": "whole liver"})
+    assert census.source == "label 1+2 'whole liver'"
+    assert census.volumes_ml == (pytest.approx((18 * 16 * 9 / 100,)),)
+    (census,) = take_census(dataset, targets("hepatic tumor"), vocabulary=MAISI, mapping={"26": "1"})
+    assert census.source == "label 1"
+
+
 def test_masks_of_single_organs_are_measured(tmp_path: Path) -> None:
     for name in ("liver", "spleen", "liver_tumor"):
         mask = np.zeros(GRID.shape, dtype=np.uint8)

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from maisi_aug.bank_files import find_referenced
 from maisi_aug.errors import PreparationError
 from maisi_aug.preparation.sources import LabelFile, SourceCase, to_case_id
 
@@ -105,7 +106,7 @@ def _from_entry(
     cases = []
     for case_id, files in entry.items():
         try:
-            image, label = folder / files["images"][channel], folder / files["label"]
+            image, label = (find_referenced(folder, text) for text in (files["images"][channel], files["label"]))
         except (KeyError, IndexError, TypeError) as error:
             raise PreparationError(
                 f"{path}: expected 'images' and 'label' in dataset.{case_id}, found {files!r}. Correct the file."
