@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from maisi_aug.cli.bars import show_stages
-from maisi_aug.cli.benchmark_flags import parse_arms, parse_label_ids, parse_mapping, parse_sources
+from maisi_aug.cli.benchmark_flags import parse_arms, parse_label_ids, parse_list, parse_mapping, parse_sources
 
 if TYPE_CHECKING:
     from maisi_aug.evaluation.benchmark import ArmState, Benchmark
@@ -47,7 +47,7 @@ def register(app: typer.Typer) -> None:
 
 def run(
     real: Annotated[
-        Path, typer.Option(help="nnU-Net raw dataset, or folder of image and label pairs.", rich_help_panel=_DATA)
+        Path, typer.Option(help="nnU-Net raw dataset, prepared folder, or folder of pairs.", rich_help_panel=_DATA)
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the benchmark.", rich_help_panel=_RUN)],
     synthetic: Annotated[
@@ -61,8 +61,8 @@ def run(
     label: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="NAME=IDS",
-            help="A label and its ids in the real maps, joined by '+'; without any, those of dataset.json.",
+            metavar="NAME[=IDS]",
+            help="A label and, where the real cases do not name it, its ids there, joined by '+'; without any, all.",
             rich_help_panel=_DATA,
         ),
     ] = None,
@@ -90,6 +90,14 @@ def run(
     ] = 0.4,
     num_train: Annotated[
         int | None, typer.Option(min=1, help="Patients to train on, in place of a share.", rich_help_panel=_DATA)
+    ] = None,
+    test_list: Annotated[
+        Path | None,
+        typer.Option(
+            help="Text file with a patient to test on in every line, in place of a share: those that the networks of "
+            "the cohort have not seen.",
+            rich_help_panel=_DATA,
+        ),
     ] = None,
     arms: Annotated[
         str | None,
@@ -151,6 +159,7 @@ def run(
         num_steps=steps,
         test_share=test_share,
         num_train=num_train,
+        test_patients=parse_list(test_list),
         patient_pattern=patient_pattern,
         tolerance_mm=tolerance,
         margin=margin,

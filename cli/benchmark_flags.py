@@ -28,18 +28,18 @@ def parse_sources(words: Sequence[str]) -> dict[str, Path]:
 
 
 def parse_label_ids(words: Sequence[str]) -> dict[str, tuple[int, ...]]:
-    """``NAME=ID+ID`` as ids by name.
+    """``NAME=ID+ID`` as ids by name, and ``NAME`` alone as no ids.
 
     Raises:
         typer.BadParameter: A word without a name or with something else than ids.
     """
     labels: dict[str, tuple[int, ...]] = {}
     for word in words:
-        name, _, ids = word.partition("=")
-        parts = [part.strip() for part in ids.split("+")]
-        if not name or not all(part.isdecimal() and int(part) > 0 for part in parts):
-            raise typer.BadParameter(f"--label {word}: expected NAME=ID or NAME=ID+ID, found '{ids}'.")
-        labels[name.strip()] = tuple(int(part) for part in parts)
+        name, equals, ids = word.partition("=")
+        parts = [part.strip() for part in ids.split("+")] if equals else []
+        if not name.strip() or not all(part.isdecimal() and int(part) > 0 for part in parts):
+            raise typer.BadParameter(f"--label {word}: expected NAME, NAME=ID or NAME=ID+ID, found '{ids}'.")
+        labels[name.strip()] = tuple(map(int, parts))
     return labels
 
 
@@ -62,3 +62,20 @@ def parse_mapping(words: Sequence[str]) -> dict[str, tuple[str, ...]]:
 def parse_arms(text: str) -> tuple[str, ...]:
     """Arms joined by commas."""
     return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+def parse_list(path: Path | None) -> tuple[str, ...]:
+    """The lines of a text file, sorted, empty ones left out.
+
+    Raises:
+        typer.BadParameter: The file cannot be read, or holds nothing.
+    """
+    if path is None:
+        return ()
+    try:
+        lines = {line.strip() for line in path.read_text(encoding="utf-8").splitlines()} - {""}
+    except (OSError, UnicodeDecodeError) as error:
+        raise typer.BadParameter(f"--test-list: expected a text file, found: {error}.") from None
+    if not lines:
+        raise typer.BadParameter(f"--test-list {path}: expected a patient in every line, found none.")
+    return tuple(sorted(lines))

@@ -1,27 +1,22 @@
-"""Which files a benchmark trains and tests on: real and synthetic cases, their labels, and the split by patient."""
+"""Which files a benchmark trains and tests on: real and synthetic cases, and their labels."""
 
 from __future__ import annotations
 
 import json
-import os
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from maisi_aug.bank_files import find_entries, stem_of
-from maisi_aug.errors import BankError, BenchmarkError, VocabularyError
-from maisi_aug.evaluation.benchmark_config import BenchmarkConfig
+from maisi_aug.bank_files import find_entries, find_referenced, stem_of
+from maisi_aug.errors import BankError, BenchmarkError, PreparationError, VocabularyError
 from maisi_aug.integrations.cohort_source import load_cohort_source
 from maisi_aug.integrations.nnunet_folders import MARK_KEY
-from maisi_aug.labels import Vocabulary, lookup_words
+from maisi_aug.labels import BODY_ID, Vocabulary, lookup_words
 from maisi_aug.manifest import MANIFEST_NAME
-from maisi_aug.seeds import numpy_generator
-from maisi_aug.whole_files import sha256_of
+from maisi_aug.prepared import SPEC_NAME, load_prepared
 
 DATASET_NAME: Final = "dataset.json"
-MIN_TEST_PATIENTS: Final = 2
 _LESION_WORDS: Final = frozenset(
     {"tumor", "tumors", "lesion", "lesions", "nodule", "nodules", "cancer", "metastasis", "metastases", "cyst", "gtv"}
 )
@@ -63,20 +58,12 @@ class CaseSource:
     notes: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
-class Split:
-    """Case ids to train and to test on; no patient is in both."""
-
-    train: tuple[str, ...]
-    test: tuple[str, ...]
-
-
 def find_real_cases(path: Path, labels: Mapping[str, tuple[int, ...]] | None) -> CaseSource:
-    """List the real cases of an nnU-Net raw dataset or of a folder of pairs.
+    """List the real cases of an nnU-Net raw dataset, a prepared folder or a folder of pairs.
 
     Args:
         path: The folder.
-        labels: Name to numbers; None for the names that the folder gives itself.
+        labels: Name to numbers, or to none for those that the folder gives the name; None for all its names.
 
     Raises:
         BenchmarkError: There are no cases or no label names, several channels, or synthetic cases among the real ones.
@@ -87,12 +74,15 @@ def find_real_cases(path: Path, labels: Mapping[str, tuple[int, ...]] | None) ->
             "--like. Give the real dataset that it was made from."
         )
     cases, names, notes = _list_folder(path)
-    label_ids = dict(labels) if labels else names
+    label_ids = {name: ids or names.get(name, ()) for name, ids in labels.items()} if labels else names
     if not label_ids:
         raise BenchmarkError(
             f"{path}: expected names of its labels in dataset.json or labels.json, found none. "
             'Name them with --label "liver=1".'
         )
+    unknown = [name for name, ids in label_ids.items() if not ids]
+    if unknown:
+        raise _unknown_label(unknown[0], (unknown[0],), path, names, option="label")
     return CaseSource("real", cases, label_ids, notes)
 
 
@@ -154,11 +144,13 @@ def _find_ids(label: str, wanted: Sequence[str], vocabulary: Vocabulary, path: P
         ) from error
 
 
-def _unknown_label(label: str, wanted: Sequence[str], path: Path, names: Mapping[str, Any]) -> BenchmarkError:
+def _unknown_label(
+    label: str, wanted: Sequence[str], path: Path, names: Mapping[str, Any], *, option: str = "map"
+) -> BenchmarkError:
     known = ", ".join(names) or "no names at all"
     return BenchmarkError(
         f"Label '{label}': expected '{'+'.join(wanted)}' among the labels of {path}, found {known}. "
-        f'Say which ids it has there, with --map "{label}=1+2".'
+        f'Say which ids it has there, with --{option} "{label}=1+2".'
     )
 
 
@@ -174,6 +166,8 @@ def _read_mark(path: Path) -> frozenset[str]:
 def _list_folder(path: Path) -> tuple[tuple[CaseFiles, ...], LabelIds, tuple[str, ...]]:
     if not path.is_dir():
         raise BenchmarkError(f"{path}: expected a folder of cases, found none there. Check the path.")
+    if (path / SPEC_NAME).is_file():
+        return _read_prepared(path)
     is_dataset = (path / DATASET_NAME).is_file() and not (path / "labels").is_dir()
     cases, names, notes = _read_dataset(path) if is_dataset else _read_pairs(path)
     if not cases:
@@ -207,7 +201,10 @@ def _read_dataset(path: Path) -> tuple[tuple[CaseFiles, ...], LabelIds, tuple[st
         notes.append(f"Regions of several labels were left out ({', '.join(regions)}): name them with --label.")
     if "dataset" in document:
         listed = sorted(document["dataset"].items())
-        cases = [CaseFiles(c, _within(path, row["images"][0]), _within(path, row["label"])) for c, row in listed]
+        cases = [
+            CaseFiles(c, find_referenced(path, row["images"][0]), find_referenced(path, row["label"]))
+            for c, row in listed
+        ]
     else:
         cases = [
             CaseFiles(stem_of(label), path / "imagesTr" / f"{label.name.removesuffix(ending)}_0000{ending}", label)
@@ -215,6 +212,22 @@ def _read_dataset(path: Path) -> tuple[tuple[CaseFiles, ...], LabelIds, tuple[st
         ]
     kept = _keep_complete(cases, notes)
     return kept, names, tuple(notes)
+
+
+def _read_prepared(path: Path) -> tuple[tuple[CaseFiles, ...], LabelIds, tuple[str, ...]]:
+    """A folder of ``maisi-aug prepare``."""
+    try:
+        dataset = load_prepared(path)
+    except PreparationError as error:
+        raise BenchmarkError(str(error)) from error
+    cases = tuple(
+        CaseFiles(case.id, dataset.file_of("image", case.id), dataset.file_of("label", case.id))
+        for case in dataset.cases
+    )
+    names = {name: (label_id,) for name, label_id in dataset.spec.labels.items() if label_id != BODY_ID}
+    num_patients = len({case.patient for case in dataset.cases})
+    notes = (f"The {len(cases)} cases are of {num_patients} patients: tell them apart with --patient-pattern.",)
+    return cases, names, notes if num_patients < len(cases) else ()
 
 
 def _read_pairs(path: Path) -> tuple[tuple[CaseFiles, ...], LabelIds, tuple[str, ...]]:
@@ -255,54 +268,6 @@ def _is_int(value: object) -> bool:
     return isinstance(value, int) or (isinstance(value, str) and value.isdecimal())
 
 
-def _within(folder: Path, path: str) -> Path:
-    """A file that ``dataset.json`` names; nnU-Net takes paths relative to the folder, with variables."""
-    return folder / os.path.expandvars(path)
-
-
 def find_lesion_labels(labels: Iterable[str]) -> tuple[str, ...]:
     """The labels whose name says that they are lesions."""
     return tuple(name for name in labels if _LESION_WORDS & set(lookup_words(name.replace("_", " "))))
-
-
-def split_patients(case_ids: Sequence[str], config: BenchmarkConfig) -> Split:
-    """Draw the test patients; all cases of a patient go the same way.
-
-    Raises:
-        BenchmarkError: There are too few patients to train on one and to test on two.
-    """
-    patients: dict[str, list[str]] = {}
-    for case_id in case_ids:
-        patients.setdefault(config.patient_of(case_id), []).append(case_id)
-    order = [sorted(patients)[i] for i in numpy_generator(config.seed, "benchmark split").permutation(len(patients))]
-    num_train = config.num_train or len(order) - max(MIN_TEST_PATIENTS, round(config.test_share * len(order)))
-    if num_train < 1 or len(order) - num_train < MIN_TEST_PATIENTS:
-        raise BenchmarkError(
-            f"Real cases: expected at least {max(1, num_train) + MIN_TEST_PATIENTS} patients, to train on "
-            f"{max(1, num_train)} and to test on {MIN_TEST_PATIENTS} or more, found {len(order)}. "
-            "Add cases, or choose another --num-train."
-        )
-    sides = [[c for patient in side for c in patients[patient]] for side in (order[:num_train], order[num_train:])]
-    return Split(tuple(sorted(sides[0])), tuple(sorted(sides[1])))
-
-
-def find_leaks(cases: Iterable[CaseFiles], tested: Iterable[CaseFiles]) -> tuple[str, ...]:
-    """Ids of synthetic cases that were made from the label map of a test case, or are a test case.
-
-    Such a case shows a test patient's anatomy to the training; by file name or by the hash of the map, and by the map
-    itself where nothing says what a case was made from.
-    """
-    stems, hashes = set(), set()
-    for case in tested:
-        stems |= {case.case_id, stem_of(case.label)}
-        hashes.add(sha256_of(case.label)[:16])
-    return tuple(
-        case.case_id
-        for case in cases
-        if any(word[:16] in hashes or _stem_of_name(word) in stems for word in case.origin)
-        or (not case.origin and sha256_of(case.label)[:16] in hashes)
-    )
-
-
-def _stem_of_name(name: str) -> str:
-    return re.sub(r"_0000$", "", stem_of(Path(name)))

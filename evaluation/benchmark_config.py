@@ -132,6 +132,7 @@ class BenchmarkConfig(BaseModel):
         num_steps: Optimiser steps of every arm; None for the preset's.
         test_share: Share of patients to test on.
         num_train: Patients to train on, in place of a share.
+        test_patients: Patients to test on, in place of a share.
         patient_pattern: Regular expression whose first group is the patient in a case id; empty if cases are patients.
         tolerance_mm: Of the normalised surface Dice.
         margin: Gain of Dice that would not matter.
@@ -152,6 +153,7 @@ class BenchmarkConfig(BaseModel):
     num_steps: int | None = Field(default=None, gt=0)
     test_share: float = Field(default=0.4, gt=0, lt=1)
     num_train: int | None = Field(default=None, gt=0)
+    test_patients: tuple[str, ...] = ()
     patient_pattern: str = ""
     tolerance_mm: float = Field(default=2.0, gt=0)
     margin: float = Field(default=0.01, gt=0)

@@ -11,15 +11,13 @@ from maisi_aug.errors import BenchmarkError, MaisiAugError
 from maisi_aug.evaluation.benchmark_cases import (
     CaseFiles,
     CaseSource,
-    Split,
-    find_leaks,
     find_lesion_labels,
     find_real_cases,
     find_synthetic_cases,
-    split_patients,
 )
 from maisi_aug.evaluation.benchmark_config import COPY_PASTE, PRESETS, REAL, Arm, BenchmarkConfig
 from maisi_aug.evaluation.benchmark_data import TrainingPlan, load_case, plan_training
+from maisi_aug.evaluation.benchmark_split import Split, find_leaks, split_patients
 from maisi_aug.evaluation.statistics import MIN_PATIENTS
 from maisi_aug.evaluation.training_lists import find_published_training
 from maisi_aug.seeds import numpy_generator

@@ -8,17 +8,17 @@ import pytest
 from maisi_aug.errors import BenchmarkError
 from maisi_aug.evaluation.benchmark_cases import (
     CaseFiles,
-    find_leaks,
     find_lesion_labels,
     find_real_cases,
     find_synthetic_cases,
-    split_patients,
 )
 from maisi_aug.evaluation.benchmark_config import build_benchmark_config
+from maisi_aug.evaluation.benchmark_split import find_leaks, split_patients
 from maisi_aug.evaluation.training_lists import find_published_training
 from maisi_aug.whole_files import sha256_of
 from tests.tiny_benchmark import write_dataset, write_pairs
 from tests.tiny_cohort import HEPATIC_TUMOR, LIVER, write_cohort
+from tests.tiny_prepared import GLAND, NODULE, write_prepared
 
 
 def test_nnunet_dataset_gives_cases_and_labels(tmp_path: Path) -> None:
@@ -80,6 +80,20 @@ def test_what_is_no_source_is_refused(tmp_path: Path, prepare: object, message: 
         find_real_cases(tmp_path / "d", None)
 
 
+def test_prepared_folder_gives_cases_and_names(tmp_path: Path) -> None:
+    folder = write_prepared(tmp_path / "d", num_cases=3)
+    source = find_real_cases(folder, None)
+    assert source.label_ids == {"liver": (1,), "gland": (GLAND,), "bright nodule": (NODULE,)}
+    assert [case.case_id for case in source.cases] == ["p0", "p1", "p2"]
+    assert source.cases[0].label == folder / "labels" / "p0.nii.gz"
+    chosen = find_real_cases(folder, {"gland": (), "lump": (NODULE, 1)})
+    assert chosen.label_ids == {"gland": (GLAND,), "lump": (NODULE, 1)}
+    with pytest.raises(
+        BenchmarkError, match="found bright nodule, gland, liver. Say which ids it has there, with --label"
+    ):
+        find_real_cases(folder, {"node": ()})
+
+
 def test_lesion_labels_are_told_by_their_name() -> None:
     names = ["liver", "Kidney_Tumour", "lung nodule", "cancer", "aorta", "GTV"]
     assert find_lesion_labels(names) == ("Kidney_Tumour", "lung nodule", "cancer", "GTV")
@@ -101,6 +115,25 @@ def test_number_of_training_patients_can_be_given() -> None:
     assert len(split_patients([f"c{n}" for n in range(9)], config).train) == 4
     with pytest.raises(BenchmarkError, match="expected at least 6 patients, to train on 4 and .* found 5"):
         split_patients([f"c{n}" for n in range(5)], config)
+
+
+def test_patients_to_test_on_can_be_listed() -> None:
+    cases = [f"p{patient}_{scan}" for patient in range(6) for scan in range(2)]
+    listed = {"real": "x", "arms": ("real",), "patient_pattern": r"^(p\d+)", "test_patients": ("p1", "p4")}
+    config = build_benchmark_config(**listed)
+    split = split_patients(cases, config)
+    assert split.test == ("p1_0", "p1_1", "p4_0", "p4_1")
+    assert sorted(split.train + split.test) == sorted(cases)
+    few = split_patients(cases, config.model_copy(update={"num_train": 3}))
+    assert few.test == split.test
+    assert len(few.train) == 6
+    assert set(few.train) < set(split.train)
+    with pytest.raises(BenchmarkError, match="expected 5 patients to train on beside those listed .* found 4"):
+        split_patients(cases, config.model_copy(update={"num_train": 5}))
+    with pytest.raises(BenchmarkError, match="Test patient 'p9': expected one of the 6 real ones, such as p0"):
+        split_patients(cases, config.model_copy(update={"test_patients": ("p1", "p9")}))
+    with pytest.raises(BenchmarkError, match="to test on 2 or more, found 6, 1 of them to test on"):
+        split_patients(cases, config.model_copy(update={"test_patients": ("p1",)}))
 
 
 def test_one_case_is_refused() -> None:

@@ -1,0 +1,93 @@
+"""Which patients a benchmark trains and tests on, and which synthetic cases show a test patient to the training."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from maisi_aug.bank_files import stem_of
+from maisi_aug.errors import BenchmarkError, did_you_mean
+from maisi_aug.evaluation.benchmark_cases import CaseFiles
+from maisi_aug.evaluation.benchmark_config import BenchmarkConfig
+from maisi_aug.seeds import numpy_generator
+from maisi_aug.whole_files import sha256_of
+
+MIN_TEST_PATIENTS: Final = 2
+
+
+@dataclass(frozen=True)
+class Split:
+    """Case ids to train and to test on; no patient is in both."""
+
+    train: tuple[str, ...]
+    test: tuple[str, ...]
+
+
+def split_patients(case_ids: Sequence[str], config: BenchmarkConfig) -> Split:
+    """Draw the test patients, or take those that are listed; all cases of a patient go the same way.
+
+    Raises:
+        BenchmarkError: There are too few patients to train on one and to test on two, or one that is listed is unknown.
+    """
+    patients: dict[str, list[str]] = {}
+    for case_id in case_ids:
+        patients.setdefault(config.patient_of(case_id), []).append(case_id)
+    order = [sorted(patients)[i] for i in numpy_generator(config.seed, "benchmark split").permutation(len(patients))]
+    train, test = _split_as_listed(order, config) if config.test_patients else _split_by_number(order, config)
+    if not train or len(test) < MIN_TEST_PATIENTS:
+        num_wanted = max(1, len(train))
+        raise BenchmarkError(
+            f"Real cases: expected at least {num_wanted + MIN_TEST_PATIENTS} patients, to train on {num_wanted} and to "
+            f"test on {MIN_TEST_PATIENTS} or more, found {len(order)}, {len(test)} of them to test on. "
+            "Add cases, or choose another --num-train or --test-list."
+        )
+    sides = [[c for patient in side for c in patients[patient]] for side in (train, test)]
+    return Split(tuple(sorted(sides[0])), tuple(sorted(sides[1])))
+
+
+def _split_by_number(order: Sequence[str], config: BenchmarkConfig) -> tuple[Sequence[str], Sequence[str]]:
+    num_test = max(MIN_TEST_PATIENTS, round(config.test_share * len(order)))
+    num_train = config.num_train or max(0, len(order) - num_test)
+    return order[:num_train], order[num_train:]
+
+
+def _split_as_listed(order: Sequence[str], config: BenchmarkConfig) -> tuple[Sequence[str], Sequence[str]]:
+    """The listed patients to test on, and of the others as many as are wanted to train on."""
+    unknown = [patient for patient in config.test_patients if patient not in order]
+    if unknown:
+        raise BenchmarkError(
+            f"Test patient '{unknown[0]}': expected one of the {len(order)} real ones, such as {min(order)}, found "
+            f"another name.{did_you_mean(unknown[0], order)} Correct --test-list."
+        )
+    rest = [patient for patient in order if patient not in config.test_patients]
+    if config.num_train and config.num_train > len(rest):
+        raise BenchmarkError(
+            f"Real cases: expected {config.num_train} patients to train on beside those listed to test on, found "
+            f"{len(rest)}. Choose a smaller --num-train."
+        )
+    return rest[: config.num_train], config.test_patients
+
+
+def find_leaks(cases: Iterable[CaseFiles], tested: Iterable[CaseFiles]) -> tuple[str, ...]:
+    """Ids of synthetic cases that were made from the label map of a test case, or are a test case.
+
+    Such a case shows a test patient's anatomy to the training; by file name or by the hash of the map, and by the map
+    itself where nothing says what a case was made from.
+    """
+    stems, hashes = set(), set()
+    for case in tested:
+        stems |= {case.case_id, stem_of(case.label)}
+        hashes.add(sha256_of(case.label)[:16])
+    return tuple(
+        case.case_id
+        for case in cases
+        if any(word[:16] in hashes or _stem_of_name(word) in stems for word in case.origin)
+        or (not case.origin and sha256_of(case.label)[:16] in hashes)
+    )
+
+
+def _stem_of_name(name: str) -> str:
+    return re.sub(r"_0000$", "", stem_of(Path(name)))
