@@ -10,13 +10,18 @@ from typing import Final
 
 import numpy as np
 import torch
-from monai.losses.dice import DiceCELoss
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from maisi_aug.evaluation.benchmark_config import Preset
 from maisi_aug.evaluation.benchmark_data import AIR_HU, LoadedCase, TrainingPlan
-from maisi_aug.evaluation.patch_networks import WINDOW_OVERLAP, Variation, build_unet, score_windows
+from maisi_aug.evaluation.patch_networks import (
+    WINDOW_OVERLAP,
+    BalancedDiceCrossEntropy,
+    Variation,
+    build_unet,
+    score_windows,
+)
 from maisi_aug.grid import Grid
 from maisi_aug.networks import mixed_precision
 from maisi_aug.seeds import derive_seed, numpy_generator
@@ -46,7 +51,7 @@ class TrainingSet:
 
 
 class PatchObjective(Stateless):
-    """Soft Dice plus cross-entropy on patches of an arm's cases, each case as likely as any other."""
+    """The loss on patches of an arm's cases, each case as likely as any other."""
 
     def __init__(
         self, network: nn.Module, cases: TrainingSet, plan: TrainingPlan, preset: Preset, *, seed: int, device: str
@@ -57,7 +62,7 @@ class PatchObjective(Stateless):
         self.preset = preset
         self.seed = seed
         self.device = device
-        self.criterion = DiceCELoss(include_background=False, to_onehot_y=True, softmax=True, batch=True)
+        self.criterion = BalancedDiceCrossEntropy()
         self._places: dict[int, list[NDArray[np.intp]]] = {}
 
     @property
@@ -69,7 +74,7 @@ class PatchObjective(Stateless):
         """Loss of a share of the patches of a step."""
         images, classes = self.draw_batch(step, share)
         scores = self.network(images.to(self.device)).float()
-        loss: Tensor = self.criterion(scores, classes[:, None].to(self.device))
+        loss: Tensor = self.criterion(scores, classes.to(self.device))
         return loss, {}
 
     def draw_batch(self, step: int, share: Share = WHOLE) -> tuple[Tensor, Tensor]:

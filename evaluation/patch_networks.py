@@ -9,6 +9,7 @@ from typing import Any, Final, cast
 import numpy as np
 import torch
 from monai.inferers.utils import sliding_window_inference
+from monai.losses.dice import DiceLoss
 from monai.networks.nets.dynunet import DynUNet
 from numpy.typing import NDArray
 from scipy import ndimage
@@ -57,6 +58,36 @@ class Variation:
                 varied.shape, dtype=np.float32
             )
         return varied
+
+
+class BalancedDiceCrossEntropy(nn.Module):
+    """Soft Dice plus cross-entropy in which small labels count: for trainings of a few hundred steps of two patches.
+
+    Plain Dice and cross-entropy (MONAI's ``DiceCELoss``) left kidneys out in one of three trainings of 800 steps and
+    tumours in all: in softmax a class that has begun to lose is hardly pulled back by a thousandth of the voxels, and a
+    label that no patch shows has the worst Dice for any trace of it. So Dice is that of the labels that a batch shows,
+    and half of the cross-entropy is a mean over classes instead of voxels.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.dice = DiceLoss(include_background=False, to_onehot_y=True, softmax=True, batch=True, reduction="none")
+        self.cross_entropy = nn.CrossEntropyLoss(reduction="none")
+
+    def forward(self, scores: Tensor, classes: Tensor) -> Tensor:
+        """The loss as a scalar.
+
+        Args:
+            scores: ``(B, N, I, J, K)``, before the softmax.
+            classes: ``(B, I, J, K)`` integers below N; 0 is the background.
+        """
+        counts = torch.bincount(classes.flatten().long(), minlength=scores.shape[1])
+        is_shown = counts[1:] > 0
+        dice: Tensor = self.dice(scores, classes[:, None]).flatten()
+        dice_loss = (dice * is_shown).sum() / is_shown.sum().clamp_min(1)
+        by_voxel: Tensor = self.cross_entropy(scores, classes.long())
+        by_class = (by_voxel / counts[classes.long()]).sum() / (counts > 0).sum()
+        return dice_loss + (by_voxel.mean() + by_class) / 2
 
 
 def build_unet(widths: Sequence[int], *, num_channels: int, num_classes: int) -> nn.Module:

@@ -2,12 +2,13 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from monai.losses.dice import DiceCELoss
 from torch import nn
 
 from maisi_aug.evaluation.benchmark_config import PRESETS, Preset
 from maisi_aug.evaluation.benchmark_data import LoadedCase, plan_training, to_classes
 from maisi_aug.evaluation.benchmark_monai import PatchObjective, TrainingSet, predict_case
-from maisi_aug.evaluation.patch_networks import build_unet
+from maisi_aug.evaluation.patch_networks import BalancedDiceCrossEntropy, build_unet
 from maisi_aug.training.processes import Share
 from tests.tiny_benchmark import draw_case
 
@@ -82,3 +83,20 @@ def test_prediction_comes_back_to_the_grid_of_the_case() -> None:
     assert found.shape == CASES[0].classes.shape
     assert found.dtype == np.uint8
     assert found.max() <= 2
+
+
+def test_loss_counts_small_labels_and_leaves_out_those_that_are_not_shown() -> None:
+    classes = torch.zeros(2, 8, 8, 8, dtype=torch.uint8)
+    classes[:, 2:4, 2:4, 2:4] = 1
+    criterion = BalancedDiceCrossEntropy()
+    right = torch.nn.functional.one_hot(classes.long(), 3).movedim(-1, 1).float()
+    assert criterion(30 * right, classes) < 0.01
+    missed = 30 * right
+    missed[:, :2] = 30 * torch.nn.functional.one_hot(torch.zeros_like(classes).long(), 2).movedim(-1, 1)
+    # Every voxel of label 1 missed by 30: Dice 0, a mean over classes of 15, and of voxels of 30 / 64.
+    torch.testing.assert_close(criterion(missed, classes), torch.tensor(1 + (15 + 30 / 64) / 2), atol=0.01, rtol=0)
+    traces = 30 * right
+    traces[:, 2] = 24.0  # label 2, which no patch shows
+    assert criterion(traces, classes) < 0.01
+    usual = DiceCELoss(include_background=False, to_onehot_y=True, softmax=True, batch=True)
+    assert usual(traces, classes[:, None]) > 0.4
