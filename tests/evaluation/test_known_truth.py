@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,38 +9,54 @@ import numpy as np
 import pytest
 
 from maisi_aug.evaluation import known_truth
-from maisi_aug.evaluation.known_truth import DUPLICATED, MIXED, SHIFT_VOXELS, SHIFTED, judge, write_shifted
+from maisi_aug.evaluation.benchmark_cases import find_real_cases
+from maisi_aug.evaluation.known_truth import (
+    DUPLICATED,
+    FURTHER,
+    LABELS,
+    MIXED,
+    SHIFT_VOXELS,
+    SHIFTED,
+    judge,
+    write_real_cases,
+    write_shifted,
+)
+from maisi_aug.phantom_folder import PhantomSettings
 from maisi_aug.volume_io import load_image, load_label_map
 from tests.tiny_benchmark import build_config
 from tests.tiny_cohort import HEPATIC_TUMOR, write_cohort
 
 
-def row(arm: str, verdict: str, *, is_loss: bool = False, **changes: str) -> dict[str, Any]:
-    return {"arm": arm, "baseline": "real", "metric": "dice", "verdict": verdict, "is_loss": is_loss, **changes}
+def row(arm: str, label: str, verdict: str, *, is_loss: bool = False, **changes: str) -> dict[str, Any]:
+    found = {"arm": arm, "label": label, "baseline": "real", "metric": "dice", "verdict": verdict, "is_loss": is_loss}
+    return {**found, **changes}
 
 
 RIGHT = [
-    row(f"{MIXED}:4", "gain"),
-    row(f"{MIXED}:4", "undecided at this size"),
-    row(f"{SHIFTED}:4", "no gain", is_loss=True),
-    row(DUPLICATED, "no gain"),
+    row(f"{MIXED}:4", "tumor", "gain"),
+    row(f"{FURTHER}:4", "tumor", "gain"),
+    row(f"{FURTHER}:4", "liver", "undecided at this size"),
+    row(f"{SHIFTED}:4", "tumor", "no gain", is_loss=True),
+    row(DUPLICATED, "tumor", "no gain"),
 ]
 
 
 def test_right_verdicts_are_told_from_wrong_ones() -> None:
     assert all(met for _, _, met in judge({"comparisons": RIGHT}))
     for number, wrong in (
-        (0, row(f"{MIXED}:4", "no gain")),
-        (1, row(f"{MIXED}:4", "no gain", is_loss=True)),
-        (2, row(f"{SHIFTED}:4", "gain")),
-        (3, row(DUPLICATED, "gain")),
+        (0, row(f"{MIXED}:4", "tumor", "no gain")),
+        (0, row(f"{MIXED}:4", "liver", "gain")),
+        (1, row(f"{FURTHER}:4", "tumor", "undecided at this size")),
+        (2, row(f"{FURTHER}:4", "liver", "no gain", is_loss=True)),
+        (3, row(f"{SHIFTED}:4", "tumor", "gain")),
+        (4, row(DUPLICATED, "liver", "gain")),
     ):
         rows = [wrong if place == number else found for place, found in enumerate(RIGHT)]
         assert [met for _, _, met in judge({"comparisons": rows})].count(False) == 1
 
 
 def test_other_metrics_and_baselines_do_not_count() -> None:
-    others = [row(DUPLICATED, "gain", metric="nsd"), row(DUPLICATED, "gain", baseline="copy-paste")]
+    others = [row(DUPLICATED, "tumor", "gain", metric="nsd"), row(DUPLICATED, "liver", "gain", baseline="copy-paste")]
     assert judge({"comparisons": [*RIGHT, *others]}) == judge({"comparisons": RIGHT})
 
 
@@ -60,6 +77,17 @@ def test_shifted_cases_keep_their_images_and_move_their_labels(tmp_path: Path) -
         assert moved.grid.is_close(anatomy.grid)
 
 
+def test_patients_to_train_on_are_healthy_and_those_to_test_on_are_named(tmp_path: Path) -> None:
+    settings = PhantomSettings(seed=3, region="abdomen", shape=(32, 24, 16), spacing_mm=(12.0, 13.0, 16.0))
+    healthy = replace(settings, seed=4, has_lesions=False)
+    for _ in range(2):  # the second time nothing is left to do
+        tested = write_real_cases(tmp_path, healthy, 1, settings, 2)
+    assert tested == ("test_phantom_0001", "test_phantom_0002")
+    source = find_real_cases(tmp_path / "real", LABELS)
+    assert [case.case_id for case in source.cases] == [*tested, "train_phantom_0001"]
+    assert not np.isin(load_label_map(source.cases[-1].label).array, LABELS["tumor"]).any()
+
+
 def test_report_says_which_expectations_were_met(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -71,5 +99,5 @@ def test_report_says_which_expectations_were_met(
     assert "## Known truth" in printed.out
     assert "real-duplicated, seed 0: done" in printed.err
     document = json.loads((tmp_path / "run/report/known_truth.json").read_text())
-    assert [arm for arm, _, _ in document["expectations"]] == [MIXED, MIXED, SHIFTED, DUPLICATED]
+    assert [arm for arm, _, _ in document["expectations"]] == [MIXED, FURTHER, FURTHER, SHIFTED, DUPLICATED]
     assert (tmp_path / "run/report/known_truth.md").read_text() in printed.out
