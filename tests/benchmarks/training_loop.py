@@ -4,8 +4,8 @@
 
 Both sides make the same steps: the same networks, batches, loss, optimiser and gradient norm. The plain loop has its
 batches ready; ours also draws them, averages the weights, checks the loss, logs, and is ready to stop. Speed is
-measured in one process, a few steps of one side and then of the other, on a CPU as processor time; memory in a process
-of its own for each side.
+measured in one process, a few steps of one side and then of the other, on a CPU as processor time of one thread, so
+that neither other work counts nor threads that wait; memory in a process of its own for each side.
 ``--device cuda`` measures full width at 256x256x256 voxels.
 """
 
@@ -95,6 +95,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.stdout.write(f"{measure_memory(side, Case(**json.loads(text)))}\n")
         return
     has_cuda = options.device.startswith("cuda")
+    if not has_cuda:
+        torch.set_num_threads(1)
     runs: list[dict[str, Any]] = []
     results = {"machine": describe_machine(options.device), "runs": runs}
     for stage in options.stage or STAGES:
@@ -305,7 +307,7 @@ def build_store(case: Case, *, margin: int = 0) -> ArrayStore:
 
 
 def read_clock(device: str) -> float:
-    """Seconds: of a CPU the processor time of this process, so that other work does not count; else of a watch."""
+    """Seconds: of a CPU the processor time of this process, else of a watch."""
     if not device.startswith("cuda"):
         return process_time()
     torch.cuda.synchronize(device)
@@ -330,7 +332,8 @@ def to_markdown(results: dict[str, Any]) -> str:
         "# The training loop against a plain one",
         "Written by `python -m tests.benchmarks.training_loop`. The same networks with random weights, batches, loss "
         "and optimiser; the plain loop has its batches ready. Median of all steps, the sides taking turns in one "
-        "process; on a CPU its processor time. Peak memory of a process of its own, libraries included, or of the GPU.",
+        "process; on a CPU the processor time of one thread. Peak memory of a process of its own, libraries included, "
+        "or of the GPU.",
         f"Machine: {machine['device']}, {machine['cpu_count']} cores, {machine['torch_threads']} threads, torch "
         f"{machine['torch']}; load average before: {machine['load_average_before']}.",
     ]
