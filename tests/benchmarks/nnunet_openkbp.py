@@ -1,11 +1,11 @@
 """OpenKBP's head-and-neck CTs as a raw dataset of nnU-Net, for ``nnunet_run``.
 
-    python -m tests.benchmarks.nnunet_openkbp ../shared/data/openkbp --out real --cases 6
-    python -m tests.benchmarks.nnunet_run --out run --like real/Dataset210_OpenKBP --name openkbp --cohort cohort \\
-        --label "hepatic tumor=background"
+    python -m tests.benchmarks.nnunet_openkbp openkbp --out real --cases 6 --test-list test.txt
+    python -m tests.benchmarks.nnunet_run --out run --like real/Dataset210_OpenKBP --name openkbp --cohort cohort
 
-Spinal cord and oesophagus are the two structures that MAISI's vocabulary names too. Images are linked, label maps
-written; two further patients become test cases.
+The labels are those that a bundle can be taught and that are large enough for a few hundred steps: parotids and
+mandible. Images are linked, label maps written. The first two patients of the list become test cases, none of it is
+trained on: give those that the bundle of the cohort has not seen.
 """
 
 from __future__ import annotations
@@ -21,22 +21,32 @@ from maisi_aug.orientation import axis_codes, turn_volume
 from maisi_aug.volume_io import load_label_map, load_stored_grid, save_label_map
 
 NUM_TEST_CASES = 2
-LABELS = {"SpinalCord": "spinal cord", "Esophagus": "esophagus"}
+LABELS = {"LeftParotid": "left parotid", "RightParotid": "right parotid", "Mandible": "mandible"}
 
 
-def write_openkbp_dataset(source: Path, out: Path, num_cases: int) -> Path:
-    """Write the dataset; label maps keep the voxel axes of their images."""
+def write_openkbp_dataset(source: Path, out: Path, num_cases: int, held_out: Sequence[str] = ()) -> Path:
+    """Write the dataset; label maps keep the voxel axes of their images.
+
+    Args:
+        source: Folder of OpenKBP.
+        out: Where the dataset's folder goes.
+        num_cases: Patients to train on.
+        held_out: Patients to test on, the first two of them; none for the two that follow those trained on.
+    """
     given = {name: int(value) for value, name in json.loads((source / "labels.json").read_text())["oar"].items()}
     folder = out / "Dataset210_OpenKBP"
     patients = [path.name.removesuffix("_ct.nii.gz") for path in sorted(source.glob("*_ct.nii.gz"))]
-    for number, patient in enumerate(patients[: num_cases + NUM_TEST_CASES]):
-        part = "Tr" if number < num_cases else "Ts"
+    others = [patient for patient in patients if patient not in held_out]
+    tested = (held_out or others[num_cases:])[:NUM_TEST_CASES]
+    parts = [*(("Tr", patient) for patient in others[:num_cases]), *(("Ts", patient) for patient in tested)]
+    for part, patient in parts:
         image = (source / f"{patient}_ct.nii.gz").resolve()
         place = folder / f"images{part}" / f"{patient}_0000.nii.gz"
         place.parent.mkdir(parents=True, exist_ok=True)
         place.symlink_to(image)
         organs = load_label_map(source / f"{patient}_oar.nii.gz")
-        values = np.select([organs.array == given[name] for name in LABELS], [1, 2], 0).astype(np.uint8)
+        masks = [organs.array == given[name] for name in LABELS]
+        values = np.select(masks, range(1, len(LABELS) + 1), 0).astype(np.uint8)
         turned = turn_volume(values, organs.grid, axis_codes(load_stored_grid(image).affine))
         save_label_map(folder / f"labels{part}" / f"{patient}.nii.gz", *turned)
     description = {
@@ -55,8 +65,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("source", type=Path)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--cases", type=int, default=6)
+    parser.add_argument("--test-list", type=Path, help="text file with a patient in every line")
     given = parser.parse_args(arguments)
-    print(write_openkbp_dataset(given.source, given.out, given.cases))
+    held_out = given.test_list.read_text(encoding="utf-8").split() if given.test_list else ()
+    print(write_openkbp_dataset(given.source, given.out, given.cases, held_out))
 
 
 if __name__ == "__main__":

@@ -21,7 +21,9 @@ def test_export_is_measured_and_copies_no_image(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_openkbp_becomes_a_dataset_of_nnunet(real_data: Path, tmp_path: Path) -> None:
-    folder = write_openkbp_dataset(real_data / "openkbp", tmp_path, 1)
+    folder = write_openkbp_dataset(real_data / "openkbp", tmp_path, 1, ["pt_101", "pt_100", "pt_12"])
     dataset = load_real_dataset(folder)
-    assert [target.name for target in dataset.targets] == ["spinal cord", "esophagus"]
+    assert [target.name for target in dataset.targets] == ["left parotid", "right parotid", "mandible"]
     assert dataset.orientations == {"LPS": 1}
+    assert [case.case_id for case in dataset.cases] == ["pt_105"]
+    assert sorted(path.name for path in (folder / "labelsTs").iterdir()) == ["pt_100.nii.gz", "pt_101.nii.gz"]
