@@ -224,10 +224,12 @@ def _read_prepared(path: Path) -> tuple[tuple[CaseFiles, ...], LabelIds, tuple[s
         CaseFiles(case.id, dataset.file_of("image", case.id), dataset.file_of("label", case.id))
         for case in dataset.cases
     )
-    names = {name: (label_id,) for name, label_id in dataset.spec.labels.items() if label_id != BODY_ID}
+    names: LabelIds = {name: (label_id,) for name, label_id in dataset.spec.labels.items() if label_id != BODY_ID}
     num_patients = len({case.patient for case in dataset.cases})
-    notes = (f"The {len(cases)} cases are of {num_patients} patients: tell them apart with --patient-pattern.",)
-    return cases, names, notes if num_patients < len(cases) else ()
+    if num_patients == len(cases):
+        return cases, names, ()
+    note = f"The {len(cases)} cases are of {num_patients} patients: tell them apart with --patient-pattern."
+    return cases, names, (note,)
 
 
 def _read_pairs(path: Path) -> tuple[tuple[CaseFiles, ...], LabelIds, tuple[str, ...]]:
