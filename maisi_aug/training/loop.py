@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from maisi_aug.errors import TrainingError
+from maisi_aug.training.allocator import keep_freed_memory
 from maisi_aug.training.amp import Precision
 from maisi_aug.training.average import WeightAverage, Weights
 from maisi_aug.training.checkpoint_file import read_checkpoint, require_same_run, write_checkpoint
@@ -164,6 +165,8 @@ class TrainingRun:
             TrainingError: When the loss or its gradients are no longer finite, or the disk is full.
             TrainingStopped: On SIGTERM or SIGINT, once the step is made and the checkpoint written.
         """
+        if self.device == "cpu":
+            keep_freed_memory()
         started = last_saved = time.monotonic()
         with StopRequest() as request, self._open_log() as log:
             while not self.is_complete:
