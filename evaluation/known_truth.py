@@ -4,7 +4,7 @@
 
 Phantoms stand for the real data. Those to train on are few and healthy, those to test on have tumours: no arm of real
 cases alone can find them. Synthetic cases with tumours, drawn by the embedded bundle, must help with tumours, and so
-must as many further phantoms with tumours. Synthetic cases with their label maps shifted by two centimetres must not
+must as many further phantoms with tumours. Synthetic cases with their label maps shifted by six centimetres must not
 help with anything, and neither must the real cases taken several times over. An interrupted run goes on when the
 command is repeated.
 """
@@ -38,7 +38,7 @@ from maisi_aug.whole_files import write_text_whole, write_whole
 REPORT_NAME: Final = "known_truth"
 SHAPE: Final = (96, 80, 64)
 SPACING_MM: Final = (4.0, 4.0, 4.0)
-SHIFT_VOXELS: Final = (5, 0, 5)
+SHIFT_VOXELS: Final = (12, 0, 8)
 REQUESTS: Final = ("hepatic tumor:15-50mm", "kidney tumor:15-45mm", "pancreatic tumor:15-40mm")
 TUMOR: Final = "tumor"
 LABELS: Final[dict[str, tuple[int, ...]]] = {
