@@ -73,7 +73,7 @@ def parse_list(path: Path | None) -> tuple[str, ...]:
     if path is None:
         return ()
     try:
-        lines = {line.strip() for line in path.read_text(encoding="utf-8").splitlines()} - {""}
+        lines = {line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()} - {""}
     except (OSError, UnicodeDecodeError) as error:
         raise typer.BadParameter(f"--test-list: expected a text file, found: {error}.") from None
     if not lines:

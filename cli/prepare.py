@@ -152,7 +152,7 @@ def prepare(
     name: Annotated[str | None, typer.Option(help="Name of the data set; that of --out when not given.")] = None,
     update: Annotated[
         bool,
-        typer.Option("--update", help="Bring a folder with other options or further cases to these."),
+        typer.Option("--update", help="Bring a folder to other options, and remove its cases that are left out."),
     ] = False,
     workers: Annotated[int | None, typer.Option(min=1, help="Processes; one per core when not given.")] = None,
     dry_run: Annotated[

@@ -213,6 +213,8 @@ def load_benchmark(folder: Path) -> Benchmark:
         )
     try:
         return Benchmark(folder, BenchmarkPlan.from_json(json.loads(path.read_text(encoding="utf-8"))))
+    except BenchmarkError:
+        raise
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise BenchmarkError(
             f"{path}: expected the plan of a benchmark, found: {error!r}. Begin another one."

@@ -33,12 +33,14 @@ class CaseFiles:
         image: The image's file.
         label: The label map's file.
         origin: Names and hashes of the maps that a synthetic case was made from.
+        patient: Whose it is, where the folder tells; empty where not.
     """
 
     case_id: str
     image: Path
     label: Path
     origin: tuple[str, ...] = ()
+    patient: str = ""
 
 
 @dataclass(frozen=True)
@@ -74,12 +76,16 @@ def find_real_cases(path: Path, labels: Mapping[str, tuple[int, ...]] | None) ->
             "--like. Give the real dataset that it was made from."
         )
     cases, names, notes = _list_folder(path)
-    label_ids = {name: ids or names.get(name, ()) for name, ids in labels.items()} if labels else names
+    label_ids = {name: ids or names.get(name, ()) for name, ids in labels.items()} if labels else _keep_disjoint(names)
     if not label_ids:
         raise BenchmarkError(
             f"{path}: expected names of its labels in dataset.json or labels.json, found none. "
             'Name them with --label "liver=1".'
         )
+    left_out = [name for name in names if name not in label_ids] if not labels else []
+    if left_out:
+        named = ", ".join(left_out)
+        notes = (*notes, f"Regions that hold other labels were left out ({named}): name them with --label.")
     unknown = [name for name, ids in label_ids.items() if not ids]
     if unknown:
         raise _unknown_label(unknown[0], (unknown[0],), path, names, option="label")
@@ -194,11 +200,10 @@ def _read_dataset(path: Path) -> tuple[tuple[CaseFiles, ...], LabelIds, tuple[st
         )
     notes = ["Voxels labelled 'ignore' count as background."] if "ignore" in labels else []
     names: LabelIds = {
-        str(name): (int(i),) for name, i in labels.items() if name not in ("background", "ignore") and _is_int(i)
+        str(name): tuple(map(int, ids if isinstance(ids, list) else [ids]))
+        for name, ids in labels.items()
+        if name not in ("background", "ignore")
     }
-    regions = [name for name, number in labels.items() if not _is_int(number)]
-    if regions:
-        notes.append(f"Regions of several labels were left out ({', '.join(regions)}): name them with --label.")
     if "dataset" in document:
         listed = sorted(document["dataset"].items())
         cases = [
@@ -221,15 +226,11 @@ def _read_prepared(path: Path) -> tuple[tuple[CaseFiles, ...], LabelIds, tuple[s
     except PreparationError as error:
         raise BenchmarkError(str(error)) from error
     cases = tuple(
-        CaseFiles(case.id, dataset.file_of("image", case.id), dataset.file_of("label", case.id))
+        CaseFiles(case.id, dataset.file_of("image", case.id), dataset.file_of("label", case.id), patient=case.patient)
         for case in dataset.cases
     )
     names: LabelIds = {name: (label_id,) for name, label_id in dataset.spec.labels.items() if label_id != BODY_ID}
-    num_patients = len({case.patient for case in dataset.cases})
-    if num_patients == len(cases):
-        return cases, names, ()
-    note = f"The {len(cases)} cases are of {num_patients} patients: tell them apart with --patient-pattern."
-    return cases, names, (note,)
+    return cases, names, ()
 
 
 def _read_pairs(path: Path) -> tuple[tuple[CaseFiles, ...], LabelIds, tuple[str, ...]]:
@@ -244,7 +245,7 @@ def _read_pairs(path: Path) -> tuple[tuple[CaseFiles, ...], LabelIds, tuple[str,
         if entry.image_path is not None:
             label = entry.label_paths[0]
             cases.append(CaseFiles(stem_of(label), entry.image_path, label))
-            names |= {word: (number,) for number, word in (entry.label_names or {}).items() if number}
+            names |= entry.ids_by_name
     repeated = {case.case_id for case in cases if sum(other.case_id == case.case_id for other in cases) > 1}
     cases = [
         CaseFiles(f"{case.label.parent.name}_{case.case_id}", case.image, case.label)
@@ -266,8 +267,15 @@ def _keep_complete(cases: Iterable[CaseFiles], notes: list[str]) -> tuple[CaseFi
     return tuple(kept)
 
 
-def _is_int(value: object) -> bool:
-    return isinstance(value, int) or (isinstance(value, str) and value.isdecimal())
+def _keep_disjoint(names: LabelIds) -> LabelIds:
+    """The names that share no id with one of fewer ids: of nnU-Net's regions those that hold no other label."""
+    taken: set[int] = set()
+    kept = []
+    for name in sorted(names, key=lambda name: len(names[name])):
+        if taken.isdisjoint(names[name]):
+            kept.append(name)
+            taken.update(names[name])
+    return {name: ids for name, ids in names.items() if name in kept}
 
 
 def find_lesion_labels(labels: Iterable[str]) -> tuple[str, ...]:

@@ -174,6 +174,11 @@ class BenchmarkConfig(BaseModel):
             )
         return pattern
 
+    @field_validator("test_patients")
+    @classmethod
+    def _list_once(cls, patients: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(sorted(set(patients)))
+
     @model_validator(mode="after")
     def _require_arms(self) -> BenchmarkConfig:
         arms = self.parsed_arms

@@ -17,12 +17,12 @@ from maisi_aug.evaluation.benchmark_cases import (
 )
 from maisi_aug.evaluation.benchmark_config import COPY_PASTE, PRESETS, REAL, Arm, BenchmarkConfig
 from maisi_aug.evaluation.benchmark_data import TrainingPlan, load_case, plan_training
-from maisi_aug.evaluation.benchmark_split import Split, find_leaks, split_patients
+from maisi_aug.evaluation.benchmark_split import Split, find_leaks, require_patients, split_patients
 from maisi_aug.evaluation.statistics import MIN_PATIENTS
 from maisi_aug.evaluation.training_lists import find_published_training
 from maisi_aug.seeds import numpy_generator
 
-FORMAT: Final = 1
+FORMAT: Final = 2  # 1 trained under another loss
 CaseRef = tuple[str, str]
 """Name of a source and id of a case."""
 Notify = Callable[[str, int, int], None]
@@ -83,7 +83,16 @@ class BenchmarkPlan:
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> BenchmarkPlan:
-        """Read what :meth:`to_json` gave."""
+        """Read what :meth:`to_json` gave.
+
+        Raises:
+            BenchmarkError: It is of another version, whose arms cannot be compared with those of this one.
+        """
+        if content["format"] != FORMAT:
+            raise BenchmarkError(
+                f"Benchmark: expected a plan of format {FORMAT}, found {content['format']}, whose arms were "
+                "trained otherwise. Choose another --out."
+            )
         return cls(
             config=BenchmarkConfig.model_validate(content["config"]),
             labels=tuple(content["labels"]),
@@ -114,6 +123,7 @@ def plan_benchmark(
     real = find_real_cases(Path(config.real), config.labels)
     labels = tuple(real.label_ids)
     lesion_labels = _choose_lesion_labels(config, labels)
+    require_patients(real.cases, config)
     real, warnings = _keep_readable(real, notify)
     split = split_patients([case.case_id for case in real.cases], config)
     sources = {REAL: real}

@@ -30,7 +30,7 @@ def split_patients(case_ids: Sequence[str], config: BenchmarkConfig) -> Split:
     """Draw the test patients, or take those that are listed; all cases of a patient go the same way.
 
     Raises:
-        BenchmarkError: There are too few patients to train on one and to test on two, or one that is listed is unknown.
+        BenchmarkError: There are too few patients to train on one and to test on two.
     """
     patients: dict[str, list[str]] = {}
     for case_id in case_ids:
@@ -38,7 +38,7 @@ def split_patients(case_ids: Sequence[str], config: BenchmarkConfig) -> Split:
     order = [sorted(patients)[i] for i in numpy_generator(config.seed, "benchmark split").permutation(len(patients))]
     train, test = _split_as_listed(order, config) if config.test_patients else _split_by_number(order, config)
     if not train or len(test) < MIN_TEST_PATIENTS:
-        num_wanted = max(1, len(train))
+        num_wanted = config.num_train or max(1, len(train))
         raise BenchmarkError(
             f"Real cases: expected at least {num_wanted + MIN_TEST_PATIENTS} patients, to train on {num_wanted} and to "
             f"test on {MIN_TEST_PATIENTS} or more, found {len(order)}, {len(test)} of them to test on. "
@@ -46,6 +46,31 @@ def split_patients(case_ids: Sequence[str], config: BenchmarkConfig) -> Split:
         )
     sides = [[c for patient in side for c in patients[patient]] for side in (train, test)]
     return Split(tuple(sorted(sides[0])), tuple(sorted(sides[1])))
+
+
+def require_patients(cases: Sequence[CaseFiles], config: BenchmarkConfig) -> None:
+    """Raise unless patients can be told apart and those to test on are among them.
+
+    Args:
+        cases: All real ones, before those that cannot be read are left out.
+        config: What was asked for.
+
+    Raises:
+        BenchmarkError: A folder says that cases are of one patient and no pattern does, or a listed one is unknown.
+    """
+    told = [case.patient for case in cases if case.patient]
+    if not config.patient_pattern and len(set(told)) < len(told):
+        raise BenchmarkError(
+            f"Real cases: expected a pattern that tells the {len(set(told))} patients of {len(told)} cases, found "
+            "none. Give one with --patient-pattern, such as '(.+)_scan'."
+        )
+    patients = {config.patient_of(case.case_id) for case in cases}
+    unknown = [patient for patient in config.test_patients if patient not in patients]
+    if unknown:
+        raise BenchmarkError(
+            f"Test patient '{unknown[0]}': expected one of the {len(patients)} real ones, such as {min(patients)}, "
+            f"found another name.{did_you_mean(unknown[0], patients)} Correct --test-list."
+        )
 
 
 def _split_by_number(order: Sequence[str], config: BenchmarkConfig) -> tuple[Sequence[str], Sequence[str]]:
@@ -56,19 +81,13 @@ def _split_by_number(order: Sequence[str], config: BenchmarkConfig) -> tuple[Seq
 
 def _split_as_listed(order: Sequence[str], config: BenchmarkConfig) -> tuple[Sequence[str], Sequence[str]]:
     """The listed patients to test on, and of the others as many as are wanted to train on."""
-    unknown = [patient for patient in config.test_patients if patient not in order]
-    if unknown:
-        raise BenchmarkError(
-            f"Test patient '{unknown[0]}': expected one of the {len(order)} real ones, such as {min(order)}, found "
-            f"another name.{did_you_mean(unknown[0], order)} Correct --test-list."
-        )
     rest = [patient for patient in order if patient not in config.test_patients]
     if config.num_train and config.num_train > len(rest):
         raise BenchmarkError(
             f"Real cases: expected {config.num_train} patients to train on beside those listed to test on, found "
             f"{len(rest)}. Choose a smaller --num-train."
         )
-    return rest[: config.num_train], config.test_patients
+    return rest[: config.num_train], [patient for patient in config.test_patients if patient in order]
 
 
 def find_leaks(cases: Iterable[CaseFiles], tested: Iterable[CaseFiles]) -> tuple[str, ...]:

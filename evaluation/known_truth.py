@@ -97,6 +97,8 @@ def write_real_cases(
 ) -> tuple[str, ...]:
     """Two kinds of phantoms as one folder ``real`` of image and label pairs; returns the names of those to test on."""
     names: list[str] = []
+    for stale in (folder / "real").glob("*/*.nii.gz"):  # of an earlier call with other numbers
+        stale.unlink()
     for part, settings, count in (("train", training, num_train), ("test", testing, num_test)):
         index = write_phantoms(folder / part, settings, count, report=_report(f"{part} phantom"))
         for row in index["phantoms"][:count]:
@@ -104,8 +106,7 @@ def write_real_cases(
             for kind, place in (("image", "images"), ("label", "labels")):
                 link = folder / "real" / place / f"{names[-1]}.nii.gz"
                 link.parent.mkdir(parents=True, exist_ok=True)
-                if not link.is_symlink():
-                    link.symlink_to(Path("../..") / part / row["files"][kind]["path"])
+                link.symlink_to(Path("../..") / part / row["files"][kind]["path"])
     return tuple(name for name in names if name.startswith("test_"))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import zipfile
 import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from maisi_aug.errors import VolumeError
@@ -76,6 +76,7 @@ class BankEntry:
         image_path: The CT it was drawn on, if there is one.
         organ_names: What each of the masks shows; empty for one label map.
         label_names: Names of the map's own ids from ``labels.json`` or ``dataset.json``; None without such a file.
+        label_regions: nnU-Net's regions from the same file: labels that join several ids.
         listed_ids: Ids that a data list promises, as MAISI's lists do; None where unknown.
         has_vocabulary_ids: Whether its ids are the vocabulary's: maps of this package's cohorts and of MAISI's lists.
         member: The label map in an archive; None for files.
@@ -88,11 +89,21 @@ class BankEntry:
     image_path: Path | None = None
     organ_names: tuple[str, ...] = ()
     label_names: Mapping[int, str] | None = None
+    label_regions: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     listed_ids: tuple[int, ...] | None = None
     has_vocabulary_ids: bool = False
     member: ArchiveMember | None = None
     extent_mm: Spacing | None = None
     regions: Regions | None = None
+
+    @property
+    def ids_by_name(self) -> dict[str, tuple[int, ...]]:
+        """What the names of the map's own labels mean, the background left out; several ids may share one."""
+        ids: dict[str, tuple[int, ...]] = {}
+        for label_id, name in (self.label_names or {}).items():
+            if label_id:
+                ids[name] = (*ids.get(name, ()), label_id)
+        return {**ids, **self.label_regions}
 
     @property
     def paths(self) -> tuple[Path, ...]:

@@ -136,8 +136,15 @@ def load_label_names(path: Path) -> dict[str, Mapping[int, str]]:
     if not isinstance(table, dict) or not table:
         raise BankError(f"{path}: expected label ids and names, found none. Correct the file or name a mapping.")
     if all(isinstance(value, dict) for value in table.values()):
-        return {str(group).lower(): _to_names(part, path) for group, part in table.items()}
-    return {"": _to_names(table, path)}
+        return {str(group).lower(): to_label_names(part, path) for group, part in table.items()}
+    return {"": to_label_names(table, path)}
+
+
+def load_label_regions(path: Path) -> dict[str, tuple[int, ...]]:
+    """nnU-Net's regions, labels that join several ids, of a file that :func:`load_label_names` has read."""
+    document = json.loads(path.read_text(encoding="utf-8"))
+    labels = document.get("labels", document)
+    return {str(name): tuple(map(int, ids)) for name, ids in labels.items() if isinstance(ids, list)}
 
 
 def find_referenced(folder: Path, text: str) -> Path:
@@ -145,8 +152,18 @@ def find_referenced(folder: Path, text: str) -> Path:
     return folder / os.path.expandvars(text)
 
 
-def _to_names(table: Mapping[str, Any], path: Path) -> dict[int, str]:
-    """Id -> name; an id of nnU-Net's regions, which join several ids, is called as the smallest that holds it."""
+def to_label_names(table: Mapping[str, Any], path: Path) -> dict[int, str]:
+    """A table of ids and names as id -> name.
+
+    An id of nnU-Net's regions, which join several ids, is called as the smallest region that holds it.
+
+    Args:
+        table: Id -> name, or name -> id or ids.
+        path: Where it comes from, for errors.
+
+    Raises:
+        BankError: The table is something else.
+    """
     regions = {name: values for name, values in table.items() if isinstance(values, list)}
     widest_first = sorted(regions, key=lambda name: len(regions[name]), reverse=True)
     parts = [(name, value) for name in widest_first for value in regions[name]]
@@ -262,7 +279,8 @@ def _with_context(entry: BankEntry, root: Path) -> BankEntry:
     for folder in (place.parent, place.parent.parent, root):
         for names_path in (folder / name for name in NAME_FILES):
             if folder.is_relative_to(root) and names_path.is_file():
-                return replace(entry, label_names=_choose_group(load_label_names(names_path), place))
+                names = _choose_group(load_label_names(names_path), place)
+                return replace(entry, label_names=names, label_regions=load_label_regions(names_path))
     return entry
 
 

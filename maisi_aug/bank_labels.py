@@ -172,11 +172,16 @@ def _from_mapping(
     return Translation(ids, frozenset(envelopes), tuple(unknown))
 
 
+def split_camel_case(name: str) -> str:
+    """``SpinalCord`` as two words."""
+    return re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name)
+
+
 def find_label_id(name: str, vocabulary: Vocabulary) -> int | None:
     """The vocabulary's id of a source name, or None."""
     if name.strip().isdecimal():
         return None
-    for spelling in dict.fromkeys((name, re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name))):  # SpinalCord is two words
+    for spelling in dict.fromkeys((name, split_camel_case(name))):
         try:
             return vocabulary.id_of(spelling)
         except VocabularyError:

@@ -12,7 +12,7 @@ import numpy as np
 
 from maisi_aug.balance import BalanceTarget, LesionCensus
 from maisi_aug.bank_entry import BankEntry
-from maisi_aug.bank_files import NAME_FILES, find_entries, find_referenced, load_label_names
+from maisi_aug.bank_files import NAME_FILES, find_entries, find_referenced, load_label_names, load_label_regions
 from maisi_aug.bank_labels import find_label_id
 from maisi_aug.bank_map import load_entry
 from maisi_aug.errors import BankError, RequestError, did_you_mean
@@ -50,13 +50,12 @@ def take_census(
         VolumeError: A label map cannot be read.
     """
     entries = _list_entries(path, vocabulary)
-    regions = _read_regions(path)
     mapping = _by_label(mapping or {}, targets, vocabulary)
     groups: dict[Any, dict[str, tuple[tuple[int, ...], str]]] = {}
     volumes: dict[str, list[tuple[float, ...]]] = {target.label: [] for target in targets}
     sources: dict[str, str] = {}
     for done, entry in enumerate(entries, start=1):
-        names = _names_of(entry, vocabulary, regions)
+        names = _names_of(entry, vocabulary)
         key = None if names is None else tuple(names.items())
         if key not in groups:
             groups[key] = {t.label: _find_ids(path, t, names, mapping, vocabulary) for t in targets}
@@ -109,7 +108,7 @@ def _list_referenced(path: Path) -> list[BankEntry] | None:
     if not isinstance(table, dict):
         return None
     entries = []
-    names = _plain_names(description)
+    names, regions = load_label_names(description).get(""), load_label_regions(description)
     for case_id, row in sorted(table.items()):
         text = row.get("label") if isinstance(row, dict) else None
         label = find_referenced(path, text) if isinstance(text, str) else None
@@ -117,32 +116,17 @@ def _list_referenced(path: Path) -> list[BankEntry] | None:
             raise BankError(
                 f"{description}: expected the label map of {case_id}, found {label or 'no path'}. Restore the file."
             )
-        entries.append(BankEntry(case_id, (label.resolve(),), label_names=names))
+        entries.append(BankEntry(case_id, (label.resolve(),), label_names=names, label_regions=regions))
     return entries
 
 
-def _plain_names(path: Path) -> Mapping[int, str] | None:
-    return load_label_names(path).get("")
-
-
-def _read_regions(path: Path) -> _Names:
-    """The regions of an nnU-Net dataset: labels that join several ids."""
-    description = path / "dataset.json"
-    labels = json.loads(description.read_text(encoding="utf-8")).get("labels") if description.is_file() else None
-    named = labels.items() if isinstance(labels, dict) else ()
-    return {name: tuple(map(int, values)) for name, values in named if isinstance(values, list)}
-
-
-def _names_of(entry: BankEntry, vocabulary: Vocabulary, regions: _Names) -> _Names | None:
+def _names_of(entry: BankEntry, vocabulary: Vocabulary) -> _Names | None:
     """What the names of an entry mean: of a cohort those of the vocabulary, of masks those of their files."""
     if entry.organ_names:
         return {name: (place,) for place, name in enumerate(entry.organ_names, start=1)}
     if entry.has_vocabulary_ids:
         return {label.name: (label.id,) for label in vocabulary if label.id}
-    if entry.label_names is None:
-        return None
-    single = {name: (label_id,) for label_id, name in entry.label_names.items() if label_id and name not in regions}
-    return {**single, **regions}
+    return None if entry.label_names is None else entry.ids_by_name
 
 
 def _by_label(mapping: LesionMap, targets: Sequence[BalanceTarget], vocabulary: Vocabulary) -> dict[str, str]:

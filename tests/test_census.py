@@ -105,6 +105,16 @@ def test_regions_join_their_labels_and_variables_are_replaced(tmp_path: Path, mo
     assert census.source == "label 1"
 
 
+def test_ids_of_one_name_are_one_lesion_wherever_the_names_stand(tmp_path: Path) -> None:
+    folder = write_dataset(tmp_path / "data", {}, lesion=3)
+    (folder / "dataset.json").unlink()
+    (folder / "labels.json").write_text(json.dumps({"1": "liver", "2": "liver tumor", "3": "liver tumor"}))
+    for place in (folder, tmp_path):
+        (census,) = take_census(place, targets("hepatic tumor"), vocabulary=MAISI)
+        assert census.source == "label 2+3 'liver tumor'"
+        assert list(map(len, census.volumes_ml)) == [2, 1, 0]
+
+
 def test_masks_of_single_organs_are_measured(tmp_path: Path) -> None:
     for name in ("liver", "spleen", "liver_tumor"):
         mask = np.zeros(GRID.shape, dtype=np.uint8)

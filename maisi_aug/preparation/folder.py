@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import json
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 
 from maisi_aug.errors import PreparationError
 from maisi_aug.preparation.writing import STATE_FOLDER
-from maisi_aug.prepared import FOLDERS, SPEC_NAME
+from maisi_aug.prepared import FOLDERS, LATENTS_FOLDER, SPEC_NAME
 from maisi_aug.recipe import differences
 from maisi_aug.whole_files import remove_leftovers, write_text_whole
 
@@ -76,4 +77,6 @@ def _remove_cases(out: Path, case_ids: Sequence[str]) -> None:
     for case_id in case_ids:
         for name in FOLDERS:
             (out / name / f"{case_id}{'.png' if name == 'previews' else '.nii.gz'}").unlink(missing_ok=True)
+        for file in (out / LATENTS_FOLDER).glob(f"*/{glob.escape(case_id)}.*"):
+            file.unlink()
         (out / STATE_FOLDER / f"{case_id}.json").unlink()

@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
-from maisi_aug.bank_labels import find_label_id
+from maisi_aug.bank_labels import find_label_id, split_camel_case
 from maisi_aug.errors import PreparationError, VocabularyError
 from maisi_aug.labels import BACKGROUND_ID, FREE_IDS, KNOWN_SLOTS, MAISI, SLOT_IDS, Vocabulary
 from maisi_aug.preparation.sources import SourceCase
@@ -116,23 +116,36 @@ def parse_rule(text: str) -> MapRule:
 def name_new_labels(
     names: Iterable[str], cases: Iterable[SourceCase], rules: Sequence[MapRule], vocabulary: Vocabulary
 ) -> tuple[MapRule, ...]:
-    """Rules for labels of the lab's files that are to be called as they are, and that nothing else gives a meaning.
+    """Rules for labels of the lab's files that are to be called as they are, and that no rule names.
 
     Args:
         names: What the labels are to be called; names of the vocabulary need no rule.
         cases: Whose files name labels.
-        rules: The user's, which go first.
+        rules: The user's; patterns among them do not count, for a rule with a name wins over them anyway.
         vocabulary: That of the base bundle.
     """
     files = [file for case in cases for file in case.labels]
-    labels = dict.fromkeys(
+    listed = dict.fromkeys(
         SourceLabel(file.role, label_id, name)
         for file in files
         for label_id, name in ([(None, file.mask_name)] if file.mask_name else file.names.items())
     )
-    open_labels = [label for label in labels if not any(rule.matches(label) for rule in rules)]
-    own = [MapRule(None, name, name, is_new=True) for name in names if find_label_id(name, vocabulary) is None]
-    return tuple(rule for rule in own if not rule.is_pattern and any(map(rule.matches, open_labels)))
+    own = [rule for rule in rules if not rule.is_pattern]
+    free = {label.name for label in listed if label.name and not any(rule.matches(label) for rule in own)}
+    wanted = [
+        name
+        for name in names
+        if not name.isdecimal()
+        and not MapRule(None, name, name).is_pattern
+        and find_label_id(name, vocabulary) is None
+        and not any(_plain(rule.target) == _plain(name) for rule in own)
+    ]
+    return tuple(
+        MapRule(None, source, name, is_new=True)
+        for name in wanted
+        for source in sorted(free)
+        if _plain(name) in (_plain(source), _plain(split_camel_case(source)))
+    )
 
 
 def resolve_meanings(
@@ -275,7 +288,7 @@ def _list(labels: Collection[SourceLabel]) -> str:
 def _unknown_message(unknown: Sequence[SourceLabel]) -> str:
     first = unknown[0]
     shown = first.name or str(first.id)
-    spelled = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", first.name or "kidney tumor").replace("_", " ").lower()
+    spelled = split_camel_case(first.name or "kidney tumor").replace("_", " ").lower()
     beyond = " (ids above 255 too need one)" if any((label.id or 0) > 255 for label in unknown) else ""
     return (
         f"Labels: expected a meaning for every label{beyond}, found none for {_list(unknown)}. Add for each a --map "

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from maisi_aug.bank_files import find_referenced
-from maisi_aug.errors import PreparationError
+from maisi_aug.bank_files import find_referenced, to_label_names
+from maisi_aug.errors import BankError, PreparationError
 from maisi_aug.preparation.sources import LabelFile, SourceCase, to_case_id
 
 RAW_VARIABLE = "nnUNet_raw"
@@ -49,9 +49,9 @@ def read_dataset(folder: Path) -> list[SourceCase]:
     path = folder / "dataset.json"
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
-        names = _read_names(document["labels"])
+        names = to_label_names(document["labels"], path)
         channels = {str(key): str(name) for key, name in dict(document["channel_names"]).items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, BankError) as error:
         reason = f"no entry {error}" if isinstance(error, KeyError) else error
         raise PreparationError(
             f"{path}: expected nnU-Net's entries 'labels' and 'channel_names', found: {reason}. Correct the file."
@@ -71,11 +71,6 @@ def read_dataset(folder: Path) -> list[SourceCase]:
             f"{missing[0]}. Complete the dataset."
         )
     return cases
-
-
-def _read_names(labels: Mapping[str, Any]) -> dict[int, str]:
-    """Names of single labels; regions, which list several ids, name none of them."""
-    return {int(value): name for name, value in labels.items() if not isinstance(value, list)}
 
 
 def _choose_channel(channels: Mapping[str, str], path: Path) -> int:

@@ -7,6 +7,7 @@ from functools import cache
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of mallopt(3)
 _MOST_BYTES = 2**30
+_MOST_BYTES_BEFORE_2_35 = 2**25
 
 
 @cache
@@ -23,4 +24,5 @@ def keep_freed_memory() -> bool:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError, TypeError):
         return False
-    return bool(mallopt(_MMAP_THRESHOLD, _MOST_BYTES)) and bool(mallopt(_TRIM_THRESHOLD, _MOST_BYTES))
+    is_trimmed_late = bool(mallopt(_TRIM_THRESHOLD, _MOST_BYTES))
+    return is_trimmed_late and any(mallopt(_MMAP_THRESHOLD, most) for most in (_MOST_BYTES, _MOST_BYTES_BEFORE_2_35))

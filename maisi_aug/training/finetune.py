@@ -110,6 +110,8 @@ class Finetuning:
 
     def __post_init__(self) -> None:
         require_trainable(self.base)
+        if self.base.is_ddpm:
+            self.config = self.config.model_copy(update={"contrastive_weight": 0.0})
         require_fitting_grid(self.store.dataset, self.base)
         self.training, self.held_out = split_folds(self.store.dataset, self.config.fold)
         self.hosts = {

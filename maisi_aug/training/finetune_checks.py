@@ -53,18 +53,16 @@ def with_crop(config: FinetuneConfig, crop_shape: Shape | None, base: Bundle) ->
 
 
 def with_contrast(config: FinetuneConfig, weight: float | None, base: Bundle) -> FinetuneConfig:
-    """The settings with a weight of the region contrastive loss; None for the usual one of the base's kind.
+    """The settings with a weight of the region contrastive loss; None for the usual one.
 
     Raises:
         TrainingError: When a base that predicts noise is to have one: in MAISI rectified flow alone has the loss.
     """
-    if base.is_ddpm:
-        if weight:
-            raise TrainingError(
-                f"--contrastive-weight {weight:g}: expected 0 for base '{base.name}', a ddpm one: the loss is for "
-                "rectified flow only. Leave the option out."
-            )
-        weight = 0.0
+    if base.is_ddpm and weight:
+        raise TrainingError(
+            f"--contrastive-weight {weight:g}: expected 0 for base '{base.name}', a ddpm one: the loss is for "
+            "rectified flow only. Leave the option out."
+        )
     return config if weight is None else config.model_copy(update={"contrastive_weight": weight})
 
 

@@ -29,7 +29,7 @@ class FinetuneConfig(BaseModel):
         rank: Of those matrices.
         start: ``label-means`` sets the intensity of each new label to its mean in the data before the first step, for
             ControlNets that look intensities up; ``base`` takes the base as it is; ``auto`` the former where it can.
-        contrastive_weight: Of the region contrastive loss; 0 leaves it out. Rectified flow only, as in MAISI.
+        contrastive_weight: Of the region contrastive loss; 0 leaves it out. A ddpm base has none, as in MAISI.
         contrastive_bound: Mean difference between the outputs with and without the labels that is rewarded at most.
         num_pictures: Held-out cases that are drawn.
         seed: Of batches, noise and everything else.

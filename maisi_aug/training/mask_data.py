@@ -75,7 +75,7 @@ def open_bank(
 ) -> MaskSplit:
     """Cut every map of a bank once to the recipe's grid, with its lesions' volumes kept, and store the cuts.
 
-    A bank with other files, or whose ids mean something else, is another one, whatever its name. A map that cannot be
+    A bank whose files have other names or sizes, or whose ids mean something else, is another one. A map that cannot be
     used is left out; ``bank.skipped`` says why. Every map counts as a patient of its own.
 
     Raises:

@@ -124,6 +124,8 @@ def test_label_named_in_the_data_needs_no_rule(places: tuple[Path, Path], tmp_pa
         open_data(str(lab), base, tmp_path / "out", labels=("liver",), rules=(), organs=())
     store = open_data(str(lab), base, tmp_path / "out", labels=("node",), rules=(), organs=())
     assert set(store.dataset.spec.new_labels) == {"node"}
+    others = open_data(str(lab), base, tmp_path / "others", labels=("node",), rules=("*=-",), organs=())
+    assert set(others.dataset.spec.labels) == {"node", "body"}
     with pytest.raises(PreparationError, match="found others"):  # the user's rule goes first: it is other data
         open_data(str(lab), base, tmp_path / "out", labels=("node",), rules=("1=gland@liver",), organs=())
 

@@ -200,6 +200,9 @@ def test_folder_keeps_to_its_configuration(benchmark_of: Callable[..., Benchmark
     (benchmark.folder / PLAN_NAME).write_text("{}")
     with pytest.raises(BenchmarkError, match="expected the plan of a benchmark, found: KeyError"):
         load_benchmark(benchmark.folder)
+    (benchmark.folder / PLAN_NAME).write_text('{"format": 1}')
+    with pytest.raises(BenchmarkError, match="^Benchmark: expected a plan of format 2, found 1, whose arms were"):
+        load_benchmark(benchmark.folder)
     with pytest.raises(BenchmarkError, match="expected a benchmark, found no benchmark.json"):
         load_benchmark(tmp_path / "made")
 
@@ -250,7 +253,8 @@ def test_command_line_names_what_is_wrong(tmp_path: Path, run_cli: Callable[...,
     config = build_config(tmp_path)
     words = ["benchmark", "run", "--real", config.real, "--out", str(tmp_path / "b")]
     for flags, message in (
-        (["--label", "liver"], "--label liver: expected NAME=ID or NAME=ID+ID, found ''"),
+        (["--label", "liver="], "--label liver=: expected NAME, NAME=ID or NAME=ID+ID, found ''"),
+        (["--label", "lever"], "Label 'lever': expected 'lever' among the labels of"),
         (["--map", "=x"], "--map =x: expected NAME=LABEL"),
         (["--synthetic", "a", "--synthetic", "b"], "expected a name of its own, found 'synthetic' twice"),
         (["--arms", "reel"], "Arm 'reel': expected one of real"),

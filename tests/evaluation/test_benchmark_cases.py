@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from maisi_aug.evaluation.benchmark_cases import (
     find_synthetic_cases,
 )
 from maisi_aug.evaluation.benchmark_config import build_benchmark_config
-from maisi_aug.evaluation.benchmark_split import find_leaks, split_patients
+from maisi_aug.evaluation.benchmark_split import find_leaks, require_patients, split_patients
 from maisi_aug.evaluation.training_lists import find_published_training
 from maisi_aug.whole_files import sha256_of
 from tests.tiny_benchmark import write_dataset, write_pairs
@@ -80,6 +81,39 @@ def test_what_is_no_source_is_refused(tmp_path: Path, prepare: object, message: 
         find_real_cases(tmp_path / "d", None)
 
 
+def test_regions_are_labels_where_they_are_asked_for(tmp_path: Path) -> None:
+    folder = write_dataset(tmp_path / "d", 2)
+    description = json.loads((folder / "dataset.json").read_text())
+    description["labels"] = {"background": 0, "kidney": [1, 2, 3], "masses": [2, 3], "tumor": 2, "cyst": [4, 5]}
+    (folder / "dataset.json").write_text(json.dumps(description))
+    source = find_real_cases(folder, None)
+    assert source.label_ids == {"tumor": (2,), "cyst": (4, 5)}
+    assert source.notes == ("Regions that hold other labels were left out (kidney, masses): name them with --label.",)
+    asked = find_real_cases(folder, {"kidney": (), "masses": ()})
+    assert (asked.label_ids, asked.notes) == ({"kidney": (1, 2, 3), "masses": (2, 3)}, ())
+    found = find_synthetic_cases("s", folder, ["tumor", "lesion"], {"lesion": ("masses",)})
+    assert found.label_ids == {"tumor": (2,), "lesion": (2, 3)}
+
+
+def test_pairs_keep_regions_whole(tmp_path: Path) -> None:
+    folder = write_pairs(tmp_path / "d", 2)
+    (folder / "labels.json").write_text(json.dumps({"background": 0, "organ": [1, 2], "part": 2}))
+    assert find_real_cases(folder, {"organ": ()}).label_ids == {"organ": (1, 2)}
+    assert find_real_cases(folder, None).label_ids == {"part": (2,)}
+
+
+def test_patients_are_told_apart_and_listed_ones_known() -> None:
+    cases = [CaseFiles(f"p{n // 2}_{n}", Path("i"), Path("l"), patient=f"p{n // 2}") for n in range(6)]
+    config = build_benchmark_config(real="x", arms=("real",))
+    with pytest.raises(BenchmarkError, match="expected a pattern that tells the 3 patients of 6 cases, found none"):
+        require_patients(cases, config)
+    told = config.model_copy(update={"patient_pattern": r"^(p\d+)"})
+    require_patients(cases, told)
+    require_patients(cases, told.model_copy(update={"test_patients": ("p0", "p2")}))
+    with pytest.raises(BenchmarkError, match="Test patient 'p9': expected one of the 3 real ones, such as p0"):
+        require_patients(cases, told.model_copy(update={"test_patients": ("p0", "p9")}))
+
+
 def test_prepared_folder_gives_cases_and_names(tmp_path: Path) -> None:
     folder = write_prepared(tmp_path / "d", num_cases=3)
     source = find_real_cases(folder, None)
@@ -128,8 +162,10 @@ def test_patients_to_test_on_can_be_listed() -> None:
     assert set(few.train) < set(split.train)
     with pytest.raises(BenchmarkError, match="expected 5 patients to train on beside those listed .* found 4"):
         split_patients(cases, config.model_copy(update={"num_train": 5}))
-    with pytest.raises(BenchmarkError, match="Test patient 'p9': expected one of the 6 real ones, such as p0"):
-        split_patients(cases, config.model_copy(update={"test_patients": ("p1", "p9")}))
+    assert build_benchmark_config(**{**listed, "test_patients": ("p4", "p1", "p4")}) == config
+    more = config.model_copy(update={"test_patients": ("p1", "p3", "p4")})
+    unreadable = split_patients([case for case in cases if not case.startswith("p1")], more)
+    assert unreadable.test == ("p3_0", "p3_1", "p4_0", "p4_1")
     with pytest.raises(BenchmarkError, match="to test on 2 or more, found 6, 1 of them to test on"):
         split_patients(cases, config.model_copy(update={"test_patients": ("p1",)}))
 

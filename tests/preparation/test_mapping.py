@@ -1,11 +1,21 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from maisi_aug.bundle import load_bundle
 from maisi_aug.errors import PreparationError, VocabularyError
 from maisi_aug.labels import BODY_ID, FREE_IDS, MAISI, SLOT_IDS
-from maisi_aug.preparation.mapping import LabelMeanings, MapRule, SourceLabel, parse_rule, resolve_meanings
+from maisi_aug.preparation.mapping import (
+    LabelMeanings,
+    MapRule,
+    SourceLabel,
+    name_new_labels,
+    parse_rule,
+    resolve_meanings,
+)
+from maisi_aug.preparation.sources import LabelFile, SourceCase
 from maisi_aug.prepared import NewLabel
 
 OAR = [
@@ -144,3 +154,19 @@ def test_slots_are_the_first_to_be_given() -> None:
     labels = [SourceLabel("", number, None) for number in range(1, len(SLOT_IDS) + 1)]
     meanings = resolve(labels, *(f"{label.id}=new:thing {label.id}" for label in labels))
     assert {label.id for label in meanings.new_labels.values()} == set(SLOT_IDS)
+
+
+def test_new_labels_are_named_by_the_data_unless_a_rule_says_otherwise() -> None:
+    def case(names: dict[int, str]) -> SourceCase:
+        return SourceCase("a", Path("a_ct"), (LabelFile(Path("a_seg"), names=names),))
+
+    def name(labels: list[str], names: dict[int, str], *rules: str) -> list[tuple[str, str]]:
+        found = name_new_labels(labels, [case(names)], list(map(parse_rule, rules)), MAISI)
+        return [(rule.source, rule.target) for rule in found]
+
+    names = {1: "LeftParotid", 2: "node", 3: "liver"}
+    assert name(["left parotid", "node", "liver"], names) == [("LeftParotid", "left parotid"), ("node", "node")]
+    assert name(["node"], names, "*=-") == [("node", "node")]
+    assert name(["node"], names, "2=lymph node@body") == []
+    assert name(["node"], names, "1=node@body") == []
+    assert name(["2", "nod*", "gland"], names) == []
