@@ -120,7 +120,7 @@ def test_faults_of_unprepared_data_name_this_commands_options(places: tuple[Path
 def test_label_named_in_the_data_needs_no_rule(places: tuple[Path, Path], tmp_path: Path) -> None:
     lab, base = write_lab(tmp_path / "lab", 2), load_bundle(places[1])
     (lab / "labels.json").write_text(json.dumps({"1": "node", "2": "liver"}))
-    with pytest.raises(PreparationError, match=r"found none for 1 \(node\)"):
+    with pytest.raises(PreparationError, match=r"found none for seg/1 \(node\)"):
         open_data(str(lab), base, tmp_path / "out", labels=("liver",), rules=(), organs=())
     store = open_data(str(lab), base, tmp_path / "out", labels=("node",), rules=(), organs=())
     assert set(store.dataset.spec.new_labels) == {"node"}
