@@ -13,9 +13,9 @@ from maisi_aug.evaluation.reports import Cell, to_markdown
 METHOD: Final = (
     "Differences are means over patients and trainings, with 95% intervals of a two-level bootstrap that draws both, "
     "the same patients in both arms. p is of Wilcoxon's signed-rank test over patients, with Holm's correction "
-    "over the labels. 'gain' needs the whole interval and the test above zero; 'no gain' says that a gain above the "
-    "margin is excluded; everything else is undecided at this size. The smallest gain is what this test set would have "
-    "shown four times in five."
+    "over the labels. 'gain' needs the whole interval and the test above zero and the mean above the margin; 'no gain' "
+    "says that a gain above the margin is excluded; everything else is undecided at this size. The smallest gain is "
+    "what this test set would have shown four times in five."
 )
 
 

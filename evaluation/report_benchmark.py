@@ -86,9 +86,9 @@ def _build_verdicts(document: Mapping[str, Any]) -> str:
         parts.append(page.intervals(lines, low=-reach, high=reach, unit="difference of Dice", has_zero=True))
         parts.append(_build_verdict_table(chosen, f"{arm} against {baseline}"))
     note = (
-        f"A gain needs the whole interval and the test above zero. No gain: more than {document['config']['margin']:g} "
-        "Dice is excluded. The smallest gain is what this test set would have shown four times in five; a true gain "
-        "below it may well have been missed."
+        "A gain needs the whole interval and the test above zero and a mean above the margin. No gain: more than "
+        f"{document['config']['margin']:g} Dice is excluded. The smallest gain is what this test set would have shown "
+        "four times in five; a true gain below it may well have been missed."
     )
     return "\n".join([page.paragraph(note, kind="note"), *parts])
 

@@ -86,8 +86,8 @@ class Comparison:
 
     @property
     def verdict(self) -> Verdict:
-        """Gain: interval and test are both above zero. No gain: the interval lies below the margin. Else undecided."""
-        if self.difference.low > 0 and self.p_holm < ALPHA:
+        """Gain: interval and test above zero, mean above the margin. No gain: interval below it. Else undecided."""
+        if self.difference.low > 0 and self.p_holm < ALPHA and self.difference.mean > self.margin:
             return Verdict.GAIN
         return Verdict.NO_GAIN if self.difference.high < self.margin else Verdict.UNDECIDED
 

@@ -123,6 +123,8 @@ COMPARISON = Comparison(Interval(0.03, 0.01, 0.05), 0.01, 0.02, 0.04, 20, (3, 3)
     ("interval", "p_holm", "verdict", "is_loss"),
     [
         (Interval(0.03, 0.01, 0.05), 0.02, Verdict.GAIN, False),
+        (Interval(0.005, 0.001, 0.011), 0.04, Verdict.UNDECIDED, False),
+        (Interval(0.005, 0.001, 0.009), 0.04, Verdict.NO_GAIN, False),
         (Interval(0.03, 0.01, 0.05), 0.07, Verdict.UNDECIDED, False),
         (Interval(0.03, -0.01, 0.05), 0.02, Verdict.UNDECIDED, False),
         (Interval(0.0, -0.005, 0.005), 0.9, Verdict.NO_GAIN, False),
