@@ -21,12 +21,12 @@ from maisi_aug.volume_io import load_label_map
 
 NUM_SLICE_CASES: Final = 3
 SLICE_PX: Final = 300
-LABEL_COLOURS: Final[tuple[Rgb, ...]] = (
-    (96, 180, 255),
-    (140, 220, 140),
-    (230, 150, 230),
-    (240, 200, 120),
-    (120, 220, 220),
+LABEL_COLOURS: Final[tuple[Rgb, ...]] = (  # dark enough for bone, bright enough for soft tissue
+    (40, 150, 255),
+    (40, 200, 90),
+    (235, 50, 200),
+    (255, 150, 0),
+    (0, 195, 205),
 )
 
 
