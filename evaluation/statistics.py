@@ -15,8 +15,8 @@ patient *and* for another training:
 - With one seed per arm the seeds' part cannot be known: the interval then speaks of these trainings alone.
 - The test is Wilcoxon's signed-rank test on each patient's difference of means over seeds, with Holm's correction over
   the labels.
-- The smallest gain that could have been shown is ``(t(1 - alpha/2) + t(power)) * standard error``, at the same degrees
-  of freedom.
+- The smallest gain that could have been shown is ``max(t(1 - alpha/2) * standard error, margin) + t(power) * standard
+  error``, at the same degrees of freedom.
 """
 
 from __future__ import annotations
@@ -151,7 +151,7 @@ def compare_arms(
         difference=difference,
         p_value=p_value,
         p_holm=p_value,
-        smallest_gain=_smallest_gain(spread),
+        smallest_gain=_smallest_gain(spread, margin),
         num_patients=arm.shape[1],
         num_seeds=(arm.shape[0], other.shape[0]),
         margin=margin,
@@ -285,9 +285,10 @@ def _take_interval(draws: Array, mean: float, spread: _Spread) -> Interval:
     return Interval(mean, float(low), float(high))
 
 
-def _smallest_gain(spread: _Spread) -> float:
-    factor = stats.t.ppf(1 - ALPHA / 2, spread.degrees) + stats.t.ppf(POWER, spread.degrees)
-    return float(factor * np.sqrt(spread.variance))
+def _smallest_gain(spread: _Spread, margin: float) -> float:
+    error = np.sqrt(spread.variance)
+    least_mean = max(stats.t.ppf(1 - ALPHA / 2, spread.degrees) * error, margin)
+    return float(least_mean + stats.t.ppf(POWER, spread.degrees) * error)
 
 
 def _require_pairs(arm: Array, other: Array) -> None:

@@ -108,6 +108,14 @@ def test_smallest_gain_is_shown_four_times_in_five() -> None:
     assert 0.68 <= np.mean([is_gain for is_gain, _ in gains]) <= 0.9
 
 
+def test_no_gain_below_the_margin_is_called_one_that_could_be_shown(rng: np.random.Generator) -> None:
+    arm = SECOND + 0.002 + 1e-4 * rng.standard_normal(len(SECOND))
+    found = compare_arms(arm[None], SECOND[None], rng=rng, margin=0.01)
+    assert found.difference.low > 0
+    assert found.verdict is Verdict.NO_GAIN
+    assert 0.01 < found.smallest_gain < 0.011
+
+
 def test_seeds_that_differ_widen_the_interval(rng: np.random.Generator) -> None:
     same, apart = np.tile(FIRST, (3, 1)), FIRST + np.array([[-0.1], [0.0], [0.1]])
     narrow, wide = (compare_arms(arm, np.tile(SECOND, (3, 1)), rng=rng) for arm in (same, apart))
