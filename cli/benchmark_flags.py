@@ -65,7 +65,7 @@ def parse_arms(text: str) -> tuple[str, ...]:
 
 
 def parse_list(path: Path | None) -> tuple[str, ...]:
-    """The lines of a text file, sorted, empty ones left out.
+    """The lines of a text file, empty ones left out.
 
     Raises:
         typer.BadParameter: The file cannot be read, or holds nothing.
@@ -73,9 +73,9 @@ def parse_list(path: Path | None) -> tuple[str, ...]:
     if path is None:
         return ()
     try:
-        lines = {line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()} - {""}
+        lines = tuple(line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip())
     except (OSError, UnicodeDecodeError) as error:
         raise typer.BadParameter(f"--test-list: expected a text file, found: {error}.") from None
     if not lines:
         raise typer.BadParameter(f"--test-list {path}: expected a patient in every line, found none.")
-    return tuple(sorted(lines))
+    return lines

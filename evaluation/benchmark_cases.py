@@ -190,6 +190,11 @@ def _read_dataset(path: Path) -> tuple[tuple[CaseFiles, ...], LabelIds, tuple[st
         document = json.loads((path / DATASET_NAME).read_text(encoding="utf-8"))
         labels, ending = dict(document["labels"]), str(document["file_ending"])
         channels = document.get("channel_names", document.get("modality", {}))
+        names: LabelIds = {
+            str(name): tuple(map(int, ids if isinstance(ids, list) else [ids]))
+            for name, ids in labels.items()
+            if name not in ("background", "ignore")
+        }
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise BenchmarkError(
             f"{path / DATASET_NAME}: expected nnU-Net's labels and file_ending, found: {error!r}. Correct the file."
@@ -199,11 +204,6 @@ def _read_dataset(path: Path) -> tuple[tuple[CaseFiles, ...], LabelIds, tuple[st
             f"{path}: expected one channel, CT, found {len(channels)}. Make a dataset of the CT alone."
         )
     notes = ["Voxels labelled 'ignore' count as background."] if "ignore" in labels else []
-    names: LabelIds = {
-        str(name): tuple(map(int, ids if isinstance(ids, list) else [ids]))
-        for name, ids in labels.items()
-        if name not in ("background", "ignore")
-    }
     if "dataset" in document:
         listed = sorted(document["dataset"].items())
         cases = [

@@ -119,11 +119,20 @@ def case_of(path: Path) -> str:
     return (match["case"] or stem) if match else stem
 
 
+Regions = Mapping[str, tuple[int, ...]]
+"""nnU-Net's regions: labels that join several ids."""
+
+
 def load_label_names(path: Path) -> dict[str, Mapping[int, str]]:
+    """The names of :func:`load_labels`."""
+    return load_labels(path)[0]
+
+
+def load_labels(path: Path) -> tuple[dict[str, Mapping[int, str]], Regions]:
     """Read ``labels.json`` or ``dataset.json``: id -> name, or name -> id, or a group of those per kind of label map.
 
     Returns:
-        Group -> id -> name; the group is empty where the file has none.
+        Group -> id -> name, the group being empty where the file has none; and the regions.
 
     Raises:
         BankError: The file is not JSON or its labels are not one id to one name.
@@ -136,15 +145,9 @@ def load_label_names(path: Path) -> dict[str, Mapping[int, str]]:
     if not isinstance(table, dict) or not table:
         raise BankError(f"{path}: expected label ids and names, found none. Correct the file or name a mapping.")
     if all(isinstance(value, dict) for value in table.values()):
-        return {str(group).lower(): to_label_names(part, path) for group, part in table.items()}
-    return {"": to_label_names(table, path)}
-
-
-def load_label_regions(path: Path) -> dict[str, tuple[int, ...]]:
-    """nnU-Net's regions, labels that join several ids, of a file that :func:`load_label_names` has read."""
-    document = json.loads(path.read_text(encoding="utf-8"))
-    labels = document.get("labels", document)
-    return {str(name): tuple(map(int, ids)) for name, ids in labels.items() if isinstance(ids, list)}
+        return {str(group).lower(): to_label_names(part, path) for group, part in table.items()}, {}
+    names = to_label_names(table, path)
+    return {"": names}, {str(name): tuple(map(int, ids)) for name, ids in table.items() if isinstance(ids, list)}
 
 
 def find_referenced(folder: Path, text: str) -> Path:
@@ -279,8 +282,8 @@ def _with_context(entry: BankEntry, root: Path) -> BankEntry:
     for folder in (place.parent, place.parent.parent, root):
         for names_path in (folder / name for name in NAME_FILES):
             if folder.is_relative_to(root) and names_path.is_file():
-                names = _choose_group(load_label_names(names_path), place)
-                return replace(entry, label_names=names, label_regions=load_label_regions(names_path))
+                groups, regions = load_labels(names_path)
+                return replace(entry, label_names=_choose_group(groups, place), label_regions=regions)
     return entry
 
 

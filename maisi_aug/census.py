@@ -12,7 +12,7 @@ import numpy as np
 
 from maisi_aug.balance import BalanceTarget, LesionCensus
 from maisi_aug.bank_entry import BankEntry
-from maisi_aug.bank_files import NAME_FILES, find_entries, find_referenced, load_label_names, load_label_regions
+from maisi_aug.bank_files import NAME_FILES, find_entries, find_referenced, load_labels
 from maisi_aug.bank_labels import find_label_id
 from maisi_aug.bank_map import load_entry
 from maisi_aug.errors import BankError, RequestError, did_you_mean
@@ -108,7 +108,7 @@ def _list_referenced(path: Path) -> list[BankEntry] | None:
     if not isinstance(table, dict):
         return None
     entries = []
-    names, regions = load_label_names(description).get(""), load_label_regions(description)
+    groups, regions = load_labels(description)
     for case_id, row in sorted(table.items()):
         text = row.get("label") if isinstance(row, dict) else None
         label = find_referenced(path, text) if isinstance(text, str) else None
@@ -116,7 +116,7 @@ def _list_referenced(path: Path) -> list[BankEntry] | None:
             raise BankError(
                 f"{description}: expected the label map of {case_id}, found {label or 'no path'}. Restore the file."
             )
-        entries.append(BankEntry(case_id, (label.resolve(),), label_names=names, label_regions=regions))
+        entries.append(BankEntry(case_id, (label.resolve(),), label_names=groups.get(""), label_regions=regions))
     return entries
 
 

@@ -9,10 +9,10 @@ from numpy.typing import NDArray
 
 from maisi_aug.grid import Grid
 from maisi_aug.labels import MAISI
-from maisi_aug.preparation.mapping import LabelMeanings, parse_rule, resolve_meanings
+from maisi_aug.preparation.mapping import LabelMeanings, labels_of, parse_rule, resolve_meanings
 from maisi_aug.preparation.settings import PrepareSettings
 from maisi_aug.preparation.sources import LabelFile, SourceCase
-from maisi_aug.preparation.survey import labels_of, survey_case
+from maisi_aug.preparation.survey import survey_case
 from maisi_aug.volume_io import save_image, save_label_map
 from tests.tiny_bank import HEPATIC_TUMOR, LIVER, build_ct, build_trunk, trunk_grid
 

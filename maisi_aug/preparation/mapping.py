@@ -14,7 +14,7 @@ from fnmatch import fnmatchcase
 from maisi_aug.bank_labels import find_label_id, split_camel_case
 from maisi_aug.errors import PreparationError, VocabularyError
 from maisi_aug.labels import BACKGROUND_ID, FREE_IDS, KNOWN_SLOTS, MAISI, SLOT_IDS, Vocabulary
-from maisi_aug.preparation.sources import SourceCase
+from maisi_aug.preparation.sources import LabelFile, SourceCase
 from maisi_aug.prepared import NewLabel, bind_new_labels
 
 DROP = "-"
@@ -113,6 +113,14 @@ def parse_rule(text: str) -> MapRule:
     return MapRule(role.strip().lower() if slash else None, rest.strip(), target, named, is_new)
 
 
+def labels_of(file: LabelFile, counts: Mapping[int, int]) -> list[SourceLabel]:
+    """The labels of a file: those that occur in it and those that are listed for it, background left out."""
+    if file.mask_name is not None:
+        return [SourceLabel(file.role, None, file.mask_name)]
+    ids = sorted({*counts, *file.names} - {0})
+    return [SourceLabel(file.role, label_id, file.names.get(label_id)) for label_id in ids]
+
+
 def name_new_labels(
     names: Iterable[str], cases: Iterable[SourceCase], rules: Sequence[MapRule], vocabulary: Vocabulary
 ) -> tuple[MapRule, ...]:
@@ -124,12 +132,7 @@ def name_new_labels(
         rules: The user's; patterns among them do not count, for a rule with a name wins over them anyway.
         vocabulary: That of the base bundle.
     """
-    files = [file for case in cases for file in case.labels]
-    listed = dict.fromkeys(
-        SourceLabel(file.role, label_id, name)
-        for file in files
-        for label_id, name in ([(None, file.mask_name)] if file.mask_name else file.names.items())
-    )
+    listed = dict.fromkeys(label for case in cases for file in case.labels for label in labels_of(file, {}))
     own = [rule for rule in rules if not rule.is_pattern]
     free = {label.name for label in listed if label.name and not any(rule.matches(label) for rule in own)}
     wanted = [

@@ -27,13 +27,12 @@ from maisi_aug.preparation.case import CaseTask
 from maisi_aug.preparation.collecting import add_organs
 from maisi_aug.preparation.folder import take_folder
 from maisi_aug.preparation.folds import assign_folds, find_patients, require_enough_patients
-from maisi_aug.preparation.mapping import LabelMeanings, MapRule, allocate_new_labels, resolve_meanings
+from maisi_aug.preparation.mapping import LabelMeanings, MapRule, allocate_new_labels, labels_of, resolve_meanings
 from maisi_aug.preparation.settings import PrepareSettings
 from maisi_aug.preparation.sources import LabelFile, SourceCase
 from maisi_aug.preparation.summary import build_summary, labels_in, spell_summary
 from maisi_aug.preparation.survey import (
     CaseSurvey,
-    labels_of,
     require_labels,
     require_readable,
     survey_case,

@@ -10,8 +10,8 @@ import numpy as np
 
 from maisi_aug.errors import PreparationError, VolumeError
 from maisi_aug.grid import Grid, spell_grid
-from maisi_aug.preparation.mapping import LabelMeanings, SourceLabel
-from maisi_aug.preparation.sources import LabelFile, SourceCase
+from maisi_aug.preparation.mapping import LabelMeanings, labels_of
+from maisi_aug.preparation.sources import SourceCase
 from maisi_aug.volume_io import load_grid, load_label_map
 
 MASK_ID = 1
@@ -62,14 +62,6 @@ def is_same_place(grid: Grid, other: Grid) -> bool:
     corners = np.array(list(product(*((0, side - 1) for side in grid.shape))))
     apart = (corners @ (grid.affine[:3, :3] - other.affine[:3, :3]).T) + (grid.affine[:3, 3] - other.affine[:3, 3])
     return bool(np.abs(apart).max() <= SAME_PLACE * min(grid.spacing_mm))
-
-
-def labels_of(file: LabelFile, counts: Mapping[int, int]) -> list[SourceLabel]:
-    """The labels of a file: those that occur in it and those that are listed for it, background left out."""
-    if file.mask_name is not None:
-        return [SourceLabel(file.role, None, file.mask_name)]
-    ids = sorted({*counts, *file.names} - {0})
-    return [SourceLabel(file.role, label_id, file.names.get(label_id)) for label_id in ids]
 
 
 def tables_of(case: SourceCase, survey: CaseSurvey, meanings: LabelMeanings) -> tuple[dict[int, int], ...]:

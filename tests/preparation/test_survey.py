@@ -8,8 +8,9 @@ import pytest
 
 from maisi_aug.errors import PreparationError
 from maisi_aug.grid import Grid
+from maisi_aug.preparation.mapping import labels_of
 from maisi_aug.preparation.sources import LabelFile, SourceCase
-from maisi_aug.preparation.survey import is_same_place, labels_of, require_labels, require_readable, survey_case
+from maisi_aug.preparation.survey import is_same_place, require_labels, require_readable, survey_case
 from maisi_aug.volume_io import save_label_map
 from tests.tiny_bank import trunk_grid
 from tests.tiny_lab import MASS, OWN_LIVER, build_meanings, build_own_labels, write_case
