@@ -1,8 +1,9 @@
 """The one training loop: steps, learning rate, mixed precision, averaging, validation, checkpoints, exact resume.
 
 Nothing random lives in the loop: an objective derives the noise of a step from the step's number, so that a run that
-was killed and resumed ends with the same weights as one that was not. One process or many, and batches at once or
-accumulated, make the same steps.
+was killed and resumed ends with the same weights as one that was not: bit by bit on the same kind of processor with
+as many threads, else to the rounding of sums. One process or many, and batches at once or accumulated, make the same
+steps.
 """
 
 from __future__ import annotations

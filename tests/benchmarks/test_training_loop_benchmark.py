@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.benchmarks import training_loop
 from tests.benchmarks.training_loop import SIDES, Case
@@ -19,7 +20,9 @@ def test_all_sides_are_measured(
         return training_loop.measure_memory(side, case) if case.stage == "vae" else 10**9
 
     monkeypatch.setattr(training_loop, "read_memory", measure)
+    num_threads = torch.get_num_threads()
     training_loop.main(["--out", str(tmp_path), "--grid", "32x32x32", "--steps", "1", "--rounds", "1"])
+    assert torch.get_num_threads() == num_threads
     results = json.loads((tmp_path / "results_training_loop.json").read_text())
     assert [run["stage"] for run in results["runs"]] == ["vae", "controlnet"]
     for run in results["runs"]:

@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
@@ -95,9 +96,24 @@ def main(arguments: Sequence[str] | None = None) -> None:
         side, text = options.memory_of
         sys.stdout.write(f"{measure_memory(side, Case(**json.loads(text)))}\n")
         return
+    with nullcontext() if options.device.startswith("cuda") else one_thread():
+        measure_all(options)
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Let torch compute with one thread, and with as many as before afterwards."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def measure_all(options: argparse.Namespace) -> None:
+    """Measure the stages asked for, and write the results."""
     has_cuda = options.device.startswith("cuda")
-    if not has_cuda:
-        torch.set_num_threads(1)
     runs: list[dict[str, Any]] = []
     results = {"machine": describe_machine(options.device), "runs": runs}
     for stage in options.stage or STAGES:

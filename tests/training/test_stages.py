@@ -195,7 +195,13 @@ def test_killed_run_goes_on_to_the_weights_of_an_unkilled_one(open_folder: OpenF
 def kill_training(recipe: Path, folder: Path, *, after_steps: int) -> None:
     """Train in a process of its own and kill it, as a machine that goes down does."""
     command = [sys.executable, "-m", "maisi_aug.cli.app", "train", "vae", "--recipe", recipe, "--out", folder]
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    # With as many threads as this process: their number decides in which order sums are taken.
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(REPOSITORY),
+        "OMP_NUM_THREADS": str(torch.get_num_threads()),
+        "MKL_NUM_THREADS": str(torch.get_num_threads()),
+    }
     process = subprocess.Popen(
         [*map(str, command), "--device", "cpu"], env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
     )
