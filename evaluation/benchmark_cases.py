@@ -12,14 +12,12 @@ from maisi_aug.bank_files import find_entries, find_referenced, stem_of
 from maisi_aug.errors import BankError, BenchmarkError, PreparationError, VocabularyError
 from maisi_aug.integrations.cohort_source import load_cohort_source
 from maisi_aug.integrations.nnunet_folders import MARK_KEY
-from maisi_aug.labels import BODY_ID, Vocabulary, lookup_words
+from maisi_aug.labels import BODY_ID, Vocabulary
+from maisi_aug.lesion_names import is_bare_lesion_name, lesion_word
 from maisi_aug.manifest import MANIFEST_NAME
 from maisi_aug.prepared import SPEC_NAME, load_prepared
 
 DATASET_NAME: Final = "dataset.json"
-_LESION_WORDS: Final = frozenset(
-    {"tumor", "tumors", "lesion", "lesions", "nodule", "nodules", "cancer", "metastasis", "metastases", "cyst", "gtv"}
-)
 
 LabelIds = dict[str, tuple[int, ...]]
 
@@ -280,4 +278,4 @@ def _keep_disjoint(names: LabelIds) -> LabelIds:
 
 def find_lesion_labels(labels: Iterable[str]) -> tuple[str, ...]:
     """The labels whose name says that they are lesions."""
-    return tuple(name for name in labels if _LESION_WORDS & set(lookup_words(name.replace("_", " "))))
+    return tuple(name for name in labels if lesion_word(name) or is_bare_lesion_name(name))

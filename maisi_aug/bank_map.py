@@ -19,10 +19,10 @@ from maisi_aug.errors import VolumeError
 from maisi_aug.grid import Grid
 from maisi_aug.growth import Box, Mask, label_parts
 from maisi_aug.labels import BODY_ID, Vocabulary
+from maisi_aug.lesion_names import lesion_word
 from maisi_aug.resampling import centre_grid_on, resample_image, resample_label_map
 from maisi_aug.volume_io import Volume, decode_label_map, load_image, load_label_map, sha256_of
 
-LESION_WORDS = ("tumor", "tumour", "lesion", "cancer", "cyst")
 HOST_MARGIN_MM = 10.0
 JITTER = (0.03, 0.03, 0.12)  # of the grid's extent along I, J, K
 
@@ -180,7 +180,7 @@ def _order_masks(names: Sequence[str], translation: Translation, vocabulary: Voc
         label_id = translation.ids.get(place + 1, BODY_ID)
         if label_id == BODY_ID:
             return 1 if place + 1 in translation.envelope_ids else 0
-        is_lesion = label_id in vocabulary.tumor_ids or any(word in names[place].lower() for word in LESION_WORDS)
+        is_lesion = label_id in vocabulary.tumor_ids or lesion_word(names[place]) is not None
         return 3 if is_lesion else 2
 
     return sorted(range(len(names)), key=rank)

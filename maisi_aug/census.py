@@ -17,10 +17,9 @@ from maisi_aug.bank_labels import find_label_id
 from maisi_aug.bank_map import load_entry
 from maisi_aug.errors import BankError, RequestError, did_you_mean
 from maisi_aug.labels import Vocabulary
+from maisi_aug.lesion_names import is_bare_lesion_name
 from maisi_aug.lesions import measure_lesions
 
-# What public datasets call the lesion of the organ that they are named after.
-LESION_WORDS = ("lesion", "lesions", "tumor", "tumour", "tumors", "tumours", "cancer", "mass", "metastasis", "nodule")
 LesionMap = Mapping[str, str]
 """Label of the vocabulary -> what the dataset calls it: an id or a name."""
 _Names = Mapping[str, tuple[int, ...]]
@@ -153,7 +152,7 @@ def _find_ids(
         ids = dict.fromkeys(label_id for name in found for label_id in named[name])
         return tuple(ids), ", ".join(f"label {_spell_ids(named[name])} '{name}'" for name in found)
     # "cancer" beside "liver" in a dataset of one lesion: nothing else can be meant, and the table says what was taken.
-    bare = [name for name in named if name.strip().lower() in LESION_WORDS]
+    bare = [name for name in named if is_bare_lesion_name(name)]
     others = {find_label_id(name, vocabulary) for name in named}
     if len(bare) == 1 and others.intersection(vocabulary.hosts_of(target.label_id)):
         return named[bare[0]], f"label {_spell_ids(named[bare[0]])} '{bare[0]}' beside its host organ"

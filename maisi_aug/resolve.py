@@ -7,6 +7,7 @@ import json
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -106,8 +107,9 @@ def resolve_cohort(
     document = read_cohort_document(folder) if folder is not None else None
     bundle = load_bundle(config.bundle)
     config = _with_default_bank(config, bundle)
+    bank = _Bank(_absolute(config.mask_bank, EMBEDDED_BANK), bundle.vocabulary)
     bundle.require_told(
-        modality=config.modality, body_region=None if _only_chooses_maps(config, bundle) else config.body_region
+        modality=config.modality, body_region=None if _only_chooses_maps(config, bundle, bank) else config.body_region
     )
     preset = None if config.preset is None else find_preset(config.preset, bundle)
     if preset is not None and config.decoding.window is None:
@@ -117,7 +119,7 @@ def resolve_cohort(
     config = config.model_copy(
         update={
             "bundle": _absolute(config.bundle, *embedded_bundles(), *pulled_bundles()),
-            "mask_bank": _absolute(config.mask_bank, EMBEDDED_BANK),
+            "mask_bank": bank.path,
             "mask_labels": _absolute(config.mask_labels, *CHOICES),
             "size_reference": config.size_reference and _absolute(config.size_reference),
             **({} if _follows_maps(config) else {"shape": grid.shape, "spacing_mm": grid.spacing_mm}),
@@ -127,9 +129,9 @@ def resolve_cohort(
     if config.mask_source == "diffusion":
         config = config.model_copy(update={"mask_steps": choose_mask_steps(bundle, config.mask_steps)})
         require_inside(bundle, grid)
-    described = _describe_bank(config, bundle)
+    described = _describe_bank(config, bundle, bank)
     distributions = _find_distributions(config, bundle.vocabulary, document or {}, report_file)
-    plan = _plan_cases(config, bundle.vocabulary, {**bundle_distributions(bundle), **distributions})
+    plan = _plan_cases(config, bundle, distributions, bank)
     require_organs_in_maps(plan, bundle.vocabulary, mask_source=config.mask_source, mask_bank=config.mask_bank)
     if config.anatomy is not None:
         plan = keep_anatomy(plan, config.anatomy, bundle.vocabulary)
@@ -144,24 +146,50 @@ def resolve_cohort(
 
 def replan(cohort: ResolvedCohort, seed: int) -> CohortPlan:
     """The plan of a cohort under another seed: the same requests, other sizes and another order."""
-    config, vocabulary = cohort.config.model_copy(update={"seed": seed}), cohort.bundle.vocabulary
-    plan = _plan_cases(config, vocabulary, cohort.distributions)
-    return plan if config.anatomy is None else keep_anatomy(plan, config.anatomy, vocabulary)
+    config = cohort.config.model_copy(update={"seed": seed})
+    if config.mask_source in (GIVEN, NO_MAP):
+        return cohort.plan  # no seed decides on anything in it
+    plan = _plan_requests(config, cohort.bundle, cohort.distributions, config.num_cases or DEFAULT_NUM_CASES)
+    return plan if config.anatomy is None else keep_anatomy(plan, config.anatomy, cohort.bundle.vocabulary)
+
+
+class _Bank:
+    """The user's label maps, listed when they are first asked for."""
+
+    def __init__(self, path: str, vocabulary: Vocabulary) -> None:
+        self.path = path
+        self._vocabulary = vocabulary
+
+    @cached_property
+    def listing(self) -> tuple[list[BankEntry], list[tuple[str, str]]]:
+        """The label maps, and what was left out with the reasons."""
+        return find_entries(Path(self.path), lambda name: find_label_id(name, self._vocabulary) is not None)
 
 
 def _plan_cases(
-    config: CohortConfig, vocabulary: Vocabulary, distributions: Mapping[str, SizeDistribution]
+    config: CohortConfig, bundle: Bundle, distributions: Mapping[str, SizeDistribution], bank: _Bank
 ) -> CohortPlan:
     """What every case shall hold: by the requests, or by the given label maps, or nothing."""
     if config.mask_source == GIVEN:
-        names = [entry.name for entry in _list_bank(config, vocabulary)[0]]
-        label_ids = [vocabulary.id_of(text) for text in config.labels]
+        names = [entry.name for entry in bank.listing[0]]
+        label_ids = [bundle.vocabulary.id_of(text) for text in config.labels]
         return plan_given_maps(names, num_cases=config.num_cases or len(names), label_ids=label_ids)
     num_cases = config.num_cases or DEFAULT_NUM_CASES
     if config.mask_source == NO_MAP:
         return plan_bare_images(num_cases)
+    return _plan_requests(config, bundle, distributions, num_cases)
+
+
+def _plan_requests(
+    config: CohortConfig, bundle: Bundle, distributions: Mapping[str, SizeDistribution], num_cases: int
+) -> CohortPlan:
+    """By the requests; percentiles refer to the user's data, else to what the bundle was taught on, else to tables."""
     return plan_from_texts(
-        config.labels, vocabulary=vocabulary, num_cases=num_cases, seed=config.seed, distributions=distributions
+        config.labels,
+        vocabulary=bundle.vocabulary,
+        num_cases=num_cases,
+        seed=config.seed,
+        distributions={**bundle_distributions(bundle), **distributions},
     )
 
 
@@ -208,13 +236,13 @@ def _follows_maps(config: CohortConfig) -> bool:
     return config.mask_source == GIVEN and config.preset is None
 
 
-def _only_chooses_maps(config: CohortConfig, bundle: Bundle) -> bool:
+def _only_chooses_maps(config: CohortConfig, bundle: Bundle, bank: _Bank) -> bool:
     """Whether a body region does no more than choose among label maps: of a bank that tells what its maps show."""
     if config.body_region is None or bundle.is_told_regions:
         return False  # no need to list the bank
     if config.mask_source not in ("plant", "bank") or config.mask_bank == EMBEDDED_BANK:
         return False
-    return any(entry.extent_mm is not None for entry in _list_bank(config, bundle.vocabulary)[0])
+    return any(entry.extent_mm is not None for entry in bank.listing[0])
 
 
 def _absolute(text: str, *names: str) -> str:
@@ -222,7 +250,7 @@ def _absolute(text: str, *names: str) -> str:
     return text if text in names or not Path(text).exists() else str(Path(text).resolve())
 
 
-def _describe_bank(config: CohortConfig, bundle: Bundle) -> dict[str, Any]:
+def _describe_bank(config: CohortConfig, bundle: Bundle, bank: _Bank) -> dict[str, Any]:
     """What a cohort remembers of the user's label maps and of the file that explains them; none of them is opened.
 
     The phantoms come with the package, so that there is nothing to remember of them; mask networks stand in for a bank.
@@ -234,16 +262,12 @@ def _describe_bank(config: CohortConfig, bundle: Bundle) -> dict[str, Any]:
     require_known_targets(mapping, vocabulary, subject=f"Mask labels {config.mask_labels}")
     if config.mask_bank == EMBEDDED_BANK:
         return {}
-    entries, skipped = _list_bank(config, vocabulary)
+    entries, skipped = bank.listing
     require_maps(entries, skipped, subject=f"Mask bank {config.mask_bank}")
     described = {"num_maps": len(entries), "files_sha256": digest_of(entries)[:NUM_DIGITS]}
     if isinstance(mapping, Mapping):
         described["mapping_sha256"] = hashlib.sha256(json.dumps(mapping).encode()).hexdigest()[:NUM_DIGITS]
     return described
-
-
-def _list_bank(config: CohortConfig, vocabulary: Vocabulary) -> tuple[list[BankEntry], list[tuple[str, str]]]:
-    return find_entries(Path(config.mask_bank), lambda name: find_label_id(name, vocabulary) is not None)
 
 
 def _find_distributions(

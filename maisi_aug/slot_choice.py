@@ -16,10 +16,10 @@ from maisi_aug.bundle_spec import SlotSpec
 from maisi_aug.errors import TrainingError, VocabularyError, did_you_mean
 from maisi_aug.growth import TOUCHING, bounding_box
 from maisi_aug.labels import BODY_ID, FREE_IDS, MAISI, SLOT_IDS, Label
+from maisi_aug.lesion_names import lesion_word
 from maisi_aug.prepared import NewLabel, PreparedDataset
 
 AUTO_SLOT = "auto"
-LESION_WORDS = ("tumor", "tumour", "lesion", "cancer", "metastas", "nodule", "cyst", "carcinoma", "gtv", "haemorrhage")
 ORGAN_SHARE = 0.8
 """Share of the patients who have an organ; lesions may be rarer."""
 ORGAN_SPREAD = 0.6
@@ -257,7 +257,7 @@ def choose_kind(name: str, traits: LabelTraits) -> tuple[Kind, str]:
     Returns:
         The kind, and why.
     """
-    word = next((word for word in LESION_WORDS if word in name.lower()), None)
+    word = lesion_word(name)
     if word is not None:
         return "lesion", f"its name says '{word}'"
     share = len(traits.volumes_ml) / traits.num_patients

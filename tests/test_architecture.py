@@ -19,23 +19,13 @@ PACKAGE = REPOSITORY / "maisi_aug"
 # From the ground up; a part may import parts of its own layer and of those before it.
 LAYERS: dict[str, tuple[str, ...]] = {
     "foundations": (
-        *("cores", "errors", "grid", "seeds", "labels", "sizes", "requests", "totalsegmentator_labels", "whole_files"),
-        "gzip_members",
+        *("cores", "errors", "grid", "seeds", "labels", "lesion_names", "sizes", "requests", "totalsegmentator_labels"),
+        *("whole_files", "gzip_members"),
         *("regions", "source_rules", "bundle_text", "decoding_config"),
     ),
     "pure maths": (
         *("resampling", "deformation", "growth", "lesions", "lesion_editing", "body", "phantom", "quality", "pictures"),
-        *(
-            "map_cleanup",
-            "visibility",
-            "patient",
-            "orientation",
-            "networks",
-            "conditioning",
-            "sampling",
-            "decoding",
-            "fastpath",
-        ),
+        *("map_cleanup", "visibility", "patient", "orientation", "networks", "conditioning", "sampling", "decoding"),
         *("mask_conditions", "mask_diffusion", "mask_decoding"),
         *("split_convolution", "decoding_memory", "decoder", "acceleration"),
     ),
@@ -48,7 +38,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
     ),
     "orchestration": (
         *("masks", "plan", "resolve", "preview", "contact_sheet", "gates", "writer", "pipeline", "generate"),
-        *("bank_map", "folder_bank", "phantom_folder", "preflight", "segmenter", "training"),
+        *("bank_map", "folder_bank", "phantom_folder", "preflight", "training"),
         "preparation",
         *("anatomy", "grid_preflight", "given_maps"),
         *("mask_generator", "diffusion_source", "sized_organs", "slot_choice", "model_card"),
@@ -78,10 +68,10 @@ HOMES = {
 }
 # Parts that need torch to be imported at all; everywhere else it is imported inside functions.
 TORCH_PARTS = {
-    *("networks", "conditioning", "sampling", "decoding", "fastpath", "weights", "checkpoints", "pipeline"),
+    *("networks", "conditioning", "sampling", "decoding", "weights", "checkpoints", "pipeline"),
     *("split_convolution", "decoding_memory", "decoder", "acceleration"),
     "integrations.monai",
-    *("precision", "segmenter", "training", "evaluation", "mask_diffusion", "mask_decoding", "mask_generator"),
+    *("precision", "training", "evaluation", "mask_diffusion", "mask_decoding", "mask_generator"),
     "nnunet_trainers",
 }
 HEAVY = {

@@ -9,9 +9,9 @@ import yaml
 from maisi_aug.cohort import open_cohort
 from maisi_aug.errors import BankError, BundleError, CohortError, GridError, RecipeError, RequestError
 from maisi_aug.recipe import build_config
-from maisi_aug.resolve import ResolvedCohort, resolve_cohort
+from maisi_aug.resolve import ResolvedCohort, replan, resolve_cohort
 from maisi_aug.weights import write_random_bundle
-from tests.tiny_bundle import TINY_SHAPE, build_ddpm_header, write_tiny_bundle
+from tests.tiny_bundle import TINY_SHAPE, build_ddpm_header, build_header, write_tiny_bundle
 
 
 @pytest.fixture(scope="module")
@@ -48,6 +48,23 @@ def test_resolving_again_changes_nothing(bundle: Path) -> None:
     assert again.config == cohort.config
     assert again.plan == cohort.plan
     assert again.to_document() == document
+
+
+def test_other_seed_plans_with_the_sizes_that_the_bundle_was_taught(tmp_path: Path) -> None:
+    taught = {"quantiles_ml": [float(number) for number in range(100, 121)], "source": "lab"}
+    header = {**build_header(), "sizes": {"hepatic tumor": taught}}
+    bundle = write_random_bundle(tmp_path, header, seed=0).path
+    cohort = resolve(bundle)
+    for plan in (cohort.plan, replan(cohort, 5)):
+        volumes = [lesion.volume_ml for case in plan.cases for lesion in case.lesions]
+        assert volumes == pytest.approx([106.0] * 4)
+
+
+def test_other_seed_plans_the_same_given_maps(bundle: Path, tmp_path: Path) -> None:
+    for name in "ab":
+        (tmp_path / f"{name}_seg.nii.gz").write_bytes(b"a label map")
+    cohort = resolve(bundle, labels=[], mask_source="given", mask_bank=str(tmp_path))
+    assert replan(cohort, 5) == cohort.plan
 
 
 def test_paths_are_made_absolute(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,12 +14,13 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from maisi_aug.bank_labels import Translation
-from maisi_aug.bank_map import LESION_WORDS, choose_centre
+from maisi_aug.bank_map import choose_centre
 from maisi_aug.body import find_body, is_hollow
 from maisi_aug.errors import VolumeError
 from maisi_aug.grid import Grid
 from maisi_aug.growth import bounding_box
 from maisi_aug.labels import BODY_ID, Vocabulary
+from maisi_aug.lesion_names import lesion_word
 from maisi_aug.preparation.settings import PrepareSettings
 from maisi_aug.preparation.sources import LabelFile, SourceCase
 from maisi_aug.preparation.survey import MASK_ID, is_same_place
@@ -139,7 +140,7 @@ def _clip(image: NDArray[Any]) -> NDArray[np.int16]:
 def _load_organs(files: Sequence[LabelFile], translation: Translation, grid: Grid) -> NDArray[np.uint8]:
     """Organ labels in vocabulary ids on the image's grid, without the body."""
     merged = np.zeros(grid.shape, dtype=np.uint8)
-    order = sorted(range(len(files)), key=lambda place: _is_lesion_name(files[place].mask_name or ""))
+    order = sorted(range(len(files)), key=lambda place: lesion_word(files[place].mask_name or "") is not None)
     for place in order:
         volume = load_label_map(files[place].path)
         array = volume.array
@@ -151,10 +152,6 @@ def _load_organs(files: Sequence[LabelFile], translation: Translation, grid: Gri
             translated = resample_label_map(translated, volume.grid, grid)
         np.copyto(merged, translated, where=translated > 0)
     return merged
-
-
-def _is_lesion_name(name: str) -> bool:
-    return any(word in name.lower() for word in LESION_WORDS)
 
 
 def _merge_labels(
