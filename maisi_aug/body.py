@@ -1,7 +1,7 @@
 """The patient's envelope in a CT: table, clothes and wires removed, lungs and gas filled.
 
 MAISI wants every body voxel without an organ to carry label 200; public label maps seldom have it, but their CT shows
-where the patient ends. The search runs on voxels of about 3 mm, where a table's shell is one or two voxels thin and a
+where the patient ends. The search runs on voxels of about 4 mm, where a table's shell is one or two voxels thin and a
 limb is not, and only the skin is then drawn at full resolution.
 """
 
@@ -37,7 +37,7 @@ SLAB_VOXELS = 1_000_000  # worked on at once at full resolution
 
 @dataclass(frozen=True)
 class _Coarse:
-    """The image at about 3 mm.
+    """The image at about 4 mm.
 
     Attributes:
         image_hu: ``(I, J, K)`` block means.

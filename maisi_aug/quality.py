@@ -31,7 +31,8 @@ class Verdict:
     """The outcome of one gate.
 
     Attributes:
-        gate: Name of the gate: "geometry", "presence", "lesion size", "organ HU" or "lesion visibility".
+        gate: Name of the gate: "geometry", "presence", "lesion size", "organ HU",
+            "lesion visibility" or "patient".
         passed: Whether the case may be kept as far as this gate is concerned.
         figures: What was measured and what was expected.
         message: One sentence for people.
