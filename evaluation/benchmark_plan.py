@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
+
 from maisi_aug.errors import BenchmarkError, MaisiAugError
 from maisi_aug.evaluation.benchmark_cases import (
     CaseFiles,
@@ -15,11 +17,10 @@ from maisi_aug.evaluation.benchmark_cases import (
     find_real_cases,
     find_synthetic_cases,
 )
+from maisi_aug.evaluation.benchmark_cautions import Shown, find_cautions
 from maisi_aug.evaluation.benchmark_config import COPY_PASTE, PRESETS, REAL, Arm, BenchmarkConfig
 from maisi_aug.evaluation.benchmark_data import TrainingPlan, load_case, plan_training
 from maisi_aug.evaluation.benchmark_split import Split, find_leaks, require_patients, split_patients
-from maisi_aug.evaluation.statistics import MIN_PATIENTS
-from maisi_aug.evaluation.training_lists import find_published_training
 from maisi_aug.seeds import numpy_generator
 
 FORMAT: Final = 2  # 1 trained under another loss
@@ -124,21 +125,22 @@ def plan_benchmark(
     labels = tuple(real.label_ids)
     lesion_labels = _choose_lesion_labels(config, labels)
     require_patients(real.cases, config)
-    real, warnings = _keep_readable(real, notify)
-    split = split_patients([case.case_id for case in real.cases], config)
+    real, warnings, shown = _keep_readable(real, notify)
+    lesions = {case_id: names.intersection(lesion_labels) for case_id, names in shown.items()}
+    split = split_patients(lesions, config)
     sources = {REAL: real}
     tested = [case for case in real.cases if case.case_id in split.test]
     for name, path in config.synthetic.items():
         source = find_synthetic_cases(name, Path(path), labels, config.mapping)
         if reads_synthetic:
-            source, found = _keep_readable(source, notify)
+            source, found, _ = _keep_readable(source, notify)
             warnings += found
         source, found = _leave_leaks_out(source, tested)
         warnings += found
         sources[name] = source
     train = [load_case(case, real.label_ids) for case in real.cases if case.case_id in split.train]
     warnings += [note for source in sources.values() for note in source.notes]
-    warnings += _find_cautions(config, split)
+    warnings += find_cautions(config, split, labels, shown)
     return BenchmarkPlan(
         config,
         labels,
@@ -209,18 +211,21 @@ def _choose_lesion_labels(config: BenchmarkConfig, labels: Sequence[str]) -> tup
     return config.lesion_labels
 
 
-def _keep_readable(source: CaseSource, notify: Notify) -> tuple[CaseSource, list[str]]:
-    kept, warnings = [], []
+def _keep_readable(source: CaseSource, notify: Notify) -> tuple[CaseSource, list[str], Shown]:
+    """The cases that can be read, a sentence on each of the others, and the labels that each shows."""
+    kept, warnings, shown = [], [], {}
+    names = tuple(source.label_ids)
     for number, case in enumerate(source.cases):
         notify(f"reading {source.name} cases", number, len(source.cases))
         try:
-            load_case(case, source.label_ids)
+            classes = np.unique(load_case(case, source.label_ids).classes)
         except MaisiAugError as error:
             warnings.append(f"Case {case.case_id} ({source.name}) was left out of every arm. {error}")
         else:
             kept.append(case)
+            shown[case.case_id] = frozenset(names[number - 1] for number in classes if number)
     notify(f"reading {source.name} cases", len(source.cases), len(source.cases))
-    return replace(source, cases=tuple(kept)), warnings
+    return replace(source, cases=tuple(kept)), warnings, shown
 
 
 def _leave_leaks_out(source: CaseSource, tested: Sequence[CaseFiles]) -> tuple[CaseSource, list[str]]:
@@ -233,25 +238,6 @@ def _leave_leaks_out(source: CaseSource, tested: Sequence[CaseFiles]) -> tuple[C
         f"{len(leaks)} of the {len(source.cases)} cases of '{source.name}' were left out: they are test cases, or were "
         f"made from label maps of test patients ({shown})."
     ]
-
-
-def _find_cautions(config: BenchmarkConfig, split: Split) -> list[str]:
-    cautions = []
-    num_patients = len({config.patient_of(case_id) for case_id in split.test})
-    if num_patients < MIN_PATIENTS:
-        cautions.append(
-            f"There are {num_patients} test patients: with fewer than {MIN_PATIENTS} Wilcoxon's test cannot reach "
-            "p < 0.05, so that no gain can be shown however large it is."
-        )
-    if config.num_seeds < 2:
-        cautions.append("Every arm is trained once: how far another seed would move the figures is not known.")
-    published = find_published_training(Path(config.real))
-    if published:
-        cautions.append(
-            f"The real cases seem to be of {published}, which is in the published training list of MAISI: its networks "
-            "may have seen the test patients. Check on data of your own before you rely on a gain."
-        )
-    return cautions
 
 
 def _source_to_json(source: CaseSource) -> dict[str, Any]:

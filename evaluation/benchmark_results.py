@@ -12,20 +12,39 @@ from numpy.typing import NDArray
 from maisi_aug.errors import BenchmarkError
 from maisi_aug.evaluation.benchmark import Benchmark
 from maisi_aug.evaluation.benchmark_config import Arm
+from maisi_aug.evaluation.comparison import compare_arms
 from maisi_aug.evaluation.detection import DetectionFigures, LesionMatch, count_by_size
-from maisi_aug.evaluation.statistics import (
-    Comparison,
-    compare_arms,
-    correct_over_labels,
-    find_interval,
-    find_ratio_interval,
-)
+from maisi_aug.evaluation.statistics import Interval, find_interval, find_ratio_interval
 from maisi_aug.seeds import numpy_generator
 
 METRICS: Final = ("dice", "nsd")
-PRIMARY: Final = "dice"
 
 Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class LesionCounts:
+    """Lesions found, missed and made up.
+
+    Attributes:
+        rows: For every training and patient the figures in all and by size.
+    """
+
+    rows: Sequence[Sequence[tuple[DetectionFigures, ...]]]
+
+    @property
+    def names(self) -> list[str]:
+        """The sizes."""
+        return [figures.name for figures in self.rows[0][0]]
+
+    def count(self, place: int, field: str) -> Array:
+        """``(S, N)`` of one size: ``num_found``, ``num_missed`` or ``num_made_up``."""
+        return np.array([[getattr(figures[place], field) for figures in row] for row in self.rows], dtype=np.float64)
+
+    def shares(self, place: int) -> dict[str, tuple[Array, Array]]:
+        """Sensitivity and F1 of one size as counts and what they are a share of."""
+        found, missed, made_up = (self.count(place, f"num_{kind}") for kind in ("found", "missed", "made_up"))
+        return {"sensitivity": (found, found + missed), "f1": (2 * found, 2 * found + missed + made_up)}
 
 
 @dataclass(frozen=True)
@@ -54,13 +73,16 @@ class ArmScores:
             rows.append([float(np.mean(by_patient[patient])) for patient in patients])
         return patients, np.array(rows, dtype=np.float64).reshape(len(rows), len(patients))
 
-    def collect_lesions(self, label: str) -> list[tuple[str, list[LesionMatch]]]:
-        """Lesions of every case and training, with the patient."""
-        return [
-            (case["patient"], [LesionMatch(**lesion) for lesion in case["labels"][label]["lesions"]])
-            for run in self.runs.values()
-            for case in run["cases"]
-        ]
+    def count_lesions(self, label: str) -> LesionCounts:
+        """Lesions of a label in every training and patient, in all and by size."""
+        rows = []
+        for run in self.runs.values():
+            by_patient: dict[str, list[LesionMatch]] = {}
+            for case in run["cases"]:
+                lesions = [LesionMatch(**lesion) for lesion in case["labels"][label]["lesions"]]
+                by_patient.setdefault(case["patient"], []).extend(lesions)
+            rows.append([count_by_size(by_patient[patient]) for patient in sorted(by_patient)])
+        return LesionCounts(rows)
 
     def count_false_alarms(self, label: str) -> tuple[int, int]:
         """Cases without the label in which it was found, and cases without it; all trainings together."""
@@ -83,16 +105,18 @@ def summarise_benchmark(benchmark: Benchmark) -> dict[str, Any]:
         "num_test_patients": len({plan.config.patient_of(case) for case in plan.split.test}),
         "num_steps": plan.config.steps,
         "training": plan.training.to_json(),
-        "warnings": list(plan.warnings),
+        "warnings": [*plan.warnings, *_find_unfinished(benchmark, scores)],
         "failures": failures,
         "arms": [_describe_arm(benchmark, arm, scores) for arm in plan.config.parsed_arms],
         "scores": [row for arm in scores for row in _score_rows(benchmark, arm)],
         "comparisons": [],
+        "detection_comparisons": [],
         "detection": [row for arm in scores for row in _detection_rows(benchmark, arm)],
         "false_alarms": [row for arm in scores for row in _alarm_rows(benchmark, arm)],
     }
     for arm, other in list_pairs(scores):
         document["comparisons"] += _comparison_rows(benchmark, arm, other)
+        document["detection_comparisons"] += _detection_comparison_rows(benchmark, arm, other)
     return document
 
 
@@ -123,6 +147,14 @@ def _load_finished(benchmark: Benchmark) -> tuple[list[ArmScores], list[dict[str
         if runs:
             scores.append(ArmScores(arm, runs))
     return scores, failures
+
+
+def _find_unfinished(benchmark: Benchmark, scores: Sequence[ArmScores]) -> list[str]:
+    planned = benchmark.plan.config.num_seeds
+    missing = [f"{arm.arm.name} {len(arm.runs)} of {planned}" for arm in scores if len(arm.runs) < planned]
+    if not missing:
+        return []
+    return [f"Figures are of the finished trainings alone ({', '.join(missing)}); verdicts may change with the others."]
 
 
 def _describe_arm(benchmark: Benchmark, arm: Arm, scores: Sequence[ArmScores]) -> dict[str, Any]:
@@ -161,40 +193,48 @@ def _score_rows(benchmark: Benchmark, arm: ArmScores) -> list[dict[str, Any]]:
 def _comparison_rows(benchmark: Benchmark, arm: ArmScores, other: ArmScores) -> list[dict[str, Any]]:
     rows = []
     for metric in METRICS:
-        found: dict[str, Comparison] = {}
+        pairs = {}
         for label in benchmark.plan.labels:
-            patients, values = arm.collect(label, metric)
-            others, other_values = other.collect(label, metric)
-            if patients == others and len(patients) > 1:
-                rng = _rng(benchmark, "comparison")
-                found[label] = compare_arms(values, other_values, rng=rng, margin=benchmark.plan.config.margin)
-        for label, comparison in zip(found, correct_over_labels(list(found.values())), strict=True):
+            (patients, values), (others, other_values) = arm.collect(label, metric), other.collect(label, metric)
+            if patients == others:
+                pairs[label] = (values, other_values)
+        found = compare_arms(pairs, rng=_rng(benchmark, "comparison"), margin=benchmark.plan.config.margin)
+        for label, comparison in found.items():
             names = {"arm": arm.arm.name, "baseline": other.arm.name, "label": label, "metric": metric}
             rows.append({**names, **comparison.to_json()})
     return rows
 
 
 def _detection_rows(benchmark: Benchmark, arm: ArmScores) -> list[dict[str, Any]]:
+    """Counts of all trainings together, with shares and their intervals."""
     rows = []
     for label in benchmark.plan.lesion_labels:
-        by_case = arm.collect_lesions(label)
-        patients = sorted({patient for patient, _ in by_case})
-        grouped = [[x for patient, lesions in by_case if patient == p for x in lesions] for p in patients]
-        figures = count_by_size([lesion for lesions in grouped for lesion in lesions])
-        per_patient = [count_by_size(lesions) for lesions in grouped]
-        for place, row in enumerate(figures):
-            intervals = _detection_intervals(benchmark, [counts[place] for counts in per_patient])
-            rows.append({"arm": arm.arm.name, "label": label, **row.to_json(), **intervals})
+        counts = arm.count_lesions(label)
+        for place, name in enumerate(counts.names):
+            totals = [int(counts.count(place, field).sum()) for field in ("num_found", "num_missed", "num_made_up")]
+            row = {"arm": arm.arm.name, "label": label, **DetectionFigures(name, *totals).to_json()}
+            for share, (part, whole) in counts.shares(place).items():
+                row[f"{share}_interval"] = _to_json(find_ratio_interval(part, whole, rng=_rng(benchmark, "detection")))
+            rows.append({**row, "num_trainings": len(counts.rows)})
     return rows
 
 
-def _detection_intervals(benchmark: Benchmark, counts: Sequence[DetectionFigures]) -> dict[str, Any]:
-    found = np.array([row.num_found for row in counts], dtype=np.float64)
-    missed = np.array([row.num_missed for row in counts], dtype=np.float64)
-    made_up = np.array([row.num_made_up for row in counts], dtype=np.float64)
-    totals = {"sensitivity": (found, found + missed), "f1": (2 * found, 2 * found + missed + made_up)}
-    intervals = {name: find_ratio_interval(*pair, rng=_rng(benchmark, "detection")) for name, pair in totals.items()}
-    return {f"{name}_interval": None if value is None else value.to_json() for name, value in intervals.items()}
+def _detection_comparison_rows(benchmark: Benchmark, arm: ArmScores, other: ArmScores) -> list[dict[str, Any]]:
+    """How much the shares of one arm are above those of another, on the same patients."""
+    rows = []
+    for label in benchmark.plan.lesion_labels:
+        counts, others = arm.count_lesions(label), other.count_lesions(label)
+        for place, name in enumerate(counts.names):
+            row: dict[str, Any] = {"arm": arm.arm.name, "baseline": other.arm.name, "label": label, "name": name}
+            for share, pair in counts.shares(place).items():
+                rng = _rng(benchmark, "detection")
+                row[share] = _to_json(find_ratio_interval(*pair, *others.shares(place)[share], rng=rng))
+            rows.append(row)
+    return rows
+
+
+def _to_json(interval: Interval | None) -> dict[str, float | None] | None:
+    return None if interval is None else interval.to_json()
 
 
 def _alarm_rows(benchmark: Benchmark, arm: ArmScores) -> list[dict[str, Any]]:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
+
+import numpy as np
 
 from maisi_aug.bank_files import stem_of
 from maisi_aug.errors import BenchmarkError, did_you_mean
@@ -26,16 +28,23 @@ class Split:
     test: tuple[str, ...]
 
 
-def split_patients(case_ids: Sequence[str], config: BenchmarkConfig) -> Split:
+def split_patients(lesions: Mapping[str, frozenset[str]], config: BenchmarkConfig) -> Split:
     """Draw the test patients, or take those that are listed; all cases of a patient go the same way.
+
+    Patients with the same lesions are dealt evenly to both sides, so that neither is left without a rare one.
+
+    Args:
+        lesions: Case id -> the lesion labels that it shows.
+        config: What was asked for.
 
     Raises:
         BenchmarkError: There are too few patients to train on one and to test on two.
     """
     patients: dict[str, list[str]] = {}
-    for case_id in case_ids:
+    for case_id in lesions:
         patients.setdefault(config.patient_of(case_id), []).append(case_id)
-    order = [sorted(patients)[i] for i in numpy_generator(config.seed, "benchmark split").permutation(len(patients))]
+    shown = {patient: frozenset().union(*(lesions[c] for c in cases)) for patient, cases in patients.items()}
+    order = _draw_order(shown, numpy_generator(config.seed, "benchmark split"))
     train, test = _split_as_listed(order, config) if config.test_patients else _split_by_number(order, config)
     if not train or len(test) < MIN_TEST_PATIENTS:
         num_wanted = config.num_train or max(1, len(train))
@@ -46,6 +55,16 @@ def split_patients(case_ids: Sequence[str], config: BenchmarkConfig) -> Split:
         )
     sides = [[c for patient in side for c in patients[patient]] for side in (train, test)]
     return Split(tuple(sorted(sides[0])), tuple(sorted(sides[1])))
+
+
+def _draw_order(lesions: Mapping[str, frozenset[str]], rng: np.random.Generator) -> list[str]:
+    """Patients in an order that is random, and in whose every part the lesions are about as frequent as in all."""
+    drawn = [sorted(lesions)[index] for index in rng.permutation(len(lesions))]
+    groups: dict[frozenset[str], list[str]] = {}
+    for patient in drawn:
+        groups.setdefault(lesions[patient], []).append(patient)
+    places = {patient: (n + 0.5) / len(group) for group in groups.values() for n, patient in enumerate(group)}
+    return sorted(drawn, key=places.__getitem__)
 
 
 def require_patients(cases: Sequence[CaseFiles], config: BenchmarkConfig) -> None:

@@ -12,10 +12,11 @@ from maisi_aug.evaluation.reports import Cell, to_markdown
 
 METHOD: Final = (
     "Differences are means over patients and trainings, with 95% intervals of a two-level bootstrap that draws both, "
-    "the same patients in both arms. p is of Wilcoxon's signed-rank test over patients, with Holm's correction "
+    "the same patients in both arms. p is of Wilcoxon's signed-rank test over patients, exact, with Holm's correction "
     "over the labels. 'gain' needs the whole interval and the test above zero and the mean above the margin; 'no gain' "
-    "says that a gain above the margin is excluded; everything else is undecided at this size. The smallest gain is "
-    "what this test set would have shown four times in five."
+    "says that a gain above the margin is excluded; everything else is undecided, and so are all labels with too few "
+    "test patients, arms trained once, and labels that neither arm finds. The smallest gain is what this test set "
+    "would have shown four times in five. Verdicts are of Dice; NSD and lesions are shown beside it, not corrected for."
 )
 
 
@@ -30,14 +31,38 @@ def list_commands(folder: Path, config: BenchmarkConfig) -> list[str]:
 
 
 def spell_verdict(row: Mapping[str, Any]) -> str:
-    """The verdict of a comparison; a loss is a kind of no gain."""
-    return "no gain (a loss)" if row["is_loss"] else str(row["verdict"])
+    """The verdict of a comparison, with the reason where nothing can be decided; a loss is a kind of no gain."""
+    if row["is_loss"]:
+        return "no gain (a loss)"
+    if row["verdict"] != "undecided":
+        return str(row["verdict"])
+    return f"undecided: {row['obstacle']}" if row["obstacle"] else "undecided at this size"
 
 
-def spell_interval(row: Mapping[str, Any], *, signed: bool = False) -> str:
-    """A mean with its interval."""
+def spell_interval(row: Mapping[str, Any] | None, *, signed: bool = False) -> str:
+    """A mean with its interval, where it has one."""
+    if row is None:
+        return "none"
     form = "+.3f" if signed else ".3f"
+    if row["low"] is None:
+        return f"{row['mean']:{form}} (one patient)"
     return f"{row['mean']:{form}} ({row['low']:{form}} to {row['high']:{form}})"
+
+
+def spell_p(value: float | None) -> str:
+    """A p-value."""
+    return "none" if value is None else "<0.001" if value < 0.0005 else f"{value:.3f}"
+
+
+def spell_smallest_gain(row: Mapping[str, Any]) -> str:
+    """The smallest gain that would have been shown."""
+    return "none" if row["smallest_gain"] is None else f"{row['smallest_gain']:.3f}"
+
+
+def spell_trainings(row: Mapping[str, Any]) -> str:
+    """How many trainings of both arms are finished."""
+    arm, other = row["num_seeds"]
+    return str(arm) if arm == other else f"{arm} and {other}"
 
 
 def summarise_verdicts(document: Mapping[str, Any]) -> list[str]:
@@ -74,7 +99,7 @@ def to_report_text(document: Mapping[str, Any]) -> str:
     for metric, title in (("dice", "Dice"), ("nsd", f"NSD at {document['config']['tolerance_mm']:g} mm")):
         parts += [f"## {title}\n", _score_table(document, metric), _comparison_table(document, metric)]
     if document["detection"]:
-        parts += ["## Lesions found, by size\n", _detection_table(document)]
+        parts += ["## Lesions found, by size\n", _detection_table(document), _detection_comparison_table(document)]
     if document["false_alarms"]:
         rows = ([r["arm"], r["label"], f"{r['num_alarms']} of {r['num_clean']}"] for r in document["false_alarms"])
         parts += ["## Found in cases without the label\n", to_markdown(["arm", "label", "predictions"], rows)]
@@ -99,32 +124,36 @@ def _score_table(document: Mapping[str, Any], metric: str) -> str:
 
 
 def _comparison_table(document: Mapping[str, Any], metric: str) -> str:
-    header = ["arm", "against", "label", "difference", "p", "p, Holm", "smallest gain", "verdict"]
+    header = ["arm", "against", "label", "patients", "trainings", "difference"]
+    header += ["p", "p, Holm", "smallest gain", "verdict"]
     rows: list[Sequence[Cell]] = [
         [
             row["arm"],
             row["baseline"],
             row["label"],
+            row["num_patients"],
+            spell_trainings(row),
             spell_interval(row["difference"], signed=True),
-            row["p_value"],
-            row["p_holm"],
-            row["smallest_gain"],
+            spell_p(row["p_value"]),
+            spell_p(row["p_holm"]),
+            spell_smallest_gain(row),
             spell_verdict(row),
         ]
         for row in document["comparisons"]
         if row["metric"] == metric
     ]
-    return to_markdown(header, rows, num_digits=3) if rows else ""
+    return to_markdown(header, rows) if rows else ""
 
 
 def _detection_table(document: Mapping[str, Any]) -> str:
-    header = ["arm", "label", "size", "lesions", "found", "made up", "sensitivity", "F1"]
+    header = ["arm", "label", "size", "lesions", "trainings", "found", "made up", "sensitivity", "F1"]
     rows = [
         [
             row["arm"],
             row["label"],
             row["name"],
-            row["num_found"] + row["num_missed"],
+            (row["num_found"] + row["num_missed"]) // row["num_trainings"],
+            row["num_trainings"],
             row["num_found"],
             row["num_made_up"],
             None if row["sensitivity_interval"] is None else spell_interval(row["sensitivity_interval"]),
@@ -132,4 +161,20 @@ def _detection_table(document: Mapping[str, Any]) -> str:
         ]
         for row in document["detection"]
     ]
-    return to_markdown(header, rows)
+    return "Found and made up are of all trainings together.\n\n" + to_markdown(header, rows)
+
+
+def _detection_comparison_table(document: Mapping[str, Any]) -> str:
+    rows = [
+        [
+            row["arm"],
+            row["baseline"],
+            row["label"],
+            row["name"],
+            spell_interval(row["sensitivity"], signed=True),
+            spell_interval(row["f1"], signed=True),
+        ]
+        for row in document["detection_comparisons"]
+        if row["sensitivity"] or row["f1"]
+    ]
+    return to_markdown(["arm", "against", "label", "size", "sensitivity", "F1"], rows) if rows else ""

@@ -14,7 +14,16 @@ from maisi_aug.errors import MaisiAugError
 from maisi_aug.evaluation import report_page as page
 from maisi_aug.evaluation.benchmark import Benchmark
 from maisi_aug.evaluation.benchmark_data import LoadedCase, load_case
-from maisi_aug.evaluation.benchmark_text import METHOD, list_commands, spell_verdict, summarise_verdicts
+from maisi_aug.evaluation.benchmark_text import (
+    METHOD,
+    list_commands,
+    spell_interval,
+    spell_p,
+    spell_smallest_gain,
+    spell_trainings,
+    spell_verdict,
+    summarise_verdicts,
+)
 from maisi_aug.evaluation.report_page import IntervalRow, Section
 from maisi_aug.pictures import LESION_COLOURS, SOFT_TISSUE, Plane, Rgb, draw_contours, draw_slice
 from maisi_aug.volume_io import load_label_map
@@ -76,8 +85,8 @@ def _build_verdicts(document: Mapping[str, Any]) -> str:
     rows = [row for row in document["comparisons"] if row["metric"] == "dice"]
     if not rows:
         return page.paragraph("No two arms are finished yet, so that there is nothing to compare.")
-    ends = [abs(row["difference"][end]) for row in rows for end in ("low", "high")]
-    reach = float(max(0.05, np.ceil(max(ends) * 20) / 20))
+    ends = [abs(value) for row in rows for value in (row["difference"] or {}).values() if value is not None]
+    reach = float(max(0.05, np.ceil(max(ends, default=0.0) * 20) / 20))
     parts = []
     for arm, baseline in dict.fromkeys((row["arm"], row["baseline"]) for row in rows):
         chosen = [row for row in rows if (row["arm"], row["baseline"]) == (arm, baseline)]
@@ -87,30 +96,33 @@ def _build_verdicts(document: Mapping[str, Any]) -> str:
         parts.append(_build_verdict_table(chosen, f"{arm} against {baseline}"))
     note = (
         "A gain needs the whole interval and the test above zero and a mean above the margin. No gain: more than "
-        f"{document['config']['margin']:g} Dice is excluded. The smallest gain is what this test set would have shown "
-        "four times in five; a true gain below it may well have been missed."
+        f"{document['config']['margin']:g} Dice is excluded. Undecided is all else, and whatever cannot be decided: "
+        "too few test patients, arms trained once, labels that neither arm finds. The smallest gain is what this test "
+        "set would have shown four times in five; a true gain below it may well have been missed."
     )
     return "\n".join([page.paragraph(note, kind="note"), *parts])
 
 
 def _difference(row: Mapping[str, Any]) -> IntervalRow:
     found = row["difference"]
+    if found is None:
+        return IntervalRow(row["label"], None)
     text = page.number(found["mean"], signed=True)
     return IntervalRow(row["label"], found["mean"], found["low"], found["high"], text=text)
 
 
 def _build_verdict_table(rows: Sequence[Mapping[str, Any]], caption: str) -> str:
     return page.table(
-        ["label", "verdict", "difference", "95% interval", "p, Holm", "smallest gain"],
+        ["label", "verdict", "difference, 95% interval", "p, Holm", "smallest gain", "patients", "trainings"],
         (
             [
                 escape(row["label"]),
                 page.verdict(spell_verdict(row)),
-                page.number(row["difference"]["mean"], 3, signed=True),
-                f"{page.number(row['difference']['low'], 3, signed=True)} to "
-                f"{page.number(row['difference']['high'], 3, signed=True)}",
-                f"{row['p_holm']:.3f}",
-                f"{row['smallest_gain']:.3f}",
+                page.figures(spell_interval(row["difference"], signed=True)),
+                escape(spell_p(row["p_holm"])),
+                spell_smallest_gain(row),
+                str(row["num_patients"]),
+                spell_trainings(row),
             ]
             for row in rows
         ),
@@ -140,7 +152,7 @@ def _build_score_table(document: Mapping[str, Any]) -> str:
     arms = [arm["name"] for arm in document["arms"] if arm["num_seeds_done"]]
     rows = []
     for metric, name in (("dice", "Dice"), ("nsd", f"NSD at {document['config']['tolerance_mm']:g} mm")):
-        cells = {(r["label"], r["arm"]): f"{r['mean']:.3f}" for r in document["scores"] if r["metric"] == metric}
+        cells = {(r["label"], r["arm"]): spell_interval(r) for r in document["scores"] if r["metric"] == metric}
         rows += [
             [escape(f"{label}, {name}"), *(cells.get((label, arm), "none") for arm in arms)]
             for label in document["labels"]
@@ -161,9 +173,13 @@ def _build_detection(document: Mapping[str, Any]) -> str:
                 parts.append(page.heading(f"{label}, {name}"))
                 parts.append(page.intervals([_sensitivity(row) for row in chosen], low=0, high=1, unit="found"))
         parts.append(page.fold(f"All counts of {label}", _build_detection_table(label, own)))
+        between = [row for row in document["detection_comparisons"] if row["label"] == label and row["f1"]]
+        if between:
+            parts.append(page.fold(f"Differences between arms, {label}", _build_detection_differences(label, between)))
     note = (
-        "A lesion is found when a predicted one overlaps it with an intersection over union of 0.1 or more; lesions "
-        "are counted in every training. Predicted lesions that match none count in the bin of their own size."
+        "A lesion is found when a predicted one overlaps it with an intersection over union of 0.1 or more; found and "
+        "made up are of all trainings together, and intervals are over patients and trainings. Predicted lesions that "
+        "match none count in the bin of their own size."
     )
     alarms = [
         f"{row['arm']}: {row['label']} was found in {row['num_alarms']} of {row['num_clean']} predictions of cases "
@@ -183,21 +199,40 @@ def _sensitivity(row: Mapping[str, Any]) -> IntervalRow:
 
 def _build_detection_table(label: str, rows: Sequence[Mapping[str, Any]]) -> str:
     return page.table(
-        ["arm", "size", "lesions", "found", "made up", "sensitivity", "F1"],
+        ["arm", "size", "lesions", "trainings", "found", "made up", "sensitivity", "F1"],
         (
             [
                 escape(row["arm"]),
                 escape(row["name"]),
-                str(row["num_found"] + row["num_missed"]),
+                str((row["num_found"] + row["num_missed"]) // row["num_trainings"]),
+                str(row["num_trainings"]),
                 str(row["num_found"]),
                 str(row["num_made_up"]),
-                "none" if row["sensitivity"] is None else f"{row['sensitivity']:.2f}",
-                "none" if row["f1"] is None else f"{row['f1']:.2f}",
+                spell_interval(row["sensitivity_interval"]),
+                spell_interval(row["f1_interval"]),
             ]
             for row in rows
         ),
         caption=f"Lesions of {label} by size",
         words=(1,),
+    )
+
+
+def _build_detection_differences(label: str, rows: Sequence[Mapping[str, Any]]) -> str:
+    return page.table(
+        ["arm", "against", "size", "sensitivity", "F1"],
+        (
+            [
+                escape(row["arm"]),
+                escape(row["baseline"]),
+                escape(row["name"]),
+                page.figures(spell_interval(row["sensitivity"], signed=True)),
+                page.figures(spell_interval(row["f1"], signed=True)),
+            ]
+            for row in rows
+        ),
+        caption=f"Lesions of {label}: how much more one arm finds than the other",
+        words=(1, 2),
     )
 
 

@@ -62,7 +62,7 @@ class IntervalRow:
     Attributes:
         name: At the left.
         value: A large dot; None for a row without figures.
-        low: Start of the interval.
+        low: Start of the interval; None where there is none.
         high: Its end.
         ticks: Small marks, such as single trainings.
         text: At the right; the value when empty.
@@ -70,8 +70,8 @@ class IntervalRow:
 
     name: str
     value: float | None
-    low: float = 0.0
-    high: float = 0.0
+    low: float | None = None
+    high: float | None = None
     ticks: Sequence[float] = ()
     text: str = ""
 
@@ -193,12 +193,15 @@ def _interval_row(row: IntervalRow, low: float, high: float, has_zero: bool) -> 
 
     marks = [f'<span class="zero" style="left:{place(0):.2f}%"></span>'] if has_zero else []
     if row.value is not None:
-        start, stop = place(row.low), place(row.high)
-        marks.append(f'<span class="span" style="left:{start:.2f}%;width:{stop - start:.2f}%"></span>')
+        if row.low is not None and row.high is not None:
+            start, stop = place(row.low), place(row.high)
+            marks.append(f'<span class="span" style="left:{start:.2f}%;width:{stop - start:.2f}%"></span>')
         marks += [f'<span class="tick" style="left:{place(tick):.2f}%"></span>' for tick in row.ticks]
         marks.append(f'<span class="dot" style="left:{place(row.value):.2f}%"></span>')
     said = row.text or (number(row.value) if row.value is not None else "none")
-    spoken = "no figures" if row.value is None else f"{number(row.value)}, {number(row.low)} to {number(row.high)}"
+    spoken = "no figures" if row.value is None else number(row.value)
+    if row.low is not None and row.high is not None:
+        spoken += f", {number(row.low)} to {number(row.high)}"
     return (
         f'<div class="row"><span class="name">{escape(row.name)}</span><span class="track" role="img" '
         f'aria-label="{spoken}">{"".join(marks)}</span><span class="value">{escape(said)}</span></div>'
@@ -214,6 +217,11 @@ def verdict(text: str) -> str:
 def number(value: float, digits: int = 2, *, signed: bool = False) -> str:
     """A number with a true minus sign."""
     return f"{value:{'+' if signed else ''}.{digits}f}".replace("-", _MINUS)
+
+
+def figures(text: str) -> str:
+    """Spelt figures with true minus signs."""
+    return escape(text.replace("-", _MINUS))
 
 
 def chart(svg: str, *, caption: str) -> str:

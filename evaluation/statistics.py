@@ -1,4 +1,4 @@
-"""Two arms compared patient by patient: interval, test, verdict, and what the test set could have shown.
+"""Means over patients and trainings with their intervals, for one arm and for the difference of two.
 
 Scores of an arm are an ``(S, N)`` array: S trainings that differ in their seed, N patients. The patients are the same
 in both arms, the seeds are independent draws of each. Both are random factors, because a gain has to hold for another
@@ -7,209 +7,163 @@ patient *and* for another training:
 - The estimate is the mean over seeds and patients of one arm minus that of the other.
 - The interval comes from a two-level bootstrap: patients are drawn with replacement, the same ones for both arms, and
   so are the seeds of each arm. The mean of a seed also differs from that of another by chance on single patients, which
-  the patients' part holds already: that share is taken off the seeds' part by analysis of variance. Few of a kind make
-  a plain bootstrap too narrow twice over. It loses (n - 1)/n of the variance, which is given back by stretching the
-  drawn weights, and it has a normal's tails, which is why the percentiles are taken as far out as Student's t would
-  (Hesterberg, "What Teachers Should Know About the Bootstrap", American Statistician 2015, section 4.3), with
-  Satterthwaite's degrees of freedom.
-- With one seed per arm the seeds' part cannot be known: the interval then speaks of these trainings alone.
-- The test is Wilcoxon's signed-rank test on each patient's difference of means over seeds, with Holm's correction over
-  the labels.
-- The smallest gain that could have been shown is ``max(t(1 - alpha/2) * standard error, margin) + t(power) * standard
-  error``, at the same degrees of freedom.
+  the patients' part holds already: that share is taken off the seeds' part by analysis of variance. An arm of one seed
+  borrows the other's spread of seeds.
+- Few of a kind make a plain bootstrap too narrow three times over. It loses (n - 1)/n of the variance, which is given
+  back by stretching the drawn weights. It has a normal's tails, which is why the percentiles are taken as far out as
+  Student's t would (Hesterberg, "What Teachers Should Know About the Bootstrap", American Statistician 2015, section
+  4.3), with Satterthwaite's degrees of freedom. And no draw lies outside what was measured: of three patients, the
+  interval would hold the truth in 84% of all cases. So it reaches at least as far as Student's own.
+- With one seed in both arms the seeds' part cannot be known: the interval then speaks of these trainings alone.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from enum import StrEnum
-from typing import Any, Final
+from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from maisi_aug.errors import BenchmarkError
-
 ALPHA: Final = 0.05
-POWER: Final = 0.8
-DEFAULT_MARGIN: Final = 0.01
 NUM_RESAMPLES: Final = 10_000
-MIN_PATIENTS: Final = 6  # with five, the smallest two-sided p of Wilcoxon's test is 2/32 = 0.0625
 
 Array = NDArray[np.float64]
 
 
-class Verdict(StrEnum):
-    """What a comparison has shown."""
-
-    GAIN = "gain"
-    NO_GAIN = "no gain"
-    UNDECIDED = "undecided at this size"
-
-
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """A mean and its 95% interval."""
+    """A mean and its 95% interval; None for the ends where one patient has no spread to judge by."""
 
     mean: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
 
-    def to_json(self) -> dict[str, float]:
+    def to_json(self) -> dict[str, float | None]:
         """The interval as JSON types."""
         return {"mean": self.mean, "low": self.low, "high": self.high}
 
+    def cut(self, least: float, most: float) -> Interval:
+        """The interval with its ends inside what is possible."""
+        if self.low is None or self.high is None:
+            return self
+        return Interval(self.mean, max(least, self.low), min(most, self.high))
+
 
 @dataclass(frozen=True, slots=True)
-class Comparison:
-    """One arm against another on one label.
+class Spread:
+    """Where the variance of a mean, or of a difference of two, comes from.
 
     Attributes:
-        difference: Mean difference of the score, the arm's minus the other's, with its interval.
-        p_value: Of Wilcoxon's signed-rank test.
-        p_holm: The same after Holm's correction over the labels; equal to ``p_value`` until that was done.
-        smallest_gain: Least true gain that a test set of this size and spread shows four times in five.
-        num_patients: Patients compared.
-        num_seeds: Trainings of each arm.
-        margin: Gains up to here do not matter.
+        patients: Variance by patients.
+        num_patients: How many.
+        seeds: Variance by seeds of each arm, with its degrees of freedom.
     """
 
-    difference: Interval
-    p_value: float
-    p_holm: float
-    smallest_gain: float
+    patients: float
     num_patients: int
-    num_seeds: tuple[int, int]
-    margin: float = DEFAULT_MARGIN
+    seeds: tuple[tuple[float, int], ...]
 
     @property
-    def verdict(self) -> Verdict:
-        """Gain: interval and test above zero, mean above the margin. No gain: interval below it. Else undecided."""
-        if self.difference.low > 0 and self.p_holm < ALPHA and self.difference.mean > self.margin:
-            return Verdict.GAIN
-        return Verdict.NO_GAIN if self.difference.high < self.margin else Verdict.UNDECIDED
+    def variance(self) -> float:
+        """Of the mean."""
+        return self.patients + sum(part for part, _ in self.seeds)
 
     @property
-    def is_loss(self) -> bool:
-        """Whether the arm is worse: interval and test are both below zero."""
-        return self.difference.high < 0 and self.p_holm < ALPHA
-
-    def to_json(self) -> dict[str, Any]:
-        """The comparison as JSON types."""
-        return {
-            "difference": self.difference.to_json(),
-            "p_value": self.p_value,
-            "p_holm": self.p_holm,
-            "smallest_gain": self.smallest_gain,
-            "num_patients": self.num_patients,
-            "num_seeds": list(self.num_seeds),
-            "margin": self.margin,
-            "verdict": self.verdict.value,
-            "is_loss": self.is_loss,
-        }
-
-
-@dataclass(frozen=True, slots=True)
-class _Spread:
-    """Variance of a mean (difference) and its degrees of freedom."""
-
-    variance: float
-    degrees: float
-
-
-def compare_arms(
-    arm: Array,
-    other: Array,
-    *,
-    rng: np.random.Generator,
-    margin: float = DEFAULT_MARGIN,
-    num_resamples: int = NUM_RESAMPLES,
-) -> Comparison:
-    """Compare two arms on the same patients.
-
-    Args:
-        arm: ``(S, N)`` scores of the arm.
-        other: ``(T, N)`` scores of what it is held against.
-        rng: Source of all randomness.
-        margin: Gains up to here do not matter.
-        num_resamples: Draws of the bootstrap.
-
-    Returns:
-        The comparison, without a correction over labels.
-
-    Raises:
-        BenchmarkError: Fewer than two patients, or not the same number in both arms.
-    """
-    _require_pairs(arm, other)
-    draws = bootstrap_mean(arm, rng=rng, other=other, num_resamples=num_resamples)
-    spread = _find_spread([arm, other])
-    difference = _take_interval(draws, float(arm.mean() - other.mean()), spread)
-    p_value = wilcoxon_p(arm.mean(axis=0), other.mean(axis=0))
-    return Comparison(
-        difference=difference,
-        p_value=p_value,
-        p_holm=p_value,
-        smallest_gain=_smallest_gain(spread, margin),
-        num_patients=arm.shape[1],
-        num_seeds=(arm.shape[0], other.shape[0]),
-        margin=margin,
-    )
+    def degrees(self) -> float:
+        """Satterthwaite's degrees of freedom."""
+        parts = [(self.patients, self.num_patients - 1), *self.seeds]
+        if not self.variance:
+            return float(self.num_patients - 1)
+        return float(self.variance**2 / sum(part**2 / degrees for part, degrees in parts))
 
 
 def find_interval(scores: Array, *, rng: np.random.Generator) -> Interval:
-    """Mean of one arm over seeds and patients with its interval; a single patient has none but the mean itself.
+    """Mean of one arm over seeds and patients with its interval; a single patient has none.
 
     Args:
         scores: ``(S, N)`` between 0 and 1; the interval is cut to that.
         rng: Source of all randomness.
     """
-    mean = float(scores.mean())
     if scores.shape[1] < 2:
-        return Interval(mean, mean, mean)
-    spread = _find_spread([scores])
-    found = _take_interval(bootstrap_mean(scores, rng=rng), mean, spread)
-    return Interval(mean, max(0.0, found.low), min(1.0, found.high))
+        return Interval(float(scores.mean()), None, None)
+    return interval_of_mean(scores, rng=rng).cut(0.0, 1.0)
 
 
-def find_ratio_interval(counts: Array, totals: Array, *, rng: np.random.Generator) -> Interval | None:
-    """A share of counts that are pooled over patients, such as the share of lesions found, with its interval.
-
-    Lesions of a patient resemble one another, so that patients are drawn, not lesions.
+def interval_of_mean(
+    scores: Array, other: Array | None = None, *, rng: np.random.Generator, num_resamples: int = NUM_RESAMPLES
+) -> Interval:
+    """Mean of an arm, or difference of the means of two, with its interval.
 
     Args:
-        counts: ``(N,)`` per patient.
-        totals: ``(N,)`` what they are a share of.
+        scores: ``(S, N)``, of two patients or more.
+        other: ``(T, N)`` to subtract, of the same patients.
+        rng: Source of all randomness.
+        num_resamples: Draws of the bootstrap.
+    """
+    mean = float(scores.mean() - (0.0 if other is None else other.mean()))
+    draws = bootstrap_mean(scores, other, rng=rng, num_resamples=num_resamples)
+    spread = find_spread(scores, other)
+    reach = float(stats.t.ppf(1 - ALPHA / 2, spread.degrees) * np.sqrt(spread.variance))
+    low, high = _percentiles(draws, spread.degrees)
+    return Interval(mean, min(low, mean - reach), max(high, mean + reach))
+
+
+def find_ratio_interval(
+    counts: Array,
+    totals: Array,
+    other_counts: Array | None = None,
+    other_totals: Array | None = None,
+    *,
+    rng: np.random.Generator,
+) -> Interval | None:
+    """A share of counts that are pooled over patients, such as the share of lesions found, or a difference of two.
+
+    Lesions of a patient resemble one another, so that patients are drawn, not lesions; seeds as in the other intervals,
+    though here without a correction for chance on single patients, and an arm of one seed stays as it is.
+
+    Args:
+        counts: ``(S, N)`` per training and patient.
+        totals: ``(S, N)`` what they are a share of.
+        other_counts: ``(T, N)`` of an arm whose share is subtracted.
+        other_totals: ``(T, N)`` the same.
         rng: Source of all randomness.
 
     Returns:
-        None when the totals are zero.
+        None when the totals of an arm are zero; without ends when a single patient has any.
     """
-    if not totals.sum():
+    arms = [(counts, totals)]
+    if other_counts is not None and other_totals is not None:
+        arms.append((other_counts, other_totals))
+    if any(not arm_totals.any() for _, arm_totals in arms):
         return None
-    weights = rng.multinomial(len(counts), np.full(len(counts), 1 / len(counts)), size=NUM_RESAMPLES)
-    drawn_totals = weights @ totals
-    shares = (weights @ counts)[drawn_totals > 0] / drawn_totals[drawn_totals > 0]
-    low, high = np.quantile(shares, [ALPHA / 2, 1 - ALPHA / 2])
-    return Interval(float(counts.sum() / totals.sum()), float(low), float(high))
-
-
-def correct_over_labels(comparisons: Sequence[Comparison]) -> list[Comparison]:
-    """The comparisons of one pair of arms, one for each label, with Holm's p-values."""
-    adjusted = adjust_holm([comparison.p_value for comparison in comparisons])
-    return [replace(comparison, p_holm=p) for comparison, p in zip(comparisons, adjusted, strict=True)]
+    counted = np.any([arm_totals.any(axis=0) for _, arm_totals in arms], axis=0)
+    shares = [float(arm_counts.sum() / arm_totals.sum()) for arm_counts, arm_totals in arms]
+    mean = shares[0] - (shares[1] if len(shares) > 1 else 0.0)
+    num = int(counted.sum())
+    if num < 2:
+        return Interval(mean, None, None)
+    patients = _draw_counts(num, rng)
+    drawn = [
+        _draw_share(arm_counts[:, counted], arm_totals[:, counted], patients, rng) for arm_counts, arm_totals in arms
+    ]
+    draws = drawn[0] - (drawn[1] if len(drawn) > 1 else 0.0)
+    draws = mean + np.sqrt(num / (num - 1)) * (draws[np.isfinite(draws)] - mean)
+    low, high = _percentiles(draws, num - 1)
+    return Interval(mean, min(low, mean), max(high, mean)).cut(0.0 if len(arms) == 1 else -1.0, 1.0)
 
 
 def bootstrap_mean(
-    scores: Array, *, rng: np.random.Generator, other: Array | None = None, num_resamples: int = NUM_RESAMPLES
+    scores: Array, other: Array | None = None, *, rng: np.random.Generator, num_resamples: int = NUM_RESAMPLES
 ) -> Array:
     """Means of an arm, or differences of means of two, over drawn patients and seeds.
 
     Args:
         scores: ``(S, N)``.
-        rng: Source of all randomness.
         other: ``(T, N)`` to subtract; the patients drawn are the same.
+        rng: Source of all randomness.
         num_resamples: How often to draw.
 
     Returns:
@@ -218,35 +172,65 @@ def bootstrap_mean(
     arms = [scores] if other is None else [scores, other]
     drawn = _draw_weights(scores.shape[1], num_resamples, rng) @ _patient_scores(arms)
     for arm, sign in zip(arms, (1, -1), strict=False):
-        drawn += sign * _draw_weights(len(arm), num_resamples, rng) @ _seed_effects(arm)
+        effects = _seed_effects(_lender(arm, arms))
+        if len(arm) > 1:
+            drawn += sign * _draw_weights(len(effects), num_resamples, rng) @ effects
+        elif len(effects) > 1:  # one seed, which lies anywhere among those of the other arm
+            drawn += sign * np.sqrt(len(effects) / (len(effects) - 1)) * rng.choice(effects, num_resamples)
     return drawn
 
 
-def wilcoxon_p(arm: Array, other: Array) -> float:
-    """Two-sided p of Wilcoxon's signed-rank test on paired scores ``(N,)``; 1 when none differs."""
-    differences = arm - other
-    # Equal means of equal scores may differ in their last bit, which a rank test would take for a difference.
-    differences[np.abs(differences) < 1e-12] = 0.0
-    return float(stats.wilcoxon(differences).pvalue) if differences.any() else 1.0
+def find_spread(scores: Array, other: Array | None = None) -> Spread:
+    """Patients' part and every arm's seeds' part of the variance of a mean, or of a difference of two."""
+    arms = [scores] if other is None else [scores, other]
+    differences = _patient_scores(arms)
+    seeds: dict[int, tuple[float, int]] = {}
+    for arm in arms:
+        lender = _lender(arm, arms)
+        if len(lender) > 1:
+            # What is borrowed is no further knowledge: it counts together with the lender's own part.
+            before = seeds.get(id(lender), (0.0, 0))[0]
+            variance = float(_seed_effects(lender).var(ddof=1))
+            seeds[id(lender)] = (before + variance / len(arm), len(lender) - 1)
+    num = len(differences)
+    return Spread(float(differences.var(ddof=1)) / num, num, tuple(seeds.values()))
 
 
-def adjust_holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's step-down adjustment (Holm, Scandinavian Journal of Statistics 1979)."""
-    adjusted = np.empty(len(p_values))
-    largest = 0.0
-    for rank, index in enumerate(np.argsort(p_values, kind="stable")):
-        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[index]))
-        adjusted[index] = largest
-    return [float(p) for p in adjusted]
+def _lender(arm: Array, arms: Sequence[Array]) -> Array:
+    """Whose seeds tell how far those of an arm spread: its own where it has several, else another's."""
+    return arm if len(arm) > 1 else max(arms, key=len)
+
+
+def _percentiles(draws: Array, degrees: float) -> tuple[float, float]:
+    """As far out as Student's t."""
+    tail = float(stats.norm.cdf(stats.t.ppf(ALPHA / 2, degrees)))
+    low, high = np.quantile(draws, [tail, 1 - tail])
+    return float(low), float(high)
+
+
+def _draw_counts(num: int, rng: np.random.Generator, num_resamples: int = NUM_RESAMPLES) -> Array:
+    """How often each of a kind is drawn, ``(num_resamples, num)``."""
+    drawn: Array = rng.multinomial(num, np.full(num, 1 / num), size=num_resamples).astype(np.float64)
+    return drawn
 
 
 def _draw_weights(num: int, num_resamples: int, rng: np.random.Generator) -> Array:
     """Weights ``(num_resamples, num)`` that sum to 1; one of a kind always weighs all of it."""
     if num == 1:
         return np.ones((num_resamples, 1))
-    weights = rng.multinomial(num, np.full(num, 1 / num), size=num_resamples) / num
+    weights = _draw_counts(num, rng, num_resamples) / num
     stretched: Array = 1 / num + np.sqrt(num / (num - 1)) * (weights - 1 / num)
     return stretched
+
+
+def _draw_share(counts: Array, totals: Array, patients: Array, rng: np.random.Generator) -> Array:
+    """Pooled shares under drawn patients and drawn seeds; not finite where none of the totals was drawn."""
+    seeds = _draw_counts(len(counts), rng)
+    drawn_counts = np.einsum("rs,sn,rn->r", seeds, counts, patients, optimize=True)
+    drawn_totals = np.einsum("rs,sn,rn->r", seeds, totals, patients, optimize=True)
+    shares: Array = np.full(len(patients), np.nan)
+    np.divide(drawn_counts, drawn_totals, out=shares, where=drawn_totals > 0)
+    return shares
 
 
 def _patient_scores(arms: Sequence[Array]) -> Array:
@@ -266,38 +250,3 @@ def _seed_effects(arm: Array) -> Array:
     found = float(means.var(ddof=1))
     shrunk: Array = effects * np.sqrt(max(0.0, found - residual_variance / arm.shape[1]) / found)
     return shrunk
-
-
-def _find_spread(arms: Sequence[Array]) -> _Spread:
-    """Patients' part and every arm's seeds' part of the variance, with Satterthwaite's degrees of freedom."""
-    factors = [_patient_scores(arms), *(_seed_effects(arm) for arm in arms if len(arm) > 1)]
-    parts = [(float(values.var(ddof=1)) / len(values), len(values) - 1) for values in factors]
-    variance = sum(part for part, _ in parts)
-    if not variance:
-        return _Spread(0.0, float(parts[0][1]))
-    return _Spread(variance, variance**2 / sum(part**2 / degrees for part, degrees in parts))
-
-
-def _take_interval(draws: Array, mean: float, spread: _Spread) -> Interval:
-    """Percentiles as far out as Student's t."""
-    tail = float(stats.norm.cdf(stats.t.ppf(ALPHA / 2, spread.degrees)))
-    low, high = np.quantile(draws, [tail, 1 - tail])
-    return Interval(mean, float(low), float(high))
-
-
-def _smallest_gain(spread: _Spread, margin: float) -> float:
-    error = np.sqrt(spread.variance)
-    least_mean = max(stats.t.ppf(1 - ALPHA / 2, spread.degrees) * error, margin)
-    return float(least_mean + stats.t.ppf(POWER, spread.degrees) * error)
-
-
-def _require_pairs(arm: Array, other: Array) -> None:
-    if arm.shape[1] != other.shape[1]:
-        raise BenchmarkError(
-            f"Comparison: expected both arms on the same patients, found {arm.shape[1]} and {other.shape[1]}. "
-            "Compare the patients that both have."
-        )
-    if arm.shape[1] < 2:
-        raise BenchmarkError(
-            f"Comparison: expected two patients or more, found {arm.shape[1]}. A single one has no spread to judge by."
-        )

@@ -97,11 +97,19 @@ def test_unreadable_cases_are_left_out_of_every_arm_and_named(tmp_path: Path) ->
 
 def test_cautions_are_part_of_the_plan(tmp_path: Path) -> None:
     warnings = " ".join(plan_benchmark(build_config(tmp_path)).warnings)
-    assert "There are 4 test patients: with fewer than 6" in warnings
+    assert "Of the 4 test patients, too few show: liver by 4, tumor by 3." in warnings
+    assert "corrected over 2 labels, cannot reach p < 0.05" in warnings
     assert "Every arm is trained once" in warnings
     write_dataset(tmp_path / "Dataset003_Liver", 4)
     config = build_config(tmp_path, real=str(tmp_path / "Dataset003_Liver"))
     assert "MSD Task03 Liver, which is in the published training list" in " ".join(plan_benchmark(config).warnings)
+
+
+def test_label_that_no_training_case_shows_is_named(tmp_path: Path) -> None:
+    config = build_config(tmp_path, num_train=1, test_patients=tuple(f"case_00{n}" for n in (0, 1, 2, 3, 5)))
+    warnings = " ".join(plan_benchmark(config).warnings)
+    assert "No real case to train on shows tumor" in warnings
+    assert "too few show: liver by 5, tumor by 5." in warnings
 
 
 def test_benchmark_runs_scores_and_reports(benchmark_of: Callable[..., Benchmark]) -> None:
@@ -116,6 +124,10 @@ def test_benchmark_runs_scores_and_reports(benchmark_of: Callable[..., Benchmark
     }
     assert {row["label"] for row in document["scores"]} == {"liver", "tumor"}
     assert {row["label"] for row in document["detection"]} == {"tumor"}
+    assert {row["verdict"] for row in document["comparisons"]} == {"undecided"}
+    assert all(row["obstacle"].endswith("test patients with the label") for row in document["comparisons"])
+    pairs = {(row["arm"], row["baseline"]) for row in document["comparisons"]}
+    assert {(row["arm"], row["baseline"]) for row in document["detection_comparisons"]} == pairs
     text = to_report_text(document)
     assert text.count("real+synthetic:2") > 5
     assert all(sentence in text for sentence in summarise_verdicts(document))

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -131,49 +132,63 @@ def test_lesion_labels_are_told_by_their_name() -> None:
     assert find_lesion_labels(names) == ("Kidney_Tumour", "lung nodule", "cancer", "GTV")
 
 
+def without_lesions(case_ids: Iterable[str]) -> dict[str, frozenset[str]]:
+    return dict.fromkeys(case_ids, frozenset())
+
+
 def test_patients_never_lie_on_both_sides() -> None:
     config = build_benchmark_config(real="x", arms=("real",), patient_pattern=r"^(p\d+)")
     cases = [f"p{patient}_{scan}" for patient in range(10) for scan in range(1 + patient % 3)]
-    split = split_patients(cases, config)
+    split = split_patients(without_lesions(cases), config)
     assert sorted(split.train + split.test) == sorted(cases)
     assert not {config.patient_of(c) for c in split.train} & {config.patient_of(c) for c in split.test}
     assert len({config.patient_of(c) for c in split.test}) == 4
-    assert split_patients(cases[::-1], config) == split
-    assert split_patients(cases, config.model_copy(update={"seed": 1})) != split
+    assert split_patients(without_lesions(cases[::-1]), config) == split
+    assert split_patients(without_lesions(cases), config.model_copy(update={"seed": 1})) != split
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_rare_lesions_are_dealt_to_both_sides(seed: int) -> None:
+    config = build_benchmark_config(real="x", arms=("real",), seed=seed, patient_pattern=r"^(p\d+)", test_share=0.5)
+    lesions = without_lesions(f"p{patient}_{scan}" for patient in range(12) for scan in range(2))
+    lesions |= {"p3_1": frozenset({"tumor"}), "p7_0": frozenset({"tumor"})}
+    split = split_patients(lesions, config)
+    assert [sum(bool(lesions[case]) for case in side) for side in (split.train, split.test)] == [1, 1]
+    assert len(split.train) == len(split.test)
 
 
 def test_number_of_training_patients_can_be_given() -> None:
     config = build_benchmark_config(real="x", arms=("real",), num_train=4)
-    assert len(split_patients([f"c{n}" for n in range(9)], config).train) == 4
+    assert len(split_patients(without_lesions(f"c{n}" for n in range(9)), config).train) == 4
     with pytest.raises(BenchmarkError, match="expected at least 6 patients, to train on 4 and .* found 5"):
-        split_patients([f"c{n}" for n in range(5)], config)
+        split_patients(without_lesions(f"c{n}" for n in range(5)), config)
 
 
 def test_patients_to_test_on_can_be_listed() -> None:
     cases = [f"p{patient}_{scan}" for patient in range(6) for scan in range(2)]
     listed = {"real": "x", "arms": ("real",), "patient_pattern": r"^(p\d+)", "test_patients": ("p1", "p4")}
     config = build_benchmark_config(**listed)
-    split = split_patients(cases, config)
+    split = split_patients(without_lesions(cases), config)
     assert split.test == ("p1_0", "p1_1", "p4_0", "p4_1")
     assert sorted(split.train + split.test) == sorted(cases)
-    few = split_patients(cases, config.model_copy(update={"num_train": 3}))
+    few = split_patients(without_lesions(cases), config.model_copy(update={"num_train": 3}))
     assert few.test == split.test
     assert len(few.train) == 6
     assert set(few.train) < set(split.train)
     with pytest.raises(BenchmarkError, match="expected 5 patients to train on beside those listed .* found 4"):
-        split_patients(cases, config.model_copy(update={"num_train": 5}))
+        split_patients(without_lesions(cases), config.model_copy(update={"num_train": 5}))
     assert build_benchmark_config(**{**listed, "test_patients": ("p4", "p1", "p4")}) == config
     more = config.model_copy(update={"test_patients": ("p1", "p3", "p4")})
-    unreadable = split_patients([case for case in cases if not case.startswith("p1")], more)
+    unreadable = split_patients(without_lesions(case for case in cases if not case.startswith("p1")), more)
     assert unreadable.test == ("p3_0", "p3_1", "p4_0", "p4_1")
     with pytest.raises(BenchmarkError, match="to test on 2 or more, found 6, 1 of them to test on"):
-        split_patients(cases, config.model_copy(update={"test_patients": ("p1",)}))
+        split_patients(without_lesions(cases), config.model_copy(update={"test_patients": ("p1",)}))
 
 
 def test_one_case_is_refused() -> None:
     config = build_benchmark_config(real="x", arms=("real",))
     with pytest.raises(BenchmarkError, match="expected at least 3 patients, .* found 1"):
-        split_patients(["only"], config)
+        split_patients(without_lesions(["only"]), config)
 
 
 def test_dataset_of_both_kinds_is_no_real_one_and_gives_its_synthetic_cases(tmp_path: Path) -> None:

@@ -35,7 +35,7 @@ def row(arm: str, label: str, verdict: str, *, is_loss: bool = False, **changes:
 RIGHT = [
     row(f"{MIXED}:4", "tumor", "gain"),
     row(f"{FURTHER}:4", "tumor", "gain"),
-    row(f"{FURTHER}:4", "liver", "undecided at this size"),
+    row(f"{FURTHER}:4", "liver", "undecided"),
     row(f"{SHIFTED}:4", "tumor", "no gain", is_loss=True),
     row(DUPLICATED, "tumor", "no gain"),
 ]
@@ -46,7 +46,7 @@ def test_right_verdicts_are_told_from_wrong_ones() -> None:
     for number, wrong in (
         (0, row(f"{MIXED}:4", "tumor", "no gain")),
         (0, row(f"{MIXED}:4", "liver", "gain")),
-        (1, row(f"{FURTHER}:4", "tumor", "undecided at this size")),
+        (1, row(f"{FURTHER}:4", "tumor", "undecided")),
         (2, row(f"{FURTHER}:4", "liver", "no gain", is_loss=True)),
         (3, row(f"{SHIFTED}:4", "tumor", "gain")),
         (4, row(DUPLICATED, "liver", "gain")),
