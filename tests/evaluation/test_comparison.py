@@ -65,9 +65,7 @@ def test_verdict_needs_interval_and_test(interval: Interval, p_holm: float, verd
     ],
 )
 @pytest.mark.parametrize("interval", [Interval(0.03, 0.01, 0.05), Interval(-0.03, -0.05, -0.01)])
-def test_nothing_is_said_of_what_cannot_be_decided(
-    changes: dict[str, Any], obstacle: str, interval: Interval
-) -> None:
+def test_nothing_is_said_of_what_cannot_be_decided(changes: dict[str, Any], obstacle: str, interval: Interval) -> None:
     found = replace(replace(COMPARISON, difference=interval), **changes)
     assert (found.verdict, found.is_loss, found.obstacle) == (Verdict.UNDECIDED, False, obstacle)
 
