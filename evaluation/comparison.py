@@ -23,6 +23,8 @@ from maisi_aug.evaluation.statistics import ALPHA, NUM_RESAMPLES, Interval, find
 
 DEFAULT_MARGIN: Final = 0.01
 MIN_PATIENTS: Final = 6
+MOST: Final = 1.0
+"""Scores lie between 0 and this."""
 FOUND: Final = 0.01
 """Least mean score of an arm that finds a label at all."""
 
@@ -137,14 +139,11 @@ def compare_arms(
     found = {}
     for label, (arm, other) in pairs.items():
         rng.bit_generator.state = state
-        is_tested = label in tested
         found[label] = Comparison(
             difference=_find_difference(arm, other, rng=rng, num_resamples=num_resamples),
             p_value=tested.get(label),
             p_holm=adjusted.get(label),
-            smallest_gain=smallest_gain(find_spread(arm, other), margin=margin, num_labels=len(tested))
-            if is_tested
-            else None,
+            smallest_gain=_find_smallest_gain(arm, other, margin, len(tested)) if label in tested else None,
             num_patients=arm.shape[1],
             num_seeds=(len(arm), len(other)),
             margin=margin,
@@ -158,7 +157,12 @@ def _find_difference(arm: Array, other: Array, *, rng: np.random.Generator, num_
         return None
     if arm.shape[1] < 2:
         return Interval(float(arm.mean() - other.mean()), None, None)
-    return interval_of_mean(arm, other, rng=rng, num_resamples=num_resamples)
+    return interval_of_mean(arm, other, rng=rng, num_resamples=num_resamples).cut(-MOST, MOST)
+
+
+def _find_smallest_gain(arm: Array, other: Array, margin: float, num_labels: int) -> float | None:
+    gain = smallest_gain(find_spread(arm, other), margin=margin, num_labels=num_labels)
+    return None if gain is None or gain > MOST else gain
 
 
 def _require_pairs(pairs: Mapping[str, tuple[Array, Array]]) -> None:

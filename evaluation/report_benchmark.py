@@ -144,7 +144,10 @@ def _build_scores(document: Mapping[str, Any]) -> str:
         num = max((row["num_patients"] for row in found.values()), default=0)
         parts.append(page.heading(f"{label}, {num} patients"))
         parts.append(page.intervals(rows, low=0.0, high=1.0, unit="Dice"))
-    note = "Dot: mean over patients and trainings. Bar: 95% interval. Small marks: single trainings."
+    note = (
+        "Dot: mean over patients and trainings. Bar: 95% interval; over patients alone where an arm was trained once. "
+        "Small marks: single trainings."
+    )
     return "\n".join([*parts, page.paragraph(note, kind="note"), _build_score_table(document)])
 
 

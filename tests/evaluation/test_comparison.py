@@ -160,6 +160,14 @@ def test_seeds_that_differ_widen_what_is_found(rng: np.random.Generator) -> None
     assert wide.smallest_gain > 2 * narrow.smallest_gain
 
 
+def test_more_than_all_is_neither_found_nor_promised(rng: np.random.Generator) -> None:
+    other = np.tile(SECOND, (2, 1))
+    found = compare(other + np.array([[-0.25], [0.25]]), other, rng=rng)
+    assert found.difference is not None
+    assert (found.difference.low, found.difference.high) == (-1.0, 1.0)
+    assert found.smallest_gain is None
+
+
 def test_other_patients_are_refused(rng: np.random.Generator) -> None:
     with pytest.raises(BenchmarkError, match="Comparison of liver: expected both arms on the same .* found 10 and 9"):
         compare(SECOND[None], SECOND[None, :9], rng=rng)
