@@ -23,7 +23,6 @@ from maisi_aug.evaluation.statistics import (
 from maisi_aug.seeds import numpy_generator
 
 METRICS: Final = ("dice", "nsd")
-PRIMARY: Final = "dice"
 
 Array = NDArray[np.float64]
 

@@ -141,11 +141,11 @@ def judge(document: Mapping[str, Any]) -> list[tuple[str, str, bool]]:
     return found
 
 
-def run_benchmark(benchmark: Benchmark, *, max_minutes: float | None = None) -> None:
+def run_benchmark(benchmark: Benchmark) -> None:
     """Run the arms that are not done, printing a line for each."""
     for state in benchmark.states:
         if state.status != "done":
-            done = run_arm(benchmark, state.arm, state.seed, device="cpu", max_minutes=max_minutes)
+            done = run_arm(benchmark, state.arm, state.seed, device="cpu")
             print(f"{done.arm}, seed {done.seed}: {done.status} {done.reason}".rstrip(), file=sys.stderr, flush=True)
 
 

@@ -56,7 +56,6 @@ SEVERAL_PARTS = frozenset(
 """Organs that may have several parts wherever they lie. Any other may where the image's border cuts the part: a femur's
 head and trochanter, a vertebra's body and spinous process."""
 
-_TISSUE = (BACKGROUND_ID, BODY_ID)
 _HAS_PARTS = np.isin(np.arange(256), list(SEVERAL_PARTS))
 _ALL_STEPS = tuple(step for step in product((-1, 0, 1), repeat=3) if any(step))
 _FACE_STEPS = tuple(step for step in _ALL_STEPS if sum(map(abs, step)) == 1)

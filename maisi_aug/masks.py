@@ -108,7 +108,6 @@ class PhantomBank:
     Attributes:
         name: "phantom".
         varies: True: every draw is another patient.
-        skipped: Always empty.
     """
 
     varies = True
@@ -117,7 +116,6 @@ class PhantomBank:
         self.name = "phantom"
         self.vocabulary = vocabulary
         self.grid = grid
-        self.skipped: list[tuple[str, str]] = []
 
     def draw_bases(self, lesions: Sequence[LesionWish], *, required_ids: Sequence[int], seed: int) -> Iterator[BaseMap]:
         """Anatomies whose window shows the lesions' hosts and the required organs."""

@@ -196,7 +196,7 @@ def _plan_panels(
     ]
     if not has_lesion:
         return panels
-    box = _zoom_box(focus, grid, voxel)
+    box = _zoom_box(focus, grid)
     cropped = label_map[box]
     i, j, k = cropped.shape
     zoom_grid = Grid.from_spacing((i, j, k), grid.spacing_mm)
@@ -205,7 +205,7 @@ def _plan_panels(
     return [*panels, _Panel(image_hu[box], cropped, zoom_grid, planes[0], zoom_scale, title="axial, enlarged")]
 
 
-def _zoom_box(focus: NDArray[np.bool_], grid: Grid, voxel: tuple[int, int, int]) -> tuple[slice, slice, slice]:
+def _zoom_box(focus: NDArray[np.bool_], grid: Grid) -> tuple[slice, slice, slice]:
     """A square box in the axial plane around a lesion, inside the volume."""
     inside = np.argwhere(focus)[:, :2]
     reach_mm = (np.ptp(inside, axis=0) + 1) * np.asarray(grid.spacing_mm[:2])
