@@ -52,11 +52,6 @@ class LabelScore:
     reference_ml: float
     found_ml: float
 
-    @property
-    def is_false_alarm(self) -> bool:
-        """Whether the label was found in a case that does not show it."""
-        return self.reference_ml == 0 and self.found_ml > 0
-
 
 def score_case(
     reference: NDArray[Any],

@@ -38,7 +38,6 @@ __all__ = [
     "DrawnMap",
     "FolderBank",
     "MaskBank",
-    "MaskSource",
     "PhantomBank",
     "PlantSource",
 ]
@@ -67,19 +66,6 @@ class DrawnMap:
     grid: Grid
     origin: dict[str, Any]
     lesions: tuple[PlantedLesion, ...]
-
-
-class MaskSource(Protocol):
-    """Draws the label map of a case."""
-
-    def draw(self, lesions: Sequence[LesionWish], *, required_ids: Sequence[int] = (), seed: int) -> DrawnMap:
-        """A map with these lesions and no other, in which all required organs are present.
-
-        Raises:
-            LesionError: A lesion finds no room in any map that was tried.
-            BankError: No map has what is needed.
-        """
-        ...
 
 
 class MaskBank(Protocol):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +14,7 @@ from maisi_aug.errors import BankError, LesionError
 from maisi_aug.grid import Grid
 from maisi_aug.labels import MAISI, SlotBinding
 from maisi_aug.lesions import LesionWish, measure_lesions
-from maisi_aug.masks import BankSource, BaseMap, DrawnMap, FolderBank, MaskSource, PhantomBank, PlantSource
+from maisi_aug.masks import BankSource, BaseMap, DrawnMap, FolderBank, PhantomBank, PlantSource
 from tests.tiny_bank import (
     BODY,
     HEPATIC_TUMOR,
@@ -89,13 +88,11 @@ def test_case_without_a_lesion_is_tumour_free(tumour_bank: FolderBank) -> None:
 
 
 @pytest.mark.parametrize("source", [PlantSource, BankSource])
-def test_seed_alone_decides(tumour_bank: FolderBank, source: Any) -> None:
+def test_seed_alone_decides(tumour_bank: FolderBank, source: type[PlantSource | BankSource]) -> None:
     wishes = [_wish(HEPATIC_TUMOR, 20.0)]
-    first: MaskSource = source(tumour_bank)
+    first = source(tumour_bank)
     drawn = [first.draw(wishes, seed=seed) for seed in (7, 8, 9)]
-    again: MaskSource = source(
-        FolderBank(tumour_bank._path, vocabulary=VOCABULARY, grid=network_grid(), mapping="maisi")
-    )
+    again = source(FolderBank(tumour_bank._path, vocabulary=VOCABULARY, grid=network_grid(), mapping="maisi"))
     for seed, expected in reversed(list(zip((7, 8, 9), drawn, strict=True))):
         repeated = again.draw(wishes, seed=seed)
         np.testing.assert_array_equal(repeated.label_map, expected.label_map)
