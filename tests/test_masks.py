@@ -208,9 +208,6 @@ def test_several_lesions_come_from_one_map_that_has_them(tumour_bank: FolderBank
 def test_bank_without_such_a_lesion_points_to_plant(tumour_bank: FolderBank) -> None:
     with pytest.raises(BankError, match="expected a map that holds kidney tumor, found none. Use --mask-source plant"):
         BankSource(tumour_bank).draw([_wish(KIDNEY_TUMOR, 5.0)], seed=1)
-    phantoms = PhantomBank(vocabulary=VOCABULARY, grid=network_grid())
-    with pytest.raises(BankError, match="'phantom': expected a map that holds hepatic tumor.*--mask-source plant"):
-        BankSource(phantoms).draw([_wish(HEPATIC_TUMOR, 5.0)], seed=1)
 
 
 def test_volume_far_from_all_lesions_of_the_bank_is_refused(tumour_bank: FolderBank) -> None:
