@@ -104,10 +104,10 @@ def build_preview(
     focus = find_focus(label_map, lesion_ids, organ_ids)
     lesion_voxel = _widest_voxel(focus)
     window = choose_window(label_map, focus)
-    shown_ids = tuple(label_id for label_id in lesion_ids if label_id in np.unique(label_map))
+    present_ids = np.unique(label_map)
+    shown_ids = tuple(label_id for label_id in lesion_ids if label_id in present_ids)
     has_lesion = bool(np.isin(label_map[lesion_voxel], lesion_ids))
     panels = _plan_panels(image_hu, label_map, grid, focus, lesion_voxel, has_lesion)
-    present_ids = np.unique(label_map)
     if outlined_ids is not None:
         present_ids = present_ids[np.isin(present_ids, outlined_ids)]
     colours = label_colours(present_ids, shown_ids)
