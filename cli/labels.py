@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from maisi_aug.errors import VocabularyError
-from maisi_aug.labels import KNOWN_SLOTS, MAISI, Label, Vocabulary, lookup_words
+from maisi_aug.labels import FULL_VOCABULARY, Label, Vocabulary, lookup_words
 from maisi_aug.sizes import SizeDistribution, diameter_mm, reference_distribution, reference_labels
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ def _load_vocabulary(bundle: str | None) -> tuple[Vocabulary, dict[str, SizeDist
     """The labels, and the sizes that percentiles of them mean."""
     known = {name: reference_distribution(name) for name in reference_labels()}
     if bundle is None:
-        return MAISI.with_slots(KNOWN_SLOTS), known
+        return FULL_VOCABULARY, known
     # Imported here because reading a bundle needs packages that would double the start-up of a plain listing.
     from maisi_aug.bundle import load_bundle
     from maisi_aug.bundle_references import bundle_distributions
