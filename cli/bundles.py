@@ -123,7 +123,7 @@ def _describe(bundle: Bundle) -> dict[str, Any]:
         **_summarise(bundle),
         "advice": bundle.advice,
         "advice_without_map": bundle.advice_without_map,
-        "sides_multiple_of": bundle.latent_factor,
+        "sides_multiple_of": bundle.grid_factor,
         "grid_limits": None if bundle.spec.grid_limits is None else bundle.spec.grid_limits.model_dump(mode="json"),
         "num_inference_steps": bundle.default_steps,
         "mixed_precision": bundle.spec.mixed_precision,
