@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,6 +10,7 @@ from typing import Any
 
 from maisi_aug.bundle import load_bundle
 from maisi_aug.errors import BundleError, ExportError, RecipeError, VocabularyError
+from maisi_aug.file_lock import lock
 from maisi_aug.labels import BACKGROUND_ID, MAISI, SlotBinding, Vocabulary
 from maisi_aug.manifest import MANIFEST_NAME, SHARD_PATTERN, AttemptRecord, load_manifest
 from maisi_aug.recipe import COHORT_NAME
@@ -100,23 +100,15 @@ def load_cohort_source(folder: Path) -> CohortSource:
 
 def _require_idle(folder: Path) -> None:
     """Raise when a process holds the lock of a manifest; asks for the lock and gives it back at once."""
-    if sys.platform == "win32":
-        return
-    import fcntl
-
     for path in [folder / MANIFEST_NAME, *folder.glob(SHARD_PATTERN)]:
         if not path.is_file():
             continue
         with path.open("rb") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            except BlockingIOError:
+            if not lock(file.fileno(), shared=True):
                 raise ExportError(
                     f"{folder}: expected a finished cohort, found a process that is still writing it. "
                     "Wait for it to end."
-                ) from None
-            except OSError:
-                return  # disks without locks; the manifest's lines are whole all the same
+                )
 
 
 def _read_configuration(folder: Path) -> dict[str, Any]:

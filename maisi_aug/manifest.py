@@ -7,9 +7,7 @@ kernel drops when the process dies, however it dies.
 
 from __future__ import annotations
 
-import errno
 import os
-import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,9 +17,7 @@ from typing import Literal, Self
 from pydantic import JsonValue, TypeAdapter, ValidationError
 
 from maisi_aug.errors import CohortError
-
-if sys.platform != "win32":
-    import fcntl
+from maisi_aug.file_lock import lock
 
 MANIFEST_NAME = "manifest.jsonl"
 SHARD_PATTERN = "manifest.*.jsonl"
@@ -225,7 +221,7 @@ def _read_lines(path: Path) -> list[AttemptRecord]:
 class ManifestWriter:
     """Appends whole lines to a manifest, under a lock that dies with the process.
 
-    Where the platform has no ``fcntl`` the lines are still whole, but two processes are not kept apart.
+    Where the platform or the disk has no locks the lines are still whole, but two processes are not kept apart.
     """
 
     def __init__(self, path: Path) -> None:
@@ -234,30 +230,18 @@ class ManifestWriter:
         Raises:
             CohortError: When another process holds the lock.
         """
-        self._path = path
         self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
         try:
-            self._lock()
+            if not lock(self._descriptor):
+                raise CohortError(
+                    f"{path.parent}: expected a cohort that nothing else is writing, found another process at work "
+                    "in it. Wait for it to end, or choose another --out."
+                )
             content = path.read_bytes()
             os.ftruncate(self._descriptor, content.rfind(b"\n") + 1)
         except BaseException:
             os.close(self._descriptor)
             raise
-
-    def _lock(self) -> None:
-        if sys.platform == "win32":
-            return
-        try:
-            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise CohortError(
-                f"{self._path.parent}: expected a cohort that nothing else is writing, found another process at work "
-                "in it. Wait for it to end, or choose another --out."
-            ) from None
-        except OSError as error:
-            # Some network disks have no locks; refusing to work on them would help nobody.
-            if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.EINVAL):
-                raise
 
     def append(self, record: AttemptRecord) -> None:
         """Write one line and wait until it is on the disk; after an error nothing of it is left.

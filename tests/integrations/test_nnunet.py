@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -250,7 +251,7 @@ class TestRefusals:
 
     def test_disk_without_locks(self, build_cohort: BuildCohort, monkeypatch: pytest.MonkeyPatch) -> None:
         def refuse(file: object, operation: int) -> None:
-            raise OSError(os.strerror(37))
+            raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
         cohort = build_cohort([HEPATIC_TUMOR])
         monkeypatch.setattr(fcntl, "flock", refuse)
