@@ -18,7 +18,7 @@ from maisi_aug.bank_map import load_entry
 from maisi_aug.errors import EvaluationError, MaisiAugError, VolumeError
 from maisi_aug.integrations.cohort_source import CohortSource, load_cohort_source
 from maisi_aug.labels import FULL_VOCABULARY, Vocabulary
-from maisi_aug.manifest import MANIFEST_NAME, SHARD_PATTERN
+from maisi_aug.manifest import MANIFEST_NAME, is_cohort
 from maisi_aug.prepared import CASES_NAME, PreparedDataset, load_prepared
 from maisi_aug.volume_io import Volume, is_readable_name, load_image, load_label_map
 
@@ -145,7 +145,7 @@ def find_case_set(path: Path, *, vocabulary: Vocabulary | None = None) -> CaseSe
     """
     if not path.exists():
         raise EvaluationError(f"{path}: expected CT volumes, found nothing there. Check the path.")
-    if (path / MANIFEST_NAME).is_file() or any(path.glob(SHARD_PATTERN)):
+    if is_cohort(path):
         source = load_cohort_source(path)
         cases = tuple(
             EvaluatedCase(

@@ -12,7 +12,7 @@ from maisi_aug.bundle import load_bundle
 from maisi_aug.errors import BundleError, ExportError, RecipeError, VocabularyError
 from maisi_aug.file_lock import lock
 from maisi_aug.labels import BACKGROUND_ID, MAISI, SlotBinding, Vocabulary
-from maisi_aug.manifest import MANIFEST_NAME, SHARD_PATTERN, AttemptRecord, load_manifest
+from maisi_aug.manifest import MANIFEST_NAME, AttemptRecord, load_manifest
 from maisi_aug.recipe import COHORT_NAME
 from maisi_aug.recipe_files import read_recipe
 from maisi_aug.whole_files import sha256_of
@@ -99,16 +99,12 @@ def load_cohort_source(folder: Path) -> CohortSource:
 
 
 def _require_idle(folder: Path) -> None:
-    """Raise when a process holds the lock of a manifest; asks for the lock and gives it back at once."""
-    for path in [folder / MANIFEST_NAME, *folder.glob(SHARD_PATTERN)]:
-        if not path.is_file():
-            continue
-        with path.open("rb") as file:
-            if not lock(file.fileno(), shared=True):
-                raise ExportError(
-                    f"{folder}: expected a finished cohort, found a process that is still writing it. "
-                    "Wait for it to end."
-                )
+    """Raise when a process holds the lock of the manifest; asks for the lock and gives it back at once."""
+    with (folder / MANIFEST_NAME).open("rb") as file:
+        if not lock(file.fileno(), shared=True):
+            raise ExportError(
+                f"{folder}: expected a finished cohort, found a process that is still writing it. Wait for it to end."
+            )
 
 
 def _read_configuration(folder: Path) -> dict[str, Any]:

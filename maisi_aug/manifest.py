@@ -1,8 +1,7 @@
 """The manifest of a cohort: one JSON line per attempt, written last, so that a line means its files are whole.
 
-A cohort folder holds ``manifest.jsonl``; runs split over several machines write ``manifest.NAME.jsonl`` beside it, and
-all of them are read as one. The file is also the lock of the folder: who appends to it holds an ``flock``, which the
-kernel drops when the process dies, however it dies.
+A cohort folder holds it as ``manifest.jsonl``. The file is also the lock of the folder: who appends to it holds an
+``flock``, which the kernel drops when the process dies, however it dies.
 """
 
 from __future__ import annotations
@@ -20,7 +19,6 @@ from maisi_aug.errors import CohortError
 from maisi_aug.file_lock import lock
 
 MANIFEST_NAME = "manifest.jsonl"
-SHARD_PATTERN = "manifest.*.jsonl"
 
 Status = Literal["accepted", "retried", "rejected"]
 
@@ -187,20 +185,24 @@ class Manifest:
         return sum(first) / len(first) if first else None
 
 
+def is_cohort(folder: Path) -> bool:
+    """Whether a folder holds the manifest of a cohort."""
+    return (folder / MANIFEST_NAME).is_file()
+
+
 def load_manifest(folder: Path) -> Manifest:
-    """Read every manifest file of a cohort as one.
+    """Read the manifest of a cohort.
 
     A last line without a line break is what a killed process leaves behind: its files do not count, and it is skipped.
 
     Raises:
         CohortError: When the folder has no manifest, or a line in it cannot be read.
     """
-    paths = [path for path in [folder / MANIFEST_NAME, *sorted(folder.glob(SHARD_PATTERN))] if path.is_file()]
-    if not paths:
+    if not is_cohort(folder):
         raise CohortError(
             f"{folder}: expected a cohort with {MANIFEST_NAME}, found none. Give the folder that synthesize wrote."
         )
-    return Manifest.from_records(record for path in paths for record in _read_lines(path))
+    return Manifest.from_records(_read_lines(folder / MANIFEST_NAME))
 
 
 def _read_lines(path: Path) -> list[AttemptRecord]:

@@ -243,7 +243,7 @@ class TestRefusals:
     def test_cohort_that_is_being_written(self, build_cohort: BuildCohort) -> None:
         cohort = build_cohort([HEPATIC_TUMOR])
         with (
-            ManifestWriter(cohort / "manifest.b.jsonl"),
+            ManifestWriter(cohort / MANIFEST_NAME),
             pytest.raises(ExportError, match="a process that is still writing"),
         ):
             export(cohort)
