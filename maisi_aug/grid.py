@@ -84,6 +84,11 @@ class Grid:
             )
 
 
+def voxel_volume_ml(spacing_mm: Sequence[float]) -> float:
+    """Volume in millilitres of a voxel whose sides are at right angles."""
+    return float(np.prod(np.asarray(spacing_mm, dtype=np.float64))) / 1000.0
+
+
 def spell_grid(shape: Sequence[int], spacing_mm: Sequence[float], *, with_extent: bool = True) -> str:
     """A grid in a few words: ``512x512x128 at 0.75x0.75x4 mm (384x384x512 mm)``, with its field of view or without."""
     extent = "x".join(f"{side * step:.0f}" for side, step in zip(shape, spacing_mm, strict=True))

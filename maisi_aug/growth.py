@@ -18,6 +18,7 @@ from scipy import ndimage
 
 from maisi_aug.deformation import spline_basis, spline_field
 from maisi_aug.errors import LesionError
+from maisi_aug.grid import voxel_volume_ml
 
 Box = tuple[slice, ...]
 Mask = NDArray[np.bool_]
@@ -260,11 +261,6 @@ def require_num_voxels(volume_ml: float, spacing_mm: Sequence[float]) -> int:
             f"{volume_ml} mL. Ask for a larger lesion or a finer grid."
         )
     return num_voxels
-
-
-def voxel_volume_ml(spacing_mm: Sequence[float]) -> float:
-    """Volume of a voxel in millilitres."""
-    return float(np.prod(np.asarray(spacing_mm, dtype=np.float64))) / 1000.0
 
 
 def _radius_mm(volume_ml: float) -> float:

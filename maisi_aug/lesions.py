@@ -15,6 +15,7 @@ from scipy import ndimage
 
 from maisi_aug.deformation import deform_label_map
 from maisi_aug.errors import LesionError
+from maisi_aug.grid import voxel_volume_ml
 from maisi_aug.growth import (
     RELUCTANCES,
     ROOMY,
@@ -29,7 +30,6 @@ from maisi_aug.growth import (
     in_words,
     part_sizes,
     require_num_voxels,
-    voxel_volume_ml,
 )
 from maisi_aug.labels import MAISI
 

@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from maisi_aug.errors import VocabularyError, VolumeError
-from maisi_aug.grid import Spacing
-from maisi_aug.growth import Mask, bounding_box, label_parts, voxel_volume_ml
+from maisi_aug.grid import Spacing, voxel_volume_ml
+from maisi_aug.growth import Mask, bounding_box, label_parts
 from maisi_aug.labels import BACKGROUND_ID, BODY_ID, FREE_IDS, FULL_VOCABULARY, SLOT_IDS
 from maisi_aug.lesions import is_any_of
 

@@ -18,7 +18,7 @@ from maisi_aug.bank_listing import Needs
 from maisi_aug.bank_map import BankLesion, BankMap, BaseMap, cut_map
 from maisi_aug.errors import BankError, LesionError
 from maisi_aug.folder_bank import FolderBank
-from maisi_aug.grid import Grid
+from maisi_aug.grid import Grid, voxel_volume_ml
 from maisi_aug.growth import label_parts
 from maisi_aug.labels import Vocabulary
 from maisi_aug.lesion_editing import MAX_RESIZE, describe_lesion, remove_lesions, resize_lesion
@@ -319,7 +319,7 @@ def match_volumes(
     label_map: NDArray[np.uint8], lesions: Sequence[LesionWish], spacing_mm: Sequence[float]
 ) -> tuple[NDArray[np.uint8], tuple[PlantedLesion, ...]] | None:
     """Bring the lesions of a cut to the wanted volumes; None if the cut lost, tore or joined one."""
-    voxel_ml = float(np.prod(spacing_mm)) / 1000.0
+    voxel_ml = voxel_volume_ml(spacing_mm)
     realised: dict[int, PlantedLesion] = {}
     for label_id in sorted({wish.label_id for wish in lesions}):
         places = sorted(
