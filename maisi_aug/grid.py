@@ -61,6 +61,12 @@ class Grid:
         return float(abs(np.linalg.det(self.affine[:3, :3]))) / 1000.0
 
     @property
+    def has_right_angles(self) -> bool:
+        """Whether the axes are orthogonal: SimpleITK, nnU-Net's first choice for NIfTI, and DICOM hold no others."""
+        directions = self.affine[:3, :3] / np.asarray(self.spacing_mm)
+        return bool(np.allclose(directions.T @ directions, np.eye(3), atol=1e-4))
+
+    @property
     def extent_mm(self) -> Spacing:
         """Field of view along I, J, K in millimetres."""
         i, j, k = (side * step for side, step in zip(self.shape, self.spacing_mm, strict=True))
