@@ -113,7 +113,7 @@ def count_by_size(lesions: Iterable[LesionMatch]) -> tuple[DetectionFigures, ...
     found = list(lesions)
     groups = [("all", found)]
     groups += [
-        (_name_of_bin(low, high), [x for x in found if low <= x.diameter_mm < high]) for low, high in pairwise(BINS_MM)
+        (name_of_bin(low, high), [x for x in found if low <= x.diameter_mm < high]) for low, high in pairwise(BINS_MM)
     ]
     return tuple(_count(name, group) for name, group in groups)
 
@@ -147,7 +147,8 @@ def _diameter(num_voxels: int, voxel_ml: float) -> float:
     return diameter_mm(float(num_voxels) * voxel_ml)
 
 
-def _name_of_bin(low: float, high: float) -> str:
+def name_of_bin(low: float, high: float) -> str:
+    """What a range of diameters in mm is called in tables."""
     if high == float("inf"):
         return f"{low:g} mm and more"
     return f"{low:g}-{high:g} mm" if low else f"under {high:g} mm"
