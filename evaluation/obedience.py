@@ -24,7 +24,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from maisi_aug.bundle import Bundle, load_bundle
 from maisi_aug.errors import BundleError
-from maisi_aug.evaluation.held_out import build_held_out_phantom, modality_of
+from maisi_aug.evaluation.held_out import build_held_out_phantom
 from maisi_aug.evaluation.obedience_pictures import draw_comparison, draw_sheet
 from maisi_aug.evaluation.obedience_report import (
     CaseFigures,
@@ -181,7 +181,7 @@ class _Measurement:
             seed=derive_seed("obedience", self.settings.seed, index),
             num_inference_steps=self.settings.num_inference_steps,
             guidance_scale=self.settings.guidance_scale,
-            modality=modality_of(phantom),
+            modality=phantom.modality,
         )
 
 
