@@ -37,9 +37,7 @@ class CohortSource:
     @cached_property
     def requested_ids(self) -> tuple[int, ...]:
         """Vocabulary ids that the accepted cases were asked for, lesions and organs, ascending."""
-        lesions = {lesion.label_id for case in self.cases for lesion in case.lesions}
-        organs = {label_id for case in self.cases for label_id in case.required_ids}
-        return tuple(sorted((lesions | organs) - {BACKGROUND_ID}))
+        return find_requested_ids(self.cases)
 
     def resolve_ids(self, names: Sequence[str]) -> tuple[int, ...]:
         """Vocabulary ids of label names, ascending, each once.
@@ -75,6 +73,11 @@ class CohortSource:
                 f"content ({found[:12]}...). Restore the file, or {remade}"
             )
         return path
+
+
+def find_requested_ids(cases: Sequence[AttemptRecord]) -> tuple[int, ...]:
+    """Vocabulary ids that cases were asked for, lesions and organs, ascending."""
+    return tuple(sorted(frozenset().union(*(case.requested_ids for case in cases)) - {BACKGROUND_ID}))
 
 
 def load_cohort_source(folder: Path) -> CohortSource:

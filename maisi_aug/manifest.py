@@ -114,6 +114,11 @@ class AttemptRecord:
     seconds: dict[str, float]
     max_attempts: int = 0
 
+    @property
+    def requested_ids(self) -> frozenset[int]:
+        """Labels that the case was asked for, lesions and organs."""
+        return frozenset(lesion.label_id for lesion in self.lesions) | frozenset(self.required_ids)
+
     def to_json(self) -> str:
         """The record as one line, without the line break."""
         return _RECORD.dump_json(self).decode()
