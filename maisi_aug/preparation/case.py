@@ -26,7 +26,8 @@ from maisi_aug.preparation.sources import LabelFile, SourceCase
 from maisi_aug.preparation.survey import MASK_ID, is_same_place
 from maisi_aug.preparation.tissues import add_tissues
 from maisi_aug.resampling import centre_grid_on, resample_image, resample_label_map
-from maisi_aug.volume_io import load_image, load_label_map, sha256_of
+from maisi_aug.volume_io import load_image, load_label_map
+from maisi_aug.whole_files import sha256_of
 
 AIR_HU = -1000
 CT_RANGE_HU = (-1024, 3071)

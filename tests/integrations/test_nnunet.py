@@ -19,7 +19,8 @@ from maisi_aug.integrations import nnunet, nnunet_check
 from maisi_aug.integrations.nnunet import ExportReport, export_nnunet
 from maisi_aug.integrations.nnunet_folders import MAPPING_NAME
 from maisi_aug.manifest import MANIFEST_NAME, ManifestWriter
-from maisi_aug.volume_io import load_image, load_label_map, save_label_map, sha256_of
+from maisi_aug.volume_io import load_image, load_label_map, save_label_map
+from maisi_aug.whole_files import sha256_of
 from tests.tiny_cohort import (
     BODY,
     GRID,
