@@ -65,7 +65,7 @@ def import_bundle(
     say = report or (lambda _: None)
     known, files = find_checkpoints(source, name)
     target = (folder or pulled_bundles_folder() / known.name).expanduser().resolve()
-    mask_files = find_mask_files(source, say) if known.masks else {}
+    mask_files = find_mask_files(source, say)
     described, about_masks = _describe(files), {"files": _describe(mask_files)}
     present = find_intact(target, known.name, ORIGIN)
     known_as = present.spec.provenance if present is not None else {}
