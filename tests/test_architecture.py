@@ -33,7 +33,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
         *("metaimage", "volume_io", "bundle", "bundles", "weights", "manifest", "recipe", "recipe_files", "recipes"),
         *("cohort",),
         *("bank_labels", "bank_files", "known_bundles", "checkpoints", "conversion", "hub", "checkpoint_folders"),
-        *("bank_entry", "mask_database", "bank_listing", "grid_limits", "presets", "precision"),
+        *("bank_entry", "mask_database", "bank_listing", "grid_limits", "presets", "weight_copies"),
         *("mask_bundle", "mask_checkpoints", "prepared", "bundle_spec", "bundle_references"),
     ),
     "orchestration": (
@@ -71,7 +71,7 @@ TORCH_PARTS = {
     *("networks", "conditioning", "sampling", "decoding", "weights", "checkpoints", "pipeline"),
     *("split_convolution", "decoding_memory", "decoder", "acceleration"),
     "integrations.monai",
-    *("precision", "training", "evaluation", "mask_diffusion", "mask_decoding", "mask_generator"),
+    *("weight_copies", "training", "evaluation", "mask_diffusion", "mask_decoding", "mask_generator"),
     "nnunet_trainers",
 }
 HEAVY = {
