@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from maisi_aug.bundle import Bundle, pulled_bundles_folder
-from maisi_aug.conversion import (
+from maisi_aug.checkpoint_import import (
     AcceptLicence,
     Report,
     find_intact,

@@ -13,7 +13,7 @@ import yaml
 
 from maisi_aug.bundle import BUNDLE_FILE, Bundle, load_bundle
 from maisi_aug.bundle_text import MASK_PROVENANCE, MASK_ROLES, MASK_SECTION, dump_bundle, without_masks
-from maisi_aug.conversion import LICENCE_FILE, open_whole_folder, require_free
+from maisi_aug.checkpoint_import import LICENCE_FILE, open_whole_folder, require_free
 from maisi_aug.known_bundles import SIZE_CONDITIONS, KnownBundle
 from maisi_aug.mask_conditions import load_size_conditions
 from maisi_aug.whole_files import sha256_of, write_text_whole, write_whole

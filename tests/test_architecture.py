@@ -32,8 +32,8 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "state": (
         *("metaimage", "volume_io", "bundle", "bundles", "weights", "manifest", "recipe", "recipe_files", "recipes"),
         *("cohort",),
-        *("bank_labels", "bank_files", "known_bundles", "checkpoints", "conversion", "hub", "checkpoint_folders"),
-        *("bank_entry", "mask_database", "bank_listing", "grid_limits", "presets", "weight_copies"),
+        *("bank_labels", "bank_files", "known_bundles", "checkpoints", "checkpoint_import", "checkpoint_folders"),
+        *("bank_entry", "mask_database", "bank_listing", "grid_limits", "presets", "weight_copies", "hub"),
         *("mask_bundle", "mask_checkpoints", "prepared", "bundle_spec", "bundle_references"),
     ),
     "orchestration": (

@@ -20,7 +20,7 @@ from maisi_aug.bundle import BUNDLE_FILE, NETWORK_ROLES, Bundle, embedded_bundle
 from maisi_aug.bundle_references import measure_sizes
 from maisi_aug.bundle_spec import HuSpec, MaskBankSpec
 from maisi_aug.bundle_text import MASK_ROLES, MASK_SECTION
-from maisi_aug.conversion import LICENCE_FILE, open_whole_folder
+from maisi_aug.checkpoint_import import LICENCE_FILE, open_whole_folder
 from maisi_aug.errors import BundleError, MaisiAugError
 from maisi_aug.grid import voxel_volume_ml
 from maisi_aug.lesions import measure_lesions
