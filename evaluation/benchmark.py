@@ -27,7 +27,7 @@ from maisi_aug.evaluation.benchmark_data import LoadedCase, load_case
 from maisi_aug.evaluation.benchmark_plan import BenchmarkPlan, CaseRef, Notify, plan_benchmark
 from maisi_aug.evaluation.copy_paste import paste_lesion
 from maisi_aug.evaluation.detection import match_lesions
-from maisi_aug.evaluation.reports import write_json
+from maisi_aug.evaluation.report_files import write_json
 from maisi_aug.evaluation.segmentation_metrics import score_case
 from maisi_aug.file_lock import lock
 from maisi_aug.seeds import derive_seed, numpy_generator

@@ -15,7 +15,7 @@ from typing import Final
 from maisi_aug.evaluation.benchmark import ArmJob
 from maisi_aug.evaluation.benchmark_data import load_case
 from maisi_aug.evaluation.benchmark_plan import CaseRef
-from maisi_aug.evaluation.reports import write_json
+from maisi_aug.evaluation.report_files import write_json
 from maisi_aug.file_lock import lock
 from maisi_aug.integrations.nnunet_training import prepare_nnunet_folds, train_nnunet_fold
 from maisi_aug.training.loop import ReportStep

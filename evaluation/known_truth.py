@@ -25,7 +25,7 @@ from maisi_aug.evaluation.benchmark import Benchmark, open_benchmark, run_arm
 from maisi_aug.evaluation.benchmark_config import BenchmarkConfig, build_benchmark_config
 from maisi_aug.evaluation.benchmark_results import summarise_benchmark
 from maisi_aug.evaluation.benchmark_text import to_report_text
-from maisi_aug.evaluation.reports import run_command, to_markdown, write_json
+from maisi_aug.evaluation.report_files import run_command, to_markdown, write_json
 from maisi_aug.generate import synthesize_cohort
 from maisi_aug.integrations.cohort_source import load_cohort_source
 from maisi_aug.phantom import ids

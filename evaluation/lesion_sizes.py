@@ -17,7 +17,7 @@ from typing import Any, Final
 import numpy as np
 
 from maisi_aug.evaluation.detection import name_of_bin
-from maisi_aug.evaluation.reports import percent, run_command, share_of, to_markdown, write_json
+from maisi_aug.evaluation.report_files import percent, run_command, share_of, to_markdown, write_json
 from maisi_aug.manifest import AttemptRecord, Manifest, load_manifest
 from maisi_aug.sizes import diameter_mm
 from maisi_aug.whole_files import write_text_whole

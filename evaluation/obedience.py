@@ -34,7 +34,7 @@ from maisi_aug.evaluation.obedience_report import (
     to_document,
     to_report,
 )
-from maisi_aug.evaluation.reports import run_command, write_json
+from maisi_aug.evaluation.report_files import run_command, write_json
 from maisi_aug.evaluation.segmenter import WEIGHTS_NAME, Segmenter, SegmenterConfig, load_segmenter
 from maisi_aug.evaluation.tissues import measure_dice, to_class_map
 from maisi_aug.evaluation.train_segmenter import print_progress, print_steps, train_segmenter
