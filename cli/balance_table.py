@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from maisi_aug.cli.tables import open_table_console
 from maisi_aug.whole_files import write_text_whole
 
 if TYPE_CHECKING:
@@ -18,11 +19,7 @@ PICTURE_NAME = "balance.png"
 
 def print_balance(balance: Balance) -> None:
     """Show what each label has, lacks and gets, by lesions per case and size."""
-    import sys
-
-    from rich.console import Console
-
-    console = Console(width=None if sys.stdout.isatty() else 160)
+    console = open_table_console()
     for label in balance.labels:
         console.print(_build_table(label, balance.dataset))
     console.print(

@@ -71,7 +71,7 @@ def convert_command(
 
     Example: maisi-aug bundles convert rflow-ct --to rflow-ct-half --dtype float16
     """
-    from maisi_aug.precision import convert_bundle, convert_checkpoint
+    from maisi_aug.weight_copies import convert_bundle, convert_checkpoint
 
     if Path(source).is_file():
         done = convert_checkpoint(Path(source), to, dtype=None if dtype is None else dtype.value)

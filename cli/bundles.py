@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,13 +11,12 @@ import typer
 from maisi_aug.cli.bundle_files import convert_command, import_command, verify_command
 from maisi_aug.cli.presets import presets_command
 from maisi_aug.cli.pull import pull_command
+from maisi_aug.cli.tables import open_table_console
 
 if TYPE_CHECKING:
     from maisi_aug.bundle import Bundle
     from maisi_aug.known_bundles import KnownBundle
 
-# Rich assumes 80 columns where there is no terminal, which would fold every row of a piped table.
-PIPED_WIDTH = 160
 # What tells the width of a network, in MAISI's own words.
 WIDTH_KEYS = ("num_channels", "channels", "latent_channels", "num_res_blocks", "attention_levels", "num_head_channels")
 
@@ -49,7 +47,6 @@ def list_command(as_json: JsonOption = False) -> None:
     if as_json:
         typer.echo(json.dumps(rows, indent=1, ensure_ascii=False))
         return
-    from rich.console import Console
     from rich.table import Table
 
     table = Table(title=f"{len(rows)} bundle{'' if len(rows) == 1 else 's'}")
@@ -60,7 +57,7 @@ def list_command(as_json: JsonOption = False) -> None:
         size += f" on top of {row['base']}" if "base" in row else ""
         place = size if row["pull"] is None else f"{row['pull']} ({row['download_size']})"
         table.add_row(row["name"], row["description"], row["licence"], _spell_grid(row["grid"]), place)
-    Console(width=None if sys.stdout.isatty() else PIPED_WIDTH).print(table)
+    open_table_console().print(table)
 
 
 @bundles_app.command("show")
@@ -123,7 +120,7 @@ def _describe(bundle: Bundle) -> dict[str, Any]:
         **_summarise(bundle),
         "advice": bundle.advice,
         "advice_without_map": bundle.advice_without_map,
-        "sides_multiple_of": bundle.latent_factor,
+        "sides_multiple_of": bundle.grid_factor,
         "grid_limits": None if bundle.spec.grid_limits is None else bundle.spec.grid_limits.model_dump(mode="json"),
         "num_inference_steps": bundle.default_steps,
         "mixed_precision": bundle.spec.mixed_precision,

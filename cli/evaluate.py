@@ -123,7 +123,7 @@ def hu(
     """
     from maisi_aug.evaluation import hu as measurement
     from maisi_aug.evaluation.case_sets import find_case_set
-    from maisi_aug.evaluation.reports import write_json
+    from maisi_aug.evaluation.report_files import write_json
 
     if reference is not None and ranges is not None:
         raise typer.BadParameter("--reference and --ranges: expected one of them, found both.")
@@ -270,7 +270,7 @@ def _parse_folds(text: str | None) -> tuple[int | str, ...]:
 
 
 def _require_out(out: Path | None, name: str) -> None:
-    from maisi_aug.evaluation.reports import require_own_folder
+    from maisi_aug.evaluation.report_files import require_own_folder
 
     if out is not None:
         require_own_folder(out, name)
@@ -280,7 +280,7 @@ def _finish(
     document: Mapping[str, Any], report: str, charts: Mapping[str, str], *, out: Path | None, as_json: bool
 ) -> None:
     """Print and save; cases that could not be measured are an exit code of 1."""
-    from maisi_aug.evaluation.reports import save_results
+    from maisi_aug.evaluation.report_files import save_results
 
     typer.echo(json.dumps(document, indent=1) if as_json else report)
     if out is not None:

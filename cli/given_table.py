@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from maisi_aug.cli.tables import open_table_console
+
 if TYPE_CHECKING:
     from maisi_aug.given_maps import MapOutlook
     from maisi_aug.grid import Shape, Spacing
@@ -32,9 +34,6 @@ def look_at_cohort(cohort: ResolvedCohort, *, is_quiet: bool) -> list[MapOutlook
 
 def print_given_table(cohort: ResolvedCohort, outlooks: Sequence[MapOutlook]) -> None:
     """Show each map with its own grid, that of its image, and its labels; name those that cannot be used."""
-    import sys
-
-    from rich.console import Console
     from rich.table import Table
 
     num_cases, vocabulary = len(cohort.plan.cases), cohort.bundle.vocabulary
@@ -47,7 +46,7 @@ def print_given_table(cohort: ResolvedCohort, outlooks: Sequence[MapOutlook]) ->
         table.add_row(outlook.name, str(num_images), *_describe(outlook, vocabulary))
     if len(outlooks) > MAX_ROWS:
         table.add_row("...", f"and {len(outlooks) - MAX_ROWS} more (all of them with --json)", "", "", "")
-    Console(width=None if sys.stdout.isatty() else 160).print(table)
+    open_table_console().print(table)
     faults = [outlook for outlook in outlooks if outlook.fault]
     if faults:
         typer.echo(f"Cannot be used: {len(faults)} of {len(outlooks)} maps; their cases will be rejected:")

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Mapping, Set
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from maisi_aug.cli.tables import open_table_console
 from maisi_aug.errors import VocabularyError
-from maisi_aug.labels import KNOWN_SLOTS, MAISI, Label, Vocabulary, lookup_words
+from maisi_aug.labels import FULL_VOCABULARY, Label, Vocabulary, lookup_words
 from maisi_aug.sizes import SizeDistribution, diameter_mm, reference_distribution, reference_labels
 
 if TYPE_CHECKING:
@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 
 SHOWN_PERCENTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 MAX_HOSTS_IN_TABLE = 5
-# Rich assumes 80 columns where there is no terminal, which would fold every row of a piped table.
-PIPED_WIDTH = 160
 NEEDS_BUNDLE = "* needs a bundle that binds it, such as phantom-ct"
 
 
@@ -64,9 +62,7 @@ def labels(
         listed = [_describe(label, vocabulary, sizes=chosen, needs_bundle=label.id in starred) for label in rows]
         typer.echo(json.dumps(listed, indent=1, ensure_ascii=False))
         return
-    from rich.console import Console
-
-    console = Console(width=None if sys.stdout.isatty() else PIPED_WIDTH)
+    console = open_table_console()
     table = _build_sizes_table(rows, starred, known_sizes) if sizes else _build_table(rows, vocabulary, starred)
     table.caption = NEEDS_BUNDLE if starred else None
     console.print(table)
@@ -81,7 +77,7 @@ def _load_vocabulary(bundle: str | None) -> tuple[Vocabulary, dict[str, SizeDist
     """The labels, and the sizes that percentiles of them mean."""
     known = {name: reference_distribution(name) for name in reference_labels()}
     if bundle is None:
-        return MAISI.with_slots(KNOWN_SLOTS), known
+        return FULL_VOCABULARY, known
     # Imported here because reading a bundle needs packages that would double the start-up of a plain listing.
     from maisi_aug.bundle import load_bundle
     from maisi_aug.bundle_references import bundle_distributions

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from maisi_aug.cli.tables import open_table_console
 from maisi_aug.source_rules import NO_MAP
 
 if TYPE_CHECKING:
@@ -14,9 +15,6 @@ MAX_ROWS = 60
 
 def print_plan_table(cohort: ResolvedCohort) -> None:
     """Show each case with its request and its lesions, and what percentiles refer to."""
-    import sys
-
-    from rich.console import Console
     from rich.table import Table
 
     from maisi_aug.anatomy import spell_labels
@@ -46,7 +44,7 @@ def print_plan_table(cohort: ResolvedCohort) -> None:
             table.add_row(*first, "", "", "", "")
     if len(shown) < num_cases:
         table.add_row("...", f"and {num_cases - len(shown)} more (all of them with --json)", "", "", "", "")
-    console = Console(width=None if sys.stdout.isatty() else 160)
+    console = open_table_console()
     console.print(table)
     for label, source in sorted(cohort.plan.size_sources.items()):
         console.print(f"Percentiles of {label}: {source}", markup=False, highlight=False, soft_wrap=True)

@@ -236,7 +236,7 @@ def _choose_grid(bundle: Bundle, shape: Shape | None, spacing_mm: Spacing | None
     from maisi_aug.grid import Grid
 
     grid = Grid.from_spacing(shape or bundle.grid.shape, spacing_mm or bundle.spec.grid.spacing_mm)
-    grid.require_multiple_of(bundle.latent_factor, subject="--shape")
+    grid.require_multiple_of(bundle.grid_factor, subject="--shape")
     return grid.shape, spacing_mm or bundle.spec.grid.spacing_mm
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-import sys
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from maisi_aug.cli.tables import open_table_console
 
 if TYPE_CHECKING:
     from maisi_aug.presets import Preset
@@ -56,10 +57,7 @@ def _to_json(preset: Preset, bundles: tuple[str, ...]) -> dict[str, Any]:
 
 
 def _print_table(rows: list[tuple[Preset, tuple[str, ...]]]) -> None:
-    from rich.console import Console
     from rich.table import Table
-
-    from maisi_aug.cli.bundles import PIPED_WIDTH
 
     sources = list(dict.fromkeys(preset.source for preset, _ in rows))
     table = Table(title=f"{len(rows)} presets")
@@ -78,7 +76,7 @@ def _print_table(rows: list[tuple[Preset, tuple[str, ...]]]) -> None:
             ", ".join(bundles),
             f"[{sources.index(preset.source) + 1}]",
         )
-    console = Console(width=None if sys.stdout.isatty() else PIPED_WIDTH)
+    console = open_table_console()
     console.print(table)
     for number, source in enumerate(sources, start=1):
         console.print(f"[{number}] {source}", markup=False, highlight=False, soft_wrap=True)

@@ -21,7 +21,7 @@ from maisi_aug.evaluation.case_sets import (
     require_labelled,
 )
 from maisi_aug.evaluation.charts import DotRow, draw_dot_chart
-from maisi_aug.evaluation.reports import to_markdown
+from maisi_aug.evaluation.report_files import to_markdown
 from maisi_aug.labels import Vocabulary
 from maisi_aug.seeds import numpy_generator
 from maisi_aug.volume_io import Volume, load_label_map

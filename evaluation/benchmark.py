@@ -10,10 +10,8 @@ bench/arms/ARM/seed-0/failure.json       why an arm failed; gone once it has suc
 
 from __future__ import annotations
 
-import errno
 import json
 import os
-import sys
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,8 +27,9 @@ from maisi_aug.evaluation.benchmark_data import LoadedCase, load_case
 from maisi_aug.evaluation.benchmark_plan import BenchmarkPlan, CaseRef, Notify, plan_benchmark
 from maisi_aug.evaluation.copy_paste import paste_lesion
 from maisi_aug.evaluation.detection import match_lesions
-from maisi_aug.evaluation.reports import write_json
+from maisi_aug.evaluation.report_files import write_json
 from maisi_aug.evaluation.segmentation_metrics import score_case
+from maisi_aug.file_lock import lock
 from maisi_aug.seeds import derive_seed, numpy_generator
 from maisi_aug.training.loop import ReportStep
 from maisi_aug.volume_io import load_label_map, save_image, save_label_map
@@ -346,19 +345,11 @@ def _lock(folder: Path) -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(folder / LOCK_NAME, os.O_RDWR | os.O_CREAT, 0o644)
     try:
-        if sys.platform != "win32":
-            import fcntl
-
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise BenchmarkError(
-                    f"{folder}: expected an arm that nothing else is running, found another process at work on it. "
-                    "Wait for it to end."
-                ) from None
-            except OSError as error:
-                if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.EINVAL):
-                    raise
+        if not lock(descriptor):
+            raise BenchmarkError(
+                f"{folder}: expected an arm that nothing else is running, found another process at work on it. "
+                "Wait for it to end."
+            )
         yield
     finally:
         os.close(descriptor)

@@ -14,7 +14,7 @@ from maisi_aug.integrations.cohort_source import load_cohort_source
 from maisi_aug.integrations.nnunet_folders import MARK_KEY
 from maisi_aug.labels import BODY_ID, Vocabulary
 from maisi_aug.lesion_names import is_bare_lesion_name, lesion_word
-from maisi_aug.manifest import MANIFEST_NAME
+from maisi_aug.manifest import is_cohort
 from maisi_aug.prepared import SPEC_NAME, load_prepared
 
 DATASET_NAME: Final = "dataset.json"
@@ -104,7 +104,7 @@ def find_synthetic_cases(
     Raises:
         BenchmarkError: There are no cases, or a label cannot be found.
     """
-    if (path / MANIFEST_NAME).is_file():
+    if is_cohort(path):
         return _read_cohort(name, path, labels, mapping)
     cases, names, notes = _list_folder(path)
     synthetic_ids = _read_mark(path)

@@ -14,7 +14,6 @@ from maisi_aug.errors import BenchmarkError, did_you_mean
 REAL: Final = "real"
 DUPLICATED: Final = "real-duplicated"
 COPY_PASTE: Final = "copy-paste"
-DEFAULT_SOURCE: Final = "synthetic"
 DEFAULT_ARMS: Final = ("real", "real+synthetic:1", "real-duplicated", "synthetic-only")
 MAX_RATIO: Final = 100.0
 

@@ -30,6 +30,7 @@ from maisi_aug.training.processes import WHOLE, Share
 from maisi_aug.training.settings import LoopConfig
 
 FOREGROUND_SHARE: Final = 0.67
+NUM_TIMED_STEPS: Final = 3
 VARIATION: Final = Variation(share=0.3, max_blur_voxels=0.8, max_noise_hu=15.0, max_shift_hu=15.0, max_gain=0.1)
 
 LoadCase = Callable[[int], LoadedCase]
@@ -194,9 +195,7 @@ def _take_likeliest(shares: NDArray[np.float32], grid: Grid, target: Grid) -> ND
     return classes
 
 
-def measure_step_seconds(
-    plan: TrainingPlan, preset: Preset, num_classes: int, *, device: str, num_steps: int = 3
-) -> float:
+def measure_step_seconds(plan: TrainingPlan, preset: Preset, num_classes: int, *, device: str) -> float:
     """Seconds of a training step on noise, for an estimate before anything is trained."""
     rng = np.random.default_rng(0)
     noise = LoadedCase(
@@ -209,7 +208,7 @@ def measure_step_seconds(
         network, TrainingSet(1, lambda index: noise, num_classes), plan, preset, seed=0, device=device
     )
     times = []
-    for step in range(num_steps + 1):
+    for step in range(1 + NUM_TIMED_STEPS):
         started = perf_counter()
         with mixed_precision(device):
             loss, _ = objective.loss(step)

@@ -15,7 +15,8 @@ from typing import Final
 from maisi_aug.evaluation.benchmark import ArmJob
 from maisi_aug.evaluation.benchmark_data import load_case
 from maisi_aug.evaluation.benchmark_plan import CaseRef
-from maisi_aug.evaluation.reports import write_json
+from maisi_aug.evaluation.report_files import write_json
+from maisi_aug.file_lock import lock
 from maisi_aug.integrations.nnunet_training import prepare_nnunet_folds, train_nnunet_fold
 from maisi_aug.training.loop import ReportStep
 from maisi_aug.volume_io import load_image, save_image, save_label_map
@@ -107,12 +108,7 @@ def _name(ref: CaseRef) -> str:
 @contextmanager
 def _wait_for_lock(folder: Path) -> Iterator[None]:
     """Let one process at a time prepare the dataset; the others wait for it."""
-    import sys
-
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".lock").open("w") as file:
-        if sys.platform != "win32":
-            import fcntl
-
-            fcntl.flock(file, fcntl.LOCK_EX)
+        lock(file.fileno(), wait=True)
         yield

@@ -9,7 +9,7 @@ from typing import Any, Final
 from maisi_aug.evaluation.benchmark_config import PRESETS, BenchmarkConfig
 from maisi_aug.evaluation.benchmark_plan import Notify, plan_benchmark
 from maisi_aug.evaluation.benchmark_text import list_commands
-from maisi_aug.evaluation.reports import to_markdown
+from maisi_aug.evaluation.report_files import to_markdown
 
 FORWARD_SHARE: Final = 0.35  # of a training step that a window of a prediction takes
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from maisi_aug.evaluation.benchmark_config import BenchmarkConfig
-from maisi_aug.evaluation.reports import Cell, to_markdown
+from maisi_aug.evaluation.report_files import Cell, to_markdown
 
 METHOD: Final = (
     "Differences are means over patients and trainings, with 95% intervals of a two-level bootstrap that draws both, "

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,8 +17,8 @@ from maisi_aug.bank_labels import Translation, build_translation, find_label_id,
 from maisi_aug.bank_map import load_entry
 from maisi_aug.errors import EvaluationError, MaisiAugError, VolumeError
 from maisi_aug.integrations.cohort_source import CohortSource, load_cohort_source
-from maisi_aug.labels import KNOWN_SLOTS, MAISI, Vocabulary
-from maisi_aug.manifest import MANIFEST_NAME, SHARD_PATTERN
+from maisi_aug.labels import FULL_VOCABULARY, Vocabulary
+from maisi_aug.manifest import MANIFEST_NAME, is_cohort
 from maisi_aug.prepared import CASES_NAME, PreparedDataset, load_prepared
 from maisi_aug.volume_io import Volume, is_readable_name, load_image, load_label_map
 
@@ -26,8 +26,6 @@ Notify = Callable[[int, int], None]
 Result = TypeVar("Result")
 Item = TypeVar("Item")
 
-FULL_VOCABULARY: Final = MAISI.with_slots(KNOWN_SLOTS)
-"""MAISI's labels, and those that the embedded bundle binds to slots."""
 _OTHER_CHANNEL = re.compile(r"_000[1-9]$")
 
 
@@ -147,7 +145,7 @@ def find_case_set(path: Path, *, vocabulary: Vocabulary | None = None) -> CaseSe
     """
     if not path.exists():
         raise EvaluationError(f"{path}: expected CT volumes, found nothing there. Check the path.")
-    if (path / MANIFEST_NAME).is_file() or any(path.glob(SHARD_PATTERN)):
+    if is_cohort(path):
         source = load_cohort_source(path)
         cases = tuple(
             EvaluatedCase(

@@ -78,7 +78,7 @@ class DetectionFigures:
 
 
 def match_lesions(
-    reference: NDArray[np.bool_], found: NDArray[np.bool_], *, voxel_ml: float, min_iou: float = MIN_IOU
+    reference: NDArray[np.bool_], found: NDArray[np.bool_], *, voxel_ml: float
 ) -> tuple[LesionMatch, ...]:
     """Match the lesions of a prediction to those of the reference, one to one.
 
@@ -86,7 +86,6 @@ def match_lesions(
         reference: ``(I, J, K)`` all real lesions of a label.
         found: ``(I, J, K)`` all predicted ones.
         voxel_ml: Volume of a voxel.
-        min_iou: Least intersection over union of a match.
 
     Returns:
         Every real lesion in the order of its component, then the predicted ones that match none.
@@ -99,7 +98,7 @@ def match_lesions(
     real_voxels, predicted_voxels = overlap.sum(axis=1), overlap.sum(axis=0)
     union = real_voxels[1:, None] + predicted_voxels[None, 1:] - overlap[1:, 1:]
     iou = overlap[1:, 1:] / np.maximum(union, 1)
-    matched = _match_best_first(iou, min_iou)
+    matched = _match_best_first(iou)
     lesions = [
         LesionMatch(_diameter(real_voxels[row + 1], voxel_ml), True, row in matched, _iou_of(iou, row, matched))
         for row in range(num_real)
@@ -109,12 +108,12 @@ def match_lesions(
     return tuple(lesions)
 
 
-def count_by_size(lesions: Iterable[LesionMatch], bins_mm: Sequence[float] = BINS_MM) -> tuple[DetectionFigures, ...]:
+def count_by_size(lesions: Iterable[LesionMatch]) -> tuple[DetectionFigures, ...]:
     """Count lesions of all cases: in all first, then by diameter; a bin holds its lower edge, not its upper one."""
     found = list(lesions)
     groups = [("all", found)]
     groups += [
-        (_name_of_bin(low, high), [x for x in found if low <= x.diameter_mm < high]) for low, high in pairwise(bins_mm)
+        (name_of_bin(low, high), [x for x in found if low <= x.diameter_mm < high]) for low, high in pairwise(BINS_MM)
     ]
     return tuple(_count(name, group) for name, group in groups)
 
@@ -128,12 +127,12 @@ def _count(name: str, lesions: Sequence[LesionMatch]) -> DetectionFigures:
     )
 
 
-def _match_best_first(iou: NDArray[np.float64], min_iou: float) -> dict[int, int]:
+def _match_best_first(iou: NDArray[np.float64]) -> dict[int, int]:
     """Real lesion to predicted lesion, each at most once."""
     matched: dict[int, int] = {}
     for flat in np.argsort(-iou, axis=None, kind="stable"):
         row, column = divmod(int(flat), iou.shape[1])
-        if iou[row, column] < min_iou:
+        if iou[row, column] < MIN_IOU:
             break
         if row not in matched and column not in matched.values():
             matched[row] = column
@@ -148,7 +147,8 @@ def _diameter(num_voxels: int, voxel_ml: float) -> float:
     return diameter_mm(float(num_voxels) * voxel_ml)
 
 
-def _name_of_bin(low: float, high: float) -> str:
+def name_of_bin(low: float, high: float) -> str:
+    """What a range of diameters in mm is called in tables."""
     if high == float("inf"):
         return f"{low:g} mm and more"
     return f"{low:g}-{high:g} mm" if low else f"under {high:g} mm"

@@ -24,7 +24,7 @@ from maisi_aug.evaluation.frechet import (
     measure_moments,
     reduce_to_span,
 )
-from maisi_aug.evaluation.reports import to_markdown
+from maisi_aug.evaluation.report_files import to_markdown
 from maisi_aug.evaluation.slices import PLANES, PlaneName, SliceProtocol
 from maisi_aug.seeds import numpy_generator
 

@@ -25,7 +25,7 @@ from scipy import ndimage
 
 from maisi_aug.bundle import Bundle, load_bundle
 from maisi_aug.errors import BundleError, TrainingError
-from maisi_aug.evaluation.reports import run_command, to_markdown, write_json
+from maisi_aug.evaluation.report_files import run_command, to_markdown, write_json
 from maisi_aug.evaluation.segmenter import Segmenter, load_segmenter
 from maisi_aug.grid import Grid
 from maisi_aug.growth import TOUCHING, bounding_box

@@ -19,8 +19,3 @@ def build_held_out_phantom(seed: int, index: int, grid: Grid) -> Phantom:
     return build_phantom(
         seed=derive_seed("held-out phantom", seed, index), grid=grid, region=REGIONS[index % len(REGIONS)]
     )
-
-
-def modality_of(phantom: Phantom) -> str:
-    """What the networks are told about the contrast phase of a phantom."""
-    return "ct_wo_contrast" if phantom.phase == "non-contrast" else "ct_contrast"

@@ -27,7 +27,7 @@ from maisi_aug.evaluation.case_sets import (
     require_labelled,
 )
 from maisi_aug.evaluation.charts import DotRow, draw_dot_chart
-from maisi_aug.evaluation.reports import percent, share_of, to_markdown
+from maisi_aug.evaluation.report_files import percent, share_of, to_markdown
 from maisi_aug.labels import BACKGROUND_ID, BODY_ID, Vocabulary
 from maisi_aug.quality import MIN_ORGAN_VOXELS, reference_hu_ranges
 

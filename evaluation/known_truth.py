@@ -25,7 +25,7 @@ from maisi_aug.evaluation.benchmark import Benchmark, open_benchmark, run_arm
 from maisi_aug.evaluation.benchmark_config import BenchmarkConfig, build_benchmark_config
 from maisi_aug.evaluation.benchmark_results import summarise_benchmark
 from maisi_aug.evaluation.benchmark_text import to_report_text
-from maisi_aug.evaluation.reports import run_command, to_markdown, write_json
+from maisi_aug.evaluation.report_files import run_command, to_markdown, write_json
 from maisi_aug.generate import synthesize_cohort
 from maisi_aug.integrations.cohort_source import load_cohort_source
 from maisi_aug.phantom import ids
@@ -141,11 +141,11 @@ def judge(document: Mapping[str, Any]) -> list[tuple[str, str, bool]]:
     return found
 
 
-def run_benchmark(benchmark: Benchmark, *, max_minutes: float | None = None) -> None:
+def run_benchmark(benchmark: Benchmark) -> None:
     """Run the arms that are not done, printing a line for each."""
     for state in benchmark.states:
         if state.status != "done":
-            done = run_arm(benchmark, state.arm, state.seed, device="cpu", max_minutes=max_minutes)
+            done = run_arm(benchmark, state.arm, state.seed, device="cpu")
             print(f"{done.arm}, seed {done.seed}: {done.status} {done.reason}".rstrip(), file=sys.stderr, flush=True)
 
 

@@ -19,7 +19,7 @@ from maisi_aug.evaluation.case_sets import (
 from maisi_aug.evaluation.charts import DotRow, ScatterSeries, draw_dot_chart, draw_scatter
 from maisi_aug.evaluation.lesion_sizes import measure_lesion_sizes
 from maisi_aug.evaluation.lesion_sizes import to_report as to_size_report
-from maisi_aug.evaluation.reports import percent, share_of, to_markdown
+from maisi_aug.evaluation.report_files import percent, share_of, to_markdown
 from maisi_aug.manifest import AttemptRecord, load_manifest
 from maisi_aug.quality import expected_contrast_sign
 from maisi_aug.sizes import diameter_mm

@@ -16,7 +16,8 @@ from typing import Any, Final
 
 import numpy as np
 
-from maisi_aug.evaluation.reports import percent, run_command, share_of, to_markdown, write_json
+from maisi_aug.evaluation.detection import name_of_bin
+from maisi_aug.evaluation.report_files import percent, run_command, share_of, to_markdown, write_json
 from maisi_aug.manifest import AttemptRecord, Manifest, load_manifest
 from maisi_aug.sizes import diameter_mm
 from maisi_aug.whole_files import write_text_whole
@@ -96,7 +97,7 @@ def measure_lesion_sizes(manifest: Manifest) -> dict[str, Any]:
     ]
     by_size = [
         _Group(
-            _name_of_bin(low, high),
+            name_of_bin(low, high),
             [lesion for lesion in lesions if low <= diameter_mm(lesion.requested_ml) < high],
             [r for r in first if any(low <= diameter_mm(lesion.requested_ml) < high for lesion in r.lesions)],
         )
@@ -184,12 +185,6 @@ def _count_failures(records: Iterable[AttemptRecord]) -> dict[str, int]:
         if record.status != "accepted"
     )
     return dict(gates.most_common())
-
-
-def _name_of_bin(low: float, high: float) -> str:
-    if high == float("inf"):
-        return f"{low:g} mm and more"
-    return f"{low:g}-{high:g} mm" if low else f"under {high:g} mm"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -19,7 +19,7 @@ from PIL import Image
 from maisi_aug.errors import EvaluationError
 from maisi_aug.evaluation.case_sets import CaseSet, EvaluatedCase, Notify, describe_skipped, measure_each
 from maisi_aug.evaluation.charts import DotRow, draw_dot_chart
-from maisi_aug.evaluation.reports import to_markdown
+from maisi_aug.evaluation.report_files import to_markdown
 from maisi_aug.grid import Grid
 from maisi_aug.labels import BODY_ID
 from maisi_aug.pictures import BACKGROUND, DIM_TEXT, SOFT_TISSUE, Plane, draw_slice, write_text

@@ -24,7 +24,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from maisi_aug.bundle import Bundle, load_bundle
 from maisi_aug.errors import BundleError
-from maisi_aug.evaluation.held_out import build_held_out_phantom, modality_of
+from maisi_aug.evaluation.held_out import build_held_out_phantom
 from maisi_aug.evaluation.obedience_pictures import draw_comparison, draw_sheet
 from maisi_aug.evaluation.obedience_report import (
     CaseFigures,
@@ -34,7 +34,7 @@ from maisi_aug.evaluation.obedience_report import (
     to_document,
     to_report,
 )
-from maisi_aug.evaluation.reports import run_command, write_json
+from maisi_aug.evaluation.report_files import run_command, write_json
 from maisi_aug.evaluation.segmenter import WEIGHTS_NAME, Segmenter, SegmenterConfig, load_segmenter
 from maisi_aug.evaluation.tissues import measure_dice, to_class_map
 from maisi_aug.evaluation.train_segmenter import print_progress, print_steps, train_segmenter
@@ -181,7 +181,7 @@ class _Measurement:
             seed=derive_seed("obedience", self.settings.seed, index),
             num_inference_steps=self.settings.num_inference_steps,
             guidance_scale=self.settings.guidance_scale,
-            modality=modality_of(phantom),
+            modality=phantom.modality,
         )
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from maisi_aug.evaluation.reports import percent, share_of, to_markdown
+from maisi_aug.evaluation.report_files import percent, share_of, to_markdown
 from maisi_aug.evaluation.tissues import LESION, mean_dice
 from maisi_aug.quality import reference_hu_ranges
 from maisi_aug.visibility import SMALL_LESION_MM

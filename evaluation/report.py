@@ -16,7 +16,7 @@ from maisi_aug.evaluation.benchmark_text import to_report_text
 from maisi_aug.evaluation.report_benchmark import build_benchmark_sections
 from maisi_aug.evaluation.report_cohort import build_cohort_sections, summarise_cohort, to_cohort_text
 from maisi_aug.evaluation.report_page import Section
-from maisi_aug.manifest import MANIFEST_NAME, SHARD_PATTERN
+from maisi_aug.manifest import MANIFEST_NAME, is_cohort
 from maisi_aug.whole_files import write_text_whole
 
 Notify = Callable[[str, int, int], None]
@@ -53,7 +53,7 @@ def build_report(
     """
     if (path / PLAN_NAME).is_file():
         return _report_benchmark(path, fid_file, notify)
-    if (path / MANIFEST_NAME).is_file() or any(path.glob(SHARD_PATTERN)):
+    if is_cohort(path):
         return _report_cohort(path, fid_file, notify)
     raise BenchmarkError(
         f"{path}: expected a benchmark or a cohort, found neither {PLAN_NAME} nor {MANIFEST_NAME}. Check the path."
@@ -80,7 +80,7 @@ def _report_benchmark(path: Path, fid_file: Path | None, notify: Notify) -> Repo
     document["cohorts"] = {}
     for name, place in benchmark.plan.config.synthetic.items():
         folder = Path(place)
-        if (folder / MANIFEST_NAME).is_file():
+        if is_cohort(folder):
             try:
                 cohort = summarise_cohort(folder, fid_file=fid_file, notify=notify)
             except MaisiAugError as error:

@@ -15,8 +15,8 @@ from maisi_aug.errors import MaisiAugError
 from maisi_aug.evaluation import fid, hu, lesion_report
 from maisi_aug.evaluation import report_page as page
 from maisi_aug.evaluation.case_sets import CaseSet, find_case_set
+from maisi_aug.evaluation.report_files import percent
 from maisi_aug.evaluation.report_page import Section
-from maisi_aug.evaluation.reports import percent
 from maisi_aug.manifest import AttemptRecord, Manifest, load_manifest
 
 NUM_PICTURES: Final = 6

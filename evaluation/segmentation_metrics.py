@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from maisi_aug.errors import BenchmarkError
-from maisi_aug.grid import Spacing
+from maisi_aug.grid import Spacing, voxel_volume_ml
 
 DEFAULT_TOLERANCE_MM: Final = 2.0
 _MARGIN_VOXELS: Final = 2  # a surface lies between voxels, so that a mask in a corner of its box needs room around it
@@ -51,11 +51,6 @@ class LabelScore:
     nsd: float | None
     reference_ml: float
     found_ml: float
-
-    @property
-    def is_false_alarm(self) -> bool:
-        """Whether the label was found in a case that does not show it."""
-        return self.reference_ml == 0 and self.found_ml > 0
 
 
 def score_case(
@@ -86,7 +81,7 @@ def score_case(
             f"Prediction: expected the shape of its reference, {'x'.join(map(str, reference.shape))}, found "
             f"{'x'.join(map(str, found.shape))}. Predict on the grid of the reference."
         )
-    voxel_ml = float(np.prod(spacing_mm)) / 1000.0
+    voxel_ml = voxel_volume_ml(spacing_mm)
     return {
         name: _score_label(reference == number, found == number, spacing_mm, tolerance_mm, voxel_ml)
         for name, number in labels.items()

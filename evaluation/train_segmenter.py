@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from maisi_aug.errors import TrainingError
 from maisi_aug.evaluation.held_out import build_held_out_phantom
 from maisi_aug.evaluation.patch_networks import Variation
-from maisi_aug.evaluation.reports import run_command, to_markdown, write_json
+from maisi_aug.evaluation.report_files import run_command, to_markdown, write_json
 from maisi_aug.evaluation.segmenter import (
     Segmenter,
     SegmenterConfig,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,8 +10,9 @@ from typing import Any
 
 from maisi_aug.bundle import load_bundle
 from maisi_aug.errors import BundleError, ExportError, RecipeError, VocabularyError
+from maisi_aug.file_lock import lock
 from maisi_aug.labels import BACKGROUND_ID, MAISI, SlotBinding, Vocabulary
-from maisi_aug.manifest import MANIFEST_NAME, SHARD_PATTERN, AttemptRecord, load_manifest
+from maisi_aug.manifest import MANIFEST_NAME, AttemptRecord, load_manifest
 from maisi_aug.recipe import COHORT_NAME
 from maisi_aug.recipe_files import read_recipe
 from maisi_aug.whole_files import sha256_of
@@ -37,9 +37,7 @@ class CohortSource:
     @cached_property
     def requested_ids(self) -> tuple[int, ...]:
         """Vocabulary ids that the accepted cases were asked for, lesions and organs, ascending."""
-        lesions = {lesion.label_id for case in self.cases for lesion in case.lesions}
-        organs = {label_id for case in self.cases for label_id in case.required_ids}
-        return tuple(sorted((lesions | organs) - {BACKGROUND_ID}))
+        return find_requested_ids(self.cases)
 
     def resolve_ids(self, names: Sequence[str]) -> tuple[int, ...]:
         """Vocabulary ids of label names, ascending, each once.
@@ -77,6 +75,11 @@ class CohortSource:
         return path
 
 
+def find_requested_ids(cases: Sequence[AttemptRecord]) -> tuple[int, ...]:
+    """Vocabulary ids that cases were asked for, lesions and organs, ascending."""
+    return tuple(sorted(frozenset().union(*(case.requested_ids for case in cases)) - {BACKGROUND_ID}))
+
+
 def load_cohort_source(folder: Path) -> CohortSource:
     """Open a cohort for export.
 
@@ -99,24 +102,12 @@ def load_cohort_source(folder: Path) -> CohortSource:
 
 
 def _require_idle(folder: Path) -> None:
-    """Raise when a process holds the lock of a manifest; asks for the lock and gives it back at once."""
-    if sys.platform == "win32":
-        return
-    import fcntl
-
-    for path in [folder / MANIFEST_NAME, *folder.glob(SHARD_PATTERN)]:
-        if not path.is_file():
-            continue
-        with path.open("rb") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise ExportError(
-                    f"{folder}: expected a finished cohort, found a process that is still writing it. "
-                    "Wait for it to end."
-                ) from None
-            except OSError:
-                return  # disks without locks; the manifest's lines are whole all the same
+    """Raise when a process holds the lock of the manifest; asks for the lock and gives it back at once."""
+    with (folder / MANIFEST_NAME).open("rb") as file:
+        if not lock(file.fileno(), shared=True):
+            raise ExportError(
+                f"{folder}: expected a finished cohort, found a process that is still writing it. Wait for it to end."
+            )
 
 
 def _read_configuration(folder: Path) -> dict[str, Any]:

@@ -27,7 +27,7 @@ from maisi_aug.integrations.cohort_source import CohortSource
 from maisi_aug.integrations.export_labels import LabelNumbering
 from maisi_aug.integrations.items import Item, to_monai_item, to_subject
 from maisi_aug.labels import MAISI
-from maisi_aug.manifest import MANIFEST_NAME, SHARD_PATTERN, AttemptRecord, load_manifest
+from maisi_aug.manifest import MANIFEST_NAME, AttemptRecord, is_cohort, load_manifest
 from maisi_aug.seeds import numpy_generator
 
 POLL_SECONDS = 0.5
@@ -86,7 +86,7 @@ class GrowingCohort:
         self.transform, self._convert = transform, to_subject if as_subjects else to_monai_item
         self._num_items, self._seed, self._wait_seconds = num_items, seed, wait_seconds
         self._epoch = multiprocessing.get_context("spawn").Value("q", 0)
-        self._seen: tuple[object, dict[int, AttemptRecord]] = (None, {})
+        self._seen: tuple[int | None, dict[int, AttemptRecord]] = (None, {})
 
     def __len__(self) -> int:
         return self._num_items
@@ -140,11 +140,10 @@ class GrowingCohort:
         )
 
     def _read(self) -> dict[int, AttemptRecord]:
-        """The last record of every settled case; read again when a manifest has grown."""
-        paths = [self._folder / MANIFEST_NAME, *sorted(self._folder.glob(SHARD_PATTERN))]
-        state = tuple((path.name, path.stat().st_size) for path in paths if path.is_file())
-        if state and state != self._seen[0]:
+        """The last record of every settled case; read again when the manifest has grown."""
+        num_bytes = (self._folder / MANIFEST_NAME).stat().st_size if is_cohort(self._folder) else None
+        if num_bytes is not None and num_bytes != self._seen[0]:
             manifest = load_manifest(self._folder)
             settled = {r.case_index: r for r in manifest.records if r.case_index in manifest.settled_indices}
-            self._seen = (state, settled)
+            self._seen = (num_bytes, settled)
         return self._seen[1]

@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 
 from maisi_aug import __version__
 from maisi_aug.errors import ExportError
-from maisi_aug.grid import Grid
 from maisi_aug.integrations.cohort_source import CohortSource, load_cohort_source
 from maisi_aug.integrations.nnunet_check import count_processes, verify_integrity
 from maisi_aug.integrations.nnunet_folders import (
@@ -174,15 +173,9 @@ def _write_cases(
         save_label_map(building / "labelsTr" / f"{case.case_id}{FILE_ENDING}", label_map, anatomy.grid)
         present |= {int(label_id) for label_id in np.unique(anatomy.array)}
         num_empty += not label_map.any()
-        num_skewed += not has_right_angles(anatomy.grid)
+        num_skewed += not anatomy.grid.has_right_angles
     notify("cases", len(cohort.cases), len(cohort.cases))
     return _Written(frozenset(present - {BACKGROUND_ID}), num_linked, num_empty, num_skewed)
-
-
-def has_right_angles(grid: Grid) -> bool:
-    """Whether the voxel axes are orthogonal: SimpleITK, nnU-Net's first choice for NIfTI, cannot hold others."""
-    directions = grid.affine[:3, :3] / np.asarray(grid.spacing_mm)
-    return bool(np.allclose(directions.T @ directions, np.eye(3), atol=1e-4))
 
 
 def _require_every_label(cohort: CohortSource, wanted: Sequence[int], present_ids: frozenset[int]) -> None:

@@ -45,19 +45,14 @@ def choose_cases(
             taken = _take_next(queue, counts, max_per_label) if len(chosen) < limit else None
             if taken is not None:
                 chosen.append(taken)
-                counts.update(requested_ids(taken))
+                counts.update(taken.requested_ids)
     return tuple(sorted(chosen, key=lambda case: case.case_index))
-
-
-def requested_ids(case: AttemptRecord) -> frozenset[int]:
-    """Labels that a case was asked for, lesions and organs."""
-    return frozenset(lesion.label_id for lesion in case.lesions) | frozenset(case.required_ids)
 
 
 def _take_next(queue: deque[AttemptRecord], counts: Counter[int], max_per_label: int | None) -> AttemptRecord | None:
     """The first case of a queue that stays under the cap; those before it are dropped."""
     while queue:
         case = queue.popleft()
-        if max_per_label is None or all(counts[label_id] < max_per_label for label_id in requested_ids(case)):
+        if max_per_label is None or all(counts[label_id] < max_per_label for label_id in case.requested_ids):
             return case
     return None

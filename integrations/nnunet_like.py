@@ -15,7 +15,7 @@ from typing import Any
 
 from maisi_aug import __version__
 from maisi_aug.errors import ExportError
-from maisi_aug.integrations.nnunet import Notify, describe_case, has_right_angles
+from maisi_aug.integrations.nnunet import Notify, describe_case
 from maisi_aug.integrations.nnunet_check import count_processes, verify_mixed_integrity
 from maisi_aug.integrations.nnunet_folders import FILE_ENDING, MAPPING_NAME, MARK_KEY
 from maisi_aug.integrations.nnunet_labels import describe_mapping, require_complete_mapping
@@ -88,7 +88,7 @@ def _write_cases(export: LikeExport, building: Path | None, notify: Notify) -> S
         notify("cases", index, len(export.cases))
         image = export.cohort.require_file(case, "image")
         anatomy = load_label_map(export.cohort.require_file(case, "anatomy"))
-        if not has_right_angles(anatomy.grid) and not export.real.keeps_skewed_axes:
+        if not anatomy.grid.has_right_angles and not export.real.keeps_skewed_axes:
             raise ExportError(
                 f"{case.case_id}: expected voxel axes at right angles, found skewed ones, which SimpleITK cannot hold. "
                 'Set "overwrite_image_reader_writer": "NibabelIO" in the real dataset.json, or make the cohort again.'

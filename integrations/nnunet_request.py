@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Literal
 
 from maisi_aug.errors import ExportError
-from maisi_aug.integrations.cohort_source import CohortSource, load_cohort_source
+from maisi_aug.integrations.cohort_source import CohortSource, find_requested_ids, load_cohort_source
 from maisi_aug.integrations.nnunet import channel_name, require_label_maps
-from maisi_aug.integrations.nnunet_choice import choose_cases, requested_ids
+from maisi_aug.integrations.nnunet_choice import choose_cases
 from maisi_aug.integrations.nnunet_folders import (
     RESULTS_VARIABLE,
     require_free_target,
@@ -24,7 +24,6 @@ from maisi_aug.integrations.nnunet_labels import LabelMapping, map_labels
 from maisi_aug.integrations.nnunet_plans import RealPlans, find_real_plans
 from maisi_aug.integrations.nnunet_real import RealDataset, load_real_dataset
 from maisi_aug.integrations.nnunet_splits import Folds, load_real_folds
-from maisi_aug.labels import BACKGROUND_ID
 from maisi_aug.manifest import AttemptRecord
 
 Link = Literal["none", "symlink", "hard"]
@@ -136,7 +135,7 @@ def prepare_like_export(request: LikeRequest) -> LikeExport:
     cases = choose_cases(
         cohort.cases, num_real=len(real.cases), ratio=request.ratio, max_per_label=request.max_per_label
     )
-    wanted = sorted(frozenset().union(*map(requested_ids, cases)) - {BACKGROUND_ID})
+    wanted = find_requested_ids(cases)
     return LikeExport(
         target=target,
         preprocessed_target=preprocessed_folder / target.name,

@@ -18,7 +18,7 @@ from maisi_aug.given_maps import GivenSource, NoMap, NoMapSource, open_given_sou
 from maisi_aug.labels import BODY_ID
 from maisi_aug.lesions import LesionWish
 from maisi_aug.manifest import LesionRecord, VerdictRecord
-from maisi_aug.masks import BankSource, DrawnMap, FolderBank, MaskBank, PhantomBank, PlantSource
+from maisi_aug.masks import BankSource, DrawnMap, FolderBank, PhantomBank, PlantSource
 from maisi_aug.plan import CasePlan
 from maisi_aug.recipe import EMBEDDED_BANK
 from maisi_aug.regions import spell_out
@@ -55,20 +55,18 @@ def open_source(
         return NoMapSource(cohort.grid)
     if config.mask_source == "diffusion":
         return open_diffusion_source(cohort, device, report=report)
-    bank: MaskBank
     if config.mask_bank == EMBEDDED_BANK:
-        bank = PhantomBank(vocabulary=vocabulary, grid=cohort.grid)
-    else:
-        bank = FolderBank(
-            config.mask_bank,
-            vocabulary=vocabulary,
-            grid=cohort.grid,
-            mapping=config.mask_labels,
-            body_region=spell_out(config.body_region),
-        )
+        return PlantSource(PhantomBank(vocabulary=vocabulary, grid=cohort.grid))
+    bank = FolderBank(
+        config.mask_bank,
+        vocabulary=vocabulary,
+        grid=cohort.grid,
+        mapping=config.mask_labels,
+        body_region=spell_out(config.body_region),
+    )
     source = PlantSource(bank) if config.mask_source == "plant" else BankSource(bank)
     has_organs = any(is_sized_organ(part.label_id, vocabulary) for case in cohort.plan.cases for part in case.lesions)
-    return SizedOrganSource(bank, source) if has_organs and isinstance(bank, FolderBank) else source
+    return SizedOrganSource(bank, source) if has_organs else source
 
 
 @dataclass(frozen=True)

@@ -119,7 +119,7 @@ def case_of(path: Path) -> str:
     return (match["case"] or stem) if match else stem
 
 
-Regions = Mapping[str, tuple[int, ...]]
+LabelRegions = Mapping[str, tuple[int, ...]]
 """nnU-Net's regions: labels that join several ids."""
 
 
@@ -128,7 +128,7 @@ def load_label_names(path: Path) -> dict[str, Mapping[int, str]]:
     return load_labels(path)[0]
 
 
-def load_labels(path: Path) -> tuple[dict[str, Mapping[int, str]], Regions]:
+def load_labels(path: Path) -> tuple[dict[str, Mapping[int, str]], LabelRegions]:
     """Read ``labels.json`` or ``dataset.json``: id -> name, or name -> id, or a group of those per kind of label map.
 
     Returns:

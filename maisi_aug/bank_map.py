@@ -21,7 +21,8 @@ from maisi_aug.growth import Box, Mask, label_parts
 from maisi_aug.labels import BODY_ID, Vocabulary
 from maisi_aug.lesion_names import lesion_word
 from maisi_aug.resampling import centre_grid_on, resample_image, resample_label_map
-from maisi_aug.volume_io import Volume, decode_label_map, load_image, load_label_map, sha256_of
+from maisi_aug.volume_io import Volume, decode_label_map, load_image, load_label_map
+from maisi_aug.whole_files import sha256_of
 
 HOST_MARGIN_MM = 10.0
 JITTER = (0.03, 0.03, 0.12)  # of the grid's extent along I, J, K

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from maisi_aug.errors import VolumeError
-from maisi_aug.grid import Spacing
+from maisi_aug.grid import Spacing, voxel_volume_ml
 from maisi_aug.labels import BODY_ID
 
 Mask = NDArray[np.bool_]
@@ -153,7 +153,7 @@ def _find_thick_parts(solid: Mask, spacing_mm: Spacing) -> Mask:
     """Erode with a ball, and keep the largest part and every other part as thick as a limb."""
     depth_mm = _depth_mm(solid, spacing_mm)
     parts, num_parts = ndimage.label(depth_mm > SHELL_MM)
-    volume_ml = np.bincount(parts.ravel()) * float(np.prod(spacing_mm)) / 1000.0
+    volume_ml = np.bincount(parts.ravel()) * voxel_volume_ml(spacing_mm)
     radius_mm = np.zeros(num_parts + 1)
     np.maximum.at(radius_mm, parts.ravel(), depth_mm.ravel())
     keep = (volume_ml >= LIMB_ML) & (radius_mm >= LIMB_RADIUS_MM)

@@ -20,6 +20,7 @@ from pydantic import ValidationError
 
 from maisi_aug.bundle_spec import BaseSpec, BundleSpec, MaskGenerationSpec, SlotSpec, WeightFile
 from maisi_aug.bundle_text import MASK_ROLES, dump_bundle, without_masks
+from maisi_aug.decoding_config import latent_factor
 from maisi_aug.errors import BundleError, RecipeError, did_you_mean
 from maisi_aug.grid import Grid
 from maisi_aug.known_bundles import known_bundles
@@ -83,7 +84,7 @@ class Bundle:
         return Grid.from_spacing(self.spec.grid.shape, self.spec.grid.spacing_mm)
 
     @property
-    def latent_factor(self) -> int:
+    def grid_factor(self) -> int:
         """Every side of a grid must be a multiple of this: downsampling of the VAE times that of the U-Net."""
         return grid_factor(self.definition("autoencoder"), self.definition("diffusion_unet"))
 
@@ -239,11 +240,6 @@ class Bundle:
                     f"Bundle '{self.name}': {named.file} should have SHA-256 {named.sha256[:12]}..., found "
                     f"{found[:12]}.... Fetch the bundle again."
                 )
-
-
-def latent_factor(autoencoder: Mapping[str, Any]) -> int:
-    """How many voxels along a side make one latent voxel, by the definition of the VAE."""
-    return int(2 ** (len(autoencoder["num_channels"]) - 1))
 
 
 def grid_factor(autoencoder: Mapping[str, Any], unet: Mapping[str, Any]) -> int:

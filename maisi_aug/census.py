@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from maisi_aug.errors import BankError, RequestError, did_you_mean
 from maisi_aug.labels import Vocabulary
 from maisi_aug.lesion_names import is_bare_lesion_name
 from maisi_aug.lesions import measure_lesions
+from maisi_aug.volume_io import load_label_map
 
 LesionMap = Mapping[str, str]
 """Label of the vocabulary -> what the dataset calls it: an id or a name."""
@@ -74,8 +74,7 @@ def _measure(volume: Any, ids: Sequence[int]) -> list[float]:
 
 def _measure_masks(entry: BankEntry, ids: Sequence[int]) -> list[float]:
     """Lesions of a case that has a file for every organ; ids count its files from 1."""
-    single = [replace(entry, label_paths=(entry.label_paths[place - 1],), organ_names=()) for place in ids]
-    volumes = (load_entry(mask, None, Vocabulary(())) for mask in single)
+    volumes = (load_label_map(entry.label_paths[place - 1]) for place in ids)
     return sorted((size for v in volumes for size in measure_lesions(v.array > 0, 1, v.grid.voxel_ml)), reverse=True)
 
 

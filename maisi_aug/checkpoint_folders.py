@@ -10,7 +10,14 @@ from pathlib import Path
 
 from maisi_aug.bundle import NETWORK_ROLES, Bundle, pulled_bundles_folder
 from maisi_aug.bundle_text import MASK_PROVENANCE, MASK_ROLES
-from maisi_aug.conversion import AcceptLicence, Report, find_intact, require_accepted, require_free, write_known_bundle
+from maisi_aug.checkpoint_import import (
+    AcceptLicence,
+    Report,
+    find_intact,
+    require_accepted,
+    require_free,
+    write_known_bundle,
+)
 from maisi_aug.errors import BundleError
 from maisi_aug.known_bundles import SIZE_CONDITIONS, KnownBundle, find_known_bundle, known_bundles
 from maisi_aug.mask_checkpoints import write_mask_networks
@@ -65,7 +72,7 @@ def import_bundle(
     say = report or (lambda _: None)
     known, files = find_checkpoints(source, name)
     target = (folder or pulled_bundles_folder() / known.name).expanduser().resolve()
-    mask_files = find_mask_files(source, say) if known.masks else {}
+    mask_files = find_mask_files(source, say)
     described, about_masks = _describe(files), {"files": _describe(mask_files)}
     present = find_intact(target, known.name, ORIGIN)
     known_as = present.spec.provenance if present is not None else {}

@@ -15,7 +15,6 @@ from maisi_aug.manifest import MANIFEST_NAME, Manifest, ManifestWriter, load_man
 from maisi_aug.recipe import COHORT_NAME, differences
 from maisi_aug.whole_files import TEMPORARY_SUFFIX, remove_leftovers, write_text_whole
 
-FILE_ROLES = ("image", "label", "anatomy", "preview")
 FOLDERS = ("images", "labels", "anatomy", "previews", "previews/rejected")
 CONTACT_SHEET_NAME = "contact_sheet.png"
 ATTEMPTS_FIELD = "max_attempts"
@@ -35,7 +34,7 @@ class CohortFolder:
         """Where a file of a case goes.
 
         Args:
-            role: One of ``FILE_ROLES``.
+            role: "image", "label", "anatomy" or "preview".
             case_id: The case.
         """
         folder = {"image": "images", "label": "labels", "anatomy": "anatomy", "preview": "previews"}[role]

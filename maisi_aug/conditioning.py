@@ -6,7 +6,6 @@ Source: Guo et al., "MAISI: Medical AI for Synthetic Imaging", WACV 2025, and NV
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -17,9 +16,7 @@ from torch.nn.functional import one_hot
 from maisi_aug.grid import Spacing
 from maisi_aug.regions import BODY_REGIONS, Regions
 
-Modality = Literal["unknown", "ct", "ct_wo_contrast", "ct_contrast"]
 MODALITY_CODES: dict[str, int] = {"unknown": 0, "ct": 1, "ct_wo_contrast": 2, "ct_contrast": 3}
-assert set(get_args(Modality)) == set(MODALITY_CODES)
 
 REGION_SCALE = 100.0
 

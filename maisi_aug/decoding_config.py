@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue
 
@@ -13,6 +14,11 @@ NUM_SPLITS: tuple[NumSplits, ...] = get_args(NumSplits)
 WHOLE: Literal["whole"] = "whole"
 WINDOW_MULTIPLE = 16
 DEFAULT_OVERLAP = 0.4
+
+
+def latent_factor(autoencoder: Mapping[str, Any]) -> int:
+    """How many voxels along a side make one latent voxel, by the definition of the VAE."""
+    return int(2 ** (len(autoencoder["num_channels"]) - 1))
 
 
 def _read_window(value: object) -> object:

@@ -11,7 +11,7 @@ from typing import Any, cast
 import torch
 
 from maisi_aug.decoding import cut_window
-from maisi_aug.decoding_config import NUM_SPLITS, WINDOW_MULTIPLE, DecodeSettings, LatentShape
+from maisi_aug.decoding_config import NUM_SPLITS, WINDOW_MULTIPLE, DecodeSettings, LatentShape, latent_factor
 
 ComputeKind = tuple[str, str]
 FLOAT_BYTES = 4
@@ -52,7 +52,7 @@ def estimate_decode_bytes(
         kind: Type of the device, and what it computes in.
     """
     channels = [int(number) for number in definition["num_channels"]]
-    factor = 2 ** (len(channels) - 1)
+    factor = latent_factor(definition)
     window = cut_window(settings.window, sides) or sides
     coarser = [*channels[1:], channels[-1]]
     widest = max(max(pair) / 8**level for level, pair in enumerate(zip(channels, coarser, strict=True)))

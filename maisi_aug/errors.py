@@ -74,18 +74,17 @@ class MissingExtraError(MaisiAugError, ImportError):
     """An optional package that a command needs; the message names the extra to install."""
 
 
-def did_you_mean(word: str, candidates: Iterable[str], *, num_matches: int = 3) -> str:
+def did_you_mean(word: str, candidates: Iterable[str]) -> str:
     """The closest candidates as a phrase to append to a message, or an empty string.
 
     Args:
         word: What the user typed.
         candidates: The names that would have been right.
-        num_matches: How many to offer at most.
 
     Returns:
         ``" Did you mean 'a', 'b' or 'c'?"`` with a leading space, or ``""``.
     """
-    close = difflib.get_close_matches(word.lower(), list(candidates), n=num_matches, cutoff=0.5)
+    close = difflib.get_close_matches(word.lower(), list(candidates), n=3, cutoff=0.5)
     if not close:
         return ""
     quoted = [f"'{name}'" for name in close]

@@ -201,7 +201,7 @@ def open_given_source(cohort: ResolvedCohort) -> GivenSource:
         mapping=config.mask_labels,
         min_cover=0.0,  # of a grid that a given map does not have to fill
     )
-    grids = GridChoice(cohort.bundle.latent_factor, config.shape, config.spacing_mm)
+    grids = GridChoice(cohort.bundle.grid_factor, config.shape, config.spacing_mm)
     return GivenSource(bank, grids, cohort.plan.requested_ids)
 
 

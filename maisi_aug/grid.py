@@ -61,6 +61,12 @@ class Grid:
         return float(abs(np.linalg.det(self.affine[:3, :3]))) / 1000.0
 
     @property
+    def has_right_angles(self) -> bool:
+        """Whether the axes are orthogonal: SimpleITK, nnU-Net's first choice for NIfTI, and DICOM hold no others."""
+        directions = self.affine[:3, :3] / np.asarray(self.spacing_mm)
+        return bool(np.allclose(directions.T @ directions, np.eye(3), atol=1e-4))
+
+    @property
     def extent_mm(self) -> Spacing:
         """Field of view along I, J, K in millimetres."""
         i, j, k = (side * step for side, step in zip(self.shape, self.spacing_mm, strict=True))
@@ -82,6 +88,11 @@ class Grid:
                 f"{subject}: expected sides that are multiples of {factor}, found "
                 f"{'x'.join(map(str, self.shape))}. Use {'x'.join(map(str, nearest))}."
             )
+
+
+def voxel_volume_ml(spacing_mm: Sequence[float]) -> float:
+    """Volume in millilitres of a voxel whose sides are at right angles."""
+    return float(np.prod(np.asarray(spacing_mm, dtype=np.float64))) / 1000.0
 
 
 def spell_grid(shape: Sequence[int], spacing_mm: Sequence[float], *, with_extent: bool = True) -> str:

@@ -30,13 +30,13 @@ def check_grid(
     """
     limits = bundle.spec.grid_limits
     if limits is None:
-        grid.require_multiple_of(bundle.latent_factor, subject=f"Shape for bundle '{bundle.name}'")
+        grid.require_multiple_of(bundle.grid_factor, subject=f"Shape for bundle '{bundle.name}'")
         return ()
     shortfalls = find_shortfalls(grid, limits, shows_head_alone=shows_head_alone)
     nearest = nearest_grid(grid, limits, shows_head_alone=shows_head_alone)
-    if any(side % bundle.latent_factor for side in grid.shape):
+    if any(side % bundle.grid_factor for side in grid.shape):
         raise GridError(
-            f"Shape for bundle '{bundle.name}': expected sides that are multiples of {bundle.latent_factor}, found "
+            f"Shape for bundle '{bundle.name}': expected sides that are multiples of {bundle.grid_factor}, found "
             f"{spell_grid(grid.shape, grid.spacing_mm)}. Use {_spell_flags(nearest)}."
         )
     if not shortfalls:

@@ -18,6 +18,7 @@ from scipy import ndimage
 
 from maisi_aug.deformation import spline_basis, spline_field
 from maisi_aug.errors import LesionError
+from maisi_aug.grid import voxel_volume_ml
 
 Box = tuple[slice, ...]
 Mask = NDArray[np.bool_]
@@ -35,47 +36,8 @@ RELUCTANCES = (1.5, 3.0, 10.0)
 ROOMY = 0.6
 """Share of a host part that a lesion may fill before parts with more room are preferred."""
 MAX_SEARCH_VOXELS = 60_000
-
-
-def grow_lesion(
-    host: Mask,
-    *,
-    volume_ml: float,
-    spacing_mm: Sequence[float],
-    rng: np.random.Generator,
-    irregularity: float = 0.35,
-    allow_outside: bool = False,
-) -> Mask:
-    """Grow one irregular, connected lesion of an exact volume.
-
-    Args:
-        host: ``(I, J, K)`` mask in which the lesion starts; not modified.
-        volume_ml: Wanted volume in millilitres, at least half a voxel.
-        spacing_mm: Voxel sides along I, J, K in millimetres.
-        rng: Source of all randomness.
-        irregularity: Strength of the lobulation; 0 gives a ball cut by the host.
-        allow_outside: Whether the lesion may leave the host; its centre never does.
-
-    Returns:
-        ``(I, J, K)`` mask of ``round(volume / voxel volume)`` voxels, touching each other.
-
-    Raises:
-        LesionError: If the volume is below half a voxel, or exceeds the largest connected part of the host.
-    """
-    num_voxels = require_num_voxels(volume_ml, spacing_mm)
-    part = draw_part(host, np.ones_like(host) if allow_outside else host, num_voxels, spacing_mm, rng)
-    if part is None:
-        voxel_ml = voxel_volume_ml(spacing_mm)
-        largest_ml = max(part_sizes(host), default=0) * voxel_ml
-        raise LesionError(
-            f"Lesion of {in_words(volume_ml)}: expected a host with that volume in one connected part, found "
-            f"{int(host.sum()) * voxel_ml:.2f} mL with a largest part of {largest_ml:.2f} mL. "
-            "Ask for a smaller lesion or a larger host."
-        )
-    box, start_room, room = part
-    lesion = np.zeros(host.shape, dtype=bool)
-    lesion[box] = grow_roundest(start_room, room, num_voxels, spacing_mm, rng, irregularity)[0]
-    return lesion
+IRREGULARITY = 0.35
+"""Strength of the lobulation; 0 would give a ball cut by the host."""
 
 
 def bounding_box(mask: Mask, *, margin: int = 0) -> Box:
@@ -123,7 +85,6 @@ def grow_roundest(
     num_voxels: int,
     spacing_mm: Sequence[float],
     rng: np.random.Generator,
-    irregularity: float = 0.35,
     reluctance: float = 1.0,
 ) -> tuple[Mask, float]:
     """Grow from up to ``MAX_GROWTHS`` centres and keep the first round enough, else the roundest.
@@ -134,7 +95,6 @@ def grow_roundest(
         num_voxels: How many it takes.
         spacing_mm: Voxel sides along I, J, K in millimetres.
         rng: Source of all randomness.
-        irregularity: Strength of the lobulation.
         reluctance: How many times further voxels outside ``start_room`` seem than they are.
 
     Returns:
@@ -144,7 +104,7 @@ def grow_roundest(
     farther = None if reluctance == 1.0 else np.where(start_room, 1.0, reluctance)
     best: tuple[Mask, float] | None = None
     for centre in centres:
-        lesion = _grow_from(centre, room, num_voxels, spacing_mm, rng, irregularity, farther)
+        lesion = _grow_from(centre, room, num_voxels, spacing_mm, rng, farther)
         spread = _spread(lesion, spacing_mm)
         if best is None or spread < best[1]:
             best = (lesion, spread)
@@ -178,7 +138,6 @@ def _grow_from(
     num_voxels: int,
     spacing_mm: Sequence[float],
     rng: np.random.Generator,
-    irregularity: float,
     farther: NDArray[np.float64] | None,
 ) -> Mask:
     """Flood from a centre, in a box around it that widens until the lesion is whole; scores are times ``farther``."""
@@ -189,7 +148,7 @@ def _grow_from(
         low = np.maximum(centre - half, 0)
         box = tuple(slice(int(a), int(b)) for a, b in zip(low, centre + half + 1, strict=True))
         start = centre - low
-        score = _draw_score(room[box].shape, start, num_voxels, spacing_mm, rng, irregularity)
+        score = _draw_score(room[box].shape, start, num_voxels, spacing_mm, rng)
         if farther is not None:
             score *= farther[box]
         taken = flood(score, room[box], start, num_voxels)
@@ -205,12 +164,11 @@ def _draw_score(
     num_voxels: int,
     spacing_mm: Sequence[float],
     rng: np.random.Generator,
-    irregularity: float,
 ) -> NDArray[np.float64]:
     """Distance from the start in a random ellipsoid times smooth noise; -1 at the start itself."""
     radius_mm = _radius_mm(num_voxels * voxel_volume_ml(spacing_mm))
     # Below some hundred voxels the same noise would fray a lesion instead of lobing it.
-    irregularity *= min(1.0, (num_voxels / 150) ** (1 / 3))
+    irregularity = IRREGULARITY * min(1.0, (num_voxels / 150) ** (1 / 3))
     stretch = np.exp(0.6 * irregularity * rng.standard_normal(3))
     rotation, _ = np.linalg.qr(rng.standard_normal((3, 3)))
     to_ball = rotation @ np.diag(stretch / np.prod(stretch) ** (1 / 3)) @ rotation.T
@@ -303,11 +261,6 @@ def require_num_voxels(volume_ml: float, spacing_mm: Sequence[float]) -> int:
             f"{volume_ml} mL. Ask for a larger lesion or a finer grid."
         )
     return num_voxels
-
-
-def voxel_volume_ml(spacing_mm: Sequence[float]) -> float:
-    """Volume of a voxel in millilitres."""
-    return float(np.prod(np.asarray(spacing_mm, dtype=np.float64))) / 1000.0
 
 
 def _radius_mm(volume_ml: float) -> float:

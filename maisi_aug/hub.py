@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from maisi_aug.bundle import Bundle, pulled_bundles_folder
-from maisi_aug.conversion import (
+from maisi_aug.checkpoint_import import (
     AcceptLicence,
     Report,
     find_intact,
@@ -27,7 +27,7 @@ from maisi_aug.conversion import (
 )
 from maisi_aug.errors import BundleError, MaisiAugError
 from maisi_aug.known_bundles import KnownBundle
-from maisi_aug.mask_checkpoints import add_mask_networks, require_known_masks, write_mask_networks
+from maisi_aug.mask_checkpoints import add_mask_networks, write_mask_networks
 from maisi_aug.whole_files import sha256_of
 
 DEFAULT_REVISION = "main"
@@ -92,7 +92,7 @@ def pull_bundle(
     if present is not None and (present.spec.mask_generation is not None or not with_masks):
         return present
     say = report or (lambda _: None)
-    masks = require_known_masks(known) if with_masks else None
+    masks = known.masks if with_masks else None
     words = [*known.pull_command.split(), *(["--with-masks"] if with_masks else [])]
     command = shlex.join(words + (["--to", str(folder)] if folder else []))
     require_accepted(known, accept_licence, say, command=command)

@@ -46,7 +46,7 @@ class KnownBundle:
         download_size: Of all files, to be read by people.
         licence_url: Where the licence named in the header can be read.
         notice: What the licence asks to be kept beside the weights.
-        masks: The networks that generate label maps, fetched on request; None where there are none.
+        masks: The networks that generate label maps, fetched on request.
     """
 
     header: Mapping[str, Any]
@@ -55,7 +55,7 @@ class KnownBundle:
     download_size: str
     licence_url: str
     notice: str
-    masks: KnownMasks | None = None
+    masks: KnownMasks
 
     @property
     def name(self) -> str:

@@ -292,3 +292,6 @@ KNOWN_SLOTS: Mapping[str, SlotBinding] = {
     name: SlotBinding(id=row["id"], hosts=tuple(row["hosts"])) for name, row in _tables()["known_slots"].items()
 }
 """Labels that MAISI lacks and bundles bind, under the slots that the embedded bundle gives them."""
+FULL_VOCABULARY = MAISI.with_slots(KNOWN_SLOTS)
+"""MAISI's labels, and those that the embedded bundle binds to slots: what phantoms, files that name no vocabulary of
+their own, and MAISI's mask generator, which draws a kidney mass under 129, are read with."""

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from skimage.segmentation import expand_labels
 
+from maisi_aug.grid import voxel_volume_ml
 from maisi_aug.growth import TOUCHING, Box, Mask, label_parts
 from maisi_aug.labels import Vocabulary
 from maisi_aug.lesions import PlantedLesion
@@ -109,7 +110,7 @@ def describe_lesion(
         label_id=int(label_map[box][lesion[box]][0]),
         mask_bbox=box,
         num_voxels=len(inside),
-        volume_ml=len(inside) * float(np.prod(spacing_mm)) / 1000.0,
+        volume_ml=len(inside) * voxel_volume_ml(spacing_mm),
         centre_ijk=(int(centre[0]), int(centre[1]), int(centre[2])),
         host_id=max(hosts, key=lambda host: int(counts[host])),
     )

@@ -15,6 +15,7 @@ from scipy import ndimage
 
 from maisi_aug.deformation import deform_label_map
 from maisi_aug.errors import LesionError
+from maisi_aug.grid import voxel_volume_ml
 from maisi_aug.growth import (
     RELUCTANCES,
     ROOMY,
@@ -25,12 +26,10 @@ from maisi_aug.growth import (
     Mask,
     bounding_box,
     draw_part,
-    grow_lesion,
     grow_roundest,
     in_words,
     part_sizes,
     require_num_voxels,
-    voxel_volume_ml,
 )
 from maisi_aug.labels import MAISI
 
@@ -38,7 +37,6 @@ __all__ = [
     "LesionWish",
     "PlantedLesion",
     "deform_label_map",
-    "grow_lesion",
     "host_volumes_ml",
     "is_any_of",
     "measure_lesions",

@@ -1,15 +1,12 @@
 """The manifest of a cohort: one JSON line per attempt, written last, so that a line means its files are whole.
 
-A cohort folder holds ``manifest.jsonl``; runs split over several machines write ``manifest.NAME.jsonl`` beside it, and
-all of them are read as one. The file is also the lock of the folder: who appends to it holds an ``flock``, which the
-kernel drops when the process dies, however it dies.
+A cohort folder holds it as ``manifest.jsonl``. The file is also the lock of the folder: who appends to it holds an
+``flock``, which the kernel drops when the process dies, however it dies.
 """
 
 from __future__ import annotations
 
-import errno
 import os
-import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,12 +16,9 @@ from typing import Literal, Self
 from pydantic import JsonValue, TypeAdapter, ValidationError
 
 from maisi_aug.errors import CohortError
-
-if sys.platform != "win32":
-    import fcntl
+from maisi_aug.file_lock import lock
 
 MANIFEST_NAME = "manifest.jsonl"
-SHARD_PATTERN = "manifest.*.jsonl"
 
 Status = Literal["accepted", "retried", "rejected"]
 
@@ -120,6 +114,11 @@ class AttemptRecord:
     seconds: dict[str, float]
     max_attempts: int = 0
 
+    @property
+    def requested_ids(self) -> frozenset[int]:
+        """Labels that the case was asked for, lesions and organs."""
+        return frozenset(lesion.label_id for lesion in self.lesions) | frozenset(self.required_ids)
+
     def to_json(self) -> str:
         """The record as one line, without the line break."""
         return _RECORD.dump_json(self).decode()
@@ -191,20 +190,24 @@ class Manifest:
         return sum(first) / len(first) if first else None
 
 
+def is_cohort(folder: Path) -> bool:
+    """Whether a folder holds the manifest of a cohort."""
+    return (folder / MANIFEST_NAME).is_file()
+
+
 def load_manifest(folder: Path) -> Manifest:
-    """Read every manifest file of a cohort as one.
+    """Read the manifest of a cohort.
 
     A last line without a line break is what a killed process leaves behind: its files do not count, and it is skipped.
 
     Raises:
         CohortError: When the folder has no manifest, or a line in it cannot be read.
     """
-    paths = [path for path in [folder / MANIFEST_NAME, *sorted(folder.glob(SHARD_PATTERN))] if path.is_file()]
-    if not paths:
+    if not is_cohort(folder):
         raise CohortError(
             f"{folder}: expected a cohort with {MANIFEST_NAME}, found none. Give the folder that synthesize wrote."
         )
-    return Manifest.from_records(record for path in paths for record in _read_lines(path))
+    return Manifest.from_records(_read_lines(folder / MANIFEST_NAME))
 
 
 def _read_lines(path: Path) -> list[AttemptRecord]:
@@ -225,7 +228,7 @@ def _read_lines(path: Path) -> list[AttemptRecord]:
 class ManifestWriter:
     """Appends whole lines to a manifest, under a lock that dies with the process.
 
-    Where the platform has no ``fcntl`` the lines are still whole, but two processes are not kept apart.
+    Where the platform or the disk has no locks the lines are still whole, but two processes are not kept apart.
     """
 
     def __init__(self, path: Path) -> None:
@@ -234,30 +237,18 @@ class ManifestWriter:
         Raises:
             CohortError: When another process holds the lock.
         """
-        self._path = path
         self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
         try:
-            self._lock()
+            if not lock(self._descriptor):
+                raise CohortError(
+                    f"{path.parent}: expected a cohort that nothing else is writing, found another process at work "
+                    "in it. Wait for it to end, or choose another --out."
+                )
             content = path.read_bytes()
             os.ftruncate(self._descriptor, content.rfind(b"\n") + 1)
         except BaseException:
             os.close(self._descriptor)
             raise
-
-    def _lock(self) -> None:
-        if sys.platform == "win32":
-            return
-        try:
-            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise CohortError(
-                f"{self._path.parent}: expected a cohort that nothing else is writing, found another process at work "
-                "in it. Wait for it to end, or choose another --out."
-            ) from None
-        except OSError as error:
-            # Some network disks have no locks; refusing to work on them would help nobody.
-            if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.EINVAL):
-                raise
 
     def append(self, record: AttemptRecord) -> None:
         """Write one line and wait until it is on the disk; after an error nothing of it is left.

@@ -21,14 +21,12 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from maisi_aug.errors import VocabularyError, VolumeError
-from maisi_aug.grid import Spacing
-from maisi_aug.growth import Mask, bounding_box, label_parts, voxel_volume_ml
-from maisi_aug.labels import BACKGROUND_ID, BODY_ID, FREE_IDS, KNOWN_SLOTS, MAISI, SLOT_IDS
+from maisi_aug.grid import Spacing, voxel_volume_ml
+from maisi_aug.growth import Mask, bounding_box, label_parts
+from maisi_aug.labels import BACKGROUND_ID, BODY_ID, FREE_IDS, FULL_VOCABULARY, SLOT_IDS
 from maisi_aug.lesions import is_any_of
 
 LIVER_ID, HEPATIC_VESSEL_ID, SKULL_ID = 1, 25, 120
-DRAWN = MAISI.with_slots({"kidney tumor": KNOWN_SLOTS["kidney tumor"]})
-"""What MAISI's mask generator draws: the vocabulary, and a kidney mass under 129."""
 
 DUST_ML = 0.05
 """A part of an organ, a gap or air at the border below this volume is noise: a cube of 3.7 mm, 15 voxels at 1.5 mm."""
@@ -56,7 +54,6 @@ SEVERAL_PARTS = frozenset(
 """Organs that may have several parts wherever they lie. Any other may where the image's border cuts the part: a femur's
 head and trochanter, a vertebra's body and spinous process."""
 
-_TISSUE = (BACKGROUND_ID, BODY_ID)
 _HAS_PARTS = np.isin(np.arange(256), list(SEVERAL_PARTS))
 _ALL_STEPS = tuple(step for step in product((-1, 0, 1), repeat=3) if any(step))
 _FACE_STEPS = tuple(step for step in _ALL_STEPS if sum(map(abs, step)) == 1)
@@ -106,7 +103,7 @@ def clean_label_map(
 
     Raises:
         VolumeError: The map has no body.
-        VocabularyError: One of ``keep_tumor_ids`` is no tumour of ``DRAWN``.
+        VocabularyError: One of ``keep_tumor_ids`` is no tumour of ``FULL_VOCABULARY``.
     """
     _require_tumors(keep_tumor_ids)
     if not (label_map == BODY_ID).any():
@@ -133,11 +130,12 @@ def clean_label_map(
 
 
 def _require_tumors(label_ids: Sequence[int]) -> None:
+    known = FULL_VOCABULARY
     for label_id in label_ids:
-        if label_id not in DRAWN.tumor_ids:
-            found = f"'{DRAWN.name_of(label_id)}'" if DRAWN.contains(label_id) else "an id without a label"
+        if label_id not in known.tumor_ids:
+            found = f"'{known.name_of(label_id)}'" if known.contains(label_id) else "an id without a label"
             raise VocabularyError(
-                f"Tumour {label_id} to keep: expected one of {', '.join(map(str, DRAWN.tumor_ids))}, found {found}. "
+                f"Tumour {label_id} to keep: expected one of {', '.join(map(str, known.tumor_ids))}, found {found}. "
                 "Name a tumour that MAISI's mask generator draws."
             )
 
@@ -166,10 +164,10 @@ def _return_tumors(labels: NDArray[np.uint8]) -> Mask:
     """Turn tumours into the hosts that they touch, in place; the voxels of those that touch none have no label."""
     unclaimed = np.zeros(labels.shape, dtype=bool)
     present = np.bincount(labels.ravel(), minlength=256)
-    for tumor_id in (label_id for label_id in DRAWN.tumor_ids if present[label_id]):
+    for tumor_id in (label_id for label_id in FULL_VOCABULARY.tumor_ids if present[label_id]):
         box = bounding_box(labels == tumor_id, margin=1)
         tumor = labels[box] == tumor_id
-        hosts = np.where(is_any_of(labels[box], DRAWN.hosts_of(tumor_id)), labels[box], 0)
+        hosts = np.where(is_any_of(labels[box], FULL_VOCABULARY.hosts_of(tumor_id)), labels[box], 0)
         grown, left = _grow_into(hosts, tumor)
         labels[box][tumor] = grown[tumor]
         unclaimed[box] |= left
@@ -288,7 +286,7 @@ def _close_holes(labels: NDArray[np.uint8], limits: _Limits) -> None:
 
 def _draw_tumor_again(labels: NDArray[np.uint8], tumor: Mask, tumor_id: int) -> None:
     """Write the largest part of a tumour that touches its host back into the healthy map, in place."""
-    hosts = DRAWN.hosts_of(tumor_id)
+    hosts = FULL_VOCABULARY.hosts_of(tumor_id)
     outer = bounding_box(tumor, margin=1)
     tumor, frame = tumor[outer], labels[outer]
     host = (is_any_of(frame, hosts) & ~tumor).reshape(-1)

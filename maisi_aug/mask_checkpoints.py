@@ -13,9 +13,8 @@ import yaml
 
 from maisi_aug.bundle import BUNDLE_FILE, Bundle, load_bundle
 from maisi_aug.bundle_text import MASK_PROVENANCE, MASK_ROLES, MASK_SECTION, dump_bundle, without_masks
-from maisi_aug.conversion import LICENCE_FILE, open_whole_folder, require_free
-from maisi_aug.errors import BundleError
-from maisi_aug.known_bundles import SIZE_CONDITIONS, KnownBundle, KnownMasks
+from maisi_aug.checkpoint_import import LICENCE_FILE, open_whole_folder, require_free
+from maisi_aug.known_bundles import SIZE_CONDITIONS, KnownBundle
 from maisi_aug.mask_conditions import load_size_conditions
 from maisi_aug.whole_files import sha256_of, write_text_whole, write_whole
 
@@ -23,19 +22,6 @@ if TYPE_CHECKING:
     import torch
 
     from maisi_aug.weights import StateDict
-
-
-def require_known_masks(known: KnownBundle) -> KnownMasks:
-    """The mask networks that are published for a bundle.
-
-    Raises:
-        BundleError: When none are.
-    """
-    if known.masks is None:
-        raise BundleError(
-            f"Bundle '{known.name}': expected one with mask networks, found one without. Leave --with-masks out."
-        )
-    return known.masks
 
 
 def write_mask_networks(
@@ -58,7 +44,7 @@ def write_mask_networks(
     from maisi_aug.networks import describe_tensors
     from maisi_aug.weights import require_same_tensors
 
-    masks, states, scale_factor = require_known_masks(known), {}, 0.0
+    masks, states, scale_factor = known.masks, {}, 0.0
     for role in MASK_ROLES:
         about = f"Bundle '{known.name}', {files[role].name}"
         checkpoint = read_checkpoint(files[role], subject=about)

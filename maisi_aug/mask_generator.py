@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from maisi_aug.bundle import Bundle, latent_factor
+from maisi_aug.bundle import Bundle
+from maisi_aug.decoding_config import latent_factor
 from maisi_aug.errors import BundleError
 from maisi_aug.grid import Grid
 from maisi_aug.mask_bundle import choose_mask_steps, generated_grid, require_masks

@@ -18,7 +18,7 @@ from maisi_aug.bank_listing import Needs
 from maisi_aug.bank_map import BankLesion, BankMap, BaseMap, cut_map
 from maisi_aug.errors import BankError, LesionError
 from maisi_aug.folder_bank import FolderBank
-from maisi_aug.grid import Grid
+from maisi_aug.grid import Grid, voxel_volume_ml
 from maisi_aug.growth import label_parts
 from maisi_aug.labels import Vocabulary
 from maisi_aug.lesion_editing import MAX_RESIZE, describe_lesion, remove_lesions, resize_lesion
@@ -38,7 +38,6 @@ __all__ = [
     "DrawnMap",
     "FolderBank",
     "MaskBank",
-    "MaskSource",
     "PhantomBank",
     "PlantSource",
 ]
@@ -69,19 +68,6 @@ class DrawnMap:
     lesions: tuple[PlantedLesion, ...]
 
 
-class MaskSource(Protocol):
-    """Draws the label map of a case."""
-
-    def draw(self, lesions: Sequence[LesionWish], *, required_ids: Sequence[int] = (), seed: int) -> DrawnMap:
-        """A map with these lesions and no other, in which all required organs are present.
-
-        Raises:
-            LesionError: A lesion finds no room in any map that was tried.
-            BankError: No map has what is needed.
-        """
-        ...
-
-
 class MaskBank(Protocol):
     """Hands out anatomies on the networks' grid.
 
@@ -108,7 +94,6 @@ class PhantomBank:
     Attributes:
         name: "phantom".
         varies: True: every draw is another patient.
-        skipped: Always empty.
     """
 
     varies = True
@@ -117,7 +102,6 @@ class PhantomBank:
         self.name = "phantom"
         self.vocabulary = vocabulary
         self.grid = grid
-        self.skipped: list[tuple[str, str]] = []
 
     def draw_bases(self, lesions: Sequence[LesionWish], *, required_ids: Sequence[int], seed: int) -> Iterator[BaseMap]:
         """Anatomies whose window shows the lesions' hosts and the required organs."""
@@ -213,7 +197,7 @@ class BankSource:
         max_bases: Maps to try before giving up.
     """
 
-    bank: MaskBank
+    bank: FolderBank
     deform_strength: float = 0.6
     max_bases: int = MAX_BASES
 
@@ -232,28 +216,27 @@ class BankSource:
             LesionError: The bank's lesions are all far from the volume asked for.
             BankError: No map holds such lesions.
         """
-        if not isinstance(self.bank, FolderBank):
-            raise _holds_none(self.bank, lesions)
-        found = self._find(self.bank, lesions, required_ids, seed)
+        found = self._find(lesions, required_ids, seed)
         for attempt, (index, chosen) in enumerate(islice(found, self.max_bases)):
             bank_map = self.bank.load(index)
             if bank_map is None:
                 continue
-            drawn = self._take(self.bank, bank_map, chosen, lesions, required_ids, attempt, seed)
+            drawn = self._take(bank_map, chosen, lesions, required_ids, attempt, seed)
             if drawn is not None:
                 return drawn
         raise _nothing_fits(self.bank, lesions, required_ids)
 
     def _find(
-        self, bank: FolderBank, lesions: Sequence[LesionWish], required_ids: Sequence[int], seed: int
+        self, lesions: Sequence[LesionWish], required_ids: Sequence[int], seed: int
     ) -> Iterator[tuple[int, list[BankLesion]]]:
         """Maps and their lesions, one per wish, in the bank's order, those of near volumes first; read as needed."""
         wanted = frozenset(wish.label_id for wish in lesions)
         needs = Needs(wanted.union(required_ids), only_tumor_ids=wanted)
         others: list[tuple[float, int, int, list[BankLesion]]] = []
         num_near = 0
-        for place, index in enumerate(bank.order(seed, needs)):
-            chosen = _choose_lesions(bank, index, lesions) if needs.are_met_by(bank.ids_of(index)) else None
+        for place, index in enumerate(self.bank.order(seed, needs)):
+            is_usable = needs.are_met_by(self.bank.ids_of(index))
+            chosen = _choose_lesions(self.bank, index, lesions) if is_usable else None
             if chosen is None:
                 continue
             ratios = [abs(np.log2(own.volume_ml / wish.volume_ml)) for own, wish in zip(chosen, lesions, strict=True)]
@@ -266,15 +249,14 @@ class BankSource:
             if num_near + len(others) == MAX_CANDIDATES:
                 break
         if not num_near and not others:
-            raise _holds_none(bank, lesions)
+            raise _holds_none(self.bank, lesions)
         others.sort(key=lambda row: row[:2])
         if not num_near and others[0][0] > np.log2(MAX_RESIZE):
-            raise _far_off(bank, lesions, others[0][3])
+            raise _far_off(self.bank, lesions, others[0][3])
         yield from ((index, chosen) for _, _, index, chosen in others)
 
     def _take(
         self,
-        bank: FolderBank,
         bank_map: BankMap,
         chosen: Sequence[BankLesion],
         lesions: Sequence[LesionWish],
@@ -284,10 +266,11 @@ class BankSource:
     ) -> DrawnMap | None:
         rng = numpy_generator(seed, f"take {attempt}")
         kept = bank_map.mask_of(chosen)
-        only = remove_lesions(bank_map.label_map, bank.vocabulary, spacing_mm=bank_map.grid.spacing_mm, keep=kept)
+        own_mm = bank_map.grid.spacing_mm
+        only = remove_lesions(bank_map.label_map, self.bank.vocabulary, spacing_mm=own_mm, keep=kept)
         one = BankMap(bank_map.name, only, bank_map.grid, bank_map.sha256, bank_map.image_name)
         focus = [lesion.box for lesion in chosen] + [one.boxes[i] for i in required_ids if i in one.boxes]
-        base = cut_map(one, bank.grid, focus, rng=rng, keep_ids=sorted({wish.label_id for wish in lesions}))
+        base = cut_map(one, self.bank.grid, focus, rng=rng, keep_ids=sorted({wish.label_id for wish in lesions}))
         spacing_mm = base.grid.spacing_mm
         strength = round(float(rng.uniform(0.5, 1.0)) * self.deform_strength, 3)
         label_map = deform_label_map(base.label_map, spacing_mm=spacing_mm, rng=rng, strength=strength)
@@ -296,7 +279,7 @@ class BankSource:
             return None
         origin = {
             "source": "bank",
-            "bank": bank.name,
+            "bank": self.bank.name,
             **base.origin,
             "seed": seed,
             "base": attempt,
@@ -336,7 +319,7 @@ def match_volumes(
     label_map: NDArray[np.uint8], lesions: Sequence[LesionWish], spacing_mm: Sequence[float]
 ) -> tuple[NDArray[np.uint8], tuple[PlantedLesion, ...]] | None:
     """Bring the lesions of a cut to the wanted volumes; None if the cut lost, tore or joined one."""
-    voxel_ml = float(np.prod(spacing_mm)) / 1000.0
+    voxel_ml = voxel_volume_ml(spacing_mm)
     realised: dict[int, PlantedLesion] = {}
     for label_id in sorted({wish.label_id for wish in lesions}):
         places = sorted(
@@ -383,7 +366,7 @@ def _nothing_fits(bank: MaskBank, lesions: Sequence[LesionWish], required_ids: S
     )
 
 
-def _holds_none(bank: MaskBank, lesions: Sequence[LesionWish]) -> BankError:
+def _holds_none(bank: FolderBank, lesions: Sequence[LesionWish]) -> BankError:
     names = " and ".join(dict.fromkeys(_names_of(bank, [wish.label_id]) for wish in lesions)) or "labels"
     return BankError(
         f"Mask bank '{bank.name}': expected a map that holds {names}, found none{_num_skipped(bank)}. "
@@ -391,7 +374,7 @@ def _holds_none(bank: MaskBank, lesions: Sequence[LesionWish]) -> BankError:
     )
 
 
-def _far_off(bank: MaskBank, lesions: Sequence[LesionWish], nearest: Sequence[BankLesion]) -> LesionError:
+def _far_off(bank: FolderBank, lesions: Sequence[LesionWish], nearest: Sequence[BankLesion]) -> LesionError:
     wanted = ", ".join(f"{_names_of(bank, [wish.label_id])} of {wish.volume_ml:.2f} mL" for wish in lesions)
     found = ", ".join(f"{lesion.volume_ml:.2f} mL" for lesion in nearest)
     return LesionError(

@@ -68,7 +68,7 @@ def build_model_card(
         f"{header['description']} Licence: {header['licence']}, that of the base; it holds for what is drawn, too.\n",
         "## Use\n",
         f"```\nmaisi-aug synthesize --bundle FOLDER --labels {shlex.quote(request)} -n 4 --out cohort\n```\n",
-        _spell_origin_of_maps(taught, header),
+        _spell_origin_of_maps(taught),
         "## Labels\n",
         "| label | id | kind | lies in | patients | volume at 5 / 50 / 95%, mL | median, HU | accepted medians, HU |",
         "| --- | ---: | --- | --- | ---: | ---: | ---: | ---: |",
@@ -91,7 +91,7 @@ def build_model_card(
     return "\n".join(parts) + "\n"
 
 
-def _spell_origin_of_maps(taught: Sequence[TaughtLabel], header: Mapping[str, Any]) -> str:
+def _spell_origin_of_maps(taught: Sequence[TaughtLabel]) -> str:
     lesions = [label.name for label in taught if label.kind == "lesion"]
     organs = [label.name for label in taught if label.kind == "organ"]
     sentences = []

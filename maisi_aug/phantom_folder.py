@@ -12,8 +12,8 @@ from maisi_aug.cohort import CONTACT_SHEET_NAME
 from maisi_aug.contact_sheet import save_contact_sheet
 from maisi_aug.errors import CohortError
 from maisi_aug.grid import Grid, Shape, Spacing
-from maisi_aug.labels import MAISI, SlotBinding, Vocabulary
-from maisi_aug.phantom import Phantom, build_phantom, ids
+from maisi_aug.labels import FULL_VOCABULARY
+from maisi_aug.phantom import Phantom, build_phantom
 from maisi_aug.preview import Caption, build_preview, save_picture
 from maisi_aug.recipe import differences
 from maisi_aug.seeds import derive_seed
@@ -49,12 +49,6 @@ class PhantomSettings:
         """The settings as JSON types."""
         plain: dict[str, Any] = json.loads(json.dumps(asdict(self)))
         return plain
-
-
-def phantom_vocabulary() -> Vocabulary:
-    """The vocabulary of the phantoms: MAISI's, with the kidney tumour in the slot that the embedded bundle gives it."""
-    kidneys = (ids.RIGHT_KIDNEY, ids.LEFT_KIDNEY)
-    return MAISI.with_slots({"kidney tumor": SlotBinding(id=ids.KIDNEY_TUMOR, hosts=kidneys)})
 
 
 def write_phantoms(
@@ -137,7 +131,7 @@ def _read_rows(folder: Path, settings: PhantomSettings) -> list[dict[str, Any]]:
 
 def _write(folder: Path, name: str, phantom: Phantom) -> dict[str, Any]:
     """Write one phantom's files and describe it."""
-    vocabulary = phantom_vocabulary()
+    vocabulary = FULL_VOCABULARY
     files = {
         "image": folder / "images" / f"{name}.nii.gz",
         "label": folder / "labels" / f"{name}.nii.gz",

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from maisi_aug.acceleration import Compiler, compile_networks, explain_compilation, require_compiler
-from maisi_aug.bundle import Bundle, latent_factor
+from maisi_aug.bundle import Bundle
 from maisi_aug.conditioning import (
     to_label_bits,
     to_modality_tensor,
@@ -21,7 +21,7 @@ from maisi_aug.conditioning import (
     unit_to_hu,
 )
 from maisi_aug.decoder import Decoder
-from maisi_aug.decoding_config import DecodeSettings, DecodingConfig
+from maisi_aug.decoding_config import DecodeSettings, DecodingConfig, latent_factor
 from maisi_aug.errors import BundleError, RecipeError
 from maisi_aug.grid import Grid
 from maisi_aug.lesion_editing import remove_lesions
@@ -152,7 +152,7 @@ class Pipeline:
         """
         num_inference_steps = self.bundle.choose_steps(num_inference_steps)
         self.bundle.require_told(modality=modality, body_region=regions)
-        grid.require_multiple_of(self.bundle.latent_factor, subject=f"Grid for bundle '{self.bundle.name}'")
+        grid.require_multiple_of(self.bundle.grid_factor, subject=f"Grid for bundle '{self.bundle.name}'")
         if takes_regions(self.networks.diffusion_unet):
             regions = regions or (USUAL_REGIONS if label_map is None else find_body_regions(label_map))
         unconditional = None

@@ -104,10 +104,10 @@ def build_preview(
     focus = find_focus(label_map, lesion_ids, organ_ids)
     lesion_voxel = _widest_voxel(focus)
     window = choose_window(label_map, focus)
-    shown_ids = tuple(label_id for label_id in lesion_ids if label_id in np.unique(label_map))
+    present_ids = np.unique(label_map)
+    shown_ids = tuple(label_id for label_id in lesion_ids if label_id in present_ids)
     has_lesion = bool(np.isin(label_map[lesion_voxel], lesion_ids))
     panels = _plan_panels(image_hu, label_map, grid, focus, lesion_voxel, has_lesion)
-    present_ids = np.unique(label_map)
     if outlined_ids is not None:
         present_ids = present_ids[np.isin(present_ids, outlined_ids)]
     colours = label_colours(present_ids, shown_ids)
@@ -196,7 +196,7 @@ def _plan_panels(
     ]
     if not has_lesion:
         return panels
-    box = _zoom_box(focus, grid, voxel)
+    box = _zoom_box(focus, grid)
     cropped = label_map[box]
     i, j, k = cropped.shape
     zoom_grid = Grid.from_spacing((i, j, k), grid.spacing_mm)
@@ -205,7 +205,7 @@ def _plan_panels(
     return [*panels, _Panel(image_hu[box], cropped, zoom_grid, planes[0], zoom_scale, title="axial, enlarged")]
 
 
-def _zoom_box(focus: NDArray[np.bool_], grid: Grid, voxel: tuple[int, int, int]) -> tuple[slice, slice, slice]:
+def _zoom_box(focus: NDArray[np.bool_], grid: Grid) -> tuple[slice, slice, slice]:
     """A square box in the axial plane around a lesion, inside the volume."""
     inside = np.argwhere(focus)[:, :2]
     reach_mm = (np.ptp(inside, axis=0) + 1) * np.asarray(grid.spacing_mm[:2])

@@ -124,22 +124,19 @@ def check_geometry(image_hu: NDArray[Any], label_map: NDArray[Any] | None, grid:
     return _verdict("geometry", figures, problems, "Geometry: the grid is the expected one.")
 
 
-def check_presence(
-    label_map: NDArray[Any], required_ids: Sequence[int], *, min_voxels: int = 1, vocabulary: Vocabulary = MAISI
-) -> Verdict:
-    """Every required label has at least ``min_voxels`` voxels.
+def check_presence(label_map: NDArray[Any], required_ids: Sequence[int], *, vocabulary: Vocabulary = MAISI) -> Verdict:
+    """Every required label is there.
 
     Args:
         label_map: ``(I, J, K)`` label ids.
         required_ids: Ids that must be there.
-        min_voxels: How many voxels of each.
         vocabulary: Names for the message.
     """
     # Slice by slice, and all ids at once: a user's map may have a hundred of them.
     num_ids = 1 + max(int(label_map.max()), *required_ids, 0)
     found = np.sum([np.bincount(plane.ravel(), minlength=num_ids) for plane in label_map], axis=0)
     counts = {label_id: int(found[label_id]) for label_id in required_ids}
-    missing = [label_id for label_id, count in counts.items() if count < min_voxels]
+    missing = [label_id for label_id, count in counts.items() if not count]
     figures = {"num_voxels": {str(label_id): count for label_id, count in counts.items()}, "missing_ids": missing}
     problems = [f"{counts[label_id]} voxels of {_name_of(label_id, vocabulary)}" for label_id in missing]
     return _verdict("presence", figures, problems, f"Presence: all {len(counts)} required labels are there.")

@@ -12,11 +12,10 @@ from maisi_aug.decoding_config import DecodingConfig
 from maisi_aug.errors import RecipeError, did_you_mean
 from maisi_aug.recipe_files import read_recipe
 from maisi_aug.regions import BODY_REGIONS, BodyRegion
-from maisi_aug.source_rules import SOURCES_WITHOUT_REQUESTS, find_misfit
+from maisi_aug.source_rules import AUTO_MAPPING, SOURCES_WITHOUT_REQUESTS, find_misfit
 
 COHORT_NAME = "cohort.yaml"
 EMBEDDED_BANK = "phantom"
-AUTO_MAPPING = "auto"
 GRID_FIELDS = ("shape", "spacing_mm")
 
 # YAML has lists and no tuples; strict mode would refuse them for a tuple field.
@@ -124,45 +123,28 @@ class CohortConfig(BaseModel):
         return {} if value is None else value
 
     @model_validator(mode="after")
-    def _require_pairs(self) -> CohortConfig:
+    def _require_fitting_fields(self) -> CohortConfig:
         if (self.size_reference is None) != (self.size_label is None):
             missing = "size_label" if self.size_label is None else "size_reference"
             raise ValueError(f"size_reference and size_label belong together; {missing} is missing")
         misfit = find_misfit(
             self.mask_source,
             labels=self.labels,
-            has_own_bank=self.mask_bank != EMBEDDED_BANK,
+            own_bank=None if self.mask_bank == EMBEDDED_BANK else self.mask_bank,
             mask_labels=self.mask_labels,
             guidance_scale=self.guidance_scale,
             size_reference=self.size_reference,
             has_anatomy=self.anatomy is not None,
+            mask_steps=self.mask_steps,
+            size_of=self.size_of,
         )
         if misfit:
             raise ValueError(misfit)
-        if self.mask_source == "bank" and self.mask_bank == EMBEDDED_BANK:
-            raise ValueError(
-                "mask_source 'bank': expected a mask_bank with lesions of its own, found the phantoms, which have "
-                "none; give a folder or a data list, or use mask_source 'plant'"
-            )
-        self._require_use_of_masks()
         places = [BODY_REGIONS.index(region) for region in self.body_region or ()]
         if places != sorted(places):
             found = ", ".join(self.body_region or ())
             raise ValueError(f"body_region: expected the uppermost region before the lowest, found {found}")
         return self
-
-    def _require_use_of_masks(self) -> None:
-        """Raise for a field that the mask source makes nothing of."""
-        if self.mask_source == "diffusion":
-            idle = {"mask_bank": self.mask_bank != EMBEDDED_BANK, "mask_labels": self.mask_labels != AUTO_MAPPING}
-            advice = "leave it out"
-        else:
-            idle = {"mask_steps": self.mask_steps is not None, "size_of": self.size_of is not None}
-            advice = "use mask_source 'diffusion', or leave it out"
-        for name in (name for name, is_given in idle.items() if is_given):
-            raise ValueError(
-                f"{name}: expected none with mask_source '{self.mask_source}', found {getattr(self, name)}; {advice}"
-            )
 
     def to_dict(self) -> dict[str, Any]:
         """All fields as plain YAML and JSON types, in the order of the class."""

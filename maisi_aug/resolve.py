@@ -223,7 +223,7 @@ def _choose_grid(config: CohortConfig, bundle: Bundle, preset: Preset | None) ->
     """
     grid = _build_grid(config, bundle, preset)
     if _follows_maps(config):
-        grid.require_multiple_of(bundle.latent_factor, subject=f"Shape for bundle '{bundle.name}'")
+        grid.require_multiple_of(bundle.grid_factor, subject=f"Shape for bundle '{bundle.name}'")
         return grid
     for sentence in check_grid(
         grid, bundle, shows_head_alone=shows_head_alone(config, bundle), allow_unseen=config.allow_unseen_grid

@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from maisi_aug.growth import TOUCHING, Mask, bounding_box, connected_parts, voxel_volume_ml
+from maisi_aug.grid import voxel_volume_ml
+from maisi_aug.growth import TOUCHING, Mask, bounding_box, connected_parts
 from maisi_aug.lesions import is_any_of
 from maisi_aug.quality import Verdict, shape_verdict
 

@@ -21,23 +21,7 @@ from maisi_aug.errors import GridError, VolumeError
 from maisi_aug.grid import Grid
 from maisi_aug.gzip_members import decompress_gzip
 from maisi_aug.metaimage import require_complete_metaimage
-from maisi_aug.whole_files import open_whole, remove_leftovers, sha256_of, write_text_whole, write_whole
-
-__all__ = [
-    "Volume",
-    "decode_label_map",
-    "is_readable_name",
-    "load_grid",
-    "load_image",
-    "load_label_map",
-    "load_stored_grid",
-    "remove_leftovers",
-    "save_image",
-    "save_label_map",
-    "sha256_of",
-    "write_text_whole",
-    "write_whole",
-]
+from maisi_aug.whole_files import open_whole
 
 NIFTI_SUFFIXES = (".nii.gz", ".nii")
 READABLE_SUFFIXES = (*NIFTI_SUFFIXES, ".nrrd", ".nhdr", ".mha", ".mhd", ".dcm")

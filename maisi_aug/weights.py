@@ -230,7 +230,7 @@ def write_weights(
 
 
 def write_random_bundle(folder: Path, header: Mapping[str, Any], *, seed: int) -> Bundle:
-    """Write a bundle of randomly initialised networks: the same code path without training, for tests and dry runs.
+    """Write a bundle of randomly initialised networks, for tests: the code path of a trained one.
 
     MAISI starts some layers at zero, its U-Net's last one among them, so that nothing would depend on the label map;
     they are drawn, too.

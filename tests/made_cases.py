@@ -12,7 +12,8 @@ from numpy.typing import ArrayLike, NDArray
 from maisi_aug.grid import Grid
 from maisi_aug.labels import BODY_ID
 from maisi_aug.manifest import MANIFEST_NAME, AttemptRecord, FileRecord, LesionRecord, ManifestWriter
-from maisi_aug.volume_io import save_image, save_label_map, sha256_of
+from maisi_aug.volume_io import save_image, save_label_map
+from maisi_aug.whole_files import sha256_of
 
 LIVER: Final = 1
 SPLEEN: Final = 3

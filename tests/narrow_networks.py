@@ -45,7 +45,6 @@ def add_scaled_masks(
         num_train_steps: Time steps of the scheduler; NVIDIA's has 1000.
     """
     masks = known_bundles()["rflow-ct"].masks
-    assert masks is not None
     networks = {role: dict(definition) for role, definition in masks.networks.items()}
     for definition in networks.values():
         key = "num_channels" if "num_channels" in definition else "channels"

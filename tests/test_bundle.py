@@ -16,10 +16,10 @@ from maisi_aug.bundle import (
     Bundle,
     embedded_bundles,
     grid_factor,
-    latent_factor,
     list_bundles,
     load_bundle,
 )
+from maisi_aug.decoding_config import latent_factor
 from maisi_aug.errors import BundleError, RecipeError
 from maisi_aug.whole_files import sha256_of
 from tests.tiny_bundle import TINY_SHAPE, TINY_SPACING_MM, build_header
@@ -95,7 +95,7 @@ def test_window_of_the_decoder_is_three_whole_numbers_or_none(write: Callable[..
 
 
 def test_factor_is_that_of_both_networks(write: Callable[..., Path]) -> None:
-    assert load_bundle(write()).latent_factor == 8
+    assert load_bundle(write()).grid_factor == 8
     assert latent_factor({"num_channels": [64, 128, 256]}) == 4
     assert grid_factor({"num_channels": [64, 128, 256]}, {"num_channels": [64, 128, 256, 512]}) == 32
 
@@ -232,7 +232,7 @@ def test_link_out_of_the_folder_is_refused(write: Callable[..., Path]) -> None:
 def test_missing_network_is_named(write: Callable[..., Path]) -> None:
     bundle = load_bundle(write(networks={"autoencoder": build_header()["networks"]["autoencoder"]}, weights={}))
     with pytest.raises(BundleError, match="expected a definition in networks.diffusion_unet, found autoencoder"):
-        _ = bundle.latent_factor
+        _ = bundle.grid_factor
     with pytest.raises(BundleError, match="expected weights for autoencoder, found none"):
         bundle.weight_path("autoencoder")
 
@@ -244,7 +244,7 @@ def test_bundles_of_the_package_are_intact_and_small() -> None:
     for bundle in bundles:
         bundle.require_intact()
         assert set(bundle.spec.networks) == set(bundle.spec.weights) == set(NETWORK_ROLES)
-        bundle.grid.require_multiple_of(bundle.latent_factor, subject=bundle.name)
+        bundle.grid.require_multiple_of(bundle.grid_factor, subject=bundle.name)
         assert bundle.vocabulary.id_of("kidney tumor") == 129
         assert bundle.licence == "Apache-2.0"
         assert {"trained_on", "steps", "versions"} <= set(bundle.spec.provenance)

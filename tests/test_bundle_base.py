@@ -18,7 +18,7 @@ from maisi_aug.bundle_references import (
 )
 from maisi_aug.bundle_spec import HuSpec
 from maisi_aug.errors import BundleError, RequestError
-from maisi_aug.precision import convert_bundle
+from maisi_aug.weight_copies import convert_bundle
 from maisi_aug.weights import load_networks, load_weight_file, verify_bundle, write_bundle
 from tests.tiny_bundle import build_header, write_tiny_bundle
 

@@ -17,7 +17,8 @@ from maisi_aug.folder_bank import FolderBank
 from maisi_aug.grid import Grid
 from maisi_aug.labels import MAISI
 from maisi_aug.lesions import LesionWish
-from maisi_aug.volume_io import load_label_map, save_image, save_label_map, sha256_of
+from maisi_aug.volume_io import load_label_map, save_image, save_label_map
+from maisi_aug.whole_files import sha256_of
 from tests.tiny_bank import (
     BODY,
     HEPATIC_TUMOR,

@@ -20,7 +20,7 @@ import safetensors.torch
 import torch
 import yaml
 
-from maisi_aug import conversion
+from maisi_aug import checkpoint_import
 from maisi_aug import hub as hub_module
 from maisi_aug import known_bundles as table
 from maisi_aug.bundle import Bundle, list_bundles, load_bundle, pulled_bundles_folder
@@ -308,7 +308,7 @@ def test_interrupted_pull_leaves_nothing_half_written(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(conversion, "write_licence", interrupted)
+        patch.setattr(checkpoint_import, "write_licence", interrupted)
         with pytest.raises(KeyboardInterrupt):
             pull()
     assert left_behind() == []

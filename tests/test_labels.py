@@ -7,8 +7,18 @@ from pathlib import Path
 import pytest
 
 from maisi_aug.errors import VocabularyError
-from maisi_aug.labels import BODY_ID, FREE_IDS, KNOWN_SLOTS, MAISI, SLOT_IDS, Label, SlotBinding, Vocabulary
-from maisi_aug.phantom_folder import phantom_vocabulary
+from maisi_aug.labels import (
+    BODY_ID,
+    FREE_IDS,
+    FULL_VOCABULARY,
+    KNOWN_SLOTS,
+    MAISI,
+    SLOT_IDS,
+    Label,
+    SlotBinding,
+    Vocabulary,
+)
+from maisi_aug.phantom import ids
 from maisi_aug.totalsegmentator_labels import TotalSegmentatorVersion, totalsegmentator_mapping, totalsegmentator_names
 from maisi_aug.training.recipe import load_training_recipe, training_recipe_path
 
@@ -57,7 +67,7 @@ def test_known_slots_are_bound_as_the_embedded_bundle_binds_them() -> None:
     recipe = load_training_recipe(training_recipe_path("train-phantom-ct"))
     bound = {name: SlotBinding(id=slot.id, hosts=slot.hosts) for name, slot in recipe.bundle.slots.items()}
     assert KNOWN_SLOTS == bound == {"kidney tumor": KIDNEY_TUMOR}
-    assert MAISI.with_slots(KNOWN_SLOTS) == phantom_vocabulary()
+    assert FULL_VOCABULARY.label(ids.KIDNEY_TUMOR).hosts == ids.KIDNEYS
 
 
 def test_vocabulary_holds_background_132_labels_and_body() -> None:

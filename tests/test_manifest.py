@@ -106,11 +106,8 @@ def test_record_that_does_not_tell_its_budget_can_be_read() -> None:
     assert Manifest((AttemptRecord.from_json(json.dumps(fields)),)).reopen(1).rejected == ()
 
 
-def test_shards_are_read_as_one_and_repeated_lines_count_once(tmp_path: Path) -> None:
-    write_manifest(tmp_path, build_record(0))
-    with ManifestWriter(tmp_path / "manifest.shard-1.jsonl") as writer:
-        writer.append(build_record(1))
-        writer.append(build_record(0))
+def test_repeated_lines_count_once(tmp_path: Path) -> None:
+    write_manifest(tmp_path, build_record(0), build_record(1), build_record(0))
     assert [record.case_index for record in load_manifest(tmp_path).records] == [0, 1]
 
 

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from maisi_aug.errors import VocabularyError, VolumeError
+from maisi_aug.labels import FULL_VOCABULARY
 from maisi_aug.map_cleanup import (
-    DRAWN,
     DUST_ML,
     MAX_PASSES,
     MAX_SKULL_HOLE_ML,
@@ -213,9 +213,9 @@ def _clean_slowly(drawn: LabelMap, keep: tuple[int, ...]) -> LabelMap:
         if not any(side.any() for side in sides) or air.sum() * voxel_ml < DUST_ML:
             drawn[air] = BODY
     cleaned, unclaimed = drawn.copy(), np.zeros(drawn.shape, dtype=bool)
-    for tumor_id in DRAWN.tumor_ids:
+    for tumor_id in FULL_VOCABULARY.tumor_ids:
         tumor = cleaned == tumor_id
-        unclaimed |= _grow_slowly(cleaned, tumor, set(DRAWN.hosts_of(tumor_id)))
+        unclaimed |= _grow_slowly(cleaned, tumor, set(FULL_VOCABULARY.hosts_of(tumor_id)))
         cleaned[unclaimed] = 0
     unclaimed |= _find_islands_slowly(cleaned, voxel_ml)
     for _ in range(MAX_PASSES):
@@ -224,7 +224,7 @@ def _clean_slowly(drawn: LabelMap, keep: tuple[int, ...]) -> LabelMap:
         _close_holes_slowly(cleaned, voxel_ml)
         unclaimed = _find_islands_slowly(cleaned, voxel_ml)
     for tumor_id in keep:
-        hosts = DRAWN.hosts_of(tumor_id)
+        hosts = FULL_VOCABULARY.hosts_of(tumor_id)
         tumor = drawn == tumor_id
         host = np.isin(cleaned, hosts) & ~tumor
         touching = [part for part in _parts_of(tumor) if (ndimage.binary_dilation(part, TOUCHING) & host).any()]

@@ -20,7 +20,6 @@ from maisi_aug.checkpoint_folders import MONAI_NAMES, import_bundle
 from maisi_aug.errors import BundleError
 from maisi_aug.hub import Hub
 from maisi_aug.known_bundles import KnownBundle, KnownMasks
-from maisi_aug.mask_checkpoints import require_known_masks
 from maisi_aug.weights import load_mask_networks, verify_bundle
 from tests.hub_server import COMMIT, HubServer
 from tests.tiny_checkpoints import FILES, States, draw_states, narrow, saved, wrap
@@ -62,7 +61,6 @@ def contents(tiny: Bundle, states: States, tmp_path_factory: pytest.TempPathFact
 def known(tiny: Bundle, monkeypatch: pytest.MonkeyPatch) -> KnownBundle:
     """The entry of rflow-ct with networks of tiny width."""
     real = table.find_known_bundle("rflow-ct")
-    assert real.masks is not None
     assert real.masks.files == MASK_FILES
     masks = KnownMasks(MASK_FILES, "1 MB", build_mask_networks(), build_mask_settings())
     narrowed = narrow(real, tiny)
@@ -162,11 +160,6 @@ def test_missing_scale_factor_is_refused(pull: Callable[..., Bundle], server: Hu
     server.files[MASK_FILES["mask_diffusion_unet"]] = saved({"unet_state_dict": states["mask_diffusion_unet"]})
     with pytest.raises(BundleError, match="mask_generation_diffusion_unet.pt: expected a positive 'scale_factor'"):
         pull(with_masks=True)
-
-
-def test_bundle_that_has_none_published_says_so(known: KnownBundle) -> None:
-    with pytest.raises(BundleError, match="expected one with mask networks, found one without"):
-        require_known_masks(KnownBundle(**{**vars(known), "masks": None}))
 
 
 def write_folder(folder: Path, contents: Mapping[str, bytes], *, in_monais_layout: bool) -> Path:

@@ -32,7 +32,6 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 
 def published() -> KnownMasks:
     masks = known_bundles()["rflow-ct"].masks
-    assert masks is not None
     assert known_bundles()["ddpm-ct"].masks == masks
     return masks
 

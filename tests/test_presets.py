@@ -31,7 +31,7 @@ def test_published_bundle_takes_every_preset(rflow: Bundle) -> None:
     assert len(memory_presets()) == NUM_BY_MEMORY
     assert len(presets) == len({preset.name for preset in presets}) == NUM_BY_MEMORY + NUM_BY_REGION
     for preset in presets:
-        preset.grid.require_multiple_of(rflow.latent_factor, subject=preset.name)
+        preset.grid.require_multiple_of(rflow.grid_factor, subject=preset.name)
         assert preset.peak_gb <= preset.memory_gb
         assert preset.source
         if preset.decode_window is not None:  # NVIDIA wants windows in multiples of 16

@@ -5,9 +5,6 @@ from __future__ import annotations
 import errno
 import gzip
 import os
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -170,7 +167,7 @@ def test_same_array_gives_the_same_bytes_at_another_time_and_name(
     volume_io.save_image(tmp_path / "a.nii.gz", image_hu, grid)
     monkeypatch.setattr(time, "time", lambda: 4e9)
     volume_io.save_image(tmp_path / "b.nii.gz", np.asfortranarray(image_hu.astype(np.float64)), grid)
-    assert volume_io.sha256_of(tmp_path / "a.nii.gz") == volume_io.sha256_of(tmp_path / "b.nii.gz")
+    assert whole_files.sha256_of(tmp_path / "a.nii.gz") == whole_files.sha256_of(tmp_path / "b.nii.gz")
     volume_io.save_image(tmp_path / "c.nii", image_hu, grid)
     assert gzip.decompress((tmp_path / "a.nii.gz").read_bytes()) == (tmp_path / "c.nii").read_bytes()
 
@@ -275,50 +272,6 @@ def test_full_disk_leaves_nothing_and_keeps_the_old_file(
         volume_io.save_image(path, image_hu + 1, grid)
     assert path.read_bytes() == before
     assert [left.name for left in tmp_path.iterdir()] == ["a.nii.gz"]
-
-
-def test_interrupt_while_writing_leaves_nothing(tmp_path: Path) -> None:
-    def write_half() -> None:
-        with whole_files.open_whole(tmp_path / "a.bin") as file:
-            file.write(b"half")
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        write_half()
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_killed_writer_leaves_only_a_hidden_file_that_can_be_removed(tmp_path: Path) -> None:
-    script = (
-        "import sys, time, pathlib; from maisi_aug.whole_files import open_whole\n"
-        "with open_whole(pathlib.Path(sys.argv[1])) as file:\n"
-        "    file.write(b'half' * 1000000); file.flush(); print('ready', flush=True); time.sleep(60)\n"
-    )
-    process = subprocess.Popen([sys.executable, "-c", script, str(tmp_path / "a.bin")], stdout=subprocess.PIPE)
-    assert process.stdout is not None
-    assert process.stdout.readline() == b"ready\n"
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    process.stdout.close()
-    (left,) = tmp_path.iterdir()
-    assert left.name.startswith(".a.bin.")
-    assert volume_io.remove_leftovers(tmp_path) == [left]
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_text_and_hash(tmp_path: Path) -> None:
-    volume_io.write_text_whole(tmp_path / "a.txt", "Größe\n")
-    assert (tmp_path / "a.txt").read_bytes() == "Größe\n".encode()
-    volume_io.write_whole(tmp_path / "b.txt", b"abc")
-    assert volume_io.sha256_of(tmp_path / "b.txt").startswith("ba7816bf8f01cfea")
-    with pytest.raises(VolumeError, match="expected a readable file"):
-        volume_io.sha256_of(tmp_path / "gone")
-
-
-def test_folder_that_is_a_file_cannot_be_written_into(tmp_path: Path) -> None:
-    (tmp_path / "a").write_text("x")
-    with pytest.raises(VolumeError, match="expected to write the file"):
-        volume_io.write_whole(tmp_path / "a" / "b.txt", b"x")
 
 
 def test_grid_is_told_by_the_header_alone(tmp_path: Path, grid: Grid, image_hu: NDArray[np.int16]) -> None:

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from maisi_aug.grid import Grid
 from maisi_aug.manifest import MANIFEST_NAME, AttemptRecord, FileRecord, LesionRecord, ManifestWriter
 from maisi_aug.orientation import turn_volume
-from maisi_aug.volume_io import save_image, save_label_map, sha256_of
+from maisi_aug.volume_io import save_image, save_label_map
+from maisi_aug.whole_files import sha256_of
 
 GRID = Grid.from_spacing((7, 9, 11), (0.7, 0.8, 2.5))
 LIVER, SPLEEN, LUNG_TUMOR, HEPATIC_VESSEL, HEPATIC_TUMOR, KIDNEY_TUMOR, BODY = 1, 3, 23, 25, 26, 129, 200

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from maisi_aug.bundle import Bundle
 from maisi_aug.grid import Grid
 from maisi_aug.prepared import PreparedCase
-from maisi_aug.volume_io import save_image, save_label_map, sha256_of
+from maisi_aug.volume_io import save_image, save_label_map
+from maisi_aug.whole_files import sha256_of
 from tests.tiny_bundle import build_header
 from tests.tiny_training import BODY, LIVER, SHAPE, SPACING_MM, tiny_grid
 

@@ -72,7 +72,7 @@ def paint_kidneys(canvas: Canvas, envelope: Envelope, seed: int, *, visceral_fat
         field = ellipsoid(canvas.frame, middle, radii, turn_deg=turn, margin_mm=12.0)
         hilum = middle + np.array([-side * 25.0, 9.0, 0.0])
         sinus = ellipsoid(canvas.frame, hilum, (20.0, 13.0, 21.0), turn_deg=turn, margin_mm=20.0)
-        mm = smooth_max(field.mm, -_match(sinus, field.slices, canvas), 6.0)
+        mm = smooth_max(field.mm, -_match(sinus, field.slices), 6.0)
         mm = np.maximum(mm, envelope.cavity[field.slices] + 4)
         fields[label] = Field(field.slices, mm)
         canvas.paint(fields[label], label)
@@ -80,7 +80,7 @@ def paint_kidneys(canvas: Canvas, envelope: Envelope, seed: int, *, visceral_fat
     return fields
 
 
-def _match(field: Field, box: Slices, canvas: Canvas) -> F32:
+def _match(field: Field, box: Slices) -> F32:
     """Distances of ``field`` over another box; far away where it has none."""
     out = np.full(tuple(s.stop - s.start for s in box), np.float32(60), dtype=np.float32)
     shared = [slice(max(a.start, b.start), min(a.stop, b.stop)) for a, b in zip(field.slices, box, strict=True)]
@@ -124,7 +124,7 @@ def paint_spleen(canvas: Canvas, envelope: Envelope, left_kidney: Field, seed: i
     box = field.slices
     mm = smooth_max(field.mm, envelope.cavity[box] + 3, 5.0)
     mm = np.maximum(mm, canvas.frame.z[box] - envelope.diaphragm_z[box] + 4)
-    mm = np.maximum(mm, 3 - _match(left_kidney, box, canvas))
+    mm = np.maximum(mm, 3 - _match(left_kidney, box))
     rng = numpy_generator(seed, "spleen surface")
     if mm.size:
         mm = mm + np.float32(1.6) * canvas.frame.smooth_noise(rng, 45.0, box)
@@ -167,8 +167,8 @@ def liver_field(canvas: Canvas, envelope: Envelope, seed: int) -> Field:
 def paint_liver(canvas: Canvas, envelope: Envelope, others: dict[int, Field], stomach: Field, seed: int) -> None:
     """Liver around its neighbours, then the hepatic vessels inside it (id 25)."""
     field = liver_field(canvas, envelope, seed)
-    mm = np.maximum(field.mm, 4 - _match(others[RIGHT_KIDNEY], field.slices, canvas))
-    mm = np.maximum(mm, 1.5 - _match(stomach, field.slices, canvas))
+    mm = np.maximum(field.mm, 4 - _match(others[RIGHT_KIDNEY], field.slices))
+    mm = np.maximum(mm, 1.5 - _match(stomach, field.slices))
     canvas.paint(Field(field.slices, mm), LIVER)
     _paint_hepatic_vessels(canvas, seed)
 

@@ -37,8 +37,6 @@ class AnatomyMap:
         region: The window that the map mostly shows.
         grid: Its geometry.
         seed: The seed it was built from.
-        habitus: The patient's build.
-        centre_mm: Canonical height of the middle of the window.
     """
 
     label_map: NDArray[np.uint8]
@@ -46,8 +44,6 @@ class AnatomyMap:
     region: Region
     grid: Grid
     seed: int
-    habitus: Habitus
-    centre_mm: float
 
 
 def build_label_map(*, seed: int, grid: Grid, region: Region | Literal["any"] = "any") -> AnatomyMap:
@@ -81,7 +77,7 @@ def build_label_map(*, seed: int, grid: Grid, region: Region | Literal["any"] = 
     paint_envelope(canvas, envelope, habitus, seed)
     _paint_organs(canvas, envelope, habitus, seed)
     canvas.labels[envelope.skin >= 0] = 0
-    return AnatomyMap(canvas.labels, canvas.tissue, shown, grid, seed, habitus, centre_z)
+    return AnatomyMap(canvas.labels, canvas.tissue, shown, grid, seed)
 
 
 def _draw_window(seed: int, region: str) -> tuple[float, Region]:
@@ -99,7 +95,7 @@ def _paint_organs(canvas: Canvas, envelope: Envelope, habitus: Habitus, seed: in
     """Rigid and tubular structures first, then organs from the ones that yield least to the ones that fill gaps."""
     skeleton.paint_spine(canvas)
     skeleton.paint_ribs(canvas, habitus)
-    girdles.paint_shoulders(canvas, habitus)
+    girdles.paint_shoulders(canvas)
     girdles.paint_pelvis(canvas)
     vessels.paint_great_vessels(canvas, seed)
     vessels.paint_airway(canvas, seed)

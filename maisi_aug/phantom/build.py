@@ -63,6 +63,11 @@ class Phantom:
     seed: int
     lesions: tuple[PlantedLesion, ...]
 
+    @property
+    def modality(self) -> str:
+        """What the networks are told about the contrast phase."""
+        return "ct_wo_contrast" if self.phase == "non-contrast" else "ct_contrast"
+
 
 def build_phantom(
     *,

@@ -34,15 +34,15 @@ LUNG_TOP_MM: Final = 622.0
 PLEURA_MM: Final = 2.5  # chest wall between the cavity's outline and the lung
 
 
-def heart_field(canvas: Canvas, envelope: Envelope, seed: int, *, margin_mm: float = 16.0) -> Field:
+def heart_field(canvas: Canvas, envelope: Envelope, seed: int) -> Field:
     """The heart: an egg that points to the left, front and down, resting on the diaphragm."""
     shift, factor = jitter(seed, "heart", shift_mm=3.0, spread=0.08)
     centre = np.asarray(HEART_CENTRE_MM) + shift
     field = ellipsoid(
-        canvas.frame, centre, np.asarray(HEART_RADII_MM) * factor**0.5, turn_deg=HEART_TURN_DEG, margin_mm=margin_mm
+        canvas.frame, centre, np.asarray(HEART_RADII_MM) * factor**0.5, turn_deg=HEART_TURN_DEG, margin_mm=16.0
     )
     box = field.slices
-    base = ellipsoid(canvas.frame, centre + np.array([14.0, -14.0, 14.0]), (38.0, 34.0, 38.0), margin_mm=margin_mm)
+    base = ellipsoid(canvas.frame, centre + np.array([14.0, -14.0, 14.0]), (38.0, 34.0, 38.0), margin_mm=16.0)
     mm = np.minimum(field.mm, _onto(base, field, canvas))
     mm = np.maximum(mm, envelope.cavity[box] + 5)
     return Field(box, np.maximum(mm, envelope.diaphragm_z[box] - canvas.frame.z[box] - 3))

@@ -6,7 +6,6 @@ from typing import Final
 
 import numpy as np
 
-from maisi_aug.phantom.habitus import Habitus
 from maisi_aug.phantom.ids import (
     BODY,
     LEFT_CLAVICULA,
@@ -62,7 +61,7 @@ def one_side(knots: Knots, side: int) -> Knots:
     return knots if side > 0 else mirrored(knots)
 
 
-def paint_shoulders(canvas: Canvas, habitus: Habitus) -> None:
+def paint_shoulders(canvas: Canvas) -> None:
     """Scapulae turned outwards and raised claviculae, as with the arms up."""
     frame = canvas.frame
     for side in SIDES:

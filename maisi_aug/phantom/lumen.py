@@ -58,14 +58,14 @@ def eroded(mask: Mask) -> Mask:
     return inner
 
 
-def local_height(mask: Mask, spacing_mm: tuple[float, float, float], scale_mm: float = _LEVEL_SCALE_MM) -> F32:
+def local_height(mask: Mask, spacing_mm: tuple[float, float, float]) -> F32:
     """How far in front a voxel lies inside its loop, in standard deviations of the loop's depth around it."""
-    sigma = [scale_mm / step for step in spacing_mm]
+    sigma = [_LEVEL_SCALE_MM / step for step in spacing_mm]
     weight = ndimage.gaussian_filter(mask.astype(np.float32), sigma, truncate=2.0)
     depth = (np.arange(mask.shape[1], dtype=np.float32) * np.float32(spacing_mm[1])).reshape(1, -1, 1)
     depth = depth - depth.mean()
     mean = ndimage.gaussian_filter(mask * depth, sigma, truncate=2.0) / np.maximum(weight, np.float32(1e-4))
-    result: F32 = (depth - mean) / np.float32(0.55 * scale_mm)
+    result: F32 = (depth - mean) / np.float32(0.55 * _LEVEL_SCALE_MM)
     return result
 
 

@@ -15,7 +15,7 @@ from scipy import ndimage
 
 from maisi_aug.bank_labels import Translation
 from maisi_aug.bank_map import choose_centre
-from maisi_aug.body import find_body, is_hollow
+from maisi_aug.body import add_body, is_hollow
 from maisi_aug.errors import VolumeError
 from maisi_aug.grid import Grid
 from maisi_aug.growth import bounding_box
@@ -26,7 +26,8 @@ from maisi_aug.preparation.sources import LabelFile, SourceCase
 from maisi_aug.preparation.survey import MASK_ID, is_same_place
 from maisi_aug.preparation.tissues import add_tissues
 from maisi_aug.resampling import centre_grid_on, resample_image, resample_label_map
-from maisi_aug.volume_io import load_image, load_label_map, sha256_of
+from maisi_aug.volume_io import load_image, load_label_map
+from maisi_aug.whole_files import sha256_of
 
 AIR_HU = -1000
 CT_RANGE_HU = (-1024, 3071)
@@ -182,10 +183,9 @@ def _add_body(label_map: NDArray[np.uint8], image: NDArray[Any], grid: Grid, pat
     if (label_map == BODY_ID).any() and not is_hollow(label_map > 0):
         return label_map
     try:
-        body = find_body(image, grid.spacing_mm)
+        return add_body(label_map, image, grid.spacing_mm)
     except VolumeError as error:
         raise VolumeError(f"{path.name}: {error}") from error
-    return np.where((label_map == 0) & body, BODY_ID, label_map).astype(np.uint8)
 
 
 def _place_grid(label_map: NDArray[np.uint8], grid: Grid, settings: PrepareSettings, own_ids: Sequence[int]) -> Grid:

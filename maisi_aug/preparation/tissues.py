@@ -12,8 +12,8 @@ from scipy import ndimage
 
 from maisi_aug.body import TISSUE_HU
 from maisi_aug.errors import PreparationError, VocabularyError
-from maisi_aug.grid import Spacing
-from maisi_aug.growth import label_parts, voxel_volume_ml
+from maisi_aug.grid import Spacing, voxel_volume_ml
+from maisi_aug.growth import label_parts
 from maisi_aug.labels import BODY_ID, Vocabulary
 
 ISLAND_ML = 0.5

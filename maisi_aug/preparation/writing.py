@@ -13,8 +13,8 @@ from maisi_aug.grid import spell_grid
 from maisi_aug.labels import BODY_ID
 from maisi_aug.preparation.case import BuiltCase, CaseTask, build_case
 from maisi_aug.preview import Caption, build_preview, save_picture
-from maisi_aug.volume_io import save_image, save_label_map, sha256_of
-from maisi_aug.whole_files import write_text_whole
+from maisi_aug.volume_io import save_image, save_label_map
+from maisi_aug.whole_files import sha256_of, write_text_whole
 
 STATE_FOLDER = ".prepare"
 MAX_CAPTION_LABELS = 4

@@ -7,7 +7,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from maisi_aug.bundle import grid_factor, latent_factor
+from maisi_aug.bundle import grid_factor
+from maisi_aug.decoding_config import latent_factor
 from maisi_aug.errors import TrainingError
 from maisi_aug.grid import Grid, Shape
 from maisi_aug.training.loop import CHECKPOINT_NAME

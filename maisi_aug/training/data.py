@@ -123,7 +123,7 @@ def _build_and_save(task: tuple[Path, int, int, Shape, Spacing]) -> None:
         buffer,
         image_hu=phantom.image_hu,
         label_map=phantom.label_map,
-        modality="ct_wo_contrast" if phantom.phase == "non-contrast" else "ct_contrast",
+        modality=phantom.modality,
     )
     write_whole(path, buffer.getvalue())
 

@@ -20,8 +20,9 @@ from maisi_aug.bundle import BUNDLE_FILE, NETWORK_ROLES, Bundle, embedded_bundle
 from maisi_aug.bundle_references import measure_sizes
 from maisi_aug.bundle_spec import HuSpec, MaskBankSpec
 from maisi_aug.bundle_text import MASK_ROLES, MASK_SECTION
-from maisi_aug.conversion import LICENCE_FILE, open_whole_folder
+from maisi_aug.checkpoint_import import LICENCE_FILE, open_whole_folder
 from maisi_aug.errors import BundleError, MaisiAugError
+from maisi_aug.grid import voxel_volume_ml
 from maisi_aug.lesions import measure_lesions
 from maisi_aug.model_card import LabelMeasures, write_model_card
 from maisi_aug.prepared import PreparedDataset
@@ -57,7 +58,7 @@ def measure_labels(
         if not present:
             continue
         case = store[index]
-        voxel_ml = float(np.prod(case.spacing_mm)) / 1000.0
+        voxel_ml = voxel_volume_ml(case.spacing_mm)
         for label in present:
             found = measure_lesions(case.label_map, label.id, voxel_ml)
             own = volumes[label.name].setdefault(record.patient, [])

@@ -8,7 +8,8 @@ from typing import Any
 
 import yaml
 
-from maisi_aug.bundle import NETWORK_ROLES, Bundle, latent_factor
+from maisi_aug.bundle import NETWORK_ROLES, Bundle
+from maisi_aug.decoding_config import latent_factor
 from maisi_aug.errors import GridError, TrainingError
 from maisi_aug.grid import Grid, Shape
 from maisi_aug.grid_preflight import check_grid
@@ -46,7 +47,7 @@ def with_crop(config: FinetuneConfig, crop_shape: Shape | None, base: Bundle) ->
     if crop_shape is None:
         return config
     crop = Grid.from_spacing(crop_shape, base.spec.grid.spacing_mm)
-    crop.require_multiple_of(base.latent_factor, subject=f"Crop for bundle '{base.name}'")
+    crop.require_multiple_of(base.grid_factor, subject=f"Crop for bundle '{base.name}'")
     factor = latent_factor(base.definition("autoencoder"))
     in_latent = tuple(side // factor for side in crop_shape)
     return config.model_copy(update={"loss": config.loss.model_copy(update={"crop_shape": in_latent})})

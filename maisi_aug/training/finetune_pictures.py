@@ -97,27 +97,21 @@ class SampleDrawer:
         return definition.get("num_class_embeds") is not None and modality != "unknown"
 
 
-def build_sheet(
-    subjects: Sequence[Subject],
-    labels: Mapping[int, str],
-    title: str,
-    *,
-    window: Window = SOFT_TISSUE_NARROW,
-) -> Image.Image:
+def build_sheet(subjects: Sequence[Subject], labels: Mapping[int, str], title: str) -> Image.Image:
     """A row for each case: its images beside each other, axial through the labels, outlined and plain.
 
     Args:
         subjects: All with the same headings.
         labels: Id -> name of what is outlined.
         title: On top.
-        window: Of intensities.
     """
-    rows = [_draw_row(subject, labels, window) for subject in subjects]
+    rows = [_draw_row(subject, labels) for subject in subjects]
     width = max([picture.width for picture in rows], default=PANEL_PX) + 2 * MARGIN_PX
     height = 2 * LINE_PX + MARGIN_PX + sum(picture.height + MARGIN_PX for picture in rows)
     sheet = Image.new("RGB", (max(width, 640), height), BACKGROUND)
     write_text(sheet, (MARGIN_PX, 8), title, size_px=15)
     names = ", ".join(labels.values())
+    window = SOFT_TISSUE_NARROW
     under = f"{names}; axial, {window.name} window {window.centre_hu:g} / {window.width_hu:g} HU"
     write_text(sheet, (MARGIN_PX, 8 + LINE_PX), under, size_px=12, colour=DIM_TEXT)
     top = 2 * LINE_PX + MARGIN_PX
@@ -127,7 +121,7 @@ def build_sheet(
     return sheet
 
 
-def _draw_row(subject: Subject, labels: Mapping[int, str], window: Window) -> Image.Image:
+def _draw_row(subject: Subject, labels: Mapping[int, str]) -> Image.Image:
     mask = np.isin(subject.label_map, list(labels))
     shown = mask if mask.any() else subject.label_map > 0
     plane = Plane("axial", int(np.argmax(shown.sum(axis=(0, 1)))))
@@ -138,7 +132,7 @@ def _draw_row(subject: Subject, labels: Mapping[int, str], window: Window) -> Im
     colours = label_colours_of(labels)
     panels = []
     for heading, image_hu in subject.images_hu.items():
-        plain = draw_slice(image_hu[box], plane, plane.size_px(grid, scale), window)
+        plain = draw_slice(image_hu[box], plane, plane.size_px(grid, scale), SOFT_TISSUE_NARROW)
         outlined = draw_contours(plain, cropped, plane, colours, frozenset(labels))
         for picture, words in ((plain, f"{subject.name}, {heading}"), (outlined, f"{heading}, outlined")):
             annotate(picture, plane, scale, title=words)

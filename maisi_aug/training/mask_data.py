@@ -15,8 +15,7 @@ from maisi_aug.bank_map import cut_map
 from maisi_aug.errors import TrainingError
 from maisi_aug.folder_bank import FolderBank
 from maisi_aug.grid import Grid, spell_grid
-from maisi_aug.labels import Vocabulary
-from maisi_aug.phantom_folder import phantom_vocabulary
+from maisi_aug.labels import FULL_VOCABULARY, Vocabulary
 from maisi_aug.seeds import derive_seed, numpy_generator
 from maisi_aug.training.data import PhantomStore, ReportProgress
 from maisi_aug.training.label_maps import (
@@ -62,7 +61,7 @@ def open_phantoms(recipe: MaskTrainingRecipe, folder: Path, *, report: ReportPro
     def build(seed: int, num_phantoms: int) -> ClassMaps:
         store = PhantomStore(folder, seed=seed, shape=grid.shape, spacing_mm=grid.spacing_mm)
         store.ensure(num_phantoms, report=report)
-        return ClassMaps(PhantomMaps(store), phantom_vocabulary())
+        return ClassMaps(PhantomMaps(store), FULL_VOCABULARY)
 
     training = build(data.seed, data.num_phantoms)
     held_out = build(derive_seed("held-out phantoms", data.seed), data.num_held_out)

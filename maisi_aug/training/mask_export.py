@@ -12,7 +12,7 @@ import torch
 
 from maisi_aug import __version__
 from maisi_aug.bundle import BUNDLE_FILE, Bundle, load_bundle
-from maisi_aug.conversion import LICENCE_FILE, open_whole_folder
+from maisi_aug.checkpoint_import import LICENCE_FILE, open_whole_folder
 from maisi_aug.errors import BundleError, MaisiAugError, TrainingError
 from maisi_aug.grid import Grid, spell_grid
 from maisi_aug.labels import MAISI

@@ -8,8 +8,8 @@ from typing import Any, Literal, Self
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, field_validator, model_validator
 
-from maisi_aug.bundle import latent_factor
 from maisi_aug.bundle_text import MASK_ROLES
+from maisi_aug.decoding_config import latent_factor
 from maisi_aug.errors import RecipeError
 from maisi_aug.grid import Grid
 from maisi_aug.grid_limits import GridSpec

@@ -13,6 +13,7 @@ from monai.networks.schedulers.ddpm import DDPMScheduler
 from torch import Tensor, nn
 
 from maisi_aug.errors import TrainingError
+from maisi_aug.grid import voxel_volume_ml
 from maisi_aug.networks import build_network, build_scheduler, use_plain_layers
 from maisi_aug.training.label_maps import LabelMaps, VariedMaps
 from maisi_aug.training.loop import LoopResult, Objective, ReportStep
@@ -162,7 +163,7 @@ class MaskTrainingFolder(StageFolder):
         return hash_of([self.split.key, self.recipe.data.num_variants, self.recipe.diffusion.warp.model_dump()])
 
     def _measure(self, maps: LabelMaps, name: str, key: str) -> MapFigures:
-        voxel_ml = float(np.prod(self.recipe.grid.spacing_mm)) / 1000
+        voxel_ml = voxel_volume_ml(self.recipe.grid.spacing_mm)
         path = self.folder / f"figures-{key}-{name}.npz"
         return measure_maps(maps, path, voxel_ml=voxel_ml, report=self.report_phase(f"Measuring {name} maps"))
 

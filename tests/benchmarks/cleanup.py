@@ -19,8 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from maisi_aug.grid import Grid
-from maisi_aug.labels import BODY_ID
-from maisi_aug.map_cleanup import DRAWN, clean_label_map
+from maisi_aug.labels import BODY_ID, FULL_VOCABULARY
+from maisi_aug.map_cleanup import clean_label_map
 from maisi_aug.phantom import build_label_map
 
 EXTENT_MM = 384.0
@@ -28,7 +28,7 @@ HEPATIC_TUMOR = 26
 TARGET_SECONDS = 15.0
 NUM_BLOCKS = 400
 SHARE_OF_SPECKS = 0.01
-IDS = np.array([label.id for label in DRAWN], dtype=np.uint8)
+IDS = np.array([label.id for label in FULL_VOCABULARY], dtype=np.uint8)
 
 
 def build_noisy_phantom(side: int, seed: int) -> NDArray[np.uint8]:
@@ -36,7 +36,7 @@ def build_noisy_phantom(side: int, seed: int) -> NDArray[np.uint8]:
     grid = Grid.from_spacing((side, side, side), (EXTENT_MM / side,) * 3)
     label_map = build_label_map(seed=seed, grid=grid).label_map.copy()
     rng = np.random.default_rng(seed)
-    wrong = np.concatenate((IDS, np.repeat(DRAWN.tumor_ids, 8), np.repeat((0, BODY_ID), 20)))
+    wrong = np.concatenate((IDS, np.repeat(FULL_VOCABULARY.tumor_ids, 8), np.repeat((0, BODY_ID), 20)))
     for label_id in rng.choice(wrong, NUM_BLOCKS):
         widths = rng.integers(1, max(2, side // 26), 3)
         corner = rng.integers(0, side - widths)

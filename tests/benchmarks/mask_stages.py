@@ -10,8 +10,9 @@ import safetensors.torch
 import torch
 from numpy.typing import NDArray
 
-from maisi_aug.bundle import Bundle, latent_factor, load_bundle
+from maisi_aug.bundle import Bundle, load_bundle
 from maisi_aug.bundle_text import MASK_ROLES
+from maisi_aug.decoding_config import latent_factor
 from maisi_aug.map_cleanup import clean_label_map
 from maisi_aug.mask_decoding import class_ids, decode_label_map
 from maisi_aug.mask_diffusion import sample_mask_latent

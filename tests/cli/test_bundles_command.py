@@ -19,7 +19,8 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bundle:
     bundle = write_tiny_bundle(tmp_path / "bundles" / "tiny")
     monkeypatch.setattr(bundle_module, "EMBEDDED_FOLDER", tmp_path / "bundles")
     header = {**build_header(), "name": "large", "description": "Large networks."}
-    known = table.KnownBundle(header, "owner/large", {}, "2.6 GB", "https://example.org/licence", "")
+    masks = table.KnownMasks({}, "", {}, {})
+    known = table.KnownBundle(header, "owner/large", {}, "2.6 GB", "https://example.org/licence", "", masks)
     monkeypatch.setattr(table, "known_bundles", lambda: {"large": known})
     monkeypatch.setenv("MAISI_AUG_HOME", str(tmp_path / "pulled"))
     return bundle

@@ -15,8 +15,9 @@ from maisi_aug.evaluation.agreement import (
     segment_from_folder,
     to_report,
 )
-from maisi_aug.evaluation.case_sets import FULL_VOCABULARY, find_case_set
+from maisi_aug.evaluation.case_sets import find_case_set
 from maisi_aug.grid import Grid
+from maisi_aug.labels import FULL_VOCABULARY
 from maisi_aug.volume_io import save_label_map
 from tests.made_cases import GRID, HEPATIC_TUMOR, LIVER, build_case, write_cohort
 

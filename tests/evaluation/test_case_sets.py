@@ -9,7 +9,6 @@ import pytest
 
 from maisi_aug.errors import EvaluationError, ExportError, VolumeError
 from maisi_aug.evaluation.case_sets import (
-    FULL_VOCABULARY,
     describe_skipped,
     find_case_set,
     measure_each,
@@ -17,6 +16,7 @@ from maisi_aug.evaluation.case_sets import (
     require_labelled,
 )
 from maisi_aug.grid import Grid
+from maisi_aug.labels import FULL_VOCABULARY
 from maisi_aug.manifest import MANIFEST_NAME
 from maisi_aug.volume_io import save_image, save_label_map
 from tests.made_cases import GRID, HEPATIC_TUMOR, LIVER, SPLEEN, build_case, write_cohort, write_folder

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from maisi_aug.errors import EvaluationError, VocabularyError
-from maisi_aug.evaluation.case_sets import FULL_VOCABULARY, find_case_set
+from maisi_aug.evaluation.case_sets import find_case_set
 from maisi_aug.evaluation.hu import (
     Bounds,
     Reference,
@@ -22,6 +22,7 @@ from maisi_aug.evaluation.hu import (
     to_report,
 )
 from maisi_aug.grid import Grid
+from maisi_aug.labels import FULL_VOCABULARY
 from maisi_aug.volume_io import save_image
 from tests.made_cases import GRID, HEPATIC_TUMOR, LIVER, SPLEEN, build_case, write_cohort, write_folder
 

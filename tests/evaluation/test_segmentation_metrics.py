@@ -71,19 +71,16 @@ def test_case_is_scored_label_by_label() -> None:
 
 
 @pytest.mark.parametrize(
-    ("in_reference", "in_prediction", "score", "is_false_alarm"),
-    [(True, False, 0.0, False), (False, True, None, True), (False, False, None, False), (True, True, 1.0, False)],
+    ("in_reference", "in_prediction", "score"),
+    [(True, False, 0.0), (False, True, None), (False, False, None), (True, True, 1.0)],
 )
-def test_empty_masks_mean_what_the_table_says(
-    in_reference: bool, in_prediction: bool, score: float | None, is_false_alarm: bool
-) -> None:
+def test_empty_masks_mean_what_the_table_says(in_reference: bool, in_prediction: bool, score: float | None) -> None:
     reference, found = (np.zeros((7, 9, 11), dtype=np.uint8) for _ in range(2))
     reference[2:4, 2:5, 2:6] = 2 * in_reference
     found[2:4, 2:5, 2:6] = 2 * in_prediction
     scores = score_case(reference, found, LABELS, spacing_mm=SPACING_MM)
     assert scores["tumor"].dice == pytest.approx(score)
     assert scores["tumor"].nsd == pytest.approx(score)
-    assert scores["tumor"].is_false_alarm is is_false_alarm
     assert scores["liver"] == LabelScore(None, None, 0.0, 0.0)
 
 

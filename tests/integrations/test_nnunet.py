@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -18,7 +19,8 @@ from maisi_aug.integrations import nnunet, nnunet_check
 from maisi_aug.integrations.nnunet import ExportReport, export_nnunet
 from maisi_aug.integrations.nnunet_folders import MAPPING_NAME
 from maisi_aug.manifest import MANIFEST_NAME, ManifestWriter
-from maisi_aug.volume_io import load_image, load_label_map, save_label_map, sha256_of
+from maisi_aug.volume_io import load_image, load_label_map, save_label_map
+from maisi_aug.whole_files import sha256_of
 from tests.tiny_cohort import (
     BODY,
     GRID,
@@ -242,7 +244,7 @@ class TestRefusals:
     def test_cohort_that_is_being_written(self, build_cohort: BuildCohort) -> None:
         cohort = build_cohort([HEPATIC_TUMOR])
         with (
-            ManifestWriter(cohort / "manifest.b.jsonl"),
+            ManifestWriter(cohort / MANIFEST_NAME),
             pytest.raises(ExportError, match="a process that is still writing"),
         ):
             export(cohort)
@@ -250,7 +252,7 @@ class TestRefusals:
 
     def test_disk_without_locks(self, build_cohort: BuildCohort, monkeypatch: pytest.MonkeyPatch) -> None:
         def refuse(file: object, operation: int) -> None:
-            raise OSError(os.strerror(37))
+            raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
         cohort = build_cohort([HEPATIC_TUMOR])
         monkeypatch.setattr(fcntl, "flock", refuse)

@@ -364,7 +364,7 @@ class TestRefusals:
     def test_cohort_that_is_being_written(self, place: Place) -> None:
         place.fill()
         with (
-            ManifestWriter(place.cohort / "manifest.b.jsonl"),
+            ManifestWriter(place.cohort / MANIFEST_NAME),
             pytest.raises(ExportError, match="a process that is still writing"),
         ):
             place.export()

@@ -14,7 +14,8 @@ from maisi_aug.grid import Grid
 from maisi_aug.labels import BODY_ID
 from maisi_aug.preparation.run import run_parallel
 from maisi_aug.prepared import load_prepared
-from maisi_aug.volume_io import load_image, load_label_map, save_image, save_label_map, sha256_of
+from maisi_aug.volume_io import load_image, load_label_map, save_image, save_label_map
+from maisi_aug.whole_files import sha256_of
 from tests.tiny_bank import SPLEEN, build_ct, build_trunk, trunk_grid
 from tests.tiny_lab import GRID_WORDS, SHAPE, SPACING_MM, build_own_labels, write_lab
 

@@ -13,7 +13,8 @@ from maisi_aug.grid import Grid
 from maisi_aug.networks import build_network
 from maisi_aug.prepared import load_prepared
 from maisi_aug.training.prepared import PreparedStore
-from maisi_aug.volume_io import save_image, save_label_map, sha256_of
+from maisi_aug.volume_io import save_image, save_label_map
+from maisi_aug.whole_files import sha256_of
 from tests.test_prepared import build_case, write_folder
 from tests.tiny_bundle import build_header
 from tests.tiny_training import SHAPE, SPACING_MM

@@ -11,7 +11,7 @@ import yaml
 
 from maisi_aug.bundle import NETWORK_ROLES, Bundle, load_bundle
 from maisi_aug.errors import BundleError
-from maisi_aug.precision import convert_bundle, convert_checkpoint
+from maisi_aug.weight_copies import convert_bundle, convert_checkpoint
 from maisi_aug.weights import verify_bundle, write_bundle
 from maisi_aug.whole_files import sha256_of
 from tests.tiny_bundle import build_header, write_tiny_bundle

@@ -18,8 +18,8 @@ from torch import Tensor
 
 from maisi_aug.bundle import BUNDLE_FILE, load_bundle
 from maisi_aug.bundle_references import copy_bank
+from maisi_aug.checkpoint_import import open_whole_folder
 from maisi_aug.checkpoints import SCALE_FACTOR_KEY, find_state_dict, read_checkpoint, take_scale_factor
-from maisi_aug.conversion import open_whole_folder
 from maisi_aug.errors import BundleError
 from maisi_aug.weights import StateDict, load_weight_file, write_bundle
 from maisi_aug.whole_files import sha256_of, write_whole
