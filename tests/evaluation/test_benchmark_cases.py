@@ -225,6 +225,20 @@ def test_cases_made_from_test_maps_are_leaks(tmp_path: Path) -> None:
         ("AMOS22", "AMOS"),
         ("my_hospital_splits", ""),
         ("autoPET-III", "autoPET 2023"),
+        ("LiTS17", "MSD Task03 Liver"),
+        ("Dataset017_LiTS", "MSD Task03 Liver"),
+        ("Pancreas-CT", "Pancreas-CT"),
+        ("Dataset082_PancreasCT", "Pancreas-CT"),
+        ("Bone-Lesion", "Bone-Lesion"),
+        ("NLST", "NLST"),
+        ("Dataset055_AeroPath", "AeroPath"),
+        ("COVID-19", "COVID-19"),
+        ("CRLM-CT", "CRLM-CT"),
+        ("CTPelvic1K-CLINIC", "CTPelvic1K-CLINIC"),
+        ("Multi-organ-Abdominal-CT", "Multi-organ-Abdominal-CT"),
+        ("StonyBrook-CT", "StonyBrook-CT"),
+        ("COVID-19-NY-SBU", "StonyBrook-CT"),
+        ("TCIA_Colon", "TCIA_Colon"),
     ],
 )
 def test_published_training_data_is_recognised(tmp_path: Path, name: str, found: str) -> None:
@@ -235,6 +249,24 @@ def test_published_training_data_is_recognised(tmp_path: Path, name: str, found:
 def test_published_training_data_is_recognised_by_its_description(tmp_path: Path) -> None:
     folder = write_dataset(tmp_path / "Dataset701_Mine", 1, description="The LiTS challenge, renamed")
     assert find_published_training(folder) == "MSD Task03 Liver"
+
+
+@pytest.mark.parametrize(
+    "description", [{"labels": {"background": 0, "bone lesion": 1}}, {"description": "scanned before COVID-19"}]
+)
+def test_common_words_of_a_description_are_no_published_training_data(
+    tmp_path: Path, description: dict[str, object]
+) -> None:
+    assert find_published_training(write_dataset(tmp_path / "Dataset701_Mine", 1, **description)) == ""
+
+
+def test_every_dataset_of_the_published_list_is_known(tmp_path: Path) -> None:
+    """The table in section 2 of MAISI's data/README.md, the tasks of the MSD as their archives are called."""
+    others = "AbdomenCT-1K AeroPath AMOS22 autoPET23 Bone-Lesion BTCV COVID-19 CRLM-CT CT-ORG CTPelvic1K-CLINIC LIDC"
+    others += " Multi-organ-Abdominal-CT NLST Pancreas-CT StonyBrook-CT TCIA_Colon TotalSegmentatorV2 VerSe"
+    tasks = "Task03_Liver Task06_Lung Task07_Pancreas Task08_HepaticVessel Task09_Spleen Task10_Colon"
+    found = {find_published_training(tmp_path / name) for name in (others + " " + tasks).split()}
+    assert len(found - {""}) == 24
 
 
 def test_images_numbered_like_channels_are_cases(tmp_path: Path) -> None:
