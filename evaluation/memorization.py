@@ -186,7 +186,10 @@ def measure_label_distances(cases: Sequence[Thumbnail], others: Sequence[Thumbna
 
 
 def _shrink_all(case_set: CaseSet, notify: Notify) -> tuple[list[Thumbnail], list[Any]]:
-    return measure_each(case_set.cases, lambda case: case.case_id, lambda case: shrink(case_set, case), notify)
+    thumbnails, skipped = measure_each(
+        case_set.cases, lambda case: case.case_id, lambda case: shrink(case_set, case), notify
+    )
+    return thumbnails, [*case_set.skipped, *skipped]
 
 
 def _spread(grid: Grid, box: Sequence[slice], side: int) -> Grid:
@@ -215,7 +218,7 @@ def _compare(
     if not usable.any() or not comparable.any():
         return {"verdict": "not compared: there are no label maps of known organs on both sides", "cases": []}
     nearest = find_nearest(own[usable])
-    real = [thumbnail for thumbnail, is_there in zip(reference, comparable, strict=True) if is_there]
+    real = [reference[int(index)] for index in np.flatnonzero(comparable)]
     patients = [[thumbnail.case.patient for thumbnail in side] for side in (real, train)]
     normal, doubles = find_reference(other[comparable], *patients)
     verdict, p, copies = judge(nearest.relative, normal, num_train=len(train))

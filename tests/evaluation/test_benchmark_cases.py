@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -255,7 +256,7 @@ def test_published_training_data_is_recognised_by_its_description(tmp_path: Path
     "description", [{"labels": {"background": 0, "bone lesion": 1}}, {"description": "scanned before COVID-19"}]
 )
 def test_common_words_of_a_description_are_no_published_training_data(
-    tmp_path: Path, description: dict[str, object]
+    tmp_path: Path, description: dict[str, Any]
 ) -> None:
     assert find_published_training(write_dataset(tmp_path / "Dataset701_Mine", 1, **description)) == ""
 
