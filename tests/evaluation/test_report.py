@@ -208,6 +208,36 @@ def test_command_line_writes_page_figures_and_summary(
     assert "expected a file that ends in .html" in " ".join(refused.stderr.split())
 
 
+def test_page_never_replaces_a_file_that_is_no_report(
+    finished: Benchmark, tmp_path: Path, run_cli: Callable[..., Outcome]
+) -> None:
+    """The plan of the benchmark, a dataset's description, somebody's README."""
+    bench = shutil.copytree(finished.folder, tmp_path / "bench")
+    (tmp_path / "dataset.json").write_text('{"labels": {}}')
+    (tmp_path / "README.md").write_text("mine")
+    for page_name, kept in (
+        ("bench/benchmark.html", "bench/benchmark.json"),
+        ("dataset.html", "dataset.json"),
+        ("README.html", "README.md"),
+    ):
+        before = (tmp_path / kept).read_bytes()
+        files = sorted(tmp_path.rglob("*"))
+        refused = run_cli("report", bench, "--out", tmp_path / page_name)
+        assert refused.code == 1
+        assert f"{tmp_path / kept}: expected no file or that of an earlier report" in refused.stderr
+        assert (tmp_path / kept).read_bytes() == before
+        assert sorted(tmp_path.rglob("*")) == files
+        with pytest.raises(EvaluationError, match="Choose another --out"):
+            write_report(build_report(bench), tmp_path / page_name)
+
+
+def test_earlier_report_is_replaced(finished: Benchmark, tmp_path: Path) -> None:
+    report = build_report(finished.folder)
+    write_report(report, tmp_path / "r.html")
+    (tmp_path / "r.md").write_text("older")
+    assert write_report(report, tmp_path / "r.html")[2].read_text() == report.markdown
+
+
 @pytest.mark.slow
 def test_browser_opens_the_page_without_an_error_or_a_request(finished: Benchmark, tmp_path: Path) -> None:
     browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
