@@ -23,6 +23,7 @@ from maisi_aug.evaluation.benchmark_plan import compose_arms, plan_benchmark
 from maisi_aug.evaluation.benchmark_results import summarise_benchmark
 from maisi_aug.evaluation.benchmark_text import summarise_verdicts, to_report_text
 from maisi_aug.grid import Grid
+from maisi_aug.integrations.nnunet_folders import MAPPING_NAME
 from maisi_aug.volume_io import load_label_map, save_image, save_label_map
 from tests.conftest import Outcome
 from tests.tiny_benchmark import SHAPE, SPACING_MM, build_config, write_dataset
@@ -73,6 +74,23 @@ def test_too_few_synthetic_cases_are_named(tmp_path: Path) -> None:
     config = build_config(tmp_path)
     sources = plan_benchmark(config).sources
     assert len(compose_arms(config, ["a"], sources)["real+synthetic:1"]) == 2
+
+
+def test_too_few_synthetic_cases_are_explained_by_those_that_were_lost(tmp_path: Path) -> None:
+    config = build_config(tmp_path)
+    made = Path(config.synthetic["synthetic"])
+    tested = plan_benchmark(config).split.test
+    cases = {
+        f"made_{number:04d}": {"mask_origin": {"source": "bank", "file": f"labelsTr/{case_id}.nii.gz"}}
+        for number, case_id in enumerate(tested)
+    }
+    (made / MAPPING_NAME).write_text(json.dumps({"cases": cases}))
+    with pytest.raises(BenchmarkError, match=r"expected 2 .*, found 0 that can be used. 4 of the 4 cases .* test pat"):
+        plan_benchmark(config)
+    for path in (made / "images").iterdir():
+        path.write_bytes(b"torn")
+    with pytest.raises(BenchmarkError, match=r"found 0 that can be used. Case made_0000 \(synthetic\) was left out"):
+        plan_benchmark(config)
 
 
 def test_unreadable_cases_are_left_out_of_every_arm_and_named(tmp_path: Path) -> None:
