@@ -15,7 +15,7 @@ import json
 import os
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +28,7 @@ from maisi_aug.evaluation.benchmark_config import COPY_PASTE, REAL, BenchmarkCon
 from maisi_aug.evaluation.benchmark_data import LoadedCase, load_case
 from maisi_aug.evaluation.benchmark_plan import BenchmarkPlan, CaseRef, Notify, plan_benchmark
 from maisi_aug.evaluation.copy_paste import paste_lesion
-from maisi_aug.evaluation.detection import match_lesions
+from maisi_aug.evaluation.detection import LesionMatch, match_lesions
 from maisi_aug.evaluation.reports import write_json
 from maisi_aug.evaluation.segmentation_metrics import score_case
 from maisi_aug.seeds import derive_seed, numpy_generator
@@ -169,8 +169,11 @@ class Benchmark:
         """
         path = self.folder_of(arm, seed) / SCORES_NAME
         scores = _read_json(path) if path.is_file() else None
-        if scores is None or "cases" not in scores:
-            raise BenchmarkError(f"{path}: expected the scores of an arm, found none. Remove the file and run the arm.")
+        if scores is None or not _has_every_score(scores, self.plan):
+            found = "none" if scores is None else "some that are not complete"
+            raise BenchmarkError(
+                f"{path}: expected the scores of an arm, found {found}. Remove the file and run the arm."
+            )
         return scores
 
 
@@ -362,6 +365,20 @@ def _lock(folder: Path) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
+
+
+def _has_every_score(scores: Mapping[str, Any], plan: BenchmarkPlan) -> bool:
+    """Whether all test cases of the plan and all of its labels are there: figures are made of nothing less."""
+    try:
+        for case in scores["cases"]:
+            for name in plan.labels:
+                score = case["labels"][name]
+                _ = case["patient"], float(score["reference_ml"]), float(score["found_ml"])
+                _ = [float(score[metric]) for metric in ("dice", "nsd") if score[metric] is not None]
+                _ = [LesionMatch(**lesion) for lesion in score["lesions"]] if name in plan.lesion_labels else []
+        return sorted(case["case_id"] for case in scores["cases"]) == sorted(plan.split.test)
+    except (KeyError, TypeError, ValueError):
+        return False
 
 
 def _read_json(path: Path) -> dict[str, Any] | None:

@@ -127,7 +127,8 @@ def plan_benchmark(
     require_patients(real.cases, config)
     real, warnings = _keep_readable(real, notify)
     split = split_patients([case.case_id for case in real.cases], config)
-    sources, losses = {REAL: real}, {}
+    sources = {REAL: real}
+    losses: dict[str, list[str]] = {}
     tested = [case for case in real.cases if case.case_id in split.test]
     for name, path in config.synthetic.items():
         source = find_synthetic_cases(name, Path(path), labels, config.mapping)

@@ -9,6 +9,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -17,7 +18,9 @@ from maisi_aug.evaluation import report_page as page
 from maisi_aug.evaluation.benchmark import SCORES_NAME, Benchmark, open_benchmark, run_arm
 from maisi_aug.evaluation.charts import DotRow, draw_dot_chart
 from maisi_aug.evaluation.report import build_report, write_report
+from maisi_aug.grid import Grid
 from maisi_aug.manifest import MANIFEST_NAME
+from maisi_aug.volume_io import save_label_map
 from tests.conftest import Outcome
 from tests.tiny_benchmark import build_config
 from tests.tiny_cohort import HEPATIC_TUMOR, write_cohort
@@ -101,6 +104,58 @@ def test_unfinished_arm_is_named_and_the_rest_is_there(finished: Benchmark, tmp_
     check_page(html)
     assert "real+synthetic:1, seed 0: failed: the &lt;disk&gt; is full" in html
     assert "real-duplicated against real" in html
+
+
+@pytest.fixture(scope="module")
+def finished_twice(tmp_path_factory: pytest.TempPathFactory) -> Benchmark:
+    """Two trainings of two arms."""
+    folder = tmp_path_factory.mktemp("twice")
+    benchmark = open_benchmark(folder / "bench", build_config(folder, arms=("real", "real-duplicated"), num_seeds=2))
+    for state in benchmark.states:
+        run_arm(benchmark, state.arm, state.seed, device="cpu")
+    return benchmark
+
+
+@pytest.mark.parametrize("damage", ["torn", "another shape"])
+def test_damaged_prediction_is_named_and_the_rest_is_there(finished: Benchmark, tmp_path: Path, damage: str) -> None:
+    bench = tmp_path / "bench"
+    shutil.copytree(finished.folder, bench)
+    for path in (bench / "arms" / "real" / "seed-0" / "predictions").iterdir():
+        if damage == "torn":
+            path.write_bytes(path.read_bytes()[:100])
+        else:
+            save_label_map(path, np.zeros((3, 4, 5), np.uint8), Grid.from_spacing((3, 4, 5), (1.0, 1.0, 1.0)))
+    html = build_report(bench).html
+    check_page(html)
+    assert html.count("data:image/jpeg;base64,") == 3 * (1 + 2)
+    assert len(set(re.findall(r"(case_\d+), real: ", html))) == 3
+    assert "How it was done" in html
+
+
+@pytest.mark.parametrize("damage", ["text", "no labels", "no patient", "no lesions", "a case is missing"])
+def test_damaged_scores_are_named_and_another_training_is_shown(
+    finished_twice: Benchmark, tmp_path: Path, damage: str
+) -> None:
+    bench = tmp_path / "bench"
+    shutil.copytree(finished_twice.folder, bench)
+    path = bench / "arms" / "real" / "seed-0" / SCORES_NAME
+    scores = json.loads(path.read_text())
+    if damage == "no labels":
+        del scores["cases"][0]["labels"]
+    if damage == "no patient":
+        del scores["cases"][0]["patient"]
+    if damage == "no lesions":
+        del scores["cases"][0]["labels"]["tumor"]["lesions"]
+    if damage == "a case is missing":
+        del scores["cases"][0]
+    path.write_text("{" if damage == "text" else json.dumps(scores))
+    report = build_report(bench)
+    check_page(report.html)
+    assert [(row["arm"], row["seed"]) for row in report.document["failures"]] == [("real", 0)]
+    assert "real, seed 0: failed: " in report.html
+    assert f"{path}: expected the scores of an arm, found" in report.html
+    assert report.html.count("data:image/jpeg;base64,") == 3 * (1 + 2)
+    assert "real-duplicated against real" in report.html
 
 
 def test_benchmark_without_any_finished_arm_has_a_page(finished: Benchmark, tmp_path: Path) -> None:
