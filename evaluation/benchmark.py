@@ -22,7 +22,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any, Final, Protocol
 
-from maisi_aug.errors import BenchmarkError, did_you_mean
+from maisi_aug.errors import ArmBusyError, BenchmarkError, did_you_mean
 from maisi_aug.evaluation.benchmark_cases import CaseFiles
 from maisi_aug.evaluation.benchmark_config import COPY_PASTE, REAL, BenchmarkConfig
 from maisi_aug.evaluation.benchmark_data import LoadedCase, load_case
@@ -248,7 +248,8 @@ def run_arm(
     An error of the arm is kept in its folder and returned, so that the other arms go on.
 
     Raises:
-        BenchmarkError: There is no such arm or seed, or another process is at work on it.
+        BenchmarkError: There is no such arm or seed.
+        ArmBusyError: Another process is at work on it.
     """
     folder = benchmark.folder_of(arm, seed)
     if benchmark.state_of(arm, seed).status == "done":
@@ -344,7 +345,7 @@ def _lock(folder: Path) -> Iterator[None]:
     """Keep other processes away from a training; the lock dies with the process.
 
     Raises:
-        BenchmarkError: Another process holds it.
+        ArmBusyError: Another process holds it.
     """
     folder.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(folder / LOCK_NAME, os.O_RDWR | os.O_CREAT, 0o644)
@@ -355,7 +356,7 @@ def _lock(folder: Path) -> Iterator[None]:
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                raise BenchmarkError(
+                raise ArmBusyError(
                     f"{folder}: expected an arm that nothing else is running, found another process at work on it. "
                     "Wait for it to end."
                 ) from None

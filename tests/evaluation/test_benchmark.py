@@ -267,6 +267,25 @@ def test_command_line_plans_runs_and_reports(tmp_path: Path, run_cli: Callable[.
     assert "--arm real+synthetic:1" not in done.stderr
 
 
+def test_arm_that_runs_elsewhere_does_not_stop_the_others(tmp_path: Path, run_cli: Callable[..., Outcome]) -> None:
+    import fcntl
+
+    config = build_config(tmp_path, arms=("real", "real+synthetic:1", "real-duplicated"))
+    benchmark = open_benchmark(tmp_path / "bench", config)
+    words = ["--real", config.real, "--synthetic", config.synthetic["synthetic"], "--num-train", "2", "--steps", "2"]
+    words += ["--arms", ",".join(config.arms), "--seeds", "1", "--out", str(benchmark.folder), "--json"]
+    folder = benchmark.folder_of("real+synthetic:1", 0)
+    folder.mkdir(parents=True)
+    with (folder / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        done = run_cli("benchmark", "run", *words)
+    assert "real+synthetic:1, seed 0: running elsewhere" in done.stderr
+    document = json.loads(done.stdout)
+    assert [arm["num_seeds_done"] for arm in document["arms"]] == [1, 0, 1]
+    assert {(row["arm"], row["baseline"]) for row in document["comparisons"]} == {("real-duplicated", "real")}
+    assert done.code == 1
+
+
 def test_command_line_names_what_is_wrong(tmp_path: Path, run_cli: Callable[..., Outcome]) -> None:
     config = build_config(tmp_path)
     words = ["benchmark", "run", "--real", config.real, "--out", str(tmp_path / "b")]
