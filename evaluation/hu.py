@@ -140,7 +140,8 @@ def measure_reference(case_set: CaseSet, notify: Notify) -> tuple[Reference, lis
             f"{case_set.path}: expected a label in at least {MIN_REFERENCE_CASES} reference cases, found none in "
             f"{len(case_set.labelled)}. Add cases, or use the published ranges."
         )
-    return Reference(f"ranges of {len({row.case_id for row in rows})} cases in {case_set.path.name}", bounds), skipped
+    num_read = len(case_set.labelled) + len(case_set.skipped) - len(skipped)
+    return Reference(f"ranges of {num_read} cases in {case_set.path.name}", bounds), skipped
 
 
 def measure_label_hu(case_set: CaseSet, notify: Notify) -> tuple[list[LabelHu], list[SkippedCase]]:

@@ -192,6 +192,49 @@ def test_cohort_becomes_a_page_with_pictures_and_licences(tmp_path: Path) -> Non
     assert report.html.count("3 mL &lt;found&gt;") == 2
 
 
+def test_cases_that_cannot_be_read_are_named_on_the_page(tmp_path: Path) -> None:
+    folder = write_cohort(tmp_path / "cohort", [HEPATIC_TUMOR], [HEPATIC_TUMOR])
+    image = folder / "images" / "case_0002.nii.gz"
+    image.write_bytes(image.read_bytes()[:200])
+    report = build_report(folder)
+    check_page(report.html)
+    assert [row["case"] for row in report.document["hu"]["skipped"]] == ["case_0002"]
+    assert report.html.count("case_0002 could not be measured. ") == 1
+    assert "HU by organ" in report.html
+
+
+def test_picture_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    folder = write_pictured_cohort(tmp_path / "cohort")
+    (folder / "case_0001.png").write_bytes(b"torn")
+    report = build_report(folder)
+    check_page(report.html)
+    assert f"case_0001: the picture {folder / 'case_0001.png'} cannot be read." in report.html
+
+
+def test_unfinished_cohort_is_held_against_its_plan(tmp_path: Path) -> None:
+    folder = write_cohort(tmp_path / "cohort", [HEPATIC_TUMOR])
+    (folder / "cohort.yaml").write_text("configuration:\n  num_cases: 2\n")
+    report = build_report(folder)
+    check_page(report.html)
+    assert report.document["num_cases"] == 2
+    assert "1 of 2 cases accepted" in report.html
+    for text in (report.html, report.markdown):
+        assert "1 of 2 planned cases are not made yet" in text
+    (folder / "cohort.yaml").unlink()
+    assert "1 of 1 cases accepted" in build_report(folder).html
+
+
+def test_cohort_that_is_being_written_has_a_page(tmp_path: Path) -> None:
+    import fcntl
+
+    folder = write_cohort(tmp_path / "cohort", [HEPATIC_TUMOR])
+    with (folder / MANIFEST_NAME).open("rb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        report = build_report(folder)
+    assert "HU and visibility were not measured." in report.html
+    assert "found a process that is still writing it" in report.html
+
+
 @pytest.mark.parametrize("content", ["{", "{}", '{"planes": {}}'])
 def test_fid_figures_that_are_none_are_refused(tmp_path: Path, content: str) -> None:
     (tmp_path / "fid.json").write_text(content)
