@@ -206,9 +206,13 @@ def _open(out: Path, config: BenchmarkConfig) -> Benchmark:
 
 
 def _run_all(benchmark: Benchmark, *, device: str, max_minutes: float | None) -> None:
-    """Run what is not done, seed by seed; a failed arm is tried again, and does not stop the others."""
+    """Run what is not done, seed by seed; a failed arm is tried again, and does not stop the others.
+
+    Nor does one that another process is at work on: it is named, and its figures come once it has ended.
+    """
     from time import monotonic
 
+    from maisi_aug.errors import ArmBusyError
     from maisi_aug.evaluation.benchmark_text import arm_command
 
     ends = None if max_minutes is None else monotonic() + 60 * max_minutes
@@ -219,8 +223,12 @@ def _run_all(benchmark: Benchmark, *, device: str, max_minutes: float | None) ->
         if left is not None and left <= 0:
             return
         typer.echo(arm_command(benchmark.folder, state.arm, state.seed), err=True)
-        done = _run_one(benchmark, state.arm, state.seed, device=device, max_minutes=left)
-        typer.echo(f"  {_spell_state(done)}", err=True)
+        try:
+            done = _run_one(benchmark, state.arm, state.seed, device=device, max_minutes=left)
+        except ArmBusyError:
+            typer.echo(f"  {state.arm}, seed {state.seed}: running elsewhere; run again once it has ended", err=True)
+        else:
+            typer.echo(f"  {_spell_state(done)}", err=True)
 
 
 def _run_one(benchmark: Benchmark, name: str, seed: int, *, device: str, max_minutes: float | None) -> ArmState:

@@ -16,7 +16,7 @@ def register(app: typer.Typer) -> None:
 
 def report(
     path: Annotated[Path, typer.Argument(metavar="BENCH|COHORT", help="Folder of a benchmark or of a cohort.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="The page; report.json and report.md go beside it.")] = Path(
+    out: Annotated[Path, typer.Option("--out", "-o", help="The page; its .json and .md go beside it.")] = Path(
         "report.html"
     ),
     fid: Annotated[
@@ -29,10 +29,11 @@ def report(
     Example: maisi-aug report bench --out report.html
     """
     from maisi_aug.cli.bars import count_up
-    from maisi_aug.evaluation.report import build_report, write_report
+    from maisi_aug.evaluation.report import build_report, require_own_report, write_report
 
     if out.suffix.lower() not in (".html", ".htm"):
         raise typer.BadParameter(f"expected a file that ends in .html, found '{out}'.", param_hint="--out")
+    require_own_report(out)
     with count_up("measuring", is_quiet=False) as update:
         built = build_report(path, fid_file=fid, notify=lambda stage, done, total: update(done, total))
     files = write_report(built, out)

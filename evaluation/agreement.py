@@ -152,7 +152,7 @@ def measure_agreement(
         "labels": [_describe_label(label, cases, case_set.vocabulary, seed) for label in labels],
         "unmatched": list(unmatched),
         "cases": [{"case": case_id, "dice": dice} for case_id, dice in cases],
-        "skipped": describe_skipped(skipped),
+        "skipped": describe_skipped([*case_set.skipped, *skipped]),
     }
 
 

@@ -13,20 +13,20 @@ from __future__ import annotations
 import json
 import os
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
 from typing import Any, Final, Protocol
 
-from maisi_aug.errors import BenchmarkError, did_you_mean
+from maisi_aug.errors import ArmBusyError, BenchmarkError, did_you_mean
 from maisi_aug.evaluation.benchmark_cases import CaseFiles
 from maisi_aug.evaluation.benchmark_config import COPY_PASTE, REAL, BenchmarkConfig
 from maisi_aug.evaluation.benchmark_data import LoadedCase, load_case
 from maisi_aug.evaluation.benchmark_plan import BenchmarkPlan, CaseRef, Notify, plan_benchmark
 from maisi_aug.evaluation.copy_paste import paste_lesion
-from maisi_aug.evaluation.detection import match_lesions
+from maisi_aug.evaluation.detection import LesionMatch, match_lesions
 from maisi_aug.evaluation.report_files import write_json
 from maisi_aug.evaluation.segmentation_metrics import score_case
 from maisi_aug.file_lock import lock
@@ -168,8 +168,11 @@ class Benchmark:
         """
         path = self.folder_of(arm, seed) / SCORES_NAME
         scores = _read_json(path) if path.is_file() else None
-        if scores is None or "cases" not in scores:
-            raise BenchmarkError(f"{path}: expected the scores of an arm, found none. Remove the file and run the arm.")
+        if scores is None or not _has_every_score(scores, self.plan):
+            found = "none" if scores is None else "some that are not complete"
+            raise BenchmarkError(
+                f"{path}: expected the scores of an arm, found {found}. Remove the file and run the arm."
+            )
         return scores
 
 
@@ -244,7 +247,8 @@ def run_arm(
     An error of the arm is kept in its folder and returned, so that the other arms go on.
 
     Raises:
-        BenchmarkError: There is no such arm or seed, or another process is at work on it.
+        BenchmarkError: There is no such arm or seed.
+        ArmBusyError: Another process is at work on it.
     """
     folder = benchmark.folder_of(arm, seed)
     if benchmark.state_of(arm, seed).status == "done":
@@ -340,19 +344,33 @@ def _lock(folder: Path) -> Iterator[None]:
     """Keep other processes away from a training; the lock dies with the process.
 
     Raises:
-        BenchmarkError: Another process holds it.
+        ArmBusyError: Another process holds it.
     """
     folder.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(folder / LOCK_NAME, os.O_RDWR | os.O_CREAT, 0o644)
     try:
         if not lock(descriptor):
-            raise BenchmarkError(
+            raise ArmBusyError(
                 f"{folder}: expected an arm that nothing else is running, found another process at work on it. "
                 "Wait for it to end."
             )
         yield
     finally:
         os.close(descriptor)
+
+
+def _has_every_score(scores: Mapping[str, Any], plan: BenchmarkPlan) -> bool:
+    """Whether all test cases of the plan and all of its labels are there: figures are made of nothing less."""
+    try:
+        for case in scores["cases"]:
+            for name in plan.labels:
+                score = case["labels"][name]
+                _ = case["patient"], float(score["reference_ml"]), float(score["found_ml"])
+                _ = [float(score[metric]) for metric in ("dice", "nsd") if score[metric] is not None]
+                _ = [LesionMatch(**lesion) for lesion in score["lesions"]] if name in plan.lesion_labels else []
+        return sorted(case["case_id"] for case in scores["cases"]) == sorted(plan.split.test)
+    except (KeyError, TypeError, ValueError):
+        return False
 
 
 def _read_json(path: Path) -> dict[str, Any] | None:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
 from maisi_aug.bank_files import find_entries, find_referenced, stem_of
 from maisi_aug.errors import BankError, BenchmarkError, PreparationError, VocabularyError
 from maisi_aug.integrations.cohort_source import load_cohort_source
-from maisi_aug.integrations.nnunet_folders import MARK_KEY
+from maisi_aug.integrations.nnunet_folders import MAPPING_NAME, MARK_KEY
 from maisi_aug.labels import BODY_ID, Vocabulary
 from maisi_aug.lesion_names import is_bare_lesion_name, lesion_word
 from maisi_aug.manifest import is_cohort
@@ -112,6 +112,15 @@ def find_synthetic_cases(
         num_listed = len(cases)
         cases = tuple(case for case in cases if case.case_id in synthetic_ids)
         notes = (*notes, f"{num_listed - len(cases)} of the {num_listed} cases of '{name}' are real and left out.")
+    cases = _with_origins(path, cases)
+    num_unknown = sum(not case.origin for case in cases)
+    if num_unknown:
+        notes = (
+            *notes,
+            f"Nothing says which label maps {num_unknown} of the {len(cases)} cases of '{name}' were made from: a case "
+            "that was made from a test patient's map is found only where it still has that map. Give the cohort "
+            "itself, or export it again.",
+        )
     found: LabelIds = {}
     for label in labels:
         wanted = mapping.get(label, (label,))
@@ -131,11 +140,25 @@ def _read_cohort(name: str, path: Path, labels: Sequence[str], mapping: Mapping[
             record.case_id,
             cohort.require_file(record, "image"),
             cohort.require_file(record, "anatomy"),
-            tuple(str(value) for value in record.mask_origin.values() if isinstance(value, str)),
+            _list_origin(record.mask_origin),
         )
         for record in cohort.cases
     )
     return CaseSource(name, cases, found)
+
+
+def _list_origin(mask_origin: Mapping[str, Any]) -> tuple[str, ...]:
+    return tuple(value for value in mask_origin.values() if isinstance(value, str))
+
+
+def _with_origins(path: Path, cases: Sequence[CaseFiles]) -> tuple[CaseFiles, ...]:
+    """The cases with what the mapping file of an exported cohort says of their label maps."""
+    try:
+        rows = json.loads((path / MAPPING_NAME).read_text(encoding="utf-8"))["cases"]
+        origins = {str(case_id): _list_origin(row["mask_origin"]) for case_id, row in rows.items()}
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):  # no export, or one of an earlier version
+        return tuple(cases)
+    return tuple(replace(case, origin=origins.get(case.case_id, ())) for case in cases)
 
 
 def _find_ids(label: str, wanted: Sequence[str], vocabulary: Vocabulary, path: Path) -> tuple[int, ...]:

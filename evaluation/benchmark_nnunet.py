@@ -1,7 +1,8 @@
 """How nnU-Net runs an arm: one dataset with the cases of all arms, a fold for each arm, plans from the real cases.
 
 The cases are written once, in RAS+ and with the benchmark's classes as labels, so that images and label maps lie on one
-grid whatever their files were like. Preprocessing is shared by all arms; whoever comes first does it.
+grid whatever their files were like. Preprocessing is shared by all arms; whoever comes first does it. A case that
+cannot be written then is missing from the dataset, and fails the arms that train on it and no other.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
+from maisi_aug.errors import BenchmarkError, MaisiAugError
 from maisi_aug.evaluation.benchmark import ArmJob
 from maisi_aug.evaluation.benchmark_data import load_case
 from maisi_aug.evaluation.benchmark_plan import CaseRef
@@ -50,32 +52,55 @@ class NnunetEngine:
 
 
 def _prepare(job: ArmJob) -> str:
-    """Name of the plans; writes and preprocesses all cases where no other arm has done so."""
+    """Name of the plans; writes and preprocesses all cases where no other arm has done so.
+
+    Raises:
+        BenchmarkError: A case that this arm trains on, or that is planned on, cannot be prepared.
+    """
     folder = job.bench / "nnunet"
     with _wait_for_lock(folder):
         ready = folder / READY_NAME
-        if ready.is_file():
-            return str(json.loads(ready.read_text(encoding="utf-8"))["plans"])
-        refs = dict.fromkeys(ref for arm in job.plan.arms.values() for ref in arm)
-        refs |= dict.fromkeys(("real", case_id) for case_id in job.plan.split.train)
-        listed = {_name(ref): _write_case(job, ref, folder / "raw" / DATASET) for ref in refs}
-        description = {
-            "channel_names": {"0": "CT"},
-            "labels": {"background": 0, **job.plan.classes},
-            "numTraining": len(listed),
-            "file_ending": ".nii.gz",
-            "dataset": listed,
-        }
-        plans = prepare_nnunet_folds(
-            folder,
-            DATASET,
-            description,
-            planned_on=[_name(("real", case_id)) for case_id in job.plan.split.train],
-            folds=[[_name(ref) for ref in arm] for arm in job.plan.arms.values()],
-            is_compact=job.plan.config.preset == "cpu",
+        if not ready.is_file():
+            write_json(ready, _prepare_all(job, folder))
+        found = json.loads(ready.read_text(encoding="utf-8"))
+    missing: dict[str, str] = found.get("missing", {})
+    lost = [name for ref in dict.fromkeys(job.training_refs) if (name := _name(ref)) in missing]
+    if lost:
+        raise BenchmarkError(
+            f"Arm '{job.arm}': expected all of its training cases, found {len(lost)} that could not be prepared; the "
+            f"first, {lost[0]}: {missing[lost[0]]} To have them prepared again, remove {folder} while no arm runs."
         )
-        write_json(ready, {"plans": plans})
-        return plans
+    return str(found["plans"])
+
+
+def _prepare_all(job: ArmJob, folder: Path) -> dict[str, object]:
+    """Plan on the real training cases and preprocess the cases of all arms; those that cannot be read are listed."""
+    planned_on = [("real", case_id) for case_id in job.plan.split.train]
+    listed: dict[str, dict[str, object]] = {}
+    missing: dict[str, str] = {}
+    for ref in dict.fromkeys([*planned_on, *(ref for arm in job.plan.arms.values() for ref in arm)]):
+        try:
+            listed[_name(ref)] = _write_case(job, ref, folder / "raw" / DATASET)
+        except MaisiAugError as error:
+            if ref in planned_on:  # without it the plans would be others, in every arm
+                raise
+            missing[_name(ref)] = str(error)
+    description = {
+        "channel_names": {"0": "CT"},
+        "labels": {"background": 0, **job.plan.classes},
+        "numTraining": len(listed),
+        "file_ending": ".nii.gz",
+        "dataset": listed,
+    }
+    plans = prepare_nnunet_folds(
+        folder,
+        DATASET,
+        description,
+        planned_on=[_name(ref) for ref in planned_on],
+        folds=[[name for ref in arm if (name := _name(ref)) in listed] for arm in job.plan.arms.values()],
+        is_compact=job.plan.config.preset == "cpu",
+    )
+    return {"plans": plans, "missing": missing}
 
 
 def _write_case(job: ArmJob, ref: CaseRef, dataset: Path) -> dict[str, object]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Final
 
 import numpy as np
@@ -129,14 +130,16 @@ def plan_benchmark(
     lesions = {case_id: names.intersection(lesion_labels) for case_id, names in shown.items()}
     split = split_patients(lesions, config)
     sources = {REAL: real}
+    losses: dict[str, list[str]] = {}
     tested = [case for case in real.cases if case.case_id in split.test]
     for name, path in config.synthetic.items():
         source = find_synthetic_cases(name, Path(path), labels, config.mapping)
+        losses[name] = []
         if reads_synthetic:
-            source, found, _ = _keep_readable(source, notify)
-            warnings += found
-        source, found = _leave_leaks_out(source, tested)
-        warnings += found
+            source, losses[name], _ = _keep_readable(source, notify)
+        source, leaks = _leave_leaks_out(source, tested)
+        losses[name] += leaks
+        warnings += losses[name]
         sources[name] = source
     train = [load_case(case, real.label_ids) for case in real.cases if case.case_id in split.train]
     warnings += [note for source in sources.values() for note in source.notes]
@@ -147,19 +150,28 @@ def plan_benchmark(
         lesion_labels,
         sources,
         split,
-        compose_arms(config, split.train, sources),
+        compose_arms(config, split.train, sources, losses),
         plan_training(train, PRESETS[config.preset]),
         tuple(warnings),
     )
 
 
 def compose_arms(
-    config: BenchmarkConfig, train: Sequence[str], sources: Mapping[str, CaseSource]
+    config: BenchmarkConfig,
+    train: Sequence[str],
+    sources: Mapping[str, CaseSource],
+    losses: Mapping[str, Sequence[str]] = MappingProxyType({}),
 ) -> dict[str, tuple[CaseRef, ...]]:
     """Training cases of every arm.
 
     The synthetic cases of a smaller ratio are among those of a larger one. Duplicated real cases are as many as the
     largest arm has cases; a synthetic-only arm has the synthetic cases of the largest mixed arm of its source.
+
+    Args:
+        config: What was asked for.
+        train: Ids of the real cases to train on.
+        sources: Cases by source.
+        losses: Sentences on the cases that a source has lost; where too few are left, they say why.
 
     Raises:
         BenchmarkError: A source has fewer cases than an arm wants.
@@ -172,10 +184,11 @@ def compose_arms(
     composed: dict[str, tuple[CaseRef, ...]] = {}
     for arm in arms:
         if arm.kind == "mixed":
-            composed[arm.name] = (*real, *_take(orders[arm.source], added[arm.name], arm, config))
+            composed[arm.name] = (*real, *_take(orders[arm.source], added[arm.name], arm, config, losses))
         elif arm.kind == "only":
             counts = [added[other.name] for other in arms if other.kind == "mixed" and other.source == arm.source]
-            composed[arm.name] = _take(orders[arm.source], max(counts, default=len(orders[arm.source])), arm, config)
+            num = max(counts, default=len(orders[arm.source]))
+            composed[arm.name] = _take(orders[arm.source], num, arm, config, losses)
         elif arm.kind == "copy-paste":
             composed[arm.name] = (*real, *((COPY_PASTE, f"paste-{n:04d}") for n in range(added[arm.name])))
         elif arm.kind == "duplicated":
@@ -185,11 +198,15 @@ def compose_arms(
     return composed
 
 
-def _take(order: Sequence[CaseRef], num: int, arm: Arm, config: BenchmarkConfig) -> tuple[CaseRef, ...]:
+def _take(
+    order: Sequence[CaseRef], num: int, arm: Arm, config: BenchmarkConfig, losses: Mapping[str, Sequence[str]]
+) -> tuple[CaseRef, ...]:
     if len(order) < num or not order:
+        said = losses.get(arm.source, ())
+        why = "".join(f" {text}" for text in dict.fromkeys((*said[:1], *said[-1:])))
         raise BenchmarkError(
-            f"Arm '{arm.name}': expected {num} synthetic cases in {config.synthetic[arm.source]}, found {len(order)}. "
-            "Generate more, or lower the ratio."
+            f"Arm '{arm.name}': expected {num or 'some'} synthetic cases in {config.synthetic[arm.source]}, found "
+            f"{len(order)} that can be used.{why} Generate more, or lower the ratio."
         )
     return tuple(order[:num])
 

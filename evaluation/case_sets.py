@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from maisi_aug.bank_entry import BankEntry
-from maisi_aug.bank_files import IMAGE_FOLDERS, case_of, find_entries, is_label_name, stem_of
+from maisi_aug.bank_files import IMAGE_FOLDERS, case_of, find_entries, is_image_name, is_label_name, stem_of
 from maisi_aug.bank_labels import Translation, build_translation, find_label_id, guess_maisi_ids
 from maisi_aug.bank_map import load_entry
 from maisi_aug.errors import EvaluationError, MaisiAugError, VolumeError
@@ -78,6 +78,7 @@ class CaseSet:
         cases: In the order of their names; at least one.
         vocabulary: Meaning of the ids in the label maps that are handed out.
         cohort: The cohort, where it is one.
+        skipped: What lies there and is missing or empty.
     """
 
     path: Path
@@ -85,6 +86,7 @@ class CaseSet:
     cases: tuple[EvaluatedCase, ...]
     vocabulary: Vocabulary
     cohort: CohortSource | None = None
+    skipped: tuple[SkippedCase, ...] = ()
 
     @property
     def labelled(self) -> tuple[EvaluatedCase, ...]:
@@ -160,22 +162,48 @@ def find_case_set(path: Path, *, vocabulary: Vocabulary | None = None) -> CaseSe
     if (path / CASES_NAME).is_file():
         return _list_prepared(load_prepared(path), vocabulary)
     words = vocabulary or FULL_VOCABULARY
-    entries, _ = find_entries(path, lambda name: find_label_id(name, words) is not None)
+    return _list_folder(path, words)
+
+
+def _list_folder(path: Path, words: Vocabulary) -> CaseSet:
+    """The cases of a folder or data list: pairs, and the CTs beside them without a label map."""
+    entries, faults = find_entries(path, lambda name: find_label_id(name, words) is not None)
+    skipped = tuple(SkippedCase(name, f"{reason}.") for name, reason in faults)
     # A CT with several label maps is one case; the first map in the order of names is its own.
     by_image: dict[Path, EvaluatedCase] = {}
     for entry in entries:
         if (image := entry.image_path) is not None:
             by_image.setdefault(image, EvaluatedCase(case_of(image), image, entry))
-    if by_image:
-        cases = tuple(sorted(by_image.values(), key=lambda case: case.case_id))
-        return CaseSet(path, "labelled folder", cases, words)
-    volumes = _find_volumes(path)
-    if not volumes:
+    labelled = frozenset(by_image)
+    taken = {file for entry in entries for file in entry.paths} if labelled else set()
+    named = {case.reason for case in skipped}
+    for volume in _find_unlabelled(path, labelled):
+        is_named = f"{volume.name} is empty." in named and volume.stat().st_size == 0
+        if volume not in taken and not is_named:
+            by_image[volume] = EvaluatedCase(case_of(volume), volume)
+    if not by_image:
+        found = f"none that can be read ({skipped[0].case_id}: {skipped[0].reason})" if skipped else "none"
         raise EvaluationError(
-            f"{path}: expected CT volumes, found none. Give a cohort, an nnU-Net dataset, images/ beside labels/, or a "
-            "folder of NIfTI, NRRD, MHA or DICOM."
+            f"{path}: expected CT volumes, found {found}. Give a cohort, an nnU-Net dataset, images/ beside labels/, "
+            "or a folder of NIfTI, NRRD, MHA or DICOM."
         )
-    return CaseSet(path, "folder of volumes", tuple(EvaluatedCase(case_of(p), p) for p in volumes), words)
+    cases = tuple(sorted(by_image.values(), key=lambda case: case.case_id))
+    return CaseSet(path, "labelled folder" if labelled else "folder of volumes", cases, words, skipped=skipped)
+
+
+def _find_unlabelled(path: Path, labelled: frozenset[Path]) -> list[Path]:
+    """CTs that may have no label map, given those that have one.
+
+    Beside these a file is a CT when it lies in a folder of images or is called one: other volumes, such as a dose or a
+    PET, may lie there too. Where a CT with a label map ends in _0001, that is the number of a case, not of a channel.
+    """
+    has_numbers = any(_OTHER_CHANNEL.search(stem_of(image)) for image in labelled)
+    if not labelled or any((path / name).is_dir() for name in IMAGE_FOLDERS):
+        return _find_volumes(path, has_numbers=has_numbers)
+    if not path.is_dir():
+        return []
+    folders = [path, *(child for child in sorted(path.iterdir()) if child.is_dir() and not child.name.startswith("."))]
+    return [volume for folder in folders for volume in _find_volumes(folder) if is_image_name(volume)]
 
 
 def _list_prepared(dataset: PreparedDataset, vocabulary: Vocabulary | None) -> CaseSet:
@@ -256,8 +284,8 @@ def describe_skipped(skipped: Iterable[SkippedCase]) -> list[dict[str, str]]:
     return [{"case": case_id, "reason": reason} for case_id, reason in skipped]
 
 
-def _find_volumes(path: Path) -> list[Path]:
-    """CT files, or folders of DICOM series, of a folder without label maps."""
+def _find_volumes(path: Path, *, has_numbers: bool = False) -> list[Path]:
+    """CT files, or folders of DICOM series, of a folder; what is called a label map or another channel is left out."""
     if path.is_file():
         return [path] if is_readable_name(path) else []
     folder = next((path / name for name in IMAGE_FOLDERS if (path / name).is_dir()), path)
@@ -266,7 +294,9 @@ def _find_volumes(path: Path) -> list[Path]:
     slices = [file for file in files if file.suffix.lower() == ".dcm"]
     if len(slices) > 1:
         return [folder]
-    volumes = [file for file in files if not is_label_name(file) and not _OTHER_CHANNEL.search(stem_of(file))]
+    volumes = [
+        file for file in files if not is_label_name(file) and (has_numbers or not _OTHER_CHANNEL.search(stem_of(file)))
+    ]
     series = [child for child in children if child.is_dir() and any(child.glob("*.dcm"))]
     return volumes + series
 

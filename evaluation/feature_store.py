@@ -45,7 +45,7 @@ class FeatureSet:
 
     Attributes:
         cases: Those that could be read, in the order of the set.
-        skipped: The others.
+        skipped: The others, and what the set names as missing.
         num_cached: How many of the cases were in the cache.
     """
 
@@ -136,7 +136,7 @@ def collect_features(
     Raises:
         EvaluationError: When not one case can be read.
     """
-    found = FeatureSet()
+    found = FeatureSet(skipped=list(case_set.skipped))
     cases = case_set.cases
     for start in range(0, len(cases), processes.world_size):
         notify(start, len(cases))

@@ -140,9 +140,8 @@ def measure_reference(case_set: CaseSet, notify: Notify) -> tuple[Reference, lis
             f"{case_set.path}: expected a label in at least {MIN_REFERENCE_CASES} reference cases, found none in "
             f"{len(case_set.labelled)}. Add cases, or use the published ranges."
         )
-    return Reference(
-        f"ranges of {len(case_set.labelled) - len(skipped)} cases in {case_set.path.name}", bounds
-    ), skipped
+    num_read = len(case_set.labelled) + len(case_set.skipped) - len(skipped)
+    return Reference(f"ranges of {num_read} cases in {case_set.path.name}", bounds), skipped
 
 
 def measure_label_hu(case_set: CaseSet, notify: Notify) -> tuple[list[LabelHu], list[SkippedCase]]:
@@ -154,7 +153,7 @@ def measure_label_hu(case_set: CaseSet, notify: Notify) -> tuple[list[LabelHu], 
     cases, skipped = measure_each(
         require_labelled(case_set), lambda case: case.case_id, lambda case: _measure_case(case_set, case), notify
     )
-    return [row for rows in cases for row in rows], skipped
+    return [row for rows in cases for row in rows], [*case_set.skipped, *skipped]
 
 
 def _measure_case(case_set: CaseSet, case: EvaluatedCase) -> list[LabelHu]:

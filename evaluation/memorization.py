@@ -19,6 +19,17 @@ from PIL import Image
 from maisi_aug.errors import EvaluationError
 from maisi_aug.evaluation.case_sets import CaseSet, EvaluatedCase, Notify, describe_skipped, measure_each
 from maisi_aug.evaluation.charts import DotRow, draw_dot_chart
+from maisi_aug.evaluation.memorization_rule import (
+    COPY_SHARE,
+    LOW_QUANTILE,
+    MIN_CASES,
+    SURE_COPY,
+    Double,
+    find_nearest,
+    find_reference,
+    find_threshold,
+    judge,
+)
 from maisi_aug.evaluation.report_files import to_markdown
 from maisi_aug.grid import Grid
 from maisi_aug.labels import BODY_ID
@@ -33,12 +44,6 @@ LABEL_SIDE: Final = 48
 BODY_HU: Final = -300.0
 BOX_SIDE: Final = 96
 CLIP_HU: Final = (-1000.0, 1000.0)
-COPY_SHARE: Final = 0.5
-"""A copy is nearer than this share of the nearest held-out case."""
-SURE_COPY: Final = 0.05
-"""With fewer cases than are needed for that, a copy is nearer than this share of its own typical distance."""
-MIN_CASES: Final = 5
-ALPHA: Final = 0.05
 NUM_PAIRS: Final = 4
 PANEL_PX: Final = 190
 
@@ -58,21 +63,6 @@ class Thumbnail:
     case: EvaluatedCase
     image: NDArray[np.float32]
     labels: NDArray[np.uint8] | None
-
-
-@dataclass(frozen=True, eq=False)
-class Nearest:
-    """Nearest training cases of some cases.
-
-    Attributes:
-        distances: Of each case to its nearest training case.
-        relative: The same divided by the median distance to all training cases.
-        indices: Which training case that is.
-    """
-
-    distances: NDArray[np.float64]
-    relative: NDArray[np.float64]
-    indices: NDArray[np.int_]
 
 
 def measure_memorization(
@@ -195,47 +185,11 @@ def measure_label_distances(cases: Sequence[Thumbnail], others: Sequence[Thumbna
     return distances
 
 
-def find_nearest(distances: NDArray[np.float64]) -> Nearest:
-    """The nearest of each row, which holds at least one number."""
-    filled = np.where(np.isnan(distances), np.inf, distances)
-    indices = filled.argmin(axis=1)
-    nearest = filled[np.arange(len(filled)), indices]
-    typical = np.nanmedian(distances, axis=1)
-    return Nearest(nearest, nearest / np.maximum(typical, 1e-9), indices)
-
-
-def judge(
-    synthetic: NDArray[np.float64], held_out: NDArray[np.float64], *, num_train: int
-) -> tuple[str, float | None, NDArray[np.bool_]]:
-    """What relative distances say.
-
-    Args:
-        synthetic: Of the synthetic cases.
-        held_out: Of the held-out cases.
-        num_train: How many training cases there are.
-
-    Returns:
-        The verdict, the one-sided p of the rank-sum test that synthetic cases are nearer, and which cases are copies.
-    """
-    from scipy.stats import mannwhitneyu
-
-    is_settled = min(len(held_out), num_train) >= MIN_CASES
-    copies = synthetic < (COPY_SHARE * held_out.min() if is_settled else SURE_COPY)
-    if copies.any():
-        verdict, p = f"{int(copies.sum())} of {len(synthetic)} repeat a training case", None
-    elif not is_settled or len(synthetic) < MIN_CASES:
-        return f"undecided with fewer than {MIN_CASES} cases of a kind", None, copies
-    else:
-        verdict, p = "no sign of memorization", None
-    if is_settled and len(synthetic) >= MIN_CASES:
-        p = float(mannwhitneyu(synthetic, held_out, alternative="less").pvalue)
-        if p < ALPHA and not copies.any():
-            verdict = "nearer to training cases than held-out cases are, without a copy"
-    return verdict, p, copies
-
-
 def _shrink_all(case_set: CaseSet, notify: Notify) -> tuple[list[Thumbnail], list[Any]]:
-    return measure_each(case_set.cases, lambda case: case.case_id, lambda case: shrink(case_set, case), notify)
+    thumbnails, skipped = measure_each(
+        case_set.cases, lambda case: case.case_id, lambda case: shrink(case_set, case), notify
+    )
+    return thumbnails, [*case_set.skipped, *skipped]
 
 
 def _spread(grid: Grid, box: Sequence[slice], side: int) -> Grid:
@@ -263,8 +217,11 @@ def _compare(
     usable, comparable = [np.isfinite(distances).any(axis=1) for distances in (own, other)]
     if not usable.any() or not comparable.any():
         return {"verdict": "not compared: there are no label maps of known organs on both sides", "cases": []}
-    nearest, normal = find_nearest(own[usable]), find_nearest(other[comparable])
-    verdict, p, copies = judge(nearest.relative, normal.relative, num_train=len(train))
+    nearest = find_nearest(own[usable])
+    real = [reference[int(index)] for index in np.flatnonzero(comparable)]
+    patients = [[thumbnail.case.patient for thumbnail in side] for side in (real, train)]
+    normal, doubles = find_reference(other[comparable], *patients)
+    verdict, p, copies = judge(nearest.relative, normal, num_train=len(train))
     chosen = [synthetic[int(index)] for index in np.flatnonzero(usable)]
     rows = [
         {
@@ -282,11 +239,25 @@ def _compare(
         "verdict": verdict,
         "p": p,
         "median": float(np.median(nearest.relative)),
-        "held_out_median": float(np.median(normal.relative)),
-        "held_out_lowest": float(normal.relative.min()),
-        "held_out": normal.relative.tolist(),
+        "held_out_median": float(np.median(normal)) if len(normal) else None,
+        "held_out_lowest": float(normal.min()) if len(normal) else None,
+        "held_out": normal.tolist(),
+        "threshold": find_threshold(normal, num_train=len(train)),
+        "doubles": _name_doubles(doubles, real, train, is_apart=is_apart),
         "cases": sorted(rows, key=lambda row: row["relative"]),
     }
+
+
+def _name_doubles(
+    doubles: Sequence[Double], real: Sequence[Thumbnail], train: Sequence[Thumbnail], *, is_apart: bool
+) -> list[dict[str, str]]:
+    """The pairs by name; training cases held against each other make each pair twice, and it is named once."""
+    named: dict[tuple[str, str], str] = {}
+    for double in doubles:
+        pair = real[double.case].case.case_id, train[double.train].case.case_id
+        if is_apart or pair[::-1] not in named:
+            named[pair] = "of the same patient" if double.is_same_patient else "almost identical"
+    return [{"case": case, "other": other, "reason": reason} for (case, other), reason in named.items()]
 
 
 def to_report(document: Mapping[str, Any]) -> str:
@@ -301,24 +272,36 @@ def to_report(document: Mapping[str, Any]) -> str:
         f"Nearest of {document['train']['num_cases']} training cases, for the synthetic cases and for {against}. "
         f"Images: 1 - correlation of {IMAGE_SIDE}^3 voxels of the body's box; label maps: share of organ voxels that "
         f"differ, of {LABEL_SIDE}^3. Relative: divided by the case's median distance to all training cases. A copy is "
-        f"nearer than half of the nearest held-out case, or, with fewer than {MIN_CASES} of those or of training ones, "
-        f"below {SURE_COPY:g}. Smaller likenesses, such as one organ alone, are not seen.\n",
+        f"below {SURE_COPY:g}, or, with {MIN_CASES} held-out and {MIN_CASES} training cases or more, nearer than "
+        f"{COPY_SHARE:g} times the {100 * LOW_QUANTILE:.0f}% quantile of held-out cases. Smaller likenesses, such as "
+        "one organ alone, are not seen.\n",
     ]
     for kind, name in (("images", "Images"), ("label_maps", "Label maps")):
         part = document[kind]
         parts.append(f"## {name}: {part['verdict']}\n")
         if part["cases"]:
             p = "" if part["p"] is None else f" Rank-sum test, nearer than held-out cases: p = {part['p']:.3g}."
-            parts.append(
-                f"Relative distance, median: synthetic {part['median']:.2f}, held-out {part['held_out_median']:.2f} "
-                f"(lowest {part['held_out_lowest']:.2f}).{p}\n"
-            )
+            parts.append(f"Relative distance, median: synthetic {part['median']:.2f}, {_spell_reference(part)}.{p}\n")
             rows = [[r["case"], r["nearest"], r["distance"], r["relative"], r["is_copy"]] for r in part["cases"][:10]]
             parts.append(to_markdown(["case", "nearest", "distance", "relative", "copy"], rows, num_digits=3))
+            parts += [
+                f"- Left out of the {name.lower()} of real cases: {row['case']} and {row['other']} (training) are "
+                f"{row['reason']}.\n"
+                for row in part["doubles"]
+            ]
     for name in ("train", "held_out"):
         parts += [f"- Left out, {case['case']}: {case['reason']}\n" for case in document[name]["skipped"]]
     parts += [f"- Left out, {case['case']}: {case['reason']}\n" for case in document["skipped"]]
     return "\n".join(parts)
+
+
+def _spell_reference(part: Mapping[str, Any]) -> str:
+    if part["held_out_median"] is None:
+        return f"there is no held-out case to compare with; copies below {part['threshold']:.2f}"
+    return (
+        f"held-out {part['held_out_median']:.2f} (lowest {part['held_out_lowest']:.2f}); copies below "
+        f"{part['threshold']:.2f}"
+    )
 
 
 def draw_chart(document: Mapping[str, Any]) -> str:
@@ -331,7 +314,8 @@ def draw_chart(document: Mapping[str, Any]) -> str:
             own = [row["relative"] for row in part["cases"]]
             has_copy = any(row["is_copy"] for row in part["cases"])
             rows.append(DotRow(f"{name}, synthetic", own, part["median"], is_marked=has_copy))
-            rows.append(DotRow(f"{name}, {others}", part["held_out"], part["held_out_median"]))
+            if part["held_out"]:
+                rows.append(DotRow(f"{name}, {others}", part["held_out"], part["held_out_median"]))
     verdict = document["images"]["verdict"]
     subtitle = f"{document['num_cases']} synthetic cases; large dot: median; images: {verdict}"
     return draw_dot_chart(

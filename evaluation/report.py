@@ -6,9 +6,9 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
-from maisi_aug.errors import BenchmarkError, MaisiAugError
+from maisi_aug.errors import BenchmarkError, EvaluationError, MaisiAugError
 from maisi_aug.evaluation import report_page as page
 from maisi_aug.evaluation.benchmark import PLAN_NAME, load_benchmark
 from maisi_aug.evaluation.benchmark_results import summarise_benchmark
@@ -18,6 +18,8 @@ from maisi_aug.evaluation.report_cohort import build_cohort_sections, summarise_
 from maisi_aug.evaluation.report_page import Section
 from maisi_aug.manifest import MANIFEST_NAME, is_cohort
 from maisi_aug.whole_files import write_text_whole
+
+KINDS: Final = ("benchmark", "cohort")
 
 Notify = Callable[[str, int, int], None]
 
@@ -60,13 +62,48 @@ def build_report(
     )
 
 
+def require_own_report(target: Path) -> None:
+    """Raise where the figures or the summary beside a page would replace a file that is no earlier report's.
+
+    The page's name is given and theirs follow from it: ``benchmark.html`` would bring a ``benchmark.json``, which is
+    the plan of a benchmark.
+
+    Raises:
+        EvaluationError: When there is such a file.
+    """
+    _, figures, summary = _files_of(target)
+    if _is_report(figures):
+        return
+    for file in (figures, summary):
+        if file.exists():
+            raise EvaluationError(
+                f"{file}: expected no file or that of an earlier report, since {target.name} brings it along, found "
+                "another one. Choose another --out."
+            )
+
+
+def _files_of(target: Path) -> tuple[Path, Path, Path]:
+    """The page, its figures and its summary."""
+    return target, target.with_suffix(".json"), target.with_suffix(".md")
+
+
+def _is_report(figures: Path) -> bool:
+    try:
+        content = json.loads(figures.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(content, dict) and content.get("kind") in KINDS
+
+
 def write_report(report: Report, target: Path) -> tuple[Path, ...]:
     """Write the page, and its figures and summary under the same name; returns the files, the page first.
 
     Raises:
+        EvaluationError: A file that is no earlier report's is in the way; nothing is written.
         VolumeError: A file cannot be written.
     """
-    files = (target, target.with_suffix(".json"), target.with_suffix(".md"))
+    require_own_report(target)
+    files = _files_of(target)
     figures = json.dumps(report.document, indent=1, allow_nan=False) + "\n"
     for file, content in zip(files, (report.html, figures, report.markdown), strict=True):
         write_text_whole(file, content)

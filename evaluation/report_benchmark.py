@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from html import escape
+from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
-from maisi_aug.errors import MaisiAugError
+from maisi_aug.errors import BenchmarkError, MaisiAugError
 from maisi_aug.evaluation import report_page as page
 from maisi_aug.evaluation.benchmark import Benchmark
 from maisi_aug.evaluation.benchmark_data import LoadedCase, load_case
@@ -251,17 +253,33 @@ def _build_slices(benchmark: Benchmark, document: Mapping[str, Any]) -> str:
             continue
         plane = Plane("axial", _widest_slice(case, document))
         figures = [_draw(case, case.classes, plane, colours, document, f"{case_id}: reference")]
+        damaged = []
         for arm in arms:
             path = benchmark.folder_of(arm, _first_seed(benchmark, arm)) / "predictions" / f"{case_id}.nii.gz"
-            if path.is_file():
-                figures.append(_draw(case, load_label_map(path).array, plane, colours, document, f"{case_id}: {arm}"))
-        parts += [page.heading(case_id), page.gallery(figures)]
+            try:
+                found = _load_prediction(path, case) if path.is_file() else None
+            except MaisiAugError as error:
+                damaged.append(page.warn(f"{case_id}, {arm}: {error}"))
+                continue
+            if found is not None:
+                figures.append(_draw(case, found, plane, colours, document, f"{case_id}: {arm}"))
+        parts += [page.heading(case_id), page.gallery(figures), *damaged]
     names = "".join(
         f'<li><span style="background:rgb{colours[number]}"></span>{escape(label)}</li>'
         for number, label in enumerate(document["labels"], start=1)
     )
     note = "Test cases with the worst, the median and the best Dice of the first arm; axial slices, soft-tissue window."
     return "\n".join([f'<ul class="keys">{names}</ul>', page.paragraph(note, kind="note"), *parts]) if parts else ""
+
+
+def _load_prediction(path: Path, case: LoadedCase) -> NDArray[Any]:
+    found = load_label_map(path).array
+    if found.shape != case.classes.shape:
+        raise BenchmarkError(
+            f"{path}: expected a prediction of {'x'.join(map(str, case.classes.shape))} voxels, as its case has, found "
+            f"{'x'.join(map(str, found.shape))}. Remove it and the arm's scores.json, and run the arm again."
+        )
+    return found
 
 
 def _choose_cases(benchmark: Benchmark, arms: Sequence[str]) -> list[str]:
@@ -279,7 +297,16 @@ def _choose_cases(benchmark: Benchmark, arms: Sequence[str]) -> list[str]:
 
 
 def _first_seed(benchmark: Benchmark, arm: str) -> int:
-    return next(s for s in range(benchmark.plan.config.num_seeds) if benchmark.state_of(arm, s).status == "done")
+    """The first training whose scores can be read; an arm that is shown has one."""
+    return next(seed for seed in range(benchmark.plan.config.num_seeds) if _has_scores(benchmark, arm, seed))
+
+
+def _has_scores(benchmark: Benchmark, arm: str, seed: int) -> bool:
+    try:
+        benchmark.load_scores(arm, seed)
+    except BenchmarkError:
+        return False
+    return True
 
 
 def _widest_slice(case: LoadedCase, document: Mapping[str, Any]) -> int:

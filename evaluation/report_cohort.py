@@ -17,6 +17,7 @@ from maisi_aug.evaluation import report_page as page
 from maisi_aug.evaluation.case_sets import CaseSet, find_case_set
 from maisi_aug.evaluation.report_files import percent
 from maisi_aug.evaluation.report_page import Section
+from maisi_aug.integrations.cohort_source import find_num_planned
 from maisi_aug.manifest import AttemptRecord, Manifest, load_manifest
 
 NUM_PICTURES: Final = 6
@@ -38,10 +39,12 @@ def summarise_cohort(folder: Path, *, fid_file: Path | None, notify: Notify) -> 
         CohortError: The folder is no cohort.
     """
     manifest = load_manifest(folder)
+    num_begun = len({record.case_index for record in manifest.records})
+    num_cases = max(num_begun, find_num_planned(folder) or 0)
     document: dict[str, Any] = {
         "kind": "cohort",
         "path": str(folder),
-        "num_cases": len({record.case_index for record in manifest.records}),
+        "num_cases": num_cases,
         "num_accepted": len(manifest.accepted),
         "num_rejected": len(manifest.rejected),
         "num_attempts": len(manifest.records),
@@ -54,13 +57,22 @@ def summarise_cohort(folder: Path, *, fid_file: Path | None, notify: Notify) -> 
         "hu": None,
         "fid": _read_fid(fid_file),
     }
+    if num_begun < num_cases:
+        document["notes"].append(
+            f"{num_cases - num_begun} of {num_cases} planned cases are not made yet; the command that began the cohort "
+            "goes on with them."
+        )
     if manifest.accepted:
         _measure(folder, document, notify)
     return document
 
 
 def _measure(folder: Path, document: dict[str, Any], notify: Notify) -> None:
-    case_set = find_case_set(folder)
+    try:
+        case_set = find_case_set(folder)
+    except MaisiAugError as error:  # such as a cohort that is still being written
+        document["notes"].append(f"HU and visibility were not measured. {error}")
+        return
     if len(case_set.cases) > MAX_MEASURED_CASES:
         case_set = CaseSet(**{**vars(case_set), "cases": case_set.cases[:MAX_MEASURED_CASES]})
         document["notes"].append(f"HU and visibility were measured on the first {MAX_MEASURED_CASES} cases.")
@@ -115,11 +127,18 @@ def _facts(document: Mapping[str, Any]) -> dict[str, str]:
 
 def _build_summary(document: Mapping[str, Any]) -> str:
     parts = [page.facts(_facts(document)), *(page.warn(note) for note in document["notes"])]
+    parts += [page.warn(text) for text in _list_skipped(document)]
     parts += [page.warn(f"{row['case']} was rejected. {row['reason']}") for row in document["rejected"]]
     if document["failed_gates"]:
         rows = ([escape(gate), str(count)] for gate, count in document["failed_gates"].items())
         parts.append(page.table(["gate that ended an attempt", "attempts"], rows, caption="Failed attempts by gate"))
     return "\n".join(parts)
+
+
+def _list_skipped(document: Mapping[str, Any]) -> list[str]:
+    """Cases that could not be measured; one that neither measurement could read is named once."""
+    found = [row for name in ("lesions", "hu") for row in (document[name] or {}).get("skipped", ())]
+    return list(dict.fromkeys(f"{row['case']} could not be measured. {row['reason']}" for row in found))
 
 
 def _build_sizes(document: Mapping[str, Any]) -> str:
@@ -170,7 +189,7 @@ def _build_pictures(folder: Path) -> str:
     failed = [record for record in manifest.records if record.status != "accepted"]
     parts = []
     for title, records in (("Accepted", manifest.accepted), ("Rejected attempts", failed)):
-        figures = [figure for record in _spread(records) if (figure := _show(folder, record)) is not None]
+        figures = [_show(folder, record) for record in _spread(records)]
         if figures:
             parts += [page.heading(title), "".join(figures)]
     return "\n".join(parts)
@@ -183,14 +202,14 @@ def _spread(records: Sequence[AttemptRecord]) -> list[AttemptRecord]:
     return with_picture[::step]
 
 
-def _show(folder: Path, record: AttemptRecord) -> str | None:
+def _show(folder: Path, record: AttemptRecord) -> str:
     path = folder / record.files["preview"].path
     try:
         with Image.open(path) as image:
             image.thumbnail((PICTURE_PX * 2, PICTURE_PX * 2))
             shown = image.convert("RGB")
-    except OSError:
-        return None
+    except OSError as error:
+        return page.warn(f"{record.case_id}: the picture {path} cannot be read. {error}")
     caption = record.reason or f"{record.case_id}, {record.request}"
     return page.picture(shown, alt=f"Slices of {record.case_id} with its labels outlined", caption=caption)
 

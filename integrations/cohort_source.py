@@ -97,8 +97,13 @@ def load_cohort_source(folder: Path) -> CohortSource:
         )
     configuration = _read_configuration(folder)
     vocabulary = _find_vocabulary(str(configuration.get("bundle", cases[0].bundle)), cases)
-    num_planned = configuration.get("num_cases")
-    return CohortSource(folder, cases, num_planned if isinstance(num_planned, int) else None, vocabulary)
+    return CohortSource(folder, cases, find_num_planned(folder), vocabulary)
+
+
+def find_num_planned(folder: Path) -> int | None:
+    """How many cases a cohort was to have; ``None`` where its configuration is missing or cannot be read."""
+    num_planned = _read_configuration(folder).get("num_cases")
+    return num_planned if isinstance(num_planned, int) else None
 
 
 def _require_idle(folder: Path) -> None:

@@ -19,7 +19,7 @@ from maisi_aug import __version__
 from maisi_aug.errors import ExportError
 from maisi_aug.integrations.cohort_source import CohortSource, load_cohort_source
 from maisi_aug.integrations.export_labels import LabelNumbering, choose_labels, count_labels
-from maisi_aug.integrations.nnunet import require_label_maps
+from maisi_aug.integrations.nnunet import describe_case, require_label_maps
 from maisi_aug.integrations.nnunet_folders import PREPROCESSED_VARIABLE
 from maisi_aug.integrations.nnunet_labels import map_labels, require_complete_mapping
 from maisi_aug.integrations.nnunet_real import RealDataset, load_real_dataset
@@ -112,7 +112,8 @@ def export_monai(
         task = {"modality": "CT", "datalist": str(out.resolve() / DATA_LIST_NAME), "dataroot": str(out.resolve())}
         write_text_whole(building / TASK_NAME, yaml.safe_dump(task, sort_keys=False))
         made_by = f"maisi-aug {__version__}"
-        _write_json(building / MAPPING_NAME, {"made_by": made_by, "labels": numbering.to_json()})
+        origins = {case.case_id: describe_case(case) for case in cohort.cases}
+        _write_json(building / MAPPING_NAME, {"made_by": made_by, "labels": numbering.to_json(), "cases": origins})
     notes = [] if real else ["the folds hold synthetic cases, so that they say nothing of real ones; see --like."]
     return MonaiReport(
         path=out,

@@ -236,7 +236,7 @@ def channel_name(cases: Sequence[AttemptRecord]) -> str:
 
 
 def describe_case(case: AttemptRecord) -> dict[str, Any]:
-    """Where a case comes from, for the mapping file."""
+    """Where a case comes from, for the mapping file; a benchmark reads from it whose label map the case was made of."""
     return {
         "request": case.request,
         "seed": case.seed,
@@ -245,6 +245,7 @@ def describe_case(case: AttemptRecord) -> dict[str, Any]:
         "licence": case.licence,
         "image_sha256": case.files["image"].sha256,
         "anatomy_sha256": case.files["anatomy"].sha256,
+        "mask_origin": dict(case.mask_origin),
     }
 
 

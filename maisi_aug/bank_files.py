@@ -112,6 +112,11 @@ def is_label_name(path: Path) -> bool:
     return _LABEL_NAME.match(stem_of(path)) is not None
 
 
+def is_image_name(path: Path) -> bool:
+    """Whether a file's name says that it is an image, as in ``X_ct`` or ``image``."""
+    return _IMAGE_NAME.match(stem_of(path)) is not None
+
+
 def case_of(path: Path) -> str:
     """The case that a file belongs to, by its name; nnU-Net's images end in ``_0000``."""
     stem = re.sub(r"_0000$", "", stem_of(path))

@@ -62,6 +62,10 @@ class BenchmarkError(MaisiAugError, ValueError):
     """A benchmark whose cases, arms or folder are not what it needs."""
 
 
+class ArmBusyError(BenchmarkError):
+    """An arm of a benchmark that another process is at work on."""
+
+
 class EvaluationError(MaisiAugError, ValueError):
     """A measurement that cannot be made of what was given."""
 

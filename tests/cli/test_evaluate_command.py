@@ -106,6 +106,22 @@ def test_memorization_shows_the_nearest_pairs(run_cli: RunCli, cohort: Path, tmp
     assert "![closest pairs](closest_pairs.png)" in (tmp_path / "out" / "memorization.md").read_text()
 
 
+def test_volumes_without_a_label_map_are_measured_and_empty_files_named(run_cli: RunCli, tmp_path: Path) -> None:
+    sets = [write_folder(tmp_path / name, seeds) for name, seeds in (("a", range(4)), ("b", range(10, 14)))]
+    for folder, first in zip(sets, (0, 10), strict=True):
+        (folder / "labels" / f"real_{first + 1:02d}.nii.gz").unlink()
+        (folder / "images" / f"real_{first + 2:02d}.nii.gz").write_bytes(b"")
+    outcome = run_cli("evaluate", "memorization", sets[0], "--train", sets[1], "--json")
+    document = json.loads(outcome.stdout)
+    assert (document["num_cases"], document["train"]["num_cases"], outcome.code) == (3, 3, 1)
+    assert [case["case"] for case in document["skipped"]] == ["labels/real_02.nii.gz"]
+    assert [case["case"] for case in document["train"]["skipped"]] == ["labels/real_12.nii.gz"]
+    outcome = run_cli("evaluate", "fid", *sets, "--no-cache", "--device", "cpu", "--json")
+    document = json.loads(outcome.stdout)
+    assert [document[side]["num_cases"] for side in ("real", "synthetic")] == [3, 3]
+    assert "1 real cases could not be read and are left out: labels/real_02.nii.gz." in document["notes"]
+
+
 def test_foreign_files_are_not_replaced(run_cli: RunCli, cohort: Path, tmp_path: Path) -> None:
     (tmp_path / "lesions.json").write_text("[1, 2]")
     outcome = run_cli("evaluate", "lesions", cohort, "--out", tmp_path)

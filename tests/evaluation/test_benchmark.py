@@ -23,6 +23,7 @@ from maisi_aug.evaluation.benchmark_plan import compose_arms, plan_benchmark
 from maisi_aug.evaluation.benchmark_results import summarise_benchmark
 from maisi_aug.evaluation.benchmark_text import summarise_verdicts, to_report_text
 from maisi_aug.grid import Grid
+from maisi_aug.integrations.nnunet_folders import MAPPING_NAME
 from maisi_aug.volume_io import load_label_map, save_image, save_label_map
 from tests.conftest import Outcome
 from tests.tiny_benchmark import SHAPE, SPACING_MM, build_config, write_dataset
@@ -73,6 +74,23 @@ def test_too_few_synthetic_cases_are_named(tmp_path: Path) -> None:
     config = build_config(tmp_path)
     sources = plan_benchmark(config).sources
     assert len(compose_arms(config, ["a"], sources)["real+synthetic:1"]) == 2
+
+
+def test_too_few_synthetic_cases_are_explained_by_those_that_were_lost(tmp_path: Path) -> None:
+    config = build_config(tmp_path)
+    made = Path(config.synthetic["synthetic"])
+    tested = plan_benchmark(config).split.test
+    cases = {
+        f"made_{number:04d}": {"mask_origin": {"source": "bank", "file": f"labelsTr/{case_id}.nii.gz"}}
+        for number, case_id in enumerate(tested)
+    }
+    (made / MAPPING_NAME).write_text(json.dumps({"cases": cases}))
+    with pytest.raises(BenchmarkError, match=r"expected 2 .*, found 0 that can be used. 4 of the 4 cases .* test pat"):
+        plan_benchmark(config)
+    for path in (made / "images").iterdir():
+        path.write_bytes(b"torn")
+    with pytest.raises(BenchmarkError, match=r"found 0 that can be used. Case made_0000 \(synthetic\) was left out"):
+        plan_benchmark(config)
 
 
 def test_unreadable_cases_are_left_out_of_every_arm_and_named(tmp_path: Path) -> None:
@@ -259,6 +277,25 @@ def test_command_line_plans_runs_and_reports(tmp_path: Path, run_cli: Callable[.
     assert [arm["num_seeds_done"] for arm in json.loads(done.stdout)["arms"]] == [1, 1]
     assert "--arm real --seed 0" in done.stderr
     assert "--arm real+synthetic:1" not in done.stderr
+
+
+def test_arm_that_runs_elsewhere_does_not_stop_the_others(tmp_path: Path, run_cli: Callable[..., Outcome]) -> None:
+    import fcntl
+
+    config = build_config(tmp_path, arms=("real", "real+synthetic:1", "real-duplicated"))
+    benchmark = open_benchmark(tmp_path / "bench", config)
+    words = ["--real", config.real, "--synthetic", config.synthetic["synthetic"], "--num-train", "2", "--steps", "2"]
+    words += ["--arms", ",".join(config.arms), "--seeds", "1", "--out", str(benchmark.folder), "--json"]
+    folder = benchmark.folder_of("real+synthetic:1", 0)
+    folder.mkdir(parents=True)
+    with (folder / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        done = run_cli("benchmark", "run", *words)
+    assert "real+synthetic:1, seed 0: running elsewhere" in done.stderr
+    document = json.loads(done.stdout)
+    assert [arm["num_seeds_done"] for arm in document["arms"]] == [1, 0, 1]
+    assert {(row["arm"], row["baseline"]) for row in document["comparisons"]} == {("real-duplicated", "real")}
+    assert done.code == 1
 
 
 def test_command_line_names_what_is_wrong(tmp_path: Path, run_cli: Callable[..., Outcome]) -> None:

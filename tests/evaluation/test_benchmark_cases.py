@@ -4,6 +4,7 @@ import json
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,9 +18,13 @@ from maisi_aug.evaluation.benchmark_cases import (
 from maisi_aug.evaluation.benchmark_config import build_benchmark_config
 from maisi_aug.evaluation.benchmark_split import find_leaks, require_patients, split_patients
 from maisi_aug.evaluation.training_lists import find_published_training
+from maisi_aug.integrations import nnunet
+from maisi_aug.integrations.monai_data_list import export_monai
+from maisi_aug.integrations.nnunet_folders import MAPPING_NAME
+from maisi_aug.manifest import MANIFEST_NAME, ManifestWriter
 from maisi_aug.whole_files import sha256_of
 from tests.tiny_benchmark import write_dataset, write_pairs
-from tests.tiny_cohort import HEPATIC_TUMOR, LIVER, write_cohort
+from tests.tiny_cohort import HEPATIC_TUMOR, LIVER, save_case, write_cohort
 from tests.tiny_prepared import GLAND, NODULE, write_prepared
 
 
@@ -196,7 +201,7 @@ def test_dataset_of_both_kinds_is_no_real_one_and_gives_its_synthetic_cases(tmp_
     folder = write_dataset(tmp_path / "d", 3, maisi_aug=mark)
     source = find_synthetic_cases("synthetic", folder, ["tumor"], {})
     assert [case.case_id for case in source.cases] == ["case_001", "case_002"]
-    assert source.notes == ("1 of the 3 cases of 'synthetic' are real and left out.",)
+    assert source.notes[0] == "1 of the 3 cases of 'synthetic' are real and left out."
     with pytest.raises(BenchmarkError, match="expected real cases, which are tested on, found a dataset with"):
         find_real_cases(folder, None)
 
@@ -231,6 +236,32 @@ def test_cases_made_from_test_maps_are_leaks(tmp_path: Path) -> None:
     assert find_leaks(made, tested) == ("by_name", "by_hash", "by_whole_hash")
 
 
+@pytest.mark.parametrize("kind", ["nnunet", "monai"])
+def test_exports_keep_what_their_cases_were_made_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    tested = find_real_cases(write_dataset(tmp_path / "d", 2), None).cases[:1]
+    cohort = tmp_path / "cohort"
+    write_cohort(cohort, [HEPATIC_TUMOR], mask_origin={"source": "bank", "file": "labelsTr/case_000.nii.gz"})
+    with ManifestWriter(cohort / MANIFEST_NAME) as writer:
+        writer.append(save_case(cohort, 1, [HEPATIC_TUMOR], mask_origin={"source": "bank", "file": "case_001.nii.gz"}))
+    monkeypatch.setattr(nnunet, "verify_integrity", lambda dataset, num_processes: None)
+    if kind == "nnunet":
+        folder = nnunet.export_nnunet(cohort, dataset_id=503, name="B", out=tmp_path / "raw").path
+    else:
+        folder = export_monai(cohort, tmp_path / "monai").path
+    names = {"tumor": ("hepatic tumor" if kind == "nnunet" else "1",)}
+    source = find_synthetic_cases("s", folder, ["tumor"], names)
+    assert find_leaks(source.cases, tested) == ("case_0001",)
+    assert source.notes == ()
+    mapping = json.loads((folder / MAPPING_NAME).read_text())
+    for row in mapping["cases"].values():
+        del row["mask_origin"]
+    (folder / MAPPING_NAME).write_text(json.dumps(mapping))
+    older = find_synthetic_cases("s", folder, ["tumor"], names)
+    assert older.notes[0].startswith("Nothing says which label maps 2 of the 2 cases of 's' were made from")
+
+
 @pytest.mark.parametrize(
     ("name", "found"),
     [
@@ -240,6 +271,20 @@ def test_cases_made_from_test_maps_are_leaks(tmp_path: Path) -> None:
         ("AMOS22", "AMOS"),
         ("my_hospital_splits", ""),
         ("autoPET-III", "autoPET 2023"),
+        ("LiTS17", "MSD Task03 Liver"),
+        ("Dataset017_LiTS", "MSD Task03 Liver"),
+        ("Pancreas-CT", "Pancreas-CT"),
+        ("Dataset082_PancreasCT", "Pancreas-CT"),
+        ("Bone-Lesion", "Bone-Lesion"),
+        ("NLST", "NLST"),
+        ("Dataset055_AeroPath", "AeroPath"),
+        ("COVID-19", "COVID-19"),
+        ("CRLM-CT", "CRLM-CT"),
+        ("CTPelvic1K-CLINIC", "CTPelvic1K-CLINIC"),
+        ("Multi-organ-Abdominal-CT", "Multi-organ-Abdominal-CT"),
+        ("StonyBrook-CT", "StonyBrook-CT"),
+        ("COVID-19-NY-SBU", "StonyBrook-CT"),
+        ("TCIA_Colon", "TCIA_Colon"),
     ],
 )
 def test_published_training_data_is_recognised(tmp_path: Path, name: str, found: str) -> None:
@@ -250,6 +295,24 @@ def test_published_training_data_is_recognised(tmp_path: Path, name: str, found:
 def test_published_training_data_is_recognised_by_its_description(tmp_path: Path) -> None:
     folder = write_dataset(tmp_path / "Dataset701_Mine", 1, description="The LiTS challenge, renamed")
     assert find_published_training(folder) == "MSD Task03 Liver"
+
+
+@pytest.mark.parametrize(
+    "description", [{"labels": {"background": 0, "bone lesion": 1}}, {"description": "scanned before COVID-19"}]
+)
+def test_common_words_of_a_description_are_no_published_training_data(
+    tmp_path: Path, description: dict[str, Any]
+) -> None:
+    assert find_published_training(write_dataset(tmp_path / "Dataset701_Mine", 1, **description)) == ""
+
+
+def test_every_dataset_of_the_published_list_is_known(tmp_path: Path) -> None:
+    """The table in section 2 of MAISI's data/README.md, the tasks of the MSD as their archives are called."""
+    others = "AbdomenCT-1K AeroPath AMOS22 autoPET23 Bone-Lesion BTCV COVID-19 CRLM-CT CT-ORG CTPelvic1K-CLINIC LIDC"
+    others += " Multi-organ-Abdominal-CT NLST Pancreas-CT StonyBrook-CT TCIA_Colon TotalSegmentatorV2 VerSe"
+    tasks = "Task03_Liver Task06_Lung Task07_Pancreas Task08_HepaticVessel Task09_Spleen Task10_Colon"
+    found = {find_published_training(tmp_path / name) for name in (others + " " + tasks).split()}
+    assert len(found - {""}) == 24
 
 
 def test_images_numbered_like_channels_are_cases(tmp_path: Path) -> None:

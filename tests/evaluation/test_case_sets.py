@@ -68,6 +68,51 @@ def test_bare_volumes_and_folders_of_them(tmp_path: Path) -> None:
     assert [case.case_id for case in find_case_set(tmp_path / "images" / "real_04.nii.gz").cases] == ["real_04"]
 
 
+def test_volumes_beside_pairs_are_cases_without_a_label_map(tmp_path: Path) -> None:
+    """One label map is enough to make a folder one of pairs; the other CTs are measured all the same."""
+    write_folder(tmp_path, [1, 2, 3])
+    (tmp_path / "labels" / "real_02.nii.gz").unlink()
+    (tmp_path / "labels" / "real_03.nii.gz").unlink()
+    found = find_case_set(tmp_path)
+    assert [case.case_id for case in found.cases] == ["real_01", "real_02", "real_03"]
+    assert [case.case_id for case in require_labelled(found)] == ["real_01"]
+    assert found.skipped == ()
+
+
+def test_cts_of_other_layouts_need_no_label_map(tmp_path: Path) -> None:
+    """By their names, or numbered as nnU-Net numbers channels; a dose is no CT."""
+    image, label_map = build_case(1)
+    for name in ("a_ct", "b_ct", "a_dose"):
+        save_image(tmp_path / "flat" / f"{name}.nii.gz", image, GRID)
+    save_label_map(tmp_path / "flat" / "a_seg.nii.gz", label_map, GRID)
+    assert [case.case_id for case in find_case_set(tmp_path / "flat").cases] == ["a", "b"]
+    for number in range(3):
+        save_image(tmp_path / "numbered" / "images" / f"scan_000{number}.nii.gz", image, GRID)
+    save_label_map(tmp_path / "numbered" / "labels" / "scan_0001.nii.gz", label_map, GRID)
+    assert len(find_case_set(tmp_path / "numbered").cases) == 3
+    for case in ("p1", "p2"):
+        save_image(tmp_path / "folders" / case / f"{case}_ct.nii.gz", image, GRID)
+    save_label_map(tmp_path / "folders" / "p1" / "p1_seg.nii.gz", label_map, GRID)
+    assert [case.case_id for case in find_case_set(tmp_path / "folders").cases] == ["p1", "p2"]
+
+
+def test_empty_files_are_named(tmp_path: Path) -> None:
+    write_folder(tmp_path, [1, 2, 3])
+    (tmp_path / "labels" / "real_02.nii.gz").write_bytes(b"")
+    (tmp_path / "images" / "real_03.nii.gz").write_bytes(b"")
+    found = find_case_set(tmp_path)
+    assert [case.case_id for case in found.cases] == ["real_01", "real_02"]
+    assert describe_skipped(found.skipped) == [
+        {"case": "labels/real_02.nii.gz", "reason": "real_02.nii.gz is empty."},
+        {"case": "labels/real_03.nii.gz", "reason": "real_03.nii.gz is empty."},
+    ]
+    for seed in (1, 2):
+        (tmp_path / "images" / f"real_0{seed}.nii.gz").unlink()
+    shutil.rmtree(tmp_path / "labels")
+    with pytest.raises(EvaluationError, match=r"found none that can be read \(.*real_03.nii.gz is empty"):
+        find_case_set(tmp_path)
+
+
 def test_nothing_to_measure_is_named(tmp_path: Path) -> None:
     with pytest.raises(EvaluationError, match="nowhere: expected CT volumes, found nothing there"):
         find_case_set(tmp_path / "nowhere")

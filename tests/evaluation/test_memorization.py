@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -7,14 +9,8 @@ import pytest
 
 from maisi_aug.errors import EvaluationError
 from maisi_aug.evaluation.case_sets import find_case_set
-from maisi_aug.evaluation.memorization import (
-    draw_chart,
-    find_body_box,
-    find_nearest,
-    judge,
-    measure_memorization,
-    to_report,
-)
+from maisi_aug.evaluation.memorization import draw_chart, find_body_box, measure_memorization, to_report
+from maisi_aug.evaluation.memorization_rule import find_nearest, find_reference, judge
 from maisi_aug.grid import Grid
 from maisi_aug.volume_io import save_image, save_label_map
 from tests.made_cases import GRID, build_case, write_cohort, write_folder
@@ -58,6 +54,56 @@ def test_copies_are_found_with_noise_and_another_field_of_view(tmp_path: Path, r
     assert copies == {"copy_a": "real_03", "copy_b": "real_05"}
     assert document["images"]["verdict"] == "2 of 5 repeat a training case"
     assert {row["nearest"] for row in document["label_maps"]["cases"][:2]} == {"real_03", "real_05"}
+
+
+@pytest.mark.parametrize("num_synthetic", [1, 5])
+@pytest.mark.parametrize("held_out", ["apart", "none"])
+def test_a_case_that_lies_twice_hides_no_copies(
+    tmp_path: Path, real: dict[str, Path], num_synthetic: int, held_out: str
+) -> None:
+    """A training case once more, among the held-out ones or, without those, among the training ones."""
+    folders = {name: shutil.copytree(path, tmp_path / name) for name, path in real.items()}
+    twice = folders["held_out" if held_out == "apart" else "train"]
+    for kind in ("images", "labels"):
+        shutil.copy(real["train"] / kind / "real_02.nii.gz", twice / kind / "twin.nii.gz")
+    synthetic = write_folder(tmp_path / "synthetic", range(num_synthetic))
+    apart = find_case_set(folders["held_out"]) if held_out == "apart" else None
+    document, _ = measure_memorization(find_case_set(synthetic), find_case_set(folders["train"]), apart)
+    for kind in ("images", "label_maps"):
+        assert document[kind]["verdict"] == f"{num_synthetic} of {num_synthetic} repeat a training case"
+        assert all(row["is_copy"] for row in document[kind]["cases"])
+        assert [{row["case"], row["other"]} for row in document[kind]["doubles"]] == [{"real_02", "twin"}]
+        assert document[kind]["held_out_lowest"] > 0.1
+    assert "are almost identical" in to_report(document)
+
+
+def test_copies_are_found_where_all_real_cases_are_one(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "train", [0])
+    for kind in ("images", "labels"):
+        shutil.copy(folder / kind / "real_00.nii.gz", folder / kind / "twin.nii.gz")
+    document, _ = measure_memorization(
+        find_case_set(write_folder(tmp_path / "s", [0])), find_case_set(tmp_path / "train"), None
+    )
+    assert document["images"]["verdict"] == "1 of 1 repeat a training case"
+    assert document["images"]["held_out"] == []
+    assert "there is no held-out case to compare with" in to_report(document)
+    assert "images, training" not in draw_chart(document)
+
+
+def test_scans_of_one_patient_are_no_reference(tmp_path: Path, real: dict[str, Path]) -> None:
+    """Noise over a training case is a follow-up scan of its patient: near, and not almost identical."""
+    train = shutil.copytree(real["train"], tmp_path / "train")
+    image, label_map = build_case(0)
+    noisy = image + np.random.default_rng(0).normal(0, 150, image.shape)
+    save_image(train / "images" / "later.nii.gz", np.rint(noisy).astype(np.int16), GRID)
+    save_label_map(train / "labels" / "later.nii.gz", label_map, GRID)
+    found = find_case_set(train)
+    patient_of = {"later": "real_00"}
+    cases = tuple(replace(case, patient=patient_of.get(case.case_id, case.case_id)) for case in found.cases)
+    cohort = find_case_set(write_cohort(tmp_path / "cohort", list(NEW)))
+    document, _ = measure_memorization(cohort, replace(found, cases=cases), None)
+    assert document["images"]["doubles"] == [{"case": "later", "other": "real_00", "reason": "of the same patient"}]
+    assert document["images"]["verdict"] == "no sign of memorization"
 
 
 def test_a_smooth_image_is_no_copy(tmp_path: Path, real: dict[str, Path]) -> None:
@@ -104,6 +150,21 @@ def test_few_cases_make_a_copy_of_the_almost_identical_alone() -> None:
     many = np.array([0.5, 0.6, 0.7, 0.8, 0.9])
     assert judge(np.array([0.2]), many, num_train=8)[2].tolist() == [True]
     assert judge(np.array([0.2]), many, num_train=3)[2].tolist() == [False]
+
+
+def test_one_near_pair_moves_the_threshold_little() -> None:
+    """A follow-up scan whose patient is not named: its pair are the two nearest of twenty."""
+    held_out = np.array([0.06, 0.06, *np.linspace(0.5, 0.9, 18)])
+    _, _, copies = judge(np.array([0.15, 0.3]), held_out, num_train=20)
+    assert copies.tolist() == [True, False]
+
+
+def test_reference_leaves_out_the_same_patient_and_the_almost_identical() -> None:
+    distances = np.array([[np.nan, 0.001, 0.5, 0.6], [0.2, 0.4, 0.5, 0.6], [0.0, 1e-7, 1e-7, 0.0]])
+    relative, doubles = find_reference(distances, ["a", "b", ""], ["b", "c", "", ""])
+    assert relative.tolist() == pytest.approx([1.0, 0.4 / 0.45])
+    assert [(row, column) for row, column, _ in doubles][:2] == [(0, 1), (1, 0)]
+    assert [double.is_same_patient for double in doubles][:2] == [False, True]
 
 
 def test_nearest_ignores_what_cannot_be_compared() -> None:

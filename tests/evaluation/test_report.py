@@ -9,6 +9,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -17,7 +18,9 @@ from maisi_aug.evaluation import report_page as page
 from maisi_aug.evaluation.benchmark import SCORES_NAME, Benchmark, open_benchmark, run_arm
 from maisi_aug.evaluation.charts import DotRow, draw_dot_chart
 from maisi_aug.evaluation.report import build_report, write_report
+from maisi_aug.grid import Grid
 from maisi_aug.manifest import MANIFEST_NAME
+from maisi_aug.volume_io import save_label_map
 from tests.conftest import Outcome
 from tests.tiny_benchmark import build_config
 from tests.tiny_cohort import HEPATIC_TUMOR, write_cohort
@@ -103,6 +106,58 @@ def test_unfinished_arm_is_named_and_the_rest_is_there(finished: Benchmark, tmp_
     assert "real-duplicated against real" in html
 
 
+@pytest.fixture(scope="module")
+def finished_twice(tmp_path_factory: pytest.TempPathFactory) -> Benchmark:
+    """Two trainings of two arms."""
+    folder = tmp_path_factory.mktemp("twice")
+    benchmark = open_benchmark(folder / "bench", build_config(folder, arms=("real", "real-duplicated"), num_seeds=2))
+    for state in benchmark.states:
+        run_arm(benchmark, state.arm, state.seed, device="cpu")
+    return benchmark
+
+
+@pytest.mark.parametrize("damage", ["torn", "another shape"])
+def test_damaged_prediction_is_named_and_the_rest_is_there(finished: Benchmark, tmp_path: Path, damage: str) -> None:
+    bench = tmp_path / "bench"
+    shutil.copytree(finished.folder, bench)
+    for path in (bench / "arms" / "real" / "seed-0" / "predictions").iterdir():
+        if damage == "torn":
+            path.write_bytes(path.read_bytes()[:100])
+        else:
+            save_label_map(path, np.zeros((3, 4, 5), np.uint8), Grid.from_spacing((3, 4, 5), (1.0, 1.0, 1.0)))
+    html = build_report(bench).html
+    check_page(html)
+    assert html.count("data:image/jpeg;base64,") == 3 * (1 + 2)
+    assert len(set(re.findall(r"(case_\d+), real: ", html))) == 3
+    assert "How it was done" in html
+
+
+@pytest.mark.parametrize("damage", ["text", "no labels", "no patient", "no lesions", "a case is missing"])
+def test_damaged_scores_are_named_and_another_training_is_shown(
+    finished_twice: Benchmark, tmp_path: Path, damage: str
+) -> None:
+    bench = tmp_path / "bench"
+    shutil.copytree(finished_twice.folder, bench)
+    path = bench / "arms" / "real" / "seed-0" / SCORES_NAME
+    scores = json.loads(path.read_text())
+    if damage == "no labels":
+        del scores["cases"][0]["labels"]
+    if damage == "no patient":
+        del scores["cases"][0]["patient"]
+    if damage == "no lesions":
+        del scores["cases"][0]["labels"]["tumor"]["lesions"]
+    if damage == "a case is missing":
+        del scores["cases"][0]
+    path.write_text("{" if damage == "text" else json.dumps(scores))
+    report = build_report(bench)
+    check_page(report.html)
+    assert [(row["arm"], row["seed"]) for row in report.document["failures"]] == [("real", 0)]
+    assert "real, seed 0: failed: " in report.html
+    assert f"{path}: expected the scores of an arm, found" in report.html
+    assert report.html.count("data:image/jpeg;base64,") == 3 * (1 + 2)
+    assert "real-duplicated against real" in report.html
+
+
 def test_benchmark_without_any_finished_arm_has_a_page(finished: Benchmark, tmp_path: Path) -> None:
     (tmp_path / "bench").mkdir()
     shutil.copy(finished.folder / "benchmark.json", tmp_path / "bench")
@@ -135,6 +190,49 @@ def test_cohort_becomes_a_page_with_pictures_and_licences(tmp_path: Path) -> Non
     assert "## Provenance" in report.markdown
     assert report.html.count("data:image/jpeg;base64,") == 2
     assert report.html.count("3 mL &lt;found&gt;") == 2
+
+
+def test_cases_that_cannot_be_read_are_named_on_the_page(tmp_path: Path) -> None:
+    folder = write_cohort(tmp_path / "cohort", [HEPATIC_TUMOR], [HEPATIC_TUMOR])
+    image = folder / "images" / "case_0002.nii.gz"
+    image.write_bytes(image.read_bytes()[:200])
+    report = build_report(folder)
+    check_page(report.html)
+    assert [row["case"] for row in report.document["hu"]["skipped"]] == ["case_0002"]
+    assert report.html.count("case_0002 could not be measured. ") == 1
+    assert "HU by organ" in report.html
+
+
+def test_picture_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    folder = write_pictured_cohort(tmp_path / "cohort")
+    (folder / "case_0001.png").write_bytes(b"torn")
+    report = build_report(folder)
+    check_page(report.html)
+    assert f"case_0001: the picture {folder / 'case_0001.png'} cannot be read." in report.html
+
+
+def test_unfinished_cohort_is_held_against_its_plan(tmp_path: Path) -> None:
+    folder = write_cohort(tmp_path / "cohort", [HEPATIC_TUMOR])
+    (folder / "cohort.yaml").write_text("configuration:\n  num_cases: 2\n")
+    report = build_report(folder)
+    check_page(report.html)
+    assert report.document["num_cases"] == 2
+    assert "1 of 2 cases accepted" in report.html
+    for text in (report.html, report.markdown):
+        assert "1 of 2 planned cases are not made yet" in text
+    (folder / "cohort.yaml").unlink()
+    assert "1 of 1 cases accepted" in build_report(folder).html
+
+
+def test_cohort_that_is_being_written_has_a_page(tmp_path: Path) -> None:
+    import fcntl
+
+    folder = write_cohort(tmp_path / "cohort", [HEPATIC_TUMOR])
+    with (folder / MANIFEST_NAME).open("rb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        report = build_report(folder)
+    assert "HU and visibility were not measured." in report.html
+    assert "found a process that is still writing it" in report.html
 
 
 @pytest.mark.parametrize("content", ["{", "{}", '{"planes": {}}'])
@@ -206,6 +304,36 @@ def test_command_line_writes_page_figures_and_summary(
     refused = run_cli("report", finished.folder, "--out", tmp_path / "r.pdf")
     assert refused.code == 2
     assert "expected a file that ends in .html" in " ".join(refused.stderr.split())
+
+
+def test_page_never_replaces_a_file_that_is_no_report(
+    finished: Benchmark, tmp_path: Path, run_cli: Callable[..., Outcome]
+) -> None:
+    """The plan of the benchmark, a dataset's description, somebody's README."""
+    bench = shutil.copytree(finished.folder, tmp_path / "bench")
+    (tmp_path / "dataset.json").write_text('{"labels": {}}')
+    (tmp_path / "README.md").write_text("mine")
+    for page_name, kept in (
+        ("bench/benchmark.html", "bench/benchmark.json"),
+        ("dataset.html", "dataset.json"),
+        ("README.html", "README.md"),
+    ):
+        before = (tmp_path / kept).read_bytes()
+        files = sorted(tmp_path.rglob("*"))
+        refused = run_cli("report", bench, "--out", tmp_path / page_name)
+        assert refused.code == 1
+        assert f"{tmp_path / kept}: expected no file or that of an earlier report" in refused.stderr
+        assert (tmp_path / kept).read_bytes() == before
+        assert sorted(tmp_path.rglob("*")) == files
+        with pytest.raises(EvaluationError, match="Choose another --out"):
+            write_report(build_report(bench), tmp_path / page_name)
+
+
+def test_earlier_report_is_replaced(finished: Benchmark, tmp_path: Path) -> None:
+    report = build_report(finished.folder)
+    write_report(report, tmp_path / "r.html")
+    (tmp_path / "r.md").write_text("older")
+    assert write_report(report, tmp_path / "r.html")[2].read_text() == report.markdown
 
 
 @pytest.mark.slow
