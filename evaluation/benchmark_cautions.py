@@ -11,6 +11,7 @@ from maisi_aug.evaluation.comparison import MIN_PATIENTS
 from maisi_aug.evaluation.rank_tests import least_p
 from maisi_aug.evaluation.statistics import ALPHA
 from maisi_aug.evaluation.training_lists import find_published_training
+from maisi_aug.integrations.nnunet_folders import MAPPING_NAME
 
 Shown = Mapping[str, frozenset[str]]
 """Real case -> the labels that its label map shows."""
@@ -30,6 +31,11 @@ def find_cautions(config: BenchmarkConfig, split: Split, labels: tuple[str, ...]
         cautions.append(
             "Every arm is trained once: how far another seed would move the figures is not known, so that every "
             "verdict is undecided. Take --seeds 3."
+        )
+    if (Path(config.real) / MAPPING_NAME).is_file():
+        cautions.append(
+            f"The real cases are synthetic themselves: {MAPPING_NAME} says that maisi-aug exported them. Such a "
+            "benchmark says nothing of patients."
         )
     published = find_published_training(Path(config.real))
     if published:

@@ -118,10 +118,13 @@ def is_image_name(path: Path) -> bool:
 
 
 def case_of(path: Path) -> str:
-    """The case that a file belongs to, by its name; nnU-Net's images end in ``_0000``."""
+    """The case that a file belongs to: its name, or its folder's where the name says no more than what it holds.
+
+    nnU-Net's images end in ``_0000``, which is no part of the name; ``s0001/ct.nii.gz`` is of case ``s0001``.
+    """
     stem = re.sub(r"_0000$", "", stem_of(path))
     match = _IMAGE_NAME.match(stem) or _LABEL_NAME.match(stem)
-    return (match["case"] or stem) if match else stem
+    return (match["case"] or path.parent.name or stem) if match else stem
 
 
 LabelRegions = Mapping[str, tuple[int, ...]]

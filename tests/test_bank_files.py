@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from maisi_aug.bank_files import digest_of, find_entries, load_label_names, stem_of
+from maisi_aug.bank_files import case_of, digest_of, find_entries, load_label_names, stem_of
 from maisi_aug.bank_labels import find_label_id
 from maisi_aug.errors import BankError
 from maisi_aug.labels import MAISI
@@ -181,3 +181,17 @@ def test_id_of_regions_is_called_as_the_smallest_that_holds_it(tmp_path: Path) -
     labels = {"background": 0, "kidney": [1, 2, 3], "masses": [2, 3], "tumor": 2}
     (tmp_path / "dataset.json").write_text(json.dumps({"labels": labels}))
     assert load_label_names(tmp_path / "dataset.json") == {"": {0: "background", 1: "kidney", 2: "tumor", 3: "masses"}}
+
+
+@pytest.mark.parametrize(
+    ("path", "case"),
+    [
+        ("images/liver_7_0000.nii.gz", "liver_7"),
+        ("p1_ct.nii.gz", "p1"),
+        ("s0001/ct.nii.gz", "s0001"),
+        ("s0001/seg.nii.gz", "s0001"),
+        ("scan.nii.gz", "scan"),
+    ],
+)
+def test_case_is_told_by_the_file_or_its_folder(path: str, case: str) -> None:
+    assert case_of(Path(path)) == case

@@ -123,6 +123,13 @@ def test_cautions_are_part_of_the_plan(tmp_path: Path) -> None:
     assert "MSD Task03 Liver, which is in the published training list" in " ".join(plan_benchmark(config).warnings)
 
 
+def test_exported_cohort_in_the_place_of_real_cases_is_told_of(tmp_path: Path) -> None:
+    config = build_config(tmp_path)
+    assert "synthetic themselves" not in " ".join(plan_benchmark(config).warnings)
+    (Path(config.real) / "maisi_aug_mapping.json").write_text("{}")
+    assert "synthetic themselves" in " ".join(plan_benchmark(config).warnings)
+
+
 def test_label_that_no_training_case_shows_is_named(tmp_path: Path) -> None:
     config = build_config(tmp_path, num_train=1, test_patients=tuple(f"case_00{n}" for n in (0, 1, 2, 3, 5)))
     warnings = " ".join(plan_benchmark(config).warnings)
