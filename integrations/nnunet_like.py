@@ -28,6 +28,10 @@ from maisi_aug.orientation import turn_volume
 from maisi_aug.volume_io import load_image, load_label_map, save_image, save_label_map
 from maisi_aug.whole_files import write_text_whole
 
+# Not imagesTr and labelsTr where dataset.json names every file: nnU-Net's nnUNetv2_find_best_configuration and
+# nnUNetv2_accumulate_crossval_results take labelsTr, if it exists, for the label maps of all training cases.
+IMAGES_FOLDER, LABELS_FOLDER = "imagesSynthetic", "labelsSynthetic"
+
 # Keys of the real dataset.json that decide how nnU-Net reads and trains.
 _KEPT_KEYS = ("labels", "regions_class_order", "file_ending", "overwrite_image_reader_writer")
 
@@ -98,11 +102,12 @@ def _write_cases(export: LikeExport, building: Path | None, notify: Notify) -> S
             continue
         synthetic_id = export.synthetic_ids[case.case_id]
         values, grid = turn_volume(table[anatomy.array], anatomy.grid, export.orientation)
-        save_label_map(building / "labelsTr" / f"{synthetic_id}{FILE_ENDING}", values, grid)
+        image_place, label_place = _places(export, synthetic_id)
+        save_label_map(building / label_place, values, grid)
         if export.is_turned:
             volume = load_image(image)
             image_hu, grid = turn_volume(volume.array, volume.grid, export.orientation)
-            save_image(building / "imagesTr" / f"{synthetic_id}_0000{FILE_ENDING}", image_hu, grid)
+            save_image(building / image_place, image_hu, grid)
     notify("cases", len(export.cases), len(export.cases))
     return seen
 
@@ -135,10 +140,18 @@ def _list_files(export: LikeExport) -> dict[str, tuple[Path, Path]]:
     for case in export.cases:
         synthetic_id = export.synthetic_ids[case.case_id]
         image = (export.cohort.folder / case.files["image"].path).resolve()
+        image_place, label_place = _places(export, synthetic_id)
         if export.is_turned:
-            image = export.target / "imagesTr" / f"{synthetic_id}_0000{FILE_ENDING}"
-        entries[synthetic_id] = image, export.target / "labelsTr" / f"{synthetic_id}{FILE_ENDING}"
+            image = export.target / image_place
+        entries[synthetic_id] = image, export.target / label_place
     return entries
+
+
+def _places(export: LikeExport, synthetic_id: str) -> tuple[Path, Path]:
+    """Where the image and the label map of a synthetic case are written to, within the new dataset."""
+    is_named = export.link == "none"
+    images, labels = (IMAGES_FOLDER, LABELS_FOLDER) if is_named else ("imagesTr", "labelsTr")
+    return Path(images, f"{synthetic_id}_0000{FILE_ENDING}"), Path(labels, f"{synthetic_id}{FILE_ENDING}")
 
 
 def _refer(path: Path, target: Path) -> str:

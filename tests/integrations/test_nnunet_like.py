@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -128,6 +129,35 @@ def test_failure_of_nnunet_leaves_nothing_behind(place: Place) -> None:
     place.require_nothing_exported()
 
 
+def test_nnunet_accumulates_the_results_of_all_folds(place: Place) -> None:
+    """As nnUNetv2_find_best_configuration does: on label maps that it looks for in the raw dataset first."""
+    place.fill(num_real=2).export()
+    results = place.raw.parent / "results" / place.target.name / "trained"
+    dataset = read_json(place.target / "dataset.json")
+    ground_truth = place.preprocessed_target / "gt_segmentations"  # what nnU-Net's preprocessing writes
+    ground_truth.mkdir()
+    for case_id, files in dataset["dataset"].items():
+        shutil.copy(place.target / files["label"], ground_truth / f"{case_id}.nii.gz")
+    for number, fold in enumerate(read_json(place.preprocessed_target / "splits_final.json")):
+        validation = results / f"fold_{number}" / "validation"
+        validation.mkdir(parents=True)
+        for case_id in fold["val"]:
+            shutil.copy(ground_truth / f"{case_id}.nii.gz", validation)
+    shutil.copy(place.target / "dataset.json", results)
+    shutil.copy(place.preprocessed_target / "nnUNetPlans_real.json", results / "plans.json")
+    done = nnunet_check.run_nnunet(
+        "import sys\n"
+        "from nnunetv2.evaluation.accumulate_cv_results import accumulate_cv_results\n"
+        "accumulate_cv_results(sys.argv[1], sys.argv[2], (0, 1), num_processes=1)\n",
+        [str(results), str(results / "all")],
+        environment={"nnUNet_raw": str(place.raw), "nnUNet_preprocessed": str(place.preprocessed)},
+    )
+    assert done.returncode == 0, done.stderr
+    summary = read_json(results / "all" / "summary.json")
+    assert summary["foreground_mean"]["Dice"] == 1
+    assert len(summary["metric_per_case"]) == 2
+
+
 @pytest.mark.usefixtures("without_nnunet")
 class TestContent:
     def test_real_cases_are_referred_to_and_nothing_is_copied(self, place: Place) -> None:
@@ -143,7 +173,8 @@ class TestContent:
         synthetic = dataset["dataset"]["synthetic_case_0001"]
         assert synthetic["images"] == [str(place.cohort / "images" / "case_0001.nii.gz")]
         assert not (place.target / "imagesTr").exists()
-        assert sorted(path.name for path in (place.target / "labelsTr").iterdir()) == [
+        assert not (place.target / "labelsTr").exists()  # nnU-Net would take it for the label maps of all cases
+        assert sorted(path.name for path in (place.target / "labelsSynthetic").iterdir()) == [
             f"synthetic_case_000{number}.nii.gz" for number in (1, 2, 3)
         ]
 
@@ -158,7 +189,7 @@ class TestContent:
 
     def test_synthetic_label_maps_have_the_real_values(self, place: Place) -> None:
         place.fill().export()
-        label_map = load_label_map(place.target / "labelsTr" / "synthetic_case_0001.nii.gz")
+        label_map = load_label_map(place.target / "labelsSynthetic" / "synthetic_case_0001.nii.gz")
         anatomy = build_anatomy(HEPATIC_TUMOR)
         expected = np.select([anatomy == LIVER, anatomy == HEPATIC_TUMOR], [1, 2], 0)
         np.testing.assert_array_equal(label_map.array, expected)
@@ -208,12 +239,12 @@ class TestContent:
 
     def test_synthetic_files_take_the_axes_of_the_real_ones(self, place: Place) -> None:
         report = place.fill(codes="LPS").export()
-        image = place.target / "imagesTr" / "synthetic_case_0001_0000.nii.gz"
+        image = place.target / "imagesSynthetic" / "synthetic_case_0001_0000.nii.gz"
         real = place.real / "imagesTr" / "liver_0_0000.nii.gz"
         np.testing.assert_allclose(load_stored_grid(image).affine, load_stored_grid(real).affine)
         source = load_image(place.cohort / "images" / "case_0001.nii.gz")
         np.testing.assert_array_equal(load_image(image).array, source.array)
-        label_map = place.target / "labelsTr" / "synthetic_case_0001.nii.gz"
+        label_map = place.target / "labelsSynthetic" / "synthetic_case_0001.nii.gz"
         np.testing.assert_allclose(load_stored_grid(label_map).affine, load_stored_grid(image).affine)
         assert report.num_images_written == 3
         assert "axes LPS" in report.notes[0]
@@ -247,12 +278,12 @@ class TestContent:
         dataset = read_json(place.target / "dataset.json")
         assert dataset["labels"] == labels
         assert dataset["regions_class_order"] == [1, 2]
-        label_map = load_label_map(place.target / "labelsTr" / "synthetic_case_0001.nii.gz").array
+        label_map = load_label_map(place.target / "labelsSynthetic" / "synthetic_case_0001.nii.gz").array
         assert sorted(np.unique(label_map)) == [0, 1, 2]
 
     def test_several_labels_may_become_one(self, place: Place) -> None:
         place.fill(labels={"background": 0, "liver": 1}).export(labels=["hepatic tumor=liver"])
-        label_map = load_label_map(place.target / "labelsTr" / "synthetic_case_0001.nii.gz").array
+        label_map = load_label_map(place.target / "labelsSynthetic" / "synthetic_case_0001.nii.gz").array
         np.testing.assert_array_equal(label_map == 1, np.isin(build_anatomy(HEPATIC_TUMOR), [LIVER, HEPATIC_TUMOR]))
 
     def test_label_may_be_left_out_and_an_absent_one_said_to_be_so(self, place: Place) -> None:
