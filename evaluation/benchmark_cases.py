@@ -15,6 +15,7 @@ from maisi_aug.integrations.nnunet_folders import MARK_KEY
 from maisi_aug.labels import BODY_ID, Vocabulary
 from maisi_aug.lesion_names import is_bare_lesion_name, lesion_word
 from maisi_aug.manifest import MANIFEST_NAME
+from maisi_aug.mask_origin import origin_words
 from maisi_aug.prepared import SPEC_NAME, load_prepared
 
 DATASET_NAME: Final = "dataset.json"
@@ -131,7 +132,7 @@ def _read_cohort(name: str, path: Path, labels: Sequence[str], mapping: Mapping[
             record.case_id,
             cohort.require_file(record, "image"),
             cohort.require_file(record, "anatomy"),
-            tuple(str(value) for value in record.mask_origin.values() if isinstance(value, str)),
+            origin_words(record.mask_origin),
         )
         for record in cohort.cases
     )

@@ -32,7 +32,16 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "state": (
         *("metaimage", "volume_io", "bundle", "bundles", "weights", "manifest", "recipe", "recipe_files", "recipes"),
         *("cohort",),
-        *("bank_labels", "bank_files", "known_bundles", "checkpoints", "conversion", "hub", "checkpoint_folders"),
+        *(
+            "bank_labels",
+            "bank_files",
+            "mask_origin",
+            "known_bundles",
+            "checkpoints",
+            "conversion",
+            "hub",
+            "checkpoint_folders",
+        ),
         *("bank_entry", "mask_database", "bank_listing", "grid_limits", "presets", "precision"),
         *("mask_bundle", "mask_checkpoints", "prepared", "bundle_spec", "bundle_references"),
     ),
