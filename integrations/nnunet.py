@@ -252,6 +252,7 @@ def describe_case(case: AttemptRecord) -> dict[str, Any]:
         "licence": case.licence,
         "image_sha256": case.files["image"].sha256,
         "anatomy_sha256": case.files["anatomy"].sha256,
+        "mask_origin": case.mask_origin,
     }
 
 

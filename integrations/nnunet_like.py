@@ -66,7 +66,7 @@ def export_like(
         notify("plans of the real cases", 0, 2)
         plans = move_real_plans(export.real, export.plans, export.target, preprocessed, description)
         _write_json(preprocessed / "dataset.json", description)
-        _write_json(preprocessed / SPLITS_NAME, export.folds.with_synthetic(list(export.synthetic_ids.values())))
+        _write_json(preprocessed / SPLITS_NAME, export.mixed_folds)
         notify("nnU-Net's integrity check", 1, 2)
         num_cases = len(export.cases) + len(export.real.cases)
         warnings = verify_mixed_integrity(raw, num_processes=count_processes(num_cases))

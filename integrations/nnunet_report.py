@@ -145,7 +145,6 @@ def build_report(
         warnings: What nnU-Net warns about.
     """
     configuration = choose_configuration(plans) if plans else "3d_fullres"
-    synthetic_ids = list(export.synthetic_ids.values())
     return LikeReport(
         path=export.target,
         preprocessed=export.preprocessed_target,
@@ -160,10 +159,10 @@ def build_report(
         folds=tuple(
             {
                 "num_real_train": len(fold["train"]),
-                "num_synthetic_train": len(synthetic_ids),
+                "num_synthetic_train": len(mixed["train"]) - len(fold["train"]),
                 "val": list(fold["val"]),
             }
-            for fold in export.folds.folds
+            for fold, mixed in zip(export.folds.folds, export.mixed_folds, strict=True)
         ),
         folds_source=export.folds.source,
         plans=export.plans.moved_name,
@@ -211,6 +210,12 @@ def _build_notes(
         yield (
             f"{num_real} real cases make {len(export.folds.folds)} folds; nnU-Net would draw a random split with "
             "synthetic cases in validation for any fold past the last, which the trainers of maisi-aug refuse."
+        )
+    num_derived = sum(bool(origins) for origins in export.origins.values())
+    if num_derived:
+        yield (
+            f"{num_derived} of the {len(export.cases)} synthetic cases were made from label maps of real cases; each "
+            "is left out of the folds that validate on the case that it was made from."
         )
     if export.is_turned:
         yield (

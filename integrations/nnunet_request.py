@@ -23,9 +23,10 @@ from maisi_aug.integrations.nnunet_folders import (
 from maisi_aug.integrations.nnunet_labels import LabelMapping, map_labels
 from maisi_aug.integrations.nnunet_plans import RealPlans, find_real_plans
 from maisi_aug.integrations.nnunet_real import RealDataset, load_real_dataset
-from maisi_aug.integrations.nnunet_splits import Folds, load_real_folds
+from maisi_aug.integrations.nnunet_splits import Fold, Folds, load_real_folds
 from maisi_aug.labels import BACKGROUND_ID
 from maisi_aug.manifest import AttemptRecord
+from maisi_aug.mask_origin import RealMaps, origin_words
 
 Link = Literal["none", "symlink", "hard"]
 STORED_ORIENTATION = "RAS"  # of every file that volume_io writes
@@ -99,6 +100,17 @@ class LikeExport:
         return {case.case_id: prefix + case.case_id for case in self.cases}
 
     @cached_property
+    def origins(self) -> dict[str, frozenset[str]]:
+        """Identifier of each synthetic case, and the real cases whose label maps it was made from."""
+        known = RealMaps((case.case_id, case.label) for case in self.real.cases)
+        return {self.synthetic_ids[case.case_id]: known.named_by(origin_words(case.mask_origin)) for case in self.cases}
+
+    @cached_property
+    def mixed_folds(self) -> list[Fold]:
+        """The content of ``splits_final.json``."""
+        return self.folds.with_synthetic(self.origins)
+
+    @cached_property
     def orientation(self) -> str:
         """How synthetic files are stored: as most real ones, since nnU-Net mostly trains on voxels as they lie."""
         if self.real.is_reoriented_on_reading:
@@ -137,7 +149,7 @@ def prepare_like_export(request: LikeRequest) -> LikeExport:
         cohort.cases, num_real=len(real.cases), ratio=request.ratio, max_per_label=request.max_per_label
     )
     wanted = sorted(frozenset().union(*map(requested_ids, cases)) - {BACKGROUND_ID})
-    return LikeExport(
+    export = LikeExport(
         target=target,
         preprocessed_target=preprocessed_folder / target.name,
         real=real,
@@ -148,3 +160,5 @@ def prepare_like_export(request: LikeRequest) -> LikeExport:
         plans=find_real_plans(preprocessed_folder / real.name, request.plans),
         link=request.link,
     )
+    export.mixed_folds  # noqa: B018  refuses a fold without a case to train on
+    return export

@@ -7,7 +7,7 @@ trained without are compared on the same cases, fold by fold.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,9 +32,27 @@ class Folds:
     folds: tuple[Fold, ...]
     source: str
 
-    def with_synthetic(self, synthetic_ids: Sequence[str]) -> list[Fold]:
-        """All synthetic cases added to every training side; the content of ``splits_final.json``."""
-        return [{"train": [*fold["train"], *sorted(synthetic_ids)], "val": list(fold["val"])} for fold in self.folds]
+    def with_synthetic(self, origins: Mapping[str, Collection[str]]) -> list[Fold]:
+        """Synthetic cases added to the training sides; the content of ``splits_final.json``.
+
+        Args:
+            origins: Every synthetic case, and the real cases whose label maps it was made from: a fold that validates
+                on one of these does without it.
+
+        Raises:
+            ExportError: A fold has no case left to train on.
+        """
+        mixed = []
+        for number, fold in enumerate(self.folds):
+            added = [case_id for case_id in sorted(origins) if not set(origins[case_id]) & set(fold["val"])]
+            if not fold["train"] and not added:
+                raise ExportError(
+                    f"Fold {number}: expected a case to train on, found none: there is no other real case, and every "
+                    f"synthetic one was made from the label map of '{fold['val'][0]}', which validates. Make cases "
+                    "from other label maps."
+                )
+            mixed.append({"train": [*fold["train"], *added], "val": list(fold["val"])})
+        return mixed
 
 
 def load_real_folds(preprocessed_dataset: Path, case_ids: Sequence[str]) -> Folds:

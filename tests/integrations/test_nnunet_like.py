@@ -17,7 +17,7 @@ from maisi_aug.integrations.nnunet_like import export_like
 from maisi_aug.integrations.nnunet_report import LikeReport
 from maisi_aug.integrations.nnunet_request import LikeRequest
 from maisi_aug.manifest import MANIFEST_NAME, ManifestWriter
-from maisi_aug.volume_io import load_image, load_label_map, load_stored_grid, save_label_map
+from maisi_aug.volume_io import load_image, load_label_map, load_stored_grid, save_label_map, sha256_of
 from tests.tiny_cohort import (
     GRID,
     HEPATIC_TUMOR,
@@ -218,6 +218,40 @@ class TestContent:
         assert fold["val"] == ["liver_0", "liver_3"]
         assert fold["train"][:2] == ["liver_1", "liver_2"]
         assert report.folds_source == str(folder / "splits_final.json")
+
+    def test_cases_made_from_a_real_label_map_do_not_train_where_it_validates(self, place: Place) -> None:
+        place.fill(num_real=5)
+        path = place.real / "labelsTr" / "liver_2.nii.gz"
+        label_map = load_label_map(path).array.copy()
+        label_map[2, 2, 1] = 0
+        save_label_map(path, label_map, GRID)
+        digest = sha256_of(path)
+        origins: list[dict[str, Any]] = [
+            {"source": "plant", "bank": "masks", "file": "labelsTr/liver_1.nii.gz", "sha256": "0" * 16},
+            {"source": "bank", "file": "renamed.nii.gz", "sha256": digest[:16]},
+            {"source": "plant"},
+        ]
+        with ManifestWriter(place.cohort / MANIFEST_NAME) as writer:
+            for index, origin in enumerate(origins):
+                writer.append(save_case(place.cohort, index, [HEPATIC_TUMOR], mask_origin=origin))
+        report = place.export()
+        splits = read_json(place.preprocessed_target / "splits_final.json")
+        for fold in splits:
+            assert ("synthetic_case_0001" in fold["train"]) == ("liver_1" not in fold["val"])
+            assert ("synthetic_case_0002" in fold["train"]) == ("liver_2" not in fold["val"])
+            assert "synthetic_case_0003" in fold["train"]
+        assert [fold["num_synthetic_train"] for fold in report.folds] == [len(fold["train"]) - 4 for fold in splits]
+        assert any("2 of the 3 synthetic cases were made from label maps of real cases" in n for n in report.notes)
+        cases = read_json(place.target / MAPPING_NAME)["cases"]
+        assert [cases[f"synthetic_case_000{number}"]["mask_origin"] for number in (1, 2, 3)] == origins
+
+    def test_fold_that_is_left_nothing_to_train_on_is_refused(self, place: Place) -> None:
+        origin = {"source": "given", "file": "liver_0.nii.gz"}
+        write_cohort(place.cohort, [HEPATIC_TUMOR], mask_origin=origin)
+        write_real_dataset(place.raw, 1)
+        with pytest.raises(ExportError, match="Fold 0: expected a case to train on, found none.*'liver_0'"):
+            place.export()
+        place.require_nothing_exported()
 
     @pytest.mark.parametrize(("num_real", "num_folds"), [(1, 1), (2, 2), (4, 4)])
     def test_fewer_than_five_cases_validate_once_each(self, place: Place, num_real: int, num_folds: int) -> None:
