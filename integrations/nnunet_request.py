@@ -15,6 +15,7 @@ from maisi_aug.integrations.nnunet import channel_name, require_label_maps
 from maisi_aug.integrations.nnunet_choice import choose_cases, requested_ids
 from maisi_aug.integrations.nnunet_folders import (
     RESULTS_VARIABLE,
+    preprocessed_places,
     require_free_target,
     require_preprocessed_folder,
     require_raw_folder,
@@ -148,6 +149,7 @@ def prepare_like_export(request: LikeRequest) -> LikeExport:
     cases = choose_cases(
         cohort.cases, num_real=len(real.cases), ratio=request.ratio, max_per_label=request.max_per_label
     )
+    places = preprocessed_places(real.name, preprocessed_folder)
     wanted = sorted(frozenset().union(*map(requested_ids, cases)) - {BACKGROUND_ID})
     export = LikeExport(
         target=target,
@@ -156,8 +158,8 @@ def prepare_like_export(request: LikeRequest) -> LikeExport:
         cohort=cohort,
         cases=cases,
         mapping=map_labels(real, cohort, request.labels, request.absent, wanted),
-        folds=load_real_folds(preprocessed_folder / real.name, real.case_ids),
-        plans=find_real_plans(preprocessed_folder / real.name, request.plans),
+        folds=load_real_folds(places, real.case_ids),
+        plans=find_real_plans(places, request.plans),
         link=request.link,
     )
     export.mixed_folds  # noqa: B018  refuses a fold without a case to train on

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from maisi_aug.errors import ExportError
+from maisi_aug.integrations.nnunet_folders import choose_same, tell_places
 
 SPLITS_NAME = "splits_final.json"
 NUM_FOLDS = 5  # of nnU-Net's default split
@@ -55,21 +56,21 @@ class Folds:
         return mixed
 
 
-def load_real_folds(preprocessed_dataset: Path, case_ids: Sequence[str]) -> Folds:
+def load_real_folds(places: Sequence[Path], case_ids: Sequence[str]) -> Folds:
     """The real dataset's own folds: its ``splits_final.json``, else what nnU-Net would draw.
 
     With two to four cases each is validated on once; with one case it is validated on in the only fold, whose
     training side is left to synthetic cases.
 
     Args:
-        preprocessed_dataset: The dataset's folder under nnUNet_preprocessed; need not exist.
+        places: Where the dataset may be preprocessed; none of them need exist.
         case_ids: Identifiers of all real cases.
 
     Raises:
-        ExportError: The file cannot be read, or does not fit the cases.
+        ExportError: A file cannot be read, does not fit the cases, or is another than that of another place.
     """
-    path = preprocessed_dataset / SPLITS_NAME
-    if path.is_file():
+    path = choose_same([place / SPLITS_NAME for place in places], "Folds of the real dataset")
+    if path is not None:
         return Folds(_read_folds(path, frozenset(case_ids)), str(path))
     if len(case_ids) == 1:
         return Folds(({"train": [], "val": list(case_ids)},), "the only real case validates")
@@ -79,7 +80,8 @@ def load_real_folds(preprocessed_dataset: Path, case_ids: Sequence[str]) -> Fold
     drawn = generate_crossval_split(sorted(case_ids), seed=SPLIT_SEED, n_splits=num_folds)
     folds = tuple({side: [str(case_id) for case_id in fold[side]] for side in ("train", "val")} for fold in drawn)
     rule = "nnU-Net's own rule" if num_folds == NUM_FOLDS else f"nnU-Net's own rule with {num_folds} folds"
-    return Folds(folds, f"{rule} on the {len(case_ids)} real cases")
+    missing = f"no {SPLITS_NAME} was found in {tell_places(places)}"
+    return Folds(folds, f"{rule} on the {len(case_ids)} real cases, since {missing}")
 
 
 def _read_folds(path: Path, case_ids: frozenset[str]) -> tuple[Fold, ...]:

@@ -219,6 +219,32 @@ class TestContent:
         assert fold["train"][:2] == ["liver_1", "liver_2"]
         assert report.folds_source == str(folder / "splits_final.json")
 
+    def test_folds_and_plans_are_found_where_the_environment_says_too(
+        self, place: Place, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        place.fill()
+        report = place.export(dry_run=True)
+        assert report.folds_source.endswith(f"no splits_final.json was found in {place.preprocessed / place.real.name}")
+        assert report.plans_source.endswith(f"none were found in {place.preprocessed / place.real.name}")
+        monkeypatch.setenv("nnUNet_preprocessed", str(tmp_path / "usual"))
+        usual, given = (folder / place.real.name for folder in (tmp_path / "usual", place.preprocessed))
+        folds = [{"train": ["liver_1", "liver_2"], "val": ["liver_0", "liver_3"]}]
+        for folder in (usual, given):
+            folder.mkdir(parents=True)
+        (usual / "splits_final.json").write_text(json.dumps(folds))
+        (usual / "nnUNetPlans.json").write_text(json.dumps({"plans_name": "nnUNetPlans", "configurations": {}}))
+        report = place.export(dry_run=True)
+        assert report.folds_source == str(usual / "splits_final.json")
+        assert report.plans_source == str(usual / "nnUNetPlans.json")
+        for name in ("splits_final.json", "nnUNetPlans.json"):
+            content = read_json(usual / name)
+            (given / name).write_text(json.dumps(content, indent=3))
+            assert place.export(dry_run=True).num_synthetic == 3
+            (given / name).write_text(json.dumps([*content] * 2 if isinstance(content, list) else content | {"a": 1}))
+            with pytest.raises(ExportError, match=f"expected the same in .*{name} and .*{name}, found that they differ"):
+                place.export(dry_run=True)
+            shutil.copy(usual / name, given / name)
+
     def test_cases_made_from_a_real_label_map_do_not_train_where_it_validates(self, place: Place) -> None:
         place.fill(num_real=5)
         path = place.real / "labelsTr" / "liver_2.nii.gz"
