@@ -41,6 +41,13 @@ class CohortSource:
         organs = {label_id for case in self.cases for label_id in case.required_ids}
         return tuple(sorted((lesions | organs) - {BACKGROUND_ID}))
 
+    @property
+    def partial_note(self) -> str:
+        """A sentence where fewer cases are accepted than were planned; empty otherwise."""
+        if self.num_planned is None or len(self.cases) >= self.num_planned:
+            return ""
+        return f"{len(self.cases)} of {self.num_planned} planned cases of the cohort are accepted."
+
     def resolve_ids(self, names: Sequence[str]) -> tuple[int, ...]:
         """Vocabulary ids of label names, ascending, each once.
 

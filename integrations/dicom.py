@@ -42,6 +42,7 @@ class DicomReport:
         num_slices: Files of all series.
         num_segmentations: Segmentations; a case that holds none of the labels has none.
         segments: Names of the exported labels.
+        notes: What the user should know, one sentence each.
     """
 
     path: Path
@@ -49,10 +50,11 @@ class DicomReport:
     num_slices: int
     num_segmentations: int
     segments: tuple[str, ...]
+    notes: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """The report as JSON types."""
-        return {**asdict(self), "path": str(self.path), "segments": list(self.segments)}
+        return {**asdict(self), "path": str(self.path), "segments": list(self.segments), "notes": list(self.notes)}
 
 
 def export_dicom(
@@ -103,6 +105,7 @@ def export_dicom(
         num_slices=sum(row["num_slices"] for row in rows.values()),
         num_segmentations=sum(bool(row["segments"]) for row in rows.values()),
         segments=numbering.names,
+        notes=(cohort.partial_note,) if cohort.partial_note else (),
     )
 
 

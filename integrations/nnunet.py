@@ -258,8 +258,8 @@ def describe_case(case: AttemptRecord) -> dict[str, Any]:
 
 def _build_notes(cohort: CohortSource, written: _Written) -> Iterator[str]:
     num_cases = len(cohort.cases)
-    if cohort.num_planned is not None and num_cases < cohort.num_planned:
-        yield f"{num_cases} of {cohort.num_planned} planned cases are accepted and exported."
+    if cohort.partial_note:
+        yield cohort.partial_note
     if num_cases < NUM_FOLDS:
         yield f"nnU-Net's default split has {NUM_FOLDS} folds and needs as many cases; this dataset has {num_cases}."
     if written.num_empty:

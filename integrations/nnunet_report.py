@@ -203,9 +203,9 @@ def _list_commands(export: LikeExport, configuration: str) -> tuple[str, ...]:
 def _build_notes(
     export: LikeExport, seen: Seen, plans: Mapping[str, Any] | None, configuration: str, warnings: Sequence[str]
 ) -> Iterator[str]:
-    num_real, num_planned = len(export.real.cases), export.cohort.num_planned
-    if num_planned is not None and len(export.cohort.cases) < num_planned:
-        yield f"{len(export.cohort.cases)} of {num_planned} planned cases of the cohort are accepted."
+    num_real = len(export.real.cases)
+    if export.cohort.partial_note:
+        yield export.cohort.partial_note
     if num_real < NUM_FOLDS:
         yield (
             f"{num_real} real cases make {len(export.folds.folds)} folds; nnU-Net would draw a random split with "

@@ -66,6 +66,14 @@ def test_segmentation_is_read_back_to_the_same_label_map(tmp_path: Path, grid: G
     assert volume.array[tuple(index[:, ~inside])].sum() == 0
 
 
+def test_partial_cohort_is_noted(tmp_path: Path, run_cli: Callable[..., Any]) -> None:
+    cohort = write_cohort(tmp_path / "cohort", [HEPATIC_TUMOR])
+    (cohort / "cohort.yaml").write_text("configuration: {labels: [hepatic tumor], num_cases: 12}\n")
+    outcome = run_cli("export", "dicom", cohort, "--out", tmp_path / "dicom")
+    assert outcome.code == 0
+    assert "Note: 1 of 12 planned cases of the cohort are accepted." in outcome.stderr
+
+
 def test_header_says_that_nobody_was_scanned(tmp_path: Path) -> None:
     cohort = write_cohort(tmp_path / "cohort", [HEPATIC_TUMOR])
     export_dicom(cohort, tmp_path / "dicom")

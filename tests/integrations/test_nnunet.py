@@ -180,7 +180,7 @@ class TestContent:
         cohort = build_cohort([LUNG_TUMOR], [])
         (cohort / "cohort.yaml").write_text("configuration: {labels: [lung tumor], num_cases: 6}\n")
         notes = export(cohort, labels=["lung tumor"]).notes
-        assert notes[0] == "2 of 6 planned cases are accepted and exported."
+        assert notes[0] == "2 of 6 planned cases of the cohort are accepted."
         assert notes[2] == "1 of 2 cases hold none of the exported labels."
 
     def test_raw_folder_comes_from_the_environment(

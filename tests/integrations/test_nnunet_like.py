@@ -241,7 +241,9 @@ class TestContent:
             (given / name).write_text(json.dumps(content, indent=3))
             assert place.export(dry_run=True).num_synthetic == 3
             (given / name).write_text(json.dumps([*content] * 2 if isinstance(content, list) else content | {"a": 1}))
-            with pytest.raises(ExportError, match=f"expected the same in .*{name} and .*{name}, found that they differ"):
+            with pytest.raises(
+                ExportError, match=f"expected the same in .*{name} and .*{name}, found that they differ"
+            ):
                 place.export(dry_run=True)
             shutil.copy(usual / name, given / name)
 
