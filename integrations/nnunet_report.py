@@ -206,6 +206,13 @@ def _build_notes(
     num_real = len(export.real.cases)
     if export.cohort.partial_note:
         yield export.cohort.partial_note
+    if export.num_wanted is not None and len(export.cases) < export.num_wanted:
+        num_available = len(export.cohort.cases)
+        reason = "; --max-per-label allows no more" if len(export.cases) < num_available else ", which is all of them"
+        yield (
+            f"--ratio asks for {export.num_wanted} synthetic cases; {len(export.cases)} of the cohort's "
+            f"{num_available} accepted ones are exported{reason}."
+        )
     if num_real < NUM_FOLDS:
         yield (
             f"{num_real} real cases make {len(export.folds.folds)} folds; nnU-Net would draw a random split with "

@@ -12,7 +12,7 @@ from typing import Literal
 from maisi_aug.errors import ExportError
 from maisi_aug.integrations.cohort_source import CohortSource, load_cohort_source
 from maisi_aug.integrations.nnunet import channel_name, require_label_maps
-from maisi_aug.integrations.nnunet_choice import choose_cases, requested_ids
+from maisi_aug.integrations.nnunet_choice import choose_cases, count_wanted, requested_ids
 from maisi_aug.integrations.nnunet_folders import (
     RESULTS_VARIABLE,
     preprocessed_places,
@@ -80,6 +80,7 @@ class LikeExport:
         folds: The real dataset's folds.
         plans: The real dataset's plans.
         link: How files that exist get into the dataset.
+        num_wanted: Synthetic cases that the ratio asks for; None without a ratio.
     """
 
     target: Path
@@ -91,6 +92,7 @@ class LikeExport:
     folds: Folds
     plans: RealPlans
     link: Link
+    num_wanted: int | None = None
 
     @cached_property
     def synthetic_ids(self) -> dict[str, str]:
@@ -161,6 +163,7 @@ def prepare_like_export(request: LikeRequest) -> LikeExport:
         folds=load_real_folds(places, real.case_ids),
         plans=find_real_plans(places, request.plans),
         link=request.link,
+        num_wanted=None if request.ratio is None else count_wanted(request.ratio, len(real.cases)),
     )
     export.mixed_folds  # noqa: B018  refuses a fold without a case to train on
     return export

@@ -356,7 +356,7 @@ class TestContent:
         assert mapping["absent"] == [2]
         assert [(row["name"], row["value"]) for row in mapping["labels"]] == [("hepatic tumor", 0), ("spleen", 1)]
 
-    def test_ratio_and_cap_take_requests_in_turn(self, place: Place) -> None:
+    def test_ratio_and_cap_keep_every_request(self, place: Place) -> None:
         place.fill(num_real=4)
         with ManifestWriter(place.cohort / MANIFEST_NAME) as writer:
             for index in (3, 4):
@@ -369,6 +369,13 @@ class TestContent:
         cases = read_json(place.target / MAPPING_NAME)["cases"]
         assert {row["request"] for row in cases.values()} == {"hepatic tumor:0.3", "hepatic tumor:0.9"}
         assert place.export(dry_run=True, max_per_label=3, dataset_id=504).num_synthetic == 3
+
+    def test_too_few_cases_for_the_ratio_are_noted(self, place: Place) -> None:
+        notes = place.fill().export(ratio=2).notes
+        assert notes[0].startswith(
+            "--ratio asks for 10 synthetic cases, 3 are exported: the cohort has 3 accepted ones"
+        )
+        assert not any("--ratio" in note for note in place.export(ratio=0.4, dry_run=True, dataset_id=504).notes)
 
     def test_label_that_leaves_a_hole_is_named(self, place: Place) -> None:
         notes = place.fill([HEPATIC_TUMOR, HEPATIC_VESSEL]).export().notes
