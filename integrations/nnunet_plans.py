@@ -129,7 +129,33 @@ def move_real_plans(
         shutil.copyfile(preprocessed / target.name / moved, building / moved)
         shutil.copyfile(own / FINGERPRINT_NAME, building / FINGERPRINT_NAME)
     content: dict[str, Any] = json.loads((building / moved).read_text(encoding="utf-8"))
+    drop_cascades(content)
+    _write_json(building / moved, content)
     return content
+
+
+def drop_cascades(plans: dict[str, Any]) -> None:
+    """Take out of plans what trains on an earlier stage's predictions: nnU-Net makes them in validation only.
+
+    Synthetic cases never validate, so that the cascade would stop at the first one. The earlier stage no longer names
+    the next, since its validation would predict for it.
+    """
+    configurations = plans["configurations"]
+    for name in [name for name in configurations if _is_cascade(configurations, name)]:
+        del configurations[name]
+    for configuration in configurations.values():
+        configuration.pop("next_stage", None)
+
+
+def _is_cascade(configurations: Mapping[str, Any], name: str | None) -> bool:
+    """Whether a configuration, or one that it inherits from, has a previous stage."""
+    seen: set[str] = set()
+    while name in configurations and name not in seen:
+        if configurations[name].get("previous_stage"):
+            return True
+        seen.add(name)
+        name = configurations[name].get("inherits_from")
+    return False
 
 
 def choose_configuration(plans: Mapping[str, Any]) -> str:

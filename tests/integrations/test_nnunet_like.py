@@ -129,6 +129,28 @@ def test_failure_of_nnunet_leaves_nothing_behind(place: Place) -> None:
     place.require_nothing_exported()
 
 
+def test_cascade_is_taken_out_of_moved_plans(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its second stage would look for predictions of the first on synthetic cases, which nnU-Net never makes."""
+    monkeypatch.setattr(nnunet_like, "verify_mixed_integrity", lambda dataset, num_processes: ())
+    place.fill()
+    folder = place.preprocessed / place.real.name
+    folder.mkdir(parents=True)
+    configurations = {
+        "3d_lowres": {"data_identifier": "nnUNetPlans_3d_lowres", "next_stage": "3d_cascade_fullres"},
+        "3d_fullres": {"data_identifier": "nnUNetPlans_3d_fullres", "spacing": [2.5, 0.8, 0.7]},
+        "3d_cascade_fullres": {"inherits_from": "3d_fullres", "previous_stage": "3d_lowres"},
+        "3d_cascade_large": {"inherits_from": "3d_cascade_fullres", "batch_size": 4},
+    }
+    plans = {"plans_name": "nnUNetPlans", "configurations": configurations}
+    (folder / "nnUNetPlans.json").write_text(json.dumps(plans))
+    (folder / "dataset_fingerprint.json").write_text("{}")
+    place.export()
+    moved = read_json(place.preprocessed_target / "nnUNetPlans_real.json")["configurations"]
+    assert set(moved) == {"3d_lowres", "3d_fullres"}
+    assert "next_stage" not in moved["3d_lowres"]
+    assert read_json(folder / "nnUNetPlans.json") == plans
+
+
 def test_nnunet_accumulates_the_results_of_all_folds(place: Place) -> None:
     """As nnUNetv2_find_best_configuration does: on label maps that it looks for in the raw dataset first."""
     place.fill(num_real=2).export()
@@ -373,7 +395,7 @@ class TestContent:
     def test_too_few_cases_for_the_ratio_are_noted(self, place: Place) -> None:
         notes = place.fill().export(ratio=2).notes
         assert notes[0].startswith(
-            "--ratio asks for 10 synthetic cases, 3 are exported: the cohort has 3 accepted ones"
+            "--ratio asks for 10 synthetic cases; 3 of the cohort's 3 accepted ones are exported"
         )
         assert not any("--ratio" in note for note in place.export(ratio=0.4, dry_run=True, dataset_id=504).notes)
 
