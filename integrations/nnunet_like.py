@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from maisi_aug.integrations.nnunet import Notify, describe_case, has_right_angle
 from maisi_aug.integrations.nnunet_check import count_processes, verify_mixed_integrity
 from maisi_aug.integrations.nnunet_folders import FILE_ENDING, MAPPING_NAME, MARK_KEY
 from maisi_aug.integrations.nnunet_labels import describe_mapping, require_complete_mapping
-from maisi_aug.integrations.nnunet_plans import move_real_plans
+from maisi_aug.integrations.nnunet_plans import move_real_plans, refer_to
 from maisi_aug.integrations.nnunet_report import LikeReport, Seen, build_report, write_report
 from maisi_aug.integrations.nnunet_request import LikeExport, LikeRequest, prepare_like_export
 from maisi_aug.integrations.nnunet_splits import SPLITS_NAME
@@ -43,7 +44,8 @@ def export_like(
 
     Args:
         request: What to export and where to.
-        dry_run: Read and check everything, voxels included, and write nothing.
+        dry_run: Read and check everything, voxels included and by nnU-Net's own check of the real cases, and write
+            nothing; only nnU-Net's planner is left out.
         notify: Called with a stage, the steps done and their number.
 
     Returns:
@@ -58,7 +60,7 @@ def export_like(
     if dry_run:
         seen = _write_cases(export, None, notify)
         require_complete_mapping(export.real, export.cohort, export.mapping, seen.counts)
-        return build_report(export, seen, plans=None, warnings=())
+        return build_report(export, seen, plans=None, warnings=_check_real_cases(export, notify))
     with folders_that_appear_whole(export.target, export.preprocessed_target) as (raw, preprocessed):
         seen = _write_cases(export, raw, notify)
         require_complete_mapping(export.real, export.cohort, export.mapping, seen.counts)
@@ -74,6 +76,19 @@ def export_like(
         report = build_report(export, seen, plans=plans, warnings=warnings)
         write_report(report, raw)
     return report
+
+
+def _check_real_cases(export: LikeExport, notify: Notify) -> tuple[str, ...]:
+    """Run nnU-Net's integrity check on the real cases alone, from a scratch folder that refers to them."""
+    notify("nnU-Net's integrity check", 0, 1)
+    with tempfile.TemporaryDirectory(prefix="maisi-aug-") as name:
+        raw = Path(name, export.target.name)
+        raw.mkdir()
+        alone = {**_describe_dataset(export), "dataset": refer_to(export.real), "numTraining": len(export.real.cases)}
+        _write_json(raw / "dataset.json", alone)
+        warnings = verify_mixed_integrity(raw, num_processes=count_processes(len(export.real.cases)))
+    notify("nnU-Net's integrity check", 1, 1)
+    return warnings
 
 
 def _write_cases(export: LikeExport, building: Path | None, notify: Notify) -> Seen:

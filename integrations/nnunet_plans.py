@@ -118,7 +118,7 @@ def move_real_plans(
         raw, preprocessed = Path(name, "raw"), Path(name, "preprocessed")
         environment = {"nnUNet_raw": str(raw), "nnUNet_preprocessed": str(preprocessed), "nnUNet_results": ""}
         _write_json(raw / real.name / "dataset.json", _describe_alone(real))
-        _write_json(raw / target.name / "dataset.json", {**example, "dataset": _refer_to(real)})
+        _write_json(raw / target.name / "dataset.json", {**example, "dataset": refer_to(real)})
         (preprocessed / target.name).mkdir(parents=True)
         own = preprocessed / real.name
         own.mkdir()
@@ -175,10 +175,11 @@ def is_plans(path: Path) -> bool:
 
 def _describe_alone(real: RealDataset) -> dict[str, Any]:
     """``dataset.json`` of the real dataset for a folder elsewhere: the same cases by absolute paths."""
-    return {**real.description, "dataset": _refer_to(real)}
+    return {**real.description, "dataset": refer_to(real)}
 
 
-def _refer_to(real: RealDataset) -> dict[str, Any]:
+def refer_to(real: RealDataset) -> dict[str, Any]:
+    """The entry ``dataset`` that names the real cases' files by absolute paths."""
     return {case.case_id: {"images": [str(case.image)], "label": str(case.label)} for case in real.cases}
 
 

@@ -119,6 +119,19 @@ def test_check_names_the_file_that_is_wrong(place: Place) -> None:
         nnunet_check.verify_mixed_integrity(place.real, num_processes=1)
 
 
+def test_dry_run_refuses_what_nnunets_check_would(place: Place) -> None:
+    place.fill(num_real=1)
+    path = place.real / "labelsTr" / "liver_0.nii.gz"
+    label_map = load_label_map(path).array.copy()
+    label_map[0, 0, 0] = 9
+    save_label_map(path, label_map, GRID)
+    with pytest.raises(
+        ExportError, match=r"integrity check: .*liver_0.*\. Nothing was exported; repair the case that it"
+    ):
+        place.export(dry_run=True)
+    place.require_nothing_exported()
+
+
 @pytest.mark.slow
 def test_failure_of_nnunet_leaves_nothing_behind(place: Place) -> None:
     place.fill(num_real=1)
@@ -430,6 +443,20 @@ class TestRefusals:
         [
             ({"channel_names": {"0": "CT", "1": "PET"}}, {}, r"expected one channel .* found 2 \(CT, PET\)"),
             ({"channel_names": {"0": "zscore"}}, {}, "expected a channel named CT, found 'zscore'"),
+            (
+                {"labels": {"background": 0, "liver": 1, "tumor": 3}},
+                {"dry_run": True},
+                "expected labels numbered 0, 1, 2, ... without gaps, .* found 0, 1, 3, without 2. Renumber",
+            ),
+            ({"labels": {"liver": 0, "tumor": 1}}, {}, "found another number for background"),
+            ({"labels": {"0": "background", "1": "liver"}}, {}, "a name for each number as the Medical Segmentation"),
+            ({"labels": ["liver"]}, {}, r"expected a number for each name.* as 'labels', found \[\"liver\"\]. Correct"),
+            ({"labels": {"background": 0, "liver": None}}, {}, "a whole number, or a list of them, for 'liver'"),
+            ({"dataset": [{"image": "a"}]}, {}, r"expected files for each case by its name as 'dataset', found \[\{"),
+            ({"dataset": {"a": {"images": "b"}}}, {}, "as 'dataset/a', found"),
+            ({"numTraining": "5"}, {}, 'expected a whole number as .numTraining., found "5". Correct the file'),
+            ({"channel_names": ["CT"]}, {}, r"as 'channel_names', found \[\"CT\"\]. Correct the file"),
+            ({"file_ending": None}, {}, "expected text such as '.nii.gz' as 'file_ending', found null"),
             ({"file_ending": ".mha"}, {}, "expected images that end in .nii.gz .* found '.mha'"),
             ({"numTraining": 9}, {}, "expected the 9 cases that dataset.json counts, found 5"),
             ({"maisi_aug": {}}, {}, "expected a dataset of real cases, found one that maisi-aug exported"),
