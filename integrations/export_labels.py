@@ -58,10 +58,15 @@ class LabelNumbering:
                 "label": number,
                 "name": name,
                 "vocabulary_id": label_id,
-                "totalsegmentator": "/".join(totalsegmentator_class(label_id) or ()) or None,
+                "totalsegmentator": name_in_totalsegmentator(label_id),
             }
             for number, label_id, name in zip(self.numbers, self.ids, self.names, strict=True)
         ]
+
+
+def name_in_totalsegmentator(label_id: int) -> str | None:
+    """TotalSegmentator's task and class for a vocabulary id, for mapping files; None for a label that it lacks."""
+    return "/".join(totalsegmentator_class(label_id) or ()) or None
 
 
 def choose_labels(
@@ -83,11 +88,7 @@ def choose_labels(
         ExportError: A label occurs in no case, or the cohort has no label maps.
         VocabularyError: An unknown label name.
     """
-    if not any("anatomy" in case.files for case in cohort.cases):
-        raise ExportError(
-            f"{cohort.folder}: expected label maps, found images that were drawn without any (mask_source none). Make "
-            "a cohort with another --mask-source."
-        )
+    require_label_maps(cohort)
     wanted = set(cohort.resolve_ids(labels) if labels else cohort.requested_ids)
     if include_anatomy or not wanted <= set(cohort.requested_ids):
         present = set(count_labels(cohort, notify))
@@ -104,6 +105,19 @@ def choose_labels(
         )
     ids = tuple(sorted(wanted))
     return LabelNumbering(ids, tuple(map(cohort.name_of, ids)))
+
+
+def require_label_maps(cohort: CohortSource) -> None:
+    """Raise for a cohort of bare images.
+
+    Raises:
+        ExportError: No case has a label map.
+    """
+    if not any("anatomy" in case.files for case in cohort.cases):
+        raise ExportError(
+            f"{cohort.folder}: expected label maps, found images that were drawn without any (mask_source none). Make "
+            "a cohort with another --mask-source."
+        )
 
 
 def count_labels(cohort: CohortSource, notify: Notify = tell_nobody) -> Counter[int]:

@@ -17,8 +17,7 @@ import yaml
 from maisi_aug import __version__
 from maisi_aug.errors import ExportError
 from maisi_aug.integrations.cohort_source import CohortSource, load_cohort_source
-from maisi_aug.integrations.export_labels import LabelNumbering, choose_labels, count_labels
-from maisi_aug.integrations.nnunet import require_label_maps
+from maisi_aug.integrations.export_labels import LabelNumbering, choose_labels, count_labels, require_label_maps
 from maisi_aug.integrations.nnunet_folders import preprocessed_places
 from maisi_aug.integrations.nnunet_labels import map_labels, require_complete_mapping
 from maisi_aug.integrations.nnunet_real import RealDataset, load_real_dataset

@@ -16,7 +16,7 @@ from typing import Any
 
 from maisi_aug import __version__
 from maisi_aug.errors import ExportError
-from maisi_aug.integrations.nnunet import Notify, describe_case, has_right_angles
+from maisi_aug.integrations.nnunet import describe_case, has_right_angles
 from maisi_aug.integrations.nnunet_check import count_processes, verify_mixed_integrity
 from maisi_aug.integrations.nnunet_folders import FILE_ENDING, MAPPING_NAME, MARK_KEY
 from maisi_aug.integrations.nnunet_labels import describe_mapping, require_complete_mapping
@@ -24,7 +24,7 @@ from maisi_aug.integrations.nnunet_plans import move_real_plans, refer_to
 from maisi_aug.integrations.nnunet_report import LikeReport, Seen, build_report, write_report
 from maisi_aug.integrations.nnunet_request import LikeExport, LikeRequest, prepare_like_export
 from maisi_aug.integrations.nnunet_splits import SPLITS_NAME
-from maisi_aug.integrations.whole_folder import folders_that_appear_whole
+from maisi_aug.integrations.whole_folder import Notify, folders_that_appear_whole, tell_nobody
 from maisi_aug.orientation import turn_volume
 from maisi_aug.volume_io import load_image, load_label_map, save_image, save_label_map
 from maisi_aug.whole_files import write_text_whole
@@ -37,9 +37,7 @@ IMAGES_FOLDER, LABELS_FOLDER = "imagesSynthetic", "labelsSynthetic"
 _KEPT_KEYS = ("labels", "regions_class_order", "file_ending", "overwrite_image_reader_writer")
 
 
-def export_like(
-    request: LikeRequest, *, dry_run: bool = False, notify: Notify = lambda stage, done, total: None
-) -> LikeReport:
+def export_like(request: LikeRequest, *, dry_run: bool = False, notify: Notify = tell_nobody) -> LikeReport:
     """Add a cohort to a real dataset: a raw and a preprocessed dataset under a new id, whole or not at all.
 
     Args:

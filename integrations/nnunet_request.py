@@ -11,7 +11,8 @@ from typing import Literal
 
 from maisi_aug.errors import ExportError
 from maisi_aug.integrations.cohort_source import CohortSource, load_cohort_source
-from maisi_aug.integrations.nnunet import channel_name, require_label_maps
+from maisi_aug.integrations.export_labels import require_label_maps
+from maisi_aug.integrations.nnunet import channel_name
 from maisi_aug.integrations.nnunet_choice import choose_cases, count_wanted, requested_ids
 from maisi_aug.integrations.nnunet_folders import (
     RESULTS_VARIABLE,

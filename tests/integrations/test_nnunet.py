@@ -15,6 +15,7 @@ import pytest
 from maisi_aug.errors import CohortError, ExportError, VocabularyError
 from maisi_aug.grid import Grid
 from maisi_aug.integrations import nnunet, nnunet_check
+from maisi_aug.integrations.export_labels import name_in_totalsegmentator
 from maisi_aug.integrations.nnunet import ExportReport, export_nnunet
 from maisi_aug.integrations.nnunet_folders import MAPPING_NAME
 from maisi_aug.manifest import MANIFEST_NAME, ManifestWriter
@@ -100,8 +101,18 @@ class TestContent:
         assert report.labels == {"background": 0, "hepatic tumor": 1, "kidney tumor": 2}
         mapping = read_json(report.path / MAPPING_NAME)
         assert mapping["labels"] == [
-            {"label": 1, "name": "hepatic tumor", "vocabulary_id": HEPATIC_TUMOR},
-            {"label": 2, "name": "kidney tumor", "vocabulary_id": KIDNEY_TUMOR},
+            {
+                "label": 1,
+                "name": "hepatic tumor",
+                "vocabulary_id": HEPATIC_TUMOR,
+                "totalsegmentator": "liver_lesions/liver_lesions",
+            },
+            {
+                "label": 2,
+                "name": "kidney tumor",
+                "vocabulary_id": KIDNEY_TUMOR,
+                "totalsegmentator": name_in_totalsegmentator(KIDNEY_TUMOR),
+            },
         ]
         assert [entry["vocabulary_id"] for entry in mapping["background"]] == [LIVER, SPLEEN, BODY]
         assert set(mapping["cases"]) == {"case_0001", "case_0002"}

@@ -365,6 +365,8 @@ class TestContent:
         place.fill([HEPATIC_TUMOR], [HEPATIC_TUMOR, LUNG_TUMOR]).export()
         mapping = read_json(place.target / MAPPING_NAME)
         rows = [(row["name"], row["label"], row["value"], row["found_by"]) for row in mapping["labels"]]
+        classes = [row["totalsegmentator"] for row in mapping["labels"]]
+        assert classes == ["total/liver", "liver_lesions/liver_lesions"]
         assert rows == [("liver", "liver", 1, "name"), ("hepatic tumor", "tumor", 2, "flag")]
         assert [row["name"] for row in mapping["background"]] == ["spleen", "lung tumor", "body"]
         assert mapping["cases"]["synthetic_case_0002"]["case_id"] == "case_0002"
