@@ -49,6 +49,7 @@ class _Maker:
                 device=str(self._task["device"]),
                 num_cases=self._schedule.num_cases,
                 seed=self._schedule.seed,
+                numbers=self._task["numbers"],  # type: ignore[arg-type]
             )
         assert isinstance(self._maker, FreshMaker)
         return self._maker.make(epoch, number)

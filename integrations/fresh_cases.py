@@ -25,12 +25,14 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Mapping
+from functools import cached_property
 from multiprocessing.connection import Client, Connection
 from pathlib import Path
 from typing import Any, Self
 
 from maisi_aug import errors
 from maisi_aug.errors import CohortError, MaisiAugError, RecipeError
+from maisi_aug.integrations.export_labels import LabelNumbering, require_numbers
 from maisi_aug.integrations.items import Item, Pair, to_monai_item, to_subject
 from maisi_aug.integrations.use_schedule import UseSchedule
 from maisi_aug.recipe import CohortConfig, build_config
@@ -63,6 +65,7 @@ class FreshCases:
         device: str = "auto",
         transform: Callable[[Item], Any] | None = None,
         as_subjects: bool = False,
+        numbers: Mapping[str, int] | None = None,
     ) -> None:
         """Start the process; the weights are loaded while the training prepares.
 
@@ -75,10 +78,12 @@ class FreshCases:
             device: Where the networks run: ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
             transform: Applied to every item, in the process that asks.
             as_subjects: Items are TorchIO subjects instead of dictionaries of MetaTensors.
+            numbers: Label name -> number, such as a real dataset's, 0 for background; without it the labels that are
+                asked for are 1, 2, ... in the order of their ids, see :attr:`numbering`.
 
         Raises:
             RecipeError: The configuration does not validate, or draws without label maps.
-            RequestError: A number is too small.
+            RequestError: A number is too small, or ``numbers`` cannot stand in a label map.
         """
         if not isinstance(configuration, CohortConfig):
             configuration = build_config(configuration, source="FreshCases")
@@ -87,6 +92,8 @@ class FreshCases:
                 "FreshCases: expected a mask source with label maps to train on, found mask_source 'none'. Choose "
                 "another."
             )
+        require_numbers(numbers or {})
+        self._configuration, self._numbers = configuration, None if numbers is None else dict(numbers)
         self.transform, self._convert = transform, to_subject if as_subjects else to_monai_item
         self.schedule = UseSchedule(num_items, reuse, max(1, buffer // 2), seed)
         # Seen by the workers of a loader that live on from epoch to epoch.
@@ -109,6 +116,7 @@ class FreshCases:
             "reuse": self.schedule.reuse,
             "window": self.schedule.window,
             "seed": self.schedule.seed,
+            "numbers": self._numbers,
         }
         with (self._folder / ERROR_NAME).open("w") as errors_file:
             process = subprocess.Popen(
@@ -123,6 +131,19 @@ class FreshCases:
         process.stdin.write(json.dumps(task) + "\n")
         process.stdin.flush()
         return process
+
+    @cached_property
+    def numbering(self) -> LabelNumbering:
+        """What the labels become; ``to_dict()`` gives the number for each name.
+
+        Raises:
+            MaisiAugError: What is asked for cannot be made.
+        """
+        from maisi_aug.integrations.fresh_maker import number_requested
+        from maisi_aug.resolve import resolve_cohort
+
+        config = self._configuration.model_copy(update={"num_cases": self.schedule.num_cases})
+        return number_requested(resolve_cohort(config), self._numbers)
 
     @property
     def _address(self) -> str:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from monai.data import DataLoader, MetaTensor
 
-from maisi_aug.errors import BundleError, CohortError, RecipeError
+from maisi_aug.errors import BundleError, CohortError, RecipeError, RequestError
 from maisi_aug.grid import Grid
 from maisi_aug.integrations.fresh_cases import FreshCases
 from maisi_aug.integrations.fresh_maker import FreshMaker
@@ -94,6 +94,23 @@ def test_epochs_differ_and_hold_every_request(maker: FreshMaker) -> None:
     for pairs in (first, second):
         assert sorted(str(pair.metadata["request"]) for pair in pairs) == ["map_0.nii.gz", "map_1.nii.gz"]
     assert key_of(first[0])[1] != key_of(second[0])[1]
+
+
+def test_labels_take_the_numbers_of_a_real_dataset(configuration: dict[str, Any], cases: FreshCases) -> None:
+    assert cases.numbering.to_dict()["liver"] == 1
+    wanted = {**configuration, "labels": ["hepatic tumor"]}
+    assert FreshMaker.open(build_config(wanted).to_dict(), device="cpu", num_cases=1, seed=SEED).numbering.ids == (26,)
+    numbers = {"background": 0, "hepatic tumor": 2, "liver": 5}
+    with FreshCases(wanted, num_items=1, reuse=1, seed=SEED, device="cpu", numbers=numbers) as running:
+        assert running.numbering.to_dict() == {"background": 0, "liver": 5, "hepatic tumor": 2}
+        assert np.unique(running.fetch(0, 0).label_map).tolist() == [0, 2, 5]
+    with pytest.raises(RequestError, match="numbers, 'liver': expected a whole number from 0 to 255, found 300"):
+        FreshCases(wanted, num_items=1, numbers={"liver": 300})
+    with (
+        FreshCases(wanted, num_items=1, device="cpu", numbers={"liver": 1}) as running,
+        pytest.raises(RequestError, match="numbers: expected one for 'hepatic tumor', which the cases are asked for"),
+    ):
+        running.fetch(0, 0)
 
 
 def test_transform_and_subjects(cases: FreshCases) -> None:

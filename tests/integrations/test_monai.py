@@ -12,7 +12,7 @@ import yaml
 from monai.data import DataLoader, Dataset, MetaTensor
 from monai.transforms import Compose, Flipd, Spacingd
 
-from maisi_aug.errors import ExportError
+from maisi_aug.errors import ExportError, RequestError
 from maisi_aug.integrations.monai import CohortDataset
 from maisi_aug.integrations.monai_data_list import DATA_LIST_NAME, MAPPING_NAME, TASK_NAME, export_monai
 from maisi_aug.manifest import MANIFEST_NAME, ManifestWriter
@@ -52,6 +52,38 @@ def test_items_are_metatensors_with_the_geometry(tmp_path: Path) -> None:
     assert np.allclose(item["image"].affine, image.grid.affine)
     assert np.allclose(item["image"].pixdim, image.grid.spacing_mm)
     assert np.array_equal(item["label"][0].numpy() == 2, anatomy == KIDNEY_TUMOR)
+
+
+def test_items_take_the_numbers_of_a_real_dataset(tmp_path: Path) -> None:
+    cohort = write_cohort(tmp_path, [HEPATIC_TUMOR], [HEPATIC_TUMOR])
+    dataset = CohortDataset(cohort, numbers={"background": 0, "liver tumor": 1, "liver": 2})
+    assert dataset.numbering.to_dict() == {"background": 0, "liver": 2, "hepatic tumor": 1}
+    anatomy = load_label_map(cohort / "anatomy" / "case_0001.nii.gz").array
+    label = dataset[0]["label"][0].numpy()
+    assert np.array_equal(label == 1, anatomy == HEPATIC_TUMOR)
+    assert np.array_equal(label == 2, anatomy == 1)
+    background = CohortDataset(cohort, numbers={"liver": 1, "hepatic tumor": 0})
+    assert np.array_equal(background[0]["label"][0].numpy() == 1, anatomy == 1)
+
+
+@pytest.mark.parametrize(
+    ("numbers", "message"),
+    [
+        ({"liver": 1}, "expected one for 'hepatic tumor', which the cases are asked for, found none"),
+        ({"hepatic tumor": 0}, "expected a label with a number above 0, found none"),
+        ({"hepatic tumor": -1}, "'hepatic tumor': expected a whole number from 0 to 255, found -1"),
+        ({"hepatic tumor": 1, "background": 2}, "'background': expected 0, found 2"),
+        ({"hepatic tumor": 1, "liver tumor": 2}, "'liver tumor': expected one number for a label, found a second"),
+    ],
+)
+def test_numbers_that_do_not_fit(tmp_path: Path, numbers: dict[str, int], message: str) -> None:
+    with pytest.raises(RequestError, match=message):
+        CohortDataset(write_cohort(tmp_path, [HEPATIC_TUMOR]), numbers=numbers)
+
+
+def test_number_of_a_label_that_no_case_holds(tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match="found none of pancreas. Leave out what the cohort does not hold"):
+        CohortDataset(write_cohort(tmp_path, [HEPATIC_TUMOR]), numbers={"hepatic tumor": 1, "pancreas": 2})
 
 
 def test_transforms_and_loaders_of_monai_take_the_items(tmp_path: Path) -> None:
