@@ -23,7 +23,7 @@ def main() -> int:
     schedule = UseSchedule(task["num_items"], task["reuse"], task["window"], task["seed"])
     buffer = CaseBuffer(schedule, task["capacity"])
     listener = Listener(task["address"], "AF_UNIX", authkey=bytes.fromhex(task["authkey"]))
-    threading.Thread(target=_end_with_training, args=(Path(task["address"]),), daemon=True).start()
+    threading.Thread(target=_end_with_training, args=(task["address"],), daemon=True).start()
     threading.Thread(target=_accept, args=(listener, buffer), daemon=True).start()
     try:
         buffer.make_all(_Maker(task, schedule))
@@ -55,9 +55,10 @@ class _Maker:
         return self._maker.make(epoch, number)
 
 
-def _end_with_training(address: Path) -> None:
+def _end_with_training(address: str) -> None:
     sys.stdin.read()  # returns when the other end is closed, by whatever
-    address.unlink(missing_ok=True)
+    if not address.startswith("\0"):  # an address of Linux that is no file
+        Path(address).unlink(missing_ok=True)
     os._exit(0)  # the main thread may be in the middle of a network
 
 

@@ -104,7 +104,7 @@ def number_labels(
     return LabelNumbering(ids, tuple(map(name_of, ids)), tuple(found[label_id] for label_id in ids))
 
 
-def require_numbers(numbers: Mapping[str, int]) -> None:
+def require_numbers(numbers: Mapping[str, Any]) -> None:
     """Raise unless a label map can hold the numbers.
 
     Raises:

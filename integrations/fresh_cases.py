@@ -39,6 +39,8 @@ from maisi_aug.recipe import CohortConfig, build_config
 from maisi_aug.source_rules import NO_MAP
 
 CONNECT_SECONDS = 120.0
+MAX_ADDRESS_BYTES = 100
+"""Of a socket's path: Linux takes 107, macOS 103."""
 ERROR_NAME = "stderr.txt"
 
 
@@ -99,6 +101,7 @@ class FreshCases:
         # Seen by the workers of a loader that live on from epoch to epoch.
         self._epoch = multiprocessing.get_context("spawn").Value("q", 0)
         self._folder = Path(tempfile.mkdtemp(prefix="maisi-aug-"))
+        self._address = _choose_address(self._folder)
         self._authkey = secrets.token_bytes(32)
         self._connections: dict[tuple[int, int], Connection] = {}
         self._process = process = self._start(configuration, device, buffer)
@@ -145,10 +148,6 @@ class FreshCases:
         config = self._configuration.model_copy(update={"num_cases": self.schedule.num_cases})
         return number_requested(resolve_cohort(config), self._numbers)
 
-    @property
-    def _address(self) -> str:
-        return str(self._folder / "socket")
-
     def __len__(self) -> int:
         return self.schedule.num_items
 
@@ -177,8 +176,13 @@ class FreshCases:
             connection = self._connect()
             connection.send((epoch, index))
             answer = connection.recv()
-        except (OSError, EOFError) as error:
+        except (EOFError, ConnectionError, FileNotFoundError) as error:  # the other end is gone
             raise self._explain_end() from error
+        except OSError as error:
+            raise CohortError(
+                f"Fresh cases: expected to reach the process that makes them, found: {error}. Check the limits of this "
+                "process, such as that of open files."
+            ) from error
         if answer[0] == "case":
             pair: Pair = answer[1]
             return pair
@@ -237,6 +241,16 @@ class FreshCases:
     def __getstate__(self) -> dict[str, Any]:
         # For workers that are spawned: they ask the same process, and do not end it.
         return {**self.__dict__, "_process": None, "_connections": {}, "_finalizer": _do_nothing}
+
+
+def _choose_address(folder: Path) -> str:
+    """Where the process listens: in the folder, unless its path is longer than an address may be."""
+    path = str(folder / "socket")
+    if len(os.fsencode(path)) <= MAX_ADDRESS_BYTES:
+        return path
+    if sys.platform == "linux":
+        return f"\0maisi-aug-{secrets.token_hex(16)}"  # no file: of the kernel's own names, gone with the process
+    return str(Path("/tmp", f"maisi-aug-{secrets.token_hex(16)}"))
 
 
 def _do_nothing() -> None:

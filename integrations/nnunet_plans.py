@@ -147,14 +147,14 @@ def drop_cascades(plans: dict[str, Any]) -> None:
         configuration.pop("next_stage", None)
 
 
-def _is_cascade(configurations: Mapping[str, Any], name: str | None) -> bool:
+def _is_cascade(configurations: Mapping[str, Any], name: str) -> bool:
     """Whether a configuration, or one that it inherits from, has a previous stage."""
     seen: set[str] = set()
     while name in configurations and name not in seen:
         if configurations[name].get("previous_stage"):
             return True
         seen.add(name)
-        name = configurations[name].get("inherits_from")
+        name = str(configurations[name].get("inherits_from"))
     return False
 
 

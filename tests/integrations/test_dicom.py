@@ -68,7 +68,7 @@ def test_segmentation_is_read_back_to_the_same_label_map(tmp_path: Path, grid: G
 
 
 def test_cases_of_different_cohorts_are_different_patients(tmp_path: Path) -> None:
-    patients = []
+    patients: list[str] = []
     for name, index in (("first", 0), ("second", 7), ("again", 0)):
         cohort = tmp_path / name
         cohort.mkdir()

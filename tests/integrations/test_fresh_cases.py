@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +15,7 @@ from monai.data import DataLoader, MetaTensor
 
 from maisi_aug.errors import BundleError, CohortError, RecipeError, RequestError
 from maisi_aug.grid import Grid
+from maisi_aug.integrations import fresh_cases
 from maisi_aug.integrations.fresh_cases import FreshCases
 from maisi_aug.integrations.fresh_maker import FreshMaker
 from maisi_aug.integrations.items import Pair
@@ -136,6 +139,38 @@ def test_process_that_was_killed_is_told(configuration: dict[str, Any]) -> None:
         running._process.wait()
         with pytest.raises(CohortError, match="expected the process that makes them to be at work, found that it has"):
             running.fetch(0, 0)
+
+
+def test_temporary_folder_may_have_a_long_path(
+    configuration: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / ("long" * 30)
+    folder.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    with FreshCases(configuration, num_items=1, seed=SEED, device="cpu") as running:
+        assert running.fetch(0, 0).metadata["epoch"] == 0
+        assert running._folder.is_relative_to(folder)
+
+
+@pytest.mark.parametrize("platform", ["linux", "darwin"])
+def test_address_is_short_whatever_the_folder(platform: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "platform", platform)
+    assert fresh_cases._choose_address(Path("/tmp/maisi-aug-1")) == "/tmp/maisi-aug-1/socket"
+    assert len(fresh_cases._choose_address(Path("/", "a" * 200))) < fresh_cases.MAX_ADDRESS_BYTES
+
+
+def test_trouble_of_the_asking_process_is_not_told_as_the_end_of_the_other(
+    cases: FreshCases, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(24, "Too many open files")
+
+    monkeypatch.setattr(fresh_cases, "Client", refuse)
+    monkeypatch.setattr(cases, "_connections", {})
+    with pytest.raises(
+        CohortError, match="expected to reach the process that makes them, found: .*Too many open files"
+    ):
+        cases.fetch(0, 0)
 
 
 def test_process_ends_with_its_dataset(configuration: dict[str, Any]) -> None:

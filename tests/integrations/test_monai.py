@@ -155,7 +155,7 @@ def test_real_cases_of_no_fold_are_left_out(tmp_path: Path, real_with_folds: Cal
     report = export_monai(write_cohort(tmp_path / "cohort", [HEPATIC_TUMOR]), out, like=real)
     assert report.notes == ("2 of the 4 real cases are left out, as no fold has them (real_2).",)
     assert report.num_real == 2
-    for fold, (trains, validates) in enumerate(("01", "10")):
+    for fold, (trains, validates) in enumerate(((0, 1), (1, 0))):
         training, validation = datafold_read(str(out / DATA_LIST_NAME), str(out), fold)
         names = [[Path(row["image"]).name for row in rows] for rows in (training, validation)]
         assert names == [[f"real_{trains}_0000.nii.gz", "case_0001.nii.gz"], [f"real_{validates}_0000.nii.gz"]]
