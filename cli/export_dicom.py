@@ -35,8 +35,10 @@ def dicom(
         report = export_dicom(cohort, out, labels=labels or (), include_anatomy=include_anatomy, notify=notify)
     if as_json:
         typer.echo(json.dumps(report.to_dict(), indent=2))
-        return
-    typer.echo(
-        f"{report.path}: {report.num_cases} CT series ({report.num_slices} slices), {report.num_segmentations} "
-        f"segmentations of {', '.join(report.segments) or 'nothing'}."
-    )
+    else:
+        typer.echo(
+            f"{report.path}: {report.num_cases} CT series ({report.num_slices} slices), {report.num_segmentations} "
+            f"segmentations of {', '.join(report.segments) or 'nothing'}."
+        )
+    for note in report.notes:
+        typer.echo(f"Note: {note}", err=True)

@@ -61,7 +61,7 @@ def monai(
         typer.echo(json.dumps(report.to_dict(), indent=2))
     else:
         cases = f"{report.num_synthetic} synthetic and {report.num_real} real cases"
-        typer.echo(f"{report.path}: {cases}, {report.num_folds} folds.")
+        typer.echo(f"{report.path}: {cases}, {report.num_folds} folds ({report.folds_source}).")
         typer.echo("\n".join(f"  {number:>3}  {name}" for name, number in report.labels.items()))
         task = report.path / TASK_NAME
         typer.echo(f"Next, with pip install fire: python -m monai.apps.auto3dseg AutoRunner run --input='{task}'")

@@ -99,7 +99,10 @@ def nnunet(
         ),
     ] = LinkMode.none,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Check everything and write nothing.", rich_help_panel=LIKE)
+        bool,
+        typer.Option(
+            "--dry-run", help="Check everything, real cases included, and write nothing.", rich_help_panel=LIKE
+        ),
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:

@@ -43,7 +43,7 @@ def trainer_path(
 
 
 def compact_plans(
-    dataset: Annotated[str, typer.Argument(help="Number or name of the dataset, such as 503.")],
+    dataset: Annotated[str, typer.Argument(help="Number, name or folder of the dataset, such as 503.")],
     plans: Annotated[
         str | None, typer.Option(help="Plans to start from; the only ones there are when not given.")
     ] = None,
@@ -64,9 +64,8 @@ def compact_plans(
     Example: maisi-aug nnunet-compact-plans 503
     """
     from maisi_aug.integrations.nnunet_compact import find_only_plans, find_planned_dataset, write_compact_plans
-    from maisi_aug.integrations.nnunet_folders import require_preprocessed_folder
 
-    folder = find_planned_dataset(require_preprocessed_folder(preprocessed), dataset)
+    folder = find_planned_dataset(preprocessed, dataset)
     path = write_compact_plans(
         folder, plans or find_only_plans(folder), side=side, features=_parse_features(features), batch_size=batch_size
     )

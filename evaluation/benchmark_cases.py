@@ -15,6 +15,7 @@ from maisi_aug.integrations.nnunet_folders import MAPPING_NAME, MARK_KEY
 from maisi_aug.labels import BODY_ID, Vocabulary
 from maisi_aug.lesion_names import is_bare_lesion_name, lesion_word
 from maisi_aug.manifest import is_cohort
+from maisi_aug.mask_origin import origin_words
 from maisi_aug.prepared import SPEC_NAME, load_prepared
 
 DATASET_NAME: Final = "dataset.json"
@@ -140,22 +141,18 @@ def _read_cohort(name: str, path: Path, labels: Sequence[str], mapping: Mapping[
             record.case_id,
             cohort.require_file(record, "image"),
             cohort.require_file(record, "anatomy"),
-            _list_origin(record.mask_origin),
+            origin_words(record.mask_origin),
         )
         for record in cohort.cases
     )
     return CaseSource(name, cases, found)
 
 
-def _list_origin(mask_origin: Mapping[str, Any]) -> tuple[str, ...]:
-    return tuple(value for value in mask_origin.values() if isinstance(value, str))
-
-
 def _with_origins(path: Path, cases: Sequence[CaseFiles]) -> tuple[CaseFiles, ...]:
     """The cases with what the mapping file of an exported cohort says of their label maps."""
     try:
         rows = json.loads((path / MAPPING_NAME).read_text(encoding="utf-8"))["cases"]
-        origins = {str(case_id): _list_origin(row["mask_origin"]) for case_id, row in rows.items()}
+        origins = {str(case_id): origin_words(row["mask_origin"]) for case_id, row in rows.items()}
     except (OSError, ValueError, TypeError, KeyError, AttributeError):  # no export, or one of an earlier version
         return tuple(cases)
     return tuple(replace(case, origin=origins.get(case.case_id, ())) for case in cases)

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final
 
 import numpy as np
 
-from maisi_aug.bank_files import stem_of
 from maisi_aug.errors import BenchmarkError, did_you_mean
 from maisi_aug.evaluation.benchmark_cases import CaseFiles
 from maisi_aug.evaluation.benchmark_config import BenchmarkConfig
+from maisi_aug.mask_origin import RealMaps
 from maisi_aug.seeds import numpy_generator
-from maisi_aug.whole_files import sha256_of
 
 MIN_TEST_PATIENTS: Final = 2
 
@@ -115,17 +112,7 @@ def find_leaks(cases: Iterable[CaseFiles], tested: Iterable[CaseFiles]) -> tuple
     Such a case shows a test patient's anatomy to the training; by file name or by the hash of the map, and by the map
     itself where nothing says what a case was made from.
     """
-    stems, hashes = set(), set()
-    for case in tested:
-        stems |= {case.case_id, stem_of(case.label)}
-        hashes.add(sha256_of(case.label)[:16])
+    known = RealMaps((case.case_id, case.label) for case in tested)
     return tuple(
-        case.case_id
-        for case in cases
-        if any(word[:16] in hashes or _stem_of_name(word) in stems for word in case.origin)
-        or (not case.origin and sha256_of(case.label)[:16] in hashes)
+        case.case_id for case in cases if (known.named_by(case.origin) if case.origin else known.same_as(case.label))
     )
-
-
-def _stem_of_name(name: str) -> str:
-    return re.sub(r"_0000$", "", stem_of(Path(name)))

@@ -23,7 +23,7 @@ def main() -> int:
     schedule = UseSchedule(task["num_items"], task["reuse"], task["window"], task["seed"])
     buffer = CaseBuffer(schedule, task["capacity"])
     listener = Listener(task["address"], "AF_UNIX", authkey=bytes.fromhex(task["authkey"]))
-    threading.Thread(target=_end_with_training, args=(Path(task["address"]),), daemon=True).start()
+    threading.Thread(target=_end_with_training, args=(task["address"],), daemon=True).start()
     threading.Thread(target=_accept, args=(listener, buffer), daemon=True).start()
     try:
         buffer.make_all(_Maker(task, schedule))
@@ -49,14 +49,16 @@ class _Maker:
                 device=str(self._task["device"]),
                 num_cases=self._schedule.num_cases,
                 seed=self._schedule.seed,
+                numbers=self._task["numbers"],  # type: ignore[arg-type]
             )
         assert isinstance(self._maker, FreshMaker)
         return self._maker.make(epoch, number)
 
 
-def _end_with_training(address: Path) -> None:
+def _end_with_training(address: str) -> None:
     sys.stdin.read()  # returns when the other end is closed, by whatever
-    address.unlink(missing_ok=True)
+    if not address.startswith("\0"):  # an address of Linux that is no file
+        Path(address).unlink(missing_ok=True)
     os._exit(0)  # the main thread may be in the middle of a network
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,7 +49,13 @@ def load_pair(cohort: CohortSource, case: AttemptRecord, numbering: LabelNumberi
     return Pair(image.array, numbering.apply(anatomy.array), image.grid, metadata)
 
 
-def open_pairs(folder: Path | str, labels: Sequence[str] = (), *, include_anatomy: bool = False) -> CohortPairs:
+def open_pairs(
+    folder: Path | str,
+    labels: Sequence[str] = (),
+    *,
+    include_anatomy: bool = False,
+    numbers: Mapping[str, int] | None = None,
+) -> CohortPairs:
     """Open a finished cohort.
 
     Args:
@@ -57,11 +63,13 @@ def open_pairs(folder: Path | str, labels: Sequence[str] = (), *, include_anatom
         labels: Names or ids, numbered 1, 2, ... in the order of their ids; those that the cohort was asked for when
             empty.
         include_anatomy: Every label in the maps as well, except the body envelope.
+        numbers: Label name -> number instead, such as a real dataset's; 0 for background.
 
     Raises:
         CohortError: It is no cohort.
         ExportError: It is unfinished, or a label occurs nowhere.
+        RequestError: ``numbers`` lack a label that the cohort was asked for, or do not fit otherwise.
         VocabularyError: An unknown label name.
     """
     cohort = load_cohort_source(Path(folder))
-    return CohortPairs(cohort, choose_labels(cohort, labels, include_anatomy=include_anatomy))
+    return CohortPairs(cohort, choose_labels(cohort, labels, include_anatomy=include_anatomy, numbers=numbers))

@@ -39,6 +39,13 @@ class CohortSource:
         """Vocabulary ids that the accepted cases were asked for, lesions and organs, ascending."""
         return find_requested_ids(self.cases)
 
+    @property
+    def partial_note(self) -> str:
+        """A sentence where fewer cases are accepted than were planned; empty otherwise."""
+        if self.num_planned is None or len(self.cases) >= self.num_planned:
+            return ""
+        return f"{len(self.cases)} of {self.num_planned} planned cases of the cohort are accepted."
+
     def resolve_ids(self, names: Sequence[str]) -> tuple[int, ...]:
         """Vocabulary ids of label names, ascending, each once.
 

@@ -18,7 +18,7 @@ from maisi_aug.errors import ExportError
 from maisi_aug.integrations.cohort_source import CohortSource, load_cohort_source
 from maisi_aug.integrations.dicom_image import build_series, require_dicom, study_uid
 from maisi_aug.integrations.dicom_segmentation import build_segmentation
-from maisi_aug.integrations.export_labels import LabelNumbering, choose_labels
+from maisi_aug.integrations.export_labels import LabelNumbering, choose_labels, name_in_totalsegmentator
 from maisi_aug.integrations.whole_folder import Notify, folders_that_appear_whole, require_new_folder, tell_nobody
 from maisi_aug.manifest import AttemptRecord
 from maisi_aug.volume_io import load_image, load_label_map
@@ -42,6 +42,7 @@ class DicomReport:
         num_slices: Files of all series.
         num_segmentations: Segmentations; a case that holds none of the labels has none.
         segments: Names of the exported labels.
+        notes: What the user should know, one sentence each.
     """
 
     path: Path
@@ -49,10 +50,11 @@ class DicomReport:
     num_slices: int
     num_segmentations: int
     segments: tuple[str, ...]
+    notes: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """The report as JSON types."""
-        return {**asdict(self), "path": str(self.path), "segments": list(self.segments)}
+        return {**asdict(self), "path": str(self.path), "segments": list(self.segments), "notes": list(self.notes)}
 
 
 def export_dicom(
@@ -88,12 +90,11 @@ def export_dicom(
     numbering = LabelNumbering((), ())
     if has_maps or labels or include_anatomy:
         numbering = choose_labels(cohort, labels, include_anatomy=include_anatomy, notify=notify)
-    name = f"{cohort.cases[0].bundle_fingerprint[:8]}"
     rows: dict[str, dict[str, Any]] = {}
     with folders_that_appear_whole(out) as (building,):
         for index, case in enumerate(cohort.cases):
             notify("cases", index, len(cohort.cases))
-            rows[case.case_id] = _write_case(cohort, case, numbering, building / case.case_id, name)
+            rows[case.case_id] = _write_case(cohort, case, numbering, building / case.case_id)
         index_text = json.dumps({"made_by": f"maisi-aug {__version__}", "cases": rows}, indent=1, ensure_ascii=False)
         write_text_whole(building / INDEX_NAME, index_text + "\n")
     notify("cases", len(cohort.cases), len(cohort.cases))
@@ -103,15 +104,14 @@ def export_dicom(
         num_slices=sum(row["num_slices"] for row in rows.values()),
         num_segmentations=sum(bool(row["segments"]) for row in rows.values()),
         segments=numbering.names,
+        notes=(cohort.partial_note,) if cohort.partial_note else (),
     )
 
 
-def _write_case(
-    cohort: CohortSource, case: AttemptRecord, numbering: LabelNumbering, folder: Path, cohort_name: str
-) -> dict[str, Any]:
+def _write_case(cohort: CohortSource, case: AttemptRecord, numbering: LabelNumbering, folder: Path) -> dict[str, Any]:
     """Write one case, and tell what the index says of it."""
     volume = load_image(cohort.require_file(case, "image"))
-    slices = list(build_series(case, volume.array, volume.grid, cohort_name))
+    slices = list(build_series(case, volume.array, volume.grid))
     (folder / SERIES_FOLDER).mkdir(parents=True)
     for dataset in slices:
         _save(dataset, folder / SERIES_FOLDER / f"{dataset.InstanceNumber:04d}.dcm")
@@ -133,7 +133,12 @@ def _write_case(
     if segmentation is not None:
         _save(segmentation, folder / SEGMENTATION_NAME)
         row["segments"] = [
-            {"segment": int(item.SegmentNumber), "name": item.SegmentLabel, "vocabulary_id": label_id}
+            {
+                "segment": int(item.SegmentNumber),
+                "name": item.SegmentLabel,
+                "vocabulary_id": label_id,
+                "totalsegmentator": name_in_totalsegmentator(label_id),
+            }
             for item, label_id in zip(segmentation.SegmentSequence, _ids_of(segmentation, numbering), strict=True)
         ]
     return row

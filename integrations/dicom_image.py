@@ -64,14 +64,18 @@ def study_uid(case: AttemptRecord) -> str:
     return build_uid("study", case.case_id, case.files["image"].sha256)
 
 
-def build_series(case: AttemptRecord, image_hu: NDArray[np.int16], grid: Grid, cohort_name: str) -> Iterator[Dataset]:
+def patient_id(case: AttemptRecord) -> str:
+    """The fictitious patient of a case: cohorts number their cases alike, so that the image's bytes tell them apart."""
+    return f"SYNTHETIC-{case.files['image'].sha256[:12]}-{case.case_id}"[:64]
+
+
+def build_series(case: AttemptRecord, image_hu: NDArray[np.int16], grid: Grid) -> Iterator[Dataset]:
     """The slices of a case, from the lowest to the highest.
 
     Args:
         case: Its record, for names, UIDs and provenance.
         image_hu: ``(I, J, K)`` in HU.
         grid: Of the image.
-        cohort_name: Part of the fictitious patient's id.
 
     Raises:
         ExportError: The affine is sheared.
@@ -82,7 +86,7 @@ def build_series(case: AttemptRecord, image_hu: NDArray[np.int16], grid: Grid, c
     study = study_uid(case)
     series = build_uid(study, "CT", __version__)
     for k in range(grid.shape[2]):
-        dataset = _build_header(case, cohort_name, study)
+        dataset = _build_header(case, study)
         dataset.SeriesInstanceUID = series
         dataset.SOPInstanceUID = dataset.file_meta.MediaStorageSOPInstanceUID = build_uid(series, k)
         dataset.InstanceNumber = k + 1
@@ -116,7 +120,7 @@ def to_dicom_axes(grid: Grid, case_id: str) -> tuple[NDArray[np.float64], NDArra
     return axes, affine[:3, 3], steps
 
 
-def _build_header(case: AttemptRecord, cohort_name: str, study: str) -> Dataset:
+def _build_header(case: AttemptRecord, study: str) -> Dataset:
     """What every slice of a case has in common."""
     from pydicom.dataset import Dataset, FileMetaDataset
     from pydicom.uid import ExplicitVRLittleEndian
@@ -125,12 +129,12 @@ def _build_header(case: AttemptRecord, cohort_name: str, study: str) -> Dataset:
     dataset.file_meta = FileMetaDataset()
     dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
     dataset.file_meta.MediaStorageSOPClassUID = dataset.SOPClassUID = CT_IMAGE_STORAGE
-    for keyword, value in _describe(case, cohort_name, study).items():
+    for keyword, value in _describe(case, study).items():
         setattr(dataset, keyword, value)
     return dataset
 
 
-def _describe(case: AttemptRecord, cohort_name: str, study: str) -> dict[str, Any]:
+def _describe(case: AttemptRecord, study: str) -> dict[str, Any]:
     source = f"Bundle {case.bundle} ({case.licence}), fingerprint {case.bundle_fingerprint[:16]}, seed {case.seed}"
     return {
         "SpecificCharacterSet": "ISO_IR 192",
@@ -148,7 +152,7 @@ def _describe(case: AttemptRecord, cohort_name: str, study: str) -> dict[str, An
         "SeriesDescription": "synthetic",
         "DerivationDescription": f"Not of a patient: drawn by a generative network. {source}; {case.request}"[:1024],
         "PatientName": f"Synthetic^{case.case_id}",
-        "PatientID": f"SYNTHETIC-{cohort_name}-{case.case_id}"[:64],
+        "PatientID": patient_id(case),
         "PatientBirthDate": "",
         "PatientSex": "O",
         "PatientComments": "Fictitious; this image shows nobody.",

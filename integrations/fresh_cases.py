@@ -25,18 +25,22 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Mapping
+from functools import cached_property
 from multiprocessing.connection import Client, Connection
 from pathlib import Path
 from typing import Any, Self
 
 from maisi_aug import errors
 from maisi_aug.errors import CohortError, MaisiAugError, RecipeError
+from maisi_aug.integrations.export_labels import LabelNumbering, require_numbers
 from maisi_aug.integrations.items import Item, Pair, to_monai_item, to_subject
 from maisi_aug.integrations.use_schedule import UseSchedule
 from maisi_aug.recipe import CohortConfig, build_config
 from maisi_aug.source_rules import NO_MAP
 
 CONNECT_SECONDS = 120.0
+MAX_ADDRESS_BYTES = 100
+"""Of a socket's path: Linux takes 107, macOS 103."""
 ERROR_NAME = "stderr.txt"
 
 
@@ -63,6 +67,7 @@ class FreshCases:
         device: str = "auto",
         transform: Callable[[Item], Any] | None = None,
         as_subjects: bool = False,
+        numbers: Mapping[str, int] | None = None,
     ) -> None:
         """Start the process; the weights are loaded while the training prepares.
 
@@ -75,10 +80,12 @@ class FreshCases:
             device: Where the networks run: ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
             transform: Applied to every item, in the process that asks.
             as_subjects: Items are TorchIO subjects instead of dictionaries of MetaTensors.
+            numbers: Label name -> number, such as a real dataset's, 0 for background; without it the labels that are
+                asked for are 1, 2, ... in the order of their ids, see :attr:`numbering`.
 
         Raises:
             RecipeError: The configuration does not validate, or draws without label maps.
-            RequestError: A number is too small.
+            RequestError: A number is too small, or ``numbers`` cannot stand in a label map.
         """
         if not isinstance(configuration, CohortConfig):
             configuration = build_config(configuration, source="FreshCases")
@@ -87,11 +94,14 @@ class FreshCases:
                 "FreshCases: expected a mask source with label maps to train on, found mask_source 'none'. Choose "
                 "another."
             )
+        require_numbers(numbers or {})
+        self._configuration, self._numbers = configuration, None if numbers is None else dict(numbers)
         self.transform, self._convert = transform, to_subject if as_subjects else to_monai_item
         self.schedule = UseSchedule(num_items, reuse, max(1, buffer // 2), seed)
         # Seen by the workers of a loader that live on from epoch to epoch.
         self._epoch = multiprocessing.get_context("spawn").Value("q", 0)
         self._folder = Path(tempfile.mkdtemp(prefix="maisi-aug-"))
+        self._address = _choose_address(self._folder)
         self._authkey = secrets.token_bytes(32)
         self._connections: dict[tuple[int, int], Connection] = {}
         self._process = process = self._start(configuration, device, buffer)
@@ -109,6 +119,7 @@ class FreshCases:
             "reuse": self.schedule.reuse,
             "window": self.schedule.window,
             "seed": self.schedule.seed,
+            "numbers": self._numbers,
         }
         with (self._folder / ERROR_NAME).open("w") as errors_file:
             process = subprocess.Popen(
@@ -124,9 +135,18 @@ class FreshCases:
         process.stdin.flush()
         return process
 
-    @property
-    def _address(self) -> str:
-        return str(self._folder / "socket")
+    @cached_property
+    def numbering(self) -> LabelNumbering:
+        """What the labels become; ``to_dict()`` gives the number for each name.
+
+        Raises:
+            MaisiAugError: What is asked for cannot be made.
+        """
+        from maisi_aug.integrations.fresh_maker import number_requested
+        from maisi_aug.resolve import resolve_cohort
+
+        config = self._configuration.model_copy(update={"num_cases": self.schedule.num_cases})
+        return number_requested(resolve_cohort(config), self._numbers)
 
     def __len__(self) -> int:
         return self.schedule.num_items
@@ -156,8 +176,13 @@ class FreshCases:
             connection = self._connect()
             connection.send((epoch, index))
             answer = connection.recv()
-        except (OSError, EOFError) as error:
+        except (EOFError, ConnectionError, FileNotFoundError) as error:  # the other end is gone
             raise self._explain_end() from error
+        except OSError as error:
+            raise CohortError(
+                f"Fresh cases: expected to reach the process that makes them, found: {error}. Check the limits of this "
+                "process, such as that of open files."
+            ) from error
         if answer[0] == "case":
             pair: Pair = answer[1]
             return pair
@@ -216,6 +241,16 @@ class FreshCases:
     def __getstate__(self) -> dict[str, Any]:
         # For workers that are spawned: they ask the same process, and do not end it.
         return {**self.__dict__, "_process": None, "_connections": {}, "_finalizer": _do_nothing}
+
+
+def _choose_address(folder: Path) -> str:
+    """Where the process listens: in the folder, unless its path is longer than an address may be."""
+    path = str(folder / "socket")
+    if len(os.fsencode(path)) <= MAX_ADDRESS_BYTES:
+        return path
+    if sys.platform == "linux":
+        return f"\0maisi-aug-{secrets.token_hex(16)}"  # no file: of the kernel's own names, gone with the process
+    return str(Path("/tmp", f"maisi-aug-{secrets.token_hex(16)}"))
 
 
 def _do_nothing() -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 from maisi_aug.attempts import AttemptMaker, judge_drawn_image, open_source
 from maisi_aug.errors import CohortError
 from maisi_aug.given_maps import NoMap
-from maisi_aug.integrations.export_labels import LabelNumbering
+from maisi_aug.integrations.export_labels import LabelNumbering, number_labels
 from maisi_aug.integrations.items import Pair
 from maisi_aug.labels import BODY_ID
 from maisi_aug.plan import CasePlan
@@ -37,7 +38,15 @@ class FreshMaker:
     seed: int
 
     @classmethod
-    def open(cls, configuration: dict[str, Any], *, device: str, num_cases: int, seed: int) -> FreshMaker:
+    def open(
+        cls,
+        configuration: dict[str, Any],
+        *,
+        device: str,
+        num_cases: int,
+        seed: int,
+        numbers: Mapping[str, int] | None = None,
+    ) -> FreshMaker:
         """Load the weights.
 
         Args:
@@ -45,6 +54,7 @@ class FreshMaker:
             device: Where the networks run.
             num_cases: Of an epoch.
             seed: Decides every case.
+            numbers: Label name -> number, such as a real dataset's; 1, 2, ... in the order of their ids without.
 
         Raises:
             MaisiAugError: What is asked for cannot be made.
@@ -55,7 +65,7 @@ class FreshMaker:
         cohort = resolve_cohort(config)
         device = resolve_device(device)
         maker = AttemptMaker(cohort, open_source(cohort, device), Pipeline.load(cohort.bundle, device))
-        return cls(cohort, maker, number_requested(cohort), seed)
+        return cls(cohort, maker, number_requested(cohort, numbers), seed)
 
     def make(self, epoch: int, number: int) -> Pair:
         """Draw a case, with as many attempts as the configuration allows, and then other cases in its place.
@@ -103,9 +113,11 @@ def _with_seed(config: CohortConfig, seed: int) -> CohortConfig:
     return config.model_copy(update={"seed": seed})
 
 
-def number_requested(cohort: ResolvedCohort) -> LabelNumbering:
-    """The labels of the plan as 1, 2, ...; of given maps without a request every label but the body."""
+def number_requested(cohort: ResolvedCohort, numbers: Mapping[str, int] | None = None) -> LabelNumbering:
+    """The labels of the plan as 1, 2, ... or as given; of given maps without a request every label but the body."""
     vocabulary = cohort.bundle.vocabulary
+    if numbers is not None:
+        return number_labels(vocabulary, numbers, cohort.plan.requested_ids, vocabulary.name_of)
     every = [label.id for label in vocabulary if label.id not in (0, BODY_ID) and label.kind in ("organ", "tumor")]
     ids = cohort.plan.requested_ids or tuple(every)
     return LabelNumbering(tuple(ids), tuple(map(vocabulary.name_of, ids)))

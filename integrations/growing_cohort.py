@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import multiprocessing
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from maisi_aug.cohort import read_cohort_document
 from maisi_aug.errors import CohortError, RequestError
 from maisi_aug.integrations.cohort_pairs import load_pair
 from maisi_aug.integrations.cohort_source import CohortSource
-from maisi_aug.integrations.export_labels import LabelNumbering
+from maisi_aug.integrations.export_labels import LabelNumbering, number_labels, require_numbers_alone
 from maisi_aug.integrations.items import Item, to_monai_item, to_subject
 from maisi_aug.labels import MAISI
 from maisi_aug.manifest import MANIFEST_NAME, AttemptRecord, is_cohort, load_manifest
@@ -42,6 +42,7 @@ class GrowingCohort:
         *,
         num_items: int,
         labels: Sequence[str] = (),
+        numbers: Mapping[str, int] | None = None,
         seed: int = 0,
         wait_seconds: float = 3600.0,
         transform: Callable[[Item], Any] | None = None,
@@ -54,6 +55,7 @@ class GrowingCohort:
             num_items: Items of an epoch.
             labels: Names or ids, numbered 1, 2, ... in the order of their ids; those that the cohort was asked for when
                 empty.
+            numbers: Label name -> number instead, such as a real dataset's; 0 for background.
             seed: Decides which cases an epoch shows.
             wait_seconds: Longest wait for a case.
             transform: Applied to every item.
@@ -61,7 +63,7 @@ class GrowingCohort:
 
         Raises:
             CohortError: The folder is no cohort.
-            RequestError: ``num_items`` is too small, or there is no label to train on.
+            RequestError: ``num_items`` is too small, there is no label to train on, or ``numbers`` do not fit.
             VocabularyError: An unknown label name.
         """
         self._folder = Path(folder)
@@ -73,15 +75,7 @@ class GrowingCohort:
             )
         if num_items < 1:
             raise RequestError(f"num_items: expected 1 or more, found {num_items}. Choose another number.")
-        names = {int(row["id"]): str(row["name"]) for row in document["requested"]}
-        if labels:
-            vocabulary = load_bundle(str(document["configuration"]["bundle"])).vocabulary
-            names = {vocabulary.id_of(name): vocabulary.label(name).name for name in labels}
-        if not names:
-            raise RequestError(
-                f"{self._folder}: expected labels to train on, found that the cohort was asked for none. Pass labels."
-            )
-        self.numbering = LabelNumbering(tuple(sorted(names)), tuple(names[label_id] for label_id in sorted(names)))
+        self.numbering = _number(self._folder, document, labels, numbers)
         self.num_planned = int(document["configuration"]["num_cases"])
         self.transform, self._convert = transform, to_subject if as_subjects else to_monai_item
         self._num_items, self._seed, self._wait_seconds = num_items, seed, wait_seconds
@@ -147,3 +141,21 @@ class GrowingCohort:
             settled = {r.case_index: r for r in manifest.records if r.case_index in manifest.settled_indices}
             self._seen = (num_bytes, settled)
         return self._seen[1]
+
+
+def _number(
+    folder: Path, document: Mapping[str, Any], labels: Sequence[str], numbers: Mapping[str, int] | None
+) -> LabelNumbering:
+    """What the labels become: those that the cohort is asked for, or those that are chosen."""
+    names = {int(row["id"]): str(row["name"]) for row in document["requested"]}
+    if labels or numbers is not None:
+        vocabulary = load_bundle(str(document["configuration"]["bundle"])).vocabulary
+        if numbers is not None:
+            require_numbers_alone(labels)
+            return number_labels(vocabulary, numbers, sorted(names), vocabulary.name_of)
+        names = {vocabulary.id_of(name): vocabulary.label(name).name for name in labels}
+    if not names:
+        raise RequestError(
+            f"{folder}: expected labels to train on, found that the cohort was asked for none. Pass labels."
+        )
+    return LabelNumbering(tuple(sorted(names)), tuple(names[label_id] for label_id in sorted(names)))

@@ -6,7 +6,7 @@ dataset = CohortDataset("cohort", transform=my_dict_transforms)
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ class CohortDataset(Dataset):  # type: ignore[misc]  # MONAI has no types here
         *,
         labels: Sequence[str] = (),
         include_anatomy: bool = False,
+        numbers: Mapping[str, int] | None = None,
     ) -> None:
         """Open the cohort.
 
@@ -39,13 +40,15 @@ class CohortDataset(Dataset):  # type: ignore[misc]  # MONAI has no types here
             transform: Applied to every item.
             labels: Names or ids to keep; those that the cohort was asked for when empty.
             include_anatomy: Every label in the maps as well, except the body envelope.
+            numbers: Label name -> number instead, such as a real dataset's; 0 for background.
 
         Raises:
             CohortError: It is no cohort.
             ExportError: It is unfinished, or a label occurs nowhere.
+            RequestError: ``numbers`` lack a label that the cohort was asked for, or do not fit otherwise.
             VocabularyError: An unknown label name.
         """
-        self._pairs = open_pairs(folder, labels, include_anatomy=include_anatomy)
+        self._pairs = open_pairs(folder, labels, include_anatomy=include_anatomy, numbers=numbers)
         self.numbering = self._pairs.numbering
         super().__init__([{"case_id": case.case_id} for case in self._pairs.cohort.cases], transform)
 

@@ -7,9 +7,8 @@ real cases alone.
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +17,12 @@ import yaml
 from maisi_aug import __version__
 from maisi_aug.errors import ExportError
 from maisi_aug.integrations.cohort_source import CohortSource, load_cohort_source
-from maisi_aug.integrations.export_labels import LabelNumbering, choose_labels, count_labels
-from maisi_aug.integrations.nnunet import describe_case, require_label_maps
-from maisi_aug.integrations.nnunet_folders import PREPROCESSED_VARIABLE
+from maisi_aug.integrations.export_labels import LabelNumbering, choose_labels, count_labels, require_label_maps
+from maisi_aug.integrations.nnunet import describe_case
+from maisi_aug.integrations.nnunet_folders import preprocessed_places
 from maisi_aug.integrations.nnunet_labels import map_labels, require_complete_mapping
 from maisi_aug.integrations.nnunet_real import RealDataset, load_real_dataset
-from maisi_aug.integrations.nnunet_splits import load_real_folds
+from maisi_aug.integrations.nnunet_splits import Folds, load_real_folds
 from maisi_aug.integrations.whole_folder import (
     Notify,
     folders_that_appear_whole,
@@ -31,6 +30,7 @@ from maisi_aug.integrations.whole_folder import (
     require_new_folder,
     tell_nobody,
 )
+from maisi_aug.mask_origin import RealMaps, origin_words
 from maisi_aug.volume_io import load_label_map, save_label_map
 from maisi_aug.whole_files import write_text_whole
 
@@ -46,6 +46,7 @@ class MonaiReport:
         num_synthetic: Cases of the cohort.
         num_real: Cases of the real dataset.
         num_folds: Folds of the data list.
+        folds_source: Where they come from.
         num_linked: How many images are hard links to the cohort's files rather than copies.
         labels: Label name -> number.
         notes: What the user should know, one sentence each.
@@ -55,6 +56,7 @@ class MonaiReport:
     num_synthetic: int
     num_real: int
     num_folds: int
+    folds_source: str
     num_linked: int
     labels: dict[str, int]
     notes: tuple[str, ...]
@@ -78,7 +80,8 @@ def export_monai(
     """Write ``images/``, ``labels/``, ``datalist.json`` and ``task.yaml``, whole or not at all.
 
     The folds are those of the real dataset, or of the cohort where there is none: nnU-Net's own (``splits_final.json``
-    under ``$nnUNet_preprocessed``), else those that it would draw.
+    under ``$nnUNet_preprocessed``), else those that it would draw. A data list trains on all cases of no fold in every
+    fold, so that synthetic cases made from the label map of a real case that validates are left out.
 
     Args:
         cohort_dir: Folder that ``synthesize`` wrote.
@@ -92,38 +95,58 @@ def export_monai(
 
     Raises:
         CohortError: ``cohort_dir`` is no cohort.
-        ExportError: ``out`` is in use, the cohort is unfinished or altered, labels have no counterpart, or one case
-            alone is to be dealt into folds.
+        ExportError: ``out`` is in use, the cohort is unfinished or altered, labels have no counterpart, one case alone
+            is to be dealt into folds, a data list cannot hold the folds, or no synthetic case may train.
         VocabularyError: An unknown label name.
     """
     require_new_folder(out)
     _require_use(like, label=label, absent=absent, labels=labels, include_anatomy=include_anatomy)
     cohort = load_cohort_source(cohort_dir)
     real = None if like is None else load_real_dataset(like)
-    if real is None:
-        numbering = choose_labels(cohort, labels, include_anatomy=include_anatomy, notify=notify)
-    else:
-        require_label_maps(cohort)
-        numbering = _number_like(cohort, real, label, absent, notify)
     folds = _find_folds(cohort, real)
+    places = _place_in_folds(folds, real)
+    chosen = _without_leaks(cohort, real, places)
+    if real is None:
+        numbering = choose_labels(chosen, labels, include_anatomy=include_anatomy, notify=notify)
+    else:
+        require_label_maps(chosen)
+        numbering = _number_like(chosen, real, label, absent, notify)
     with folders_that_appear_whole(out) as (building,):
-        num_linked = _write_cases(cohort, numbering, building, notify)
-        _write_json(building / DATA_LIST_NAME, {"training": _build_rows(cohort, real, folds), "testing": []})
+        num_linked = _write_cases(chosen, numbering, building, notify)
+        _write_json(building / DATA_LIST_NAME, {"training": _build_rows(chosen, real, places), "testing": []})
         task = {"modality": "CT", "datalist": str(out.resolve() / DATA_LIST_NAME), "dataroot": str(out.resolve())}
         write_text_whole(building / TASK_NAME, yaml.safe_dump(task, sort_keys=False))
         made_by = f"maisi-aug {__version__}"
-        origins = {case.case_id: describe_case(case) for case in cohort.cases}
+        origins = {case.case_id: describe_case(case) for case in chosen.cases}
         _write_json(building / MAPPING_NAME, {"made_by": made_by, "labels": numbering.to_json(), "cases": origins})
-    notes = [] if real else ["the folds hold synthetic cases, so that they say nothing of real ones; see --like."]
     return MonaiReport(
         path=out,
-        num_synthetic=len(cohort.cases),
-        num_real=0 if real is None else len(real.cases),
-        num_folds=max(folds.values()) + 1,
+        num_synthetic=len(chosen.cases),
+        num_real=0 if real is None else len(places),
+        num_folds=len(folds.folds),
+        folds_source=folds.source,
         num_linked=num_linked,
         labels=numbering.to_dict(),
-        notes=tuple(notes),
+        notes=tuple(_build_notes(cohort, chosen, real, places)),
     )
+
+
+def _build_notes(
+    cohort: CohortSource, chosen: CohortSource, real: RealDataset | None, places: Mapping[str, int | None]
+) -> Iterator[str]:
+    if cohort.partial_note:
+        yield cohort.partial_note
+    if real is None:
+        yield "The folds hold synthetic cases, so that they say nothing of real ones; see --like."
+        return
+    if unused := [case_id for case_id in real.case_ids if case_id not in places]:
+        yield f"{len(unused)} of the {len(real.cases)} real cases are left out, as no fold has them ({unused[0]})."
+    if leaks := len(cohort.cases) - len(chosen.cases):
+        yield (
+            f"{leaks} of the {len(cohort.cases)} synthetic cases are left out: they were made from label maps of real "
+            "cases that validate, and a data list trains on its synthetic cases in every fold. The export to nnU-Net "
+            "leaves them out of the fold alone."
+        )
 
 
 def _require_use(like: Path | None, **flags: Any) -> None:
@@ -147,16 +170,58 @@ def _number_like(
     return LabelNumbering(tuple(ids), tuple(names[number] for number in numbers), numbers)
 
 
-def _find_folds(cohort: CohortSource, real: RealDataset | None) -> dict[str, int]:
-    """The fold in which each real case validates; of the cohort's cases where there are no real ones."""
+def _find_folds(cohort: CohortSource, real: RealDataset | None) -> Folds:
+    """The folds of the real dataset; of the cohort's cases where there is none."""
     case_ids = [case.case_id for case in cohort.cases] if real is None else list(real.case_ids)
     if real is None and len(case_ids) < 2:
         raise ExportError(
             f"{cohort.folder}: expected at least two cases to deal into folds, found one. Make more, or give --like."
         )
-    preprocessed = Path(os.environ.get(PREPROCESSED_VARIABLE) or os.devnull)
-    folds = load_real_folds(preprocessed / (cohort.folder if real is None else real.folder).name, case_ids)
-    return {case_id: number for number, fold in enumerate(folds.folds) for case_id in fold["val"]}
+    return load_real_folds(preprocessed_places((cohort.folder if real is None else real.folder).name), case_ids)
+
+
+def _place_in_folds(folds: Folds, real: RealDataset | None) -> dict[str, int | None]:
+    """The fold in which each case of the folds validates; None for one that every fold trains on.
+
+    Raises:
+        ExportError: A data list cannot hold the folds: a fold trains on all cases that do not validate in it.
+    """
+    name = "The cohort" if real is None else real.name
+    advice = "A MONAI data list cannot hold such folds; use the export to nnU-Net, or give every fold all other cases."
+    places: dict[str, int | None] = {
+        case_id: None for fold in folds.folds for case_id in (*fold["train"], *fold["val"])
+    }
+    for number, fold in enumerate(folds.folds):
+        for case_id in fold["val"]:
+            if places[case_id] is not None:
+                raise ExportError(
+                    f"{name}: expected every case to validate in one fold at most, found '{case_id}' in folds "
+                    f"{places[case_id]} and {number} of {folds.source}. {advice}"
+                )
+            places[case_id] = number
+        missing = sorted(places.keys() - {*fold["train"], *fold["val"]})
+        if missing or not fold["val"]:
+            found = f"no '{missing[0]}'" if missing else "none that validate"
+            raise ExportError(
+                f"{name}: expected all cases to train or to validate in fold {number} of {folds.source}, found "
+                f"{found}. {advice}"
+            )
+    return places
+
+
+def _without_leaks(cohort: CohortSource, real: RealDataset | None, places: Mapping[str, int | None]) -> CohortSource:
+    """The cohort without cases that were made from the label map of a real case that validates in some fold."""
+    if real is None:
+        return cohort
+    known = RealMaps((case.case_id, case.label) for case in real.cases if places.get(case.case_id) is not None)
+    cases = tuple(case for case in cohort.cases if not known.named_by(origin_words(case.mask_origin)))
+    if not cases:
+        raise ExportError(
+            f"{cohort.folder}: expected a case that was not made from the label map of a case of {real.name} that "
+            "validates, found none, and a MONAI data list trains on its synthetic cases in every fold. Use the export "
+            "to nnU-Net, which leaves such a case out of the fold alone, or make cases from other label maps."
+        )
+    return replace(cohort, cases=cases)
 
 
 def _write_cases(cohort: CohortSource, numbering: LabelNumbering, building: Path, notify: Notify) -> int:
@@ -175,14 +240,17 @@ def _write_cases(cohort: CohortSource, numbering: LabelNumbering, building: Path
     return num_linked
 
 
-def _build_rows(cohort: CohortSource, real: RealDataset | None, folds: Mapping[str, int]) -> list[dict[str, Any]]:
+def _build_rows(
+    cohort: CohortSource, real: RealDataset | None, places: Mapping[str, int | None]
+) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     for case in real.cases if real is not None else ():
-        row = {"image": str(case.image.resolve()), "label": str(case.label.resolve())}
-        rows.append(row | ({"fold": folds[case.case_id]} if case.case_id in folds else {}))
+        if case.case_id in places:
+            row = {"image": str(case.image.resolve()), "label": str(case.label.resolve())}
+            rows.append(row | ({} if places[case.case_id] is None else {"fold": places[case.case_id]}))
     for record in cohort.cases:
         row = {"image": f"images/{record.case_id}.nii.gz", "label": f"labels/{record.case_id}.nii.gz"}
-        rows.append(row | ({"fold": folds[record.case_id]} if real is None else {}))
+        rows.append(row | ({"fold": places[record.case_id]} if real is None else {}))
     return rows
 
 

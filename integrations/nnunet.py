@@ -1,23 +1,21 @@
 """A cohort as an nnU-Net v2 raw dataset, checked by nnU-Net itself before it appears under its name.
 
-Labels are taken from the cohort's full label maps, not from the maps of the requested labels: a map may hold a tumour
-that its own case was not asked for, and leaving that one as background would teach the wrong thing.
+Which labels it holds and how they are numbered is told by :mod:`maisi_aug.integrations.export_labels`.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from maisi_aug import __version__
-from maisi_aug.errors import ExportError
 from maisi_aug.integrations.cohort_source import CohortSource, load_cohort_source
+from maisi_aug.integrations.export_labels import LabelNumbering, choose_labels
 from maisi_aug.integrations.nnunet_check import count_processes, verify_integrity
 from maisi_aug.integrations.nnunet_folders import (
     FILE_ENDING,
@@ -27,13 +25,11 @@ from maisi_aug.integrations.nnunet_folders import (
     require_raw_folder,
 )
 from maisi_aug.integrations.nnunet_splits import NUM_FOLDS
-from maisi_aug.integrations.whole_folder import folders_that_appear_whole
-from maisi_aug.labels import BACKGROUND_ID, BODY_ID
+from maisi_aug.integrations.whole_folder import Notify, folders_that_appear_whole, tell_nobody
+from maisi_aug.labels import BACKGROUND_ID
 from maisi_aug.manifest import AttemptRecord
 from maisi_aug.volume_io import load_label_map, save_label_map
 from maisi_aug.whole_files import write_text_whole
-
-Notify = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +83,7 @@ def export_nnunet(
     labels: Sequence[str] = (),
     include_anatomy: bool = False,
     copy: bool = False,
-    notify: Notify = lambda stage, done, total: None,
+    notify: Notify = tell_nobody,
 ) -> ExportReport:
     """Write the accepted cases of a cohort as ``DatasetXXX_Name``, whole or not at all.
 
@@ -111,57 +107,29 @@ def export_nnunet(
     """
     target = require_free_target(require_raw_folder(out), dataset_id, name)
     cohort = load_cohort_source(cohort_dir)
-    require_label_maps(cohort)
-    wanted = cohort.resolve_ids(labels) if labels else cohort.requested_ids
+    numbering = choose_labels(cohort, labels, include_anatomy=include_anatomy, notify=notify)
     with folders_that_appear_whole(target) as (building,):
-        if include_anatomy:
-            wanted = tuple(sorted({*wanted, *_find_all_ids(cohort, notify)}))
-        written = _write_cases(cohort, wanted, building, copy=copy, notify=notify)
-        _require_every_label(cohort, wanted, written.present_ids)
-        _write_descriptions(cohort, wanted, written, building, target.name)
+        written = _write_cases(cohort, numbering, building, copy=copy, notify=notify)
+        _write_descriptions(cohort, numbering, written, building, target.name)
         notify("nnU-Net's integrity check", 0, 1)
         verify_integrity(building, num_processes=count_processes(len(cohort.cases)))
         notify("nnU-Net's integrity check", 1, 1)
     return ExportReport(
         path=target,
-        labels=_number_labels(cohort, wanted),
-        vocabulary_ids={cohort.name_of(label_id): label_id for label_id in wanted},
+        labels=numbering.to_dict(),
+        vocabulary_ids=dict(zip(numbering.names, numbering.ids, strict=True)),
         num_cases=len(cohort.cases),
         num_linked=written.num_linked,
         notes=tuple(_build_notes(cohort, written)),
     )
 
 
-def require_label_maps(cohort: CohortSource) -> None:
-    """Raise for a cohort of bare images.
-
-    Raises:
-        ExportError: No case has a label map.
-    """
-    if not any("anatomy" in case.files for case in cohort.cases):
-        raise ExportError(
-            f"{cohort.folder}: expected label maps to train on, found images that were drawn without any (mask_source "
-            "none). Make a cohort with another --mask-source."
-        )
-
-
-def _find_all_ids(cohort: CohortSource, notify: Notify) -> set[int]:
-    """Every id in the cohort's label maps except background and the body envelope."""
-    found: set[int] = set()
-    for index, case in enumerate(cohort.cases):
-        notify("labels", index, len(cohort.cases))
-        found |= {int(label_id) for label_id in np.unique(load_label_map(cohort.require_file(case, "anatomy")).array)}
-    return found - {BACKGROUND_ID, BODY_ID}
-
-
 def _write_cases(
-    cohort: CohortSource, wanted: Sequence[int], building: Path, *, copy: bool, notify: Notify
+    cohort: CohortSource, numbering: LabelNumbering, building: Path, *, copy: bool, notify: Notify
 ) -> _Written:
     """Images as they are, label maps renumbered."""
     for folder in ("imagesTr", "labelsTr"):
         (building / folder).mkdir()
-    numbering = np.zeros(1 << 16, dtype=np.uint8)
-    numbering[list(wanted)] = np.arange(1, len(wanted) + 1)
     present: set[int] = set()
     num_linked = num_empty = num_skewed = 0
     for index, case in enumerate(cohort.cases):
@@ -169,7 +137,7 @@ def _write_cases(
         image = cohort.require_file(case, "image")
         num_linked += place_file(image, building / "imagesTr" / f"{case.case_id}_0000{FILE_ENDING}", copy=copy)
         anatomy = load_label_map(cohort.require_file(case, "anatomy"))
-        label_map: NDArray[np.uint8] = numbering[anatomy.array]
+        label_map = numbering.apply(anatomy.array)
         save_label_map(building / "labelsTr" / f"{case.case_id}{FILE_ENDING}", label_map, anatomy.grid)
         present |= {int(label_id) for label_id in np.unique(anatomy.array)}
         num_empty += not label_map.any()
@@ -178,27 +146,14 @@ def _write_cases(
     return _Written(frozenset(present - {BACKGROUND_ID}), num_linked, num_empty, num_skewed)
 
 
-def _require_every_label(cohort: CohortSource, wanted: Sequence[int], present_ids: frozenset[int]) -> None:
-    missing = [cohort.name_of(label_id) for label_id in wanted if label_id not in present_ids]
-    if missing or not wanted:
-        raise ExportError(
-            f"Labels to export: expected each in at least one case of {cohort.folder}, "
-            f"found none of {', '.join(missing) or 'any kind'}. Leave out what the cohort does not hold."
-        )
-
-
-def _number_labels(cohort: CohortSource, wanted: Sequence[int]) -> dict[str, int]:
-    return {"background": 0} | {cohort.name_of(label_id): number for number, label_id in enumerate(wanted, start=1)}
-
-
 def _write_descriptions(
-    cohort: CohortSource, wanted: Sequence[int], written: _Written, building: Path, name: str
+    cohort: CohortSource, numbering: LabelNumbering, written: _Written, building: Path, name: str
 ) -> None:
     """Write ``dataset.json`` for nnU-Net and the mapping back to the vocabulary for everyone else."""
     licences = sorted({case.licence for case in cohort.cases})
     dataset: dict[str, Any] = {
         "channel_names": {"0": channel_name(cohort.cases)},
-        "labels": _number_labels(cohort, wanted),
+        "labels": numbering.to_dict(),
         "numTraining": len(cohort.cases),
         "file_ending": FILE_ENDING,
         "name": name,
@@ -213,13 +168,10 @@ def _write_descriptions(
     mapping = {
         "format": 1,
         "made_by": f"maisi-aug {__version__}",
-        "labels": [
-            {"label": number, "name": cohort.name_of(label_id), "vocabulary_id": label_id}
-            for number, label_id in enumerate(wanted, start=1)
-        ],
+        "labels": numbering.to_json(),
         "background": [
             {"name": cohort.name_of(label_id), "vocabulary_id": label_id}
-            for label_id in sorted(written.present_ids - set(wanted))
+            for label_id in sorted(written.present_ids - set(numbering.ids))
         ],
         "cases": {case.case_id: describe_case(case) for case in cohort.cases},
     }
@@ -251,8 +203,8 @@ def describe_case(case: AttemptRecord) -> dict[str, Any]:
 
 def _build_notes(cohort: CohortSource, written: _Written) -> Iterator[str]:
     num_cases = len(cohort.cases)
-    if cohort.num_planned is not None and num_cases < cohort.num_planned:
-        yield f"{num_cases} of {cohort.num_planned} planned cases are accepted and exported."
+    if cohort.partial_note:
+        yield cohort.partial_note
     if num_cases < NUM_FOLDS:
         yield f"nnU-Net's default split has {NUM_FOLDS} folds and needs as many cases; this dataset has {num_cases}."
     if written.num_empty:

@@ -57,7 +57,7 @@ def verify_mixed_integrity(dataset: Path, *, num_processes: int) -> tuple[str, .
 
 def _first_words(complaint: re.Match[str] | None, done: subprocess.CompletedProcess[str]) -> str:
     last_words = (done.stderr.strip().splitlines() or ["no message"])[-1]
-    return " ".join((complaint.group(0) if complaint else last_words).split())[:300]
+    return " ".join((complaint.group(0) if complaint else last_words).split())[:300].rstrip(" .") + "."
 
 
 def run_nnunet(

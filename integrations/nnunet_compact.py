@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from maisi_aug.errors import ExportError
+from maisi_aug.integrations.nnunet_folders import require_preprocessed_folder
 from maisi_aug.integrations.nnunet_plans import is_plans
 from maisi_aug.whole_files import write_text_whole
 
@@ -70,18 +71,32 @@ def write_compact_plans(
     return path
 
 
-def find_planned_dataset(preprocessed: Path, dataset: str) -> Path:
-    """The preprocessed dataset of a number or a name.
+def find_planned_dataset(preprocessed: Path | None, dataset: str) -> Path:
+    """The preprocessed dataset of a number, a name or a path.
+
+    Args:
+        preprocessed: Folder for preprocessed datasets; ``$nnUNet_preprocessed`` when not given.
+        dataset: Such as ``503`` or ``Dataset503_LiverSynthetic``; or the dataset's folder, the raw one as well.
 
     Raises:
         ExportError: There is none, or several have the number.
     """
-    pattern = f"Dataset{int(dataset):03d}_*" if dataset.isdecimal() else dataset
-    found = [path for path in sorted(preprocessed.glob(pattern)) if path.is_dir()]
+    if dataset and not dataset.isdecimal() and Path(dataset).is_dir():
+        folder = Path(dataset).resolve()
+        if any(map(is_plans, folder.glob("*.json"))):
+            return folder
+        dataset = folder.name
+    place = require_preprocessed_folder(preprocessed)
+    folders = sorted(path for path in place.iterdir() if path.is_dir()) if place.is_dir() else []
+    if dataset.isdecimal():
+        found = [path for path in folders if path.name.startswith(f"Dataset{int(dataset):03d}_")]
+    else:
+        found = [path for path in folders if path.name == dataset]
     if len(found) != 1:
         listed = ", ".join(path.name for path in found) or "none"
         raise ExportError(
-            f"Dataset {dataset}: expected one under {preprocessed}, found {listed}. Plan it with nnU-Net, or export it."
+            f"Dataset '{dataset}': expected the number, name or folder of one under {place}, found {listed}. Plan it "
+            "with nnU-Net, or export it."
         )
     return found[0]
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from maisi_aug.errors import ExportError
 from maisi_aug.integrations.whole_folder import link_or_copy
@@ -37,6 +40,52 @@ def require_preprocessed_folder(given: Path | None) -> Path:
         ExportError: Neither is there.
     """
     return _require_folder(given, "preprocessed", "--preprocessed", PREPROCESSED_VARIABLE)
+
+
+def preprocessed_places(dataset: str, given: Path | None = None) -> tuple[Path, ...]:
+    """Where nnU-Net may have prepared a dataset, whether it has or not: a new dataset may go elsewhere than a real one.
+
+    Args:
+        dataset: Its name.
+        given: A folder for preprocessed datasets besides ``$nnUNet_preprocessed``.
+    """
+    folders = [Path(folder) for folder in (given, os.environ.get(PREPROCESSED_VARIABLE)) if folder]
+    different = {folder.resolve(): folder for folder in reversed(folders)}
+    return tuple(folder / dataset for folder in folders if folder is different[folder.resolve()])
+
+
+def choose_same(files: Sequence[Path], what: str) -> Path | None:
+    """The first of several JSON files that hold the same; None where there is none.
+
+    Args:
+        files: Where it may be.
+        what: It, for the error.
+
+    Raises:
+        ExportError: Two of them differ.
+    """
+    found = [path for path in files if path.is_file()]
+    for other in found[1:]:
+        if _read(other) != _read(found[0]):
+            raise ExportError(
+                f"{what}: expected the same in {found[0]} and {other}, found that they differ. Remove the one that is "
+                "not to be used, or let --preprocessed and nnUNet_preprocessed name one folder."
+            )
+    return found[0] if found else None
+
+
+def _read(path: Path) -> Any:
+    """What a file holds, however it is spaced."""
+    content = path.read_bytes()
+    try:
+        return json.loads(content)
+    except ValueError:
+        return content
+
+
+def tell_places(places: Sequence[Path]) -> str:
+    """The folders that were looked through, in words."""
+    return " or ".join(map(str, places)) or f"nnU-Net's folders: {PREPROCESSED_VARIABLE} is not set"
 
 
 def _require_folder(given: Path | None, kind: str, option: str, variable: str) -> Path:

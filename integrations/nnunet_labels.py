@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from maisi_aug.errors import ExportError, VocabularyError, did_you_mean
 from maisi_aug.integrations.cohort_source import CohortSource
+from maisi_aug.integrations.export_labels import name_in_totalsegmentator
 from maisi_aug.integrations.nnunet_real import RealDataset, Target
 from maisi_aug.labels import lookup_words
 
@@ -109,7 +110,7 @@ def require_complete_mapping(
 
 
 def describe_mapping(real: RealDataset, cohort: CohortSource, mapping: LabelMapping) -> list[dict[str, Any]]:
-    """The mapping as rows of JSON types, sorted by value and id."""
+    """The mapping as rows of JSON types with TotalSegmentator's task and class, sorted by value and id."""
     names = {target.value: target.spelling for target in real.targets} | {0: BACKGROUND_NAME}
     return [
         {
@@ -118,6 +119,7 @@ def describe_mapping(real: RealDataset, cohort: CohortSource, mapping: LabelMapp
             "value": value,
             "label": names[value],
             "found_by": "flag" if label_id in mapping.given_ids else "name",
+            "totalsegmentator": name_in_totalsegmentator(label_id),
         }
         for label_id, value in sorted(mapping.values.items(), key=lambda item: (item[1], item[0]))
     ]

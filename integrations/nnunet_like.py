@@ -9,37 +9,41 @@ from __future__ import annotations
 
 import json
 import os
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from maisi_aug import __version__
 from maisi_aug.errors import ExportError
-from maisi_aug.integrations.nnunet import Notify, describe_case
+from maisi_aug.integrations.nnunet import describe_case
 from maisi_aug.integrations.nnunet_check import count_processes, verify_mixed_integrity
 from maisi_aug.integrations.nnunet_folders import FILE_ENDING, MAPPING_NAME, MARK_KEY
 from maisi_aug.integrations.nnunet_labels import describe_mapping, require_complete_mapping
-from maisi_aug.integrations.nnunet_plans import move_real_plans
+from maisi_aug.integrations.nnunet_plans import move_real_plans, refer_to
 from maisi_aug.integrations.nnunet_report import LikeReport, Seen, build_report, write_report
 from maisi_aug.integrations.nnunet_request import LikeExport, LikeRequest, prepare_like_export
 from maisi_aug.integrations.nnunet_splits import SPLITS_NAME
-from maisi_aug.integrations.whole_folder import folders_that_appear_whole
+from maisi_aug.integrations.whole_folder import Notify, folders_that_appear_whole, tell_nobody
 from maisi_aug.orientation import turn_volume
 from maisi_aug.volume_io import load_image, load_label_map, save_image, save_label_map
 from maisi_aug.whole_files import write_text_whole
+
+# Not imagesTr and labelsTr where dataset.json names every file: nnU-Net's nnUNetv2_find_best_configuration and
+# nnUNetv2_accumulate_crossval_results take labelsTr, if it exists, for the label maps of all training cases.
+IMAGES_FOLDER, LABELS_FOLDER = "imagesSynthetic", "labelsSynthetic"
 
 # Keys of the real dataset.json that decide how nnU-Net reads and trains.
 _KEPT_KEYS = ("labels", "regions_class_order", "file_ending", "overwrite_image_reader_writer")
 
 
-def export_like(
-    request: LikeRequest, *, dry_run: bool = False, notify: Notify = lambda stage, done, total: None
-) -> LikeReport:
+def export_like(request: LikeRequest, *, dry_run: bool = False, notify: Notify = tell_nobody) -> LikeReport:
     """Add a cohort to a real dataset: a raw and a preprocessed dataset under a new id, whole or not at all.
 
     Args:
         request: What to export and where to.
-        dry_run: Read and check everything, voxels included, and write nothing.
+        dry_run: Read and check everything, voxels included and by nnU-Net's own check of the real cases, and write
+            nothing; only nnU-Net's planner is left out.
         notify: Called with a stage, the steps done and their number.
 
     Returns:
@@ -54,7 +58,7 @@ def export_like(
     if dry_run:
         seen = _write_cases(export, None, notify)
         require_complete_mapping(export.real, export.cohort, export.mapping, seen.counts)
-        return build_report(export, seen, plans=None, warnings=())
+        return build_report(export, seen, plans=None, warnings=_check_real_cases(export, notify))
     with folders_that_appear_whole(export.target, export.preprocessed_target) as (raw, preprocessed):
         seen = _write_cases(export, raw, notify)
         require_complete_mapping(export.real, export.cohort, export.mapping, seen.counts)
@@ -62,7 +66,7 @@ def export_like(
         notify("plans of the real cases", 0, 2)
         plans = move_real_plans(export.real, export.plans, export.target, preprocessed, description)
         _write_json(preprocessed / "dataset.json", description)
-        _write_json(preprocessed / SPLITS_NAME, export.folds.with_synthetic(list(export.synthetic_ids.values())))
+        _write_json(preprocessed / SPLITS_NAME, export.mixed_folds)
         notify("nnU-Net's integrity check", 1, 2)
         num_cases = len(export.cases) + len(export.real.cases)
         warnings = verify_mixed_integrity(raw, num_processes=count_processes(num_cases))
@@ -70,6 +74,19 @@ def export_like(
         report = build_report(export, seen, plans=plans, warnings=warnings)
         write_report(report, raw)
     return report
+
+
+def _check_real_cases(export: LikeExport, notify: Notify) -> tuple[str, ...]:
+    """Run nnU-Net's integrity check on the real cases alone, from a scratch folder that refers to them."""
+    notify("nnU-Net's integrity check", 0, 1)
+    with tempfile.TemporaryDirectory(prefix="maisi-aug-") as name:
+        raw = Path(name, export.target.name)
+        raw.mkdir()
+        alone = {**_describe_dataset(export), "dataset": refer_to(export.real), "numTraining": len(export.real.cases)}
+        _write_json(raw / "dataset.json", alone)
+        warnings = verify_mixed_integrity(raw, num_processes=count_processes(len(export.real.cases)))
+    notify("nnU-Net's integrity check", 1, 1)
+    return warnings
 
 
 def _write_cases(export: LikeExport, building: Path | None, notify: Notify) -> Seen:
@@ -98,11 +115,12 @@ def _write_cases(export: LikeExport, building: Path | None, notify: Notify) -> S
             continue
         synthetic_id = export.synthetic_ids[case.case_id]
         values, grid = turn_volume(table[anatomy.array], anatomy.grid, export.orientation)
-        save_label_map(building / "labelsTr" / f"{synthetic_id}{FILE_ENDING}", values, grid)
+        image_place, label_place = _places(export, synthetic_id)
+        save_label_map(building / label_place, values, grid)
         if export.is_turned:
             volume = load_image(image)
             image_hu, grid = turn_volume(volume.array, volume.grid, export.orientation)
-            save_image(building / "imagesTr" / f"{synthetic_id}_0000{FILE_ENDING}", image_hu, grid)
+            save_image(building / image_place, image_hu, grid)
     notify("cases", len(export.cases), len(export.cases))
     return seen
 
@@ -135,10 +153,18 @@ def _list_files(export: LikeExport) -> dict[str, tuple[Path, Path]]:
     for case in export.cases:
         synthetic_id = export.synthetic_ids[case.case_id]
         image = (export.cohort.folder / case.files["image"].path).resolve()
+        image_place, label_place = _places(export, synthetic_id)
         if export.is_turned:
-            image = export.target / "imagesTr" / f"{synthetic_id}_0000{FILE_ENDING}"
-        entries[synthetic_id] = image, export.target / "labelsTr" / f"{synthetic_id}{FILE_ENDING}"
+            image = export.target / image_place
+        entries[synthetic_id] = image, export.target / label_place
     return entries
+
+
+def _places(export: LikeExport, synthetic_id: str) -> tuple[Path, Path]:
+    """Where the image and the label map of a synthetic case are written to, within the new dataset."""
+    is_named = export.link == "none"
+    images, labels = (IMAGES_FOLDER, LABELS_FOLDER) if is_named else ("imagesTr", "labelsTr")
+    return Path(images, f"{synthetic_id}_0000{FILE_ENDING}"), Path(labels, f"{synthetic_id}{FILE_ENDING}")
 
 
 def _refer(path: Path, target: Path) -> str:

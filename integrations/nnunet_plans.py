@@ -11,13 +11,14 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from maisi_aug.errors import ExportError
 from maisi_aug.integrations.nnunet_check import count_processes, run_nnunet
+from maisi_aug.integrations.nnunet_folders import choose_same, tell_places
 from maisi_aug.integrations.nnunet_real import RealDataset
 
 DEFAULT_PLANS = "nnUNetPlans"
@@ -49,10 +50,12 @@ class RealPlans:
     Attributes:
         name: Their name, such as ``nnUNetPlans``.
         path: The file; ``None`` where nnU-Net has not planned the real dataset yet.
+        reason: Why there is no file, in words.
     """
 
     name: str
     path: Path | None
+    reason: str = ""
 
     @property
     def moved_name(self) -> str:
@@ -62,29 +65,33 @@ class RealPlans:
     @property
     def source(self) -> str:
         """Where they come from, in words."""
-        return str(self.path) if self.path else "nnU-Net's default planner, run on the real cases"
+        return str(self.path) if self.path else f"nnU-Net's default planner, run on the real cases, since {self.reason}"
 
 
-def find_real_plans(preprocessed_dataset: Path, wanted: str | None) -> RealPlans:
+def find_real_plans(places: Sequence[Path], wanted: str | None) -> RealPlans:
     """The real dataset's plans: those of the given name, else ``nnUNetPlans``, else the only ones there are.
 
+    Args:
+        places: Where the dataset may be preprocessed; none of them need exist.
+        wanted: The name.
+
     Raises:
-        ExportError: There are none of that name, or several to choose from.
+        ExportError: There are none of that name, several to choose from, or others of the same name in another place.
     """
-    names = [path.stem for path in sorted(preprocessed_dataset.glob("*.json")) if is_plans(path)]
+    names = sorted({path.stem for place in places for path in place.glob("*.json") if is_plans(path)})
     if wanted is not None and wanted not in names:
         raise ExportError(
-            f"--plans {wanted}: expected {preprocessed_dataset / wanted}.json, found "
+            f"--plans {wanted}: expected {wanted}.json in {tell_places(places)}, found "
             f"{', '.join(names) or 'no plans there'}. Run nnU-Net's planner on the real dataset, or leave out --plans."
         )
     if wanted is None and not names:
-        return RealPlans(DEFAULT_PLANS, None)
+        return RealPlans(DEFAULT_PLANS, None, f"none were found in {tell_places(places)}")
     if wanted is None and DEFAULT_PLANS not in names and len(names) > 1:
         raise ExportError(
-            f"{preprocessed_dataset}: expected one file of plans, found {', '.join(names)}. Choose with --plans NAME."
+            f"{tell_places(places)}: expected one file of plans, found {', '.join(names)}. Choose with --plans NAME."
         )
     name = wanted or (DEFAULT_PLANS if DEFAULT_PLANS in names else names[0])
-    return RealPlans(name, preprocessed_dataset / f"{name}.json")
+    return RealPlans(name, choose_same([place / f"{name}.json" for place in places], f"Plans {name}"))
 
 
 def move_real_plans(
@@ -111,7 +118,7 @@ def move_real_plans(
         raw, preprocessed = Path(name, "raw"), Path(name, "preprocessed")
         environment = {"nnUNet_raw": str(raw), "nnUNet_preprocessed": str(preprocessed), "nnUNet_results": ""}
         _write_json(raw / real.name / "dataset.json", _describe_alone(real))
-        _write_json(raw / target.name / "dataset.json", {**example, "dataset": _refer_to(real)})
+        _write_json(raw / target.name / "dataset.json", {**example, "dataset": refer_to(real)})
         (preprocessed / target.name).mkdir(parents=True)
         own = preprocessed / real.name
         own.mkdir()
@@ -122,7 +129,33 @@ def move_real_plans(
         shutil.copyfile(preprocessed / target.name / moved, building / moved)
         shutil.copyfile(own / FINGERPRINT_NAME, building / FINGERPRINT_NAME)
     content: dict[str, Any] = json.loads((building / moved).read_text(encoding="utf-8"))
+    drop_cascades(content)
+    _write_json(building / moved, content)
     return content
+
+
+def drop_cascades(plans: dict[str, Any]) -> None:
+    """Take out of plans what trains on an earlier stage's predictions: nnU-Net makes them in validation only.
+
+    Synthetic cases never validate, so that the cascade would stop at the first one. The earlier stage no longer names
+    the next, since its validation would predict for it.
+    """
+    configurations = plans["configurations"]
+    for name in [name for name in configurations if _is_cascade(configurations, name)]:
+        del configurations[name]
+    for configuration in configurations.values():
+        configuration.pop("next_stage", None)
+
+
+def _is_cascade(configurations: Mapping[str, Any], name: str) -> bool:
+    """Whether a configuration, or one that it inherits from, has a previous stage."""
+    seen: set[str] = set()
+    while name in configurations and name not in seen:
+        if configurations[name].get("previous_stage"):
+            return True
+        seen.add(name)
+        name = str(configurations[name].get("inherits_from"))
+    return False
 
 
 def choose_configuration(plans: Mapping[str, Any]) -> str:
@@ -142,10 +175,11 @@ def is_plans(path: Path) -> bool:
 
 def _describe_alone(real: RealDataset) -> dict[str, Any]:
     """``dataset.json`` of the real dataset for a folder elsewhere: the same cases by absolute paths."""
-    return {**real.description, "dataset": _refer_to(real)}
+    return {**real.description, "dataset": refer_to(real)}
 
 
-def _refer_to(real: RealDataset) -> dict[str, Any]:
+def refer_to(real: RealDataset) -> dict[str, Any]:
+    """The entry ``dataset`` that names the real cases' files by absolute paths."""
     return {case.case_id: {"images": [str(case.image)], "label": str(case.label)} for case in real.cases}
 
 

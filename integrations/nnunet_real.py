@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections import Counter
@@ -14,13 +13,13 @@ from typing import Any
 
 from maisi_aug.bank_files import find_referenced
 from maisi_aug.errors import ExportError
+from maisi_aug.integrations.nnunet_description import label_values, read_description
 from maisi_aug.integrations.nnunet_folders import FILE_ENDING, MAPPING_NAME, MARK_KEY
 from maisi_aug.orientation import axis_codes
 from maisi_aug.volume_io import load_stored_grid
 
 _FOLDER_PATTERN = re.compile(r"Dataset(\d{3})_(.+)")
 _CHANNEL_SUFFIX = "_0000" + FILE_ENDING
-_REQUIRED_KEYS = ("labels", "numTraining", "file_ending")
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +100,8 @@ def load_real_dataset(folder: Path) -> RealDataset:
     """Read and check a real dataset; image headers and voxels are not read.
 
     Raises:
-        ExportError: It is no raw dataset of nnU-Net, has no single CT channel, or a file of it is missing.
+        ExportError: It is no raw dataset of nnU-Net, its description has another form, it has no single CT channel, or
+            a file of it is missing.
     """
     folder = Path(os.path.abspath(folder))  # noqa: PTH100  links are kept: nnU-Net joins paths as text too
     if not _FOLDER_PATTERN.fullmatch(folder.name) or not (folder / "dataset.json").is_file():
@@ -109,7 +109,7 @@ def load_real_dataset(folder: Path) -> RealDataset:
             f"{folder}: expected a raw dataset of nnU-Net, DatasetXXX_Name with a dataset.json, found "
             f"{'none there' if not folder.is_dir() else 'another folder'}. Give --like nnUNet_raw/DatasetXXX_Name."
         )
-    description = _read_description(folder / "dataset.json")
+    description = read_description(folder / "dataset.json")
     if MARK_KEY in description or (folder / MAPPING_NAME).exists():
         raise ExportError(
             f"{folder.name}: expected a dataset of real cases, found one that maisi-aug exported. "
@@ -124,22 +124,9 @@ def load_real_dataset(folder: Path) -> RealDataset:
     return RealDataset(folder, description, _list_cases(folder, description), _list_targets(folder, description))
 
 
-def _read_description(path: Path) -> dict[str, Any]:
-    try:
-        description = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ExportError(f"{path}: expected JSON, found: {error}. Repair the file.") from None
-    missing = [key for key in _REQUIRED_KEYS if not isinstance(description, dict) or key not in description]
-    if missing:
-        raise ExportError(
-            f"{path}: expected the keys of nnU-Net v2, found no {', '.join(missing)}. Add what is missing."
-        )
-    return dict(description)
-
-
 def _require_ct(folder: Path, description: Mapping[str, Any]) -> None:
-    channels = description.get("channel_names", description.get("modality"))
-    names = [str(name) for name in channels.values()] if isinstance(channels, dict) else []
+    channels = description.get("channel_names", description.get("modality", {}))
+    names = [str(name) for name in channels.values()]
     if len(names) != 1:
         raise ExportError(
             f"{folder.name}: expected one channel as the cohort has, found {len(names)} ({', '.join(names)}). "
@@ -172,10 +159,10 @@ def _cases_by_reference(folder: Path, entries: Mapping[str, Any]) -> tuple[RealC
     """Cases that dataset.json points at; nnU-Net takes paths relative to the folder, with variables."""
     cases = []
     for case_id in sorted(entries):
-        images = [str(path) for path in entries[case_id]["images"]]
+        images = entries[case_id]["images"]
         if len(images) != 1:
             raise ExportError(f"{case_id}: expected one image, found {len(images)} in dataset.json. Correct the entry.")
-        image, label = (find_referenced(folder, path) for path in (images[0], str(entries[case_id]["label"])))
+        image, label = (find_referenced(folder, path) for path in (images[0], entries[case_id]["label"]))
         cases.append(RealCase(case_id, _clean(image), _clean(label)))
     return tuple(cases)
 
@@ -207,8 +194,7 @@ def _clean(path: Path) -> Path:
 def _list_targets(folder: Path, description: Mapping[str, Any]) -> tuple[Target, ...]:
     """Foreground values; a region that is a list of several values names none of them."""
     names: dict[int, str | None] = {}
-    for name, value in description["labels"].items():
-        values = [int(part) for part in value] if isinstance(value, list) else [int(value)]
+    for name, values in label_values(description["labels"]).items():
         if name == "ignore":
             continue
         for part in values:

@@ -145,7 +145,6 @@ def build_report(
         warnings: What nnU-Net warns about.
     """
     configuration = choose_configuration(plans) if plans else "3d_fullres"
-    synthetic_ids = list(export.synthetic_ids.values())
     return LikeReport(
         path=export.target,
         preprocessed=export.preprocessed_target,
@@ -160,10 +159,10 @@ def build_report(
         folds=tuple(
             {
                 "num_real_train": len(fold["train"]),
-                "num_synthetic_train": len(synthetic_ids),
+                "num_synthetic_train": len(mixed["train"]) - len(fold["train"]),
                 "val": list(fold["val"]),
             }
-            for fold in export.folds.folds
+            for fold, mixed in zip(export.folds.folds, export.mixed_folds, strict=True)
         ),
         folds_source=export.folds.source,
         plans=export.plans.moved_name,
@@ -204,13 +203,26 @@ def _list_commands(export: LikeExport, configuration: str) -> tuple[str, ...]:
 def _build_notes(
     export: LikeExport, seen: Seen, plans: Mapping[str, Any] | None, configuration: str, warnings: Sequence[str]
 ) -> Iterator[str]:
-    num_real, num_planned = len(export.real.cases), export.cohort.num_planned
-    if num_planned is not None and len(export.cohort.cases) < num_planned:
-        yield f"{len(export.cohort.cases)} of {num_planned} planned cases of the cohort are accepted."
+    num_real = len(export.real.cases)
+    if export.cohort.partial_note:
+        yield export.cohort.partial_note
+    if export.num_wanted is not None and len(export.cases) < export.num_wanted:
+        num_available = len(export.cohort.cases)
+        reason = "; --max-per-label allows no more" if len(export.cases) < num_available else ", which is all of them"
+        yield (
+            f"--ratio asks for {export.num_wanted} synthetic cases; {len(export.cases)} of the cohort's "
+            f"{num_available} accepted ones are exported{reason}."
+        )
     if num_real < NUM_FOLDS:
         yield (
             f"{num_real} real cases make {len(export.folds.folds)} folds; nnU-Net would draw a random split with "
             "synthetic cases in validation for any fold past the last, which the trainers of maisi-aug refuse."
+        )
+    num_derived = sum(bool(origins) for origins in export.origins.values())
+    if num_derived:
+        yield (
+            f"{num_derived} of the {len(export.cases)} synthetic cases were made from label maps of real cases; each "
+            "is left out of the folds that validate on the case that it was made from."
         )
     if export.is_turned:
         yield (

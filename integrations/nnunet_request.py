@@ -11,10 +11,12 @@ from typing import Literal
 
 from maisi_aug.errors import ExportError
 from maisi_aug.integrations.cohort_source import CohortSource, find_requested_ids, load_cohort_source
-from maisi_aug.integrations.nnunet import channel_name, require_label_maps
-from maisi_aug.integrations.nnunet_choice import choose_cases
+from maisi_aug.integrations.export_labels import require_label_maps
+from maisi_aug.integrations.nnunet import channel_name
+from maisi_aug.integrations.nnunet_choice import choose_cases, count_wanted
 from maisi_aug.integrations.nnunet_folders import (
     RESULTS_VARIABLE,
+    preprocessed_places,
     require_free_target,
     require_preprocessed_folder,
     require_raw_folder,
@@ -23,8 +25,9 @@ from maisi_aug.integrations.nnunet_folders import (
 from maisi_aug.integrations.nnunet_labels import LabelMapping, map_labels
 from maisi_aug.integrations.nnunet_plans import RealPlans, find_real_plans
 from maisi_aug.integrations.nnunet_real import RealDataset, load_real_dataset
-from maisi_aug.integrations.nnunet_splits import Folds, load_real_folds
+from maisi_aug.integrations.nnunet_splits import Fold, Folds, load_real_folds
 from maisi_aug.manifest import AttemptRecord
+from maisi_aug.mask_origin import RealMaps, origin_words
 
 Link = Literal["none", "symlink", "hard"]
 STORED_ORIENTATION = "RAS"  # of every file that volume_io writes
@@ -77,6 +80,7 @@ class LikeExport:
         folds: The real dataset's folds.
         plans: The real dataset's plans.
         link: How files that exist get into the dataset.
+        num_wanted: Synthetic cases that the ratio asks for; None without a ratio.
     """
 
     target: Path
@@ -88,6 +92,7 @@ class LikeExport:
     folds: Folds
     plans: RealPlans
     link: Link
+    num_wanted: int | None = None
 
     @cached_property
     def synthetic_ids(self) -> dict[str, str]:
@@ -96,6 +101,17 @@ class LikeExport:
         while any(case_id.startswith(prefix) for case_id in self.real.case_ids):
             prefix = "maisi_" + prefix
         return {case.case_id: prefix + case.case_id for case in self.cases}
+
+    @cached_property
+    def origins(self) -> dict[str, frozenset[str]]:
+        """Identifier of each synthetic case, and the real cases whose label maps it was made from."""
+        known = RealMaps((case.case_id, case.label) for case in self.real.cases)
+        return {self.synthetic_ids[case.case_id]: known.named_by(origin_words(case.mask_origin)) for case in self.cases}
+
+    @cached_property
+    def mixed_folds(self) -> list[Fold]:
+        """The content of ``splits_final.json``."""
+        return self.folds.with_synthetic(self.origins)
 
     @cached_property
     def orientation(self) -> str:
@@ -135,15 +151,19 @@ def prepare_like_export(request: LikeRequest) -> LikeExport:
     cases = choose_cases(
         cohort.cases, num_real=len(real.cases), ratio=request.ratio, max_per_label=request.max_per_label
     )
+    places = preprocessed_places(real.name, preprocessed_folder)
     wanted = find_requested_ids(cases)
-    return LikeExport(
+    export = LikeExport(
         target=target,
         preprocessed_target=preprocessed_folder / target.name,
         real=real,
         cohort=cohort,
         cases=cases,
         mapping=map_labels(real, cohort, request.labels, request.absent, wanted),
-        folds=load_real_folds(preprocessed_folder / real.name, real.case_ids),
-        plans=find_real_plans(preprocessed_folder / real.name, request.plans),
+        folds=load_real_folds(places, real.case_ids),
+        plans=find_real_plans(places, request.plans),
         link=request.link,
+        num_wanted=None if request.ratio is None else count_wanted(request.ratio, len(real.cases)),
     )
+    export.mixed_folds  # noqa: B018  refuses a fold without a case to train on
+    return export

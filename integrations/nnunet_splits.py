@@ -7,11 +7,12 @@ trained without are compared on the same cases, fold by fold.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from maisi_aug.errors import ExportError
+from maisi_aug.integrations.nnunet_folders import choose_same, tell_places
 
 SPLITS_NAME = "splits_final.json"
 NUM_FOLDS = 5  # of nnU-Net's default split
@@ -32,26 +33,44 @@ class Folds:
     folds: tuple[Fold, ...]
     source: str
 
-    def with_synthetic(self, synthetic_ids: Sequence[str]) -> list[Fold]:
-        """All synthetic cases added to every training side; the content of ``splits_final.json``."""
-        return [{"train": [*fold["train"], *sorted(synthetic_ids)], "val": list(fold["val"])} for fold in self.folds]
+    def with_synthetic(self, origins: Mapping[str, Collection[str]]) -> list[Fold]:
+        """Synthetic cases added to the training sides; the content of ``splits_final.json``.
+
+        Args:
+            origins: Every synthetic case, and the real cases whose label maps it was made from: a fold that validates
+                on one of these does without it.
+
+        Raises:
+            ExportError: A fold has no case left to train on.
+        """
+        mixed = []
+        for number, fold in enumerate(self.folds):
+            added = [case_id for case_id in sorted(origins) if not set(origins[case_id]) & set(fold["val"])]
+            if not fold["train"] and not added:
+                raise ExportError(
+                    f"Fold {number}: expected a case to train on, found none: there is no other real case, and every "
+                    f"synthetic one was made from the label map of '{fold['val'][0]}', which validates. Make cases "
+                    "from other label maps."
+                )
+            mixed.append({"train": [*fold["train"], *added], "val": list(fold["val"])})
+        return mixed
 
 
-def load_real_folds(preprocessed_dataset: Path, case_ids: Sequence[str]) -> Folds:
+def load_real_folds(places: Sequence[Path], case_ids: Sequence[str]) -> Folds:
     """The real dataset's own folds: its ``splits_final.json``, else what nnU-Net would draw.
 
     With two to four cases each is validated on once; with one case it is validated on in the only fold, whose
     training side is left to synthetic cases.
 
     Args:
-        preprocessed_dataset: The dataset's folder under nnUNet_preprocessed; need not exist.
+        places: Where the dataset may be preprocessed; none of them need exist.
         case_ids: Identifiers of all real cases.
 
     Raises:
-        ExportError: The file cannot be read, or does not fit the cases.
+        ExportError: A file cannot be read, does not fit the cases, or is another than that of another place.
     """
-    path = preprocessed_dataset / SPLITS_NAME
-    if path.is_file():
+    path = choose_same([place / SPLITS_NAME for place in places], "Folds of the real dataset")
+    if path is not None:
         return Folds(_read_folds(path, frozenset(case_ids)), str(path))
     if len(case_ids) == 1:
         return Folds(({"train": [], "val": list(case_ids)},), "the only real case validates")
@@ -61,7 +80,8 @@ def load_real_folds(preprocessed_dataset: Path, case_ids: Sequence[str]) -> Fold
     drawn = generate_crossval_split(sorted(case_ids), seed=SPLIT_SEED, n_splits=num_folds)
     folds = tuple({side: [str(case_id) for case_id in fold[side]] for side in ("train", "val")} for fold in drawn)
     rule = "nnU-Net's own rule" if num_folds == NUM_FOLDS else f"nnU-Net's own rule with {num_folds} folds"
-    return Folds(folds, f"{rule} on the {len(case_ids)} real cases")
+    missing = f"no {SPLITS_NAME} was found in {tell_places(places)}"
+    return Folds(folds, f"{rule} on the {len(case_ids)} real cases, since {missing}")
 
 
 def _read_folds(path: Path, case_ids: frozenset[str]) -> tuple[Fold, ...]:

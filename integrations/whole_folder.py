@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 import shutil
 from collections.abc import Callable, Iterator
@@ -33,7 +34,10 @@ def require_new_folder(folder: Path) -> None:
 
 @contextmanager
 def folders_that_appear_whole(*targets: Path) -> Iterator[list[Path]]:
-    """Hidden folders beside the targets that take the targets' names together when the block ends without an error.
+    """Hidden folders that become the targets together when the block ends without an error.
+
+    A folder that is there already, and may be the current one or a mounted disk, stays itself: what was written moves
+    into it.
 
     Args:
         targets: New, or empty folders.
@@ -41,18 +45,28 @@ def folders_that_appear_whole(*targets: Path) -> Iterator[list[Path]]:
     Yields:
         The folders to write into.
     """
-    buildings = [target.with_name(f".{target.name}.{secrets.token_hex(4)}.part") for target in targets]
-    renamed: list[Path] = []
+    places = [Path(os.path.abspath(target)) for target in targets]  # noqa: PTH100  links are kept
+    is_there = [place.is_dir() for place in places]
+    hidden = [f".{place.name or 'root'}.{secrets.token_hex(4)}.part" for place in places]
+    buildings = [
+        place / name if there else place.with_name(name)
+        for place, name, there in zip(places, hidden, is_there, strict=True)
+    ]
+    placed: list[Path] = []
     try:
         for building in buildings:
             building.mkdir(parents=True)
         yield buildings
-        for building, target in zip(buildings, targets, strict=True):
-            building.rename(target)
-            renamed.append(target)
+        for building, place, there in zip(buildings, places, is_there, strict=True):
+            moves = [(path, place / path.name) for path in building.iterdir()] if there else [(building, place)]
+            for source, end in moves:
+                source.rename(end)
+                placed.append(end)
+            if there:
+                building.rmdir()
     except BaseException:  # Ctrl-C too must leave nothing behind
-        for folder in (*buildings, *renamed):
-            shutil.rmtree(folder, ignore_errors=True)
+        for path in (*buildings, *placed):
+            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
         raise
 
 

@@ -23,8 +23,8 @@ from maisi_aug.volume_io import READABLE_SUFFIXES, is_readable_name
 
 IsOrganName = Callable[[str], bool]
 
-LABEL_FOLDERS = ("anatomy", "labelsTr", "labels", "label", "masks", "segmentations")
-IMAGE_FOLDERS = ("imagesTr", "images", "image", "ct")
+LABEL_FOLDERS = ("anatomy", "labelsTr", "labelsSynthetic", "labels", "label", "masks", "segmentations")
+IMAGE_FOLDERS = ("imagesTr", "imagesSynthetic", "images", "image", "ct")
 NAME_FILES = ("labels.json", "dataset.json")
 MIN_ORGAN_FILES = 3
 

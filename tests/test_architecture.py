@@ -34,6 +34,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
         *("cohort",),
         *("bank_labels", "bank_files", "known_bundles", "checkpoints", "checkpoint_import", "checkpoint_folders"),
         *("bank_entry", "mask_database", "bank_listing", "grid_limits", "presets", "weight_copies", "hub"),
+        "mask_origin",
         *("mask_bundle", "mask_checkpoints", "prepared", "bundle_spec", "bundle_references"),
     ),
     "orchestration": (

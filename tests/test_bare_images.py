@@ -119,6 +119,6 @@ def test_field_that_does_not_go_without_label_maps_is_refused(values: dict[str, 
 
 
 def test_nothing_to_train_on_is_exported(two: CohortSummary, tmp_path: Path) -> None:
-    with pytest.raises(ExportError, match="expected label maps to train on, found images that were drawn without any"):
+    with pytest.raises(ExportError, match="expected label maps, found images that were drawn without any"):
         export_nnunet(two.folder, dataset_id=501, name="Bare", out=tmp_path)
     assert list(tmp_path.iterdir()) == []

@@ -18,7 +18,7 @@ from time import perf_counter
 import numpy as np
 
 from maisi_aug.grid import Grid
-from maisi_aug.integrations.nnunet_like import export_like
+from maisi_aug.integrations.nnunet_like import IMAGES_FOLDER, export_like
 from maisi_aug.integrations.nnunet_request import LikeRequest
 from maisi_aug.manifest import MANIFEST_NAME, ManifestWriter
 from maisi_aug.volume_io import save_image, save_label_map
@@ -105,7 +105,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "cohort_bytes": count_bytes(out / "cohort"),
         "cohort_image_bytes": count_bytes(out / "cohort" / "images"),
         "dataset_bytes": count_bytes(report.path) + count_bytes(report.preprocessed),
-        "dataset_image_bytes": count_bytes(report.path / "imagesTr"),
+        "dataset_image_bytes": count_bytes(report.path / IMAGES_FOLDER),
     }
     (out / "results_nnunet_export.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     print(json.dumps(results, indent=1))

@@ -15,8 +15,9 @@ from maisi_aug.integrations.dicom import INDEX_NAME, export_dicom
 from maisi_aug.integrations.dicom_image import build_uid
 from maisi_aug.integrations.dicom_segmentation import SNOMED, code_of
 from maisi_aug.labels import MAISI
+from maisi_aug.manifest import MANIFEST_NAME, ManifestWriter
 from maisi_aug.volume_io import load_image, load_label_map
-from tests.tiny_cohort import GRID, HEPATIC_TUMOR, KIDNEY_TUMOR, LIVER, SPLEEN, oblique_grid, write_cohort
+from tests.tiny_cohort import GRID, HEPATIC_TUMOR, KIDNEY_TUMOR, LIVER, SPLEEN, oblique_grid, save_case, write_cohort
 
 pydicom = pytest.importorskip("pydicom", reason="needs the extra 'dicom'")
 highdicom = pytest.importorskip("highdicom", reason="needs the extra 'dicom'")
@@ -66,6 +67,31 @@ def test_segmentation_is_read_back_to_the_same_label_map(tmp_path: Path, grid: G
     assert volume.array[tuple(index[:, ~inside])].sum() == 0
 
 
+def test_cases_of_different_cohorts_are_different_patients(tmp_path: Path) -> None:
+    patients: list[str] = []
+    for name, index in (("first", 0), ("second", 7), ("again", 0)):
+        cohort = tmp_path / name
+        cohort.mkdir()
+        with ManifestWriter(cohort / MANIFEST_NAME) as writer:
+            record = save_case(cohort, index, [HEPATIC_TUMOR], case_id="case_0001")
+            writer.append(record)
+        out = tmp_path / f"dicom_{len(patients)}"
+        export_dicom(cohort, out)
+        slices = [pydicom.dcmread(path) for path in (out / "case_0001").rglob("*.dcm")]
+        (patient,) = {str(dataset.PatientID) for dataset in slices}
+        patients.append(patient)
+    assert patients[0] == patients[2]
+    assert patients[0] != patients[1]
+
+
+def test_partial_cohort_is_noted(tmp_path: Path, run_cli: Callable[..., Any]) -> None:
+    cohort = write_cohort(tmp_path / "cohort", [HEPATIC_TUMOR])
+    (cohort / "cohort.yaml").write_text("configuration: {labels: [hepatic tumor], num_cases: 12}\n")
+    outcome = run_cli("export", "dicom", cohort, "--out", tmp_path / "dicom")
+    assert outcome.code == 0
+    assert "Note: 1 of 12 planned cases of the cohort are accepted." in outcome.stderr
+
+
 def test_header_says_that_nobody_was_scanned(tmp_path: Path) -> None:
     cohort = write_cohort(tmp_path / "cohort", [HEPATIC_TUMOR])
     export_dicom(cohort, tmp_path / "dicom")
@@ -96,7 +122,13 @@ def test_same_cohort_has_the_same_bytes_and_another_image_other_uids(tmp_path: P
         assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes(), file
     rows = json.loads((tmp_path / "one" / INDEX_NAME).read_text())["cases"]
     assert rows["case_0001"]["study_instance_uid"] != rows["case_0002"]["study_instance_uid"]
-    assert rows["case_0001"]["segments"] == [{"segment": 1, "name": "hepatic tumor", "vocabulary_id": HEPATIC_TUMOR}]
+    (segment,) = rows["case_0001"]["segments"]
+    assert segment == {
+        "segment": 1,
+        "name": "hepatic tumor",
+        "vocabulary_id": HEPATIC_TUMOR,
+        "totalsegmentator": "liver_lesions/liver_lesions",
+    }
 
 
 def test_uid_is_valid_and_follows_from_its_parts() -> None:
@@ -112,7 +144,7 @@ def test_values_below_the_usual_intercept_are_kept(tmp_path: Path) -> None:
     case = load_manifest(write_cohort(tmp_path, [HEPATIC_TUMOR])).records[0]
     image_hu = np.full(GRID.shape, -2000, dtype=np.int16)
     image_hu[0, 0, 0] = 32767
-    lowest = next(iter(build_series(case, image_hu, GRID, "x")))
+    lowest = next(iter(build_series(case, image_hu, GRID)))
     hu = lowest.pixel_array.astype(int) + int(lowest.RescaleIntercept)
     assert (hu.min(), hu[-1, -1]) == (-2000, 32767)
 

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,8 +13,9 @@ import numpy as np
 import pytest
 from monai.data import DataLoader, MetaTensor
 
-from maisi_aug.errors import BundleError, CohortError, RecipeError
+from maisi_aug.errors import BundleError, CohortError, RecipeError, RequestError
 from maisi_aug.grid import Grid
+from maisi_aug.integrations import fresh_cases
 from maisi_aug.integrations.fresh_cases import FreshCases
 from maisi_aug.integrations.fresh_maker import FreshMaker
 from maisi_aug.integrations.items import Pair
@@ -96,6 +99,23 @@ def test_epochs_differ_and_hold_every_request(maker: FreshMaker) -> None:
     assert key_of(first[0])[1] != key_of(second[0])[1]
 
 
+def test_labels_take_the_numbers_of_a_real_dataset(configuration: dict[str, Any], cases: FreshCases) -> None:
+    assert cases.numbering.to_dict()["liver"] == 1
+    wanted = {**configuration, "labels": ["hepatic tumor"]}
+    assert FreshMaker.open(build_config(wanted).to_dict(), device="cpu", num_cases=1, seed=SEED).numbering.ids == (26,)
+    numbers = {"background": 0, "hepatic tumor": 2, "liver": 5}
+    with FreshCases(wanted, num_items=1, reuse=1, seed=SEED, device="cpu", numbers=numbers) as running:
+        assert running.numbering.to_dict() == {"background": 0, "liver": 5, "hepatic tumor": 2}
+        assert np.unique(running.fetch(0, 0).label_map).tolist() == [0, 2, 5]
+    with pytest.raises(RequestError, match="numbers, 'liver': expected a whole number from 0 to 255, found 300"):
+        FreshCases(wanted, num_items=1, numbers={"liver": 300})
+    with (
+        FreshCases(wanted, num_items=1, device="cpu", numbers={"liver": 1}) as running,
+        pytest.raises(RequestError, match="numbers: expected one for 'hepatic tumor', which the cases are asked for"),
+    ):
+        running.fetch(0, 0)
+
+
 def test_transform_and_subjects(cases: FreshCases) -> None:
     pytest.importorskip("torchio", reason="needs the extra 'torchio'")
     from maisi_aug.integrations.items import to_subject
@@ -119,6 +139,38 @@ def test_process_that_was_killed_is_told(configuration: dict[str, Any]) -> None:
         running._process.wait()
         with pytest.raises(CohortError, match="expected the process that makes them to be at work, found that it has"):
             running.fetch(0, 0)
+
+
+def test_temporary_folder_may_have_a_long_path(
+    configuration: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / ("long" * 30)
+    folder.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    with FreshCases(configuration, num_items=1, seed=SEED, device="cpu") as running:
+        assert running.fetch(0, 0).metadata["epoch"] == 0
+        assert running._folder.is_relative_to(folder)
+
+
+@pytest.mark.parametrize("platform", ["linux", "darwin"])
+def test_address_is_short_whatever_the_folder(platform: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "platform", platform)
+    assert fresh_cases._choose_address(Path("/tmp/maisi-aug-1")) == "/tmp/maisi-aug-1/socket"
+    assert len(fresh_cases._choose_address(Path("/", "a" * 200))) < fresh_cases.MAX_ADDRESS_BYTES
+
+
+def test_trouble_of_the_asking_process_is_not_told_as_the_end_of_the_other(
+    cases: FreshCases, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(24, "Too many open files")
+
+    monkeypatch.setattr(fresh_cases, "Client", refuse)
+    monkeypatch.setattr(cases, "_connections", {})
+    with pytest.raises(
+        CohortError, match="expected to reach the process that makes them, found: .*Too many open files"
+    ):
+        cases.fetch(0, 0)
 
 
 def test_process_ends_with_its_dataset(configuration: dict[str, Any]) -> None:

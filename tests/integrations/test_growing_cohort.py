@@ -111,3 +111,15 @@ def test_labels_can_be_chosen_and_must_be_where_none_was_asked_for(tmp_path: Pat
     cases = GrowingCohort(folder, num_items=1, labels=["kidney tumor", "liver", "liver tumor"])
     assert cases.numbering.to_dict() == {"background": 0, "liver": 1, "hepatic tumor": 2, "kidney tumor": 3}
     assert cases[0]["label"].max() == 2
+
+
+def test_labels_take_the_numbers_of_a_real_dataset(tmp_path: Path) -> None:
+    folder = begin(tmp_path / "cohort", 1)
+    add(folder, 0)
+    cases = GrowingCohort(folder, num_items=1, numbers={"liver": 3, "hepatic tumor": 7})
+    assert cases.numbering.to_dict() == {"background": 0, "liver": 3, "hepatic tumor": 7}
+    assert np.unique(cases[0]["label"]).tolist() == [0, 3, 7]
+    with pytest.raises(RequestError, match="expected one for 'hepatic tumor'"):
+        GrowingCohort(folder, num_items=1, numbers={"liver": 3})
+    with pytest.raises(RequestError, match="labels: expected none beside numbers"):
+        GrowingCohort(folder, num_items=1, numbers={"liver": 3}, labels=["liver"])

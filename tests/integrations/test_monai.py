@@ -12,11 +12,17 @@ import yaml
 from monai.data import DataLoader, Dataset, MetaTensor
 from monai.transforms import Compose, Flipd, Spacingd
 
-from maisi_aug.errors import ExportError
+from maisi_aug.errors import ExportError, RequestError
 from maisi_aug.integrations.monai import CohortDataset
 from maisi_aug.integrations.monai_data_list import DATA_LIST_NAME, MAPPING_NAME, TASK_NAME, export_monai
+from maisi_aug.manifest import MANIFEST_NAME, ManifestWriter
 from maisi_aug.volume_io import load_image, load_label_map, save_image, save_label_map
-from tests.tiny_cohort import GRID, HEPATIC_TUMOR, KIDNEY_TUMOR, build_anatomy, oblique_grid, write_cohort
+from tests.tiny_cohort import GRID, HEPATIC_TUMOR, KIDNEY_TUMOR, build_anatomy, oblique_grid, save_case, write_cohort
+
+
+@pytest.fixture(autouse=True)
+def no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("nnUNet_preprocessed", raising=False)
 
 
 def write_real(folder: Path, labels: dict[str, int], num_cases: int = 6) -> Path:
@@ -46,6 +52,38 @@ def test_items_are_metatensors_with_the_geometry(tmp_path: Path) -> None:
     assert np.allclose(item["image"].affine, image.grid.affine)
     assert np.allclose(item["image"].pixdim, image.grid.spacing_mm)
     assert np.array_equal(item["label"][0].numpy() == 2, anatomy == KIDNEY_TUMOR)
+
+
+def test_items_take_the_numbers_of_a_real_dataset(tmp_path: Path) -> None:
+    cohort = write_cohort(tmp_path, [HEPATIC_TUMOR], [HEPATIC_TUMOR])
+    dataset = CohortDataset(cohort, numbers={"background": 0, "liver tumor": 1, "liver": 2})
+    assert dataset.numbering.to_dict() == {"background": 0, "liver": 2, "hepatic tumor": 1}
+    anatomy = load_label_map(cohort / "anatomy" / "case_0001.nii.gz").array
+    label = dataset[0]["label"][0].numpy()
+    assert np.array_equal(label == 1, anatomy == HEPATIC_TUMOR)
+    assert np.array_equal(label == 2, anatomy == 1)
+    background = CohortDataset(cohort, numbers={"liver": 1, "hepatic tumor": 0})
+    assert np.array_equal(background[0]["label"][0].numpy() == 1, anatomy == 1)
+
+
+@pytest.mark.parametrize(
+    ("numbers", "message"),
+    [
+        ({"liver": 1}, "expected one for 'hepatic tumor', which the cases are asked for, found none"),
+        ({"hepatic tumor": 0}, "expected a label with a number above 0, found none"),
+        ({"hepatic tumor": -1}, "'hepatic tumor': expected a whole number from 0 to 255, found -1"),
+        ({"hepatic tumor": 1, "background": 2}, "'background': expected 0, found 2"),
+        ({"hepatic tumor": 1, "liver tumor": 2}, "'liver tumor': expected one number for a label, found a second"),
+    ],
+)
+def test_numbers_that_do_not_fit(tmp_path: Path, numbers: dict[str, int], message: str) -> None:
+    with pytest.raises(RequestError, match=message):
+        CohortDataset(write_cohort(tmp_path, [HEPATIC_TUMOR]), numbers=numbers)
+
+
+def test_number_of_a_label_that_no_case_holds(tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match="found none of pancreas. Leave out what the cohort does not hold"):
+        CohortDataset(write_cohort(tmp_path, [HEPATIC_TUMOR]), numbers={"hepatic tumor": 1, "pancreas": 2})
 
 
 def test_transforms_and_loaders_of_monai_take_the_items(tmp_path: Path) -> None:
@@ -87,14 +125,82 @@ def test_data_list_keeps_synthetic_cases_out_of_validation(tmp_path: Path) -> No
     }
 
 
-def test_folds_are_those_of_nnunet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def real_with_folds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Any], Path]:
+    """A real dataset of four cases whose ``splits_final.json`` holds the given folds."""
     monkeypatch.setenv("nnUNet_preprocessed", str(tmp_path))
-    real = write_real(tmp_path / "Dataset003_Liver", {"hepatic tumor": 1}, 4)
-    folds = [{"train": ["real_0", "real_1"], "val": ["real_3", "real_2"]}, {"train": [], "val": ["real_0"]}]
-    (real / "splits_final.json").write_text(json.dumps(folds))
-    export_monai(write_cohort(tmp_path / "cohort", [HEPATIC_TUMOR]), tmp_path / "out", like=real)
+
+    def write(folds: list[tuple[str, str]]) -> Path:
+        real = write_real(tmp_path / "Dataset003_Liver", {"hepatic tumor": 1}, 4)
+        content = [{"train": [f"real_{n}" for n in a], "val": [f"real_{n}" for n in b]} for a, b in folds]
+        (real / "splits_final.json").write_text(json.dumps(content))
+        return real
+
+    return write
+
+
+def test_folds_are_those_of_nnunet(tmp_path: Path, real_with_folds: Callable[[Any], Path]) -> None:
+    real = real_with_folds([("01", "32"), ("123", "0")])
+    report = export_monai(write_cohort(tmp_path / "cohort", [HEPATIC_TUMOR]), tmp_path / "out", like=real)
     rows = json.loads((tmp_path / "out" / DATA_LIST_NAME).read_text())["training"]
+    # Case 1 trains in both folds, as it does in nnU-Net.
     assert [row.get("fold") for row in rows] == [1, None, 0, 0, None]
+    assert report.folds_source == str(real / "splits_final.json")
+
+
+def test_real_cases_of_no_fold_are_left_out(tmp_path: Path, real_with_folds: Callable[[Any], Path]) -> None:
+    from monai.auto3dseg.utils import datafold_read
+
+    real, out = real_with_folds([("0", "1"), ("1", "0")]), tmp_path / "out"
+    report = export_monai(write_cohort(tmp_path / "cohort", [HEPATIC_TUMOR]), out, like=real)
+    assert report.notes == ("2 of the 4 real cases are left out, as no fold has them (real_2).",)
+    assert report.num_real == 2
+    for fold, (trains, validates) in enumerate(((0, 1), (1, 0))):
+        training, validation = datafold_read(str(out / DATA_LIST_NAME), str(out), fold)
+        names = [[Path(row["image"]).name for row in rows] for rows in (training, validation)]
+        assert names == [[f"real_{trains}_0000.nii.gz", "case_0001.nii.gz"], [f"real_{validates}_0000.nii.gz"]]
+
+
+@pytest.mark.parametrize(
+    ("folds", "message"),
+    [
+        ([("01", "23"), ("01", "3")], "expected every case to validate in one fold at most, found 'real_3' in folds 0"),
+        ([("01", "23"), ("2", "0")], "expected all cases to train or to validate in fold 1 of .*, found no 'real_1'"),
+        ([("0123", "")], "in fold 0 of .*, found none that validate. A MONAI data list cannot hold such folds"),
+    ],
+)
+def test_folds_that_a_data_list_cannot_hold_are_refused(
+    tmp_path: Path, real_with_folds: Callable[[Any], Path], folds: Any, message: str
+) -> None:
+    cohort = write_cohort(tmp_path / "cohort", [HEPATIC_TUMOR])
+    with pytest.raises(ExportError, match=message):
+        export_monai(cohort, tmp_path / "out", like=real_with_folds(folds))
+    assert not (tmp_path / "out").exists()
+
+
+def test_cases_made_from_label_maps_that_validate_are_left_out(tmp_path: Path) -> None:
+    real = write_real(tmp_path / "Dataset003_Liver", {"hepatic tumor": 1}, 3)
+    cohort = write_cohort(tmp_path / "cohort", [HEPATIC_TUMOR], [HEPATIC_TUMOR])
+    origin = {"source": "given", "file": "real_1.nii.gz"}
+    with ManifestWriter(cohort / MANIFEST_NAME) as writer:
+        writer.append(save_case(cohort, 1, [HEPATIC_TUMOR], mask_origin=origin))
+    report = export_monai(cohort, tmp_path / "out", like=real)
+    assert report.num_synthetic == 1
+    assert report.notes[0].startswith("1 of the 2 synthetic cases are left out: they were made from label maps of real")
+    assert "no splits_final.json was found in nnU-Net's folders" in report.folds_source
+    rows = json.loads((tmp_path / "out" / DATA_LIST_NAME).read_text())["training"]
+    assert [row["image"] for row in rows if "fold" not in row] == ["images/case_0001.nii.gz"]
+    assert [path.name for path in (tmp_path / "out" / "images").iterdir()] == ["case_0001.nii.gz"]
+    with ManifestWriter(cohort / MANIFEST_NAME) as writer:
+        writer.append(save_case(cohort, 0, [HEPATIC_TUMOR], mask_origin=origin))
+    with pytest.raises(ExportError, match="expected a case that was not made from the label map of a case of Dataset"):
+        export_monai(cohort, tmp_path / "other", like=real)
+
+
+def test_partial_cohort_is_noted(tmp_path: Path) -> None:
+    cohort = write_cohort(tmp_path / "cohort", [HEPATIC_TUMOR], [HEPATIC_TUMOR])
+    (cohort / "cohort.yaml").write_text("configuration: {labels: [hepatic tumor], num_cases: 12}\n")
+    assert export_monai(cohort, tmp_path / "out").notes[0] == ("2 of 12 planned cases of the cohort are accepted.")
 
 
 @pytest.mark.filterwarnings("ignore")  # its own
@@ -123,7 +229,7 @@ def test_cohort_alone_is_dealt_into_folds(tmp_path: Path, run_cli: Callable[...,
     assert outcome.code == 0, outcome.stderr
     report = json.loads(outcome.stdout)
     assert (report["labels"], report["num_folds"]) == ({"background": 0, "liver": 1}, 3)
-    assert "the folds hold synthetic cases" in outcome.stderr
+    assert "The folds hold synthetic cases" in outcome.stderr
     rows = json.loads((out / DATA_LIST_NAME).read_text())["training"]
     assert sorted(row["fold"] for row in rows) == [0, 1, 2]
     again = run_cli("export", "monai", cohort, "--out", out)

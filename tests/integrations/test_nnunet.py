@@ -16,6 +16,7 @@ import pytest
 from maisi_aug.errors import CohortError, ExportError, VocabularyError
 from maisi_aug.grid import Grid
 from maisi_aug.integrations import nnunet, nnunet_check
+from maisi_aug.integrations.export_labels import name_in_totalsegmentator
 from maisi_aug.integrations.nnunet import ExportReport, export_nnunet
 from maisi_aug.integrations.nnunet_folders import MAPPING_NAME
 from maisi_aug.manifest import MANIFEST_NAME, ManifestWriter
@@ -102,8 +103,18 @@ class TestContent:
         assert report.labels == {"background": 0, "hepatic tumor": 1, "kidney tumor": 2}
         mapping = read_json(report.path / MAPPING_NAME)
         assert mapping["labels"] == [
-            {"label": 1, "name": "hepatic tumor", "vocabulary_id": HEPATIC_TUMOR},
-            {"label": 2, "name": "kidney tumor", "vocabulary_id": KIDNEY_TUMOR},
+            {
+                "label": 1,
+                "name": "hepatic tumor",
+                "vocabulary_id": HEPATIC_TUMOR,
+                "totalsegmentator": "liver_lesions/liver_lesions",
+            },
+            {
+                "label": 2,
+                "name": "kidney tumor",
+                "vocabulary_id": KIDNEY_TUMOR,
+                "totalsegmentator": name_in_totalsegmentator(KIDNEY_TUMOR),
+            },
         ]
         assert [entry["vocabulary_id"] for entry in mapping["background"]] == [LIVER, SPLEEN, BODY]
         assert set(mapping["cases"]) == {"case_0001", "case_0002"}
@@ -182,7 +193,7 @@ class TestContent:
         cohort = build_cohort([LUNG_TUMOR], [])
         (cohort / "cohort.yaml").write_text("configuration: {labels: [lung tumor], num_cases: 6}\n")
         notes = export(cohort, labels=["lung tumor"]).notes
-        assert notes[0] == "2 of 6 planned cases are accepted and exported."
+        assert notes[0] == "2 of 6 planned cases of the cohort are accepted."
         assert notes[2] == "1 of 2 cases hold none of the exported labels."
 
     def test_raw_folder_comes_from_the_environment(

@@ -120,6 +120,18 @@ def test_command_finds_dataset_and_plans(tmp_path: Path, run_cli: Callable[..., 
     assert run_cli("nnunet-compact-plans", "503", "--preprocessed", tmp_path, "--features", "a,b").code == 2
 
 
+def test_dataset_may_be_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    dataset = write_plans(tmp_path / "preprocessed", [1.5, 1.5, 1.5], [200, 256, 256])
+    raw = tmp_path / "raw" / dataset.name
+    raw.mkdir(parents=True)
+    assert find_planned_dataset(tmp_path / "elsewhere", str(dataset)) == dataset
+    assert find_planned_dataset(tmp_path / "preprocessed", f"{raw}/") == dataset
+    monkeypatch.chdir(tmp_path)
+    assert find_planned_dataset(None, f"preprocessed/{dataset.name}") == dataset
+    monkeypatch.chdir(dataset)
+    assert find_planned_dataset(None, ".") == dataset
+
+
 class TestRefusals:
     def test_other_compact_plans_are_kept(self, tmp_path: Path) -> None:
         dataset = write_plans(tmp_path, [1.5, 1.5, 1.5], [200, 256, 256])
@@ -138,8 +150,11 @@ class TestRefusals:
         dataset = write_plans(tmp_path, [1.5, 1.5, 1.5], [200, 256, 256])
         with pytest.raises(ExportError, match="Other.json: expected nnU-Net's plans, found nnUNetPlans_real there"):
             write_compact_plans(dataset, "Other")
-        with pytest.raises(ExportError, match="Dataset 504: expected one under .*, found none"):
+        with pytest.raises(ExportError, match="Dataset '504': expected the number, name or folder of one under"):
             find_planned_dataset(tmp_path, "504")
+        for text in ("", ".", "*", "..", "Dataset5*"):
+            with pytest.raises(ExportError, match="expected the number, name or folder of one under .*, found none"):
+                find_planned_dataset(tmp_path, text)
         (tmp_path / "Dataset505_Empty").mkdir()
         with pytest.raises(ExportError, match="expected one file of plans, found none"):
             find_only_plans(find_planned_dataset(tmp_path, "Dataset505_Empty"))

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from maisi_aug.integrations.nnunet_report import LikeReport
 from maisi_aug.integrations.nnunet_request import LikeRequest
 from maisi_aug.manifest import MANIFEST_NAME, ManifestWriter
 from maisi_aug.volume_io import load_image, load_label_map, load_stored_grid, save_label_map
+from maisi_aug.whole_files import sha256_of
 from tests.tiny_cohort import (
     GRID,
     HEPATIC_TUMOR,
@@ -118,6 +120,19 @@ def test_check_names_the_file_that_is_wrong(place: Place) -> None:
         nnunet_check.verify_mixed_integrity(place.real, num_processes=1)
 
 
+def test_dry_run_refuses_what_nnunets_check_would(place: Place) -> None:
+    place.fill(num_real=1)
+    path = place.real / "labelsTr" / "liver_0.nii.gz"
+    label_map = load_label_map(path).array.copy()
+    label_map[0, 0, 0] = 9
+    save_label_map(path, label_map, GRID)
+    with pytest.raises(
+        ExportError, match=r"integrity check: .*liver_0.*\. Nothing was exported; repair the case that it"
+    ):
+        place.export(dry_run=True)
+    place.require_nothing_exported()
+
+
 @pytest.mark.slow
 def test_failure_of_nnunet_leaves_nothing_behind(place: Place) -> None:
     place.fill(num_real=1)
@@ -126,6 +141,57 @@ def test_failure_of_nnunet_leaves_nothing_behind(place: Place) -> None:
     with pytest.raises(ExportError, match="Dataset003_Liver: expected nnU-Net to plan on its cases, found: "):
         place.export()
     place.require_nothing_exported()
+
+
+def test_cascade_is_taken_out_of_moved_plans(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its second stage would look for predictions of the first on synthetic cases, which nnU-Net never makes."""
+    monkeypatch.setattr(nnunet_like, "verify_mixed_integrity", lambda dataset, num_processes: ())
+    place.fill()
+    folder = place.preprocessed / place.real.name
+    folder.mkdir(parents=True)
+    configurations = {
+        "3d_lowres": {"data_identifier": "nnUNetPlans_3d_lowres", "next_stage": "3d_cascade_fullres"},
+        "3d_fullres": {"data_identifier": "nnUNetPlans_3d_fullres", "spacing": [2.5, 0.8, 0.7]},
+        "3d_cascade_fullres": {"inherits_from": "3d_fullres", "previous_stage": "3d_lowres"},
+        "3d_cascade_large": {"inherits_from": "3d_cascade_fullres", "batch_size": 4},
+    }
+    plans = {"plans_name": "nnUNetPlans", "configurations": configurations}
+    (folder / "nnUNetPlans.json").write_text(json.dumps(plans))
+    (folder / "dataset_fingerprint.json").write_text("{}")
+    place.export()
+    moved = read_json(place.preprocessed_target / "nnUNetPlans_real.json")["configurations"]
+    assert set(moved) == {"3d_lowres", "3d_fullres"}
+    assert "next_stage" not in moved["3d_lowres"]
+    assert read_json(folder / "nnUNetPlans.json") == plans
+
+
+def test_nnunet_accumulates_the_results_of_all_folds(place: Place) -> None:
+    """As nnUNetv2_find_best_configuration does: on label maps that it looks for in the raw dataset first."""
+    place.fill(num_real=2).export()
+    results = place.raw.parent / "results" / place.target.name / "trained"
+    dataset = read_json(place.target / "dataset.json")
+    ground_truth = place.preprocessed_target / "gt_segmentations"  # what nnU-Net's preprocessing writes
+    ground_truth.mkdir()
+    for case_id, files in dataset["dataset"].items():
+        shutil.copy(place.target / files["label"], ground_truth / f"{case_id}.nii.gz")
+    for number, fold in enumerate(read_json(place.preprocessed_target / "splits_final.json")):
+        validation = results / f"fold_{number}" / "validation"
+        validation.mkdir(parents=True)
+        for case_id in fold["val"]:
+            shutil.copy(ground_truth / f"{case_id}.nii.gz", validation)
+    shutil.copy(place.target / "dataset.json", results)
+    shutil.copy(place.preprocessed_target / "nnUNetPlans_real.json", results / "plans.json")
+    done = nnunet_check.run_nnunet(
+        "import sys\n"
+        "from nnunetv2.evaluation.accumulate_cv_results import accumulate_cv_results\n"
+        "accumulate_cv_results(sys.argv[1], sys.argv[2], (0, 1), num_processes=1)\n",
+        [str(results), str(results / "all")],
+        environment={"nnUNet_raw": str(place.raw), "nnUNet_preprocessed": str(place.preprocessed)},
+    )
+    assert done.returncode == 0, done.stderr
+    summary = read_json(results / "all" / "summary.json")
+    assert summary["foreground_mean"]["Dice"] == 1
+    assert len(summary["metric_per_case"]) == 2
 
 
 @pytest.mark.usefixtures("without_nnunet")
@@ -143,7 +209,8 @@ class TestContent:
         synthetic = dataset["dataset"]["synthetic_case_0001"]
         assert synthetic["images"] == [str(place.cohort / "images" / "case_0001.nii.gz")]
         assert not (place.target / "imagesTr").exists()
-        assert sorted(path.name for path in (place.target / "labelsTr").iterdir()) == [
+        assert not (place.target / "labelsTr").exists()  # nnU-Net would take it for the label maps of all cases
+        assert sorted(path.name for path in (place.target / "labelsSynthetic").iterdir()) == [
             f"synthetic_case_000{number}.nii.gz" for number in (1, 2, 3)
         ]
 
@@ -158,7 +225,7 @@ class TestContent:
 
     def test_synthetic_label_maps_have_the_real_values(self, place: Place) -> None:
         place.fill().export()
-        label_map = load_label_map(place.target / "labelsTr" / "synthetic_case_0001.nii.gz")
+        label_map = load_label_map(place.target / "labelsSynthetic" / "synthetic_case_0001.nii.gz")
         anatomy = build_anatomy(HEPATIC_TUMOR)
         expected = np.select([anatomy == LIVER, anatomy == HEPATIC_TUMOR], [1, 2], 0)
         np.testing.assert_array_equal(label_map.array, expected)
@@ -188,6 +255,68 @@ class TestContent:
         assert fold["train"][:2] == ["liver_1", "liver_2"]
         assert report.folds_source == str(folder / "splits_final.json")
 
+    def test_folds_and_plans_are_found_where_the_environment_says_too(
+        self, place: Place, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        place.fill()
+        report = place.export(dry_run=True)
+        assert report.folds_source.endswith(f"no splits_final.json was found in {place.preprocessed / place.real.name}")
+        assert report.plans_source.endswith(f"none were found in {place.preprocessed / place.real.name}")
+        monkeypatch.setenv("nnUNet_preprocessed", str(tmp_path / "usual"))
+        usual, given = (folder / place.real.name for folder in (tmp_path / "usual", place.preprocessed))
+        folds = [{"train": ["liver_1", "liver_2"], "val": ["liver_0", "liver_3"]}]
+        for folder in (usual, given):
+            folder.mkdir(parents=True)
+        (usual / "splits_final.json").write_text(json.dumps(folds))
+        (usual / "nnUNetPlans.json").write_text(json.dumps({"plans_name": "nnUNetPlans", "configurations": {}}))
+        report = place.export(dry_run=True)
+        assert report.folds_source == str(usual / "splits_final.json")
+        assert report.plans_source == str(usual / "nnUNetPlans.json")
+        for name in ("splits_final.json", "nnUNetPlans.json"):
+            content = read_json(usual / name)
+            (given / name).write_text(json.dumps(content, indent=3))
+            assert place.export(dry_run=True).num_synthetic == 3
+            (given / name).write_text(json.dumps([*content] * 2 if isinstance(content, list) else content | {"a": 1}))
+            with pytest.raises(
+                ExportError, match=f"expected the same in .*{name} and .*{name}, found that they differ"
+            ):
+                place.export(dry_run=True)
+            shutil.copy(usual / name, given / name)
+
+    def test_cases_made_from_a_real_label_map_do_not_train_where_it_validates(self, place: Place) -> None:
+        place.fill(num_real=5)
+        path = place.real / "labelsTr" / "liver_2.nii.gz"
+        label_map = load_label_map(path).array.copy()
+        label_map[2, 2, 1] = 0
+        save_label_map(path, label_map, GRID)
+        digest = sha256_of(path)
+        origins: list[dict[str, Any]] = [
+            {"source": "plant", "bank": "masks", "file": "labelsTr/liver_1.nii.gz", "sha256": "0" * 16},
+            {"source": "bank", "file": "renamed.nii.gz", "sha256": digest[:16]},
+            {"source": "plant"},
+        ]
+        with ManifestWriter(place.cohort / MANIFEST_NAME) as writer:
+            for index, origin in enumerate(origins):
+                writer.append(save_case(place.cohort, index, [HEPATIC_TUMOR], mask_origin=origin))
+        report = place.export()
+        splits = read_json(place.preprocessed_target / "splits_final.json")
+        for fold in splits:
+            assert ("synthetic_case_0001" in fold["train"]) == ("liver_1" not in fold["val"])
+            assert ("synthetic_case_0002" in fold["train"]) == ("liver_2" not in fold["val"])
+            assert "synthetic_case_0003" in fold["train"]
+        assert [fold["num_synthetic_train"] for fold in report.folds] == [len(fold["train"]) - 4 for fold in splits]
+        assert any("2 of the 3 synthetic cases were made from label maps of real cases" in n for n in report.notes)
+        cases = read_json(place.target / MAPPING_NAME)["cases"]
+        assert [cases[f"synthetic_case_000{number}"]["mask_origin"] for number in (1, 2, 3)] == origins
+
+    def test_fold_that_is_left_nothing_to_train_on_is_refused(self, place: Place) -> None:
+        origin = {"source": "given", "file": "liver_0.nii.gz"}
+        write_cohort(place.cohort, [HEPATIC_TUMOR], mask_origin=origin)
+        write_real_dataset(place.raw, 1)
+        with pytest.raises(ExportError, match="Fold 0: expected a case to train on, found none.*'liver_0'"):
+            place.export()
+        place.require_nothing_exported()
+
     @pytest.mark.parametrize(("num_real", "num_folds"), [(1, 1), (2, 2), (4, 4)])
     def test_fewer_than_five_cases_validate_once_each(self, place: Place, num_real: int, num_folds: int) -> None:
         report = place.fill(num_real=num_real).export()
@@ -208,12 +337,12 @@ class TestContent:
 
     def test_synthetic_files_take_the_axes_of_the_real_ones(self, place: Place) -> None:
         report = place.fill(codes="LPS").export()
-        image = place.target / "imagesTr" / "synthetic_case_0001_0000.nii.gz"
+        image = place.target / "imagesSynthetic" / "synthetic_case_0001_0000.nii.gz"
         real = place.real / "imagesTr" / "liver_0_0000.nii.gz"
         np.testing.assert_allclose(load_stored_grid(image).affine, load_stored_grid(real).affine)
         source = load_image(place.cohort / "images" / "case_0001.nii.gz")
         np.testing.assert_array_equal(load_image(image).array, source.array)
-        label_map = place.target / "labelsTr" / "synthetic_case_0001.nii.gz"
+        label_map = place.target / "labelsSynthetic" / "synthetic_case_0001.nii.gz"
         np.testing.assert_allclose(load_stored_grid(label_map).affine, load_stored_grid(image).affine)
         assert report.num_images_written == 3
         assert "axes LPS" in report.notes[0]
@@ -237,6 +366,8 @@ class TestContent:
         place.fill([HEPATIC_TUMOR], [HEPATIC_TUMOR, LUNG_TUMOR]).export()
         mapping = read_json(place.target / MAPPING_NAME)
         rows = [(row["name"], row["label"], row["value"], row["found_by"]) for row in mapping["labels"]]
+        classes = [row["totalsegmentator"] for row in mapping["labels"]]
+        assert classes == ["total/liver", "liver_lesions/liver_lesions"]
         assert rows == [("liver", "liver", 1, "name"), ("hepatic tumor", "tumor", 2, "flag")]
         assert [row["name"] for row in mapping["background"]] == ["spleen", "lung tumor", "body"]
         assert mapping["cases"]["synthetic_case_0002"]["case_id"] == "case_0002"
@@ -247,12 +378,12 @@ class TestContent:
         dataset = read_json(place.target / "dataset.json")
         assert dataset["labels"] == labels
         assert dataset["regions_class_order"] == [1, 2]
-        label_map = load_label_map(place.target / "labelsTr" / "synthetic_case_0001.nii.gz").array
+        label_map = load_label_map(place.target / "labelsSynthetic" / "synthetic_case_0001.nii.gz").array
         assert sorted(np.unique(label_map)) == [0, 1, 2]
 
     def test_several_labels_may_become_one(self, place: Place) -> None:
         place.fill(labels={"background": 0, "liver": 1}).export(labels=["hepatic tumor=liver"])
-        label_map = load_label_map(place.target / "labelsTr" / "synthetic_case_0001.nii.gz").array
+        label_map = load_label_map(place.target / "labelsSynthetic" / "synthetic_case_0001.nii.gz").array
         np.testing.assert_array_equal(label_map == 1, np.isin(build_anatomy(HEPATIC_TUMOR), [LIVER, HEPATIC_TUMOR]))
 
     def test_label_may_be_left_out_and_an_absent_one_said_to_be_so(self, place: Place) -> None:
@@ -263,7 +394,7 @@ class TestContent:
         assert mapping["absent"] == [2]
         assert [(row["name"], row["value"]) for row in mapping["labels"]] == [("hepatic tumor", 0), ("spleen", 1)]
 
-    def test_ratio_and_cap_take_requests_in_turn(self, place: Place) -> None:
+    def test_ratio_and_cap_keep_every_request(self, place: Place) -> None:
         place.fill(num_real=4)
         with ManifestWriter(place.cohort / MANIFEST_NAME) as writer:
             for index in (3, 4):
@@ -276,6 +407,13 @@ class TestContent:
         cases = read_json(place.target / MAPPING_NAME)["cases"]
         assert {row["request"] for row in cases.values()} == {"hepatic tumor:0.3", "hepatic tumor:0.9"}
         assert place.export(dry_run=True, max_per_label=3, dataset_id=504).num_synthetic == 3
+
+    def test_too_few_cases_for_the_ratio_are_noted(self, place: Place) -> None:
+        notes = place.fill().export(ratio=2).notes
+        assert notes[0].startswith(
+            "--ratio asks for 10 synthetic cases; 3 of the cohort's 3 accepted ones are exported"
+        )
+        assert not any("--ratio" in note for note in place.export(ratio=0.4, dry_run=True, dataset_id=504).notes)
 
     def test_label_that_leaves_a_hole_is_named(self, place: Place) -> None:
         notes = place.fill([HEPATIC_TUMOR, HEPATIC_VESSEL]).export().notes
@@ -308,6 +446,20 @@ class TestRefusals:
         [
             ({"channel_names": {"0": "CT", "1": "PET"}}, {}, r"expected one channel .* found 2 \(CT, PET\)"),
             ({"channel_names": {"0": "zscore"}}, {}, "expected a channel named CT, found 'zscore'"),
+            (
+                {"labels": {"background": 0, "liver": 1, "tumor": 3}},
+                {"dry_run": True},
+                "expected labels numbered 0, 1, 2, ... without gaps, .* found 0, 1, 3, without 2. Renumber",
+            ),
+            ({"labels": {"liver": 0, "tumor": 1}}, {}, "found another number for background"),
+            ({"labels": {"0": "background", "1": "liver"}}, {}, "a name for each number as the Medical Segmentation"),
+            ({"labels": ["liver"]}, {}, r"expected a number for each name.* as 'labels', found \[\"liver\"\]. Correct"),
+            ({"labels": {"background": 0, "liver": None}}, {}, "a whole number, or a list of them, for 'liver'"),
+            ({"dataset": [{"image": "a"}]}, {}, r"expected files for each case by its name as 'dataset', found \[\{"),
+            ({"dataset": {"a": {"images": "b"}}}, {}, "as 'dataset/a', found"),
+            ({"numTraining": "5"}, {}, 'expected a whole number as .numTraining., found "5". Correct the file'),
+            ({"channel_names": ["CT"]}, {}, r"as 'channel_names', found \[\"CT\"\]. Correct the file"),
+            ({"file_ending": None}, {}, "expected text such as '.nii.gz' as 'file_ending', found null"),
             ({"file_ending": ".mha"}, {}, "expected images that end in .nii.gz .* found '.mha'"),
             ({"numTraining": 9}, {}, "expected the 9 cases that dataset.json counts, found 5"),
             ({"maisi_aug": {}}, {}, "expected a dataset of real cases, found one that maisi-aug exported"),

@@ -28,6 +28,15 @@ def test_subjects_have_the_voxels_and_the_geometry(tmp_path: Path) -> None:
     assert (first.case_id, second.case_id) == ("case_0001", "case_0002")
 
 
+def test_subjects_take_the_numbers_of_a_real_dataset(tmp_path: Path) -> None:
+    cohort = write_cohort(tmp_path, [HEPATIC_TUMOR])
+    numbers = {"liver": 2, "hepatic tumor": 1}
+    for subject in (*load_subjects(cohort, numbers=numbers), *iterate_subjects(cohort, numbers=numbers)):
+        assert np.array_equal(np.unique(subject.label.data.numpy()), [0, 1, 2])
+        anatomy = load_label_map(cohort / "anatomy" / "case_0001.nii.gz").array
+        assert np.array_equal(subject.label.data[0].numpy() == 1, anatomy == HEPATIC_TUMOR)
+
+
 def test_transforms_of_torchio_take_the_subjects(tmp_path: Path) -> None:
     (subject,) = iterate_subjects(write_cohort(tmp_path, [HEPATIC_TUMOR]))
     resampled = torchio.Resample((1.4, 1.6, 2.5))(subject)
