@@ -314,7 +314,7 @@ def _describe(result: PrepareResult) -> list[str]:
         lines.append(f"  {row['id']:>3}  {row['name']}{is_new}: {_count(row['cases'], 'case')}, {volumes}")
     num_noted = len(summary["notes"])
     if num_noted:
-        lines.append(f"Cropped: {_count(num_noted, 'case')}, see {folder / 'summary.md'}.")
+        lines.append(f"Notes: {_count(num_noted, 'case')}, see {folder / 'summary.md'}.")
     return [*lines, f"Pictures: {folder / 'contact_sheet.png'}"]
 
 

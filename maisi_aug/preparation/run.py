@@ -33,6 +33,7 @@ from maisi_aug.preparation.sources import LabelFile, SourceCase
 from maisi_aug.preparation.summary import build_summary, labels_in, spell_summary
 from maisi_aug.preparation.survey import (
     CaseSurvey,
+    holds_envelope,
     require_labels,
     require_readable,
     survey_case,
@@ -281,7 +282,8 @@ def _build_tasks(
     for case, survey in zip(cases, surveys, strict=True):
         translations = tuple(_translate_organs(files, settings) for files in case.organs)
         unknown.update((name, None) for translation in translations for name in translation.unknown)
-        tasks.append(CaseTask(case, tables_of(case, survey, meanings), translations, settings))
+        has_envelope = holds_envelope(case, survey, meanings)
+        tasks.append(CaseTask(case, tables_of(case, survey, meanings), translations, settings, has_envelope))
     notes = []
     if unknown:
         notes.append(f"Organ labels that the vocabulary lacks become body (200): {', '.join(unknown)}.")
