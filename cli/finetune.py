@@ -266,7 +266,7 @@ def _run(
     processes = Processes.connect(device)
     with processes.main_first():
         store = open_store(processes.is_main)
-    with open_bars(is_shown=processes.is_main) as bars:
+    with open_bars(is_shown=processes.is_main, is_telling=processes.is_main) as bars:
 
         def say(sentence: str) -> None:
             if processes.is_main:

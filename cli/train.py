@@ -89,7 +89,7 @@ def train_stage(
     num_steps = getattr(settings, stage).loop.num_steps
     device = resolve_device(device)
     processes = Processes.connect(device)
-    with open_bars(is_shown=processes.is_main) as bars:
+    with open_bars(is_shown=processes.is_main, is_telling=processes.is_main) as bars:
         folder = TrainingFolder(
             settings,
             out,

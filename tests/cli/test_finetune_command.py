@@ -74,6 +74,21 @@ def test_bad_words_are_told_of(
     assert not (tmp_path / "run").exists()
 
 
+def test_warnings_are_shown(run_cli: Callable[..., Any], tmp_path: Path) -> None:
+    limits = {"sides": [[32], [24], [24, 32]], "spacing_mm": [[12, 12], [13, 13], [20, 30]]}
+    base = write_tiny_base(tmp_path / "base", grid_limits=limits)
+    data = write_prepared(tmp_path / "data", num_cases=3)
+    lines = (data / "cases.jsonl").read_text().splitlines()
+    empty = json.loads(lines[0])
+    empty["voxels"].pop("133")
+    (data / "cases.jsonl").write_text("\n".join([json.dumps(empty), *lines[1:]]) + "\n")
+    fast = ("--steps", "1", "--pictures", "0", "--crop", "16x16x16", "--tune", "low-rank")
+    done = call(run_cli, (data, base.path), tmp_path / "run", *fast)
+    assert done.code == 0, done.stderr
+    assert "Note: Label 'gland': expected voxels in a held-out case, found none" in done.stderr
+    assert "The networks have not seen such grids" in done.stderr
+
+
 def test_nothing_is_prepared_into_a_folder_of_something_else(
     run_cli: Callable[..., Any], places: tuple[Path, Path], tmp_path: Path
 ) -> None:
