@@ -10,7 +10,7 @@ import yaml
 
 from maisi_aug.bundle import NETWORK_ROLES, Bundle, latent_factor
 from maisi_aug.errors import GridError, TrainingError
-from maisi_aug.grid import Grid, Shape
+from maisi_aug.grid import Grid, Shape, spell_grid
 from maisi_aug.grid_preflight import check_grid
 from maisi_aug.prepared import PreparedDataset
 from maisi_aug.recipe import differences
@@ -118,19 +118,27 @@ def require_voxels(taught: tuple[TaughtLabel, ...], training: PreparedDataset, h
 def require_fitting_grid(dataset: PreparedDataset, base: Bundle) -> None:
     """Raise unless the base's networks can work with the grid of the prepared cases.
 
+    A base that does not say which grids its networks have seen has seen its own, and its bundles are used on that.
+
     Raises:
         TrainingError: Naming both grids.
     """
-    grid = Grid.from_spacing(dataset.spec.grid.shape, dataset.spec.grid.spacing_mm)
+    spec, own = dataset.spec.grid, base.spec.grid
     try:
-        for sentence in check_grid(grid, base):
+        for sentence in check_grid(Grid.from_spacing(spec.shape, spec.spacing_mm), base, remedy=""):
             warnings.warn(sentence, stacklevel=3)
     except GridError as error:
-        shape, spacing = ("x".join(f"{part:g}" for part in parts) for parts in (base.grid.shape, base.grid.spacing_mm))
         raise TrainingError(
-            f"{dataset.path}: expected cases on a grid that bundle '{base.name}' knows, such as {shape} voxels of "
-            f"{spacing} mm, found others. {error} Prepare the data again with --bundle {base.name}."
+            f"{dataset.path}: expected cases on a grid that bundle '{base.name}' knows, such as "
+            f"{spell_grid(own.shape, own.spacing_mm)}, found others. {error} Prepare the data again with "
+            "this base as --bundle."
         ) from error
+    if base.spec.grid_limits is None and not spec.is_like(own):
+        raise TrainingError(
+            f"{dataset.path}: expected cases on the grid of bundle '{base.name}', "
+            f"{spell_grid(own.shape, own.spacing_mm)}, found {spell_grid(spec.shape, spec.spacing_mm)}. Prepare the "
+            "data again with this base as --bundle."
+        )
 
 
 def describe_run(config: FinetuneConfig, base: Bundle, dataset: PreparedDataset) -> dict[str, Any]:

@@ -27,6 +27,7 @@ from maisi_aug.training.settings import FlowLossConfig, LoopConfig, VaeLossConfi
 
 # What ``bundle.like`` takes over.
 SHARED_FIELDS = ("grid", "grid_limits", "num_inference_steps", "decode_window", "scheduler", "networks")
+OWN_LICENCE = "Own weights; the licence of the training data applies."
 
 
 class _Strict(BaseModel):
@@ -197,9 +198,21 @@ class TrainingRecipe(_Strict):
         return self
 
     def with_prepared(self, folder: Path) -> TrainingRecipe:
-        """The recipe on other data: a prepared folder, with the fold that the recipe holds out."""
-        fold = self.data.validation_fold if isinstance(self.data, PreparedData) else None
-        return self.model_copy(update={"data": PreparedData(prepared=str(folder), validation_fold=fold)})
+        """The recipe on other data: a prepared folder, with the fold that the recipe holds out.
+
+        What a recipe for phantoms says of its bundle is not true of other data: name, words and licence are replaced.
+        """
+        if isinstance(self.data, PreparedData):
+            return self.model_copy(update={"data": self.data.model_copy(update={"prepared": str(folder)})})
+        words = {
+            "name": f"own-{self.bundle.name}",
+            "description": f"Networks of the recipe for {self.bundle.name}, trained on prepared CTs.",
+            "advice": "",
+            "advice_without_map": "",
+            "licence": OWN_LICENCE,
+        }
+        bundle = self.bundle.model_copy(update=words)
+        return self.model_copy(update={"data": PreparedData(prepared=str(folder)), "bundle": bundle})
 
 
 def training_recipe_path(name_or_path: str) -> Path:

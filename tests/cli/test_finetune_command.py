@@ -15,6 +15,7 @@ from maisi_aug.weights import write_random_bundle
 from tests.tiny_bundle import build_ddpm_header
 from tests.tiny_lab import write_lab
 from tests.tiny_prepared import write_prepared, write_tiny_base
+from tests.tiny_training import SHAPE, SPACING_MM
 
 COMMAND = ("finetune-controlnet", "--label", "gland")
 
@@ -89,6 +90,37 @@ def test_warnings_are_shown(run_cli: Callable[..., Any], tmp_path: Path) -> None
     assert "The networks have not seen such grids" in done.stderr
 
 
+def test_grid_that_the_named_bundle_refuses_is_refused_before_any_case(
+    run_cli: Callable[..., Any], tmp_path: Path
+) -> None:
+    spans = {"sides": [[32], [24], [24]], "spacing_mm": [[12, 12], [13, 13], [14, 14]]}
+    base = write_tiny_base(tmp_path / "base", grid_limits={**spans, "refuses_other_spacing": True})
+    lab = write_lab(tmp_path / "lab", 2)
+    sources = ("--images", lab, "--labels", lab, "--map", "1=gland@liver", "--map", "2=liver", "--folds", "2")
+    refused = run_cli("prepare", *sources, "--out", tmp_path / "a", "--bundle", base.path, "--spacing", "9")
+    assert refused.code == 2
+    assert "Use --shape 32x24x24 --spacing 12x13x14" in refused.stderr
+    assert "or leave --bundle out if it is not to be trained on." in refused.stderr
+    assert not (tmp_path / "a").exists()
+    done = run_cli("prepare", *sources, "--out", tmp_path / "a", "--bundle", base.path, "--workers", "1")
+    assert done.code == 0, done.stderr
+    assert run_cli("prepare", *sources, "--out", tmp_path / "b", "--workers", "1").code == 0
+    fast = ("--steps", "1", "--pictures", "0", "--crop", "16x16x16", "--tune", "low-rank")
+    assert call(run_cli, (tmp_path / "a", base.path), tmp_path / "run", *fast).code == 0
+    other = call(run_cli, (tmp_path / "b", base.path), tmp_path / "other", *fast)
+    assert "Prepare the data again with this base as --bundle." in other.stderr
+    assert "allow-unseen-grid" not in other.stderr
+
+
+def test_data_are_prepared_for_the_base_in_the_readme(repository: Path) -> None:
+    lines = (repository / "README.md").read_text(encoding="utf-8").splitlines()
+    prepare, finetune = (
+        next(line.split() for line in lines if line.startswith(f"maisi-aug {verb} "))
+        for verb in ("prepare", "finetune-controlnet")
+    )
+    assert prepare[prepare.index("--bundle") + 1] == finetune[finetune.index("--base") + 1]
+
+
 def test_nothing_is_prepared_into_a_folder_of_something_else(
     run_cli: Callable[..., Any], places: tuple[Path, Path], tmp_path: Path
 ) -> None:
@@ -148,7 +180,9 @@ def test_label_named_in_the_data_needs_no_rule(places: tuple[Path, Path], tmp_pa
 def test_contrastive_loss_is_for_rectified_flow_alone(
     run_cli: Callable[..., Any], places: tuple[Path, Path], tmp_path: Path
 ) -> None:
-    base = write_random_bundle(tmp_path / "base", build_ddpm_header(), seed=3)
+    base = write_random_bundle(
+        tmp_path / "base", {**build_ddpm_header(), "grid": {"shape": SHAPE, "spacing_mm": SPACING_MM}}, seed=3
+    )
     fast = ("--steps", "1", "--pictures", "0", "--crop", "16x16x16")
     command = (*COMMAND, "--data", places[0], "--base", base.path, "--out", tmp_path / "run", *fast)
     refused = run_cli(*command, "--contrastive-weight", "0.1")

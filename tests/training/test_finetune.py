@@ -10,6 +10,7 @@ import torch
 
 from maisi_aug.bundle import Bundle, load_bundle
 from maisi_aug.errors import TrainingError, VolumeError
+from maisi_aug.grid import Grid
 from maisi_aug.training import checkpoint_file
 from maisi_aug.training.finetune import FinetuneResult, Finetuning
 from maisi_aug.training.finetune_checks import with_precision
@@ -17,6 +18,7 @@ from maisi_aug.training.finetune_settings import FinetuneConfig
 from maisi_aug.training.prepared import PreparedStore
 from maisi_aug.weights import load_weight_file
 from tests.tiny_prepared import NODULE, write_prepared, write_tiny_base
+from tests.tiny_training import SHAPE
 
 Run = Callable[..., FinetuneResult]
 
@@ -169,6 +171,12 @@ def test_grid_that_the_base_cannot_take_is_refused(base: Bundle, tmp_path: Path)
     data = write_prepared(tmp_path / "data", num_cases=2)
     with pytest.raises(TrainingError, match="expected cases on a grid that bundle 'tiny' knows, such as 32x24x24"):
         open_run(data, picky, tmp_path / "run")
+
+
+def test_grid_that_is_not_that_of_a_base_without_limits_is_refused(base: Bundle, tmp_path: Path) -> None:
+    data = write_prepared(tmp_path / "data", num_cases=2, grid=Grid.from_spacing(SHAPE, (9.0, 9.0, 9.0)))
+    with pytest.raises(TrainingError, match=r"on the grid of bundle 'tiny', .* found 32x24x24 at 9x9x9"):
+        open_run(data, base, tmp_path / "run")
 
 
 def test_base_without_controlnet_is_refused(data: Path, base: Bundle, tmp_path: Path) -> None:

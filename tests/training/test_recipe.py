@@ -71,6 +71,15 @@ def test_prepared_folder_takes_the_place_of_the_recipes_data() -> None:
     assert phantoms.data == PreparedData(prepared="mine")
 
 
+def test_words_about_phantoms_are_not_said_of_other_data() -> None:
+    bundle = load_training_recipe(training_recipe_path("train-phantom-ct")).with_prepared(Path("mine")).bundle
+    assert bundle.name == "own-phantom-ct"
+    assert bundle.licence == "Own weights; the licence of the training data applies."
+    assert "phantoms" not in bundle.description + bundle.advice + bundle.advice_without_map
+    full = load_training_recipe(training_recipe_path("train-rflow-ct"))
+    assert full.with_prepared(Path("mine")).bundle == full.bundle
+
+
 def test_definitions_that_are_given_count_more_than_those_taken_over(tmp_path: Path) -> None:
     header = {"like": "rflow-ct", "name": "mine", "description": "d", "licence": "l", "num_inference_steps": 7}
     recipe = load_training_recipe(write_recipe(tmp_path / "mine.yaml", bundle=header))
