@@ -15,8 +15,9 @@ from maisi_aug.cli.parsing import parse_shape, parse_spacing
 if TYPE_CHECKING:
     from maisi_aug.bundle import Bundle
     from maisi_aug.grid import Shape, Spacing
-    from maisi_aug.preparation.run import PreparePlan, PrepareResult, Report
+    from maisi_aug.preparation.run import PreparePlan, PrepareResult
     from maisi_aug.preparation.sources import SourceCase
+    from maisi_aug.preparation.workers import Report
 
 DEFAULT_BUNDLE = "phantom-ct"
 ORGANS_FOLDER = "organs"

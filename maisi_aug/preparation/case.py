@@ -197,7 +197,7 @@ def _add_body(
         if task.has_envelope and has_body and not is_shell:
             return label_map, []
         raise VolumeError(f"{task.case.image.name}: {error}") from error
-    covered = np.count_nonzero(body & (label_map > 0)) / max(1, np.count_nonzero(body))
+    covered = float((label_map[body] > 0).mean())
     if task.has_envelope and has_body and not is_shell and covered >= MIN_COVERED:
         return label_map, []
     found = np.where((label_map == 0) & body, BODY_ID, label_map).astype(np.uint8)

@@ -19,6 +19,8 @@ from maisi_aug.training.finetune_settings import FinetuneConfig
 from maisi_aug.whole_files import write_text_whole
 
 SETTINGS_NAME = "finetune.yaml"
+# The configuration has these of its own, which count.
+SAID_ELSEWHERE: dict[str, set[str]] = {"loss": {"contrastive_weight", "contrastive_bound"}}
 
 
 def require_trainable(base: Bundle) -> None:
@@ -148,7 +150,7 @@ def describe_run(config: FinetuneConfig, base: Bundle, dataset: PreparedDataset)
     the run was trained on.
     """
     return {
-        "configuration": config.model_dump(mode="json"),
+        "configuration": config.model_dump(mode="json", exclude=SAID_ELSEWHERE),
         "base": {"name": base.name, "fingerprint": base.fingerprint},
         "data": {
             "path": str(dataset.path.resolve()),

@@ -189,6 +189,14 @@ class TrainingRecipe(_Strict):
         return self
 
     @model_validator(mode="after")
+    def _require_what_contrast_needs(self) -> Self:
+        if self.diffusion.loss.contrastive_weight > 0:
+            raise ValueError("diffusion.loss.contrastive_weight: is for a ControlNet; set controlnet.loss alone")
+        if self.controlnet.loss.contrastive_weight > 0 and self.bundle.scheduler.get("class") != "RFlowScheduler":
+            raise ValueError("controlnet.loss.contrastive_weight: is for rectified flow, not for ddpm; leave it out")
+        return self
+
+    @model_validator(mode="after")
     def _require_known_labels(self) -> Self:
         if isinstance(self.data, PhantomData):  # prepared data may bring labels of its own
             vocabulary = bind_slots(self.bundle.slots)

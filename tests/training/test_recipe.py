@@ -51,6 +51,7 @@ def test_full_width_recipe_trains_nvidias_networks_with_maisis_settings(name: st
     assert recipe.bundle.scheduler == header["scheduler"]
     assert recipe.bundle.name == f"own-{name}"
     vae, diffusion, controlnet = recipe.vae, recipe.diffusion, recipe.controlnet
+    assert controlnet.loss.contrastive_weight == (0.01 if name == "rflow-ct" else 0.0)
     assert (vae.loop.optimizer, vae.loop.learning_rate, vae.loop.decay_power) == ("adam", 1e-4, 0.0)
     assert (vae.loss.patch_shape, vae.loss.large_patch_shape) == ((64, 64, 64), (128, 128, 128))
     weights = (vae.loss.perceptual_weight, vae.loss.kl_weight, vae.loss.adversarial_weight, vae.loss.window_weight)
@@ -94,6 +95,11 @@ def test_definitions_that_are_given_count_more_than_those_taken_over(tmp_path: P
     [
         ({"vae__loop__validation_steps": 5}, "vae.loop.validation_steps: needs held-out cases, a data.validation_fold"),
         ({"controlnet__loss__label_weights": {"livver": 9.0}}, "'livver'"),
+        ({"diffusion__loss__contrastive_weight": 0.01}, "diffusion.loss.contrastive_weight: is for a ControlNet"),
+        (
+            {"controlnet__loss__contrastive_weight": 0.01, "bundle__scheduler__class": "DDPMScheduler"},
+            "controlnet.loss.contrastive_weight: is for rectified flow",
+        ),
         ({"data": {"prepared": "x", "validation_fold": -1}}, "data.validation_fold: Input should be greater"),
         ({"data": {"prepared": 3}}, "data.prepared: Input should be a valid string"),
     ],
