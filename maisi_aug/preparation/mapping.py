@@ -194,7 +194,7 @@ def resolve_meanings(
         else:
             ids[label] = found
     if unknown:
-        raise PreparationError(_unknown_message(unknown))
+        raise PreparationError(_unknown_message(unknown, labels))
     return LabelMeanings(ids, extended, _find_beyond_maisi(extended, set(ids.values())), frozenset(envelopes))
 
 
@@ -293,9 +293,11 @@ def _list(labels: Collection[SourceLabel]) -> str:
     return ", ".join(words[:12]) + (", ..." if len(words) > 12 else "")
 
 
-def _unknown_message(unknown: Sequence[SourceLabel]) -> str:
+def _unknown_message(unknown: Sequence[SourceLabel], labels: Collection[SourceLabel]) -> str:
     first = unknown[0]
     shown = first.name or str(first.id)
+    if sum(MapRule(None, shown, DROP).matches(label) for label in labels) > 1:  # other kinds of files have it, too
+        shown = f"{first.role}/{shown}"
     spelled = split_camel_case(first.name or "kidney tumor").replace("_", " ").lower()
     beyond = " (ids above 255 too need one)" if any((label.id or 0) > 255 for label in unknown) else ""
     return (
