@@ -8,8 +8,11 @@ from typing import Any
 import pytest
 import torch
 
+from maisi_aug.bank_labels import load_mapping
 from maisi_aug.bundle import Bundle, load_bundle
+from maisi_aug.bundle_references import default_bank
 from maisi_aug.errors import TrainingError, VolumeError
+from maisi_aug.folder_bank import FolderBank
 from maisi_aug.grid import Grid
 from maisi_aug.training import checkpoint_file
 from maisi_aug.training.finetune import FinetuneResult, Finetuning
@@ -134,6 +137,34 @@ def test_second_label_is_taught_on_a_fine_tuned_bundle(
     assert {"gland", "bright nodule"} == set(bundle.spec.sizes)
     assert any("gland: taught earlier" in sentence and "trained along" in sentence for sentence in said)
     bundle.require_intact()
+
+
+@pytest.mark.parametrize("is_same_id", [True, False], ids=["ids of their own", "the same id"])
+def test_maps_of_an_earlier_label_are_drawn_from_after_a_second_one(
+    data: Path, base: Bundle, tmp_path: Path, is_same_id: bool
+) -> None:
+    slots = {"gland": "133" if is_same_id else "dummy1"}
+    config = build_config(labels=("gland",), slots=slots, num_pictures=0, loop={"num_steps": 1})
+    first = run(tmp_path / "first", data, base, config).bundle
+    names = {"labels": {"liver": 1, "duct": 133, "body": 200}, "new_labels": {"duct": {"id": 133, "hosts": []}}}
+    other = write_prepared(tmp_path / "other", num_cases=3, with_nodule=False, **names)
+    config = build_config(labels=("duct",), slots={"duct": "dummy2"}, num_pictures=0, loop={"num_steps": 1})
+    second = run(tmp_path / "second", other, first, config).bundle
+    place, labels = default_bank(second) or ("", "")
+    bank = FolderBank(place, vocabulary=second.vocabulary, grid=second.grid, mapping=load_mapping(labels))
+    gland, duct = (second.vocabulary.id_of(name) for name in ("gland", "duct"))
+    maps = [bank.load(index) for index in range(len(bank))]
+    held = [[label_id for label_id in (gland, duct) if each is not None and each.counts[label_id]] for each in maps]
+    assert sorted(held) == sorted([[duct]] * 2 + [[gland]] * 4)
+    assert second.spec.mask_bank is not None
+    assert second.spec.mask_bank.source == "2 training cases of lab and 4 label maps of first"
+    next((data / "labels").glob("p1*")).rename(tmp_path / "moved.nii.gz")
+    try:
+        with pytest.warns(UserWarning, match=r"Label maps of base 'second': expected 6 files, found 1 missing, .*p1"):
+            again = Finetuning(second, PreparedStore.from_folder(other), config, tmp_path / "third", "cpu").train()
+        assert len(json.loads((again.bundle.path / "label_maps.json").read_text())["training"]) == 5
+    finally:
+        (tmp_path / "moved.nii.gz").rename(data / "labels" / "p1.nii.gz")
 
 
 def test_self_contained_bundle_needs_neither_base_nor_data(data: Path, base: Bundle, tmp_path: Path) -> None:
