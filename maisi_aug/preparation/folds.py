@@ -11,7 +11,10 @@ from maisi_aug.errors import PreparationError
 from maisi_aug.preparation.sources import to_case_id
 from maisi_aug.seeds import derive_seed
 
-HELD_OUT_HINT = "Give cases of more patients, or --folds 1 to train without a held-out fold"
+HELD_OUT_HINT = (
+    "Give cases of more patients; one is enough, with --folds 1, for 'maisi-aug train' alone and a recipe that holds "
+    "no fold out"
+)
 
 
 def find_patients(case_ids: Sequence[str], rule: str | None) -> dict[str, str]:

@@ -19,8 +19,8 @@ from maisi_aug.training.finetune_settings import FinetuneConfig
 from maisi_aug.whole_files import write_text_whole
 
 SETTINGS_NAME = "finetune.yaml"
-# The configuration has these of its own, which count.
-SAID_ELSEWHERE: dict[str, set[str]] = {"loss": {"contrastive_weight", "contrastive_bound"}}
+# The configuration has weights of the contrastive loss of its own, which count; pictures decide nothing.
+UNTOLD: dict[str, Any] = {"loss": {"contrastive_weight", "contrastive_bound"}, "num_pictures": True}
 
 
 def require_trainable(base: Bundle) -> None:
@@ -150,7 +150,7 @@ def describe_run(config: FinetuneConfig, base: Bundle, dataset: PreparedDataset)
     the run was trained on.
     """
     return {
-        "configuration": config.model_dump(mode="json", exclude=SAID_ELSEWHERE),
+        "configuration": config.model_dump(mode="json", exclude=UNTOLD),
         "base": {"name": base.name, "fingerprint": base.fingerprint},
         "data": {
             "path": str(dataset.path.resolve()),
@@ -179,6 +179,8 @@ def require_free_folder(folder: Path) -> None:
 def open_run(folder: Path, described: dict[str, Any]) -> None:
     """Take a new or empty folder for a run, or go on with the one that is there.
 
+    A run that has left no checkpoint may begin anew with other settings.
+
     Raises:
         TrainingError: When the folder holds something else, or a run with other settings.
     """
@@ -186,18 +188,21 @@ def open_run(folder: Path, described: dict[str, Any]) -> None:
     if path.is_file():
         try:
             before = yaml.safe_load(path.read_text(encoding="utf-8"))
+            before["configuration"].pop("num_pictures", None)  # which earlier versions told
             flat_before = _flatten(before)
-        except (OSError, UnicodeDecodeError, yaml.YAMLError, AttributeError) as error:
+        except (OSError, UnicodeDecodeError, yaml.YAMLError, AttributeError, KeyError, TypeError) as error:
             raise TrainingError(
                 f"{path}: expected the settings of a fine-tuning run, found: {error}. Choose another --out."
             ) from error
         changed = differences(flat_before, _flatten(described))
-        if changed:
+        has_begun = any((folder / "training").glob("checkpoint*"))
+        if changed and has_begun:
             raise TrainingError(
                 f"{folder}: expected the settings that this run was begun with, found others "
                 f"({'; '.join(changed[:4])}). Choose another --out, or repeat the first command to go on."
             )
-        return
+        if not changed:
+            return
     require_free_folder(folder)
     write_text_whole(path, yaml.safe_dump(described, sort_keys=False, allow_unicode=True, width=100))
 

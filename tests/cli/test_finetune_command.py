@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,7 @@ def call(run_cli: Callable[..., Any], places: tuple[Path, Path], out: Path, *opt
 def test_bundle_is_made_and_told_of(run_cli: Callable[..., Any], places: tuple[Path, Path], tmp_path: Path) -> None:
     options = ("--slot", "dummy3", "--kind", "gland=organ", "--host", "gland=body,liver", "--json")
     fast = ("--steps", "1", "--pictures", "0", "--crop", "16x16x16", "--tune", "low-rank", "--rank", "2")
-    done = call(run_cli, places, tmp_path / "run", *options, *fast)
+    done = call(run_cli, places, tmp_path / "my run", *options, *fast)
     assert done.code == 0, done.stderr
     told = json.loads(done.stdout)
     assert told["labels"][0] | {"why": ""} == {
@@ -48,9 +49,11 @@ def test_bundle_is_made_and_told_of(run_cli: Callable[..., Any], places: tuple[P
     assert told["is_complete"] is True
     assert "gland: organ in slot 18, lies in body, liver (as given; hosts as given)" in done.stderr
     assert run_cli("bundles", "verify", told["bundle"]).code == 0
-    again = call(run_cli, places, tmp_path / "run", *options[:-1], *fast)
+    again = call(run_cli, places, tmp_path / "my run", *options[:-1], *fast, "--pictures", "1")
     assert again.code == 0, again.stderr
-    assert f"Try: maisi-aug synthesize --bundle {told['bundle']} --labels 'gland:0.5'" in again.stdout
+    (line,) = (line for line in again.stdout.splitlines() if line.startswith("Try: "))
+    bundle = ["--bundle", told["bundle"], "--labels", "gland:0.5"]
+    assert shlex.split(line)[1:7] == ["maisi-aug", "synthesize", *bundle]
 
 
 @pytest.mark.parametrize(
@@ -59,6 +62,9 @@ def test_bundle_is_made_and_told_of(run_cli: Callable[..., Any], places: tuple[P
         (("--slot", "dummy3", "--label", "bright nodule"), "--slot: expected 'NAME=dummy3' where there are several"),
         (("--slot", "glands=dummy3"), "--slot: expected one of the labels (gland), found 'glands'"),
         (("--host", "body"), "--host: expected NAME=VALUE such as 'left parotid=body', found 'body'"),
+        (("--host", "glnd=body"), "--host: expected one of the labels (gland), found 'glnd'. Did you mean 'gland'?"),
+        (("--kind", "Gland=organ"), "--kind: expected one of the labels (gland), found 'Gland'. Did you mean 'gland'?"),
+        (("--rank", "8"), "--rank: expected --tune low-rank beside it, found full"),
         (("--kind", "gland=thing"), "kinds.gland: Input should be 'lesion' or 'organ', found 'thing'"),
         (("--crop", "10x16x16"), "Crop for bundle 'tiny'"),
         (("--slot", "gland=liver"), "Slot of 'gland': expected 'auto', a placeholder"),
@@ -173,8 +179,33 @@ def test_label_named_in_the_data_needs_no_rule(places: tuple[Path, Path], tmp_pa
     assert set(store.dataset.spec.new_labels) == {"node"}
     others = open_data(str(lab), base, tmp_path / "others", labels=("node",), rules=("*=-",), organs=())
     assert set(others.dataset.spec.labels) == {"node", "body"}
-    with pytest.raises(PreparationError, match="found others"):  # the user's rule goes first: it is other data
-        open_data(str(lab), base, tmp_path / "out", labels=("node",), rules=("1=gland@liver",), organs=())
+    again: dict[str, Any] = {
+        "labels": ("gland",),
+        "rules": ("1=gland@liver",),
+        "organs": (),
+    }  # the user's rule goes first
+    assert "gland" in open_data(str(lab), base, tmp_path / "out", **again).dataset.spec.labels  # nothing depends on it
+    (tmp_path / "out" / "finetune.yaml").touch()
+    with pytest.raises(PreparationError, match="found others"):
+        open_data(str(lab), base, tmp_path / "out", labels=("node",), rules=(), organs=())
+
+
+def test_label_that_the_data_will_not_hold_is_told_before_any_case_is_prepared(
+    places: tuple[Path, Path], tmp_path: Path
+) -> None:
+    lab, base = write_lab(tmp_path / "lab", 2), load_bundle(places[1])
+    words: dict[str, Any] = {"rules": ("1=gland@liver", "2=liver"), "organs": ()}
+    with pytest.raises(PreparationError, match="--label 'galnd': expected a label that .* Did you mean 'gland'"):
+        open_data(str(lab), base, tmp_path / "out", labels=("liver", "galnd"), **words)
+    with pytest.raises(PreparationError, match="--label 'spleen': .* They hold liver, gland"):
+        open_data(str(lab), base, tmp_path / "out", labels=("spleen",), **words)
+    assert not (tmp_path / "out").exists()
+
+
+def test_one_case_is_refused_without_advice_that_leads_nowhere(places: tuple[Path, Path], tmp_path: Path) -> None:
+    lab, base = write_lab(tmp_path / "lab", 1), load_bundle(places[1])
+    with pytest.raises(PreparationError, match="^--data: expected at least two cases, .* found p1_a alone. Add cases"):
+        open_data(str(lab), base, tmp_path / "out", labels=("liver",), rules=("1=-", "2=liver"), organs=())
 
 
 def test_contrastive_loss_is_for_rectified_flow_alone(

@@ -47,7 +47,7 @@ def test_every_case_is_its_own_patient_without_a_rule() -> None:
 
 def test_too_few_patients_are_refused() -> None:
     with pytest.raises(
-        PreparationError, match="at least two patients, found one, 'x', .* or --folds 1 to train without"
+        PreparationError, match="at least two patients, found one, 'x', .* with --folds 1, for 'maisi-aug train' alone"
     ):
         require_enough_patients({"a": "x", "b": "x"}, 5)
     with pytest.raises(PreparationError, match="as many patients as folds, 5, found 2. Choose --folds 2 or fewer"):

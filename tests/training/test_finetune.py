@@ -250,9 +250,16 @@ def test_mixed_precision_needs_a_base_that_bears_it_and_a_gpu(base: Bundle) -> N
     assert not with_precision(config, picky, "cuda").loop.mixed_precision
 
 
+def leave_checkpoint(folder: Path) -> None:
+    (folder / "training").mkdir()
+    (folder / "training" / "checkpoint.pt").touch()
+
+
 def test_run_is_gone_on_with_under_the_same_settings_alone(data: Path, base: Bundle, tmp_path: Path) -> None:
-    open_run(data, base, tmp_path / "run")
-    open_run(data, base, tmp_path / "run")
+    open_run(data, base, tmp_path / "run", seed=9)
+    open_run(data, base, tmp_path / "run")  # nothing has been trained yet
+    leave_checkpoint(tmp_path / "run")
+    open_run(data, base, tmp_path / "run", num_pictures=0)  # which decides no weights
     with pytest.raises(TrainingError, match="configuration.seed: 0 -> 7"):
         open_run(data, base, tmp_path / "run", seed=7)
 
@@ -260,6 +267,7 @@ def test_run_is_gone_on_with_under_the_same_settings_alone(data: Path, base: Bun
 def test_patients_that_were_trained_on_are_never_held_out_later(base: Bundle, tmp_path: Path) -> None:
     data = write_prepared(tmp_path / "data", num_cases=3)
     open_run(data, base, tmp_path / "run")
+    leave_checkpoint(tmp_path / "run")
     cases = [json.loads(line) for line in (data / "cases.jsonl").read_text().splitlines()]
     for case in cases:
         case["fold"] = (case["fold"] + 1) % 3

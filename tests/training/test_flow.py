@@ -246,7 +246,7 @@ def test_tumours_have_to_show_where_contrast_counts() -> None:
 
 @pytest.mark.parametrize("changes", [{"scheduler": DDPM}, {"contrastive_weight": 0.0}], ids=["ddpm", "no weight"])
 def test_there_is_no_contrast_for_ddpm_nor_without_a_weight(changes: dict[str, Any]) -> None:
-    options = {"contrastive_weight": 0.5, "remover": LabelRemover(MAISI), **changes}
+    options: dict[str, Any] = {"contrastive_weight": 0.5, "remover": LabelRemover(MAISI), **changes}
     assert "contrast" not in build_objective(build_store(1), **options).loss(0)[1]
 
 
