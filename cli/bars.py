@@ -2,20 +2,43 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from rich.progress import Progress
 
+OWN_WARNINGS = r".*: expected "
+"""How the sentences begin that our own readers and checks warn with."""
 
-def open_bars(*, is_shown: bool = True, is_transient: bool = False) -> Progress:
+
+@contextmanager
+def tell_warnings(console: Console) -> Iterator[None]:
+    """Print what our own modules warn of, each sentence once; the boundary silences all warnings of libraries."""
+    told: set[str] = set()
+
+    def tell(message: Warning | str, *_: object, **__: object) -> None:
+        if str(message) not in told:
+            told.add(str(message))
+            console.print(f"Note: {message}", markup=False, highlight=False, soft_wrap=True)
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("always", message=OWN_WARNINGS)
+        warnings.showwarning = tell
+        yield
+
+
+@contextmanager
+def open_bars(*, is_shown: bool = True, is_transient: bool = False, is_telling: bool = True) -> Iterator[Progress]:
     """Bars with their counts, the time they took and the time that is left, to be used as a context.
 
     Args:
         is_shown: Draw them where there is a terminal.
         is_transient: Take them away when the work is done.
+        is_telling: Print what our own modules warn of, too, whether bars are shown or not.
     """
     from rich.console import Console
     from rich.progress import (
@@ -29,13 +52,15 @@ def open_bars(*, is_shown: bool = True, is_transient: bool = False) -> Progress:
 
     console = Console(stderr=True)
     columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    return Progress(
+    bars = Progress(
         TextColumn("{task.description}"),
         *columns,
         console=console,
         transient=is_transient,
         disable=not (is_shown and console.is_terminal),
     )
+    with bars, tell_warnings(console) if is_telling else nullcontext():
+        yield bars
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Callable, Sequence
 from enum import StrEnum
 from functools import partial
@@ -112,7 +113,9 @@ def finetune_controlnet(
             rich_help_panel=_HOW,
         ),
     ] = TuneName.full,
-    rank: Annotated[int, typer.Option(min=1, help="Rank of --tune low-rank.", rich_help_panel=_HOW)] = 8,
+    rank: Annotated[
+        int | None, typer.Option(min=1, help="Rank of --tune low-rank (default: 8).", rich_help_panel=_HOW)
+    ] = None,
     start: Annotated[
         StartName,
         typer.Option(
@@ -189,15 +192,19 @@ def finetune_controlnet(
 
     Example: maisi-aug finetune-controlnet --data prepared --label "left parotid" --base rflow-ct --out runs/parotid
     """
+    if rank is not None and tune is not TuneName.low_rank:
+        raise typer.BadParameter(f"--rank: expected --tune low-rank beside it, found {tune.value}. Leave one out.")
     config = _build_config(
         {
             "labels": tuple(label),
             "slots": _read_slots(slot or (), label),
-            "hosts": {name: tuple(value.split(",")) for name, value in _read_pairs(host or (), "--host").items()},
-            "kinds": _read_pairs(kind or (), "--kind"),
+            "hosts": {
+                name: tuple(value.split(",")) for name, value in _read_pairs(host or (), "--host", label).items()
+            },
+            "kinds": _read_pairs(kind or (), "--kind", label),
             "fold": fold,
             "tune": tune.value,
-            "rank": rank,
+            **({} if rank is None else {"rank": rank}),
             "start": start.value,
             "num_pictures": pictures,
             "seed": seed,
@@ -266,7 +273,7 @@ def _run(
     processes = Processes.connect(device)
     with processes.main_first():
         store = open_store(processes.is_main)
-    with open_bars(is_shown=processes.is_main) as bars:
+    with open_bars(is_shown=processes.is_main, is_telling=processes.is_main) as bars:
 
         def say(sentence: str) -> None:
             if processes.is_main:
@@ -299,7 +306,8 @@ def _tell(result: FinetuneResult, *, as_json: bool) -> None:
     if result.loop.best_step is not None:
         typer.echo(f"Kept step {result.loop.best_step}, validation loss {result.loop.best_loss:.4f}.")
     typer.echo(result.bundle.path)
-    typer.echo(f"Try: maisi-aug synthesize --bundle {result.bundle.path} --labels '{request}:0.5' -n 4 --out cohort")
+    words = ["--bundle", str(result.bundle.path), "--labels", f"{request}:0.5", "-n", "4", "--out", "cohort"]
+    typer.echo(f"Try: maisi-aug synthesize {shlex.join(words)}")
 
 
 def _build_config(values: dict[str, Any]) -> FinetuneConfig:
@@ -327,16 +335,24 @@ def _read_slots(texts: Sequence[str], labels: Sequence[str]) -> dict[str, str]:
                 f"--slot: expected 'NAME={texts[0]}' where there are several labels, found '{texts[0]}'."
             )
         return dict.fromkeys(labels, texts[0])
-    slots = _read_pairs(texts, "--slot")
-    unknown = [name for name in slots if name not in labels]
-    if unknown:
-        raise typer.BadParameter(f"--slot: expected one of the labels ({', '.join(labels)}), found '{unknown[0]}'.")
-    return slots
+    return _read_pairs(texts, "--slot", labels)
 
 
-def _read_pairs(texts: Sequence[str], option: str) -> dict[str, str]:
+def _read_pairs(texts: Sequence[str], option: str, labels: Sequence[str]) -> dict[str, str]:
+    """``NAME=VALUE`` for some of the labels.
+
+    Raises:
+        typer.BadParameter: When it is anything else, or for another label.
+    """
+    from maisi_aug.errors import did_you_mean
+
     pairs = [tuple(part.strip() for part in text.partition("=")) for text in texts]
     for text, (name, mark, value) in zip(texts, pairs, strict=True):
         if not (name and mark and value):
             raise typer.BadParameter(f"{option}: expected NAME=VALUE such as 'left parotid=body', found '{text}'.")
+        if name not in labels:
+            raise typer.BadParameter(
+                f"{option}: expected one of the labels ({', '.join(labels)}), found '{name}'."
+                f"{did_you_mean(name, labels)}"
+            )
     return {name: value for name, _, value in pairs}

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from maisi_aug.errors import PreparationError
+from maisi_aug.errors import PreparationError, VocabularyError, did_you_mean
 
 if TYPE_CHECKING:
     from maisi_aug.bundle import Bundle
     from maisi_aug.preparation.collecting import Sources
+    from maisi_aug.preparation.run import PreparePlan
     from maisi_aug.training.prepared import PreparedStore
 
 PREPARED_FOLDER = "prepared"
@@ -92,8 +93,14 @@ def _prepare(sources: Sources, base: Bundle, folder: Path, labels: Sequence[str]
     from maisi_aug.preparation.collecting import collect_cases
     from maisi_aug.preparation.mapping import name_new_labels, parse_rule
     from maisi_aug.preparation.run import PrepareRequest, claim_folder, plan_preparation, run_preparation
+    from maisi_aug.training.finetune_checks import SETTINGS_NAME
 
     cases, notes = collect_cases(sources)
+    if len(cases) < 2:
+        raise PreparationError(
+            f"--data: expected at least two cases, one of them to validate on, found {cases[0].id} alone. Add cases of "
+            "more patients."
+        )
     own_rules = tuple(map(parse_rule, rules))
     request = PrepareRequest(
         cases=cases,
@@ -113,7 +120,35 @@ def _prepare(sources: Sources, base: Bundle, folder: Path, labels: Sequence[str]
         plan = plan_preparation(request, report=report)
         for note in (*notes, *plan.notes):
             typer.echo(f"Note: {note}", err=True)
-        claim_folder(plan, folder)
+        _require_labels(labels, plan)
+        # Until a run has begun, nothing depends on what was prepared: a first try must not hold the options fast.
+        claim_folder(plan, folder, update=not (folder.parent / SETTINGS_NAME).is_file())
         result = run_preparation(plan, folder, report=report)
     for case_id, problem in result.problems.items():
         typer.echo(f"Not prepared: {case_id}: {problem}", err=True)
+
+
+def _require_labels(labels: Sequence[str], plan: PreparePlan) -> None:
+    """Raise before any case is prepared, if the data will not hold what is to be taught.
+
+    Raises:
+        PreparationError: Naming the label and those that the data will hold.
+    """
+    from maisi_aug.labels import BACKGROUND_ID, BODY_ID
+
+    vocabulary = plan.settings.vocabulary
+    ids = {label_id for task in plan.tasks for table in task.tables for label_id in table.values()}
+    ids |= {label_id for task in plan.tasks for each in task.organ_translations for label_id in each.ids.values()}
+    ids -= {BACKGROUND_ID, BODY_ID}
+    names = [vocabulary.name_of(label_id) for label_id in sorted(ids)]
+    for name in labels:
+        try:
+            is_there = vocabulary.id_of(name) in ids
+        except VocabularyError:
+            is_there = False
+        if not is_there:
+            hint = did_you_mean(name, names) or f" They hold {', '.join(names[:12]) or 'none'}."
+            raise PreparationError(
+                f"--label '{name}': expected a label that the data will hold, found none of that name.{hint} Name one "
+                "of those, or add a --map."
+            )

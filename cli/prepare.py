@@ -15,8 +15,9 @@ from maisi_aug.cli.parsing import parse_shape, parse_spacing
 if TYPE_CHECKING:
     from maisi_aug.bundle import Bundle
     from maisi_aug.grid import Shape, Spacing
-    from maisi_aug.preparation.run import PreparePlan, PrepareResult, Report
+    from maisi_aug.preparation.run import PreparePlan, PrepareResult
     from maisi_aug.preparation.sources import SourceCase
+    from maisi_aug.preparation.workers import Report
 
 DEFAULT_BUNDLE = "phantom-ct"
 ORGANS_FOLDER = "organs"
@@ -113,7 +114,8 @@ def prepare(
         str | None,
         typer.Option(
             metavar="NAME|FOLDER",
-            help=f"The bundle that is to be trained on: its grid and its names for slots. Default: {DEFAULT_BUNDLE}.",
+            help="The bundle that is to be trained on: its grid and its names for slots. Name the --base of "
+            f"finetune-controlnet. Default: {DEFAULT_BUNDLE}.",
         ),
     ] = None,
     shape: Annotated[str | None, typer.Option(metavar="IxJxK", help="Voxels, instead of the bundle's.")] = None,
@@ -176,7 +178,7 @@ def prepare(
     from maisi_aug.preparation.tissues import parse_tissue
 
     base = _load_bundle(bundle)
-    grid_shape, spacing_mm = _choose_grid(base, parse_shape(shape), parse_spacing(spacing))
+    grid_shape, spacing_mm = _choose_grid(base, parse_shape(shape), parse_spacing(spacing), is_named=bundle is not None)
     rules = tuple(map(parse_rule, map_rules or ()))
     tissues = tuple(parse_tissue(text, base.vocabulary) for text in tissue or ())
     patterns, excluded = tuple(label_pattern or ()), tuple(exclude or ())
@@ -232,11 +234,17 @@ def _load_bundle(name: str | None) -> Bundle:
     return load_bundle(name or DEFAULT_BUNDLE)
 
 
-def _choose_grid(bundle: Bundle, shape: Shape | None, spacing_mm: Spacing | None) -> tuple[Shape, Spacing]:
+def _choose_grid(
+    bundle: Bundle, shape: Shape | None, spacing_mm: Spacing | None, *, is_named: bool
+) -> tuple[Shape, Spacing]:
+    """The grid asked for, or the bundle's; one that a bundle which the user names cannot be trained on is refused."""
     from maisi_aug.grid import Grid
+    from maisi_aug.grid_preflight import check_grid
 
     grid = Grid.from_spacing(shape or bundle.grid.shape, spacing_mm or bundle.spec.grid.spacing_mm)
     grid.require_multiple_of(bundle.grid_factor, subject="--shape")
+    if is_named:
+        _tell(check_grid(grid, bundle, remedy=", or leave --bundle out if it is not to be trained on"))
     return grid.shape, spacing_mm or bundle.spec.grid.spacing_mm
 
 
@@ -314,7 +322,7 @@ def _describe(result: PrepareResult) -> list[str]:
         lines.append(f"  {row['id']:>3}  {row['name']}{is_new}: {_count(row['cases'], 'case')}, {volumes}")
     num_noted = len(summary["notes"])
     if num_noted:
-        lines.append(f"Cropped: {_count(num_noted, 'case')}, see {folder / 'summary.md'}.")
+        lines.append(f"Notes: {_count(num_noted, 'case')}, see {folder / 'summary.md'}.")
     return [*lines, f"Pictures: {folder / 'contact_sheet.png'}"]
 
 

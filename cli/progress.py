@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from time import monotonic
 from types import TracebackType
 from typing import Self
@@ -12,11 +11,9 @@ from typing import Self
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-from maisi_aug.cli.bars import open_bars
+from maisi_aug.cli.bars import open_bars, tell_warnings
 from maisi_aug.generate import Listener
 from maisi_aug.manifest import AttemptRecord, Manifest
-
-OWN_WARNINGS = r".*: expected "
 
 
 class CohortProgress(Listener):
@@ -33,16 +30,13 @@ class CohortProgress(Listener):
         )
         self._has_bar = self._console.is_terminal and not is_quiet
         self._bar = Progress(*columns, console=self._console, disable=not self._has_bar)
-        self._warnings = warnings.catch_warnings()
+        self._warnings = ExitStack()
         self._task: TaskID | None = None
         self._num_cases = self._num_settled = self._num_new = 0
         self._first_at: float | None = None
 
     def __enter__(self) -> Self:
-        # The boundary silences libraries; what our own readers warn of, a label without a name for instance, is shown.
-        self._warnings.__enter__()
-        warnings.filterwarnings("always", message=OWN_WARNINGS)
-        warnings.showwarning = lambda message, *_, **__: self._console.print(f"Note: {message}", markup=False)
+        self._warnings.enter_context(tell_warnings(self._console))
         self._bar.start()
         return self
 
@@ -50,7 +44,7 @@ class CohortProgress(Listener):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._bar.stop()
-        self._warnings.__exit__(kind, error, trace)
+        self._warnings.close()
 
     def measures(self, done: int, total: int) -> None:
         """Another label map of the size reference has been measured."""

@@ -14,7 +14,16 @@ from maisi_aug.cli.bars import add_phase, add_training, open_bars
 if TYPE_CHECKING:
     from maisi_aug.training.loop import LoopResult
 
+DEFAULT_RECIPE = "train-phantom-ct"
 RecipeOption = Annotated[str, typer.Option("--recipe", help="A training recipe's name or file.")]
+ImageRecipeOption = Annotated[
+    str | None,
+    typer.Option(
+        "--recipe",
+        metavar="NAME|FILE",
+        help="A training recipe's name or file; train-phantom-ct when neither it nor --data is given.",
+    ),
+]
 OutOption = Annotated[Path, typer.Option("--out", "-o", help="Folder of the run: phantoms, stages and the bundle.")]
 MinutesOption = Annotated[
     float | None, typer.Option("--max-minutes", min=0.0, help="Stop after so long; the same command goes on later.")
@@ -52,7 +61,7 @@ def register(app: typer.Typer) -> None:
 def _stage_command(stage: str) -> Callable[..., None]:
     def command(
         out: OutOption,
-        recipe: RecipeOption = "train-phantom-ct",
+        recipe: ImageRecipeOption = None,
         data: DataOption = None,
         max_minutes: MinutesOption = None,
         device: DeviceOption = "auto",
@@ -68,7 +77,7 @@ def _stage_command(stage: str) -> Callable[..., None]:
 def train_stage(
     stage: str,
     *,
-    recipe: str,
+    recipe: str | None,
     out: Path,
     max_minutes: float | None,
     data: Path | None,
@@ -84,12 +93,17 @@ def train_stage(
     from maisi_aug.training.recipe import load_training_recipe, training_recipe_path
     from maisi_aug.training.stages import TrainingFolder
 
-    settings = load_training_recipe(training_recipe_path(recipe))
+    if recipe is None and data is not None:
+        raise typer.BadParameter(
+            f"--recipe: expected one for the prepared cases of --data, found none, and {DEFAULT_RECIPE} is for "
+            "phantoms. Add --recipe train-rflow-ct, train-ddpm-ct or, for two CPU cores, train-small-base."
+        )
+    settings = load_training_recipe(training_recipe_path(recipe or DEFAULT_RECIPE))
     settings = settings if data is None else settings.with_prepared(data)
     num_steps = getattr(settings, stage).loop.num_steps
     device = resolve_device(device)
     processes = Processes.connect(device)
-    with open_bars(is_shown=processes.is_main) as bars:
+    with open_bars(is_shown=processes.is_main, is_telling=processes.is_main) as bars:
         folder = TrainingFolder(
             settings,
             out,

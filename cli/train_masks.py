@@ -103,7 +103,7 @@ def _train(
     device = resolve_device(device)
     processes = Processes.connect(device)
     num_steps = (recipe.diffusion if is_last else recipe.vae).loop.num_steps
-    with open_bars(is_shown=processes.is_main) as bars:
+    with open_bars(is_shown=processes.is_main, is_telling=processes.is_main) as bars:
         report_phase = partial(add_phase, bars)
         with processes.main_first():
             split = _open(recipe, source, out, report_phase)

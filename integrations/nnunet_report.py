@@ -224,14 +224,7 @@ def _build_notes(
             f"{num_derived} of the {len(export.cases)} synthetic cases were made from label maps of real cases; each "
             "is left out of the folds that validate on the case that it was made from."
         )
-    if export.is_turned:
-        yield (
-            f"The real images are stored with axes {export.orientation}, and nnU-Net trains on voxels as they lie, so "
-            f"the {len(export.cases)} synthetic images are written anew in that order."
-        )
-    if len(export.real.orientations) > 1 and not export.real.is_reoriented_on_reading:
-        listed = ", ".join(f"{codes} ({count})" for codes, count in export.real.orientations.most_common())
-        yield f"The real images are stored with different axes: {listed}; nnU-Net does not turn them."
+    yield from _note_axes(export)
     for inner, outer in find_holes(seen.contacts, export.mapping.values).items():
         names = [export.cohort.name_of(label_id) for label_id in (inner, outer)]
         yield (
@@ -245,6 +238,17 @@ def _build_notes(
     yield from _compare_spacings(export, plans, configuration)
     if warnings:
         yield f"nnU-Net's integrity check passed with {len(warnings)} warning(s); the first: {warnings[0]}"
+
+
+def _note_axes(export: LikeExport) -> Iterator[str]:
+    if export.is_turned:
+        yield (
+            f"The real images are stored with axes {export.orientation}, and nnU-Net trains on voxels as they lie, so "
+            f"the {len(export.cases)} synthetic images are written anew in that order."
+        )
+    if len(export.real.orientations) > 1 and not export.real.is_reoriented_on_reading:
+        listed = ", ".join(f"{codes} ({count})" for codes, count in export.real.orientations.most_common())
+        yield f"The real images are stored with different axes: {listed}; nnU-Net does not turn them."
 
 
 def _compare_spacings(export: LikeExport, plans: Mapping[str, Any] | None, configuration: str) -> Iterator[str]:

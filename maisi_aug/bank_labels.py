@@ -162,7 +162,7 @@ def _from_mapping(
             ids[source_id] = vocabulary.id_of(target)
         except VocabularyError as error:
             raise BankError(f"{subject}: mapping of '{source}': {error}") from error
-        if ids[source_id] == BODY_ID and str(target).strip().lower() in (*_ENVELOPE_NAMES, str(BODY_ID)):
+        if ids[source_id] == BODY_ID and is_envelope_name(str(target)):
             envelopes.add(source_id)
     rest = {source_id: name for source_id, name in (names or {}).items() if source_id not in ids}
     unknown = [name for name in rest.values() if find_label_id(name, vocabulary) is None]
@@ -189,5 +189,10 @@ def find_label_id(name: str, vocabulary: Vocabulary) -> int | None:
     return None
 
 
+def is_envelope_name(name: str) -> bool:
+    """Whether a label of this name means all of the body without an organ; 'pulmonary artery' is body (200) too."""
+    return name.strip().lower() in (*_ENVELOPE_NAMES, str(BODY_ID))
+
+
 def _find_envelopes(names: Mapping[int, str]) -> frozenset[int]:
-    return frozenset(source_id for source_id, name in names.items() if name.strip().lower() in _ENVELOPE_NAMES)
+    return frozenset(source_id for source_id, name in names.items() if is_envelope_name(name))

@@ -91,4 +91,6 @@ def copy_bank(bundle: Bundle, folder: Path) -> None:
             shutil.copyfile(source, target)
         else:
             row["label"] = source.as_posix()
+    if (bundle.path / bank.labels).is_file():
+        shutil.copyfile(bundle.path / bank.labels, folder / bank.labels)
     write_text_whole(folder / bank.list, json.dumps(document, indent=1) + "\n")

@@ -18,6 +18,8 @@ _Sides = Annotated[tuple[PositiveInt, ...], Field(min_length=1)]
 _Span = tuple[_PositiveFloat, _PositiveFloat]
 TOLERANCE_MM = 1e-3
 """Spacings that differ by less are the same: files keep them in float32."""
+SPACING_TOLERANCE = 1e-3
+"""Voxel sides of two descriptions of a grid that differ by no more of their length are the same: they are rounded."""
 EXTENT_TOLERANCE_MM = 1.0
 """Fields of view that differ by less are the same: spacings are rounded, and there are hundreds of voxels."""
 AXES = "IJK"
@@ -32,6 +34,10 @@ class GridSpec(_Strict):
 
     shape: tuple[PositiveInt, PositiveInt, PositiveInt]
     spacing_mm: tuple[_PositiveFloat, _PositiveFloat, _PositiveFloat]
+
+    def is_like(self, other: GridSpec) -> bool:
+        """Whether two grids have the same voxels, wherever they lie."""
+        return self.shape == other.shape and np.allclose(self.spacing_mm, other.spacing_mm, rtol=SPACING_TOLERANCE)
 
 
 class LeastExtent(_Strict):

@@ -12,7 +12,12 @@ from maisi_aug.requests import label_names
 
 
 def check_grid(
-    grid: Grid, bundle: Bundle, *, shows_head_alone: bool = False, allow_unseen: bool = False
+    grid: Grid,
+    bundle: Bundle,
+    *,
+    shows_head_alone: bool = False,
+    allow_unseen: bool = False,
+    remedy: str = "; or add --allow-unseen-grid, if the weights have learnt such grids",
 ) -> tuple[str, ...]:
     """Compare a grid with those that a bundle's networks have seen.
 
@@ -21,6 +26,7 @@ def check_grid(
         bundle: A bundle without ``grid_limits`` takes every grid whose sides are multiples of its factor.
         shows_head_alone: Whether the images show nothing but the head, which needs less field of view.
         allow_unseen: Warn of what would be refused, for weights that have learnt more than their bundle says.
+        remedy: What else can be done than to use the nearest grid; empty for commands that take no unseen grid.
 
     Returns:
         What to warn of, a sentence with the nearest grid that is good; empty where there is nothing to warn of.
@@ -45,9 +51,7 @@ def check_grid(
     expected = join_words([shortfall.expected for shortfall in shortfalls])
     found = f"Grid for bundle '{bundle.name}': expected {expected}, found {spell_grid(grid.shape, grid.spacing_mm)}"
     if any(shortfall.is_refused for shortfall in shortfalls) and not allow_unseen:
-        raise GridError(
-            f"{found}. Use {_spell_flags(nearest)}; or add --allow-unseen-grid, if the weights have learnt such grids."
-        )
+        raise GridError(f"{found}. Use {_spell_flags(nearest)}{remedy}.")
     return (f"{found}. The networks have not seen such grids, and images may be bad: try {_spell_flags(nearest)}.",)
 
 

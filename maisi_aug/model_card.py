@@ -85,8 +85,7 @@ def build_model_card(
         "cases.",
         "- What the training patients do not show is not learnt: check the drawn images against held-out patients with "
         "`python -m maisi_aug.evaluation.finetuned_labels`.",
-        f"- Label maps come from {header['mask_bank']['source']}"
-        + ("; copies of them are in this folder." if is_whole else ", which stay where they were prepared."),
+        f"- Label maps come from {header['mask_bank']['source']}; `label_maps.json` says where they lie.",
     ]
     return "\n".join(parts) + "\n"
 

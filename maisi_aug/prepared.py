@@ -148,9 +148,12 @@ class PreparedDataset:
                 )
         kept = tuple(case for case in self.cases if (folds is None or case.fold in folds) and case.fold != exclude_fold)
         if not kept:
+            is_all_left_out = {case.fold for case in self.cases} == {exclude_fold}
+            found = f"all in fold {exclude_fold}, which is held out" if is_all_left_out else "none"
+            remedy = "more --folds, or cases of more patients" if is_all_left_out else "fewer --folds"
             raise PreparationError(
-                f"{self.path}: expected cases in the chosen folds, found none. Choose other folds, or prepare with "
-                "fewer --folds."
+                f"{self.path}: expected cases in the chosen folds, found {found}. Choose other folds, or prepare with "
+                f"{remedy}."
             )
         return replace(self, cases=kept)
 

@@ -31,6 +31,9 @@ READABLE_SUFFIXES = (*NIFTI_SUFFIXES, ".nrrd", ".nhdr", ".mha", ".mhd", ".dcm")
 IMAGE_COMPRESSION = 1
 LABEL_MAP_COMPRESSION = 6
 
+ROUNDING = 1e-3
+"""Labels that are stored as fractions or with a scale come back no farther from whole numbers."""
+
 _LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
@@ -136,11 +139,16 @@ def decode_label_map(content: bytes, name: str, *, max_bytes: int) -> Volume:
 
 def _to_label_map(volume: Volume, subject: str) -> Volume:
     array = volume.array
-    if array.dtype.kind == "f" and not (np.isfinite(array).all() and bool((array == np.rint(array)).all())):
-        odd = float(array[array != np.rint(array)].ravel()[0])
-        raise VolumeError(
-            f"{subject}: expected whole numbers as labels, found {odd:g}. Is this an image, not a label map?"
-        )
+    if array.dtype.kind == "f":
+        whole = np.rint(array)
+        with np.errstate(invalid="ignore"):  # what is not finite
+            is_odd = ~np.isfinite(array) | (np.abs(array - whole) > ROUNDING)
+        if is_odd.any():
+            raise VolumeError(
+                f"{subject}: expected whole numbers as labels, found {float(array[is_odd][0])!r}. Is this an image, "
+                "not a label map?"
+            )
+        array = whole
     return Volume(np.ascontiguousarray(_to_smallest_unsigned(array, subject)), volume.grid)
 
 

@@ -163,6 +163,7 @@ def test_list_of_label_maps_is_found_and_copied(base: Bundle, tmp_path: Path) ->
     assert default_bank(derived) == (str((derived.path / "label_maps.json").resolve()), "maisi")
     assert default_bank(base) is None
     copy_bank(derived, tmp_path / "copy")
+    assert not (tmp_path / "copy" / "maisi").exists()
     listed = yaml.safe_load((tmp_path / "copy" / "label_maps.json").read_text())["training"]
     assert listed == [{"label": (tmp_path / "data" / "b.nii.gz").as_posix()}, {"label": "own/a.nii.gz"}]
     assert (tmp_path / "copy" / "own" / "a.nii.gz").read_bytes() == b"map"

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,9 @@ def test_folds_are_chosen_and_held_out(tmp_path: Path) -> None:
         dataset.select(exclude_fold=3)
     with pytest.raises(PreparationError, match="expected cases in the chosen folds, found none"):
         dataset.select(folds=(1,), exclude_fold=1)
+    together = replace(dataset, cases=dataset.select(folds=(0,)).cases)
+    with pytest.raises(PreparationError, match="found all in fold 0, which is held out. .* prepare with more --folds"):
+        together.select(exclude_fold=0)
 
 
 def test_unfinished_and_damaged_folders_are_refused(tmp_path: Path) -> None:

@@ -178,6 +178,14 @@ def test_whole_numbers_stored_as_float_are_a_label_map_and_fractions_are_not(tmp
     loaded = volume_io.load_label_map(_write_nifti(tmp_path / "a.nii.gz", array, grid.affine))
     assert loaded.array.dtype == np.uint8
     assert loaded.array[2, 2, 2] == 26
+    array[2, 2, 2] = 26.0000002  # as a scale factor in the header leaves it
+    loaded = volume_io.load_label_map(_write_nifti(tmp_path / "a.nii.gz", array, grid.affine))
+    assert loaded.array.dtype == np.uint8
+    assert loaded.array[2, 2, 2] == 26
+    for odd in ("inf", "-inf", "nan", "26.002"):
+        array[2, 2, 2] = float(odd)
+        with pytest.raises(VolumeError, match=f"expected whole numbers as labels, found {odd}\\. Is this an image"):
+            volume_io.load_label_map(_write_nifti(tmp_path / "b.nii.gz", array, grid.affine))
     array[2, 2, 2] = 26.5
     with pytest.raises(VolumeError, match=r"b.nii.gz: expected whole numbers as labels, found 26.5"):
         volume_io.load_label_map(_write_nifti(tmp_path / "b.nii.gz", array, grid.affine))

@@ -15,7 +15,7 @@ from scipy import ndimage
 
 from maisi_aug.bank_labels import Translation
 from maisi_aug.bank_map import choose_centre
-from maisi_aug.body import add_body, is_hollow
+from maisi_aug.body import find_body, is_hollow
 from maisi_aug.errors import VolumeError
 from maisi_aug.grid import Grid
 from maisi_aug.growth import bounding_box
@@ -35,6 +35,8 @@ CT_RANGE_HU = (-1024, 3071)
 MAX_AIR_HU = -150
 """An image without anything as dark as fat is no CT in HU."""
 MIN_TISSUE_HU = 0
+MIN_COVERED = 0.75
+"""The share of the patient that labels fill where a body among them is the whole of it."""
 
 
 @dataclass(frozen=True)
@@ -46,12 +48,14 @@ class CaseTask:
         tables: For each of its label files, source id -> vocabulary id.
         organ_translations: For each folder of organ labels, what the ids of its label maps mean.
         settings: What every case is prepared with.
+        has_envelope: Whether the lab drew a label that is called the whole body.
     """
 
     case: SourceCase
     tables: tuple[Mapping[int, int], ...]
     organ_translations: tuple[Translation, ...]
     settings: PrepareSettings
+    has_envelope: bool = False
 
     def hash_inputs(self) -> str:
         """SHA-256 over the sources' content and all that decides what becomes of them.
@@ -65,6 +69,7 @@ class CaseTask:
             "tables": [sorted(table.items()) for table in self.tables],
             "organs": [sorted(translation.ids.items()) for translation in self.organ_translations],
             "settings": self.settings.to_dict(),
+            "has_envelope": self.has_envelope,
         }
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
@@ -102,8 +107,8 @@ def build_case(task: CaseTask) -> BuiltCase:
         organs = _load_organs(files, translation, grid)
         np.copyto(label_map, organs, where=organs > 0)
     own = _merge_labels(task.case.labels, task.tables, settings.vocabulary.tumor_ids, grid)
-    np.copyto(label_map, own, where=own > 0)
-    label_map = _add_body(label_map, image, grid, task.case.image)
+    np.copyto(label_map, own, where=(own > 0) & ((own != BODY_ID) | (label_map == 0)))
+    label_map, notes = _add_body(label_map, image, grid, task)
     own_ids = sorted({label_id for table in task.tables for label_id in table.values()} - {0, BODY_ID})
     target = _place_grid(label_map, grid, settings, own_ids)
     # A host organ is not kept as well: a lesion that is given back its volume takes it from the host.
@@ -113,7 +118,7 @@ def build_case(task: CaseTask) -> BuiltCase:
     prepared = add_tissues(prepared, image_hu, settings.tissues, target.spacing_mm)
     if not settings.keeps_surroundings:
         image_hu[prepared == 0] = AIR_HU
-    notes = _describe_cut(label_map, grid, target, _find_focus(own_ids, settings), settings.vocabulary)
+    notes += _describe_cut(label_map, grid, target, _find_focus(own_ids, settings), settings.vocabulary)
     return BuiltCase(image_hu, prepared, target, tuple(notes))
 
 
@@ -178,14 +183,29 @@ def _merge_labels(
     return merged
 
 
-def _add_body(label_map: NDArray[np.uint8], image: NDArray[Any], grid: Grid, path: Path) -> NDArray[np.uint8]:
-    """Give the patient without a label the body's; a body that the lab drew is taken as it is, unless it is a shell."""
-    if (label_map == BODY_ID).any() and not is_hollow(label_map > 0):
-        return label_map
+def _add_body(
+    label_map: NDArray[np.uint8], image: NDArray[Any], grid: Grid, task: CaseTask
+) -> tuple[NDArray[np.uint8], list[str]]:
+    """Give the patient without a label the body's, and say where that goes beyond a body among the lab's labels.
+
+    A label that is called the body and fills the patient is taken as it is. Other labels become body too where the
+    vocabulary lacks them, such as the pulmonary artery: they leave the rest of the patient to be found.
+    """
+    has_body, is_shell = bool((label_map == BODY_ID).any()), is_hollow(label_map > 0)
     try:
-        return add_body(label_map, image, grid.spacing_mm)
+        body = find_body(image, grid.spacing_mm)
     except VolumeError as error:
-        raise VolumeError(f"{path.name}: {error}") from error
+        if task.has_envelope and has_body and not is_shell:
+            return label_map, []
+        raise VolumeError(f"{task.case.image.name}: {error}") from error
+    covered = float((label_map[body] > 0).mean())
+    if task.has_envelope and has_body and not is_shell and covered >= MIN_COVERED:
+        return label_map, []
+    found = np.where((label_map == 0) & body, BODY_ID, label_map).astype(np.uint8)
+    if not has_body:
+        return found, []
+    drawn = "is hollow" if is_shell else f"and the other labels fill {covered:.0%} of the patient"
+    return found, [f"Body (200) as labelled {drawn}; the rest of the patient was found in the CT."]
 
 
 def _place_grid(label_map: NDArray[np.uint8], grid: Grid, settings: PrepareSettings, own_ids: Sequence[int]) -> Grid:

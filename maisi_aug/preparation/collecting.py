@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from maisi_aug.errors import PreparationError
 from maisi_aug.preparation.nnunet_raw import find_dataset, read_dataset
-from maisi_aug.preparation.sources import SourceCase, find_images, find_labels, find_organs
+from maisi_aug.preparation.sources import SourceCase, find_images, find_labels, find_organs, list_files, to_case_id
 
 MAX_SHOWN = 5
 
@@ -45,13 +45,19 @@ def collect_cases(sources: Sources) -> tuple[tuple[SourceCase, ...], tuple[str, 
     Raises:
         PreparationError: Sources that contradict each other or hold nothing, or an excluded case that is not there.
     """
-    cases, notes = _collect_labelled(sources)
-    unknown = sorted(set(sources.excluded) - {case.id for case in cases})
+    cases, unlabelled, notes = _collect_labelled(sources)
+    excluded = {to_case_id(name): name for name in sources.excluded}
+    unknown = sorted(excluded.keys() - {case.id for case in cases} - set(unlabelled))
     if unknown:
         raise PreparationError(
-            f"--exclude {unknown[0]}: expected the name of a case, such as {cases[0].id}, found no such case."
+            f"--exclude {excluded[unknown[0]]}: expected the name of a case, such as {cases[0].id}, found no such case."
         )
-    cases = [case for case in cases if case.id not in sources.excluded]
+    cases = [case for case in cases if case.id not in excluded]
+    without = [case_id for case_id in unlabelled if case_id not in excluded]
+    if without:
+        notes.insert(0, f"Left out, for they have no label file: {_list(without)}.")
+    if not sources.label_patterns:
+        notes += _note_several_label_files(cases)
     if not cases:
         raise PreparationError("Cases: expected at least one, found none left. Exclude fewer.")
     for folder in sources.organs:
@@ -68,22 +74,51 @@ def add_organs(cases: Sequence[SourceCase], folder: Path) -> tuple[list[SourceCa
     return with_organs, [case.id for case in cases if case.id not in found]
 
 
-def _collect_labelled(sources: Sources) -> tuple[list[SourceCase], list[str]]:
+def _collect_labelled(sources: Sources) -> tuple[list[SourceCase], list[str], list[str]]:
+    """The cases, those that are none for they have an image alone, and notes."""
     if sources.nnunet is not None:
         if sources.images is not None or sources.labels is not None:
             raise PreparationError("Sources: expected either --nnunet or --images with --labels, found both. Give one.")
-        return read_dataset(find_dataset(sources.nnunet)), []
+        return read_dataset(find_dataset(sources.nnunet)), [], []
     if sources.images is None:
         raise PreparationError("Sources: expected --images with --labels, or --nnunet, found neither. Give one.")
     images = find_images(sources.images, sources.image_pattern)
     if sources.labels is None:
-        return [SourceCase(case_id, path) for case_id, path in images.items()], []
+        notes = _note_files_left_out(sources, images.values())
+        return [SourceCase(case_id, path) for case_id, path in images.items()], [], notes
     labels = find_labels(sources.labels, images, sources.label_patterns, images=images.values())
     without = [case_id for case_id in images if case_id not in labels]
-    notes = [f"Left out, for they have no label file: {_list(without)}."] if without else []
-    return [SourceCase(case_id, images[case_id], tuple(files)) for case_id, files in labels.items()], notes
+    cases = [SourceCase(case_id, images[case_id], tuple(files)) for case_id, files in labels.items()]
+    used = (*images.values(), *(file.path for files in labels.values() for file in files))
+    return cases, without, _note_files_left_out(sources, used)
 
 
-def _list(names: Sequence[str]) -> str:
+def _note_files_left_out(sources: Sources, used: Iterable[Path]) -> list[str]:
+    """Files beside the images that are neither an image nor a label file, unless a pattern chose among them."""
+    if sources.images is None or sources.image_pattern is not None:
+        return []
+    if sources.label_patterns and sources.labels == sources.images:
+        return []
+    names = [path.name for path in list_files(sources.images) if path not in set(used)]
+    why = "for other names there end like an image's, in _ct, _0000 and the like, and these do not"
+    return [f"Left out of {sources.images}, {why}: {_list(names, 'files')}."] if names else []
+
+
+def _note_several_label_files(cases: Sequence[SourceCase]) -> list[str]:
+    """Cases with several label maps, those with files of the same kinds together."""
+    alike: dict[tuple[str, ...], list[SourceCase]] = {}
+    for case in cases:
+        roles = tuple(file.role for file in case.labels if file.mask_name is None)
+        if len(roles) > 1:
+            alike.setdefault(roles, []).append(case)
+    notes = []
+    for first, *others in alike.values():
+        names = ", ".join(file.path.name for file in first.labels)
+        more = f"; so are those of {len(others)} other cases" if others else ""
+        notes.append(f"Label files of {first.id}, {names}, are laid over each other, the last one on top{more}.")
+    return notes
+
+
+def _list(names: Sequence[str], noun: str = "cases") -> str:
     shown = ", ".join(names[:MAX_SHOWN])
-    return f"{len(names)} cases, {shown}, ..." if len(names) > MAX_SHOWN else shown
+    return f"{len(names)} {noun}, {shown}, ..." if len(names) > MAX_SHOWN else shown

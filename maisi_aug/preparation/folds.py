@@ -8,9 +8,13 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from maisi_aug.errors import PreparationError
+from maisi_aug.preparation.sources import to_case_id
 from maisi_aug.seeds import derive_seed
 
-HELD_OUT_HINT = "Give cases of more patients, or --folds 1 to train without a held-out fold"
+HELD_OUT_HINT = (
+    "Give cases of more patients; one is enough, with --folds 1, for 'maisi-aug train' alone and a recipe that holds "
+    "no fold out"
+)
 
 
 def find_patients(case_ids: Sequence[str], rule: str | None) -> dict[str, str]:
@@ -18,7 +22,8 @@ def find_patients(case_ids: Sequence[str], rule: str | None) -> dict[str, str]:
 
     Args:
         case_ids: The cases.
-        rule: None makes every case its own patient. A path to a CSV file with the columns ``id`` and ``patient``, or a
+        rule: None makes every case its own patient. A path to a CSV file with the columns ``id``, the name of a case
+            or of its files, and ``patient``, or a
             regular expression that finds the patient in the case's name: its first group, else all that it matches.
 
     Raises:
@@ -96,4 +101,4 @@ def _read_table(path: Path) -> dict[str, str]:
     if not rows or not {"id", "patient"} <= set(rows[0]):
         found = ", ".join(rows[0]) if rows else "no rows"
         raise PreparationError(f"--patients {path}: expected the columns id and patient, found {found}.")
-    return {str(row["id"]): str(row["patient"] or "").strip() for row in rows}
+    return {to_case_id(str(row["id"])): str(row["patient"] or "").strip() for row in rows}

@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
-from maisi_aug.bank_labels import find_label_id, split_camel_case
+from maisi_aug.bank_labels import find_label_id, is_envelope_name, split_camel_case
 from maisi_aug.errors import PreparationError, VocabularyError
 from maisi_aug.labels import BACKGROUND_ID, FREE_IDS, KNOWN_SLOTS, MAISI, SLOT_IDS, Vocabulary
 from maisi_aug.preparation.sources import LabelFile, SourceCase
@@ -87,11 +87,13 @@ class LabelMeanings:
         ids: Source label -> vocabulary id; 0 for a label that is dropped.
         vocabulary: The vocabulary with the new labels.
         new_labels: Name -> the labels in use that MAISI's own vocabulary lacks.
+        envelopes: Source labels that are called the whole body, and not a part of it that the vocabulary lacks.
     """
 
     ids: Mapping[SourceLabel, int]
     vocabulary: Vocabulary
     new_labels: Mapping[str, NewLabel]
+    envelopes: frozenset[SourceLabel] = frozenset()
 
 
 def parse_rule(text: str) -> MapRule:
@@ -181,16 +183,19 @@ def resolve_meanings(
     extended = bind_new_labels(vocabulary, new_labels.items())
     ids: dict[SourceLabel, int] = {}
     unknown: list[SourceLabel] = []
+    envelopes: set[SourceLabel] = set()
     for label in labels:
         rule = next((rule for rule in ordered if rule.matches(label)), None)
+        if is_envelope_name(rule.target if rule else label.name or ""):
+            envelopes.add(label)
         found = _find_own_meaning(label, extended) if rule is None else _target_id(rule, extended)
         if found is None:
             unknown.append(label)
         else:
             ids[label] = found
     if unknown:
-        raise PreparationError(_unknown_message(unknown))
-    return LabelMeanings(ids, extended, _find_beyond_maisi(extended, set(ids.values())))
+        raise PreparationError(_unknown_message(unknown, labels))
+    return LabelMeanings(ids, extended, _find_beyond_maisi(extended, set(ids.values())), frozenset(envelopes))
 
 
 def _find_beyond_maisi(vocabulary: Vocabulary, used: set[int]) -> dict[str, NewLabel]:
@@ -288,9 +293,11 @@ def _list(labels: Collection[SourceLabel]) -> str:
     return ", ".join(words[:12]) + (", ..." if len(words) > 12 else "")
 
 
-def _unknown_message(unknown: Sequence[SourceLabel]) -> str:
+def _unknown_message(unknown: Sequence[SourceLabel], labels: Collection[SourceLabel]) -> str:
     first = unknown[0]
     shown = first.name or str(first.id)
+    if sum(MapRule(None, shown, DROP).matches(label) for label in labels) > 1:  # other kinds of files have it, too
+        shown = f"{first.role}/{shown}"
     spelled = split_camel_case(first.name or "kidney tumor").replace("_", " ").lower()
     beyond = " (ids above 255 too need one)" if any((label.id or 0) > 255 for label in unknown) else ""
     return (

@@ -3,22 +3,16 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
-import signal
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import yaml
 
 from maisi_aug.bank_labels import Translation, build_translation
 from maisi_aug.cohort import CONTACT_SHEET_NAME
 from maisi_aug.contact_sheet import save_contact_sheet
-from maisi_aug.cores import count_cores
 from maisi_aug.errors import BankError, PreparationError
 from maisi_aug.grid import Shape, Spacing
 from maisi_aug.grid_limits import GridSpec
@@ -33,12 +27,14 @@ from maisi_aug.preparation.sources import LabelFile, SourceCase
 from maisi_aug.preparation.summary import build_summary, labels_in, spell_summary
 from maisi_aug.preparation.survey import (
     CaseSurvey,
+    holds_envelope,
     require_labels,
     require_readable,
     survey_case,
     tables_of,
 )
 from maisi_aug.preparation.tissues import Tissue
+from maisi_aug.preparation.workers import Report, run_parallel
 from maisi_aug.preparation.writing import prepare_and_write
 from maisi_aug.prepared import (
     CASES_NAME,
@@ -49,10 +45,6 @@ from maisi_aug.prepared import (
     PreparedSpec,
 )
 from maisi_aug.whole_files import write_text_whole
-
-Report = Callable[[str, int, int], None]
-Item = TypeVar("Item")
-Result = TypeVar("Result")
 
 SUMMARY_NAMES = ("summary.md", "summary.json")
 
@@ -240,39 +232,6 @@ def run_preparation(
     return PrepareResult(dataset, summary, problems)
 
 
-def run_parallel(
-    work: Callable[[Item], Result], items: Sequence[Item], stage: str, report: Report, num_workers: int | None
-) -> list[Result]:
-    """Results in the order of the items, from as many processes as there are cores and items."""
-    workers = min(num_workers or count_cores(), len(items))
-    results = []
-    with _mapped(work, items, workers) as finished:
-        report(stage, 0, len(items))
-        for result in finished:
-            results.append(result)
-            report(stage, len(results), len(items))
-    return results
-
-
-@contextmanager
-def _mapped(work: Callable[[Item], Result], items: Sequence[Item], workers: int) -> Iterator[Iterator[Result]]:
-    if workers < 2:
-        yield map(work, items)
-        return
-    # Spawned, not forked: a forked child of a process that has used OpenMP can hang. Ctrl-C is for this process alone.
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(workers, context, signal.signal, (signal.SIGINT, signal.SIG_IGN))
-    try:
-        yield pool.map(work, items)
-    except BrokenProcessPool as error:
-        raise PreparationError(
-            "Workers: expected every process to finish, found one that was ended from outside, mostly for lack of "
-            "memory. Give the command again with fewer --workers."
-        ) from error
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
 def _build_tasks(
     cases: Sequence[SourceCase], surveys: Sequence[CaseSurvey], meanings: LabelMeanings, settings: PrepareSettings
 ) -> tuple[tuple[CaseTask, ...], tuple[str, ...]]:
@@ -281,7 +240,8 @@ def _build_tasks(
     for case, survey in zip(cases, surveys, strict=True):
         translations = tuple(_translate_organs(files, settings) for files in case.organs)
         unknown.update((name, None) for translation in translations for name in translation.unknown)
-        tasks.append(CaseTask(case, tables_of(case, survey, meanings), translations, settings))
+        has_envelope = holds_envelope(case, survey, meanings)
+        tasks.append(CaseTask(case, tables_of(case, survey, meanings), translations, settings, has_envelope))
     notes = []
     if unknown:
         notes.append(f"Organ labels that the vocabulary lacks become body (200): {', '.join(unknown)}.")

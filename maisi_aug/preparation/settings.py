@@ -11,7 +11,7 @@ from maisi_aug.labels import Vocabulary
 from maisi_aug.preparation.tissues import Tissue
 from maisi_aug.prepared import ModalityName, NewLabel
 
-VERSION = 1
+VERSION = 2
 """Raised when the same options and sources come to give other files."""
 
 

@@ -12,6 +12,7 @@ from maisi_aug.errors import BankError, PreparationError
 from maisi_aug.volume_io import is_readable_name
 
 IMAGE_ROLES = re.compile(r"^(?:(?P<case>.+)[_-])?(?:ct|image|img|volume|vol|0000)$", re.IGNORECASE)
+_COUNTED = re.compile(r"[_-](?!0000)\d{4}$")
 _SEPARATORS = "_-."
 _MASK_FOLDERS = ("segmentations", "masks", "labels")
 
@@ -63,7 +64,7 @@ def find_images(folder: Path, pattern: str | None = None) -> dict[str, Path]:
         folder: Image files, or a folder per case that holds ``ct.nii.gz`` or a DICOM series.
         pattern: Path in the folder without the format's suffix, with ``{id}`` for the case, such as ``{id}_ct``.
             Without one, ``_0000``, ``_ct``, ``_image`` and the like are taken off; where some names have such an
-            ending, the others are no images.
+            ending, the others are no images. ``_0000`` is part of the names where others end in ``_0001`` and so on.
 
     Raises:
         PreparationError: No image, or two for one case.
@@ -72,7 +73,9 @@ def find_images(folder: Path, pattern: str | None = None) -> dict[str, Path]:
     if pattern is not None:
         found = [(match["id"], path) for path, match in _match_pattern(folder, pattern, "--image-pattern")]
     else:
-        named = [(IMAGE_ROLES.match(stem_of(path)), path) for path in _files(folder)]
+        paths = list_files(folder)
+        is_counted = any(_COUNTED.search(stem_of(path)) for path in paths)
+        named = [(_match_role(stem_of(path), is_counted=is_counted), path) for path in paths]
         marked = [(match["case"], path) for match, path in named if match and match["case"]]
         found = marked or [(stem_of(path), path) for _, path in named] or list(_find_case_folders(folder))
     if not found:
@@ -81,6 +84,11 @@ def find_images(folder: Path, pattern: str | None = None) -> dict[str, Path]:
             "--image-pattern such as '{id}/ct'."
         )
     return _by_case(found, f"--images {folder}")
+
+
+def _match_role(stem: str, *, is_counted: bool) -> re.Match[str] | None:
+    """The ending by which a name is an image's; ``_0000`` is none where the names of cases are counted from it."""
+    return None if is_counted and stem.endswith("0000") else IMAGE_ROLES.match(stem)
 
 
 def find_labels(
@@ -110,7 +118,7 @@ def find_labels(
                 file = _name_labels(path, role, folder, match.groupdict().get("label"))
                 found.setdefault(named, []).append(file)
     if not patterns:
-        for path in _files(folder):
+        for path in list_files(folder):
             case_id, role = _split_name(stem_of(path), cases)
             if case_id is not None and path not in images:
                 found.setdefault(case_id, []).append(_name_labels(path, role, folder))
@@ -153,7 +161,8 @@ def _require_folder(folder: Path, option: str) -> None:
         )
 
 
-def _files(folder: Path) -> list[Path]:
+def list_files(folder: Path) -> list[Path]:
+    """The readable files of a folder; hidden ones, such as macOS' ``._x``, are none."""
     return sorted(
         path for path in folder.iterdir() if path.is_file() and is_readable_name(path) and not path.name.startswith(".")
     )
@@ -162,7 +171,7 @@ def _files(folder: Path) -> list[Path]:
 def _find_case_folders(folder: Path) -> Iterable[tuple[str, Path]]:
     """A folder per case: its file named like a CT, or itself where it holds a DICOM series."""
     for child in sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")):
-        files = _files(child)
+        files = list_files(child)
         image = next((path for path in files if IMAGE_ROLES.match(stem_of(path))), None)
         if image is not None:
             yield child.name, image
@@ -191,7 +200,8 @@ def _match_pattern(folder: Path, pattern: str, option: str) -> Iterable[tuple[Pa
     compiled = re.compile(text.replace(r"\*", "[^/]*"), re.IGNORECASE)
     depth = pattern.strip("/").count("/")
     for path in sorted(folder.glob("*/" * depth + "*")):
-        if path.is_file() and is_readable_name(path):
+        is_hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
+        if path.is_file() and is_readable_name(path) and not is_hidden:
             relative = path.relative_to(folder).parent / stem_of(path)
             match = compiled.fullmatch(relative.as_posix())
             if match:
@@ -203,6 +213,8 @@ def _split_name(stem: str, cases: Sequence[str]) -> tuple[str | None, str]:
 
     ``cases`` come with the longest first, so that ``pt_12_oar`` is not taken for a file of ``pt_1``.
     """
+    if to_case_id(stem) in cases:
+        return to_case_id(stem), ""
     name = to_case_id(re.sub(r"_0000$", "", stem))
     for case_id in cases:
         if name == case_id:
@@ -219,7 +231,7 @@ def _masks_by_case(folder: Path, cases: Sequence[str]) -> Iterable[tuple[str, Pa
         if case_id in by_folder:
             inner = (by_folder[case_id] / name for name in _MASK_FOLDERS)
             masks = next((path for path in inner if path.is_dir()), by_folder[case_id])
-            yield from ((case_id, path) for path in _files(masks) if not IMAGE_ROLES.match(stem_of(path)))
+            yield from ((case_id, path) for path in list_files(masks) if not IMAGE_ROLES.match(stem_of(path)))
 
 
 def _name_labels(path: Path, role: str, root: Path, mask_name: str | None = None) -> LabelFile:

@@ -73,6 +73,16 @@ def tables_of(case: SourceCase, survey: CaseSurvey, meanings: LabelMeanings) -> 
     return tuple(tables)
 
 
+def holds_envelope(case: SourceCase, survey: CaseSurvey, meanings: LabelMeanings) -> bool:
+    """Whether a label that is called the whole body occurs in a case."""
+    return any(
+        counts.get(MASK_ID if label.id is None else label.id, 0)
+        for file, counts in zip(case.labels, survey.counts, strict=True)
+        for label in labels_of(file, counts)
+        if label in meanings.envelopes
+    )
+
+
 def require_readable(surveys: Sequence[CaseSurvey]) -> None:
     """Raise when any case cannot be used, naming the first of them.
 

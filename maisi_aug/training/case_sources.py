@@ -11,6 +11,7 @@ from torch import nn
 from maisi_aug.bundle import SlotSpec
 from maisi_aug.errors import TrainingError
 from maisi_aug.grid import Shape
+from maisi_aug.training.checks import require_fitting_data
 from maisi_aug.training.data import CaseStore, LatentSet, PhantomStore, ReportProgress, encode_store
 from maisi_aug.training.prepared import PreparedStore
 from maisi_aug.training.recipe import PhantomData, PreparedData, TrainingRecipe
@@ -160,8 +161,10 @@ def open_source(recipe: TrainingRecipe, folder: Path) -> CaseSource:
 
     Raises:
         PreparationError: A prepared folder that cannot be read.
-        TrainingError: One patient only, and a fold to hold out.
+        TrainingError: One patient only, and a fold to hold out; or cases on a grid that the recipe is not for.
     """
     if isinstance(recipe.data, PhantomData):
         return PhantomSource(recipe, recipe.data, folder)
-    return PreparedSource(recipe.data)
+    source = PreparedSource(recipe.data)
+    require_fitting_data(recipe, source.training.spec.grid, recipe.data.prepared)
+    return source

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,8 @@ from typing import Any
 from maisi_aug.bundle import grid_factor
 from maisi_aug.decoding_config import latent_factor
 from maisi_aug.errors import TrainingError
-from maisi_aug.grid import Grid, Shape
+from maisi_aug.grid import Grid, Shape, spell_grid
+from maisi_aug.grid_limits import GridSpec, find_shortfalls, join_words
 from maisi_aug.training.loop import CHECKPOINT_NAME
 from maisi_aug.training.recipe import TrainingRecipe
 from maisi_aug.training.settings import FlowLossConfig, VaeLossConfig
@@ -50,6 +52,36 @@ def require_divisible(recipe: TrainingRecipe, data_shape: Shape | None = None) -
     for name, stage in (("diffusion", recipe.diffusion), ("controlnet", recipe.controlnet)):
         if stage.loss.crop_shape is not None:
             _require_multiple(stage.loss.crop_shape, in_latent, f"{name}.loss.crop_shape")
+
+
+def require_fitting_data(recipe: TrainingRecipe, data: GridSpec, subject: str) -> None:
+    """Raise unless prepared cases are on a grid that the recipe's bundle is for; warn of one that is barely so.
+
+    Args:
+        recipe: Of the training. Without ``grid_limits`` its bundle is for one grid.
+        data: The grid of the cases.
+        subject: The cases, for messages.
+
+    Raises:
+        TrainingError: Naming both grids.
+    """
+    own, limits = recipe.bundle.grid, recipe.bundle.grid_limits
+    found = spell_grid(data.shape, data.spacing_mm)
+    if limits is None and not data.is_like(own):
+        raise TrainingError(
+            f"{subject}: expected the recipe's grid, {spell_grid(own.shape, own.spacing_mm)}, found {found}. Prepare "
+            "the data with that grid, or change bundle.grid in a copy of the recipe."
+        )
+    shortfalls = [] if limits is None else find_shortfalls(Grid.from_spacing(data.shape, data.spacing_mm), limits)
+    if not shortfalls:
+        return
+    sentence = f"{subject}: expected {join_words([each.expected for each in shortfalls])}, found {found}"
+    if any(each.is_refused for each in shortfalls):
+        raise TrainingError(
+            f"{sentence}. Prepare the data with the recipe's grid, {spell_grid(own.shape, own.spacing_mm)}, or change "
+            "bundle.grid and bundle.grid_limits in a copy of the recipe."
+        )
+    warnings.warn(f"{sentence}. The bundle will say that it has not seen such grids.", stacklevel=2)
 
 
 def _require_multiple(shape: Shape, factor: int, field: str) -> None:

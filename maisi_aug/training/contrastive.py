@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import numpy as np
 import torch
@@ -39,12 +39,21 @@ class ChangedRegions(NamedTuple):
 
 
 class LabelRemover:
-    """Puts the nearest host organ in the place of labels; what that changes of a map is computed once."""
+    """Puts the nearest host organ in the place of tumours; what that changes of a map is computed once.
 
-    def __init__(self, taught: Sequence[TaughtLabel], vocabulary: Vocabulary) -> None:
-        self._ids = [label.id for label in taught]
-        self._vocabulary = _only_these_are_tumors(taught, vocabulary)
+    Args:
+        vocabulary: Whose tumours are removed.
+    """
+
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        self._ids = vocabulary.tumor_ids
+        self._vocabulary = vocabulary
         self._patches: dict[bytes, tuple[tuple[slice, ...], NDArray[np.uint8]]] = {}
+
+    @classmethod
+    def of_taught(cls, taught: Sequence[TaughtLabel], vocabulary: Vocabulary) -> Self:
+        """One that removes the labels that are taught, organs among them, and nothing else."""
+        return cls(_only_these_are_tumors(taught, vocabulary))
 
     def remove(self, label_map: NDArray[np.uint8], spacing_mm: Spacing) -> NDArray[np.uint8]:
         """A label map without the labels.

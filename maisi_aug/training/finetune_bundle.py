@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections.abc import Mapping, Sequence
@@ -18,7 +17,7 @@ from torch import Tensor
 from maisi_aug import __version__
 from maisi_aug.bundle import BUNDLE_FILE, NETWORK_ROLES, Bundle, embedded_bundles, load_bundle, pulled_bundles
 from maisi_aug.bundle_references import measure_sizes
-from maisi_aug.bundle_spec import HuSpec, MaskBankSpec
+from maisi_aug.bundle_spec import HuSpec
 from maisi_aug.bundle_text import MASK_ROLES, MASK_SECTION
 from maisi_aug.checkpoint_import import LICENCE_FILE, open_whole_folder
 from maisi_aug.errors import BundleError, MaisiAugError
@@ -28,16 +27,14 @@ from maisi_aug.model_card import LabelMeasures, write_model_card
 from maisi_aug.prepared import PreparedDataset
 from maisi_aug.slot_choice import TaughtLabel
 from maisi_aug.training.data import CaseStore
-from maisi_aug.volume_io import load_label_map, save_label_map
+from maisi_aug.training.finetune_bank import FinetunedBank, collect_bank
 from maisi_aug.weights import load_weight_file, write_bundle
-from maisi_aug.whole_files import write_text_whole
 
 MIN_SPREAD_HU = 10.0
 """Standard deviation over patients that is assumed at the least: a few patients say little of all."""
 NUM_DEVIATIONS = 3.0
 FAINT_HU = 5.0
 """Contrasts below it have no sign."""
-BANK_LIST, BANK_LABELS, MAPS_FOLDER = "label_maps.json", "label_map_ids.json", "label_maps"
 
 
 def measure_labels(
@@ -112,7 +109,7 @@ def write_finetuned(
         controlnet: Its new weights, in MAISI's layout.
         taught: What it was taught.
         measures: What the training cases say of that.
-        training: The training cases, whose label maps are drawn from by default.
+        training: The training cases, whose label maps are drawn from by default, beside those of the base.
         table: ``(256,)`` from the ids of the prepared maps to the bundle's.
         training_facts: How it was trained, for the provenance and the model card.
         self_contained: Copy the base's weights and the label maps, in place of referring to them.
@@ -120,14 +117,13 @@ def write_finetuned(
     Raises:
         BundleError: When the folder holds something else than an earlier bundle of the same name.
     """
-    header = _build_header(
-        folder, base, taught, measures, training, training_facts, table=table, self_contained=self_contained
-    )
+    bank = collect_bank(base, training, table)
+    header = _build_header(folder, base, taught, measures, bank, training_facts, self_contained=self_contained)
     states: dict[str, Mapping[str, Tensor]] = {"controlnet": controlnet}
     if self_contained:
         states |= {role: load_weight_file(base, role) for role in NETWORK_ROLES if role != "controlnet"}
     with open_whole_folder(folder, require_replaceable=partial(_require_own, folder, header["name"])) as unfinished:
-        _write_bank(unfinished, folder, training, table, copies=self_contained)
+        bank.write(unfinished, folder, copies=self_contained)
         for bundle in _with_bases(base):
             if (bundle.path / LICENCE_FILE).is_file():
                 shutil.copyfile(bundle.path / LICENCE_FILE, unfinished / LICENCE_FILE)
@@ -142,10 +138,9 @@ def _build_header(
     base: Bundle,
     taught: Sequence[TaughtLabel],
     measures: Mapping[str, LabelMeasures],
-    training: PreparedDataset,
+    bank: FinetunedBank,
     training_facts: Mapping[str, Any],
     *,
-    table: NDArray[np.uint8],
     self_contained: bool,
 ) -> dict[str, Any]:
     header = base.spec.model_dump(mode="json", exclude_defaults=True, exclude={"weights", "base", "provenance"})
@@ -167,12 +162,7 @@ def _build_header(
         **header.get("hu_ranges", {}),
         **{name: found.hu.model_dump(mode="json") for name, found in measures.items()},
     }
-    has_same_ids = all(table[label_id] == label_id for label_id in _ids_of(training))
-    header["mask_bank"] = MaskBankSpec(
-        list=BANK_LIST,
-        labels="maisi" if self_contained or has_same_ids else BANK_LABELS,
-        source=f"{len(training.cases)} training cases of {training.spec.name}",
-    ).model_dump(mode="json")
+    header["mask_bank"] = bank.describe(copies=self_contained).model_dump(mode="json")
     if not self_contained:
         header["base"] = {"name": base.name, "fingerprint": base.fingerprint, "paths": _paths_to(base, folder)}
     header["provenance"] = {
@@ -202,32 +192,6 @@ def _paths_to(base: Bundle, folder: Path) -> list[str]:
         return []
     place = base.path.resolve()
     return [Path(os.path.relpath(place, folder.resolve())).as_posix(), place.as_posix()]
-
-
-def _write_bank(
-    unfinished: Path, folder: Path, training: PreparedDataset, table: NDArray[np.uint8], *, copies: bool
-) -> None:
-    """List the label maps of the training cases, or copy them in the bundle's ids."""
-    rows = []
-    for case in training.cases:
-        source = training.file_of("label", case.id).resolve()
-        listed = sorted({int(table[label_id]) for label_id, count in case.voxels.items() if count and label_id})
-        if copies:
-            volume = load_label_map(source)
-            target = unfinished / MAPS_FOLDER / f"{case.id}.nii.gz"
-            save_label_map(target, table[volume.array.astype(np.uint8)], volume.grid)
-            place = f"{MAPS_FOLDER}/{case.id}.nii.gz"
-        else:
-            place = Path(os.path.relpath(source, folder.resolve())).as_posix()
-        rows.append({"label": place, "label_list": listed})
-    write_text_whole(unfinished / BANK_LIST, json.dumps({"training": rows}, indent=1) + "\n")
-    if not copies:
-        ids = {str(label_id): int(table[label_id]) for label_id in sorted(_ids_of(training))}
-        write_text_whole(unfinished / BANK_LABELS, json.dumps(ids, indent=1) + "\n")
-
-
-def _ids_of(dataset: PreparedDataset) -> set[int]:
-    return {label_id for case in dataset.cases for label_id, count in case.voxels.items() if count and label_id}
 
 
 def _with_bases(bundle: Bundle) -> list[Bundle]:

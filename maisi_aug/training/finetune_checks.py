@@ -11,7 +11,7 @@ import yaml
 from maisi_aug.bundle import NETWORK_ROLES, Bundle
 from maisi_aug.decoding_config import latent_factor
 from maisi_aug.errors import GridError, TrainingError
-from maisi_aug.grid import Grid, Shape
+from maisi_aug.grid import Grid, Shape, spell_grid
 from maisi_aug.grid_preflight import check_grid
 from maisi_aug.prepared import PreparedDataset
 from maisi_aug.recipe import differences
@@ -20,6 +20,8 @@ from maisi_aug.training.finetune_settings import FinetuneConfig
 from maisi_aug.whole_files import write_text_whole
 
 SETTINGS_NAME = "finetune.yaml"
+# The configuration has weights of the contrastive loss of its own, which count; pictures decide nothing.
+UNTOLD: dict[str, Any] = {"loss": {"contrastive_weight", "contrastive_bound"}, "num_pictures": True}
 
 
 def require_trainable(base: Bundle) -> None:
@@ -119,19 +121,27 @@ def require_voxels(taught: tuple[TaughtLabel, ...], training: PreparedDataset, h
 def require_fitting_grid(dataset: PreparedDataset, base: Bundle) -> None:
     """Raise unless the base's networks can work with the grid of the prepared cases.
 
+    A base that does not say which grids its networks have seen has seen its own, and its bundles are used on that.
+
     Raises:
         TrainingError: Naming both grids.
     """
-    grid = Grid.from_spacing(dataset.spec.grid.shape, dataset.spec.grid.spacing_mm)
+    spec, own = dataset.spec.grid, base.spec.grid
     try:
-        for sentence in check_grid(grid, base):
+        for sentence in check_grid(Grid.from_spacing(spec.shape, spec.spacing_mm), base, remedy=""):
             warnings.warn(sentence, stacklevel=3)
     except GridError as error:
-        shape, spacing = ("x".join(f"{part:g}" for part in parts) for parts in (base.grid.shape, base.grid.spacing_mm))
         raise TrainingError(
-            f"{dataset.path}: expected cases on a grid that bundle '{base.name}' knows, such as {shape} voxels of "
-            f"{spacing} mm, found others. {error} Prepare the data again with --bundle {base.name}."
+            f"{dataset.path}: expected cases on a grid that bundle '{base.name}' knows, such as "
+            f"{spell_grid(own.shape, own.spacing_mm)}, found others. {error} Prepare the data again with "
+            "this base as --bundle."
         ) from error
+    if base.spec.grid_limits is None and not spec.is_like(own):
+        raise TrainingError(
+            f"{dataset.path}: expected cases on the grid of bundle '{base.name}', "
+            f"{spell_grid(own.shape, own.spacing_mm)}, found {spell_grid(spec.shape, spec.spacing_mm)}. Prepare the "
+            "data again with this base as --bundle."
+        )
 
 
 def describe_run(config: FinetuneConfig, base: Bundle, dataset: PreparedDataset) -> dict[str, Any]:
@@ -141,7 +151,7 @@ def describe_run(config: FinetuneConfig, base: Bundle, dataset: PreparedDataset)
     the run was trained on.
     """
     return {
-        "configuration": config.model_dump(mode="json"),
+        "configuration": config.model_dump(mode="json", exclude=UNTOLD),
         "base": {"name": base.name, "fingerprint": base.fingerprint},
         "data": {
             "path": str(dataset.path.resolve()),
@@ -170,6 +180,8 @@ def require_free_folder(folder: Path) -> None:
 def open_run(folder: Path, described: dict[str, Any]) -> None:
     """Take a new or empty folder for a run, or go on with the one that is there.
 
+    A run that has left no checkpoint may begin anew with other settings.
+
     Raises:
         TrainingError: When the folder holds something else, or a run with other settings.
     """
@@ -177,18 +189,21 @@ def open_run(folder: Path, described: dict[str, Any]) -> None:
     if path.is_file():
         try:
             before = yaml.safe_load(path.read_text(encoding="utf-8"))
+            before["configuration"].pop("num_pictures", None)  # which earlier versions told
             flat_before = _flatten(before)
-        except (OSError, UnicodeDecodeError, yaml.YAMLError, AttributeError) as error:
+        except (OSError, UnicodeDecodeError, yaml.YAMLError, AttributeError, KeyError, TypeError) as error:
             raise TrainingError(
                 f"{path}: expected the settings of a fine-tuning run, found: {error}. Choose another --out."
             ) from error
         changed = differences(flat_before, _flatten(described))
-        if changed:
+        has_begun = any((folder / "training").glob("checkpoint*"))
+        if changed and has_begun:
             raise TrainingError(
                 f"{folder}: expected the settings that this run was begun with, found others "
                 f"({'; '.join(changed[:4])}). Choose another --out, or repeat the first command to go on."
             )
-        return
+        if not changed:
+            return
     require_free_folder(folder)
     write_text_whole(path, yaml.safe_dump(described, sort_keys=False, allow_unicode=True, width=100))
 

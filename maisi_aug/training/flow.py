@@ -26,6 +26,7 @@ from maisi_aug.networks import takes_regions
 from maisi_aug.regions import Regions, find_body_regions
 from maisi_aug.seeds import derive_seed, numpy_generator
 from maisi_aug.training.ahead import Ahead
+from maisi_aug.training.contrastive import ChangedRegions, LabelRemover, find_regions, region_contrastive_loss
 from maisi_aug.training.data import CaseStore, LatentSet
 from maisi_aug.training.loop import Stateless
 from maisi_aug.training.patches import LesionPlaces
@@ -63,6 +64,9 @@ class FlowObjective(Stateless):
 
     Rectified flow: x_t = (1 - t) x_0 + t e, target x_0 - e (Liu et al., "Flow Straight and Fast", ICLR 2023).
     DDPM: target e (Ho et al., "Denoising Diffusion Probabilistic Models", NeurIPS 2020).
+
+    The L1 is weighted as MAISI's, and then divided by the sum of the weights where MAISI's is a plain mean: a case with
+    large lesions does not count more than one with small ones, and the other losses keep their weight beside it.
     """
 
     def __init__(
@@ -78,6 +82,7 @@ class FlowObjective(Stateless):
         seed: int,
         device: str,
         label_weights: Mapping[int, float] | None = None,
+        remover: LabelRemover | None = None,
         processes: Processes = ALONE,
     ) -> None:
         self.unet = unet
@@ -89,6 +94,7 @@ class FlowObjective(Stateless):
         self.lesion_ids = np.asarray(lesion_ids, dtype=np.uint8)
         self.seed = seed
         self.device = device
+        self.remover = remover
         self.processes = processes
         self.lesions = LesionPlaces(store, lesion_ids)
         self._weight_of_id = _tabulate_weights(config, lesion_ids, label_weights or {})
@@ -145,13 +151,28 @@ class FlowObjective(Stateless):
                 total_weight=None if mean_weights is None else mean_weights[1],
             )
             loss = loss + self.config.label_mean_weight * figures["label_mean"]
-        extra = self._extra_loss(batch, Prediction(noisy, timesteps, output.float(), target), figures)
+        extra = self._contrast(batch, Prediction(noisy, timesteps, output.float(), target), figures)
         loss = loss if extra is None else loss + extra
         return loss, {name: value.detach() for name, value in figures.items()}
 
-    def _extra_loss(self, batch: Batch, predicted: Prediction, figures: dict[str, Tensor]) -> Tensor | None:
-        """What a kind of training adds to the loss, its figures added in place; None for nothing."""
-        return None
+    def _contrast(self, batch: Batch, predicted: Prediction, figures: dict[str, Tensor]) -> Tensor | None:
+        """The region contrastive loss, while the network trains, its figures added in place; None for nothing."""
+        weight = self.config.contrastive_weight if isinstance(self.scheduler, RFlowScheduler) else 0.0
+        if weight == 0 or self.remover is None or not torch.is_grad_enabled():
+            return None
+        pairs = zip(batch.label_maps, batch.spacings_mm, strict=True)
+        without_maps = np.stack([self.remover.remove(label_map, spacing_mm) for label_map, spacing_mm in pairs])
+        regions = find_regions(batch.label_maps, without_maps, batch.clean.shape)
+        if not regions.changed.any():
+            return None
+        on_maps = torch.from_numpy(without_maps).to(self.device)
+        without = self._predict(predicted.noisy, predicted.timesteps, batch, on_maps).float()
+        on_device = ChangedRegions(*(part.to(self.device) for part in regions))
+        reward, outside = region_contrastive_loss(
+            predicted.output, without, predicted.target, on_device, bound=self.config.contrastive_bound
+        )
+        figures |= {"contrast": -reward, "outside": outside}
+        return weight * (reward + outside)
 
     def _draw_noise(self, step: int, clean: Tensor, share: Share = WHOLE) -> tuple[Tensor, Tensor]:
         """Noise and timesteps of a share, cut from those of the whole batch."""

@@ -16,7 +16,7 @@ from maisi_aug.errors import TrainingError
 from maisi_aug.grid import voxel_volume_ml
 from maisi_aug.networks import build_network, build_scheduler, use_plain_layers
 from maisi_aug.training.label_maps import LabelMaps, VariedMaps
-from maisi_aug.training.loop import LoopResult, Objective, ReportStep
+from maisi_aug.training.loop import CHECKPOINT_NAME, LoopResult, Objective, ReportStep
 from maisi_aug.training.mask_data import MaskSplit, hash_of
 from maisi_aug.training.mask_noise import MaskNoiseObjective, MaskNoiseValidation, SizedLatents
 from maisi_aug.training.mask_recipe import MaskTrainingRecipe
@@ -190,7 +190,8 @@ class MaskTrainingFolder(StageFolder):
         """
         settings = self._settings_of(stage)
         path = self.folder / stage / SETTINGS_NAME
-        if not path.exists():
+        has_begun = (self.folder / stage / CHECKPOINT_NAME).exists()
+        if not (has_begun and path.exists()):
             write_text_whole(path, json.dumps(settings, indent=1) + "\n")
             return
         before = json.loads(path.read_text(encoding="utf-8"))

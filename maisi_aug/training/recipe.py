@@ -27,6 +27,7 @@ from maisi_aug.training.settings import FlowLossConfig, LoopConfig, VaeLossConfi
 
 # What ``bundle.like`` takes over.
 SHARED_FIELDS = ("grid", "grid_limits", "num_inference_steps", "decode_window", "scheduler", "networks")
+OWN_LICENCE = "Own weights; the licence of the training data applies."
 
 
 class _Strict(BaseModel):
@@ -188,6 +189,14 @@ class TrainingRecipe(_Strict):
         return self
 
     @model_validator(mode="after")
+    def _require_what_contrast_needs(self) -> Self:
+        if self.diffusion.loss.contrastive_weight > 0:
+            raise ValueError("diffusion.loss.contrastive_weight: is for a ControlNet; set controlnet.loss alone")
+        if self.controlnet.loss.contrastive_weight > 0 and self.bundle.scheduler.get("class") != "RFlowScheduler":
+            raise ValueError("controlnet.loss.contrastive_weight: is for rectified flow, not for ddpm; leave it out")
+        return self
+
+    @model_validator(mode="after")
     def _require_known_labels(self) -> Self:
         if isinstance(self.data, PhantomData):  # prepared data may bring labels of its own
             vocabulary = bind_slots(self.bundle.slots)
@@ -197,9 +206,21 @@ class TrainingRecipe(_Strict):
         return self
 
     def with_prepared(self, folder: Path) -> TrainingRecipe:
-        """The recipe on other data: a prepared folder, with the fold that the recipe holds out."""
-        fold = self.data.validation_fold if isinstance(self.data, PreparedData) else None
-        return self.model_copy(update={"data": PreparedData(prepared=str(folder), validation_fold=fold)})
+        """The recipe on other data: a prepared folder, with the fold that the recipe holds out.
+
+        What a recipe for phantoms says of its bundle is not true of other data: name, words and licence are replaced.
+        """
+        if isinstance(self.data, PreparedData):
+            return self.model_copy(update={"data": self.data.model_copy(update={"prepared": str(folder)})})
+        words = {
+            "name": f"own-{self.bundle.name}",
+            "description": f"Networks of the recipe for {self.bundle.name}, trained on prepared CTs.",
+            "advice": "",
+            "advice_without_map": "",
+            "licence": OWN_LICENCE,
+        }
+        bundle = self.bundle.model_copy(update=words)
+        return self.model_copy(update={"data": PreparedData(prepared=str(folder)), "bundle": bundle})
 
 
 def training_recipe_path(name_or_path: str) -> Path:

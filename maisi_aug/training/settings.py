@@ -157,6 +157,9 @@ class FlowLossConfig(BaseModel):
         whole_start_step: Step from which whole latents are taken in place of crops; None for crops to the end.
         whole_batch_count: Cases a step from ``whole_start_step`` on; None for ``batch_count``.
         train_unet: Whether the U-Net learns beside the ControlNet; False keeps it frozen, as MAISI does.
+        contrastive_weight: Weight of the region contrastive loss of a ControlNet of rectified flow: where a tumour is
+            removed from the label map, the output shall change, and elsewhere not. 0 leaves it out; MAISI's is 0.01.
+        contrastive_bound: Mean difference between the outputs with and without the tumours that is rewarded at most.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -173,6 +176,8 @@ class FlowLossConfig(BaseModel):
     whole_start_step: int | None = Field(default=None, ge=0)
     whole_batch_count: int | None = Field(default=None, gt=0)
     train_unet: bool = False
+    contrastive_weight: float = Field(default=0.0, ge=0)
+    contrastive_bound: float = Field(default=2.0, gt=0)
 
     @model_validator(mode="after")
     def _require_shares_below_one(self) -> Self:

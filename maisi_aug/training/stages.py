@@ -20,6 +20,7 @@ from maisi_aug.networks import build_network, build_scheduler, keep_decoder_outp
 from maisi_aug.seeds import derive_seed
 from maisi_aug.training.case_sources import open_source
 from maisi_aug.training.checks import require_divisible, require_same_settings
+from maisi_aug.training.contrastive import LabelRemover
 from maisi_aug.training.data import CaseStore, LatentSet
 from maisi_aug.training.flow import FlowObjective
 from maisi_aug.training.label_means import freeze_lookup, start_from_label_means
@@ -224,6 +225,7 @@ class TrainingFolder(StageFolder):
                 seed=derive_seed(self.recipe.seed, "unet" if controlnet is None else "controlnet"),
                 device=self.device,
                 label_weights={self.vocabulary.id_of(name): w for name, w in stage.loss.label_weights.items()},
+                remover=LabelRemover(self.vocabulary),
                 processes=self.processes,
             )
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from maisi_aug.weights import write_random_bundle
 from tests.tiny_bundle import build_ddpm_header
 from tests.tiny_lab import write_lab
 from tests.tiny_prepared import write_prepared, write_tiny_base
+from tests.tiny_training import SHAPE, SPACING_MM
 
 COMMAND = ("finetune-controlnet", "--label", "gland")
 
@@ -33,7 +35,7 @@ def call(run_cli: Callable[..., Any], places: tuple[Path, Path], out: Path, *opt
 def test_bundle_is_made_and_told_of(run_cli: Callable[..., Any], places: tuple[Path, Path], tmp_path: Path) -> None:
     options = ("--slot", "dummy3", "--kind", "gland=organ", "--host", "gland=body,liver", "--json")
     fast = ("--steps", "1", "--pictures", "0", "--crop", "16x16x16", "--tune", "low-rank", "--rank", "2")
-    done = call(run_cli, places, tmp_path / "run", *options, *fast)
+    done = call(run_cli, places, tmp_path / "my run", *options, *fast)
     assert done.code == 0, done.stderr
     told = json.loads(done.stdout)
     assert told["labels"][0] | {"why": ""} == {
@@ -47,9 +49,11 @@ def test_bundle_is_made_and_told_of(run_cli: Callable[..., Any], places: tuple[P
     assert told["is_complete"] is True
     assert "gland: organ in slot 18, lies in body, liver (as given; hosts as given)" in done.stderr
     assert run_cli("bundles", "verify", told["bundle"]).code == 0
-    again = call(run_cli, places, tmp_path / "run", *options[:-1], *fast)
+    again = call(run_cli, places, tmp_path / "my run", *options[:-1], *fast, "--pictures", "1")
     assert again.code == 0, again.stderr
-    assert f"Try: maisi-aug synthesize --bundle {told['bundle']} --labels 'gland:0.5'" in again.stdout
+    (line,) = (line for line in again.stdout.splitlines() if line.startswith("Try: "))
+    bundle = ["--bundle", told["bundle"], "--labels", "gland:0.5"]
+    assert shlex.split(line)[1:7] == ["maisi-aug", "synthesize", *bundle]
 
 
 @pytest.mark.parametrize(
@@ -58,6 +62,9 @@ def test_bundle_is_made_and_told_of(run_cli: Callable[..., Any], places: tuple[P
         (("--slot", "dummy3", "--label", "bright nodule"), "--slot: expected 'NAME=dummy3' where there are several"),
         (("--slot", "glands=dummy3"), "--slot: expected one of the labels (gland), found 'glands'"),
         (("--host", "body"), "--host: expected NAME=VALUE such as 'left parotid=body', found 'body'"),
+        (("--host", "glnd=body"), "--host: expected one of the labels (gland), found 'glnd'. Did you mean 'gland'?"),
+        (("--kind", "Gland=organ"), "--kind: expected one of the labels (gland), found 'Gland'. Did you mean 'gland'?"),
+        (("--rank", "8"), "--rank: expected --tune low-rank beside it, found full"),
         (("--kind", "gland=thing"), "kinds.gland: Input should be 'lesion' or 'organ', found 'thing'"),
         (("--crop", "10x16x16"), "Crop for bundle 'tiny'"),
         (("--slot", "gland=liver"), "Slot of 'gland': expected 'auto', a placeholder"),
@@ -72,6 +79,52 @@ def test_bad_words_are_told_of(
     assert done.code != 0
     assert message in " ".join(done.stderr.split())
     assert not (tmp_path / "run").exists()
+
+
+def test_warnings_are_shown(run_cli: Callable[..., Any], tmp_path: Path) -> None:
+    limits = {"sides": [[32], [24], [24, 32]], "spacing_mm": [[12, 12], [13, 13], [20, 30]]}
+    base = write_tiny_base(tmp_path / "base", grid_limits=limits)
+    data = write_prepared(tmp_path / "data", num_cases=3)
+    lines = (data / "cases.jsonl").read_text().splitlines()
+    empty = json.loads(lines[0])
+    empty["voxels"].pop("133")
+    (data / "cases.jsonl").write_text("\n".join([json.dumps(empty), *lines[1:]]) + "\n")
+    fast = ("--steps", "1", "--pictures", "0", "--crop", "16x16x16", "--tune", "low-rank")
+    done = call(run_cli, (data, base.path), tmp_path / "run", *fast)
+    assert done.code == 0, done.stderr
+    assert "Note: Label 'gland': expected voxels in a held-out case, found none" in done.stderr
+    assert "The networks have not seen such grids" in done.stderr
+
+
+def test_grid_that_the_named_bundle_refuses_is_refused_before_any_case(
+    run_cli: Callable[..., Any], tmp_path: Path
+) -> None:
+    spans = {"sides": [[32], [24], [24]], "spacing_mm": [[12, 12], [13, 13], [14, 14]]}
+    base = write_tiny_base(tmp_path / "base", grid_limits={**spans, "refuses_other_spacing": True})
+    lab = write_lab(tmp_path / "lab", 2)
+    sources = ("--images", lab, "--labels", lab, "--map", "1=gland@liver", "--map", "2=liver", "--folds", "2")
+    refused = run_cli("prepare", *sources, "--out", tmp_path / "a", "--bundle", base.path, "--spacing", "9")
+    assert refused.code == 2
+    assert "Use --shape 32x24x24 --spacing 12x13x14" in refused.stderr
+    assert "or leave --bundle out if it is not to be trained on." in refused.stderr
+    assert not (tmp_path / "a").exists()
+    done = run_cli("prepare", *sources, "--out", tmp_path / "a", "--bundle", base.path, "--workers", "1")
+    assert done.code == 0, done.stderr
+    assert run_cli("prepare", *sources, "--out", tmp_path / "b", "--workers", "1").code == 0
+    fast = ("--steps", "1", "--pictures", "0", "--crop", "16x16x16", "--tune", "low-rank")
+    assert call(run_cli, (tmp_path / "a", base.path), tmp_path / "run", *fast).code == 0
+    other = call(run_cli, (tmp_path / "b", base.path), tmp_path / "other", *fast)
+    assert "Prepare the data again with this base as --bundle." in other.stderr
+    assert "allow-unseen-grid" not in other.stderr
+
+
+def test_data_are_prepared_for_the_base_in_the_readme(repository: Path) -> None:
+    lines = (repository / "README.md").read_text(encoding="utf-8").splitlines()
+    prepare, finetune = (
+        next(line.split() for line in lines if line.startswith(f"maisi-aug {verb} "))
+        for verb in ("prepare", "finetune-controlnet")
+    )
+    assert prepare[prepare.index("--bundle") + 1] == finetune[finetune.index("--base") + 1]
 
 
 def test_nothing_is_prepared_into_a_folder_of_something_else(
@@ -126,14 +179,41 @@ def test_label_named_in_the_data_needs_no_rule(places: tuple[Path, Path], tmp_pa
     assert set(store.dataset.spec.new_labels) == {"node"}
     others = open_data(str(lab), base, tmp_path / "others", labels=("node",), rules=("*=-",), organs=())
     assert set(others.dataset.spec.labels) == {"node", "body"}
-    with pytest.raises(PreparationError, match="found others"):  # the user's rule goes first: it is other data
-        open_data(str(lab), base, tmp_path / "out", labels=("node",), rules=("1=gland@liver",), organs=())
+    again: dict[str, Any] = {
+        "labels": ("gland",),
+        "rules": ("1=gland@liver",),
+        "organs": (),
+    }  # the user's rule goes first
+    assert "gland" in open_data(str(lab), base, tmp_path / "out", **again).dataset.spec.labels  # nothing depends on it
+    (tmp_path / "out" / "finetune.yaml").touch()
+    with pytest.raises(PreparationError, match="found others"):
+        open_data(str(lab), base, tmp_path / "out", labels=("node",), rules=(), organs=())
+
+
+def test_label_that_the_data_will_not_hold_is_told_before_any_case_is_prepared(
+    places: tuple[Path, Path], tmp_path: Path
+) -> None:
+    lab, base = write_lab(tmp_path / "lab", 2), load_bundle(places[1])
+    words: dict[str, Any] = {"rules": ("1=gland@liver", "2=liver"), "organs": ()}
+    with pytest.raises(PreparationError, match="--label 'galnd': expected a label that .* Did you mean 'gland'"):
+        open_data(str(lab), base, tmp_path / "out", labels=("liver", "galnd"), **words)
+    with pytest.raises(PreparationError, match="--label 'spleen': .* They hold liver, gland"):
+        open_data(str(lab), base, tmp_path / "out", labels=("spleen",), **words)
+    assert not (tmp_path / "out").exists()
+
+
+def test_one_case_is_refused_without_advice_that_leads_nowhere(places: tuple[Path, Path], tmp_path: Path) -> None:
+    lab, base = write_lab(tmp_path / "lab", 1), load_bundle(places[1])
+    with pytest.raises(PreparationError, match="^--data: expected at least two cases, .* found p1_a alone. Add cases"):
+        open_data(str(lab), base, tmp_path / "out", labels=("liver",), rules=("1=-", "2=liver"), organs=())
 
 
 def test_contrastive_loss_is_for_rectified_flow_alone(
     run_cli: Callable[..., Any], places: tuple[Path, Path], tmp_path: Path
 ) -> None:
-    base = write_random_bundle(tmp_path / "base", build_ddpm_header(), seed=3)
+    base = write_random_bundle(
+        tmp_path / "base", {**build_ddpm_header(), "grid": {"shape": SHAPE, "spacing_mm": SPACING_MM}}, seed=3
+    )
     fast = ("--steps", "1", "--pictures", "0", "--crop", "16x16x16")
     command = (*COMMAND, "--data", places[0], "--base", base.path, "--out", tmp_path / "run", *fast)
     refused = run_cli(*command, "--contrastive-weight", "0.1")

@@ -64,6 +64,13 @@ def test_prepared_folder_takes_the_place_of_the_phantoms(run_cli: Callable[..., 
     assert "expected a prepared folder, found no dataset.yaml" in outcome.stderr
 
 
+def test_prepared_cases_need_a_recipe_that_is_not_for_phantoms(run_cli: Callable[..., Any], tmp_path: Path) -> None:
+    outcome = run_cli("train", "vae", "--out", tmp_path / "run", "--data", write_prepared(tmp_path / "data"))
+    assert outcome.code == 2
+    assert "--recipe: expected one for the prepared cases of --data, found none" in outcome.stderr
+    assert not (tmp_path / "run").exists()
+
+
 def test_terminated_run_says_so_and_goes_on(
     train: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

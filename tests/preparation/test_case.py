@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from scipy import ndimage
 
 from maisi_aug.bank_labels import Translation
 from maisi_aug.errors import VolumeError
@@ -14,7 +15,7 @@ from maisi_aug.labels import BODY_ID
 from maisi_aug.preparation.case import AIR_HU, CaseTask, build_case, load_ct
 from maisi_aug.preparation.settings import PrepareSettings
 from maisi_aug.preparation.sources import LabelFile, SourceCase
-from maisi_aug.preparation.survey import survey_case, tables_of
+from maisi_aug.preparation.survey import holds_envelope, survey_case, tables_of
 from maisi_aug.preparation.tissues import Tissue
 from maisi_aug.volume_io import save_image, save_label_map
 from tests.tiny_bank import LIVER, SPLEEN, build_ct, build_trunk, trunk_grid
@@ -37,7 +38,9 @@ def build_task(case: SourceCase, *rules: str, **changes: object) -> CaseTask:
     meanings = build_meanings(case, *(rules or RULES))
     translations = changes.pop("translations", ())
     settings: PrepareSettings = build_settings(meanings, **changes)
-    return CaseTask(case, tables_of(case, survey_case(case), meanings), translations, settings)  # type: ignore[arg-type]
+    survey = survey_case(case)
+    has_envelope = holds_envelope(case, survey, meanings)
+    return CaseTask(case, tables_of(case, survey, meanings), translations, settings, has_envelope)  # type: ignore[arg-type]
 
 
 def test_case_is_brought_to_the_grid_and_the_vocabulary(tmp_path: Path) -> None:
@@ -144,6 +147,46 @@ def test_body_that_the_lab_drew_is_taken(tmp_path: Path) -> None:
     width = np.flatnonzero((built.label_map > 0).any(axis=(1, 2))).size * 7.0
     drawn = np.flatnonzero((label_map > 0).any(axis=(1, 2))).size * 7.0
     assert width == pytest.approx(drawn, abs=14)
+
+
+@pytest.mark.parametrize("rule", ["4=pulmonary artery", "4=body"])
+def test_few_voxels_called_body_leave_the_patient_to_be_found(tmp_path: Path, rule: str) -> None:
+    case = write_case(tmp_path, "a")
+    whole = build_case(build_task(case)).label_map
+    own = build_own_labels()
+    own[22:24, 20:22, 20:22] = 4
+    save_label_map(case.labels[0].path, own, trunk_grid())
+    built = build_case(build_task(case, *RULES, rule))
+    assert np.count_nonzero(built.label_map) == pytest.approx(np.count_nonzero(whole), rel=0.01)
+    assert built.notes[0] == (
+        "Body (200) as labelled and the other labels fill 7% of the patient; the rest of the patient was found in the "
+        "CT."
+    )
+
+
+def test_body_that_is_a_shell_is_filled_and_told(tmp_path: Path) -> None:
+    case = write_case(tmp_path, "a")
+    trunk = build_trunk() > 0
+    own = np.where(trunk & ~ndimage.binary_erosion(trunk, np.ones((3, 3, 1))), 4, 0).astype(np.uint8)
+    own[build_own_labels() > 0] = OWN_LIVER
+    save_label_map(case.labels[0].path, own, trunk_grid())
+    built = build_case(build_task(case, "2=liver", "4=body"))
+    assert np.count_nonzero(built.label_map) == pytest.approx(
+        np.count_nonzero(build_case(build_task(write_case(tmp_path, "b"))).label_map), rel=0.05
+    )
+    assert built.notes[0].startswith("Body (200) as labelled is hollow;")
+
+
+def test_body_that_the_lab_drew_keeps_the_organs_below_it(tmp_path: Path) -> None:
+    case = write_case(tmp_path, "a")
+    trunk = build_trunk()
+    save_label_map(tmp_path / "organs.nii.gz", np.where(trunk == SPLEEN, SPLEEN, 0).astype(np.uint8), trunk_grid())
+    save_label_map(case.labels[0].path, np.where(trunk > 0, 4, 0).astype(np.uint8), trunk_grid())
+    case = replace(case, organs=((LabelFile(tmp_path / "organs.nii.gz"),),))
+    translation = Translation({0: 0, SPLEEN: SPLEEN}, frozenset())
+    built = build_case(build_task(case, "4=body", translations=(translation,)))
+    volume_ml = (built.label_map == SPLEEN).sum() * built.grid.voxel_ml
+    assert volume_ml == pytest.approx((trunk == SPLEEN).sum() * trunk_grid().voxel_ml, rel=0.2)
 
 
 def test_values_beyond_a_ct_do_not_spread(tmp_path: Path) -> None:

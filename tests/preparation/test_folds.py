@@ -27,6 +27,8 @@ def test_patients_come_from_a_table(tmp_path: Path) -> None:
     table = tmp_path / "patients.csv"
     table.write_text("id,patient\np0_a,x\np0_b, x \n", encoding="utf-8-sig")
     assert find_patients(["p0_a", "p0_b"], str(table)) == {"p0_a": "x", "p0_b": "x"}
+    table.write_text("id,patient\npat 1,x\np0_a,y\n")
+    assert find_patients(["pat_1"], str(table)) == {"pat_1": "x"}
     with pytest.raises(PreparationError, match="expected a patient for every case, found none for p1_a. Correct"):
         find_patients(["p0_a", "p1_a"], str(table))
     table.write_text("case,patient\np0_a,x\n")
@@ -45,7 +47,7 @@ def test_every_case_is_its_own_patient_without_a_rule() -> None:
 
 def test_too_few_patients_are_refused() -> None:
     with pytest.raises(
-        PreparationError, match="at least two patients, found one, 'x', .* or --folds 1 to train without"
+        PreparationError, match="at least two patients, found one, 'x', .* with --folds 1, for 'maisi-aug train' alone"
     ):
         require_enough_patients({"a": "x", "b": "x"}, 5)
     with pytest.raises(PreparationError, match="as many patients as folds, 5, found 2. Choose --folds 2 or fewer"):

@@ -170,3 +170,13 @@ def test_new_labels_are_named_by_the_data_unless_a_rule_says_otherwise() -> None
     assert name(["node"], names, "2=lymph node@body") == []
     assert name(["node"], names, "1=node@body") == []
     assert name(["2", "nod*", "gland"], names) == []
+
+
+def test_advice_for_one_kind_of_file_leaves_the_others_alone() -> None:
+    labels = [SourceLabel("oar", 1, None), SourceLabel("ptv", 1, None)]
+    with pytest.raises(PreparationError, match=r"Add for each a --map such as 'oar/1=kidney tumor', or 'oar/1=-'"):
+        resolve(labels)
+    with pytest.raises(PreparationError, match=r"found none for ptv/1\. Add for each a --map such as 'ptv/1="):
+        resolve(labels, "oar/1=liver")
+    with pytest.raises(PreparationError, match=r"such as '1=kidney tumor'"):
+        resolve([SourceLabel("seg", 1, None)])

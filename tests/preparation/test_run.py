@@ -1,18 +1,17 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
 import numpy as np
 import pytest
 
 from maisi_aug.errors import PreparationError
 from maisi_aug.grid import Grid
 from maisi_aug.labels import BODY_ID
-from maisi_aug.preparation.run import run_parallel
 from maisi_aug.prepared import load_prepared
 from maisi_aug.volume_io import load_image, load_label_map, save_image, save_label_map
 from maisi_aug.whole_files import sha256_of
@@ -168,9 +167,18 @@ def test_two_processes_make_the_same_bytes(prepared: tuple[Path, Path], prepare:
     assert load_prepared(tmp_path / "out").cases == load_prepared(out).cases
 
 
-def test_killed_process_is_told() -> None:
-    with pytest.raises(PreparationError, match="found one that was ended from outside, mostly for lack of memory"):
-        run_parallel(os._exit, [3, 3], "checking", lambda stage, done, total: None, 2)
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_header_without_an_orientation_is_told_once(prepare: Run, tmp_path: Path, workers: str) -> None:
+    lab = write_lab(tmp_path / "lab", 2)
+    for path in lab.glob("p1_*"):
+        image: Any = nib.load(path)
+        image.set_sform(None, 0)
+        image.set_qform(None, 0)
+        nib.save(nib.Nifti1Image(np.asarray(image.dataobj), None, image.header), path)
+    outcome = prepare(lab, "--workers", workers, folds=2)
+    assert outcome.code == 0, outcome.stderr
+    told = f"Note: {lab / 'p1_a_seg.nii.gz'}: expected an orientation in the header, found none;"
+    assert outcome.stderr.count(told) == 1
 
 
 def test_organs_come_from_totalsegmentators_output(prepare: Run, tmp_path: Path) -> None:

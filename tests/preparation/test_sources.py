@@ -55,6 +55,24 @@ def test_nnunet_suffix_of_images_is_tolerated(tmp_path: Path) -> None:
     assert list(find_labels(touch(tmp_path / "l", "case_002.nii.gz"), images)) == ["case_002"]
 
 
+def test_names_counted_from_0000_are_cases_of_their_own(tmp_path: Path) -> None:
+    names = [f"case_{number:04d}" for number in range(4)]
+    images = find_images(touch(tmp_path / "i", *(f"{name}.nii.gz" for name in names)))
+    assert list(images) == names
+    assert list(find_labels(touch(tmp_path / "l", *(f"{name}.nii.gz" for name in names)), images)) == names
+    segs = find_labels(touch(tmp_path / "s", *(f"{name}_seg.nii.gz" for name in names)), images)
+    assert names_of(segs) == {name: [f"{name}_seg.nii.gz"] for name in names}
+
+
+def test_hidden_files_match_no_pattern(tmp_path: Path) -> None:
+    folder = touch(tmp_path, "a_ct.nii.gz", "._a_ct.nii.gz", "a_seg.nii.gz", "._a_seg.nii.gz", ".b/c_ct.nii.gz")
+    images = find_images(folder, "{id}_ct")
+    assert list(images) == ["a"]
+    assert names_of(find_labels(folder, images, ["{id}_seg"])) == {"a": ["a_seg.nii.gz"]}
+    with pytest.raises(PreparationError, match="expected images, found none"):
+        find_images(folder, "{id}/c_ct")
+
+
 def test_masks_per_label_in_a_folder_per_case(tmp_path: Path) -> None:
     folder = touch(tmp_path, "s1/ct.nii.gz", "s1/segmentations/liver.nii.gz", "s1/segmentations/spleen.nii.gz")
     images = find_images(folder)
@@ -171,10 +189,32 @@ def test_cases_are_collected_with_notes(tmp_path: Path) -> None:
     assert [case.id for case in cases] == ["a", "b"]
     assert [len(case.organs) for case in cases] == [0, 1]
     assert notes == ("Left out, for they have no label file: c.", f"--organs {organs} has nothing for a.")
-    (case,), _ = collect_cases(Sources(images=lab, labels=lab, excluded=("a",)))
-    assert case.id == "b"
+    (case,), notes = collect_cases(Sources(images=lab, labels=lab, excluded=("a", "c")))
+    assert (case.id, notes) == ("b", ())
     unlabelled, _ = collect_cases(Sources(images=lab, image_pattern="{id}_ct"))
     assert [(case.id, case.labels) for case in unlabelled] == [("a", ()), ("b", ()), ("c", ())]
+
+
+def test_files_that_are_left_out_or_laid_over_others_are_told(tmp_path: Path) -> None:
+    images = touch(tmp_path / "i", "p1_ct.nii.gz", "p2_ct.nii.gz", "p3.nii.gz")
+    labels = touch(tmp_path / "l", "p1.nii.gz", "p1_2.nii.gz", "p2.nii.gz")
+    cases, notes = collect_cases(Sources(images=images, labels=labels))
+    assert [case.id for case in cases] == ["p1", "p2"]
+    assert [note.partition(":")[2] for note in notes[:1]] == [" p3.nii.gz."]
+    assert notes[1:] == ("Label files of p1, p1.nii.gz, p1_2.nii.gz, are laid over each other, the last one on top.",)
+    lab = touch(tmp_path / "lab", *(f"p{n}_{kind}.nii.gz" for n in range(9) for kind in ("ct", "oar", "ptv")))
+    _, notes = collect_cases(Sources(images=lab, labels=lab))
+    assert [note.rpartition("; ")[2] for note in notes] == ["so are those of 8 other cases."]
+    patterns = ("{id}_oar", "{id}_ptv")
+    assert collect_cases(Sources(images=lab, labels=lab, label_patterns=patterns))[1] == ()
+    assert collect_cases(Sources(images=lab, labels=lab, label_patterns=patterns[:1]))[1] == ()
+
+
+def test_case_is_excluded_by_the_name_of_its_files(tmp_path: Path) -> None:
+    lab = touch(tmp_path, "pat 1_ct.nii.gz", "pat 1_seg.nii.gz", "pat 2_ct.nii.gz", "pat 2_seg.nii.gz")
+    for name in ("pat 1", "pat_1"):
+        (case,), _ = collect_cases(Sources(images=lab, labels=lab, excluded=(name,)))
+        assert case.id == "pat_2"
 
 
 def test_contradicting_sources_are_refused(tmp_path: Path) -> None:

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from maisi_aug.errors import GridError, TrainingError
-from maisi_aug.training.checks import SETTINGS_NAME, require_divisible, require_same_settings
+from maisi_aug.grid_limits import GridSpec
+from maisi_aug.training.checks import SETTINGS_NAME, require_divisible, require_fitting_data, require_same_settings
 from maisi_aug.training.loop import CHECKPOINT_NAME
 from tests.tiny_training import build_recipe
 
@@ -40,6 +41,21 @@ def test_shapes_that_the_networks_cannot_take_are_refused(changes: dict[str, Any
 def test_shapes_that_are_not_used_are_not_checked() -> None:
     require_divisible(build_recipe(vae__loss__large_patch_shape=[1, 2, 3]))
     require_divisible(build_recipe())
+
+
+def test_data_on_another_grid_than_the_bundle_is_for_are_refused() -> None:
+    recipe = build_recipe()
+    require_fitting_data(recipe, recipe.bundle.grid, "mine")
+    other = GridSpec(shape=(32, 24, 32), spacing_mm=recipe.bundle.grid.spacing_mm)
+    with pytest.raises(TrainingError, match=r"^mine: expected the recipe's grid, 32x24x24 at .* found 32x24x32 at"):
+        require_fitting_data(recipe, other, "mine")
+    limits = {"sides": [[32], [24], [24, 32]], "spacing_mm": [[12, 12], [13, 13], [14, 14]]}
+    known = build_recipe(bundle__grid_limits={**limits, "refuses_other_spacing": True})
+    require_fitting_data(known, other, "mine")
+    with pytest.warns(UserWarning, match=r"^mine: expected 24 or 32 voxels along K, found 32x24x40"):
+        require_fitting_data(known, other.model_copy(update={"shape": (32, 24, 40)}), "mine")
+    with pytest.raises(TrainingError, match=r"^mine: expected .*12 mm.*, found 32x24x32 at 9x"):
+        require_fitting_data(known, other.model_copy(update={"spacing_mm": (9.0, 13.0, 14.0)}), "mine")
 
 
 def test_same_recipe_goes_on(tmp_path: Path) -> None:

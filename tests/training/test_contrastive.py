@@ -25,7 +25,7 @@ def test_labels_give_way_to_the_nearest_host() -> None:
     vocabulary = MAISI.with_slots({"gland": SlotBinding(GLAND, (BODY, LIVER), is_organ=True)})
     label_map = build_map()
     before = label_map.copy()
-    remover = LabelRemover([taught], vocabulary)
+    remover = LabelRemover.of_taught([taught], vocabulary)
     without = remover.remove(label_map, SPACING_MM)
     assert not (without == GLAND).any()
     assert set(np.unique(without[label_map == GLAND])) == {BODY, LIVER}
@@ -34,10 +34,18 @@ def test_labels_give_way_to_the_nearest_host() -> None:
     np.testing.assert_array_equal(remover.remove(label_map, SPACING_MM), without)
 
 
+def test_tumours_give_way_to_what_the_vocabulary_says() -> None:
+    label_map = build_map()
+    label_map[6:9, 6:9, 6:9] = MAISI.id_of("hepatic tumor")
+    without = LabelRemover(MAISI).remove(label_map, SPACING_MM)
+    assert set(np.unique(without[label_map == MAISI.id_of("hepatic tumor")])) == {LIVER}
+    assert (without[label_map == GLAND] == GLAND).all()
+
+
 def test_map_without_the_labels_stays() -> None:
     taught = TaughtLabel("gland", GLAND, GLAND, (BODY,), "organ")
     label_map = np.full((4, 5, 6), BODY, dtype=np.uint8)
-    assert LabelRemover([taught], MAISI).remove(label_map, SPACING_MM) is label_map
+    assert LabelRemover.of_taught([taught], MAISI).remove(label_map, SPACING_MM) is label_map
 
 
 def test_regions_keep_a_small_label_and_a_margin_of_three_voxels() -> None:

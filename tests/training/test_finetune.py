@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,8 +9,12 @@ from typing import Any
 import pytest
 import torch
 
+from maisi_aug.bank_labels import load_mapping
 from maisi_aug.bundle import Bundle, load_bundle
+from maisi_aug.bundle_references import default_bank
 from maisi_aug.errors import TrainingError, VolumeError
+from maisi_aug.folder_bank import FolderBank
+from maisi_aug.grid import Grid
 from maisi_aug.training import checkpoint_file
 from maisi_aug.training.finetune import FinetuneResult, Finetuning
 from maisi_aug.training.finetune_checks import with_precision
@@ -17,6 +22,7 @@ from maisi_aug.training.finetune_settings import FinetuneConfig
 from maisi_aug.training.prepared import PreparedStore
 from maisi_aug.weights import load_weight_file
 from tests.tiny_prepared import NODULE, write_prepared, write_tiny_base
+from tests.tiny_training import SHAPE
 
 Run = Callable[..., FinetuneResult]
 
@@ -134,6 +140,43 @@ def test_second_label_is_taught_on_a_fine_tuned_bundle(
     bundle.require_intact()
 
 
+@pytest.mark.parametrize("own_id", [133, 134])
+def test_maps_of_an_earlier_label_are_drawn_from_after_a_second_one(base: Bundle, tmp_path: Path, own_id: int) -> None:
+    data = write_prepared(tmp_path / "data", with_nodule=False)  # in which 133 is the gland
+    config = build_config(labels=("gland",), num_pictures=0, loop={"num_steps": 1})
+    first = run(tmp_path / "first", data, base, config).bundle
+    changes: dict[str, Any] = {
+        "labels": {"liver": 1, "duct": own_id, "body": 200},
+        "new_labels": {"duct": {"id": own_id, "hosts": [200]}},
+        "with_gland": own_id == 133,
+        "with_nodule": own_id == 134,
+    }
+    other = write_prepared(tmp_path / "other", num_cases=3, **changes)
+    config = build_config(labels=("duct",), slots={"duct": "dummy2"}, kinds={"duct": "organ"}, num_pictures=0)
+    config = config.model_copy(update={"loop": config.loop.model_copy(update={"num_steps": 1})})
+    second = run(tmp_path / "second", other, first, config).bundle
+    place, labels = default_bank(second) or ("", "")
+    bank = FolderBank(place, vocabulary=second.vocabulary, grid=second.grid, mapping=load_mapping(labels))
+    gland, duct = (second.vocabulary.id_of(name) for name in ("gland", "duct"))
+    maps = [bank.load(index) for index in range(len(bank))]
+    held = [[label_id for label_id in (gland, duct) if each is not None and each.counts[label_id]] for each in maps]
+    assert sorted(held) == sorted([[duct]] * 2 + [[gland]] * 4)
+    assert second.spec.mask_bank is not None
+    assert second.spec.mask_bank.source == "2 training cases of lab and 4 label maps of first"
+    assert (second.path / "label_maps").is_dir() is (own_id == 133)  # which means two things, so that copies are made
+
+
+def test_maps_of_the_base_that_are_gone_are_told(data: Path, base: Bundle, tmp_path: Path) -> None:
+    config = build_config(labels=("gland",), num_pictures=0, loop={"num_steps": 1})
+    moved = shutil.copytree(data, tmp_path / "moved")
+    first = run(tmp_path / "first", moved, base, config).bundle
+    shutil.rmtree(moved)
+    with pytest.warns(UserWarning, match=r"Label maps of base 'first': expected 4 files, found 4 missing, .*p1"):
+        again = run(tmp_path / "again", data, first, config)
+    assert again.bundle.spec.mask_bank is not None
+    assert again.bundle.spec.mask_bank.source == "4 training cases of lab"
+
+
 def test_self_contained_bundle_needs_neither_base_nor_data(data: Path, base: Bundle, tmp_path: Path) -> None:
     config = build_config(labels=("gland",), num_pictures=0, slots={"gland": "dummy1"}, loop={"num_steps": 1})
     bundle = run(tmp_path / "run", data, base, config, self_contained=True).bundle
@@ -171,6 +214,12 @@ def test_grid_that_the_base_cannot_take_is_refused(base: Bundle, tmp_path: Path)
         open_run(data, picky, tmp_path / "run")
 
 
+def test_grid_that_is_not_that_of_a_base_without_limits_is_refused(base: Bundle, tmp_path: Path) -> None:
+    data = write_prepared(tmp_path / "data", num_cases=2, grid=Grid.from_spacing(SHAPE, (9.0, 9.0, 9.0)))
+    with pytest.raises(TrainingError, match=r"on the grid of bundle 'tiny', .* found 32x24x24 at 9x9x9"):
+        open_run(data, base, tmp_path / "run")
+
+
 def test_base_without_controlnet_is_refused(data: Path, base: Bundle, tmp_path: Path) -> None:
     networks = {role: base.spec.networks[role] for role in ("autoencoder", "diffusion_unet")}
     bare = Bundle(base.spec.model_copy(update={"networks": networks}), base.path)
@@ -201,9 +250,16 @@ def test_mixed_precision_needs_a_base_that_bears_it_and_a_gpu(base: Bundle) -> N
     assert not with_precision(config, picky, "cuda").loop.mixed_precision
 
 
+def leave_checkpoint(folder: Path) -> None:
+    (folder / "training").mkdir()
+    (folder / "training" / "checkpoint.pt").touch()
+
+
 def test_run_is_gone_on_with_under_the_same_settings_alone(data: Path, base: Bundle, tmp_path: Path) -> None:
-    open_run(data, base, tmp_path / "run")
-    open_run(data, base, tmp_path / "run")
+    open_run(data, base, tmp_path / "run", seed=9)
+    open_run(data, base, tmp_path / "run")  # nothing has been trained yet
+    leave_checkpoint(tmp_path / "run")
+    open_run(data, base, tmp_path / "run", num_pictures=0)  # which decides no weights
     with pytest.raises(TrainingError, match="configuration.seed: 0 -> 7"):
         open_run(data, base, tmp_path / "run", seed=7)
 
@@ -211,6 +267,7 @@ def test_run_is_gone_on_with_under_the_same_settings_alone(data: Path, base: Bun
 def test_patients_that_were_trained_on_are_never_held_out_later(base: Bundle, tmp_path: Path) -> None:
     data = write_prepared(tmp_path / "data", num_cases=3)
     open_run(data, base, tmp_path / "run")
+    leave_checkpoint(tmp_path / "run")
     cases = [json.loads(line) for line in (data / "cases.jsonl").read_text().splitlines()]
     for case in cases:
         case["fold"] = (case["fold"] + 1) % 3

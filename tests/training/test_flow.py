@@ -8,7 +8,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from maisi_aug.labels import MAISI
 from maisi_aug.networks import build_network, build_scheduler
+from maisi_aug.training.contrastive import LabelRemover
 from maisi_aug.training.data import LatentSet
 from maisi_aug.training.flow import FlowObjective, label_mean_error
 from maisi_aug.training.loop import TrainingRun
@@ -37,6 +39,7 @@ def build_objective(
     seed: int = 0,
     latents: LatentSet | None = None,
     label_weights: dict[int, float] | None = None,
+    remover: LabelRemover | None = None,
     **loss: Any,
 ) -> FlowObjective:
     torch.manual_seed(0)
@@ -53,6 +56,7 @@ def build_objective(
         seed=seed,
         device="cpu",
         label_weights=label_weights,
+        remover=remover,
     )
 
 
@@ -228,6 +232,22 @@ def test_label_means_count_as_much_as_wished() -> None:
     loss, figures = build_objective(store, label_mean_weight=2.0).loss(0)
     assert figures["label_mean"] > 0
     assert loss.item() == pytest.approx(value(plain) + 2.0 * float(figures["label_mean"]), rel=1e-5)
+
+
+def test_tumours_have_to_show_where_contrast_counts() -> None:
+    plain = build_objective(build_store(2))
+    weighed = build_objective(build_store(2), contrastive_weight=0.5, remover=LabelRemover(MAISI))
+    loss, figures = weighed.loss(0)
+    assert {"contrast", "outside"} <= set(figures)
+    expected = plain.loss(0)[0] + 0.5 * (figures["outside"] - figures["contrast"])
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    assert value(weighed) == value(plain)  # validation compares what both have
+
+
+@pytest.mark.parametrize("changes", [{"scheduler": DDPM}, {"contrastive_weight": 0.0}], ids=["ddpm", "no weight"])
+def test_there_is_no_contrast_for_ddpm_nor_without_a_weight(changes: dict[str, Any]) -> None:
+    options: dict[str, Any] = {"contrastive_weight": 0.5, "remover": LabelRemover(MAISI), **changes}
+    assert "contrast" not in build_objective(build_store(1), **options).loss(0)[1]
 
 
 def test_crop_without_body_has_no_loss_where_air_does_not_count() -> None:

@@ -16,6 +16,7 @@ from maisi_aug.labels import MAISI
 from maisi_aug.mask_conditions import load_size_conditions
 from maisi_aug.mask_generator import MaskGenerator
 from maisi_aug.training.label_maps import ClassMaps
+from maisi_aug.training.loop import TrainingRun
 from maisi_aug.training.mask_data import MaskSplit
 from maisi_aug.training.mask_export import require_base, write_mask_bundle
 from maisi_aug.training.mask_stages import MASK_STAGES, MaskTrainingFolder
@@ -162,6 +163,16 @@ def test_base_is_needed_and_must_not_be_longer(base: Bundle) -> None:
     short = build_mask_recipe(grid__spacing_mm=[12.0, 13.0, 10.0])
     with pytest.raises(TrainingError, match="at least as long as the images of bundle 'tiny', 307 mm, found 240 mm"):
         require_base(str(base.path), short)
+
+
+def test_first_try_that_left_no_checkpoint_may_begin_anew(tmp_path: Path) -> None:
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(TrainingRun, "train", lambda *_, **__: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            open_folder(tmp_path, seed=8).train("mask-vae")
+    assert open_folder(tmp_path).train("mask-vae").is_complete
+    with pytest.raises(TrainingError, match="stage mask-vae was begun with, found other values of seed"):
+        open_folder(tmp_path, seed=8).train("mask-vae")
 
 
 def test_diffusion_before_the_autoencoder_is_refused(tmp_path: Path) -> None:

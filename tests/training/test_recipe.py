@@ -51,6 +51,7 @@ def test_full_width_recipe_trains_nvidias_networks_with_maisis_settings(name: st
     assert recipe.bundle.scheduler == header["scheduler"]
     assert recipe.bundle.name == f"own-{name}"
     vae, diffusion, controlnet = recipe.vae, recipe.diffusion, recipe.controlnet
+    assert controlnet.loss.contrastive_weight == (0.01 if name == "rflow-ct" else 0.0)
     assert (vae.loop.optimizer, vae.loop.learning_rate, vae.loop.decay_power) == ("adam", 1e-4, 0.0)
     assert (vae.loss.patch_shape, vae.loss.large_patch_shape) == ((64, 64, 64), (128, 128, 128))
     weights = (vae.loss.perceptual_weight, vae.loss.kl_weight, vae.loss.adversarial_weight, vae.loss.window_weight)
@@ -71,6 +72,15 @@ def test_prepared_folder_takes_the_place_of_the_recipes_data() -> None:
     assert phantoms.data == PreparedData(prepared="mine")
 
 
+def test_words_about_phantoms_are_not_said_of_other_data() -> None:
+    bundle = load_training_recipe(training_recipe_path("train-phantom-ct")).with_prepared(Path("mine")).bundle
+    assert bundle.name == "own-phantom-ct"
+    assert bundle.licence == "Own weights; the licence of the training data applies."
+    assert "phantoms" not in bundle.description + bundle.advice + bundle.advice_without_map
+    full = load_training_recipe(training_recipe_path("train-rflow-ct"))
+    assert full.with_prepared(Path("mine")).bundle == full.bundle
+
+
 def test_definitions_that_are_given_count_more_than_those_taken_over(tmp_path: Path) -> None:
     header = {"like": "rflow-ct", "name": "mine", "description": "d", "licence": "l", "num_inference_steps": 7}
     recipe = load_training_recipe(write_recipe(tmp_path / "mine.yaml", bundle=header))
@@ -85,6 +95,11 @@ def test_definitions_that_are_given_count_more_than_those_taken_over(tmp_path: P
     [
         ({"vae__loop__validation_steps": 5}, "vae.loop.validation_steps: needs held-out cases, a data.validation_fold"),
         ({"controlnet__loss__label_weights": {"livver": 9.0}}, "'livver'"),
+        ({"diffusion__loss__contrastive_weight": 0.01}, "diffusion.loss.contrastive_weight: is for a ControlNet"),
+        (
+            {"controlnet__loss__contrastive_weight": 0.01, "bundle__scheduler__class": "DDPMScheduler"},
+            "controlnet.loss.contrastive_weight: is for rectified flow",
+        ),
         ({"data": {"prepared": "x", "validation_fold": -1}}, "data.validation_fold: Input should be greater"),
         ({"data": {"prepared": 3}}, "data.prepared: Input should be a valid string"),
     ],
