@@ -14,7 +14,7 @@ from scipy import ndimage
 
 from maisi_aug.bank_entry import BankEntry
 from maisi_aug.bank_labels import Translation
-from maisi_aug.body import add_body
+from maisi_aug.body import add_body, is_hollow
 from maisi_aug.errors import VolumeError
 from maisi_aug.grid import Grid
 from maisi_aug.growth import Box, Mask, label_parts
@@ -25,6 +25,8 @@ from maisi_aug.volume_io import Volume, decode_label_map, load_image, load_label
 from maisi_aug.whole_files import sha256_of
 
 HOST_MARGIN_MM = 10.0
+MIN_BODY_SHARE = 0.05
+"""Of all that is labelled; in a map with every organ of MAISI's, what is body alone is several times as much."""
 JITTER = (0.03, 0.03, 0.12)  # of the grid's extent along I, J, K
 
 
@@ -205,8 +207,14 @@ def add_envelope(label_map: NDArray[np.uint8], grid: Grid, entry: BankEntry) -> 
     return add_body(label_map, on_map, grid.spacing_mm), entry.image_path.name
 
 
+def is_filled_body(label_map: NDArray[np.uint8]) -> bool:
+    """Whether body (200) in a map is all of the body without an organ, and neither a shell nor a few stray voxels."""
+    labelled = np.count_nonzero(label_map)
+    return np.count_nonzero(label_map == BODY_ID) >= MIN_BODY_SHARE * labelled and not is_hollow(label_map > 0)
+
+
 def no_envelope(entry: BankEntry) -> VolumeError:
-    """The error for a map without a CT and without body, or with nothing but the skin of it."""
+    """The error for a map without a CT and without body, or with nothing but the skin or a few voxels of it."""
     return VolumeError(
         f"{entry.name}: expected body (200) that is filled, or a CT to find it in, found neither. "
         "Put the CT beside the label map, for instance as X_ct.nii.gz and X_seg.nii.gz."

@@ -24,8 +24,17 @@ from maisi_aug.bank_labels import (
     load_mapping,
 )
 from maisi_aug.bank_listing import MIN_COVER, BankListing, Needs
-from maisi_aug.bank_map import BankLesion, BankMap, BaseMap, add_envelope, cut_map, hash_of, load_entry, no_envelope
-from maisi_aug.body import is_hollow
+from maisi_aug.bank_map import (
+    BankLesion,
+    BankMap,
+    BaseMap,
+    add_envelope,
+    cut_map,
+    hash_of,
+    is_filled_body,
+    load_entry,
+    no_envelope,
+)
 from maisi_aug.errors import BankError, VolumeError
 from maisi_aug.grid import Grid
 from maisi_aug.labels import BODY_ID, Vocabulary
@@ -242,7 +251,7 @@ class FolderBank:
         entry = self._entries[index]
         label_map, grid, has_envelope = self._read_labels(index)
         image_name = None
-        if not has_envelope or is_hollow(label_map > 0):
+        if not has_envelope or not is_filled_body(label_map):
             label_map, image_name = add_envelope(label_map, grid, entry)
         bank_map = BankMap(entry.name, label_map, grid, hash_of(entry), image_name)
         self._require_cover(bank_map)

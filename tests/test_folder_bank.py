@@ -162,6 +162,18 @@ def test_skin_alone_is_no_envelope(tmp_path: Path, first_row: int) -> None:
     assert (bank_map.label_map[label_map[first_row:] > 0] > 0).mean() > 0.98
 
 
+def test_few_voxels_called_body_are_no_envelope(tmp_path: Path) -> None:
+    label_map = build_trunk(with_body=False)
+    label_map[20, 18, 18:22] = BODY
+    write_case(tmp_path, "a", label_map)
+    with pytest.raises(BankError, match=r"expected body \(200\) that is filled, or a CT to find it in, found neither"):
+        _first(_open(tmp_path, "maisi"))
+    write_case(tmp_path, "a", label_map, with_ct=True)
+    bank_map = _open(tmp_path, "maisi").load(0)
+    assert bank_map is not None
+    assert (bank_map.label_map[build_trunk() > 0] > 0).mean() > 0.98
+
+
 def test_names_are_translated_and_unknown_ones_reported_once(tmp_path: Path) -> None:
     label_map = build_trunk(with_body=False)
     source = np.select([label_map == LIVER, label_map == SPLEEN, label_map == LEFT_KIDNEY], [5, 6, 7], 0)
