@@ -106,24 +106,33 @@ def load_cohort_source(folder: Path) -> CohortSource:
 
 
 def _require_idle(folder: Path) -> None:
-    """Raise when a process holds the lock of a manifest; asks for the lock and gives it back at once."""
-    if sys.platform == "win32":
-        return
+    """Raise when a process is writing the cohort."""
+    if is_being_written(folder):
+        raise ExportError(
+            f"{folder}: expected a finished cohort, found a process that is still writing it. Wait for it to end."
+        )
+
+
+def is_being_written(folder: Path) -> bool | None:
+    """Whether a process holds the lock of a manifest; asks for the lock and gives it back at once.
+
+    Returns:
+        None where nobody can tell: there is no manifest yet, or the disk has no locks.
+    """
+    paths = [path for path in (folder / MANIFEST_NAME, *folder.glob(SHARD_PATTERN)) if path.is_file()]
+    if sys.platform == "win32" or not paths:
+        return None
     import fcntl
 
-    for path in [folder / MANIFEST_NAME, *folder.glob(SHARD_PATTERN)]:
-        if not path.is_file():
-            continue
+    for path in paths:
         with path.open("rb") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
             except BlockingIOError:
-                raise ExportError(
-                    f"{folder}: expected a finished cohort, found a process that is still writing it. "
-                    "Wait for it to end."
-                ) from None
+                return True
             except OSError:
-                return  # disks without locks; the manifest's lines are whole all the same
+                return None  # disks without locks; the manifest's lines are whole all the same
+    return False
 
 
 def _read_configuration(folder: Path) -> dict[str, Any]:
