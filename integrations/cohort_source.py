@@ -10,7 +10,7 @@ from typing import Any
 
 from maisi_aug.bundle import load_bundle
 from maisi_aug.errors import BundleError, ExportError, RecipeError, VocabularyError
-from maisi_aug.file_lock import lock
+from maisi_aug.file_lock import is_locked
 from maisi_aug.labels import BACKGROUND_ID, MAISI, SlotBinding, Vocabulary
 from maisi_aug.manifest import MANIFEST_NAME, AttemptRecord, load_manifest
 from maisi_aug.recipe import COHORT_NAME
@@ -114,12 +114,21 @@ def find_num_planned(folder: Path) -> int | None:
 
 
 def _require_idle(folder: Path) -> None:
-    """Raise when a process holds the lock of the manifest; asks for the lock and gives it back at once."""
-    with (folder / MANIFEST_NAME).open("rb") as file:
-        if not lock(file.fileno(), shared=True):
-            raise ExportError(
-                f"{folder}: expected a finished cohort, found a process that is still writing it. Wait for it to end."
-            )
+    """Raise when a process is writing the cohort."""
+    if is_being_written(folder):
+        raise ExportError(
+            f"{folder}: expected a finished cohort, found a process that is still writing it. Wait for it to end."
+        )
+
+
+def is_being_written(folder: Path) -> bool | None:
+    """Whether a process is writing a cohort.
+
+    Returns:
+        None where nobody can tell: there is no manifest yet, or the disk has no locks.
+    """
+    path = folder / MANIFEST_NAME
+    return is_locked(path) if path.is_file() else None
 
 
 def _read_configuration(folder: Path) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import platform
 import secrets
 import shutil
 import subprocess
@@ -248,7 +249,7 @@ def _choose_address(folder: Path) -> str:
     path = str(folder / "socket")
     if len(os.fsencode(path)) <= MAX_ADDRESS_BYTES:
         return path
-    if sys.platform == "linux":
+    if platform.system() == "Linux":
         return f"\0maisi-aug-{secrets.token_hex(16)}"  # no file: of the kernel's own names, gone with the process
     return str(Path("/tmp", f"maisi-aug-{secrets.token_hex(16)}"))
 

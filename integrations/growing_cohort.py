@@ -7,8 +7,9 @@
         for batch in DataLoader(cases, batch_size=2): ...
 
 The rule. Epoch 0 shows the first ``num_items`` cases of the plan in their order, epoch ``e`` as many at random of the
-first ``(e + 1) * num_items``. An item whose case is not there yet waits for it; a case that was rejected is replaced by
-the next one of the plan. So the same seed and epoch give the same cases, however fast the cohort grows.
+first ``(e + 1) * num_items``. An item whose case is not there yet waits for it, as long as somebody is writing; a case
+that was rejected is replaced by the next one of the plan. So the same seed and epoch give the same cases, however fast
+the cohort grows.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from maisi_aug.bundle import load_bundle
 from maisi_aug.cohort import read_cohort_document
 from maisi_aug.errors import CohortError, RequestError
 from maisi_aug.integrations.cohort_pairs import load_pair
-from maisi_aug.integrations.cohort_source import CohortSource
+from maisi_aug.integrations.cohort_source import CohortSource, is_being_written
 from maisi_aug.integrations.export_labels import LabelNumbering, number_labels, require_numbers_alone
 from maisi_aug.integrations.items import Item, to_monai_item, to_subject
 from maisi_aug.labels import MAISI
@@ -31,6 +32,8 @@ from maisi_aug.manifest import MANIFEST_NAME, AttemptRecord, is_cohort, load_man
 from maisi_aug.seeds import numpy_generator
 
 POLL_SECONDS = 0.5
+GRACE_SECONDS = 30.0
+"""How long nobody may be writing before the wait for a case ends; synthesize may be being started again."""
 
 
 class GrowingCohort:
@@ -115,9 +118,9 @@ class GrowingCohort:
         """The record of a case, or of the next one that is accepted.
 
         Raises:
-            CohortError: It is not there in time, or no case is accepted.
+            CohortError: It is not there in time, nobody is making it, or no case is accepted.
         """
-        ends_at = time.monotonic() + self._wait_seconds
+        ends_at, watch = time.monotonic() + self._wait_seconds, _WriterWatch(self._folder)
         for step in range(self.num_planned):
             wanted = (case_index + step) % self.num_planned
             while (record := self._read().get(wanted)) is None:
@@ -125,6 +128,12 @@ class GrowingCohort:
                     raise CohortError(
                         f"{self._folder}: expected case {wanted + 1} of {self.num_planned} within "
                         f"{self._wait_seconds:g} s, found {len(self._read())} settled. Is synthesize still running?"
+                    )
+                if watch.has_ended() and wanted not in self._read():
+                    raise CohortError(
+                        f"{self._folder}: expected case {wanted + 1} of {self.num_planned}, found "
+                        f"{len(self._read())} settled and no process that makes more. Run synthesize again with --out "
+                        f"{self._folder} to go on."
                     )
                 time.sleep(POLL_SECONDS)
             if record.status == "accepted":
@@ -141,6 +150,21 @@ class GrowingCohort:
             settled = {r.case_index: r for r in manifest.records if r.case_index in manifest.settled_indices}
             self._seen = (num_bytes, settled)
         return self._seen[1]
+
+
+class _WriterWatch:
+    """Whether the process that writes a cohort has ended: nobody holds its lock, now and some time ago."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder, self._checked_at, self._was_idle = folder, time.monotonic(), False
+
+    def has_ended(self) -> bool:
+        """Ask; the lock is looked at now and then only, since looking takes it for a moment."""
+        if time.monotonic() - self._checked_at < GRACE_SECONDS / 2:
+            return False
+        self._checked_at = time.monotonic()
+        was_idle, self._was_idle = self._was_idle, is_being_written(self._folder) is False
+        return was_idle and self._was_idle
 
 
 def _number(

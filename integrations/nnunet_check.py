@@ -56,8 +56,17 @@ def verify_mixed_integrity(dataset: Path, *, num_processes: int) -> tuple[str, .
 
 
 def _first_words(complaint: re.Match[str] | None, done: subprocess.CompletedProcess[str]) -> str:
-    last_words = (done.stderr.strip().splitlines() or ["no message"])[-1]
-    return " ".join((complaint.group(0) if complaint else last_words).split())[:300].rstrip(" .") + "."
+    return to_sentence(complaint.group(0)) if complaint else last_words(done)
+
+
+def last_words(done: subprocess.CompletedProcess[str]) -> str:
+    """The last line that a process wrote on standard error, for an error message; a sentence with its full stop."""
+    return to_sentence((done.stderr.strip().splitlines() or ["no message"])[-1])
+
+
+def to_sentence(text: str) -> str:
+    """One line with a full stop, cut where it is too long for a message."""
+    return " ".join(text.split())[:300].rstrip(" .") + "."
 
 
 def run_nnunet(

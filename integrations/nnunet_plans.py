@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from maisi_aug.errors import ExportError
-from maisi_aug.integrations.nnunet_check import count_processes, run_nnunet
+from maisi_aug.integrations.nnunet_check import count_processes, last_words, run_nnunet
 from maisi_aug.integrations.nnunet_folders import choose_same, tell_places
 from maisi_aug.integrations.nnunet_real import RealDataset
 
@@ -99,14 +99,12 @@ def move_real_plans(
 ) -> dict[str, Any]:
     """Write the real dataset's plans and fingerprint for the new dataset; make them first where there are none.
 
-    nnU-Net works in a scratch folder, so the real dataset's own folders stay as they are.
-
     Args:
         real: The real dataset.
         plans: Its plans.
         target: The new raw dataset, for its name.
         building: Folder that becomes the new preprocessed dataset; gets the two files.
-        example: The new ``dataset.json``, for the reader that nnU-Net chooses.
+        example: The new ``dataset.json``.
 
     Returns:
         The moved plans.
@@ -114,23 +112,48 @@ def move_real_plans(
     Raises:
         ExportError: With nnU-Net's last words, when it fails.
     """
-    with tempfile.TemporaryDirectory(prefix="maisi-aug-") as name:
-        raw, preprocessed = Path(name, "raw"), Path(name, "preprocessed")
+    return plan_on_cases({**example, "dataset": refer_to(real)}, real.name, target.name, plans=plans, building=building)
+
+
+def plan_on_cases(
+    description: Mapping[str, Any], name: str, target: str, *, plans: RealPlans, building: Path
+) -> dict[str, Any]:
+    """Plan on some cases as a dataset of their own, and move the plans to the dataset that holds more.
+
+    nnU-Net works in a scratch folder, so that no other folder changes.
+
+    Args:
+        description: ``dataset.json`` with the entry ``dataset``, which names the cases to plan on by absolute paths.
+        name: Of the dataset of these cases alone.
+        target: Name of the dataset that the plans are moved to.
+        plans: What is planned already.
+        building: Gets the moved plans, without cascades, and the fingerprint of the cases.
+
+    Returns:
+        The moved plans.
+
+    Raises:
+        ExportError: With nnU-Net's last words, when it fails.
+    """
+    num_cases = len(description["dataset"])
+    with tempfile.TemporaryDirectory(prefix="maisi-aug-") as scratch:
+        raw, preprocessed = Path(scratch, "raw"), Path(scratch, "preprocessed")
         environment = {"nnUNet_raw": str(raw), "nnUNet_preprocessed": str(preprocessed), "nnUNet_results": ""}
-        _write_json(raw / real.name / "dataset.json", _describe_alone(real))
-        _write_json(raw / target.name / "dataset.json", {**example, "dataset": refer_to(real)})
-        (preprocessed / target.name).mkdir(parents=True)
-        own = preprocessed / real.name
-        own.mkdir()
-        missing = _copy_known(plans, own)
-        arguments = [real.name, target.name, plans.name, plans.moved_name, missing]
-        _run([*arguments, str(count_processes(len(real.cases)))], environment, real.name)
-        moved = f"{plans.moved_name}.json"
-        shutil.copyfile(preprocessed / target.name / moved, building / moved)
-        shutil.copyfile(own / FINGERPRINT_NAME, building / FINGERPRINT_NAME)
-    content: dict[str, Any] = json.loads((building / moved).read_text(encoding="utf-8"))
-    drop_cascades(content)
-    _write_json(building / moved, content)
+        for dataset in (name, target):
+            _write_json(raw / dataset / "dataset.json", {**description, "numTraining": num_cases})
+            (preprocessed / dataset).mkdir(parents=True)
+        missing = _copy_known(plans, preprocessed / name)
+        arguments = [name, target, plans.name, plans.moved_name, missing, str(count_processes(num_cases))]
+        done = run_nnunet(_PROGRAM, arguments, environment=environment)
+        if done.returncode != 0:
+            raise ExportError(
+                f"{name}: expected nnU-Net to plan on its cases, found: {last_words(done)} Repair the case that it "
+                "names; nnUNetv2_plan_and_preprocess --verify_dataset_integrity names it where it does not."
+            )
+        content: dict[str, Any] = json.loads((preprocessed / target / f"{plans.moved_name}.json").read_text("utf-8"))
+        drop_cascades(content)
+        _write_json(building / f"{plans.moved_name}.json", content)
+        shutil.copyfile(preprocessed / name / FINGERPRINT_NAME, building / FINGERPRINT_NAME)
     return content
 
 
@@ -173,11 +196,6 @@ def is_plans(path: Path) -> bool:
     return isinstance(content, dict) and {"configurations", "plans_name"} <= content.keys()
 
 
-def _describe_alone(real: RealDataset) -> dict[str, Any]:
-    """``dataset.json`` of the real dataset for a folder elsewhere: the same cases by absolute paths."""
-    return {**real.description, "dataset": refer_to(real)}
-
-
 def refer_to(real: RealDataset) -> dict[str, Any]:
     """The entry ``dataset`` that names the real cases' files by absolute paths."""
     return {case.case_id: {"images": [str(case.image)], "label": str(case.label)} for case in real.cases}
@@ -197,16 +215,6 @@ def _copy_known(plans: RealPlans, scratch: Path) -> str:
         return "fingerprint"
     shutil.copyfile(fingerprint, scratch / FINGERPRINT_NAME)
     return "nothing"
-
-
-def _run(arguments: list[str], environment: dict[str, str], subject: str) -> None:
-    done = run_nnunet(_PROGRAM, arguments, environment=environment)
-    if done.returncode != 0:
-        last_words = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        raise ExportError(
-            f"{subject}: expected nnU-Net to plan on its cases, found: {last_words[:300]} Run nnUNetv2_plan_and_"
-            "preprocess --verify_dataset_integrity on the real dataset, and repair what it names."
-        )
 
 
 def _write_json(path: Path, content: Any) -> None:

@@ -11,16 +11,15 @@ import os
 import re
 import subprocess
 import sys
-import tempfile
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 from maisi_aug.errors import BenchmarkError
-from maisi_aug.integrations.nnunet_check import count_processes, run_nnunet
+from maisi_aug.integrations.nnunet_check import count_processes, last_words, run_nnunet
 from maisi_aug.integrations.nnunet_compact import COMPACT_SUFFIX, write_compact_plans
-from maisi_aug.integrations.nnunet_plans import DEFAULT_PLANS, FINGERPRINT_NAME, MOVED_SUFFIX
+from maisi_aug.integrations.nnunet_plans import DEFAULT_PLANS, RealPlans, plan_on_cases
 from maisi_aug.integrations.nnunet_splits import SPLITS_NAME
 from maisi_aug.whole_files import write_text_whole
 
@@ -28,18 +27,8 @@ CONFIGURATION: Final = "3d_fullres"
 TRAINER: Final = "nnUNetTrainer"
 MAX_EPOCH_STEPS: Final = 250  # of nnU-Net's own epochs
 COMPACT_SIDE: Final = 48
+REAL_CASES: Final = "Dataset999_RealCases"  # what the real cases are called while nnU-Net plans on them alone
 
-_PREPARE = """
-import sys
-from nnunetv2.experiment_planning.dataset_fingerprint.fingerprint_extractor import DatasetFingerprintExtractor
-from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import ExperimentPlanner
-from nnunetv2.experiment_planning.plans_for_pretraining.move_plans_between_datasets import move_plans_between_datasets
-
-real, target, plans, moved, num_processes = sys.argv[1:]
-DatasetFingerprintExtractor(real, int(num_processes)).run(overwrite_existing=True)
-ExperimentPlanner(real).plan_experiment()
-move_plans_between_datasets(real, target, plans, moved)
-"""
 _PREPROCESS = """
 import sys
 from nnunetv2.experiment_planning.plan_and_preprocess_api import preprocess_dataset
@@ -117,16 +106,18 @@ def prepare_nnunet_folds(
         Name of the plans to train with.
 
     Raises:
-        BenchmarkError: With nnU-Net's last words, when it fails.
-        ExportError: The plans cannot be shrunk.
+        BenchmarkError: With nnU-Net's last words, when it cannot preprocess.
+        ExportError: With its last words, when it cannot plan; or the plans cannot be shrunk.
     """
     raw, preprocessed = folder / "raw", folder / "preprocessed"
     for place in (raw, preprocessed):
         write_text_whole(place / dataset / "dataset.json", json.dumps(description, indent=1) + "\n")
     num_processes = str(count_processes(len(description["dataset"])))
     environment = _environment(raw, preprocessed, folder / "results")
-    plans = DEFAULT_PLANS + MOVED_SUFFIX
-    _plan(folder, dataset, description, planned_on, plans)
+    alone = {case_id: description["dataset"][case_id] for case_id in planned_on}
+    own = RealPlans(DEFAULT_PLANS, None)
+    plan_on_cases({**description, "dataset": alone}, REAL_CASES, dataset, plans=own, building=preprocessed / dataset)
+    plans = own.moved_name
     if is_compact:
         write_compact_plans(preprocessed / dataset, plans, side=COMPACT_SIDE)
         plans += COMPACT_SUFFIX
@@ -134,22 +125,6 @@ def prepare_nnunet_folds(
     splits = [{"train": list(fold), "val": [planned_on[0]]} for fold in folds]
     write_text_whole(preprocessed / dataset / SPLITS_NAME, json.dumps(splits, indent=1) + "\n")
     return plans
-
-
-def _plan(folder: Path, dataset: str, description: Mapping[str, Any], planned_on: Sequence[str], plans: str) -> None:
-    own = "Dataset999_Real"
-    alone = {case_id: description["dataset"][case_id] for case_id in planned_on}
-    with tempfile.TemporaryDirectory(prefix="maisi-aug-") as name:
-        raw, preprocessed = Path(name, "raw"), Path(name, "preprocessed")
-        for target, cases in ((own, alone), (dataset, description["dataset"])):
-            content = {**description, "dataset": cases, "numTraining": len(cases)}
-            write_text_whole(raw / target / "dataset.json", json.dumps(content))
-            (preprocessed / target).mkdir(parents=True)
-        arguments = [own, dataset, DEFAULT_PLANS, plans, str(count_processes(len(alone)))]
-        _run(_PREPARE, arguments, _environment(raw, preprocessed, Path(name, "results")), "planning")
-        found = [preprocessed / dataset / f"{plans}.json", preprocessed / own / FINGERPRINT_NAME]
-        for file in found:
-            write_text_whole(folder / "preprocessed" / dataset / file.name, file.read_text(encoding="utf-8"))
 
 
 def train_nnunet_fold(
@@ -267,7 +242,6 @@ def _environment(raw: Path, preprocessed: Path, results: Path) -> dict[str, str]
 def _run(program: str, arguments: list[str], environment: dict[str, str], stage: str) -> None:
     done = run_nnunet(program, arguments, environment=environment)
     if done.returncode != 0:
-        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
         raise BenchmarkError(
-            f"nnU-Net, {stage}: expected it to end well, found: {last[:300]}. Check the cases that it names."
+            f"nnU-Net, {stage}: expected it to end well, found: {last_words(done)} Check the cases that it names."
         )

@@ -257,14 +257,22 @@ def count_lesions(
         max_lesions: Cases with more lesions count as having this many.
 
     Raises:
-        RequestError: For a number of lesions that no case can be asked for.
+        RequestError: For a number of lesions that no case can be asked for, or where all lesions of the dataset are
+            smaller than anything that can be planned, and no size says that larger ones are wanted.
     """
     if not 1 <= max_lesions <= MAX_COUNT:
         raise RequestError(
             f"Lesions per case: expected 1 to {MAX_COUNT}, found {max_lesions}. Choose another --max-lesions."
         )
     largest = max((diameter_mm(volume) for volumes in census.volumes_ml for volume in volumes), default=0.0)
-    if not target.has_size and largest > target.low_mm + _SAME_MM:
+    if not target.has_size and largest > 0:
+        if largest <= target.low_mm + _SAME_MM:
+            raise RequestError(
+                f"Label '{target.label}': expected a lesion in the dataset above the {target.low_mm:.3g} mm from which "
+                f"on lesions are planned, found none above {largest:.3g} mm. Lower the first of --size-bins where the "
+                f"grid can show it, or say that larger ones are wanted, with '{target.label}:"
+                f"{target.low_mm:.3g}-{target.high_mm:.3g}mm'."
+            )
         # Just above it, so that the bin of the largest one stays open where it begins with it.
         target = replace(target, high_mm=min(target.high_mm, math.ceil(largest + _SAME_MM)))
     cases = [0] * (max_lesions + 1)

@@ -209,8 +209,8 @@ def add_envelope(label_map: NDArray[np.uint8], grid: Grid, entry: BankEntry) -> 
 
 def is_filled_body(label_map: NDArray[np.uint8]) -> bool:
     """Whether body (200) in a map is all of the body without an organ, and neither a shell nor a few stray voxels."""
-    labelled = np.count_nonzero(label_map)
-    return np.count_nonzero(label_map == BODY_ID) >= MIN_BODY_SHARE * labelled and not is_hollow(label_map > 0)
+    num_body, num_labelled = int(np.count_nonzero(label_map == BODY_ID)), int(np.count_nonzero(label_map))
+    return num_body >= MIN_BODY_SHARE * num_labelled and not is_hollow(label_map > 0)
 
 
 def no_envelope(entry: BankEntry) -> VolumeError:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import sys
+from pathlib import Path
 
 if sys.platform != "win32":
     import fcntl
@@ -11,15 +12,14 @@ if sys.platform != "win32":
 _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL)
 
 
-def lock(descriptor: int, *, shared: bool = False, wait: bool = False) -> bool:
-    """Lock an open file until it is closed.
+def lock(descriptor: int, *, wait: bool = False) -> bool:
+    """Lock an open file for this process alone until it is closed.
 
     Where the platform or the disk has no locks, as some network disks, nothing is locked and the answer is yes:
     refusing to work there would help nobody.
 
     Args:
         descriptor: Of the file.
-        shared: Whether others may share the lock; else this process has it alone.
         wait: Whether to wait for the others.
 
     Returns:
@@ -28,8 +28,27 @@ def lock(descriptor: int, *, shared: bool = False, wait: bool = False) -> bool:
     Raises:
         OSError: The file cannot be locked for another reason.
     """
+    return _try(descriptor, shared=False, wait=wait) is not False
+
+
+def is_locked(path: Path) -> bool | None:
+    """Whether a process has a file for itself; asks for the lock and gives it back at once.
+
+    Returns:
+        None where the platform or the disk has no locks.
+
+    Raises:
+        OSError: The file cannot be opened or locked.
+    """
+    with path.open("rb") as file:
+        is_free = _try(file.fileno(), shared=True, wait=False)
+    return None if is_free is None else not is_free
+
+
+def _try(descriptor: int, *, shared: bool, wait: bool) -> bool | None:
+    """Whether the lock was given; None without locks."""
     if sys.platform == "win32":
-        return True
+        return None
     kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
     try:
         fcntl.flock(descriptor, kind if wait else kind | fcntl.LOCK_NB)
@@ -38,4 +57,5 @@ def lock(descriptor: int, *, shared: bool = False, wait: bool = False) -> bool:
     except OSError as error:
         if error.errno not in _NO_LOCKS:
             raise
+        return None
     return True

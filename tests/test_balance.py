@@ -78,6 +78,14 @@ def test_nothing_beyond_the_largest_real_lesion_is_planned_unasked() -> None:
     assert count((7.0,), request="hepatic tumor:5-40mm").open_bins == (1, 2, 3)
 
 
+def test_lesions_that_are_all_below_what_can_be_planned_are_told() -> None:
+    with pytest.raises(
+        RequestError, match=r"above the 5 mm from which on .* found none above 4 mm. .*'hepatic tumor:5-40mm'"
+    ):
+        count((4.0,), (3.0, 2.0))
+    assert count((4.0,), request="hepatic tumor:5-40mm").open_bins == (1, 2, 3)
+
+
 def test_requests_make_the_planned_cases_and_nothing_else() -> None:
     (filled,) = fill_deficits([count((7.0,), (15.0, 25.0), request="hepatic tumor+spleen")], num_cases=23)
     plan = plan_from_texts(to_requests([filled]), vocabulary=MAISI, num_cases=23, seed=3)

@@ -1,4 +1,4 @@
-"""A lock is one process's alone or shared, and given where the disk has none."""
+"""A lock is one process's alone, and given where the disk has none."""
 
 from __future__ import annotations
 
@@ -8,17 +8,16 @@ from pathlib import Path
 
 import pytest
 
-from maisi_aug.file_lock import lock
+from maisi_aug.file_lock import is_locked, lock
 
 
-@pytest.mark.parametrize(
-    ("first", "second", "is_given"), [(False, False, False), (False, True, False), (True, True, True)]
-)
-def test_lock_is_given_once_unless_it_is_shared(tmp_path: Path, first: bool, second: bool, is_given: bool) -> None:
+def test_lock_is_given_once(tmp_path: Path) -> None:
     path = tmp_path / "lock"
     with path.open("w") as mine, path.open() as other:
-        assert lock(mine.fileno(), shared=first)
-        assert lock(other.fileno(), shared=second) is is_given
+        assert is_locked(path) is False
+        assert lock(mine.fileno())
+        assert not lock(other.fileno())
+        assert is_locked(path)
     with path.open("w") as later:
         assert lock(later.fileno(), wait=True)
 
@@ -33,6 +32,7 @@ def test_disk_without_locks_does_not_stop_the_work(
     monkeypatch.setattr(fcntl, "flock", refuse)
     with (tmp_path / "lock").open("w") as file:
         assert lock(file.fileno())
+    assert is_locked(tmp_path / "lock") is None
 
 
 def test_other_errors_are_told(tmp_path: Path) -> None:

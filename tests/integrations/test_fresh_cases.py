@@ -1,8 +1,8 @@
 from __future__ import annotations
 
 import os
+import platform
 import signal
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -152,9 +152,9 @@ def test_temporary_folder_may_have_a_long_path(
         assert running._folder.is_relative_to(folder)
 
 
-@pytest.mark.parametrize("platform", ["linux", "darwin"])
-def test_address_is_short_whatever_the_folder(platform: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "platform", platform)
+@pytest.mark.parametrize("system", ["Linux", "Darwin"])
+def test_address_is_short_whatever_the_folder(system: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(platform, "system", lambda: system)
     assert fresh_cases._choose_address(Path("/tmp/maisi-aug-1")) == "/tmp/maisi-aug-1/socket"
     assert len(fresh_cases._choose_address(Path("/", "a" * 200))) < fresh_cases.MAX_ADDRESS_BYTES
 

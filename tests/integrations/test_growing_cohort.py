@@ -103,6 +103,17 @@ def test_cases_that_do_not_come_are_told(tmp_path: Path) -> None:
         GrowingCohort(folder, num_items=0)
 
 
+def test_writer_that_has_ended_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(growing_cohort, "GRACE_SECONDS", 0.2)
+    folder = begin(tmp_path / "cohort", 3)
+    with ManifestWriter(folder / MANIFEST_NAME) as writer:
+        writer.append(save_case(folder, 0, [HEPATIC_TUMOR]))
+        with pytest.raises(CohortError, match="expected case 2 of 3 within 1 s, found 1 settled"):
+            GrowingCohort(folder, num_items=2, wait_seconds=1)[1]  # somebody is writing
+    with pytest.raises(CohortError, match="expected case 2 of 3, found 1 settled and no process that makes more"):
+        GrowingCohort(folder, num_items=2)[1]
+
+
 def test_labels_can_be_chosen_and_must_be_where_none_was_asked_for(tmp_path: Path) -> None:
     folder = begin(tmp_path / "cohort", 1, is_asked=False)
     add(folder, 0)

@@ -58,9 +58,9 @@ def test_training_is_stopped_when_the_time_is_up(tmp_path: Path, monkeypatch: py
     assert train(tmp_path, [], max_minutes=0.01) is None
 
 
-def test_failed_planning_is_told_with_its_last_words() -> None:
-    with pytest.raises(BenchmarkError, match="nnU-Net, planning: expected it to end well, found: boom"):
-        nnunet_training._run("import sys; sys.exit('boom')", [], {}, "planning")
+def test_failed_preprocessing_is_told_with_its_last_words() -> None:
+    with pytest.raises(BenchmarkError, match="nnU-Net, preprocessing: expected it to end well, found: boom. Check"):
+        nnunet_training._run("import sys; sys.exit('boom')", [], {}, "preprocessing")
 
 
 @pytest.mark.parametrize(
