@@ -203,27 +203,7 @@ def _list_commands(export: LikeExport, configuration: str) -> tuple[str, ...]:
 def _build_notes(
     export: LikeExport, seen: Seen, plans: Mapping[str, Any] | None, configuration: str, warnings: Sequence[str]
 ) -> Iterator[str]:
-    num_real = len(export.real.cases)
-    if export.cohort.partial_note:
-        yield export.cohort.partial_note
-    if export.num_wanted is not None and len(export.cases) < export.num_wanted:
-        num_available = len(export.cohort.cases)
-        reason = "; --max-per-label allows no more" if len(export.cases) < num_available else ", which is all of them"
-        yield (
-            f"--ratio asks for {export.num_wanted} synthetic cases; {len(export.cases)} of the cohort's "
-            f"{num_available} accepted ones are exported{reason}."
-        )
-    if num_real < NUM_FOLDS:
-        yield (
-            f"{num_real} real cases make {len(export.folds.folds)} folds; nnU-Net would draw a random split with "
-            "synthetic cases in validation for any fold past the last, which the trainers of maisi-aug refuse."
-        )
-    num_derived = sum(bool(origins) for origins in export.origins.values())
-    if num_derived:
-        yield (
-            f"{num_derived} of the {len(export.cases)} synthetic cases were made from label maps of real cases; each "
-            "is left out of the folds that validate on the case that it was made from."
-        )
+    yield from _describe_choice(export)
     if export.is_turned:
         yield (
             f"The real images are stored with axes {export.orientation}, and nnU-Net trains on voxels as they lie, so "
@@ -245,6 +225,31 @@ def _build_notes(
     yield from _compare_spacings(export, plans, configuration)
     if warnings:
         yield f"nnU-Net's integrity check passed with {len(warnings)} warning(s); the first: {warnings[0]}"
+
+
+def _describe_choice(export: LikeExport) -> Iterator[str]:
+    """What is special about the number of cases, real and synthetic, and about where they train."""
+    num_real = len(export.real.cases)
+    if export.cohort.partial_note:
+        yield export.cohort.partial_note
+    if export.num_wanted is not None and len(export.cases) < export.num_wanted:
+        num_available = len(export.cohort.cases)
+        reason = "; --max-per-label allows no more" if len(export.cases) < num_available else ", which is all of them"
+        yield (
+            f"--ratio asks for {export.num_wanted} synthetic cases; {len(export.cases)} of the cohort's "
+            f"{num_available} accepted ones are exported{reason}."
+        )
+    if num_real < NUM_FOLDS:
+        yield (
+            f"{num_real} real cases make {len(export.folds.folds)} folds; nnU-Net would draw a random split with "
+            "synthetic cases in validation for any fold past the last, which the trainers of maisi-aug refuse."
+        )
+    num_derived = sum(bool(origins) for origins in export.origins.values())
+    if num_derived:
+        yield (
+            f"{num_derived} of the {len(export.cases)} synthetic cases were made from label maps of real cases; each "
+            "is left out of the folds that validate on the case that it was made from."
+        )
 
 
 def _compare_spacings(export: LikeExport, plans: Mapping[str, Any] | None, configuration: str) -> Iterator[str]:
