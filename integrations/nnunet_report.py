@@ -203,32 +203,6 @@ def _list_commands(export: LikeExport, configuration: str) -> tuple[str, ...]:
 def _build_notes(
     export: LikeExport, seen: Seen, plans: Mapping[str, Any] | None, configuration: str, warnings: Sequence[str]
 ) -> Iterator[str]:
-    yield from _describe_choice(export)
-    if export.is_turned:
-        yield (
-            f"The real images are stored with axes {export.orientation}, and nnU-Net trains on voxels as they lie, so "
-            f"the {len(export.cases)} synthetic images are written anew in that order."
-        )
-    if len(export.real.orientations) > 1 and not export.real.is_reoriented_on_reading:
-        listed = ", ".join(f"{codes} ({count})" for codes, count in export.real.orientations.most_common())
-        yield f"The real images are stored with different axes: {listed}; nnU-Net does not turn them."
-    for inner, outer in find_holes(seen.contacts, export.mapping.values).items():
-        names = [export.cohort.name_of(label_id) for label_id in (inner, outer)]
-        yield (
-            f"'{names[0]}' becomes background and lies mostly in or at '{names[1]}'; where the real dataset counts it "
-            f"as part of a label, give --label '{names[0]}=LABEL'."
-        )
-    if export.mapping.absent:
-        spellings = {target.value: target.spelling for target in export.real.targets}
-        listed = ", ".join(spellings[value] for value in sorted(export.mapping.absent))
-        yield f"Absent from every synthetic case, as you said: {listed}."
-    yield from _compare_spacings(export, plans, configuration)
-    if warnings:
-        yield f"nnU-Net's integrity check passed with {len(warnings)} warning(s); the first: {warnings[0]}"
-
-
-def _describe_choice(export: LikeExport) -> Iterator[str]:
-    """What is special about the number of cases, real and synthetic, and about where they train."""
     num_real = len(export.real.cases)
     if export.cohort.partial_note:
         yield export.cohort.partial_note
@@ -250,6 +224,27 @@ def _describe_choice(export: LikeExport) -> Iterator[str]:
             f"{num_derived} of the {len(export.cases)} synthetic cases were made from label maps of real cases; each "
             "is left out of the folds that validate on the case that it was made from."
         )
+    if export.is_turned:
+        yield (
+            f"The real images are stored with axes {export.orientation}, and nnU-Net trains on voxels as they lie, so "
+            f"the {len(export.cases)} synthetic images are written anew in that order."
+        )
+    if len(export.real.orientations) > 1 and not export.real.is_reoriented_on_reading:
+        listed = ", ".join(f"{codes} ({count})" for codes, count in export.real.orientations.most_common())
+        yield f"The real images are stored with different axes: {listed}; nnU-Net does not turn them."
+    for inner, outer in find_holes(seen.contacts, export.mapping.values).items():
+        names = [export.cohort.name_of(label_id) for label_id in (inner, outer)]
+        yield (
+            f"'{names[0]}' becomes background and lies mostly in or at '{names[1]}'; where the real dataset counts it "
+            f"as part of a label, give --label '{names[0]}=LABEL'."
+        )
+    if export.mapping.absent:
+        spellings = {target.value: target.spelling for target in export.real.targets}
+        listed = ", ".join(spellings[value] for value in sorted(export.mapping.absent))
+        yield f"Absent from every synthetic case, as you said: {listed}."
+    yield from _compare_spacings(export, plans, configuration)
+    if warnings:
+        yield f"nnU-Net's integrity check passed with {len(warnings)} warning(s); the first: {warnings[0]}"
 
 
 def _compare_spacings(export: LikeExport, plans: Mapping[str, Any] | None, configuration: str) -> Iterator[str]:
