@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from maisi_aug.training.prepared import PreparedStore
 
 _WHAT, _HOW, _RUN = "What to teach", "How to train", "Run"
+DEFAULT_RANK = 8
 MAX_WARMUP_STEPS = 20
 NUM_VALIDATIONS = 10
 """Validations in a run when the user names no distance between them."""
@@ -114,7 +115,8 @@ def finetune_controlnet(
         ),
     ] = TuneName.full,
     rank: Annotated[
-        int | None, typer.Option(min=1, help="Rank of --tune low-rank (default: 8).", rich_help_panel=_HOW)
+        int | None,
+        typer.Option(min=1, help=f"Rank of --tune low-rank (default: {DEFAULT_RANK}).", rich_help_panel=_HOW),
     ] = None,
     start: Annotated[
         StartName,
@@ -192,19 +194,15 @@ def finetune_controlnet(
 
     Example: maisi-aug finetune-controlnet --data prepared --label "left parotid" --base rflow-ct --out runs/parotid
     """
-    if rank is not None and tune is not TuneName.low_rank:
-        raise typer.BadParameter(f"--rank: expected --tune low-rank beside it, found {tune.value}. Leave one out.")
     config = _build_config(
         {
             "labels": tuple(label),
             "slots": _read_slots(slot or (), label),
-            "hosts": {
-                name: tuple(value.split(",")) for name, value in _read_pairs(host or (), "--host", label).items()
-            },
+            "hosts": _read_hosts(host or (), label),
             "kinds": _read_pairs(kind or (), "--kind", label),
             "fold": fold,
             "tune": tune.value,
-            **({} if rank is None else {"rank": rank}),
+            "rank": _read_rank(rank, tune),
             "start": start.value,
             "num_pictures": pictures,
             "seed": seed,
@@ -336,6 +334,16 @@ def _read_slots(texts: Sequence[str], labels: Sequence[str]) -> dict[str, str]:
             )
         return dict.fromkeys(labels, texts[0])
     return _read_pairs(texts, "--slot", labels)
+
+
+def _read_hosts(texts: Sequence[str], labels: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    return {name: tuple(value.split(",")) for name, value in _read_pairs(texts, "--host", labels).items()}
+
+
+def _read_rank(rank: int | None, tune: TuneName) -> int:
+    if rank is not None and tune is not TuneName.low_rank:
+        raise typer.BadParameter(f"--rank: expected --tune low-rank beside it, found {tune.value}. Leave one out.")
+    return DEFAULT_RANK if rank is None else rank
 
 
 def _read_pairs(texts: Sequence[str], option: str, labels: Sequence[str]) -> dict[str, str]:

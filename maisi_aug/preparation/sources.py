@@ -12,7 +12,7 @@ from maisi_aug.errors import BankError, PreparationError
 from maisi_aug.volume_io import is_readable_name
 
 IMAGE_ROLES = re.compile(r"^(?:(?P<case>.+)[_-])?(?:ct|image|img|volume|vol|0000)$", re.IGNORECASE)
-_COUNTED = re.compile(r"[_-](?!0000)\d{4}$")
+_NUMBERED = re.compile(r"^(?P<case>.+)[_-](?P<number>\d{4})$")
 _SEPARATORS = "_-."
 _MASK_FOLDERS = ("segmentations", "masks", "labels")
 
@@ -74,7 +74,9 @@ def find_images(folder: Path, pattern: str | None = None) -> dict[str, Path]:
         found = [(match["id"], path) for path, match in _match_pattern(folder, pattern, "--image-pattern")]
     else:
         paths = list_files(folder)
-        is_counted = any(_COUNTED.search(stem_of(path)) for path in paths)
+        ends = [(match["case"], match["number"]) for path in paths if (match := _NUMBERED.match(stem_of(path)))]
+        first = {case_id for case_id, number in ends if number == "0000"}
+        is_counted = any(case_id in first for case_id, number in ends if number != "0000")
         named = [(_match_role(stem_of(path), is_counted=is_counted), path) for path in paths]
         marked = [(match["case"], path) for match, path in named if match and match["case"]]
         found = marked or [(stem_of(path), path) for _, path in named] or list(_find_case_folders(folder))

@@ -52,6 +52,8 @@ def test_two_folders_with_the_same_names(tmp_path: Path) -> None:
 def test_nnunet_suffix_of_images_is_tolerated(tmp_path: Path) -> None:
     images = find_images(touch(tmp_path / "i", "case_001_0000.nii.gz", "case_002_0000.nii.gz"))
     assert list(images) == ["case_001", "case_002"]
+    dated = find_images(touch(tmp_path / "d", "a_0000.nii.gz", "b_0000.nii.gz", "atlas_2019.nii.gz"))
+    assert list(dated) == ["a", "b"]
     assert list(find_labels(touch(tmp_path / "l", "case_002.nii.gz"), images)) == ["case_002"]
 
 
