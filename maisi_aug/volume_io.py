@@ -7,9 +7,11 @@ folder first, is flushed to the disk, and is then renamed; the same array gives 
 
 from __future__ import annotations
 
+import locale
 import warnings
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -157,7 +159,8 @@ def _load_volume(path: Path) -> Volume:
     if not path.exists():
         raise VolumeError(f"{path}: expected an image file, found nothing there. Check the path.")
     if path.is_dir():
-        return _read(lambda: _read_dicom_series(path), path)
+        with _same_locale():
+            return _read(lambda: _read_dicom_series(path), path)
     if path.name.lower().endswith(NIFTI_SUFFIXES):
         return _read(lambda: _parse_nifti(path.read_bytes(), path), path)
     if is_readable_name(path):
@@ -220,6 +223,16 @@ def _read_with_itk(path: Path) -> tuple[NDArray[Any], NDArray[np.float64]]:
 
     require_complete_metaimage(path)
     return _from_itk(SimpleITK.ReadImage(str(path)))
+
+
+@contextmanager
+def _same_locale() -> Iterator[None]:
+    """Keep the process's locale: ITK's DICOM reader sets it to C, and other programs' text then reads as ASCII."""
+    before = locale.setlocale(locale.LC_ALL)
+    try:
+        yield
+    finally:
+        locale.setlocale(locale.LC_ALL, before)
 
 
 def _read_dicom_series(folder: Path) -> tuple[NDArray[Any], NDArray[np.float64]]:

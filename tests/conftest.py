@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import locale
 import os
 import subprocess
 import sys
@@ -41,6 +42,14 @@ def real_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"real CT data: expected at {folder}, not found")
     return folder
+
+
+@pytest.fixture(autouse=True)
+def same_locale() -> Iterator[None]:
+    """ITK, with which tests write DICOM, sets the process's locale to C; later tests read text of other programs."""
+    before = locale.setlocale(locale.LC_ALL)
+    yield
+    locale.setlocale(locale.LC_ALL, before)
 
 
 @pytest.fixture

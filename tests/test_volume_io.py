@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import errno
 import gzip
+import locale
 import os
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -113,6 +115,14 @@ def test_dicom_series_loads_in_hu_and_ras(tmp_path: Path, image_hu: NDArray[np.i
     np.testing.assert_allclose(volume.grid.spacing_mm, SPACING_MM, rtol=1e-4)
     last_i, last_j = SPACING_MM[0] * (SHAPE[0] - 1), SPACING_MM[1] * (SHAPE[1] - 1)
     np.testing.assert_allclose(volume.grid.affine[:3, 3], [-5 - last_i, -7 - last_j, -30], atol=1e-3)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="the C.UTF-8 locale is not there")
+def test_reading_dicom_leaves_the_locale_alone(tmp_path: Path, image_hu: NDArray[np.int16]) -> None:
+    _write_dicom_series(tmp_path / "dicom", image_hu, [float(k) for k in range(SHAPE[2])])
+    locale.setlocale(locale.LC_ALL, "C.UTF-8")
+    volume_io.load_image(tmp_path / "dicom")
+    assert locale.getencoding().lower() == "utf-8"
 
 
 def test_dicom_series_with_a_missing_slice_is_refused(tmp_path: Path, image_hu: NDArray[np.int16]) -> None:
