@@ -139,6 +139,11 @@ def test_stopped_training_leaves_no_half_checkpoint_and_no_worker(
 
 
 def _wait_for_end(process_id: int) -> None:
-    for _ in range(100):
+    """Raise ProcessLookupError once a process is gone, or dead and not collected yet by the one that adopted it."""
+    status = Path(f"/proc/{process_id}/stat")
+    ends_at = time.monotonic() + 60
+    while time.monotonic() < ends_at:
         os.kill(process_id, 0)
+        if status.is_file() and status.read_text().rpartition(")")[2].split()[0] == "Z":
+            raise ProcessLookupError
         time.sleep(0.05)
