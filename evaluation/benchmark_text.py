@@ -43,7 +43,7 @@ def spell_interval(row: Mapping[str, Any] | None, *, signed: bool = False) -> st
     """A mean with its interval, where it has one."""
     if row is None:
         return "none"
-    form = "+.3f" if signed else ".3f"
+    form = "+z.3f" if signed else "z.3f"  # z: no minus before nothing
     if row["low"] is None:
         return f"{row['mean']:{form}} (one patient)"
     return f"{row['mean']:{form}} ({row['low']:{form}} to {row['high']:{form}})"
@@ -73,9 +73,14 @@ def summarise_verdicts(document: Mapping[str, Any]) -> list[str]:
         groups: dict[str, list[str]] = {}
         for row in rows:
             groups.setdefault(spell_verdict(row), []).append(row["label"])
-        said = "; ".join(f"{verdict} for {', '.join(labels)}" for verdict, labels in groups.items())
+        said = "; ".join(_join_labels(*group) for group in groups.items())
         sentences.append(f"{arm} against {baseline}: {said}.")
     return sentences
+
+
+def _join_labels(verdict: str, labels: Sequence[str]) -> str:
+    said, _, reason = verdict.partition(": ")
+    return f"{said} for {', '.join(labels)}{f' ({reason})' if reason else ''}"
 
 
 def to_report_text(document: Mapping[str, Any]) -> str:
@@ -124,8 +129,9 @@ def _score_table(document: Mapping[str, Any], metric: str) -> str:
 
 
 def _comparison_table(document: Mapping[str, Any], metric: str) -> str:
-    header = ["arm", "against", "label", "patients", "trainings", "difference"]
-    header += ["p", "p, Holm", "smallest gain", "verdict"]
+    header = ["arm", "against", "label", "patients", "trainings", "difference", "p", "p, Holm"]
+    has_verdicts = metric == "dice"  # for which the margin is meant
+    header += ["smallest gain", "verdict"] if has_verdicts else []
     rows: list[Sequence[Cell]] = [
         [
             row["arm"],
@@ -136,8 +142,7 @@ def _comparison_table(document: Mapping[str, Any], metric: str) -> str:
             spell_interval(row["difference"], signed=True),
             spell_p(row["p_value"]),
             spell_p(row["p_holm"]),
-            spell_smallest_gain(row),
-            spell_verdict(row),
+            *([spell_smallest_gain(row), spell_verdict(row)] if has_verdicts else []),
         ]
         for row in document["comparisons"]
         if row["metric"] == metric

@@ -2,10 +2,10 @@
 
     python -m maisi_aug.evaluation.known_truth --out runs/known-truth
 
-Phantoms stand for the real data. Those to train on are few and healthy, those to test on have tumours: no arm of real
-cases alone can find them. Synthetic cases with tumours, drawn by the embedded bundle, must help with tumours, and so
-must as many further phantoms with tumours. Synthetic cases with their label maps shifted by six centimetres must not
-help with anything, and neither must the real cases taken several times over. An interrupted run goes on when the
+Phantoms stand for the real data. Those to train on are few and healthy, most of those to test on have tumours: no arm
+of real cases alone can find them. Synthetic cases with tumours, drawn by the embedded bundle, must help with tumours,
+and so must as many further phantoms with tumours. Synthetic cases with their label maps shifted by six centimetres must
+not help with anything, and neither must the real cases taken several times over. An interrupted run goes on when the
 command is repeated.
 """
 
@@ -58,7 +58,7 @@ def build_known_truth(
     Args:
         folder: Of the run.
         num_train: Healthy phantoms to train on.
-        num_test: Phantoms with tumours to test on.
+        num_test: Phantoms to test on, most of them with tumours.
         num_synthetic: Synthetic cases.
         num_seeds: Trainings of every arm.
         num_steps: Optimiser steps of every arm.
@@ -166,7 +166,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--out", type=Path, required=True, help="folder of the run; its report is in report/")
     parser.add_argument("--num-train", type=int, default=4, help="healthy phantoms to train on")
-    parser.add_argument("--num-test", type=int, default=24, help="phantoms with tumours to test on")
+    parser.add_argument("--num-test", type=int, default=24, help="phantoms to test on, most of them with tumours")
     parser.add_argument("--num-synthetic", type=int, default=16, help="synthetic cases")
     parser.add_argument("--num-seeds", type=int, default=3, help="trainings of every arm")
     parser.add_argument("--num-steps", type=int, default=800, help="optimiser steps of every arm")
