@@ -215,8 +215,8 @@ def verdict(text: str) -> str:
 
 
 def number(value: float, digits: int = 2, *, signed: bool = False) -> str:
-    """A number with a true minus sign."""
-    return f"{value:{'+' if signed else ''}.{digits}f}".replace("-", _MINUS)
+    """A number with a true minus sign, and none before nothing."""
+    return f"{value:{'+' if signed else ''}z.{digits}f}".replace("-", _MINUS)
 
 
 def figures(text: str) -> str:
