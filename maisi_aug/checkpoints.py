@@ -38,9 +38,20 @@ SCALE_FACTOR_KEY = "scale_factor"
 # What numpy rebuilds numbers and arrays with, asked of numpy itself: their home has moved with numpy 2, and files name
 # the home of their time.
 _NUMPY_BUILDERS = {"scalar": np.float64(0).__reduce__()[0], "_reconstruct": np.zeros(1).__reduce__()[0]}
+_WORDS = (MetaKeys, SpaceKeys, TraceKeys)  # of MONAI's metadata
+
+
+def _find_word(words: Any, name: Any) -> Any:
+    """What stands for getattr, by which Python 3.11.0 to 3.11.3 stores members of enumerations: these words alone."""
+    if words not in _WORDS or not isinstance(name, str) or name not in words.__members__:
+        raise pickle.UnpicklingError(f"WeightsUnpickler error: GLOBAL builtins.getattr of {words!r}, {name!r}")
+    return words[name]
+
+
 # Types of data alone.
 _DATA_TYPES: list[Any] = [
-    *(MetaObj, MetaTensor, MetaKeys, SpaceKeys, TraceKeys, np.ndarray, np.dtype),
+    *(MetaObj, MetaTensor, *_WORDS, np.ndarray, np.dtype),
+    (_find_word, "builtins.getattr"),
     *(type(np.dtype(code)) for code in "?bBhHiIqQefd"),
     *(
         (builder, f"numpy.{home}.multiarray.{name}")
@@ -77,7 +88,8 @@ def _name_surplus(path: Path, error: Exception) -> str:
     try:
         names = sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))
     except Exception:  # the file may be older than that function, or broken in any way
-        names = re.findall(r"GLOBAL ([\w.]+)", message)
+        names = []
+    names = names or re.findall(r"GLOBAL ([\w.]+)", message)
     if names:
         return f"a pickle that needs {', '.join(names)}; it was not run and is not used"
     reason = message.partition("\n")[0].rstrip(".")[:200] or "it ends too early"
