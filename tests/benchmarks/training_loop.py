@@ -89,7 +89,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--width", choices=list(WIDTHS), help="(default: tiny; on cuda full)")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--steps", type=int, default=4, help="steps of a round")
-    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--rounds", type=int, default=30)
     parser.add_argument("--memory-of", nargs=2, metavar=("SIDE", "CASE"), help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if options.memory_of:
