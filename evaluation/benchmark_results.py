@@ -226,9 +226,10 @@ def _detection_comparison_rows(benchmark: Benchmark, arm: ArmScores, other: ArmS
         counts, others = arm.count_lesions(label), other.count_lesions(label)
         for place, name in enumerate(counts.names):
             row: dict[str, Any] = {"arm": arm.arm.name, "baseline": other.arm.name, "label": label, "name": name}
+            others_shares = others.shares(place)
             for share, pair in counts.shares(place).items():
                 rng = _rng(benchmark, "detection")
-                row[share] = _to_json(find_ratio_interval(*pair, *others.shares(place)[share], rng=rng))
+                row[share] = _to_json(find_ratio_interval(*pair, *others_shares[share], rng=rng))
             rows.append(row)
     return rows
 

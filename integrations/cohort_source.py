@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -104,12 +104,16 @@ def load_cohort_source(folder: Path) -> CohortSource:
         )
     configuration = _read_configuration(folder)
     vocabulary = _find_vocabulary(str(configuration.get("bundle", cases[0].bundle)), cases)
-    return CohortSource(folder, cases, find_num_planned(folder), vocabulary)
+    return CohortSource(folder, cases, _num_planned(configuration), vocabulary)
 
 
 def find_num_planned(folder: Path) -> int | None:
     """How many cases a cohort was to have; ``None`` where its configuration is missing or cannot be read."""
-    num_planned = _read_configuration(folder).get("num_cases")
+    return _num_planned(_read_configuration(folder))
+
+
+def _num_planned(configuration: Mapping[str, Any]) -> int | None:
+    num_planned = configuration.get("num_cases")
     return num_planned if isinstance(num_planned, int) else None
 
 

@@ -9,7 +9,7 @@ import contextlib
 import io
 import json
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from maisi_aug.errors import EvaluationError, RequestError
+from maisi_aug.integrations.nnunet_description import label_values
 from maisi_aug.volume_io import Volume
 
 DEFAULT_CHECKPOINT: Final = "checkpoint_final.pth"
@@ -97,11 +98,7 @@ def read_label_values(path: Path) -> dict[str, tuple[int, ...]]:
     """
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
-        table: Mapping[str, Any] = document["labels"]
-        values = {
-            str(name): tuple(int(part) for part in (value if isinstance(value, list) else [value]))
-            for name, value in table.items()
-        }
+        values = label_values(document["labels"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise EvaluationError(
             f"{path}: expected nnU-Net's description with 'labels', found: {type(error).__name__} {error}. "

@@ -191,7 +191,8 @@ def _add_body(
     A label that is called the body and fills the patient is taken as it is. Other labels become body too where the
     vocabulary lacks them, such as the pulmonary artery: they leave the rest of the patient to be found.
     """
-    has_body, is_shell = bool((label_map == BODY_ID).any()), is_hollow(label_map > 0)
+    has_body = bool((label_map == BODY_ID).any())
+    is_shell = has_body and is_hollow(label_map > 0)
     try:
         body = find_body(image, grid.spacing_mm)
     except VolumeError as error:

@@ -61,11 +61,6 @@ class FinetunedBank:
                 return None
         return merged
 
-    @property
-    def needs_copies(self) -> bool:
-        """Whether the maps cannot be read where they are, for no one table says what their ids mean."""
-        return self.ids is None
-
     def describe(self, *, copies: bool) -> MaskBankSpec:
         """The entry in ``bundle.yaml``."""
         ids = self.ids
@@ -73,18 +68,19 @@ class FinetunedBank:
         return MaskBankSpec(list=BANK_LIST, labels=IN_OWN_IDS if is_same else BANK_LABELS, source=self.source)
 
     def write(self, unfinished: Path, folder: Path, *, copies: bool) -> None:
-        """List the maps, or copy them in the bundle's ids.
+        """List the maps, or copy them in the bundle's ids, as has to be where no one table says what theirs mean.
 
         Args:
             unfinished: Where the bundle is written.
             folder: Where it will lie.
             copies: Put copies into the bundle.
         """
+        ids = self.ids
         listed: list[dict[str, Any]] = []
         names: dict[str, int] = {}
         for row in self.rows:
             place = Path(os.path.relpath(row.path, folder.resolve())).as_posix()
-            if copies or self.needs_copies:
+            if copies or ids is None:
                 number = names[row.path.name] = names.get(row.path.name, 0) + 1
                 name = row.path.name if number == 1 else f"{number}_{row.path.name}"
                 place = f"{MAPS_FOLDER}/{name}"
@@ -93,9 +89,9 @@ class FinetunedBank:
                 save_label_map(unfinished / place, label_map, volume.grid)
             listed.append({"label": place, "label_list": list(row.listed)})
         write_text_whole(unfinished / BANK_LIST, json.dumps({"training": listed}, indent=1) + "\n")
-        if not copies and self.ids is not None:
-            ids = {str(own): label_id for own, label_id in sorted(self.ids.items())}
-            write_text_whole(unfinished / BANK_LABELS, json.dumps(ids, indent=1) + "\n")
+        if not copies and ids is not None:
+            table = {str(own): label_id for own, label_id in sorted(ids.items())}
+            write_text_whole(unfinished / BANK_LABELS, json.dumps(table, indent=1) + "\n")
 
 
 def collect_bank(base: Bundle, training: PreparedDataset, table: NDArray[np.uint8]) -> FinetunedBank:
