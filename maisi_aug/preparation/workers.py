@@ -8,10 +8,9 @@ import signal
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from functools import partial
 from types import FrameType
 from typing import TypeVar
 
@@ -22,6 +21,8 @@ Report = Callable[[str, int, int], None]
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 Warned = list[tuple[str, type[Warning]]]
+
+POLL_SECONDS = 1.0
 
 
 def run_parallel(
@@ -60,7 +61,7 @@ def _mapped(work: Callable[[Item], Result], items: Sequence[Item], workers: int)
     pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _begin_worker)
     others = set(multiprocessing.active_children())
     try:
-        yield _warn_again(pool.map(partial(_record_warnings, work), items))
+        yield _warn_again(_await([pool.submit(_record_warnings, work, item) for item in items]))
     except BrokenProcessPool as error:
         raise PreparationError(
             "Workers: expected every process to finish, found one that was ended from outside, mostly for lack of "
@@ -110,6 +111,14 @@ def _record_warnings(work: Callable[[Item], Result], item: Item) -> tuple[Result
         warnings.simplefilter("always")
         result = work(item)
     return result, [(str(warning.message), warning.category) for warning in caught]
+
+
+def _await(futures: Sequence[Future[Result]]) -> Iterator[Result]:
+    """Results in the order of the futures; a signal that comes as a wait begins is seen when the next one does."""
+    for future in futures:
+        while not future.done():
+            wait([future], timeout=POLL_SECONDS)
+        yield future.result()
 
 
 def _warn_again(finished: Iterator[tuple[Result, Warned]]) -> Iterator[Result]:
