@@ -21,6 +21,8 @@ from monai.networks.schedulers import DDPMScheduler, RFlowScheduler
 from numpy.typing import NDArray
 from torch import Tensor
 
+from tests.rounding import in_float64
+
 NETWORKS = {"autoencoder": AutoencoderKlMaisi, "diffusion_unet": DiffusionModelUNetMaisi, "controlnet": ControlNetMaisi}
 MODALITY_CODES = {"unknown": 0, "ct": 1, "ct_wo_contrast": 2, "ct_contrast": 3}
 REGIONS = ("head", "thorax", "abdomen", "pelvis")
@@ -34,6 +36,12 @@ class Inputs:
     modality: Tensor
     spacing: Tensor
     regions: tuple[Tensor, Tensor] | None = None
+
+    def to(self, dtype: torch.dtype) -> Inputs:
+        """The same, with what is no code in another type."""
+        regions = None if self.regions is None else (self.regions[0].to(dtype), self.regions[1].to(dtype))
+        label_bits = None if self.label_bits is None else self.label_bits.to(dtype)
+        return Inputs(label_bits, self.modality, self.spacing.to(dtype), regions)
 
 
 def encode(
@@ -80,7 +88,7 @@ def load_networks(
 
 
 class ReferenceLoop:
-    """The networks of a bundle and the loop over them."""
+    """The networks of a bundle and the loop over them; exact in float64, with a latent of the same type."""
 
     def __init__(
         self,
@@ -90,15 +98,21 @@ class ReferenceLoop:
         *,
         scale_factor: float = 1.0,
         device: str = "cpu",
+        is_exact: bool = False,
     ) -> None:
         self.device, self.scale_factor = device, scale_factor
         self.networks = load_networks(NETWORKS, definitions, states, device)
+        self.dtype = torch.float32
+        if is_exact:  # what float32 is judged by
+            self.networks = {role: in_float64(network) for role, network in self.networks.items()}
+            self.dtype = torch.float64
         settings = {key: value for key, value in scheduler.items() if key != "class"}
         self.is_flow = scheduler["class"] == "RFlowScheduler"
         self.scheduler = RFlowScheduler(**settings) if self.is_flow else DDPMScheduler(**settings)
 
     def predict(self, latent: Tensor, timestep: Tensor, inputs: Inputs) -> Tensor:
         timesteps = torch.Tensor((timestep,)).to(self.device)
+        inputs = inputs.to(self.dtype)
         down, middle = None, None
         if inputs.label_bits is not None:
             down, middle = self.networks["controlnet"](
@@ -129,7 +143,7 @@ class ReferenceLoop:
         generator: torch.Generator | None = None,
     ) -> Tensor:
         """From noise to a latent, one step after the other."""
-        latent = noise
+        latent = noise.to(self.dtype)
         if self.is_flow:
             self.scheduler.set_timesteps(num_steps, input_img_size_numel=prod(latent.shape[2:]))
         else:
@@ -144,7 +158,8 @@ class ReferenceLoop:
             if self.is_flow:
                 latent, _ = self.scheduler.step(output, timestep, latent, next_timestep)
             else:
-                latent, _ = self.scheduler.step(output, timestep, latent, generator=generator)
+                # In float32, of which the scheduler then draws its noise.
+                latent, _ = self.scheduler.step(output.float(), timestep, latent, generator=generator)
         return latent
 
     @torch.no_grad()

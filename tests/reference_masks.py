@@ -19,6 +19,7 @@ from scipy import ndimage
 from torch import Tensor
 
 from tests.reference_loop import load_networks
+from tests.rounding import in_float64
 
 CLASSES = {"mask_autoencoder": AutoencoderKlMaisi, "mask_diffusion_unet": DiffusionModelUNet}
 LIVER, HEPATIC_VESSEL, BODY = 1, 25, 200
@@ -37,17 +38,22 @@ class ReferenceMasks:
         *,
         scale_factor: float = 1.0,
         device: str = "cpu",
+        is_exact: bool = False,
     ) -> None:
         self.device, self.scale_factor = device, scale_factor
         self.networks = load_networks(CLASSES, definitions, states, device)
+        self.dtype = torch.float32
+        if is_exact:  # what float32 is judged by
+            self.networks = {role: in_float64(network) for role, network in self.networks.items()}
+            self.dtype = torch.float64
         self.scheduler = DDPMScheduler(**{key: value for key, value in scheduler.items() if key != "class"})
 
     @torch.no_grad()
     def sample(self, noise: Tensor, sizes: Sequence[float], *, generator: torch.Generator) -> Tensor:
         """From noise ``(1, C, i, j, k)`` to a latent through every time step."""
-        context = torch.tensor([[list(sizes)]], dtype=torch.float32, device=self.device)
+        context = torch.tensor([[list(sizes)]], dtype=torch.float32, device=self.device).to(self.dtype)
         self.scheduler.set_timesteps(self.scheduler.num_train_timesteps)
-        latent = noise.to(self.device)
+        latent = noise.to(self.device, self.dtype)
         for timestep in self.scheduler.timesteps:
             predicted = self.networks["mask_diffusion_unet"](
                 x=latent, timesteps=torch.Tensor((timestep,)).to(self.device), context=context
@@ -56,10 +62,14 @@ class ReferenceMasks:
         return latent
 
     @torch.no_grad()
+    def decode_logits(self, latent: Tensor) -> Tensor:
+        """Logits ``(1, C, I, J, K)`` of all classes, gathered on the CPU."""
+        logits: Tensor = self.networks["mask_autoencoder"].decode_stage_2_outputs(latent / self.scale_factor)
+        return logits.to(self.dtype).cpu()
+
     def decode(self, latent: Tensor, class_ids: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """Label ids ``(I, J, K)`` from the most likely of all classes, whose logits are gathered on the CPU."""
-        logits = self.networks["mask_autoencoder"].decode_stage_2_outputs(latent / self.scale_factor).float().cpu()
-        classes: NDArray[np.int64] = torch.softmax(logits, dim=1).argmax(dim=1)[0].numpy()
+        """Label ids ``(I, J, K)`` from the most likely of all classes."""
+        classes: NDArray[np.int64] = torch.softmax(self.decode_logits(latent), dim=1).argmax(dim=1)[0].numpy()
         ids: NDArray[np.uint8] = class_ids[classes]
         return ids
 

@@ -17,6 +17,7 @@ from maisi_aug.networks import (
     keep_decoder_output_precise,
     use_plain_layers,
 )
+from tests.rounding import depth_of, error_of, in_float64, require_rounding_alone, require_same_formula
 from tests.tiny_bundle import build_header
 
 LATENT_SHAPE = (8, 6, 4)
@@ -36,21 +37,25 @@ def build(role: str, **changes: Any) -> nn.Module:
     return network
 
 
-def relative_difference(found: Tensor, expected: Tensor) -> float:
-    return float((found - expected).abs().max() / expected.abs().max())
+def encode_and_decode(autoencoder: nn.Module, image: Tensor, latent: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean and deviation of an image's latent, and the image of another latent."""
+    with torch.no_grad():
+        mean, deviation = autoencoder.encode(image)  # type: ignore[operator]
+        return mean, deviation, autoencoder.decode(latent)  # type: ignore[operator]
 
 
 class Inputs:
     """What U-Net and ControlNet are called with, twice in a batch."""
 
-    def __init__(self) -> None:
+    def __init__(self, dtype: torch.dtype = torch.float32) -> None:
         generator = torch.Generator().manual_seed(1)
         self.noisy = torch.randn(2, 4, *LATENT_SHAPE, generator=generator)
         self.timesteps = torch.tensor([900.0, 120.5])
         self.classes = torch.tensor([1, 3])
         self.spacing = torch.tensor([[320.0, 320.0, 320.0], [70.0, 80.0, 250.0]])
         bits = torch.rand(2, 8, *(4 * side for side in LATENT_SHAPE), generator=generator)
-        self.label_bits = bits.round()
+        self.label_bits = bits.round().to(dtype)
+        self.noisy, self.spacing = self.noisy.to(dtype), self.spacing.to(dtype)
 
     def residuals(self, controlnet: nn.Module) -> tuple[list[Tensor], Tensor]:
         down, middle = controlnet(
@@ -79,21 +84,18 @@ class Inputs:
     ],
     ids=["as shipped", "transposed", "split", "attention"],
 )
-@pytest.mark.filterwarnings("ignore:TF32 acceleration on top of oneDNN:UserWarning")
 def test_plain_layers_equal_maisis_layers(changes: dict[str, Any]) -> None:
     theirs, ours = build("autoencoder", **changes), build("autoencoder", **changes)
     ours.load_state_dict(theirs.state_dict())
     assert use_plain_layers(ours) > 20
     image = torch.rand(2, 1, 32, 24, 16, generator=torch.Generator().manual_seed(2))
-    # oneDNN sums in an order that depends on the processor, and on the shape of what it convolves.
-    with torch.no_grad(), torch.backends.mkldnn.flags(enabled=False):
-        mean, sigma = theirs.encode(image)  # type: ignore[operator]
-        our_mean, our_sigma = ours.encode(image)  # type: ignore[operator]
-        assert relative_difference(our_mean, mean) < 2e-6
-        assert relative_difference(our_sigma, sigma) < 2e-6
-        rebuilt = theirs.decode(mean)  # type: ignore[operator]
-        assert relative_difference(ours.decode(mean), rebuilt) < 2e-6  # type: ignore[operator]
-    assert rebuilt.shape == image.shape
+    latent = torch.randn(2, 4, *LATENT_SHAPE, generator=torch.Generator().manual_seed(3))
+    single = [encode_and_decode(network, image, latent) for network in (ours, theirs)]
+    double = [encode_and_decode(in_float64(network), image.double(), latent.double()) for network in (ours, theirs)]
+    for found, expected, our_exact, exact in zip(*single, *double, strict=True):
+        require_rounding_alone(found, expected, exact, depth=depth_of(theirs))
+        require_same_formula(our_exact, exact, depth=depth_of(theirs))
+    assert single[0][2].shape == image.shape
 
 
 def test_swapping_keeps_the_parameters_and_their_order() -> None:
@@ -121,18 +123,24 @@ def test_trainable_unet_equals_maisis_with_residuals(parts: tuple[str, ...]) -> 
     theirs = DiffusionModelUNetMaisi(**arguments).eval()
     theirs.load_state_dict(ours.state_dict())
     assert isinstance(ours, TrainableUNet)
-    outputs = []
-    for unet in (ours, theirs):
+
+    def run(unet: nn.Module, controlnet: nn.Module, inputs: Inputs) -> Tensor:
         with torch.no_grad():
             down, middle = inputs.residuals(controlnet)
             chosen: dict[str, Any] = {"down_block_additional_residuals": down} if "down" in parts else {}
             if "middle" in parts:
                 chosen["mid_block_additional_residual"] = middle
-            outputs.append(inputs.run(unet, **chosen))
-    assert relative_difference(outputs[0], outputs[1]) < 2e-6
+            return inputs.run(unet, **chosen)
+
+    single = [run(unet, controlnet, inputs) for unet in (ours, theirs)]
+    exact_controlnet, exact_inputs = in_float64(controlnet), Inputs(torch.float64)
+    double = [run(in_float64(unet), exact_controlnet, exact_inputs) for unet in (ours, theirs)]
+    depth = depth_of(ours, controlnet)
+    require_rounding_alone(*single, double[1], depth=depth)
+    require_same_formula(*double, depth=depth)
     if parts:
         with torch.no_grad():
-            assert relative_difference(outputs[0], inputs.run(ours)) > 1e-3
+            assert error_of(inputs.run(ours), double[1]) > 1e-3
 
 
 def test_every_parameter_learns_when_unet_and_controlnet_train_together() -> None:
@@ -146,9 +154,7 @@ def test_every_parameter_learns_when_unet_and_controlnet_train_together() -> Non
 
 
 def test_residuals_have_the_gradient_of_a_finite_difference() -> None:
-    unet, controlnet, inputs = build("diffusion_unet").double(), build("controlnet").double(), Inputs()
-    inputs.noisy, inputs.spacing = inputs.noisy.double(), inputs.spacing.double()
-    inputs.label_bits = inputs.label_bits.double()
+    unet, controlnet, inputs = build("diffusion_unet").double(), build("controlnet").double(), Inputs(torch.float64)
     bias = dict(controlnet.named_parameters())["controlnet_mid_block.conv.bias"]
     deepest = dict(controlnet.named_parameters())["controlnet_down_blocks.3.conv.bias"]
 

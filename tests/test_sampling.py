@@ -12,6 +12,7 @@ from maisi_aug.conditioning import to_region_tensors
 from maisi_aug.networks import Networks, build_network, build_scheduler
 from maisi_aug.sampling import Conditions, sample_latent
 from tests.reference_loop import Inputs, ReferenceLoop
+from tests.rounding import depth_of, require_rounding_alone
 from tests.tiny_bundle import build_ddpm_header, build_header
 
 LATENT_SHAPE = (8, 6, 4)
@@ -54,11 +55,17 @@ def draw_noise() -> Tensor:
 
 
 def sample_plainly(
-    networks: Networks, scheduler: str, wanted: Conditions, unconditional: Conditions | None, guidance_scale: float
+    networks: Networks,
+    scheduler: str,
+    wanted: Conditions,
+    unconditional: Conditions | None,
+    guidance_scale: float,
+    *,
+    is_exact: bool,
 ) -> Tensor:
-    """The same latent by MAISI's plain loop."""
+    """The same latent by MAISI's plain loop, in float32 or in float64."""
     states = {role: getattr(networks, role).state_dict() for role in ("diffusion_unet", "controlnet")}
-    loop = ReferenceLoop(definitions_for(scheduler), states, SCHEDULERS[scheduler])
+    loop = ReferenceLoop(definitions_for(scheduler), states, SCHEDULERS[scheduler], is_exact=is_exact)
     return loop.sample(
         draw_noise(),
         to_inputs(wanted),
@@ -67,6 +74,10 @@ def sample_plainly(
         guidance_scale=guidance_scale,
         generator=torch.Generator().manual_seed(11),
     )
+
+
+def depth_of_sampling(networks: Networks) -> int:
+    return NUM_STEPS * depth_of(networks.diffusion_unet, networks.controlnet)
 
 
 def to_inputs(conditions: Conditions) -> Inputs:
@@ -90,8 +101,11 @@ def test_latent_equals_that_of_maisis_plain_loop(scheduler: str, guidance_scale:
         embed_once=embed_once,
         generator=torch.Generator().manual_seed(11),
     )
-    expected = sample_plainly(networks, scheduler, wanted, unconditional, guidance_scale)
-    assert float((found - expected).abs().max() / expected.abs().max()) < 2e-6
+    expected, exact = (
+        sample_plainly(networks, scheduler, wanted, unconditional, guidance_scale, is_exact=is_exact)
+        for is_exact in (False, True)
+    )
+    require_rounding_alone(found, expected, exact, depth=depth_of_sampling(networks))
     assert found.shape == (1, 4, *LATENT_SHAPE)
     assert found.dtype == torch.float32
 
@@ -101,8 +115,10 @@ def test_latent_without_a_label_map_equals_that_of_maisis_plain_loop(scheduler: 
     networks = build_networks(scheduler)
     wanted = replace(draw_conditions(1, scheduler), label_bits=None)
     found = sample(networks, wanted, generator=torch.Generator().manual_seed(11))
-    expected = sample_plainly(networks, scheduler, wanted, None, 0.0)
-    assert float((found - expected).abs().max() / expected.abs().max()) < 2e-6
+    expected, exact = (
+        sample_plainly(networks, scheduler, wanted, None, 0.0, is_exact=is_exact) for is_exact in (False, True)
+    )
+    require_rounding_alone(found, expected, exact, depth=depth_of_sampling(networks))
     assert not torch.equal(found, sample(networks, draw_conditions(1, scheduler)))
 
 
@@ -123,7 +139,8 @@ def test_guidance_of_one_is_no_guidance() -> None:
     networks, conditions = build_networks("rflow"), draw_conditions(1)
     guided = sample(networks, conditions, guidance_scale=1.0, unconditional=draw_conditions(2))
     plain = sample(networks, conditions)
-    assert float((guided - plain).abs().max() / plain.abs().max()) < 1e-5
+    exact = sample_plainly(networks, "rflow", conditions, None, 0.0, is_exact=True)
+    require_rounding_alone(guided, plain, exact, depth=depth_of_sampling(networks))
 
 
 def test_ddpm_noise_comes_from_the_generator() -> None:

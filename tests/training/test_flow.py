@@ -16,6 +16,7 @@ from maisi_aug.training.flow import FlowObjective, label_mean_error
 from maisi_aug.training.loop import TrainingRun
 from maisi_aug.training.processes import Share
 from maisi_aug.training.settings import FlowLossConfig, LoopConfig
+from tests.rounding import depth_of, rounding
 from tests.tiny_bundle import build_ddpm_header, build_header
 from tests.tiny_training import BODY, HEPATIC_TUMOR, LIVER, ArrayStore, build_case, build_store
 
@@ -63,6 +64,11 @@ def build_objective(
 def value(objective: FlowObjective, step: int = 0) -> float:
     with torch.no_grad():
         return float(objective.loss(step)[0])
+
+
+def tolerance_of(objective: FlowObjective) -> float:
+    """Relative, of a loss."""
+    return rounding(depth_of(objective.unet, *([objective.controlnet] if objective.controlnet else [])))
 
 
 @pytest.mark.parametrize(
@@ -220,9 +226,10 @@ def test_noise_over_a_label_cancels_and_its_mean_error_does_not() -> None:
     error[:, :, 1] = torch.tensor([[1.0, -1.0], [-1.0, 1.0]])
     assert float(label_mean_error(error, label_maps, (HEPATIC_TUMOR,), 3.0)) == 0.0
     error[0, 0, 1] += 0.6
-    assert float(label_mean_error(error, label_maps, (HEPATIC_TUMOR,), 3.0)) == pytest.approx(0.6 / 3 * 1 / 4)
+    tolerance = rounding(2) * 1.6 / 0.2  # what is left when 1.6 and -0.4 have cancelled
+    assert float(label_mean_error(error, label_maps, (HEPATIC_TUMOR,), 3.0)) == pytest.approx(0.2 / 4, rel=tolerance)
     error[1, 0, 1] -= 0.6
-    assert float(label_mean_error(error, label_maps, (HEPATIC_TUMOR,), 3.0)) == pytest.approx(0.6 / 3)
+    assert float(label_mean_error(error, label_maps, (HEPATIC_TUMOR,), 3.0)) == pytest.approx(0.2, rel=tolerance)
     assert float(label_mean_error(error, torch.zeros_like(label_maps), (HEPATIC_TUMOR,), 3.0)) == 0.0
 
 
@@ -231,7 +238,7 @@ def test_label_means_count_as_much_as_wished() -> None:
     plain = build_objective(store)
     loss, figures = build_objective(store, label_mean_weight=2.0).loss(0)
     assert figures["label_mean"] > 0
-    assert loss.item() == pytest.approx(value(plain) + 2.0 * float(figures["label_mean"]), rel=1e-5)
+    assert loss.item() == pytest.approx(value(plain) + 2.0 * float(figures["label_mean"]), rel=rounding(4))
 
 
 def test_tumours_have_to_show_where_contrast_counts() -> None:
@@ -240,7 +247,7 @@ def test_tumours_have_to_show_where_contrast_counts() -> None:
     loss, figures = weighed.loss(0)
     assert {"contrast", "outside"} <= set(figures)
     expected = plain.loss(0)[0] + 0.5 * (figures["outside"] - figures["contrast"])
-    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    assert loss.item() == pytest.approx(expected.item(), rel=tolerance_of(plain))
     assert value(weighed) == value(plain)  # validation compares what both have
 
 
@@ -331,7 +338,7 @@ def test_losses_of_the_shares_average_to_that_of_the_whole_batch(scheduler: dict
     parts = build_objective(store, batch_count=2, **settings, **crops)
     with torch.no_grad():
         shares = [float(parts.loss(3, Share(index, 3))[0]) for index in range(3)]
-    assert np.mean(shares) == pytest.approx(value(whole, 3), rel=1e-4)
+    assert np.mean(shares) == pytest.approx(value(whole, 3), rel=tolerance_of(whole))
     assert len(set(shares)) == 3
 
 

@@ -19,6 +19,7 @@ from maisi_aug.training.loop import CHECKPOINT_NAME, LOG_NAME, TrainingRun, Vali
 from maisi_aug.training.processes import WHOLE, Share
 from maisi_aug.training.settings import LoopConfig
 from maisi_aug.training.stopping import TrainingStopped
+from tests.rounding import depth_of, error_of, require_same_formula, rounding
 
 
 class Line:
@@ -179,7 +180,8 @@ def test_kept_weights_are_a_moving_average_with_a_young_start(tmp_path: Path) ->
     for step, value in enumerate(history):
         decay = min(0.9, (1 + step) / (10 + step))
         average = decay * average + (1 - decay) * value
-    assert torch.allclose(result.averaged_weights["line"][key], average, atol=1e-6)
+    # An average over ten steps, of which every one rounds.
+    assert error_of(result.averaged_weights["line"][key], average.double()) <= rounding(10)
     assert not torch.allclose(average, history[-1], atol=1e-6)
     assert int(result.averaged_weights["line"]["1.num_batches_tracked"]) == 100
 
@@ -203,17 +205,19 @@ def test_gradients_are_scaled_down_to_the_norm(tmp_path: Path) -> None:
 class PlainLine(Line):
     """The same without a normalisation that looks at the whole batch."""
 
-    def __init__(self, *, num_points: int = 8) -> None:
+    def __init__(self, *, num_points: int = 8, dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
         self.network = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1))
         with torch.no_grad():
             for number, parameter in enumerate(self.network.parameters()):
                 parameter.copy_(torch.linspace(-0.5, 0.5 + number, parameter.numel()).view(parameter.shape))
-        self.num_points = num_points
+        self.network.to(dtype)
+        self.num_points, self.dtype = num_points, dtype
 
     def loss(self, step: int, share: Share = WHOLE) -> tuple[Tensor, dict[str, float]]:
         generator = torch.Generator().manual_seed(step)
-        points = torch.randn(self.num_points * share.count, 3, generator=generator)[share.slice_of(self.num_points)]
+        points = torch.randn(self.num_points * share.count, 3, generator=generator, dtype=self.dtype)
+        points = points[share.slice_of(self.num_points)]
         return (self.network(points)[:, 0] - points.sum(1)).square().mean(), {}
 
 
@@ -230,12 +234,15 @@ def test_optimizer_is_that_of_the_settings(optimizer: str, tmp_path: Path) -> No
 
 
 def test_accumulated_batches_make_the_step_of_one_large_batch(tmp_path: Path) -> None:
-    large = start(tmp_path / "large", PlainLine(num_points=24)).train()
-    small = start(tmp_path / "small", PlainLine(num_points=8), accumulation_count=3).train()
+    # In float64: Adam divides a gradient by its own size, so that one of rounding alone would be a whole step.
+    lines = [PlainLine(num_points=num_points, dtype=torch.float64) for num_points in (24, 8)]
+    depth = 2 * depth_of(lines[0].network) * build_config().num_steps
+    large = start(tmp_path / "large", lines[0]).train()
+    small = start(tmp_path / "small", lines[1], accumulation_count=3).train()
     for key, value in large.averaged_weights["line"].items():
-        assert torch.allclose(small.averaged_weights["line"][key], value, atol=1e-5)
+        require_same_formula(small.averaged_weights["line"][key], value, depth=depth)
     losses = [[row["loss"] for row in read_rows(tmp_path / name)] for name in ("large", "small")]
-    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)
 
 
 def test_other_number_of_batches_a_step_is_refused(tmp_path: Path) -> None:
@@ -419,4 +426,4 @@ def test_gradients_are_left_alone_without_a_norm(tmp_path: Path) -> None:
     figures: list[float] = []
     run.train(max_minutes=0.0, report_step=lambda step, f: figures.append(f["gradient_norm"]))
     total = math.sqrt(sum(float(p.grad.square().sum()) for p in run.parameters if p.grad is not None))
-    assert figures[0] == pytest.approx(total, rel=1e-5)
+    assert figures[0] == pytest.approx(total, rel=rounding(4))

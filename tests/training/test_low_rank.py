@@ -8,6 +8,9 @@ from torch import nn
 
 from maisi_aug.errors import TrainingError
 from maisi_aug.training.low_rank import add_low_rank, merge_low_rank
+from tests.rounding import error_of, rounding
+
+NUM_LAYERS = 3
 
 
 def build_network() -> nn.Sequential:
@@ -20,7 +23,7 @@ def test_added_matrices_change_nothing_at_first() -> None:
     image = torch.randn(1, 2, 3, 4, 5)
     before = network(image)
     assert add_low_rank(network, 2, seed=0) == 2
-    torch.testing.assert_close(network(image), before)
+    assert error_of(network(image), before.double()) <= rounding(NUM_LAYERS)
 
 
 def test_only_the_added_matrices_learn() -> None:
@@ -45,7 +48,7 @@ def test_merged_network_is_the_unmerged_one() -> None:
     trained = network(image)
     frozen = network.state_dict()["0.parametrizations.weight.original"].clone()
     merge_low_rank(network)
-    torch.testing.assert_close(network(image), trained)
+    assert error_of(network(image), trained.double()) <= rounding(NUM_LAYERS)
     assert sorted(network.state_dict()) == sorted(names)
     assert not torch.allclose(network.state_dict()["0.weight"], frozen)
 

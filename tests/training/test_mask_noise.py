@@ -13,6 +13,7 @@ from maisi_aug.networks import build_network, build_scheduler
 from maisi_aug.training.mask_noise import MaskNoiseObjective, MaskNoiseValidation, SizedLatents
 from maisi_aug.training.mask_recipe import MaskNoiseLossConfig
 from maisi_aug.training.processes import Share
+from tests.rounding import depth_of, rounding
 from tests.tiny_masks import build_mask_networks, build_mask_settings
 
 SCALE = 0.5
@@ -78,7 +79,7 @@ def test_mean_loss_of_two_shares_is_that_of_twice_the_batch(unet: nn.Module) -> 
     with torch.no_grad():
         whole, _ = build_objective(unet, batch_count=2).loss(1)
         parts = [build_objective(unet).loss(1, Share(index, 2))[0] for index in range(2)]
-    torch.testing.assert_close(torch.stack(parts).mean(), whole, rtol=1e-5, atol=1e-5)
+    assert float(torch.stack(parts).mean()) == pytest.approx(float(whole), rel=rounding(depth_of(unet)))
 
 
 def test_unet_hears_the_sizes(unet: nn.Module) -> None:

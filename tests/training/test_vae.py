@@ -15,6 +15,7 @@ from maisi_aug.training.loop import TrainingRun
 from maisi_aug.training.processes import Share
 from maisi_aug.training.settings import LoopConfig, VaeLossConfig
 from maisi_aug.training.vae import VaeObjective, _to_window
+from tests.rounding import depth_of, require_same_steps, rounding
 from tests.tiny_bundle import build_header
 from tests.tiny_training import HEPATIC_TUMOR, ArrayStore, build_case, build_store
 
@@ -55,7 +56,7 @@ def test_loss_falls_on_two_cases(tmp_path: Path) -> None:
 def test_loss_is_the_weighted_sum_of_its_parts() -> None:
     loss, figures = parts(build_objective(build_store(1), kl_weight=1e-3, window_weight=0.25))
     expected = figures["mean_error_hu"] / 2000 + 1e-3 * figures["kl"] + 0.25 * figures["window"]
-    assert loss == pytest.approx(expected, rel=1e-4)
+    assert loss == pytest.approx(expected, rel=rounding(4))
 
 
 def test_window_counts_the_error_inside_its_range_alone() -> None:
@@ -137,7 +138,7 @@ def test_perceptual_term_is_added_with_its_weight(tmp_path: Path) -> None:
     path = str(tmp_path / "squeezenet.pth")
     loss, figures = parts(build_objective(build_store(1), perceptual_weight=0.3, perceptual_weights=path))
     assert figures["perceptual"] > 0
-    assert loss == pytest.approx(plain + 0.3 * figures["perceptual"], rel=1e-5)
+    assert loss == pytest.approx(plain + 0.3 * figures["perceptual"], rel=rounding(4))
 
 
 def test_losses_of_the_shares_average_to_that_of_the_whole_batch() -> None:
@@ -146,7 +147,9 @@ def test_losses_of_the_shares_average_to_that_of_the_whole_batch() -> None:
     small = build_objective(store, batch_count=2, kl_weight=1e-3, adversarial_weight=0.1)
     with torch.no_grad():
         shares = [float(small.loss(2, Share(index, 2))[0]) for index in range(2)]
-    assert np.mean(shares) == pytest.approx(parts(whole, 2)[0], rel=1e-4)
+    assert whole.adversary is not None
+    depth = depth_of(whole.autoencoder, whole.adversary.network)
+    assert np.mean(shares) == pytest.approx(parts(whole, 2)[0], rel=rounding(depth))
 
 
 def test_adversary_learns_from_all_accumulated_batches() -> None:
@@ -158,5 +161,4 @@ def test_adversary_learns_from_all_accumulated_batches() -> None:
                 objective.loss(0, Share(index, num_shares))
         objective.after_step(0)
         weights.append(objective.state()["network"])
-    for key, expected in weights[0].items():
-        assert torch.allclose(weights[1][key], expected, atol=1e-5), key
+    require_same_steps(weights[1], weights[0], length=objective.config.discriminator_learning_rate)
