@@ -16,6 +16,7 @@ from torch.nn import functional
 from maisi_aug.errors import BundleError, MissingExtraError, RequestError
 from maisi_aug.evaluation import extractors
 from maisi_aug.evaluation.extractors import Extractor, list_extractors, load_extractor
+from tests.rounding import depth_of, in_float64, require_rounding_alone
 
 
 @pytest.fixture(scope="module")
@@ -60,6 +61,11 @@ def test_stack_is_scaled_by_its_own_extremes(embedded: Extractor) -> None:
     assert np.abs(alone - embedded.extract(slices)).max() > 0.05
 
 
+def on_maisis_scale(slices: np.ndarray) -> Tensor:
+    scaled = (slices - slices.min()) / (slices.max() - slices.min())
+    return torch.from_numpy(np.stack([scaled - 0.406, scaled - 0.456, scaled - 0.485], axis=1))
+
+
 def test_squeezenet_is_torchvisions_on_maisis_scale(squeezenet_file: Path) -> None:
     from torchvision.models import squeezenet1_1
 
@@ -67,11 +73,10 @@ def test_squeezenet_is_torchvisions_on_maisis_scale(squeezenet_file: Path) -> No
     slices = draw_slices()
     network = squeezenet1_1(weights=None).eval()
     network.load_state_dict(torch.load(squeezenet_file, weights_only=True))
-    scaled = (slices - slices.min()) / (slices.max() - slices.min())
-    bgr = np.stack([scaled - 0.406, scaled - 0.456, scaled - 0.485], axis=1)
     with torch.inference_mode():
-        expected = network(torch.from_numpy(bgr)).numpy()
-    np.testing.assert_allclose(found.extract(slices), expected, atol=1e-4)
+        expected = network(on_maisis_scale(slices))
+        exact = in_float64(network)(on_maisis_scale(slices.astype(np.float64)))
+    require_rounding_alone(torch.from_numpy(found.extract(slices)), expected, exact, depth=depth_of(network))
     assert found.sha256 == hash_of(squeezenet_file)
 
 
@@ -114,11 +119,11 @@ def test_radimagenet_resnet50_is_kerass_network(tmp_path: Path) -> None:
     save_file(state, path)
     found = load_extractor("radimagenet_resnet50", weights=str(path)).extract(draw_slices(2))
     slices = draw_slices(2)
-    scaled = (slices - slices.min()) / (slices.max() - slices.min())
-    bgr = np.stack([scaled - 0.406, scaled - 0.456, scaled - 0.485], axis=1)
-    expected = keras_resnet50(state, torch.from_numpy(bgr)).numpy()
+    expected = keras_resnet50(state, on_maisis_scale(slices))
+    exact_state = {name: value.double() for name, value in state.items()}
+    exact = keras_resnet50(exact_state, on_maisis_scale(slices.astype(np.float64)))
     assert found.shape == (2, 2048)
-    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4 * float(np.abs(expected).max()))
+    require_rounding_alone(torch.from_numpy(found), expected, exact, depth=2 * 53)
 
 
 @pytest.fixture

@@ -144,8 +144,9 @@ def test_decoder_starts_with_every_class_as_likely_as_it_is_weighted() -> None:
 
 def test_mean_loss_of_two_shares_is_that_of_twice_the_batch() -> None:
     autoencoder = build_autoencoder(use_checkpointing=False)
-    whole, whole_figures = build_objective(autoencoder, batch_count=2).loss(4)
-    parts = [build_objective(autoencoder).loss(4, Share(index, 2)) for index in range(2)]
+    with torch.no_grad():
+        whole, whole_figures = build_objective(autoencoder, batch_count=2).loss(4)
+        parts = [build_objective(autoencoder).loss(4, Share(index, 2)) for index in range(2)]
     tolerance = rounding(depth_of(autoencoder))
     assert float(torch.stack([loss for loss, _ in parts]).mean()) == pytest.approx(float(whole), rel=tolerance)
     for name, value in whole_figures.items():
