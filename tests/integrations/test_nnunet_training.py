@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import os
 import time
 from pathlib import Path
 
@@ -82,14 +81,16 @@ def test_nnunet_sees_the_chosen_gpu_alone(
 
 
 STAND_IN = """
-import multiprocessing, os, sys, time, types
+import fcntl, multiprocessing, os, sys, time, types
 from pathlib import Path
 folder = Path({folder!r})
 
 
 def draw():
-    (folder / "worker").write_text(str(os.getpid()))
-    time.sleep(60)
+    held = open(folder / "held by the worker", "w")
+    fcntl.flock(held, fcntl.LOCK_EX)
+    (folder / "worker draws").touch()
+    time.sleep(600)
 
 
 class Trainer:
@@ -103,8 +104,10 @@ class Trainer:
     def run_training(self):
         self.save_checkpoint(str(folder / "checkpoint_latest.pth"))
         multiprocessing.get_context("fork").Process(target=draw, daemon=True).start()
+        while not (folder / "worker draws").exists():
+            time.sleep(0.01)
         print("train_loss 0.5", flush=True)
-        time.sleep(60)
+        time.sleep(600)
 
 
 module = types.ModuleType("nnunetv2.run.run_training")
@@ -132,18 +135,21 @@ def test_stopped_training_leaves_no_half_checkpoint_and_no_worker(
         )  # fmt: skip
     assert (tmp_path / "seen").read_text() == ""  # while it was being written, nothing had the name yet
     assert (tmp_path / "checkpoint_latest.pth").read_text() == "whole"
-    worker = tmp_path / "worker"
-    if worker.is_file():
-        with pytest.raises(ProcessLookupError):
-            _wait_for_end(int(worker.read_text()))
+    wait_until_released(tmp_path / "held by the worker")
 
 
-def _wait_for_end(process_id: int) -> None:
-    """Raise ProcessLookupError once a process is gone, or dead and not collected yet by the one that adopted it."""
-    status = Path(f"/proc/{process_id}/stat")
-    ends_at = time.monotonic() + 60
-    while time.monotonic() < ends_at:
-        os.kill(process_id, 0)
-        if status.is_file() and status.read_text().rpartition(")")[2].split()[0] == "Z":
-            raise ProcessLookupError
-        time.sleep(0.05)
+def wait_until_released(path: Path, timeout_s: float = 60) -> None:
+    """Return once no process holds a lock on a file: a lock ends with its process, however that ends.
+
+    A process id would not do: it may be given to another process, and a dead one keeps it until it is collected.
+    """
+    import fcntl
+
+    ends_at = time.monotonic() + timeout_s
+    with path.open() as file:
+        while True:
+            try:
+                return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                assert time.monotonic() < ends_at, f"a worker still draws after {timeout_s:g} s"
+            time.sleep(0.05)
