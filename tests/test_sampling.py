@@ -12,7 +12,7 @@ from maisi_aug.conditioning import to_region_tensors
 from maisi_aug.networks import Networks, build_network, build_scheduler
 from maisi_aug.sampling import Conditions, sample_latent
 from tests.reference_loop import Inputs, ReferenceLoop
-from tests.rounding import depth_of, require_rounding_alone
+from tests.rounding import depth_of, error_of, in_float64, require_rounding_alone, rounding
 from tests.tiny_bundle import build_ddpm_header, build_header
 
 LATENT_SHAPE = (8, 6, 4)
@@ -80,6 +80,12 @@ def depth_of_sampling(networks: Networks) -> int:
     return NUM_STEPS * depth_of(networks.diffusion_unet, networks.controlnet)
 
 
+def convert(conditions: Conditions, dtype: torch.dtype) -> Conditions:
+    """The same for networks of another type; codes stay what they are."""
+    inputs = to_inputs(conditions).to(dtype)
+    return replace(conditions, label_bits=inputs.label_bits, spacing=inputs.spacing, regions=inputs.regions)
+
+
 def to_inputs(conditions: Conditions) -> Inputs:
     return Inputs(conditions.label_bits, conditions.modality, conditions.spacing, conditions.regions)
 
@@ -91,21 +97,30 @@ def test_latent_equals_that_of_maisis_plain_loop(scheduler: str, guidance_scale:
     networks = build_networks(scheduler)
     wanted = draw_conditions(1, scheduler)
     unconditional = draw_conditions(4, scheduler) if guidance_scale else None
-    found = sample_latent(
-        networks,
-        wanted,
-        draw_noise(),
-        num_inference_steps=NUM_STEPS,
-        guidance_scale=guidance_scale,
-        unconditional=unconditional,
-        embed_once=embed_once,
-        generator=torch.Generator().manual_seed(11),
-    )
+
+    def draw(networks: Networks, dtype: torch.dtype) -> Tensor:
+        return sample_latent(
+            networks,
+            convert(wanted, dtype),
+            draw_noise().to(dtype),
+            num_inference_steps=NUM_STEPS,
+            guidance_scale=guidance_scale,
+            unconditional=None if unconditional is None else convert(unconditional, dtype),
+            embed_once=embed_once,
+            generator=torch.Generator().manual_seed(11),
+        )
+
+    found = draw(networks, torch.float32)
     expected, exact = (
         sample_plainly(networks, scheduler, wanted, unconditional, guidance_scale, is_exact=is_exact)
         for is_exact in (False, True)
     )
     require_rounding_alone(found, expected, exact, depth=depth_of_sampling(networks))
+    in_double = replace(
+        networks, diffusion_unet=in_float64(networks.diffusion_unet), controlnet=in_float64(networks.controlnet)
+    )
+    # Every step takes the networks' answer as float32.
+    assert error_of(draw(in_double, torch.float64), exact) <= rounding(NUM_STEPS)
     assert found.shape == (1, 4, *LATENT_SHAPE)
     assert found.dtype == torch.float32
 
