@@ -12,7 +12,7 @@ from typer.core import TyperCommand, TyperGroup
 from typer.main import get_command, get_group
 
 from maisi_aug import __version__
-from maisi_aug.cli.boundary import guard, silence_third_parties
+from maisi_aug.cli.shared.boundary import guard, silence_third_parties
 
 PROGRAM = "maisi-aug"
 DEBUG_FLAG = "--debug"

@@ -3,18 +3,92 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from maisi_aug.cli.bars import show_stages
-from maisi_aug.cli.benchmark_flags import parse_arms, parse_label_ids, parse_list, parse_mapping, parse_sources
+from maisi_aug.cli.shared.bars import show_stages
 
 if TYPE_CHECKING:
-    from maisi_aug.evaluation.benchmark import ArmState, Benchmark
-    from maisi_aug.evaluation.benchmark_config import BenchmarkConfig
+    from maisi_aug.evaluation.benchmark.config import BenchmarkConfig
+    from maisi_aug.evaluation.benchmark.run import ArmState, Benchmark
+
+
+def parse_sources(words: Sequence[str]) -> dict[str, Path]:
+    """``[NAME=]FOLDER`` as folders by name; without a name it is "synthetic".
+
+    Raises:
+        typer.BadParameter: A name that occurs twice, or is not one word.
+    """
+    sources: dict[str, Path] = {}
+    for word in words:
+        name, equals, path = word.partition("=")
+        if not equals or not name.replace("-", "").replace("_", "").isalnum():
+            name, path = "synthetic", word
+        if name in sources:
+            raise typer.BadParameter(
+                f"--synthetic {word}: expected a name of its own, found '{name}' twice. Write NAME=FOLDER."
+            )
+        sources[name] = Path(path)
+    return sources
+
+
+def parse_label_ids(words: Sequence[str]) -> dict[str, tuple[int, ...]]:
+    """``NAME=ID+ID`` as ids by name, and ``NAME`` alone as no ids.
+
+    Raises:
+        typer.BadParameter: A word without a name or with something else than ids.
+    """
+    labels: dict[str, tuple[int, ...]] = {}
+    for word in words:
+        name, equals, ids = word.partition("=")
+        parts = [part.strip() for part in ids.split("+")] if equals else []
+        if not name.strip() or not all(part.isdecimal() and int(part) > 0 for part in parts):
+            raise typer.BadParameter(f"--label {word}: expected NAME, NAME=ID or NAME=ID+ID, found '{ids}'.")
+        labels[name.strip()] = tuple(map(int, parts))
+    return labels
+
+
+def parse_mapping(words: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """``NAME=LABEL+LABEL`` as names or ids by the real label's name.
+
+    Raises:
+        typer.BadParameter: A word without a name or without labels.
+    """
+    mapping: dict[str, tuple[str, ...]] = {}
+    for word in words:
+        name, _, labels = word.partition("=")
+        parts = [part.strip() for part in labels.split("+")]
+        if not name or not all(parts):
+            raise typer.BadParameter(f"--map {word}: expected NAME=LABEL or NAME=LABEL+LABEL, found '{labels}'.")
+        mapping[name.strip()] = tuple(parts)
+    return mapping
+
+
+def parse_arms(text: str) -> tuple[str, ...]:
+    """Arms joined by commas."""
+    return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+def parse_list(path: Path | None) -> tuple[str, ...]:
+    """The lines of a text file, empty ones left out.
+
+    Raises:
+        typer.BadParameter: The file cannot be read, or holds nothing.
+    """
+    if path is None:
+        return ()
+    try:
+        lines = tuple(line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip())
+    except (OSError, UnicodeDecodeError) as error:
+        raise typer.BadParameter(f"--test-list: expected a text file, found: {error}.") from None
+    if not lines:
+        raise typer.BadParameter(f"--test-list {path}: expected a patient in every line, found none.")
+    return lines
+
 
 _DATA, _TRAINING, _RUN = "Cases and labels", "Training", "Run"
 
@@ -141,8 +215,8 @@ def run(
 
     Example: maisi-aug benchmark run --real nnUNet_raw/Dataset003_Liver --synthetic cohort --out bench
     """
-    from maisi_aug.evaluation.benchmark_config import DEFAULT_ARMS, build_benchmark_config
-    from maisi_aug.evaluation.benchmark_text import list_commands
+    from maisi_aug.evaluation.benchmark.config import DEFAULT_ARMS, build_benchmark_config
+    from maisi_aug.evaluation.benchmark.text import list_commands
 
     sources = parse_sources(synthetic or [])
     config = build_benchmark_config(
@@ -190,7 +264,7 @@ def arm(
 
     Example: maisi-aug benchmark arm bench --arm real+synthetic:1 --seed 0
     """
-    from maisi_aug.evaluation.benchmark import load_benchmark
+    from maisi_aug.evaluation.benchmark.run import load_benchmark
 
     state = _run_one(load_benchmark(bench), name, seed, device=device, max_minutes=max_minutes)
     typer.echo(_spell_state(state))
@@ -199,7 +273,7 @@ def arm(
 
 
 def _open(out: Path, config: BenchmarkConfig) -> Benchmark:
-    from maisi_aug.evaluation.benchmark import open_benchmark
+    from maisi_aug.evaluation.benchmark.run import open_benchmark
 
     with show_stages("reading cases") as update:
         return open_benchmark(out, config, notify=update)
@@ -213,7 +287,7 @@ def _run_all(benchmark: Benchmark, *, device: str, max_minutes: float | None) ->
     from time import monotonic
 
     from maisi_aug.errors import ArmBusyError
-    from maisi_aug.evaluation.benchmark_text import arm_command
+    from maisi_aug.evaluation.benchmark.text import arm_command
 
     ends = None if max_minutes is None else monotonic() + 60 * max_minutes
     for state in benchmark.states:
@@ -232,8 +306,8 @@ def _run_all(benchmark: Benchmark, *, device: str, max_minutes: float | None) ->
 
 
 def _run_one(benchmark: Benchmark, name: str, seed: int, *, device: str, max_minutes: float | None) -> ArmState:
-    from maisi_aug.evaluation.benchmark import run_arm
-    from maisi_aug.pipeline import resolve_device
+    from maisi_aug.evaluation.benchmark.run import run_arm
+    from maisi_aug.networks.pipeline import resolve_device
 
     total = benchmark.plan.config.steps
     with show_stages("reading cases") as update:
@@ -252,8 +326,8 @@ def _spell_state(state: ArmState) -> str:
 
 
 def _show_figures(benchmark: Benchmark, *, as_json: bool) -> None:
-    from maisi_aug.evaluation.benchmark_results import summarise_benchmark
-    from maisi_aug.evaluation.benchmark_text import to_report_text
+    from maisi_aug.evaluation.benchmark.results import summarise_benchmark
+    from maisi_aug.evaluation.benchmark.text import to_report_text
 
     document = summarise_benchmark(benchmark)
     typer.echo(json.dumps(document, indent=1) if as_json else to_report_text(document))
@@ -263,8 +337,8 @@ def _show_figures(benchmark: Benchmark, *, as_json: bool) -> None:
 
 
 def _show_plan(config: BenchmarkConfig, out: Path, *, device: str, as_json: bool) -> None:
-    from maisi_aug.evaluation.benchmark_outlook import look_ahead, to_outlook_text
-    from maisi_aug.pipeline import resolve_device
+    from maisi_aug.evaluation.benchmark.outlook import look_ahead, to_outlook_text
+    from maisi_aug.networks.pipeline import resolve_device
 
     with show_stages("reading cases") as update:
         outlook = look_ahead(config, out, device=resolve_device(device), notify=update)

@@ -3,24 +3,241 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping
+from enum import StrEnum
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from maisi_aug.cli.bundle_files import convert_command, import_command, verify_command
-from maisi_aug.cli.presets import presets_command
-from maisi_aug.cli.pull import pull_command
-from maisi_aug.cli.tables import open_table_console
+from maisi_aug.cli.shared.tables import open_table_console
 
 if TYPE_CHECKING:
-    from maisi_aug.bundle import Bundle
-    from maisi_aug.known_bundles import KnownBundle
+    from maisi_aug.bundle_spec.bundle import Bundle
+    from maisi_aug.bundle_spec.known_bundles import KnownBundle
+    from maisi_aug.bundle_spec.presets import Preset
+
+AcceptOption = Annotated[
+    bool, typer.Option("--accept-license", help="Accept the licence of the weights without being asked.")
+]
+ToOption = Annotated[
+    Path | None,
+    typer.Option(metavar="DIR", help="Folder of the bundle, to be named in --bundle; without it the name is enough."),
+]
+
+
+def pull_command(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A bundle that can be fetched: see bundles list.")],
+    with_masks: Annotated[
+        bool,
+        typer.Option("--with-masks", help="Also the networks that generate label maps, for --mask-source diffusion."),
+    ] = False,
+    accept_license: AcceptOption = False,
+    to: ToOption = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
+) -> None:
+    """Fetch a bundle from the Hugging Face hub, check it, and keep it as safetensors.
+
+    HF_HOME, HF_TOKEN, HF_ENDPOINT and HF_HUB_OFFLINE are respected; a broken download goes on where it stopped. The
+    bundle is kept in MAISI_AUG_HOME, or in the user's data folder.
+
+    Example: maisi-aug bundles pull rflow-ct --accept-license
+    """
+    from maisi_aug.bundle_spec.known_bundles import find_known_bundle
+    from maisi_aug.checkpoints.hub import pull_bundle
+
+    bundle = pull_bundle(
+        find_known_bundle(name),
+        accept_licence=lambda _: accept_license or ask_for_licence(),
+        with_masks=with_masks,
+        folder=to,
+        report=lambda sentence: typer.echo(sentence, err=True),
+    )
+    tell_ready(bundle, to, as_json=as_json)
+
+
+def tell_ready(bundle: Bundle, to: Path | None, *, as_json: bool) -> None:
+    """Say where a bundle is and how it is used."""
+    if as_json:
+        typer.echo(json.dumps({"name": bundle.name, "path": str(bundle.path), "licence": bundle.licence}, indent=1))
+        return
+    typer.echo(f"{bundle.name}: ready in {bundle.path}.\nUse it with: --bundle {bundle.name if to is None else to}")
+
+
+def ask_for_licence() -> bool:
+    """Ask on a terminal; elsewhere nobody can answer."""
+    return sys.stdin.isatty() and typer.confirm("Have you read the licence, and do you accept it?", err=True)
+
+
+def presets_command(
+    name: Annotated[
+        str | None, typer.Argument(metavar="[NAME|FOLDER]", help="A bundle, to show no presets but those it takes.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
+) -> None:
+    """List what `synthesize --preset` takes: shape, spacing and decode window by GPU memory and by body region.
+
+    Memory is what NVIDIA reports for its own code on an A100, not a measurement of maisi-aug.
+
+    Example: maisi-aug synthesize --labels "lung tumor" --bundle rflow-ct --preset chest --dry-run
+    """
+    from maisi_aug.bundle_spec.bundle import load_bundle
+    from maisi_aug.bundle_spec.presets import list_all_presets, list_presets
+
+    if name is None:
+        rows = list_all_presets()
+    else:
+        bundle = load_bundle(name)
+        rows = [(preset, (bundle.name,)) for preset in list_presets(bundle.spec.grid_limits)]
+    if as_json:
+        typer.echo(json.dumps([_to_json(preset, bundles) for preset, bundles in rows], indent=1))
+        return
+    if not rows:
+        typer.echo(f"{name}: no presets, for its networks have not seen such grids. All presets: bundles presets")
+        return
+    _print_table(rows)
+
+
+def _to_json(preset: Preset, bundles: tuple[str, ...]) -> dict[str, Any]:
+    return {
+        "name": preset.name,
+        "shape": list(preset.shape),
+        "spacing_mm": list(preset.spacing_mm),
+        "extent_mm": list(preset.grid.extent_mm),
+        "decode_window": None if preset.decode_window is None else list(preset.decode_window),
+        "memory_gb": preset.memory_gb,
+        "peak_gb": preset.peak_gb,
+        "bundles": list(bundles),
+        "source": preset.source,
+    }
+
+
+def _print_table(rows: list[tuple[Preset, tuple[str, ...]]]) -> None:
+    from rich.table import Table
+
+    sources = list(dict.fromkeys(preset.source for preset, _ in rows))
+    table = Table(title=f"{len(rows)} presets")
+    for heading in ("name", "GPU memory", "voxels", "spacing, mm", "field of view, mm", "decode window", "bundles"):
+        table.add_column(heading)
+    table.add_column("source", justify="right")
+    for preset, bundles in rows:
+        window = "whole" if preset.decode_window is None else "x".join(map(str, preset.decode_window))
+        table.add_row(
+            preset.name,
+            f"{preset.memory_gb} GB (up to {preset.peak_gb:g})",
+            "x".join(map(str, preset.shape)),
+            "x".join(f"{step:g}" for step in preset.spacing_mm),
+            "x".join(f"{side:.0f}" for side in preset.grid.extent_mm),
+            window,
+            ", ".join(bundles),
+            f"[{sources.index(preset.source) + 1}]",
+        )
+    console = open_table_console()
+    console.print(table)
+    for number, source in enumerate(sources, start=1):
+        console.print(f"[{number}] {source}", markup=False, highlight=False, soft_wrap=True)
+
+
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
+
+
+class DtypeName(StrEnum):
+    """What `--dtype` takes."""
+
+    float16 = "float16"
+    bfloat16 = "bfloat16"
+    float32 = "float32"
+
+
+def import_command(
+    source: Annotated[
+        Path,
+        typer.Argument(metavar="DIR", help="Folder of NV-Generate-CTMR, or of MONAI's bundle maisi_ct_generative."),
+    ],
+    known_name: Annotated[
+        str | None,
+        typer.Option("--as", metavar="NAME", help="rflow-ct or ddpm-ct, where the folder does not tell."),
+    ] = None,
+    accept_license: AcceptOption = False,
+    to: ToOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Take over NVIDIA's checkpoints (.pt) from a folder: check them, and keep them as a bundle of safetensors.
+
+    Only data is read from the files; one that asks to run code is refused by name. The folder is not changed.
+
+    Example: maisi-aug bundles import NV-Generate-CTMR --as rflow-ct --accept-license
+    """
+    from maisi_aug.checkpoints.folders import import_bundle
+
+    bundle = import_bundle(
+        source,
+        accept_licence=lambda _: accept_license or ask_for_licence(),
+        name=known_name,
+        folder=to,
+        report=lambda sentence: typer.echo(sentence, err=True),
+    )
+    tell_ready(bundle, to, as_json=as_json)
+
+
+def convert_command(
+    source: Annotated[
+        str, typer.Argument(metavar="NAME|FOLDER|FILE", help="A bundle, or one checkpoint (.pt) of a network.")
+    ],
+    to: Annotated[Path, typer.Option(metavar="DIR|FILE", help="New folder of the bundle, or new .safetensors file.")],
+    dtype: Annotated[
+        DtypeName | None,
+        typer.Option(help="Floating type of the weights (default: float16 for a bundle, its own for a checkpoint)."),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Copy a bundle with its weights in another floating type, or turn a checkpoint into safetensors.
+
+    What changes is the size on disk: networks compute as before, and take as much memory. Definitions, scale factor,
+    licence and provenance are carried over. Only data is read from checkpoints, never code.
+
+    Example: maisi-aug bundles convert rflow-ct --to rflow-ct-half --dtype float16
+    """
+    from maisi_aug.checkpoints.copies import convert_bundle, convert_checkpoint
+
+    if Path(source).is_file():
+        done = convert_checkpoint(Path(source), to, dtype=None if dtype is None else dtype.value)
+    else:
+        done = convert_bundle(source, to, dtype=(dtype or DtypeName.float16).value)
+    if as_json:
+        typer.echo(json.dumps(done.to_json(), indent=1))
+        return
+    sizes = f"{done.num_bytes / 1e6:.1f} MB of weights, from {done.num_bytes_before / 1e6:.1f} MB"
+    typer.echo(f"{done.path}: {sizes}{f', in {done.dtype}' if done.dtype else ''}.")
+    if done.left_out:
+        typer.echo(f"Left out, for they are no weights: {', '.join(done.left_out)}.")
+
+
+def verify_command(
+    name: Annotated[str, typer.Argument(metavar="NAME|FOLDER", help="A bundle at hand, or a bundle's folder.")],
+    as_json: JsonOption = False,
+) -> None:
+    """Verify a bundle: the SHA-256 of every weight file, and that names and shapes of all tensors are the networks'.
+
+    Example: maisi-aug bundles verify phantom-ct
+    """
+    from maisi_aug.bundle_spec.bundle import load_bundle
+    from maisi_aug.networks.weights import verify_bundle
+
+    bundle = load_bundle(name)
+    files = verify_bundle(bundle)
+    if as_json:
+        typer.echo(json.dumps({"name": bundle.name, "path": str(bundle.path), "files": files}, indent=1))
+        return
+    for row in files:
+        typer.echo(f"{row['file']}: intact, {row['num_tensors']} tensors of {row['class']}")
+    typer.echo(f"{bundle.name}: all {len(files)} files are as they should be.")
+
 
 # What tells the width of a network, in MAISI's own words.
 WIDTH_KEYS = ("num_channels", "channels", "latent_channels", "num_res_blocks", "attention_levels", "num_head_channels")
 
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 
 bundles_app = typer.Typer(no_args_is_help=True, help="List, show, fetch, convert and verify bundles of weights.")
 
@@ -38,8 +255,8 @@ def bundles() -> None:
 @bundles_app.command("list")
 def list_command(as_json: JsonOption = False) -> None:
     """List the bundles at hand and those that can be fetched; any folder with a bundle.yaml can be used, too."""
-    from maisi_aug.bundle import list_bundles
-    from maisi_aug.known_bundles import known_bundles
+    from maisi_aug.bundle_spec.bundle import list_bundles
+    from maisi_aug.bundle_spec.known_bundles import known_bundles
 
     rows = [_summarise(bundle) for bundle in list_bundles()]
     at_hand = {row["name"] for row in rows}
@@ -66,7 +283,7 @@ def show_command(
     as_json: JsonOption = False,
 ) -> None:
     """Show a bundle: its networks and their widths, its slots, its size, and how its weights came to be."""
-    from maisi_aug.bundle import load_bundle
+    from maisi_aug.bundle_spec.bundle import load_bundle
 
     described = _describe(load_bundle(name))
     if as_json:
@@ -220,13 +437,13 @@ def _spell_value(value: object) -> str:
 
 
 def _spell_grid(grid: Mapping[str, Any]) -> str:
-    from maisi_aug.grid import spell_grid
+    from maisi_aug.volumes.grid import spell_grid
 
     return spell_grid(grid["shape"], grid["spacing_mm"])
 
 
 def _spell_limits(limits: Mapping[str, Any] | None) -> str:
-    from maisi_aug.grid_limits import GridLimits, spell_limits
+    from maisi_aug.bundle_spec.grid_limits import GridLimits, spell_limits
 
     return "" if limits is None else spell_limits(GridLimits.model_validate(limits))
 

@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from maisi_aug.cli.bars import show_stages
-from maisi_aug.cli.parsing import parse_shape, parse_spacing
+from maisi_aug.cli.shared.bars import show_stages
+from maisi_aug.cli.shared.parsing import parse_shape, parse_spacing
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from maisi_aug.evaluation.case_sets import EvaluatedCase, SkippedCase
-    from maisi_aug.volume_io import Volume
+    from maisi_aug.evaluation.cohort.case_sets import EvaluatedCase, SkippedCase
+    from maisi_aug.volumes.image_files import Volume
 
 evaluate_app = typer.Typer(no_args_is_help=True, help="Measure a cohort: fid, hu, lesions, agreement, memorization.")
 
@@ -76,12 +76,12 @@ def fid(
 
     Example: maisi-aug evaluate fid real_cts cohort --spacing 3.2 --shape 128x96x80 --out fid
     """
-    from maisi_aug.evaluation import fid as measurement
-    from maisi_aug.evaluation.case_sets import find_case_set
-    from maisi_aug.evaluation.extractors import load_extractor
-    from maisi_aug.evaluation.feature_store import default_cache, join_processes
-    from maisi_aug.evaluation.slices import SliceProtocol
-    from maisi_aug.pipeline import resolve_device
+    from maisi_aug.evaluation.cohort.case_sets import find_case_set
+    from maisi_aug.evaluation.fid import measurement
+    from maisi_aug.evaluation.fid.extractors import load_extractor
+    from maisi_aug.evaluation.fid.feature_store import default_cache, join_processes
+    from maisi_aug.evaluation.fid.slices import SliceProtocol
+    from maisi_aug.networks.pipeline import resolve_device
 
     protocol = SliceProtocol(parse_spacing(spacing), parse_shape(shape), centre_share, every)
     _require_out(out, measurement.REPORT_NAME)
@@ -121,9 +121,9 @@ def hu(
 
     Example: maisi-aug evaluate hu cohort --reference nnUNet_raw/Dataset501_Mine --out hu
     """
-    from maisi_aug.evaluation import hu as measurement
-    from maisi_aug.evaluation.case_sets import find_case_set
-    from maisi_aug.evaluation.report_files import write_json
+    from maisi_aug.evaluation.cohort import hu as measurement
+    from maisi_aug.evaluation.cohort.case_sets import find_case_set
+    from maisi_aug.evaluation.output.files import write_json
 
     if reference is not None and ranges is not None:
         raise typer.BadParameter("--reference and --ranges: expected one of them, found both.")
@@ -151,8 +151,8 @@ def lesions(cohort: Cohort, out: Out = None, as_json: AsJson = False, quiet: Qui
 
     Example: maisi-aug evaluate lesions cohort --out lesions
     """
-    from maisi_aug.evaluation import lesion_report as measurement
-    from maisi_aug.evaluation.case_sets import find_case_set
+    from maisi_aug.evaluation.cohort import lesion_report as measurement
+    from maisi_aug.evaluation.cohort.case_sets import find_case_set
 
     _require_out(out, measurement.REPORT_NAME)
     with show_stages("reading", is_quiet=quiet) as notify:
@@ -187,10 +187,10 @@ def agreement(
 
     Example: maisi-aug evaluate agreement cohort --model nnUNet_results/Dataset501_Mine --out agreement
     """
-    from maisi_aug.evaluation import agreement as measurement
-    from maisi_aug.evaluation.case_sets import find_case_set
-    from maisi_aug.integrations.nnunet_prediction import NnUNetModel, read_label_values
-    from maisi_aug.pipeline import resolve_device
+    from maisi_aug.evaluation.cohort import agreement as measurement
+    from maisi_aug.evaluation.cohort.case_sets import find_case_set
+    from maisi_aug.integrations.nnunet.prediction import NnUNetModel, read_label_values
+    from maisi_aug.networks.pipeline import resolve_device
 
     if (model is None) == (predictions is None):
         raise typer.BadParameter("--model and --predictions: expected one of them, found both or none.")
@@ -242,9 +242,9 @@ def memorization(
 
     Example: maisi-aug evaluate memorization cohort --train prepared --held-out test_cts --out memorization
     """
-    from maisi_aug.evaluation import memorization as measurement
-    from maisi_aug.evaluation.case_sets import find_case_set
-    from maisi_aug.preview import save_picture
+    from maisi_aug.evaluation.cohort import memorization as measurement
+    from maisi_aug.evaluation.cohort.case_sets import find_case_set
+    from maisi_aug.pictures.preview import save_picture
 
     _require_out(out, measurement.REPORT_NAME)
     synthetic = find_case_set(cases)
@@ -270,7 +270,7 @@ def _parse_folds(text: str | None) -> tuple[int | str, ...]:
 
 
 def _require_out(out: Path | None, name: str) -> None:
-    from maisi_aug.evaluation.report_files import require_own_folder
+    from maisi_aug.evaluation.output.files import require_own_folder
 
     if out is not None:
         require_own_folder(out, name)
@@ -280,7 +280,7 @@ def _finish(
     document: Mapping[str, Any], report: str, charts: Mapping[str, str], *, out: Path | None, as_json: bool
 ) -> None:
     """Print and save; cases that could not be measured are an exit code of 1."""
-    from maisi_aug.evaluation.report_files import save_results
+    from maisi_aug.evaluation.output.files import save_results
 
     typer.echo(json.dumps(document, indent=1) if as_json else report)
     if out is not None:

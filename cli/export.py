@@ -2,11 +2,296 @@
 
 from __future__ import annotations
 
+import json
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
 import typer
 
-from maisi_aug.cli.export_dicom import dicom
-from maisi_aug.cli.export_monai import monai
-from maisi_aug.cli.export_nnunet import nnunet
+from maisi_aug.cli.shared.bars import show_stages
+
+if TYPE_CHECKING:
+    from maisi_aug.integrations.nnunet.dataset import ExportReport
+
+
+def dicom(
+    cohort: Annotated[Path, typer.Argument(help="Folder that synthesize wrote.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="New or empty folder.")],
+    labels: Annotated[
+        list[str] | None,
+        typer.Option(help="Label to export, by name or id; may repeat. Without it: those the cohort was asked for."),
+    ] = None,
+    include_anatomy: Annotated[
+        bool, typer.Option("--include-anatomy", help="Export every organ label as well.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
+) -> None:
+    """Write a DICOM CT series and a DICOM segmentation per case, marked as synthetic, of a made-up patient.
+
+    Needs the extra `dicom`. The same cohort exported again has the same UIDs.
+
+    Example: maisi-aug export dicom cohort --out dicom
+    """
+    from maisi_aug.integrations.dicom.export import export_dicom
+
+    with show_stages("reading the cohort") as notify:
+        report = export_dicom(cohort, out, labels=labels or (), include_anatomy=include_anatomy, notify=notify)
+    if as_json:
+        typer.echo(json.dumps(report.to_dict(), indent=2))
+    else:
+        typer.echo(
+            f"{report.path}: {report.num_cases} CT series ({report.num_slices} slices), {report.num_segmentations} "
+            f"segmentations of {', '.join(report.segments) or 'nothing'}."
+        )
+    for note in report.notes:
+        typer.echo(f"Note: {note}", err=True)
+
+
+def monai(
+    cohort: Annotated[Path, typer.Argument(help="Folder that synthesize wrote.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="New or empty folder.")],
+    like: Annotated[
+        Path | None,
+        typer.Option(help="nnU-Net raw dataset of real cases: they make up the folds, and its labels the numbers."),
+    ] = None,
+    label: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=LABEL",
+            help="A label of the cohort and what the real dataset calls it, or 'background'; may repeat.",
+        ),
+    ] = None,
+    absent: Annotated[
+        list[str] | None,
+        typer.Option(help="A label of the real dataset that no synthetic case truly holds; may repeat."),
+    ] = None,
+    labels: Annotated[
+        list[str] | None,
+        typer.Option(help="Label to export, by name or id; may repeat. Without it: those the cohort was asked for."),
+    ] = None,
+    include_anatomy: Annotated[
+        bool, typer.Option("--include-anatomy", help="Export every organ label as well.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
+) -> None:
+    """Write images, label maps, a MONAI data list with folds, and a task file that Auto3DSeg runs on.
+
+    With --like the synthetic cases are trained on in every fold and validated on in none.
+
+    Example: maisi-aug export monai cohort --like nnUNet_raw/Dataset003_Liver --label "hepatic tumor=cancer" --out monai
+    """
+    from maisi_aug.integrations.monai_data_list import TASK_NAME, export_monai
+
+    with show_stages("reading the cohort") as notify:
+        report = export_monai(
+            cohort,
+            out,
+            like=like,
+            label=label or (),
+            absent=absent or (),
+            labels=labels or (),
+            include_anatomy=include_anatomy,
+            notify=notify,
+        )
+    if as_json:
+        typer.echo(json.dumps(report.to_dict(), indent=2))
+    else:
+        cases = f"{report.num_synthetic} synthetic and {report.num_real} real cases"
+        typer.echo(f"{report.path}: {cases}, {report.num_folds} folds ({report.folds_source}).")
+        typer.echo("\n".join(f"  {number:>3}  {name}" for name, number in report.labels.items()))
+        task = report.path / TASK_NAME
+        typer.echo(f"Next, with pip install fire: python -m monai.apps.auto3dseg AutoRunner run --input='{task}'")
+    for note in report.notes:
+        typer.echo(f"Note: {note}", err=True)
+
+
+ALONE = "Without --like"
+LIKE = "With --like"
+
+
+class LinkMode(StrEnum):
+    """What `--link` takes."""
+
+    none = "none"
+    symlink = "symlink"
+    hard = "hard"
+
+
+def nnunet(
+    cohort: Annotated[Path, typer.Argument(help="Folder that synthesize wrote.")],
+    dataset_id: Annotated[int, typer.Option(min=1, max=999, help="Number of the dataset, not in use.")],
+    name: Annotated[
+        str | None,
+        typer.Option(
+            help="Name of the dataset: letters, digits, '_' and '-'. With --like: the real one's and 'Synthetic'."
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for raw datasets; the environment variable nnUNet_raw when not given.")
+    ] = None,
+    labels: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Label to export, by name or id; may repeat. Without it: those that the cohort was asked for.",
+            rich_help_panel=ALONE,
+        ),
+    ] = None,
+    include_anatomy: Annotated[
+        bool, typer.Option("--include-anatomy", help="Export every organ label as well.", rich_help_panel=ALONE)
+    ] = False,
+    copy: Annotated[
+        bool, typer.Option("--copy", help="Copy the images instead of hard-linking them.", rich_help_panel=ALONE)
+    ] = False,
+    like: Annotated[
+        Path | None,
+        typer.Option(help="Real raw dataset, nnUNet_raw/DatasetXXX_Name, to add to.", rich_help_panel=LIKE),
+    ] = None,
+    label: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=LABEL",
+            help="A label of the cohort and what the real dataset calls it, or 'background'; may repeat. Labels of the "
+            "same name find each other.",
+            rich_help_panel=LIKE,
+        ),
+    ] = None,
+    absent: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="LABEL",
+            help="Label of the real dataset that no synthetic body holds; may repeat.",
+            rich_help_panel=LIKE,
+        ),
+    ] = None,
+    ratio: Annotated[
+        float | None, typer.Option(help="Synthetic cases per real case; all without it.", rich_help_panel=LIKE)
+    ] = None,
+    max_per_label: Annotated[
+        int | None, typer.Option(help="Most synthetic cases per requested label.", rich_help_panel=LIKE)
+    ] = None,
+    plans: Annotated[
+        str | None,
+        typer.Option(
+            help="Plans of the real dataset to move; nnUNetPlans, or the only ones, without it.", rich_help_panel=LIKE
+        ),
+    ] = None,
+    preprocessed: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder for preprocessed datasets; the environment variable nnUNet_preprocessed when not given.",
+            rich_help_panel=LIKE,
+        ),
+    ] = None,
+    link: Annotated[
+        LinkMode,
+        typer.Option(
+            help="Name existing files in dataset.json where they are (none), or link them into the dataset.",
+            rich_help_panel=LIKE,
+        ),
+    ] = LinkMode.none,
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run", help="Check everything, real cases included, and write nothing.", rich_help_panel=LIKE
+        ),
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
+) -> None:
+    """Write the accepted cases as an nnU-Net v2 dataset that passes nnU-Net's own integrity check.
+
+    With --like they are added to a real dataset: its labels, its validation folds, plans made on its cases alone, and
+    synthetic cases in training only. Without it they are a dataset of their own, labels numbered in the order of their
+    ids. The mapping of labels is saved in the dataset's folder.
+
+    Examples:
+    maisi-aug export nnunet cohort --like nnUNet_raw/Dataset003_Liver --dataset-id 503 --label "hepatic tumor=tumor"
+
+    maisi-aug export nnunet cohort --dataset-id 501 --name SynLiver --out nnUNet_raw
+    """
+    alone: dict[str, Any] = {"labels": labels, "include_anatomy": include_anatomy, "copy": copy}
+    beside: dict[str, Any] = {
+        "label": label,
+        "absent": absent,
+        "ratio": ratio,
+        "max_per_label": max_per_label,
+        "plans": plans,
+        "preprocessed": preprocessed,
+        "link": link if link != LinkMode.none else None,
+        "dry_run": dry_run,
+    }
+    _require_none(alone if like else beside, "without --like" if like else "with --like")
+    if like is None:
+        _export_alone(cohort, dataset_id, name, out, alone, as_json=as_json)
+        return
+    from maisi_aug.integrations.nnunet.like import export_like
+    from maisi_aug.integrations.nnunet.request import LikeRequest
+
+    request = LikeRequest(
+        cohort_dir=cohort,
+        like=like,
+        dataset_id=dataset_id,
+        name=name,
+        out=out,
+        preprocessed=preprocessed,
+        labels=label or (),
+        absent=absent or (),
+        ratio=ratio,
+        max_per_label=max_per_label,
+        plans=plans,
+        link=link.value,
+    )
+    with show_stages("reading the cohort") as notify:
+        report = export_like(request, dry_run=dry_run, notify=notify)
+    typer.echo(json.dumps(report.to_dict(), indent=2) if as_json else report.to_markdown().rstrip())
+    if dry_run:
+        typer.echo("Nothing was written.", err=True)
+
+
+def _require_none(given: dict[str, Any], place: str) -> None:
+    """Raise a usage error for an option that has no meaning here."""
+    for option, value in given.items():
+        if value is not None and value is not False:
+            flag = "--" + option.replace("_", "-")
+            raise typer.BadParameter(
+                f"expected {place} only, found it in the other case. Leave it out.", param_hint=flag
+            )
+
+
+def _export_alone(
+    cohort: Path, dataset_id: int, name: str | None, out: Path | None, settings: dict[str, Any], *, as_json: bool
+) -> None:
+    from maisi_aug.integrations.nnunet.dataset import export_nnunet
+
+    if name is None:
+        raise typer.BadParameter(
+            "expected a name, or --like for a name that follows the real dataset's, found neither. Give --name NAME.",
+            param_hint="--name",
+        )
+    with show_stages("reading the cohort") as notify:
+        report = export_nnunet(
+            cohort,
+            dataset_id=dataset_id,
+            name=name,
+            out=out,
+            labels=settings["labels"] or (),
+            include_anatomy=settings["include_anatomy"],
+            copy=settings["copy"],
+            notify=notify,
+        )
+    typer.echo(json.dumps(report.to_dict(), indent=2) if as_json else _describe(report))
+    for note in report.notes:
+        typer.echo(f"Note: {note}", err=True)
+
+
+def _describe(report: ExportReport) -> str:
+    lines = [f"{report.path}: {report.num_cases} cases, accepted by nnU-Net's integrity check."]
+    lines += [
+        f"  {number:>3}  {name}" + (f" (vocabulary id {report.vocabulary_ids[name]})" if number else "")
+        for name, number in report.labels.items()
+    ]
+    return "\n".join(lines)
+
 
 export_app = typer.Typer(no_args_is_help=True, help="Hand a cohort on to a training framework.")
 

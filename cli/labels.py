@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from maisi_aug.cli.tables import open_table_console
+from maisi_aug.cli.shared.tables import open_table_console
 from maisi_aug.errors import VocabularyError
-from maisi_aug.labels import FULL_VOCABULARY, Label, Vocabulary, lookup_words
-from maisi_aug.sizes import SizeDistribution, diameter_mm, reference_distribution, reference_labels
+from maisi_aug.vocabulary.labels import FULL_VOCABULARY, Label, Vocabulary, lookup_words
+from maisi_aug.vocabulary.sizes import SizeDistribution, diameter_mm, reference_distribution, reference_labels
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -79,8 +79,8 @@ def _load_vocabulary(bundle: str | None) -> tuple[Vocabulary, dict[str, SizeDist
     if bundle is None:
         return FULL_VOCABULARY, known
     # Imported here because reading a bundle needs packages that would double the start-up of a plain listing.
-    from maisi_aug.bundle import load_bundle
-    from maisi_aug.bundle_references import bundle_distributions
+    from maisi_aug.bundle_spec.bundle import load_bundle
+    from maisi_aug.bundle_spec.references import bundle_distributions
 
     loaded = load_bundle(bundle)
     return loaded.vocabulary, {**known, **bundle_distributions(loaded)}

@@ -27,8 +27,8 @@ def trainer_path(
 
     Example: eval "$(maisi-aug nnunet-trainer-path --env)"
     """
-    from maisi_aug.integrations.nnunet_folders import OTHER_VARIABLES, RAW_VARIABLE
-    from maisi_aug.integrations.nnunet_trainer_settings import TRAINER_VARIABLE, trainer_folder
+    from maisi_aug.integrations.nnunet.folders import OTHER_VARIABLES, RAW_VARIABLE
+    from maisi_aug.integrations.nnunet.trainer_settings import TRAINER_VARIABLE, trainer_folder
 
     folder = str(trainer_folder())
     if not env:
@@ -63,7 +63,7 @@ def compact_plans(
 
     Example: maisi-aug nnunet-compact-plans 503
     """
-    from maisi_aug.integrations.nnunet_compact import find_only_plans, find_planned_dataset, write_compact_plans
+    from maisi_aug.integrations.nnunet.compact import find_only_plans, find_planned_dataset, write_compact_plans
 
     folder = find_planned_dataset(preprocessed, dataset)
     path = write_compact_plans(

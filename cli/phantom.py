@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from maisi_aug.cli.parsing import parse_shape, parse_spacing
+from maisi_aug.cli.shared.parsing import parse_shape, parse_spacing
 
 
 class Region(StrEnum):
@@ -41,8 +41,8 @@ def phantom(
 
     Example: maisi-aug phantom -n 10 --out phantoms
     """
-    from maisi_aug.cli.bars import count_up
-    from maisi_aug.phantom_folder import INDEX_NAME, PhantomSettings, write_phantoms
+    from maisi_aug.cli.shared.bars import count_up
+    from maisi_aug.generate.phantoms import INDEX_NAME, PhantomSettings, write_phantoms
 
     settings = PhantomSettings(seed, region.value, parse_shape(shape), parse_spacing(spacing), lesions)
     with count_up("phantoms", is_quiet=quiet) as report:

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
 
-from maisi_aug.cli.parsing import parse_shape, parse_spacing
+from maisi_aug.cli.shared.parsing import parse_shape, parse_spacing
 
 if TYPE_CHECKING:
-    from maisi_aug.bundle import Bundle
-    from maisi_aug.grid import Shape, Spacing
+    from maisi_aug.bundle_spec.bundle import Bundle
     from maisi_aug.preparation.run import PreparePlan, PrepareResult
     from maisi_aug.preparation.sources import SourceCase
-    from maisi_aug.preparation.workers import Report
+    from maisi_aug.system.workers import Report
+    from maisi_aug.volumes.grid import Shape, Spacing
 
 DEFAULT_BUNDLE = "phantom-ct"
 ORGANS_FOLDER = "organs"
@@ -171,7 +171,7 @@ def prepare(
 
     Example: maisi-aug prepare --images ct --labels masks --map "1=kidney tumor" --organs totalseg --out prepared
     """
-    from maisi_aug.cli.progress import count_stages
+    from maisi_aug.cli.shared.progress import count_stages
     from maisi_aug.preparation.collecting import Sources, collect_cases
     from maisi_aug.preparation.mapping import parse_rule
     from maisi_aug.preparation.run import PrepareRequest, plan_preparation
@@ -229,7 +229,7 @@ def _run(
 
 
 def _load_bundle(name: str | None) -> Bundle:
-    from maisi_aug.bundle import load_bundle
+    from maisi_aug.bundle_spec.bundle import load_bundle
 
     return load_bundle(name or DEFAULT_BUNDLE)
 
@@ -238,8 +238,8 @@ def _choose_grid(
     bundle: Bundle, shape: Shape | None, spacing_mm: Spacing | None, *, is_named: bool
 ) -> tuple[Shape, Spacing]:
     """The grid asked for, or the bundle's; one that a bundle which the user names cannot be trained on is refused."""
-    from maisi_aug.grid import Grid
-    from maisi_aug.grid_preflight import check_grid
+    from maisi_aug.cohort.grid_preflight import check_grid
+    from maisi_aug.volumes.grid import Grid
 
     grid = Grid.from_spacing(shape or bundle.grid.shape, spacing_mm or bundle.spec.grid.spacing_mm)
     grid.require_multiple_of(bundle.grid_factor, subject="--shape")
@@ -260,7 +260,7 @@ def _require_something_to_learn(cases: Sequence[SourceCase], has_tissues: bool) 
 def _make_organs(plan: PreparePlan, folder: Path, maker: OrganMaker, report: Report) -> PreparePlan:
     """Run TotalSegmentator on every image, and lay its labels under the others."""
     from maisi_aug.integrations.totalsegmentator import VERSION, segment_organs
-    from maisi_aug.pipeline import resolve_device
+    from maisi_aug.networks.pipeline import resolve_device
     from maisi_aug.preparation.run import with_organs
 
     images = {task.case.id: task.case.image for task in plan.tasks}
@@ -281,7 +281,7 @@ def _tell(notes: Sequence[str]) -> None:
 
 def _show_plan(plan: PreparePlan, *, as_json: bool) -> None:
     """What every label becomes, and on which grid."""
-    from maisi_aug.grid import spell_grid
+    from maisi_aug.volumes.grid import spell_grid
 
     settings, vocabulary = plan.settings, plan.meanings.vocabulary
     rows = [

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from maisi_aug.cohort.recipe import CohortConfig, load_recipe
+from maisi_aug.cohort.recipe_files import copy_recipe, find_recipe, list_recipes, list_training_recipes, training_kind
 from maisi_aug.errors import MaisiAugError, RecipeError
-from maisi_aug.grid import spell_grid
-from maisi_aug.recipe import CohortConfig, load_recipe
-from maisi_aug.recipe_files import copy_recipe, find_recipe, list_recipes, list_training_recipes, training_kind
+from maisi_aug.volumes.grid import spell_grid
 
 if TYPE_CHECKING:
-    from maisi_aug.resolve import ResolvedCohort
+    from maisi_aug.cohort.resolve import ResolvedCohort
 
 recipes_app = typer.Typer(
     no_args_is_help=True, help="List, show, copy and validate recipes of cohorts and of training."
@@ -89,8 +89,8 @@ def validate_command(
 
 
 def _validate_training(name: str, *, as_json: bool) -> None:
-    from maisi_aug.training.checks import require_divisible
-    from maisi_aug.training.recipe import PreparedData, load_training_recipe
+    from maisi_aug.training.images.checks import require_divisible
+    from maisi_aug.training.images.recipe import PreparedData, load_training_recipe
 
     recipe = load_training_recipe(find_recipe(name))
     require_divisible(recipe)
@@ -103,7 +103,7 @@ def _validate_training(name: str, *, as_json: bool) -> None:
 
 
 def _validate_masks(name: str, *, as_json: bool) -> None:
-    from maisi_aug.training.mask_recipe import load_mask_recipe
+    from maisi_aug.training.masks.recipe import load_mask_recipe
 
     recipe = load_mask_recipe(find_recipe(name))
     recipe.require_divisible()
@@ -120,10 +120,10 @@ def require_plannable(config: CohortConfig, *, source: str) -> ResolvedCohort:
     Raises:
         RecipeError: Listing every label request that cannot be met.
     """
-    from maisi_aug.bundle import load_bundle
-    from maisi_aug.cli.progress import CohortProgress
-    from maisi_aug.requests import parse_requests
-    from maisi_aug.resolve import resolve_cohort
+    from maisi_aug.bundle_spec.bundle import load_bundle
+    from maisi_aug.cli.shared.progress import CohortProgress
+    from maisi_aug.cohort.requests import parse_requests
+    from maisi_aug.cohort.resolve import resolve_cohort
 
     vocabulary = load_bundle(config.bundle).vocabulary
     problems = []

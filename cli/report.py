@@ -28,8 +28,8 @@ def report(
 
     Example: maisi-aug report bench --out report.html
     """
-    from maisi_aug.cli.bars import count_up
-    from maisi_aug.evaluation.report import build_report, require_own_report, write_report
+    from maisi_aug.cli.shared.bars import count_up
+    from maisi_aug.evaluation.report.build import build_report, require_own_report, write_report
 
     if out.suffix.lower() not in (".html", ".htm"):
         raise typer.BadParameter(f"expected a file that ends in .html, found '{out}'.", param_hint="--out")

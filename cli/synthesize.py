@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from maisi_aug.cli.balance_options import (
+from maisi_aug.cli.shared.balance import (
     Balance,
     BalanceAgainst,
     BalanceFlags,
@@ -20,9 +20,10 @@ from maisi_aug.cli.balance_options import (
     MaxLesionsOption,
     SizeBinsOption,
     balance_config,
+    save_balance,
 )
-from maisi_aug.cli.balance_table import save_balance
-from maisi_aug.cli.parsing import (
+from maisi_aug.cli.shared.dry_run import require_folder, show_plan
+from maisi_aug.cli.shared.parsing import (
     parse_decode_window,
     parse_num_splits,
     parse_organ_sizes,
@@ -31,14 +32,13 @@ from maisi_aug.cli.parsing import (
     parse_spacing,
     parse_words,
 )
-from maisi_aug.cli.show_plan import require_folder, show_plan
-from maisi_aug.source_rules import NO_MAP
+from maisi_aug.cohort.source_rules import NO_MAP
 
 if TYPE_CHECKING:
-    from maisi_aug.acceleration import Compiler
-    from maisi_aug.generate import CohortSummary
-    from maisi_aug.recipe import CohortConfig
-    from maisi_aug.resolve import ResolvedCohort
+    from maisi_aug.cohort.recipe import CohortConfig
+    from maisi_aug.cohort.resolve import ResolvedCohort
+    from maisi_aug.generate.run import CohortSummary
+    from maisi_aug.networks.acceleration import Compiler
 
 _WHAT, _MASKS, _IMAGES, _RUN = "What to make", "Label maps", "Images", "Run"
 
@@ -310,7 +310,7 @@ def synthesize(
 
 
 def _read_config(recipe: str | None, flags: dict[str, Any]) -> CohortConfig:
-    from maisi_aug.recipe import build_config, load_recipe, override
+    from maisi_aug.cohort.recipe import build_config, load_recipe, override
 
     return load_recipe(recipe, flags) if recipe is not None else build_config(override({}, flags), source="synthesize")
 
@@ -325,9 +325,9 @@ def _run(
     may_resume: bool,
     is_quiet: bool,
 ) -> CohortSummary:
-    from maisi_aug.cli.progress import CohortProgress
-    from maisi_aug.generate import synthesize_cohort
-    from maisi_aug.resolve import resolve_cohort
+    from maisi_aug.cli.shared.progress import CohortProgress
+    from maisi_aug.cohort.resolve import resolve_cohort
+    from maisi_aug.generate.run import synthesize_cohort
 
     require_folder(out, may_resume=may_resume)
     with CohortProgress(is_quiet=is_quiet) as progress:
@@ -369,7 +369,7 @@ def describe_summary(summary: CohortSummary) -> str:
 
 def _export_command(folder: Path) -> str:
     """The command that hands a cohort to nnU-Net, ready to be pasted."""
-    from maisi_aug.integrations.nnunet_folders import RAW_VARIABLE
+    from maisi_aug.integrations.nnunet.folders import RAW_VARIABLE
 
     words = ["maisi-aug", "export", "nnunet", str(folder), "--dataset-id", "501", "--name", "MyCohort"]
     return shlex.join(words if os.environ.get(RAW_VARIABLE) else [*words, "--out", RAW_VARIABLE])

@@ -13,8 +13,8 @@ from typing import Any
 from monai.data import Dataset
 from monai.transforms import apply_transform
 
-from maisi_aug.integrations.cohort_pairs import open_pairs
-from maisi_aug.integrations.items import Item, to_monai_item
+from maisi_aug.integrations.reading.cohort_pairs import open_pairs
+from maisi_aug.integrations.reading.items import Item, to_monai_item
 
 
 class CohortDataset(Dataset):  # type: ignore[misc]  # MONAI has no types here

@@ -15,24 +15,24 @@ from typing import Any
 import yaml
 
 from maisi_aug import __version__
+from maisi_aug.cohort.mask_origin import RealMaps, origin_words
 from maisi_aug.errors import ExportError
-from maisi_aug.integrations.cohort_source import CohortSource, load_cohort_source
-from maisi_aug.integrations.export_labels import LabelNumbering, choose_labels, count_labels, require_label_maps
-from maisi_aug.integrations.nnunet import describe_case
-from maisi_aug.integrations.nnunet_folders import preprocessed_places
-from maisi_aug.integrations.nnunet_labels import map_labels, require_complete_mapping
-from maisi_aug.integrations.nnunet_real import RealDataset, load_real_dataset
-from maisi_aug.integrations.nnunet_splits import Folds, load_real_folds
-from maisi_aug.integrations.whole_folder import (
+from maisi_aug.integrations.nnunet.dataset import describe_case
+from maisi_aug.integrations.nnunet.folders import preprocessed_places
+from maisi_aug.integrations.nnunet.labels import map_labels, require_complete_mapping
+from maisi_aug.integrations.nnunet.real import RealDataset, load_real_dataset
+from maisi_aug.integrations.nnunet.splits import Folds, load_real_folds
+from maisi_aug.integrations.reading.cohort_source import CohortSource, load_cohort_source
+from maisi_aug.integrations.reading.export_labels import LabelNumbering, choose_labels, count_labels, require_label_maps
+from maisi_aug.system.whole_files import write_text_whole
+from maisi_aug.system.whole_folder import (
     Notify,
     folders_that_appear_whole,
     link_or_copy,
     require_new_folder,
     tell_nobody,
 )
-from maisi_aug.mask_origin import RealMaps, origin_words
-from maisi_aug.volume_io import load_label_map, save_label_map
-from maisi_aug.whole_files import write_text_whole
+from maisi_aug.volumes.image_files import load_label_map, save_label_map
 
 DATA_LIST_NAME, TASK_NAME, MAPPING_NAME = "datalist.json", "task.yaml", "maisi_aug_mapping.json"
 

@@ -11,8 +11,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from maisi_aug.integrations.cohort_pairs import open_pairs
-from maisi_aug.integrations.items import import_torchio, to_subject
+from maisi_aug.integrations.reading.cohort_pairs import open_pairs
+from maisi_aug.integrations.reading.items import import_torchio, to_subject
 
 
 def load_subjects(

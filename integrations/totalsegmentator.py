@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from maisi_aug.errors import MissingExtraError, PreparationError
-from maisi_aug.volume_io import NIFTI_SUFFIXES, load_image, save_image
-from maisi_aug.whole_files import sha256_of, write_text_whole
+from maisi_aug.system.whole_files import sha256_of, write_text_whole
+from maisi_aug.volumes.image_files import NIFTI_SUFFIXES, load_image, save_image
 
 EXTRA = "totalsegmentator"
 VERSION = "totalsegmentator-v2"

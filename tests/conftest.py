@@ -13,10 +13,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 
-from maisi_aug.bundle import Bundle
-from maisi_aug.hub import Hub, pull_bundle
-from maisi_aug.known_bundles import KnownBundle
-from tests.hub_server import HubServer, serve
+from maisi_aug.bundle_spec.bundle import Bundle
+from maisi_aug.bundle_spec.known_bundles import KnownBundle
+from maisi_aug.checkpoints.hub import Hub, pull_bundle
+from tests.builders.hub_server import HubServer, serve
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 

@@ -9,7 +9,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from maisi_aug.errors import GridError
-from maisi_aug.grid import Grid
 from maisi_aug.phantom import abdomen, bowel, chest, girdles, muscles, pelvis, skeleton, vessels
 from maisi_aug.phantom.envelope import Envelope, build_envelope, paint_envelope
 from maisi_aug.phantom.frame import Frame, draw_pose
@@ -17,6 +16,7 @@ from maisi_aug.phantom.habitus import Habitus, draw_habitus
 from maisi_aug.phantom.ids import BODY, LEFT_KIDNEY
 from maisi_aug.phantom.shapes import Canvas
 from maisi_aug.seeds import numpy_generator
+from maisi_aug.volumes.grid import Grid
 
 Region = Literal["chest", "abdomen", "pelvis"]
 REGIONS: Final[tuple[Region, ...]] = get_args(Region)

@@ -10,13 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from maisi_aug.errors import LesionError
-from maisi_aug.grid import Grid
-from maisi_aug.lesions import LesionWish, PlantedLesion, plant_lesions
+from maisi_aug.lesions.planting import LesionWish, PlantedLesion, plant_lesions
 from maisi_aug.phantom import ids
 from maisi_aug.phantom.anatomy import Region, build_label_map
 from maisi_aug.phantom.intensity import Phase, draw_phase
 from maisi_aug.phantom.rendering import render_hu
 from maisi_aug.seeds import numpy_generator
+from maisi_aug.volumes.grid import Grid
 
 DIAMETER_RANGE_MM: Final = (7.0, 50.0)
 MIN_LESION_VOXELS: Final = 3

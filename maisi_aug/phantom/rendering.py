@@ -9,7 +9,6 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from maisi_aug.errors import GridError
-from maisi_aug.grid import Grid
 from maisi_aug.phantom import ids, textures
 from maisi_aug.phantom.intensity import Appearance, Phase, draw_appearance, draw_phase
 from maisi_aug.phantom.lumen import Filling, bounding_box, eroded, fill_lumen
@@ -17,6 +16,7 @@ from maisi_aug.phantom.noise import F32, smooth_noise
 from maisi_aug.phantom.shapes import lookup
 from maisi_aug.phantom.tumors import blend_tumors, find_tumors, without_tumors
 from maisi_aug.seeds import numpy_generator
+from maisi_aug.volumes.grid import Grid
 
 HU_LIMITS: Final = (-1000.0, 1400.0)
 _WALL_REACH_MM: Final = 11.0  # how far muscle reaches around bones when the tissues have to be guessed

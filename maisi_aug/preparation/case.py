@@ -13,21 +13,20 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from maisi_aug.bank_labels import Translation
-from maisi_aug.bank_map import choose_centre
-from maisi_aug.body import find_body, is_hollow
+from maisi_aug.banks.label_ids import Translation
+from maisi_aug.banks.label_map import choose_centre
 from maisi_aug.errors import VolumeError
-from maisi_aug.grid import Grid
-from maisi_aug.growth import bounding_box
-from maisi_aug.labels import BODY_ID, Vocabulary
-from maisi_aug.lesion_names import lesion_word
 from maisi_aug.preparation.settings import PrepareSettings
 from maisi_aug.preparation.sources import LabelFile, SourceCase
 from maisi_aug.preparation.survey import MASK_ID, is_same_place
 from maisi_aug.preparation.tissues import add_tissues
-from maisi_aug.resampling import centre_grid_on, resample_image, resample_label_map
-from maisi_aug.volume_io import load_image, load_label_map
-from maisi_aug.whole_files import sha256_of
+from maisi_aug.system.whole_files import sha256_of
+from maisi_aug.vocabulary.labels import BODY_ID, Vocabulary, lesion_word
+from maisi_aug.volumes.body import find_body, is_hollow
+from maisi_aug.volumes.components import bounding_box
+from maisi_aug.volumes.grid import Grid
+from maisi_aug.volumes.image_files import load_image, load_label_map
+from maisi_aug.volumes.resampling import centre_grid_on, resample_image, resample_label_map
 
 AIR_HU = -1000
 CT_RANGE_HU = (-1024, 3071)

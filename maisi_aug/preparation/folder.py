@@ -8,11 +8,11 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from maisi_aug.cohort.recipe import differences
 from maisi_aug.errors import PreparationError
+from maisi_aug.preparation.prepared import FOLDERS, LATENTS_FOLDER, SPEC_NAME
 from maisi_aug.preparation.writing import STATE_FOLDER
-from maisi_aug.prepared import FOLDERS, LATENTS_FOLDER, SPEC_NAME
-from maisi_aug.recipe import differences
-from maisi_aug.whole_files import remove_leftovers, write_text_whole
+from maisi_aug.system.whole_files import remove_leftovers, write_text_whole
 
 OPTIONS_NAME = "options.json"
 

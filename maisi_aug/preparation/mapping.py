@@ -11,11 +11,11 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
-from maisi_aug.bank_labels import find_label_id, is_envelope_name, split_camel_case
+from maisi_aug.banks.label_ids import find_label_id, is_envelope_name, split_camel_case
 from maisi_aug.errors import PreparationError, VocabularyError
-from maisi_aug.labels import BACKGROUND_ID, FREE_IDS, KNOWN_SLOTS, MAISI, SLOT_IDS, Vocabulary
+from maisi_aug.preparation.prepared import NewLabel, bind_new_labels
 from maisi_aug.preparation.sources import LabelFile, SourceCase
-from maisi_aug.prepared import NewLabel, bind_new_labels
+from maisi_aug.vocabulary.labels import BACKGROUND_ID, FREE_IDS, KNOWN_SLOTS, MAISI, SLOT_IDS, Vocabulary
 
 DROP = "-"
 NEW_PREFIX = "new:"

@@ -10,18 +10,24 @@ from typing import Any
 
 import yaml
 
-from maisi_aug.bank_labels import Translation, build_translation
-from maisi_aug.cohort import CONTACT_SHEET_NAME
-from maisi_aug.contact_sheet import save_contact_sheet
+from maisi_aug.banks.label_ids import Translation, build_translation
+from maisi_aug.bundle_spec.grid_limits import GridSpec
+from maisi_aug.cohort.folder import CONTACT_SHEET_NAME
 from maisi_aug.errors import BankError, PreparationError
-from maisi_aug.grid import Shape, Spacing
-from maisi_aug.grid_limits import GridSpec
-from maisi_aug.labels import Vocabulary
+from maisi_aug.pictures.contact_sheet import save_contact_sheet
 from maisi_aug.preparation.case import CaseTask
 from maisi_aug.preparation.collecting import add_organs
 from maisi_aug.preparation.folder import take_folder
 from maisi_aug.preparation.folds import assign_folds, find_patients, require_enough_patients
 from maisi_aug.preparation.mapping import LabelMeanings, MapRule, allocate_new_labels, labels_of, resolve_meanings
+from maisi_aug.preparation.prepared import (
+    CASES_NAME,
+    SPEC_NAME,
+    ModalityName,
+    PreparedCase,
+    PreparedDataset,
+    PreparedSpec,
+)
 from maisi_aug.preparation.settings import PrepareSettings
 from maisi_aug.preparation.sources import LabelFile, SourceCase
 from maisi_aug.preparation.summary import build_summary, labels_in, spell_summary
@@ -34,17 +40,11 @@ from maisi_aug.preparation.survey import (
     tables_of,
 )
 from maisi_aug.preparation.tissues import Tissue
-from maisi_aug.preparation.workers import Report, run_parallel
 from maisi_aug.preparation.writing import prepare_and_write
-from maisi_aug.prepared import (
-    CASES_NAME,
-    SPEC_NAME,
-    ModalityName,
-    PreparedCase,
-    PreparedDataset,
-    PreparedSpec,
-)
-from maisi_aug.whole_files import write_text_whole
+from maisi_aug.system.whole_files import write_text_whole
+from maisi_aug.system.workers import Report, run_parallel
+from maisi_aug.vocabulary.labels import Vocabulary
+from maisi_aug.volumes.grid import Shape, Spacing
 
 SUMMARY_NAMES = ("summary.md", "summary.json")
 

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from maisi_aug.grid import Grid, Shape, Spacing
-from maisi_aug.labels import Vocabulary
+from maisi_aug.preparation.prepared import ModalityName, NewLabel
 from maisi_aug.preparation.tissues import Tissue
-from maisi_aug.prepared import ModalityName, NewLabel
+from maisi_aug.vocabulary.labels import Vocabulary
+from maisi_aug.volumes.grid import Grid, Shape, Spacing
 
 VERSION = 2
 """Raised when the same options and sources come to give other files."""

@@ -7,9 +7,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from maisi_aug.bank_files import NAME_FILES, load_label_names, stem_of
+from maisi_aug.banks.files import NAME_FILES, load_label_names, stem_of
 from maisi_aug.errors import BankError, PreparationError
-from maisi_aug.volume_io import is_readable_name
+from maisi_aug.volumes.image_files import is_readable_name
 
 IMAGE_ROLES = re.compile(r"^(?:(?P<case>.+)[_-])?(?:ct|image|img|volume|vol|0000)$", re.IGNORECASE)
 _NUMBERED = re.compile(r"^(?P<case>.+)[_-](?P<number>\d{4})$")

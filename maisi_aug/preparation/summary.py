@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from maisi_aug.grid import spell_grid
-from maisi_aug.labels import BACKGROUND_ID
-from maisi_aug.prepared import PreparedDataset
+from maisi_aug.preparation.prepared import PreparedDataset
+from maisi_aug.vocabulary.labels import BACKGROUND_ID
+from maisi_aug.volumes.grid import spell_grid
 
 NUM_DIGITS = 4
 

@@ -9,10 +9,10 @@ from itertools import product
 import numpy as np
 
 from maisi_aug.errors import PreparationError, VolumeError
-from maisi_aug.grid import Grid, spell_grid
 from maisi_aug.preparation.mapping import LabelMeanings, labels_of
 from maisi_aug.preparation.sources import SourceCase
-from maisi_aug.volume_io import load_grid, load_label_map
+from maisi_aug.volumes.grid import Grid, spell_grid
+from maisi_aug.volumes.image_files import load_grid, load_label_map
 
 MASK_ID = 1
 """The id of what a mask of one label shows."""

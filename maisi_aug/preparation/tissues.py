@@ -10,11 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from maisi_aug.body import TISSUE_HU
 from maisi_aug.errors import PreparationError, VocabularyError
-from maisi_aug.grid import Spacing, voxel_volume_ml
-from maisi_aug.growth import label_parts
-from maisi_aug.labels import BODY_ID, Vocabulary
+from maisi_aug.vocabulary.labels import BODY_ID, Vocabulary
+from maisi_aug.volumes.body import TISSUE_HU
+from maisi_aug.volumes.components import label_parts
+from maisi_aug.volumes.grid import Spacing, voxel_volume_ml
 
 ISLAND_ML = 0.5
 """Parts below this volume are noise, streaks of metal or marrow, not a bone or an airway."""

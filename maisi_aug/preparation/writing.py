@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 
 from maisi_aug.errors import MaisiAugError
-from maisi_aug.grid import spell_grid
-from maisi_aug.labels import BODY_ID
+from maisi_aug.pictures.preview import Caption, build_preview, save_picture
 from maisi_aug.preparation.case import BuiltCase, CaseTask, build_case
-from maisi_aug.preview import Caption, build_preview, save_picture
-from maisi_aug.volume_io import save_image, save_label_map
-from maisi_aug.whole_files import sha256_of, write_text_whole
+from maisi_aug.system.whole_files import sha256_of, write_text_whole
+from maisi_aug.vocabulary.labels import BODY_ID
+from maisi_aug.volumes.grid import spell_grid
+from maisi_aug.volumes.image_files import save_image, save_label_map
 
 STATE_FOLDER = ".prepare"
 MAX_CAPTION_LABELS = 4

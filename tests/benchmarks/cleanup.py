@@ -18,10 +18,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from maisi_aug.grid import Grid
-from maisi_aug.labels import BODY_ID, FULL_VOCABULARY
-from maisi_aug.map_cleanup import clean_label_map
 from maisi_aug.phantom import build_label_map
+from maisi_aug.sources.map_cleanup import clean_label_map
+from maisi_aug.vocabulary.labels import BODY_ID, FULL_VOCABULARY
+from maisi_aug.volumes.grid import Grid
 
 EXTENT_MM = 384.0
 HEPATIC_TUMOR = 26

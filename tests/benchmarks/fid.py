@@ -21,8 +21,8 @@ from typing import Any
 
 import numpy as np
 
-from maisi_aug.grid import Grid
-from maisi_aug.volume_io import save_image
+from maisi_aug.volumes.grid import Grid
+from maisi_aug.volumes.image_files import save_image
 
 SPACING_MM = 3.0
 

@@ -9,9 +9,9 @@ import time
 from statistics import median
 from typing import Any
 
-from maisi_aug.integrations.fresh_cases import FreshCases
-from maisi_aug.integrations.fresh_maker import FreshMaker
-from maisi_aug.recipe import build_config
+from maisi_aug.cohort.recipe import build_config
+from maisi_aug.integrations.fresh.cases import FreshCases
+from maisi_aug.integrations.fresh.maker import FreshMaker
 
 CONFIGURATION = {"labels": ["hepatic tumor:20-40mm"]}
 

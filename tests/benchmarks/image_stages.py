@@ -15,14 +15,15 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from maisi_aug.bundle import NETWORK_ROLES, load_bundle
-from maisi_aug.decoding_config import DecodingConfig
-from maisi_aug.grid import Grid
-from maisi_aug.pipeline import Pipeline
-from maisi_aug.quality import check_organ_hu, reference_hu_ranges
-from maisi_aug.volume_io import save_image, save_label_map
+from maisi_aug.bundle_spec.bundle import NETWORK_ROLES, load_bundle
+from maisi_aug.bundle_spec.decoding import DecodingConfig
+from maisi_aug.gates.checks import check_organ_hu
+from maisi_aug.networks.pipeline import Pipeline
+from maisi_aug.vocabulary.hu import reference_hu_ranges
+from maisi_aug.volumes.grid import Grid
+from maisi_aug.volumes.image_files import save_image, save_label_map
 from tests.benchmarks.measuring import Clock
-from tests.reference_loop import ORGANS, ReferenceLoop, check_medians, encode, to_hu
+from tests.oracles.reference_loop import ORGANS, ReferenceLoop, check_medians, encode, to_hu
 
 STAGES = ("condition embedding", "sampling", "image decode", "quality gate", "writing")
 SPACING_MM = (1.5, 1.5, 2.0)

@@ -10,17 +10,17 @@ import safetensors.torch
 import torch
 from numpy.typing import NDArray
 
-from maisi_aug.bundle import Bundle, load_bundle
-from maisi_aug.bundle_text import MASK_ROLES
-from maisi_aug.decoding_config import latent_factor
-from maisi_aug.map_cleanup import clean_label_map
-from maisi_aug.mask_decoding import class_ids, decode_label_map
-from maisi_aug.mask_diffusion import sample_mask_latent
-from maisi_aug.weights import load_mask_networks
+from maisi_aug.bundle_spec.bundle import Bundle, load_bundle
+from maisi_aug.bundle_spec.decoding import latent_factor
+from maisi_aug.bundle_spec.schema import MASK_ROLES
+from maisi_aug.networks.mask_decoding import class_ids, decode_label_map
+from maisi_aug.networks.mask_diffusion import sample_mask_latent
+from maisi_aug.networks.weights import load_mask_networks
+from maisi_aug.sources.map_cleanup import clean_label_map
 from tests.benchmarks.cleanup import EXTENT_MM, HEPATIC_TUMOR, build_noisy_phantom
 from tests.benchmarks.image_stages import Case, in_precision
 from tests.benchmarks.measuring import Clock
-from tests.reference_masks import ReferenceMasks, clean_organ_by_organ
+from tests.oracles.reference_masks import ReferenceMasks, clean_organ_by_organ
 
 STAGES = ("mask sampling", "mask decode", "clean-up")
 SIZES = (0.5, 0.5, 0.5, 0.5, 0.5, -1.0, -1.0, 0.3, -1.0, -1.0)

@@ -17,12 +17,12 @@ from time import perf_counter
 
 import numpy as np
 
-from maisi_aug.grid import Grid
-from maisi_aug.integrations.nnunet_like import IMAGES_FOLDER, export_like
-from maisi_aug.integrations.nnunet_request import LikeRequest
-from maisi_aug.manifest import MANIFEST_NAME, ManifestWriter
-from maisi_aug.volume_io import save_image, save_label_map
-from tests.tiny_cohort import HEPATIC_TUMOR, LIVER, build_record
+from maisi_aug.cohort.manifest import MANIFEST_NAME, ManifestWriter
+from maisi_aug.integrations.nnunet.like import IMAGES_FOLDER, export_like
+from maisi_aug.integrations.nnunet.request import LikeRequest
+from maisi_aug.volumes.grid import Grid
+from maisi_aug.volumes.image_files import save_image, save_label_map
+from tests.builders.tiny_cohort import HEPATIC_TUMOR, LIVER, build_record
 
 NUM_REAL = 20
 

@@ -17,8 +17,8 @@ from pathlib import Path
 
 import numpy as np
 
-from maisi_aug.orientation import axis_codes, turn_volume
-from maisi_aug.volume_io import load_label_map, load_stored_grid, save_label_map
+from maisi_aug.volumes.image_files import load_label_map, load_stored_grid, save_label_map
+from maisi_aug.volumes.orientation import axis_codes, turn_volume
 
 NUM_TEST_CASES = 2
 LABELS = {"LeftParotid": "left parotid", "RightParotid": "right parotid", "Mandible": "mandible"}

@@ -25,10 +25,10 @@ from typing import Any
 import numpy as np
 
 from maisi_aug import __version__
-from maisi_aug.integrations.nnunet_trainer_settings import TRAINER_VARIABLE, trainer_folder
+from maisi_aug.generate.phantoms import PhantomSettings, write_phantoms
+from maisi_aug.integrations.nnunet.trainer_settings import TRAINER_VARIABLE, trainer_folder
 from maisi_aug.phantom import ids
-from maisi_aug.phantom_folder import PhantomSettings, write_phantoms
-from maisi_aug.volume_io import load_image, load_label_map, save_image, save_label_map
+from maisi_aug.volumes.image_files import load_image, load_label_map, save_image, save_label_map
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 NUM_TEST_CASES = 2

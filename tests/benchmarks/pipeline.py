@@ -25,12 +25,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from maisi_aug.bundle import Bundle, embedded_bundles, load_bundle
-from maisi_aug.weights import write_random_bundle
+from maisi_aug.bundle_spec.bundle import Bundle, embedded_bundles, load_bundle
+from maisi_aug.networks.weights import write_random_bundle
 from tests.benchmarks import image_stages, mask_stages
 from tests.benchmarks.image_stages import Case
 from tests.benchmarks.measuring import Clock
-from tests.narrow_networks import FULL_WIDTH, add_scaled_masks, scaled_header
+from tests.builders.narrow_networks import FULL_WIDTH, add_scaled_masks, scaled_header
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 WIDTHS = {"full": FULL_WIDTH, "half": 2, "quarter": 4, "tiny": 8}
@@ -219,8 +219,8 @@ def to_markdown(results: dict[str, Any]) -> str:
         "# Ours against the published way, stage by stage",
         "Written by `python -m tests.benchmarks.pipeline`. Random weights, the same label map, steps and windows on "
         "both sides, each in its own process; the median of the rounds; peak memory of the process, weights and "
-        "libraries included, or of the GPU. The reference is `tests/reference_loop.py`, before it "
-        "`tests/reference_masks.py` where the label map is generated. NVIDIA's scripts ask for autocast on CUDA "
+        "libraries included, or of the GPU. The reference is `tests/oracles/reference_loop.py`, before it "
+        "`tests/oracles/reference_masks.py` where the label map is generated. NVIDIA's scripts ask for autocast on CUDA "
         "devices only: on a CPU they compute in float32. A reference under bfloat16 autocast is a stricter one.",
         f"Machine: {machine['device']}, {machine['cpu_count']} cores, {machine['torch_threads']} threads, torch "
         f"{machine['torch']}; load average before: {machine['load_average_before']}.",

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from maisi_aug.integrations.nnunet_real import load_real_dataset
+from maisi_aug.integrations.nnunet.real import load_real_dataset
 from tests.benchmarks import nnunet_export
 from tests.benchmarks.nnunet_openkbp import write_openkbp_dataset
 

@@ -29,19 +29,19 @@ import torch
 from monai.networks.schedulers.rectified_flow import RFlowScheduler
 from torch import Tensor, nn
 
-from maisi_aug.conditioning import name_for_unet, to_label_bits, to_modality_tensor, to_spacing_tensor
-from maisi_aug.networks import build_network, build_scheduler, use_plain_layers
-from maisi_aug.training.amp import Precision
-from maisi_aug.training.data import LatentSet, TrainingCase
-from maisi_aug.training.flow import FlowObjective
-from maisi_aug.training.loop import TrainingRun, build_optimizer
-from maisi_aug.training.settings import FlowLossConfig, LoopConfig, VaeLossConfig
-from maisi_aug.training.vae import VaeObjective
+from maisi_aug.networks.building import build_network, build_scheduler, use_plain_layers
+from maisi_aug.networks.conditioning import name_for_unet, to_label_bits, to_modality_tensor, to_spacing_tensor
+from maisi_aug.training.cases.data import LatentSet, TrainingCase
+from maisi_aug.training.images.flow import FlowObjective
+from maisi_aug.training.images.vae import VaeObjective
+from maisi_aug.training.loop.amp import Precision
+from maisi_aug.training.loop.run import TrainingRun, build_optimizer
+from maisi_aug.training.loop.settings import FlowLossConfig, LoopConfig, VaeLossConfig
 from tests.benchmarks.image_stages import draw_label_map, read_sides
 from tests.benchmarks.measuring import Clock
 from tests.benchmarks.pipeline import REPOSITORY, WIDTHS, describe_machine
-from tests.narrow_networks import scaled_header
-from tests.tiny_training import ArrayStore
+from tests.builders.narrow_networks import scaled_header
+from tests.builders.tiny_training import ArrayStore
 
 Side = Literal["ours", "ours, no average", "plain"]
 SIDES: tuple[Side, ...] = ("ours", "ours, no average", "plain")

@@ -6,7 +6,7 @@ import pytest
 import typer
 
 from maisi_aug import errors
-from maisi_aug.cli.boundary import explain, guard
+from maisi_aug.cli.shared.boundary import explain, guard
 
 
 def _raising(error: BaseException) -> object:

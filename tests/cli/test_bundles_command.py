@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from maisi_aug import bundle as bundle_module
-from maisi_aug import known_bundles as table
-from maisi_aug.bundle import Bundle
-from tests.tiny_bundle import build_header, write_tiny_bundle
+from maisi_aug.bundle_spec import bundle as bundle_module
+from maisi_aug.bundle_spec import known_bundles as table
+from maisi_aug.bundle_spec.bundle import Bundle
+from tests.builders.tiny_bundle import build_header, write_tiny_bundle
 
 
 @pytest.fixture

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from maisi_aug.bundle import load_bundle
-from tests.tiny_bundle import write_tiny_bundle
-from tests.tiny_checkpoints import saved
+from maisi_aug.bundle_spec.bundle import load_bundle
+from tests.builders.tiny_bundle import write_tiny_bundle
+from tests.builders.tiny_checkpoints import saved
 
 
 def test_bundle_is_copied_in_another_type(run_cli: Callable[..., Any], tmp_path: Path) -> None:

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from maisi_aug.volume_io import save_label_map
-from tests.made_cases import GRID, HEPATIC_TUMOR, LIVER, build_case, write_cohort, write_folder
+from maisi_aug.volumes.image_files import save_label_map
+from tests.builders.made_cases import GRID, HEPATIC_TUMOR, LIVER, build_case, write_cohort, write_folder
 
 RunCli = Callable[..., Any]
 

@@ -8,15 +8,15 @@ from typing import Any
 
 import pytest
 
-from maisi_aug.bundle import load_bundle
-from maisi_aug.cli.finetune_data import open_data
+from maisi_aug.bundle_spec.bundle import load_bundle
+from maisi_aug.cli.finetune import open_data
 from maisi_aug.errors import PreparationError
+from maisi_aug.networks.weights import write_random_bundle
 from maisi_aug.preparation.writing import STATE_FOLDER
-from maisi_aug.weights import write_random_bundle
-from tests.tiny_bundle import build_ddpm_header
-from tests.tiny_lab import write_lab
-from tests.tiny_prepared import write_prepared, write_tiny_base
-from tests.tiny_training import SHAPE, SPACING_MM
+from tests.builders.tiny_bundle import build_ddpm_header
+from tests.builders.tiny_lab import write_lab
+from tests.builders.tiny_prepared import write_prepared, write_tiny_base
+from tests.builders.tiny_training import SHAPE, SPACING_MM
 
 COMMAND = ("finetune-controlnet", "--label", "gland")
 

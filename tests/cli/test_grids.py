@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from maisi_aug.cohort import read_cohort_document
-from tests.published_bundle import write_limited_bundle, write_published_bundle
+from maisi_aug.cohort.folder import read_cohort_document
+from tests.builders.published_bundle import write_limited_bundle, write_published_bundle
 
 Run = Callable[..., Any]
 

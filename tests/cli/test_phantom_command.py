@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from maisi_aug.errors import CohortError
-from maisi_aug.phantom_folder import INDEX_NAME, PhantomSettings, write_phantoms
-from maisi_aug.volume_io import load_image, load_label_map
+from maisi_aug.generate.phantoms import INDEX_NAME, PhantomSettings, write_phantoms
+from maisi_aug.volumes.image_files import load_image, load_label_map
 
 Run = Callable[..., Any]
 SMALL = ["--shape", "48x36x30", "--spacing", "8.5"]

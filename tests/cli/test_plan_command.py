@@ -8,11 +8,10 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from maisi_aug.cli.balance_options import parse_lesion_map, parse_size_bins
-from maisi_aug.cli.balance_table import BALANCE_NAME, PICTURE_NAME
 from maisi_aug.cli.plan import RUN_FLAGS
-from tests.test_census import write_dataset
-from tests.tiny_bundle import write_tiny_bundle
+from maisi_aug.cli.shared.balance import BALANCE_NAME, PICTURE_NAME, parse_lesion_map, parse_size_bins
+from tests.builders.tiny_bundle import write_tiny_bundle
+from tests.cohort.test_census import write_dataset
 
 Run = Callable[..., Any]
 LABELS = {"liver": 1, "cancer": 2}

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from maisi_aug.bundle import embedded_bundles
-from maisi_aug.recipe_files import list_recipes, list_training_recipes
-from tests.tiny_bundle import write_tiny_bundle
+from maisi_aug.bundle_spec.bundle import embedded_bundles
+from maisi_aug.cohort.recipe_files import list_recipes, list_training_recipes
+from tests.builders.tiny_bundle import write_tiny_bundle
 
 Run = Callable[..., Any]
 NUM_RECIPES, NUM_TRAINING_RECIPES = 3, 5

@@ -7,19 +7,25 @@ from typing import Any, get_args
 
 import pytest
 
-from maisi_aug.acceleration import Compiler
-from maisi_aug.cli.parsing import parse_decode_window, parse_num_splits, parse_shape, parse_size_labels, parse_spacing
+from maisi_aug.cli.shared.parsing import (
+    parse_decode_window,
+    parse_num_splits,
+    parse_shape,
+    parse_size_labels,
+    parse_spacing,
+)
 from maisi_aug.cli.synthesize import CompilerName, MaskSourceName, ModalityName, describe_summary
-from maisi_aug.cohort import open_cohort
-from maisi_aug.generate import CohortSummary
-from maisi_aug.grid import Grid
-from maisi_aug.manifest import Manifest, load_manifest
-from maisi_aug.recipe import CohortConfig, load_recipe
-from maisi_aug.resolve import resolve_cohort
-from maisi_aug.sizes import diameter_mm
-from maisi_aug.volume_io import save_label_map
-from tests.test_manifest import build_record
-from tests.tiny_bundle import write_tiny_bundle
+from maisi_aug.cohort.folder import open_cohort
+from maisi_aug.cohort.manifest import Manifest, load_manifest
+from maisi_aug.cohort.recipe import CohortConfig, load_recipe
+from maisi_aug.cohort.resolve import resolve_cohort
+from maisi_aug.generate.run import CohortSummary
+from maisi_aug.networks.acceleration import Compiler
+from maisi_aug.vocabulary.sizes import diameter_mm
+from maisi_aug.volumes.grid import Grid
+from maisi_aug.volumes.image_files import save_label_map
+from tests.builders.tiny_bundle import write_tiny_bundle
+from tests.cohort.test_manifest import build_record
 
 Run = Callable[..., Any]
 

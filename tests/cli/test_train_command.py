@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from maisi_aug.bundle import load_bundle
-from maisi_aug.training.data import PhantomStore
-from maisi_aug.training.step_log import StepLog
-from tests.tiny_training import SHAPE, SPACING_MM, write_prepared, write_recipe
+from maisi_aug.bundle_spec.bundle import load_bundle
+from maisi_aug.training.cases.data import PhantomStore
+from maisi_aug.training.loop.step_log import StepLog
+from tests.builders.tiny_training import SHAPE, SPACING_MM, write_prepared, write_recipe
 
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
 

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from maisi_aug.bundle import load_bundle
-from tests.tiny_bank import build_trunk, write_case
-from tests.tiny_bundle import write_tiny_bundle
-from tests.tiny_mask_training import write_mask_recipe
+from maisi_aug.bundle_spec.bundle import load_bundle
+from tests.builders.tiny_bank import build_trunk, write_case
+from tests.builders.tiny_bundle import write_tiny_bundle
+from tests.builders.tiny_mask_training import write_mask_recipe
 
 
 @pytest.fixture

@@ -12,12 +12,20 @@ import yaml
 from monai.data import DataLoader, Dataset, MetaTensor
 from monai.transforms import Compose, Flipd, Spacingd
 
+from maisi_aug.cohort.manifest import MANIFEST_NAME, ManifestWriter
 from maisi_aug.errors import ExportError, RequestError
 from maisi_aug.integrations.monai import CohortDataset
 from maisi_aug.integrations.monai_data_list import DATA_LIST_NAME, MAPPING_NAME, TASK_NAME, export_monai
-from maisi_aug.manifest import MANIFEST_NAME, ManifestWriter
-from maisi_aug.volume_io import load_image, load_label_map, save_image, save_label_map
-from tests.tiny_cohort import GRID, HEPATIC_TUMOR, KIDNEY_TUMOR, build_anatomy, oblique_grid, save_case, write_cohort
+from maisi_aug.volumes.image_files import load_image, load_label_map, save_image, save_label_map
+from tests.builders.tiny_cohort import (
+    GRID,
+    HEPATIC_TUMOR,
+    KIDNEY_TUMOR,
+    build_anatomy,
+    oblique_grid,
+    save_case,
+    write_cohort,
+)
 
 
 @pytest.fixture(autouse=True)

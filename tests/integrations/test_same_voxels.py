@@ -12,11 +12,11 @@ import pytest
 import SimpleITK
 from numpy.typing import NDArray
 
-from maisi_aug.grid import Grid
-from maisi_aug.labels import BODY_ID
-from maisi_aug.volume_io import load_image, load_label_map
-from tests.tiny_bundle import write_tiny_bundle
-from tests.tiny_cohort import GRID, HEPATIC_TUMOR, oblique_grid, write_cohort
+from maisi_aug.vocabulary.labels import BODY_ID
+from maisi_aug.volumes.grid import Grid
+from maisi_aug.volumes.image_files import load_image, load_label_map
+from tests.builders.tiny_bundle import write_tiny_bundle
+from tests.builders.tiny_cohort import GRID, HEPATIC_TUMOR, oblique_grid, write_cohort
 
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 

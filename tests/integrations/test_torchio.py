@@ -8,8 +8,8 @@ import pytest
 
 from maisi_aug.errors import MissingExtraError
 from maisi_aug.integrations.torchio import iterate_subjects, load_subjects
-from maisi_aug.volume_io import load_image, load_label_map
-from tests.tiny_cohort import HEPATIC_TUMOR, KIDNEY_TUMOR, oblique_grid, write_cohort
+from maisi_aug.volumes.image_files import load_image, load_label_map
+from tests.builders.tiny_cohort import HEPATIC_TUMOR, KIDNEY_TUMOR, oblique_grid, write_cohort
 
 torchio = pytest.importorskip("torchio", reason="needs the extra 'torchio'")
 

@@ -13,10 +13,10 @@ import pytest
 
 from maisi_aug.errors import MissingExtraError, PreparationError
 from maisi_aug.integrations.totalsegmentator import require_totalsegmentator, segment_organs
-from maisi_aug.prepared import load_prepared
-from maisi_aug.volume_io import load_label_map, save_image, save_label_map
-from tests.tiny_bank import SPLEEN, build_ct, build_trunk, trunk_grid
-from tests.tiny_lab import GRID_WORDS, write_lab
+from maisi_aug.preparation.prepared import load_prepared
+from maisi_aug.volumes.image_files import load_label_map, save_image, save_label_map
+from tests.builders.tiny_bank import SPLEEN, build_ct, build_trunk, trunk_grid
+from tests.builders.tiny_lab import GRID_WORDS, write_lab
 
 USED = ("ml", "task", "fast", "device", "quiet")
 

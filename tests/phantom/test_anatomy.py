@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from maisi_aug.errors import GridError
-from maisi_aug.grid import Grid
-from maisi_aug.labels import MAISI
 from maisi_aug.phantom import REGIONS, AnatomyMap, Region, build_label_map, ids, region_for
+from maisi_aug.vocabulary.labels import MAISI
+from maisi_aug.volumes.grid import Grid
 
 COARSE = Grid.from_spacing((28, 24, 20), (14.5, 12.5, 13.0))
 WINDOW = Grid.from_spacing((64, 48, 40), (6.4, 6.4, 6.4))

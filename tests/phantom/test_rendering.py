@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 
 import maisi_aug
 from maisi_aug.errors import GridError, LesionError
-from maisi_aug.grid import Grid
-from maisi_aug.lesions import LesionWish, measure_lesions
+from maisi_aug.lesions.planting import LesionWish, measure_lesions
 from maisi_aug.phantom import PHASES, REGIONS, Phantom, Phase, Region, build_label_map, build_phantom, ids, render_hu
 from maisi_aug.phantom.intensity import draw_phase
 from maisi_aug.phantom.rendering import guess_tissue
+from maisi_aug.volumes.grid import Grid
 
 COARSE = Grid.from_spacing((28, 24, 20), (14.5, 12.5, 13.0))
 WINDOW = Grid.from_spacing((72, 54, 44), (5.6, 5.6, 5.6))

@@ -8,18 +8,18 @@ import pytest
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from maisi_aug.bank_labels import Translation
+from maisi_aug.banks.label_ids import Translation
 from maisi_aug.errors import VolumeError
-from maisi_aug.grid import Grid
-from maisi_aug.labels import BODY_ID
 from maisi_aug.preparation.case import AIR_HU, CaseTask, build_case, load_ct
 from maisi_aug.preparation.settings import PrepareSettings
 from maisi_aug.preparation.sources import LabelFile, SourceCase
 from maisi_aug.preparation.survey import holds_envelope, survey_case, tables_of
 from maisi_aug.preparation.tissues import Tissue
-from maisi_aug.volume_io import save_image, save_label_map
-from tests.tiny_bank import LIVER, SPLEEN, build_ct, build_trunk, trunk_grid
-from tests.tiny_lab import (
+from maisi_aug.vocabulary.labels import BODY_ID
+from maisi_aug.volumes.grid import Grid
+from maisi_aug.volumes.image_files import save_image, save_label_map
+from tests.builders.tiny_bank import LIVER, SPLEEN, build_ct, build_trunk, trunk_grid
+from tests.builders.tiny_lab import (
     MASS,
     OWN_LIVER,
     SHAPE,

@@ -4,9 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from maisi_aug.bundle import load_bundle
+from maisi_aug.bundle_spec.bundle import load_bundle
 from maisi_aug.errors import PreparationError, VocabularyError
-from maisi_aug.labels import BODY_ID, FREE_IDS, MAISI, SLOT_IDS
 from maisi_aug.preparation.mapping import (
     LabelMeanings,
     MapRule,
@@ -15,8 +14,9 @@ from maisi_aug.preparation.mapping import (
     parse_rule,
     resolve_meanings,
 )
+from maisi_aug.preparation.prepared import NewLabel
 from maisi_aug.preparation.sources import LabelFile, SourceCase
-from maisi_aug.prepared import NewLabel
+from maisi_aug.vocabulary.labels import BODY_ID, FREE_IDS, MAISI, SLOT_IDS
 
 OAR = [
     SourceLabel("oar", 1, "Brainstem"),

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 
 from maisi_aug.errors import PreparationError
-from maisi_aug.grid import Grid
-from maisi_aug.labels import BODY_ID
-from maisi_aug.prepared import load_prepared
-from maisi_aug.volume_io import load_image, load_label_map, save_image, save_label_map
-from maisi_aug.whole_files import sha256_of
-from tests.tiny_bank import SPLEEN, build_ct, build_trunk, trunk_grid
-from tests.tiny_lab import GRID_WORDS, SHAPE, SPACING_MM, build_own_labels, write_lab
+from maisi_aug.preparation.prepared import load_prepared
+from maisi_aug.system.whole_files import sha256_of
+from maisi_aug.vocabulary.labels import BODY_ID
+from maisi_aug.volumes.grid import Grid
+from maisi_aug.volumes.image_files import load_image, load_label_map, save_image, save_label_map
+from tests.builders.tiny_bank import SPLEEN, build_ct, build_trunk, trunk_grid
+from tests.builders.tiny_lab import GRID_WORDS, SHAPE, SPACING_MM, build_own_labels, write_lab
 
 Run = Callable[..., Any]
 RULES = ["--map", "1=node@liver", "--map", "2=liver"]

@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 
 from maisi_aug.errors import PreparationError
-from maisi_aug.grid import Grid
 from maisi_aug.preparation.mapping import labels_of
 from maisi_aug.preparation.sources import LabelFile, SourceCase
 from maisi_aug.preparation.survey import is_same_place, require_labels, require_readable, survey_case
-from maisi_aug.volume_io import save_label_map
-from tests.tiny_bank import trunk_grid
-from tests.tiny_lab import MASS, OWN_LIVER, build_meanings, build_own_labels, write_case
+from maisi_aug.volumes.grid import Grid
+from maisi_aug.volumes.image_files import save_label_map
+from tests.builders.tiny_bank import trunk_grid
+from tests.builders.tiny_lab import MASS, OWN_LIVER, build_meanings, build_own_labels, write_case
 
 
 def test_survey_counts_the_labels(tmp_path: Path) -> None:

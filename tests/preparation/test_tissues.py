@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from maisi_aug.errors import PreparationError
-from maisi_aug.labels import BODY_ID, MAISI
 from maisi_aug.preparation.tissues import Tissue, add_tissues, parse_tissue
+from maisi_aug.vocabulary.labels import BODY_ID, MAISI
 
 SPACING_MM = (4.0, 4.0, 3.0)
 SKULL, AIRWAY, LIVER = 120, 132, 1

@@ -1,0 +1,254 @@
+"""The balance of a real dataset as a table, and its files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from maisi_aug.cli.shared.tables import open_table_console
+from maisi_aug.system.whole_files import write_text_whole
+
+if TYPE_CHECKING:
+    from maisi_aug.cohort.balance import LabelBalance
+    from maisi_aug.cohort.recipe import CohortConfig
+
+_PANEL = "Balance"
+
+BalanceAgainst = Annotated[
+    Path | None,
+    typer.Option(
+        help="Real dataset (nnU-Net raw, or label maps) whose missing lesions are made, by number per case and size.",
+        rich_help_panel=_PANEL,
+    ),
+]
+LesionMapOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--map",
+        metavar="NAME=ID|NAME",
+        help="What the real dataset calls a lesion, such as 'hepatic tumor=2'; may repeat (default: by name).",
+        rich_help_panel=_PANEL,
+    ),
+]
+SizeBinsOption = Annotated[
+    str | None,
+    typer.Option(metavar="MM,MM,...", help="Edges of the sizes (default: 5,10,20,30,50,100).", rich_help_panel=_PANEL),
+]
+MaxLesionsOption = Annotated[
+    int | None,
+    typer.Option(min=1, help="Most lesions that a planned case holds (default: 3).", rich_help_panel=_PANEL),
+]
+BalancePicture = Annotated[
+    Path | None, typer.Option(metavar="PNG", help="File to draw the balance into.", rich_help_panel=_PANEL)
+]
+
+
+@dataclass(frozen=True)
+class BalanceFlags:
+    """What the user gave.
+
+    Attributes:
+        against: The real dataset; None where nothing is balanced.
+        mapping: ``NAME=ID`` once per lesion.
+        size_bins: Edges in mm, as typed.
+        max_lesions: Most lesions of a case.
+        picture: Where the balance is drawn.
+    """
+
+    against: Path | None
+    mapping: Sequence[str]
+    size_bins: str | None
+    max_lesions: int | None
+    picture: Path | None = None
+
+    def require_use(self) -> None:
+        """Raise where a flag would do nothing.
+
+        Raises:
+            typer.BadParameter: Naming it.
+        """
+        idle = {
+            "--map": self.mapping,
+            "--size-bins": self.size_bins,
+            "--max-lesions": self.max_lesions,
+            "--balance-picture": self.picture,
+        }
+        for name in (name for name, value in idle.items() if value and self.against is None):
+            raise typer.BadParameter(f"{name}: expected --balance-against beside it, found none. Add it.")
+
+
+@dataclass(frozen=True)
+class Balance:
+    """The balance of a cohort with a real dataset.
+
+    Attributes:
+        dataset: Its path.
+        labels: What each label has and gets.
+    """
+
+    dataset: Path
+    labels: tuple[LabelBalance, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """The balance as JSON types."""
+        return {"dataset": str(self.dataset), "labels": [label.to_json() for label in self.labels]}
+
+
+def balance_config(config: CohortConfig, flags: BalanceFlags, *, is_quiet: bool) -> tuple[CohortConfig, Balance | None]:
+    """The configuration with the requests that balance the dataset, and the balance.
+
+    Raises:
+        BankError, RequestError, VocabularyError, VolumeError: When the dataset cannot be measured or balanced.
+    """
+    flags.require_use()
+    if flags.against is None:
+        return config, None
+    from maisi_aug.bundle_spec.bundle import load_bundle
+    from maisi_aug.cli.shared.bars import count_up
+    from maisi_aug.cohort.balance import (
+        DEFAULT_MAX_LESIONS,
+        SizeBins,
+        count_lesions,
+        fill_deficits,
+        read_targets,
+        to_requests,
+    )
+    from maisi_aug.cohort.census import take_census
+    from maisi_aug.cohort.resolve import find_grid
+    from maisi_aug.cohort.source_rules import DEFAULT_NUM_CASES, SOURCES_WITHOUT_REQUESTS
+    from maisi_aug.errors import RequestError
+
+    if config.mask_source in SOURCES_WITHOUT_REQUESTS:
+        raise RequestError(
+            f"--balance-against: expected a mask source that takes requests, found '{config.mask_source}'. Use "
+            "--mask-source plant, bank or diffusion."
+        )
+    if config.size_reference is not None:
+        raise RequestError(
+            "--balance-against: expected no size reference beside it, found one. The planned sizes are millimetres; "
+            "leave --size-reference out."
+        )
+    vocabulary = load_bundle(config.bundle).vocabulary
+    bins = SizeBins(parse_size_bins(flags.size_bins)) if flags.size_bins else SizeBins()
+    targets = read_targets(config.labels, vocabulary=vocabulary, bins=bins, least_ml=find_grid(config).voxel_ml)
+    with count_up("measuring lesions", is_quiet=is_quiet) as report:
+        mapping = parse_lesion_map(flags.mapping)
+        censuses = take_census(flags.against, targets, vocabulary=vocabulary, mapping=mapping, report=report)
+    max_lesions = flags.max_lesions or DEFAULT_MAX_LESIONS
+    counted = [
+        count_lesions(census, target, bins=bins, max_lesions=max_lesions)
+        for census, target in zip(censuses, targets, strict=True)
+    ]
+    labels = fill_deficits(counted, num_cases=config.num_cases or DEFAULT_NUM_CASES)
+    balance = Balance(flags.against, labels)
+    if flags.picture is not None:
+        save_balance_picture(balance, flags.picture)
+    return config.model_copy(update={"labels": to_requests(labels)}), balance
+
+
+def parse_size_bins(text: str) -> tuple[float, ...]:
+    """``5,10,20mm`` as diameters in mm.
+
+    Raises:
+        typer.BadParameter: When it is anything else.
+    """
+    try:
+        return tuple(float(part) for part in text.lower().replace("mm", "").split(","))
+    except ValueError:
+        raise typer.BadParameter(f"--size-bins: expected diameters such as 5,10,20,30,50, found '{text}'.") from None
+
+
+def parse_lesion_map(texts: Sequence[str]) -> dict[str, str]:
+    """``NAME=ID`` or ``NAME=NAME`` once per lesion.
+
+    Raises:
+        typer.BadParameter: When it is anything else, or a lesion is named twice.
+    """
+    mapping: dict[str, str] = {}
+    for text in texts:
+        name, _, source = (part.strip() for part in text.partition("="))
+        if not name or not source:
+            raise typer.BadParameter(
+                f"--map: expected a lesion and its label such as 'hepatic tumor=2', found '{text}'."
+            )
+        if name in mapping:
+            raise typer.BadParameter(f"--map: expected each lesion once, found '{name}' twice.")
+        mapping[name] = source
+    return mapping
+
+
+BALANCE_NAME = "balance.json"
+PICTURE_NAME = "balance.png"
+
+
+def print_balance(balance: Balance) -> None:
+    """Show what each label has, lacks and gets, by lesions per case and size."""
+    console = open_table_console()
+    for label in balance.labels:
+        console.print(_build_table(label, balance.dataset))
+    console.print(
+        "Each cell: lesions there are (lacking to the fullest of the row) -> with the plan. Every planned case takes "
+        "the number of lesions that the fewest cases have, its lesions the emptiest sizes.",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def _build_table(label: LabelBalance, dataset: Path) -> object:
+    from rich.table import Table
+
+    before, after = label.evenness(planned=False), label.evenness(planned=True)
+    num_lesions = sum(map(sum, label.real_lesions))
+    table = Table(
+        title=f"{label.target.label} in {dataset.resolve().name} ({label.source}): {sum(label.real_cases)} cases, "
+        f"{num_lesions} lesions, {label.num_planned} cases planned",
+        caption=f"evenness of the sizes {before:.2f} -> {after:.2f} (1 is balanced)",
+    )
+    table.add_column("lesions in a case")
+    for heading in ("cases", *label.bins.names):
+        table.add_column(heading, justify="right")
+    last = len(label.real_cases) - 1
+    table.add_row("none", f"{label.real_cases[0]}", *[""] * len(label.bins.names))
+    lacking = label.lacking(planned=False)
+    for row in range(last):
+        name = f"{row + 1}" if row + 1 < last else f"{row + 1} and more"
+        cells = [
+            _spell(real, planned, lacks)
+            for real, planned, lacks in zip(
+                label.real_lesions[row], label.planned_lesions[row], lacking[row], strict=True
+            )
+        ]
+        short = max(label.real_cases[1:]) - label.real_cases[row + 1]
+        table.add_row(name, _spell(label.real_cases[row + 1], label.planned_cases[row + 1], short), *cells)
+    return table
+
+
+def _spell(real: int, planned: int, lacking: int) -> str:
+    return f"{real}" + (f" (-{lacking})" if lacking else "") + (f" -> {real + planned}" if planned else "")
+
+
+def save_balance(balance: Balance, folder: Path) -> None:
+    """Write the balance of a cohort into its folder, as JSON and as a picture.
+
+    Raises:
+        VolumeError: When a file cannot be written.
+    """
+    write_text_whole(folder / BALANCE_NAME, json.dumps(balance.to_json(), indent=1) + "\n")
+    save_balance_picture(balance, folder / PICTURE_NAME)
+
+
+def save_balance_picture(balance: Balance, path: Path) -> None:
+    """Write the balance as a picture.
+
+    Raises:
+        VolumeError: When the file cannot be written.
+    """
+    from maisi_aug.cohort.balance_picture import draw_balance
+    from maisi_aug.pictures.preview import save_picture
+
+    save_picture(path, draw_balance(balance.labels, dataset=balance.dataset.resolve().name))

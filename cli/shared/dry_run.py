@@ -1,0 +1,165 @@
+"""What `plan` and `synthesize --dry-run` print: every case, the given maps, the balance."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+from maisi_aug.cli.shared.balance import print_balance
+from maisi_aug.cli.shared.tables import open_table_console
+from maisi_aug.cohort.source_rules import GIVEN, NO_MAP
+
+if TYPE_CHECKING:
+    from maisi_aug.cli.shared.balance import Balance
+    from maisi_aug.cohort.recipe import CohortConfig
+    from maisi_aug.cohort.resolve import ResolvedCohort
+    from maisi_aug.sources.given import MapOutlook
+    from maisi_aug.vocabulary.labels import Vocabulary
+    from maisi_aug.volumes.grid import Shape, Spacing
+
+MAX_ROWS = 60
+
+
+def print_plan_table(cohort: ResolvedCohort) -> None:
+    """Show each case with its request and its lesions, and what percentiles refer to."""
+    from rich.table import Table
+
+    from maisi_aug.cohort.kept_labels import spell_labels
+
+    sides = " x ".join(map(str, cohort.grid.shape))
+    spacing = " x ".join(f"{side:g}" for side in cohort.grid.spacing_mm)
+    config, num_cases = cohort.config, len(cohort.plan.cases)
+    title = f"{num_cases} cases, seed {config.seed}, bundle {cohort.bundle.name}, {sides} at {spacing} mm"
+    if config.mask_steps is not None:
+        maps = f", {config.mask_steps} steps"
+    else:
+        maps = "" if config.mask_source == NO_MAP else f", bank {config.mask_bank}"
+    kept = f"; keep {spell_labels(cohort.plan.requested_ids, cohort.bundle.vocabulary)}" if config.anatomy else ""
+    table = Table(title=title, caption=f"label maps: {config.mask_source}{maps}{kept}")
+    for heading in ("case", "request", "lesion"):
+        table.add_column(heading)
+    for heading in ("percentile", "mL", "mm"):
+        table.add_column(heading, justify="right")
+    shown = cohort.plan.cases[:MAX_ROWS]
+    for case in shown:
+        first = (case.case_id, case.request)
+        for lesion in case.lesions:
+            percentile = "" if lesion.percentile is None else f"{lesion.percentile:.2f}"
+            table.add_row(*first, lesion.label, percentile, f"{lesion.volume_ml:.3g}", f"{lesion.diameter_mm:.1f}")
+            first = ("", "")
+        if not case.lesions:
+            table.add_row(*first, "", "", "", "")
+    if len(shown) < num_cases:
+        table.add_row("...", f"and {num_cases - len(shown)} more (all of them with --json)", "", "", "", "")
+    console = open_table_console()
+    console.print(table)
+    for label, source in sorted(cohort.plan.size_sources.items()):
+        console.print(f"Percentiles of {label}: {source}", markup=False, highlight=False, soft_wrap=True)
+
+
+MAX_NAMES = 4
+
+
+def look_at_cohort(cohort: ResolvedCohort, *, is_quiet: bool) -> list[MapOutlook]:
+    """Read the maps of a cohort's plan behind a bar.
+
+    Raises:
+        BankError: None of the maps can be used.
+    """
+    from maisi_aug.cli.shared.bars import count_up
+    from maisi_aug.sources.given import look_at_maps, open_given_source
+
+    with count_up("reading label maps", is_quiet=is_quiet) as report:
+        return look_at_maps(open_given_source(cohort), cohort.plan.cases, report)
+
+
+def print_given_table(cohort: ResolvedCohort, outlooks: Sequence[MapOutlook]) -> None:
+    """Show each map with its own grid, that of its image, and its labels; name those that cannot be used."""
+    from rich.table import Table
+
+    num_cases, vocabulary = len(cohort.plan.cases), cohort.bundle.vocabulary
+    title = f"{num_cases} cases, seed {cohort.config.seed}, bundle {cohort.bundle.name}"
+    table = Table(title=title, caption=f"label maps: given, as they are, bank {cohort.config.mask_bank}")
+    for heading in ("map", "images", "its grid", "grid of the image", "labels"):
+        table.add_column(heading)
+    for place, outlook in enumerate(outlooks[:MAX_ROWS]):
+        num_images = len(range(place, num_cases, len(outlooks)))
+        table.add_row(outlook.name, str(num_images), *_describe(outlook, vocabulary))
+    if len(outlooks) > MAX_ROWS:
+        table.add_row("...", f"and {len(outlooks) - MAX_ROWS} more (all of them with --json)", "", "", "")
+    open_table_console().print(table)
+    faults = [outlook for outlook in outlooks if outlook.fault]
+    if faults:
+        typer.echo(f"Cannot be used: {len(faults)} of {len(outlooks)} maps; their cases will be rejected:")
+        for outlook in faults:
+            typer.echo(f"  {outlook.fault}")
+
+
+def _describe(outlook: MapOutlook, vocabulary: Vocabulary) -> tuple[str, str, str]:
+    if outlook.own is None or outlook.shape is None or outlook.spacing_mm is None:
+        return "cannot be used", "", ""
+    image = "the same" if outlook.change == "none" else f"{_spell(outlook.shape, outlook.spacing_mm)}, {outlook.change}"
+    tumours = [label_id for label_id in outlook.label_ids if label_id in vocabulary.tumor_ids]
+    shown = [*tumours, *(label_id for label_id in outlook.label_ids if label_id not in tumours)][:MAX_NAMES]
+    names = ", ".join(map(vocabulary.name_of, shown))
+    num_more = len(outlook.label_ids) - len(shown)
+    return _spell(outlook.own.shape, outlook.own.spacing_mm), image, names + (f" and {num_more} more" * (num_more > 0))
+
+
+def _spell(shape: Shape, spacing_mm: Spacing) -> str:
+    return f"{' x '.join(map(str, shape))} at {' x '.join(f'{side:.4g}' for side in spacing_mm)} mm"
+
+
+def require_folder(out: Path, *, may_resume: bool) -> None:
+    """Raise unless a folder is new, empty or, where a run may go on, a cohort's."""
+    from maisi_aug.cohort.folder import read_cohort_document
+    from maisi_aug.errors import CohortError
+
+    if read_cohort_document(out) is not None and not may_resume:
+        raise CohortError(f"{out}: expected a new folder because of --no-resume, found a cohort. Choose another --out.")
+
+
+def show_plan(
+    config: CohortConfig,
+    balance: Balance | None,
+    out: Path | None,
+    *,
+    may_resume: bool,
+    as_json: bool,
+    is_quiet: bool,
+) -> None:
+    """Print the plan of a cohort, as a table or as JSON.
+
+    Args:
+        config: The cohort.
+        balance: With a real dataset, if there is one.
+        out: Where the cohort would go; checked as a run would check it.
+        may_resume: Whether ``out`` may hold the cohort already.
+        as_json: Print JSON.
+        is_quiet: Show no progress.
+    """
+    from maisi_aug.cli.shared.progress import CohortProgress
+    from maisi_aug.cohort.folder import find_cohort
+    from maisi_aug.cohort.resolve import resolve_cohort
+
+    if out is not None:
+        require_folder(out, may_resume=may_resume)
+    with CohortProgress(is_quiet=is_quiet) as progress:
+        cohort = resolve_cohort(config, out, report_file=progress.measures)
+        if out is not None:
+            find_cohort(out, cohort.to_document())  # raises where the run would be refused
+        outlooks = look_at_cohort(cohort, is_quiet=is_quiet) if config.mask_source == GIVEN else []
+    if as_json:
+        maps = {"maps": [outlook.to_json(cohort.bundle.vocabulary) for outlook in outlooks]} if outlooks else {}
+        balanced = {} if balance is None else {"balance": balance.to_json()}
+        typer.echo(json.dumps({**cohort.to_document(), "plan": cohort.plan.to_json(), **maps, **balanced}, indent=1))
+    elif outlooks:
+        print_given_table(cohort, outlooks)
+    else:
+        print_plan_table(cohort)
+        if balance is not None:
+            print_balance(balance)

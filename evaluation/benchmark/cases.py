@@ -1,0 +1,300 @@
+"""Which files a benchmark trains and tests on: real and synthetic cases, and their labels."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Final
+
+from maisi_aug.banks.files import find_entries, find_referenced, stem_of
+from maisi_aug.cohort.manifest import is_cohort
+from maisi_aug.cohort.mask_origin import origin_words
+from maisi_aug.errors import BankError, BenchmarkError, PreparationError, VocabularyError
+from maisi_aug.integrations.nnunet.folders import MAPPING_NAME, MARK_KEY
+from maisi_aug.integrations.reading.cohort_source import load_cohort_source
+from maisi_aug.preparation.prepared import SPEC_NAME, load_prepared
+from maisi_aug.vocabulary.labels import BODY_ID, Vocabulary, is_bare_lesion_name, lesion_word
+
+DATASET_NAME: Final = "dataset.json"
+
+LabelIds = dict[str, tuple[int, ...]]
+
+
+@dataclass(frozen=True, slots=True)
+class CaseFiles:
+    """One image with its label map.
+
+    Attributes:
+        case_id: Its name.
+        image: The image's file.
+        label: The label map's file.
+        origin: Names and hashes of the maps that a synthetic case was made from.
+        patient: Whose it is, where the folder tells; empty where not.
+    """
+
+    case_id: str
+    image: Path
+    label: Path
+    origin: tuple[str, ...] = ()
+    patient: str = ""
+
+
+@dataclass(frozen=True)
+class CaseSource:
+    """Cases whose label maps number their labels alike.
+
+    Attributes:
+        name: What arms call it; "real" for the real ones.
+        cases: In the order of their names, or of the cohort's plan.
+        label_ids: Name of a label to its numbers in the maps.
+        notes: What the user should know, one sentence each.
+    """
+
+    name: str
+    cases: tuple[CaseFiles, ...]
+    label_ids: LabelIds
+    notes: tuple[str, ...] = ()
+
+
+def find_real_cases(path: Path, labels: Mapping[str, tuple[int, ...]] | None) -> CaseSource:
+    """List the real cases of an nnU-Net raw dataset, a prepared folder or a folder of pairs.
+
+    Args:
+        path: The folder.
+        labels: Name to numbers, or to none for those that the folder gives the name; None for all its names.
+
+    Raises:
+        BenchmarkError: There are no cases or no label names, several channels, or synthetic cases among the real ones.
+    """
+    if _read_mark(path):
+        raise BenchmarkError(
+            f"{path}: expected real cases, which are tested on, found a dataset with synthetic ones, exported with "
+            "--like. Give the real dataset that it was made from."
+        )
+    cases, names, notes = _list_folder(path)
+    label_ids = {name: ids or names.get(name, ()) for name, ids in labels.items()} if labels else _keep_disjoint(names)
+    if not label_ids:
+        raise BenchmarkError(
+            f"{path}: expected names of its labels in dataset.json or labels.json, found none. "
+            'Name them with --label "liver=1".'
+        )
+    left_out = [name for name in names if name not in label_ids] if not labels else []
+    if left_out:
+        named = ", ".join(left_out)
+        notes = (*notes, f"Regions that hold other labels were left out ({named}): name them with --label.")
+    unknown = [name for name, ids in label_ids.items() if not ids]
+    if unknown:
+        raise _unknown_label(unknown[0], (unknown[0],), path, names, option="label")
+    return CaseSource("real", cases, label_ids, notes)
+
+
+def find_synthetic_cases(
+    name: str, path: Path, labels: Sequence[str], mapping: Mapping[str, tuple[str, ...]]
+) -> CaseSource:
+    """List the cases of a cohort, of an nnU-Net raw dataset or of a folder of pairs.
+
+    Args:
+        name: What arms call the source.
+        path: The folder.
+        labels: Names of the real labels.
+        mapping: Name of a real label to names or ids here; labels that are not named are looked up by their own name.
+
+    Raises:
+        BenchmarkError: There are no cases, or a label cannot be found.
+    """
+    if is_cohort(path):
+        return _read_cohort(name, path, labels, mapping)
+    cases, names, notes = _list_folder(path)
+    synthetic_ids = _read_mark(path)
+    if synthetic_ids:
+        num_listed = len(cases)
+        cases = tuple(case for case in cases if case.case_id in synthetic_ids)
+        notes = (*notes, f"{num_listed - len(cases)} of the {num_listed} cases of '{name}' are real and left out.")
+    cases = _with_origins(path, cases)
+    num_unknown = sum(not case.origin for case in cases)
+    if num_unknown:
+        notes = (
+            *notes,
+            f"Nothing says which label maps {num_unknown} of the {len(cases)} cases of '{name}' were made from: a case "
+            "that was made from a test patient's map is found only where it still has that map. Give the cohort "
+            "itself, or export it again.",
+        )
+    found: LabelIds = {}
+    for label in labels:
+        wanted = mapping.get(label, (label,))
+        ids = [names.get(word, (int(word),) if word.isdecimal() else ()) for word in wanted]
+        if not all(ids):
+            raise _unknown_label(label, wanted, path, names)
+        found[label] = tuple(sorted({number for group in ids for number in group}))
+    return CaseSource(name, cases, found, notes)
+
+
+def _read_cohort(name: str, path: Path, labels: Sequence[str], mapping: Mapping[str, tuple[str, ...]]) -> CaseSource:
+    cohort = load_cohort_source(path)
+    found = {label: _find_ids(label, mapping.get(label, (label,)), cohort.vocabulary, path) for label in labels}
+    # The full label maps: those of the requested labels may lack a tumour that the case was not asked for.
+    cases = tuple(
+        CaseFiles(
+            record.case_id,
+            cohort.require_file(record, "image"),
+            cohort.require_file(record, "anatomy"),
+            origin_words(record.mask_origin),
+        )
+        for record in cohort.cases
+    )
+    return CaseSource(name, cases, found)
+
+
+def _with_origins(path: Path, cases: Sequence[CaseFiles]) -> tuple[CaseFiles, ...]:
+    """The cases with what the mapping file of an exported cohort says of their label maps."""
+    try:
+        rows = json.loads((path / MAPPING_NAME).read_text(encoding="utf-8"))["cases"]
+        origins = {str(case_id): origin_words(row["mask_origin"]) for case_id, row in rows.items()}
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):  # no export, or one of an earlier version
+        return tuple(cases)
+    return tuple(replace(case, origin=origins.get(case.case_id, ())) for case in cases)
+
+
+def _find_ids(label: str, wanted: Sequence[str], vocabulary: Vocabulary, path: Path) -> tuple[int, ...]:
+    try:
+        return tuple(sorted({vocabulary.id_of(word) for word in wanted}))
+    except VocabularyError as error:
+        raise BenchmarkError(
+            f"Label '{label}': expected to find it in the vocabulary of {path}, found: {error} "
+            f'Say what it is there, with --map "{label}=NAME" or --map "{label}=NAME+NAME".'
+        ) from error
+
+
+def _unknown_label(
+    label: str, wanted: Sequence[str], path: Path, names: Mapping[str, Any], *, option: str = "map"
+) -> BenchmarkError:
+    known = ", ".join(names) or "no names at all"
+    return BenchmarkError(
+        f"Label '{label}': expected '{'+'.join(wanted)}' among the labels of {path}, found {known}. "
+        f'Say which ids it has there, with --{option} "{label}=1+2".'
+    )
+
+
+def _read_mark(path: Path) -> frozenset[str]:
+    """Ids of the synthetic cases that a dataset holds beside real ones; empty for every other folder."""
+    try:
+        mark = json.loads((path / DATASET_NAME).read_text(encoding="utf-8"))[MARK_KEY]
+        return frozenset(map(str, mark["synthetic_cases"]))
+    except (OSError, ValueError, TypeError, KeyError):
+        return frozenset()
+
+
+def _list_folder(path: Path) -> tuple[tuple[CaseFiles, ...], LabelIds, tuple[str, ...]]:
+    if not path.is_dir():
+        raise BenchmarkError(f"{path}: expected a folder of cases, found none there. Check the path.")
+    if (path / SPEC_NAME).is_file():
+        return _read_prepared(path)
+    is_dataset = (path / DATASET_NAME).is_file() and not (path / "labels").is_dir()
+    cases, names, notes = _read_dataset(path) if is_dataset else _read_pairs(path)
+    if not cases:
+        raise BenchmarkError(
+            f"{path}: expected images with label maps, found no such pair. Give an nnU-Net raw dataset, a cohort, or "
+            "a folder with images/ and labels/."
+        )
+    return cases, names, notes
+
+
+def _read_dataset(path: Path) -> tuple[tuple[CaseFiles, ...], LabelIds, tuple[str, ...]]:
+    """An nnU-Net v2 raw dataset; its optional entry ``dataset`` names files elsewhere."""
+    try:
+        document = json.loads((path / DATASET_NAME).read_text(encoding="utf-8"))
+        labels, ending = dict(document["labels"]), str(document["file_ending"])
+        channels = document.get("channel_names", document.get("modality", {}))
+        names: LabelIds = {
+            str(name): tuple(map(int, ids if isinstance(ids, list) else [ids]))
+            for name, ids in labels.items()
+            if name not in ("background", "ignore")
+        }
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise BenchmarkError(
+            f"{path / DATASET_NAME}: expected nnU-Net's labels and file_ending, found: {error!r}. Correct the file."
+        ) from error
+    if len(channels) > 1:
+        raise BenchmarkError(
+            f"{path}: expected one channel, CT, found {len(channels)}. Make a dataset of the CT alone."
+        )
+    notes = ["Voxels labelled 'ignore' count as background."] if "ignore" in labels else []
+    if "dataset" in document:
+        listed = sorted(document["dataset"].items())
+        cases = [
+            CaseFiles(c, find_referenced(path, row["images"][0]), find_referenced(path, row["label"]))
+            for c, row in listed
+        ]
+    else:
+        cases = [
+            CaseFiles(stem_of(label), path / "imagesTr" / f"{label.name.removesuffix(ending)}_0000{ending}", label)
+            for label in sorted((path / "labelsTr").glob(f"*{ending}"))
+        ]
+    kept = _keep_complete(cases, notes)
+    return kept, names, tuple(notes)
+
+
+def _read_prepared(path: Path) -> tuple[tuple[CaseFiles, ...], LabelIds, tuple[str, ...]]:
+    """A folder of ``maisi-aug prepare``."""
+    try:
+        dataset = load_prepared(path)
+    except PreparationError as error:
+        raise BenchmarkError(str(error)) from error
+    cases = tuple(
+        CaseFiles(case.id, dataset.file_of("image", case.id), dataset.file_of("label", case.id), patient=case.patient)
+        for case in dataset.cases
+    )
+    names: LabelIds = {name: (label_id,) for name, label_id in dataset.spec.labels.items() if label_id != BODY_ID}
+    return cases, names, ()
+
+
+def _read_pairs(path: Path) -> tuple[tuple[CaseFiles, ...], LabelIds, tuple[str, ...]]:
+    try:
+        entries, skipped = find_entries(path, lambda word: False)
+    except BankError as error:
+        raise BenchmarkError(str(error)) from error
+    notes = [f"{name} was left out: {reason}." for name, reason in skipped]
+    notes += [f"{entry.name} was left out: it has no image." for entry in entries if entry.image_path is None]
+    cases, names = [], LabelIds()
+    for entry in entries:
+        if entry.image_path is not None:
+            label = entry.label_paths[0]
+            cases.append(CaseFiles(stem_of(label), entry.image_path, label))
+            names |= entry.ids_by_name
+    repeated = {case.case_id for case in cases if sum(other.case_id == case.case_id for other in cases) > 1}
+    cases = [
+        CaseFiles(f"{case.label.parent.name}_{case.case_id}", case.image, case.label)
+        if case.case_id in repeated
+        else case
+        for case in cases
+    ]
+    return tuple(cases), names, tuple(notes)
+
+
+def _keep_complete(cases: Iterable[CaseFiles], notes: list[str]) -> tuple[CaseFiles, ...]:
+    kept = []
+    for case in cases:
+        missing = next((file for file in (case.image, case.label) if not file.is_file()), None)
+        if missing is None:
+            kept.append(case)
+        else:
+            notes.append(f"{case.case_id} was left out: {missing} is missing.")
+    return tuple(kept)
+
+
+def _keep_disjoint(names: LabelIds) -> LabelIds:
+    """The names that share no id with one of fewer ids: of nnU-Net's regions those that hold no other label."""
+    taken: set[int] = set()
+    kept = []
+    for name in sorted(names, key=lambda name: len(names[name])):
+        if taken.isdisjoint(names[name]):
+            kept.append(name)
+            taken.update(names[name])
+    return {name: ids for name, ids in names.items() if name in kept}
+
+
+def find_lesion_labels(labels: Iterable[str]) -> tuple[str, ...]:
+    """The labels whose name says that they are lesions."""
+    return tuple(name for name in labels if lesion_word(name) or is_bare_lesion_name(name))

@@ -1,0 +1,134 @@
+"""What all networks that segment patches share: the U-Net, how its images are varied, and windows over a whole case."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final, cast
+
+import numpy as np
+import torch
+from monai.inferers.utils import sliding_window_inference
+from monai.losses.dice import DiceLoss
+from monai.networks.nets.dynunet import DynUNet
+from numpy.typing import NDArray
+from scipy import ndimage
+from torch import Tensor, nn
+
+from maisi_aug.networks.building import mixed_precision
+
+WINDOW_OVERLAP: Final = 0.5
+
+
+@dataclass(frozen=True)
+class Variation:
+    """How far a training image may stray from its case; mirroring would make left organs right ones.
+
+    Attributes:
+        share: Of the images that are blurred, and of those that get noise.
+        max_blur_voxels: Standard deviation of the blur.
+        max_noise_hu: Standard deviation of the noise.
+        max_shift_hu: Up or down.
+        max_gain: Change of the factor 1.
+    """
+
+    share: float
+    max_blur_voxels: float
+    max_noise_hu: float
+    max_shift_hu: float
+    max_gain: float
+
+    def apply(self, image_hu: NDArray[Any], rng: np.random.Generator) -> NDArray[np.float32]:
+        """Blur, scale, shift and add noise, each by a drawn amount.
+
+        Args:
+            image_hu: ``(I, J, K)`` HU; not modified.
+            rng: Source of all randomness.
+
+        Returns:
+            ``(I, J, K)`` float32 HU.
+        """
+        varied = image_hu.astype(np.float32)
+        if rng.random() < self.share:
+            varied = ndimage.gaussian_filter(varied, float(rng.uniform(0.2, self.max_blur_voxels)), truncate=2.5)
+        gain, shift_hu = 1 + self.max_gain * rng.uniform(-1, 1), self.max_shift_hu * rng.uniform(-1, 1)
+        varied = varied * np.float32(gain) + np.float32(shift_hu)
+        if rng.random() < self.share:
+            varied += np.float32(rng.uniform(0, self.max_noise_hu)) * rng.standard_normal(
+                varied.shape, dtype=np.float32
+            )
+        return varied
+
+
+class BalancedDiceCrossEntropy(nn.Module):
+    """Soft Dice plus cross-entropy in which small labels count: for trainings of a few hundred steps of two patches.
+
+    Plain Dice and cross-entropy (MONAI's ``DiceCELoss``) left kidneys out in one of three trainings of 800 steps and
+    tumours in all: in softmax a class that has begun to lose is hardly pulled back by a thousandth of the voxels, and a
+    label that no patch shows has the worst Dice for any trace of it. So Dice is that of the labels that a batch shows,
+    and half of the cross-entropy is a mean over classes instead of voxels.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.dice = DiceLoss(include_background=False, to_onehot_y=True, softmax=True, batch=True, reduction="none")
+        self.cross_entropy = nn.CrossEntropyLoss(reduction="none")
+
+    def forward(self, scores: Tensor, classes: Tensor) -> Tensor:
+        """The loss as a scalar.
+
+        Args:
+            scores: ``(B, N, I, J, K)``, before the softmax.
+            classes: ``(B, I, J, K)`` integers below N; 0 is the background.
+        """
+        counts = torch.bincount(classes.flatten().long(), minlength=scores.shape[1])
+        is_shown = counts[1:] > 0
+        dice: Tensor = self.dice(scores, classes[:, None]).flatten()
+        dice_loss = (dice * is_shown).sum() / is_shown.sum().clamp_min(1)
+        by_voxel: Tensor = self.cross_entropy(scores, classes.long())
+        by_class = (by_voxel / counts[classes.long()]).sum() / (counts > 0).sum()
+        return dice_loss + (by_voxel.mean() + by_class) / 2
+
+
+def build_unet(widths: Sequence[int], *, num_channels: int, num_classes: int) -> nn.Module:
+    """A U-Net of nnU-Net's kind (Isensee et al., "nnU-Net", Nature Methods 2021), with fresh weights.
+
+    Its first level works at full resolution: at half of it, lesions of a few voxels are lost.
+
+    Args:
+        widths: Channels of the levels.
+        num_channels: Of the input.
+        num_classes: Of the output, the background among them.
+    """
+    num_levels = len(widths)
+    network: nn.Module = DynUNet(
+        spatial_dims=3,
+        in_channels=num_channels,
+        out_channels=num_classes,
+        kernel_size=[3] * num_levels,
+        strides=[1] + [2] * (num_levels - 1),
+        upsample_kernel_size=[2] * (num_levels - 1),
+        filters=widths,
+        norm_name="instance",
+    )
+    network.to(memory_format=torch.channels_last_3d)
+    return network
+
+
+def score_windows(
+    network: nn.Module, channels: Tensor, window: tuple[int, int, int], *, fill: float, device: str
+) -> Tensor:
+    """Scores ``(1, classes, I, J, K)`` of a case ``(1, C, I, J, K)``, from overlapping windows.
+
+    Args:
+        network: In evaluation mode.
+        channels: On the device.
+        window: Voxels of a window.
+        fill: What lies beyond the edge of a case that is smaller than a window.
+        device: Where the network is.
+    """
+    with mixed_precision(device):
+        scores = sliding_window_inference(
+            channels, window, sw_batch_size=1, predictor=network, overlap=WINDOW_OVERLAP, mode="gaussian", cval=fill
+        )
+    return cast(Tensor, scores)

@@ -1,0 +1,276 @@
+"""The plan of a benchmark: which cases every arm trains on, which patients all are tested on, and what to beware of."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Final
+
+import numpy as np
+
+from maisi_aug.errors import BenchmarkError, MaisiAugError
+from maisi_aug.evaluation.benchmark.cases import (
+    CaseFiles,
+    CaseSource,
+    find_lesion_labels,
+    find_real_cases,
+    find_synthetic_cases,
+)
+from maisi_aug.evaluation.benchmark.cautions import Shown, find_cautions
+from maisi_aug.evaluation.benchmark.config import COPY_PASTE, PRESETS, REAL, Arm, BenchmarkConfig
+from maisi_aug.evaluation.benchmark.data import TrainingPlan, load_case, plan_training
+from maisi_aug.evaluation.benchmark.split import Split, find_leaks, require_patients, split_patients
+from maisi_aug.seeds import numpy_generator
+
+FORMAT: Final = 2  # 1 trained under another loss
+CaseRef = tuple[str, str]
+"""Name of a source and id of a case."""
+Notify = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class BenchmarkPlan:
+    """All that an arm needs to run by itself, as ``benchmark.json`` keeps it.
+
+    Attributes:
+        config: What was asked for.
+        labels: Names of the labels in the order of their classes, from 1.
+        lesion_labels: Those whose connected parts are counted.
+        sources: Cases by source; the real ones are called "real".
+        split: Real cases to train and to test on.
+        arms: Training cases of every arm; a case may occur more than once.
+        training: How cases are brought to the light engine's network.
+        warnings: What to beware of, one sentence each.
+    """
+
+    config: BenchmarkConfig
+    labels: tuple[str, ...]
+    lesion_labels: tuple[str, ...]
+    sources: dict[str, CaseSource]
+    split: Split
+    arms: dict[str, tuple[CaseRef, ...]]
+    training: TrainingPlan
+    warnings: tuple[str, ...]
+
+    @property
+    def classes(self) -> dict[str, int]:
+        """Label name to class."""
+        return {name: number for number, name in enumerate(self.labels, start=1)}
+
+    @property
+    def lesion_classes(self) -> tuple[int, ...]:
+        """Classes of the lesion labels."""
+        return tuple(self.classes[name] for name in self.lesion_labels)
+
+    def find_case(self, ref: CaseRef) -> CaseFiles:
+        """The files of a case."""
+        source, case_id = ref
+        return next(case for case in self.sources[source].cases if case.case_id == case_id)
+
+    def to_json(self) -> dict[str, Any]:
+        """The plan as JSON types."""
+        return {
+            "format": FORMAT,
+            "config": self.config.to_json(),
+            "labels": list(self.labels),
+            "lesion_labels": list(self.lesion_labels),
+            "sources": {name: _source_to_json(source) for name, source in self.sources.items()},
+            "split": asdict(self.split),
+            "arms": {name: [list(ref) for ref in refs] for name, refs in self.arms.items()},
+            "training": self.training.to_json(),
+            "warnings": list(self.warnings),
+        }
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> BenchmarkPlan:
+        """Read what :meth:`to_json` gave.
+
+        Raises:
+            BenchmarkError: It is of another version, whose arms cannot be compared with those of this one.
+        """
+        if content["format"] != FORMAT:
+            raise BenchmarkError(
+                f"Benchmark: expected a plan of format {FORMAT}, found {content['format']}, whose arms were "
+                "trained otherwise. Choose another --out."
+            )
+        return cls(
+            config=BenchmarkConfig.model_validate(content["config"]),
+            labels=tuple(content["labels"]),
+            lesion_labels=tuple(content["lesion_labels"]),
+            sources={name: _source_from_json(name, source) for name, source in content["sources"].items()},
+            split=Split(tuple(content["split"]["train"]), tuple(content["split"]["test"])),
+            arms={name: tuple((s, c) for s, c in refs) for name, refs in content["arms"].items()},
+            training=TrainingPlan.from_json(content["training"]),
+            warnings=tuple(content["warnings"]),
+        )
+
+
+def plan_benchmark(
+    config: BenchmarkConfig, *, reads_synthetic: bool = True, notify: Notify = lambda stage, done, total: None
+) -> BenchmarkPlan:
+    """Find the cases, split the patients and put the arms together.
+
+    Cases that cannot be read are left out of every arm and named.
+
+    Args:
+        config: What was asked for.
+        reads_synthetic: Whether to open every synthetic case; a dry run need not.
+        notify: Called with a stage, the steps done and their number.
+
+    Raises:
+        BenchmarkError: There are too few cases, or their labels cannot be told.
+    """
+    real = find_real_cases(Path(config.real), config.labels)
+    labels = tuple(real.label_ids)
+    lesion_labels = _choose_lesion_labels(config, labels)
+    require_patients(real.cases, config)
+    real, warnings, shown = _keep_readable(real, notify)
+    lesions = {case_id: names.intersection(lesion_labels) for case_id, names in shown.items()}
+    split = split_patients(lesions, config)
+    sources = {REAL: real}
+    losses: dict[str, list[str]] = {}
+    tested = [case for case in real.cases if case.case_id in split.test]
+    for name, path in config.synthetic.items():
+        source = find_synthetic_cases(name, Path(path), labels, config.mapping)
+        losses[name] = []
+        if reads_synthetic:
+            source, losses[name], _ = _keep_readable(source, notify)
+        source, leaks = _leave_leaks_out(source, tested)
+        losses[name] += leaks
+        warnings += losses[name]
+        sources[name] = source
+    train = [load_case(case, real.label_ids) for case in real.cases if case.case_id in split.train]
+    warnings += [note for source in sources.values() for note in source.notes]
+    warnings += find_cautions(config, split, labels, shown)
+    return BenchmarkPlan(
+        config,
+        labels,
+        lesion_labels,
+        sources,
+        split,
+        compose_arms(config, split.train, sources, losses),
+        plan_training(train, PRESETS[config.preset]),
+        tuple(warnings),
+    )
+
+
+def compose_arms(
+    config: BenchmarkConfig,
+    train: Sequence[str],
+    sources: Mapping[str, CaseSource],
+    losses: Mapping[str, Sequence[str]] = MappingProxyType({}),
+) -> dict[str, tuple[CaseRef, ...]]:
+    """Training cases of every arm.
+
+    The synthetic cases of a smaller ratio are among those of a larger one. Duplicated real cases are as many as the
+    largest arm has cases; a synthetic-only arm has the synthetic cases of the largest mixed arm of its source.
+
+    Args:
+        config: What was asked for.
+        train: Ids of the real cases to train on.
+        sources: Cases by source.
+        losses: Sentences on the cases that a source has lost; where too few are left, they say why.
+
+    Raises:
+        BenchmarkError: A source has fewer cases than an arm wants.
+    """
+    arms = config.parsed_arms
+    real: tuple[CaseRef, ...] = tuple((REAL, case_id) for case_id in train)
+    orders = {name: _draw_order(config, source) for name, source in sources.items() if name != REAL}
+    added = {arm.name: max(1, round(arm.ratio * len(real))) for arm in arms if arm.ratio}
+    most = max(added.values(), default=len(real))
+    composed: dict[str, tuple[CaseRef, ...]] = {}
+    for arm in arms:
+        if arm.kind == "mixed":
+            composed[arm.name] = (*real, *_take(orders[arm.source], added[arm.name], arm, config, losses))
+        elif arm.kind == "only":
+            counts = [added[other.name] for other in arms if other.kind == "mixed" and other.source == arm.source]
+            num = max(counts, default=len(orders[arm.source]))
+            composed[arm.name] = _take(orders[arm.source], num, arm, config, losses)
+        elif arm.kind == "copy-paste":
+            composed[arm.name] = (*real, *((COPY_PASTE, f"paste-{n:04d}") for n in range(added[arm.name])))
+        elif arm.kind == "duplicated":
+            composed[arm.name] = (*real, *(real[n % len(real)] for n in range(most)))
+        else:
+            composed[arm.name] = real
+    return composed
+
+
+def _take(
+    order: Sequence[CaseRef], num: int, arm: Arm, config: BenchmarkConfig, losses: Mapping[str, Sequence[str]]
+) -> tuple[CaseRef, ...]:
+    if len(order) < num or not order:
+        said = losses.get(arm.source, ())
+        why = "".join(f" {text}" for text in dict.fromkeys((*said[:1], *said[-1:])))
+        raise BenchmarkError(
+            f"Arm '{arm.name}': expected {num or 'some'} synthetic cases in {config.synthetic[arm.source]}, found "
+            f"{len(order)} that can be used.{why} Generate more, or lower the ratio."
+        )
+    return tuple(order[:num])
+
+
+def _draw_order(config: BenchmarkConfig, source: CaseSource) -> list[CaseRef]:
+    order = numpy_generator(config.seed, f"order of {source.name}").permutation(len(source.cases))
+    return [(source.name, source.cases[int(index)].case_id) for index in order]
+
+
+def _choose_lesion_labels(config: BenchmarkConfig, labels: Sequence[str]) -> tuple[str, ...]:
+    if config.lesion_labels is None:
+        return find_lesion_labels(labels)
+    unknown = [name for name in config.lesion_labels if name not in labels]
+    if unknown:
+        raise BenchmarkError(
+            f"Lesion label '{unknown[0]}': expected one of {', '.join(labels)}, found another name. "
+            "Correct --lesion-label."
+        )
+    return config.lesion_labels
+
+
+def _keep_readable(source: CaseSource, notify: Notify) -> tuple[CaseSource, list[str], Shown]:
+    """The cases that can be read, a sentence on each of the others, and the labels that each shows."""
+    kept, warnings, shown = [], [], {}
+    names = tuple(source.label_ids)
+    for number, case in enumerate(source.cases):
+        notify(f"reading {source.name} cases", number, len(source.cases))
+        try:
+            classes = np.unique(load_case(case, source.label_ids).classes)
+        except MaisiAugError as error:
+            warnings.append(f"Case {case.case_id} ({source.name}) was left out of every arm. {error}")
+        else:
+            kept.append(case)
+            shown[case.case_id] = frozenset(names[number - 1] for number in classes if number)
+    notify(f"reading {source.name} cases", len(source.cases), len(source.cases))
+    return replace(source, cases=tuple(kept)), warnings, shown
+
+
+def _leave_leaks_out(source: CaseSource, tested: Sequence[CaseFiles]) -> tuple[CaseSource, list[str]]:
+    leaks = find_leaks(source.cases, tested)
+    if not leaks:
+        return source, []
+    kept = tuple(case for case in source.cases if case.case_id not in leaks)
+    shown = ", ".join(leaks[:5]) + (" and others" if len(leaks) > 5 else "")
+    return replace(source, cases=kept), [
+        f"{len(leaks)} of the {len(source.cases)} cases of '{source.name}' were left out: they are test cases, or were "
+        f"made from label maps of test patients ({shown})."
+    ]
+
+
+def _source_to_json(source: CaseSource) -> dict[str, Any]:
+    return {
+        "label_ids": {name: list(ids) for name, ids in source.label_ids.items()},
+        "cases": [
+            {"id": c.case_id, "image": str(c.image.resolve()), "label": str(c.label.resolve())} for c in source.cases
+        ],
+        "notes": list(source.notes),
+    }
+
+
+def _source_from_json(name: str, content: Mapping[str, Any]) -> CaseSource:
+    return CaseSource(
+        name,
+        tuple(CaseFiles(row["id"], Path(row["image"]), Path(row["label"])) for row in content["cases"]),
+        {label: tuple(ids) for label, ids in content["label_ids"].items()},
+        tuple(content["notes"]),
+    )

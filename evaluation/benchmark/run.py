@@ -1,0 +1,381 @@
+"""A benchmark on disk: its plan, its arms one by one, and what each of them has scored.
+
+bench/benchmark.json                     the plan; the folder keeps to it
+bench/prepared/                          cases at the planned spacing
+bench/arms/ARM/seed-0/checkpoint.pt      an arm on its way; a killed one goes on from here
+bench/arms/ARM/seed-0/predictions/       label maps of the test cases, on their own grids
+bench/arms/ARM/seed-0/scores.json        written last: an arm that has it is done and never done again
+bench/arms/ARM/seed-0/failure.json       why an arm failed; gone once it has succeeded
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import traceback
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter
+from typing import Any, Final, Protocol
+
+from maisi_aug.errors import ArmBusyError, BenchmarkError, did_you_mean
+from maisi_aug.evaluation.benchmark.cases import CaseFiles
+from maisi_aug.evaluation.benchmark.config import COPY_PASTE, REAL, BenchmarkConfig
+from maisi_aug.evaluation.benchmark.copy_paste import paste_lesion
+from maisi_aug.evaluation.benchmark.data import LoadedCase, load_case
+from maisi_aug.evaluation.benchmark.plan import BenchmarkPlan, CaseRef, Notify, plan_benchmark
+from maisi_aug.evaluation.output.files import write_json
+from maisi_aug.evaluation.scores.detection import LesionMatch, match_lesions
+from maisi_aug.evaluation.scores.overlap import score_case
+from maisi_aug.seeds import derive_seed, numpy_generator
+from maisi_aug.system.file_lock import lock
+from maisi_aug.system.whole_files import remove_leftovers
+from maisi_aug.training.loop.run import ReportStep
+from maisi_aug.volumes.image_files import load_label_map, save_image, save_label_map
+
+PLAN_NAME: Final = "benchmark.json"
+SCORES_NAME: Final = "scores.json"
+FAILURE_NAME: Final = "failure.json"
+LOCK_NAME: Final = ".lock"
+
+
+@dataclass(frozen=True)
+class ArmJob:
+    """One training of one arm, as an engine gets it.
+
+    Attributes:
+        plan: Of the benchmark.
+        arm: Name of the arm.
+        seed: Number of the training, from 0.
+        folder: Of this training.
+        bench: Folder of the benchmark.
+        device: "cpu" or "cuda".
+    """
+
+    plan: BenchmarkPlan
+    arm: str
+    seed: int
+    folder: Path
+    bench: Path
+    device: str
+
+    @property
+    def training_seed(self) -> int:
+        """The same for the same number in every arm: the arms begin with the same weights."""
+        return derive_seed("benchmark arm", self.plan.config.seed, self.seed)
+
+    @property
+    def predictions(self) -> Path:
+        """Where the label maps of the test cases go, as ``CASE.nii.gz`` with classes as labels."""
+        return self.folder / "predictions"
+
+    @property
+    def training_refs(self) -> tuple[CaseRef, ...]:
+        """The arm's training cases; one may occur more than once."""
+        return self.plan.arms[self.arm]
+
+    @property
+    def test_refs(self) -> tuple[CaseRef, ...]:
+        """The test cases, real ones."""
+        return tuple((REAL, case_id) for case_id in self.plan.split.test)
+
+    def find_case(self, ref: CaseRef) -> tuple[CaseFiles, dict[str, tuple[int, ...]]]:
+        """Files of a case and the numbers of the labels in it; a copy-paste case is made where it is missing."""
+        if ref[0] == COPY_PASTE:
+            return make_paste_case(self.bench, self.plan, ref[1]), {n: (i,) for n, i in self.plan.classes.items()}
+        return self.plan.find_case(ref), self.plan.sources[ref[0]].label_ids
+
+
+class Engine(Protocol):
+    """What trains an arm and segments the test cases."""
+
+    def run(self, job: ArmJob, *, max_minutes: float | None, report_step: ReportStep | None) -> bool:
+        """Train, or go on, and write the predictions.
+
+        Returns:
+            Whether the arm is finished; False when the time was up.
+        """
+
+
+@dataclass(frozen=True, slots=True)
+class ArmState:
+    """Where a training of an arm stands.
+
+    Attributes:
+        arm: Name of the arm.
+        seed: Number of the training.
+        status: "done", "failed", "begun" or "waiting".
+        reason: Why it failed.
+    """
+
+    arm: str
+    seed: int
+    status: str
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """A benchmark whose plan is settled.
+
+    Attributes:
+        folder: Where it is.
+        plan: What it does.
+    """
+
+    folder: Path
+    plan: BenchmarkPlan
+
+    def folder_of(self, arm: str, seed: int) -> Path:
+        """Folder of a training.
+
+        Raises:
+            BenchmarkError: There is no such arm, or no such seed.
+        """
+        found = next((a for a in self.plan.config.parsed_arms if a.name == arm), None)
+        if found is None:
+            names = [a.name for a in self.plan.config.parsed_arms]
+            raise BenchmarkError(
+                f"Arm '{arm}': expected one of {', '.join(names)}, found another name.{did_you_mean(arm, names)}"
+            )
+        if not 0 <= seed < self.plan.config.num_seeds:
+            raise BenchmarkError(f"Seed {seed}: expected 0 to {self.plan.config.num_seeds - 1}, found another number.")
+        return self.folder / "arms" / found.folder_name / f"seed-{seed}"
+
+    def state_of(self, arm: str, seed: int) -> ArmState:
+        """Where a training stands."""
+        folder = self.folder_of(arm, seed)
+        if (folder / SCORES_NAME).is_file():
+            return ArmState(arm, seed, "done")
+        failure = _read_json(folder / FAILURE_NAME) if (folder / FAILURE_NAME).is_file() else None
+        if failure is not None:
+            return ArmState(arm, seed, "failed", str(failure.get("reason", "")))
+        return ArmState(arm, seed, "begun" if folder.is_dir() else "waiting")
+
+    @property
+    def states(self) -> tuple[ArmState, ...]:
+        """All trainings, seed by seed, so that a stopped benchmark has as many whole comparisons as it can."""
+        config = self.plan.config
+        return tuple(self.state_of(arm.name, s) for s in range(config.num_seeds) for arm in config.parsed_arms)
+
+    def load_scores(self, arm: str, seed: int) -> dict[str, Any]:
+        """What a training has scored.
+
+        Raises:
+            BenchmarkError: It is not done, or its file is damaged.
+        """
+        path = self.folder_of(arm, seed) / SCORES_NAME
+        scores = _read_json(path) if path.is_file() else None
+        if scores is None or not _has_every_score(scores, self.plan):
+            found = "none" if scores is None else "some that are not complete"
+            raise BenchmarkError(
+                f"{path}: expected the scores of an arm, found {found}. Remove the file and run the arm."
+            )
+        return scores
+
+
+def open_benchmark(
+    folder: Path, config: BenchmarkConfig, *, notify: Notify = lambda stage, done, total: None
+) -> Benchmark:
+    """Begin a benchmark or go on with one of the same configuration.
+
+    Args:
+        folder: New, empty, or this benchmark's.
+        config: What is asked for.
+        notify: Called with a stage, the steps done and their number.
+
+    Raises:
+        BenchmarkError: The folder holds something else, or a benchmark of another configuration.
+    """
+    if (folder / PLAN_NAME).is_file():
+        benchmark = load_benchmark(folder)
+        _require_same(benchmark, config)
+        return benchmark
+    if folder.exists() and (not folder.is_dir() or any(p.name != LOCK_NAME for p in folder.iterdir())):
+        raise BenchmarkError(
+            f"{folder}: expected a new, an empty or a benchmark's folder, found other content. Choose another --out."
+        )
+    plan = plan_benchmark(config, notify=notify)
+    write_json(folder / PLAN_NAME, plan.to_json())
+    return Benchmark(folder, plan)
+
+
+def load_benchmark(folder: Path) -> Benchmark:
+    """Read the plan of a benchmark.
+
+    Raises:
+        BenchmarkError: The folder is no benchmark, or its plan is damaged.
+    """
+    path = folder / PLAN_NAME
+    if not path.is_file():
+        raise BenchmarkError(
+            f"{folder}: expected a benchmark, found no {PLAN_NAME}. Begin one with 'maisi-aug benchmark run'."
+        )
+    try:
+        return Benchmark(folder, BenchmarkPlan.from_json(json.loads(path.read_text(encoding="utf-8"))))
+    except BenchmarkError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise BenchmarkError(
+            f"{path}: expected the plan of a benchmark, found: {error!r}. Begin another one."
+        ) from error
+
+
+def _require_same(benchmark: Benchmark, config: BenchmarkConfig) -> None:
+    before, now = benchmark.plan.config.to_json(), config.to_json()
+    different = [f"{key}: {before[key]!r}, not {now[key]!r}" for key in before if before[key] != now[key]]
+    if different:
+        raise BenchmarkError(
+            f"{benchmark.folder}: expected the configuration that this benchmark was begun with, found another one "
+            f"({'; '.join(different)}). Choose another --out, or repeat the first command."
+        )
+
+
+def run_arm(
+    benchmark: Benchmark,
+    arm: str,
+    seed: int,
+    *,
+    device: str,
+    max_minutes: float | None = None,
+    report_step: ReportStep | None = None,
+) -> ArmState:
+    """Run one training of an arm, or go on with it; one that is done is left alone.
+
+    An error of the arm is kept in its folder and returned, so that the other arms go on.
+
+    Raises:
+        BenchmarkError: There is no such arm or seed.
+        ArmBusyError: Another process is at work on it.
+    """
+    folder = benchmark.folder_of(arm, seed)
+    if benchmark.state_of(arm, seed).status == "done":
+        return ArmState(arm, seed, "done")
+    with _lock(folder):
+        job = ArmJob(benchmark.plan, arm, seed, folder, benchmark.folder, device)
+        try:
+            remove_leftovers(folder)
+            started = perf_counter()
+            if not build_engine(benchmark.plan.config).run(job, max_minutes=max_minutes, report_step=report_step):
+                return ArmState(arm, seed, "begun")
+            scores = score_predictions(job)
+            write_json(folder / SCORES_NAME, {**scores, "seconds_of_last_run": round(perf_counter() - started, 1)})
+        # Whatever stops an arm, memory or a broken file, is that arm's result: the others and the report go on.
+        except Exception as error:
+            reason = " ".join(str(error).split()) or type(error).__name__
+            write_json(folder / FAILURE_NAME, {"reason": reason, "traceback": traceback.format_exc()})
+            return ArmState(arm, seed, "failed", reason)
+        (folder / FAILURE_NAME).unlink(missing_ok=True)
+    return ArmState(arm, seed, "done")
+
+
+def build_engine(config: BenchmarkConfig) -> Engine:
+    """The engine of a configuration."""
+    if config.engine == "nnunet":
+        from maisi_aug.evaluation.benchmark.nnunet import NnunetEngine
+
+        return NnunetEngine()
+    from maisi_aug.evaluation.benchmark.light import LightEngine
+
+    return LightEngine()
+
+
+def score_predictions(job: ArmJob) -> dict[str, Any]:
+    """Hold the predictions of a training against the references, on the grids of these."""
+    plan, rows = job.plan, []
+    for ref in job.test_refs:
+        case, label_ids = job.find_case(ref)
+        reference = load_case(case, label_ids)
+        found = load_label_map(job.predictions / f"{case.case_id}.nii.gz").array
+        scores = score_case(
+            reference.classes,
+            found,
+            plan.classes,
+            spacing_mm=reference.grid.spacing_mm,
+            tolerance_mm=plan.config.tolerance_mm,
+        )
+        labels: dict[str, Any] = {}
+        for name, score in scores.items():
+            labels[name] = {
+                "dice": score.dice,
+                "nsd": score.nsd,
+                "reference_ml": score.reference_ml,
+                "found_ml": score.found_ml,
+            }
+            if name in plan.lesion_labels:
+                number = plan.classes[name]
+                lesions = match_lesions(reference.classes == number, found == number, voxel_ml=reference.grid.voxel_ml)
+                labels[name]["lesions"] = [lesion.to_json() for lesion in lesions]
+        rows.append({"case_id": case.case_id, "patient": plan.config.patient_of(case.case_id), "labels": labels})
+    return {"arm": job.arm, "seed": job.seed, "num_steps": plan.config.steps, "cases": rows}
+
+
+def make_paste_case(bench: Path, plan: BenchmarkPlan, case_id: str) -> CaseFiles:
+    """A real training case with a lesion of another one, made where it is missing; the same bytes every time.
+
+    Raises:
+        BenchmarkError: There is no lesion to paste, or no room.
+    """
+    files = CaseFiles(
+        case_id, bench / COPY_PASTE / f"{case_id}_image.nii.gz", bench / COPY_PASTE / f"{case_id}_label.nii.gz"
+    )
+    if files.image.is_file() and files.label.is_file():
+        return files
+    train = plan.split.train
+    number = int(case_id.rpartition("-")[2])
+    rng = numpy_generator(derive_seed("copy-paste", plan.config.seed, number), "paste")
+    target_id = train[number % len(train)]
+    donors = [case for case in train if case != target_id] or list(train)
+    target = _load_real(plan, target_id)
+    pasted = paste_lesion(target, [_load_real(plan, case) for case in donors], plan.lesion_classes, rng=rng)
+    save_image(files.image, pasted.image_hu, pasted.grid)
+    save_label_map(files.label, pasted.classes, pasted.grid)
+    return files
+
+
+def _load_real(plan: BenchmarkPlan, case_id: str) -> LoadedCase:
+    return load_case(plan.find_case((REAL, case_id)), plan.sources[REAL].label_ids)
+
+
+@contextmanager
+def _lock(folder: Path) -> Iterator[None]:
+    """Keep other processes away from a training; the lock dies with the process.
+
+    Raises:
+        ArmBusyError: Another process holds it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(folder / LOCK_NAME, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        if not lock(descriptor):
+            raise ArmBusyError(
+                f"{folder}: expected an arm that nothing else is running, found another process at work on it. "
+                "Wait for it to end."
+            )
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _has_every_score(scores: Mapping[str, Any], plan: BenchmarkPlan) -> bool:
+    """Whether all test cases of the plan and all of its labels are there: figures are made of nothing less."""
+    try:
+        for case in scores["cases"]:
+            for name in plan.labels:
+                score = case["labels"][name]
+                _ = case["patient"], float(score["reference_ml"]), float(score["found_ml"])
+                _ = [float(score[metric]) for metric in ("dice", "nsd") if score[metric] is not None]
+                _ = [LesionMatch(**lesion) for lesion in score["lesions"]] if name in plan.lesion_labels else []
+        return sorted(case["case_id"] for case in scores["cases"]) == sorted(plan.split.test)
+    except (KeyError, TypeError, ValueError):
+        return False
+
+
+def _read_json(path: Path) -> dict[str, Any] | None:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return content if isinstance(content, dict) else None

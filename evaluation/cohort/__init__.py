@@ -1,0 +1,1 @@
+"""Measurements of a cohort: HU, lesions, agreement of an independent segmenter, memorization."""

@@ -1,0 +1,235 @@
+"""Dice of an independent segmenter's label maps against the given ones: whether an image shows what its map says."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from maisi_aug.banks.label_ids import find_label_id
+from maisi_aug.errors import EvaluationError, RequestError, VolumeError
+from maisi_aug.evaluation.cohort.case_sets import (
+    CaseSet,
+    EvaluatedCase,
+    Notify,
+    describe_skipped,
+    measure_each,
+    require_labelled,
+)
+from maisi_aug.evaluation.output.charts import DotRow, draw_dot_chart
+from maisi_aug.evaluation.output.files import to_markdown
+from maisi_aug.seeds import numpy_generator
+from maisi_aug.vocabulary.labels import Vocabulary
+from maisi_aug.volumes.image_files import Volume, load_label_map
+
+REPORT_NAME: Final = "agreement"
+NUM_DRAWS: Final = 2000
+
+Segment = Callable[[EvaluatedCase, Volume], NDArray[np.uint8]]
+"""Gives the segmenter's label map of a case, on the case's grid."""
+
+
+@dataclass(frozen=True, slots=True)
+class MatchedLabel:
+    """A label that both sides know.
+
+    Attributes:
+        name: As the segmenter calls it.
+        values: Its values in a prediction; several for a region.
+        vocabulary_ids: Ids in the given maps that are taken together.
+    """
+
+    name: str
+    values: tuple[int, ...]
+    vocabulary_ids: tuple[int, ...]
+
+
+def match_labels(
+    label_values: Mapping[str, tuple[int, ...]], vocabulary: Vocabulary, *, mapping: Sequence[str] = ()
+) -> tuple[tuple[MatchedLabel, ...], tuple[str, ...]]:
+    """Pair the segmenter's labels with the vocabulary's, by name.
+
+    Args:
+        label_values: Label name -> values, as nnU-Net's ``dataset.json`` has them.
+        vocabulary: Of the given maps.
+        mapping: ``NAME=LABEL`` or ``NAME=LABEL+LABEL`` for names that the vocabulary lacks or means otherwise.
+
+    Returns:
+        The pairs, and the segmenter's names without one.
+
+    Raises:
+        RequestError: When a mapping cannot be read, or names a label that the segmenter lacks.
+        VocabularyError: When it names one that the vocabulary lacks.
+        EvaluationError: When nothing pairs.
+    """
+    stated = {}
+    for text in mapping:
+        name, _, labels = (part.strip() for part in text.partition("="))
+        if not labels or name not in label_values:
+            raise RequestError(
+                f"--map '{text}': expected NAME=LABEL with a name of the segmenter's, found another. "
+                f"Names are {', '.join(label_values)}."
+            )
+        stated[name] = tuple(vocabulary.id_of(label) for label in labels.split("+"))
+    matched, unmatched = [], []
+    for name, values in label_values.items():
+        label_id = find_label_id(name, vocabulary)
+        ids = stated.get(name, () if label_id is None else (label_id,))
+        if ids:
+            matched.append(MatchedLabel(name, values, ids))
+        else:
+            unmatched.append(name)
+    if not matched:
+        raise EvaluationError(
+            f"Labels of the segmenter: expected names of the vocabulary, found {', '.join(unmatched[:8]) or 'none'}. "
+            "Pass --map NAME=LABEL, and list labels with 'maisi-aug labels'."
+        )
+    return tuple(matched), tuple(unmatched)
+
+
+def segment_from_folder(folder: Path) -> Segment:
+    """Take label maps from ``CASE.nii.gz`` files, such as ``nnUNetv2_predict`` writes.
+
+    Raises:
+        EvaluationError: When there is no such folder.
+    """
+    if not folder.is_dir():
+        raise EvaluationError(f"{folder}: expected a folder of predicted label maps, found none. Check --predictions.")
+
+    def segment(case: EvaluatedCase, image: Volume) -> NDArray[np.uint8]:
+        found = load_label_map(folder / f"{case.case_id}.nii.gz")
+        if not found.grid.is_close(image.grid, tolerance_mm=0.05):
+            raise VolumeError(
+                f"{case.case_id}: expected a prediction on the image's grid, found {found.grid.shape} for "
+                f"{image.grid.shape} voxels or another place. Predict from this image."
+            )
+        return found.array
+
+    return segment
+
+
+def measure_agreement(
+    case_set: CaseSet,
+    segment: Segment,
+    labels: Sequence[MatchedLabel],
+    *,
+    segmenter: str,
+    unmatched: Sequence[str] = (),
+    seed: int = 0,
+    notify: Notify = lambda done, total: None,
+) -> dict[str, Any]:
+    """Dice of every label and case.
+
+    Args:
+        case_set: Labelled cases.
+        segment: The segmenter.
+        labels: What to compare.
+        segmenter: What the segmenter is, in words.
+        unmatched: Labels of the segmenter that are not compared.
+        seed: Of the bootstrap over cases.
+        notify: Told cases done and cases in all.
+
+    Raises:
+        EvaluationError: When no case has a label map, or none can be read.
+    """
+
+    def measure(case: EvaluatedCase) -> tuple[str, dict[str, float | None]]:
+        image, label_map = case_set.load_pair(case)
+        found = segment(case, image)
+        return case.case_id, {label.name: measure_dice(label_map, found, label) for label in labels}
+
+    cases, skipped = measure_each(require_labelled(case_set), lambda case: case.case_id, measure, notify)
+    return {
+        "measurement": REPORT_NAME,
+        "path": str(case_set.path),
+        "segmenter": segmenter,
+        "num_cases": len(cases),
+        "seed": seed,
+        "labels": [_describe_label(label, cases, case_set.vocabulary, seed) for label in labels],
+        "unmatched": list(unmatched),
+        "cases": [{"case": case_id, "dice": dice} for case_id, dice in cases],
+        "skipped": describe_skipped([*case_set.skipped, *skipped]),
+    }
+
+
+def measure_dice(expected: NDArray[Any], found: NDArray[Any], label: MatchedLabel) -> float | None:
+    """Dice of a label; None where the given map lacks it, whatever was found.
+
+    Args:
+        expected: ``(I, J, K)`` vocabulary ids.
+        found: ``(I, J, K)`` values of the segmenter.
+        label: What to compare.
+    """
+    given, seen = np.isin(expected, label.vocabulary_ids), np.isin(found, label.values)
+    if not given.any():
+        return None
+    return float(2 * np.count_nonzero(given & seen) / (np.count_nonzero(given) + np.count_nonzero(seen)))
+
+
+def _describe_label(
+    label: MatchedLabel, cases: Sequence[tuple[str, Mapping[str, float | None]]], vocabulary: Vocabulary, seed: int
+) -> dict[str, Any]:
+    values = [value for _, dice in cases if (value := dice[label.name]) is not None]
+    interval = None
+    if len(values) > 1:
+        generator = numpy_generator(seed, f"agreement {label.name}")
+        means = generator.choice(values, size=(NUM_DRAWS, len(values))).mean(axis=1)
+        interval = [float(end) for end in np.percentile(means, [2.5, 97.5])]
+    return {
+        "label": label.name,
+        "compared_with": [vocabulary.name_of(label_id) for label_id in label.vocabulary_ids],
+        "num_cases": len(values),
+        "mean": float(np.mean(values)) if values else None,
+        "median": float(np.median(values)) if values else None,
+        "interval": interval,
+        "worst": min(values, default=None),
+    }
+
+
+def to_report(document: Mapping[str, Any]) -> str:
+    """The document as Markdown."""
+    rows = [
+        [
+            row["label"],
+            ", ".join(row["compared_with"]),
+            row["num_cases"],
+            row["mean"],
+            "-" if row["interval"] is None else f"{row['interval'][0]:.2f} to {row['interval'][1]:.2f}",
+            row["median"],
+            row["worst"],
+        ]
+        for row in document["labels"]
+    ]
+    parts = [
+        f"# Agreement with an independent segmenter, {document['num_cases']} cases\n",
+        f"Segmenter: {document['segmenter']}. Dice against the given label maps, over cases whose map has the label; "
+        "95% interval of the mean over cases.\n",
+        to_markdown(["label", "compared with", "cases", "mean", "interval", "median", "worst"], rows),
+    ]
+    if document["unmatched"]:
+        parts.append(f"Not compared, for want of such a label in the vocabulary: {', '.join(document['unmatched'])}.\n")
+    if document["skipped"]:
+        parts += ["## Left out\n", *(f"- {case['case']}: {case['reason']}\n" for case in document["skipped"])]
+    return "\n".join(parts)
+
+
+def draw_chart(document: Mapping[str, Any]) -> str:
+    """Dice by label as SVG."""
+    rows = [
+        DotRow(
+            row["label"],
+            [dice for case in document["cases"] if (dice := case["dice"][row["label"]]) is not None],
+            row["mean"],
+            row["interval"],
+            note=f"{row['mean']:.2f}" if row["mean"] is not None else "not in any map",
+        )
+        for row in document["labels"]
+    ]
+    subtitle = (
+        f"{document['num_cases']} cases; a dot is a case; mean with 95% interval over cases; {document['segmenter']}"
+    )
+    return draw_dot_chart("Dice of an independent segmenter", rows, axis="Dice", subtitle=subtitle, limits=(0.0, 1.0))

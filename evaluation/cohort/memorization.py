@@ -1,0 +1,466 @@
+"""Whether synthetic cases repeat training cases: how near their nearest one is, against real cases held out.
+
+A CT is compared as a picture of 32^3 voxels of its body's bounding box, clipped to [-1000, 1000] HU, by
+1 - correlation; a label map as 48^3 voxels of the same box, by the share of organ voxels on which two maps differ.
+What is judged is the nearest distance divided by the case's median distance to all training cases: an image that is
+merely smooth is nearer to all of them, a copy to one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from maisi_aug.errors import EvaluationError
+from maisi_aug.evaluation.cohort.case_sets import CaseSet, EvaluatedCase, Notify, describe_skipped, measure_each
+from maisi_aug.evaluation.output.charts import DotRow, draw_dot_chart
+from maisi_aug.evaluation.output.files import to_markdown
+from maisi_aug.pictures.slices import BACKGROUND, DIM_TEXT, SOFT_TISSUE, Plane, draw_slice, write_text
+from maisi_aug.vocabulary.labels import BODY_ID
+from maisi_aug.volumes.grid import Grid
+from maisi_aug.volumes.image_files import Volume
+from maisi_aug.volumes.resampling import resample_image, resample_label_map
+
+COPY_SHARE: Final = 0.5
+"""A copy is nearer than this share of a low quantile of the real cases' distances."""
+LOW_QUANTILE: Final = 0.1
+SURE_COPY: Final = 0.05
+"""Whatever the real cases are like, a copy is nearer than this share of its own typical distance."""
+LEAST_TYPICAL: Final = 0.001
+"""Far below the distance of two patients; where all training cases are one, rounding is not divided by rounding."""
+MIN_CASES: Final = 5
+ALPHA: Final = 0.05
+
+
+@dataclass(frozen=True, eq=False)
+class Nearest:
+    """Nearest training cases of some cases.
+
+    Attributes:
+        distances: Of each case to its nearest training case.
+        relative: The same divided by the median distance to all training cases.
+        indices: Which training case that is.
+    """
+
+    distances: NDArray[np.float64]
+    relative: NDArray[np.float64]
+    indices: NDArray[np.int_]
+
+
+class Double(NamedTuple):
+    """A real case and a training case that say nothing about copies.
+
+    Attributes:
+        case: Index of the real case.
+        train: Index of the training case.
+        is_same_patient: Whether that is why; else the two are almost identical.
+    """
+
+    case: int
+    train: int
+    is_same_patient: bool
+
+
+def find_nearest(distances: NDArray[np.float64]) -> Nearest:
+    """The nearest of each row, which holds at least one number."""
+    filled = np.where(np.isnan(distances), np.inf, distances)
+    indices = filled.argmin(axis=1)
+    nearest = filled[np.arange(len(filled)), indices]
+    return Nearest(nearest, nearest / _typical(distances), indices)
+
+
+def find_reference(
+    distances: NDArray[np.float64], patients: Sequence[str], train_patients: Sequence[str]
+) -> tuple[NDArray[np.float64], list[Double]]:
+    """Relative distances of real cases to their nearest training case that is another one, of another patient.
+
+    Args:
+        distances: ``(real, train)``, with at least one number in each row; NaN where a case would meet itself.
+        patients: Of the real cases; empty where they are not known.
+        train_patients: Of the training cases.
+
+    Returns:
+        The relative distances, of as many cases as still have a training case to be held against, and the pairs that
+        were left out.
+    """
+    is_same = np.array([[bool(p) and p == q for q in train_patients] for p in patients])
+    relative = distances / _typical(distances)[:, np.newaxis]
+    left_out = np.isfinite(relative) & (is_same | (relative < SURE_COPY))
+    doubles = [Double(int(row), int(column), bool(is_same[row, column])) for row, column in np.argwhere(left_out)]
+    kept = np.where(left_out | np.isnan(relative), np.inf, relative).min(axis=1)
+    return kept[np.isfinite(kept)], doubles
+
+
+def find_threshold(reference: NDArray[np.float64], *, num_train: int) -> float:
+    """The relative distance below which a case is a copy."""
+    if min(len(reference), num_train) < MIN_CASES:
+        return SURE_COPY
+    return max(SURE_COPY, COPY_SHARE * float(np.quantile(reference, LOW_QUANTILE)))
+
+
+def judge(
+    synthetic: NDArray[np.float64], reference: NDArray[np.float64], *, num_train: int
+) -> tuple[str, float | None, NDArray[np.bool_]]:
+    """What relative distances say.
+
+    Args:
+        synthetic: Of the synthetic cases.
+        reference: Of the held-out cases; may be empty.
+        num_train: How many training cases there are.
+
+    Returns:
+        The verdict, the one-sided p of the rank-sum test that synthetic cases are nearer, and which cases are copies.
+    """
+    from scipy.stats import mannwhitneyu
+
+    copies = synthetic < find_threshold(reference, num_train=num_train)
+    p = None
+    verdict = f"undecided with fewer than {MIN_CASES} cases of a kind"
+    if min(len(reference), num_train, len(synthetic)) >= MIN_CASES:
+        p = float(mannwhitneyu(synthetic, reference, alternative="less").pvalue)
+        is_near = p < ALPHA
+        verdict = (
+            "nearer to training cases than held-out cases are, without a copy" if is_near else "no sign of memorization"
+        )
+    if copies.any():
+        verdict = f"{int(copies.sum())} of {len(synthetic)} repeat a training case"
+    return verdict, p, copies
+
+
+def _typical(distances: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Median distance of each row, never less than what rounding makes of identical cases."""
+    typical: NDArray[np.float64] = np.maximum(np.nanmedian(distances, axis=1), LEAST_TYPICAL)
+    return typical
+
+
+REPORT_NAME: Final = "memorization"
+PICTURE_NAME: Final = "closest_pairs.png"
+IMAGE_SIDE: Final = 32
+LABEL_SIDE: Final = 48
+BODY_HU: Final = -300.0
+BOX_SIDE: Final = 96
+CLIP_HU: Final = (-1000.0, 1000.0)
+NUM_PAIRS: Final = 4
+PANEL_PX: Final = 190
+
+NotifyStage = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True, eq=False)
+class Thumbnail:
+    """A case at the size at which it is compared.
+
+    Attributes:
+        case: The case.
+        image: ``(32768,)`` with mean 0 and length 1.
+        labels: ``(110592,)`` organ ids, 0 for the rest; None without a label map or without organs.
+    """
+
+    case: EvaluatedCase
+    image: NDArray[np.float32]
+    labels: NDArray[np.uint8] | None
+
+
+def measure_memorization(
+    synthetic: CaseSet,
+    train: CaseSet,
+    held_out: CaseSet | None,
+    *,
+    notify: NotifyStage = lambda stage, done, total: None,
+) -> tuple[dict[str, Any], Image.Image]:
+    """Nearest training cases of synthetic and of held-out cases, in images and in label maps.
+
+    Args:
+        synthetic: The cases to judge.
+        train: What the generator was trained on; at least two cases.
+        held_out: Real cases that it was not trained on; without them, each training case is held against the others.
+        notify: Told stage, cases done and cases in all.
+
+    Returns:
+        The document, and a picture of the nearest pairs.
+
+    Raises:
+        EvaluationError: When a set has too few cases that can be read.
+    """
+    sets = {"synthetic": synthetic, "train": train} | ({"held_out": held_out} if held_out is not None else {})
+    found, skipped = {}, {}
+    for name, case_set in sets.items():
+        words = f"{name.replace('_', '-')} cases"
+        found[name], skipped[name] = _shrink_all(case_set, lambda done, total, w=words: notify(w, done, total))  # type: ignore[misc]
+    if len(found["train"]) < 2:
+        raise EvaluationError(
+            f"{train.path}: expected at least two training cases, found one that can be read. Add cases."
+        )
+    reference = found.get("held_out", found["train"])
+    documents = {
+        kind: _compare(found["synthetic"], found["train"], reference, matrix, is_apart=held_out is not None)
+        for kind, matrix in (("images", measure_image_distances), ("label_maps", measure_label_distances))
+    }
+    document = {
+        "measurement": REPORT_NAME,
+        "path": str(synthetic.path),
+        "train": {
+            "path": str(train.path),
+            "num_cases": len(found["train"]),
+            "skipped": describe_skipped(skipped["train"]),
+        },
+        "held_out": {
+            "path": None if held_out is None else str(held_out.path),
+            "num_cases": len(reference),
+            "skipped": describe_skipped(skipped.get("held_out", ())),
+        },
+        "num_cases": len(found["synthetic"]),
+        **documents,
+        "skipped": describe_skipped(skipped["synthetic"]),
+    }
+    return document, draw_pairs(documents["images"], found["synthetic"], found["train"])
+
+
+def shrink(case_set: CaseSet, case: EvaluatedCase) -> Thumbnail:
+    """Read a case and cut it down to the size at which it is compared.
+
+    Raises:
+        VolumeError: When a file cannot be read, or the grids differ.
+        BankError: When the label map's labels are not known.
+    """
+    if case.has_label_map:
+        image, label_map = case_set.load_pair(case)
+    else:
+        image, label_map = case.load_image(), None
+    box = find_body_box(image.array)
+    small = resample_image(image.array.astype(np.float32), image.grid, _spread(image.grid, box, IMAGE_SIDE))
+    vector = np.clip(small, *CLIP_HU).ravel()
+    vector = vector - vector.mean()
+    vector /= max(float(np.linalg.norm(vector)), 1e-6)
+    labels = None
+    if label_map is not None:
+        organs = np.where(label_map == BODY_ID, 0, label_map).astype(np.uint8)
+        labels = resample_label_map(organs, image.grid, _spread(image.grid, box, LABEL_SIDE)).ravel()
+        labels = labels if labels.any() else None
+    return Thumbnail(case, vector.astype(np.float32), labels)
+
+
+def find_body_box(image_hu: NDArray[Any]) -> tuple[slice, slice, slice]:
+    """The box of the largest piece of tissue, without thin things such as a table; everything where there is none.
+
+    Args:
+        image_hu: ``(I, J, K)``; every n-th voxel is looked at where a side is long.
+    """
+    from scipy import ndimage
+
+    steps = [max(1, side // BOX_SIDE) for side in image_hu.shape]
+    tissue = image_hu[tuple(slice(None, None, step) for step in steps)] > BODY_HU
+    solid = ndimage.binary_opening(np.pad(tissue, 2, mode="edge"), iterations=2)[2:-2, 2:-2, 2:-2]
+    parts, num_parts = ndimage.label(solid)
+    if num_parts == 0:
+        return (slice(0, image_hu.shape[0]), slice(0, image_hu.shape[1]), slice(0, image_hu.shape[2]))
+    largest = 1 + int(np.argmax(np.bincount(parts.ravel())[1:]))
+    found = ndimage.find_objects(parts, largest)[largest - 1]
+    i, j, k = (
+        slice(part.start * step, min(part.stop * step, side))
+        for part, step, side in zip(found, steps, image_hu.shape, strict=True)
+    )
+    return i, j, k
+
+
+def measure_image_distances(cases: Sequence[Thumbnail], others: Sequence[Thumbnail]) -> NDArray[np.float64]:
+    """1 - correlation of every pair of images, ``(cases, others)``."""
+    product = np.stack([case.image for case in cases]) @ np.stack([other.image for other in others]).T
+    distances: NDArray[np.float64] = np.clip(1.0 - product.astype(np.float64), 0.0, 2.0)
+    return distances
+
+
+def measure_label_distances(cases: Sequence[Thumbnail], others: Sequence[Thumbnail]) -> NDArray[np.float64]:
+    """Share of the organ voxels of either map on which two maps differ, ``(cases, others)``; NaN without maps."""
+    distances = np.full((len(cases), len(others)), np.nan)
+    for row, case in enumerate(cases):
+        for column, other in enumerate(others):
+            if case.labels is not None and other.labels is not None:
+                either = (case.labels > 0) | (other.labels > 0)
+                distances[row, column] = np.mean(case.labels[either] != other.labels[either])
+    return distances
+
+
+def _shrink_all(case_set: CaseSet, notify: Notify) -> tuple[list[Thumbnail], list[Any]]:
+    thumbnails, skipped = measure_each(
+        case_set.cases, lambda case: case.case_id, lambda case: shrink(case_set, case), notify
+    )
+    return thumbnails, [*case_set.skipped, *skipped]
+
+
+def _spread(grid: Grid, box: Sequence[slice], side: int) -> Grid:
+    """A grid of ``side``^3 voxels over a box."""
+    first = np.asarray([part.start for part in box], dtype=np.float64)
+    extent = np.asarray([part.stop - part.start for part in box], dtype=np.float64)
+    step = np.eye(4)
+    step[:3, :3] = np.diag(extent / side)
+    step[:3, 3] = first - 0.5 + extent / side / 2
+    return Grid((side, side, side), grid.affine @ step)
+
+
+def _compare(
+    synthetic: Sequence[Thumbnail],
+    train: Sequence[Thumbnail],
+    reference: Sequence[Thumbnail],
+    matrix: Callable[[Sequence[Thumbnail], Sequence[Thumbnail]], NDArray[np.float64]],
+    *,
+    is_apart: bool,
+) -> dict[str, Any]:
+    """Distances of one kind: those of synthetic cases, those of reference cases, and the verdict."""
+    own, other = matrix(synthetic, train), matrix(reference, train)
+    if not is_apart:
+        np.fill_diagonal(other, np.nan)
+    usable, comparable = [np.isfinite(distances).any(axis=1) for distances in (own, other)]
+    if not usable.any() or not comparable.any():
+        return {"verdict": "not compared: there are no label maps of known organs on both sides", "cases": []}
+    nearest = find_nearest(own[usable])
+    real = [reference[int(index)] for index in np.flatnonzero(comparable)]
+    patients = [[thumbnail.case.patient for thumbnail in side] for side in (real, train)]
+    normal, doubles = find_reference(other[comparable], *patients)
+    verdict, p, copies = judge(nearest.relative, normal, num_train=len(train))
+    chosen = [synthetic[int(index)] for index in np.flatnonzero(usable)]
+    rows = [
+        {
+            "case": case.case.case_id,
+            "nearest": train[int(index)].case.case_id,
+            "distance": float(distance),
+            "relative": float(relative),
+            "is_copy": bool(copy),
+        }
+        for case, index, distance, relative, copy in zip(
+            chosen, nearest.indices, nearest.distances, nearest.relative, copies, strict=True
+        )
+    ]
+    return {
+        "verdict": verdict,
+        "p": p,
+        "median": float(np.median(nearest.relative)),
+        "held_out_median": float(np.median(normal)) if len(normal) else None,
+        "held_out_lowest": float(normal.min()) if len(normal) else None,
+        "held_out": normal.tolist(),
+        "threshold": find_threshold(normal, num_train=len(train)),
+        "doubles": _name_doubles(doubles, real, train, is_apart=is_apart),
+        "cases": sorted(rows, key=lambda row: row["relative"]),
+    }
+
+
+def _name_doubles(
+    doubles: Sequence[Double], real: Sequence[Thumbnail], train: Sequence[Thumbnail], *, is_apart: bool
+) -> list[dict[str, str]]:
+    """The pairs by name; training cases held against each other make each pair twice, and it is named once."""
+    named: dict[tuple[str, str], str] = {}
+    for double in doubles:
+        pair = real[double.case].case.case_id, train[double.train].case.case_id
+        if is_apart or pair[::-1] not in named:
+            named[pair] = "of the same patient" if double.is_same_patient else "almost identical"
+    return [{"case": case, "other": other, "reason": reason} for (case, other), reason in named.items()]
+
+
+def to_report(document: Mapping[str, Any]) -> str:
+    """The document as Markdown."""
+    against = (
+        f"{document['held_out']['num_cases']} held-out cases"
+        if document["held_out"]["path"]
+        else f"{document['held_out']['num_cases']} training cases, each against the others"
+    )
+    parts = [
+        f"# Do {document['num_cases']} synthetic cases repeat training cases?\n",
+        f"Nearest of {document['train']['num_cases']} training cases, for the synthetic cases and for {against}. "
+        f"Images: 1 - correlation of {IMAGE_SIDE}^3 voxels of the body's box; label maps: share of organ voxels that "
+        f"differ, of {LABEL_SIDE}^3. Relative: divided by the case's median distance to all training cases. A copy is "
+        f"below {SURE_COPY:g}, or, with {MIN_CASES} held-out and {MIN_CASES} training cases or more, nearer than "
+        f"{COPY_SHARE:g} times the {100 * LOW_QUANTILE:.0f}% quantile of held-out cases. Smaller likenesses, such as "
+        "one organ alone, are not seen.\n",
+    ]
+    for kind, name in (("images", "Images"), ("label_maps", "Label maps")):
+        part = document[kind]
+        parts.append(f"## {name}: {part['verdict']}\n")
+        if part["cases"]:
+            p = "" if part["p"] is None else f" Rank-sum test, nearer than held-out cases: p = {part['p']:.3g}."
+            parts.append(f"Relative distance, median: synthetic {part['median']:.2f}, {_spell_reference(part)}.{p}\n")
+            rows = [[r["case"], r["nearest"], r["distance"], r["relative"], r["is_copy"]] for r in part["cases"][:10]]
+            parts.append(to_markdown(["case", "nearest", "distance", "relative", "copy"], rows, num_digits=3))
+            parts += [
+                f"- Left out of the {name.lower()} of real cases: {row['case']} and {row['other']} (training) are "
+                f"{row['reason']}.\n"
+                for row in part["doubles"]
+            ]
+    for name in ("train", "held_out"):
+        parts += [f"- Left out, {case['case']}: {case['reason']}\n" for case in document[name]["skipped"]]
+    parts += [f"- Left out, {case['case']}: {case['reason']}\n" for case in document["skipped"]]
+    return "\n".join(parts)
+
+
+def _spell_reference(part: Mapping[str, Any]) -> str:
+    if part["held_out_median"] is None:
+        return f"there is no held-out case to compare with; copies below {part['threshold']:.2f}"
+    return (
+        f"held-out {part['held_out_median']:.2f} (lowest {part['held_out_lowest']:.2f}); copies below "
+        f"{part['threshold']:.2f}"
+    )
+
+
+def draw_chart(document: Mapping[str, Any]) -> str:
+    """Relative distances of synthetic and held-out cases as SVG."""
+    rows = []
+    others = "held-out" if document["held_out"]["path"] else "training"
+    for kind, name in (("images", "images"), ("label_maps", "label maps")):
+        part = document[kind]
+        if part["cases"]:
+            own = [row["relative"] for row in part["cases"]]
+            has_copy = any(row["is_copy"] for row in part["cases"])
+            rows.append(DotRow(f"{name}, synthetic", own, part["median"], is_marked=has_copy))
+            if part["held_out"]:
+                rows.append(DotRow(f"{name}, {others}", part["held_out"], part["held_out_median"]))
+    verdict = document["images"]["verdict"]
+    subtitle = f"{document['num_cases']} synthetic cases; large dot: median; images: {verdict}"
+    return draw_dot_chart(
+        "Distance to the nearest training case",
+        rows,
+        axis="nearest / median distance to training cases",
+        subtitle=subtitle,
+    )
+
+
+def draw_pairs(part: Mapping[str, Any], synthetic: Sequence[Thumbnail], train: Sequence[Thumbnail]) -> Image.Image:
+    """The nearest pairs side by side, axial and coronal slices through the middle of the body.
+
+    Args:
+        part: Distances of images, as the document has them.
+        synthetic: Left.
+        train: Right.
+    """
+    by_name = [{thumbnail.case.case_id: thumbnail.case for thumbnail in side} for side in (synthetic, train)]
+    rows = part["cases"][:NUM_PAIRS]
+    gap, head = 6, 26
+    width = 4 * PANEL_PX + 5 * gap
+    sheet = Image.new("RGB", (width, max(1, len(rows)) * (PANEL_PX + head + gap) + gap), BACKGROUND)
+    for number, row in enumerate(rows):
+        top = gap + number * (PANEL_PX + head + gap)
+        figures = f"distance {row['distance']:.3f}, relative {row['relative']:.2f}"
+        words = f"{row['case']} (synthetic) and {row['nearest']} (training), {figures}"
+        write_text(sheet, (gap, top + 5), words, size_px=13, colour=DIM_TEXT)
+        panels = _draw_middle(by_name[0][row["case"]].load_image()) + _draw_middle(
+            by_name[1][row["nearest"]].load_image()
+        )
+        for place, panel in enumerate((panels[0], panels[2], panels[1], panels[3])):
+            left = gap + place * (PANEL_PX + gap)
+            sheet.paste(panel, (left + (PANEL_PX - panel.width) // 2, top + head + (PANEL_PX - panel.height) // 2))
+    return sheet
+
+
+def _draw_middle(image: Volume) -> list[Image.Image]:
+    """Axial and coronal slice through the middle of the body, as large as a panel allows."""
+    body = image.array[find_body_box(image.array)]
+    i, j, k = body.shape
+    grid = Grid.from_spacing((i, j, k), image.grid.spacing_mm)
+    panels = []
+    for plane in (Plane("axial", k // 2), Plane("coronal", j // 2)):
+        scale = PANEL_PX / max(length for axis, length in enumerate(grid.extent_mm) if axis != plane.axis)
+        panels.append(draw_slice(body, plane, plane.size_px(grid, scale), SOFT_TISSUE))
+    return panels

@@ -1,0 +1,1 @@
+"""FID and KID in 2.5D: slices, feature networks, distances."""

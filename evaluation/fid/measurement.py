@@ -1,0 +1,292 @@
+"""2.5D FID and KID of a synthetic against a real set of CT volumes, with what real cases differ by among themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from maisi_aug.errors import EvaluationError
+from maisi_aug.evaluation.cohort.case_sets import CaseSet, describe_skipped
+from maisi_aug.evaluation.fid.extractors import Extractor
+from maisi_aug.evaluation.fid.feature_store import CaseFeatures, FeatureSet, Processes, collect_features
+from maisi_aug.evaluation.fid.frechet import (
+    Moments,
+    bootstrap_interval,
+    case_influence,
+    extrapolate_distance,
+    frechet_distance,
+    kernel_distance,
+    measure_moments,
+    reduce_to_span,
+)
+from maisi_aug.evaluation.fid.slices import PLANES, PlaneName, SliceProtocol
+from maisi_aug.evaluation.output.charts import DotRow, draw_dot_chart
+from maisi_aug.evaluation.output.files import to_markdown
+from maisi_aug.seeds import numpy_generator
+
+REPORT_NAME: Final = "fid"
+NUM_SPLITS: Final = 3
+MIN_FLOOR_CASES: Final = 4
+SPACING_TOLERANCE: Final = 0.1
+MEAN: Final = "mean"
+
+NotifyStage = Callable[[str, int, int], None]
+
+
+def measure_fid(
+    real: CaseSet,
+    synthetic: CaseSet,
+    extractor: Extractor,
+    protocol: SliceProtocol,
+    *,
+    cache: Path | None,
+    processes: Processes,
+    seed: int = 0,
+    notify: NotifyStage = lambda stage, done, total: None,
+) -> dict[str, Any] | None:
+    """FID per plane and their mean, with interval, kernel distance and the floor that real cases set.
+
+    Args:
+        real: Real cases.
+        synthetic: Synthetic cases.
+        extractor: The network whose features are compared.
+        protocol: How volumes become slices.
+        cache: Folder of features; None keeps none.
+        processes: This process among its fellows of ``torchrun``; the first computes the distances.
+        seed: Of the halves of the real cases, of the bootstrap and of the kernel's subsets.
+        notify: Told stage, steps done and steps in all.
+
+    Returns:
+        The document; None in every process but the first.
+
+    Raises:
+        EvaluationError: When a set has no case that can be read, or too few slices.
+    """
+    features = [
+        collect_features(
+            case_set,
+            extractor,
+            protocol,
+            cache=cache,
+            processes=processes,
+            notify=lambda done, total, name=name: notify(f"{name} volumes", done, total),  # type: ignore[misc]
+        )
+        for name, case_set in (("real", real), ("synthetic", synthetic))
+    ]
+    if not processes.is_first:
+        return None
+    planes, influences = {}, []
+    for number, plane in enumerate(PLANES):
+        notify("distances", number, len(PLANES))
+        planes[plane], moved = _measure_plane(plane, features[0], features[1], seed=seed)
+        influences.append(moved)
+    notify("distances", len(PLANES), len(PLANES))
+    overall = _average(list(planes.values()), influences, seed=seed)
+    return {
+        "measurement": REPORT_NAME,
+        "extractor": {"name": extractor.spec.name, "source": extractor.source, "sha256": extractor.sha256},
+        "protocol": protocol.to_dict(),
+        "protocol_in_words": protocol.describe(),
+        "seed": seed,
+        "num_features": features[0].cases[0].planes["xy"].shape[1],
+        **{
+            name: {
+                "path": str(case_set.path),
+                "kind": case_set.kind,
+                "num_cases": len(found.cases),
+                "num_cached": found.num_cached,
+                "skipped": describe_skipped(found.skipped),
+            }
+            for name, case_set, found in zip(("real", "synthetic"), (real, synthetic), features, strict=True)
+        },
+        "planes": {**planes, MEAN: overall},
+        "notes": _build_notes(features[0], features[1], protocol),
+    }
+
+
+def _measure_plane(
+    plane: PlaneName, real: FeatureSet, synthetic: FeatureSet, *, seed: int
+) -> tuple[dict[str, Any], tuple[NDArray[np.float64], NDArray[np.float64]]]:
+    """Figures of a plane, and how much each real and each synthetic case moves its FID."""
+    sides = real.of_plane(plane), synthetic.of_plane(plane)
+    for cases, name in zip(sides, ("real", "synthetic"), strict=True):
+        if sum(map(len, cases)) < 2:
+            raise EvaluationError(
+                f"Plane {plane}: expected at least two slices of {name} cases, found one. Raise --centre-share or add "
+                "cases."
+            )
+    spanned = reduce_to_span(*sides)
+    moments = measure_moments(spanned[0]), measure_moments(spanned[1])
+    fid = frechet_distance(*moments)
+    influences = case_influence(spanned[0], *moments), case_influence(spanned[1], moments[1], moments[0])
+    limit = extrapolate_distance(*spanned, fid, numpy_generator(seed, f"halves {plane}"))
+    subsets = numpy_generator(seed, f"kernel subsets {plane}")
+    figures = {
+        "fid": fid,
+        "interval": bootstrap_interval(fid, influences, numpy_generator(seed, "bootstrap")),
+        "extrapolated": limit,
+        "extrapolated_interval": _shift(limit, influences, seed),
+        "kid": kernel_distance(*sides, subsets),
+        "floor": _measure_floor(spanned[0], seed),
+        "num_real_slices": moments[0].num,
+        "num_synthetic_slices": moments[1].num,
+    }
+    return figures, influences
+
+
+def _measure_floor(cases: Sequence[NDArray[Any]], seed: int) -> list[float] | None:
+    """FID of random halves of the real cases against each other; None with fewer than four cases."""
+    if len(cases) < MIN_FLOOR_CASES:
+        return None
+    generator = numpy_generator(seed, "real halves")
+    floors = []
+    for _ in range(NUM_SPLITS):
+        order = generator.permutation(len(cases))
+        halves = [_moments_of(cases, part) for part in np.array_split(order, 2)]
+        floors.append(frechet_distance(*halves))
+    return floors
+
+
+def _moments_of(cases: Sequence[NDArray[Any]], chosen: NDArray[np.int_]) -> Moments:
+    return measure_moments([cases[index] for index in chosen])
+
+
+def _average(
+    planes: Sequence[Mapping[str, Any]],
+    influences: Sequence[tuple[NDArray[np.float64], NDArray[np.float64]]],
+    *,
+    seed: int,
+) -> dict[str, Any]:
+    """The mean over planes; a case that is drawn is drawn in all three."""
+    fid = float(np.mean([plane["fid"] for plane in planes]))
+    moved = [np.mean(side, axis=0) for side in zip(*influences, strict=True)]
+    floors, limits = ([plane[key] for plane in planes] for key in ("floor", "extrapolated"))
+    limit = None if None in limits else float(np.mean(limits))
+    return {
+        "fid": fid,
+        "interval": bootstrap_interval(fid, moved, numpy_generator(seed, "bootstrap")),
+        "extrapolated": limit,
+        "extrapolated_interval": _shift(limit, moved, seed),
+        "kid": float(np.mean([plane["kid"] for plane in planes])),
+        "floor": None if None in floors else np.mean(floors, axis=0).tolist(),
+        "num_real_slices": sum(plane["num_real_slices"] for plane in planes),
+        "num_synthetic_slices": sum(plane["num_synthetic_slices"] for plane in planes),
+    }
+
+
+def _shift(limit: float | None, influences: Sequence[NDArray[np.float64]], seed: int) -> tuple[float, float] | None:
+    """The interval about an extrapolated distance, from the same draws as that about the distance."""
+    return None if limit is None else bootstrap_interval(limit, influences, numpy_generator(seed, "bootstrap"))
+
+
+def _build_notes(real: FeatureSet, synthetic: FeatureSet, protocol: SliceProtocol) -> list[str]:
+    """What a reader of the figures has to know, a sentence each."""
+    notes = []
+    for name, found in (("real", real), ("synthetic", synthetic)):
+        if found.skipped:
+            listed = ", ".join(case.case_id for case in found.skipped[:5])
+            notes.append(f"{len(found.skipped)} {name} cases could not be read and are left out: {listed}.")
+        if len(found.cases) == 1:
+            notes.append(f"There is one {name} case only: no interval can be given.")
+    num_features = real.cases[0].planes["xy"].shape[1]
+    fewest = min(sum(map(len, found.of_plane(plane))) for found in (real, synthetic) for plane in PLANES)
+    if fewest <= num_features:
+        notes.append(
+            f"A plane has {fewest} slices for {num_features} features: covariances are singular and FID is far too "
+            "high; compare it with the floor of real halves alone, or trust KID."
+        )
+    elif fewest < 10 * num_features:
+        notes.append(
+            f"A plane has {fewest} slices for {num_features} features, fewer than ten each: FID is too high by an "
+            "amount that depends on the number of slices. Compare equal numbers only."
+        )
+    if len(real.cases) < MIN_FLOOR_CASES:
+        notes.append(f"With fewer than {MIN_FLOOR_CASES} real cases there is no floor of real halves.")
+    return notes + _compare_grids(real.cases, synthetic.cases, protocol)
+
+
+def _compare_grids(
+    real: Sequence[CaseFeatures], synthetic: Sequence[CaseFeatures], protocol: SliceProtocol
+) -> list[str]:
+    notes = []
+    if protocol.spacing_mm is None:
+        spacings = [np.median([case.spacing_mm for case in cases], axis=0) for cases in (real, synthetic)]
+        if np.abs(spacings[0] / spacings[1] - 1).max() > SPACING_TOLERANCE:
+            spelled = [" x ".join(f"{side:.2f}" for side in spacing) for spacing in spacings]
+            notes.append(
+                f"Voxels differ: {spelled[0]} mm in the real and {spelled[1]} mm in the synthetic set (medians). FID "
+                "then measures the grid too; pass --spacing."
+            )
+    if protocol.shape is None and len({case.shape for case in (*real, *synthetic)}) > 1:
+        notes.append("Volumes differ in shape, and larger ones weigh more; pass --shape to make them alike.")
+    return notes
+
+
+def to_report(document: Mapping[str, Any]) -> str:
+    """The document as Markdown."""
+    real, synthetic, extractor = document["real"], document["synthetic"], document["extractor"]
+    rows = [
+        [
+            name,
+            figures["fid"],
+            _spell_interval(figures["interval"]),
+            figures["extrapolated"],
+            _spell_interval(figures["extrapolated_interval"]),
+            _spell_floor(figures["floor"]),
+            f"{figures['kid']:.4f}",
+            figures["num_real_slices"],
+            figures["num_synthetic_slices"],
+        ]
+        for name, figures in document["planes"].items()
+    ]
+    header = ["plane", "FID", "95% interval", "extrapolated", "95% interval", "real halves", "KID"]
+    header += ["real slices", "synthetic slices"]
+    parts = [
+        f"# 2.5D FID: {synthetic['num_cases']} synthetic against {real['num_cases']} real cases\n",
+        f"Extractor {extractor['name']}: {extractor['source']}, sha256 {extractor['sha256'][:12]}, "
+        f"{document['num_features']} features. Slices: {document['protocol_in_words']}. Seed {document['seed']}.\n",
+        to_markdown(header, rows),
+        "Planes: xy axial, yz sagittal, zx coronal. Intervals are over which patients were drawn, all slices of one "
+        "together. FID of few cases is too high, which its interval does not know; extrapolated: what very many cases "
+        "would give, judged from halves of both sets, and still too high with fewer cases than features. Real halves: "
+        "FID of random halves of the real cases against each other, the least that sets of half the size can be "
+        "expected to reach.\n",
+    ]
+    parts += [f"- {note}\n" for note in document["notes"]]
+    skipped = [(name, case) for name in ("real", "synthetic") for case in document[name]["skipped"]]
+    if skipped:
+        parts += ["## Left out\n", *(f"- {name} {case['case']}: {case['reason']}\n" for name, case in skipped)]
+    return "\n".join(parts)
+
+
+def draw_chart(document: Mapping[str, Any]) -> str:
+    """FID by plane with intervals, above the real halves, as SVG."""
+    rows = []
+    for name, figures in document["planes"].items():
+        rows.append(
+            DotRow(
+                f"{name}, synthetic", centre=figures["fid"], interval=figures["interval"], note=f"{figures['fid']:.2f}"
+            )
+        )
+        if figures["extrapolated"] is not None:
+            limit = figures["extrapolated"]
+            interval = figures["extrapolated_interval"]
+            rows.append(DotRow(f"{name}, extrapolated", centre=limit, interval=interval, note=f"{limit:.2f}"))
+        if figures["floor"] is not None:
+            mean = float(np.mean(figures["floor"]))
+            rows.append(DotRow(f"{name}, real halves", dots=figures["floor"], note=f"{mean:.2f}"))
+    counts = f"{document['synthetic']['num_cases']} synthetic, {document['real']['num_cases']} real cases"
+    subtitle = f"{document['extractor']['name']}; {document['protocol_in_words']}; {counts}; 95% intervals over cases"
+    return draw_dot_chart("2.5D FID by plane", rows, axis="FID, lower is closer", subtitle=subtitle)
+
+
+def _spell_interval(interval: Sequence[float] | None) -> str:
+    return "-" if interval is None else f"{interval[0]:.2f} to {interval[1]:.2f}"
+
+
+def _spell_floor(floor: Sequence[float] | None) -> str:
+    return "-" if floor is None else f"{np.mean(floor):.2f} ({min(floor):.2f} to {max(floor):.2f})"

@@ -1,0 +1,127 @@
+"""From a CT volume to the slices that a two-dimensional network sees: the 2.5D protocol of MAISI's FID.
+
+Steps: RAS+ axes, resampled where a spacing is asked for, filled up with -1000 HU and cut to a shape about the centre
+where one is asked for, clipped to [-1000, 1000] HU; then all slices along each axis, or a central share of them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, Final, Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from maisi_aug.errors import RequestError, VolumeError
+from maisi_aug.volumes.grid import Grid, Shape, Spacing
+from maisi_aug.volumes.image_files import Volume
+from maisi_aug.volumes.resampling import resample_image
+
+PlaneName = Literal["xy", "yz", "zx"]
+PLANES: Final[tuple[PlaneName, ...]] = get_args(PlaneName)
+AXIS_OF: Final[dict[PlaneName, int]] = {"xy": 2, "yz": 0, "zx": 1}
+"""The axis that the slices of a plane are stacked along; xy is axial, yz sagittal, zx coronal."""
+AIR_HU: Final = -1000.0
+CLIP_HU: Final = (-1000.0, 1000.0)
+MIN_SIDE: Final = 32
+"""Below this, a network that halves the sides five times has nothing left."""
+
+
+@dataclass(frozen=True, slots=True)
+class SliceProtocol:
+    """How volumes become slices; FID figures can be compared only where all of this is the same.
+
+    Attributes:
+        spacing_mm: Voxel sides to resample to; None keeps each volume's own.
+        shape: Voxels to fill up and cut to, about the centre; None keeps each volume's own.
+        centre_share: Central share of the slices along each axis.
+        every: Takes each ``every``-th of those.
+    """
+
+    spacing_mm: Spacing | None = None
+    shape: Shape | None = None
+    centre_share: float = 1.0
+    every: int = 1
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.centre_share <= 1.0:
+            raise RequestError(
+                f"Centre share: expected more than 0 and at most 1, found {self.centre_share:g}. "
+                "MAISI's published figures use 0.4 or all slices."
+            )
+        if self.every < 1:
+            raise RequestError(f"Every: expected a whole number from 1, found {self.every}. 1 takes all slices.")
+
+    def to_dict(self) -> dict[str, Any]:
+        """The protocol as JSON types."""
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+
+    def describe(self) -> str:
+        """The protocol in a few words."""
+        spacing = "own spacing" if self.spacing_mm is None else f"{'x'.join(f'{s:g}' for s in self.spacing_mm)} mm"
+        shape = "own shape" if self.shape is None else "x".join(map(str, self.shape))
+        share = "all slices" if self.centre_share == 1.0 else f"central {100 * self.centre_share:g}% of the slices"
+        thinned = "" if self.every == 1 else f", one in {self.every}"
+        return f"{spacing}, {shape}, {share}{thinned}"
+
+
+def prepare_volume(volume: Volume, protocol: SliceProtocol, *, subject: str) -> NDArray[np.float32]:
+    """Resample, fill up, cut and clip a CT.
+
+    Resampling smooths beforehand along axes on which the target is coarser, which MAISI's script does not.
+
+    Args:
+        volume: ``(I, J, K)`` HU in RAS+; not modified.
+        protocol: What to do.
+        subject: The case, for messages.
+
+    Returns:
+        ``(I, J, K)`` HU.
+
+    Raises:
+        VolumeError: When a side is left with fewer than 32 voxels.
+    """
+    from monai.transforms import CenterSpatialCrop, SpatialPad
+
+    image, grid = volume.array, volume.grid
+    if protocol.spacing_mm is not None:
+        target = _respaced(grid, protocol.spacing_mm)
+        image = resample_image(image.astype(np.float32), grid, target, fill=AIR_HU)
+    array = np.asarray(image, dtype=np.float32)
+    if protocol.shape is not None and array.shape != protocol.shape:
+        padded = SpatialPad(protocol.shape, mode="constant", value=AIR_HU)(array[None])
+        array = np.asarray(CenterSpatialCrop(protocol.shape)(padded)[0])
+    if min(array.shape) < MIN_SIDE:
+        raise VolumeError(
+            f"{subject}: expected at least {MIN_SIDE} voxels along every axis, found "
+            f"{'x'.join(map(str, array.shape))}. Pass a smaller --spacing or a --shape."
+        )
+    return np.clip(array, *CLIP_HU)
+
+
+def take_slices(image_hu: NDArray[np.float32], plane: PlaneName, protocol: SliceProtocol) -> NDArray[np.float32]:
+    """The slices of one plane.
+
+    Args:
+        image_hu: ``(I, J, K)``.
+        plane: ``xy`` stacks along K, ``yz`` along I, ``zx`` along J.
+        protocol: Which share of them.
+
+    Returns:
+        ``(N, rows, columns)``; the two axes that are left, in their order. Small volumes give at least one slice.
+    """
+    stack = np.moveaxis(image_hu, AXIS_OF[plane], 0)
+    num = len(stack)
+    start, stop = (int((1.0 + sign * protocol.centre_share) / 2.0 * num) for sign in (-1, 1))
+    return np.ascontiguousarray(stack[start : max(stop, start + 1) : protocol.every])
+
+
+def _respaced(grid: Grid, spacing_mm: Spacing) -> Grid:
+    """A grid over the same field of view, with other voxels."""
+    sides = np.maximum(np.round(np.asarray(grid.extent_mm) / np.asarray(spacing_mm)), 1).astype(int)
+    directions = grid.affine[:3, :3] / np.asarray(grid.spacing_mm)
+    affine = np.eye(4)
+    affine[:3, :3] = directions * np.asarray(spacing_mm)
+    centre = grid.affine @ np.append((np.asarray(grid.shape) - 1) / 2, 1.0)
+    affine[:3, 3] = centre[:3] - affine[:3, :3] @ ((sides - 1) / 2)
+    return Grid((int(sides[0]), int(sides[1]), int(sides[2])), affine)

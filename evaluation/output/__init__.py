@@ -1,0 +1,1 @@
+"""How measurements are written down: Markdown tables, JSON files, charts."""

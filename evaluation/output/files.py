@@ -1,0 +1,119 @@
+"""What the measurements share: Markdown tables, JSON files and the way a command ends."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from maisi_aug.errors import CohortError, MaisiAugError
+from maisi_aug.system.whole_files import write_text_whole
+
+Cell = str | int | float | bool | None
+
+
+def to_markdown(header: Sequence[str], rows: Iterable[Sequence[Cell]], *, num_digits: int = 2) -> str:
+    """A Markdown table; the first column reads from the left, the others are numbers that line up at the right.
+
+    Args:
+        header: Names of the columns.
+        rows: A cell per column; None becomes a dash, floats get ``num_digits`` decimals.
+        num_digits: Decimals of floats.
+    """
+    lines = [list(header), ["---", *("---:" for _ in header[1:])]]
+    lines += [[_to_text(cell, num_digits) for cell in row] for row in rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+
+
+def percent(share: float | None) -> str:
+    """A share as a whole percentage, or a dash."""
+    return "-" if share is None else f"{100 * share:.0f}%"
+
+
+def share_of(flags: Iterable[bool]) -> float | None:
+    """Share of flags that are set; None without any."""
+    found = list(flags)
+    return sum(found) / len(found) if found else None
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON, whole or not at all.
+
+    Raises:
+        VolumeError: When the file cannot be written.
+    """
+    write_text_whole(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
+
+
+def require_own_folder(folder: Path, name: str) -> None:
+    """Raise before anything is measured where the results would replace a file that is no earlier result.
+
+    Raises:
+        CohortError: When ``folder`` is a file, or holds a ``NAME.json`` of something else.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise CohortError(f"{folder}: expected a folder, found a file. Choose another --out.")
+    path = folder / f"{name}.json"
+    if not path.is_file():
+        return
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        content = None
+    if not isinstance(content, dict) or content.get("measurement") != name:
+        raise CohortError(
+            f"{path}: expected an earlier result of this measurement, found another file. Choose another --out."
+        )
+
+
+def save_results(
+    folder: Path, name: str, document: Mapping[str, Any], report: str, charts: Mapping[str, str]
+) -> tuple[Path, ...]:
+    """Write a measurement: ``NAME.json``, ``NAME.md`` and its charts, which the Markdown shows.
+
+    Args:
+        folder: Made where there is none.
+        name: Of the measurement.
+        document: Its figures as JSON types.
+        report: Its Markdown.
+        charts: File name -> SVG.
+
+    Returns:
+        The files.
+
+    Raises:
+        VolumeError: When a file cannot be written.
+    """
+    pictures = "".join(f"\n![{Path(file).stem.replace('_', ' ')}]({file})\n" for file in charts)
+    for file, content in charts.items():
+        write_text_whole(folder / file, content)
+    write_text_whole(folder / f"{name}.md", report + pictures)
+    write_json(folder / f"{name}.json", document)
+    return tuple(folder / file for file in (*charts, f"{name}.md", f"{name}.json"))
+
+
+def run_command(body: Callable[[], None]) -> int:
+    """Run a command: a user's error becomes a sentence on stderr.
+
+    Returns:
+        The exit code.
+    """
+    try:
+        body()
+    except MaisiAugError as error:
+        print(f"Error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("Stopped on request; the same command goes on from there.", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _to_text(cell: Cell, num_digits: int) -> str:
+    if cell is None:
+        return "-"
+    if isinstance(cell, bool):
+        return "yes" if cell else "no"
+    return f"{cell:.{num_digits}f}" if isinstance(cell, float) else str(cell)

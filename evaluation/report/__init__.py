@@ -1,0 +1,1 @@
+"""A benchmark or a cohort as one page for a browser."""

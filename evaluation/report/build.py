@@ -1,0 +1,140 @@
+"""A benchmark or a cohort as one page, with the same figures as JSON and Markdown beside it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from maisi_aug.cohort.manifest import MANIFEST_NAME, is_cohort
+from maisi_aug.errors import BenchmarkError, EvaluationError, MaisiAugError
+from maisi_aug.evaluation.benchmark.results import summarise_benchmark
+from maisi_aug.evaluation.benchmark.run import PLAN_NAME, load_benchmark
+from maisi_aug.evaluation.benchmark.text import to_report_text
+from maisi_aug.evaluation.report import page
+from maisi_aug.evaluation.report.benchmark import build_benchmark_sections
+from maisi_aug.evaluation.report.cohort import build_cohort_sections, summarise_cohort, to_cohort_text
+from maisi_aug.evaluation.report.page import Section
+from maisi_aug.system.whole_files import write_text_whole
+
+KINDS: Final = ("benchmark", "cohort")
+
+Notify = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Report:
+    """A report in three forms.
+
+    Attributes:
+        html: One page.
+        markdown: The same in short.
+        document: Its figures as JSON types.
+    """
+
+    html: str
+    markdown: str
+    document: dict[str, Any]
+
+
+def build_report(
+    path: Path, *, fid_file: Path | None = None, notify: Notify = lambda stage, done, total: None
+) -> Report:
+    """Report on a benchmark or a cohort.
+
+    Args:
+        path: Folder of either.
+        fid_file: What ``evaluate fid --out`` wrote, to be shown with the cohort.
+        notify: Called with a stage, the steps done and their number.
+
+    Raises:
+        BenchmarkError: The folder is neither.
+        EvaluationError: The file of FID figures is none.
+    """
+    if (path / PLAN_NAME).is_file():
+        return _report_benchmark(path, fid_file, notify)
+    if is_cohort(path):
+        return _report_cohort(path, fid_file, notify)
+    raise BenchmarkError(
+        f"{path}: expected a benchmark or a cohort, found neither {PLAN_NAME} nor {MANIFEST_NAME}. Check the path."
+    )
+
+
+def require_own_report(target: Path) -> None:
+    """Raise where the figures or the summary beside a page would replace a file that is no earlier report's.
+
+    The page's name is given and theirs follow from it: ``benchmark.html`` would bring a ``benchmark.json``, which is
+    the plan of a benchmark.
+
+    Raises:
+        EvaluationError: When there is such a file.
+    """
+    _, figures, summary = _files_of(target)
+    if _is_report(figures):
+        return
+    for file in (figures, summary):
+        if file.exists():
+            raise EvaluationError(
+                f"{file}: expected no file or that of an earlier report, since {target.name} brings it along, found "
+                "another one. Choose another --out."
+            )
+
+
+def _files_of(target: Path) -> tuple[Path, Path, Path]:
+    """The page, its figures and its summary."""
+    return target, target.with_suffix(".json"), target.with_suffix(".md")
+
+
+def _is_report(figures: Path) -> bool:
+    try:
+        content = json.loads(figures.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(content, dict) and content.get("kind") in KINDS
+
+
+def write_report(report: Report, target: Path) -> tuple[Path, ...]:
+    """Write the page, and its figures and summary under the same name; returns the files, the page first.
+
+    Raises:
+        EvaluationError: A file that is no earlier report's is in the way; nothing is written.
+        VolumeError: A file cannot be written.
+    """
+    require_own_report(target)
+    files = _files_of(target)
+    figures = json.dumps(report.document, indent=1, allow_nan=False) + "\n"
+    for file, content in zip(files, (report.html, figures, report.markdown), strict=True):
+        write_text_whole(file, content)
+    return files
+
+
+def _report_benchmark(path: Path, fid_file: Path | None, notify: Notify) -> Report:
+    benchmark = load_benchmark(path)
+    document = summarise_benchmark(benchmark)
+    sections = build_benchmark_sections(benchmark, document)
+    document["cohorts"] = {}
+    for name, place in benchmark.plan.config.synthetic.items():
+        folder = Path(place)
+        if is_cohort(folder):
+            try:
+                cohort = summarise_cohort(folder, fid_file=fid_file, notify=notify)
+            except MaisiAugError as error:
+                sections.append(Section(f"{name}: Cohort", page.warn(str(error))))
+                continue
+            document["cohorts"][name] = cohort
+            sections += build_cohort_sections(folder, cohort, name=name)
+    lead = (
+        f"{document['config']['real']}: {document['num_train_cases']} real cases to train on, "
+        f"{document['num_test_patients']} patients to test on."
+    )
+    html = page.build_page("Did the synthetic cases help?", lead, sections)
+    return Report(html, to_report_text(document), document)
+
+
+def _report_cohort(path: Path, fid_file: Path | None, notify: Notify) -> Report:
+    document = summarise_cohort(path, fid_file=fid_file, notify=notify)
+    lead = f"{document['num_accepted']} of {document['num_cases']} cases accepted, in {path}."
+    html = page.build_page("Synthetic cohort", lead, build_cohort_sections(path, document))
+    return Report(html, to_cohort_text(document), document)

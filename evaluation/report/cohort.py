@@ -1,0 +1,255 @@
+"""The report's sections on a cohort: what was accepted, sizes, HU, FID, pictures, provenance and licences."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any, Final
+
+from PIL import Image
+
+from maisi_aug.cohort.manifest import AttemptRecord, Manifest, load_manifest
+from maisi_aug.errors import MaisiAugError
+from maisi_aug.evaluation.cohort import hu, lesion_report
+from maisi_aug.evaluation.cohort.case_sets import CaseSet, find_case_set
+from maisi_aug.evaluation.fid import measurement as fid
+from maisi_aug.evaluation.output.files import percent
+from maisi_aug.evaluation.report import page
+from maisi_aug.evaluation.report.page import Section
+from maisi_aug.integrations.reading.cohort_source import find_num_planned
+
+NUM_PICTURES: Final = 6
+MAX_MEASURED_CASES: Final = 40
+PICTURE_PX: Final = 720
+
+Notify = Callable[[str, int, int], None]
+
+
+def summarise_cohort(folder: Path, *, fid_file: Path | None, notify: Notify) -> dict[str, Any]:
+    """Everything that the report says of a cohort, as JSON types; what cannot be measured is named.
+
+    Args:
+        folder: Of the cohort.
+        fid_file: What ``evaluate fid --out`` wrote; None for none.
+        notify: Called with a stage, the steps done and their number.
+
+    Raises:
+        CohortError: The folder is no cohort.
+    """
+    manifest = load_manifest(folder)
+    num_begun = len({record.case_index for record in manifest.records})
+    num_cases = max(num_begun, find_num_planned(folder) or 0)
+    document: dict[str, Any] = {
+        "kind": "cohort",
+        "path": str(folder),
+        "num_cases": num_cases,
+        "num_accepted": len(manifest.accepted),
+        "num_rejected": len(manifest.rejected),
+        "num_attempts": len(manifest.records),
+        "first_attempt_rate": manifest.first_attempt_rate(),
+        "rejected": [{"case": r.case_id, "reason": r.reason} for r in manifest.rejected],
+        "failed_gates": _count_failed_gates(manifest),
+        "provenance": _describe_provenance(manifest),
+        "notes": [],
+        "lesions": None,
+        "hu": None,
+        "fid": _read_fid(fid_file),
+    }
+    if num_begun < num_cases:
+        document["notes"].append(
+            f"{num_cases - num_begun} of {num_cases} planned cases are not made yet; the command that began the cohort "
+            "goes on with them."
+        )
+    if manifest.accepted:
+        _measure(folder, document, notify)
+    return document
+
+
+def _measure(folder: Path, document: dict[str, Any], notify: Notify) -> None:
+    try:
+        case_set = find_case_set(folder)
+    except MaisiAugError as error:  # such as a cohort that is still being written
+        document["notes"].append(f"HU and visibility were not measured. {error}")
+        return
+    if len(case_set.cases) > MAX_MEASURED_CASES:
+        case_set = CaseSet(**{**vars(case_set), "cases": case_set.cases[:MAX_MEASURED_CASES]})
+        document["notes"].append(f"HU and visibility were measured on the first {MAX_MEASURED_CASES} cases.")
+    measurements: tuple[tuple[str, Callable[[], dict[str, Any]]], ...] = (
+        ("lesions", lambda: lesion_report.measure_lesions_of(case_set, lambda a, b: notify("lesions", a, b))),
+        ("hu", lambda: hu.measure_hu(case_set, hu.published_reference(), lambda a, b: notify("HU", a, b))),
+    )
+    for name, measure in measurements:
+        try:
+            document[name] = measure()
+        except MaisiAugError as error:
+            document["notes"].append(f"{name}: {error}")
+
+
+def build_cohort_sections(folder: Path, document: Mapping[str, Any], *, name: str = "") -> list[Section]:
+    """All sections, in their order; a name goes in front of the titles where a report has several cohorts."""
+    prefix = f"{name}: " if name else ""
+    return [
+        Section(f"{prefix}Cohort", _build_summary(document)),
+        Section(f"{prefix}Size calibration", _build_sizes(document)),
+        Section(f"{prefix}HU by organ", _build_hu(document)),
+        Section(f"{prefix}FID by plane", _build_fid(document)),
+        Section(f"{prefix}Accepted and rejected cases", _build_pictures(folder)),
+        Section(f"{prefix}Provenance and licences", _build_provenance(document)),
+    ]
+
+
+def to_cohort_text(document: Mapping[str, Any]) -> str:
+    """The document as Markdown."""
+    parts = [f"# Cohort {document['path']}\n", *(f"- {name}: {value}" for name, value in _facts(document).items()), ""]
+    parts += [f"- {note}" for note in document["notes"]]
+    parts += [f"- {row['case']} was rejected: {row['reason']}" for row in document["rejected"]]
+    for key, module in (("lesions", lesion_report), ("hu", hu), ("fid", fid)):
+        if document[key] is not None:
+            parts += ["", module.to_report(document[key])]
+    parts += ["", "## Provenance", "", *(f"- {row}" for row in _spell_provenance(document))]
+    return "\n".join(parts) + "\n"
+
+
+def _facts(document: Mapping[str, Any]) -> dict[str, str]:
+    found = {
+        "cases accepted": f"{document['num_accepted']} of {document['num_cases']}",
+        "at the first attempt": percent(document["first_attempt_rate"]),
+        "attempts": str(document["num_attempts"]),
+    }
+    if document["hu"] is not None:
+        found["organ medians in range"] = percent(document["hu"]["inside"])
+    if document["lesions"] is not None and document["lesions"]["calibration"][0].get("mean_absolute_error") is not None:
+        found["mean error of size"] = f"{100 * document['lesions']['calibration'][0]['mean_absolute_error']:.1f}%"
+    return found
+
+
+def _build_summary(document: Mapping[str, Any]) -> str:
+    parts = [page.facts(_facts(document)), *(page.warn(note) for note in document["notes"])]
+    parts += [page.warn(text) for text in _list_skipped(document)]
+    parts += [page.warn(f"{row['case']} was rejected. {row['reason']}") for row in document["rejected"]]
+    if document["failed_gates"]:
+        rows = ([escape(gate), str(count)] for gate, count in document["failed_gates"].items())
+        parts.append(page.table(["gate that ended an attempt", "attempts"], rows, caption="Failed attempts by gate"))
+    return "\n".join(parts)
+
+
+def _list_skipped(document: Mapping[str, Any]) -> list[str]:
+    """Cases that could not be measured; one that neither measurement could read is named once."""
+    found = [row for name in ("lesions", "hu") for row in (document[name] or {}).get("skipped", ())]
+    return list(dict.fromkeys(f"{row['case']} could not be measured. {row['reason']}" for row in found))
+
+
+def _build_sizes(document: Mapping[str, Any]) -> str:
+    if document["lesions"] is None:
+        return ""
+    return "\n".join(
+        page.chart(svg, caption="Requested against realised size" if "sizes" in name else "How lesions stand out")
+        for name, svg in lesion_report.draw_charts(document["lesions"]).items()
+    )
+
+
+def _build_hu(document: Mapping[str, Any]) -> str:
+    if document["hu"] is None:
+        return ""
+    parts = [page.chart(hu.draw_chart(document["hu"]), caption="Median HU of every label, by case, over its range")]
+    outliers = [
+        f"{row['case']}: {row['label']} at {row['median_hu']:.0f} HU, expected {row['low_hu']:.0f} to "
+        f"{row['high_hu']:.0f}."
+        for row in document["hu"]["outliers"]
+    ]
+    return "\n".join([*parts, page.bullets(outliers) if outliers else ""])
+
+
+def _build_fid(document: Mapping[str, Any]) -> str:
+    if document["fid"] is None:
+        return ""
+    return page.chart(fid.draw_chart(document["fid"]), caption="FID by plane against the floor of real halves")
+
+
+def _read_fid(path: Path | None) -> dict[str, Any] | None:
+    if path is None:
+        return None
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        fid.draw_chart(content)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        from maisi_aug.errors import EvaluationError
+
+        raise EvaluationError(
+            f"{path}: expected fid.json as 'maisi-aug evaluate fid --out' writes it, found: {error!r}. Correct --fid."
+        ) from error
+    found: dict[str, Any] = content
+    return found
+
+
+def _build_pictures(folder: Path) -> str:
+    manifest = load_manifest(folder)
+    failed = [record for record in manifest.records if record.status != "accepted"]
+    parts = []
+    for title, records in (("Accepted", manifest.accepted), ("Rejected attempts", failed)):
+        figures = [_show(folder, record) for record in _spread(records)]
+        if figures:
+            parts += [page.heading(title), "".join(figures)]
+    return "\n".join(parts)
+
+
+def _spread(records: Sequence[AttemptRecord]) -> list[AttemptRecord]:
+    """A few records, evenly spread."""
+    with_picture = [record for record in records if "preview" in record.files]
+    step = max(1, -(-len(with_picture) // NUM_PICTURES))
+    return with_picture[::step]
+
+
+def _show(folder: Path, record: AttemptRecord) -> str:
+    path = folder / record.files["preview"].path
+    try:
+        with Image.open(path) as image:
+            image.thumbnail((PICTURE_PX * 2, PICTURE_PX * 2))
+            shown = image.convert("RGB")
+    except OSError as error:
+        return page.warn(f"{record.case_id}: the picture {path} cannot be read. {error}")
+    caption = record.reason or f"{record.case_id}, {record.request}"
+    return page.picture(shown, alt=f"Slices of {record.case_id} with its labels outlined", caption=caption)
+
+
+def _count_failed_gates(manifest: Manifest) -> dict[str, int]:
+    gates = Counter(
+        next((verdict.gate for verdict in record.verdicts if not verdict.passed), "no label map")
+        for record in manifest.records
+        if record.status != "accepted"
+    )
+    return dict(gates.most_common())
+
+
+def _describe_provenance(manifest: Manifest) -> list[dict[str, str]]:
+    """Every combination of bundle, weights, licence and source of label maps, with the number of cases."""
+    found = Counter(
+        (
+            record.bundle,
+            record.bundle_fingerprint[:16],
+            record.licence,
+            str(record.mask_origin.get("source", "unknown")),
+            str(record.mask_origin.get("bank", "")),
+        )
+        for record in manifest.accepted
+    )
+    keys = ("bundle", "weights", "licence", "mask_source", "mask_bank")
+    return [{**dict(zip(keys, row, strict=True)), "cases": str(count)} for row, count in found.items()]
+
+
+def _spell_provenance(document: Mapping[str, Any]) -> list[str]:
+    return [
+        f"{row['cases']} cases of {row['bundle']} (weights {row['weights']}), licence {row['licence']}, label maps by "
+        f"{row['mask_source']} {row['mask_bank']}".rstrip()
+        for row in document["provenance"]
+    ]
+
+
+def _build_provenance(document: Mapping[str, Any]) -> str:
+    keys = ("bundle", "weights", "licence", "mask_source", "mask_bank", "cases")
+    header = ["bundle", "weights, SHA-256", "licence", "label maps by", "of", "cases"]
+    rows = ([escape(row[key]) for key in keys] for row in document["provenance"])
+    return page.table(header, rows, caption="Provenance", words=(1, 2, 3, 4))

@@ -1,0 +1,259 @@
+"""The report's page: one file of HTML that needs nothing else, no script and no network.
+
+Its parts are plain strings of HTML, built by small functions that escape what they are given. Rows of intervals are
+laid out by the browser, so that they stay readable on a phone; charts from :mod:`maisi_aug.evaluation.output.charts` take the
+page's colours and scroll within themselves where a screen is narrow.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+from typing import Final
+
+from PIL import Image
+
+from maisi_aug import __version__
+from maisi_aug.evaluation.output import charts
+
+STYLE_NAME: Final = "report_style.css"
+POLICY: Final = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+JPEG_QUALITY: Final = 88
+_MINUS: Final = "\u2212"
+_COLOURS: Final = {
+    "#ffffff": "var(--surface)",
+    charts.INK: "var(--ink)",
+    charts.GREY: "var(--soft)",
+    charts.BAND: "var(--band)",
+    charts.FAINT: "var(--faint)",
+    charts.BLUE: "var(--blue)",
+    charts.ORANGE: "var(--orange)",
+    **{colour: f"var(--chart-{number})" for number, colour in enumerate(charts.PALETTE[2:], start=3)},
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """A part of the page.
+
+    Attributes:
+        title: Its heading, and its entry in the list of contents.
+        body: HTML.
+    """
+
+    title: str
+    body: str
+
+    @property
+    def anchor(self) -> str:
+        """Where links lead."""
+        return re.sub(r"[^a-z0-9]+", "-", self.title.lower()).strip("-")
+
+
+@dataclass(frozen=True, slots=True)
+class IntervalRow:
+    """A value with its interval on a line.
+
+    Attributes:
+        name: At the left.
+        value: A large dot; None for a row without figures.
+        low: Start of the interval; None where there is none.
+        high: Its end.
+        ticks: Small marks, such as single trainings.
+        text: At the right; the value when empty.
+    """
+
+    name: str
+    value: float | None
+    low: float | None = None
+    high: float | None = None
+    ticks: Sequence[float] = ()
+    text: str = ""
+
+
+def build_page(title: str, lead: str, sections: Sequence[Section]) -> str:
+    """The whole page.
+
+    Args:
+        title: Heading, as plain text.
+        lead: A sentence below it, as plain text.
+        sections: In their order; those without a body are left out.
+    """
+    shown = [section for section in sections if section.body]
+    style = Path(__file__).with_name(STYLE_NAME).read_text(encoding="utf-8")
+    contents = "".join(f'<li><a href="#{part.anchor}">{escape(part.title)}</a></li>' for part in shown)
+    body = "\n".join(
+        f'<section aria-labelledby="{part.anchor}">\n<h2 id="{part.anchor}">{escape(part.title)}</h2>\n{part.body}\n'
+        "</section>"
+        for part in shown
+    )
+    return f"""<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy" content="{POLICY}">
+<meta name="color-scheme" content="light dark">
+<title>{escape(title)}</title>
+<link rel="icon" href="data:,">
+<style>
+{style}</style>
+</head>
+<body>
+<a class="skip" href="#main">Skip to the figures</a>
+<div class="page">
+<header>
+<h1>{escape(title)}</h1>
+<p class="lead">{escape(lead)}</p>
+<nav aria-label="Contents"><ul>{contents}</ul></nav>
+</header>
+<main id="main">
+{body}
+</main>
+<footer>Written by maisi-aug {escape(__version__)}. This page needs no network.</footer>
+</div>
+</body>
+</html>
+"""
+
+
+def paragraph(text: str, *, kind: str = "") -> str:
+    """A paragraph of plain text."""
+    return f'<p class="{kind}">{escape(text)}</p>' if kind else f"<p>{escape(text)}</p>"
+
+
+def heading(text: str) -> str:
+    """A heading below a section's."""
+    return f"<h3>{escape(text)}</h3>"
+
+
+def bullets(lines: Iterable[str]) -> str:
+    """A list of plain sentences."""
+    return "<ul>" + "".join(f"<li>{escape(line)}</li>" for line in lines) + "</ul>"
+
+
+def warn(text: str, *, is_failure: bool = False) -> str:
+    """A sentence that must not be overlooked."""
+    return f'<p class="warning{" failure" if is_failure else ""}">{escape(text)}</p>'
+
+
+def facts(pairs: Mapping[str, object]) -> str:
+    """A few figures in large type."""
+    items = (f"<div><dt>{escape(name)}</dt><dd>{escape(str(value))}</dd></div>" for name, value in pairs.items())
+    return f'<dl class="facts">{"".join(items)}</dl>'
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[str]], *, caption: str, words: Sequence[int] = ()) -> str:
+    """A table that scrolls within itself.
+
+    Args:
+        header: Names of the columns.
+        rows: HTML cells; the first one is the row's name.
+        caption: For screen readers.
+        words: Columns that hold text, aligned at the left.
+    """
+    names = "".join(f'<th scope="col"{_words(number, words)}>{escape(name)}</th>' for number, name in enumerate(header))
+    lines = "".join(
+        "<tr>" + "".join(f"<td{_words(number, words)}>{cell}</td>" for number, cell in enumerate(row)) + "</tr>\n"
+        for row in rows
+    )
+    return (
+        f'<div class="scroll" role="region" tabindex="0" aria-label="{escape(caption)}"><table>'
+        f"<thead><tr>{names}</tr></thead>\n<tbody>\n{lines}</tbody></table></div>"
+    )
+
+
+def _words(number: int, words: Sequence[int]) -> str:
+    return ' class="words"' if number in words else ""
+
+
+def intervals(rows: Sequence[IntervalRow], *, low: float, high: float, unit: str, has_zero: bool = False) -> str:
+    """Rows of intervals over one axis.
+
+    Args:
+        rows: At least one.
+        low: Left end of the axis.
+        high: Right end.
+        unit: What the values are.
+        has_zero: Whether to draw a line at zero.
+    """
+    body = "".join(_interval_row(row, low, high, has_zero) for row in rows)
+    ends = f"<span>{number(low)}</span><span>{escape(unit)}</span><span>{number(high)}</span>"
+    return f'<div class="rows">{body}<div class="axis"><span></span><span class="ends">{ends}</span></div></div>'
+
+
+def _interval_row(row: IntervalRow, low: float, high: float, has_zero: bool) -> str:
+    def place(value: float) -> float:
+        return 100 * min(max((value - low) / (high - low), 0.0), 1.0)
+
+    marks = [f'<span class="zero" style="left:{place(0):.2f}%"></span>'] if has_zero else []
+    if row.value is not None:
+        if row.low is not None and row.high is not None:
+            start, stop = place(row.low), place(row.high)
+            marks.append(f'<span class="span" style="left:{start:.2f}%;width:{stop - start:.2f}%"></span>')
+        marks += [f'<span class="tick" style="left:{place(tick):.2f}%"></span>' for tick in row.ticks]
+        marks.append(f'<span class="dot" style="left:{place(row.value):.2f}%"></span>')
+    said = row.text or (number(row.value) if row.value is not None else "none")
+    spoken = "no figures" if row.value is None else number(row.value)
+    if row.low is not None and row.high is not None:
+        spoken += f", {number(row.low)} to {number(row.high)}"
+    return (
+        f'<div class="row"><span class="name">{escape(row.name)}</span><span class="track" role="img" '
+        f'aria-label="{spoken}">{"".join(marks)}</span><span class="value">{escape(said)}</span></div>'
+    )
+
+
+def verdict(text: str) -> str:
+    """A verdict in its colour; the words alone say it, too."""
+    kind = "gain" if text == "gain" else "loss" if "loss" in text else "none" if text == "no gain" else "undecided"
+    return f'<span class="verdict {kind}">{escape(text)}</span>'
+
+
+def number(value: float, digits: int = 2, *, signed: bool = False) -> str:
+    """A number with a true minus sign, and none before nothing."""
+    return f"{value:{'+' if signed else ''}z.{digits}f}".replace("-", _MINUS)
+
+
+def figures(text: str) -> str:
+    """Spelt figures with true minus signs."""
+    return escape(text.replace("-", _MINUS))
+
+
+def chart(svg: str, *, caption: str) -> str:
+    """A chart in the page's colours."""
+    drawn = re.sub(r"#[0-9a-f]{6}", lambda match: _COLOURS.get(match[0], match[0]), svg)
+    return (
+        f'<figure><div class="chart" role="region" tabindex="0" aria-label="{escape(caption)}">{drawn}</div>'
+        f"<figcaption>{escape(caption)}</figcaption></figure>"
+    )
+
+
+def picture(image: Image.Image, *, alt: str, caption: str) -> str:
+    """A picture inside the page."""
+    buffer = io.BytesIO()
+    image.convert("RGB").save(buffer, "JPEG", quality=JPEG_QUALITY)
+    content = base64.b64encode(buffer.getvalue()).decode()
+    return (
+        f'<figure><img src="data:image/jpeg;base64,{content}" width="{image.width}" height="{image.height}" '
+        f'loading="lazy" alt="{escape(alt)}"><figcaption>{escape(caption)}</figcaption></figure>'
+    )
+
+
+def gallery(figures: Iterable[str]) -> str:
+    """Pictures side by side as far as the screen allows."""
+    return f'<div class="gallery">{"".join(figures)}</div>'
+
+
+def fold(title: str, body: str) -> str:
+    """Something that is shown on request."""
+    return f"<details><summary>{escape(title)}</summary>\n{body}\n</details>"
+
+
+def code(text: str) -> str:
+    """Text to copy."""
+    return f'<pre tabindex="0"><code>{escape(text)}</code></pre>'

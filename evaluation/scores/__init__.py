@@ -1,0 +1,1 @@
+"""Scores of segmentations: overlap, lesion detection, statistics over patients and trainings, comparison of two arms."""

@@ -1,0 +1,297 @@
+"""The figures of an obedience measurement, what follows from them, and their report in words."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from maisi_aug.evaluation.output.files import percent, share_of, to_markdown
+from maisi_aug.evaluation.studies.tissues import LESION, mean_dice
+from maisi_aug.gates.visibility import SMALL_LESION_MM
+from maisi_aug.vocabulary.hu import reference_hu_ranges
+
+if TYPE_CHECKING:
+    from maisi_aug.bundle_spec.bundle import Bundle
+    from maisi_aug.evaluation.studies.segmenter import Segmenter
+
+REQUIRED_ORGANS: Final = 0.95
+REQUIRED_LESIONS: Final = 0.90
+REQUIRED_ORGAN_DICE: Final = 0.90
+REQUIRED_LESION_DICE: Final = 0.80
+# A tissue that the segmenter misses on phantoms tells nothing about a bundle.
+MIN_PHANTOM_DICE: Final = 0.3
+
+
+@dataclass(frozen=True, slots=True)
+class OrganFigures:
+    """One organ of a case in both images.
+
+    Attributes:
+        organ: Its name.
+        group: Name of the reference range that it is held against.
+        num_voxels: How much of it is in view.
+        is_judged: Whether that is enough to count.
+        phantom_hu: Median in the phantom's image.
+        synthetic_hu: Median in the bundle's image.
+        is_phantom_inside: Whether the phantom's median lies inside the range.
+        is_synthetic_inside: Whether the bundle's does.
+    """
+
+    organ: str
+    group: str
+    num_voxels: int
+    is_judged: bool
+    phantom_hu: float
+    synthetic_hu: float
+    is_phantom_inside: bool
+    is_synthetic_inside: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Contrast:
+    """How a lesion stands out from its host, as :func:`maisi_aug.gates.visibility.check_lesion_visibility` measures it."""
+
+    contrast_hu: float
+    noise_hu: float
+    has_right_sign: bool
+    exceeds_noise: bool
+
+    @property
+    def is_visible(self) -> bool:
+        """Right sign, and more than the noise."""
+        return self.has_right_sign and self.exceeds_noise
+
+
+@dataclass(frozen=True, slots=True)
+class LesionFigures:
+    """One lesion of a case in both images."""
+
+    label: str
+    diameter_mm: float
+    phantom: Contrast
+    synthetic: Contrast
+
+
+@dataclass(frozen=True, slots=True)
+class CaseFigures:
+    """Everything that was measured on one held-out map.
+
+    Attributes:
+        case_id: Name of the case.
+        key: Tells with which bundle, segmenter and settings it was measured.
+        phantom_seed: Of the held-out phantom.
+        region: Of the trunk.
+        phase: Contrast phase.
+        organs: Organs with a reference range that are in view.
+        lesions: All lesions.
+        dice_phantom: Of the segmenter on the phantom's image, by tissue; None for tissues out of view.
+        dice_synthetic: Of the segmenter on the bundle's image.
+        error_hu: Mean absolute difference of the two images, by tissue.
+        seconds: Time of the stages.
+    """
+
+    case_id: str
+    key: str
+    phantom_seed: int
+    region: str
+    phase: str
+    organs: tuple[OrganFigures, ...]
+    lesions: tuple[LesionFigures, ...]
+    dice_phantom: dict[str, float | None]
+    dice_synthetic: dict[str, float | None]
+    error_hu: dict[str, float]
+    seconds: dict[str, float]
+
+
+def to_document(
+    cases: Sequence[CaseFigures], *, bundle: Bundle, segmenter: Segmenter, settings: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Everything as plain JSON values: what was measured, the criteria, and the tables behind them."""
+    organs = [organ for case in cases for organ in case.organs if organ.is_judged]
+    lesions = [lesion for case in cases for lesion in case.lesions if lesion.diameter_mm >= SMALL_LESION_MM]
+    dice = _dice_rows(cases, [tissue.name for tissue in segmenter.tissues])
+    return {
+        "bundle": bundle.name,
+        "bundle_fingerprint": bundle.fingerprint,
+        "segmenter": {
+            "fingerprint": segmenter.fingerprint,
+            "num_steps": segmenter.num_steps,
+            "num_phantoms": segmenter.config.num_phantoms,
+        },
+        "settings": dict(settings),
+        "criteria": _criteria(organs, lesions, dice),
+        "organs": [_organ_row(name, [o for o in organs if o.group == name]) for name in _names_of_groups(organs)],
+        "lesions": [
+            _lesion_row(label, [lesion for lesion in lesions if lesion.label == label])
+            for label in sorted({lesion.label for lesion in lesions})
+        ],
+        "dice": dice,
+        "error_hu": _error_rows(cases, [tissue.name for tissue in segmenter.tissues]),
+        "seconds_per_image": float(np.median([case.seconds["image"] for case in cases])),
+    }
+
+
+def _criteria(
+    organs: Sequence[OrganFigures], lesions: Sequence[LesionFigures], dice: Sequence[Mapping[str, Any]]
+) -> list[dict[str, Any]]:
+    judged = [row for row in dice if row["phantom"] is not None and row["phantom"] >= MIN_PHANTOM_DICE]
+    of_organs = [row for row in judged if row["tissue"] != LESION]
+    of_lesions = [row for row in judged if row["tissue"] == LESION]
+    found = (
+        (
+            "organ medians inside the reference range",
+            REQUIRED_ORGANS,
+            share_of(o.is_synthetic_inside for o in organs),
+            len(organs),
+        ),
+        (
+            f"lesions of {SMALL_LESION_MM:.0f} mm and more with the right sign and above the noise",
+            REQUIRED_LESIONS,
+            share_of(lesion.synthetic.is_visible for lesion in lesions),
+            len(lesions),
+        ),
+        ("organ Dice of the segmenter, synthetic / phantom", REQUIRED_ORGAN_DICE, _ratio(of_organs), len(of_organs)),
+        (
+            "lesion Dice of the segmenter, synthetic / phantom",
+            REQUIRED_LESION_DICE,
+            _ratio(of_lesions),
+            len(of_lesions),
+        ),
+    )
+    return [
+        {
+            "name": name,
+            "required": required,
+            "found": value,
+            "num": num,
+            "is_met": value is not None and value >= required,
+        }
+        for name, required, value, num in found
+    ]
+
+
+def _ratio(rows: Sequence[Mapping[str, Any]]) -> float | None:
+    """Mean over tissues on synthetic images, divided by that on phantoms."""
+    on_phantoms = sum(row["phantom"] for row in rows)
+    return float(sum(row["synthetic"] for row in rows) / on_phantoms) if on_phantoms > 0 else None
+
+
+def _dice_rows(cases: Sequence[CaseFigures], names: Sequence[str]) -> list[dict[str, Any]]:
+    return [
+        {
+            "tissue": name,
+            "num_cases": sum(case.dice_phantom[name] is not None for case in cases),
+            "phantom": mean_dice([case.dice_phantom for case in cases], name),
+            "synthetic": mean_dice([case.dice_synthetic for case in cases], name),
+        }
+        for name in names
+    ]
+
+
+def _names_of_groups(organs: Sequence[OrganFigures]) -> list[str]:
+    present = {organ.group for organ in organs}
+    return [bounds.name for bounds in reference_hu_ranges() if bounds.name in present]
+
+
+def _organ_row(name: str, organs: Sequence[OrganFigures]) -> dict[str, Any]:
+    bounds = next(bounds for bounds in reference_hu_ranges() if bounds.name == name)
+    return {
+        "organ": name,
+        "low_hu": bounds.low_hu,
+        "high_hu": bounds.high_hu,
+        "num": len(organs),
+        "phantom_hu": float(np.median([organ.phantom_hu for organ in organs])),
+        "synthetic_hu": float(np.median([organ.synthetic_hu for organ in organs])),
+        "mean_difference_hu": float(np.mean([abs(organ.synthetic_hu - organ.phantom_hu) for organ in organs])),
+        "phantom_inside": share_of(organ.is_phantom_inside for organ in organs),
+        "synthetic_inside": share_of(organ.is_synthetic_inside for organ in organs),
+    }
+
+
+def _lesion_row(label: str, lesions: Sequence[LesionFigures]) -> dict[str, Any]:
+    return {
+        "label": label,
+        "num": len(lesions),
+        "phantom_contrast_hu": float(np.median([lesion.phantom.contrast_hu for lesion in lesions])),
+        "synthetic_contrast_hu": float(np.median([lesion.synthetic.contrast_hu for lesion in lesions])),
+        "phantom_noise_hu": float(np.median([lesion.phantom.noise_hu for lesion in lesions])),
+        "synthetic_noise_hu": float(np.median([lesion.synthetic.noise_hu for lesion in lesions])),
+        "synthetic_right_sign": share_of(lesion.synthetic.has_right_sign for lesion in lesions),
+        "phantom_visible": share_of(lesion.phantom.is_visible for lesion in lesions),
+        "synthetic_visible": share_of(lesion.synthetic.is_visible for lesion in lesions),
+    }
+
+
+def _error_rows(cases: Sequence[CaseFigures], names: Sequence[str]) -> list[dict[str, Any]]:
+    found = dict.fromkeys(name for case in cases for name in case.error_hu)
+    rows = []
+    for name in [*(name for name in names if name in found), *(name for name in found if name not in names)]:
+        errors = [case.error_hu[name] for case in cases if name in case.error_hu]
+        rows.append({"tissue": name, "num_cases": len(errors), "mean_absolute_hu": float(np.mean(errors))})
+    return rows
+
+
+def to_report(document: Mapping[str, Any]) -> str:
+    """The document as Markdown."""
+    settings, judge = document["settings"], document["segmenter"]
+    parts = [
+        f"# Does the image obey its map? Bundle {document['bundle']}, {settings['num_cases']} held-out maps\n",
+        f"Segmenter: {judge['num_steps']} steps on {judge['num_phantoms']} phantoms. Image: median "
+        f"{document['seconds_per_image']:.1f} s. Bundle {document['bundle_fingerprint'][:12]}, segmenter "
+        f"{judge['fingerprint'][:12]}, seed {settings['seed']}.\n",
+        _criteria_table(document["criteria"]),
+        "## Organs, medians in HU\n",
+        _organ_table(document["organs"]),
+        f"## Lesions of {SMALL_LESION_MM:.0f} mm and more, medians in HU\n",
+        _lesion_table(document["lesions"]),
+        "## Dice of the segmenter\n",
+        _dice_table(document["dice"]),
+        "## Mean absolute difference from the phantom's image, HU\n",
+        _error_table(document["error_hu"]),
+    ]
+    return "\n".join(parts)
+
+
+def _criteria_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    cells = [[row["name"], percent(row["required"]), percent(row["found"]), row["num"], row["is_met"]] for row in rows]
+    return to_markdown(["criterion", "required", "found", "of", "met"], cells)
+
+
+def _organ_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    names = ("organ", "real, from", "to", "number", "phantom", "synthetic", "difference")
+    keys = ("organ", "low_hu", "high_hu", "num", "phantom_hu", "synthetic_hu", "mean_difference_hu")
+    shares = ("phantom_inside", "synthetic_inside")
+    cells = [[*(row[key] for key in keys), *(percent(row[key]) for key in shares)] for row in rows]
+    return to_markdown([*names, "phantom inside", "synthetic inside"], cells, num_digits=0)
+
+
+def _lesion_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    names = ("lesion", "number", "phantom contrast", "noise", "synthetic contrast", "noise")
+    keys = ("phantom_contrast_hu", "phantom_noise_hu", "synthetic_contrast_hu", "synthetic_noise_hu")
+    shares = ("synthetic_right_sign", "phantom_visible", "synthetic_visible")
+    cells = [
+        [row["label"], row["num"], *(row[key] for key in keys), *(percent(row[key]) for key in shares)] for row in rows
+    ]
+    return to_markdown([*names, "right sign", "phantom visible", "synthetic visible"], cells, num_digits=0)
+
+
+def _dice_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    cells = [
+        [
+            row["tissue"],
+            row["num_cases"],
+            row["phantom"],
+            row["synthetic"],
+            percent(_ratio([row]) if row["phantom"] else None),
+        ]
+        for row in rows
+    ]
+    return to_markdown(["tissue", "cases", "phantom", "synthetic", "ratio"], cells)
+
+
+def _error_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    cells = [[row["tissue"], row["num_cases"], row["mean_absolute_hu"]] for row in rows]
+    return to_markdown(["tissue", "cases", "difference"], cells, num_digits=0)

@@ -1,0 +1,103 @@
+"""The tissues that the measurements tell apart: organs grouped so that a small network can name them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from maisi_aug.vocabulary.labels import MAISI, Vocabulary
+
+LESION: Final = "lesion"
+_ORGANS: Final[dict[str, tuple[str, ...]]] = {
+    "liver": ("liver", "hepatic vessel"),
+    "spleen": ("spleen",),
+    "kidneys": ("right kidney", "left kidney", "right kidney cyst", "left kidney cyst"),
+    "pancreas": ("pancreas",),
+    "heart": ("heart", "left atrial appendage"),
+    "aorta": ("aorta",),
+    "stomach": ("stomach",),
+    "colon": ("colon",),
+    "bladder": ("bladder",),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Tissue:
+    """Labels of a vocabulary that are taken together.
+
+    Attributes:
+        name: What tables call them.
+        label_ids: Their ids.
+    """
+
+    name: str
+    label_ids: tuple[int, ...]
+
+
+def list_tissues(vocabulary: Vocabulary) -> tuple[Tissue, ...]:
+    """Organs, bone, muscle and, last, every tumor of the vocabulary as one tissue; the others are background.
+
+    Args:
+        vocabulary: Of the label maps; tumors bound to its slots count.
+
+    Returns:
+        Tissue ``n`` of the list has class ``n + 1`` in a class map; class 0 is everything else.
+    """
+    organs = [Tissue(name, tuple(map(MAISI.id_of, labels))) for name, labels in _ORGANS.items()]
+    hosts = {
+        name: MAISI.hosts_of(MAISI.id_of(tumor)) for name, tumor in (("lungs", "lung tumor"), ("bone", "bone lesion"))
+    }
+    muscles = tuple(range(MAISI.id_of("left gluteus maximus"), MAISI.id_of("right iliopsoas") + 1))
+    return (
+        *organs,
+        *(Tissue(name, label_ids) for name, label_ids in hosts.items()),
+        Tissue("muscle", muscles),
+        Tissue(LESION, vocabulary.tumor_ids),
+    )
+
+
+def to_class_map(label_map: NDArray[np.uint8], tissues: Sequence[Tissue]) -> NDArray[np.uint8]:
+    """Turn vocabulary ids into classes.
+
+    Args:
+        label_map: ``(I, J, K)`` ids; not modified.
+        tissues: Class ``n + 1`` is tissue ``n``.
+
+    Returns:
+        ``(I, J, K)`` classes, 0 for labels of no tissue.
+    """
+    table = np.zeros(256, dtype=np.uint8)
+    for number, tissue in enumerate(tissues, start=1):
+        table[list(tissue.label_ids)] = number
+    classes: NDArray[np.uint8] = table[label_map]
+    return classes
+
+
+def measure_dice(expected: NDArray[Any], found: NDArray[Any], tissues: Sequence[Tissue]) -> dict[str, float | None]:
+    """Dice of every tissue of a case.
+
+    Args:
+        expected: ``(I, J, K)`` classes that are right.
+        found: ``(I, J, K)`` classes to compare.
+        tissues: Class ``n + 1`` is tissue ``n``.
+
+    Returns:
+        Between 0 and 1 by the tissue's name; None for a tissue that the case does not show, whatever was found.
+    """
+    num = len(tissues) + 1
+    counts = np.bincount(num * expected.ravel().astype(np.int64) + found.ravel(), minlength=num * num).reshape(num, num)
+    in_expected, in_found, in_both = counts.sum(axis=1), counts.sum(axis=0), np.diag(counts)
+    return {
+        tissue.name: float(2 * in_both[n] / (in_expected[n] + in_found[n])) if in_expected[n] else None
+        for n, tissue in enumerate(tissues, start=1)
+    }
+
+
+def mean_dice(cases: Sequence[dict[str, float | None]], name: str) -> float | None:
+    """Mean Dice of a tissue over the cases that show it; None when no case does."""
+    values = [dice for case in cases if (dice := case[name]) is not None]
+    return float(np.mean(values)) if values else None

@@ -1,0 +1,1 @@
+"""DICOM: CT series and segmentations of synthetic cases."""

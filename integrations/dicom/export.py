@@ -1,0 +1,153 @@
+"""A cohort as DICOM: for every case a CT series and a segmentation, of a patient who is clearly made up.
+
+RTSTRUCT is left out. rt-utils draws contours through the centres of a mask's outermost voxels, so that a lesion loses
+half a voxel on every side (measured: 4 of 9 voxels are left of a disk three voxels wide, 14 of 21 of one five wide),
+and it cannot read masks of slices that are not square. Convert the segmentation where contours are needed.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from maisi_aug import __version__
+from maisi_aug.cohort.manifest import AttemptRecord
+from maisi_aug.errors import ExportError
+from maisi_aug.integrations.dicom.image import build_series, require_dicom, study_uid
+from maisi_aug.integrations.dicom.segmentation import build_segmentation
+from maisi_aug.integrations.reading.cohort_source import CohortSource, load_cohort_source
+from maisi_aug.integrations.reading.export_labels import LabelNumbering, choose_labels, name_in_totalsegmentator
+from maisi_aug.system.whole_files import write_text_whole
+from maisi_aug.system.whole_folder import Notify, folders_that_appear_whole, require_new_folder, tell_nobody
+from maisi_aug.volumes.image_files import load_image, load_label_map
+
+if TYPE_CHECKING:
+    from pydicom.dataset import Dataset
+
+INDEX_NAME = "maisi_aug_index.json"
+SERIES_FOLDER = "CT"
+SEGMENTATION_NAME = "SEG.dcm"
+
+
+@dataclass(frozen=True, slots=True)
+class DicomReport:
+    """What an export wrote.
+
+    Attributes:
+        path: The folder.
+        num_cases: CT series.
+        num_slices: Files of all series.
+        num_segmentations: Segmentations; a case that holds none of the labels has none.
+        segments: Names of the exported labels.
+        notes: What the user should know, one sentence each.
+    """
+
+    path: Path
+    num_cases: int
+    num_slices: int
+    num_segmentations: int
+    segments: tuple[str, ...]
+    notes: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as JSON types."""
+        return {**asdict(self), "path": str(self.path), "segments": list(self.segments), "notes": list(self.notes)}
+
+
+def export_dicom(
+    cohort_dir: Path,
+    out: Path,
+    *,
+    labels: Sequence[str] = (),
+    include_anatomy: bool = False,
+    notify: Notify = tell_nobody,
+) -> DicomReport:
+    """Write the accepted cases of a cohort as ``OUT/CASE/CT/*.dcm`` and ``OUT/CASE/SEG.dcm``, whole or not at all.
+
+    UIDs follow from the case's bytes, so that the same cohort exported again has the same ones.
+
+    Args:
+        cohort_dir: Folder that ``synthesize`` wrote.
+        out: New or empty folder.
+        labels: Names or ids to export; those that the cohort was asked for when empty.
+        include_anatomy: Export every label in the maps as well, except the body envelope.
+        notify: Called with a stage, the steps done and their number.
+
+    Raises:
+        CohortError: ``cohort_dir`` is no cohort.
+        ExportError: ``out`` is in use, the cohort is unfinished or altered, a label occurs nowhere, or a grid is
+            sheared.
+        MissingExtraError: The extra ``dicom`` is not installed.
+        VocabularyError: An unknown label name.
+    """
+    require_dicom()
+    require_new_folder(out)
+    cohort = load_cohort_source(cohort_dir)
+    has_maps = any("anatomy" in case.files for case in cohort.cases)
+    numbering = LabelNumbering((), ())
+    if has_maps or labels or include_anatomy:
+        numbering = choose_labels(cohort, labels, include_anatomy=include_anatomy, notify=notify)
+    rows: dict[str, dict[str, Any]] = {}
+    with folders_that_appear_whole(out) as (building,):
+        for index, case in enumerate(cohort.cases):
+            notify("cases", index, len(cohort.cases))
+            rows[case.case_id] = _write_case(cohort, case, numbering, building / case.case_id)
+        index_text = json.dumps({"made_by": f"maisi-aug {__version__}", "cases": rows}, indent=1, ensure_ascii=False)
+        write_text_whole(building / INDEX_NAME, index_text + "\n")
+    notify("cases", len(cohort.cases), len(cohort.cases))
+    return DicomReport(
+        path=out,
+        num_cases=len(rows),
+        num_slices=sum(row["num_slices"] for row in rows.values()),
+        num_segmentations=sum(bool(row["segments"]) for row in rows.values()),
+        segments=numbering.names,
+        notes=(cohort.partial_note,) if cohort.partial_note else (),
+    )
+
+
+def _write_case(cohort: CohortSource, case: AttemptRecord, numbering: LabelNumbering, folder: Path) -> dict[str, Any]:
+    """Write one case, and tell what the index says of it."""
+    volume = load_image(cohort.require_file(case, "image"))
+    slices = list(build_series(case, volume.array, volume.grid))
+    (folder / SERIES_FOLDER).mkdir(parents=True)
+    for dataset in slices:
+        _save(dataset, folder / SERIES_FOLDER / f"{dataset.InstanceNumber:04d}.dcm")
+    row: dict[str, Any] = {
+        "patient_id": slices[0].PatientID,
+        "study_instance_uid": study_uid(case),
+        "series_instance_uid": slices[0].SeriesInstanceUID,
+        "num_slices": len(slices),
+        "segments": [],
+    }
+    if not numbering.ids or "anatomy" not in case.files:
+        return row
+    anatomy = load_label_map(cohort.require_file(case, "anatomy"))
+    if not anatomy.grid.is_close(volume.grid):
+        raise ExportError(
+            f"{case.case_id}: expected image and label map on one grid, found two. Make the cohort again."
+        )
+    segmentation = build_segmentation(case, slices, anatomy.array, numbering, cohort.vocabulary)
+    if segmentation is not None:
+        _save(segmentation, folder / SEGMENTATION_NAME)
+        row["segments"] = [
+            {
+                "segment": int(item.SegmentNumber),
+                "name": item.SegmentLabel,
+                "vocabulary_id": label_id,
+                "totalsegmentator": name_in_totalsegmentator(label_id),
+            }
+            for item, label_id in zip(segmentation.SegmentSequence, _ids_of(segmentation, numbering), strict=True)
+        ]
+    return row
+
+
+def _ids_of(segmentation: Dataset, numbering: LabelNumbering) -> list[int]:
+    by_name = dict(zip(numbering.names, numbering.ids, strict=True))
+    return [by_name[item.TrackingID] for item in segmentation.SegmentSequence]
+
+
+def _save(dataset: Dataset, path: Path) -> None:
+    dataset.save_as(path, enforce_file_format=True)

@@ -1,0 +1,1 @@
+"""Fresh cases while training, and cohorts that are still growing."""

@@ -1,0 +1,273 @@
+"""Fresh cases while training: drawn from a bundle by a process of their own, for MONAI and for TorchIO.
+
+    from maisi_aug.integrations.fresh.cases import FreshCases
+    cases = FreshCases({"labels": ["hepatic tumor:10-30mm"]}, num_items=250, reuse=4, transform=my_dict_transforms)
+    loader = DataLoader(cases, batch_size=2, num_workers=2)          # in order: the schedule is random already
+    for epoch in range(100):
+        cases.set_epoch(epoch)
+        for batch in loader: ...
+    cases.close()
+
+The same seed and epoch give the same cases, however fast either side is and with any number of workers.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import platform
+import secrets
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import weakref
+from collections.abc import Callable, Mapping
+from functools import cached_property
+from multiprocessing.connection import Client, Connection
+from pathlib import Path
+from typing import Any, Self
+
+from maisi_aug import errors
+from maisi_aug.cohort.recipe import CohortConfig, build_config
+from maisi_aug.cohort.source_rules import NO_MAP
+from maisi_aug.errors import CohortError, MaisiAugError, RecipeError
+from maisi_aug.integrations.fresh.schedule import UseSchedule
+from maisi_aug.integrations.reading.export_labels import LabelNumbering, require_numbers
+from maisi_aug.integrations.reading.items import Item, Pair, to_monai_item, to_subject
+
+CONNECT_SECONDS = 120.0
+MAX_ADDRESS_BYTES = 100
+"""Of a socket's path: Linux takes 107, macOS 103."""
+ERROR_NAME = "stderr.txt"
+
+
+class FreshCases:
+    """A map-style dataset whose items are drawn while one trains.
+
+    An epoch has ``num_items`` items of ``ceil(num_items / reuse)`` fresh cases. Networks run in a process of their own,
+    on one device; the training process and the workers of its loader ask it for cases over a local socket.
+
+    Use a loader that does not shuffle: the schedule is random already, and another order makes cases wait for each
+    other, or be made twice where the buffer is smaller than an epoch.
+    """
+
+    _process: subprocess.Popen[str] | None  # None in the workers of a loader
+
+    def __init__(
+        self,
+        configuration: CohortConfig | Mapping[str, Any],
+        *,
+        num_items: int,
+        reuse: int = 4,
+        buffer: int = 8,
+        seed: int = 0,
+        device: str = "auto",
+        transform: Callable[[Item], Any] | None = None,
+        as_subjects: bool = False,
+        numbers: Mapping[str, int] | None = None,
+    ) -> None:
+        """Start the process; the weights are loaded while the training prepares.
+
+        Args:
+            configuration: What to draw, with the fields of a recipe; ``num_cases`` and ``seed`` are those below.
+            num_items: Items of an epoch.
+            reuse: Most items that show the same case; how often a transform may vary it.
+            buffer: Most cases held ready, in the memory of the process; half of them are in use at a time.
+            seed: Decides every case of every epoch.
+            device: Where the networks run: ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
+            transform: Applied to every item, in the process that asks.
+            as_subjects: Items are TorchIO subjects instead of dictionaries of MetaTensors.
+            numbers: Label name -> number, such as a real dataset's, 0 for background; without it the labels that are
+                asked for are 1, 2, ... in the order of their ids, see :attr:`numbering`.
+
+        Raises:
+            RecipeError: The configuration does not validate, or draws without label maps.
+            RequestError: A number is too small, or ``numbers`` cannot stand in a label map.
+        """
+        if not isinstance(configuration, CohortConfig):
+            configuration = build_config(configuration, source="FreshCases")
+        if configuration.mask_source == NO_MAP:
+            raise RecipeError(
+                "FreshCases: expected a mask source with label maps to train on, found mask_source 'none'. Choose "
+                "another."
+            )
+        require_numbers(numbers or {})
+        self._configuration, self._numbers = configuration, None if numbers is None else dict(numbers)
+        self.transform, self._convert = transform, to_subject if as_subjects else to_monai_item
+        self.schedule = UseSchedule(num_items, reuse, max(1, buffer // 2), seed)
+        # Seen by the workers of a loader that live on from epoch to epoch.
+        self._epoch = multiprocessing.get_context("spawn").Value("q", 0)
+        self._folder = Path(tempfile.mkdtemp(prefix="maisi-aug-"))
+        self._address = _choose_address(self._folder)
+        self._authkey = secrets.token_bytes(32)
+        self._connections: dict[tuple[int, int], Connection] = {}
+        self._process = process = self._start(configuration, device, buffer)
+        self._owner, self._server_pid = os.getpid(), process.pid
+        self._finalizer: Callable[[], object] = weakref.finalize(self, _stop, process, self._folder, os.getpid())
+
+    def _start(self, configuration: CohortConfig, device: str, buffer: int) -> subprocess.Popen[str]:
+        task = {
+            "configuration": configuration.to_dict(),
+            "device": device,
+            "capacity": buffer,
+            "address": self._address,
+            "authkey": self._authkey.hex(),
+            "num_items": self.schedule.num_items,
+            "reuse": self.schedule.reuse,
+            "window": self.schedule.window,
+            "seed": self.schedule.seed,
+            "numbers": self._numbers,
+        }
+        with (self._folder / ERROR_NAME).open("w") as errors_file:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "maisi_aug.integrations.fresh.server"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
+                stderr=errors_file,
+                text=True,
+                env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+            )
+        assert process.stdin is not None
+        process.stdin.write(json.dumps(task) + "\n")
+        process.stdin.flush()
+        return process
+
+    @cached_property
+    def numbering(self) -> LabelNumbering:
+        """What the labels become; ``to_dict()`` gives the number for each name.
+
+        Raises:
+            MaisiAugError: What is asked for cannot be made.
+        """
+        from maisi_aug.cohort.resolve import resolve_cohort
+        from maisi_aug.integrations.fresh.maker import number_requested
+
+        config = self._configuration.model_copy(update={"num_cases": self.schedule.num_cases})
+        return number_requested(resolve_cohort(config), self._numbers)
+
+    def __len__(self) -> int:
+        return self.schedule.num_items
+
+    @property
+    def epoch(self) -> int:
+        """The epoch that items are of."""
+        return int(self._epoch.value)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch, before a loader is iterated; without it every epoch is the first one again."""
+        self._epoch.value = epoch
+
+    def __getitem__(self, index: int) -> Any:
+        if not 0 <= index < len(self):
+            raise IndexError(index)  # ends a plain for loop
+        item = self._convert(self.fetch(self.epoch, index))
+        return item if self.transform is None else self.transform(item)
+
+    def fetch(self, epoch: int, index: int) -> Pair:
+        """The case of an item, made if it is not ready.
+
+        Raises:
+            MaisiAugError: What ended the making of cases.
+        """
+        try:
+            connection = self._connect()
+            connection.send((epoch, index))
+            answer = connection.recv()
+        except (EOFError, ConnectionError, FileNotFoundError) as error:  # the other end is gone
+            raise self._explain_end() from error
+        except OSError as error:
+            raise CohortError(
+                f"Fresh cases: expected to reach the process that makes them, found: {error}. Check the limits of this "
+                "process, such as that of open files."
+            ) from error
+        if answer[0] == "case":
+            pair: Pair = answer[1]
+            return pair
+        _, kind, message = answer
+        known = getattr(errors, kind, None)
+        if isinstance(known, type) and issubclass(known, MaisiAugError):
+            raise known(message)
+        raise CohortError(f"Fresh cases: expected another case, found {kind}: {message}")
+
+    def _connect(self) -> Connection:
+        """This thread's own connection; the workers of a loader have inherited those of another process."""
+        key = os.getpid(), threading.get_ident()
+        if key not in self._connections:
+            ends_at = time.monotonic() + CONNECT_SECONDS
+            while True:
+                try:
+                    self._connections[key] = Client(self._address, "AF_UNIX", authkey=self._authkey)
+                    break
+                except (FileNotFoundError, ConnectionRefusedError):
+                    if time.monotonic() > ends_at or not self._is_alive():
+                        raise
+                    time.sleep(0.05)
+        return self._connections[key]
+
+    def _is_alive(self) -> bool:
+        if self._process is not None and os.getpid() == self._owner:
+            return self._process.poll() is None
+        try:
+            os.kill(self._server_pid, 0)
+        except OSError:
+            return False
+        return True
+
+    def _explain_end(self) -> CohortError:
+        path = self._folder / ERROR_NAME
+        lines = path.read_text(errors="replace").strip().splitlines() if path.is_file() else []
+        last = lines[-1] if lines else "no message"
+        return CohortError(
+            f"Fresh cases: expected the process that makes them to be at work, found that it has ended ({last}). If it "
+            "was killed for its memory, ask for a smaller buffer or grid."
+        )
+
+    def close(self) -> None:
+        """End the process; also done when the dataset is collected, and when the training ends in any way."""
+        for connection in self._connections.values():
+            connection.close()
+        self._connections.clear()
+        self._finalizer()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __getstate__(self) -> dict[str, Any]:
+        # For workers that are spawned: they ask the same process, and do not end it.
+        return {**self.__dict__, "_process": None, "_connections": {}, "_finalizer": _do_nothing}
+
+
+def _choose_address(folder: Path) -> str:
+    """Where the process listens: in the folder, unless its path is longer than an address may be."""
+    path = str(folder / "socket")
+    if len(os.fsencode(path)) <= MAX_ADDRESS_BYTES:
+        return path
+    if platform.system() == "Linux":
+        return f"\0maisi-aug-{secrets.token_hex(16)}"  # no file: of the kernel's own names, gone with the process
+    return str(Path("/tmp", f"maisi-aug-{secrets.token_hex(16)}"))
+
+
+def _do_nothing() -> None:
+    """The end of a copy."""
+
+
+def _stop(process: subprocess.Popen[str], folder: Path, owner: int) -> None:
+    """End the process that makes cases; not from a copy of the dataset in a worker."""
+    if os.getpid() != owner:
+        return
+    if process.stdin is not None:
+        process.stdin.close()
+    process.terminate()
+    try:
+        process.wait(10)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+    shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,89 @@
+"""The process that owns the device: makes fresh cases and hands them out over a local socket.
+
+Started by :class:`maisi_aug.integrations.fresh.cases.FreshCases`; it reads its task from standard input, and ends when
+that is closed, so that it never outlives the training, however that ends.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import threading
+from multiprocessing.connection import Connection, Listener
+from pathlib import Path
+
+from maisi_aug.integrations.fresh.buffer import CaseBuffer
+from maisi_aug.integrations.fresh.schedule import UseSchedule
+
+
+def main() -> int:
+    """Serve until standard input is closed; returns the exit code."""
+    task = json.loads(sys.stdin.readline())
+    schedule = UseSchedule(task["num_items"], task["reuse"], task["window"], task["seed"])
+    buffer = CaseBuffer(schedule, task["capacity"])
+    listener = Listener(task["address"], "AF_UNIX", authkey=bytes.fromhex(task["authkey"]))
+    threading.Thread(target=_end_with_training, args=(task["address"],), daemon=True).start()
+    threading.Thread(target=_accept, args=(listener, buffer), daemon=True).start()
+    try:
+        buffer.make_all(_Maker(task, schedule))
+    except Exception:
+        # Whoever asks is told; the process stays for that until the training ends.
+        threading.Event().wait()
+    return 0
+
+
+class _Maker:
+    """Loads the networks when the first case is asked for, so that a failure to do so is told like any other."""
+
+    def __init__(self, task: dict[str, object], schedule: UseSchedule) -> None:
+        self._task, self._schedule = task, schedule
+        self._maker: object = None
+
+    def __call__(self, epoch: int, number: int) -> object:
+        from maisi_aug.integrations.fresh.maker import FreshMaker
+
+        if self._maker is None:
+            self._maker = FreshMaker.open(
+                self._task["configuration"],  # type: ignore[arg-type]
+                device=str(self._task["device"]),
+                num_cases=self._schedule.num_cases,
+                seed=self._schedule.seed,
+                numbers=self._task["numbers"],  # type: ignore[arg-type]
+            )
+        assert isinstance(self._maker, FreshMaker)
+        return self._maker.make(epoch, number)
+
+
+def _end_with_training(address: str) -> None:
+    sys.stdin.read()  # returns when the other end is closed, by whatever
+    if not address.startswith("\0"):  # an address of Linux that is no file
+        Path(address).unlink(missing_ok=True)
+    os._exit(0)  # the main thread may be in the middle of a network
+
+
+def _accept(listener: Listener, buffer: CaseBuffer) -> None:
+    while True:
+        try:
+            connection = listener.accept()
+        except (OSError, EOFError):
+            continue  # a client that was ended while it said hello
+        threading.Thread(target=_serve, args=(connection, buffer), daemon=True).start()
+
+
+def _serve(connection: Connection, buffer: CaseBuffer) -> None:
+    """Answer one client: ``(epoch, item)`` with ``("case", pair)`` or ``("failed", kind, message)``."""
+    try:
+        while True:
+            epoch, item = connection.recv()
+            try:
+                answer: tuple[object, ...] = ("case", buffer.take(epoch, item))
+            except Exception as error:
+                answer = ("failed", type(error).__name__, str(error))
+            connection.send(answer)
+    except (OSError, EOFError):
+        connection.close()  # the client is gone
+
+
+if __name__ == "__main__":
+    sys.exit(main())

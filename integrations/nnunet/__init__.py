@@ -1,0 +1,1 @@
+"""nnU-Net v2: datasets, labels, plans, folds, trainers, predictions."""

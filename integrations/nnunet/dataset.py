@@ -1,0 +1,211 @@
+"""A cohort as an nnU-Net v2 raw dataset, checked by nnU-Net itself before it appears under its name.
+
+Which labels it holds and how they are numbered is told by :mod:`maisi_aug.integrations.reading.export_labels`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from maisi_aug import __version__
+from maisi_aug.cohort.manifest import AttemptRecord
+from maisi_aug.integrations.nnunet.check import count_processes, verify_integrity
+from maisi_aug.integrations.nnunet.folders import (
+    FILE_ENDING,
+    MAPPING_NAME,
+    place_file,
+    require_free_target,
+    require_raw_folder,
+)
+from maisi_aug.integrations.nnunet.splits import NUM_FOLDS
+from maisi_aug.integrations.reading.cohort_source import CohortSource, load_cohort_source
+from maisi_aug.integrations.reading.export_labels import LabelNumbering, choose_labels
+from maisi_aug.system.whole_files import write_text_whole
+from maisi_aug.system.whole_folder import Notify, folders_that_appear_whole, tell_nobody
+from maisi_aug.vocabulary.labels import BACKGROUND_ID
+from maisi_aug.volumes.image_files import load_label_map, save_label_map
+
+
+@dataclass(frozen=True, slots=True)
+class ExportReport:
+    """What an export wrote.
+
+    Attributes:
+        path: The dataset's folder.
+        labels: Label name to nnU-Net label, background included.
+        vocabulary_ids: Label name to id in the cohort's label maps, background left out.
+        num_cases: Training cases.
+        num_linked: How many images are hard links to the cohort's files rather than copies.
+        notes: What the user should know, one sentence each.
+    """
+
+    path: Path
+    labels: dict[str, int]
+    vocabulary_ids: dict[str, int]
+    num_cases: int
+    num_linked: int
+    notes: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as JSON types."""
+        return {
+            "path": str(self.path),
+            "labels": self.labels,
+            "vocabulary_ids": self.vocabulary_ids,
+            "num_cases": self.num_cases,
+            "num_linked": self.num_linked,
+            "notes": list(self.notes),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class _Written:
+    """What was found while the cases were written."""
+
+    present_ids: frozenset[int]
+    num_linked: int
+    num_empty: int
+    num_skewed: int
+
+
+def export_nnunet(
+    cohort_dir: Path,
+    *,
+    dataset_id: int,
+    name: str,
+    out: Path | None = None,
+    labels: Sequence[str] = (),
+    include_anatomy: bool = False,
+    copy: bool = False,
+    notify: Notify = tell_nobody,
+) -> ExportReport:
+    """Write the accepted cases of a cohort as ``DatasetXXX_Name``, whole or not at all.
+
+    Args:
+        cohort_dir: Folder that ``synthesize`` wrote.
+        dataset_id: 1 to 999, not in use.
+        name: The part after ``DatasetXXX_``.
+        out: Folder for raw datasets; ``$nnUNet_raw`` when not given.
+        labels: Names or ids to export; those that the cohort was asked for when empty.
+        include_anatomy: Export every label in the maps as well, except the body envelope.
+        copy: Copy the images instead of linking them.
+        notify: Called with a stage, the steps done and their number.
+
+    Returns:
+        The report; the dataset has passed nnU-Net's integrity check.
+
+    Raises:
+        CohortError: ``cohort_dir`` is no cohort.
+        ExportError: The cohort is unfinished or altered, the id is taken, a label occurs nowhere, or the check fails.
+        VocabularyError: An unknown label name.
+    """
+    target = require_free_target(require_raw_folder(out), dataset_id, name)
+    cohort = load_cohort_source(cohort_dir)
+    numbering = choose_labels(cohort, labels, include_anatomy=include_anatomy, notify=notify)
+    with folders_that_appear_whole(target) as (building,):
+        written = _write_cases(cohort, numbering, building, copy=copy, notify=notify)
+        _write_descriptions(cohort, numbering, written, building, target.name)
+        notify("nnU-Net's integrity check", 0, 1)
+        verify_integrity(building, num_processes=count_processes(len(cohort.cases)))
+        notify("nnU-Net's integrity check", 1, 1)
+    return ExportReport(
+        path=target,
+        labels=numbering.to_dict(),
+        vocabulary_ids=dict(zip(numbering.names, numbering.ids, strict=True)),
+        num_cases=len(cohort.cases),
+        num_linked=written.num_linked,
+        notes=tuple(_build_notes(cohort, written)),
+    )
+
+
+def _write_cases(
+    cohort: CohortSource, numbering: LabelNumbering, building: Path, *, copy: bool, notify: Notify
+) -> _Written:
+    """Images as they are, label maps renumbered."""
+    for folder in ("imagesTr", "labelsTr"):
+        (building / folder).mkdir()
+    present: set[int] = set()
+    num_linked = num_empty = num_skewed = 0
+    for index, case in enumerate(cohort.cases):
+        notify("cases", index, len(cohort.cases))
+        image = cohort.require_file(case, "image")
+        num_linked += place_file(image, building / "imagesTr" / f"{case.case_id}_0000{FILE_ENDING}", copy=copy)
+        anatomy = load_label_map(cohort.require_file(case, "anatomy"))
+        label_map = numbering.apply(anatomy.array)
+        save_label_map(building / "labelsTr" / f"{case.case_id}{FILE_ENDING}", label_map, anatomy.grid)
+        present |= {int(label_id) for label_id in np.unique(anatomy.array)}
+        num_empty += not label_map.any()
+        num_skewed += not anatomy.grid.has_right_angles
+    notify("cases", len(cohort.cases), len(cohort.cases))
+    return _Written(frozenset(present - {BACKGROUND_ID}), num_linked, num_empty, num_skewed)
+
+
+def _write_descriptions(
+    cohort: CohortSource, numbering: LabelNumbering, written: _Written, building: Path, name: str
+) -> None:
+    """Write ``dataset.json`` for nnU-Net and the mapping back to the vocabulary for everyone else."""
+    licences = sorted({case.licence for case in cohort.cases})
+    dataset: dict[str, Any] = {
+        "channel_names": {"0": channel_name(cohort.cases)},
+        "labels": numbering.to_dict(),
+        "numTraining": len(cohort.cases),
+        "file_ending": FILE_ENDING,
+        "name": name,
+        "description": f"Synthetic CT cohort of {len(cohort.cases)} cases, for training only; see {MAPPING_NAME}.",
+        "reference": f"maisi-aug {__version__}",
+        "release": __version__,
+        "licence": ", ".join(licences),
+        "converted_by": f"maisi-aug {__version__}",
+    }
+    if written.num_skewed:
+        dataset["overwrite_image_reader_writer"] = "NibabelIO"
+    mapping = {
+        "format": 1,
+        "made_by": f"maisi-aug {__version__}",
+        "labels": numbering.to_json(),
+        "background": [
+            {"name": cohort.name_of(label_id), "vocabulary_id": label_id}
+            for label_id in sorted(written.present_ids - set(numbering.ids))
+        ],
+        "cases": {case.case_id: describe_case(case) for case in cohort.cases},
+    }
+    for path, content in ((building / "dataset.json", dataset), (building / MAPPING_NAME, mapping)):
+        write_text_whole(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+
+def channel_name(cases: Sequence[AttemptRecord]) -> str:
+    """``CT`` makes nnU-Net normalise in HU; any other name, image by image."""
+    modalities = {str(case.settings.get("modality", "ct")) for case in cases}
+    if all(modality.lower().startswith("ct") for modality in modalities):
+        return "CT"
+    return "+".join(sorted(modalities))
+
+
+def describe_case(case: AttemptRecord) -> dict[str, Any]:
+    """Where a case comes from, for the mapping file; a benchmark reads from it whose label map the case was made of."""
+    return {
+        "request": case.request,
+        "seed": case.seed,
+        "bundle": case.bundle,
+        "bundle_fingerprint": case.bundle_fingerprint,
+        "licence": case.licence,
+        "image_sha256": case.files["image"].sha256,
+        "anatomy_sha256": case.files["anatomy"].sha256,
+        "mask_origin": dict(case.mask_origin),
+    }
+
+
+def _build_notes(cohort: CohortSource, written: _Written) -> Iterator[str]:
+    num_cases = len(cohort.cases)
+    if cohort.partial_note:
+        yield cohort.partial_note
+    if num_cases < NUM_FOLDS:
+        yield f"nnU-Net's default split has {NUM_FOLDS} folds and needs as many cases; this dataset has {num_cases}."
+    if written.num_empty:
+        yield f"{written.num_empty} of {num_cases} cases hold none of the exported labels."

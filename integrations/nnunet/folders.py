@@ -1,0 +1,163 @@
+"""nnU-Net's folders: where a dataset goes, and whether its id is free."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from maisi_aug.errors import ExportError
+from maisi_aug.system.whole_folder import link_or_copy
+
+FILE_ENDING = ".nii.gz"
+MAPPING_NAME = "maisi_aug_mapping.json"
+MARK_KEY = "maisi_aug"  # in dataset.json, which nnU-Net hands to the trainer; names the synthetic cases
+RAW_VARIABLE = "nnUNet_raw"
+PREPROCESSED_VARIABLE = "nnUNet_preprocessed"
+RESULTS_VARIABLE = "nnUNet_results"
+OTHER_VARIABLES = (PREPROCESSED_VARIABLE, RESULTS_VARIABLE)
+MAX_DATASET_ID = 999  # nnU-Net reads exactly three digits after "Dataset"
+_NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
+
+
+def require_raw_folder(out: Path | None) -> Path:
+    """The folder for raw datasets: the given one, or ``$nnUNet_raw``.
+
+    Raises:
+        ExportError: Neither is there.
+    """
+    return _require_folder(out, "raw", "--out", RAW_VARIABLE)
+
+
+def require_preprocessed_folder(given: Path | None) -> Path:
+    """The folder for preprocessed datasets: the given one, or ``$nnUNet_preprocessed``.
+
+    Raises:
+        ExportError: Neither is there.
+    """
+    return _require_folder(given, "preprocessed", "--preprocessed", PREPROCESSED_VARIABLE)
+
+
+def preprocessed_places(dataset: str, given: Path | None = None) -> tuple[Path, ...]:
+    """Where nnU-Net may have prepared a dataset, whether it has or not: a new dataset may go elsewhere than a real one.
+
+    Args:
+        dataset: Its name.
+        given: A folder for preprocessed datasets besides ``$nnUNet_preprocessed``.
+    """
+    folders = [Path(folder) for folder in (given, os.environ.get(PREPROCESSED_VARIABLE)) if folder]
+    different = {folder.resolve(): folder for folder in reversed(folders)}
+    return tuple(folder / dataset for folder in folders if folder is different[folder.resolve()])
+
+
+def choose_same(files: Sequence[Path], what: str) -> Path | None:
+    """The first of several JSON files that hold the same; None where there is none.
+
+    Args:
+        files: Where it may be.
+        what: It, for the error.
+
+    Raises:
+        ExportError: Two of them differ.
+    """
+    found = [path for path in files if path.is_file()]
+    for other in found[1:]:
+        if _read(other) != _read(found[0]):
+            raise ExportError(
+                f"{what}: expected the same in {found[0]} and {other}, found that they differ. Remove the one that is "
+                "not to be used, or let --preprocessed and nnUNet_preprocessed name one folder."
+            )
+    return found[0] if found else None
+
+
+def _read(path: Path) -> Any:
+    """What a file holds, however it is spaced."""
+    content = path.read_bytes()
+    try:
+        return json.loads(content)
+    except ValueError:
+        return content
+
+
+def tell_places(places: Sequence[Path]) -> str:
+    """The folders that were looked through, in words."""
+    return " or ".join(map(str, places)) or f"nnU-Net's folders: {PREPROCESSED_VARIABLE} is not set"
+
+
+def _require_folder(given: Path | None, kind: str, option: str, variable: str) -> Path:
+    if given is not None:
+        return given
+    from_environment = os.environ.get(variable)
+    if not from_environment:
+        raise ExportError(
+            f"nnU-Net {kind} folder: expected {option} or the environment variable {variable}, found neither. "
+            f"Give {option} DIR, or export {variable}=DIR."
+        )
+    return Path(from_environment)
+
+
+def require_free_target(raw_folder: Path, dataset_id: int, name: str) -> Path:
+    """The dataset's folder, which does not exist; nnU-Net wants an id to have one name in all its three folders.
+
+    Raises:
+        ExportError: The id or the name cannot be one of nnU-Net's, or the id is in use.
+    """
+    if not 1 <= dataset_id <= MAX_DATASET_ID:
+        raise ExportError(
+            f"Dataset id: expected 1 to {MAX_DATASET_ID}, found {dataset_id}. Choose another --dataset-id."
+        )
+    if not _NAME_PATTERN.fullmatch(name):
+        raise ExportError(
+            f"Dataset name: expected letters, digits, '_' and '-', found '{name}'. Choose another --name."
+        )
+    target = raw_folder / f"Dataset{dataset_id:03d}_{name}"
+    for variable in (None, RAW_VARIABLE, *OTHER_VARIABLES):
+        folder = Path(os.environ.get(variable, "") or raw_folder) if variable else raw_folder
+        for taken in sorted(folder.glob(f"Dataset{dataset_id:03d}_*")):
+            # The same name in nnU-Net's other folders is what it made of an earlier export of this very dataset.
+            if taken.name != target.name or variable not in OTHER_VARIABLES:
+                raise_taken(dataset_id, taken)
+    return target
+
+
+def require_unused_id(folder: Path, dataset_id: int) -> None:
+    """Raise when one of nnU-Net's folders holds anything of a dataset id.
+
+    Raises:
+        ExportError: Naming what is there.
+    """
+    for taken in sorted(folder.glob(f"Dataset{dataset_id:03d}_*")):
+        raise_taken(dataset_id, taken)
+
+
+def raise_taken(dataset_id: int, taken: Path) -> None:
+    """Raise because a dataset id is in use.
+
+    Raises:
+        ExportError: Always.
+    """
+    raise ExportError(
+        f"Dataset id {dataset_id}: expected one that is not in use, found {taken}. "
+        "Choose another --dataset-id, or remove that folder."
+    )
+
+
+def place_file(source: Path, target: Path, *, copy: bool) -> bool:
+    """Put an image in its place, its bytes unchanged.
+
+    Returns:
+        Whether it is a hard link.
+
+    Raises:
+        ExportError: The file has another ending than the dataset's.
+    """
+    if not source.name.endswith(FILE_ENDING):
+        raise ExportError(f"{source}: expected a name ending in {FILE_ENDING}, found another. Make the cohort again.")
+    if not copy:
+        return link_or_copy(source, target)
+    shutil.copyfile(source, target)
+    return False

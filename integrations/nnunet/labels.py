@@ -1,0 +1,178 @@
+"""Labels of a cohort as values of a real dataset: explicit, checked in both directions, and written down."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from maisi_aug.errors import ExportError, VocabularyError, did_you_mean
+from maisi_aug.integrations.nnunet.real import RealDataset, Target
+from maisi_aug.integrations.reading.cohort_source import CohortSource
+from maisi_aug.integrations.reading.export_labels import name_in_totalsegmentator
+from maisi_aug.vocabulary.labels import lookup_words
+
+BACKGROUND_NAME = "background"
+
+
+@dataclass(frozen=True)
+class LabelMapping:
+    """Which value each label of the cohort becomes; every id that is not named becomes background.
+
+    Attributes:
+        values: Vocabulary id to value in the real dataset; 0 where the user said ``=background``.
+        given_ids: Ids that the user mapped; the others were found by name.
+        absent: Values that the user said the cohort truly holds none of.
+    """
+
+    values: Mapping[int, int]
+    given_ids: frozenset[int]
+    absent: frozenset[int]
+
+    def build_table(self) -> NDArray[np.uint8]:
+        """A table to index with a label map of the cohort."""
+        table = np.zeros(1 << 16, dtype=np.uint8)
+        for label_id, value in self.values.items():
+            table[label_id] = value
+        return table
+
+
+def map_labels(
+    real: RealDataset, cohort: CohortSource, given: Sequence[str], absent: Sequence[str], requested_ids: Sequence[int]
+) -> LabelMapping:
+    """Match labels of the cohort with those of a real dataset, by name and as the user says.
+
+    Args:
+        real: The real dataset.
+        cohort: The cohort.
+        given: ``NAME=LABEL`` each: a label of the cohort, and a name or value of the real dataset or ``background``.
+        absent: Labels of the real dataset that the cohort's cases truly hold none of.
+        requested_ids: Labels that the exported cases were asked for; each has to have a place.
+
+    Raises:
+        ExportError: An entry cannot be read, a requested label has no place, or a real label has no source.
+        VocabularyError: An entry names no label of the cohort.
+    """
+    explicit = _read_given(real, cohort, given)
+    missing = frozenset(_find_target(real, name, f"--absent '{name}'").value for name in absent)
+    values = {label_id: value for label_id, value in _match_names(real, cohort).items() if label_id not in explicit}
+    values |= explicit
+    for label_id in requested_ids:
+        if label_id not in values:
+            _raise_without_place(real, cohort.name_of(label_id), "which the cohort was asked for")
+    for target in real.targets:
+        if target.value not in values.values() and target.value not in missing:
+            raise ExportError(
+                f"Label '{target.spelling}' of {real.name}: expected a label of the cohort for it, found none of that "
+                f"name, and nnU-Net would learn it as background. Give --label 'NAME={target.spelling}', or --absent "
+                f"'{target.spelling}' if the cohort's cases truly hold none."
+            )
+    return LabelMapping(values, frozenset(explicit), missing)
+
+
+def require_complete_mapping(
+    real: RealDataset, cohort: CohortSource, mapping: LabelMapping, counts: Mapping[int, int]
+) -> None:
+    """Raise when what the cohort's label maps hold would teach nnU-Net something wrong.
+
+    Args:
+        real: The real dataset.
+        cohort: The cohort.
+        mapping: The mapping.
+        counts: Vocabulary id to the number of exported cases whose label maps hold it.
+
+    Raises:
+        ExportError: A real label occurs in no exported case, or in one and was said not to; or a tumour would become a
+            hole in its organ.
+    """
+    found = {mapping.values.get(label_id, 0) for label_id in counts}
+    for target in real.targets:
+        if target.value in found and target.value in mapping.absent:
+            raise ExportError(
+                f"--absent '{target.spelling}': expected none in the exported cases, found some in {cohort.folder}. "
+                "Leave out the flag."
+            )
+        if target.value not in found and target.value not in mapping.absent:
+            sources = [cohort.name_of(label_id) for label_id, value in mapping.values.items() if value == target.value]
+            raise ExportError(
+                f"Label '{target.spelling}' of {real.name}: expected {' or '.join(sources)} in at least one exported "
+                f"case of {cohort.folder}, found none. Give --absent '{target.spelling}' if the cases truly hold none, "
+                "not only no label for it."
+            )
+    for label_id in sorted(counts.keys() & set(cohort.vocabulary.tumor_ids)):
+        hosts = [host for host in cohort.vocabulary.hosts_of(label_id) if mapping.values.get(host, 0)]
+        if label_id not in mapping.values and hosts:
+            organ = f"and lies in {cohort.name_of(hosts[0])}"
+            _raise_without_place(real, cohort.name_of(label_id), f"which the cohort's label maps hold {organ}")
+
+
+def describe_mapping(real: RealDataset, cohort: CohortSource, mapping: LabelMapping) -> list[dict[str, Any]]:
+    """The mapping as rows of JSON types with TotalSegmentator's task and class, sorted by value and id."""
+    names = {target.value: target.spelling for target in real.targets} | {0: BACKGROUND_NAME}
+    return [
+        {
+            "vocabulary_id": label_id,
+            "name": cohort.name_of(label_id),
+            "value": value,
+            "label": names[value],
+            "found_by": "flag" if label_id in mapping.given_ids else "name",
+            "totalsegmentator": name_in_totalsegmentator(label_id),
+        }
+        for label_id, value in sorted(mapping.values.items(), key=lambda item: (item[1], item[0]))
+    ]
+
+
+def _raise_without_place(real: RealDataset, name: str, reason: str) -> None:
+    listed = ", ".join(target.spelling for target in real.targets)
+    raise ExportError(
+        f"Label '{name}', {reason}: expected a label of {real.name} for it, found none of that name ({listed}). "
+        f"Give --label '{name}=LABEL', or --label '{name}={BACKGROUND_NAME}' to leave it out."
+    )
+
+
+def _match_names(real: RealDataset, cohort: CohortSource) -> dict[int, int]:
+    """Real labels whose name is a label of the cohort's vocabulary."""
+    matched: dict[int, int] = {}
+    for target in real.targets:
+        if target.name is None or target.name.strip().isdecimal():
+            continue
+        try:
+            matched[cohort.vocabulary.id_of(target.name)] = target.value
+        except VocabularyError:
+            continue
+    return matched
+
+
+def _read_given(real: RealDataset, cohort: CohortSource, given: Sequence[str]) -> dict[int, int]:
+    explicit: dict[int, int] = {}
+    for entry in given:
+        source, separator, wanted = entry.rpartition("=")
+        if not separator or not source.strip() or not wanted.strip():
+            raise ExportError(
+                f"--label '{entry}': expected NAME=LABEL, a label of the cohort and one of {real.name}, found another "
+                "form. Write for instance --label 'hepatic tumor=tumor'."
+            )
+        label_id = cohort.vocabulary.id_of(source.strip())
+        if label_id in explicit:
+            raise ExportError(
+                f"--label '{entry}': expected one label for '{cohort.name_of(label_id)}', found a second. Give one."
+            )
+        is_background = wanted.strip().casefold() == BACKGROUND_NAME
+        explicit[label_id] = 0 if is_background else _find_target(real, wanted.strip(), f"--label '{entry}'").value
+    return explicit
+
+
+def _find_target(real: RealDataset, wanted: str, subject: str) -> Target:
+    """A label of the real dataset by its name or its value."""
+    words = lookup_words(wanted)
+    for target in real.targets:
+        if wanted in (target.name, str(target.value)) or (target.name and lookup_words(target.name) == words):
+            return target
+    spellings = [target.spelling for target in real.targets]
+    raise ExportError(
+        f"{subject}: expected a label of {real.name} ({', '.join(spellings)}), found '{wanted}'."
+        f"{did_you_mean(wanted, spellings)} Give one of them."
+    )

@@ -1,0 +1,222 @@
+"""Plans made on real cases alone, moved to a dataset that holds synthetic cases too, by nnU-Net's own functions.
+
+nnU-Net plans spacing, patch and, for CT, the HU statistics that every image is normalised with, on all training cases.
+Planned on the mixture, a network trained with synthetic cases would differ from one trained without in more than its
+training cases, so plans and fingerprint are the real dataset's.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from maisi_aug.errors import ExportError
+from maisi_aug.integrations.nnunet.check import count_processes, last_words, run_nnunet
+from maisi_aug.integrations.nnunet.folders import choose_same, tell_places
+from maisi_aug.integrations.nnunet.real import RealDataset
+
+DEFAULT_PLANS = "nnUNetPlans"
+FINGERPRINT_NAME = "dataset_fingerprint.json"
+# A name of its own: nnUNetv2_plan_and_preprocess, run by mistake, writes nnUNetPlans and must not replace these.
+MOVED_SUFFIX = "_real"
+
+_PROGRAM = """
+import sys
+from nnunetv2.experiment_planning.plans_for_pretraining.move_plans_between_datasets import move_plans_between_datasets
+
+real, target, plans, moved, missing, num_processes = sys.argv[1:]
+if missing in ("fingerprint", "plans"):
+    from nnunetv2.experiment_planning.dataset_fingerprint.fingerprint_extractor import DatasetFingerprintExtractor
+
+    DatasetFingerprintExtractor(real, int(num_processes)).run(overwrite_existing=True)
+if missing == "plans":
+    from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import ExperimentPlanner
+
+    ExperimentPlanner(real).plan_experiment()
+move_plans_between_datasets(real, target, plans, moved)
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class RealPlans:
+    """Plans of the real dataset.
+
+    Attributes:
+        name: Their name, such as ``nnUNetPlans``.
+        path: The file; ``None`` where nnU-Net has not planned the real dataset yet.
+        reason: Why there is no file, in words.
+    """
+
+    name: str
+    path: Path | None
+    reason: str = ""
+
+    @property
+    def moved_name(self) -> str:
+        """What they are called in the new dataset."""
+        return self.name + MOVED_SUFFIX
+
+    @property
+    def source(self) -> str:
+        """Where they come from, in words."""
+        return str(self.path) if self.path else f"nnU-Net's default planner, run on the real cases, since {self.reason}"
+
+
+def find_real_plans(places: Sequence[Path], wanted: str | None) -> RealPlans:
+    """The real dataset's plans: those of the given name, else ``nnUNetPlans``, else the only ones there are.
+
+    Args:
+        places: Where the dataset may be preprocessed; none of them need exist.
+        wanted: The name.
+
+    Raises:
+        ExportError: There are none of that name, several to choose from, or others of the same name in another place.
+    """
+    names = sorted({path.stem for place in places for path in place.glob("*.json") if is_plans(path)})
+    if wanted is not None and wanted not in names:
+        raise ExportError(
+            f"--plans {wanted}: expected {wanted}.json in {tell_places(places)}, found "
+            f"{', '.join(names) or 'no plans there'}. Run nnU-Net's planner on the real dataset, or leave out --plans."
+        )
+    if wanted is None and not names:
+        return RealPlans(DEFAULT_PLANS, None, f"none were found in {tell_places(places)}")
+    if wanted is None and DEFAULT_PLANS not in names and len(names) > 1:
+        raise ExportError(
+            f"{tell_places(places)}: expected one file of plans, found {', '.join(names)}. Choose with --plans NAME."
+        )
+    name = wanted or (DEFAULT_PLANS if DEFAULT_PLANS in names else names[0])
+    return RealPlans(name, choose_same([place / f"{name}.json" for place in places], f"Plans {name}"))
+
+
+def move_real_plans(
+    real: RealDataset, plans: RealPlans, target: Path, building: Path, example: dict[str, Any]
+) -> dict[str, Any]:
+    """Write the real dataset's plans and fingerprint for the new dataset; make them first where there are none.
+
+    Args:
+        real: The real dataset.
+        plans: Its plans.
+        target: The new raw dataset, for its name.
+        building: Folder that becomes the new preprocessed dataset; gets the two files.
+        example: The new ``dataset.json``.
+
+    Returns:
+        The moved plans.
+
+    Raises:
+        ExportError: With nnU-Net's last words, when it fails.
+    """
+    return plan_on_cases({**example, "dataset": refer_to(real)}, real.name, target.name, plans=plans, building=building)
+
+
+def plan_on_cases(
+    description: Mapping[str, Any], name: str, target: str, *, plans: RealPlans, building: Path
+) -> dict[str, Any]:
+    """Plan on some cases as a dataset of their own, and move the plans to the dataset that holds more.
+
+    nnU-Net works in a scratch folder, so that no other folder changes.
+
+    Args:
+        description: ``dataset.json`` with the entry ``dataset``, which names the cases to plan on by absolute paths.
+        name: Of the dataset of these cases alone.
+        target: Name of the dataset that the plans are moved to.
+        plans: What is planned already.
+        building: Gets the moved plans, without cascades, and the fingerprint of the cases.
+
+    Returns:
+        The moved plans.
+
+    Raises:
+        ExportError: With nnU-Net's last words, when it fails.
+    """
+    num_cases = len(description["dataset"])
+    with tempfile.TemporaryDirectory(prefix="maisi-aug-") as scratch:
+        raw, preprocessed = Path(scratch, "raw"), Path(scratch, "preprocessed")
+        environment = {"nnUNet_raw": str(raw), "nnUNet_preprocessed": str(preprocessed), "nnUNet_results": ""}
+        for dataset in (name, target):
+            _write_json(raw / dataset / "dataset.json", {**description, "numTraining": num_cases})
+            (preprocessed / dataset).mkdir(parents=True)
+        missing = _copy_known(plans, preprocessed / name)
+        arguments = [name, target, plans.name, plans.moved_name, missing, str(count_processes(num_cases))]
+        done = run_nnunet(_PROGRAM, arguments, environment=environment)
+        if done.returncode != 0:
+            raise ExportError(
+                f"{name}: expected nnU-Net to plan on its cases, found: {last_words(done)} Repair the case that it "
+                "names; nnUNetv2_plan_and_preprocess --verify_dataset_integrity names it where it does not."
+            )
+        content: dict[str, Any] = json.loads((preprocessed / target / f"{plans.moved_name}.json").read_text("utf-8"))
+        drop_cascades(content)
+        _write_json(building / f"{plans.moved_name}.json", content)
+        shutil.copyfile(preprocessed / name / FINGERPRINT_NAME, building / FINGERPRINT_NAME)
+    return content
+
+
+def drop_cascades(plans: dict[str, Any]) -> None:
+    """Take out of plans what trains on an earlier stage's predictions: nnU-Net makes them in validation only.
+
+    Synthetic cases never validate, so that the cascade would stop at the first one. The earlier stage no longer names
+    the next, since its validation would predict for it.
+    """
+    configurations = plans["configurations"]
+    for name in [name for name in configurations if _is_cascade(configurations, name)]:
+        del configurations[name]
+    for configuration in configurations.values():
+        configuration.pop("next_stage", None)
+
+
+def _is_cascade(configurations: Mapping[str, Any], name: str) -> bool:
+    """Whether a configuration, or one that it inherits from, has a previous stage."""
+    seen: set[str] = set()
+    while name in configurations and name not in seen:
+        if configurations[name].get("previous_stage"):
+            return True
+        seen.add(name)
+        name = str(configurations[name].get("inherits_from"))
+    return False
+
+
+def choose_configuration(plans: Mapping[str, Any]) -> str:
+    """The configuration that commands name: ``3d_fullres`` where the plans have it, else their first."""
+    names = list(plans["configurations"])
+    return "3d_fullres" if "3d_fullres" in names else str(names[0])
+
+
+def is_plans(path: Path) -> bool:
+    """Whether a file holds plans of nnU-Net."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(content, dict) and {"configurations", "plans_name"} <= content.keys()
+
+
+def refer_to(real: RealDataset) -> dict[str, Any]:
+    """The entry ``dataset`` that names the real cases' files by absolute paths."""
+    return {case.case_id: {"images": [str(case.image)], "label": str(case.label)} for case in real.cases}
+
+
+def _copy_known(plans: RealPlans, scratch: Path) -> str:
+    """Copy what nnU-Net has found out about the real dataset already.
+
+    Returns:
+        What is left to be made: ``plans`` (with their fingerprint), ``fingerprint`` or ``nothing``.
+    """
+    if plans.path is None:
+        return "plans"
+    shutil.copyfile(plans.path, scratch / plans.path.name)
+    fingerprint = plans.path.with_name(FINGERPRINT_NAME)
+    if not fingerprint.is_file():
+        return "fingerprint"
+    shutil.copyfile(fingerprint, scratch / FINGERPRINT_NAME)
+    return "nothing"
+
+
+def _write_json(path: Path, content: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content, indent=2) + os.linesep, encoding="utf-8")

@@ -1,0 +1,162 @@
+"""Label maps that a trained nnU-Net model predicts, one image at a time.
+
+nnU-Net reads its own checkpoints with pickle, which can run code: predict only with models whose origin you trust.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from maisi_aug.errors import EvaluationError, RequestError
+from maisi_aug.integrations.nnunet.description import label_values
+from maisi_aug.volumes.image_files import Volume
+
+DEFAULT_CHECKPOINT: Final = "checkpoint_final.pth"
+
+
+class NnUNetModel:
+    """A model folder such as ``nnUNet_results/Dataset004_X/nnUNetTrainer__nnUNetPlans__3d_fullres``.
+
+    Attributes:
+        folder: The folder.
+        label_values: Label name -> value in a prediction, or the values that a region joins.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        folds: Sequence[int | str] = (),
+        checkpoint: str = DEFAULT_CHECKPOINT,
+        orientation: str = "RAS",
+        device: str = "cpu",
+    ) -> None:
+        """Open a model; its networks are loaded at once.
+
+        Args:
+            folder: The trained model, or a dataset's folder with one model in it.
+            folds: Folds to average; all that are there when empty.
+            checkpoint: File of each fold.
+            orientation: Where the voxel axes of the training images run to, such as ``LPS``. Nothing in the model
+                tells: nnU-Net's usual readers take arrays as they lie in the file.
+            device: A torch device.
+
+        Raises:
+            EvaluationError: When the folder is no trained model, or a fold lacks its checkpoint.
+            RequestError: When the orientation is none.
+        """
+        if len(orientation) != 3 or any(
+            end not in ends for end, ends in zip(orientation, ("RL", "AP", "SI"), strict=True)
+        ):
+            raise RequestError(
+                f"Orientation '{orientation}': expected three letters such as RAS or LPS, the first R or L, the second "
+                "A or P, the third S or I, found others. Other orders of axes are turned by nnU-Net's plans."
+            )
+        self._flips = tuple(slice(None, None, 1 if end in "RAS" else -1) for end in orientation)
+        self.folder = _find_model(folder)
+        self.label_values = read_label_values(self.folder / "dataset.json")
+        used = tuple(folds) or _find_folds(self.folder, checkpoint)
+        for fold in used:
+            path = self.folder / f"fold_{fold}" / checkpoint
+            if not path.is_file():
+                raise EvaluationError(f"{path}: expected a trained fold, found none. Name others with --folds.")
+        self._predictor = _load_predictor(self.folder, used, checkpoint, device)
+
+    def predict(self, image: Volume) -> NDArray[np.uint8]:
+        """The label map that the model gives to a CT.
+
+        Args:
+            image: ``(I, J, K)`` HU in RAS+.
+
+        Returns:
+            ``(I, J, K)`` values as in ``label_values``.
+        """
+        # nnU-Net's readers hand arrays on as (C, K, J, I) with the spacing in that order.
+        array = np.ascontiguousarray(image.array[self._flips].astype(np.float32).T)[None]
+        with _quiet():
+            found = self._predictor.predict_single_npy_array(
+                array, {"spacing": [float(side) for side in image.grid.spacing_mm[::-1]]}, None, None, False
+            )
+        label_map: NDArray[np.uint8] = np.ascontiguousarray(np.asarray(found).T[self._flips]).astype(np.uint8)
+        return label_map
+
+
+def read_label_values(path: Path) -> dict[str, tuple[int, ...]]:
+    """Names and values of the labels in nnU-Net's ``dataset.json``, background left out.
+
+    Raises:
+        EvaluationError: When the file is missing or has no labels.
+    """
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+        values = label_values(document["labels"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise EvaluationError(
+            f"{path}: expected nnU-Net's description with 'labels', found: {type(error).__name__} {error}. "
+            "Give a folder that nnU-Net wrote."
+        ) from error
+    return {name: value for name, value in values.items() if name not in ("background", "ignore")}
+
+
+def _find_model(folder: Path) -> Path:
+    if (folder / "plans.json").is_file() and (folder / "dataset.json").is_file():
+        return folder
+    found = sorted(path.parent for path in folder.glob("*__*__*/plans.json")) if folder.is_dir() else []
+    if len(found) == 1:
+        return found[0]
+    listed = ", ".join(path.name for path in found) or "none"
+    raise EvaluationError(
+        f"{folder}: expected one trained nnU-Net model, a folder with plans.json and dataset.json, found {listed}. "
+        "Give nnUNet_results/DatasetXXX_Name/TRAINER__PLANS__CONFIGURATION."
+    )
+
+
+def _find_folds(folder: Path, checkpoint: str) -> tuple[str, ...]:
+    folds = tuple(sorted(path.parent.name.removeprefix("fold_") for path in folder.glob(f"fold_*/{checkpoint}")))
+    numbered = tuple(fold for fold in folds if fold != "all") or folds
+    if not numbered:
+        raise EvaluationError(f"{folder}: expected folds with {checkpoint}, found none. Finish the training first.")
+    return numbered
+
+
+def _load_predictor(folder: Path, folds: Sequence[int | str], checkpoint: str, device: str) -> Any:
+    import torch
+
+    with _quiet():
+        from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+
+        predictor = nnUNetPredictor(
+            use_mirroring=True,
+            device=torch.device(device),
+            verbose=False,
+            verbose_preprocessing=False,
+            allow_tqdm=False,
+        )
+        try:
+            predictor.initialize_from_trained_model_folder(str(folder), tuple(folds), checkpoint)
+        # What a folder lacks shows in many ways: a trainer or a network that is not installed, another version's plans.
+        except Exception as error:
+            lines = str(error).splitlines() or [type(error).__name__]
+            reason = lines[0].partition(" If the trainer")[0].rstrip(".")
+            raise EvaluationError(
+                f"{folder}: expected a model that this nnU-Net can open, found: {reason}. Name the folder of its "
+                "trainer in nnUNet_extTrainer, or install the version that it was trained with."
+            ) from error
+    return predictor
+
+
+@contextlib.contextmanager
+def _quiet() -> Any:
+    """nnU-Net prints and warns as it goes; stdout is for results."""
+    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield

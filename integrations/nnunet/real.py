@@ -1,0 +1,205 @@
+"""A real nnU-Net v2 raw dataset that a cohort is to be added to: its cases, its labels, and what must hold for both."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from maisi_aug.banks.files import find_referenced
+from maisi_aug.errors import ExportError
+from maisi_aug.integrations.nnunet.description import label_values, read_description
+from maisi_aug.integrations.nnunet.folders import FILE_ENDING, MAPPING_NAME, MARK_KEY
+from maisi_aug.volumes.image_files import load_stored_grid
+from maisi_aug.volumes.orientation import axis_codes
+
+_FOLDER_PATTERN = re.compile(r"Dataset(\d{3})_(.+)")
+_CHANNEL_SUFFIX = "_0000" + FILE_ENDING
+
+
+@dataclass(frozen=True, slots=True)
+class RealCase:
+    """One case of the real dataset: its identifier, its one image and its label map."""
+
+    case_id: str
+    image: Path
+    label: Path
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A value in the real label maps that a label of the cohort can be mapped to.
+
+    Attributes:
+        value: The integer.
+        name: Its name; ``None`` where it only occurs as part of a region.
+    """
+
+    value: int
+    name: str | None
+
+    @property
+    def spelling(self) -> str:
+        """How a user refers to it: its name, or its number."""
+        return self.name or str(self.value)
+
+
+@dataclass(frozen=True)
+class RealDataset:
+    """A raw dataset of nnU-Net with one CT channel.
+
+    Attributes:
+        folder: Its folder, ``DatasetXXX_Name``.
+        description: ``dataset.json`` as it is.
+        cases: In the order of nnU-Net's identifiers; at least one.
+        targets: Foreground values, ascending; the ignore label is none of them.
+    """
+
+    folder: Path
+    description: dict[str, Any]
+    cases: tuple[RealCase, ...]
+    targets: tuple[Target, ...]
+
+    @property
+    def name(self) -> str:
+        """The folder's name, which is nnU-Net's name for the dataset."""
+        return self.folder.name
+
+    @property
+    def short_name(self) -> str:
+        """The name without ``DatasetXXX_``."""
+        return self.name.partition("_")[2]
+
+    @property
+    def case_ids(self) -> tuple[str, ...]:
+        """nnU-Net's identifiers, sorted."""
+        return tuple(case.case_id for case in self.cases)
+
+    @cached_property
+    def orientations(self) -> Counter[str]:
+        """How many images are stored with which voxel axes; reads headers only."""
+        return Counter(axis_codes(load_stored_grid(case.image).affine) for case in self.cases)
+
+    @property
+    def is_reoriented_on_reading(self) -> bool:
+        """Whether nnU-Net turns every image to the same axes before it sees the voxels."""
+        return "Reorient" in str(self.description.get("overwrite_image_reader_writer", ""))
+
+    @property
+    def keeps_skewed_axes(self) -> bool:
+        """Whether nnU-Net reads with nibabel, which holds affines that SimpleITK refuses."""
+        return "Nibabel" in str(self.description.get("overwrite_image_reader_writer", ""))
+
+
+def load_real_dataset(folder: Path) -> RealDataset:
+    """Read and check a real dataset; image headers and voxels are not read.
+
+    Raises:
+        ExportError: It is no raw dataset of nnU-Net, its description has another form, it has no single CT channel, or
+            a file of it is missing.
+    """
+    folder = Path(os.path.abspath(folder))  # noqa: PTH100  links are kept: nnU-Net joins paths as text too
+    if not _FOLDER_PATTERN.fullmatch(folder.name) or not (folder / "dataset.json").is_file():
+        raise ExportError(
+            f"{folder}: expected a raw dataset of nnU-Net, DatasetXXX_Name with a dataset.json, found "
+            f"{'none there' if not folder.is_dir() else 'another folder'}. Give --like nnUNet_raw/DatasetXXX_Name."
+        )
+    description = read_description(folder / "dataset.json")
+    if MARK_KEY in description or (folder / MAPPING_NAME).exists():
+        raise ExportError(
+            f"{folder.name}: expected a dataset of real cases, found one that maisi-aug exported. "
+            "Give --like the real dataset, since validation is on its cases."
+        )
+    _require_ct(folder, description)
+    if description["file_ending"] != FILE_ENDING:
+        raise ExportError(
+            f"{folder.name}: expected images that end in {FILE_ENDING} as the cohort's do, found "
+            f"'{description['file_ending']}'. Convert the real dataset to NIfTI."
+        )
+    return RealDataset(folder, description, _list_cases(folder, description), _list_targets(folder, description))
+
+
+def _require_ct(folder: Path, description: Mapping[str, Any]) -> None:
+    channels = description.get("channel_names", description.get("modality", {}))
+    names = [str(name) for name in channels.values()]
+    if len(names) != 1:
+        raise ExportError(
+            f"{folder.name}: expected one channel as the cohort has, found {len(names)} ({', '.join(names)}). "
+            "A cohort can only be added to a dataset of one CT channel."
+        )
+    if names[0].casefold() != "ct":  # what nnU-Net compares with before it normalises by HU statistics
+        raise ExportError(
+            f"{folder.name}: expected a channel named CT, found '{names[0]}', which nnU-Net normalises image by image. "
+            "If the images are CTs in HU, rename the channel in dataset.json and plan again."
+        )
+
+
+def _list_cases(folder: Path, description: Mapping[str, Any]) -> tuple[RealCase, ...]:
+    cases = _cases_by_reference(folder, description["dataset"]) if "dataset" in description else _cases_by_name(folder)
+    if not cases:
+        raise ExportError(f"{folder}: expected training cases, found none. Add them to imagesTr and labelsTr.")
+    if len(cases) != description["numTraining"]:
+        raise ExportError(
+            f"{folder.name}: expected the {description['numTraining']} cases that dataset.json counts, found "
+            f"{len(cases)}. Correct numTraining or add the missing files."
+        )
+    for case in cases:
+        for path in (case.image, case.label):
+            if not path.is_file():
+                raise ExportError(f"{case.case_id}: expected {path}, found nothing there. Put the file back.")
+    return cases
+
+
+def _cases_by_reference(folder: Path, entries: Mapping[str, Any]) -> tuple[RealCase, ...]:
+    """Cases that dataset.json points at; nnU-Net takes paths relative to the folder, with variables."""
+    cases = []
+    for case_id in sorted(entries):
+        images = entries[case_id]["images"]
+        if len(images) != 1:
+            raise ExportError(f"{case_id}: expected one image, found {len(images)} in dataset.json. Correct the entry.")
+        image, label = (find_referenced(folder, path) for path in (images[0], entries[case_id]["label"]))
+        cases.append(RealCase(case_id, _clean(image), _clean(label)))
+    return tuple(cases)
+
+
+def _cases_by_name(folder: Path) -> tuple[RealCase, ...]:
+    images = sorted((folder / "imagesTr").glob(f"*{FILE_ENDING}"))
+    strange = [path for path in images if not path.name.endswith(_CHANNEL_SUFFIX)]
+    if strange:
+        raise ExportError(
+            f"{strange[0]}: expected a name that ends in {_CHANNEL_SUFFIX}, found another. "
+            "Rename the file, or remove further channels."
+        )
+    case_ids = sorted(path.name.removesuffix(_CHANNEL_SUFFIX) for path in images)
+    return tuple(
+        RealCase(
+            case_id,
+            folder / "imagesTr" / f"{case_id}{_CHANNEL_SUFFIX}",
+            folder / "labelsTr" / f"{case_id}{FILE_ENDING}",
+        )
+        for case_id in case_ids
+    )
+
+
+def _clean(path: Path) -> Path:
+    """The path without ``..``, as text: what nnU-Net makes of it."""
+    return Path(os.path.abspath(path))  # noqa: PTH100
+
+
+def _list_targets(folder: Path, description: Mapping[str, Any]) -> tuple[Target, ...]:
+    """Foreground values; a region that is a list of several values names none of them."""
+    names: dict[int, str | None] = {}
+    for name, values in label_values(description["labels"]).items():
+        if name == "ignore":
+            continue
+        for part in values:
+            if part and (len(values) == 1 or part not in names):
+                names[part] = name if len(values) == 1 else None
+    if not names:
+        raise ExportError(f"{folder.name}: expected labels besides the background, found none. Check dataset.json.")
+    return tuple(Target(value, names[value]) for value in sorted(names))

@@ -1,0 +1,309 @@
+"""What an export next to a real dataset did, as JSON and as a page of Markdown."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from maisi_aug.integrations.nnunet.folders import PREPROCESSED_VARIABLE, RAW_VARIABLE
+from maisi_aug.integrations.nnunet.labels import describe_mapping
+from maisi_aug.integrations.nnunet.plans import choose_configuration
+from maisi_aug.integrations.nnunet.request import LikeExport
+from maisi_aug.integrations.nnunet.splits import NUM_FOLDS
+from maisi_aug.system.whole_files import write_text_whole
+from maisi_aug.vocabulary.labels import BACKGROUND_ID
+from maisi_aug.volumes.image_files import load_stored_grid
+
+MAX_SLICES = 32  # per case; contacts within slices are counted, and these are enough to tell inside from beside
+MIN_SHARE = 0.6
+_NUM_IDS = 256
+
+
+def count_contacts(label_map: NDArray[np.unsignedinteger]) -> NDArray[np.int64]:
+    """How often voxels of two labels touch.
+
+    Args:
+        label_map: ``(I, J, K)``; ids from 256 on count as background.
+
+    Returns:
+        ``(256, 256)`` symmetric, pairs of different ids that share a face within slices along K.
+    """
+    step = max(1, -(-label_map.shape[2] // MAX_SLICES))
+    slices = label_map[:, :, ::step]
+    ids = np.where(slices < _NUM_IDS, slices, 0).astype(np.int64)
+    counts = np.zeros(_NUM_IDS * _NUM_IDS, dtype=np.int64)
+    for first, second in ((ids[:-1], ids[1:]), (ids[:, :-1], ids[:, 1:])):
+        differs = first != second
+        counts += np.bincount(first[differs] * _NUM_IDS + second[differs], minlength=counts.size)
+    matrix = counts.reshape(_NUM_IDS, _NUM_IDS)
+    return matrix + matrix.T
+
+
+def find_holes(contacts: NDArray[np.int64], values: Mapping[int, int]) -> dict[int, int]:
+    """Labels without a place that mostly touch one that has one.
+
+    Args:
+        contacts: Of all cases, from ``count_contacts``.
+        values: Vocabulary id to value in the real dataset; ids that the user mapped to background are no surprise.
+
+    Returns:
+        Id of the label that becomes background, to the id that it touches most.
+    """
+    kept = [label_id for label_id, value in values.items() if value and label_id < _NUM_IDS]
+    holes = {}
+    for label_id in np.flatnonzero(contacts.sum(axis=1)).tolist():
+        if label_id == 0 or label_id in values or not kept:
+            continue
+        touching = contacts[label_id, kept]
+        if touching.sum() > MIN_SHARE * contacts[label_id].sum():
+            holes[label_id] = kept[int(touching.argmax())]
+    return holes
+
+
+SUMMARY_STEM = "maisi_aug_summary"
+DEFAULT_TRAINER = "nnUNetTrainerSynthetic50"
+
+
+@dataclass
+class Seen:
+    """What the label maps of the exported cases hold.
+
+    Attributes:
+        counts: Vocabulary id to the number of cases that hold it, background left out.
+        contacts: How often two labels touch, over all cases.
+    """
+
+    counts: dict[int, int] = field(default_factory=dict)
+    contacts: NDArray[np.int64] = field(default_factory=lambda: np.zeros((256, 256), dtype=np.int64))
+
+    def add(self, label_map: NDArray[np.unsignedinteger]) -> None:
+        """Count one label map in."""
+        for label_id in np.unique(label_map).tolist():
+            if label_id != BACKGROUND_ID:
+                self.counts[label_id] = self.counts.get(label_id, 0) + 1
+        self.contacts += count_contacts(label_map)
+
+
+@dataclass(frozen=True, slots=True)
+class LikeReport:
+    """What was exported, or would be.
+
+    Attributes:
+        path: The raw dataset.
+        preprocessed: The preprocessed dataset.
+        real_dataset: Name of the real dataset.
+        num_real: Its cases.
+        num_synthetic: Cases of the cohort that were added.
+        num_available: Accepted cases of the cohort.
+        labels: The mapping, one row per label of the cohort, with the number of cases that hold it.
+        folds: Per fold the number of real and synthetic training cases and the validation cases.
+        folds_source: Where the folds come from.
+        plans: Name of the plans in the new dataset.
+        plans_source: Where they come from.
+        configuration: The configuration that the commands name.
+        orientation: Voxel axes of the synthetic files.
+        num_images_written: Images that had to be written anew; every other file is referred to or linked.
+        notes: What the user should know, one sentence each.
+        commands: What to run next, in this order.
+        is_written: False for a dry run.
+    """
+
+    path: Path
+    preprocessed: Path
+    real_dataset: str
+    num_real: int
+    num_synthetic: int
+    num_available: int
+    labels: tuple[dict[str, Any], ...]
+    folds: tuple[dict[str, Any], ...]
+    folds_source: str
+    plans: str
+    plans_source: str
+    configuration: str
+    orientation: str
+    num_images_written: int
+    notes: tuple[str, ...]
+    commands: tuple[str, ...]
+    is_written: bool
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as JSON types."""
+        return asdict(self) | {"path": str(self.path), "preprocessed": str(self.preprocessed)}
+
+    def to_markdown(self) -> str:
+        """The report as a page."""
+        labels = [
+            f"| {row['name']} ({row['vocabulary_id']}) | {row['label']} ({row['value']}) | {row['found_by']} | "
+            f"{row['num_cases']} |"
+            for row in self.labels
+        ]
+        folds = [
+            f"| {number} | {fold['num_real_train']} | {fold['num_synthetic_train']} | {len(fold['val'])} |"
+            for number, fold in enumerate(self.folds)
+        ]
+        return "\n".join(
+            [
+                f"# {self.path.name}",
+                "",
+                f"{self.num_real} real cases of {self.real_dataset} and {self.num_synthetic} of {self.num_available} "
+                "synthetic cases, which are in training only.",
+                "",
+                "| label of the cohort | label of the dataset | found by | cases |",
+                "| --- | --- | --- | --- |",
+                *labels,
+                "",
+                f"Folds: {self.folds_source}.",
+                "",
+                "| fold | real, training | synthetic, training | real, validation |",
+                "| --- | --- | --- | --- |",
+                *folds,
+                "",
+                f"Plans: {self.plans}, from {self.plans_source}.",
+                "",
+                *[f"- {note}" for note in self.notes],
+                *([""] if self.notes else []),
+                "Next:",
+                "",
+                *[f"    {command}" for command in self.commands],
+                "",
+            ]
+        )
+
+
+def build_report(
+    export: LikeExport, seen: Seen, *, plans: Mapping[str, Any] | None, warnings: Sequence[str]
+) -> LikeReport:
+    """Describe an export.
+
+    Args:
+        export: The export.
+        seen: What the label maps of its cases hold.
+        plans: The moved plans; ``None`` for a dry run.
+        warnings: What nnU-Net warns about.
+    """
+    configuration = choose_configuration(plans) if plans else "3d_fullres"
+    return LikeReport(
+        path=export.target,
+        preprocessed=export.preprocessed_target,
+        real_dataset=export.real.name,
+        num_real=len(export.real.cases),
+        num_synthetic=len(export.cases),
+        num_available=len(export.cohort.cases),
+        labels=tuple(
+            row | {"num_cases": seen.counts.get(row["vocabulary_id"], 0)}
+            for row in describe_mapping(export.real, export.cohort, export.mapping)
+        ),
+        folds=tuple(
+            {
+                "num_real_train": len(fold["train"]),
+                "num_synthetic_train": len(mixed["train"]) - len(fold["train"]),
+                "val": list(fold["val"]),
+            }
+            for fold, mixed in zip(export.folds.folds, export.mixed_folds, strict=True)
+        ),
+        folds_source=export.folds.source,
+        plans=export.plans.moved_name,
+        plans_source=export.plans.source,
+        configuration=configuration,
+        orientation=export.orientation,
+        num_images_written=len(export.cases) if export.is_turned else 0,
+        notes=tuple(_build_notes(export, seen, plans, configuration, warnings)),
+        commands=_list_commands(export, configuration),
+        is_written=plans is not None,
+    )
+
+
+def write_report(report: LikeReport, folder: Path) -> None:
+    """Write the report beside the dataset, as JSON and Markdown."""
+    write_text_whole(folder / f"{SUMMARY_STEM}.json", json.dumps(report.to_dict(), indent=2) + "\n")
+    write_text_whole(folder / f"{SUMMARY_STEM}.md", report.to_markdown())
+
+
+def _list_commands(export: LikeExport, configuration: str) -> tuple[str, ...]:
+    number, plans = export.target.name[len("Dataset") :].partition("_")[0], export.plans.moved_name
+    trainer = DEFAULT_TRAINER if all(fold["train"] for fold in export.folds.folds) else "nnUNetTrainerSynthetic100"
+    folders = {RAW_VARIABLE: export.target.parent, PREPROCESSED_VARIABLE: export.preprocessed_target.parent}
+    # Given as options, the folders are not in the environment, where nnU-Net looks for them.
+    exports = [
+        f"export {variable}={shlex.quote(str(folder.absolute()))}"
+        for variable, folder in folders.items()
+        if Path(os.environ.get(variable) or os.devnull).absolute() != folder.absolute()
+    ]
+    return (
+        *exports,
+        'eval "$(maisi-aug nnunet-trainer-path --env)"',
+        f"nnUNetv2_preprocess -d {number} -plans_name {plans} -c {configuration}",
+        f"nnUNetv2_train {number} {configuration} 0 -p {plans} -tr {trainer}",
+    )
+
+
+def _build_notes(
+    export: LikeExport, seen: Seen, plans: Mapping[str, Any] | None, configuration: str, warnings: Sequence[str]
+) -> Iterator[str]:
+    num_real = len(export.real.cases)
+    if export.cohort.partial_note:
+        yield export.cohort.partial_note
+    if export.num_wanted is not None and len(export.cases) < export.num_wanted:
+        num_available = len(export.cohort.cases)
+        reason = "; --max-per-label allows no more" if len(export.cases) < num_available else ", which is all of them"
+        yield (
+            f"--ratio asks for {export.num_wanted} synthetic cases; {len(export.cases)} of the cohort's "
+            f"{num_available} accepted ones are exported{reason}."
+        )
+    if num_real < NUM_FOLDS:
+        yield (
+            f"{num_real} real cases make {len(export.folds.folds)} folds; nnU-Net would draw a random split with "
+            "synthetic cases in validation for any fold past the last, which the trainers of maisi-aug refuse."
+        )
+    num_derived = sum(bool(origins) for origins in export.origins.values())
+    if num_derived:
+        yield (
+            f"{num_derived} of the {len(export.cases)} synthetic cases were made from label maps of real cases; each "
+            "is left out of the folds that validate on the case that it was made from."
+        )
+    yield from _note_axes(export)
+    for inner, outer in find_holes(seen.contacts, export.mapping.values).items():
+        names = [export.cohort.name_of(label_id) for label_id in (inner, outer)]
+        yield (
+            f"'{names[0]}' becomes background and lies mostly in or at '{names[1]}'; where the real dataset counts it "
+            f"as part of a label, give --label '{names[0]}=LABEL'."
+        )
+    if export.mapping.absent:
+        spellings = {target.value: target.spelling for target in export.real.targets}
+        listed = ", ".join(spellings[value] for value in sorted(export.mapping.absent))
+        yield f"Absent from every synthetic case, as you said: {listed}."
+    yield from _compare_spacings(export, plans, configuration)
+    if warnings:
+        yield f"nnU-Net's integrity check passed with {len(warnings)} warning(s); the first: {warnings[0]}"
+
+
+def _note_axes(export: LikeExport) -> Iterator[str]:
+    if export.is_turned:
+        yield (
+            f"The real images are stored with axes {export.orientation}, and nnU-Net trains on voxels as they lie, so "
+            f"the {len(export.cases)} synthetic images are written anew in that order."
+        )
+    if len(export.real.orientations) > 1 and not export.real.is_reoriented_on_reading:
+        listed = ", ".join(f"{codes} ({count})" for codes, count in export.real.orientations.most_common())
+        yield f"The real images are stored with different axes: {listed}; nnU-Net does not turn them."
+
+
+def _compare_spacings(export: LikeExport, plans: Mapping[str, Any] | None, configuration: str) -> Iterator[str]:
+    """A sentence where synthetic voxels are much coarser than what the network is trained at."""
+    planned = plans["configurations"][configuration].get("spacing") if plans else None
+    if planned is None:
+        return
+    own = load_stored_grid(export.cohort.folder / export.cases[0].files["image"].path).spacing_mm
+    if max(own) > 2 * max(planned):
+        yield (
+            f"Synthetic voxels of {'x'.join(f'{side:.3g}' for side in own)} mm are coarser than the "
+            f"{'x'.join(f'{side:.3g}' for side in planned)} mm that the plans train at; nnU-Net interpolates them."
+        )

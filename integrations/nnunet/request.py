@@ -1,0 +1,230 @@
+"""What is to be exported when a cohort is added to a real nnU-Net dataset, checked before anything is written."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter, deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from math import isfinite
+from pathlib import Path
+from typing import Literal
+
+from maisi_aug.cohort.manifest import AttemptRecord
+from maisi_aug.cohort.mask_origin import RealMaps, origin_words
+from maisi_aug.errors import ExportError
+from maisi_aug.integrations.nnunet.dataset import channel_name
+from maisi_aug.integrations.nnunet.folders import (
+    RESULTS_VARIABLE,
+    preprocessed_places,
+    require_free_target,
+    require_preprocessed_folder,
+    require_raw_folder,
+    require_unused_id,
+)
+from maisi_aug.integrations.nnunet.labels import LabelMapping, map_labels
+from maisi_aug.integrations.nnunet.plans import RealPlans, find_real_plans
+from maisi_aug.integrations.nnunet.real import RealDataset, load_real_dataset
+from maisi_aug.integrations.nnunet.splits import Fold, Folds, load_real_folds
+from maisi_aug.integrations.reading.cohort_source import CohortSource, find_requested_ids, load_cohort_source
+from maisi_aug.integrations.reading.export_labels import require_label_maps
+
+
+def choose_cases(
+    cases: Sequence[AttemptRecord], *, num_real: int, ratio: float | None = None, max_per_label: int | None = None
+) -> tuple[AttemptRecord, ...]:
+    """Choose cases so that every request keeps its share.
+
+    Each next case is one of the request that is furthest behind its share of the cohort (Webster, 1832: the least of
+    ``(taken + 1/2) / cases``; ties go to the earlier request), in the order of the plan. So a part of a balanced cohort
+    is balanced too, a request with twice the cases gets twice as many, and the same arguments choose the same cases.
+
+    Args:
+        cases: Accepted cases in the order of the plan.
+        num_real: Cases of the real dataset.
+        ratio: Synthetic cases per real case; all that there are when not given.
+        max_per_label: How many cases that were asked for one label may be chosen, at most.
+
+    Returns:
+        The chosen cases in the order of the plan; fewer than the ratio says where there are not enough.
+
+    Raises:
+        ExportError: A number is out of range, or no case is left.
+    """
+    if ratio is not None and not (isfinite(ratio) and ratio > 0):
+        raise ExportError(f"--ratio: expected a number above 0, found {ratio:g}. Give 1 for as many as real cases.")
+    if max_per_label is not None and max_per_label < 1:
+        raise ExportError(f"--max-per-label: expected at least 1, found {max_per_label}. Leave it out for no cap.")
+    limit = len(cases) if ratio is None else count_wanted(ratio, num_real)
+    sizes = Counter(case.request for case in cases)
+    queues: dict[str, deque[AttemptRecord]] = {}
+    for case in cases:
+        queues.setdefault(case.request, deque()).append(case)
+    chosen: list[AttemptRecord] = []
+    counts: Counter[int] = Counter()
+    taken = Counter[str]()
+    while queues and len(chosen) < limit:
+        request = min(queues, key=lambda request: (2 * taken[request] + 1) / sizes[request])
+        case_taken = _take_next(queues[request], counts, max_per_label)
+        if case_taken is None:
+            del queues[request]
+            continue
+        chosen.append(case_taken)
+        taken[request] += 1
+        counts.update(case_taken.requested_ids)
+    return tuple(sorted(chosen, key=lambda case: case.case_index))
+
+
+def count_wanted(ratio: float, num_real: int) -> int:
+    """How many cases a ratio asks for."""
+    return max(1, round(ratio * num_real))
+
+
+def _take_next(queue: deque[AttemptRecord], counts: Counter[int], max_per_label: int | None) -> AttemptRecord | None:
+    """The first case of a queue that stays under the cap; those before it are dropped."""
+    while queue:
+        case = queue.popleft()
+        if max_per_label is None or all(counts[label_id] < max_per_label for label_id in case.requested_ids):
+            return case
+    return None
+
+
+Link = Literal["none", "symlink", "hard"]
+STORED_ORIENTATION = "RAS"  # of every file that volume_io writes
+
+
+@dataclass(frozen=True, slots=True)
+class LikeRequest:
+    """What a user asks of an export that adds a cohort to a real dataset.
+
+    Attributes:
+        cohort_dir: Folder that ``synthesize`` wrote.
+        like: The real raw dataset.
+        dataset_id: 1 to 999, not in use in any of nnU-Net's folders.
+        name: The part after ``DatasetXXX_``; the real one's with ``Synthetic`` behind it when not given.
+        out: Folder for raw datasets; ``$nnUNet_raw`` when not given.
+        preprocessed: Folder for preprocessed datasets; ``$nnUNet_preprocessed`` when not given.
+        labels: ``NAME=LABEL`` each.
+        absent: Labels of the real dataset that the cohort's cases truly hold none of.
+        ratio: Synthetic cases per real case.
+        max_per_label: Most synthetic cases per requested label.
+        plans: Name of the real dataset's plans.
+        link: ``none`` refers to images and real labels through the ``dataset`` entry, the others link them.
+    """
+
+    cohort_dir: Path
+    like: Path
+    dataset_id: int
+    name: str | None = None
+    out: Path | None = None
+    preprocessed: Path | None = None
+    labels: Sequence[str] = ()
+    absent: Sequence[str] = ()
+    ratio: float | None = None
+    max_per_label: int | None = None
+    plans: str | None = None
+    link: Link = "none"
+
+
+@dataclass(frozen=True)
+class LikeExport:
+    """An export that was checked and not written yet.
+
+    Attributes:
+        target: The new raw dataset.
+        preprocessed_target: The new preprocessed dataset.
+        real: The real dataset.
+        cohort: The cohort.
+        cases: Chosen synthetic cases.
+        mapping: Labels of the cohort as values of the real dataset.
+        folds: The real dataset's folds.
+        plans: The real dataset's plans.
+        link: How files that exist get into the dataset.
+        num_wanted: Synthetic cases that the ratio asks for; None without a ratio.
+    """
+
+    target: Path
+    preprocessed_target: Path
+    real: RealDataset
+    cohort: CohortSource
+    cases: tuple[AttemptRecord, ...]
+    mapping: LabelMapping
+    folds: Folds
+    plans: RealPlans
+    link: Link
+    num_wanted: int | None = None
+
+    @cached_property
+    def synthetic_ids(self) -> dict[str, str]:
+        """Case id in the cohort to identifier in the dataset, which no real case has."""
+        prefix = "synthetic_"
+        while any(case_id.startswith(prefix) for case_id in self.real.case_ids):
+            prefix = "maisi_" + prefix
+        return {case.case_id: prefix + case.case_id for case in self.cases}
+
+    @cached_property
+    def origins(self) -> dict[str, frozenset[str]]:
+        """Identifier of each synthetic case, and the real cases whose label maps it was made from."""
+        known = RealMaps((case.case_id, case.label) for case in self.real.cases)
+        return {self.synthetic_ids[case.case_id]: known.named_by(origin_words(case.mask_origin)) for case in self.cases}
+
+    @cached_property
+    def mixed_folds(self) -> list[Fold]:
+        """The content of ``splits_final.json``."""
+        return self.folds.with_synthetic(self.origins)
+
+    @cached_property
+    def orientation(self) -> str:
+        """How synthetic files are stored: as most real ones, since nnU-Net mostly trains on voxels as they lie."""
+        if self.real.is_reoriented_on_reading:
+            return STORED_ORIENTATION
+        return self.real.orientations.most_common(1)[0][0]
+
+    @property
+    def is_turned(self) -> bool:
+        """Whether synthetic images have to be written anew, with other axes."""
+        return self.orientation != STORED_ORIENTATION
+
+
+def prepare_like_export(request: LikeRequest) -> LikeExport:
+    """Read and check everything that can be told without voxels; nothing is written.
+
+    Raises:
+        CohortError: ``cohort_dir`` is no cohort.
+        ExportError: A setting, the real dataset or the cohort does not fit.
+        VocabularyError: An unknown label name.
+    """
+    real = load_real_dataset(request.like)
+    raw_folder = Path(os.path.abspath(require_raw_folder(request.out)))  # noqa: PTH100  links are kept
+    preprocessed_folder = require_preprocessed_folder(request.preprocessed)
+    target = require_free_target(raw_folder, request.dataset_id, request.name or f"{real.short_name}Synthetic")
+    for folder in (real.folder.parent, preprocessed_folder, os.environ.get(RESULTS_VARIABLE)):
+        if folder:
+            require_unused_id(Path(folder), request.dataset_id)
+    cohort = load_cohort_source(request.cohort_dir)
+    require_label_maps(cohort)
+    if channel_name(cohort.cases) != "CT":
+        raise ExportError(
+            f"{cohort.folder}: expected CT images as in {real.name}, found {channel_name(cohort.cases)}. "
+            "Make the cohort with --modality ct."
+        )
+    cases = choose_cases(
+        cohort.cases, num_real=len(real.cases), ratio=request.ratio, max_per_label=request.max_per_label
+    )
+    places = preprocessed_places(real.name, preprocessed_folder)
+    wanted = find_requested_ids(cases)
+    export = LikeExport(
+        target=target,
+        preprocessed_target=preprocessed_folder / target.name,
+        real=real,
+        cohort=cohort,
+        cases=cases,
+        mapping=map_labels(real, cohort, request.labels, request.absent, wanted),
+        folds=load_real_folds(places, real.case_ids),
+        plans=find_real_plans(places, request.plans),
+        link=request.link,
+        num_wanted=None if request.ratio is None else count_wanted(request.ratio, len(real.cases)),
+    )
+    export.mixed_folds  # noqa: B018  refuses a fold without a case to train on
+    return export

@@ -1,0 +1,110 @@
+"""Folds of a real dataset with synthetic cases added to the training side only.
+
+The validation cases are those of the real dataset's own folds, so that a model trained with synthetic cases and one
+trained without are compared on the same cases, fold by fold.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from maisi_aug.errors import ExportError
+from maisi_aug.integrations.nnunet.folders import choose_same, tell_places
+
+SPLITS_NAME = "splits_final.json"
+NUM_FOLDS = 5  # of nnU-Net's default split
+SPLIT_SEED = 12345  # of nnU-Net's default split
+
+Fold = dict[str, list[str]]
+
+
+@dataclass(frozen=True)
+class Folds:
+    """Folds of a real dataset.
+
+    Attributes:
+        folds: ``train`` and ``val`` identifiers, one entry per fold, real cases only.
+        source: Where they come from, in words.
+    """
+
+    folds: tuple[Fold, ...]
+    source: str
+
+    def with_synthetic(self, origins: Mapping[str, Collection[str]]) -> list[Fold]:
+        """Synthetic cases added to the training sides; the content of ``splits_final.json``.
+
+        Args:
+            origins: Every synthetic case, and the real cases whose label maps it was made from: a fold that validates
+                on one of these does without it.
+
+        Raises:
+            ExportError: A fold has no case left to train on.
+        """
+        mixed = []
+        for number, fold in enumerate(self.folds):
+            added = [case_id for case_id in sorted(origins) if not set(origins[case_id]) & set(fold["val"])]
+            if not fold["train"] and not added:
+                raise ExportError(
+                    f"Fold {number}: expected a case to train on, found none: there is no other real case, and every "
+                    f"synthetic one was made from the label map of '{fold['val'][0]}', which validates. Make cases "
+                    "from other label maps."
+                )
+            mixed.append({"train": [*fold["train"], *added], "val": list(fold["val"])})
+        return mixed
+
+
+def load_real_folds(places: Sequence[Path], case_ids: Sequence[str]) -> Folds:
+    """The real dataset's own folds: its ``splits_final.json``, else what nnU-Net would draw.
+
+    With two to four cases each is validated on once; with one case it is validated on in the only fold, whose
+    training side is left to synthetic cases.
+
+    Args:
+        places: Where the dataset may be preprocessed; none of them need exist.
+        case_ids: Identifiers of all real cases.
+
+    Raises:
+        ExportError: A file cannot be read, does not fit the cases, or is another than that of another place.
+    """
+    path = choose_same([place / SPLITS_NAME for place in places], "Folds of the real dataset")
+    if path is not None:
+        return Folds(_read_folds(path, frozenset(case_ids)), str(path))
+    if len(case_ids) == 1:
+        return Folds(({"train": [], "val": list(case_ids)},), "the only real case validates")
+    from nnunetv2.utilities.crossval_split import generate_crossval_split
+
+    num_folds = min(NUM_FOLDS, len(case_ids))
+    drawn = generate_crossval_split(sorted(case_ids), seed=SPLIT_SEED, n_splits=num_folds)
+    folds = tuple({side: [str(case_id) for case_id in fold[side]] for side in ("train", "val")} for fold in drawn)
+    rule = "nnU-Net's own rule" if num_folds == NUM_FOLDS else f"nnU-Net's own rule with {num_folds} folds"
+    missing = f"no {SPLITS_NAME} was found in {tell_places(places)}"
+    return Folds(folds, f"{rule} on the {len(case_ids)} real cases, since {missing}")
+
+
+def _read_folds(path: Path, case_ids: frozenset[str]) -> tuple[Fold, ...]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        folds = tuple({side: [str(case_id) for case_id in fold[side]] for side in ("train", "val")} for fold in content)
+    except (OSError, ValueError, TypeError, KeyError):
+        raise ExportError(
+            f"{path}: expected a list of folds with 'train' and 'val', found other content. Repair or remove the file."
+        ) from None
+    if not folds:
+        raise ExportError(f"{path}: expected at least one fold, found none. Repair or remove the file.")
+    for number, fold in enumerate(folds):
+        strange = sorted({*fold["train"], *fold["val"]} - case_ids)
+        if strange:
+            raise ExportError(
+                f"{path}: expected cases of the real dataset in fold {number}, found '{strange[0]}'. "
+                "Repair or remove the file."
+            )
+        shared = sorted(set(fold["train"]) & set(fold["val"]))
+        if shared:
+            raise ExportError(
+                f"{path}: expected training and validation apart in fold {number}, found '{shared[0]}' in both. "
+                "Repair or remove the file."
+            )
+    return folds

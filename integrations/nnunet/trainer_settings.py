@@ -1,0 +1,106 @@
+"""What the name of a trainer says: the share of synthetic cases, whether it fades, and how long training lasts.
+
+nnU-Net chooses a trainer by the name of a class and names the folder of results after it, so every setting is part of
+the name: ``nnUNetTrainerSynthetic50Fade_250epochs`` draws half of all cases from the synthetic ones at first and none
+at last, over 250 epochs.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from maisi_aug.errors import TrainingError
+from maisi_aug.integrations.nnunet.folders import MARK_KEY
+
+TRAINER_PREFIX = "nnUNetTrainerSynthetic"
+TRAINER_FORM = f"{TRAINER_PREFIX}PERCENT[Fade][CPU][_Nepochs][_Niterations]"
+TRAINER_VARIABLE = "nnUNet_extTrainer"
+# With a fade, the last fifth of training sees real cases only.
+FADED_AT = 0.8
+CPU_EPOCHS = 50
+CPU_ITERATIONS = 50
+
+_PATTERN = re.compile(
+    TRAINER_PREFIX + r"(?P<percent>\d{1,3})(?P<fade>Fade)?(?P<cpu>CPU)?"
+    r"(?:_(?P<epochs>[1-9]\d*)epochs)?(?:_(?P<iterations>[1-9]\d*)iterations)?"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class TrainerSettings:
+    """Settings of a trainer.
+
+    Attributes:
+        share: Share of synthetic cases among all that are drawn, 0 to 1; with a fade, that of the first epoch.
+        fades: Whether the share falls linearly to 0 at four fifths of the epochs.
+        is_for_cpu: Whether the network runs in bfloat16 on a CPU, and training is short unless the name says otherwise.
+        num_epochs: Epochs; nnU-Net's 1000 when ``None``.
+        num_iterations: Training iterations per epoch; nnU-Net's 250 when ``None``.
+    """
+
+    share: float
+    fades: bool = False
+    is_for_cpu: bool = False
+    num_epochs: int | None = None
+    num_iterations: int | None = None
+
+    @property
+    def lowest_share(self) -> float:
+        """The share at the end of training."""
+        return 0.0 if self.fades else self.share
+
+    def share_at(self, epoch: int, num_epochs: int) -> float:
+        """The share of synthetic cases in an epoch, counted from 0."""
+        if not self.fades:
+            return self.share
+        return self.share * max(0.0, 1.0 - epoch / max(1.0, FADED_AT * num_epochs))
+
+
+def read_trainer_name(name: str) -> TrainerSettings | None:
+    """The settings that a trainer's name stands for; ``None`` for a name that is not one of ours.
+
+    Raises:
+        TrainingError: The name begins like one of ours and goes on wrongly.
+    """
+    if not name.startswith(TRAINER_PREFIX):
+        return None
+    found = _PATTERN.fullmatch(name)
+    if found is None or int(found["percent"]) > 100:
+        raise TrainingError(
+            f"Trainer '{name}': expected {TRAINER_FORM} with a percentage of 0 to 100, found another form. "
+            f"Write for instance {TRAINER_PREFIX}50_250epochs."
+        )
+    is_for_cpu = found["cpu"] is not None
+    return TrainerSettings(
+        share=int(found["percent"]) / 100,
+        fades=found["fade"] is not None,
+        is_for_cpu=is_for_cpu,
+        num_epochs=int(found["epochs"]) if found["epochs"] else (CPU_EPOCHS if is_for_cpu else None),
+        num_iterations=int(found["iterations"]) if found["iterations"] else (CPU_ITERATIONS if is_for_cpu else None),
+    )
+
+
+def read_synthetic_cases(description: Mapping[str, Any], subject: str) -> frozenset[str]:
+    """Identifiers of the synthetic cases that a ``dataset.json`` names.
+
+    Raises:
+        TrainingError: It names none.
+    """
+    mark = description.get(MARK_KEY)
+    if not isinstance(mark, dict) or not mark.get("synthetic_cases"):
+        raise TrainingError(
+            f"{subject}: expected a dataset.json that names its synthetic cases, found one that names none. "
+            "Make the dataset with maisi-aug export nnunet COHORT --like."
+        )
+    return frozenset(map(str, mark["synthetic_cases"]))
+
+
+def trainer_folder() -> Path:
+    """The folder that nnUNet_extTrainer has to name."""
+    import maisi_aug
+
+    return Path(maisi_aug.__file__).parent / "nnunet_trainers"

@@ -1,0 +1,159 @@
+"""What every export reads: the accepted cases of a cohort, the names of its labels, and whether files are intact."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from maisi_aug.bundle_spec.bundle import load_bundle
+from maisi_aug.cohort.manifest import MANIFEST_NAME, AttemptRecord, load_manifest
+from maisi_aug.cohort.recipe import COHORT_NAME
+from maisi_aug.cohort.recipe_files import read_recipe
+from maisi_aug.errors import BundleError, ExportError, RecipeError, VocabularyError
+from maisi_aug.system.file_lock import is_locked
+from maisi_aug.system.whole_files import sha256_of
+from maisi_aug.vocabulary.labels import BACKGROUND_ID, MAISI, SlotBinding, Vocabulary
+
+
+@dataclass(frozen=True)
+class CohortSource:
+    """The accepted cases of a cohort that nothing is writing to.
+
+    Attributes:
+        folder: The cohort's folder.
+        cases: One record per accepted case, in the order of the plan; at least one.
+        num_planned: Cases that the cohort was to have; ``None`` when its configuration is missing.
+        vocabulary: Names of the ids in its label maps.
+    """
+
+    folder: Path
+    cases: tuple[AttemptRecord, ...]
+    num_planned: int | None
+    vocabulary: Vocabulary
+
+    @cached_property
+    def requested_ids(self) -> tuple[int, ...]:
+        """Vocabulary ids that the accepted cases were asked for, lesions and organs, ascending."""
+        return find_requested_ids(self.cases)
+
+    @property
+    def partial_note(self) -> str:
+        """A sentence where fewer cases are accepted than were planned; empty otherwise."""
+        if self.num_planned is None or len(self.cases) >= self.num_planned:
+            return ""
+        return f"{len(self.cases)} of {self.num_planned} planned cases of the cohort are accepted."
+
+    def resolve_ids(self, names: Sequence[str]) -> tuple[int, ...]:
+        """Vocabulary ids of label names, ascending, each once.
+
+        Raises:
+            VocabularyError: For a name that the cohort's vocabulary does not hold.
+        """
+        return tuple(sorted({self.vocabulary.id_of(name) for name in names} - {BACKGROUND_ID}))
+
+    def name_of(self, label_id: int) -> str:
+        """The label's name, or ``label ID`` for one that the vocabulary does not hold."""
+        return self.vocabulary.name_of(label_id) if self.vocabulary.contains(label_id) else f"label {label_id}"
+
+    def require_file(self, case: AttemptRecord, role: str) -> Path:
+        """The file of a case, after comparing its bytes with the manifest.
+
+        Raises:
+            ExportError: When the manifest names none, or the file is missing or altered.
+        """
+        remade = f"remove its lines from {MANIFEST_NAME} and run synthesize again to have the case made again."
+        record = case.files.get(role)
+        if record is None:
+            raise ExportError(
+                f"{case.case_id}: expected a file '{role}' in the manifest, found none. To go on, {remade}"
+            )
+        path = self.folder / record.path
+        if not path.is_file():
+            raise ExportError(f"{case.case_id}: expected {path}, found nothing there. Put the file back, or {remade}")
+        found = sha256_of(path)
+        if found != record.sha256:
+            raise ExportError(
+                f"{case.case_id}: expected {path} as it was written (sha256 {record.sha256[:12]}...), found other "
+                f"content ({found[:12]}...). Restore the file, or {remade}"
+            )
+        return path
+
+
+def find_requested_ids(cases: Sequence[AttemptRecord]) -> tuple[int, ...]:
+    """Vocabulary ids that cases were asked for, lesions and organs, ascending."""
+    return tuple(sorted(frozenset().union(*(case.requested_ids for case in cases)) - {BACKGROUND_ID}))
+
+
+def load_cohort_source(folder: Path) -> CohortSource:
+    """Open a cohort for export.
+
+    Raises:
+        CohortError: The folder is no cohort, or its manifest is damaged.
+        ExportError: The cohort is being written to, or has no accepted case.
+    """
+    records = load_manifest(folder).records
+    _require_idle(folder)
+    cases = tuple(record for record in records if record.status == "accepted")
+    if not cases:
+        raise ExportError(
+            f"{folder}: expected at least one accepted case, found none in {len(records)} attempts. "
+            "Run synthesize again, and read the reasons in its manifest."
+        )
+    configuration = _read_configuration(folder)
+    vocabulary = _find_vocabulary(str(configuration.get("bundle", cases[0].bundle)), cases)
+    return CohortSource(folder, cases, _num_planned(configuration), vocabulary)
+
+
+def find_num_planned(folder: Path) -> int | None:
+    """How many cases a cohort was to have; ``None`` where its configuration is missing or cannot be read."""
+    return _num_planned(_read_configuration(folder))
+
+
+def _num_planned(configuration: Mapping[str, Any]) -> int | None:
+    num_planned = configuration.get("num_cases")
+    return num_planned if isinstance(num_planned, int) else None
+
+
+def _require_idle(folder: Path) -> None:
+    """Raise when a process is writing the cohort."""
+    if is_being_written(folder):
+        raise ExportError(
+            f"{folder}: expected a finished cohort, found a process that is still writing it. Wait for it to end."
+        )
+
+
+def is_being_written(folder: Path) -> bool | None:
+    """Whether a process is writing a cohort.
+
+    Returns:
+        None where nobody can tell: there is no manifest yet, or the disk has no locks.
+    """
+    path = folder / MANIFEST_NAME
+    return is_locked(path) if path.is_file() else None
+
+
+def _read_configuration(folder: Path) -> dict[str, Any]:
+    """The fields of ``cohort.yaml``; empty where it cannot be read, since the manifest says what is there."""
+    path = folder / COHORT_NAME
+    try:
+        return read_recipe(str(path)) if path.is_file() else {}
+    except RecipeError:
+        return {}
+
+
+def _find_vocabulary(bundle: str, cases: Sequence[AttemptRecord]) -> Vocabulary:
+    """The vocabulary of the cohort's bundle; where that is gone, MAISI's with the names that the manifest holds."""
+    try:
+        return load_bundle(bundle).vocabulary
+    except BundleError:
+        pass
+    vocabulary = MAISI
+    for label_id, name in {lesion.label_id: lesion.label for case in cases for lesion in case.lesions}.items():
+        try:
+            vocabulary = vocabulary.with_slots({name: SlotBinding(id=label_id)})
+        except VocabularyError:  # not a slot: the id has its name already
+            continue
+    return vocabulary

@@ -1,0 +1,207 @@
+"""Which labels of a cohort an export holds, and how they are numbered in the files of a training framework.
+
+Labels are taken from the cohort's full label maps: a map may hold a tumour that its own case was not asked for, and
+leaving that one as background would teach the wrong thing.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence, Set
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from maisi_aug.errors import ExportError, RequestError
+from maisi_aug.integrations.reading.cohort_source import CohortSource
+from maisi_aug.system.whole_folder import Notify, tell_nobody
+from maisi_aug.vocabulary.labels import BACKGROUND_ID, BODY_ID, Vocabulary
+from maisi_aug.vocabulary.totalsegmentator import totalsegmentator_class
+from maisi_aug.volumes.image_files import load_label_map
+
+MAX_NUMBER = 255  # of label maps in uint8
+
+
+@dataclass(frozen=True, slots=True)
+class LabelNumbering:
+    """Vocabulary ids as the numbers of a training framework; everything else is background.
+
+    Attributes:
+        ids: Vocabulary ids.
+        names: Their names.
+        numbers: What they become; 1, 2, ... in their order when not given.
+    """
+
+    ids: tuple[int, ...]
+    names: tuple[str, ...]
+    numbers: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.numbers:
+            object.__setattr__(self, "numbers", tuple(range(1, len(self.ids) + 1)))
+
+    def apply(self, label_map: NDArray[Any]) -> NDArray[np.uint8]:
+        """Renumber an array of vocabulary ids, of any shape."""
+        table = np.zeros(256, dtype=np.uint8)
+        table[list(self.ids)] = self.numbers
+        renumbered: NDArray[np.uint8] = table[label_map]
+        return renumbered
+
+    def to_dict(self) -> dict[str, int]:
+        """Name -> number, background included."""
+        return {"background": 0} | dict(zip(self.names, self.numbers, strict=True))
+
+    def to_json(self) -> list[dict[str, Any]]:
+        """The numbering for a mapping file, with TotalSegmentator's task and class for each label that it has."""
+        return [
+            {
+                "label": number,
+                "name": name,
+                "vocabulary_id": label_id,
+                "totalsegmentator": name_in_totalsegmentator(label_id),
+            }
+            for number, label_id, name in zip(self.numbers, self.ids, self.names, strict=True)
+        ]
+
+
+def name_in_totalsegmentator(label_id: int) -> str | None:
+    """TotalSegmentator's task and class for a vocabulary id, for mapping files; None for a label that it lacks."""
+    return "/".join(totalsegmentator_class(label_id) or ()) or None
+
+
+def number_labels(
+    vocabulary: Vocabulary, numbers: Mapping[str, int], requested_ids: Sequence[int], name_of: Callable[[int], str]
+) -> LabelNumbering:
+    """The numbering that somebody's training has already, for instance that of a real dataset.
+
+    Args:
+        vocabulary: Names of the ids in the label maps.
+        numbers: Label name or id -> number, 0 for what is to be background; ``background`` itself may be among them.
+        requested_ids: Labels that the cases are asked for; each needs a number.
+        name_of: Name of an id.
+
+    Raises:
+        RequestError: A number is none of a label map, or a requested label has none.
+        VocabularyError: An unknown label name.
+    """
+    require_numbers(numbers)
+    found: dict[int, int] = {}
+    for name, number in numbers.items():
+        label_id = BACKGROUND_ID if _is_background(name) else vocabulary.id_of(name)
+        if found.setdefault(label_id, number) != number:
+            raise RequestError(f"numbers, '{name}': expected one number for a label, found a second. Leave one out.")
+    missing = [name_of(label_id) for label_id in requested_ids if label_id not in found]
+    if missing:
+        raise RequestError(
+            f"numbers: expected one for '{missing[0]}', which the cases are asked for, found none. Add it, with 0 to "
+            "make it background."
+        )
+    ids = tuple(sorted(label_id for label_id, number in found.items() if number))
+    if not ids:
+        raise RequestError("numbers: expected a label with a number above 0, found none. Add one to train on.")
+    return LabelNumbering(ids, tuple(map(name_of, ids)), tuple(found[label_id] for label_id in ids))
+
+
+def require_numbers(numbers: Mapping[str, Any]) -> None:
+    """Raise unless a label map can hold the numbers.
+
+    Raises:
+        RequestError: Naming one that it cannot.
+    """
+    for name, number in numbers.items():
+        highest = 0 if _is_background(name) else MAX_NUMBER
+        if not isinstance(number, int) or isinstance(number, bool) or not 0 <= number <= highest:
+            expected = f"a whole number from 0 to {MAX_NUMBER}" if highest else "0"
+            raise RequestError(f"numbers, '{name}': expected {expected}, found {number!r}. Correct the number.")
+
+
+def _is_background(name: str) -> bool:
+    return name.strip().casefold() == "background"
+
+
+def choose_labels(
+    cohort: CohortSource,
+    labels: Sequence[str] = (),
+    *,
+    include_anatomy: bool = False,
+    numbers: Mapping[str, int] | None = None,
+    notify: Notify = tell_nobody,
+) -> LabelNumbering:
+    """The labels to export: those named, or else those that the cohort was asked for.
+
+    Args:
+        cohort: The cohort.
+        labels: Names or ids.
+        include_anatomy: Every label in the maps as well, except the body envelope.
+        numbers: Names and numbers instead of all this, as :func:`number_labels` takes them.
+        notify: Told of the maps that are read for it.
+
+    Raises:
+        ExportError: A label occurs in no case, or the cohort has no label maps.
+        RequestError: ``numbers`` do not fit, or stand beside labels that they decide.
+        VocabularyError: An unknown label name.
+    """
+    require_label_maps(cohort)
+    if numbers is not None:
+        require_numbers_alone(labels, include_anatomy=include_anatomy)
+        numbering = number_labels(cohort.vocabulary, numbers, cohort.requested_ids, cohort.name_of)
+        if not set(numbering.ids) <= set(cohort.requested_ids):
+            _require_present(cohort, set(numbering.ids), count_labels(cohort, notify))
+        return numbering
+    wanted = set(cohort.resolve_ids(labels) if labels else cohort.requested_ids)
+    if include_anatomy or not wanted <= set(cohort.requested_ids):
+        present = count_labels(cohort, notify)
+        wanted |= set(present) - {BODY_ID} if include_anatomy else set()
+        _require_present(cohort, wanted, present)
+    if not wanted:
+        raise ExportError(
+            f"{cohort.folder}: expected a label to export, found that the cohort was asked for none. Name one with "
+            "--labels, or add --include-anatomy."
+        )
+    ids = tuple(sorted(wanted))
+    return LabelNumbering(ids, tuple(map(cohort.name_of, ids)))
+
+
+def _require_present(cohort: CohortSource, wanted: Set[int], present: Mapping[int, int]) -> None:
+    if missing := sorted(wanted - present.keys()):
+        raise ExportError(
+            f"Labels to export: expected each in at least one case of {cohort.folder}, found none of "
+            f"{', '.join(map(cohort.name_of, missing))}. Leave out what the cohort does not hold."
+        )
+
+
+def require_numbers_alone(labels: Sequence[str], *, include_anatomy: bool = False) -> None:
+    """Raise where labels are chosen beside ``numbers``, which choose them.
+
+    Raises:
+        RequestError: Naming what is too much.
+    """
+    if labels or include_anatomy:
+        idle = "labels" if labels else "include_anatomy"
+        raise RequestError(f"{idle}: expected none beside numbers, which decide the labels, found some. Leave one out.")
+
+
+def require_label_maps(cohort: CohortSource) -> None:
+    """Raise for a cohort of bare images.
+
+    Raises:
+        ExportError: No case has a label map.
+    """
+    if not any("anatomy" in case.files for case in cohort.cases):
+        raise ExportError(
+            f"{cohort.folder}: expected label maps, found images that were drawn without any (mask_source none). Make "
+            "a cohort with another --mask-source."
+        )
+
+
+def count_labels(cohort: CohortSource, notify: Notify = tell_nobody) -> Counter[int]:
+    """Every id in the cohort's label maps except background, and the number of cases that hold it."""
+    counts: Counter[int] = Counter()
+    for index, case in enumerate(cohort.cases):
+        notify("reading labels", index, len(cohort.cases))
+        label_map = load_label_map(cohort.require_file(case, "anatomy")).array
+        counts.update(np.flatnonzero(np.bincount(label_map.ravel())).tolist())
+    del counts[BACKGROUND_ID]
+    return counts

@@ -1,0 +1,307 @@
+"""A user's label maps as a bank: listed at once, read one by one when they are drawn, translated to the vocabulary."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import warnings
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from maisi_aug.banks.entry import BankEntry
+from maisi_aug.banks.files import digest_of, find_entries
+from maisi_aug.banks.label_ids import (
+    LabelMapping,
+    Translation,
+    build_translation,
+    find_label_id,
+    guess_maisi_ids,
+    load_mapping,
+)
+from maisi_aug.banks.label_map import (
+    BankLesion,
+    BankMap,
+    BaseMap,
+    add_envelope,
+    cut_map,
+    hash_of,
+    is_filled_body,
+    load_entry,
+    no_envelope,
+)
+from maisi_aug.banks.listing import MIN_COVER, BankListing, Needs
+from maisi_aug.errors import BankError, VolumeError
+from maisi_aug.lesions.planting import LesionWish
+from maisi_aug.seeds import numpy_generator
+from maisi_aug.vocabulary.labels import BODY_ID, Vocabulary
+from maisi_aug.vocabulary.regions import Regions
+from maisi_aug.volumes.grid import Grid
+
+CACHE_BYTES = 512 * 2**20
+
+
+class FolderBank:
+    """Label maps from a folder, a data list, one file or NVIDIA's mask database.
+
+    Attributes:
+        name: Name of the folder or file.
+        varies: False: a draw may repeat an anatomy, so that it is worth deforming.
+        skipped: ``(path, reason)`` of files that could not be used, so far.
+        grid: The networks' grid; maps are cut to its shape and spacing.
+        vocabulary: Meaning of the ids in the maps handed out.
+    """
+
+    varies = False
+
+    def __init__(
+        self,
+        path: Path | str,
+        *,
+        vocabulary: Vocabulary,
+        grid: Grid,
+        mapping: LabelMapping = "auto",
+        body_region: Regions | None = None,
+        cache_bytes: int = CACHE_BYTES,
+        min_cover: float = MIN_COVER,
+    ) -> None:
+        """List the files; they are read when they are drawn.
+
+        Args:
+            path: Folder, JSON data list, one label map, or NVIDIA's mask database.
+            vocabulary: Vocabulary to translate into.
+            grid: The networks' grid; only its shape and spacing matter.
+            mapping: ``auto``, ``maisi``, ``totalsegmentator-v1``, ``totalsegmentator-v2``, a JSON file, or a dict of
+                source ids or names -> vocabulary names or ids.
+            body_region: Uppermost and lowest body region that a map has to show, where a list tells it.
+            cache_bytes: How much memory the maps read last may take.
+            min_cover: Share of the grid's length from feet to head that a map has to fill.
+
+        Raises:
+            BankError: There is no usable file: none at all, or of none is it known what its labels mean.
+        """
+        self._path = Path(path)
+        self.name = self._path.resolve().name
+        self.vocabulary = vocabulary
+        self.grid = grid
+        self._mapping = load_mapping(mapping)
+        self._cache: OrderedDict[int, BankMap] = OrderedDict()
+        self._cache_bytes = cache_bytes
+        self._min_cover = min_cover
+        self._grids: dict[int, Grid] = {}
+        self._bad: dict[int, str] = {}
+        self._ids: dict[int, frozenset[int]] = {}
+        self._lesions: dict[tuple[int, int], list[BankLesion]] = {}
+        self._reported: set[str] = set()
+        self._translations: dict[tuple[Any, ...], Translation | BankError | None] = {}
+        entries, self._missing = find_entries(self._path, lambda name: find_label_id(name, vocabulary) is not None)
+        self._entries = entries
+        self._listing = BankListing(entries, grid=grid, tumor_ids=vocabulary.tumor_ids, body_region=body_region)
+        for index, entry in enumerate(entries):
+            translation = self._translation_of(entry)
+            if isinstance(translation, BankError):
+                self._bad[index] = str(translation)
+            elif translation is not None:
+                self._report(translation.unknown)
+                if not translation.envelope_ids and entry.image_path is None:
+                    self._bad[index] = str(no_envelope(entry))
+        self._require_some_left()
+        self._require_meaning()
+
+    def __len__(self) -> int:
+        """Maps that are usable as far as is known."""
+        return len(self._entries) - len(self._bad)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 over what tells this bank from another without opening its maps: its files, and what ids mean."""
+        meanings = self._mapping if isinstance(self._mapping, str) else dict(self._mapping)
+        return hashlib.sha256(json.dumps([digest_of(self._entries), meanings]).encode()).hexdigest()
+
+    @property
+    def skipped(self) -> list[tuple[str, str]]:
+        """``(path, reason)`` of every file that could not be used, so far."""
+        return [*self._missing, *((self._entries[index].name, self._bad[index]) for index in sorted(self._bad))]
+
+    def fault_of(self, index: int) -> str:
+        """Why a map cannot be used; empty where nothing is known against it."""
+        return self._bad.get(index, "")
+
+    def order(self, seed: int, needs: Needs) -> list[int]:
+        """The entries that may serve, as far as is known before they are read, in the random order of a seed.
+
+        Of maps whose field of view a list tells, the closest ones come first.
+        """
+        order: list[int] = numpy_generator(seed, "bank order").permutation(len(self._entries)).tolist()
+        return self._listing.choose(order, needs)
+
+    def load(self, index: int) -> BankMap | None:
+        """Read a map, or None if it cannot be used; the reason is then in ``skipped``.
+
+        Raises:
+            BankError: No usable map is left.
+        """
+        if index in self._bad:
+            return None
+        if index in self._cache:
+            self._cache.move_to_end(index)
+            return self._cache[index]
+        self._try(index, lambda: self._remember(index, self._read(index)))
+        return self._cache.get(index)
+
+    def ids_of(self, index: int) -> frozenset[int] | None:
+        """The ids of a map, read once; None if it cannot be used."""
+        listed = self._listing.ids[index]
+        if listed is not None and index not in self._ids and index not in self._bad:
+            return listed
+        if index not in self._ids and index not in self._bad:
+            self._try(index, lambda: self._read_labels(index))
+        return self._ids.get(index) if index not in self._bad else None
+
+    def grid_of(self, index: int) -> Grid | None:
+        """The grid of a map, read once; None if it cannot be used."""
+        if index not in self._grids and index not in self._bad:
+            self._try(index, lambda: self._read_labels(index))
+        return self._grids.get(index) if index not in self._bad else None
+
+    def lesions_of(self, index: int, label_id: int) -> list[BankLesion]:
+        """The lesions of one id in a map, measured once."""
+        key = (index, label_id)
+        if key not in self._lesions:
+            bank_map = self.load(index)
+            self._lesions[key] = [] if bank_map is None else bank_map.find_lesions(label_id)
+        return self._lesions[key]
+
+    def draw_bases(self, lesions: Sequence[LesionWish], *, required_ids: Sequence[int], seed: int) -> Iterator[BaseMap]:
+        """Maps that hold a host of every lesion and all required ids, cut around the hosts, in random order.
+
+        The bank is gone through again and again with new cuts; the iterator ends when no map of it will do.
+        """
+        needs = Needs(frozenset(required_ids), tuple(frozenset(wish.hosts) for wish in lesions))
+        order = self.order(seed, needs)
+        for turn in range(1_000_000):
+            num_found = 0
+            for index in order:
+                if not needs.are_met_by(self.ids_of(index)):
+                    continue
+                bank_map = self.load(index)
+                if bank_map is None or not needs.are_met_by(self.ids_of(index)):  # a list may promise too much
+                    continue
+                num_found += 1
+                rng = numpy_generator(seed, f"bank cut {turn} {index}")
+                hosts = [_draw_host(bank_map, wish.hosts, rng) for wish in lesions]
+                focus = [bank_map.boxes[label_id] for label_id in (*hosts, *required_ids)]
+                yield cut_map(bank_map, self.grid, focus, rng=rng)
+            if num_found == 0:
+                return
+
+    def _translation_of(self, entry: BankEntry) -> Translation | BankError | None:
+        names = dict(enumerate(entry.organ_names, start=1)) if entry.organ_names else entry.label_names
+        key = (entry.has_vocabulary_ids, tuple(names.items()) if names else None)
+        if key not in self._translations:
+            mapping = "auto" if entry.organ_names and isinstance(self._mapping, str) else self._mapping
+            try:
+                self._translations[key] = build_translation(
+                    mapping,
+                    names,
+                    self.vocabulary,
+                    has_vocabulary_ids=entry.has_vocabulary_ids,
+                    subject=f"Mask bank {self._path}",
+                )
+            except BankError as error:
+                self._translations[key] = error
+        return self._translations[key]
+
+    def _try(self, index: int, read: Callable[[], object]) -> None:
+        """Read something of an entry, and set the entry aside if that fails."""
+        try:
+            read()
+        except VolumeError as error:
+            self._bad[index] = str(error)
+            self._require_some_left()
+
+    def _read_labels(self, index: int) -> tuple[NDArray[np.uint8], Grid, bool]:
+        """The map in vocabulary ids, its grid, and whether a label means all of the body; its ids are noted on the way.
+
+        Finding the body takes longer than reading the labels, so maps that lack the host are told by this alone.
+        """
+        entry = self._entries[index]
+        translation = self._translation_of(entry)
+        if isinstance(translation, BankError):
+            raise VolumeError(str(translation))
+        source = load_entry(entry, translation, self.vocabulary)
+        present = np.flatnonzero(np.bincount(source.array.ravel()))
+        if not present.any():
+            raise VolumeError(f"{entry.name}: expected labels, found only background. Replace the file.")
+        if translation is None:
+            translation = guess_maisi_ids(present, self.vocabulary, subject=entry.name)
+        self._report(translation.find_unlisted(present))
+        label_map = translation.apply(source.array)
+        ids = frozenset(np.flatnonzero(np.bincount(label_map.ravel())).tolist()) | {BODY_ID}
+        if not ids - {0, BODY_ID}:
+            raise VolumeError(f"{entry.name}: expected labels of the vocabulary, found none. Check --mask-labels.")
+        self._ids[index], self._grids[index] = ids, source.grid
+        return label_map, source.grid, bool(translation.envelope_ids.intersection(present.tolist()))
+
+    def _read(self, index: int) -> BankMap:
+        entry = self._entries[index]
+        label_map, grid, has_envelope = self._read_labels(index)
+        image_name = None
+        if not has_envelope or not is_filled_body(label_map):
+            label_map, image_name = add_envelope(label_map, grid, entry)
+        bank_map = BankMap(entry.name, label_map, grid, hash_of(entry), image_name)
+        self._require_cover(bank_map)
+        return bank_map
+
+    def _require_cover(self, bank_map: BankMap) -> None:
+        filled = np.flatnonzero((bank_map.label_map > 0).any(axis=(0, 1)))
+        covered_mm = (int(filled[-1]) - int(filled[0]) + 1) * bank_map.grid.spacing_mm[2]
+        wanted_mm = self._min_cover * self.grid.extent_mm[2]
+        if covered_mm < wanted_mm:
+            raise VolumeError(
+                f"{bank_map.name}: expected at least {wanted_mm:.0f} mm from feet to head, "
+                f"{self._min_cover:.0%} of the grid, found {covered_mm:.0f} mm. Use a longer scan or a shorter grid."
+            )
+
+    def _remember(self, index: int, bank_map: BankMap) -> None:
+        self._cache[index] = bank_map
+        while len(self._cache) > 1 and sum(kept.label_map.nbytes for kept in self._cache.values()) > self._cache_bytes:
+            self._cache.popitem(last=False)
+
+    def _require_meaning(self) -> None:
+        """Read one map where only the maps themselves can tell what their ids mean."""
+        unnamed = (index for index, entry in enumerate(self._entries) if self._translation_of(entry) is None)
+        next((index for index in unnamed if self.load(index) is not None), None)
+
+    def _report(self, unknown: Sequence[str]) -> None:
+        """Warn once of every source label that the vocabulary lacks."""
+        new = [name for name in unknown if name not in self._reported]
+        self._reported.update(new)
+        if new:
+            warnings.warn(
+                f"Mask bank {self._path}: expected labels of the vocabulary, found {', '.join(new)}; they become body "
+                "(200). Map them with a JSON file and --mask-labels if they matter.",
+                stacklevel=3,
+            )
+
+    def _require_some_left(self) -> None:
+        if len(self) > 0:
+            return
+        if not self.skipped:
+            raise BankError(f"Mask bank {self._path}: expected label maps, found none. Check the folder's layout.")
+        name, reason = self.skipped[0]
+        raise BankError(
+            f"Mask bank {self._path}: expected at least one usable label map, found {len(self.skipped)} that cannot be "
+            f"used, the first of them {name}: {reason}"
+        )
+
+
+def _draw_host(bank_map: BankMap, hosts: Sequence[int], rng: np.random.Generator) -> int:
+    """One of the hosts that the map has; the square root keeps ribs in play beside hips."""
+    present = [host for host in hosts if bank_map.counts[host]]
+    weights = np.sqrt(bank_map.counts[present].astype(np.float64))
+    return int(rng.choice(present, p=weights / weights.sum()))

@@ -1,0 +1,198 @@
+"""What the ids of a bank's label maps mean in the vocabulary.
+
+The meaning is always explicit: names in ``labels.json`` or ``dataset.json``, one file per organ, or a mapping that the
+user states. A label without a counterpart becomes body (200) and is reported, never guessed.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from maisi_aug.errors import BankError, VocabularyError, VolumeError
+from maisi_aug.vocabulary.labels import BODY_ID, Vocabulary
+from maisi_aug.vocabulary.totalsegmentator import TotalSegmentatorVersion, totalsegmentator_mapping
+
+LabelMapping = str | Mapping[Any, Any]
+
+AUTO = "auto"
+MAISI_IDS = "maisi"
+TOTALSEGMENTATOR = {"totalsegmentator-v1": "v1", "totalsegmentator-v2": "v2"}
+CHOICES = (AUTO, MAISI_IDS, *TOTALSEGMENTATOR)
+_ENVELOPE_NAMES = ("body", "soft tissue", "body envelope", "body_trunc", "skin")
+
+
+@dataclass(frozen=True, eq=False)
+class Translation:
+    """From a bank's ids to the vocabulary's.
+
+    Attributes:
+        ids: Source id -> vocabulary id; ids that are not listed become body.
+        envelope_ids: Source ids that mean all of the body without an organ, so that no envelope has to be found.
+        unknown: Source names that the vocabulary lacks; their ids become body.
+    """
+
+    ids: Mapping[int, int]
+    envelope_ids: frozenset[int]
+    unknown: tuple[str, ...] = ()
+
+    def apply(self, label_map: NDArray[Any]) -> NDArray[np.uint8]:
+        """Translate ``(I, J, K)`` unsigned ids."""
+        table = np.full(max(int(label_map.max()) + 1, 1), BODY_ID, dtype=np.uint8)
+        table[0] = 0
+        for source_id, label_id in self.ids.items():
+            if source_id < table.size:
+                table[source_id] = label_id
+        translated: NDArray[np.uint8] = table[label_map]
+        return translated
+
+    def find_unlisted(self, present: NDArray[np.int_]) -> tuple[str, ...]:
+        """Ids that occur in a map and that nothing names."""
+        return tuple(f"id {label_id}" for label_id in present if label_id and label_id not in self.ids)
+
+
+def load_mapping(choice: LabelMapping) -> LabelMapping:
+    """Read a mapping file, if the choice names one.
+
+    Raises:
+        BankError: The choice is neither a known word nor a readable JSON file.
+    """
+    if not isinstance(choice, str) or choice in CHOICES:
+        return choice
+    if not choice.lower().endswith(".json"):
+        raise BankError(f"Mask labels: expected {', '.join(CHOICES)} or a JSON file, found '{choice}'. Choose one.")
+    try:
+        document = json.loads(Path(choice).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise BankError(f"Mask labels {choice}: expected a JSON file, found: {error}. Correct the file.") from error
+    if not isinstance(document, dict):
+        raise BankError(f"Mask labels {choice}: expected ids or names on both sides, found a list. Correct the file.")
+    return document
+
+
+def build_translation(
+    mapping: LabelMapping,
+    names: Mapping[int, str] | None,
+    vocabulary: Vocabulary,
+    *,
+    has_vocabulary_ids: bool,
+    subject: str,
+) -> Translation | None:
+    """The translation of one bank.
+
+    Args:
+        mapping: ``auto``, ``maisi``, ``totalsegmentator-v1``, ``totalsegmentator-v2``, or source ids or names ->
+            vocabulary names or ids.
+        names: Names of the source ids, if the bank tells them.
+        vocabulary: Target vocabulary.
+        has_vocabulary_ids: Whether the maps' ids are known to be the vocabulary's.
+        subject: The bank, for messages.
+
+    Returns:
+        The translation, or None where ``auto`` finds no names, and only a map's own ids can tell.
+
+    Raises:
+        BankError: Nothing maps, or the mapping names what neither side has.
+    """
+    if isinstance(mapping, Mapping):
+        return _from_mapping(mapping, names, vocabulary, subject)
+    if mapping in TOTALSEGMENTATOR:
+        return Translation(
+            totalsegmentator_mapping(cast(TotalSegmentatorVersion, TOTALSEGMENTATOR[mapping])), frozenset()
+        )
+    if mapping == MAISI_IDS or (has_vocabulary_ids and mapping == AUTO):
+        return Translation({label.id: label.id for label in vocabulary}, frozenset({BODY_ID}))
+    return None if names is None else _from_names(names, vocabulary, subject)
+
+
+def guess_maisi_ids(present: NDArray[np.int_], vocabulary: Vocabulary, *, subject: str) -> Translation:
+    """Take the ids for MAISI's where a map proves it: it has a body (200) and no id beyond the vocabulary.
+
+    Args:
+        present: Ids of the map, ascending.
+        vocabulary: Target vocabulary.
+        subject: The map, for messages.
+
+    Raises:
+        VolumeError: The ids could mean anything; other maps of the bank may still be plain.
+    """
+    if BODY_ID in present and all(vocabulary.contains(int(label_id)) for label_id in present):
+        return Translation({label.id: label.id for label in vocabulary}, frozenset({BODY_ID}))
+    raise VolumeError(
+        f"{subject}: expected to be told what its labels mean, found ids up to {int(present.max())} and neither "
+        f"labels.json nor dataset.json. Pass --mask-labels with {', '.join(CHOICES[1:])} or a JSON file."
+    )
+
+
+def _from_names(names: Mapping[int, str], vocabulary: Vocabulary, subject: str) -> Translation:
+    ids: dict[int, int] = {0: 0}
+    unknown: list[str] = []
+    for source_id, name in names.items():
+        label_id = 0 if source_id == 0 else find_label_id(name, vocabulary)
+        if label_id is None:
+            unknown.append(name)
+        ids[source_id] = BODY_ID if label_id is None else label_id
+    if len(unknown) == sum(1 for source_id in names if source_id):
+        raise BankError(
+            f"{subject}: expected label names of the vocabulary, found only {', '.join(unknown[:5])}. "
+            "Pass a JSON file with --mask-labels that maps them, or list names with 'maisi-aug labels'."
+        )
+    return Translation(ids, _find_envelopes(names), tuple(unknown))
+
+
+def _from_mapping(
+    mapping: Mapping[Any, Any], names: Mapping[int, str] | None, vocabulary: Vocabulary, subject: str
+) -> Translation:
+    id_by_name = {name.lower(): source_id for source_id, name in (names or {}).items()}
+    ids: dict[int, int] = {0: 0}
+    envelopes = set(_find_envelopes(names or {}))
+    for source, target in mapping.items():
+        text = str(source).strip()
+        source_id = int(text) if text.isdecimal() else id_by_name.get(text.lower())
+        if source_id is None:
+            raise BankError(f"{subject}: expected '{source}' of the mapping among its labels, found no such name.")
+        try:
+            ids[source_id] = vocabulary.id_of(target)
+        except VocabularyError as error:
+            raise BankError(f"{subject}: mapping of '{source}': {error}") from error
+        if ids[source_id] == BODY_ID and is_envelope_name(str(target)):
+            envelopes.add(source_id)
+    rest = {source_id: name for source_id, name in (names or {}).items() if source_id not in ids}
+    unknown = [name for name in rest.values() if find_label_id(name, vocabulary) is None]
+    for source_id, name in rest.items():
+        label_id = find_label_id(name, vocabulary)
+        ids[source_id] = BODY_ID if label_id is None else label_id
+    return Translation(ids, frozenset(envelopes), tuple(unknown))
+
+
+def split_camel_case(name: str) -> str:
+    """``SpinalCord`` as two words."""
+    return re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name)
+
+
+def find_label_id(name: str, vocabulary: Vocabulary) -> int | None:
+    """The vocabulary's id of a source name, or None."""
+    if name.strip().isdecimal():
+        return None
+    for spelling in dict.fromkeys((name, split_camel_case(name))):
+        try:
+            return vocabulary.id_of(spelling)
+        except VocabularyError:
+            continue
+    return None
+
+
+def is_envelope_name(name: str) -> bool:
+    """Whether a label of this name means all of the body without an organ; 'pulmonary artery' is body (200) too."""
+    return name.strip().lower() in (*_ENVELOPE_NAMES, str(BODY_ID))
+
+
+def _find_envelopes(names: Mapping[int, str]) -> frozenset[int]:
+    return frozenset(source_id for source_id, name in names.items() if is_envelope_name(name))

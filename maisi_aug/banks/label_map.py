@@ -1,0 +1,293 @@
+"""One label map of a bank: its lesions, its files, and the cut of it that the networks get."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from maisi_aug.banks.entry import BankEntry
+from maisi_aug.banks.label_ids import Translation
+from maisi_aug.errors import VolumeError
+from maisi_aug.system.whole_files import sha256_of
+from maisi_aug.vocabulary.labels import BODY_ID, Vocabulary, lesion_word
+from maisi_aug.volumes.body import add_body, is_hollow
+from maisi_aug.volumes.components import Box, Mask, label_parts
+from maisi_aug.volumes.grid import Grid
+from maisi_aug.volumes.image_files import Volume, decode_label_map, load_image, load_label_map
+from maisi_aug.volumes.resampling import centre_grid_on, resample_image, resample_label_map
+
+HOST_MARGIN_MM = 10.0
+MIN_BODY_SHARE = 0.05
+"""Of all that is labelled; in a map with every organ of MAISI's, what is body alone is several times as much."""
+JITTER = (0.03, 0.03, 0.12)  # of the grid's extent along I, J, K
+
+
+@dataclass(frozen=True, eq=False)
+class BaseMap:
+    """A label map on the networks' grid, before lesions are planted or chosen.
+
+    Attributes:
+        label_map: ``(I, J, K)`` uint8 vocabulary ids with body (200).
+        grid: Its geometry.
+        origin: Where it came from, as plain JSON values.
+    """
+
+    label_map: NDArray[np.uint8]
+    grid: Grid
+    origin: dict[str, Any]
+
+
+@dataclass(frozen=True, eq=False)
+class BankLesion:
+    """One connected lesion of a bank's map.
+
+    Attributes:
+        label_id: Its id.
+        volume_ml: Its volume.
+        box: Smallest box around it.
+        number: Its place among the map's lesions with this id, as ``label_parts`` counts them.
+    """
+
+    label_id: int
+    volume_ml: float
+    box: Box
+    number: int
+
+
+@dataclass(frozen=True, eq=False)
+class BankMap:
+    """One map of the bank on its own grid.
+
+    Attributes:
+        name: Path relative to the bank.
+        label_map: ``(I, J, K)`` uint8 vocabulary ids with body (200).
+        grid: Its geometry.
+        sha256: Hash of the file or files.
+        image_name: File name of the CT that gave the body envelope, or None.
+    """
+
+    name: str
+    label_map: NDArray[np.uint8]
+    grid: Grid
+    sha256: str
+    image_name: str | None
+
+    @cached_property
+    def counts(self) -> NDArray[np.int_]:
+        """Voxels per id."""
+        return np.bincount(self.label_map.ravel(), minlength=256)
+
+    @cached_property
+    def boxes(self) -> dict[int, Box]:
+        """Smallest box around each id."""
+        found = ndimage.find_objects(self.label_map)
+        return {label_id: box for label_id, box in enumerate(found, start=1) if box is not None}
+
+    def find_lesions(self, label_id: int) -> list[BankLesion]:
+        """Connected lesions of an id."""
+        if label_id not in self.boxes:
+            return []
+        outer = self.boxes[label_id]
+        parts, _ = label_parts(self.label_map[outer] == label_id)
+        sizes = np.bincount(parts.ravel())
+        lesions = []
+        for number, inner in enumerate(ndimage.find_objects(parts), start=1):
+            box = tuple(slice(a.start + b.start, a.start + b.stop) for a, b in zip(outer, inner, strict=True))
+            lesions.append(BankLesion(label_id, float(sizes[number] * self.grid.voxel_ml), box, number))
+        return lesions
+
+    def mask_of(self, lesions: Sequence[BankLesion]) -> Mask:
+        """The voxels of some of its lesions."""
+        mask = np.zeros(self.label_map.shape, dtype=bool)
+        for lesion in lesions:
+            outer = self.boxes[lesion.label_id]
+            parts, _ = label_parts(self.label_map[outer] == lesion.label_id)
+            mask[outer] |= parts == lesion.number
+        return mask
+
+
+def cut_map(
+    bank_map: BankMap,
+    grid: Grid,
+    focus: Sequence[Box],
+    *,
+    rng: np.random.Generator,
+    keep_ids: Sequence[int] = (),
+) -> BaseMap:
+    """Resample a map to a shape and spacing, with the boxes of interest well inside.
+
+    Args:
+        bank_map: The map.
+        grid: Shape and spacing of the cut; its place in the world does not matter.
+        focus: Boxes of the map that shall be inside; none for the middle of the map.
+        rng: Draws by how much the cut is shifted.
+        keep_ids: Ids whose lesions keep their volume.
+
+    Returns:
+        The cut, which keeps the map's axis directions and its place in the scanner.
+    """
+    shift_mm = rng.uniform(-1, 1, 3) * np.asarray(JITTER) * np.asarray(grid.extent_mm)
+    centre_mm = choose_centre(bank_map.label_map, bank_map.grid, grid, focus, shift_mm=shift_mm)
+    target = centre_grid_on(centre_mm.tolist(), shape=grid.shape, spacing_mm=grid.spacing_mm, like=bank_map.grid)
+    label_map = resample_label_map(bank_map.label_map, bank_map.grid, target, keep_ids=keep_ids)
+    origin: dict[str, Any] = {
+        "file": bank_map.name,
+        "sha256": bank_map.sha256[:16],
+        "body_from": bank_map.image_name,
+        "centre_mm": [round(float(part), 3) for part in centre_mm],
+    }
+    return BaseMap(label_map, target, origin)
+
+
+def load_entry(entry: BankEntry, translation: Translation | None, vocabulary: Vocabulary) -> Volume:
+    """The label map of an entry in its own ids; masks of single organs are numbered from 1 in their order.
+
+    Args:
+        entry: What to read.
+        translation: What its ids mean; None where only the map itself can tell, which masks of organs never need.
+        vocabulary: Of the translation.
+
+    Raises:
+        VolumeError: A file cannot be read, or masks differ in their grid.
+    """
+    if entry.member is not None:
+        return decode_label_map(entry.member.read(), entry.name, max_bytes=entry.member.max_bytes)
+    if translation is None or not entry.organ_names:
+        return load_label_map(entry.label_paths[0])
+    first = load_label_map(entry.label_paths[0])
+    label_map = np.zeros(first.array.shape, dtype=np.uint16)
+    for place in _order_masks(entry.organ_names, translation, vocabulary):
+        mask = first if place == 0 else load_label_map(entry.label_paths[place])
+        if not mask.grid.is_close(first.grid, tolerance_mm=0.01):
+            raise VolumeError(f"{entry.label_paths[place]}: expected the grid of the other masks, found another one.")
+        label_map[mask.array > 0] = place + 1
+    return Volume(label_map, first.grid)
+
+
+def _order_masks(names: Sequence[str], translation: Translation, vocabulary: Vocabulary) -> list[int]:
+    """Places of the masks in the order in which they are written, since the last one wins where they overlap.
+
+    The envelope covers every organ, and so may a name that the vocabulary lacks: organs win over both. Tumours and
+    cysts win over their host.
+    """
+
+    def rank(place: int) -> int:
+        label_id = translation.ids.get(place + 1, BODY_ID)
+        if label_id == BODY_ID:
+            return 1 if place + 1 in translation.envelope_ids else 0
+        is_lesion = label_id in vocabulary.tumor_ids or lesion_word(names[place]) is not None
+        return 3 if is_lesion else 2
+
+    return sorted(range(len(names)), key=rank)
+
+
+def add_envelope(label_map: NDArray[np.uint8], grid: Grid, entry: BankEntry) -> tuple[NDArray[np.uint8], str]:
+    """Find the body in the entry's CT.
+
+    Returns:
+        The map with body (200), and the CT's file name.
+
+    Raises:
+        VolumeError: There is no CT, or it cannot be used.
+    """
+    if entry.image_path is None:
+        raise no_envelope(entry)
+    image = load_image(entry.image_path)
+    on_map = (
+        image.array if image.grid.is_close(grid, tolerance_mm=0.01) else resample_image(image.array, image.grid, grid)
+    )
+    return add_body(label_map, on_map, grid.spacing_mm), entry.image_path.name
+
+
+def is_filled_body(label_map: NDArray[np.uint8]) -> bool:
+    """Whether body (200) in a map is all of the body without an organ, and neither a shell nor a few stray voxels."""
+    num_body, num_labelled = int(np.count_nonzero(label_map == BODY_ID)), int(np.count_nonzero(label_map))
+    return num_body >= MIN_BODY_SHARE * num_labelled and not is_hollow(label_map > 0)
+
+
+def no_envelope(entry: BankEntry) -> VolumeError:
+    """The error for a map without a CT and without body, or with nothing but the skin or a few voxels of it."""
+    return VolumeError(
+        f"{entry.name}: expected body (200) that is filled, or a CT to find it in, found neither. "
+        "Put the CT beside the label map, for instance as X_ct.nii.gz and X_seg.nii.gz."
+    )
+
+
+def hash_of(entry: BankEntry) -> str:
+    """SHA-256 of the label map's file, or of the hashes of all its masks."""
+    if entry.member is not None:
+        return hashlib.sha256(entry.member.read()).hexdigest()
+    hashes = [sha256_of(path) for path in entry.label_paths]
+    return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
+
+
+def choose_centre(
+    label_map: NDArray[np.uint8],
+    source: Grid,
+    grid: Grid,
+    focus: Sequence[Box],
+    *,
+    shift_mm: Sequence[float] = (0.0, 0.0, 0.0),
+) -> NDArray[np.float64]:
+    """Where the centre of a grid lies best on a label map.
+
+    Across the body the cut is centred on the patient, as scans are; along it on what matters, and kept inside the
+    patient where the scan shows enough of one.
+
+    Args:
+        label_map: ``(I, J, K)`` with body (200).
+        source: Its geometry.
+        grid: Shape and spacing of the cut.
+        focus: Boxes of the map that shall be inside, with a margin; none for the middle of the map.
+        shift_mm: By how much the cut is moved along I, J, K, as far as the focus allows.
+
+    Returns:
+        The centre in RAS+ millimetres.
+    """
+    spacing, extent = np.asarray(source.spacing_mm), np.asarray(grid.extent_mm)
+    slices_mm = _find_filled(np.asarray(label_map.any(axis=(0, 1))), spacing[2])
+    whole = tuple(slice(0, side) for side in source.shape)
+    bounds = np.array([[(part.start, part.stop) for part in box] for box in (focus or [whole])], dtype=np.float64)
+    bounds *= spacing[None, :, None]
+    low, high = bounds[:, :, 0].min(axis=0), bounds[:, :, 1].max(axis=0)
+    centre = np.empty(3)
+    along = bounds[:, 2].mean() + shift_mm[2]
+    centre[2] = _clamp(_keep_inside(along, low[2], high[2], extent[2]), *slices_mm, extent[2])
+    slices = slice(
+        max(0, int((centre[2] - extent[2] / 2) / spacing[2])), max(1, int((centre[2] + extent[2] / 2) / spacing[2]))
+    )
+    seen = label_map[:, :, slices].max(axis=2) > 0
+    for axis in (0, 1):
+        middle = sum(_find_filled(np.asarray(seen.any(axis=1 - axis)), spacing[axis])) / 2
+        centre[axis] = _keep_inside(middle + shift_mm[axis], low[axis], high[axis], extent[axis])
+    index = centre / spacing - 0.5
+    world: NDArray[np.float64] = source.affine[:3, :3] @ index + source.affine[:3, 3]
+    return world
+
+
+def _keep_inside(centre: float, low: float, high: float, extent: float) -> float:
+    """Move a window so that an interval with a margin lies in it; one that is too long is centred."""
+    if high - low + 2 * HOST_MARGIN_MM > extent:
+        return (low + high) / 2 if high - low > extent else centre
+    return min(max(centre, high + HOST_MARGIN_MM - extent / 2), low - HOST_MARGIN_MM + extent / 2)
+
+
+def _find_filled(is_filled: NDArray[np.bool_], step_mm: float) -> tuple[float, float]:
+    """Where slices are filled along an axis, in millimetres from its start; the whole axis where none is."""
+    filled = np.flatnonzero(is_filled)
+    first, last = (filled[0], filled[-1] + 1) if filled.size else (0, is_filled.size)
+    return float(first * step_mm), float(last * step_mm)
+
+
+def _clamp(centre: float, low: float, high: float, extent: float) -> float:
+    """Keep a window inside an interval, or centre it on one that is shorter."""
+    if high - low <= extent:
+        return (low + high) / 2
+    return min(max(centre, low + extent / 2), high - extent / 2)

@@ -1,0 +1,1 @@
+"""What a bundle says of its networks: `bundle.yaml`, sizes and HU it was taught, grids it works on, presets, bundles known by name. The weights that ship with the package are in `maisi_aug/bundles/`."""

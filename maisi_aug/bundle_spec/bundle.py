@@ -1,0 +1,382 @@
+"""Bundles: networks as data, weights as safetensors, and what a user must know about them. Needs no torch.
+
+A bundle is a folder with ``bundle.yaml`` and the weight files that it names with their SHA-256.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import platformdirs
+import yaml
+from pydantic import ValidationError
+
+from maisi_aug.bundle_spec.decoding import latent_factor
+from maisi_aug.bundle_spec.known_bundles import known_bundles
+from maisi_aug.bundle_spec.schema import (
+    MASK_ROLES,
+    BaseSpec,
+    BundleSpec,
+    MaskGenerationSpec,
+    SlotSpec,
+    WeightFile,
+    dump_bundle,
+    without_masks,
+)
+from maisi_aug.errors import BundleError, RecipeError, did_you_mean
+from maisi_aug.system.whole_files import sha256_of
+from maisi_aug.vocabulary.labels import MAISI, SlotBinding, Vocabulary
+from maisi_aug.volumes.grid import Grid
+
+__all__ = ["Bundle", "BundleSpec", "MaskGenerationSpec", "SlotSpec", "WeightFile", "load_bundle"]
+
+BUNDLE_FILE = "bundle.yaml"
+RUN_FOLDER = "bundle"
+"""Where trainings and fine-tunings leave their bundle, so that the folder of a run names it, too."""
+HOME_VARIABLE = "MAISI_AUG_HOME"
+EMBEDDED_FOLDER = Path(__file__).parents[1] / "bundles"
+_LOG = logging.getLogger(__name__)
+SCHEDULER_STEPS = 1000
+"""``num_train_timesteps`` of MONAI's schedulers where a definition names none."""
+NETWORK_ROLES = ("autoencoder", "diffusion_unet", "controlnet")
+"""What makes images of label maps; every bundle has them."""
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A validated bundle and its folder."""
+
+    spec: BundleSpec
+    path: Path
+
+    @property
+    def name(self) -> str:
+        """What users call the bundle."""
+        return self.spec.name
+
+    @property
+    def advice(self) -> str:
+        """What to tell the user of this bundle, or an empty string."""
+        return self.spec.advice
+
+    @property
+    def advice_without_map(self) -> str:
+        """What to tell who draws without label maps, or an empty string where such images are as good as others."""
+        return self.spec.advice_without_map
+
+    @property
+    def licence(self) -> str:
+        """Licence of the weights."""
+        return self.spec.licence
+
+    @property
+    def default_steps(self) -> int:
+        """Number of sampling steps when the user asks for no other."""
+        return self.spec.num_inference_steps
+
+    @cached_property
+    def vocabulary(self) -> Vocabulary:
+        """MAISI's vocabulary with this bundle's names bound to their slots."""
+        return bind_slots(self.spec.slots)
+
+    @cached_property
+    def grid(self) -> Grid:
+        """The default grid, centred on the world origin."""
+        return Grid.from_spacing(self.spec.grid.shape, self.spec.grid.spacing_mm)
+
+    @property
+    def grid_factor(self) -> int:
+        """Every side of a grid must be a multiple of this: downsampling of the VAE times that of the U-Net."""
+        return grid_factor(self.definition("autoencoder"), self.definition("diffusion_unet"))
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 over ``bundle.yaml``, which names the hash of every weight file.
+
+        What it says of mask networks is left out: fetching them later must not part a bundle from its cohorts.
+        """
+        if self.spec.mask_generation is None:
+            return sha256_of(self.path / BUNDLE_FILE)
+        text = dump_bundle(without_masks(yaml.safe_load((self.path / BUNDLE_FILE).read_text(encoding="utf-8"))))
+        return hashlib.sha256(text.encode("utf-8")).hexdigest()
+
+    @cached_property
+    def base(self) -> Bundle | None:
+        """The bundle that this one was fine-tuned from; None for one with all its weights.
+
+        Raises:
+            BundleError: When it is nowhere to be found, or is no longer what it was.
+        """
+        return None if self.spec.base is None else find_base(self.spec.base, self.path, subject=f"Bundle '{self.name}'")
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        """Roles of the networks that the bundle must have."""
+        return NETWORK_ROLES if self.spec.mask_generation is None else (*NETWORK_ROLES, *MASK_ROLES)
+
+    def choose_steps(self, num_inference_steps: int | None) -> int:
+        """The number of sampling steps; the default where none is given.
+
+        Raises:
+            RecipeError: For more steps than the scheduler was trained with, and for fewer with DDPM.
+        """
+        limit = self.spec.scheduler.get("num_train_timesteps", SCHEDULER_STEPS)
+        chosen = num_inference_steps or self.default_steps
+        if chosen > limit:
+            raise RecipeError(
+                f"num_inference_steps: expected at most {limit}, the time steps that bundle '{self.name}' was trained "
+                f"with, found {chosen}. Choose fewer with --steps."
+            )
+        if self.is_ddpm and chosen != limit:
+            raise RecipeError(
+                f"num_inference_steps: expected {limit}, for DDPM goes through every time step that bundle "
+                f"'{self.name}' was trained with, found {chosen}. Leave --steps out."
+            )
+        return chosen
+
+    @property
+    def is_ddpm(self) -> bool:
+        """Whether the diffusion U-Net predicts noise; otherwise the velocity of a rectified flow."""
+        return bool(self.spec.scheduler.get("class") == "DDPMScheduler")
+
+    @property
+    def is_told_regions(self) -> bool:
+        """Whether the networks are told which body regions an image shows."""
+        return bool(self.definition("diffusion_unet").get("include_top_region_index_input", False))
+
+    def require_told(self, *, modality: str, body_region: Sequence[str] | None) -> None:
+        """Raise unless the networks listen to what is asked for; a word that changes nothing would mislead.
+
+        Raises:
+            RecipeError: For a modality or a body region that they are not told.
+        """
+        if modality != "ct" and self.definition("diffusion_unet").get("num_class_embeds") is None:
+            raise RecipeError(
+                f"modality: expected 'ct', for the networks of bundle '{self.name}' are not told any other, found "
+                f"'{modality}'. Leave it out, or use a bundle with modality codes such as rflow-ct."
+            )
+        if body_region is not None and not self.is_told_regions:
+            raise RecipeError(
+                f"body_region: expected none, for the networks of bundle '{self.name}' are not told body regions, "
+                f"found {' to '.join(body_region)}. Leave it out: such networks go by the label map alone, and of mask "
+                "banks only those that list the regions of their maps choose by them."
+            )
+
+    def definition(self, role: str) -> dict[str, Any]:
+        """The definition of a network.
+
+        Raises:
+            BundleError: When the bundle has none.
+        """
+        if role not in self.spec.networks:
+            raise BundleError(
+                f"Bundle '{self.name}': expected a definition in networks.{role}, found "
+                f"{', '.join(self.spec.networks) or 'none'}. Fetch the bundle again."
+            )
+        return self.spec.networks[role]
+
+    def owner_of(self, role: str) -> Bundle:
+        """The bundle whose folder holds the weights of a network: this one, its base, or the base's.
+
+        Raises:
+            BundleError: When none of them names any, or the base cannot be used.
+        """
+        if role in self.spec.weights:
+            return self
+        if self.base is None:
+            raise BundleError(
+                f"Bundle '{self.name}': expected weights for {role}, found {', '.join(self.spec.weights) or 'none'}. "
+                "Fetch the bundle again."
+            )
+        return self.base.owner_of(role)
+
+    def weight_path(self, role: str) -> Path:
+        """The weight file of a network.
+
+        Raises:
+            BundleError: When there is none, or the file is missing or leads out of its bundle's folder.
+        """
+        owner = self.owner_of(role)
+        return owner.path_of(owner.spec.weights[role])
+
+    @property
+    def files(self) -> tuple[WeightFile, ...]:
+        """Every file that ``bundle.yaml`` names; those of a base are the base's."""
+        masks = self.spec.mask_generation
+        return (*self.spec.weights.values(), *([masks.size_conditions] if masks else []))
+
+    def path_of(self, named: WeightFile) -> Path:
+        """Where a file that ``bundle.yaml`` names lies.
+
+        Raises:
+            BundleError: When the file is missing or leads out of the folder.
+        """
+        path = (self.path / named.file).resolve()
+        if not path.is_relative_to(self.path.resolve()):
+            raise BundleError(
+                f"Bundle '{self.name}': expected weight files inside the bundle's folder, found {path}. "
+                "Get the bundle from a source you trust."
+            )
+        if not path.is_file():
+            raise BundleError(
+                f"Bundle '{self.name}': weight file {path} is missing. Install or fetch the bundle again."
+            )
+        return path
+
+    def require_intact(self, roles: Sequence[str] | None = None) -> None:
+        """Compare files with their recorded SHA-256: all that are named, a base's among them, or those of some roles.
+
+        Raises:
+            BundleError: Naming the file that is missing or differs.
+        """
+        chosen = self.roles if roles is None else roles
+        owners = {role: self.owner_of(role) for role in chosen}
+        paths = {owner.spec.weights[role]: owner.weight_path(role) for role, owner in owners.items()}
+        if roles is None:
+            paths |= {named: self.path_of(named) for named in self.files}
+        for named, path in paths.items():
+            found = sha256_of(path)
+            if found != named.sha256:
+                raise BundleError(
+                    f"Bundle '{self.name}': {named.file} should have SHA-256 {named.sha256[:12]}..., found "
+                    f"{found[:12]}.... Fetch the bundle again."
+                )
+
+
+def grid_factor(autoencoder: Mapping[str, Any], unet: Mapping[str, Any]) -> int:
+    """What every side of a grid must be a multiple of: the VAE's downsampling times the U-Net's."""
+    return latent_factor(autoencoder) * int(2 ** (len(unet["num_channels"]) - 1))
+
+
+def bind_slots(slots: Mapping[str, SlotSpec]) -> Vocabulary:
+    """MAISI's vocabulary with the given names bound to slots."""
+    bindings = {
+        name: SlotBinding(id=slot.id, hosts=slot.hosts, is_organ=slot.kind == "organ") for name, slot in slots.items()
+    }
+    return MAISI.with_slots(bindings) if bindings else MAISI
+
+
+def embedded_bundles() -> tuple[str, ...]:
+    """Names of the bundles inside the package."""
+    return tuple(
+        sorted(_bundle_name(path.name) for path in EMBEDDED_FOLDER.iterdir() if (path / BUNDLE_FILE).is_file())
+    )
+
+
+def _bundle_name(folder_name: str) -> str:
+    return folder_name.replace("_", "-")
+
+
+def pulled_bundles_folder() -> Path:
+    """Where fetched bundles are kept: in the folder that ``MAISI_AUG_HOME`` names, else in the user's data folder."""
+    home = os.environ.get(HOME_VARIABLE)
+    base = Path(home).expanduser() if home else platformdirs.user_data_path("maisi-aug", appauthor=False)
+    return base.absolute() / "bundles"
+
+
+def pulled_bundles() -> tuple[str, ...]:
+    """Names of the bundles that were fetched."""
+    # The names of folders that are not complete begin with a dot.
+    found = pulled_bundles_folder().glob(f"[!.]*/{BUNDLE_FILE}")
+    return tuple(sorted(path.parent.name for path in found))
+
+
+def list_bundles() -> list[Bundle]:
+    """All bundles inside the package, then those that were fetched; damaged ones are left out, and named in the log."""
+    found = (_find_whole_bundle(name) for name in dict.fromkeys((*embedded_bundles(), *pulled_bundles())))
+    return [bundle for bundle in found if bundle is not None]
+
+
+def _find_whole_bundle(name: str) -> Bundle | None:
+    """The bundle, if it can be read and its weight files are there; one that is damaged must not hide the others."""
+    try:
+        bundle = load_bundle(name)
+        for named in bundle.files:
+            bundle.path_of(named)
+        for role in bundle.roles:
+            bundle.weight_path(role)
+    except BundleError as error:
+        sentence = " ".join(str(error).split())
+        # Logged and not warned of: the command line silences warnings, since most are those of libraries.
+        _LOG.error("%s The list leaves '%s' out until it is fetched or installed again.", sentence, name)
+        return None
+    return bundle
+
+
+def load_bundle(name_or_path: str | Path) -> Bundle:
+    """Read and validate a bundle; its weights are read later, by the networks.
+
+    Args:
+        name_or_path: The name of an embedded or fetched bundle, or a folder that holds ``bundle.yaml``,
+            itself or in its folder ``bundle`` as that of a training run does.
+
+    Raises:
+        BundleError: For an unknown name, one that can be fetched but has not been, a folder without ``bundle.yaml``,
+            or one that does not validate.
+    """
+    text = str(name_or_path)
+    if text in embedded_bundles():
+        return _read_bundle(EMBEDDED_FOLDER / text.replace("-", "_"))
+    if text in pulled_bundles():
+        return _read_bundle(pulled_bundles_folder() / text)
+    for folder in (Path(name_or_path), Path(name_or_path) / RUN_FOLDER):
+        if (folder / BUNDLE_FILE).is_file():
+            return _read_bundle(folder)
+    if text in known_bundles():
+        raise BundleError(
+            f"Bundle '{text}': expected its weights on this machine, but they have not been fetched yet. "
+            f"Run: {known_bundles()[text].pull_command}"
+        )
+    names = sorted({*embedded_bundles(), *pulled_bundles()})
+    raise BundleError(
+        f"Bundle '{text}': expected {' or '.join(names) or 'the name of a bundle'} or a folder with {BUNDLE_FILE}, "
+        f"found neither.{did_you_mean(text, [*names, *known_bundles()])}"
+    )
+
+
+def find_base(spec: BaseSpec, folder: Path, *, subject: str) -> Bundle:
+    """The bundle that a fine-tuned one refers to, by its name or by where it lay.
+
+    Args:
+        spec: What the fine-tuned bundle says of it.
+        folder: Of the fine-tuned bundle.
+        subject: The fine-tuned bundle, for messages.
+
+    Raises:
+        BundleError: When it is nowhere to be found, or is no longer what it was.
+    """
+    places: list[str | Path] = [spec.name] if spec.name in (*embedded_bundles(), *pulled_bundles()) else []
+    places += [folder / path for path in spec.paths if (folder / path / BUNDLE_FILE).is_file()]
+    found = [load_bundle(place) for place in places]
+    for bundle in found:
+        if bundle.fingerprint == spec.fingerprint:
+            return bundle
+    if found:
+        raise BundleError(
+            f"{subject}: expected its base '{spec.name}' as it was when this bundle was made (fingerprint "
+            f"{spec.fingerprint[:12]}...), found one that has changed ({found[0].fingerprint[:12]}... in "
+            f"{found[0].path}). Put the earlier one back, or fine-tune again from the new one."
+        )
+    looked = ", ".join(str(folder / path) for path in spec.paths) or "the bundles at hand"
+    raise BundleError(
+        f"{subject}: expected its base '{spec.name}', found none by that name or in {looked}. Put it back there, or "
+        "use a bundle that was made with --self-contained."
+    )
+
+
+def _read_bundle(folder: Path) -> Bundle:
+    try:
+        content = yaml.safe_load((folder / BUNDLE_FILE).read_text(encoding="utf-8"))
+        return Bundle(BundleSpec.model_validate(content), folder)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise BundleError(f"Bundle {folder}: expected readable YAML in {BUNDLE_FILE}, found: {error}.") from error
+    except ValidationError as error:
+        problems = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'content'}: {e['msg']}" for e in error.errors())
+        raise BundleError(f"Bundle {folder}: {BUNDLE_FILE} does not validate: {problems}.") from error

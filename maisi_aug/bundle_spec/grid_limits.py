@@ -1,0 +1,246 @@
+"""The grids that a bundle's networks have seen: data of the bundle, what a grid lacks, and the nearest good one."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Annotated, Self
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
+
+from maisi_aug.volumes.grid import Grid
+
+_PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+_Sides = Annotated[tuple[PositiveInt, ...], Field(min_length=1)]
+_Span = tuple[_PositiveFloat, _PositiveFloat]
+TOLERANCE_MM = 1e-3
+"""Spacings that differ by less are the same: files keep them in float32."""
+SPACING_TOLERANCE = 1e-3
+"""Voxel sides of two descriptions of a grid that differ by no more of their length are the same: they are rounded."""
+EXTENT_TOLERANCE_MM = 1.0
+"""Fields of view that differ by less are the same: spacings are rounded, and there are hundreds of voxels."""
+AXES = "IJK"
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class GridSpec(_Strict):
+    """A grid in a bundle: the default one, used when the user asks for no other, or a recommended one."""
+
+    shape: tuple[PositiveInt, PositiveInt, PositiveInt]
+    spacing_mm: tuple[_PositiveFloat, _PositiveFloat, _PositiveFloat]
+
+    def is_like(self, other: GridSpec) -> bool:
+        """Whether two grids have the same voxels, wherever they lie."""
+        return self.shape == other.shape and np.allclose(self.spacing_mm, other.spacing_mm, rtol=SPACING_TOLERANCE)
+
+
+class LeastExtent(_Strict):
+    """The least field of view along I and J, in millimetres, by what an image shows."""
+
+    head: _PositiveFloat
+    body: _PositiveFloat
+
+
+class GridLimits(_Strict):
+    """The grids that a bundle's networks have seen.
+
+    Attributes:
+        sides: Voxels along I, J and K that they have seen; others are warned of.
+        spacing_mm: Least and largest voxel side along I, J and K.
+        refuses_other_spacing: Whether another spacing is refused, and not only warned of.
+        needs_square_slices: Whether all that they have seen had as many voxels, of the same side, along I as along J;
+            other slices are refused.
+        extent_mm: Least and largest field of view along I and J; others are refused. None for any.
+        least_extent_mm: Field of view along I and J below which is warned; None for any.
+        recommended: Grids by the body regions that they are for; they need not meet ``least_extent_mm``.
+        source: Where these figures come from.
+    """
+
+    sides: tuple[_Sides, _Sides, _Sides]
+    spacing_mm: tuple[_Span, _Span, _Span]
+    refuses_other_spacing: bool = False
+    needs_square_slices: bool = False
+    extent_mm: tuple[_Span, _Span] | None = None
+    least_extent_mm: LeastExtent | None = None
+    recommended: dict[str, GridSpec] = {}
+    source: str = ""
+
+    @model_validator(mode="after")
+    def _require_order(self) -> Self:
+        spans = (*self.spacing_mm, *(self.extent_mm or ()))
+        pairs = [pair for sides in self.sides for pair in pairwise(sides)]
+        if any(least > most for least, most in spans) or any(one >= other for one, other in pairs):
+            raise ValueError("sides must ascend, and the least spacing or extent come before the largest")
+        if self.needs_square_slices and len({(self.sides[i], self.spacing_mm[i]) for i in (0, 1)}) > 1:
+            raise ValueError("square slices need the same sides and spacing along I and J")
+        return self
+
+    def is_recommended(self, grid: Grid) -> bool:
+        """Whether a grid is one of the recommended ones."""
+        return any(
+            grid.shape == spec.shape and np.allclose(grid.spacing_mm, spec.spacing_mm, rtol=0, atol=TOLERANCE_MM)
+            for spec in self.recommended.values()
+        )
+
+    def admits(self, grid: Grid) -> bool:
+        """Whether the networks have seen such grids; a field of view that is enough for the head is enough."""
+        return not find_shortfalls(grid, self, shows_head_alone=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Shortfall:
+    """What a grid lacks.
+
+    Attributes:
+        expected: What it should have, to follow the word "expected".
+        is_refused: Whether the networks cannot work with it; else their images may be bad.
+    """
+
+    expected: str
+    is_refused: bool
+
+
+def find_shortfalls(grid: Grid, limits: GridLimits, *, shows_head_alone: bool = False) -> list[Shortfall]:
+    """What a grid lacks to be one that the networks have seen.
+
+    Args:
+        grid: Shape and spacing count.
+        limits: Of the bundle.
+        shows_head_alone: Whether the images show nothing but the head, which needs less field of view.
+    """
+    if limits.is_recommended(grid):
+        return []
+    return [
+        *_check_slices(grid, limits),
+        *_check_sides(grid, limits),
+        *_check_spacing(grid, limits),
+        *_check_extent(grid, limits, shows_head_alone),
+    ]
+
+
+def _check_slices(grid: Grid, limits: GridLimits) -> list[Shortfall]:
+    if not limits.needs_square_slices:
+        return []
+    found = []
+    if grid.shape[0] != grid.shape[1]:
+        found.append(Shortfall("as many voxels along I as along J", is_refused=True))
+    if abs(grid.spacing_mm[0] - grid.spacing_mm[1]) > TOLERANCE_MM:
+        found.append(Shortfall("the same spacing along I as along J", is_refused=True))
+    return found
+
+
+def _check_sides(grid: Grid, limits: GridLimits) -> list[Shortfall]:
+    wrong: dict[tuple[int, ...], list[str]] = {}
+    for axis, side, sides in zip(AXES, grid.shape, limits.sides, strict=True):
+        if side not in sides:
+            wrong.setdefault(sides, []).append(axis)
+    return [
+        Shortfall(f"{_spell_sides(sides)} voxels along {join_words(axes)}", is_refused=False)
+        for sides, axes in wrong.items()
+    ]
+
+
+def _check_spacing(grid: Grid, limits: GridLimits) -> list[Shortfall]:
+    wrong: dict[tuple[float, float], list[str]] = {}
+    for axis, step, span in zip(AXES, grid.spacing_mm, limits.spacing_mm, strict=True):
+        if not span[0] - TOLERANCE_MM <= step <= span[1] + TOLERANCE_MM:
+            wrong.setdefault(span, []).append(axis)
+    return [
+        Shortfall(f"a spacing of {_spell_span(span)} mm along {join_words(axes)}", limits.refuses_other_spacing)
+        for span, axes in wrong.items()
+    ]
+
+
+def _check_extent(grid: Grid, limits: GridLimits, shows_head_alone: bool) -> list[Shortfall]:
+    found = [
+        Shortfall(f"a field of view of {_spell_span(span)} mm along {axis}", is_refused=True)
+        for axis, extent, span in zip(AXES, grid.extent_mm, limits.extent_mm or (), strict=False)
+        if not span[0] - EXTENT_TOLERANCE_MM <= extent <= span[1] + EXTENT_TOLERANCE_MM
+    ]
+    least_mm = _least_extent_mm(limits, shows_head_alone)
+    if min(grid.extent_mm[:2]) < least_mm - EXTENT_TOLERANCE_MM:
+        found.append(Shortfall(f"a field of view of at least {least_mm:g} mm along I and J", is_refused=False))
+    return found
+
+
+def _least_extent_mm(limits: GridLimits, shows_head_alone: bool) -> float:
+    least = limits.least_extent_mm
+    return 0.0 if least is None else least.head if shows_head_alone else least.body
+
+
+def nearest_grid(grid: Grid, limits: GridLimits, *, shows_head_alone: bool = False) -> Grid:
+    """The grid that is nearest to one that lacks something, and lacks nothing.
+
+    Nearest means that voxels, spacing and field of view change by the least factors; that of the field of view counts
+    twice.
+
+    Args:
+        grid: What was asked for.
+        limits: Of the bundle.
+        shows_head_alone: Whether the images show nothing but the head, which needs less field of view.
+    """
+    least_mm = _least_extent_mm(limits, shows_head_alone)
+    spans = [(max(low, least_mm), high) for low, high in limits.extent_mm or ((0.0, math.inf),) * 2]
+    wanted = [(float(side), step) for side, step in zip(grid.shape, grid.spacing_mm, strict=True)]
+    if limits.needs_square_slices:
+        (side_i, step_i), (side_j, step_j), _ = wanted
+        wanted[:2] = [(math.sqrt(side_i * side_j), math.sqrt(step_i * step_j))] * 2
+    (i, di), (j, dj), (k, dk) = (
+        _nearest_axis(*wanted[axis], limits.sides[axis], limits.spacing_mm[axis], [*spans, (0.0, math.inf)][axis])
+        for axis in range(3)
+    )
+    return Grid.from_spacing((i, j, k), (di, dj, dk))
+
+
+def _nearest_axis(
+    side: float, step: float, sides: Sequence[int], steps_mm: tuple[float, float], extents_mm: tuple[float, float]
+) -> tuple[int, float]:
+    """Voxels and spacing along one axis."""
+    extent = _clip(side * step, extents_mm)
+
+    def change(pair: tuple[int, float]) -> float:
+        factors = (pair[0] / side, pair[1] / step, pair[0] * pair[1] / extent)
+        return sum(weight * abs(math.log(factor)) for weight, factor in zip((1, 1, 2), factors, strict=True))
+
+    # To the micrometre, and up, so that the field of view is not a hair too small.
+    fitting = ((count, _clip(math.ceil(extent / count * 1000 - 1e-6) / 1000, steps_mm)) for count in sides)
+    kept = ((count, _clip(step, steps_mm)) for count in sides)
+    least, most = extents_mm[0] - EXTENT_TOLERANCE_MM, extents_mm[1] + EXTENT_TOLERANCE_MM
+    options = [pair for pair in (*fitting, *kept) if least <= pair[0] * pair[1] <= most]
+    return min(options or [(sides[-1], steps_mm[1])], key=change)
+
+
+def _clip(value: float, span: tuple[float, float]) -> float:
+    return min(max(value, span[0]), span[1])
+
+
+def spell_limits(limits: GridLimits) -> str:
+    """The limits in a few words, for listings."""
+    is_alike = limits.sides[0] == limits.sides[1] and limits.spacing_mm[0] == limits.spacing_mm[1]
+    axes = (("I and J", 0), ("K", 2)) if is_alike else (("I", 0), ("J", 1), ("K", 2))
+    parts = [
+        f"{_spell_sides(limits.sides[axis])} voxels of {_spell_span(limits.spacing_mm[axis])} mm along {name}"
+        for name, axis in axes
+    ]
+    return "; ".join(parts)
+
+
+def join_words(words: Sequence[str]) -> str:
+    """``a, b and c``."""
+    *most, last = words
+    return f"{', '.join(most)} and {last}" if most else last
+
+
+def _spell_sides(sides: Sequence[int]) -> str:
+    *most, last = map(str, sides)
+    return f"{', '.join(most)} or {last}" if most else last
+
+
+def _spell_span(span: tuple[float, float]) -> str:
+    return f"{span[0]:g}" if span[0] == span[1] else f"{span[0]:g} to {span[1]:g}"

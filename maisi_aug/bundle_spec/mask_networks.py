@@ -1,0 +1,91 @@
+"""What a bundle says of its mask networks, for runs that generate label maps. Needs no torch."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+
+from maisi_aug.bundle_spec.bundle import SCHEDULER_STEPS, Bundle, MaskGenerationSpec
+from maisi_aug.bundle_spec.known_bundles import known_bundles
+from maisi_aug.bundle_spec.schema import MASK_ROLES
+from maisi_aug.errors import BundleError, GridError, RecipeError
+from maisi_aug.volumes.grid import Grid
+
+FIELD_TOLERANCE = 1.02
+"""How much longer than the generated map a grid may be along the body: a margin of air at either end does no harm."""
+
+
+def require_masks(bundle: Bundle) -> MaskGenerationSpec:
+    """How a bundle generates label maps.
+
+    Raises:
+        BundleError: When it has no mask networks; naming the command that fetches some.
+    """
+    if bundle.spec.mask_generation is None:
+        known = known_bundles()
+        name = bundle.name if bundle.name in known else next(iter(known))
+        raise BundleError(
+            f"Bundle '{bundle.name}': expected mask networks for mask_source 'diffusion', found none. "
+            f"Run: {known[name].pull_command} --with-masks"
+        )
+    return bundle.spec.mask_generation
+
+
+def choose_mask_steps(bundle: Bundle, num_inference_steps: int | None) -> int:
+    """The number of sampling steps for a label map; the bundle's default where none is given.
+
+    Raises:
+        BundleError: When the bundle has no mask networks.
+        RecipeError: For more steps than their scheduler was trained with.
+    """
+    spec = require_masks(bundle)
+    limit = int(spec.scheduler.get("num_train_timesteps", SCHEDULER_STEPS))
+    chosen = num_inference_steps or spec.num_inference_steps
+    if chosen > limit:
+        raise RecipeError(
+            f"mask_steps: expected at most {limit}, the time steps that the mask networks of bundle '{bundle.name}' "
+            f"were trained with, found {chosen}. Choose fewer with --mask-steps."
+        )
+    return chosen
+
+
+def generated_grid(bundle: Bundle) -> Grid:
+    """Grid of the label maps that a bundle generates.
+
+    Raises:
+        BundleError: When it has no mask networks.
+    """
+    spec = require_masks(bundle)
+    return Grid.from_spacing(spec.grid.shape, spec.grid.spacing_mm)
+
+
+def require_inside(bundle: Bundle, grid: Grid) -> None:
+    """Raise unless generated label maps reach from one end of a grid to the other along the body.
+
+    Across the body a wider grid shows more air around it, which is as it should be.
+
+    Raises:
+        BundleError: When the bundle has no mask networks.
+        GridError: Naming both lengths.
+    """
+    field_mm, wanted_mm = generated_grid(bundle).extent_mm[2], grid.extent_mm[2]
+    if wanted_mm > field_mm * FIELD_TOLERANCE:
+        raise GridError(
+            f"Grid for mask_source 'diffusion': expected at most {field_mm:.0f} mm from feet to head, as long as the "
+            f"label maps of bundle '{bundle.name}' are, found {wanted_mm:.0f} mm. Choose a shorter --shape or a "
+            "smaller --spacing, or another mask source."
+        )
+
+
+def fingerprint_of_masks(bundle: Bundle) -> str:
+    """SHA-256 over what a bundle says of its mask networks, the hashes of their files among it.
+
+    Raises:
+        BundleError: When it has none.
+    """
+    said = {
+        "mask_generation": require_masks(bundle).model_dump(mode="json"),
+        "networks": {role: bundle.definition(role) for role in MASK_ROLES},
+        "weights": {role: bundle.spec.weights[role].sha256 for role in MASK_ROLES},
+    }
+    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()

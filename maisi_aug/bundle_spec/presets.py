@@ -1,0 +1,139 @@
+"""Presets: shape, spacing and decode window in one word, by the memory of the GPU or by body region. Needs no torch.
+
+By memory they are data of the package, by region the recommended grids of a bundle's ``grid_limits``. A bundle takes
+those whose grids its networks have seen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from maisi_aug.bundle_spec.bundle import Bundle, list_bundles
+from maisi_aug.bundle_spec.decoding import WHOLE
+from maisi_aug.bundle_spec.grid_limits import GridLimits
+from maisi_aug.bundle_spec.known_bundles import known_bundles
+from maisi_aug.errors import RecipeError, did_you_mean
+from maisi_aug.volumes.grid import Grid, Shape, Spacing, spell_grid
+
+PRESETS_FILE = Path(__file__).parents[1] / "data" / "presets.yaml"
+LIST_COMMAND = "maisi-aug bundles presets"
+
+
+@dataclass(frozen=True, slots=True)
+class Preset:
+    """A grid, and how to decode images of it.
+
+    Attributes:
+        name: What ``--preset`` takes.
+        shape: Voxels along I, J, K.
+        spacing_mm: Voxel sides along I, J, K.
+        decode_window: Latent voxels along I, J, K that the autoencoder decodes at once; None for the whole.
+        memory_gb: Of the GPU that is enough.
+        peak_gb: The most that was used of it, or a bound, for presets by region.
+        source: Where grid and window come from.
+    """
+
+    name: str
+    shape: Shape
+    spacing_mm: Spacing
+    decode_window: Shape | None
+    memory_gb: int
+    peak_gb: float
+    source: str
+
+    @property
+    def window(self) -> Shape | Literal["whole"]:
+        """The decode window as a recipe spells it."""
+        return self.decode_window or WHOLE
+
+    @property
+    def grid(self) -> Grid:
+        """Shape and spacing, centred on the world origin."""
+        return Grid.from_spacing(self.shape, self.spacing_mm)
+
+
+@cache
+def memory_presets() -> tuple[Preset, ...]:
+    """The presets by memory, the least first."""
+    document = yaml.safe_load(PRESETS_FILE.read_text(encoding="utf-8"))
+    return tuple(_read(name, row, document["source"]) for name, row in document["presets"].items())
+
+
+def _read(name: str, row: Mapping[str, Any], source: str) -> Preset:
+    i, j, k = map(int, name.partition("-")[2].split("x"))
+    window = row["decode_window"]
+    return Preset(
+        name=name,
+        shape=(i, j, k),
+        spacing_mm=tuple(row["spacing_mm"]),
+        decode_window=None if window is None else tuple(window),
+        memory_gb=row["memory_gb"],
+        peak_gb=row["peak_gb"],
+        source=source,
+    )
+
+
+def region_presets(limits: GridLimits) -> tuple[Preset, ...]:
+    """The recommended grids of a bundle, decoded as by the smallest preset by memory that covers their shape."""
+    found = []
+    for region, spec in limits.recommended.items():
+        covering = (one for one in memory_presets() if all(a >= b for a, b in zip(one.shape, spec.shape, strict=True)))
+        base = next(covering, None)
+        if base is not None:
+            found.append(replace(base, name=region, shape=spec.shape, spacing_mm=spec.spacing_mm, source=limits.source))
+    return tuple(found)
+
+
+def list_presets(limits: GridLimits | None) -> tuple[Preset, ...]:
+    """What a bundle takes: the presets by memory whose grids it has seen, then those by region."""
+    if limits is None:
+        return ()
+    return (*(preset for preset in memory_presets() if limits.admits(preset.grid)), *region_presets(limits))
+
+
+def list_all_presets() -> list[tuple[Preset, tuple[str, ...]]]:
+    """Every preset that a bundle takes that is at hand or can be fetched, and the names of these bundles."""
+    limits = {bundle.name: bundle.spec.grid_limits for bundle in list_bundles()}
+    for name, known in known_bundles().items():
+        if name not in limits and "grid_limits" in known.header:
+            limits[name] = GridLimits.model_validate(known.header["grid_limits"])
+    takers: dict[Preset, list[str]] = {}
+    for name, found in limits.items():
+        for preset in list_presets(found):
+            takers.setdefault(preset, []).append(name)
+    return [(preset, tuple(names)) for preset, names in takers.items()]
+
+
+def find_preset(name: str, bundle: Bundle) -> Preset:
+    """The preset of a name, for a bundle.
+
+    Raises:
+        RecipeError: When there is none of that name, or none for this bundle.
+    """
+    own = {preset.name: preset for preset in list_presets(bundle.spec.grid_limits)}
+    if name in own:
+        return own[name]
+    everywhere = list_all_presets()
+    foreign = next((row for row in everywhere if row[0].name == name), None)
+    if foreign is None:
+        names = _names([*own.values(), *(preset for preset, _ in everywhere)])
+        raise RecipeError(
+            f"preset: expected the name of a preset, found '{name}'.{did_you_mean(name, names)} "
+            f"List them with '{LIST_COMMAND}'."
+        )
+    preset, bundles = foreign
+    raise RecipeError(
+        f"preset: expected a grid that the networks of bundle '{bundle.name}' are known to have seen, found "
+        f"'{name}', {spell_grid(preset.shape, preset.spacing_mm, with_extent=False)}. Use it with --bundle "
+        f"{' or '.join(bundles)}, or give --shape and --spacing instead."
+    )
+
+
+def _names(presets: Iterable[Preset]) -> list[str]:
+    return list(dict.fromkeys(preset.name for preset in presets))

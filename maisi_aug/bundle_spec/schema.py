@@ -1,0 +1,201 @@
+"""The content of ``bundle.yaml``, as it is validated. Needs no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
+
+from maisi_aug.bundle_spec.grid_limits import GridLimits, GridSpec
+
+MASK_ROLES = ("mask_autoencoder", "mask_diffusion_unet")
+"""Roles of the networks that generate label maps; a bundle has both or none."""
+MASK_SECTION = "mask_generation"
+MASK_PROVENANCE = "masks"
+
+
+def dump_bundle(content: Mapping[str, Any]) -> str:
+    """The text of a ``bundle.yaml``."""
+    return yaml.safe_dump(dict(content), sort_keys=False, allow_unicode=True, width=100)
+
+
+def without_masks(content: Mapping[str, Any]) -> dict[str, Any]:
+    """What a ``bundle.yaml`` said before mask networks were added."""
+
+    def drop(section: Mapping[str, Any], *keys: str) -> dict[str, Any]:
+        return {key: value for key, value in section.items() if key not in keys}
+
+    image = drop(content, MASK_SECTION)
+    image["networks"], image["weights"] = (drop(content[section], *MASK_ROLES) for section in ("networks", "weights"))
+    if "provenance" in image:
+        image["provenance"] = drop(image["provenance"], MASK_PROVENANCE)
+        if not image["provenance"]:
+            del image["provenance"]
+    return image
+
+
+_PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+_FiniteFloat = Annotated[float, Field(allow_inf_nan=False)]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class WeightFile(_Strict):
+    """One weight file of a bundle, relative to the bundle's folder."""
+
+    file: str
+    sha256: str = Field(pattern="^[0-9a-f]{64}$")
+
+
+class SlotSpec(_Strict):
+    """A name bound to a placeholder slot or free id.
+
+    Attributes:
+        id: Of the slot.
+        hosts: Organs that it may lie in: those that a lesion grows in, and what takes an organ's place where it is
+            taken out of a label map.
+        kind: ``lesion`` is planted in its hosts, ``organ`` comes with the label maps; None for a lesion where there are
+            hosts, else an organ.
+    """
+
+    id: int = Field(ge=1, le=255)
+    hosts: tuple[int, ...]
+    kind: Literal["lesion", "organ"] | None = None
+
+
+class BaseSpec(_Strict):
+    """The bundle that another one was fine-tuned from, and whose weights it shares.
+
+    Attributes:
+        name: Of the base.
+        fingerprint: Of the base; one that has changed since cannot be used.
+        paths: Where it may lie when its name does not find it: relative to this bundle's folder, or absolute.
+    """
+
+    name: str
+    fingerprint: str = Field(pattern="^[0-9a-f]{64}$")
+    paths: tuple[str, ...] = ()
+
+
+class SizeSpec(_Strict):
+    """Volumes of a label, one per patient, so that size percentiles mean something.
+
+    Attributes:
+        quantiles_ml: At 0, 5, ..., 100 percent.
+        source: Where they were measured.
+    """
+
+    quantiles_ml: tuple[_PositiveFloat, ...] = Field(min_length=21, max_length=21)
+    source: str
+
+
+class HuSpec(_Strict):
+    """What the median of a label may be in an image, in HU.
+
+    Attributes:
+        low_hu: Lowest plausible median.
+        high_hu: Highest plausible median.
+        contrast_sign: 1 for brighter than its surroundings, -1 for darker, 0 for either.
+        source: Where the figures come from.
+    """
+
+    low_hu: _FiniteFloat
+    high_hu: _FiniteFloat
+    contrast_sign: Literal[-1, 0, 1] = 0
+    source: str
+
+    @model_validator(mode="after")
+    def _require_order(self) -> HuSpec:
+        if self.low_hu >= self.high_hu:
+            raise ValueError(f"expected low_hu below high_hu, found {self.low_hu:g} and {self.high_hu:g}")
+        return self
+
+
+class MaskBankSpec(_Strict):
+    """The label maps that a bundle draws from when the user names none.
+
+    Attributes:
+        list: File with the list of maps, relative to the bundle's folder.
+        labels: What their ids mean: ``maisi``, or a file that maps them, relative to the bundle's folder.
+        source: Which maps they are, for people.
+    """
+
+    list: str
+    labels: str
+    source: str
+
+
+class MaskGenerationSpec(_Strict):
+    """How the mask networks of a bundle are run.
+
+    Attributes:
+        grid: Of the label maps that they generate.
+        num_inference_steps: Default number of sampling steps.
+        scale_factor: Mask latents are multiplied by it for diffusion and divided by it before decoding.
+        scheduler: Definition of the DDPM scheduler that they were trained with.
+        size_conditions: The file with the organ and tumour sizes that conditions are drawn from.
+    """
+
+    grid: GridSpec
+    num_inference_steps: PositiveInt
+    scale_factor: float = Field(gt=0)
+    scheduler: dict[str, Any]
+    size_conditions: WeightFile
+
+
+class BundleSpec(_Strict):
+    """The content of ``bundle.yaml``.
+
+    Attributes:
+        format: Version of this layout.
+        name: What users call the bundle.
+        description: One line for listings.
+        advice: A sentence shown when the bundle is used, or empty.
+        advice_without_map: A sentence shown when images are drawn without a label map, where they are known to be poor;
+            else empty.
+        licence: Of the weights, inherited by what they generate.
+        grid: Default grid.
+        grid_limits: The grids that the networks have seen; None where that is not known, and any is taken.
+        num_inference_steps: Default number of sampling steps.
+        scale_factor: Latents are multiplied by it for diffusion and divided by it before decoding.
+        mixed_precision: Whether the networks bear bfloat16, which is faster; False computes in float32 everywhere.
+        decode_window: Latent voxels along I, J, K that the autoencoder decodes at once; larger images are decoded in
+            windows that overlap by 0.4 and are blended, which takes less memory and more time. None decodes the whole.
+        scheduler: Scheduler definition (``class`` and arguments).
+        networks: Network definitions by role.
+        weights: Weight files by role.
+        slots: Label names bound to placeholder slots.
+        mask_generation: How label maps are generated; None for a bundle without mask networks.
+        base: The bundle whose networks this one shares; None for a bundle with all its weights.
+        sizes: Volumes of labels by name, measured on training data.
+        hu_ranges: HU of labels by name, measured on training data.
+        mask_bank: Label maps to draw from by default; None for the phantoms.
+        provenance: How the weights came to be: recipe, steps, seed, versions.
+    """
+
+    format: int = Field(ge=1, le=1)
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")
+    description: str
+    advice: str = ""
+    advice_without_map: str = ""
+    licence: str
+    grid: GridSpec
+    grid_limits: GridLimits | None = None
+    num_inference_steps: int = Field(gt=0)
+    scale_factor: float = Field(gt=0)
+    mixed_precision: bool = True
+    decode_window: tuple[PositiveInt, PositiveInt, PositiveInt] | None = None
+    scheduler: dict[str, Any]
+    networks: dict[str, dict[str, Any]]
+    weights: dict[str, WeightFile]
+    slots: dict[str, SlotSpec] = {}
+    mask_generation: MaskGenerationSpec | None = None
+    base: BaseSpec | None = None
+    sizes: dict[str, SizeSpec] = {}
+    hu_ranges: dict[str, HuSpec] = {}
+    mask_bank: MaskBankSpec | None = None
+    provenance: dict[str, Any] = {}

@@ -1,0 +1,160 @@
+"""Copies of weights in another floating type, and lone checkpoints as safetensors: whole or not at all.
+
+What a copy changes is its size on disk. Networks compute in float32, or in autocast's type, whatever type the file has:
+a float32 bundle gives the images of its float16 copy to within the rounding of the weights.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from maisi_aug.bundle_spec.bundle import BUNDLE_FILE, load_bundle
+from maisi_aug.bundle_spec.references import copy_bank
+from maisi_aug.checkpoints.importing import open_whole_folder
+from maisi_aug.checkpoints.reading import SCALE_FACTOR_KEY, find_state_dict, read_checkpoint, take_scale_factor
+from maisi_aug.errors import BundleError
+from maisi_aug.networks.weights import StateDict, load_weight_file, write_bundle
+from maisi_aug.system.whole_files import sha256_of, write_whole
+
+DTYPES: Mapping[str, torch.dtype] = {
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+    "float32": torch.float32,
+}
+SUFFIX = ".safetensors"
+
+
+@dataclass(frozen=True, slots=True)
+class Conversion:
+    """What a conversion wrote.
+
+    Attributes:
+        path: The bundle's folder, or the safetensors file.
+        dtype: Of the weights; None where every tensor kept its own.
+        num_bytes_before: Of the weight files that were read.
+        num_bytes: Of those written.
+        scale_factor: Of the latents; None for a checkpoint that has none.
+        left_out: Entries of a checkpoint that are no weights, such as the state of its optimiser.
+    """
+
+    path: Path
+    dtype: str | None
+    num_bytes_before: int
+    num_bytes: int
+    scale_factor: float | None
+    left_out: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """The conversion as JSON types."""
+        return {
+            "path": str(self.path),
+            "dtype": self.dtype,
+            "num_bytes_before": self.num_bytes_before,
+            "num_bytes": self.num_bytes,
+            "scale_factor": self.scale_factor,
+            "left_out": list(self.left_out),
+        }
+
+
+def convert_bundle(name_or_folder: str | Path, target: Path, *, dtype: str) -> Conversion:
+    """Copy a bundle with its weights in another floating type.
+
+    Everything else is carried over: definitions, scale factor, licence files, and the provenance, with what was done.
+
+    Args:
+        name_or_folder: Of the bundle; its files are compared with their hashes first.
+        target: Folder of the copy; new or empty.
+        dtype: "float16", "bfloat16" or "float32"; whole numbers keep their type.
+
+    Raises:
+        BundleError: For a bundle that is altered, a target that exists, or weights beyond the range of the type.
+    """
+    bundle = load_bundle(name_or_folder)
+    bundle.require_intact()
+    _require_new(target)
+    names = [weights.file for weights in bundle.spec.weights.values()]
+    # A copy has all its weights: what it shares with a base would be lost with another floating type.
+    states = {
+        role: _to_dtype(
+            load_weight_file(bundle, role), dtype, subject=f"Bundle '{bundle.name}', {bundle.weight_path(role).name}"
+        )
+        for role in dict.fromkeys((*bundle.spec.weights, *bundle.roles))
+    }
+    done = {"dtype": dtype, "from_fingerprint": bundle.fingerprint}
+    header = bundle.spec.model_dump(mode="json", exclude={"weights", "base"}, exclude_unset=True)
+    earlier = header.get("provenance", {})
+    header["provenance"] = {**earlier, "converted": [*earlier.get("converted", []), done]}
+    with open_whole_folder(target, require_replaceable=lambda: _require_new(target)) as unfinished:
+        for path in sorted(bundle.path.iterdir()):
+            if path.is_file() and path.name not in (*names, BUNDLE_FILE):
+                shutil.copyfile(path, unfinished / path.name)
+        copy_bank(bundle, unfinished)
+        written = write_bundle(unfinished, header, states, dtype=None)
+        num_bytes = sum(written.weight_path(role).stat().st_size for role in states)
+    num_bytes_before = sum(bundle.weight_path(role).stat().st_size for role in states)
+    return Conversion(target, dtype, num_bytes_before, num_bytes, bundle.spec.scale_factor)
+
+
+def convert_checkpoint(source: Path, target: Path, *, dtype: str | None = None) -> Conversion:
+    """Turn a checkpoint of one network into safetensors; its scale factor and hash go into the file's metadata.
+
+    Args:
+        source: A file that ``torch.save`` wrote; its state dict is found alone or under its usual keys.
+        target: File to write, ``.safetensors``, or a folder to write it into under the checkpoint's name.
+        dtype: "float16", "bfloat16" or "float32"; None keeps every tensor's own.
+
+    Raises:
+        BundleError: For a file that is no checkpoint or asks for more than data, a target that exists or has another
+            ending, or weights beyond the range of the type.
+    """
+    path = target / source.with_suffix(SUFFIX).name if target.is_dir() else target
+    if path.suffix != SUFFIX:
+        raise BundleError(f"{path}: expected a name ending in {SUFFIX} or a folder, found neither. Change --to.")
+    _require_new(path)
+    checkpoint = read_checkpoint(source, subject=str(source))
+    key, state = find_state_dict(checkpoint, subject=str(source))
+    metadata = {"format": "pt", "source": source.name, "source_sha256": sha256_of(source)}
+    scale_factor = None
+    if key is not None:
+        metadata["key"] = key
+        if SCALE_FACTOR_KEY in checkpoint:
+            scale_factor = take_scale_factor(checkpoint, subject=str(source))
+            metadata[SCALE_FACTOR_KEY] = repr(scale_factor)
+    if dtype is not None:
+        state = _to_dtype(state, dtype, subject=str(source))
+    tensors = {name: value.clone(memory_format=torch.contiguous_format) for name, value in state.items()}
+    write_whole(path, safetensors.torch.save(tensors, metadata=metadata))
+    left_out = () if key is None else tuple(str(name) for name in checkpoint if name not in (key, SCALE_FACTOR_KEY))
+    return Conversion(path, dtype, source.stat().st_size, path.stat().st_size, scale_factor, left_out)
+
+
+def _require_new(target: Path) -> None:
+    """Raise when a target exists; an empty folder counts as none."""
+    if target.exists() and not (target.is_dir() and not any(target.iterdir())):
+        raise BundleError(f"{target}: expected a new file or folder, found one that exists. Choose another --to.")
+
+
+def _to_dtype(state: StateDict, dtype: str, *, subject: str) -> dict[str, Tensor]:
+    """The weights in a floating type; whole numbers keep theirs.
+
+    Raises:
+        BundleError: Naming the first tensor with a value beyond the range of the type.
+    """
+    converted = {}
+    for key, value in state.items():
+        converted[key] = value.to(DTYPES[dtype]) if value.is_floating_point() else value
+        if value.is_floating_point() and bool((converted[key].isinf() & value.isfinite()).any()):
+            largest = float(value[value.isfinite()].abs().max())
+            raise BundleError(
+                f"{subject}: expected weights within the range of {dtype}, found {largest:g} in {key}. "
+                "Use --dtype bfloat16 or float32."
+            )
+    return converted

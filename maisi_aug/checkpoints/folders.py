@@ -1,0 +1,180 @@
+"""Checkpoints that are on this machine already: found in NVIDIA's and MONAI's layout, and taken over as a bundle."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+from maisi_aug.bundle_spec.bundle import NETWORK_ROLES, Bundle, pulled_bundles_folder
+from maisi_aug.bundle_spec.known_bundles import SIZE_CONDITIONS, KnownBundle, find_known_bundle, known_bundles
+from maisi_aug.bundle_spec.schema import MASK_PROVENANCE, MASK_ROLES
+from maisi_aug.checkpoints.importing import (
+    AcceptLicence,
+    Report,
+    find_intact,
+    require_accepted,
+    require_free,
+    write_known_bundle,
+)
+from maisi_aug.checkpoints.mask_networks import write_mask_networks
+from maisi_aug.errors import BundleError
+from maisi_aug.system.whole_files import sha256_of
+
+# Of MONAI's bundle maisi_ct_generative; it does not tell by names which of NVIDIA's models it holds.
+MONAI_NAMES: Mapping[str, str] = {
+    "autoencoder": "autoencoder.pt",
+    "diffusion_unet": "diff_unet.pt",
+    "controlnet": "controlnet.pt",
+}
+# Its weights are older than NVIDIA's on the hub, and not for commercial use unless the folder's own LICENSE says so.
+MONAI_LICENCE = {
+    "licence": "NVIDIA Source Code License NSCLv1 (non-commercial), or as the LICENSE beside the weights says",
+    "licence_url": "https://github.com/Project-MONAI/model-zoo",
+    "notice": "Weights of MONAI's bundle maisi_ct_generative",
+}
+MONAI_MASK_NAMES: Mapping[str, str] = {
+    "mask_autoencoder": "mask_generation_autoencoder.pt",
+    "mask_diffusion_unet": "mask_generation_diffusion_unet.pt",
+    SIZE_CONDITIONS: "all_anatomy_size_conditions.json",
+}
+"""The same in NVIDIA's folder; they lie in ``models`` and ``datasets``, or beside each other."""
+ORIGIN = "checkpoints on this machine"
+
+
+def import_bundle(
+    source: Path,
+    *,
+    accept_licence: AcceptLicence,
+    name: str | None = None,
+    folder: Path | None = None,
+    report: Report | None = None,
+) -> Bundle:
+    """Make a bundle of a folder of checkpoints, as NV-Generate-CTMR and MONAI's ``maisi_ct_generative`` lay them out.
+
+    Args:
+        source: Folder with the checkpoints, or with a folder ``models`` of them; it is not changed.
+        accept_licence: Asked before anything is written whether the user accepts the licence of the weights.
+        name: Which of the known bundles it is; None where the folder tells.
+        folder: Of the bundle; None for the user's data folder.
+        report: Told in a sentence what is going on.
+
+    Returns:
+        The bundle; at once where the same checkpoints were imported before and it is intact.
+
+    Raises:
+        BundleError: When checkpoints are missing, several bundles could be meant, the licence is not accepted, the
+            target is in other use, or a file asks for more than data or holds another network. Nothing is left under
+            the bundle's name then.
+    """
+    say = report or (lambda _: None)
+    known, files = find_checkpoints(source, name)
+    target = (folder or pulled_bundles_folder() / known.name).expanduser().resolve()
+    mask_files = find_mask_files(source, say)
+    described, about_masks = _describe(files), {"files": _describe(mask_files)}
+    present = find_intact(target, known.name, ORIGIN)
+    known_as = present.spec.provenance if present is not None else {}
+    has_same_masks = not mask_files or known_as.get(MASK_PROVENANCE) == about_masks
+    if present is not None and known_as["files"] == described and has_same_masks:
+        return present
+    command = shlex.join(
+        ["maisi-aug", "bundles", "import", str(source), *(["--as", name] if name else [])]
+        + (["--to", str(folder)] if folder else [])
+    )
+    require_accepted(known, accept_licence, say, command=command)
+    require_free(target, known.name, ORIGIN)
+    say("Checking the networks and writing the bundle.")
+    provenance = {"origin": ORIGIN, "files": described}
+    add = partial(write_mask_networks, known, mask_files, provenance=about_masks) if mask_files else None
+    return write_known_bundle(known, files, target, provenance=provenance, command=command, complete=add)
+
+
+def _describe(files: Mapping[str, Path]) -> dict[str, dict[str, str]]:
+    return {role: {"file": path.name, "sha256": sha256_of(path)} for role, path in files.items()}
+
+
+def find_mask_files(source: Path, say: Report) -> dict[str, Path]:
+    """The checkpoints of mask networks and the size-conditions file of a folder; nothing unless all are there.
+
+    Args:
+        source: Folder with the checkpoints, or with folders ``models`` and ``datasets``.
+        say: Told when some of the files are there and others are not.
+    """
+    root = source.parent if source.name == "models" else source
+    places = (root / "models", root / "datasets", source)
+    found = {
+        role: path
+        for role, name in MONAI_MASK_NAMES.items()
+        for path in [next((place / name for place in places if (place / name).is_file()), None)]
+        if path is not None
+    }
+    missing = [name for role, name in MONAI_MASK_NAMES.items() if role not in found]
+    if missing and set(found) & set(MASK_ROLES):
+        say(f"The mask networks are left out: {' and '.join(missing)} would be needed, too.")
+    return {} if missing else found
+
+
+def find_checkpoints(source: Path, name: str | None = None) -> tuple[KnownBundle, dict[str, Path]]:
+    """Which bundle a folder holds, and its checkpoints by role.
+
+    Args:
+        source: Folder with the checkpoints, or with a folder ``models`` of them.
+        name: Of the bundle; None where the folder tells.
+
+    Raises:
+        BundleError: For an unknown name, when a checkpoint is missing, or when several bundles could be meant.
+    """
+    if not source.is_dir():
+        raise BundleError(f"{source}: expected a folder of checkpoints, found none. Check the path.")
+    candidates = [find_known_bundle(name)] if name is not None else list(known_bundles().values())
+    layouts = [{role: Path(file).name for role, file in known.files.items()} for known in candidates]
+    found = [(known, _find_all(source, names)) for known, names in zip(candidates, layouts, strict=True)]
+    found = [(known, files) for known, files in found if files]
+    unnamed = {} if found else _find_all(source, MONAI_NAMES)
+    if unnamed:
+        meant = candidates if name is not None else _choose_by_unet(candidates, unnamed)
+        found = [(_under_monais_licence(known), unnamed) for known in meant]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        names = " and ".join(known.name for known, _ in found)
+        raise BundleError(f"{source}: expected checkpoints of one bundle, found those of {names}. Choose with --as.")
+    if unnamed:
+        raise BundleError(
+            f"{source}: expected the U-Net of {' or '.join(known.name for known in candidates)}, found another one. "
+            "Say with --as which it should be, to see how it differs."
+        )
+    wanted = " or ".join(", ".join(names.values()) for names in (*layouts, MONAI_NAMES))
+    present = ", ".join(sorted({path.name for path in (*source.glob("*.pt"), *source.glob("models/*.pt"))}))
+    raise BundleError(
+        f"{source}: expected {wanted}, in it or in its folder models, found {present or 'no .pt file'}. Get the files "
+        "that are missing."
+    )
+
+
+def _under_monais_licence(known: KnownBundle) -> KnownBundle:
+    header = {**known.header, "licence": MONAI_LICENCE["licence"]}
+    return replace(known, header=header, licence_url=MONAI_LICENCE["licence_url"], notice=MONAI_LICENCE["notice"])
+
+
+def _choose_by_unet(candidates: Sequence[KnownBundle], files: Mapping[str, Path]) -> list[KnownBundle]:
+    """The bundles whose U-Net has these tensors, for they differ in what it is told."""
+    from maisi_aug.checkpoints.reading import read_checkpoint, take_state_dict
+    from maisi_aug.networks.building import describe_tensors
+
+    path = files["diffusion_unet"]
+    state = take_state_dict(read_checkpoint(path, subject=str(path)), "diffusion_unet", subject=str(path))
+    return [
+        known for known in candidates if set(state) == set(describe_tensors(known.header["networks"]["diffusion_unet"]))
+    ]
+
+
+def _find_all(source: Path, names: Mapping[str, str]) -> dict[str, Path]:
+    """The checkpoint of every role, or nothing."""
+    for folder in (source / "models", source):
+        files = {role: folder / names[role] for role in NETWORK_ROLES}
+        if all(path.is_file() for path in files.values()):
+            return files
+    return {}

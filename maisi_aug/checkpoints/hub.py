@@ -1,0 +1,266 @@
+"""Fetching bundles from the Hugging Face hub: licence, download, hashes, and conversion to our own layout.
+
+The download is ``huggingface_hub``'s, with its cache, its resumption and its settings (``HF_HOME``, ``HF_ENDPOINT``,
+``HF_HUB_OFFLINE``, ``HF_TOKEN``). What it brings is trusted only once size and SHA-256 are those that the hub states.
+"""
+
+from __future__ import annotations
+
+import errno
+import re
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from maisi_aug.bundle_spec.bundle import Bundle, pulled_bundles_folder
+from maisi_aug.bundle_spec.known_bundles import KnownBundle
+from maisi_aug.checkpoints.importing import (
+    AcceptLicence,
+    Report,
+    find_intact,
+    read_converted,
+    require_accepted,
+    require_free,
+    write_known_bundle,
+)
+from maisi_aug.checkpoints.mask_networks import add_mask_networks, write_mask_networks
+from maisi_aug.errors import BundleError, MaisiAugError
+from maisi_aug.system.whole_files import sha256_of
+
+DEFAULT_REVISION = "main"
+
+
+@dataclass(frozen=True)
+class Hub:
+    """Where files come from; None leaves it to the settings of ``huggingface_hub``."""
+
+    endpoint: str | None = None
+    cache_folder: Path | None = None
+
+
+@dataclass(frozen=True)
+class FetchedFile:
+    """A file of a repository on this machine, by its name there, found to be what the hub states."""
+
+    path: Path
+    name: str
+    revision: str
+    sha256: str
+
+
+@dataclass(frozen=True)
+class _Statement:
+    """What the hub says of a file; the size is unknown when the hub was not reached and the cache speaks for it."""
+
+    revision: str
+    sha256: str
+    num_bytes: int | None
+
+
+def pull_bundle(
+    known: KnownBundle,
+    *,
+    accept_licence: AcceptLicence,
+    with_masks: bool = False,
+    folder: Path | None = None,
+    hub: Hub | None = None,
+    report: Report | None = None,
+) -> Bundle:
+    """Fetch a bundle, convert it and put it where its name finds it; at once when it is there and intact.
+
+    Mask networks that are there already are fetched again with the others; to a bundle that lacks them they are added.
+
+    Args:
+        known: What to fetch.
+        accept_licence: Asked before anything is fetched whether the user accepts the licence.
+        with_masks: Fetch the mask networks, too.
+        folder: Of the bundle; None for the user's data folder.
+        hub: Where from.
+        report: Told in a sentence what is going on.
+
+    Raises:
+        BundleError: When the licence is not accepted, the folder is in other use, the hub cannot be reached or holds
+            no such file, a file is not what the hub states, asks for more than data, or holds another network.
+            Nothing is left under the bundle's name then.
+    """
+    target = (folder or pulled_bundles_folder() / known.name).expanduser().resolve()
+    present = find_intact(target, known.name, known.repository)
+    with_masks = with_masks or _had_masks(target, known)
+    if present is not None and (present.spec.mask_generation is not None or not with_masks):
+        return present
+    say = report or (lambda _: None)
+    masks = known.masks if with_masks else None
+    words = [*known.pull_command.split(), *(["--with-masks"] if with_masks else [])]
+    command = shlex.join(words + (["--to", str(folder)] if folder else []))
+    require_accepted(known, accept_licence, say, command=command)
+    require_free(target, known.name, known.repository)
+    files: dict[str, FetchedFile] = {}
+    if present is None:
+        files = _fetch(known, known.files, known.download_size, hub, say)
+    mask_files = _fetch(known, masks.files, masks.download_size, hub, say) if masks else {}
+    say("Checking the networks and writing the bundle.")
+    paths, mask_paths = ({role: file.path for role, file in found.items()} for found in (files, mask_files))
+    about_masks = _describe(mask_files)
+    if present is not None:
+        bundle = add_mask_networks(known, present, mask_paths, provenance=about_masks)
+    else:
+        bundle = write_known_bundle(
+            known,
+            paths,
+            target,
+            provenance={"origin": known.repository, **_describe(files)},
+            command=command,
+            complete=partial(write_mask_networks, known, mask_paths, provenance=about_masks) if masks else None,
+        )
+    say("The files as downloaded stay in the cache of huggingface_hub, too.")
+    return bundle
+
+
+def _had_masks(folder: Path, known: KnownBundle) -> bool:
+    """Whether an earlier pull, perhaps altered since, brought mask networks."""
+    try:
+        bundle = read_converted(folder, known.name, known.repository)
+    except MaisiAugError:
+        return False
+    return bundle is not None and bundle.spec.mask_generation is not None
+
+
+def _fetch(
+    known: KnownBundle, names: Mapping[str, str], size: str, hub: Hub | None, say: Report
+) -> dict[str, FetchedFile]:
+    say(f"Fetching {len(names)} files ({size}) from {known.repository}.")
+    return fetch_files(known.repository, names, hub or Hub())
+
+
+def fetch_files(repository: str, names: Mapping[str, str], hub: Hub) -> dict[str, FetchedFile]:
+    """Download files of one repository, all from the same revision, and compare them with what the hub states.
+
+    Args:
+        repository: ``owner/name``.
+        names: Path in the repository by role.
+        hub: Where from.
+
+    Raises:
+        BundleError: In one sentence for whatever went wrong, naming the file.
+    """
+    fetched: dict[str, FetchedFile] = {}
+    revision = DEFAULT_REVISION
+    for role, name in names.items():
+        stated = _ask_hub(repository, name, revision, hub)
+        if stated is None:
+            path, stated = _find_cached(repository, name, revision, hub)
+        else:
+            # By name for the first, so that the cache learns which revision the name stands for.
+            path = _download(repository, name, revision, hub)
+        _require_as_stated(path, stated, subject=f"{repository}/{name}")
+        revision = stated.revision
+        fetched[role] = FetchedFile(path, name, revision, stated.sha256)
+    return fetched
+
+
+def _ask_hub(repository: str, name: str, revision: str, hub: Hub) -> _Statement | None:
+    """Revision, hash and size of a file, or None when the hub cannot be reached."""
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        stated = get_hf_file_metadata(hf_hub_url(repository, name, revision=revision, endpoint=hub.endpoint))
+    except HfHubHTTPError as error:
+        if _status_of(error) >= 500:
+            return None
+        raise _explain(error, f"{repository}/{name}") from error
+    except Exception:  # of whichever HTTP library huggingface_hub is built on, and its own offline mode
+        return None
+    if stated.commit_hash is None or stated.etag is None or not _is_sha256(stated.etag):
+        raise BundleError(
+            f"{repository}/{name}: expected the hub to state revision and SHA-256, found neither or one. Check "
+            "HF_ENDPOINT, and any proxy on the way."
+        )
+    return _Statement(stated.commit_hash, stated.etag, stated.size)
+
+
+def _find_cached(repository: str, name: str, revision: str, hub: Hub) -> tuple[Path, _Statement]:
+    """A file of an earlier download; its hash is the name that the cache gave it when the hub stated it."""
+    from huggingface_hub import hf_hub_download
+
+    subject = f"{repository}/{name}"
+    try:
+        path = Path(
+            hf_hub_download(
+                repository,
+                name,
+                revision=revision,
+                cache_dir=hub.cache_folder,
+                endpoint=hub.endpoint,
+                local_files_only=True,
+            )
+        )
+    except Exception as error:
+        raise BundleError(
+            f"{subject}: expected to reach the Hugging Face hub or to find the file in its cache, found neither. Check "
+            "the connection, HF_ENDPOINT and HF_HUB_OFFLINE."
+        ) from error
+    commit, blob = path.parents[len(Path(name).parts) - 1].name, path.resolve().name
+    if not _is_sha256(blob):
+        raise BundleError(f"{subject}: expected a SHA-256 to compare the cached file with, found none. Go online once.")
+    return path, _Statement(commit, blob, None)
+
+
+def _download(repository: str, name: str, revision: str, hub: Hub) -> Path:
+    from huggingface_hub import hf_hub_download
+
+    try:
+        return Path(
+            hf_hub_download(repository, name, revision=revision, cache_dir=hub.cache_folder, endpoint=hub.endpoint)
+        )
+    except Exception as error:  # of whichever HTTP library huggingface_hub is built on
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise _explain(error, f"{repository}/{name}") from error
+
+
+def _status_of(error: Exception) -> int:
+    return int(getattr(getattr(error, "response", None), "status_code", None) or 0)
+
+
+def _explain(error: Exception, subject: str) -> BundleError:
+    status = _status_of(error)
+    if status in (401, 403):
+        advice = "Open its page, accept what it asks for, and set HF_TOKEN or run 'hf auth login'"
+    elif status == 404:
+        advice = "The repository may have moved: look for a newer version of maisi-aug"
+    elif status == 429:
+        advice = "The hub limits requests: wait some minutes, or set HF_TOKEN, and run the same command again"
+    else:
+        advice = "Run the same command again: it goes on where it broke off"
+    reason = f"answer {status}" if status else (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return BundleError(f"{subject}: expected the hub to send the file, found {reason.rstrip('.')}. {advice}.")
+
+
+def _is_sha256(text: str) -> bool:
+    return re.fullmatch("[0-9a-f]{64}", text) is not None
+
+
+def _require_as_stated(path: Path, stated: _Statement, *, subject: str) -> None:
+    """Compare a file with what the hub states; one that differs leaves the cache, so that nothing trusts it later."""
+    num_bytes, sha256 = path.stat().st_size, sha256_of(path)
+    if sha256 == stated.sha256 and stated.num_bytes in (None, num_bytes):
+        return
+    path.resolve().unlink()
+    path.unlink(missing_ok=True)
+    size = "" if stated.num_bytes is None else f" and {stated.num_bytes} bytes"
+    raise BundleError(
+        f"{subject}: expected SHA-256 {stated.sha256[:12]}...{size}, found {sha256[:12]}... and {num_bytes} bytes; "
+        "the file was removed from the cache. Run the same command again."
+    )
+
+
+def _describe(files: Mapping[str, FetchedFile]) -> dict[str, Any]:
+    """Revision, names and hashes of files that were fetched together, as the bundle remembers them."""
+    return {
+        "revision": next((file.revision for file in files.values()), None),
+        "files": {role: {"file": file.name, "sha256": file.sha256} for role, file in files.items()},
+    }

@@ -1,0 +1,187 @@
+"""Checkpoints that others wrote, turned into a bundle: read without running code, compared, written whole."""
+
+from __future__ import annotations
+
+import secrets
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from maisi_aug.bundle_spec.bundle import BUNDLE_FILE, NETWORK_ROLES, Bundle, load_bundle
+from maisi_aug.bundle_spec.known_bundles import KnownBundle
+from maisi_aug.errors import BundleError, MaisiAugError
+from maisi_aug.system.whole_files import TEMPORARY_SUFFIX, write_text_whole
+
+LICENCE_FILE = "LICENCE.txt"
+STALE_SECONDS = 3600.0
+
+Report = Callable[[str], None]
+AcceptLicence = Callable[[KnownBundle], bool]
+
+
+def write_known_bundle(
+    known: KnownBundle,
+    files: Mapping[str, Path],
+    folder: Path,
+    *,
+    provenance: Mapping[str, Any],
+    command: str,
+    complete: Callable[[Path], None] | None = None,
+) -> Bundle:
+    """Turn the checkpoints of a known bundle into its folder, whole or not at all, with the licence's notice.
+
+    Args:
+        known: Definitions and licence, which has been accepted.
+        files: Checkpoint by role.
+        folder: Of the bundle; an earlier copy from the same origin is replaced.
+        provenance: Where they come from: ``origin``, ``files`` and what else there is to say. No time and no machine,
+            so that the same files give the same bundle anywhere.
+        command: That the user gave, for the record of the licence.
+        complete: Adds to the bundle before its folder takes its name.
+
+    Raises:
+        BundleError: When the folder is in other use, or a checkpoint cannot be used.
+    """
+    header = {**known.header, "provenance": {**provenance, "licence": known.accepted_licence}}
+    replaceable = partial(require_free, folder, known.name, str(provenance["origin"]))
+    with open_whole_folder(folder, require_replaceable=replaceable) as unfinished:
+        convert_checkpoints(header, files, unfinished, subject=f"Bundle '{known.name}'")
+        if complete is not None:
+            complete(unfinished)
+        write_licence(known, unfinished, command=command)
+    return load_bundle(folder)
+
+
+def find_intact(folder: Path, name: str, origin: str) -> Bundle | None:
+    """The bundle that an earlier conversion of the same origin put into a folder, if nothing has changed since."""
+    try:
+        bundle = read_converted(folder, name, origin)
+        if bundle is not None:
+            bundle.require_intact()
+    except MaisiAugError:
+        return None
+    return bundle
+
+
+def convert_checkpoints(header: Mapping[str, Any], files: Mapping[str, Path], folder: Path, *, subject: str) -> Bundle:
+    """Read the checkpoints of all networks, compare their tensors with the definitions, and write a bundle.
+
+    The tensors keep their values and their type; the scale factor comes from the U-Net's checkpoint.
+
+    Args:
+        header: Everything of ``bundle.yaml`` but scale factor and weight files.
+        files: Checkpoint by role.
+        folder: Of the bundle; created when missing.
+        subject: What is converted, for messages.
+
+    Raises:
+        BundleError: When a checkpoint cannot be read, asks for more than data, or holds another network.
+    """
+    from maisi_aug.checkpoints.reading import read_checkpoint, take_scale_factor, take_state_dict
+    from maisi_aug.networks.building import describe_tensors
+    from maisi_aug.networks.weights import require_same_tensors, write_bundle
+
+    content, states = dict(header), {}
+    for role in NETWORK_ROLES:
+        about = f"{subject}, {files[role].name}"
+        checkpoint = read_checkpoint(files[role], subject=about)
+        states[role] = take_state_dict(checkpoint, role, subject=about)
+        require_same_tensors(describe_tensors(header["networks"][role]), states[role], subject=about)
+        if role == "diffusion_unet":
+            content["scale_factor"] = take_scale_factor(checkpoint, subject=about)
+    return write_bundle(folder, content, states, dtype=None)
+
+
+def require_accepted(known: KnownBundle, accept_licence: AcceptLicence, say: Report, *, command: str) -> None:
+    """Name the licence of the weights and ask for it to be accepted.
+
+    Raises:
+        BundleError: When it is not; naming the licence, and the command that accepts it.
+    """
+    say(f"{known.name} comes under the {known.licence}: {known.licence_url}")
+    if not accept_licence(known):
+        raise BundleError(
+            f"Bundle '{known.name}': expected its licence to be accepted, {known.licence} ({known.licence_url}). "
+            f"Read it, then: {command} --accept-license"
+        )
+
+
+def write_licence(known: KnownBundle, folder: Path, *, command: str) -> None:
+    """Keep the licence's notice beside the weights, and when it was accepted."""
+    when = datetime.now(UTC).isoformat(timespec="seconds")
+    text = f"{known.notice}\n{known.licence_url}\nAccepted {when} for '{command}'.\n"
+    write_text_whole(folder / LICENCE_FILE, text)
+
+
+def read_converted(folder: Path, name: str, origin: str) -> Bundle | None:
+    """The bundle that an earlier conversion of the same origin put into a folder; None if there is none.
+
+    Args:
+        folder: Of the bundle.
+        name: Of the bundle.
+        origin: ``provenance.origin``: where its checkpoints came from.
+
+    Raises:
+        BundleError: When the folder holds a ``bundle.yaml`` that cannot be read.
+    """
+    if not (folder / BUNDLE_FILE).is_file():
+        return None
+    bundle = load_bundle(folder)
+    return bundle if bundle.name == name and bundle.spec.provenance.get("origin") == origin else None
+
+
+def require_free(folder: Path, name: str, origin: str) -> None:
+    """Raise unless a folder is new, empty, or holds nothing but an earlier copy of the same bundle, altered or not.
+
+    Raises:
+        BundleError: When it holds anything else.
+    """
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return
+    try:
+        bundle = read_converted(folder, name, origin)
+    except MaisiAugError as error:
+        raise BundleError(f"{error} Move {folder} away, or choose another folder with --to.") from error
+    own = {BUNDLE_FILE, LICENCE_FILE, *(named.file for named in bundle.files)} if bundle else set()
+    foreign = sorted(path.name for path in folder.iterdir() if path.name not in own) if folder.is_dir() else []
+    if bundle is None or foreign:
+        raise BundleError(
+            f"{folder}: expected a new folder or nothing but an earlier copy of '{name}' from {origin}, found "
+            f"{', '.join(foreign[:4]) or 'a file'}. Choose another folder with --to, or move them away."
+        )
+
+
+@contextmanager
+def open_whole_folder(folder: Path, *, require_replaceable: Callable[[], None]) -> Iterator[Path]:
+    """A folder under a hidden name that takes its own name, from an earlier one if need be, once it is complete.
+
+    Args:
+        folder: What it will be called.
+        require_replaceable: Raises where what has this name by then must stay.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    for leftover in folder.parent.glob(f".{folder.name}.*{TEMPORARY_SUFFIX}"):
+        # A killed process leaves its folder; one that was touched just now may belong to a process at work.
+        if time.time() - leftover.stat().st_mtime > STALE_SECONDS:
+            shutil.rmtree(leftover, ignore_errors=True)
+    unfinished, replaced = (
+        folder.with_name(f".{folder.name}.{secrets.token_hex(4)}{TEMPORARY_SUFFIX}") for _ in range(2)
+    )
+    unfinished.mkdir()
+    try:
+        yield unfinished
+        require_replaceable()
+        if folder.exists():
+            folder.rename(replaced)
+        unfinished.rename(folder)
+    except BaseException:  # Ctrl-C too must leave nothing behind, and what was there before in its place
+        if replaced.exists() and not folder.exists():
+            replaced.rename(folder)
+        shutil.rmtree(unfinished, ignore_errors=True)
+        raise
+    shutil.rmtree(replaced, ignore_errors=True)

@@ -1,0 +1,375 @@
+"""Which lesions a cohort needs to balance a real dataset: by label, by lesions per case, and by size.
+
+The rule. Every planned case takes the number of lesions per case that the fewest cases have; each of its lesions goes
+to the size that the fewest lesions of such cases have. Real and planned ones count alike, so that the largest deficit
+is always filled first. Ties go to fewer lesions and to the smaller size. Nothing is random: the same dataset and the
+same number of cases give the same plan.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from itertools import pairwise
+from typing import Any
+
+from maisi_aug.cohort.requests import MAX_COUNT, MAX_SIZE, CaseRequest, allot_cases, parse_requests
+from maisi_aug.errors import RequestError
+from maisi_aug.vocabulary.labels import Vocabulary
+from maisi_aug.vocabulary.sizes import diameter_mm, volume_ml
+
+DEFAULT_EDGES_MM = (5.0, 10.0, 20.0, 30.0, 50.0, 100.0)
+DEFAULT_MAX_LESIONS = 3
+_SAME_MM = 1e-6
+MAX_FULLNESS = 1.5
+"""Volume of a case's lesions, each in the middle of its bin, as a multiple of the largest size that is planned: three
+lesions of that size would seldom find room in one organ."""
+
+
+@dataclass(frozen=True, slots=True)
+class SizeBins:
+    """Ranges of the equivalent diameter of lesions.
+
+    Attributes:
+        edges_mm: Ascending, at least two; what lies outside is counted in a bin of its own at either end.
+    """
+
+    edges_mm: tuple[float, ...] = DEFAULT_EDGES_MM
+
+    def __post_init__(self) -> None:
+        rises = all(low + _SAME_MM < high for low, high in pairwise(self.edges_mm))
+        if len(self.edges_mm) < 2 or not rises or self.edges_mm[0] <= 0 or self.edges_mm[-1] > MAX_SIZE["mm"]:
+            raise RequestError(
+                f"Size bins: expected at least two rising diameters above 0 and at most {MAX_SIZE['mm']:g} mm, found "
+                f"{', '.join(f'{edge:g}' for edge in self.edges_mm)}. Write them as 5,10,20,30,50."
+            )
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of all bins, the open ones at both ends included."""
+        low, high = self.edges_mm[0], self.edges_mm[-1]
+        inner = (f"{a:g}-{b:g} mm" for a, b in pairwise(self.edges_mm))
+        return (f"under {low:g} mm", *inner, f"{high:g} mm and more")
+
+    def place_of(self, volume: float) -> int:
+        """The bin of a volume in mL, counted from the open one below the first edge."""
+        wide = diameter_mm(volume) + _SAME_MM  # a sphere of an edge belongs above it, whatever its volume rounds to
+        return sum(edge <= wide for edge in self.edges_mm)
+
+
+@dataclass(frozen=True, slots=True)
+class LesionCensus:
+    """The lesions of one label in a real dataset.
+
+    Attributes:
+        label: Name in the vocabulary.
+        source: What the dataset calls it, for the user to check.
+        volumes_ml: For every case the volumes of its lesions; empty for a case without any.
+    """
+
+    label: str
+    source: str
+    volumes_ml: tuple[tuple[float, ...], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class BalanceTarget:
+    """A lesion that is to be balanced.
+
+    Attributes:
+        label_id: Vocabulary id.
+        label: Name in the vocabulary.
+        low_mm: Smallest diameter that may be planned.
+        high_mm: Largest diameter that may be planned.
+        organs: Names of organs that every case of it must have.
+        request: What the user wrote, with its share.
+        has_size: Whether the user set the limits; otherwise nothing larger than the dataset's largest is planned.
+    """
+
+    label_id: int
+    label: str
+    low_mm: float
+    high_mm: float
+    organs: tuple[str, ...]
+    request: CaseRequest
+    has_size: bool = False
+
+
+def read_targets(
+    texts: Sequence[str], *, vocabulary: Vocabulary, bins: SizeBins, least_ml: float = 0.0
+) -> tuple[BalanceTarget, ...]:
+    """Read label requests as what is to be balanced: a size limits what is planned, the balance chooses within it.
+
+    Args:
+        texts: Requests, one lesion each, with organs and a share if wanted.
+        vocabulary: The labels that may be asked for.
+        bins: Their outer edges are the limits where a request has no size.
+        least_ml: Smallest volume that the grid can show.
+
+    Raises:
+        VocabularyError: For an unknown label.
+        RequestError: For a request without a lesion, with several or with a count, or one that the bins leave nothing.
+    """
+    requests = parse_requests([_with_size(text, vocabulary, bins) for text in texts], vocabulary=vocabulary)
+    targets = [_to_target(*pair, bins, least_ml) for pair in zip(texts, requests, strict=True)]
+    twice = [label for label, count in Counter(target.label for target in targets).items() if count > 1]
+    if twice:
+        raise RequestError(
+            f"Label requests: expected each lesion once when balancing, found '{twice[0]}' in several. Join them."
+        )
+    return tuple(targets)
+
+
+def _with_size(text: str, vocabulary: Vocabulary, bins: SizeBins) -> str:
+    """The request with the range of the bins where its lesion has no size."""
+    body, at, share = text.rpartition("@") if "@" in text else (text, "", "")
+    parts = []
+    for part in body.split("+"):
+        is_bare = ":" not in part and part.strip() and vocabulary.label(part).kind == "tumor"
+        parts.append(f"{part}:{bins.edges_mm[0]:g}-{bins.edges_mm[-1]:g}mm" if is_bare else part)
+    return "+".join(parts) + at + share
+
+
+def _to_target(text: str, request: CaseRequest, bins: SizeBins, least_ml: float) -> BalanceTarget:
+    lesions = [part for part in request.lesions if part.size is not None]
+    if len(lesions) != 1 or lesions[0].count > 1:
+        found = "none" if not lesions else " and ".join(f"'{part.label_name}' x{part.count}" for part in lesions)
+        raise RequestError(
+            f"Label request '{text}': expected one lesion without a count when balancing, found {found}. The balance "
+            "chooses the number of lesions in a case; limit it with --max-lesions."
+        )
+    lesion = lesions[0]
+    assert lesion.size is not None
+    low = max(diameter_mm(lesion.size.low_ml), bins.edges_mm[0], diameter_mm(least_ml))
+    high = min(diameter_mm(lesion.size.high_ml), bins.edges_mm[-1])
+    if high <= low + _SAME_MM:
+        raise RequestError(
+            f"Label request '{text}': expected sizes within the bins ({bins.edges_mm[0]:g}-{bins.edges_mm[-1]:g} mm) "
+            f"and above a voxel of the grid ({diameter_mm(least_ml):.1f} mm), found none. Change the size or "
+            "--size-bins."
+        )
+    organs = tuple(part.label_name for part in request.lesions if part.size is None)
+    return BalanceTarget(lesion.label_id, lesion.label_name, low, high, organs, request, has_size=":" in text)
+
+
+@dataclass(frozen=True)
+class LabelBalance:
+    """What one label has and gets.
+
+    Counts of cases are by lesions per case, 0, 1, ..., the last meaning "and more"; counts of lesions by lesions per
+    case (from 1) and size bin. Lesions below the first bin do not count for lesions per case: many are specks.
+
+    Attributes:
+        target: The lesion and its limits.
+        source: What the dataset calls it.
+        bins: Of the sizes.
+        real_cases: Cases of the dataset.
+        real_lesions: Lesions of the dataset.
+        planned_cases: Cases that the plan adds.
+        planned_lesions: Lesions that the plan adds.
+        combinations: For every kind of planned case, its size bins, and how many cases of it there are.
+    """
+
+    target: BalanceTarget
+    source: str
+    bins: SizeBins
+    real_cases: tuple[int, ...]
+    real_lesions: tuple[tuple[int, ...], ...]
+    planned_cases: tuple[int, ...] = ()
+    planned_lesions: tuple[tuple[int, ...], ...] = ()
+    combinations: Mapping[tuple[int, ...], int] = field(default_factory=dict)
+
+    @cached_property
+    def open_bins(self) -> tuple[int, ...]:
+        """Bins that the plan may fill: those that the limits of the target reach into."""
+        return tuple(place for place in range(1, len(self.bins.edges_mm)) if self._part_mm(place) is not None)
+
+    @property
+    def num_planned(self) -> int:
+        """Cases that the plan adds."""
+        return sum(self.planned_cases)
+
+    def _part_mm(self, place: int) -> tuple[float, float] | None:
+        """What the limits of the target leave of a bin."""
+        low = max(self.bins.edges_mm[place - 1], self.target.low_mm)
+        high = min(self.bins.edges_mm[place], self.target.high_mm)
+        return (low, high) if high > low + _SAME_MM else None
+
+    def range_mm(self, place: int) -> tuple[float, float]:
+        """Diameters that are planned in an open bin."""
+        part = self._part_mm(place)
+        assert part is not None
+        return part
+
+    def lacking(self, *, planned: bool) -> list[list[int]]:
+        """Lesions that every open bin lacks to the fullest one among cases with as many lesions; 0 for other bins."""
+        rows = _add(self.real_lesions, self.planned_lesions) if planned else self.real_lesions
+        result = []
+        for row in rows:
+            fullest = max(row[place] for place in self.open_bins)
+            result.append([fullest - count if place in self.open_bins else 0 for place, count in enumerate(row)])
+        return result
+
+    def evenness(self, *, planned: bool) -> float:
+        """How even the open cells are, 1 when all are equally full, 0 when one holds all: Pielou's J (1966)."""
+        rows = _add(self.real_lesions, self.planned_lesions) if planned else self.real_lesions
+        counts = [row[place] for row in rows for place in self.open_bins]
+        total = sum(counts)
+        if not total or len(counts) < 2:
+            return 0.0
+        shares = [count / total for count in counts if count]
+        return -sum(share * math.log(share) for share in shares) / math.log(len(counts)) + 0.0
+
+    def to_json(self) -> dict[str, Any]:
+        """The balance as JSON types."""
+        after = _add(self.real_lesions, self.planned_lesions)
+        return {
+            "label": self.target.label,
+            "label_id": self.target.label_id,
+            "source": self.source,
+            "size_bins": list(self.bins.names),
+            "planned_bins": [self.bins.names[place] for place in self.open_bins],
+            "lesions_per_case": [*map(str, range(len(self.real_cases) - 1)), f"{len(self.real_cases) - 1} and more"],
+            "real_cases": list(self.real_cases),
+            "planned_cases": list(self.planned_cases),
+            "real_lesions": [list(row) for row in self.real_lesions],
+            "planned_lesions": [list(row) for row in self.planned_lesions],
+            "lesions_after": [list(row) for row in after],
+            "lacking_before": self.lacking(planned=False),
+            "lacking_after": self.lacking(planned=True),
+            "evenness_before": round(self.evenness(planned=False), 4),
+            "evenness_after": round(self.evenness(planned=True), 4),
+        }
+
+
+def count_lesions(
+    census: LesionCensus, target: BalanceTarget, *, bins: SizeBins, max_lesions: int = DEFAULT_MAX_LESIONS
+) -> LabelBalance:
+    """Sort the cases and lesions of a census into their cells; nothing is planned yet.
+
+    Args:
+        census: What was measured.
+        target: The lesion and its limits.
+        bins: Of the sizes.
+        max_lesions: Cases with more lesions count as having this many.
+
+    Raises:
+        RequestError: For a number of lesions that no case can be asked for, or where all lesions of the dataset are
+            smaller than anything that can be planned, and no size says that larger ones are wanted.
+    """
+    if not 1 <= max_lesions <= MAX_COUNT:
+        raise RequestError(
+            f"Lesions per case: expected 1 to {MAX_COUNT}, found {max_lesions}. Choose another --max-lesions."
+        )
+    largest = max((diameter_mm(volume) for volumes in census.volumes_ml for volume in volumes), default=0.0)
+    if not target.has_size and largest > 0:
+        if largest <= target.low_mm + _SAME_MM:
+            raise RequestError(
+                f"Label '{target.label}': expected a lesion in the dataset above the {target.low_mm:.3g} mm from which "
+                f"on lesions are planned, found none above {largest:.3g} mm. Lower the first of --size-bins where the "
+                f"grid can show it, or say that larger ones are wanted, with '{target.label}:"
+                f"{target.low_mm:.3g}-{target.high_mm:.3g}mm'."
+            )
+        # Just above it, so that the bin of the largest one stays open where it begins with it.
+        target = replace(target, high_mm=min(target.high_mm, math.ceil(largest + _SAME_MM)))
+    cases = [0] * (max_lesions + 1)
+    lesions = [[0] * len(bins.names) for _ in range(max_lesions)]
+    for volumes in census.volumes_ml:
+        places = [bins.place_of(volume) for volume in volumes]
+        number = min(sum(place > 0 for place in places), max_lesions)
+        cases[number] += 1
+        for place in places:
+            # A case with nothing but specks has no row of its own; its specks stand with those of single lesions.
+            lesions[max(number, 1) - 1][place] += 1
+    rows = tuple(map(tuple, lesions))
+    nothing = tuple((0,) * len(bins.names) for _ in range(max_lesions))
+    return LabelBalance(target, census.source, bins, tuple(cases), rows, (0,) * len(cases), nothing)
+
+
+def fill_deficits(balances: Sequence[LabelBalance], *, num_cases: int) -> tuple[LabelBalance, ...]:
+    """Plan cases for what the labels lack, by the rule of this module.
+
+    Labels with a share get it; without shares every case goes to the label that the fewest cases show.
+
+    Args:
+        balances: What the labels have.
+        num_cases: Cases of the cohort.
+
+    Raises:
+        RequestError: When there are fewer cases than labels with shares.
+    """
+    if any(balance.target.request.share is not None for balance in balances):
+        counts = allot_cases([balance.target.request for balance in balances], num_cases)
+    else:
+        counts = _level([sum(balance.real_cases[1:]) for balance in balances], num_cases)
+    return tuple(_fill(balance, count) for balance, count in zip(balances, counts, strict=True))
+
+
+def _level(held: Sequence[int], num_more: int) -> list[int]:
+    """How many of the new ones each gets when every one goes to whoever has the fewest."""
+    levels = list(held)
+    for _ in range(num_more):
+        levels[levels.index(min(levels))] += 1
+    return [level - had for level, had in zip(levels, held, strict=True)]
+
+
+def _fill(balance: LabelBalance, num_cases: int) -> LabelBalance:
+    per_case = _level(balance.real_cases[1:], num_cases)
+    planned = [[0] * len(balance.bins.names) for _ in per_case]
+    combinations: Counter[tuple[int, ...]] = Counter()
+    for row, count in enumerate(per_case):
+        for _ in range(count):
+            chosen = _choose_bins(balance, row, planned[row])
+            for place in chosen:
+                planned[row][place] += 1
+            combinations[tuple(sorted(chosen))] += 1
+    lesions = tuple(map(tuple, planned))
+    return replace(
+        balance,
+        planned_cases=(0, *per_case),
+        planned_lesions=lesions,
+        combinations={bins: combinations[bins] for bins in sorted(combinations)},
+    )
+
+
+def _choose_bins(balance: LabelBalance, row: int, planned: Sequence[int]) -> list[int]:
+    """The size bins of one case with ``row + 1`` lesions: the emptiest that still find room beside the others."""
+    level = {place: balance.real_lesions[row][place] + planned[place] for place in balance.open_bins}
+    middle = {place: volume_ml(math.sqrt(math.prod(balance.range_mm(place)))) for place in level}
+    smallest = min(level)
+    left = volume_ml(balance.range_mm(max(level))[1]) * MAX_FULLNESS
+    chosen: list[int] = []
+    for number in range(row, -1, -1):
+        # What the lesions still to come need at least.
+        room = left - number * middle[smallest]
+        fitting = [place for place in level if middle[place] <= room] or [smallest]
+        place = min(fitting, key=lambda place: (level[place], place))
+        level[place] += 1
+        left -= middle[place]
+        chosen.append(place)
+    return chosen
+
+
+def to_requests(balances: Sequence[LabelBalance]) -> tuple[str, ...]:
+    """The planned cases as label requests: the same cohort can be made from them without the dataset."""
+    total = sum(balance.num_planned for balance in balances)
+    return tuple(
+        f"{_spell_case(balance, places)}@{count}/{total}"
+        for balance in balances
+        for places, count in balance.combinations.items()
+    )
+
+
+def _spell_case(balance: LabelBalance, places: Sequence[int]) -> str:
+    parts = []
+    for place, count in sorted(Counter(places).items()):
+        low, high = balance.range_mm(place)
+        parts.append(f"{balance.target.label}:{low:.6g}-{high:.6g}mm" + (f"x{count}" if count > 1 else ""))
+    return "+".join((*parts, *balance.target.organs))
+
+
+def _add(first: Sequence[Sequence[int]], second: Sequence[Sequence[int]]) -> tuple[tuple[int, ...], ...]:
+    return tuple(tuple(a + b for a, b in zip(row, more, strict=True)) for row, more in zip(first, second, strict=True))

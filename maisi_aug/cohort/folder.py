@@ -1,0 +1,176 @@
+"""A cohort on disk: whose folder it is, what it was made with, and where the files of a case go."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from maisi_aug.cohort.manifest import MANIFEST_NAME, Manifest, ManifestWriter, load_manifest
+from maisi_aug.cohort.recipe import COHORT_NAME, differences
+from maisi_aug.errors import CohortError
+from maisi_aug.system.whole_files import TEMPORARY_SUFFIX, remove_leftovers, write_text_whole
+
+FOLDERS = ("images", "labels", "anatomy", "previews", "previews/rejected")
+CONTACT_SHEET_NAME = "contact_sheet.png"
+ATTEMPTS_FIELD = "max_attempts"
+
+
+@dataclass(frozen=True, slots=True)
+class CohortFolder:
+    """The folder of a cohort.
+
+    Attributes:
+        path: Where it is.
+    """
+
+    path: Path
+
+    def file_of(self, role: str, case_id: str) -> Path:
+        """Where a file of a case goes.
+
+        Args:
+            role: "image", "label", "anatomy" or "preview".
+            case_id: The case.
+        """
+        folder = {"image": "images", "label": "labels", "anatomy": "anatomy", "preview": "previews"}[role]
+        return self.path / folder / (case_id + (".png" if role == "preview" else ".nii.gz"))
+
+    def rejected_preview(self, case_id: str, attempt: int) -> Path:
+        """Where the picture of a failed attempt goes."""
+        return self.path / "previews" / "rejected" / f"{case_id}_a{attempt}.png"
+
+    def relative(self, path: Path) -> str:
+        """A path as the manifest has it."""
+        return path.relative_to(self.path).as_posix()
+
+
+def read_cohort_document(folder: Path) -> dict[str, Any] | None:
+    """The content of ``cohort.yaml``, or ``None`` where the folder is empty or absent.
+
+    Raises:
+        CohortError: When the folder holds something that is no cohort, or ``cohort.yaml`` is damaged.
+    """
+    path = folder / COHORT_NAME
+    if folder.exists() and not folder.is_dir():
+        raise CohortError(f"{folder}: expected a folder, found a file. Choose another --out.")
+    if not path.is_file():
+        _require_empty(folder)
+        return None
+    try:
+        document = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise CohortError(f"{path}: expected a readable configuration, found: {error}. Choose another --out.") from None
+    if not isinstance(document, dict) or not isinstance(document.get("configuration"), dict):
+        raise CohortError(f"{path}: expected the configuration of a cohort, found other content. Choose another --out.")
+    return document
+
+
+def _require_empty(folder: Path) -> None:
+    """Raise when the folder holds anything but what a run that was killed at its very start leaves behind."""
+    if not folder.is_dir():
+        return
+    for path in sorted(folder.iterdir()):
+        is_leftover = path.name.startswith(f".{COHORT_NAME}") and path.name.endswith(TEMPORARY_SUFFIX)
+        is_fresh_manifest = path.name == MANIFEST_NAME and path.is_file() and path.stat().st_size == 0
+        if not (is_leftover or is_fresh_manifest):
+            raise CohortError(
+                f"{folder}: expected a new, an empty or a cohort's folder, found '{path.name}' and no {COHORT_NAME}. "
+                "Nothing was changed; choose another --out."
+            )
+
+
+def _is_same(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
+    return not _find_differences(old, new)
+
+
+def _find_differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """The fields that decide the bytes of a cohort and differ."""
+    different = differences(old["configuration"], new["configuration"])
+    for section in ("bundle", "mask_bank"):
+        found = differences(dict(old.get(section, {})), dict(new.get(section, {})))
+        different += [f"{section}.{difference}" for difference in found]
+    return different
+
+
+def _require_same_document(folder: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+    """Raise unless a cohort was made with the same configuration, weights and label maps: going on gives one cohort.
+
+    Raises:
+        CohortError: Naming every field that differs.
+    """
+    different = _find_differences(old, new)
+    if different:
+        raise CohortError(
+            f"{folder}: expected the configuration that this cohort was begun with, found a different one "
+            f"({'; '.join(different)}). Choose another --out, or go on with the first command, weights and label maps."
+        )
+
+
+def find_cohort(path: Path, document: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The content of ``cohort.yaml`` where a run can go on with a cohort; ``None`` where it begins one.
+
+    Args:
+        path: Folder of the cohort; nothing in it is changed.
+        document: What ``cohort.yaml`` would be; once a case was made it must be the same as the one that is there, but
+            may allow more attempts.
+
+    Raises:
+        CohortError: When the folder is not a cohort's, or the configuration differs.
+    """
+    existing = read_cohort_document(path)
+    if existing is None:
+        return None
+    grown = _allow_attempts(existing, document)
+    files = [item for name in FOLDERS for item in (path / name).glob("*") if item.is_file()]
+    if all(item.name.endswith(TEMPORARY_SUFFIX) for item in files) and not _is_same(grown, document):
+        # Nothing was made, because the bank was missing for instance: the next try may ask for something else.
+        return None
+    _require_same_document(path, grown, document)
+    return existing
+
+
+def _allow_attempts(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
+    """The old content with the new budget of attempts, where that is larger: it changes no case that is there."""
+    before, after = (content["configuration"].get(ATTEMPTS_FIELD) for content in (old, new))
+    if not (isinstance(before, int) and isinstance(after, int) and before < after):
+        return dict(old)
+    return {**old, "configuration": {**old["configuration"], ATTEMPTS_FIELD: after}}
+
+
+@contextmanager
+def open_cohort(
+    path: Path, document: Mapping[str, Any], *, header: Sequence[str]
+) -> Iterator[tuple[CohortFolder, ManifestWriter, Manifest]]:
+    """Begin a cohort or go on with one; nobody else can write to it meanwhile.
+
+    Args:
+        path: Folder, made where there is none.
+        document: Content of ``cohort.yaml``; once a case was made it must be the same as the one that is there, but may
+            allow more attempts, which are then noted.
+        header: Comment lines that open ``cohort.yaml``.
+
+    Yields:
+        The folder, the writer of its manifest and what the manifest holds so far.
+
+    Raises:
+        CohortError: When the folder is not a cohort's, another process writes to it, or the configuration differs.
+    """
+    read_cohort_document(path)  # before anything is made, so that a foreign folder stays untouched
+    path.mkdir(parents=True, exist_ok=True)
+    with ManifestWriter(path / MANIFEST_NAME) as writer:
+        existing = find_cohort(path, document)  # again, now that nobody else can be writing it
+        for folder in (".", *FOLDERS):
+            remove_leftovers(path / folder)
+        if existing is None:
+            writer.clear()
+        content = dict(document) if existing is None else _allow_attempts(existing, document)
+        if content != existing:
+            comments = "".join(f"# {line}\n" for line in header)
+            body = yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=100)
+            write_text_whole(path / COHORT_NAME, comments + body)
+        yield CohortFolder(path), writer, load_manifest(path)

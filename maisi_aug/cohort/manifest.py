@@ -1,0 +1,284 @@
+"""The manifest of a cohort: one JSON line per attempt, written last, so that a line means its files are whole.
+
+A cohort folder holds it as ``manifest.jsonl``. The file is also the lock of the folder: who appends to it holds an
+``flock``, which the kernel drops when the process dies, however it dies.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import TracebackType
+from typing import Literal, Self
+
+from pydantic import JsonValue, TypeAdapter, ValidationError
+
+from maisi_aug.errors import CohortError
+from maisi_aug.system.file_lock import lock
+
+MANIFEST_NAME = "manifest.jsonl"
+
+Status = Literal["accepted", "retried", "rejected"]
+
+
+@dataclass(frozen=True, slots=True)
+class LesionRecord:
+    """One lesion, as asked for and as it lies in the saved label map.
+
+    Attributes:
+        label_id: Vocabulary id of the lesion.
+        label: Its name in the vocabulary.
+        requested_ml: Volume that the plan asked for.
+        percentile: The same as a fraction of the size reference, where the request was one.
+        realised_ml: Volume measured on the output grid; ``None`` when the lesion was never drawn.
+        diameter_mm: Equivalent-sphere diameter of the realised volume.
+        centre_ijk: Voxel in the middle of the lesion, axes I J K.
+        host_id: Organ that the lesion lies in.
+        size_source: What the percentile refers to; says so where that is a stand-in.
+    """
+
+    label_id: int
+    label: str
+    requested_ml: float
+    percentile: float | None = None
+    realised_ml: float | None = None
+    diameter_mm: float | None = None
+    centre_ijk: tuple[int, int, int] | None = None
+    host_id: int | None = None
+    size_source: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class VerdictRecord:
+    """What one quality gate said about an attempt."""
+
+    gate: str
+    passed: bool
+    figures: dict[str, JsonValue]
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class FileRecord:
+    """A file of an accepted case: path relative to the cohort folder, with ``/``, and hash of its bytes."""
+
+    path: str
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptRecord:
+    """One line of the manifest.
+
+    Attributes:
+        case_id: Name of the case and stem of its files.
+        case_index: Position in the plan, from 0.
+        attempt: From 0.
+        seed: Seed of this attempt; everything random in the case derives from it.
+        status: ``accepted`` (files are there), ``retried`` (failed, another attempt follows) or ``rejected`` (failed,
+            and the budget of attempts is spent; a run with a larger one takes the case up again).
+        request: The request that the case serves, as the user typed it.
+        lesions: The case's lesions, requested against realised.
+        required_ids: Organs that the request or the cohort's ``anatomy`` names.
+        verdicts: One entry per gate that was run.
+        reason: Why the attempt failed, one sentence; empty when it was accepted.
+        mask_origin: Where the label map came from.
+        bundle: Name of the bundle.
+        bundle_fingerprint: Hash over its weights and definition.
+        licence: Licence of the weights.
+        settings: What sampling was run with (``num_inference_steps``, ``guidance_scale``, ``modality``, ``device``, and
+            ``body_region`` and ``compile`` where they were asked for), and how the image was decoded (``decoding``).
+        files: ``image``, ``label``, ``anatomy`` and ``preview`` when accepted; otherwise ``preview`` at most.
+        seconds: Wall-clock time of the stages ``mask``, ``image`` and ``files``.
+        max_attempts: The budget of attempts per case that the attempt was made under; 0 where it is not known.
+    """
+
+    case_id: str
+    case_index: int
+    attempt: int
+    seed: int
+    status: Status
+    request: str
+    lesions: tuple[LesionRecord, ...]
+    required_ids: tuple[int, ...]
+    verdicts: tuple[VerdictRecord, ...]
+    reason: str
+    mask_origin: dict[str, JsonValue]
+    bundle: str
+    bundle_fingerprint: str
+    licence: str
+    settings: dict[str, JsonValue]
+    files: dict[str, FileRecord]
+    seconds: dict[str, float]
+    max_attempts: int = 0
+
+    @property
+    def requested_ids(self) -> frozenset[int]:
+        """Labels that the case was asked for, lesions and organs."""
+        return frozenset(lesion.label_id for lesion in self.lesions) | frozenset(self.required_ids)
+
+    def to_json(self) -> str:
+        """The record as one line, without the line break."""
+        return _RECORD.dump_json(self).decode()
+
+    @classmethod
+    def from_json(cls, line: str | bytes) -> AttemptRecord:
+        """Read what :meth:`to_json` wrote.
+
+        Raises:
+            pydantic.ValidationError: When the line is no record.
+        """
+        return _RECORD.validate_json(line)
+
+
+_RECORD: TypeAdapter[AttemptRecord] = TypeAdapter(AttemptRecord)
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """All attempts of a cohort, in the order of the plan."""
+
+    records: tuple[AttemptRecord, ...]
+
+    @classmethod
+    def from_records(cls, records: Iterable[AttemptRecord]) -> Manifest:
+        """Sort by case and attempt; a line that was written twice counts once."""
+        by_key = {(record.case_index, record.attempt): record for record in records}
+        return cls(tuple(by_key[key] for key in sorted(by_key)))
+
+    @property
+    def accepted(self) -> tuple[AttemptRecord, ...]:
+        """The cases that have files."""
+        return tuple(record for record in self.records if record.status == "accepted")
+
+    @property
+    def rejected(self) -> tuple[AttemptRecord, ...]:
+        """The last attempt of every case whose budget is spent."""
+        return tuple(record for record in self._last if record.status == "rejected")
+
+    @property
+    def settled_indices(self) -> frozenset[int]:
+        """Case indices on which nothing is left to do."""
+        return frozenset(record.case_index for record in self._last if record.status != "retried")
+
+    @property
+    def _last(self) -> tuple[AttemptRecord, ...]:
+        """The last attempt of every case."""
+        return tuple({record.case_index: record for record in self.records}.values())
+
+    def reopen(self, max_attempts: int) -> Manifest:
+        """The same attempts, but cases that were rejected under a smaller budget wait for another one."""
+        return Manifest(
+            tuple(
+                replace(record, status="retried")
+                if record.status == "rejected" and record.max_attempts < max_attempts
+                else record
+                for record in self.records
+            )
+        )
+
+    def next_attempt(self, case_index: int) -> int:
+        """The first attempt of a case that has not been recorded."""
+        done = [record.attempt for record in self.records if record.case_index == case_index]
+        return max(done) + 1 if done else 0
+
+    def first_attempt_rate(self) -> float | None:
+        """Share of the cases' first attempts that were accepted; ``None`` before the first."""
+        first = [record.status == "accepted" for record in self.records if record.attempt == 0]
+        return sum(first) / len(first) if first else None
+
+
+def is_cohort(folder: Path) -> bool:
+    """Whether a folder holds the manifest of a cohort."""
+    return (folder / MANIFEST_NAME).is_file()
+
+
+def load_manifest(folder: Path) -> Manifest:
+    """Read the manifest of a cohort.
+
+    A last line without a line break is what a killed process leaves behind: its files do not count, and it is skipped.
+
+    Raises:
+        CohortError: When the folder has no manifest, or a line in it cannot be read.
+    """
+    if not is_cohort(folder):
+        raise CohortError(
+            f"{folder}: expected a cohort with {MANIFEST_NAME}, found none. Give the folder that synthesize wrote."
+        )
+    return Manifest.from_records(_read_lines(folder / MANIFEST_NAME))
+
+
+def _read_lines(path: Path) -> list[AttemptRecord]:
+    records = []
+    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):
+        try:
+            records.append(AttemptRecord.from_json(line))
+        except ValidationError as error:
+            first = error.errors()[0]
+            place = ".".join(map(str, first["loc"])) or "line"
+            raise CohortError(
+                f"{path}: expected a record on line {number}, found {line[:60]!r} ({place}: {first['msg']}). "
+                "Remove the line to have its case made again."
+            ) from None
+    return records
+
+
+class ManifestWriter:
+    """Appends whole lines to a manifest, under a lock that dies with the process.
+
+    Where the platform or the disk has no locks the lines are still whole, but two processes are not kept apart.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Open or create the file and lock it; a torn last line is cut off.
+
+        Raises:
+            CohortError: When another process holds the lock.
+        """
+        self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+        try:
+            if not lock(self._descriptor):
+                raise CohortError(
+                    f"{path.parent}: expected a cohort that nothing else is writing, found another process at work "
+                    "in it. Wait for it to end, or choose another --out."
+                )
+            content = path.read_bytes()
+            os.ftruncate(self._descriptor, content.rfind(b"\n") + 1)
+        except BaseException:
+            os.close(self._descriptor)
+            raise
+
+    def append(self, record: AttemptRecord) -> None:
+        """Write one line and wait until it is on the disk; after an error nothing of it is left.
+
+        Raises:
+            OSError: When the disk is full or gone.
+        """
+        line = record.to_json().encode() + b"\n"
+        before = os.fstat(self._descriptor).st_size
+        try:
+            written = os.write(self._descriptor, line)
+            while written < len(line):
+                written += os.write(self._descriptor, line[written:])
+            os.fsync(self._descriptor)
+        except OSError:
+            os.ftruncate(self._descriptor, before)
+            raise
+
+    def clear(self) -> None:
+        """Drop every line; for a cohort of which nothing was made."""
+        os.ftruncate(self._descriptor, 0)
+
+    def close(self) -> None:
+        """Give up the lock."""
+        os.close(self._descriptor)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

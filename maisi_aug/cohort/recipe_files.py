@@ -1,0 +1,160 @@
+"""Recipes as YAML files: those that come with the package, and the user's own. Needs no torch."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from importlib.resources import files
+from itertools import takewhile
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from maisi_aug.errors import RecipeError, did_you_mean
+from maisi_aug.system.whole_files import write_text_whole
+
+FIRST_STAGES = {"training": "vae", "mask-training": "mask-vae"}
+"""The stage that a training begins with, by the kind of its recipe."""
+
+
+def read_recipe(name_or_path: str) -> dict[str, Any]:
+    """The fields of a cohort recipe, not yet validated: by name from the package, or from a YAML file.
+
+    The ``cohort.yaml`` of a cohort is a recipe too: it makes the same cohort again.
+
+    Raises:
+        RecipeError: When there is no such recipe, it is no YAML mapping, or it is for training.
+    """
+    path = find_recipe(name_or_path)
+    document = _read_document(path)
+    if document.get("kind") in FIRST_STAGES:
+        raise RecipeError(
+            f"{name_or_path}: expected a cohort recipe, found one for training. "
+            f"Run it with 'maisi-aug train {FIRST_STAGES[document['kind']]} --recipe {name_or_path}'."
+        )
+    if isinstance(document.get("configuration"), dict):
+        document = document["configuration"]
+    return {str(key): value for key, value in document.items()}
+
+
+def training_kind(path: Path) -> str | None:
+    """A key of ``FIRST_STAGES`` for a recipe for ``maisi-aug train``, None for another.
+
+    Raises:
+        RecipeError: When it cannot be read.
+    """
+    kind = _read_document(path).get("kind")
+    return kind if kind in FIRST_STAGES else None
+
+
+def _read_document(path: Path) -> dict[Any, Any]:
+    """The mapping that a YAML file consists of."""
+    try:
+        text = path.read_text(encoding="utf-8")
+        document = yaml.load(text, _UniqueKeyLoader)  # a SafeLoader with one check more
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path}: expected a readable recipe, found: {error}. Check the file.") from None
+    except yaml.YAMLError as error:
+        raise RecipeError(f"{path}: expected YAML, found {_yaml_complaint(error)}. Correct that line.") from None
+    if not isinstance(document, dict):
+        found = "nothing" if document is None else f"a {type(document).__name__}"
+        raise RecipeError(f"{path}: expected a mapping of fields, found {found}. Start with 'labels:'.")
+    return document
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """YAML's safe loader, but a key that is given twice is an error instead of the last one winning."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        twice = next((key for index, key in enumerate(keys) if key in keys[:index]), None)
+        if twice is not None:
+            raise yaml.constructor.ConstructorError(None, None, f"the key '{twice}' twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+def _yaml_complaint(error: yaml.YAMLError) -> str:
+    mark = getattr(error, "problem_mark", None)
+    problem = getattr(error, "problem", None) or "a syntax error"
+    return f"{problem} on line {mark.line + 1}" if mark is not None else str(problem)
+
+
+@dataclass(frozen=True, slots=True)
+class RecipeInfo:
+    """A recipe that comes with the package.
+
+    Attributes:
+        name: What ``--recipe`` takes.
+        path: The YAML file.
+        commands: The command lines of its opening comment, in the order in which they are run.
+        summary: The rest of that comment, on one line.
+    """
+
+    name: str
+    path: Path
+    commands: tuple[str, ...]
+    summary: str
+
+
+def list_recipes() -> list[RecipeInfo]:
+    """The cohort recipes of the package by name."""
+    return _list_recipes_of("maisi-aug synthesize ")
+
+
+def list_training_recipes() -> list[RecipeInfo]:
+    """The training recipes of the package by name."""
+    return _list_recipes_of("maisi-aug train ")
+
+
+def _list_recipes_of(verb: str) -> list[RecipeInfo]:
+    folder = Path(str(files("maisi_aug.recipes")))
+    infos = [_read_info(path) for path in sorted(folder.glob("*.yaml"), key=lambda path: path.stem)]
+    return [info for info in infos if info.commands and info.commands[0].startswith(verb)]
+
+
+def _read_info(path: Path) -> RecipeInfo:
+    lines = takewhile(lambda line: line.startswith("#"), path.read_text(encoding="utf-8").splitlines())
+    comments = [line.removeprefix("#").strip() for line in lines]
+    commands = tuple(comment for comment in comments if comment.startswith("maisi-aug "))
+    # A line that introduces commands ends in a colon, which makes no sense once they are left out.
+    rest = (re.sub(":$", ".", comment) for comment in comments if comment not in commands)
+    return RecipeInfo(path.stem, path, commands, " ".join(rest).strip())
+
+
+def find_recipe(name_or_path: str) -> Path:
+    """The file of a recipe for cohorts or for training, by name from the package or by path.
+
+    Raises:
+        RecipeError: When there is neither.
+    """
+    if Path(name_or_path).is_file():
+        return Path(name_or_path)
+    by_name = {info.name: info.path for info in (*list_recipes(), *list_training_recipes())}
+    if name_or_path in by_name:
+        return by_name[name_or_path]
+    hint = did_you_mean(name_or_path, by_name) or f" The recipes are {', '.join(by_name)}."
+    raise RecipeError(f"{name_or_path}: expected a recipe's name or a YAML file, found neither.{hint}")
+
+
+def copy_recipe(name: str, target: Path) -> Path:
+    """Copy a recipe to edit it; its opening commands are changed to run the copy.
+
+    Args:
+        name: Recipe of the package.
+        target: File to write, or a folder to write ``NAME.yaml`` into.
+
+    Returns:
+        The file written.
+
+    Raises:
+        RecipeError: When the target exists.
+    """
+    source = find_recipe(name)
+    path = target / source.name if target.is_dir() else target
+    if path.exists():
+        raise RecipeError(f"{path}: expected a new file, found one that exists. Choose another name or remove it.")
+    opening = source.read_text(encoding="utf-8")
+    text = opening.replace(f"--recipe {source.stem} ", f"--recipe {path} ")
+    write_text_whole(path, text)
+    return path

@@ -1,0 +1,314 @@
+"""Label requests: what a user asks for in one line of text, read, checked and dealt out to the cases of a cohort.
+
+Grammar: ``NAME[:SIZE][@SHARE]``. SIZE is a percentile (``0.3``, ``0.1-0.6``), an equivalent diameter (``8mm``,
+``8-20mm``) or a volume (``4mL``, ``1-3mL``), each with an optional count (``x3``). ``+`` joins what one case holds;
+SHARE (``@0.4``, ``@40%``, ``@2/5``) comes last and belongs to all of it.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from maisi_aug.errors import RequestError
+from maisi_aug.vocabulary.labels import Label, Vocabulary
+from maisi_aug.vocabulary.sizes import SizeDistribution, reference_distribution, volume_ml
+
+DEFAULT_PERCENTILES = (0.05, 0.95)
+MAX_COUNT = 50
+# Far above the largest measured lesion (2.6 L, 170 mm); beyond it a unit was mistyped.
+MAX_SIZE = {"mm": 400.0, "ml": 30_000.0}
+_SHARE_TOLERANCE = 1e-9
+
+_NUMBER = r"\d+\.?\d*|\.\d+"
+_SIZE = re.compile(
+    rf"(?:(?P<low>{_NUMBER})(?P<low_unit>mm|ml)?(?:-(?P<high>{_NUMBER}))?(?P<unit>mm|ml)?)?(?:x(?P<count>\d{{1,6}}))?"
+)
+_SHARE = re.compile(rf"(?P<number>{_NUMBER})(?:(?P<percent>%)|/(?P<divisor>[1-9]\d*))?")
+_SIZE_EXAMPLES = "a size such as 0.3, 0.1-0.6, 8mm, 8-20mm, 4mL or 10-30mmx3"
+
+
+@dataclass(frozen=True, slots=True)
+class SizeRange:
+    """The lesion sizes one request allows.
+
+    Attributes:
+        low_ml: Smallest volume in mL.
+        high_ml: Largest volume in mL; equal to ``low_ml`` for a single size.
+        low_percentile: Percentile in [0, 1] of the smallest volume, or None when mm or mL were asked for.
+        high_percentile: Percentile in [0, 1] of the largest volume, or None when mm or mL were asked for.
+        text: The size as it was written.
+        distribution: What the percentiles refer to, or None when mm or mL were asked for.
+    """
+
+    low_ml: float
+    high_ml: float
+    low_percentile: float | None
+    high_percentile: float | None
+    text: str
+    distribution: SizeDistribution | None = None
+
+    def at(self, u: float) -> float:
+        """The volume in mL at a place ``u`` in [0, 1] of the range.
+
+        A range of percentiles is walked evenly in percentiles, so that a uniform ``u`` draws as patients are
+        distributed; a range of mm or mL evenly in the logarithm of the volume, so that small sizes are not rare.
+        """
+        if self.distribution is not None and self.low_percentile is not None and self.high_percentile is not None:
+            return self.distribution.volume_ml(self.low_percentile + u * (self.high_percentile - self.low_percentile))
+        if self.low_ml == self.high_ml:
+            return self.low_ml
+        volume = float(self.low_ml ** (1.0 - u) * self.high_ml**u)
+        return min(self.high_ml, max(self.low_ml, volume))
+
+
+@dataclass(frozen=True, slots=True)
+class LesionRequest:
+    """One label of a case: an organ that must be present (``size`` is None), or lesions of a size.
+
+    Attributes:
+        label_id: Id in the vocabulary.
+        label_name: Name in the vocabulary, whatever alias was typed.
+        size: Sizes to draw from, or None for an organ of any size.
+        count: How many lesions; 1 for an organ.
+    """
+
+    label_id: int
+    label_name: str
+    size: SizeRange | None
+    count: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class CaseRequest:
+    """What one case must hold, and which share of the cohort such cases are.
+
+    Attributes:
+        lesions: The labels asked for together, in the order written.
+        share: Fraction in (0, 1] of the cohort, or None for an equal part of what the others leave.
+        text: The request as it was written.
+    """
+
+    lesions: tuple[LesionRequest, ...]
+    share: float | None
+    text: str
+
+
+def parse_requests(
+    texts: Sequence[str],
+    *,
+    vocabulary: Vocabulary,
+    distributions: Mapping[str, SizeDistribution] | None = None,
+) -> tuple[CaseRequest, ...]:
+    """Read label requests.
+
+    Args:
+        texts: One request per entry, in the grammar of this module.
+        vocabulary: The labels that may be asked for.
+        distributions: Label name -> the sizes its percentiles refer to, instead of the package's own.
+
+    Raises:
+        VocabularyError: If a label is unknown; the message offers the closest names.
+        RequestError: If a request cannot be read, or the shares do not add up.
+    """
+    if not texts:
+        raise RequestError(
+            "Label request: expected at least one, found none. Ask for one, such as 'hepatic tumor:0.3'."
+        )
+    own = {vocabulary.id_of(name): distribution for name, distribution in (distributions or {}).items()}
+    requests = tuple(_parse_case(text, vocabulary, own) for text in texts)
+    _require_shares(requests)
+    return requests
+
+
+def label_names(texts: Sequence[str]) -> list[str]:
+    """The names in label requests, not yet read: the percentiles beside them may have no meaning so far."""
+    parts = [part for text in texts for part in (text.rpartition("@")[0] or text).split("+")]
+    return [part.partition(":")[0] for part in parts]
+
+
+def allot_cases(requests: Sequence[CaseRequest], num_cases: int) -> list[int]:
+    """How many cases each request gets: by share, rounded by largest remainder, and never none.
+
+    Raises:
+        RequestError: If there are fewer cases than requests.
+    """
+    if num_cases < max(1, len(requests)):
+        raise RequestError(
+            f"Number of cases: expected at least {max(1, len(requests))}, one for each label request, "
+            f"found {num_cases}. Raise -n or ask for fewer labels."
+        )
+    open_share = 1.0 - sum(request.share for request in requests if request.share is not None)
+    num_open = sum(request.share is None for request in requests)
+    shares = [open_share / num_open if request.share is None else request.share for request in requests]
+    # 0.3 x 10 is 3.0000000000000004 or 2.9999...: rounding keeps exact shares exact.
+    quotas = [round(share * num_cases, 9) for share in shares]
+    counts = [math.floor(quota) for quota in quotas]
+    by_remainder = sorted(range(len(counts)), key=lambda place: (counts[place] - quotas[place], place))
+    for place in by_remainder[: num_cases - sum(counts)]:
+        counts[place] += 1
+    while 0 in counts:
+        counts[counts.index(max(counts))] -= 1
+        counts[counts.index(0)] += 1
+    return counts
+
+
+def _parse_case(text: str, vocabulary: Vocabulary, own: Mapping[int, SizeDistribution]) -> CaseRequest:
+    body, at, share_text = text.rpartition("@") if "@" in text else (text, "", "")
+    if "@" in body:
+        raise RequestError(
+            f"Label request '{text}': expected one share, at the end, found {body.count('@') + 1}. "
+            "A share belongs to everything joined by '+': write it once, last."
+        )
+    share = _parse_share(share_text, text) if at else None
+    lesions = tuple(_parse_lesion(part, text, vocabulary, own) for part in body.split("+"))
+    return CaseRequest(lesions, share, text.strip())
+
+
+def _parse_share(share_text: str, text: str) -> float:
+    match = _SHARE.fullmatch(share_text.strip())
+    if match is None:
+        raise RequestError(
+            f"Label request '{text}': expected a share such as @0.4, @40% or @2/5 at the end, found "
+            f"'@{share_text.strip()}'. Write the share last."
+        )
+    number = float(match["number"])
+    share = number / (100.0 if match["percent"] else float(match["divisor"] or 1))
+    if not 0.0 < share <= 1.0:
+        is_percentage = match["divisor"] is None and 1.0 < number <= 100.0
+        hint = f"Did you mean @{number:g}%?" if is_percentage else "Choose another share or leave it out."
+        raise RequestError(
+            f"Label request '{text}': expected a share above 0 and at most 1, found '@{share_text.strip()}'. {hint}"
+        )
+    return share
+
+
+def _parse_lesion(part: str, text: str, vocabulary: Vocabulary, own: Mapping[int, SizeDistribution]) -> LesionRequest:
+    name, colon, size_text = (piece.strip() for piece in part.partition(":"))
+    if not name:
+        raise RequestError(f"Label request '{text}': expected a label name, found '{part.strip()}'. Name a label.")
+    label = vocabulary.label(name)
+    if label.kind in ("background", "body", "slot"):
+        meaning = "a placeholder slot without a meaning in this bundle" if label.kind == "slot" else f"'{label.name}'"
+        raise RequestError(
+            f"Label request '{text}': expected an organ or a tumour, found '{name}', which is {meaning}. "
+            "List the labels with 'maisi-aug labels'."
+        )
+    if colon and not size_text:
+        raise RequestError(f"Label request '{text}': expected {_SIZE_EXAMPLES} after ':', found nothing. Add a size.")
+    if label.kind == "organ" and not size_text:
+        return LesionRequest(label.id, label.name, None)
+    if label.kind == "organ" and not (label.hosts and label.id in own):
+        raise RequestError(_organ_with_size_message(label, size_text, text, vocabulary))
+    size, count = _parse_size(size_text, label, text, own.get(label.id))
+    if label.kind == "organ" and count != 1:
+        raise RequestError(
+            f"Label request '{text}': expected '{label.name}' once, for it is an organ, found x{count}. "
+            "Leave the count out."
+        )
+    return LesionRequest(label.id, label.name, size, count)
+
+
+def _organ_with_size_message(label: Label, size_text: str, text: str, vocabulary: Vocabulary) -> str:
+    tumors = [vocabulary.name_of(tumor) for tumor in vocabulary.tumor_ids if label.id in vocabulary.hosts_of(tumor)]
+    hint = f"Did you mean '{tumors[0]}:{size_text}'?" if tumors else "Leave the size out."
+    return (
+        f"Label request '{text}': expected '{label.name}' without a size, because only lesions, and organs "
+        f"whose sizes the bundle knows, have one, found '{size_text}'. {hint}"
+    )
+
+
+def _parse_size(size_text: str, label: Label, text: str, own: SizeDistribution | None) -> tuple[SizeRange, int]:
+    compact = re.sub(r"\s+", "", size_text).lower().replace("–", "-").replace("×", "x")
+    match = _SIZE.fullmatch(compact)
+    if match is None:
+        raise RequestError(_unreadable_size_message(compact, size_text, text))
+    count = _parse_count(match["count"], text)
+    if match["low"] is None:
+        return _percentile_range(*DEFAULT_PERCENTILES, label, text, own, size_text), count
+    low_unit, unit = match["low_unit"], match["unit"] or match["low_unit"]
+    if low_unit not in (None, unit):
+        raise RequestError(
+            f"Label request '{text}': expected one unit for both ends, found '{low_unit}' and '{unit}'. Use one."
+        )
+    low = float(match["low"])
+    high = float(match["high"]) if match["high"] is not None else low
+    if low > high:
+        raise RequestError(
+            f"Label request '{text}': expected the smaller size first, found '{size_text}'. "
+            f"Did you mean {high:g}-{low:g}{_spell_unit(unit)}?"
+        )
+    if unit is None:
+        return _percentile_range(low, high, label, text, own, size_text), count
+    return _absolute_range(low, high, unit, text, size_text), count
+
+
+def _unreadable_size_message(compact: str, size_text: str, text: str) -> str:
+    hint = "Correct the size."
+    percents = re.fullmatch(rf"({_NUMBER})%?(?:-({_NUMBER}))?%", compact)
+    if percents:
+        hint = f"Did you mean {'-'.join(f'{float(end) / 100:g}' for end in percents.groups() if end)}?"
+    elif "," in compact:
+        hint = "Write decimals with a point, and repeat --labels or join with '+' for several labels."
+    elif compact.startswith("-"):
+        hint = "A size cannot be negative."
+    return f"Label request '{text}': expected {_SIZE_EXAMPLES}, found '{size_text}'. {hint}"
+
+
+def _parse_count(count_text: str | None, text: str) -> int:
+    count = 1 if count_text is None else int(count_text)
+    if not 1 <= count <= MAX_COUNT:
+        raise RequestError(
+            f"Label request '{text}': expected a count from x1 to x{MAX_COUNT}, found 'x{count}'. Choose another count."
+        )
+    return count
+
+
+def _percentile_range(
+    low: float, high: float, label: Label, text: str, own: SizeDistribution | None, size_text: str
+) -> SizeRange:
+    if high > 1.0:
+        wrong = high if low <= 1.0 else low
+        span = f"{low:g}" if low == high else f"{low:g}-{high:g}"
+        raise RequestError(
+            f"Size {wrong:g} in '{text}': expected a percentile in [0, 1] or a size with a unit, found {span}. "
+            f"Did you mean {span}mm or {span}mL?"
+        )
+    distribution = own or reference_distribution(label.name)
+    return SizeRange(distribution.volume_ml(low), distribution.volume_ml(high), low, high, size_text, distribution)
+
+
+def _absolute_range(low: float, high: float, unit: str, text: str, size_text: str) -> SizeRange:
+    if low <= 0.0 or high > MAX_SIZE[unit]:
+        raise RequestError(
+            f"Label request '{text}': expected a size above 0 and at most {MAX_SIZE[unit]:g} {_spell_unit(unit)}, "
+            f"found '{size_text}'. Choose another size."
+        )
+    low_ml, high_ml = (volume_ml(low), volume_ml(high)) if unit == "mm" else (low, high)
+    return SizeRange(low_ml, high_ml, None, None, size_text)
+
+
+def _spell_unit(unit: str | None) -> str:
+    return {"mm": "mm", "ml": "mL", None: ""}[unit]
+
+
+def _require_shares(requests: Sequence[CaseRequest]) -> None:
+    """Raise unless the shares leave something for every request and nothing for none."""
+    given = [request.share for request in requests if request.share is not None]
+    total = sum(given)
+    if total > 1.0 + _SHARE_TOLERANCE:
+        raise RequestError(
+            f"Shares: expected a sum of at most 1, found {total:g} over {len(given)} requests. Lower one of them."
+        )
+    if len(given) == len(requests) and total < 1.0 - _SHARE_TOLERANCE:
+        raise RequestError(
+            f"Shares: expected a sum of 1 when every request has one, found {total:g}. Raise one, or leave one out."
+        )
+    without = [request for request in requests if request.share is None]
+    if without and total > 1.0 - _SHARE_TOLERANCE:
+        raise RequestError(
+            f"Shares: expected something left for '{without[0].text}', found shares that take everything. "
+            "Lower one, or give this request a share too."
+        )

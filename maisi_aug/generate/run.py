@@ -1,0 +1,266 @@
+"""From a resolved cohort to its files: label maps drawn ahead, images sampled, gates and files in the background.
+
+Three stages work at the same time, each on its own attempt: a thread draws the next label maps, this thread samples
+images, a thread judges and writes them. What an attempt becomes depends on its seed alone, never on the order in which
+stages finish; a failed attempt goes back to the front of the queue as the next attempt of its case.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
+
+from maisi_aug.cohort.folder import CONTACT_SHEET_NAME, CohortFolder, open_cohort
+from maisi_aug.cohort.kept_labels import spell_labels
+from maisi_aug.cohort.manifest import AttemptRecord, Manifest, ManifestWriter, load_manifest
+from maisi_aug.cohort.plan import CasePlan
+from maisi_aug.cohort.resolve import ResolvedCohort
+from maisi_aug.cohort.source_rules import NO_MAP
+from maisi_aug.errors import BankError
+from maisi_aug.generate.attempts import Attempt, AttemptMaker, open_source
+from maisi_aug.generate.writer import CaseWriter
+from maisi_aug.pictures.contact_sheet import save_contact_sheet
+from maisi_aug.sources.diffusion import DiffusionSource
+from maisi_aug.sources.given import GivenSource
+from maisi_aug.sources.plant_and_bank import FolderBank, PlantSource
+
+if TYPE_CHECKING:
+    from maisi_aug.networks.acceleration import Compiler
+
+NUM_MAPS_AHEAD = 2
+NUM_WRITES_BEHIND = 2
+# The same in every folder: a cohort made again elsewhere has the same bytes.
+COHORT_HEADER = (
+    "maisi-aug synthesize --recipe cohort.yaml --out .",
+    "Goes on with this cohort, from inside its folder.",
+)
+
+
+class Listener:
+    """What a run tells while it works; does nothing unless a method is overridden."""
+
+    def starts(self, num_cases: int, manifest: Manifest) -> None:
+        """The cohort is open; the manifest holds what earlier runs have done."""
+
+    def enters(self, stage: str) -> None:
+        """A stage that may take a while begins, such as loading the weights."""
+
+    def steps(self, case_id: str, done: int, total: int) -> None:
+        """The sampler has done another step."""
+
+    def generates(self, number: int, done: int, total: int) -> None:
+        """The mask networks have done another step of a label map, the first, second, ... for its case."""
+
+    def records(self, record: AttemptRecord) -> None:
+        """An attempt has ended and is in the manifest."""
+
+
+@dataclass(frozen=True, slots=True)
+class CohortSummary:
+    """How a cohort turned out, earlier runs included.
+
+    Attributes:
+        folder: Where it is.
+        num_cases: Cases of the plan.
+        manifest: Every attempt.
+        seconds: Wall-clock time of this run.
+        num_new: Cases that this run has settled.
+        skipped: ``(name, reason)`` of the mask bank's files that could not be used.
+    """
+
+    folder: Path
+    num_cases: int
+    manifest: Manifest
+    seconds: float
+    num_new: int
+    skipped: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether every case was accepted."""
+        return len(self.manifest.accepted) == self.num_cases
+
+    def to_json(self) -> dict[str, Any]:
+        """The summary as JSON types."""
+        labels: dict[str, int] = {}
+        for record in self.manifest.accepted:
+            for name in dict.fromkeys(lesion.label for lesion in record.lesions):
+                labels[name] = labels.get(name, 0) + 1
+        return {
+            "folder": str(self.folder),
+            "num_cases": self.num_cases,
+            "num_accepted": len(self.manifest.accepted),
+            "num_rejected": len(self.manifest.rejected),
+            "num_attempts": len(self.manifest.records),
+            "first_attempt_rate": self.manifest.first_attempt_rate(),
+            "num_new": self.num_new,
+            "seconds": round(self.seconds, 1),
+            "accepted_per_label": labels,
+            "skipped_bank_files": [{"name": name, "reason": reason} for name, reason in self.skipped],
+            "rejected": [{"case_id": r.case_id, "reason": r.reason} for r in self.manifest.rejected],
+        }
+
+
+def synthesize_cohort(
+    cohort: ResolvedCohort,
+    folder: Path,
+    *,
+    device: str = "auto",
+    compiler: Compiler = "none",
+    listener: Listener | None = None,
+    case_indices: Sequence[int] | None = None,
+) -> CohortSummary:
+    """Make a cohort, or go on with one that was begun with the same configuration.
+
+    Going on with a larger ``max_attempts`` takes up again what was rejected. As long as no label map could be drawn for
+    any case nothing is recorded, so that a bank that has been repaired finds every case open.
+
+    Args:
+        cohort: What to make.
+        folder: Where to; new, empty, or this cohort's.
+        device: ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
+        compiler: Of the networks: ``none``, ``inductor`` or ``trt``.
+        listener: Is told how the run goes.
+        case_indices: Cases to make, in this order; all, in the order of the plan, when not given.
+
+    Returns:
+        What the manifest holds at the end; cases may have been rejected.
+
+    Raises:
+        CohortError: When the folder is not this cohort's, in use, or full.
+        BundleError: When the weights, the device or the compiler cannot be used.
+        MissingExtraError: When the compiler is not installed.
+        MemoryShortageError: When not even the smallest part of an image can be decoded.
+        BankError: When the mask bank has no usable map, or none that any case needs.
+        LesionError: When no case can be met, because its lesion fits into no host organ.
+    """
+    listener = listener or Listener()
+    started, max_attempts = perf_counter(), cohort.config.max_attempts
+    with open_cohort(folder, cohort.to_document(), header=COHORT_HEADER) as (place, writer, recorded):
+        manifest = recorded.reopen(max_attempts)
+        listener.starts(len(cohort.plan.cases), manifest)
+        wanted = range(len(cohort.plan.cases)) if case_indices is None else case_indices
+        todo = [cohort.plan.cases[index] for index in wanted if index not in manifest.settled_indices]
+        skipped: tuple[tuple[str, str], ...] = ()
+        if todo:
+            run = _prepare(cohort, place, writer, device, compiler, listener)
+            run.work_off(todo, manifest)
+            bank = run.maker.source.bank
+            skipped = tuple(bank.skipped) if isinstance(bank, FolderBank) else ()
+        listener.enters("drawing the contact sheet")
+        done = load_manifest(folder).reopen(max_attempts)
+        _draw_contact_sheet(place, cohort, done)
+    listener.enters("done")
+    num_new = len(done.settled_indices) - len(manifest.settled_indices)
+    return CohortSummary(folder, len(cohort.plan.cases), done, perf_counter() - started, num_new, skipped)
+
+
+def _prepare(
+    cohort: ResolvedCohort,
+    place: CohortFolder,
+    writer: ManifestWriter,
+    device: str,
+    compiler: Compiler,
+    listener: Listener,
+) -> _Run:
+    """Open the mask source and load the networks."""
+    listener.enters("opening the mask source")
+    source = open_source(cohort, device, listener.generates)
+    listener.enters("loading the networks")
+    from maisi_aug.networks.pipeline import Pipeline, resolve_device
+
+    device = resolve_device(device)
+    pipeline = Pipeline.load(cohort.bundle, device, compiler=compiler)
+    case_writer = CaseWriter(cohort, place, writer, device.partition(":")[0], compiler)
+    return _Run(AttemptMaker(cohort, source, pipeline, listener.steps), case_writer, listener)
+
+
+def _draw_contact_sheet(place: CohortFolder, cohort: ResolvedCohort, manifest: Manifest) -> None:
+    previews = [place.path / record.files["preview"].path for record in manifest.accepted]
+    if previews:
+        labels = spell_labels(cohort.plan.requested_ids, cohort.bundle.vocabulary) if cohort.plan.requested_ids else ""
+        subject = labels or ("no label map" if cohort.config.mask_source == NO_MAP else "all labels of the given maps")
+        title = f"{len(previews)} of {len(cohort.plan.cases)} cases: {subject}; bundle {cohort.bundle.name}"
+        save_contact_sheet(place.path / CONTACT_SHEET_NAME, previews, title)
+
+
+@dataclass(frozen=True)
+class _Run:
+    """The three stages and what they share."""
+
+    maker: AttemptMaker
+    writer: CaseWriter
+    listener: Listener
+
+    def work_off(self, cases: Sequence[CasePlan], manifest: Manifest) -> None:
+        """Make attempts until every case is settled.
+
+        Raises:
+            LesionError, BankError: When no label map can be drawn for any case, or for one while all that are left ask
+                for no less; nothing is recorded then.
+        """
+        waiting = deque(self.maker.begin(case, manifest.next_attempt(case.index)) for case in cases)
+        open_cases = {case.index: case for case in cases}
+        drawing: deque[Future[Attempt]] = deque()
+        writing: deque[Future[AttemptRecord]] = deque()
+        # Attempts without a label map, until one could be drawn: the fault may be the bank's and not theirs. Mask
+        # networks draw another map at the next attempt.
+        held: dict[int, Attempt] = {}
+        source = self.maker.source
+        has_map = any(record.mask_origin for record in manifest.records) or isinstance(source, DiffusionSource)
+        draw_pool, write_pool = ThreadPoolExecutor(1, "draw"), ThreadPoolExecutor(1, "write")
+        try:
+            while waiting or drawing or writing:
+                while waiting and len(drawing) < NUM_MAPS_AHEAD:
+                    drawing.append(draw_pool.submit(self.maker.draw_map, waiting.popleft()))
+                while writing and (writing[0].done() or len(writing) >= NUM_WRITES_BEHIND or not drawing):
+                    record = writing.popleft().result()
+                    self.listener.records(record)
+                    if record.status == "retried":
+                        waiting.appendleft(self.maker.begin(open_cases[record.case_index], record.attempt + 1))
+                        break
+                    del open_cases[record.case_index]
+                if drawing:
+                    attempt = drawing.popleft().result()
+                    held[attempt.case.index] = attempt
+                    has_map = has_map or attempt.drawn is not None
+                    if not has_map:
+                        self._require_hope(attempt.case, [open_cases[i] for i in open_cases.keys() - held.keys()])
+                        continue
+                    images = (self.maker.draw_image(ready) for ready in held.values())
+                    writing += [write_pool.submit(self.writer.finish, image) for image in images]
+                    held.clear()
+        finally:
+            # Also after Ctrl-C: what is being written is finished, nothing new is begun.
+            draw_pool.shutdown(wait=True, cancel_futures=True)
+            write_pool.shutdown(wait=True, cancel_futures=True)
+
+    def _require_hope(self, case: CasePlan, others: Sequence[CasePlan]) -> None:
+        """Raise when no label map could be drawn for a case and every case that is left asks for as much."""
+        error = self.maker.failures[case.index]
+        if isinstance(self.maker.source, GivenSource):
+            if others:  # each of them has a map of its own
+                return
+            raise error
+        # Planting a larger lesion is never easier; among stored lesions one may be too large as well as too small.
+        grows_harder = isinstance(self.maker.source, PlantSource) or isinstance(error, BankError)
+        if not others or (grows_harder and all(_asks_as_much(other, case) for other in others)):
+            raise error
+
+
+def _asks_as_much(case: CasePlan, other: CasePlan) -> bool:
+    """Whether the case has all organs of ``other``, and for each of its lesions one of the same label no smaller."""
+    if not set(case.required_ids).issuperset(other.required_ids):
+        return False
+    left = [(lesion.label_id, lesion.volume_ml) for lesion in case.lesions]
+    for lesion in sorted(other.lesions, key=lambda lesion: -lesion.volume_ml):
+        match = next((item for item in left if item[0] == lesion.label_id and item[1] >= lesion.volume_ml), None)
+        if match is None:
+            return False
+        left.remove(match)
+    return True

@@ -1,0 +1,147 @@
+"""Lesions that a label map already has: turned back into their host, or brought to another volume.
+
+Arrays have axes ``I J K``; touching means sharing a face, an edge or a corner.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+from skimage.segmentation import expand_labels
+
+from maisi_aug.lesions.planting import PlantedLesion
+from maisi_aug.vocabulary.labels import Vocabulary
+from maisi_aug.volumes.components import TOUCHING, Box, Mask, label_parts
+from maisi_aug.volumes.grid import voxel_volume_ml
+
+HOST_REACH_MM = 12.0
+MAX_RESIZE = 2.0
+"""A lesion is made at most twice or half as large; beyond that it would no longer be the one that was drawn."""
+
+
+def remove_lesions(
+    label_map: NDArray[np.uint8], vocabulary: Vocabulary, *, spacing_mm: Sequence[float], keep: Mask | None = None
+) -> NDArray[np.uint8]:
+    """Turn every tumour voxel into the nearest voxel of an organ that hosts this tumour.
+
+    Args:
+        label_map: ``(I, J, K)`` vocabulary ids; not modified.
+        vocabulary: Which ids are tumours, and their hosts.
+        spacing_mm: Voxel sides along I, J, K.
+        keep: ``(I, J, K)`` voxels to leave alone; a lesion is kept or removed as a whole.
+
+    Returns:
+        A new label map; a tumour with no host nearby becomes what the vocabulary names for it.
+    """
+    healthy = label_map.copy()
+    present = set(np.flatnonzero(np.bincount(label_map.ravel(), minlength=256)).tolist())
+    for tumor_id in present.intersection(vocabulary.tumor_ids):
+        parts, _ = label_parts(label_map == tumor_id)
+        for number, box in enumerate(ndimage.find_objects(parts), start=1):
+            lesion = parts[box] == number
+            if keep is not None and (keep[box] & lesion).any():
+                continue
+            wide = widen(box, HOST_REACH_MM, spacing_mm, label_map.shape)
+            hosts = np.isin(label_map[wide], vocabulary.hosts_of(tumor_id))
+            inside = parts[wide] == number
+            fallback = vocabulary.background_id_for(tumor_id)
+            healthy[wide][inside] = _nearest_host(label_map[wide], hosts, inside, spacing_mm, fallback=fallback)
+    return healthy
+
+
+def resize_lesion(
+    label_map: NDArray[np.uint8],
+    lesion: Mask,
+    *,
+    num_voxels: int,
+    hosts: Sequence[int],
+    spacing_mm: Sequence[float],
+) -> tuple[NDArray[np.uint8], Mask]:
+    """Give a lesion another number of voxels by moving its surface evenly, inside its hosts.
+
+    Args:
+        label_map: ``(I, J, K)`` ids; not modified.
+        lesion: ``(I, J, K)`` one connected lesion of the map.
+        num_voxels: Wanted voxels; reached exactly unless the host has no room or the lesion falls apart.
+        hosts: Ids that the lesion may grow into; voxels that it leaves get the nearest one.
+        spacing_mm: Voxel sides along I, J, K.
+
+    Returns:
+        A new label map, and the lesion in it.
+    """
+    box = ndimage.find_objects(lesion.astype(np.uint8))[0]
+    # Twice the volume is 1.26 times the diameter; half a diameter on either side is more than enough room.
+    longest_mm = max((part.stop - part.start) * side for part, side in zip(box, spacing_mm, strict=True))
+    wide = widen(box, max(HOST_REACH_MM, longest_mm / 2), spacing_mm, label_map.shape)
+    inside = lesion[wide]
+    lesion_id = label_map[wide][inside][0]
+    host = np.isin(label_map[wide], hosts)
+    others = ndimage.binary_dilation((label_map[wide] == lesion_id) & ~inside, TOUCHING)
+    allowed = inside | (host & ~others)
+    depth_mm = ndimage.distance_transform_edt(inside, sampling=spacing_mm)
+    depth_mm = depth_mm - ndimage.distance_transform_edt(~inside, sampling=spacing_mm)
+    chosen = _take_deepest(depth_mm, allowed, num_voxels)
+    resized = label_map.copy()
+    left = inside & ~chosen
+    resized[wide][chosen] = lesion_id
+    if left.any():
+        resized[wide][left] = _nearest_host(label_map[wide], host, left, spacing_mm, fallback=hosts[0])
+    now = np.zeros(lesion.shape, dtype=bool)
+    now[wide] = chosen
+    return resized, now
+
+
+def describe_lesion(
+    label_map: NDArray[np.uint8], lesion: Mask, *, hosts: Sequence[int], spacing_mm: Sequence[float]
+) -> PlantedLesion:
+    """Measure one lesion of a map as if it had been planted; its host is the one that most of its surroundings are."""
+    box = ndimage.find_objects(lesion.astype(np.uint8))[0]
+    inside = np.argwhere(lesion[box])
+    steps_mm = (inside - inside.mean(axis=0)) * np.asarray(spacing_mm)
+    centre = inside[int(np.argmin((steps_mm**2).sum(axis=1)))] + [part.start for part in box]
+    wide = widen(box, HOST_REACH_MM, spacing_mm, label_map.shape)
+    around = label_map[wide][ndimage.binary_dilation(lesion[wide], TOUCHING) & ~lesion[wide]]
+    counts = np.bincount(around, minlength=256)
+    return PlantedLesion(
+        label_id=int(label_map[box][lesion[box]][0]),
+        mask_bbox=box,
+        num_voxels=len(inside),
+        volume_ml=len(inside) * voxel_volume_ml(spacing_mm),
+        centre_ijk=(int(centre[0]), int(centre[1]), int(centre[2])),
+        host_id=max(hosts, key=lambda host: int(counts[host])),
+    )
+
+
+def widen(box: Box, margin_mm: float, spacing_mm: Sequence[float], shape: Sequence[int]) -> Box:
+    """A box with a margin on all sides, cut to the array."""
+    margins = [int(np.ceil(margin_mm / side)) for side in spacing_mm]
+    return tuple(
+        slice(max(0, part.start - margin), min(side, part.stop + margin))
+        for part, margin, side in zip(box, margins, shape, strict=True)
+    )
+
+
+def _take_deepest(depth_mm: NDArray[np.float64], allowed: Mask, num_voxels: int) -> Mask:
+    """The connected part around the deepest voxel of the ``num_voxels`` deepest ones."""
+    candidates = np.flatnonzero(allowed.ravel())
+    order = np.argsort(-depth_mm.ravel()[candidates], kind="stable")
+    taken = np.zeros(allowed.size, dtype=bool)
+    taken[candidates[order[:num_voxels]]] = True
+    parts, _ = label_parts(taken.reshape(allowed.shape))
+    largest = 1 + int(np.bincount(parts.ravel())[1:].argmax())
+    connected: Mask = parts == largest
+    return connected
+
+
+def _nearest_host(
+    label_map: NDArray[Any], host: Mask, voxels: Mask, spacing_mm: Sequence[float], *, fallback: int
+) -> NDArray[np.uint8]:
+    """The nearest host's id for each of the voxels."""
+    if not host.any():
+        return np.full(int(voxels.sum()), fallback, dtype=np.uint8)
+    nearest = expand_labels(np.where(host, label_map, 0), np.inf, spacing=spacing_mm)
+    return np.asarray(nearest[voxels], dtype=np.uint8)

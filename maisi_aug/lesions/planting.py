@@ -1,0 +1,321 @@
+"""Lesions on label maps: planted in host organs at exact volumes, apart from each other, and measured.
+
+Everything here is NumPy and SciPy on arrays with axes ``I J K``; touching means sharing a face, an edge or a corner.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from maisi_aug.errors import LesionError
+from maisi_aug.lesions.deformation import deform_label_map
+from maisi_aug.lesions.growth import (
+    RELUCTANCES,
+    ROOMY,
+    ROUND_ENOUGH,
+    TOO_STRETCHED,
+    draw_part,
+    grow_roundest,
+    in_words,
+    require_num_voxels,
+)
+from maisi_aug.vocabulary.labels import MAISI
+from maisi_aug.volumes.components import TOUCHING, Box, Mask, bounding_box, is_any_of, part_sizes
+from maisi_aug.volumes.grid import voxel_volume_ml
+
+__all__ = [
+    "LesionWish",
+    "PlantedLesion",
+    "deform_label_map",
+    "host_volumes_ml",
+    "measure_lesions",
+    "plant_lesions",
+]
+
+MAX_PARTS = 3
+MAX_ARRANGEMENTS = 6
+MIN_HOST_SHARE = 0.3
+"""Share of a bulging lesion that stays inside its hosts: half of a large kidney tumour lies outside the kidney."""
+
+
+@dataclass(frozen=True, slots=True)
+class LesionWish:
+    """A lesion to plant.
+
+    Attributes:
+        label_id: Id that the lesion's voxels get.
+        hosts: Ids that the lesion may replace.
+        volume_ml: Wanted volume in millilitres.
+        label_name: Name for messages; the id is used where it is empty.
+        bulge_ids: Ids that the lesion may bulge into where its hosts are too small or too thin for it, as exophytic
+            tumours do; none keeps it inside.
+    """
+
+    label_id: int
+    hosts: tuple[int, ...]
+    volume_ml: float
+    label_name: str = ""
+    bulge_ids: tuple[int, ...] = ()
+
+    @property
+    def volume_inside_ml(self) -> float:
+        """What has to lie inside the hosts."""
+        return self.volume_ml * (MIN_HOST_SHARE if self.bulge_ids else 1.0)
+
+
+@dataclass(frozen=True, slots=True)
+class PlantedLesion:
+    """A lesion that was planted.
+
+    Attributes:
+        label_id: Id of its voxels in the label map.
+        mask_bbox: Smallest box around it, slices along I, J, K.
+        num_voxels: Number of voxels.
+        volume_ml: Realised volume in millilitres.
+        centre_ijk: The voxel of the lesion nearest to its centre of mass.
+        host_id: The host that it replaced most voxels of.
+    """
+
+    label_id: int
+    mask_bbox: Box
+    num_voxels: int
+    volume_ml: float
+    centre_ijk: tuple[int, int, int]
+    host_id: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """The lesion as plain JSON values; the box as ``[[start, stop], ...]`` along I, J, K."""
+        return {
+            "label_id": self.label_id,
+            "mask_bbox": [[part.start, part.stop] for part in self.mask_bbox],
+            "num_voxels": self.num_voxels,
+            "volume_ml": self.volume_ml,
+            "centre_ijk": list(self.centre_ijk),
+            "host_id": self.host_id,
+        }
+
+
+class _Grown(NamedTuple):
+    """A lesion, how far it spreads about its centre (1 for a ball), and the box of the label map that it lies in."""
+
+    lesion: Mask
+    spread: float
+    box: Box
+
+
+def plant_lesions(
+    label_map: NDArray[np.uint8],
+    wanted: Sequence[LesionWish],
+    *,
+    spacing_mm: Sequence[float],
+    rng: np.random.Generator,
+    other_lesion_ids: Iterable[int] = (),
+) -> tuple[NDArray[np.uint8], tuple[PlantedLesion, ...]]:
+    """Plant lesions of exact volumes in their hosts, at least one voxel apart from each other.
+
+    A lesion stays in one connected part of a single host where one has room, else in one connected part of the union
+    of its hosts. Where that leaves no room, or would stretch the lesion along a thin host, it bulges into what the wish
+    allows. The largest lesions are placed first; if one then finds no room, the whole arrangement is drawn anew, at
+    most ``MAX_ARRANGEMENTS`` times.
+
+    Args:
+        label_map: ``(I, J, K)`` label ids; not modified.
+        wanted: The lesions; ids already present under a wanted label count as lesions to keep apart from.
+        spacing_mm: Voxel sides along I, J, K in millimetres.
+        rng: Source of all randomness.
+        other_lesion_ids: Further ids in the label map to keep apart from.
+
+    Returns:
+        A new label map and the planted lesions in the order wanted.
+
+    Raises:
+        LesionError: Naming the label, the volume, the hosts and the room that they have.
+    """
+    lesion_ids = {wish.label_id for wish in wanted} | set(other_lesion_ids)
+    order = sorted(range(len(wanted)), key=lambda index: -wanted[index].volume_ml)
+    failure: LesionError | None = None
+    for _ in range(MAX_ARRANGEMENTS):
+        planted_map = label_map.copy()
+        blocked = _surroundings(is_any_of(label_map, lesion_ids))
+        planted: dict[int, PlantedLesion] = {}
+        try:
+            for index in order:
+                planted[index] = _plant(planted_map, blocked, wanted[index], spacing_mm, rng)
+        except LesionError as error:
+            failure = error
+            if not planted:  # an empty host has no more room in another arrangement
+                break
+            continue
+        return planted_map, tuple(planted[index] for index in range(len(wanted)))
+    assert failure is not None
+    raise failure
+
+
+def measure_lesions(label_map: NDArray[Any], label_id: int, voxel_ml: float) -> list[float]:
+    """Volumes in millilitres of the connected lesions with a label, largest first.
+
+    Args:
+        label_map: ``(I, J, K)`` label ids.
+        label_id: Id of the lesions.
+        voxel_ml: Volume of a voxel in millilitres.
+    """
+    sizes = part_sizes(label_map == label_id)
+    return [float(size * voxel_ml) for size in sorted(sizes, reverse=True)]
+
+
+def host_volumes_ml(host: Mask, spacing_mm: Sequence[float]) -> tuple[float, float]:
+    """Volume of a host in millilitres, and that of its largest connected part."""
+    sizes = part_sizes(host)
+    voxel_ml = voxel_volume_ml(spacing_mm)
+    return sum(sizes) * voxel_ml, max(sizes, default=0) * voxel_ml
+
+
+def _plant(
+    label_map: NDArray[np.uint8],
+    blocked: Mask,
+    wish: LesionWish,
+    spacing_mm: Sequence[float],
+    rng: np.random.Generator,
+) -> PlantedLesion:
+    """Write one lesion into ``label_map`` and its surroundings into ``blocked``, both in place."""
+    best = _grow_inside(label_map, blocked, wish, spacing_mm, rng)
+    if wish.bulge_ids and (best is None or best.spread > TOO_STRETCHED):
+        bulging = _grow_out(label_map, blocked, wish, spacing_mm, rng)
+        if bulging is not None and (best is None or bulging.spread < best.spread):
+            best = bulging
+    if best is None:
+        raise _no_room(label_map, blocked, wish, spacing_mm)
+    return _write(label_map, blocked, wish, best, spacing_mm)
+
+
+def _grow_inside(
+    label_map: NDArray[np.uint8],
+    blocked: Mask,
+    wish: LesionWish,
+    spacing_mm: Sequence[float],
+    rng: np.random.Generator,
+) -> _Grown | None:
+    """The first lesion inside its hosts that is round enough, else the roundest; None if no host has room."""
+    num_voxels = require_num_voxels(wish.volume_ml, spacing_mm)
+    best: _Grown | None = None
+    for hosts in _host_choices(label_map, blocked, wish, num_voxels, rng):
+        free = is_any_of(label_map, hosts) & ~blocked
+        part = draw_part(free, free, num_voxels, spacing_mm, rng)
+        if part is None:
+            continue
+        lesion, spread = grow_roundest(part[1], part[2], num_voxels, spacing_mm, rng)
+        if best is None or spread < best.spread:
+            best = _Grown(lesion, spread, part[0])
+        if spread <= ROUND_ENOUGH:
+            break
+    return best
+
+
+def _grow_out(
+    label_map: NDArray[np.uint8],
+    blocked: Mask,
+    wish: LesionWish,
+    spacing_mm: Sequence[float],
+    rng: np.random.Generator,
+) -> _Grown | None:
+    """A lesion around one connected part of its hosts, some of it outside; None if too little of it would be inside."""
+    num_voxels = require_num_voxels(wish.volume_ml, spacing_mm)
+    num_inside = int(np.ceil(MIN_HOST_SHARE * num_voxels))
+    free = is_any_of(label_map, wish.hosts) & ~blocked
+    start = draw_part(free, free, num_inside, spacing_mm, rng)
+    if start is None:
+        return None
+    host = np.zeros_like(free)
+    host[start[0]] = start[1]
+    room = is_any_of(label_map, (*wish.hosts, *wish.bulge_ids)) & ~blocked
+    part = draw_part(host, room, num_voxels, spacing_mm, rng)
+    if part is None:
+        return None
+    box, inside, around = part
+    for reluctance in RELUCTANCES:
+        lesion, spread = grow_roundest(inside, around, num_voxels, spacing_mm, rng, reluctance=reluctance)
+        if np.count_nonzero(lesion & inside) >= num_inside:
+            return _Grown(lesion, spread, box)
+    return None
+
+
+def _host_choices(
+    label_map: NDArray[np.uint8], blocked: Mask, wish: LesionWish, num_voxels: int, rng: np.random.Generator
+) -> list[tuple[int, ...]]:
+    """Sets of hosts to try in order: single hosts with ample room, single hosts with room, the union."""
+    num_free = np.bincount(label_map[~blocked], minlength=256)
+    choices: list[tuple[int, ...]] = []
+    for share in (ROOMY, 1.0):
+        fitting = [host for host in wish.hosts if num_free[host] * share >= num_voxels and (host,) not in choices]
+        if fitting:
+            # Square root: between one chance per host and one per voxel, so that ribs are not forgotten beside hips.
+            weights = np.sqrt(num_free[fitting].astype(np.float64))
+            num_drawn = min(MAX_PARTS, len(fitting))
+            drawn = rng.choice(len(fitting), size=num_drawn, replace=False, p=weights / weights.sum())
+            choices += [(fitting[index],) for index in drawn]
+    return [*choices, tuple(wish.hosts)]
+
+
+def _write(
+    label_map: NDArray[np.uint8],
+    blocked: Mask,
+    wish: LesionWish,
+    grown: _Grown,
+    spacing_mm: Sequence[float],
+) -> PlantedLesion:
+    lesion, _, box = grown
+    inside = np.argwhere(lesion)
+    offset = np.array([part.start for part in box])
+    low, high = inside.min(axis=0) + offset, inside.max(axis=0) + offset + 1
+    steps_mm = (inside - inside.mean(axis=0)) * np.asarray(spacing_mm)
+    centre = inside[int(np.argmin((steps_mm**2).sum(axis=1)))] + offset
+    replaced = np.bincount(label_map[box][lesion], minlength=256)
+    host_id = max(wish.hosts, key=lambda host: (int(replaced[host]), -host))
+    label_map[box][lesion] = wish.label_id
+    wide = tuple(slice(max(0, part.start - 1), part.stop + 1) for part in box)
+    blocked[wide] |= _surroundings(_placed(lesion, box, wide, label_map.shape))
+    return PlantedLesion(
+        label_id=wish.label_id,
+        mask_bbox=tuple(slice(int(a), int(b)) for a, b in zip(low, high, strict=True)),
+        num_voxels=len(inside),
+        volume_ml=len(inside) * voxel_volume_ml(spacing_mm),
+        centre_ijk=(int(centre[0]), int(centre[1]), int(centre[2])),
+        host_id=host_id,
+    )
+
+
+def _placed(lesion: Mask, box: Box, wide: Box, shape: tuple[int, ...]) -> Mask:
+    """The lesion of ``box`` in the frame of the surrounding box ``wide``."""
+    frame = np.zeros([len(range(*part.indices(side))) for part, side in zip(wide, shape, strict=True)], dtype=bool)
+    frame[tuple(slice(a.start - b.start, a.stop - b.start) for a, b in zip(box, wide, strict=True))] = lesion
+    return frame
+
+
+def _no_room(label_map: NDArray[np.uint8], blocked: Mask, wish: LesionWish, spacing_mm: Sequence[float]) -> LesionError:
+    free_ml, largest_ml = host_volumes_ml(is_any_of(label_map, wish.hosts) & ~blocked, spacing_mm)
+    present = [host for host in wish.hosts if (label_map == host).any()] or list(wish.hosts)
+    names = ", ".join(map(_name_of, present[:4])) + (f" and {len(present) - 4} more" if len(present) > 4 else "")
+    inside = f", at least {wish.volume_inside_ml:.2f} mL of it" if wish.bulge_ids else ""
+    return LesionError(
+        f"{wish.label_name or _name_of(wish.label_id)}: expected room for {in_words(wish.volume_ml)}{inside} in one "
+        f"connected part of its host ({names}), found {free_ml:.2f} mL free, {largest_ml:.2f} mL of it in the largest "
+        "part. Ask for a smaller lesion, fewer lesions or another label map."
+    )
+
+
+def _name_of(label_id: int) -> str:
+    return MAISI.name_of(label_id) if MAISI.contains(label_id) else f"label {label_id}"
+
+
+def _surroundings(mask: Mask) -> Mask:
+    """The mask and every voxel that touches it."""
+    box = bounding_box(mask, margin=1)
+    around = np.zeros_like(mask)
+    around[box] = ndimage.binary_dilation(mask[box], TOUCHING)
+    return around

@@ -1,0 +1,85 @@
+"""What the networks are told beside the noise: label map, spacing, modality and body regions, encoded as MAISI does.
+
+Source: Guo et al., "MAISI: Medical AI for Synthetic Imaging", WACV 2025, and NVIDIA's published configurations.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn.functional import one_hot
+
+from maisi_aug.vocabulary.regions import BODY_REGIONS, Regions
+from maisi_aug.volumes.grid import Spacing
+
+MODALITY_CODES: dict[str, int] = {"unknown": 0, "ct": 1, "ct_wo_contrast": 2, "ct_contrast": 3}
+
+REGION_SCALE = 100.0
+
+NUM_LABEL_BITS = 8
+SPACING_SCALE = 100.0
+HU_MINIMUM, HU_MAXIMUM = -1000.0, 1000.0
+
+
+def to_label_bits(label_map: Tensor) -> Tensor:
+    """Encode label ids as binary channels, lowest bit first.
+
+    Args:
+        label_map: ``(B, I, J, K)`` ids in 0-255, uint8.
+
+    Returns:
+        ``(B, 8, I, J, K)`` float32 of zeros and ones.
+    """
+    bits = torch.arange(NUM_LABEL_BITS, dtype=torch.uint8, device=label_map.device).view(1, -1, 1, 1, 1)
+    return torch.bitwise_and(torch.bitwise_right_shift(label_map.unsqueeze(1), bits), 1).float()
+
+
+def to_spacing_tensor(spacing_mm: Sequence[Spacing], *, device: str = "cpu") -> Tensor:
+    """Spacing as ``(B, 3)`` float32 in hundredths of a millimetre along I, J, K."""
+    return torch.tensor([list(step) for step in spacing_mm], dtype=torch.float32, device=device) * SPACING_SCALE
+
+
+def to_modality_tensor(modalities: Sequence[str], *, device: str = "cpu") -> Tensor:
+    """Modality codes as ``(B,)`` int64."""
+    return torch.tensor([MODALITY_CODES[name] for name in modalities], dtype=torch.int64, device=device)
+
+
+def to_region_tensors(regions: Sequence[Regions], *, device: str = "cpu") -> tuple[Tensor, Tensor]:
+    """Uppermost and lowest regions, each as a ``(B, 4)`` float32 one-hot times 100."""
+    places = torch.tensor([[BODY_REGIONS.index(region) for region in pair] for pair in regions], device=device)
+    top, bottom = (one_hot(places, len(BODY_REGIONS)).float() * REGION_SCALE).unbind(dim=1)
+    return top, bottom
+
+
+def name_for_unet(modality: Tensor, spacing: Tensor, regions: tuple[Tensor, Tensor] | None) -> dict[str, Tensor]:
+    """What the U-Net is told, encoded, by the names of its arguments; regions only where there are any."""
+    told = {"class_labels": modality, "spacing_tensor": spacing}
+    if regions is not None:
+        told["top_region_index_tensor"], told["bottom_region_index_tensor"] = regions
+    return told
+
+
+def hu_to_unit(image_hu: Tensor) -> Tensor:
+    """Clip HU to [-1000, 1000] and map linearly to [0, 1]; float32, any shape."""
+    return (image_hu.float().clamp(HU_MINIMUM, HU_MAXIMUM) - HU_MINIMUM) / (HU_MAXIMUM - HU_MINIMUM)
+
+
+def unit_to_hu(image: NDArray[np.float32], label_map: NDArray[np.uint8] | None) -> NDArray[np.int16]:
+    """Map a decoded image from [0, 1] to whole HU and set voxels outside the body to air.
+
+    Args:
+        image: ``(I, J, K)`` decoder output; values outside [0, 1] are clipped.
+        label_map: ``(I, J, K)`` ids; voxels of id 0 become -1000 HU. None leaves every voxel as it was decoded.
+
+    Returns:
+        ``(I, J, K)`` int16 HU.
+    """
+    scaled = np.clip(image, 0.0, 1.0) * (HU_MAXIMUM - HU_MINIMUM) + HU_MINIMUM
+    image_hu: NDArray[np.int16] = np.rint(scaled).astype(np.int16)
+    if label_map is not None:
+        image_hu[label_map == 0] = int(HU_MINIMUM)
+    return image_hu

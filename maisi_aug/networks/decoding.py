@@ -1,0 +1,174 @@
+"""From a latent to an image: the VAE's decoder, whole or in overlapping windows."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from itertools import groupby, product
+from typing import cast
+
+import torch
+from monai.data.utils import compute_importance_map
+from torch import Tensor, nn
+
+from maisi_aug.bundle_spec.decoding import DEFAULT_OVERLAP, DecodeSettings, LatentShape
+from maisi_aug.networks.split_convolution import set_num_splits
+
+Decode = Callable[[Tensor], Tensor]
+
+
+@torch.inference_mode()
+def decode_latent(
+    autoencoder: nn.Module,
+    latent: Tensor,
+    *,
+    scale_factor: float,
+    settings: DecodeSettings | None = None,
+) -> Tensor:
+    """Decode a latent to intensities in [0, 1].
+
+    Args:
+        autoencoder: MAISI's VAE; where its convolutions can be split, ``settings`` says in how many parts.
+        latent: ``(B, C, i, j, k)``, still multiplied by ``scale_factor``.
+        scale_factor: The bundle's.
+        settings: Windows and splits; the whole with the splits that the autoencoder has, when not given. A window is
+            cut along sides that are shorter, and a latent that fits it is decoded whole.
+
+    Returns:
+        ``(B, 1, I, J, K)`` float32, clipped to [0, 1]; in the host's memory where windows were gathered there.
+    """
+    # Windows are blended in the latent's type, and neighbouring bfloat16 values are up to 8 HU apart.
+    unscaled = latent.float() / scale_factor
+    if settings is not None:
+        set_num_splits(cast(nn.Module, autoencoder.decoder), settings.num_splits)
+    window = None if settings is None else cut_window(settings.window, latent.shape[2:])
+
+    def decode(part: Tensor) -> Tensor:
+        return cast(Tensor, autoencoder.decode(part)).float()  # type: ignore[operator]
+
+    if settings is None or window is None:
+        return decode(unscaled).clamp_(0.0, 1.0)
+    return decode_windows(unscaled, window, decode, overlap=settings.overlap, on_host=settings.on_host).clamp_(0.0, 1.0)
+
+
+def cut_window(window: LatentShape | None, sides: torch.Size | LatentShape) -> LatentShape | None:
+    """A window no longer than the latent along any side; None where it holds the whole.
+
+    A shorter side is not filled up with zeros: they would change what the decoder's norms see.
+    """
+    cut = None if window is None else cast(LatentShape, tuple(map(min, window, sides)))
+    return None if cut == tuple(sides) else cut
+
+
+def window_starts(side: int, window: int, overlap: float) -> list[int]:
+    """Where windows begin along one side, as in MONAI's ``sliding_window_inference``: the last ends with the side."""
+    step = max(int(window * (1 - overlap)), 1)
+    num_windows = 1 if window >= side else 1 + math.ceil((side - window) / step)
+    return [min(number * step, side - window) for number in range(num_windows)]
+
+
+def decode_windows(
+    latent: Tensor, window: LatentShape, decode: Decode, *, overlap: float = DEFAULT_OVERLAP, on_host: bool = False
+) -> Tensor:
+    """Decode a latent in windows and blend them with Gaussian weights.
+
+    The weights are those of MONAI's ``sliding_window_inference``, and so is the image but for rounding. Its weights are
+    constant within a latent voxel: kept, summed and divided by at the latent's size, they take 1/64 of the memory. With
+    ``on_host`` the device holds the part of the image that windows still change, and each finished slab goes to pinned
+    memory once, without arithmetic on the host.
+
+    Args:
+        latent: ``(B, C, i, j, k)``, ready for the decoder.
+        window: Latent voxels along i, j, k, no longer than the latent.
+        decode: From ``(B, C, *window)`` to ``(B, 1, *(f * window))`` with a whole factor f; its output may be changed.
+        overlap: Share of a window that neighbours have in common.
+        on_host: Gather the image in the host's memory.
+
+    Returns:
+        ``(B, 1, I, J, K)`` on the latent's device, or in the host's memory.
+    """
+    sides = cast(LatentShape, tuple(latent.shape[2:]))
+    starts = [window_starts(side, length, overlap) for side, length in zip(sides, window, strict=True)]
+    weights = compute_importance_map(window, mode="gaussian", device=latent.device, dtype=torch.float32)
+    totals = torch.zeros(sides, device=latent.device)
+    for place in _places(starts, window):
+        totals[place] += weights
+    gathered: _Gathered | None = None
+    for first, places in groupby(_places(starts, window), key=lambda place: place[0].start):
+        if gathered is not None:
+            gathered.finish_before(first)
+        for place in places:
+            part = decode(latent[:, :, *place])
+            if gathered is None:
+                gathered = _Gathered(part, totals, window, on_host=on_host)
+            gathered.add(part, weights, place)
+    assert gathered is not None
+    return gathered.finish()
+
+
+Place = tuple[slice, slice, slice]
+
+
+def _places(starts: list[list[int]], window: LatentShape) -> Iterator[Place]:
+    for corner in product(*starts):
+        i, j, k = (slice(start, start + length) for start, length in zip(corner, window, strict=True))
+        yield i, j, k
+
+
+class _Gathered:
+    """The image while its windows come in, one row of them along I after the other.
+
+    ``buffer`` holds the sums from slab ``first`` on, in latent voxels; with ``on_host`` it is as thick as a window and
+    moves along, else it is the image.
+    """
+
+    def __init__(self, part: Tensor, totals: Tensor, window: LatentShape, *, on_host: bool) -> None:
+        self.factor = part.shape[2] // window[0]
+        self.totals = totals
+        self.first = 0
+        i, j, k = (self.factor * side for side in totals.shape)
+        self.thickness = window[0] if on_host else totals.shape[0]
+        self.buffer = part.new_zeros((*part.shape[:2], self.factor * self.thickness, j, k))
+        self.image = self.buffer
+        if on_host:
+            self.image = torch.empty((*part.shape[:2], i, j, k), dtype=part.dtype, pin_memory=part.is_cuda)
+
+    def add(self, part: Tensor, weights: Tensor, place: Place) -> None:
+        """Add a decoded window, weighted in place."""
+        _by_latent_voxel(part, self.factor).mul_(_spread(weights))
+        i, j, k = (slice(self.factor * axis.start, self.factor * axis.stop) for axis in place)
+        moved = self.factor * (self.first if self.image is not self.buffer else 0)
+        self.buffer[:, :, i.start - moved : i.stop - moved, j, k] += part
+
+    def finish_before(self, stop: int) -> None:
+        """Divide the slabs before a latent voxel, which no further window changes, by their weights."""
+        slabs = slice(self.factor * self.first, self.factor * stop)
+        done, on_host = slabs.stop - slabs.start, self.image is not self.buffer
+        finished = self.buffer[:, :, :done] if on_host else self.buffer[:, :, slabs]
+        for channel in finished.flatten(0, 1):
+            _by_latent_voxel(channel, self.factor).div_(_spread(self.totals[self.first : stop]))
+        if on_host:
+            # On a CUDA device the copy and what follows it are in one stream, so that nothing overtakes it.
+            self.image[:, :, slabs].copy_(finished, non_blocking=True)
+            rest = self.buffer[:, :, done:].clone()
+            self.buffer[:, :, : rest.shape[2]] = rest
+            self.buffer[:, :, rest.shape[2] :] = 0
+        self.first = stop
+
+    def finish(self) -> Tensor:
+        """The image, when the last window is in."""
+        self.finish_before(self.totals.shape[0])
+        if self.buffer.is_cuda:
+            torch.cuda.synchronize(self.buffer.device)
+        return self.image
+
+
+def _by_latent_voxel(image: Tensor, factor: int) -> Tensor:
+    """A view ``(..., i, f, j, f, k, f)`` of ``(..., I, J, K)``."""
+    shape = [size for side in image.shape[-3:] for size in (side // factor, factor)]
+    return image.view(*image.shape[:-3], *shape)
+
+
+def _spread(weights: Tensor) -> Tensor:
+    """``(i, j, k)`` as ``(i, 1, j, 1, k, 1)``."""
+    return weights[:, None, :, None, :, None]

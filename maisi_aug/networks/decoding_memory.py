@@ -1,0 +1,132 @@
+"""How much memory a decoding takes, how much there is, and what takes less."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+
+from maisi_aug.bundle_spec.decoding import NUM_SPLITS, WINDOW_MULTIPLE, DecodeSettings, LatentShape, latent_factor
+from maisi_aug.networks.decoding import cut_window
+
+ComputeKind = tuple[str, str]
+FLOAT_BYTES = 4
+USABLE_SHARE = 0.9
+"""Of the free memory; the rest is for what an allocator cannot use of it."""
+
+# Float32 copies of the widest activation that are held at once: what is always there, and what is there for the part
+# that is computed. On a CPU measured with rflow-ct's autoencoder at a quarter of its width (3.6 whole, 2.7 in 16
+# parts; in bfloat16 1.8 and 1.4; tests/networks/test_decoding_memory.py). On a CUDA device, whose norms are in float32 also
+# under autocast, not measured: the sum is a little above the slope of NVIDIA's published peaks over the size of the
+# window (2.4; NV-Generate-CTMR, docs/inference.md: 15.0 GB for 64x64x32, 45.3 GB for 80x80x80 latent voxels), and
+# split by counting the tensors that the decoder holds.
+COPIES = {
+    ("cpu", "float32"): (2.6, 1.05),
+    ("cpu", "bfloat16"): (1.35, 0.5),
+    ("cuda", "float32"): (2.4, 1.6),
+    ("cuda", "bfloat16"): (1.25, 1.5),
+}
+
+
+def estimate_decode_bytes(
+    definition: Mapping[str, Any],
+    settings: DecodeSettings,
+    sides: LatentShape,
+    *,
+    kind: ComputeKind = ("cpu", "float32"),
+) -> int:
+    """Peak memory of a decoding beside weights and latent.
+
+    ``bytes = V C 4 (held + per_part / num_splits) + 4 G`` with V the image voxels of the window, C the channels of the
+    widest activation per image voxel (full resolution is reached before the number of channels is reduced), and G the
+    voxels of the image that is gathered on the device.
+
+    Args:
+        definition: Of the autoencoder; ``num_channels`` from the finest level to the coarsest.
+        settings: How it is decoded.
+        sides: Of the latent.
+        kind: Type of the device, and what it computes in.
+    """
+    channels = [int(number) for number in definition["num_channels"]]
+    factor = latent_factor(definition)
+    window = cut_window(settings.window, sides) or sides
+    coarser = [*channels[1:], channels[-1]]
+    widest = max(max(pair) / 8**level for level, pair in enumerate(zip(channels, coarser, strict=True)))
+    held, per_part = COPIES.get(kind) or max(COPIES.values(), key=sum)
+    activations = math.prod(window) * factor**3 * widest * (held + per_part / settings.num_splits)
+    # Windows that are gathered in the host's memory leave a slab as thick as one of them on the device.
+    thickness = window[0] if settings.on_host else sides[0]
+    gathered = thickness * sides[1] * sides[2] * factor**3
+    return int(FLOAT_BYTES * (activations + gathered))
+
+
+def find_free_bytes(device: str) -> int | None:
+    """Memory that a device can still lend; None where nobody knows."""
+    place = torch.device(device)
+    if place.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(place)
+        return free + torch.cuda.memory_reserved(place) - torch.cuda.memory_allocated(place)
+    if place.type == "cpu":
+        known = [number for number in (_machine_bytes(), _container_bytes()) if number is not None]
+        return min(known, default=None)
+    return None
+
+
+def _machine_bytes() -> int | None:
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        return next(1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration, ValueError):
+        return None
+
+
+def _container_bytes(folder: Path = Path("/sys/fs/cgroup")) -> int | None:
+    """What a container (cgroup v2) leaves; None without a limit."""
+    try:
+        limit, used = ((folder / name).read_text(encoding="ascii").strip() for name in ("memory.max", "memory.current"))
+        return max(int(limit) - int(used), 0)
+    except (OSError, ValueError):
+        return None
+
+
+def settings_by_memory(
+    wanted: DecodeSettings, sides: LatentShape, *, device_type: str, may_split: bool
+) -> Iterator[DecodeSettings]:
+    """What is wanted, and then ever less memory, by how little the image changes.
+
+    Where windows are gathered changes nothing; the number of splits changes the last digits; smaller windows, each
+    with half the longest side of the one before, change what the decoder's norms see.
+
+    Args:
+        wanted: Comes first.
+        sides: Of the latent.
+        device_type: Gathering elsewhere than on a ``cpu`` makes a difference.
+        may_split: Whether the number of splits is open.
+    """
+    current = replace(wanted, window=cut_window(wanted.window, sides))
+    yield current
+    has_host = device_type != "cpu"
+    if current.window is not None and has_host and not current.on_host:
+        current = replace(current, on_host=True)
+        yield current
+    for num_splits in NUM_SPLITS if may_split else ():
+        if num_splits > current.num_splits:
+            current = replace(current, num_splits=num_splits)
+            yield current
+    while (window := _halve(current.window or sides)) is not None:
+        current = replace(current, window=window, on_host=has_host)
+        yield current
+
+
+def _halve(window: LatentShape) -> LatentShape | None:
+    """The window with half its longest side, a multiple of 16; None where every side has 16 or fewer."""
+    longest = max(range(3), key=lambda axis: window[axis])
+    if window[longest] <= WINDOW_MULTIPLE:
+        return None
+    half = WINDOW_MULTIPLE * math.ceil(window[longest] / 2 / WINDOW_MULTIPLE)
+    half = half if half < window[longest] else WINDOW_MULTIPLE
+    return cast(LatentShape, tuple(half if axis == longest else side for axis, side in enumerate(window)))

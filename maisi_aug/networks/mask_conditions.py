@@ -1,0 +1,177 @@
+"""What MAISI's mask generator is told: ten numbers, the sizes of five organs and of one of five kinds of tumour.
+
+A size is a percentile from 0 to 1, and -1 stands for what the map does not show. Requests give some of the numbers; the
+others come from a row of the size-conditions file, one of those that agree best with what is given. Needs no torch.
+
+Source: NVIDIA's published configurations (NV-Generate-CTMR), and Guo et al., "MAISI: Medical AI for Synthetic Imaging",
+WACV 2025.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from maisi_aug.errors import BundleError, RecipeError, VocabularyError, did_you_mean
+from maisi_aug.lesions.planting import LesionWish
+from maisi_aug.vocabulary.labels import MAISI, Vocabulary
+from maisi_aug.vocabulary.sizes import reference_distribution
+
+SIZED_ORGANS = (10, 1, 12, 4, 62)
+"""Gallbladder, liver, stomach, pancreas, colon: the first five numbers."""
+SIZED_TUMORS = (23, 24, 26, 27, 128)
+"""Lung tumor, pancreatic tumor, hepatic tumor, colon cancer primaries, bone lesion: the last five."""
+CONDITION_IDS = (*SIZED_ORGANS, *SIZED_TUMORS)
+ABSENT = -1.0
+NUM_NEAREST = 20
+"""How many of the rows that agree best a case draws from; rows that agree as well as the last of them join in."""
+MISMATCH = 2.0
+"""What an organ costs that must be there and is absent from a row: as much as any two numbers can differ."""
+
+
+def load_size_conditions(path: Path) -> NDArray[np.float32]:
+    """Read NVIDIA's ``all_anatomy_size_conditions.json``.
+
+    Args:
+        path: A list of ``{"organ_size": [10 numbers]}``.
+
+    Returns:
+        ``(N, 10)`` sizes in the order of ``CONDITION_IDS``.
+
+    Raises:
+        BundleError: When the file cannot be read or a row is not ten numbers that are -1 or in [0, 1].
+    """
+    try:
+        rows: Any = json.loads(path.read_text(encoding="utf-8"))
+        sizes = np.array([row["organ_size"] for row in rows], dtype=np.float32)
+    except (OSError, UnicodeDecodeError, ValueError, TypeError, KeyError) as error:
+        raise BundleError(
+            f"{path.name}: expected rows with ten numbers under 'organ_size', found a file that cannot be read so "
+            f"({type(error).__name__}: {error}). Get the file again."
+        ) from error
+    if sizes.ndim != 2 or sizes.shape[1] != len(CONDITION_IDS) or not len(sizes):
+        raise BundleError(
+            f"{path.name}: expected rows of {len(CONDITION_IDS)} numbers, found the shape {sizes.shape}. "
+            "Get the file again."
+        )
+    wrong = ~((sizes == ABSENT) | ((sizes >= 0) & (sizes <= 1)))
+    if wrong.any():
+        row, column = np.argwhere(wrong)[0]
+        raise BundleError(
+            f"{path.name}: expected sizes from 0 to 1, or -1 for what is absent, found {sizes[row, column]:g} in row "
+            f"{row + 1}. Get the file again."
+        )
+    return sizes
+
+
+def read_organ_sizes(sizes: Mapping[str, float], vocabulary: Vocabulary = MAISI) -> dict[int, float]:
+    """The sizes of organs that a user asks for, by id.
+
+    Args:
+        sizes: Percentile by name; -1 for an organ that shall be absent.
+        vocabulary: Where the names are looked up.
+
+    Raises:
+        RecipeError: For a name whose size cannot be asked for or that is given twice, and for a size that is neither -1
+            nor in [0, 1].
+    """
+    known = [MAISI.name_of(label_id) for label_id in SIZED_ORGANS]
+    found: dict[int, float] = {}
+    for name, size in sizes.items():
+        try:
+            label_id = vocabulary.id_of(name)
+        except VocabularyError:
+            label_id = 0
+        if label_id in vocabulary.tumor_ids:
+            raise RecipeError(
+                f"size_of '{name}': expected an organ ({', '.join(known)}), found a lesion. "
+                f"Ask for it with --labels '{name}:{size:g}'."
+            )
+        if label_id not in SIZED_ORGANS:
+            raise RecipeError(
+                f"size_of '{name}': expected an organ whose size the mask networks are told ({', '.join(known)}), "
+                f"found another label.{did_you_mean(name, known)}"
+            )
+        if label_id in found:
+            raise RecipeError(f"size_of '{name}': expected each organ once, found it twice. Leave one out.")
+        if not (0.0 <= size <= 1.0 or size == ABSENT):
+            raise RecipeError(
+                f"size_of '{name}': expected a percentile from 0 to 1, or -1 for absent, found {size:g}. "
+                "Use 0.3 for the 30th percentile."
+            )
+        found[label_id] = float(size)
+    return found
+
+
+def require_not_absent(organ_sizes: Mapping[int, float], needed_ids: Collection[int]) -> None:
+    """Raise when an organ that a request needs is asked to be absent.
+
+    Raises:
+        RecipeError: Naming the organ.
+    """
+    for label_id, size in organ_sizes.items():
+        if size == ABSENT and label_id in needed_ids:
+            name = MAISI.name_of(label_id)
+            raise RecipeError(
+                f"size_of '{name}': expected a size, for the label requests need the organ, found -1 (absent). "
+                "Leave it out, or ask for other labels."
+            )
+
+
+def find_told_tumor(lesions: Sequence[LesionWish]) -> int | None:
+    """The kind of the one lesion that the generator can be told of; None for no lesion, several, or another kind.
+
+    It draws as many lesions of a kind as it likes, and the clean-up leaves one: several are planted.
+    """
+    return lesions[0].label_id if len(lesions) == 1 and lesions[0].label_id in SIZED_TUMORS else None
+
+
+def give_sizes(lesions: Sequence[LesionWish], organ_sizes: Mapping[int, float]) -> dict[int, float]:
+    """What a request says of the ten numbers, by id; of every tumour it says whether it is there.
+
+    A tumour's number is the percentile of the volume asked for among the lesions of the package's reference, also where
+    a percentile of the user's own lesions was asked for: that means a volume, and the networks do not know the user's.
+
+    Args:
+        lesions: The lesions of a case; those of ``find_told_tumor`` are told, all others are planted later.
+        organ_sizes: Percentile by id of an organ.
+    """
+    given = {**dict.fromkeys(SIZED_TUMORS, ABSENT), **organ_sizes}
+    told = find_told_tumor(lesions)
+    if told is not None:
+        given[told] = reference_distribution(MAISI.name_of(told)).percentile(lesions[0].volume_ml)
+    return given
+
+
+def draw_condition(
+    rows: NDArray[np.float32], given: Mapping[int, float], *, present_ids: Collection[int], rng: np.random.Generator
+) -> NDArray[np.float32]:
+    """Fill up what is given with one of the rows that agree best with it.
+
+    Rows are compared by the sum of absolute differences over the numbers that are given. One is drawn among the
+    ``NUM_NEAREST`` nearest and all that are as near as the last of them, so that cases differ in what is not given.
+
+    Args:
+        rows: ``(N, 10)`` from ``load_size_conditions``.
+        given: Some of the numbers, by id.
+        present_ids: Organs that must be there, at whatever size.
+        rng: Draws the row.
+
+    Returns:
+        ``(10,)`` float32 in the order of ``CONDITION_IDS``.
+    """
+    places = [CONDITION_IDS.index(label_id) for label_id in given]
+    wanted = np.array(list(given.values()), dtype=np.float32)
+    distances = np.abs(rows[:, places] - wanted).sum(axis=1)
+    needed = [CONDITION_IDS.index(label_id) for label_id in SIZED_ORGANS if label_id in set(present_ids) - set(given)]
+    distances += MISMATCH * (rows[:, needed] == ABSENT).sum(axis=1)
+    farthest = np.sort(distances)[min(NUM_NEAREST, len(rows)) - 1]
+    nearest = np.flatnonzero(distances <= farthest + 1e-6)
+    condition: NDArray[np.float32] = rows[rng.choice(nearest)].copy()
+    condition[places] = wanted
+    return condition

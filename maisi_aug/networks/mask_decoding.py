@@ -1,0 +1,127 @@
+"""From the latent of a label map to label ids: MAISI's mask decoder, never holding its 125 classes for the whole map.
+
+The decoder runs up to its last convolution. That one, and the choice of the most likely class, go through the map in
+slabs along I with a margin of one voxel, which is all that a convolution of width 3 sees: same values, same classes.
+Where the features of a level take much memory, its residual blocks go through it in slabs as well; of their parts only
+the group norms look further, so that their statistics are taken first.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterator
+from functools import cache
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+import torch
+from monai.apps.generation.maisi.networks.autoencoderkl_maisi import MaisiResBlock
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from maisi_aug.networks.building import mixed_precision
+from maisi_aug.networks.split_convolution import SplitResBlock, as_scale_and_shift
+
+Function = Callable[[Tensor], Tensor]
+MAX_LOGITS = 1 << 23
+"""Logits held at once: 32 MB in float32."""
+MIN_SLAB = 4
+"""Voxels along I that are classified at once, whatever their logits take: of thinner slabs the margin is most."""
+MAX_FEATURES = 1 << 28
+"""Features of a level, in numbers, above which its blocks go through it in slabs: 1 GB in float32."""
+
+
+@cache
+def class_ids() -> NDArray[np.uint8]:
+    """Label id of every class of MAISI's mask decoder, ``(125,)``."""
+    path = Path(__file__).parents[1].joinpath("data") / "mask_channels.json"
+    return np.array(json.loads(path.read_text(encoding="utf-8"))["ids"], dtype=np.uint8)
+
+
+@torch.inference_mode()
+def decode_label_map(
+    autoencoder: nn.Module, latent: Tensor, *, scale_factor: float, max_features: int = MAX_FEATURES
+) -> NDArray[np.uint8]:
+    """Decode one latent to label ids.
+
+    Args:
+        autoencoder: MAISI's VAE of label maps, with plain layers where ``max_features`` shall have an effect.
+        latent: ``(1, C, i, j, k)``, still multiplied by ``scale_factor``.
+        scale_factor: Of the mask networks.
+        max_features: Features of a level above which its blocks go through it in slabs, to rounding the same.
+
+    Returns:
+        ``(I, J, K)`` MAISI's label ids.
+    """
+    with mixed_precision(latent.device.type):
+        classes = decode_classes(autoencoder, latent.float() / scale_factor, max_features=max_features)
+    ids: NDArray[np.uint8] = class_ids()[classes[0].cpu().numpy()]
+    return ids
+
+
+def decode_classes(
+    autoencoder: nn.Module, latent: Tensor, *, max_features: int = MAX_FEATURES, max_logits: int = MAX_LOGITS
+) -> Tensor:
+    """The most likely class of every voxel.
+
+    Args:
+        autoencoder: MAISI's VAE of label maps.
+        latent: ``(B, C, i, j, k)``, not scaled.
+        max_features: Features of a level above which its blocks go through it in slabs.
+        max_logits: Logits held at once; a slab is ``MIN_SLAB`` voxels thick at least.
+
+    Returns:
+        ``(B, I, J, K)`` uint8 classes, on the device of the latent.
+    """
+    blocks = list(cast(nn.ModuleList, cast(nn.Module, autoencoder.decoder).blocks))
+    features = cast(Tensor, cast(nn.Module, autoencoder.post_quant_conv)(latent))
+    for block in blocks[:-2]:
+        features = _run_block(block, features, max_features)
+    norm, convolution = blocks[-2:]
+    if features.numel() > max_features:
+        prepare = _split_norm(norm, features)
+    else:
+        features, prepare = cast(Tensor, norm(features)), nn.Identity()
+    num_classes = list(convolution.parameters())[-1].shape[0]
+    classes = torch.empty((len(latent), *features.shape[2:]), dtype=torch.uint8, device=latent.device)
+
+    def classify(part: Tensor) -> Tensor:
+        # Classes whose logits bfloat16 cannot tell apart would be decided by their order.
+        with torch.autocast(part.device.type, enabled=False):
+            logits: Tensor = convolution(prepare(part).float())
+        return logits.argmax(dim=1, keepdim=True)
+
+    for slab, part in _by_slab(classify, features, _thickness(classes, num_classes, max_logits)):
+        classes[:, slab] = part[:, 0]
+    return classes
+
+
+def _thickness(like: Tensor, num_channels: int, max_numbers: int) -> int:
+    """How thick a slab along I of a ``(B, I, J, K)`` map is that holds at most so many numbers, or ``MIN_SLAB``."""
+    return max(MIN_SLAB, max_numbers // (like[:, 0].numel() * num_channels))
+
+
+def _by_slab(function: Function, features: Tensor, thickness: int) -> Iterator[tuple[slice, Tensor]]:
+    """What a function that sees one voxel around gives for every slab along I, and where the slab lies."""
+    side = features.shape[2]
+    for start in range(0, side, thickness):
+        stop = min(side, start + thickness)
+        low, high = max(0, start - 1), min(side, stop + 1)
+        output = function(features[:, :, low:high])
+        yield slice(start, stop), output[:, :, start - low : stop - low]
+
+
+def _run_block(block: nn.Module, features: Tensor, max_features: int) -> Tensor:
+    if features.numel() > max_features and isinstance(block, MaisiResBlock):
+        block = SplitResBlock(block)
+        block.num_splits = math.ceil(4 * features.numel() / max_features)
+    return cast(Tensor, block(features))
+
+
+def _split_norm(norm: nn.Module, features: Tensor) -> Function:
+    """A group norm for slabs of features, from the statistics of all of them."""
+    assert isinstance(norm, nn.GroupNorm)
+    scale, shift = as_scale_and_shift(norm, features)
+    return lambda part: torch.addcmul(shift, part.float(), scale)

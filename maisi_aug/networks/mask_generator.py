@@ -1,0 +1,107 @@
+"""The mask networks of a bundle on a device: from ten sizes to a label map."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from maisi_aug.bundle_spec.bundle import Bundle
+from maisi_aug.bundle_spec.decoding import latent_factor
+from maisi_aug.bundle_spec.mask_networks import choose_mask_steps, generated_grid, require_masks
+from maisi_aug.errors import BundleError
+from maisi_aug.networks.building import MaskNetworks
+from maisi_aug.networks.mask_conditions import CONDITION_IDS, load_size_conditions
+from maisi_aug.networks.mask_decoding import class_ids, decode_label_map
+from maisi_aug.networks.mask_diffusion import ReportStep, sample_mask_latent
+from maisi_aug.networks.pipeline import resolve_device
+from maisi_aug.networks.weights import load_mask_networks
+from maisi_aug.volumes.grid import Grid
+
+
+@dataclass(frozen=True, eq=False)
+class MaskGenerator:
+    """Mask networks, loaded once and used for many label maps.
+
+    Attributes:
+        networks: On their device.
+        grid: Of the label maps.
+        num_inference_steps: Of the sampler.
+        latent_shape: ``(C, i, j, k)``.
+        size_conditions: ``(N, 10)``, what conditions are drawn from.
+    """
+
+    networks: MaskNetworks
+    grid: Grid
+    num_inference_steps: int
+    latent_shape: tuple[int, ...]
+    size_conditions: NDArray[np.float32]
+
+    @classmethod
+    def load(cls, bundle: Bundle, device: str = "auto", *, num_inference_steps: int | None = None) -> MaskGenerator:
+        """Load a bundle's mask networks onto a device.
+
+        Args:
+            bundle: A bundle that has them.
+            device: ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
+            num_inference_steps: None for the bundle's default.
+
+        Raises:
+            BundleError: For an unusable device, or mask networks that are missing, altered or do not match.
+            GridError: When the networks cannot make maps of the grid that the bundle names.
+            RecipeError: For more steps than the scheduler was trained with.
+        """
+        spec, grid = require_masks(bundle), generated_grid(bundle)
+        steps = choose_mask_steps(bundle, num_inference_steps)
+        autoencoder, unet = bundle.definition("mask_autoencoder"), bundle.definition("mask_diffusion_unet")
+        _require_told_sizes(bundle)
+        factor = latent_factor(autoencoder)
+        subject = f"Label maps of bundle '{bundle.name}'"
+        grid.require_multiple_of(factor * 2 ** (len(unet["channels"]) - 1), subject=subject)
+        return cls(
+            load_mask_networks(bundle, device=resolve_device(device)),
+            grid,
+            steps,
+            (int(autoencoder["latent_channels"]), *(side // factor for side in grid.shape)),
+            load_size_conditions(bundle.path_of(spec.size_conditions)),
+        )
+
+    def generate(
+        self, condition: Sequence[float] | NDArray[np.float32], *, seed: int, report: ReportStep | None = None
+    ) -> NDArray[np.uint8]:
+        """Draw a label map, as the networks leave it.
+
+        Args:
+            condition: Ten sizes in the order of ``mask_conditions.CONDITION_IDS``.
+            seed: The same seed gives the same map on the same type of device.
+            report: Called with (steps done, steps in all).
+
+        Returns:
+            ``(I, J, K)`` MAISI's label ids.
+        """
+        latent = sample_mask_latent(
+            self.networks,
+            torch.tensor(np.asarray(condition, dtype=np.float32))[None],
+            self.latent_shape,
+            num_inference_steps=self.num_inference_steps,
+            seed=seed,
+            report=report,
+        )
+        return decode_label_map(self.networks.autoencoder, latent, scale_factor=self.networks.scale_factor)
+
+
+def _require_told_sizes(bundle: Bundle) -> None:
+    """Raise unless the networks take ten sizes and tell MAISI's classes apart."""
+    for role, key, expected in (
+        ("mask_diffusion_unet", "cross_attention_dim", len(CONDITION_IDS)),
+        ("mask_autoencoder", "out_channels", len(class_ids())),
+    ):
+        found = bundle.definition(role).get(key)
+        if found != expected:
+            raise BundleError(
+                f"Bundle '{bundle.name}', networks.{role}: expected {key} {expected}, as in MAISI's mask generator, "
+                f"found {found}. Get the bundle again."
+            )

@@ -1,0 +1,210 @@
+"""A bundle on a device: from a label map, or from none, to a CT image in HU."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from maisi_aug.bundle_spec.bundle import Bundle
+from maisi_aug.bundle_spec.decoding import DecodeSettings, DecodingConfig, latent_factor
+from maisi_aug.errors import BundleError, RecipeError
+from maisi_aug.lesions.editing import remove_lesions
+from maisi_aug.networks.acceleration import Compiler, compile_networks, explain_compilation, require_compiler
+from maisi_aug.networks.building import (
+    ALL_FAST_PATHS,
+    FastPaths,
+    Networks,
+    computes_in_bfloat16,
+    mixed_precision,
+    store_in_bfloat16,
+    takes_regions,
+)
+from maisi_aug.networks.conditioning import (
+    to_label_bits,
+    to_modality_tensor,
+    to_region_tensors,
+    to_spacing_tensor,
+    unit_to_hu,
+)
+from maisi_aug.networks.decoder import Decoder
+from maisi_aug.networks.sampling import Conditions, ReportStep, sample_latent
+from maisi_aug.networks.weights import load_networks
+from maisi_aug.seeds import derive_seed
+from maisi_aug.vocabulary.regions import USUAL_REGIONS, Regions, find_body_regions
+from maisi_aug.volumes.grid import Grid
+
+
+def resolve_device(text: str) -> str:
+    """Turn "auto" into the best device at hand and check an explicit one.
+
+    Raises:
+        BundleError: For a device that torch does not know or cannot reach.
+    """
+    if text == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=text)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise BundleError(f"Device '{text}': torch cannot use it: {reason} Use --device cpu or auto.") from error
+    return text
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """Networks of a bundle, loaded once and used for many cases."""
+
+    bundle: Bundle
+    networks: Networks
+    fast_paths: FastPaths = ALL_FAST_PATHS
+    compiler: Compiler = "none"
+
+    @classmethod
+    def load(
+        cls,
+        bundle: Bundle,
+        device: str = "auto",
+        *,
+        fast_paths: FastPaths = ALL_FAST_PATHS,
+        compiler: Compiler = "none",
+    ) -> Pipeline:
+        """Load a bundle's weights onto a device.
+
+        Args:
+            bundle: The bundle.
+            device: ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
+            fast_paths: Which to take.
+            compiler: Of the networks; they are compiled when the first image is drawn.
+
+        Raises:
+            BundleError: For an unusable device, a bundle that is missing, altered or does not match, or a compiler that
+                does not run on the device.
+            MissingExtraError: For a compiler that is not installed.
+        """
+        device = resolve_device(device)
+        require_compiler(compiler, device)
+        networks = load_networks(bundle, device=device, plain_layers=fast_paths.plain_layers)
+        pipeline = cls(bundle, networks, fast_paths, compiler)
+        if pipeline._is_mixed:
+            for network in (networks.autoencoder, networks.diffusion_unet, networks.controlnet):
+                store_in_bfloat16(network)
+        compile_networks(networks, compiler, fingerprint=bundle.fingerprint)
+        return pipeline
+
+    @cached_property
+    def decoder(self) -> Decoder:
+        """Turns latents into images; remembers what was too much for the memory."""
+        definition, is_plain = self.bundle.definition("autoencoder"), self.fast_paths.plain_layers
+        return Decoder(
+            self.networks.autoencoder,
+            definition,
+            self.networks.scale_factor,
+            self.bundle.spec.decode_window,
+            default_splits=1 if is_plain else int(definition.get("num_splits", 1)),
+            may_split=is_plain,
+        )
+
+    def synthesize_image(
+        self,
+        label_map: NDArray[np.uint8] | None,
+        grid: Grid,
+        *,
+        seed: int,
+        num_inference_steps: int | None = None,
+        guidance_scale: float = 0.0,
+        modality: str = "ct",
+        regions: Regions | None = None,
+        decoding: DecodingConfig | None = None,
+        report: ReportStep | None = None,
+        report_decoding: Callable[[DecodeSettings], None] | None = None,
+    ) -> NDArray[np.int16]:
+        """Draw the CT image of a label map, or one of whatever the diffusion U-Net draws by itself.
+
+        Args:
+            label_map: ``(I, J, K)`` vocabulary ids with the body envelope (200); not modified. None draws without one:
+                the ControlNet stays out.
+            grid: Of the label map and the image; every side a multiple of the bundle's factor.
+            seed: The same seed gives the same image on the same type of device.
+            num_inference_steps: None for the bundle's default.
+            guidance_scale: 0 for none; 1-5 enforces the label map's tumours at twice the cost.
+            modality: "ct", "ct_contrast" or "ct_wo_contrast"; the latter two for networks that are told.
+            regions: Uppermost and lowest body region, for networks that are told; None reads them off the label map,
+                and without one says thorax to abdomen.
+            decoding: Windows and splits; those of the bundle when not given, and less at once where memory is short.
+            report: Called with (steps done, steps in all).
+            report_decoding: Called with how the image was decoded.
+
+        Returns:
+            ``(I, J, K)`` int16 HU; -1000 where the label map is 0, and as decoded without one.
+
+        Raises:
+            GridError: For sides that the networks cannot take.
+            RecipeError: For more steps than the scheduler was trained with, for fewer with DDPM, for a modality or
+                regions that the networks are not told, and for guidance without a label map.
+            BundleError: When the networks cannot be compiled.
+            MemoryShortageError: When not even the smallest windows can be decoded in the memory that there is.
+        """
+        num_inference_steps = self.bundle.choose_steps(num_inference_steps)
+        self.bundle.require_told(modality=modality, body_region=regions)
+        grid.require_multiple_of(self.bundle.grid_factor, subject=f"Grid for bundle '{self.bundle.name}'")
+        if takes_regions(self.networks.diffusion_unet):
+            regions = regions or (USUAL_REGIONS if label_map is None else find_body_regions(label_map))
+        unconditional = None
+        if guidance_scale > 0:
+            if label_map is None:
+                raise RecipeError(
+                    f"guidance_scale: expected 0 without a label map, which has no tumours to enforce, found "
+                    f"{guidance_scale:g}. Leave it out."
+                )
+            healthy = remove_lesions(label_map, self.bundle.vocabulary, spacing_mm=grid.spacing_mm)
+            unconditional = self._conditions(healthy, grid, "unknown", regions)
+        with mixed_precision(self.networks.device, enabled=self._is_mixed), explain_compilation(self.compiler):
+            latent = sample_latent(
+                self.networks,
+                self._conditions(label_map, grid, modality, regions),
+                self._draw_noise(grid, seed),
+                num_inference_steps=num_inference_steps,
+                guidance_scale=guidance_scale,
+                unconditional=unconditional,
+                embed_once=self.fast_paths.embed_once,
+                generator=torch.Generator(self.networks.device).manual_seed(derive_seed(seed, "sampling noise")),
+                report=report,
+            )
+            image, used = self.decoder.decode(latent, decoding)
+        if report_decoding is not None:
+            report_decoding(used)
+        return unit_to_hu(image[0, 0].float().cpu().numpy(), label_map)
+
+    @property
+    def _is_mixed(self) -> bool:
+        # TensorRT has its own mixed precision.
+        wanted = self.fast_paths.mixed_precision and self.bundle.spec.mixed_precision and self.compiler != "trt"
+        return wanted and computes_in_bfloat16(self.networks.device)
+
+    def _conditions(
+        self, label_map: NDArray[np.uint8] | None, grid: Grid, modality: str, regions: Regions | None
+    ) -> Conditions:
+        device = self.networks.device
+        label_bits = None
+        if label_map is not None:
+            label_bits = to_label_bits(torch.from_numpy(np.ascontiguousarray(label_map)).to(device)[None])
+        return Conditions(
+            label_bits,
+            to_modality_tensor([modality], device=device),
+            to_spacing_tensor([grid.spacing_mm], device=device),
+            to_region_tensors([regions], device=device) if regions is not None else None,
+        )
+
+    def _draw_noise(self, grid: Grid, seed: int) -> Tensor:
+        definition = self.bundle.definition("autoencoder")
+        factor = latent_factor(definition)
+        shape = (1, int(definition["latent_channels"]), *(side // factor for side in grid.shape))
+        # Drawn on the CPU, so that the same seed means the same noise on every device.
+        generator = torch.Generator().manual_seed(derive_seed(seed, "latent noise"))
+        return torch.randn(shape, generator=generator).to(self.networks.device)

@@ -1,0 +1,162 @@
+"""The latent loop: from noise and conditions to a latent.
+
+Notation: x_t latent at time t, v the U-Net's output (velocity of rectified flow, noise of DDPM), c the condition.
+Guidance: v = v(uncond) + s (v(c) - v(uncond)) with s = guidance_scale (Ho and Salimans, "Classifier-Free Diffusion
+Guidance", 2022); MAISI's unconditional branch is the same label map with every tumour turned into its host organ and
+the modality code "unknown".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from monai.networks.schedulers.rectified_flow import RFlowScheduler
+from torch import Tensor, nn
+
+from maisi_aug.networks.building import Networks
+from maisi_aug.networks.conditioning import name_for_unet
+
+ReportStep = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """What one sampling run is conditioned on.
+
+    Attributes:
+        label_bits: ``(B, 8, I, J, K)`` float; None leaves the ControlNet out, and the U-Net draws alone.
+        modality: ``(B,)`` int64 codes.
+        spacing: ``(B, 3)`` float, hundredths of a millimetre.
+        regions: Uppermost and lowest body region, ``(B, 4)`` each; None for networks that are not told.
+    """
+
+    label_bits: Tensor | None
+    modality: Tensor
+    spacing: Tensor
+    regions: tuple[Tensor, Tensor] | None = None
+
+    @property
+    def for_unet(self) -> dict[str, Tensor]:
+        """What the U-Net is told, by the names of its arguments."""
+        return name_for_unet(self.modality, self.spacing, self.regions)
+
+
+_PASS_ON = nn.Identity()
+"""Stands in for the condition embedding once its value is known; always the same, or compilers would start anew."""
+
+
+@torch.inference_mode()
+def sample_latent(
+    networks: Networks,
+    conditions: Conditions,
+    noise: Tensor,
+    *,
+    num_inference_steps: int,
+    guidance_scale: float = 0.0,
+    unconditional: Conditions | None = None,
+    embed_once: bool = True,
+    generator: torch.Generator | None = None,
+    report: ReportStep | None = None,
+) -> Tensor:
+    """Integrate from noise to a latent.
+
+    Args:
+        networks: ControlNet, U-Net and scheduler.
+        conditions: Of the images wanted.
+        noise: ``(B, C, i, j, k)`` standard normal.
+        num_inference_steps: Steps of the scheduler.
+        guidance_scale: 0 for none; 1-5 enforces tumours at twice the cost.
+        unconditional: Conditions of the unconditional branch; needed when ``guidance_scale`` is above 0.
+        embed_once: Compute the condition embedding once; False computes it at every step, as MAISI does.
+        generator: Of the noise that DDPM adds at every step, on the device of ``noise``; rectified flow adds none.
+        report: Called with (steps done, steps in all).
+
+    Returns:
+        ``(B, C, i, j, k)`` latent, still multiplied by the bundle's scale factor.
+
+    Raises:
+        ValueError: When ``guidance_scale`` is above 0 and the unconditional branch is missing, or for more steps than
+            the scheduler knows.
+    """
+    if guidance_scale <= 0:
+        predict = _predictor(networks, conditions, embed_once)
+        return _integrate(networks, noise, predict, num_inference_steps, generator, report)
+    if unconditional is None:
+        raise ValueError("Guidance: expected the conditions of the unconditional branch, found None.")
+    with_condition = _predictor(networks, conditions, embed_once)
+    without_condition = _predictor(networks, unconditional, embed_once)
+
+    def guided(latent: Tensor, timesteps: Tensor) -> Tensor:
+        base = without_condition(latent, timesteps)
+        return base + guidance_scale * (with_condition(latent, timesteps) - base)
+
+    return _integrate(networks, noise, guided, num_inference_steps, generator, report)
+
+
+Predict = Callable[[Tensor, Tensor], Tensor]
+
+
+def _predictor(networks: Networks, conditions: Conditions, embed_once: bool) -> Predict:
+    embedding = networks.controlnet.controlnet_cond_embedding
+    assert isinstance(embedding, nn.Module)
+    known = embedding(conditions.label_bits) if embed_once and conditions.label_bits is not None else None
+
+    def predict(latent: Tensor, timesteps: Tensor) -> Tensor:
+        if known is None:
+            return _forward(networks, conditions, conditions.label_bits, latent, timesteps)
+        networks.controlnet.controlnet_cond_embedding = _PASS_ON
+        try:
+            return _forward(networks, conditions, known, latent, timesteps)
+        finally:
+            networks.controlnet.controlnet_cond_embedding = embedding
+
+    return predict
+
+
+def _forward(
+    networks: Networks, conditions: Conditions, controlnet_cond: Tensor | None, latent: Tensor, timesteps: Tensor
+) -> Tensor:
+    down, middle = None, None
+    if controlnet_cond is not None:
+        down, middle = networks.controlnet(
+            x=latent, timesteps=timesteps, controlnet_cond=controlnet_cond, class_labels=conditions.modality
+        )
+    output: Tensor = networks.diffusion_unet(
+        x=latent,
+        timesteps=timesteps,
+        down_block_additional_residuals=down,
+        mid_block_additional_residual=middle,
+        **conditions.for_unet,
+    )
+    return output.float()
+
+
+def _integrate(
+    networks: Networks,
+    noise: Tensor,
+    predict: Predict,
+    num_steps: int,
+    generator: torch.Generator | None,
+    report: ReportStep | None,
+) -> Tensor:
+    scheduler = networks.scheduler
+    if isinstance(scheduler, RFlowScheduler):
+        scheduler.set_timesteps(num_steps, device=noise.device, input_img_size_numel=noise[0, 0].numel())
+    else:
+        scheduler.set_timesteps(num_steps, device=noise.device)
+    latent = noise
+    timesteps = scheduler.timesteps
+    if timesteps.is_floating_point():
+        timesteps = timesteps.float()  # MONAI keeps float16, which autocast on a CPU cannot concatenate; same values
+    following = torch.cat((timesteps[1:], torch.zeros(1, dtype=timesteps.dtype, device=timesteps.device)))
+    for done, (timestep, next_timestep) in enumerate(zip(timesteps, following, strict=True), start=1):
+        output = predict(latent, timestep.expand(len(latent)).to(noise.device))
+        if isinstance(scheduler, RFlowScheduler):
+            latent, _ = scheduler.step(output, timestep, latent, next_timestep)
+        else:
+            latent, _ = scheduler.step(output, timestep, latent, generator)
+        if report is not None:
+            report(done, num_steps)
+    return latent

@@ -1,0 +1,246 @@
+"""Weights of a bundle: written as safetensors, float16 unless told otherwise, read strictly into the networks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import safetensors.torch
+import torch
+from monai.networks.schedulers.ddpm import DDPMScheduler
+from torch import Tensor, nn
+
+from maisi_aug.bundle_spec.bundle import BUNDLE_FILE, NETWORK_ROLES, Bundle, load_bundle
+from maisi_aug.bundle_spec.mask_networks import require_masks
+from maisi_aug.bundle_spec.schema import MASK_ROLES, dump_bundle
+from maisi_aug.errors import BundleError
+from maisi_aug.networks.building import (
+    MaskNetworks,
+    Networks,
+    build_network,
+    build_scheduler,
+    describe_tensors,
+    keep_decoder_output_precise,
+    keep_norms_in_float32,
+    use_plain_layers,
+)
+from maisi_aug.networks.mask_conditions import load_size_conditions
+from maisi_aug.networks.split_convolution import make_splittable
+from maisi_aug.system.whole_files import sha256_of, write_text_whole, write_whole
+
+StateDict = Mapping[str, Tensor]
+
+
+def load_networks(bundle: Bundle, *, device: str = "cpu", plain_layers: bool = True) -> Networks:
+    """Build a bundle's networks and load their weights strictly.
+
+    Args:
+        bundle: The bundle; its weight files are compared with their hashes first.
+        device: Where the networks run.
+        plain_layers: Swap MAISI's memory-saving layers for the plain, faster ones; the decoder's convolutions can
+            still be split.
+
+    Raises:
+        BundleError: For altered or missing files, or tensors that do not match the definition, key by key.
+    """
+    bundle.require_intact(NETWORK_ROLES)
+    networks = {role: _load_network(bundle, role, device=device) for role in NETWORK_ROLES}
+    for network in networks.values():
+        network.eval().requires_grad_(False)
+        if plain_layers:
+            use_plain_layers(network)
+        else:
+            keep_norms_in_float32(network)
+    if plain_layers:
+        make_splittable(cast(nn.Module, networks["autoencoder"].decoder))
+    keep_decoder_output_precise(networks["autoencoder"])
+    return Networks(
+        **networks,
+        scheduler=build_scheduler(bundle.spec.scheduler),
+        scale_factor=bundle.spec.scale_factor,
+        device=device,
+    )
+
+
+def load_mask_networks(bundle: Bundle, *, device: str = "cpu", plain_layers: bool = True) -> MaskNetworks:
+    """Build the networks that generate label maps and load their weights strictly.
+
+    Args:
+        bundle: A bundle that has them; their weight files are compared with their hashes first.
+        device: Where the networks run.
+        plain_layers: Swap MAISI's memory-saving layers for the plain, faster ones.
+
+    Raises:
+        BundleError: When the bundle has none, for altered or missing files, tensors that do not match the definition,
+            key by key, and a scheduler other than the DDPM that they were trained with.
+    """
+    spec = require_masks(bundle)
+    bundle.require_intact(MASK_ROLES)
+    autoencoder, unet = (_load_network(bundle, role, device=device) for role in MASK_ROLES)
+    scheduler = build_scheduler(spec.scheduler)
+    if not isinstance(scheduler, DDPMScheduler) or scheduler.prediction_type != "epsilon" or scheduler.clip_sample:
+        raise BundleError(
+            f"Bundle '{bundle.name}': expected in mask_generation.scheduler a DDPMScheduler that predicts noise and "
+            f"clips nothing, found {spec.scheduler}. Get the bundle again."
+        )
+    for network in (autoencoder, unet):
+        network.eval().requires_grad_(False)
+    if plain_layers:
+        use_plain_layers(autoencoder)
+    return MaskNetworks(autoencoder, unet, scheduler, spec.scale_factor, device)
+
+
+def _load_network(bundle: Bundle, role: str, *, device: str) -> nn.Module:
+    network = build_network(bundle.definition(role), device=device)
+    state = load_weight_file(bundle, role, device=device)
+    subject = f"Bundle '{bundle.name}', {bundle.weight_path(role).name}"
+    require_same_tensors(network.state_dict(), state, subject=subject)
+    network.load_state_dict({key: value.float() for key, value in state.items()})
+    return network
+
+
+def load_weight_file(bundle: Bundle, role: str, *, device: str = "cpu") -> dict[str, Tensor]:
+    """The tensors of a role's weight file, in their own types.
+
+    Raises:
+        BundleError: When the file is missing or cannot be read.
+    """
+    path = bundle.weight_path(role)
+    try:
+        state: dict[str, Tensor] = safetensors.torch.load_file(path, device=device)
+    except (OSError, safetensors.SafetensorError) as error:
+        raise BundleError(
+            f"Bundle '{bundle.name}': {path.name} is not a readable safetensors file: {error}."
+        ) from error
+    return state
+
+
+def verify_bundle(bundle: Bundle) -> list[dict[str, Any]]:
+    """Compare every weight file with its hash, and its tensors' names and shapes with the definition of its network.
+
+    Returns:
+        A row per file: ``role``, ``file``, ``sha256``, ``class`` of the network, ``num_tensors``.
+
+    Raises:
+        BundleError: Naming the first file that is not as it should be.
+    """
+    bundle.require_intact()
+    build_scheduler(bundle.spec.scheduler)
+    if bundle.spec.mask_generation is not None:
+        build_scheduler(bundle.spec.mask_generation.scheduler)
+        load_size_conditions(bundle.path_of(bundle.spec.mask_generation.size_conditions))
+    rows = []
+    for role in bundle.roles:
+        definition, path = bundle.definition(role), bundle.weight_path(role)
+        found = _describe_file(path, subject=f"Bundle '{bundle.name}'")
+        require_same_tensors(describe_tensors(definition), found, subject=f"Bundle '{bundle.name}', {path.name}")
+        rows.append(
+            {
+                "role": role,
+                "file": path.name,
+                "sha256": bundle.owner_of(role).spec.weights[role].sha256,
+                "bundle": bundle.owner_of(role).name,
+                "class": str(definition["class"]),
+                "num_tensors": len(found),
+            }
+        )
+    return rows
+
+
+def _describe_file(path: Path, *, subject: str) -> dict[str, Tensor]:
+    """Names and shapes of a file's tensors, without their values."""
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            shapes = {key: file.get_slice(key).get_shape() for key in file.keys()}  # noqa: SIM118  not a mapping
+    except (OSError, safetensors.SafetensorError) as error:
+        raise BundleError(f"{subject}: {path.name} is not a readable safetensors file: {error}.") from error
+    return {key: torch.empty(shape, device="meta") for key, shape in shapes.items()}
+
+
+def require_same_tensors(expected: StateDict, found: StateDict, *, subject: str) -> None:
+    """Compare names and shapes of two state dicts.
+
+    Raises:
+        BundleError: Listing missing, surplus and misshapen tensors, five of each at most.
+    """
+    missing = sorted(set(expected) - set(found))
+    surplus = sorted(set(found) - set(expected))
+    misshapen = [
+        f"{key} {tuple(found[key].shape)} instead of {tuple(expected[key].shape)}"
+        for key in sorted(set(expected) & set(found))
+        if expected[key].shape != found[key].shape
+    ]
+    problems = [
+        f"{len(keys)} {kind} ({', '.join(keys[:5])}{', ...' if len(keys) > 5 else ''})"
+        for kind, keys in (("missing", missing), ("surplus", surplus), ("of another shape", misshapen))
+        if keys
+    ]
+    if problems:
+        raise BundleError(f"{subject}: expected the tensors of the definition, found {'; '.join(problems)}.")
+
+
+def write_bundle(
+    folder: Path,
+    header: Mapping[str, Any],
+    weights: Mapping[str, StateDict],
+    *,
+    dtype: torch.dtype | None = torch.float16,
+) -> Bundle:
+    """Write a bundle: safetensors, then ``bundle.yaml`` with their hashes.
+
+    Args:
+        folder: Created when missing; existing files of the same names are replaced.
+        header: Everything of ``BundleSpec`` but ``weights``.
+        weights: State dicts by role.
+        dtype: Of the written weights; None keeps every tensor's own. Whole numbers always keep theirs.
+
+    Raises:
+        BundleError: When the result does not validate.
+    """
+    files = write_weights(folder, weights, dtype=dtype)
+    write_text_whole(folder / BUNDLE_FILE, dump_bundle({**header, "weights": files}))
+    return load_bundle(folder)
+
+
+def write_weights(
+    folder: Path, weights: Mapping[str, StateDict], *, dtype: torch.dtype | None = None
+) -> dict[str, dict[str, str]]:
+    """Write state dicts as safetensors files named after their roles.
+
+    Args:
+        folder: Created when missing; existing files of the same names are replaced.
+        weights: State dicts by role.
+        dtype: As in ``write_bundle``.
+
+    Returns:
+        What ``bundle.yaml`` says of the files, by role.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    files: dict[str, dict[str, str]] = {}
+    for role, state in weights.items():
+        tensors = {
+            key: (value.to(dtype) if dtype is not None and value.is_floating_point() else value).contiguous().cpu()
+            for key, value in state.items()
+        }
+        path = folder / f"{role}.safetensors"
+        write_whole(path, safetensors.torch.save(tensors))
+        files[role] = {"file": path.name, "sha256": sha256_of(path)}
+    return files
+
+
+def write_random_bundle(folder: Path, header: Mapping[str, Any], *, seed: int) -> Bundle:
+    """Write a bundle of randomly initialised networks, for tests: the code path of a trained one.
+
+    MAISI starts some layers at zero, its U-Net's last one among them, so that nothing would depend on the label map;
+    they are drawn, too.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        roles = [role for role in (*NETWORK_ROLES, *MASK_ROLES) if role in header["networks"]]
+        networks = {role: build_network(header["networks"][role]) for role in roles}
+        for network in networks.values():
+            for parameter in network.parameters():
+                if not parameter.any():
+                    nn.init.normal_(parameter, std=0.1)
+    return write_bundle(folder, header, {role: network.state_dict() for role, network in networks.items()})

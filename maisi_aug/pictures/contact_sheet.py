@@ -1,0 +1,86 @@
+"""One picture of a whole cohort, put together from the previews of its cases."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from PIL import Image
+
+from maisi_aug.pictures.preview import TEXT_KEY, save_picture
+from maisi_aug.pictures.slices import BACKGROUND, DIM_TEXT, font, write_text
+
+MAX_CASES = 48
+THUMB_PX = 200
+MARGIN_PX = 14
+CAPTION_PX = 42
+HEADER_PX = 48
+
+
+def choose_evenly(count: int, limit: int) -> list[int]:
+    """At most ``limit`` of ``count`` positions, spread evenly, the first and the last among them."""
+    if count <= limit:
+        return list(range(count))
+    return [round(step * (count - 1) / (limit - 1)) for step in range(limit)]
+
+
+def build_contact_sheet(previews: Sequence[Path], title: str) -> Image.Image:
+    """The axial panels of the previews, plain and outlined side by side, in a grid.
+
+    Args:
+        previews: Pictures that ``preview.save_picture`` wrote; of more than 48, evenly chosen ones are shown.
+        title: Words on top.
+    """
+    chosen = choose_evenly(len(previews), MAX_CASES)
+    tiles = [_build_tile(previews[index]) for index in chosen]
+    num_columns = min(4, max(1, len(tiles)))
+    num_rows = -(-len(tiles) // num_columns)
+    tile_width = max((tile.width for tile in tiles), default=400)
+    tile_height = max((tile.height for tile in tiles), default=0)
+    width = MARGIN_PX + num_columns * (tile_width + MARGIN_PX)
+    sheet = Image.new("RGB", (width, HEADER_PX + num_rows * (tile_height + MARGIN_PX)), BACKGROUND)
+    write_text(sheet, (MARGIN_PX, MARGIN_PX), _fit(title, width - 2 * MARGIN_PX, 18), size_px=18)
+    for position, tile in enumerate(tiles):
+        row, column = divmod(position, num_columns)
+        place = (MARGIN_PX + column * (tile_width + MARGIN_PX), HEADER_PX + row * (tile_height + MARGIN_PX))
+        sheet.paste(tile, place)
+    return sheet
+
+
+def _build_tile(path: Path) -> Image.Image:
+    with Image.open(path) as preview:
+        words = json.loads(preview.info[TEXT_KEY])
+        picture = preview.convert("RGB")
+    panels = [picture.crop(tuple(box)) for box in words["boxes"]]
+    for panel in panels:
+        panel.thumbnail((THUMB_PX, 2 * THUMB_PX), Image.Resampling.LANCZOS)
+    width = sum(panel.width for panel in panels) + 2
+    tile = Image.new("RGB", (width, max(panel.height for panel in panels) + CAPTION_PX), BACKGROUND)
+    x = 0
+    for panel in panels:
+        tile.paste(panel, (x, 0))
+        x += panel.width + 2
+    y = tile.height - CAPTION_PX + 5
+    write_text(tile, (0, y), _fit(words["title"], width, 13), size_px=13)
+    write_text(tile, (0, y + 17), _fit(words["line"], width, 12), size_px=12, colour=DIM_TEXT)
+    return tile
+
+
+def _fit(text: str, width_px: int, size_px: int) -> str:
+    """The text, shortened until it fits."""
+    face = font(size_px)
+    if face.getlength(text) <= width_px:
+        return text
+    while text and face.getlength(text + "...") > width_px:
+        text = text[:-1]
+    return text + "..."
+
+
+def save_contact_sheet(path: Path, previews: Sequence[Path], title: str) -> None:
+    """Build and write the contact sheet of a cohort.
+
+    Raises:
+        VolumeError: When the file cannot be written.
+    """
+    save_picture(path, build_contact_sheet(previews, title))

@@ -1,0 +1,299 @@
+"""The picture of a case: three planes through its largest lesion and an enlargement, plain and with outlines."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, PngImagePlugin
+from scipy import ndimage
+
+from maisi_aug.pictures.slices import (
+    BACKGROUND,
+    BONE,
+    DIM_TEXT,
+    LUNG,
+    SOFT_TISSUE,
+    Plane,
+    Rgb,
+    Window,
+    annotate,
+    draw_contours,
+    draw_slice,
+    font,
+    label_colours,
+    write_text,
+)
+from maisi_aug.system.whole_files import write_whole
+from maisi_aug.volumes.components import label_parts
+from maisi_aug.volumes.grid import Grid
+
+PANEL_PX = 440
+MARGIN_PX = 14
+LINE_PX = 20
+MIN_ZOOM_MM = 70.0
+MAX_LEGEND_LABELS = 24
+TEXT_KEY = "maisi-aug"
+
+LUNG_IDS = frozenset({28, 29, 30, 31, 32})
+BONE_IDS = frozenset({*range(33, 57), *range(63, 98), 120, 122, 127})
+
+
+@dataclass(frozen=True, slots=True)
+class Caption:
+    """The words on a preview.
+
+    Attributes:
+        title: Case id.
+        lines: What the case is, a line each; the first goes on the contact sheet too.
+    """
+
+    title: str
+    lines: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class _Panel:
+    """One column: a slice of an array at a scale."""
+
+    image_hu: NDArray[Any]
+    label_map: NDArray[np.uint8]
+    grid: Grid
+    plane: Plane
+    pixels_per_mm: float
+    centre: tuple[float, float] | None = None
+    title: str = ""
+
+    @property
+    def size_px(self) -> tuple[int, int]:
+        return self.plane.size_px(self.grid, self.pixels_per_mm)
+
+
+def build_preview(
+    image_hu: NDArray[Any],
+    label_map: NDArray[np.uint8],
+    grid: Grid,
+    caption: Caption,
+    *,
+    lesion_ids: Sequence[int],
+    organ_ids: Sequence[int] = (),
+    outlined_ids: Sequence[int] | None = None,
+    names: Mapping[int, str],
+) -> Image.Image:
+    """Draw a case.
+
+    Args:
+        image_hu: ``(I, J, K)`` in HU.
+        label_map: ``(I, J, K)`` full label map.
+        grid: Their geometry.
+        caption: Words to put on top.
+        lesion_ids: Labels drawn as lesions; the planes go through the largest of them.
+        organ_ids: Labels that the planes go through where there is no lesion.
+        outlined_ids: Labels to outline besides the lesions; None for all.
+        names: Names for the legend; ids without one are left out of it.
+
+    Returns:
+        An RGB picture whose ``info`` tells the contact sheet where the axial panels are.
+    """
+    focus = find_focus(label_map, lesion_ids, organ_ids)
+    lesion_voxel = _widest_voxel(focus)
+    window = choose_window(label_map, focus)
+    present_ids = np.unique(label_map)
+    shown_ids = tuple(label_id for label_id in lesion_ids if label_id in present_ids)
+    has_lesion = bool(np.isin(label_map[lesion_voxel], lesion_ids))
+    panels = _plan_panels(image_hu, label_map, grid, focus, lesion_voxel, has_lesion)
+    if outlined_ids is not None:
+        present_ids = present_ids[np.isin(present_ids, outlined_ids)]
+    colours = label_colours(present_ids, shown_ids)
+    plain = [draw_slice(panel.image_hu, panel.plane, panel.size_px, window) for panel in panels]
+    bold = frozenset(shown_ids)
+    outlined = [
+        draw_contours(picture, panel.label_map, panel.plane, colours, bold)
+        for picture, panel in zip(plain, panels, strict=True)
+    ]
+    for panel, *pictures in zip(panels, plain, outlined, strict=True):
+        for picture in pictures:
+            annotate(picture, panel.plane, panel.pixels_per_mm, centre=panel.centre, title=panel.title)
+    legend = _legend_entries(panels, colours, names, shown_ids)
+    return _compose([plain, outlined], caption, window, legend)
+
+
+def build_plain_preview(image_hu: NDArray[Any], grid: Grid, caption: Caption) -> Image.Image:
+    """Draw an image that has no label map: three planes through its middle.
+
+    Args:
+        image_hu: ``(I, J, K)`` in HU.
+        grid: Its geometry.
+        caption: Words to put on top.
+    """
+    scale = PANEL_PX / max(grid.extent_mm)
+    i, j, k = (side // 2 for side in grid.shape)
+    pictures = []
+    for plane in (Plane("axial", k), Plane("coronal", j), Plane("sagittal", i)):
+        picture = draw_slice(image_hu, plane, plane.size_px(grid, scale), SOFT_TISSUE)
+        annotate(picture, plane, scale)
+        pictures.append(picture)
+    return _compose([pictures], caption, SOFT_TISSUE, [])
+
+
+def find_focus(label_map: NDArray[np.uint8], lesion_ids: Sequence[int], organ_ids: Sequence[int]) -> NDArray[np.bool_]:
+    """Mask of what a preview shall show: the largest lesion, else the named organs, else the whole body."""
+    lesions = np.isin(label_map, list(lesion_ids))
+    if lesions.any():
+        parts, num_parts = label_parts(lesions)
+        largest = 1 + int(np.argmax(np.bincount(parts.ravel(), minlength=num_parts + 1)[1:]))
+        found: NDArray[np.bool_] = parts == largest
+        return found
+    organs = np.isin(label_map, list(organ_ids))
+    if organs.any():
+        return organs
+    body: NDArray[np.bool_] = label_map > 0
+    return body if body.any() else np.ones_like(body)
+
+
+def choose_window(label_map: NDArray[np.uint8], focus: NDArray[np.bool_]) -> Window:
+    """The window for the tissue around the focus: lung, bone or soft tissue."""
+    shell = ndimage.binary_dilation(focus, iterations=2) & ~focus
+    around = np.bincount(label_map[shell], minlength=256)
+    around[0] = 0
+    most = int(np.argmax(around))
+    if most in LUNG_IDS and around[most]:
+        return LUNG
+    return BONE if most in BONE_IDS and around[most] else SOFT_TISSUE
+
+
+def _widest_voxel(focus: NDArray[np.bool_]) -> tuple[int, int, int]:
+    """A voxel of the focus in the slices where it is widest, as far as one voxel can be in all three."""
+    areas = [focus.sum(axis=tuple(other for other in range(3) if other != axis)) for axis in range(3)]
+    inside = np.argwhere(focus)
+    score = sum(areas[axis][inside[:, axis]] / areas[axis].max() for axis in range(3))
+    middle = inside.mean(axis=0)
+    closest = np.lexsort((((inside - middle) ** 2).sum(axis=1), -np.round(score, 6)))
+    i, j, k = inside[int(closest[0])]
+    return int(i), int(j), int(k)
+
+
+def _plan_panels(
+    image_hu: NDArray[Any],
+    label_map: NDArray[np.uint8],
+    grid: Grid,
+    focus: NDArray[np.bool_],
+    voxel: tuple[int, int, int],
+    has_lesion: bool,
+) -> list[_Panel]:
+    """Axial, coronal and sagittal panels through a voxel, and the axial plane enlarged around a lesion."""
+    scale = PANEL_PX / max(grid.extent_mm)
+    planes = (Plane("axial", voxel[2]), Plane("coronal", voxel[1]), Plane("sagittal", voxel[0]))
+    panels = [
+        _Panel(image_hu, label_map, grid, plane, scale, plane.locate(voxel, grid) if has_lesion else None)
+        for plane in planes
+    ]
+    if not has_lesion:
+        return panels
+    box = _zoom_box(focus, grid)
+    cropped = label_map[box]
+    i, j, k = cropped.shape
+    zoom_grid = Grid.from_spacing((i, j, k), grid.spacing_mm)
+    height = panels[0].size_px[1]
+    zoom_scale = min(height / zoom_grid.extent_mm[1], PANEL_PX / zoom_grid.extent_mm[0])
+    return [*panels, _Panel(image_hu[box], cropped, zoom_grid, planes[0], zoom_scale, title="axial, enlarged")]
+
+
+def _zoom_box(focus: NDArray[np.bool_], grid: Grid) -> tuple[slice, slice, slice]:
+    """A square box in the axial plane around a lesion, inside the volume."""
+    inside = np.argwhere(focus)[:, :2]
+    reach_mm = (np.ptp(inside, axis=0) + 1) * np.asarray(grid.spacing_mm[:2])
+    side_mm = max(MIN_ZOOM_MM, 2.0 * float(reach_mm.max()))
+    parts = []
+    for axis in range(2):
+        length = min(grid.shape[axis], max(1, round(side_mm / grid.spacing_mm[axis])))
+        middle = round(float(inside[:, axis].mean()))
+        start = min(max(0, middle - length // 2), grid.shape[axis] - length)
+        parts.append(slice(start, start + length))
+    return parts[0], parts[1], slice(0, grid.shape[2])
+
+
+def _legend_entries(
+    panels: Sequence[_Panel], colours: Mapping[int, Rgb], names: Mapping[int, str], lesion_ids: Sequence[int]
+) -> list[tuple[Rgb, str]]:
+    """Lesions first, then the labels that cover most of the pictures."""
+    counts = sum(np.bincount(panel.plane.cut(panel.label_map).ravel(), minlength=256) for panel in panels[:3])
+    largest = sorted((label_id for label_id in colours if np.take(counts, label_id)), key=lambda i: -np.take(counts, i))
+    order = [*sorted(lesion_ids), *(label_id for label_id in largest if label_id not in lesion_ids)]
+    return [(colours[i], names[i]) for i in order if i in names][:MAX_LEGEND_LABELS]
+
+
+def _compose(
+    panels: Sequence[Sequence[Image.Image]],
+    caption: Caption,
+    window: Window,
+    legend: Sequence[tuple[Rgb, str]],
+) -> Image.Image:
+    """Put rows of panels, caption and legend on one canvas."""
+    row_px = max(picture.height for picture in panels[0])
+    width = MARGIN_PX + sum(picture.width + MARGIN_PX for picture in panels[0])
+    below = len(panels) * (row_px + MARGIN_PX)
+    top = MARGIN_PX + 30 + LINE_PX * len(caption.lines)
+    rows = _wrap_legend(legend, width - 2 * MARGIN_PX)
+    height = top + below + LINE_PX * len(rows) + MARGIN_PX // 2
+    canvas = Image.new("RGB", (width, height), BACKGROUND)
+    write_text(canvas, (MARGIN_PX, MARGIN_PX), caption.title, size_px=20)
+    shown = f"{window.name} window, {window.centre_hu:g} / {window.width_hu:g} HU"
+    write_text(canvas, (width - MARGIN_PX, MARGIN_PX + 4), shown, size_px=13, colour=DIM_TEXT, anchor="ra")
+    for number, line in enumerate(caption.lines):
+        write_text(canvas, (MARGIN_PX, MARGIN_PX + 30 + LINE_PX * number), line, size_px=14, colour=DIM_TEXT)
+    boxes = []
+    for row, pictures in enumerate(panels):
+        x = MARGIN_PX
+        for picture in pictures:
+            y = top + row * (row_px + MARGIN_PX) + (row_px - picture.height) // 2
+            canvas.paste(picture, (x, y))
+            if picture is pictures[0]:
+                boxes.append((x, y, x + picture.width, y + picture.height))
+            x += picture.width + MARGIN_PX
+    _draw_legend(canvas, rows, top + below)
+    canvas.info[TEXT_KEY] = json.dumps({"title": caption.title, "line": next(iter(caption.lines), ""), "boxes": boxes})
+    return canvas
+
+
+def _wrap_legend(legend: Sequence[tuple[Rgb, str]], width: int) -> list[list[tuple[int, Rgb, str]]]:
+    """Entries with their horizontal places, in as many rows as they need."""
+    rows: list[list[tuple[int, Rgb, str]]] = []
+    x = width
+    for colour, name in legend:
+        needed = 16 + round(font(12).getlength(name)) + 18
+        if x + needed > width:
+            rows.append([])
+            x = 0
+        rows[-1].append((x, colour, name))
+        x += needed
+    return rows
+
+
+def _draw_legend(canvas: Image.Image, rows: Sequence[Sequence[tuple[int, Rgb, str]]], top: int) -> None:
+    draw = ImageDraw.Draw(canvas)
+    for number, row in enumerate(rows):
+        y = top + number * LINE_PX + LINE_PX // 2
+        for x, colour, name in row:
+            draw.rectangle((MARGIN_PX + x, y - 5, MARGIN_PX + x + 10, y + 5), fill=colour)
+            write_text(canvas, (MARGIN_PX + x + 16, y), name, size_px=12, colour=DIM_TEXT, anchor="lm")
+
+
+def save_picture(path: Path, picture: Image.Image) -> None:
+    """Write a PNG, whole or not at all; the same picture gives the same bytes.
+
+    Raises:
+        VolumeError: When the file cannot be written.
+    """
+    text = PngImagePlugin.PngInfo()
+    if TEXT_KEY in picture.info:
+        text.add_text(TEXT_KEY, picture.info[TEXT_KEY])
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG", pnginfo=text, compress_level=6)
+    write_whole(path, buffer.getvalue())

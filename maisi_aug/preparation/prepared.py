@@ -1,0 +1,197 @@
+"""A folder of prepared training cases: real images and label maps on the networks' grid. Needs no torch.
+
+``dataset.yaml`` says what all cases share, ``cases.jsonl`` lists them, a line each. Beside them lie
+``images/ID.nii.gz`` (int16 HU), ``labels/ID.nii.gz`` (uint8 vocabulary ids with body), ``previews/ID.png``,
+``summary.md``, ``summary.json``, ``contact_sheet.png``, and in ``latents/`` what an autoencoder made of the images.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError
+
+from maisi_aug.bundle_spec.grid_limits import GridSpec
+from maisi_aug.errors import PreparationError
+from maisi_aug.vocabulary.labels import MAISI, SlotBinding, Vocabulary
+
+SPEC_NAME = "dataset.yaml"
+CASES_NAME = "cases.jsonl"
+FOLDERS = ("images", "labels", "previews")
+LATENTS_FOLDER = "latents"
+
+ModalityName = Literal["unknown", "ct", "ct_wo_contrast", "ct_contrast"]
+Sha256 = Field(pattern="^[0-9a-f]{64}$")
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class NewLabel(_Strict):
+    """A label that MAISI's vocabulary lacks.
+
+    Attributes:
+        id: Value in the prepared label maps: a placeholder slot or a free id. Fine-tuning may move it to another slot.
+        hosts: Ids of the organs that it grows in; empty for an organ.
+    """
+
+    id: int = Field(ge=1, le=255)
+    hosts: tuple[int, ...] = ()
+
+
+class PreparedSpec(_Strict):
+    """The content of ``dataset.yaml``.
+
+    Attributes:
+        format: Version of this layout.
+        name: What the data set is called.
+        grid: Grid of every case.
+        labels: Name -> id of every label that occurs in some case, body included.
+        new_labels: Those of them that MAISI's vocabulary lacks.
+        num_folds: Folds are numbered from 0.
+        options: How the cases were prepared; equal options and sources give equal files.
+    """
+
+    format: Literal[1] = 1
+    name: str
+    grid: GridSpec
+    labels: dict[str, int]
+    new_labels: dict[str, NewLabel] = {}
+    num_folds: PositiveInt
+    options: dict[str, Any] = {}
+
+
+class PreparedCase(_Strict):
+    """A line of ``cases.jsonl``.
+
+    Attributes:
+        id: Name of the case's files.
+        patient: Cases of one patient share their fold.
+        fold: The fold in which the case is held out.
+        modality: What the diffusion U-Net is told of the image.
+        shape: Voxels along I, J, K.
+        spacing_mm: Voxel sides along I, J, K.
+        voxels: Voxels per label id, ids that do not occur left out; background included.
+        image_sha256: Hash of the prepared image file.
+        label_sha256: Hash of the prepared label file.
+        image_source: The CT that it was made of.
+        label_sources: The label maps and masks that it was made of.
+        key: Hash of the sources' content and of the options; a case with the same key need not be made again.
+        notes: What preparation did to this case that the user should know, a sentence each.
+    """
+
+    id: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    patient: str
+    fold: int = Field(ge=0)
+    modality: ModalityName
+    shape: tuple[PositiveInt, PositiveInt, PositiveInt]
+    spacing_mm: tuple[PositiveFloat, PositiveFloat, PositiveFloat]
+    voxels: dict[int, int]
+    image_sha256: str = Sha256
+    label_sha256: str = Sha256
+    image_source: str
+    label_sources: tuple[str, ...]
+    key: str = Sha256
+    notes: tuple[str, ...] = ()
+
+    def volume_ml(self, label_id: int) -> float:
+        """Volume of a label in millilitres; 0 where the case lacks it."""
+        i, j, k = self.spacing_mm
+        return self.voxels.get(label_id, 0) * i * j * k / 1000.0
+
+
+@dataclass(frozen=True)
+class PreparedDataset:
+    """A prepared folder, or some of its cases.
+
+    Attributes:
+        path: The folder.
+        spec: What all cases share.
+        cases: The cases in the order of their ids.
+    """
+
+    path: Path
+    spec: PreparedSpec
+    cases: tuple[PreparedCase, ...]
+
+    @cached_property
+    def vocabulary(self) -> Vocabulary:
+        """MAISI's vocabulary with the new labels bound to their ids."""
+        return bind_new_labels(MAISI, self.spec.new_labels.items())
+
+    def file_of(self, role: Literal["image", "label", "preview"], case_id: str) -> Path:
+        """Where a file of a case lies."""
+        suffix = ".png" if role == "preview" else ".nii.gz"
+        return self.path / f"{role}s" / f"{case_id}{suffix}"
+
+    def select(self, *, folds: Collection[int] | None = None, exclude_fold: int | None = None) -> PreparedDataset:
+        """The cases of some folds.
+
+        Args:
+            folds: The folds to keep; None for all.
+            exclude_fold: A fold to leave out, for instance the one that is held out for validation.
+
+        Raises:
+            PreparationError: A fold does not exist, or no case is left.
+        """
+        for fold in (*(folds or ()), *([] if exclude_fold is None else [exclude_fold])):
+            if not 0 <= fold < self.spec.num_folds:
+                raise PreparationError(
+                    f"{self.path}: expected a fold between 0 and {self.spec.num_folds - 1}, found {fold}. "
+                    "Choose one of those, or prepare with more --folds."
+                )
+        kept = tuple(case for case in self.cases if (folds is None or case.fold in folds) and case.fold != exclude_fold)
+        if not kept:
+            is_all_left_out = {case.fold for case in self.cases} == {exclude_fold}
+            found = f"all in fold {exclude_fold}, which is held out" if is_all_left_out else "none"
+            remedy = "more --folds, or cases of more patients" if is_all_left_out else "fewer --folds"
+            raise PreparationError(
+                f"{self.path}: expected cases in the chosen folds, found {found}. Choose other folds, or prepare with "
+                f"{remedy}."
+            )
+        return replace(self, cases=kept)
+
+
+def bind_new_labels(vocabulary: Vocabulary, new_labels: Collection[tuple[str, NewLabel]]) -> Vocabulary:
+    """A vocabulary with new labels bound to their ids.
+
+    Raises:
+        VocabularyError: A name is taken or an id is not free.
+    """
+    bindings = {name: SlotBinding(id=label.id, hosts=label.hosts) for name, label in new_labels}
+    return vocabulary.with_slots(bindings) if bindings else vocabulary
+
+
+def load_prepared(folder: Path | str) -> PreparedDataset:
+    """Read ``dataset.yaml`` and ``cases.jsonl``; images are read later.
+
+    Raises:
+        PreparationError: The folder is not a prepared one, unfinished, or damaged.
+    """
+    folder = Path(folder)
+    spec_path, cases_path = folder / SPEC_NAME, folder / CASES_NAME
+    if not spec_path.is_file():
+        raise PreparationError(
+            f"{folder}: expected a prepared folder, found no {SPEC_NAME}. Make one with 'maisi-aug prepare --out "
+            f"{folder}', or give the same command again if it was stopped."
+        )
+    try:
+        spec = PreparedSpec.model_validate(yaml.safe_load(spec_path.read_text(encoding="utf-8")))
+        lines = cases_path.read_text(encoding="utf-8").splitlines()
+        cases = tuple(PreparedCase.model_validate_json(line) for line in lines if line.strip())
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise PreparationError(f"{folder}: expected readable {SPEC_NAME} and {CASES_NAME}, found: {error}.") from error
+    except ValidationError as error:
+        problems = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'content'}: {e['msg']}" for e in error.errors())
+        raise PreparationError(
+            f"{folder}: expected {SPEC_NAME} and {CASES_NAME} of format 1, found: {problems}. Prepare the data again."
+        ) from error
+    if not cases:
+        raise PreparationError(f"{cases_path}: expected at least one case, found none. Prepare the data again.")
+    return PreparedDataset(folder, spec, tuple(sorted(cases, key=lambda case: case.id)))

@@ -1,0 +1,358 @@
+"""The mask sources ``given`` and ``none``: the user's own label maps drawn as they are, and images without any map.
+
+A given map is translated to the vocabulary and gets a body envelope where it lacks one; nothing is planted in it and
+nothing is deformed. It keeps its own grid where the networks take it, voxel for voxel. Where they do not, or where the
+user asks for another shape or spacing, it is cropped, padded or resampled, and a warning and the manifest say so.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from maisi_aug.banks.folder_bank import FolderBank
+from maisi_aug.banks.label_map import BankMap
+from maisi_aug.cohort.plan import CasePlan, PlannedLesion
+from maisi_aug.cohort.resolve import ResolvedCohort
+from maisi_aug.errors import BankError
+from maisi_aug.lesions.editing import describe_lesion, widen
+from maisi_aug.lesions.planting import PlantedLesion, measure_lesions
+from maisi_aug.sources.plant_and_bank import DrawnMap
+from maisi_aug.vocabulary.labels import BODY_ID, Vocabulary
+from maisi_aug.vocabulary.sizes import diameter_mm
+from maisi_aug.volumes.components import connected_parts
+from maisi_aug.volumes.grid import Grid, Shape, Spacing, spell_grid
+from maisi_aug.volumes.resampling import DECIMALS, centre_grid_on, crop_or_pad, resample_label_map
+
+SAME_SPACING_MM = 1e-3
+"""A spacing this close to a map's own is its own: 0.781 is typed where a file has 0.78125."""
+
+Change = Literal["none", "cropped or padded", "resampled"]
+
+
+@dataclass(frozen=True)
+class GridChoice:
+    """Which grid a given map is drawn on.
+
+    Attributes:
+        factor: Every side must be a multiple of it.
+        shape: Voxels along I, J, K that the user asks for; None for as many as keep the field of view.
+        spacing_mm: Voxel sides that the user asks for; None for the map's own.
+    """
+
+    factor: int
+    shape: Shape | None
+    spacing_mm: Spacing | None
+
+    @property
+    def wish(self) -> str:
+        """What is expected of a map's own grid, for messages."""
+        sides = "x".join(map(str, self.shape or ()))
+        steps = "x".join(f"{side:g}" for side in self.spacing_mm or ())
+        if sides or steps:
+            return " at ".join([sides] * bool(sides) + [f"{steps} mm"] * bool(steps)) + " as asked for"
+        return f"sides that are multiples of {self.factor}"
+
+    def choose(self, own: Grid) -> tuple[Shape, Spacing]:
+        """Shape and spacing of the image of a map.
+
+        What the user leaves open follows the map: its own grid where the networks take that, else its field of view in
+        the nearest number of voxels that they take.
+        """
+        spacing_mm = self.spacing_mm
+        if spacing_mm is None or np.allclose(spacing_mm, own.spacing_mm, rtol=0, atol=SAME_SPACING_MM):
+            spacing_mm = own.spacing_mm
+        if self.shape is not None:
+            return self.shape, spacing_mm
+        exact = [extent / side for extent, side in zip(own.extent_mm, spacing_mm, strict=True)]
+        i, j, k = (max(self.factor, round(side / self.factor) * self.factor) for side in exact)
+        if self.spacing_mm is None:
+            # Same field of view: the voxels give way instead. A side that fits keeps its very spacing.
+            pairs = zip(own.shape, (i, j, k), own.spacing_mm, strict=True)
+            x, y, z = (step if was == side else step * was / side for was, side, step in pairs)
+            spacing_mm = (x, y, z)
+        return (i, j, k), spacing_mm
+
+    def name_change(self, own: Grid) -> Change:
+        """What becomes of a map on the way to its image's grid."""
+        shape, spacing_mm = self.choose(own)
+        if spacing_mm != own.spacing_mm:
+            return "resampled"
+        return "none" if shape == own.shape else "cropped or padded"
+
+
+@dataclass(frozen=True, eq=False)
+class NoMap:
+    """Stands in for the label map of an image that is drawn without one.
+
+    Attributes:
+        grid: Geometry of the image.
+        origin: For the manifest.
+        label_map: Always None.
+        lesions: Always empty.
+    """
+
+    grid: Grid
+    origin: dict[str, Any] = field(default_factory=lambda: {"source": "none"})
+    label_map: None = None
+    lesions: tuple[PlantedLesion, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class NoMapSource:
+    """Hands out no label map: the images are what the diffusion U-Net draws by itself.
+
+    Attributes:
+        grid: Geometry of the images.
+        bank: Always None.
+    """
+
+    grid: Grid
+    bank: None = None
+
+    def take(self, case: CasePlan) -> tuple[CasePlan, NoMap]:
+        """The case, and the grid of its image."""
+        return case, NoMap(self.grid)
+
+
+@dataclass(frozen=True, eq=False)
+class GivenSource:
+    """Hands out the maps of a bank as they are.
+
+    Attributes:
+        bank: The user's maps.
+        grids: Which grid each is drawn on.
+        label_ids: Labels that the user wants in the label files; empty for all but the body.
+    """
+
+    bank: FolderBank
+    grids: GridChoice
+    label_ids: tuple[int, ...] = ()
+    _warned: set[str] = field(default_factory=set, init=False, repr=False)
+
+    def take(self, case: CasePlan) -> tuple[CasePlan, DrawnMap]:
+        """The map of a case, and the case as asking for what that map holds: lesions at their volumes, and organs.
+
+        Raises:
+            BankError: The map cannot be used; the message names its file.
+        """
+        assert case.map_index is not None
+        bank_map = self.bank.load(case.map_index)
+        if bank_map is None:
+            raise BankError(self.bank.fault_of(case.map_index))
+        vocabulary = self.bank.vocabulary
+        label_map, grid = fit_map(bank_map, self.grids, lesion_ids=vocabulary.tumor_ids)
+        present = _find_ids(label_map)
+        lost = tuple(sorted(set(bank_map.boxes) - present))
+        self._warn(bank_map, grid, [vocabulary.name_of(label_id) for label_id in lost])
+        wanted = [label_id for label_id in sorted(bank_map.boxes) if self._is_wanted(label_id)]
+        lesion_ids = [label_id for label_id in wanted if label_id in vocabulary.tumor_ids]
+        view = bank_map.label_map[part_inside(bank_map.grid, grid)]
+        asking = replace(
+            case,
+            lesions=plan_lesions(view, bank_map.grid.voxel_ml, lesion_ids, vocabulary),
+            required_ids=tuple(i for i in wanted if i in present and i not in lesion_ids),
+        )
+        origin = {
+            "source": "given",
+            "bank": self.bank.name,
+            "file": bank_map.name,
+            "sha256": bank_map.sha256,
+            "body_from": bank_map.image_name,
+            "map_shape": list(bank_map.grid.shape),
+            "map_spacing_mm": [round(side, 6) for side in bank_map.grid.spacing_mm],
+            "change": self.grids.name_change(bank_map.grid),
+            "lost_ids": list(lost),
+        }
+        return asking, DrawnMap(label_map, grid, origin, find_lesions(label_map, grid, lesion_ids, vocabulary))
+
+    def _is_wanted(self, label_id: int) -> bool:
+        return label_id in self.label_ids if self.label_ids else label_id != BODY_ID
+
+    def _warn(self, bank_map: BankMap, grid: Grid, lost: Sequence[str]) -> None:
+        """Say once of a map why it leaves its own grid, and what it loses on the way."""
+        change = self.grids.name_change(bank_map.grid)
+        if change == "none" or bank_map.name in self._warned:
+            return
+        self._warned.add(bank_map.name)
+        warnings.warn(
+            f"{bank_map.name}: expected {self.grids.wish}, found {_spell(bank_map.grid)}; the map is {change} to "
+            f"{_spell(grid)}{' and loses ' + ', '.join(lost) if lost else ''}.",
+            stacklevel=3,
+        )
+
+
+def open_given_source(cohort: ResolvedCohort) -> GivenSource:
+    """The user's own label maps, listed and not yet read.
+
+    Raises:
+        BankError: None of them can be used.
+    """
+    config = cohort.config
+    bank = FolderBank(
+        config.mask_bank,
+        vocabulary=cohort.bundle.vocabulary,
+        grid=cohort.grid,
+        mapping=config.mask_labels,
+        min_cover=0.0,  # of a grid that a given map does not have to fill
+    )
+    grids = GridChoice(cohort.bundle.grid_factor, config.shape, config.spacing_mm)
+    return GivenSource(bank, grids, cohort.plan.requested_ids)
+
+
+def fit_map(bank_map: BankMap, grids: GridChoice, *, lesion_ids: Sequence[int]) -> tuple[NDArray[np.uint8], Grid]:
+    """Bring a map to the grid of its image.
+
+    Where the image shows less than the map, it is centred on the body; where it shows more, on the map.
+
+    Args:
+        bank_map: The map; not modified, but handed back where it stays as it is.
+        grids: Which grid it goes to.
+        lesion_ids: Ids whose lesions keep their volume when the map is resampled.
+
+    Returns:
+        ``(I, J, K)`` vocabulary ids and their grid, which keeps the map's axis directions and place in the scanner.
+    """
+    own, change = bank_map.grid, grids.name_change(bank_map.grid)
+    if change == "none":
+        return bank_map.label_map, own
+    shape, spacing_mm = grids.choose(own)
+    centre_ijk = _choose_centre(bank_map, np.asarray(shape) * np.asarray(spacing_mm))
+    if change == "cropped or padded":
+        return crop_or_pad(bank_map.label_map, own, shape, fill=0, centre_ijk=centre_ijk.tolist())
+    centre_mm = own.affine[:3, :3] @ centre_ijk + own.affine[:3, 3]
+    grid = centre_grid_on(centre_mm.tolist(), shape=shape, spacing_mm=spacing_mm, like=own)
+    present = [label_id for label_id in lesion_ids if label_id in bank_map.boxes]
+    return resample_label_map(bank_map.label_map, own, grid, keep_ids=present), grid
+
+
+def _choose_centre(bank_map: BankMap, extent_mm: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Voxel index of the map that becomes the centre of a field of view."""
+    steps, sides = np.asarray(bank_map.grid.spacing_mm), np.asarray(bank_map.grid.extent_mm)
+    bounds = np.array([[(part.start, part.stop) for part in box] for box in bank_map.boxes.values()])
+    body_mm = (bounds[:, :, 0].min(axis=0) + bounds[:, :, 1].max(axis=0)) / 2 * steps
+    inside = np.clip(body_mm, np.minimum(extent_mm, sides) / 2, sides - np.minimum(extent_mm, sides) / 2)
+    return np.asarray(np.where(extent_mm >= sides, sides / 2, inside) / steps - 0.5, dtype=np.float64)
+
+
+def part_inside(own: Grid, grid: Grid) -> tuple[slice, slice, slice]:
+    """The voxels of a grid whose centres lie within another one that has the same axis directions."""
+    corners = np.array([[-0.5, -0.5, -0.5, 1.0], [*(side - 0.5 for side in grid.shape), 1.0]])
+    first, stop = (np.linalg.solve(own.affine, grid.affine) @ corners.T).T[:, :3]
+    low, high = (np.maximum(np.ceil(np.round(corner, DECIMALS)), 0).astype(int) for corner in (first, stop))
+    i, j, k = (slice(int(a), int(b)) for a, b in zip(low, high, strict=True))
+    return i, j, k
+
+
+def plan_lesions(
+    label_map: NDArray[np.uint8], voxel_ml: float, lesion_ids: Sequence[int], vocabulary: Vocabulary
+) -> tuple[PlannedLesion, ...]:
+    """The lesions of a map as a plan would ask for them, of each label the largest first."""
+    present = _find_ids(label_map) if lesion_ids else frozenset()
+    return tuple(
+        PlannedLesion(label_id, vocabulary.name_of(label_id), volume_ml, diameter_mm(volume_ml), None)
+        for label_id in lesion_ids
+        if label_id in present
+        for volume_ml in measure_lesions(label_map, label_id, voxel_ml)
+    )
+
+
+def find_lesions(
+    label_map: NDArray[np.uint8], grid: Grid, lesion_ids: Sequence[int], vocabulary: Vocabulary
+) -> tuple[PlantedLesion, ...]:
+    """Place, host and volume of every lesion of a map; each is looked at in its own neighbourhood, which is quick."""
+    found = []
+    for label_id in lesion_ids:
+        hosts = vocabulary.hosts_of(label_id) or (BODY_ID,)
+        for box, mask in connected_parts(label_map == label_id):
+            wide = widen(box, 2 * max(grid.spacing_mm), grid.spacing_mm, label_map.shape)
+            near = np.zeros(label_map[wide].shape, dtype=bool)
+            near[tuple(slice(a.start - b.start, a.stop - b.start) for a, b in zip(box, wide, strict=True))] = mask
+            lesion = describe_lesion(label_map[wide], near, hosts=hosts, spacing_mm=grid.spacing_mm)
+            i, j, k = (place + side.start for place, side in zip(lesion.centre_ijk, wide, strict=True))
+            found.append(replace(lesion, centre_ijk=(i, j, k), mask_bbox=box))
+    return tuple(found)
+
+
+def _find_ids(label_map: NDArray[np.uint8]) -> frozenset[int]:
+    """The ids in a map, background left out; slice by slice, since counting at once takes eight times its memory."""
+    counts = np.zeros(256, dtype=np.int_)
+    for plane in label_map:
+        counts += np.bincount(plane.ravel(), minlength=256)
+    return frozenset(np.flatnonzero(counts).tolist()) - {0}
+
+
+def _spell(grid: Grid) -> str:
+    return spell_grid(grid.shape, grid.spacing_mm, with_extent=False)
+
+
+# What a dry run shows.
+
+
+@dataclass(frozen=True, eq=False)
+class MapOutlook:
+    """What a run will make of one given map.
+
+    Attributes:
+        name: Path relative to the bank.
+        own: Its own grid; None where the map cannot be used.
+        shape: Of its image.
+        spacing_mm: Of its image.
+        change: What becomes of the map on the way to that grid.
+        label_ids: Labels that it holds, body left out.
+        fault: Why it cannot be used; empty where it can.
+    """
+
+    name: str
+    own: Grid | None
+    shape: Shape | None
+    spacing_mm: Spacing | None
+    change: Change | None
+    label_ids: tuple[int, ...]
+    fault: str
+
+    def to_json(self, vocabulary: Vocabulary) -> dict[str, Any]:
+        """The outlook as JSON types."""
+        return {
+            "name": self.name,
+            "map_shape": None if self.own is None else list(self.own.shape),
+            "map_spacing_mm": None if self.own is None else list(self.own.spacing_mm),
+            "shape": None if self.shape is None else list(self.shape),
+            "spacing_mm": None if self.spacing_mm is None else list(self.spacing_mm),
+            "change": self.change,
+            "labels": [vocabulary.name_of(label_id) for label_id in self.label_ids],
+            "fault": self.fault,
+        }
+
+
+def look_at_maps(
+    source: GivenSource, cases: Sequence[CasePlan], report: Callable[[int, int], None]
+) -> list[MapOutlook]:
+    """Read the maps that the cases are drawn from, without looking for bodies in their CTs.
+
+    Args:
+        source: The maps.
+        cases: Of the plan.
+        report: Called with (maps read, maps in all).
+
+    Raises:
+        BankError: None of the maps can be used.
+    """
+    names = {case.map_index: case.request for case in cases if case.map_index is not None}
+    outlooks = []
+    for done, (index, name) in enumerate(names.items(), start=1):
+        own, ids = source.bank.grid_of(index), source.bank.ids_of(index)
+        if own is None or ids is None:
+            outlooks.append(MapOutlook(name, None, None, None, None, (), source.bank.fault_of(index)))
+        else:
+            shape, spacing_mm = source.grids.choose(own)
+            label_ids = tuple(sorted(ids - {0, BODY_ID}))
+            change = source.grids.name_change(own)
+            outlooks.append(MapOutlook(name, own, shape, spacing_mm, change, label_ids, ""))
+        report(done, len(names))
+    return outlooks

@@ -1,0 +1,1 @@
+"""What touches the operating system: files and folders that appear whole or not at all, locks, and worker processes."""

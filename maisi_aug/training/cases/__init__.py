@@ -1,0 +1,1 @@
+"""Training cases: phantoms and prepared CTs, their latents encoded once, batches drawn ahead."""

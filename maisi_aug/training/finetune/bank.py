@@ -1,0 +1,144 @@
+"""The label maps that a fine-tuned bundle draws from: those of its training cases, and those that its base has."""
+
+from __future__ import annotations
+
+import json
+import os
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from maisi_aug.banks.label_ids import Translation
+from maisi_aug.bundle_spec.bundle import Bundle
+from maisi_aug.bundle_spec.references import default_bank
+from maisi_aug.bundle_spec.schema import MaskBankSpec
+from maisi_aug.preparation.prepared import PreparedDataset
+from maisi_aug.system.whole_files import write_text_whole
+from maisi_aug.volumes.image_files import load_label_map, save_label_map
+
+BANK_LIST, BANK_LABELS, MAPS_FOLDER = "label_maps.json", "label_map_ids.json", "label_maps"
+IN_OWN_IDS = "maisi"
+
+
+@dataclass(frozen=True)
+class BankRow:
+    """A label map.
+
+    Attributes:
+        path: The file.
+        listed: What it holds, in the bundle's ids.
+        ids: What the ids of the file are in the bundle.
+    """
+
+    path: Path
+    listed: tuple[int, ...]
+    ids: Mapping[int, int]
+
+
+@dataclass(frozen=True)
+class FinetunedBank:
+    """All label maps of a fine-tuned bundle.
+
+    Attributes:
+        rows: Of the training cases, then those of the base.
+        source: Which they are, for people.
+    """
+
+    rows: tuple[BankRow, ...]
+    source: str
+
+    @property
+    def ids(self) -> dict[int, int] | None:
+        """What the ids of the files are in the bundle; None where files differ in the meaning of one."""
+        merged: dict[int, int] = {}
+        for row in self.rows:
+            if any(merged.setdefault(own, label_id) != label_id for own, label_id in row.ids.items()):
+                return None
+        return merged
+
+    def describe(self, *, copies: bool) -> MaskBankSpec:
+        """The entry in ``bundle.yaml``."""
+        ids = self.ids
+        is_same = copies or ids is None or all(own == label_id for own, label_id in ids.items())
+        return MaskBankSpec(list=BANK_LIST, labels=IN_OWN_IDS if is_same else BANK_LABELS, source=self.source)
+
+    def write(self, unfinished: Path, folder: Path, *, copies: bool) -> None:
+        """List the maps, or copy them in the bundle's ids, as has to be where no one table says what theirs mean.
+
+        Args:
+            unfinished: Where the bundle is written.
+            folder: Where it will lie.
+            copies: Put copies into the bundle.
+        """
+        ids = self.ids
+        listed: list[dict[str, Any]] = []
+        names: dict[str, int] = {}
+        for row in self.rows:
+            place = Path(os.path.relpath(row.path, folder.resolve())).as_posix()
+            if copies or ids is None:
+                number = names[row.path.name] = names.get(row.path.name, 0) + 1
+                name = row.path.name if number == 1 else f"{number}_{row.path.name}"
+                place = f"{MAPS_FOLDER}/{name}"
+                volume = load_label_map(row.path)
+                label_map = Translation({0: 0, **row.ids}, frozenset()).apply(volume.array)
+                save_label_map(unfinished / place, label_map, volume.grid)
+            listed.append({"label": place, "label_list": list(row.listed)})
+        write_text_whole(unfinished / BANK_LIST, json.dumps({"training": listed}, indent=1) + "\n")
+        if not copies and ids is not None:
+            table = {str(own): label_id for own, label_id in sorted(ids.items())}
+            write_text_whole(unfinished / BANK_LABELS, json.dumps(table, indent=1) + "\n")
+
+
+def collect_bank(base: Bundle, training: PreparedDataset, table: NDArray[np.uint8]) -> FinetunedBank:
+    """The label maps of the training cases and those of the base, so that what the base learnt can still be drawn.
+
+    Warns of maps of the base that are no longer where they were.
+
+    Args:
+        base: The bundle that was fine-tuned.
+        training: The training cases.
+        table: ``(256,)`` from the ids of their maps to the bundle's.
+
+    Raises:
+        BundleError: When the base names a list that is not there.
+    """
+    own = []
+    for case in training.cases:
+        present = sorted(label_id for label_id, count in case.voxels.items() if count and label_id)
+        ids = {label_id: int(table[label_id]) for label_id in present}
+        own.append(BankRow(training.file_of("label", case.id).resolve(), tuple(sorted(set(ids.values()))), ids))
+    paths = {row.path for row in own}
+    earlier = [row for row in _read_bank(base) if row.path not in paths]
+    found = [row for row in earlier if row.path.is_file()]
+    if len(found) < len(earlier):
+        gone = next(row.path for row in earlier if not row.path.is_file())
+        warnings.warn(
+            f"Label maps of base '{base.name}': expected {len(earlier)} files, found {len(earlier) - len(found)} "
+            f"missing, the first of them {gone}. The bundle will draw from the others.",
+            stacklevel=3,
+        )
+    source = f"{len(own)} training cases of {training.spec.name}"
+    source += f" and {len(found)} label maps of {base.name}" if found else ""
+    return FinetunedBank((*own, *found), source)
+
+
+def _read_bank(base: Bundle) -> list[BankRow]:
+    """The maps that the base draws from by default, whether they are there or not."""
+    bank = default_bank(base)
+    if bank is None:
+        return []
+    place, labels = Path(bank[0]), bank[1]
+    table = None if labels == IN_OWN_IDS else json.loads(Path(labels).read_text(encoding="utf-8"))
+    rows = []
+    for row in json.loads(place.read_text(encoding="utf-8"))["training"]:
+        listed = tuple(row["label_list"])
+        ids = {label_id: label_id for label_id in listed}
+        if table is not None:
+            ids = {int(own): int(label_id) for own, label_id in table.items() if label_id in listed}
+        rows.append(BankRow((place.parent / row["label"]).resolve(), listed, ids))
+    return rows

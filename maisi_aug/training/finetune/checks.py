@@ -1,0 +1,218 @@
+"""What is checked before a fine-tuning run trains: the base, the data, the folds and the folder. Needs no torch."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from maisi_aug.bundle_spec.bundle import NETWORK_ROLES, Bundle
+from maisi_aug.bundle_spec.decoding import latent_factor
+from maisi_aug.cohort.grid_preflight import check_grid
+from maisi_aug.cohort.recipe import differences
+from maisi_aug.errors import GridError, TrainingError
+from maisi_aug.preparation.prepared import PreparedDataset
+from maisi_aug.system.whole_files import write_text_whole
+from maisi_aug.training.finetune.settings import FinetuneConfig
+from maisi_aug.training.finetune.slot_choice import TaughtLabel
+from maisi_aug.volumes.grid import Grid, Shape, spell_grid
+
+SETTINGS_NAME = "finetune.yaml"
+# The configuration has weights of the contrastive loss of its own, which count; pictures decide nothing.
+UNTOLD: dict[str, Any] = {"loss": {"contrastive_weight", "contrastive_bound"}, "num_pictures": True}
+
+
+def require_trainable(base: Bundle) -> None:
+    """Raise unless a bundle has what fine-tuning starts from.
+
+    Raises:
+        TrainingError: When a network is missing.
+    """
+    for role in NETWORK_ROLES:
+        if role not in base.spec.networks:
+            what = "a ControlNet" if role == "controlnet" else f"the network {role}"
+            raise TrainingError(
+                f"Base '{base.name}': expected {what} to start from, found {', '.join(base.spec.networks) or 'none'}. "
+                "Choose a base that has one, such as phantom-ct or rflow-ct."
+            )
+        base.weight_path(role)
+
+
+def with_crop(config: FinetuneConfig, crop_shape: Shape | None, base: Bundle) -> FinetuneConfig:
+    """The settings with crops of so many image voxels; None for whole cases.
+
+    Raises:
+        GridError: When a side is no multiple of what the base's networks need.
+    """
+    if crop_shape is None:
+        return config
+    crop = Grid.from_spacing(crop_shape, base.spec.grid.spacing_mm)
+    crop.require_multiple_of(base.grid_factor, subject=f"Crop for bundle '{base.name}'")
+    factor = latent_factor(base.definition("autoencoder"))
+    in_latent = tuple(side // factor for side in crop_shape)
+    return config.model_copy(update={"loss": config.loss.model_copy(update={"crop_shape": in_latent})})
+
+
+def with_contrast(config: FinetuneConfig, weight: float | None, base: Bundle) -> FinetuneConfig:
+    """The settings with a weight of the region contrastive loss; None for the usual one.
+
+    Raises:
+        TrainingError: When a base that predicts noise is to have one: in MAISI rectified flow alone has the loss.
+    """
+    if base.is_ddpm and weight:
+        raise TrainingError(
+            f"--contrastive-weight {weight:g}: expected 0 for base '{base.name}', a ddpm one: the loss is for "
+            "rectified flow only. Leave the option out."
+        )
+    return config if weight is None else config.model_copy(update={"contrastive_weight": weight})
+
+
+def with_precision(config: FinetuneConfig, base: Bundle, device: str) -> FinetuneConfig:
+    """The settings with mixed precision where the base bears it and the device's gradients do.
+
+    On processors that compute in bfloat16 the gradients of convolutions were not always numbers.
+    """
+    is_mixed = base.spec.mixed_precision and device.startswith("cuda")
+    return config.model_copy(update={"loop": config.loop.model_copy(update={"mixed_precision": is_mixed})})
+
+
+def split_folds(dataset: PreparedDataset, fold: int) -> tuple[PreparedDataset, PreparedDataset]:
+    """The cases to train on and those to validate on.
+
+    Raises:
+        TrainingError: When there is only one patient, or all or none of them are in the fold.
+        PreparationError: When the fold does not exist.
+    """
+    patients = {case.patient for case in dataset.cases}
+    if len(patients) < 2:
+        raise TrainingError(
+            f"{dataset.path}: expected at least two patients, one of them to validate on, found {len(patients)}. "
+            "Prepare more cases."
+        )
+    held_out = dataset.select(folds=[fold])
+    return dataset.select(exclude_fold=fold), held_out
+
+
+def require_voxels(taught: tuple[TaughtLabel, ...], training: PreparedDataset, held_out: PreparedDataset) -> None:
+    """Raise unless every label has voxels in a training case; warn where none of the held-out cases has any.
+
+    Raises:
+        TrainingError: Naming the label.
+    """
+    for label in taught:
+        num_training, num_held_out = (
+            sum(case.voxels.get(label.source_id, 0) > 0 for case in part.cases) for part in (training, held_out)
+        )
+        if num_training == 0:
+            raise TrainingError(
+                f"Label '{label.name}': expected voxels in a training case, found them in {num_held_out} held-out "
+                "cases only. Choose another --fold."
+            )
+        if num_held_out == 0:
+            warnings.warn(
+                f"Label '{label.name}': expected voxels in a held-out case, found none: its validation says nothing. "
+                "Choose another --fold.",
+                stacklevel=3,
+            )
+
+
+def require_fitting_grid(dataset: PreparedDataset, base: Bundle) -> None:
+    """Raise unless the base's networks can work with the grid of the prepared cases.
+
+    A base that does not say which grids its networks have seen has seen its own, and its bundles are used on that.
+
+    Raises:
+        TrainingError: Naming both grids.
+    """
+    spec, own = dataset.spec.grid, base.spec.grid
+    try:
+        for sentence in check_grid(Grid.from_spacing(spec.shape, spec.spacing_mm), base, remedy=""):
+            warnings.warn(sentence, stacklevel=3)
+    except GridError as error:
+        raise TrainingError(
+            f"{dataset.path}: expected cases on a grid that bundle '{base.name}' knows, such as "
+            f"{spell_grid(own.shape, own.spacing_mm)}, found others. {error} Prepare the data again with "
+            "this base as --bundle."
+        ) from error
+    if base.spec.grid_limits is None and not spec.is_like(own):
+        raise TrainingError(
+            f"{dataset.path}: expected cases on the grid of bundle '{base.name}', "
+            f"{spell_grid(own.shape, own.spacing_mm)}, found {spell_grid(spec.shape, spec.spacing_mm)}. Prepare the "
+            "data again with this base as --bundle."
+        )
+
+
+def describe_run(config: FinetuneConfig, base: Bundle, dataset: PreparedDataset) -> dict[str, Any]:
+    """What a run consists of, as plain values: settings, base and data.
+
+    The held-out cases are named: data that are prepared again with other patients or folds may hold out others, whom
+    the run was trained on.
+    """
+    return {
+        "configuration": config.model_dump(mode="json", exclude=UNTOLD),
+        "base": {"name": base.name, "fingerprint": base.fingerprint},
+        "data": {
+            "path": str(dataset.path.resolve()),
+            "cases": {case.id: case.key[:16] for case in dataset.cases},
+            "held_out": [case.id for case in dataset.cases if case.fold == config.fold],
+        },
+    }
+
+
+def require_free_folder(folder: Path) -> None:
+    """Raise unless a folder is new, empty, one of a run, or holds prepared cases alone.
+
+    Raises:
+        TrainingError: Naming what it holds.
+    """
+    if (folder / SETTINGS_NAME).is_file():
+        return
+    foreign = sorted(entry.name for entry in folder.iterdir() if entry.name != "prepared") if folder.is_dir() else []
+    if foreign or folder.is_file():
+        raise TrainingError(
+            f"{folder}: expected a new or empty folder, or one of an earlier run, found "
+            f"{', '.join(foreign[:4]) or 'a file'}. Nothing was changed; choose another --out."
+        )
+
+
+def open_run(folder: Path, described: dict[str, Any]) -> None:
+    """Take a new or empty folder for a run, or go on with the one that is there.
+
+    A run that has left no checkpoint may begin anew with other settings.
+
+    Raises:
+        TrainingError: When the folder holds something else, or a run with other settings.
+    """
+    path = folder / SETTINGS_NAME
+    if path.is_file():
+        try:
+            before = yaml.safe_load(path.read_text(encoding="utf-8"))
+            before["configuration"].pop("num_pictures", None)  # which earlier versions told
+            flat_before = _flatten(before)
+        except (OSError, UnicodeDecodeError, yaml.YAMLError, AttributeError, KeyError, TypeError) as error:
+            raise TrainingError(
+                f"{path}: expected the settings of a fine-tuning run, found: {error}. Choose another --out."
+            ) from error
+        changed = differences(flat_before, _flatten(described))
+        has_begun = any((folder / "training").glob("checkpoint*"))
+        if changed and has_begun:
+            raise TrainingError(
+                f"{folder}: expected the settings that this run was begun with, found others "
+                f"({'; '.join(changed[:4])}). Choose another --out, or repeat the first command to go on."
+            )
+        if not changed:
+            return
+    require_free_folder(folder)
+    write_text_whole(path, yaml.safe_dump(described, sort_keys=False, allow_unicode=True, width=100))
+
+
+def _flatten(content: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in content.items():
+        if isinstance(value, dict) and value:
+            flat |= _flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat

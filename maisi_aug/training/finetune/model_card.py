@@ -1,0 +1,132 @@
+"""The README of a fine-tuned bundle: what it was taught, on what, how well, and how it is used. Needs no torch."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from maisi_aug.bundle_spec.schema import HuSpec, SizeSpec
+from maisi_aug.system.whole_files import write_text_whole
+from maisi_aug.training.finetune.slot_choice import TaughtLabel
+from maisi_aug.vocabulary.labels import MAISI
+from maisi_aug.vocabulary.sizes import diameter_mm
+
+CARD_NAME = "README.md"
+
+
+@dataclass(frozen=True, slots=True)
+class LabelMeasures:
+    """What the training cases say of a taught label.
+
+    Attributes:
+        sizes: Volumes, one per patient.
+        hu: Range of its median.
+        median_hu: Median over cases of its median.
+        num_patients: Who have it.
+    """
+
+    sizes: SizeSpec
+    hu: HuSpec
+    median_hu: float
+    num_patients: int
+
+
+def write_model_card(
+    folder: Path,
+    header: Mapping[str, Any],
+    taught: Sequence[TaughtLabel],
+    measures: Mapping[str, LabelMeasures],
+    facts: Mapping[str, Any],
+) -> None:
+    """Write the card of a fine-tuned bundle.
+
+    Args:
+        folder: Of the bundle.
+        header: What ``bundle.yaml`` will say.
+        taught: The labels.
+        measures: What the training cases say of them.
+        facts: How it was trained.
+    """
+    write_text_whole(folder / CARD_NAME, build_model_card(header, taught, measures, facts))
+
+
+def build_model_card(
+    header: Mapping[str, Any],
+    taught: Sequence[TaughtLabel],
+    measures: Mapping[str, LabelMeasures],
+    facts: Mapping[str, Any],
+) -> str:
+    """The card as Markdown."""
+    base = header["provenance"]["fine_tuned_from"]
+    is_whole = "base" not in header
+    request = f"{taught[0].name}:0.5"
+    parts = [
+        f"# {header['name']}\n",
+        f"{header['description']} Licence: {header['licence']}, that of the base; it holds for what is drawn, too.\n",
+        "## Use\n",
+        f"```\nmaisi-aug synthesize --bundle FOLDER --labels {shlex.quote(request)} -n 4 --out cohort\n```\n",
+        _spell_origin_of_maps(taught),
+        "## Labels\n",
+        "| label | id | kind | lies in | patients | volume at 5 / 50 / 95%, mL | median, HU | accepted medians, HU |",
+        "| --- | ---: | --- | --- | ---: | ---: | ---: | ---: |",
+        *(_row(label, measures[label.name], _spell_hosts(label, header)) for label in taught),
+        "",
+        *(f"- {label.name}: {label.why}." for label in taught),
+        "\n## Training\n",
+        f"Base: {base['name']}, fingerprint {base['fingerprint'][:16]}. "
+        + ("All weights are in this folder." if is_whole else "Autoencoder and U-Net are read from it."),
+        "",
+        *(f"- {name.replace('_', ' ')}: {_spell(value)}" for name, value in facts.items()),
+        "\n## Limits\n",
+        "- Synthetic images are for training and for trying methods out, never for diagnosis, and never among test "
+        "cases.",
+        "- What the training patients do not show is not learnt: check the drawn images against held-out patients with "
+        "`python -m maisi_aug.evaluation.studies.finetuned_labels`.",
+        f"- Label maps come from {header['mask_bank']['source']}; `label_maps.json` says where they lie.",
+    ]
+    return "\n".join(parts) + "\n"
+
+
+def _spell_origin_of_maps(taught: Sequence[TaughtLabel]) -> str:
+    lesions = [label.name for label in taught if label.kind == "lesion"]
+    organs = [label.name for label in taught if label.kind == "organ"]
+    sentences = []
+    if lesions:
+        sentences.append(f"{', '.join(lesions)}: planted at the size asked for into the label maps of the bank.")
+    if organs:
+        sentences.append(
+            f"{', '.join(organs)}: not planted. A patient of the bank is taken whose own has about the size asked for, "
+            "and its surface is moved to meet it, by a factor of 2 in volume at most; where no patient is that "
+            "near, the case is refused with the nearest size."
+        )
+    sentences.append("Other label maps: `--mask-bank FOLDER`.")
+    return "\n".join(f"- {sentence}" for sentence in sentences) + "\n"
+
+
+def _spell_hosts(label: TaughtLabel, header: Mapping[str, Any]) -> str:
+    """Names of a label's hosts: of slots the name that the bundle gives them."""
+    bound = {slot["id"]: name for name, slot in header.get("slots", {}).items()}
+    return ", ".join(
+        bound.get(host) or (MAISI.name_of(host) if MAISI.contains(host) else str(host)) for host in label.hosts
+    )
+
+
+def _row(label: TaughtLabel, found: LabelMeasures, hosts: str) -> str:
+    quantiles = found.sizes.quantiles_ml
+    volumes = " / ".join(f"{quantiles[place]:.3g}" for place in (1, 10, 19))
+    middle = f"{volumes} ({diameter_mm(quantiles[10]):.0f} mm at 50%)"
+    return (
+        f"| {label.name} | {label.id} | {label.kind} | {hosts} | {found.num_patients} | {middle} | "
+        f"{found.median_hu:.0f} | {found.hu.low_hu:.0f} to {found.hu.high_hu:.0f} |"
+    )
+
+
+def _spell(value: object) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {_spell(inner)}" for key, inner in value.items())
+    if isinstance(value, list | tuple):
+        return ", ".join(map(_spell, value)) or "none"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,131 @@
+"""Prepared cases with their labels in the slots of a bundle."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from maisi_aug.bundle_spec.bundle import Bundle
+from maisi_aug.errors import TrainingError
+from maisi_aug.training.cases.data import CaseStore, ReportProgress, TrainingCase
+from maisi_aug.training.cases.prepared import PreparedStore
+from maisi_aug.training.finetune.slot_choice import (
+    Kind,
+    LabelTraits,
+    TaughtLabel,
+    choose_hosts,
+    choose_kind,
+    choose_slots,
+    count_surroundings,
+    find_source,
+    remap_table,
+)
+from maisi_aug.vocabulary.labels import BODY_ID
+
+
+class SlotStore:
+    """The cases of a store with other ids in their label maps, translated as they are read; a ``CaseStore``."""
+
+    def __init__(self, store: CaseStore, table: NDArray[np.uint8]) -> None:
+        self._store = store
+        self._table = table
+
+    def __len__(self) -> int:
+        return len(self._store)
+
+    def __getitem__(self, index: int) -> TrainingCase:
+        case = self._store[index]
+        return replace(case, label_map=self._table[case.label_map])
+
+
+def plan_labels(
+    names: Sequence[str],
+    store: PreparedStore,
+    base: Bundle,
+    *,
+    slots: Mapping[str, str],
+    hosts: Mapping[str, tuple[int, ...]],
+    kinds: Mapping[str, Kind],
+    report: ReportProgress | None = None,
+) -> tuple[TaughtLabel, ...]:
+    """Decide slot, hosts and kind of every label that is taught.
+
+    What the user gives stands; else what the base or the preparation knows; else what the cases show.
+
+    Args:
+        names: Labels as the user names them.
+        store: The training cases.
+        base: The bundle to start from.
+        slots: Name -> slot.
+        hosts: Name -> ids of the hosts.
+        kinds: Name -> kind.
+        report: Called with (cases looked at, cases in all).
+
+    Raises:
+        TrainingError: For a label that the data lack, or a slot that is taken.
+    """
+    dataset = store.dataset
+    sources = [find_source(name, dataset) for name in names]
+    twice = [label.name for place, label in enumerate(sources) if label in sources[:place]]
+    if twice:
+        raise TrainingError(f"Labels: expected each once, found '{twice[0]}' twice. Leave one --label out.")
+    given = {label.name: name for label, name in zip(sources, names, strict=True)}
+    ids = choose_slots(
+        sources, {name: slots[given[name]] for name in given if given[name] in slots}, dataset=dataset, base=base
+    )
+    traits = measure_traits(store, [source.id for source in sources], report=report)
+    taught = []
+    told_in_data: set[int] = set()
+    for source in sources:
+        name = given[source.name]
+        known = base.vocabulary.label(ids[source.name]) if base.vocabulary.contains(ids[source.name]) else None
+        given_hosts = hosts.get(name) or (known.hosts if known else ())
+        own_hosts = given_hosts or source.hosts
+        if not given_hosts:
+            told_in_data.add(source.id)
+        chosen_hosts = own_hosts or choose_hosts(traits[source.id])
+        kind, why = choose_kind(source.name, traits[source.id])
+        if name in kinds:
+            kind, why = kinds[name], "as given"
+        elif known is not None and known.kind in ("tumor", "organ"):
+            kind, why = ("lesion" if known.kind == "tumor" else "organ"), f"as in bundle '{base.name}'"
+        around = "hosts as given" if own_hosts else "hosts by what surrounds it in the training data"
+        taught.append(TaughtLabel(source.name, source.id, ids[source.name], chosen_hosts, kind, f"{why}; {around}"))
+    # Hosts that the preparation was told are ids of the prepared maps, and may be new labels that get another id here.
+    table, _, _ = remap_table(taught, dataset=dataset, base=base)
+    return tuple(
+        replace(label, hosts=tuple(dict.fromkeys(int(table[host]) for host in label.hosts)))
+        if label.source_id in told_in_data
+        else label
+        for label in taught
+    )
+
+
+def measure_traits(
+    store: PreparedStore, label_ids: Collection[int], *, report: ReportProgress | None = None
+) -> dict[int, LabelTraits]:
+    """How large labels are in the patients of a store, and what surrounds them."""
+    new_ids = {label.id for label in store.spec.new_labels.values()}
+    tumors = set(store.vocabulary.tumor_ids)
+    around: dict[int, dict[int, int]] = {label_id: {} for label_id in label_ids}
+    volumes: dict[int, dict[str, float]] = {label_id: {} for label_id in label_ids}
+    for index, record in enumerate(store.cases):
+        present = [label_id for label_id in label_ids if record.voxels.get(label_id)]
+        label_map = store[index].label_map if present else None
+        for label_id in present:
+            assert label_map is not None
+            ignored = sorted((new_ids | tumors) - {label_id})
+            for other, count in count_surroundings(label_map, label_id, ignored).items():
+                around[label_id][other] = around[label_id].get(other, 0) + count
+            largest = max(volumes[label_id].get(record.patient, 0.0), record.volume_ml(label_id))
+            volumes[label_id][record.patient] = largest
+        if report is not None:
+            report(index + 1, len(store))
+    num_patients = len({record.patient for record in store.cases})
+    return {
+        label_id: LabelTraits(tuple(volumes[label_id].values()), num_patients, around[label_id] or {BODY_ID: 1})
+        for label_id in label_ids
+    }

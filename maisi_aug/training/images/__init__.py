@@ -1,0 +1,1 @@
+"""Training of the image networks: objectives, starts from set weights, stages and their recipe."""

@@ -1,0 +1,170 @@
+"""Where a recipe's training cases come from: phantoms, built here, or a prepared folder of real ones."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any, Protocol
+
+from torch import nn
+
+from maisi_aug.bundle_spec.bundle import SlotSpec
+from maisi_aug.errors import TrainingError
+from maisi_aug.training.cases.data import CaseStore, LatentSet, PhantomStore, ReportProgress, encode_store
+from maisi_aug.training.cases.prepared import PreparedStore
+from maisi_aug.training.images.checks import require_fitting_data
+from maisi_aug.training.images.recipe import PhantomData, PreparedData, TrainingRecipe
+from maisi_aug.volumes.grid import Shape
+
+
+class CaseSource(Protocol):
+    """Training cases, and perhaps held-out ones, of one grid."""
+
+    @property
+    def description(self) -> str:
+        """What the bundle says that it was trained on."""
+
+    @property
+    def slots(self) -> dict[str, SlotSpec]:
+        """Labels of the cases that MAISI's vocabulary lacks, beside those of the recipe."""
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What a folder must have been begun with to go on with these cases."""
+
+    @property
+    def shape(self) -> Shape:
+        """Voxels of a case along I, J, K."""
+
+    def open(self, report: ReportProgress) -> tuple[CaseStore, CaseStore | None]:
+        """The training cases, and the held-out ones where there are any."""
+
+    def encode(
+        self, autoencoder: nn.Module, *, weights_hash: str, deviation: float, device: str, report: ReportProgress
+    ) -> tuple[LatentSet, LatentSet | None]:
+        """Latents of both, scaled alike."""
+
+
+class PhantomSource:
+    """Phantoms in the run's own folder."""
+
+    def __init__(self, recipe: TrainingRecipe, data: PhantomData, folder: Path) -> None:
+        self.data = data
+        self.folder = folder
+        grid = recipe.bundle.grid
+        self.shape = grid.shape
+        self.store = PhantomStore(folder, seed=data.seed, shape=grid.shape, spacing_mm=grid.spacing_mm)
+
+    @property
+    def description(self) -> str:
+        """Number and seed of the phantoms."""
+        return f"{self.data.num_phantoms} procedural phantoms, seed {self.data.seed}"
+
+    @property
+    def slots(self) -> dict[str, SlotSpec]:
+        """None: phantoms know the recipe's labels."""
+        return {}
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """The seed; a phantom does not depend on how many there are."""
+        return {"data.seed": self.data.seed}
+
+    def open(self, report: ReportProgress) -> tuple[CaseStore, CaseStore | None]:
+        """The phantoms, built where they are missing."""
+        self.store.ensure(self.data.num_phantoms, report=report)
+        return self.store, None
+
+    def encode(
+        self, autoencoder: nn.Module, *, weights_hash: str, deviation: float, device: str, report: ReportProgress
+    ) -> tuple[LatentSet, LatentSet | None]:
+        """Latents of the phantoms."""
+        latents = encode_store(
+            self.store,
+            autoencoder,
+            self.folder,
+            weights_hash=weights_hash,
+            deviation=deviation,
+            device=device,
+            report=report,
+        )
+        return latents, None
+
+
+class PreparedSource:
+    """A prepared folder, one fold of which may be held out.
+
+    Raises:
+        PreparationError: The folder is not a prepared one, or lacks the fold.
+        TrainingError: One patient only, who cannot be both trained on and held out.
+    """
+
+    def __init__(self, data: PreparedData) -> None:
+        self.data = data
+        cases = PreparedStore.from_folder(data.prepared)
+        patients = {case.patient for case in cases.cases}
+        if data.validation_fold is not None and len(patients) < 2:
+            raise TrainingError(
+                f"{data.prepared}: expected at least two patients to hold a fold out, found {len(patients)}. Add "
+                "patients, or leave validation_fold and validation_steps out."
+            )
+        self.training = cases.select(exclude_fold=data.validation_fold)
+        fold = data.validation_fold
+        self.held_out = None if fold is None else cases.select(folds=[fold])
+        self.shape = cases.spec.grid.shape
+
+    @property
+    def description(self) -> str:
+        """Number of cases, and the fold that is held out."""
+        held_out = "" if self.held_out is None else f", fold {self.data.validation_fold} held out"
+        return f"{len(self.training)} cases of {self.training.spec.name}{held_out}"
+
+    @property
+    def slots(self) -> dict[str, SlotSpec]:
+        """Labels that preparation bound to free ids."""
+        labels = self.training.spec.new_labels
+        return {name: SlotSpec(id=label.id, hosts=label.hosts) for name, label in labels.items()}
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """A hash of the files' hashes: the folder may move, its cases may not change."""
+        digest = hashlib.sha256()
+        for case in self.training.cases:
+            digest.update(f"{case.image_sha256} {case.label_sha256}\n".encode())
+        return {"data.cases": digest.hexdigest(), "data.validation_fold": self.data.validation_fold}
+
+    def open(self, report: ReportProgress) -> tuple[CaseStore, CaseStore | None]:
+        """The cases of the folds; they are read when they are needed."""
+        return self.training, self.held_out
+
+    def encode(
+        self, autoencoder: nn.Module, *, weights_hash: str, deviation: float, device: str, report: ReportProgress
+    ) -> tuple[LatentSet, LatentSet | None]:
+        """Latents of the cases; the held-out ones take the scale of the others."""
+        latents = self.training.encode(
+            autoencoder, weights_hash=weights_hash, deviation=deviation, device=device, report=report
+        )
+        if self.held_out is None:
+            return latents, None
+        held_out = self.held_out.encode(
+            autoencoder, weights_hash=weights_hash, scale_factor=latents.scale_factor, device=device, report=report
+        )
+        return latents, held_out
+
+
+def open_source(recipe: TrainingRecipe, folder: Path) -> CaseSource:
+    """The cases that a recipe names.
+
+    Args:
+        recipe: Of the training.
+        folder: Of the run, where phantoms are built.
+
+    Raises:
+        PreparationError: A prepared folder that cannot be read.
+        TrainingError: One patient only, and a fold to hold out; or cases on a grid that the recipe is not for.
+    """
+    if isinstance(recipe.data, PhantomData):
+        return PhantomSource(recipe, recipe.data, folder)
+    source = PreparedSource(recipe.data)
+    require_fitting_data(recipe, source.training.spec.grid, recipe.data.prepared)
+    return source

@@ -1,0 +1,133 @@
+"""The region contrastive loss: a label in the map must show in the image, and the rest must not care.
+
+Source: Zhao et al., "MAISI-v2: Accelerated 3D High-Resolution Medical Image Synthesis with Rectified Flow and
+Region-specific Contrastive Loss", 2025. MONAI does not ship it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import NamedTuple, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy import ndimage
+from torch import Tensor
+from torch.nn import functional
+
+from maisi_aug.lesions.editing import remove_lesions
+from maisi_aug.training.finetune.slot_choice import TaughtLabel
+from maisi_aug.vocabulary.labels import Label, Vocabulary
+from maisi_aug.volumes.components import TOUCHING, bounding_box, is_any_of
+from maisi_aug.volumes.grid import Spacing
+
+MARGIN_VOXELS = 3
+"""Width of the band around a removed label in which nothing is asked for."""
+MAX_PATCHES = 256
+_EPSILON = 1e-5
+
+
+class ChangedRegions(NamedTuple):
+    """Where a label was removed, and where nothing of it can be felt; ``(B, 1, i, j, k)`` float32 each."""
+
+    changed: Tensor
+    outside: Tensor
+
+
+class LabelRemover:
+    """Puts the nearest host organ in the place of tumours; what that changes of a map is computed once.
+
+    Args:
+        vocabulary: Whose tumours are removed.
+    """
+
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        self._ids = vocabulary.tumor_ids
+        self._vocabulary = vocabulary
+        self._patches: dict[bytes, tuple[tuple[slice, ...], NDArray[np.uint8]]] = {}
+
+    @classmethod
+    def of_taught(cls, taught: Sequence[TaughtLabel], vocabulary: Vocabulary) -> Self:
+        """One that removes the labels that are taught, organs among them, and nothing else."""
+        return cls(_only_these_are_tumors(taught, vocabulary))
+
+    def remove(self, label_map: NDArray[np.uint8], spacing_mm: Spacing) -> NDArray[np.uint8]:
+        """A label map without the labels.
+
+        Args:
+            label_map: ``(I, J, K)`` ids; not modified.
+            spacing_mm: Along I, J, K.
+        """
+        mask = is_any_of(label_map, self._ids)
+        if not mask.any():
+            return label_map
+        key = hashlib.blake2b(label_map.tobytes()).digest()
+        if key not in self._patches:
+            box = bounding_box(mask, margin=0)
+            healthy = remove_lesions(label_map, self._vocabulary, spacing_mm=spacing_mm)
+            if len(self._patches) >= MAX_PATCHES:  # crops never come again: only whole maps are worth keeping
+                self._patches.pop(next(iter(self._patches)))
+            self._patches[key] = (box, healthy[box].copy())
+        box, patch = self._patches[key]
+        without = label_map.copy()
+        without[box] = patch
+        return without
+
+
+def _only_these_are_tumors(taught: Sequence[TaughtLabel], vocabulary: Vocabulary) -> Vocabulary:
+    """A vocabulary whose tumours are the labels to remove."""
+    hosts = {label.id: label.hosts for label in taught}
+
+    def redo(label: Label) -> Label:
+        if label.id in hosts:
+            return replace(label, kind="tumor", hosts=hosts[label.id], removal_id=hosts[label.id][0])
+        return replace(label, kind="organ", removal_id=None) if label.kind == "tumor" else label
+
+    return Vocabulary(tuple(map(redo, vocabulary)))
+
+
+def find_regions(
+    with_label: NDArray[np.uint8], without_label: NDArray[np.uint8], latent_shape: torch.Size
+) -> ChangedRegions:
+    """The latent voxels where two label maps differ, and those well outside.
+
+    Args:
+        with_label: ``(B, I, J, K)`` ids.
+        without_label: ``(B, I, J, K)`` ids.
+        latent_shape: ``(B, C, i, j, k)``.
+    """
+    changed = with_label != without_label
+    near = np.stack([ndimage.binary_dilation(part, TOUCHING, iterations=MARGIN_VOXELS) for part in changed])
+    return ChangedRegions(_pool(changed, latent_shape), 1.0 - _pool(near, latent_shape))
+
+
+def region_contrastive_loss(
+    with_label: Tensor, without_label: Tensor, target: Tensor, regions: ChangedRegions, *, bound: float
+) -> tuple[Tensor, Tensor]:
+    """Reward for a difference inside the region, and penalty for an error outside it.
+
+    Args:
+        with_label: ``(B, C, i, j, k)`` output for the label map.
+        without_label: The same for the map without the labels, from the same noise at the same time.
+        target: What the network should say of the real image.
+        regions: On the device of the others.
+        bound: Mean difference beyond which nothing more is gained.
+
+    Returns:
+        Minus the mean absolute difference inside, no lower than ``-bound``, and the mean absolute error of
+        ``without_label`` outside; scalars.
+    """
+    num_channels = with_label.shape[1]
+    inside = regions.changed.sum() * num_channels + _EPSILON
+    difference = ((with_label - without_label).abs() * regions.changed).sum() / inside
+    reward = functional.relu(bound - difference) - bound
+    error = ((without_label - target).abs() * regions.outside).sum() / (regions.outside.sum() * num_channels + _EPSILON)
+    return reward, error
+
+
+def _pool(mask: NDArray[np.bool_], shape: torch.Size) -> Tensor:
+    """``(B, 1, i, j, k)``: whether any voxel of a latent voxel is set; a label smaller than one is not lost."""
+    return functional.adaptive_max_pool3d(torch.from_numpy(mask)[:, None].float(), list(shape[2:]))

@@ -1,0 +1,365 @@
+"""The objective of the diffusion U-Net, alone or together with its ControlNet, on encoded latents."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from monai.networks.schedulers.ddpm import DDPMScheduler
+from monai.networks.schedulers.rectified_flow import RFlowScheduler
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional
+
+from maisi_aug.networks.building import takes_regions
+from maisi_aug.networks.conditioning import (
+    name_for_unet,
+    to_label_bits,
+    to_modality_tensor,
+    to_region_tensors,
+    to_spacing_tensor,
+)
+from maisi_aug.seeds import derive_seed, numpy_generator
+from maisi_aug.training.cases.data import Ahead, CaseStore, LatentSet
+from maisi_aug.training.images.contrastive import ChangedRegions, LabelRemover, find_regions, region_contrastive_loss
+from maisi_aug.training.images.patches import LesionPlaces
+from maisi_aug.training.loop.processes import ALONE, WHOLE, Processes, Share
+from maisi_aug.training.loop.run import Stateless
+from maisi_aug.training.loop.settings import FlowLossConfig
+from maisi_aug.vocabulary.regions import Regions, find_body_regions
+from maisi_aug.volumes.grid import Shape, Spacing
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Cases of one step: ``(B, C, i, j, k)`` scaled latents, ``(B, I, J, K)`` label maps, and what else is told.
+
+    The regions are those of the whole case, as at generation: a crop may show none of the organs that tell them.
+    """
+
+    clean: Tensor
+    label_maps: NDArray[np.uint8]
+    modalities: tuple[str, ...]
+    spacings_mm: tuple[Spacing, ...]
+    regions: tuple[Regions, ...]
+    has_lesions: bool
+
+
+@dataclass(frozen=True, eq=False)
+class Prediction:
+    """What a network was given and made of it: ``(B, C, i, j, k)`` noisy latents, output and target, ``(B,)`` steps."""
+
+    noisy: Tensor
+    timesteps: Tensor
+    output: Tensor
+    target: Tensor
+
+
+class FlowObjective(Stateless):
+    """Predict velocity or noise from noisy latents, with a ControlNet when one is given.
+
+    Rectified flow: x_t = (1 - t) x_0 + t e, target x_0 - e (Liu et al., "Flow Straight and Fast", ICLR 2023).
+    DDPM: target e (Ho et al., "Denoising Diffusion Probabilistic Models", NeurIPS 2020).
+
+    The L1 is weighted as MAISI's, and then divided by the sum of the weights where MAISI's is a plain mean: a case with
+    large lesions does not count more than one with small ones, and the other losses keep their weight beside it.
+    """
+
+    def __init__(
+        self,
+        unet: nn.Module,
+        controlnet: nn.Module | None,
+        scheduler: RFlowScheduler | DDPMScheduler,
+        store: CaseStore,
+        latents: LatentSet,
+        config: FlowLossConfig,
+        *,
+        lesion_ids: Sequence[int],
+        seed: int,
+        device: str,
+        label_weights: Mapping[int, float] | None = None,
+        remover: LabelRemover | None = None,
+        processes: Processes = ALONE,
+    ) -> None:
+        self.unet = unet
+        self.controlnet = controlnet
+        self.scheduler = scheduler
+        self.store = store
+        self.latents = latents
+        self.config = config
+        self.lesion_ids = np.asarray(lesion_ids, dtype=np.uint8)
+        self.seed = seed
+        self.device = device
+        self.remover = remover
+        self.processes = processes
+        self.lesions = LesionPlaces(store, lesion_ids)
+        self._weight_of_id = _tabulate_weights(config, lesion_ids, label_weights or {})
+        self._batches = Ahead[Batch](is_on=device.startswith("cuda"))
+        self._mean_weights: tuple[int, Tensor] | None = None
+        self._unet_trains = controlnet is None or config.train_unet
+        unet.requires_grad_(self._unet_trains)
+
+    @property
+    def networks(self) -> Mapping[str, nn.Module]:
+        """The ControlNet and, where it learns, the U-Net."""
+        trained: dict[str, nn.Module] = {"diffusion_unet": self.unet} if self._unet_trains else {}
+        if self.controlnet is not None:
+            trained["controlnet"] = self.controlnet
+        return trained
+
+    def loss(self, step: int, share: Share = WHOLE) -> tuple[Tensor, dict[str, Tensor]]:
+        """Weighted L1 of a share of a step's batch, with the plain L1 and that inside lesions."""
+        batch = self._batches(self._draw_batch, step, share)
+        noise, timesteps = self._draw_noise(step, batch.clean, share)
+        return self.compare(batch, noise, timesteps, mean_weights=self._measure_weights(step, share))
+
+    def compare(
+        self, batch: Batch, noise: Tensor, timesteps: Tensor, *, mean_weights: Tensor | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Weighted L1 of a batch at given noise and timesteps.
+
+        Args:
+            batch: Cases.
+            noise: ``(B, C, i, j, k)``.
+            timesteps: ``(B,)``.
+            mean_weights: What ``weights_of`` gives, averaged over all shares of a step; None for the batch's own.
+        """
+        clean, noise, timesteps = (tensor.to(self.device) for tensor in (batch.clean, noise, timesteps))
+        noisy = self.scheduler.add_noise(original_samples=clean, noise=noise, timesteps=timesteps)
+        target = clean - noise if isinstance(self.scheduler, RFlowScheduler) else noise
+        label_maps = torch.from_numpy(batch.label_maps).to(self.device)
+        output = self._predict(noisy, timesteps, batch, label_maps)
+        signed_error = output.float() - target
+        error = signed_error.abs()
+        weight, lesions = self._weights(label_maps, batch.clean.shape)
+        # A crop without body has no weight at all where the outside has none.
+        total = weight.sum() if mean_weights is None else mean_weights[0]
+        loss = (error * weight).sum() / (total.clamp_min(1e-6) * error.shape[1])
+        figures = {"l1": error.mean(), "timestep": timesteps.float().mean()}
+        if batch.has_lesions:
+            figures["l1_lesion"] = (error * lesions).sum() / (lesions.sum() * error.shape[1])
+        if self.config.label_mean_weight > 0:
+            figures["label_mean"] = label_mean_error(
+                signed_error,
+                label_maps,
+                self.lesion_ids.tolist(),
+                self.config.lesion_weight,
+                total_weight=None if mean_weights is None else mean_weights[1],
+            )
+            loss = loss + self.config.label_mean_weight * figures["label_mean"]
+        extra = self._contrast(batch, Prediction(noisy, timesteps, output.float(), target), figures)
+        loss = loss if extra is None else loss + extra
+        return loss, {name: value.detach() for name, value in figures.items()}
+
+    def _contrast(self, batch: Batch, predicted: Prediction, figures: dict[str, Tensor]) -> Tensor | None:
+        """The region contrastive loss, while the network trains, its figures added in place; None for nothing."""
+        weight = self.config.contrastive_weight if isinstance(self.scheduler, RFlowScheduler) else 0.0
+        if weight == 0 or self.remover is None or not torch.is_grad_enabled():
+            return None
+        pairs = zip(batch.label_maps, batch.spacings_mm, strict=True)
+        without_maps = np.stack([self.remover.remove(label_map, spacing_mm) for label_map, spacing_mm in pairs])
+        regions = find_regions(batch.label_maps, without_maps, batch.clean.shape)
+        if not regions.changed.any():
+            return None
+        on_maps = torch.from_numpy(without_maps).to(self.device)
+        without = self._predict(predicted.noisy, predicted.timesteps, batch, on_maps).float()
+        on_device = ChangedRegions(*(part.to(self.device) for part in regions))
+        reward, outside = region_contrastive_loss(
+            predicted.output, without, predicted.target, on_device, bound=self.config.contrastive_bound
+        )
+        figures |= {"contrast": -reward, "outside": outside}
+        return weight * (reward + outside)
+
+    def _draw_noise(self, step: int, clean: Tensor, share: Share = WHOLE) -> tuple[Tensor, Tensor]:
+        """Noise and timesteps of a share, cut from those of the whole batch."""
+        shape = (len(clean) * share.count, *clean.shape[1:])
+        own = share.slice_of(len(clean))
+        generator = torch.Generator().manual_seed(derive_seed("flow noise", self.seed, step))
+        noise = torch.randn(shape, generator=generator)[own]
+        num = self.scheduler.num_train_timesteps
+        positions = torch.rand(shape[0], generator=generator)[own]
+        if isinstance(self.scheduler, DDPMScheduler):
+            return noise, (positions * num).long()
+        if _is_uniform(self.scheduler):
+            return noise, positions * num
+        with torch.random.fork_rng(devices=[]):  # MONAI draws from the global generator
+            torch.manual_seed(derive_seed("flow timesteps", self.seed, step))
+            timesteps: Tensor = self.scheduler.sample_timesteps(clean.new_empty(1).expand(shape))[own]
+        return noise, timesteps
+
+    def _draw_batch(self, step: int, share: Share = WHOLE) -> Batch:
+        start = self.config.whole_start_step
+        is_late = start is not None and step >= start
+        is_whole = self.config.crop_shape is None or is_late
+        count = (self.config.whole_batch_count if is_late else None) or self.config.batch_count
+        rng = numpy_generator(derive_seed("flow batch", self.seed, step), "cases")
+        plans = []
+        for index in rng.integers(len(self.store), size=count * share.count):
+            corner, shape = self._draw_crop(int(index), None if is_whole else self.config.crop_shape, rng)
+            plans.append((int(index), corner, shape, rng.random()))
+        own = plans[share.slice_of(count)]
+        return self.cut_batch([plan[:3] for plan in own], told=[plan[3] for plan in own])
+
+    def cut_batch(self, places: Sequence[tuple[int, Shape, Shape]], *, told: Sequence[float] | None = None) -> Batch:
+        """Cases as the networks see them.
+
+        Args:
+            places: Index of each case, and first latent voxel and latent voxels of its crop.
+            told: Numbers in [0, 1) by which the modality of some cases is left out; None tells all.
+        """
+        cleans, label_maps, modalities, spacings, regions = [], [], [], [], []
+        for place, (index, corner, shape) in enumerate(places):
+            case, latent = self.store[index], self.latents.latents[index]
+            factors = [side // small for side, small in zip(case.label_map.shape, latent.shape[1:], strict=True)]
+            in_latent = tuple(slice(c, c + s) for c, s in zip(corner, shape, strict=True))
+            in_image = tuple(slice(b.start * f, b.stop * f) for b, f in zip(in_latent, factors, strict=True))
+            cleans.append(latent[(slice(None), *in_latent)].float() * self.latents.scale_factor)
+            label_maps.append(case.label_map[in_image])
+            modalities.append(case.modality if told is None else self._tell(case.modality, told[place]))
+            spacings.append(case.spacing_mm)
+            if takes_regions(self.unet):
+                regions.append(find_body_regions(case.label_map))
+        maps = np.stack(label_maps)
+        has_lesions = bool(self.lesions.is_lesion[maps].any())
+        return Batch(torch.stack(cleans), maps, tuple(modalities), tuple(spacings), tuple(regions), has_lesions)
+
+    def _tell(self, modality: str, draw: float) -> str:
+        if draw < self.config.modality_dropout:
+            return "ct"
+        return "unknown" if draw < self.config.modality_dropout + self.config.modality_omission else modality
+
+    def _draw_crop(self, index: int, wanted: Shape | None, rng: np.random.Generator) -> tuple[Shape, Shape]:
+        """First latent voxel and latent voxels of a random box; all of the latent where none is wanted."""
+        latent_shape = np.asarray(self.latents.latents[index].shape[1:])
+        shape = latent_shape if wanted is None else np.minimum(wanted, latent_shape)
+        limits = latent_shape - shape
+        corner = rng.integers(0, limits + 1)
+        if rng.random() < self.config.lesion_share and limits.any():
+            lesion_voxels = self.lesions[index]
+            if len(lesion_voxels):
+                factor = np.asarray(self.lesions.shape_of(index)) // latent_shape
+                centre = lesion_voxels[rng.integers(len(lesion_voxels))] // factor
+                corner = np.clip(centre - rng.integers(0, shape), 0, limits)
+        (i, j, k), (di, dj, dk) = corner.tolist(), shape.tolist()
+        return (i, j, k), (di, dj, dk)
+
+    def _predict(self, noisy: Tensor, timesteps: Tensor, batch: Batch, label_maps: Tensor) -> Tensor:
+        device = self.device
+        modality = to_modality_tensor(batch.modalities, device=device)
+        spacing = to_spacing_tensor(batch.spacings_mm, device=device)
+        regions = to_region_tensors(batch.regions, device=device) if batch.regions else None
+        residuals: dict[str, Any] = {}
+        if self.controlnet is not None:
+            down, middle = self.controlnet(
+                x=noisy, timesteps=timesteps, controlnet_cond=to_label_bits(label_maps), class_labels=modality
+            )
+            residuals = {"down_block_additional_residuals": down, "mid_block_additional_residual": middle}
+        told = name_for_unet(modality, spacing, regions)
+        output: Tensor = self.unet(x=noisy, timesteps=timesteps, **told, **residuals)
+        return output
+
+    def _weights(self, label_maps: Tensor, shape: torch.Size) -> tuple[Tensor, Tensor]:
+        """``(B, 1, i, j, k)`` factors on the loss, and whether a latent voxel holds a lesion."""
+        device = label_maps.device
+        is_lesion = torch.from_numpy(self.lesions.is_lesion).to(device, torch.float32)
+        weight, lesions = (_pool(table, label_maps, shape) for table in (self._weight_of_id.to(device), is_lesion))
+        return weight, lesions
+
+    def _measure_weights(self, step: int, share: Share) -> Tensor | None:
+        """Sums of the weights of a share's latent voxels and labels, averaged over all shares of the step.
+
+        With them the mean of the shares' losses is the loss of one batch that holds all; None for one share.
+        """
+        if share.count == 1:
+            return None
+        if self._mean_weights is None or self._mean_weights[0] != step:
+            count = self.processes.count
+            batches = [
+                self._draw_batch(step, Share(index, share.count))
+                for index in range(share.index % count, share.count, count)
+            ]
+            total = torch.stack([self._sum_weights(batch) for batch in batches]).sum(0)
+            self._mean_weights = step, self.processes.sum(total) / share.count
+        return self._mean_weights[1]
+
+    def _sum_weights(self, batch: Batch) -> Tensor:
+        label_maps = torch.from_numpy(batch.label_maps).to(self.device)
+        voxels = self._weights(label_maps, batch.clean.shape)[0].sum()
+        labels = weigh_labels(label_maps, self.lesion_ids.tolist(), self.config.lesion_weight)
+        return torch.stack([voxels, labels.sum()])
+
+
+def _tabulate_weights(config: FlowLossConfig, lesion_ids: Sequence[int], label_weights: Mapping[int, float]) -> Tensor:
+    """Factor on the loss of each of 256 ids; a latent voxel takes the largest that it holds."""
+    table = torch.ones(256)
+    table[0] = config.outside_weight
+    table[list(lesion_ids)] = config.lesion_weight
+    for label_id, weight in label_weights.items():
+        table[label_id] = weight
+    return table
+
+
+def label_mean_error(
+    error: Tensor,
+    label_maps: Tensor,
+    lesion_ids: Sequence[int],
+    lesion_weight: float,
+    *,
+    total_weight: Tensor | None = None,
+) -> Tensor:
+    """Absolute mean error of every label, averaged over labels by the square root of their voxels.
+
+    The error of a voxel is mostly noise that no network could foretell; over a label it cancels, and what is left is
+    whether organs and lesions have the right intensity. That keeps a faint lesion from being painted over.
+
+    Args:
+        error: ``(B, C, i, j, k)`` signed.
+        label_maps: ``(B, I, J, K)`` ids, whole multiples as wide; background does not count.
+        lesion_ids: Which of them are lesions.
+        lesion_weight: Factor on these.
+        total_weight: Sum of the labels' weights to divide by; None for that of these cases.
+
+    Returns:
+        A scalar.
+    """
+    batch_count, num_channels = error.shape[:2]
+    wide = functional.interpolate(error, size=label_maps.shape[1:], mode="nearest")
+    place = _places_of_labels(label_maps)
+    sums = error.new_zeros(256 * batch_count, num_channels)
+    sums = sums.index_add(0, place, wide.flatten(2).transpose(1, 2).reshape(-1, num_channels))
+    counts = torch.bincount(place, minlength=256 * batch_count).to(sums)
+    weight = weigh_labels(label_maps, lesion_ids, lesion_weight).to(sums)
+    means = (sums / counts.clamp_min(1.0)[:, None]).abs().mean(dim=1)
+    total = weight.sum() if total_weight is None else total_weight
+    return (means * weight.flatten()).sum() / total.clamp_min(1e-6)
+
+
+def weigh_labels(label_maps: Tensor, lesion_ids: Sequence[int], lesion_weight: float) -> Tensor:
+    """``(B, 256)`` weights of the labels of each case: the square root of their voxels, lesions by a factor more."""
+    counts = torch.bincount(_places_of_labels(label_maps), minlength=256 * len(label_maps)).float()
+    weight = counts.sqrt().view(len(label_maps), 256)
+    weight[:, 0] = 0.0
+    weight[:, torch.as_tensor(lesion_ids, device=weight.device).long()] *= lesion_weight
+    return weight
+
+
+def _places_of_labels(label_maps: Tensor) -> Tensor:
+    """``(B * I * J * K,)`` row of each voxel's label in a table of 256 rows a case."""
+    rows = 256 * torch.arange(len(label_maps), device=label_maps.device)[:, None]
+    return (label_maps.flatten(1).long() + rows).flatten()
+
+
+def _is_uniform(scheduler: RFlowScheduler) -> bool:
+    """Whether timesteps are drawn evenly over the whole range, without rounding or a shift towards noise."""
+    is_shifted = scheduler.use_timestep_transform or scheduler.use_discrete_timesteps
+    return scheduler.sample_method == "uniform" and not is_shifted
+
+
+def _pool(table: Tensor, label_maps: Tensor, shape: torch.Size) -> Tensor:
+    """``(B, 1, i, j, k)``: the largest value in a table of the ids that a latent voxel holds."""
+    # index_select is five times as fast as indexing on a CPU.
+    values = table.index_select(0, label_maps.flatten().int()).view(label_maps.shape)[:, None]
+    return functional.adaptive_max_pool3d(values, list(shape[2:]))

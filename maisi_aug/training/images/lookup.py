@@ -1,0 +1,158 @@
+"""The intensity that a ControlNet which started from label means looks up for each label, and new labels in it.
+
+Such a ControlNet's first layers are a small network from the bits of a label to its mean intensity
+(:mod:`maisi_aug.training.images.label_means`). They know nothing of a slot that was never trained: what they look up for it is
+an accident of its bits. Here they are fitted again so that a new label gets its measured mean while every other label
+keeps what it had; by how much these moved is measured and reported.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from maisi_aug.networks.conditioning import HU_MAXIMUM, HU_MINIMUM
+from maisi_aug.training.images.label_means import FIT_GAIN, LabelMeans, Lookup, bits_of_ids, write_lookup
+from maisi_aug.training.images.wavelet import haar_kernels, only_convolution
+from maisi_aug.vocabulary.labels import Vocabulary
+
+NUM_REFIT_STEPS = 12_000
+TOLERANCE_HU = 0.5
+HU_PER_UNIT = HU_MAXIMUM - HU_MINIMUM
+
+
+@dataclass(frozen=True, slots=True)
+class LookupChange:
+    """What fitting a lookup again has done, in HU.
+
+    Attributes:
+        largest_old_hu: By how much the label that moved most has moved, of those the bundle knew.
+        largest_old_id: Which one that is.
+        new_hu: New id -> (looked up before, wanted, looked up now).
+    """
+
+    largest_old_hu: float
+    largest_old_id: int
+    new_hu: Mapping[int, tuple[float, float, float]]
+
+
+def find_lookup(controlnet: nn.Module) -> Lookup | None:
+    """The lookup in a ControlNet's first layers; None for one that did not start from label means."""
+    embedding: Any = controlnet.controlnet_cond_embedding
+    if len(embedding.blocks) != 2:
+        return None
+    first, second, down = (only_convolution(layer) for layer in (embedding.conv_in, *embedding.blocks))
+    taps = down.weight.detach()[0]
+    mean = haar_kernels()[0]
+    readout = taps[:, 1, 1, 1] / mean[0, 0, 0]
+    is_mean = torch.equal(taps[:, 1:, 1:, 1:], readout[:, None, None, None] * mean.to(taps))
+    if not (_is_pointwise(first) and _is_pointwise(second) and is_mean and bool(readout.any())):
+        return None
+    lookup = Lookup(nn.Linear(8, first.out_channels), nn.Linear(*_widths(second)), nn.Linear(second.out_channels, 1))
+    with torch.no_grad():
+        for layer, source in ((lookup.first, first), (lookup.second, second)):
+            layer.weight.copy_(source.weight[:, :, 1, 1, 1])
+            layer.bias.copy_(source.bias)
+        lookup.readout.weight.copy_(readout[None] * FIT_GAIN)
+        lookup.readout.bias.copy_(down.bias[:1] * FIT_GAIN)
+    return lookup
+
+
+def teach_lookup(
+    controlnet: nn.Module,
+    lookup: Lookup,
+    wanted: Mapping[int, float],
+    *,
+    known_ids: Sequence[int],
+    num_steps: int = NUM_REFIT_STEPS,
+) -> LookupChange:
+    """Have a ControlNet look up an intensity for new labels, and the same as before for the others, in place.
+
+    Args:
+        controlnet: Whose first layers are the lookup.
+        lookup: What ``find_lookup`` returned; not modified.
+        wanted: New id -> mean intensity in [0, 1].
+        known_ids: Ids that keep their intensity; new ones among them do not.
+        num_steps: Steps of the fit at most; it ends when all are within half a HU.
+    """
+    kept = torch.tensor([label_id for label_id in known_ids if label_id not in wanted])
+    new = torch.tensor(list(wanted))
+    fitted = copy.deepcopy(lookup)
+    bits = bits_of_ids()
+    with torch.no_grad():
+        before: Tensor = lookup(bits)
+    target = before.clone()
+    target[new] = torch.tensor(list(wanted.values()))
+    ids = torch.cat((kept, new))
+    optimizer = torch.optim.Adam(fitted.layers.parameters(), lr=5e-3)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, num_steps)
+    for _ in range(num_steps):
+        optimizer.zero_grad(set_to_none=True)
+        error = FIT_GAIN * (fitted(bits[ids]) - target[ids])
+        if float(error.detach().abs().max()) * HU_PER_UNIT < FIT_GAIN * TOLERANCE_HU:
+            break
+        # The fourth power beside the square: the label that moves most is the one to hold.
+        loss = (error**2).mean() + (error**4).mean().sqrt()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        schedule.step()
+    with torch.no_grad():
+        now = fitted(bits)
+        write_lookup(controlnet.controlnet_cond_embedding, fitted)
+    moved = (now - before).abs()[kept] * HU_PER_UNIT
+    place = int(moved.argmax())
+    return LookupChange(
+        float(moved[place]),
+        int(kept[place]),
+        {label_id: (_to_hu(before[label_id]), _to_hu(target[label_id]), _to_hu(now[label_id])) for label_id in wanted},
+    )
+
+
+def choose_intensities(
+    means: LabelMeans, lookup: Lookup, new_ids: Sequence[int], vocabulary: Vocabulary
+) -> dict[int, float]:
+    """The mean intensity that each new label shall have before its first step.
+
+    An organ gets its measured mean. A lesion gets what the bundle draws its hosts with, and on top the contrast to them
+    that was measured: a bundle whose livers are brighter than those of the data shall draw brighter lesions, too.
+
+    Args:
+        means: Measured on the training cases.
+        lookup: What the bundle draws.
+        new_ids: The labels.
+        vocabulary: With the new labels; tells lesions and their hosts.
+    """
+    with torch.no_grad():
+        drawn = lookup(bits_of_ids())
+    wanted = {}
+    for label_id in new_ids:
+        hosts = [host for host in vocabulary.hosts_of(label_id) if means.num_voxels[host] > 0]
+        intensity = means.intensity[label_id]
+        if label_id in vocabulary.tumor_ids and hosts:
+            share = means.num_voxels[hosts] / means.num_voxels[hosts].sum()
+            intensity = intensity + (share * (drawn[hosts] - means.intensity[hosts])).sum()
+        wanted[label_id] = float(intensity.clamp(0.0, 1.0))
+    return wanted
+
+
+def _is_pointwise(convolution: nn.Conv3d) -> bool:
+    """Whether only the middle tap of a kernel of 3x3x3 is used."""
+    weight = convolution.weight.detach()
+    if convolution.kernel_size != (3, 3, 3):
+        return False
+    middle = torch.zeros_like(weight)
+    middle[:, :, 1, 1, 1] = weight[:, :, 1, 1, 1]
+    return torch.equal(weight, middle)
+
+
+def _widths(convolution: nn.Conv3d) -> tuple[int, int]:
+    return convolution.in_channels, convolution.out_channels
+
+
+def _to_hu(intensity: Tensor) -> float:
+    return float(intensity) * HU_PER_UNIT + HU_MINIMUM

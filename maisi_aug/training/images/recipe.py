@@ -1,0 +1,264 @@
+"""The training recipe: one YAML file from which a bundle can be rebuilt. Needs no torch to be read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    PositiveInt,
+    Tag,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+
+from maisi_aug.bundle_spec.bundle import NETWORK_ROLES, SlotSpec, bind_slots
+from maisi_aug.bundle_spec.grid_limits import GridLimits, GridSpec
+from maisi_aug.bundle_spec.known_bundles import find_known_bundle
+from maisi_aug.cohort.recipe_files import list_training_recipes
+from maisi_aug.errors import BundleError, RecipeError, did_you_mean
+from maisi_aug.training.loop.settings import FlowLossConfig, LoopConfig, VaeLossConfig
+
+# What ``bundle.like`` takes over.
+SHARED_FIELDS = ("grid", "grid_limits", "num_inference_steps", "decode_window", "scheduler", "networks")
+OWN_LICENCE = "Own weights; the licence of the training data applies."
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class PhantomData(_Strict):
+    """Phantoms to train on.
+
+    Attributes:
+        num_phantoms: How many.
+        seed: From which phantom ``i`` derives, whatever their number.
+    """
+
+    num_phantoms: int = Field(gt=0)
+    seed: int = Field(ge=0)
+
+
+class PreparedData(_Strict):
+    """A folder that ``maisi-aug prepare`` wrote.
+
+    Attributes:
+        prepared: The folder.
+        validation_fold: The fold that is held out, to choose the best weights by; None trains on all cases.
+    """
+
+    prepared: str
+    validation_fold: int | None = Field(default=None, ge=0)
+
+
+def _kind_of_data(value: object) -> str:
+    is_prepared = isinstance(value, PreparedData) or (isinstance(value, dict) and "prepared" in value)
+    return "prepared" if is_prepared else "phantoms"
+
+
+DataConfig = Annotated[
+    Annotated[PhantomData, Tag("phantoms")] | Annotated[PreparedData, Tag("prepared")],
+    Discriminator(_kind_of_data),
+]
+
+
+class VaeStage(_Strict):
+    """The autoencoder's stage.
+
+    Attributes:
+        start: "random", or "wavelet" for an autoencoder that is a Haar transform before its first step.
+    """
+
+    start: Literal["random", "wavelet"] = "random"
+    loop: LoopConfig
+    loss: VaeLossConfig = VaeLossConfig()
+
+
+class FlowStage(_Strict):
+    """A stage of the U-Net alone, or of the ControlNet with or without it."""
+
+    loop: LoopConfig
+    loss: FlowLossConfig = FlowLossConfig()
+
+
+class ControlNetStage(FlowStage):
+    """The stage of the ControlNet, with or without the U-Net.
+
+    Attributes:
+        start: "encoder" takes the U-Net's encoder over, as MAISI does; "label-means" also sets both networks up to draw
+            every label at its mean intensity, and needs a U-Net that trains.
+        start_share: How far the ControlNet that is kept lies from the end of training towards its start, between 0 and
+            1. What a ControlNet learns of noise shows as mottled organs; the start is free of it. Source of such
+            interpolation: Wortsman et al., "Robust fine-tuning of zero-shot models", CVPR 2022.
+        faint_gain: Factor at a start from label means on the contrast of kinds of tumor that differ from their host by
+            less than 100 HU, of which training and sampling wash out a part.
+    """
+
+    start: Literal["encoder", "label-means"] = "encoder"
+    start_share: float = Field(default=0.0, ge=0, lt=1)
+    faint_gain: float = Field(default=1.0, gt=0)
+
+    @model_validator(mode="after")
+    def _require_trained_unet(self) -> Self:
+        if self.start == "label-means" and not self.loss.train_unet:
+            raise ValueError("start: label-means changes the U-Net and needs loss.train_unet: true")
+        if self.start != "label-means" and self.faint_gain != 1.0:
+            raise ValueError("faint_gain: changes a start from label means and needs start: label-means")
+        return self
+
+
+class BundleHeader(_Strict):
+    """What the finished bundle says of itself; the fields are those of ``bundle.BundleSpec``.
+
+    ``like: NAME`` takes what is not given of grid, grid limits, sampling, scheduler and networks from a bundle that can
+    be fetched: its definitions are known without its weights.
+    """
+
+    name: str
+    description: str
+    advice: str = ""
+    advice_without_map: str = ""
+    licence: str
+    grid: GridSpec
+    grid_limits: GridLimits | None = None
+    num_inference_steps: int = Field(gt=0)
+    mixed_precision: bool = True
+    decode_window: tuple[PositiveInt, PositiveInt, PositiveInt] | None = None
+    scheduler: dict[str, Any]
+    networks: dict[str, dict[str, Any]]
+    slots: dict[str, SlotSpec] = {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _take_over(cls, content: Any) -> Any:
+        if not isinstance(content, dict) or "like" not in content:
+            return content
+        given = {key: value for key, value in content.items() if key != "like"}
+        try:
+            header = find_known_bundle(str(content["like"])).header
+        except BundleError as error:
+            raise ValueError(f"like: {error}") from error
+        return {**{key: header[key] for key in SHARED_FIELDS if key in header}, **given}
+
+    @field_validator("networks")
+    @classmethod
+    def _require_every_role(cls, networks: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+        if set(networks) != set(NETWORK_ROLES):
+            raise ValueError(f"expected {', '.join(NETWORK_ROLES)}, found {', '.join(networks) or 'none'}")
+        return networks
+
+
+class TrainingRecipe(_Strict):
+    """Everything that a bundle's weights depend on.
+
+    Attributes:
+        kind: Tells training recipes from cohort recipes.
+        seed: Of initial weights, batches and noise.
+        data: Training cases.
+        latent_deviation: Standard deviation that latents are scaled to, against noise of 1. MAISI's is 1; more moves
+            training and sampling towards little noise, where a map that tells almost everything leaves the work to be
+            done (Chen, "On the Importance of Noise Scheduling for Diffusion Models", arXiv:2301.10972).
+        bundle: Networks and metadata.
+        vae: First stage.
+        diffusion: Second stage, on the first one's latents.
+        controlnet: Third stage, from the second one's U-Net.
+    """
+
+    kind: str = Field(pattern="^training$")
+    seed: int = Field(ge=0)
+    data: DataConfig
+    latent_deviation: float = Field(default=1.0, gt=0)
+    bundle: BundleHeader
+    vae: VaeStage
+    diffusion: FlowStage
+    controlnet: ControlNetStage
+
+    @model_validator(mode="after")
+    def _require_held_out_cases(self) -> Self:
+        has_fold = isinstance(self.data, PreparedData) and self.data.validation_fold is not None
+        for name in ("vae", "diffusion", "controlnet"):
+            if getattr(self, name).loop.validation_steps is not None and not has_fold:
+                raise ValueError(f"{name}.loop.validation_steps: needs held-out cases, a data.validation_fold")
+        return self
+
+    @model_validator(mode="after")
+    def _require_what_contrast_needs(self) -> Self:
+        if self.diffusion.loss.contrastive_weight > 0:
+            raise ValueError("diffusion.loss.contrastive_weight: is for a ControlNet; set controlnet.loss alone")
+        if self.controlnet.loss.contrastive_weight > 0 and self.bundle.scheduler.get("class") != "RFlowScheduler":
+            raise ValueError("controlnet.loss.contrastive_weight: is for rectified flow, not for ddpm; leave it out")
+        return self
+
+    @model_validator(mode="after")
+    def _require_known_labels(self) -> Self:
+        if isinstance(self.data, PhantomData):  # prepared data may bring labels of its own
+            vocabulary = bind_slots(self.bundle.slots)
+            for stage in (self.diffusion, self.controlnet):
+                for name in stage.loss.label_weights:
+                    vocabulary.id_of(name)
+        return self
+
+    def with_prepared(self, folder: Path) -> TrainingRecipe:
+        """The recipe on other data: a prepared folder, with the fold that the recipe holds out.
+
+        What a recipe for phantoms says of its bundle is not true of other data: name, words and licence are replaced.
+        """
+        if isinstance(self.data, PreparedData):
+            return self.model_copy(update={"data": self.data.model_copy(update={"prepared": str(folder)})})
+        words = {
+            "name": f"own-{self.bundle.name}",
+            "description": f"Networks of the recipe for {self.bundle.name}, trained on prepared CTs.",
+            "advice": "",
+            "advice_without_map": "",
+            "licence": OWN_LICENCE,
+        }
+        bundle = self.bundle.model_copy(update=words)
+        return self.model_copy(update={"data": PreparedData(prepared=str(folder)), "bundle": bundle})
+
+
+def training_recipe_path(name_or_path: str) -> Path:
+    """The file of a training recipe that comes with the package, or of the user's own.
+
+    Raises:
+        RecipeError: Offering the closest names.
+    """
+    if Path(name_or_path).is_file():
+        return Path(name_or_path)
+    named = {info.name: info.path for info in list_training_recipes()}
+    if name_or_path not in named:
+        raise RecipeError(
+            f"Training recipe '{name_or_path}': expected a file or one of {', '.join(named)}, found neither."
+            f"{did_you_mean(name_or_path, named)}"
+        )
+    return named[name_or_path]
+
+
+def load_training_recipe(path: Path) -> TrainingRecipe:
+    """Read and validate a training recipe; all problems are reported together.
+
+    Raises:
+        RecipeError: For a missing file, invalid YAML or fields that do not validate.
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise RecipeError(f"Training recipe {path}: expected readable YAML, found: {error}.") from error
+    try:
+        return TrainingRecipe.model_validate(content)
+    except ValidationError as error:
+        problems = "; ".join(f"{_name_place(e['loc'])}{e['msg']}" for e in error.errors())
+        raise RecipeError(f"Training recipe {path}: {problems}.") from error
+
+
+def _name_place(location: tuple[int | str, ...]) -> str:
+    """Where in the file a problem is, with a colon; nothing where the message names several fields."""
+    # Behind "data" stands the kind of data that was meant, which is no field.
+    fields = [*location[:1], *location[2:]] if location[:1] == ("data",) else location
+    return f"{'.'.join(map(str, fields))}: " if fields else ""

@@ -1,0 +1,1 @@
+"""The training loop that every network shares: steps, precision, averages, checkpoints, several processes."""

@@ -1,0 +1,78 @@
+"""Mixed precision in training: bfloat16, or float16 with a scaled loss on CUDA devices without bfloat16."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from maisi_aug.errors import TrainingError
+from maisi_aug.networks.building import computes_in_bfloat16
+
+# A loss scaled down so far still had gradients beyond float16: the step is broken, not its scale.
+LEAST_SCALE = 2.0**-14
+
+
+class Precision:
+    """How forward passes compute and how the optimiser steps.
+
+    Args:
+        device: Where the networks are.
+        is_mixed: False computes in float32.
+        dtype: Of the passes; None for what suits the device.
+    """
+
+    def __init__(self, device: str, *, is_mixed: bool, dtype: torch.dtype | None = None) -> None:
+        self.device_type = device.partition(":")[0]
+        self.dtype = (dtype or choose_dtype(device)) if is_mixed else torch.float32
+        self.scaler = torch.amp.GradScaler(self.device_type) if self.dtype == torch.float16 else None
+
+    def autocast(self) -> AbstractContextManager[object]:
+        """The context of a forward pass."""
+        return nullcontext() if self.dtype == torch.float32 else torch.autocast(self.device_type, dtype=self.dtype)
+
+    def backward(self, loss: Tensor) -> None:
+        """Add the gradients of a loss."""
+        scaled = loss if self.scaler is None else self.scaler.scale(loss)
+        scaled.backward()  # type: ignore[no-untyped-call]
+
+    def unscale(self, optimizer: torch.optim.Optimizer) -> None:
+        """Bring the gradients back to their own scale, before they are measured."""
+        if self.scaler is not None:
+            self.scaler.unscale_(optimizer)
+
+    def step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Let the optimiser step; with a scaled loss, gradients beyond float16 leave the step out and lower the scale.
+
+        Raises:
+            TrainingError: When no scale makes the gradients finite.
+        """
+        if self.scaler is None:
+            optimizer.step()
+            return
+        self.scaler.step(optimizer)
+        self.scaler.update()
+        if self.scaler.get_scale() < LEAST_SCALE:
+            raise TrainingError(
+                f"Loss scale: expected at least {LEAST_SCALE:.0e}, found {self.scaler.get_scale():.0e} with float16 "
+                "gradients that are not finite. Lower learning_rate, or set mixed_precision: false."
+            )
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps: the loss scale, where there is one."""
+        return {} if self.scaler is None else self.scaler.state_dict()
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Take back what ``state`` gave."""
+        if self.scaler is not None and state:
+            self.scaler.load_state_dict(dict(state))
+
+
+def choose_dtype(device: str) -> torch.dtype:
+    """bfloat16 where the device computes in it, float16 on other CUDA devices, else float32."""
+    if device.startswith("cuda") and not torch.cuda.is_bf16_supported(including_emulation=False):
+        return torch.float16
+    return torch.bfloat16 if computes_in_bfloat16(device) else torch.float32

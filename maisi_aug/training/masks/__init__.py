@@ -1,0 +1,1 @@
+"""Training of the mask networks, which generate label maps."""

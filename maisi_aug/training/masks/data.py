@@ -1,0 +1,147 @@
+"""Where the label maps of mask networks come from: phantoms, a bank, or a prepared folder; training and held-out."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from maisi_aug.banks.folder_bank import FolderBank
+from maisi_aug.banks.label_map import cut_map
+from maisi_aug.banks.listing import Needs
+from maisi_aug.errors import TrainingError
+from maisi_aug.seeds import derive_seed, numpy_generator
+from maisi_aug.training.cases.data import PhantomStore, ReportProgress
+from maisi_aug.training.cases.prepared import PreparedStore
+from maisi_aug.training.masks.label_maps import (
+    ClassMaps,
+    FileMaps,
+    LabelMaps,
+    PhantomMaps,
+    SomeMaps,
+    StoreMaps,
+    store_maps,
+)
+from maisi_aug.training.masks.recipe import MaskTrainingRecipe
+from maisi_aug.vocabulary.labels import FULL_VOCABULARY, Vocabulary
+from maisi_aug.volumes.grid import Grid, spell_grid
+
+HELD_OUT_SHARE = 5
+"""Of the user's own maps at most one in so many is held out."""
+
+
+@dataclass(frozen=True, eq=False)
+class MaskSplit:
+    """Label maps as classes.
+
+    Attributes:
+        training: To learn from.
+        held_out: For validation only.
+        key: Hash of what they are; other maps have another one.
+        origin: Where they come from, for the bundle's provenance.
+    """
+
+    training: ClassMaps
+    held_out: ClassMaps
+    key: str
+    origin: str
+
+
+def open_phantoms(recipe: MaskTrainingRecipe, folder: Path, *, report: ReportProgress | None = None) -> MaskSplit:
+    """Build what is missing of the recipe's phantoms.
+
+    Phantom ``i`` depends on the seed and on ``i`` alone; those that are held out derive from another seed.
+    """
+    data, grid = recipe.data, recipe.grid
+
+    def build(seed: int, num_phantoms: int) -> ClassMaps:
+        store = PhantomStore(folder, seed=seed, shape=grid.shape, spacing_mm=grid.spacing_mm)
+        store.ensure(num_phantoms, report=report)
+        return ClassMaps(PhantomMaps(store), FULL_VOCABULARY)
+
+    training = build(data.seed, data.num_phantoms)
+    held_out = build(derive_seed("held-out phantoms", data.seed), data.num_held_out)
+    key = hash_of(["phantoms", data.seed, data.num_phantoms, data.num_held_out, grid.model_dump(mode="json")])
+    return MaskSplit(training, held_out, key, f"{data.num_phantoms} procedural phantoms, seed {data.seed}")
+
+
+def open_bank(
+    recipe: MaskTrainingRecipe, bank: FolderBank, folder: Path, *, report: ReportProgress | None = None
+) -> MaskSplit:
+    """Cut every map of a bank once to the recipe's grid, with its lesions' volumes kept, and store the cuts.
+
+    A bank whose files have other names or sizes, or whose ids mean something else, is another one. A map that cannot be
+    used is left out; ``bank.skipped`` says why. Every map counts as a patient of its own.
+
+    Raises:
+        BankError: No map can be used.
+        TrainingError: Only one map can be used.
+    """
+    grid = Grid.from_spacing(recipe.grid.shape, recipe.grid.spacing_mm)
+    indices = sorted(bank.order(recipe.data.seed, Needs()))
+    key = hash_of([bank.name, bank.digest, recipe.data.seed, recipe.grid.model_dump(mode="json")])
+    store = folder / f"maps-{key}"
+
+    def cut(index: int) -> NDArray[np.uint8] | None:
+        bank_map = bank.load(index)
+        if bank_map is None:
+            return None
+        rng = numpy_generator(recipe.data.seed, f"training cut {index}")
+        return cut_map(bank_map, grid, [], rng=rng, keep_ids=bank.vocabulary.tumor_ids).label_map
+
+    usable = store_maps(store, [f"{index:05d}" for index in indices], lambda place: cut(indices[place]), report=report)
+    names = [key, *(path.stem for path in usable)]
+    return _split(FileMaps(usable), names, recipe, bank.vocabulary, f"{len(usable)} maps of {bank.name}")
+
+
+def open_prepared(recipe: MaskTrainingRecipe, store: PreparedStore) -> MaskSplit:
+    """The label maps of a prepared folder; those of its first fold are held out.
+
+    Raises:
+        TrainingError: Its grid is not the recipe's, or it has but one fold.
+    """
+    grid = recipe.grid
+    for record in store.cases:
+        if record.shape != grid.shape or not np.allclose(record.spacing_mm, grid.spacing_mm, rtol=1e-3):
+            raise TrainingError(
+                f"{store.dataset.path}, case {record.id}: expected the recipe's grid, "
+                f"{spell_grid(grid.shape, grid.spacing_mm)}, found {spell_grid(record.shape, record.spacing_mm)}. "
+                "Prepare the data with that grid, or change the recipe's."
+            )
+    folds = sorted({record.fold for record in store.cases})
+    if len(folds) < 2:
+        raise TrainingError(
+            f"{store.dataset.path}: expected cases in at least two folds, one of them to be held out, found "
+            f"{len(folds)}. Prepare more cases."
+        )
+    parts = [store.select(exclude_fold=folds[0]), store.select(folds=[folds[0]])]
+    # Folds too: latents are kept by number, and cases that were trained on must never come to be held out.
+    rows = [[record.id, record.label_sha256, record.fold == folds[0]] for record in store.cases]
+    key = hash_of([store.dataset.path.name, *rows])
+    training, held_out = (ClassMaps(StoreMaps(part), store.vocabulary) for part in parts)
+    return MaskSplit(training, held_out, key, f"{len(parts[0])} prepared cases of {store.dataset.path.name}")
+
+
+def _split(
+    maps: LabelMaps, names: list[str], recipe: MaskTrainingRecipe, vocabulary: Vocabulary, origin: str
+) -> MaskSplit:
+    if len(maps) < 2:
+        raise TrainingError(
+            f"Label maps for training: expected at least two, one of them to be held out, found {len(maps)}. Add maps."
+        )
+    order = numpy_generator(recipe.data.seed, "held-out maps").permutation(len(maps)).tolist()
+    num_held_out = max(1, min(recipe.data.num_held_out, len(maps) // HELD_OUT_SHARE))
+    held_out, training = (
+        ClassMaps(SomeMaps(maps, sorted(part)), vocabulary) for part in (order[:num_held_out], order[num_held_out:])
+    )
+    key = hash_of([origin, names, recipe.data.seed, num_held_out, recipe.grid.model_dump(mode="json")])
+    return MaskSplit(training, held_out, key, origin)
+
+
+def hash_of(parts: list[object]) -> str:
+    """A short name for plain JSON values."""
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12]

@@ -1,0 +1,256 @@
+"""Label maps to train mask networks on, as classes of MAISI's mask decoder: read, varied, cut into patches."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from maisi_aug.networks.mask_decoding import class_ids
+from maisi_aug.seeds import numpy_generator
+from maisi_aug.system.whole_files import write_whole
+from maisi_aug.training.cases.data import CaseStore, PhantomStore, ReportProgress
+from maisi_aug.training.masks.recipe import WarpConfig
+from maisi_aug.vocabulary.labels import BODY_ID, MAISI, Vocabulary
+from maisi_aug.volumes.grid import Shape, Spacing
+
+CACHE_BYTES = 2**30
+Classes = NDArray[np.uint8]
+
+
+class LabelMaps(Protocol):
+    """Label maps of one shape by number."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> NDArray[np.uint8]:
+        """``(I, J, K)`` ids or classes; not to be written into."""
+
+
+@cache
+def _class_table(removals: tuple[tuple[int, int], ...]) -> NDArray[np.uint8]:
+    table = np.full(256, np.flatnonzero(class_ids() == BODY_ID)[0], dtype=np.uint8)
+    table[class_ids()] = np.arange(len(class_ids()), dtype=np.uint8)
+    for label_id, host in removals:
+        table[label_id] = table[host]
+    return table
+
+
+def to_classes(label_map: NDArray[np.uint8], vocabulary: Vocabulary = MAISI) -> Classes:
+    """Classes of MAISI's mask decoder.
+
+    What it has no class for becomes its host organ where it has one, as kidney cysts do, and body elsewhere.
+
+    Args:
+        label_map: ``(I, J, K)`` vocabulary ids.
+        vocabulary: Tells the hosts of bound slots.
+    """
+    known = set(class_ids().tolist())
+    cysts = [(MAISI.id_of(f"{side} kidney cyst"), MAISI.id_of(f"{side} kidney")) for side in ("left", "right")]
+    bound = [(label_id, vocabulary.hosts_of(label_id)[0]) for label_id in vocabulary.tumor_ids if label_id not in known]
+    classes: Classes = _class_table((*cysts, *bound))[label_map]
+    return classes
+
+
+@cache
+def mirrored_classes() -> NDArray[np.uint8]:
+    """``(125,)``: the class that each becomes when a patient is mirrored left to right.
+
+    Lobes of the lung have the side in their names, too; the right middle lobe has no partner and stays itself.
+    """
+    ids = class_ids().tolist()
+    partners = list(range(len(ids)))
+    for number, label_id in enumerate(ids):
+        words = MAISI.name_of(label_id).split()
+        other = " ".join({"left": "right", "right": "left"}.get(word, word) for word in words)
+        named = [label.id for label in MAISI if label.name == other]
+        if named and named[0] in ids:
+            partners[number] = ids.index(named[0])
+    return np.array(partners, dtype=np.uint8)
+
+
+class PhantomMaps:
+    """The label maps of phantoms; their images stay on the disk."""
+
+    def __init__(self, store: PhantomStore) -> None:
+        self._store = store
+
+    def __len__(self) -> int:
+        return len(self._store)
+
+    def __getitem__(self, index: int) -> NDArray[np.uint8]:
+        return _read_map(self._store.path_of(index))
+
+
+class ClassMaps:
+    """Label maps turned into classes and kept in memory as far as there is room."""
+
+    def __init__(self, maps: LabelMaps, vocabulary: Vocabulary, *, cache_bytes: int = CACHE_BYTES) -> None:
+        self._maps = maps
+        self._vocabulary = vocabulary
+        self._cache: OrderedDict[int, Classes] = OrderedDict()
+        self._cache_bytes = cache_bytes
+
+    def __len__(self) -> int:
+        return len(self._maps)
+
+    def __getitem__(self, index: int) -> Classes:
+        if index not in self._cache:
+            self._cache[index] = to_classes(self._maps[index], self._vocabulary)
+            while len(self._cache) > 1 and sum(kept.nbytes for kept in self._cache.values()) > self._cache_bytes:
+                self._cache.popitem(last=False)
+        return self._cache[index]
+
+
+class StoreMaps:
+    """The label maps of training cases."""
+
+    def __init__(self, store: CaseStore) -> None:
+        self._store = store
+
+    def __len__(self) -> int:
+        return len(self._store)
+
+    def __getitem__(self, index: int) -> NDArray[np.uint8]:
+        return self._store[index].label_map
+
+
+class FileMaps:
+    """Label maps in files of ``store_maps``."""
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        self._paths = paths
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def __getitem__(self, index: int) -> NDArray[np.uint8]:
+        return _read_map(self._paths[index])
+
+
+class SomeMaps:
+    """Some of the maps of a set."""
+
+    def __init__(self, maps: LabelMaps, indices: Sequence[int]) -> None:
+        self._maps = maps
+        self._indices = indices
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def __getitem__(self, index: int) -> NDArray[np.uint8]:
+        return self._maps[self._indices[index]]
+
+
+def store_maps(
+    folder: Path,
+    names: Sequence[str],
+    build: Callable[[int], NDArray[np.uint8] | None],
+    *,
+    report: ReportProgress | None = None,
+) -> list[Path]:
+    """Write label maps into a folder, those that are not there yet.
+
+    Args:
+        folder: This program's own.
+        names: Of the maps.
+        build: Gives a map, or None for one that cannot be had.
+        report: Called with (maps done, maps in all).
+
+    Returns:
+        The files that are there in the end.
+    """
+    paths = [folder / f"{name}.npz" for name in names]
+    for place, path in enumerate(paths):
+        label_map = None if path.exists() else build(place)
+        if label_map is not None:
+            buffer = io.BytesIO()
+            np.savez_compressed(buffer, label_map=label_map)
+            write_whole(path, buffer.getvalue())
+        if report is not None:
+            report(place + 1, len(paths))
+    return [path for path in paths if path.exists()]
+
+
+def _read_map(path: Path) -> NDArray[np.uint8]:
+    """One array of an archive; the others stay on the disk."""
+    with np.load(path, allow_pickle=False) as stored:
+        label_map: NDArray[np.uint8] = stored["label_map"]
+    return label_map
+
+
+class VariedMaps:
+    """Every map several times: itself, then others that are turned, stretched and shifted a little."""
+
+    def __init__(self, maps: LabelMaps, num_variants: int, warp: WarpConfig, *, spacing_mm: Spacing, seed: int) -> None:
+        self._maps = maps
+        self._num_variants = num_variants
+        self._warp = warp
+        self._spacing_mm = spacing_mm
+        self._seed = seed
+
+    def __len__(self) -> int:
+        return len(self._maps) * self._num_variants
+
+    def __getitem__(self, index: int) -> Classes:
+        number, variant = divmod(index, self._num_variants)
+        classes: Classes = self._maps[number]
+        if variant == 0:
+            return classes
+        rng = numpy_generator(self._seed, f"map variant {number} {variant}")
+        matrix, shift = draw_warp(self._warp, self._spacing_mm, rng)
+        centre = (np.asarray(classes.shape) - 1) / 2
+        return take_patch(classes, classes.shape, centre + shift, matrix)
+
+
+def draw_warp(
+    warp: WarpConfig, spacing_mm: Spacing, rng: np.random.Generator
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """A small rotation and stretch in millimetres, as a matrix on voxel offsets, and a shift in voxels.
+
+    Returns:
+        ``(3, 3)`` from offsets in the varied map to offsets in the map, and ``(3,)``.
+    """
+    matrix = np.diag(1.0 + rng.uniform(-warp.stretch, warp.stretch, 3))
+    for axis, angle in enumerate(np.radians(rng.uniform(-warp.degrees, warp.degrees, 3))):
+        first, second = (other for other in range(3) if other != axis)
+        turn = np.eye(3)
+        turn[[first, second], [first, second]] = math.cos(angle)
+        turn[first, second], turn[second, first] = -math.sin(angle), math.sin(angle)
+        matrix = turn @ matrix
+    spacing = np.asarray(spacing_mm)
+    shift = rng.uniform(-warp.shift_mm, warp.shift_mm, 3) / spacing
+    return matrix * spacing[None, :] / spacing[:, None], shift
+
+
+def take_patch(classes: Classes, shape: Shape, centre: NDArray[np.float64], matrix: NDArray[np.float64]) -> Classes:
+    """The nearest voxels of a turned and stretched box; background beyond the map.
+
+    Args:
+        classes: ``(I, J, K)``.
+        shape: Of the patch.
+        centre: Its middle in voxels of the map.
+        matrix: ``(3, 3)`` from offsets in the patch to offsets in the map.
+    """
+    offsets = [np.arange(side) - (side - 1) / 2 for side in shape]
+    inside = np.ones(shape, dtype=bool)
+    flat = np.zeros(shape, dtype=np.int64)
+    for axis, side in enumerate(classes.shape):
+        i, j, k = (step * offset for step, offset in zip(matrix[axis], offsets, strict=True))
+        places = np.rint(centre[axis] + i[:, None, None] + j[None, :, None] + k[None, None, :]).astype(np.int64)
+        inside &= (places >= 0) & (places < side)
+        flat = flat * side + np.clip(places, 0, side - 1)
+    patch: Classes = np.where(inside, classes.ravel()[flat], np.uint8(0))
+    return patch
+
+
+def mirror(classes: Classes) -> Classes:
+    """A patch mirrored left to right, the first axis, with left and right labels exchanged."""
+    return np.ascontiguousarray(mirrored_classes()[classes[::-1]])

@@ -1,0 +1,220 @@
+"""The training recipe of the mask generator: one YAML file, as for the image networks. Needs no torch to be read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, field_validator, model_validator
+
+from maisi_aug.bundle_spec.decoding import latent_factor
+from maisi_aug.bundle_spec.grid_limits import GridSpec
+from maisi_aug.bundle_spec.schema import MASK_ROLES
+from maisi_aug.errors import RecipeError
+from maisi_aug.training.loop.settings import LoopConfig
+from maisi_aug.volumes.grid import Grid
+
+MASK_KIND = "mask-training"
+"""One of ``recipe.FIRST_STAGES``."""
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class MaskDataConfig(_Strict):
+    """The label maps to train on.
+
+    Attributes:
+        num_phantoms: How many phantoms, where no label maps of the user's are named on the command line.
+        seed: From which phantom ``i`` derives, and which maps are held out.
+        num_held_out: Maps that are for validation only; of the user's own maps at most a fifth.
+        num_variants: Maps made of each training map for the diffusion: itself, and others that are turned, stretched
+            and shifted a little. Each is encoded and measured once.
+    """
+
+    num_phantoms: int = Field(default=500, gt=0)
+    seed: int = Field(default=1, ge=0)
+    num_held_out: int = Field(default=16, gt=0)
+    num_variants: int = Field(default=1, gt=0)
+
+
+class WarpConfig(_Strict):
+    """By how much label maps are varied: small changes of posture and build, which leave the anatomy what it is.
+
+    Attributes:
+        degrees: Largest angle of a rotation about each axis.
+        stretch: Largest relative change of length along each axis.
+        shift_mm: Largest shift along each axis.
+    """
+
+    degrees: float = Field(default=5.0, ge=0, le=45)
+    stretch: float = Field(default=0.08, ge=0, lt=0.5)
+    shift_mm: float = Field(default=8.0, ge=0)
+
+
+class MaskVaeLossConfig(_Strict):
+    """Losses of the autoencoder of label maps.
+
+    Attributes:
+        patch_shape: Voxels of a training patch along I, J, K.
+        batch_count: Patches a step.
+        large_patch_shape: Patch from ``large_patch_start_step`` on; MAISI too trains on small patches first.
+            Group normalisation then sees the shares of air and body that it will see in use.
+        large_patch_start_step: None for small patches to the end.
+        large_batch_count: Large patches a step.
+        rare_share: Share of patches centred on a voxel of a class that is drawn evenly among those of the map.
+        mirror_share: Share of patches that are mirrored left to right, with left and right labels exchanged. An
+            autoencoder may see a mirrored patient; the diffusion never does, for most have their liver on the right.
+        warp: How patches are turned and stretched.
+        weight_power: A class counts by its share of all voxels to the power of minus this: 0 counts voxels, 1 classes.
+        max_weight: Largest weight of a class, as a multiple of that of the commonest one.
+        dice_weight: Weight of the Dice loss beside the cross-entropy.
+        kl_weight: Weight of the Kullback-Leibler divergence, summed over the latent as in MAISI.
+        initial_log_variance: Logarithm of the posterior's variance at the start.
+    """
+
+    patch_shape: tuple[PositiveInt, PositiveInt, PositiveInt] = (128, 128, 128)
+    batch_count: PositiveInt = 1
+    large_patch_shape: tuple[PositiveInt, PositiveInt, PositiveInt] = (256, 256, 256)
+    large_patch_start_step: int | None = Field(default=None, ge=0)
+    large_batch_count: PositiveInt = 1
+    rare_share: float = Field(default=0.5, ge=0, le=1)
+    mirror_share: float = Field(default=0.5, ge=0, le=1)
+    warp: WarpConfig = WarpConfig()
+    weight_power: float = Field(default=0.5, ge=0, le=1)
+    max_weight: float = Field(default=50.0, ge=1)
+    dice_weight: float = Field(default=1.0, ge=0)
+    kl_weight: float = Field(default=1e-7, ge=0)
+    initial_log_variance: float = -4.0
+
+
+class MaskNoiseLossConfig(_Strict):
+    """The loss on the predicted noise.
+
+    Attributes:
+        batch_count: Latents a step.
+        norm: "l1" as in MAISI, or "l2" as in Ho et al., "Denoising Diffusion Probabilistic Models", NeurIPS 2020.
+    """
+
+    batch_count: PositiveInt = 1
+    norm: Literal["l1", "l2"] = "l1"
+
+
+class MaskVaeStage(_Strict):
+    """The autoencoder's stage.
+
+    Attributes:
+        loop: How long and how fast.
+        loss: Weights of the losses.
+    """
+
+    loop: LoopConfig
+    loss: MaskVaeLossConfig = MaskVaeLossConfig()
+
+
+class MaskNoiseStage(_Strict):
+    """The diffusion U-Net's stage.
+
+    Attributes:
+        loop: How long and how fast.
+        loss: What is asked of the predicted noise.
+        warp: How the variants of a map are turned and stretched.
+    """
+
+    loop: LoopConfig
+    loss: MaskNoiseLossConfig = MaskNoiseLossConfig()
+    warp: WarpConfig = WarpConfig()
+
+
+class MaskTrainingRecipe(_Strict):
+    """Everything that the weights of mask networks depend on, but the user's own label maps.
+
+    Attributes:
+        kind: Tells it from other recipes.
+        seed: Of initial weights, batches and noise.
+        data: Training cases.
+        grid: Of the label maps that the networks will generate.
+        num_inference_steps: Default number of sampling steps of the finished bundle.
+        scheduler: Definition of the DDPM scheduler.
+        networks: Definitions by role.
+        vae: First stage.
+        diffusion: Second stage, on the first one's latents.
+    """
+
+    kind: str = Field(pattern=f"^{MASK_KIND}$")
+    seed: int = Field(ge=0)
+    data: MaskDataConfig = MaskDataConfig()
+    grid: GridSpec
+    num_inference_steps: PositiveInt = 50
+    scheduler: dict[str, Any]
+    networks: dict[str, dict[str, Any]]
+    vae: MaskVaeStage
+    diffusion: MaskNoiseStage
+
+    @field_validator("networks")
+    @classmethod
+    def _require_every_role(cls, networks: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+        if set(networks) != set(MASK_ROLES):
+            raise ValueError(f"expected {' and '.join(MASK_ROLES)}, found {', '.join(networks) or 'none'}")
+        return networks
+
+    @field_validator("scheduler")
+    @classmethod
+    def _require_ddpm(cls, scheduler: dict[str, Any]) -> dict[str, Any]:
+        predicts = scheduler.get("prediction_type", "epsilon")
+        if scheduler.get("class") != "DDPMScheduler" or predicts != "epsilon" or scheduler.get("clip_sample", True):
+            raise ValueError(f"expected a DDPMScheduler that predicts noise and clips nothing, found {scheduler}")
+        return scheduler
+
+    @model_validator(mode="after")
+    def _require_same_latents(self) -> Self:
+        autoencoder, unet = (self.networks[role] for role in MASK_ROLES)
+        wanted = autoencoder.get("latent_channels")
+        if not unet.get("in_channels") == unet.get("out_channels") == wanted:
+            raise ValueError(
+                f"networks.mask_diffusion_unet: expected {wanted} channels in and out, as the latents of the "
+                f"autoencoder have, found {unet.get('in_channels')} and {unet.get('out_channels')}"
+            )
+        return self
+
+    def require_divisible(self) -> None:
+        """Check the grid and the patches.
+
+        Raises:
+            GridError: Naming the field and the nearest shape that would do.
+        """
+        autoencoder, unet = (self.networks[role] for role in MASK_ROLES)
+        in_image = latent_factor(autoencoder)
+        whole = in_image * 2 ** (len(unet["channels"]) - 1)
+        for field, shape, factor in (
+            ("grid.shape", self.grid.shape, whole),
+            ("vae.loss.patch_shape", self.vae.loss.patch_shape, in_image),
+            ("vae.loss.large_patch_shape", self.vae.loss.large_patch_shape, in_image),
+        ):
+            grid = Grid.from_spacing(shape, (1.0, 1.0, 1.0))
+            grid.require_multiple_of(factor, subject=f"Training recipe, {field}")
+
+
+def load_mask_recipe(path: Path) -> MaskTrainingRecipe:
+    """Read and validate a training recipe of mask networks; all problems are reported together.
+
+    Raises:
+        RecipeError: For a missing file, invalid YAML, another kind of recipe, or fields that do not validate.
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise RecipeError(f"Training recipe {path}: expected readable YAML, found: {error}.") from error
+    kind = content.get("kind") if isinstance(content, dict) else None
+    if kind != MASK_KIND:
+        raise RecipeError(
+            f"Training recipe {path}: expected one of mask networks (kind: {MASK_KIND}), found kind '{kind}'. "
+            "Start from 'maisi-aug recipes copy train-phantom-ct-masks'."
+        )
+    try:
+        return MaskTrainingRecipe.model_validate(content)
+    except ValidationError as error:
+        problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+        raise RecipeError(f"Training recipe {path}: {problems}.") from error

@@ -1,0 +1,110 @@
+"""The ten sizes of a label map, measured as generation tells them to the mask networks. Needs no torch."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from maisi_aug.networks.mask_conditions import ABSENT, CONDITION_IDS, SIZED_ORGANS, SIZED_TUMORS
+from maisi_aug.networks.mask_decoding import class_ids
+from maisi_aug.system.whole_files import write_whole
+from maisi_aug.training.cases.data import ReportProgress
+from maisi_aug.training.masks.label_maps import Classes, LabelMaps
+from maisi_aug.vocabulary.labels import MAISI
+from maisi_aug.vocabulary.sizes import reference_distribution
+from maisi_aug.volumes.components import label_parts
+
+NUM_DIGITS = 4
+
+
+@dataclass(frozen=True, eq=False)
+class MapFigures:
+    """What is measured once on the maps of a set.
+
+    Attributes:
+        counts: ``(N, 125)`` voxels per class.
+        volumes_ml: ``(N, 10)`` volumes in the order of ``CONDITION_IDS``: of organs all that the map shows, of tumours
+            the largest connected one. Generation asks for one tumour, and its percentile is one of patients' largest.
+    """
+
+    counts: NDArray[np.int64]
+    volumes_ml: NDArray[np.float64]
+
+    def to_sizes(self, organ_volumes_ml: Sequence[NDArray[np.float64]]) -> NDArray[np.float32]:
+        """The conditions of the maps.
+
+        An organ's size is its place among the training maps that have it. A tumour's is its percentile in the package's
+        reference, by which generation converts the volume that is asked for. What a map lacks is -1.
+
+        Args:
+            organ_volumes_ml: For each of ``SIZED_ORGANS`` its volumes in the training maps, ascending.
+
+        Returns:
+            ``(N, 10)`` float32.
+        """
+        sizes = np.full(self.volumes_ml.shape, ABSENT, dtype=np.float32)
+        for row, volumes in enumerate(self.volumes_ml):
+            for place, label_id in enumerate(CONDITION_IDS):
+                if volumes[place] > 0 and label_id in SIZED_ORGANS:
+                    sizes[row, place] = _rank(organ_volumes_ml[place], volumes[place])
+                elif volumes[place] > 0:
+                    sizes[row, place] = reference_distribution(MAISI.name_of(label_id)).percentile(volumes[place])
+        return np.round(sizes, NUM_DIGITS)
+
+    def organ_volumes_ml(self) -> list[NDArray[np.float64]]:
+        """Volumes of each of ``SIZED_ORGANS`` in the maps that have it, ascending."""
+        columns = self.volumes_ml.T[: len(SIZED_ORGANS)]
+        return [np.sort(column[column > 0]) for column in columns]
+
+
+def _rank(ascending: NDArray[np.float64], volume_ml: float) -> float:
+    """The share of volumes that are smaller, interpolated between neighbours; one half where there is but one."""
+    if len(ascending) < 2:
+        return 0.5
+    return float(np.interp(volume_ml, ascending, np.linspace(0.0, 1.0, len(ascending))))
+
+
+def measure_maps(maps: LabelMaps, path: Path, *, voxel_ml: float, report: ReportProgress | None = None) -> MapFigures:
+    """Measure every map once and keep the figures in a file.
+
+    Args:
+        maps: As classes.
+        path: Of the file; its name says what was measured.
+        voxel_ml: Volume of a voxel.
+        report: Called with (maps done, maps in all).
+    """
+    if path.exists():
+        with np.load(path, allow_pickle=False) as stored:
+            return MapFigures(stored["counts"], stored["volumes_ml"])
+    counts, volumes = [], []
+    for index in range(len(maps)):
+        counted, measured = measure_map(maps[index], voxel_ml=voxel_ml)
+        counts.append(counted)
+        volumes.append(measured)
+        if report is not None:
+            report(index + 1, len(maps))
+    figures = MapFigures(np.stack(counts), np.stack(volumes))
+    buffer = io.BytesIO()
+    np.savez(buffer, counts=figures.counts, volumes_ml=figures.volumes_ml)
+    write_whole(path, buffer.getvalue())
+    return figures
+
+
+def measure_map(classes: Classes, *, voxel_ml: float) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Voxels per class and the ten volumes of one map; see ``MapFigures``."""
+    ids = class_ids()
+    counts = np.bincount(classes.ravel(), minlength=len(ids)).astype(np.int64)
+    volumes = np.zeros(len(CONDITION_IDS))
+    for place, label_id in enumerate(CONDITION_IDS):
+        number = int(np.flatnonzero(ids == label_id)[0])
+        num_voxels = counts[number]
+        if num_voxels and label_id in SIZED_TUMORS:
+            parts, _ = label_parts(classes == number)
+            num_voxels = np.bincount(parts.ravel())[1:].max()
+        volumes[place] = num_voxels * voxel_ml
+    return counts, volumes

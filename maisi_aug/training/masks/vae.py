@@ -1,0 +1,293 @@
+"""The objective of the autoencoder of label maps: cross-entropy and Dice over 125 classes, and Kullback-Leibler.
+
+MAISI's publication leaves these losses open; cross-entropy with Dice is what MONAI's own segmentation recipes use.
+The logits of 125 classes are the memory of this network: a patch of 128^3 has 1 GB of them, and as much again for each
+intermediate result and its gradient. They are computed in slabs, and once more for the gradient.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from statistics import fmean
+from typing import Any, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
+
+from maisi_aug.errors import BundleError
+from maisi_aug.networks.building import mixed_precision
+from maisi_aug.networks.conditioning import NUM_LABEL_BITS, to_label_bits
+from maisi_aug.networks.mask_decoding import MAX_LOGITS, class_ids, decode_classes
+from maisi_aug.seeds import derive_seed, numpy_generator
+from maisi_aug.training.loop.processes import ALONE, WHOLE, Processes, Share
+from maisi_aug.training.loop.run import Stateless
+from maisi_aug.training.masks.label_maps import Classes, LabelMaps, draw_warp, mirror, take_patch
+from maisi_aug.training.masks.recipe import MaskVaeLossConfig
+from maisi_aug.vocabulary.labels import MAISI
+from maisi_aug.volumes.grid import Shape, Spacing
+
+NUM_SUMS = 3
+LEAST_SHARE = 1e-6
+"""What a class that no map has is taken for at the start."""
+
+
+class MaskVaeObjective(Stateless):
+    """Reconstruct patches of label maps."""
+
+    def __init__(
+        self,
+        autoencoder: nn.Module,
+        maps: LabelMaps,
+        config: MaskVaeLossConfig,
+        *,
+        counts: NDArray[np.int64],
+        spacing_mm: Spacing,
+        seed: int,
+        device: str,
+    ) -> None:
+        """Set the posterior's spread at the start, and the decoder to take every class for as likely as it is.
+
+        Args:
+            autoencoder: With plain layers.
+            maps: As classes.
+            config: Losses and patches.
+            counts: ``(N, 125)`` voxels per class of the maps.
+            spacing_mm: Of the maps.
+            seed: Of patches and noise.
+            device: Where the autoencoder is.
+        """
+        self.autoencoder = autoencoder
+        self.maps = maps
+        self.config = config
+        self.class_weights = balance_classes(counts, power=config.weight_power, max_weight=config.max_weight).to(device)
+        self.spacing_mm = spacing_mm
+        self.seed = seed
+        self.device = device
+        self._to_channels = choose_input(autoencoder)
+        _set_bias(autoencoder.quant_conv_log_sigma, torch.tensor(config.initial_log_variance))
+        shares = torch.from_numpy(counts.sum(axis=0) / max(1, counts.sum())).float().to(device) * self.class_weights
+        _set_bias(_blocks(autoencoder)[-1], shares.clamp_min(LEAST_SHARE).log())
+
+    @property
+    def networks(self) -> Mapping[str, nn.Module]:
+        """The autoencoder."""
+        return {"mask_autoencoder": self.autoencoder}
+
+    def loss(self, step: int, share: Share = WHOLE) -> tuple[Tensor, dict[str, Tensor]]:
+        """Loss of a share of the patches of a step, with its parts."""
+        patches, noises = self._draw_batch(step, share)
+        classes = torch.from_numpy(patches).to(self.device)
+        mean, sigma = self.autoencoder.encode(self._to_channels(classes))  # type: ignore[operator]
+        noise = torch.stack([torch.randn(mean.shape[1:], generator=generator) for generator in noises])
+        features, head = decode_features(self.autoencoder, mean + sigma * noise.to(self.device))
+        cross_entropy, dice = compare_classes(head, features, classes, self.class_weights)
+        mean, sigma = mean.float(), sigma.float()
+        divergence = 0.5 * (mean**2 + sigma**2 - torch.log(sigma**2 + 1e-8) - 1).sum() / len(classes)
+        loss = cross_entropy + self.config.dice_weight * (1.0 - dice) + self.config.kl_weight * divergence
+        figures = {"cross_entropy": cross_entropy, "soft_dice": dice, "kl": divergence}
+        return loss, {name: figure.detach() for name, figure in figures.items()}
+
+    def _draw_batch(self, step: int, share: Share) -> tuple[Classes, list[torch.Generator]]:
+        """The patches of a share, and the generators of their noise; every patch has a seed of its own."""
+        config = self.config
+        is_large = config.large_patch_start_step is not None and step >= config.large_patch_start_step
+        wanted = config.large_patch_shape if is_large else config.patch_shape
+        own = share.slice_of(config.large_batch_count if is_large else config.batch_count)
+        patches, noises = [], []
+        for place in range(own.start, own.stop):
+            seed = derive_seed("mask patch", self.seed, step, place)
+            rng = numpy_generator(seed, "patch")
+            patches.append(self._draw_patch(self.maps[int(rng.integers(len(self.maps)))], wanted, rng))
+            noises.append(torch.Generator().manual_seed(derive_seed(seed, "noise")))
+        return np.stack(patches), noises
+
+    def _draw_patch(self, classes: Classes, wanted: Shape, rng: np.random.Generator) -> Classes:
+        shape = np.minimum(wanted, classes.shape)
+        limits = np.asarray(classes.shape) - shape
+        corner = rng.integers(0, limits + 1)
+        if rng.random() < self.config.rare_share and limits.any():
+            present = np.flatnonzero(np.bincount(classes.ravel()))
+            voxels = np.flatnonzero(classes == rng.choice(present))
+            place = np.array(np.unravel_index(rng.choice(voxels), classes.shape))
+            corner = np.clip(place - rng.integers(0, shape), 0, limits)
+        matrix, shift = draw_warp(self.config.warp, self.spacing_mm, rng)
+        i, j, k = (int(side) for side in shape)
+        patch = take_patch(classes, (i, j, k), corner + (shape - 1) / 2 + shift, matrix)
+        return mirror(patch) if rng.random() < self.config.mirror_share else patch
+
+
+def balance_classes(counts: NDArray[np.int64], *, power: float, max_weight: float) -> Tensor:
+    """Weights of the classes, so that small organs count.
+
+    Args:
+        counts: ``(N, 125)`` voxels per class of the training maps.
+        power: A class weighs its share of all voxels to minus this.
+        max_weight: As a multiple of the least weight.
+
+    Returns:
+        ``(125,)`` float32; their mean over all voxels is 1, so that the weighted mean of no batch has to be divided by
+        a weight of its own. Classes that no map has weigh most.
+    """
+    shares = counts.sum(axis=0) / max(1, counts.sum())
+    with np.errstate(divide="ignore"):
+        weights = np.minimum((shares / max(shares.max(), 1e-12)) ** -power, max_weight)
+    return torch.from_numpy(weights / max((weights * shares).sum(), 1e-12)).float()
+
+
+def decode_features(autoencoder: nn.Module, latent: Tensor) -> tuple[Tensor, nn.Module]:
+    """The decoder's output before its last convolution, and that convolution."""
+    blocks = _blocks(autoencoder)
+    features = cast(Tensor, cast(nn.Module, autoencoder.post_quant_conv)(latent))
+    for block in blocks[:-1]:
+        if autoencoder.use_checkpoint:
+            features = checkpoint(block, features, use_reentrant=False, preserve_rng_state=False)
+        else:
+            features = block(features)
+    return features, blocks[-1]
+
+
+def compare_classes(
+    head: nn.Module, features: Tensor, classes: Tensor, weights: Tensor, *, max_logits: int = MAX_LOGITS
+) -> tuple[Tensor, Tensor]:
+    """Weighted cross-entropy and mean Dice of probabilities, without holding all logits at once.
+
+    Dice is that of Milletari et al., "V-Net", 3DV 2016, without squares, over the classes that a patch has.
+
+    Args:
+        head: Convolution of width 3 from features to logits.
+        features: ``(B, C, I, J, K)``.
+        classes: ``(B, I, J, K)`` uint8, the truth.
+        weights: ``(125,)`` of the cross-entropy.
+        max_logits: Logits held at once; a slab along I is one voxel thick at least.
+
+    Returns:
+        Two scalars, each a mean over the patches.
+    """
+    side, num_classes = features.shape[2], len(weights)
+    thickness = max(1, max_logits // (num_classes * classes[:, 0].numel()))
+    sums = weights.new_zeros(NUM_SUMS, len(classes), num_classes)
+    for start in range(0, side, thickness):
+        stop = min(side, start + thickness)
+        low, high = max(0, start - 1), min(side, stop + 1)
+        part = (head, features[:, :, low:high], classes[:, start:stop], slice(start - low, stop - low))
+        if thickness >= side:
+            sums = sums + _sum_by_class(*part)
+        else:
+            sums = sums + checkpoint(_sum_by_class, *part, use_reentrant=False, preserve_rng_state=False)
+    surprise, hits, volumes = sums
+    counts = torch.stack([torch.bincount(one.flatten(), minlength=num_classes) for one in classes]).to(sums)
+    cross_entropy = (weights * surprise).sum() / classes.numel()
+    is_there = counts > 0
+    dice = torch.where(is_there, 2 * hits / (volumes + counts).clamp_min(1e-6), 0.0).sum(dim=1) / is_there.sum(dim=1)
+    return cross_entropy, dice.mean()
+
+
+def _sum_by_class(head: nn.Module, features: Tensor, classes: Tensor, within: slice) -> Tensor:
+    """``(3, B, 125)``: cross-entropy and probability of the true class, and probability at all voxels, by class."""
+    # Classes last: the softmax of a row of memory is several times faster than one across rows.
+    logits = head(features)[:, :, within].permute(0, 2, 3, 4, 1).flatten(1, 3)
+    log_likelihood = functional.log_softmax(logits.float(), dim=2)
+    truth = classes.flatten(1).long()
+    of_truth = log_likelihood.gather(2, truth[:, :, None])[:, :, 0]
+    empty = log_likelihood.new_zeros(len(classes), logits.shape[2])
+    surprise = empty.scatter_add(1, truth, -of_truth)
+    hits = empty.scatter_add(1, truth, of_truth.exp())
+    return torch.stack([surprise, hits, log_likelihood.exp().sum(dim=1)])
+
+
+@torch.no_grad()
+def encode_classes(autoencoder: nn.Module, classes: Classes, *, device: str) -> Tensor:
+    """The posterior mean of a map, never a draw around it.
+
+    Returns:
+        ``(1, C, i, j, k)`` float32 on the device.
+    """
+    whole = torch.from_numpy(np.ascontiguousarray(classes))[None].to(device)
+    with mixed_precision(device):
+        mean = cast(Tensor, autoencoder.encode(choose_input(autoencoder)(whole))[0])  # type: ignore[operator]
+    return mean.float()
+
+
+class MaskVaeValidation:
+    """Dice of held-out maps that are encoded and decoded, whole.
+
+    Attributes:
+        dice_per_label: Of the last call, by the name of the label, averaged over the maps that have it.
+    """
+
+    def __init__(self, autoencoder: nn.Module, maps: LabelMaps, *, device: str, processes: Processes = ALONE) -> None:
+        self.autoencoder = autoencoder
+        self.maps = maps
+        self.device = device
+        self.processes = processes
+        self.dice_per_label: dict[str, float] = {}
+
+    def __call__(self) -> dict[str, float]:
+        """``dice``, averaged over the labels, and as ``loss`` what is missing to 1."""
+        ids, own = class_ids(), []
+        for index in range(self.processes.rank, len(self.maps), self.processes.count):
+            truth = self.maps[index]
+            found = self._reconstruct(truth)
+            counts = np.bincount(truth.ravel(), minlength=len(ids))
+            both = np.bincount(truth[truth == found], minlength=len(ids))
+            dice = 2 * both / np.maximum(1, counts + np.bincount(found.ravel(), minlength=len(ids)))
+            own.append({place: float(dice[place]) for place in np.flatnonzero(counts).tolist() if ids[place]})
+        rows = [row for rows in self.processes.gather(own) for row in rows]
+        self.dice_per_label = {
+            MAISI.name_of(int(ids[place])): fmean(row[place] for row in rows if place in row)
+            for place in sorted({place for row in rows for place in row})
+        }
+        dice = fmean(self.dice_per_label.values())
+        return {"loss": 1.0 - dice, "dice": dice}
+
+    def _reconstruct(self, classes: Classes) -> Classes:
+        latent = encode_classes(self.autoencoder, classes, device=self.device)
+        with torch.no_grad(), mixed_precision(self.device):
+            found: Classes = decode_classes(self.autoencoder, latent)[0].cpu().numpy()
+        return found
+
+
+def choose_input(autoencoder: nn.Module) -> Callable[[Tensor], Tensor]:
+    """How an autoencoder is told classes ``(B, I, J, K)``: in 8 bits as MAISI's, or in one channel a class.
+
+    One channel a class is learnt several times faster; bits take a sixteenth of the memory.
+    """
+    first = next(autoencoder.parameters())  # the encoder's first convolution: (out, in, 3, 3, 3)
+    return to_label_bits if first.shape[1] == NUM_LABEL_BITS else _to_one_hot
+
+
+def _to_one_hot(classes: Tensor) -> Tensor:
+    shape = (len(classes), len(class_ids()), *classes.shape[1:])
+    channels = torch.zeros(shape, device=classes.device, dtype=torch.float32)
+    return channels.scatter_(1, classes[:, None].long(), 1.0)
+
+
+def require_mask_autoencoder(definition: Mapping[str, Any]) -> None:
+    """Check that an autoencoder takes classes in a way that is known, and tells MAISI's apart.
+
+    Raises:
+        BundleError: Naming the key.
+    """
+    num_classes = len(class_ids())
+    for key, allowed in (("in_channels", (NUM_LABEL_BITS, num_classes)), ("out_channels", (num_classes,))):
+        if definition.get(key) not in allowed:
+            raise BundleError(
+                f"Network definition of mask_autoencoder: expected {key} {' or '.join(map(str, allowed))}, as in "
+                f"MAISI's mask generator or one a class, found {definition.get(key)}. "
+                "Correct networks.mask_autoencoder in the recipe."
+            )
+
+
+def _blocks(autoencoder: nn.Module) -> nn.ModuleList:
+    return cast(nn.ModuleList, cast(nn.Module, autoencoder.decoder).blocks)
+
+
+@torch.no_grad()
+def _set_bias(layer: Any, value: Tensor) -> None:
+    """Set the one bias in a layer, wrapped or not."""
+    (bias,) = (parameter for name, parameter in layer.named_parameters() if name.endswith("bias"))
+    bias.copy_(value.expand_as(bias))

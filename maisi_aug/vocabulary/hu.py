@@ -1,0 +1,56 @@
+"""Reference HU: the published range of every organ's median, and the sign of a lesion's contrast."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from maisi_aug.vocabulary.labels import MAISI
+
+
+@dataclass(frozen=True, slots=True)
+class HuRange:
+    """Bounds for the median of an organ, or of several organs taken together.
+
+    Attributes:
+        name: Name of the organ or group.
+        label_ids: Ids whose voxels are taken together.
+        low_hu: Lowest plausible median.
+        high_hu: Highest plausible median.
+    """
+
+    name: str
+    label_ids: tuple[int, ...]
+    low_hu: float
+    high_hu: float
+
+    def split(self) -> tuple[HuRange, ...]:
+        """The same bounds for each organ of the group by itself, named as in the vocabulary."""
+        return tuple(
+            HuRange(MAISI.name_of(label_id), (label_id,), self.low_hu, self.high_hu) for label_id in self.label_ids
+        )
+
+
+@cache
+def reference_hu_ranges() -> tuple[HuRange, ...]:
+    """The published bounds for liver, spleen, pancreas, kidneys, lungs, bones and brain."""
+    return tuple(
+        HuRange(row["name"], tuple(row["label_ids"]), float(row["low_hu"]), float(row["high_hu"]))
+        for row in _reference()["organs"]
+    )
+
+
+def expected_contrast_sign(label_name: str) -> int:
+    """Whether a tumor is brighter (1) or darker (-1) than its host, or either (0, for a label not in the table)."""
+    sign: int = _reference()["lesion_contrast"].get(label_name, 0)
+    return sign
+
+
+@cache
+def _reference() -> dict[str, Any]:
+    text = Path(__file__).parents[1].joinpath("data").joinpath("hu_ranges.json").read_text(encoding="utf-8")
+    tables: dict[str, Any] = json.loads(text)
+    return tables

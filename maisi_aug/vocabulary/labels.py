@@ -1,0 +1,311 @@
+"""Whether the name of a label says that it is a lesion."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import cache, cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+from maisi_aug.errors import VocabularyError, did_you_mean
+
+LabelKind = Literal["organ", "tumor", "slot", "body", "background"]
+
+BACKGROUND_ID = 0
+BODY_ID = 200
+SLOT_IDS = (2, 16, 18, 20, 21, 129, 130, 131)
+FREE_IDS = (*range(133, 200), *range(201, 256))
+_NAME_SEPARATORS = "+:@"
+
+
+@cache
+def _tables() -> dict[str, Any]:
+    text = Path(__file__).parents[1].joinpath("data").joinpath("labels.json").read_text(encoding="utf-8")
+    tables: dict[str, Any] = json.loads(text)
+    return tables
+
+
+def lookup_words(name: str) -> list[str]:
+    """The words of a name as they are compared: lower case, American spelling, without fillers."""
+    words = re.findall(r"[a-z0-9]+", name.lower())
+    ignored, spelling = _tables()["ignored_words"], _tables()["spelling"]
+    return [spelling.get(word, word) for word in words if word not in ignored]
+
+
+def _lookup_key(name: str) -> str:
+    return " ".join(sorted(lookup_words(name)))
+
+
+@dataclass(frozen=True, slots=True)
+class Label:
+    """One label of a vocabulary.
+
+    Attributes:
+        id: Value in a label map, 0-255.
+        name: The name used in files and tables.
+        kind: ``tumor`` is anything planted in a host organ; ``slot`` is a placeholder without a meaning yet.
+        hosts: Ids of the organs a tumour may grow in; of an organ bound to a slot, what it may lie in and what takes
+            its place; empty for every other label.
+        aliases: Further names under which the label is found.
+        removal_id: What the voxels of a removed tumour become; None for every other kind.
+        is_slot: Whether the id is one that fine-tuning may give a meaning to, bound or not.
+    """
+
+    id: int
+    name: str
+    kind: LabelKind
+    hosts: tuple[int, ...] = ()
+    aliases: tuple[str, ...] = ()
+    removal_id: int | None = None
+    is_slot: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class SlotBinding:
+    """The meaning a bundle gives to a placeholder slot or a free id.
+
+    Attributes:
+        id: One of ``SLOT_IDS`` or ``FREE_IDS``.
+        hosts: Ids of the organs the new label lies in; without hosts it is an organ.
+        is_organ: Whether it is an organ in spite of its hosts; else hosts make it a tumour that grows in them.
+        aliases: Further names, besides those that the package knows for a common label such as "kidney tumor".
+    """
+
+    id: int
+    hosts: tuple[int, ...] = ()
+    aliases: tuple[str, ...] = ()
+    is_organ: bool = False
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """The labels a bundle knows, found by name or id. Background (0) is one of them."""
+
+    labels: tuple[Label, ...]
+
+    def __post_init__(self) -> None:
+        ids: dict[int, str] = {}
+        for label in self.labels:
+            if label.id in ids:
+                raise VocabularyError(
+                    f"Label id {label.id}: expected one name, found '{ids[label.id]}' and '{label.name}'. "
+                    "Use another id."
+                )
+            ids[label.id] = label.name
+
+    def __iter__(self) -> Iterator[Label]:
+        return iter(self.labels)
+
+    @cached_property
+    def _by_id(self) -> dict[int, Label]:
+        return {label.id: label for label in self.labels}
+
+    @cached_property
+    def _id_by_key(self) -> dict[str, int]:
+        ids: dict[str, int] = {}
+        for label in self.labels:
+            for name in (label.name, *label.aliases):
+                other = ids.setdefault(_lookup_key(name), label.id)
+                if other != label.id:
+                    raise VocabularyError(
+                        f"Label '{name}' (id {label.id}): expected a name of its own, found that it also names "
+                        f"'{self.name_of(other)}' (id {other}). Choose another name."
+                    )
+        return ids
+
+    @cached_property
+    def tumor_ids(self) -> tuple[int, ...]:
+        """Ids of all labels that grow in a host organ, bound slots included, ascending."""
+        return tuple(sorted(label.id for label in self.labels if label.kind == "tumor"))
+
+    def contains(self, label_id: int) -> bool:
+        """Whether the id has a label, placeholder slots included."""
+        return int(label_id) in self._by_id
+
+    def label(self, name_or_id: str | int) -> Label:
+        """The label of a name, an alias or an id.
+
+        Raises:
+            VocabularyError: If there is none; the message offers the closest names.
+        """
+        return self._by_id[self.id_of(name_or_id)]
+
+    def id_of(self, name_or_id: str | int) -> int:
+        """The id of a name, an alias, a TotalSegmentator class name, or an id given as a number or as text.
+
+        Raises:
+            VocabularyError: If there is none; the message offers the closest names.
+        """
+        text = str(name_or_id).strip()
+        if text.isdecimal():
+            if int(text) not in self._by_id:
+                raise VocabularyError(
+                    f"Label id {text}: expected an id of this vocabulary (0-132 or 200, or a bound slot), found none. "
+                    "List the labels with 'maisi-aug labels'."
+                )
+            return int(text)
+        found = self._id_by_key.get(_lookup_key(text))
+        if found is None:
+            raise VocabularyError(self._unknown_name_message(text))
+        return found
+
+    def name_of(self, label_id: int) -> str:
+        """The name of an id.
+
+        Raises:
+            VocabularyError: If the vocabulary has no such id.
+        """
+        return self.label(int(label_id)).name
+
+    def hosts_of(self, label_id: int) -> tuple[int, ...]:
+        """Ids of the organs a tumour may grow in, or a new organ lies in; empty for every other label."""
+        return self.label(int(label_id)).hosts
+
+    def background_id_for(self, label_id: int) -> int:
+        """The id that replaces a tumour when it is taken out of a label map.
+
+        For a tumour with several hosts this is one fixed choice; whoever has the label map takes the nearest host
+        instead.
+
+        Raises:
+            VocabularyError: If the label is not a tumour.
+        """
+        label = self.label(int(label_id))
+        if label.removal_id is None:
+            raise VocabularyError(
+                f"Label '{label.name}' (id {label.id}): expected a tumour to remove, found kind '{label.kind}'. "
+                f"Tumours are {', '.join(map(self.name_of, self.tumor_ids))}."
+            )
+        return label.removal_id
+
+    def with_slots(self, bindings: Mapping[str, SlotBinding]) -> Vocabulary:
+        """A vocabulary in which slots or free ids carry names. The same binding twice is the same vocabulary.
+
+        Args:
+            bindings: New name -> the id it is bound to and its host organs.
+
+        Raises:
+            VocabularyError: If a name is taken or unreadable, an id is not free, or a host organ is unknown.
+        """
+        by_id = dict(self._by_id)
+        taken = {*self._id_by_key, *map(_lookup_key, bindings)}
+        # Organs first: lesions may name them as hosts, in whatever order they come.
+        ordered = sorted(bindings.items(), key=lambda row: bool(row[1].hosts) and not row[1].is_organ)
+        for name, binding in ordered:
+            if (other := self._id_by_key.get(_lookup_key(name), binding.id)) != binding.id:
+                raise VocabularyError(
+                    f"Slot binding '{name}': expected a name that is not taken, found one of the names of "
+                    f"'{self.name_of(other)}' (id {other}). Choose another name."
+                )
+            known = [alias for alias in _known_slot_aliases(name) if _lookup_key(alias) not in taken]
+            taken.update(map(_lookup_key, known))
+            bound = self._bind(name, binding, by_id, aliases=(*binding.aliases, *known))
+            by_id[bound.id] = bound
+        vocabulary = Vocabulary(tuple(by_id[label_id] for label_id in sorted(by_id)))
+        vocabulary._id_by_key  # noqa: B018  a name that is taken must raise here, not at the first look-up
+        return vocabulary
+
+    @staticmethod
+    def _bind(name: str, binding: SlotBinding, by_id: Mapping[int, Label], aliases: tuple[str, ...]) -> Label:
+        _require_bindable(name, binding, by_id)
+        current = by_id.get(binding.id)
+        if current is not None:
+            kept = (*current.aliases, current.name) if current.kind == "slot" else current.aliases
+            aliases = tuple(dict.fromkeys((*kept, *aliases)))
+        label = Label(binding.id, name.strip(), "organ", binding.hosts, aliases, is_slot=True)
+        if not binding.hosts or binding.is_organ:
+            return label
+        return replace(label, kind="tumor", hosts=binding.hosts, removal_id=binding.hosts[0])
+
+    def _unknown_name_message(self, text: str) -> str:
+        words = set(_lookup_key(text).split())
+        subject = f"Label '{text}': expected a name or id of this vocabulary, found "
+        if _known_slot_aliases(text):
+            return f"{subject}a label that needs a placeholder slot. Use a bundle that binds it, such as 'phantom-ct'."
+        sharing = [label.name for label in self.labels if words and words <= set(_lookup_key(label.name).split())]
+        if len(sharing) > 1:
+            listed = ", ".join(f"'{name}'" for name in sharing[:6]) + (", ..." if len(sharing) > 6 else "")
+            return f"{subject}a part of several names: {listed}. Name one of them."
+        return f"{subject}none.{self._closest_names(text)} List the labels with 'maisi-aug labels'."
+
+    def _closest_names(self, text: str) -> str:
+        """The closest names and aliases as a phrase, at most one per label, so that three choices are three labels."""
+        id_by_name = {name.lower(): label.id for label in self.labels for name in (label.name, *label.aliases)}
+        best: dict[int, str] = {}
+        for name in difflib.get_close_matches(text.lower().replace("_", " "), list(id_by_name), n=12, cutoff=0.5):
+            best.setdefault(id_by_name[name], name)
+        return did_you_mean(text.replace("_", " "), list(best.values())[:3])
+
+
+def _require_bindable(name: str, binding: SlotBinding, by_id: Mapping[int, Label]) -> None:
+    subject = f"Slot binding '{name}'"
+    current = by_id.get(binding.id)
+    if binding.id not in SLOT_IDS and binding.id not in FREE_IDS:
+        found = f"the id of '{current.name}'" if current else "an id outside 0-255"
+        raise VocabularyError(
+            f"{subject}: expected a placeholder slot ({', '.join(map(str, SLOT_IDS))}) or a free id "
+            f"(133-199, 201-255), found {binding.id}, {found}. Bind the name to one of those."
+        )
+    if not _lookup_key(name) or name.strip().isdecimal() or any(mark in name for mark in _NAME_SEPARATORS):
+        raise VocabularyError(
+            f"{subject}: expected a name of words without '+', ':' or '@', found '{name}'. Rename the label."
+        )
+    unknown = [host for host in binding.hosts if host not in by_id or by_id[host].kind not in ("organ", "body")]
+    if unknown:
+        raise VocabularyError(
+            f"{subject}: expected host ids that are organs, found {unknown}. "
+            "List the organs with 'maisi-aug labels --kind organ'."
+        )
+    is_bound = current is not None and current.kind != "slot"
+    if current is not None and is_bound and (current.name, current.hosts) != (name.strip(), binding.hosts):
+        raise VocabularyError(
+            f"{subject}: expected an id that is not bound yet, found {binding.id}, bound to '{current.name}'. "
+            "Choose another slot."
+        )
+
+
+def _known_slot_aliases(name: str) -> tuple[str, ...]:
+    """Aliases of a label that MAISI lacks but people often bind; found under any of its names."""
+    for slot, row in _tables()["known_slots"].items():
+        aliases = row["aliases"]
+        if _lookup_key(name) in {_lookup_key(known) for known in (slot, *aliases)}:
+            return (slot, *aliases)
+    return ()
+
+
+def _label_from_row(row: Mapping[str, Any]) -> Label:
+    lists = {key: tuple(row[key]) for key in ("hosts", "aliases") if key in row}
+    return Label(**{**row, **lists})
+
+
+MAISI = Vocabulary(tuple(map(_label_from_row, _tables()["labels"])))
+KNOWN_SLOTS: Mapping[str, SlotBinding] = {
+    name: SlotBinding(id=row["id"], hosts=tuple(row["hosts"])) for name, row in _tables()["known_slots"].items()
+}
+"""Labels that MAISI lacks and bundles bind, under the slots that the embedded bundle gives them."""
+FULL_VOCABULARY = MAISI.with_slots(KNOWN_SLOTS)
+"""MAISI's labels, and those that the embedded bundle binds to slots: what phantoms, files that name no vocabulary of
+their own, and MAISI's mask generator, which draws a kidney mass under 129, are read with."""
+
+
+_STEMS = (
+    *("tumor", "tumour", "lesion", "cancer", "carcinoma", "sarcoma", "lymphoma", "metastas", "nodule", "cyst", "gtv"),
+    *("haemorrhage", "hemorrhage"),
+)
+_BARE = re.compile(r"(tumou?r|lesion|cancer|nodule)s?|metastas[ei]s|mass(es)?")
+"""What public datasets call the lesion of the organ that they are named after."""
+
+
+def lesion_word(name: str) -> str | None:
+    """The part of a label's name that says that it is a lesion, such as "tumor" in "KidneyTumor"; None without one."""
+    lowered = name.lower()
+    return next((stem for stem in _STEMS if stem in lowered), None)
+
+
+def is_bare_lesion_name(name: str) -> bool:
+    """Whether a name says that the label is a lesion, and not of which organ."""
+    return _BARE.fullmatch(name.strip().lower()) is not None

@@ -1,0 +1,64 @@
+"""Voxel axes of a stored volume: which way they run, and the same volume with axes that run another way.
+
+An orientation is written as nibabel writes it: ``RAS`` means that I runs to the right, J to the front and K upwards;
+``LPS`` is what most DICOM converters store. Axes are permuted and flipped, nothing is interpolated.
+"""
+
+from __future__ import annotations
+
+from itertools import permutations
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from maisi_aug.volumes.grid import Grid
+
+_LETTERS = ("RL", "AP", "SI")  # per world axis: towards +, towards -
+
+
+def axis_codes(affine: NDArray[np.float64]) -> str:
+    """The direction that each voxel axis is closest to.
+
+    Args:
+        affine: ``(4, 4)`` from voxel index to RAS+ millimetres.
+
+    Returns:
+        Three letters, such as ``RAS`` or ``LPS``, one per axis I, J, K.
+    """
+    world_axes, signs = _closest_axes(affine)
+    return "".join(_LETTERS[axis][0 if sign > 0 else 1] for axis, sign in zip(world_axes, signs, strict=True))
+
+
+def turn_volume(array: NDArray[Any], grid: Grid, codes: str) -> tuple[NDArray[Any], Grid]:
+    """The same volume with axes that run as ``codes`` says; every voxel keeps its place in the world.
+
+    Args:
+        array: ``(I, J, K)``.
+        grid: Its geometry.
+        codes: Three letters, such as ``LPS``.
+
+    Returns:
+        A view of the array, permuted and flipped, and its grid.
+    """
+    world_axes, signs = _closest_axes(grid.affine)
+    affine = grid.affine.copy()
+    wanted = [next(axis for axis, letters in enumerate(_LETTERS) if code in letters) for code in codes]
+    order = [world_axes.index(axis) for axis in wanted]
+    turned = array.transpose(order)
+    affine[:, :3] = affine[:, order]
+    for axis, code in enumerate(codes):
+        wants_plus = code == _LETTERS[wanted[axis]][0]
+        if wants_plus != (signs[order[axis]] > 0):
+            turned = np.flip(turned, axis)
+            affine[:, 3] += affine[:, axis] * (turned.shape[axis] - 1)
+            affine[:, axis] *= -1
+    i, j, k = turned.shape
+    return turned, Grid((i, j, k), affine)
+
+
+def _closest_axes(affine: NDArray[np.float64]) -> tuple[list[int], list[int]]:
+    """Per voxel axis its world axis and the sign along it; every world axis is taken once."""
+    directions = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
+    best = max(permutations(range(3)), key=lambda axes: sum(abs(directions[axis, i]) for i, axis in enumerate(axes)))
+    return list(best), [1 if directions[axis, i] > 0 else -1 for i, axis in enumerate(best)]

@@ -1,0 +1,112 @@
+"""Source labels become vocabulary ids by name or by a stated mapping; what is unknown is told, not guessed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from maisi_aug.banks.label_ids import Translation, build_translation, guess_maisi_ids, load_mapping
+from maisi_aug.errors import BankError, VolumeError
+from maisi_aug.vocabulary.labels import MAISI
+from maisi_aug.vocabulary.totalsegmentator import totalsegmentator_mapping
+
+NAMES = {0: "background", 1: "liver", 2: "liver_tumor", 3: "Dragon", 4: "kidney_left"}
+
+
+def _build(
+    mapping: object, names: dict[int, str] | None = None, *, has_vocabulary_ids: bool = False
+) -> Translation | None:
+    return build_translation(mapping, names, MAISI, has_vocabulary_ids=has_vocabulary_ids, subject="Bank x")  # type: ignore[arg-type]
+
+
+def test_names_become_ids_and_unknown_ones_body() -> None:
+    translation = _build("auto", NAMES)
+    assert translation is not None
+    assert translation.ids == {0: 0, 1: 1, 2: 26, 3: 200, 4: 14}
+    assert translation.unknown == ("Dragon",)
+    assert translation.envelope_ids == frozenset()
+
+
+def test_translation_keeps_background_and_sends_unlisted_ids_to_body() -> None:
+    translation = _build("auto", NAMES)
+    assert translation is not None
+    source = np.array([[[0, 1, 2, 9]]], dtype=np.uint16)
+    translated = translation.apply(source)
+    assert translated.dtype == np.uint8
+    assert translated.tolist() == [[[0, 1, 26, 200]]]
+    assert source.tolist() == [[[0, 1, 2, 9]]]
+    assert translation.find_unlisted(np.unique(source)) == ("id 9",)
+
+
+@pytest.mark.parametrize("version", ["v1", "v2"])
+def test_totalsegmentator_numbers_win_over_names(version: str) -> None:
+    translation = _build(f"totalsegmentator-{version}", NAMES)
+    assert translation is not None
+    assert dict(translation.ids) == totalsegmentator_mapping(version)  # type: ignore[arg-type]
+    assert translation.envelope_ids == frozenset()
+
+
+def test_envelope_is_known_only_where_a_label_means_all_of_the_body() -> None:
+    by_name = _build("auto", {1: "liver", 2: "Body", 3: "face"})
+    by_mapping = _build({"1": "liver", "2": "body", "3": "face"})
+    by_id = _build("maisi")
+    assert by_name is not None and by_mapping is not None and by_id is not None  # noqa: PT018
+    assert by_name.envelope_ids == by_mapping.envelope_ids == {2}
+    assert by_id.envelope_ids == {200}
+
+
+def test_mapping_of_ids_and_names_leaves_the_rest_to_the_names() -> None:
+    translation = _build({"Dragon": 12, 2: "hepatic vessel"}, NAMES)
+    assert translation is not None
+    assert translation.ids == {0: 0, 1: 1, 2: 25, 3: 12, 4: 14}
+    assert translation.unknown == ()
+
+
+@pytest.mark.parametrize(
+    ("mapping", "message"),
+    [({"unicorn": "liver"}, "expected 'unicorn' of the mapping"), ({"1": "lever"}, r"mapping of '1': .*'liver'")],
+)
+def test_mapping_that_names_nothing_is_refused(mapping: dict[str, str], message: str) -> None:
+    with pytest.raises(BankError, match=message):
+        _build(mapping, NAMES)
+
+
+def test_names_written_in_camel_case_are_read() -> None:
+    translation = _build("auto", {1: "SpinalCord", 2: "LeftKidney", 3: "Parotid"})
+    assert translation is not None
+    assert translation.ids == {0: 0, 1: 121, 2: 14, 3: 200}
+
+
+def test_names_that_all_mean_nothing_are_refused() -> None:
+    with pytest.raises(BankError, match="Bank x: expected label names of the vocabulary, found only PTV56, PTV63"):
+        _build("auto", {0: "background", 1: "PTV56", 2: "PTV63"})
+
+
+def test_maps_of_this_package_need_no_names() -> None:
+    translation = _build("auto", has_vocabulary_ids=True)
+    assert translation is not None
+    assert translation.ids[26] == 26
+    assert _build("auto") is None
+
+
+def test_ids_are_taken_for_maisi_only_where_the_map_proves_it() -> None:
+    assert guess_maisi_ids(np.array([0, 1, 26, 200]), MAISI, subject="a_seg.nii.gz").ids[26] == 26
+    for present in ([0, 1, 26], [0, 1, 200, 210]):
+        with pytest.raises(VolumeError, match=rf"found ids up to {present[-1]} and neither .* Pass --mask-labels"):
+            guess_maisi_ids(np.array(present), MAISI, subject="a_seg.nii.gz")
+
+
+def test_mapping_file(tmp_path: Path) -> None:
+    (tmp_path / "m.json").write_text(json.dumps({"1": "liver"}))
+    assert load_mapping(str(tmp_path / "m.json")) == {"1": "liver"}
+    assert load_mapping("totalsegmentator-v1") == "totalsegmentator-v1"
+    with pytest.raises(BankError, match="expected auto, maisi, totalsegmentator-v1, .* found 'mrsegmentator'"):
+        load_mapping("mrsegmentator")
+    with pytest.raises(BankError, match="expected a JSON file"):
+        load_mapping(str(tmp_path / "gone.json"))
+    (tmp_path / "l.json").write_text("[]")
+    with pytest.raises(BankError, match="found a list"):
+        load_mapping(str(tmp_path / "l.json"))

@@ -1,0 +1,137 @@
+"""A training recipe of tiny networks, and a store of small cases that live in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from maisi_aug.bundle_spec.grid_limits import GridSpec
+from maisi_aug.preparation.prepared import CASES_NAME, SPEC_NAME, PreparedCase, PreparedSpec
+from maisi_aug.system.whole_files import sha256_of
+from maisi_aug.training.cases.data import TrainingCase
+from maisi_aug.training.images.recipe import TrainingRecipe
+from maisi_aug.volumes.grid import Grid, Shape, Spacing
+from maisi_aug.volumes.image_files import save_image, save_label_map
+from tests.builders.tiny_bundle import build_header
+
+SHAPE: Shape = (32, 24, 24)
+SPACING_MM: Spacing = (12.0, 13.0, 14.0)
+LIVER, HEPATIC_TUMOR, BODY = 1, 26, 200
+
+
+class ArrayStore:
+    """Cases in memory."""
+
+    def __init__(self, cases: Sequence[TrainingCase]) -> None:
+        self.cases = list(cases)
+
+    def __len__(self) -> int:
+        return len(self.cases)
+
+    def __getitem__(self, index: int) -> TrainingCase:
+        return self.cases[index]
+
+
+def build_case(seed: int, *, has_lesion: bool = True) -> TrainingCase:
+    """A body with a liver and a darker lesion in it, each a box of its own place and shape."""
+    rng = np.random.default_rng(seed)
+    label_map = np.zeros(SHAPE, dtype=np.uint8)
+    label_map[4:28, 4:20, :] = BODY
+    corner = rng.integers((6, 5, 4), (10, 8, 8))
+    label_map[_box(corner, (12, 10, 12))] = LIVER
+    if has_lesion:
+        label_map[_box(corner + rng.integers(2, 5, size=3), (4, 3, 5))] = HEPATIC_TUMOR
+    hu = np.full(256, -1000, dtype=np.int16)
+    hu[[BODY, LIVER, HEPATIC_TUMOR]] = (20, 110, 60)
+    return TrainingCase(hu[label_map], label_map, SPACING_MM, "ct_contrast")
+
+
+def build_store(num_cases: int, *, has_lesion: bool = True) -> ArrayStore:
+    """A store of such cases."""
+    return ArrayStore([build_case(seed, has_lesion=has_lesion) for seed in range(num_cases)])
+
+
+def tiny_grid() -> Grid:
+    """The grid of the cases and of the recipe."""
+    return Grid.from_spacing(SHAPE, SPACING_MM)
+
+
+def build_recipe_content(**changes: Any) -> dict[str, Any]:
+    """The content of a training recipe of a few steps a stage; ``changes`` go by dotted fields with ``__`` for dots."""
+    header = {key: value for key, value in build_header().items() if key not in {"format", "scale_factor"}}
+    loop = {"learning_rate": 1e-3, "num_warmup_steps": 2, "mixed_precision": False}
+    content: dict[str, Any] = {
+        "kind": "training",
+        "seed": 3,
+        "data": {"num_phantoms": 2, "seed": 5},
+        "bundle": {**header, "grid": {"shape": list(SHAPE), "spacing_mm": list(SPACING_MM)}},
+        "vae": {"loop": {"num_steps": 3, **loop}, "loss": {"patch_shape": [16, 16, 16]}},
+        "diffusion": {"loop": {"num_steps": 2, **loop}},
+        "controlnet": {"loop": {"num_steps": 2, **loop}, "loss": {"lesion_weight": 4.0, "train_unet": True}},
+    }
+    return change_fields(content, changes)
+
+
+def change_fields(content: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Set fields of nested dictionaries in place, named by their dotted path with ``__`` for dots."""
+    for field, value in changes.items():
+        place = content
+        *parents, last = field.split("__")
+        for parent in parents:
+            place = place.setdefault(parent, {})
+        place[last] = value
+    return content
+
+
+def build_recipe(**changes: Any) -> TrainingRecipe:
+    """The recipe, validated."""
+    return TrainingRecipe.model_validate(build_recipe_content(**changes))
+
+
+def write_recipe(path: Path, **changes: Any) -> Path:
+    """The recipe as a file."""
+    path.write_text(yaml.safe_dump(build_recipe_content(**changes), sort_keys=False), encoding="utf-8")
+    return path
+
+
+def write_prepared(folder: Path, *, num_cases: int = 3, num_folds: int = 3) -> Path:
+    """The cases as a folder that ``maisi-aug prepare`` would have written, a fold a case."""
+    records = []
+    for number in range(num_cases):
+        case, name = build_case(number), f"case-{number}"
+        paths = {role: folder / f"{role}s" / f"{name}.nii.gz" for role in ("image", "label")}
+        save_image(paths["image"], case.image_hu, tiny_grid())
+        save_label_map(paths["label"], case.label_map, tiny_grid())
+        ids, counts = np.unique(case.label_map, return_counts=True)
+        record = PreparedCase(
+            id=name,
+            patient=name,
+            fold=number % num_folds,
+            modality="ct_contrast",
+            shape=SHAPE,
+            spacing_mm=SPACING_MM,
+            voxels=dict(zip(ids.tolist(), counts.tolist(), strict=True)),
+            image_sha256=sha256_of(paths["image"]),
+            label_sha256=sha256_of(paths["label"]),
+            image_source=str(paths["image"]),
+            label_sources=(str(paths["label"]),),
+            key="0" * 64,
+        )
+        records.append(record.model_dump_json() + "\n")
+    spec = PreparedSpec(
+        name="tiny",
+        grid=GridSpec(shape=SHAPE, spacing_mm=SPACING_MM),
+        labels={"liver": LIVER, "hepatic tumor": HEPATIC_TUMOR, "body": BODY},
+        num_folds=num_folds,
+    )
+    (folder / SPEC_NAME).write_text(yaml.safe_dump(spec.model_dump(mode="json")), encoding="utf-8")
+    (folder / CASES_NAME).write_text("".join(records), encoding="utf-8")
+    return folder
+
+
+def _box(corner: Sequence[int] | np.ndarray[Any, Any], shape: Shape) -> tuple[slice, ...]:
+    return tuple(slice(int(start), int(start) + side) for start, side in zip(corner, shape, strict=True))

@@ -1,0 +1,252 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from maisi_aug.bundle_spec import bundle as bundle_module
+from maisi_aug.bundle_spec.bundle import (
+    BUNDLE_FILE,
+    EMBEDDED_FOLDER,
+    NETWORK_ROLES,
+    Bundle,
+    embedded_bundles,
+    grid_factor,
+    list_bundles,
+    load_bundle,
+)
+from maisi_aug.bundle_spec.decoding import latent_factor
+from maisi_aug.errors import BundleError, RecipeError
+from maisi_aug.system.whole_files import sha256_of
+from tests.builders.tiny_bundle import TINY_SHAPE, TINY_SPACING_MM, build_header
+
+WEIGHTS = b"not read by the tests here"
+MAX_SHIPPED_BYTES = 40_000_000
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Callable[..., Path]:
+    """Write a bundle whose weight files are there but hold no tensors, with some fields changed or left out (None)."""
+
+    def call(place: str = "folder", **changes: Any) -> Path:
+        folder = tmp_path / place
+        folder.mkdir(parents=True, exist_ok=True)
+        weights = {}
+        for role in NETWORK_ROLES:
+            path = folder / f"{role}.safetensors"
+            path.write_bytes(WEIGHTS)
+            weights[role] = {"file": path.name, "sha256": sha256_of(path)}
+        content = {**build_header(), "weights": weights, **changes}
+        content = {key: value for key, value in content.items() if value is not None}
+        (folder / BUNDLE_FILE).write_text(yaml.safe_dump(content), encoding="utf-8")
+        return folder
+
+    return call
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "fewest", "limit"),
+    [({"class": "RFlowScheduler"}, 2, 1000), ({"class": "DDPMScheduler", "num_train_timesteps": 20}, 20, 20)],
+)
+def test_steps_end_where_the_scheduler_does(
+    write: Callable[..., Path], scheduler: dict[str, Any], fewest: int, limit: int
+) -> None:
+    bundle = load_bundle(write(scheduler=scheduler, num_inference_steps=fewest))
+    assert (bundle.choose_steps(None), bundle.choose_steps(limit)) == (fewest, limit)
+    with pytest.raises(RecipeError, match=f"num_inference_steps: expected at most {limit}, .*, found {limit + 1}"):
+        bundle.choose_steps(limit + 1)
+    if fewest == limit:
+        with pytest.raises(RecipeError, match="expected 20, for DDPM goes through every time step .*, found 19"):
+            bundle.choose_steps(19)
+
+
+def test_bundle_tells_what_its_file_says(write: Callable[..., Path]) -> None:
+    folder = write()
+    bundle = load_bundle(folder)
+    assert isinstance(bundle, Bundle)
+    assert (bundle.name, bundle.licence, bundle.default_steps, bundle.path) == ("tiny", "Apache-2.0", 2, folder)
+    assert bundle.advice.startswith("tiny has random weights")
+    assert bundle.grid.shape == TINY_SHAPE
+    assert bundle.grid.spacing_mm == pytest.approx(TINY_SPACING_MM)
+    assert bundle.weight_path("controlnet") == (folder / "controlnet.safetensors").resolve()
+    assert load_bundle(str(folder)).spec == bundle.spec
+    bundle.require_intact()
+
+
+def test_slots_join_the_vocabulary(write: Callable[..., Path]) -> None:
+    vocabulary = load_bundle(write()).vocabulary
+    assert vocabulary.id_of("kidney tumor") == 129
+    assert vocabulary.hosts_of(129) == (5, 14)
+    assert 129 in vocabulary.tumor_ids
+    assert 129 not in load_bundle(write("plain", slots=None)).vocabulary.tumor_ids
+
+
+def test_window_of_the_decoder_is_three_whole_numbers_or_none(write: Callable[..., Path]) -> None:
+    assert load_bundle(write()).spec.decode_window is None
+    assert load_bundle(write("windowed", decode_window=[48, 48, 64])).spec.decode_window == (48, 48, 64)
+    with pytest.raises(BundleError, match=r"decode_window\.1: Input should be greater than 0"):
+        load_bundle(write("empty", decode_window=[48, 0, 64]))
+    with pytest.raises(BundleError, match=r"decode_window\.2: Field required"):
+        load_bundle(write("flat", decode_window=[48, 48]))
+
+
+def test_factor_is_that_of_both_networks(write: Callable[..., Path]) -> None:
+    assert load_bundle(write()).grid_factor == 8
+    assert latent_factor({"num_channels": [64, 128, 256]}) == 4
+    assert grid_factor({"num_channels": [64, 128, 256]}, {"num_channels": [64, 128, 256, 512]}) == 32
+
+
+def test_fingerprint_changes_with_the_content(write: Callable[..., Path]) -> None:
+    before = load_bundle(write()).fingerprint
+    assert load_bundle(write("twin")).fingerprint == before
+    assert load_bundle(write("other", scale_factor=1.5)).fingerprint != before
+
+
+def test_bundles_of_the_package_are_found_by_name(write: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = write("package/tiny_ct", name="tiny-ct")
+    write("package/other", name="other")
+    (folder.parent / "unfinished").mkdir()
+    monkeypatch.setattr(bundle_module, "EMBEDDED_FOLDER", folder.parent)
+    assert embedded_bundles() == ("other", "tiny-ct")
+    assert [bundle.name for bundle in list_bundles()] == ["other", "tiny-ct"]
+    assert load_bundle("tiny-ct").path == folder
+    with pytest.raises(BundleError, match=r"Bundle 'tiny-cd': expected other or tiny-ct or a folder with bundle\.yaml"):
+        load_bundle("tiny-cd")
+    with pytest.raises(BundleError, match=r"found neither\. Did you mean 'tiny-ct'\?"):
+        load_bundle("tiny-cd")
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        (BUNDLE_FILE, b"name: [", "expected readable YAML in bundle.yaml, found: while parsing"),
+        (BUNDLE_FILE, b"name: torn", "bundle.yaml does not validate: "),
+        ("controlnet.safetensors", None, "controlnet.safetensors is missing"),
+    ],
+    ids=["yaml", "fields", "weights"],
+)
+def test_damaged_bundle_is_named_and_hides_no_other(
+    file: str,
+    content: bytes | None,
+    message: str,
+    write: Callable[..., Path],
+    user_folder: Path,
+    run_process: Callable[..., Any],
+) -> None:
+    pulled = user_folder.relative_to(user_folder.parent) / "bundles"
+    write(f"{pulled}/whole", name="whole")
+    path = write(f"{pulled}/torn", name="torn") / file
+    path.unlink()
+    if content is not None:
+        path.write_bytes(content)
+    outcome = run_process("bundles", "list", "--json")
+    assert outcome.code == 0
+    assert "whole" in [row["name"] for row in json.loads(outcome.stdout)]
+    assert "torn" not in outcome.stdout
+    (line,) = outcome.stderr.splitlines()
+    assert message in line
+    assert line.endswith("The list leaves 'torn' out until it is fetched or installed again.")
+
+
+def test_folder_of_a_training_run_stands_for_its_bundle(tmp_path: Path) -> None:
+    folder = tmp_path / "run" / "bundle"
+    folder.mkdir(parents=True)
+    (folder / BUNDLE_FILE).write_text(yaml.safe_dump({**build_header(), "weights": {}}))
+    assert load_bundle(tmp_path / "run").path == folder
+
+
+def test_folder_without_bundle_file_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bundle_module, "EMBEDDED_FOLDER", tmp_path)
+    with pytest.raises(BundleError, match="expected the name of a bundle or a folder with bundle.yaml, found neither"):
+        load_bundle(tmp_path)
+
+
+def test_all_problems_are_told_together_with_their_place(write: Callable[..., Path]) -> None:
+    grid = {"shape": [64, 48], "spacing_mm": [6.4, "wide", 6.4]}
+    folder = write(name="Has Blanks", num_inference_steps=0, grid=grid, licence=None, colour="red")
+    with pytest.raises(BundleError) as caught:
+        load_bundle(folder)
+    message = str(caught.value)
+    assert message.startswith(f"Bundle {folder}: bundle.yaml does not validate: ")
+    for place in ("name: ", "num_inference_steps: ", "grid.shape.2: ", "grid.spacing_mm.1: ", "licence: ", "colour: "):
+        assert place in message
+    assert "\n" not in message
+
+
+def test_hash_that_is_none_is_refused_with_its_place(write: Callable[..., Path]) -> None:
+    weights = {"autoencoder": {"file": "autoencoder.safetensors", "sha256": "abc"}}
+    with pytest.raises(BundleError, match=r"weights\.autoencoder\.sha256: String should match"):
+        load_bundle(write(weights=weights))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"a: [1", "expected readable YAML in bundle.yaml, found: while parsing"),
+        (b"\xff\xfe\x00name", "expected readable YAML in bundle.yaml, found: "),
+        (b"", "does not validate: content: Input should be a valid dictionary"),
+        (b"format: 2", "format: Input should be less than or equal to 1"),
+    ],
+    ids=["yaml", "utf-8", "empty", "newer"],
+)
+def test_file_that_is_no_bundle_is_refused(content: bytes, message: str, tmp_path: Path) -> None:
+    (tmp_path / BUNDLE_FILE).write_bytes(content)
+    with pytest.raises(BundleError, match=message):
+        load_bundle(tmp_path)
+
+
+def test_altered_weights_are_refused_by_their_hash(write: Callable[..., Path]) -> None:
+    folder = write()
+    path = folder / "diffusion_unet.safetensors"
+    path.write_bytes(WEIGHTS[:-1] + b"!")
+    with pytest.raises(BundleError, match="diffusion_unet.safetensors should have SHA-256 [0-9a-f]{12}..., found "):
+        load_bundle(folder).require_intact()
+    path.unlink()
+    with pytest.raises(BundleError, match="weight file .*diffusion_unet.safetensors is missing"):
+        load_bundle(folder).require_intact()
+
+
+@pytest.mark.parametrize("file", ["../outside.safetensors", "/etc/hostname", "sub/../../outside.safetensors"])
+def test_weights_cannot_lie_outside_the_folder(file: str, write: Callable[..., Path]) -> None:
+    weights = {"autoencoder": {"file": file, "sha256": "0" * 64}}
+    folder = write(weights=weights)
+    (folder.parent / "outside.safetensors").write_bytes(WEIGHTS)
+    with pytest.raises(BundleError, match="expected weight files inside the bundle's folder, found /"):
+        load_bundle(folder).weight_path("autoencoder")
+
+
+def test_link_out_of_the_folder_is_refused(write: Callable[..., Path]) -> None:
+    folder = write()
+    outside = folder.parent / "outside.safetensors"
+    outside.write_bytes(WEIGHTS)
+    (folder / "controlnet.safetensors").unlink()
+    (folder / "controlnet.safetensors").symlink_to(outside)
+    with pytest.raises(BundleError, match="expected weight files inside the bundle's folder"):
+        load_bundle(folder).weight_path("controlnet")
+
+
+def test_missing_network_is_named(write: Callable[..., Path]) -> None:
+    bundle = load_bundle(write(networks={"autoencoder": build_header()["networks"]["autoencoder"]}, weights={}))
+    with pytest.raises(BundleError, match="expected a definition in networks.diffusion_unet, found autoencoder"):
+        _ = bundle.grid_factor
+    with pytest.raises(BundleError, match="expected weights for autoencoder, found none"):
+        bundle.weight_path("autoencoder")
+
+
+@pytest.mark.skipif(not embedded_bundles(), reason="the package has no bundle yet")
+def test_bundles_of_the_package_are_intact_and_small() -> None:
+    bundles = list_bundles()
+    assert [bundle.name for bundle in bundles] == ["phantom-ct"]
+    for bundle in bundles:
+        bundle.require_intact()
+        assert set(bundle.spec.networks) == set(bundle.spec.weights) == set(NETWORK_ROLES)
+        bundle.grid.require_multiple_of(bundle.grid_factor, subject=bundle.name)
+        assert bundle.vocabulary.id_of("kidney tumor") == 129
+        assert bundle.licence == "Apache-2.0"
+        assert {"trained_on", "steps", "versions"} <= set(bundle.spec.provenance)
+    shipped = sum(path.stat().st_size for path in EMBEDDED_FOLDER.rglob("*.safetensors"))
+    assert shipped <= MAX_SHIPPED_BYTES

@@ -1,0 +1,66 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from maisi_aug.banks.entry import BankEntry
+from maisi_aug.cohort.plan import CohortPlan, plan_from_texts
+from maisi_aug.cohort.preflight import require_drawable, require_known_targets, require_maps
+from maisi_aug.errors import BankError, RequestError
+from maisi_aug.vocabulary.labels import MAISI
+from maisi_aug.volumes.grid import Grid
+
+GRID = Grid.from_spacing((64, 48, 40), (4.0, 4.0, 2.5))
+VOXEL_ML = 0.04
+
+
+def plan(*texts: str, num_cases: int = 4) -> CohortPlan:
+    return plan_from_texts(texts, vocabulary=MAISI, num_cases=num_cases, seed=1)
+
+
+def test_mapping_to_names_and_ids_is_accepted_and_so_is_a_word() -> None:
+    require_known_targets({"1": "liver", "2": 26, "Milz": "spleen"}, MAISI, subject="Mask labels")
+    require_known_targets("totalsegmentator-v2", MAISI, subject="Mask labels")
+
+
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        ("livr", "Mask labels, '7': Label 'livr': expected .* Did you mean 'liver'"),
+        (140, "Mask labels, '7': Label id 140: expected an id of this vocabulary"),
+    ],
+)
+def test_mapping_to_what_is_no_label_is_refused(target: str | int, message: str) -> None:
+    with pytest.raises(BankError, match=message):
+        require_known_targets({"1": "liver", "7": target}, MAISI, subject="Mask labels")
+
+
+def test_bank_needs_one_map_that_looks_usable() -> None:
+    skipped = [("a.nii.gz", "a.nii.gz is empty"), ("b.nii.gz", "b.nii.gz is missing")]
+    require_maps([BankEntry("c.nii.gz", (Path("c.nii.gz"),))], skipped, subject="Mask bank")
+    with pytest.raises(
+        BankError, match=r"found only files that cannot be used; a\.nii\.gz: a\.nii\.gz is empty\. Check"
+    ):
+        require_maps([], skipped, subject="Mask bank")
+    with pytest.raises(BankError, match="Mask bank: expected label maps, found none. Check the folder's layout."):
+        require_maps([], [], subject="Mask bank")
+
+
+def test_lesion_above_half_a_voxel_is_accepted() -> None:
+    require_drawable(plan(f"lung tumor:{0.51 * VOXEL_ML}mL", "liver"), GRID)
+    require_drawable(plan("liver"), GRID)
+
+
+def test_lesion_that_rounding_would_lose_is_refused() -> None:
+    planned = plan("hepatic tumor:0.5", "lung tumor:0.01-0.02mL", num_cases=10)
+    smallest = min(planned.cases, key=lambda case: case.lesions[0].volume_ml)
+    sentence = (
+        "Label request 'lung tumor:0.01-0.02mL': expected lesions above 0.02 mL (3.4 mm), half a voxel of the grid, "
+        f"found a lung tumor of 0.01 mL (2.7 mm) in {smallest.case_id}. Ask for larger lesions or a smaller --spacing."
+    )
+    with pytest.raises(RequestError) as caught:
+        require_drawable(planned, GRID)
+    assert str(caught.value) == sentence
+    with pytest.raises(RequestError, match="in case_0001"):
+        require_drawable(plan(f"lung tumor:{VOXEL_ML / 2}mL"), GRID)

@@ -1,0 +1,198 @@
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from maisi_aug.errors import EvaluationError
+from maisi_aug.evaluation.cohort.case_sets import find_case_set
+from maisi_aug.evaluation.fid.extractors import Extractor, load_extractor
+from maisi_aug.evaluation.fid.feature_store import CaseFeatures, FeatureSet, Processes, collect_features, default_cache
+from maisi_aug.evaluation.fid.frechet import frechet_distance, measure_moments
+from maisi_aug.evaluation.fid.measurement import draw_chart, measure_fid, to_report
+from maisi_aug.evaluation.fid.slices import SliceProtocol
+from maisi_aug.volumes.grid import Grid
+from maisi_aug.volumes.image_files import save_image
+from tests.builders.made_cases import GRID, build_case, write_cohort, write_folder
+
+PROTOCOL = SliceProtocol(every=10)
+
+
+@pytest.fixture(scope="module")
+def extractor() -> Extractor:
+    return load_extractor()
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("fid")
+    return {
+        "real": write_folder(folder / "real", range(5), labelled=False),
+        "cohort": write_cohort(folder / "cohort", [20, 21, 22]),
+        "cache": folder / "cache",
+    }
+
+
+def write_nan(path: Path) -> None:
+    import nibabel as nib
+
+    array = np.zeros(GRID.shape, dtype=np.float32)
+    array[3, 4, 5] = np.nan
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nib.save(nib.Nifti1Image(array, GRID.affine), path)
+
+
+def measure(real: Path, synthetic: Path, extractor: Extractor, cache: Path | None, **changes: Any) -> dict[str, Any]:
+    document = measure_fid(
+        find_case_set(real),
+        find_case_set(synthetic),
+        extractor,
+        **{"protocol": PROTOCOL, "cache": cache, "processes": Processes()} | changes,
+    )
+    assert document is not None
+    return document
+
+
+def test_figures_are_those_of_the_features(places: dict[str, Path], extractor: Extractor) -> None:
+    document = measure(places["real"], places["cohort"], extractor, places["cache"])
+    sets = [
+        collect_features(
+            find_case_set(places[name]), extractor, PROTOCOL, cache=None, processes=Processes(), notify=lambda *_: None
+        )
+        for name in ("real", "cohort")
+    ]
+    for plane in ("xy", "yz", "zx"):
+        expected = frechet_distance(*(measure_moments(found.of_plane(plane)) for found in sets))
+        figures = document["planes"][plane]
+        assert figures["fid"] == pytest.approx(expected, rel=1e-5)
+        assert figures["interval"][0] <= figures["fid"] <= figures["interval"][1]
+        assert len(figures["floor"]) == 3
+        assert (figures["num_real_slices"], figures["num_synthetic_slices"]) == (20, 12)
+    means = [document["planes"][plane]["fid"] for plane in ("xy", "yz", "zx")]
+    assert document["planes"]["mean"]["fid"] == pytest.approx(np.mean(means))
+    assert any("A plane has 12 slices for 1280 features: covariances are singular" in n for n in document["notes"])
+
+
+def test_a_set_against_itself_is_at_zero(places: dict[str, Path], extractor: Extractor) -> None:
+    document = measure(places["real"], places["real"], extractor, places["cache"])
+    scale = measure(places["real"], places["cohort"], extractor, places["cache"])["planes"]["mean"]["fid"]
+    assert abs(document["planes"]["mean"]["fid"]) < 1e-4 * scale
+    assert document["planes"]["mean"]["kid"] < 0
+
+
+def test_features_are_kept_by_content(tmp_path: Path, places: dict[str, Path], extractor: Extractor) -> None:
+    cache = tmp_path / "cache"
+
+    def num_cached(**changes: Any) -> tuple[int, int]:
+        document = measure(places["real"], places["cohort"], extractor, cache, **changes)
+        return document["real"]["num_cached"], document["synthetic"]["num_cached"]
+
+    assert num_cached() == (0, 0)
+    assert num_cached() == (5, 3)
+    assert num_cached(protocol=SliceProtocol(every=11)) == (0, 0)
+    sorted(cache.iterdir())[0].write_bytes(b"no features")
+    assert sum(num_cached()) in (7, 8)  # a damaged entry is made again, whichever protocol's it was
+    copies = tmp_path / "copies"
+    copies.mkdir()
+    (copies / "renamed.nii.gz").write_bytes((places["real"] / "images" / "real_00.nii.gz").read_bytes())
+    assert measure(copies, places["cohort"], extractor, cache)["real"]["num_cached"] == 1
+
+
+def test_bad_volumes_are_named_and_the_others_measured(
+    tmp_path: Path, places: dict[str, Path], extractor: Extractor
+) -> None:
+    write_folder(tmp_path / "real", [1, 2], labelled=False)
+    write_nan(tmp_path / "real" / "images" / "nan.nii.gz")
+    (tmp_path / "real" / "images" / "torn.nii.gz").write_bytes(b"\x1f\x8b torn")
+    document = measure(tmp_path / "real", places["cohort"], extractor, places["cache"])
+    assert document["real"]["num_cases"] == 2
+    assert [case["case"] for case in document["real"]["skipped"]] == ["nan", "torn"]
+    assert "expected finite values, found NaN or infinity" in document["real"]["skipped"][0]["reason"]
+    assert "2 real cases could not be read and are left out: nan, torn." in document["notes"]
+    assert "- real nan: " in to_report(document)
+    assert document["planes"]["xy"]["floor"] is None
+
+
+def test_only_bad_volumes_are_an_error(tmp_path: Path, places: dict[str, Path], extractor: Extractor) -> None:
+    write_nan(tmp_path / "nan.nii.gz")
+    with pytest.raises(EvaluationError, match="expected at least one that can be measured, found 1 that cannot; .*NaN"):
+        measure(tmp_path, places["cohort"], extractor, None)
+
+
+def test_one_case_and_other_voxels_are_pointed_out(
+    tmp_path: Path, places: dict[str, Path], extractor: Extractor
+) -> None:
+    grid = Grid.from_spacing((40, 40, 40), (2.0, 2.0, 4.0))
+    save_image(tmp_path / "only.nii.gz", build_case(9, grid=grid)[0], grid)
+    document = measure(tmp_path, places["cohort"], extractor, None)
+    assert document["planes"]["mean"]["interval"] is None
+    notes = "\n".join(document["notes"])
+    assert "There is one real case only: no interval can be given." in notes
+    assert "Voxels differ: 2.00 x 2.00 x 4.00 mm in the real and 3.00 x 3.00 x 4.00 mm" in notes
+    assert "Volumes differ in shape" in notes
+    alike = measure(
+        tmp_path,
+        places["cohort"],
+        extractor,
+        None,
+        protocol=SliceProtocol((3.0, 3.0, 4.0), (36, 36, 36), 1.0, 10),
+    )
+    assert not any("differ" in note for note in alike["notes"])
+    one_slice = SliceProtocol(centre_share=0.01)
+    with pytest.raises(EvaluationError, match="Plane xy: expected at least two slices of real cases, found one"):
+        measure(tmp_path, places["cohort"], extractor, None, protocol=one_slice)
+
+
+def test_scans_of_one_patient_are_drawn_together() -> None:
+    def features(case_id: str, patient: str) -> CaseFeatures:
+        return CaseFeatures(case_id, patient, {"xy": np.full((2, 3), len(case_id), np.float32)}, (1, 1, 1), (1, 1, 1))
+
+    found = FeatureSet([features("a", "p1"), features("bb", "p2"), features("ccc", "p1"), features("dddd", "")])
+    assert [group[:, 0].tolist() for group in found.of_plane("xy")] == [[1, 1, 3, 3], [2, 2], [4, 4]]
+
+
+def test_report_and_chart_say_which_extractor(places: dict[str, Path], extractor: Extractor) -> None:
+    document = measure(places["real"], places["cohort"], extractor, places["cache"])
+    report = to_report(document)
+    assert "Extractor efficientnet_lite0: ImageNet weights of the package" in report
+    assert f"| mean | {document['planes']['mean']['fid']:.2f} |" in report
+    json.dumps(document, allow_nan=False)
+    chart = draw_chart(document)
+    words = [element.text or "" for element in ElementTree.fromstring(chart).iter()]
+    assert any(word.startswith("efficientnet_lite0; own spacing") for word in words)
+    assert {"xy, synthetic", "xy, real halves", "mean, synthetic"} <= set(words)
+
+
+def test_cache_lies_in_the_users_folder(user_folder: Path) -> None:
+    assert default_cache() == user_folder / "features"
+
+
+@pytest.mark.slow
+def test_two_processes_find_the_same_figures(places: dict[str, Path], extractor: Extractor, tmp_path: Path) -> None:
+    """Under torchrun, over gloo: three synthetic cases do not divide evenly, a bad one fails in one process only."""
+    write_folder(tmp_path / "real", range(3), labelled=False)
+    write_nan(tmp_path / "real" / "images" / "nan.nii.gz")
+    expected = measure(tmp_path / "real", places["cohort"], extractor, None)
+    repository = Path(__file__).resolve().parents[3]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    command += ["-m", "maisi_aug.cli.app", "evaluate", "fid", str(tmp_path / "real"), str(places["cohort"])]
+    done = subprocess.run(
+        [*command, "--every", "10", "--device", "cpu", "--no-cache", "--json"],
+        env={**os.environ, "PYTHONPATH": str(repository), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    found = json.loads(done.stdout)
+    assert found["real"]["skipped"] == expected["real"]["skipped"]
+    for plane, figures in expected["planes"].items():
+        assert found["planes"][plane]["fid"] == pytest.approx(figures["fid"], rel=1e-4)
+        assert found["planes"][plane]["num_real_slices"] == figures["num_real_slices"]
+    assert done.returncode == 1  # one case was left out

@@ -1,0 +1,143 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from maisi_aug.cohort.plan import CasePlan, PlannedLesion
+from maisi_aug.cohort.recipe import GateConfig
+from maisi_aug.gates.judgement import judge_image, judge_label_map, unrealised_lesions
+from maisi_aug.lesions.planting import PlantedLesion
+from maisi_aug.vocabulary.labels import BODY_ID, MAISI
+from maisi_aug.volumes.grid import Grid
+
+GRID = Grid.from_spacing((40, 30, 20), (3.0, 3.0, 4.0))
+VOXEL_ML = 0.036
+LARGE_ML, SMALL_ML = 6 * 6 * 5 * VOXEL_ML, 3 * 3 * 3 * VOXEL_ML
+
+
+def planned(volume_ml: float) -> PlannedLesion:
+    return PlannedLesion(26, "hepatic tumor", volume_ml, 20.0, 0.3, "a stand-in")
+
+
+CASE = CasePlan("case_0001", 0, "hepatic tumor x2 + spleen", (planned(SMALL_ML), planned(LARGE_ML)), (3,))
+
+
+@pytest.fixture
+def label_map() -> NDArray[np.uint8]:
+    """A liver with a large and a small lesion, and a spleen."""
+    label_map = np.zeros(GRID.shape, dtype=np.uint8)
+    label_map[2:38, 2:28, :] = BODY_ID
+    label_map[18:36, 4:26, 2:18] = 1
+    label_map[4:10, 10:20, 5:15] = 3
+    label_map[20:26, 8:14, 5:10] = 26
+    label_map[30:33, 18:21, 12:15] = 26
+    return label_map
+
+
+@pytest.fixture
+def image_hu(label_map: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.int16]:
+    """Plausible HU with a little noise; the lesions are darker than the liver."""
+    table = np.full(256, -1000.0)
+    table[[BODY_ID, 1, 3, 26]] = 30.0, 105.0, 110.0, 55.0
+    noise = rng.normal(0, 5, label_map.shape) * (label_map > 0)
+    image: NDArray[np.int16] = np.rint(table[label_map] + noise).astype(np.int16)
+    return image
+
+
+def judge_map(label_map: NDArray[np.uint8], case: CasePlan = CASE, **options: Any) -> Any:
+    return judge_label_map(case, label_map, (), GRID, vocabulary=MAISI, gates=GateConfig(**options))
+
+
+def judge(image_hu: NDArray[np.int16], label_map: NDArray[np.uint8], **options: Any) -> dict[str, list[bool]]:
+    gates = GateConfig(**options)
+    found = judge_image(CASE, image_hu, label_map, GRID, GRID, vocabulary=MAISI, gates=gates)
+    return {gate: [v.passed for v in found if v.gate == gate] for gate in {verdict.gate for verdict in found}}
+
+
+def test_good_label_map_passes_and_pairs_the_largest_with_the_largest(label_map: NDArray[np.uint8]) -> None:
+    judgement = judge_map(label_map)
+    assert judgement.reason == ""
+    assert [verdict.gate for verdict in judgement.verdicts] == ["presence", "lesion size"]
+    for record, volume_ml in zip(judgement.lesions, (LARGE_ML, SMALL_ML), strict=True):
+        assert record.requested_ml == pytest.approx(volume_ml)
+        assert record.realised_ml == pytest.approx(volume_ml)
+        assert (record.percentile, record.size_source) == (0.3, "a stand-in")
+
+
+def test_centre_and_host_come_from_what_was_planted(label_map: NDArray[np.uint8]) -> None:
+    box = (slice(0, 1),) * 3
+    planted = [
+        PlantedLesion(26, box, 27, SMALL_ML, (31, 19, 13), 1),
+        PlantedLesion(26, box, 180, LARGE_ML, (23, 11, 7), 1),
+    ]
+    judgement = judge_label_map(CASE, label_map, planted, GRID, vocabulary=MAISI, gates=GateConfig())
+    assert [record.centre_ijk for record in judgement.lesions] == [(23, 11, 7), (31, 19, 13)]
+    assert {record.host_id for record in judgement.lesions} == {1}
+
+
+def test_missing_organ_fails(label_map: NDArray[np.uint8]) -> None:
+    label_map[label_map == 3] = BODY_ID
+    assert "spleen" in judge_map(label_map).reason
+
+
+def test_lost_lesion_fails_and_is_recorded_as_absent(label_map: NDArray[np.uint8]) -> None:
+    label_map[30:33, 18:21, 12:15] = 1
+    judgement = judge_map(label_map)
+    assert judgement.reason.startswith("hepatic tumor: ")
+    assert "1 lesions where 2 were requested" in judgement.reason
+    assert judgement.lesions[1].realised_ml is None
+
+
+def test_lesion_of_another_size_fails_unless_the_tolerance_allows_it(label_map: NDArray[np.uint8]) -> None:
+    label_map[26, 8:14, 5:10] = 26  # a sixth more
+    assert "hepatic tumor: " in judge_map(label_map).reason
+    assert judge_map(label_map, size_tolerance=0.2).reason == ""
+
+
+def test_good_image_passes_every_gate(image_hu: NDArray[np.int16], label_map: NDArray[np.uint8]) -> None:
+    verdicts = judge(image_hu, label_map)
+    assert verdicts == {"geometry": [True], "organ HU": [True], "lesion visibility": [True, True]}
+
+
+def test_gates_can_be_switched_off(image_hu: NDArray[np.int16], label_map: NDArray[np.uint8]) -> None:
+    assert set(judge(image_hu, label_map, organ_hu=False, visibility=False)) == {"geometry"}
+
+
+def test_each_fault_of_an_image_fails_its_own_gate(image_hu: NDArray[np.int16], label_map: NDArray[np.uint8]) -> None:
+    bright = np.where(label_map == 3, 700, image_hu).astype(np.int16)
+    assert judge(bright, label_map)["organ HU"] == [False]
+    hidden = np.where(label_map == 26, 105, image_hu).astype(np.int16)
+    assert judge(hidden, label_map)["lesion visibility"].count(False) >= 1
+    assert judge(np.zeros_like(image_hu), label_map)["geometry"] == [False]
+
+
+def test_required_contrast_grows_with_the_setting(image_hu: NDArray[np.int16], label_map: NDArray[np.uint8]) -> None:
+    assert judge(image_hu, label_map, minimum_cnr=100.0)["lesion visibility"][0] is False
+
+
+def test_grid_elsewhere_in_the_scanner_passes_and_another_spacing_does_not(
+    image_hu: NDArray[np.int16], label_map: NDArray[np.uint8]
+) -> None:
+    affine = np.diag([3.0, 3.0, 4.0, 1.0])
+    affine[:3, :3] = affine[:3, :3] @ np.array([[0.8, -0.6, 0], [0.6, 0.8, 0], [0, 0, 1]])
+    affine[:3, 3] = 100.0, -50.0, 7.0
+    elsewhere, finer = Grid(GRID.shape, affine), Grid.from_spacing(GRID.shape, (3.0, 3.0, 3.9))
+    for grid, passed in ((elsewhere, True), (finer, False)):
+        first, *_ = judge_image(CASE, image_hu, label_map, grid, GRID, vocabulary=MAISI, gates=GateConfig())
+        assert (first.gate, first.passed) == ("geometry", passed)
+
+
+def test_verdicts_can_be_written_as_json(image_hu: NDArray[np.int16], label_map: NDArray[np.uint8]) -> None:
+    import json
+
+    for verdict in judge_image(CASE, image_hu, label_map, GRID, GRID, vocabulary=MAISI, gates=GateConfig()):
+        json.dumps(verdict.figures, allow_nan=False)
+
+
+def test_lesions_before_anything_is_drawn_are_requests_only() -> None:
+    records = unrealised_lesions(replace(CASE, lesions=(planned(2.5),)))
+    assert [(record.requested_ml, record.percentile, record.realised_ml) for record in records] == [(2.5, 0.3, None)]

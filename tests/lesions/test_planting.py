@@ -1,0 +1,248 @@
+"""Planted lesions: right volume, right host, apart from each other, bounded when there is no room."""
+
+from __future__ import annotations
+
+import json
+import time
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from maisi_aug.errors import LesionError
+from maisi_aug.lesions.planting import MIN_HOST_SHARE, LesionWish, PlantedLesion, measure_lesions, plant_lesions
+from maisi_aug.volumes.components import is_any_of
+
+LabelMap = NDArray[np.uint8]
+SPACING_MM = (3.2, 3.2, 3.2)
+ANISOTROPIC_MM = (0.7, 0.8, 2.5)
+VOXEL_ML = 3.2**3 / 1000
+TOUCHING = np.ones((3, 3, 3), dtype=bool)
+
+
+def sphere_ml(diameter_mm: float) -> float:
+    return float(np.pi / 6.0 * diameter_mm**3 / 1000.0)
+
+
+def build_map() -> LabelMap:
+    """A body with a liver, a pancreas, two touching vertebrae and a rib apart."""
+    label_map = np.zeros((80, 60, 50), dtype=np.uint8)
+    label_map[4:76, 4:56] = 200
+    label_map[40:72, 20:50, 18:46] = 1
+    label_map[12:36, 30:38, 20:28] = 4
+    label_map[34:44, 6:16, 4:12] = 33
+    label_map[34:44, 6:16, 12:20] = 34
+    label_map[10:14, 10:40, 40:43] = 63
+    return label_map
+
+
+BONES = (33, 34, 63)
+
+
+@pytest.mark.parametrize(
+    ("label_id", "hosts", "diameter_mm"),
+    [(26, (1,), mm) for mm in (8, 10, 20, 35, 50)] + [(24, (4,), mm) for mm in (8, 20, 30)] + [(128, BONES, 12)],
+)
+def test_planted_lesion_has_the_wanted_volume_inside_its_host(
+    label_id: int, hosts: tuple[int, ...], diameter_mm: float
+) -> None:
+    label_map = build_map()
+    wish = LesionWish(label_id, hosts, sphere_ml(diameter_mm))
+    for seed in range(3):
+        planted_map, (lesion,) = plant_lesions(
+            label_map, [wish], spacing_mm=SPACING_MM, rng=np.random.default_rng(seed)
+        )
+        mask = planted_map == label_id
+        assert mask.sum() == lesion.num_voxels == round(wish.volume_ml / VOXEL_ML)
+        assert lesion.volume_ml == pytest.approx(mask.sum() * VOXEL_ML)
+        assert set(np.unique(label_map[mask])) <= set(hosts)
+        assert ndimage.label(mask, TOUCHING)[1] == 1
+        assert mask[lesion.mask_bbox].sum() == lesion.num_voxels
+        assert planted_map[lesion.centre_ijk] == label_id
+        assert lesion.host_id in hosts
+        np.testing.assert_array_equal(planted_map[~mask], label_map[~mask])
+    np.testing.assert_array_equal(label_map, build_map())
+
+
+def test_planted_lesions_never_touch_each_other() -> None:
+    label_map = build_map()
+    wanted = [
+        LesionWish(24, (4,), 1.0),
+        *(LesionWish(26, (1,), sphere_ml(mm)) for mm in (8, 12, 20, 30, 10)),
+        LesionWish(129, (1,), 2.0),
+    ]
+    for seed in range(4):
+        rng = np.random.default_rng(seed)
+        planted_map, lesions = plant_lesions(label_map, wanted, spacing_mm=SPACING_MM, rng=rng)
+        assert [lesion.label_id for lesion in lesions] == [wish.label_id for wish in wanted]
+        parts, num_parts = ndimage.label(is_any_of(planted_map, (24, 26, 129)), TOUCHING)
+        assert num_parts == len(wanted)
+        for wish, lesion in zip(wanted, lesions, strict=True):
+            assert lesion.num_voxels == round(wish.volume_ml / VOXEL_ML)
+            assert (parts == parts[lesion.centre_ijk]).sum() == lesion.num_voxels
+        measured = measure_lesions(planted_map, 26, VOXEL_ML)
+        expected = sorted((lesion.volume_ml for lesion in lesions if lesion.label_id == 26), reverse=True)
+        assert measured == pytest.approx(expected)
+
+
+def test_planted_lesion_keeps_apart_from_lesions_already_there() -> None:
+    label_map = build_map()
+    label_map[45:55, 25:35, 25:35] = 26
+    label_map[60:68, 25:35, 25:35] = 23
+    before = is_any_of(label_map, (23, 26))
+    for seed in range(5):
+        planted_map, (lesion,) = plant_lesions(
+            label_map,
+            [LesionWish(26, (1,), 6.0)],
+            spacing_mm=SPACING_MM,
+            rng=np.random.default_rng(seed),
+            other_lesion_ids=(23,),
+        )
+        planted = (planted_map == 26) & ~before
+        assert planted.sum() == lesion.num_voxels
+        assert not (ndimage.binary_dilation(before, TOUCHING) & planted).any()
+
+
+def test_lesion_too_large_for_one_bone_grows_over_touching_bones() -> None:
+    label_map = build_map()
+    single_ml = float((label_map == 33).sum()) * VOXEL_ML
+    planted_map, (lesion,) = plant_lesions(
+        label_map, [LesionWish(128, BONES, 1.3 * single_ml)], spacing_mm=SPACING_MM, rng=np.random.default_rng(0)
+    )
+    replaced = set(np.unique(label_map[planted_map == 128]))
+    assert replaced == {33, 34}
+    assert lesion.host_id in replaced
+
+
+def test_hosts_with_ample_room_are_all_used() -> None:
+    label_map = build_map()
+    used = set()
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        _, (lesion,) = plant_lesions(label_map, [LesionWish(128, BONES, 0.5)], spacing_mm=SPACING_MM, rng=rng)
+        used.add(lesion.host_id)
+    assert used == set(BONES)
+
+
+def build_thin_pancreas() -> LabelMap:
+    """A pancreas of 128 mm by 19 mm by 19 mm, 47.19 mL, in body, with air below."""
+    label_map = np.zeros((60, 50, 40), dtype=np.uint8)
+    label_map[2:58, 2:48, 10:] = 200
+    label_map[10:50, 20:26, 12:18] = 4
+    return label_map
+
+
+def plant_pancreatic(diameter_mm: float, *, bulge_ids: tuple[int, ...], seed: int) -> tuple[LabelMap, PlantedLesion]:
+    label_map = build_thin_pancreas()
+    wish = LesionWish(24, (4,), sphere_ml(diameter_mm), bulge_ids=bulge_ids)
+    rng = np.random.default_rng(seed)
+    planted_map, (lesion,) = plant_lesions(label_map, [wish], spacing_mm=SPACING_MM, rng=rng)
+    mask = planted_map == 24
+    assert mask.sum() == lesion.num_voxels == round(wish.volume_ml / VOXEL_ML)
+    assert ndimage.label(mask, TOUCHING)[1] == 1
+    assert set(np.unique(label_map[mask])) <= {4, *bulge_ids}
+    assert (label_map[mask] == 4).sum() >= (MIN_HOST_SHARE if bulge_ids else 1.0) * lesion.num_voxels
+    assert lesion.host_id == 4
+    return planted_map, lesion
+
+
+def longest_side_mm(lesion: PlantedLesion) -> float:
+    return max(float(part.stop - part.start) * step for part, step in zip(lesion.mask_bbox, SPACING_MM, strict=True))
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_lesion_bulges_out_of_a_thin_host_where_it_may(seed: int) -> None:
+    _, inside = plant_pancreatic(42, bulge_ids=(), seed=seed)
+    _, bulging = plant_pancreatic(42, bulge_ids=(200,), seed=seed)
+    assert longest_side_mm(bulging) < 0.8 * longest_side_mm(inside)
+
+
+def test_lesion_larger_than_its_host_fits_where_it_may_bulge() -> None:
+    with pytest.raises(LesionError, match=r"expected room for 65\.45 mL \(50\.0 mm\) in one connected part"):
+        plant_pancreatic(50, bulge_ids=(), seed=0)
+    plant_pancreatic(50, bulge_ids=(200,), seed=0)
+
+
+def test_lesion_that_would_lie_mostly_outside_its_host_is_refused() -> None:
+    with pytest.raises(
+        LesionError,
+        match=r"expected room for 179\.59 mL \(70\.0 mm\), at least 53\.88 mL of it in one connected part of its host "
+        r"\(pancreas\), found 47\.19 mL free",
+    ):
+        plant_pancreatic(70, bulge_ids=(200,), seed=0)
+
+
+def test_lesion_with_room_for_a_round_shape_stays_inside() -> None:
+    for seed in range(3):
+        may, _ = plant_pancreatic(20, bulge_ids=(200,), seed=seed)
+        must, _ = plant_pancreatic(20, bulge_ids=(), seed=seed)
+        np.testing.assert_array_equal(may, must)
+
+
+def test_planting_depends_on_its_seed_alone() -> None:
+    wanted = [LesionWish(26, (1,), 2.0), LesionWish(26, (1,), 8.0)]
+
+    def plant(seed: int) -> bytes:
+        rng = np.random.default_rng(seed)
+        return plant_lesions(build_map(), wanted, spacing_mm=ANISOTROPIC_MM, rng=rng)[0].tobytes()
+
+    assert plant(7) == plant(7)
+    assert plant(7) != plant(8)
+
+
+def test_anisotropic_lesions_keep_their_volume() -> None:
+    label_map = np.full((7, 9, 11), 1, dtype=np.uint8)
+    planted_map, (lesion,) = plant_lesions(
+        label_map, [LesionWish(26, (1,), 0.1)], spacing_mm=ANISOTROPIC_MM, rng=np.random.default_rng(0)
+    )
+    assert lesion.num_voxels == (planted_map == 26).sum() == round(0.1 / (0.7 * 0.8 * 2.5 / 1000))
+
+
+def test_lesion_without_room_fails_soon_and_says_why() -> None:
+    label_map = build_map()
+    start = time.perf_counter()
+    with pytest.raises(
+        LesionError,
+        match=r"pancreatic tumor: .* 65\.45 mL \(50\.0 mm\) .*\(pancreas\), found 50\.33 mL free, 50\.33 mL",
+    ):
+        plant_lesions(
+            label_map, [LesionWish(24, (4,), sphere_ml(50))], spacing_mm=SPACING_MM, rng=np.random.default_rng(0)
+        )
+    with pytest.raises(LesionError, match=r"my label: .* \(label 250\), found 0\.00 mL free"):
+        plant_lesions(
+            label_map,
+            [LesionWish(251, (250,), 1.0, label_name="my label")],
+            spacing_mm=SPACING_MM,
+            rng=np.random.default_rng(0),
+        )
+    crowd = [LesionWish(24, (4,), 12.0)] * 6
+    with pytest.raises(LesionError, match=r"pancreatic tumor: .* 12\.00 mL .* in the largest part\. Ask for"):
+        plant_lesions(label_map, crowd, spacing_mm=SPACING_MM, rng=np.random.default_rng(0))
+    assert time.perf_counter() - start < 5.0
+
+
+def test_no_wish_gives_an_equal_copy() -> None:
+    label_map = build_map()
+    planted_map, lesions = plant_lesions(label_map, [], spacing_mm=SPACING_MM, rng=np.random.default_rng(0))
+    np.testing.assert_array_equal(planted_map, label_map)
+    assert planted_map is not label_map
+    assert lesions == ()
+
+
+def test_lesions_are_measured_by_touching_voxels_largest_first() -> None:
+    label_map = np.zeros((7, 9, 11), dtype=np.int16)
+    label_map[0, 0, 0] = label_map[1, 1, 1] = 26  # a corner is enough
+    label_map[4:6, 4:6, 4:6] = 26
+    assert measure_lesions(label_map, 26, 0.5) == [4.0, 1.0]
+    assert measure_lesions(label_map, 27, 0.5) == []
+
+
+def test_planted_lesion_converts_to_json() -> None:
+    _, (lesion,) = plant_lesions(
+        build_map(), [LesionWish(26, (1,), 1.0)], spacing_mm=SPACING_MM, rng=np.random.default_rng(0)
+    )
+    plain = json.loads(json.dumps(lesion.to_dict()))
+    assert plain["mask_bbox"] == [[part.start, part.stop] for part in lesion.mask_bbox]
+    assert plain["num_voxels"] == lesion.num_voxels
+    assert plain["centre_ijk"] == list(lesion.centre_ijk)

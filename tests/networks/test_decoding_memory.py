@@ -1,0 +1,131 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from maisi_aug.bundle_spec.decoding import DecodeSettings, LatentShape
+from maisi_aug.networks.decoding_memory import (
+    _container_bytes,
+    estimate_decode_bytes,
+    find_free_bytes,
+    settings_by_memory,
+)
+from tests.builders.narrow_networks import scaled_header
+
+# A process of its own decodes once and says by how much its resident memory grew at its highest.
+PROGRAM = """
+import json, sys
+from pathlib import Path
+import torch
+from maisi_aug.networks.decoding import decode_latent
+from maisi_aug.bundle_spec.decoding import DecodeSettings
+from maisi_aug.networks.building import build_network, use_plain_layers
+from maisi_aug.networks.split_convolution import make_splittable
+
+definition, sides, window, num_splits, is_half = json.loads(sys.argv[1])
+network = build_network(definition).eval().requires_grad_(False)
+use_plain_layers(network)
+make_splittable(network.decoder)
+
+def resident(field):
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(1024 * int(line.split()[1]) for line in lines if line.startswith(field))
+
+def decode(sides, window):
+    settings = DecodeSettings(window and tuple(window), num_splits=num_splits)
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=is_half):
+        decode_latent(network, torch.randn(1, 4, *sides), scale_factor=1.0, settings=settings)
+
+decode((4, 4, 4), None)  # what the libraries set up once
+Path("/proc/self/clear_refs").write_text("5")
+before = resident("VmRSS:")
+decode(sides, window)
+print(resident("VmHWM:") - before)
+"""
+
+
+def measure(settings: DecodeSettings, sides: LatentShape, *, is_half: bool) -> int:
+    definition = scaled_header("rflow-ct", divisor=4)["networks"]["autoencoder"]
+    text = json.dumps([definition, sides, settings.window, settings.num_splits, is_half])
+    command = [sys.executable, "-c", PROGRAM, text]
+    root = Path(__file__).parents[2]
+    return int(subprocess.run(command, cwd=root, check=True, capture_output=True, text=True).stdout)
+
+
+@pytest.mark.parametrize(
+    ("num_splits", "precision"),
+    [
+        (1, "float32"),
+        pytest.param(16, "float32", marks=pytest.mark.slow),
+        pytest.param(1, "bfloat16", marks=pytest.mark.slow),
+        pytest.param(16, "bfloat16", marks=pytest.mark.slow),
+    ],
+)
+def test_estimate_is_close_to_the_measured_peak(num_splits: int, precision: str) -> None:
+    settings = DecodeSettings(None, num_splits=num_splits)
+    is_half = precision == "bfloat16"
+    if is_half and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        pytest.skip("this processor does not compute in bfloat16")
+    sides = (24, 24, 24)
+    definition = scaled_header("rflow-ct", divisor=4)["networks"]["autoencoder"]
+    estimated = estimate_decode_bytes(definition, settings, sides, kind=("cpu", precision))
+    measured = measure(settings, sides, is_half=is_half)
+    assert 0.75 * measured < estimated < 1.5 * measured, f"{estimated / 1e6:.0f} MB against {measured / 1e6:.0f} MB"
+
+
+def test_estimate_grows_with_window_and_shrinks_with_splits() -> None:
+    definition = scaled_header("rflow-ct", divisor=1)["networks"]["autoencoder"]
+    sides = (128, 128, 128)
+    kind = ("cuda", "bfloat16")
+    options = list(settings_by_memory(DecodeSettings((80, 80, 48)), sides, device_type="cuda", may_split=True))
+    needed = [estimate_decode_bytes(definition, option, sides, kind=kind) for option in options]
+    assert needed == sorted(needed, reverse=True)
+    # Published for an A100: 28.4 GB for 80x80x48, 15.4 GB for 48x48x64, weights and all.
+    assert 20e9 < needed[0] < 28.4e9
+    assert estimate_decode_bytes(definition, DecodeSettings((48, 48, 64)), (64, 64, 64), kind=kind) < 15.4e9
+
+
+def test_unknown_device_gets_the_larger_figure() -> None:
+    definition = scaled_header("rflow-ct")["networks"]["autoencoder"]
+    estimates = [
+        estimate_decode_bytes(definition, DecodeSettings(), (16, 16, 16), kind=(device, "float32"))
+        for device in ("mps", "cpu", "cuda")
+    ]
+    assert estimates[0] == max(estimates)
+
+
+def test_options_change_the_image_as_late_as_possible() -> None:
+    wanted = DecodeSettings((80, 80, 48), 0.25)
+    options = list(settings_by_memory(wanted, (128, 128, 32), device_type="cuda", may_split=True))
+    assert options[0] == DecodeSettings((80, 80, 32), 0.25)
+    assert options[1] == DecodeSettings((80, 80, 32), 0.25, on_host=True)
+    assert [option.num_splits for option in options[2:6]] == [2, 4, 8, 16]
+    assert [option.window for option in options[6:]] == [
+        *((48, 80, 32), (48, 48, 32), (32, 48, 32), (32, 32, 32), (16, 32, 32), (16, 16, 32), (16, 16, 16)),
+    ]
+    assert all(option.on_host and option.num_splits == 16 and option.overlap == 0.25 for option in options[6:])
+
+
+def test_whole_on_a_cpu_has_no_other_memory_to_gather_in() -> None:
+    options = list(settings_by_memory(DecodeSettings(), (24, 8, 8), device_type="cpu", may_split=False))
+    assert options == [DecodeSettings(), DecodeSettings((16, 8, 8))]
+
+
+def test_free_memory_of_this_machine_is_known() -> None:
+    free = find_free_bytes("cpu")
+    assert free is None or 1e6 < free < 1e14
+    assert find_free_bytes("meta") is None
+
+
+def test_limit_of_a_container_counts(tmp_path: Path) -> None:
+    assert _container_bytes(tmp_path) is None
+    (tmp_path / "memory.current").write_text("300\n")
+    (tmp_path / "memory.max").write_text("max\n")
+    assert _container_bytes(tmp_path) is None
+    (tmp_path / "memory.max").write_text("1000\n")
+    assert _container_bytes(tmp_path) == 700

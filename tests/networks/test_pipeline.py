@@ -1,0 +1,238 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from maisi_aug.bundle_spec.bundle import Bundle
+from maisi_aug.errors import BundleError, GridError, RecipeError
+from maisi_aug.lesions.editing import remove_lesions
+from maisi_aug.networks.building import ALL_FAST_PATHS, computes_in_bfloat16, mixed_precision
+from maisi_aug.networks.pipeline import Pipeline, resolve_device
+from maisi_aug.networks.weights import load_networks, write_random_bundle
+from maisi_aug.seeds import derive_seed
+from maisi_aug.volumes.grid import Grid
+from tests.builders.tiny_bundle import build_ddpm_header, build_header, write_tiny_bundle
+
+SHAPE = (32, 24, 16)
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    return write_tiny_bundle(tmp_path_factory.mktemp("bundle"))
+
+
+@pytest.fixture(scope="module")
+def pipeline(bundle: Bundle) -> Pipeline:
+    return Pipeline.load(bundle, "cpu")
+
+
+@pytest.fixture(scope="module")
+def grid() -> Grid:
+    return Grid.from_spacing(SHAPE, (6.4, 7.0, 9.0))
+
+
+@pytest.fixture
+def label_map() -> NDArray[np.uint8]:
+    """A body with a liver, in which there is a tumour."""
+    array = np.zeros(SHAPE, dtype=np.uint8)
+    array[3:29, 3:21] = 200
+    array[8:20, 6:16, 3:14] = 1
+    array[10:14, 8:12, 6:10] = 26
+    return array
+
+
+def test_image_is_hu_with_air_outside_the_body(pipeline: Pipeline, grid: Grid, label_map: NDArray[np.uint8]) -> None:
+    before = label_map.copy()
+    image_hu = pipeline.synthesize_image(label_map, grid, seed=1)
+    assert image_hu.shape == SHAPE
+    assert image_hu.dtype == np.int16
+    assert image_hu.min() >= -1000
+    assert image_hu.max() <= 1000
+    assert (image_hu[label_map == 0] == -1000).all()
+    assert np.unique(image_hu[label_map > 0]).size > 100
+    assert np.array_equal(label_map, before)
+
+
+def test_same_seed_gives_the_same_image_and_the_next_another(
+    pipeline: Pipeline, bundle: Bundle, grid: Grid, label_map: NDArray[np.uint8]
+) -> None:
+    image_hu = pipeline.synthesize_image(label_map, grid, seed=1)
+    torch.manual_seed(99)
+    assert np.array_equal(Pipeline.load(bundle, "cpu").synthesize_image(label_map, grid, seed=1), image_hu)
+    assert not np.array_equal(pipeline.synthesize_image(label_map, grid, seed=2), image_hu)
+
+
+def test_same_seed_gives_the_same_image_with_ddpm_too(grid: Grid, label_map: NDArray[np.uint8], tmp_path: Path) -> None:
+    ddpm = Pipeline.load(write_random_bundle(tmp_path, build_ddpm_header(), seed=0), "cpu")
+    images = [ddpm.synthesize_image(label_map, grid, seed=seed) for seed in (1, 1, 2)]
+    assert np.array_equal(images[0], images[1])
+    assert not np.array_equal(images[0], images[2])
+    # The liver says abdomen; what is given stands above the map.
+    assert np.array_equal(ddpm.synthesize_image(label_map, grid, seed=1, regions=("abdomen", "abdomen")), images[0])
+    assert not np.array_equal(ddpm.synthesize_image(label_map, grid, seed=1, regions=("head", "pelvis")), images[0])
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"modality": "ct_contrast"}, {"num_inference_steps": 3}, {"guidance_scale": 3.0}],
+    ids=lambda settings: next(iter(settings)),
+)
+def test_settings_change_the_image(
+    settings: dict[str, Any], pipeline: Pipeline, grid: Grid, label_map: NDArray[np.uint8]
+) -> None:
+    image_hu = pipeline.synthesize_image(label_map, grid, seed=1)
+    assert not np.array_equal(pipeline.synthesize_image(label_map, grid, seed=1, **settings), image_hu)
+
+
+def test_label_map_and_spacing_change_the_image(pipeline: Pipeline, grid: Grid, label_map: NDArray[np.uint8]) -> None:
+    image_hu = pipeline.synthesize_image(label_map, grid, seed=1)
+    healthy = remove_lesions(label_map, pipeline.bundle.vocabulary, spacing_mm=grid.spacing_mm)
+    assert not np.array_equal(pipeline.synthesize_image(healthy, grid, seed=1), image_hu)
+    finer = Grid.from_spacing(SHAPE, (1.0, 1.0, 1.0))
+    assert not np.array_equal(pipeline.synthesize_image(label_map, finer, seed=1), image_hu)
+
+
+def test_bundles_number_of_steps_is_the_default(pipeline: Pipeline, grid: Grid, label_map: NDArray[np.uint8]) -> None:
+    told: list[tuple[int, int]] = []
+    image_hu = pipeline.synthesize_image(label_map, grid, seed=1, report=lambda done, total: told.append((done, total)))
+    assert told == [(1, 2), (2, 2)]
+    assert np.array_equal(pipeline.synthesize_image(label_map, grid, seed=1, num_inference_steps=2), image_hu)
+
+
+def test_more_steps_than_the_scheduler_was_trained_with_are_refused(
+    pipeline: Pipeline, grid: Grid, label_map: NDArray[np.uint8]
+) -> None:
+    with pytest.raises(RecipeError, match="expected at most 1000, .*, found 1001"):
+        pipeline.synthesize_image(label_map, grid, seed=1, num_inference_steps=1001)
+
+
+def test_bundles_window_changes_the_image_by_little_and_not_at_all_where_the_whole_fits(
+    pipeline: Pipeline, grid: Grid, label_map: NDArray[np.uint8], tmp_path: Path
+) -> None:
+    whole, other = (pipeline.synthesize_image(label_map, grid, seed=seed) for seed in (1, 2))
+    images = {}
+    for window in ((6, 6, 4), (8, 6, 64)):
+        header = {**build_header(), "decode_window": list(window)}
+        windowed = Pipeline.load(write_random_bundle(tmp_path / str(window), header, seed=0), "cpu")
+        images[window] = windowed.synthesize_image(label_map, grid, seed=1)
+    body = label_map > 0
+    assert np.corrcoef(images[6, 6, 4][body], whole[body])[0, 1] > 0.9  # the norms of random weights see a part each
+    assert np.corrcoef(other[body], whole[body])[0, 1] < 0.5
+    assert not np.array_equal(images[6, 6, 4], whole)
+    assert np.array_equal(images[8, 6, 64], whole)
+
+
+def test_memory_layout_of_the_label_map_does_not_matter(
+    pipeline: Pipeline, grid: Grid, label_map: NDArray[np.uint8]
+) -> None:
+    image_hu = pipeline.synthesize_image(label_map, grid, seed=1)
+    assert np.array_equal(pipeline.synthesize_image(np.asfortranarray(label_map), grid, seed=1), image_hu)
+
+
+def test_grid_that_the_networks_cannot_take_is_refused_with_the_nearest(pipeline: Pipeline) -> None:
+    grid = Grid.from_spacing((30, 24, 19), (6.4, 6.4, 6.4))
+    label_map = np.full(grid.shape, 200, dtype=np.uint8)
+    message = "bundle 'tiny': expected sides that are multiples of 8, found 30x24x19. Use 32x24x16."
+    with pytest.raises(GridError, match=message):
+        pipeline.synthesize_image(label_map, grid, seed=1)
+
+
+@pytest.mark.parametrize("text", ["tpu", "cuda:99", "gpu"])
+def test_device_that_cannot_be_used_is_refused(text: str) -> None:
+    with pytest.raises(BundleError, match=f"Device '{text}': torch cannot use it: .* Use --device cpu or auto"):
+        resolve_device(text)
+
+
+def test_device_is_found() -> None:
+    assert resolve_device("cpu") == "cpu"
+    assert resolve_device("auto") == ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def test_bfloat16_is_used_where_the_device_computes_in_it() -> None:
+    with mixed_precision("cpu"):
+        product = torch.ones(2, 2) @ torch.ones(2, 2)
+    assert product.dtype in {torch.bfloat16, torch.float32}
+    assert not torch.is_autocast_enabled("cpu")
+
+
+def test_weights_in_bfloat16_change_no_image(bundle: Bundle, grid: Grid, label_map: NDArray[np.uint8]) -> None:
+    if not computes_in_bfloat16("cpu"):
+        pytest.skip("this processor does not compute in bfloat16")
+    networks = load_networks(bundle)
+    expected = Pipeline(bundle, networks).synthesize_image(label_map, grid, seed=1)
+    found = Pipeline.load(bundle, "cpu")
+    assert {p.dtype for p in found.networks.controlnet.parameters()} == {torch.float32, torch.bfloat16}
+    assert {p.dtype for p in networks.controlnet.parameters()} == {torch.float32}
+    assert np.array_equal(found.synthesize_image(label_map, grid, seed=1), expected)
+
+
+def test_bundle_that_does_not_bear_bfloat16_is_drawn_in_float32(
+    bundle: Bundle, grid: Grid, label_map: NDArray[np.uint8]
+) -> None:
+    precise = Bundle(bundle.spec.model_copy(update={"mixed_precision": False}), bundle.path)
+    found = Pipeline.load(precise, "cpu")
+    wanted = Pipeline.load(bundle, "cpu", fast_paths=replace(ALL_FAST_PATHS, mixed_precision=False))
+    assert {p.dtype for p in found.networks.controlnet.parameters()} == {torch.float32}
+    image_hu = found.synthesize_image(label_map, grid, seed=1)
+    assert np.array_equal(image_hu, wanted.synthesize_image(label_map, grid, seed=1))
+    if computes_in_bfloat16("cpu"):
+        assert not np.array_equal(image_hu, Pipeline.load(bundle, "cpu").synthesize_image(label_map, grid, seed=1))
+
+
+@pytest.mark.parametrize("build", [build_header, build_ddpm_header], ids=["rflow", "ddpm"])
+def test_image_without_a_label_map_is_what_monai_draws_with_the_unet_alone(
+    build: Callable[[], dict[str, Any]], grid: Grid, tmp_path: Path
+) -> None:
+    """The reference is the plain loop of NVIDIA's image-only script, written from MONAI's public classes."""
+    from monai.networks.schedulers import RFlowScheduler
+
+    pipeline = Pipeline.load(write_random_bundle(tmp_path, build(), seed=0), "cpu")
+    networks, scheduler = pipeline.networks, pipeline.networks.scheduler
+    told: dict[str, Any] = {"spacing_tensor": torch.tensor([grid.spacing_mm]) * 100, "class_labels": torch.tensor([1])}
+    if build is build_ddpm_header:  # thorax to abdomen, where nobody says otherwise
+        told["top_region_index_tensor"] = torch.tensor([[0.0, 100.0, 0.0, 0.0]])
+        told["bottom_region_index_tensor"] = torch.tensor([[0.0, 0.0, 100.0, 0.0]])
+    latent = pipeline._draw_noise(grid, 1)
+    generator = torch.Generator().manual_seed(derive_seed(1, "sampling noise"))
+    is_rflow = isinstance(scheduler, RFlowScheduler)
+    size = {"input_img_size_numel": latent[0, 0].numel()} if is_rflow else {}
+    scheduler.set_timesteps(pipeline.bundle.default_steps, **size)
+    timesteps = scheduler.timesteps
+    with torch.no_grad(), mixed_precision("cpu"):
+        for timestep, following in zip(timesteps, [*timesteps[1:], torch.tensor(0.0)], strict=True):
+            output = networks.diffusion_unet(x=latent, timesteps=torch.Tensor((timestep,)), **told)
+            last = {"next_timestep": following} if is_rflow else {"generator": generator}
+            latent, _ = scheduler.step(output.float(), timestep, latent, **last)
+        decoded = networks.autoencoder.decode(latent / networks.scale_factor)  # type: ignore[operator]
+    expected = np.rint(decoded[0, 0].clamp(0, 1).numpy() * 2000 - 1000)
+    found = pipeline.synthesize_image(None, grid, seed=1)
+    assert found.dtype == np.int16
+    assert np.abs(found - expected).max() <= 1  # whole HU on either side of a half
+    assert (found[:2] != -1000).any()  # nothing is cut out by a body that nobody knows
+
+
+def test_networks_that_are_told_regions_draw_others_without_a_label_map(grid: Grid, tmp_path: Path) -> None:
+    ddpm = Pipeline.load(write_random_bundle(tmp_path, build_ddpm_header(), seed=0), "cpu")
+    usual = ddpm.synthesize_image(None, grid, seed=1)
+    assert np.array_equal(ddpm.synthesize_image(None, grid, seed=1, regions=("thorax", "abdomen")), usual)
+    assert not np.array_equal(ddpm.synthesize_image(None, grid, seed=1, regions=("head", "head")), usual)
+
+
+def test_guidance_without_a_label_map_is_refused(pipeline: Pipeline, grid: Grid) -> None:
+    with pytest.raises(RecipeError, match="guidance_scale: expected 0 without a label map, .*, found 2.5. Leave it"):
+        pipeline.synthesize_image(None, grid, seed=1, guidance_scale=2.5)
+
+
+@pytest.mark.gpu
+def test_gpu_draws_the_image_of_the_cpu(bundle: Bundle, pipeline: Pipeline, grid: Grid) -> None:
+    label_map = np.full(SHAPE, 200, dtype=np.uint8)
+    on_gpu = Pipeline.load(bundle, "cuda").synthesize_image(label_map, grid, seed=1).astype(int)
+    on_cpu = pipeline.synthesize_image(label_map, grid, seed=1).astype(int)
+    assert np.abs(on_gpu - on_cpu).mean() < 20

@@ -1,0 +1,57 @@
+"""Files appear whole or not at all, whatever ends the process that writes them."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from maisi_aug.errors import VolumeError
+from maisi_aug.system.whole_files import open_whole, remove_leftovers, sha256_of, write_text_whole, write_whole
+
+
+def test_interrupt_while_writing_leaves_nothing(tmp_path: Path) -> None:
+    def write_half() -> None:
+        with open_whole(tmp_path / "a.bin") as file:
+            file.write(b"half")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_half()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_killed_writer_leaves_only_a_hidden_file_that_can_be_removed(tmp_path: Path) -> None:
+    script = (
+        "import sys, time, pathlib; from maisi_aug.system.whole_files import open_whole\n"
+        "with open_whole(pathlib.Path(sys.argv[1])) as file:\n"
+        "    file.write(b'half' * 1000000); file.flush(); print('ready', flush=True); time.sleep(60)\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", script, str(tmp_path / "a.bin")], stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"ready\n"
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    process.stdout.close()
+    (left,) = tmp_path.iterdir()
+    assert left.name.startswith(".a.bin.")
+    assert remove_leftovers(tmp_path) == [left]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_text_and_hash(tmp_path: Path) -> None:
+    write_text_whole(tmp_path / "a.txt", "Größe\n")
+    assert (tmp_path / "a.txt").read_bytes() == "Größe\n".encode()
+    write_whole(tmp_path / "b.txt", b"abc")
+    assert sha256_of(tmp_path / "b.txt").startswith("ba7816bf8f01cfea")
+    with pytest.raises(VolumeError, match="expected a readable file"):
+        sha256_of(tmp_path / "gone")
+
+
+def test_folder_that_is_a_file_cannot_be_written_into(tmp_path: Path) -> None:
+    (tmp_path / "a").write_text("x")
+    with pytest.raises(VolumeError, match="expected to write the file"):
+        write_whole(tmp_path / "a" / "b.txt", b"x")

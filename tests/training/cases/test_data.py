@@ -1,0 +1,121 @@
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from maisi_aug.errors import TrainingError
+from maisi_aug.networks.building import build_network
+from maisi_aug.networks.conditioning import MODALITY_CODES, hu_to_unit
+from maisi_aug.training.cases.data import PhantomStore, TrainingCase, encode_store
+from tests.builders.tiny_bundle import build_header
+from tests.builders.tiny_training import SHAPE, SPACING_MM, ArrayStore, build_store
+
+
+@pytest.fixture(scope="module")
+def autoencoder() -> nn.Module:
+    torch.manual_seed(0)
+    return build_network(build_header()["networks"]["autoencoder"]).eval()
+
+
+def build_phantoms(folder: Path, seed: int = 5) -> PhantomStore:
+    return PhantomStore(folder, seed=seed, shape=SHAPE, spacing_mm=SPACING_MM)
+
+
+def hash_of(store: PhantomStore, index: int) -> str:
+    return hashlib.sha256(store.path_of(index).read_bytes()).hexdigest()
+
+
+def test_phantoms_are_built_once_and_do_not_depend_on_their_number(tmp_path: Path) -> None:
+    told: list[tuple[int, int]] = []
+    store = build_phantoms(tmp_path / "grown")
+    store.ensure(1, num_workers=1)
+    first = hash_of(store, 0)
+    store.path_of(0).touch()
+    built = store.path_of(0).stat().st_mtime_ns
+    store.ensure(3, num_workers=2, report=lambda done, total: told.append((done, total)))
+    assert len(store) == 3
+    assert told == [(2, 3), (3, 3)]
+    assert store.path_of(0).stat().st_mtime_ns == built
+    alone = build_phantoms(tmp_path / "alone")
+    alone.ensure(3, num_workers=1)
+    assert [hash_of(alone, index) for index in range(3)] == [first, hash_of(store, 1), hash_of(store, 2)]
+    assert len({hash_of(store, index) for index in range(3)}) == 3
+
+
+def test_phantom_becomes_a_training_case(tmp_path: Path) -> None:
+    store = build_phantoms(tmp_path)
+    store.ensure(1, num_workers=1)
+    case = store[0]
+    assert case.image_hu.shape == case.label_map.shape == SHAPE
+    assert case.image_hu.dtype == np.int16
+    assert case.label_map.dtype == np.uint8
+    assert case.spacing_mm == SPACING_MM
+    assert case.modality in MODALITY_CODES
+    assert (case.image_hu[case.label_map == 0] == -1000).all()
+    assert store[0] is case
+    assert len(build_phantoms(tmp_path)) == 0
+
+
+def test_stores_of_other_seeds_and_grids_lie_apart(tmp_path: Path) -> None:
+    coarser = PhantomStore(tmp_path, seed=5, shape=SHAPE, spacing_mm=(16.0, 16.0, 16.0))
+    folders = {build_phantoms(tmp_path).folder, build_phantoms(tmp_path, seed=6).folder, coarser.folder}
+    assert len(folders) == 3
+
+
+def test_latents_are_the_means_of_the_posterior(autoencoder: nn.Module, tmp_path: Path) -> None:
+    store = build_store(2)
+    latents = encode_store(store, autoencoder, tmp_path, weights_hash="0" * 64, deviation=1.0, device="cpu").latents
+    assert len(latents) == 2
+    for case, latent in zip(store.cases, latents, strict=True):
+        image = hu_to_unit(torch.from_numpy(case.image_hu))[None, None]
+        with torch.no_grad():
+            mean = autoencoder.encode(image)[0][0]  # type: ignore[operator]
+        assert latent.shape == (4, 8, 6, 6)
+        assert latent.dtype == torch.float16
+        assert float((latent.float() - mean).abs().max()) < 0.05 * float(mean.abs().max())
+
+
+@pytest.mark.parametrize("deviation", [1.0, 2.5])
+def test_scale_factor_gives_latents_the_deviation(deviation: float, autoencoder: nn.Module, tmp_path: Path) -> None:
+    store = build_store(3)
+    encoded = encode_store(store, autoencoder, tmp_path, weights_hash="0" * 64, deviation=deviation, device="cpu")
+    everything = torch.stack([latent.float() for latent in encoded.latents]) * encoded.scale_factor
+    assert float(everything.std()) == pytest.approx(deviation, rel=1e-3)
+
+
+def test_latents_are_encoded_once_for_the_same_weights(autoencoder: nn.Module, tmp_path: Path) -> None:
+    class Unread(ArrayStore):
+        def __getitem__(self, index: int) -> TrainingCase:
+            pytest.fail(f"case {index} was read")
+
+    told: list[tuple[int, int]] = []
+    store = build_store(2)
+    first = encode_store(
+        store,
+        autoencoder,
+        tmp_path,
+        weights_hash="a" * 64,
+        deviation=1.0,
+        device="cpu",
+        report=lambda *done: told.append(done),
+    )
+    assert told == [(1, 2), (2, 2)]
+    again = encode_store(Unread(store.cases), autoencoder, tmp_path, weights_hash="a" * 64, deviation=1.0, device="cpu")
+    assert again.scale_factor == first.scale_factor
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(again.latents, first.latents, strict=True))
+    grown = encode_store(build_store(3), autoencoder, tmp_path, weights_hash="a" * 64, deviation=1.0, device="cpu")
+    assert torch.equal(grown.latents[1], first.latents[1])
+    torch.manual_seed(1)
+    other = build_network(build_header()["networks"]["autoencoder"]).eval()
+    fresh = encode_store(store, other, tmp_path, weights_hash="b" * 64, deviation=1.0, device="cpu")
+    assert not torch.equal(fresh.latents[0], first.latents[0])
+
+
+def test_store_without_cases_is_refused(autoencoder: nn.Module, tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match="Latents: expected at least one training case, found none"):
+        encode_store(ArrayStore([]), autoencoder, tmp_path, weights_hash="0" * 64, deviation=1.0, device="cpu")
