@@ -1,4 +1,4 @@
-"""`maisi-aug train mask-vae|mask-diffusion`: train the networks that generate label maps."""
+"""`maisi-aug train vae|diffusion|controlnet|mask-vae|mask-diffusion`: rebuild a bundle from a training recipe."""
 
 from __future__ import annotations
 

@@ -17,6 +17,7 @@ from maisi_aug.bundle_spec.bundle import Bundle
 from maisi_aug.bundle_spec.known_bundles import KnownBundle
 from maisi_aug.checkpoints.hub import Hub, pull_bundle
 from tests.builders.hub_server import HubServer, serve
+from tests.builders.tiny_bundle import write_tiny_bundle
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -82,6 +83,18 @@ def run_process() -> Callable[..., Outcome]:
         return Outcome(done.returncode, done.stdout, done.stderr)
 
     return call
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """A bundle of narrow networks with random weights."""
+    return write_tiny_bundle(tmp_path_factory.mktemp("bundle"))
+
+
+@pytest.fixture(scope="module")
+def bundle_path(bundle: Bundle) -> Path:
+    """The folder of the bundle."""
+    return bundle.path
 
 
 @pytest.fixture(autouse=True)

@@ -1,1 +1,1 @@
-"""What all commands share: the error boundary, flags as values, progress, tables, dry runs."""
+"""What the commands share: the error boundary, flags as values, progress, tables, dry runs."""

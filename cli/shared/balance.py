@@ -1,4 +1,4 @@
-"""The balance of a real dataset as a table, and its files."""
+"""`--balance-against` for `plan` and `synthesize`: its flags, the requests, a table and files."""
 
 from __future__ import annotations
 
@@ -120,19 +120,9 @@ def balance_config(config: CohortConfig, flags: BalanceFlags, *, is_quiet: bool)
     )
     from maisi_aug.cohort.census import take_census
     from maisi_aug.cohort.resolve import find_grid
-    from maisi_aug.cohort.source_rules import DEFAULT_NUM_CASES, SOURCES_WITHOUT_REQUESTS
-    from maisi_aug.errors import RequestError
+    from maisi_aug.cohort.source_rules import DEFAULT_NUM_CASES
 
-    if config.mask_source in SOURCES_WITHOUT_REQUESTS:
-        raise RequestError(
-            f"--balance-against: expected a mask source that takes requests, found '{config.mask_source}'. Use "
-            "--mask-source plant, bank or diffusion."
-        )
-    if config.size_reference is not None:
-        raise RequestError(
-            "--balance-against: expected no size reference beside it, found one. The planned sizes are millimetres; "
-            "leave --size-reference out."
-        )
+    _require_requests_in_mm(config)
     vocabulary = load_bundle(config.bundle).vocabulary
     bins = SizeBins(parse_size_bins(flags.size_bins)) if flags.size_bins else SizeBins()
     targets = read_targets(config.labels, vocabulary=vocabulary, bins=bins, least_ml=find_grid(config).voxel_ml)
@@ -149,6 +139,22 @@ def balance_config(config: CohortConfig, flags: BalanceFlags, *, is_quiet: bool)
     if flags.picture is not None:
         save_balance_picture(balance, flags.picture)
     return config.model_copy(update={"labels": to_requests(labels)}), balance
+
+
+def _require_requests_in_mm(config: CohortConfig) -> None:
+    from maisi_aug.cohort.source_rules import SOURCES_WITHOUT_REQUESTS
+    from maisi_aug.errors import RequestError
+
+    if config.mask_source in SOURCES_WITHOUT_REQUESTS:
+        raise RequestError(
+            f"--balance-against: expected a mask source that takes requests, found '{config.mask_source}'. Use "
+            "--mask-source plant, bank or diffusion."
+        )
+    if config.size_reference is not None:
+        raise RequestError(
+            "--balance-against: expected no size reference beside it, found one. The planned sizes are millimetres; "
+            "leave --size-reference out."
+        )
 
 
 def parse_size_bins(text: str) -> tuple[float, ...]:

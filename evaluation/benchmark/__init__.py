@@ -1,1 +1,1 @@
-"""The benchmark that answers whether a cohort helped: plan, arms, engines, results."""
+"""The benchmark that tells whether a cohort helped: plan, arms, engines, results."""

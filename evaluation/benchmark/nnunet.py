@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Final
 
 from maisi_aug.errors import BenchmarkError, MaisiAugError
+from maisi_aug.evaluation.benchmark.arm_job import ArmJob
 from maisi_aug.evaluation.benchmark.data import load_case
 from maisi_aug.evaluation.benchmark.plan import CaseRef
-from maisi_aug.evaluation.benchmark.run import ArmJob
 from maisi_aug.evaluation.output.files import write_json
 from maisi_aug.integrations.nnunet.training import prepare_nnunet_folds, train_nnunet_fold
 from maisi_aug.system.file_lock import lock

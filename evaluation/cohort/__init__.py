@@ -1,1 +1,1 @@
-"""Measurements of a cohort: HU, lesions, agreement of an independent segmenter, memorization."""
+"""Measurements of a cohort: HU, lesions, agreement with an independent segmenter, memorization."""

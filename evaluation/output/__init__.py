@@ -1,1 +1,1 @@
-"""How measurements are written down: Markdown tables, JSON files, charts."""
+"""How measurements are written: Markdown tables, JSON files, charts."""

@@ -1,1 +1,1 @@
-"""A benchmark or a cohort as one page for a browser."""
+"""A benchmark or a cohort as one page for the browser."""

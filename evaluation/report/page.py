@@ -1,8 +1,8 @@
 """The report's page: one file of HTML that needs nothing else, no script and no network.
 
 Its parts are plain strings of HTML, built by small functions that escape what they are given. Rows of intervals are
-laid out by the browser, so that they stay readable on a phone; charts from :mod:`maisi_aug.evaluation.output.charts` take the
-page's colours and scroll within themselves where a screen is narrow.
+laid out by the browser, so that they stay readable on a phone; charts from :mod:`maisi_aug.evaluation.output.charts`
+take the page's colours and scroll within themselves where a screen is narrow.
 """
 
 from __future__ import annotations

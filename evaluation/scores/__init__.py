@@ -1,1 +1,1 @@
-"""Scores of segmentations: overlap, lesion detection, statistics over patients and trainings, comparison of two arms."""
+"""Scores of segmentations: overlap, lesion detection, statistics over patients and trainings, comparisons."""

@@ -1,1 +1,4 @@
-"""The experiments behind the README's figures, with their results; run from a checkout as `python -m maisi_aug.evaluation.studies.NAME`, not part of the wheel."""
+"""The experiments behind the README's figures, with their results.
+
+They run from a checkout, as `python -m maisi_aug.evaluation.studies.NAME`, and are not part of the wheel.
+"""

@@ -1,6 +1,7 @@
-"""What fine-tuning has taught: images drawn from held-out patients' own label maps, before and after, against the real.
+r"""What fine-tuning has taught: images drawn from held-out patients' own label maps, before and after.
 
-    python -m maisi_aug.evaluation.studies.finetuned_labels --bundle runs/parotid/bundle --data prepared --fold 0 --out results
+    python -m maisi_aug.evaluation.studies.finetuned_labels --bundle runs/parotid/bundle --data prepared \
+        --fold 0 --out results
 
 "Before" is the bundle that was fine-tuned, from the same label map and noise. ``--segmenter`` adds how well an
 independent network, trained on real pairs alone (``train_segmenter --data``), finds each label in each image. Every

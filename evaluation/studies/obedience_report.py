@@ -52,7 +52,7 @@ class OrganFigures:
 
 @dataclass(frozen=True, slots=True)
 class Contrast:
-    """How a lesion stands out from its host, as :func:`maisi_aug.gates.visibility.check_lesion_visibility` measures it."""
+    """How a lesion stands out from its host, as ``gates.visibility.check_lesion_visibility`` measures it."""
 
     contrast_hu: float
     noise_hu: float

@@ -1,7 +1,8 @@
-"""Train the segmenter that judges synthetic images, on real ones alone, and measure its Dice on held-out ones.
+r"""Train the segmenter that judges synthetic images, on real ones alone, and measure its Dice on held-out ones.
 
     python -m maisi_aug.evaluation.studies.train_segmenter --out runs/segmenter --max-minutes 25
-    python -m maisi_aug.evaluation.studies.train_segmenter --data prepared --label mandible --fold 0 --out runs/segmenter
+    python -m maisi_aug.evaluation.studies.train_segmenter --data prepared --label mandible --fold 0 \
+        --out runs/segmenter
 
 Phantoms are built for it; with ``--data`` it learns the labels of a prepared folder, from all folds but one.
 

@@ -1,1 +1,1 @@
-"""Fresh cases while training, and cohorts that are still growing."""
+"""Cases drawn while a network trains, and cohorts that are still growing."""

@@ -1,1 +1,4 @@
-"""nnU-Net v2: datasets, labels, plans, folds, trainers, predictions."""
+"""nnU-Net v2.
+
+Datasets, labels, plans, folds, training, predictions; `trainers/` is the folder for nnUNet_extTrainer.
+"""

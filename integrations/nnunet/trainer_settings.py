@@ -101,6 +101,4 @@ def read_synthetic_cases(description: Mapping[str, Any], subject: str) -> frozen
 
 def trainer_folder() -> Path:
     """The folder that nnUNet_extTrainer has to name."""
-    import maisi_aug
-
-    return Path(maisi_aug.__file__).parent / "nnunet_trainers"
+    return Path(__file__).with_name("trainers")

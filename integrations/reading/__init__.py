@@ -1,1 +1,1 @@
-"""What every export reads of a cohort: its accepted cases, their labels and numbers."""
+"""What every export reads of a cohort: accepted cases, labels and their numbers."""

@@ -1,1 +1,4 @@
-"""Banks of label maps: a user's folders, datasets and data lists, and NVIDIA's mask database; which files belong together, what their ids mean."""
+"""Banks of label maps: a user's folders, datasets and data lists, and NVIDIA's mask database.
+
+Which files belong together, and what their ids mean.
+"""

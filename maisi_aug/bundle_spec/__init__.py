@@ -1,1 +1,5 @@
-"""What a bundle says of its networks: `bundle.yaml`, sizes and HU it was taught, grids it works on, presets, bundles known by name. The weights that ship with the package are in `maisi_aug/bundles/`."""
+"""What a bundle says about its networks.
+
+`bundle.yaml` and its loading, the sizes and HU that were taught, the grids that work, presets, and the bundles known
+by name. The weights that ship with the package are data, in `maisi_aug/bundles/`.
+"""

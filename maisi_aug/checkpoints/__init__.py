@@ -1,1 +1,4 @@
-"""Weights from elsewhere: fetched from the Hugging Face hub, read from checkpoints without running code, converted to bundles."""
+"""Weights from elsewhere.
+
+Fetched from the Hugging Face hub, found on disk, read without running their code, and converted into bundles.
+"""

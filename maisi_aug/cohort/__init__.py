@@ -1,1 +1,4 @@
-"""What a cohort is asked for and what it became: recipes, requests, the plan, balance, checks before a run, the folder and its manifest."""
+"""What a cohort is asked for and what became of it.
+
+Recipes, requests, the plan, balancing, the checks before a run, the folder and its manifest.
+"""

@@ -1,1 +1,1 @@
-"""Quality gates: every check of a label map or an image returns a verdict with its figures."""
+"""Quality gates: each checks a label map or an image and returns a verdict with its figures."""

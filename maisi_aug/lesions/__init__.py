@@ -1,1 +1,1 @@
-"""Lesions on label maps: planted at exact volumes, grown, deformed, taken out again."""
+"""Lesions on label maps: planted at exact volumes, grown, deformed, and taken out again."""

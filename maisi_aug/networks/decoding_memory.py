@@ -20,10 +20,10 @@ USABLE_SHARE = 0.9
 
 # Float32 copies of the widest activation that are held at once: what is always there, and what is there for the part
 # that is computed. On a CPU measured with rflow-ct's autoencoder at a quarter of its width (3.6 whole, 2.7 in 16
-# parts; in bfloat16 1.8 and 1.4; tests/networks/test_decoding_memory.py). On a CUDA device, whose norms are in float32 also
-# under autocast, not measured: the sum is a little above the slope of NVIDIA's published peaks over the size of the
-# window (2.4; NV-Generate-CTMR, docs/inference.md: 15.0 GB for 64x64x32, 45.3 GB for 80x80x80 latent voxels), and
-# split by counting the tensors that the decoder holds.
+# parts; in bfloat16 1.8 and 1.4; tests/networks/test_decoding_memory.py). On a CUDA device, whose norms are in
+# float32 also under autocast, not measured: the sum is a little above the slope of NVIDIA's published peaks over the
+# size of the window (2.4; NV-Generate-CTMR, docs/inference.md: 15.0 GB for 64x64x32, 45.3 GB for 80x80x80 latent
+# voxels), and split by counting the tensors that the decoder holds.
 COPIES = {
     ("cpu", "float32"): (2.6, 1.05),
     ("cpu", "bfloat16"): (1.35, 0.5),

@@ -1,1 +1,4 @@
-"""Where the label map of a case comes from: planted lesions, a bank, mask networks, or maps drawn as they are given."""
+"""Where the label map of a case comes from.
+
+Planted lesions, a bank, mask networks, or maps that are drawn as given.
+"""

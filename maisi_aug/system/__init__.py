@@ -1,1 +1,4 @@
-"""What touches the operating system: files and folders that appear whole or not at all, locks, and worker processes."""
+"""What touches the operating system.
+
+Files and folders that appear whole or not at all, locks, and worker processes.
+"""

@@ -1,1 +1,4 @@
-"""Label names and ids of MAISI and TotalSegmentator, body regions, lesion sizes, and reference HU."""
+"""What labels are called and what is known of them.
+
+Names and ids of MAISI and TotalSegmentator, body regions, lesion sizes, reference HU.
+"""

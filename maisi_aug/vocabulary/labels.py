@@ -1,4 +1,9 @@
-"""Whether the name of a label says that it is a lesion."""
+"""The label vocabulary: names, ids, kinds, host organs and placeholder slots.
+
+Ids are those of the published MAISI models: 0-132 and 200, an 8-bit code in the ControlNet's condition. Names are
+looked up without regard to case, underscores, hyphens, word order or British spelling, so that TotalSegmentator's
+``kidney_left`` and a typed "Left kidney" are the same label.
+"""
 
 from __future__ import annotations
 

@@ -1,1 +1,4 @@
-"""Volumes as arrays with a place in space: grids, image files, orientation, resampling, parts of masks, the body in a CT."""
+"""Volumes as arrays with a place in space.
+
+Grids, orientation, image files, resampling, parts of masks, and the body in a CT.
+"""

@@ -220,8 +220,8 @@ def to_markdown(results: dict[str, Any]) -> str:
         "Written by `python -m tests.benchmarks.pipeline`. Random weights, the same label map, steps and windows on "
         "both sides, each in its own process; the median of the rounds; peak memory of the process, weights and "
         "libraries included, or of the GPU. The reference is `tests/oracles/reference_loop.py`, before it "
-        "`tests/oracles/reference_masks.py` where the label map is generated. NVIDIA's scripts ask for autocast on CUDA "
-        "devices only: on a CPU they compute in float32. A reference under bfloat16 autocast is a stricter one.",
+        "`tests/oracles/reference_masks.py` where the label map is generated. NVIDIA's scripts ask for autocast on "
+        "CUDA devices only: on a CPU they compute in float32. A reference under bfloat16 autocast is a stricter one.",
         f"Machine: {machine['device']}, {machine['cpu_count']} cores, {machine['torch_threads']} threads, torch "
         f"{machine['torch']}; load average before: {machine['load_average_before']}.",
     ]

@@ -24,25 +24,16 @@ from maisi_aug.networks.acceleration import Compiler
 from maisi_aug.vocabulary.sizes import diameter_mm
 from maisi_aug.volumes.grid import Grid
 from maisi_aug.volumes.image_files import save_label_map
-from tests.builders.tiny_bundle import write_tiny_bundle
 from tests.cohort.test_manifest import build_record
 
 Run = Callable[..., Any]
 
 
 @pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a bundle with random weights."""
-    folder = tmp_path_factory.mktemp("bundle")
-    write_tiny_bundle(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def recipe(bundle: Path) -> Path:
+def recipe(bundle_path: Path) -> Path:
     """A recipe that accepts noise."""
-    path = bundle / "recipe.yaml"
-    content = {"labels": ["hepatic tumor:30mm"], "bundle": str(bundle), "num_cases": 1}
+    path = bundle_path / "recipe.yaml"
+    content = {"labels": ["hepatic tumor:30mm"], "bundle": str(bundle_path), "num_cases": 1}
     path.write_text(json.dumps({**content, "gates": {"organ_hu": False, "visibility": False}}))
     return path
 
@@ -79,8 +70,8 @@ def test_command_that_comes_next_can_be_pasted(
     assert text.splitlines()[-1] == f"Next: maisi-aug export nnunet {folder} --dataset-id 501 --name MyCohort{options}"
 
 
-def test_rejected_cases_give_exit_code_1_and_their_reasons(run_cli: Run, bundle: Path, tmp_path: Path) -> None:
-    words = ["--labels", "hepatic tumor:30mm", "-n", "1", "--max-attempts", "1", "--bundle", bundle]
+def test_rejected_cases_give_exit_code_1_and_their_reasons(run_cli: Run, bundle_path: Path, tmp_path: Path) -> None:
+    words = ["--labels", "hepatic tumor:30mm", "-n", "1", "--max-attempts", "1", "--bundle", bundle_path]
     outcome = run_cli("synthesize", *words, "--out", tmp_path, "--device", "cpu")
     assert outcome.code == 1
     assert "0 of 1 cases accepted" in outcome.stdout
@@ -344,10 +335,10 @@ def write_given(folder: Path, num_maps: int) -> Path:
 
 
 @pytest.fixture(scope="module")
-def no_gates(bundle: Path) -> Path:
+def no_gates(bundle_path: Path) -> Path:
     """A recipe without requests that accepts noise."""
-    path = bundle / "no_gates.yaml"
-    path.write_text(json.dumps({"bundle": str(bundle), "gates": {"organ_hu": False, "visibility": False}}))
+    path = bundle_path / "no_gates.yaml"
+    path.write_text(json.dumps({"bundle": str(bundle_path), "gates": {"organ_hu": False, "visibility": False}}))
     return path
 
 
@@ -376,7 +367,9 @@ def test_given_maps_are_shown_and_drawn(run_cli: Run, no_gates: Path, tmp_path: 
     assert "maisi-aug export nnunet" in outcome.stdout
 
 
-def test_images_alone_are_made_without_a_next_step(run_cli: Run, bundle: Path, no_gates: Path, tmp_path: Path) -> None:
+def test_images_alone_are_made_without_a_next_step(
+    run_cli: Run, bundle_path: Path, no_gates: Path, tmp_path: Path
+) -> None:
     words = ["synthesize", "--recipe", no_gates, "--mask-source", "none", "-n", "1", "--shape", "16"]
     table = run_cli(*words, "--dry-run")
     assert "image only" in table.stdout
@@ -389,11 +382,11 @@ def test_images_alone_are_made_without_a_next_step(run_cli: Run, bundle: Path, n
     assert run_cli(*words, "--labels", "liver", "--dry-run").code == 2
 
 
-def test_bundle_says_that_it_draws_poorly_without_a_label_map(run_cli: Run, bundle: Path, tmp_path: Path) -> None:
+def test_bundle_says_that_it_draws_poorly_without_a_label_map(run_cli: Run, bundle_path: Path, tmp_path: Path) -> None:
     import shutil
 
     poor = tmp_path / "poor"
-    shutil.copytree(bundle, poor)
+    shutil.copytree(bundle_path, poor)
     with (poor / "bundle.yaml").open("a") as file:
         file.write("advice_without_map: Nothing but noise.\n")
     words = ["synthesize", "--bundle", poor, "-n", "1", "--shape", "16", "--device", "cpu", "--out"]

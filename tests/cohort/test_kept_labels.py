@@ -18,7 +18,6 @@ from maisi_aug.integrations.nnunet import dataset as nnunet
 from maisi_aug.integrations.nnunet.dataset import export_nnunet
 from maisi_aug.integrations.nnunet.folders import MAPPING_NAME
 from maisi_aug.volumes.image_files import load_label_map
-from tests.builders.tiny_bundle import write_tiny_bundle
 
 VOCABULARY = load_bundle("phantom-ct").vocabulary
 LIVER, SPLEEN, RIGHT_KIDNEY, STOMACH, LUNG_TUMOR, HEPATIC_TUMOR = 1, 3, 5, 12, 23, 26
@@ -75,17 +74,11 @@ def test_many_names_are_cut_short_with_the_lesions_first() -> None:
     assert spell_labels(many, VOCABULARY) == "hepatic tumor, liver, spleen, pancreas, right kidney, aorta and 2 more"
 
 
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a bundle with random weights."""
-    return write_tiny_bundle(tmp_path_factory.mktemp("bundle")).path
-
-
 def test_cohort_and_export_hold_exactly_the_list(
-    bundle: Path, run_cli: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    bundle_path: Path, run_cli: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe = tmp_path / "mine.yaml"
-    content = {"labels": ["hepatic tumor:30mm"], "bundle": str(bundle), "num_cases": 1}
+    content = {"labels": ["hepatic tumor:30mm"], "bundle": str(bundle_path), "num_cases": 1}
     recipe.write_text(json.dumps({**content, "gates": {"organ_hu": False, "visibility": False}}))
     out = tmp_path / "cohort"
     words = ["--recipe", recipe, "--out", out, "--device", "cpu", "--anatomy", "Liver, spleen,liver tumour"]
@@ -116,8 +109,8 @@ def test_cohort_and_export_hold_exactly_the_list(
     assert (other.code, "anatomy" in other.stderr) == (1, True)
 
 
-def test_dry_run_tells_what_is_kept(bundle: Path, run_cli: Callable[..., Any]) -> None:
-    words = ["synthesize", "--labels", "hepatic tumor:30mm", "--bundle", bundle, "--dry-run"]
+def test_dry_run_tells_what_is_kept(bundle_path: Path, run_cli: Callable[..., Any]) -> None:
+    words = ["synthesize", "--labels", "hepatic tumor:30mm", "--bundle", bundle_path, "--dry-run"]
     assert "keep liver, hepatic tumor" in run_cli(*words, "--anatomy", "hepatic tumor,liver").stdout
     assert "keep" not in run_cli(*words).stdout
     document = json.loads(run_cli(*words, "--anatomy", "hepatic tumor,liver", "--json").stdout)

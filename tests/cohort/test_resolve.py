@@ -11,38 +11,30 @@ from maisi_aug.cohort.recipe import build_config
 from maisi_aug.cohort.resolve import ResolvedCohort, replan, resolve_cohort
 from maisi_aug.errors import BankError, BundleError, CohortError, GridError, RecipeError, RequestError
 from maisi_aug.networks.weights import write_random_bundle
-from tests.builders.tiny_bundle import TINY_SHAPE, build_ddpm_header, build_header, write_tiny_bundle
-
-
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a bundle with random weights."""
-    folder = tmp_path_factory.mktemp("bundle")
-    write_tiny_bundle(folder)
-    return folder
+from tests.builders.tiny_bundle import TINY_SHAPE, build_ddpm_header, build_header
 
 
 def resolve(bundle: Path, **changes: Any) -> ResolvedCohort:
     return resolve_cohort(build_config({"labels": ["hepatic tumor:0.3"], "bundle": str(bundle), **changes}))
 
 
-def test_defaults_of_the_bundle_are_filled_in(bundle: Path) -> None:
-    cohort = resolve(bundle)
+def test_defaults_of_the_bundle_are_filled_in(bundle_path: Path) -> None:
+    cohort = resolve(bundle_path)
     assert cohort.config.shape == cohort.grid.shape == TINY_SHAPE
     assert cohort.config.spacing_mm == pytest.approx((6.4, 6.4, 6.4))
     assert cohort.config.num_inference_steps == 2
     assert [lesion.label for case in cohort.plan.cases for lesion in case.lesions] == ["hepatic tumor"] * 4
 
 
-def test_what_the_user_says_stands_above_the_bundle(bundle: Path) -> None:
-    cohort = resolve(bundle, shape=[32, 40, 48], num_inference_steps=7)
+def test_what_the_user_says_stands_above_the_bundle(bundle_path: Path) -> None:
+    cohort = resolve(bundle_path, shape=[32, 40, 48], num_inference_steps=7)
     assert cohort.grid.shape == (32, 40, 48)
     assert cohort.grid.spacing_mm == pytest.approx((6.4, 6.4, 6.4))
     assert cohort.config.num_inference_steps == 7
 
 
-def test_resolving_again_changes_nothing(bundle: Path) -> None:
-    cohort = resolve(bundle)
+def test_resolving_again_changes_nothing(bundle_path: Path) -> None:
+    cohort = resolve(bundle_path)
     document = yaml.safe_load(yaml.safe_dump(cohort.to_document()))
     again = resolve_cohort(build_config(document["configuration"]))
     assert again.config == cohort.config
@@ -60,49 +52,49 @@ def test_other_seed_plans_with_the_sizes_that_the_bundle_was_taught(tmp_path: Pa
         assert volumes == pytest.approx([106.0] * 4)
 
 
-def test_other_seed_plans_the_same_given_maps(bundle: Path, tmp_path: Path) -> None:
+def test_other_seed_plans_the_same_given_maps(bundle_path: Path, tmp_path: Path) -> None:
     for name in "ab":
         (tmp_path / f"{name}_seg.nii.gz").write_bytes(b"a label map")
-    cohort = resolve(bundle, labels=[], mask_source="given", mask_bank=str(tmp_path))
+    cohort = resolve(bundle_path, labels=[], mask_source="given", mask_bank=str(tmp_path))
     assert replan(cohort, 5) == cohort.plan
 
 
-def test_paths_are_made_absolute(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_paths_are_made_absolute(bundle_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "bank").mkdir()
     (tmp_path / "bank" / "a_seg.nii.gz").write_bytes(b"a label map")
     monkeypatch.chdir(tmp_path)
-    config = resolve(bundle, mask_bank="bank").config
+    config = resolve(bundle_path, mask_bank="bank").config
     assert config.mask_bank == str((tmp_path / "bank").resolve())
-    assert resolve(bundle).config.mask_bank == "phantom"
+    assert resolve(bundle_path).config.mask_bank == "phantom"
 
 
 def test_mapping_file_is_made_absolute_and_a_word_stays(
-    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    bundle_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "map.json").write_text('{"1": "liver"}')
     (tmp_path / "auto").mkdir()
     monkeypatch.chdir(tmp_path)
-    texts = [resolve(bundle, mask_labels=text).config.mask_labels for text in ("map.json", "./map.json", "auto")]
+    texts = [resolve(bundle_path, mask_labels=text).config.mask_labels for text in ("map.json", "./map.json", "auto")]
     path = str((tmp_path / "map.json").resolve())
     assert texts == [path, path, "auto"]
 
 
 def test_folder_of_a_bundle_is_made_absolute_though_it_is_named_like_the_bundle(
-    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    bundle_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "tiny").symlink_to(bundle)
+    (tmp_path / "tiny").symlink_to(bundle_path)
     monkeypatch.chdir(tmp_path)
-    assert resolve(Path("tiny")).config.bundle == str(bundle.resolve())
+    assert resolve(Path("tiny")).config.bundle == str(bundle_path.resolve())
 
 
-def test_cohort_remembers_the_files_of_its_bank_without_opening_them(bundle: Path, tmp_path: Path) -> None:
+def test_cohort_remembers_the_files_of_its_bank_without_opening_them(bundle_path: Path, tmp_path: Path) -> None:
     bank, mapping = tmp_path / "bank", tmp_path / "map.json"
     bank.mkdir()
     (bank / "a_seg.nii.gz").write_bytes(b"never read")
     mapping.write_text('{"1": "liver"}')
 
     def describe(**changes: Any) -> dict[str, Any]:
-        cohort = resolve(bundle, mask_bank=str(bank), **changes)
+        cohort = resolve(bundle_path, mask_bank=str(bank), **changes)
         remembered = yaml.safe_load(yaml.safe_dump(cohort.to_document()))["mask_bank"]
         assert isinstance(remembered, dict)
         return remembered
@@ -116,20 +108,20 @@ def test_cohort_remembers_the_files_of_its_bank_without_opening_them(bundle: Pat
     (bank / "b_seg.nii.gz").write_bytes(b"never read")
     assert describe()["num_maps"] == 2
     assert describe()["files_sha256"] != first["files_sha256"]
-    assert "mask_bank" not in resolve(bundle).to_document()
+    assert "mask_bank" not in resolve(bundle_path).to_document()
 
 
-def test_cohort_is_not_gone_on_with_after_its_bank_has_changed(bundle: Path, tmp_path: Path) -> None:
+def test_cohort_is_not_gone_on_with_after_its_bank_has_changed(bundle_path: Path, tmp_path: Path) -> None:
     bank, out = tmp_path / "bank", tmp_path / "cohort"
     bank.mkdir()
     (bank / "a_seg.nii.gz").write_bytes(b"never read")
-    with open_cohort(out, resolve(bundle, mask_bank=str(bank)).to_document(), header=[]):
+    with open_cohort(out, resolve(bundle_path, mask_bank=str(bank)).to_document(), header=[]):
         (out / "images").mkdir()
         (out / "images" / "case_0001.nii.gz").write_bytes(b"an image")
-    with open_cohort(out, resolve(bundle, mask_bank=str(bank)).to_document(), header=[]):
+    with open_cohort(out, resolve(bundle_path, mask_bank=str(bank)).to_document(), header=[]):
         pass
     (bank / "a_seg.nii.gz").write_bytes(b"another map")
-    changed = resolve(bundle, mask_bank=str(bank)).to_document()
+    changed = resolve(bundle_path, mask_bank=str(bank)).to_document()
     with (
         pytest.raises(CohortError, match=r"\(mask_bank\.files_sha256: '[0-9a-f]{16}' -> '[0-9a-f]{16}'\)\. Choose"),
         open_cohort(out, changed, header=[]),
@@ -137,8 +129,8 @@ def test_cohort_is_not_gone_on_with_after_its_bank_has_changed(bundle: Path, tmp
         pass
 
 
-def test_names_of_slots_can_be_asked_for(bundle: Path) -> None:
-    cohort = resolve(bundle, labels=["kidney tumor:20mm"])
+def test_names_of_slots_can_be_asked_for(bundle_path: Path) -> None:
+    cohort = resolve(bundle_path, labels=["kidney tumor:20mm"])
     assert cohort.to_document()["requested"] == [{"id": 129, "name": "kidney tumor"}]
 
 
@@ -164,22 +156,22 @@ def test_names_of_slots_can_be_asked_for(bundle: Path) -> None:
     ],
 )
 def test_what_cannot_be_made_is_refused(
-    bundle: Path, changes: dict[str, Any], error: type[Exception], message: str
+    bundle_path: Path, changes: dict[str, Any], error: type[Exception], message: str
 ) -> None:
     with pytest.raises(error, match=message):
-        resolve(bundle, **changes)
+        resolve(bundle_path, **changes)
 
 
-def test_bank_without_label_maps_is_refused(bundle: Path, tmp_path: Path) -> None:
+def test_bank_without_label_maps_is_refused(bundle_path: Path, tmp_path: Path) -> None:
     with pytest.raises(BankError, match=rf"Mask bank {tmp_path}: expected label maps, found none"):
-        resolve(bundle, mask_bank=str(tmp_path))
+        resolve(bundle_path, mask_bank=str(tmp_path))
 
 
-def test_mapping_to_a_label_that_is_none_is_refused(bundle: Path, tmp_path: Path) -> None:
+def test_mapping_to_a_label_that_is_none_is_refused(bundle_path: Path, tmp_path: Path) -> None:
     (tmp_path / "a_seg.nii.gz").write_bytes(b"never read")
     (tmp_path / "map.json").write_text('{"1": "livr"}')
     with pytest.raises(BankError, match=r"map\.json, '1': Label 'livr': expected .* Did you mean 'liver'"):
-        resolve(bundle, mask_bank=str(tmp_path / "a_seg.nii.gz"), mask_labels=str(tmp_path / "map.json"))
+        resolve(bundle_path, mask_bank=str(tmp_path / "a_seg.nii.gz"), mask_labels=str(tmp_path / "map.json"))
 
 
 def test_unknown_bundle_is_refused() -> None:
@@ -187,10 +179,10 @@ def test_unknown_bundle_is_refused() -> None:
         resolve_cohort(build_config({"labels": ["liver"], "bundle": "tiny-ct"}))
 
 
-def test_foreign_folder_is_refused(bundle: Path, tmp_path: Path) -> None:
+def test_foreign_folder_is_refused(bundle_path: Path, tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(CohortError, match=r"found 'notes\.txt'"):
-        resolve_cohort(build_config({"labels": ["liver"], "bundle": str(bundle)}), tmp_path)
+        resolve_cohort(build_config({"labels": ["liver"], "bundle": str(bundle_path)}), tmp_path)
 
 
 def test_networks_are_told_nothing_that_they_do_not_listen_to(tmp_path: Path) -> None:

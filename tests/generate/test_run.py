@@ -11,7 +11,6 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -19,36 +18,23 @@ import pytest
 from maisi_aug.cohort.manifest import MANIFEST_NAME, AttemptRecord, load_manifest
 from maisi_aug.cohort.recipe import build_config
 from maisi_aug.cohort.recipe_files import read_recipe
-from maisi_aug.cohort.resolve import ResolvedCohort, resolve_cohort
+from maisi_aug.cohort.resolve import ResolvedCohort
 from maisi_aug.errors import BankError, CohortError, LesionError
 from maisi_aug.generate.run import CohortSummary, Listener, synthesize_cohort
 from maisi_aug.vocabulary.labels import BODY_ID
 from maisi_aug.volumes.image_files import load_image, load_label_map, save_label_map
-from tests.builders.tiny_bundle import TINY_SHAPE, write_tiny_bundle
+from tests.builders.resolver import GATES_OFF, resolver
+from tests.builders.tiny_bundle import TINY_SHAPE
 
 NUM_CASES = 3
 NUM_MANY = 40
 LABELS = ["hepatic tumor:25-40mm", "lung tumor:20-40mm", "kidney tumor:25mm+spleen"]
-GATES_OFF = {"organ_hu": False, "visibility": False}
 
 
 @pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a bundle with random weights."""
-    folder = tmp_path_factory.mktemp("bundle")
-    write_tiny_bundle(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def resolve(bundle: Path) -> Callable[..., ResolvedCohort]:
+def resolve(bundle_path: Path) -> Callable[..., ResolvedCohort]:
     """Resolve a small cohort that accepts noise, with some fields changed."""
-
-    def call(**changes: Any) -> ResolvedCohort:
-        values = {"labels": LABELS, "num_cases": NUM_CASES, "seed": 5, "bundle": str(bundle), "gates": GATES_OFF}
-        return resolve_cohort(build_config({**values, **changes}))
-
-    return call
+    return resolver(labels=LABELS, num_cases=NUM_CASES, seed=5, bundle=str(bundle_path), gates=GATES_OFF)
 
 
 @pytest.fixture(scope="module")
@@ -172,10 +158,14 @@ def start(bundle: Path, repository: Path, out: Path) -> subprocess.Popen[bytes]:
 
 
 def test_killed_run_leaves_whole_files_only_and_goes_on_to_the_same_bytes(
-    reference: CohortSummary, resolve: Callable[..., ResolvedCohort], bundle: Path, repository: Path, tmp_path: Path
+    reference: CohortSummary,
+    resolve: Callable[..., ResolvedCohort],
+    bundle_path: Path,
+    repository: Path,
+    tmp_path: Path,
 ) -> None:
     out = tmp_path / "cohort"
-    process = start(bundle, repository, out)
+    process = start(bundle_path, repository, out)
     # In the middle of writing a case: a hidden half of a file is there, or a file that the manifest does not know yet.
     wait_for(lambda: any((out / "images").glob("*")), process)
     os.kill(process.pid, signal.SIGKILL)
@@ -191,10 +181,14 @@ def test_killed_run_leaves_whole_files_only_and_goes_on_to_the_same_bytes(
 
 
 def test_interrupted_run_stops_with_one_sentence_and_keeps_what_it_has(
-    reference: CohortSummary, resolve: Callable[..., ResolvedCohort], bundle: Path, repository: Path, tmp_path: Path
+    reference: CohortSummary,
+    resolve: Callable[..., ResolvedCohort],
+    bundle_path: Path,
+    repository: Path,
+    tmp_path: Path,
 ) -> None:
     out = tmp_path / "cohort"
-    process = start(bundle, repository, out)
+    process = start(bundle_path, repository, out)
     wait_for(lambda: (out / MANIFEST_NAME).is_file() and (out / MANIFEST_NAME).stat().st_size > 0, process)
     process.send_signal(signal.SIGINT)
     _, stderr = process.communicate(timeout=400)

@@ -15,14 +15,8 @@ from maisi_aug.networks import acceleration
 from maisi_aug.networks.acceleration import EnginePerShape, compile_networks, explain_compilation, require_compiler
 from maisi_aug.networks.pipeline import Pipeline
 from maisi_aug.volumes.grid import Grid
-from tests.builders.tiny_bundle import write_tiny_bundle
 
 HAS_TENSORRT = importlib.util.find_spec("tensorrt") is not None
-
-
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    return write_tiny_bundle(tmp_path_factory.mktemp("bundle"))
 
 
 @pytest.mark.skipif(HAS_TENSORRT, reason="TensorRT is installed")

@@ -18,14 +18,9 @@ from maisi_aug.networks.pipeline import Pipeline, resolve_device
 from maisi_aug.networks.weights import load_networks, write_random_bundle
 from maisi_aug.seeds import derive_seed
 from maisi_aug.volumes.grid import Grid
-from tests.builders.tiny_bundle import build_ddpm_header, build_header, write_tiny_bundle
+from tests.builders.tiny_bundle import build_ddpm_header, build_header
 
 SHAPE = (32, 24, 16)
-
-
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    return write_tiny_bundle(tmp_path_factory.mktemp("bundle"))
 
 
 @pytest.fixture(scope="module")

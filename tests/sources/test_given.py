@@ -25,13 +25,12 @@ from maisi_aug.sources.given import GridChoice, find_lesions, fit_map, part_insi
 from maisi_aug.vocabulary.labels import BODY_ID, MAISI
 from maisi_aug.volumes.grid import Grid
 from maisi_aug.volumes.image_files import load_image, load_label_map, save_image, save_label_map
-from tests.builders.tiny_bundle import write_tiny_bundle
+from tests.builders.resolver import GATES_OFF, resolver
 from tests.generate.test_run import hash_files
 
 LIVER, SPLEEN, HEPATIC_TUMOR = 1, 3, 26
 SHAPE, SPACING_MM = (40, 32, 24), (6.0, 7.0, 8.0)
 FACTOR = 8
-GATES_OFF = {"organ_hu": False, "visibility": False}
 OWN_NAMES = {"background": 0, "liver": 4, "spleen": 2, "hepatic tumor": 9, "body": 1}
 OWN_IDS = {LIVER: 4, SPLEEN: 2, HEPATIC_TUMOR: 9, BODY_ID: 1}
 
@@ -82,22 +81,11 @@ def write_maps(folder: Path, num_maps: int) -> Path:
 
 
 @pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a bundle with random weights."""
-    folder = tmp_path_factory.mktemp("bundle")
-    write_tiny_bundle(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def resolve(bundle: Path) -> Callable[..., ResolvedCohort]:
+def resolve(bundle_path: Path) -> Callable[..., ResolvedCohort]:
     """Resolve a cohort of given maps that accepts noise, with some fields changed."""
 
-    def call(path: Path, **changes: Any) -> ResolvedCohort:
-        values = {"mask_source": "given", "mask_bank": str(path), "bundle": str(bundle), "gates": GATES_OFF}
-        return resolve_cohort(build_config({**values, **changes}))
-
-    return call
+    of_bundle = resolver(mask_source="given", bundle=str(bundle_path), gates=GATES_OFF)
+    return lambda path, **changes: of_bundle(mask_bank=str(path), **changes)
 
 
 @pytest.fixture(scope="module")

@@ -17,8 +17,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from maisi_aug.cohort.manifest import load_manifest
-from maisi_aug.cohort.recipe import build_config
-from maisi_aug.cohort.resolve import ResolvedCohort, resolve_cohort
+from maisi_aug.cohort.resolve import ResolvedCohort
 from maisi_aug.errors import BankError, BundleError, GridError, LesionError, RecipeError
 from maisi_aug.generate.run import Listener, synthesize_cohort
 from maisi_aug.lesions.planting import LesionWish, measure_lesions
@@ -28,11 +27,11 @@ from maisi_aug.sources.diffusion import DiffusionSource
 from maisi_aug.sources.plant_and_bank import DrawnMap
 from maisi_aug.vocabulary.labels import BODY_ID
 from maisi_aug.volumes.grid import Grid
+from tests.builders.resolver import GATES_OFF, resolver
 from tests.builders.tiny_bundle import write_tiny_bundle
 from tests.builders.tiny_masks import write_tiny_mask_bundle
 
 LIVER, SPLEEN, HEPATIC_TUMOR, KIDNEY_TUMOR = 1, 3, 26, 129
-GATES_OFF = {"organ_hu": False, "visibility": False}
 
 
 @pytest.fixture(scope="module")
@@ -42,11 +41,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def resolve(folder: Path) -> Callable[..., ResolvedCohort]:
-    def call(**changes: Any) -> ResolvedCohort:
-        values = {"labels": ["hepatic tumor:14mm"], "bundle": str(folder), "mask_source": "diffusion"}
-        return resolve_cohort(build_config({**values, "gates": GATES_OFF, "num_cases": 2, **changes}))
-
-    return call
+    return resolver(
+        labels=["hepatic tumor:14mm"], bundle=str(folder), mask_source="diffusion", gates=GATES_OFF, num_cases=2
+    )
 
 
 @pytest.fixture(scope="module")

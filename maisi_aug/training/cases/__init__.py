@@ -1,1 +1,1 @@
-"""Training cases: phantoms and prepared CTs, their latents encoded once, batches drawn ahead."""
+"""Training cases: phantoms and prepared CTs, latents encoded once, batches drawn ahead."""

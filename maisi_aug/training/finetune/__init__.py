@@ -1,1 +1,1 @@
-"""Teaching a ControlNet new labels: slots, checks, objective, and the bundle that comes of it."""
+"""Teaching a ControlNet new labels: slots, checks, objective, and the bundle that results."""

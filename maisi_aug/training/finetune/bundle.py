@@ -31,9 +31,9 @@ from maisi_aug.lesions.planting import measure_lesions
 from maisi_aug.networks.weights import load_weight_file, write_bundle
 from maisi_aug.preparation.prepared import PreparedDataset
 from maisi_aug.training.cases.data import CaseStore
+from maisi_aug.training.cases.taught_label import TaughtLabel
 from maisi_aug.training.finetune.bank import FinetunedBank, collect_bank
 from maisi_aug.training.finetune.model_card import LabelMeasures, write_model_card
-from maisi_aug.training.finetune.slot_choice import TaughtLabel
 from maisi_aug.volumes.grid import voxel_volume_ml
 
 MIN_SPREAD_HU = 10.0

@@ -15,8 +15,8 @@ from maisi_aug.cohort.recipe import differences
 from maisi_aug.errors import GridError, TrainingError
 from maisi_aug.preparation.prepared import PreparedDataset
 from maisi_aug.system.whole_files import write_text_whole
+from maisi_aug.training.cases.taught_label import TaughtLabel
 from maisi_aug.training.finetune.settings import FinetuneConfig
-from maisi_aug.training.finetune.slot_choice import TaughtLabel
 from maisi_aug.volumes.grid import Grid, Shape, spell_grid
 
 SETTINGS_NAME = "finetune.yaml"

@@ -10,7 +10,7 @@ from typing import Any
 
 from maisi_aug.bundle_spec.schema import HuSpec, SizeSpec
 from maisi_aug.system.whole_files import write_text_whole
-from maisi_aug.training.finetune.slot_choice import TaughtLabel
+from maisi_aug.training.cases.taught_label import TaughtLabel
 from maisi_aug.vocabulary.labels import MAISI
 from maisi_aug.vocabulary.sizes import diameter_mm
 

@@ -11,8 +11,8 @@ from torch import nn
 
 from maisi_aug.seeds import derive_seed
 from maisi_aug.training.cases.data import CaseStore, LatentSet
+from maisi_aug.training.cases.taught_label import TaughtLabel
 from maisi_aug.training.finetune.settings import FinetuneConfig
-from maisi_aug.training.finetune.slot_choice import TaughtLabel
 from maisi_aug.training.images.contrastive import LabelRemover
 from maisi_aug.training.images.flow import FlowObjective
 from maisi_aug.training.loop.processes import ALONE, Processes

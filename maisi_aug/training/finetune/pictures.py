@@ -26,7 +26,7 @@ from maisi_aug.pictures.slices import (
 )
 from maisi_aug.seeds import derive_seed
 from maisi_aug.training.cases.data import CaseStore
-from maisi_aug.training.finetune.slot_choice import TaughtLabel
+from maisi_aug.training.cases.taught_label import TaughtLabel
 from maisi_aug.volumes.grid import Grid
 
 SOFT_TISSUE_NARROW = Window("soft tissue", 40.0, 400.0)

@@ -24,6 +24,7 @@ from maisi_aug.preparation.prepared import PreparedDataset
 from maisi_aug.system.whole_files import write_text_whole
 from maisi_aug.training.cases.data import LatentSet, ReportPhase
 from maisi_aug.training.cases.prepared import PreparedStore
+from maisi_aug.training.cases.taught_label import TaughtLabel
 from maisi_aug.training.finetune.bundle import measure_labels, write_finetuned
 from maisi_aug.training.finetune.checks import (
     describe_run,
@@ -37,7 +38,7 @@ from maisi_aug.training.finetune.networks import FinetuneNetworks, load_trainabl
 from maisi_aug.training.finetune.objective import FinetuneObjective
 from maisi_aug.training.finetune.pictures import SampleDrawer, build_sheet
 from maisi_aug.training.finetune.settings import FinetuneConfig
-from maisi_aug.training.finetune.slot_choice import TaughtLabel, remap_table
+from maisi_aug.training.finetune.slot_choice import remap_table
 from maisi_aug.training.finetune.slots import SlotStore, plan_labels
 from maisi_aug.training.images.label_means import measure_label_means
 from maisi_aug.training.images.lookup import LookupChange, choose_intensities, find_lookup, teach_lookup

@@ -5,16 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
 from maisi_aug.bundle_spec.bundle import Bundle
-from maisi_aug.bundle_spec.schema import SlotSpec
 from maisi_aug.errors import TrainingError, VocabularyError, did_you_mean
 from maisi_aug.preparation.prepared import NewLabel, PreparedDataset
+from maisi_aug.training.cases.taught_label import Kind, TaughtLabel
 from maisi_aug.vocabulary.labels import BODY_ID, FREE_IDS, MAISI, SLOT_IDS, Label, lesion_word
 from maisi_aug.volumes.components import TOUCHING, bounding_box
 
@@ -25,34 +24,6 @@ ORGAN_SPREAD = 0.6
 """Standard deviation of the logarithm of an organ's volume over patients; that of tumours is well above 1."""
 HOST_SHARE = 0.15
 """Share of a label's surroundings above which a tissue counts as its host."""
-
-Kind = Literal["lesion", "organ"]
-
-
-@dataclass(frozen=True, slots=True)
-class TaughtLabel:
-    """A label that is taught.
-
-    Attributes:
-        name: What it will be called.
-        source_id: Its id in the prepared label maps.
-        id: Its id in the bundle.
-        hosts: What it lies in, the most frequent first.
-        kind: ``lesion`` is planted in its hosts, ``organ`` comes with the label maps.
-        why: How hosts and kind were decided, for people.
-    """
-
-    name: str
-    source_id: int
-    id: int
-    hosts: tuple[int, ...]
-    kind: Kind
-    why: str = ""
-
-    @property
-    def slot(self) -> SlotSpec:
-        """The binding for ``bundle.yaml``."""
-        return SlotSpec(id=self.id, hosts=self.hosts, kind=self.kind)
 
 
 def find_source(name: str, dataset: PreparedDataset) -> Label:

@@ -12,10 +12,9 @@ from maisi_aug.bundle_spec.bundle import Bundle
 from maisi_aug.errors import TrainingError
 from maisi_aug.training.cases.data import CaseStore, ReportProgress, TrainingCase
 from maisi_aug.training.cases.prepared import PreparedStore
+from maisi_aug.training.cases.taught_label import Kind, TaughtLabel
 from maisi_aug.training.finetune.slot_choice import (
-    Kind,
     LabelTraits,
-    TaughtLabel,
     choose_hosts,
     choose_kind,
     choose_slots,

@@ -1,1 +1,4 @@
-"""Training of the image networks: objectives, starts from set weights, stages and their recipe."""
+"""Training of the image networks.
+
+Objectives, initial weights that already draw something, and the stages of a recipe.
+"""

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from maisi_aug.lesions.editing import remove_lesions
-from maisi_aug.training.finetune.slot_choice import TaughtLabel
+from maisi_aug.training.cases.taught_label import TaughtLabel
 from maisi_aug.vocabulary.labels import Label, Vocabulary
 from maisi_aug.volumes.components import TOUCHING, bounding_box, is_any_of
 from maisi_aug.volumes.grid import Spacing

@@ -1,9 +1,9 @@
 """The intensity that a ControlNet which started from label means looks up for each label, and new labels in it.
 
 Such a ControlNet's first layers are a small network from the bits of a label to its mean intensity
-(:mod:`maisi_aug.training.images.label_means`). They know nothing of a slot that was never trained: what they look up for it is
-an accident of its bits. Here they are fitted again so that a new label gets its measured mean while every other label
-keeps what it had; by how much these moved is measured and reported.
+(:mod:`maisi_aug.training.images.label_means`). They know nothing of a slot that was never trained: what they
+look up for it is an accident of its bits. Here they are fitted again so that a new label gets its measured
+mean while every other label keeps what it had; by how much these moved is measured and reported.
 """
 
 from __future__ import annotations

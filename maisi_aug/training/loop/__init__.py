@@ -1,1 +1,1 @@
-"""The training loop that every network shares: steps, precision, averages, checkpoints, several processes."""
+"""The training loop that every network shares: steps, precision, weight averages, checkpoints, several processes."""

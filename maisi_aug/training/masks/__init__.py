@@ -1,1 +1,1 @@
-"""Training of the mask networks, which generate label maps."""
+"""Training of the networks that generate label maps."""

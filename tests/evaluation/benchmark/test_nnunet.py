@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from maisi_aug.evaluation.benchmark import nnunet as benchmark_nnunet
+from maisi_aug.evaluation.benchmark.arm_job import ArmJob
 from maisi_aug.evaluation.benchmark.nnunet import DATASET, READY_NAME
 from maisi_aug.evaluation.benchmark.plan import CaseRef
-from maisi_aug.evaluation.benchmark.run import ArmJob, Benchmark, open_benchmark, run_arm
+from maisi_aug.evaluation.benchmark.run import Benchmark, open_benchmark, run_arm
 from maisi_aug.volumes.image_files import load_label_map, save_label_map
 from tests.builders.tiny_benchmark import build_config
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from maisi_aug.errors import BenchmarkError
+from maisi_aug.evaluation.benchmark.arm_job import make_paste_case
 from maisi_aug.evaluation.benchmark.plan import compose_arms, plan_benchmark
 from maisi_aug.evaluation.benchmark.results import summarise_benchmark
 from maisi_aug.evaluation.benchmark.run import (
@@ -17,7 +18,6 @@ from maisi_aug.evaluation.benchmark.run import (
     SCORES_NAME,
     Benchmark,
     load_benchmark,
-    make_paste_case,
     open_benchmark,
     run_arm,
 )

@@ -33,12 +33,6 @@ from maisi_aug.evaluation.studies.tissues import to_class_map
 from maisi_aug.evaluation.studies.train_segmenter import build_held_out_phantom
 from maisi_aug.networks.pipeline import Pipeline
 from maisi_aug.phantom import Phantom
-from tests.builders.tiny_bundle import write_tiny_bundle
-
-
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    return write_tiny_bundle(tmp_path_factory.mktemp("bundle"))
 
 
 @pytest.fixture(scope="module")

@@ -1,8 +1,8 @@
 from __future__ import annotations
 
 from maisi_aug.bundle_spec.schema import HuSpec, SizeSpec
+from maisi_aug.training.cases.taught_label import TaughtLabel
 from maisi_aug.training.finetune.model_card import LabelMeasures, build_model_card
-from maisi_aug.training.finetune.slot_choice import TaughtLabel
 
 SIZES = SizeSpec(quantiles_ml=tuple(float(n + 1) for n in range(21)), source="lab")
 MEASURES = LabelMeasures(SIZES, HuSpec(low_hu=-10.0, high_hu=60.0, contrast_sign=0, source="lab"), 25.0, 9)

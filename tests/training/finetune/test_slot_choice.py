@@ -9,9 +9,9 @@ from maisi_aug.bundle_spec.bundle import Bundle
 from maisi_aug.errors import TrainingError
 from maisi_aug.preparation.prepared import PreparedDataset, load_prepared
 from maisi_aug.training.cases.prepared import PreparedStore
+from maisi_aug.training.cases.taught_label import TaughtLabel
 from maisi_aug.training.finetune.slot_choice import (
     LabelTraits,
-    TaughtLabel,
     choose_hosts,
     choose_kind,
     choose_slots,

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from maisi_aug.training.finetune.slot_choice import TaughtLabel
+from maisi_aug.training.cases.taught_label import TaughtLabel
 from maisi_aug.training.images.contrastive import LabelRemover, find_regions, region_contrastive_loss
 from maisi_aug.vocabulary.labels import MAISI, SlotBinding
 

@@ -1,0 +1,101 @@
+"""One training of one arm as an engine gets it, and what an engine is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from maisi_aug.evaluation.benchmark.cases import CaseFiles
+from maisi_aug.evaluation.benchmark.config import COPY_PASTE, REAL
+from maisi_aug.evaluation.benchmark.copy_paste import paste_lesion
+from maisi_aug.evaluation.benchmark.data import LoadedCase, load_case
+from maisi_aug.evaluation.benchmark.plan import BenchmarkPlan, CaseRef
+from maisi_aug.seeds import derive_seed, numpy_generator
+from maisi_aug.training.loop.run import ReportStep
+from maisi_aug.volumes.image_files import save_image, save_label_map
+
+
+@dataclass(frozen=True)
+class ArmJob:
+    """One training of one arm, as an engine gets it.
+
+    Attributes:
+        plan: Of the benchmark.
+        arm: Name of the arm.
+        seed: Number of the training, from 0.
+        folder: Of this training.
+        bench: Folder of the benchmark.
+        device: "cpu" or "cuda".
+    """
+
+    plan: BenchmarkPlan
+    arm: str
+    seed: int
+    folder: Path
+    bench: Path
+    device: str
+
+    @property
+    def training_seed(self) -> int:
+        """The same for the same number in every arm: the arms begin with the same weights."""
+        return derive_seed("benchmark arm", self.plan.config.seed, self.seed)
+
+    @property
+    def predictions(self) -> Path:
+        """Where the label maps of the test cases go, as ``CASE.nii.gz`` with classes as labels."""
+        return self.folder / "predictions"
+
+    @property
+    def training_refs(self) -> tuple[CaseRef, ...]:
+        """The arm's training cases; one may occur more than once."""
+        return self.plan.arms[self.arm]
+
+    @property
+    def test_refs(self) -> tuple[CaseRef, ...]:
+        """The test cases, real ones."""
+        return tuple((REAL, case_id) for case_id in self.plan.split.test)
+
+    def find_case(self, ref: CaseRef) -> tuple[CaseFiles, dict[str, tuple[int, ...]]]:
+        """Files of a case and the numbers of the labels in it; a copy-paste case is made where it is missing."""
+        if ref[0] == COPY_PASTE:
+            return make_paste_case(self.bench, self.plan, ref[1]), {n: (i,) for n, i in self.plan.classes.items()}
+        return self.plan.find_case(ref), self.plan.sources[ref[0]].label_ids
+
+
+class Engine(Protocol):
+    """What trains an arm and segments the test cases."""
+
+    def run(self, job: ArmJob, *, max_minutes: float | None, report_step: ReportStep | None) -> bool:
+        """Train, or go on, and write the predictions.
+
+        Returns:
+            Whether the arm is finished; False when the time was up.
+        """
+
+
+def make_paste_case(bench: Path, plan: BenchmarkPlan, case_id: str) -> CaseFiles:
+    """A real training case with a lesion of another one, made where it is missing; the same bytes every time.
+
+    Raises:
+        BenchmarkError: There is no lesion to paste, or no room.
+    """
+    files = CaseFiles(
+        case_id, bench / COPY_PASTE / f"{case_id}_image.nii.gz", bench / COPY_PASTE / f"{case_id}_label.nii.gz"
+    )
+    if files.image.is_file() and files.label.is_file():
+        return files
+    train = plan.split.train
+    number = int(case_id.rpartition("-")[2])
+    rng = numpy_generator(derive_seed("copy-paste", plan.config.seed, number), "paste")
+    target_id = train[number % len(train)]
+    donors = [case for case in train if case != target_id] or list(train)
+    target = _load_real(plan, target_id)
+    pasted = paste_lesion(target, [_load_real(plan, case) for case in donors], plan.lesion_classes, rng=rng)
+    save_image(files.image, pasted.image_hu, pasted.grid)
+    save_label_map(files.label, pasted.classes, pasted.grid)
+    return files
+
+
+def _load_real(plan: BenchmarkPlan, case_id: str) -> LoadedCase:
+    return load_case(plan.find_case((REAL, case_id)), plan.sources[REAL].label_ids)
