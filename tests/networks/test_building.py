@@ -132,15 +132,15 @@ def test_trainable_unet_equals_maisis_with_residuals(parts: tuple[str, ...]) -> 
                 chosen["mid_block_additional_residual"] = middle
             return inputs.run(unet, **chosen)
 
-    single = [run(unet, controlnet, inputs) for unet in (ours, theirs)]
+    found, expected = (run(unet, controlnet, inputs) for unet in (ours, theirs))
     exact_controlnet, exact_inputs = in_float64(controlnet), Inputs(torch.float64)
-    double = [run(in_float64(unet), exact_controlnet, exact_inputs) for unet in (ours, theirs)]
+    our_exact, exact = (run(in_float64(unet), exact_controlnet, exact_inputs) for unet in (ours, theirs))
     depth = depth_of(ours, controlnet)
-    require_rounding_alone(*single, double[1], depth=depth)
-    require_same_formula(*double, depth=depth)
+    require_rounding_alone(found, expected, exact, depth=depth)
+    require_same_formula(our_exact, exact, depth=depth)
     if parts:
         with torch.no_grad():
-            assert error_of(inputs.run(ours), double[1]) > 1e-3
+            assert error_of(inputs.run(ours), exact) > 1e-3
 
 
 def test_every_parameter_learns_when_unet_and_controlnet_train_together() -> None:

@@ -80,13 +80,13 @@ def test_plain_layers_change_no_image(bundle: Bundle, weights: dict[str, dict[st
     untouched = build_network(bundle.definition("autoencoder")).eval()
     untouched.load_state_dict(weights["autoencoder"])
     with torch.inference_mode():
-        images = [
+        found, expected = (
             load_networks(bundle, plain_layers=plain).autoencoder.decode(latent)  # type: ignore[operator]
             for plain in (True, False)
-        ]
+        )
         exact = in_float64(untouched).decode(latent.double())  # type: ignore[operator]
-    assert images[0].shape == (1, 1, 24, 16, 20)
-    require_rounding_alone(*images, exact, depth=depth_of(untouched))
+    assert found.shape == (1, 1, 24, 16, 20)
+    require_rounding_alone(found, expected, exact, depth=depth_of(untouched))
 
 
 def test_random_bundle_is_the_same_for_the_same_seed(bundle: Bundle, tmp_path: Path) -> None:

@@ -44,7 +44,8 @@ class _ExactNorm(nn.Module):
         variance = (groups - mean).square().mean(-1, keepdim=True)
         shape = (1, -1, 1, 1, 1)
         normed = ((groups - mean) / (variance + self.eps).sqrt()).view(features.shape)
-        return normed * self.weight.view(shape) + self.bias.view(shape)
+        output: Tensor = normed * self.weight.view(shape) + self.bias.view(shape)
+        return output
 
 
 def in_float64(network: Network) -> Network:
@@ -52,7 +53,7 @@ def in_float64(network: Network) -> Network:
     copied = copy.deepcopy(network).double()
     for parent in list(copied.modules()):
         if getattr(parent, "attention_dtype", None) is torch.float32:  # upcast from float16, as MONAI means it
-            parent.attention_dtype = torch.float64
+            vars(parent)["attention_dtype"] = torch.float64
         for name, child in list(parent.named_children()):
             if isinstance(child, MaisiGroupNorm3D):
                 setattr(parent, name, _ExactNorm(child))
@@ -66,7 +67,10 @@ def depth_of(*networks: Any) -> int:
 
 def error_of(found: Tensor, exact: Tensor) -> float:
     """Largest distance, relative to the largest exact value."""
-    return float((found.detach().double() - exact.detach()).abs().max() / exact.detach().abs().max())
+    found, exact = found.detach().double(), exact.detach()
+    assert found.isfinite().all()
+    assert exact.isfinite().all()
+    return float((found - exact).abs().max() / exact.abs().max())
 
 
 def require_rounding_alone(found: Tensor, expected: Tensor, exact: Tensor, *, depth: int) -> None:
