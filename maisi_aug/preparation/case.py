@@ -62,7 +62,7 @@ class CaseTask:
         Raises:
             VolumeError: A file cannot be read.
         """
-        paths = [file for path in self.case.paths for file in (sorted(path.iterdir()) if path.is_dir() else [path])]
+        paths = [file for path in self.case.paths for file in _files_of(path)]
         content = {
             "sources": [sha256_of(path) for path in paths],
             "tables": [sorted(table.items()) for table in self.tables],
@@ -71,6 +71,11 @@ class CaseTask:
             "has_envelope": self.has_envelope,
         }
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _files_of(path: Path) -> list[Path]:
+    """A file, or all that a DICOM folder holds, series below it included."""
+    return sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,9 +108,9 @@ def build_case(task: CaseTask) -> BuiltCase:
     image, grid = load_ct(task.case.image)
     label_map = np.zeros(grid.shape, dtype=np.uint8)
     for files, translation in zip(task.case.organs, task.organ_translations, strict=True):
-        organs = _load_organs(files, translation, grid)
+        organs = _load_organs(files, translation, grid, task.case.image)
         np.copyto(label_map, organs, where=organs > 0)
-    own = _merge_labels(task.case.labels, task.tables, settings.vocabulary.tumor_ids, grid)
+    own = _merge_labels(task.case.labels, task.tables, settings.vocabulary.tumor_ids, grid, task.case.image)
     np.copyto(label_map, own, where=(own > 0) & ((own != BODY_ID) | (label_map == 0)))
     label_map, notes = _add_body(label_map, image, grid, task)
     own_ids = sorted({label_id for table in task.tables for label_id in table.values()} - {0, BODY_ID})
@@ -142,12 +147,12 @@ def _clip(image: NDArray[Any]) -> NDArray[np.int16]:
     return clipped
 
 
-def _load_organs(files: Sequence[LabelFile], translation: Translation, grid: Grid) -> NDArray[np.uint8]:
+def _load_organs(files: Sequence[LabelFile], translation: Translation, grid: Grid, image: Path) -> NDArray[np.uint8]:
     """Organ labels in vocabulary ids on the image's grid, without the body."""
     merged = np.zeros(grid.shape, dtype=np.uint8)
     order = sorted(range(len(files)), key=lambda place: lesion_word(files[place].mask_name or "") is not None)
     for place in order:
-        volume = load_label_map(files[place].path)
+        volume = load_label_map(files[place].path, image=image)
         array = volume.array
         if files[place].mask_name is not None:
             array = np.where(array > 0, place + 1, 0).astype(np.uint16)
@@ -160,7 +165,11 @@ def _load_organs(files: Sequence[LabelFile], translation: Translation, grid: Gri
 
 
 def _merge_labels(
-    files: Sequence[LabelFile], tables: Sequence[Mapping[int, int]], lesion_ids: Sequence[int], grid: Grid
+    files: Sequence[LabelFile],
+    tables: Sequence[Mapping[int, int]],
+    lesion_ids: Sequence[int],
+    grid: Grid,
+    image: Path,
 ) -> NDArray[np.uint8]:
     """The lab's own labels in vocabulary ids: body first, then the files in their order, lesions last."""
     merged = np.zeros(grid.shape, dtype=np.uint8)
@@ -168,7 +177,7 @@ def _merge_labels(
     is_lesion = np.zeros(256, dtype=bool)
     is_lesion[list(lesion_ids)] = True
     for file, table in zip(files, tables, strict=True):
-        array = load_label_map(file.path).array
+        array = load_label_map(file.path, image=image).array
         if file.mask_name is not None:
             array = np.where(array > 0, MASK_ID, 0).astype(np.uint8)
         look_up = np.zeros(max(int(array.max()), *table, 0) + 1, dtype=np.uint8)

@@ -230,13 +230,6 @@ def test_fourth_axis_of_one_is_dropped_and_a_longer_one_refused(tmp_path: Path, 
         volume_io.load_image(_write_nifti(tmp_path / "b.nii.gz", np.repeat(array, 2, -1), grid.affine))
 
 
-def test_file_without_orientation_loads_with_a_warning(tmp_path: Path, image_hu: NDArray[np.int16]) -> None:
-    stored = nib.Nifti1Image(image_hu, None)
-    stored.to_filename(tmp_path / "a.nii.gz")
-    with pytest.warns(UserWarning, match=r"a.nii.gz: expected an orientation in the header"):
-        volume_io.load_image(tmp_path / "a.nii.gz")
-
-
 @pytest.mark.parametrize(
     ("suffix", "damage"),
     [(suffix, damage) for suffix in ("nii.gz", "nii", "nrrd", "mha") for damage in ("empty", "truncated", "text")]
