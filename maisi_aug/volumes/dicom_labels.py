@@ -35,6 +35,9 @@ _ABNORMAL = "49755003"
 _CLOSED = ("CLOSED_PLANAR", "CLOSEDPLANAR_XOR")
 _LPS_TO_RAS = np.array([-1.0, -1.0, 1.0])
 _MAX_SHOWN = 4
+_TRIANGLE = 9
+"""Numbers of the smallest contour that encloses anything."""
+MAX_ID = 65535
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,7 +92,7 @@ def read_drawn_names(path: Path) -> dict[int, str]:
     """
     header = read_header(path)
     if kind_of(path) == "structures":
-        return {segment.number: segment.name for segment in _list_structures(header)}
+        return {segment.number: segment.name for segment in _list_structures(header).values()}
     return {segment.number: segment.name for segment in _list_segments(header)}
 
 
@@ -97,8 +100,9 @@ def read_drawn_names(path: Path) -> dict[int, str]:
 
 
 def _list_segments(dataset: Dataset) -> list[_Segment]:
+    """What a segmentation describes, without the background that label maps may list as segment 0."""
     segments = []
-    for item in dataset.get("SegmentSequence") or ():
+    for item in (item for item in dataset.get("SegmentSequence") or () if int(item.SegmentNumber) > 0):
         name = str(item.get("SegmentLabel", "")).strip() or f"segment {item.SegmentNumber}"
         category = item.get("SegmentedPropertyCategoryCodeSequence") or [None]
         is_abnormal = category[0] is not None and str(category[0].get("CodeValue", "")) == _ABNORMAL
@@ -111,7 +115,7 @@ def _read_segmentation(path: Path, onto: Grid | None) -> DrawnLabels:
     frames = read_frames(path, dataset, is_image=False)
     step = None if onto is None else _step_along(onto, frames[0].direction)
     stack = stack_sparse(frames, path, step_mm=(step,))
-    segments = [segment for segment in _list_segments(dataset) if segment.number > 0]
+    segments = _list_segments(dataset)
     rows, columns = stack.sides
     array = np.zeros((stack.num_slices, rows, columns), dtype=np.uint16)
     if str(dataset.SegmentationType) == "LABELMAP":
@@ -206,55 +210,75 @@ def _step_along(onto: Grid, direction: Sequence[float]) -> float | None:
 # Structure sets.
 
 
-def _list_structures(dataset: Dataset) -> list[_Segment]:
-    structures = []
-    for item in dataset.get("StructureSetROISequence") or ():
-        name = str(item.get("ROIName", "")).strip() or f"structure {item.ROINumber}"
-        structures.append(_Segment(int(item.ROINumber), name, lesion_word(name) is not None))
+def _list_structures(dataset: Dataset) -> dict[int, _Segment]:
+    """Structures by ROI number; their ids are these, or 1, 2, ... where a number is no id of a label map."""
+    items = list(dataset.get("StructureSetROISequence") or ())
+    numbers = [int(item.ROINumber) for item in items]
+    is_id = all(0 < number <= MAX_ID for number in numbers)
+    structures = {}
+    for place, (number, item) in enumerate(zip(numbers, items, strict=True), start=1):
+        name = str(item.get("ROIName", "")).strip() or f"structure {number}"
+        structures[number] = _Segment(number if is_id else place, name, lesion_word(name) is not None)
     return structures
 
 
 def _read_structures(path: Path, onto: Grid) -> DrawnLabels:
     """Contours drawn on the CT's slices; a contour inside another one of its structure is a hole."""
     dataset = read_header(path)
-    structures = [structure for structure in _list_structures(dataset) if structure.number > 0]
-    masks: dict[int, list[tuple[int, int, NDArray[np.bool_]]]] = {}
-    skipped: set[str] = set()
-    names = {structure.number: structure.name for structure in structures}
-    for item in dataset.get("ROIContourSequence") or ():
-        number = int(item.ReferencedROINumber)
-        for contour in item.get("ContourSequence") or ():
-            if str(contour.get("ContourGeometricType", "")).upper() in _CLOSED:
-                points = np.asarray(contour.ContourData, dtype=np.float64).reshape(-1, 3) * _LPS_TO_RAS
-                subject = f"{path}, '{names.get(number, number)}'"
-                masks.setdefault(number, []).append(_draw_contour(points, onto, subject))
-            else:
-                skipped.add(names.get(number, str(number)))
-    if not masks:
+    structures = _list_structures(dataset)
+    names = {structure.number: structure.name for structure in structures.values()}
+    contours, others = _list_contours(dataset, structures, onto)
+    if not contours:
         raise VolumeError(f"{path}: expected closed contours, found none. Export the structures again.")
-    array = np.zeros(onto.shape, dtype=np.uint16)
-    merged = {number: _merge_contours(parts) for number, parts in masks.items()}
-    counts = {number: sum(int(mask.sum()) for mask in slices.values()) for number, slices in merged.items()}
-    painter = _Painter(path)
-    for structure in _painting_order(structures, counts):
-        for (axis, place), mask in merged.get(structure.number, {}).items():
-            painter.paint(np.moveaxis(array, axis, 0)[place], mask, structure)
-    painter.tell(names)
-    if skipped:
+    if others:
         warnings.warn(
-            f"{path}: expected closed contours, found others in {', '.join(sorted(skipped)[:_MAX_SHOWN])}, which "
+            f"{path}: expected closed contours, found others in {', '.join(sorted(others)[:_MAX_SHOWN])}, which "
             "enclose nothing and are left out.",
             stacklevel=4,
         )
+    # All lie in slices along one axis: the one along which none of them extends.
+    axis = int(np.max([np.ptp(points, axis=0) for _, points in contours], axis=0).argmin())
+    masks: dict[int, dict[int, NDArray[np.bool_]]] = {}
+    for structure, points in contours:
+        place, mask = _draw_contour(points, onto, axis, f"{path}, '{structure.name}'")
+        slices = masks.setdefault(structure.number, {})
+        slices[place] = slices[place] ^ mask if place in slices else mask
+    counts = {number: sum(int(mask.sum()) for mask in slices.values()) for number, slices in masks.items()}
+    array = np.zeros(onto.shape, dtype=np.uint16)
+    along = np.moveaxis(array, axis, 0)
+    painter = _Painter(path)
+    for structure in _painting_order(list(structures.values()), counts):
+        for place, mask in masks.get(structure.number, {}).items():
+            painter.paint(along[place], mask, structure)
+    painter.tell(names)
     return DrawnLabels(array, onto, names)
 
 
-def _draw_contour(points: NDArray[np.float64], onto: Grid, subject: str) -> tuple[int, int, NDArray[np.bool_]]:
-    """The axis of the slice that a contour lies in, the slice, and the voxels whose centres it encloses.
+def _list_contours(
+    dataset: Dataset, structures: Mapping[int, _Segment], onto: Grid
+) -> tuple[list[tuple[_Segment, NDArray[np.float64]]], set[str]]:
+    """Closed contours in voxel indices of a grid, ``(points, 3)``, and the names of structures with other ones."""
+    to_index = np.linalg.inv(onto.affine[:3, :3]).T
+    contours, others = [], set()
+    for item in dataset.get("ROIContourSequence") or ():
+        structure = structures.get(int(item.ReferencedROINumber))
+        for contour in item.get("ContourSequence") or () if structure is not None else ():
+            points = np.asarray(contour.get("ContourData") or (), dtype=np.float64)
+            if str(contour.get("ContourGeometricType", "")).upper() in _CLOSED and points.size >= _TRIANGLE:
+                world = points.reshape(-1, 3) * _LPS_TO_RAS
+                contours.append((structure, (world - onto.affine[:3, 3]) @ to_index))
+            else:
+                others.add(structure.name)
+    return contours, others
+
+
+def _draw_contour(indices: NDArray[np.float64], onto: Grid, axis: int, subject: str) -> tuple[int, NDArray[np.bool_]]:
+    """The slice that a contour lies in, and the voxels whose centres it encloses.
 
     Args:
-        points: RAS+ mm.
+        indices: ``(points, 3)`` voxel indices.
         onto: The CT's grid.
+        axis: Of the slices.
         subject: For messages.
 
     Raises:
@@ -262,9 +286,6 @@ def _draw_contour(points: NDArray[np.float64], onto: Grid, subject: str) -> tupl
     """
     from skimage.draw import polygon2mask
 
-    indices = (points - onto.affine[:3, 3]) @ np.linalg.inv(onto.affine[:3, :3]).T
-    spread = np.ptp(indices, axis=0)
-    axis = int(spread.argmin())
     place = round(float(np.median(indices[:, axis])))
     off = float(np.abs(indices[:, axis] - place).max())
     if off > ON_GRID_VOXELS:
@@ -278,18 +299,7 @@ def _draw_contour(points: NDArray[np.float64], onto: Grid, subject: str) -> tupl
         raise VolumeError(
             f"{subject}: expected contours inside the CT, found one outside of it. Give the CT that they were drawn on."
         )
-    return axis, place, np.asarray(polygon2mask(tuple(sides), flat), dtype=bool)
-
-
-def _merge_contours(
-    parts: Sequence[tuple[int, int, NDArray[np.bool_]]],
-) -> dict[tuple[int, int], NDArray[np.bool_]]:
-    """Per slice the voxels that an odd number of contours enclose."""
-    merged: dict[tuple[int, int], NDArray[np.bool_]] = {}
-    for axis, place, mask in parts:
-        key = (axis, place)
-        merged[key] = merged[key] ^ mask if key in merged else mask
-    return merged
+    return place, np.asarray(polygon2mask(tuple(sides), flat), dtype=bool)
 
 
 # Overlaps.

@@ -26,7 +26,7 @@ def build_header(sop_class: str) -> Dataset:
     meta.TransferSyntaxUID = ExplicitVRLittleEndian
     dataset.file_meta = meta
     dataset.SOPClassUID, dataset.SOPInstanceUID = sop_class, meta.MediaStorageSOPInstanceUID
-    dataset.Modality, dataset.PatientID, dataset.PatientName = "CT", "X", "X"
+    dataset.Modality, dataset.PatientID, dataset.PatientName = "CT", "X", "X^Y"
     for keyword in ("PatientBirthDate", "PatientSex", "AccessionNumber", "StudyDate", "StudyTime", "StudyID"):
         setattr(dataset, keyword, "")
     dataset.ReferringPhysicianName = ""
