@@ -22,7 +22,7 @@ from maisi_aug.errors import GridError, VolumeError
 from maisi_aug.system.whole_files import open_whole
 from maisi_aug.volumes.dicom_files import DICOM_SUFFIXES, is_dicom, is_label_object
 from maisi_aug.volumes.grid import Grid, spell_grid
-from maisi_aug.volumes.nifti_facts import affine_of
+from maisi_aug.volumes.nifti_facts import PLAUSIBLE_MM, affine_of
 from maisi_aug.volumes.nrrd_facts import require_nrrd_frame
 from maisi_aug.volumes.orientation import turn_to_ras
 
@@ -308,7 +308,7 @@ def _read(read: Callable[[], tuple[NDArray[Any], NDArray[np.float64]]], subject:
     """Turn what a reader gives to the closest RAS+ axes, and what it raises into one sentence."""
     try:
         array, affine = read()
-        return _reorient_to_ras(_require_three_axes(array, subject), affine)
+        return _reorient_to_ras(_require_three_axes(array, subject), affine, subject)
     except VolumeError:
         raise
     except GridError as error:
@@ -398,9 +398,14 @@ def _require_three_axes(array: NDArray[Any], path: Path | str) -> NDArray[Any]:
     return array
 
 
-def _reorient_to_ras(array: NDArray[Any], affine: NDArray[np.float64]) -> Volume:
+def _reorient_to_ras(array: NDArray[Any], affine: NDArray[np.float64], path: Path | str) -> Volume:
     """Permute and flip axes to the closest RAS+; nothing is interpolated."""
     turned, grid = turn_to_ras(array, affine)
+    if min(grid.spacing_mm) < PLAUSIBLE_MM[0] or max(grid.spacing_mm) > PLAUSIBLE_MM[1]:
+        raise VolumeError(
+            f"{path}: expected voxels of a CT, found {spell_grid(grid.shape, grid.spacing_mm, with_extent=False)}. "
+            "Does the header count in another unit than millimetres?"
+        )
     return Volume(turned, grid)
 
 
