@@ -24,6 +24,7 @@ from maisi_aug.system.whole_files import sha256_of
 from maisi_aug.vocabulary.labels import BODY_ID, Vocabulary, lesion_word
 from maisi_aug.volumes.body import find_body, is_hollow
 from maisi_aug.volumes.components import bounding_box
+from maisi_aug.volumes.dicom_files import files_of
 from maisi_aug.volumes.grid import Grid
 from maisi_aug.volumes.image_files import load_image, load_label_map
 from maisi_aug.volumes.resampling import centre_grid_on, resample_image, resample_label_map
@@ -62,7 +63,7 @@ class CaseTask:
         Raises:
             VolumeError: A file cannot be read.
         """
-        paths = [file for path in self.case.paths for file in _files_of(path)]
+        paths = [file for path in self.case.paths for file in files_of(path)]
         content = {
             "sources": [sha256_of(path) for path in paths],
             "tables": [sorted(table.items()) for table in self.tables],
@@ -71,11 +72,6 @@ class CaseTask:
             "has_envelope": self.has_envelope,
         }
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
-def _files_of(path: Path) -> list[Path]:
-    """A file, or all that a DICOM folder holds, series below it included."""
-    return sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
 
 
 @dataclass(frozen=True, eq=False)

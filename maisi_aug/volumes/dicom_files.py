@@ -68,12 +68,18 @@ def walk_dicom(folder: Path) -> Iterator[list[Path]]:
             yield found
 
 
-def read_header(path: Path, tags: tuple[str, ...] | None = None) -> Dataset:
-    """A file's header without its pixels.
+def files_of(path: Path) -> list[Path]:
+    """What an image is made of: a file, or all that lies in a DICOM folder and below it."""
+    return sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
+
+
+def read_header(path: Path, tags: tuple[str, ...] | None = None, *, has_pixels: bool = False) -> Dataset:
+    """A file's header.
 
     Args:
         path: The file.
         tags: Keywords of what is needed, which is quicker; all by default.
+        has_pixels: Read the stored pixels, too, where they are asked for.
 
     Raises:
         VolumeError: It is no DICOM file.
@@ -81,7 +87,7 @@ def read_header(path: Path, tags: tuple[str, ...] | None = None) -> Dataset:
     import pydicom
 
     try:
-        header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=tags, force=True)
+        header = pydicom.dcmread(path, stop_before_pixels=not has_pixels, specific_tags=tags, force=True)
         is_whole = "SOPClassUID" in header
     except Exception as error:  # the parser raises whatever it meets
         reason = " ".join(str(error).split())[:200] or type(error).__name__

@@ -1,9 +1,9 @@
 """One DICOM image as an array: a folder with one series, single slices or enhanced (multi-frame), or one file.
 
-Places come from the slices' own headers (:mod:`maisi_aug.volumes.dicom_frames`). Values of single slices come from ITK, which
-decodes every compression; it takes the pixel type of the first slice for all, so that one wide enough is asked for
-where slices differ. Frames of an enhanced image are decoded by pydicom and scaled one by one: ITK would use the first
-frame's rescale and order for all.
+Places and rescales come from the slices' own headers (:mod:`maisi_aug.volumes.dicom_frames`), values from the stored pixels.
+Compressed slices are decoded by ITK, which knows every compression; it takes the pixel type of the first slice for all,
+so that one wide enough is asked for. Frames of an enhanced image are decoded by pydicom: ITK would use the first
+frame's rescale and the file's order for all.
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 _MAX_SHOWN = 4
 _LOCALIZER = "LOCALIZER"
+_PLAIN_SYNTAXES = ("1.2.840.10008.1.2", "1.2.840.10008.1.2.1")
+"""Implicit and Explicit VR Little Endian."""
 
 
 def read_dicom_image(path: Path) -> tuple[NDArray[Any], NDArray[np.float64]]:
@@ -42,13 +44,15 @@ def read_dicom_image(path: Path) -> tuple[NDArray[Any], NDArray[np.float64]]:
     Raises:
         VolumeError: There is no image or more than one, or a slice's place or values are not certain.
     """
-    frames, stack = _lay_out(path)
-    sources = list(dict.fromkeys(frame.path for frame in frames))
-    if len(sources) == len(frames) and max(frame.number for frame in frames) == 0:
-        in_order = sorted(range(len(frames)), key=lambda index: stack.places[index])
-        array = _read_slices([frames[index] for index in in_order])
+    headers = _find_series(path, has_pixels=True)
+    frames, stack = _lay_out(headers, path)
+    if any(_is_multi_frame(header) for _, header in headers):
+        array = _read_multi_frame([file for file, _ in headers], frames, stack)
+    elif all(_is_plain(header) for _, header in headers):
+        planes = [_unpack(header, file) for file, header in headers]
+        array = _scale(planes, frames, stack)
     else:
-        array = _read_multi_frame(sources, frames, stack)
+        array = _read_with_itk(frames, stack)
     columns, rows, num_slices = array.shape
     if (rows, columns) != stack.sides or num_slices != stack.num_slices:
         raise VolumeError(
@@ -60,12 +64,11 @@ def read_dicom_image(path: Path) -> tuple[NDArray[Any], NDArray[np.float64]]:
 
 def read_dicom_grid(path: Path) -> tuple[tuple[int, int, int], NDArray[np.float64]]:
     """Shape and affine of :func:`read_dicom_image`, from the headers alone."""
-    _, stack = _lay_out(path)
+    _, stack = _lay_out(_find_series(path, has_pixels=False), path)
     return (stack.sides[1], stack.sides[0], stack.num_slices), stack.affine
 
 
-def _lay_out(path: Path) -> tuple[list[Frame], Stack]:
-    headers = _find_series(path)
+def _lay_out(headers: Sequence[tuple[Path, Dataset]], path: Path) -> tuple[list[Frame], Stack]:
     frames = [frame for file, header in headers for frame in read_frames(file, header)]
     _require_one_scale(frames, headers, path)
     stack = stack_slices(frames, path)
@@ -74,14 +77,15 @@ def _lay_out(path: Path) -> tuple[list[Frame], Stack]:
     return frames, stack
 
 
-def _find_series(path: Path) -> list[tuple[Path, Dataset]]:
+def _find_series(path: Path, *, has_pixels: bool) -> list[tuple[Path, Dataset]]:
     """The headers of the one image at a path.
 
     Raises:
         VolumeError: There is none, or several.
     """
     files = [path] if path.is_file() else [file for found in walk_dicom(path) for file in found]
-    headers = [(file, read_header(file, HEADER_TAGS)) for file in files]
+    tags = (*HEADER_TAGS, "PixelData") if has_pixels else HEADER_TAGS
+    headers = [(file, read_header(file, tags, has_pixels=has_pixels)) for file in files]
     images = [(file, header) for file, header in headers if kind_of_header(header) == "slices"]
     series: dict[str, list[tuple[Path, Dataset]]] = {}
     for file, header in images:
@@ -144,12 +148,78 @@ def _quiet_itk() -> Iterator[None]:
         locale.setlocale(locale.LC_ALL, before)
 
 
-def _read_slices(frames: Sequence[Frame]) -> NDArray[Any]:
-    """Files of one slice each, in order: ``(column, row, slice)``."""
+def _is_multi_frame(header: Dataset) -> bool:
+    return "PerFrameFunctionalGroupsSequence" in header
+
+
+def _is_plain(header: Dataset) -> bool:
+    """Whether a slice's pixels are whole bytes, little-endian and uncompressed, as most archives hand them out."""
+    syntax = header.file_meta.get("TransferSyntaxUID") if hasattr(header, "file_meta") else None
+    return (
+        str(syntax) in _PLAIN_SYNTAXES
+        and int(header.get("BitsAllocated", 0)) in (8, 16, 32)
+        and int(header.get("SamplesPerPixel", 1)) == 1
+        and int(header.get("NumberOfFrames", None) or 1) == 1
+    )
+
+
+def _unpack(header: Dataset, path: Path) -> NDArray[Any]:
+    """Stored values of a plain slice, ``(row, column)``; bits beyond those in use, which may hold overlays, are cut."""
+    bits, used = int(header.BitsAllocated), int(header.get("BitsStored", header.BitsAllocated))
+    is_signed = int(header.get("PixelRepresentation", 0)) == 1
+    rows, columns = int(header.Rows), int(header.Columns)
+    content = header.get("PixelData") or b""
+    if len(content) < rows * columns * bits // 8:
+        raise VolumeError(
+            f"{path}: expected {rows}x{columns} pixels of {bits} bits, found {len(content)} bytes. Replace the file."
+        )
+    values = np.frombuffer(content, f"<{'i' if is_signed else 'u'}{bits // 8}", rows * columns).reshape(rows, columns)
+    if used < bits:
+        values = (values << (bits - used)) >> (bits - used)
+    return values
+
+
+def _scale(planes: Sequence[NDArray[Any]], frames: Sequence[Frame], stack: Stack) -> NDArray[Any]:
+    """Stored values, each slice scaled by itself and put in its place: ``(column, row, slice)``."""
+    rows, columns = stack.sides
+    array = np.empty((stack.num_slices, rows, columns), dtype=_choose_type(planes, frames))
+    for values, frame, place in zip(planes, frames, stack.places, strict=True):
+        slope, intercept = frame.rescale
+        target = array[place]
+        np.copyto(target, values, casting="unsafe")
+        if slope != 1:
+            target *= array.dtype.type(slope)
+        if intercept != 0:
+            target += array.dtype.type(intercept)
+    return array.T
+
+
+def _choose_type(planes: Sequence[NDArray[Any]], frames: Sequence[Frame]) -> type[np.generic]:
+    """The smallest of int16, int32 and float64 that holds all scaled values."""
+    scales = {frame.rescale for frame in frames}
+    if not all(float(part).is_integer() for scale in scales for part in scale):
+        return np.float64
+    ends = [
+        float(end) * frame.rescale[0] + frame.rescale[1]
+        for values, frame in zip(planes, frames, strict=True)
+        for end in (values.min(), values.max())
+    ]
+    for dtype in (np.int16, np.int32):
+        limits = np.iinfo(dtype)
+        # Whole numbers wrap round on the way and come back, as long as the slope and the result fit.
+        parts = (*ends, *(part for scale in scales for part in scale))
+        if min(parts) >= limits.min and max(parts) <= limits.max:
+            return dtype
+    return np.float64
+
+
+def _read_with_itk(frames: Sequence[Frame], stack: Stack) -> NDArray[Any]:
+    """Compressed files of one slice each: ``(column, row, slice)``."""
     import SimpleITK
 
+    in_order = sorted(range(len(frames)), key=lambda index: stack.places[index])
     reader = SimpleITK.ImageSeriesReader()
-    reader.SetFileNames([str(frame.path) for frame in frames])
+    reader.SetFileNames([str(frames[index].path) for index in in_order])
     if len({(frame.rescale, frame.storage) for frame in frames}) > 1:
         reader.SetOutputPixelType(SimpleITK.sitkFloat64)
     with _quiet_itk():
@@ -162,15 +232,7 @@ def _read_slices(frames: Sequence[Frame]) -> NDArray[Any]:
 def _read_multi_frame(sources: Sequence[Path], frames: Sequence[Frame], stack: Stack) -> NDArray[Any]:
     """Files of several frames, each frame scaled by itself and put in its place: ``(column, row, slice)``."""
     stored = {path: _decode(path) for path in sources}
-    scales = {frame.rescale for frame in frames}
-    is_whole = all(float(part).is_integer() for scale in scales for part in scale)
-    rows, columns = stack.sides
-    array = np.empty((stack.num_slices, rows, columns), dtype=np.int32 if is_whole else np.float64)
-    for frame, place in zip(frames, stack.places, strict=True):
-        slope, intercept = frame.rescale
-        values = stored[frame.path][frame.number].astype(array.dtype)
-        array[place] = values * array.dtype.type(slope) + array.dtype.type(intercept)
-    return array.T
+    return _scale([stored[frame.path][frame.number] for frame in frames], frames, stack)
 
 
 def _decode(path: Path) -> NDArray[Any]:
