@@ -1,9 +1,9 @@
 """One DICOM image as an array: a folder with one series, single slices or enhanced (multi-frame), or one file.
 
 Places and rescales come from the slices' own headers (:mod:`maisi_aug.volumes.dicom_frames`), values from the stored pixels.
-Compressed slices are decoded by ITK, which knows every compression; it takes the pixel type of the first slice for all,
-so that one wide enough is asked for. Frames of an enhanced image are decoded by pydicom: ITK would use the first
-frame's rescale and the file's order for all.
+pydicom decodes them, and ITK the compressed slices that pydicom has no decoder for. ITK takes the pixel type of the
+first slice for all, so that one wide enough is asked for; frames of an enhanced image are not left to it, for it would
+use the first frame's rescale and the file's order for all.
 """
 
 from __future__ import annotations
@@ -31,6 +31,10 @@ _PLAIN_SYNTAXES = ("1.2.840.10008.1.2", "1.2.840.10008.1.2.1")
 """Implicit and Explicit VR Little Endian."""
 
 
+class _UndecodableError(VolumeError):
+    """A compression that pydicom has no decoder for here."""
+
+
 def read_dicom_image(path: Path) -> tuple[NDArray[Any], NDArray[np.float64]]:
     """Values and geometry of one image.
 
@@ -48,11 +52,9 @@ def read_dicom_image(path: Path) -> tuple[NDArray[Any], NDArray[np.float64]]:
     frames, stack = _lay_out(headers, path)
     if any(_is_multi_frame(header) for _, header in headers):
         array = _read_multi_frame([file for file, _ in headers], frames, stack)
-    elif all(_is_plain(header) for _, header in headers):
-        planes = [_unpack(header, file) for file, header in headers]
-        array = _scale(planes, frames, stack)
     else:
-        array = _read_with_itk(frames, stack)
+        planes = _decode_slices(headers)
+        array = _read_with_itk(frames, stack) if planes is None else _scale(planes, frames, stack)
     columns, rows, num_slices = array.shape
     if (rows, columns) != stack.sides or num_slices != stack.num_slices:
         raise VolumeError(
@@ -163,6 +165,20 @@ def _is_plain(header: Dataset) -> bool:
     )
 
 
+def _decode_slices(headers: Sequence[tuple[Path, Dataset]]) -> list[NDArray[Any]] | None:
+    """Stored values of single slices; None where pydicom lacks a decoder for one of them."""
+    planes = []
+    for file, header in headers:
+        if _is_plain(header):
+            planes.append(_unpack(header, file))
+            continue
+        try:
+            planes.append(_decode(file)[0])
+        except _UndecodableError:
+            return None
+    return planes
+
+
 def _unpack(header: Dataset, path: Path) -> NDArray[Any]:
     """Stored values of a plain slice, ``(row, column)``; bits beyond those in use, which may hold overlays, are cut."""
     bits, used = int(header.BitsAllocated), int(header.get("BitsStored", header.BitsAllocated))
@@ -246,7 +262,7 @@ def _decode(path: Path) -> NDArray[Any]:
         values = np.asarray(dataset.pixel_array)
     except (RuntimeError, NotImplementedError, ImportError) as error:
         syntax = dataset.file_meta.TransferSyntaxUID.name
-        raise VolumeError(
+        raise _UndecodableError(
             f"{path}: expected frames that pydicom can decode here, found {syntax}. Decompress the file (gdcmconv "
             "--raw, dcmdjpeg), or install pylibjpeg."
         ) from error

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
-from pydicom.uid import generate_uid
+from pydicom.uid import RLELossless, generate_uid
 
 from maisi_aug.errors import VolumeError
 from maisi_aug.volumes.dicom_files import find_label_objects, find_volumes, holds_slices, is_dicom
@@ -129,6 +129,44 @@ def test_slices_of_other_types_are_not_cut_to_the_first_ones(tmp_path: Path, hu_
     volume = load_image(write_series(tmp_path / "s", hu_kji, change=store_signed))
     np.testing.assert_array_equal(volume.array[::-1, ::-1, 1:], hu_kji.transpose(2, 1, 0)[..., 1:])
     assert (volume.array[..., 0] == 7).all()
+
+
+def test_bits_beyond_those_in_use_are_cut(tmp_path: Path, hu_kji: NDArray[np.float64]) -> None:
+    def narrow(k: int, dataset: Dataset) -> None:
+        stored = np.frombuffer(dataset.PixelData, np.uint16) & 0x0FFF
+        dataset.BitsStored, dataset.HighBit = 12, 11
+        dataset.PixelData = (stored | (k % 3) << 13).astype(np.uint16).tobytes()  # an overlay in the upper bits
+
+    volume = load_image(write_series(tmp_path / "s", hu_kji, change=narrow))
+    np.testing.assert_array_equal(volume.array[::-1, ::-1], hu_kji.transpose(2, 1, 0))
+
+
+def test_signed_values_keep_their_sign(tmp_path: Path, hu_kji: NDArray[np.float64]) -> None:
+    def sign(k: int, dataset: Dataset) -> None:
+        add_pixels(dataset, hu_kji[k].astype(np.int16))
+        dataset.BitsStored, dataset.HighBit = 12, 11
+        dataset.PixelData = (hu_kji[k].astype(np.int16) & 0x0FFF).astype(np.uint16).tobytes()
+        dataset.RescaleIntercept = "0"
+
+    volume = load_image(write_series(tmp_path / "s", hu_kji, change=sign))
+    np.testing.assert_array_equal(volume.array[::-1, ::-1], hu_kji.transpose(2, 1, 0))
+
+
+def test_compressed_slices_have_their_own_rescale_too(tmp_path: Path, hu_kji: NDArray[np.float64]) -> None:
+    def compress(_: int, dataset: Dataset) -> None:
+        dataset.compress(RLELossless)
+
+    hu_kji = hu_kji + np.where(np.arange(11) >= 6, 0.5, 0.0)[:, None, None]
+    path = write_series(
+        tmp_path / "s", hu_kji, change=compress, rescale=lambda k: (0.5, -1024.0) if k >= 6 else (1.0, -1024.0)
+    )
+    np.testing.assert_array_equal(load_image(path).array[::-1, ::-1], hu_kji.transpose(2, 1, 0))
+
+
+def test_cut_pixels_are_named(tmp_path: Path, hu_kji: NDArray[np.float64]) -> None:
+    path = write_series(tmp_path / "s", hu_kji, change=set_on(4, PixelData=b"1234"))
+    with pytest.raises(VolumeError, match=r"1-005.dcm: expected 9x7 pixels of 16 bits, found 4 bytes"):
+        load_image(path)
 
 
 def set_on(k: int, **values: Any) -> Callable[[int, Dataset], None]:
