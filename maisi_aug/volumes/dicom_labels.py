@@ -169,13 +169,11 @@ def _paint_segments(
     counts: dict[int, int] = {}
     for number, bits in packed:
         counts[number] = counts.get(number, 0) + int(np.bitwise_count(bits).sum())
-    rows, columns = stack.sides
     painter = _Painter(path)
     for segment in _painting_order(segments, counts):
         for (number, bits), place in zip(packed, stack.places, strict=True):
             if number == segment.number:
-                mask = np.unpackbits(bits, count=rows * columns).reshape(rows, columns).astype(bool)
-                painter.paint(array[place], mask, segment)
+                painter.paint(array[place], _unpack(bits, stack.sides), segment)
     painter.tell({segment.number: segment.name for segment in segments})
 
 
@@ -238,18 +236,19 @@ def _read_structures(path: Path, onto: Grid) -> DrawnLabels:
         )
     # All lie in slices along one axis: the one along which none of them extends.
     axis = int(np.max([np.ptp(points, axis=0) for _, points in contours], axis=0).argmin())
-    masks: dict[int, dict[int, NDArray[np.bool_]]] = {}
+    masks: dict[int, dict[int, NDArray[np.uint8]]] = {}
     for structure, points in contours:
         place, mask = _draw_contour(points, onto, axis, f"{path}, '{structure.name}'")
-        slices = masks.setdefault(structure.number, {})
-        slices[place] = slices[place] ^ mask if place in slices else mask
-    counts = {number: sum(int(mask.sum()) for mask in slices.values()) for number, slices in masks.items()}
+        slices, bits = masks.setdefault(structure.number, {}), np.packbits(mask)  # a large set has thousands
+        slices[place] = slices[place] ^ bits if place in slices else bits
+    counts = {n: sum(int(np.bitwise_count(bits).sum()) for bits in slices.values()) for n, slices in masks.items()}
     array = np.zeros(onto.shape, dtype=np.uint16)
     along = np.moveaxis(array, axis, 0)
     painter = _Painter(path)
     for structure in _painting_order(list(structures.values()), counts):
-        for place, mask in masks.get(structure.number, {}).items():
-            painter.paint(along[place], mask, structure)
+        for place, bits in masks.get(structure.number, {}).items():
+            plane = along[place]
+            painter.paint(plane, _unpack(bits, plane.shape), structure)
     painter.tell(names)
     return DrawnLabels(array, onto, names)
 
@@ -259,10 +258,13 @@ def _list_contours(
 ) -> tuple[list[tuple[_Segment, NDArray[np.float64]]], set[str]]:
     """Closed contours in voxel indices of a grid, ``(points, 3)``, and the names of structures with other ones."""
     to_index = np.linalg.inv(onto.affine[:3, :3]).T
-    contours, others = [], set()
+    contours: list[tuple[_Segment, NDArray[np.float64]]] = []
+    others: set[str] = set()
     for item in dataset.get("ROIContourSequence") or ():
         structure = structures.get(int(item.ReferencedROINumber))
-        for contour in item.get("ContourSequence") or () if structure is not None else ():
+        if structure is None:
+            continue
+        for contour in item.get("ContourSequence") or ():
             points = np.asarray(contour.get("ContourData") or (), dtype=np.float64)
             if str(contour.get("ContourGeometricType", "")).upper() in _CLOSED and points.size >= _TRIANGLE:
                 world = points.reshape(-1, 3) * _LPS_TO_RAS
@@ -308,6 +310,12 @@ def _draw_contour(indices: NDArray[np.float64], onto: Grid, axis: int, subject: 
 def _painting_order(segments: Sequence[_Segment], counts: Mapping[int, int]) -> list[_Segment]:
     """The largest first, lesions last."""
     return sorted(segments, key=lambda segment: (segment.is_lesion, -counts.get(segment.number, 0)))
+
+
+def _unpack(bits: NDArray[np.uint8], sides: Sequence[int]) -> NDArray[np.bool_]:
+    """A mask of one slice that was packed eight voxels to a byte."""
+    rows, columns = sides
+    return np.unpackbits(bits, count=rows * columns).reshape(rows, columns).astype(bool)
 
 
 class _Painter:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pydicom
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.sequence import Sequence as Items
 from pydicom.uid import ExplicitVRLittleEndian, generate_uid
@@ -48,8 +48,8 @@ def write_series(
     hu_kji: NDArray[Any],
     *,
     spacing_mm: Sequence[float] = (0.7, 0.8, 2.5),
-    direction: Sequence[float] = AXIAL,
-    place: Callable[[int], Sequence[float]] | None = None,
+    direction: ArrayLike = AXIAL,
+    place: Callable[[int], ArrayLike] | None = None,
     name: Callable[[int], str] = lambda k: f"1-{k + 1:03d}.dcm",
     rescale: Callable[[int], tuple[float, float]] = lambda _: (1.0, -1024.0),
     change: Callable[[int, Dataset], None] = lambda *_: None,
@@ -74,9 +74,9 @@ def write_series(
             setattr(dataset, keyword, series[keyword].value)
         dataset.InstanceNumber = k + 1
         dataset.PixelSpacing, dataset.SliceThickness = [spacing_mm[1], spacing_mm[0]], spacing_mm[2]
-        dataset.ImageOrientationPatient = [float(f"{part:.12f}") for part in direction]
+        dataset.ImageOrientationPatient = [float(f"{part:.12f}") for part in np.ravel(direction)]
         position = place(k) if place else (0.0, 0.0, k * spacing_mm[2])
-        dataset.ImagePositionPatient = [float(f"{part:.9f}") for part in position]
+        dataset.ImagePositionPatient = [float(f"{part:.9f}") for part in np.ravel(position)]
         slope, intercept = rescale(k)
         dataset.RescaleSlope, dataset.RescaleIntercept = f"{slope:.10g}", f"{intercept:.10g}"
         add_pixels(dataset, np.rint((plane - intercept) / slope).astype(np.uint16))
@@ -98,8 +98,8 @@ def write_enhanced(
     hu_kji: NDArray[Any],
     *,
     spacing_mm: Sequence[float] = (0.7, 0.8, 2.5),
-    direction: Sequence[float] = AXIAL,
-    place: Callable[[int], Sequence[float]] | None = None,
+    direction: ArrayLike = AXIAL,
+    place: Callable[[int], ArrayLike] | None = None,
     order: Sequence[int] | None = None,
     rescale: Callable[[int], tuple[float, float]] = lambda _: (1.0, -1024.0),
     change: Callable[[Dataset], None] = lambda _: None,
@@ -110,13 +110,13 @@ def write_enhanced(
     dataset.ImageType = ["ORIGINAL", "PRIMARY", "VOLUME", "NONE"]
     shared = Dataset()
     shared.PixelMeasuresSequence = item(PixelSpacing=[spacing_mm[1], spacing_mm[0]], SliceThickness=spacing_mm[2])
-    shared.PlaneOrientationSequence = item(ImageOrientationPatient=[float(part) for part in direction])
+    shared.PlaneOrientationSequence = item(ImageOrientationPatient=[float(part) for part in np.ravel(direction)])
     frames, stored = [], []
     for k in order if order is not None else range(len(hu_kji)):
         slope, intercept = rescale(k)
         position = place(k) if place else (0.0, 0.0, k * spacing_mm[2])
         frame = Dataset()
-        frame.PlanePositionSequence = item(ImagePositionPatient=[float(part) for part in position])
+        frame.PlanePositionSequence = item(ImagePositionPatient=[float(part) for part in np.ravel(position)])
         frame.PixelValueTransformationSequence = item(
             RescaleSlope=f"{slope:g}", RescaleIntercept=f"{intercept:g}", RescaleType="HU"
         )

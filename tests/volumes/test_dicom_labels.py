@@ -77,7 +77,7 @@ def test_single_frame_and_frames_far_apart_keep_their_places(tmp_path: Path, ser
 def test_fractions_from_a_half_are_inside(tmp_path: Path, series: Path, masks: Masks) -> None:
     shares = {name: np.where(mask, 0.6, 0.0) for name, mask in masks.items()}
     shares["liver"][2] *= 0.5
-    path = write_segmentation(tmp_path / "seg.dcm", series, shares, kind="FRACTIONAL")  # type: ignore[arg-type]
+    path = write_segmentation(tmp_path / "seg.dcm", series, shares, kind="FRACTIONAL")
     masks["liver"][2] = False
     np.testing.assert_array_equal(load_label_map(path, image=series).array, to_ras(label(masks)))
 

@@ -53,7 +53,7 @@ class Geometry:
 
     def points(self) -> NDArray[np.float64]:
         """World place of every voxel, ``(I, J, K, 3)`` RAS+ mm."""
-        indices = np.stack(np.indices(self.shape), axis=-1)
+        indices = np.moveaxis(np.indices(self.shape), 0, -1)
         return np.asarray(indices @ self.affine[:3, :3].T + self.affine[:3, 3])
 
 
@@ -105,7 +105,7 @@ def require_ramp(
     values: NDArray[Any], grid: Grid, geometry: Geometry, direction: NDArray[np.float64], margin: float, what: str
 ) -> None:
     """Every voxel well inside the stored volume holds its own place along a direction, to a hundredth of a voxel."""
-    indices = np.stack(np.indices(grid.shape), axis=-1)
+    indices = np.moveaxis(np.indices(grid.shape), 0, -1)
     points = indices @ grid.affine[:3, :3].T + grid.affine[:3, 3]
     stored = (points - geometry.affine[:3, 3]) @ np.linalg.inv(geometry.affine[:3, :3]).T
     inside = ((stored >= margin - 1e-6) & (stored <= np.asarray(geometry.shape) - 1 - margin + 1e-6)).all(axis=-1)
@@ -122,7 +122,7 @@ def require_nearest(
     Args:
         times: How often the nearest label was taken on the way, each of which may move a border by half a voxel.
     """
-    indices = np.stack(np.indices(grid.shape), axis=-1)
+    indices = np.moveaxis(np.indices(grid.shape), 0, -1)
     points = indices @ grid.affine[:3, :3].T + grid.affine[:3, 3]
     at = (points - geometry.affine[:3, 3]) @ np.linalg.inv(geometry.affine[:3, :3]).T
     reach = TOLERANCE_VOXELS if times == 1 else 1.0

@@ -29,7 +29,7 @@ def write(
     sform: NDArray[np.float64] = PLACE,
     qform: NDArray[np.float64] = PLACE,
     codes: tuple[int, int] = (1, 1),
-    image_class: type = nib.Nifti1Image,
+    image_class: Any = nib.Nifti1Image,
 ) -> Path:
     """A NIfTI file whose header is changed after it was written."""
     image = image_class(VALUES, sform)
@@ -59,7 +59,7 @@ def scaled(factor: float) -> NDArray[np.float64]:
 
 @pytest.mark.parametrize("image_class", [nib.Nifti1Image, nib.Nifti2Image])
 @pytest.mark.parametrize(("unit", "factor"), [(0, 1), (1, 0.001), (2, 1), (3, 1000)])
-def test_units_give_the_same_millimetres_as_itk(tmp_path: Path, unit: int, factor: float, image_class: type) -> None:
+def test_units_give_the_same_millimetres_as_itk(tmp_path: Path, unit: int, factor: float, image_class: Any) -> None:
     affine = scaled(factor)
     path = write(tmp_path / "a.nii", setting(xyzt_units=unit), sform=affine, qform=affine, image_class=image_class)
     for grid in (load_image(path).grid, load_grid(path), load_label_map(path).grid):
