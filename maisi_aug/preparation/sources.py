@@ -9,7 +9,7 @@ from pathlib import Path
 
 from maisi_aug.banks.files import NAME_FILES, load_label_names, stem_of
 from maisi_aug.errors import BankError, PreparationError, VolumeError
-from maisi_aug.volumes.dicom_files import find_label_objects, find_volumes, holds_slices, is_dicom, is_slice
+from maisi_aug.volumes.dicom_files import find_label_objects, find_volumes, holds_slices, is_dicom
 from maisi_aug.volumes.image_files import is_readable, load_drawn_names
 
 IMAGE_ROLES = re.compile(r"^(?:(?P<case>.+)[_-])?(?:ct|image|img|volume|vol|0000)$", re.IGNORECASE)
@@ -83,7 +83,9 @@ def find_images(folder: Path, pattern: str | None = None) -> dict[str, Path]:
         is_counted = any(case_id in first for case_id, number in ends if number != "0000")
         named = [(_match_role(stem_of(path), is_counted=is_counted), path) for path in paths]
         marked = [(match["case"], path) for match, path in named if match and match["case"]]
-        found = marked or [(stem_of(path), path) for _, path in named] or list(_find_case_folders(folder))
+        found = marked or [(stem_of(path), path) for _, path in named]
+        # A series per folder beside files is a case like them.
+        found += [(path.name, path) for path in volumes if path.is_dir()] if found else _find_case_folders(folder)
     if not found:
         raise PreparationError(
             f"--images {folder}: expected images, found none. Point to the folder that holds them, or name them with "
@@ -180,7 +182,7 @@ def _find_case_folders(folder: Path) -> Iterable[tuple[str, Path]]:
     """A folder per case: its file named like a CT, or itself where it holds a DICOM series."""
     for child in sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")):
         # A slice called 0000.dcm is no channel: of DICOM, the folder is the image.
-        files = [path for path in list_files(child) if not is_slice(path)]
+        files = [path for path in list_files(child) if not is_dicom(path)]
         image = next((path for path in files if IMAGE_ROLES.match(stem_of(path))), None)
         if image is not None:
             yield child.name, image
