@@ -57,13 +57,16 @@ def prepare(
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the prepared cases: new, or an earlier run's.")],
     images: Annotated[
         Path | None,
-        typer.Option(help="Folder of CTs: NIfTI, NRRD, MHA, or a folder per case with a DICOM series or ct.nii.gz."),
+        typer.Option(
+            help="Folder of CTs: NIfTI, NRRD, MHA, DICOM; or a folder per case with a DICOM series or ct.nii.gz."
+        ),
     ] = None,
     labels: Annotated[
         Path | None,
         typer.Option(
             help="Folder of label maps named after the images (ID.nii.gz, ID_oar.nii.gz; several per case are laid "
-            "over each other), or a folder per case with a mask per label. May be the images' folder."
+            "over each other), or a folder per case with a mask per label, a DICOM SEG or an RT structure set. May be "
+            "the images' folder."
         ),
     ] = None,
     nnunet: Annotated[

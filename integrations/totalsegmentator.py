@@ -14,9 +14,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from maisi_aug.errors import MissingExtraError, PreparationError
 from maisi_aug.system.whole_files import sha256_of, write_text_whole
-from maisi_aug.volumes.image_files import NIFTI_SUFFIXES, load_image, save_image
+from maisi_aug.volumes.dicom_files import files_of
+from maisi_aug.volumes.image_files import NIFTI_SUFFIXES, load_grid, load_image, load_stored_grid, save_image
 
 EXTRA = "totalsegmentator"
 VERSION = "totalsegmentator-v2"
@@ -80,8 +83,15 @@ def segment_organs(
 
 def _hash_of(image: Path) -> str:
     """Of a file, or of all files of a folder with a DICOM series."""
-    files = sorted(path for path in image.iterdir() if path.is_file()) if image.is_dir() else [image]
-    return hashlib.sha256("".join(map(sha256_of, files)).encode()).hexdigest()
+    return hashlib.sha256("".join(map(sha256_of, files_of(image))).encode()).hexdigest()
+
+
+def _is_read_alike(image: Path) -> bool:
+    """Whether TotalSegmentator, which goes by nibabel's affine, sees the same voxels in a file as this package."""
+    if not image.name.lower().endswith(NIFTI_SUFFIXES):
+        return False
+    stored, grid = load_stored_grid(image), load_grid(image)
+    return stored.has_right_angles and np.allclose(sorted(stored.spacing_mm), sorted(grid.spacing_mm), rtol=1e-4)
 
 
 def _segment(run: Callable[..., Any], case_id: str, image: Path, result: Path, *, device: str, fast: bool) -> None:
@@ -89,7 +99,7 @@ def _segment(run: Callable[..., Any], case_id: str, image: Path, result: Path, *
     converted, written = (hidden.with_name(f"{hidden.name}.{role}.nii.gz") for role in ("ct", "organs"))
     try:
         source = image
-        if not image.name.lower().endswith(NIFTI_SUFFIXES):
+        if not _is_read_alike(image):
             volume = load_image(image)
             save_image(converted, volume.array, volume.grid)
             source = converted

@@ -41,14 +41,14 @@ DATA_ENTRIES = {"data", "bundles", "cli", "evaluation", "integrations", "recipes
 HOMES = {
     "typer": {"cli"},
     "click": {"cli"},
-    "nibabel": {"volumes.image_files"},
-    "SimpleITK": {"volumes.image_files"},
+    "nibabel": {"volumes"},
+    "SimpleITK": {"volumes"},
     "totalsegmentator": {"integrations.totalsegmentator"},
     "nnunetv2": {"integrations.nnunet"},
     "huggingface_hub": {"checkpoints.hub"},
     "torchio": {"integrations.reading.items"},
-    "pydicom": {"integrations.dicom"},
-    "highdicom": {"integrations.dicom"},
+    "pydicom": {"volumes", "integrations.dicom"},
+    "highdicom": {"volumes", "integrations.dicom"},
 }
 # What needs torch to be imported at all; everywhere else it is imported inside functions.
 TORCH_PARTS = {

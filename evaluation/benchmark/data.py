@@ -96,7 +96,7 @@ def load_case(case: CaseFiles, label_ids: LabelIds) -> LoadedCase:
         VolumeError: A file cannot be read, or holds values that are not finite.
         BenchmarkError: The image and the label map do not share a grid.
     """
-    image, label = load_image(case.image), load_label_map(case.label)
+    image, label = load_image(case.image), load_label_map(case.label, image=case.image)
     if not image.grid.is_close(label.grid, tolerance_mm=_GRID_TOLERANCE_MM):
         raise BenchmarkError(
             f"Case {case.case_id}: expected image and label map on one grid, found {_spell(image.grid)} and "

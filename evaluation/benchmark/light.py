@@ -38,7 +38,7 @@ class LightEngine:
             case, label_ids = job.find_case(ref)
             path = job.predictions / f"{case.case_id}.nii.gz"
             if not path.is_file():
-                target = load_label_map(case.label).grid
+                target = load_label_map(case.label, image=case.image).grid
                 classes = predict_case(
                     network, prepared.load(ref[0], case, label_ids), plan, target=target, device=job.device
                 )

@@ -20,7 +20,8 @@ from maisi_aug.errors import EvaluationError, MaisiAugError, VolumeError
 from maisi_aug.integrations.reading.cohort_source import CohortSource, load_cohort_source
 from maisi_aug.preparation.prepared import CASES_NAME, PreparedDataset, load_prepared
 from maisi_aug.vocabulary.labels import FULL_VOCABULARY, Vocabulary
-from maisi_aug.volumes.image_files import Volume, is_readable_name, load_image, load_label_map
+from maisi_aug.volumes.dicom_files import find_volumes, is_dicom
+from maisi_aug.volumes.image_files import Volume, is_readable, is_readable_name, load_image, load_label_map
 
 Notify = Callable[[int, int], None]
 Result = TypeVar("Result")
@@ -287,17 +288,16 @@ def describe_skipped(skipped: Iterable[SkippedCase]) -> list[dict[str, str]]:
 def _find_volumes(path: Path, *, has_numbers: bool = False) -> list[Path]:
     """CT files, or folders of DICOM series, of a folder; what is called a label map or another channel is left out."""
     if path.is_file():
-        return [path] if is_readable_name(path) else []
+        return [path] if is_readable(path) else []
     folder = next((path / name for name in IMAGE_FOLDERS if (path / name).is_dir()), path)
     children = [child for child in sorted(folder.iterdir()) if not child.name.startswith(".")]
-    files = [child for child in children if child.is_file() and is_readable_name(child)]
-    slices = [file for file in files if file.suffix.lower() == ".dcm"]
-    if len(slices) > 1:
+    series = find_volumes(folder)
+    if folder in series:
         return [folder]
+    files = [child for child in children if child.is_file() and is_readable_name(child) and not is_dicom(child)]
     volumes = [
         file for file in files if not is_label_name(file) and (has_numbers or not _OTHER_CHANNEL.search(stem_of(file)))
     ]
-    series = [child for child in children if child.is_dir() and any(child.glob("*.dcm"))]
     return volumes + series
 
 

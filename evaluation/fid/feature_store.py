@@ -24,6 +24,7 @@ from maisi_aug.evaluation.cohort.case_sets import CaseSet, EvaluatedCase, Notify
 from maisi_aug.evaluation.fid.extractors import Extractor
 from maisi_aug.evaluation.fid.slices import PLANES, PlaneName, SliceProtocol, prepare_volume, take_slices
 from maisi_aug.system.whole_files import sha256_of, write_whole
+from maisi_aug.volumes.dicom_files import files_of
 
 FORMAT: Final = 1
 """Part of every cache key; raise it when the same volume would give other features."""
@@ -174,10 +175,9 @@ def _measure(
 
 def _key_of(case: EvaluatedCase, extractor: Extractor, protocol: SliceProtocol) -> str:
     """Hash over the volume's bytes, the protocol and the network: nothing else changes its features."""
-    files = sorted(case.image_path.iterdir()) if case.image_path.is_dir() else [case.image_path]
     parts = {
         "format": FORMAT,
-        "volume": [sha256_of(path) for path in files],
+        "volume": [sha256_of(path) for path in files_of(case.image_path)],
         "protocol": protocol.to_dict(),
         "extractor": [extractor.spec.name, extractor.sha256],
     }

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from maisi_aug import __version__
 from maisi_aug.cohort.manifest import AttemptRecord
-from maisi_aug.errors import ExportError, MissingExtraError
+from maisi_aug.errors import MissingExtraError
 from maisi_aug.volumes.grid import Grid
 
 if TYPE_CHECKING:
@@ -75,12 +75,9 @@ def build_series(case: AttemptRecord, image_hu: NDArray[np.int16], grid: Grid) -
     Args:
         case: Its record, for names, UIDs and provenance.
         image_hu: ``(I, J, K)`` in HU.
-        grid: Of the image.
-
-    Raises:
-        ExportError: The affine is sheared.
+        grid: Of the image, at right angles.
     """
-    axes, origin, steps = to_dicom_axes(grid, case.case_id)
+    axes, origin, steps = to_dicom_axes(grid)
     intercept = min(USUAL_INTERCEPT, int(image_hu.min()))
     stored = (image_hu[::-1, ::-1].astype(np.int32) - intercept).astype("<u2")
     study = study_uid(case)
@@ -100,23 +97,14 @@ def build_series(case: AttemptRecord, image_hu: NDArray[np.int16], grid: Grid) -
         yield dataset
 
 
-def to_dicom_axes(grid: Grid, case_id: str) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-    """Directions (columns of a matrix), first voxel and steps in mm, in LPS, with I and J reversed.
-
-    Raises:
-        ExportError: The axes are not at right angles.
-    """
+def to_dicom_axes(grid: Grid) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    """Directions (columns of a matrix), first voxel and steps in mm, in LPS, with I and J reversed."""
     i, j, _ = grid.shape
     reverse = np.diag([-1.0, -1.0, 1.0, 1.0])
     reverse[:2, 3] = (i - 1, j - 1)
     affine = _RAS_TO_LPS @ grid.affine @ reverse
     steps = np.linalg.norm(affine[:3, :3], axis=0)
     axes = affine[:3, :3] / steps
-    if not grid.has_right_angles:
-        raise ExportError(
-            f"{case_id}: expected voxel axes at right angles, which is all that DICOM can hold, found a sheared "
-            f"affine {np.round(grid.affine[:3, :3], 4).tolist()}. Resample the label maps, and make the cohort again."
-        )
     return axes, affine[:3, 3], steps
 
 

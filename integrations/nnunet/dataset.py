@@ -71,7 +71,6 @@ class _Written:
     present_ids: frozenset[int]
     num_linked: int
     num_empty: int
-    num_skewed: int
 
 
 def export_nnunet(
@@ -131,7 +130,7 @@ def _write_cases(
     for folder in ("imagesTr", "labelsTr"):
         (building / folder).mkdir()
     present: set[int] = set()
-    num_linked = num_empty = num_skewed = 0
+    num_linked = num_empty = 0
     for index, case in enumerate(cohort.cases):
         notify("cases", index, len(cohort.cases))
         image = cohort.require_file(case, "image")
@@ -141,9 +140,8 @@ def _write_cases(
         save_label_map(building / "labelsTr" / f"{case.case_id}{FILE_ENDING}", label_map, anatomy.grid)
         present |= {int(label_id) for label_id in np.unique(anatomy.array)}
         num_empty += not label_map.any()
-        num_skewed += not anatomy.grid.has_right_angles
     notify("cases", len(cohort.cases), len(cohort.cases))
-    return _Written(frozenset(present - {BACKGROUND_ID}), num_linked, num_empty, num_skewed)
+    return _Written(frozenset(present - {BACKGROUND_ID}), num_linked, num_empty)
 
 
 def _write_descriptions(
@@ -163,8 +161,6 @@ def _write_descriptions(
         "licence": ", ".join(licences),
         "converted_by": f"maisi-aug {__version__}",
     }
-    if written.num_skewed:
-        dataset["overwrite_image_reader_writer"] = "NibabelIO"
     mapping = {
         "format": 1,
         "made_by": f"maisi-aug {__version__}",

@@ -105,11 +105,6 @@ def _write_cases(export: LikeExport, building: Path | None, notify: Notify) -> S
         notify("cases", index, len(export.cases))
         image = export.cohort.require_file(case, "image")
         anatomy = load_label_map(export.cohort.require_file(case, "anatomy"))
-        if not anatomy.grid.has_right_angles and not export.real.keeps_skewed_axes:
-            raise ExportError(
-                f"{case.case_id}: expected voxel axes at right angles, found skewed ones, which SimpleITK cannot hold. "
-                'Set "overwrite_image_reader_writer": "NibabelIO" in the real dataset.json, or make the cohort again.'
-            )
         seen.add(anatomy.array)
         if building is None:
             continue

@@ -90,11 +90,6 @@ class RealDataset:
         """Whether nnU-Net turns every image to the same axes before it sees the voxels."""
         return "Reorient" in str(self.description.get("overwrite_image_reader_writer", ""))
 
-    @property
-    def keeps_skewed_axes(self) -> bool:
-        """Whether nnU-Net reads with nibabel, which holds affines that SimpleITK refuses."""
-        return "Nibabel" in str(self.description.get("overwrite_image_reader_writer", ""))
-
 
 def load_real_dataset(folder: Path) -> RealDataset:
     """Read and check a real dataset; image headers and voxels are not read.

@@ -16,6 +16,7 @@ from maisi_aug.errors import BundleError, ExportError, RecipeError, VocabularyEr
 from maisi_aug.system.file_lock import is_locked
 from maisi_aug.system.whole_files import sha256_of
 from maisi_aug.vocabulary.labels import BACKGROUND_ID, MAISI, SlotBinding, Vocabulary
+from maisi_aug.volumes.image_files import NIFTI_SUFFIXES, load_stored_grid
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,8 @@ class CohortSource:
         """The file of a case, after comparing its bytes with the manifest.
 
         Raises:
-            ExportError: When the manifest names none, or the file is missing or altered.
+            ExportError: When the manifest names none, the file is missing or altered, or a volume's axes are sheared,
+                which SimpleITK, qforms and DICOM cannot hold.
         """
         remade = f"remove its lines from {MANIFEST_NAME} and run synthesize again to have the case made again."
         record = case.files.get(role)
@@ -78,6 +80,11 @@ class CohortSource:
             raise ExportError(
                 f"{case.case_id}: expected {path} as it was written (sha256 {record.sha256[:12]}...), found other "
                 f"content ({found[:12]}...). Restore the file, or {remade}"
+            )
+        if path.name.endswith(NIFTI_SUFFIXES) and not load_stored_grid(path).has_right_angles:
+            raise ExportError(
+                f"{case.case_id}: expected voxel axes at right angles, found sheared ones in {path}, which nibabel and "
+                f"SimpleITK read differently. Label maps are resampled now: to go on, {remade}"
             )
         return path
 

@@ -18,8 +18,16 @@ from typing import Any
 
 from maisi_aug.banks.entry import BankEntry
 from maisi_aug.banks.mask_database import find_database, list_database
-from maisi_aug.errors import BankError
-from maisi_aug.volumes.image_files import READABLE_SUFFIXES, is_readable_name
+from maisi_aug.errors import BankError, VolumeError
+from maisi_aug.volumes.dicom_files import (
+    dicom_files,
+    find_label_objects,
+    find_volumes,
+    holds_slices,
+    is_dicom,
+    is_slice,
+)
+from maisi_aug.volumes.image_files import READABLE_SUFFIXES, is_readable, load_drawn_names
 
 IsOrganName = Callable[[str], bool]
 
@@ -60,7 +68,7 @@ def find_entries(path: Path, is_organ_name: IsOrganName) -> tuple[list[BankEntry
         entries = list(_find_in_folder(path, is_organ_name, depth=1))
     elif path.suffix.lower() == ".json":
         entries = list(_find_in_data_list(path))
-    elif is_readable_name(path):
+    elif is_readable(path):
         entries = [_build_single(path)]
     else:
         raise BankError(f"Mask bank {path}: expected a folder, a JSON data list or a label map, found another file.")
@@ -94,7 +102,7 @@ def digest_of(entries: Sequence[BankEntry]) -> str:
 
 def _num_bytes(path: Path) -> int:
     """Size of a file, or of the slices in a DICOM folder."""
-    files = [child for child in path.iterdir() if child.is_file()] if path.is_dir() else [path]
+    files = [child for child in path.rglob("*") if child.is_file()] if path.is_dir() else [path]
     return sum(file.stat().st_size for file in files)
 
 
@@ -193,10 +201,13 @@ def to_label_names(table: Mapping[str, Any], path: Path) -> dict[int, str]:
 def _find_in_folder(folder: Path, is_organ_name: IsOrganName, *, depth: int) -> Iterator[BankEntry]:
     for label_folder in (folder / name for name in LABEL_FOLDERS):
         if label_folder.is_dir():
-            images = [image for name in IMAGE_FOLDERS if (folder / name).is_dir() for image in _files(folder / name)]
+            images = [image for name in IMAGE_FOLDERS if (folder / name).is_dir() for image in _images(folder / name)]
             masks = _build_organ_entry(label_folder, _files(label_folder), is_organ_name, image_folder=folder)
             yield from [masks] if masks else _pair_by_case(images, _files(label_folder), label_folder.name == "anatomy")
             return
+    if _is_dicom_case(folder, is_inner=not depth):
+        yield from (BankEntry("", (label,), folder) for label in [*find_label_objects(folder), *_plain_files(folder)])
+        return
     files = _files(folder)
     masks = _build_organ_entry(folder, files, is_organ_name, image_folder=folder)
     found = [masks] if masks else list(_pair_by_role(files))
@@ -207,9 +218,23 @@ def _find_in_folder(folder: Path, is_organ_name: IsOrganName, *, depth: int) -> 
 
 
 def _files(folder: Path) -> list[Path]:
-    return sorted(
-        path for path in folder.iterdir() if path.is_file() and is_readable_name(path) and not path.name.startswith(".")
-    )
+    """The readable files of a folder, slices of DICOM images left out: none of them is a label map or a volume."""
+    files = [path for path in sorted(folder.iterdir()) if path.is_file() and not path.name.startswith(".")]
+    return [path for path in files if is_readable(path) and not is_slice(path)]
+
+
+def _plain_files(folder: Path) -> list[Path]:
+    return [path for path in _files(folder) if not is_dicom(path) and not is_image_name(path)]
+
+
+def _images(folder: Path) -> list[Path]:
+    """The images of a folder: files, and folders that hold a DICOM series."""
+    return [*(path for path in _files(folder) if not is_dicom(path)), *find_volumes(folder)]
+
+
+def _is_dicom_case(folder: Path, *, is_inner: bool) -> bool:
+    """Whether a folder is one case in DICOM: its series lies in it, or, for a folder in the bank, anywhere below."""
+    return any(is_slice(path) for path in dicom_files(folder)) or (is_inner and holds_slices(folder))
 
 
 def _build_organ_entry(
@@ -287,12 +312,22 @@ def _with_context(entry: BankEntry, root: Path) -> BankEntry:
     entry = replace(entry, name=root.name if name == "." else name)
     if entry.organ_names or entry.has_vocabulary_ids:
         return entry
+    if is_dicom(place):
+        return replace(entry, label_names=_names_in(place) or None)
     for folder in (place.parent, place.parent.parent, root):
         for names_path in (folder / name for name in NAME_FILES):
             if folder.is_relative_to(root) and names_path.is_file():
                 groups, regions = load_labels(names_path)
                 return replace(entry, label_names=_choose_group(groups, place), label_regions=regions)
     return entry
+
+
+def _names_in(label_path: Path) -> Mapping[int, str]:
+    """What a DICOM segmentation or structure set calls its ids."""
+    try:
+        return load_drawn_names(label_path)
+    except VolumeError:
+        return {}  # said when it is read
 
 
 def _choose_group(groups: Mapping[str, Mapping[int, str]], label_path: Path) -> Mapping[int, str] | None:

@@ -160,7 +160,7 @@ def load_entry(entry: BankEntry, translation: Translation | None, vocabulary: Vo
     if entry.member is not None:
         return decode_label_map(entry.member.read(), entry.name, max_bytes=entry.member.max_bytes)
     if translation is None or not entry.organ_names:
-        return load_label_map(entry.label_paths[0])
+        return load_label_map(entry.label_paths[0], image=entry.image_path)
     first = load_label_map(entry.label_paths[0])
     label_map = np.zeros(first.array.shape, dtype=np.uint16)
     for place in _order_masks(entry.organ_names, translation, vocabulary):

@@ -24,6 +24,7 @@ from maisi_aug.system.whole_files import sha256_of
 from maisi_aug.vocabulary.labels import BODY_ID, Vocabulary, lesion_word
 from maisi_aug.volumes.body import find_body, is_hollow
 from maisi_aug.volumes.components import bounding_box
+from maisi_aug.volumes.dicom_files import files_of
 from maisi_aug.volumes.grid import Grid
 from maisi_aug.volumes.image_files import load_image, load_label_map
 from maisi_aug.volumes.resampling import centre_grid_on, resample_image, resample_label_map
@@ -62,7 +63,7 @@ class CaseTask:
         Raises:
             VolumeError: A file cannot be read.
         """
-        paths = [file for path in self.case.paths for file in (sorted(path.iterdir()) if path.is_dir() else [path])]
+        paths = [file for path in self.case.paths for file in files_of(path)]
         content = {
             "sources": [sha256_of(path) for path in paths],
             "tables": [sorted(table.items()) for table in self.tables],
@@ -103,9 +104,9 @@ def build_case(task: CaseTask) -> BuiltCase:
     image, grid = load_ct(task.case.image)
     label_map = np.zeros(grid.shape, dtype=np.uint8)
     for files, translation in zip(task.case.organs, task.organ_translations, strict=True):
-        organs = _load_organs(files, translation, grid)
+        organs = _load_organs(files, translation, grid, task.case.image)
         np.copyto(label_map, organs, where=organs > 0)
-    own = _merge_labels(task.case.labels, task.tables, settings.vocabulary.tumor_ids, grid)
+    own = _merge_labels(task.case.labels, task.tables, settings.vocabulary.tumor_ids, grid, task.case.image)
     np.copyto(label_map, own, where=(own > 0) & ((own != BODY_ID) | (label_map == 0)))
     label_map, notes = _add_body(label_map, image, grid, task)
     own_ids = sorted({label_id for table in task.tables for label_id in table.values()} - {0, BODY_ID})
@@ -142,12 +143,12 @@ def _clip(image: NDArray[Any]) -> NDArray[np.int16]:
     return clipped
 
 
-def _load_organs(files: Sequence[LabelFile], translation: Translation, grid: Grid) -> NDArray[np.uint8]:
+def _load_organs(files: Sequence[LabelFile], translation: Translation, grid: Grid, image: Path) -> NDArray[np.uint8]:
     """Organ labels in vocabulary ids on the image's grid, without the body."""
     merged = np.zeros(grid.shape, dtype=np.uint8)
     order = sorted(range(len(files)), key=lambda place: lesion_word(files[place].mask_name or "") is not None)
     for place in order:
-        volume = load_label_map(files[place].path)
+        volume = load_label_map(files[place].path, image=image)
         array = volume.array
         if files[place].mask_name is not None:
             array = np.where(array > 0, place + 1, 0).astype(np.uint16)
@@ -160,7 +161,11 @@ def _load_organs(files: Sequence[LabelFile], translation: Translation, grid: Gri
 
 
 def _merge_labels(
-    files: Sequence[LabelFile], tables: Sequence[Mapping[int, int]], lesion_ids: Sequence[int], grid: Grid
+    files: Sequence[LabelFile],
+    tables: Sequence[Mapping[int, int]],
+    lesion_ids: Sequence[int],
+    grid: Grid,
+    image: Path,
 ) -> NDArray[np.uint8]:
     """The lab's own labels in vocabulary ids: body first, then the files in their order, lesions last."""
     merged = np.zeros(grid.shape, dtype=np.uint8)
@@ -168,7 +173,7 @@ def _merge_labels(
     is_lesion = np.zeros(256, dtype=bool)
     is_lesion[list(lesion_ids)] = True
     for file, table in zip(files, tables, strict=True):
-        array = load_label_map(file.path).array
+        array = load_label_map(file.path, image=image).array
         if file.mask_name is not None:
             array = np.where(array > 0, MASK_ID, 0).astype(np.uint8)
         look_up = np.zeros(max(int(array.max()), *table, 0) + 1, dtype=np.uint8)

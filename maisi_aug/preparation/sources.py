@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from maisi_aug.banks.files import NAME_FILES, load_label_names, stem_of
-from maisi_aug.errors import BankError, PreparationError
-from maisi_aug.volumes.image_files import is_readable_name
+from maisi_aug.errors import BankError, PreparationError, VolumeError
+from maisi_aug.volumes.dicom_files import find_label_objects, find_volumes, holds_slices, is_dicom
+from maisi_aug.volumes.image_files import is_readable, load_drawn_names
 
 IMAGE_ROLES = re.compile(r"^(?:(?P<case>.+)[_-])?(?:ct|image|img|volume|vol|0000)$", re.IGNORECASE)
 _NUMBERED = re.compile(r"^(?P<case>.+)[_-](?P<number>\d{4})$")
@@ -73,13 +74,18 @@ def find_images(folder: Path, pattern: str | None = None) -> dict[str, Path]:
     if pattern is not None:
         found = [(match["id"], path) for path, match in _match_pattern(folder, pattern, "--image-pattern")]
     else:
+        volumes = find_volumes(folder)
+        if folder in volumes:  # the slices of one series
+            return _by_case([(folder.resolve().name, folder)], f"--images {folder}")
         paths = list_files(folder)
         ends = [(match["case"], match["number"]) for path in paths if (match := _NUMBERED.match(stem_of(path)))]
         first = {case_id for case_id, number in ends if number == "0000"}
         is_counted = any(case_id in first for case_id, number in ends if number != "0000")
         named = [(_match_role(stem_of(path), is_counted=is_counted), path) for path in paths]
         marked = [(match["case"], path) for match, path in named if match and match["case"]]
-        found = marked or [(stem_of(path), path) for _, path in named] or list(_find_case_folders(folder))
+        found = marked or [(stem_of(path), path) for _, path in named]
+        # A series per folder beside files is a case like them.
+        found += [(path.name, path) for path in volumes if path.is_dir()] if found else _find_case_folders(folder)
     if not found:
         raise PreparationError(
             f"--images {folder}: expected images, found none. Point to the folder that holds them, or name them with "
@@ -127,6 +133,8 @@ def find_labels(
         for case_id, path in _masks_by_case(folder, cases):
             if path not in images:
                 found.setdefault(case_id, []).append(_name_labels(path, "", folder, stem_of(path)))
+        for case_id, path in _drawn_by_case(folder, cases):
+            found.setdefault(case_id, []).append(_name_labels(path, "", folder))
     if not found:
         raise PreparationError(
             f"--labels {folder}: expected label files named after the images, such as {_example(cases)}, found none. "
@@ -166,18 +174,19 @@ def _require_folder(folder: Path, option: str) -> None:
 def list_files(folder: Path) -> list[Path]:
     """The readable files of a folder; hidden ones, such as macOS' ``._x``, are none."""
     return sorted(
-        path for path in folder.iterdir() if path.is_file() and is_readable_name(path) and not path.name.startswith(".")
+        path for path in folder.iterdir() if path.is_file() and is_readable(path) and not path.name.startswith(".")
     )
 
 
 def _find_case_folders(folder: Path) -> Iterable[tuple[str, Path]]:
     """A folder per case: its file named like a CT, or itself where it holds a DICOM series."""
     for child in sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")):
-        files = list_files(child)
+        # A slice called 0000.dcm is no channel: of DICOM, the folder is the image.
+        files = [path for path in list_files(child) if not is_dicom(path)]
         image = next((path for path in files if IMAGE_ROLES.match(stem_of(path))), None)
         if image is not None:
             yield child.name, image
-        elif any(path.suffix.lower() == ".dcm" for path in files):
+        elif holds_slices(child):
             yield child.name, child
 
 
@@ -203,7 +212,7 @@ def _match_pattern(folder: Path, pattern: str, option: str) -> Iterable[tuple[Pa
     depth = pattern.strip("/").count("/")
     for path in sorted(folder.glob("*/" * depth + "*")):
         is_hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
-        if path.is_file() and is_readable_name(path) and not is_hidden:
+        if path.is_file() and is_readable(path) and not is_hidden:
             relative = path.relative_to(folder).parent / stem_of(path)
             match = compiled.fullmatch(relative.as_posix())
             if match:
@@ -233,13 +242,27 @@ def _masks_by_case(folder: Path, cases: Sequence[str]) -> Iterable[tuple[str, Pa
         if case_id in by_folder:
             inner = (by_folder[case_id] / name for name in _MASK_FOLDERS)
             masks = next((path for path in inner if path.is_dir()), by_folder[case_id])
-            yield from ((case_id, path) for path in list_files(masks) if not IMAGE_ROLES.match(stem_of(path)))
+            files = [path for path in list_files(masks) if not IMAGE_ROLES.match(stem_of(path))]
+            yield from ((case_id, path) for path in files if not is_dicom(path))
+
+
+def _drawn_by_case(folder: Path, cases: Sequence[str]) -> Iterable[tuple[str, Path]]:
+    """DICOM segmentations and structure sets in a folder per case, however deep."""
+    by_folder = {to_case_id(path.name): path for path in folder.iterdir() if path.is_dir()}
+    for case_id in cases:
+        if case_id in by_folder:
+            yield from ((case_id, path) for path in find_label_objects(by_folder[case_id]))
 
 
 def _name_labels(path: Path, role: str, root: Path, mask_name: str | None = None) -> LabelFile:
-    """A label file with the names of its ids, from ``labels.json`` or ``dataset.json`` beside or above it."""
+    """A label file with the names of its ids: a DICOM object's own, or ``labels.json`` or ``dataset.json`` nearby."""
     if mask_name is not None:
         return LabelFile(path, role, mask_name=mask_name)
+    if is_dicom(path):
+        try:
+            return LabelFile(path, role, names=load_drawn_names(path))
+        except VolumeError as error:
+            raise PreparationError(str(error)) from error
     for folder in dict.fromkeys((path.parent, root, root.parent)):
         for names_path in (folder / name for name in NAME_FILES):
             if names_path.is_file():

@@ -42,7 +42,7 @@ def survey_case(case: SourceCase) -> CaseSurvey:
         grid = load_grid(case.image)
         counts = []
         for file in case.labels:
-            volume = load_label_map(file.path)
+            volume = load_label_map(file.path, image=case.image)
             if not is_same_place(volume.grid, grid):
                 raise VolumeError(
                     f"{file.path.name}: expected the image's grid, {_spell(grid)}, found {_spell(volume.grid)}"

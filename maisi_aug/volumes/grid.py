@@ -18,6 +18,9 @@ from maisi_aug.errors import GridError
 Shape = tuple[int, int, int]
 Spacing = tuple[float, float, float]
 
+STRAIGHT_VOXELS = 0.01
+"""Axes that lead each other astray by no more than this are at right angles."""
+
 
 @dataclass(frozen=True, eq=False)
 class Grid:
@@ -62,9 +65,16 @@ class Grid:
 
     @property
     def has_right_angles(self) -> bool:
-        """Whether the axes are orthogonal: SimpleITK, nnU-Net's first choice for NIfTI, and DICOM hold no others."""
-        directions = self.affine[:3, :3] / np.asarray(self.spacing_mm)
-        return bool(np.allclose(directions.T @ directions, np.eye(3), atol=1e-4))
+        """Whether the axes are orthogonal, so that no voxel is moved by what ITK, a qform or DICOM can hold of them.
+
+        Round-off in headers is none: a hundredth of a voxel at the far end of an axis.
+        """
+        steps, sides = np.asarray(self.spacing_mm), np.asarray(self.shape) - 1
+        directions = self.affine[:3, :3] / steps
+        cosines = np.abs(directions.T @ directions - np.diag((directions**2).sum(axis=0)))
+        # How far walking along one axis leads along another one, in voxels of that one.
+        drift = cosines * (sides * steps)[None, :] / steps[:, None]
+        return bool(drift.max() <= STRAIGHT_VOXELS)
 
     @property
     def extent_mm(self) -> Spacing:

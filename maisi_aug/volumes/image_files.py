@@ -1,17 +1,16 @@
 """The only place that opens image files: reading to RAS+, and writing so that a file appears whole or not at all.
 
 Every array handed out has axes ``I J K`` along R, A and S as closely as the file allows (axes are permuted and flipped,
-never interpolated, so an oblique scan keeps its oblique affine). Every file written goes to a hidden name in the same
-folder first, is flushed to the disk, and is then renamed; the same array gives the same bytes at any time.
+so an oblique scan keeps its oblique affine) and at right angles: only a sheared file, such as a scan with a tilted
+gantry, is interpolated, with a warning that says so. Every file written goes to a hidden name in the same folder first,
+is flushed to the disk, and is then renamed; the same array gives the same bytes at any time.
 """
 
 from __future__ import annotations
 
-import locale
 import warnings
 import zlib
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,11 @@ from numpy.typing import NDArray
 
 from maisi_aug.errors import GridError, VolumeError
 from maisi_aug.system.whole_files import open_whole
-from maisi_aug.volumes.grid import Grid
+from maisi_aug.volumes.dicom_files import DICOM_SUFFIXES, is_dicom, is_label_object
+from maisi_aug.volumes.grid import Grid, spell_grid
+from maisi_aug.volumes.nifti_facts import PLAUSIBLE_MM, affine_of
+from maisi_aug.volumes.nrrd_facts import require_nrrd_frame
+from maisi_aug.volumes.orientation import turn_to_ras
 
 
 def decompress_gzip(content: bytes, max_bytes: int | None = None) -> bytes:
@@ -85,12 +88,14 @@ def require_complete_metaimage(path: Path) -> None:
 
 
 NIFTI_SUFFIXES = (".nii.gz", ".nii")
-READABLE_SUFFIXES = (*NIFTI_SUFFIXES, ".nrrd", ".nhdr", ".mha", ".mhd", ".dcm")
+READABLE_SUFFIXES = (*NIFTI_SUFFIXES, ".nrrd", ".nhdr", ".mha", ".mhd", *DICOM_SUFFIXES)
 
 # Measured on a 264x264x160 CT: level 1 takes 0.26 s, level 6 0.70 s for files 3% smaller, because noise does not
 # compress. Label maps do: level 6 halves them for a few milliseconds.
 IMAGE_COMPRESSION = 1
 LABEL_MAP_COMPRESSION = 6
+
+_MAX_HEADER_BYTES = 540
 
 ROUNDING = 1e-3
 """Labels that are stored as fractions or with a scale come back no farther from whole numbers."""
@@ -116,6 +121,11 @@ def is_readable_name(path: Path | str) -> bool:
     return str(path).lower().endswith(READABLE_SUFFIXES)
 
 
+def is_readable(path: Path) -> bool:
+    """Whether a file is called like an image, or is DICOM by its content, whatever it is called."""
+    return is_readable_name(path) or is_dicom(path)
+
+
 def load_image(path: Path | str) -> Volume:
     """Read an image: NIfTI, NRRD, MHA/MHD, one DICOM file or a folder with one DICOM series.
 
@@ -123,47 +133,112 @@ def load_image(path: Path | str) -> Volume:
         path: A file, or a folder for DICOM.
 
     Returns:
-        ``(I, J, K)`` in RAS+: int16 where all values are whole numbers in its range, float32 otherwise.
+        ``(I, J, K)`` in RAS+, at right angles: int16 where all values are whole numbers in its range, float32
+        otherwise. A sheared image is resampled in HU, with a warning.
 
     Raises:
-        VolumeError: The file is missing, truncated, not three-dimensional, or holds values that are not finite.
+        VolumeError: The file is missing, truncated, not three-dimensional, holds values that are not finite, or it is
+            not certain where its voxels are.
     """
     volume = _load_volume(Path(path))
     array = volume.array
     if array.dtype.kind == "f" and not np.isfinite(array).all():
         raise VolumeError(f"{path}: expected finite values, found NaN or infinity. Replace them, by -1000 HU for air.")
+    target = right_angled_grid(volume.grid)
+    if target is not volume.grid:
+        from maisi_aug.volumes.right_angles import straighten_image
+
+        _tell_of_shear(path, volume.grid, target)
+        array = straighten_image(array, volume.grid, target)
     lowest, highest = array.min(), array.max()
     fits = lowest >= -32768 and highest <= 32767
     if fits and (array.dtype.kind in "iub" or bool((array == np.rint(array)).all())):
-        return Volume(np.ascontiguousarray(array, dtype=np.int16), volume.grid)
-    return Volume(np.ascontiguousarray(array, dtype=np.float32), volume.grid)
+        return Volume(np.ascontiguousarray(array, dtype=np.int16), target)
+    return Volume(np.ascontiguousarray(array, dtype=np.float32), target)
 
 
 def load_grid(path: Path | str) -> Grid:
-    """Geometry of an image in RAS+; of a NIfTI file the header alone is read.
+    """Geometry of what ``load_image`` gives; of NIfTI and DICOM the headers alone are read.
 
     Raises:
         VolumeError: The file cannot be read.
     """
     path = Path(path)
     if path.is_file() and path.name.lower().endswith(NIFTI_SUFFIXES):
-        return _read(lambda: _parse_header(path), path).grid
-    return _load_volume(path).grid
+        volume = _read(lambda: _parse_header(path), path)
+    elif path.is_dir() or is_dicom(path):
+        volume = _read(lambda: _lay_out_dicom(path), path)
+    else:
+        volume = _load_volume(path)
+    return right_angled_grid(volume.grid)
 
 
-def load_label_map(path: Path | str) -> Volume:
-    """Read a label map from any of the formats of ``load_image``.
+def load_label_map(path: Path | str, *, image: Path | None = None) -> Volume:
+    """Read a label map from any of the formats of ``load_image``, a DICOM segmentation or an RT structure set.
 
     Args:
         path: A file, or a folder for DICOM.
+        image: The CT that it was drawn on: contours need its grid, and a segmentation without empty slices is filled
+            up to it. Other formats stand for themselves.
 
     Returns:
-        ``(I, J, K)`` in RAS+, in the smallest unsigned integer type that holds its labels.
+        ``(I, J, K)`` in RAS+, at right angles, in the smallest unsigned integer type that holds its labels. A sheared
+        map gets the nearest labels, with a warning.
 
     Raises:
         VolumeError: The file cannot be read, or holds values that are not whole, negative or above 65535.
     """
-    return _to_label_map(_load_volume(Path(path)), str(path))
+    path = Path(path)
+    if path.is_file() and is_label_object(path):
+        from maisi_aug.volumes.dicom_labels import read_drawn_labels
+
+        drawn = read_drawn_labels(path, None if image is None else load_grid(image))
+        return _straighten_labels(_to_label_map(Volume(drawn.array, drawn.grid), str(path)), path)
+    return _straighten_labels(_to_label_map(_load_volume(path), str(path)), path)
+
+
+def load_drawn_names(path: Path) -> dict[int, str]:
+    """What a DICOM segmentation or structure set calls its ids; of any other file nothing.
+
+    Raises:
+        VolumeError: It cannot be read.
+    """
+    if not is_label_object(path):
+        return {}
+    from maisi_aug.volumes.dicom_labels import read_drawn_names
+
+    return read_drawn_names(path)
+
+
+def right_angled_grid(grid: Grid) -> Grid:
+    """The grid that a volume is handed out on: its own, or for a sheared one its orthogonal neighbour."""
+    if grid.has_right_angles:
+        return grid
+    from maisi_aug.volumes.right_angles import right_angled_grid as choose
+
+    # Turned once more: without the shear another axis may be the one closest to R, A or S.
+    target = choose(grid)
+    return turn_to_ras(np.broadcast_to(np.zeros((), dtype=np.uint8), target.shape), target.affine)[1]
+
+
+def _straighten_labels(volume: Volume, subject: Path | str) -> Volume:
+    target = right_angled_grid(volume.grid)
+    if target is volume.grid:
+        return volume
+    from maisi_aug.volumes.right_angles import straighten_label_map
+
+    _tell_of_shear(subject, volume.grid, target)
+    return Volume(straighten_label_map(volume.array, volume.grid, target), target)
+
+
+def _tell_of_shear(subject: Path | str, grid: Grid, target: Grid) -> None:
+    from maisi_aug.volumes.right_angles import describe_shear
+
+    warnings.warn(
+        f"{subject}: expected voxel axes at right angles, found {describe_shear(grid)}, as of a tilted gantry; it is "
+        f"resampled to {spell_grid(target.shape, target.spacing_mm, with_extent=False)}.",
+        stacklevel=3,
+    )
 
 
 def load_stored_grid(path: Path | str) -> Grid:
@@ -195,7 +270,7 @@ def decode_label_map(content: bytes, name: str, *, max_bytes: int) -> Volume:
     Raises:
         VolumeError: It cannot be read, unpacks to more, or holds values that are no labels.
     """
-    return _to_label_map(_read(lambda: _parse_nifti(content, name, max_bytes), name), name)
+    return _straighten_labels(_to_label_map(_read(lambda: _parse_nifti(content, name, max_bytes), name), name), name)
 
 
 def _to_label_map(volume: Volume, subject: str) -> Volume:
@@ -217,9 +292,8 @@ def _load_volume(path: Path) -> Volume:
     """Read any supported file or folder and turn it to the closest RAS+ axes."""
     if not path.exists():
         raise VolumeError(f"{path}: expected an image file, found nothing there. Check the path.")
-    if path.is_dir():
-        with _same_locale():
-            return _read(lambda: _read_dicom_series(path), path)
+    if path.is_dir() or is_dicom(path):
+        return _read(lambda: _read_dicom(path), path)
     if path.name.lower().endswith(NIFTI_SUFFIXES):
         return _read(lambda: _parse_nifti(path.read_bytes(), path), path)
     if is_readable_name(path):
@@ -234,7 +308,7 @@ def _read(read: Callable[[], tuple[NDArray[Any], NDArray[np.float64]]], subject:
     """Turn what a reader gives to the closest RAS+ axes, and what it raises into one sentence."""
     try:
         array, affine = read()
-        return _reorient_to_ras(_require_three_axes(array, subject), affine)
+        return _reorient_to_ras(_require_three_axes(array, subject), affine, subject)
     except VolumeError:
         raise
     except GridError as error:
@@ -260,12 +334,8 @@ def _parse_nifti(
     header_size = {int.from_bytes(content[:4], "little"), int.from_bytes(content[:4], "big")}
     image_class = nib.Nifti2Image if 540 in header_size else nib.Nifti1Image
     image: Any = image_class.from_bytes(content)
-    if not int(image.header["sform_code"]) and not int(image.header["qform_code"]):
-        warnings.warn(
-            f"{subject}: expected an orientation in the header, found none; the axes are taken to run L, A, S.",
-            stacklevel=2,
-        )
-    return np.asarray(image.dataobj), np.asarray(image.affine, dtype=np.float64)
+    affine = affine_of(image, content, subject)
+    return np.asarray(image.dataobj), affine
 
 
 def _parse_header(path: Path) -> tuple[NDArray[Any], NDArray[np.float64]]:
@@ -273,65 +343,31 @@ def _parse_header(path: Path) -> tuple[NDArray[Any], NDArray[np.float64]]:
     import nibabel as nib
 
     image: Any = nib.load(path)
-    return np.broadcast_to(np.zeros((), dtype=np.uint8), image.shape), np.asarray(image.affine, dtype=np.float64)
+    with image.file_map["image"].get_prepare_fileobj("rb") as file:
+        stored = file.read(_MAX_HEADER_BYTES)
+    return np.broadcast_to(np.zeros((), dtype=np.uint8), image.shape), affine_of(image, stored, path)
+
+
+def _read_dicom(path: Path) -> tuple[NDArray[Any], NDArray[np.float64]]:
+    from maisi_aug.volumes.dicom_image import read_dicom_image
+
+    return read_dicom_image(path)
+
+
+def _lay_out_dicom(path: Path) -> tuple[NDArray[Any], NDArray[np.float64]]:
+    from maisi_aug.volumes.dicom_image import read_dicom_grid
+
+    shape, affine = read_dicom_grid(path)
+    return np.broadcast_to(np.zeros((), dtype=np.uint8), shape), affine
 
 
 def _read_with_itk(path: Path) -> tuple[NDArray[Any], NDArray[np.float64]]:
-    """Read NRRD, MetaImage or one DICOM file."""
+    """Read NRRD or MetaImage."""
     import SimpleITK
 
     require_complete_metaimage(path)
+    require_nrrd_frame(path)
     return _from_itk(SimpleITK.ReadImage(str(path)))
-
-
-@contextmanager
-def _same_locale() -> Iterator[None]:
-    """Keep the process's locale: ITK's DICOM reader sets it to C, and other programs' text then reads as ASCII."""
-    before = locale.setlocale(locale.LC_ALL)
-    try:
-        yield
-    finally:
-        locale.setlocale(locale.LC_ALL, before)
-
-
-def _read_dicom_series(folder: Path) -> tuple[NDArray[Any], NDArray[np.float64]]:
-    """Read the one DICOM series of a folder."""
-    import SimpleITK
-
-    series_ids = SimpleITK.ImageSeriesReader.GetGDCMSeriesIDs(str(folder))
-    if len(series_ids) != 1:
-        found = "no DICOM file" if not series_ids else f"{len(series_ids)} series: {', '.join(series_ids[:4])}"
-        raise VolumeError(f"{folder}: expected one DICOM series, found {found}. Give a folder that holds one series.")
-    reader = SimpleITK.ImageSeriesReader()
-    reader.SetFileNames(SimpleITK.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder), series_ids[0]))
-    reader.MetaDataDictionaryArrayUpdateOn()
-    previous = SimpleITK.ProcessObject.GetGlobalWarningDisplay()
-    # Uneven slices are refused below in one sentence; ITK's own block of text on stderr would say it twice.
-    SimpleITK.ProcessObject.SetGlobalWarningDisplay(False)
-    try:
-        image = reader.Execute()
-    finally:
-        SimpleITK.ProcessObject.SetGlobalWarningDisplay(previous)
-    _require_even_slices(folder, reader, image.GetDepth())
-    return _from_itk(image)
-
-
-def _require_even_slices(folder: Path, reader: Any, num_slices: int) -> None:
-    """Raise when slices are missing: the affine of such a series would be wrong from the gap on."""
-    key = "0020|0032"
-    if num_slices < 3 or not all(reader.HasMetaDataKey(index, key) for index in range(num_slices)):
-        return
-    positions = np.array(
-        [[float(part) for part in reader.GetMetaData(index, key).split("\\")] for index in range(num_slices)]
-    )
-    steps_mm = np.linalg.norm(np.diff(positions, axis=0), axis=1)
-    typical_mm = float(np.median(steps_mm))
-    worst = int(np.abs(steps_mm - typical_mm).argmax())
-    if abs(steps_mm[worst] - typical_mm) > max(0.05 * typical_mm, 0.01):
-        raise VolumeError(
-            f"{folder}: expected slices {typical_mm:.2f} mm apart, found {steps_mm[worst]:.2f} mm between slices "
-            f"{worst + 1} and {worst + 2} of {num_slices}. Complete the series."
-        )
 
 
 def _from_itk(image: Any) -> tuple[NDArray[Any], NDArray[np.float64]]:
@@ -362,16 +398,15 @@ def _require_three_axes(array: NDArray[Any], path: Path | str) -> NDArray[Any]:
     return array
 
 
-def _reorient_to_ras(array: NDArray[Any], affine: NDArray[np.float64]) -> Volume:
+def _reorient_to_ras(array: NDArray[Any], affine: NDArray[np.float64], path: Path | str) -> Volume:
     """Permute and flip axes to the closest RAS+; nothing is interpolated."""
-    from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation
-
-    Grid((1, 1, 1), affine)  # refuses an affine that cannot be inverted before nibabel meets it
-    orientation = io_orientation(affine)
-    turned: NDArray[Any] = np.asarray(apply_orientation(array, orientation))
-    turned_affine = affine @ inv_ornt_aff(orientation, array.shape)
-    i, j, k = turned.shape
-    return Volume(turned, Grid((i, j, k), turned_affine))
+    turned, grid = turn_to_ras(array, affine)
+    if min(grid.spacing_mm) < PLAUSIBLE_MM[0] or max(grid.spacing_mm) > PLAUSIBLE_MM[1]:
+        raise VolumeError(
+            f"{path}: expected voxels of a CT, found {spell_grid(grid.shape, grid.spacing_mm, with_extent=False)}. "
+            "Does the header count in another unit than millimetres?"
+        )
+    return Volume(turned, grid)
 
 
 def save_image(path: Path | str, image_hu: NDArray[Any], grid: Grid) -> None:
@@ -424,6 +459,12 @@ def _save_nifti(path: Path, array: NDArray[Any], grid: Grid, level: int) -> None
     if array.shape != grid.shape:
         raise VolumeError(
             f"{path}: expected the grid's shape {grid.shape}, found {array.shape}. Pass the array's grid."
+        )
+    if not grid.has_right_angles:
+        raise VolumeError(
+            f"{path}: expected voxel axes at right angles, found a sheared affine "
+            f"{np.round(grid.affine[:3, :3], 4).tolist()}, which a qform, ITK and DICOM cannot hold. Read the volume "
+            "with load_image or load_label_map, which resample it."
         )
     if not path.name.endswith(NIFTI_SUFFIXES):
         raise VolumeError(f"{path}: expected a name ending in .nii.gz or .nii, found '{path.name}'. Rename the target.")

@@ -7,12 +7,14 @@ An orientation is written as nibabel writes it: ``RAS`` means that I runs to the
 from __future__ import annotations
 
 from itertools import permutations
-from typing import Any
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from maisi_aug.volumes.grid import Grid
+
+Scalar = TypeVar("Scalar", bound=np.generic)
 
 _LETTERS = ("RL", "AP", "SI")  # per world axis: towards +, towards -
 
@@ -30,7 +32,7 @@ def axis_codes(affine: NDArray[np.float64]) -> str:
     return "".join(_LETTERS[axis][0 if sign > 0 else 1] for axis, sign in zip(world_axes, signs, strict=True))
 
 
-def turn_volume(array: NDArray[Any], grid: Grid, codes: str) -> tuple[NDArray[Any], Grid]:
+def turn_volume(array: NDArray[Scalar], grid: Grid, codes: str) -> tuple[NDArray[Scalar], Grid]:
     """The same volume with axes that run as ``codes`` says; every voxel keeps its place in the world.
 
     Args:
@@ -55,6 +57,23 @@ def turn_volume(array: NDArray[Any], grid: Grid, codes: str) -> tuple[NDArray[An
             affine[:, axis] *= -1
     i, j, k = turned.shape
     return turned, Grid((i, j, k), affine)
+
+
+def turn_to_ras(array: NDArray[Scalar], affine: NDArray[np.float64]) -> tuple[NDArray[Scalar], Grid]:
+    """A stored array with axes that run as closely along R, A and S as they allow.
+
+    Args:
+        array: Three axes in any order.
+        affine: ``(4, 4)`` from its indices to RAS+ millimetres.
+
+    Returns:
+        A view of it and its grid.
+
+    Raises:
+        GridError: The affine cannot be inverted.
+    """
+    i, j, k = array.shape
+    return turn_volume(array, Grid((i, j, k), affine), "RAS")
 
 
 def _closest_axes(affine: NDArray[np.float64]) -> tuple[list[int], list[int]]:

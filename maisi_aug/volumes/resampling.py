@@ -53,6 +53,36 @@ def resample_image(image: NDArray[Scalar], source: Grid, target: Grid, *, fill: 
     values = image.astype(np.float32)
     if (sigma > 0.01).any():
         values = ndimage.gaussian_filter(values, sigma, mode="nearest", truncate=3.0)
+    return _interpolate(values, to_source, source, target, fill, image.dtype)
+
+
+def interpolate_image(image: NDArray[Scalar], source: Grid, target: Grid, *, fill: float) -> NDArray[Scalar]:
+    """Interpolate an image linearly without smoothing, for a target with steps like the source's.
+
+    Args:
+        image: ``(I, J, K)`` values on the source grid; not modified.
+        source: Grid of the image; its axes may meet at any angle.
+        target: Grid of the result.
+        fill: Value outside the source's field of view.
+
+    Returns:
+        ``(I, J, K)`` values on the target grid, of the image's dtype; integers are rounded.
+
+    Raises:
+        GridError: If the image does not have the source grid's shape.
+    """
+    _require_shape(image, source)
+    return _interpolate(image.astype(np.float32), _index_map(target, source), source, target, fill, image.dtype)
+
+
+def _interpolate(
+    values: NDArray[np.float32],
+    to_source: NDArray[np.float64],
+    source: Grid,
+    target: Grid,
+    fill: float,
+    dtype: np.dtype[Scalar],
+) -> NDArray[Scalar]:
     matrix = to_source[:3, :3]
     if np.abs(matrix - np.diag(np.diag(matrix))).max() < 1e-9:
         matrix = np.diag(matrix)  # SciPy has a quicker path for this form
@@ -64,10 +94,10 @@ def resample_image(image: NDArray[Scalar], source: Grid, target: Grid, *, fill: 
         for index, side in zip(indices, source.shape, strict=True):
             outside |= (index < 0) | (index >= side)
         resampled[slab][outside] = fill
-    if image.dtype.kind in "iu":
-        limits: np.iinfo[Any] = np.iinfo(image.dtype.name)
+    if dtype.kind in "iu":
+        limits: np.iinfo[Any] = np.iinfo(dtype.name)
         resampled = np.clip(np.rint(resampled), limits.min, limits.max)
-    converted: NDArray[Scalar] = resampled.astype(image.dtype)
+    converted: NDArray[Scalar] = resampled.astype(dtype)
     return converted
 
 

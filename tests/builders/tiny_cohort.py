@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -108,6 +109,20 @@ def write_cohort(
     with ManifestWriter(folder / MANIFEST_NAME) as writer:
         for index, tumors in enumerate(tumors_per_case):
             writer.append(save_case(folder, index, tumors, requested=requested, grid=grid, **changes))
+    return folder
+
+
+def shear_cohort(folder: Path) -> Path:
+    """Give a cohort's volumes axes that are not at right angles, as cohorts of sheared label maps once had."""
+    import nibabel as nib
+
+    manifest = folder / MANIFEST_NAME
+    for path in sorted(folder.glob("*/*.nii.gz")):
+        before, stored = sha256_of(path), nib.Nifti1Image.from_bytes(gzip.decompress(path.read_bytes()))
+        affine = np.array(stored.affine)
+        affine[0, 2] += 0.6
+        nib.save(nib.Nifti1Image(np.asarray(stored.dataobj), affine), path)
+        manifest.write_text(manifest.read_text().replace(before, sha256_of(path)))
     return folder
 
 

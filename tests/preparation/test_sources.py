@@ -91,6 +91,21 @@ def test_dicom_series_in_a_folder_per_case(tmp_path: Path) -> None:
     assert find_images(folder) == {"s1": folder / "s1"}
 
 
+def test_slice_called_like_a_channel_is_no_image(tmp_path: Path) -> None:
+    folder = touch(tmp_path, "s1/0000.dcm", "s1/0001.dcm", "s2/image_0000.dcm", "s2/image_0001.dcm")
+    assert find_images(folder) == {"s1": folder / "s1", "s2": folder / "s2"}
+
+
+def test_series_in_a_folder_beside_files_is_a_case_like_them(tmp_path: Path) -> None:
+    folder = touch(tmp_path, "a.nii.gz", "s1/1.dcm", "s1/2.dcm", "notes/a.txt")
+    assert find_images(folder) == {"a": folder / "a.nii.gz", "s1": folder / "s1"}
+
+
+def test_folder_of_slices_is_one_case(tmp_path: Path) -> None:
+    folder = touch(tmp_path / "P7", "1.dcm", "2.dcm")
+    assert find_images(folder) == {"P7": folder}
+
+
 def test_organs_are_one_map_or_masks(tmp_path: Path) -> None:
     folder = touch(tmp_path / "o", "a.nii.gz", "b/liver.nii.gz", "b/spleen.nii.gz")
     organs = find_organs(folder, ["a", "b"])

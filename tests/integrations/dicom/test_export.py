@@ -25,6 +25,7 @@ from tests.builders.tiny_cohort import (
     SPLEEN,
     oblique_grid,
     save_case,
+    shear_cohort,
     write_cohort,
 )
 
@@ -196,9 +197,7 @@ def test_nothing_half_exported_is_left(tmp_path: Path) -> None:
 
 
 def test_sheared_grid_is_refused(tmp_path: Path) -> None:
-    affine = GRID.affine.copy()
-    affine[0, 1] = 0.2
-    cohort = write_cohort(tmp_path / "cohort", [HEPATIC_TUMOR], grid=Grid(GRID.shape, affine))
+    cohort = shear_cohort(write_cohort(tmp_path / "cohort", [HEPATIC_TUMOR]))
     with pytest.raises(ExportError, match="case_0001: expected voxel axes at right angles"):
         export_dicom(cohort, tmp_path / "dicom")
 

@@ -21,7 +21,6 @@ from maisi_aug.integrations.nnunet.dataset import ExportReport, export_nnunet
 from maisi_aug.integrations.nnunet.folders import MAPPING_NAME
 from maisi_aug.integrations.reading.export_labels import name_in_totalsegmentator
 from maisi_aug.system.whole_files import sha256_of
-from maisi_aug.volumes.grid import Grid
 from maisi_aug.volumes.image_files import load_image, load_label_map, save_label_map
 from tests.builders.tiny_cohort import (
     BODY,
@@ -33,6 +32,7 @@ from tests.builders.tiny_cohort import (
     SPLEEN,
     build_anatomy,
     save_case,
+    shear_cohort,
     write_cohort,
 )
 
@@ -144,11 +144,11 @@ class TestContent:
         assert dataset["licence"] == "Apache-2.0"
         assert "overwrite_image_reader_writer" not in dataset
 
-    def test_skewed_axes_name_a_reader_that_keeps_them(self, build_cohort: BuildCohort) -> None:
-        affine = GRID.affine.copy()
-        affine[0, 2] = 0.6
-        report = export(build_cohort([HEPATIC_TUMOR], grid=Grid(GRID.shape, affine)))
-        assert read_json(report.path / "dataset.json")["overwrite_image_reader_writer"] == "NibabelIO"
+    def test_sheared_axes_are_refused(self, build_cohort: BuildCohort) -> None:
+        cohort = shear_cohort(build_cohort([HEPATIC_TUMOR]))
+        with pytest.raises(ExportError, match="case_0001: expected voxel axes at right angles, found sheared ones in"):
+            export(cohort)
+        assert not (cohort.parent / "raw" / "Dataset501_SynLiver").exists()
 
     def test_images_are_links_to_unchanged_files(self, build_cohort: BuildCohort) -> None:
         cohort = build_cohort([HEPATIC_TUMOR])

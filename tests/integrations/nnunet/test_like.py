@@ -29,6 +29,7 @@ from tests.builders.tiny_cohort import (
     LUNG_TUMOR,
     build_anatomy,
     save_case,
+    shear_cohort,
     write_cohort,
     write_real_dataset,
 )
@@ -531,9 +532,7 @@ class TestRefusals:
             place.export()
 
     def test_skewed_axes(self, place: Place) -> None:
-        affine = GRID.affine.copy()
-        affine[0, 2] = 0.6
-        write_cohort(place.cohort, [HEPATIC_TUMOR], grid=Grid(GRID.shape, affine))
+        shear_cohort(write_cohort(place.cohort, [HEPATIC_TUMOR]))
         write_real_dataset(place.raw)
         with pytest.raises(ExportError, match="case_0001: expected voxel axes at right angles"):
             place.export()

@@ -1,0 +1,350 @@
+"""Where the slices of a DICOM image lie: every slice's own position, orientation and rescale decide, or it is refused.
+
+A file of one slice and a frame of an enhanced (multi-frame) image are one thing here, a :class:`Frame`. DICOM's world
+is LPS; affines are handed out in RAS+. PixelSpacing is the step from row to row, then from column to column (PS3.3
+C.7.6.2.1.1).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from maisi_aug.errors import VolumeError
+
+if TYPE_CHECKING:
+    from pydicom.dataset import Dataset
+
+Direction = tuple[float, float, float, float, float, float]
+
+UNEVEN_SHARE = 0.05
+"""Steps between slices may differ by this share: positions are rounded in headers."""
+MIN_STEP_MM = 0.01
+OFF_LINE_VOXELS = 0.1
+"""How far a slice may lie off the line through the first and the last one."""
+SQUARE = 1e-3
+"""Rows and columns meet at a right angle to this; their directions are stored with a few digits."""
+HU_TYPES = ("", "HU", "HU_MOD", "US")
+"""``RescaleType`` of a CT in HU; US is 'unspecified', which most older files say."""
+
+HEADER_TAGS = (
+    *("SOPClassUID", "SeriesInstanceUID", "ImageType", "Rows", "Columns", "NumberOfFrames", "SamplesPerPixel"),
+    *("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "SliceThickness", "SpacingBetweenSlices"),
+    *("RescaleSlope", "RescaleIntercept", "RescaleType", "ModalityLUTSequence", "BitsAllocated", "BitsStored"),
+    *("PixelRepresentation", "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"),
+)
+_LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """One slice.
+
+    Attributes:
+        path: Its file.
+        number: Its place in the file, from 0.
+        position: Centre of its first voxel, LPS in mm.
+        direction: Along a row, then along a column, LPS.
+        spacing_mm: From row to row, from column to column.
+        sides: Rows, columns.
+        thickness_mm: What its header says of the distance to the next slice; None where it says nothing.
+        rescale: Slope and intercept of its values.
+        storage: How its values are stored; slices that differ in it are of one image all the same.
+    """
+
+    path: Path
+    number: int
+    position: tuple[float, float, float]
+    direction: Direction
+    spacing_mm: tuple[float, float]
+    sides: tuple[int, int]
+    thickness_mm: float | None
+    rescale: tuple[float, float]
+    storage: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class Stack:
+    """Slices laid on each other.
+
+    Attributes:
+        places: For every frame that was given, its slice.
+        num_slices: Slices in all; more than there are frames where some may be absent.
+        sides: Rows, columns.
+        affine: ``(4, 4)`` from (column, row, slice) to RAS+ mm.
+    """
+
+    places: tuple[int, ...]
+    num_slices: int
+    sides: tuple[int, int]
+    affine: NDArray[np.float64]
+
+
+def read_frames(path: Path, header: Dataset, *, is_image: bool = True) -> list[Frame]:
+    """The slices of one file.
+
+    Args:
+        path: The file, for messages.
+        header: Its header.
+        is_image: Whether its values have a rescale, which a segmentation's do not.
+
+    Raises:
+        VolumeError: A slice has no place, or its values are not HU.
+    """
+    per_frame = header.get("PerFrameFunctionalGroupsSequence")
+    if per_frame is None:
+        if int(header.get("NumberOfFrames", None) or 1) > 1:
+            raise VolumeError(
+                f"{path}: expected a position for each of {header.NumberOfFrames} frames, found none. Export the scan "
+                "as enhanced CT or as single slices."
+            )
+        return [_read_frame(path, 0, header, (header,), is_image)]
+    shared = header.get("SharedFunctionalGroupsSequence") or [None]
+    return [
+        _read_frame(path, number, header, tuple(_groups(frame, shared[0], header)), is_image)
+        for number, frame in enumerate(per_frame)
+    ]
+
+
+def _groups(frame: Dataset, shared: Dataset | None, header: Dataset) -> Iterator[Dataset]:
+    """Where a frame's values may stand: its own groups, those of all frames, the header."""
+    for groups in (frame, shared):
+        for element in groups if groups is not None else ():
+            if element.VR == "SQ" and element.value:
+                yield element.value[0]
+    yield header
+
+
+def _read_frame(path: Path, number: int, header: Dataset, places: tuple[Dataset, ...], is_image: bool) -> Frame:
+    def find(keyword: str) -> Any:
+        return next((value for place in places if (value := place.get(keyword)) not in (None, "")), None)
+
+    subject = f"{path}, frame {number + 1}" if len(places) > 1 else str(path)
+    position = _floats(find("ImagePositionPatient"), 3, "ImagePositionPatient", subject)
+    direction = _floats(find("ImageOrientationPatient"), 6, "ImageOrientationPatient", subject)
+    spacing = _floats(find("PixelSpacing"), 2, "PixelSpacing", subject)
+    if min(spacing) <= 0:
+        raise VolumeError(f"{subject}: expected a positive PixelSpacing, found {list(spacing)}. Correct the file.")
+    thickness = find("SpacingBetweenSlices") or find("SliceThickness")
+    return Frame(
+        path,
+        number,
+        position,  # type: ignore[arg-type]
+        _squared(direction, subject),
+        spacing,  # type: ignore[arg-type]
+        (int(header.Rows), int(header.Columns)),
+        None if thickness is None else abs(float(thickness)),
+        _read_rescale(find, subject) if is_image else (1.0, 0.0),
+        tuple(int(header.get(keyword, 0) or 0) for keyword in ("BitsAllocated", "BitsStored", "PixelRepresentation")),
+    )
+
+
+def _floats(values: Any, count: int, keyword: str, subject: str) -> tuple[float, ...]:
+    found = () if values is None else tuple(float(value) for value in values)
+    if len(found) != count or not np.isfinite(found).all():
+        raise VolumeError(
+            f"{subject}: expected {count} numbers as {keyword}, found {list(found) or 'none'}; without them nothing "
+            "tells where the slice lies. Export the scan again from the archive."
+        )
+    return found
+
+
+def _squared(direction: Sequence[float], subject: str) -> Direction:
+    """The two directions with length one and at a right angle, which headers hold to a few digits only."""
+    row, column = np.asarray(direction[:3]), np.asarray(direction[3:])
+    lengths = np.linalg.norm(row), np.linalg.norm(column)
+    if abs(lengths[0] - 1) > SQUARE or abs(lengths[1] - 1) > SQUARE or abs(float(row @ column)) > SQUARE:
+        raise VolumeError(
+            f"{subject}: expected ImageOrientationPatient as two directions at a right angle, found "
+            f"{[round(part, 4) for part in direction]}. Export the scan again."
+        )
+    row = row / lengths[0]
+    column = column - (column @ row) * row
+    values = (*row, *(column / np.linalg.norm(column)))
+    a, b, c, d, e, f = (float(part) for part in values)
+    return a, b, c, d, e, f
+
+
+def _read_rescale(find: Any, subject: str) -> tuple[float, float]:
+    slope, intercept = find("RescaleSlope"), find("RescaleIntercept")
+    kind = str(find("RescaleType") or "").strip().upper()
+    if kind not in HU_TYPES:
+        raise VolumeError(f"{subject}: expected values in HU, found RescaleType {kind}. Export the scan in HU.")
+    if find("ModalityLUTSequence") is not None and slope is None:
+        raise VolumeError(
+            f"{subject}: expected a RescaleSlope, found a table of values (Modality LUT), which is not read. Export "
+            "the scan in HU."
+        )
+    scale = 1.0 if slope is None else float(slope)
+    if scale == 0:
+        raise VolumeError(f"{subject}: expected a RescaleSlope, found 0. Export the scan again.")
+    return scale, 0.0 if intercept is None else float(intercept)
+
+
+def stack_slices(frames: Sequence[Frame], subject: Path | str) -> Stack:
+    """Lay the slices of an image on each other by their positions.
+
+    Raises:
+        VolumeError: Slices differ in orientation, spacing or size, two lie at one place, some are missing, or the
+            distance of a single one is not known.
+    """
+    positions = _require_one_kind(frames, subject)
+    normal = _normal_of(frames[0])
+    heights = positions @ normal
+    order = np.argsort(heights, kind="stable")
+    along = positions[order]
+    if len(frames) == 1:
+        return _build_stack(frames[0], along[0], normal * _single_step(frames[0], subject), (0,), 1)
+    steps_mm = np.linalg.norm(np.diff(along, axis=0), axis=1)
+    typical_mm = float(np.median(steps_mm))
+    rising = np.diff(heights[order])
+    lowest = int(rising.argmin())
+    if rising[lowest] < MIN_STEP_MM:
+        raise VolumeError(
+            f"{subject}: expected one slice at every position, found two at {_spell_place(along[lowest])}: "
+            f"{_name(frames[order[lowest]])} and {_name(frames[order[lowest + 1]])}. Give one series, or one phase of "
+            "it, in a folder."
+        )
+    worst = int(np.abs(steps_mm - typical_mm).argmax())
+    if abs(steps_mm[worst] - typical_mm) > max(UNEVEN_SHARE * typical_mm, MIN_STEP_MM):
+        raise VolumeError(
+            f"{subject}: expected slices {typical_mm:.2f} mm apart, found {steps_mm[worst]:.2f} mm between slices "
+            f"{worst + 1} and {worst + 2} of {len(frames)}. Complete the series."
+        )
+    step = (along[-1] - along[0]) / (len(frames) - 1)
+    places = np.empty(len(frames), dtype=int)
+    places[order] = np.arange(len(frames))
+    stack = _build_stack(frames[0], along[0], step, tuple(places.tolist()), len(frames))
+    _require_on_line(stack, along, subject)
+    return stack
+
+
+def stack_sparse(frames: Sequence[Frame], subject: Path | str, *, step_mm: Sequence[float | None] = ()) -> Stack:
+    """Lay frames on each other of which several may share a place and any may be absent, as in a segmentation.
+
+    Args:
+        frames: The frames.
+        subject: The file, for messages.
+        step_mm: Distances of the slices that are tried before those which the frames themselves tell.
+
+    Raises:
+        VolumeError: The frames differ in orientation, spacing or size, or are no slices of one even stack.
+    """
+    positions = _require_one_kind(frames, subject)
+    normal = _normal_of(frames[0])
+    heights = positions @ normal
+    first, last = positions[heights.argmin()], positions[heights.argmax()]
+    rising = np.diff(np.sort(heights))
+    own = rising[rising > MIN_STEP_MM]
+    tried = [*step_mm, frames[0].thickness_mm, float(own.min()) if own.size else None]
+    for step in tried:
+        if step is None or step < MIN_STEP_MM:
+            continue
+        exact = (heights - heights.min()) / step
+        places = np.rint(exact).astype(int)
+        if np.abs(exact - places).max() <= OFF_LINE_VOXELS:
+            num_slices = int(places.max()) + 1
+            way = (last - first) / (num_slices - 1) if num_slices > 1 else normal * step
+            stack = _build_stack(frames[0], first, way, tuple(places.tolist()), num_slices)
+            _require_on_line(stack, positions, subject, places)
+            return stack
+    raise VolumeError(
+        f"{subject}: expected frames at even distances, found positions that no distance explains. Export the "
+        "segmentation again on its CT."
+    )
+
+
+def _require_one_kind(frames: Sequence[Frame], subject: Path | str) -> NDArray[np.float64]:
+    """Positions of frames that have one orientation, spacing and size.
+
+    Raises:
+        VolumeError: They differ.
+    """
+    first = frames[0]
+    for what, values, tolerance in (
+        ("orientation", [frame.direction for frame in frames], SQUARE),
+        ("PixelSpacing", [frame.spacing_mm for frame in frames], SQUARE * min(first.spacing_mm)),
+        ("number of rows and columns", [frame.sides for frame in frames], 0.0),
+    ):
+        array = np.asarray(values, dtype=np.float64)
+        apart = np.abs(array - array[0]).max(axis=1)
+        if apart.max() > tolerance:
+            other = frames[int(apart.argmax())]
+            raise VolumeError(
+                f"{subject}: expected one {what} in all slices, found {_spell(array[0])} in {_name(first)} and "
+                f"{_spell(array[int(apart.argmax())])} in {_name(other)}. Take out scouts and other series."
+            )
+    return np.asarray([frame.position for frame in frames], dtype=np.float64)
+
+
+def _normal_of(frame: Frame) -> NDArray[np.float64]:
+    return np.cross(frame.direction[:3], frame.direction[3:])
+
+
+def _single_step(frame: Frame, subject: Path | str) -> float:
+    if not frame.thickness_mm:
+        raise VolumeError(
+            f"{subject}: expected SliceThickness or SpacingBetweenSlices of a single slice, found neither. Give the "
+            "whole series."
+        )
+    return frame.thickness_mm
+
+
+def _build_stack(
+    frame: Frame, first: NDArray[np.float64], step: NDArray[np.float64], places: tuple[int, ...], num_slices: int
+) -> Stack:
+    """The stack with its affine; a step that leads aside by what positions are rounded to runs along the normal."""
+    rows_mm, columns_mm = frame.spacing_mm
+    normal = _normal_of(frame)
+    aside = step - (step @ normal) * normal
+    if np.linalg.norm(aside) * (num_slices - 1) <= OFF_LINE_VOXELS * min(frame.spacing_mm):
+        step = (step @ normal) * normal
+    affine = np.eye(4)
+    affine[:3, 0] = np.asarray(frame.direction[:3]) * columns_mm
+    affine[:3, 1] = np.asarray(frame.direction[3:]) * rows_mm
+    affine[:3, 2] = step
+    affine[:3, 3] = first
+    return Stack(places, num_slices, frame.sides, _LPS_TO_RAS @ affine)
+
+
+def _require_on_line(
+    stack: Stack, positions: NDArray[np.float64], subject: Path | str, places: NDArray[np.int_] | None = None
+) -> None:
+    """Raise where a slice does not lie where the affine puts it.
+
+    Args:
+        stack: The slices.
+        positions: LPS in mm.
+        subject: For messages.
+        places: The slice of each position; their order by default.
+
+    Raises:
+        VolumeError: Naming the slice and how far off it lies.
+    """
+    number = np.arange(len(positions)) if places is None else places
+    expected = number[:, None] * stack.affine[:3, 2] + stack.affine[:3, 3]
+    off = (positions @ _LPS_TO_RAS[:3, :3] - expected) @ np.linalg.inv(stack.affine[:3, :3]).T
+    worst = int(np.abs(off).max(axis=1).argmax())
+    if np.abs(off[worst]).max() > 2 * OFF_LINE_VOXELS:
+        off_mm = float(np.linalg.norm(stack.affine[:3, :3] @ off[worst]))
+        raise VolumeError(
+            f"{subject}: expected slices along one line, found slice {worst + 1} of {len(positions)} {off_mm:.2f} mm "
+            "beside it. Give one series in a folder."
+        )
+
+
+def _name(frame: Frame) -> str:
+    return frame.path.name if frame.number == 0 else f"frame {frame.number + 1}"
+
+
+def _spell(values: NDArray[np.float64]) -> str:
+    return "(" + ", ".join(f"{value:.4g}" for value in values) + ")"
+
+
+def _spell_place(position: NDArray[np.float64]) -> str:
+    return f"{_spell(position)} mm"
