@@ -20,6 +20,7 @@ PACKAGE = REPOSITORY / "maisi_aug"
 LAYERS: dict[str, tuple[str, ...]] = {
     "foundations": (
         *("cores", "errors", "grid", "seeds", "labels", "lesion_names", "sizes", "requests", "totalsegmentator_labels"),
+        "label_meaning",
         *("whole_files", "file_lock", "gzip_members"),
         *("regions", "source_rules", "bundle_text", "decoding_config"),
     ),

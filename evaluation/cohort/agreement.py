@@ -10,7 +10,6 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from maisi_aug.banks.label_ids import find_label_id
 from maisi_aug.errors import EvaluationError, RequestError, VolumeError
 from maisi_aug.evaluation.cohort.case_sets import (
     CaseSet,
@@ -23,6 +22,7 @@ from maisi_aug.evaluation.cohort.case_sets import (
 from maisi_aug.evaluation.output.charts import DotRow, draw_dot_chart
 from maisi_aug.evaluation.output.files import to_markdown
 from maisi_aug.seeds import numpy_generator
+from maisi_aug.vocabulary.label_meaning import resolve_names
 from maisi_aug.vocabulary.labels import Vocabulary
 from maisi_aug.volumes.image_files import Volume, load_label_map
 
@@ -76,9 +76,16 @@ def match_labels(
             )
         stated[name] = tuple(vocabulary.id_of(label) for label in labels.split("+"))
     matched, unmatched = [], []
+    meanings = resolve_names(label_values, vocabulary)
+    by_value = {
+        values[0]: meanings[name].label_id
+        for name, values in label_values.items()
+        if len(values) == 1 and not meanings[name].is_union
+    }
     for name, values in label_values.items():
-        label_id = find_label_id(name, vocabulary)
-        ids = stated.get(name, () if label_id is None else (label_id,))
+        meant = meanings[name]
+        found = [by_value.get(value) for value in values] if meant.is_union else [meant.label_id]
+        ids = stated.get(name, tuple(label_id for label_id in found if label_id is not None and None not in found))
         if ids:
             matched.append(MatchedLabel(name, values, ids))
         else:

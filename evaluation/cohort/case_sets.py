@@ -13,12 +13,13 @@ from numpy.typing import NDArray
 
 from maisi_aug.banks.entry import BankEntry
 from maisi_aug.banks.files import IMAGE_FOLDERS, case_of, find_entries, is_image_name, is_label_name, stem_of
-from maisi_aug.banks.label_ids import Translation, build_translation, find_label_id, guess_maisi_ids
+from maisi_aug.banks.label_ids import Translation, build_translation, guess_maisi_ids
 from maisi_aug.banks.label_map import load_entry
 from maisi_aug.cohort.manifest import MANIFEST_NAME, is_cohort
 from maisi_aug.errors import EvaluationError, MaisiAugError, VolumeError
 from maisi_aug.integrations.reading.cohort_source import CohortSource, load_cohort_source
 from maisi_aug.preparation.prepared import CASES_NAME, PreparedDataset, load_prepared
+from maisi_aug.vocabulary.label_meaning import find_label_id
 from maisi_aug.vocabulary.labels import FULL_VOCABULARY, Vocabulary
 from maisi_aug.volumes.image_files import Volume, is_readable_name, load_image, load_label_map
 

@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from maisi_aug.errors import ExportError, VocabularyError, did_you_mean
+from maisi_aug.errors import ExportError, did_you_mean
 from maisi_aug.integrations.nnunet.real import RealDataset, Target
 from maisi_aug.integrations.reading.cohort_source import CohortSource
 from maisi_aug.integrations.reading.export_labels import name_in_totalsegmentator
+from maisi_aug.vocabulary.label_meaning import resolve_names
 from maisi_aug.vocabulary.labels import lookup_words
 
 BACKGROUND_NAME = "background"
@@ -134,16 +135,10 @@ def _raise_without_place(real: RealDataset, name: str, reason: str) -> None:
 
 
 def _match_names(real: RealDataset, cohort: CohortSource) -> dict[int, int]:
-    """Real labels whose name is a label of the cohort's vocabulary."""
-    matched: dict[int, int] = {}
-    for target in real.targets:
-        if target.name is None or target.name.strip().isdecimal():
-            continue
-        try:
-            matched[cohort.vocabulary.id_of(target.name)] = target.value
-        except VocabularyError:
-            continue
-    return matched
+    """Real labels whose name means a label of the cohort's vocabulary, such as "cancer" beside "liver"."""
+    values = {target.name: target.value for target in real.targets if target.name is not None}
+    meanings = resolve_names(values, cohort.vocabulary, context=real.region_names)
+    return {meant.label_id: values[name] for name, meant in meanings.items() if meant.label_id is not None}
 
 
 def _read_given(real: RealDataset, cohort: CohortSource, given: Sequence[str]) -> dict[int, int]:

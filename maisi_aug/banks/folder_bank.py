@@ -15,14 +15,7 @@ from numpy.typing import NDArray
 
 from maisi_aug.banks.entry import BankEntry
 from maisi_aug.banks.files import digest_of, find_entries
-from maisi_aug.banks.label_ids import (
-    LabelMapping,
-    Translation,
-    build_translation,
-    find_label_id,
-    guess_maisi_ids,
-    load_mapping,
-)
+from maisi_aug.banks.label_ids import LabelMapping, Translation, build_translation, guess_maisi_ids, load_mapping
 from maisi_aug.banks.label_map import (
     BankLesion,
     BankMap,
@@ -38,6 +31,7 @@ from maisi_aug.banks.listing import MIN_COVER, BankListing, Needs
 from maisi_aug.errors import BankError, VolumeError
 from maisi_aug.lesions.planting import LesionWish
 from maisi_aug.seeds import numpy_generator
+from maisi_aug.vocabulary.label_meaning import find_label_id
 from maisi_aug.vocabulary.labels import BODY_ID, Vocabulary
 from maisi_aug.vocabulary.regions import Regions
 from maisi_aug.volumes.grid import Grid
@@ -106,7 +100,7 @@ class FolderBank:
             if isinstance(translation, BankError):
                 self._bad[index] = str(translation)
             elif translation is not None:
-                self._report(translation.unknown)
+                self._report(translation)
                 if not translation.envelope_ids and entry.image_path is None:
                     self._bad[index] = str(no_envelope(entry))
         self._require_some_left()
@@ -239,7 +233,7 @@ class FolderBank:
             raise VolumeError(f"{entry.name}: expected labels, found only background. Replace the file.")
         if translation is None:
             translation = guess_maisi_ids(present, self.vocabulary, subject=entry.name)
-        self._report(translation.find_unlisted(present))
+        self._report(translation, present)
         label_map = translation.apply(source.array)
         ids = frozenset(np.flatnonzero(np.bincount(label_map.ravel())).tolist()) | {BODY_ID}
         if not ids - {0, BODY_ID}:
@@ -277,16 +271,21 @@ class FolderBank:
         unnamed = (index for index, entry in enumerate(self._entries) if self._translation_of(entry) is None)
         next((index for index in unnamed if self.load(index) is not None), None)
 
-    def _report(self, unknown: Sequence[str]) -> None:
-        """Warn once of every source label that the vocabulary lacks."""
-        new = [name for name in unknown if name not in self._reported]
-        self._reported.update(new)
-        if new:
-            warnings.warn(
-                f"Mask bank {self._path}: expected labels of the vocabulary, found {', '.join(new)}; they become body "
-                "(200). Map them with a JSON file and --mask-labels if they matter.",
-                stacklevel=3,
-            )
+    def _report(self, translation: Translation, present: NDArray[np.int_] | None = None) -> None:
+        """Warn once of every source label that the vocabulary lacks, and of every lesion that is healed."""
+        unlisted = () if present is None else translation.find_unlisted(present)
+        for names, fate in (
+            ((*translation.unknown, *unlisted), "they become body (200)"),
+            (translation.unknown_lesions, "these lesions become what they lie in"),
+        ):
+            new = [name for name in names if name not in self._reported]
+            self._reported.update(new)
+            if new:
+                warnings.warn(
+                    f"Mask bank {self._path}: expected labels of the vocabulary, found {', '.join(new)}; {fate}. "
+                    "Map them with a JSON file and --mask-labels if they matter.",
+                    stacklevel=3,
+                )
 
     def _require_some_left(self) -> None:
         if len(self) > 0:

@@ -179,6 +179,8 @@ def _order_masks(names: Sequence[str], translation: Translation, vocabulary: Voc
     """
 
     def rank(place: int) -> int:
+        if place + 1 in translation.lesions:
+            return 3
         label_id = translation.ids.get(place + 1, BODY_ID)
         if label_id == BODY_ID:
             return 1 if place + 1 in translation.envelope_ids else 0

@@ -11,12 +11,12 @@ import numpy as np
 
 from maisi_aug.banks.entry import BankEntry
 from maisi_aug.banks.files import NAME_FILES, find_entries, find_referenced, load_labels
-from maisi_aug.banks.label_ids import find_label_id
 from maisi_aug.banks.label_map import load_entry
 from maisi_aug.cohort.balance import BalanceTarget, LesionCensus
 from maisi_aug.errors import BankError, RequestError, did_you_mean
 from maisi_aug.lesions.planting import measure_lesions
-from maisi_aug.vocabulary.labels import Vocabulary, is_bare_lesion_name
+from maisi_aug.vocabulary.label_meaning import find_label_id, resolve_names
+from maisi_aug.vocabulary.labels import Vocabulary
 from maisi_aug.volumes.image_files import load_label_map
 
 LesionMap = Mapping[str, str]
@@ -145,15 +145,17 @@ def _find_ids(
     if target.label in mapping:
         return _find_mapped(path, target, names, mapping[target.label])
     named = names or {}
-    found = [name for name in named if find_label_id(name, vocabulary) == target.label_id]
-    if found:
-        ids = dict.fromkeys(label_id for name in found for label_id in named[name])
-        return tuple(ids), ", ".join(f"label {_spell_ids(named[name])} '{name}'" for name in found)
-    # "cancer" beside "liver" in a dataset of one lesion: nothing else can be meant, and the table says what was taken.
-    bare = [name for name in named if is_bare_lesion_name(name)]
-    others = {find_label_id(name, vocabulary) for name in named}
-    if len(bare) == 1 and others.intersection(vocabulary.hosts_of(target.label_id)):
-        return named[bare[0]], f"label {_spell_ids(named[bare[0]])} '{bare[0]}' beside its host organ"
+    meanings = resolve_names(named, vocabulary)
+    # Of nnU-Net's regions an id is what the smallest one says, so that an organ with its lesion is not the lesion.
+    narrowest = {i: name for name in sorted(named, key=lambda n: len(named[n]), reverse=True) for i in named[name]}
+    ids = tuple(i for i, name in narrowest.items() if meanings[name].label_id == target.label_id)
+    if ids:
+        found = [name for name in named if name in {narrowest[i] for i in ids}]
+        kept = {name: tuple(i for i in named[name] if i in ids) for name in found}
+        hows = [" beside its host organ" if meanings[name].beside else "" for name in found]
+        return ids, ", ".join(
+            f"label {_spell_ids(kept[name])} '{name}'{how}" for name, how in zip(found, hows, strict=True)
+        )
     listed = _list(named, limit=12) or f"no names in {NAME_FILES[1]}"
     raise BankError(
         f"Dataset {path}: expected a label that is '{target.label}', found {listed}. Say which it is, such as "

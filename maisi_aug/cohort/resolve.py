@@ -14,7 +14,7 @@ from typing import Any
 from maisi_aug import __version__
 from maisi_aug.banks.entry import BankEntry
 from maisi_aug.banks.files import digest_of, find_entries
-from maisi_aug.banks.label_ids import CHOICES, find_label_id, load_mapping
+from maisi_aug.banks.label_ids import CHOICES, load_mapping
 from maisi_aug.bundle_spec.bundle import Bundle, embedded_bundles, load_bundle, pulled_bundles
 from maisi_aug.bundle_spec.mask_networks import choose_mask_steps, fingerprint_of_masks, require_inside
 from maisi_aug.bundle_spec.presets import Preset, find_preset
@@ -35,6 +35,7 @@ from maisi_aug.cohort.requests import label_names
 from maisi_aug.cohort.source_rules import DEFAULT_NUM_CASES, GIVEN, NO_MAP
 from maisi_aug.errors import RequestError
 from maisi_aug.networks.mask_conditions import read_organ_sizes, require_not_absent
+from maisi_aug.vocabulary.label_meaning import find_label_id
 from maisi_aug.vocabulary.labels import Vocabulary
 from maisi_aug.vocabulary.sizes import SizeDistribution, measure_distribution
 from maisi_aug.volumes.grid import Grid

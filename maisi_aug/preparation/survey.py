@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
+from pathlib import Path
 
 import numpy as np
 
+from maisi_aug.banks.files import stem_of
 from maisi_aug.errors import PreparationError, VolumeError
 from maisi_aug.preparation.mapping import LabelMeanings, labels_of
 from maisi_aug.preparation.sources import SourceCase
+from maisi_aug.vocabulary.labels import BACKGROUND_ID, BODY_ID, lesion_word
 from maisi_aug.volumes.grid import Grid, spell_grid
 from maisi_aug.volumes.image_files import load_grid, load_label_map
 
@@ -19,6 +22,7 @@ MASK_ID = 1
 SAME_PLACE = 0.1
 """Corners of two grids this share of a voxel apart are the same: headers round their origins."""
 MAX_SHOWN = 5
+MAX_IDS = 8
 
 
 @dataclass(frozen=True)
@@ -47,12 +51,29 @@ def survey_case(case: SourceCase) -> CaseSurvey:
                 raise VolumeError(
                     f"{file.path.name}: expected the image's grid, {_spell(grid)}, found {_spell(volume.grid)}"
                 )
-            array = volume.array if file.mask_name is None else (volume.array > 0).astype(np.uint8)
-            found = np.bincount(array.ravel())
-            counts.append({int(label_id): int(found[label_id]) for label_id in np.flatnonzero(found)})
+            found = np.bincount(volume.array.ravel())
+            present = {int(label_id): int(found[label_id]) for label_id in np.flatnonzero(found)}
+            counts.append(present if file.mask_name is None else _count_mask(present, file.path))
     except VolumeError as error:
         return CaseSurvey(case.id, problem=str(error))
     return CaseSurvey(case.id, tuple(counts))
+
+
+def _count_mask(present: Mapping[int, int], path: Path) -> dict[int, int]:
+    """Voxels inside and outside a mask of one label, whatever number it marks the label with.
+
+    Raises:
+        VolumeError: It holds several ids, which one name cannot mean.
+    """
+    ids = sorted(label_id for label_id in present if label_id)
+    if len(ids) > 1:
+        shown = ", ".join(f"{label_id} ({present[label_id]} voxels)" for label_id in ids[:MAX_IDS])
+        raise VolumeError(
+            f"{path.name}: expected a mask of one label, '{stem_of(path)}', found {len(ids)} ids: {shown}"
+            f"{', ...' if len(ids) > MAX_IDS else ''}. Give it as a label map, such as ID.nii.gz in the folder of "
+            "--labels, and each of its ids a --map"
+        )
+    return {MASK_ID if label_id else 0: count for label_id, count in present.items()}
 
 
 def is_same_place(grid: Grid, other: Grid) -> bool:
@@ -71,6 +92,18 @@ def tables_of(case: SourceCase, survey: CaseSurvey, meanings: LabelMeanings) -> 
         labels = labels_of(file, counts)
         tables.append({MASK_ID if label.id is None else label.id: meanings.ids[label] for label in labels})
     return tuple(tables)
+
+
+def dropped_lesions_of(case: SourceCase, survey: CaseSurvey, meanings: LabelMeanings) -> tuple[frozenset[int], ...]:
+    """For each label file of a case, the ids of lesions that are dropped: what they lie in takes their place."""
+    return tuple(
+        frozenset(
+            MASK_ID if label.id is None else label.id
+            for label in labels_of(file, counts)
+            if label.id != 0 and meanings.ids[label] in (BACKGROUND_ID, BODY_ID) and lesion_word(label.name or "")
+        )
+        for file, counts in zip(case.labels, survey.counts, strict=True)
+    )
 
 
 def holds_envelope(case: SourceCase, survey: CaseSurvey, meanings: LabelMeanings) -> bool:

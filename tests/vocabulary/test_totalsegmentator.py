@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from maisi_aug.banks.label_ids import find_label_id
 from maisi_aug.errors import VocabularyError
+from maisi_aug.vocabulary.label_meaning import find_label_id
 from maisi_aug.vocabulary.labels import MAISI
 from maisi_aug.vocabulary.totalsegmentator import (
     TotalSegmentatorTask,

@@ -374,6 +374,14 @@ class TestContent:
         assert [row["name"] for row in mapping["background"]] == ["spleen", "lung tumor", "body"]
         assert mapping["cases"]["synthetic_case_0002"]["case_id"] == "case_0002"
 
+    def test_bare_lesion_is_found_beside_its_organ(self, place: Place) -> None:
+        place.fill(labels={"background": 0, "liver": 1, "cancer": 2}).export(labels=[])
+        rows = read_json(place.target / MAPPING_NAME)["labels"]
+        assert [(row["name"], row["label"], row["found_by"]) for row in rows] == [
+            ("liver", "liver", "name"),
+            ("hepatic tumor", "cancer", "name"),
+        ]
+
     def test_regions_are_reached_by_value(self, place: Place) -> None:
         labels = {"background": 0, "liver and tumor": [1, 2], "tumor": 2}
         place.fill(labels=labels, regions_class_order=[1, 2]).export(labels=["liver=1", "hepatic tumor=2"])
@@ -467,7 +475,7 @@ class TestRefusals:
             ({"maisi_aug": {}}, {}, "expected a dataset of real cases, found one that maisi-aug exported"),
             ({"labels": {"background": 0}}, {}, "expected labels besides the background"),
             (
-                {},
+                {"labels": {"background": 0, "liver": 1, "finding": 2}},
                 {"labels": []},
                 "Label 'hepatic tumor', which the cohort was asked for: expected a label of Dataset003",
             ),
