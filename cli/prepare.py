@@ -28,6 +28,7 @@ class OrganLabels(StrEnum):
 
     auto = "auto"
     totalsegmentator_v2 = "totalsegmentator-v2"
+    totalsegmentator_v3 = "totalsegmentator-v3"
     totalsegmentator_v1 = "totalsegmentator-v1"
     maisi = "maisi"
 

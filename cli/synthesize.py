@@ -143,7 +143,7 @@ def synthesize(
         str | None,
         typer.Option(
             metavar="NAME|FILE",
-            help="The bank's label ids: auto, maisi, totalsegmentator-v1, totalsegmentator-v2 or a JSON file.",
+            help="The bank's label ids: auto, maisi, totalsegmentator-v1, -v2 or -v3, or a JSON file.",
             rich_help_panel=_MASKS,
         ),
     ] = None,

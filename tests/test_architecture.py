@@ -34,7 +34,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
         *("metaimage", "volume_io", "bundle", "bundles", "weights", "manifest", "recipe", "recipe_files", "recipes"),
         *("cohort",),
         *("bank_labels", "bank_files", "known_bundles", "checkpoints", "checkpoint_import", "checkpoint_folders"),
-        *("bank_entry", "mask_database", "bank_listing", "grid_limits", "presets", "weight_copies", "hub"),
+        *("own_names", "bank_entry", "mask_database", "bank_listing", "grid_limits", "presets", "weight_copies", "hub"),
         "mask_origin",
         *("mask_bundle", "mask_checkpoints", "prepared", "bundle_spec", "bundle_references"),
     ),
@@ -55,7 +55,7 @@ RANKS = {part: rank for rank, parts in enumerate(LAYERS.values()) for part in pa
 HOMES = {
     "typer": {"cli"},
     "click": {"cli"},
-    "nibabel": {"volume_io"},
+    "nibabel": {"volume_io", "own_names"},
     "SimpleITK": {"volume_io"},
     "totalsegmentator": {"integrations.totalsegmentator"},
     "nnunetv2": {

@@ -15,7 +15,14 @@ from numpy.typing import NDArray
 
 from maisi_aug.banks.entry import BankEntry
 from maisi_aug.banks.files import digest_of, find_entries
-from maisi_aug.banks.label_ids import LabelMapping, Translation, build_translation, guess_maisi_ids, load_mapping
+from maisi_aug.banks.label_ids import (
+    LabelMapping,
+    Translation,
+    build_translation,
+    guess_maisi_ids,
+    load_mapping,
+    translate_own_names,
+)
 from maisi_aug.banks.label_map import (
     BankLesion,
     BankMap,
@@ -35,6 +42,7 @@ from maisi_aug.vocabulary.label_meaning import find_label_id
 from maisi_aug.vocabulary.labels import BODY_ID, Vocabulary
 from maisi_aug.vocabulary.regions import Regions
 from maisi_aug.volumes.grid import Grid
+from maisi_aug.volumes.own_names import load_own_names
 
 CACHE_BYTES = 512 * 2**20
 
@@ -69,7 +77,7 @@ class FolderBank:
             path: Folder, JSON data list, one label map, or NVIDIA's mask database.
             vocabulary: Vocabulary to translate into.
             grid: The networks' grid; only its shape and spacing matter.
-            mapping: ``auto``, ``maisi``, ``totalsegmentator-v1``, ``totalsegmentator-v2``, a JSON file, or a dict of
+            mapping: ``auto``, ``maisi``, ``totalsegmentator-v1``, ``-v2`` or ``-v3``, a JSON file, or a dict of
                 source ids or names -> vocabulary names or ids.
             body_region: Uppermost and lowest body region that a map has to show, where a list tells it.
             cache_bytes: How much memory the maps read last may take.
@@ -210,6 +218,15 @@ class FolderBank:
                 self._translations[key] = error
         return self._translations[key]
 
+    def _translate_by_own_names(self, entry: BankEntry) -> Translation | None:
+        """What the ids of a map mean by the names in its own header; None without any.
+
+        Raises:
+            VolumeError: None of the names is the vocabulary's.
+        """
+        names = load_own_names(entry.label_paths[0]) if entry.label_paths else {}
+        return translate_own_names(names, self.vocabulary, subject=entry.name)
+
     def _try(self, index: int, read: Callable[[], object]) -> None:
         """Read something of an entry, and set the entry aside if that fails."""
         try:
@@ -232,7 +249,9 @@ class FolderBank:
         if not present.any():
             raise VolumeError(f"{entry.name}: expected labels, found only background. Replace the file.")
         if translation is None:
-            translation = guess_maisi_ids(present, self.vocabulary, subject=entry.name)
+            translation = self._translate_by_own_names(entry) or guess_maisi_ids(
+                present, self.vocabulary, subject=entry.name
+            )
         self._report(translation, present)
         label_map = translation.apply(source.array)
         ids = frozenset(np.flatnonzero(np.bincount(label_map.ravel())).tolist()) | {BODY_ID}

@@ -98,8 +98,8 @@ def build_translation(
     """The translation of one bank.
 
     Args:
-        mapping: ``auto``, ``maisi``, ``totalsegmentator-v1``, ``totalsegmentator-v2``, or source ids or names ->
-            vocabulary names or ids.
+        mapping: ``auto``, ``maisi``, ``totalsegmentator-v1``, ``-v2`` or ``-v3``, or source ids or names -> vocabulary
+            names or ids.
         names: Names of the source ids, if the bank tells them.
         vocabulary: Target vocabulary.
         has_vocabulary_ids: Whether the maps' ids are known to be the vocabulary's.
@@ -120,6 +120,20 @@ def build_translation(
     if mapping == MAISI_IDS or (has_vocabulary_ids and mapping == AUTO):
         return Translation({label.id: label.id for label in vocabulary}, frozenset({BODY_ID}))
     return None if names is None else _from_names(names, vocabulary, subject)
+
+
+def translate_own_names(names: Mapping[int, str], vocabulary: Vocabulary, *, subject: str) -> Translation | None:
+    """What the ids of a map mean by the names in its own header; None without any.
+
+    Raises:
+        VolumeError: None of the names is the vocabulary's; other maps of the bank may still be plain.
+    """
+    if not names:
+        return None
+    try:
+        return _from_names(names, vocabulary, subject)
+    except BankError as error:
+        raise VolumeError(str(error)) from error
 
 
 def guess_maisi_ids(present: NDArray[np.int_], vocabulary: Vocabulary, *, subject: str) -> Translation:

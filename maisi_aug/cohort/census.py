@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from maisi_aug.lesions.planting import measure_lesions
 from maisi_aug.vocabulary.label_meaning import find_label_id, resolve_names
 from maisi_aug.vocabulary.labels import Vocabulary
 from maisi_aug.volumes.image_files import load_label_map
+from maisi_aug.volumes.own_names import load_own_names
 
 LesionMap = Mapping[str, str]
 """Label of the vocabulary -> what the dataset calls it: an id or a name."""
@@ -123,7 +125,10 @@ def _names_of(entry: BankEntry, vocabulary: Vocabulary) -> _Names | None:
         return {name: (place,) for place, name in enumerate(entry.organ_names, start=1)}
     if entry.has_vocabulary_ids:
         return {label.name: (label.id,) for label in vocabulary if label.id}
-    return None if entry.label_names is None else entry.ids_by_name
+    if entry.label_names is not None:
+        return entry.ids_by_name
+    own = load_own_names(entry.label_paths[0]) if entry.label_paths else {}
+    return replace(entry, label_names=own).ids_by_name if own else None
 
 
 def _by_label(mapping: LesionMap, targets: Sequence[BalanceTarget], vocabulary: Vocabulary) -> dict[str, str]:

@@ -61,7 +61,7 @@ class CohortConfig(BaseModel):
             ``none`` draws images without a label map.
         mask_bank: ``phantom`` for the embedded phantoms, or a folder or data list of label maps, or NVIDIA's mask
             database.
-        mask_labels: Vocabulary of the bank: ``auto``, ``maisi``, ``totalsegmentator-v1``, ``totalsegmentator-v2``, or a
+        mask_labels: Vocabulary of the bank: ``auto``, ``maisi``, ``totalsegmentator-v1``, ``-v2`` or ``-v3``, or a
             JSON file that maps its ids or names.
         mask_steps: Steps of the sampler of label maps, for ``diffusion``; the bundle's default when not given, and
             DDPM when they are all that the mask networks were trained with.
