@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from maisi_aug.cli.shared.bars import show_stages
+from maisi_aug.cli.shared.label_map import add_old_rules
 
 if TYPE_CHECKING:
     from maisi_aug.integrations.nnunet.dataset import ExportReport
@@ -55,13 +56,16 @@ def monai(
         Path | None,
         typer.Option(help="nnU-Net raw dataset of real cases: they make up the folds, and its labels the numbers."),
     ] = None,
-    label: Annotated[
+    rules: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="NAME=LABEL",
-            help="A label of the cohort and what the real dataset calls it, or 'background'; may repeat.",
+            "--map",
+            metavar="LABEL=NAME",
+            help="A label of the real dataset, or 'background', and its name in the cohort; may repeat, and several "
+            "names are joined by '+'.",
         ),
     ] = None,
+    label: Annotated[list[str] | None, typer.Option(metavar="NAME=LABEL", hidden=True)] = None,
     absent: Annotated[
         list[str] | None,
         typer.Option(help="A label of the real dataset that no synthetic case truly holds; may repeat."),
@@ -79,7 +83,7 @@ def monai(
 
     With --like the synthetic cases are trained on in every fold and validated on in none.
 
-    Example: maisi-aug export monai cohort --like nnUNet_raw/Dataset003_Liver --label "hepatic tumor=cancer" --out monai
+    Example: maisi-aug export monai cohort --like nnUNet_raw/Dataset003_Liver --map "cancer=hepatic tumor" --out monai
     """
     from maisi_aug.integrations.monai_data_list import TASK_NAME, export_monai
 
@@ -88,7 +92,7 @@ def monai(
             cohort,
             out,
             like=like,
-            label=label or (),
+            label=add_old_rules(rules, label, "--label"),
             absent=absent or (),
             labels=labels or (),
             include_anatomy=include_anatomy,
@@ -147,15 +151,17 @@ def nnunet(
         Path | None,
         typer.Option(help="Real raw dataset, nnUNet_raw/DatasetXXX_Name, to add to.", rich_help_panel=LIKE),
     ] = None,
-    label: Annotated[
+    rules: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="NAME=LABEL",
-            help="A label of the cohort and what the real dataset calls it, or 'background'; may repeat. Labels of the "
-            "same name find each other.",
+            "--map",
+            metavar="LABEL=NAME",
+            help="A label of the real dataset, or 'background', and its name in the cohort; may repeat, and several "
+            "names are joined by '+'. Labels whose names mean the same find each other.",
             rich_help_panel=LIKE,
         ),
     ] = None,
+    label: Annotated[list[str] | None, typer.Option(metavar="NAME=LABEL", hidden=True)] = None,
     absent: Annotated[
         list[str] | None,
         typer.Option(
@@ -205,12 +211,13 @@ def nnunet(
     ids. The mapping of labels is saved in the dataset's folder.
 
     Examples:
-    maisi-aug export nnunet cohort --like nnUNet_raw/Dataset003_Liver --dataset-id 503 --label "hepatic tumor=tumor"
+    maisi-aug export nnunet cohort --like nnUNet_raw/Dataset003_Liver --dataset-id 503 --map "tumor=hepatic tumor"
 
     maisi-aug export nnunet cohort --dataset-id 501 --name SynLiver --out nnUNet_raw
     """
     alone: dict[str, Any] = {"labels": labels, "include_anatomy": include_anatomy, "copy": copy}
     beside: dict[str, Any] = {
+        "map": rules,
         "label": label,
         "absent": absent,
         "ratio": ratio,
@@ -234,7 +241,7 @@ def nnunet(
         name=name,
         out=out,
         preprocessed=preprocessed,
-        labels=label or (),
+        labels=add_old_rules(rules, label, "--label"),
         absent=absent or (),
         ratio=ratio,
         max_per_label=max_per_label,

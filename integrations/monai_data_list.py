@@ -87,7 +87,7 @@ def export_monai(
         cohort_dir: Folder that ``synthesize`` wrote.
         out: New or empty folder.
         like: nnU-Net raw dataset of real cases, referred to where they are; its labels decide the numbers.
-        label: ``NAME=LABEL`` each: a label of the cohort, and what the real dataset calls it or ``background``.
+        label: ``LABEL=NAME`` each: a label of the real dataset or ``background``, and what it is in the cohort.
         absent: Labels of the real dataset that the cohort's cases truly hold none of.
         labels: Names or ids to export without ``like``; those that the cohort was asked for when empty.
         include_anatomy: Export every label in the maps as well, except the body envelope; without ``like``.
@@ -152,7 +152,7 @@ def _build_notes(
 def _require_use(like: Path | None, **flags: Any) -> None:
     """Raise for a flag that would do nothing."""
     names = ("labels", "include_anatomy") if like is not None else ("label", "absent")
-    idle = [f"--{name.replace('_', '-')}" for name in names if flags[name]]
+    idle = ["--map" if name == "label" else f"--{name.replace('_', '-')}" for name in names if flags[name]]
     if idle:
         beside = "none beside --like, whose labels decide what is exported" if like is not None else "--like beside it"
         raise ExportError(f"{idle[0]}: expected {beside}, found otherwise. Leave one out, or add the other.")

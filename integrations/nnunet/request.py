@@ -105,7 +105,7 @@ class LikeRequest:
         name: The part after ``DatasetXXX_``; the real one's with ``Synthetic`` behind it when not given.
         out: Folder for raw datasets; ``$nnUNet_raw`` when not given.
         preprocessed: Folder for preprocessed datasets; ``$nnUNet_preprocessed`` when not given.
-        labels: ``NAME=LABEL`` each.
+        labels: ``LABEL=NAME`` each: a label of the real dataset and what it is in the cohort.
         absent: Labels of the real dataset that the cohort's cases truly hold none of.
         ratio: Synthetic cases per real case.
         max_per_label: Most synthetic cases per requested label.

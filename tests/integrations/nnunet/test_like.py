@@ -33,7 +33,7 @@ from tests.builders.tiny_cohort import (
     write_real_dataset,
 )
 
-TUMOR = "hepatic tumor=tumor"
+TUMOR = "tumor=hepatic tumor"
 
 
 class Place:
@@ -96,7 +96,7 @@ def test_export_runs_nnunets_planner_on_real_cases_and_passes_its_check(
     place.fill()
     monkeypatch.setenv("nnUNet_raw", str(place.raw))
     monkeypatch.setenv("nnUNet_preprocessed", str(place.preprocessed))
-    outcome = run_cli("export", "nnunet", place.cohort, "--like", place.real, "--dataset-id", 503, "--label", TUMOR)
+    outcome = run_cli("export", "nnunet", place.cohort, "--like", place.real, "--dataset-id", 503, "--map", TUMOR)
     assert outcome.code == 0, outcome.stderr
     assert "nnUNetv2_train 503 3d_fullres 0 -p nnUNetPlans_real -tr nnUNetTrainerSynthetic50" in outcome.stdout
     assert "export nnUNet_" not in outcome.stdout
@@ -384,7 +384,7 @@ class TestContent:
 
     def test_regions_are_reached_by_value(self, place: Place) -> None:
         labels = {"background": 0, "liver and tumor": [1, 2], "tumor": 2}
-        place.fill(labels=labels, regions_class_order=[1, 2]).export(labels=["liver=1", "hepatic tumor=2"])
+        place.fill(labels=labels, regions_class_order=[1, 2]).export(labels=["1=liver", "2=hepatic tumor"])
         dataset = read_json(place.target / "dataset.json")
         assert dataset["labels"] == labels
         assert dataset["regions_class_order"] == [1, 2]
@@ -392,13 +392,26 @@ class TestContent:
         assert sorted(np.unique(label_map)) == [0, 1, 2]
 
     def test_several_labels_may_become_one(self, place: Place) -> None:
-        place.fill(labels={"background": 0, "liver": 1}).export(labels=["hepatic tumor=liver"])
+        place.fill(labels={"background": 0, "liver": 1}).export(labels=["liver=hepatic tumor+liver"])
         label_map = load_label_map(place.target / "labelsSynthetic" / "synthetic_case_0001.nii.gz").array
         np.testing.assert_array_equal(label_map == 1, np.isin(build_anatomy(HEPATIC_TUMOR), [LIVER, HEPATIC_TUMOR]))
 
+    @pytest.mark.parametrize(
+        ("labels", "given"),
+        [
+            ({"liver": 1, "Herd": 2}, ["hepatic tumor=Herd"]),
+            ({"liver": 1, "Herd": 2}, ["hepatic tumor=2", "spleen=background"]),
+            ({"Organ": 1, "Herd": 2}, ["hepatic tumor=2", "liver=1"]),
+        ],
+    )
+    def test_earlier_direction_is_still_read(self, place: Place, labels: dict[str, int], given: list[str]) -> None:
+        place.fill(labels={"background": 0, **labels}).export(labels=given)
+        rows = {row["name"]: row["value"] for row in read_json(place.target / MAPPING_NAME)["labels"]}
+        assert (rows["liver"], rows["hepatic tumor"]) == (1, 2)
+
     def test_label_may_be_left_out_and_an_absent_one_said_to_be_so(self, place: Place) -> None:
         place.fill(labels={"background": 0, "spleen": 1, "stent": 2, "ignore": 3}).export(
-            labels=["hepatic tumor=background"], absent=["stent"]
+            labels=["background=hepatic tumor"], absent=["stent"]
         )
         mapping = read_json(place.target / MAPPING_NAME)
         assert mapping["absent"] == [2]
@@ -429,7 +442,7 @@ class TestContent:
         notes = place.fill([HEPATIC_TUMOR, HEPATIC_VESSEL]).export().notes
         assert notes == (
             "'hepatic vessel' becomes background and lies mostly in or at 'liver'; where the real dataset counts it as "
-            "part of a label, give --label 'hepatic vessel=LABEL'.",
+            "part of a label, give --map 'LABEL=hepatic vessel'.",
             *notes[1:],
         )
         assert not any("spleen" in note for note in notes)
@@ -479,9 +492,9 @@ class TestRefusals:
                 {"labels": []},
                 "Label 'hepatic tumor', which the cohort was asked for: expected a label of Dataset003",
             ),
-            ({}, {"labels": ["hepatic tumor"]}, "expected NAME=LABEL"),
-            ({}, {"labels": [TUMOR, "hepatic tumor=liver"]}, "expected one label for 'hepatic tumor', found a second"),
-            ({}, {"labels": ["hepatic tumor=tumour x"]}, r"expected a label of .* \(liver, tumor\), found 'tumour x'"),
+            ({}, {"labels": ["hepatic tumor"]}, "expected LABEL=NAME"),
+            ({}, {"labels": [TUMOR, "liver=hepatic tumor"]}, "expected one label for 'hepatic tumor', found a second"),
+            ({}, {"labels": ["tumour x=hepatic tumor"]}, r"expected a label of .* \(liver, tumor\), found 'tumour x'"),
             ({"labels": {"background": 0, "liver": 1, "tumor": 2, "stent": 3}}, {}, "'stent' of .* as background"),
             ({"labels": {"background": 0, "liver": 1, "tumor": 2, "pancreas": 3}}, {}, "expected pancreas in at least"),
             ({}, {"absent": ["lung"]}, "--absent 'lung': expected a label of Dataset003"),
@@ -504,7 +517,7 @@ class TestRefusals:
     def test_unknown_label_of_the_cohort(self, place: Place) -> None:
         place.fill()
         with pytest.raises(VocabularyError, match="hepatik"):
-            place.export(labels=["hepatik=tumor"])
+            place.export(labels=["tumor=hepatik"])
 
     def test_tumor_that_would_be_a_hole_in_its_organ(self, place: Place) -> None:
         place.fill(labels={"background": 0, "liver": 1, "kidney tumor": 2})
