@@ -164,7 +164,7 @@ def _find_ids(
     listed = _list(named, limit=12) or f"no names in {NAME_FILES[1]}"
     raise BankError(
         f"Dataset {path}: expected a label that is '{target.label}', found {listed}. Say which it is, such as "
-        f"--map '{target.label}=2'."
+        f"--map '2={target.label}'."
     )
 
 
@@ -179,7 +179,7 @@ def _find_mapped(path: Path, target: BalanceTarget, names: _Names | None, source
         if names is None or any(int(text) in ids for ids in names.values()):
             return (int(text),), f"label {text}" + (f" '{holders[0]}'" if holders else "")
     raise BankError(
-        f"--map '{target.label}={source}': expected a label of {path} ({_list(names or {}) or 'ids alone'}), found "
+        f"--map '{source}={target.label}': expected a label of {path} ({_list(names or {}) or 'ids alone'}), found "
         f"none.{did_you_mean(text, by_name)} Name one of them."
     )
 

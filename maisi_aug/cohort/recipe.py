@@ -61,8 +61,8 @@ class CohortConfig(BaseModel):
             ``none`` draws images without a label map.
         mask_bank: ``phantom`` for the embedded phantoms, or a folder or data list of label maps, or NVIDIA's mask
             database.
-        mask_labels: Vocabulary of the bank: ``auto``, ``maisi``, ``totalsegmentator-v1``, ``-v2`` or ``-v3``, or a
-            JSON file that maps its ids or names.
+        mask_labels: Vocabulary of the bank: ``auto``, ``maisi``, ``totalsegmentator-v1``, ``-v2`` or ``-v3``, or its
+            ids or names with what they are, here or in a JSON file.
         mask_steps: Steps of the sampler of label maps, for ``diffusion``; the bundle's default when not given, and
             DDPM when they are all that the mask networks were trained with.
         size_of: Size percentile, or -1 for absent, of organs by name, for ``diffusion``; drawn when not given.
@@ -93,7 +93,7 @@ class CohortConfig(BaseModel):
     bundle: Annotated[str, Field(min_length=1)] = "phantom-ct"
     mask_source: Literal["plant", "bank", "diffusion", "given", "none"] = "plant"
     mask_bank: Annotated[str, Field(min_length=1)] = EMBEDDED_BANK
-    mask_labels: Annotated[str, Field(min_length=1)] = AUTO_MAPPING
+    mask_labels: Annotated[str, Field(min_length=1)] | dict[str | int, str | int] = AUTO_MAPPING
     mask_steps: _PositiveInt | None = None
     size_of: dict[str, Annotated[float, Field(allow_inf_nan=False)]] | None = None
     num_inference_steps: _PositiveInt | None = None

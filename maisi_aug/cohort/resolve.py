@@ -121,7 +121,9 @@ def resolve_cohort(
         update={
             "bundle": _absolute(config.bundle, *embedded_bundles(), *pulled_bundles()),
             "mask_bank": bank.path,
-            "mask_labels": _absolute(config.mask_labels, *CHOICES),
+            "mask_labels": _absolute(config.mask_labels, *CHOICES)
+            if isinstance(config.mask_labels, str)
+            else config.mask_labels,
             "size_reference": config.size_reference and _absolute(config.size_reference),
             **({} if _follows_maps(config) else {"shape": grid.shape, "spacing_mm": grid.spacing_mm}),
             "num_inference_steps": bundle.choose_steps(config.num_inference_steps),
@@ -298,7 +300,7 @@ def _find_size_labels(config: CohortConfig, vocabulary: Vocabulary) -> dict[str,
         raise RequestError(
             f"size_label {config.size_label}: expected one lesion in the label requests, found {len(names)} "
             f"({', '.join(names) or 'none'}). Say which is which, such as "
-            f"--size-label '{names[0] if names else 'hepatic tumor'}={config.size_label}'."
+            f"--map '{config.size_label}={names[0] if names else 'hepatic tumor'}'."
         )
     return {names[0]: config.size_label}
 

@@ -279,13 +279,13 @@ def test_beside_real_cases_a_cohort_needs_no_requested_labels(tmp_path: Path) ->
     assert report.labels == {"background": 0, "liver": 1}
 
 
-def test_earlier_flag_for_a_mapping_works_with_a_note(tmp_path: Path) -> None:
+def test_earlier_flag_for_a_mapping_works_with_a_note(tmp_path: Path, run_cli: Callable[..., Any]) -> None:
     cohort = write_cohort(tmp_path / "cohort", [HEPATIC_TUMOR])
     real = write_real(tmp_path / "Dataset003_Liver", {"Herd": 1})
     words = ("export", "monai", cohort, "--like", real, "--json")
     old = run_cli(*words, "--out", tmp_path / "old", "--label", "hepatic tumor=Herd")
     new = run_cli(*words, "--out", tmp_path / "new", "--map", "Herd=hepatic tumor")
-    assert (old.exit_code, new.exit_code) == (0, 0)
+    assert (old.code, new.code) == (0, 0)
     assert json.loads(old.stdout)["labels"] == json.loads(new.stdout)["labels"] == {"background": 0, "Herd": 1}
     assert "--label 'hepatic tumor=Herd' is an earlier spelling" in old.stderr
     assert "Write --map 'Herd=hepatic tumor'." in old.stderr
