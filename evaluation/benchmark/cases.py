@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -51,14 +51,14 @@ class CaseSource:
         cases: In the order of their names, or of the cohort's plan.
         label_ids: Name of a label to its numbers in the maps.
         notes: What the user should know, one sentence each.
-        names: All names that the folder gives its labels, those that are left out included.
+        names: All names that the folder gives its labels, those that are left out included; not kept with a plan.
     """
 
     name: str
     cases: tuple[CaseFiles, ...]
     label_ids: LabelIds
     notes: tuple[str, ...] = ()
-    names: tuple[str, ...] = ()
+    names: tuple[str, ...] = field(default=(), compare=False)
 
 
 def find_real_cases(path: Path, labels: Mapping[str, tuple[int, ...]] | None) -> CaseSource:
@@ -81,7 +81,7 @@ def find_real_cases(path: Path, labels: Mapping[str, tuple[int, ...]] | None) ->
     if not label_ids:
         raise BenchmarkError(
             f"{path}: expected names of its labels in dataset.json or labels.json, found none. "
-            'Name them with --label "liver=1".'
+            'Name them with --map "1=liver".'
         )
     left_out = [name for name in names if name not in label_ids] if not labels else []
     if left_out:
@@ -89,7 +89,7 @@ def find_real_cases(path: Path, labels: Mapping[str, tuple[int, ...]] | None) ->
         notes = (*notes, f"Regions that hold other labels were left out ({named}): name them with --label.")
     unknown = [name for name, ids in label_ids.items() if not ids]
     if unknown:
-        raise _unknown_label(unknown[0], (unknown[0],), path, names, option="label")
+        raise _unknown_label(unknown[0], (unknown[0],), path, names, is_real=True)
     return CaseSource("real", cases, label_ids, notes, tuple(names))
 
 
@@ -196,12 +196,12 @@ def _find_ids(label: str, wanted: Sequence[str], vocabulary: Vocabulary, path: P
 
 
 def _unknown_label(
-    label: str, wanted: Sequence[str], path: Path, names: Mapping[str, Any], *, option: str = "map"
+    label: str, wanted: Sequence[str], path: Path, names: Mapping[str, Any], *, is_real: bool = False
 ) -> BenchmarkError:
     known = ", ".join(names) or "no names at all"
     return BenchmarkError(
         f"Label '{label}': expected '{'+'.join(wanted)}' among the labels of {path}, found {known}. "
-        f'Say which ids it has there, with --{option} "{label}=1+2".'
+        f'Say which ids it has there, with --map "{f"1+2={label}" if is_real else f"{label}=1+2"}".'
     )
 
 

@@ -56,7 +56,7 @@ def match_labels(
     Args:
         label_values: Label name -> values, as nnU-Net's ``dataset.json`` has them.
         vocabulary: Of the given maps.
-        mapping: ``NAME=LABEL`` or ``NAME=LABEL+LABEL`` for names that the vocabulary lacks or means otherwise.
+        mapping: ``LABEL=NAME`` or ``LABEL=NAME+NAME`` for names that the vocabulary lacks or means otherwise.
 
     Returns:
         The pairs, and the segmenter's names without one.
@@ -71,7 +71,7 @@ def match_labels(
         name, _, labels = (part.strip() for part in text.partition("="))
         if not labels or name not in label_values:
             raise RequestError(
-                f"--map '{text}': expected NAME=LABEL with a name of the segmenter's, found another. "
+                f"--map '{text}': expected LABEL=NAME with a label of the segmenter's, found another. "
                 f"Names are {', '.join(label_values)}."
             )
         stated[name] = tuple(vocabulary.id_of(label) for label in labels.split("+"))
@@ -93,7 +93,7 @@ def match_labels(
     if not matched:
         raise EvaluationError(
             f"Labels of the segmenter: expected names of the vocabulary, found {', '.join(unmatched[:8]) or 'none'}. "
-            "Pass --map NAME=LABEL, and list labels with 'maisi-aug labels'."
+            "Pass --map LABEL=NAME, and list labels with 'maisi-aug labels'."
         )
     return tuple(matched), tuple(unmatched)
 
