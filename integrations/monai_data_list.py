@@ -177,7 +177,8 @@ def _find_folds(cohort: CohortSource, real: RealDataset | None) -> Folds:
         raise ExportError(
             f"{cohort.folder}: expected at least two cases to deal into folds, found one. Make more, or give --like."
         )
-    return load_real_folds(preprocessed_places((cohort.folder if real is None else real.folder).name), case_ids)
+    places = preprocessed_places((cohort.folder if real is None else real.folder).name)
+    return load_real_folds(places, case_ids, raw=None if real is None else real.folder)
 
 
 def _place_in_folds(folds: Folds, real: RealDataset | None) -> dict[str, int | None]:

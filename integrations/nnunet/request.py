@@ -221,7 +221,7 @@ def prepare_like_export(request: LikeRequest) -> LikeExport:
         cohort=cohort,
         cases=cases,
         mapping=map_labels(real, cohort, request.labels, request.absent, wanted),
-        folds=load_real_folds(places, real.case_ids),
+        folds=load_real_folds(places, real.case_ids, raw=real.folder),
         plans=find_real_plans(places, request.plans),
         link=request.link,
         num_wanted=None if request.ratio is None else count_wanted(request.ratio, len(real.cases)),

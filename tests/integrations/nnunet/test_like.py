@@ -111,6 +111,14 @@ def test_export_runs_nnunets_planner_on_real_cases_and_passes_its_check(
 
 
 @pytest.mark.slow
+def test_environment_of_a_training_without_workers_does_not_stop_the_planner(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("nnUNet_n_proc_DA", "0")
+    place.fill(num_real=2).export()
+    assert (place.preprocessed_target / "nnUNetPlans_real.json").is_file()
+
+
 def test_check_names_the_file_that_is_wrong(place: Place) -> None:
     place.fill()
     path = place.real / "labelsTr" / "liver_1.nii.gz"
@@ -257,12 +265,29 @@ class TestContent:
         assert fold["train"][:2] == ["liver_1", "liver_2"]
         assert report.folds_source == str(folder / "splits_final.json")
 
+    def test_folds_of_the_raw_dataset_count_since_nnunets_planner_copies_them(self, place: Place) -> None:
+        place.fill()
+        own = [{"train": ["liver_1", "liver_2"], "val": ["liver_0", "liver_3"]}]
+        (place.real / "splits_final.json").write_text(json.dumps(own))
+        report = place.export(dry_run=True)
+        assert report.folds_source == str(place.real / "splits_final.json")
+        folder = place.preprocessed / "Dataset003_Liver"
+        folder.mkdir(parents=True)
+        more = [{"train": ["liver_2", "liver_1"], "val": ["liver_3", "liver_0"]}, {"train": ["liver_1"], "val": []}]
+        (folder / "splits_final.json").write_text(json.dumps(more))
+        assert place.export(dry_run=True).folds_source == str(folder / "splits_final.json")
+        (folder / "splits_final.json").write_text(json.dumps(more[1:]))
+        with pytest.raises(ExportError, match="found that they differ, at which nnU-Net's planner stops"):
+            place.export(dry_run=True)
+
     def test_folds_and_plans_are_found_where_the_environment_says_too(
         self, place: Place, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     ) -> None:
         place.fill()
         report = place.export(dry_run=True)
-        assert report.folds_source.endswith(f"no splits_final.json was found in {place.preprocessed / place.real.name}")
+        assert report.folds_source.endswith(
+            f"no splits_final.json was found in {place.preprocessed / place.real.name} or {place.real}"
+        )
         assert report.plans_source.endswith(f"none were found in {place.preprocessed / place.real.name}")
         monkeypatch.setenv("nnUNet_preprocessed", str(tmp_path / "usual"))
         usual, given = (folder / place.real.name for folder in (tmp_path / "usual", place.preprocessed))
