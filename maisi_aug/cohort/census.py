@@ -12,13 +12,12 @@ import numpy as np
 
 from maisi_aug.banks.entry import BankEntry
 from maisi_aug.banks.files import NAME_FILES, find_entries, find_referenced, load_labels
-from maisi_aug.banks.label_map import load_entry
+from maisi_aug.banks.label_map import load_entry, load_mask
 from maisi_aug.cohort.balance import BalanceTarget, LesionCensus
 from maisi_aug.errors import BankError, RequestError, did_you_mean
 from maisi_aug.lesions.planting import measure_lesions
 from maisi_aug.vocabulary.label_meaning import find_label_id, resolve_names
 from maisi_aug.vocabulary.labels import Vocabulary
-from maisi_aug.volumes.image_files import load_label_map
 from maisi_aug.volumes.own_names import load_own_names
 
 LesionMap = Mapping[str, str]
@@ -75,7 +74,7 @@ def _measure(volume: Any, ids: Sequence[int]) -> list[float]:
 
 def _measure_masks(entry: BankEntry, ids: Sequence[int]) -> list[float]:
     """Lesions of a case that has a file for every organ; ids count its files from 1."""
-    volumes = (load_label_map(entry.label_paths[place - 1]) for place in ids)
+    volumes = (load_mask(entry.label_paths[place - 1]) for place in ids)
     return sorted((size for v in volumes for size in measure_lesions(v.array > 0, 1, v.grid.voxel_ml)), reverse=True)
 
 

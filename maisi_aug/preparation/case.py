@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from maisi_aug.banks.label_ids import Translation
-from maisi_aug.banks.label_map import choose_centre
+from maisi_aug.banks.label_map import choose_centre, load_mask
 from maisi_aug.errors import VolumeError
 from maisi_aug.lesions.editing import settle_lesions
 from maisi_aug.preparation.settings import PrepareSettings
@@ -156,7 +156,7 @@ def _load_organs(files: Sequence[LabelFile], translation: Translation, grid: Gri
     lesions: list[tuple[NDArray[np.bool_], Mapping[int, int]]] = []
     order = sorted(range(len(files)), key=lambda place: lesion_word(files[place].mask_name or "") is not None)
     for place in order:
-        volume = load_label_map(files[place].path)
+        volume = (load_mask if files[place].mask_name is not None else load_label_map)(files[place].path)
         array = volume.array
         if files[place].mask_name is not None:
             array = np.where(array > 0, place + 1, 0).astype(np.uint16)

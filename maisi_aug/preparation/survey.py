@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
-from pathlib import Path
 
 import numpy as np
 
-from maisi_aug.banks.files import stem_of
+from maisi_aug.banks.label_map import require_one_label
 from maisi_aug.errors import PreparationError, VolumeError
 from maisi_aug.preparation.mapping import LabelMeanings, labels_of
 from maisi_aug.preparation.sources import SourceCase
@@ -22,7 +21,6 @@ MASK_ID = 1
 SAME_PLACE = 0.1
 """Corners of two grids this share of a voxel apart are the same: headers round their origins."""
 MAX_SHOWN = 5
-MAX_IDS = 8
 
 
 @dataclass(frozen=True)
@@ -53,27 +51,13 @@ def survey_case(case: SourceCase) -> CaseSurvey:
                 )
             found = np.bincount(volume.array.ravel())
             present = {int(label_id): int(found[label_id]) for label_id in np.flatnonzero(found)}
-            counts.append(present if file.mask_name is None else _count_mask(present, file.path))
+            if file.mask_name is not None:
+                require_one_label(present, file.path)
+                present = {MASK_ID if label_id else 0: count for label_id, count in present.items()}
+            counts.append(present)
     except VolumeError as error:
         return CaseSurvey(case.id, problem=str(error))
     return CaseSurvey(case.id, tuple(counts))
-
-
-def _count_mask(present: Mapping[int, int], path: Path) -> dict[int, int]:
-    """Voxels inside and outside a mask of one label, whatever number it marks the label with.
-
-    Raises:
-        VolumeError: It holds several ids, which one name cannot mean.
-    """
-    ids = sorted(label_id for label_id in present if label_id)
-    if len(ids) > 1:
-        shown = ", ".join(f"{label_id} ({present[label_id]} voxels)" for label_id in ids[:MAX_IDS])
-        raise VolumeError(
-            f"{path.name}: expected a mask of one label, '{stem_of(path)}', found {len(ids)} ids: {shown}"
-            f"{', ...' if len(ids) > MAX_IDS else ''}. Give it as a label map, such as ID.nii.gz in the folder of "
-            "--labels, and each of its ids a --map"
-        )
-    return {MASK_ID if label_id else 0: count for label_id, count in present.items()}
 
 
 def is_same_place(grid: Grid, other: Grid) -> bool:

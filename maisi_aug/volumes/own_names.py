@@ -45,7 +45,7 @@ def _read_nifti(path: Path) -> list[dict[int, str]]:
     import nibabel as nib
 
     try:
-        header = nib.load(path).header  # type: ignore[attr-defined]
+        header = nib.load(path).header
         contents = [extension.get_content() for extension in header.extensions]
     except Exception:  # whatever is wrong with the file is told by whoever reads its voxels
         return []

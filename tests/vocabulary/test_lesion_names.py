@@ -53,7 +53,7 @@ def test_bare_name_tells_no_organ(name: str) -> None:
 )
 def test_organ_of_a_lesion_is_told_in_one_spelling(name: str, organ: str) -> None:
     reading = read_name(name)
-    assert (reading.kind, reading.organ_words) == ("tumor", {organ})
+    assert (reading.kind, reading.organ_words) == ("tumor", frozenset({organ}))
 
 
 @pytest.mark.parametrize(
