@@ -19,7 +19,7 @@ from maisi_aug.bundle_spec.bundle import Bundle, embedded_bundles, load_bundle, 
 from maisi_aug.bundle_spec.mask_networks import choose_mask_steps, fingerprint_of_masks, require_inside
 from maisi_aug.bundle_spec.presets import Preset, find_preset
 from maisi_aug.bundle_spec.references import bundle_distributions, default_bank
-from maisi_aug.cohort.folder import read_cohort_document
+from maisi_aug.cohort.folder import grow_from, has_cases, read_cohort_document
 from maisi_aug.cohort.grid_preflight import check_grid, shows_head_alone
 from maisi_aug.cohort.kept_labels import keep_anatomy
 from maisi_aug.cohort.plan import CohortPlan, plan_bare_images, plan_from_texts, plan_given_maps
@@ -108,6 +108,8 @@ def resolve_cohort(
     document = read_cohort_document(folder) if folder is not None else None
     bundle = load_bundle(config.bundle)
     config = _with_default_bank(config, bundle)
+    if folder is not None and document is not None:
+        config = grow_from(config, document, has_cases=has_cases(folder))
     bank = _Bank(_absolute(config.mask_bank, EMBEDDED_BANK), bundle.vocabulary)
     bundle.require_told(
         modality=config.modality, body_region=None if _only_chooses_maps(config, bundle, bank) else config.body_region
@@ -176,10 +178,13 @@ def _plan_cases(
     if config.mask_source == GIVEN:
         names = [entry.name for entry in bank.listing[0]]
         label_ids = [bundle.vocabulary.id_of(text) for text in config.labels]
-        return plan_given_maps(names, num_cases=config.num_cases or len(names), label_ids=label_ids)
+        num_cases = config.num_cases or len(names)
+        return plan_given_maps(
+            names, num_cases=num_cases, label_ids=label_ids, first=min(config.grown_from, default=None)
+        )
     num_cases = config.num_cases or DEFAULT_NUM_CASES
     if config.mask_source == NO_MAP:
-        return plan_bare_images(num_cases)
+        return plan_bare_images(num_cases, first=min(config.grown_from, default=None))
     return _plan_requests(config, bundle, distributions, num_cases)
 
 
@@ -192,6 +197,7 @@ def _plan_requests(
         vocabulary=bundle.vocabulary,
         num_cases=num_cases,
         seed=config.seed,
+        grown_from=config.grown_from,
         distributions={**bundle_distributions(bundle), **distributions},
     )
 

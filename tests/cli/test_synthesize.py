@@ -70,6 +70,37 @@ def test_command_makes_a_cohort_and_says_what_comes_next(run_cli: Run, recipe: P
     assert "(seed: 0 -> 3)" in other.stderr
 
 
+def test_cohort_grows_in_its_folder_and_keeps_its_cases(run_cli: Run, recipe: Path, tmp_path: Path) -> None:
+    words = ["synthesize", "--recipe", recipe, "--device", "cpu", "--quiet", "--labels", "hepatic tumor:28-32mm"]
+    assert run_cli(*words, "-n", "1", "--out", tmp_path / "a").code == 0
+    first = {path: path.read_bytes() for path in (tmp_path / "a").glob("*/case_0001*")}
+    lines = (tmp_path / "a" / "manifest.jsonl").read_text()
+    for num_new in (1, 0):
+        grown = run_cli(*words, "-n", "2", "--out", tmp_path / "a", "--json")
+        assert grown.code == 0, grown.stderr
+        assert json.loads(grown.stdout)["num_new"] == num_new
+    assert all(path.read_bytes() == content for path, content in first.items())
+    assert (tmp_path / "a" / "manifest.jsonl").read_text().startswith(lines)
+    refused = run_cli(*words, "-n", "1", "--out", tmp_path / "a")
+    assert refused.code == 1
+    assert "num_cases: 2 -> 1" in refused.stderr
+    again = run_cli(
+        "synthesize", "--recipe", tmp_path / "a" / "cohort.yaml", "--out", tmp_path / "b", "--device", "cpu"
+    )
+    assert again.code == 0
+    for path in (tmp_path / "a").glob("images/*"):
+        assert path.read_bytes() == (tmp_path / "b" / "images" / path.name).read_bytes()
+    assert (tmp_path / "a" / "cohort.yaml").read_bytes() == (tmp_path / "b" / "cohort.yaml").read_bytes()
+
+
+def test_growth_that_cannot_be_is_refused(run_cli: Run, recipe: Path, tmp_path: Path) -> None:
+    content = {**json.loads(recipe.read_text()), "num_cases": 3, "grown_from": [2, 3]}
+    (tmp_path / "recipe.yaml").write_text(json.dumps(content))
+    outcome = run_cli("synthesize", "--recipe", tmp_path / "recipe.yaml", "--dry-run")
+    assert outcome.code == 2
+    assert "grown_from: expected rising numbers below num_cases, found [2, 3] for 3 cases" in outcome.stderr
+
+
 @pytest.mark.parametrize(("raw_folder", "options"), [("", " --out nnUNet_raw"), ("/data/raw", "")])
 def test_command_that_comes_next_can_be_pasted(
     raw_folder: str, options: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
