@@ -230,9 +230,9 @@ def _run(
 
 
 def _load_bundle(name: str | None) -> Bundle:
-    from maisi_aug.bundle_spec.bundle import load_bundle
+    from maisi_aug.bundle_spec.bundle import load_outline
 
-    return load_bundle(name or DEFAULT_BUNDLE)
+    return load_outline(name or DEFAULT_BUNDLE)
 
 
 def _choose_grid(

@@ -299,7 +299,7 @@ def synthesize(
         },
     )
     flags = BalanceFlags(balance_against, rules.lesions, size_bins, max_lesions, balance_picture)
-    config, balance = balance_config(config, flags, is_quiet=quiet)
+    config, balance = balance_config(config, flags, is_quiet=quiet, needs_weights=not dry_run)
     if dry_run:
         show_plan(config, balance, out, may_resume=resume, as_json=as_json, is_quiet=quiet)
         return

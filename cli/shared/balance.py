@@ -101,7 +101,9 @@ class Balance:
         return {"dataset": str(self.dataset), "labels": [label.to_json() for label in self.labels]}
 
 
-def balance_config(config: CohortConfig, flags: BalanceFlags, *, is_quiet: bool) -> tuple[CohortConfig, Balance | None]:
+def balance_config(
+    config: CohortConfig, flags: BalanceFlags, *, is_quiet: bool, needs_weights: bool = True
+) -> tuple[CohortConfig, Balance | None]:
     """The configuration with the requests that balance the dataset, and the balance.
 
     Raises:
@@ -110,7 +112,7 @@ def balance_config(config: CohortConfig, flags: BalanceFlags, *, is_quiet: bool)
     flags.require_use()
     if flags.against is None:
         return config, None
-    from maisi_aug.bundle_spec.bundle import load_bundle
+    from maisi_aug.bundle_spec.bundle import load_bundle, load_outline
     from maisi_aug.cli.shared.bars import count_up
     from maisi_aug.cohort.balance import (
         DEFAULT_MAX_LESIONS,
@@ -135,7 +137,7 @@ def balance_config(config: CohortConfig, flags: BalanceFlags, *, is_quiet: bool)
             "--balance-against: expected no size reference beside it, found one. The planned sizes are millimetres; "
             "leave --size-reference out."
         )
-    vocabulary = load_bundle(config.bundle).vocabulary
+    vocabulary = (load_bundle if needs_weights else load_outline)(config.bundle).vocabulary
     bins = SizeBins(parse_size_bins(flags.size_bins)) if flags.size_bins else SizeBins()
     targets = read_targets(config.labels, vocabulary=vocabulary, bins=bins, least_ml=find_grid(config).voxel_ml)
     with count_up("measuring lesions", is_quiet=is_quiet) as report:

@@ -76,10 +76,10 @@ def load_real_folds(places: Sequence[Path], case_ids: Sequence[str], *, raw: Pat
     path = choose_same([place / SPLITS_NAME for place in places], "Folds of the real dataset")
     own = raw / SPLITS_NAME if raw is not None and (raw / SPLITS_NAME).is_file() else None
     if (used := path or own) is not None:
-        folds = Folds(_read_folds(used, frozenset(case_ids)), str(used))
+        own_folds = Folds(_read_folds(used, frozenset(case_ids)), str(used))
         if path is not None and own is not None:
-            _require_continuation(folds, Folds(_read_folds(own, frozenset(case_ids)), str(own)))
-        return folds
+            _require_continuation(own_folds, Folds(_read_folds(own, frozenset(case_ids)), str(own)))
+        return own_folds
     if len(case_ids) == 1:
         return Folds(({"train": [], "val": list(case_ids)},), "the only real case validates")
     from nnunetv2.utilities.crossval_split import generate_crossval_split

@@ -15,7 +15,7 @@ from maisi_aug import __version__
 from maisi_aug.banks.entry import BankEntry
 from maisi_aug.banks.files import digest_of, find_entries
 from maisi_aug.banks.label_ids import CHOICES, load_mapping
-from maisi_aug.bundle_spec.bundle import Bundle, embedded_bundles, load_bundle, pulled_bundles
+from maisi_aug.bundle_spec.bundle import Bundle, embedded_bundles, load_bundle, load_outline, pulled_bundles
 from maisi_aug.bundle_spec.mask_networks import choose_mask_steps, fingerprint_of_masks, require_inside
 from maisi_aug.bundle_spec.presets import Preset, find_preset
 from maisi_aug.bundle_spec.references import bundle_distributions, default_bank
@@ -83,7 +83,11 @@ class ResolvedCohort:
 
 
 def resolve_cohort(
-    config: CohortConfig, folder: Path | None = None, *, report_file: ReportFile | None = None
+    config: CohortConfig,
+    folder: Path | None = None,
+    *,
+    report_file: ReportFile | None = None,
+    needs_weights: bool = True,
 ) -> ResolvedCohort:
     """Fill in what the bundle decides, and plan the cohort; a grid that its networks have not seen is warned of.
 
@@ -92,6 +96,7 @@ def resolve_cohort(
         folder: Where the cohort goes; one that is there already lends its measured sizes, so that going on does not
             measure again.
         report_file: Called with (label maps read, label maps in all) while a size reference is measured.
+        needs_weights: Whether the bundle must be on this machine; a plan can do without.
 
     Raises:
         CohortError: When the folder is not a cohort's.
@@ -106,7 +111,7 @@ def resolve_cohort(
         VolumeError: When the size reference cannot be read.
     """
     document = read_cohort_document(folder) if folder is not None else None
-    bundle = load_bundle(config.bundle)
+    bundle = (load_bundle if needs_weights else load_outline)(config.bundle)
     config = _with_default_bank(config, bundle)
     if folder is not None and document is not None:
         config = grow_from(config, document, has_cases=has_cases(folder))
@@ -216,7 +221,7 @@ def find_grid(config: CohortConfig) -> Grid:
         BundleError: When there is no such bundle.
         RecipeError: When it has no such preset.
     """
-    bundle = load_bundle(config.bundle)
+    bundle = load_outline(config.bundle)
     return _build_grid(config, bundle, None if config.preset is None else find_preset(config.preset, bundle))
 
 

@@ -117,3 +117,15 @@ def test_earlier_direction_of_a_mapping_is_read_and_told(capsys: pytest.CaptureF
         assert f"Write --map '{new}'." in told
         assert list(parse_lesion_map([new], targets, MAISI).values()) == [source]
         assert capsys.readouterr().err == ""
+
+
+def test_plan_needs_no_weights_and_says_how_to_fetch_them(run_cli: Run) -> None:
+    words = ("--bundle", "rflow-ct", "--labels", "hepatic tumor:0.3", "-n", "2")
+    planned = run_cli("plan", *words, "--json")
+    assert planned.code == 0, planned.stderr
+    assert len(json.loads(planned.stdout)["plan"]["cases"]) == 2
+    assert (
+        "rflow-ct is not on this machine yet. Before the cohort can be made, run maisi-aug bundles pull rflow-ct"
+        in (planned.stderr)
+    )
+    assert "not been fetched yet" in run_cli("synthesize", *words, "--out", "x").stderr
