@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def dicom(
-    cohort: Annotated[Path, typer.Argument(help="Folder that synthesize wrote.")],
+    cohort: Annotated[list[Path], typer.Argument(help="Folder that synthesize wrote, or several.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="New or empty folder.")],
     labels: Annotated[
         list[str] | None,
@@ -50,7 +50,7 @@ def dicom(
 
 
 def monai(
-    cohort: Annotated[Path, typer.Argument(help="Folder that synthesize wrote.")],
+    cohort: Annotated[list[Path], typer.Argument(help="Folder that synthesize wrote, or several.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="New or empty folder.")],
     like: Annotated[
         Path | None,
@@ -123,7 +123,7 @@ class LinkMode(StrEnum):
 
 
 def nnunet(
-    cohort: Annotated[Path, typer.Argument(help="Folder that synthesize wrote.")],
+    cohort: Annotated[list[Path], typer.Argument(help="Folder that synthesize wrote, or several.")],
     dataset_id: Annotated[int, typer.Option(min=1, max=999, help="Number of the dataset, not in use.")],
     name: Annotated[
         str | None,
@@ -266,7 +266,7 @@ def _require_none(given: dict[str, Any], place: str) -> None:
 
 
 def _export_alone(
-    cohort: Path, dataset_id: int, name: str | None, out: Path | None, settings: dict[str, Any], *, as_json: bool
+    cohort: list[Path], dataset_id: int, name: str | None, out: Path | None, settings: dict[str, Any], *, as_json: bool
 ) -> None:
     from maisi_aug.integrations.nnunet.dataset import export_nnunet
 

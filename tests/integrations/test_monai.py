@@ -279,6 +279,24 @@ def test_beside_real_cases_a_cohort_needs_no_requested_labels(tmp_path: Path) ->
     assert report.labels == {"background": 0, "liver": 1}
 
 
+def test_several_cohorts_are_exported_as_one(tmp_path: Path, run_cli: Callable[..., Any]) -> None:
+    small = write_cohort(tmp_path / "small", [HEPATIC_TUMOR])
+    large = write_cohort(tmp_path / "large", [HEPATIC_TUMOR], [HEPATIC_TUMOR])
+    real = write_real(tmp_path / "Dataset003_Liver", {"tumor": 1, "liver": 2})
+    done = run_cli("export", "monai", small, large, "--like", real, "--out", tmp_path / "out", "--json")
+    assert done.code == 0, done.stderr
+    assert json.loads(done.stdout)["num_synthetic"] == 3
+    names = sorted(path.name for path in (tmp_path / "out" / "labels").iterdir())
+    assert names == ["large_case_0001.nii.gz", "large_case_0002.nii.gz", "small_case_0001.nii.gz"]
+    for name, cohort in (("small_case_0001", small), ("large_case_0002", large)):
+        image = load_image(tmp_path / "out" / "images" / f"{name}.nii.gz").array
+        own = load_image(cohort / "images" / f"{name.partition('_')[2]}.nii.gz").array
+        assert np.array_equal(image, own)
+    (tmp_path / "again").mkdir()
+    with pytest.raises(ExportError, match="expected folders of different names, found 'small' twice"):
+        export_monai([small, tmp_path / "again" / ".." / "small"], tmp_path / "no")
+
+
 def test_earlier_flag_for_a_mapping_works_with_a_note(tmp_path: Path, run_cli: Callable[..., Any]) -> None:
     cohort = write_cohort(tmp_path / "cohort", [HEPATIC_TUMOR])
     real = write_real(tmp_path / "Dataset003_Liver", {"Herd": 1})

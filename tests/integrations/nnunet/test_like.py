@@ -399,6 +399,16 @@ class TestContent:
         assert [row["name"] for row in mapping["background"]] == ["spleen", "lung tumor", "body"]
         assert mapping["cases"]["synthetic_case_0002"]["case_id"] == "case_0002"
 
+    def test_several_cohorts_are_added_as_one(self, place: Place, tmp_path: Path) -> None:
+        place.fill()
+        other = write_cohort(tmp_path / "other", [HEPATIC_TUMOR], requested=(HEPATIC_TUMOR,))
+        request = LikeRequest([place.cohort, other], place.real, 503, out=place.raw, preprocessed=place.preprocessed)
+        assert export_like(request).num_synthetic == 4
+        cases = read_json(place.target / "dataset.json")["dataset"]
+        image = place.target / cases["synthetic_other_case_0001"]["images"][0]
+        assert image.resolve() == (other / "images" / "case_0001.nii.gz").resolve()
+        assert "synthetic_cohort_case_0003" in cases
+
     def test_bare_lesion_is_found_beside_its_organ(self, place: Place) -> None:
         place.fill(labels={"background": 0, "liver": 1, "cancer": 2}).export(labels=[])
         rows = read_json(place.target / MAPPING_NAME)["labels"]
