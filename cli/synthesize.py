@@ -276,8 +276,7 @@ def synthesize(
             "anatomy": parse_words(anatomy),
             "num_cases": num_cases,
             "seed": seed,
-            "size_reference": None if size_reference is None else str(size_reference),
-            "size_label": rules.sizes or parse_size_labels(size_label or []),
+            **rules.to_size_fields(size_reference, parse_size_labels(size_label or [])),
             "mask_source": None if mask_source is None else mask_source.value,
             "mask_bank": mask_bank,
             "mask_labels": rules.require_alone(mask_labels),
@@ -298,8 +297,8 @@ def synthesize(
             "max_attempts": max_attempts,
         },
     )
-    flags = BalanceFlags(balance_against, rules.lesions, size_bins, max_lesions, balance_picture)
-    config, balance = balance_config(config, flags, is_quiet=quiet, needs_weights=not dry_run)
+    balanced = BalanceFlags(balance_against, rules.lesions, size_bins, max_lesions, balance_picture)
+    config, balance = balance_config(config, balanced, is_quiet=quiet, needs_weights=not dry_run)
     if dry_run:
         show_plan(config, balance, out, may_resume=resume, as_json=as_json, is_quiet=quiet)
         return

@@ -129,6 +129,13 @@ class LabelRules:
             )
         return cls(bank=to_bank_labels(texts))
 
+    def to_size_fields(self, reference: Path | None, size_label: int | dict[str, int] | None) -> dict[str, object]:
+        """The fields of a configuration that name a size reference, and its lesions by rules or by `--size-label`."""
+        return {
+            "size_reference": None if reference is None else str(reference),
+            "size_label": self.sizes or size_label,
+        }
+
     def require_alone(self, mask_labels: str | None) -> str | dict[str | int, str | int] | None:
         """The bank's labels by rules, or by `--mask-labels`.
 

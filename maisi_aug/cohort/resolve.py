@@ -14,7 +14,7 @@ from typing import Any
 from maisi_aug import __version__
 from maisi_aug.banks.entry import BankEntry
 from maisi_aug.banks.files import digest_of, find_entries
-from maisi_aug.banks.label_ids import CHOICES, load_mapping
+from maisi_aug.banks.label_ids import CHOICES, LabelMapping, load_mapping
 from maisi_aug.bundle_spec.bundle import Bundle, embedded_bundles, load_bundle, load_outline, pulled_bundles
 from maisi_aug.bundle_spec.mask_networks import choose_mask_steps, fingerprint_of_masks, require_inside
 from maisi_aug.bundle_spec.presets import Preset, find_preset
@@ -112,9 +112,7 @@ def resolve_cohort(
     """
     document = read_cohort_document(folder) if folder is not None else None
     bundle = (load_bundle if needs_weights else load_outline)(config.bundle)
-    config = _with_default_bank(config, bundle)
-    if folder is not None and document is not None:
-        config = grow_from(config, document, has_cases=has_cases(folder))
+    config = _with_default_bank(_with_growth(config, folder, document), bundle)
     bank = _Bank(_absolute(config.mask_bank, EMBEDDED_BANK), bundle.vocabulary)
     bundle.require_told(
         modality=config.modality, body_region=None if _only_chooses_maps(config, bundle, bank) else config.body_region
@@ -128,9 +126,7 @@ def resolve_cohort(
         update={
             "bundle": _absolute(config.bundle, *embedded_bundles(), *pulled_bundles()),
             "mask_bank": bank.path,
-            "mask_labels": _absolute(config.mask_labels, *CHOICES)
-            if isinstance(config.mask_labels, str)
-            else config.mask_labels,
+            "mask_labels": _absolute_mapping(config.mask_labels),
             "size_reference": config.size_reference and _absolute(config.size_reference),
             **({} if _follows_maps(config) else {"shape": grid.shape, "spacing_mm": grid.spacing_mm}),
             "num_inference_steps": bundle.choose_steps(config.num_inference_steps),
@@ -205,6 +201,18 @@ def _plan_requests(
         grown_from=config.grown_from,
         distributions={**bundle_distributions(bundle), **distributions},
     )
+
+
+def _with_growth(config: CohortConfig, folder: Path | None, document: dict[str, Any] | None) -> CohortConfig:
+    """The configuration with the steps in which the cohort that is gone on with has grown."""
+    if folder is None or document is None:
+        return config
+    return grow_from(config, document, has_cases=has_cases(folder))
+
+
+def _absolute_mapping(mask_labels: LabelMapping) -> LabelMapping:
+    """What a bank's ids mean, a file by its absolute path."""
+    return _absolute(mask_labels, *CHOICES) if isinstance(mask_labels, str) else mask_labels
 
 
 def _with_default_bank(config: CohortConfig, bundle: Bundle) -> CohortConfig:
