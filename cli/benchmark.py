@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from maisi_aug.cli.shared.bars import show_stages
+from maisi_aug.cli.shared.label_map import split_rule, tell_old_spelling
 
 if TYPE_CHECKING:
     from maisi_aug.evaluation.benchmark.config import BenchmarkConfig
@@ -36,36 +37,52 @@ def parse_sources(words: Sequence[str]) -> dict[str, Path]:
     return sources
 
 
-def parse_label_ids(words: Sequence[str]) -> dict[str, tuple[int, ...]]:
-    """``NAME=ID+ID`` as ids by name, and ``NAME`` alone as no ids.
+def parse_labels(
+    words: Sequence[str], rules: Sequence[str]
+) -> tuple[dict[str, tuple[int, ...]], dict[str, tuple[str, ...]]]:
+    """The labels of `--label`, and what `--map` says of them.
+
+    Args:
+        words: ``NAME`` each; ``NAME=ID+ID`` is an earlier spelling of a rule with ids, and told.
+        rules: ``LABEL=NAME+NAME`` each, LABEL being a real label's name, or ids of it joined by a plus sign where the
+            real cases do not name it: then it is called NAME.
+
+    Returns:
+        Real label -> ids, none where the real cases name it; and real label -> names or ids in the synthetic maps.
 
     Raises:
-        typer.BadParameter: A word without a name or with something else than ids.
+        typer.BadParameter: A word without a name, or a side of it is missing.
     """
     labels: dict[str, tuple[int, ...]] = {}
-    for word in words:
-        name, equals, ids = word.partition("=")
-        parts = [part.strip() for part in ids.split("+")] if equals else []
-        if not name.strip() or not all(part.isdecimal() and int(part) > 0 for part in parts):
-            raise typer.BadParameter(f"--label {word}: expected NAME, NAME=ID or NAME=ID+ID, found '{ids}'.")
-        labels[name.strip()] = tuple(map(int, parts))
-    return labels
-
-
-def parse_mapping(words: Sequence[str]) -> dict[str, tuple[str, ...]]:
-    """``NAME=LABEL+LABEL`` as names or ids by the real label's name.
-
-    Raises:
-        typer.BadParameter: A word without a name or without labels.
-    """
     mapping: dict[str, tuple[str, ...]] = {}
     for word in words:
-        name, _, labels = word.partition("=")
-        parts = [part.strip() for part in labels.split("+")]
-        if not name or not all(parts):
-            raise typer.BadParameter(f"--map {word}: expected NAME=LABEL or NAME=LABEL+LABEL, found '{labels}'.")
-        mapping[name.strip()] = tuple(parts)
-    return mapping
+        name, equals, ids = (part.strip() for part in word.partition("="))
+        if not name or (equals and _read_ids(ids) is None):
+            raise typer.BadParameter(
+                f"--label {word}: expected NAME, and its ids with --map ID+ID=NAME, found '{ids}'."
+            )
+        labels[name] = _read_ids(ids) or ()
+        if equals:
+            tell_old_spelling(f"--label '{word}'", f"--map '{ids}={name}'")
+    for rule in rules:
+        label, names = split_rule(rule, "tumor=hepatic tumor")
+        parts = tuple(part.strip() for part in names.split("+"))
+        if not all(parts):
+            raise typer.BadParameter(f"--map {rule}: expected LABEL=NAME or LABEL=NAME+NAME, found '{names}'.")
+        numbers = _read_ids(label)
+        if numbers is None:
+            mapping[label] = parts
+            continue
+        labels[names] = tuple(sorted({*labels.get(names, ()), *numbers}))
+        if len(parts) > 1:
+            mapping[names] = parts
+    return labels, mapping
+
+
+def _read_ids(text: str) -> tuple[int, ...] | None:
+    """``1+2`` as its ids; None for anything else."""
+    parts = [part.strip() for part in text.split("+")]
+    return tuple(map(int, parts)) if all(part.isdecimal() and int(part) > 0 for part in parts) else None
 
 
 def parse_arms(text: str) -> tuple[str, ...]:
@@ -135,8 +152,8 @@ def run(
     label: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="NAME[=IDS]",
-            help="A label and, where the real cases do not name it, its ids there, joined by '+'; without any, all.",
+            metavar="NAME",
+            help="A label of the real cases to learn and to judge; may repeat; without any, all.",
             rich_help_panel=_DATA,
         ),
     ] = None,
@@ -144,8 +161,9 @@ def run(
         list[str] | None,
         typer.Option(
             "--map",
-            metavar="NAME=LABELS",
-            help="What a real label is called in the synthetic maps: names or ids, joined by '+'.",
+            metavar="LABEL=NAME",
+            help="A label of the real cases and what it is in the synthetic maps: names or ids, joined by '+'. Where "
+            "the real cases do not name it, LABEL is its id, or several joined by '+'.",
             rich_help_panel=_DATA,
         ),
     ] = None,
@@ -219,11 +237,12 @@ def run(
     from maisi_aug.evaluation.benchmark.text import list_commands
 
     sources = parse_sources(synthetic or [])
+    labels, names = parse_labels(label or [], mapping or [])
     config = build_benchmark_config(
         real=str(real.resolve()),
         synthetic={name: str(path.resolve()) for name, path in sources.items()},
-        labels=parse_label_ids(label or []) or None,
-        mapping=parse_mapping(mapping or []),
+        labels=labels or None,
+        mapping=names,
         lesion_labels=tuple(lesion_label) if lesion_label else None,
         arms=parse_arms(arms) if arms else DEFAULT_ARMS if sources else ("real", "real-duplicated"),
         num_seeds=seeds,

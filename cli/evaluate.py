@@ -171,7 +171,7 @@ def agreement(
     ] = None,
     mapping: Annotated[
         list[str] | None,
-        typer.Option("--map", metavar="NAME=LABEL", help="What a label of the model is compared with; may repeat."),
+        typer.Option("--map", metavar="LABEL=NAME", help="What a label of the model is compared with; may repeat."),
     ] = None,
     folds: Annotated[str | None, typer.Option(help="Folds of the model, such as 0,1; all that are there.")] = None,
     orientation: Annotated[str, typer.Option(help="Orientation of the images that the model was trained on.")] = "RAS",

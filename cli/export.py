@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from maisi_aug.cli.shared.bars import show_stages
+from maisi_aug.cli.shared.label_map import add_old_rules
 
 if TYPE_CHECKING:
     from maisi_aug.integrations.nnunet.dataset import ExportReport
 
 
 def dicom(
-    cohort: Annotated[Path, typer.Argument(help="Folder that synthesize wrote.")],
+    cohort: Annotated[list[Path], typer.Argument(help="Folder that synthesize wrote, or several.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="New or empty folder.")],
     labels: Annotated[
         list[str] | None,
@@ -49,19 +50,22 @@ def dicom(
 
 
 def monai(
-    cohort: Annotated[Path, typer.Argument(help="Folder that synthesize wrote.")],
+    cohort: Annotated[list[Path], typer.Argument(help="Folder that synthesize wrote, or several.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="New or empty folder.")],
     like: Annotated[
         Path | None,
         typer.Option(help="nnU-Net raw dataset of real cases: they make up the folds, and its labels the numbers."),
     ] = None,
-    label: Annotated[
+    rules: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="NAME=LABEL",
-            help="A label of the cohort and what the real dataset calls it, or 'background'; may repeat.",
+            "--map",
+            metavar="LABEL=NAME",
+            help="A label of the real dataset, or 'background', and its name in the cohort; may repeat, and several "
+            "names are joined by '+'.",
         ),
     ] = None,
+    label: Annotated[list[str] | None, typer.Option(metavar="NAME=LABEL", hidden=True)] = None,
     absent: Annotated[
         list[str] | None,
         typer.Option(help="A label of the real dataset that no synthetic case truly holds; may repeat."),
@@ -79,7 +83,7 @@ def monai(
 
     With --like the synthetic cases are trained on in every fold and validated on in none.
 
-    Example: maisi-aug export monai cohort --like nnUNet_raw/Dataset003_Liver --label "hepatic tumor=cancer" --out monai
+    Example: maisi-aug export monai cohort --like nnUNet_raw/Dataset003_Liver --map "cancer=hepatic tumor" --out monai
     """
     from maisi_aug.integrations.monai_data_list import TASK_NAME, export_monai
 
@@ -88,7 +92,7 @@ def monai(
             cohort,
             out,
             like=like,
-            label=label or (),
+            label=add_old_rules(rules, label, "--label"),
             absent=absent or (),
             labels=labels or (),
             include_anatomy=include_anatomy,
@@ -119,7 +123,7 @@ class LinkMode(StrEnum):
 
 
 def nnunet(
-    cohort: Annotated[Path, typer.Argument(help="Folder that synthesize wrote.")],
+    cohort: Annotated[list[Path], typer.Argument(help="Folder that synthesize wrote, or several.")],
     dataset_id: Annotated[int, typer.Option(min=1, max=999, help="Number of the dataset, not in use.")],
     name: Annotated[
         str | None,
@@ -147,15 +151,17 @@ def nnunet(
         Path | None,
         typer.Option(help="Real raw dataset, nnUNet_raw/DatasetXXX_Name, to add to.", rich_help_panel=LIKE),
     ] = None,
-    label: Annotated[
+    rules: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="NAME=LABEL",
-            help="A label of the cohort and what the real dataset calls it, or 'background'; may repeat. Labels of the "
-            "same name find each other.",
+            "--map",
+            metavar="LABEL=NAME",
+            help="A label of the real dataset, or 'background', and its name in the cohort; may repeat, and several "
+            "names are joined by '+'. Labels whose names mean the same find each other.",
             rich_help_panel=LIKE,
         ),
     ] = None,
+    label: Annotated[list[str] | None, typer.Option(metavar="NAME=LABEL", hidden=True)] = None,
     absent: Annotated[
         list[str] | None,
         typer.Option(
@@ -205,12 +211,13 @@ def nnunet(
     ids. The mapping of labels is saved in the dataset's folder.
 
     Examples:
-    maisi-aug export nnunet cohort --like nnUNet_raw/Dataset003_Liver --dataset-id 503 --label "hepatic tumor=tumor"
+    maisi-aug export nnunet cohort --like nnUNet_raw/Dataset003_Liver --dataset-id 503 --map "tumor=hepatic tumor"
 
     maisi-aug export nnunet cohort --dataset-id 501 --name SynLiver --out nnUNet_raw
     """
     alone: dict[str, Any] = {"labels": labels, "include_anatomy": include_anatomy, "copy": copy}
     beside: dict[str, Any] = {
+        "map": rules,
         "label": label,
         "absent": absent,
         "ratio": ratio,
@@ -234,7 +241,7 @@ def nnunet(
         name=name,
         out=out,
         preprocessed=preprocessed,
-        labels=label or (),
+        labels=add_old_rules(rules, label, "--label"),
         absent=absent or (),
         ratio=ratio,
         max_per_label=max_per_label,
@@ -259,7 +266,7 @@ def _require_none(given: dict[str, Any], place: str) -> None:
 
 
 def _export_alone(
-    cohort: Path, dataset_id: int, name: str | None, out: Path | None, settings: dict[str, Any], *, as_json: bool
+    cohort: list[Path], dataset_id: int, name: str | None, out: Path | None, settings: dict[str, Any], *, as_json: bool
 ) -> None:
     from maisi_aug.integrations.nnunet.dataset import export_nnunet
 

@@ -28,6 +28,7 @@ class OrganLabels(StrEnum):
 
     auto = "auto"
     totalsegmentator_v2 = "totalsegmentator-v2"
+    totalsegmentator_v3 = "totalsegmentator-v3"
     totalsegmentator_v1 = "totalsegmentator-v1"
     maisi = "maisi"
 
@@ -232,9 +233,9 @@ def _run(
 
 
 def _load_bundle(name: str | None) -> Bundle:
-    from maisi_aug.bundle_spec.bundle import load_bundle
+    from maisi_aug.bundle_spec.bundle import load_outline
 
-    return load_bundle(name or DEFAULT_BUNDLE)
+    return load_outline(name or DEFAULT_BUNDLE)
 
 
 def _choose_grid(

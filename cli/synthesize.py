@@ -23,6 +23,7 @@ from maisi_aug.cli.shared.balance import (
     save_balance,
 )
 from maisi_aug.cli.shared.dry_run import require_folder, show_plan
+from maisi_aug.cli.shared.label_map import LabelRules
 from maisi_aug.cli.shared.parsing import (
     parse_decode_window,
     parse_num_splits,
@@ -114,7 +115,7 @@ def synthesize(
     size_label: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="ID|NAME=ID", help="The lesion's id in the size reference; may repeat.", rich_help_panel=_WHAT
+            metavar="ID", help="The lesion's id in the size reference; of several, see --map.", rich_help_panel=_WHAT
         ),
     ] = None,
     balance_against: BalanceAgainst = None,
@@ -143,7 +144,7 @@ def synthesize(
         str | None,
         typer.Option(
             metavar="NAME|FILE",
-            help="The bank's label ids: auto, maisi, totalsegmentator-v1, totalsegmentator-v2 or a JSON file.",
+            help="The bank's label ids: auto, maisi, totalsegmentator-v1, -v2 or -v3, or a JSON file.",
             rich_help_panel=_MASKS,
         ),
     ] = None,
@@ -267,6 +268,7 @@ def synthesize(
 
     Example: maisi-aug synthesize --labels "hepatic tumor:0.3" -n 4 --out cohort
     """
+    rules = LabelRules.read(lesion_map or [], balance_against, size_reference, mask_bank or recipe)
     config = _read_config(
         recipe,
         {
@@ -274,11 +276,10 @@ def synthesize(
             "anatomy": parse_words(anatomy),
             "num_cases": num_cases,
             "seed": seed,
-            "size_reference": None if size_reference is None else str(size_reference),
-            "size_label": parse_size_labels(size_label or []),
+            **rules.to_size_fields(size_reference, parse_size_labels(size_label or [])),
             "mask_source": None if mask_source is None else mask_source.value,
             "mask_bank": mask_bank,
-            "mask_labels": mask_labels,
+            "mask_labels": rules.require_alone(mask_labels),
             "mask_steps": mask_steps,
             "size_of": parse_organ_sizes(size_of or []),
             "bundle": bundle,
@@ -296,8 +297,8 @@ def synthesize(
             "max_attempts": max_attempts,
         },
     )
-    flags = BalanceFlags(balance_against, lesion_map or (), size_bins, max_lesions, balance_picture)
-    config, balance = balance_config(config, flags, is_quiet=quiet)
+    balanced = BalanceFlags(balance_against, rules.lesions, size_bins, max_lesions, balance_picture)
+    config, balance = balance_config(config, balanced, is_quiet=quiet, needs_weights=not dry_run)
     if dry_run:
         show_plan(config, balance, out, may_resume=resume, as_json=as_json, is_quiet=quiet)
         return

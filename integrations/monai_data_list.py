@@ -22,7 +22,7 @@ from maisi_aug.integrations.nnunet.folders import preprocessed_places
 from maisi_aug.integrations.nnunet.labels import map_labels, require_complete_mapping
 from maisi_aug.integrations.nnunet.real import RealDataset, load_real_dataset
 from maisi_aug.integrations.nnunet.splits import Folds, load_real_folds
-from maisi_aug.integrations.reading.cohort_source import CohortSource, load_cohort_source
+from maisi_aug.integrations.reading.cohort_source import CohortSource, load_cohorts
 from maisi_aug.integrations.reading.export_labels import LabelNumbering, choose_labels, count_labels, require_label_maps
 from maisi_aug.system.whole_files import write_text_whole
 from maisi_aug.system.whole_folder import (
@@ -67,7 +67,7 @@ class MonaiReport:
 
 
 def export_monai(
-    cohort_dir: Path,
+    cohort_dir: Path | Sequence[Path],
     out: Path,
     *,
     like: Path | None = None,
@@ -84,10 +84,10 @@ def export_monai(
     fold, so that synthetic cases made from the label map of a real case that validates are left out.
 
     Args:
-        cohort_dir: Folder that ``synthesize`` wrote.
+        cohort_dir: Folder that ``synthesize`` wrote, or several.
         out: New or empty folder.
         like: nnU-Net raw dataset of real cases, referred to where they are; its labels decide the numbers.
-        label: ``NAME=LABEL`` each: a label of the cohort, and what the real dataset calls it or ``background``.
+        label: ``LABEL=NAME`` each: a label of the real dataset or ``background``, and what it is in the cohort.
         absent: Labels of the real dataset that the cohort's cases truly hold none of.
         labels: Names or ids to export without ``like``; those that the cohort was asked for when empty.
         include_anatomy: Export every label in the maps as well, except the body envelope; without ``like``.
@@ -101,7 +101,7 @@ def export_monai(
     """
     require_new_folder(out)
     _require_use(like, label=label, absent=absent, labels=labels, include_anatomy=include_anatomy)
-    cohort = load_cohort_source(cohort_dir)
+    cohort = load_cohorts(cohort_dir)
     real = None if like is None else load_real_dataset(like)
     folds = _find_folds(cohort, real)
     places = _place_in_folds(folds, real)
@@ -152,7 +152,7 @@ def _build_notes(
 def _require_use(like: Path | None, **flags: Any) -> None:
     """Raise for a flag that would do nothing."""
     names = ("labels", "include_anatomy") if like is not None else ("label", "absent")
-    idle = [f"--{name.replace('_', '-')}" for name in names if flags[name]]
+    idle = ["--map" if name == "label" else f"--{name.replace('_', '-')}" for name in names if flags[name]]
     if idle:
         beside = "none beside --like, whose labels decide what is exported" if like is not None else "--like beside it"
         raise ExportError(f"{idle[0]}: expected {beside}, found otherwise. Leave one out, or add the other.")
@@ -177,7 +177,8 @@ def _find_folds(cohort: CohortSource, real: RealDataset | None) -> Folds:
         raise ExportError(
             f"{cohort.folder}: expected at least two cases to deal into folds, found one. Make more, or give --like."
         )
-    return load_real_folds(preprocessed_places((cohort.folder if real is None else real.folder).name), case_ids)
+    places = preprocessed_places((cohort.folder if real is None else real.folder).name)
+    return load_real_folds(places, case_ids, raw=None if real is None else real.folder)
 
 
 def _place_in_folds(folds: Folds, real: RealDataset | None) -> dict[str, int | None]:

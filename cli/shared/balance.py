@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from maisi_aug.cli.shared.label_map import split_rule, tell_old_spelling
 from maisi_aug.cli.shared.tables import open_table_console
 from maisi_aug.system.whole_files import write_text_whole
 
 if TYPE_CHECKING:
-    from maisi_aug.cohort.balance import LabelBalance
+    from maisi_aug.cohort.balance import BalanceTarget, LabelBalance
     from maisi_aug.cohort.recipe import CohortConfig
+    from maisi_aug.vocabulary.labels import Vocabulary
 
 _PANEL = "Balance"
 
@@ -30,8 +32,9 @@ LesionMapOption = Annotated[
     list[str] | None,
     typer.Option(
         "--map",
-        metavar="NAME=ID|NAME",
-        help="What the real dataset calls a lesion, such as 'hepatic tumor=2'; may repeat (default: by name).",
+        metavar="LABEL=NAME",
+        help="A label of the real dataset, of --size-reference or else of --mask-bank, by id or name, and what it is "
+        "here, such as '2=hepatic tumor'; may repeat (default: by name).",
         rich_help_panel=_PANEL,
     ),
 ]
@@ -54,7 +57,7 @@ class BalanceFlags:
 
     Attributes:
         against: The real dataset; None where nothing is balanced.
-        mapping: ``NAME=ID`` once per lesion.
+        mapping: ``LABEL=NAME`` once per lesion.
         size_bins: Edges in mm, as typed.
         max_lesions: Most lesions of a case.
         picture: Where the balance is drawn.
@@ -73,7 +76,6 @@ class BalanceFlags:
             typer.BadParameter: Naming it.
         """
         idle = {
-            "--map": self.mapping,
             "--size-bins": self.size_bins,
             "--max-lesions": self.max_lesions,
             "--balance-picture": self.picture,
@@ -99,7 +101,9 @@ class Balance:
         return {"dataset": str(self.dataset), "labels": [label.to_json() for label in self.labels]}
 
 
-def balance_config(config: CohortConfig, flags: BalanceFlags, *, is_quiet: bool) -> tuple[CohortConfig, Balance | None]:
+def balance_config(
+    config: CohortConfig, flags: BalanceFlags, *, is_quiet: bool, needs_weights: bool = True
+) -> tuple[CohortConfig, Balance | None]:
     """The configuration with the requests that balance the dataset, and the balance.
 
     Raises:
@@ -108,7 +112,7 @@ def balance_config(config: CohortConfig, flags: BalanceFlags, *, is_quiet: bool)
     flags.require_use()
     if flags.against is None:
         return config, None
-    from maisi_aug.bundle_spec.bundle import load_bundle
+    from maisi_aug.bundle_spec.bundle import load_bundle, load_outline
     from maisi_aug.cli.shared.bars import count_up
     from maisi_aug.cohort.balance import (
         DEFAULT_MAX_LESIONS,
@@ -123,11 +127,11 @@ def balance_config(config: CohortConfig, flags: BalanceFlags, *, is_quiet: bool)
     from maisi_aug.cohort.source_rules import DEFAULT_NUM_CASES
 
     _require_requests_in_mm(config)
-    vocabulary = load_bundle(config.bundle).vocabulary
+    vocabulary = (load_bundle if needs_weights else load_outline)(config.bundle).vocabulary
     bins = SizeBins(parse_size_bins(flags.size_bins)) if flags.size_bins else SizeBins()
     targets = read_targets(config.labels, vocabulary=vocabulary, bins=bins, least_ml=find_grid(config).voxel_ml)
     with count_up("measuring lesions", is_quiet=is_quiet) as report:
-        mapping = parse_lesion_map(flags.mapping)
+        mapping = parse_lesion_map(flags.mapping, targets, vocabulary)
         censuses = take_census(flags.against, targets, vocabulary=vocabulary, mapping=mapping, report=report)
     max_lesions = flags.max_lesions or DEFAULT_MAX_LESIONS
     counted = [
@@ -169,23 +173,33 @@ def parse_size_bins(text: str) -> tuple[float, ...]:
         raise typer.BadParameter(f"--size-bins: expected diameters such as 5,10,20,30,50, found '{text}'.") from None
 
 
-def parse_lesion_map(texts: Sequence[str]) -> dict[str, str]:
-    """``NAME=ID`` or ``NAME=NAME`` once per lesion.
+def parse_lesion_map(texts: Sequence[str], targets: Sequence[BalanceTarget], vocabulary: Vocabulary) -> dict[str, str]:
+    """``LABEL=NAME`` once per lesion, as what the dataset calls each name.
+
+    ``NAME=LABEL``, the earlier direction, is read where only that can be meant, and told.
 
     Raises:
         typer.BadParameter: When it is anything else, or a lesion is named twice.
     """
     mapping: dict[str, str] = {}
     for text in texts:
-        name, _, source = (part.strip() for part in text.partition("="))
-        if not name or not source:
-            raise typer.BadParameter(
-                f"--map: expected a lesion and its label such as 'hepatic tumor=2', found '{text}'."
-            )
+        label, name = split_rule(text, "2=hepatic tumor")
+        if not _is_target(name, targets, vocabulary) and _is_target(label, targets, vocabulary):
+            label, name = name, label
+            tell_old_spelling(f"--map '{text}'", f"--map '{label}={name}'")
         if name in mapping:
             raise typer.BadParameter(f"--map: expected each lesion once, found '{name}' twice.")
-        mapping[name] = source
+        mapping[name] = label
     return mapping
+
+
+def _is_target(name: str, targets: Sequence[BalanceTarget], vocabulary: Vocabulary) -> bool:
+    from maisi_aug.errors import VocabularyError
+
+    try:
+        return vocabulary.id_of(name) in {target.label_id for target in targets}
+    except VocabularyError:
+        return False
 
 
 BALANCE_NAME = "balance.json"

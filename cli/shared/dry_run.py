@@ -149,10 +149,16 @@ def show_plan(
     if out is not None:
         require_folder(out, may_resume=may_resume)
     with CohortProgress(is_quiet=is_quiet) as progress:
-        cohort = resolve_cohort(config, out, report_file=progress.measures)
+        cohort = resolve_cohort(config, out, report_file=progress.measures, needs_weights=False)
         if out is not None:
             find_cohort(out, cohort.to_document())  # raises where the run would be refused
         outlooks = look_at_cohort(cohort, is_quiet=is_quiet) if config.mask_source == GIVEN else []
+    if not cohort.bundle.is_fetched:
+        typer.echo(
+            f"Note: {cohort.bundle.name} is not on this machine yet. Before the cohort can be made, run "
+            f"maisi-aug bundles pull {cohort.bundle.name}",
+            err=True,
+        )
     if as_json:
         maps = {"maps": [outlook.to_json(cohort.bundle.vocabulary) for outlook in outlooks]} if outlooks else {}
         balanced = {} if balance is None else {"balance": balance.to_json()}

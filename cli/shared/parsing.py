@@ -8,6 +8,8 @@ from typing import overload
 
 import typer
 
+from maisi_aug.cli.shared.label_map import tell_old_spelling
+
 
 @overload
 def parse_shape(text: str) -> tuple[int, int, int]: ...
@@ -99,7 +101,7 @@ def parse_words(text: str | None) -> list[str] | None:
 
 
 def parse_size_labels(texts: Sequence[str]) -> int | dict[str, int] | None:
-    """``2``, or ``NAME=2`` once per lesion.
+    """``2``; ``NAME=2`` once per lesion is an earlier spelling of ``--map 2=NAME``, and told.
 
     Raises:
         typer.BadParameter: When it is anything else.
@@ -111,8 +113,11 @@ def parse_size_labels(texts: Sequence[str]) -> int | dict[str, int] | None:
     pairs = [text.rpartition("=") for text in texts]
     if not all(name.strip() and number.strip().isdecimal() for name, _, number in pairs):
         raise typer.BadParameter(
-            f"--size-label: expected an id such as 2, or 'hepatic tumor=2' once per lesion, found '{' '.join(texts)}'."
+            f"--size-label: expected an id such as 2, or --map '2=hepatic tumor' once per lesion, found "
+            f"'{' '.join(texts)}'."
         )
+    for text, (name, _, number) in zip(texts, pairs, strict=True):
+        tell_old_spelling(f"--size-label '{text}'", f"--map '{number.strip()}={name.strip()}'")
     return {name.strip(): int(number) for name, _, number in pairs}
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -15,7 +15,8 @@ from maisi_aug.errors import BankError, BenchmarkError, PreparationError, Vocabu
 from maisi_aug.integrations.nnunet.folders import MAPPING_NAME, MARK_KEY
 from maisi_aug.integrations.reading.cohort_source import load_cohort_source
 from maisi_aug.preparation.prepared import SPEC_NAME, load_prepared
-from maisi_aug.vocabulary.labels import BODY_ID, Vocabulary, is_bare_lesion_name, lesion_word
+from maisi_aug.vocabulary.label_meaning import resolve_names
+from maisi_aug.vocabulary.labels import BODY_ID, FULL_VOCABULARY, Vocabulary, lesion_word
 
 DATASET_NAME: Final = "dataset.json"
 
@@ -50,12 +51,14 @@ class CaseSource:
         cases: In the order of their names, or of the cohort's plan.
         label_ids: Name of a label to its numbers in the maps.
         notes: What the user should know, one sentence each.
+        names: All names that the folder gives its labels, those that are left out included; not kept with a plan.
     """
 
     name: str
     cases: tuple[CaseFiles, ...]
     label_ids: LabelIds
     notes: tuple[str, ...] = ()
+    names: tuple[str, ...] = field(default=(), compare=False)
 
 
 def find_real_cases(path: Path, labels: Mapping[str, tuple[int, ...]] | None) -> CaseSource:
@@ -78,7 +81,7 @@ def find_real_cases(path: Path, labels: Mapping[str, tuple[int, ...]] | None) ->
     if not label_ids:
         raise BenchmarkError(
             f"{path}: expected names of its labels in dataset.json or labels.json, found none. "
-            'Name them with --label "liver=1".'
+            'Name them with --map "1=liver".'
         )
     left_out = [name for name in names if name not in label_ids] if not labels else []
     if left_out:
@@ -86,12 +89,17 @@ def find_real_cases(path: Path, labels: Mapping[str, tuple[int, ...]] | None) ->
         notes = (*notes, f"Regions that hold other labels were left out ({named}): name them with --label.")
     unknown = [name for name, ids in label_ids.items() if not ids]
     if unknown:
-        raise _unknown_label(unknown[0], (unknown[0],), path, names, option="label")
-    return CaseSource("real", cases, label_ids, notes)
+        raise _unknown_label(unknown[0], (unknown[0],), path, names, is_real=True)
+    return CaseSource("real", cases, label_ids, notes, tuple(names))
 
 
 def find_synthetic_cases(
-    name: str, path: Path, labels: Sequence[str], mapping: Mapping[str, tuple[str, ...]]
+    name: str,
+    path: Path,
+    labels: Sequence[str],
+    mapping: Mapping[str, tuple[str, ...]],
+    *,
+    context: Sequence[str] = (),
 ) -> CaseSource:
     """List the cases of a cohort, of an nnU-Net raw dataset or of a folder of pairs.
 
@@ -99,13 +107,15 @@ def find_synthetic_cases(
         name: What arms call the source.
         path: The folder.
         labels: Names of the real labels.
-        mapping: Name of a real label to names or ids here; labels that are not named are looked up by their own name.
+        mapping: Name of a real label to names or ids here; labels that are not named are looked up by what their own
+            name means, such as "cancer" beside "liver".
+        context: Further names of the real dataset, which tell what a bare name means.
 
     Raises:
         BenchmarkError: There are no cases, or a label cannot be found.
     """
     if is_cohort(path):
-        return _read_cohort(name, path, labels, mapping)
+        return _read_cohort(name, path, labels, mapping, context)
     cases, names, notes = _list_folder(path)
     synthetic_ids = _read_mark(path)
     if synthetic_ids:
@@ -123,7 +133,7 @@ def find_synthetic_cases(
         )
     found: LabelIds = {}
     for label in labels:
-        wanted = mapping.get(label, (label,))
+        wanted = mapping.get(label) or _find_by_meaning(label, [*labels, *context], names)
         ids = [names.get(word, (int(word),) if word.isdecimal() else ()) for word in wanted]
         if not all(ids):
             raise _unknown_label(label, wanted, path, names)
@@ -131,9 +141,17 @@ def find_synthetic_cases(
     return CaseSource(name, cases, found, notes)
 
 
-def _read_cohort(name: str, path: Path, labels: Sequence[str], mapping: Mapping[str, tuple[str, ...]]) -> CaseSource:
+def _read_cohort(
+    name: str, path: Path, labels: Sequence[str], mapping: Mapping[str, tuple[str, ...]], context: Sequence[str]
+) -> CaseSource:
     cohort = load_cohort_source(path)
-    found = {label: _find_ids(label, mapping.get(label, (label,)), cohort.vocabulary, path) for label in labels}
+    meanings = resolve_names(labels, cohort.vocabulary, context=context)
+    found: LabelIds = {}
+    for label in labels:
+        meant = meanings[label]
+        is_plain = label not in mapping and meant.label_id is not None and not meant.is_union
+        wanted = (str(meant.label_id),) if is_plain else mapping.get(label, (label,))
+        found[label] = _find_ids(label, wanted, cohort.vocabulary, path)
     # The full label maps: those of the requested labels may lack a tumour that the case was not asked for.
     cases = tuple(
         CaseFiles(
@@ -145,6 +163,16 @@ def _read_cohort(name: str, path: Path, labels: Sequence[str], mapping: Mapping[
         for record in cohort.cases
     )
     return CaseSource(name, cases, found)
+
+
+def _find_by_meaning(label: str, real_names: Sequence[str], names: LabelIds) -> tuple[str, ...]:
+    """What a real label is called in a folder of pairs: the same, or by the names that mean the same label."""
+    meant = resolve_names(real_names, FULL_VOCABULARY)[label]
+    if label in names or meant.label_id is None or meant.is_union:
+        return (label,)
+    others = resolve_names(names, FULL_VOCABULARY)
+    same = tuple(n for n, other in others.items() if other.label_id == meant.label_id and not other.is_union)
+    return same or (label,)
 
 
 def _with_origins(path: Path, cases: Sequence[CaseFiles]) -> tuple[CaseFiles, ...]:
@@ -168,12 +196,12 @@ def _find_ids(label: str, wanted: Sequence[str], vocabulary: Vocabulary, path: P
 
 
 def _unknown_label(
-    label: str, wanted: Sequence[str], path: Path, names: Mapping[str, Any], *, option: str = "map"
+    label: str, wanted: Sequence[str], path: Path, names: Mapping[str, Any], *, is_real: bool = False
 ) -> BenchmarkError:
     known = ", ".join(names) or "no names at all"
     return BenchmarkError(
         f"Label '{label}': expected '{'+'.join(wanted)}' among the labels of {path}, found {known}. "
-        f'Say which ids it has there, with --{option} "{label}=1+2".'
+        f'Say which ids it has there, with --map "{f"1+2={label}" if is_real else f"{label}=1+2"}".'
     )
 
 
@@ -297,4 +325,4 @@ def _keep_disjoint(names: LabelIds) -> LabelIds:
 
 def find_lesion_labels(labels: Iterable[str]) -> tuple[str, ...]:
     """The labels whose name says that they are lesions."""
-    return tuple(name for name in labels if lesion_word(name) or is_bare_lesion_name(name))
+    return tuple(name for name in labels if lesion_word(name))

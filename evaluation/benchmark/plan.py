@@ -133,7 +133,7 @@ def plan_benchmark(
     losses: dict[str, list[str]] = {}
     tested = [case for case in real.cases if case.case_id in split.test]
     for name, path in config.synthetic.items():
-        source = find_synthetic_cases(name, Path(path), labels, config.mapping)
+        source = find_synthetic_cases(name, Path(path), labels, config.mapping, context=real.names)
         losses[name] = []
         if reads_synthetic:
             source, losses[name], _ = _keep_readable(source, notify)

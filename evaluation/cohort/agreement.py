@@ -10,7 +10,6 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from maisi_aug.banks.label_ids import find_label_id
 from maisi_aug.errors import EvaluationError, RequestError, VolumeError
 from maisi_aug.evaluation.cohort.case_sets import (
     CaseSet,
@@ -23,6 +22,7 @@ from maisi_aug.evaluation.cohort.case_sets import (
 from maisi_aug.evaluation.output.charts import DotRow, draw_dot_chart
 from maisi_aug.evaluation.output.files import to_markdown
 from maisi_aug.seeds import numpy_generator
+from maisi_aug.vocabulary.label_meaning import resolve_names
 from maisi_aug.vocabulary.labels import Vocabulary
 from maisi_aug.volumes.image_files import Volume, load_label_map
 
@@ -56,7 +56,7 @@ def match_labels(
     Args:
         label_values: Label name -> values, as nnU-Net's ``dataset.json`` has them.
         vocabulary: Of the given maps.
-        mapping: ``NAME=LABEL`` or ``NAME=LABEL+LABEL`` for names that the vocabulary lacks or means otherwise.
+        mapping: ``LABEL=NAME`` or ``LABEL=NAME+NAME`` for names that the vocabulary lacks or means otherwise.
 
     Returns:
         The pairs, and the segmenter's names without one.
@@ -71,14 +71,21 @@ def match_labels(
         name, _, labels = (part.strip() for part in text.partition("="))
         if not labels or name not in label_values:
             raise RequestError(
-                f"--map '{text}': expected NAME=LABEL with a name of the segmenter's, found another. "
+                f"--map '{text}': expected LABEL=NAME with a label of the segmenter's, found another. "
                 f"Names are {', '.join(label_values)}."
             )
         stated[name] = tuple(vocabulary.id_of(label) for label in labels.split("+"))
     matched, unmatched = [], []
+    meanings = resolve_names(label_values, vocabulary)
+    by_value = {
+        values[0]: meanings[name].label_id
+        for name, values in label_values.items()
+        if len(values) == 1 and not meanings[name].is_union
+    }
     for name, values in label_values.items():
-        label_id = find_label_id(name, vocabulary)
-        ids = stated.get(name, () if label_id is None else (label_id,))
+        meant = meanings[name]
+        found = [by_value.get(value) for value in values] if meant.is_union else [meant.label_id]
+        ids = stated.get(name, tuple(label_id for label_id in found if label_id is not None and None not in found))
         if ids:
             matched.append(MatchedLabel(name, values, ids))
         else:
@@ -86,7 +93,7 @@ def match_labels(
     if not matched:
         raise EvaluationError(
             f"Labels of the segmenter: expected names of the vocabulary, found {', '.join(unmatched[:8]) or 'none'}. "
-            "Pass --map NAME=LABEL, and list labels with 'maisi-aug labels'."
+            "Pass --map LABEL=NAME, and list labels with 'maisi-aug labels'."
         )
     return tuple(matched), tuple(unmatched)
 

@@ -13,15 +13,17 @@ from numpy.typing import NDArray
 
 from maisi_aug.banks.entry import BankEntry
 from maisi_aug.banks.files import IMAGE_FOLDERS, case_of, find_entries, is_image_name, is_label_name, stem_of
-from maisi_aug.banks.label_ids import Translation, build_translation, find_label_id, guess_maisi_ids
+from maisi_aug.banks.label_ids import Translation, build_translation, guess_maisi_ids, translate_own_names
 from maisi_aug.banks.label_map import load_entry
 from maisi_aug.cohort.manifest import MANIFEST_NAME, is_cohort
 from maisi_aug.errors import EvaluationError, MaisiAugError, VolumeError
 from maisi_aug.integrations.reading.cohort_source import CohortSource, load_cohort_source
 from maisi_aug.preparation.prepared import CASES_NAME, PreparedDataset, load_prepared
+from maisi_aug.vocabulary.label_meaning import find_label_id
 from maisi_aug.vocabulary.labels import FULL_VOCABULARY, Vocabulary
 from maisi_aug.volumes.dicom_files import find_volumes, is_dicom
 from maisi_aug.volumes.image_files import Volume, is_readable, is_readable_name, load_image, load_label_map
+from maisi_aug.volumes.own_names import load_own_names
 
 Notify = Callable[[int, int], None]
 Result = TypeVar("Result")
@@ -108,7 +110,9 @@ class CaseSet:
         source = load_entry(case.entry, translation, self.vocabulary)
         if translation is None:
             present = np.flatnonzero(np.bincount(source.array.ravel()))
-            translation = guess_maisi_ids(present, self.vocabulary, subject=case.case_id)
+            names = load_own_names(case.entry.label_paths[0]) if case.entry.label_paths else {}
+            translation = translate_own_names(names, self.vocabulary, subject=case.case_id)
+            translation = translation or guess_maisi_ids(present, self.vocabulary, subject=case.case_id)
         return Volume(translation.apply(source.array), source.grid)
 
     def load_pair(self, case: EvaluatedCase) -> tuple[Volume, NDArray[np.uint8]]:

@@ -18,7 +18,7 @@ from maisi_aug.cohort.manifest import AttemptRecord
 from maisi_aug.errors import ExportError
 from maisi_aug.integrations.dicom.image import build_series, require_dicom, study_uid
 from maisi_aug.integrations.dicom.segmentation import build_segmentation
-from maisi_aug.integrations.reading.cohort_source import CohortSource, load_cohort_source
+from maisi_aug.integrations.reading.cohort_source import CohortSource, load_cohorts
 from maisi_aug.integrations.reading.export_labels import LabelNumbering, choose_labels, name_in_totalsegmentator
 from maisi_aug.system.whole_files import write_text_whole
 from maisi_aug.system.whole_folder import Notify, folders_that_appear_whole, require_new_folder, tell_nobody
@@ -58,7 +58,7 @@ class DicomReport:
 
 
 def export_dicom(
-    cohort_dir: Path,
+    cohort_dir: Path | Sequence[Path],
     out: Path,
     *,
     labels: Sequence[str] = (),
@@ -70,7 +70,7 @@ def export_dicom(
     UIDs follow from the case's bytes, so that the same cohort exported again has the same ones.
 
     Args:
-        cohort_dir: Folder that ``synthesize`` wrote.
+        cohort_dir: Folder that ``synthesize`` wrote, or several.
         out: New or empty folder.
         labels: Names or ids to export; those that the cohort was asked for when empty.
         include_anatomy: Export every label in the maps as well, except the body envelope.
@@ -85,7 +85,7 @@ def export_dicom(
     """
     require_dicom()
     require_new_folder(out)
-    cohort = load_cohort_source(cohort_dir)
+    cohort = load_cohorts(cohort_dir)
     has_maps = any("anatomy" in case.files for case in cohort.cases)
     numbering = LabelNumbering((), ())
     if has_maps or labels or include_anatomy:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from maisi_aug.errors import ExportError
 
+WORKERS_VARIABLE = "nnUNet_n_proc_DA"
 _COMPLAINT = re.compile(r"^(error|warning)\b.*", re.IGNORECASE | re.MULTILINE)
 _WARNING = re.compile(r"^warning\b.*", re.IGNORECASE | re.MULTILINE)
 _ERROR = re.compile(r"^error\b.*", re.IGNORECASE | re.MULTILINE)
@@ -82,6 +83,9 @@ def run_nnunet(
         arguments: One string each.
         environment: Variables to set besides the caller's.
     """
+    variables = {**os.environ, **(environment or {})}
+    if variables.get(WORKERS_VARIABLE, "").strip() == "0":  # for a training without workers; its planner needs a thread
+        variables[WORKERS_VARIABLE] = "1"
     # -P: a module of the user's current folder must not stand in for one of nnU-Net's.
     command = [sys.executable, "-P", "-c", program, *arguments]
     return subprocess.run(
@@ -90,7 +94,7 @@ def run_nnunet(
         text=True,
         errors="replace",
         check=False,
-        env={**os.environ, **(environment or {})},
+        env=variables,
     )
 
 

@@ -24,7 +24,7 @@ from maisi_aug.integrations.nnunet.folders import (
     require_raw_folder,
 )
 from maisi_aug.integrations.nnunet.splits import NUM_FOLDS
-from maisi_aug.integrations.reading.cohort_source import CohortSource, load_cohort_source
+from maisi_aug.integrations.reading.cohort_source import CohortSource, load_cohorts
 from maisi_aug.integrations.reading.export_labels import LabelNumbering, choose_labels
 from maisi_aug.system.whole_files import write_text_whole
 from maisi_aug.system.whole_folder import Notify, folders_that_appear_whole, tell_nobody
@@ -74,7 +74,7 @@ class _Written:
 
 
 def export_nnunet(
-    cohort_dir: Path,
+    cohort_dir: Path | Sequence[Path],
     *,
     dataset_id: int,
     name: str,
@@ -87,7 +87,7 @@ def export_nnunet(
     """Write the accepted cases of a cohort as ``DatasetXXX_Name``, whole or not at all.
 
     Args:
-        cohort_dir: Folder that ``synthesize`` wrote.
+        cohort_dir: Folder that ``synthesize`` wrote, or several.
         dataset_id: 1 to 999, not in use.
         name: The part after ``DatasetXXX_``.
         out: Folder for raw datasets; ``$nnUNet_raw`` when not given.
@@ -105,7 +105,7 @@ def export_nnunet(
         VocabularyError: An unknown label name.
     """
     target = require_free_target(require_raw_folder(out), dataset_id, name)
-    cohort = load_cohort_source(cohort_dir)
+    cohort = load_cohorts(cohort_dir)
     numbering = choose_labels(cohort, labels, include_anatomy=include_anatomy, notify=notify)
     with folders_that_appear_whole(target) as (building,):
         written = _write_cases(cohort, numbering, building, copy=copy, notify=notify)

@@ -13,6 +13,7 @@ from maisi_aug.errors import ExportError, VocabularyError, did_you_mean
 from maisi_aug.integrations.nnunet.real import RealDataset, Target
 from maisi_aug.integrations.reading.cohort_source import CohortSource
 from maisi_aug.integrations.reading.export_labels import name_in_totalsegmentator
+from maisi_aug.vocabulary.label_meaning import resolve_names
 from maisi_aug.vocabulary.labels import lookup_words
 
 BACKGROUND_NAME = "background"
@@ -48,7 +49,8 @@ def map_labels(
     Args:
         real: The real dataset.
         cohort: The cohort.
-        given: ``NAME=LABEL`` each: a label of the cohort, and a name or value of the real dataset or ``background``.
+        given: ``LABEL=NAME`` each: a name or value of the real dataset or ``background``, and a label of the cohort, or
+            several joined by a plus sign.
         absent: Labels of the real dataset that the cohort's cases truly hold none of.
         requested_ids: Labels that the exported cases were asked for; each has to have a place.
 
@@ -67,7 +69,7 @@ def map_labels(
         if target.value not in values.values() and target.value not in missing:
             raise ExportError(
                 f"Label '{target.spelling}' of {real.name}: expected a label of the cohort for it, found none of that "
-                f"name, and nnU-Net would learn it as background. Give --label 'NAME={target.spelling}', or --absent "
+                f"name, and nnU-Net would learn it as background. Give --map '{target.spelling}=NAME', or --absent "
                 f"'{target.spelling}' if the cohort's cases truly hold none."
             )
     return LabelMapping(values, frozenset(explicit), missing)
@@ -129,48 +131,72 @@ def _raise_without_place(real: RealDataset, name: str, reason: str) -> None:
     listed = ", ".join(target.spelling for target in real.targets)
     raise ExportError(
         f"Label '{name}', {reason}: expected a label of {real.name} for it, found none of that name ({listed}). "
-        f"Give --label '{name}=LABEL', or --label '{name}={BACKGROUND_NAME}' to leave it out."
+        f"Give --map 'LABEL={name}', or --map '{BACKGROUND_NAME}={name}' to leave it out."
     )
 
 
 def _match_names(real: RealDataset, cohort: CohortSource) -> dict[int, int]:
-    """Real labels whose name is a label of the cohort's vocabulary."""
-    matched: dict[int, int] = {}
-    for target in real.targets:
-        if target.name is None or target.name.strip().isdecimal():
-            continue
-        try:
-            matched[cohort.vocabulary.id_of(target.name)] = target.value
-        except VocabularyError:
-            continue
-    return matched
+    """Real labels whose name means a label of the cohort's vocabulary, such as "cancer" beside "liver"."""
+    values = {target.name: target.value for target in real.targets if target.name is not None}
+    meanings = resolve_names(values, cohort.vocabulary, context=real.region_names)
+    return {meant.label_id: values[name] for name, meant in meanings.items() if meant.label_id is not None}
 
 
 def _read_given(real: RealDataset, cohort: CohortSource, given: Sequence[str]) -> dict[int, int]:
+    """``LABEL=NAME``, or ``LABEL=NAME+NAME``; ``NAME=LABEL``, the old spelling, where only that can be meant."""
     explicit: dict[int, int] = {}
     for entry in given:
-        source, separator, wanted = entry.rpartition("=")
-        if not separator or not source.strip() or not wanted.strip():
+        label, equals, names = (part.strip() for part in entry.partition("="))
+        if not equals or not label or not names:
             raise ExportError(
-                f"--label '{entry}': expected NAME=LABEL, a label of the cohort and one of {real.name}, found another "
-                "form. Write for instance --label 'hepatic tumor=tumor'."
+                f"--map '{entry}': expected LABEL=NAME, a label of {real.name} and one of the cohort, found another "
+                "form. Write for instance --map 'tumor=hepatic tumor'."
             )
-        label_id = cohort.vocabulary.id_of(source.strip())
-        if label_id in explicit:
-            raise ExportError(
-                f"--label '{entry}': expected one label for '{cohort.name_of(label_id)}', found a second. Give one."
-            )
-        is_background = wanted.strip().casefold() == BACKGROUND_NAME
-        explicit[label_id] = 0 if is_background else _find_target(real, wanted.strip(), f"--label '{entry}'").value
+        if _is_reversed(real, cohort, label, names):
+            label, names = names, label
+        value = 0 if _is_background(label) else _find_target(real, label, f"--map '{entry}'").value
+        for name in names.split("+"):
+            label_id = cohort.vocabulary.id_of(name.strip())
+            if label_id in explicit:
+                raise ExportError(
+                    f"--map '{entry}': expected one label for '{cohort.name_of(label_id)}', found a second. Give one."
+                )
+            explicit[label_id] = value
     return explicit
+
+
+def _is_reversed(real: RealDataset, cohort: CohortSource, label: str, names: str) -> bool:
+    """Whether an entry has the cohort's label first, which is the old spelling."""
+    if not (_is_background(names) or _is_target(real, names)):
+        return False
+    if not (_is_background(label) or _is_target(real, label)):
+        return True
+    try:
+        return cohort.vocabulary.label(names).kind in ("slot", "background")
+    except VocabularyError:
+        return True
+
+
+def _is_background(text: str) -> bool:
+    return text.casefold() == BACKGROUND_NAME
+
+
+def _is_target(real: RealDataset, wanted: str) -> bool:
+    return any(_is_called(target, wanted) for target in real.targets)
+
+
+def _is_called(target: Target, wanted: str) -> bool:
+    """Whether a label of the real dataset has a name or a value."""
+    if wanted in (target.name, str(target.value)):
+        return True
+    return bool(target.name) and lookup_words(str(target.name)) == lookup_words(wanted)
 
 
 def _find_target(real: RealDataset, wanted: str, subject: str) -> Target:
     """A label of the real dataset by its name or its value."""
-    words = lookup_words(wanted)
-    for target in real.targets:
-        if wanted in (target.name, str(target.value)) or (target.name and lookup_words(target.name) == words):
-            return target
+    found = next((target for target in real.targets if _is_called(target, wanted)), None)
+    if found is not None:
+        return found
     spellings = [target.spelling for target in real.targets]
     raise ExportError(
         f"{subject}: expected a label of {real.name} ({', '.join(spellings)}), found '{wanted}'."

@@ -76,6 +76,11 @@ class RealDataset:
         return self.name.partition("_")[2]
 
     @property
+    def region_names(self) -> tuple[str, ...]:
+        """Names of the labels that join several values."""
+        return tuple(name for name, values in label_values(self.description["labels"]).items() if len(values) > 1)
+
+    @property
     def case_ids(self) -> tuple[str, ...]:
         """nnU-Net's identifiers, sorted."""
         return tuple(case.case_id for case in self.cases)

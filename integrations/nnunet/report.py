@@ -274,7 +274,7 @@ def _build_notes(
         names = [export.cohort.name_of(label_id) for label_id in (inner, outer)]
         yield (
             f"'{names[0]}' becomes background and lies mostly in or at '{names[1]}'; where the real dataset counts it "
-            f"as part of a label, give --label '{names[0]}=LABEL'."
+            f"as part of a label, give --map 'LABEL={names[0]}'."
         )
     if export.mapping.absent:
         spellings = {target.value: target.spelling for target in export.real.targets}

@@ -27,7 +27,7 @@ from maisi_aug.integrations.nnunet.labels import LabelMapping, map_labels
 from maisi_aug.integrations.nnunet.plans import RealPlans, find_real_plans
 from maisi_aug.integrations.nnunet.real import RealDataset, load_real_dataset
 from maisi_aug.integrations.nnunet.splits import Fold, Folds, load_real_folds
-from maisi_aug.integrations.reading.cohort_source import CohortSource, find_requested_ids, load_cohort_source
+from maisi_aug.integrations.reading.cohort_source import CohortSource, find_requested_ids, load_cohorts
 from maisi_aug.integrations.reading.export_labels import require_label_maps
 
 
@@ -99,13 +99,13 @@ class LikeRequest:
     """What a user asks of an export that adds a cohort to a real dataset.
 
     Attributes:
-        cohort_dir: Folder that ``synthesize`` wrote.
+        cohort_dir: Folder that ``synthesize`` wrote, or several.
         like: The real raw dataset.
         dataset_id: 1 to 999, not in use in any of nnU-Net's folders.
         name: The part after ``DatasetXXX_``; the real one's with ``Synthetic`` behind it when not given.
         out: Folder for raw datasets; ``$nnUNet_raw`` when not given.
         preprocessed: Folder for preprocessed datasets; ``$nnUNet_preprocessed`` when not given.
-        labels: ``NAME=LABEL`` each.
+        labels: ``LABEL=NAME`` each: a label of the real dataset and what it is in the cohort.
         absent: Labels of the real dataset that the cohort's cases truly hold none of.
         ratio: Synthetic cases per real case.
         max_per_label: Most synthetic cases per requested label.
@@ -113,7 +113,7 @@ class LikeRequest:
         link: ``none`` refers to images and real labels through the ``dataset`` entry, the others link them.
     """
 
-    cohort_dir: Path
+    cohort_dir: Path | Sequence[Path]
     like: Path
     dataset_id: int
     name: str | None = None
@@ -202,7 +202,7 @@ def prepare_like_export(request: LikeRequest) -> LikeExport:
     for folder in (real.folder.parent, preprocessed_folder, os.environ.get(RESULTS_VARIABLE)):
         if folder:
             require_unused_id(Path(folder), request.dataset_id)
-    cohort = load_cohort_source(request.cohort_dir)
+    cohort = load_cohorts(request.cohort_dir)
     require_label_maps(cohort)
     if channel_name(cohort.cases) != "CT":
         raise ExportError(
@@ -221,7 +221,7 @@ def prepare_like_export(request: LikeRequest) -> LikeExport:
         cohort=cohort,
         cases=cases,
         mapping=map_labels(real, cohort, request.labels, request.absent, wanted),
-        folds=load_real_folds(places, real.case_ids),
+        folds=load_real_folds(places, real.case_ids, raw=real.folder),
         plans=find_real_plans(places, request.plans),
         link=request.link,
         num_wanted=None if request.ratio is None else count_wanted(request.ratio, len(real.cases)),

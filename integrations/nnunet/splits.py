@@ -56,8 +56,11 @@ class Folds:
         return mixed
 
 
-def load_real_folds(places: Sequence[Path], case_ids: Sequence[str]) -> Folds:
+def load_real_folds(places: Sequence[Path], case_ids: Sequence[str], *, raw: Path | None = None) -> Folds:
     """The real dataset's own folds: its ``splits_final.json``, else what nnU-Net would draw.
+
+    nnU-Net's planner copies the file from the raw dataset to the preprocessed one that has none
+    (``default_experiment_planner.py`` of 2.8), so that the raw dataset's counts, too.
 
     With two to four cases each is validated on once; with one case it is validated on in the only fold, whose
     training side is left to synthetic cases.
@@ -65,13 +68,18 @@ def load_real_folds(places: Sequence[Path], case_ids: Sequence[str]) -> Folds:
     Args:
         places: Where the dataset may be preprocessed; none of them need exist.
         case_ids: Identifiers of all real cases.
+        raw: The raw dataset.
 
     Raises:
         ExportError: A file cannot be read, does not fit the cases, or is another than that of another place.
     """
     path = choose_same([place / SPLITS_NAME for place in places], "Folds of the real dataset")
-    if path is not None:
-        return Folds(_read_folds(path, frozenset(case_ids)), str(path))
+    own = raw / SPLITS_NAME if raw is not None and (raw / SPLITS_NAME).is_file() else None
+    if (used := path or own) is not None:
+        own_folds = Folds(_read_folds(used, frozenset(case_ids)), str(used))
+        if path is not None and own is not None:
+            _require_continuation(own_folds, Folds(_read_folds(own, frozenset(case_ids)), str(own)))
+        return own_folds
     if len(case_ids) == 1:
         return Folds(({"train": [], "val": list(case_ids)},), "the only real case validates")
     from nnunetv2.utilities.crossval_split import generate_crossval_split
@@ -80,8 +88,24 @@ def load_real_folds(places: Sequence[Path], case_ids: Sequence[str]) -> Folds:
     drawn = generate_crossval_split(sorted(case_ids), seed=SPLIT_SEED, n_splits=num_folds)
     folds = tuple({side: [str(case_id) for case_id in fold[side]] for side in ("train", "val")} for fold in drawn)
     rule = "nnU-Net's own rule" if num_folds == NUM_FOLDS else f"nnU-Net's own rule with {num_folds} folds"
-    missing = f"no {SPLITS_NAME} was found in {tell_places(places)}"
+    missing = f"no {SPLITS_NAME} was found in {tell_places(places)}{f' or {raw}' if raw else ''}"
     return Folds(folds, f"{rule} on the {len(case_ids)} real cases, since {missing}")
+
+
+def _require_continuation(folds: Folds, raw: Folds) -> None:
+    """Raise unless the first folds are the raw dataset's, which is what nnU-Net's planner asks for.
+
+    Raises:
+        ExportError: Naming both files.
+    """
+    ours, theirs = (
+        [{side: set(fold[side]) for side in ("train", "val")} for fold in part.folds] for part in (folds, raw)
+    )
+    if ours[: len(theirs)] != theirs:
+        raise ExportError(
+            f"Folds of the real dataset: expected those of {raw.source} in {folds.source}, found that they differ, at "
+            "which nnU-Net's planner stops. Remove the file that is not to be used."
+        )
 
 
 def _read_folds(path: Path, case_ids: frozenset[str]) -> tuple[Fold, ...]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from maisi_aug.cohort.recipe_files import read_recipe
 from maisi_aug.errors import BundleError, ExportError, RecipeError, VocabularyError
 from maisi_aug.system.file_lock import is_locked
 from maisi_aug.system.whole_files import sha256_of
-from maisi_aug.vocabulary.labels import BACKGROUND_ID, MAISI, SlotBinding, Vocabulary
+from maisi_aug.vocabulary.labels import BACKGROUND_ID, MAISI, Label, SlotBinding, Vocabulary
 from maisi_aug.volumes.image_files import NIFTI_SUFFIXES, load_stored_grid
 
 
@@ -112,6 +113,61 @@ def load_cohort_source(folder: Path) -> CohortSource:
     configuration = _read_configuration(folder)
     vocabulary = _find_vocabulary(str(configuration.get("bundle", cases[0].bundle)), cases)
     return CohortSource(folder, cases, _num_planned(configuration), vocabulary)
+
+
+def load_cohorts(folders: Path | Sequence[Path]) -> CohortSource:
+    """Open one cohort or several for an export, several as if they were one.
+
+    The cases of several are called after their folder too, such as ``small_case_0001``.
+
+    Raises:
+        CohortError: A folder is no cohort, or its manifest is damaged.
+        ExportError: A cohort is being written to or has no accepted case; two have the same name, or call an id
+            differently.
+    """
+    paths = [Path(folders)] if isinstance(folders, str | Path) else list(folders)
+    sources = [load_cohort_source(path) for path in paths]
+    if len(sources) == 1:
+        return sources[0]
+    names = [re.sub(r"[^A-Za-z0-9._-]", "_", path.resolve().name) for path in paths]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise ExportError(
+            f"Cohorts: expected folders of different names, found '{twice}' twice. Name each once, or rename one."
+        )
+    cases: list[AttemptRecord] = []
+    for name, source in zip(names, sources, strict=True):
+        begin = cases[-1].case_index + 1 if cases else 0
+        cases += [_move(case, source.folder.resolve(), name, begin) for case in source.cases]
+    planned = [source.num_planned for source in sources]
+    total = None if None in planned else sum(number or 0 for number in planned)
+    return CohortSource(paths[0], tuple(cases), total, _join_vocabularies(sources))
+
+
+def _move(case: AttemptRecord, folder: Path, name: str, begin: int) -> AttemptRecord:
+    """A case among those of other cohorts: with its cohort's name, a place of its own and absolute paths."""
+    files = {role: replace(file, path=str(folder / file.path)) for role, file in case.files.items()}
+    return replace(case, case_id=f"{name}_{case.case_id}", case_index=begin + case.case_index, files=files)
+
+
+def _join_vocabularies(sources: Sequence[CohortSource]) -> Vocabulary:
+    """The labels of all cohorts; a slot that one of them has bound means what it is bound to.
+
+    Raises:
+        ExportError: Two cohorts call an id differently.
+    """
+    labels: dict[int, tuple[Label, Path]] = {}
+    for source in sources:
+        for label in source.vocabulary:
+            known, place = labels.get(label.id, (label, source.folder))
+            if label.kind != "slot" and known.kind != "slot" and known.name != label.name:
+                raise ExportError(
+                    f"Cohorts: expected one meaning of label id {label.id}, found '{known.name}' in {place} and "
+                    f"'{label.name}' in {source.folder}. Export them apart."
+                )
+            if label.id not in labels or known.kind == "slot":
+                labels[label.id] = (label, source.folder)
+    return Vocabulary(tuple(labels[label_id][0] for label_id in sorted(labels)))
 
 
 def find_num_planned(folder: Path) -> int | None:

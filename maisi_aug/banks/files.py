@@ -19,6 +19,7 @@ from typing import Any
 from maisi_aug.banks.entry import BankEntry
 from maisi_aug.banks.mask_database import find_database, list_database
 from maisi_aug.errors import BankError, VolumeError
+from maisi_aug.vocabulary.labels import read_name
 from maisi_aug.volumes.dicom_files import (
     dicom_files,
     find_label_objects,
@@ -174,7 +175,8 @@ def find_referenced(folder: Path, text: str) -> Path:
 def to_label_names(table: Mapping[str, Any], path: Path) -> dict[int, str]:
     """A table of ids and names as id -> name.
 
-    An id of nnU-Net's regions, which join several ids, is called as the smallest region that holds it.
+    An id of nnU-Net's regions, which join several ids, is called as the smallest region that holds it; of a region of
+    lesions of which a part has a name of its own, the rest is called so: "masses except tumor" may be cysts.
 
     Args:
         table: Id -> name, or name -> id or ids.
@@ -195,7 +197,14 @@ def to_label_names(table: Mapping[str, Any], path: Path) -> dict[int, str]:
                 "with --mask-labels."
             )
         names[int(label_id)] = name
-    return names
+    return {label_id: _name_rest(label_id, name, regions, names) for label_id, name in names.items()}
+
+
+def _name_rest(label_id: int, name: str, regions: Mapping[str, Any], names: Mapping[int, str]) -> str:
+    """The name of an id, where it is that of a region of lesions without those of them that have their own name."""
+    others = {names[int(other)] for other in regions.get(name, ()) if int(other) != label_id} - {name}
+    inner = sorted(other for other in others if read_name(other).kind == "tumor")
+    return f"{name} except {' and '.join(inner)}" if inner and read_name(name).kind == "tumor" else name
 
 
 def _find_in_folder(folder: Path, is_organ_name: IsOrganName, *, depth: int) -> Iterator[BankEntry]:

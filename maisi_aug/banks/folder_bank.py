@@ -19,9 +19,9 @@ from maisi_aug.banks.label_ids import (
     LabelMapping,
     Translation,
     build_translation,
-    find_label_id,
     guess_maisi_ids,
     load_mapping,
+    translate_own_names,
 )
 from maisi_aug.banks.label_map import (
     BankLesion,
@@ -38,9 +38,11 @@ from maisi_aug.banks.listing import MIN_COVER, BankListing, Needs
 from maisi_aug.errors import BankError, VolumeError
 from maisi_aug.lesions.planting import LesionWish
 from maisi_aug.seeds import numpy_generator
+from maisi_aug.vocabulary.label_meaning import find_label_id
 from maisi_aug.vocabulary.labels import BODY_ID, Vocabulary
 from maisi_aug.vocabulary.regions import Regions
 from maisi_aug.volumes.grid import Grid
+from maisi_aug.volumes.own_names import load_own_names
 
 CACHE_BYTES = 512 * 2**20
 
@@ -75,7 +77,7 @@ class FolderBank:
             path: Folder, JSON data list, one label map, or NVIDIA's mask database.
             vocabulary: Vocabulary to translate into.
             grid: The networks' grid; only its shape and spacing matter.
-            mapping: ``auto``, ``maisi``, ``totalsegmentator-v1``, ``totalsegmentator-v2``, a JSON file, or a dict of
+            mapping: ``auto``, ``maisi``, ``totalsegmentator-v1``, ``-v2`` or ``-v3``, a JSON file, or a dict of
                 source ids or names -> vocabulary names or ids.
             body_region: Uppermost and lowest body region that a map has to show, where a list tells it.
             cache_bytes: How much memory the maps read last may take.
@@ -106,7 +108,7 @@ class FolderBank:
             if isinstance(translation, BankError):
                 self._bad[index] = str(translation)
             elif translation is not None:
-                self._report(translation.unknown)
+                self._report(translation)
                 if not translation.envelope_ids and entry.image_path is None:
                     self._bad[index] = str(no_envelope(entry))
         self._require_some_left()
@@ -216,6 +218,15 @@ class FolderBank:
                 self._translations[key] = error
         return self._translations[key]
 
+    def _translate_by_own_names(self, entry: BankEntry) -> Translation | None:
+        """What the ids of a map mean by the names in its own header; None without any.
+
+        Raises:
+            VolumeError: None of the names is the vocabulary's.
+        """
+        names = load_own_names(entry.label_paths[0]) if entry.label_paths else {}
+        return translate_own_names(names, self.vocabulary, subject=entry.name)
+
     def _try(self, index: int, read: Callable[[], object]) -> None:
         """Read something of an entry, and set the entry aside if that fails."""
         try:
@@ -238,8 +249,10 @@ class FolderBank:
         if not present.any():
             raise VolumeError(f"{entry.name}: expected labels, found only background. Replace the file.")
         if translation is None:
-            translation = guess_maisi_ids(present, self.vocabulary, subject=entry.name)
-        self._report(translation.find_unlisted(present))
+            translation = self._translate_by_own_names(entry) or guess_maisi_ids(
+                present, self.vocabulary, subject=entry.name
+            )
+        self._report(translation, present)
         label_map = translation.apply(source.array)
         ids = frozenset(np.flatnonzero(np.bincount(label_map.ravel())).tolist()) | {BODY_ID}
         if not ids - {0, BODY_ID}:
@@ -277,16 +290,21 @@ class FolderBank:
         unnamed = (index for index, entry in enumerate(self._entries) if self._translation_of(entry) is None)
         next((index for index in unnamed if self.load(index) is not None), None)
 
-    def _report(self, unknown: Sequence[str]) -> None:
-        """Warn once of every source label that the vocabulary lacks."""
-        new = [name for name in unknown if name not in self._reported]
-        self._reported.update(new)
-        if new:
-            warnings.warn(
-                f"Mask bank {self._path}: expected labels of the vocabulary, found {', '.join(new)}; they become body "
-                "(200). Map them with a JSON file and --mask-labels if they matter.",
-                stacklevel=3,
-            )
+    def _report(self, translation: Translation, present: NDArray[np.int_] | None = None) -> None:
+        """Warn once of every source label that the vocabulary lacks, and of every lesion that is healed."""
+        unlisted = () if present is None else translation.find_unlisted(present)
+        for names, fate in (
+            ((*translation.unknown, *unlisted), "they become body (200)"),
+            (translation.unknown_lesions, "these lesions become what they lie in"),
+        ):
+            new = [name for name in names if name not in self._reported]
+            self._reported.update(new)
+            if new:
+                warnings.warn(
+                    f"Mask bank {self._path}: expected labels of the vocabulary, found {', '.join(new)}; {fate}. "
+                    "Map them with a JSON file and --mask-labels if they matter.",
+                    stacklevel=3,
+                )
 
     def _require_some_left(self) -> None:
         if len(self) > 0:

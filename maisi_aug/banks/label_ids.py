@@ -1,15 +1,15 @@
 """What the ids of a bank's label maps mean in the vocabulary.
 
 The meaning is always explicit: names in ``labels.json`` or ``dataset.json``, one file per organ, or a mapping that the
-user states. A label without a counterpart becomes body (200) and is reported, never guessed.
+user states. A label without a counterpart becomes body (200) and is reported, never guessed; a lesion without one is
+healed: it becomes the organ that it lies in.
 """
 
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,14 +17,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from maisi_aug.errors import BankError, VocabularyError, VolumeError
-from maisi_aug.vocabulary.labels import BODY_ID, Vocabulary
+from maisi_aug.lesions.editing import settle_lesions
+from maisi_aug.vocabulary.label_meaning import resolve_names
+from maisi_aug.vocabulary.labels import BODY_ID, Vocabulary, lesion_word
 from maisi_aug.vocabulary.totalsegmentator import TotalSegmentatorVersion, totalsegmentator_mapping
 
 LabelMapping = str | Mapping[Any, Any]
 
 AUTO = "auto"
 MAISI_IDS = "maisi"
-TOTALSEGMENTATOR = {"totalsegmentator-v1": "v1", "totalsegmentator-v2": "v2"}
+TOTALSEGMENTATOR = {"totalsegmentator-v1": "v1", "totalsegmentator-v2": "v2", "totalsegmentator-v3": "v3"}
 CHOICES = (AUTO, MAISI_IDS, *TOTALSEGMENTATOR)
 _ENVELOPE_NAMES = ("body", "soft tissue", "body envelope", "body_trunc", "skin")
 
@@ -37,11 +39,16 @@ class Translation:
         ids: Source id -> vocabulary id; ids that are not listed become body.
         envelope_ids: Source ids that mean all of the body without an organ, so that no envelope has to be found.
         unknown: Source names that the vocabulary lacks; their ids become body.
+        lesions: Source ids of lesions that no id is known for -> what they are by the host that they lie in; in every
+            other organ, and everywhere where nothing is listed, they become the organ.
+        unknown_lesions: Names of those lesions.
     """
 
     ids: Mapping[int, int]
     envelope_ids: frozenset[int]
     unknown: tuple[str, ...] = ()
+    lesions: Mapping[int, Mapping[int, int]] = field(default_factory=dict)
+    unknown_lesions: tuple[str, ...] = ()
 
     def apply(self, label_map: NDArray[Any]) -> NDArray[np.uint8]:
         """Translate ``(I, J, K)`` unsigned ids."""
@@ -51,6 +58,9 @@ class Translation:
             if source_id < table.size:
                 table[source_id] = label_id
         translated: NDArray[np.uint8] = table[label_map]
+        for source_id, tumor_of_host in self.lesions.items():
+            if (lesions := label_map == source_id).any():
+                translated = settle_lesions(translated, lesions, tumor_of_host=tumor_of_host)
         return translated
 
     def find_unlisted(self, present: NDArray[np.int_]) -> tuple[str, ...]:
@@ -88,8 +98,8 @@ def build_translation(
     """The translation of one bank.
 
     Args:
-        mapping: ``auto``, ``maisi``, ``totalsegmentator-v1``, ``totalsegmentator-v2``, or source ids or names ->
-            vocabulary names or ids.
+        mapping: ``auto``, ``maisi``, ``totalsegmentator-v1``, ``-v2`` or ``-v3``, or source ids or names -> vocabulary
+            names or ids.
         names: Names of the source ids, if the bank tells them.
         vocabulary: Target vocabulary.
         has_vocabulary_ids: Whether the maps' ids are known to be the vocabulary's.
@@ -112,6 +122,20 @@ def build_translation(
     return None if names is None else _from_names(names, vocabulary, subject)
 
 
+def translate_own_names(names: Mapping[int, str], vocabulary: Vocabulary, *, subject: str) -> Translation | None:
+    """What the ids of a map mean by the names in its own header; None without any.
+
+    Raises:
+        VolumeError: None of the names is the vocabulary's; other maps of the bank may still be plain.
+    """
+    if not names:
+        return None
+    try:
+        return _from_names(names, vocabulary, subject)
+    except BankError as error:
+        raise VolumeError(str(error)) from error
+
+
 def guess_maisi_ids(present: NDArray[np.int_], vocabulary: Vocabulary, *, subject: str) -> Translation:
     """Take the ids for MAISI's where a map proves it: it has a body (200) and no id beyond the vocabulary.
 
@@ -132,19 +156,14 @@ def guess_maisi_ids(present: NDArray[np.int_], vocabulary: Vocabulary, *, subjec
 
 
 def _from_names(names: Mapping[int, str], vocabulary: Vocabulary, subject: str) -> Translation:
-    ids: dict[int, int] = {0: 0}
-    unknown: list[str] = []
-    for source_id, name in names.items():
-        label_id = 0 if source_id == 0 else find_label_id(name, vocabulary)
-        if label_id is None:
-            unknown.append(name)
-        ids[source_id] = BODY_ID if label_id is None else label_id
+    translation = _complete({0: 0}, names, vocabulary)
+    unknown = (*translation.unknown, *translation.unknown_lesions)
     if len(unknown) == sum(1 for source_id in names if source_id):
         raise BankError(
             f"{subject}: expected label names of the vocabulary, found only {', '.join(unknown[:5])}. "
             "Pass a JSON file with --mask-labels that maps them, or list names with 'maisi-aug labels'."
         )
-    return Translation(ids, _find_envelopes(names), tuple(unknown))
+    return translation
 
 
 def _from_mapping(
@@ -152,7 +171,7 @@ def _from_mapping(
 ) -> Translation:
     id_by_name = {name.lower(): source_id for source_id, name in (names or {}).items()}
     ids: dict[int, int] = {0: 0}
-    envelopes = set(_find_envelopes(names or {}))
+    envelopes = set()
     for source, target in mapping.items():
         text = str(source).strip()
         source_id = int(text) if text.isdecimal() else id_by_name.get(text.lower())
@@ -164,29 +183,31 @@ def _from_mapping(
             raise BankError(f"{subject}: mapping of '{source}': {error}") from error
         if ids[source_id] == BODY_ID and is_envelope_name(str(target)):
             envelopes.add(source_id)
-    rest = {source_id: name for source_id, name in (names or {}).items() if source_id not in ids}
-    unknown = [name for name in rest.values() if find_label_id(name, vocabulary) is None]
-    for source_id, name in rest.items():
-        label_id = find_label_id(name, vocabulary)
-        ids[source_id] = BODY_ID if label_id is None else label_id
-    return Translation(ids, frozenset(envelopes), tuple(unknown))
+    translation = _complete(ids, names or {}, vocabulary)
+    return replace(translation, envelope_ids=translation.envelope_ids | envelopes)
 
 
-def split_camel_case(name: str) -> str:
-    """``SpinalCord`` as two words."""
-    return re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name)
+def _complete(stated: Mapping[int, int], names: Mapping[int, str], vocabulary: Vocabulary) -> Translation:
+    """The translation of ids that somebody stated, and of all others by their names.
+
+    A lesion that was stated to be body or background is no hole in its organ either: it becomes the organ.
+    """
+    meanings = resolve_names(names.values(), vocabulary, context=[vocabulary.name_of(i) for i in stated.values()])
+    rest = {source_id: name for source_id, name in names.items() if source_id not in stated}
+    ids = dict(stated) | {source_id: _id_or_body(meanings[name].label_id) for source_id, name in rest.items()}
+    lesions = {i: meanings[name].choices for i, name in rest.items() if meanings[name].is_unknown_lesion}
+    dropped = [i for i, name in names.items() if i and stated.get(i) in (0, BODY_ID) and lesion_word(name)]
+    return Translation(
+        ids,
+        _find_envelopes(names),
+        tuple(name for name in rest.values() if meanings[name].label_id is None and not meanings[name].is_lesion),
+        lesions | {source_id: {} for source_id in dropped},
+        tuple(names[source_id] for source_id in lesions),
+    )
 
 
-def find_label_id(name: str, vocabulary: Vocabulary) -> int | None:
-    """The vocabulary's id of a source name, or None."""
-    if name.strip().isdecimal():
-        return None
-    for spelling in dict.fromkeys((name, split_camel_case(name))):
-        try:
-            return vocabulary.id_of(spelling)
-        except VocabularyError:
-            continue
-    return None
+def _id_or_body(label_id: int | None) -> int:
+    return BODY_ID if label_id is None else label_id
 
 
 def is_envelope_name(name: str) -> bool:

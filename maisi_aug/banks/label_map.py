@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from maisi_aug.banks.entry import BankEntry
+from maisi_aug.banks.files import stem_of
 from maisi_aug.banks.label_ids import Translation
 from maisi_aug.errors import VolumeError
 from maisi_aug.system.whole_files import sha256_of
@@ -26,6 +28,7 @@ from maisi_aug.volumes.resampling import centre_grid_on, resample_image, resampl
 HOST_MARGIN_MM = 10.0
 MIN_BODY_SHARE = 0.05
 """Of all that is labelled; in a map with every organ of MAISI's, what is body alone is several times as much."""
+MAX_IDS = 8
 JITTER = (0.03, 0.03, 0.12)  # of the grid's extent along I, J, K
 
 
@@ -161,14 +164,45 @@ def load_entry(entry: BankEntry, translation: Translation | None, vocabulary: Vo
         return decode_label_map(entry.member.read(), entry.name, max_bytes=entry.member.max_bytes)
     if translation is None or not entry.organ_names:
         return load_label_map(entry.label_paths[0], image=entry.image_path)
-    first = load_label_map(entry.label_paths[0])
+    first = load_mask(entry.label_paths[0])
     label_map = np.zeros(first.array.shape, dtype=np.uint16)
     for place in _order_masks(entry.organ_names, translation, vocabulary):
-        mask = first if place == 0 else load_label_map(entry.label_paths[place])
+        mask = first if place == 0 else load_mask(entry.label_paths[place])
         if not mask.grid.is_close(first.grid, tolerance_mm=0.01):
             raise VolumeError(f"{entry.label_paths[place]}: expected the grid of the other masks, found another one.")
         label_map[mask.array > 0] = place + 1
     return Volume(label_map, first.grid)
+
+
+def load_mask(path: Path) -> Volume:
+    """The mask of one label, as a label map of one id.
+
+    Raises:
+        VolumeError: It cannot be read, or holds several ids.
+    """
+    volume = load_label_map(path)
+    counts = np.bincount(volume.array.ravel())
+    require_one_label({int(label_id): int(counts[label_id]) for label_id in np.flatnonzero(counts)}, path)
+    return volume
+
+
+def require_one_label(counts: Mapping[int, int], path: Path) -> None:
+    """Raise unless a mask marks one label, with whatever number.
+
+    Args:
+        counts: Voxels per id.
+        path: The mask.
+
+    Raises:
+        VolumeError: It holds several ids, which its one name cannot mean.
+    """
+    ids = sorted(label_id for label_id in counts if label_id)
+    if len(ids) > 1:
+        shown = ", ".join(f"{label_id} ({counts[label_id]} voxels)" for label_id in ids[:MAX_IDS])
+        raise VolumeError(
+            f"{path.name}: expected a mask of one label, '{stem_of(path)}', found {len(ids)} ids: {shown}"
+            f"{', ...' if len(ids) > MAX_IDS else ''}. Give it as a label map, whose ids can be named one by one."
+        )
 
 
 def _order_masks(names: Sequence[str], translation: Translation, vocabulary: Vocabulary) -> list[int]:
@@ -179,6 +213,8 @@ def _order_masks(names: Sequence[str], translation: Translation, vocabulary: Voc
     """
 
     def rank(place: int) -> int:
+        if place + 1 in translation.lesions:
+            return 3
         label_id = translation.ids.get(place + 1, BODY_ID)
         if label_id == BODY_ID:
             return 1 if place + 1 in translation.envelope_ids else 0

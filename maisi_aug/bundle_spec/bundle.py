@@ -62,6 +62,11 @@ class Bundle:
         return self.spec.name
 
     @property
+    def is_fetched(self) -> bool:
+        """Whether it is on this machine, and no outline of one that can be fetched."""
+        return bool(self.spec.weights) or self.spec.base is not None
+
+    @property
     def advice(self) -> str:
         """What to tell the user of this bundle, or an empty string."""
         return self.spec.advice
@@ -100,8 +105,11 @@ class Bundle:
     def fingerprint(self) -> str:
         """SHA-256 over ``bundle.yaml``, which names the hash of every weight file.
 
-        What it says of mask networks is left out: fetching them later must not part a bundle from its cohorts.
+        What it says of mask networks is left out: fetching them later must not part a bundle from its cohorts. Empty
+        for the outline of one that has not been fetched.
         """
+        if not self.is_fetched:
+            return ""
         if self.spec.mask_generation is None:
             return sha256_of(self.path / BUNDLE_FILE)
         text = dump_bundle(without_masks(yaml.safe_load((self.path / BUNDLE_FILE).read_text(encoding="utf-8"))))
@@ -339,6 +347,24 @@ def load_bundle(name_or_path: str | Path) -> Bundle:
         f"Bundle '{text}': expected {' or '.join(names) or 'the name of a bundle'} or a folder with {BUNDLE_FILE}, "
         f"found neither.{did_you_mean(text, [*names, *known_bundles()])}"
     )
+
+
+def load_outline(name_or_path: str | Path) -> Bundle:
+    """A bundle as :func:`load_bundle` reads it; one that has not been fetched yet as far as is known without weights.
+
+    That is enough to plan a cohort or to prepare data: the grid, its limits, the labels and the sampler.
+
+    Raises:
+        BundleError: As for :func:`load_bundle`, but not for a bundle that can be fetched.
+    """
+    text = str(name_or_path)
+    try:
+        return load_bundle(name_or_path)
+    except BundleError:
+        if text not in known_bundles():
+            raise
+    content = {**known_bundles()[text].header, "scale_factor": 1.0, "weights": {}}
+    return Bundle(BundleSpec.model_validate(content), pulled_bundles_folder() / text)
 
 
 def find_base(spec: BaseSpec, folder: Path, *, subject: str) -> Bundle:

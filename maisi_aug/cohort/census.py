@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,13 @@ import numpy as np
 
 from maisi_aug.banks.entry import BankEntry
 from maisi_aug.banks.files import NAME_FILES, find_entries, find_referenced, load_labels
-from maisi_aug.banks.label_ids import find_label_id
-from maisi_aug.banks.label_map import load_entry
+from maisi_aug.banks.label_map import load_entry, load_mask
 from maisi_aug.cohort.balance import BalanceTarget, LesionCensus
 from maisi_aug.errors import BankError, RequestError, did_you_mean
 from maisi_aug.lesions.planting import measure_lesions
-from maisi_aug.vocabulary.labels import Vocabulary, is_bare_lesion_name
-from maisi_aug.volumes.image_files import load_label_map
+from maisi_aug.vocabulary.label_meaning import find_label_id, resolve_names
+from maisi_aug.vocabulary.labels import Vocabulary
+from maisi_aug.volumes.own_names import load_own_names
 
 LesionMap = Mapping[str, str]
 """Label of the vocabulary -> what the dataset calls it: an id or a name."""
@@ -73,7 +74,7 @@ def _measure(volume: Any, ids: Sequence[int]) -> list[float]:
 
 def _measure_masks(entry: BankEntry, ids: Sequence[int]) -> list[float]:
     """Lesions of a case that has a file for every organ; ids count its files from 1."""
-    volumes = (load_label_map(entry.label_paths[place - 1]) for place in ids)
+    volumes = (load_mask(entry.label_paths[place - 1]) for place in ids)
     return sorted((size for v in volumes for size in measure_lesions(v.array > 0, 1, v.grid.voxel_ml)), reverse=True)
 
 
@@ -123,7 +124,10 @@ def _names_of(entry: BankEntry, vocabulary: Vocabulary) -> _Names | None:
         return {name: (place,) for place, name in enumerate(entry.organ_names, start=1)}
     if entry.has_vocabulary_ids:
         return {label.name: (label.id,) for label in vocabulary if label.id}
-    return None if entry.label_names is None else entry.ids_by_name
+    if entry.label_names is not None:
+        return entry.ids_by_name
+    own = load_own_names(entry.label_paths[0]) if entry.label_paths else {}
+    return replace(entry, label_names=own).ids_by_name if own else None
 
 
 def _by_label(mapping: LesionMap, targets: Sequence[BalanceTarget], vocabulary: Vocabulary) -> dict[str, str]:
@@ -145,19 +149,21 @@ def _find_ids(
     if target.label in mapping:
         return _find_mapped(path, target, names, mapping[target.label])
     named = names or {}
-    found = [name for name in named if find_label_id(name, vocabulary) == target.label_id]
-    if found:
-        ids = dict.fromkeys(label_id for name in found for label_id in named[name])
-        return tuple(ids), ", ".join(f"label {_spell_ids(named[name])} '{name}'" for name in found)
-    # "cancer" beside "liver" in a dataset of one lesion: nothing else can be meant, and the table says what was taken.
-    bare = [name for name in named if is_bare_lesion_name(name)]
-    others = {find_label_id(name, vocabulary) for name in named}
-    if len(bare) == 1 and others.intersection(vocabulary.hosts_of(target.label_id)):
-        return named[bare[0]], f"label {_spell_ids(named[bare[0]])} '{bare[0]}' beside its host organ"
+    meanings = resolve_names(named, vocabulary)
+    # Of nnU-Net's regions an id is what the smallest one says, so that an organ with its lesion is not the lesion.
+    narrowest = {i: name for name in sorted(named, key=lambda n: len(named[n]), reverse=True) for i in named[name]}
+    ids = tuple(i for i, name in narrowest.items() if meanings[name].label_id == target.label_id)
+    if ids:
+        found = [name for name in named if name in {narrowest[i] for i in ids}]
+        kept = {name: tuple(i for i in named[name] if i in ids) for name in found}
+        hows = [" beside its host organ" if meanings[name].beside else "" for name in found]
+        return ids, ", ".join(
+            f"label {_spell_ids(kept[name])} '{name}'{how}" for name, how in zip(found, hows, strict=True)
+        )
     listed = _list(named, limit=12) or f"no names in {NAME_FILES[1]}"
     raise BankError(
         f"Dataset {path}: expected a label that is '{target.label}', found {listed}. Say which it is, such as "
-        f"--map '{target.label}=2'."
+        f"--map '2={target.label}'."
     )
 
 
@@ -172,7 +178,7 @@ def _find_mapped(path: Path, target: BalanceTarget, names: _Names | None, source
         if names is None or any(int(text) in ids for ids in names.values()):
             return (int(text),), f"label {text}" + (f" '{holders[0]}'" if holders else "")
     raise BankError(
-        f"--map '{target.label}={source}': expected a label of {path} ({_list(names or {}) or 'ids alone'}), found "
+        f"--map '{source}={target.label}': expected a label of {path} ({_list(names or {}) or 'ids alone'}), found "
         f"none.{did_you_mean(text, by_name)} Name one of them."
     )
 

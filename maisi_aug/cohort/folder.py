@@ -11,13 +11,14 @@ from typing import Any
 import yaml
 
 from maisi_aug.cohort.manifest import MANIFEST_NAME, Manifest, ManifestWriter, load_manifest
-from maisi_aug.cohort.recipe import COHORT_NAME, differences
+from maisi_aug.cohort.recipe import COHORT_NAME, CohortConfig, differences
 from maisi_aug.errors import CohortError
 from maisi_aug.system.whole_files import TEMPORARY_SUFFIX, remove_leftovers, write_text_whole
 
 FOLDERS = ("images", "labels", "anatomy", "previews", "previews/rejected")
 CONTACT_SHEET_NAME = "contact_sheet.png"
 ATTEMPTS_FIELD = "max_attempts"
+CASES_FIELD, GROWTH_FIELD = "num_cases", "grown_from"
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +118,7 @@ def find_cohort(path: Path, document: Mapping[str, Any]) -> dict[str, Any] | Non
     Args:
         path: Folder of the cohort; nothing in it is changed.
         document: What ``cohort.yaml`` would be; once a case was made it must be the same as the one that is there, but
-            may allow more attempts.
+            may allow more attempts, or go on from its number of cases.
 
     Raises:
         CohortError: When the folder is not a cohort's, or the configuration differs.
@@ -125,7 +126,7 @@ def find_cohort(path: Path, document: Mapping[str, Any]) -> dict[str, Any] | Non
     existing = read_cohort_document(path)
     if existing is None:
         return None
-    grown = _allow_attempts(existing, document)
+    grown = _allow_growth(_allow_attempts(existing, document), document)
     files = [item for name in FOLDERS for item in (path / name).glob("*") if item.is_file()]
     if all(item.name.endswith(TEMPORARY_SUFFIX) for item in files) and not _is_same(grown, document):
         # Nothing was made, because the bank was missing for instance: the next try may ask for something else.
@@ -142,6 +143,39 @@ def _allow_attempts(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str,
     return {**old, "configuration": {**old["configuration"], ATTEMPTS_FIELD: after}}
 
 
+def grow_from(config: CohortConfig, document: Mapping[str, Any], *, has_cases: bool) -> CohortConfig:
+    """The configuration with the steps in which its cohort has grown, and one more where more cases are asked for.
+
+    Args:
+        config: What the user asks for; a number of cases below the cohort's is left for the comparison to refuse.
+        document: Content of the cohort's ``cohort.yaml``.
+        has_cases: Whether any attempt was made; without one the cohort is planned anew.
+    """
+    written = document["configuration"]
+    before, steps = written.get(CASES_FIELD), tuple(written.get(GROWTH_FIELD) or ())
+    if not isinstance(before, int) or config.num_cases is None or config.num_cases < before or not has_cases:
+        return config
+    steps = steps if config.num_cases == before else (*steps, before)
+    return CohortConfig.model_validate({**dict(config), GROWTH_FIELD: steps})
+
+
+def has_cases(folder: Path) -> bool:
+    """Whether any attempt at a case is noted in a cohort's folder."""
+    manifest = folder / MANIFEST_NAME
+    return manifest.is_file() and manifest.stat().st_size > 0
+
+
+def _allow_growth(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
+    """The old content with the new number of cases, where the new plan has the old one's cases as its first ones."""
+    before, after = old["configuration"], new["configuration"]
+    steps = [*before.get(GROWTH_FIELD, ()), before.get(CASES_FIELD)]
+    if after.get(GROWTH_FIELD) != steps:
+        return dict(old)
+    grown = {**before, **{name: after[name] for name in (CASES_FIELD, GROWTH_FIELD)}}
+    # In the order of the new one, so that the file has the bytes that a cohort of so many cases begins with.
+    return {**old, "configuration": {name: grown[name] for name in dict.fromkeys([*after, *before]) if name in grown}}
+
+
 @contextmanager
 def open_cohort(
     path: Path, document: Mapping[str, Any], *, header: Sequence[str]
@@ -151,7 +185,7 @@ def open_cohort(
     Args:
         path: Folder, made where there is none.
         document: Content of ``cohort.yaml``; once a case was made it must be the same as the one that is there, but may
-            allow more attempts, which are then noted.
+            allow more attempts or hold more cases, which are then noted.
         header: Comment lines that open ``cohort.yaml``.
 
     Yields:
@@ -168,7 +202,7 @@ def open_cohort(
             remove_leftovers(path / folder)
         if existing is None:
             writer.clear()
-        content = dict(document) if existing is None else _allow_attempts(existing, document)
+        content = dict(document) if existing is None else _allow_growth(_allow_attempts(existing, document), document)
         if content != existing:
             comments = "".join(f"# {line}\n" for line in header)
             body = yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=100)

@@ -2,7 +2,9 @@
 
 A plan depends on the requests, the number of cases and the cohort seed alone. Sizes are stratified: the range of a
 request is cut into as many equal parts as it has cases, each case gets one part, in random order. The requests take
-turns, so that a cohort that is stopped early is balanced too.
+turns, so that a cohort that is stopped early is balanced too. A cohort that grows keeps its cases: the further ones are
+planned by themselves in the same way, their sizes stratified among each other, and dealt to the requests so that all
+cases together have the shares that were asked for.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from maisi_aug.cohort.requests import CaseRequest, LesionRequest, SizeRange, allot_cases, parse_requests
+from maisi_aug.cohort.requests import CaseRequest, LesionRequest, SizeRange, allot_cases, allot_more, parse_requests
 from maisi_aug.seeds import numpy_generator
 from maisi_aug.vocabulary.labels import Vocabulary
 from maisi_aug.vocabulary.sizes import SizeDistribution, diameter_mm
@@ -93,6 +95,7 @@ def plan_cohort(
     *,
     num_cases: int,
     seed: int,
+    grown_from: Sequence[int] = (),
 ) -> CohortPlan:
     """Deal the cases out to the requests and draw the size of every lesion.
 
@@ -100,28 +103,50 @@ def plan_cohort(
         requests: What the user asked for.
         num_cases: Cases of the cohort.
         seed: Cohort seed.
+        grown_from: Numbers of cases that the cohort had before it grew, ascending; their cases stay as they were.
 
     Raises:
         RequestError: When there are fewer cases than requests.
     """
-    counts = allot_cases(requests, num_cases)
+    first, *steps = (*grown_from, num_cases)
+    counts = allot_cases(requests, first)
+    cases = _plan_batch(requests, counts, stream="plan", seed=seed, begin=0, first=first)
+    for number, bound in enumerate(steps, start=1):
+        added = allot_more(requests, counts, bound)
+        cases += _plan_batch(requests, added, stream=f"plan {number}", seed=seed, begin=len(cases), first=first)
+        counts = [before + more for before, more in zip(counts, added, strict=True)]
+    requested = {part.label_id for request in requests for part in request.lesions}
+    return CohortPlan(tuple(cases), tuple(sorted(requested)))
+
+
+def _plan_batch(
+    requests: Sequence[CaseRequest], counts: Sequence[int], *, stream: str, seed: int, begin: int, first: int
+) -> list[CasePlan]:
+    """Cases that are planned together, as many of every request as the counts say.
+
+    Args:
+        requests: What the user asked for.
+        counts: Cases of every request.
+        stream: Of the random numbers.
+        seed: Cohort seed.
+        begin: Index of the first of them in the cohort.
+        first: Cases that the cohort was begun with, which decides how its names are written.
+    """
     turns = sorted(((turn + 0.5) / count, place, turn) for place, count in enumerate(counts) for turn in range(count))
     lesions = [
-        _draw_lesions(request, place, count, seed)
+        _draw_lesions(request, f"{stream}/{place}", count, seed)
         for place, (request, count) in enumerate(zip(requests, counts, strict=True))
     ]
-    cases = tuple(
+    return [
         CasePlan(
-            case_id=_case_id(index, num_cases),
+            case_id=_case_id(index, first),
             index=index,
             request=requests[place].text,
             lesions=lesions[place][turn],
             required_ids=tuple(part.label_id for part in requests[place].lesions if part.size is None),
         )
-        for index, (_, place, turn) in enumerate(turns)
-    )
-    requested = {part.label_id for request in requests for part in request.lesions}
-    return CohortPlan(cases, tuple(sorted(requested)))
+        for index, (_, place, turn) in enumerate(turns, start=begin)
+    ]
 
 
 def plan_from_texts(
@@ -131,6 +156,7 @@ def plan_from_texts(
     num_cases: int,
     seed: int,
     distributions: Mapping[str, SizeDistribution] | None = None,
+    grown_from: Sequence[int] = (),
 ) -> CohortPlan:
     """Read label requests and plan a cohort.
 
@@ -140,33 +166,39 @@ def plan_from_texts(
         num_cases: Cases of the cohort.
         seed: Cohort seed.
         distributions: Label name -> the sizes that percentiles refer to, instead of the package's own.
+        grown_from: Numbers of cases that the cohort had before it grew.
 
     Raises:
         VocabularyError: When a label is unknown.
         RequestError: When a request cannot be read or the cases do not suffice.
     """
     requests = parse_requests(texts, vocabulary=vocabulary, distributions=distributions)
-    return plan_cohort(requests, num_cases=num_cases, seed=seed)
+    return plan_cohort(requests, num_cases=num_cases, seed=seed, grown_from=grown_from)
 
 
-def plan_given_maps(names: Sequence[str], *, num_cases: int, label_ids: Sequence[int] = ()) -> CohortPlan:
+def plan_given_maps(
+    names: Sequence[str], *, num_cases: int, label_ids: Sequence[int] = (), first: int | None = None
+) -> CohortPlan:
     """Plan one case for each label map, going round again where more are wanted.
 
     Args:
         names: Of the label maps, in the order of their bank.
         num_cases: Cases of the cohort.
         label_ids: Labels to keep in the label files; every label but the body when there are none.
+        first: Cases that the cohort was begun with, where it has grown.
     """
     cases = (
-        CasePlan(_case_id(index, num_cases), index, names[index % len(names)], (), (), map_index=index % len(names))
+        CasePlan(
+            _case_id(index, first or num_cases), index, names[index % len(names)], (), (), map_index=index % len(names)
+        )
         for index in range(num_cases)
     )
     return CohortPlan(tuple(cases), tuple(sorted(set(label_ids))))
 
 
-def plan_bare_images(num_cases: int) -> CohortPlan:
-    """Plan images that are drawn without a label map."""
-    cases = (CasePlan(_case_id(index, num_cases), index, "image only", (), ()) for index in range(num_cases))
+def plan_bare_images(num_cases: int, *, first: int | None = None) -> CohortPlan:
+    """Plan images that are drawn without a label map; a cohort that has grown was begun with the first of them."""
+    cases = (CasePlan(_case_id(index, first or num_cases), index, "image only", (), ()) for index in range(num_cases))
     return CohortPlan(tuple(cases), ())
 
 
@@ -174,12 +206,12 @@ def _case_id(index: int, num_cases: int) -> str:
     return f"case_{index + 1:0{max(4, len(str(num_cases)))}d}"
 
 
-def _draw_lesions(request: CaseRequest, place: int, count: int, seed: int) -> list[tuple[PlannedLesion, ...]]:
+def _draw_lesions(request: CaseRequest, stream: str, count: int, seed: int) -> list[tuple[PlannedLesion, ...]]:
     """The lesions of every case of a request, in the order of its turns."""
     wanted = [(part, part.size) for part in request.lesions for _ in range(part.count) if part.size is not None]
     columns = []
     for number, (part, size) in enumerate(wanted):
-        rng = numpy_generator(seed, f"plan/{place}/{number}")
+        rng = numpy_generator(seed, f"{stream}/{number}")
         strata = rng.permutation(count)
         columns.append([_place_lesion(part, size, (int(stratum) + float(rng.random())) / count) for stratum in strata])
     return [tuple(column[turn] for column in columns) for turn in range(count)]

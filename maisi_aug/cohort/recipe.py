@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from itertools import pairwise
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, Strict, ValidationError, field_validator, model_validator
@@ -52,6 +53,8 @@ class CohortConfig(BaseModel):
             ``given`` the names of the labels to keep in ``labels/``, every label but the body when there are none; with
             ``none`` there are none.
         num_cases: Cases to make; 4 when not given, and one for each label map with mask_source ``given``.
+        grown_from: Numbers of cases that the cohort had before it grew, ascending; going on with a larger ``num_cases``
+            notes them, so that the cases that were there stay as they are.
         seed: Cohort seed.
         anatomy: Labels that ``labels/ID.nii.gz`` keeps, by name, alias or id; its organs must be in every case. Those
             that the requests name when not given.
@@ -61,8 +64,8 @@ class CohortConfig(BaseModel):
             ``none`` draws images without a label map.
         mask_bank: ``phantom`` for the embedded phantoms, or a folder or data list of label maps, or NVIDIA's mask
             database.
-        mask_labels: Vocabulary of the bank: ``auto``, ``maisi``, ``totalsegmentator-v1``, ``totalsegmentator-v2``, or a
-            JSON file that maps its ids or names.
+        mask_labels: Vocabulary of the bank: ``auto``, ``maisi``, ``totalsegmentator-v1``, ``-v2`` or ``-v3``, or its
+            ids or names with what they are, here or in a JSON file.
         mask_steps: Steps of the sampler of label maps, for ``diffusion``; the bundle's default when not given, and
             DDPM when they are all that the mask networks were trained with.
         size_of: Size percentile, or -1 for absent, of organs by name, for ``diffusion``; drawn when not given.
@@ -88,12 +91,13 @@ class CohortConfig(BaseModel):
 
     labels: Annotated[tuple[Annotated[str, Field(min_length=1)], ...], _FromList]
     num_cases: _PositiveInt | None = None
+    grown_from: Annotated[tuple[_PositiveInt, ...], _FromList] = ()
     seed: Annotated[int, Field(ge=0)] = 0
     anatomy: Annotated[tuple[Annotated[str, Field(min_length=1)], ...], _FromList, Field(min_length=1)] | None = None
     bundle: Annotated[str, Field(min_length=1)] = "phantom-ct"
     mask_source: Literal["plant", "bank", "diffusion", "given", "none"] = "plant"
     mask_bank: Annotated[str, Field(min_length=1)] = EMBEDDED_BANK
-    mask_labels: Annotated[str, Field(min_length=1)] = AUTO_MAPPING
+    mask_labels: Annotated[str, Field(min_length=1)] | dict[str | int, str | int] = AUTO_MAPPING
     mask_steps: _PositiveInt | None = None
     size_of: dict[str, Annotated[float, Field(allow_inf_nan=False)]] | None = None
     num_inference_steps: _PositiveInt | None = None
@@ -123,6 +127,16 @@ class CohortConfig(BaseModel):
         return {} if value is None else value
 
     @model_validator(mode="after")
+    def _require_growth(self) -> CohortConfig:
+        steps = (*self.grown_from, *([] if self.num_cases is None else [self.num_cases]))
+        if self.grown_from and (self.num_cases is None or any(a >= b for a, b in pairwise(steps))):
+            raise ValueError(
+                f"grown_from: expected rising numbers below num_cases, found {list(self.grown_from)} for "
+                f"{self.num_cases or 'no'} cases"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _require_fitting_fields(self) -> CohortConfig:
         if (self.size_reference is None) != (self.size_label is None):
             missing = "size_label" if self.size_label is None else "size_reference"
@@ -148,7 +162,8 @@ class CohortConfig(BaseModel):
 
     def to_dict(self) -> dict[str, Any]:
         """All fields as plain YAML and JSON types, in the order of the class."""
-        return self.model_dump(mode="json")
+        fields = self.model_dump(mode="json")
+        return fields if self.grown_from else {name: value for name, value in fields.items() if name != "grown_from"}
 
 
 SECTIONS: dict[str, type[BaseModel]] = {"gates": GateConfig, "decoding": DecodingConfig}

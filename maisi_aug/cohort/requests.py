@@ -140,9 +140,7 @@ def allot_cases(requests: Sequence[CaseRequest], num_cases: int) -> list[int]:
             f"Number of cases: expected at least {max(1, len(requests))}, one for each label request, "
             f"found {num_cases}. Raise -n or ask for fewer labels."
         )
-    open_share = 1.0 - sum(request.share for request in requests if request.share is not None)
-    num_open = sum(request.share is None for request in requests)
-    shares = [open_share / num_open if request.share is None else request.share for request in requests]
+    shares = _shares(requests)
     # 0.3 x 10 is 3.0000000000000004 or 2.9999...: rounding keeps exact shares exact.
     quotas = [round(share * num_cases, 9) for share in shares]
     counts = [math.floor(quota) for quota in quotas]
@@ -153,6 +151,31 @@ def allot_cases(requests: Sequence[CaseRequest], num_cases: int) -> list[int]:
         counts[counts.index(max(counts))] -= 1
         counts[counts.index(0)] += 1
     return counts
+
+
+def allot_more(requests: Sequence[CaseRequest], counts: Sequence[int], num_cases: int) -> list[int]:
+    """How many further cases each request gets when a cohort grows: each next one goes to the furthest behind.
+
+    Args:
+        requests: As for :func:`allot_cases`.
+        counts: Cases that each request has; nothing takes any of them away.
+        num_cases: Cases of the grown cohort.
+
+    Returns:
+        The further cases of every request, together ``num_cases`` less those that there are.
+    """
+    quotas = [share * num_cases for share in _shares(requests)]
+    grown = list(counts)
+    for _ in range(num_cases - sum(counts)):
+        grown[max(range(len(grown)), key=lambda place: (round(quotas[place] - grown[place], 9), -place))] += 1
+    return [after - before for after, before in zip(grown, counts, strict=True)]
+
+
+def _shares(requests: Sequence[CaseRequest]) -> list[float]:
+    """The share of every request; those that state none have equal parts of what is left."""
+    open_share = 1.0 - sum(request.share for request in requests if request.share is not None)
+    num_open = sum(request.share is None for request in requests)
+    return [open_share / num_open if request.share is None else request.share for request in requests]
 
 
 def _parse_case(text: str, vocabulary: Vocabulary, own: Mapping[int, SizeDistribution]) -> CaseRequest:

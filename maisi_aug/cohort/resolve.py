@@ -14,12 +14,12 @@ from typing import Any
 from maisi_aug import __version__
 from maisi_aug.banks.entry import BankEntry
 from maisi_aug.banks.files import digest_of, find_entries
-from maisi_aug.banks.label_ids import CHOICES, find_label_id, load_mapping
-from maisi_aug.bundle_spec.bundle import Bundle, embedded_bundles, load_bundle, pulled_bundles
+from maisi_aug.banks.label_ids import CHOICES, LabelMapping, load_mapping
+from maisi_aug.bundle_spec.bundle import Bundle, embedded_bundles, load_bundle, load_outline, pulled_bundles
 from maisi_aug.bundle_spec.mask_networks import choose_mask_steps, fingerprint_of_masks, require_inside
 from maisi_aug.bundle_spec.presets import Preset, find_preset
 from maisi_aug.bundle_spec.references import bundle_distributions, default_bank
-from maisi_aug.cohort.folder import read_cohort_document
+from maisi_aug.cohort.folder import grow_from, has_cases, read_cohort_document
 from maisi_aug.cohort.grid_preflight import check_grid, shows_head_alone
 from maisi_aug.cohort.kept_labels import keep_anatomy
 from maisi_aug.cohort.plan import CohortPlan, plan_bare_images, plan_from_texts, plan_given_maps
@@ -35,6 +35,7 @@ from maisi_aug.cohort.requests import label_names
 from maisi_aug.cohort.source_rules import DEFAULT_NUM_CASES, GIVEN, NO_MAP
 from maisi_aug.errors import RequestError
 from maisi_aug.networks.mask_conditions import read_organ_sizes, require_not_absent
+from maisi_aug.vocabulary.label_meaning import find_label_id
 from maisi_aug.vocabulary.labels import Vocabulary
 from maisi_aug.vocabulary.sizes import SizeDistribution, measure_distribution
 from maisi_aug.volumes.grid import Grid
@@ -82,7 +83,11 @@ class ResolvedCohort:
 
 
 def resolve_cohort(
-    config: CohortConfig, folder: Path | None = None, *, report_file: ReportFile | None = None
+    config: CohortConfig,
+    folder: Path | None = None,
+    *,
+    report_file: ReportFile | None = None,
+    needs_weights: bool = True,
 ) -> ResolvedCohort:
     """Fill in what the bundle decides, and plan the cohort; a grid that its networks have not seen is warned of.
 
@@ -91,6 +96,7 @@ def resolve_cohort(
         folder: Where the cohort goes; one that is there already lends its measured sizes, so that going on does not
             measure again.
         report_file: Called with (label maps read, label maps in all) while a size reference is measured.
+        needs_weights: Whether the bundle must be on this machine; a plan can do without.
 
     Raises:
         CohortError: When the folder is not a cohort's.
@@ -105,8 +111,8 @@ def resolve_cohort(
         VolumeError: When the size reference cannot be read.
     """
     document = read_cohort_document(folder) if folder is not None else None
-    bundle = load_bundle(config.bundle)
-    config = _with_default_bank(config, bundle)
+    bundle = (load_bundle if needs_weights else load_outline)(config.bundle)
+    config = _with_default_bank(_with_growth(config, folder, document), bundle)
     bank = _Bank(_absolute(config.mask_bank, EMBEDDED_BANK), bundle.vocabulary)
     bundle.require_told(
         modality=config.modality, body_region=None if _only_chooses_maps(config, bundle, bank) else config.body_region
@@ -120,7 +126,7 @@ def resolve_cohort(
         update={
             "bundle": _absolute(config.bundle, *embedded_bundles(), *pulled_bundles()),
             "mask_bank": bank.path,
-            "mask_labels": _absolute(config.mask_labels, *CHOICES),
+            "mask_labels": _absolute_mapping(config.mask_labels),
             "size_reference": config.size_reference and _absolute(config.size_reference),
             **({} if _follows_maps(config) else {"shape": grid.shape, "spacing_mm": grid.spacing_mm}),
             "num_inference_steps": bundle.choose_steps(config.num_inference_steps),
@@ -173,10 +179,13 @@ def _plan_cases(
     if config.mask_source == GIVEN:
         names = [entry.name for entry in bank.listing[0]]
         label_ids = [bundle.vocabulary.id_of(text) for text in config.labels]
-        return plan_given_maps(names, num_cases=config.num_cases or len(names), label_ids=label_ids)
+        num_cases = config.num_cases or len(names)
+        return plan_given_maps(
+            names, num_cases=num_cases, label_ids=label_ids, first=min(config.grown_from, default=None)
+        )
     num_cases = config.num_cases or DEFAULT_NUM_CASES
     if config.mask_source == NO_MAP:
-        return plan_bare_images(num_cases)
+        return plan_bare_images(num_cases, first=min(config.grown_from, default=None))
     return _plan_requests(config, bundle, distributions, num_cases)
 
 
@@ -189,8 +198,21 @@ def _plan_requests(
         vocabulary=bundle.vocabulary,
         num_cases=num_cases,
         seed=config.seed,
+        grown_from=config.grown_from,
         distributions={**bundle_distributions(bundle), **distributions},
     )
+
+
+def _with_growth(config: CohortConfig, folder: Path | None, document: dict[str, Any] | None) -> CohortConfig:
+    """The configuration with the steps in which the cohort that is gone on with has grown."""
+    if folder is None or document is None:
+        return config
+    return grow_from(config, document, has_cases=has_cases(folder))
+
+
+def _absolute_mapping(mask_labels: LabelMapping) -> LabelMapping:
+    """What a bank's ids mean, a file by its absolute path."""
+    return _absolute(mask_labels, *CHOICES) if isinstance(mask_labels, str) else mask_labels
 
 
 def _with_default_bank(config: CohortConfig, bundle: Bundle) -> CohortConfig:
@@ -207,7 +229,7 @@ def find_grid(config: CohortConfig) -> Grid:
         BundleError: When there is no such bundle.
         RecipeError: When it has no such preset.
     """
-    bundle = load_bundle(config.bundle)
+    bundle = load_outline(config.bundle)
     return _build_grid(config, bundle, None if config.preset is None else find_preset(config.preset, bundle))
 
 
@@ -297,7 +319,7 @@ def _find_size_labels(config: CohortConfig, vocabulary: Vocabulary) -> dict[str,
         raise RequestError(
             f"size_label {config.size_label}: expected one lesion in the label requests, found {len(names)} "
             f"({', '.join(names) or 'none'}). Say which is which, such as "
-            f"--size-label '{names[0] if names else 'hepatic tumor'}={config.size_label}'."
+            f"--map '{config.size_label}={names[0] if names else 'hepatic tumor'}'."
         )
     return {names[0]: config.size_label}
 

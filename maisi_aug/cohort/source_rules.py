@@ -14,7 +14,7 @@ def find_misfit(
     *,
     labels: tuple[str, ...],
     own_bank: str | None,
-    mask_labels: str,
+    mask_labels: object,
     guidance_scale: float,
     size_reference: str | None,
     has_anatomy: bool,
@@ -54,11 +54,13 @@ def find_misfit(
     return misfit or _find_misfit_of_masks(mask_source, own_bank, mask_labels, mask_steps, size_of)
 
 
-def _find_misfit_of_none(labels: tuple[str, ...], has_own_bank: bool, mask_labels: str, guidance_scale: float) -> str:
+def _find_misfit_of_none(
+    labels: tuple[str, ...], has_own_bank: bool, mask_labels: object, guidance_scale: float
+) -> str:
     unused = {
         "labels": ", ".join(labels),
         "mask_bank": "one" if has_own_bank else "",
-        "mask_labels": "" if mask_labels == AUTO_MAPPING else mask_labels,
+        "mask_labels": "" if mask_labels == AUTO_MAPPING else str(mask_labels),
         "guidance_scale": f"{guidance_scale:g}" if guidance_scale else "",
     }
     field, found = next(((field, found) for field, found in unused.items() if found), ("", ""))
@@ -88,7 +90,7 @@ def _find_misfit_of_given(labels: tuple[str, ...], has_own_bank: bool) -> str:
 
 
 def _find_misfit_of_masks(
-    mask_source: str, own_bank: str | None, mask_labels: str, mask_steps: int | None, size_of: object
+    mask_source: str, own_bank: str | None, mask_labels: object, mask_steps: int | None, size_of: object
 ) -> str:
     """A bank without the lesions that are to be taken from it, or a field that the mask source makes nothing of."""
     if mask_source == "bank" and own_bank is None:

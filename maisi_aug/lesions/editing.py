@@ -5,7 +5,7 @@ Arrays have axes ``I J K``; touching means sharing a face, an edge or a corner.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,11 +14,14 @@ from scipy import ndimage
 from skimage.segmentation import expand_labels
 
 from maisi_aug.lesions.planting import PlantedLesion
-from maisi_aug.vocabulary.labels import Vocabulary
-from maisi_aug.volumes.components import TOUCHING, Box, Mask, label_parts
+from maisi_aug.vocabulary.labels import BODY_ID, Vocabulary
+from maisi_aug.volumes.components import TOUCHING, Box, Mask, connected_parts, label_parts
 from maisi_aug.volumes.grid import voxel_volume_ml
 
 HOST_REACH_MM = 12.0
+HOST_CONTACT = 0.2
+"""Share of a lesion's surroundings that its host makes up at least: a lymph node that touches the aorta is no part of
+it."""
 MAX_RESIZE = 2.0
 """A lesion is made at most twice or half as large; beyond that it would no longer be the one that was drawn."""
 
@@ -51,6 +54,35 @@ def remove_lesions(
             fallback = vocabulary.background_id_for(tumor_id)
             healthy[wide][inside] = _nearest_host(label_map[wide], hosts, inside, spacing_mm, fallback=fallback)
     return healthy
+
+
+def settle_lesions(
+    label_map: NDArray[np.uint8], lesions: Mask, *, tumor_of_host: Mapping[int, int] | None = None
+) -> NDArray[np.uint8]:
+    """Give lesions of an unknown kind the id that their place tells, so that none is left as a hole in its organ.
+
+    Args:
+        label_map: ``(I, J, K)`` vocabulary ids; not modified.
+        lesions: ``(I, J, K)`` the lesions' voxels.
+        tumor_of_host: What a lesion in a host is; in organs that are not listed it becomes the organ.
+
+    Returns:
+        A new label map. Each connected lesion is what most of the labels around it are, if they make up at least
+        ``HOST_CONTACT`` of its surroundings; else it lies in no organ, and is body.
+    """
+    settled = label_map.copy()
+    settled[lesions] = BODY_ID
+    for box, part in connected_parts(lesions):
+        wide = tuple(slice(max(0, side.start - 1), side.stop + 1) for side in box)
+        inside = np.zeros(label_map[wide].shape, dtype=bool)
+        inside[tuple(slice(a.start - b.start, a.stop - b.start) for a, b in zip(box, wide, strict=True))] = part
+        around = label_map[wide][ndimage.binary_dilation(inside, TOUCHING) & ~lesions[wide]]
+        counts = np.bincount(around, minlength=256)
+        counts[[0, BODY_ID]] = 0
+        host = int(counts.argmax())
+        if counts[host] and counts[host] >= HOST_CONTACT * around.size:
+            settled[wide][inside] = (tumor_of_host or {}).get(host, host)
+    return settled
 
 
 def resize_lesion(

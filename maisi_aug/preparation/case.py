@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from maisi_aug.banks.label_ids import Translation
-from maisi_aug.banks.label_map import choose_centre
+from maisi_aug.banks.label_map import choose_centre, load_mask
 from maisi_aug.errors import VolumeError
+from maisi_aug.lesions.editing import settle_lesions
 from maisi_aug.preparation.settings import PrepareSettings
 from maisi_aug.preparation.sources import LabelFile, SourceCase
 from maisi_aug.preparation.survey import MASK_ID, is_same_place
@@ -49,6 +50,8 @@ class CaseTask:
         organ_translations: For each folder of organ labels, what the ids of its label maps mean.
         settings: What every case is prepared with.
         has_envelope: Whether the lab drew a label that is called the whole body.
+        dropped_lesions: For each of its label files, source ids of lesions that are no label: they become what they
+            lie in.
     """
 
     case: SourceCase
@@ -56,6 +59,7 @@ class CaseTask:
     organ_translations: tuple[Translation, ...]
     settings: PrepareSettings
     has_envelope: bool = False
+    dropped_lesions: tuple[frozenset[int], ...] = ()
 
     def hash_inputs(self) -> str:
         """SHA-256 over the sources' content and all that decides what becomes of them.
@@ -64,12 +68,15 @@ class CaseTask:
             VolumeError: A file cannot be read.
         """
         paths = [file for path in self.case.paths for file in files_of(path)]
+        healed = [sorted((i, sorted(c.items())) for i, c in t.lesions.items()) for t in self.organ_translations]
         content = {
             "sources": [sha256_of(path) for path in paths],
             "tables": [sorted(table.items()) for table in self.tables],
             "organs": [sorted(translation.ids.items()) for translation in self.organ_translations],
+            **({"organ_lesions": healed} if any(healed) else {}),
             "settings": self.settings.to_dict(),
             "has_envelope": self.has_envelope,
+            **({"dropped_lesions": [sorted(ids) for ids in self.dropped_lesions]} if any(self.dropped_lesions) else {}),
         }
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
@@ -109,6 +116,7 @@ def build_case(task: CaseTask) -> BuiltCase:
     own = _merge_labels(task.case.labels, task.tables, settings.vocabulary.tumor_ids, grid, task.case.image)
     np.copyto(label_map, own, where=(own > 0) & ((own != BODY_ID) | (label_map == 0)))
     label_map, notes = _add_body(label_map, image, grid, task)
+    label_map = _heal_dropped(label_map, task)
     own_ids = sorted({label_id for table in task.tables for label_id in table.values()} - {0, BODY_ID})
     target = _place_grid(label_map, grid, settings, own_ids)
     # A host organ is not kept as well: a lesion that is given back its volume takes it from the host.
@@ -146,17 +154,27 @@ def _clip(image: NDArray[Any]) -> NDArray[np.int16]:
 def _load_organs(files: Sequence[LabelFile], translation: Translation, grid: Grid, image: Path) -> NDArray[np.uint8]:
     """Organ labels in vocabulary ids on the image's grid, without the body."""
     merged = np.zeros(grid.shape, dtype=np.uint8)
+    lesions: list[tuple[NDArray[np.bool_], Mapping[int, int]]] = []
     order = sorted(range(len(files)), key=lambda place: lesion_word(files[place].mask_name or "") is not None)
     for place in order:
-        volume = load_label_map(files[place].path, image=image)
+        is_mask = files[place].mask_name is not None
+        volume = load_mask(files[place].path) if is_mask else load_label_map(files[place].path, image=image)
         array = volume.array
         if files[place].mask_name is not None:
             array = np.where(array > 0, place + 1, 0).astype(np.uint16)
         translated = translation.apply(array)
-        translated[translated == BODY_ID] = 0
+        is_lesion_mask = files[place].mask_name is not None and place + 1 in translation.lesions
+        if not is_lesion_mask:  # of a mask of a lesion all is body, which the other masks have to tell from
+            translated[translated == BODY_ID] = 0
         if not is_same_place(volume.grid, grid):
             translated = resample_label_map(translated, volume.grid, grid)
-        np.copyto(merged, translated, where=translated > 0)
+        if is_lesion_mask:
+            lesions.append((translated > 0, translation.lesions[place + 1]))
+        else:
+            np.copyto(merged, translated, where=translated > 0)
+    for lesion, tumor_of_host in lesions:
+        merged = settle_lesions(merged, lesion, tumor_of_host=tumor_of_host) if lesion.any() else merged
+    merged[merged == BODY_ID] = 0
     return merged
 
 
@@ -185,6 +203,17 @@ def _merge_labels(
         np.copyto(merged, translated, where=wins)
     np.copyto(merged, lesions, where=lesions > 0)
     return merged
+
+
+def _heal_dropped(label_map: NDArray[np.uint8], task: CaseTask) -> NDArray[np.uint8]:
+    """Lesions that the user drops, or calls body, become the organ that they lie in: no hole of body is left in it."""
+    lesions = np.zeros(label_map.shape, dtype=bool)
+    for file, ids in zip(task.case.labels, task.dropped_lesions, strict=False):
+        if ids:
+            array = load_label_map(file.path).array
+            lesions |= array > 0 if file.mask_name is not None else np.isin(array, sorted(ids))
+    lesions &= label_map == BODY_ID
+    return settle_lesions(label_map, lesions) if lesions.any() else label_map
 
 
 def _add_body(

@@ -1,6 +1,7 @@
 """What the labels of a lab's files mean: rules such as ``3=left parotid@skull,body``, names that match, new labels.
 
-Nothing is guessed: a label that no rule names and whose own name the vocabulary does not hold is reported.
+Nothing is guessed: a label that no rule names and whose own name, beside the others, means nothing in the vocabulary is
+reported.
 """
 
 from __future__ import annotations
@@ -11,11 +12,20 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
-from maisi_aug.banks.label_ids import find_label_id, is_envelope_name, split_camel_case
+from maisi_aug.banks.label_ids import is_envelope_name
 from maisi_aug.errors import PreparationError, VocabularyError
 from maisi_aug.preparation.prepared import NewLabel, bind_new_labels
 from maisi_aug.preparation.sources import LabelFile, SourceCase
-from maisi_aug.vocabulary.labels import BACKGROUND_ID, FREE_IDS, KNOWN_SLOTS, MAISI, SLOT_IDS, Vocabulary
+from maisi_aug.vocabulary.label_meaning import Meaning, find_label_id, resolve_names
+from maisi_aug.vocabulary.labels import (
+    BACKGROUND_ID,
+    FREE_IDS,
+    KNOWN_SLOTS,
+    MAISI,
+    SLOT_IDS,
+    Vocabulary,
+    split_camel_case,
+)
 
 DROP = "-"
 NEW_PREFIX = "new:"
@@ -181,6 +191,11 @@ def resolve_meanings(
         )
     new_labels = allocate_new_labels(rules, vocabulary)
     extended = bind_new_labels(vocabulary, new_labels.items())
+    own = resolve_names(
+        (label.name for label in labels if label.name is not None),
+        extended,
+        context=[rule.target for rule in rules if rule.target != DROP],
+    )
     ids: dict[SourceLabel, int] = {}
     unknown: list[SourceLabel] = []
     envelopes: set[SourceLabel] = set()
@@ -188,13 +203,13 @@ def resolve_meanings(
         rule = next((rule for rule in ordered if rule.matches(label)), None)
         if is_envelope_name(rule.target if rule else label.name or ""):
             envelopes.add(label)
-        found = _find_own_meaning(label, extended) if rule is None else _target_id(rule, extended)
+        found = _find_own_meaning(label, own) if rule is None else _target_id(rule, extended)
         if found is None:
             unknown.append(label)
         else:
             ids[label] = found
     if unknown:
-        raise PreparationError(_unknown_message(unknown, labels))
+        raise PreparationError(_unknown_message(unknown, labels, own, extended))
     return LabelMeanings(ids, extended, _find_beyond_maisi(extended, set(ids.values())), frozenset(envelopes))
 
 
@@ -276,12 +291,12 @@ def _target_id(rule: MapRule, extended: Vocabulary) -> int:
     return BACKGROUND_ID if rule.target == DROP else extended.id_of(rule.target)
 
 
-def _find_own_meaning(label: SourceLabel, vocabulary: Vocabulary) -> int | None:
+def _find_own_meaning(label: SourceLabel, meanings: Mapping[str, Meaning]) -> int | None:
     if label.id == BACKGROUND_ID:
         return BACKGROUND_ID
     if label.name is None:
         return None
-    return BACKGROUND_ID if label.name.lower() in _DROPPED_NAMES else find_label_id(label.name, vocabulary)
+    return BACKGROUND_ID if label.name.lower() in _DROPPED_NAMES else meanings[label.name].label_id
 
 
 def _plain(name: str) -> str:
@@ -293,12 +308,19 @@ def _list(labels: Collection[SourceLabel]) -> str:
     return ", ".join(words[:12]) + (", ..." if len(words) > 12 else "")
 
 
-def _unknown_message(unknown: Sequence[SourceLabel], labels: Collection[SourceLabel]) -> str:
+def _unknown_message(
+    unknown: Sequence[SourceLabel],
+    labels: Collection[SourceLabel],
+    meanings: Mapping[str, Meaning],
+    vocabulary: Vocabulary,
+) -> str:
     first = unknown[0]
     shown = first.name or str(first.id)
     if sum(MapRule(None, shown, DROP).matches(label) for label in labels) > 1:  # other kinds of files have it, too
         shown = f"{first.role}/{shown}"
+    choices = meanings[first.name].choices if first.name else {}
     spelled = split_camel_case(first.name or "kidney tumor").replace("_", " ").lower()
+    spelled = vocabulary.name_of(min(choices.values())) if choices else spelled
     beyond = " (ids above 255 too need one)" if any((label.id or 0) > 255 for label in unknown) else ""
     return (
         f"Labels: expected a meaning for every label{beyond}, found none for {_list(unknown)}. Add for each a --map "

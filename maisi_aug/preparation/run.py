@@ -33,6 +33,7 @@ from maisi_aug.preparation.sources import LabelFile, SourceCase
 from maisi_aug.preparation.summary import build_summary, labels_in, spell_summary
 from maisi_aug.preparation.survey import (
     CaseSurvey,
+    dropped_lesions_of,
     holds_envelope,
     require_labels,
     require_readable,
@@ -236,18 +237,23 @@ def _build_tasks(
     cases: Sequence[SourceCase], surveys: Sequence[CaseSurvey], meanings: LabelMeanings, settings: PrepareSettings
 ) -> tuple[tuple[CaseTask, ...], tuple[str, ...]]:
     unknown: dict[str, None] = {}
+    healed: dict[str, None] = {}
     tasks = []
     for case, survey in zip(cases, surveys, strict=True):
         translations = tuple(_translate_organs(files, settings) for files in case.organs)
         unknown.update((name, None) for translation in translations for name in translation.unknown)
+        healed.update((name, None) for translation in translations for name in translation.unknown_lesions)
         has_envelope = holds_envelope(case, survey, meanings)
-        tasks.append(CaseTask(case, tables_of(case, survey, meanings), translations, settings, has_envelope))
+        dropped = dropped_lesions_of(case, survey, meanings)
+        tasks.append(CaseTask(case, tables_of(case, survey, meanings), translations, settings, has_envelope, dropped))
     notes = []
     if unknown:
         notes.append(f"Organ labels that the vocabulary lacks become body (200): {', '.join(unknown)}.")
-    dropped = [str(label) for label, label_id in meanings.ids.items() if not label_id]
-    if dropped:
-        notes.append(f"Dropped labels: {', '.join(dropped)}.")
+    if healed:
+        notes.append(f"Lesions among the organ labels that the vocabulary lacks become organ: {', '.join(healed)}.")
+    unused = [str(label) for label, label_id in meanings.ids.items() if not label_id]
+    if unused:
+        notes.append(f"Dropped labels: {', '.join(unused)}.")
     return tuple(tasks), tuple(notes)
 
 

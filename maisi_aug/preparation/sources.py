@@ -11,6 +11,7 @@ from maisi_aug.banks.files import NAME_FILES, load_label_names, stem_of
 from maisi_aug.errors import BankError, PreparationError, VolumeError
 from maisi_aug.volumes.dicom_files import find_label_objects, find_volumes, holds_slices, is_dicom
 from maisi_aug.volumes.image_files import is_readable, load_drawn_names
+from maisi_aug.volumes.own_names import load_own_names
 
 IMAGE_ROLES = re.compile(r"^(?:(?P<case>.+)[_-])?(?:ct|image|img|volume|vol|0000)$", re.IGNORECASE)
 _NUMBERED = re.compile(r"^(?P<case>.+)[_-](?P<number>\d{4})$")
@@ -271,7 +272,7 @@ def _name_labels(path: Path, role: str, root: Path, mask_name: str | None = None
                 except BankError as error:
                     raise PreparationError(str(error)) from error
                 return LabelFile(path, role, names=groups.get("") or groups.get(role.lower()) or {})
-    return LabelFile(path, role)
+    return LabelFile(path, role, names=load_own_names(path))
 
 
 def _example(cases: Sequence[str]) -> str:

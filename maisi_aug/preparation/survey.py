@@ -8,9 +8,11 @@ from itertools import product
 
 import numpy as np
 
+from maisi_aug.banks.label_map import require_one_label
 from maisi_aug.errors import PreparationError, VolumeError
 from maisi_aug.preparation.mapping import LabelMeanings, labels_of
 from maisi_aug.preparation.sources import SourceCase
+from maisi_aug.vocabulary.labels import BACKGROUND_ID, BODY_ID, lesion_word
 from maisi_aug.volumes.grid import Grid, spell_grid
 from maisi_aug.volumes.image_files import load_grid, load_label_map
 
@@ -47,9 +49,12 @@ def survey_case(case: SourceCase) -> CaseSurvey:
                 raise VolumeError(
                     f"{file.path.name}: expected the image's grid, {_spell(grid)}, found {_spell(volume.grid)}"
                 )
-            array = volume.array if file.mask_name is None else (volume.array > 0).astype(np.uint8)
-            found = np.bincount(array.ravel())
-            counts.append({int(label_id): int(found[label_id]) for label_id in np.flatnonzero(found)})
+            found = np.bincount(volume.array.ravel())
+            present = {int(label_id): int(found[label_id]) for label_id in np.flatnonzero(found)}
+            if file.mask_name is not None:
+                require_one_label(present, file.path)
+                present = {MASK_ID if label_id else 0: count for label_id, count in present.items()}
+            counts.append(present)
     except VolumeError as error:
         return CaseSurvey(case.id, problem=str(error))
     return CaseSurvey(case.id, tuple(counts))
@@ -71,6 +76,18 @@ def tables_of(case: SourceCase, survey: CaseSurvey, meanings: LabelMeanings) -> 
         labels = labels_of(file, counts)
         tables.append({MASK_ID if label.id is None else label.id: meanings.ids[label] for label in labels})
     return tuple(tables)
+
+
+def dropped_lesions_of(case: SourceCase, survey: CaseSurvey, meanings: LabelMeanings) -> tuple[frozenset[int], ...]:
+    """For each label file of a case, the ids of lesions that are dropped: what they lie in takes their place."""
+    return tuple(
+        frozenset(
+            MASK_ID if label.id is None else label.id
+            for label in labels_of(file, counts)
+            if label.id != 0 and meanings.ids[label] in (BACKGROUND_ID, BODY_ID) and lesion_word(label.name or "")
+        )
+        for file, counts in zip(case.labels, survey.counts, strict=True)
+    )
 
 
 def holds_envelope(case: SourceCase, survey: CaseSurvey, meanings: LabelMeanings) -> bool:

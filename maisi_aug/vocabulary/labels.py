@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from pathlib import Path
@@ -34,9 +34,19 @@ def _tables() -> dict[str, Any]:
     return tables
 
 
+def split_camel_case(name: str) -> str:
+    """``SpinalCord`` as two words."""
+    return re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name)
+
+
+def name_words(name: str) -> list[str]:
+    """The words of a name in lower case; a plus sign, an ampersand and a slash are the word "and"."""
+    return re.findall(r"[a-z0-9]+", re.sub(r"[+&/]", " and ", name.lower()))
+
+
 def lookup_words(name: str) -> list[str]:
     """The words of a name as they are compared: lower case, American spelling, without fillers."""
-    words = re.findall(r"[a-z0-9]+", name.lower())
+    words = name_words(name)
     ignored, spelling = _tables()["ignored_words"], _tables()["spelling"]
     return [spelling.get(word, word) for word in words if word not in ignored]
 
@@ -297,20 +307,169 @@ FULL_VOCABULARY = MAISI.with_slots(KNOWN_SLOTS)
 their own, and MAISI's mask generator, which draws a kidney mass under 129, are read with."""
 
 
-_STEMS = (
-    *("tumor", "tumour", "lesion", "cancer", "carcinoma", "sarcoma", "lymphoma", "metastas", "nodule", "cyst", "gtv"),
-    *("haemorrhage", "hemorrhage"),
+_TUMOR = re.compile(
+    r"tum|tumou?rs?|neoplas(m|ms|ia|ias)|cancers?|(adeno)?carcinomas?|malignanc(y|ies)|lesions?|mass(es)?|nodules?"
+    r"|metastas[ei]s|metastase|mets?|gtv[pt]?\d*"
 )
-_BARE = re.compile(r"(tumou?r|lesion|cancer|nodule)s?|metastas[ei]s|mass(es)?")
-"""What public datasets call the lesion of the organ that they are named after."""
+_OTHER_LESION = re.compile(
+    r".*cysts?|.*h(a|ae)?emorrhages?|.*bleed(ing)?|.*abscess(es)?|.*infarct(s|ion|ions)?|.*thromb(us|i|osis)|polyps?"
+    r"|gtv\w*|(?!(stroma|zygoma|soma|coma)s?$).{2,}omas?"
+)
+"""Findings that are no tumour of any vocabulary by their name alone; a GTV of nodes is none of an organ."""
+_GLUED = re.compile(
+    r"(?P<before>[a-z]*?)(?P<lesion>tumou?rs?|lesions?|cancers?|nodules?|metastas[ei]s|carcinomas?|neoplasms?"
+    r"|(?<=[a-z]{3})mass(?:es)?(?!.))(?P<after>[a-z]*\d*)"
+)
+_JOINERS = frozenset({"and", "or", "with", "w", "plus", "incl", "include", "includes", "including", "inc"})
+_EXCLUSIONS = frozenset({"without", "wo", "minus", "excl", "exclude", "excluding", "except"})
+_DENIALS = frozenset({"no", "non", "not"})
+_SIDES = frozenset({"left", "right", "bilateral", "both", "upper", "lower", "middle", "lobe", "lobes"})
+_QUALIFIERS = frozenset(
+    {
+        *("primary", "primaries", "secondary", "malignant", "benign", "main", "target", "index", "all", "any", "whole"),
+        *("cell", "squamous", "ductal", "clear", "solid", "large", "small", "adeno", "micro"),
+        *("roi", "label", "labels", "mask", "seg", "segmentation", "gt"),
+        *("vol", "volume", "ct", "a", "s"),
+    }
+)
+_LEVEL = re.compile(r"(th?|[lcs])?\d+")
+_ADJECTIVES = {
+    "hepatic": "liver",
+    "hepatocellular": "liver",
+    "hep": "liver",
+    "renal": "kidney",
+    "kid": "kidney",
+    "nephric": "kidney",
+    "pulmonary": "lung",
+    "pulm": "lung",
+    "bronchial": "lung",
+    "pancreatic": "pancreas",
+    "panc": "pancreas",
+    "colonic": "colon",
+    "colorectal": "colon",
+    "osseous": "bone",
+    "bony": "bone",
+    "skeletal": "bone",
+    "bones": "bone",
+    "vertebral": "vertebrae",
+    "vertebra": "vertebrae",
+    "spine": "vertebrae",
+    "spinal": "vertebrae",
+    "splenic": "spleen",
+    "gastric": "stomach",
+    "esophageal": "esophagus",
+    "oesophageal": "esophagus",
+    "prostatic": "prostate",
+    "cerebral": "brain",
+    "duodenal": "duodenum",
+    "adrenals": "adrenal",
+}
+"""What the organ of a lesion is also called."""
+
+
+@dataclass(frozen=True, slots=True)
+class NameReading:
+    """What a name says.
+
+    Attributes:
+        kind: ``tumor`` may be a tumour of the vocabulary; ``finding`` is another lesion, such as a cyst; ``union`` is
+            an organ together with its lesion, or without it; ``plain`` says nothing of lesions.
+        organ_words: The words that tell the organ, in one spelling, without sides and numbers.
+        organ_text: Of a union the part of the name that is the organ's.
+        word: The word that says lesion; empty for unions and plain names.
+    """
+
+    kind: Literal["tumor", "finding", "union", "plain"]
+    organ_words: frozenset[str]
+    organ_text: str = ""
+    word: str = ""
+
+
+def read_name(name: str) -> NameReading:
+    """What the name of a label says of lesions."""
+    words = _split(name)
+    kept, is_healthy = _drop_denied(words)
+    parts, denied = _split_at_joiners(kept)
+    with_lesion = [part for part in parts if any(map(_is_lesion, part))]
+    organs = [part for part in parts if part not in with_lesion and not all(map(_is_filler, part))]
+    denies_lesion = is_healthy or any(_is_lesion(word) for part in denied for word in part)
+    if organs and (with_lesion or denies_lesion):
+        text = " ".join(word for part in organs for word in part)
+        return NameReading("union", _organ_words(text.split()), organ_text=text)
+    if not with_lesion:
+        return NameReading("plain", _organ_words(kept))
+    nouns = [word for part in with_lesion for word in part if _is_lesion(word)]
+    is_tumor = not denies_lesion and all(map(_TUMOR.fullmatch, nouns))
+    return NameReading("tumor" if is_tumor else "finding", _organ_words(kept), word=nouns[0])
 
 
 def lesion_word(name: str) -> str | None:
-    """The part of a label's name that says that it is a lesion, such as "tumor" in "KidneyTumor"; None without one."""
-    lowered = name.lower()
-    return next((stem for stem in _STEMS if stem in lowered), None)
+    """The word of a label's name that says that it is a lesion, such as "tumor" in "KidneyTumor"; None without one.
+
+    An organ together with its lesion, such as nnU-Net's region ``kidney_and_mass``, is none.
+    """
+    return read_name(name).word or None
 
 
-def is_bare_lesion_name(name: str) -> bool:
-    """Whether a name says that the label is a lesion, and not of which organ."""
-    return _BARE.fullmatch(name.strip().lower()) is not None
+def organ_key(name: str) -> frozenset[str]:
+    """The words of an organ's name in one spelling, without sides, levels and numbers, to compare hosts by."""
+    return _organ_words(_split(name))
+
+
+def _split(name: str) -> list[str]:
+    """The words of a name; a lesion that is glued to its organ or its number becomes a word of its own."""
+    words: list[str] = []
+    for word in name_words(split_camel_case(name)):
+        glued = _GLUED.fullmatch(word)
+        if glued is None or _is_lesion(word):
+            words.append(word)
+        else:
+            words += [part for part in (glued["before"], glued["lesion"], glued["after"]) if part]
+    return [spelled for word in words for spelled in lookup_words(word)]
+
+
+def _drop_denied(words: Sequence[str]) -> tuple[list[str], bool]:
+    """The words without ``non tumor`` or ``tumor free``, and whether there was such a phrase.
+
+    A ``non`` before anything else is left out alone: a non-small cell lung cancer is one.
+    """
+    kept: list[str] = []
+    found = False
+    for word in words:
+        if kept and kept[-1] in _DENIALS:
+            kept.pop()
+            found = found or _is_lesion(word)
+            kept += [] if _is_lesion(word) else [word]
+        elif word == "free" and kept and _is_lesion(kept[-1]):
+            kept.pop()
+            found = True
+        else:
+            kept.append(word)
+    return kept, found
+
+
+def _split_at_joiners(words: Sequence[str]) -> tuple[list[list[str]], list[list[str]]]:
+    """The parts of a name that it joins, and those that it excludes."""
+    joined: list[list[str]] = [[]]
+    excluded: list[list[str]] = []
+    current = joined[0]
+    for word in words:
+        if word in _JOINERS or word in _EXCLUSIONS:
+            current = []
+            (joined if word in _JOINERS else excluded).append(current)
+        else:
+            current.append(word)
+    return joined, excluded
+
+
+def _is_lesion(word: str) -> bool:
+    return _TUMOR.fullmatch(word) is not None or _OTHER_LESION.fullmatch(word) is not None
+
+
+def _is_filler(word: str) -> bool:
+    return word in _QUALIFIERS or _LEVEL.fullmatch(word) is not None or word in _SIDES
+
+
+def _organ_words(words: Sequence[str]) -> frozenset[str]:
+    rest = [word for word in words if not _is_lesion(word) and not _is_filler(word)]
+    return frozenset(_ADJECTIVES.get(word, word) for word in rest) - _JOINERS - _EXCLUSIONS

@@ -1,9 +1,11 @@
 """TotalSegmentator's class tables and what each class is for MAISI, both ways.
 
-v1 has 104 classes, task ``total`` of v2 117; beside them stand the tasks that find lesions, cysts, vessels and the body
-(``map_to_binary.py`` of TotalSegmentator 2.13).
-Several v1 classes share one MAISI label (the heart's chambers and wall are ``heart``), and two have none: the face and
-the pulmonary artery become ``body``, the label of every body voxel without an organ.
+v1 has 104 classes, task ``total`` of v2 117, and so has ``total_v3``, here called v3, with a sixth lumbar vertebra in
+the place of the first sacral one; beside them stand the tasks that find lesions, cysts, vessels and the body
+(``map_to_binary.py`` of TotalSegmentator 2.18, whose ``lung_vessels`` tells airways, their wall, arteries and veins
+apart; versions before 2.13 had the two classes that are ``lung_vessels_LEGACY`` now).
+Several v1 classes share one MAISI label (the heart's chambers and wall are ``heart``), and some have none: the face,
+the pulmonary artery and L6 become ``body``, the label of every body voxel without an organ.
 """
 
 from __future__ import annotations
@@ -14,8 +16,10 @@ from typing import Literal, get_args
 from maisi_aug.errors import VocabularyError
 from maisi_aug.vocabulary.labels import BODY_ID
 
-TotalSegmentatorVersion = Literal["v1", "v2"]
-TotalSegmentatorTask = Literal["liver_lesions", "liver_vessels", "lung_nodules", "lung_vessels", "kidney_cysts", "body"]
+TotalSegmentatorVersion = Literal["v1", "v2", "v3"]
+TotalSegmentatorTask = Literal[
+    "liver_lesions", "liver_vessels", "lung_nodules", "lung_vessels", "lung_vessels_LEGACY", "kidney_cysts", "body"
+]
 
 _LUNG_LOBES = (
     "lung_upper_lobe_left",
@@ -78,6 +82,8 @@ _NAMES: dict[TotalSegmentatorVersion, tuple[str, ...]] = {
     ),
 }
 
+_NAMES["v3"] = tuple("vertebrae_L6" if name == "vertebrae_S1" else name for name in _NAMES["v2"])
+
 _HEART_ID = 115
 _MAISI_IDS: dict[str, int] = {
     "liver": 1,
@@ -134,6 +140,7 @@ _MAISI_IDS: dict[str, int] = {
     "vertebrae_S1": 127,
     "face": BODY_ID,
     "pulmonary_artery": BODY_ID,
+    "vertebrae_L6": BODY_ID,
 }
 
 
@@ -141,7 +148,8 @@ _TASKS: dict[TotalSegmentatorTask, tuple[str, ...]] = {
     "liver_lesions": ("liver_lesions",),
     "liver_vessels": ("liver_vessels", "liver_tumor"),
     "lung_nodules": ("lung", "lung_nodules"),
-    "lung_vessels": ("lung_vessels", "lung_trachea_bronchia"),
+    "lung_vessels": ("lung_airways", "lung_airways_wall", "lung_arteries", "lung_veins"),
+    "lung_vessels_LEGACY": ("lung_vessels", "lung_trachea_bronchia"),
     "kidney_cysts": ("kidney_cyst_left", "kidney_cyst_right"),
     "body": ("body_trunc", "body_extremities"),
 }
@@ -150,8 +158,12 @@ _TASK_IDS: dict[str, int] = {
     "liver_tumor": 26,
     "liver_vessels": 25,
     "lung_nodules": 23,
+    "lung_airways": 132,
     "lung_trachea_bronchia": 132,
     "lung": BODY_ID,  # all lobes in one, which MAISI has no label for
+    "lung_airways_wall": BODY_ID,
+    "lung_arteries": BODY_ID,
+    "lung_veins": BODY_ID,
     "lung_vessels": BODY_ID,
     "body_trunc": BODY_ID,
     "body_extremities": BODY_ID,
@@ -162,11 +174,11 @@ def totalsegmentator_names(version: TotalSegmentatorVersion) -> dict[int, str]:
     """TotalSegmentator's own class names by its ids, background left out.
 
     Raises:
-        VocabularyError: If the version is neither "v1" nor "v2".
+        VocabularyError: If the version is not one of "v1", "v2" and "v3".
     """
     if version not in get_args(TotalSegmentatorVersion):
         raise VocabularyError(
-            f"TotalSegmentator version: expected 'v1' or 'v2', found '{version}'. Choose one of them."
+            f"TotalSegmentator version: expected 'v1', 'v2' or 'v3', found '{version}'. Choose one of them."
         )
     return dict(enumerate(_NAMES[version], start=1))
 
@@ -175,7 +187,7 @@ def totalsegmentator_mapping(version: TotalSegmentatorVersion) -> dict[int, int]
     """MAISI's id for every id of a TotalSegmentator label map, background (0 -> 0) included.
 
     Raises:
-        VocabularyError: If the version is neither "v1" nor "v2".
+        VocabularyError: If the version is not one of "v1", "v2" and "v3".
     """
     return {0: 0, **{class_id: _MAISI_IDS[name] for class_id, name in totalsegmentator_names(version).items()}}
 
@@ -209,7 +221,7 @@ def to_totalsegmentator(version: TotalSegmentatorVersion) -> dict[int, int]:
     In v1 the heart is five classes, which MAISI's label map cannot tell apart, so that it has no id there.
 
     Raises:
-        VocabularyError: If the version is neither "v1" nor "v2".
+        VocabularyError: If the version is not one of "v1", "v2" and "v3".
     """
     mapping = totalsegmentator_mapping(version)
     counts = Counter(mapping.values())

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from maisi_aug.banks.files import case_of, digest_of, find_entries, load_label_names, stem_of
-from maisi_aug.banks.label_ids import find_label_id
 from maisi_aug.errors import BankError
+from maisi_aug.vocabulary.label_meaning import find_label_id
 from maisi_aug.vocabulary.labels import MAISI
 
 
@@ -180,7 +180,9 @@ def test_digest_changes_with_any_file(tmp_path: Path, name: str) -> None:
 def test_id_of_regions_is_called_as_the_smallest_that_holds_it(tmp_path: Path) -> None:
     labels = {"background": 0, "kidney": [1, 2, 3], "masses": [2, 3], "tumor": 2}
     (tmp_path / "dataset.json").write_text(json.dumps({"labels": labels}))
-    assert load_label_names(tmp_path / "dataset.json") == {"": {0: "background", 1: "kidney", 2: "tumor", 3: "masses"}}
+    assert load_label_names(tmp_path / "dataset.json") == {
+        "": {0: "background", 1: "kidney", 2: "tumor", 3: "masses except tumor"}
+    }
 
 
 @pytest.mark.parametrize(

@@ -303,3 +303,28 @@ def test_real_scan_with_totalsegmentators_numbers(real_data: Path) -> None:
     base = _first(by_name, required_ids=(SPLEEN,))
     assert base.label_map.shape == grid.shape
     assert len(np.unique(base.label_map)) > 30
+
+
+def test_mask_of_several_ids_in_a_folder_of_masks_is_refused_with_the_ids(tmp_path: Path) -> None:
+    trunk = build_trunk(tumours_mm=(20.0,))
+    for label_id, name in ((LIVER, "liver"), (SPLEEN, "spleen"), (LEFT_KIDNEY, "kidney_left")):
+        save_label_map(tmp_path / "a" / f"{name}.nii.gz", (trunk == label_id).astype(np.uint8), trunk_grid())
+    save_image(tmp_path / "a" / "ct.nii.gz", build_ct(trunk), trunk_grid())
+    two = np.select([trunk == LIVER, trunk == HEPATIC_TUMOR], [1, 2], 0).astype(np.uint8)
+    save_label_map(tmp_path / "a" / "liver.nii.gz", two, trunk_grid())
+    bank = _open(tmp_path, "auto")
+    with pytest.raises(BankError, match=r"liver.nii.gz: expected a mask of one label, 'liver', found 2 ids: 1 \(\d+"):
+        bank.load(0)
+
+
+def test_lesion_that_the_vocabulary_lacks_is_healed_and_told(tmp_path: Path) -> None:
+    trunk = build_trunk(tumours_mm=(20.0,))
+    write_case(
+        tmp_path, "a", np.select([trunk == LIVER, trunk == HEPATIC_TUMOR], [1, 2], 0).astype(np.uint8), with_ct=True
+    )
+    (tmp_path / "labels.json").write_text(json.dumps({"1": "liver", "2": "liver cyst"}))
+    with pytest.warns(UserWarning, match="found liver cyst; these lesions become what they lie in"):
+        bank = _open(tmp_path, "auto")
+    found = bank.load(0)
+    assert found is not None
+    np.testing.assert_array_equal(found.label_map == LIVER, np.isin(trunk, (LIVER, HEPATIC_TUMOR)))

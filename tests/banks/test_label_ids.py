@@ -110,3 +110,47 @@ def test_mapping_file(tmp_path: Path) -> None:
     (tmp_path / "l.json").write_text("[]")
     with pytest.raises(BankError, match="found a list"):
         load_mapping(str(tmp_path / "l.json"))
+
+
+def _settle(names: dict[int, str], mapping: object = "auto") -> tuple[list[int], Translation]:
+    """What becomes of a lesion of id 2 in the middle of an organ of id 1, and of another of id 3."""
+    translation = _build(mapping, names)
+    assert translation is not None
+    source = np.ones((9, 7, 5), dtype=np.uint8)
+    source[4:, :, :] = 3
+    source[1:3, 2:5, 2:4] = 2
+    source[6:8, 2:5, 2:4] = 2
+    translated = translation.apply(source)
+    return [int(translated[place]) for place in ((0, 0, 0), (1, 3, 3), (8, 0, 0), (7, 3, 3))], translation
+
+
+def test_bare_lesion_is_that_of_the_organ_beside_it() -> None:
+    assert _settle({1: "liver", 2: "cancer", 3: "spleen"})[0] == [1, 26, 3, 26]
+
+
+def test_lesion_beside_several_organs_is_that_of_the_one_it_lies_in() -> None:
+    values, translation = _settle({1: "liver", 2: "tumor", 3: "pancreas"})
+    assert values == [1, 26, 4, 24]
+    assert translation.unknown_lesions == ("tumor",)
+    assert translation.unknown == ()
+
+
+@pytest.mark.parametrize("name", ["kidney tumor", "adrenal_mass", "cyst", "hemorrhage", "prostate lesion"])
+def test_lesion_that_the_vocabulary_lacks_is_healed_and_no_hole(name: str) -> None:
+    values, translation = _settle({1: "liver", 2: name, 3: "spleen"})
+    assert values == [1, 1, 3, 3]
+    assert translation.unknown_lesions == (name,)
+
+
+@pytest.mark.parametrize("target", ["body", 0, "200"])
+def test_lesion_that_is_mapped_away_leaves_no_hole(target: object) -> None:
+    assert _settle({1: "liver", 2: "tumor", 3: "spleen"}, {"tumor": target})[0] == [1, 1, 3, 3]
+
+
+def test_name_of_a_mapping_tells_the_organ_of_a_bare_lesion() -> None:
+    assert _settle({1: "structure one", 2: "tumour", 3: "spleen"}, {1: "liver"})[0] == [1, 26, 3, 26]
+
+
+def test_lesions_alone_mean_nothing_and_are_refused() -> None:
+    with pytest.raises(BankError, match="expected label names of the vocabulary, found only Vessel, Tumour"):
+        _build("auto", {1: "Vessel", 2: "Tumour"})

@@ -18,8 +18,10 @@ from maisi_aug.bundle_spec.bundle import (
     grid_factor,
     list_bundles,
     load_bundle,
+    load_outline,
 )
 from maisi_aug.bundle_spec.decoding import latent_factor
+from maisi_aug.bundle_spec.known_bundles import known_bundles
 from maisi_aug.errors import BundleError, RecipeError
 from maisi_aug.system.whole_files import sha256_of
 from tests.builders.tiny_bundle import TINY_SHAPE, TINY_SPACING_MM, build_header
@@ -250,3 +252,19 @@ def test_bundles_of_the_package_are_intact_and_small() -> None:
         assert {"trained_on", "steps", "versions"} <= set(bundle.spec.provenance)
     shipped = sum(path.stat().st_size for path in EMBEDDED_FOLDER.rglob("*.safetensors"))
     assert shipped <= MAX_SHIPPED_BYTES
+
+
+@pytest.mark.parametrize("name", known_bundles())
+def test_bundle_that_can_be_fetched_has_an_outline_before(name: str) -> None:
+    with pytest.raises(BundleError, match="not been fetched yet"):
+        load_bundle(name)
+    outline = load_outline(name)
+    assert (outline.name, outline.is_fetched, outline.fingerprint) == (name, False, "")
+    assert outline.grid.shape == (256, 256, 256)
+    assert outline.vocabulary.id_of("hepatic tumor") == 26
+
+
+def test_outline_of_a_bundle_that_is_there_is_the_bundle() -> None:
+    assert load_outline("phantom-ct") == load_bundle("phantom-ct")
+    with pytest.raises(BundleError, match="Bundle 'phantom': expected "):
+        load_outline("phantom")

@@ -10,6 +10,8 @@ from PIL import Image
 
 from maisi_aug.cli.plan import RUN_FLAGS
 from maisi_aug.cli.shared.balance import BALANCE_NAME, PICTURE_NAME, parse_lesion_map, parse_size_bins
+from maisi_aug.cohort.balance import SizeBins, read_targets
+from maisi_aug.vocabulary.labels import MAISI
 from tests.builders.tiny_bundle import write_tiny_bundle
 from tests.cohort.test_census import write_dataset
 
@@ -69,7 +71,11 @@ def test_cohort_is_balanced_and_made_again_without_the_dataset(run_cli: Run, tmp
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--map", "hepatic tumor=2"], "--map: expected --balance-against beside it"),
+        (["--map", "2=hepatic tumor"], "--map: expected --balance-against, --size-reference or --mask-bank beside it"),
+        (["--mask-bank", ".", "--map", "2"], "--map: expected LABEL=NAME such as '2=hepatic tumor', found '2'"),
+        (["--mask-bank", ".", "--map", "2=liver", "--map", "2=-"], "--map: expected each label once, found '2' twice"),
+        (["--mask-bank", ".", "--map", "2=liver", "--mask-labels", "maisi"], "--map and --mask-labels: expected one"),
+        (["--size-reference", ".", "--map", "canser=liver tumor"], "--map 'canser=liver tumor': expected a label of"),
         (["--size-bins", "5,10"], "--size-bins: expected --balance-against beside it"),
         (["--balance-picture", "x.png"], "--balance-picture: expected --balance-against beside it"),
         (["--balance-against", "nowhere"], "Mask bank nowhere: expected a folder, a data list or a label map"),
@@ -92,10 +98,34 @@ def test_flags_that_do_not_go_together_are_named(run_cli: Run, words: list[str],
 
 def test_words_are_read() -> None:
     assert parse_size_bins("5,10.5,20mm") == (5.0, 10.5, 20.0)
-    assert parse_lesion_map(["liver tumor = 2", "b=cancer"]) == {"liver tumor": "2", "b": "cancer"}
+    targets = read_targets(["hepatic tumor", "lung tumor"], vocabulary=MAISI, bins=SizeBins())
+    rules = ["2 = liver tumor", "cancer=lung tumor"]
+    assert parse_lesion_map(rules, targets, MAISI) == {"liver tumor": "2", "lung tumor": "cancer"}
     with pytest.raises(Exception, match="expected diameters such as 5,10,20,30,50, found '5;10'"):
         parse_size_bins("5;10")
-    with pytest.raises(Exception, match="expected a lesion and its label such as 'hepatic tumor=2', found 'x'"):
-        parse_lesion_map(["x"])
+    with pytest.raises(Exception, match="expected LABEL=NAME such as '2=hepatic tumor', found 'x'"):
+        parse_lesion_map(["x"], targets, MAISI)
     with pytest.raises(Exception, match="expected each lesion once, found 'a' twice"):
-        parse_lesion_map(["a=1", "a=2"])
+        parse_lesion_map(["1=a", "2=a"], targets, MAISI)
+
+
+def test_earlier_direction_of_a_mapping_is_read_and_told(capsys: pytest.CaptureFixture[str]) -> None:
+    targets = read_targets(["hepatic tumor"], vocabulary=MAISI, bins=SizeBins())
+    for old, new, source in (("liver tumor=2", "2=liver tumor", "2"), ("26=Herd", "Herd=26", "Herd")):
+        assert list(parse_lesion_map([old], targets, MAISI).values()) == [source]
+        assert f"--map '{old}' is an earlier spelling" in (told := capsys.readouterr().err)
+        assert f"Write --map '{new}'." in told
+        assert list(parse_lesion_map([new], targets, MAISI).values()) == [source]
+        assert capsys.readouterr().err == ""
+
+
+def test_plan_needs_no_weights_and_says_how_to_fetch_them(run_cli: Run) -> None:
+    words = ("--bundle", "rflow-ct", "--labels", "hepatic tumor:0.3", "-n", "2")
+    planned = run_cli("plan", *words, "--json")
+    assert planned.code == 0, planned.stderr
+    assert len(json.loads(planned.stdout)["plan"]["cases"]) == 2
+    assert (
+        "rflow-ct is not on this machine yet. Before the cohort can be made, run maisi-aug bundles pull rflow-ct"
+        in (planned.stderr)
+    )
+    assert "not been fetched yet" in run_cli("synthesize", *words, "--out", "x").stderr

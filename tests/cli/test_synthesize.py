@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args
 
+import numpy as np
 import pytest
 
 from maisi_aug.cli.shared.parsing import (
@@ -24,6 +25,7 @@ from maisi_aug.networks.acceleration import Compiler
 from maisi_aug.vocabulary.sizes import diameter_mm
 from maisi_aug.volumes.grid import Grid
 from maisi_aug.volumes.image_files import save_label_map
+from tests.builders.tiny_bank import build_trunk, write_case
 from tests.cohort.test_manifest import build_record
 
 Run = Callable[..., Any]
@@ -57,6 +59,37 @@ def test_command_makes_a_cohort_and_says_what_comes_next(run_cli: Run, recipe: P
     other = run_cli("synthesize", "--recipe", recipe, "--out", out, "--seed", "3")
     assert other.code == 1
     assert "(seed: 0 -> 3)" in other.stderr
+
+
+def test_cohort_grows_in_its_folder_and_keeps_its_cases(run_cli: Run, recipe: Path, tmp_path: Path) -> None:
+    words = ["synthesize", "--recipe", recipe, "--device", "cpu", "--quiet", "--labels", "hepatic tumor:28-32mm"]
+    assert run_cli(*words, "-n", "1", "--out", tmp_path / "a").code == 0
+    first = {path: path.read_bytes() for path in (tmp_path / "a").glob("*/case_0001*")}
+    lines = (tmp_path / "a" / "manifest.jsonl").read_text()
+    for num_new in (1, 0):
+        grown = run_cli(*words, "-n", "2", "--out", tmp_path / "a", "--json")
+        assert grown.code == 0, grown.stderr
+        assert json.loads(grown.stdout)["num_new"] == num_new
+    assert all(path.read_bytes() == content for path, content in first.items())
+    assert (tmp_path / "a" / "manifest.jsonl").read_text().startswith(lines)
+    refused = run_cli(*words, "-n", "1", "--out", tmp_path / "a")
+    assert refused.code == 1
+    assert "num_cases: 2 -> 1" in refused.stderr
+    again = run_cli(
+        "synthesize", "--recipe", tmp_path / "a" / "cohort.yaml", "--out", tmp_path / "b", "--device", "cpu"
+    )
+    assert again.code == 0
+    for path in (tmp_path / "a").glob("images/*"):
+        assert path.read_bytes() == (tmp_path / "b" / "images" / path.name).read_bytes()
+    assert (tmp_path / "a" / "cohort.yaml").read_bytes() == (tmp_path / "b" / "cohort.yaml").read_bytes()
+
+
+def test_growth_that_cannot_be_is_refused(run_cli: Run, recipe: Path, tmp_path: Path) -> None:
+    content = {**json.loads(recipe.read_text()), "num_cases": 3, "grown_from": [2, 3]}
+    (tmp_path / "recipe.yaml").write_text(json.dumps(content))
+    outcome = run_cli("synthesize", "--recipe", tmp_path / "recipe.yaml", "--dry-run")
+    assert outcome.code == 2
+    assert "grown_from: expected rising numbers below num_cases, found [2, 3] for 3 cases" in outcome.stderr
 
 
 @pytest.mark.parametrize(("raw_folder", "options"), [("", " --out nnUNet_raw"), ("/data/raw", "")])
@@ -287,13 +320,39 @@ def test_percentiles_can_refer_to_the_users_own_dataset(run_cli: Run, recipe: Pa
 
 def test_measured_sizes_stay_with_the_cohort(run_cli: Run, recipe: Path, tmp_path: Path) -> None:
     write_dataset(tmp_path / "mine", [16])
-    flags = ["--size-reference", tmp_path / "mine", "--size-label", "liver tumor=2", "--labels", "hepatic tumor:0.5"]
+    flags = ["--size-reference", tmp_path / "mine", "--map", "2=liver tumor", "--labels", "hepatic tumor:0.5"]
     words = ["synthesize", "--recipe", recipe, *flags, "--out", tmp_path / "cohort", "--device", "cpu"]
     assert run_cli(*words).code == 0
     (record,) = load_manifest(tmp_path / "cohort").accepted
     assert record.lesions[0].requested_ml == pytest.approx(16**3 * 2 / 1000)
     write_dataset(tmp_path / "mine", [30])  # the dataset changes; the cohort goes on with what it measured
     assert run_cli(*words).code == 0
+
+
+def test_sizes_of_a_named_label_and_the_earlier_spelling(run_cli: Run, recipe: Path, tmp_path: Path) -> None:
+    write_dataset(tmp_path / "mine", [16])
+    (tmp_path / "mine" / "dataset.json").write_text('{"labels": {"background": 0, "liver": 1, "cancer": 2}}')
+    shown = []
+    for rule in (["--map", "Cancer=liver tumor"], ["--size-label", "liver tumor=2"]):
+        flags = ["--size-reference", tmp_path / "mine", *rule, "--labels", "hepatic tumor:0.5"]
+        outcome = run_cli("synthesize", "--recipe", recipe, *flags, "--dry-run", "--json")
+        assert outcome.code == 0, outcome.stderr
+        shown.append(json.loads(outcome.stdout)["size_distributions"])
+        assert ("Write --map '2=liver tumor'." in outcome.stderr) == ("--size-label" in rule)
+    assert shown[0] == shown[1]
+
+
+def test_rules_tell_what_the_labels_of_a_bank_are(run_cli: Run, recipe: Path, tmp_path: Path) -> None:
+    bank, out = tmp_path / "bank", tmp_path / "cohort"
+    trunk = build_trunk()
+    write_case(bank, "a", np.select([trunk == 1, trunk > 0], [7, 9], 0).astype(np.uint8), with_ct=True)
+    words = ["--mask-bank", bank, "--map", "7=liver", "--map", "9=body", "--labels", "hepatic tumor:40mm", "-n", "1"]
+    outcome = run_cli("synthesize", "--recipe", recipe, *words, "--out", out, "--device", "cpu", "--quiet")
+    assert outcome.code == 0, outcome.stderr
+    again = run_cli("synthesize", "--recipe", recipe, *words, "--out", out, "--device", "cpu", "--quiet", "--json")
+    assert json.loads(again.stdout)["num_new"] == 0
+    other = run_cli("synthesize", "--recipe", recipe, *words, "--map", "8=spleen", "--out", out, "--quiet")
+    assert other.code != 0
 
 
 def test_size_reference_without_label_maps_is_refused(run_cli: Run, recipe: Path, tmp_path: Path) -> None:

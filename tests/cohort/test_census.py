@@ -9,7 +9,7 @@ import pytest
 from maisi_aug.cohort.balance import BalanceTarget, SizeBins, read_targets
 from maisi_aug.cohort.census import take_census
 from maisi_aug.errors import BankError, RequestError
-from maisi_aug.vocabulary.labels import MAISI
+from maisi_aug.vocabulary.labels import FULL_VOCABULARY, MAISI
 from maisi_aug.volumes.grid import Grid
 from maisi_aug.volumes.image_files import save_label_map
 
@@ -103,6 +103,30 @@ def test_regions_join_their_labels_and_variables_are_replaced(tmp_path: Path, mo
     assert [pytest.approx(volumes) for volumes in census.volumes_ml] == [(18 * 16 * 9 / 100,)]
     (census,) = take_census(dataset, targets("hepatic tumor"), vocabulary=MAISI, mapping={"26": "1"})
     assert census.source == "label 1"
+
+
+@pytest.mark.parametrize(
+    ("labels", "source"),
+    [
+        ({"kidney_and_mass": [1, 2], "tumor": 2}, "label 2 'tumor' beside its host organ"),
+        ({"kidney": [1, 2, 3], "masses": [2, 3], "tumor": 2}, "label 2 'tumor' beside its host organ"),
+        ({"kidney": 1, "kidney mass": [2, 3], "cyst": 3}, "label 2 'kidney mass'"),
+    ],
+)
+def test_region_of_an_organ_or_of_several_lesions_is_not_the_lesion(
+    tmp_path: Path, labels: dict[str, object], source: str
+) -> None:
+    dataset = write_dataset(tmp_path, labels)  # type: ignore[arg-type]
+    wanted = read_targets(["kidney tumor"], vocabulary=FULL_VOCABULARY, bins=SizeBins())
+    (census,) = take_census(dataset, wanted, vocabulary=FULL_VOCABULARY)
+    assert census.source == source
+    assert [pytest.approx(volumes) for volumes in census.volumes_ml] == [(0.12, 0.02), (0.04,), ()]
+
+
+def test_lesion_beside_organs_of_several_is_not_guessed(tmp_path: Path) -> None:
+    dataset = write_dataset(tmp_path, {"liver": 1, "tumor": 2, "pancreas": 3})
+    with pytest.raises(BankError, match="expected a label that is 'hepatic tumor', found 1 'liver', 2 'tumor'"):
+        take_census(dataset, targets("hepatic tumor"), vocabulary=MAISI)
 
 
 def test_ids_of_one_name_are_one_lesion_wherever_the_names_stand(tmp_path: Path) -> None:

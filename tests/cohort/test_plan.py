@@ -10,7 +10,7 @@ import pytest
 from maisi_aug.cohort.plan import CasePlan, CohortPlan, PlannedLesion, plan_from_texts
 from maisi_aug.cohort.recipe import load_recipe
 from maisi_aug.errors import RequestError, VocabularyError
-from maisi_aug.vocabulary.labels import MAISI, SlotBinding
+from maisi_aug.vocabulary.labels import FULL_VOCABULARY, MAISI, SlotBinding
 from maisi_aug.vocabulary.sizes import SizeDistribution, reference_distribution, volume_ml
 
 
@@ -131,3 +131,31 @@ def test_recipe_of_six_tumours_has_ten_of_each_evenly_from_8_to_50_mm() -> None:
         places = [math.log(lesion.diameter_mm / 8) / math.log(50 / 8) for lesion in lesions]
         assert sorted(int(10 * place) for place in places) == list(range(10))
     assert all(len(case.lesions) == 1 for case in planned.cases)
+
+
+@pytest.mark.parametrize("steps", [(4,), (4, 5), (4, 5, 6, 7, 13)])
+def test_grown_cohort_keeps_its_cases_and_its_shares(steps: tuple[int, ...]) -> None:
+    requests = ("hepatic tumor:0.1-0.9@50%", "lung tumor:8-15mm", "kidney tumor:0.5")
+    options: dict[str, Any] = {"vocabulary": FULL_VOCABULARY, "seed": 3}
+    begun = plan_from_texts(requests, num_cases=4, **options)
+    grown = plan_from_texts(requests, num_cases=20, grown_from=steps, **options)
+    assert grown.cases[:4] == begun.cases
+    assert [case.index for case in grown.cases] == list(range(20))
+    counts = Counter(case.request for case in grown.cases)
+    assert [counts[text] for text in requests] == [10, 5, 5]
+    between = plan_from_texts(requests, num_cases=steps[-1], grown_from=steps[:-1], **options)
+    assert grown.cases[: steps[-1]] == between.cases
+
+
+def test_sizes_of_further_cases_cover_the_range_and_are_other_ones() -> None:
+    grown = plan("hepatic tumor:0-1", num_cases=24, grown_from=(12,))
+    percentiles = [case.lesions[0].percentile or 0.0 for case in grown.cases]
+    assert sorted(int(percentile * 12) for percentile in percentiles[12:]) == list(range(12))
+    assert not set(percentiles[:12]) & set(percentiles[12:])
+
+
+def test_names_of_a_cohort_that_grows_beyond_their_digits_stay() -> None:
+    cases = plan("liver", num_cases=10_001, grown_from=(2,)).cases
+    assert (cases[0].case_id, cases[-1].case_id) == ("case_0001", "case_10001")
+    long = plan("liver", num_cases=10_002, grown_from=(10_001,)).cases
+    assert long[0].case_id == "case_00001"

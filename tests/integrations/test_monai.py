@@ -110,7 +110,7 @@ def test_data_list_keeps_synthetic_cases_out_of_validation(tmp_path: Path) -> No
 
     cohort = write_cohort(tmp_path / "cohort", [HEPATIC_TUMOR], [HEPATIC_TUMOR])
     real, out = write_real(tmp_path / "Dataset003_Liver", {"liver": 2, "cancer": 1}), tmp_path / "monai"
-    report = export_monai(cohort, out, like=real, label=["hepatic tumor=cancer"])
+    report = export_monai(cohort, out, like=real, label=["cancer=hepatic tumor"])
     assert (report.num_synthetic, report.num_real, report.num_folds, report.num_linked) == (2, 6, 5, 2)
     validated = []
     for fold in range(5):
@@ -244,7 +244,7 @@ def test_cohort_alone_is_dealt_into_folds(tmp_path: Path, run_cli: Callable[...,
     assert (again.code, again.stdout) == (1, "")
     assert "expected a new or an empty folder" in again.stderr
     idle = run_cli("export", "monai", cohort, "--out", tmp_path / "x", "--label", "a=b")
-    assert "--label: expected --like beside it" in idle.stderr
+    assert "--map: expected --like beside it" in idle.stderr
 
 
 def test_labels_without_a_counterpart_are_named(tmp_path: Path) -> None:
@@ -253,7 +253,7 @@ def test_labels_without_a_counterpart_are_named(tmp_path: Path) -> None:
     with pytest.raises(ExportError, match="Label 'hepatic tumor', which the cohort was asked for: expected a label of"):
         export_monai(cohort, tmp_path / "out", like=real)
     with pytest.raises(ExportError, match="Label 'vessel' of Dataset003_Liver: expected a label of the cohort for it"):
-        export_monai(cohort, tmp_path / "out", like=real, label=["hepatic tumor=background"])
+        export_monai(cohort, tmp_path / "out", like=real, label=["background=hepatic tumor"])
     assert not (tmp_path / "out").exists()
 
 
@@ -277,3 +277,34 @@ def test_beside_real_cases_a_cohort_needs_no_requested_labels(tmp_path: Path) ->
     real = write_real(tmp_path / "Dataset003_Liver", {"liver": 1}, 2)
     report = export_monai(cohort, tmp_path / "out", like=real)
     assert report.labels == {"background": 0, "liver": 1}
+
+
+def test_several_cohorts_are_exported_as_one(tmp_path: Path, run_cli: Callable[..., Any]) -> None:
+    small = write_cohort(tmp_path / "small", [HEPATIC_TUMOR])
+    large = write_cohort(tmp_path / "large", [HEPATIC_TUMOR], [HEPATIC_TUMOR])
+    real = write_real(tmp_path / "Dataset003_Liver", {"tumor": 1, "liver": 2})
+    done = run_cli("export", "monai", small, large, "--like", real, "--out", tmp_path / "out", "--json")
+    assert done.code == 0, done.stderr
+    assert json.loads(done.stdout)["num_synthetic"] == 3
+    names = sorted(path.name for path in (tmp_path / "out" / "labels").iterdir())
+    assert names == ["large_case_0001.nii.gz", "large_case_0002.nii.gz", "small_case_0001.nii.gz"]
+    for name, cohort in (("small_case_0001", small), ("large_case_0002", large)):
+        image = load_image(tmp_path / "out" / "images" / f"{name}.nii.gz").array
+        own = load_image(cohort / "images" / f"{name.partition('_')[2]}.nii.gz").array
+        assert np.array_equal(image, own)
+    (tmp_path / "again").mkdir()
+    with pytest.raises(ExportError, match="expected folders of different names, found 'small' twice"):
+        export_monai([small, tmp_path / "again" / ".." / "small"], tmp_path / "no")
+
+
+def test_earlier_flag_for_a_mapping_works_with_a_note(tmp_path: Path, run_cli: Callable[..., Any]) -> None:
+    cohort = write_cohort(tmp_path / "cohort", [HEPATIC_TUMOR])
+    real = write_real(tmp_path / "Dataset003_Liver", {"Herd": 1})
+    words = ("export", "monai", cohort, "--like", real, "--json")
+    old = run_cli(*words, "--out", tmp_path / "old", "--label", "hepatic tumor=Herd")
+    new = run_cli(*words, "--out", tmp_path / "new", "--map", "Herd=hepatic tumor")
+    assert (old.code, new.code) == (0, 0)
+    assert json.loads(old.stdout)["labels"] == json.loads(new.stdout)["labels"] == {"background": 0, "Herd": 1}
+    assert "--label 'hepatic tumor=Herd' is an earlier spelling" in old.stderr
+    assert "Write --map 'Herd=hepatic tumor'." in old.stderr
+    assert "earlier" not in new.stderr

@@ -7,7 +7,7 @@ import pytest
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from maisi_aug.lesions.editing import describe_lesion, remove_lesions, resize_lesion
+from maisi_aug.lesions.editing import describe_lesion, remove_lesions, resize_lesion, settle_lesions
 from maisi_aug.vocabulary.labels import MAISI, SlotBinding
 
 SPACING_MM = (1.7, 1.8, 2.5)
@@ -105,3 +105,26 @@ def test_description_measures_the_lesion(liver_map: NDArray[np.uint8]) -> None:
     outside = lesion.copy()
     outside[found.mask_bbox] = False
     assert not outside.any()
+
+
+def test_unknown_lesion_becomes_the_organ_that_it_lies_in(liver_map: NDArray[np.uint8]) -> None:
+    lesion = _ball((13, 13, 10), 7.0)
+    before = liver_map.copy()
+    settled = settle_lesions(np.where(lesion, BODY, liver_map).astype(np.uint8), lesion)
+    np.testing.assert_array_equal(settled, np.where(before == HEPATIC_TUMOR, LIVER, before))
+    as_tumor = settle_lesions(liver_map, lesion, tumor_of_host={LIVER: HEPATIC_TUMOR, 4: 24})
+    np.testing.assert_array_equal(as_tumor, before)
+    np.testing.assert_array_equal(liver_map, before)
+
+
+def test_lesion_that_touches_an_organ_without_lying_in_it_is_body() -> None:
+    label_map = np.full(SHAPE, BODY, dtype=np.uint8)
+    label_map[7:12, 13, 10] = LIVER
+    lesion = np.zeros(SHAPE, dtype=bool)
+    lesion[1:7, 12:16, 9:13] = True
+    assert (settle_lesions(label_map, lesion)[lesion] == BODY).all()
+
+
+def test_part_of_a_tumour_becomes_the_tumour(liver_map: NDArray[np.uint8]) -> None:
+    settled = settle_lesions(liver_map, _ball((13, 13, 10), 3.0))
+    np.testing.assert_array_equal(settled, liver_map)

@@ -13,7 +13,7 @@ from maisi_aug.errors import VolumeError
 from maisi_aug.preparation.case import AIR_HU, CaseTask, build_case, load_ct
 from maisi_aug.preparation.settings import PrepareSettings
 from maisi_aug.preparation.sources import LabelFile, SourceCase
-from maisi_aug.preparation.survey import holds_envelope, survey_case, tables_of
+from maisi_aug.preparation.survey import dropped_lesions_of, holds_envelope, survey_case, tables_of
 from maisi_aug.preparation.tissues import Tissue
 from maisi_aug.vocabulary.labels import BODY_ID
 from maisi_aug.volumes.grid import Grid
@@ -40,7 +40,8 @@ def build_task(case: SourceCase, *rules: str, **changes: object) -> CaseTask:
     settings: PrepareSettings = build_settings(meanings, **changes)
     survey = survey_case(case)
     has_envelope = holds_envelope(case, survey, meanings)
-    return CaseTask(case, tables_of(case, survey, meanings), translations, settings, has_envelope)  # type: ignore[arg-type]
+    dropped = dropped_lesions_of(case, survey, meanings)
+    return CaseTask(case, tables_of(case, survey, meanings), translations, settings, has_envelope, dropped)  # type: ignore[arg-type]
 
 
 def test_case_is_brought_to_the_grid_and_the_vocabulary(tmp_path: Path) -> None:
@@ -229,3 +230,31 @@ def test_key_changes_with_every_input(tmp_path: Path) -> None:
     write_case(tmp_path, "a", seed=1)
     others.append(build_task(case).hash_inputs())
     assert len({key, *others}) == 5
+
+
+@pytest.mark.parametrize("rule", ["mass=-", "mass=body"])
+def test_dropped_lesion_leaves_no_hole_in_its_organ(tmp_path: Path, rule: str) -> None:
+    case, own = write_case(tmp_path, "a"), build_own_labels()
+    named = replace(case, labels=(replace(case.labels[0], names={MASS: "mass", OWN_LIVER: "liver"}),))
+    built = build_case(build_task(named, rule))
+    whole = (own > 0).sum() * trunk_grid().voxel_ml
+    assert (built.label_map == LIVER).sum() * built.grid.voxel_ml == pytest.approx(whole, rel=0.02)
+
+
+@pytest.mark.parametrize("is_mask", [False, True])
+def test_unknown_lesion_of_the_organ_labels_becomes_the_organ(tmp_path: Path, is_mask: bool) -> None:
+    case, own, grid = write_case(tmp_path, "a"), build_own_labels(), trunk_grid()
+    translation = Translation({0: 0, 1: BODY_ID, 2: LIVER}, frozenset(), (), {1: {}}, ("cyst",))
+    files: tuple[LabelFile, ...] = (LabelFile(tmp_path / "organs.nii.gz"),)
+    save_label_map(tmp_path / "organs.nii.gz", own, grid)
+    if is_mask:
+        files = (LabelFile(tmp_path / "cyst.nii.gz", mask_name="cyst"), LabelFile(tmp_path / "l.nii.gz", mask_name="l"))
+        save_label_map(tmp_path / "cyst.nii.gz", (own == MASS).astype(np.uint8), grid)
+        save_label_map(tmp_path / "l.nii.gz", (own == OWN_LIVER).astype(np.uint8), grid)
+    healthy = replace(case, labels=(), organs=(files,))
+    settings = build_settings(build_meanings(case, *RULES))
+    built = build_case(CaseTask(healthy, (), (translation,), settings))
+    save_label_map(tmp_path / "whole.nii.gz", np.where(own > 0, 2, 0).astype(np.uint8), grid)
+    whole = replace(healthy, organs=((LabelFile(tmp_path / "whole.nii.gz"),),))
+    expected = build_case(CaseTask(whole, (), (Translation({0: 0, 2: LIVER}, frozenset()),), settings))
+    np.testing.assert_array_equal(built.label_map, expected.label_map)

@@ -180,3 +180,21 @@ def test_advice_for_one_kind_of_file_leaves_the_others_alone() -> None:
         resolve(labels, "oar/1=liver")
     with pytest.raises(PreparationError, match=r"such as '1=kidney tumor'"):
         resolve([SourceLabel("seg", 1, None)])
+
+
+def test_lesions_are_told_by_the_organs_beside_them() -> None:
+    liver, cancer = SourceLabel("", 1, "liver"), SourceLabel("", 2, "cancer")
+    assert resolve([liver, cancer]).ids == {liver: 1, cancer: 26}
+    number = SourceLabel("", 1, None)
+    assert resolve([number, cancer], "1=liver").ids == {number: 1, cancer: 26}
+
+
+def test_lesion_that_may_be_of_several_organs_is_asked_for() -> None:
+    labels = [SourceLabel("", n, name) for n, name in enumerate(("liver", "pancreas", "tumor"), start=1)]
+    with pytest.raises(PreparationError, match=r"found none for 3 \(tumor\)\. Add .* such as 'tumor=pancreatic tumor'"):
+        resolve(labels)
+
+
+def test_union_is_the_organ_and_never_the_lesion() -> None:
+    union, tumor = SourceLabel("", 1, "liver_and_tumor"), SourceLabel("", 2, "tumor")
+    assert resolve([union, tumor]).ids == {union: 1, tumor: 26}

@@ -21,9 +21,20 @@ def test_survey_counts_the_labels(tmp_path: Path) -> None:
     (counts,) = survey_case(case).counts
     assert counts == {number: int((own == number).sum()) for number in (0, MASS, OWN_LIVER)}
     assert [label.id for label in labels_of(case.labels[0], counts)] == [1, 2]
-    mask = LabelFile(case.labels[0].path, mask_name="mass")
+    save_label_map(tmp_path / "mass.nii.gz", np.where(own == MASS, 7, 0).astype(np.uint8), trunk_grid())
+    mask = LabelFile(tmp_path / "mass.nii.gz", mask_name="mass")
     (counts,) = survey_case(replace(case, labels=(mask,))).counts
-    assert counts[1] == int((own > 0).sum())
+    assert counts[1] == int((own == MASS).sum())
+
+
+def test_mask_of_several_ids_is_refused_with_the_ids(tmp_path: Path) -> None:
+    case, own = write_case(tmp_path, "a"), build_own_labels()
+    mask = LabelFile(case.labels[0].path, mask_name="a_seg")
+    sizes = [int((own == label_id).sum()) for label_id in (1, 2)]
+    assert survey_case(replace(case, labels=(mask,))).problem.startswith(
+        "a_seg.nii.gz: expected a mask of one label, 'a_seg', found 2 ids: "
+        f"1 ({sizes[0]} voxels), 2 ({sizes[1]} voxels). Give it as a label map"
+    )
 
 
 def test_rounded_header_is_the_same_place() -> None:

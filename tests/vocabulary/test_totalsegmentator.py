@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from maisi_aug.banks.label_ids import find_label_id
 from maisi_aug.errors import VocabularyError
+from maisi_aug.vocabulary.label_meaning import find_label_id
 from maisi_aug.vocabulary.labels import MAISI
 from maisi_aug.vocabulary.totalsegmentator import (
     TotalSegmentatorTask,
@@ -37,6 +37,9 @@ from maisi_aug.vocabulary.totalsegmentator import (
         ("v2", 7, "pancreas", "pancreas"),
         ("v2", 23, "kidney_cyst_left", "left kidney cyst"),
         ("v2", 26, "vertebrae_S1", "vertebrae S1"),
+        ("v3", 26, "vertebrae_L6", "body"),
+        ("v3", 27, "vertebrae_L5", "vertebrae L5"),
+        ("v3", 117, "costal_cartilages", "costal cartilages"),
         ("v2", 51, "heart", "heart"),
         ("v2", 55, "subclavian_artery_right", "right subclavian artery"),
         ("v2", 61, "atrial_appendage_left", "left atrial appendage"),
@@ -59,13 +62,13 @@ def test_only_heart_and_body_stand_for_several_classes() -> None:
             for label_id, count in Counter(totalsegmentator_mapping(version).values()).items()
             if count > 1
         }
-        for version in ("v1", "v2")
+        for version in ("v1", "v2", "v3")
     }
-    assert repeated == {"v1": {115: 5, 200: 2}, "v2": {}}
+    assert repeated == {"v1": {115: 5, 200: 2}, "v2": {}, "v3": {}}
 
 
 def test_no_class_becomes_a_tumour_or_a_slot() -> None:
-    for version in ("v1", "v2"):
+    for version in ("v1", "v2", "v3"):
         kinds = {MAISI.label(label_id).kind for label_id in totalsegmentator_mapping(version).values()}
         assert kinds <= {"organ", "body", "background"}
 
@@ -77,17 +80,17 @@ def test_v1_table_agrees_with_a_published_label_map(real_data: Path) -> None:
 
 
 def test_unknown_version_is_refused() -> None:
-    version: Any = "v3"
-    with pytest.raises(VocabularyError, match="expected 'v1' or 'v2', found 'v3'"):
+    version: Any = "v4"
+    with pytest.raises(VocabularyError, match="expected 'v1', 'v2' or 'v3', found 'v4'"):
         totalsegmentator_mapping(version)
 
 
-@pytest.mark.parametrize("version", ["v1", "v2"])
+@pytest.mark.parametrize("version", ["v1", "v2", "v3"])
 def test_way_back_is_the_inverse(version: TotalSegmentatorVersion) -> None:
     there, back = totalsegmentator_mapping(version), to_totalsegmentator(version)
     assert all(there[class_id] == label_id for label_id, class_id in back.items())
     missing = set(there.values()) - set(back)
-    assert missing == ({115, 200} if version == "v1" else set())  # several classes in v1
+    assert missing == {"v1": {115, 200}, "v2": set(), "v3": {200}}[version]  # several classes in v1
 
 
 @pytest.mark.parametrize(
@@ -98,7 +101,12 @@ def test_way_back_is_the_inverse(version: TotalSegmentatorVersion) -> None:
         ("liver_vessels", 2, "liver_tumor", "hepatic tumor"),
         ("lung_nodules", 1, "lung", "body"),
         ("lung_nodules", 2, "lung_nodules", "lung tumor"),
-        ("lung_vessels", 2, "lung_trachea_bronchia", "airway"),
+        ("lung_vessels", 1, "lung_airways", "airway"),
+        ("lung_vessels", 2, "lung_airways_wall", "body"),
+        ("lung_vessels", 3, "lung_arteries", "body"),
+        ("lung_vessels", 4, "lung_veins", "body"),
+        ("lung_vessels_LEGACY", 1, "lung_vessels", "body"),
+        ("lung_vessels_LEGACY", 2, "lung_trachea_bronchia", "airway"),
         ("kidney_cysts", 1, "kidney_cyst_left", "left kidney cyst"),
         ("kidney_cysts", 2, "kidney_cyst_right", "right kidney cyst"),
         ("body", 1, "body_trunc", "body"),
@@ -122,7 +130,7 @@ def test_classes_of_the_other_tasks_are_known(
         (26, ("liver_lesions", "liver_lesions")),
         (23, ("lung_nodules", "lung_nodules")),
         (25, ("liver_vessels", "liver_vessels")),
-        (132, ("lung_vessels", "lung_trachea_bronchia")),
+        (132, ("lung_vessels", "lung_airways")),
         (24, None),
         (129, None),
         (200, None),

@@ -123,7 +123,7 @@ def test_prepared_folder_gives_cases_and_names(tmp_path: Path) -> None:
     assert source.cases[0].label == folder / "labels" / "p0.nii.gz"
     chosen = find_real_cases(folder, {"gland": (), "lump": (NODULE, 1)})
     assert chosen.label_ids == {"gland": (GLAND,), "lump": (NODULE, 1)}
-    with pytest.raises(BenchmarkError, match="found bright nodule, gland, liver. Say .* with --label"):
+    with pytest.raises(BenchmarkError, match='found bright nodule, gland, liver. Say .* with --map "1\\+2=node'):
         find_real_cases(folder, {"node": ()})
 
 
@@ -327,3 +327,21 @@ def test_cohort_gives_full_label_maps_and_its_vocabulary(tmp_path: Path) -> None
     assert [case.label.parent.name for case in source.cases] == ["anatomy"] * 2
     with pytest.raises(BenchmarkError, match="Label 'my tumour': expected to find it in the vocabulary of .*--map"):
         find_synthetic_cases("s", cohort, ["my tumour"], {})
+
+
+def test_bare_lesion_of_the_real_dataset_is_that_of_its_organ(tmp_path: Path) -> None:
+    cohort = write_cohort(tmp_path / "cohort", [HEPATIC_TUMOR])
+    assert find_synthetic_cases("s", cohort, ["liver", "cancer"], {}).label_ids == {
+        "liver": (LIVER,),
+        "cancer": (HEPATIC_TUMOR,),
+    }
+    found = find_synthetic_cases("s", cohort, ["tumour"], {}, context=["liver and tumour"])
+    assert found.label_ids == {"tumour": (HEPATIC_TUMOR,)}
+    pairs = write_pairs(tmp_path / "p", 1)
+    assert find_synthetic_cases("s", pairs, ["Liver", "cancer"], {}).label_ids == {"Liver": (1,), "cancer": (2,)}
+
+
+def test_union_of_an_organ_and_its_lesion_has_to_be_mapped(tmp_path: Path) -> None:
+    cohort = write_cohort(tmp_path / "cohort", [HEPATIC_TUMOR])
+    with pytest.raises(BenchmarkError, match="Label 'liver and tumor': expected to find it in the vocabulary"):
+        find_synthetic_cases("s", cohort, ["liver and tumor"], {})

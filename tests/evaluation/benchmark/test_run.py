@@ -309,9 +309,10 @@ def test_command_line_names_what_is_wrong(tmp_path: Path, run_cli: Callable[...,
     config = build_config(tmp_path)
     words = ["benchmark", "run", "--real", config.real, "--out", str(tmp_path / "b")]
     for flags, message in (
-        (["--label", "liver="], "--label liver=: expected NAME, NAME=ID or NAME=ID+ID, found ''"),
+        (["--label", "liver="], "--label liver=: expected NAME, and its ids with --map ID+ID=NAME, found ''"),
         (["--label", "lever"], "Label 'lever': expected 'lever' among the labels of"),
-        (["--map", "=x"], "--map =x: expected NAME=LABEL"),
+        (["--map", "=x"], "--map: expected LABEL=NAME such as 'tumor=hepatic tumor', found '=x'"),
+        (["--map", "a=x+"], "--map a=x+: expected LABEL=NAME or LABEL=NAME+NAME, found 'x+'"),
         (["--synthetic", "a", "--synthetic", "b"], "expected a name of its own, found 'synthetic' twice"),
         (["--arms", "reel"], "Arm 'reel': expected one of real"),
         (["--lesion-label", "bone"], "Lesion label 'bone': expected one of liver, tumor"),

@@ -35,7 +35,7 @@ def test_labels_pair_by_name_or_as_stated() -> None:
 
 
 def test_mappings_that_cannot_be_meant_are_refused() -> None:
-    with pytest.raises(RequestError, match="--map 'lever=liver': expected NAME=LABEL with a name of the segmenter's"):
+    with pytest.raises(RequestError, match="--map 'lever=liver': expected LABEL=NAME with a label of the segmenter's"):
         match_labels(VALUES, FULL_VOCABULARY, mapping=["lever=liver"])
     with pytest.raises(VocabularyError, match="Label 'livr'"):
         match_labels(VALUES, FULL_VOCABULARY, mapping=["Liver=livr"])

@@ -34,7 +34,7 @@ from tests.builders.tiny_cohort import (
     write_real_dataset,
 )
 
-TUMOR = "hepatic tumor=tumor"
+TUMOR = "tumor=hepatic tumor"
 
 
 class Place:
@@ -97,7 +97,7 @@ def test_export_runs_nnunets_planner_on_real_cases_and_passes_its_check(
     place.fill()
     monkeypatch.setenv("nnUNet_raw", str(place.raw))
     monkeypatch.setenv("nnUNet_preprocessed", str(place.preprocessed))
-    outcome = run_cli("export", "nnunet", place.cohort, "--like", place.real, "--dataset-id", 503, "--label", TUMOR)
+    outcome = run_cli("export", "nnunet", place.cohort, "--like", place.real, "--dataset-id", 503, "--map", TUMOR)
     assert outcome.code == 0, outcome.stderr
     assert "nnUNetv2_train 503 3d_fullres 0 -p nnUNetPlans_real -tr nnUNetTrainerSynthetic50" in outcome.stdout
     assert "export nnUNet_" not in outcome.stdout
@@ -112,6 +112,14 @@ def test_export_runs_nnunets_planner_on_real_cases_and_passes_its_check(
 
 
 @pytest.mark.slow
+def test_environment_of_a_training_without_workers_does_not_stop_the_planner(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("nnUNet_n_proc_DA", "0")
+    place.fill(num_real=2).export()
+    assert (place.preprocessed_target / "nnUNetPlans_real.json").is_file()
+
+
 def test_check_names_the_file_that_is_wrong(place: Place) -> None:
     place.fill()
     path = place.real / "labelsTr" / "liver_1.nii.gz"
@@ -258,12 +266,29 @@ class TestContent:
         assert fold["train"][:2] == ["liver_1", "liver_2"]
         assert report.folds_source == str(folder / "splits_final.json")
 
+    def test_folds_of_the_raw_dataset_count_since_nnunets_planner_copies_them(self, place: Place) -> None:
+        place.fill()
+        own = [{"train": ["liver_1", "liver_2"], "val": ["liver_0", "liver_3"]}]
+        (place.real / "splits_final.json").write_text(json.dumps(own))
+        report = place.export(dry_run=True)
+        assert report.folds_source == str(place.real / "splits_final.json")
+        folder = place.preprocessed / "Dataset003_Liver"
+        folder.mkdir(parents=True)
+        more = [{"train": ["liver_2", "liver_1"], "val": ["liver_3", "liver_0"]}, {"train": ["liver_1"], "val": []}]
+        (folder / "splits_final.json").write_text(json.dumps(more))
+        assert place.export(dry_run=True).folds_source == str(folder / "splits_final.json")
+        (folder / "splits_final.json").write_text(json.dumps(more[1:]))
+        with pytest.raises(ExportError, match="found that they differ, at which nnU-Net's planner stops"):
+            place.export(dry_run=True)
+
     def test_folds_and_plans_are_found_where_the_environment_says_too(
         self, place: Place, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     ) -> None:
         place.fill()
         report = place.export(dry_run=True)
-        assert report.folds_source.endswith(f"no splits_final.json was found in {place.preprocessed / place.real.name}")
+        assert report.folds_source.endswith(
+            f"no splits_final.json was found in {place.preprocessed / place.real.name} or {place.real}"
+        )
         assert report.plans_source.endswith(f"none were found in {place.preprocessed / place.real.name}")
         monkeypatch.setenv("nnUNet_preprocessed", str(tmp_path / "usual"))
         usual, given = (folder / place.real.name for folder in (tmp_path / "usual", place.preprocessed))
@@ -375,9 +400,27 @@ class TestContent:
         assert [row["name"] for row in mapping["background"]] == ["spleen", "lung tumor", "body"]
         assert mapping["cases"]["synthetic_case_0002"]["case_id"] == "case_0002"
 
+    def test_several_cohorts_are_added_as_one(self, place: Place, tmp_path: Path) -> None:
+        place.fill()
+        other = write_cohort(tmp_path / "other", [HEPATIC_TUMOR], requested=(HEPATIC_TUMOR,))
+        request = LikeRequest([place.cohort, other], place.real, 503, out=place.raw, preprocessed=place.preprocessed)
+        assert export_like(request).num_synthetic == 4
+        cases = read_json(place.target / "dataset.json")["dataset"]
+        image = place.target / cases["synthetic_other_case_0001"]["images"][0]
+        assert image.resolve() == (other / "images" / "case_0001.nii.gz").resolve()
+        assert "synthetic_cohort_case_0003" in cases
+
+    def test_bare_lesion_is_found_beside_its_organ(self, place: Place) -> None:
+        place.fill(labels={"background": 0, "liver": 1, "cancer": 2}).export(labels=[])
+        rows = read_json(place.target / MAPPING_NAME)["labels"]
+        assert [(row["name"], row["label"], row["found_by"]) for row in rows] == [
+            ("liver", "liver", "name"),
+            ("hepatic tumor", "cancer", "name"),
+        ]
+
     def test_regions_are_reached_by_value(self, place: Place) -> None:
         labels = {"background": 0, "liver and tumor": [1, 2], "tumor": 2}
-        place.fill(labels=labels, regions_class_order=[1, 2]).export(labels=["liver=1", "hepatic tumor=2"])
+        place.fill(labels=labels, regions_class_order=[1, 2]).export(labels=["1=liver", "2=hepatic tumor"])
         dataset = read_json(place.target / "dataset.json")
         assert dataset["labels"] == labels
         assert dataset["regions_class_order"] == [1, 2]
@@ -385,13 +428,26 @@ class TestContent:
         assert sorted(np.unique(label_map)) == [0, 1, 2]
 
     def test_several_labels_may_become_one(self, place: Place) -> None:
-        place.fill(labels={"background": 0, "liver": 1}).export(labels=["hepatic tumor=liver"])
+        place.fill(labels={"background": 0, "liver": 1}).export(labels=["liver=hepatic tumor+liver"])
         label_map = load_label_map(place.target / "labelsSynthetic" / "synthetic_case_0001.nii.gz").array
         np.testing.assert_array_equal(label_map == 1, np.isin(build_anatomy(HEPATIC_TUMOR), [LIVER, HEPATIC_TUMOR]))
 
+    @pytest.mark.parametrize(
+        ("labels", "given"),
+        [
+            ({"liver": 1, "Herd": 2}, ["hepatic tumor=Herd"]),
+            ({"liver": 1, "Herd": 2}, ["hepatic tumor=2", "spleen=background"]),
+            ({"Organ": 1, "Herd": 2}, ["hepatic tumor=2", "liver=1"]),
+        ],
+    )
+    def test_earlier_direction_is_still_read(self, place: Place, labels: dict[str, int], given: list[str]) -> None:
+        place.fill(labels={"background": 0, **labels}).export(labels=given)
+        rows = {row["name"]: row["value"] for row in read_json(place.target / MAPPING_NAME)["labels"]}
+        assert (rows["liver"], rows["hepatic tumor"]) == (1, 2)
+
     def test_label_may_be_left_out_and_an_absent_one_said_to_be_so(self, place: Place) -> None:
         place.fill(labels={"background": 0, "spleen": 1, "stent": 2, "ignore": 3}).export(
-            labels=["hepatic tumor=background"], absent=["stent"]
+            labels=["background=hepatic tumor"], absent=["stent"]
         )
         mapping = read_json(place.target / MAPPING_NAME)
         assert mapping["absent"] == [2]
@@ -422,7 +478,7 @@ class TestContent:
         notes = place.fill([HEPATIC_TUMOR, HEPATIC_VESSEL]).export().notes
         assert notes == (
             "'hepatic vessel' becomes background and lies mostly in or at 'liver'; where the real dataset counts it as "
-            "part of a label, give --label 'hepatic vessel=LABEL'.",
+            "part of a label, give --map 'LABEL=hepatic vessel'.",
             *notes[1:],
         )
         assert not any("spleen" in note for note in notes)
@@ -468,13 +524,13 @@ class TestRefusals:
             ({"maisi_aug": {}}, {}, "expected a dataset of real cases, found one that maisi-aug exported"),
             ({"labels": {"background": 0}}, {}, "expected labels besides the background"),
             (
-                {},
+                {"labels": {"background": 0, "liver": 1, "finding": 2}},
                 {"labels": []},
                 "Label 'hepatic tumor', which the cohort was asked for: expected a label of Dataset003",
             ),
-            ({}, {"labels": ["hepatic tumor"]}, "expected NAME=LABEL"),
-            ({}, {"labels": [TUMOR, "hepatic tumor=liver"]}, "expected one label for 'hepatic tumor', found a second"),
-            ({}, {"labels": ["hepatic tumor=tumour x"]}, r"expected a label of .* \(liver, tumor\), found 'tumour x'"),
+            ({}, {"labels": ["hepatic tumor"]}, "expected LABEL=NAME"),
+            ({}, {"labels": [TUMOR, "liver=hepatic tumor"]}, "expected one label for 'hepatic tumor', found a second"),
+            ({}, {"labels": ["tumour x=hepatic tumor"]}, r"expected a label of .* \(liver, tumor\), found 'tumour x'"),
             ({"labels": {"background": 0, "liver": 1, "tumor": 2, "stent": 3}}, {}, "'stent' of .* as background"),
             ({"labels": {"background": 0, "liver": 1, "tumor": 2, "pancreas": 3}}, {}, "expected pancreas in at least"),
             ({}, {"absent": ["lung"]}, "--absent 'lung': expected a label of Dataset003"),
@@ -497,7 +553,7 @@ class TestRefusals:
     def test_unknown_label_of_the_cohort(self, place: Place) -> None:
         place.fill()
         with pytest.raises(VocabularyError, match="hepatik"):
-            place.export(labels=["hepatik=tumor"])
+            place.export(labels=["tumor=hepatik"])
 
     def test_tumor_that_would_be_a_hole_in_its_organ(self, place: Place) -> None:
         place.fill(labels={"background": 0, "liver": 1, "kidney tumor": 2})

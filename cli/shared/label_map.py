@@ -1,0 +1,147 @@
+"""`--map LABEL=NAME`, one direction for all commands: what the user's files call a label, and its name here.
+
+Earlier spellings, which some commands had the other way round or under another flag, work for one more release; each is
+answered with a note on stderr that says how to write it now.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import typer
+
+DROPPED = "background"
+
+
+def tell_old_spelling(old: str, new: str) -> None:
+    """Say on stderr how an earlier spelling is written now."""
+    typer.echo(f"Note: {old} is an earlier spelling, which the next release drops. Write {new}.", err=True)
+
+
+def split_rule(text: str, example: str) -> tuple[str, str]:
+    """``LABEL=NAME`` as its two sides.
+
+    Raises:
+        typer.BadParameter: A side is missing.
+    """
+    label, _, name = (part.strip() for part in text.partition("="))
+    if not label or not name:
+        raise typer.BadParameter(f"--map: expected LABEL=NAME such as '{example}', found '{text}'.")
+    return label, name
+
+
+def add_old_rules(rules: Iterable[str] | None, old: Sequence[str] | None, flag: str) -> list[str]:
+    """The rules of `--map`, and those of an earlier flag that has NAME=LABEL, turned round and told.
+
+    Args:
+        rules: ``LABEL=NAME`` each.
+        old: ``NAME=LABEL`` each.
+        flag: The earlier flag.
+    """
+    turned = []
+    for text in old or ():
+        name, equals, label = (part.strip() for part in text.rpartition("="))
+        turned.append(f"{label}={name}" if equals else text)
+        tell_old_spelling(f"{flag} '{text}'", f"--map '{turned[-1]}'")
+    return [*(rules or ()), *turned]
+
+
+def to_bank_labels(rules: Sequence[str]) -> dict[str | int, str | int] | None:
+    """What the labels of a mask bank are, by rules; ``-`` drops one.
+
+    Raises:
+        typer.BadParameter: A rule cannot be read, or a label has two.
+    """
+    meanings: dict[str | int, str | int] = {}
+    for label, name in (split_rule(text, "2=hepatic tumor") for text in rules):
+        if label in meanings:
+            raise typer.BadParameter(f"--map: expected each label once, found '{label}' twice.")
+        meanings[label] = DROPPED if name == "-" else name
+    return meanings or None
+
+
+def to_size_labels(rules: Sequence[str], folder: Path) -> dict[str, int] | None:
+    """The ids of lesions in a size reference, by rules; a label is an id, or a name of its ``dataset.json``.
+
+    Raises:
+        typer.BadParameter: A rule cannot be read, or the dataset has no such name.
+        BankError: The dataset's description cannot be read.
+    """
+    from maisi_aug.banks.files import NAME_FILES, load_labels
+    from maisi_aug.vocabulary.labels import lookup_words
+
+    description = next((folder / name for name in NAME_FILES if (folder / name).is_file()), None)
+    names = {} if description is None else load_labels(description)[0].get("", {})
+    sizes: dict[str, int] = {}
+    for label, name in (split_rule(text, "2=hepatic tumor") for text in rules):
+        ids = (
+            [int(label)]
+            if label.isdecimal()
+            else [i for i, n in names.items() if lookup_words(n) == lookup_words(label)]
+        )
+        if len(ids) != 1:
+            listed = ", ".join(f"{label_id} '{text}'" for label_id, text in names.items() if label_id) or "no names"
+            raise typer.BadParameter(f"--map '{label}={name}': expected a label of {folder} ({listed}), found none.")
+        sizes[name] = ids[0]
+    return sizes or None
+
+
+@dataclass(frozen=True)
+class LabelRules:
+    """What `--map` says, by what it is about: the dataset that is named beside it.
+
+    Attributes:
+        lesions: Of `--balance-against`, unread.
+        sizes: Of `--size-reference`: lesion -> id.
+        bank: Of `--mask-bank`: label -> what it is.
+    """
+
+    lesions: tuple[str, ...] = ()
+    sizes: dict[str, int] | None = None
+    bank: dict[str | int, str | int] | None = None
+
+    @classmethod
+    def read(
+        cls, texts: Sequence[str], balance_against: Path | None, size_reference: Path | None, mask_bank: str | None
+    ) -> LabelRules:
+        """Read the rules.
+
+        Args:
+            texts: ``LABEL=NAME`` each.
+            balance_against: Of the flag.
+            size_reference: Of the flag.
+            mask_bank: Of the flag, or anything else that may name a bank.
+
+        Raises:
+            typer.BadParameter: There is nothing that they are about, or one cannot be read.
+            BankError: The size reference's description cannot be read.
+        """
+        if balance_against is not None:
+            return cls(lesions=tuple(texts))
+        if size_reference is not None:
+            return cls(sizes=to_size_labels(texts, size_reference))
+        if texts and mask_bank is None:
+            raise typer.BadParameter(
+                "--map: expected --balance-against, --size-reference or --mask-bank beside it, whose labels it "
+                "explains, found none. Add one."
+            )
+        return cls(bank=to_bank_labels(texts))
+
+    def to_size_fields(self, reference: Path | None, size_label: int | dict[str, int] | None) -> dict[str, object]:
+        """The fields of a configuration that name a size reference, and its lesions by rules or by `--size-label`."""
+        return {
+            "size_reference": None if reference is None else str(reference),
+            "size_label": self.sizes or size_label,
+        }
+
+    def require_alone(self, mask_labels: str | None) -> str | dict[str | int, str | int] | None:
+        """The bank's labels by rules, or by `--mask-labels`.
+
+        Raises:
+            typer.BadParameter: By both.
+        """
+        if self.bank is not None and mask_labels is not None:
+            raise typer.BadParameter("--map and --mask-labels: expected one of them, found both. Leave one out.")
+        return mask_labels if self.bank is None else self.bank

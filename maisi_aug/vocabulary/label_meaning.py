@@ -1,0 +1,155 @@
+"""What the names of somebody's labels mean in a vocabulary: the one place where names become ids.
+
+A name means the label that the vocabulary calls so. A lesion of an organ, such as ``liver_tumour`` or ``renal mass``,
+means the tumour of that organ; one that names no organ, such as ``cancer``, the tumour of the organ that is named
+beside it. An organ together with its lesion is the organ. Whatever else looks like a lesion is told apart from plain
+unknown names, so that nobody takes it for tissue.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+
+from maisi_aug.errors import VocabularyError
+from maisi_aug.vocabulary.labels import (
+    BACKGROUND_ID,
+    BODY_ID,
+    Label,
+    NameReading,
+    Vocabulary,
+    organ_key,
+    read_name,
+    split_camel_case,
+)
+
+MANY_HOSTS = 8
+"""A tumour of more hosts than these is one of bone: it is meant by a bare name only where no other organ is named."""
+
+
+@dataclass(frozen=True, slots=True)
+class Meaning:
+    """What one name means.
+
+    Attributes:
+        label_id: The vocabulary's id; None where it has no such label.
+        is_lesion: Whether the name says that it is a lesion, and not a union of an organ and its lesion.
+        is_union: Whether the name is of an organ together with its lesion, or without it; ``label_id`` is the organ's.
+        beside: The name of the organ that told which lesion a bare name means; empty for every other.
+        choices: Tumours that a bare name may mean, where organs of several are named; host id -> tumour id.
+    """
+
+    label_id: int | None
+    is_lesion: bool = False
+    is_union: bool = False
+    beside: str = ""
+    choices: Mapping[int, int] = field(default_factory=dict)
+
+    @property
+    def is_unknown_lesion(self) -> bool:
+        """Whether it is a lesion that has no id."""
+        return self.is_lesion and self.label_id is None
+
+
+UNKNOWN = Meaning(None)
+
+
+def find_label_id(name: str, vocabulary: Vocabulary) -> int | None:
+    """The vocabulary's id of a name that stands alone, or None."""
+    return _read_alone(name, vocabulary)[0].label_id
+
+
+def resolve_names(names: Iterable[str], vocabulary: Vocabulary, *, context: Collection[str] = ()) -> dict[str, Meaning]:
+    """What the names of one set of labels mean.
+
+    Args:
+        names: All the names of the set, since a bare one such as "tumor" is told by the others.
+        vocabulary: Of the meanings.
+        context: Names of organs that belong to the set without being asked for, such as nnU-Net's regions.
+
+    Returns:
+        Name -> meaning, for every name.
+    """
+    names = list(dict.fromkeys(names))
+    alone = {name: _read_alone(name, vocabulary) for name in dict.fromkeys((*names, *context))}
+    organs = {name: pair for name, pair in alone.items() if pair[1].kind in ("plain", "union")}
+    return {name: _resolve_bare(organs, vocabulary) if _is_bare(*alone[name]) else alone[name][0] for name in names}
+
+
+def _is_bare(meaning: Meaning, reading: NameReading) -> bool:
+    return meaning.label_id is None and reading.kind == "tumor" and not reading.organ_words
+
+
+def _read_alone(name: str, vocabulary: Vocabulary) -> tuple[Meaning, NameReading]:
+    """A name by itself: what it means, and what it says of lesions."""
+    reading = read_name(name)
+    is_lesion = reading.kind in ("tumor", "finding")
+    if name.strip().isdecimal():
+        return UNKNOWN, reading
+    found = _look_up(name, vocabulary)
+    if found is None and reading.kind == "union":
+        found = _look_up(reading.organ_text, vocabulary)
+        return Meaning(None if found in vocabulary.tumor_ids else found, is_union=True), reading
+    if found is None and reading.kind == "tumor" and reading.organ_words:
+        found = _tumors_by_organ(vocabulary).get(reading.organ_words)
+    return Meaning(found, is_lesion or found in vocabulary.tumor_ids), reading
+
+
+def _look_up(name: str, vocabulary: Vocabulary) -> int | None:
+    for spelling in dict.fromkeys((name, split_camel_case(name))):
+        try:
+            return vocabulary.id_of(spelling)
+        except VocabularyError:
+            continue
+    return None
+
+
+@lru_cache(maxsize=16)
+def _tumors_by_organ(vocabulary: Vocabulary) -> dict[frozenset[str], int]:
+    """The tumour of each organ by the words that name the organ; none where these words are of several tumours.
+
+    What the tumours themselves are called comes before the names of their hosts.
+    """
+    by_name: dict[frozenset[str], set[int]] = {}
+    by_host: dict[frozenset[str], set[int]] = {}
+    for label in _tumors(vocabulary):
+        readings = [read_name(name) for name in (label.name, *label.aliases)]
+        for reading in readings:
+            if reading.kind == "tumor":
+                by_name.setdefault(reading.organ_words, set()).add(label.id)
+        for host in map(vocabulary.label, label.hosts):
+            for name in (host.name, *host.aliases):
+                by_host.setdefault(organ_key(name), set()).add(label.id)
+    return {words: min(ids) for words, ids in (by_host | by_name).items() if words and len(ids) == 1}
+
+
+def _tumors(vocabulary: Vocabulary) -> list[Label]:
+    """Labels that a name of a tumour may mean: a cyst that somebody bound to a slot is none."""
+    labels = map(vocabulary.label, vocabulary.tumor_ids)
+    return [label for label in labels if read_name(label.name).kind != "finding"]
+
+
+def _resolve_bare(organs: Mapping[str, tuple[Meaning, NameReading]], vocabulary: Vocabulary) -> Meaning:
+    """A lesion without an organ: the tumour of the organ that is named beside it."""
+    by_words = _tumors_by_organ(vocabulary)
+    beside: dict[int, str] = {}
+    others: dict[int, set[str]] = {}
+    named = [(name, *pair) for name, pair in organs.items() if pair[0].label_id not in (BACKGROUND_ID, BODY_ID)]
+    for name, meaning, reading in named:
+        for tumor in _tumors(vocabulary):
+            if meaning.label_id in tumor.hosts or by_words.get(reading.organ_words) == tumor.id:
+                beside.setdefault(tumor.id, name)
+            elif meaning.label_id is not None:
+                others.setdefault(tumor.id, set()).add(name)
+    meant = [
+        label_id for label_id in beside if len(vocabulary.hosts_of(label_id)) <= MANY_HOSTS or label_id not in others
+    ]
+    if len(meant) == 1:
+        return Meaning(meant[0], is_lesion=True, beside=beside[meant[0]])
+    tumors_of: dict[int, set[int]] = {}
+    for label_id in meant:
+        for host in vocabulary.hosts_of(label_id):
+            tumors_of.setdefault(host, set()).add(label_id)
+    choices = {host: min(ids) for host, ids in tumors_of.items() if len(ids) == 1}
+    return Meaning(None, is_lesion=True, choices=choices)
