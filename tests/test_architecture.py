@@ -21,10 +21,21 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "foundations": (
         *("cores", "errors", "grid", "seeds", "labels", "lesion_names", "sizes", "requests", "totalsegmentator_labels"),
         *("whole_files", "file_lock", "gzip_members"),
-        *("regions", "source_rules", "bundle_text", "decoding_config"),
+        *("growth_rules", "regions", "source_rules", "bundle_text", "decoding_config"),
     ),
     "pure maths": (
-        *("resampling", "deformation", "growth", "lesions", "lesion_editing", "body", "phantom", "quality", "pictures"),
+        *(
+            "resampling",
+            "deformation",
+            "growth",
+            "displacement",
+            "lesions",
+            "lesion_editing",
+            "body",
+            "phantom",
+            "quality",
+            "pictures",
+        ),
         *("map_cleanup", "visibility", "patient", "orientation", "networks", "conditioning", "sampling", "decoding"),
         *("mask_conditions", "mask_diffusion", "mask_decoding"),
         *("split_convolution", "decoding_memory", "decoder", "acceleration"),
@@ -43,7 +54,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "preparation",
         *("anatomy", "grid_preflight", "given_maps"),
         *("mask_generator", "diffusion_source", "sized_organs", "slot_choice", "model_card"),
-        *("balance", "balance_picture", "census", "attempts"),
+        *("balance", "balance_picture", "census", "attempts", "rehearsal", "bank_organs"),
     ),
     "adapters": ("evaluation", "integrations", "nnunet_trainers"),
     "command line": ("cli",),
@@ -99,7 +110,7 @@ LISTINGS = [
 ]
 
 MAX_FUNCTION_LINES = 40
-MAX_MODULE_LINES = 400
+MAX_MODULE_LINES = 700
 
 
 class Import(NamedTuple):

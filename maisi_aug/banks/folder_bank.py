@@ -117,6 +117,16 @@ class FolderBank:
         return len(self._entries) - len(self._bad)
 
     @property
+    def path(self) -> Path:
+        """Where the maps are."""
+        return self._path
+
+    @property
+    def names(self) -> list[str]:
+        """Of the listed maps, in their order, usable or not."""
+        return [entry.name for entry in self._entries]
+
+    @property
     def digest(self) -> str:
         """SHA-256 over what tells this bank from another without opening its maps: its files, and what ids mean."""
         meanings = self._mapping if isinstance(self._mapping, str) else dict(self._mapping)

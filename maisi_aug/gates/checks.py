@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from maisi_aug.lesions.growth_rules import GrowthRule
+from maisi_aug.lesions.planting import PlantedLesion
 from maisi_aug.vocabulary.hu import HuRange, reference_hu_ranges
 from maisi_aug.vocabulary.labels import MAISI, Vocabulary
 from maisi_aug.volumes.components import is_any_of
@@ -22,6 +24,8 @@ from maisi_aug.volumes.grid import Grid
 MIN_ORGAN_VOXELS = 30
 """Organs with fewer voxels, such as one cut by the field of view, are reported and not judged."""
 PLAUSIBLE_HU = (-1100.0, 4000.0)
+MIN_SHAPE_VOXELS = 30
+"""Lesions with fewer voxels have no shape to speak of."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +33,7 @@ class Verdict:
     """The outcome of one gate.
 
     Attributes:
-        gate: Name of the gate: "geometry", "presence", "lesion size", "organ HU",
+        gate: Name of the gate: "geometry", "presence", "lesion size", "lesion place", "organ HU", "HU bias",
             "lesion visibility" or "patient".
         passed: Whether the case may be kept as far as this gate is concerned.
         figures: What was measured and what was expected.
@@ -136,6 +140,45 @@ def check_lesion_size(
     return _verdict(
         "lesion size", figures, problems, f"Lesion size: {len(requested)} of {len(requested)} as requested."
     )
+
+
+def check_lesion_place(lesions: Sequence[PlantedLesion], rule: GrowthRule, *, is_judged: bool = True) -> Verdict:
+    """Every lesion of a label lies in its host as far as such lesions do, and is about as compact as a ball.
+
+    Args:
+        lesions: What a mask source has put into the map; a lesion that was there before has no share outside.
+        rule: What is usual for the label.
+        is_judged: Whether the lesions have to pass; else the figures are noted all the same.
+    """
+    rows, problems = [], []
+    for lesion in lesions:
+        outside, spread = lesion.share_outside, lesion.spread
+        rows.append({"volume_ml": lesion.volume_ml, "share_outside": outside, "spread": spread})
+        if outside is not None and outside > rule.max_share_outside + 1e-3:
+            problems.append(
+                f"{outside:.0%} of {lesion.volume_ml:.1f} mL outside the host, at most "
+                f"{rule.max_share_outside:.0%} expected"
+            )
+        if spread is not None and lesion.num_voxels >= MIN_SHAPE_VOXELS and spread > rule.max_spread + 1e-3:
+            problems.append(
+                f"{lesion.volume_ml:.1f} mL spread {spread:.2f} times as wide as a ball, at most "
+                f"{rule.max_spread:g} expected"
+            )
+    figures = {
+        "lesions": rows,
+        "max_share_outside": rule.max_share_outside,
+        "max_spread": rule.max_spread,
+        "is_judged": is_judged,
+    }
+    good = f"Lesion place: {len(rows)} of {len(rows)} in their host and compact."
+    if problems and not is_judged:
+        return Verdict(
+            "lesion place",
+            True,
+            figures,
+            f"Lesion place: found {'; '.join(problems)}. Not judged, as the lesions were in the map before.",
+        )
+    return _verdict("lesion place", figures, problems, good)
 
 
 def check_organ_hu(image_hu: NDArray[Any], label_map: NDArray[Any], ranges: Sequence[HuRange] | None = None) -> Verdict:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -14,9 +14,17 @@ from maisi_aug.bundle_spec.references import contrast_sign_of, hu_ranges_of
 from maisi_aug.cohort.manifest import LesionRecord, VerdictRecord
 from maisi_aug.cohort.plan import CasePlan, PlannedLesion
 from maisi_aug.cohort.recipe import GateConfig
-from maisi_aug.gates.checks import Verdict, check_geometry, check_lesion_size, check_organ_hu, check_presence
+from maisi_aug.gates.checks import (
+    Verdict,
+    check_geometry,
+    check_lesion_place,
+    check_lesion_size,
+    check_organ_hu,
+    check_presence,
+)
 from maisi_aug.gates.patient import check_patient
 from maisi_aug.gates.visibility import check_label_visibility
+from maisi_aug.lesions.growth_rules import GrowthRule, growth_rule_of
 from maisi_aug.lesions.planting import PlantedLesion, measure_lesions
 from maisi_aug.vocabulary.hu import expected_contrast_sign
 from maisi_aug.vocabulary.labels import Vocabulary
@@ -62,7 +70,9 @@ def judge_label_map(
         gates: Tolerances.
     """
     wanted_ids = sorted({lesion.label_id for lesion in case.lesions})
-    verdicts = [check_presence(label_map, [*case.required_ids, *wanted_ids], vocabulary=vocabulary)]
+    verdicts = []
+    if gates.presence:
+        verdicts.append(check_presence(label_map, [*case.required_ids, *wanted_ids], vocabulary=vocabulary))
     records: list[LesionRecord] = []
     for label_id in wanted_ids:
         requested = sorted((part for part in case.lesions if part.label_id == label_id), key=_volume, reverse=True)
@@ -70,14 +80,30 @@ def judge_label_map(
         if vocabulary.label(label_id).kind == "organ" and realised_ml:  # one, whatever parts it is in
             realised_ml = [sum(realised_ml)]
         volumes = [lesion.volume_ml for lesion in requested]
-        verdict = check_lesion_size(volumes, realised_ml, grid.voxel_ml, gates.size_tolerance)
-        verdicts.append(_named(verdict, vocabulary.name_of(label_id)))
+        name = vocabulary.name_of(label_id)
+        if gates.lesion_size:
+            verdict = check_lesion_size(volumes, realised_ml, grid.voxel_ml, gates.size_tolerance)
+            verdicts.append(_named(verdict, name))
         origins = sorted((part for part in planted if part.label_id == label_id), key=_volume, reverse=True)
+        if gates.lesion_place and origins and label_id in vocabulary.tumor_ids:
+            is_planted = all(lesion.share_outside is not None for lesion in origins)
+            verdict = check_lesion_place(origins, usual_growth(name, gates), is_judged=is_planted)
+            verdicts.append(_named(verdict, name))
         records += [
             _record(lesion, _item(realised_ml, number), _item(origins, number))
             for number, lesion in enumerate(requested)
         ]
     return Judgement(tuple(map(_to_record, verdicts)), tuple(records))
+
+
+def usual_growth(label_name: str, gates: GateConfig) -> GrowthRule:
+    """How lesions of a label grow, with the thresholds of the gates where they set any."""
+    own = {
+        field: value
+        for field, value in (("max_share_outside", gates.max_share_outside), ("max_spread", gates.max_spread))
+        if value is not None
+    }
+    return replace(growth_rule_of(label_name), **own)
 
 
 def judge_image(

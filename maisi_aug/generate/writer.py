@@ -139,6 +139,7 @@ class CaseWriter:
             "modality": config.modality,
             **({"body_region": list(config.body_region)} if config.body_region else {}),
             "device": self.device,
+            **({"gates": config.gates.changes()} if config.gates.changes() else {}),
             **({"compile": self.compiler} if self.compiler != "none" else {}),
             **({"decoding": attempt.decoding} if attempt.decoding else {}),
         }
