@@ -25,6 +25,7 @@ from maisi_aug.cli.shared.balance import (
 from maisi_aug.cli.shared.dry_run import require_folder, show_plan
 from maisi_aug.cli.shared.parsing import (
     parse_decode_window,
+    parse_gates,
     parse_num_splits,
     parse_organ_sizes,
     parse_shape,
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
     from maisi_aug.generate.run import CohortSummary
     from maisi_aug.networks.acceleration import Compiler
 
-_WHAT, _MASKS, _IMAGES, _RUN = "What to make", "Label maps", "Images", "Run"
+_WHAT, _MASKS, _IMAGES, _GATES, _RUN = "What to make", "Label maps", "Images", "Quality gates", "Run"
 
 
 class MaskSourceName(StrEnum):
@@ -102,7 +103,14 @@ def synthesize(
             "--num-cases", "-n", min=1, help="Cases to make (default: 4, or one per given map).", rich_help_panel=_WHAT
         ),
     ] = None,
-    seed: Annotated[int | None, typer.Option(min=0, help="Cohort seed (default: 0).", rich_help_panel=_WHAT)] = None,
+    seed: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            help="Cohort seed (default: 0); another one shows other patients, in a test cohort for instance.",
+            rich_help_panel=_WHAT,
+        ),
+    ] = None,
     recipe: Annotated[
         str | None,
         typer.Option(metavar="NAME|FILE", help="Recipe; flags stand above it.", rich_help_panel=_WHAT),
@@ -239,6 +247,40 @@ def synthesize(
             rich_help_panel=_IMAGES,
         ),
     ] = None,
+    hu_reference: Annotated[
+        Path | None,
+        typer.Option(
+            help="CTs with label maps of your own, or a file of evaluate hu, that HU of organs are held against "
+            "(default: what is usual for the bundle).",
+            rich_help_panel=_GATES,
+        ),
+    ] = None,
+    gate: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=off|NUMBER",
+            help="Switch a quality gate off or set its threshold; may repeat: presence, lesion-size, size-tolerance, "
+            "lesion-place, max-share-outside, max-spread, organ-hu, hu-bias, max-dark-hu, max-bright-hu, visibility, "
+            "minimum-cnr.",
+            rich_help_panel=_GATES,
+        ),
+    ] = None,
+    keep_rejected: Annotated[
+        bool | None,
+        typer.Option(
+            "--keep-rejected",
+            help="Keep the image and label maps of rejected cases, in OUT/rejected.",
+            rich_help_panel=_GATES,
+        ),
+    ] = None,
+    allow_few_organs: Annotated[
+        bool | None,
+        typer.Option(
+            "--allow-few-organs",
+            help="Warn of label maps without the organs around the lesions, instead of refusing them.",
+            rich_help_panel=_MASKS,
+        ),
+    ] = None,
     max_attempts: Annotated[
         int | None,
         typer.Option(min=1, help="Attempts per case (default: 5); may be raised later.", rich_help_panel=_RUN),
@@ -294,6 +336,10 @@ def synthesize(
             "decoding.overlap": decode_overlap,
             "decoding.num_splits": parse_num_splits(num_splits),
             "max_attempts": max_attempts,
+            "hu_reference": None if hu_reference is None else str(hu_reference),
+            "keep_rejected": keep_rejected,
+            "allow_few_organs": allow_few_organs,
+            **parse_gates(gate or []),
         },
     )
     flags = BalanceFlags(balance_against, lesion_map or (), size_bins, max_lesions, balance_picture)

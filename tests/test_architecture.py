@@ -54,7 +54,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "preparation",
         *("anatomy", "grid_preflight", "given_maps"),
         *("mask_generator", "diffusion_source", "sized_organs", "slot_choice", "model_card"),
-        *("balance", "balance_picture", "census", "attempts", "rehearsal", "bank_organs"),
+        *("balance", "balance_picture", "census", "attempts", "rehearsal", "bank_organs", "hu_reference"),
     ),
     "adapters": ("evaluation", "integrations", "nnunet_trainers"),
     "command line": ("cli",),

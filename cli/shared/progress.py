@@ -47,8 +47,8 @@ class CohortProgress(Listener):
         self._warnings.close()
 
     def measures(self, done: int, total: int) -> None:
-        """Another label map of the size reference has been measured."""
-        self._count("measuring lesion sizes", done, total)
+        """Another file of the size or the HU reference has been measured."""
+        self._count("measuring the reference", done, total)
 
     def tries(self, done: int, total: int) -> None:
         """Another label map of a plan has been tried."""

@@ -141,6 +141,10 @@ class FolderBank:
         """Why a map cannot be used; empty where nothing is known against it."""
         return self._bad.get(index, "")
 
+    def image_path_of(self, index: int) -> Path | None:
+        """The CT beside a map, if there is one."""
+        return self._entries[index].image_path
+
     def order(self, seed: int, needs: Needs) -> list[int]:
         """The entries that may serve, as far as is known before they are read, in the random order of a seed.
 

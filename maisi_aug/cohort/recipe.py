@@ -37,8 +37,9 @@ class GateConfig(BaseModel):
         max_spread: Largest spread of a lesion about its centre, 1 for a ball; what is usual when not given.
         organ_hu: Whether organ medians must lie in the reference ranges, and an image without a label map must show a
             patient.
-        hu_bias: Whether the organs of a case, taken together, must be about as bright as expected.
-        max_hu_bias: Largest bias over all organs, in HU.
+        hu_bias: Whether the organs of a case, taken together, must be about as bright as usual; never without organ_hu.
+        max_dark_hu: By how many HU they may be darker.
+        max_bright_hu: By how many HU they may be brighter.
         visibility: Whether lesions must stand out from their host organ.
         minimum_cnr: Least contrast between a lesion and its host, as a multiple of the noise; lesions under 10 mm only
             have to be brighter or darker than their host as their kind is.
@@ -54,7 +55,8 @@ class GateConfig(BaseModel):
     max_spread: Annotated[float, Field(ge=1, allow_inf_nan=False)] | None = None
     organ_hu: bool = True
     hu_bias: bool = True
-    max_hu_bias: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 30.0
+    max_dark_hu: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 38.0
+    max_bright_hu: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 60.0
     visibility: bool = True
     minimum_cnr: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0
 
@@ -101,6 +103,7 @@ class CohortConfig(BaseModel):
         max_attempts: Attempts per case before it is rejected; a cohort can be gone on with under a larger number.
         size_reference: nnU-Net dataset or folder of label maps whose lesions define the percentiles.
         size_label: Id of the lesion in the size reference, or one id per label name.
+        hu_reference: CTs with label maps of the user's own, or a file of ranges, that organs are held against.
         decoding: How images are decoded from their latents.
         gates: Quality gates.
     """
@@ -130,6 +133,7 @@ class CohortConfig(BaseModel):
     max_attempts: _PositiveInt = 5
     size_reference: str | None = None
     size_label: _PositiveInt | dict[str, _PositiveInt] | None = None
+    hu_reference: str | None = None
     decoding: DecodingConfig = DecodingConfig()
     gates: GateConfig = GateConfig()
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -16,13 +17,14 @@ from numpy.typing import NDArray
 
 from maisi_aug.lesions.growth_rules import GrowthRule
 from maisi_aug.lesions.planting import PlantedLesion
-from maisi_aug.vocabulary.hu import HuRange, reference_hu_ranges
+from maisi_aug.vocabulary.hu import HuRange, _reference, reference_hu_ranges
 from maisi_aug.vocabulary.labels import MAISI, Vocabulary
 from maisi_aug.volumes.components import is_any_of
 from maisi_aug.volumes.grid import Grid
 
 MIN_ORGAN_VOXELS = 30
 """Organs with fewer voxels, such as one cut by the field of view, are reported and not judged."""
+MIN_BIAS_ORGANS = 3
 PLAUSIBLE_HU = (-1100.0, 4000.0)
 MIN_SHAPE_VOXELS = 30
 """Lesions with fewer voxels have no shape to speak of."""
@@ -51,6 +53,21 @@ class Verdict:
             {"gate": self.gate, "passed": self.passed, "figures": self.figures, "message": self.message}
         )
         return plain
+
+
+@cache
+def bundle_hu_ranges(name: str) -> tuple[HuRange, ...]:
+    """The published bounds with what is usual for a bundle's images, and its further organs; as published for others.
+
+    Args:
+        name: Of the bundle, or of the base that it shares its networks with.
+    """
+    own = _reference()["bundles"].get(name)
+    if own is None:
+        return reference_hu_ranges()
+    usual = [replace(row, median_hu=own["medians_hu"].get(row.name, row.median_hu)) for row in reference_hu_ranges()]
+    further = [HuRange(**{**row, "label_ids": tuple(row["label_ids"])}) for row in own["further"]]
+    return (*usual, *further)
 
 
 def check_geometry(image_hu: NDArray[Any], label_map: NDArray[Any] | None, grid: Grid, expected: Grid) -> Verdict:
@@ -198,6 +215,7 @@ def check_organ_hu(image_hu: NDArray[Any], label_map: NDArray[Any], ranges: Sequ
             continue
         median = float(np.median(values))
         inside, judged = bounds.low_hu <= median <= bounds.high_hu, values.size >= MIN_ORGAN_VOXELS
+        usual = bounds.median_hu
         rows.append(
             {
                 "organ": bounds.name,
@@ -205,6 +223,8 @@ def check_organ_hu(image_hu: NDArray[Any], label_map: NDArray[Any], ranges: Sequ
                 "low_hu": bounds.low_hu,
                 "high_hu": bounds.high_hu,
                 "num_voxels": int(values.size),
+                "usual_hu": usual,
+                "deviation_hu": None if usual is None else median - usual,
                 "inside": inside,
                 "judged": judged,
             }
@@ -216,6 +236,62 @@ def check_organ_hu(image_hu: NDArray[Any], label_map: NDArray[Any], ranges: Sequ
     return _verdict(
         "organ HU", figures, problems, f"Organ HU: {num_judged} of {num_judged} medians inside their range."
     )
+
+
+def check_hu_bias(organ_hu: Verdict, ranges: Sequence[HuRange], *, max_dark_hu: float, max_bright_hu: float) -> Verdict:
+    """The organs of a case, taken together, are about as bright as usual.
+
+    The bias is the median over the organs of what their medians are above (+) or below (-) the usual ones. Bones count
+    as one organ, and so do muscles and the lobes of the lungs, however many of them a map names. Contrast medium makes
+    organs brighter and nothing makes all of them darker, hence two limits.
+
+    Args:
+        organ_hu: What :func:`check_organ_hu` says of the case.
+        ranges: The reference that it was held against.
+        max_dark_hu: Largest bias to the dark side.
+        max_bright_hu: Largest bias to the bright side.
+    """
+    rows = organ_hu.figures.get("organs", ())
+    ids_of = {bounds.name: bounds.label_ids for bounds in ranges}
+    groups: dict[str, list[float]] = {}
+    for row in rows:
+        if row["judged"] and row["deviation_hu"] is not None:
+            groups.setdefault(_group_of(row["organ"], ids_of[row["organ"]]), []).append(row["deviation_hu"])
+    deviations = {name: float(np.median(values)) for name, values in groups.items()}
+    bias = float(np.median(list(deviations.values()))) if deviations else None
+    is_judged = len(deviations) >= MIN_BIAS_ORGANS
+    figures = {
+        "bias_hu": bias,
+        "deviations_hu": deviations,
+        "num_organs": len(deviations),
+        "max_dark_hu": max_dark_hu,
+        "max_bright_hu": max_bright_hu,
+        "is_judged": is_judged,
+    }
+    if bias is None or not is_judged:
+        good = f"HU bias: not judged, as {len(deviations)} organs have a usual HU, {MIN_BIAS_ORGANS} are needed."
+        return Verdict("HU bias", True, figures, good)
+    problems = []
+    if not -max_dark_hu <= bias <= max_bright_hu:
+        side, limit = ("darker", max_dark_hu) if bias < 0 else ("brighter", max_bright_hu)
+        problems.append(
+            f"organs {abs(bias):.0f} HU {side} than usual, over {len(deviations)} of them, at most {limit:g} expected"
+        )
+    return _verdict("HU bias", figures, problems, f"HU bias: {bias:+.0f} HU over {len(deviations)} organs.")
+
+
+def _group_of(name: str, label_ids: Sequence[int]) -> str:
+    """The group that an organ counts with, or the organ itself."""
+    for group, ids in _bias_groups().items():
+        if set(label_ids) <= ids:
+            return group
+    return name
+
+
+@cache
+def _bias_groups() -> dict[str, frozenset[int]]:
+    published = {row["name"]: frozenset(row["label_ids"]) for row in _reference()["organs"]}
+    return {"bone": published["bone"], "lung": published["lung"], "muscles": frozenset(range(98, 108))}
 
 
 def _verdict(gate: str, figures: Mapping[str, Any], problems: Sequence[str], good: str) -> Verdict:

@@ -172,8 +172,9 @@ class AttemptMaker:
         return case, self.source.draw(wishes, required_ids=case.required_ids, seed=seed)
 
     def draw_image(self, attempt: Attempt) -> Attempt:
-        """Sample the image of an attempt whose label map is good."""
-        if attempt.drawn is None or attempt.reason:
+        """Sample the image of an attempt whose label map is good, or given and wanted whatever the gates say."""
+        is_kept = self.cohort.config.keep_rejected and attempt.case.map_index is not None
+        if attempt.drawn is None or (attempt.reason and not is_kept):
             return attempt
         assert self.pipeline is not None
         started = perf_counter()
@@ -213,4 +214,5 @@ def judge_drawn_image(
         vocabulary=cohort.bundle.vocabulary,
         gates=cohort.config.gates,
         bundle=cohort.bundle,
+        own_ranges=cohort.hu_ranges,
     )

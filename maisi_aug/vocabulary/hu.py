@@ -20,17 +20,20 @@ class HuRange:
         label_ids: Ids whose voxels are taken together.
         low_hu: Lowest plausible median.
         high_hu: Highest plausible median.
+        median_hu: The usual median, from which the bias is measured; None where it is not known.
     """
 
     name: str
     label_ids: tuple[int, ...]
     low_hu: float
     high_hu: float
+    median_hu: float | None = None
 
     def split(self) -> tuple[HuRange, ...]:
         """The same bounds for each organ of the group by itself, named as in the vocabulary."""
         return tuple(
-            HuRange(MAISI.name_of(label_id), (label_id,), self.low_hu, self.high_hu) for label_id in self.label_ids
+            HuRange(MAISI.name_of(label_id), (label_id,), self.low_hu, self.high_hu, self.median_hu)
+            for label_id in self.label_ids
         )
 
 
@@ -38,7 +41,13 @@ class HuRange:
 def reference_hu_ranges() -> tuple[HuRange, ...]:
     """The published bounds for liver, spleen, pancreas, kidneys, lungs, bones and brain."""
     return tuple(
-        HuRange(row["name"], tuple(row["label_ids"]), float(row["low_hu"]), float(row["high_hu"]))
+        HuRange(
+            row["name"],
+            tuple(row["label_ids"]),
+            float(row["low_hu"]),
+            float(row["high_hu"]),
+            (row["statistics"]["sigma_6_low"] + row["statistics"]["sigma_6_high"]) / 2,
+        )
         for row in _reference()["organs"]
     )
 
