@@ -24,7 +24,7 @@ from maisi_aug.volumes.grid import Grid
 
 MIN_ORGAN_VOXELS = 30
 """Organs with fewer voxels, such as one cut by the field of view, are reported and not judged."""
-MIN_BIAS_ORGANS = 3
+MIN_BIAS_ORGANS = 2
 PLAUSIBLE_HU = (-1100.0, 4000.0)
 MIN_SHAPE_VOXELS = 30
 """Lesions with fewer voxels have no shape to speak of."""
