@@ -47,9 +47,9 @@ class CohortFolder:
         """Where the picture of a failed attempt goes."""
         return self.path / "previews" / "rejected" / f"{case_id}_a{attempt}.png"
 
-    def rejected_file_of(self, role: str, case_id: str) -> Path:
+    def rejected_file_of(self, role: str, case_id: str, attempt: int) -> Path:
         """Where a volume of a rejected case goes that the user wants to keep; apart from those to train on."""
-        return self.path / REJECTED_FOLDER / self.file_of(role, case_id).relative_to(self.path)
+        return self.path / REJECTED_FOLDER / self.file_of(role, f"{case_id}_a{attempt}").relative_to(self.path)
 
     def relative(self, path: Path) -> str:
         """A path as the manifest has it."""

@@ -88,9 +88,14 @@ class CaseWriter:
             return {}
         case_id, files = attempt.case.case_id, {}
         if status == "accepted" or (status == "rejected" and self.cohort.config.keep_rejected):
-            place = self.folder.file_of if status == "accepted" else self.folder.rejected_file_of
+            is_kept_apart = status == "rejected"
             roles = ("image",) if isinstance(drawn, NoMap) else ("image", "label", "anatomy")
-            files = {role: place(role, case_id) for role in roles}
+            files = {
+                role: self.folder.rejected_file_of(role, case_id, attempt.number)
+                if is_kept_apart
+                else self.folder.file_of(role, case_id)
+                for role in roles
+            }
             written += files.values()
             save_image(files["image"], image_hu, drawn.grid)
             if not isinstance(drawn, NoMap):

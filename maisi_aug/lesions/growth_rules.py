@@ -27,6 +27,8 @@ class GrowthRule:
         room_share: Share of a large lesion's volume for which host and neighbours are pushed aside.
         max_spread: Largest spread about its centre, relative to a ball of its volume.
         source: Where the figures come from.
+        crosses_hosts: Whether it crosses from one host into the next, as lung tumours cross fissures, instead of
+            keeping to one while there is room.
     """
 
     max_share_outside: float
@@ -36,6 +38,7 @@ class GrowthRule:
     room_share: float
     max_spread: float
     source: str
+    crosses_hosts: bool = False
 
 
 @cache

@@ -49,6 +49,8 @@ LARGE_ML = 14.0
 """A lesion of at least this volume (30 mm) and this share of its host part pushes tissue aside, if its rule says so."""
 NUM_PUSHES = 3
 EXOPHYTIC = 0.5
+CROSSING = 0.1
+"""Share of a lobe of the lung that a lesion may fill before it crosses the fissure."""
 FIT_STEP, FIT_STEPS = 0.88, 12
 """By how much, and how often, a lesion without room is made smaller in search of the largest that fits."""
 
@@ -367,7 +369,8 @@ def _host_choices(
     """Sets of hosts to try in order: single hosts with ample room, single hosts with room, the union."""
     num_free = np.bincount(label_map[~blocked], minlength=256)
     choices: list[tuple[int, ...]] = []
-    for share in (ROOMY, 1.0):
+    crosses = wish.rule is not None and wish.rule.crosses_hosts
+    for share in (CROSSING,) if crosses else (ROOMY, 1.0):
         fitting = [host for host in wish.hosts if num_free[host] * share >= num_voxels and (host,) not in choices]
         if fitting:
             # Square root: between one chance per host and one per voxel, so that ribs are not forgotten beside hips.

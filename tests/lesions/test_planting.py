@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -301,3 +302,23 @@ def test_planted_lesion_converts_to_json() -> None:
     assert plain["mask_bbox"] == [[part.start, part.stop] for part in lesion.mask_bbox]
     assert plain["num_voxels"] == lesion.num_voxels
     assert plain["centre_ijk"] == list(lesion.centre_ijk)
+
+
+def test_lung_tumour_crosses_a_fissure_where_another_lesion_keeps_to_its_host() -> None:
+    label_map = np.full((40, 40, 40), 200, dtype=np.uint8)
+    label_map[6:34, 6:34, 6:20] = 29
+    label_map[6:34, 6:34, 20:34] = 28
+    lobe_ml = float((label_map == 28).sum()) * VOXEL_ML
+    rule = growth_rule_of("lung tumor")
+    for seed in range(3):
+        wish = LesionWish(23, (28, 29), 0.3 * lobe_ml, rule=rule)
+        planted_map, (lesion,) = plant_lesions(
+            label_map, [wish], spacing_mm=SPACING_MM, rng=np.random.default_rng(seed)
+        )
+        kept, _ = plant_lesions(
+            label_map, [replace(wish, rule=None)], spacing_mm=SPACING_MM, rng=np.random.default_rng(seed)
+        )
+        assert {28, 29} <= set(np.unique(label_map[planted_map == 23]))
+        assert len(np.unique(label_map[kept == 23])) == 1
+        assert lesion.spread is not None
+        assert lesion.spread < 1.2
