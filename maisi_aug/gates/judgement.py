@@ -99,12 +99,12 @@ def judge_label_map(
 
 def usual_growth(label_name: str, gates: GateConfig) -> GrowthRule:
     """How lesions of a label grow, with the thresholds of the gates where they set any."""
-    own = {
-        field: value
-        for field, value in (("max_share_outside", gates.max_share_outside), ("max_spread", gates.max_spread))
-        if value is not None
-    }
-    return replace(growth_rule_of(label_name), **own)
+    rule = growth_rule_of(label_name)
+    return replace(
+        rule,
+        max_share_outside=rule.max_share_outside if gates.max_share_outside is None else gates.max_share_outside,
+        max_spread=rule.max_spread if gates.max_spread is None else gates.max_spread,
+    )
 
 
 def judge_image(

@@ -181,14 +181,14 @@ def _distance_inside(mask: Mask, spacing_mm: Sequence[float]) -> NDArray[np.floa
     strides, coarse = _thin(mask, spacing_mm)
     steps_mm = [side * stride for side, stride in zip(spacing_mm, strides, strict=True)]
     distance = np.full(coarse.shape, 1e3) if coarse.all() else ndimage.distance_transform_edt(coarse, sampling=steps_mm)
-    smooth = ndimage.gaussian_filter(distance.astype(np.float32), 0.7)
+    smooth: NDArray[np.float32] = np.asarray(ndimage.gaussian_filter(distance.astype(np.float32), 0.7), np.float32)
     smooth[~coarse] = 0.0
     if strides == (1, 1, 1):
         return smooth
     factors = [side / thin for side, thin in zip(mask.shape, coarse.shape, strict=True)]
-    fine: NDArray[np.float32] = ndimage.zoom(smooth, factors, order=1, grid_mode=True, mode="nearest")
+    fine = ndimage.zoom(smooth, factors, order=1, grid_mode=True, mode="nearest")
     fine[~mask] = 0.0
-    return fine
+    return np.asarray(fine, dtype=np.float32)
 
 
 def _box_around(centre: Sequence[int], reach_mm: float, spacing_mm: Sequence[float], shape: Sequence[int]) -> Box:

@@ -81,7 +81,7 @@ def test_manifest_holds_what_is_on_the_disk(reference: CohortSummary) -> None:
         assert record.reason == ""
         assert record.mask_origin["source"] == "plant"
         assert record.licence == "Apache-2.0"
-        assert {verdict.gate for verdict in record.verdicts} == {"presence", "lesion size", "geometry"}
+        assert {verdict.gate for verdict in record.verdicts} == {"presence", "lesion size", "lesion place", "geometry"}
 
 
 def test_label_file_holds_the_requested_labels_of_the_anatomy_only(reference: CohortSummary) -> None:
