@@ -331,15 +331,12 @@ def synthesize(
             "preset": preset,
             "shape": parse_shape(shape),
             "spacing_mm": parse_spacing(spacing),
-            "allow_unseen_grid": allow_unseen_grid,
             "decoding.window": parse_decode_window(decode_window),
             "decoding.overlap": decode_overlap,
             "decoding.num_splits": parse_num_splits(num_splits),
-            "max_attempts": max_attempts,
-            "hu_reference": None if hu_reference is None else str(hu_reference),
-            "keep_rejected": keep_rejected,
-            "allow_few_organs": allow_few_organs,
-            **parse_gates(gate or []),
+            **{"max_attempts": max_attempts, "keep_rejected": keep_rejected},
+            **_gate_flags(hu_reference, gate),
+            **{"allow_unseen_grid": allow_unseen_grid, "allow_few_organs": allow_few_organs},
         },
     )
     flags = BalanceFlags(balance_against, lesion_map or (), size_bins, max_lesions, balance_picture)
@@ -353,6 +350,11 @@ def synthesize(
     typer.echo(json.dumps(summary.to_json(), indent=1) if as_json else describe_summary(summary))
     if not summary.is_complete:
         raise typer.Exit(1)
+
+
+def _gate_flags(hu_reference: Path | None, gate: list[str] | None) -> dict[str, Any]:
+    """The fields that decide what is rejected."""
+    return {"hu_reference": None if hu_reference is None else str(hu_reference), **parse_gates(gate or [])}
 
 
 def _read_config(recipe: str | None, flags: dict[str, Any]) -> CohortConfig:
