@@ -334,9 +334,8 @@ def synthesize(
             "decoding.window": parse_decode_window(decode_window),
             "decoding.overlap": decode_overlap,
             "decoding.num_splits": parse_num_splits(num_splits),
-            **{"max_attempts": max_attempts, "keep_rejected": keep_rejected},
-            **_gate_flags(hu_reference, gate),
-            **{"allow_unseen_grid": allow_unseen_grid, "allow_few_organs": allow_few_organs},
+            "max_attempts": max_attempts,
+            **_strictness(hu_reference, gate, allow_unseen_grid, allow_few_organs, keep_rejected),
         },
     )
     flags = BalanceFlags(balance_against, lesion_map or (), size_bins, max_lesions, balance_picture)
@@ -352,9 +351,21 @@ def synthesize(
         raise typer.Exit(1)
 
 
-def _gate_flags(hu_reference: Path | None, gate: list[str] | None) -> dict[str, Any]:
-    """The fields that decide what is rejected."""
-    return {"hu_reference": None if hu_reference is None else str(hu_reference), **parse_gates(gate or [])}
+def _strictness(
+    hu_reference: Path | None,
+    gate: list[str] | None,
+    allow_unseen_grid: bool | None,
+    allow_few_organs: bool | None,
+    keep_rejected: bool | None,
+) -> dict[str, Any]:
+    """The fields that decide what is refused, rejected and kept all the same."""
+    return {
+        "hu_reference": None if hu_reference is None else str(hu_reference),
+        "allow_unseen_grid": allow_unseen_grid,
+        "allow_few_organs": allow_few_organs,
+        "keep_rejected": keep_rejected,
+        **parse_gates(gate or []),
+    }
 
 
 def _read_config(recipe: str | None, flags: dict[str, Any]) -> CohortConfig:
