@@ -26,6 +26,7 @@ from maisi_aug.cli.shared.dry_run import require_folder, show_plan
 from maisi_aug.cli.shared.label_map import LabelRules
 from maisi_aug.cli.shared.parsing import (
     parse_decode_window,
+    parse_gates,
     parse_num_splits,
     parse_organ_sizes,
     parse_shape,
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
     from maisi_aug.generate.run import CohortSummary
     from maisi_aug.networks.acceleration import Compiler
 
-_WHAT, _MASKS, _IMAGES, _RUN = "What to make", "Label maps", "Images", "Run"
+_WHAT, _MASKS, _IMAGES, _GATES, _RUN = "What to make", "Label maps", "Images", "Quality gates", "Run"
 
 
 class MaskSourceName(StrEnum):
@@ -103,7 +104,14 @@ def synthesize(
             "--num-cases", "-n", min=1, help="Cases to make (default: 4, or one per given map).", rich_help_panel=_WHAT
         ),
     ] = None,
-    seed: Annotated[int | None, typer.Option(min=0, help="Cohort seed (default: 0).", rich_help_panel=_WHAT)] = None,
+    seed: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            help="Cohort seed (default: 0); another one shows other patients, in a test cohort for instance.",
+            rich_help_panel=_WHAT,
+        ),
+    ] = None,
     recipe: Annotated[
         str | None,
         typer.Option(metavar="NAME|FILE", help="Recipe; flags stand above it.", rich_help_panel=_WHAT),
@@ -240,6 +248,40 @@ def synthesize(
             rich_help_panel=_IMAGES,
         ),
     ] = None,
+    hu_reference: Annotated[
+        Path | None,
+        typer.Option(
+            help="CTs with label maps of your own, or a file of evaluate hu, that HU of organs are held against "
+            "(default: what is usual for the bundle).",
+            rich_help_panel=_GATES,
+        ),
+    ] = None,
+    gate: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=off|NUMBER",
+            help="Switch a quality gate off or set its threshold; may repeat: presence, lesion-size, size-tolerance, "
+            "lesion-place, max-share-outside, max-spread, organ-hu, hu-bias, max-dark-hu, max-bright-hu, visibility, "
+            "minimum-cnr.",
+            rich_help_panel=_GATES,
+        ),
+    ] = None,
+    keep_rejected: Annotated[
+        bool | None,
+        typer.Option(
+            "--keep-rejected",
+            help="Keep the image and label maps of rejected cases, in OUT/rejected.",
+            rich_help_panel=_GATES,
+        ),
+    ] = None,
+    allow_few_organs: Annotated[
+        bool | None,
+        typer.Option(
+            "--allow-few-organs",
+            help="Warn of label maps without the organs around the lesions, instead of refusing them.",
+            rich_help_panel=_MASKS,
+        ),
+    ] = None,
     max_attempts: Annotated[
         int | None,
         typer.Option(min=1, help="Attempts per case (default: 5); may be raised later.", rich_help_panel=_RUN),
@@ -290,11 +332,11 @@ def synthesize(
             "preset": preset,
             "shape": parse_shape(shape),
             "spacing_mm": parse_spacing(spacing),
-            "allow_unseen_grid": allow_unseen_grid,
             "decoding.window": parse_decode_window(decode_window),
             "decoding.overlap": decode_overlap,
             "decoding.num_splits": parse_num_splits(num_splits),
             "max_attempts": max_attempts,
+            **_strictness(hu_reference, gate, allow_unseen_grid, allow_few_organs, keep_rejected),
         },
     )
     balanced = BalanceFlags(balance_against, rules.lesions, size_bins, max_lesions, balance_picture)
@@ -308,6 +350,23 @@ def synthesize(
     typer.echo(json.dumps(summary.to_json(), indent=1) if as_json else describe_summary(summary))
     if not summary.is_complete:
         raise typer.Exit(1)
+
+
+def _strictness(
+    hu_reference: Path | None,
+    gate: list[str] | None,
+    allow_unseen_grid: bool | None,
+    allow_few_organs: bool | None,
+    keep_rejected: bool | None,
+) -> dict[str, Any]:
+    """The fields that decide what is refused, rejected and kept all the same."""
+    return {
+        "hu_reference": None if hu_reference is None else str(hu_reference),
+        "allow_unseen_grid": allow_unseen_grid,
+        "allow_few_organs": allow_few_organs,
+        "keep_rejected": keep_rejected,
+        **parse_gates(gate or []),
+    }
 
 
 def _read_config(recipe: str | None, flags: dict[str, Any]) -> CohortConfig:

@@ -1,4 +1,4 @@
-"""Seeds: every random number of a case derives from (cohort seed, case index, attempt) and a named stream."""
+"""Seeds: every random number of a case derives from (cohort seed, what is asked, case index, attempt) and a stream."""
 
 from __future__ import annotations
 
@@ -13,9 +13,17 @@ def derive_seed(*parts: int | str) -> int:
     return int.from_bytes(digest, "little") >> 1
 
 
-def case_seed(cohort_seed: int, case_index: int, attempt: int) -> int:
-    """The seed of one attempt at one case; the same in any order, shard, batch or engine."""
-    return derive_seed("case", cohort_seed, case_index, attempt)
+def case_seed(cohort_seed: int, asked: str, case_index: int, attempt: int) -> int:
+    """The seed of one attempt at one case; the same in any order, shard, batch or engine.
+
+    Args:
+        cohort_seed: Of the cohort.
+        asked: What the case shall hold, in words that are the same for the same wish: two cohorts of different requests
+            show different patients.
+        case_index: Position in the cohort, from 0.
+        attempt: From 0.
+    """
+    return derive_seed("case", cohort_seed, asked, case_index, attempt)
 
 
 def numpy_generator(seed: int, stream: str) -> np.random.Generator:

@@ -97,6 +97,8 @@ def print_given_table(cohort: ResolvedCohort, outlooks: Sequence[MapOutlook]) ->
         typer.echo(f"Cannot be used: {len(faults)} of {len(outlooks)} maps; their cases will be rejected:")
         for outlook in faults:
             typer.echo(f"  {outlook.fault}")
+    for warning, name in {outlook.warning: outlook.name for outlook in reversed(outlooks) if outlook.warning}.items():
+        typer.echo(f"Note: {name}: {warning}")
 
 
 def _describe(outlook: MapOutlook, vocabulary: Vocabulary) -> tuple[str, str, str]:
@@ -145,6 +147,7 @@ def show_plan(
     from maisi_aug.cli.shared.progress import CohortProgress
     from maisi_aug.cohort.folder import find_cohort
     from maisi_aug.cohort.resolve import resolve_cohort
+    from maisi_aug.generate.rehearsal import rehearse
 
     if out is not None:
         require_folder(out, may_resume=may_resume)
@@ -153,6 +156,7 @@ def show_plan(
         if out is not None:
             find_cohort(out, cohort.to_document())  # raises where the run would be refused
         outlooks = look_at_cohort(cohort, is_quiet=is_quiet) if config.mask_source == GIVEN else []
+        rehearse(cohort, progress.tries)
     if not cohort.bundle.is_fetched:
         typer.echo(
             f"Note: {cohort.bundle.name} is not on this machine yet. Before the cohort can be made, run "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import isfinite
-from typing import overload
+from typing import Any, overload
 
 import typer
 
@@ -140,3 +140,28 @@ def parse_organ_sizes(texts: Sequence[str]) -> dict[str, float] | None:
             raise typer.BadParameter(f"--size-of: expected each organ once, found '{name}' twice.")
         sizes[name] = size
     return sizes or None
+
+
+def parse_gates(texts: Sequence[str]) -> dict[str, Any]:
+    """``{"gates.FIELD": value}`` from ``NAME=on|off|NUMBER``, such as ``organ-hu=off`` and ``minimum-cnr=0.5``."""
+    from maisi_aug.cohort.recipe import GateConfig
+    from maisi_aug.errors import did_you_mean
+
+    found: dict[str, Any] = {}
+    for text in texts:
+        name, _, value = (part.strip() for part in text.partition("="))
+        field = name.replace("-", "_").lower()
+        known = [known_name.replace("_", "-") for known_name in GateConfig.model_fields]
+        if field not in GateConfig.model_fields:
+            hint = did_you_mean(name, known) or f" The names are {', '.join(known)}."
+            raise typer.BadParameter(f"--gate {text}: expected NAME=off or NAME=NUMBER, found no gate '{name}'.{hint}")
+        if isinstance(GateConfig.model_fields[field].default, bool):
+            if value.lower() not in ("on", "off"):
+                raise typer.BadParameter(f"--gate {text}: expected on or off, found '{value}'.")
+            found[f"gates.{field}"] = value.lower() == "on"
+            continue
+        try:
+            found[f"gates.{field}"] = float(value)
+        except ValueError:
+            raise typer.BadParameter(f"--gate {text}: expected a number, found '{value}'.") from None
+    return found

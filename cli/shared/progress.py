@@ -47,9 +47,16 @@ class CohortProgress(Listener):
         self._warnings.close()
 
     def measures(self, done: int, total: int) -> None:
-        """Another label map of the size reference has been measured."""
+        """Another file of the size or the HU reference has been measured."""
+        self._count("measuring the reference", done, total)
+
+    def tries(self, done: int, total: int) -> None:
+        """Another label map of a plan has been tried."""
+        self._count("trying label maps", done, total)
+
+    def _count(self, work: str, done: int, total: int) -> None:
         if self._task is None:
-            self._task = self._bar.add_task("measuring lesion sizes", total=total, pace="")
+            self._task = self._bar.add_task(work, total=total, pace="")
         self._bar.update(self._task, completed=done)
         if done == total:
             self._bar.remove_task(self._task)

@@ -28,8 +28,7 @@ from maisi_aug.evaluation.cohort.case_sets import (
 )
 from maisi_aug.evaluation.output.charts import DotRow, draw_dot_chart
 from maisi_aug.evaluation.output.files import percent, share_of, to_markdown
-from maisi_aug.gates.checks import MIN_ORGAN_VOXELS
-from maisi_aug.vocabulary.hu import reference_hu_ranges
+from maisi_aug.vocabulary.hu import MIN_ORGAN_VOXELS, reference_hu_ranges
 from maisi_aug.vocabulary.labels import BACKGROUND_ID, BODY_ID, Vocabulary
 
 REPORT_NAME: Final = "hu"

@@ -119,6 +119,16 @@ class FolderBank:
         return len(self._entries) - len(self._bad)
 
     @property
+    def path(self) -> Path:
+        """Where the maps are."""
+        return self._path
+
+    @property
+    def names(self) -> list[str]:
+        """Of the listed maps, in their order, usable or not."""
+        return [entry.name for entry in self._entries]
+
+    @property
     def digest(self) -> str:
         """SHA-256 over what tells this bank from another without opening its maps: its files, and what ids mean."""
         meanings = self._mapping if isinstance(self._mapping, str) else dict(self._mapping)
@@ -132,6 +142,10 @@ class FolderBank:
     def fault_of(self, index: int) -> str:
         """Why a map cannot be used; empty where nothing is known against it."""
         return self._bad.get(index, "")
+
+    def image_path_of(self, index: int) -> Path | None:
+        """The CT beside a map, if there is one."""
+        return self._entries[index].image_path
 
     def order(self, seed: int, needs: Needs) -> list[int]:
         """The entries that may serve, as far as is known before they are read, in the random order of a seed.

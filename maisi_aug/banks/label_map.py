@@ -235,11 +235,19 @@ def add_envelope(label_map: NDArray[np.uint8], grid: Grid, entry: BankEntry) -> 
     """
     if entry.image_path is None:
         raise no_envelope(entry)
-    image = load_image(entry.image_path)
-    on_map = (
-        image.array if image.grid.is_close(grid, tolerance_mm=0.01) else resample_image(image.array, image.grid, grid)
-    )
-    return add_body(label_map, on_map, grid.spacing_mm), entry.image_path.name
+    return add_body(label_map, load_image_on(entry.image_path, grid), grid.spacing_mm), entry.image_path.name
+
+
+def load_image_on(path: Path, grid: Grid) -> NDArray[Any]:
+    """The CT that belongs to a label map, in HU on the map's grid.
+
+    Raises:
+        VolumeError: It cannot be read.
+    """
+    image = load_image(path)
+    if image.grid.is_close(grid, tolerance_mm=0.01):
+        return image.array
+    return resample_image(image.array, image.grid, grid)
 
 
 def is_filled_body(label_map: NDArray[np.uint8]) -> bool:

@@ -11,7 +11,7 @@ from maisi_aug.bundle_spec.bundle import Bundle
 from maisi_aug.bundle_spec.schema import SizeSpec
 from maisi_aug.errors import BundleError
 from maisi_aug.system.whole_files import write_text_whole
-from maisi_aug.vocabulary.hu import HuRange, expected_contrast_sign, reference_hu_ranges
+from maisi_aug.vocabulary.hu import HuRange, bundle_hu_ranges, expected_contrast_sign
 from maisi_aug.vocabulary.sizes import SizeDistribution, measure_distribution
 
 
@@ -41,7 +41,8 @@ def hu_ranges_of(bundle: Bundle) -> tuple[HuRange, ...]:
         HuRange(name, (bundle.vocabulary.id_of(name),), bounds.low_hu, bounds.high_hu)
         for name, bounds in bundle.spec.hu_ranges.items()
     ]
-    return (*reference_hu_ranges(), *own)
+    networks = bundle.name if bundle.spec.base is None else bundle.spec.base.name
+    return (*bundle_hu_ranges(networks), *own)
 
 
 def contrast_sign_of(label_id: int, bundle: Bundle) -> int:

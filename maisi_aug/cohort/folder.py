@@ -16,9 +16,12 @@ from maisi_aug.errors import CohortError
 from maisi_aug.system.whole_files import TEMPORARY_SUFFIX, remove_leftovers, write_text_whole
 
 FOLDERS = ("images", "labels", "anatomy", "previews", "previews/rejected")
+REJECTED_FOLDERS = ("rejected/images", "rejected/labels", "rejected/anatomy")
 CONTACT_SHEET_NAME = "contact_sheet.png"
 ATTEMPTS_FIELD = "max_attempts"
 CASES_FIELD, GROWTH_FIELD = "num_cases", "grown_from"
+KEEP_FIELD = "keep_rejected"
+REJECTED_FOLDER = "rejected"
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +47,10 @@ class CohortFolder:
     def rejected_preview(self, case_id: str, attempt: int) -> Path:
         """Where the picture of a failed attempt goes."""
         return self.path / "previews" / "rejected" / f"{case_id}_a{attempt}.png"
+
+    def rejected_file_of(self, role: str, case_id: str, attempt: int) -> Path:
+        """Where a volume of a rejected case goes that the user wants to keep; apart from those to train on."""
+        return self.path / REJECTED_FOLDER / self.file_of(role, f"{case_id}_a{attempt}").relative_to(self.path)
 
     def relative(self, path: Path) -> str:
         """A path as the manifest has it."""
@@ -136,11 +143,15 @@ def find_cohort(path: Path, document: Mapping[str, Any]) -> dict[str, Any] | Non
 
 
 def _allow_attempts(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
-    """The old content with the new budget of attempts, where that is larger: it changes no case that is there."""
+    """The old content with what may change: a larger budget of attempts, and whether rejected cases are kept.
+
+    Neither changes a case that is there.
+    """
+    kept = {KEEP_FIELD: new["configuration"].get(KEEP_FIELD, False)} if KEEP_FIELD in old["configuration"] else {}
     before, after = (content["configuration"].get(ATTEMPTS_FIELD) for content in (old, new))
-    if not (isinstance(before, int) and isinstance(after, int) and before < after):
-        return dict(old)
-    return {**old, "configuration": {**old["configuration"], ATTEMPTS_FIELD: after}}
+    if isinstance(before, int) and isinstance(after, int) and before < after:
+        kept[ATTEMPTS_FIELD] = after
+    return {**old, "configuration": {**old["configuration"], **kept}}
 
 
 def grow_from(config: CohortConfig, document: Mapping[str, Any], *, has_cases: bool) -> CohortConfig:
@@ -198,7 +209,7 @@ def open_cohort(
     path.mkdir(parents=True, exist_ok=True)
     with ManifestWriter(path / MANIFEST_NAME) as writer:
         existing = find_cohort(path, document)  # again, now that nobody else can be writing it
-        for folder in (".", *FOLDERS):
+        for folder in (".", *FOLDERS, *(name for name in REJECTED_FOLDERS if (path / name).is_dir())):
             remove_leftovers(path / folder)
         if existing is None:
             writer.clear()

@@ -65,6 +65,16 @@ class CasePlan:
         """Lesions and organs that the case shall hold, ascending."""
         return tuple(sorted({*self.required_ids, *(lesion.label_id for lesion in self.lesions)}))
 
+    @property
+    def asked(self) -> str:
+        """What the case shall hold, as the seed knows it: lesions with their volumes, and organs.
+
+        The words of the request do not matter, unless the case asks for neither: a given map has its name.
+        """
+        lesions = [f"{lesion.label_id}:{lesion.volume_ml:.6g}" for lesion in self.lesions]
+        organs = [str(label_id) for label_id in sorted(self.required_ids)]
+        return "+".join([*lesions, *organs]) or self.request
+
 
 @dataclass(frozen=True, slots=True)
 class CohortPlan:

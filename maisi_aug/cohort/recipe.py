@@ -29,9 +29,18 @@ class GateConfig(BaseModel):
     """What a case must fulfil to be accepted.
 
     Attributes:
+        presence: Whether every label that is asked for must be there.
+        lesion_size: Whether lesions must have the volume that was asked for.
         size_tolerance: Largest relative error of a lesion's volume; two voxels are always allowed.
+        lesion_place: Whether planted lesions must lie in their host and be compact.
+        max_share_outside: Share of a planted lesion that may lie outside its host; what is usual for its kind when not
+            given.
+        max_spread: Largest spread of a lesion about its centre, 1 for a ball; what is usual when not given.
         organ_hu: Whether organ medians must lie in the reference ranges, and an image without a label map must show a
             patient.
+        hu_bias: Whether the organs of a case, taken together, must be about as bright as usual; never without organ_hu.
+        max_dark_hu: By how many HU they may be darker.
+        max_bright_hu: By how many HU they may be brighter.
         visibility: Whether lesions must stand out from their host organ.
         minimum_cnr: Least contrast between a lesion and its host, as a multiple of the noise; lesions under 10 mm only
             have to be brighter or darker than their host as their kind is.
@@ -39,10 +48,22 @@ class GateConfig(BaseModel):
 
     model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
 
+    presence: bool = True
+    lesion_size: bool = True
     size_tolerance: Annotated[float, Field(gt=0, le=1)] = 0.10
+    lesion_place: bool = True
+    max_share_outside: Annotated[float, Field(ge=0, le=1)] | None = None
+    max_spread: Annotated[float, Field(ge=1, allow_inf_nan=False)] | None = None
     organ_hu: bool = True
+    hu_bias: bool = True
+    max_dark_hu: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 38.0
+    max_bright_hu: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 60.0
     visibility: bool = True
     minimum_cnr: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0
+
+    def changes(self) -> dict[str, Any]:
+        """The fields that differ from their defaults, for the manifest."""
+        return self.model_dump(mode="json", exclude_defaults=True)
 
 
 class CohortConfig(BaseModel):
@@ -80,9 +101,12 @@ class CohortConfig(BaseModel):
             the map's own with mask_source ``given``.
         spacing_mm: Voxel sides along I, J, K; the preset's, the bundle's or the map's own in the same way.
         allow_unseen_grid: Warn of a grid that the bundle's networks cannot work with, instead of refusing it.
+        allow_few_organs: Warn of a mask bank whose maps lack the organs around the lesions, instead of refusing it.
+        keep_rejected: Keep image and label maps of cases that are rejected, in a folder of their own.
         max_attempts: Attempts per case before it is rejected; a cohort can be gone on with under a larger number.
         size_reference: nnU-Net dataset or folder of label maps whose lesions define the percentiles.
         size_label: Id of the lesion in the size reference, or one id per label name.
+        hu_reference: CTs with label maps of the user's own, or a file of ranges, that organs are held against.
         decoding: How images are decoded from their latents.
         gates: Quality gates.
     """
@@ -108,9 +132,12 @@ class CohortConfig(BaseModel):
     shape: Annotated[tuple[_PositiveInt, _PositiveInt, _PositiveInt], _FromList] | None = None
     spacing_mm: Annotated[tuple[_PositiveFloat, _PositiveFloat, _PositiveFloat], _FromList] | None = None
     allow_unseen_grid: bool = False
+    allow_few_organs: bool = False
+    keep_rejected: bool = False
     max_attempts: _PositiveInt = 5
     size_reference: str | None = None
     size_label: _PositiveInt | dict[str, _PositiveInt] | None = None
+    hu_reference: str | None = None
     decoding: DecodingConfig = DecodingConfig()
     gates: GateConfig = GateConfig()
 

@@ -21,6 +21,7 @@ from maisi_aug.bundle_spec.presets import Preset, find_preset
 from maisi_aug.bundle_spec.references import bundle_distributions, default_bank
 from maisi_aug.cohort.folder import grow_from, has_cases, read_cohort_document
 from maisi_aug.cohort.grid_preflight import check_grid, shows_head_alone
+from maisi_aug.cohort.hu_reference import load_hu_reference, ranges_from_json, ranges_to_json
 from maisi_aug.cohort.kept_labels import keep_anatomy
 from maisi_aug.cohort.plan import CohortPlan, plan_bare_images, plan_from_texts, plan_given_maps
 from maisi_aug.cohort.preflight import (
@@ -35,6 +36,7 @@ from maisi_aug.cohort.requests import label_names
 from maisi_aug.cohort.source_rules import DEFAULT_NUM_CASES, GIVEN, NO_MAP
 from maisi_aug.errors import RequestError
 from maisi_aug.networks.mask_conditions import read_organ_sizes, require_not_absent
+from maisi_aug.vocabulary.hu import HuRange
 from maisi_aug.vocabulary.label_meaning import find_label_id
 from maisi_aug.vocabulary.labels import Vocabulary
 from maisi_aug.vocabulary.sizes import SizeDistribution, measure_distribution
@@ -56,6 +58,7 @@ class ResolvedCohort:
         distributions: Label name -> sizes measured in the user's data; empty without a size reference.
         mask_bank: What tells the user's label maps, or mask networks, from others, as plain JSON values; empty for the
             phantoms.
+        hu_ranges: HU of organs in the user's own CTs; empty without a HU reference.
     """
 
     config: CohortConfig
@@ -64,6 +67,7 @@ class ResolvedCohort:
     plan: CohortPlan
     distributions: Mapping[str, SizeDistribution]
     mask_bank: Mapping[str, Any]
+    hu_ranges: tuple[HuRange, ...] = ()
 
     def to_document(self) -> dict[str, Any]:
         """The content of ``cohort.yaml``: no times, no machine, so that the same cohort has the same bytes."""
@@ -78,6 +82,7 @@ class ResolvedCohort:
             **({"mask_bank": dict(self.mask_bank)} if self.mask_bank else {}),
             "requested": [{"id": label_id, "name": names(label_id)} for label_id in self.plan.requested_ids],
             "size_distributions": {name: _to_yaml(sizes) for name, sizes in self.distributions.items()},
+            **({"hu_ranges": ranges_to_json(self.hu_ranges)} if self.hu_ranges else {}),
             "maisi_aug": __version__,
         }
 
@@ -95,7 +100,7 @@ def resolve_cohort(
         config: What the user asked for.
         folder: Where the cohort goes; one that is there already lends its measured sizes, so that going on does not
             measure again.
-        report_file: Called with (label maps read, label maps in all) while a size reference is measured.
+        report_file: Called with (files read, files in all) while a size or HU reference is measured.
         needs_weights: Whether the bundle must be on this machine; a plan can do without.
 
     Raises:
@@ -128,6 +133,7 @@ def resolve_cohort(
             "mask_bank": bank.path,
             "mask_labels": _absolute_mapping(config.mask_labels),
             "size_reference": config.size_reference and _absolute(config.size_reference),
+            "hu_reference": config.hu_reference and _absolute(config.hu_reference),
             **({} if _follows_maps(config) else {"shape": grid.shape, "spacing_mm": grid.spacing_mm}),
             "num_inference_steps": bundle.choose_steps(config.num_inference_steps),
         }
@@ -147,7 +153,8 @@ def resolve_cohort(
         read_organ_sizes(config.size_of or {}, bundle.vocabulary),
         {label_id for case in plan.cases for label_id in needed_ids(case, bundle.vocabulary)},
     )
-    return ResolvedCohort(config, bundle, grid, plan, distributions, described)
+    hu_ranges = _find_hu_ranges(config, bundle, grid, document or {}, report_file)
+    return ResolvedCohort(config, bundle, grid, plan, distributions, described, hu_ranges)
 
 
 def replan(cohort: ResolvedCohort, seed: int) -> CohortPlan:
@@ -290,6 +297,18 @@ def _describe_bank(config: CohortConfig, bundle: Bundle, bank: _Bank) -> dict[st
     if isinstance(mapping, Mapping):
         described["mapping_sha256"] = hashlib.sha256(json.dumps(mapping).encode()).hexdigest()[:NUM_DIGITS]
     return described
+
+
+def _find_hu_ranges(
+    config: CohortConfig, bundle: Bundle, grid: Grid, document: Mapping[str, Any], report_file: ReportFile | None
+) -> tuple[HuRange, ...]:
+    """HU of the user's organs: from the cohort that is gone on with, else measured or read from a file."""
+    if config.hu_reference is None:
+        return ()
+    written = document.get("configuration", {})
+    if written.get("hu_reference") == config.hu_reference and "hu_ranges" in document:
+        return ranges_from_json(document["hu_ranges"])
+    return load_hu_reference(Path(config.hu_reference), bundle.vocabulary, grid=grid, report=report_file)
 
 
 def _find_distributions(

@@ -9,19 +9,23 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from maisi_aug.vocabulary.hu import HuRange, reference_hu_ranges
+from maisi_aug.lesions.growth_rules import GrowthRule
+from maisi_aug.lesions.planting import PlantedLesion
+from maisi_aug.vocabulary.hu import MIN_ORGAN_VOXELS, HuRange, _reference, reference_hu_ranges
 from maisi_aug.vocabulary.labels import MAISI, Vocabulary
 from maisi_aug.volumes.components import is_any_of
 from maisi_aug.volumes.grid import Grid
 
-MIN_ORGAN_VOXELS = 30
-"""Organs with fewer voxels, such as one cut by the field of view, are reported and not judged."""
+MIN_BIAS_ORGANS = 2
 PLAUSIBLE_HU = (-1100.0, 4000.0)
+MIN_SHAPE_VOXELS = 30
+"""Lesions with fewer voxels have no shape to speak of."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +33,7 @@ class Verdict:
     """The outcome of one gate.
 
     Attributes:
-        gate: Name of the gate: "geometry", "presence", "lesion size", "organ HU",
+        gate: Name of the gate: "geometry", "presence", "lesion size", "lesion place", "organ HU", "HU bias",
             "lesion visibility" or "patient".
         passed: Whether the case may be kept as far as this gate is concerned.
         figures: What was measured and what was expected.
@@ -138,6 +142,45 @@ def check_lesion_size(
     )
 
 
+def check_lesion_place(lesions: Sequence[PlantedLesion], rule: GrowthRule, *, is_judged: bool = True) -> Verdict:
+    """Every lesion of a label lies in its host as far as such lesions do, and is about as compact as a ball.
+
+    Args:
+        lesions: What a mask source has put into the map; a lesion that was there before has no share outside.
+        rule: What is usual for the label.
+        is_judged: Whether the lesions have to pass; else the figures are noted all the same.
+    """
+    rows, problems = [], []
+    for lesion in lesions:
+        outside, spread = lesion.share_outside, lesion.spread
+        rows.append({"volume_ml": lesion.volume_ml, "share_outside": outside, "spread": spread})
+        if outside is not None and outside > rule.max_share_outside + 1e-3:
+            problems.append(
+                f"{outside:.0%} of {lesion.volume_ml:.1f} mL outside the host, at most "
+                f"{rule.max_share_outside:.0%} expected"
+            )
+        if spread is not None and lesion.num_voxels >= MIN_SHAPE_VOXELS and spread > rule.max_spread + 1e-3:
+            problems.append(
+                f"{lesion.volume_ml:.1f} mL spread {spread:.2f} times as wide as a ball, at most "
+                f"{rule.max_spread:g} expected"
+            )
+    figures = {
+        "lesions": rows,
+        "max_share_outside": rule.max_share_outside,
+        "max_spread": rule.max_spread,
+        "is_judged": is_judged,
+    }
+    good = f"Lesion place: {len(rows)} of {len(rows)} in their host and compact."
+    if problems and not is_judged:
+        return Verdict(
+            "lesion place",
+            True,
+            figures,
+            f"Lesion place: found {'; '.join(problems)}. Not judged, as the lesions were in the map before.",
+        )
+    return _verdict("lesion place", figures, problems, good)
+
+
 def check_organ_hu(image_hu: NDArray[Any], label_map: NDArray[Any], ranges: Sequence[HuRange] | None = None) -> Verdict:
     """The median of every organ that is there lies inside its range.
 
@@ -155,6 +198,7 @@ def check_organ_hu(image_hu: NDArray[Any], label_map: NDArray[Any], ranges: Sequ
             continue
         median = float(np.median(values))
         inside, judged = bounds.low_hu <= median <= bounds.high_hu, values.size >= MIN_ORGAN_VOXELS
+        usual = bounds.median_hu
         rows.append(
             {
                 "organ": bounds.name,
@@ -162,6 +206,8 @@ def check_organ_hu(image_hu: NDArray[Any], label_map: NDArray[Any], ranges: Sequ
                 "low_hu": bounds.low_hu,
                 "high_hu": bounds.high_hu,
                 "num_voxels": int(values.size),
+                "usual_hu": usual,
+                "deviation_hu": None if usual is None else median - usual,
                 "inside": inside,
                 "judged": judged,
             }
@@ -173,6 +219,62 @@ def check_organ_hu(image_hu: NDArray[Any], label_map: NDArray[Any], ranges: Sequ
     return _verdict(
         "organ HU", figures, problems, f"Organ HU: {num_judged} of {num_judged} medians inside their range."
     )
+
+
+def check_hu_bias(organ_hu: Verdict, ranges: Sequence[HuRange], *, max_dark_hu: float, max_bright_hu: float) -> Verdict:
+    """The organs of a case, taken together, are about as bright as usual.
+
+    The bias is the median over the organs of what their medians are above (+) or below (-) the usual ones. Bones count
+    as one organ, and so do muscles and the lobes of the lungs, however many of them a map names. Contrast medium makes
+    organs brighter and nothing makes all of them darker, hence two limits.
+
+    Args:
+        organ_hu: What :func:`check_organ_hu` says of the case.
+        ranges: The reference that it was held against.
+        max_dark_hu: Largest bias to the dark side.
+        max_bright_hu: Largest bias to the bright side.
+    """
+    rows = organ_hu.figures.get("organs", ())
+    ids_of = {bounds.name: bounds.label_ids for bounds in ranges}
+    groups: dict[str, list[float]] = {}
+    for row in rows:
+        if row["judged"] and row["deviation_hu"] is not None:
+            groups.setdefault(_group_of(row["organ"], ids_of[row["organ"]]), []).append(row["deviation_hu"])
+    deviations = {name: float(np.median(values)) for name, values in groups.items()}
+    bias = float(np.median(list(deviations.values()))) if deviations else None
+    is_judged = len(deviations) >= MIN_BIAS_ORGANS
+    figures = {
+        "bias_hu": bias,
+        "deviations_hu": deviations,
+        "num_organs": len(deviations),
+        "max_dark_hu": max_dark_hu,
+        "max_bright_hu": max_bright_hu,
+        "is_judged": is_judged,
+    }
+    if bias is None or not is_judged:
+        good = f"HU bias: not judged, as {len(deviations)} organs have a usual HU, {MIN_BIAS_ORGANS} are needed."
+        return Verdict("HU bias", True, figures, good)
+    problems = []
+    if not -max_dark_hu <= bias <= max_bright_hu:
+        side, limit = ("darker", max_dark_hu) if bias < 0 else ("brighter", max_bright_hu)
+        problems.append(
+            f"organs {abs(bias):.0f} HU {side} than usual, over {len(deviations)} of them, at most {limit:g} expected"
+        )
+    return _verdict("HU bias", figures, problems, f"HU bias: {bias:+.0f} HU over {len(deviations)} organs.")
+
+
+def _group_of(name: str, label_ids: Sequence[int]) -> str:
+    """The group that an organ counts with, or the organ itself."""
+    for group, ids in _bias_groups().items():
+        if set(label_ids) <= ids:
+            return group
+    return name
+
+
+@cache
+def _bias_groups() -> dict[str, frozenset[int]]:
+    published = {row["name"]: frozenset(row["label_ids"]) for row in _reference()["organs"]}
+    return {"bone": published["bone"], "lung": published["lung"], "muscles": frozenset(range(98, 108))}
 
 
 def _verdict(gate: str, figures: Mapping[str, Any], problems: Sequence[str], good: str) -> Verdict:

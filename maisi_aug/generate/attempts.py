@@ -11,20 +11,20 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import JsonValue
 
+from maisi_aug.banks.organs import require_organs
 from maisi_aug.cohort.manifest import LesionRecord, VerdictRecord
 from maisi_aug.cohort.plan import CasePlan
 from maisi_aug.cohort.recipe import EMBEDDED_BANK
 from maisi_aug.cohort.resolve import ResolvedCohort
 from maisi_aug.cohort.source_rules import GIVEN, NO_MAP
 from maisi_aug.errors import BankError, LesionError, MaisiAugError
-from maisi_aug.gates.judgement import judge_bare_image, judge_image, judge_label_map, unrealised_lesions
+from maisi_aug.gates.judgement import judge_bare_image, judge_image, judge_label_map, unrealised_lesions, usual_growth
 from maisi_aug.lesions.planting import LesionWish
 from maisi_aug.seeds import case_seed, derive_seed
 from maisi_aug.sources.diffusion import DiffusionSource, open_diffusion_source
 from maisi_aug.sources.given import GivenSource, NoMap, NoMapSource, open_given_source
 from maisi_aug.sources.plant_and_bank import BankSource, DrawnMap, FolderBank, PhantomBank, PlantSource
 from maisi_aug.sources.sized_organs import SizedOrganSource, is_sized_organ
-from maisi_aug.vocabulary.labels import BODY_ID
 from maisi_aug.vocabulary.regions import spell_out
 
 if TYPE_CHECKING:
@@ -64,6 +64,7 @@ def open_source(
         mapping=config.mask_labels,
         body_region=spell_out(config.body_region),
     )
+    require_organs(bank, bundle=cohort.bundle, is_allowed=config.allow_few_organs)
     source = PlantSource(bank) if config.mask_source == "plant" else BankSource(bank)
     has_organs = any(is_sized_organ(part.label_id, vocabulary) for case in cohort.plan.cases for part in case.lesions)
     return SizedOrganSource(bank, source) if has_organs else source
@@ -105,20 +106,20 @@ class AttemptMaker:
     Attributes:
         cohort: What is made.
         source: Of the label maps.
-        pipeline: Of the images.
+        pipeline: Of the images; None where label maps alone are wanted.
         report_step: Told of every step of the sampler: case id, steps done, steps in all.
         failures: By case index, why no label map could be drawn.
     """
 
     cohort: ResolvedCohort
     source: Source
-    pipeline: Pipeline
+    pipeline: Pipeline | None
     report_step: Callable[[str, int, int], None] = lambda case_id, done, total: None
     failures: dict[int, MaisiAugError] = field(default_factory=dict)
 
     def begin(self, case: CasePlan, number: int) -> Attempt:
         """An attempt of which nothing is drawn yet."""
-        seed = case_seed(self.cohort.config.seed, case.index, number)
+        seed = case_seed(self.cohort.config.seed, case.asked, case.index, number)
         return Attempt(case, number, seed, lesions=unrealised_lesions(case))
 
     def draw_map(self, attempt: Attempt) -> Attempt:
@@ -158,16 +159,24 @@ class AttemptMaker:
             return self.source.take(case)
         hosts_of = self.cohort.bundle.vocabulary.hosts_of
         wishes = [
-            LesionWish(lesion.label_id, hosts_of(lesion.label_id), lesion.volume_ml, lesion.label, bulge_ids=(BODY_ID,))
+            LesionWish(
+                lesion.label_id,
+                hosts_of(lesion.label_id),
+                lesion.volume_ml,
+                lesion.label,
+                usual_growth(lesion.label, self.cohort.config.gates),
+            )
             for lesion in case.lesions
         ]
         seed = derive_seed(attempt.seed, "mask")
         return case, self.source.draw(wishes, required_ids=case.required_ids, seed=seed)
 
     def draw_image(self, attempt: Attempt) -> Attempt:
-        """Sample the image of an attempt whose label map is good."""
-        if attempt.drawn is None or attempt.reason:
+        """Sample the image of an attempt whose label map is good, or given and wanted whatever the gates say."""
+        is_kept = self.cohort.config.keep_rejected and attempt.case.map_index is not None
+        if attempt.drawn is None or (attempt.reason and not is_kept):
             return attempt
+        assert self.pipeline is not None
         started = perf_counter()
         config, case_id = self.cohort.config, attempt.case.case_id
         decoded: list[DecodeSettings] = []
@@ -205,4 +214,5 @@ def judge_drawn_image(
         vocabulary=cohort.bundle.vocabulary,
         gates=cohort.config.gates,
         bundle=cohort.bundle,
+        own_ranges=cohort.hu_ranges,
     )

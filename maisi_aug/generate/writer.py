@@ -57,10 +57,10 @@ class CaseWriter:
         reason, verdicts = attempt.reason, attempt.verdicts
         if attempt.image_hu is not None and attempt.drawn is not None:
             verdicts += judge_drawn_image(self.cohort, attempt.case, attempt.drawn, attempt.image_hu)
-            reason = next((verdict.message for verdict in verdicts if not verdict.passed), "")
+            reason = reason or next((verdict.message for verdict in verdicts if not verdict.passed), "")
         # A mask source has tried many anatomies before it gives up; another attempt would do no better. Nor would one
         # whose label map is given, where it is the map that fails.
-        is_map_at_fault = attempt.case.map_index is not None and attempt.image_hu is None
+        is_map_at_fault = attempt.case.map_index is not None and bool(attempt.reason)
         is_spent = attempt.number + 1 >= self.cohort.config.max_attempts
         is_last = attempt.drawn is None or is_map_at_fault or is_spent
         status: Status = "accepted" if not reason else "rejected" if is_last else "retried"
@@ -79,14 +79,23 @@ class CaseWriter:
     def _write_files(
         self, attempt: Attempt, verdicts: Sequence[VerdictRecord], status: Status, written: list[Path]
     ) -> dict[str, FileRecord]:
-        """Write what an attempt leaves behind: everything when accepted, else a picture, if there is an image."""
+        """Write what an attempt leaves behind: everything when accepted, else a picture, if there is an image.
+
+        Of a rejected case the volumes are kept, too, where the user wants that, in a folder apart.
+        """
         drawn, image_hu = attempt.drawn, attempt.image_hu
         if drawn is None or image_hu is None:
             return {}
         case_id, files = attempt.case.case_id, {}
-        if status == "accepted":
+        if status == "accepted" or (status == "rejected" and self.cohort.config.keep_rejected):
+            is_kept_apart = status == "rejected"
             roles = ("image",) if isinstance(drawn, NoMap) else ("image", "label", "anatomy")
-            files = {role: self.folder.file_of(role, case_id) for role in roles}
+            files = {
+                role: self.folder.rejected_file_of(role, case_id, attempt.number)
+                if is_kept_apart
+                else self.folder.file_of(role, case_id)
+                for role in roles
+            }
             written += files.values()
             save_image(files["image"], image_hu, drawn.grid)
             if not isinstance(drawn, NoMap):
@@ -94,6 +103,7 @@ class CaseWriter:
                 label_map = np.where(is_any_of(drawn.label_map, kept_ids), drawn.label_map, 0)
                 save_label_map(files["label"], label_map.astype(np.uint8), drawn.grid)
                 save_label_map(files["anatomy"], drawn.label_map, drawn.grid)
+        if status == "accepted":
             files["preview"] = self.folder.file_of("preview", case_id)
         else:
             files["preview"] = self.folder.rejected_preview(case_id, attempt.number)
@@ -139,6 +149,7 @@ class CaseWriter:
             "modality": config.modality,
             **({"body_region": list(config.body_region)} if config.body_region else {}),
             "device": self.device,
+            **({"gates": config.gates.changes()} if config.gates.changes() else {}),
             **({"compile": self.compiler} if self.compiler != "none" else {}),
             **({"decoding": attempt.decoding} if attempt.decoding else {}),
         }

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from skimage.segmentation import expand_labels
 
+from maisi_aug.lesions.growth import spread_of
 from maisi_aug.lesions.planting import PlantedLesion
 from maisi_aug.vocabulary.labels import BODY_ID, Vocabulary
 from maisi_aug.volumes.components import TOUCHING, Box, Mask, connected_parts, label_parts
@@ -145,6 +146,7 @@ def describe_lesion(
         volume_ml=len(inside) * voxel_volume_ml(spacing_mm),
         centre_ijk=(int(centre[0]), int(centre[1]), int(centre[2])),
         host_id=max(hosts, key=lambda host: int(counts[host])),
+        spread=round(spread_of(lesion[box], spacing_mm), 4),
     )
 
 

@@ -8,7 +8,7 @@ Arrays have axes ``I J K``; touching means sharing a face, an edge or a corner.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,7 +39,7 @@ def draw_part(
     """A box, the part of the host in it to start from, and the connected room to grow in; None if nothing fits."""
     if np.count_nonzero(room) < num_voxels or not host.any():
         return None
-    radius_mm = _radius_mm(num_voxels * voxel_volume_ml(spacing_mm))
+    radius_mm = radius_mm_of(num_voxels * voxel_volume_ml(spacing_mm))
     margin = 0 if room is host else int(np.ceil(2.0 * radius_mm / min(spacing_mm)))
     box = bounding_box(host, margin=margin)
     labelled, _ = label_parts(room[box])
@@ -68,6 +68,7 @@ def grow_roundest(
     spacing_mm: Sequence[float],
     rng: np.random.Generator,
     reluctance: float = 1.0,
+    centres: Iterable[NDArray[np.int64]] | None = None,
 ) -> tuple[Mask, float]:
     """Grow from up to ``MAX_GROWTHS`` centres and keep the first round enough, else the roundest.
 
@@ -78,16 +79,18 @@ def grow_roundest(
         spacing_mm: Voxel sides along I, J, K in millimetres.
         rng: Source of all randomness.
         reluctance: How many times further voxels outside ``start_room`` seem than they are.
+        centres: Voxels to grow from; drawn when not given, the deeper in the host the likelier.
 
     Returns:
         The lesion, and its spread about its centre relative to a ball.
     """
-    centres = _draw_centres(start_room, num_voxels, spacing_mm, rng)
+    if centres is None:
+        centres = draw_centres(start_room, num_voxels, spacing_mm, rng)
     farther = None if reluctance == 1.0 else np.where(start_room, 1.0, reluctance)
     best: tuple[Mask, float] | None = None
     for centre in centres:
         lesion = _grow_from(centre, room, num_voxels, spacing_mm, rng, farther)
-        spread = _spread(lesion, spacing_mm)
+        spread = spread_of(lesion, spacing_mm)
         if best is None or spread < best[1]:
             best = (lesion, spread)
         if spread <= ROUND_ENOUGH:
@@ -96,7 +99,7 @@ def grow_roundest(
     return best
 
 
-def _draw_centres(
+def draw_centres(
     start_room: Mask, num_voxels: int, spacing_mm: Sequence[float], rng: np.random.Generator
 ) -> NDArray[np.int64]:
     """Centres ``(N, 3)``, likelier the deeper in the host, up to the depth that the lesion needs."""
@@ -107,7 +110,7 @@ def _draw_centres(
     depth_mm = ndimage.distance_transform_edt(np.pad(thinned, 1), sampling=np.asarray(spacing_mm) * stride)
     candidates = np.argwhere(thinned)
     depths = depth_mm[tuple((candidates + 1).T)]
-    needed_mm = 0.9 * _radius_mm(num_voxels * voxel_volume_ml(spacing_mm))
+    needed_mm = 0.9 * radius_mm_of(num_voxels * voxel_volume_ml(spacing_mm))
     weights = np.minimum(depths, max(needed_mm, min(spacing_mm))) ** 4
     drawn = rng.choice(len(candidates), size=MAX_GROWTHS, p=weights / weights.sum())
     centres: NDArray[np.int64] = candidates[drawn] * stride
@@ -123,7 +126,7 @@ def _grow_from(
     farther: NDArray[np.float64] | None,
 ) -> Mask:
     """Flood from a centre, in a box around it that widens until the lesion is whole; scores are times ``farther``."""
-    radius_mm = _radius_mm(num_voxels * voxel_volume_ml(spacing_mm))
+    radius_mm = radius_mm_of(num_voxels * voxel_volume_ml(spacing_mm))
     lesion = np.zeros_like(room)
     for reach in (2.0, 3.5, 7.0, np.inf):
         half = np.minimum(np.ceil(reach * radius_mm / np.asarray(spacing_mm)) + 1, room.shape).astype(int)
@@ -148,7 +151,7 @@ def _draw_score(
     rng: np.random.Generator,
 ) -> NDArray[np.float64]:
     """Distance from the start in a random ellipsoid times smooth noise; -1 at the start itself."""
-    radius_mm = _radius_mm(num_voxels * voxel_volume_ml(spacing_mm))
+    radius_mm = radius_mm_of(num_voxels * voxel_volume_ml(spacing_mm))
     # Below some hundred voxels the same noise would fray a lesion instead of lobing it.
     irregularity = IRREGULARITY * min(1.0, (num_voxels / 150) ** (1 / 3))
     stretch = np.exp(0.6 * irregularity * rng.standard_normal(3))
@@ -165,11 +168,11 @@ def _draw_score(
     return score
 
 
-def _spread(lesion: Mask, spacing_mm: Sequence[float]) -> float:
-    """Root mean square distance from the centre of mass, relative to a ball of the same volume."""
+def spread_of(lesion: Mask, spacing_mm: Sequence[float]) -> float:
+    """Root mean square distance from the centre of mass, relative to a ball of the same volume: 1 is the least."""
     points_mm = np.argwhere(lesion) * np.asarray(spacing_mm)
     variance = float(((points_mm - points_mm.mean(axis=0)) ** 2).sum(axis=1).mean())
-    return float(np.sqrt(variance / 0.6)) / _radius_mm(len(points_mm) * voxel_volume_ml(spacing_mm))
+    return float(np.sqrt(variance / 0.6)) / radius_mm_of(len(points_mm) * voxel_volume_ml(spacing_mm))
 
 
 def require_num_voxels(volume_ml: float, spacing_mm: Sequence[float]) -> int:
@@ -183,10 +186,11 @@ def require_num_voxels(volume_ml: float, spacing_mm: Sequence[float]) -> int:
     return num_voxels
 
 
-def _radius_mm(volume_ml: float) -> float:
+def radius_mm_of(volume_ml: float) -> float:
+    """Radius in mm of the ball of a volume in mL."""
     return float((volume_ml * 1000.0 * 3.0 / (4.0 * np.pi)) ** (1.0 / 3.0))
 
 
 def in_words(volume_ml: float) -> str:
     """The volume with its equivalent diameter, for messages."""
-    return f"{volume_ml:.2f} mL ({2 * _radius_mm(volume_ml):.1f} mm)"
+    return f"{volume_ml:.2f} mL ({2 * radius_mm_of(volume_ml):.1f} mm)"

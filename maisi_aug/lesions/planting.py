@@ -6,7 +6,7 @@ Everything here is NumPy and SciPy on arrays with axes ``I J K``; touching means
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,18 +15,22 @@ from scipy import ndimage
 
 from maisi_aug.errors import LesionError
 from maisi_aug.lesions.deformation import deform_label_map
+from maisi_aug.lesions.displacement import find_loose, find_outside_room, make_room
 from maisi_aug.lesions.growth import (
     RELUCTANCES,
     ROOMY,
     ROUND_ENOUGH,
     TOO_STRETCHED,
+    draw_centres,
     draw_part,
     grow_roundest,
     in_words,
+    radius_mm_of,
     require_num_voxels,
 )
+from maisi_aug.lesions.growth_rules import GrowthRule
 from maisi_aug.vocabulary.labels import MAISI
-from maisi_aug.volumes.components import TOUCHING, Box, Mask, bounding_box, is_any_of, part_sizes
+from maisi_aug.volumes.components import TOUCHING, Box, Mask, bounding_box, is_any_of, label_parts, part_sizes
 from maisi_aug.volumes.grid import voxel_volume_ml
 
 __all__ = [
@@ -40,8 +44,15 @@ __all__ = [
 
 MAX_PARTS = 3
 MAX_ARRANGEMENTS = 6
-MIN_HOST_SHARE = 0.3
-"""Share of a bulging lesion that stays inside its hosts: half of a large kidney tumour lies outside the kidney."""
+LARGE_SHARE = 0.08
+LARGE_ML = 14.0
+"""A lesion of at least this volume (30 mm) and this share of its host part pushes tissue aside, if its rule says so."""
+NUM_PUSHES = 3
+EXOPHYTIC = 0.5
+CROSSING = 0.1
+"""Share of a lobe of the lung that a lesion may fill before it crosses the fissure."""
+FIT_STEP, FIT_STEPS = 0.88, 12
+"""By how much, and how often, a lesion without room is made smaller in search of the largest that fits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,20 +64,20 @@ class LesionWish:
         hosts: Ids that the lesion may replace.
         volume_ml: Wanted volume in millilitres.
         label_name: Name for messages; the id is used where it is empty.
-        bulge_ids: Ids that the lesion may bulge into where its hosts are too small or too thin for it, as exophytic
-            tumours do; none keeps it inside.
+        rule: How it grows out of hosts that are too small or too thin for it, as exophytic tumours do; None keeps it
+            inside.
     """
 
     label_id: int
     hosts: tuple[int, ...]
     volume_ml: float
     label_name: str = ""
-    bulge_ids: tuple[int, ...] = ()
+    rule: GrowthRule | None = None
 
     @property
     def volume_inside_ml(self) -> float:
         """What has to lie inside the hosts."""
-        return self.volume_ml * (MIN_HOST_SHARE if self.bulge_ids else 1.0)
+        return self.volume_ml * (1.0 if self.rule is None else 1.0 - self.rule.max_share_outside)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +91,8 @@ class PlantedLesion:
         volume_ml: Realised volume in millilitres.
         centre_ijk: The voxel of the lesion nearest to its centre of mass.
         host_id: The host that it replaced most voxels of.
+        share_outside: Share of its voxels that were no host; None for a lesion that was not planted.
+        spread: Spread about its centre of mass, relative to a ball of its volume.
     """
 
     label_id: int
@@ -88,6 +101,8 @@ class PlantedLesion:
     volume_ml: float
     centre_ijk: tuple[int, int, int]
     host_id: int
+    share_outside: float | None = None
+    spread: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The lesion as plain JSON values; the box as ``[[start, stop], ...]`` along I, J, K."""
@@ -98,15 +113,21 @@ class PlantedLesion:
             "volume_ml": self.volume_ml,
             "centre_ijk": list(self.centre_ijk),
             "host_id": self.host_id,
+            "share_outside": self.share_outside,
+            "spread": self.spread,
         }
 
 
 class _Grown(NamedTuple):
-    """A lesion, how far it spreads about its centre (1 for a ball), and the box of the label map that it lies in."""
+    """A lesion, how far it spreads about its centre (1 for a ball), and the box of the label map that it lies in.
+
+    ``moved`` is the label map after the lesion has pushed tissue aside; None where it has not.
+    """
 
     lesion: Mask
     spread: float
     box: Box
+    moved: NDArray[np.uint8] | None = None
 
 
 def plant_lesions(
@@ -184,14 +205,89 @@ def _plant(
     rng: np.random.Generator,
 ) -> PlantedLesion:
     """Write one lesion into ``label_map`` and its surroundings into ``blocked``, both in place."""
-    best = _grow_inside(label_map, blocked, wish, spacing_mm, rng)
-    if wish.bulge_ids and (best is None or best.spread > TOO_STRETCHED):
-        bulging = _grow_out(label_map, blocked, wish, spacing_mm, rng)
-        if bulging is not None and (best is None or bulging.spread < best.spread):
-            best = bulging
+    rule = wish.rule
+    if rule is not None and wish.volume_ml > host_limit_ml(label_map, wish, spacing_mm):
+        raise _too_large(label_map, wish, spacing_mm)
+    best = _push_in(label_map, blocked, wish, spacing_mm, rng) if rule is not None else None
     if best is None:
+        best = _grow_inside(label_map, blocked, wish, spacing_mm, rng)
+        if rule is not None and (best is None or best.spread > min(TOO_STRETCHED, rule.max_spread)):
+            bulging = _grow_out(label_map, blocked, wish, rule, spacing_mm, rng)
+            if bulging is not None and (best is None or bulging.spread < best.spread):
+                best = bulging
+    if best is None or (rule is not None and best.spread > rule.max_spread):
         raise _no_room(label_map, blocked, wish, spacing_mm)
+    if best.moved is not None:
+        np.copyto(label_map, best.moved)
     return _write(label_map, blocked, wish, best, spacing_mm)
+
+
+def host_limit_ml(label_map: NDArray[np.uint8], wish: LesionWish, spacing_mm: Sequence[float]) -> float:
+    """The largest volume of a lesion beside its hosts in a map; infinite without a rule."""
+    if wish.rule is None:
+        return float("inf")
+    return wish.rule.max_host_share * host_volumes_ml(is_any_of(label_map, wish.hosts), spacing_mm)[1]
+
+
+def largest_that_fits_ml(
+    label_map: NDArray[np.uint8], wish: LesionWish, *, spacing_mm: Sequence[float], rng: np.random.Generator
+) -> float:
+    """The largest volume up to that of a wish that could be planted, to an eighth of it; 0 where none could be.
+
+    Args:
+        label_map: ``(I, J, K)`` label ids without the lesion; not modified.
+        wish: The lesion.
+        spacing_mm: Voxel sides along I, J, K in millimetres.
+        rng: Source of all randomness.
+    """
+    volume_ml = min(wish.volume_ml, host_limit_ml(label_map, wish, spacing_mm))
+    for _ in range(FIT_STEPS):
+        if volume_ml < voxel_volume_ml(spacing_mm):
+            return 0.0
+        try:
+            plant_lesions(label_map, [replace(wish, volume_ml=volume_ml)], spacing_mm=spacing_mm, rng=rng)
+        except LesionError:
+            volume_ml *= FIT_STEP
+            continue
+        return volume_ml
+    return 0.0
+
+
+def _push_in(
+    label_map: NDArray[np.uint8],
+    blocked: Mask,
+    wish: LesionWish,
+    spacing_mm: Sequence[float],
+    rng: np.random.Generator,
+) -> _Grown | None:
+    """A large lesion that pushes its host and its neighbours aside; None for a small one, or where that fails."""
+    rule = wish.rule
+    free = is_any_of(label_map, wish.hosts) & ~blocked
+    num_voxels = require_num_voxels(wish.volume_ml, spacing_mm)
+    is_large = rule is not None and wish.volume_ml >= max(LARGE_ML, LARGE_SHARE * host_volumes_ml(free, spacing_mm)[1])
+    if rule is None or rule.room_share <= 0 or not is_large:
+        return None
+    num_needed = int(np.ceil((1.0 - rule.room_share) * (1.0 - rule.max_share_outside) * num_voxels))
+    part = draw_part(free, free, num_needed, spacing_mm, rng)
+    if part is None:
+        return None
+    radius_mm, offset = radius_mm_of(wish.volume_ml), [side.start for side in part[0]]
+    loose = find_loose(label_map, spacing_mm) & ~blocked
+    best: _Grown | None = None
+    for centre in draw_centres(part[1], num_voxels, spacing_mm, rng)[:NUM_PUSHES] + offset:
+        for room_share in (rule.room_share, rule.room_share / 2):
+            moved = make_room(
+                label_map, centre, radius_mm=radius_mm, room_share=room_share, loose=loose, spacing_mm=spacing_mm
+            )
+            if moved is None:
+                continue
+            grown = _grow_out(moved, blocked, wish, rule, spacing_mm, rng, centre=centre)
+            if grown is not None and (best is None or grown.spread < best.spread):
+                best = grown._replace(moved=moved)
+            break
+        if best is not None and best.spread <= ROUND_ENOUGH:
+            break
+    return best if best is not None and best.spread <= rule.max_spread else None
 
 
 def _grow_inside(
@@ -221,28 +317,50 @@ def _grow_out(
     label_map: NDArray[np.uint8],
     blocked: Mask,
     wish: LesionWish,
+    rule: GrowthRule,
     spacing_mm: Sequence[float],
     rng: np.random.Generator,
+    *,
+    centre: NDArray[np.int64] | None = None,
 ) -> _Grown | None:
-    """A lesion around one connected part of its hosts, some of it outside; None if too little of it would be inside."""
+    """A lesion around one connected part of its hosts, some of it outside; None if too little of it would be inside.
+
+    It grows from ``centre`` where that is given, a voxel of the label map inside a host.
+    """
     num_voxels = require_num_voxels(wish.volume_ml, spacing_mm)
-    num_inside = int(np.ceil(MIN_HOST_SHARE * num_voxels))
+    num_inside = int(np.ceil((1.0 - rule.max_share_outside) * num_voxels))
     free = is_any_of(label_map, wish.hosts) & ~blocked
-    start = draw_part(free, free, num_inside, spacing_mm, rng)
+    start = _part_at(free, centre) if centre is not None else draw_part(free, free, num_inside, spacing_mm, rng)
     if start is None:
         return None
     host = np.zeros_like(free)
     host[start[0]] = start[1]
-    room = is_any_of(label_map, (*wish.hosts, *wish.bulge_ids)) & ~blocked
+    outside = find_outside_room(label_map, host, rim_mm=rule.rim_mm, in_cavity=rule.in_cavity, spacing_mm=spacing_mm)
+    room = (free | outside) & ~blocked
     part = draw_part(host, room, num_voxels, spacing_mm, rng)
     if part is None:
         return None
     box, inside, around = part
-    for reluctance in RELUCTANCES:
-        lesion, spread = grow_roundest(inside, around, num_voxels, spacing_mm, rng, reluctance=reluctance)
-        if np.count_nonzero(lesion & inside) >= num_inside:
+    places = None if centre is None else [centre - [side.start for side in box]]
+    # What grows out of its host as a rule begins as a ball; the others keep to the host as far as they can.
+    for reluctance in (1.0, *RELUCTANCES) if rule.max_share_outside >= EXOPHYTIC else RELUCTANCES:
+        lesion, spread = grow_roundest(
+            inside, around, num_voxels, spacing_mm, rng, reluctance=reluctance, centres=places
+        )
+        if np.count_nonzero(lesion & free[box]) >= num_inside:
             return _Grown(lesion, spread, box)
     return None
+
+
+def _part_at(mask: Mask, voxel: NDArray[np.int64]) -> tuple[Box, Mask] | None:
+    """The connected part of a mask at a voxel, and its box; None where the mask is not there."""
+    labelled, _ = label_parts(mask)
+    number = labelled[tuple(voxel)]
+    if number == 0:
+        return None
+    part = labelled == number
+    box = bounding_box(part)
+    return box, part[box]
 
 
 def _host_choices(
@@ -251,7 +369,8 @@ def _host_choices(
     """Sets of hosts to try in order: single hosts with ample room, single hosts with room, the union."""
     num_free = np.bincount(label_map[~blocked], minlength=256)
     choices: list[tuple[int, ...]] = []
-    for share in (ROOMY, 1.0):
+    crosses = wish.rule is not None and wish.rule.crosses_hosts
+    for share in (CROSSING,) if crosses else (ROOMY, 1.0):
         fitting = [host for host in wish.hosts if num_free[host] * share >= num_voxels and (host,) not in choices]
         if fitting:
             # Square root: between one chance per host and one per voxel, so that ribs are not forgotten beside hips.
@@ -269,7 +388,7 @@ def _write(
     grown: _Grown,
     spacing_mm: Sequence[float],
 ) -> PlantedLesion:
-    lesion, _, box = grown
+    lesion, box = grown.lesion, grown.box
     inside = np.argwhere(lesion)
     offset = np.array([part.start for part in box])
     low, high = inside.min(axis=0) + offset, inside.max(axis=0) + offset + 1
@@ -287,6 +406,8 @@ def _write(
         volume_ml=len(inside) * voxel_volume_ml(spacing_mm),
         centre_ijk=(int(centre[0]), int(centre[1]), int(centre[2])),
         host_id=host_id,
+        share_outside=round(1.0 - int(replaced[list(wish.hosts)].sum()) / len(inside), 4),
+        spread=round(grown.spread, 4),
     )
 
 
@@ -301,11 +422,21 @@ def _no_room(label_map: NDArray[np.uint8], blocked: Mask, wish: LesionWish, spac
     free_ml, largest_ml = host_volumes_ml(is_any_of(label_map, wish.hosts) & ~blocked, spacing_mm)
     present = [host for host in wish.hosts if (label_map == host).any()] or list(wish.hosts)
     names = ", ".join(map(_name_of, present[:4])) + (f" and {len(present) - 4} more" if len(present) > 4 else "")
-    inside = f", at least {wish.volume_inside_ml:.2f} mL of it" if wish.bulge_ids else ""
+    inside = f", at least {wish.volume_inside_ml:.2f} mL of it" if wish.rule is not None else ""
     return LesionError(
         f"{wish.label_name or _name_of(wish.label_id)}: expected room for {in_words(wish.volume_ml)}{inside} in one "
         f"connected part of its host ({names}), found {free_ml:.2f} mL free, {largest_ml:.2f} mL of it in the largest "
         "part. Ask for a smaller lesion, fewer lesions or another label map."
+    )
+
+
+def _too_large(label_map: NDArray[np.uint8], wish: LesionWish, spacing_mm: Sequence[float]) -> LesionError:
+    assert wish.rule is not None
+    _, largest_ml = host_volumes_ml(is_any_of(label_map, wish.hosts), spacing_mm)
+    return LesionError(
+        f"{wish.label_name or _name_of(wish.label_id)}: expected at most {wish.rule.max_host_share:.0%} of its host, "
+        f"{in_words(wish.rule.max_host_share * largest_ml)} in a part of {largest_ml:.0f} mL, found "
+        f"{in_words(wish.volume_ml)}. Ask for a smaller lesion or another label map."
     )
 
 

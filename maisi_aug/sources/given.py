@@ -8,7 +8,7 @@ user asks for another shape or spacing, it is cropped, padded or resampled, and 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -17,13 +17,16 @@ from numpy.typing import NDArray
 
 from maisi_aug.banks.folder_bank import FolderBank
 from maisi_aug.banks.label_map import BankMap
+from maisi_aug.banks.organs import require_organs
+from maisi_aug.cohort.grid_preflight import check_grid
 from maisi_aug.cohort.plan import CasePlan, PlannedLesion
 from maisi_aug.cohort.resolve import ResolvedCohort
-from maisi_aug.errors import BankError
+from maisi_aug.errors import BankError, GridError
 from maisi_aug.lesions.editing import describe_lesion, widen
 from maisi_aug.lesions.planting import PlantedLesion, measure_lesions
 from maisi_aug.sources.plant_and_bank import DrawnMap
 from maisi_aug.vocabulary.labels import BODY_ID, Vocabulary
+from maisi_aug.vocabulary.regions import REGION_LABELS
 from maisi_aug.vocabulary.sizes import diameter_mm
 from maisi_aug.volumes.components import connected_parts
 from maisi_aug.volumes.grid import Grid, Shape, Spacing, spell_grid
@@ -32,6 +35,7 @@ from maisi_aug.volumes.resampling import DECIMALS, centre_grid_on, crop_or_pad, 
 SAME_SPACING_MM = 1e-3
 """A spacing this close to a map's own is its own: 0.781 is typed where a file has 0.78125."""
 
+FindUnseen = Callable[[Grid, frozenset[int]], Sequence[str]]
 Change = Literal["none", "cropped or padded", "resampled"]
 
 
@@ -120,6 +124,10 @@ class NoMapSource:
         return case, NoMap(self.grid)
 
 
+def _nothing_unseen(grid: Grid, label_ids: frozenset[int]) -> Sequence[str]:
+    return ()
+
+
 @dataclass(frozen=True, eq=False)
 class GivenSource:
     """Hands out the maps of a bank as they are.
@@ -128,11 +136,14 @@ class GivenSource:
         bank: The user's maps.
         grids: Which grid each is drawn on.
         label_ids: Labels that the user wants in the label files; empty for all but the body.
+        find_unseen: What to warn of in the grid of an image with these ids; raises GridError for one that the networks
+            cannot work with.
     """
 
     bank: FolderBank
     grids: GridChoice
     label_ids: tuple[int, ...] = ()
+    find_unseen: FindUnseen = _nothing_unseen
     _warned: set[str] = field(default_factory=set, init=False, repr=False)
 
     def take(self, case: CasePlan) -> tuple[CasePlan, DrawnMap]:
@@ -146,6 +157,7 @@ class GivenSource:
         if bank_map is None:
             raise BankError(self.bank.fault_of(case.map_index))
         vocabulary = self.bank.vocabulary
+        self._require_known(bank_map)
         label_map, grid = fit_map(bank_map, self.grids, lesion_ids=vocabulary.tumor_ids)
         present = _find_ids(label_map)
         lost = tuple(sorted(set(bank_map.boxes) - present))
@@ -170,6 +182,23 @@ class GivenSource:
             "lost_ids": list(lost),
         }
         return asking, DrawnMap(label_map, grid, origin, find_lesions(label_map, grid, lesion_ids, vocabulary))
+
+    def look_at(self, own: Grid, label_ids: Iterable[int]) -> tuple[str, str]:
+        """What is wrong with the grid of the image of such a map: a fault and a warning, empty where nothing is."""
+        shape, spacing_mm = self.grids.choose(own)
+        try:
+            return "", " ".join(self.find_unseen(Grid.from_spacing(shape, spacing_mm), frozenset(label_ids)))
+        except GridError as error:
+            return str(error), ""
+
+    def _require_known(self, bank_map: BankMap) -> None:
+        """Raise where the networks cannot work with a map's grid, and warn once of each that they have not seen."""
+        fault, warning = self.look_at(bank_map.grid, bank_map.boxes)
+        if fault:
+            raise BankError(f"{bank_map.name}: {fault}")
+        if warning and warning not in self._warned:
+            self._warned.add(warning)
+            warnings.warn(f"{bank_map.name}: {warning}", stacklevel=4)
 
     def _is_wanted(self, label_id: int) -> bool:
         return label_id in self.label_ids if self.label_ids else label_id != BODY_ID
@@ -201,8 +230,22 @@ def open_given_source(cohort: ResolvedCohort) -> GivenSource:
         mapping=config.mask_labels,
         min_cover=0.0,  # of a grid that a given map does not have to fill
     )
+    require_organs(bank, bundle=cohort.bundle, is_allowed=True)
     grids = GridChoice(cohort.bundle.grid_factor, config.shape, config.spacing_mm)
-    return GivenSource(bank, grids, cohort.plan.requested_ids)
+    # The grid of a preset was compared with the bundle's when the cohort was resolved.
+    find_unseen = _nothing_unseen if config.preset is not None else _compare_with(cohort)
+    return GivenSource(bank, grids, cohort.plan.requested_ids, find_unseen)
+
+
+def _compare_with(cohort: ResolvedCohort) -> FindUnseen:
+    """Grids are held against those that a cohort's bundle has seen, as those that the user asks for are."""
+
+    def find_unseen(grid: Grid, label_ids: frozenset[int]) -> Sequence[str]:
+        regions = {region for region, ids in REGION_LABELS.items() if label_ids.intersection(ids)}
+        is_head = regions == {"head"}
+        return check_grid(grid, cohort.bundle, shows_head_alone=is_head, allow_unseen=cohort.config.allow_unseen_grid)
+
+    return find_unseen
 
 
 def fit_map(bank_map: BankMap, grids: GridChoice, *, lesion_ids: Sequence[int]) -> tuple[NDArray[np.uint8], Grid]:
@@ -306,6 +349,7 @@ class MapOutlook:
         change: What becomes of the map on the way to that grid.
         label_ids: Labels that it holds, body left out.
         fault: Why it cannot be used; empty where it can.
+        warning: What may go wrong with the grid of its image; empty for nothing.
     """
 
     name: str
@@ -315,6 +359,7 @@ class MapOutlook:
     change: Change | None
     label_ids: tuple[int, ...]
     fault: str
+    warning: str = ""
 
     def to_json(self, vocabulary: Vocabulary) -> dict[str, Any]:
         """The outlook as JSON types."""
@@ -327,6 +372,7 @@ class MapOutlook:
             "change": self.change,
             "labels": [vocabulary.name_of(label_id) for label_id in self.label_ids],
             "fault": self.fault,
+            "warning": self.warning,
         }
 
 
@@ -353,6 +399,8 @@ def look_at_maps(
             shape, spacing_mm = source.grids.choose(own)
             label_ids = tuple(sorted(ids - {0, BODY_ID}))
             change = source.grids.name_change(own)
-            outlooks.append(MapOutlook(name, own, shape, spacing_mm, change, label_ids, ""))
+            fault, warning = source.look_at(own, ids)
+            fault = f"{name}: {fault}" if fault else ""
+            outlooks.append(MapOutlook(name, own, shape, spacing_mm, change, label_ids, fault, warning))
         report(done, len(names))
     return outlooks

@@ -19,7 +19,15 @@ from maisi_aug.banks.label_map import BankLesion, BankMap, BaseMap, cut_map
 from maisi_aug.banks.listing import Needs
 from maisi_aug.errors import BankError, LesionError
 from maisi_aug.lesions.editing import MAX_RESIZE, describe_lesion, remove_lesions, resize_lesion
-from maisi_aug.lesions.planting import LesionWish, PlantedLesion, deform_label_map, host_volumes_ml, plant_lesions
+from maisi_aug.lesions.growth import in_words
+from maisi_aug.lesions.planting import (
+    LesionWish,
+    PlantedLesion,
+    deform_label_map,
+    host_volumes_ml,
+    largest_that_fits_ml,
+    plant_lesions,
+)
 from maisi_aug.seeds import derive_seed, numpy_generator
 from maisi_aug.vocabulary.labels import Vocabulary
 from maisi_aug.volumes.components import is_any_of, label_parts
@@ -142,23 +150,37 @@ class PlantSource:
             BankError: No map has the hosts and the required organs.
         """
         failure: LesionError | None = None
-        rooms: list[list[tuple[float, float]]] = []
+        hosts: list[_Hosts] = []
         bases = self.bank.draw_bases(lesions, required_ids=required_ids, seed=seed)
         for attempt, base in enumerate(islice(bases, self.max_bases)):
             try:
                 drawn = self._plant(base, lesions, required_ids, attempt, seed)
             except LesionError as error:
                 failure = error
-                hosts = [is_any_of(base.label_map, wish.hosts) for wish in lesions]
-                rooms.append([host_volumes_ml(host, base.grid.spacing_mm) for host in hosts])
-                if len(rooms) >= _num_looks(self.bank) and _is_hopeless(lesions, rooms):
+                hosts.append(_Hosts.measure(base, lesions))
+                if len(hosts) >= _num_looks(self.bank) and _is_hopeless(lesions, hosts):
                     break
                 continue
             if drawn is not None:
                 return drawn
         if failure is not None:
-            raise failure
+            raise self._with_largest(failure, lesions, hosts, seed) from failure
         raise _nothing_fits(self.bank, lesions, required_ids)
+
+    def _with_largest(
+        self, failure: LesionError, lesions: Sequence[LesionWish], hosts: Sequence[_Hosts], seed: int
+    ) -> LesionError:
+        """The failure, and the largest of the lesion that is hardest to place that fits in the roomiest map."""
+        place = max(
+            range(len(lesions)), key=lambda n: lesions[n].volume_ml / max(1e-9, _roomiest(hosts, n).rooms[n][1])
+        )
+        best = _roomiest(hosts, place).base
+        healthy = remove_lesions(best.label_map, self.bank.vocabulary, spacing_mm=best.grid.spacing_mm)
+        rng = numpy_generator(seed, "largest that fits")
+        volume_ml = largest_that_fits_ml(healthy, lesions[place], spacing_mm=best.grid.spacing_mm, rng=rng)
+        seen = f"{len(hosts)} label maps" if len(hosts) > 1 else "the label map"
+        fits = f"about {in_words(volume_ml)}" if volume_ml else "none"
+        return LesionError(f"{failure} The largest that fits, by {seen} of '{self.bank.name}': {fits}.")
 
     def _plant(
         self, base: BaseMap, lesions: Sequence[LesionWish], required_ids: Sequence[int], attempt: int, seed: int
@@ -287,9 +309,30 @@ def _num_looks(bank: MaskBank) -> int:
     return max(NUM_LOOKS, len(bank)) if isinstance(bank, FolderBank) else NUM_LOOKS
 
 
-def _is_hopeless(lesions: Sequence[LesionWish], rooms: Sequence[Sequence[tuple[float, float]]]) -> bool:
+@dataclass(frozen=True, eq=False)
+class _Hosts:
+    """A map in which planting failed, and for every lesion the volume of its hosts: all, and the largest part."""
+
+    base: BaseMap
+    rooms: tuple[tuple[float, float], ...]
+
+    @classmethod
+    def measure(cls, base: BaseMap, lesions: Sequence[LesionWish]) -> _Hosts:
+        hosts = (is_any_of(base.label_map, wish.hosts) for wish in lesions)
+        return cls(base, tuple(host_volumes_ml(host, base.grid.spacing_mm) for host in hosts))
+
+
+def _roomiest(hosts: Sequence[_Hosts], place: int) -> _Hosts:
+    return max(hosts, key=lambda seen: seen.rooms[place][1])
+
+
+def _is_hopeless(lesions: Sequence[LesionWish], hosts: Sequence[_Hosts]) -> bool:
     """Whether a lesion, or all that share its hosts, is far larger than these are in every map that shows them."""
-    for wish, (total_ml, largest_ml) in zip(lesions, np.max(rooms, axis=0), strict=True):
+    rooms = np.max([seen.rooms for seen in hosts], axis=0)
+    for wish, (total_ml, largest_ml) in zip(lesions, rooms, strict=True):
+        limit_ml = largest_ml * (1.0 if wish.rule is None else wish.rule.max_host_share)
+        if 0 < FAR_TOO_LARGE * limit_ml < wish.volume_ml and wish.rule is not None:
+            return True
         together_ml = sum(other.volume_inside_ml for other in lesions if other.hosts == wish.hosts)
         if 0 < FAR_TOO_LARGE * largest_ml < wish.volume_inside_ml or 0 < FAR_TOO_LARGE * total_ml < together_ml:
             return True

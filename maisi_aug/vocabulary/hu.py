@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from maisi_aug.vocabulary.labels import MAISI
+
+MIN_ORGAN_VOXELS = 30
+"""Organs with fewer voxels, such as one cut by the field of view, are reported and not judged."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,17 +23,20 @@ class HuRange:
         label_ids: Ids whose voxels are taken together.
         low_hu: Lowest plausible median.
         high_hu: Highest plausible median.
+        median_hu: The usual median, from which the bias is measured; None where it is not known.
     """
 
     name: str
     label_ids: tuple[int, ...]
     low_hu: float
     high_hu: float
+    median_hu: float | None = None
 
     def split(self) -> tuple[HuRange, ...]:
         """The same bounds for each organ of the group by itself, named as in the vocabulary."""
         return tuple(
-            HuRange(MAISI.name_of(label_id), (label_id,), self.low_hu, self.high_hu) for label_id in self.label_ids
+            HuRange(MAISI.name_of(label_id), (label_id,), self.low_hu, self.high_hu, self.median_hu)
+            for label_id in self.label_ids
         )
 
 
@@ -38,7 +44,13 @@ class HuRange:
 def reference_hu_ranges() -> tuple[HuRange, ...]:
     """The published bounds for liver, spleen, pancreas, kidneys, lungs, bones and brain."""
     return tuple(
-        HuRange(row["name"], tuple(row["label_ids"]), float(row["low_hu"]), float(row["high_hu"]))
+        HuRange(
+            row["name"],
+            tuple(row["label_ids"]),
+            float(row["low_hu"]),
+            float(row["high_hu"]),
+            (row["statistics"]["sigma_6_low"] + row["statistics"]["sigma_6_high"]) / 2,
+        )
         for row in _reference()["organs"]
     )
 
@@ -54,3 +66,18 @@ def _reference() -> dict[str, Any]:
     text = Path(__file__).parents[1].joinpath("data").joinpath("hu_ranges.json").read_text(encoding="utf-8")
     tables: dict[str, Any] = json.loads(text)
     return tables
+
+
+@cache
+def bundle_hu_ranges(name: str) -> tuple[HuRange, ...]:
+    """The published bounds with what is usual for a bundle's images, and its further organs; as published for others.
+
+    Args:
+        name: Of the bundle, or of the base that it shares its networks with.
+    """
+    own = _reference()["bundles"].get(name)
+    if own is None:
+        return reference_hu_ranges()
+    usual = [replace(row, median_hu=own["medians_hu"].get(row.name, row.median_hu)) for row in reference_hu_ranges()]
+    further = [HuRange(**{**row, "label_ids": tuple(row["label_ids"])}) for row in own["further"]]
+    return (*usual, *further)

@@ -7,9 +7,11 @@ from typing import Any, get_args
 
 import numpy as np
 import pytest
+import typer
 
 from maisi_aug.cli.shared.parsing import (
     parse_decode_window,
+    parse_gates,
     parse_num_splits,
     parse_shape,
     parse_size_labels,
@@ -18,7 +20,7 @@ from maisi_aug.cli.shared.parsing import (
 from maisi_aug.cli.synthesize import CompilerName, MaskSourceName, ModalityName, describe_summary
 from maisi_aug.cohort.folder import open_cohort
 from maisi_aug.cohort.manifest import Manifest, load_manifest
-from maisi_aug.cohort.recipe import CohortConfig, load_recipe
+from maisi_aug.cohort.recipe import CohortConfig, GateConfig, load_recipe
 from maisi_aug.cohort.resolve import resolve_cohort
 from maisi_aug.generate.run import CohortSummary
 from maisi_aug.networks.acceleration import Compiler
@@ -454,3 +456,39 @@ def test_bundle_says_that_it_draws_poorly_without_a_label_map(run_cli: Run, bund
     other = run_cli(*words, tmp_path / "other", "--labels", "liver", "--max-attempts", "1")
     assert "Nothing but noise" not in other.stderr
     assert "without a label map: Nothing but noise." in run_cli("bundles", "show", poor).stdout
+
+
+def test_gates_are_set_by_flags() -> None:
+    words = ["organ-hu=off", "minimum_cnr=0.5", "lesion-place=on", "max-share-outside=0.2"]
+    assert parse_gates(words) == {
+        "gates.organ_hu": False,
+        "gates.minimum_cnr": 0.5,
+        "gates.lesion_place": True,
+        "gates.max_share_outside": 0.2,
+    }
+    for text, message in (
+        ("organ_hue=off", "no gate 'organ_hue'. Did you mean 'organ-hu'"),
+        ("visibility=1", "expected on or off, found '1'"),
+        ("minimum-cnr=off", "expected a number, found 'off'"),
+    ):
+        with pytest.raises(typer.BadParameter, match=message):
+            parse_gates([text])
+
+
+def test_help_names_every_gate(run_cli: Run) -> None:
+    text = " ".join(run_cli("synthesize", "--help").stdout.replace("│", " ").split())
+    assert all(field.replace("_", "-") in text.replace("- ", "-") for field in GateConfig.model_fields)
+
+
+def test_gates_of_flags_are_in_the_plan_and_those_of_the_recipe_stay(run_cli: Run, recipe: Path) -> None:
+    flags = ("--gate", "max-dark-hu=50", "--gate", "visibility=on", "--keep-rejected")
+    document = json.loads(run_cli("synthesize", "--recipe", recipe, *flags, "--dry-run", "--json").stdout)
+    gates = document["configuration"]["gates"]
+    assert (gates["organ_hu"], gates["visibility"], gates["max_dark_hu"]) == (False, True, 50.0)
+    assert document["configuration"]["keep_rejected"] is True
+
+
+def test_dry_run_refuses_what_does_not_fit(run_cli: Run) -> None:
+    outcome = run_cli("synthesize", "--labels", "kidney tumor:0.95", "-n", "1", "--dry-run", "--quiet")
+    assert (outcome.code, outcome.stdout) == (1, "")
+    assert "The largest that fits" in outcome.stderr

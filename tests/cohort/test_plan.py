@@ -7,9 +7,17 @@ from typing import Any
 
 import pytest
 
-from maisi_aug.cohort.plan import CasePlan, CohortPlan, PlannedLesion, plan_from_texts
+from maisi_aug.cohort.plan import (
+    CasePlan,
+    CohortPlan,
+    PlannedLesion,
+    plan_bare_images,
+    plan_from_texts,
+    plan_given_maps,
+)
 from maisi_aug.cohort.recipe import load_recipe
 from maisi_aug.errors import RequestError, VocabularyError
+from maisi_aug.seeds import case_seed
 from maisi_aug.vocabulary.labels import FULL_VOCABULARY, MAISI, SlotBinding
 from maisi_aug.vocabulary.sizes import SizeDistribution, reference_distribution, volume_ml
 
@@ -159,3 +167,28 @@ def test_names_of_a_cohort_that_grows_beyond_their_digits_stay() -> None:
     assert (cases[0].case_id, cases[-1].case_id) == ("case_0001", "case_10001")
     long = plan("liver", num_cases=10_002, grown_from=(10_001,)).cases
     assert long[0].case_id == "case_00001"
+
+
+def test_cases_are_told_apart_by_what_they_ask_for_and_not_by_its_words() -> None:
+    def asked(text: str, num_cases: int = 2) -> list[str]:
+        plan = plan_from_texts([text], vocabulary=MAISI, num_cases=num_cases, seed=0)
+        return [case.asked for case in plan.cases]
+
+    assert asked("liver tumor:0.3") == asked("hepatic tumor:0.3")
+    assert len(set(asked("liver tumor:0.3") + asked("liver tumor:0.4") + asked("lung tumor:0.3"))) == 3
+    assert asked("spleen") != asked("liver")
+    assert [case.asked for case in plan_given_maps(["a.nii.gz", "b.nii.gz"], num_cases=2).cases] == [
+        "a.nii.gz",
+        "b.nii.gz",
+    ]
+    assert plan_bare_images(1).cases[0].asked == "image only"
+
+
+def test_cohorts_of_different_requests_or_seeds_show_different_patients() -> None:
+    seeds = [
+        case_seed(seed, case.asked, case.index, 0)
+        for seed in (0, 1)
+        for text in ("liver tumor:0.3", "liver tumor:0.5", "lung tumor:0.3", "spleen")
+        for case in plan_from_texts([text], vocabulary=MAISI, num_cases=4, seed=seed).cases
+    ]
+    assert len(set(seeds)) == len(seeds) == 32

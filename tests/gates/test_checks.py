@@ -7,9 +7,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
-from maisi_aug.gates.checks import Verdict, check_geometry, check_lesion_size, check_organ_hu, check_presence
-from maisi_aug.vocabulary.hu import HuRange, expected_contrast_sign, reference_hu_ranges
+from maisi_aug.gates.checks import (
+    Verdict,
+    check_geometry,
+    check_hu_bias,
+    check_lesion_size,
+    check_organ_hu,
+    check_presence,
+)
+from maisi_aug.vocabulary.hu import HuRange, bundle_hu_ranges, expected_contrast_sign, reference_hu_ranges
 from maisi_aug.vocabulary.labels import MAISI, SlotBinding
 from maisi_aug.volumes.grid import Grid
 from tests.builders.liver_case import GRID, build_case
@@ -144,3 +152,50 @@ def test_every_tumor_has_an_expected_contrast() -> None:
     assert signs["hepatic tumor"] == signs["pancreatic tumor"] == signs["bone lesion"] == -1
     assert expected_contrast_sign("kidney tumor") == -1
     assert expected_contrast_sign("something else") == 0
+
+
+def paint(shift_hu: float, bundle: str = "") -> tuple[NDArray[np.int16], NDArray[np.uint8], tuple[HuRange, ...]]:
+    """Blocks of organs at their usual HU plus a shift."""
+    ranges = bundle_hu_ranges(bundle)
+    label_map = np.zeros((len(ranges) * 6, 8, 6), dtype=np.uint8)
+    image = np.full(label_map.shape, -1000, dtype=np.int16)
+    for place, bounds in enumerate(ranges):
+        block = slice(place * 6, place * 6 + 5)
+        assert bounds.median_hu is not None
+        label_map[block], image[block] = bounds.label_ids[0], round(bounds.median_hu + shift_hu)
+    return image, label_map, ranges
+
+
+@pytest.mark.parametrize("bundle", ["", "phantom-ct"])
+@pytest.mark.parametrize(
+    ("shift_hu", "passed"), [(-60, False), (-50, False), (-40, False), (-20, True), (0, True), (45, True), (80, False)]
+)
+def test_bias_over_all_organs_is_told_and_a_dark_case_fails(bundle: str, shift_hu: int, passed: bool) -> None:
+    image, label_map, ranges = paint(shift_hu, bundle)
+    organs = check_organ_hu(image, label_map, ranges)
+    verdict = check_hu_bias(organs, ranges, max_dark_hu=38.0, max_bright_hu=60.0)
+    assert verdict.passed is passed
+    assert verdict.figures["bias_hu"] == pytest.approx(shift_hu, abs=1)
+    assert verdict.figures["num_organs"] == len(ranges)
+    assert ("HU bias: found organs" in verdict.message) is not passed
+
+
+def test_many_bones_count_as_one_organ_of_the_bias() -> None:
+    image, label_map, ranges = paint(-50)
+    singles = tuple(single for bounds in ranges for single in bounds.split())
+    bones = np.zeros((60, 8, 6), dtype=np.uint8)
+    for place in range(10):
+        bones[place * 6 : place * 6 + 5] = 33 + place
+    label_map = np.concatenate([label_map, bones])
+    image = np.concatenate([image, np.where(bones, 272, -1000).astype(np.int16)])
+    verdict = check_hu_bias(check_organ_hu(image, label_map, singles), singles, max_dark_hu=38.0, max_bright_hu=60.0)
+    assert not verdict.passed
+    assert verdict.figures["deviations_hu"]["bone"] == pytest.approx(0, abs=1)
+
+
+def test_bias_of_one_organ_is_told_and_not_judged() -> None:
+    image, label_map = build_case()
+    ranges = reference_hu_ranges()
+    verdict = check_hu_bias(check_organ_hu(image - 60, label_map), ranges, max_dark_hu=5.0, max_bright_hu=5.0)
+    assert verdict.passed
+    assert "not judged" in verdict.message

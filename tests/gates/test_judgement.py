@@ -9,8 +9,9 @@ from numpy.typing import NDArray
 
 from maisi_aug.cohort.plan import CasePlan, PlannedLesion
 from maisi_aug.cohort.recipe import GateConfig
-from maisi_aug.gates.judgement import judge_image, judge_label_map, unrealised_lesions
+from maisi_aug.gates.judgement import judge_image, judge_label_map, judge_organ_hu, overlay_ranges, unrealised_lesions
 from maisi_aug.lesions.planting import PlantedLesion
+from maisi_aug.vocabulary.hu import HuRange, reference_hu_ranges
 from maisi_aug.vocabulary.labels import BODY_ID, MAISI
 from maisi_aug.volumes.grid import Grid
 
@@ -100,7 +101,12 @@ def test_lesion_of_another_size_fails_unless_the_tolerance_allows_it(label_map: 
 
 def test_good_image_passes_every_gate(image_hu: NDArray[np.int16], label_map: NDArray[np.uint8]) -> None:
     verdicts = judge(image_hu, label_map)
-    assert verdicts == {"geometry": [True], "organ HU": [True], "lesion visibility": [True, True]}
+    assert verdicts == {
+        "geometry": [True],
+        "organ HU": [True],
+        "HU bias": [True],
+        "lesion visibility": [True, True],
+    }
 
 
 def test_gates_can_be_switched_off(image_hu: NDArray[np.int16], label_map: NDArray[np.uint8]) -> None:
@@ -141,3 +147,72 @@ def test_verdicts_can_be_written_as_json(image_hu: NDArray[np.int16], label_map:
 def test_lesions_before_anything_is_drawn_are_requests_only() -> None:
     records = unrealised_lesions(replace(CASE, lesions=(planned(2.5),)))
     assert [(record.requested_ml, record.percentile, record.realised_ml) for record in records] == [(2.5, 0.3, None)]
+
+
+def test_case_whose_organs_are_all_too_dark_does_not_pass(
+    image_hu: NDArray[np.int16], label_map: NDArray[np.uint8]
+) -> None:
+    dark = np.where(label_map > 0, image_hu - 90, image_hu).astype(np.int16)  # 15 and 20 HU: in the ranges, each
+    verdicts = judge(dark, label_map)
+    assert (verdicts["organ HU"], verdicts["HU bias"]) == ([True], [False])
+    for switched in ({"hu_bias": False}, {"organ_hu": False}):
+        assert "HU bias" not in judge(dark, label_map, **switched)
+    assert judge(dark, label_map, max_dark_hu=60.0)["HU bias"] == [True]
+
+
+def test_own_ranges_stand_above_published_ones(image_hu: NDArray[np.int16], label_map: NDArray[np.uint8]) -> None:
+    own = (HuRange("liver", (1,), 110.0, 130.0, 120.0), HuRange("spleen", (3,), 100.0, 125.0, 112.0))
+    organs, bias = judge_organ_hu(image_hu, label_map, bundle=None, gates=GateConfig(), own_ranges=own)
+    assert not organs.passed
+    assert "liver at 105 HU outside 110 to 130" in organs.message
+    assert [row["organ"] for row in organs.figures["organs"]] == ["liver", "spleen"]
+    assert bias.figures["bias_hu"] == pytest.approx(-8.5, abs=1.0)
+
+
+def test_overlaid_ranges_lose_the_labels_that_were_measured() -> None:
+    kidneys = next(row for row in reference_hu_ranges() if row.name == "kidney")
+    left = HuRange("left kidney", (14,), 100.0, 200.0, 150.0)
+    assert overlay_ranges((kidneys,), (left,)) == (replace(kidneys, label_ids=(5,)), left)
+    assert overlay_ranges((replace(kidneys, label_ids=(14,)),), (left,)) == (left,)
+
+
+def planted(share_outside: float | None, spread: float, volume_ml: float = LARGE_ML) -> PlantedLesion:
+    box = tuple(slice(0, 6) for _ in range(3))
+    return PlantedLesion(26, box, round(volume_ml / VOXEL_ML), volume_ml, (3, 3, 3), 1, share_outside, spread)
+
+
+def judge_place(label_map: NDArray[np.uint8], lesion: PlantedLesion, **options: Any) -> list[Any]:
+    found = judge_label_map(CASE, label_map, (lesion,), GRID, vocabulary=MAISI, gates=GateConfig(**options)).verdicts
+    return [verdict for verdict in found if verdict.gate == "lesion place"]
+
+
+@pytest.mark.parametrize(
+    ("share_outside", "spread", "message"),
+    [
+        (0.05, 1.2, ""),
+        (0.40, 1.2, "40% of 6.5 mL outside the host, at most 10% expected"),
+        (0.05, 2.5, "6.5 mL spread 2.50 times as wide as a ball, at most 1.5 expected"),
+    ],
+)
+def test_planted_lesion_has_to_lie_in_its_host_and_be_compact(
+    label_map: NDArray[np.uint8], share_outside: float, spread: float, message: str
+) -> None:
+    (verdict,) = judge_place(label_map, planted(share_outside, spread))
+    assert verdict.passed is not bool(message)
+    assert message in verdict.message
+    assert verdict.figures["lesions"][0]["spread"] == spread
+
+
+def test_lesion_that_was_in_the_map_before_is_measured_and_not_judged(label_map: NDArray[np.uint8]) -> None:
+    (verdict,) = judge_place(label_map, planted(None, 2.5))
+    assert verdict.passed
+    assert "Not judged" in verdict.message
+    assert judge_place(label_map, planted(0.4, 2.5), lesion_place=False) == []
+    assert judge_place(label_map, planted(0.4, 2.5), max_share_outside=0.5, max_spread=3.0)[0].passed
+
+
+def test_gates_that_are_off_say_nothing(label_map: NDArray[np.uint8]) -> None:
+    gates = {verdict.gate for verdict in judge_map(label_map, presence=False, lesion_size=False).verdicts}
+    assert gates == set()
+    assert GateConfig().changes() == {}
+    assert GateConfig(presence=False, minimum_cnr=0.5).changes() == {"presence": False, "minimum_cnr": 0.5}

@@ -67,7 +67,7 @@ def test_manifest_holds_what_is_on_the_disk(reference: CohortSummary) -> None:
         assert record.reason == ""
         assert record.mask_origin["source"] == "plant"
         assert record.licence == "Apache-2.0"
-        assert {verdict.gate for verdict in record.verdicts} == {"presence", "lesion size", "geometry"}
+        assert {verdict.gate for verdict in record.verdicts} == {"presence", "lesion size", "lesion place", "geometry"}
 
 
 def test_label_file_holds_the_requested_labels_of_the_anatomy_only(reference: CohortSummary) -> None:
@@ -314,7 +314,7 @@ def test_lesion_larger_than_any_host_stops_the_run_at_the_first_case(
     resolve: Callable[..., ResolvedCohort], tmp_path: Path
 ) -> None:
     cohort = resolve(labels=["kidney tumor:900mL"], num_cases=NUM_MANY)
-    with pytest.raises(LesionError, match=r"kidney tumor: expected room for 900\.00 mL .*, found .* mL"):
+    with pytest.raises(LesionError, match=r"at most 150% of its host, .* found 900\.00 mL .* largest that fits"):
         synthesize_cohort(cohort, tmp_path, device="cpu")
     assert load_manifest(tmp_path).records == ()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,7 +12,8 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from maisi_aug.errors import LesionError
-from maisi_aug.lesions.planting import MIN_HOST_SHARE, LesionWish, PlantedLesion, measure_lesions, plant_lesions
+from maisi_aug.lesions.growth_rules import GrowthRule, growth_rule_of
+from maisi_aug.lesions.planting import LesionWish, PlantedLesion, largest_that_fits_ml, measure_lesions, plant_lesions
 from maisi_aug.volumes.components import is_any_of
 
 LabelMap = NDArray[np.uint8]
@@ -133,16 +135,21 @@ def build_thin_pancreas() -> LabelMap:
     return label_map
 
 
-def plant_pancreatic(diameter_mm: float, *, bulge_ids: tuple[int, ...], seed: int) -> tuple[LabelMap, PlantedLesion]:
+BULGING = GrowthRule(0.7, 10.0, rim_mm=30.0, in_cavity=False, room_share=0.0, max_spread=3.0, source="a test")
+
+
+def plant_pancreatic(diameter_mm: float, *, rule: GrowthRule | None, seed: int) -> tuple[LabelMap, PlantedLesion]:
     label_map = build_thin_pancreas()
-    wish = LesionWish(24, (4,), sphere_ml(diameter_mm), bulge_ids=bulge_ids)
+    wish = LesionWish(24, (4,), sphere_ml(diameter_mm), rule=rule)
     rng = np.random.default_rng(seed)
     planted_map, (lesion,) = plant_lesions(label_map, [wish], spacing_mm=SPACING_MM, rng=rng)
     mask = planted_map == 24
     assert mask.sum() == lesion.num_voxels == round(wish.volume_ml / VOXEL_ML)
     assert ndimage.label(mask, TOUCHING)[1] == 1
-    assert set(np.unique(label_map[mask])) <= {4, *bulge_ids}
-    assert (label_map[mask] == 4).sum() >= (MIN_HOST_SHARE if bulge_ids else 1.0) * lesion.num_voxels
+    assert set(np.unique(label_map[mask])) <= ({4, 200} if rule else {4})
+    outside = (label_map[mask] != 4).mean()
+    assert lesion.share_outside == pytest.approx(outside, abs=1e-4)
+    assert outside <= (rule.max_share_outside if rule else 0.0)
     assert lesion.host_id == 4
     return planted_map, lesion
 
@@ -153,15 +160,15 @@ def longest_side_mm(lesion: PlantedLesion) -> float:
 
 @pytest.mark.parametrize("seed", range(4))
 def test_lesion_bulges_out_of_a_thin_host_where_it_may(seed: int) -> None:
-    _, inside = plant_pancreatic(42, bulge_ids=(), seed=seed)
-    _, bulging = plant_pancreatic(42, bulge_ids=(200,), seed=seed)
+    _, inside = plant_pancreatic(42, rule=None, seed=seed)
+    _, bulging = plant_pancreatic(42, rule=BULGING, seed=seed)
     assert longest_side_mm(bulging) < 0.8 * longest_side_mm(inside)
 
 
 def test_lesion_larger_than_its_host_fits_where_it_may_bulge() -> None:
     with pytest.raises(LesionError, match=r"expected room for 65\.45 mL \(50\.0 mm\) in one connected part"):
-        plant_pancreatic(50, bulge_ids=(), seed=0)
-    plant_pancreatic(50, bulge_ids=(200,), seed=0)
+        plant_pancreatic(50, rule=None, seed=0)
+    plant_pancreatic(50, rule=BULGING, seed=0)
 
 
 def test_lesion_that_would_lie_mostly_outside_its_host_is_refused() -> None:
@@ -170,14 +177,63 @@ def test_lesion_that_would_lie_mostly_outside_its_host_is_refused() -> None:
         match=r"expected room for 179\.59 mL \(70\.0 mm\), at least 53\.88 mL of it in one connected part of its host "
         r"\(pancreas\), found 47\.19 mL free",
     ):
-        plant_pancreatic(70, bulge_ids=(200,), seed=0)
+        plant_pancreatic(70, rule=BULGING, seed=0)
+
+
+def test_lesion_too_large_beside_its_host_is_refused_and_the_largest_that_fits_is_found() -> None:
+    rule = growth_rule_of("pancreatic tumor")
+    with pytest.raises(LesionError, match=r"at most 100% of its host, 47\.19 mL .* found 65\.45 mL \(50\.0 mm\)"):
+        plant_pancreatic(50, rule=rule, seed=0)
+    wish = LesionWish(24, (4,), 65.45, rule=rule)
+    largest_ml = largest_that_fits_ml(build_thin_pancreas(), wish, spacing_mm=SPACING_MM, rng=np.random.default_rng(0))
+    assert 5.0 < largest_ml <= 47.19
+    for seed in range(3):
+        small = LesionWish(24, (4,), 0.9 * largest_ml, rule=rule)
+        plant_lesions(build_thin_pancreas(), [small], spacing_mm=SPACING_MM, rng=np.random.default_rng(seed))
+    nowhere = LesionWish(24, (5,), 10.0, rule=rule)
+    assert largest_that_fits_ml(build_map(), nowhere, spacing_mm=SPACING_MM, rng=np.random.default_rng(0)) == 0.0
 
 
 def test_lesion_with_room_for_a_round_shape_stays_inside() -> None:
     for seed in range(3):
-        may, _ = plant_pancreatic(20, bulge_ids=(200,), seed=seed)
-        must, _ = plant_pancreatic(20, bulge_ids=(), seed=seed)
+        may, _ = plant_pancreatic(20, rule=BULGING, seed=seed)
+        must, _ = plant_pancreatic(20, rule=None, seed=seed)
         np.testing.assert_array_equal(may, must)
+
+
+def build_flank() -> LabelMap:
+    """A kidney of 90 mL under a rib, beside a muscle, near the skin; a liver and a colon in front of it."""
+    label_map = np.zeros((70, 60, 50), dtype=np.uint8)
+    label_map[4:66, 4:56] = 200
+    i, j, k = np.ogrid[:70, :60, :50]
+    label_map[((i - 22) / 8) ** 2 + ((j - 20) / 8) ** 2 + ((k - 25) / 10.5) ** 2 < 1] = 14
+    label_map[36:44, 8:24] = 104
+    label_map[8:11, 8:40, 22:25] = 70
+    label_map[14:50, 34:50, 10:45] = 1
+    label_map[12:20, 28:33, 5:45] = 62
+    return label_map
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_large_lesion_pushes_organs_aside_and_leaves_bone_muscle_and_skin_alone(seed: int) -> None:
+    label_map = build_flank()
+    kidney_ml = float((label_map == 14).sum()) * VOXEL_ML
+    rule = growth_rule_of("kidney tumor")
+    wish = LesionWish(129, (14,), 1.1 * kidney_ml, rule=rule)
+    planted_map, (lesion,) = plant_lesions(label_map, [wish], spacing_mm=SPACING_MM, rng=np.random.default_rng(seed))
+    tumor = planted_map == 129
+    assert tumor.sum() == round(wish.volume_ml / VOXEL_ML)
+    assert lesion.share_outside is not None
+    assert lesion.spread is not None
+    assert lesion.share_outside <= rule.max_share_outside
+    assert lesion.spread <= rule.max_spread
+    for fixed in (0, 104, 70):
+        np.testing.assert_array_equal(planted_map == fixed, label_map == fixed)
+    depth_mm = ndimage.distance_transform_edt(planted_map > 0) * SPACING_MM[0]
+    assert depth_mm[tumor].min() >= 12.0
+    # The kidney gives way: more of it is left than a lesion that only replaces tissue would leave.
+    assert (planted_map == 14).sum() * VOXEL_ML > kidney_ml - (1 - lesion.share_outside) * wish.volume_ml + 1.0
+    assert (planted_map == 1).sum() > 0.6 * (label_map == 1).sum()
 
 
 def test_planting_depends_on_its_seed_alone() -> None:
@@ -246,3 +302,23 @@ def test_planted_lesion_converts_to_json() -> None:
     assert plain["mask_bbox"] == [[part.start, part.stop] for part in lesion.mask_bbox]
     assert plain["num_voxels"] == lesion.num_voxels
     assert plain["centre_ijk"] == list(lesion.centre_ijk)
+
+
+def test_lung_tumour_crosses_a_fissure_where_another_lesion_keeps_to_its_host() -> None:
+    label_map = np.full((40, 40, 40), 200, dtype=np.uint8)
+    label_map[6:34, 6:34, 6:20] = 29
+    label_map[6:34, 6:34, 20:34] = 28
+    lobe_ml = float((label_map == 28).sum()) * VOXEL_ML
+    rule = growth_rule_of("lung tumor")
+    for seed in range(3):
+        wish = LesionWish(23, (28, 29), 0.3 * lobe_ml, rule=rule)
+        planted_map, (lesion,) = plant_lesions(
+            label_map, [wish], spacing_mm=SPACING_MM, rng=np.random.default_rng(seed)
+        )
+        kept, _ = plant_lesions(
+            label_map, [replace(wish, rule=None)], spacing_mm=SPACING_MM, rng=np.random.default_rng(seed)
+        )
+        assert {28, 29} <= set(np.unique(label_map[planted_map == 23]))
+        assert len(np.unique(label_map[kept == 23])) == 1
+        assert lesion.spread is not None
+        assert lesion.spread < 1.2

@@ -11,6 +11,7 @@ import pytest
 
 from maisi_aug.banks.label_map import BankMap
 from maisi_aug.errors import BankError, LesionError
+from maisi_aug.lesions.growth_rules import growth_rule_of
 from maisi_aug.lesions.planting import LesionWish, measure_lesions
 from maisi_aug.sources.plant_and_bank import BankSource, BaseMap, DrawnMap, FolderBank, PhantomBank, PlantSource
 from maisi_aug.vocabulary.labels import MAISI, SlotBinding
@@ -230,7 +231,7 @@ def test_phantoms_host_the_lesions(name: str) -> None:
 @pytest.mark.parametrize("label_id", VOCABULARY.tumor_ids, ids=VOCABULARY.name_of)
 def test_phantoms_host_every_tumour_of_50_mm_at_the_first_anatomy(label_id: int) -> None:
     grid = Grid.from_spacing((96, 80, 64), (4.0, 4.0, 4.0))
-    wish = LesionWish(label_id, VOCABULARY.hosts_of(label_id), 65.45, bulge_ids=(BODY,))
+    wish = LesionWish(label_id, VOCABULARY.hosts_of(label_id), 65.45, rule=growth_rule_of(VOCABULARY.name_of(label_id)))
     drawn = PlantSource(PhantomBank(vocabulary=VOCABULARY, grid=grid)).draw([wish], seed=3)
     _require_exact(drawn, [wish])
     assert drawn.origin["base"] == 0

@@ -1,0 +1,78 @@
+"""Whether the label maps of a bank hold the organs around the lesions, without which the networks draw grey bodies."""
+
+from __future__ import annotations
+
+import warnings
+
+from maisi_aug.banks.folder_bank import FolderBank
+from maisi_aug.bundle_spec.bundle import Bundle
+from maisi_aug.errors import BankError
+from maisi_aug.vocabulary.labels import Vocabulary
+
+MIN_ORGANS = 3
+"""Fewer organs than this, as in maps of the liver and its tumours alone, are no anatomy."""
+NUM_LOOKS = 3
+"""Usable maps that are looked at before a bank is said to hold no more organs."""
+HOW_TO_COMPLETE = (
+    "Complete them with TotalSegmentator's organs: maisi-aug prepare --images CTS --labels {maps} --map 'ID=NAME' "
+    "--run-totalsegmentator --bundle {bundle} --out prepared (or --organs FOLDER with its results), then --mask-bank "
+    "prepared"
+)
+
+
+def count_organs(bank: FolderBank, num_looks: int = NUM_LOOKS) -> tuple[int, str, tuple[int, ...]]:
+    """The most organs that one of a bank's first maps holds, the name of that map, and the ids of its organs.
+
+    Args:
+        bank: A map is read for its ids unless a list promises them.
+        num_looks: Usable maps to look at; fewer where one has enough.
+
+    Raises:
+        BankError: No map can be used.
+    """
+    best: tuple[int, str, tuple[int, ...]] = (0, "", ())
+    looked = 0
+    for index, name in enumerate(bank.names):
+        ids = bank.ids_of(index)
+        if ids is None:
+            continue
+        organs = tuple(sorted(label_id for label_id in ids if _is_organ(label_id, bank.vocabulary)))
+        looked += 1
+        if looked == 1 or len(organs) > best[0]:
+            best = len(organs), name, organs
+        if looked == num_looks or best[0] >= MIN_ORGANS:
+            break
+    return best
+
+
+def require_organs(bank: FolderBank, *, bundle: Bundle, is_allowed: bool = False) -> None:
+    """Raise unless a bank's maps hold the organs around the lesions.
+
+    A bundle that was fine-tuned has learnt from maps such as its user has: it takes any.
+
+    Args:
+        bank: The maps.
+        bundle: Whose networks draw them.
+        is_allowed: Warn instead of raising.
+
+    Raises:
+        BankError: With the command that completes the maps.
+    """
+    if bundle.spec.base is not None:
+        return
+    num_organs, name, organs = count_organs(bank)
+    if num_organs >= MIN_ORGANS:
+        return
+    found = ", ".join(map(bank.vocabulary.name_of, organs)) or "none"
+    complete = HOW_TO_COMPLETE.format(maps=bank.path, bundle=bundle.name)
+    sentence = (
+        f"Mask bank {bank.path}: expected label maps with the organs around the lesions, at least {MIN_ORGANS}, found "
+        f"{num_organs} ({found}) in {name}. The networks draw what no label names as grey body. {complete}"
+    )
+    if not is_allowed:
+        raise BankError(f"{sentence}; or add --allow-few-organs.")
+    warnings.warn(f"{sentence}.", stacklevel=3)
+
+
+def _is_organ(label_id: int, vocabulary: Vocabulary) -> bool:
+    return vocabulary.contains(label_id) and vocabulary.label(label_id).kind == "organ"

@@ -1,0 +1,137 @@
+"""What organs look like in the user's own CTs: HU ranges, measured in CTs with label maps or read from a file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from maisi_aug.banks.folder_bank import FolderBank
+from maisi_aug.banks.label_map import load_image_on
+from maisi_aug.errors import BankError, RecipeError, VocabularyError
+from maisi_aug.vocabulary.hu import MIN_ORGAN_VOXELS, HuRange
+from maisi_aug.vocabulary.labels import BODY_ID, Vocabulary
+from maisi_aug.volumes.grid import Grid
+
+MIN_CASES = 3
+NUM_SIGMAS = 3.0
+MIN_SIGMA_HU = 5.0
+"""Three scans of the same protocol may agree to the HU; the next patient will not."""
+
+
+def load_hu_reference(
+    path: Path, vocabulary: Vocabulary, *, grid: Grid, report: Callable[[int, int], None] | None = None
+) -> tuple[HuRange, ...]:
+    """Ranges of the medians of labels.
+
+    Args:
+        path: A folder, data list or dataset of CTs with label maps, read as mask banks are, or a JSON file such as
+            ``evaluate hu --reference`` writes.
+        vocabulary: Meaning of the names.
+        grid: Of the cohort.
+        report: Told (CTs measured, CTs in all).
+
+    Raises:
+        RecipeError: The file cannot be read, or no label is in enough CTs.
+        BankError: The folder has no label maps with CTs.
+        VolumeError: A CT cannot be read.
+    """
+    if path.is_file() and path.suffix.lower() == ".json" and (rows := _read_rows(path)) is not None:
+        return tuple(_to_range(row, vocabulary, f"HU reference {path}") for row in rows)
+    return _measure(path, vocabulary, grid, report)
+
+
+def ranges_to_json(ranges: Sequence[HuRange]) -> list[dict[str, Any]]:
+    """Ranges as plain values, such as ``cohort.yaml`` keeps and :func:`ranges_from_json` reads."""
+    return [
+        {
+            "name": row.name,
+            "label_ids": list(row.label_ids),
+            "low_hu": round(row.low_hu, 2),
+            "high_hu": round(row.high_hu, 2),
+            "median_hu": None if row.median_hu is None else round(row.median_hu, 2),
+        }
+        for row in ranges
+    ]
+
+
+def ranges_from_json(rows: Sequence[Mapping[str, Any]]) -> tuple[HuRange, ...]:
+    """What :func:`ranges_to_json` wrote."""
+    return tuple(HuRange(**{**row, "label_ids": tuple(row["label_ids"])}) for row in rows)
+
+
+def _read_rows(path: Path) -> list[Mapping[str, Any]] | None:
+    """The rows of a file of ranges; None for JSON of another kind, such as a data list."""
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise RecipeError(f"HU reference {path}: expected JSON, found: {error}. Check --hu-reference.") from error
+    rows = document.get("organs") if isinstance(document, Mapping) else None
+    return rows if isinstance(rows, list) else None
+
+
+def _to_range(row: Any, vocabulary: Vocabulary, subject: str) -> HuRange:
+    try:
+        ids = tuple(map(int, row["label_ids"])) if "label_ids" in row else (vocabulary.id_of(row["name"]),)
+        low, high = float(row["low_hu"]), float(row["high_hu"])
+        median = row.get("median_hu")
+        usual = (low + high) / 2 if median is None else float(median)
+        name = str(row.get("name") or vocabulary.name_of(ids[0]))
+    except VocabularyError as error:
+        raise RecipeError(f"{subject}: {error}") from error
+    except (KeyError, TypeError, ValueError, IndexError) as error:
+        raise RecipeError(
+            f'{subject}: expected rows such as {{"name": "liver", "low_hu": 20, "high_hu": 160}} under "organs", found '
+            f"{row!r}. Correct the file."
+        ) from error
+    if not low < high:
+        raise RecipeError(f"{subject}: expected low_hu below high_hu, found {low:g} and {high:g} for '{name}'.")
+    return HuRange(name, ids, low, high, usual)
+
+
+def _measure(
+    path: Path, vocabulary: Vocabulary, grid: Grid, report: Callable[[int, int], None] | None
+) -> tuple[HuRange, ...]:
+    bank = FolderBank(path, vocabulary=vocabulary, grid=grid, min_cover=0.0)
+    medians: dict[int, list[float]] = {}
+    num_read = 0
+    for index in range(len(bank.names)):
+        bank_map, image_path = bank.load(index), bank.image_path_of(index)
+        if bank_map is not None and image_path is not None:
+            num_read += 1
+            image_hu = load_image_on(image_path, bank_map.grid)
+            for label_id, box in bank_map.boxes.items():
+                values = image_hu[box][bank_map.label_map[box] == label_id]
+                if label_id != BODY_ID and values.size >= MIN_ORGAN_VOXELS:
+                    medians.setdefault(label_id, []).append(float(np.median(values)))
+        if report is not None:
+            report(index + 1, len(bank.names))
+    if not num_read:
+        raise BankError(f"HU reference {path}: expected label maps with their CTs, found none with a CT beside it.")
+    ranges = [
+        _summarise(vocabulary.name_of(label_id), label_id, found)
+        for label_id, found in sorted(medians.items())
+        if len(found) >= MIN_CASES
+    ]
+    if not ranges:
+        raise RecipeError(
+            f"HU reference {path}: expected a label in at least {MIN_CASES} CTs, found none in {num_read}. Add CTs, or "
+            "give a file of ranges."
+        )
+    return tuple(ranges)
+
+
+def _summarise(name: str, label_id: int, medians: Sequence[float]) -> HuRange:
+    """From the lower of mean - 3 sigma and the 0.5 percentile to the higher of their opposites."""
+    mean, sigma = float(np.mean(medians)), max(MIN_SIGMA_HU, float(np.std(medians, ddof=1)))
+    low, high = (float(value) for value in np.percentile(medians, [0.5, 99.5]))
+    return HuRange(
+        name,
+        (label_id,),
+        min(mean - NUM_SIGMAS * sigma, low),
+        max(mean + NUM_SIGMAS * sigma, high),
+        float(np.median(medians)),
+    )

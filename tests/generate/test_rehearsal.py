@@ -1,0 +1,67 @@
+"""A dry run tries what a run would try first, and says what fits."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from maisi_aug.cohort.recipe import build_config
+from maisi_aug.cohort.resolve import resolve_cohort
+from maisi_aug.errors import BankError, LesionError
+from maisi_aug.generate.rehearsal import find_hardest, rehearse
+from maisi_aug.volumes.image_files import save_label_map
+from tests.builders.tiny_bank import BODY, HEPATIC_TUMOR, LIVER, build_trunk, trunk_grid
+
+
+def rehearse_config(**values: Any) -> list[tuple[int, int]]:
+    told: list[tuple[int, int]] = []
+    rehearse(resolve_cohort(build_config(values)), lambda done, total: told.append((done, total)))
+    return told
+
+
+def test_cohort_that_fits_is_tried_once_for_every_kind_of_case() -> None:
+    assert rehearse_config(labels=["hepatic tumor:10-40mm", "spleen"], num_cases=6) == [(0, 2), (1, 2), (2, 2)]
+
+
+@pytest.mark.parametrize(
+    ("label", "message"),
+    [
+        (
+            "hepatic tumor:150mm",
+            r"^case_0001: hepatic tumor: .* 1767\.15 mL .* The largest that fits, by \d+ label maps",
+        ),
+        ("kidney tumor:0.95", r"^case_0001: kidney tumor: .* 659\.56 mL .* The largest that fits, .* about \d+"),
+    ],
+)
+def test_lesion_larger_than_its_host_bears_is_refused_with_the_largest_that_fits(label: str, message: str) -> None:
+    with pytest.raises(LesionError, match=message):
+        rehearse_config(labels=[label], num_cases=2)
+
+
+def test_bank_without_organs_is_refused_as_a_run_would(tmp_path: Path) -> None:
+    label_map = build_trunk(tumours_mm=(15.0,))
+    label_map[(label_map != LIVER) & (label_map != HEPATIC_TUMOR) & (label_map != 0)] = BODY
+    save_label_map(tmp_path / "a_seg.nii.gz", label_map, trunk_grid())
+    values = {"labels": ["hepatic tumor:20mm"], "mask_bank": str(tmp_path), "mask_labels": "maisi"}
+    with pytest.raises(BankError, match=r"found 1 \(liver\) in a_seg.nii.gz.*--run-totalsegmentator"):
+        rehearse_config(**values)
+    with pytest.warns(UserWarning, match="organs around the lesions"):
+        assert rehearse_config(**values, allow_few_organs=True)[-1] == (1, 1)
+
+
+def test_bank_that_lacks_the_host_is_refused_as_a_run_would(tmp_path: Path) -> None:
+    save_label_map(tmp_path / "a_seg.nii.gz", build_trunk(), trunk_grid())
+    with pytest.raises(BankError, match="pancreatic tumor"):
+        rehearse_config(labels=["pancreatic tumor:20mm"], mask_bank=str(tmp_path), mask_labels="maisi")
+
+
+def test_hardest_case_is_the_one_with_the_most_lesion_volume() -> None:
+    plan = resolve_cohort(build_config({"labels": ["lung tumor:8-30mm", "liver tumor:20mm"], "num_cases": 8})).plan
+    largest = {case.request: case for case in find_hardest(plan, has_own_lesions=False)}
+    assert len(largest) == 2
+    sizes = [case.lesions[0].volume_ml for case in plan.cases if case.request == "lung tumor:8-30mm"]
+    assert largest["lung tumor:8-30mm"].lesions[0].volume_ml == max(sizes)
+    own = {case.lesions[0].volume_ml for case in find_hardest(plan, has_own_lesions=True)}
+    assert {min(sizes), max(sizes)} <= own
