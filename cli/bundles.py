@@ -398,7 +398,7 @@ def _spell(described: Mapping[str, Any]) -> list[str]:
         "default grid": f"{_spell_grid(described['grid'])}; sides are multiples of {described['sides_multiple_of']}",
         "grids seen": _spell_limits(described["grid_limits"]),
         "sampling": f"{described['scheduler']}, {described['num_inference_steps']} steps",
-        "precision": "bfloat16 where the device computes in it" if described["mixed_precision"] else "float32",
+        "precision": "float16 on CUDA devices, float32 elsewhere" if described["mixed_precision"] else "float32",
         "label maps": masks and f"generated, {_spell_grid(masks['grid'])}, {masks['num_inference_steps']} steps",
         "on disk": f"{_spell_bytes(described['num_bytes'])} in {described['path']}",
         "base": described["base_path"] and f"{described['base']}, in {described['base_path']}",

@@ -21,7 +21,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "foundations": (
         *("cores", "errors", "grid", "seeds", "labels", "lesion_names", "sizes", "requests", "totalsegmentator_labels"),
         *("whole_files", "file_lock", "gzip_members"),
-        *("regions", "source_rules", "bundle_text", "decoding_config"),
+        *("regions", "source_rules", "bundle_text", "decoding_config", "precision"),
     ),
     "pure maths": (
         *("resampling", "deformation", "growth", "lesions", "lesion_editing", "body", "phantom", "quality", "pictures"),

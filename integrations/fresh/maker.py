@@ -64,7 +64,8 @@ class FreshMaker:
         config = CohortConfig.model_validate(configuration).model_copy(update={"num_cases": num_cases})
         cohort = resolve_cohort(config)
         device = resolve_device(device)
-        maker = AttemptMaker(cohort, open_source(cohort, device), Pipeline.load(cohort.bundle, device))
+        pipeline = Pipeline.load(cohort.bundle, device, precision=cohort.config.precision)
+        maker = AttemptMaker(cohort, open_source(cohort, device), pipeline)
         return cls(cohort, maker, number_requested(cohort, numbers), seed)
 
     def make(self, epoch: int, number: int) -> Pair:

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, Strict, ValidationError, fiel
 from pydantic_core import ErrorDetails
 
 from maisi_aug.bundle_spec.decoding import DecodingConfig
+from maisi_aug.bundle_spec.precision import PrecisionName
 from maisi_aug.cohort.recipe_files import read_recipe
 from maisi_aug.cohort.source_rules import AUTO_MAPPING, SOURCES_WITHOUT_REQUESTS, find_misfit
 from maisi_aug.errors import RecipeError, did_you_mean
@@ -81,6 +82,8 @@ class CohortConfig(BaseModel):
         size_reference: nnU-Net dataset or folder of label maps whose lesions define the percentiles.
         size_label: Id of the lesion in the size reference, or one id per label name.
         decoding: How images are decoded from their latents.
+        precision: What the networks compute in: ``float32``, ``bfloat16``, ``float16``, or ``auto``, which is float16
+            on CUDA devices and float32 elsewhere. It moves intensities; the manifest says what was taken.
         gates: Quality gates.
     """
 
@@ -108,6 +111,7 @@ class CohortConfig(BaseModel):
     size_reference: str | None = None
     size_label: _PositiveInt | dict[str, _PositiveInt] | None = None
     decoding: DecodingConfig = DecodingConfig()
+    precision: PrecisionName = "auto"
     gates: GateConfig = GateConfig()
 
     @model_validator(mode="before")
