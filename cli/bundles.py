@@ -76,7 +76,7 @@ def presets_command(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
 ) -> None:
-    """List what `synthesize --preset` takes: shape, spacing and decode window by GPU memory and by body region.
+    """List what `synthesize --preset` takes: shape, spacing and decode windows by GPU memory and by body region.
 
     Memory is what NVIDIA reports for its own code on an A100, not a measurement of maisi-aug.
 
@@ -106,6 +106,7 @@ def _to_json(preset: Preset, bundles: tuple[str, ...]) -> dict[str, Any]:
         "spacing_mm": list(preset.spacing_mm),
         "extent_mm": list(preset.grid.extent_mm),
         "decode_window": None if preset.decode_window is None else list(preset.decode_window),
+        "decode_overlap": None if preset.decode_window is None else preset.overlap,
         "memory_gb": preset.memory_gb,
         "peak_gb": preset.peak_gb,
         "bundles": list(bundles),
@@ -122,7 +123,9 @@ def _print_table(rows: list[tuple[Preset, tuple[str, ...]]]) -> None:
         table.add_column(heading)
     table.add_column("source", justify="right")
     for preset, bundles in rows:
-        window = "whole" if preset.decode_window is None else "x".join(map(str, preset.decode_window))
+        window = "whole"
+        if preset.decode_window is not None:
+            window = f"{'x'.join(map(str, preset.decode_window))}, overlap {preset.overlap:g}"
         table.add_row(
             preset.name,
             f"{preset.memory_gb} GB (up to {preset.peak_gb:g})",

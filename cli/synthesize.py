@@ -202,7 +202,7 @@ def synthesize(
         str | None,
         typer.Option(
             metavar="NAME",
-            help="Shape, spacing and decode window by GPU memory or body region, such as 16g-256x256x256 or chest; "
+            help="Shape, spacing, decode window and overlap by GPU memory or body region, such as 16g-256x256x256 or chest; "
             "listed by: maisi-aug bundles presets. --shape and --spacing stand above it.",
             rich_help_panel=_IMAGES,
         ),
@@ -238,7 +238,11 @@ def synthesize(
     ] = None,
     decode_overlap: Annotated[
         float | None,
-        typer.Option(min=0.0, help="Share of a window that neighbours share (default: 0.4).", rich_help_panel=_IMAGES),
+        typer.Option(
+            min=0.0,
+            help="Share of a window that neighbours share (default: the preset's, or 0.4).",
+            rich_help_panel=_IMAGES,
+        ),
     ] = None,
     num_splits: Annotated[
         str | None,

@@ -73,7 +73,7 @@ class CohortConfig(BaseModel):
             ``ct_wo_contrast`` do not.
         body_region: The body region of every image, or the uppermost and the lowest, for bundles that are told them
             (ddpm-ct); read off each label map when not given.
-        preset: Shape, spacing and decode window by one name, of ``maisi-aug bundles presets``.
+        preset: Shape, spacing, decode window and overlap by one name, of ``maisi-aug bundles presets``.
         shape: Voxels along I, J, K (right, anterior, superior); the preset's, or else the bundle's when not given, and
             the map's own with mask_source ``given``.
         spacing_mm: Voxel sides along I, J, K; the preset's, the bundle's or the map's own in the same way.
@@ -210,13 +210,14 @@ def override(values: Mapping[str, Any], flags: Mapping[str, Any]) -> dict[str, A
     """The recipe's values with those flags on top that were given (are not ``None``).
 
     A flag's name may be ``SECTION.FIELD``: the other fields of the section stay. A preset that is given as a flag
-    stands above the recipe's shape, spacing and decode window.
+    stands above the recipe's shape, spacing, decode window and overlap.
     """
     merged = dict(values)
     if flags.get("preset") is not None:
         merged = {name: value for name, value in values.items() if name not in GRID_FIELDS}
         if isinstance(merged.get("decoding"), Mapping):
-            merged["decoding"] = {name: value for name, value in merged["decoding"].items() if name != "window"}
+            kept = {name: value for name, value in merged["decoding"].items() if name not in ("window", "overlap")}
+            merged["decoding"] = kept
     for name, value in flags.items():
         section, _, field = name.partition(".")
         if value is not None and field:

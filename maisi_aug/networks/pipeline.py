@@ -186,7 +186,7 @@ class Pipeline:
                     f"guidance_scale: expected 0 without a label map, which has no tumours to enforce, found "
                     f"{guidance_scale:g}. Leave it out."
                 )
-            healthy = remove_lesions(label_map, self.bundle.vocabulary, spacing_mm=grid.spacing_mm)
+            healthy = remove_lesions(label_map, self.bundle.vocabulary, spacing_mm=grid.spacing_mm, with_cysts=True)
             unconditional = self._conditions(healthy, grid, "unknown", regions)
         with compute_in(self._autocast_type, self.networks.device), explain_compilation(self.compiler):
             latent = sample_latent(

@@ -87,7 +87,7 @@ class Outcome:
         regions = REGIONS[bundle.name]
         unconditional: Inputs | None = None
         if guidance_scale:
-            healthy = remove_lesions(label_map, bundle.vocabulary, spacing_mm=SPACING_MM)
+            healthy = remove_lesions(label_map, bundle.vocabulary, spacing_mm=SPACING_MM, with_cysts=True)
             unconditional = encode(healthy, SPACING_MM, "unknown", regions)
         self.latent = reference.sample(
             draw_noise(),
