@@ -202,7 +202,7 @@ def synthesize(
         str | None,
         typer.Option(
             metavar="NAME",
-            help="Shape, spacing, decode window and overlap by GPU memory or body region, such as 16g-256x256x256 or chest; "
+            help="Shape, spacing and decode windows by GPU memory or body region, such as 16g-256x256x256 or chest; "
             "listed by: maisi-aug bundles presets. --shape and --spacing stand above it.",
             rich_help_panel=_IMAGES,
         ),

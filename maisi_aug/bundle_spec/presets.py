@@ -1,4 +1,4 @@
-"""Presets: shape, spacing, decode window and its overlap in one word, by the memory of the GPU or by body region. Needs no torch.
+"""Presets: shape, spacing and decode windows in one word, by the memory of the GPU or by body region. Needs no torch.
 
 By memory they are data of the package, by region the recommended grids of a bundle's ``grid_limits``. A bundle takes
 those whose grids its networks have seen.
