@@ -32,7 +32,6 @@ from maisi_aug.system.whole_files import open_whole, sha256_of, write_text_whole
 
 StateDict = Mapping[str, Tensor]
 
-
 METADATA_KEY = "__metadata__"
 """Under which a safetensors file keeps what is no tensor."""
 
@@ -212,8 +211,8 @@ def write_safetensors(path: Path, content: bytes) -> None:
     """Write the content of a safetensors file, whole, with its metadata in the order of their names.
 
     The library puts several entries into a random order, and the file's hash would change with it. The file is the
-    length of its header in 8 bytes, the header as JSON, filled up with spaces to a multiple of 8 bytes, and the tensors,
-    whose offsets count from the end of the header.
+    length of its header in 8 bytes, the header as JSON, filled up with spaces to a multiple of 8 bytes, and the
+    tensors, whose offsets count from the end of the header.
 
     Args:
         path: Where to.
