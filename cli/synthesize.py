@@ -134,8 +134,9 @@ def synthesize(
     mask_source: Annotated[
         MaskSourceName | None,
         typer.Option(
-            help="plant lesions in tumour-free maps, take a bank's own, generate maps, draw given maps as they are, or "
-            "none: images alone (default: plant).",
+            metavar="SOURCE",
+            help="plant lesions in tumour-free maps (default); take a bank's own; diffusion: generate maps; draw given "
+            "maps as they are; none: images alone.",
             rich_help_panel=_MASKS,
         ),
     ] = None,
@@ -202,8 +203,8 @@ def synthesize(
         str | None,
         typer.Option(
             metavar="NAME",
-            help="Shape, spacing and decode windows by GPU memory or body region, such as 16g-256x256x256 or chest; "
-            "listed by: maisi-aug bundles presets. --shape and --spacing stand above it.",
+            help="Grid and decode windows by GPU memory or body region, such as 16g-256x256x256 or chest; listed by: "
+            "maisi-aug bundles presets.",
             rich_help_panel=_IMAGES,
         ),
     ] = None,
