@@ -128,7 +128,7 @@ def run(arguments: Sequence[str]) -> int:
         arguments: What follows the program's name; ``--debug`` may stand anywhere before ``--``.
 
     Returns:
-        The exit code: 0, 1 (the run failed or some cases were rejected) or 2 (usage or recipe).
+        The exit code: 0, 1 (the run failed or some cases were rejected), 2 (usage or recipe) or 130 (Ctrl-C).
     """
     arguments = list(arguments)
     end = arguments.index("--") if "--" in arguments else len(arguments)

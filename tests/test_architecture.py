@@ -46,7 +46,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
         *("balance", "balance_picture", "census", "attempts"),
     ),
     "adapters": ("evaluation", "integrations", "nnunet_trainers"),
-    "command line": ("cli",),
+    "command line": ("cli", "__main__"),
 }
 RANKS = {part: rank for rank, parts in enumerate(LAYERS.values()) for part in parts}
 

@@ -24,7 +24,7 @@ def test_plan_shows_what_a_dry_run_shows(run_cli: Run) -> None:
 
 
 def test_plan_takes_every_flag_but_those_of_a_run(run_cli: Run) -> None:
-    ours, theirs = (run_cli(verb, "--help").stdout for verb in ("plan", "synthesize"))
+    ours, theirs = (run_cli(verb, "--help-all").stdout for verb in ("plan", "synthesize"))
     for flag in ("--labels", "--bundle", "--balance-against", "--decode-window"):
         assert flag in ours
         assert flag in theirs
@@ -92,6 +92,8 @@ def test_flags_that_do_not_go_together_are_named(run_cli: Run, words: list[str],
 
 def test_words_are_read() -> None:
     assert parse_size_bins("5,10.5,20mm") == (5.0, 10.5, 20.0)
+    assert parse_size_bins("5mm, 1cm, 2 cm") == (5.0, 10.0, 20.0)
+    assert parse_size_bins("1,2,3cm") == (10.0, 20.0, 30.0)
     assert parse_lesion_map(["liver tumor = 2", "b=cancer"]) == {"liver tumor": "2", "b": "cancer"}
     with pytest.raises(Exception, match="expected diameters such as 5,10,20,30,50, found '5;10'"):
         parse_size_bins("5;10")

@@ -84,7 +84,7 @@ def test_terminated_run_says_so_and_goes_on(
         patched.setattr(StepLog, "write", write_and_stop)
         stopped = train("vae")
     message = "Stopped on request; what was finished is kept, and the same command goes on from there.\n"
-    assert stopped == (1, "", message)
+    assert stopped == (130, "", message)
     assert train("vae").code == 0
     assert len((tmp_path / "run" / "vae" / "log.jsonl").read_text(encoding="utf-8").splitlines()) == 3
 
