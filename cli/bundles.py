@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from maisi_aug.cli.shared.completion import complete_bundles, complete_known_bundles
 from maisi_aug.cli.shared.tables import open_table_console
 
 if TYPE_CHECKING:
@@ -28,7 +29,14 @@ ToOption = Annotated[
 
 
 def pull_command(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="A bundle that can be fetched: see bundles list.")],
+    name: Annotated[
+        str,
+        typer.Argument(
+            metavar="NAME",
+            autocompletion=complete_known_bundles,
+            help="A bundle that can be fetched: see bundles list.",
+        ),
+    ],
     with_masks: Annotated[
         bool,
         typer.Option("--with-masks", help="Also the networks that generate label maps, for --mask-source diffusion."),
@@ -72,7 +80,12 @@ def ask_for_licence() -> bool:
 
 def presets_command(
     name: Annotated[
-        str | None, typer.Argument(metavar="[NAME|FOLDER]", help="A bundle, to show no presets but those it takes.")
+        str | None,
+        typer.Argument(
+            metavar="[NAME|FOLDER]",
+            autocompletion=complete_bundles,
+            help="A bundle, to show no presets but those it takes.",
+        ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
 ) -> None:
@@ -186,7 +199,12 @@ def import_command(
 
 def convert_command(
     source: Annotated[
-        str, typer.Argument(metavar="NAME|FOLDER|FILE", help="A bundle, or one checkpoint (.pt) of a network.")
+        str,
+        typer.Argument(
+            metavar="NAME|FOLDER|FILE",
+            autocompletion=complete_bundles,
+            help="A bundle, or one checkpoint (.pt) of a network.",
+        ),
     ],
     to: Annotated[Path, typer.Option(metavar="DIR|FILE", help="New folder of the bundle, or new .safetensors file.")],
     dtype: Annotated[
@@ -218,7 +236,12 @@ def convert_command(
 
 
 def verify_command(
-    name: Annotated[str, typer.Argument(metavar="NAME|FOLDER", help="A bundle at hand, or a bundle's folder.")],
+    name: Annotated[
+        str,
+        typer.Argument(
+            metavar="NAME|FOLDER", autocompletion=complete_bundles, help="A bundle at hand, or a bundle's folder."
+        ),
+    ],
     as_json: JsonOption = False,
 ) -> None:
     """Verify a bundle: the SHA-256 of every weight file, and that names and shapes of all tensors are the networks'.
@@ -282,7 +305,14 @@ def list_command(as_json: JsonOption = False) -> None:
 
 @bundles_app.command("show")
 def show_command(
-    name: Annotated[str, typer.Argument(metavar="NAME|FOLDER", help="A bundle of the package, or a bundle's folder.")],
+    name: Annotated[
+        str,
+        typer.Argument(
+            metavar="NAME|FOLDER",
+            autocompletion=complete_bundles,
+            help="A bundle of the package, or a bundle's folder.",
+        ),
+    ],
     as_json: JsonOption = False,
 ) -> None:
     """Show a bundle: its networks and their widths, its slots, its size, and how its weights came to be."""

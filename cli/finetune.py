@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from maisi_aug.cli.shared.bars import add_phase, add_training, open_bars
+from maisi_aug.cli.shared.completion import complete_bundles
 from maisi_aug.cli.shared.parsing import parse_shape
 from maisi_aug.errors import PreparationError, VocabularyError, did_you_mean
 
@@ -204,7 +205,13 @@ def finetune_controlnet(
         list[str], typer.Option(metavar="NAME", help="Label to teach; may repeat.", rich_help_panel=_WHAT)
     ],
     base: Annotated[
-        str, typer.Option(metavar="NAME|FOLDER", help="Bundle to start from, fine-tuned or not.", rich_help_panel=_WHAT)
+        str,
+        typer.Option(
+            metavar="NAME|FOLDER",
+            autocompletion=complete_bundles,
+            help="Bundle to start from, fine-tuned or not.",
+            rich_help_panel=_WHAT,
+        ),
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the run; one that was begun is gone on with.")],
     slot: Annotated[

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
 
+from maisi_aug.cli.shared.completion import complete_bundles
 from maisi_aug.cli.shared.parsing import parse_shape, parse_spacing
 
 if TYPE_CHECKING:
@@ -114,6 +115,7 @@ def prepare(
         str | None,
         typer.Option(
             metavar="NAME|FOLDER",
+            autocompletion=complete_bundles,
             help="The bundle that is to be trained on: its grid and its names for slots. Name the --base of "
             f"finetune-controlnet. Default: {DEFAULT_BUNDLE}.",
         ),

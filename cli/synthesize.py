@@ -22,6 +22,13 @@ from maisi_aug.cli.shared.balance import (
     balance_config,
     save_balance,
 )
+from maisi_aug.cli.shared.completion import (
+    complete_anatomy,
+    complete_bundles,
+    complete_labels,
+    complete_presets,
+    complete_recipes,
+)
 from maisi_aug.cli.shared.dry_run import require_folder, show_plan
 from maisi_aug.cli.shared.parsing import (
     parse_decode_window,
@@ -91,6 +98,7 @@ def synthesize(
         list[str] | None,
         typer.Option(
             metavar="NAME[:SIZE][@SHARE]",
+            autocompletion=complete_labels,
             help="Lesion or organ, with a size: 0.3 (percentile), 0.1-0.6, 8-20mm, 4mL, 10-30mmx3; may repeat; join "
             "with + for one case.",
             rich_help_panel=_WHAT,
@@ -100,6 +108,7 @@ def synthesize(
         str | None,
         typer.Option(
             metavar="NAME[,NAME]",
+            autocompletion=complete_anatomy,
             help="Labels that labels/ID.nii.gz keeps, all that --labels names among them; its organs need no request "
             "and are in every case (default: what --labels names).",
             rich_help_panel=_WHAT,
@@ -114,7 +123,12 @@ def synthesize(
     seed: Annotated[int | None, typer.Option(min=0, help="Cohort seed (default: 0).", rich_help_panel=_WHAT)] = None,
     recipe: Annotated[
         str | None,
-        typer.Option(metavar="NAME|FILE", help="Recipe; flags stand above it.", rich_help_panel=_WHAT),
+        typer.Option(
+            metavar="NAME|FILE",
+            autocompletion=complete_recipes,
+            help="Recipe; flags stand above it.",
+            rich_help_panel=_WHAT,
+        ),
     ] = None,
     size_reference: Annotated[
         Path | None,
@@ -175,7 +189,13 @@ def synthesize(
         ),
     ] = None,
     bundle: Annotated[
-        str | None, typer.Option(metavar="NAME|FOLDER", help="Weights (default: phantom-ct).", rich_help_panel=_IMAGES)
+        str | None,
+        typer.Option(
+            metavar="NAME|FOLDER",
+            autocompletion=complete_bundles,
+            help="Weights (default: phantom-ct).",
+            rich_help_panel=_IMAGES,
+        ),
     ] = None,
     steps: Annotated[
         int | None, typer.Option(min=1, help="Sampling steps (default: the bundle's).", rich_help_panel=_IMAGES)
@@ -203,6 +223,7 @@ def synthesize(
         str | None,
         typer.Option(
             metavar="NAME",
+            autocompletion=complete_presets,
             help="Grid and decode windows by GPU memory or body region, such as 16g-256x256x256 or chest; listed by: "
             "maisi-aug bundles presets.",
             rich_help_panel=_IMAGES,

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from maisi_aug.cli.shared.bars import add_phase, add_training, open_bars
+from maisi_aug.cli.shared.completion import complete_bundles, complete_training_recipes
 
 if TYPE_CHECKING:
     from maisi_aug.training.cases.data import ReportPhase
@@ -19,12 +20,16 @@ if TYPE_CHECKING:
     from maisi_aug.training.masks.stages import MaskStageName
 
 DEFAULT_RECIPE = "train-phantom-ct"
-RecipeOption = Annotated[str, typer.Option("--recipe", help="A training recipe's name or file.")]
+RecipeOption = Annotated[
+    str,
+    typer.Option("--recipe", autocompletion=complete_training_recipes, help="A training recipe's name or file."),
+]
 ImageRecipeOption = Annotated[
     str | None,
     typer.Option(
         "--recipe",
         metavar="NAME|FILE",
+        autocompletion=complete_training_recipes,
         help="A training recipe's name or file; train-phantom-ct when neither it nor --data is given.",
     ),
 ]
@@ -140,7 +145,12 @@ LabelsOption = Annotated[
     typer.Option("--mask-labels", help="What the bank's ids mean, as for synthesize.", metavar="NAME|FILE"),
 ]
 BaseOption = Annotated[
-    str | None, typer.Option("--base", help="Bundle with image networks that the mask networks are added to.")
+    str | None,
+    typer.Option(
+        "--base",
+        autocompletion=complete_bundles,
+        help="Bundle with image networks that the mask networks are added to.",
+    ),
 ]
 
 

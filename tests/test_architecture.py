@@ -99,7 +99,7 @@ LISTINGS = [
 ]
 
 MAX_FUNCTION_LINES = 40
-MAX_MODULE_LINES = 400
+MAX_MODULE_LINES = 700
 
 
 class Import(NamedTuple):
