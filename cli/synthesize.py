@@ -22,6 +22,7 @@ from maisi_aug.cli.shared.balance import (
     balance_config,
     save_balance,
 )
+from maisi_aug.cli.shared.bars import show_loading
 from maisi_aug.cli.shared.completion import (
     complete_anatomy,
     complete_bundles,
@@ -374,9 +375,10 @@ def _run(
     may_resume: bool,
     is_quiet: bool,
 ) -> CohortSummary:
-    from maisi_aug.cli.shared.progress import CohortProgress
-    from maisi_aug.cohort.resolve import resolve_cohort
-    from maisi_aug.generate.run import synthesize_cohort
+    with show_loading(is_quiet=is_quiet):
+        from maisi_aug.cli.shared.progress import CohortProgress
+        from maisi_aug.cohort.resolve import resolve_cohort
+        from maisi_aug.generate.run import synthesize_cohort
 
     require_folder(out, may_resume=may_resume)
     with CohortProgress(is_quiet=is_quiet) as progress:

@@ -89,6 +89,63 @@ class StopRequest:
         self._before = {}
 
 
+class TimeIsUp(Exception):  # noqa: N818  no error: what was finished is kept, and the next run goes on
+    """The time of a run was over while its cases were prepared.
+
+    Args:
+        phase: What was going on.
+        done: How many cases were done.
+        total: Of how many.
+    """
+
+    def __init__(self, phase: str, done: int, total: int) -> None:
+        super().__init__(phase, done, total)
+        self.phase, self.done, self.total = phase, done, total
+
+
+class TimeLimit:
+    """The wall-clock time of a run, what comes before its first step included.
+
+    Args:
+        max_minutes: From now; None for no limit.
+    """
+
+    def __init__(self, max_minutes: float | None) -> None:
+        self._ends_at = None if max_minutes is None else time.monotonic() + 60 * max_minutes
+
+    @property
+    def minutes_left(self) -> float | None:
+        """At least 0; None without a limit."""
+        return None if self._ends_at is None else max(0.0, (self._ends_at - time.monotonic()) / 60)
+
+    def limit(
+        self, report_phase: Callable[[str], Callable[[int, int], None]], *, uninterrupted: tuple[str, ...] = ()
+    ) -> Callable[[str], Callable[[int, int], None]]:
+        """Phases that end when the time is up, after the case that they are at.
+
+        Args:
+            report_phase: Starts the progress of a phase that it is told the name of; its cases are kept one by one.
+            uninterrupted: How the names of phases begin whose work is kept as a whole only.
+
+        Returns:
+            The same, whose reports raise :class:`TimeIsUp`.
+        """
+
+        def begin(name: str) -> Callable[[int, int], None]:
+            report = report_phase(name)
+            if name.startswith(uninterrupted):
+                return report
+
+            def note(done: int, total: int) -> None:
+                report(done, total)
+                if done < total and self.minutes_left == 0.0:
+                    raise TimeIsUp(name, done, total)
+
+            return note
+
+        return begin
+
+
 __all__ = ["CHECKPOINT_NAME", "LOG_NAME", "LoopResult", "Objective", "ReportStep", "Stateless", "TrainingRun"]
 
 CHECKPOINT_NAME = "checkpoint.pt"
