@@ -222,8 +222,10 @@ def _run(
 
     if plan.request.runs_totalsegmentator:
         from maisi_aug.integrations.totalsegmentator import require_totalsegmentator
+        from maisi_aug.networks.pipeline import resolve_device
 
         require_totalsegmentator()  # before anything is written
+        resolve_device(maker.device)
     claim_folder(plan, out, update=update)
     if plan.request.runs_totalsegmentator:
         plan = _make_organs(plan, out / ORGANS_FOLDER, maker, report)

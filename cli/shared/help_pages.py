@@ -63,7 +63,7 @@ class PagedCommand(TyperCommand):
 
     def __init__(self, command: TyperCommand, everyday: frozenset[str]) -> None:
         self.__dict__.update(vars(command))
-        self.advanced = [
+        self.advanced: list[Any] = [
             option
             for option in command.params
             if option.param_type_name == "option" and not option.required and everyday.isdisjoint(option.opts)

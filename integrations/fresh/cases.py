@@ -204,7 +204,7 @@ class FreshCases:
         if self._is_quiet or not _is_first_worker() or (what == self._told and now < self._tells_at):
             return
         self._told, self._tells_at = what, now + TELL_SECONDS
-        print(f"Fresh cases: {state}", file=sys.stderr, flush=True)
+        sys.stderr.write(f"Fresh cases: {state}\n")
 
     def _connect(self) -> Connection:
         """This thread's own connection; the workers of a loader have inherited those of another process."""

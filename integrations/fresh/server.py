@@ -101,6 +101,7 @@ def _serve(connection: Connection, buffer: CaseBuffer, maker: _Maker) -> None:
                 while not wait([asked], WAITING_SECONDS).done:
                     connection.send(("waiting", maker.state))
                 error = asked.exception()
+                answer: tuple[object, ...]
                 answer = ("case", asked.result()) if error is None else ("failed", type(error).__name__, str(error))
                 connection.send(answer)
         except (OSError, EOFError):

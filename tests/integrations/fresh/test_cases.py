@@ -81,6 +81,17 @@ def test_loaders_with_and_without_workers_get_the_cases_of_the_schedule(cases: F
         assert found == expected
 
 
+def test_what_is_waited_for_is_told_from_the_first_second(
+    configuration: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """PyTorch alone takes longer to load than that."""
+    for is_quiet in (False, True):
+        with FreshCases(configuration, num_items=1, reuse=1, device="cpu", is_quiet=is_quiet) as waiting:
+            waiting.fetch(0, 0)
+        told = capsys.readouterr().err.splitlines()
+        assert (not told) if is_quiet else told[0] == "Fresh cases: loading the networks"
+
+
 def test_items_are_metatensors_of_the_requested_labels(cases: FreshCases) -> None:
     cases.set_epoch(0)
     item = cases[0]
