@@ -149,7 +149,7 @@ def takes_regions(unet: nn.Module) -> bool:
     return bool(getattr(unet, "include_top_region_index_input", False))
 
 
-HALF_TYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
+HALF_TYPES: Mapping[ComputeType, torch.dtype] = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
 def compute_in(precision: ComputeType, device: str) -> AbstractContextManager[object]:

@@ -38,11 +38,11 @@ def test_precision_that_a_device_could_only_emulate_is_refused(wanted: str, devi
 
 def test_half_precision_of_a_processor_is_taken_only_where_it_computes_in_it() -> None:
     for wanted in ("float16", "bfloat16"):
-        if computes_in(wanted, "cpu"):  # type: ignore[arg-type]
-            assert choose_precision(wanted, "cpu", bears_half=True) == wanted  # type: ignore[arg-type]
+        if computes_in(wanted, "cpu"):
+            assert choose_precision(wanted, "cpu", bears_half=True) == wanted
         else:
             with pytest.raises(RecipeError, match=f"'cpu' computes in, found '{wanted}'"):
-                choose_precision(wanted, "cpu", bears_half=True)  # type: ignore[arg-type]
+                choose_precision(wanted, "cpu", bears_half=True)
 
 
 def test_names_are_known_without_torch() -> None:

@@ -170,13 +170,13 @@ def test_weights_in_half_precision_change_no_image(
     for network in (halved.autoencoder, halved.diffusion_unet, halved.controlnet):
         store_in(precision, network)
     assert {p.dtype for p in halved.controlnet.parameters()} == {torch.float32, getattr(torch, precision)}
-    images = [
+    first, second = [
         Pipeline(bundle, each, precision=precision).synthesize_image(label_map, grid, seed=1, num_inference_steps=1)
         for each in (networks, halved)
     ]
-    assert np.array_equal(*images)
+    assert np.array_equal(first, second)
     plain = Pipeline(bundle, networks).synthesize_image(label_map, grid, seed=1, num_inference_steps=1)
-    assert not np.array_equal(images[0], plain)
+    assert not np.array_equal(first, plain)
 
 
 def test_processors_compute_in_float32_unless_told_otherwise(
