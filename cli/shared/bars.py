@@ -15,8 +15,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
 LOG_SECONDS = 60.0
-FIRST_LOG_SECONDS = 5.0
-"""How often a line tells of long work where there is no terminal for a bar, and after how long the first one does."""
+"""How often a line tells of long work where there is no terminal for a bar."""
 _LOGGED: WeakSet[Progress] = WeakSet()
 """Bars that are not drawn, because there is no terminal, and in whose place lines are printed."""
 OWN_WARNINGS = r".*: expected "
@@ -131,7 +130,7 @@ class _Log:
 
     def __init__(self, bars: Progress) -> None:
         self._bars = bars
-        self._next_at = monotonic() + FIRST_LOG_SECONDS
+        self._next_at = monotonic() + LOG_SECONDS
 
     def tell(self, line: str) -> None:
         """Print a line, unless another one was printed a short while ago."""

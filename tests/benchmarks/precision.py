@@ -45,15 +45,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for seed in range(FIRST_SEED, FIRST_SEED + options.num):
         label_map = build_label_map(seed=seed, grid=bundle.grid, region="abdomen").label_map
         exact = pipeline.synthesize_image(label_map, bundle.grid, seed=seed)
-        for name, way in ways.items():
+        for title, way in ways.items():
             with way():
                 image_hu = pipeline.synthesize_image(label_map, bundle.grid, seed=seed)
-            found[name].append(compare(image_hu, exact, label_map))
+            found[title].append(compare(image_hu, exact, label_map))
     sys.stdout.write(f"| {options.num} phantoms | mean absolute difference in the body, HU | ")
     sys.stdout.write(" | ".join(f"median of the {organ}, HU" for organ in ORGANS) + " |\n|" + "---|" * 5 + "\n")
-    for name, rows in found.items():
+    for title, rows in found.items():
         first, *others = np.mean(rows, axis=0)
-        sys.stdout.write(f"| {name} | {first:.2f} | " + " | ".join(f"{value:+.1f}" for value in others) + " |\n")
+        sys.stdout.write(f"| {title} | {first:.2f} | " + " | ".join(f"{value:+.1f}" for value in others) + " |\n")
 
 
 def compare(image_hu: NDArray[np.int16], exact: NDArray[np.int16], label_map: NDArray[np.uint8]) -> list[float]:

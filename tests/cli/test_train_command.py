@@ -160,7 +160,7 @@ def test_time_counts_the_phantoms_and_the_same_command_goes_on(run_cli: Callable
     words = ["train", "vae", "--recipe", recipe, "--out", out, "--device", "cpu"]
     stopped = run_cli(*words, "--max-minutes", "0")
     assert (stopped.code, stopped.stdout) == (0, f"{out}\n")
-    told = stopped.stderr.splitlines()[-1]  # a slow machine tells of the phantoms before
+    told = stopped.stderr.splitlines()[-1]
     assert told == "vae: the time was up while building phantoms, 1 of 2; run again to go on."
     assert len(list(out.glob("phantoms-*/*.npz"))) in (1, 2)  # two workers may have finished both by then
     assert not (out / "vae" / "log.jsonl").exists()
