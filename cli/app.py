@@ -13,6 +13,7 @@ from typer.main import get_command, get_group
 
 from maisi_aug import __version__
 from maisi_aug.cli.shared.boundary import guard, silence_third_parties
+from maisi_aug.cli.shared.help_pages import fit_help, unbreak
 
 PROGRAM = "maisi-aug"
 DEBUG_FLAG = "--debug"
@@ -65,7 +66,7 @@ def load_verb(name: str) -> Any:
     """
     scratch = typer.Typer(rich_markup_mode="rich")
     importlib.import_module(VERBS[name].module).register(scratch)
-    return get_group(scratch).commands[name]
+    return fit_help(get_group(scratch).commands[name], [name])
 
 
 class LazyGroup(TyperGroup):
@@ -127,13 +128,14 @@ def run(arguments: Sequence[str]) -> int:
         arguments: What follows the program's name; ``--debug`` may stand anywhere before ``--``.
 
     Returns:
-        The exit code: 0, 1 (the run failed or some cases were rejected) or 2 (usage or recipe).
+        The exit code: 0, 1 (the run failed or some cases were rejected), 2 (usage or recipe) or 130 (Ctrl-C).
     """
     arguments = list(arguments)
     end = arguments.index("--") if "--" in arguments else len(arguments)
     debug = DEBUG_FLAG in arguments[:end]
     kept = [word for word in arguments[:end] if word != DEBUG_FLAG] + arguments[end:]
     command = get_command(app)
+    command.help = unbreak(command.help)
     return guard(
         lambda: command.main(args=kept, prog_name=PROGRAM, standalone_mode=False),
         debug=debug,

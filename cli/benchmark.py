@@ -260,6 +260,8 @@ def run(
     if dry_run:
         _show_plan(config, out, device=device, as_json=as_json)
         return
+    if not plan_only:  # whose trainings run elsewhere
+        _require_device(device)
     benchmark = _open(out, config)
     for warning in benchmark.plan.warnings:
         typer.echo(f"Note: {warning}", err=True)
@@ -289,6 +291,13 @@ def arm(
     typer.echo(_spell_state(state))
     if state.status == "failed":
         raise typer.Exit(1)
+
+
+def _require_device(device: str) -> None:
+    """Raise for a device that cannot be used, before a folder is made."""
+    from maisi_aug.networks.pipeline import resolve_device
+
+    resolve_device(device)
 
 
 def _open(out: Path, config: BenchmarkConfig) -> Benchmark:

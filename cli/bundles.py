@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from maisi_aug.cli.shared.completion import complete_bundles, complete_known_bundles
 from maisi_aug.cli.shared.tables import open_table_console
 
 if TYPE_CHECKING:
@@ -28,7 +29,14 @@ ToOption = Annotated[
 
 
 def pull_command(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="A bundle that can be fetched: see bundles list.")],
+    name: Annotated[
+        str,
+        typer.Argument(
+            metavar="NAME",
+            autocompletion=complete_known_bundles,
+            help="A bundle that can be fetched: see bundles list.",
+        ),
+    ],
     with_masks: Annotated[
         bool,
         typer.Option("--with-masks", help="Also the networks that generate label maps, for --mask-source diffusion."),
@@ -72,11 +80,16 @@ def ask_for_licence() -> bool:
 
 def presets_command(
     name: Annotated[
-        str | None, typer.Argument(metavar="[NAME|FOLDER]", help="A bundle, to show no presets but those it takes.")
+        str | None,
+        typer.Argument(
+            metavar="[NAME|FOLDER]",
+            autocompletion=complete_bundles,
+            help="A bundle, to show no presets but those it takes.",
+        ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
 ) -> None:
-    """List what `synthesize --preset` takes: shape, spacing and decode window by GPU memory and by body region.
+    """List what `synthesize --preset` takes: shape, spacing and decode windows by GPU memory and by body region.
 
     Memory is what NVIDIA reports for its own code on an A100, not a measurement of maisi-aug.
 
@@ -106,6 +119,7 @@ def _to_json(preset: Preset, bundles: tuple[str, ...]) -> dict[str, Any]:
         "spacing_mm": list(preset.spacing_mm),
         "extent_mm": list(preset.grid.extent_mm),
         "decode_window": None if preset.decode_window is None else list(preset.decode_window),
+        "decode_overlap": None if preset.decode_window is None else preset.overlap,
         "memory_gb": preset.memory_gb,
         "peak_gb": preset.peak_gb,
         "bundles": list(bundles),
@@ -122,7 +136,9 @@ def _print_table(rows: list[tuple[Preset, tuple[str, ...]]]) -> None:
         table.add_column(heading)
     table.add_column("source", justify="right")
     for preset, bundles in rows:
-        window = "whole" if preset.decode_window is None else "x".join(map(str, preset.decode_window))
+        window = "whole"
+        if preset.decode_window is not None:
+            window = f"{'x'.join(map(str, preset.decode_window))}, overlap {preset.overlap:g}"
         table.add_row(
             preset.name,
             f"{preset.memory_gb} GB (up to {preset.peak_gb:g})",
@@ -183,7 +199,12 @@ def import_command(
 
 def convert_command(
     source: Annotated[
-        str, typer.Argument(metavar="NAME|FOLDER|FILE", help="A bundle, or one checkpoint (.pt) of a network.")
+        str,
+        typer.Argument(
+            metavar="NAME|FOLDER|FILE",
+            autocompletion=complete_bundles,
+            help="A bundle, or one checkpoint (.pt) of a network.",
+        ),
     ],
     to: Annotated[Path, typer.Option(metavar="DIR|FILE", help="New folder of the bundle, or new .safetensors file.")],
     dtype: Annotated[
@@ -215,7 +236,12 @@ def convert_command(
 
 
 def verify_command(
-    name: Annotated[str, typer.Argument(metavar="NAME|FOLDER", help="A bundle at hand, or a bundle's folder.")],
+    name: Annotated[
+        str,
+        typer.Argument(
+            metavar="NAME|FOLDER", autocompletion=complete_bundles, help="A bundle at hand, or a bundle's folder."
+        ),
+    ],
     as_json: JsonOption = False,
 ) -> None:
     """Verify a bundle: the SHA-256 of every weight file, and that names and shapes of all tensors are the networks'.
@@ -279,7 +305,14 @@ def list_command(as_json: JsonOption = False) -> None:
 
 @bundles_app.command("show")
 def show_command(
-    name: Annotated[str, typer.Argument(metavar="NAME|FOLDER", help="A bundle of the package, or a bundle's folder.")],
+    name: Annotated[
+        str,
+        typer.Argument(
+            metavar="NAME|FOLDER",
+            autocompletion=complete_bundles,
+            help="A bundle of the package, or a bundle's folder.",
+        ),
+    ],
     as_json: JsonOption = False,
 ) -> None:
     """Show a bundle: its networks and their widths, its slots, its size, and how its weights came to be."""
@@ -398,7 +431,7 @@ def _spell(described: Mapping[str, Any]) -> list[str]:
         "default grid": f"{_spell_grid(described['grid'])}; sides are multiples of {described['sides_multiple_of']}",
         "grids seen": _spell_limits(described["grid_limits"]),
         "sampling": f"{described['scheduler']}, {described['num_inference_steps']} steps",
-        "precision": "bfloat16 where the device computes in it" if described["mixed_precision"] else "float32",
+        "precision": "float16 on CUDA devices, float32 elsewhere" if described["mixed_precision"] else "float32",
         "label maps": masks and f"generated, {_spell_grid(masks['grid'])}, {masks['num_inference_steps']} steps",
         "on disk": f"{_spell_bytes(described['num_bytes'])} in {described['path']}",
         "base": described["base_path"] and f"{described['base']}, in {described['base_path']}",

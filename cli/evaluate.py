@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from enum import StrEnum
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -19,6 +20,14 @@ if TYPE_CHECKING:
 
     from maisi_aug.evaluation.cohort.case_sets import EvaluatedCase, SkippedCase
     from maisi_aug.volumes.image_files import Volume
+
+
+class ResamplingName(StrEnum):
+    """What `evaluate fid --resampling` takes."""
+
+    centred = "centred"
+    maisi = "maisi"
+
 
 evaluate_app = typer.Typer(no_args_is_help=True, help="Measure a cohort: fid, hu, lesions, agreement, memorization.")
 
@@ -52,6 +61,13 @@ def fid(
     ] = None,
     sha256: Annotated[str | None, typer.Option(help="First digits, at least 8, of the weights' SHA-256.")] = None,
     spacing: Annotated[str | None, typer.Option(help="Resample to these voxels in mm, such as 1 or 1x1x2.")] = None,
+    resampling: Annotated[
+        ResamplingName,
+        typer.Option(
+            help="How to come to --spacing: about the centre, smoothed where voxels become larger; or as in MAISI's "
+            "script, from the first voxel on and not smoothed, for figures to compare with MAISI's."
+        ),
+    ] = ResamplingName.centred,
     shape: Annotated[
         str | None, typer.Option(help="Fill up with air and cut to this shape, such as 256 or 512x512x256.")
     ] = None,
@@ -71,8 +87,8 @@ def fid(
 ) -> None:
     """2.5D FID and KID by plane, with an interval over cases and what real cases differ by among themselves.
 
-    MAISI's protocol: --spacing 1 --shape 512 --extractor radimagenet_resnet50 --weights FILE. On several GPUs:
-    torchrun --nproc-per-node 4 -m maisi_aug.cli.app evaluate fid ...
+    MAISI's protocol: --spacing 1 --resampling maisi --shape 512 --extractor radimagenet_resnet50 --weights FILE. On
+    several GPUs: torchrun --nproc-per-node 4 -m maisi_aug.cli.app evaluate fid ...
 
     Example: maisi-aug evaluate fid real_cts cohort --spacing 3.2 --shape 128x96x80 --out fid
     """
@@ -83,7 +99,7 @@ def fid(
     from maisi_aug.evaluation.fid.slices import SliceProtocol
     from maisi_aug.networks.pipeline import resolve_device
 
-    protocol = SliceProtocol(parse_spacing(spacing), parse_shape(shape), centre_share, every)
+    protocol = SliceProtocol(parse_spacing(spacing), parse_shape(shape), centre_share, every, resampling.value)
     _require_out(out, measurement.REPORT_NAME)
     sets = find_case_set(real), find_case_set(synthetic)
     with join_processes(resolve_device(device)) as (processes, place), show_stages("reading", is_quiet=quiet) as notify:

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from maisi_aug.cli.shared.bars import add_phase, add_training, open_bars
+from maisi_aug.cli.shared.bars import add_phase, add_training, open_bars, show_loading
+from maisi_aug.cli.shared.completion import complete_bundles
 from maisi_aug.cli.shared.parsing import parse_shape
 from maisi_aug.errors import PreparationError, VocabularyError, did_you_mean
 
@@ -204,7 +205,13 @@ def finetune_controlnet(
         list[str], typer.Option(metavar="NAME", help="Label to teach; may repeat.", rich_help_panel=_WHAT)
     ],
     base: Annotated[
-        str, typer.Option(metavar="NAME|FOLDER", help="Bundle to start from, fine-tuned or not.", rich_help_panel=_WHAT)
+        str,
+        typer.Option(
+            metavar="NAME|FOLDER",
+            autocompletion=complete_bundles,
+            help="Bundle to start from, fine-tuned or not.",
+            rich_help_panel=_WHAT,
+        ),
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the run; one that was begun is gone on with.")],
     slot: Annotated[
@@ -354,8 +361,9 @@ def finetune_controlnet(
             "loop": _describe_loop(steps, learning_rate, tune, validate_every, patience),
         }
     )
-    from maisi_aug.bundle_spec.bundle import load_bundle
-    from maisi_aug.training.finetune.checks import require_trainable, with_contrast, with_crop
+    with show_loading():
+        from maisi_aug.bundle_spec.bundle import load_bundle
+        from maisi_aug.training.finetune.checks import require_trainable, with_contrast, with_crop
 
     bundle = load_bundle(base)
     require_trainable(bundle)
@@ -398,13 +406,18 @@ def _run(
     base: Bundle,
     out: Path,
     device: str,
+    max_minutes: float | None,
     **how: Any,
 ) -> FinetuneResult | None:
     """Train with a progress bar on stderr; under ``torchrun`` all processes together, and None in all but the first."""
-    from maisi_aug.networks.pipeline import resolve_device
-    from maisi_aug.training.finetune.checks import with_precision
-    from maisi_aug.training.finetune.run import Finetuning
-    from maisi_aug.training.loop.processes import Processes
+    from maisi_aug.training.loop.stopping import TimeIsUp, TimeLimit
+
+    limit = TimeLimit(max_minutes)
+    with show_loading():
+        from maisi_aug.networks.pipeline import resolve_device
+        from maisi_aug.training.finetune.checks import with_precision
+        from maisi_aug.training.finetune.run import Finetuning
+        from maisi_aug.training.loop.processes import Processes
 
     device = resolve_device(device)
     config = with_precision(config, base, device)
@@ -424,11 +437,16 @@ def _run(
             out,
             device=processes.device_of(device),
             processes=processes,
-            report_phase=partial(add_phase, bars),
+            report_phase=limit.limit(partial(add_phase, bars), uninterrupted=("Looking",)),
             say=say,
         )
         report_step = add_training(bars, "Training", config.loop.num_steps)
-        result = run.train(report_step=report_step, **how)
+        result: FinetuneResult | None
+        try:
+            result = run.train(report_step=report_step, max_minutes=limit.minutes_left, **how)
+        except TimeIsUp as stop:
+            say(f"The time was up while {stop.phase.lower()}, {stop.done} of {stop.total}; run again to go on.")
+            result = None
     processes.leave()
     return result if processes.is_main else None
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from maisi_aug.cli.shared.completion import complete_bundles
 from maisi_aug.cli.shared.tables import open_table_console
 from maisi_aug.errors import VocabularyError
 from maisi_aug.vocabulary.labels import FULL_VOCABULARY, Label, Vocabulary, lookup_words
@@ -46,6 +47,7 @@ def labels(
         str | None,
         typer.Option(
             metavar="NAME|FOLDER",
+            autocompletion=complete_bundles,
             help="The bundle whose names for placeholder slots are listed; without it, those of phantom-ct.",
         ),
     ] = None,

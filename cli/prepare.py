@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
 
+from maisi_aug.cli.shared.completion import complete_bundles
 from maisi_aug.cli.shared.parsing import parse_shape, parse_spacing
 
 if TYPE_CHECKING:
@@ -118,6 +119,7 @@ def prepare(
         str | None,
         typer.Option(
             metavar="NAME|FOLDER",
+            autocompletion=complete_bundles,
             help="The bundle that is to be trained on: its grid and its names for slots. Name the --base of "
             f"finetune-controlnet. Default: {DEFAULT_BUNDLE}.",
         ),
@@ -224,8 +226,10 @@ def _run(
 
     if plan.request.runs_totalsegmentator:
         from maisi_aug.integrations.totalsegmentator import require_totalsegmentator
+        from maisi_aug.networks.pipeline import resolve_device
 
         require_totalsegmentator()  # before anything is written
+        resolve_device(maker.device)
     claim_folder(plan, out, update=update)
     if plan.request.runs_totalsegmentator:
         plan = _make_organs(plan, out / ORGANS_FOLDER, maker, report)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from maisi_aug.cli.shared.completion import complete_all_recipes
 from maisi_aug.cohort.recipe import CohortConfig, load_recipe
 from maisi_aug.cohort.recipe_files import copy_recipe, find_recipe, list_recipes, list_training_recipes, training_kind
 from maisi_aug.errors import MaisiAugError, RecipeError
@@ -22,7 +23,12 @@ recipes_app = typer.Typer(
 
 _HEADINGS = {"cohort": "Cohorts, made by synthesize", "training": "Bundles, made by train"}
 
-RecipeName = Annotated[str, typer.Argument(metavar="NAME|FILE", help="A recipe of the package, or a YAML file.")]
+RecipeName = Annotated[
+    str,
+    typer.Argument(
+        metavar="NAME|FILE", autocompletion=complete_all_recipes, help="A recipe of the package, or a YAML file."
+    ),
+]
 
 
 def register(app: typer.Typer) -> None:

@@ -22,6 +22,14 @@ from maisi_aug.cli.shared.balance import (
     balance_config,
     save_balance,
 )
+from maisi_aug.cli.shared.bars import show_loading
+from maisi_aug.cli.shared.completion import (
+    complete_anatomy,
+    complete_bundles,
+    complete_labels,
+    complete_presets,
+    complete_recipes,
+)
 from maisi_aug.cli.shared.dry_run import require_folder, show_plan
 from maisi_aug.cli.shared.label_map import LabelRules
 from maisi_aug.cli.shared.parsing import (
@@ -63,6 +71,15 @@ class ModalityName(StrEnum):
     ct_wo_contrast = "ct_wo_contrast"
 
 
+class PrecisionChoice(StrEnum):
+    """What `--precision` takes."""
+
+    auto = "auto"
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+
+
 class CompilerName(StrEnum):
     """What `--compile` takes."""
 
@@ -84,6 +101,7 @@ def synthesize(
         list[str] | None,
         typer.Option(
             metavar="NAME[:SIZE][@SHARE]",
+            autocompletion=complete_labels,
             help="Lesion or organ, with a size: 0.3 (percentile), 0.1-0.6, 8-20mm, 4mL, 10-30mmx3; may repeat; join "
             "with + for one case.",
             rich_help_panel=_WHAT,
@@ -93,6 +111,7 @@ def synthesize(
         str | None,
         typer.Option(
             metavar="NAME[,NAME]",
+            autocompletion=complete_anatomy,
             help="Labels that labels/ID.nii.gz keeps, all that --labels names among them; its organs need no request "
             "and are in every case (default: what --labels names).",
             rich_help_panel=_WHAT,
@@ -114,7 +133,12 @@ def synthesize(
     ] = None,
     recipe: Annotated[
         str | None,
-        typer.Option(metavar="NAME|FILE", help="Recipe; flags stand above it.", rich_help_panel=_WHAT),
+        typer.Option(
+            metavar="NAME|FILE",
+            autocompletion=complete_recipes,
+            help="Recipe; flags stand above it.",
+            rich_help_panel=_WHAT,
+        ),
     ] = None,
     size_reference: Annotated[
         Path | None,
@@ -134,8 +158,9 @@ def synthesize(
     mask_source: Annotated[
         MaskSourceName | None,
         typer.Option(
-            help="plant lesions in tumour-free maps, take a bank's own, generate maps, draw given maps as they are, or "
-            "none: images alone (default: plant).",
+            metavar="SOURCE",
+            help="plant lesions in tumour-free maps (default); take a bank's own; diffusion: generate maps; draw given "
+            "maps as they are; none: images alone.",
             rich_help_panel=_MASKS,
         ),
     ] = None,
@@ -174,7 +199,13 @@ def synthesize(
         ),
     ] = None,
     bundle: Annotated[
-        str | None, typer.Option(metavar="NAME|FOLDER", help="Weights (default: phantom-ct).", rich_help_panel=_IMAGES)
+        str | None,
+        typer.Option(
+            metavar="NAME|FOLDER",
+            autocompletion=complete_bundles,
+            help="Weights (default: phantom-ct).",
+            rich_help_panel=_IMAGES,
+        ),
     ] = None,
     steps: Annotated[
         int | None, typer.Option(min=1, help="Sampling steps (default: the bundle's).", rich_help_panel=_IMAGES)
@@ -202,8 +233,9 @@ def synthesize(
         str | None,
         typer.Option(
             metavar="NAME",
-            help="Shape, spacing and decode window by GPU memory or body region, such as 16g-256x256x256 or chest; "
-            "listed by: maisi-aug bundles presets. --shape and --spacing stand above it.",
+            autocompletion=complete_presets,
+            help="Grid and decode windows by GPU memory or body region, such as 16g-256x256x256 or chest; listed by: "
+            "maisi-aug bundles presets.",
             rich_help_panel=_IMAGES,
         ),
     ] = None,
@@ -238,7 +270,11 @@ def synthesize(
     ] = None,
     decode_overlap: Annotated[
         float | None,
-        typer.Option(min=0.0, help="Share of a window that neighbours share (default: 0.4).", rich_help_panel=_IMAGES),
+        typer.Option(
+            min=0.0,
+            help="Share of a window that neighbours share (default: the preset's, or 0.4).",
+            rich_help_panel=_IMAGES,
+        ),
     ] = None,
     num_splits: Annotated[
         str | None,
@@ -280,6 +316,14 @@ def synthesize(
             "--allow-few-organs",
             help="Warn of label maps without the organs around the lesions, instead of refusing them.",
             rich_help_panel=_MASKS,
+        ),
+    ] = None,
+    precision: Annotated[
+        PrecisionChoice | None,
+        typer.Option(
+            help="What the networks compute in (default: auto, float16 on CUDA devices, float32 elsewhere); bfloat16 "
+            "is fast on a CPU and moves organs by several HU.",
+            rich_help_panel=_IMAGES,
         ),
     ] = None,
     max_attempts: Annotated[
@@ -335,6 +379,7 @@ def synthesize(
             "decoding.window": parse_decode_window(decode_window),
             "decoding.overlap": decode_overlap,
             "decoding.num_splits": parse_num_splits(num_splits),
+            "precision": None if precision is None else precision.value,
             "max_attempts": max_attempts,
             **_strictness(hu_reference, gate, allow_unseen_grid, allow_few_organs, keep_rejected),
         },
@@ -344,8 +389,7 @@ def synthesize(
     if dry_run:
         show_plan(config, balance, out, may_resume=resume, as_json=as_json, is_quiet=quiet)
         return
-    if out is None:
-        raise typer.BadParameter("--out: expected a folder for the cohort, found none. Name one, or add --dry-run.")
+    out = _require_out(out)
     summary = _run(config, balance, out, device=device, compiler=compile_with.value, may_resume=resume, is_quiet=quiet)
     typer.echo(json.dumps(summary.to_json(), indent=1) if as_json else describe_summary(summary))
     if not summary.is_complete:
@@ -369,6 +413,12 @@ def _strictness(
     }
 
 
+def _require_out(out: Path | None) -> Path:
+    if out is None:
+        raise typer.BadParameter("--out: expected a folder for the cohort, found none. Name one, or add --dry-run.")
+    return out
+
+
 def _read_config(recipe: str | None, flags: dict[str, Any]) -> CohortConfig:
     from maisi_aug.cohort.recipe import build_config, load_recipe, override
 
@@ -385,9 +435,10 @@ def _run(
     may_resume: bool,
     is_quiet: bool,
 ) -> CohortSummary:
-    from maisi_aug.cli.shared.progress import CohortProgress
-    from maisi_aug.cohort.resolve import resolve_cohort
-    from maisi_aug.generate.run import synthesize_cohort
+    with show_loading(is_quiet=is_quiet):
+        from maisi_aug.cli.shared.progress import CohortProgress
+        from maisi_aug.cohort.resolve import resolve_cohort
+        from maisi_aug.generate.run import synthesize_cohort
 
     require_folder(out, may_resume=may_resume)
     with CohortProgress(is_quiet=is_quiet) as progress:

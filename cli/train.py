@@ -9,28 +9,39 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from maisi_aug.cli.shared.bars import add_phase, add_training, open_bars
+from maisi_aug.cli.shared.bars import add_phase, add_training, open_bars, show_loading
+from maisi_aug.cli.shared.completion import complete_bundles, complete_training_recipes
 
 if TYPE_CHECKING:
     from maisi_aug.training.cases.data import ReportPhase
     from maisi_aug.training.loop.run import LoopResult
+    from maisi_aug.training.loop.stopping import TimeIsUp
     from maisi_aug.training.masks.data import MaskSplit
     from maisi_aug.training.masks.recipe import MaskTrainingRecipe
     from maisi_aug.training.masks.stages import MaskStageName
 
 DEFAULT_RECIPE = "train-phantom-ct"
-RecipeOption = Annotated[str, typer.Option("--recipe", help="A training recipe's name or file.")]
+RecipeOption = Annotated[
+    str,
+    typer.Option("--recipe", autocompletion=complete_training_recipes, help="A training recipe's name or file."),
+]
 ImageRecipeOption = Annotated[
     str | None,
     typer.Option(
         "--recipe",
         metavar="NAME|FILE",
+        autocompletion=complete_training_recipes,
         help="A training recipe's name or file; train-phantom-ct when neither it nor --data is given.",
     ),
 ]
 OutOption = Annotated[Path, typer.Option("--out", "-o", help="Folder of the run: phantoms, stages and the bundle.")]
 MinutesOption = Annotated[
-    float | None, typer.Option("--max-minutes", min=0.0, help="Stop after so long; the same command goes on later.")
+    float | None,
+    typer.Option(
+        "--max-minutes",
+        min=0.0,
+        help="Stop after so long, phantoms included; go on with the same command.",
+    ),
 ]
 DataOption = Annotated[
     Path | None,
@@ -91,10 +102,14 @@ def train_stage(
 
     Under ``torchrun`` or ``accelerate launch`` all processes train together, and the first one reports.
     """
-    from maisi_aug.networks.pipeline import resolve_device
-    from maisi_aug.training.images.recipe import load_training_recipe, training_recipe_path
-    from maisi_aug.training.images.stages import TrainingFolder
-    from maisi_aug.training.loop.processes import Processes
+    from maisi_aug.training.loop.stopping import TimeIsUp, TimeLimit
+
+    limit = TimeLimit(max_minutes)
+    with show_loading():
+        from maisi_aug.networks.pipeline import resolve_device
+        from maisi_aug.training.images.recipe import load_training_recipe, training_recipe_path
+        from maisi_aug.training.images.stages import TrainingFolder
+        from maisi_aug.training.loop.processes import Processes
 
     if recipe is None and data is not None:
         raise typer.BadParameter(
@@ -106,26 +121,35 @@ def train_stage(
     num_steps = getattr(settings, stage).loop.num_steps
     device = resolve_device(device)
     processes = Processes.connect(device)
+    result: LoopResult | TimeIsUp
     with open_bars(is_shown=processes.is_main, is_telling=processes.is_main) as bars:
         folder = TrainingFolder(
             settings,
             out,
             device=processes.device_of(device),
-            report_phase=partial(add_phase, bars),
+            report_phase=limit.limit(partial(add_phase, bars)),
             processes=processes,
             with_tensorboard=tensorboard,
         )
         report_step = add_training(bars, f"Training {stage}", num_steps)
-        result = folder.train(stage, max_minutes=max_minutes, report_step=report_step)  # type: ignore[arg-type]
-        path = folder.write_bundle().path if stage == "controlnet" else out / stage
+        try:
+            result = folder.train(stage, max_minutes=limit.minutes_left, report_step=report_step)  # type: ignore[arg-type]
+            path = folder.write_bundle().path if stage == "controlnet" else out / stage
+        except TimeIsUp as stop:
+            result, path = stop, out
     processes.leave()
     if processes.is_main:
         tell_result(stage, result, path, num_steps=num_steps)
 
 
-def tell_result(stage: str, result: LoopResult, path: Path, *, num_steps: int) -> None:
+def tell_result(stage: str, result: LoopResult | TimeIsUp, path: Path, *, num_steps: int) -> None:
     """Print where the result of a stage lies, and on stderr what is missing of a training that was stopped."""
-    if not result.is_complete:
+    from maisi_aug.training.loop.stopping import TimeIsUp
+
+    if isinstance(result, TimeIsUp):
+        what = f"{result.phase[0].lower()}{result.phase[1:]}, {result.done} of {result.total}"
+        typer.echo(f"{stage}: the time was up while {what}; run again to go on.", err=True)
+    elif not result.is_complete:
         typer.echo(f"{stage}: {result.num_steps_done} of {num_steps} steps; run again to go on.", err=True)
     typer.echo(path)
 
@@ -140,7 +164,12 @@ LabelsOption = Annotated[
     typer.Option("--mask-labels", help="What the bank's ids mean, as for synthesize.", metavar="NAME|FILE"),
 ]
 BaseOption = Annotated[
-    str | None, typer.Option("--base", help="Bundle with image networks that the mask networks are added to.")
+    str | None,
+    typer.Option(
+        "--base",
+        autocompletion=complete_bundles,
+        help="Bundle with image networks that the mask networks are added to.",
+    ),
 ]
 
 
@@ -195,12 +224,16 @@ def _train(
 
     Under ``torchrun`` or ``accelerate launch`` all processes train together, and the first one reports.
     """
-    from maisi_aug.networks.pipeline import resolve_device
-    from maisi_aug.training.images.recipe import training_recipe_path
-    from maisi_aug.training.loop.processes import Processes
-    from maisi_aug.training.masks.export import require_base, write_mask_bundle
-    from maisi_aug.training.masks.recipe import load_mask_recipe
-    from maisi_aug.training.masks.stages import MaskTrainingFolder
+    from maisi_aug.training.loop.stopping import TimeIsUp, TimeLimit
+
+    limit = TimeLimit(max_minutes)
+    with show_loading():
+        from maisi_aug.networks.pipeline import resolve_device
+        from maisi_aug.training.images.recipe import training_recipe_path
+        from maisi_aug.training.loop.processes import Processes
+        from maisi_aug.training.masks.export import require_base, write_mask_bundle
+        from maisi_aug.training.masks.recipe import load_mask_recipe
+        from maisi_aug.training.masks.stages import MaskTrainingFolder
 
     recipe = load_mask_recipe(training_recipe_path(recipe_name))
     is_last = stage == "mask-diffusion"
@@ -208,22 +241,26 @@ def _train(
     device = resolve_device(device)
     processes = Processes.connect(device)
     num_steps = (recipe.diffusion if is_last else recipe.vae).loop.num_steps
+    result: LoopResult | TimeIsUp
     with open_bars(is_shown=processes.is_main, is_telling=processes.is_main) as bars:
-        report_phase = partial(add_phase, bars)
-        with processes.main_first():
-            split = _open(recipe, source, out, report_phase)
-        folder = MaskTrainingFolder(
-            recipe,
-            split,
-            out,
-            device=processes.device_of(device),
-            report_phase=report_phase,
-            processes=processes,
-            with_tensorboard=tensorboard,
-        )
-        report_step = add_training(bars, f"Training {stage}", num_steps)
-        result = folder.train(stage, max_minutes=max_minutes, report_step=report_step)
-        path = out / stage if base is None else write_mask_bundle(folder, base)
+        report_phase = limit.limit(partial(add_phase, bars), uninterrupted=("Measuring",))
+        try:
+            with processes.main_first():
+                split = _open(recipe, source, out, report_phase)
+            folder = MaskTrainingFolder(
+                recipe,
+                split,
+                out,
+                device=processes.device_of(device),
+                report_phase=report_phase,
+                processes=processes,
+                with_tensorboard=tensorboard,
+            )
+            report_step = add_training(bars, f"Training {stage}", num_steps)
+            result = folder.train(stage, max_minutes=limit.minutes_left, report_step=report_step)
+            path = out / stage if base is None else write_mask_bundle(folder, base)
+        except TimeIsUp as stop:
+            result, path = stop, out
     processes.leave()
     if processes.is_main:
         tell_result(stage, result, path, num_steps=num_steps)

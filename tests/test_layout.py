@@ -103,6 +103,11 @@ def test_installed_wheel_runs_from_another_folder(wheel: zipfile.ZipFile, tmp_pa
         check=False,
     )
     assert done.returncode == 0, done.stderr
+    module = [sys.executable, "-m", "maisi_aug", "--version"]
+    told = subprocess.run(
+        module, cwd=elsewhere, env={**os.environ, "PYTHONPATH": str(site)}, capture_output=True, text=True, check=True
+    )
+    assert told.stdout.startswith("maisi-aug ")
     assert "hepatic tumor" in done.stdout
     assert list(elsewhere.iterdir()) == []
     trainers = Path(done.stdout.splitlines()[-1])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -162,15 +163,19 @@ def _require_requests_in_mm(config: CohortConfig) -> None:
 
 
 def parse_size_bins(text: str) -> tuple[float, ...]:
-    """``5,10,20mm`` as diameters in mm.
+    """``5,10,20``, ``5,10,20mm`` or ``5mm,1cm,2cm`` as diameters in mm; a unit at the end is that of all without one.
 
     Raises:
         typer.BadParameter: When it is anything else.
     """
-    try:
-        return tuple(float(part) for part in text.lower().replace("mm", "").split(","))
-    except ValueError:
-        raise typer.BadParameter(f"--size-bins: expected diameters such as 5,10,20,30,50, found '{text}'.") from None
+    from maisi_aug.vocabulary.sizes import SIZE_UNITS
+
+    parts = [re.fullmatch(r"\s*(\d+\.?\d*|\.\d+)\s*(mm|cm)?\s*", part) for part in text.lower().split(",")]
+    found = [part.groups() for part in parts if part is not None]
+    if len(found) < len(parts):
+        raise typer.BadParameter(f"--size-bins: expected diameters such as 5,10,20,30,50, found '{text}'.")
+    shared = found[-1][1] or "mm"
+    return tuple(float(number) * SIZE_UNITS[unit or shared][1] for number, unit in found)
 
 
 def parse_lesion_map(texts: Sequence[str], targets: Sequence[BalanceTarget], vocabulary: Vocabulary) -> dict[str, str]:

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from time import monotonic
 from typing import TYPE_CHECKING
+from weakref import WeakSet
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress
 
+LOG_SECONDS = 60.0
+"""How often a line tells of long work where there is no terminal for a bar."""
+_LOGGED: WeakSet[Progress] = WeakSet()
+"""Bars that are not drawn, because there is no terminal, and in whose place lines are printed."""
 OWN_WARNINGS = r".*: expected "
 """How the sentences begin that our own readers and checks warn with."""
 
@@ -36,7 +43,7 @@ def open_bars(*, is_shown: bool = True, is_transient: bool = False, is_telling: 
     """Bars with their counts, the time they took and the time that is left, to be used as a context.
 
     Args:
-        is_shown: Draw them where there is a terminal.
+        is_shown: Draw them where there is a terminal, and print lines in their place where there is none.
         is_transient: Take them away when the work is done.
         is_telling: Print what our own modules warn of, too, whether bars are shown or not.
     """
@@ -59,6 +66,8 @@ def open_bars(*, is_shown: bool = True, is_transient: bool = False, is_telling: 
         transient=is_transient,
         disable=not (is_shown and console.is_terminal),
     )
+    if is_shown and not console.is_terminal:
+        _LOGGED.add(bars)
     with bars, tell_warnings(console) if is_telling else nullcontext():
         yield bars
 
@@ -83,17 +92,48 @@ def count_up(name: str, *, is_quiet: bool) -> Iterator[Callable[[int, int], None
         yield add_phase(bars, name)
 
 
+@contextmanager
+def show_loading(*, is_quiet: bool = False) -> Iterator[None]:
+    """A bar from the first second on, while the libraries are imported that take several; gone afterwards."""
+    is_main = os.environ.get("RANK", "0") == "0"  # of torchrun, which is not asked before torch is there
+    with open_bars(is_shown=is_main and not is_quiet, is_transient=True, is_telling=False) as bars:
+        bars.add_task("loading libraries", total=None)
+        yield
+
+
 def add_phase(bars: Progress, name: str) -> Callable[[int, int], None]:
-    """A further bar for work whose total is told with its first report."""
+    """A further bar for work whose total is told with its first report; in a log, a line now and then."""
     task = bars.add_task(name, total=None)
-    return lambda done, total: bars.update(task, completed=done, total=total)
+    log = _Log(bars)
+
+    def report(done: int, total: int) -> None:
+        bars.update(task, completed=done, total=total)
+        log.tell(f"{name}: {done} of {total}")
+
+    return report
 
 
 def add_training(bars: Progress, name: str, num_steps: int) -> Callable[[int, dict[str, float]], None]:
-    """A further bar for the steps of a training, which names the loss."""
+    """A further bar for the steps of a training, which names the loss; in a log, a line now and then."""
     task = bars.add_task(name, total=num_steps)
+    log = _Log(bars)
 
     def report_step(step: int, figures: dict[str, float]) -> None:
         bars.update(task, completed=step, description=f"{name}, loss {figures['loss']:.4f}")
+        log.tell(f"{name}: step {step} of {num_steps}, loss {figures['loss']:.4f}")
 
     return report_step
+
+
+class _Log:
+    """Lines in the place of a bar that is not drawn because there is no terminal."""
+
+    def __init__(self, bars: Progress) -> None:
+        self._bars = bars
+        self._next_at = monotonic() + LOG_SECONDS
+
+    def tell(self, line: str) -> None:
+        """Print a line, unless another one was printed a short while ago."""
+        if self._bars in _LOGGED and monotonic() >= self._next_at:
+            self._bars.console.print(line, markup=False, highlight=False, soft_wrap=True)
+            self._next_at = monotonic() + LOG_SECONDS

@@ -16,6 +16,8 @@ from maisi_aug.errors import GridError, MaisiAugError, RecipeError, RequestError
 
 EXIT_FAILED = 1
 EXIT_USAGE = 2
+EXIT_STOPPED = 130
+"""Of a command that Ctrl-C ended, as shells have it: 128 and the number of the signal."""
 
 _USAGE_ERRORS = (GridError, RecipeError, RequestError, VocabularyError)
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -66,7 +68,7 @@ def explain(error: BaseException, *, is_resumable: bool = False) -> tuple[str, i
     if isinstance(error, MaisiAugError):
         return f"Error: {error}", EXIT_USAGE if isinstance(error, _USAGE_ERRORS) else EXIT_FAILED
     if isinstance(error, typer.Abort | KeyboardInterrupt):
-        return f"Stopped on request; {_STOPPED_RESUMABLE if is_resumable else _STOPPED}", EXIT_FAILED
+        return f"Stopped on request; {_STOPPED_RESUMABLE if is_resumable else _STOPPED}", EXIT_STOPPED
     if isinstance(error, typer.TyperException):
         return _explain_usage(error), error.exit_code
     if isinstance(error, OSError) and error.strerror:

@@ -32,12 +32,14 @@ class CohortProgress(Listener):
         self._bar = Progress(*columns, console=self._console, disable=not self._has_bar)
         self._warnings = ExitStack()
         self._task: TaskID | None = None
+        self._opening: TaskID | None = None
         self._num_cases = self._num_settled = self._num_new = 0
         self._first_at: float | None = None
 
     def __enter__(self) -> Self:
         self._warnings.enter_context(tell_warnings(self._console))
         self._bar.start()
+        self._opening = self._bar.add_task("opening the cohort", total=None, pace="")
         return self
 
     def __exit__(
@@ -48,10 +50,12 @@ class CohortProgress(Listener):
 
     def measures(self, done: int, total: int) -> None:
         """Another file of the size or the HU reference has been measured."""
+        self._close_opening()
         self._count("measuring the reference", done, total)
 
     def tries(self, done: int, total: int) -> None:
         """Another label map of a plan has been tried."""
+        self._close_opening()
         self._count("trying label maps", done, total)
 
     def _count(self, work: str, done: int, total: int) -> None:
@@ -64,10 +68,17 @@ class CohortProgress(Listener):
 
     def starts(self, num_cases: int, manifest: Manifest) -> None:
         """Show the bar, or say what there is to do."""
+        self._close_opening()
         self._num_cases, self._num_settled = num_cases, len(manifest.settled_indices)
         self._task = self._bar.add_task("cases", total=num_cases, completed=self._num_settled, pace="")
         if self._num_settled:
             self._console.print(f"{self._num_settled} of {num_cases} cases are there already.", highlight=False)
+
+    def _close_opening(self) -> None:
+        """Take the bar away that is there before anything can be counted."""
+        if self._opening is not None:
+            self._bar.remove_task(self._opening)
+            self._opening = None
 
     def enters(self, stage: str) -> None:
         """Name what is going on."""

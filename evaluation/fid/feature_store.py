@@ -23,7 +23,8 @@ from maisi_aug.errors import MaisiAugError
 from maisi_aug.evaluation.cohort.case_sets import CaseSet, EvaluatedCase, Notify, SkippedCase, require_some
 from maisi_aug.evaluation.fid.extractors import Extractor
 from maisi_aug.evaluation.fid.slices import PLANES, PlaneName, SliceProtocol, prepare_volume, take_slices
-from maisi_aug.system.whole_files import sha256_of, write_whole
+from maisi_aug.networks.weights import write_safetensors
+from maisi_aug.system.whole_files import sha256_of
 from maisi_aug.volumes.dicom_files import files_of
 
 FORMAT: Final = 1
@@ -188,7 +189,8 @@ def _write(path: Path, features: CaseFeatures) -> None:
     from safetensors.numpy import save
 
     about = {"shape": json.dumps(features.shape), "spacing_mm": json.dumps(features.spacing_mm)}
-    write_whole(path, save({str(plane): found for plane, found in features.planes.items()}, metadata=about))
+    planes = {str(plane): found for plane, found in features.planes.items()}
+    write_safetensors(path, save(planes, metadata=about))
 
 
 def _read(path: Path, case: EvaluatedCase) -> CaseFeatures | None:

@@ -18,6 +18,9 @@ from maisi_aug.volumes.image_files import Volume
 from maisi_aug.volumes.resampling import resample_image
 
 PlaneName = Literal["xy", "yz", "zx"]
+Resampling = Literal["centred", "maisi"]
+"""Ways to other voxels: about the centre of the field of view, smoothed beforehand along axes that become coarser; or
+as MAISI's script does, by MONAI's ``Spacing``, which keeps the first voxel in its place and does not smooth."""
 PLANES: Final[tuple[PlaneName, ...]] = get_args(PlaneName)
 AXIS_OF: Final[dict[PlaneName, int]] = {"xy": 2, "yz": 0, "zx": 1}
 """The axis that the slices of a plane are stacked along; xy is axial, yz sagittal, zx coronal."""
@@ -36,18 +39,25 @@ class SliceProtocol:
         shape: Voxels to fill up and cut to, about the centre; None keeps each volume's own.
         centre_share: Central share of the slices along each axis.
         every: Takes each ``every``-th of those.
+        resampling: How volumes come to ``spacing_mm``; MAISI's published figures are of ``maisi``.
     """
 
     spacing_mm: Spacing | None = None
     shape: Shape | None = None
     centre_share: float = 1.0
     every: int = 1
+    resampling: Resampling = "centred"
 
     def __post_init__(self) -> None:
         if not 0.0 < self.centre_share <= 1.0:
             raise RequestError(
                 f"Centre share: expected more than 0 and at most 1, found {self.centre_share:g}. "
                 "MAISI's published figures use 0.4 or all slices."
+            )
+        if self.resampling != "centred" and self.spacing_mm is None:
+            raise RequestError(
+                f"Resampling '{self.resampling}': expected a spacing to resample to, found none. Add --spacing 1, as "
+                "for MAISI's published figures."
             )
         if self.every < 1:
             raise RequestError(f"Every: expected a whole number from 1, found {self.every}. 1 takes all slices.")
@@ -59,6 +69,8 @@ class SliceProtocol:
     def describe(self) -> str:
         """The protocol in a few words."""
         spacing = "own spacing" if self.spacing_mm is None else f"{'x'.join(f'{s:g}' for s in self.spacing_mm)} mm"
+        if self.spacing_mm is not None:
+            spacing += " from the first voxel on, as in MAISI" if self.resampling == "maisi" else " about the centre"
         shape = "own shape" if self.shape is None else "x".join(map(str, self.shape))
         share = "all slices" if self.centre_share == 1.0 else f"central {100 * self.centre_share:g}% of the slices"
         thinned = "" if self.every == 1 else f", one in {self.every}"
@@ -68,7 +80,7 @@ class SliceProtocol:
 def prepare_volume(volume: Volume, protocol: SliceProtocol, *, subject: str) -> NDArray[np.float32]:
     """Resample, fill up, cut and clip a CT.
 
-    Resampling smooths beforehand along axes on which the target is coarser, which MAISI's script does not.
+    With ``maisi`` the result is that of the transforms of MAISI's script to the last bit.
 
     Args:
         volume: ``(I, J, K)`` HU in RAS+; not modified.
@@ -81,12 +93,11 @@ def prepare_volume(volume: Volume, protocol: SliceProtocol, *, subject: str) -> 
     Raises:
         VolumeError: When a side is left with fewer than 32 voxels.
     """
-    from monai.transforms import CenterSpatialCrop, SpatialPad
+    from monai.transforms import CenterSpatialCrop, ScaleIntensityRange, SpatialPad
 
     image, grid = volume.array, volume.grid
     if protocol.spacing_mm is not None:
-        target = _respaced(grid, protocol.spacing_mm)
-        image = resample_image(image.astype(np.float32), grid, target, fill=AIR_HU)
+        image = _resample(image.astype(np.float32), grid, protocol.spacing_mm, protocol.resampling)
     array = np.asarray(image, dtype=np.float32)
     if protocol.shape is not None and array.shape != protocol.shape:
         padded = SpatialPad(protocol.shape, mode="constant", value=AIR_HU)(array[None])
@@ -96,6 +107,8 @@ def prepare_volume(volume: Volume, protocol: SliceProtocol, *, subject: str) -> 
             f"{subject}: expected at least {MIN_SIDE} voxels along every axis, found "
             f"{'x'.join(map(str, array.shape))}. Pass a smaller --spacing or a --shape."
         )
+    if protocol.resampling == "maisi":  # its script clips by mapping the range onto itself, which rounds once more
+        return np.asarray(ScaleIntensityRange(*CLIP_HU, *CLIP_HU, clip=True)(array), dtype=np.float32)
     return np.clip(array, *CLIP_HU)
 
 
@@ -114,6 +127,18 @@ def take_slices(image_hu: NDArray[np.float32], plane: PlaneName, protocol: Slice
     num = len(stack)
     start, stop = (int((1.0 + sign * protocol.centre_share) / 2.0 * num) for sign in (-1, 1))
     return np.ascontiguousarray(stack[start : max(stop, start + 1) : protocol.every])
+
+
+def _resample(
+    image_hu: NDArray[np.float32], grid: Grid, spacing_mm: Spacing, resampling: Resampling
+) -> NDArray[np.float32]:
+    if resampling == "centred":
+        return resample_image(image_hu, grid, _respaced(grid, spacing_mm), fill=AIR_HU)
+    from monai.data.meta_tensor import MetaTensor
+    from monai.transforms.spatial.array import Spacing as MonaiSpacing
+
+    volume = MetaTensor(image_hu[None], affine=grid.affine.copy())
+    return np.asarray(MonaiSpacing(spacing_mm, mode="bilinear")(volume)[0], dtype=np.float32)
 
 
 def _respaced(grid: Grid, spacing_mm: Spacing) -> Grid:

@@ -29,6 +29,7 @@ BOTTOM: Final = 46
 RIGHT: Final = 24
 CHARACTER: Final = 6.6
 """Width of a character of 12 px text, on average."""
+MIN_TICKS = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +88,9 @@ class _Scale:
         """Round numbers along the scale."""
         if self.is_log:
             steps = [factor * 10.0**power for power in range(-6, 7) for factor in (1, 2, 5)]
-            return [step for step in steps if self.low * 0.999 <= step <= self.high * 1.001]
+            found = [step for step in steps if self.low * 0.999 <= step <= self.high * 1.001]
+            if len(found) >= MIN_TICKS:  # values close together have few of these between them
+                return found
         step = _round_step((self.high - self.low) / 6)
         first = math.ceil(self.low / step - 1e-9)
         return [number * step for number in range(first, math.floor(self.high / step + 1e-9) + 1)]

@@ -107,7 +107,7 @@ def run_command(body: Callable[[], None]) -> int:
         return 1
     except KeyboardInterrupt:
         print("Stopped on request; the same command goes on from there.", file=sys.stderr)
-        return 1
+        return 130  # as shells have it: 128 and the number of the signal
     return 0
 
 

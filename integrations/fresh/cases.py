@@ -42,6 +42,7 @@ from maisi_aug.integrations.reading.items import Item, Pair, to_monai_item, to_s
 CONNECT_SECONDS = 120.0
 MAX_ADDRESS_BYTES = 100
 """Of a socket's path: Linux takes 107, macOS 103."""
+TELL_SECONDS = 10.0
 ERROR_NAME = "stderr.txt"
 
 
@@ -69,6 +70,7 @@ class FreshCases:
         transform: Callable[[Item], Any] | None = None,
         as_subjects: bool = False,
         numbers: Mapping[str, int] | None = None,
+        is_quiet: bool = False,
     ) -> None:
         """Start the process; the weights are loaded while the training prepares.
 
@@ -83,6 +85,7 @@ class FreshCases:
             as_subjects: Items are TorchIO subjects instead of dictionaries of MetaTensors.
             numbers: Label name -> number, such as a real dataset's, 0 for background; without it the labels that are
                 asked for are 1, 2, ... in the order of their ids, see :attr:`numbering`.
+            is_quiet: Say nothing on stderr while a case is waited for.
 
         Raises:
             RecipeError: The configuration does not validate, or draws without label maps.
@@ -101,6 +104,7 @@ class FreshCases:
         self.schedule = UseSchedule(num_items, reuse, max(1, buffer // 2), seed)
         # Seen by the workers of a loader that live on from epoch to epoch.
         self._epoch = multiprocessing.get_context("spawn").Value("q", 0)
+        self._is_quiet, self._told, self._tells_at = is_quiet, "", 0.0
         self._folder = Path(tempfile.mkdtemp(prefix="maisi-aug-"))
         self._address = _choose_address(self._folder)
         self._authkey = secrets.token_bytes(32)
@@ -176,7 +180,8 @@ class FreshCases:
         try:
             connection = self._connect()
             connection.send((epoch, index))
-            answer = connection.recv()
+            while (answer := connection.recv())[0] == "waiting":
+                self._tell(str(answer[1]))
         except (EOFError, ConnectionError, FileNotFoundError) as error:  # the other end is gone
             raise self._explain_end() from error
         except OSError as error:
@@ -192,6 +197,14 @@ class FreshCases:
         if isinstance(known, type) and issubclass(known, MaisiAugError):
             raise known(message)
         raise CohortError(f"Fresh cases: expected another case, found {kind}: {message}")
+
+    def _tell(self, state: str) -> None:
+        """Say on stderr what a case is waited for: at once where it is something else, and then every ten seconds."""
+        what, now = state.partition(": step")[0], time.monotonic()
+        if self._is_quiet or not _is_first_worker() or (what == self._told and now < self._tells_at):
+            return
+        self._told, self._tells_at = what, now + TELL_SECONDS
+        sys.stderr.write(f"Fresh cases: {state}\n")
 
     def _connect(self) -> Connection:
         """This thread's own connection; the workers of a loader have inherited those of another process."""
@@ -252,6 +265,16 @@ def _choose_address(folder: Path) -> str:
     if platform.system() == "Linux":
         return f"\0maisi-aug-{secrets.token_hex(16)}"  # no file: of the kernel's own names, gone with the process
     return str(Path("/tmp", f"maisi-aug-{secrets.token_hex(16)}"))
+
+
+def _is_first_worker() -> bool:
+    """Whether this process is no worker of a loader, or the first of them: one voice is enough."""
+    if "torch.utils.data" not in sys.modules:
+        return True
+    from torch.utils.data import get_worker_info
+
+    worker = get_worker_info()
+    return worker is None or worker.id == 0
 
 
 def _do_nothing() -> None:

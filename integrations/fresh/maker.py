@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -46,6 +46,7 @@ class FreshMaker:
         num_cases: int,
         seed: int,
         numbers: Mapping[str, int] | None = None,
+        report_step: Callable[[str, int, int], None] = lambda case_id, done, total: None,
     ) -> FreshMaker:
         """Load the weights.
 
@@ -55,6 +56,7 @@ class FreshMaker:
             num_cases: Of an epoch.
             seed: Decides every case.
             numbers: Label name -> number, such as a real dataset's; 1, 2, ... in the order of their ids without.
+            report_step: Told of every step of the sampler: case id, steps done, steps in all.
 
         Raises:
             MaisiAugError: What is asked for cannot be made.
@@ -64,7 +66,8 @@ class FreshMaker:
         config = CohortConfig.model_validate(configuration).model_copy(update={"num_cases": num_cases})
         cohort = resolve_cohort(config)
         device = resolve_device(device)
-        maker = AttemptMaker(cohort, open_source(cohort, device), Pipeline.load(cohort.bundle, device))
+        pipeline = Pipeline.load(cohort.bundle, device, precision=cohort.config.precision)
+        maker = AttemptMaker(cohort, open_source(cohort, device), pipeline, report_step)
         return cls(cohort, maker, number_requested(cohort, numbers), seed)
 
     def make(self, epoch: int, number: int) -> Pair:

@@ -1,4 +1,4 @@
-"""Presets: shape, spacing and decode window in one word, by the memory of the GPU or by body region. Needs no torch.
+"""Presets: shape, spacing and decode windows in one word, by the memory of the GPU or by body region. Needs no torch.
 
 By memory they are data of the package, by region the recommended grids of a bundle's ``grid_limits``. A bundle takes
 those whose grids its networks have seen.
@@ -15,7 +15,7 @@ from typing import Any, Literal
 import yaml
 
 from maisi_aug.bundle_spec.bundle import Bundle, list_bundles
-from maisi_aug.bundle_spec.decoding import WHOLE
+from maisi_aug.bundle_spec.decoding import DEFAULT_OVERLAP, WHOLE
 from maisi_aug.bundle_spec.grid_limits import GridLimits
 from maisi_aug.bundle_spec.known_bundles import known_bundles
 from maisi_aug.errors import RecipeError, did_you_mean
@@ -34,6 +34,7 @@ class Preset:
         shape: Voxels along I, J, K.
         spacing_mm: Voxel sides along I, J, K.
         decode_window: Latent voxels along I, J, K that the autoencoder decodes at once; None for the whole.
+        overlap: Share of a window that neighbours have in common.
         memory_gb: Of the GPU that is enough.
         peak_gb: The most that was used of it, or a bound, for presets by region.
         source: Where grid and window come from.
@@ -43,6 +44,7 @@ class Preset:
     shape: Shape
     spacing_mm: Spacing
     decode_window: Shape | None
+    overlap: float
     memory_gb: int
     peak_gb: float
     source: str
@@ -73,6 +75,7 @@ def _read(name: str, row: Mapping[str, Any], source: str) -> Preset:
         shape=(i, j, k),
         spacing_mm=tuple(row["spacing_mm"]),
         decode_window=None if window is None else tuple(window),
+        overlap=row.get("overlap", DEFAULT_OVERLAP),
         memory_gb=row["memory_gb"],
         peak_gb=row["peak_gb"],
         source=source,

@@ -162,7 +162,8 @@ class BundleSpec(_Strict):
         grid_limits: The grids that the networks have seen; None where that is not known, and any is taken.
         num_inference_steps: Default number of sampling steps.
         scale_factor: Latents are multiplied by it for diffusion and divided by it before decoding.
-        mixed_precision: Whether the networks bear bfloat16, which is faster; False computes in float32 everywhere.
+        mixed_precision: Whether the networks bear float16, which CUDA devices then compute in; False computes in
+            float32 everywhere, unless another precision is asked for.
         decode_window: Latent voxels along I, J, K that the autoencoder decodes at once; larger images are decoded in
             windows that overlap by 0.4 and are blended, which takes less memory and more time. None decodes the whole.
         scheduler: Scheduler definition (``class`` and arguments).

@@ -21,8 +21,8 @@ from maisi_aug.bundle_spec.references import copy_bank
 from maisi_aug.checkpoints.importing import open_whole_folder
 from maisi_aug.checkpoints.reading import SCALE_FACTOR_KEY, find_state_dict, read_checkpoint, take_scale_factor
 from maisi_aug.errors import BundleError
-from maisi_aug.networks.weights import StateDict, load_weight_file, write_bundle
-from maisi_aug.system.whole_files import sha256_of, write_whole
+from maisi_aug.networks.weights import StateDict, load_weight_file, write_bundle, write_safetensors
+from maisi_aug.system.whole_files import sha256_of
 
 DTYPES: Mapping[str, torch.dtype] = {
     "float16": torch.float16,
@@ -131,7 +131,7 @@ def convert_checkpoint(source: Path, target: Path, *, dtype: str | None = None) 
     if dtype is not None:
         state = _to_dtype(state, dtype, subject=str(source))
     tensors = {name: value.clone(memory_format=torch.contiguous_format) for name, value in state.items()}
-    write_whole(path, safetensors.torch.save(tensors, metadata=metadata))
+    write_safetensors(path, safetensors.torch.save(tensors, metadata=metadata))
     left_out = () if key is None else tuple(str(name) for name in checkpoint if name not in (key, SCALE_FACTOR_KEY))
     return Conversion(path, dtype, source.stat().st_size, path.stat().st_size, scale_factor, left_out)
 

@@ -88,9 +88,9 @@ class AttemptRecord:
         bundle: Name of the bundle.
         bundle_fingerprint: Hash over its weights and definition.
         licence: Licence of the weights.
-        settings: What sampling was run with (``num_inference_steps``, ``guidance_scale``, ``modality``, ``device``, and
-            ``body_region``, ``compile`` and ``gates`` where they were asked for), and how the image was decoded
-            (``decoding``).
+        settings: What sampling was run with (``num_inference_steps``, ``guidance_scale``, ``modality``, ``device``,
+            ``precision``, ``num_threads`` on a CPU, and ``body_region``, ``compile`` and ``gates`` where they were
+            asked for), and how the image was decoded (``decoding``).
         files: ``image``, ``label``, ``anatomy`` and ``preview`` when accepted; otherwise ``preview`` at most, and under
             ``rejected/`` the others of a rejected case whose user keeps them.
         seconds: Wall-clock time of the stages ``mask``, ``image`` and ``files``.

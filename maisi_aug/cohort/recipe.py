@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, Strict, ValidationError, fiel
 from pydantic_core import ErrorDetails
 
 from maisi_aug.bundle_spec.decoding import DecodingConfig
+from maisi_aug.bundle_spec.precision import PrecisionName
 from maisi_aug.cohort.recipe_files import read_recipe
 from maisi_aug.cohort.source_rules import AUTO_MAPPING, SOURCES_WITHOUT_REQUESTS, find_misfit
 from maisi_aug.errors import RecipeError, did_you_mean
@@ -96,7 +97,7 @@ class CohortConfig(BaseModel):
             ``ct_wo_contrast`` do not.
         body_region: The body region of every image, or the uppermost and the lowest, for bundles that are told them
             (ddpm-ct); read off each label map when not given.
-        preset: Shape, spacing and decode window by one name, of ``maisi-aug bundles presets``.
+        preset: Shape, spacing, decode window and overlap by one name, of ``maisi-aug bundles presets``.
         shape: Voxels along I, J, K (right, anterior, superior); the preset's, or else the bundle's when not given, and
             the map's own with mask_source ``given``.
         spacing_mm: Voxel sides along I, J, K; the preset's, the bundle's or the map's own in the same way.
@@ -108,6 +109,8 @@ class CohortConfig(BaseModel):
         size_label: Id of the lesion in the size reference, or one id per label name.
         hu_reference: CTs with label maps of the user's own, or a file of ranges, that organs are held against.
         decoding: How images are decoded from their latents.
+        precision: What the networks compute in: ``float32``, ``bfloat16``, ``float16``, or ``auto``, which is float16
+            on CUDA devices and float32 elsewhere. It moves intensities; the manifest says what was taken.
         gates: Quality gates.
     """
 
@@ -139,6 +142,7 @@ class CohortConfig(BaseModel):
     size_label: _PositiveInt | dict[str, _PositiveInt] | None = None
     hu_reference: str | None = None
     decoding: DecodingConfig = DecodingConfig()
+    precision: PrecisionName = "auto"
     gates: GateConfig = GateConfig()
 
     @model_validator(mode="before")
@@ -248,13 +252,14 @@ def override(values: Mapping[str, Any], flags: Mapping[str, Any]) -> dict[str, A
     """The recipe's values with those flags on top that were given (are not ``None``).
 
     A flag's name may be ``SECTION.FIELD``: the other fields of the section stay. A preset that is given as a flag
-    stands above the recipe's shape, spacing and decode window.
+    stands above the recipe's shape, spacing, decode window and overlap.
     """
     merged = dict(values)
     if flags.get("preset") is not None:
         merged = {name: value for name, value in values.items() if name not in GRID_FIELDS}
         if isinstance(merged.get("decoding"), Mapping):
-            merged["decoding"] = {name: value for name, value in merged["decoding"].items() if name != "window"}
+            kept = {name: value for name, value in merged["decoding"].items() if name not in ("window", "overlap")}
+            merged["decoding"] = kept
     for name, value in flags.items():
         section, _, field = name.partition(".")
         if value is not None and field:

@@ -1,8 +1,8 @@
 """Label requests: what a user asks for in one line of text, read, checked and dealt out to the cases of a cohort.
 
 Grammar: ``NAME[:SIZE][@SHARE]``. SIZE is a percentile (``0.3``, ``0.1-0.6``), an equivalent diameter (``8mm``,
-``8-20mm``) or a volume (``4mL``, ``1-3mL``), each with an optional count (``x3``). ``+`` joins what one case holds;
-SHARE (``@0.4``, ``@40%``, ``@2/5``) comes last and belongs to all of it.
+``8-20mm``, ``1cm``) or a volume (``4mL``, ``1-3mL``, ``5cc``, ``2cm3``), each with an optional count (``x3``). ``+``
+joins what one case holds; SHARE (``@0.4``, ``@40%``, ``@2/5``) comes last and belongs to all of it.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from maisi_aug.errors import RequestError
 from maisi_aug.vocabulary.labels import Label, Vocabulary
-from maisi_aug.vocabulary.sizes import SizeDistribution, reference_distribution, volume_ml
+from maisi_aug.vocabulary.sizes import SIZE_UNITS, SizeDistribution, reference_distribution, volume_ml
 
 DEFAULT_PERCENTILES = (0.05, 0.95)
 MAX_COUNT = 50
@@ -23,11 +23,14 @@ MAX_SIZE = {"mm": 400.0, "ml": 30_000.0}
 _SHARE_TOLERANCE = 1e-9
 
 _NUMBER = r"\d+\.?\d*|\.\d+"
+# The longest first: 2cm3 is a volume, and three lesions of two centimetres are 2cmx3.
+_UNIT = "|".join(sorted(map(re.escape, SIZE_UNITS), key=len, reverse=True))
 _SIZE = re.compile(
-    rf"(?:(?P<low>{_NUMBER})(?P<low_unit>mm|ml)?(?:-(?P<high>{_NUMBER}))?(?P<unit>mm|ml)?)?(?:x(?P<count>\d{{1,6}}))?"
+    rf"(?:(?P<low>{_NUMBER})(?P<low_unit>{_UNIT})?(?:-(?P<high>{_NUMBER}))?(?P<unit>{_UNIT})?)?"
+    r"(?:x(?P<count>\d{1,6}))?"
 )
 _SHARE = re.compile(rf"(?P<number>{_NUMBER})(?:(?P<percent>%)|/(?P<divisor>[1-9]\d*))?")
-_SIZE_EXAMPLES = "a size such as 0.3, 0.1-0.6, 8mm, 8-20mm, 4mL or 10-30mmx3"
+_SIZE_EXAMPLES = "a size such as 0.3, 0.1-0.6, 8mm, 1-2cm, 4mL, 5cc or 10-30mmx3"
 
 
 @dataclass(frozen=True, slots=True)
@@ -252,20 +255,28 @@ def _parse_size(size_text: str, label: Label, text: str, own: SizeDistribution |
     if match["low"] is None:
         return _percentile_range(*DEFAULT_PERCENTILES, label, text, own, size_text), count
     low_unit, unit = match["low_unit"], match["unit"] or match["low_unit"]
-    if low_unit not in (None, unit):
+    if low_unit is not None and SIZE_UNITS[low_unit][0] != SIZE_UNITS[unit][0]:
         raise RequestError(
-            f"Label request '{text}': expected one unit for both ends, found '{low_unit}' and '{unit}'. Use one."
+            f"Label request '{text}': expected diameters or volumes for both ends, found '{low_unit}' and '{unit}'. "
+            "Use one unit."
         )
     low = float(match["low"])
     high = float(match["high"]) if match["high"] is not None else low
+    if unit is None:
+        _require_rising(low, high, "", text, size_text)
+        return _percentile_range(low, high, label, text, own, size_text), count
+    kind, factor = SIZE_UNITS[unit]
+    low, high = low * SIZE_UNITS[low_unit or unit][1], high * factor
+    _require_rising(low, high, _spell_unit(kind), text, size_text)
+    return _absolute_range(low, high, kind, text, size_text), count
+
+
+def _require_rising(low: float, high: float, unit: str, text: str, size_text: str) -> None:
     if low > high:
         raise RequestError(
             f"Label request '{text}': expected the smaller size first, found '{size_text}'. "
-            f"Did you mean {high:g}-{low:g}{_spell_unit(unit)}?"
+            f"Did you mean {high:g}-{low:g}{unit}?"
         )
-    if unit is None:
-        return _percentile_range(low, high, label, text, own, size_text), count
-    return _absolute_range(low, high, unit, text, size_text), count
 
 
 def _unreadable_size_message(compact: str, size_text: str, text: str) -> str:
@@ -313,8 +324,8 @@ def _absolute_range(low: float, high: float, unit: str, text: str, size_text: st
     return SizeRange(low_ml, high_ml, None, None, size_text)
 
 
-def _spell_unit(unit: str | None) -> str:
-    return {"mm": "mm", "ml": "mL", None: ""}[unit]
+def _spell_unit(unit: str) -> str:
+    return {"mm": "mm", "ml": "mL"}[unit]
 
 
 def _require_shares(requests: Sequence[CaseRequest]) -> None:

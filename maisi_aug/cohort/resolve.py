@@ -124,7 +124,8 @@ def resolve_cohort(
     )
     preset = None if config.preset is None else find_preset(config.preset, bundle)
     if preset is not None and config.decoding.window is None:
-        decoding = config.decoding.model_copy(update={"window": preset.window})
+        own = {} if "overlap" in config.decoding.model_fields_set else {"overlap": preset.overlap}
+        decoding = config.decoding.model_copy(update={"window": preset.window, **own})
         config = config.model_copy(update={"decoding": decoding})
     grid = _choose_grid(config, bundle, preset)
     config = config.model_copy(

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from maisi_aug.cohort.folder import CONTACT_SHEET_NAME, CohortFolder, open_cohort
 from maisi_aug.cohort.kept_labels import spell_labels
-from maisi_aug.cohort.manifest import AttemptRecord, Manifest, ManifestWriter, load_manifest
+from maisi_aug.cohort.manifest import MANIFEST_NAME, AttemptRecord, Manifest, ManifestWriter, load_manifest
 from maisi_aug.cohort.plan import CasePlan
 from maisi_aug.cohort.resolve import ResolvedCohort
 from maisi_aug.cohort.source_rules import NO_MAP
@@ -134,6 +134,7 @@ def synthesize_cohort(
     Raises:
         CohortError: When the folder is not this cohort's, in use, or full.
         BundleError: When the weights, the device or the compiler cannot be used.
+        RecipeError: When the device does not compute in the precision asked for.
         MissingExtraError: When the compiler is not installed.
         MemoryShortageError: When not even the smallest part of an image can be decoded.
         BankError: When the mask bank has no usable map, or none that any case needs.
@@ -141,6 +142,8 @@ def synthesize_cohort(
     """
     listener = listener or Listener()
     started, max_attempts = perf_counter(), cohort.config.max_attempts
+    if not (folder / MANIFEST_NAME).exists():  # what cannot be computed leaves no folder behind
+        _require_computable(cohort, device, compiler)
     with open_cohort(folder, cohort.to_document(), header=COHORT_HEADER) as (place, writer, recorded):
         manifest = recorded.reopen(max_attempts)
         listener.starts(len(cohort.plan.cases), manifest)
@@ -160,6 +163,16 @@ def synthesize_cohort(
     return CohortSummary(folder, len(cohort.plan.cases), done, perf_counter() - started, num_new, skipped)
 
 
+def _require_computable(cohort: ResolvedCohort, device: str, compiler: Compiler) -> None:
+    """Raise where the device, the compiler or the precision cannot be used, before anything is written."""
+    from maisi_aug.networks.acceleration import require_compiler
+    from maisi_aug.networks.pipeline import choose_image_precision, resolve_device
+
+    device = resolve_device(device)
+    require_compiler(compiler, device)
+    choose_image_precision(cohort.config.precision, cohort.bundle, device, compiler)
+
+
 def _prepare(
     cohort: ResolvedCohort,
     place: CohortFolder,
@@ -175,8 +188,9 @@ def _prepare(
     from maisi_aug.networks.pipeline import Pipeline, resolve_device
 
     device = resolve_device(device)
-    pipeline = Pipeline.load(cohort.bundle, device, compiler=compiler)
-    case_writer = CaseWriter(cohort, place, writer, device.partition(":")[0], compiler)
+    pipeline = Pipeline.load(cohort.bundle, device, compiler=compiler, precision=cohort.config.precision)
+    device_type, num_threads = device.partition(":")[0], pipeline.num_threads
+    case_writer = CaseWriter(cohort, place, writer, device_type, compiler, pipeline.precision, num_threads)
     return _Run(AttemptMaker(cohort, source, pipeline, listener.steps), case_writer, listener)
 
 

@@ -39,6 +39,8 @@ class CaseWriter:
         manifest: Open and locked.
         device: Type of the device that samples, ``cpu`` for instance.
         compiler: Of the networks, or ``none``.
+        precision: What the networks compute in.
+        num_threads: That a CPU computes with, which decides in what order it sums; None on other devices.
     """
 
     cohort: ResolvedCohort
@@ -46,6 +48,8 @@ class CaseWriter:
     manifest: ManifestWriter
     device: str
     compiler: str = "none"
+    precision: str = "float32"
+    num_threads: int | None = None
 
     def finish(self, attempt: Attempt) -> AttemptRecord:
         """Judge an attempt, write its files when it passes, and record it.
@@ -150,6 +154,8 @@ class CaseWriter:
             **({"body_region": list(config.body_region)} if config.body_region else {}),
             "device": self.device,
             **({"gates": config.gates.changes()} if config.gates.changes() else {}),
+            "precision": self.precision,
+            **({} if self.num_threads is None else {"num_threads": self.num_threads}),
             **({"compile": self.compiler} if self.compiler != "none" else {}),
             **({"decoding": attempt.decoding} if attempt.decoding else {}),
         }

@@ -28,7 +28,12 @@ MAX_RESIZE = 2.0
 
 
 def remove_lesions(
-    label_map: NDArray[np.uint8], vocabulary: Vocabulary, *, spacing_mm: Sequence[float], keep: Mask | None = None
+    label_map: NDArray[np.uint8],
+    vocabulary: Vocabulary,
+    *,
+    spacing_mm: Sequence[float],
+    keep: Mask | None = None,
+    with_cysts: bool = False,
 ) -> NDArray[np.uint8]:
     """Turn every tumour voxel into the nearest voxel of an organ that hosts this tumour.
 
@@ -37,22 +42,25 @@ def remove_lesions(
         vocabulary: Which ids are tumours, and their hosts.
         spacing_mm: Voxel sides along I, J, K.
         keep: ``(I, J, K)`` voxels to leave alone; a lesion is kept or removed as a whole.
+        with_cysts: Turn kidney cysts into their kidney, too, as MAISI does for the unconditional branch of guidance;
+            else they are anatomy like any other.
 
     Returns:
         A new label map; a tumour with no host nearby becomes what the vocabulary names for it.
     """
     healthy = label_map.copy()
     present = set(np.flatnonzero(np.bincount(label_map.ravel(), minlength=256)).tolist())
-    for tumor_id in present.intersection(vocabulary.tumor_ids):
+    removed = vocabulary.lesion_ids if with_cysts else vocabulary.tumor_ids
+    for tumor_id in sorted(present.intersection(removed)):
         parts, _ = label_parts(label_map == tumor_id)
         for number, box in enumerate(ndimage.find_objects(parts), start=1):
             lesion = parts[box] == number
             if keep is not None and (keep[box] & lesion).any():
                 continue
             wide = widen(box, HOST_REACH_MM, spacing_mm, label_map.shape)
-            hosts = np.isin(label_map[wide], vocabulary.hosts_of(tumor_id))
             inside = parts[wide] == number
             fallback = vocabulary.background_id_for(tumor_id)
+            hosts = np.isin(label_map[wide], vocabulary.hosts_of(tumor_id) or (fallback,))
             healthy[wide][inside] = _nearest_host(label_map[wide], hosts, inside, spacing_mm, fallback=fallback)
     return healthy
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -25,6 +25,7 @@ from monai.networks.schedulers.ddpm import DDPMScheduler
 from monai.networks.schedulers.rectified_flow import RFlowScheduler
 from torch import Tensor, nn
 
+from maisi_aug.bundle_spec.precision import ComputeType, computes_in
 from maisi_aug.errors import BundleError, did_you_mean
 
 # MONAI writes to stdout how many weights it copied; stdout carries results.
@@ -58,17 +59,15 @@ class FastPaths:
     Attributes:
         embed_once: Compute the condition embedding once per image instead of at every step.
         plain_layers: Plain norms and convolutions in place of MAISI's memory-saving ones.
-        mixed_precision: bfloat16 where the device computes in it, and the weights held so.
     """
 
     embed_once: bool = True
     plain_layers: bool = True
-    mixed_precision: bool = True
 
     @classmethod
     def none(cls) -> FastPaths:
-        """MAISI's own way, in float32."""
-        return cls(embed_once=False, plain_layers=False, mixed_precision=False)
+        """MAISI's own way."""
+        return cls(embed_once=False, plain_layers=False)
 
 
 ALL_FAST_PATHS = FastPaths()
@@ -150,28 +149,38 @@ def takes_regions(unet: nn.Module) -> bool:
     return bool(getattr(unet, "include_top_region_index_input", False))
 
 
-def mixed_precision(device: str, *, enabled: bool = True) -> AbstractContextManager[object]:
-    """bfloat16 autocast where the device computes in it, else float32: emulated bfloat16 is 80 times slower."""
-    return torch.autocast(device.split(":")[0], dtype=torch.bfloat16, enabled=enabled and computes_in_bfloat16(device))
+HALF_TYPES: Mapping[ComputeType, torch.dtype] = {"float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+def compute_in(precision: ComputeType, device: str) -> AbstractContextManager[object]:
+    """Have networks compute in a type while the context is open; float32 is the plain way."""
+    device_type = device.partition(":")[0]
+    if precision == "float32":
+        return nullcontext()
+    return torch.autocast(device_type, dtype=HALF_TYPES[precision])
+
+
+def mixed_precision(device: str) -> AbstractContextManager[object]:
+    """bfloat16 autocast where the device computes in it, else float32: for networks that are trained."""
+    return compute_in("bfloat16" if computes_in_bfloat16(device) else "float32", device)
 
 
 def computes_in_bfloat16(device: str) -> bool:
     """Whether bfloat16 is faster than float32 on a device."""
-    device_type = device.split(":")[0]
-    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported()) if device_type == "cpu" else device_type == "cuda"
+    return computes_in("bfloat16", device)
 
 
-def store_in_bfloat16(network: nn.Module) -> None:
-    """Hold the weights that autocast would cast at every call in bfloat16, in place: the same values, half the memory.
+def store_in(precision: ComputeType, network: nn.Module) -> None:
+    """Hold the weights that autocast would cast at every call in its type, in place: the same values, half the memory.
 
-    The network runs under bfloat16 autocast only from then on; what leaves autocast keeps its float32.
+    The network runs under autocast of that type only from then on; what leaves autocast keeps its float32.
     """
-    if isinstance(network, _InFloat32):
+    if precision == "float32" or isinstance(network, _InFloat32):
         return
     if isinstance(network, nn.Conv3d | nn.ConvTranspose3d | nn.Linear):
-        network.to(torch.bfloat16)
+        network.to(HALF_TYPES[precision])
     for child in network.children():
-        store_in_bfloat16(child)
+        store_in(precision, child)
 
 
 def use_plain_layers(network: nn.Module) -> int:
@@ -195,7 +204,7 @@ def use_plain_layers(network: nn.Module) -> int:
 
 
 class _InFloat32(nn.Module):
-    """A layer that leaves autocast, so that its output is not rounded to bfloat16."""
+    """A layer that leaves autocast, so that its output is not rounded to half precision."""
 
     def __init__(self, inner: nn.Module) -> None:
         super().__init__()

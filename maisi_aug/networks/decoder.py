@@ -87,7 +87,7 @@ class Decoder:
         if free is None or not options:
             return 0
         device_type = device.partition(":")[0]
-        kind = (device_type, "bfloat16" if torch.is_autocast_enabled(device_type) else "float32")
+        kind = (device_type, "half" if torch.is_autocast_enabled(device_type) else "float32")
         needed = [estimate_decode_bytes(self.definition, option, sides, kind=kind) for option in options]
         fitting = [index for index, number in enumerate(needed) if number <= USABLE_SHARE * free]
         chosen = fitting[0] if fitting else len(options) - 1

@@ -26,9 +26,9 @@ USABLE_SHARE = 0.9
 # voxels), and split by counting the tensors that the decoder holds.
 COPIES = {
     ("cpu", "float32"): (2.6, 1.05),
-    ("cpu", "bfloat16"): (1.35, 0.5),
+    ("cpu", "half"): (1.35, 0.5),
     ("cuda", "float32"): (2.4, 1.6),
-    ("cuda", "bfloat16"): (1.25, 1.5),
+    ("cuda", "half"): (1.25, 1.5),
 }
 
 

@@ -21,7 +21,8 @@ from monai.apps.generation.maisi.networks.autoencoderkl_maisi import MaisiResBlo
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from maisi_aug.networks.building import mixed_precision
+from maisi_aug.bundle_spec.precision import ComputeType
+from maisi_aug.networks.building import compute_in
 from maisi_aug.networks.split_convolution import SplitResBlock, as_scale_and_shift
 
 Function = Callable[[Tensor], Tensor]
@@ -42,7 +43,12 @@ def class_ids() -> NDArray[np.uint8]:
 
 @torch.inference_mode()
 def decode_label_map(
-    autoencoder: nn.Module, latent: Tensor, *, scale_factor: float, max_features: int = MAX_FEATURES
+    autoencoder: nn.Module,
+    latent: Tensor,
+    *,
+    scale_factor: float,
+    max_features: int = MAX_FEATURES,
+    precision: ComputeType = "float32",
 ) -> NDArray[np.uint8]:
     """Decode one latent to label ids.
 
@@ -51,11 +57,12 @@ def decode_label_map(
         latent: ``(1, C, i, j, k)``, still multiplied by ``scale_factor``.
         scale_factor: Of the mask networks.
         max_features: Features of a level above which its blocks go through it in slabs, to rounding the same.
+        precision: What the network computes in.
 
     Returns:
         ``(I, J, K)`` MAISI's label ids.
     """
-    with mixed_precision(latent.device.type):
+    with compute_in(precision, latent.device.type):
         classes = decode_classes(autoencoder, latent.float() / scale_factor, max_features=max_features)
     ids: NDArray[np.uint8] = class_ids()[classes[0].cpu().numpy()]
     return ids

@@ -18,7 +18,8 @@ import torch
 from monai.networks.schedulers.ddpm import DDPMScheduler
 from torch import Tensor
 
-from maisi_aug.networks.building import MaskNetworks, mixed_precision
+from maisi_aug.bundle_spec.precision import ComputeType
+from maisi_aug.networks.building import MaskNetworks, compute_in
 
 ReportStep = Callable[[int, int], None]
 PredictNoise = Callable[[Tensor, Tensor], Tensor]
@@ -34,6 +35,7 @@ def sample_mask_latent(
     num_inference_steps: int,
     seed: int,
     report: ReportStep | None = None,
+    precision: ComputeType = "float32",
 ) -> Tensor:
     """Draw the latents of label maps.
 
@@ -44,6 +46,7 @@ def sample_mask_latent(
         num_inference_steps: All time steps of the scheduler for DDPM, fewer for the faster sampler.
         seed: Of all noise, which is drawn on the CPU: the same on every device.
         report: Called with (steps done, steps in all).
+        precision: What the network computes in.
 
     Returns:
         ``(B, C, i, j, k)`` float32, still multiplied by the networks' scale factor.
@@ -60,7 +63,7 @@ def sample_mask_latent(
         predicted: Tensor = networks.diffusion_unet(x=moved, timesteps=timesteps.to(networks.device), context=context)
         return predicted.float()
 
-    with mixed_precision(networks.device):
+    with compute_in(precision, networks.device):
         if num_inference_steps == networks.scheduler.num_train_timesteps:
             return integrate_ddpm(predict, networks.scheduler, noise, generator=generator, report=report)
         noise = noise.to(networks.device)

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from maisi_aug.bundle_spec.bundle import Bundle
 from maisi_aug.bundle_spec.decoding import latent_factor
 from maisi_aug.bundle_spec.mask_networks import choose_mask_steps, generated_grid, require_masks
+from maisi_aug.bundle_spec.precision import ComputeType, PrecisionName, choose_precision
 from maisi_aug.errors import BundleError
 from maisi_aug.networks.building import MaskNetworks
 from maisi_aug.networks.mask_conditions import CONDITION_IDS, load_size_conditions
@@ -32,6 +33,7 @@ class MaskGenerator:
         num_inference_steps: Of the sampler.
         latent_shape: ``(C, i, j, k)``.
         size_conditions: ``(N, 10)``, what conditions are drawn from.
+        precision: What the networks compute in.
     """
 
     networks: MaskNetworks
@@ -39,21 +41,33 @@ class MaskGenerator:
     num_inference_steps: int
     latent_shape: tuple[int, ...]
     size_conditions: NDArray[np.float32]
+    precision: ComputeType = "float32"
 
     @classmethod
-    def load(cls, bundle: Bundle, device: str = "auto", *, num_inference_steps: int | None = None) -> MaskGenerator:
+    def load(
+        cls,
+        bundle: Bundle,
+        device: str = "auto",
+        *,
+        num_inference_steps: int | None = None,
+        precision: PrecisionName = "auto",
+    ) -> MaskGenerator:
         """Load a bundle's mask networks onto a device.
 
         Args:
             bundle: A bundle that has them.
             device: ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
             num_inference_steps: None for the bundle's default.
+            precision: What the networks compute in; ``auto`` is float16 on CUDA devices and float32 elsewhere.
 
         Raises:
             BundleError: For an unusable device, or mask networks that are missing, altered or do not match.
             GridError: When the networks cannot make maps of the grid that the bundle names.
-            RecipeError: For more steps than the scheduler was trained with.
+            RecipeError: For more steps than the scheduler was trained with, or a precision that the device does not
+                compute in.
         """
+        device = resolve_device(device)
+        chosen = choose_precision(precision, device, bears_half=bundle.spec.mixed_precision)
         spec, grid = require_masks(bundle), generated_grid(bundle)
         steps = choose_mask_steps(bundle, num_inference_steps)
         autoencoder, unet = bundle.definition("mask_autoencoder"), bundle.definition("mask_diffusion_unet")
@@ -62,11 +76,12 @@ class MaskGenerator:
         subject = f"Label maps of bundle '{bundle.name}'"
         grid.require_multiple_of(factor * 2 ** (len(unet["channels"]) - 1), subject=subject)
         return cls(
-            load_mask_networks(bundle, device=resolve_device(device)),
+            load_mask_networks(bundle, device=device),
             grid,
             steps,
             (int(autoencoder["latent_channels"]), *(side // factor for side in grid.shape)),
             load_size_conditions(bundle.path_of(spec.size_conditions)),
+            chosen,
         )
 
     def generate(
@@ -89,8 +104,11 @@ class MaskGenerator:
             num_inference_steps=self.num_inference_steps,
             seed=seed,
             report=report,
+            precision=self.precision,
         )
-        return decode_label_map(self.networks.autoencoder, latent, scale_factor=self.networks.scale_factor)
+        return decode_label_map(
+            self.networks.autoencoder, latent, scale_factor=self.networks.scale_factor, precision=self.precision
+        )
 
 
 def _require_told_sizes(bundle: Bundle) -> None:

@@ -13,18 +13,11 @@ from torch import Tensor
 
 from maisi_aug.bundle_spec.bundle import Bundle
 from maisi_aug.bundle_spec.decoding import DecodeSettings, DecodingConfig, latent_factor
+from maisi_aug.bundle_spec.precision import ComputeType, PrecisionName, choose_precision
 from maisi_aug.errors import BundleError, RecipeError
 from maisi_aug.lesions.editing import remove_lesions
 from maisi_aug.networks.acceleration import Compiler, compile_networks, explain_compilation, require_compiler
-from maisi_aug.networks.building import (
-    ALL_FAST_PATHS,
-    FastPaths,
-    Networks,
-    computes_in_bfloat16,
-    mixed_precision,
-    store_in_bfloat16,
-    takes_regions,
-)
+from maisi_aug.networks.building import ALL_FAST_PATHS, FastPaths, Networks, compute_in, store_in, takes_regions
 from maisi_aug.networks.conditioning import (
     to_label_bits,
     to_modality_tensor,
@@ -56,14 +49,41 @@ def resolve_device(text: str) -> str:
     return text
 
 
+def choose_image_precision(
+    wanted: PrecisionName, bundle: Bundle, device: str, compiler: Compiler = "none"
+) -> ComputeType:
+    """What the image networks of a bundle compute in on a device.
+
+    Raises:
+        RecipeError: For what the device does not compute in, or TensorRT, which always takes float16.
+    """
+    if compiler == "trt":
+        if wanted not in ("auto", "float16"):
+            raise RecipeError(
+                f"precision: expected float16 or auto with --compile trt, which builds engines in float16, found "
+                f"'{wanted}'. Leave one of them out."
+            )
+        return "float16"
+    return choose_precision(wanted, device, bears_half=bundle.spec.mixed_precision)
+
+
 @dataclass(frozen=True)
 class Pipeline:
-    """Networks of a bundle, loaded once and used for many cases."""
+    """Networks of a bundle, loaded once and used for many cases.
+
+    Attributes:
+        bundle: Where they come from.
+        networks: On their device.
+        fast_paths: Which are taken.
+        compiler: Of the networks.
+        precision: What the networks compute in.
+    """
 
     bundle: Bundle
     networks: Networks
     fast_paths: FastPaths = ALL_FAST_PATHS
     compiler: Compiler = "none"
+    precision: ComputeType = "float32"
 
     @classmethod
     def load(
@@ -73,6 +93,7 @@ class Pipeline:
         *,
         fast_paths: FastPaths = ALL_FAST_PATHS,
         compiler: Compiler = "none",
+        precision: PrecisionName = "auto",
     ) -> Pipeline:
         """Load a bundle's weights onto a device.
 
@@ -81,19 +102,22 @@ class Pipeline:
             device: ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
             fast_paths: Which to take.
             compiler: Of the networks; they are compiled when the first image is drawn.
+            precision: What the networks compute in; ``auto`` is float16 on CUDA devices, where the bundle bears it, and
+                float32 elsewhere.
 
         Raises:
+            RecipeError: For a precision that the device does not compute in.
             BundleError: For an unusable device, a bundle that is missing, altered or does not match, or a compiler that
                 does not run on the device.
             MissingExtraError: For a compiler that is not installed.
         """
         device = resolve_device(device)
         require_compiler(compiler, device)
+        chosen = choose_image_precision(precision, bundle, device, compiler)
         networks = load_networks(bundle, device=device, plain_layers=fast_paths.plain_layers)
-        pipeline = cls(bundle, networks, fast_paths, compiler)
-        if pipeline._is_mixed:
-            for network in (networks.autoencoder, networks.diffusion_unet, networks.controlnet):
-                store_in_bfloat16(network)
+        pipeline = cls(bundle, networks, fast_paths, compiler, chosen)
+        for network in (networks.autoencoder, networks.diffusion_unet, networks.controlnet):
+            store_in(pipeline._autocast_type, network)
         compile_networks(networks, compiler, fingerprint=bundle.fingerprint)
         return pipeline
 
@@ -147,7 +171,7 @@ class Pipeline:
             GridError: For sides that the networks cannot take.
             RecipeError: For more steps than the scheduler was trained with, for fewer with DDPM, for a modality or
                 regions that the networks are not told, and for guidance without a label map.
-            BundleError: When the networks cannot be compiled.
+            BundleError: When the networks cannot be compiled, or leave the range of the type that they compute in.
             MemoryShortageError: When not even the smallest windows can be decoded in the memory that there is.
         """
         num_inference_steps = self.bundle.choose_steps(num_inference_steps)
@@ -162,9 +186,9 @@ class Pipeline:
                     f"guidance_scale: expected 0 without a label map, which has no tumours to enforce, found "
                     f"{guidance_scale:g}. Leave it out."
                 )
-            healthy = remove_lesions(label_map, self.bundle.vocabulary, spacing_mm=grid.spacing_mm)
+            healthy = remove_lesions(label_map, self.bundle.vocabulary, spacing_mm=grid.spacing_mm, with_cysts=True)
             unconditional = self._conditions(healthy, grid, "unknown", regions)
-        with mixed_precision(self.networks.device, enabled=self._is_mixed), explain_compilation(self.compiler):
+        with compute_in(self._autocast_type, self.networks.device), explain_compilation(self.compiler):
             latent = sample_latent(
                 self.networks,
                 self._conditions(label_map, grid, modality, regions),
@@ -177,15 +201,23 @@ class Pipeline:
                 report=report,
             )
             image, used = self.decoder.decode(latent, decoding)
+        if not bool(image.isfinite().all()):
+            raise BundleError(
+                f"Bundle '{self.bundle.name}': expected an image of numbers, found some that {self.precision} cannot "
+                "hold. Use --precision float32."
+            )
         if report_decoding is not None:
             report_decoding(used)
         return unit_to_hu(image[0, 0].float().cpu().numpy(), label_map)
 
     @property
-    def _is_mixed(self) -> bool:
-        # TensorRT has its own mixed precision.
-        wanted = self.fast_paths.mixed_precision and self.bundle.spec.mixed_precision and self.compiler != "trt"
-        return wanted and computes_in_bfloat16(self.networks.device)
+    def num_threads(self) -> int | None:
+        """Threads that a CPU computes with, which decide in what order it sums; None on other devices."""
+        return torch.get_num_threads() if self.networks.device.startswith("cpu") else None
+
+    @property
+    def _autocast_type(self) -> ComputeType:
+        return "float32" if self.compiler == "trt" else self.precision  # engines are in float16 by themselves
 
     def _conditions(
         self, label_map: NDArray[np.uint8] | None, grid: Grid, modality: str, regions: Regions | None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -27,9 +28,12 @@ from maisi_aug.networks.building import (
 )
 from maisi_aug.networks.mask_conditions import load_size_conditions
 from maisi_aug.networks.split_convolution import make_splittable
-from maisi_aug.system.whole_files import sha256_of, write_text_whole, write_whole
+from maisi_aug.system.whole_files import open_whole, sha256_of, write_text_whole
 
 StateDict = Mapping[str, Tensor]
+
+METADATA_KEY = "__metadata__"
+"""Under which a safetensors file keeps what is no tensor."""
 
 
 def load_networks(bundle: Bundle, *, device: str = "cpu", plain_layers: bool = True) -> Networks:
@@ -203,6 +207,31 @@ def write_bundle(
     return load_bundle(folder)
 
 
+def write_safetensors(path: Path, content: bytes) -> None:
+    """Write the content of a safetensors file, whole, with its metadata in the order of their names.
+
+    The library puts several entries into a random order, and the file's hash would change with it. The file is the
+    length of its header in 8 bytes, the header as JSON, filled up with spaces to a multiple of 8 bytes, and the
+    tensors, whose offsets count from the end of the header.
+
+    Args:
+        path: Where to.
+        content: What ``safetensors`` made of tensors and metadata.
+
+    Raises:
+        VolumeError: When the file cannot be written.
+    """
+    end = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:end])
+    if METADATA_KEY in header:
+        header[METADATA_KEY] = dict(sorted(header[METADATA_KEY].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    with open_whole(path) as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        file.write(memoryview(content)[end:])
+
+
 def write_weights(
     folder: Path, weights: Mapping[str, StateDict], *, dtype: torch.dtype | None = None
 ) -> dict[str, dict[str, str]]:
@@ -224,7 +253,7 @@ def write_weights(
             for key, value in state.items()
         }
         path = folder / f"{role}.safetensors"
-        write_whole(path, safetensors.torch.save(tensors))
+        write_safetensors(path, safetensors.torch.save(tensors))
         files[role] = {"file": path.name, "sha256": sha256_of(path)}
     return files
 

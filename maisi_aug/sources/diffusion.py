@@ -226,7 +226,7 @@ def open_diffusion_source(cohort: ResolvedCohort, device: str, *, report: Report
 
     config = cohort.config
     return DiffusionSource(
-        MaskGenerator.load(cohort.bundle, device, num_inference_steps=config.mask_steps),
+        MaskGenerator.load(cohort.bundle, device, num_inference_steps=config.mask_steps, precision=config.precision),
         cohort.bundle.vocabulary,
         cohort.grid,
         organ_sizes=read_organ_sizes(config.size_of or {}, cohort.bundle.vocabulary),

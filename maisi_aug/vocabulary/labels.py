@@ -66,7 +66,8 @@ class Label:
         hosts: Ids of the organs a tumour may grow in; of an organ bound to a slot, what it may lie in and what takes
             its place; empty for every other label.
         aliases: Further names under which the label is found.
-        removal_id: What the voxels of a removed tumour become; None for every other kind.
+        removal_id: What the voxels of a removed lesion become: of a tumour, or a kidney cyst, which MAISI counts as a
+            lesion in guidance and as anatomy elsewhere; None for every other label.
         is_slot: Whether the id is one that fine-tuning may give a meaning to, bound or not.
     """
 
@@ -137,6 +138,11 @@ class Vocabulary:
         """Ids of all labels that grow in a host organ, bound slots included, ascending."""
         return tuple(sorted(label.id for label in self.labels if label.kind == "tumor"))
 
+    @cached_property
+    def lesion_ids(self) -> tuple[int, ...]:
+        """Ids of all tumours and of the kidney cysts, which MAISI's guidance turns back into their hosts, ascending."""
+        return tuple(sorted(label.id for label in self.labels if label.removal_id is not None))
+
     def contains(self, label_id: int) -> bool:
         """Whether the id has a label, placeholder slots included."""
         return int(label_id) in self._by_id
@@ -181,19 +187,19 @@ class Vocabulary:
         return self.label(int(label_id)).hosts
 
     def background_id_for(self, label_id: int) -> int:
-        """The id that replaces a tumour when it is taken out of a label map.
+        """The id that replaces a tumour or a cyst when it is taken out of a label map.
 
         For a tumour with several hosts this is one fixed choice; whoever has the label map takes the nearest host
         instead.
 
         Raises:
-            VocabularyError: If the label is not a tumour.
+            VocabularyError: If the label is no lesion.
         """
         label = self.label(int(label_id))
         if label.removal_id is None:
             raise VocabularyError(
-                f"Label '{label.name}' (id {label.id}): expected a tumour to remove, found kind '{label.kind}'. "
-                f"Tumours are {', '.join(map(self.name_of, self.tumor_ids))}."
+                f"Label '{label.name}' (id {label.id}): expected a lesion to remove, found kind '{label.kind}'. "
+                f"Lesions are {', '.join(map(self.name_of, self.lesion_ids))}."
             )
         return label.removal_id
 

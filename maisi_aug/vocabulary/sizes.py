@@ -9,11 +9,11 @@ from __future__ import annotations
 import json
 import math
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from maisi_aug.errors import RequestError, did_you_mean
 
@@ -29,6 +29,16 @@ def diameter_mm(volume_ml: float) -> float:
 def volume_ml(diameter_mm: float) -> float:
     """Volume in mL of the sphere that has this diameter in mm."""
     return math.pi * diameter_mm**3 / 6.0 / _MM3_PER_ML
+
+
+SIZE_UNITS: Mapping[str, tuple[Literal["mm", "ml"], float]] = {
+    "mm": ("mm", 1.0),
+    "cm": ("mm", 10.0),
+    **dict.fromkeys(("ml", "cc", "ccm", "cm3", "cm^3", "cm³"), ("ml", 1.0)),
+    **dict.fromkeys(("mm3", "mm^3", "mm³"), ("ml", 1e-3)),
+    "l": ("ml", 1e3),
+}
+"""Units of sizes in lower case: whether they are of a diameter, in mm, or of a volume, in mL, and how many of those."""
 
 
 @dataclass(frozen=True, slots=True)

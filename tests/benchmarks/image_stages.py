@@ -17,6 +17,7 @@ from torch import nn
 
 from maisi_aug.bundle_spec.bundle import NETWORK_ROLES, load_bundle
 from maisi_aug.bundle_spec.decoding import DecodingConfig
+from maisi_aug.bundle_spec.precision import PrecisionName
 from maisi_aug.gates.checks import check_organ_hu
 from maisi_aug.networks.pipeline import Pipeline
 from maisi_aug.vocabulary.hu import reference_hu_ranges
@@ -39,9 +40,10 @@ class Case:
         steps: Of the sampler.
         device: ``cpu`` or ``cuda``.
         repeats: Rounds, of which the median counts.
-        precision: What the reference computes in; ours is not told.
+        precision: What the reference computes in.
         window: Latent voxels decoded at once, on both sides; None for the bundle's, ``whole`` for all of them.
         source: ``given`` for a label map that is there, ``diffusion`` for one that is generated first.
+        own_precision: What ours computes in.
     """
 
     bundle: str
@@ -52,6 +54,7 @@ class Case:
     precision: str
     window: tuple[int, int, int] | str | None = None
     source: str = "given"
+    own_precision: PrecisionName = "auto"
 
 
 class _EmbeddingTimer:
@@ -84,7 +87,7 @@ class _EmbeddingTimer:
 def run_ours(case: Case, folder: Path, clock: Clock) -> dict[str, Any]:
     """Our pipeline as ``synthesize`` uses it; loading the weights is not timed."""
     label_map: NDArray[np.uint8] = np.load(case.label_map)
-    pipeline = Pipeline.load(load_bundle(case.bundle), case.device)
+    pipeline = Pipeline.load(load_bundle(case.bundle), case.device, precision=case.own_precision)
     timer = _EmbeddingTimer(pipeline.networks.controlnet, case.device)
     grid = Grid.from_spacing(cast(tuple[int, int, int], label_map.shape), SPACING_MM)
     used: list[Any] = []

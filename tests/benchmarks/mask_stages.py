@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from maisi_aug.bundle_spec.bundle import Bundle, load_bundle
 from maisi_aug.bundle_spec.decoding import latent_factor
+from maisi_aug.bundle_spec.precision import choose_precision
 from maisi_aug.bundle_spec.schema import MASK_ROLES
 from maisi_aug.networks.mask_decoding import class_ids, decode_label_map
 from maisi_aug.networks.mask_diffusion import sample_mask_latent
@@ -31,6 +32,7 @@ def run_ours(case: Case, folder: Path, clock: Clock) -> dict[str, Any]:
     """The mask networks as ``synthesize --mask-source diffusion`` uses them; loading the weights is not timed."""
     bundle = load_bundle(case.bundle)
     networks = load_mask_networks(bundle, device=case.device)
+    precision = choose_precision(case.own_precision, case.device, bears_half=bundle.spec.mixed_precision)
     spoilt, spacing_mm = _draw_spoilt_map(bundle)
     settings = bundle.spec.mask_generation
     assert settings is not None
@@ -41,10 +43,11 @@ def run_ours(case: Case, folder: Path, clock: Clock) -> dict[str, Any]:
             torch.tensor(SIZES)[None],
             _latent_shape(bundle),
             num_inference_steps=settings.num_inference_steps,
+            precision=precision,
             seed=number,
         )
         clock.start("mask decode")
-        decode_label_map(networks.autoencoder, latent, scale_factor=networks.scale_factor)
+        decode_label_map(networks.autoencoder, latent, scale_factor=networks.scale_factor, precision=precision)
         clock.start("clean-up")
         clean_label_map(spoilt, spacing_mm=(spacing_mm,) * 3, keep_tumor_ids=(HEPATIC_TUMOR,))
         clock.stop()

@@ -26,6 +26,7 @@ import numpy as np
 import torch
 
 from maisi_aug.bundle_spec.bundle import Bundle, embedded_bundles, load_bundle
+from maisi_aug.bundle_spec.precision import PRECISIONS
 from maisi_aug.networks.weights import write_random_bundle
 from tests.benchmarks import image_stages, mask_stages
 from tests.benchmarks.image_stages import Case
@@ -65,6 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--precision", action="append", choices=["float32", "bfloat16", "float16"], help="of the reference; may repeat"
     )
+    parser.add_argument("--own-precision", choices=PRECISIONS, default="auto", help="of ours (default: auto)")
     parser.add_argument("--source", action="append", choices=["given", "diffusion"], help="of the map; may repeat")
     parser.add_argument("--mask-time-steps", type=int, default=1000, help="of the mask scheduler, all of them taken")
     parser.add_argument("--side", nargs=2, metavar=("SIDE", "CASE"), help=argparse.SUPPRESS)
@@ -95,7 +97,7 @@ def describe(options: argparse.Namespace) -> dict[str, Any]:
     """The settings that tell one run from another."""
     return {
         key: getattr(options, key)
-        for key in ("bundle", "source", "width", "steps", "device", "repeats", "window", "precision")
+        for key in ("bundle", "source", "width", "steps", "device", "repeats", "window", "precision", "own_precision")
     }
 
 
@@ -119,6 +121,7 @@ def prepare(options: argparse.Namespace, grid: str, folder: Path) -> Case:
         options.precision,
         window,
         options.source,
+        options.own_precision,
     )
 
 
@@ -232,7 +235,9 @@ def to_markdown(results: dict[str, Any]) -> str:
         parts += [
             f"## {run['bundle']} at {run['width']} width, {run['grid']}, {run['steps']} steps, {run['device']}, "
             + describe_source(run),
-            f"Reference in {run['precision']}; ours decoded as {json.dumps(run['sides']['ours']['decoding'])}."
+            f"Reference in {run['precision']}; ours in {run['own_precision']}, decoded as "
+            + json.dumps(run["sides"]["ours"]["decoding"])
+            + "."
             + published,
             to_table(run),
         ]

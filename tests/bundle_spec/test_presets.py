@@ -85,6 +85,21 @@ def test_preset_as_a_flag_stands_above_the_grid_of_a_recipe(tmp_path: Path) -> N
     assert load_recipe(str(path), {"seed": 4}).shape == (64, 48, 48)
 
 
+@pytest.mark.parametrize(
+    ("name", "overlap"),
+    [
+        *(("16g-256x256x256", 0.6666), ("16g-512x512x128", 0.5), ("24g-512x512x128", 0.4), ("24g-512x512x512", 0.4)),
+        *(("32g-512x512x512", 0.4), ("80g-512x512x512", 0.4), ("80g-512x512x768", 0.4), ("chest", 0.5), ("lower", 0.4)),
+    ],
+)
+def test_preset_takes_nvidias_overlap(rflow: Bundle, name: str, overlap: float) -> None:
+    """NV-Generate-CTMR, configs/config_infer_*.json, autoencoder_sliding_window_infer_overlap."""
+    assert resolve(rflow, preset=name).config.decoding.overlap == overlap
+    assert resolve(rflow, preset=name, decoding={"overlap": 0.25}).config.decoding.overlap == 0.25
+    own = resolve(rflow, preset=name, decoding={"window": [64, 64, 32]}).config.decoding
+    assert (own.window, own.overlap) == ((64, 64, 32), 0.4)
+
+
 def test_misspelt_preset_offers_the_closest(rflow: Bundle) -> None:
     with pytest.raises(
         RecipeError, match=r"preset: .*, found '16g-256x256'\. Did you mean '16g-256x256x256'.* bundles presets'"
@@ -138,6 +153,8 @@ def test_window_asked_for_stands_above_that_of_the_preset(tmp_path: Path) -> Non
 
 
 def test_preset_flag_hides_the_window_of_the_recipe() -> None:
-    recipe = {"labels": ["liver tumor"], "decoding": {"window": [16, 16, 16], "overlap": 0.5}, "shape": [64, 64, 48]}
-    assert override(recipe, {"preset": "chest"})["decoding"] == {"overlap": 0.5}
+    decoding = {"window": [16, 16, 16], "overlap": 0.5, "num_splits": 2}
+    recipe = {"labels": ["liver tumor"], "decoding": decoding, "shape": [64, 64, 48]}
+    assert override(recipe, {"preset": "chest"})["decoding"] == {"num_splits": 2}
+    assert override(recipe, {"preset": "chest", "decoding.overlap": 0.3})["decoding"]["overlap"] == 0.3
     assert override(recipe, {"preset": None})["decoding"] == recipe["decoding"]

@@ -12,7 +12,7 @@ import yaml
 from maisi_aug.bundle_spec.bundle import NETWORK_ROLES, Bundle, load_bundle
 from maisi_aug.checkpoints.copies import convert_bundle, convert_checkpoint
 from maisi_aug.errors import BundleError
-from maisi_aug.networks.weights import verify_bundle, write_bundle
+from maisi_aug.networks.weights import verify_bundle, write_bundle, write_safetensors
 from maisi_aug.system.whole_files import sha256_of
 from tests.builders.tiny_bundle import build_header, write_tiny_bundle
 from tests.builders.tiny_checkpoints import SCALE_FACTOR, draw_states, saved, wrap
@@ -124,6 +124,33 @@ def test_checkpoint_becomes_safetensors_with_its_scale_factor(wide: Bundle, tmp_
         "key": "unet_state_dict",
         "scale_factor": repr(SCALE_FACTOR),
     }
+
+
+def test_one_checkpoint_gives_the_same_bytes_each_time(wide: Bundle, tmp_path: Path) -> None:
+    """The library puts metadata into a random order, a new one for every file."""
+    source = tmp_path / "unet.pt"
+    state = write_checkpoint(source, wide)
+    paths = [convert_checkpoint(source, tmp_path / f"{number}.safetensors").path for number in range(8)]
+    assert len({path.read_bytes() for path in paths}) == 1
+    found = safetensors.torch.load_file(paths[0])
+    assert found.keys() == state.keys()
+
+
+def test_metadata_of_any_text_and_length_keeps_the_tensors_whole(tmp_path: Path) -> None:
+    tensors = {"a": torch.arange(7, dtype=torch.uint8), "b": torch.randn(3, 5)}
+    path = tmp_path / "a.safetensors"
+    for length in range(20):
+        metadata = {"zweite": "ü" * length, "first": '"quoted" \\ {', "third": "\n"}
+        written = set()
+        for entries in (metadata, dict(reversed(metadata.items())), metadata):
+            write_safetensors(path, safetensors.torch.save(tensors, metadata=entries))
+            written.add(path.read_bytes())
+        (content,) = written
+        assert int.from_bytes(content[:8], "little") % 8 == 0
+        found = safetensors.torch.load(content)
+        assert all(torch.equal(found[name], value) for name, value in tensors.items())
+        with safetensors.safe_open(path, "pt") as file:
+            assert file.metadata() == metadata
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+import json
+import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -119,7 +122,7 @@ def test_interrupted_verb_says_whether_the_same_command_goes_on(
         raise KeyboardInterrupt
 
     monkeypatch.setattr(cli_app, "load_verb", interrupt)
-    assert run_cli(*words) == (1, "", message)
+    assert run_cli(*words) == (130, "", message)
 
 
 def test_resumable_commands_are_commands() -> None:
@@ -133,7 +136,7 @@ def test_interrupted_function_of_a_verb_is_a_clean_stop(
         raise KeyboardInterrupt
 
     plug_in(interrupted)
-    assert run_cli("labels") == (1, "", NOTHING_WRITTEN)
+    assert run_cli("labels") == (130, "", NOTHING_WRITTEN)
 
 
 @pytest.mark.parametrize("code", [0, 1, 2])
@@ -143,3 +146,9 @@ def test_exit_code_of_a_verb_is_kept(code: int, run_cli: Callable[..., Any], plu
 
     plug_in(leaving)
     assert run_cli("labels") == (code, "", "")
+
+
+def test_module_is_the_same_command(repository: Path) -> None:
+    command = [sys.executable, "-m", "maisi_aug", "labels", "--find", "spleen", "--json"]
+    done = subprocess.run(command, cwd=repository, capture_output=True, text=True, check=True)
+    assert [row["name"] for row in json.loads(done.stdout)] == ["spleen"]

@@ -69,9 +69,9 @@ def test_unexpected_error_points_to_debug() -> None:
 
 @pytest.mark.parametrize("error", [typer.Abort(), KeyboardInterrupt()])
 def test_interruption_is_a_clean_stop(error: BaseException, capsys: pytest.CaptureFixture[str]) -> None:
-    assert guard(lambda: _raising(error), debug=False) == 1
+    assert guard(lambda: _raising(error), debug=False) == 130
     assert capsys.readouterr().err == "Stopped on request; nothing was written.\n"
-    assert guard(lambda: _raising(error), debug=False, is_resumable=True) == 1
+    assert guard(lambda: _raising(error), debug=False, is_resumable=True) == 130
     assert "what was finished is kept" in capsys.readouterr().err
 
 

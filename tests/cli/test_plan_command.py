@@ -26,7 +26,7 @@ def test_plan_shows_what_a_dry_run_shows(run_cli: Run) -> None:
 
 
 def test_plan_takes_every_flag_but_those_of_a_run(run_cli: Run) -> None:
-    ours, theirs = (run_cli(verb, "--help").stdout for verb in ("plan", "synthesize"))
+    ours, theirs = (run_cli(verb, "--help-all").stdout for verb in ("plan", "synthesize"))
     for flag in ("--labels", "--bundle", "--balance-against", "--decode-window"):
         assert flag in ours
         assert flag in theirs
@@ -98,6 +98,8 @@ def test_flags_that_do_not_go_together_are_named(run_cli: Run, words: list[str],
 
 def test_words_are_read() -> None:
     assert parse_size_bins("5,10.5,20mm") == (5.0, 10.5, 20.0)
+    assert parse_size_bins("5mm, 1cm, 2 cm") == (5.0, 10.0, 20.0)
+    assert parse_size_bins("1,2,3cm") == (10.0, 20.0, 30.0)
     targets = read_targets(["hepatic tumor", "lung tumor"], vocabulary=MAISI, bins=SizeBins())
     rules = ["2 = liver tumor", "cancer=lung tumor"]
     assert parse_lesion_map(rules, targets, MAISI) == {"liver tumor": "2", "lung tumor": "cancer"}

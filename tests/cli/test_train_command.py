@@ -84,7 +84,7 @@ def test_terminated_run_says_so_and_goes_on(
         patched.setattr(StepLog, "write", write_and_stop)
         stopped = train("vae")
     message = "Stopped on request; what was finished is kept, and the same command goes on from there.\n"
-    assert stopped == (1, "", message)
+    assert stopped == (130, "", message)
     assert train("vae").code == 0
     assert len((tmp_path / "run" / "vae" / "log.jsonl").read_text(encoding="utf-8").splitlines()) == 3
 
@@ -153,3 +153,42 @@ def test_help_names_the_stages(run_cli: Callable[..., Any]) -> None:
     assert outcome.code == 0
     for stage in ("vae", "diffusion", "controlnet"):
         assert stage in outcome.stdout
+
+
+def test_time_counts_the_phantoms_and_the_same_command_goes_on(run_cli: Callable[..., Any], tmp_path: Path) -> None:
+    recipe, out = write_recipe(tmp_path / "tiny.yaml"), tmp_path / "run"
+    words = ["train", "vae", "--recipe", recipe, "--out", out, "--device", "cpu"]
+    stopped = run_cli(*words, "--max-minutes", "0")
+    assert (stopped.code, stopped.stdout) == (0, f"{out}\n")
+    told = stopped.stderr.splitlines()[-1]
+    assert told == "vae: the time was up while building phantoms, 1 of 2; run again to go on."
+    assert len(list(out.glob("phantoms-*/*.npz"))) in (1, 2)  # two workers may have finished both by then
+    assert not (out / "vae" / "log.jsonl").exists()
+    assert run_cli(*words).code == 0
+    assert len(list(out.glob("phantoms-*/*.npz"))) == 2
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo-terminal")
+def test_progress_is_shown_from_the_first_second(repository: Path, tmp_path: Path) -> None:
+    """On a terminal: before PyTorch is there, which takes several seconds."""
+    import pty
+
+    recipe = write_recipe(tmp_path / "tiny.yaml")
+    reader, writer = pty.openpty()
+    words = ["train", "vae", "--recipe", str(recipe), "--out", str(tmp_path / "run"), "--max-minutes", "0"]
+    environment = {**os.environ, "TERM": "xterm", "COLUMNS": "100"}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "maisi_aug", *words], cwd=repository, stderr=writer, stdout=writer, env=environment
+    )
+    os.close(writer)
+    seen = b""
+    try:
+        while b"Building phantoms" not in seen:
+            seen += os.read(reader, 4096)
+    except OSError:  # the other end is closed
+        pass
+    finally:
+        process.wait(120)
+        os.close(reader)
+    assert b"loading libraries" in seen
+    assert seen.index(b"loading libraries") < seen.index(b"Building phantoms")

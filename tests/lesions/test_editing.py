@@ -60,6 +60,18 @@ def test_bound_slot_is_removed_too(liver_map: NDArray[np.uint8]) -> None:
     assert set(np.unique(healthy)) == {14, BODY}
 
 
+def test_cysts_become_their_own_kidney_where_guidance_asks_and_stay_otherwise() -> None:
+    label_map = np.full(SHAPE, BODY, dtype=np.uint8)
+    label_map[_ball((8, 14, 11), 11.0)], label_map[_ball((22, 14, 11), 11.0)] = 5, 14
+    expected = label_map.copy()
+    label_map[_ball((8, 14, 11), 5.0)], label_map[_ball((22, 14, 11), 5.0)] = 117, 116
+    np.testing.assert_array_equal(remove_lesions(label_map, MAISI, spacing_mm=SPACING_MM), label_map)
+    healthy = remove_lesions(label_map, MAISI, spacing_mm=SPACING_MM, with_cysts=True)
+    np.testing.assert_array_equal(healthy, expected)
+    lone = np.where(label_map == 116, 116, BODY).astype(np.uint8)  # no kidney beside it: the left one, as MAISI has it
+    assert set(np.unique(remove_lesions(lone, MAISI, spacing_mm=SPACING_MM, with_cysts=True))) == {14, BODY}
+
+
 def test_kept_lesion_stays_whole_while_the_other_goes(liver_map: NDArray[np.uint8]) -> None:
     liver_map[_ball((22, 16, 12), 3.0)] = HEPATIC_TUMOR
     keep = np.zeros(SHAPE, dtype=bool)

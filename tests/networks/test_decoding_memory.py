@@ -62,13 +62,13 @@ def measure(settings: DecodeSettings, sides: LatentShape, *, is_half: bool) -> i
     [
         (1, "float32"),
         pytest.param(16, "float32", marks=pytest.mark.slow),
-        pytest.param(1, "bfloat16", marks=pytest.mark.slow),
-        pytest.param(16, "bfloat16", marks=pytest.mark.slow),
+        pytest.param(1, "half", marks=pytest.mark.slow),
+        pytest.param(16, "half", marks=pytest.mark.slow),
     ],
 )
 def test_estimate_is_close_to_the_measured_peak(num_splits: int, precision: str) -> None:
     settings = DecodeSettings(None, num_splits=num_splits)
-    is_half = precision == "bfloat16"
+    is_half = precision == "half"
     if is_half and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
         pytest.skip("this processor does not compute in bfloat16")
     sides = (24, 24, 24)
@@ -81,7 +81,7 @@ def test_estimate_is_close_to_the_measured_peak(num_splits: int, precision: str)
 def test_estimate_grows_with_window_and_shrinks_with_splits() -> None:
     definition = scaled_header("rflow-ct", divisor=1)["networks"]["autoencoder"]
     sides = (128, 128, 128)
-    kind = ("cuda", "bfloat16")
+    kind = ("cuda", "half")
     options = list(settings_by_memory(DecodeSettings((80, 80, 48)), sides, device_type="cuda", may_split=True))
     needed = [estimate_decode_bytes(definition, option, sides, kind=kind) for option in options]
     assert needed == sorted(needed, reverse=True)

@@ -8,7 +8,6 @@ import pytest
 import torch
 from torch import nn
 
-from maisi_aug.networks import mask_decoding
 from maisi_aug.networks.building import build_network, use_plain_layers
 from maisi_aug.networks.mask_decoding import class_ids, decode_classes, decode_label_map
 from maisi_aug.vocabulary.labels import BODY_ID, MAISI, SLOT_IDS
@@ -90,12 +89,7 @@ def test_data_name_their_source(repository: Any) -> None:
     assert "label_dict_124_to_132.json" in content["source"]
 
 
-def test_label_map_holds_the_ids_of_the_scaled_latents_classes(
-    wide: nn.Module, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from contextlib import nullcontext
-
-    monkeypatch.setattr(mask_decoding, "mixed_precision", lambda _: nullcontext())
+def test_label_map_holds_the_ids_of_the_scaled_latents_classes(wide: nn.Module) -> None:
     label_map = decode_label_map(wide, LATENT * 1.25, scale_factor=1.25)
     assert label_map.shape == (28, 16, 24)
     assert label_map.dtype == np.uint8

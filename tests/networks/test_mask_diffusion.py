@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from itertools import pairwise
 
 import numpy as np
@@ -14,7 +13,6 @@ from monai.networks.schedulers.ddpm import DDPMScheduler
 from scipy import stats
 from torch import Tensor, nn
 
-from maisi_aug.networks import mask_diffusion
 from maisi_aug.networks.building import MaskNetworks, build_network
 from maisi_aug.networks.mask_diffusion import (
     PredictNoise,
@@ -142,16 +140,10 @@ def networks() -> MaskNetworks:
     return MaskNetworks(nn.Identity(), unet.requires_grad_(False), scheduler_of(12), 1.0, "cpu")
 
 
-@pytest.fixture
-def in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mask_diffusion, "mixed_precision", lambda _: nullcontext())
-
-
 CONDITION = torch.tensor([[0.5, 0.4, -1.0, 0.2, 0.9, -1.0, -1.0, 0.3, -1.0, -1.0]])
 SHAPE = (4, 8, 6, 4)
 
 
-@pytest.mark.usefixtures("in_float32")
 def test_ddpm_is_monais_plain_loop(networks: MaskNetworks) -> None:
     scheduler = scheduler_of(12)
     scheduler.set_timesteps(12)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +11,6 @@ import torch
 
 from maisi_aug.bundle_spec.bundle import Bundle
 from maisi_aug.bundle_spec.schema import MASK_ROLES
-from maisi_aug.networks import mask_decoding, mask_diffusion
 from maisi_aug.networks.building import keep_norms_in_float32
 from maisi_aug.networks.mask_decoding import class_ids, decode_label_map
 from maisi_aug.networks.mask_diffusion import sample_mask_latent
@@ -25,13 +23,6 @@ SIDE = 32
 NUM_STEPS = 8
 SIZES = (0.4, 0.5, -1.0, 0.6, 0.5, -1.0, -1.0, 0.3, -1.0, -1.0)
 SEED = 5
-
-
-@pytest.fixture(autouse=True)
-def float32(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Both sides in float32: bfloat16 is a fast path of its own."""
-    for module in (mask_diffusion, mask_decoding):
-        monkeypatch.setattr(module, "mixed_precision", lambda *_: nullcontext())
 
 
 def write_masks(folder: Path, divisor: int) -> Bundle:

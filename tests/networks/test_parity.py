@@ -19,7 +19,7 @@ from maisi_aug.bundle_spec.bundle import NETWORK_ROLES, Bundle
 from maisi_aug.bundle_spec.decoding import DecodingConfig
 from maisi_aug.lesions.editing import remove_lesions
 from maisi_aug.networks import split_convolution
-from maisi_aug.networks.building import ALL_FAST_PATHS, FastPaths
+from maisi_aug.networks.building import FastPaths
 from maisi_aug.networks.pipeline import Pipeline
 from maisi_aug.networks.weights import write_random_bundle
 from maisi_aug.seeds import derive_seed
@@ -87,7 +87,7 @@ class Outcome:
         regions = REGIONS[bundle.name]
         unconditional: Inputs | None = None
         if guidance_scale:
-            healthy = remove_lesions(label_map, bundle.vocabulary, spacing_mm=SPACING_MM)
+            healthy = remove_lesions(label_map, bundle.vocabulary, spacing_mm=SPACING_MM, with_cysts=True)
             unconditional = encode(healthy, SPACING_MM, "unknown", regions)
         self.latent = reference.sample(
             draw_noise(),
@@ -219,8 +219,8 @@ def test_fast_path_moves_the_image_by_rounding_alone(
 
 @pytest.fixture(scope="module")
 def plain(bundles: Callable[..., Bundle]) -> Pipeline:
-    """All fast paths but mixed precision."""
-    return Pipeline.load(bundles("rflow-ct"), "cpu", fast_paths=replace(ALL_FAST_PATHS, mixed_precision=False))
+    """All fast paths, in float32."""
+    return Pipeline.load(bundles("rflow-ct"), "cpu", precision="float32")
 
 
 @pytest.mark.parametrize("num_splits", [2, 4, 8, 16])
@@ -242,8 +242,9 @@ def test_bfloat16_moves_the_image_by_a_few_hu(
 ) -> None:
     if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
         pytest.skip("this processor does not compute in bfloat16")
-    fast_paths = replace(FastPaths.none(), plain_layers=True, mixed_precision=True)
-    found = synthesize(Pipeline.load(bundles("rflow-ct"), "cpu", fast_paths=fast_paths), label_map)
+    fast_paths = replace(FastPaths.none(), plain_layers=True)
+    pipeline = Pipeline.load(bundles("rflow-ct"), "cpu", fast_paths=fast_paths, precision="bfloat16")
+    found = synthesize(pipeline, label_map)
     body = label_map > 0
     difference = np.abs(found.image_hu.astype(int) - slow.image_hu)[body]
     assert error_of(found.latent, slow.latent.double()) < 0.1
@@ -268,7 +269,7 @@ def test_inductor_moves_the_image_by_rounding_alone(
     compiled = Pipeline.load(
         bundles("rflow-ct"),
         "cpu",
-        fast_paths=replace(ALL_FAST_PATHS, mixed_precision=False),
+        precision="float32",
         compiler="inductor",
     )
     require_equal(synthesize(compiled, label_map), expected, exact, plain.bundle)

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +10,11 @@ import torch
 from numpy.typing import NDArray
 
 from maisi_aug.bundle_spec.bundle import Bundle
+from maisi_aug.bundle_spec.precision import ComputeType
 from maisi_aug.errors import BundleError, GridError, RecipeError
 from maisi_aug.lesions.editing import remove_lesions
-from maisi_aug.networks.building import ALL_FAST_PATHS, computes_in_bfloat16, mixed_precision
-from maisi_aug.networks.pipeline import Pipeline, resolve_device
+from maisi_aug.networks.building import compute_in, computes_in_bfloat16, mixed_precision, store_in
+from maisi_aug.networks.pipeline import Pipeline, choose_image_precision, resolve_device
 from maisi_aug.networks.weights import load_networks, write_random_bundle
 from maisi_aug.seeds import derive_seed
 from maisi_aug.volumes.grid import Grid
@@ -157,28 +157,55 @@ def test_bfloat16_is_used_where_the_device_computes_in_it() -> None:
     assert not torch.is_autocast_enabled("cpu")
 
 
-def test_weights_in_bfloat16_change_no_image(bundle: Bundle, grid: Grid, label_map: NDArray[np.uint8]) -> None:
-    if not computes_in_bfloat16("cpu"):
-        pytest.skip("this processor does not compute in bfloat16")
-    networks = load_networks(bundle)
-    expected = Pipeline(bundle, networks).synthesize_image(label_map, grid, seed=1)
-    found = Pipeline.load(bundle, "cpu")
-    assert {p.dtype for p in found.networks.controlnet.parameters()} == {torch.float32, torch.bfloat16}
-    assert {p.dtype for p in networks.controlnet.parameters()} == {torch.float32}
-    assert np.array_equal(found.synthesize_image(label_map, grid, seed=1), expected)
+@pytest.mark.parametrize("precision", ["float16", "bfloat16"])
+def test_weights_in_half_precision_change_no_image(
+    precision: ComputeType, bundle: Bundle, grid: Grid, label_map: NDArray[np.uint8]
+) -> None:
+    networks, halved = load_networks(bundle), load_networks(bundle)
+    for network in (halved.autoencoder, halved.diffusion_unet, halved.controlnet):
+        store_in(precision, network)
+    assert {p.dtype for p in halved.controlnet.parameters()} == {torch.float32, getattr(torch, precision)}
+    first, second = [
+        Pipeline(bundle, each, precision=precision).synthesize_image(label_map, grid, seed=1, num_inference_steps=1)
+        for each in (networks, halved)
+    ]
+    assert np.array_equal(first, second)
+    plain = Pipeline(bundle, networks).synthesize_image(label_map, grid, seed=1, num_inference_steps=1)
+    assert not np.array_equal(first, plain)
 
 
-def test_bundle_that_does_not_bear_bfloat16_is_drawn_in_float32(
+def test_processors_compute_in_float32_unless_told_otherwise(
+    bundle: Bundle, pipeline: Pipeline, grid: Grid, label_map: NDArray[np.uint8]
+) -> None:
+    """bfloat16 is faster and moves organs by several HU."""
+    assert pipeline.precision == "float32"
+    assert {p.dtype for p in pipeline.networks.controlnet.parameters()} == {torch.float32}
+    exact = Pipeline.load(bundle, "cpu", precision="float32").synthesize_image(label_map, grid, seed=1)
+    assert np.array_equal(pipeline.synthesize_image(label_map, grid, seed=1), exact)
+    if computes_in_bfloat16("cpu"):
+        quick = Pipeline.load(bundle, "cpu", precision="bfloat16")
+        assert quick.precision == "bfloat16"
+        assert not np.array_equal(quick.synthesize_image(label_map, grid, seed=1), exact)
+
+
+def test_tensorrt_is_float16_and_nothing_else(bundle: Bundle) -> None:
+    assert choose_image_precision("auto", bundle, "cuda", "trt") == "float16"
+    with pytest.raises(RecipeError, match="precision: expected float16 or auto with --compile trt, .* found 'float32'"):
+        choose_image_precision("float32", bundle, "cuda", "trt")
+
+
+def test_networks_that_leave_the_range_of_float16_are_named(
     bundle: Bundle, grid: Grid, label_map: NDArray[np.uint8]
 ) -> None:
-    precise = Bundle(bundle.spec.model_copy(update={"mixed_precision": False}), bundle.path)
-    found = Pipeline.load(precise, "cpu")
-    wanted = Pipeline.load(bundle, "cpu", fast_paths=replace(ALL_FAST_PATHS, mixed_precision=False))
-    assert {p.dtype for p in found.networks.controlnet.parameters()} == {torch.float32}
-    image_hu = found.synthesize_image(label_map, grid, seed=1)
-    assert np.array_equal(image_hu, wanted.synthesize_image(label_map, grid, seed=1))
-    if computes_in_bfloat16("cpu"):
-        assert not np.array_equal(image_hu, Pipeline.load(bundle, "cpu").synthesize_image(label_map, grid, seed=1))
+    networks = load_networks(bundle)
+    with torch.no_grad():
+        for parameter in networks.diffusion_unet.parameters():
+            parameter.mul_(60.0)
+    message = (
+        "Bundle 'tiny': expected an image of numbers, found some that float16 cannot hold. Use --precision float32"
+    )
+    with pytest.raises(BundleError, match=message):
+        Pipeline(bundle, networks, precision="float16").synthesize_image(label_map, grid, seed=1, num_inference_steps=1)
 
 
 @pytest.mark.parametrize("build", [build_header, build_ddpm_header], ids=["rflow", "ddpm"])
@@ -200,7 +227,7 @@ def test_image_without_a_label_map_is_what_monai_draws_with_the_unet_alone(
     size = {"input_img_size_numel": latent[0, 0].numel()} if is_rflow else {}
     scheduler.set_timesteps(pipeline.bundle.default_steps, **size)
     timesteps = scheduler.timesteps
-    with torch.no_grad(), mixed_precision("cpu"):
+    with torch.no_grad(), compute_in("float32", "cpu"):
         for timestep, following in zip(timesteps, [*timesteps[1:], torch.tensor(0.0)], strict=True):
             output = networks.diffusion_unet(x=latent, timesteps=torch.Tensor((timestep,)), **told)
             last = {"next_timestep": following} if is_rflow else {"generator": generator}

@@ -198,7 +198,7 @@ def test_organs_come_from_totalsegmentators_output(prepare: Run, tmp_path: Path)
 
 def test_help_names_the_extra(run_cli: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "300")
-    assert "needs maisi-aug[totalsegmentator]" in run_cli("prepare", "--help").stdout
+    assert "needs maisi-aug[totalsegmentator]" in run_cli("prepare", "--help-all").stdout
 
 
 def test_usage_errors_are_one_sentence(prepare: Run, run_cli: Run, tmp_path: Path) -> None:

@@ -140,8 +140,16 @@ def test_six_kinds_of_lesion_grow_where_they_should(kidney_vocabulary: Vocabular
 def test_removed_tumour_becomes_its_organ_or_body(kidney_vocabulary: Vocabulary) -> None:
     found = {tumor: kidney_vocabulary.background_id_for(tumor) for tumor in kidney_vocabulary.tumor_ids}
     assert found == {23: 28, 24: 4, 26: 1, 27: 62, 128: 200, 129: 5}
-    with pytest.raises(VocabularyError, match=r"'liver' \(id 1\): expected a tumour to remove, found kind 'organ'"):
+    with pytest.raises(VocabularyError, match=r"'liver' \(id 1\): expected a lesion to remove, found kind 'organ'"):
         MAISI.background_id_for(1)
+
+
+def test_kidney_cysts_are_lesions_for_guidance_and_anatomy_elsewhere() -> None:
+    """MAISI's own table: 26 to 1, 24 to 4, 27 to 62, 116 to 14, 117 to 5."""
+    assert MAISI.lesion_ids == (23, 24, 26, 27, 116, 117, 128)
+    assert [MAISI.background_id_for(label_id) for label_id in (26, 24, 27, 116, 117)] == [1, 4, 62, 14, 5]
+    assert not {116, 117} & set(MAISI.tumor_ids)
+    assert {MAISI.label(label_id).kind for label_id in (116, 117)} == {"organ"}
 
 
 def test_slots_are_the_published_ones() -> None:

@@ -209,11 +209,12 @@ def load_or_encode(
         autoencoder: Encodes images; in evaluation mode on ``device``.
         paths: One ``.npy`` file a case.
         device: Where to encode.
-        report: Called with (cases done, cases in all).
+        report: Called with (cases done, cases in all), after those that were encoded now and after the last.
     """
     latents: list[Tensor] = []
     for index, path in enumerate(paths):
-        if path.exists():
+        is_there = path.exists()
+        if is_there:
             latent = torch.from_numpy(np.load(path, allow_pickle=False))
         else:
             latent = _encode(store[index], autoencoder, device)
@@ -221,7 +222,7 @@ def load_or_encode(
             np.save(buffer, latent.numpy())
             write_whole(path, buffer.getvalue())
         latents.append(latent)
-        if report is not None:
+        if report is not None and not (is_there and index + 1 < len(paths)):
             report(index + 1, len(paths))
     return latents
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from maisi_aug.bundle_spec.bundle import Bundle
-from maisi_aug.networks.building import FastPaths, Networks
+from maisi_aug.networks.building import Networks
 from maisi_aug.networks.pipeline import Pipeline
 from maisi_aug.pictures.slices import (
     BACKGROUND,
@@ -68,7 +68,7 @@ class SampleDrawer:
         num_cases: int,
         seed: int,
     ) -> None:
-        self.pipeline = Pipeline(base, networks, FastPaths(mixed_precision=False))
+        self.pipeline = Pipeline(base, networks)
         self.store = store
         self.names = names
         self.taught = taught

@@ -45,6 +45,7 @@ from maisi_aug.training.images.lookup import LookupChange, choose_intensities, f
 from maisi_aug.training.images.validation import FlowValidation
 from maisi_aug.training.loop.processes import ALONE, Processes
 from maisi_aug.training.loop.run import CHECKPOINT_NAME, LoopResult, ReportStep, TrainingRun
+from maisi_aug.training.loop.stopping import TimeLimit
 from maisi_aug.vocabulary.labels import Vocabulary
 
 LABELS_NAME = "labels.json"
@@ -138,7 +139,7 @@ class Finetuning:
         """Train from the checkpoint where there is one, and write the bundle of the best validation so far.
 
         Args:
-            max_minutes: Wall-clock limit of the training; the same run goes on later.
+            max_minutes: Wall-clock limit, encoding included; the same run goes on later.
             report_step: Called after each step with its number and figures.
             with_tensorboard: Also log for TensorBoard.
             self_contained: Copy the base's weights and the label maps into the bundle.
@@ -147,6 +148,7 @@ class Finetuning:
             TrainingError: When the loss is no longer finite.
             VolumeError: When the disk is full; the last checkpoint is whole.
         """
+        limit = TimeLimit(max_minutes)
         networks = load_trainable(self.base, self.device)
         with self.processes.main_first():
             is_looked_up = self._start(networks.controlnet)
@@ -158,7 +160,7 @@ class Finetuning:
         objective = self._build_objective(trainable, *training)
         validation = _Validation(self, objective, trainable, *held_out, with_tensorboard=with_tensorboard)
         run = self._open_run(objective, validation, with_tensorboard=with_tensorboard)
-        loop = run.train(max_minutes=max_minutes, report_step=report_step)
+        loop = run.train(max_minutes=limit.minutes_left, report_step=report_step)
         weights = trainable.merge(loop.averaged_weights["controlnet"])
         with self.processes.main_first():
             if self.processes.is_main:

@@ -42,17 +42,18 @@ class LabelRemover:
 
     Args:
         vocabulary: Whose tumours are removed.
+        with_cysts: Remove kidney cysts, too, as MAISI does.
     """
 
-    def __init__(self, vocabulary: Vocabulary) -> None:
-        self._ids = vocabulary.tumor_ids
-        self._vocabulary = vocabulary
+    def __init__(self, vocabulary: Vocabulary, *, with_cysts: bool = True) -> None:
+        self._ids = vocabulary.lesion_ids if with_cysts else vocabulary.tumor_ids
+        self._vocabulary, self._with_cysts = vocabulary, with_cysts
         self._patches: dict[bytes, tuple[tuple[slice, ...], NDArray[np.uint8]]] = {}
 
     @classmethod
     def of_taught(cls, taught: Sequence[TaughtLabel], vocabulary: Vocabulary) -> Self:
         """One that removes the labels that are taught, organs among them, and nothing else."""
-        return cls(_only_these_are_tumors(taught, vocabulary))
+        return cls(_only_these_are_tumors(taught, vocabulary), with_cysts=False)
 
     def remove(self, label_map: NDArray[np.uint8], spacing_mm: Spacing) -> NDArray[np.uint8]:
         """A label map without the labels.
@@ -67,7 +68,7 @@ class LabelRemover:
         key = hashlib.blake2b(label_map.tobytes()).digest()
         if key not in self._patches:
             box = bounding_box(mask, margin=0)
-            healthy = remove_lesions(label_map, self._vocabulary, spacing_mm=spacing_mm)
+            healthy = remove_lesions(label_map, self._vocabulary, spacing_mm=spacing_mm, with_cysts=self._with_cysts)
             if len(self._patches) >= MAX_PATCHES:  # crops never come again: only whole maps are worth keeping
                 self._patches.pop(next(iter(self._patches)))
             self._patches[key] = (box, healthy[box].copy())

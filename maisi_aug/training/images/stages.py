@@ -33,6 +33,7 @@ from maisi_aug.training.images.validation import FlowValidation, VaeValidation
 from maisi_aug.training.images.wavelet import start_as_wavelet
 from maisi_aug.training.loop.run import CHECKPOINT_NAME, LoopResult, Objective, ReportStep, Validate
 from maisi_aug.training.loop.settings import LoopConfig
+from maisi_aug.training.loop.stopping import TimeLimit
 
 StageName = Literal["vae", "diffusion", "controlnet"]
 STAGE_NAMES: tuple[StageName, ...] = ("vae", "diffusion", "controlnet")
@@ -82,16 +83,20 @@ class TrainingFolder(StageFolder):
     ) -> LoopResult:
         """Train a stage, from its checkpoint where there is one, and keep its averaged weights.
 
+        The minutes are of all of it: phantoms that are built and latents that are encoded before the first step count,
+        too.
+
         Raises:
             TrainingError: When an earlier stage is missing, or the folder holds another configuration.
             GridError: For shapes that the networks cannot take.
         """
+        limit = TimeLimit(max_minutes)
         require_divisible(self.recipe, self.source.shape)
         if self.processes.is_main:
             require_same_settings(self.recipe, self.folder, stage, identity=self.source.identity)
         prepared: _Prepared = getattr(self, f"_prepare_{stage}")()
         run = self._open_run(stage, prepared.objective, prepared.loop, prepared.validate)
-        result = run.train(max_minutes=max_minutes, report_step=report_step)
+        result = run.train(max_minutes=limit.minutes_left, report_step=report_step)
         if self.processes.is_main:
             self._keep(stage, result, prepared.names)
         self.processes.wait()

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from maisi_aug.errors import TrainingError
+from maisi_aug.training.loop.stopping import TimeIsUp
 
 Value = TypeVar("Value")
 
@@ -99,12 +100,26 @@ class Processes:
 
     @contextmanager
     def main_first(self) -> Iterator[None]:
-        """Run a block in the main process, then in the others, which find what it wrote."""
+        """Run a block in the main process, then in the others, which find what it wrote.
+
+        Raises:
+            TimeIsUp: In all of them, where the time was up in the main one.
+        """
         if not self.is_main:
-            self.wait()
-        yield
+            self._hear_of_main()
+        try:
+            yield
+        except TimeIsUp as stop:
+            if self.is_main:
+                self.gather((stop.phase, stop.done, stop.total))
+            raise
         if self.is_main:
-            self.wait()
+            self.gather(None)
+
+    def _hear_of_main(self) -> None:
+        stop = self.gather(None)[0]
+        if stop is not None:
+            raise TimeIsUp(*stop)
 
     def gather(self, value: Value) -> list[Value]:
         """The value of every process, in their order; a small one that can be pickled."""

@@ -10,16 +10,13 @@ from __future__ import annotations
 
 import ctypes
 import math
-import signal
-import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from types import FrameType, TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +28,7 @@ from maisi_aug.training.loop.checkpoint_file import read_checkpoint, require_sam
 from maisi_aug.training.loop.processes import ALONE, WHOLE, Processes, Share
 from maisi_aug.training.loop.settings import LoopConfig
 from maisi_aug.training.loop.step_log import LOG_NAME, StepLog
+from maisi_aug.training.loop.stopping import StopRequest, TrainingStopped
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of mallopt(3)
 _MOST_BYTES = 2**30
@@ -53,40 +51,6 @@ def keep_freed_memory() -> bool:
         return False
     is_trimmed_late = bool(mallopt(_TRIM_THRESHOLD, _MOST_BYTES))
     return is_trimmed_late and any(mallopt(_MMAP_THRESHOLD, most) for most in (_MOST_BYTES, _MOST_BYTES_BEFORE_2_35))
-
-
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
-
-
-class TrainingStopped(KeyboardInterrupt):
-    """A run that was asked to stop, and has written its checkpoint."""
-
-
-class StopRequest:
-    """Whether SIGTERM or SIGINT has come since the context was entered; a second one acts as it always does."""
-
-    def __init__(self) -> None:
-        self.has_come = False
-        self._before: dict[signal.Signals, Any] = {}
-
-    def __enter__(self) -> Self:
-        if threading.current_thread() is threading.main_thread():  # others may set no handlers
-            self._before = {number: signal.signal(number, self._note) for number in SIGNALS}
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._restore()
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        self.has_come = True
-        self._restore()
-
-    def _restore(self) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-        self._before = {}
 
 
 __all__ = ["CHECKPOINT_NAME", "LOG_NAME", "LoopResult", "Objective", "ReportStep", "Stateless", "TrainingRun"]

@@ -162,19 +162,20 @@ def store_maps(
         folder: This program's own.
         names: Of the maps.
         build: Gives a map, or None for one that cannot be had.
-        report: Called with (maps done, maps in all).
+        report: Called with (maps done, maps in all), after those that were built now and after the last.
 
     Returns:
         The files that are there in the end.
     """
     paths = [folder / f"{name}.npz" for name in names]
     for place, path in enumerate(paths):
-        label_map = None if path.exists() else build(place)
+        is_there = path.exists()
+        label_map = None if is_there else build(place)
         if label_map is not None:
             buffer = io.BytesIO()
             np.savez_compressed(buffer, label_map=label_map)
             write_whole(path, buffer.getvalue())
-        if report is not None:
+        if report is not None and not (is_there and place + 1 < len(paths)):
             report(place + 1, len(paths))
     return [path for path in paths if path.exists()]
 

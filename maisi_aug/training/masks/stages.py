@@ -17,6 +17,7 @@ from maisi_aug.networks.building import build_network, build_scheduler, use_plai
 from maisi_aug.system.whole_files import sha256_of, write_text_whole, write_whole
 from maisi_aug.training.images.stage_folder import StageFolder, StageOptions
 from maisi_aug.training.loop.run import CHECKPOINT_NAME, LoopResult, Objective, ReportStep
+from maisi_aug.training.loop.stopping import TimeLimit
 from maisi_aug.training.masks.data import MaskSplit, hash_of
 from maisi_aug.training.masks.label_maps import LabelMaps, VariedMaps
 from maisi_aug.training.masks.noise import MaskNoiseObjective, MaskNoiseValidation, SizedLatents
@@ -53,11 +54,14 @@ class MaskTrainingFolder(StageFolder):
     ) -> LoopResult:
         """Train a stage, from its checkpoint where there is one, keep its averaged weights, and judge them.
 
+        The minutes are of all of it: what is prepared before the first step counts, too.
+
         Raises:
             TrainingError: When the first stage is missing, or the folder holds another configuration or other maps.
             GridError: For shapes that the networks cannot take.
             BundleError: For networks that are not like MAISI's mask generator's.
         """
+        limit = TimeLimit(max_minutes)
         self.recipe.require_divisible()
         require_mask_autoencoder(self.recipe.networks["mask_autoencoder"])
         if self.processes.is_main:
@@ -68,7 +72,7 @@ class MaskTrainingFolder(StageFolder):
         prepare = self._prepare_vae if stage == "mask-vae" else self._prepare_diffusion
         objective, validate = prepare(network)
         run = self._open_run(stage, objective, settings.loop, validate)
-        result = run.train(max_minutes=max_minutes, report_step=report_step)
+        result = run.train(max_minutes=limit.minutes_left, report_step=report_step)
         kept = result.averaged_weights[role]
         network.load_state_dict(kept)
         with run.precision.autocast(), torch.no_grad():
@@ -168,13 +172,15 @@ class MaskTrainingFolder(StageFolder):
         report, latents = self.report_phase(f"Encoding {name} maps"), []
         for index in range(len(maps)):
             path = folder / f"{name}-{index:05d}.npy"
-            if not path.exists():
+            is_there = path.exists()
+            if not is_there:
                 latent = encode_classes(autoencoder, maps[index], device=self.device)[0]
                 buffer = io.BytesIO()
                 np.save(buffer, latent.half().cpu().numpy())
                 write_whole(path, buffer.getvalue())
             latents.append(torch.from_numpy(np.load(path, allow_pickle=False)))
-            report(index + 1, len(maps))
+            if not (is_there and index + 1 < len(maps)):
+                report(index + 1, len(maps))
         return latents
 
     def _require_same_settings(self, stage: MaskStageName) -> None:

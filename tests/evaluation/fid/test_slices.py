@@ -1,12 +1,14 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from maisi_aug.errors import RequestError, VolumeError
 from maisi_aug.evaluation.fid.slices import SliceProtocol, prepare_volume, take_slices
 from maisi_aug.volumes.grid import Grid
-from maisi_aug.volumes.image_files import Volume
+from maisi_aug.volumes.image_files import Volume, load_image
 
 GRID = Grid.from_spacing((40, 33, 47), (0.7, 0.8, 2.5))
 
@@ -70,4 +72,56 @@ def test_every_must_be_a_number_from_one() -> None:
 def test_protocol_is_told_in_words() -> None:
     assert SliceProtocol().describe() == "own spacing, own shape, all slices"
     words = SliceProtocol((1.0, 1.0, 2.5), (512, 512, 256), 0.4, 3).describe()
-    assert words == "1x1x2.5 mm, 512x512x256, central 40% of the slices, one in 3"
+    assert words == "1x1x2.5 mm about the centre, 512x512x256, central 40% of the slices, one in 3"
+    maisi = SliceProtocol((1.0, 1.0, 1.0), resampling="maisi").describe()
+    assert maisi == "1x1x1 mm from the first voxel on, as in MAISI, own shape, all slices"
+
+
+@pytest.mark.parametrize("axes", ["RAS", "LPS", "PIR"])
+@pytest.mark.parametrize("spacing_mm", [(1.0, 1.0, 1.0), (0.5, 1.3, 3.1), (2.0, 2.5, 2.5)])
+def test_maisis_resampling_is_that_of_monais_transforms_to_the_last_bit(
+    axes: str, spacing_mm: tuple[float, float, float], rng: np.random.Generator, tmp_path: Path
+) -> None:
+    """The transforms of MAISI's FID script, on the file that both read: anisotropic, oblique, in other axes."""
+    import nibabel
+    from monai.transforms import (
+        CenterSpatialCropd,
+        Compose,
+        EnsureChannelFirstd,
+        LoadImaged,
+        Orientationd,
+        ScaleIntensityRanged,
+        Spacingd,
+        SpatialPadd,
+    )
+
+    turn = np.deg2rad(9.0)
+    affine = np.diag([0.9, 1.2, 2.5, 1.0])
+    affine[:3, :3] = [[np.cos(turn), -np.sin(turn), 0], [np.sin(turn), np.cos(turn), 0], [0, 0, 1]] @ affine[:3, :3]
+    affine[:3, 3] = (-31.0, 17.5, 40.0)
+    array = rng.integers(-1200, 2500, (52, 47, 36)).astype(np.int16)
+    ornament = nibabel.orientations.ornt_transform(
+        nibabel.orientations.io_orientation(affine), nibabel.orientations.axcodes2ornt(tuple(axes))
+    )
+    path = tmp_path / "ct.nii.gz"
+    nibabel.save(nibabel.Nifti1Image(array, affine).as_reoriented(ornament), path)
+    keys = ["image"]
+    shape = (64, 48, 40)
+    steps = [
+        *(LoadImaged(keys), EnsureChannelFirstd(keys), Orientationd(keys, axcodes="RAS", labels=None)),
+        Spacingd(keys, pixdim=spacing_mm, mode=["bilinear"]),
+        SpatialPadd(keys, spatial_size=shape, mode="constant", value=-1000),
+        CenterSpatialCropd(keys, roi_size=shape),
+        ScaleIntensityRanged(keys, a_min=-1000, a_max=1000, b_min=-1000, b_max=1000, clip=True),
+    ]
+    expected = np.asarray(Compose(steps)({"image": str(path)})["image"][0])
+    protocol = SliceProtocol(spacing_mm, shape, resampling="maisi")
+    found = prepare_volume(load_image(path), protocol, subject="case")
+    np.testing.assert_array_equal(found, expected)
+    centred = prepare_volume(load_image(path), SliceProtocol(spacing_mm, shape), subject="case")
+    assert not np.array_equal(found, centred)
+
+
+def test_maisis_resampling_without_a_spacing_would_do_nothing_and_is_refused() -> None:
+    with pytest.raises(RequestError, match="Resampling 'maisi': expected a spacing to resample to, found none"):
+        SliceProtocol(resampling="maisi")

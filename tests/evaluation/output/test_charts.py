@@ -71,3 +71,15 @@ def test_any_values_have_an_axis(values: list[float]) -> None:
     places = [number(dot, "cx") for dot in elements(chart, "circle")]
     assert all(0 < place < 760 for place in places)
     assert 2 <= len([line for line in elements(chart, "line") if line.attrib["stroke"] == "#e8ebee"]) <= 12
+
+
+@pytest.mark.parametrize("value", [0.0, 1e-4, 0.42, 3.0, 5.0, 9.99, 20.0, 137.0, -60.0])
+def test_chart_with_one_value_has_more_than_one_tick(value: float) -> None:
+    chart = draw_dot_chart("One", [DotRow("a", [value])], axis="HU")
+    ticks = {text.text for text in elements(chart, "text") if text.attrib["text-anchor"] == "middle"} - {"HU"}
+    assert len(ticks) >= 2
+    if value > 0:
+        chart = draw_scatter("One", [ScatterSeries("a", [(value, value)])], axes=("x", "y"), is_log=True)
+        ticks = {text.text for text in elements(chart, "text") if text.attrib["text-anchor"] == "middle"} - {"x", "y"}
+        assert len(ticks) >= 2
+        assert len({float(tick or "nan") for tick in ticks}) == len(ticks)

@@ -346,3 +346,39 @@ def test_browser_opens_the_page_without_an_error_or_a_request(finished: Benchmar
     done = subprocess.run([browser, *flags, target.as_uri()], capture_output=True, text=True, timeout=300)
     assert "How it was done" in done.stdout
     assert "CONSOLE" not in done.stderr
+
+
+@pytest.mark.slow
+def test_widest_tables_fit_a_window_of_1300_pixels(tmp_path: Path) -> None:
+    browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if browser is None:
+        pytest.skip("headless browser: expected chromium, not found")
+    verdicts = page.table(
+        ["label", "verdict", "difference, 95% interval", "p, Holm", "smallest gain", "patients", "trainings"],
+        [
+            [
+                "colon cancer primaries",
+                page.verdict("undecided: neither arm finds it"),
+                *("-0.02 (-0.05 to +0.01)", "0.031", "0.024", "14", "3 and 3"),
+            ]
+        ],
+        caption="Verdicts",
+        words=(1,),
+    )
+    arms = ["real", "real+synthetic:0.5", "real+synthetic:1", "real-duplicated", "synthetic-only", "copy-paste:1"]
+    row = ["colon cancer primaries, NSD at 2 mm", *["0.65 (0.60 to 0.70)"] * len(arms)]
+    scores = page.table(["label and metric", *arms], [row], caption="Scores")
+    origin = ["phantom-ct", "0123456789abcdef", "NVIDIA Open Model License", "plant", "/data/masks" * 20, "200"]
+    provenance = page.table(
+        ["bundle", "weights", "licence", "by", "of", "cases"], [origin], caption="", words=(1, 2, 3, 4)
+    )
+    html = page.build_page("Wide", "Tables", [page.Section("Tables", verdicts + scores + provenance)])
+    probe = (
+        "<script>document.title = 'widths ' + [...document.querySelectorAll('.scroll')]"
+        ".map(part => part.scrollWidth - part.clientWidth).join(' ')</script></body>"
+    )
+    path = tmp_path / "wide.html"
+    path.write_text(re.sub(r"<meta http-equiv[^>]*>", "", html).replace("</body>", probe), encoding="utf-8")
+    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--window-size=1300,900", "--dump-dom"]
+    done = subprocess.run([browser, *flags, path.as_uri()], capture_output=True, text=True, timeout=300, check=True)
+    assert "<title>widths 0 0 0</title>" in done.stdout

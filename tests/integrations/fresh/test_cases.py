@@ -81,6 +81,21 @@ def test_loaders_with_and_without_workers_get_the_cases_of_the_schedule(cases: F
         assert found == expected
 
 
+def test_what_is_waited_for_is_told_from_the_first_second(
+    configuration: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """PyTorch alone takes longer to load than that."""
+    with FreshCases(configuration, num_items=1, reuse=1, device="cpu") as waiting:
+        waiting.fetch(0, 0)
+        assert capsys.readouterr().err.splitlines()[0] == "Fresh cases: loading the networks"
+        for step in (1, 2):
+            waiting._tell(f"case 2 of epoch 1: step {step} of 30")
+        assert capsys.readouterr().err == "Fresh cases: case 2 of epoch 1: step 1 of 30\n", "a line, not one a step"
+        waiting._is_quiet = True
+        waiting._tell("case 3 of epoch 1: drawing the label map")
+        assert capsys.readouterr().err == ""
+
+
 def test_items_are_metatensors_of_the_requested_labels(cases: FreshCases) -> None:
     cases.set_epoch(0)
     item = cases[0]

@@ -42,6 +42,18 @@ def test_tumours_give_way_to_what_the_vocabulary_says() -> None:
     assert (without[label_map == GLAND] == GLAND).all()
 
 
+def test_cysts_give_way_like_tumours_but_not_where_labels_are_taught() -> None:
+    label_map = build_map()
+    label_map[20:25, 4:14, 4:20] = MAISI.id_of("left kidney")
+    label_map[22:24, 6:9, 6:9] = MAISI.id_of("left kidney cyst")
+    without = LabelRemover(MAISI).remove(label_map, SPACING_MM)
+    assert set(np.unique(without[22:24, 6:9, 6:9])) == {MAISI.id_of("left kidney")}
+    taught = TaughtLabel("gland", GLAND, GLAND, (BODY, LIVER), "organ")
+    vocabulary = MAISI.with_slots({"gland": SlotBinding(GLAND, (BODY, LIVER), is_organ=True)})
+    kept = LabelRemover.of_taught([taught], vocabulary).remove(label_map, SPACING_MM)
+    assert (kept[22:24, 6:9, 6:9] == MAISI.id_of("left kidney cyst")).all()
+
+
 def test_map_without_the_labels_stays() -> None:
     taught = TaughtLabel("gland", GLAND, GLAND, (BODY,), "organ")
     label_map = np.full((4, 5, 6), BODY, dtype=np.uint8)

@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from maisi_aug.errors import TrainingError
 from maisi_aug.training.loop.amp import Precision
 from maisi_aug.training.loop.processes import WHOLE, Share
-from maisi_aug.training.loop.run import CHECKPOINT_NAME, LOG_NAME, TrainingRun, TrainingStopped, Validate
+from maisi_aug.training.loop.run import CHECKPOINT_NAME, LOG_NAME, TrainingRun, Validate
 from maisi_aug.training.loop.settings import LoopConfig
+from maisi_aug.training.loop.stopping import TrainingStopped
 from tests.oracles.rounding import depth_of, error_of, require_same_formula, rounding
 
 

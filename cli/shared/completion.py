@@ -1,0 +1,124 @@
+"""What a shell offers after a tab: labels, bundles, recipes, presets. Nothing here fails or imports anything heavy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from functools import wraps
+
+import typer
+
+from maisi_aug.errors import MaisiAugError
+from maisi_aug.vocabulary.labels import FULL_VOCABULARY, Label, Vocabulary
+
+Offer = tuple[str, str]
+"""A value and what it is."""
+Complete = Callable[[typer.Context, str], list[Offer]]
+
+
+def _offering(find: Callable[[typer.Context, str], Iterable[Offer]]) -> Complete:
+    """A completion that offers what begins with the typed text, and nothing where something is wrong."""
+
+    @wraps(find)
+    def complete(ctx: typer.Context, incomplete: str) -> list[Offer]:
+        try:
+            return [offer for offer in find(ctx, incomplete) if offer[0].startswith(incomplete)]
+        except (MaisiAugError, OSError):
+            return []
+
+    return complete
+
+
+@_offering
+def complete_labels(ctx: typer.Context, incomplete: str) -> Iterator[Offer]:
+    """Labels for a request; after ``+`` those of the next lesion. Names come without spaces, as a shell has them."""
+    head, plus, last = incomplete.rpartition("+")
+    for name, what in _spell_labels(_vocabulary_of(ctx), last, kinds=("tumor", "organ")):
+        yield f"{head}{plus}{name}", what
+
+
+@_offering
+def complete_anatomy(ctx: typer.Context, incomplete: str) -> Iterator[Offer]:
+    """Labels joined by commas."""
+    head, comma, last = incomplete.rpartition(",")
+    for name, what in _spell_labels(_vocabulary_of(ctx), last, kinds=("organ", "tumor")):
+        yield f"{head}{comma}{name}", what
+
+
+@_offering
+def complete_bundles(ctx: typer.Context, incomplete: str) -> Iterator[Offer]:
+    """Bundles at hand."""
+    from maisi_aug.bundle_spec.bundle import list_bundles
+
+    return ((bundle.name, bundle.spec.description) for bundle in list_bundles())
+
+
+@_offering
+def complete_known_bundles(ctx: typer.Context, incomplete: str) -> Iterator[Offer]:
+    """Bundles that can be fetched."""
+    from maisi_aug.bundle_spec.known_bundles import known_bundles
+
+    return ((name, known.description) for name, known in known_bundles().items())
+
+
+@_offering
+def complete_recipes(ctx: typer.Context, incomplete: str) -> Iterator[Offer]:
+    """Recipes of cohorts."""
+    from maisi_aug.cohort.recipe_files import list_recipes
+
+    return ((info.name, info.summary) for info in list_recipes())
+
+
+@_offering
+def complete_training_recipes(ctx: typer.Context, incomplete: str) -> Iterator[Offer]:
+    """Recipes of trainings."""
+    from maisi_aug.cohort.recipe_files import list_training_recipes
+
+    return ((info.name, info.summary) for info in list_training_recipes())
+
+
+@_offering
+def complete_all_recipes(ctx: typer.Context, incomplete: str) -> Iterator[Offer]:
+    """Recipes of both kinds."""
+    yield from complete_recipes(ctx, incomplete)
+    yield from complete_training_recipes(ctx, incomplete)
+
+
+@_offering
+def complete_presets(ctx: typer.Context, incomplete: str) -> Iterator[Offer]:
+    """Presets, of the bundle that the command line names or of all."""
+    from maisi_aug.bundle_spec.bundle import load_bundle
+    from maisi_aug.bundle_spec.presets import list_all_presets, list_presets
+
+    named = ctx.params.get("bundle")
+    if named:
+        presets = list_presets(load_bundle(named).spec.grid_limits)
+    else:
+        presets = tuple(preset for preset, _ in list_all_presets())
+    for preset in presets:
+        shape = "x".join(map(str, preset.shape))
+        yield preset.name, f"{shape} at {'x'.join(f'{step:g}' for step in preset.spacing_mm)} mm"
+
+
+def _vocabulary_of(ctx: typer.Context) -> Vocabulary:
+    """The vocabulary of the bundle that the command line names; the embedded bundle's without one."""
+    from maisi_aug.bundle_spec.bundle import load_bundle
+
+    named = ctx.params.get("bundle")
+    return load_bundle(named).vocabulary if named else FULL_VOCABULARY
+
+
+def _spell_labels(vocabulary: Vocabulary, typed: str, *, kinds: tuple[str, ...]) -> Iterator[Offer]:
+    """Names that begin with what was typed, kind by kind; aliases only once something was typed."""
+    mark = " " if " " in typed else "_"  # whoever types a space has opened a quotation
+
+    def spell(label: Label) -> Iterator[Offer]:
+        for name in (label.name, *(label.aliases if typed else ())):
+            spelt = name.replace(" ", mark)
+            if spelt.lower().startswith(typed.lower()):
+                what = f"{label.kind} {label.id}" + ("" if name == label.name else f", {label.name}")
+                yield typed + spelt[len(typed) :], what
+
+    for kind in kinds:
+        for label in vocabulary:
+            if label.kind == kind:
+                yield from spell(label)

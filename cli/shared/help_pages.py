@@ -1,0 +1,106 @@
+"""Help that fits on a screen: everyday options under ``--help``, all of them under ``--help-all``."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from typing import Any
+
+import typer
+from typer.core import TyperCommand, TyperGroup
+from typer.main import get_command
+
+ALL_FLAG = "--help-all"
+_SHOWS_ALL = "maisi_aug.shows_all_options"
+
+_WHAT_TO_MAKE = (*("--labels", "--num-cases", "--recipe", "--mask-source", "--mask-bank", "--bundle", "--preset"),)
+EVERYDAY_OPTIONS: dict[str, tuple[str, ...]] = {
+    "synthesize": (*_WHAT_TO_MAKE, "--seed", "--out", "--device", "--dry-run", "--json"),
+    "plan": (*_WHAT_TO_MAKE, "--balance-against"),
+    "prepare": ("--out", "--images", "--labels", "--nnunet", "--map", "--organs", "--bundle", "--dry-run"),
+    "finetune-controlnet": (
+        *("--out", "--data", "--label", "--base", "--map", "--steps", "--tune", "--crop", "--device"),
+        *("--max-minutes", "--json"),
+    ),
+    "export nnunet": (
+        *("--dataset-id", "--name", "--out", "--labels", "--like", "--label", "--ratio", "--dry-run", "--json"),
+    ),
+    "benchmark run": (
+        *("--real", "--synthetic", "--label", "--map", "--test-list", "--arms", "--seeds", "--engine", "--preset"),
+        *("--out", "--device", "--max-minutes", "--json"),
+    ),
+    "evaluate fid": ("--spacing", "--resampling", "--shape", "--extractor", "--weights", "--device", "--out", "--json"),
+}
+"""What ``--help`` shows of a command with more options than fit on a screen; an option that is not named here is an
+advanced one, for ``--help-all``. Arguments, required options and commands that are not named here are shown whole."""
+
+
+def fit_help(command: Any, path: Sequence[str]) -> Any:
+    """A command, or a group with its commands, whose help fits on a screen.
+
+    Args:
+        command: As typer built it; a group is changed in place.
+        path: The words that call it, without the program's name.
+    """
+    command.help = unbreak(command.help)
+    if isinstance(command, TyperGroup):
+        for name, child in list(command.commands.items()):
+            command.commands[name] = fit_help(child, [*path, name])
+        return command
+    everyday = EVERYDAY_OPTIONS.get(" ".join(path))
+    return command if everyday is None else PagedCommand(command, frozenset(everyday))
+
+
+def unbreak(text: str | None) -> str | None:
+    """A help text whose paragraphs are one line each, for typer keeps the line breaks of all but the first."""
+    if text is None:
+        return None
+    return "\n\n".join(" ".join(part.split()) for part in inspect.cleandoc(text).split("\n\n") if part.strip())
+
+
+class PagedCommand(TyperCommand):
+    """A command that keeps its advanced options for ``--help-all``; it takes them like any other."""
+
+    def __init__(self, command: TyperCommand, everyday: frozenset[str]) -> None:
+        self.__dict__.update(vars(command))
+        self.advanced: list[Any] = [
+            option
+            for option in command.params
+            if option.param_type_name == "option" and not option.required and everyday.isdisjoint(option.opts)
+        ]
+        self.params = [*command.params, _build_flag(len(self.advanced))]
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        """Print the help, with the advanced options only where they were asked for."""
+        hidden = [] if ctx.meta.get(_SHOWS_ALL) else [option for option in self.advanced if not option.hidden]
+        for option in hidden:
+            option.hidden = True
+        try:
+            super().format_help(ctx, formatter)
+        finally:
+            for option in hidden:
+                option.hidden = False
+
+
+def _build_flag(num_advanced: int) -> Any:
+    """The option ``--help-all``, built by typer as it builds all others."""
+
+    def command(
+        shows_all: bool = typer.Option(
+            False, ALL_FLAG, is_eager=True, callback=_show_all, help=f"Show {num_advanced} more options."
+        ),
+    ) -> None:
+        """Nothing; it lends its option."""
+
+    scratch = typer.Typer(add_completion=False)
+    scratch.command()(command)
+    (option,) = get_command(scratch).params
+    option.expose_value = False  # no function takes it
+    return option
+
+
+def _show_all(ctx: typer.Context, wanted: bool) -> None:
+    if wanted:
+        ctx.meta[_SHOWS_ALL] = True
+        typer.echo(ctx.get_help(), nl=False)
+        ctx.exit()

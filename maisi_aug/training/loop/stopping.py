@@ -1,0 +1,100 @@
+"""How runs end early: after the step that they are at, with a checkpoint, or between two cases that are prepared."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Callable
+from types import FrameType, TracebackType
+from typing import Any, Self
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+class TrainingStopped(KeyboardInterrupt):
+    """A run that was asked to stop, and has written its checkpoint."""
+
+
+class StopRequest:
+    """Whether SIGTERM or SIGINT has come since the context was entered; a second one acts as it always does."""
+
+    def __init__(self) -> None:
+        self.has_come = False
+        self._before: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():  # others may set no handlers
+            self._before = {number: signal.signal(number, self._note) for number in SIGNALS}
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._restore()
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.has_come = True
+        self._restore()
+
+    def _restore(self) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before = {}
+
+
+class TimeIsUp(Exception):  # noqa: N818  no error: what was finished is kept, and the next run goes on
+    """The time of a run was over while its cases were prepared.
+
+    Args:
+        phase: What was going on.
+        done: How many cases were done.
+        total: Of how many.
+    """
+
+    def __init__(self, phase: str, done: int, total: int) -> None:
+        super().__init__(phase, done, total)
+        self.phase, self.done, self.total = phase, done, total
+
+
+class TimeLimit:
+    """The wall-clock time of a run, what comes before its first step included.
+
+    Args:
+        max_minutes: From now; None for no limit.
+    """
+
+    def __init__(self, max_minutes: float | None) -> None:
+        self._ends_at = None if max_minutes is None else time.monotonic() + 60 * max_minutes
+
+    @property
+    def minutes_left(self) -> float | None:
+        """At least 0; None without a limit."""
+        return None if self._ends_at is None else max(0.0, (self._ends_at - time.monotonic()) / 60)
+
+    def limit(
+        self, report_phase: Callable[[str], Callable[[int, int], None]], *, uninterrupted: tuple[str, ...] = ()
+    ) -> Callable[[str], Callable[[int, int], None]]:
+        """Phases that end when the time is up, after the case that they are at.
+
+        Args:
+            report_phase: Starts the progress of a phase that it is told the name of; its cases are kept one by one.
+            uninterrupted: How the names of phases begin whose work is kept as a whole only.
+
+        Returns:
+            The same, whose reports raise :class:`TimeIsUp`.
+        """
+
+        def begin(name: str) -> Callable[[int, int], None]:
+            report = report_phase(name)
+            if name.startswith(uninterrupted):
+                return report
+
+            def note(done: int, total: int) -> None:
+                report(done, total)
+                if done < total and self.minutes_left == 0.0:
+                    raise TimeIsUp(name, done, total)
+
+            return note
+
+        return begin
