@@ -35,7 +35,7 @@ ROOMS = (
 RANKS = {room: rank for rank, room in enumerate(ROOMS)}
 MAX_ENTRIES = 20
 """Of the folder of the package, apart from data and the links to what lies beside it."""
-DATA_ENTRIES = {"data", "bundles", "cli", "evaluation", "integrations", "recipes"}
+DATA_ENTRIES = {"py.typed", "data", "bundles", "cli", "evaluation", "integrations", "recipes"}
 
 # Who may import what; a room, or one module of it.
 HOMES = {

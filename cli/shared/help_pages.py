@@ -23,7 +23,7 @@ EVERYDAY_OPTIONS: dict[str, tuple[str, ...]] = {
         *("--max-minutes", "--json"),
     ),
     "export nnunet": (
-        *("--dataset-id", "--name", "--out", "--labels", "--like", "--label", "--ratio", "--dry-run", "--json"),
+        *("--dataset-id", "--name", "--out", "--labels", "--like", "--map", "--ratio", "--dry-run", "--json"),
     ),
     "benchmark run": (
         *("--real", "--synthetic", "--label", "--map", "--test-list", "--arms", "--seeds", "--engine", "--preset"),
