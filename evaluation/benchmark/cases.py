@@ -8,7 +8,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
-from maisi_aug.banks.files import find_entries, find_referenced, stem_of
+from maisi_aug.banks.case_files import stem_of
+from maisi_aug.banks.files import list_bank
+from maisi_aug.banks.raw_datasets import find_referenced
 from maisi_aug.cohort.manifest import is_cohort
 from maisi_aug.cohort.mask_origin import origin_words
 from maisi_aug.errors import BankError, BenchmarkError, PreparationError, VocabularyError
@@ -252,16 +254,16 @@ def _read_prepared(path: Path) -> tuple[tuple[CaseFiles, ...], LabelIds, tuple[s
 
 def _read_pairs(path: Path) -> tuple[tuple[CaseFiles, ...], LabelIds, tuple[str, ...]]:
     try:
-        entries, skipped = find_entries(path, lambda word: False)
+        found = list_bank(path, lambda word: False)
     except BankError as error:
         raise BenchmarkError(str(error)) from error
-    notes = [f"{name} was left out: {reason}." for name, reason in skipped]
-    notes += [f"{entry.name} was left out: it has no image." for entry in entries if entry.image_path is None]
+    notes = [f"{name} was left out: {reason}." for name, reason in (*found.faults, *found.left_out)]
+    notes += [f"{entry.name} was left out: it has no image." for entry in found.entries if entry.image_path is None]
     cases, names = [], LabelIds()
-    for entry in entries:
+    for entry in found.entries:
         if entry.image_path is not None:
             label = entry.label_paths[0]
-            cases.append(CaseFiles(stem_of(label), entry.image_path, label))
+            cases.append(CaseFiles(entry.case or stem_of(label), entry.image_path, label))
             names |= entry.ids_by_name
     repeated = {case.case_id for case in cases if sum(other.case_id == case.case_id for other in cases) > 1}
     cases = [

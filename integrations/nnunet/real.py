@@ -11,7 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from maisi_aug.banks.files import find_referenced
+from maisi_aug.banks.raw_datasets import find_referenced
 from maisi_aug.errors import ExportError
 from maisi_aug.integrations.nnunet.description import label_values, read_description
 from maisi_aug.integrations.nnunet.folders import FILE_ENDING, MAPPING_NAME, MARK_KEY

@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from maisi_aug.banks.files import find_referenced, to_label_names
+from maisi_aug.banks.files import to_label_names
+from maisi_aug.banks.raw_datasets import find_referenced
 from maisi_aug.errors import BankError, PreparationError
 from maisi_aug.preparation.sources import LabelFile, SourceCase, to_case_id
 

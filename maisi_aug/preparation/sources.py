@@ -7,7 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from maisi_aug.banks.files import NAME_FILES, load_label_names, stem_of
+from maisi_aug.banks.case_files import stem_of
+from maisi_aug.banks.files import NAME_FILES, load_label_names
 from maisi_aug.errors import BankError, PreparationError
 from maisi_aug.volumes.image_files import is_readable_name
 
