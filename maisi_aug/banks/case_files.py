@@ -1,0 +1,409 @@
+"""How files of images and label maps are named: the one grammar by which every command pairs them and names the cases.
+
+A name is read without its format's suffix. It may hold, each at most once:
+
+- a word for what the file is: at the end (``P1_ct``, ``P1.seg``, ``P1_seg_v2``), alone (``imaging``), or in front of the
+  case (``volume-0``, ``label0001``);
+- nnU-Net's number of a channel, ``_0000``, at the end; where cases are counted in four digits that is no channel;
+- the case: what is left, or the folder's name where nothing is.
+
+Names alone never decide against the company that they are in: ``L1`` beside an image ``L1_0000`` is a case and not a
+vertebra, and ``scan_0001`` beside a label map of that name is a case and not the second channel of ``scan``.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from maisi_aug.volumes.image_files import READABLE_SUFFIXES, is_readable_name
+
+Role = Literal["image", "label"]
+
+LABEL_FOLDERS = (
+    *("anatomy", "labelsTr", "labelsSynthetic", "labels", "label", "masks", "mask", "segmentations", "segmentation"),
+    *("segs", "seg", "gt"),
+)
+"""Names of folders that hold label maps, the first that is there counts."""
+IMAGE_FOLDERS = ("imagesTr", "imagesSynthetic", "images", "image", "imgs", "img", "ct", "cts", "scans", "volumes")
+"""Names of folders that hold images."""
+
+_IMAGE_WORDS = "ct|images?|imaging|img|volume|vol"
+_LONE_IMAGE_WORDS = "data|scan|orig|original"
+_LABEL_WORDS = "seg|segmentations?|labels?|label_?map|mask|anatomy|gt|ground_?truth|oar|ptv|gtv"
+_BETWEEN = r"[_\-. ]+"
+_IMAGE_END = re.compile(rf"(?:(?P<case>.+?){_BETWEEN})?(?P<word>{_IMAGE_WORDS})", re.IGNORECASE)
+_IMAGE_ALONE = re.compile(rf"(?P<case>)(?P<word>{_LONE_IMAGE_WORDS})", re.IGNORECASE)
+_IMAGE_FRONT = re.compile(rf"(?P<word>{_IMAGE_WORDS})(?:{_BETWEEN}|(?=\d))(?P<case>.+)", re.IGNORECASE)
+_LABEL_ALONE = re.compile(rf"(?P<case>)(?P<word>{_LABEL_WORDS})", re.IGNORECASE)
+_LABEL_FRONT = re.compile(rf"(?P<word>{_LABEL_WORDS})(?:{_BETWEEN}|(?=\d))(?P<case>.+)", re.IGNORECASE)
+_LABEL_END = re.compile(rf"(?:(?P<case>.+?){_BETWEEN})?(?P<word>{_LABEL_WORDS})(?:{_BETWEEN}.*)?", re.IGNORECASE)
+_CHANNEL = re.compile(r"(?P<case>.+)_(?P<number>000\d)")
+_LAST_DIGITS = re.compile(r".*?(?P<digits>\d+)", re.DOTALL)
+_LETTER_AND_NUMBER = re.compile(r"[A-Za-z]{1,2}\d{1,2}")
+
+
+@dataclass(frozen=True, slots=True)
+class FileName:
+    """What a name says, the format's suffix and a channel's number taken off.
+
+    Attributes:
+        role: What the file is; None where the name does not tell.
+        case: What is left beside the word that tells it; empty where nothing is.
+        word: That word, in small letters; empty without one.
+        is_front: Whether the word stands in front of the case, as in ``volume-0``: a case may begin like that, too.
+    """
+
+    role: Role | None
+    case: str
+    word: str = ""
+    is_front: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class LeftOut:
+    """A file that is neither an image nor a label map of any case.
+
+    Attributes:
+        path: The file.
+        reason: Why, as a clause.
+    """
+
+    path: Path
+    reason: str
+
+
+@dataclass(frozen=True)
+class SortedFiles:
+    """The files of one folder by what they are.
+
+    Attributes:
+        images: Image -> its name without a channel's number.
+        labels: Label maps.
+        others: The rest.
+        is_bare: Whether no name tells what its file is; the files are then among the images.
+    """
+
+    images: Mapping[Path, str]
+    labels: tuple[Path, ...] = ()
+    others: tuple[LeftOut, ...] = ()
+    is_bare: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """A label map and its image.
+
+    Attributes:
+        label: The label map.
+        image: Its image; None where no image has its name.
+        rivals: Several images that have it alike, so that none is taken.
+    """
+
+    label: Path
+    image: Path | None
+    rivals: tuple[Path, ...] = ()
+
+
+def list_volumes(folder: Path) -> list[Path]:
+    """The readable files of a folder; hidden ones, such as macOS' ``._x``, are none."""
+    return sorted(
+        path for path in folder.iterdir() if path.is_file() and is_readable_name(path) and not path.name.startswith(".")
+    )
+
+
+def list_folders(folder: Path) -> list[Path]:
+    """The folders in a folder, hidden ones left out."""
+    return sorted(child for child in folder.iterdir() if child.is_dir() and not child.name.startswith("."))
+
+
+def find_folders(folder: Path, names: Sequence[str]) -> list[Path]:
+    """Those of some folders that are there, in the order of the names; capitals and small letters are alike."""
+    ranks = {name.lower(): rank for rank, name in reversed(list(enumerate(names)))}
+    found = [child for child in list_folders(folder) if child.name.lower() in ranks]
+    return sorted(found, key=lambda child: ranks[child.name.lower()])
+
+
+def list_images(folder: Path) -> list[Path]:
+    """Files that may be images, and folders with a DICOM series."""
+    series = [child for child in list_folders(folder) if any(child.glob("*.dcm"))]
+    return [*list_volumes(folder), *series]
+
+
+def stem_of(path: Path) -> str:
+    """File name without the format's suffix, ``.nii.gz`` included."""
+    lower = path.name.lower()
+    for suffix in sorted(READABLE_SUFFIXES, key=len, reverse=True):
+        if lower.endswith(suffix):
+            return path.name[: -len(suffix)]
+    return path.stem
+
+
+def read_name(stem: str) -> FileName:
+    """Read a name by the grammar; the first of these that fits counts: a word at the end, in front, in between."""
+    for role, pattern, is_front in (
+        ("image", _IMAGE_END, False),
+        ("image", _IMAGE_ALONE, False),
+        ("label", _LABEL_ALONE, False),
+        ("label", _LABEL_FRONT, True),
+        ("label", _LABEL_END, False),
+        ("image", _IMAGE_FRONT, True),
+    ):
+        match = pattern.fullmatch(stem)
+        if match:
+            return FileName(
+                "image" if role == "image" else "label", match["case"] or "", match["word"].lower(), is_front
+            )
+    return FileName(None, stem)
+
+
+def is_label_name(path: Path) -> bool:
+    """Whether a file's name says that it is a label map, as in ``X_seg`` or ``labels``."""
+    return read_name(stem_of(path)).role == "label"
+
+
+def is_image_name(path: Path) -> bool:
+    """Whether a file's name ends in a word for images or is one, as in ``X_ct`` or ``image``."""
+    name = read_name(stem_of(path))
+    return name.role == "image" and not name.is_front
+
+
+def label_word(path: Path) -> str:
+    """The word that tells a label map, such as ``oar``; empty without one."""
+    name = read_name(stem_of(path))
+    return name.word if name.role == "label" else ""
+
+
+def case_of(path: Path, base: str | None = None) -> str:
+    """The case that a file belongs to: its name, or its folder's where the name says no more than what it holds.
+
+    Args:
+        path: The file, or a folder with a DICOM series.
+        base: Its name without a channel's number, where it is known whether that is one; else ``_0000`` is taken off.
+    """
+    stem = _stem_of(path)
+    if base is None:
+        base = re.sub(r"_0000$", "", stem)
+    name = read_name(base)
+    if name.role is None or name.is_front:
+        return base
+    return name.case or path.parent.name or base
+
+
+def split_channels(
+    images: Iterable[Path], labels: Iterable[Path] = (), *, ct_channel: int = 0, has_channels: bool = False
+) -> tuple[dict[Path, str], tuple[LeftOut, ...]]:
+    """Tell nnU-Net's channels from cases that are counted in four digits.
+
+    Args:
+        images: Image files of one folder.
+        labels: Label maps that belong to them: their names tell whether ``_0000`` is part of the case's.
+        ct_channel: The channel to take.
+        has_channels: Whether it is known that each image is a channel.
+
+    Returns:
+        Image -> name without a channel's number, and the files that are other channels.
+    """
+    stems = {path: _stem_of(path) for path in images}
+    groups: dict[str, dict[int, Path]] = defaultdict(dict)
+    for path, stem in stems.items():
+        match = _CHANNEL.fullmatch(stem)
+        if match:
+            groups[match["case"]][int(match["number"])] = path
+    if not (has_channels or _is_of_channels(set(stems.values()), groups, labels, ct_channel)):
+        return {path: stem for path, stem in stems.items()}, ()
+    others = []
+    for case_id, channels in groups.items():
+        if ct_channel in channels:
+            stems[channels[ct_channel]] = case_id
+            for number, path in channels.items():
+                if number != ct_channel:
+                    del stems[path]
+                    others.append(LeftOut(path, f"it is channel {number} of {case_id}"))
+    return stems, tuple(others)
+
+
+def sort_files(
+    files: Iterable[Path], *, ct_channel: int = 0, are_images: bool = False, labels_elsewhere: Sequence[Path] = ()
+) -> SortedFiles:
+    """Tell the images of a folder from its label maps by their names and by the company that they are in.
+
+    Args:
+        files: Files of one folder.
+        ct_channel: nnU-Net's channel that is the CT.
+        are_images: Whether the folder is one of images: names that say another thing are then names of cases, unless
+            an image lies beside them that they would be the label map of.
+        labels_elsewhere: Label maps of these images in another folder.
+    """
+    files = list(files)
+    names = {path: read_name(_stem_of(path)) for path in files}
+    labels = [path for path, name in names.items() if name.role == "label"]
+    if are_images:
+        stems = {_stem_of(path) for path in files if path not in labels}
+        labels = [path for path in labels if any(key in stems for key in _keys_of(_stem_of(path), "label"))]
+    marked = [path for path in files if _is_marked(names[path], _stem_of(path))]
+    rest = [path for path in files if path not in labels and path not in marked]
+    if labels and not are_images:
+        return _sort_beside_labels(labels, marked, rest, ct_channel)
+    if marked:
+        cases = {names[path].case for path in marked} - {""}
+        labels = labels or [path for path in rest if _stem_of(path) in cases]
+        reason = "other names there end like an image's, in _ct, _image and the like, and this one does not"
+        others = tuple(LeftOut(path, reason) for path in rest if path not in labels)
+        images, channels = split_channels(marked, [*labels, *labels_elsewhere], ct_channel=ct_channel)
+        return SortedFiles(images, tuple(labels), (*others, *channels))
+    if labels or labels_elsewhere:
+        images, channels = split_channels(rest, [*labels, *labels_elsewhere], ct_channel=ct_channel)
+        return SortedFiles(images, tuple(labels), channels)
+    return _sort_bare(rest, ct_channel)
+
+
+def pair_by_name(labels: Iterable[Path], images: Mapping[Path, str], *, is_one_folder: bool = False) -> list[Pair]:
+    """Find the image of each label map: the one whose name is its own after as little as possible is taken off both.
+
+    Args:
+        labels: Label maps.
+        images: Image -> name without a channel's number.
+        is_one_folder: Whether all lie in one folder, so that ``ct`` or ``imaging`` is the image of all its label maps.
+
+    Returns:
+        A pair for each label map, in their order.
+    """
+    by_key: dict[str, list[tuple[int, Path]]] = defaultdict(list)
+    for image, base in images.items():
+        for key, cost in _keys_of(base, "image").items():
+            by_key[key].append((cost, image))
+    alone = [image for image, base in images.items() if _is_alone(base)]
+    lone = alone if len(alone) == 1 else [image for image in alone if read_name(images[image]).word == "ct"]
+    pairs = []
+    for label in labels:
+        found = [
+            (own + cost, image)
+            for key, own in _keys_of(_stem_of(label), "label").items()
+            for cost, image in by_key.get(key, ())
+            if image != label
+        ]
+        least = min((cost for cost, _ in found), default=0)
+        best = sorted({image for cost, image in found if cost == least})
+        if not best and is_one_folder and len(lone) == 1:
+            best = lone
+        if not best and is_one_folder and len(images) == 1 and not read_name(_stem_of(label)).case:
+            best = list(images)
+        pairs.append(Pair(label, best[0], ()) if len(best) == 1 else Pair(label, None, tuple(best)))
+    return pairs
+
+
+def is_letter_and_number(stem: str) -> bool:
+    """Whether a name may be a case's as well as a vertebra's: ``L1``, ``T12``, ``C3``."""
+    return _LETTER_AND_NUMBER.fullmatch(stem) is not None
+
+
+def _stem_of(path: Path) -> str:
+    """The name without a format's suffix; of a folder with a DICOM series all of it."""
+    return stem_of(path) if is_readable_name(path) else path.name
+
+
+def _is_marked(name: FileName, stem: str) -> bool:
+    """Whether a name says for sure that its file is an image; its channel's number may follow."""
+    if name.role is None or name.is_front:
+        match = _CHANNEL.fullmatch(stem)
+        name = read_name(match["case"]) if match else name
+    return name.role == "image" and not name.is_front
+
+
+def _is_alone(base: str) -> bool:
+    name = read_name(base)
+    return name.role == "image" and not name.case
+
+
+def _sort_beside_labels(
+    labels: Sequence[Path], marked: Sequence[Path], rest: Sequence[Path], ct_channel: int
+) -> SortedFiles:
+    """Beside label maps a file is an image that is called one, or that has a label map's name."""
+    bases, channels = split_channels([*marked, *rest], labels, ct_channel=ct_channel)
+    wanted = {key for label in labels for key in _keys_of(_stem_of(label), "label") if not key.startswith(_DIGITS)}
+    images = {
+        path: base
+        for path, base in bases.items()
+        if path in marked or any(key in wanted for key in _keys_of(base, "image"))
+    }
+    left = [path for path in bases if path not in images]
+    if not images and len(left) == 1 and not any(read_name(_stem_of(label)).case for label in labels):
+        images, left = {left[0]: bases[left[0]]}, []
+    reason = "its name is neither an image's nor a label map's, as those of files beside it are"
+    others = tuple(LeftOut(path, reason) for path in left)
+    return SortedFiles(images, tuple(labels), (*others, *channels))
+
+
+def _sort_bare(files: Sequence[Path], ct_channel: int) -> SortedFiles:
+    """No name tells what its file is: ``P1_0000`` beside ``P1`` is its image, all others are of one kind."""
+    by_stem = {_stem_of(path): path for path in files}
+    first = {match["case"]: path for stem, path in by_stem.items() if (match := _CHANNEL.fullmatch(stem))}
+    labels = [by_stem[case_id] for case_id in first if case_id in by_stem]
+    if labels and len(labels) == len(first):
+        images, channels = split_channels([p for p in files if p not in labels], labels, ct_channel=ct_channel)
+        others = tuple(
+            LeftOut(path, "no image or label map has its name") for path in images if images[path] not in by_stem
+        )
+        paired = {path: base for path, base in images.items() if base in by_stem and path != by_stem[base]}
+        return SortedFiles(paired, tuple(labels), (*others, *channels))
+    images, channels = split_channels(files, ct_channel=ct_channel)
+    numbered = {path: base for path, base in images.items() if base != _stem_of(path)}
+    if numbered:
+        reason = "other names there end in a channel's number, and this one does not"
+        channels += tuple(LeftOut(path, reason) for path in images if path not in numbered)
+        images = numbered
+    return SortedFiles(images, (), channels, is_bare=True)
+
+
+def _is_of_channels(
+    stems: Collection[str], groups: Mapping[str, Mapping[int, Path]], labels: Iterable[Path], ct_channel: int
+) -> bool:
+    """Whether four digits at the end number channels, as the label maps tell; without any, the numbers themselves.
+
+    Without label maps they do where each of several cases has the same numbers from 0 on, or a single one has 0 alone.
+    """
+    with_channel = without = 0
+    for label in labels:
+        keys = _keys_of(_stem_of(label), "label")
+        with_channel += any(f"{key}_{ct_channel:04d}" in stems for key in keys)
+        without += any(key in stems for key, cost in keys.items() if cost < _BY_WORD_IN_FRONT)
+    if with_channel or without:
+        return with_channel > without
+    numbers = {frozenset(channels) for channels in groups.values()}
+    if len(numbers) != 1:
+        return False
+    (own,) = numbers
+    return own == set(range(len(own))) and (len(groups) > 1 or len(own) == 1)
+
+
+# What it costs to take a part off a name: where two images fit a label map, the cheaper one is its own.
+_BY_WORD_AT_END = 1
+_BY_CHANNEL = 1
+_BY_WORD_IN_FRONT = 2
+_BY_LAST_DIGITS = 4
+_DIGITS = "#"
+"""In front of a number that alone is common to two names, as PANCREAS_0001 and label0001."""
+
+
+def _keys_of(stem: str, role: Role) -> dict[str, int]:
+    """What a file may be called in the name of its partner, and what each costs."""
+    keys = {stem: 0}
+    bases = {stem: 0}
+    if stem.endswith("_0000"):
+        bases[stem.removesuffix("_0000")] = _BY_CHANNEL
+    for base, cost in bases.items():
+        keys.setdefault(base, cost)
+        name = read_name(base)
+        if name.role == role and name.case:
+            keys.setdefault(name.case, cost + (_BY_WORD_IN_FRONT if name.is_front else _BY_WORD_AT_END))
+            if role == "label" and name.case.isdecimal():
+                keys.setdefault(_DIGITS + name.case, cost + _BY_LAST_DIGITS)
+    digits = _LAST_DIGITS.fullmatch(stem)
+    if role == "image" and digits:
+        keys.setdefault(_DIGITS + digits["digits"], _BY_LAST_DIGITS)
+    return keys
