@@ -32,19 +32,9 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "state": (
         *("metaimage", "volume_io", "bundle", "bundles", "weights", "manifest", "recipe", "recipe_files", "recipes"),
         *("cohort",),
-        *(
-            "bank_labels",
-            "bank_files",
-            "case_files",
-            "raw_datasets",
-            "case_reader",
-            "known_bundles",
-            "checkpoints",
-            "checkpoint_import",
-            "checkpoint_folders",
-        ),
+        *("bank_labels", "bank_files", "known_bundles", "checkpoints", "checkpoint_import", "checkpoint_folders"),
         *("bank_entry", "mask_database", "bank_listing", "grid_limits", "presets", "weight_copies", "hub"),
-        "mask_origin",
+        *("mask_origin", "case_files", "raw_datasets", "case_reader"),
         *("mask_bundle", "mask_checkpoints", "prepared", "bundle_spec", "bundle_references"),
     ),
     "orchestration": (
@@ -109,7 +99,7 @@ LISTINGS = [
 ]
 
 MAX_FUNCTION_LINES = 40
-MAX_MODULE_LINES = 400
+MAX_MODULE_LINES = 700
 
 
 class Import(NamedTuple):

@@ -2,8 +2,8 @@
 
 A name is read without its format's suffix. It may hold, each at most once:
 
-- a word for what the file is: at the end (``P1_ct``, ``P1.seg``, ``P1_seg_v2``), alone (``imaging``), or in front of the
-  case (``volume-0``, ``label0001``);
+- a word for what the file is: at the end (``P1_ct``, ``P1.seg``, ``P1_seg_v2``), alone (``imaging``), or in front of
+  the case (``volume-0``, ``label0001``);
 - nnU-Net's number of a channel, ``_0000``, at the end; where cases are counted in four digits that is no channel;
 - the case: what is left, or the folder's name where nothing is.
 
@@ -32,6 +32,8 @@ LABEL_FOLDERS = (
 IMAGE_FOLDERS = ("imagesTr", "imagesSynthetic", "images", "image", "imgs", "img", "ct", "cts", "scans", "volumes")
 """Names of folders that hold images."""
 
+_KNOWN_FOLDERS = frozenset(name.lower() for name in (*LABEL_FOLDERS, *IMAGE_FOLDERS))
+
 _IMAGE_WORDS = "ct|images?|imaging|img|volume|vol"
 _LONE_IMAGE_WORDS = "data|scan|orig|original"
 _LABEL_WORDS = "seg|segmentations?|labels?|label_?map|mask|anatomy|gt|ground_?truth|oar|ptv|gtv"
@@ -42,6 +44,14 @@ _IMAGE_FRONT = re.compile(rf"(?P<word>{_IMAGE_WORDS})(?:{_BETWEEN}|(?=\d))(?P<ca
 _LABEL_ALONE = re.compile(rf"(?P<case>)(?P<word>{_LABEL_WORDS})", re.IGNORECASE)
 _LABEL_FRONT = re.compile(rf"(?P<word>{_LABEL_WORDS})(?:{_BETWEEN}|(?=\d))(?P<case>.+)", re.IGNORECASE)
 _LABEL_END = re.compile(rf"(?:(?P<case>.+?){_BETWEEN})?(?P<word>{_LABEL_WORDS})(?:{_BETWEEN}.*)?", re.IGNORECASE)
+_GRAMMAR: tuple[tuple[re.Pattern[str], Role, bool], ...] = (
+    (_IMAGE_END, "image", False),
+    (_IMAGE_ALONE, "image", False),
+    (_LABEL_ALONE, "label", False),
+    (_LABEL_FRONT, "label", True),
+    (_LABEL_END, "label", False),
+    (_IMAGE_FRONT, "image", True),
+)
 _CHANNEL = re.compile(r"(?P<case>.+)_(?P<number>000\d)")
 _LAST_DIGITS = re.compile(r".*?(?P<digits>\d+)", re.DOTALL)
 _LETTER_AND_NUMBER = re.compile(r"[A-Za-z]{1,2}\d{1,2}")
@@ -191,7 +201,8 @@ def case_of(path: Path, base: str | None = None) -> str:
     name = read_name(base)
     if name.role is None or name.is_front:
         return base
-    return name.case or path.parent.name or base
+    holds_one_case = path.parent.name.lower() not in _KNOWN_FOLDERS
+    return name.case or (path.parent.name if holds_one_case else "") or base
 
 
 def split_channels(
@@ -214,11 +225,10 @@ def split_channels(
         match = _CHANNEL.fullmatch(stem)
         if match:
             groups[match["case"]][int(match["number"])] = path
-    if not (has_channels or _is_of_channels(set(stems.values()), groups, labels, ct_channel)):
-        return {path: stem for path, stem in stems.items()}, ()
+    counted = set(groups) if has_channels else _find_channels(set(stems.values()), groups, labels, ct_channel)
     others = []
     for case_id, channels in groups.items():
-        if ct_channel in channels:
+        if case_id in counted and ct_channel in channels:
             stems[channels[ct_channel]] = case_id
             for number, path in channels.items():
                 if number != ct_channel:
@@ -360,25 +370,30 @@ def _sort_bare(files: Sequence[Path], ct_channel: int) -> SortedFiles:
     return SortedFiles(images, (), channels, is_bare=True)
 
 
-def _is_of_channels(
+def _find_channels(
     stems: Collection[str], groups: Mapping[str, Mapping[int, Path]], labels: Iterable[Path], ct_channel: int
-) -> bool:
-    """Whether four digits at the end number channels, as the label maps tell; without any, the numbers themselves.
+) -> set[str]:
+    """The cases whose images' four digits number channels, as the label maps tell; without any, the numbers themselves.
 
-    Without label maps they do where each of several cases has the same numbers from 0 on, or a single one has 0 alone.
+    A label map says so of the case that it is called, unless it is called as one of its images. What most of them say
+    goes for cases without a label map, too. Without label maps four digits are channels where each of several cases
+    has the same numbers from 0 on, or a single one has 0 alone.
     """
-    with_channel = without = 0
+    votes: dict[str, int] = defaultdict(int)
     for label in labels:
-        keys = _keys_of(_stem_of(label), "label")
-        with_channel += any(f"{key}_{ct_channel:04d}" in stems for key in keys)
-        without += any(key in stems for key, cost in keys.items() if cost < _BY_WORD_IN_FRONT)
-    if with_channel or without:
-        return with_channel > without
+        for key, cost in _keys_of(_stem_of(label), "label").items():
+            match = _CHANNEL.fullmatch(key)
+            if f"{key}_{ct_channel:04d}" in stems:
+                votes[key] += 1
+            elif match and key in stems and cost < _BY_WORD_IN_FRONT:
+                votes[match["case"]] -= 1
+    if any(votes.values()):
+        is_usual = sum(votes.values()) > 0
+        return {case_id for case_id in groups if votes.get(case_id, int(is_usual)) > 0}
     numbers = {frozenset(channels) for channels in groups.values()}
-    if len(numbers) != 1:
-        return False
-    (own,) = numbers
-    return own == set(range(len(own))) and (len(groups) > 1 or len(own) == 1)
+    own = next(iter(numbers), frozenset())
+    is_alike = len(numbers) == 1 and own == set(range(len(own))) and (len(groups) > 1 or len(own) == 1)
+    return set(groups) if is_alike else set()
 
 
 # What it costs to take a part off a name: where two images fit a label map, the cheaper one is its own.

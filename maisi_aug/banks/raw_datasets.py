@@ -1,4 +1,4 @@
-"""Raw datasets of nnU-Net and the Medical Decathlon: found by number, name or path; their CT channel and their files."""
+"""Raw datasets of nnU-Net and the Medical Decathlon: found by number, name or path; their CT channel and files."""
 
 from __future__ import annotations
 
@@ -10,13 +10,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from maisi_aug.banks.case_files import list_volumes, pair_by_name, split_channels, stem_of
 from maisi_aug.errors import BankError
 
 RAW_VARIABLE = "nnUNet_raw"
 DESCRIPTION_NAME = "dataset.json"
+_FOLDERS = ("labelsTr", "imagesTr")
 _FOLDER_NAME = re.compile(r"Dataset(?P<number>\d{3,})_(?P<name>.+)")
 NEVER_TRAINED = "_seg"
-"""nnU-Net 2.8.1 lists the cases of a preprocessed dataset by their files, and takes those that end so for label maps."""
+"""nnU-Net 2.8.1 lists preprocessed cases by their files, and takes those that end so for label maps."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,22 +113,53 @@ def list_referenced(folder: Path, document: Mapping[str, Any], channel: int) -> 
         channel: Of the CT.
 
     Raises:
-        BankError: An entry has no paths of its image and label map.
+        BankError: An entry has no path of its label map.
     """
     table = document.get("dataset")
     if not isinstance(table, dict):
         return None
     cases = []
     for case_id, files in sorted(table.items()):
-        try:
-            image, label = (find_referenced(folder, text) for text in (files["images"][channel], files["label"]))
-        except (KeyError, IndexError, TypeError) as error:
+        images = files.get("images") if isinstance(files, dict) else None
+        label = files.get("label") if isinstance(files, dict) else None
+        if not isinstance(label, str):
             raise BankError(
                 f"{folder / DESCRIPTION_NAME}: expected 'images' and 'label' in dataset.{case_id}, found {files!r}. "
                 "Correct the file."
-            ) from error
-        cases.append(RawCase(str(case_id), image, label))
+            )
+        has_image = isinstance(images, list) and len(images) > channel and isinstance(images[channel], str)
+        image = find_referenced(folder, images[channel]) if has_image and isinstance(images, list) else None
+        cases.append(RawCase(str(case_id), image, find_referenced(folder, label)))
     return cases
+
+
+def list_in_folders(folder: Path, document: Mapping[str, Any], channel: int) -> list[RawCase]:
+    """The cases of ``labelsTr`` and their images in ``imagesTr``, which the Decathlon names without a channel.
+
+    Args:
+        folder: The dataset's folder.
+        document: Its ``dataset.json``; what it says of the files' ending counts, else all that can be read.
+        channel: Of the CT.
+    """
+    labels, images = (list_volumes(place) if (place := folder / name).is_dir() else [] for name in _FOLDERS)
+    ending = document.get("file_ending")
+    if isinstance(ending, str):
+        labels = [label for label in labels if label.name.endswith(ending)]
+    by_image, _ = split_channels(images, labels, ct_channel=channel, has_channels=len(channels_of(document)) > 1)
+    return [
+        RawCase(
+            label.name.removesuffix(ending) if isinstance(ending, str) else stem_of(label),
+            pair.image or _expected(folder, label, document, channel),
+            label,
+        )
+        for label, pair in zip(labels, pair_by_name(labels, by_image), strict=True)
+    ]
+
+
+def _expected(folder: Path, label: Path, document: Mapping[str, Any], channel: int) -> Path:
+    """The image of a label map that has none, as its dataset would call it."""
+    ending = str(document.get("file_ending", ".nii.gz"))
+    return folder / _FOLDERS[1] / f"{label.name.removesuffix(ending)}_{channel:04d}{ending}"
 
 
 def find_referenced(folder: Path, text: str) -> Path:
@@ -141,6 +174,6 @@ def note_never_trained(case_ids: Iterable[str]) -> str:
         return ""
     shown = ", ".join(named[:5]) + (", ..." if len(named) > 5 else "")
     return (
-        f"nnU-Net never trains on cases whose names end in {NEVER_TRAINED}, which it takes for label maps: {len(named)} "
-        f"here ({shown}). Rename them."
+        f"nnU-Net never trains on cases whose names end in {NEVER_TRAINED}, which it takes for label maps, found "
+        f"{len(named)} ({shown}). Rename them."
     )
