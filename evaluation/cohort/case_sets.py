@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from maisi_aug.banks.case_files import (
+    IMAGE_FOLDERS,
+    LeftOut,
+    SortedFiles,
+    case_of,
+    find_folders,
+    is_image_name,
+    list_folders,
+    list_volumes,
+    sort_files,
+    stem_of,
+)
 from maisi_aug.banks.entry import BankEntry
-from maisi_aug.banks.files import IMAGE_FOLDERS, case_of, find_entries, is_image_name, is_label_name, stem_of
+from maisi_aug.banks.files import list_bank
 from maisi_aug.banks.label_ids import Translation, build_translation, find_label_id, guess_maisi_ids
 from maisi_aug.banks.label_map import load_entry
+from maisi_aug.banks.raw_datasets import find_ct_channel, find_dataset
 from maisi_aug.cohort.manifest import MANIFEST_NAME, is_cohort
 from maisi_aug.errors import EvaluationError, MaisiAugError, VolumeError
 from maisi_aug.integrations.reading.cohort_source import CohortSource, load_cohort_source
@@ -25,8 +37,6 @@ from maisi_aug.volumes.image_files import Volume, is_readable_name, load_image, 
 Notify = Callable[[int, int], None]
 Result = TypeVar("Result")
 Item = TypeVar("Item")
-
-_OTHER_CHANNEL = re.compile(r"_000[1-9]$")
 
 
 class SkippedCase(NamedTuple):
@@ -145,6 +155,7 @@ def find_case_set(path: Path, *, vocabulary: Vocabulary | None = None) -> CaseSe
         PreparationError: When a prepared folder is damaged.
         ExportError: When a cohort has no accepted case, or is being written.
     """
+    path = find_dataset(path)
     if not path.exists():
         raise EvaluationError(f"{path}: expected CT volumes, found nothing there. Check the path.")
     if is_cohort(path):
@@ -167,43 +178,55 @@ def find_case_set(path: Path, *, vocabulary: Vocabulary | None = None) -> CaseSe
 
 def _list_folder(path: Path, words: Vocabulary) -> CaseSet:
     """The cases of a folder or data list: pairs, and the CTs beside them without a label map."""
-    entries, faults = find_entries(path, lambda name: find_label_id(name, words) is not None)
-    skipped = tuple(SkippedCase(name, f"{reason}.") for name, reason in faults)
+    found = list_bank(path, lambda name: find_label_id(name, words) is not None)
+    skipped = [SkippedCase(name, f"{reason}.") for name, reason in found.faults]
     # A CT with several label maps is one case; the first map in the order of names is its own.
     by_image: dict[Path, EvaluatedCase] = {}
-    for entry in entries:
+    for entry in found.entries:
         if (image := entry.image_path) is not None:
-            by_image.setdefault(image, EvaluatedCase(case_of(image), image, entry))
+            by_image.setdefault(image, EvaluatedCase(entry.case or case_of(image), image, entry))
     labelled = frozenset(by_image)
-    taken = {file for entry in entries for file in entry.paths} if labelled else set()
+    taken = {file for entry in found.entries for file in entry.paths} if labelled else set()
     named = {case.reason for case in skipped}
-    for volume in _find_unlabelled(path, labelled):
+    volumes = _find_unlabelled(path, labelled, [label for entry in found.entries for label in entry.label_paths])
+    for volume, base in volumes.images.items():
         is_named = f"{volume.name} is empty." in named and volume.stat().st_size == 0
         if volume not in taken and not is_named:
-            by_image[volume] = EvaluatedCase(case_of(volume), volume)
+            by_image[volume] = EvaluatedCase(case_of(volume, base), volume)
+    skipped += [
+        SkippedCase(_name_in(path, out.path), f"Left out, for {out.reason}.")
+        for out in volumes.others
+        if out.path not in taken and out.path not in by_image
+    ]
     if not by_image:
-        found = f"none that can be read ({skipped[0].case_id}: {skipped[0].reason})" if skipped else "none"
+        what = f"none that can be read ({skipped[0].case_id}: {skipped[0].reason})" if skipped else "none"
         raise EvaluationError(
-            f"{path}: expected CT volumes, found {found}. Give a cohort, an nnU-Net dataset, images/ beside labels/, "
+            f"{path}: expected CT volumes, found {what}. Give a cohort, an nnU-Net dataset, images/ beside labels/, "
             "or a folder of NIfTI, NRRD, MHA or DICOM."
         )
     cases = tuple(sorted(by_image.values(), key=lambda case: case.case_id))
-    return CaseSet(path, "labelled folder" if labelled else "folder of volumes", cases, words, skipped=skipped)
+    return CaseSet(path, "labelled folder" if labelled else "folder of volumes", cases, words, skipped=tuple(skipped))
 
 
-def _find_unlabelled(path: Path, labelled: frozenset[Path]) -> list[Path]:
-    """CTs that may have no label map, given those that have one.
+def _find_unlabelled(path: Path, labelled: frozenset[Path], labels: Sequence[Path]) -> SortedFiles:
+    """CTs that may have no label map, given those that have one, and the volumes beside them that are of no case.
 
     Beside these a file is a CT when it lies in a folder of images or is called one: other volumes, such as a dose or a
-    PET, may lie there too. Where a CT with a label map ends in _0001, that is the number of a case, not of a channel.
+    PET, may lie there too.
     """
-    has_numbers = any(_OTHER_CHANNEL.search(stem_of(image)) for image in labelled)
-    if not labelled or any((path / name).is_dir() for name in IMAGE_FOLDERS):
-        return _find_volumes(path, has_numbers=has_numbers)
-    if not path.is_dir():
-        return []
-    folders = [path, *(child for child in sorted(path.iterdir()) if child.is_dir() and not child.name.startswith("."))]
-    return [volume for folder in folders for volume in _find_volumes(folder) if is_image_name(volume)]
+    if path.is_file():
+        return SortedFiles({path: stem_of(path)} if is_readable_name(path) and not labelled else {})
+    image_folders = find_folders(path, IMAGE_FOLDERS)
+    if not labelled or image_folders:
+        return _find_volumes(path, image_folders[0] if image_folders else path, labels if labelled else ())
+    images: dict[Path, str] = {}
+    others: list[LeftOut] = []
+    for folder in (path, *list_folders(path)):
+        found = sort_files(list_volumes(folder))
+        images |= {image: base for image, base in found.images.items() if is_image_name(image) or not found.is_bare}
+        reason = "its name is not an image's, as those of others are"
+        others += [*found.others, *(LeftOut(image, reason) for image in found.images if image not in images)]
+    return SortedFiles(images, (), tuple(others))
 
 
 def _list_prepared(dataset: PreparedDataset, vocabulary: Vocabulary | None) -> CaseSet:
@@ -284,21 +307,20 @@ def describe_skipped(skipped: Iterable[SkippedCase]) -> list[dict[str, str]]:
     return [{"case": case_id, "reason": reason} for case_id, reason in skipped]
 
 
-def _find_volumes(path: Path, *, has_numbers: bool = False) -> list[Path]:
+def _find_volumes(path: Path, folder: Path, labels: Sequence[Path]) -> SortedFiles:
     """CT files, or folders of DICOM series, of a folder; what is called a label map or another channel is left out."""
-    if path.is_file():
-        return [path] if is_readable_name(path) else []
-    folder = next((path / name for name in IMAGE_FOLDERS if (path / name).is_dir()), path)
-    children = [child for child in sorted(folder.iterdir()) if not child.name.startswith(".")]
-    files = [child for child in children if child.is_file() and is_readable_name(child)]
+    files = list_volumes(folder)
     slices = [file for file in files if file.suffix.lower() == ".dcm"]
     if len(slices) > 1:
-        return [folder]
-    volumes = [
-        file for file in files if not is_label_name(file) and (has_numbers or not _OTHER_CHANNEL.search(stem_of(file)))
-    ]
-    series = [child for child in children if child.is_dir() and any(child.glob("*.dcm"))]
-    return volumes + series
+        return SortedFiles({folder: folder.name})
+    channel = find_ct_channel(path)
+    found = sort_files(files, ct_channel=channel, are_images=folder != path, labels_elsewhere=labels)
+    series = [child for child in list_folders(folder) if any(child.glob("*.dcm"))]
+    return replace(found, images={**found.images, **{child: child.name for child in series}})
+
+
+def _name_in(root: Path, path: Path) -> str:
+    return path.relative_to(root).as_posix() if path.is_relative_to(root) else path.name
 
 
 def _spell(volume: Volume) -> str:

@@ -104,6 +104,16 @@ def choose_ct_channel(document: Mapping[str, Any], path: Path) -> int:
     return cts[0]
 
 
+def find_ct_channel(folder: Path) -> int:
+    """The channel that is the CT of a folder that may be a raw dataset; 0 for every other.
+
+    Raises:
+        BankError: Its ``dataset.json`` cannot be read, or describes several channels, none of which is called CT.
+    """
+    description = folder / DESCRIPTION_NAME
+    return choose_ct_channel(read_document(description), description) if description.is_file() else 0
+
+
 def list_referenced(folder: Path, document: Mapping[str, Any], channel: int) -> list[RawCase] | None:
     """The cases of a dataset whose ``dataset.json`` points at files elsewhere; None for every other.
 

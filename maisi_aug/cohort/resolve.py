@@ -121,7 +121,7 @@ def resolve_cohort(
             "bundle": _absolute(config.bundle, *embedded_bundles(), *pulled_bundles()),
             "mask_bank": bank.path,
             "mask_labels": _absolute(config.mask_labels, *CHOICES),
-            "size_reference": config.size_reference and _absolute(config.size_reference),
+            "size_reference": config.size_reference and _absolute(str(find_dataset(config.size_reference))),
             **({} if _follows_maps(config) else {"shape": grid.shape, "spacing_mm": grid.spacing_mm}),
             "num_inference_steps": bundle.choose_steps(config.num_inference_steps),
         }
@@ -280,7 +280,7 @@ def _find_distributions(
     written = document.get("configuration", {})
     if all(written.get(key) == config.to_dict()[key] for key in ("size_reference", "size_label", "labels")):
         return {name: _from_yaml(row) for name, row in document.get("size_distributions", {}).items()}
-    volumes = _measure_label_maps(Path(config.size_reference), set(label_ids.values()), report_file)
+    volumes = _measure_label_maps(Path(config.size_reference), set(label_ids.values()), vocabulary, report_file)
     return {
         name: measure_distribution(volumes[label_id], name, f"{config.size_reference}, label {label_id}")
         for name, label_id in label_ids.items()
@@ -303,26 +303,27 @@ def _find_size_labels(config: CohortConfig, vocabulary: Vocabulary) -> dict[str,
 
 
 def _measure_label_maps(
-    folder: Path, label_ids: set[int], report_file: ReportFile | None
+    path: Path, label_ids: set[int], vocabulary: Vocabulary, report_file: ReportFile | None
 ) -> dict[int, list[list[float]]]:
     """For every id and patient the volumes in mL of the lesions in a dataset's label maps."""
+    from maisi_aug.banks.case_reader import load_labels_in_place
     from maisi_aug.lesions.planting import measure_lesions
-    from maisi_aug.volumes.image_files import is_readable_name, load_label_map
 
-    place = folder / "labelsTr" if (folder / "labelsTr").is_dir() else folder
-    paths = sorted(path for path in place.glob("*") if path.is_file() and is_readable_name(path))
-    if not paths:
+    entries = find_entries(path, lambda name: find_label_id(name, vocabulary) is not None)[0]
+    masks = next((entry for entry in entries if entry.organ_names), None)
+    if masks is not None or not entries:
+        found = f"a mask for each label ({masks.name})" if masks else "no image files"
         raise RequestError(
-            f"{folder}: expected an nnU-Net dataset with labelsTr, or a folder of label maps, found no image files. "
+            f"{path}: expected an nnU-Net dataset with labelsTr, or a folder of label maps, found {found}. "
             "Check --size-reference."
         )
     volumes: dict[int, list[list[float]]] = {label_id: [] for label_id in label_ids}
-    for number, path in enumerate(paths, start=1):
-        volume = load_label_map(path)
+    for number, entry in enumerate(entries, start=1):
+        volume = load_labels_in_place(entry)
         for label_id in label_ids:
             volumes[label_id].append(measure_lesions(volume.array, label_id, volume.grid.voxel_ml))
         if report_file is not None:
-            report_file(number, len(paths))
+            report_file(number, len(entries))
     return volumes
 
 
