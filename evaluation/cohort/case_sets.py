@@ -22,17 +22,18 @@ from maisi_aug.banks.case_files import (
     sort_files,
     stem_of,
 )
+from maisi_aug.banks.case_reader import load_ct, place_labels
 from maisi_aug.banks.entry import BankEntry
 from maisi_aug.banks.files import list_bank
 from maisi_aug.banks.label_ids import Translation, build_translation, find_label_id, guess_maisi_ids
 from maisi_aug.banks.label_map import load_entry
 from maisi_aug.banks.raw_datasets import find_ct_channel, find_dataset
 from maisi_aug.cohort.manifest import MANIFEST_NAME, is_cohort
-from maisi_aug.errors import EvaluationError, MaisiAugError, VolumeError
+from maisi_aug.errors import EvaluationError, MaisiAugError
 from maisi_aug.integrations.reading.cohort_source import CohortSource, load_cohort_source
 from maisi_aug.preparation.prepared import CASES_NAME, PreparedDataset, load_prepared
 from maisi_aug.vocabulary.labels import FULL_VOCABULARY, Vocabulary
-from maisi_aug.volumes.image_files import Volume, is_readable_name, load_image, load_label_map
+from maisi_aug.volumes.image_files import Volume, is_readable_name, load_label_map
 
 Notify = Callable[[int, int], None]
 Result = TypeVar("Result")
@@ -73,9 +74,9 @@ class EvaluatedCase:
         """The CT, ``(I, J, K)`` HU in RAS+.
 
         Raises:
-            VolumeError: When it cannot be read, or holds NaN.
+            VolumeError: When it cannot be read, holds NaN, or its values are not HU.
         """
-        return load_image(self.image_path)
+        return load_ct(self.image_path)
 
 
 @dataclass(frozen=True)
@@ -128,12 +129,8 @@ class CaseSet:
             BankError: When none of the labels are in the vocabulary.
         """
         image, label_map = case.load_image(), self.load_label_map(case)
-        if not image.grid.is_close(label_map.grid, tolerance_mm=0.05):
-            raise VolumeError(
-                f"{case.case_id}: expected image and label map on one grid, found "
-                f"{_spell(image)} and {_spell(label_map)}. Resample one to the other."
-            )
-        return image, label_map.array
+        placed = place_labels(label_map, image.grid, subject=case.case_id)
+        return image, placed.volume.array
 
     def _translation_of(self, entry: BankEntry) -> Translation | None:
         names = dict(enumerate(entry.organ_names, start=1)) if entry.organ_names else entry.label_names
@@ -321,7 +318,3 @@ def _find_volumes(path: Path, folder: Path, labels: Sequence[Path]) -> SortedFil
 
 def _name_in(root: Path, path: Path) -> str:
     return path.relative_to(root).as_posix() if path.is_relative_to(root) else path.name
-
-
-def _spell(volume: Volume) -> str:
-    return f"{'x'.join(map(str, volume.grid.shape))} at {'x'.join(f'{s:.3g}' for s in volume.grid.spacing_mm)} mm"

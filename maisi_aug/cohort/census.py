@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from maisi_aug.banks.case_reader import load_labels_in_place, require_place
 from maisi_aug.banks.entry import BankEntry
 from maisi_aug.banks.files import NAME_FILES, find_entries
 from maisi_aug.banks.label_ids import find_label_id
-from maisi_aug.banks.label_map import load_entry
 from maisi_aug.cohort.balance import BalanceTarget, LesionCensus
 from maisi_aug.errors import BankError, RequestError, did_you_mean
 from maisi_aug.lesions.planting import measure_lesions
@@ -56,7 +56,7 @@ def take_census(
         key = None if names is None else tuple(names.items())
         if key not in groups:
             groups[key] = {t.label: _find_ids(path, t, names, mapping, vocabulary) for t in targets}
-        volume = load_entry(entry, None, vocabulary) if not entry.organ_names else None
+        volume = load_labels_in_place(entry) if not entry.organ_names else None
         for target in targets:
             ids, sources[target.label] = groups[key][target.label]
             found = _measure_masks(entry, ids) if volume is None else _measure(volume, ids)
@@ -72,7 +72,8 @@ def _measure(volume: Any, ids: Sequence[int]) -> list[float]:
 
 def _measure_masks(entry: BankEntry, ids: Sequence[int]) -> list[float]:
     """Lesions of a case that has a file for every organ; ids count its files from 1."""
-    volumes = (load_label_map(entry.label_paths[place - 1]) for place in ids)
+    paths = (entry.label_paths[place - 1] for place in ids)
+    volumes = (require_place(load_label_map(path), entry.image_path, subject=path.name) for path in paths)
     return sorted((size for v in volumes for size in measure_lesions(v.array > 0, 1, v.grid.voxel_ml)), reverse=True)
 
 

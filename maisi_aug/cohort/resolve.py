@@ -15,6 +15,7 @@ from maisi_aug import __version__
 from maisi_aug.banks.entry import BankEntry
 from maisi_aug.banks.files import digest_of, find_entries
 from maisi_aug.banks.label_ids import CHOICES, find_label_id, load_mapping
+from maisi_aug.banks.raw_datasets import find_dataset
 from maisi_aug.bundle_spec.bundle import Bundle, embedded_bundles, load_bundle, pulled_bundles
 from maisi_aug.bundle_spec.mask_networks import choose_mask_steps, fingerprint_of_masks, require_inside
 from maisi_aug.bundle_spec.presets import Preset, find_preset
@@ -107,7 +108,7 @@ def resolve_cohort(
     document = read_cohort_document(folder) if folder is not None else None
     bundle = load_bundle(config.bundle)
     config = _with_default_bank(config, bundle)
-    bank = _Bank(_absolute(config.mask_bank, EMBEDDED_BANK), bundle.vocabulary)
+    bank = _Bank(_absolute_dataset(config.mask_bank, EMBEDDED_BANK), bundle.vocabulary)
     bundle.require_told(
         modality=config.modality, body_region=None if _only_chooses_maps(config, bundle, bank) else config.body_region
     )
@@ -121,7 +122,7 @@ def resolve_cohort(
             "bundle": _absolute(config.bundle, *embedded_bundles(), *pulled_bundles()),
             "mask_bank": bank.path,
             "mask_labels": _absolute(config.mask_labels, *CHOICES),
-            "size_reference": config.size_reference and _absolute(str(find_dataset(config.size_reference))),
+            "size_reference": config.size_reference and _absolute_dataset(config.size_reference),
             **({} if _follows_maps(config) else {"shape": grid.shape, "spacing_mm": grid.spacing_mm}),
             "num_inference_steps": bundle.choose_steps(config.num_inference_steps),
         }
@@ -250,6 +251,11 @@ def _absolute(text: str, *names: str) -> str:
     return text if text in names or not Path(text).exists() else str(Path(text).resolve())
 
 
+def _absolute_dataset(text: str, *names: str) -> str:
+    """The same of a dataset, which may be called by its number or name in nnU-Net's folder of raw datasets."""
+    return text if text in names else _absolute(str(find_dataset(text)))
+
+
 def _describe_bank(config: CohortConfig, bundle: Bundle, bank: _Bank) -> dict[str, Any]:
     """What a cohort remembers of the user's label maps and of the file that explains them; none of them is opened.
 
@@ -309,7 +315,12 @@ def _measure_label_maps(
     from maisi_aug.banks.case_reader import load_labels_in_place
     from maisi_aug.lesions.planting import measure_lesions
 
-    entries = find_entries(path, lambda name: find_label_id(name, vocabulary) is not None)[0]
+    def is_organ(name: str) -> bool:
+        return find_label_id(name, vocabulary) is not None
+
+    entries, faults = find_entries(path, is_organ) if path.exists() else ([], [])
+    if faults:
+        raise RequestError(f"{path}: expected whole label maps, found {': '.join(faults[0])}. Restore or remove it.")
     masks = next((entry for entry in entries if entry.organ_names), None)
     if masks is not None or not entries:
         found = f"a mask for each label ({masks.name})" if masks else "no image files"

@@ -1,0 +1,204 @@
+"""The one reader of CTs and of the label maps that belong to them: is it a CT in HU, and do both lie in one place?
+
+Whoever asks is told the same of the same files. A label map that was cropped along its CT's voxels, as 3D Slicer stores
+it, is put into its place; every other difference is refused, but where the same field of view is all that is needed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from maisi_aug.banks.entry import BankEntry
+from maisi_aug.errors import VolumeError
+from maisi_aug.volumes.grid import Grid, spell_grid
+from maisi_aug.volumes.image_files import Volume, decode_label_map, load_grid, load_image, load_label_map
+
+MAX_AIR_HU = -150
+"""An image without anything as dark as fat is no CT in HU."""
+MIN_TISSUE_HU = 0
+SOFT_TISSUE_HU = (-250, 350)
+"""Fat, organs and most of the marrow: of a patient never less than a small share."""
+MIN_SOFT_TISSUE = 0.002
+LEAST_AIR_HU = -1024
+BONE_HU = 600
+MAX_BONE = 0.15
+"""More of an image above :data:`BONE_HU` than any skull fills: tissue whose offset of 1024 was never taken off."""
+NUM_LOOKED_AT = 250_000
+"""Voxels, evenly spread, whose values are counted; lowest and highest are of all."""
+SAME_PLACE = 0.1
+"""Corners of two grids this share of a voxel apart are the same: headers round their origins."""
+
+
+@dataclass(frozen=True, eq=False)
+class PlacedLabels:
+    """A label map where its CT is.
+
+    Attributes:
+        volume: ``(I, J, K)`` labels and their grid.
+        note: What was done to it, in a sentence; empty for nothing.
+    """
+
+    volume: Volume
+    note: str = ""
+
+
+def load_ct(path: Path) -> Volume:
+    """Read a CT.
+
+    Returns:
+        ``(I, J, K)`` HU in RAS+.
+
+    Raises:
+        VolumeError: It cannot be read, or its values are not HU.
+    """
+    volume = load_image(path)
+    require_hu(volume.array, path.name)
+    return volume
+
+
+def require_hu(image: NDArray[Any], subject: str) -> None:
+    """Raise where values cannot be HU: MR, normalised images, CTs stored with an offset, with or without padding.
+
+    Args:
+        image: ``(I, J, K)`` values.
+        subject: The image, for the message.
+
+    Raises:
+        VolumeError: Naming the values found.
+    """
+    lowest, highest = float(image.min()), float(image.max())
+    reason = ""
+    if lowest > MAX_AIR_HU or highest < MIN_TISSUE_HU:
+        reason = f"values between {lowest:g} and {highest:g}"
+    else:
+        step = max(1, int((image.size / NUM_LOOKED_AT) ** (1 / 3)))
+        looked_at = image[::step, ::step, ::step]
+        seen = looked_at[looked_at > lowest]  # the lowest may be padding
+        is_dark = (seen > LEAST_AIR_HU) & (seen <= MAX_AIR_HU)
+        is_soft = (seen >= SOFT_TISSUE_HU[0]) & (seen <= SOFT_TISSUE_HU[1])
+        if seen.size and not is_dark.any() and np.count_nonzero(seen > BONE_HU) > MAX_BONE * looked_at.size:
+            reason = f"nothing between {lowest:g} and {MAX_AIR_HU}, and {np.mean(seen > BONE_HU):.0%} above {BONE_HU}"
+        elif seen.size and np.count_nonzero(is_soft) < MIN_SOFT_TISSUE * seen.size:
+            reason = f"values between {lowest:g} and {highest:g}, hardly any of them near 0"
+    if reason:
+        raise VolumeError(
+            f"{subject}: expected HU, with air near -1000 and tissue near 0, found {reason}. Is it an MR, a normalised "
+            "image, or a CT stored without its offset of 1024?"
+        )
+
+
+def place_labels(
+    labels: Volume, image: Grid, *, subject: str, on: Literal["the image's grid", "its own grid"] = "the image's grid"
+) -> PlacedLabels:
+    """A label map where its image is.
+
+    Args:
+        labels: ``(I, J, K)`` labels.
+        image: The image's grid.
+        subject: The label map, for messages.
+        on: Which grid it is wanted on. On its own it may have other voxels than the image, if it shows the same field
+            of view to a voxel.
+
+    Returns:
+        It as it is; or padded to the image's grid where it was cropped along the image's own voxels.
+
+    Raises:
+        VolumeError: It lies elsewhere, has other voxels, or shows another field of view.
+    """
+    if is_same_place(labels.grid, image):
+        return PlacedLabels(labels)
+    padded = None if labels.grid.shape == image.shape else _put_into(labels, image)
+    if padded is not None:
+        note = f"{subject} was cropped from {_spell_shape(image)} to {_spell_shape(labels.grid)} voxels of its CT."
+        return PlacedLabels(Volume(padded, image), note)
+    if on == "its own grid" and _shows_the_same(labels.grid, image):
+        return PlacedLabels(labels)
+    raise VolumeError(f"{subject}: expected the image's grid, {spell_place(image)}, found {spell_place(labels.grid)}")
+
+
+def load_labels_in_place(entry: BankEntry) -> Volume:
+    """The label map of a bank in its own ids, known to lie where its CT does, if there is one.
+
+    Raises:
+        VolumeError: It cannot be read, or lies elsewhere.
+    """
+    if entry.member is not None:
+        return decode_label_map(entry.member.read(), entry.name, max_bytes=entry.member.max_bytes)
+    (path,) = entry.label_paths
+    return require_place(load_label_map(path), entry.image_path, subject=entry.name)
+
+
+def require_place(labels: Volume, image: Path | None, *, subject: str) -> Volume:
+    """The label map itself, once it is known that it shows a part of its CT, of which the header is read.
+
+    Args:
+        labels: ``(I, J, K)`` labels.
+        image: The CT; None where there is none.
+        subject: The label map, for messages.
+
+    Raises:
+        VolumeError: The CT cannot be read, or the label map lies elsewhere.
+    """
+    if image is not None:
+        place_labels(labels, load_grid(image), subject=subject, on="its own grid")
+    return labels
+
+
+def is_same_place(grid: Grid, other: Grid) -> bool:
+    """Whether two grids have the same voxels, to a tenth of a voxel."""
+    if grid.shape != other.shape:
+        return False
+    corners = np.array(list(product(*((0, side - 1) for side in grid.shape))))
+    apart = (corners @ (grid.affine[:3, :3] - other.affine[:3, :3]).T) + (grid.affine[:3, 3] - other.affine[:3, 3])
+    return bool(np.abs(apart).max() <= SAME_PLACE * min(grid.spacing_mm))
+
+
+def spell_place(grid: Grid) -> str:
+    """A grid and where its first voxel lies, in a few words."""
+    origin = ", ".join(f"{side:.1f}" for side in grid.affine[:3, 3])
+    return f"{spell_grid(grid.shape, [round(side, 3) for side in grid.spacing_mm], with_extent=False)} from ({origin})"
+
+
+def _spell_shape(grid: Grid) -> str:
+    return "x".join(map(str, grid.shape))
+
+
+def _put_into(labels: Volume, image: Grid) -> NDArray[Any] | None:
+    """Labels on the image's grid, if their voxels are some of the image's; None where they are not."""
+    shape = np.asarray(labels.grid.shape)
+    corners = np.array(list(product(*((0, side - 1) for side in shape))), dtype=np.float64)
+    places = _to_index(image, labels.grid, corners)
+    offset = np.rint(places[0]).astype(int)
+    if np.abs(places - corners - offset).max() > SAME_PLACE:
+        return None
+    low, high = np.maximum(offset, 0), np.minimum(offset + shape, image.shape)
+    if (low >= high).any():
+        return None
+    inner = tuple(slice(int(a), int(b)) for a, b in zip(low - offset, high - offset, strict=True))
+    outer = tuple(slice(int(a), int(b)) for a, b in zip(low, high, strict=True))
+    if np.count_nonzero(labels.array[inner]) != np.count_nonzero(labels.array):
+        return None
+    padded = np.zeros(image.shape, dtype=labels.array.dtype)
+    padded[outer] = labels.array[inner]
+    return padded
+
+
+def _shows_the_same(grid: Grid, image: Grid) -> bool:
+    """Whether two fields of view are the same, to a voxel of the coarser one at each side."""
+    bounds = [(-0.5, side - 0.5) for side in grid.shape]
+    places = _to_index(image, grid, np.array(list(product(*bounds))))
+    apart_low, apart_high = places.min(axis=0) + 0.5, places.max(axis=0) + 0.5 - np.asarray(image.shape)
+    voxel = np.maximum(1.0, np.asarray(grid.spacing_mm) / np.asarray(image.spacing_mm))
+    return bool((np.maximum(np.abs(apart_low), np.abs(apart_high)) <= voxel).all())
+
+
+def _to_index(image: Grid, grid: Grid, points: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Points ``(N, 3)`` in voxels of one grid as voxels of another."""
+    to_image = np.linalg.solve(image.affine, grid.affine)
+    return np.asarray(points @ to_image[:3, :3].T + to_image[:3, 3])
