@@ -98,7 +98,7 @@ def load_case(case: CaseFiles, label_ids: LabelIds) -> LoadedCase:
     """
     try:
         image = load_ct(case.image)
-        label = place_labels(load_label_map(case.label), image.grid, subject=case.label.name).volume
+        label = place_labels(load_label_map(case.label), image.grid, subject=case.label.name)
     except VolumeError as error:
         raise BenchmarkError(f"Case {case.case_id}: {error}") from error
     image_hu = np.clip(np.rint(image.array), -32768, 32767).astype(np.int16)

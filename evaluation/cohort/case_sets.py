@@ -129,8 +129,7 @@ class CaseSet:
             BankError: When none of the labels are in the vocabulary.
         """
         image, label_map = case.load_image(), self.load_label_map(case)
-        placed = place_labels(label_map, image.grid, subject=case.case_id)
-        return image, placed.volume.array
+        return image, place_labels(label_map, image.grid, subject=case.case_id).array
 
     def _translation_of(self, entry: BankEntry) -> Translation | None:
         names = dict(enumerate(entry.organ_names, start=1)) if entry.organ_names else entry.label_names

@@ -6,7 +6,7 @@ it, is put into its place; every other difference is refused, but where the same
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import warnings
 from itertools import product
 from pathlib import Path
 from typing import Any, Literal
@@ -21,31 +21,23 @@ from maisi_aug.volumes.image_files import Volume, decode_label_map, load_grid, l
 
 MAX_AIR_HU = -150
 """An image without anything as dark as fat is no CT in HU."""
-MIN_TISSUE_HU = 0
+LEAST_HU = -1024
+"""What a CT's 12 bits hold, but for padding and noise."""
+MAX_BELOW = 0.05
+"""Of voxels apart from padding more than :data:`BELOW_HU`: the offset of 1024 was taken off twice."""
+BELOW_HU = -1300
+AIR_TWICE_HU = -1900
 SOFT_TISSUE_HU = (-250, 350)
-"""Fat, organs and most of the marrow: of a patient never less than a small share."""
-MIN_SOFT_TISSUE = 0.002
-LEAST_AIR_HU = -1024
+MIN_SOFT_TISSUE = 0.05
+TISSUE_TWICE_HU = (-1250, -950)
+"""Where soft tissue comes to lie when the offset is taken off twice."""
 BONE_HU = 600
-MAX_BONE = 0.15
-"""More of an image above :data:`BONE_HU` than any skull fills: tissue whose offset of 1024 was never taken off."""
+MAX_BONE = 0.1
+"""More of an image that shows no air, no fat and no skin: tissue whose offset of 1024 was never taken off."""
 NUM_LOOKED_AT = 250_000
 """Voxels, evenly spread, whose values are counted; lowest and highest are of all."""
 SAME_PLACE = 0.1
 """Corners of two grids this share of a voxel apart are the same: headers round their origins."""
-
-
-@dataclass(frozen=True, eq=False)
-class PlacedLabels:
-    """A label map where its CT is.
-
-    Attributes:
-        volume: ``(I, J, K)`` labels and their grid.
-        note: What was done to it, in a sentence; empty for nothing.
-    """
-
-    volume: Volume
-    note: str = ""
 
 
 def load_ct(path: Path) -> Volume:
@@ -73,30 +65,43 @@ def require_hu(image: NDArray[Any], subject: str) -> None:
         VolumeError: Naming the values found.
     """
     lowest, highest = float(image.min()), float(image.max())
-    reason = ""
-    if lowest > MAX_AIR_HU or highest < MIN_TISSUE_HU:
-        reason = f"values between {lowest:g} and {highest:g}"
+    if lowest > MAX_AIR_HU:
+        fault = f"values between {lowest:g} and {highest:g}"
     else:
         step = max(1, int((image.size / NUM_LOOKED_AT) ** (1 / 3)))
         looked_at = image[::step, ::step, ::step]
-        seen = looked_at[looked_at > lowest]  # the lowest may be padding
-        is_dark = (seen > LEAST_AIR_HU) & (seen <= MAX_AIR_HU)
-        is_soft = (seen >= SOFT_TISSUE_HU[0]) & (seen <= SOFT_TISSUE_HU[1])
-        if seen.size and not is_dark.any() and np.count_nonzero(seen > BONE_HU) > MAX_BONE * looked_at.size:
-            reason = f"nothing between {lowest:g} and {MAX_AIR_HU}, and {np.mean(seen > BONE_HU):.0%} above {BONE_HU}"
-        elif seen.size and np.count_nonzero(is_soft) < MIN_SOFT_TISSUE * seen.size:
-            reason = f"values between {lowest:g} and {highest:g}, hardly any of them near 0"
-    if reason:
+        fault = _find_offset(looked_at[looked_at > lowest], lowest)  # the lowest may be padding
+    if fault:
         raise VolumeError(
-            f"{subject}: expected HU, with air near -1000 and tissue near 0, found {reason}. Is it an MR, a normalised "
+            f"{subject}: expected HU, with air near -1000 and tissue near 0, found {fault}. Is it an MR, a normalised "
             "image, or a CT stored without its offset of 1024?"
         )
 
 
+def _find_offset(seen: NDArray[Any], lowest: float) -> str:
+    """What tells that values are an offset away from HU, though some of them are as dark as air; empty for nothing."""
+    if not seen.size:
+        return ""
+    below, bone = float(np.mean(seen < BELOW_HU)), float(np.mean(seen > BONE_HU))
+    if below > MAX_BELOW:
+        return f"{below:.0%} of them below {BELOW_HU}"
+    if bone > MAX_BONE and not ((seen > LEAST_HU) & (seen <= MAX_AIR_HU)).any():
+        return f"nothing between {LEAST_HU} and {MAX_AIR_HU} but {lowest:g}, and {bone:.0%} above {BONE_HU}"
+    if lowest < AIR_TWICE_HU:
+        soft, twice = (_share(seen, *span) for span in (SOFT_TISSUE_HU, TISSUE_TWICE_HU))
+        if soft < MIN_SOFT_TISSUE and twice > 0.5:
+            return f"{twice:.0%} of them between {TISSUE_TWICE_HU[0]} and {TISSUE_TWICE_HU[1]}"
+    return ""
+
+
+def _share(values: NDArray[Any], low: float, high: float) -> float:
+    return float(np.mean((values >= low) & (values <= high)))
+
+
 def place_labels(
     labels: Volume, image: Grid, *, subject: str, on: Literal["the image's grid", "its own grid"] = "the image's grid"
-) -> PlacedLabels:
-    """A label map where its image is.
+) -> Volume:
+    """A label map where its image is; a warning says so where it had to be put there.
 
     Args:
         labels: ``(I, J, K)`` labels.
@@ -112,13 +117,17 @@ def place_labels(
         VolumeError: It lies elsewhere, has other voxels, or shows another field of view.
     """
     if is_same_place(labels.grid, image):
-        return PlacedLabels(labels)
+        return labels
     padded = None if labels.grid.shape == image.shape else _put_into(labels, image)
     if padded is not None:
-        note = f"{subject} was cropped from {_spell_shape(image)} to {_spell_shape(labels.grid)} voxels of its CT."
-        return PlacedLabels(Volume(padded, image), note)
+        warnings.warn(
+            f"{subject}: expected the {_spell_shape(image)} voxels of its CT, found {_spell_shape(labels.grid)} of "
+            "them; it is put into its place.",
+            stacklevel=2,
+        )
+        return Volume(padded, image)
     if on == "its own grid" and _shows_the_same(labels.grid, image):
-        return PlacedLabels(labels)
+        return labels
     raise VolumeError(f"{subject}: expected the image's grid, {spell_place(image)}, found {spell_place(labels.grid)}")
 
 

@@ -263,11 +263,7 @@ class FolderBank:
         """The map where the CT is that its body will be found in."""
         if entry.image_path is None:
             return labels
-        placed = place_labels(labels, load_grid(entry.image_path), subject=entry.name, on="its own grid")
-        if placed.note and placed.note not in self._reported:
-            self._reported.add(placed.note)
-            warnings.warn(f"Mask bank {self._path}: {placed.note} It is put into its place there.", stacklevel=3)
-        return placed.volume
+        return place_labels(labels, load_grid(entry.image_path), subject=entry.name, on="its own grid")
 
     def _read(self, index: int) -> BankMap:
         entry = self._entries[index]

@@ -161,7 +161,7 @@ def _merge_labels(
     is_lesion = np.zeros(256, dtype=bool)
     is_lesion[list(lesion_ids)] = True
     for file, table in zip(files, tables, strict=True):
-        array = place_labels(load_label_map(file.path), grid, subject=file.path.name).volume.array
+        array = place_labels(load_label_map(file.path), grid, subject=file.path.name).array
         if file.mask_name is not None:
             array = np.where(array > 0, MASK_ID, 0).astype(np.uint8)
         look_up = np.zeros(max(int(array.max()), *table, 0) + 1, dtype=np.uint8)

@@ -40,8 +40,7 @@ def survey_case(case: SourceCase) -> CaseSurvey:
         counts = []
         for file in case.labels:
             volume = load_label_map(file.path)
-            placed = place_labels(volume, grid, subject=file.path.name)
-            volume = placed.volume
+            volume = place_labels(volume, grid, subject=file.path.name)
             array = volume.array if file.mask_name is None else (volume.array > 0).astype(np.uint8)
             found = np.bincount(array.ravel())
             counts.append({int(label_id): int(found[label_id]) for label_id in np.flatnonzero(found)})
