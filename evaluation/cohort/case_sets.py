@@ -180,7 +180,7 @@ def _list_folder(path: Path, words: Vocabulary) -> CaseSet:
     by_image: dict[Path, EvaluatedCase] = {}
     for entry in found.entries:
         if (image := entry.image_path) is not None:
-            by_image.setdefault(image, EvaluatedCase(entry.case or case_of(image), image, entry))
+            by_image.setdefault(image, EvaluatedCase(entry.case or case_of(image, role="image"), image, entry))
     labelled = frozenset(by_image)
     taken = {file for entry in found.entries for file in entry.paths} if labelled else set()
     named = {case.reason for case in skipped}
@@ -188,7 +188,7 @@ def _list_folder(path: Path, words: Vocabulary) -> CaseSet:
     for volume, base in volumes.images.items():
         is_named = f"{volume.name} is empty." in named and volume.stat().st_size == 0
         if volume not in taken and not is_named:
-            by_image[volume] = EvaluatedCase(case_of(volume, base), volume)
+            by_image[volume] = EvaluatedCase(case_of(volume, base, role="image"), volume)
     skipped += [
         SkippedCase(_name_in(path, out.path), f"Left out, for {out.reason}.")
         for out in volumes.others

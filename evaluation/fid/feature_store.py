@@ -25,7 +25,7 @@ from maisi_aug.evaluation.fid.extractors import Extractor
 from maisi_aug.evaluation.fid.slices import PLANES, PlaneName, SliceProtocol, prepare_volume, take_slices
 from maisi_aug.system.whole_files import sha256_of, write_whole
 
-FORMAT: Final = 1
+FORMAT: Final = 2
 """Part of every cache key; raise it when the same volume would give other features."""
 
 

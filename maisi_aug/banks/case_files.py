@@ -188,18 +188,19 @@ def label_word(path: Path) -> str:
     return name.word if name.role == "label" else ""
 
 
-def case_of(path: Path, base: str | None = None) -> str:
+def case_of(path: Path, base: str | None = None, *, role: Role | None = None) -> str:
     """The case that a file belongs to: its name, or its folder's where the name says no more than what it holds.
 
     Args:
         path: The file, or a folder with a DICOM series.
         base: Its name without a channel's number, where it is known whether that is one; else ``_0000`` is taken off.
+        role: What it is, where that is known: ``P_seg`` among images is a case that is called so.
     """
     stem = _stem_of(path)
     if base is None:
         base = re.sub(r"_0000$", "", stem)
     name = read_name(base)
-    if name.role is None or name.is_front:
+    if name.role is None or name.is_front or role not in (None, name.role):
         return base
     holds_one_case = path.parent.name.lower() not in _KNOWN_FOLDERS
     return name.case or (path.parent.name if holds_one_case else "") or base
@@ -250,12 +251,12 @@ def sort_files(
         labels_elsewhere: Label maps of these images in another folder.
     """
     files = list(files)
-    names = {path: read_name(_stem_of(path)) for path in files}
+    names = {path: _read_any(_stem_of(path)) for path in files}
     labels = [path for path, name in names.items() if name.role == "label"]
     if are_images:
         stems = {_stem_of(path) for path in files if path not in labels}
         labels = [path for path in labels if any(key in stems for key in _keys_of(_stem_of(path), "label"))]
-    marked = [path for path in files if _is_marked(names[path], _stem_of(path))]
+    marked = [path for path, name in names.items() if name.role == "image" and not name.is_front]
     rest = [path for path in files if path not in labels and path not in marked]
     if labels and not are_images:
         return _sort_beside_labels(labels, marked, rest, ct_channel)
@@ -317,12 +318,13 @@ def _stem_of(path: Path) -> str:
     return stem_of(path) if is_readable_name(path) else path.name
 
 
-def _is_marked(name: FileName, stem: str) -> bool:
-    """Whether a name says for sure that its file is an image; its channel's number may follow."""
-    if name.role is None or name.is_front:
-        match = _CHANNEL.fullmatch(stem)
-        name = read_name(match["case"]) if match else name
-    return name.role == "image" and not name.is_front
+def _read_any(stem: str) -> FileName:
+    """The name, or where it does not say for sure what its file is, the name in front of a channel's number."""
+    name, match = read_name(stem), _CHANNEL.fullmatch(stem)
+    if match and (name.role is None or name.is_front):
+        before = read_name(match["case"])
+        return before if before.role == "image" and not before.is_front else name
+    return name
 
 
 def _is_alone(base: str) -> bool:

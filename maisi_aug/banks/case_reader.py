@@ -118,7 +118,9 @@ def place_labels(
     """
     if is_same_place(labels.grid, image):
         return labels
-    padded = None if labels.grid.shape == image.shape else _put_into(labels, image)
+    # As many voxels as the image, and elsewhere: one of the two headers is wrong, and nothing tells which.
+    is_other = labels.grid.shape != image.shape
+    padded = _put_into(labels, image) if is_other else None
     if padded is not None:
         warnings.warn(
             f"{subject}: expected the {_spell_shape(image)} voxels of its CT, found {_spell_shape(labels.grid)} of "
@@ -126,7 +128,7 @@ def place_labels(
             stacklevel=2,
         )
         return Volume(padded, image)
-    if on == "its own grid" and _shows_the_same(labels.grid, image):
+    if is_other and on == "its own grid" and _shows_the_same(labels.grid, image):
         return labels
     raise VolumeError(f"{subject}: expected the image's grid, {spell_place(image)}, found {spell_place(labels.grid)}")
 

@@ -29,6 +29,7 @@ from maisi_aug.banks.case_files import (
     list_images,
     list_volumes,
     pair_by_name,
+    read_name,
     sort_files,
     split_channels,
     stem_of,
@@ -273,7 +274,7 @@ class _Search:
 
     def _look_into_masks(self, label_folder: Path, images: Mapping[Path, str]) -> None:
         """A folder of masks per case beside a folder of images."""
-        by_case = {case_of(image, base): image for image, base in images.items()}
+        by_case = {case_of(image, base, role="image"): image for image, base in images.items()}
         for child in list_folders(label_folder):
             entry = self._build_organ_entry(child, list_volumes(child), nearby=[])
             if entry is not None:
@@ -282,7 +283,9 @@ class _Search:
 
     def _take_pairs(self, pairs: Iterable[tuple[Pair, str | None]], *, is_cohort: bool = False) -> None:
         for pair, base in pairs:
-            case_id = case_of(pair.label) if pair.image is None else case_of(pair.image, base)
+            case_id = case_of(pair.label) if pair.image is None else case_of(pair.image, base, role="image")
+            if pair.image is not None and pair.image.is_dir() and not read_name(stem_of(pair.label)).case:
+                case_id = pair.label.parent.name  # a series beside its only label map, in the folder of their case
             self.entries.append(BankEntry("", (pair.label,), pair.image, has_vocabulary_ids=is_cohort, case=case_id))
             if pair.rivals:
                 names = " and ".join(image.name for image in pair.rivals[:3])
@@ -299,7 +302,7 @@ class _Search:
         image = next((path for path in nearby if is_image_name(path)), None)
         if len(organs) < MIN_ORGAN_FILES or len(organs) * 2 < len(masks):
             return None
-        if all(map(is_letter_and_number, organs)) and (image is None or case_of(image) != image.parent.name):
+        if all(map(is_letter_and_number, organs)) and (image is None or read_name(stem_of(image)).case):
             return None
         case_id = case_of(image) if image is not None else folder.name
         return BankEntry("", tuple(masks), image, organ_names=tuple(map(stem_of, masks)), case=case_id)

@@ -86,7 +86,9 @@ def find_images(folder: Path, pattern: str | None = None, *, labels: Path | None
         found = [(match["id"], path) for path, match in _match_pattern(folder, pattern, "--image-pattern")]
     else:
         images = sort_images(folder, labels).images
-        found = [(case_of(path, base), path) for path, base in images.items()] or list(_find_case_folders(folder))
+        found = [(case_of(path, base, role="image"), path) for path, base in images.items()] or list(
+            _find_case_folders(folder)
+        )
     if not found:
         raise PreparationError(
             f"--images {folder}: expected images, found none. Point to the folder that holds them, or name them with "
