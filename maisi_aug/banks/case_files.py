@@ -41,15 +41,15 @@ _BETWEEN = r"[_\-. ]+"
 _IMAGE_END = re.compile(rf"(?:(?P<case>.+?){_BETWEEN})?(?P<word>{_IMAGE_WORDS})", re.IGNORECASE)
 _IMAGE_ALONE = re.compile(rf"(?P<case>)(?P<word>{_LONE_IMAGE_WORDS})", re.IGNORECASE)
 _IMAGE_FRONT = re.compile(rf"(?P<word>{_IMAGE_WORDS})(?:{_BETWEEN}|(?=\d))(?P<case>.+)", re.IGNORECASE)
-_LABEL_ALONE = re.compile(rf"(?P<case>)(?P<word>{_LABEL_WORDS})", re.IGNORECASE)
 _LABEL_FRONT = re.compile(rf"(?P<word>{_LABEL_WORDS})(?:{_BETWEEN}|(?=\d))(?P<case>.+)", re.IGNORECASE)
-_LABEL_END = re.compile(rf"(?:(?P<case>.+?){_BETWEEN})?(?P<word>{_LABEL_WORDS})(?:{_BETWEEN}.*)?", re.IGNORECASE)
+_LABEL_END = re.compile(rf"(?:(?P<case>.+?){_BETWEEN})?(?P<word>{_LABEL_WORDS})", re.IGNORECASE)
+_LABEL_BETWEEN = re.compile(rf"(?P<case>.+?){_BETWEEN}(?P<word>{_LABEL_WORDS}){_BETWEEN}.*", re.IGNORECASE)
 _GRAMMAR: tuple[tuple[re.Pattern[str], Role, bool], ...] = (
     (_IMAGE_END, "image", False),
     (_IMAGE_ALONE, "image", False),
-    (_LABEL_ALONE, "label", False),
-    (_LABEL_FRONT, "label", True),
     (_LABEL_END, "label", False),
+    (_LABEL_FRONT, "label", True),
+    (_LABEL_BETWEEN, "label", False),
     (_IMAGE_FRONT, "image", True),
 )
 _CHANNEL = re.compile(r"(?P<case>.+)_(?P<number>000\d)")
@@ -154,20 +154,11 @@ def stem_of(path: Path) -> str:
 
 
 def read_name(stem: str) -> FileName:
-    """Read a name by the grammar; the first of these that fits counts: a word at the end, in front, in between."""
-    for role, pattern, is_front in (
-        ("image", _IMAGE_END, False),
-        ("image", _IMAGE_ALONE, False),
-        ("label", _LABEL_ALONE, False),
-        ("label", _LABEL_FRONT, True),
-        ("label", _LABEL_END, False),
-        ("image", _IMAGE_FRONT, True),
-    ):
+    """Read a name by the grammar; the first that fits counts: a word at the end or alone, in front, in between."""
+    for pattern, role, is_front in _GRAMMAR:
         match = pattern.fullmatch(stem)
         if match:
-            return FileName(
-                "image" if role == "image" else "label", match["case"] or "", match["word"].lower(), is_front
-            )
+            return FileName(role, match["case"] or "", match["word"].lower(), is_front)
     return FileName(None, stem)
 
 
@@ -251,8 +242,13 @@ def sort_files(
         labels_elsewhere: Label maps of these images in another folder.
     """
     files = list(files)
+    labels = [] if are_images else _find_namesakes(files)
+    if labels:
+        images, channels = split_channels([p for p in files if p not in labels], labels, ct_channel=ct_channel)
+        return SortedFiles(images, tuple(labels), channels)
     names = {path: _read_any(_stem_of(path)) for path in files}
-    labels = [path for path, name in names.items() if name.role == "label"]
+    cases_like_labels = _find_images_like_labels(names)
+    labels = [path for path, name in names.items() if name.role == "label" and path not in cases_like_labels]
     if are_images:
         stems = {_stem_of(path) for path in files if path not in labels}
         labels = [path for path in labels if any(key in stems for key in _keys_of(_stem_of(path), "label"))]
@@ -332,6 +328,19 @@ def _is_alone(base: str) -> bool:
     return name.role == "image" and not name.case
 
 
+def _find_images_like_labels(names: Mapping[Path, FileName]) -> set[Path]:
+    """Images of cases that are called like label maps, such as ``gt1`` with ``gt1_seg`` beside it."""
+    sure = {name.case for name in names.values() if name.role == "label" and not name.is_front}
+    stems = {_stem_of(path) for path in names}
+    found = set()
+    for path, name in names.items():
+        stem = _stem_of(path)
+        match = _CHANNEL.fullmatch(stem) if name.is_front else None
+        if name.is_front and (stem in sure or (match is not None and match["case"] in sure | stems)):
+            found.add(path)
+    return found
+
+
 def _sort_beside_labels(
     labels: Sequence[Path], marked: Sequence[Path], rest: Sequence[Path], ct_channel: int
 ) -> SortedFiles:
@@ -351,18 +360,16 @@ def _sort_beside_labels(
     return SortedFiles(images, tuple(labels), (*others, *channels))
 
 
+def _find_namesakes(files: Sequence[Path]) -> list[Path]:
+    """The label maps of a folder of nothing but pairs such as ``P1_0000`` and ``P1``, in nnU-Net's names."""
+    stems = {_stem_of(path): path for path in files}
+    cases = {match["case"] for stem in stems if (match := _CHANNEL.fullmatch(stem)) and match["case"] in stems}
+    is_whole = all(stem in cases or ((match := _CHANNEL.fullmatch(stem)) and match["case"] in cases) for stem in stems)
+    return [stems[case_id] for case_id in sorted(cases)] if is_whole else []
+
+
 def _sort_bare(files: Sequence[Path], ct_channel: int) -> SortedFiles:
-    """No name tells what its file is: ``P1_0000`` beside ``P1`` is its image, all others are of one kind."""
-    by_stem = {_stem_of(path): path for path in files}
-    first = {match["case"]: path for stem, path in by_stem.items() if (match := _CHANNEL.fullmatch(stem))}
-    labels = [by_stem[case_id] for case_id in first if case_id in by_stem]
-    if labels and len(labels) == len(first):
-        images, channels = split_channels([p for p in files if p not in labels], labels, ct_channel=ct_channel)
-        others = tuple(
-            LeftOut(path, "no image or label map has its name") for path in images if images[path] not in by_stem
-        )
-        paired = {path: base for path, base in images.items() if base in by_stem and path != by_stem[base]}
-        return SortedFiles(paired, tuple(labels), (*others, *channels))
+    """No name tells what its file is: all are of one kind."""
     images, channels = split_channels(files, ct_channel=ct_channel)
     numbered = {path: base for path, base in images.items() if base != _stem_of(path)}
     if numbered:
@@ -377,18 +384,20 @@ def _find_channels(
 ) -> set[str]:
     """The cases whose images' four digits number channels, as the label maps tell; without any, the numbers themselves.
 
-    A label map says so of the case that it is called, unless it is called as one of its images. What most of them say
-    goes for cases without a label map, too. Without label maps four digits are channels where each of several cases
-    has the same numbers from 0 on, or a single one has 0 alone.
+    A label map that is called as a case says that they do, one that is called as an image that they do not; both at
+    once say nothing. What most of them say goes for cases without a label map, too. Without label maps four digits are
+    channels where each of several cases has the same numbers from 0 on, or a single one has 0 alone.
     """
     votes: dict[str, int] = defaultdict(int)
     for label in labels:
-        for key, cost in _keys_of(_stem_of(label), "label").items():
-            match = _CHANNEL.fullmatch(key)
-            if f"{key}_{ct_channel:04d}" in stems:
+        for key in _keys_of(_stem_of(label), "label"):
+            match, is_case, is_image = _CHANNEL.fullmatch(key), f"{key}_{ct_channel:04d}" in stems, key in stems
+            if is_case and not is_image:
                 votes[key] += 1
-            elif match and key in stems and cost < _BY_WORD_IN_FRONT:
+            elif match and is_image and not is_case:
                 votes[match["case"]] -= 1
+            if is_case or is_image:
+                break
     if any(votes.values()):
         is_usual = sum(votes.values()) > 0
         return {case_id for case_id in groups if votes.get(case_id, int(is_usual)) > 0}

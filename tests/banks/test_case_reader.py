@@ -40,7 +40,7 @@ def write_case(folder: Path, labels: NDArray[Any], grid: Grid, change: Callable[
 
 
 def own_labels() -> NDArray[np.uint8]:
-    labels = (build_trunk() == 1).astype(np.uint8)
+    labels: NDArray[np.uint8] = (build_trunk() == 1).astype(np.uint8)
     middle = np.argwhere(labels).mean(axis=0).astype(int)
     labels[tuple(slice(side, side + 2) for side in middle)] = 2
     return labels
