@@ -121,7 +121,10 @@ def register(app: typer.Typer) -> None:
 
 def run(
     real: Annotated[
-        Path, typer.Option(help="nnU-Net raw dataset, prepared folder, or folder of pairs.", rich_help_panel=_DATA)
+        Path,
+        typer.Option(
+            help="nnU-Net raw dataset (path, number or name), prepared folder, or pairs.", rich_help_panel=_DATA
+        ),
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the benchmark.", rich_help_panel=_RUN)],
     synthetic: Annotated[

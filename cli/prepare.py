@@ -63,7 +63,8 @@ def prepare(
         Path | None,
         typer.Option(
             help="Folder of label maps named after the images (ID.nii.gz, ID_oar.nii.gz; several per case are laid "
-            "over each other), or a folder per case with a mask per label. May be the images' folder."
+            "over each other), or a folder per case with a mask per label or a label map called 'segmentation'. May be "
+            "the images' folder."
         ),
     ] = None,
     nnunet: Annotated[

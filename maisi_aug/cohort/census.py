@@ -46,7 +46,7 @@ def take_census(
         RequestError: The mapping names a label that is not balanced.
         VolumeError: A label map cannot be read.
     """
-    entries = list_label_maps(path, vocabulary)
+    entries = _list_label_maps(path, vocabulary)
     mapping = _by_label(mapping or {}, targets, vocabulary)
     groups: dict[Any, dict[str, tuple[tuple[int, ...], str]]] = {}
     volumes: dict[str, list[tuple[float, ...]]] = {target.label: [] for target in targets}
@@ -77,7 +77,7 @@ def _measure_masks(entry: BankEntry, ids: Sequence[int]) -> list[float]:
     return sorted((size for v in volumes for size in measure_lesions(v.array > 0, 1, v.grid.voxel_ml)), reverse=True)
 
 
-def list_label_maps(path: Path, vocabulary: Vocabulary) -> list[BankEntry]:
+def _list_label_maps(path: Path, vocabulary: Vocabulary) -> list[BankEntry]:
     """Every label map of a real dataset that is to be measured.
 
     Args:
