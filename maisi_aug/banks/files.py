@@ -270,16 +270,23 @@ class _Search:
             self._take_pairs([(pair, None) for pair in pairs if pair.image is None], is_cohort=is_cohort)
             self.left_out += channels
         else:
-            self._look_into_masks(label_folder, images)
+            self._look_into_cases(label_folder, images, image_folders)
 
-    def _look_into_masks(self, label_folder: Path, images: Mapping[Path, str]) -> None:
-        """A folder of masks per case beside a folder of images."""
+    def _look_into_cases(self, label_folder: Path, images: Mapping[Path, str], image_folders: Sequence[Path]) -> None:
+        """A folder per case, with masks or label maps, beside images or a folder per case with them."""
         by_case = {case_of(image, base, role="image"): image for image, base in images.items()}
         for child in list_folders(label_folder):
             entry = self._build_organ_entry(child, list_volumes(child), nearby=[])
             if entry is not None:
                 image = by_case.get(child.name) or entry.image_path
                 self.entries.append(replace(entry, image_path=image, case=child.name))
+                continue
+            labels = list_volumes(child)
+            inner = [folder / child.name for folder in image_folders if (folder / child.name).is_dir()]
+            own = {image: base for image, base in images.items() if case_of(image, base, role="image") == child.name}
+            found = split_channels([image for place in inner for image in list_images(place)], labels)[0] or own
+            pairs = pair_by_name(labels, found, is_one_folder=True)
+            self._take_pairs([(pair, found.get(pair.image) if pair.image else None) for pair in pairs])
 
     def _take_pairs(self, pairs: Iterable[tuple[Pair, str | None]], *, is_cohort: bool = False) -> None:
         for pair, base in pairs:

@@ -161,6 +161,18 @@ LAYOUTS: dict[str, tuple[Sequence[str], object, Sequence[tuple[str, str, str]], 
         [(case, f"images/{case}.nii.gz", f"labels/{case}.nii.gz") for case in ("P_seg", "mask_01")],
         ("images", "labels"),
     ),
+    "a folder per case on both sides": (
+        [f"{place}/p{n}/{name}.nii.gz" for n in (1, 2) for place, name in (("images", "ct"), ("labels", "seg"))],
+        None,
+        [(f"p{n}", f"images/p{n}/ct.nii.gz", f"labels/p{n}/seg.nii.gz") for n in (1, 2)],
+        ("images", "labels"),
+    ),
+    "masks per case beside images": (
+        ["images/p1.nii.gz", *(f"labels/p1/{organ}.nii.gz" for organ in ORGANS)],
+        None,
+        [("p1", "images/p1.nii.gz", "labels/p1")],
+        ("images", "labels"),
+    ),
     "TotalSegmentator": (
         ["s01/ct.nii.gz", *(f"s01/segmentations/{organ}.nii.gz" for organ in ORGANS)],
         None,
