@@ -26,10 +26,22 @@ Role = Literal["image", "label"]
 
 LABEL_FOLDERS = (
     *("anatomy", "labelsTr", "labelsSynthetic", "labels", "label", "masks", "mask", "segmentations", "segmentation"),
-    *("segs", "seg", "gt"),
+    *("segs", "seg", "gt", "derivatives"),
 )
 """Names of folders that hold label maps, the first that is there counts."""
-IMAGE_FOLDERS = ("imagesTr", "imagesSynthetic", "images", "image", "imgs", "img", "ct", "cts", "scans", "volumes")
+IMAGE_FOLDERS = (
+    "imagesTr",
+    "imagesSynthetic",
+    "images",
+    "image",
+    "imgs",
+    "img",
+    "ct",
+    "cts",
+    "scans",
+    "volumes",
+    "rawdata",
+)
 """Names of folders that hold images."""
 
 _KNOWN_FOLDERS = frozenset(name.lower() for name in (*LABEL_FOLDERS, *IMAGE_FOLDERS))
@@ -319,7 +331,7 @@ def _read_any(stem: str) -> FileName:
     name, match = read_name(stem), _CHANNEL.fullmatch(stem)
     if match and (name.role is None or name.is_front):
         before = read_name(match["case"])
-        return before if before.role == "image" and not before.is_front else name
+        return before if before.role == "image" and before.case and not before.is_front else name
     return name
 
 

@@ -241,7 +241,10 @@ def _split_name(stem: str, cases: Sequence[str]) -> tuple[str | None, str]:
         if name.startswith(case_id) and name[len(case_id)] in _SEPARATORS:
             return case_id, name[len(case_id) :].strip(_SEPARATORS)
     (pair,) = pair_by_name([Path(to_case_id(stem))], {Path(case_id): case_id for case_id in cases})
-    return (None, "") if pair.image is None else (pair.image.name, read_name(stem).word)
+    own = read_name(stem)
+    if pair.image is None and len(cases) == 1 and own.role == "label" and not own.case:
+        return cases[0], own.word  # seg.nii.gz beside ct.nii.gz, in the folder of their case
+    return (None, "") if pair.image is None else (pair.image.name, own.word)
 
 
 def _files_by_case(folder: Path, cases: Sequence[str]) -> Iterable[tuple[str, LabelFile]]:

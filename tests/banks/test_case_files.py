@@ -173,6 +173,18 @@ LAYOUTS: dict[str, tuple[Sequence[str], object, Sequence[tuple[str, str, str]], 
         [("p1", "images/p1.nii.gz", "labels/p1")],
         ("images", "labels"),
     ),
+    "VerSe": (
+        ["rawdata/sub-1/sub-1_ct.nii.gz", "derivatives/sub-1/sub-1_seg-vert_msk.nii.gz"],
+        None,
+        [("sub-1", "rawdata/sub-1/sub-1_ct.nii.gz", "derivatives/sub-1/sub-1_seg-vert_msk.nii.gz")],
+        ("rawdata", "derivatives"),
+    ),
+    "one case": (
+        ["case/ct.nii.gz", "case/seg.nii.gz"],
+        None,
+        [("case", "case/ct.nii.gz", "case/seg.nii.gz")],
+        ("case", "case"),
+    ),
     "TotalSegmentator": (
         ["s01/ct.nii.gz", *(f"s01/segmentations/{organ}.nii.gz" for organ in ORGANS)],
         None,
@@ -247,6 +259,11 @@ def test_channels_of_a_bare_folder_are_told(tmp_path: Path) -> None:
         ("a_0001.nii.gz", "Left out, for it is channel 1 of a."),
         ("b_0001.nii.gz", "Left out, for it is channel 1 of b."),
     ]
+
+
+def test_numbered_label_maps_of_a_bare_bank_are_all_listed(tmp_path: Path) -> None:
+    names = [f"scan_{number:04d}.nii.gz" for number in (1, 2, 3)]
+    assert [entry.name for entry in _list(_touch(tmp_path, names)).entries] == names
 
 
 def test_file_of_no_case_is_told_by_all(tmp_path: Path) -> None:
