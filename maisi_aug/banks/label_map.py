@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from maisi_aug.banks.case_reader import load_ct
 from maisi_aug.banks.entry import BankEntry
 from maisi_aug.banks.label_ids import Translation
 from maisi_aug.errors import VolumeError
@@ -20,7 +21,7 @@ from maisi_aug.vocabulary.labels import BODY_ID, Vocabulary, lesion_word
 from maisi_aug.volumes.body import add_body, is_hollow
 from maisi_aug.volumes.components import Box, Mask, label_parts
 from maisi_aug.volumes.grid import Grid
-from maisi_aug.volumes.image_files import Volume, decode_label_map, load_image, load_label_map
+from maisi_aug.volumes.image_files import Volume, decode_label_map, load_label_map
 from maisi_aug.volumes.resampling import centre_grid_on, resample_image, resample_label_map
 
 HOST_MARGIN_MM = 10.0
@@ -199,7 +200,7 @@ def add_envelope(label_map: NDArray[np.uint8], grid: Grid, entry: BankEntry) -> 
     """
     if entry.image_path is None:
         raise no_envelope(entry)
-    image = load_image(entry.image_path)
+    image = load_ct(entry.image_path)
     on_map = (
         image.array if image.grid.is_close(grid, tolerance_mm=0.01) else resample_image(image.array, image.grid, grid)
     )
