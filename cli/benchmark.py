@@ -138,7 +138,10 @@ def register(app: typer.Typer) -> None:
 
 def run(
     real: Annotated[
-        Path, typer.Option(help="nnU-Net raw dataset, prepared folder, or folder of pairs.", rich_help_panel=_DATA)
+        Path,
+        typer.Option(
+            help="nnU-Net raw dataset (path, number or name), prepared folder, or pairs.", rich_help_panel=_DATA
+        ),
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the benchmark.", rich_help_panel=_RUN)],
     synthetic: Annotated[
@@ -233,14 +236,15 @@ def run(
 
     Example: maisi-aug benchmark run --real nnUNet_raw/Dataset003_Liver --synthetic cohort --out bench
     """
+    from maisi_aug.banks.raw_datasets import find_dataset
     from maisi_aug.evaluation.benchmark.config import DEFAULT_ARMS, build_benchmark_config
     from maisi_aug.evaluation.benchmark.text import list_commands
 
     sources = parse_sources(synthetic or [])
     labels, names = parse_labels(label or [], mapping or [])
     config = build_benchmark_config(
-        real=str(real.resolve()),
-        synthetic={name: str(path.resolve()) for name, path in sources.items()},
+        real=str(find_dataset(real).resolve()),
+        synthetic={name: str(find_dataset(path).resolve()) for name, path in sources.items()},
         labels=labels or None,
         mapping=names,
         lesion_labels=tuple(lesion_label) if lesion_label else None,

@@ -149,7 +149,9 @@ def nnunet(
     ] = False,
     like: Annotated[
         Path | None,
-        typer.Option(help="Real raw dataset, nnUNet_raw/DatasetXXX_Name, to add to.", rich_help_panel=LIKE),
+        typer.Option(
+            help="Real raw dataset to add to: nnUNet_raw/DatasetXXX_Name, its number or its name.", rich_help_panel=LIKE
+        ),
     ] = None,
     rules: Annotated[
         list[str] | None,

@@ -87,14 +87,17 @@ def open_data(
 
 
 def _find_sources(text: str, organs: tuple[Path, ...]) -> Sources:
+    from maisi_aug.banks.case_files import IMAGE_FOLDERS, LABEL_FOLDERS, find_folders
     from maisi_aug.preparation.collecting import Sources
 
     folder = Path(text)
     if not folder.is_dir() or (folder / "dataset.json").is_file():
         return Sources(None, None, text, organs)
-    subfolders = [folder / "images", folder / "labels"]
-    images, labels = subfolders if all(part.is_dir() for part in subfolders) else (folder, folder)
-    return Sources(images, labels, None, organs)
+    own_labels = [name for name in LABEL_FOLDERS if name != "anatomy"]  # of a cohort: what was asked for
+    image_folders, label_folders = find_folders(folder, IMAGE_FOLDERS), find_folders(folder, own_labels)
+    if image_folders and label_folders:
+        return Sources(image_folders[0], label_folders[0], None, organs)
+    return Sources(folder, folder, None, organs)
 
 
 def _prepare(sources: Sources, base: Bundle, folder: Path, labels: Sequence[str], rules: Sequence[str]) -> None:

@@ -67,8 +67,8 @@ def prepare(
         Path | None,
         typer.Option(
             help="Folder of label maps named after the images (ID.nii.gz, ID_oar.nii.gz; several per case are laid "
-            "over each other), or a folder per case with a mask per label, a DICOM SEG or an RT structure set. May be "
-            "the images' folder."
+            "over each other), or a folder per case with a mask per label, a label map called 'segmentation', a DICOM "
+            "SEG or an RT structure set. May be the images' folder."
         ),
     ] = None,
     nnunet: Annotated[

@@ -142,7 +142,10 @@ def synthesize(
     ] = None,
     size_reference: Annotated[
         Path | None,
-        typer.Option(help="nnU-Net dataset or folder of label maps that percentiles refer to.", rich_help_panel=_WHAT),
+        typer.Option(
+            help="nnU-Net dataset (path, number or name) or folder of label maps for percentiles.",
+            rich_help_panel=_WHAT,
+        ),
     ] = None,
     size_label: Annotated[
         list[str] | None,

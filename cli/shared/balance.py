@@ -25,7 +25,8 @@ _PANEL = "Balance"
 BalanceAgainst = Annotated[
     Path | None,
     typer.Option(
-        help="Real dataset (nnU-Net raw, or label maps) whose missing lesions are made, by number per case and size.",
+        help="Real dataset (nnU-Net raw by path, number or name, or label maps) whose missing lesions are made, by "
+        "number per case and size.",
         rich_help_panel=_PANEL,
     ),
 ]

@@ -8,7 +8,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
-from maisi_aug.banks.files import find_entries, find_referenced, stem_of
+from maisi_aug.banks.case_files import stem_of
+from maisi_aug.banks.files import list_bank
+from maisi_aug.banks.raw_datasets import channels_of, list_in_folders, list_referenced
 from maisi_aug.cohort.manifest import is_cohort
 from maisi_aug.cohort.mask_origin import origin_words
 from maisi_aug.errors import BankError, BenchmarkError, PreparationError, VocabularyError
@@ -233,8 +235,9 @@ def _read_dataset(path: Path) -> tuple[tuple[CaseFiles, ...], LabelIds, tuple[st
     """An nnU-Net v2 raw dataset; its optional entry ``dataset`` names files elsewhere."""
     try:
         document = json.loads((path / DATASET_NAME).read_text(encoding="utf-8"))
-        labels, ending = dict(document["labels"]), str(document["file_ending"])
-        channels = document.get("channel_names", document.get("modality", {}))
+        labels = dict(document["labels"])
+        if all(str(key).isdecimal() for key in labels):  # as the Decathlon writes them
+            labels = {name: number for number, name in labels.items()}
         names: LabelIds = {
             str(name): tuple(map(int, ids if isinstance(ids, list) else [ids]))
             for name, ids in labels.items()
@@ -244,22 +247,17 @@ def _read_dataset(path: Path) -> tuple[tuple[CaseFiles, ...], LabelIds, tuple[st
         raise BenchmarkError(
             f"{path / DATASET_NAME}: expected nnU-Net's labels and file_ending, found: {error!r}. Correct the file."
         ) from error
-    if len(channels) > 1:
-        raise BenchmarkError(
-            f"{path}: expected one channel, CT, found {len(channels)}. Make a dataset of the CT alone."
-        )
+    num_channels = len(channels_of(document))
+    if num_channels > 1:
+        raise BenchmarkError(f"{path}: expected one channel, CT, found {num_channels}. Make a dataset of the CT alone.")
     notes = ["Voxels labelled 'ignore' count as background."] if "ignore" in labels else []
-    if "dataset" in document:
-        listed = sorted(document["dataset"].items())
-        cases = [
-            CaseFiles(c, find_referenced(path, row["images"][0]), find_referenced(path, row["label"]))
-            for c, row in listed
-        ]
-    else:
-        cases = [
-            CaseFiles(stem_of(label), path / "imagesTr" / f"{label.name.removesuffix(ending)}_0000{ending}", label)
-            for label in sorted((path / "labelsTr").glob(f"*{ending}"))
-        ]
+    try:
+        listed = list_referenced(path, document, 0)
+    except BankError as error:
+        raise BenchmarkError(str(error)) from error
+    listed = list_in_folders(path, document, 0) if listed is None else listed
+    notes += [f"{case.id} was left out: it has no image." for case in listed if case.image is None]
+    cases = [CaseFiles(case.id, case.image, case.label) for case in listed if case.image is not None]
     kept = _keep_complete(cases, notes)
     return kept, names, tuple(notes)
 
@@ -280,16 +278,16 @@ def _read_prepared(path: Path) -> tuple[tuple[CaseFiles, ...], LabelIds, tuple[s
 
 def _read_pairs(path: Path) -> tuple[tuple[CaseFiles, ...], LabelIds, tuple[str, ...]]:
     try:
-        entries, skipped = find_entries(path, lambda word: False)
+        found = list_bank(path, lambda word: False)
     except BankError as error:
         raise BenchmarkError(str(error)) from error
-    notes = [f"{name} was left out: {reason}." for name, reason in skipped]
-    notes += [f"{entry.name} was left out: it has no image." for entry in entries if entry.image_path is None]
+    notes = [f"{name} was left out: {reason}." for name, reason in (*found.faults, *found.left_out)]
+    notes += [f"{entry.name} was left out: it has no image." for entry in found.entries if entry.image_path is None]
     cases, names = [], LabelIds()
-    for entry in entries:
+    for entry in found.entries:
         if entry.image_path is not None:
             label = entry.label_paths[0]
-            cases.append(CaseFiles(stem_of(label), entry.image_path, label))
+            cases.append(CaseFiles(entry.case or stem_of(label), entry.image_path, label))
             names |= entry.ids_by_name
     repeated = {case.case_id for case in cases if sum(other.case_id == case.case_id for other in cases) > 1}
     cases = [

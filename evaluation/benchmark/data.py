@@ -13,18 +13,18 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from maisi_aug.banks.case_reader import load_ct, place_labels
 from maisi_aug.errors import BenchmarkError, VolumeError
 from maisi_aug.evaluation.benchmark.cases import CaseFiles, LabelIds
 from maisi_aug.evaluation.benchmark.config import Preset
 from maisi_aug.system.whole_files import write_whole
 from maisi_aug.volumes.grid import Grid, Spacing
-from maisi_aug.volumes.image_files import load_image, load_label_map
+from maisi_aug.volumes.image_files import load_label_map
 from maisi_aug.volumes.resampling import centre_grid_on, resample_image, resample_label_map
 
 AIR_HU: Final = -1000.0
 _PERCENTILES: Final = (0.5, 99.5)  # as nnU-Net clips CT
 _MAX_VOXELS_COUNTED: Final = 20_000
-_GRID_TOLERANCE_MM: Final = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,12 +96,11 @@ def load_case(case: CaseFiles, label_ids: LabelIds) -> LoadedCase:
         VolumeError: A file cannot be read, or holds values that are not finite.
         BenchmarkError: The image and the label map do not share a grid.
     """
-    image, label = load_image(case.image), load_label_map(case.label, image=case.image)
-    if not image.grid.is_close(label.grid, tolerance_mm=_GRID_TOLERANCE_MM):
-        raise BenchmarkError(
-            f"Case {case.case_id}: expected image and label map on one grid, found {_spell(image.grid)} and "
-            f"{_spell(label.grid)}. Resample one onto the other."
-        )
+    try:
+        image = load_ct(case.image)
+        label = place_labels(load_label_map(case.label, image=case.image), image.grid, subject=case.label.name)
+    except VolumeError as error:
+        raise BenchmarkError(f"Case {case.case_id}: {error}") from error
     image_hu = np.clip(np.rint(image.array), -32768, 32767).astype(np.int16)
     return LoadedCase(image_hu, to_classes(label.array, label_ids), image.grid)
 
@@ -196,7 +195,3 @@ def _files_of(case: CaseFiles) -> tuple[Path, Path]:
         if not file.exists():
             raise VolumeError(f"Case {case.case_id}: expected {file}, found nothing there. Put the file back.")
     return case.image, case.label
-
-
-def _spell(grid: Grid) -> str:
-    return f"{'x'.join(map(str, grid.shape))} at {'x'.join(f'{side:g}' for side in np.round(grid.spacing_mm, 3))} mm"

@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
+from maisi_aug.banks.case_reader import load_ct
+from maisi_aug.banks.raw_datasets import NEVER_TRAINED
 from maisi_aug.errors import BenchmarkError, MaisiAugError
 from maisi_aug.evaluation.benchmark.arm_job import ArmJob
 from maisi_aug.evaluation.benchmark.data import load_case
@@ -21,7 +23,7 @@ from maisi_aug.evaluation.output.files import write_json
 from maisi_aug.integrations.nnunet.training import prepare_nnunet_folds, train_nnunet_fold
 from maisi_aug.system.file_lock import lock
 from maisi_aug.training.loop.run import ReportStep
-from maisi_aug.volumes.image_files import load_image, save_image, save_label_map
+from maisi_aug.volumes.image_files import save_image, save_label_map
 
 DATASET: Final = "Dataset001_Benchmark"
 READY_NAME: Final = "ready.json"
@@ -120,14 +122,14 @@ def _predict(job: ArmJob, model: Path) -> None:
         case, _ = job.find_case(ref)
         path = job.predictions / f"{case.case_id}.nii.gz"
         if not path.is_file():
-            image = load_image(case.image)
+            image = load_ct(case.image)
             save_label_map(path, network.predict(image), image.grid)
 
 
 def _name(ref: CaseRef) -> str:
-    """A case's id in the dataset, unlike any of another source."""
+    """A case's id in the dataset, unlike any of another source, and none that nnU-Net leaves out of training."""
     source, case_id = ref
-    return f"{source}__{case_id}"
+    return f"{source}__{case_id}{'_' if case_id.endswith(NEVER_TRAINED) else ''}"
 
 
 @contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,25 +10,35 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from maisi_aug.banks.case_files import (
+    IMAGE_FOLDERS,
+    LeftOut,
+    SortedFiles,
+    case_of,
+    find_folders,
+    is_image_name,
+    list_folders,
+    sort_folder,
+    stem_of,
+)
+from maisi_aug.banks.case_reader import load_ct, place_labels
 from maisi_aug.banks.entry import BankEntry
-from maisi_aug.banks.files import IMAGE_FOLDERS, case_of, find_entries, is_image_name, is_label_name, stem_of
+from maisi_aug.banks.files import list_bank
 from maisi_aug.banks.label_ids import Translation, build_translation, guess_maisi_ids, translate_own_names
 from maisi_aug.banks.label_map import load_entry
+from maisi_aug.banks.raw_datasets import find_ct_channel, find_dataset
 from maisi_aug.cohort.manifest import MANIFEST_NAME, is_cohort
-from maisi_aug.errors import EvaluationError, MaisiAugError, VolumeError
+from maisi_aug.errors import EvaluationError, MaisiAugError
 from maisi_aug.integrations.reading.cohort_source import CohortSource, load_cohort_source
 from maisi_aug.preparation.prepared import CASES_NAME, PreparedDataset, load_prepared
 from maisi_aug.vocabulary.label_meaning import find_label_id
 from maisi_aug.vocabulary.labels import FULL_VOCABULARY, Vocabulary
-from maisi_aug.volumes.dicom_files import find_volumes, is_dicom
-from maisi_aug.volumes.image_files import Volume, is_readable, is_readable_name, load_image, load_label_map
+from maisi_aug.volumes.image_files import Volume, is_readable, load_label_map
 from maisi_aug.volumes.own_names import load_own_names
 
 Notify = Callable[[int, int], None]
 Result = TypeVar("Result")
 Item = TypeVar("Item")
-
-_OTHER_CHANNEL = re.compile(r"_000[1-9]$")
 
 
 class SkippedCase(NamedTuple):
@@ -66,9 +75,9 @@ class EvaluatedCase:
         """The CT, ``(I, J, K)`` HU in RAS+.
 
         Raises:
-            VolumeError: When it cannot be read, or holds NaN.
+            VolumeError: When it cannot be read, holds NaN, or its values are not HU.
         """
-        return load_image(self.image_path)
+        return load_ct(self.image_path)
 
 
 @dataclass(frozen=True)
@@ -123,12 +132,7 @@ class CaseSet:
             BankError: When none of the labels are in the vocabulary.
         """
         image, label_map = case.load_image(), self.load_label_map(case)
-        if not image.grid.is_close(label_map.grid, tolerance_mm=0.05):
-            raise VolumeError(
-                f"{case.case_id}: expected image and label map on one grid, found "
-                f"{_spell(image)} and {_spell(label_map)}. Resample one to the other."
-            )
-        return image, label_map.array
+        return image, place_labels(label_map, image.grid, subject=case.case_id).array
 
     def _translation_of(self, entry: BankEntry) -> Translation | None:
         names = dict(enumerate(entry.organ_names, start=1)) if entry.organ_names else entry.label_names
@@ -150,6 +154,7 @@ def find_case_set(path: Path, *, vocabulary: Vocabulary | None = None) -> CaseSe
         PreparationError: When a prepared folder is damaged.
         ExportError: When a cohort has no accepted case, or is being written.
     """
+    path = find_dataset(path)
     if not path.exists():
         raise EvaluationError(f"{path}: expected CT volumes, found nothing there. Check the path.")
     if is_cohort(path):
@@ -172,43 +177,68 @@ def find_case_set(path: Path, *, vocabulary: Vocabulary | None = None) -> CaseSe
 
 def _list_folder(path: Path, words: Vocabulary) -> CaseSet:
     """The cases of a folder or data list: pairs, and the CTs beside them without a label map."""
-    entries, faults = find_entries(path, lambda name: find_label_id(name, words) is not None)
-    skipped = tuple(SkippedCase(name, f"{reason}.") for name, reason in faults)
+    found = list_bank(path, lambda name: find_label_id(name, words) is not None)
+    skipped = [SkippedCase(name, f"{reason}.") for name, reason in found.faults]
     # A CT with several label maps is one case; the first map in the order of names is its own.
     by_image: dict[Path, EvaluatedCase] = {}
-    for entry in entries:
+    for entry in found.entries:
         if (image := entry.image_path) is not None:
-            by_image.setdefault(image, EvaluatedCase(case_of(image), image, entry))
+            by_image.setdefault(image, EvaluatedCase(entry.case or case_of(image, role="image"), image, entry))
     labelled = frozenset(by_image)
-    taken = {file for entry in entries for file in entry.paths} if labelled else set()
+    taken = {file for entry in found.entries for file in entry.paths} if labelled else set()
     named = {case.reason for case in skipped}
-    for volume in _find_unlabelled(path, labelled):
+    volumes = _find_unlabelled(path, labelled, [label for entry in found.entries for label in entry.label_paths])
+    for volume, base in volumes.images.items():
         is_named = f"{volume.name} is empty." in named and volume.stat().st_size == 0
         if volume not in taken and not is_named:
-            by_image[volume] = EvaluatedCase(case_of(volume), volume)
+            by_image[volume] = EvaluatedCase(case_of(volume, base, role="image"), volume)
+    skipped += [
+        SkippedCase(_name_in(path, out.path), f"Left out, for {out.reason}.")
+        for out in volumes.others
+        if out.path not in taken and out.path not in by_image
+    ]
     if not by_image:
-        found = f"none that can be read ({skipped[0].case_id}: {skipped[0].reason})" if skipped else "none"
+        what = f"none that can be read ({skipped[0].case_id}: {skipped[0].reason})" if skipped else "none"
         raise EvaluationError(
-            f"{path}: expected CT volumes, found {found}. Give a cohort, an nnU-Net dataset, images/ beside labels/, "
+            f"{path}: expected CT volumes, found {what}. Give a cohort, an nnU-Net dataset, images/ beside labels/, "
             "or a folder of NIfTI, NRRD, MHA or DICOM."
         )
     cases = tuple(sorted(by_image.values(), key=lambda case: case.case_id))
-    return CaseSet(path, "labelled folder" if labelled else "folder of volumes", cases, words, skipped=skipped)
+    return CaseSet(path, "labelled folder" if labelled else "folder of volumes", cases, words, skipped=tuple(skipped))
 
 
-def _find_unlabelled(path: Path, labelled: frozenset[Path]) -> list[Path]:
-    """CTs that may have no label map, given those that have one.
+def _find_unlabelled(path: Path, labelled: frozenset[Path], labels: Sequence[Path]) -> SortedFiles:
+    """CTs that may have no label map, given those that have one, and the volumes beside them that are of no case.
 
     Beside these a file is a CT when it lies in a folder of images or is called one: other volumes, such as a dose or a
-    PET, may lie there too. Where a CT with a label map ends in _0001, that is the number of a case, not of a channel.
+    PET, may lie there too.
     """
-    has_numbers = any(_OTHER_CHANNEL.search(stem_of(image)) for image in labelled)
-    if not labelled or any((path / name).is_dir() for name in IMAGE_FOLDERS):
-        return _find_volumes(path, has_numbers=has_numbers)
-    if not path.is_dir():
-        return []
-    folders = [path, *(child for child in sorted(path.iterdir()) if child.is_dir() and not child.name.startswith("."))]
-    return [volume for folder in folders for volume in _find_volumes(folder) if is_image_name(volume)]
+    if path.is_file():
+        return SortedFiles({path: stem_of(path)} if is_readable(path) and not labelled else {})
+    image_folders = find_folders(path, IMAGE_FOLDERS)
+    if not labelled or image_folders:
+        return _find_volumes(path, image_folders[0] if image_folders else path, labels if labelled else ())
+    images: dict[Path, str] = {}
+    others: list[LeftOut] = []
+    for folder in (path, *list_folders(path)):
+        if folder in images:
+            continue  # a series
+        found = sort_folder(folder)
+        own = {image for image in found.images if image.is_dir() and any(_is_nested(image, ct) for ct in labelled)}
+        images |= {
+            image: base
+            for image, base in found.images.items()
+            if image not in own and (image.is_dir() or is_image_name(image) or not found.is_bare)
+        }
+        reason = "its name is not an image's, as those of others are"
+        left = (image for image in found.images if image not in images and image not in own)
+        others += [*found.others, *(LeftOut(image, reason) for image in left)]
+    return SortedFiles(images, (), tuple(others))
+
+
+def _is_nested(series: Path, image: Path) -> bool:
+    """Whether a folder holds an image, or the other way round."""
+    return image.is_relative_to(series) or series.is_relative_to(image)
 
 
 def _list_prepared(dataset: PreparedDataset, vocabulary: Vocabulary | None) -> CaseSet:
@@ -289,21 +319,10 @@ def describe_skipped(skipped: Iterable[SkippedCase]) -> list[dict[str, str]]:
     return [{"case": case_id, "reason": reason} for case_id, reason in skipped]
 
 
-def _find_volumes(path: Path, *, has_numbers: bool = False) -> list[Path]:
+def _find_volumes(path: Path, folder: Path, labels: Sequence[Path]) -> SortedFiles:
     """CT files, or folders of DICOM series, of a folder; what is called a label map or another channel is left out."""
-    if path.is_file():
-        return [path] if is_readable(path) else []
-    folder = next((path / name for name in IMAGE_FOLDERS if (path / name).is_dir()), path)
-    children = [child for child in sorted(folder.iterdir()) if not child.name.startswith(".")]
-    series = find_volumes(folder)
-    if folder in series:
-        return [folder]
-    files = [child for child in children if child.is_file() and is_readable_name(child) and not is_dicom(child)]
-    volumes = [
-        file for file in files if not is_label_name(file) and (has_numbers or not _OTHER_CHANNEL.search(stem_of(file)))
-    ]
-    return volumes + series
+    return sort_folder(folder, ct_channel=find_ct_channel(path), are_images=folder != path, labels_elsewhere=labels)
 
 
-def _spell(volume: Volume) -> str:
-    return f"{'x'.join(map(str, volume.grid.shape))} at {'x'.join(f'{s:.3g}' for s in volume.grid.spacing_mm)} mm"
+def _name_in(root: Path, path: Path) -> str:
+    return path.relative_to(root).as_posix() if path.is_relative_to(root) else path.name

@@ -27,7 +27,7 @@ from maisi_aug.networks.weights import write_safetensors
 from maisi_aug.system.whole_files import sha256_of
 from maisi_aug.volumes.dicom_files import files_of
 
-FORMAT: Final = 1
+FORMAT: Final = 2
 """Part of every cache key; raise it when the same volume would give other features."""
 
 

@@ -11,7 +11,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from maisi_aug.banks.files import find_referenced
+from maisi_aug.banks.case_files import list_volumes
+from maisi_aug.banks.raw_datasets import find_dataset, find_referenced
 from maisi_aug.errors import ExportError
 from maisi_aug.integrations.nnunet.description import label_values, read_description
 from maisi_aug.integrations.nnunet.folders import FILE_ENDING, MAPPING_NAME, MARK_KEY
@@ -103,7 +104,7 @@ def load_real_dataset(folder: Path) -> RealDataset:
         ExportError: It is no raw dataset of nnU-Net, its description has another form, it has no single CT channel, or
             a file of it is missing.
     """
-    folder = Path(os.path.abspath(folder))  # noqa: PTH100  links are kept: nnU-Net joins paths as text too
+    folder = Path(os.path.abspath(find_dataset(folder)))  # noqa: PTH100  links are kept: nnU-Net joins paths as text too
     if not _FOLDER_PATTERN.fullmatch(folder.name) or not (folder / "dataset.json").is_file():
         raise ExportError(
             f"{folder}: expected a raw dataset of nnU-Net, DatasetXXX_Name with a dataset.json, found "
@@ -168,7 +169,8 @@ def _cases_by_reference(folder: Path, entries: Mapping[str, Any]) -> tuple[RealC
 
 
 def _cases_by_name(folder: Path) -> tuple[RealCase, ...]:
-    images = sorted((folder / "imagesTr").glob(f"*{FILE_ENDING}"))
+    place = folder / "imagesTr"
+    images = [path for path in list_volumes(place) if path.name.endswith(FILE_ENDING)] if place.is_dir() else []
     strange = [path for path in images if not path.name.endswith(_CHANNEL_SUFFIX)]
     if strange:
         raise ExportError(

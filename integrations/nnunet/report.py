@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from maisi_aug.banks.raw_datasets import note_never_trained
 from maisi_aug.integrations.nnunet.folders import PREPROCESSED_VARIABLE, RAW_VARIABLE
 from maisi_aug.integrations.nnunet.labels import describe_mapping
 from maisi_aug.integrations.nnunet.plans import choose_configuration
@@ -281,6 +282,8 @@ def _build_notes(
         listed = ", ".join(spellings[value] for value in sorted(export.mapping.absent))
         yield f"Absent from every synthetic case, as you said: {listed}."
     yield from _compare_spacings(export, plans, configuration)
+    if never := note_never_trained(export.real.case_ids):
+        yield never
     if warnings:
         yield f"nnU-Net's integrity check passed with {len(warnings)} warning(s); the first: {warnings[0]}"
 

@@ -82,6 +82,7 @@ class BankEntry:
         member: The label map in an archive; None for files.
         extent_mm: Field of view along I, J, K that a data list states; None where unknown.
         regions: Uppermost and lowest body region, stated by a data list or told by its labels; None where unknown.
+        case: The case that its files are of; empty where no name tells.
     """
 
     name: str
@@ -95,6 +96,7 @@ class BankEntry:
     member: ArchiveMember | None = None
     extent_mm: Spacing | None = None
     regions: Regions | None = None
+    case: str = ""
 
     @property
     def ids_by_name(self) -> dict[str, tuple[int, ...]]:

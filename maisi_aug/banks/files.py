@@ -1,88 +1,119 @@
 """Which files of a folder or data list are label maps, and which CT belongs to each.
 
-Layouts, tried in this order: a cohort of this package (``anatomy/``), nnU-Net raw or Medical Decathlon (``labelsTr/``),
-``labels/`` beside ``images/``, one mask per organ (TotalSegmentator's output), pairs such as ``X_ct`` and ``X_seg``,
-and one folder per case with any of these. NVIDIA's mask database, packed or not, is told by its list.
+Layouts, tried in this order: a raw dataset whose ``dataset.json`` points at files elsewhere, a cohort of this package
+(``anatomy/``), nnU-Net raw or Medical Decathlon (``labelsTr/``), ``labels/`` beside ``images/``, one mask per organ
+(TotalSegmentator's output), pairs such as ``X_ct`` and ``X_seg``, and one folder per case with any of these. Names are
+read by :mod:`maisi_aug.banks.case_files`. NVIDIA's mask database, packed or not, is told by its list.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
-import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from maisi_aug.banks.case_files import (
+    IMAGE_FOLDERS,
+    LABEL_FOLDERS,
+    LeftOut,
+    Pair,
+    case_of,
+    find_folders,
+    is_image_name,
+    is_letter_and_number,
+    label_word,
+    list_folders,
+    list_images,
+    list_labels,
+    list_volumes,
+    pair_by_name,
+    pair_in_case,
+    read_file_name,
+    sort_files,
+    split_channels,
+    stem_of,
+)
 from maisi_aug.banks.entry import BankEntry
 from maisi_aug.banks.mask_database import find_database, list_database
-from maisi_aug.errors import BankError, VolumeError
-from maisi_aug.vocabulary.labels import read_name
-from maisi_aug.volumes.dicom_files import (
-    dicom_files,
-    find_label_objects,
-    find_volumes,
-    holds_slices,
-    is_dicom,
-    is_slice,
+from maisi_aug.banks.raw_datasets import (
+    DESCRIPTION_NAME,
+    channels_of,
+    choose_ct_channel,
+    find_dataset,
+    list_referenced,
+    read_document,
 )
-from maisi_aug.volumes.image_files import READABLE_SUFFIXES, is_readable, load_drawn_names
+from maisi_aug.errors import BankError, VolumeError
+from maisi_aug.vocabulary.labels import read_label_name
+from maisi_aug.volumes.dicom_files import files_of, find_volumes, is_dicom
+from maisi_aug.volumes.image_files import is_readable, load_drawn_names
 
 IsOrganName = Callable[[str], bool]
 
-LABEL_FOLDERS = ("anatomy", "labelsTr", "labelsSynthetic", "labels", "label", "masks", "segmentations")
-IMAGE_FOLDERS = ("imagesTr", "imagesSynthetic", "images", "image", "ct")
-NAME_FILES = ("labels.json", "dataset.json")
+NAME_FILES = ("labels.json", DESCRIPTION_NAME)
 MIN_ORGAN_FILES = 3
 
-_IMAGE_NAME = re.compile(r"^(?:(?P<case>.+)[_-])?(?:ct|image|img|volume|vol)$", re.IGNORECASE)
-_LABEL_NAME = re.compile(
-    r"^(?:(?P<case>.+?)[_-])?(?P<role>seg|segmentation|labels?|labelmap|mask|anatomy|gt|oar|ptv|gtv)(?:[_-].*)?$",
-    re.IGNORECASE,
-)
+
+@dataclass(frozen=True)
+class BankFiles:
+    """What lies in a bank.
+
+    Attributes:
+        entries: The label maps in the order of their names.
+        faults: ``(name, reason)`` of label maps that cannot be used: files are missing or empty, or several images fit.
+        left_out: ``(name, reason)`` of files that are neither the image nor the label map of a case.
+    """
+
+    entries: list[BankEntry]
+    faults: list[tuple[str, str]]
+    left_out: list[tuple[str, str]]
 
 
 def find_entries(path: Path, is_organ_name: IsOrganName) -> tuple[list[BankEntry], list[tuple[str, str]]]:
+    """The label maps of a bank, and those that cannot be used, as :func:`list_bank` has them."""
+    found = list_bank(path, is_organ_name)
+    return found.entries, found.faults
+
+
+def list_bank(path: Path, is_organ_name: IsOrganName) -> BankFiles:
     """List the label maps of a bank without opening them.
 
     Args:
-        path: A folder, a JSON data list, one label map, or NVIDIA's mask database.
+        path: A folder, a JSON data list, one label map, NVIDIA's mask database, or the number or name of a raw dataset
+            in the folder that the variable ``nnUNet_raw`` names.
         is_organ_name: Whether a file's name is an organ's, which makes a folder of masks one label map.
 
-    Returns:
-        The entries in the order of their names, and ``(name, reason)`` of files that are missing or empty.
-
     Raises:
-        BankError: There is nothing at the path, or the data list cannot be read.
+        BankError: There is nothing at the path, or the data list or ``dataset.json`` cannot be read.
     """
+    path = find_dataset(path)
     if not path.exists():
         raise BankError(
             f"Mask bank {path}: expected a folder, a data list or a label map, found nothing there. Check the path."
         )
     database = find_database(path)
     if database is not None:
-        return list_database(database)
+        return BankFiles(*list_database(database), [])
     root = path if path.is_dir() else path.parent
+    search = _Search(is_organ_name)
     if path.is_dir():
-        entries = list(_find_in_folder(path, is_organ_name, depth=1))
+        search.look_into_dataset(path)
     elif path.suffix.lower() == ".json":
-        entries = list(_find_in_data_list(path))
+        search.entries += _find_in_data_list(path)
     elif is_readable(path):
-        entries = [_build_single(path)]
+        search.look_for(path)
     else:
         raise BankError(f"Mask bank {path}: expected a folder, a JSON data list or a label map, found another file.")
-    named = [_with_context(entry, root) for entry in sorted(entries, key=lambda entry: entry.label_paths)]
-    usable: list[BankEntry] = []
-    skipped: list[tuple[str, str]] = []
-    for entry in named:
-        reason = _find_fault(entry)
-        if reason is None:
-            usable.append(entry)
-        else:
-            skipped.append((entry.name, reason))
-    return usable, skipped
+    named = [_with_context(entry, root) for entry in sorted(search.entries, key=lambda entry: entry.label_paths)]
+    faults = {id(entry): _find_fault(entry) or search.faults.get(entry.label_paths, "") for entry in named}
+    return BankFiles(
+        [entry for entry in named if not faults[id(entry)]],
+        [(entry.name, faults[id(entry)]) for entry in named if faults[id(entry)]],
+        [(_name_in(root, out.path), out.reason) for out in sorted(search.left_out, key=lambda out: out.path)],
+    )
 
 
 def digest_of(entries: Sequence[BankEntry]) -> str:
@@ -103,37 +134,7 @@ def digest_of(entries: Sequence[BankEntry]) -> str:
 
 def _num_bytes(path: Path) -> int:
     """Size of a file, or of the slices in a DICOM folder."""
-    files = [child for child in path.rglob("*") if child.is_file()] if path.is_dir() else [path]
-    return sum(file.stat().st_size for file in files)
-
-
-def stem_of(path: Path) -> str:
-    """File name without the format's suffix, ``.nii.gz`` included."""
-    lower = path.name.lower()
-    for suffix in sorted(READABLE_SUFFIXES, key=len, reverse=True):
-        if lower.endswith(suffix):
-            return path.name[: -len(suffix)]
-    return path.stem
-
-
-def is_label_name(path: Path) -> bool:
-    """Whether a file's name says that it is a label map, as in ``X_seg`` or ``labels``."""
-    return _LABEL_NAME.match(stem_of(path)) is not None
-
-
-def is_image_name(path: Path) -> bool:
-    """Whether a file's name says that it is an image, as in ``X_ct`` or ``image``."""
-    return _IMAGE_NAME.match(stem_of(path)) is not None
-
-
-def case_of(path: Path) -> str:
-    """The case that a file belongs to: its name, or its folder's where the name says no more than what it holds.
-
-    nnU-Net's images end in ``_0000``, which is no part of the name; ``s0001/ct.nii.gz`` is of case ``s0001``.
-    """
-    stem = re.sub(r"_0000$", "", stem_of(path))
-    match = _IMAGE_NAME.match(stem) or _LABEL_NAME.match(stem)
-    return (match["case"] or path.parent.name or stem) if match else stem
+    return sum(file.stat().st_size for file in files_of(path))
 
 
 LabelRegions = Mapping[str, tuple[int, ...]]
@@ -167,11 +168,6 @@ def load_labels(path: Path) -> tuple[dict[str, Mapping[int, str]], LabelRegions]
     return {"": names}, {str(name): tuple(map(int, ids)) for name, ids in table.items() if isinstance(ids, list)}
 
 
-def find_referenced(folder: Path, text: str) -> Path:
-    """A file that an nnU-Net dataset's ``dataset`` entry points at: relative to its folder, variables replaced."""
-    return folder / os.path.expandvars(text)
-
-
 def to_label_names(table: Mapping[str, Any], path: Path) -> dict[int, str]:
     """A table of ids and names as id -> name.
 
@@ -203,88 +199,198 @@ def to_label_names(table: Mapping[str, Any], path: Path) -> dict[int, str]:
 def _name_rest(label_id: int, name: str, regions: Mapping[str, Any], names: Mapping[int, str]) -> str:
     """The name of an id, where it is that of a region of lesions without those of them that have their own name."""
     others = {names[int(other)] for other in regions.get(name, ()) if int(other) != label_id} - {name}
-    inner = sorted(other for other in others if read_name(other).kind == "tumor")
-    return f"{name} except {' and '.join(inner)}" if inner and read_name(name).kind == "tumor" else name
+    inner = sorted(other for other in others if read_label_name(other).kind == "tumor")
+    return f"{name} except {' and '.join(inner)}" if inner and read_label_name(name).kind == "tumor" else name
 
 
-def _find_in_folder(folder: Path, is_organ_name: IsOrganName, *, depth: int) -> Iterator[BankEntry]:
-    for label_folder in (folder / name for name in LABEL_FOLDERS):
-        if label_folder.is_dir():
-            images = [image for name in IMAGE_FOLDERS if (folder / name).is_dir() for image in _images(folder / name)]
-            masks = _build_organ_entry(label_folder, _files(label_folder), is_organ_name, image_folder=folder)
-            yield from [masks] if masks else _pair_by_case(images, _files(label_folder), label_folder.name == "anatomy")
+class _Search:
+    """What is found on the way through the folders of a bank.
+
+    Attributes:
+        entries: Label maps, without their names.
+        faults: Label files -> why they cannot be used.
+        left_out: Files that are of no case.
+    """
+
+    def __init__(self, is_organ_name: IsOrganName) -> None:
+        self.entries: list[BankEntry] = []
+        self.faults: dict[tuple[Path, ...], str] = {}
+        self.left_out: list[LeftOut] = []
+        self._is_organ_name = is_organ_name
+        self._ct_channel = 0
+        self._has_channels = False
+
+    def look_into_dataset(self, folder: Path) -> None:
+        """A bank's own folder, which may be a raw dataset with channels, or with files elsewhere."""
+        description = folder / DESCRIPTION_NAME
+        if description.is_file():
+            document = read_document(description)
+            self._ct_channel = choose_ct_channel(document, description)
+            self._has_channels = len(channels_of(document)) > 1
+            cases = list_referenced(folder, document, self._ct_channel)
+            if cases is not None:
+                for case in cases:
+                    image = None if case.image is None else case.image.resolve()
+                    self.entries.append(BankEntry(case.id, (case.label.resolve(),), image, case=case.id))
+                return
+        self.look_into(folder, depth=1)
+
+    def look_into(self, folder: Path, *, depth: int) -> None:
+        """A folder, and where it holds nothing, those in it."""
+        for label_folder in find_folders(folder, LABEL_FOLDERS)[:1]:
+            self._look_into_labels(folder, label_folder, is_inner=not depth)
             return
-    if _is_dicom_case(folder, is_inner=not depth):
-        yield from (BankEntry("", (label,), folder) for label in [*find_label_objects(folder), *_plain_files(folder)])
-        return
-    files = _files(folder)
-    masks = _build_organ_entry(folder, files, is_organ_name, image_folder=folder)
-    found = [masks] if masks else list(_pair_by_role(files))
-    yield from found
-    if depth and not found:
-        for child in sorted(child for child in folder.iterdir() if child.is_dir() and not child.name.startswith(".")):
-            yield from _find_in_folder(child, is_organ_name, depth=depth - 1)
+        files = list_volumes(folder)
+        series = _find_series(folder, files, is_inner=not depth)
+        masks = self._build_organ_entry(folder, files, nearby=[*files, *list_volumes(folder.parent)], series=series)
+        num_before = len(self.entries)
+        if masks is not None:
+            self.entries.append(masks)
+        if series is not None:
+            drawn = [path for path in list_labels(folder, is_case=True) if masks is None or path not in files]
+            self._take_case(pair_in_case(drawn, {series: series.name}), folder)
+        elif masks is None:
+            self._take_pairs(_pair_in_folder(folder, self.left_out, self._ct_channel))
+        if depth and len(self.entries) == num_before:
+            for child in list_folders(folder):
+                self.look_into(child, depth=depth - 1)
+
+    def look_for(self, label: Path) -> None:
+        """One label map, whose image may lie beside it."""
+        folder = label.parent
+        series = _find_series(folder, list_volumes(folder), is_inner=False)
+        if series is not None:
+            self._take_case([Pair(label, series)], folder)
+            return
+        pairs = _pair_in_folder(folder, [], 0)
+        own = [(pair, base) for pair, base in pairs if pair.label == label]
+        self._take_pairs(own or [(Pair(label, None), None)])
+
+    def _look_into_labels(self, folder: Path, label_folder: Path, *, is_inner: bool) -> None:
+        """A folder of label maps beside one of images, or beside the images themselves."""
+        labels = list_labels(label_folder)
+        image_folders = find_folders(folder, IMAGE_FOLDERS)
+        others = [child for child in list_folders(folder) if child.name.lower() not in _LABEL_FOLDERS_LOWERED]
+        beside = [*list_images(folder), *(path for child in others for path in list_volumes(child))]
+        images, channels = split_channels(
+            [image for place in image_folders for image in list_images(place)] if image_folders else beside,
+            labels,
+            ct_channel=self._ct_channel,
+            has_channels=self._has_channels,
+        )
+        series = next(iter(images)) if len(images) == 1 and next(iter(images)).is_dir() else None
+        if series is not None and (series in (folder, *image_folders) or (is_inner and len(labels) < 2)):
+            self._look_into_case(folder, label_folder, series)
+            return
+        pairs = pair_by_name(labels, images, is_one_folder=not image_folders)
+        is_named = any(pair.image is not None and not is_image_name(pair.image) for pair in pairs)
+        nearby = [*labels, *list_volumes(folder), *list_volumes(label_folder.parent)]
+        masks = None if is_named else self._build_organ_entry(label_folder, labels, nearby=nearby)
+        if masks is not None:
+            self.entries.append(masks)
+        elif labels:
+            is_cohort = label_folder.name == "anatomy"
+            self._take_pairs([(pair, images.get(pair.image)) for pair in pairs if pair.image], is_cohort=is_cohort)
+            self._take_pairs([(pair, None) for pair in pairs if pair.image is None], is_cohort=is_cohort)
+            self.left_out += channels
+        else:
+            self._look_into_cases(label_folder, images, image_folders)
+
+    def _look_into_case(self, folder: Path, label_folder: Path, series: Path) -> None:
+        """The label maps or masks of a folder that is one case in DICOM."""
+        files = list_volumes(label_folder)
+        masks = self._build_organ_entry(label_folder, files, nearby=[], series=series)
+        if masks is not None:
+            self.entries.append(replace(masks, case=folder.resolve().name))
+        drawn = [path for path in list_labels(label_folder, is_case=True) if masks is None or path not in files]
+        self._take_case(pair_in_case(drawn, {series: series.name}), folder)
+
+    def _look_into_cases(self, label_folder: Path, images: Mapping[Path, str], image_folders: Sequence[Path]) -> None:
+        """A folder per case, with masks or label maps, beside images or a folder per case with them."""
+        by_case = {case_of(image, base, role="image"): image for image, base in images.items()}
+        for child in list_folders(label_folder):
+            entry = self._build_organ_entry(child, list_volumes(child), nearby=[])
+            if entry is not None:
+                image = by_case.get(child.name) or entry.image_path
+                self.entries.append(replace(entry, image_path=image, case=child.name))
+                continue
+            labels = list_labels(child, is_case=True)
+            inner = [folder / child.name for folder in image_folders if (folder / child.name).is_dir()]
+            own = {image: base for image, base in images.items() if case_of(image, base, role="image") == child.name}
+            found = split_channels([image for place in inner for image in list_images(place)], labels)[0] or own
+            pairs = pair_in_case(labels, found)
+            self._take_pairs([(pair, found.get(pair.image) if pair.image else None) for pair in pairs])
+
+    def _take_pairs(self, pairs: Iterable[tuple[Pair, str | None]], *, is_cohort: bool = False) -> None:
+        for pair, base in pairs:
+            case_id = case_of(pair.label) if pair.image is None else case_of(pair.image, base, role="image")
+            if pair.image is not None and pair.image.is_dir() and not read_file_name(stem_of(pair.label)).case:
+                case_id = pair.label.parent.name  # a series beside its only label map, in the folder of their case
+            self.entries.append(BankEntry("", (pair.label,), pair.image, has_vocabulary_ids=is_cohort, case=case_id))
+            if pair.rivals:
+                names = " and ".join(image.name for image in pair.rivals[:3])
+                self.faults[(pair.label,)] = f"its image may be {names}; name the pair alike, or write a data list"
+
+    def _take_case(self, pairs: Iterable[Pair], folder: Path) -> None:
+        """The label maps of a folder that is one case."""
+        case_id = folder.resolve().name
+        self.entries += [BankEntry("", (pair.label,), pair.image, case=case_id) for pair in pairs]
+
+    def _build_organ_entry(
+        self, folder: Path, files: Sequence[Path], *, nearby: Sequence[Path], series: Path | None = None
+    ) -> BankEntry | None:
+        """One entry of all masks, if most files are named after organs.
+
+        A name such as ``L1`` is a vertebra's and a case's: it counts where a CT lies beside it that is called nothing
+        but that, or where other organs do.
+        """
+        masks = [path for path in files if not is_image_name(path)]
+        organs = [stem for path in masks if self._is_organ_name(stem := stem_of(path))]
+        image = next((path for path in nearby if is_image_name(path)), None)
+        if len(organs) < MIN_ORGAN_FILES or len(organs) * 2 < len(masks):
+            return None
+        if series is not None:
+            image, case_id = series, folder.resolve().name
+        elif all(map(is_letter_and_number, organs)) and (image is None or read_file_name(stem_of(image)).case):
+            return None
+        else:
+            case_id = case_of(image) if image is not None else folder.name
+        return BankEntry("", tuple(masks), image, organ_names=tuple(map(stem_of, masks)), case=case_id)
 
 
-def _files(folder: Path) -> list[Path]:
-    """The readable files of a folder, slices of DICOM images left out: none of them is a label map or a volume."""
-    files = [path for path in sorted(folder.iterdir()) if path.is_file() and not path.name.startswith(".")]
-    return [path for path in files if is_readable(path) and not is_slice(path)]
+_LABEL_FOLDERS_LOWERED = frozenset(name.lower() for name in LABEL_FOLDERS)
 
 
-def _plain_files(folder: Path) -> list[Path]:
-    return [path for path in _files(folder) if not is_dicom(path) and not is_image_name(path)]
+def _find_series(folder: Path, files: Sequence[Path], *, is_inner: bool) -> Path | None:
+    """The DICOM image of a folder that is one case: it lies in it, or, for a folder in the bank, anywhere below.
 
+    Args:
+        folder: The folder.
+        files: Its files that are no DICOM; where one is called an image, that is the CT.
+        is_inner: Whether it lies in the bank, which a folder per case does.
 
-def _images(folder: Path) -> list[Path]:
-    """The images of a folder: files, and folders that hold a DICOM series."""
-    return [*(path for path in _files(folder) if not is_dicom(path)), *find_volumes(folder)]
-
-
-def _is_dicom_case(folder: Path, *, is_inner: bool) -> bool:
-    """Whether a folder is one case in DICOM: its series lies in it, or, for a folder in the bank, anywhere below."""
-    return any(is_slice(path) for path in dicom_files(folder)) or (is_inner and holds_slices(folder))
-
-
-def _build_organ_entry(
-    folder: Path, files: Sequence[Path], is_organ_name: IsOrganName, *, image_folder: Path
-) -> BankEntry | None:
-    """One entry of all masks, if most files are named after organs."""
-    masks = [path for path in files if not _IMAGE_NAME.match(stem_of(path))]
-    num_organs = sum(is_organ_name(stem_of(path)) for path in masks)
-    if num_organs < MIN_ORGAN_FILES or num_organs * 2 < len(masks):
+    Returns:
+        The image; the folder itself, where several lie in it, of which only reading tells; None where it is no case.
+    """
+    volumes = find_volumes(folder)
+    direct = [path for path in volumes if path == folder or path.is_file()]
+    if any(map(is_image_name, files)) or not (volumes if is_inner else direct):
         return None
-    nearby = [*files, *_files(image_folder), *_files(folder.parent)]
-    image = next((path for path in nearby if _IMAGE_NAME.match(stem_of(path))), None)
-    return BankEntry("", tuple(masks), image, organ_names=tuple(map(stem_of, masks)))
+    if len(volumes) == 1:
+        return volumes[0]
+    return folder if is_inner else None
 
 
-def _pair_by_case(images: Sequence[Path], labels: Sequence[Path], is_cohort: bool) -> Iterator[BankEntry]:
-    """Pair the files of two folders by case name; nnU-Net's images end in ``_0000``."""
-    # A label map's namesake comes first: "phantom_0001" is a case of its own, not nnU-Net's second channel of another.
-    by_stem = {stem_of(image): image for image in images}
-    by_case = {case_of(image): image for image in images if not re.search(r"_000[1-9]$", stem_of(image))}
-    for label in labels:
-        image = by_stem.get(stem_of(label)) or by_case.get(case_of(label))
-        yield BankEntry("", (label,), image, has_vocabulary_ids=is_cohort)
-
-
-def _pair_by_role(files: Sequence[Path]) -> Iterator[BankEntry]:
-    """Pair ``X_ct`` with every ``X_seg...`` of one folder; without any such name, every file is a label map."""
-    images = {match["case"]: path for path in files if (match := _IMAGE_NAME.match(stem_of(path)))}
-    labels = [(match["case"], path) for path in files if (match := _LABEL_NAME.match(stem_of(path)))]
-    if not images and not labels:
-        labels = [(None, path) for path in files]
-    for case, path in labels:
-        if path not in images.values():
-            yield BankEntry("", (path,), images.get(case))
-
-
-def _build_single(path: Path) -> BankEntry:
-    for entry in _pair_by_role(_files(path.parent)):
-        if path in entry.label_paths:
-            return entry
-    return BankEntry("", (path,))
+def _pair_in_folder(folder: Path, left_out: list[LeftOut], ct_channel: int) -> Iterator[tuple[Pair, str | None]]:
+    """The label maps of a folder with their images; without a name that tells, every file is a label map."""
+    files = list(dict.fromkeys([*list_images(folder), *list_labels(folder)]))
+    found = sort_files(files, ct_channel=ct_channel)
+    left_out += found.others
+    if found.is_bare:
+        yield from ((Pair(path, None), None) for path in list_labels(folder))
+        return
+    pairs = pair_by_name(found.labels, found.images, is_one_folder=True)
+    yield from ((pair, found.images.get(pair.image) if pair.image else None) for pair in pairs)
 
 
 def _find_in_data_list(path: Path) -> Iterator[BankEntry]:
@@ -316,8 +422,7 @@ def _find_in_data_list(path: Path) -> Iterator[BankEntry]:
 def _with_context(entry: BankEntry, root: Path) -> BankEntry:
     """The entry with its name in the bank, and the names of its ids from the nearest file that lists them."""
     place = entry.label_paths[0]
-    shown = place.parent if entry.organ_names else place
-    name = shown.relative_to(root).as_posix() if shown.is_relative_to(root) else shown.name
+    name = entry.name or _name_in(root, place.parent if entry.organ_names else place)
     entry = replace(entry, name=root.name if name == "." else name)
     if entry.organ_names or entry.has_vocabulary_ids:
         return entry
@@ -339,9 +444,13 @@ def _names_in(label_path: Path) -> Mapping[int, str]:
         return {}  # said when it is read
 
 
+def _name_in(root: Path, path: Path) -> str:
+    """A path relative to the bank, with ``/``; the name alone of what lies elsewhere."""
+    return path.relative_to(root).as_posix() if path.is_relative_to(root) else path.name
+
+
 def _choose_group(groups: Mapping[str, Mapping[int, str]], label_path: Path) -> Mapping[int, str] | None:
-    match = _LABEL_NAME.match(stem_of(label_path))
-    return groups.get("") or groups.get(match["role"].lower() if match else "")
+    return groups.get("") or groups.get(label_word(label_path))
 
 
 def _find_fault(entry: BankEntry) -> str | None:

@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from maisi_aug.banks.case_reader import place_labels
 from maisi_aug.banks.entry import BankEntry
-from maisi_aug.banks.files import digest_of, find_entries
+from maisi_aug.banks.files import digest_of, list_bank
 from maisi_aug.banks.label_ids import (
     LabelMapping,
     Translation,
@@ -42,6 +43,7 @@ from maisi_aug.vocabulary.label_meaning import find_label_id
 from maisi_aug.vocabulary.labels import BODY_ID, Vocabulary
 from maisi_aug.vocabulary.regions import Regions
 from maisi_aug.volumes.grid import Grid
+from maisi_aug.volumes.image_files import Volume, load_grid
 from maisi_aug.volumes.own_names import load_own_names
 
 CACHE_BYTES = 512 * 2**20
@@ -100,8 +102,9 @@ class FolderBank:
         self._lesions: dict[tuple[int, int], list[BankLesion]] = {}
         self._reported: set[str] = set()
         self._translations: dict[tuple[Any, ...], Translation | BankError | None] = {}
-        entries, self._missing = find_entries(self._path, lambda name: find_label_id(name, vocabulary) is not None)
-        self._entries = entries
+        found = list_bank(self._path, lambda name: find_label_id(name, vocabulary) is not None)
+        entries = self._entries = found.entries
+        self._missing, self._left_out = found.faults, found.left_out
         self._listing = BankListing(entries, grid=grid, tumor_ids=vocabulary.tumor_ids, body_region=body_region)
         for index, entry in enumerate(entries):
             translation = self._translation_of(entry)
@@ -137,6 +140,11 @@ class FolderBank:
     @property
     def skipped(self) -> list[tuple[str, str]]:
         """``(path, reason)`` of every file that could not be used, so far."""
+        return [*self._unusable, *self._left_out]
+
+    @property
+    def _unusable(self) -> list[tuple[str, str]]:
+        """Those of them that are label maps."""
         return [*self._missing, *((self._entries[index].name, self._bad[index]) for index in sorted(self._bad))]
 
     def fault_of(self, index: int) -> str:
@@ -271,15 +279,29 @@ class FolderBank:
         ids = frozenset(np.flatnonzero(np.bincount(label_map.ravel())).tolist()) | {BODY_ID}
         if not ids - {0, BODY_ID}:
             raise VolumeError(f"{entry.name}: expected labels of the vocabulary, found none. Check --mask-labels.")
-        self._ids[index], self._grids[index] = ids, source.grid
-        return label_map, source.grid, bool(translation.envelope_ids.intersection(present.tolist()))
+        has_envelope = bool(translation.envelope_ids.intersection(present.tolist()))
+        placed = Volume(label_map, source.grid)
+        if not has_envelope:
+            placed = self._place(entry, placed)
+        self._ids[index], self._grids[index] = ids, placed.grid
+        return placed.array, placed.grid, has_envelope
+
+    def _place(self, entry: BankEntry, labels: Volume) -> Volume:
+        """The map where the CT is that its body will be found in."""
+        if entry.image_path is None:
+            return labels
+        return place_labels(labels, load_grid(entry.image_path), subject=entry.name, on="its own grid")
 
     def _read(self, index: int) -> BankMap:
         entry = self._entries[index]
         label_map, grid, has_envelope = self._read_labels(index)
         image_name = None
         if not has_envelope or not is_filled_body(label_map):
+            if has_envelope:  # a shell, or a few voxels
+                placed = self._place(entry, Volume(label_map, grid))
+                label_map, grid = placed.array, placed.grid
             label_map, image_name = add_envelope(label_map, grid, entry)
+            self._grids[index] = grid
         bank_map = BankMap(entry.name, label_map, grid, hash_of(entry), image_name)
         self._require_cover(bank_map)
         return bank_map
@@ -323,11 +345,12 @@ class FolderBank:
     def _require_some_left(self) -> None:
         if len(self) > 0:
             return
-        if not self.skipped:
+        if not self._unusable:
             raise BankError(f"Mask bank {self._path}: expected label maps, found none. Check the folder's layout.")
-        name, reason = self.skipped[0]
+        name, reason = self._unusable[0]
+        num_unusable = len(self._unusable)
         raise BankError(
-            f"Mask bank {self._path}: expected at least one usable label map, found {len(self.skipped)} that cannot be "
+            f"Mask bank {self._path}: expected at least one usable label map, found {num_unusable} that cannot be "
             f"used, the first of them {name}: {reason}"
         )
 

@@ -13,8 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from maisi_aug.banks.case_files import stem_of
+from maisi_aug.banks.case_reader import load_ct
 from maisi_aug.banks.entry import BankEntry
-from maisi_aug.banks.files import stem_of
 from maisi_aug.banks.label_ids import Translation
 from maisi_aug.errors import VolumeError
 from maisi_aug.system.whole_files import sha256_of
@@ -22,7 +23,7 @@ from maisi_aug.vocabulary.labels import BODY_ID, Vocabulary, lesion_word
 from maisi_aug.volumes.body import add_body, is_hollow
 from maisi_aug.volumes.components import Box, Mask, label_parts
 from maisi_aug.volumes.grid import Grid
-from maisi_aug.volumes.image_files import Volume, decode_label_map, load_image, load_label_map
+from maisi_aug.volumes.image_files import Volume, decode_label_map, load_label_map
 from maisi_aug.volumes.resampling import centre_grid_on, resample_image, resample_label_map
 
 HOST_MARGIN_MM = 10.0
@@ -244,7 +245,7 @@ def load_image_on(path: Path, grid: Grid) -> NDArray[Any]:
     Raises:
         VolumeError: It cannot be read.
     """
-    image = load_image(path)
+    image = load_ct(path)
     if image.grid.is_close(grid, tolerance_mm=0.01):
         return image.array
     return resample_image(image.array, image.grid, grid)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,9 +9,10 @@ from typing import Any
 
 import numpy as np
 
+from maisi_aug.banks.case_reader import load_labels_in_place, require_place
 from maisi_aug.banks.entry import BankEntry
-from maisi_aug.banks.files import NAME_FILES, find_entries, find_referenced, load_labels
-from maisi_aug.banks.label_map import load_entry, load_mask
+from maisi_aug.banks.files import NAME_FILES, find_entries
+from maisi_aug.banks.label_map import load_mask
 from maisi_aug.cohort.balance import BalanceTarget, LesionCensus
 from maisi_aug.errors import BankError, RequestError, did_you_mean
 from maisi_aug.lesions.planting import measure_lesions
@@ -48,7 +48,7 @@ def take_census(
         RequestError: The mapping names a label that is not balanced.
         VolumeError: A label map cannot be read.
     """
-    entries = _list_entries(path, vocabulary)
+    entries = _list_label_maps(path, vocabulary)
     mapping = _by_label(mapping or {}, targets, vocabulary)
     groups: dict[Any, dict[str, tuple[tuple[int, ...], str]]] = {}
     volumes: dict[str, list[tuple[float, ...]]] = {target.label: [] for target in targets}
@@ -58,7 +58,7 @@ def take_census(
         key = None if names is None else tuple(names.items())
         if key not in groups:
             groups[key] = {t.label: _find_ids(path, t, names, mapping, vocabulary) for t in targets}
-        volume = load_entry(entry, None, vocabulary) if not entry.organ_names else None
+        volume = load_labels_in_place(entry) if not entry.organ_names else None
         for target in targets:
             ids, sources[target.label] = groups[key][target.label]
             found = _measure_masks(entry, ids) if volume is None else _measure(volume, ids)
@@ -74,47 +74,31 @@ def _measure(volume: Any, ids: Sequence[int]) -> list[float]:
 
 def _measure_masks(entry: BankEntry, ids: Sequence[int]) -> list[float]:
     """Lesions of a case that has a file for every organ; ids count its files from 1."""
-    volumes = (load_mask(entry.label_paths[place - 1]) for place in ids)
+    paths = (entry.label_paths[place - 1] for place in ids)
+    image = entry.image_path
+    volumes = (require_place(load_mask(path), image, subject=path.name) for path in paths)
     return sorted((size for v in volumes for size in measure_lesions(v.array > 0, 1, v.grid.voxel_ml)), reverse=True)
 
 
-def _list_entries(path: Path, vocabulary: Vocabulary) -> list[BankEntry]:
-    referenced = _list_referenced(path)
-    if referenced is not None:
-        return referenced
-    entries, skipped = find_entries(path, lambda name: find_label_id(name, vocabulary) is not None)
-    if skipped:
-        name, reason = skipped[0]
+def _list_label_maps(path: Path, vocabulary: Vocabulary) -> list[BankEntry]:
+    """Every label map of a real dataset that is to be measured.
+
+    Args:
+        path: nnU-Net raw dataset, by path, name or number, Medical Decathlon task, cohort, or folder or data list.
+        vocabulary: Whose names make a folder of masks one label map.
+
+    Raises:
+        BankError: There is none, or one of them is missing, empty or fits several images.
+    """
+    entries, faults = find_entries(path, lambda name: find_label_id(name, vocabulary) is not None)
+    if faults:
+        name, reason = faults[0]
         raise BankError(f"Dataset {path}: expected whole label maps, found {name}: {reason}. Restore or remove it.")
     if not entries:
         raise BankError(
             f"Dataset {path}: expected an nnU-Net dataset with labelsTr, or a folder of label maps, found none. "
             "Check the path."
         )
-    return entries
-
-
-def _list_referenced(path: Path) -> list[BankEntry] | None:
-    """The cases of an nnU-Net dataset whose ``dataset.json`` points at files elsewhere; None for every other."""
-    description = path / "dataset.json"
-    if not description.is_file():
-        return None
-    try:
-        table = json.loads(description.read_text(encoding="utf-8")).get("dataset")
-    except (OSError, ValueError, AttributeError) as error:
-        raise BankError(f"{description}: expected nnU-Net's description, found: {error}. Correct the file.") from error
-    if not isinstance(table, dict):
-        return None
-    entries = []
-    groups, regions = load_labels(description)
-    for case_id, row in sorted(table.items()):
-        text = row.get("label") if isinstance(row, dict) else None
-        label = find_referenced(path, text) if isinstance(text, str) else None
-        if label is None or not label.is_file():
-            raise BankError(
-                f"{description}: expected the label map of {case_id}, found {label or 'no path'}. Restore the file."
-            )
-        entries.append(BankEntry(case_id, (label.resolve(),), label_names=groups.get(""), label_regions=regions))
     return entries
 
 

@@ -11,7 +11,7 @@ from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from maisi_aug.banks.files import stem_of
+from maisi_aug.banks.case_files import stem_of
 from maisi_aug.system.whole_files import sha256_of
 
 HASH_LENGTH = 16
@@ -39,7 +39,9 @@ class RealMaps:
         found: set[str] = set()
         for word in words:
             for part in PurePosixPath(word).parts:
-                found |= self._by_stem.get(re.sub(r"_0000$", "", stem_of(Path(part))), frozenset())
+                stem = stem_of(Path(part))
+                for name in {stem, re.sub(r"_0000$", "", stem)}:
+                    found |= self._by_stem.get(name, frozenset())
             if re.fullmatch(rf"[0-9a-f]{{{HASH_LENGTH},64}}", word):
                 found |= self._by_hash.get(word[:HASH_LENGTH], frozenset())
         return frozenset(found)

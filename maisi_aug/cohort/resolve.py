@@ -15,6 +15,7 @@ from maisi_aug import __version__
 from maisi_aug.banks.entry import BankEntry
 from maisi_aug.banks.files import digest_of, find_entries
 from maisi_aug.banks.label_ids import CHOICES, LabelMapping, load_mapping
+from maisi_aug.banks.raw_datasets import find_dataset
 from maisi_aug.bundle_spec.bundle import Bundle, embedded_bundles, load_bundle, load_outline, pulled_bundles
 from maisi_aug.bundle_spec.mask_networks import choose_mask_steps, fingerprint_of_masks, require_inside
 from maisi_aug.bundle_spec.presets import Preset, find_preset
@@ -118,7 +119,7 @@ def resolve_cohort(
     document = read_cohort_document(folder) if folder is not None else None
     bundle = (load_bundle if needs_weights else load_outline)(config.bundle)
     config = _with_default_bank(_with_growth(config, folder, document), bundle)
-    bank = _Bank(_absolute(config.mask_bank, EMBEDDED_BANK), bundle.vocabulary)
+    bank = _Bank(_absolute_dataset(config.mask_bank, EMBEDDED_BANK), bundle.vocabulary)
     bundle.require_told(
         modality=config.modality, body_region=None if _only_chooses_maps(config, bundle, bank) else config.body_region
     )
@@ -133,8 +134,8 @@ def resolve_cohort(
             "bundle": _absolute(config.bundle, *embedded_bundles(), *pulled_bundles()),
             "mask_bank": bank.path,
             "mask_labels": _absolute_mapping(config.mask_labels),
-            "size_reference": config.size_reference and _absolute(config.size_reference),
-            "hu_reference": config.hu_reference and _absolute(config.hu_reference),
+            "size_reference": config.size_reference and _absolute_dataset(config.size_reference),
+            "hu_reference": config.hu_reference and _absolute_dataset(config.hu_reference),
             **({} if _follows_maps(config) else {"shape": grid.shape, "spacing_mm": grid.spacing_mm}),
             "num_inference_steps": bundle.choose_steps(config.num_inference_steps),
         }
@@ -280,6 +281,11 @@ def _absolute(text: str, *names: str) -> str:
     return text if text in names or not Path(text).exists() else str(Path(text).resolve())
 
 
+def _absolute_dataset(text: str, *names: str) -> str:
+    """The same of a dataset, which may be called by its number or name in nnU-Net's folder of raw datasets."""
+    return text if text in names else _absolute(str(find_dataset(text)))
+
+
 def _describe_bank(config: CohortConfig, bundle: Bundle, bank: _Bank) -> dict[str, Any]:
     """What a cohort remembers of the user's label maps and of the file that explains them; none of them is opened.
 
@@ -322,7 +328,7 @@ def _find_distributions(
     written = document.get("configuration", {})
     if all(written.get(key) == config.to_dict()[key] for key in ("size_reference", "size_label", "labels")):
         return {name: _from_yaml(row) for name, row in document.get("size_distributions", {}).items()}
-    volumes = _measure_label_maps(Path(config.size_reference), set(label_ids.values()), report_file)
+    volumes = _measure_label_maps(Path(config.size_reference), set(label_ids.values()), vocabulary, report_file)
     return {
         name: measure_distribution(volumes[label_id], name, f"{config.size_reference}, label {label_id}")
         for name, label_id in label_ids.items()
@@ -345,26 +351,32 @@ def _find_size_labels(config: CohortConfig, vocabulary: Vocabulary) -> dict[str,
 
 
 def _measure_label_maps(
-    folder: Path, label_ids: set[int], report_file: ReportFile | None
+    path: Path, label_ids: set[int], vocabulary: Vocabulary, report_file: ReportFile | None
 ) -> dict[int, list[list[float]]]:
     """For every id and patient the volumes in mL of the lesions in a dataset's label maps."""
+    from maisi_aug.banks.case_reader import load_labels_in_place
     from maisi_aug.lesions.planting import measure_lesions
-    from maisi_aug.volumes.image_files import is_readable_name, load_label_map
 
-    place = folder / "labelsTr" if (folder / "labelsTr").is_dir() else folder
-    paths = sorted(path for path in place.glob("*") if path.is_file() and is_readable_name(path))
-    if not paths:
+    def is_organ(name: str) -> bool:
+        return find_label_id(name, vocabulary) is not None
+
+    entries, faults = find_entries(path, is_organ) if path.exists() else ([], [])
+    if faults:
+        raise RequestError(f"{path}: expected whole label maps, found {': '.join(faults[0])}. Restore or remove it.")
+    masks = next((entry for entry in entries if entry.organ_names), None)
+    if masks is not None or not entries:
+        found = f"a mask for each label ({masks.name})" if masks else "no image files"
         raise RequestError(
-            f"{folder}: expected an nnU-Net dataset with labelsTr, or a folder of label maps, found no image files. "
+            f"{path}: expected an nnU-Net dataset with labelsTr, or a folder of label maps, found {found}. "
             "Check --size-reference."
         )
     volumes: dict[int, list[list[float]]] = {label_id: [] for label_id in label_ids}
-    for number, path in enumerate(paths, start=1):
-        volume = load_label_map(path)
+    for number, entry in enumerate(entries, start=1):
+        volume = load_labels_in_place(entry)
         for label_id in label_ids:
             volumes[label_id].append(measure_lesions(volume.array, label_id, volume.grid.voxel_ml))
         if report_file is not None:
-            report_file(number, len(paths))
+            report_file(number, len(entries))
     return volumes
 
 

@@ -13,13 +13,15 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from maisi_aug.banks.case_reader import is_same_place, place_labels
+from maisi_aug.banks.case_reader import load_ct as read_ct
 from maisi_aug.banks.label_ids import Translation
 from maisi_aug.banks.label_map import choose_centre, load_mask
 from maisi_aug.errors import VolumeError
 from maisi_aug.lesions.editing import settle_lesions
 from maisi_aug.preparation.settings import PrepareSettings
 from maisi_aug.preparation.sources import LabelFile, SourceCase
-from maisi_aug.preparation.survey import MASK_ID, is_same_place
+from maisi_aug.preparation.survey import MASK_ID
 from maisi_aug.preparation.tissues import add_tissues
 from maisi_aug.system.whole_files import sha256_of
 from maisi_aug.vocabulary.labels import BODY_ID, Vocabulary, lesion_word
@@ -27,15 +29,12 @@ from maisi_aug.volumes.body import find_body, is_hollow
 from maisi_aug.volumes.components import bounding_box
 from maisi_aug.volumes.dicom_files import files_of
 from maisi_aug.volumes.grid import Grid
-from maisi_aug.volumes.image_files import load_image, load_label_map
+from maisi_aug.volumes.image_files import load_label_map
 from maisi_aug.volumes.resampling import centre_grid_on, resample_image, resample_label_map
 
 AIR_HU = -1000
 CT_RANGE_HU = (-1024, 3071)
 """What a CT's 12 bits hold; beyond lie padding and the inside of metal, which would spread when averaged."""
-MAX_AIR_HU = -150
-"""An image without anything as dark as fat is no CT in HU."""
-MIN_TISSUE_HU = 0
 MIN_COVERED = 0.75
 """The share of the patient that labels fill where a body among them is the whole of it."""
 
@@ -136,13 +135,7 @@ def load_ct(path: Path) -> tuple[NDArray[Any], Grid]:
     Raises:
         VolumeError: It cannot be read, or its values are not HU.
     """
-    volume = load_image(path)
-    lowest, highest = float(volume.array.min()), float(volume.array.max())
-    if lowest > MAX_AIR_HU or highest < MIN_TISSUE_HU:
-        raise VolumeError(
-            f"{path.name}: expected HU, with air near -1000 and tissue near 0, found values between {lowest:g} and "
-            f"{highest:g}. Is it an MR, a normalised image, or a CT stored without its offset of 1024?"
-        )
+    volume = read_ct(path)
     return np.clip(volume.array, *CT_RANGE_HU), volume.grid
 
 
@@ -191,7 +184,7 @@ def _merge_labels(
     is_lesion = np.zeros(256, dtype=bool)
     is_lesion[list(lesion_ids)] = True
     for file, table in zip(files, tables, strict=True):
-        array = load_label_map(file.path, image=image).array
+        array = place_labels(load_label_map(file.path, image=image), grid, subject=file.path.name).array
         if file.mask_name is not None:
             array = np.where(array > 0, MASK_ID, 0).astype(np.uint8)
         look_up = np.zeros(max(int(array.max()), *table, 0) + 1, dtype=np.uint8)

@@ -6,9 +6,18 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from maisi_aug.banks.case_files import list_labels
+from maisi_aug.banks.raw_datasets import note_never_trained
 from maisi_aug.errors import PreparationError
 from maisi_aug.preparation.nnunet_raw import find_dataset, read_dataset
-from maisi_aug.preparation.sources import SourceCase, find_images, find_labels, find_organs, list_files, to_case_id
+from maisi_aug.preparation.sources import (
+    SourceCase,
+    find_images,
+    find_labels,
+    find_organs,
+    sort_images,
+    to_case_id,
+)
 
 MAX_SHOWN = 5
 
@@ -79,10 +88,12 @@ def _collect_labelled(sources: Sources) -> tuple[list[SourceCase], list[str], li
     if sources.nnunet is not None:
         if sources.images is not None or sources.labels is not None:
             raise PreparationError("Sources: expected either --nnunet or --images with --labels, found both. Give one.")
-        return read_dataset(find_dataset(sources.nnunet)), [], []
+        cases = read_dataset(find_dataset(sources.nnunet))
+        note = note_never_trained(case.id for case in cases)
+        return cases, [], [note] if note else []
     if sources.images is None:
         raise PreparationError("Sources: expected --images with --labels, or --nnunet, found neither. Give one.")
-    images = find_images(sources.images, sources.image_pattern)
+    images = find_images(sources.images, sources.image_pattern, labels=sources.labels)
     if sources.labels is None:
         notes = _note_files_left_out(sources, images.values())
         return [SourceCase(case_id, path) for case_id, path in images.items()], [], notes
@@ -94,14 +105,26 @@ def _collect_labelled(sources: Sources) -> tuple[list[SourceCase], list[str], li
 
 
 def _note_files_left_out(sources: Sources, used: Iterable[Path]) -> list[str]:
-    """Files beside the images that are neither an image nor a label file, unless a pattern chose among them."""
-    if sources.images is None or sources.image_pattern is not None:
-        return []
-    if sources.label_patterns and sources.labels == sources.images:
-        return []
-    names = [path.name for path in list_files(sources.images) if path not in set(used)]
-    why = "for other names there end like an image's, in _ct, _0000 and the like, and these do not"
-    return [f"Left out of {sources.images}, {why}: {_list(names, 'files')}."] if names else []
+    """Files that are of no case, unless a pattern chose among them."""
+    images, labels, used = sources.images, sources.labels, set(used)
+    notes = []
+    is_chosen = sources.image_pattern is not None or (bool(sources.label_patterns) and labels == images)
+    if images is not None and not is_chosen:
+        reasons: dict[str, list[str]] = {}
+        sorted_files = sort_images(images, labels)
+        for out in sorted_files.others:
+            if out.path not in used:
+                reasons.setdefault(out.reason, []).append(out.path.name)
+        notes += [f"Left out of {images}, for {reason}: {_list(names, 'files')}." for reason, names in reasons.items()]
+        alone = [path.name for path in sorted_files.labels if path not in used and labels == images]
+        notes += _note_without_image(images, alone)
+    if labels is not None and labels != images and not sources.label_patterns:
+        notes += _note_without_image(labels, [path.name for path in list_labels(labels) if path not in used])
+    return notes
+
+
+def _note_without_image(folder: Path, names: Sequence[str]) -> list[str]:
+    return [f"Left out of {folder}, for no image has their name: {_list(names, 'files')}."] if names else []
 
 
 def _note_several_label_files(cases: Sequence[SourceCase]) -> list[str]:

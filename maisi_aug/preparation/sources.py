@@ -7,16 +7,30 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from maisi_aug.banks.files import NAME_FILES, load_label_names, stem_of
+from maisi_aug.banks.case_files import (
+    SortedFiles,
+    case_of,
+    is_image_name,
+    list_folders,
+    list_labels,
+    list_volumes,
+    pair_by_name,
+    read_file_name,
+    sort_files,
+    sort_folder,
+    stem_of,
+)
+from maisi_aug.banks.files import NAME_FILES, load_label_names
+from maisi_aug.banks.raw_datasets import find_ct_channel
 from maisi_aug.errors import BankError, PreparationError, VolumeError
-from maisi_aug.volumes.dicom_files import find_label_objects, find_volumes, holds_slices, is_dicom
+from maisi_aug.volumes.dicom_files import find_label_objects, holds_slices, is_dicom
 from maisi_aug.volumes.image_files import is_readable, load_drawn_names
 from maisi_aug.volumes.own_names import load_own_names
 
-IMAGE_ROLES = re.compile(r"^(?:(?P<case>.+)[_-])?(?:ct|image|img|volume|vol|0000)$", re.IGNORECASE)
-_NUMBERED = re.compile(r"^(?P<case>.+)[_-](?P<number>\d{4})$")
 _SEPARATORS = "_-."
 _MASK_FOLDERS = ("segmentations", "masks", "labels")
+_PARTS = ("oar", "ptv", "gtv")
+"""Words that name what a mask shows, and not that a file is a label map."""
 
 
 @dataclass(frozen=True)
@@ -59,14 +73,14 @@ class SourceCase:
         return (self.image, *(file.path for file in self.labels), *organs)
 
 
-def find_images(folder: Path, pattern: str | None = None) -> dict[str, Path]:
+def find_images(folder: Path, pattern: str | None = None, *, labels: Path | None = None) -> dict[str, Path]:
     """The images of a folder by case.
 
     Args:
         folder: Image files, or a folder per case that holds ``ct.nii.gz`` or a DICOM series.
         pattern: Path in the folder without the format's suffix, with ``{id}`` for the case, such as ``{id}_ct``.
-            Without one, ``_0000``, ``_ct``, ``_image`` and the like are taken off; where some names have such an
-            ending, the others are no images. ``_0000`` is part of the names where others end in ``_0001`` and so on.
+            Without one the names decide, as :mod:`maisi_aug.banks.case_files` reads them.
+        labels: The folder of the label files, which tells whether ``_0000`` is part of a case's name.
 
     Raises:
         PreparationError: No image, or two for one case.
@@ -75,18 +89,10 @@ def find_images(folder: Path, pattern: str | None = None) -> dict[str, Path]:
     if pattern is not None:
         found = [(match["id"], path) for path, match in _match_pattern(folder, pattern, "--image-pattern")]
     else:
-        volumes = find_volumes(folder)
-        if folder in volumes:  # the slices of one series
-            return _by_case([(folder.resolve().name, folder)], f"--images {folder}")
-        paths = list_files(folder)
-        ends = [(match["case"], match["number"]) for path in paths if (match := _NUMBERED.match(stem_of(path)))]
-        first = {case_id for case_id, number in ends if number == "0000"}
-        is_counted = any(case_id in first for case_id, number in ends if number != "0000")
-        named = [(_match_role(stem_of(path), is_counted=is_counted), path) for path in paths]
-        marked = [(match["case"], path) for match, path in named if match and match["case"]]
-        found = marked or [(stem_of(path), path) for _, path in named]
-        # A series per folder beside files is a case like them.
-        found += [(path.name, path) for path in volumes if path.is_dir()] if found else _find_case_folders(folder)
+        images = sort_images(folder, labels).images
+        found = [(case_of(path, base, role="image"), path) for path, base in images.items()]
+        if folder not in images and all(path.is_dir() for path in images):
+            found = list(_find_case_folders(folder))
     if not found:
         raise PreparationError(
             f"--images {folder}: expected images, found none. Point to the folder that holds them, or name them with "
@@ -95,9 +101,23 @@ def find_images(folder: Path, pattern: str | None = None) -> dict[str, Path]:
     return _by_case(found, f"--images {folder}")
 
 
-def _match_role(stem: str, *, is_counted: bool) -> re.Match[str] | None:
-    """The ending by which a name is an image's; ``_0000`` is none where the names of cases are counted from it."""
-    return None if is_counted and stem.endswith("0000") else IMAGE_ROLES.match(stem)
+def sort_images(folder: Path, labels: Path | None = None) -> SortedFiles:
+    """The files of a folder of images by what they are.
+
+    Args:
+        folder: The folder.
+        labels: The folder of the label files; the same one where they lie beside the images.
+
+    Raises:
+        PreparationError: ``dataset.json`` above it describes several channels, none of which is called CT.
+    """
+    try:
+        channel = find_ct_channel(folder.parent)
+    except BankError as error:
+        raise PreparationError(str(error)) from error
+    is_apart = labels != folder
+    elsewhere = list_labels(labels) if labels is not None and is_apart and labels.is_dir() else []
+    return sort_folder(folder, ct_channel=channel, are_images=is_apart, labels_elsewhere=elsewhere)
 
 
 def find_labels(
@@ -127,15 +147,13 @@ def find_labels(
                 file = _name_labels(path, role, folder, match.groupdict().get("label"))
                 found.setdefault(named, []).append(file)
     if not patterns:
-        for path in list_files(folder):
+        for path in list_labels(folder):
             case_id, role = _split_name(stem_of(path), cases)
             if case_id is not None and path not in images:
                 found.setdefault(case_id, []).append(_name_labels(path, role, folder))
-        for case_id, path in _masks_by_case(folder, cases):
-            if path not in images:
-                found.setdefault(case_id, []).append(_name_labels(path, "", folder, stem_of(path)))
-        for case_id, path in _drawn_by_case(folder, cases):
-            found.setdefault(case_id, []).append(_name_labels(path, "", folder))
+        for case_id, file in _files_by_case(folder, cases):
+            if file.path not in images:
+                found.setdefault(case_id, []).append(file)
     if not found:
         raise PreparationError(
             f"--labels {folder}: expected label files named after the images, such as {_example(cases)}, found none. "
@@ -172,23 +190,15 @@ def _require_folder(folder: Path, option: str) -> None:
         )
 
 
-def list_files(folder: Path) -> list[Path]:
-    """The readable files of a folder; hidden ones, such as macOS' ``._x``, are none."""
-    return sorted(
-        path for path in folder.iterdir() if path.is_file() and is_readable(path) and not path.name.startswith(".")
-    )
-
-
 def _find_case_folders(folder: Path) -> Iterable[tuple[str, Path]]:
     """A folder per case: its file named like a CT, or itself where it holds a DICOM series."""
-    for child in sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")):
-        # A slice called 0000.dcm is no channel: of DICOM, the folder is the image.
-        files = [path for path in list_files(child) if not is_dicom(path)]
-        image = next((path for path in files if IMAGE_ROLES.match(stem_of(path))), None)
-        if image is not None:
-            yield child.name, image
-        elif holds_slices(child):
+    for child in list_folders(folder):
+        found = sort_files(list_volumes(child))
+        images = sorted(found.images, key=lambda path: (not is_image_name(path), path))
+        if holds_slices(child) and not any(map(is_image_name, images)):
             yield child.name, child
+        elif images and (not found.is_bare or len(images) == 1):
+            yield child.name, images[0]
 
 
 def _by_case(found: Iterable[tuple[str, Path]], subject: str) -> dict[str, Path]:
@@ -233,26 +243,28 @@ def _split_name(stem: str, cases: Sequence[str]) -> tuple[str | None, str]:
             return case_id, ""
         if name.startswith(case_id) and name[len(case_id)] in _SEPARATORS:
             return case_id, name[len(case_id) :].strip(_SEPARATORS)
-    return None, ""
+    (pair,) = pair_by_name([Path(to_case_id(stem))], {Path(case_id): case_id for case_id in cases})
+    own = read_file_name(stem)
+    if pair.image is None and len(cases) == 1 and own.role == "label" and not own.case:
+        return cases[0], own.word  # seg.nii.gz beside ct.nii.gz, in the folder of their case
+    return (None, "") if pair.image is None else (pair.image.name, own.word)
 
 
-def _masks_by_case(folder: Path, cases: Sequence[str]) -> Iterable[tuple[str, Path]]:
-    """One mask per label in a folder per case, or in its folder ``segmentations``."""
+def _files_by_case(folder: Path, cases: Sequence[str]) -> Iterable[tuple[str, LabelFile]]:
+    """In a folder per case a label map that is called one, or one mask per label there or in ``segmentations``."""
     by_folder = {to_case_id(path.name): path for path in folder.iterdir() if path.is_dir()}
     for case_id in cases:
         if case_id in by_folder:
             inner = (by_folder[case_id] / name for name in _MASK_FOLDERS)
             masks = next((path for path in inner if path.is_dir()), by_folder[case_id])
-            files = [path for path in list_files(masks) if not IMAGE_ROLES.match(stem_of(path))]
-            yield from ((case_id, path) for path in files if not is_dicom(path))
-
-
-def _drawn_by_case(folder: Path, cases: Sequence[str]) -> Iterable[tuple[str, Path]]:
-    """DICOM segmentations and structure sets in a folder per case, however deep."""
-    by_folder = {to_case_id(path.name): path for path in folder.iterdir() if path.is_dir()}
-    for case_id in cases:
-        if case_id in by_folder:
-            yield from ((case_id, path) for path in find_label_objects(by_folder[case_id]))
+            for path in list_volumes(masks):
+                name = read_file_name(stem_of(path))
+                is_map = name.role == "label" and name.word not in _PARTS
+                if is_map and to_case_id(name.case or case_id) == case_id:
+                    yield case_id, _name_labels(path, name.word, folder)
+                elif not is_image_name(path):
+                    yield case_id, _name_labels(path, "", folder, stem_of(path))
+            yield from ((case_id, _name_labels(path, "", folder)) for path in find_label_objects(by_folder[case_id]))
 
 
 def _name_labels(path: Path, role: str, root: Path, mask_name: str | None = None) -> LabelFile:

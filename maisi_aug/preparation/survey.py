@@ -4,22 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import product
 
 import numpy as np
 
+from maisi_aug.banks.case_reader import place_labels
 from maisi_aug.banks.label_map import require_one_label
 from maisi_aug.errors import PreparationError, VolumeError
 from maisi_aug.preparation.mapping import LabelMeanings, labels_of
 from maisi_aug.preparation.sources import SourceCase
 from maisi_aug.vocabulary.labels import BACKGROUND_ID, BODY_ID, lesion_word
-from maisi_aug.volumes.grid import Grid, spell_grid
 from maisi_aug.volumes.image_files import load_grid, load_label_map
 
 MASK_ID = 1
 """The id of what a mask of one label shows."""
-SAME_PLACE = 0.1
-"""Corners of two grids this share of a voxel apart are the same: headers round their origins."""
 MAX_SHOWN = 5
 
 
@@ -45,10 +42,7 @@ def survey_case(case: SourceCase) -> CaseSurvey:
         counts = []
         for file in case.labels:
             volume = load_label_map(file.path, image=case.image)
-            if not is_same_place(volume.grid, grid):
-                raise VolumeError(
-                    f"{file.path.name}: expected the image's grid, {_spell(grid)}, found {_spell(volume.grid)}"
-                )
+            volume = place_labels(volume, grid, subject=file.path.name)
             found = np.bincount(volume.array.ravel())
             present = {int(label_id): int(found[label_id]) for label_id in np.flatnonzero(found)}
             if file.mask_name is not None:
@@ -58,15 +52,6 @@ def survey_case(case: SourceCase) -> CaseSurvey:
     except VolumeError as error:
         return CaseSurvey(case.id, problem=str(error))
     return CaseSurvey(case.id, tuple(counts))
-
-
-def is_same_place(grid: Grid, other: Grid) -> bool:
-    """Whether two grids have the same voxels, to a tenth of a voxel."""
-    if grid.shape != other.shape:
-        return False
-    corners = np.array(list(product(*((0, side - 1) for side in grid.shape))))
-    apart = (corners @ (grid.affine[:3, :3] - other.affine[:3, :3]).T) + (grid.affine[:3, 3] - other.affine[:3, 3])
-    return bool(np.abs(apart).max() <= SAME_PLACE * min(grid.spacing_mm))
 
 
 def tables_of(case: SourceCase, survey: CaseSurvey, meanings: LabelMeanings) -> tuple[dict[int, int], ...]:
@@ -148,8 +133,3 @@ def require_labels(
             f"Labels: expected labels in every case, found none in {len(empty)} of {len(cases)}: {shown}. Leave them "
             "out with --exclude, or keep them as healthy cases with --allow-empty."
         )
-
-
-def _spell(grid: Grid) -> str:
-    origin = ", ".join(f"{side:.1f}" for side in grid.affine[:3, 3])
-    return f"{spell_grid(grid.shape, [round(side, 3) for side in grid.spacing_mm], with_extent=False)} from ({origin})"

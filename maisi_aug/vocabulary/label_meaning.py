@@ -20,7 +20,7 @@ from maisi_aug.vocabulary.labels import (
     NameReading,
     Vocabulary,
     organ_key,
-    read_name,
+    read_label_name,
     split_camel_case,
 )
 
@@ -83,7 +83,7 @@ def _is_bare(meaning: Meaning, reading: NameReading) -> bool:
 
 def _read_alone(name: str, vocabulary: Vocabulary) -> tuple[Meaning, NameReading]:
     """A name by itself: what it means, and what it says of lesions."""
-    reading = read_name(name)
+    reading = read_label_name(name)
     is_lesion = reading.kind in ("tumor", "finding")
     if name.strip().isdecimal():
         return UNKNOWN, reading
@@ -114,7 +114,7 @@ def _tumors_by_organ(vocabulary: Vocabulary) -> dict[frozenset[str], int]:
     by_name: dict[frozenset[str], set[int]] = {}
     by_host: dict[frozenset[str], set[int]] = {}
     for label in _tumors(vocabulary):
-        readings = [read_name(name) for name in (label.name, *label.aliases)]
+        readings = [read_label_name(name) for name in (label.name, *label.aliases)]
         for reading in readings:
             if reading.kind == "tumor":
                 by_name.setdefault(reading.organ_words, set()).add(label.id)
@@ -127,7 +127,7 @@ def _tumors_by_organ(vocabulary: Vocabulary) -> dict[frozenset[str], int]:
 def _tumors(vocabulary: Vocabulary) -> list[Label]:
     """Labels that a name of a tumour may mean: a cyst that somebody bound to a slot is none."""
     labels = map(vocabulary.label, vocabulary.tumor_ids)
-    return [label for label in labels if read_name(label.name).kind != "finding"]
+    return [label for label in labels if read_label_name(label.name).kind != "finding"]
 
 
 def _resolve_bare(organs: Mapping[str, tuple[Meaning, NameReading]], vocabulary: Vocabulary) -> Meaning:

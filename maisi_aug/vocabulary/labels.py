@@ -391,7 +391,7 @@ class NameReading:
     word: str = ""
 
 
-def read_name(name: str) -> NameReading:
+def read_label_name(name: str) -> NameReading:
     """What the name of a label says of lesions."""
     words = _split(name)
     kept, is_healthy = _drop_denied(words)
@@ -414,7 +414,7 @@ def lesion_word(name: str) -> str | None:
 
     An organ together with its lesion, such as nnU-Net's region ``kidney_and_mass``, is none.
     """
-    return read_name(name).word or None
+    return read_label_name(name).word or None
 
 
 def organ_key(name: str) -> frozenset[str]:

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from maisi_aug.banks.files import case_of, digest_of, find_entries, load_label_names, stem_of
+from maisi_aug.banks.case_files import case_of, stem_of
+from maisi_aug.banks.files import digest_of, find_entries, load_label_names
 from maisi_aug.errors import BankError
 from maisi_aug.vocabulary.label_meaning import find_label_id
 from maisi_aug.vocabulary.labels import MAISI

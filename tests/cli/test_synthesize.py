@@ -310,6 +310,7 @@ def write_dataset(folder: Path, sides: list[int]) -> None:
 
 def test_percentiles_can_refer_to_the_users_own_dataset(run_cli: Run, recipe: Path, tmp_path: Path) -> None:
     write_dataset(tmp_path / "Dataset001_Mine", [10, 20, 30])
+    (tmp_path / "Dataset001_Mine" / "labelsTr" / "._patient_0.nii.gz").write_bytes(b"Mac OS X")
     flags = ["--size-reference", tmp_path / "Dataset001_Mine", "--size-label", "2", "--labels", "liver tumor:0.5"]
     outcome = run_cli("synthesize", "--recipe", recipe, *flags, "--dry-run", "--json")
     assert outcome.code == 0
@@ -362,6 +363,37 @@ def test_size_reference_without_label_maps_is_refused(run_cli: Run, recipe: Path
     outcome = run_cli("synthesize", "--recipe", recipe, *flags)
     assert outcome.code == 2
     assert "found no image files. Check --size-reference." in outcome.stderr
+
+
+@pytest.mark.parametrize("name", ["1", "Mine"])
+def test_size_reference_is_called_by_number_or_name(
+    run_cli: Run, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    write_dataset(tmp_path / "Dataset001_Mine", [10])
+    (tmp_path / "Dataset001_Mine" / "dataset.json").write_text('{"labels": {"liver": 1, "tumor": 2}}')
+    monkeypatch.setenv("nnUNet_raw", str(tmp_path))
+    flags = ["--size-reference", name, "--size-label", "2", "--labels", "liver tumor:0.5", "--dry-run", "--json"]
+    outcome = run_cli("synthesize", "--recipe", recipe, *flags)
+    assert outcome.code == 0
+    assert json.loads(outcome.stdout)["configuration"]["size_reference"] == str(tmp_path / "Dataset001_Mine")
+
+
+def test_size_reference_with_an_empty_map_or_with_masks_is_refused(run_cli: Run, recipe: Path, tmp_path: Path) -> None:
+    write_dataset(tmp_path / "mine", [10, 12])
+    (tmp_path / "mine" / "labelsTr" / "patient_1.nii.gz").write_bytes(b"")
+    for organ in ("liver", "spleen", "colon"):
+        write_dataset(tmp_path / "masks", [10])
+        made = tmp_path / "masks" / "labelsTr" / "patient_0.nii.gz"
+        made.rename(made.with_name(f"{organ}.nii.gz"))
+    for folder, words in (
+        ("mine", "expected whole label maps, found labelsTr/patient_1.nii.gz: patient_1.nii.gz is empty"),
+        ("masks", "or a folder of label maps, found a mask for each label (labelsTr)"),
+        ("gone", "or a folder of label maps, found no image files"),
+    ):
+        flags = ["--size-reference", tmp_path / folder, "--size-label", "2", "--labels", "liver tumor:0.5", "--dry-run"]
+        outcome = run_cli("synthesize", "--recipe", recipe, *flags)
+        assert outcome.code == 2
+        assert words in outcome.stderr
 
 
 def test_size_label_without_a_name_needs_one_lesion(run_cli: Run, recipe: Path, tmp_path: Path) -> None:

@@ -6,10 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from maisi_aug.banks.case_reader import is_same_place
 from maisi_aug.errors import PreparationError
 from maisi_aug.preparation.mapping import labels_of
 from maisi_aug.preparation.sources import LabelFile, SourceCase
-from maisi_aug.preparation.survey import is_same_place, require_labels, require_readable, survey_case
+from maisi_aug.preparation.survey import require_labels, require_readable, survey_case
 from maisi_aug.volumes.grid import Grid
 from maisi_aug.volumes.image_files import save_label_map
 from tests.builders.tiny_bank import trunk_grid

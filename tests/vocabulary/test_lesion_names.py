@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from maisi_aug.vocabulary.labels import lesion_word, read_name
+from maisi_aug.vocabulary.labels import lesion_word, read_label_name
 
 
 @pytest.mark.parametrize(
@@ -34,7 +34,7 @@ def test_name_tells_lesions(name: str, word: str | None) -> None:
     "name", ["cancer", " Tumours", "lesion", "mass", "mets", "nodules", "tumor 1", "neoplasm", "primary_tumor", "GTV"]
 )
 def test_bare_name_tells_no_organ(name: str) -> None:
-    reading = read_name(name)
+    reading = read_label_name(name)
     assert (reading.kind, reading.organ_words) == ("tumor", frozenset())
 
 
@@ -52,7 +52,7 @@ def test_bare_name_tells_no_organ(name: str) -> None:
     ],
 )
 def test_organ_of_a_lesion_is_told_in_one_spelling(name: str, organ: str) -> None:
-    reading = read_name(name)
+    reading = read_label_name(name)
     assert (reading.kind, reading.organ_words) == ("tumor", frozenset({organ}))
 
 
@@ -65,10 +65,10 @@ def test_organ_of_a_lesion_is_told_in_one_spelling(name: str, organ: str) -> Non
     ],
 )
 def test_organ_with_or_without_its_lesion_is_a_union(name: str, organ: str) -> None:
-    reading = read_name(name)
+    reading = read_label_name(name)
     assert (reading.kind, reading.organ_text, reading.word) == ("union", organ, "")
 
 
 @pytest.mark.parametrize("name", ["kidney cyst", "tumor and cyst", "masses except tumor", "GTVn", "lymphoma"])
 def test_findings_are_lesions_but_no_tumour_by_their_name(name: str) -> None:
-    assert read_name(name).kind == "finding"
+    assert read_label_name(name).kind == "finding"

@@ -1,0 +1,215 @@
+"""The one reader of CTs and of the label maps that belong to them: is it a CT in HU, and do both lie in one place?
+
+Whoever asks is told the same of the same files. A label map that was cropped along its CT's voxels, as 3D Slicer stores
+it, is put into its place; every other difference is refused, but where the same field of view is all that is needed.
+"""
+
+from __future__ import annotations
+
+import warnings
+from itertools import product
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from maisi_aug.banks.entry import BankEntry
+from maisi_aug.errors import VolumeError
+from maisi_aug.volumes.grid import Grid, spell_grid
+from maisi_aug.volumes.image_files import Volume, decode_label_map, load_grid, load_image, load_label_map
+
+MAX_AIR_HU = -150
+"""An image without anything as dark as fat is no CT in HU."""
+LEAST_HU = -1024
+"""What a CT's 12 bits hold, but for padding and noise."""
+MAX_BELOW = 0.05
+"""Of voxels apart from padding more than :data:`BELOW_HU`: the offset of 1024 was taken off twice."""
+BELOW_HU = -1300
+AIR_TWICE_HU = -1900
+SOFT_TISSUE_HU = (-250, 350)
+MIN_SOFT_TISSUE = 0.05
+TISSUE_TWICE_HU = (-1250, -950)
+"""Where soft tissue comes to lie when the offset is taken off twice."""
+BONE_HU = 600
+MAX_BONE = 0.1
+"""More of an image that shows no air, no fat and no skin: tissue whose offset of 1024 was never taken off."""
+NUM_LOOKED_AT = 250_000
+"""Voxels, evenly spread, whose values are counted; lowest and highest are of all."""
+SAME_PLACE = 0.1
+"""Corners of two grids this share of a voxel apart are the same: headers round their origins."""
+
+
+def load_ct(path: Path) -> Volume:
+    """Read a CT.
+
+    Returns:
+        ``(I, J, K)`` HU in RAS+.
+
+    Raises:
+        VolumeError: It cannot be read, or its values are not HU.
+    """
+    volume = load_image(path)
+    require_hu(volume.array, path.name)
+    return volume
+
+
+def require_hu(image: NDArray[Any], subject: str) -> None:
+    """Raise where values cannot be HU: MR, normalised images, CTs stored with an offset, with or without padding.
+
+    Args:
+        image: ``(I, J, K)`` values.
+        subject: The image, for the message.
+
+    Raises:
+        VolumeError: Naming the values found.
+    """
+    lowest, highest = float(image.min()), float(image.max())
+    if lowest > MAX_AIR_HU:
+        fault = f"values between {lowest:g} and {highest:g}"
+    else:
+        step = max(1, int((image.size / NUM_LOOKED_AT) ** (1 / 3)))
+        looked_at = image[::step, ::step, ::step]
+        fault = _find_offset(looked_at[looked_at > lowest], lowest)  # the lowest may be padding
+    if fault:
+        raise VolumeError(
+            f"{subject}: expected HU, with air near -1000 and tissue near 0, found {fault}. Is it an MR, a normalised "
+            "image, or a CT stored without its offset of 1024?"
+        )
+
+
+def _find_offset(seen: NDArray[Any], lowest: float) -> str:
+    """What tells that values are an offset away from HU, though some of them are as dark as air; empty for nothing."""
+    if not seen.size:
+        return ""
+    below, bone = float(np.mean(seen < BELOW_HU)), float(np.mean(seen > BONE_HU))
+    if below > MAX_BELOW:
+        return f"{below:.0%} of them below {BELOW_HU}"
+    if bone > MAX_BONE and not ((seen > LEAST_HU) & (seen <= MAX_AIR_HU)).any():
+        return f"nothing between {LEAST_HU} and {MAX_AIR_HU} but {lowest:g}, and {bone:.0%} above {BONE_HU}"
+    if lowest < AIR_TWICE_HU:
+        soft, twice = (_share(seen, *span) for span in (SOFT_TISSUE_HU, TISSUE_TWICE_HU))
+        if soft < MIN_SOFT_TISSUE and twice > 0.5:
+            return f"{twice:.0%} of them between {TISSUE_TWICE_HU[0]} and {TISSUE_TWICE_HU[1]}"
+    return ""
+
+
+def _share(values: NDArray[Any], low: float, high: float) -> float:
+    return float(np.mean((values >= low) & (values <= high)))
+
+
+def place_labels(
+    labels: Volume, image: Grid, *, subject: str, on: Literal["the image's grid", "its own grid"] = "the image's grid"
+) -> Volume:
+    """A label map where its image is; a warning says so where it had to be put there.
+
+    Args:
+        labels: ``(I, J, K)`` labels.
+        image: The image's grid.
+        subject: The label map, for messages.
+        on: Which grid it is wanted on. On its own it may have other voxels than the image, if it shows the same field
+            of view to a voxel.
+
+    Returns:
+        It as it is; or padded to the image's grid where it was cropped along the image's own voxels.
+
+    Raises:
+        VolumeError: It lies elsewhere, has other voxels, or shows another field of view.
+    """
+    if is_same_place(labels.grid, image):
+        return labels
+    # As many voxels as the image, and elsewhere: one of the two headers is wrong, and nothing tells which.
+    is_other = labels.grid.shape != image.shape
+    padded = _put_into(labels, image) if is_other else None
+    if padded is not None:
+        warnings.warn(
+            f"{subject}: expected the {_spell_shape(image)} voxels of its CT, found {_spell_shape(labels.grid)} of "
+            "them; it is put into its place.",
+            stacklevel=2,
+        )
+        return Volume(padded, image)
+    if is_other and on == "its own grid" and _shows_the_same(labels.grid, image):
+        return labels
+    raise VolumeError(f"{subject}: expected the image's grid, {spell_place(image)}, found {spell_place(labels.grid)}")
+
+
+def load_labels_in_place(entry: BankEntry) -> Volume:
+    """The label map of a bank in its own ids, known to lie where its CT does, if there is one.
+
+    Raises:
+        VolumeError: It cannot be read, or lies elsewhere.
+    """
+    if entry.member is not None:
+        return decode_label_map(entry.member.read(), entry.name, max_bytes=entry.member.max_bytes)
+    (path,) = entry.label_paths
+    return require_place(load_label_map(path, image=entry.image_path), entry.image_path, subject=entry.name)
+
+
+def require_place(labels: Volume, image: Path | None, *, subject: str) -> Volume:
+    """The label map itself, once it is known that it shows a part of its CT, of which the header is read.
+
+    Args:
+        labels: ``(I, J, K)`` labels.
+        image: The CT; None where there is none.
+        subject: The label map, for messages.
+
+    Raises:
+        VolumeError: The CT cannot be read, or the label map lies elsewhere.
+    """
+    if image is not None:
+        place_labels(labels, load_grid(image), subject=subject, on="its own grid")
+    return labels
+
+
+def is_same_place(grid: Grid, other: Grid) -> bool:
+    """Whether two grids have the same voxels, to a tenth of a voxel."""
+    if grid.shape != other.shape:
+        return False
+    corners = np.array(list(product(*((0, side - 1) for side in grid.shape))))
+    apart = (corners @ (grid.affine[:3, :3] - other.affine[:3, :3]).T) + (grid.affine[:3, 3] - other.affine[:3, 3])
+    return bool(np.abs(apart).max() <= SAME_PLACE * min(grid.spacing_mm))
+
+
+def spell_place(grid: Grid) -> str:
+    """A grid and where its first voxel lies, in a few words."""
+    origin = ", ".join(f"{side:.1f}" for side in grid.affine[:3, 3])
+    return f"{spell_grid(grid.shape, [round(side, 3) for side in grid.spacing_mm], with_extent=False)} from ({origin})"
+
+
+def _spell_shape(grid: Grid) -> str:
+    return "x".join(map(str, grid.shape))
+
+
+def _put_into(labels: Volume, image: Grid) -> NDArray[Any] | None:
+    """Labels on the image's grid, if their voxels are some of the image's; None where they are not."""
+    shape = np.asarray(labels.grid.shape)
+    corners = np.array(list(product(*((0, side - 1) for side in shape))), dtype=np.float64)
+    places = _to_index(image, labels.grid, corners)
+    offset = np.rint(places[0]).astype(int)
+    if np.abs(places - corners - offset).max() > SAME_PLACE:
+        return None
+    low, high = np.maximum(offset, 0), np.minimum(offset + shape, image.shape)
+    if (low >= high).any():
+        return None
+    inner = tuple(slice(int(a), int(b)) for a, b in zip(low - offset, high - offset, strict=True))
+    outer = tuple(slice(int(a), int(b)) for a, b in zip(low, high, strict=True))
+    if np.count_nonzero(labels.array[inner]) != np.count_nonzero(labels.array):
+        return None
+    padded = np.zeros(image.shape, dtype=labels.array.dtype)
+    padded[outer] = labels.array[inner]
+    return padded
+
+
+def _shows_the_same(grid: Grid, image: Grid) -> bool:
+    """Whether two fields of view are the same, to a voxel of the coarser one at each side."""
+    bounds = [(-0.5, side - 0.5) for side in grid.shape]
+    places = _to_index(image, grid, np.array(list(product(*bounds))))
+    apart_low, apart_high = places.min(axis=0) + 0.5, places.max(axis=0) + 0.5 - np.asarray(image.shape)
+    voxel = np.maximum(1.0, np.asarray(grid.spacing_mm) / np.asarray(image.spacing_mm))
+    return bool((np.maximum(np.abs(apart_low), np.abs(apart_high)) <= voxel).all())
+
+
+def _to_index(image: Grid, grid: Grid, points: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Points ``(N, 3)`` in voxels of one grid as voxels of another."""
+    to_image = np.linalg.solve(image.affine, grid.affine)
+    return np.asarray(points @ to_image[:3, :3].T + to_image[:3, 3])

@@ -1,0 +1,120 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from maisi_aug.banks.files import list_bank
+from maisi_aug.banks.raw_datasets import (
+    choose_ct_channel,
+    find_dataset,
+    list_in_folders,
+    list_referenced,
+    note_never_trained,
+    read_document,
+)
+from maisi_aug.errors import BankError, EvaluationError, ExportError
+from maisi_aug.evaluation.cohort.case_sets import find_case_set
+from maisi_aug.integrations.nnunet.real import load_real_dataset
+
+CT = {"channel_names": {"0": "CT"}, "labels": {"background": 0, "liver": 1}, "numTraining": 1, "file_ending": ".nii.gz"}
+
+
+def write_dataset(folder: Path, document: object = None, case_id: str = "a") -> Path:
+    for name in (f"imagesTr/{case_id}_0000.nii.gz", f"labelsTr/{case_id}.nii.gz"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(b"x")
+    (folder / "dataset.json").write_text(json.dumps(CT if document is None else document))
+    return folder
+
+
+@pytest.mark.parametrize("name", ["3", "003", "Liver", "Dataset003_Liver"])
+def test_dataset_is_found_by_number_or_name_wherever_one_is_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    folder = write_dataset(tmp_path / "raw" / "Dataset003_Liver")
+    write_dataset(tmp_path / "raw" / "Dataset030_LiverTwo")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    monkeypatch.setenv("nnUNet_raw", str(tmp_path / "raw"))
+    assert find_dataset(name) == folder
+    assert find_case_set(Path(name)).path == folder
+    assert load_real_dataset(Path(name)).folder == folder
+    (entry,) = list_bank(Path(name), lambda word: False).entries
+    assert entry.label_paths == (folder / "labelsTr" / "a.nii.gz",)
+
+
+def test_path_that_exists_goes_before_a_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_dataset(tmp_path / "Dataset003_Liver")
+    (tmp_path / "3").mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("nnUNet_raw", str(tmp_path))
+    assert find_dataset("3") == Path("3")
+    assert find_dataset("4") == Path("4")
+    assert find_dataset(tmp_path / "gone" / "3") == tmp_path / "gone" / "3"
+    monkeypatch.delenv("nnUNet_raw")
+    assert find_dataset("Liver") == Path("Liver")
+
+
+def test_unknown_name_is_refused_by_the_one_who_asks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("nnUNet_raw", str(tmp_path))
+    with pytest.raises(BankError, match="Mask bank 7: .* found nothing there"):
+        list_bank(Path("7"), lambda word: False)
+    with pytest.raises(EvaluationError, match="7: expected CT volumes, found nothing there"):
+        find_case_set(Path("7"))
+    with pytest.raises(ExportError, match="7: expected a raw dataset of nnU-Net"):
+        load_real_dataset(Path("7"))
+
+
+@pytest.mark.parametrize(
+    ("document", "channel"),
+    [({}, 0), (CT, 0), ({"modality": {"0": "PET", "1": "ct "}}, 1), ({"channel_names": {"0": "noNorm"}}, 0)],
+)
+def test_ct_is_the_channel_that_is_called_so_or_the_only_one(document: dict[str, object], channel: int) -> None:
+    assert choose_ct_channel(document, Path("dataset.json")) == channel
+
+
+def test_several_channels_without_one_ct_are_refused() -> None:
+    for names in ({"0": "T1", "1": "T2"}, {"0": "CT", "1": "CT"}):
+        with pytest.raises(BankError, match="dataset.json: expected one channel, or one that is named CT, found"):
+            choose_ct_channel({"channel_names": names}, Path("dataset.json"))
+
+
+def test_cases_are_read_from_folders_and_from_the_entry(tmp_path: Path) -> None:
+    folder = write_dataset(tmp_path / "Dataset003_Liver")
+    (case,) = list_in_folders(folder, CT, 0)
+    assert (case.id, case.image, case.label) == (
+        "a",
+        folder / "imagesTr" / "a_0000.nii.gz",
+        folder / "labelsTr" / "a.nii.gz",
+    )
+    (folder / "imagesTr" / "a_0000.nii.gz").unlink()
+    (case,) = list_in_folders(folder, CT, 0)
+    assert case.image == folder / "imagesTr" / "a_0000.nii.gz"
+    entry = {"dataset": {"b": {"images": ["x_pet.mha", "x_ct.mha"], "label": "x.mha"}, "c": {"label": "y.mha"}}}
+    assert list_referenced(folder, CT, 0) is None
+    cases = list_referenced(folder, entry, 1)
+    assert cases is not None
+    assert [(case.id, case.image, case.label) for case in cases] == [
+        ("b", folder / "x_ct.mha", folder / "x.mha"),
+        ("c", None, folder / "y.mha"),
+    ]
+    with pytest.raises(BankError, match=r"expected 'images' and 'label' in dataset.b, found \{\}"):
+        list_referenced(folder, {"dataset": {"b": {}}}, 0)
+
+
+@pytest.mark.parametrize(("text", "found"), [("{", "Expecting"), ("[]", "a list")])
+def test_damaged_description_is_refused(tmp_path: Path, text: str, found: str) -> None:
+    (tmp_path / "dataset.json").write_text(text)
+    with pytest.raises(BankError, match=f"expected nnU-Net's description, found.* {found}"):
+        read_document(tmp_path / "dataset.json")
+
+
+def test_cases_that_nnunet_leaves_out_are_told() -> None:
+    assert note_never_trained(["a", "segment_1", "b_seg_2"]) == ""
+    assert note_never_trained(["a", "b_seg", "a_seg"]) == (
+        "nnU-Net never trains on cases whose names end in _seg, which it takes for label maps, found 2 (a_seg, b_seg). "
+        "Rename them."
+    )
