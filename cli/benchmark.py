@@ -139,9 +139,7 @@ def register(app: typer.Typer) -> None:
 def run(
     real: Annotated[
         Path,
-        typer.Option(
-            help="nnU-Net raw dataset (path, number or name), prepared folder, or pairs.", rich_help_panel=_DATA
-        ),
+        typer.Option(help="nnU-Net raw dataset, prepared folder, or pairs.", rich_help_panel=_DATA),
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the benchmark.", rich_help_panel=_RUN)],
     synthetic: Annotated[

@@ -56,7 +56,7 @@ def register(app: typer.Typer) -> None:
 
 
 def prepare(
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the prepared cases: new, or an earlier run's.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the prepared cases, new or begun.")],
     images: Annotated[
         Path | None,
         typer.Option(
@@ -67,8 +67,8 @@ def prepare(
         Path | None,
         typer.Option(
             help="Folder of label maps named after the images (ID.nii.gz, ID_oar.nii.gz; several per case are laid "
-            "over each other), or a folder per case with a mask per label, a label map called 'segmentation', a DICOM "
-            "SEG or an RT structure set. May be the images' folder."
+            "over each other), or a folder per case with masks, a label map, a DICOM SEG or an RT structure set. May "
+            "be the images' folder."
         ),
     ] = None,
     nnunet: Annotated[
@@ -89,7 +89,7 @@ def prepare(
         list[Path] | None,
         typer.Option(
             help="Folder of organ labels as TotalSegmentator writes them: ID.nii.gz, or a folder ID of masks; repeat, "
-            "the last one wins. Your own labels always win over organs."
+            "the last one wins. Your own labels win over organs."
         ),
     ] = None,
     organ_labels: Annotated[

@@ -66,7 +66,9 @@ class PagedCommand(TyperCommand):
         self.advanced: list[Any] = [
             option
             for option in command.params
-            if option.param_type_name == "option" and not option.required and everyday.isdisjoint(option.opts)
+            if option.param_type_name == "option"
+            and not (option.required or option.hidden)  # what is hidden already is an earlier spelling
+            and everyday.isdisjoint(option.opts)
         ]
         self.params = [*command.params, _build_flag(len(self.advanced))]
 

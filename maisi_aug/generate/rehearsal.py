@@ -5,16 +5,21 @@ The label map of the hardest case of every kind is drawn with the seed that a ru
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from maisi_aug.cohort.plan import CasePlan, CohortPlan
 from maisi_aug.cohort.resolve import ResolvedCohort
 from maisi_aug.errors import BankError, LesionError
 from maisi_aug.generate.attempts import AttemptMaker, open_source
-from maisi_aug.sources.plant_and_bank import BankSource
+from maisi_aug.volumes.grid import Grid
 
 REHEARSED_SOURCES = ("plant", "bank")
 """Sources that draw a label map without networks, in a second or so."""
+MAX_VOXELS = 2_000_000
+"""On larger grids a coarser one of the same field of view is tried: room is told in millilitres, not in voxels."""
+MIN_LESION_VOXELS = 8
 
 
 def rehearse(cohort: ResolvedCohort, report: Callable[[int, int], None] = lambda done, total: None) -> None:
@@ -30,9 +35,10 @@ def rehearse(cohort: ResolvedCohort, report: Callable[[int, int], None] = lambda
     """
     if cohort.config.mask_source not in REHEARSED_SOURCES:
         return
-    source = open_source(cohort, "cpu")
-    maker = AttemptMaker(cohort, source, None)
-    cases = find_hardest(cohort.plan, has_own_lesions=isinstance(source, BankSource))
+    has_own_lesions = cohort.config.mask_source == "bank"
+    cases = find_hardest(cohort.plan, has_own_lesions=has_own_lesions)
+    cohort = replace(cohort, grid=coarsen(cohort.grid, cases))
+    maker = AttemptMaker(cohort, open_source(cohort, "cpu"), None)
     report(0, len(cases))
     for done, case in enumerate(cases, start=1):
         attempt = maker.draw_map(maker.begin(case, 0))
@@ -41,6 +47,19 @@ def rehearse(cohort: ResolvedCohort, report: Callable[[int, int], None] = lambda
             kind = LesionError if isinstance(failure, LesionError) else BankError
             raise kind(f"{case.case_id}: {failure}") from failure
         report(done, len(cases))
+
+
+def coarsen(grid: Grid, cases: Sequence[CasePlan]) -> Grid:
+    """A grid of the same field of view with at most ``MAX_VOXELS``, unless lesions of the cases would be lost on it."""
+    smallest_ml = min((lesion.volume_ml for case in cases for lesion in case.lesions), default=math.inf)
+    largest = (smallest_ml / MIN_LESION_VOXELS / grid.voxel_ml) ** (1 / 3)
+    factor = min(math.ceil((math.prod(grid.shape) / MAX_VOXELS) ** (1 / 3)), largest)
+    if factor < 2:
+        return grid
+    shape = tuple(math.ceil(side / int(factor)) for side in grid.shape)
+    sides = zip(grid.spacing_mm, grid.shape, shape, strict=True)
+    spacing_mm = tuple(spacing * fine / coarse for spacing, fine, coarse in sides)
+    return Grid.from_spacing((shape[0], shape[1], shape[2]), (spacing_mm[0], spacing_mm[1], spacing_mm[2]))
 
 
 def find_hardest(plan: CohortPlan, *, has_own_lesions: bool) -> list[CasePlan]:

@@ -31,7 +31,13 @@ def test_fid_prints_and_saves_its_figures(run_cli: RunCli, cohort: Path, tmp_pat
     outcome = run_cli(*words, "--out", out, "--json")
     assert outcome.code == 0, outcome.stderr
     document = json.loads(outcome.stdout)
-    assert document["protocol"] == {"spacing_mm": None, "shape": [40, 36, 34], "centre_share": 1.0, "every": 9}
+    assert document["protocol"] == {
+        "spacing_mm": None,
+        "shape": [40, 36, 34],
+        "centre_share": 1.0,
+        "every": 9,
+        "resampling": "centred",
+    }
     assert document == json.loads((out / "fid.json").read_text())
     assert files_of(out) == ["fid.json", "fid.md", "fid.svg"]
     assert "![fid](fid.svg)" in (out / "fid.md").read_text()

@@ -25,6 +25,13 @@ def dry_run(run_cli: Run, rflow: Path) -> Run:
     return lambda *words: run_cli("synthesize", "--labels", "hepatic tumor:0.5", "--bundle", rflow, "--dry-run", *words)
 
 
+def words_of(outcome: Any) -> str:
+    """What it says on stderr, besides that the published bundle has no weights here."""
+    pull = "run maisi-aug bundles pull rflow-ct"
+    note = f"Note: rflow-ct is not on this machine yet. Before the cohort can be made, {pull}\n"
+    return str(outcome.stderr).replace(note, "")
+
+
 def flat(text: str) -> str:
     """Words, whatever width they were folded to."""
     return " ".join(text.split())
@@ -43,7 +50,7 @@ def flat(text: str) -> str:
 )
 def test_grids_that_the_networks_know_pass_in_silence(dry_run: Run, words: list[str], title: str) -> None:
     outcome = dry_run(*words)
-    assert (outcome.code, outcome.stderr) == (0, "")
+    assert (outcome.code, words_of(outcome)) == (0, "")
     assert title in flat(outcome.stdout)
 
 
@@ -67,7 +74,7 @@ def test_grids_that_cannot_work_are_refused_in_a_sentence(dry_run: Run, words: l
 def test_refusal_offers_flags_that_work(dry_run: Run) -> None:
     offered = dry_run("--shape", "512x384x128", "--spacing", "0.4").stderr.partition("Use ")[2].partition(" (")[0]
     outcome = dry_run(*offered.split())
-    assert (outcome.code, outcome.stderr) == (0, "")
+    assert (outcome.code, words_of(outcome)) == (0, "")
 
 
 def test_unseen_grid_is_warned_of_unless_all_is_to_be_quiet(dry_run: Run) -> None:
@@ -75,7 +82,7 @@ def test_unseen_grid_is_warned_of_unless_all_is_to_be_quiet(dry_run: Run) -> Non
     assert outcome.code == 0
     assert "Note: Grid for bundle 'rflow-ct': expected 256, 384 or 512 voxels along I and J" in flat(outcome.stderr)
     assert "try --shape 384x384x256 --spacing 1.25x1.25x1.5 (480x480x384 mm)" in flat(outcome.stderr)
-    assert dry_run("--shape", "320x320x256", "--quiet").stderr == ""
+    assert words_of(dry_run("--shape", "320x320x256", "--quiet")) == ""
     insisted = dry_run("--shape", "512x384x128", "--allow-unseen-grid")
     assert insisted.code == 0
     assert "Note: Grid for bundle 'rflow-ct': expected as many voxels along I" in flat(insisted.stderr)

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from maisi_aug.cohort.plan import plan_from_texts
 from maisi_aug.cohort.recipe import build_config
 from maisi_aug.cohort.resolve import resolve_cohort
 from maisi_aug.errors import BankError, LesionError
-from maisi_aug.generate.rehearsal import find_hardest, rehearse
+from maisi_aug.generate.rehearsal import MAX_VOXELS, coarsen, find_hardest, rehearse
+from maisi_aug.vocabulary.labels import MAISI
+from maisi_aug.volumes.grid import Grid
 from maisi_aug.volumes.image_files import save_label_map
 from tests.builders.tiny_bank import BODY, HEPATIC_TUMOR, LIVER, build_trunk, trunk_grid
 
@@ -65,3 +69,15 @@ def test_hardest_case_is_the_one_with_the_most_lesion_volume() -> None:
     assert largest["lung tumor:8-30mm"].lesions[0].volume_ml == max(sizes)
     own = {case.lesions[0].volume_ml for case in find_hardest(plan, has_own_lesions=True)}
     assert {min(sizes), max(sizes)} <= own
+
+
+def test_large_grids_are_rehearsed_on_a_coarser_one_that_keeps_the_smallest_lesion() -> None:
+    plan = plan_from_texts(["hepatic tumor:30mm"], vocabulary=MAISI, num_cases=1, seed=0)
+    fine = Grid.from_spacing((512, 512, 300), (0.75, 0.75, 1.0))
+    coarse = coarsen(fine, plan.cases)
+    assert math.prod(coarse.shape) <= MAX_VOXELS
+    assert coarse.extent_mm == pytest.approx(fine.extent_mm)
+    tiny = plan_from_texts(["hepatic tumor:3mm"], vocabulary=MAISI, num_cases=1, seed=0)
+    assert coarsen(fine, tiny.cases) is fine
+    small = Grid.from_spacing((96, 80, 64), (4.0, 4.0, 4.0))
+    assert coarsen(small, plan.cases) is small
