@@ -243,7 +243,7 @@ def synthesize_given(root: Path) -> Seen:
 def size_reference(root: Path) -> Seen:
     """``synthesize --size-reference``: volumes alone, by the file's own ids."""
     folder = _folders(root)[1]
-    liver = _measure_label_maps(folder, {1}, None)[1][0]
+    liver = _measure_label_maps(folder, {1}, FULL_VOCABULARY, None)[1][0]
     expected = truth()[1][LIVER]
     return {LIVER: np.array([*expected[:3], max(liver)])}, {}
 
