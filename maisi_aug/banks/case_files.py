@@ -158,6 +158,16 @@ def list_images(folder: Path) -> list[Path]:
     return [*list_volumes(folder), *find_volumes(folder)]
 
 
+def find_case_series(folder: Path) -> Path | None:
+    """The DICOM image of a folder that belongs to one case, in it or anywhere below.
+
+    Returns:
+        The only one in it; the folder itself, where it holds several, of which only reading tells; None without any.
+    """
+    volumes = find_volumes(folder)
+    return volumes[0] if len(volumes) == 1 else folder if volumes else None
+
+
 def list_labels(folder: Path, *, is_case: bool = False) -> list[Path]:
     """Files that may be label maps, DICOM segmentations and structure sets among them.
 

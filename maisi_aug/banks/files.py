@@ -21,6 +21,7 @@ from maisi_aug.banks.case_files import (
     LeftOut,
     Pair,
     case_of,
+    find_case_series,
     find_folders,
     is_image_name,
     is_letter_and_number,
@@ -279,7 +280,8 @@ class _Search:
             has_channels=self._has_channels,
         )
         series = next(iter(images)) if len(images) == 1 and next(iter(images)).is_dir() else None
-        if series is not None and (series in (folder, *image_folders) or (is_inner and len(labels) < 2)):
+        is_unnamed = is_inner and not any(pair.image for pair in pair_by_name(labels, images))
+        if series is not None and (series in (folder, *image_folders) or is_unnamed):
             self._look_into_case(folder, label_folder, series)
             return
         pairs = pair_by_name(labels, images, is_one_folder=not image_folders)
@@ -317,7 +319,7 @@ class _Search:
             labels = list_labels(child, is_case=True)
             inner = [folder / child.name for folder in image_folders if (folder / child.name).is_dir()]
             own = {image: base for image, base in images.items() if case_of(image, base, role="image") == child.name}
-            found = split_channels([image for place in inner for image in list_images(place)], labels)[0] or own
+            found = split_channels([image for place in inner for image in list_volumes(place)], labels)[0] or own
             pairs = pair_in_case(labels, found)
             self._take_pairs([(pair, found.get(pair.image) if pair.image else None) for pair in pairs])
 
@@ -370,15 +372,13 @@ def _find_series(folder: Path, files: Sequence[Path], *, is_inner: bool) -> Path
         is_inner: Whether it lies in the bank, which a folder per case does.
 
     Returns:
-        The image; the folder itself, where several lie in it, of which only reading tells; None where it is no case.
+        The image, as :func:`find_case_series` has it; None where the folder is no case.
     """
-    volumes = find_volumes(folder)
-    direct = [path for path in volumes if path == folder or path.is_file()]
-    if any(map(is_image_name, files)) or not (volumes if is_inner else direct):
+    if any(map(is_image_name, files)):
         return None
-    if len(volumes) == 1:
-        return volumes[0]
-    return folder if is_inner else None
+    series = find_case_series(folder)
+    is_direct = series is not None and (series.is_file() or find_volumes(folder) == [folder])
+    return series if is_inner or is_direct else None
 
 
 def _pair_in_folder(folder: Path, left_out: list[LeftOut], ct_channel: int) -> Iterator[tuple[Pair, str | None]]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from maisi_aug.banks.case_files import (
     SortedFiles,
     case_of,
+    find_case_series,
     is_image_name,
     list_folders,
     list_labels,
@@ -23,7 +24,7 @@ from maisi_aug.banks.case_files import (
 from maisi_aug.banks.files import NAME_FILES, load_label_names
 from maisi_aug.banks.raw_datasets import find_ct_channel
 from maisi_aug.errors import BankError, PreparationError, VolumeError
-from maisi_aug.volumes.dicom_files import find_label_objects, holds_slices, is_dicom
+from maisi_aug.volumes.dicom_files import find_label_objects, is_dicom
 from maisi_aug.volumes.image_files import is_readable, load_drawn_names
 from maisi_aug.volumes.own_names import load_own_names
 
@@ -195,8 +196,9 @@ def _find_case_folders(folder: Path) -> Iterable[tuple[str, Path]]:
     for child in list_folders(folder):
         found = sort_files(list_volumes(child))
         images = sorted(found.images, key=lambda path: (not is_image_name(path), path))
-        if holds_slices(child) and not any(map(is_image_name, images)):
-            yield child.name, child
+        series = find_case_series(child)
+        if series is not None and not any(map(is_image_name, images)):
+            yield child.name, series
         elif images and (not found.is_bare or len(images) == 1):
             yield child.name, images[0]
 

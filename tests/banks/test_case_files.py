@@ -17,9 +17,17 @@ from maisi_aug.evaluation.cohort.case_sets import find_case_set
 from maisi_aug.preparation.collecting import Sources, collect_cases
 from maisi_aug.vocabulary.label_meaning import find_label_id
 from maisi_aug.vocabulary.labels import MAISI
+from tests.builders.made_dicom import build_header, item
 
 CT_JSON = {"channel_names": {"0": "CT"}, "labels": {"background": 0, "liver": 1}, "file_ending": ".nii.gz"}
 MSD_JSON = {"modality": {"0": "CT"}, "labels": {"0": "background", "1": "liver"}}
+SOP_CLASSES = {
+    "CT": "1.2.840.10008.5.1.4.1.1.2",
+    "FRAMES": "1.2.840.10008.5.1.4.1.1.2.1",
+    "SEG": "1.2.840.10008.5.1.4.1.1.66.4",
+    "RT": "1.2.840.10008.5.1.4.1.1.481.3",
+    "DOSE": "1.2.840.10008.5.1.4.1.1.481.2",
+}
 ORGANS = ("liver", "spleen", "stomach", "colon")
 
 # Name of the layout: its files, its dataset.json, (case, image, label map or folder of masks), --images and --labels.
@@ -191,16 +199,97 @@ LAYOUTS: dict[str, tuple[Sequence[str], object, Sequence[tuple[str, str, str]], 
         [("s01", "s01/ct.nii.gz", "s01/segmentations")],
         (".", "."),
     ),
+    "DICOM slices called like channels": (
+        [f"CT:images/{case}/000{n}.dcm" for case in ("P1", "P2") for n in (0, 1)] + ["labels/P1.nii.gz"],
+        None,
+        [("P1", "images/P1", "labels/P1.nii.gz")],
+        ("images", "labels"),
+    ),
+    "DICOM without suffixes": (
+        [*(f"CT:P{n}/study/ct/IM0000{k}" for n in (1, 2) for k in (0, 1)), *(f"SEG:P{n}/study/1-1" for n in (1, 2))],
+        None,
+        [(f"P{n}", f"P{n}/study", f"P{n}/study/1-1") for n in (1, 2)],
+        (".", "."),
+    ),
+    "DICOM series and SEG in folders called so": (
+        [f"{kind}:P{n}/{kind}/1.dcm" for n in (1, 2) for kind in ("CT", "SEG", "DOSE")],
+        None,
+        [(f"P{n}", f"P{n}/CT", f"P{n}/SEG/1.dcm") for n in (1, 2)],
+        (".", "."),
+    ),
+    "DICOM series beside structures and a segmentation of them": (
+        [f"CT:images/P{n}/{k}.dcm" for n in (1, 2) for k in (1, 2)] + ["SEG:labels/P1_seg.dcm", "RT:labels/P2.dcm"],
+        None,
+        [("P1", "images/P1", "labels/P1_seg.dcm"), ("P2", "images/P2", "labels/P2.dcm")],
+        ("images", "labels"),
+    ),
+    "DICOM on both sides, a folder per case": (
+        [f"CT:images/P{n}/series/{k}.IMA" for n in (1, 2) for k in (1, 2)]
+        + [f"RT:labels/P{n}/1-1.dcm" for n in (1, 2)],
+        None,
+        [(f"P{n}", f"images/P{n}", f"labels/P{n}/1-1.dcm") for n in (1, 2)],
+        ("", ""),
+    ),
+    "DICOM slices beside a label map": (
+        [f"CT:P{n}/{k}" for n in (1, 2) for k in (1, 2)] + [f"P{n}/seg.nrrd" for n in (1, 2)],
+        None,
+        [(f"P{n}", f"P{n}", f"P{n}/seg.nrrd") for n in (1, 2)],
+        (".", "."),
+    ),
+    "DICOM slices and TotalSegmentator's masks": (
+        ["CT:s01/scan/1.dcm", *(f"s01/segmentations/{organ}.nii.gz" for organ in ORGANS)],
+        None,
+        [("s01", "s01/scan", "s01/segmentations")],
+        (".", "."),
+    ),
+    "DICOM slices and masks in one folder": (
+        ["CT:s01/1.dcm", *(f"s01/{organ}.nii.gz" for organ in ORGANS)],
+        None,
+        [("s01", "s01", "s01")],
+        (".", "."),
+    ),
+    "files of frames": (
+        [f"FRAMES:P{n}.dcm" for n in (1, 2)] + ["P1_seg.nii.gz", "SEG:P2_seg.dcm"],
+        None,
+        [("P1", "P1.dcm", "P1_seg.nii.gz"), ("P2", "P2.dcm", "P2_seg.dcm")],
+        (".", "."),
+    ),
+    "a data set of one DICOM case": (
+        ["CT:P1/1.dcm", "CT:P1/2.dcm", "SEG:P1/SEG.dcm"],
+        None,
+        [("P1", "P1", "P1/SEG.dcm")],
+        ("P1", "P1"),
+    ),
 }
 
 
 def _touch(root: Path, names: Sequence[str], description: object = None) -> Path:
     for name in names:
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).write_bytes(b"x")
+        kind, _, place = name.rpartition(":")
+        path = root / place
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if kind:
+            _write_dicom(path, kind)
+        else:
+            path.write_bytes(b"x")
     if description is not None:
         (root / "dataset.json").write_text(json.dumps(description))
     return root
+
+
+def _write_dicom(path: Path, kind: str) -> None:
+    """Headers alone, without a voxel."""
+    header = build_header(SOP_CLASSES[kind])
+    if kind in ("CT", "FRAMES"):
+        header.Rows = header.Columns = 4
+    if kind == "FRAMES":
+        header.NumberOfFrames = 2
+    if kind == "SEG":
+        header.SegmentationType = "BINARY"
+        header.SegmentSequence = item(SegmentNumber=1, SegmentLabel="liver")
+    if kind == "RT":
+        header.StructureSetROISequence = item(ROINumber=1, ROIName="liver")
+    header.save_as(path, enforce_file_format=True)
 
 
 def _list(path: Path) -> BankFiles:

@@ -168,7 +168,21 @@ def test_two_processes_make_the_same_bytes(prepared: tuple[Path, Path], prepare:
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])
-def test_header_without_an_orientation_is_told_once(prepare: Run, tmp_path: Path, workers: str) -> None:
+def test_sheared_label_map_is_told_once(prepare: Run, tmp_path: Path, workers: str) -> None:
+    lab = write_lab(tmp_path / "lab", 2)
+    for path in lab.glob("p1_*"):
+        image: Any = nib.load(path)
+        affine = image.affine.copy()
+        affine[:3, 2] += 0.1 * affine[:3, 1]
+        nib.save(nib.Nifti1Image(np.asarray(image.dataobj), affine, image.header), path)
+    outcome = prepare(lab, "--workers", workers, folds=2)
+    assert outcome.code == 0, outcome.stderr
+    told = f"Note: {lab / 'p1_a_seg.nii.gz'}: expected voxel axes at right angles, found"
+    assert outcome.stderr.count(told) == 1
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_header_without_an_orientation_is_refused(prepare: Run, tmp_path: Path, workers: str) -> None:
     lab = write_lab(tmp_path / "lab", 2)
     for path in lab.glob("p1_*"):
         image: Any = nib.load(path)
@@ -176,9 +190,8 @@ def test_header_without_an_orientation_is_told_once(prepare: Run, tmp_path: Path
         image.set_qform(None, 0)
         nib.save(nib.Nifti1Image(np.asarray(image.dataobj), None, image.header), path)
     outcome = prepare(lab, "--workers", workers, folds=2)
-    assert outcome.code == 0, outcome.stderr
-    told = f"Note: {lab / 'p1_a_seg.nii.gz'}: expected an orientation in the header, found none;"
-    assert outcome.stderr.count(told) == 1
+    assert outcome.code == 1
+    assert f"{lab / 'p1_a_ct.nii.gz'}: expected an sform or qform with a code above 0, found none" in outcome.stderr
 
 
 def test_organs_come_from_totalsegmentators_output(prepare: Run, tmp_path: Path) -> None:
