@@ -124,10 +124,7 @@ def resolve_cohort(
         modality=config.modality, body_region=None if _only_chooses_maps(config, bundle, bank) else config.body_region
     )
     preset = None if config.preset is None else find_preset(config.preset, bundle)
-    if preset is not None and config.decoding.window is None:
-        own = {} if "overlap" in config.decoding.model_fields_set else {"overlap": preset.overlap}
-        decoding = config.decoding.model_copy(update={"window": preset.window, **own})
-        config = config.model_copy(update={"decoding": decoding})
+    config = _with_windows(config, preset)
     grid = _choose_grid(config, bundle, preset)
     config = config.model_copy(
         update={
@@ -157,6 +154,15 @@ def resolve_cohort(
     )
     hu_ranges = _find_hu_ranges(config, bundle, grid, document or {}, report_file)
     return ResolvedCohort(config, bundle, grid, plan, distributions, described, hu_ranges)
+
+
+def _with_windows(config: CohortConfig, preset: Preset | None) -> CohortConfig:
+    """The configuration with the preset's windows of decoding, unless the user has chosen some."""
+    if preset is None or config.decoding.window is not None:
+        return config
+    own = {} if "overlap" in config.decoding.model_fields_set else {"overlap": preset.overlap}
+    decoding = config.decoding.model_copy(update={"window": preset.window, **own})
+    return config.model_copy(update={"decoding": decoding})
 
 
 def replan(cohort: ResolvedCohort, seed: int) -> CohortPlan:
