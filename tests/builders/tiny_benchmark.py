@@ -29,6 +29,7 @@ def draw_case(seed: int, *, has_tumor: bool = True) -> tuple[NDArray[np.int16], 
         a, b, c = i + rng.integers(2, 8), j + rng.integers(2, 6), k + rng.integers(1, 4)
         label_map[a : a + 4, b : b + 4, c : c + 3] = 2
     image_hu = np.array([-80, 100, 20])[label_map] + rng.normal(0, 10, SHAPE)
+    image_hu[0] = -1000  # air: no lesion begins there
     return image_hu.round().astype(np.int16), label_map, grid
 
 
