@@ -110,7 +110,7 @@ def test_unreadable_cases_are_left_out_of_every_arm_and_named(tmp_path: Path) ->
     assert "NaN" in text
     assert "Case case_001 (real) was left out" in text
     assert "Case made_0002 (synthetic) was left out" in text
-    assert "expected image and label map on one grid" in text
+    assert "expected the image's grid" in text
 
 
 def test_cautions_are_part_of_the_plan(tmp_path: Path) -> None:
@@ -345,7 +345,7 @@ def test_cases_of_other_spacings_meet_on_one_grid(tmp_path: Path) -> None:
     grid = Grid.from_spacing((30, 30, 30), (1.0, 1.0, 1.0))
     label_map = np.ones(grid.shape, np.uint8)
     for path in sorted((made / "images").iterdir()):
-        save_image(path, label_map * 50, grid)
+        save_image(path, np.where(np.indices(grid.shape)[0] < 3, -1000, 50), grid)
         save_label_map(made / "labels" / path.name, label_map, grid)
     benchmark = open_benchmark(tmp_path / "bench", config)
     assert run_arm(benchmark, "real+synthetic:1", 0, device="cpu").status == "done"

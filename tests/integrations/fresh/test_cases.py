@@ -37,6 +37,7 @@ def configuration(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         label_map = np.full(SHAPE, BODY_ID, dtype=np.uint8)
         label_map[4:20, 4:12, 3:12] = 1
         label_map[8 + number : 12, 6:9, 5:9] = 26
+        label_map[1:3, 4:8, 3:8], label_map[21:23, 4:8, 3:8] = 3, 14  # organs beside it, as the networks know them
         save_label_map(folder / "maps" / f"map_{number}.nii.gz", label_map, Grid.from_spacing(SHAPE, (8.0, 9.0, 10.0)))
     return {
         "bundle": str(folder / "bundle"),
@@ -101,7 +102,7 @@ def test_items_are_metatensors_of_the_requested_labels(cases: FreshCases) -> Non
     item = cases[0]
     assert isinstance(item["image"], MetaTensor)
     assert np.allclose(item["image"].pixdim, (8.0, 9.0, 10.0))
-    assert len(np.unique(item["label"].numpy())) == 3  # background, liver and the lesion
+    assert len(np.unique(item["label"].numpy())) == 5  # background, three organs and the lesion
     assert item["case_id"].startswith("fresh_0000_")
     with pytest.raises(IndexError):
         cases[NUM_ITEMS]
