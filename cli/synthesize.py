@@ -258,6 +258,15 @@ def synthesize(
     resume: Annotated[
         bool, typer.Option(help="Go on with a cohort of the same configuration.", rich_help_panel=_RUN)
     ] = True,
+    verify: Annotated[
+        bool,
+        typer.Option(
+            "--verify",
+            help="Compare the bytes of finished cases with the manifest, and draw altered ones again; missing ones "
+            "always are.",
+            rich_help_panel=_RUN,
+        ),
+    ] = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the plan or the summary as JSON.", rich_help_panel=_RUN)
     ] = False,
@@ -303,7 +312,16 @@ def synthesize(
         return
     if out is None:
         raise typer.BadParameter("--out: expected a folder for the cohort, found none. Name one, or add --dry-run.")
-    summary = _run(config, balance, out, device=device, compiler=compile_with.value, may_resume=resume, is_quiet=quiet)
+    summary = _run(
+        config,
+        balance,
+        out,
+        device=device,
+        compiler=compile_with.value,
+        may_resume=resume,
+        verify=verify,
+        is_quiet=quiet,
+    )
     typer.echo(json.dumps(summary.to_json(), indent=1) if as_json else describe_summary(summary))
     if not summary.is_complete:
         raise typer.Exit(1)
@@ -323,6 +341,7 @@ def _run(
     device: str,
     compiler: Compiler,
     may_resume: bool,
+    verify: bool,
     is_quiet: bool,
 ) -> CohortSummary:
     from maisi_aug.cli.shared.progress import CohortProgress
@@ -334,7 +353,7 @@ def _run(
         cohort = resolve_cohort(config, out, report_file=progress.measures)
         for advice in _find_advice(cohort) if not is_quiet else ():
             typer.echo(f"Note: {advice}", err=True)
-        summary = synthesize_cohort(cohort, out, device=device, compiler=compiler, listener=progress)
+        summary = synthesize_cohort(cohort, out, device=device, compiler=compiler, listener=progress, verify=verify)
     if balance is not None:
         save_balance(balance, out)
     return summary

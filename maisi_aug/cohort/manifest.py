@@ -136,6 +136,14 @@ class AttemptRecord:
         """Labels that the case was asked for, lesions and organs."""
         return frozenset(lesion.label_id for lesion in self.lesions) | frozenset(self.required_ids)
 
+    def keep_figures(self, gates: Collection[str]) -> AttemptRecord:
+        """The record without the figures of other gates, which are most of it."""
+        verdicts = (
+            verdict if verdict.gate in gates else VerdictRecord(verdict.gate, verdict.passed, {}, verdict.message)
+            for verdict in self.verdicts
+        )
+        return replace(self, verdicts=tuple(verdicts))
+
     def to_json(self) -> str:
         """The record as one line, without the line break."""
         return _RECORD.dump_json(self).decode()
@@ -217,22 +225,26 @@ def is_cohort(folder: Path) -> bool:
     return (folder / MANIFEST_NAME).is_file()
 
 
-def load_manifest(folder: Path) -> Manifest:
+def load_manifest(folder: Path, *, gates: Collection[str] | None = None) -> Manifest:
     """Read the manifest of a cohort.
 
     A last line without a line break is what a killed process leaves behind: its files do not count, and it is skipped.
 
+    Args:
+        folder: The cohort's folder.
+        gates: Whose figures are kept, which are most of a manifest; all when not given.
+
     Raises:
-        CohortError: When the folder has no manifest, or a line in it cannot be read.
+        CohortError: When the folder has no manifest, or a line in it cannot be read or says what cannot be.
     """
     if not is_cohort(folder):
         raise CohortError(
             f"{folder}: expected a cohort with {MANIFEST_NAME}, found none. Give the folder that synthesize wrote."
         )
-    return Manifest.from_records(_read_lines(folder / MANIFEST_NAME))
+    return Manifest.from_records(_read_lines(folder / MANIFEST_NAME, gates))
 
 
-def _read_lines(path: Path) -> list[AttemptRecord]:
+def _read_lines(path: Path, gates: Collection[str] | None) -> list[AttemptRecord]:
     """The records of whole lines, each checked, then against the lines before it."""
     records: list[AttemptRecord] = []
     with path.open("rb") as file:
@@ -247,7 +259,7 @@ def _read_lines(path: Path) -> list[AttemptRecord]:
                 found = f"{line.rstrip()[:60]!r} ({place}: {first['msg']})"
                 raise _wrong_line(path, number, "a record", found) from None
             _require_files(path, number, record)
-            records.append(record)
+            records.append(record if gates is None else record.keep_figures(gates))
     _require_names_of_one_case(path, records)
     return records
 
