@@ -21,16 +21,15 @@ from pydantic import Field, JsonValue, TypeAdapter, ValidationError
 
 from maisi_aug.errors import CohortError
 from maisi_aug.system.file_lock import lock
+from maisi_aug.system.file_names import INNER_PATH, PLAIN_NAME
 
 MANIFEST_NAME = "manifest.jsonl"
 
 Status = Literal["accepted", "retried", "rejected"]
 FileRole = Literal["image", "label", "anatomy", "preview"]
 
-_NAME = r"[A-Za-z0-9_][A-Za-z0-9_.-]*"
-"""A part of a path: no separator, no control character, nothing that leads upwards or is hidden."""
-_CaseId = Annotated[str, Field(pattern=rf"^{_NAME}$", max_length=64)]
-_InnerPath = Annotated[str, Field(pattern=rf"^{_NAME}(/{_NAME})*$", max_length=255)]
+_CaseId = Annotated[str, Field(pattern=PLAIN_NAME, max_length=64)]
+_InnerPath = Annotated[str, Field(pattern=INNER_PATH, max_length=255)]
 _Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 _Fingerprint = Annotated[str, Field(pattern=r"^[0-9a-f]{0,64}$")]
 _Count = Annotated[int, Field(ge=0, lt=10**9)]
@@ -258,7 +257,8 @@ def _read_lines(path: Path, gates: Collection[str] | None) -> list[AttemptRecord
                 place = ".".join(map(str, first["loc"])) or "line"
                 found = f"{line.rstrip()[:60]!r} ({place}: {first['msg']})"
                 raise _wrong_line(path, number, "a record", found) from None
-            _require_files(path, number, record)
+            if record.status == "accepted" and "image" not in record.files:
+                raise _wrong_line(path, number, f"the image of the accepted case '{record.case_id}'", "none")
             records.append(record if gates is None else record.keep_figures(gates))
     _require_names_of_one_case(path, records)
     return records
@@ -268,16 +268,6 @@ def _wrong_line(path: Path, number: int, expected: str, found: str) -> CohortErr
     return CohortError(
         f"{path}: expected {expected} on line {number}, found {found}. Remove the line to have its case made again."
     )
-
-
-def _require_files(path: Path, number: int, record: AttemptRecord) -> None:
-    """Raise unless an accepted attempt names its image, and another one a picture at most."""
-    if record.status == "accepted" and "image" not in record.files:
-        raise _wrong_line(path, number, f"the image of the accepted case '{record.case_id}'", "none")
-    if record.status != "accepted" and not record.files.keys() <= {"preview"}:
-        raise _wrong_line(
-            path, number, f"no more than a preview of a {record.status} case", f"files: {', '.join(record.files)}"
-        )
 
 
 def _require_names_of_one_case(path: Path, records: Iterable[AttemptRecord]) -> None:

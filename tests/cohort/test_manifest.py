@@ -281,12 +281,6 @@ def test_accepted_line_names_its_image(tmp_path: Path) -> None:
         load_manifest(tmp_path)
 
 
-def test_rejected_line_names_no_image(tmp_path: Path) -> None:
-    write_strange_line(tmp_path, status="rejected")
-    with pytest.raises(CohortError, match="no more than a preview of a rejected case on line 2, found files: image"):
-        load_manifest(tmp_path)
-
-
 @pytest.mark.parametrize("case_id", ["case_0001", "CASE_0001"])
 def test_id_of_two_cases_is_refused(tmp_path: Path, case_id: str) -> None:
     write_strange_line(tmp_path, case_id=case_id)
