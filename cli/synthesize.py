@@ -312,16 +312,7 @@ def synthesize(
         return
     if out is None:
         raise typer.BadParameter("--out: expected a folder for the cohort, found none. Name one, or add --dry-run.")
-    summary = _run(
-        config,
-        balance,
-        out,
-        device=device,
-        compiler=compile_with.value,
-        may_resume=resume,
-        verify=verify,
-        is_quiet=quiet,
-    )
+    summary = _run(config, balance, out, device, compile_with.value, may_resume=resume, verify=verify, is_quiet=quiet)
     typer.echo(json.dumps(summary.to_json(), indent=1) if as_json else describe_summary(summary))
     if not summary.is_complete:
         raise typer.Exit(1)
@@ -337,9 +328,9 @@ def _run(
     config: CohortConfig,
     balance: Balance | None,
     out: Path,
-    *,
     device: str,
     compiler: Compiler,
+    *,
     may_resume: bool,
     verify: bool,
     is_quiet: bool,

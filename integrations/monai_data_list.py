@@ -200,11 +200,10 @@ def _place_in_folds(folds: Folds, real: RealDataset | None) -> dict[str, int | N
                 )
             places[case_id] = number
         missing = sorted(places.keys() - {*fold["train"], *fold["val"]})
-        if missing or not fold["val"]:
-            found = f"no '{missing[0]}'" if missing else "none that validate"
+        if missing:
             raise ExportError(
                 f"{name}: expected all cases to train or to validate in fold {number} of {folds.source}, found "
-                f"{found}. {advice}"
+                f"no '{missing[0]}'. {advice}"
             )
     return places
 
