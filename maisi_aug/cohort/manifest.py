@@ -10,7 +10,7 @@ that ids are plain names, each of one case, paths stay inside the folder, number
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -26,12 +26,12 @@ from maisi_aug.system.file_names import INNER_PATH, PLAIN_NAME
 MANIFEST_NAME = "manifest.jsonl"
 
 Status = Literal["accepted", "retried", "rejected"]
-FileRole = Literal["image", "label", "anatomy", "preview"]
 
 _CaseId = Annotated[str, Field(pattern=PLAIN_NAME, max_length=64)]
 _InnerPath = Annotated[str, Field(pattern=INNER_PATH, max_length=255)]
 _Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 _Fingerprint = Annotated[str, Field(pattern=r"^[0-9a-f]{0,64}$")]
+_FileRole = Annotated[str, Field(pattern=r"^(image|label|anatomy|preview)$")]
 _Count = Annotated[int, Field(ge=0, lt=10**9)]
 _Seed = Annotated[int, Field(ge=0, lt=2**64)]
 _LabelId = Annotated[int, Field(ge=0, le=255)]
@@ -126,7 +126,7 @@ class AttemptRecord:
     bundle_fingerprint: _Fingerprint
     licence: str
     settings: dict[str, JsonValue]
-    files: Mapping[FileRole, FileRecord]
+    files: dict[_FileRole, FileRecord]
     seconds: dict[str, _Amount]
     max_attempts: _Count = 0
 

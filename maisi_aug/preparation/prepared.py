@@ -196,8 +196,9 @@ def load_prepared(folder: Path | str) -> PreparedDataset:
         raise PreparationError(f"{cases_path}: expected at least one case, found none. Prepare the data again.")
     seen: set[str] = set()
     for case in cases:
-        if case.id.casefold() in seen or seen.add(case.id.casefold()):
+        if case.id.casefold() in seen:
             raise PreparationError(f"{cases_path}: expected every case once, found '{case.id}' twice. Prepare again.")
+        seen.add(case.id.casefold())
         if case.fold >= spec.num_folds:
             raise PreparationError(
                 f"{cases_path}: expected folds 0 to {spec.num_folds - 1}, found {case.fold} for '{case.id}'. Prepare "

@@ -22,6 +22,7 @@ from typing import Any, Final
 
 import numpy as np
 import yaml
+from pydantic import JsonValue
 
 from maisi_aug.cohort.folder import FOLDERS, CohortFolder
 from maisi_aug.cohort.manifest import MANIFEST_NAME, AttemptRecord, FileRecord, LesionRecord, VerdictRecord
@@ -98,7 +99,7 @@ def _build_record(cohort: ResolvedCohort, case: CasePlan) -> AttemptRecord:
         )
         for part in case.lesions
     )
-    organs = [
+    organs: list[JsonValue] = [
         {
             "organ": name,
             "median_hu": 50.0 + case.index % 13,
@@ -110,7 +111,7 @@ def _build_record(cohort: ResolvedCohort, case: CasePlan) -> AttemptRecord:
         }
         for name in ORGANS
     ]
-    sizes = {
+    sizes: dict[str, JsonValue] = {
         "label": lesions[0].label,
         "requested_ml": [part.volume_ml for part in case.lesions],
         "realised_ml": [lesion.realised_ml for lesion in lesions],
@@ -118,7 +119,13 @@ def _build_record(cohort: ResolvedCohort, case: CasePlan) -> AttemptRecord:
         "voxel_ml": GRID.voxel_ml,
         "tolerance": 0.1,
     }
-    seen = {"label": lesions[0].label, "num_voxels": 92, "lesion_hu": 13.0, "host_hu": 74.0, "contrast_hu": -61.0}
+    seen: dict[str, JsonValue] = {
+        "label": lesions[0].label,
+        "num_voxels": 92,
+        "lesion_hu": 13.0,
+        "host_hu": 74.0,
+        "contrast_hu": -61.0,
+    }
     verdicts = (
         VerdictRecord("presence", True, {"num_voxels": {"26": 92}, "missing_ids": []}, "Presence: all are there."),
         VerdictRecord("lesion size", True, sizes, f"{lesions[0].label}: Lesion size: 1 of 1 as requested."),
