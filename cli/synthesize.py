@@ -348,6 +348,15 @@ def synthesize(
     resume: Annotated[
         bool, typer.Option(help="Go on with a cohort of the same configuration.", rich_help_panel=_RUN)
     ] = True,
+    verify: Annotated[
+        bool,
+        typer.Option(
+            "--verify",
+            help="Compare the bytes of finished cases with the manifest, and draw altered ones again; missing ones "
+            "always are.",
+            rich_help_panel=_RUN,
+        ),
+    ] = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the plan or the summary as JSON.", rich_help_panel=_RUN)
     ] = False,
@@ -392,8 +401,16 @@ def synthesize(
     if dry_run:
         show_plan(config, balance, out, may_resume=resume, as_json=as_json, is_quiet=quiet)
         return
-    out = _require_out(out)
-    summary = _run(config, balance, out, device=device, compiler=compile_with.value, may_resume=resume, is_quiet=quiet)
+    summary = _run(
+        config,
+        balance,
+        _require_out(out),
+        device,
+        compile_with.value,
+        may_resume=resume,
+        verify=verify,
+        is_quiet=quiet,
+    )
     typer.echo(json.dumps(summary.to_json(), indent=1) if as_json else describe_summary(summary))
     if not summary.is_complete:
         raise typer.Exit(1)
@@ -432,10 +449,11 @@ def _run(
     config: CohortConfig,
     balance: Balance | None,
     out: Path,
-    *,
     device: str,
     compiler: Compiler,
+    *,
     may_resume: bool,
+    verify: bool,
     is_quiet: bool,
 ) -> CohortSummary:
     with show_loading(is_quiet=is_quiet):
@@ -448,7 +466,7 @@ def _run(
         cohort = resolve_cohort(config, out, report_file=progress.measures)
         for advice in _find_advice(cohort) if not is_quiet else ():
             typer.echo(f"Note: {advice}", err=True)
-        summary = synthesize_cohort(cohort, out, device=device, compiler=compiler, listener=progress)
+        summary = synthesize_cohort(cohort, out, device=device, compiler=compiler, listener=progress, verify=verify)
     if balance is not None:
         save_balance(balance, out)
     return summary

@@ -115,7 +115,7 @@ def export_monai(
         num_linked = _write_cases(chosen, numbering, building, notify)
         _write_json(building / DATA_LIST_NAME, {"training": _build_rows(chosen, real, places), "testing": []})
         task = {"modality": "CT", "datalist": str(out.resolve() / DATA_LIST_NAME), "dataroot": str(out.resolve())}
-        write_text_whole(building / TASK_NAME, yaml.safe_dump(task, sort_keys=False))
+        write_text_whole(building / TASK_NAME, yaml.safe_dump(task, sort_keys=False), is_new=True)
         made_by = f"maisi-aug {__version__}"
         origins = {case.case_id: describe_case(case) for case in chosen.cases}
         _write_json(building / MAPPING_NAME, {"made_by": made_by, "labels": numbering.to_json(), "cases": origins})
@@ -201,11 +201,10 @@ def _place_in_folds(folds: Folds, real: RealDataset | None) -> dict[str, int | N
                 )
             places[case_id] = number
         missing = sorted(places.keys() - {*fold["train"], *fold["val"]})
-        if missing or not fold["val"]:
-            found = f"no '{missing[0]}'" if missing else "none that validate"
+        if missing:
             raise ExportError(
                 f"{name}: expected all cases to train or to validate in fold {number} of {folds.source}, found "
-                f"{found}. {advice}"
+                f"no '{missing[0]}'. {advice}"
             )
     return places
 
@@ -236,7 +235,7 @@ def _write_cases(cohort: CohortSource, numbering: LabelNumbering, building: Path
         num_linked += link_or_copy(image, building / "images" / f"{case.case_id}.nii.gz")
         anatomy = load_label_map(cohort.require_file(case, "anatomy"))
         renumbered = numbering.apply(anatomy.array)
-        save_label_map(building / "labels" / f"{case.case_id}.nii.gz", renumbered, anatomy.grid)
+        save_label_map(building / "labels" / f"{case.case_id}.nii.gz", renumbered, anatomy.grid, is_new=True)
     notify("cases", len(cohort.cases), len(cohort.cases))
     return num_linked
 
@@ -256,4 +255,4 @@ def _build_rows(
 
 
 def _write_json(path: Path, content: Any) -> None:
-    write_text_whole(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+    write_text_whole(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n", is_new=True)

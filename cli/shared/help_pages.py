@@ -67,7 +67,8 @@ class PagedCommand(TyperCommand):
             option
             for option in command.params
             if option.param_type_name == "option"
-            and not (option.required or option.hidden)  # what is hidden already is an earlier spelling
+            and not option.required
+            and not getattr(option, "hidden", False)  # what is hidden already is an earlier spelling
             and everyday.isdisjoint(option.opts)
         ]
         self.params = [*command.params, _build_flag(len(self.advanced))]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from time import monotonic
 from types import TracebackType
@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from maisi_aug.cli.shared.bars import open_bars, tell_warnings
+from maisi_aug.cohort.folder import LostCase
 from maisi_aug.cohort.manifest import AttemptRecord, Manifest
 from maisi_aug.generate.run import Listener
 
@@ -79,6 +80,14 @@ class CohortProgress(Listener):
         if self._opening is not None:
             self._bar.remove_task(self._opening)
             self._opening = None
+
+    def finds_lost(self, lost: Sequence[LostCase]) -> None:
+        """Say which cases are drawn again, and why."""
+        case = lost[0]
+        fault = f"{case.missing[0]} is missing" if case.missing else f"{case.altered[0]} was altered"
+        others = f", and so on for {len(lost) - 1} more" if len(lost) > 1 else ""
+        cases = "1 case is" if len(lost) == 1 else f"{len(lost)} cases are"
+        self._console.print(f"{cases} drawn again: {fault}{others}.", highlight=False, markup=False)
 
     def enters(self, stage: str) -> None:
         """Name what is going on."""

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from maisi_aug.errors import BenchmarkError, did_you_mean
 
+PLAN_NAME: Final = "benchmark.json"
 REAL: Final = "real"
 DUPLICATED: Final = "real-duplicated"
 COPY_PASTE: Final = "copy-paste"

@@ -22,7 +22,7 @@ from typing import Any, Final
 
 from maisi_aug.errors import ArmBusyError, BenchmarkError, did_you_mean
 from maisi_aug.evaluation.benchmark.arm_job import ArmJob, Engine
-from maisi_aug.evaluation.benchmark.config import BenchmarkConfig
+from maisi_aug.evaluation.benchmark.config import PLAN_NAME, BenchmarkConfig
 from maisi_aug.evaluation.benchmark.data import load_case
 from maisi_aug.evaluation.benchmark.plan import BenchmarkPlan, Notify, plan_benchmark
 from maisi_aug.evaluation.output.files import write_json
@@ -33,7 +33,6 @@ from maisi_aug.system.whole_files import remove_leftovers
 from maisi_aug.training.loop.run import ReportStep
 from maisi_aug.volumes.image_files import load_label_map
 
-PLAN_NAME: Final = "benchmark.json"
 SCORES_NAME: Final = "scores.json"
 FAILURE_NAME: Final = "failure.json"
 LOCK_NAME: Final = ".lock"

@@ -29,6 +29,7 @@ from maisi_aug.banks.label_map import load_entry
 from maisi_aug.banks.raw_datasets import find_ct_channel, find_dataset
 from maisi_aug.cohort.manifest import MANIFEST_NAME, is_cohort
 from maisi_aug.errors import EvaluationError, MaisiAugError
+from maisi_aug.evaluation.cohort.lesion_sizes import SIZE_GATE
 from maisi_aug.integrations.reading.cohort_source import CohortSource, load_cohort_source
 from maisi_aug.preparation.prepared import CASES_NAME, PreparedDataset, load_prepared
 from maisi_aug.vocabulary.label_meaning import find_label_id
@@ -158,7 +159,7 @@ def find_case_set(path: Path, *, vocabulary: Vocabulary | None = None) -> CaseSe
     if not path.exists():
         raise EvaluationError(f"{path}: expected CT volumes, found nothing there. Check the path.")
     if is_cohort(path):
-        source = load_cohort_source(path)
+        source = load_cohort_source(path, gates=(SIZE_GATE,))
         cases = tuple(
             EvaluatedCase(
                 record.case_id,

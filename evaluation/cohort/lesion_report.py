@@ -7,7 +7,7 @@ from typing import Any, Final, NamedTuple
 
 import numpy as np
 
-from maisi_aug.cohort.manifest import AttemptRecord, load_manifest
+from maisi_aug.cohort.manifest import AttemptRecord
 from maisi_aug.evaluation.cohort.case_sets import (
     CaseSet,
     EvaluatedCase,
@@ -53,7 +53,7 @@ def measure_lesions_of(case_set: CaseSet, notify: Notify) -> dict[str, Any]:
         EvaluationError: When it is no cohort, or no case can be read.
     """
     source = require_cohort(case_set)
-    sizes = measure_lesion_sizes(load_manifest(source.folder))
+    sizes = measure_lesion_sizes(source.manifest)
     records = {record.case_id: record for record in source.cases}
     seen, skipped = measure_each(
         require_labelled(case_set),

@@ -199,7 +199,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
 
     def body() -> None:
-        document = measure_lesion_sizes(load_manifest(options.cohort))
+        document = measure_lesion_sizes(load_manifest(options.cohort, gates=(SIZE_GATE,)))
         report = to_report(document)
         if options.out is not None:
             write_json(options.out / f"{REPORT_NAME}.json", document)

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,11 +21,13 @@ from numpy.typing import NDArray
 from maisi_aug.bundle_spec.bundle import pulled_bundles_folder
 from maisi_aug.errors import MaisiAugError
 from maisi_aug.evaluation.cohort.case_sets import CaseSet, EvaluatedCase, Notify, SkippedCase, require_some
-from maisi_aug.evaluation.fid.extractors import Extractor
 from maisi_aug.evaluation.fid.slices import PLANES, PlaneName, SliceProtocol, prepare_volume, take_slices
 from maisi_aug.networks.weights import write_safetensors
 from maisi_aug.system.whole_files import sha256_of
 from maisi_aug.volumes.dicom_files import files_of
+
+if TYPE_CHECKING:
+    from maisi_aug.evaluation.fid.extractors import Extractor
 
 FORMAT: Final = 2
 """Part of every cache key; raise it when the same volume would give other features."""

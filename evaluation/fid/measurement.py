@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from maisi_aug.errors import EvaluationError
 from maisi_aug.evaluation.cohort.case_sets import CaseSet, describe_skipped
-from maisi_aug.evaluation.fid.extractors import Extractor
 from maisi_aug.evaluation.fid.feature_store import CaseFeatures, FeatureSet, Processes, collect_features
 from maisi_aug.evaluation.fid.frechet import (
     Moments,
@@ -27,6 +26,9 @@ from maisi_aug.evaluation.fid.slices import PLANES, PlaneName, SliceProtocol
 from maisi_aug.evaluation.output.charts import DotRow, draw_dot_chart
 from maisi_aug.evaluation.output.files import to_markdown
 from maisi_aug.seeds import numpy_generator
+
+if TYPE_CHECKING:  # brings torch, and a report that shows figures needs none
+    from maisi_aug.evaluation.fid.extractors import Extractor
 
 REPORT_NAME: Final = "fid"
 NUM_SPLITS: Final = 3

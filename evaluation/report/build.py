@@ -10,11 +10,9 @@ from typing import Any, Final
 
 from maisi_aug.cohort.manifest import MANIFEST_NAME, is_cohort
 from maisi_aug.errors import BenchmarkError, EvaluationError, MaisiAugError
-from maisi_aug.evaluation.benchmark.results import summarise_benchmark
-from maisi_aug.evaluation.benchmark.run import PLAN_NAME, load_benchmark
+from maisi_aug.evaluation.benchmark.config import PLAN_NAME
 from maisi_aug.evaluation.benchmark.text import to_report_text
 from maisi_aug.evaluation.report import page
-from maisi_aug.evaluation.report.benchmark import build_benchmark_sections
 from maisi_aug.evaluation.report.cohort import build_cohort_sections, summarise_cohort, to_cohort_text
 from maisi_aug.evaluation.report.page import Section
 from maisi_aug.system.whole_files import write_text_whole
@@ -111,6 +109,11 @@ def write_report(report: Report, target: Path) -> tuple[Path, ...]:
 
 
 def _report_benchmark(path: Path, fid_file: Path | None, notify: Notify) -> Report:
+    # Networks that train come with these; a cohort's report needs none.
+    from maisi_aug.evaluation.benchmark.results import summarise_benchmark
+    from maisi_aug.evaluation.benchmark.run import load_benchmark
+    from maisi_aug.evaluation.report.benchmark import build_benchmark_sections
+
     benchmark = load_benchmark(path)
     document = summarise_benchmark(benchmark)
     sections = build_benchmark_sections(benchmark, document)

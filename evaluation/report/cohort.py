@@ -39,7 +39,7 @@ def summarise_cohort(folder: Path, *, fid_file: Path | None, notify: Notify) -> 
     Raises:
         CohortError: The folder is no cohort.
     """
-    manifest = load_manifest(folder)
+    manifest = load_manifest(folder, gates=())
     num_begun = len({record.case_index for record in manifest.records})
     num_cases = max(num_begun, find_num_planned(folder) or 0)
     document: dict[str, Any] = {
@@ -63,7 +63,8 @@ def summarise_cohort(folder: Path, *, fid_file: Path | None, notify: Notify) -> 
             f"{num_cases - num_begun} of {num_cases} planned cases are not made yet; the command that began the cohort "
             "goes on with them."
         )
-    if manifest.accepted:
+    del manifest  # read again with its figures, one at a time: a large cohort's is large
+    if document["num_accepted"]:
         _measure(folder, document, notify)
     return document
 
@@ -186,7 +187,7 @@ def _read_fid(path: Path | None) -> dict[str, Any] | None:
 
 
 def _build_pictures(folder: Path) -> str:
-    manifest = load_manifest(folder)
+    manifest = load_manifest(folder, gates=())
     failed = [record for record in manifest.records if record.status != "accepted"]
     parts = []
     for title, records in (("Accepted", manifest.accepted), ("Rejected attempts", failed)):

@@ -96,7 +96,7 @@ def export_dicom(
             notify("cases", index, len(cohort.cases))
             rows[case.case_id] = _write_case(cohort, case, numbering, building / case.case_id)
         index_text = json.dumps({"made_by": f"maisi-aug {__version__}", "cases": rows}, indent=1, ensure_ascii=False)
-        write_text_whole(building / INDEX_NAME, index_text + "\n")
+        write_text_whole(building / INDEX_NAME, index_text + "\n", is_new=True)
     notify("cases", len(cohort.cases), len(cohort.cases))
     return DicomReport(
         path=out,
@@ -112,7 +112,7 @@ def _write_case(cohort: CohortSource, case: AttemptRecord, numbering: LabelNumbe
     """Write one case, and tell what the index says of it."""
     volume = load_image(cohort.require_file(case, "image"))
     slices = list(build_series(case, volume.array, volume.grid))
-    (folder / SERIES_FOLDER).mkdir(parents=True)
+    _make_folder(folder / SERIES_FOLDER)
     for dataset in slices:
         _save(dataset, folder / SERIES_FOLDER / f"{dataset.InstanceNumber:04d}.dcm")
     row: dict[str, Any] = {
@@ -149,5 +149,15 @@ def _ids_of(segmentation: Dataset, numbering: LabelNumbering) -> list[int]:
     return [by_name[item.TrackingID] for item in segmentation.SegmentSequence]
 
 
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True)
+    except FileExistsError:
+        raise ExportError(
+            f"{folder.parent.name}: expected one case of that name, found two. Give every case a name of its own."
+        ) from None
+
+
 def _save(dataset: Dataset, path: Path) -> None:
-    dataset.save_as(path, enforce_file_format=True)
+    """Write a file where none is; the folder is new, and its slices are numbered."""
+    dataset.save_as(path, enforce_file_format=True, overwrite=False)

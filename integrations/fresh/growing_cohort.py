@@ -146,7 +146,7 @@ class GrowingCohort:
         """The last record of every settled case; read again when the manifest has grown."""
         num_bytes = (self._folder / MANIFEST_NAME).stat().st_size if is_cohort(self._folder) else None
         if num_bytes is not None and num_bytes != self._seen[0]:
-            manifest = load_manifest(self._folder)
+            manifest = load_manifest(self._folder, gates=())
             settled = {r.case_index: r for r in manifest.records if r.case_index in manifest.settled_indices}
             self._seen = (num_bytes, settled)
         return self._seen[1]

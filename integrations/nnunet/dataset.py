@@ -137,7 +137,7 @@ def _write_cases(
         num_linked += place_file(image, building / "imagesTr" / f"{case.case_id}_0000{FILE_ENDING}", copy=copy)
         anatomy = load_label_map(cohort.require_file(case, "anatomy"))
         label_map = numbering.apply(anatomy.array)
-        save_label_map(building / "labelsTr" / f"{case.case_id}{FILE_ENDING}", label_map, anatomy.grid)
+        save_label_map(building / "labelsTr" / f"{case.case_id}{FILE_ENDING}", label_map, anatomy.grid, is_new=True)
         present |= {int(label_id) for label_id in np.unique(anatomy.array)}
         num_empty += not label_map.any()
     notify("cases", len(cohort.cases), len(cohort.cases))
@@ -172,7 +172,7 @@ def _write_descriptions(
         "cases": {case.case_id: describe_case(case) for case in cohort.cases},
     }
     for path, content in ((building / "dataset.json", dataset), (building / MAPPING_NAME, mapping)):
-        write_text_whole(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+        write_text_whole(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n", is_new=True)
 
 
 def channel_name(cases: Sequence[AttemptRecord]) -> str:

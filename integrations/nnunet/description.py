@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from maisi_aug.errors import ExportError
+from maisi_aug.system.file_names import is_file_name
 
 _REQUIRED_KEYS = ("labels", "numTraining", "file_ending")
 
@@ -84,6 +85,8 @@ def _require_files(path: Path, entries: object) -> None:
     if not isinstance(entries, dict):
         raise _wrong(path, "dataset", "files for each case by its name", entries)
     for case_id, row in entries.items():
+        if not is_file_name(case_id):
+            raise _wrong(path, "dataset", "names of cases that can be names of files", case_id)
         images = row.get("images") if isinstance(row, dict) else None
         is_right = isinstance(images, list) and all(isinstance(image, str) for image in images)
         if not is_right or not isinstance(row.get("label"), str):

@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from maisi_aug.errors import ExportError
-from maisi_aug.system.whole_folder import link_or_copy
+from maisi_aug.system.whole_folder import copy_new, link_or_copy
 
 FILE_ENDING = ".nii.gz"
 MAPPING_NAME = "maisi_aug_mapping.json"
@@ -153,11 +152,11 @@ def place_file(source: Path, target: Path, *, copy: bool) -> bool:
         Whether it is a hard link.
 
     Raises:
-        ExportError: The file has another ending than the dataset's.
+        ExportError: The file has another ending than the dataset's, or the place is taken.
     """
     if not source.name.endswith(FILE_ENDING):
         raise ExportError(f"{source}: expected a name ending in {FILE_ENDING}, found another. Make the cohort again.")
     if not copy:
         return link_or_copy(source, target)
-    shutil.copyfile(source, target)
+    copy_new(source, target)
     return False

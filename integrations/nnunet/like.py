@@ -111,11 +111,11 @@ def _write_cases(export: LikeExport, building: Path | None, notify: Notify) -> S
         synthetic_id = export.synthetic_ids[case.case_id]
         values, grid = turn_volume(table[anatomy.array], anatomy.grid, export.orientation)
         image_place, label_place = _places(export, synthetic_id)
-        save_label_map(building / label_place, values, grid)
+        save_label_map(building / label_place, values, grid, is_new=True)
         if export.is_turned:
             volume = load_image(image)
             image_hu, grid = turn_volume(volume.array, volume.grid, export.orientation)
-            save_image(building / image_place, image_hu, grid)
+            save_image(building / image_place, image_hu, grid, is_new=True)
     notify("cases", len(export.cases), len(export.cases))
     return seen
 
@@ -171,12 +171,18 @@ def _link(source: Path, place: Path, export: LikeExport) -> None:
     if source.is_relative_to(export.target):
         return  # written into the dataset already
     place.parent.mkdir(exist_ok=True)
-    if export.link == "symlink":
-        place.symlink_to(source)
-        return
     try:
-        place.hardlink_to(source.resolve())
+        if export.link == "symlink":
+            place.symlink_to(source)
+        else:
+            place.hardlink_to(source.resolve())
+    except FileExistsError:
+        raise ExportError(
+            f"{place.name}: expected one file of that name in the export, found two. Give every case a name of its own."
+        ) from None
     except OSError as error:
+        if export.link == "symlink":
+            raise
         raise ExportError(
             f"--link hard: expected {source} on the file system of {export.target.parent}, found: {error.strerror}. "
             "Use --link symlink, or none."
@@ -226,4 +232,4 @@ def _describe_mapping(export: LikeExport, present: Mapping[int, int]) -> dict[st
 
 
 def _write_json(path: Path, content: Any) -> None:
-    write_text_whole(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+    write_text_whole(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n", is_new=True)

@@ -20,6 +20,7 @@ from maisi_aug.errors import ExportError
 from maisi_aug.integrations.nnunet.check import count_processes, last_words, run_nnunet
 from maisi_aug.integrations.nnunet.folders import choose_same, tell_places
 from maisi_aug.integrations.nnunet.real import RealDataset
+from maisi_aug.system.whole_folder import copy_new
 
 DEFAULT_PLANS = "nnUNetPlans"
 FINGERPRINT_NAME = "dataset_fingerprint.json"
@@ -153,7 +154,7 @@ def plan_on_cases(
         content: dict[str, Any] = json.loads((preprocessed / target / f"{plans.moved_name}.json").read_text("utf-8"))
         drop_cascades(content)
         _write_json(building / f"{plans.moved_name}.json", content)
-        shutil.copyfile(preprocessed / name / FINGERPRINT_NAME, building / FINGERPRINT_NAME)
+        copy_new(preprocessed / name / FINGERPRINT_NAME, building / FINGERPRINT_NAME)
     return content
 
 

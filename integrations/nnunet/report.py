@@ -224,8 +224,8 @@ def build_report(
 
 def write_report(report: LikeReport, folder: Path) -> None:
     """Write the report beside the dataset, as JSON and Markdown."""
-    write_text_whole(folder / f"{SUMMARY_STEM}.json", json.dumps(report.to_dict(), indent=2) + "\n")
-    write_text_whole(folder / f"{SUMMARY_STEM}.md", report.to_markdown())
+    write_text_whole(folder / f"{SUMMARY_STEM}.json", json.dumps(report.to_dict(), indent=2) + "\n", is_new=True)
+    write_text_whole(folder / f"{SUMMARY_STEM}.md", report.to_markdown(), is_new=True)
 
 
 def _list_commands(export: LikeExport, configuration: str) -> tuple[str, ...]:

@@ -7,6 +7,7 @@ trained without are compared on the same cases, fold by fold.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,9 +44,10 @@ class Folds:
         Raises:
             ExportError: A fold has no case left to train on.
         """
-        mixed = []
+        mixed, names = [], sorted(origins)
         for number, fold in enumerate(self.folds):
-            added = [case_id for case_id in sorted(origins) if not set(origins[case_id]) & set(fold["val"])]
+            validated = frozenset(fold["val"])
+            added = [case_id for case_id in names if validated.isdisjoint(origins[case_id])]
             if not fold["train"] and not added:
                 raise ExportError(
                     f"Fold {number}: expected a case to train on, found none: there is no other real case, and every "
@@ -124,6 +126,17 @@ def _read_folds(path: Path, case_ids: frozenset[str]) -> tuple[Fold, ...]:
             raise ExportError(
                 f"{path}: expected cases of the real dataset in fold {number}, found '{strange[0]}'. "
                 "Repair or remove the file."
+            )
+        for side in ("train", "val"):
+            twice = next((case_id for case_id, count in Counter(fold[side]).items() if count > 1), None)
+            if twice is not None:
+                raise ExportError(
+                    f"{path}: expected every case once on the side '{side}' of fold {number}, found '{twice}' twice. "
+                    "Repair or remove the file."
+                )
+        if not fold["val"]:
+            raise ExportError(
+                f"{path}: expected cases that validate in fold {number}, found none. Repair or remove the file."
             )
         shared = sorted(set(fold["train"]) & set(fold["val"]))
         if shared:

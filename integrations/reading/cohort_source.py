@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from maisi_aug.bundle_spec.bundle import load_bundle
-from maisi_aug.cohort.manifest import MANIFEST_NAME, AttemptRecord, load_manifest
+from maisi_aug.cohort.manifest import MANIFEST_NAME, AttemptRecord, Manifest, load_manifest
 from maisi_aug.cohort.recipe import COHORT_NAME
 from maisi_aug.cohort.recipe_files import read_recipe
 from maisi_aug.errors import BundleError, ExportError, RecipeError, VocabularyError
@@ -29,12 +29,14 @@ class CohortSource:
         cases: One record per accepted case, in the order of the plan; at least one.
         num_planned: Cases that the cohort was to have; ``None`` when its configuration is missing.
         vocabulary: Names of the ids in its label maps.
+        manifest: All its attempts; empty where only some cases were read.
     """
 
     folder: Path
     cases: tuple[AttemptRecord, ...]
     num_planned: int | None
     vocabulary: Vocabulary
+    manifest: Manifest = field(default_factory=lambda: Manifest(()))
 
     @cached_property
     def requested_ids(self) -> tuple[int, ...]:
@@ -95,24 +97,28 @@ def find_requested_ids(cases: Sequence[AttemptRecord]) -> tuple[int, ...]:
     return tuple(sorted(frozenset().union(*(case.requested_ids for case in cases)) - {BACKGROUND_ID}))
 
 
-def load_cohort_source(folder: Path) -> CohortSource:
+def load_cohort_source(folder: Path, *, gates: Collection[str] = ()) -> CohortSource:
     """Open a cohort for export.
+
+    Args:
+        folder: Of the cohort.
+        gates: Whose figures are wanted.
 
     Raises:
         CohortError: The folder is no cohort, or its manifest is damaged.
         ExportError: The cohort is being written to, or has no accepted case.
     """
-    records = load_manifest(folder).records
+    manifest = load_manifest(folder, gates=gates)
     _require_idle(folder)
-    cases = tuple(record for record in records if record.status == "accepted")
+    cases = manifest.accepted
     if not cases:
         raise ExportError(
-            f"{folder}: expected at least one accepted case, found none in {len(records)} attempts. "
+            f"{folder}: expected at least one accepted case, found none in {len(manifest.records)} attempts. "
             "Run synthesize again, and read the reasons in its manifest."
         )
     configuration = _read_configuration(folder)
     vocabulary = _find_vocabulary(str(configuration.get("bundle", cases[0].bundle)), cases)
-    return CohortSource(folder, cases, _num_planned(configuration), vocabulary)
+    return CohortSource(folder, cases, _num_planned(configuration), vocabulary, manifest)
 
 
 def load_cohorts(folders: Path | Sequence[Path]) -> CohortSource:

@@ -56,6 +56,7 @@ IsOrganName = Callable[[str], bool]
 
 NAME_FILES = ("labels.json", DESCRIPTION_NAME)
 MIN_ORGAN_FILES = 3
+MAX_LISTED_ID = 65535
 
 
 @dataclass(frozen=True)
@@ -405,17 +406,30 @@ def _find_in_data_list(path: Path) -> Iterator[BankEntry]:
             f'Mask bank {path}: expected {{"training": [{{"image", "label"}}]}}, found another structure. '
             "Write the list as MONAI does."
         )
+    seen: set[tuple[str, str | None]] = set()
     for number, row in enumerate(rows):
         label = row.get("label", row.get("pseudo_label_filename"))
         if not isinstance(label, str):
             raise BankError(f"Mask bank {path}: expected 'label' in row {number}, found {sorted(row)}. Add it.")
-        image = row.get("image")
+        image = row["image"] if isinstance(row.get("image"), str) else None
         listed = row.get("label_list")
+        if any("\0" in text for text in (label, image or "")):
+            raise BankError(f"Mask bank {path}: expected names of files in row {number}, found {label!r}. Correct it.")
+        if (label, image) in seen:
+            raise BankError(
+                f"Mask bank {path}: expected every case once, found {label!r} in row {number} and before. Remove a row."
+            )
+        seen.add((label, image))
+        if isinstance(listed, list) and not all(type(value) is int and 0 <= value <= MAX_LISTED_ID for value in listed):
+            raise BankError(
+                f"Mask bank {path}: expected label ids from 0 to {MAX_LISTED_ID} as 'label_list' in row {number}, "
+                f"found {str(listed)[:60]}. Correct the row."
+            )
         yield BankEntry(
             "",
             (path.parent / label,),
-            path.parent / image if isinstance(image, str) else None,
-            listed_ids=tuple(int(label_id) for label_id in listed) if isinstance(listed, list) else None,
+            None if image is None else path.parent / image,
+            listed_ids=tuple(listed) if isinstance(listed, list) else None,
         )
 
 

@@ -87,7 +87,8 @@ def copy_bank(bundle: Bundle, folder: Path) -> None:
     for row in document["training"]:
         source = (home / row["label"]).resolve()
         if source.is_relative_to(home):
-            target = folder / row["label"]
+            target = folder / source.relative_to(home)  # not as it is spelled: '..' would lead out of the copy
+            row["label"] = source.relative_to(home).as_posix()
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source, target)
         else:

@@ -9,6 +9,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
 
 from maisi_aug.bundle_spec.grid_limits import GridLimits, GridSpec
+from maisi_aug.system.file_names import INNER_PATH
 
 MASK_ROLES = ("mask_autoencoder", "mask_diffusion_unet")
 """Roles of the networks that generate label maps; a bundle has both or none."""
@@ -124,8 +125,8 @@ class MaskBankSpec(_Strict):
         source: Which maps they are, for people.
     """
 
-    list: str
-    labels: str
+    list: str = Field(pattern=INNER_PATH)
+    labels: str = Field(pattern=INNER_PATH)
     source: str
 
 

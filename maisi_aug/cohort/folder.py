@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 
-from maisi_aug.cohort.manifest import MANIFEST_NAME, Manifest, ManifestWriter, load_manifest
+from maisi_aug.cohort.manifest import MANIFEST_NAME, AttemptRecord, Manifest, ManifestWriter, load_manifest
 from maisi_aug.cohort.recipe import COHORT_NAME, CohortConfig, differences
-from maisi_aug.errors import CohortError
-from maisi_aug.system.whole_files import TEMPORARY_SUFFIX, remove_leftovers, write_text_whole
+from maisi_aug.errors import CohortError, VolumeError
+from maisi_aug.system.whole_files import TEMPORARY_SUFFIX, remove_leftovers, sha256_of, write_text_whole
 
 FOLDERS = ("images", "labels", "anatomy", "previews", "previews/rejected")
 REJECTED_FOLDERS = ("rejected/images", "rejected/labels", "rejected/anatomy")
@@ -134,12 +135,74 @@ def find_cohort(path: Path, document: Mapping[str, Any]) -> dict[str, Any] | Non
     if existing is None:
         return None
     grown = _allow_growth(_allow_attempts(existing, document), document)
-    files = [item for name in FOLDERS for item in (path / name).glob("*") if item.is_file()]
-    if all(item.name.endswith(TEMPORARY_SUFFIX) for item in files) and not _is_same(grown, document):
+    if not _is_same(grown, document) and not any(_holds_files(path / name) for name in FOLDERS):
         # Nothing was made, because the bank was missing for instance: the next try may ask for something else.
         return None
     _require_same_document(path, grown, document)
     return existing
+
+
+def _holds_files(folder: Path) -> bool:
+    """Whether a folder holds a file that is no leftover of a killed process."""
+    if not folder.is_dir():
+        return False
+    with os.scandir(folder) as entries:
+        return any(entry.is_file() and not entry.name.endswith(TEMPORARY_SUFFIX) for entry in entries)
+
+
+class LostCase(NamedTuple):
+    """An accepted case whose files are not what the manifest says.
+
+    Attributes:
+        record: Its line in the manifest.
+        missing: Paths of files that are gone.
+        altered: Paths of files that hold other bytes, or cannot be read.
+    """
+
+    record: AttemptRecord
+    missing: tuple[str, ...]
+    altered: tuple[str, ...]
+
+
+def find_lost(folder: Path, manifest: Manifest, *, verify: bool = False) -> list[LostCase]:
+    """Accepted cases with files that are gone, or altered; in the order of the plan.
+
+    Args:
+        folder: Of the cohort.
+        manifest: What it shall hold.
+        verify: Compare the bytes of every file, too; otherwise files are listed and not opened.
+    """
+    listed: dict[str, frozenset[str]] = {}
+    lost = []
+    for record in manifest.accepted:
+        missing, altered = [], []
+        for path in (file.path for file in record.files.values()):
+            place, _, name = path.rpartition("/")
+            if place not in listed:
+                listed[place] = _list_files(folder / place)
+            if name not in listed[place]:
+                missing.append(path)
+        if verify:
+            there = (file for file in record.files.values() if file.path not in missing)
+            altered = [file.path for file in there if not _has_hash(folder / file.path, file.sha256)]
+        if missing or altered:
+            lost.append(LostCase(record, tuple(missing), tuple(altered)))
+    return lost
+
+
+def _list_files(folder: Path) -> frozenset[str]:
+    """Names of the files in a folder; a link that leads nowhere is none."""
+    if not folder.is_dir():
+        return frozenset()
+    with os.scandir(folder) as entries:
+        return frozenset(entry.name for entry in entries if entry.is_file())
+
+
+def _has_hash(path: Path, sha256: str) -> bool:
+    try:
+        return sha256_of(path) == sha256
+    except VolumeError:
+        return False
 
 
 def _allow_attempts(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
@@ -200,7 +263,7 @@ def open_cohort(
         header: Comment lines that open ``cohort.yaml``.
 
     Yields:
-        The folder, the writer of its manifest and what the manifest holds so far.
+        The folder, the writer of its manifest and what the manifest holds so far, without the gates' figures.
 
     Raises:
         CohortError: When the folder is not a cohort's, another process writes to it, or the configuration differs.
@@ -218,4 +281,4 @@ def open_cohort(
             comments = "".join(f"# {line}\n" for line in header)
             body = yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=100)
             write_text_whole(path / COHORT_NAME, comments + body)
-        yield CohortFolder(path), writer, load_manifest(path)
+        yield CohortFolder(path), writer, load_manifest(path, gates=())

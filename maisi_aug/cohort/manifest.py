@@ -2,25 +2,41 @@
 
 A cohort folder holds it as ``manifest.jsonl``. The file is also the lock of the folder: who appends to it holds an
 ``flock``, which the kernel drops when the process dies, however it dies.
+
+A manifest may come from somebody else. What is read is checked: case ids and paths become names of files in exports, so
+that ids are plain names, each of one case, paths stay inside the folder, numbers have bounds and hashes are hashes.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import JsonValue, TypeAdapter, ValidationError
+from pydantic import Field, JsonValue, TypeAdapter, ValidationError
 
 from maisi_aug.errors import CohortError
 from maisi_aug.system.file_lock import lock
+from maisi_aug.system.file_names import INNER_PATH, PLAIN_NAME
 
 MANIFEST_NAME = "manifest.jsonl"
 
 Status = Literal["accepted", "retried", "rejected"]
+
+_CaseId = Annotated[str, Field(pattern=PLAIN_NAME, max_length=64)]
+_InnerPath = Annotated[str, Field(pattern=INNER_PATH, max_length=255)]
+_Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+_Fingerprint = Annotated[str, Field(pattern=r"^[0-9a-f]{0,64}$")]
+_FileRole = Annotated[str, Field(pattern=r"^(image|label|anatomy|preview)$")]
+_Count = Annotated[int, Field(ge=0, lt=10**9)]
+_Seed = Annotated[int, Field(ge=0, lt=2**64)]
+_LabelId = Annotated[int, Field(ge=0, le=255)]
+_Amount = Annotated[float, Field(ge=0, lt=1e9, allow_inf_nan=False)]
+_Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,14 +55,14 @@ class LesionRecord:
         size_source: What the percentile refers to; says so where that is a stand-in.
     """
 
-    label_id: int
+    label_id: _LabelId
     label: str
-    requested_ml: float
-    percentile: float | None = None
-    realised_ml: float | None = None
-    diameter_mm: float | None = None
-    centre_ijk: tuple[int, int, int] | None = None
-    host_id: int | None = None
+    requested_ml: Annotated[float, Field(gt=0, lt=1e9, allow_inf_nan=False)]
+    percentile: _Share | None = None
+    realised_ml: _Amount | None = None
+    diameter_mm: _Amount | None = None
+    centre_ijk: tuple[_Count, _Count, _Count] | None = None
+    host_id: _LabelId | None = None
     size_source: str | None = None
 
 
@@ -64,8 +80,8 @@ class VerdictRecord:
 class FileRecord:
     """A file of an accepted case: path relative to the cohort folder, with ``/``, and hash of its bytes."""
 
-    path: str
-    sha256: str
+    path: _InnerPath
+    sha256: _Sha256
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,29 +113,37 @@ class AttemptRecord:
         max_attempts: The budget of attempts per case that the attempt was made under; 0 where it is not known.
     """
 
-    case_id: str
-    case_index: int
-    attempt: int
-    seed: int
+    case_id: _CaseId
+    case_index: _Count
+    attempt: _Count
+    seed: _Seed
     status: Status
     request: str
     lesions: tuple[LesionRecord, ...]
-    required_ids: tuple[int, ...]
+    required_ids: tuple[_LabelId, ...]
     verdicts: tuple[VerdictRecord, ...]
     reason: str
     mask_origin: dict[str, JsonValue]
     bundle: str
-    bundle_fingerprint: str
+    bundle_fingerprint: _Fingerprint
     licence: str
     settings: dict[str, JsonValue]
-    files: dict[str, FileRecord]
-    seconds: dict[str, float]
-    max_attempts: int = 0
+    files: dict[_FileRole, FileRecord]
+    seconds: dict[str, _Amount]
+    max_attempts: _Count = 0
 
     @property
     def requested_ids(self) -> frozenset[int]:
         """Labels that the case was asked for, lesions and organs."""
         return frozenset(lesion.label_id for lesion in self.lesions) | frozenset(self.required_ids)
+
+    def keep_figures(self, gates: Collection[str]) -> AttemptRecord:
+        """The record without the figures of other gates, which are most of it."""
+        verdicts = (
+            verdict if verdict.gate in gates else VerdictRecord(verdict.gate, verdict.passed, {}, verdict.message)
+            for verdict in self.verdicts
+        )
+        return replace(self, verdicts=tuple(verdicts))
 
     def to_json(self) -> str:
         """The record as one line, without the line break."""
@@ -150,25 +174,25 @@ class Manifest:
         by_key = {(record.case_index, record.attempt): record for record in records}
         return cls(tuple(by_key[key] for key in sorted(by_key)))
 
-    @property
+    @cached_property
     def accepted(self) -> tuple[AttemptRecord, ...]:
         """The cases that have files."""
         return tuple(record for record in self.records if record.status == "accepted")
 
-    @property
+    @cached_property
     def rejected(self) -> tuple[AttemptRecord, ...]:
         """The last attempt of every case whose budget is spent."""
-        return tuple(record for record in self._last if record.status == "rejected")
+        return tuple(record for record in self._last.values() if record.status == "rejected")
 
-    @property
+    @cached_property
     def settled_indices(self) -> frozenset[int]:
         """Case indices on which nothing is left to do."""
-        return frozenset(record.case_index for record in self._last if record.status != "retried")
+        return frozenset(index for index, record in self._last.items() if record.status != "retried")
 
-    @property
-    def _last(self) -> tuple[AttemptRecord, ...]:
+    @cached_property
+    def _last(self) -> dict[int, AttemptRecord]:
         """The last attempt of every case."""
-        return tuple({record.case_index: record for record in self.records}.values())
+        return {record.case_index: record for record in self.records}
 
     def reopen(self, max_attempts: int) -> Manifest:
         """The same attempts, but cases that were rejected under a smaller budget wait for another one."""
@@ -181,10 +205,15 @@ class Manifest:
             )
         )
 
+    def without(self, records: Collection[AttemptRecord]) -> Manifest:
+        """As if attempts had never been made: their cases are open again."""
+        keys = {(record.case_index, record.attempt) for record in records}
+        return Manifest(tuple(record for record in self.records if (record.case_index, record.attempt) not in keys))
+
     def next_attempt(self, case_index: int) -> int:
         """The first attempt of a case that has not been recorded."""
-        done = [record.attempt for record in self.records if record.case_index == case_index]
-        return max(done) + 1 if done else 0
+        last = self._last.get(case_index)
+        return 0 if last is None else last.attempt + 1
 
     def first_attempt_rate(self) -> float | None:
         """Share of the cases' first attempts that were accepted; ``None`` before the first."""
@@ -197,34 +226,78 @@ def is_cohort(folder: Path) -> bool:
     return (folder / MANIFEST_NAME).is_file()
 
 
-def load_manifest(folder: Path) -> Manifest:
+def load_manifest(folder: Path, *, gates: Collection[str] | None = None) -> Manifest:
     """Read the manifest of a cohort.
 
     A last line without a line break is what a killed process leaves behind: its files do not count, and it is skipped.
 
+    Args:
+        folder: The cohort's folder.
+        gates: Whose figures are kept, which are most of a manifest; all when not given.
+
     Raises:
-        CohortError: When the folder has no manifest, or a line in it cannot be read.
+        CohortError: When the folder has no manifest, or a line in it cannot be read or says what cannot be.
     """
     if not is_cohort(folder):
         raise CohortError(
             f"{folder}: expected a cohort with {MANIFEST_NAME}, found none. Give the folder that synthesize wrote."
         )
-    return Manifest.from_records(_read_lines(folder / MANIFEST_NAME))
+    return Manifest.from_records(_read_lines(folder / MANIFEST_NAME, gates))
 
 
-def _read_lines(path: Path) -> list[AttemptRecord]:
-    records = []
-    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):
-        try:
-            records.append(AttemptRecord.from_json(line))
-        except ValidationError as error:
-            first = error.errors()[0]
-            place = ".".join(map(str, first["loc"])) or "line"
-            raise CohortError(
-                f"{path}: expected a record on line {number}, found {line[:60]!r} ({place}: {first['msg']}). "
-                "Remove the line to have its case made again."
-            ) from None
+def _read_lines(path: Path, gates: Collection[str] | None) -> list[AttemptRecord]:
+    """The records of whole lines, each checked, then against the lines before it."""
+    records: list[AttemptRecord] = []
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.endswith(b"\n"):
+                break
+            try:
+                record = AttemptRecord.from_json(line)
+            except ValidationError as error:
+                first = error.errors(include_url=False, include_context=False)[0]
+                place = ".".join(map(str, first["loc"])) or "line"
+                found = f"{line.rstrip()[:60]!r} ({place}: {first['msg']})"
+                raise _wrong_line(path, number, "a record", found) from None
+            if record.status == "accepted" and "image" not in record.files:
+                raise _wrong_line(path, number, f"the image of the accepted case '{record.case_id}'", "none")
+            records.append(record if gates is None else record.keep_figures(gates))
+    _require_names_of_one_case(path, records)
     return records
+
+
+def _wrong_line(path: Path, number: int, expected: str, found: str) -> CohortError:
+    return CohortError(
+        f"{path}: expected {expected} on line {number}, found {found}. Remove the line to have its case made again."
+    )
+
+
+def _require_names_of_one_case(path: Path, records: Iterable[AttemptRecord]) -> None:
+    """Raise unless every id is one case's and every case has one id, and at most its last attempt was accepted.
+
+    Ids that differ in capitals alone are one file on some disks.
+
+    Raises:
+        CohortError: Naming the line.
+    """
+    index_of: dict[str, int] = {}
+    id_of: dict[int, str] = {}
+    ends: dict[int, tuple[int, bool]] = {}
+    for number, record in enumerate(records, start=1):
+        index, key = record.case_index, record.case_id.casefold()
+        if index_of.setdefault(key, index) != index:
+            raise _wrong_line(
+                path, number, "an id of one case alone", f"'{record.case_id}', as case {index_of[key]} has"
+            )
+        if id_of.setdefault(index, record.case_id) != record.case_id:
+            raise _wrong_line(path, number, f"the id '{id_of[index]}' of case {index}", f"'{record.case_id}'")
+        is_accepted = record.status == "accepted"
+        last, was_accepted = ends.get(index, (record.attempt, is_accepted))
+        if last != record.attempt and (was_accepted if record.attempt > last else is_accepted):
+            found = f"attempts {last} and {record.attempt}, the earlier of which was accepted"
+            raise _wrong_line(path, number, f"one accepted attempt of '{record.case_id}', its last,", found)
+        if record.attempt >= last:
+            ends[index] = record.attempt, is_accepted
 
 
 class ManifestWriter:

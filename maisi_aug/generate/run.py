@@ -15,9 +15,9 @@ from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
-from maisi_aug.cohort.folder import CONTACT_SHEET_NAME, CohortFolder, open_cohort
+from maisi_aug.cohort.folder import CONTACT_SHEET_NAME, CohortFolder, LostCase, find_lost, open_cohort
 from maisi_aug.cohort.kept_labels import spell_labels
-from maisi_aug.cohort.manifest import MANIFEST_NAME, AttemptRecord, Manifest, ManifestWriter, load_manifest
+from maisi_aug.cohort.manifest import MANIFEST_NAME, AttemptRecord, Manifest, ManifestWriter
 from maisi_aug.cohort.plan import CasePlan
 from maisi_aug.cohort.resolve import ResolvedCohort
 from maisi_aug.cohort.source_rules import NO_MAP
@@ -47,6 +47,9 @@ class Listener:
     def starts(self, num_cases: int, manifest: Manifest) -> None:
         """The cohort is open; the manifest holds what earlier runs have done."""
 
+    def finds_lost(self, lost: Sequence[LostCase]) -> None:
+        """Accepted cases have lost files and are drawn again; not told where there are none."""
+
     def enters(self, stage: str) -> None:
         """A stage that may take a while begins, such as loading the weights."""
 
@@ -67,9 +70,10 @@ class CohortSummary:
     Attributes:
         folder: Where it is.
         num_cases: Cases of the plan.
-        manifest: Every attempt.
+        manifest: Every attempt, without the gates' figures.
         seconds: Wall-clock time of this run.
         num_new: Cases that this run has settled.
+        num_lost: Those of them that were there before and had lost files.
         skipped: ``(name, reason)`` of the mask bank's files that could not be used.
     """
 
@@ -79,6 +83,7 @@ class CohortSummary:
     seconds: float
     num_new: int
     skipped: tuple[tuple[str, str], ...] = ()
+    num_lost: int = 0
 
     @property
     def is_complete(self) -> bool:
@@ -99,6 +104,7 @@ class CohortSummary:
             "num_attempts": len(self.manifest.records),
             "first_attempt_rate": self.manifest.first_attempt_rate(),
             "num_new": self.num_new,
+            "num_lost": self.num_lost,
             "seconds": round(self.seconds, 1),
             "accepted_per_label": labels,
             "skipped_bank_files": [{"name": name, "reason": reason} for name, reason in self.skipped],
@@ -114,10 +120,12 @@ def synthesize_cohort(
     compiler: Compiler = "none",
     listener: Listener | None = None,
     case_indices: Sequence[int] | None = None,
+    verify: bool = False,
 ) -> CohortSummary:
     """Make a cohort, or go on with one that was begun with the same configuration.
 
-    Going on with a larger ``max_attempts`` takes up again what was rejected. As long as no label map could be drawn for
+    Going on with a larger ``max_attempts`` takes up again what was rejected, and draws again, to the same bytes, the
+    cases that were accepted and whose files are gone. As long as no label map could be drawn for
     any case nothing is recorded, so that a bank that has been repaired finds every case open.
 
     Args:
@@ -127,6 +135,7 @@ def synthesize_cohort(
         compiler: Of the networks: ``none``, ``inductor`` or ``trt``.
         listener: Is told how the run goes.
         case_indices: Cases to make, in this order; all, in the order of the plan, when not given.
+        verify: Compare the bytes of finished cases with the manifest, too, and draw altered ones again.
 
     Returns:
         What the manifest holds at the end; cases may have been rejected.
@@ -145,22 +154,27 @@ def synthesize_cohort(
     if not (folder / MANIFEST_NAME).exists():  # what cannot be computed leaves no folder behind
         _require_computable(cohort, device, compiler)
     with open_cohort(folder, cohort.to_document(), header=COHORT_HEADER) as (place, writer, recorded):
-        manifest = recorded.reopen(max_attempts)
-        listener.starts(len(cohort.plan.cases), manifest)
         wanted = range(len(cohort.plan.cases)) if case_indices is None else case_indices
+        chosen = frozenset(wanted)
+        lost = [case for case in find_lost(folder, recorded, verify=verify) if case.record.case_index in chosen]
+        manifest = recorded.without([case.record for case in lost]).reopen(max_attempts)
+        listener.starts(len(cohort.plan.cases), manifest)
+        if lost:
+            listener.finds_lost(lost)
         todo = [cohort.plan.cases[index] for index in wanted if index not in manifest.settled_indices]
         skipped: tuple[tuple[str, str], ...] = ()
+        made: list[AttemptRecord] = []
         if todo:
             run = _prepare(cohort, place, writer, device, compiler, listener)
-            run.work_off(todo, manifest)
+            made = run.work_off(todo, manifest)
             bank = run.maker.source.bank
             skipped = tuple(bank.skipped) if isinstance(bank, FolderBank) else ()
         listener.enters("drawing the contact sheet")
-        done = load_manifest(folder).reopen(max_attempts)
+        done = Manifest.from_records([*recorded.records, *made]).reopen(max_attempts)
         _draw_contact_sheet(place, cohort, done)
     listener.enters("done")
     num_new = len(done.settled_indices) - len(manifest.settled_indices)
-    return CohortSummary(folder, len(cohort.plan.cases), done, perf_counter() - started, num_new, skipped)
+    return CohortSummary(folder, len(cohort.plan.cases), done, perf_counter() - started, num_new, skipped, len(lost))
 
 
 def _require_computable(cohort: ResolvedCohort, device: str, compiler: Compiler) -> None:
@@ -195,8 +209,8 @@ def _prepare(
 
 
 def _draw_contact_sheet(place: CohortFolder, cohort: ResolvedCohort, manifest: Manifest) -> None:
-    previews = [place.path / record.files["preview"].path for record in manifest.accepted]
-    if previews:
+    names = (record.files["preview"].path for record in manifest.accepted if "preview" in record.files)
+    if previews := [place.path / name for name in names]:
         labels = spell_labels(cohort.plan.requested_ids, cohort.bundle.vocabulary) if cohort.plan.requested_ids else ""
         subject = labels or ("no label map" if cohort.config.mask_source == NO_MAP else "all labels of the given maps")
         title = f"{len(previews)} of {len(cohort.plan.cases)} cases: {subject}; bundle {cohort.bundle.name}"
@@ -211,8 +225,11 @@ class _Run:
     writer: CaseWriter
     listener: Listener
 
-    def work_off(self, cases: Sequence[CasePlan], manifest: Manifest) -> None:
+    def work_off(self, cases: Sequence[CasePlan], manifest: Manifest) -> list[AttemptRecord]:
         """Make attempts until every case is settled.
+
+        Returns:
+            The attempts, without the gates' figures.
 
         Raises:
             LesionError, BankError: When no label map can be drawn for any case, or for one while all that are left ask
@@ -220,6 +237,7 @@ class _Run:
         """
         waiting = deque(self.maker.begin(case, manifest.next_attempt(case.index)) for case in cases)
         open_cases = {case.index: case for case in cases}
+        made: list[AttemptRecord] = []
         drawing: deque[Future[Attempt]] = deque()
         writing: deque[Future[AttemptRecord]] = deque()
         # Attempts without a label map, until one could be drawn: the fault may be the bank's and not theirs. Mask
@@ -235,6 +253,7 @@ class _Run:
                 while writing and (writing[0].done() or len(writing) >= NUM_WRITES_BEHIND or not drawing):
                     record = writing.popleft().result()
                     self.listener.records(record)
+                    made.append(record.keep_figures(()))
                     if record.status == "retried":
                         waiting.appendleft(self.maker.begin(open_cases[record.case_index], record.attempt + 1))
                         break
@@ -253,6 +272,7 @@ class _Run:
             # Also after Ctrl-C: what is being written is finished, nothing new is begun.
             draw_pool.shutdown(wait=True, cancel_futures=True)
             write_pool.shutdown(wait=True, cancel_futures=True)
+        return made
 
     def _require_hope(self, case: CasePlan, others: Sequence[CasePlan]) -> None:
         """Raise when no label map could be drawn for a case and every case that is left asks for as much."""

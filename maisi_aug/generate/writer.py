@@ -78,6 +78,9 @@ class CaseWriter:
             for path in written:
                 path.unlink(missing_ok=True)
             raise self._explain(error) from error
+        if status != "accepted":  # what an accepted attempt left that was made again on another machine
+            for role in ("image", "label", "anatomy", "preview"):
+                self.folder.file_of(role, record.case_id).unlink(missing_ok=True)
         return record
 
     def _write_files(

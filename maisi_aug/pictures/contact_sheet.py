@@ -29,11 +29,12 @@ def build_contact_sheet(previews: Sequence[Path], title: str) -> Image.Image:
     """The axial panels of the previews, plain and outlined side by side, in a grid.
 
     Args:
-        previews: Pictures that ``preview.save_picture`` wrote; of more than 48, evenly chosen ones are shown.
+        previews: Pictures that ``preview.save_picture`` wrote; of more than 48, evenly chosen ones are shown, and one
+            that is gone or damaged is left out.
         title: Words on top.
     """
     chosen = choose_evenly(len(previews), MAX_CASES)
-    tiles = [_build_tile(previews[index]) for index in chosen]
+    tiles = [tile for index in chosen if (tile := _build_tile(previews[index])) is not None]
     num_columns = min(4, max(1, len(tiles)))
     num_rows = -(-len(tiles) // num_columns)
     tile_width = max((tile.width for tile in tiles), default=400)
@@ -48,11 +49,15 @@ def build_contact_sheet(previews: Sequence[Path], title: str) -> Image.Image:
     return sheet
 
 
-def _build_tile(path: Path) -> Image.Image:
-    with Image.open(path) as preview:
-        words = json.loads(preview.info[TEXT_KEY])
-        picture = preview.convert("RGB")
-    panels = [picture.crop(tuple(box)) for box in words["boxes"]]
+def _build_tile(path: Path) -> Image.Image | None:
+    """The tile of a case; None where the picture cannot be read or is another program's."""
+    try:
+        with Image.open(path) as preview:
+            words = json.loads(preview.info[TEXT_KEY])
+            picture = preview.convert("RGB")
+        panels = [picture.crop(tuple(box)) for box in words["boxes"]]
+    except (OSError, SyntaxError, ValueError, KeyError, TypeError, Image.DecompressionBombError):
+        return None  # SyntaxError is what Pillow raises for a damaged PNG
     for panel in panels:
         panel.thumbnail((THUMB_PX, 2 * THUMB_PX), Image.Resampling.LANCZOS)
     width = sum(panel.width for panel in panels) + 2

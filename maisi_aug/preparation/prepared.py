@@ -86,7 +86,7 @@ class PreparedCase(_Strict):
         notes: What preparation did to this case that the user should know, a sentence each.
     """
 
-    id: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    id: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=200)
     patient: str
     fold: int = Field(ge=0)
     modality: ModalityName
@@ -194,4 +194,14 @@ def load_prepared(folder: Path | str) -> PreparedDataset:
         ) from error
     if not cases:
         raise PreparationError(f"{cases_path}: expected at least one case, found none. Prepare the data again.")
+    seen: set[str] = set()
+    for case in cases:
+        if case.id.casefold() in seen:
+            raise PreparationError(f"{cases_path}: expected every case once, found '{case.id}' twice. Prepare again.")
+        seen.add(case.id.casefold())
+        if case.fold >= spec.num_folds:
+            raise PreparationError(
+                f"{cases_path}: expected folds 0 to {spec.num_folds - 1}, found {case.fold} for '{case.id}'. Prepare "
+                "again."
+            )
     return PreparedDataset(folder, spec, tuple(sorted(cases, key=lambda case: case.id)))

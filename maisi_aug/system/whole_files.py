@@ -20,23 +20,30 @@ from maisi_aug.errors import VolumeError
 TEMPORARY_SUFFIX = ".part"
 
 
-def write_whole(path: Path | str, content: bytes) -> None:
+def write_whole(path: Path | str, content: bytes, *, is_new: bool = False) -> None:
     """Write bytes so that the file appears whole or not at all.
 
+    Args:
+        path: Where to.
+        content: What.
+        is_new: Refuse to replace a file.
+
     Raises:
-        VolumeError: The file cannot be written (no space, no permission); nothing is left behind.
+        VolumeError: The file cannot be written (no space, no permission, one in the way of a new one); nothing is left
+            behind.
     """
-    with open_whole(Path(path)) as file:
+    with open_whole(Path(path), is_new=is_new) as file:
         file.write(content)
 
 
-def write_text_whole(path: Path | str, text: str) -> None:
-    """Write UTF-8 text, newlines as given, so that the file appears whole or not at all.
+def write_text_whole(path: Path | str, text: str, *, is_new: bool = False) -> None:
+    """Write UTF-8 text, newlines as given, as :func:`write_whole` does.
 
     Raises:
-        VolumeError: The file cannot be written (no space, no permission); nothing is left behind.
+        VolumeError: The file cannot be written (no space, no permission, one in the way of a new one); nothing is left
+            behind.
     """
-    write_whole(path, text.encode("utf-8"))
+    write_whole(path, text.encode("utf-8"), is_new=is_new)
 
 
 def sha256_of(path: Path | str) -> str:
@@ -65,8 +72,13 @@ def remove_leftovers(folder: Path | str) -> list[Path]:
 
 
 @contextmanager
-def open_whole(path: Path) -> Iterator[BinaryIO]:
-    """A file under a hidden name that gets its own name once it is complete and on the disk."""
+def open_whole(path: Path, *, is_new: bool = False) -> Iterator[BinaryIO]:
+    """A file under a hidden name that gets its own name once it is complete and on the disk.
+
+    Args:
+        path: Its own name.
+        is_new: Refuse to take a name that is in use: an export's files are all its own.
+    """
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}{TEMPORARY_SUFFIX}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -75,7 +87,7 @@ def open_whole(path: Path) -> Iterator[BinaryIO]:
                 yield file
                 file.flush()
                 os.fsync(raw.fileno())
-            temporary.replace(path)
+            _give_new_name(temporary, path) if is_new else temporary.replace(path)
         except BaseException:  # Ctrl-C too must not leave half a file
             temporary.unlink(missing_ok=True)
             raise
@@ -84,6 +96,23 @@ def open_whole(path: Path) -> Iterator[BinaryIO]:
         raise VolumeError(
             f"{path}: expected to write the file, found: {error.strerror or error}. Make room or choose another folder."
         ) from error
+
+
+def _give_new_name(temporary: Path, path: Path) -> None:
+    """Rename a file to a name that no other has.
+
+    Raises:
+        FileExistsError: One has it.
+    """
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        raise
+    except OSError:  # a disk without links: the name is taken by an empty file first
+        path.open("xb").close()
+        temporary.replace(path)
+    else:
+        temporary.unlink()
 
 
 def _flush_folder(folder: Path) -> None:

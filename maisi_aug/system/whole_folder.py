@@ -44,6 +44,9 @@ def folders_that_appear_whole(*targets: Path) -> Iterator[list[Path]]:
 
     Yields:
         The folders to write into.
+
+    Raises:
+        ExportError: Another process has made a target meanwhile, or put a file of the same name into it.
     """
     places = [Path(os.path.abspath(target)) for target in targets]  # noqa: PTH100  links are kept
     is_there = [place.is_dir() for place in places]
@@ -60,6 +63,11 @@ def folders_that_appear_whole(*targets: Path) -> Iterator[list[Path]]:
         for building, place, there in zip(buildings, places, is_there, strict=True):
             moves = [(path, place / path.name) for path in building.iterdir()] if there else [(building, place)]
             for source, end in moves:
+                if os.path.lexists(end):
+                    raise ExportError(
+                        f"{end}: expected nothing there, found something that was written meanwhile. Nothing was "
+                        "changed; give the command again, with another --out or --dataset-id."
+                    )
                 source.rename(end)
                 placed.append(end)
             if there:
@@ -71,14 +79,41 @@ def folders_that_appear_whole(*targets: Path) -> Iterator[list[Path]]:
 
 
 def link_or_copy(source: Path, target: Path) -> bool:
-    """Put a file in its place, its bytes unchanged.
+    """Put a file in its place, its bytes unchanged; a file that is there already is never written to.
 
     Returns:
         Whether it is a hard link.
+
+    Raises:
+        ExportError: The place is taken.
     """
     try:
         target.hardlink_to(source.resolve())
+    except FileExistsError:
+        raise _taken(target) from None
     except OSError:  # another file system, or one without links
-        shutil.copyfile(source, target)
+        copy_new(source, target)
         return False
     return True
+
+
+def copy_new(source: Path, target: Path) -> None:
+    """Copy a file to a place where none is.
+
+    Raises:
+        ExportError: The place is taken: it could be a link to somebody's file, which would be written through.
+    """
+    with source.open("rb") as content:
+        try:
+            file = target.open("xb")
+        except FileExistsError:
+            raise _taken(target) from None
+        with file:
+            shutil.copyfileobj(content, file, 1 << 20)
+
+
+def _taken(target: Path) -> ExportError:
+    return ExportError(
+        f"{target.name}: expected one file of that name in the export, found two. Nothing was changed; make the cohort "
+        "again, or give every case a name of its own."
+    )

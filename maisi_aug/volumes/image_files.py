@@ -409,13 +409,14 @@ def _reorient_to_ras(array: NDArray[Any], affine: NDArray[np.float64], path: Pat
     return Volume(turned, grid)
 
 
-def save_image(path: Path | str, image_hu: NDArray[Any], grid: Grid) -> None:
+def save_image(path: Path | str, image_hu: NDArray[Any], grid: Grid, *, is_new: bool = False) -> None:
     """Write an image as int16 NIfTI, whole or not at all.
 
     Args:
         path: Target, ``.nii.gz`` or ``.nii``; parent folders are made.
         image_hu: ``(I, J, K)`` in HU; fractions are rounded, values beyond int16 are clipped.
         grid: Geometry of the array.
+        is_new: Refuse to replace a file.
 
     Raises:
         VolumeError: Values are not finite, shapes differ, or the file cannot be written.
@@ -424,23 +425,25 @@ def save_image(path: Path | str, image_hu: NDArray[Any], grid: Grid) -> None:
         if image_hu.dtype.kind == "f" and not np.isfinite(image_hu).all():
             raise VolumeError(f"{path}: expected finite HU, found NaN or infinity. Reject this case.")
         image_hu = np.clip(np.rint(image_hu), -32768, 32767).astype(np.int16)
-    _save_nifti(Path(path), image_hu, grid, IMAGE_COMPRESSION)
+    _save_nifti(Path(path), image_hu, grid, IMAGE_COMPRESSION, is_new=is_new)
 
 
-def save_label_map(path: Path | str, label_map: NDArray[Any], grid: Grid) -> None:
+def save_label_map(path: Path | str, label_map: NDArray[Any], grid: Grid, *, is_new: bool = False) -> None:
     """Write a label map as NIfTI in the smallest unsigned integer type, whole or not at all.
 
     Args:
         path: Target, ``.nii.gz`` or ``.nii``; parent folders are made.
         label_map: ``(I, J, K)`` integers or booleans, not negative.
         grid: Geometry of the array.
+        is_new: Refuse to replace a file.
 
     Raises:
         VolumeError: Labels are negative or not integers, shapes differ, or the file cannot be written.
     """
     if label_map.dtype.kind not in "iub":
         raise VolumeError(f"{path}: expected integer labels, found {label_map.dtype}. Convert the label map first.")
-    _save_nifti(Path(path), _to_smallest_unsigned(label_map, str(path)), grid, LABEL_MAP_COMPRESSION)
+    array = _to_smallest_unsigned(label_map, str(path))
+    _save_nifti(Path(path), array, grid, LABEL_MAP_COMPRESSION, is_new=is_new)
 
 
 def _to_smallest_unsigned(array: NDArray[Any], subject: str) -> NDArray[Any]:
@@ -452,7 +455,7 @@ def _to_smallest_unsigned(array: NDArray[Any], subject: str) -> NDArray[Any]:
     return array.astype(np.uint8 if highest < 256 else np.uint16, copy=False)
 
 
-def _save_nifti(path: Path, array: NDArray[Any], grid: Grid, level: int) -> None:
+def _save_nifti(path: Path, array: NDArray[Any], grid: Grid, level: int, *, is_new: bool) -> None:
     """Write a header and the voxels, slice by slice so that no second copy of the volume is held."""
     import nibabel as nib
 
@@ -477,7 +480,7 @@ def _save_nifti(path: Path, array: NDArray[Any], grid: Grid, level: int) -> None
     header["vox_offset"] = 352
     # A fixed gzip header (no name, no time) is what wbits=31 writes: same array, same bytes.
     packer = zlib.compressobj(level, zlib.DEFLATED, 31) if path.name.endswith(".gz") else None
-    with open_whole(path) as file:
+    with open_whole(path, is_new=is_new) as file:
 
         def put(block: bytes) -> None:
             file.write(block if packer is None else packer.compress(block))

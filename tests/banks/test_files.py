@@ -149,6 +149,10 @@ def test_bad_label_names_are_refused(tmp_path: Path, text: str, message: str) ->
         ("a.json", "{", "expected a JSON data list"),
         ("b.json", '{"training": 3}', "found another structure"),
         ("c.json", '[{"image": "x"}]', r"expected 'label' in row 0, found \['image'\]"),
+        ("d.json", '[{"label": "x"}, {"label": "x"}]', "expected every case once, found 'x' in row 1 and before"),
+        ("e.json", '[{"label": "x\\u0000"}]', "expected names of files in row 0"),
+        ("f.json", '[{"label": "x", "label_list": [1, "two"]}]', "expected label ids from 0 to 65535 as 'label_list'"),
+        ("g.json", '[{"label": "x", "label_list": [70000]}]', r"in row 0, found \[70000\]"),
     ],
 )
 def test_bad_banks_are_refused(tmp_path: Path, name: str, text: str | None, message: str) -> None:

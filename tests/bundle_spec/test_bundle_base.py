@@ -16,7 +16,7 @@ from maisi_aug.bundle_spec.references import (
     hu_ranges_of,
     measure_sizes,
 )
-from maisi_aug.bundle_spec.schema import HuSpec
+from maisi_aug.bundle_spec.schema import HuSpec, MaskBankSpec
 from maisi_aug.checkpoints.copies import convert_bundle
 from maisi_aug.errors import BundleError, RequestError
 from maisi_aug.networks.weights import load_networks, load_weight_file, verify_bundle, write_bundle
@@ -167,3 +167,20 @@ def test_list_of_label_maps_is_found_and_copied(base: Bundle, tmp_path: Path) ->
     listed = yaml.safe_load((tmp_path / "copy" / "label_maps.json").read_text())["training"]
     assert listed == [{"label": (tmp_path / "data" / "b.nii.gz").as_posix()}, {"label": "own/a.nii.gz"}]
     assert (tmp_path / "copy" / "own" / "a.nii.gz").read_bytes() == b"map"
+
+
+def test_copy_writes_nothing_outside_its_folder(base: Bundle, tmp_path: Path) -> None:
+    bank = {"list": "label_maps.json", "labels": "maisi", "source": "a stranger"}
+    derived = write_derived(tmp_path / "taught", base, mask_bank=bank)
+    (derived.path / "a.nii.gz").write_bytes(b"map")
+    (derived.path / "label_maps.json").write_text('{"training": [{"label": "../taught/a.nii.gz"}]}')
+    copy_bank(derived, tmp_path / "deep" / "copy")
+    assert sorted(path.name for path in (tmp_path / "deep").iterdir()) == ["copy"]
+    assert sorted(path.name for path in (tmp_path / "deep" / "copy").iterdir()) == ["a.nii.gz", "label_maps.json"]
+
+
+@pytest.mark.parametrize("field", ["list", "labels"])
+@pytest.mark.parametrize("name", ["../x.json", "/x.json", "a/../../x", ""])
+def test_list_of_label_maps_lies_in_the_bundle(field: str, name: str) -> None:
+    with pytest.raises(ValueError, match="String should match pattern"):
+        MaskBankSpec(**({"list": "x.json", "labels": "maisi", "source": "lab"} | {field: name}))

@@ -1,13 +1,16 @@
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from maisi_aug.cohort.folder import CohortFolder, find_cohort, open_cohort, read_cohort_document
+from maisi_aug.cohort.folder import CohortFolder, find_cohort, find_lost, open_cohort, read_cohort_document
+from maisi_aug.cohort.manifest import load_manifest
 from maisi_aug.errors import CohortError
+from tests.builders.tiny_cohort import write_cohort
 from tests.cohort.test_manifest import build_record
 
 DOCUMENT: dict[str, Any] = {
@@ -150,3 +153,26 @@ def test_files_of_a_case_have_their_places() -> None:
         "previews/case_0001.png",
     ]
     assert folder.relative(folder.rejected_preview("case_0001", 2)) == "previews/rejected/case_0001_a2.png"
+
+
+def test_lost_files_are_found_by_name_and_altered_ones_by_their_bytes(tmp_path: Path) -> None:
+    write_cohort(tmp_path, [26], [26], [26], [26])
+    manifest = load_manifest(tmp_path)
+    assert find_lost(tmp_path, manifest, verify=True) == []
+    (tmp_path / "images/case_0002.nii.gz").unlink()
+    (tmp_path / "anatomy/case_0003.nii.gz").write_bytes(b"something else")
+    (tmp_path / "labels/case_0004.nii.gz").unlink()
+    (tmp_path / "labels/case_0004.nii.gz").symlink_to("nowhere")
+    found = find_lost(tmp_path, manifest)
+    assert [(case.record.case_id, case.missing, case.altered) for case in found] == [
+        ("case_0002", ("images/case_0002.nii.gz",), ()),
+        ("case_0004", ("labels/case_0004.nii.gz",), ()),
+    ]
+    altered = [case for case in find_lost(tmp_path, manifest, verify=True) if case.altered]
+    assert [(case.record.case_id, case.altered) for case in altered] == [("case_0003", ("anatomy/case_0003.nii.gz",))]
+
+
+def test_every_case_is_lost_with_the_folder_of_its_images(tmp_path: Path) -> None:
+    write_cohort(tmp_path, [26], [26])
+    shutil.rmtree(tmp_path / "images")
+    assert len(find_lost(tmp_path, load_manifest(tmp_path))) == 2

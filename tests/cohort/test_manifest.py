@@ -42,7 +42,9 @@ def build_record(case_index: int = 0, attempt: int = 0, status: Status = "accept
         bundle_fingerprint="ab12",
         licence="Apache-2.0",
         settings={"num_inference_steps": 30, "device": "cpu"},
-        files={"image": FileRecord("images/case_0001.nii.gz", "00ff")} if status == "accepted" else {},
+        files={"image": FileRecord(f"images/case_{case_index + 1:04d}.nii.gz", "00ff" * 16)}
+        if status == "accepted"
+        else {},
         seconds={"mask": 0.2, "image": 3.1},
     )
 
@@ -178,3 +180,136 @@ def test_disk_that_fills_up_within_a_line_leaves_nothing_of_it(tmp_path: Path, m
             writer.append(replace(build_record(1), request="x" * 300))
         monkeypatch.undo()
     assert path.read_bytes() == whole
+
+
+def write_strange_line(folder: Path, **changes: Any) -> None:
+    """A manifest whose second line is a record with other values, as another program may write it."""
+    fields = json.loads(build_record(1).to_json()) | changes
+    path = write_manifest(folder, build_record(0))
+    path.write_text(path.read_text() + json.dumps(fields) + "\n")
+
+
+def named(path: str, sha256: str = "00ff" * 16) -> dict[str, Any]:
+    return {"files": {"image": {"path": path, "sha256": sha256}}}
+
+
+@pytest.mark.parametrize(
+    "case_id",
+    [
+        "",
+        ".",
+        "..",
+        "../outside",
+        "a/b",
+        "a\\b",
+        "/etc/passwd",
+        ".hidden",
+        "two words",
+        "nul\0",
+        "line\nbreak",
+        "\x1b[31m",
+        *("tab\t", "case_0002\n", "-flag", "é", "x" * 65, "<script>", "C:x"),
+    ],
+)
+def test_case_id_that_is_no_plain_name_is_refused(tmp_path: Path, case_id: str) -> None:
+    write_strange_line(tmp_path, case_id=case_id)
+    with pytest.raises(CohortError, match=r"expected a record on line 2, found .*\(case_id: String should"):
+        load_manifest(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "",
+        "/etc/passwd",
+        "../image.nii.gz",
+        "images/../../image.nii.gz",
+        "images//x",
+        "images/",
+        "./x",
+        "images\\x",
+        "C:/x",
+        "images/.x",
+        "images/x\n",
+        "images/\x1b[2J",
+        "a/" * 200 + "a",
+    ],
+)
+def test_path_that_may_lead_out_of_the_folder_is_refused(tmp_path: Path, path: str) -> None:
+    write_strange_line(tmp_path, **named(path))
+    with pytest.raises(CohortError, match=r"expected a record on line 2, found .*\(files\.image\.path: String should"):
+        load_manifest(tmp_path)
+
+
+@pytest.mark.parametrize("sha256", ["", "00ff", "00FF" * 16, "00ff" * 16 + "\n", "xy" * 32])
+def test_hash_that_is_none_is_refused(tmp_path: Path, sha256: str) -> None:
+    write_strange_line(tmp_path, **named("images/case_0002.nii.gz", sha256))
+    with pytest.raises(CohortError, match=r"on line 2, found .*\(files\.image\.sha256: String should match"):
+        load_manifest(tmp_path)
+
+
+LESION = {"label_id": 26, "label": "hepatic tumor", "requested_ml": 5.9}
+
+
+@pytest.mark.parametrize(
+    ("place", "changes"),
+    [
+        ("case_index", {"case_index": -1}),
+        ("case_index", {"case_index": 10**400}),
+        ("attempt", {"attempt": 1.5}),
+        ("seed", {"seed": 2**64}),
+        ("max_attempts", {"max_attempts": -2}),
+        ("required_ids.0", {"required_ids": [256]}),
+        ("seconds.mask", {"seconds": {"mask": float("nan")}}),
+        ("lesions.0.label_id", {"lesions": [LESION | {"label_id": 70000}]}),
+        ("lesions.0.requested_ml", {"lesions": [LESION | {"requested_ml": 0}]}),
+        ("lesions.0.requested_ml", {"lesions": [LESION | {"requested_ml": float("inf")}]}),
+        ("lesions.0.percentile", {"lesions": [LESION | {"percentile": 30}]}),
+        ("lesions.0.realised_ml", {"lesions": [LESION | {"realised_ml": -1}]}),
+        ("files.mesh", {"files": {"mesh": {"path": "x.stl", "sha256": "00ff" * 16}}}),
+    ],
+)
+def test_number_or_role_out_of_bounds_is_refused(tmp_path: Path, place: str, changes: dict[str, Any]) -> None:
+    write_strange_line(tmp_path, **changes)
+    with pytest.raises(CohortError, match=rf"expected a record on line 2, found .*\({place}"):
+        load_manifest(tmp_path)
+
+
+def test_accepted_line_names_its_image(tmp_path: Path) -> None:
+    write_strange_line(tmp_path, files={})
+    with pytest.raises(CohortError, match="expected the image of the accepted case 'case_0002' on line 2, found none"):
+        load_manifest(tmp_path)
+
+
+@pytest.mark.parametrize("case_id", ["case_0001", "CASE_0001"])
+def test_id_of_two_cases_is_refused(tmp_path: Path, case_id: str) -> None:
+    write_strange_line(tmp_path, case_id=case_id)
+    with pytest.raises(CohortError, match=f"an id of one case alone on line 2, found '{case_id}', as case 0 has"):
+        load_manifest(tmp_path)
+
+
+def test_case_of_two_ids_is_refused(tmp_path: Path) -> None:
+    write_strange_line(tmp_path, case_index=0)
+    with pytest.raises(CohortError, match="the id 'case_0001' of case 0 on line 2, found 'case_0002'"):
+        load_manifest(tmp_path)
+
+
+@pytest.mark.parametrize("status", ["accepted", "retried"])
+@pytest.mark.parametrize("is_turned", [False, True])
+def test_case_that_goes_on_after_it_was_accepted_is_refused(tmp_path: Path, status: Status, is_turned: bool) -> None:
+    records = [build_record(0, 0), build_record(0, 1, status)]
+    write_manifest(tmp_path, *(reversed(records) if is_turned else records))
+    with pytest.raises(CohortError, match=r"one accepted attempt of 'case_0001', its last, on line 2, found attempts"):
+        load_manifest(tmp_path)
+
+
+def test_attempt_that_was_made_again_counts_by_its_last_line(tmp_path: Path) -> None:
+    write_manifest(tmp_path, build_record(0), build_record(0, 0, "retried"), build_record(0, 1))
+    assert [record.status for record in load_manifest(tmp_path).records] == ["retried", "accepted"]
+
+
+def test_attempts_left_out_are_open_again() -> None:
+    manifest = Manifest.from_records([build_record(0, 0, "retried"), build_record(0, 1), build_record(1)])
+    opened = manifest.without([build_record(0, 1)])
+    assert opened.settled_indices == {1}
+    assert [opened.next_attempt(0), opened.next_attempt(1)] == [1, 1]

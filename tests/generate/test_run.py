@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,8 @@ import numpy as np
 import pytest
 import torch
 
-from maisi_aug.cohort.manifest import MANIFEST_NAME, AttemptRecord, load_manifest
+from maisi_aug.cohort.folder import LostCase
+from maisi_aug.cohort.manifest import MANIFEST_NAME, AttemptRecord, VerdictRecord, load_manifest
 from maisi_aug.cohort.recipe import build_config
 from maisi_aug.cohort.recipe_files import read_recipe
 from maisi_aug.cohort.resolve import ResolvedCohort
@@ -111,6 +112,69 @@ def test_next_seed_gives_other_images(
     synthesize_cohort(resolve(seed=6), tmp_path, device="cpu", case_indices=[0])
     ours, theirs = hash_files(tmp_path), hash_files(reference.folder)
     assert all(ours[name] != theirs[name] for name in ours if name.startswith(("images", "anatomy")))
+
+
+@pytest.fixture
+def copy(reference: CohortSummary, tmp_path: Path) -> Path:
+    """A copy of the whole cohort, to be damaged."""
+    return shutil.copytree(reference.folder, tmp_path / "copy")
+
+
+class Finder(Listener):
+    """Notes what a run finds lost."""
+
+    def __init__(self) -> None:
+        self.lost: list[tuple[str, tuple[str, ...], tuple[str, ...]]] = []
+
+    def finds_lost(self, lost: Sequence[LostCase]) -> None:
+        self.lost += [(case.record.case_id, case.missing, case.altered) for case in lost]
+
+
+def test_lost_files_are_drawn_again_to_the_same_bytes(
+    reference: CohortSummary, resolve: Callable[..., ResolvedCohort], copy: Path
+) -> None:
+    for name in ("images/case_0001.nii.gz", "previews/case_0003.png"):
+        (copy / name).unlink()
+    finder = Finder()
+    again = synthesize_cohort(resolve(), copy, device="cpu", listener=finder)
+    assert [case_id for case_id, _, _ in finder.lost] == ["case_0001", "case_0003"]
+    assert finder.lost[0][1:] == (("images/case_0001.nii.gz",), ())
+    assert (again.num_new, again.num_lost, again.is_complete) == (2, 2, True)
+    assert hash_files(copy) == hash_files(reference.folder)
+    files = [[record.files for record in load_manifest(folder).accepted] for folder in (copy, reference.folder)]
+    assert files[0] == files[1]
+    assert synthesize_cohort(resolve(), copy, device="no such device", verify=True).num_lost == 0
+
+
+def test_altered_files_are_drawn_again_where_bytes_are_compared(
+    reference: CohortSummary, resolve: Callable[..., ResolvedCohort], copy: Path
+) -> None:
+    (copy / "labels/case_0002.nii.gz").write_bytes(b"another program's")
+    (copy / "previews/case_0002.png").write_bytes(b"no picture")
+    finder = Finder()
+    assert synthesize_cohort(resolve(), copy, device="no such device", listener=finder).num_lost == 0
+    assert finder.lost == []
+    assert synthesize_cohort(resolve(), copy, device="cpu", listener=finder, verify=True).num_lost == 1
+    assert finder.lost == [("case_0002", (), ("labels/case_0002.nii.gz", "previews/case_0002.png"))]
+    assert hash_files(copy) == hash_files(reference.folder)
+
+
+def test_lost_case_that_is_not_wanted_waits(resolve: Callable[..., ResolvedCohort], copy: Path) -> None:
+    (copy / "previews/case_0003.png").unlink()
+    assert synthesize_cohort(resolve(), copy, device="no such device", case_indices=[0]).num_lost == 0
+    assert not (copy / "previews/case_0003.png").exists()
+
+
+def test_case_that_fails_when_it_is_drawn_again_leaves_no_file_of_its_earlier_self(
+    resolve: Callable[..., ResolvedCohort], copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (copy / "previews/case_0001.png").unlink()
+    failed = VerdictRecord("geometry", False, {}, "Geometry: not on this machine.")
+    monkeypatch.setattr("maisi_aug.generate.writer.judge_drawn_image", lambda *_: (failed,))
+    again = synthesize_cohort(resolve(), copy, device="cpu")
+    assert [record.case_id for record in again.manifest.rejected] == ["case_0001"]
+    assert [path.name for path in copy.rglob("case_0001.*")] == []
+    assert {record.status for record in load_manifest(copy).records if record.case_index == 0} >= {"rejected"}
 
 
 def test_complete_cohort_is_left_as_it_is(reference: CohortSummary, resolve: Callable[..., ResolvedCohort]) -> None:

@@ -174,7 +174,9 @@ def test_real_cases_of_no_fold_are_left_out(tmp_path: Path, real_with_folds: Cal
     [
         ([("01", "23"), ("01", "3")], "expected every case to validate in one fold at most, found 'real_3' in folds 0"),
         ([("01", "23"), ("2", "0")], "expected all cases to train or to validate in fold 1 of .*, found no 'real_1'"),
-        ([("0123", "")], "in fold 0 of .*, found none that validate. A MONAI data list cannot hold such folds"),
+        ([("0123", "")], r"splits_final\.json: expected cases that validate in fold 0, found none"),
+        ([("011", "23")], r"every case once on the side 'train' of fold 0, found 'real_1' twice"),
+        ([("01", "33")], r"every case once on the side 'val' of fold 0, found 'real_3' twice"),
     ],
 )
 def test_folds_that_a_data_list_cannot_hold_are_refused(

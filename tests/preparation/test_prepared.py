@@ -112,3 +112,14 @@ def test_new_label_on_a_taken_id_is_refused() -> None:
 
     with pytest.raises(VocabularyError, match="expected a placeholder slot .* found 1, the id of 'liver'"):
         bind_new_labels(MAISI, spec.new_labels.items())
+
+
+@pytest.mark.parametrize("other", ["p1", "P1"])
+def test_case_that_is_listed_twice_is_refused(tmp_path: Path, other: str) -> None:
+    with pytest.raises(PreparationError, match="expected every case once, found '[Pp]1' twice"):
+        load_prepared(write_folder(tmp_path, [build_case(1), build_case(2, id=other)]))
+
+
+def test_fold_that_does_not_exist_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(PreparationError, match="expected folds 0 to 2, found 3 for 'p1'"):
+        load_prepared(write_folder(tmp_path, [build_case(1, fold=3)]))

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -55,3 +57,18 @@ def test_folder_that_is_a_file_cannot_be_written_into(tmp_path: Path) -> None:
     (tmp_path / "a").write_text("x")
     with pytest.raises(VolumeError, match="expected to write the file"):
         write_whole(tmp_path / "a" / "b.txt", b"x")
+
+
+@pytest.mark.parametrize("has_links", [True, False])
+def test_new_file_replaces_none(has_links: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    if not has_links:
+        monkeypatch.setattr(os, "link", refuse)
+    write_text_whole(tmp_path / "file", "first", is_new=True)
+    with pytest.raises(VolumeError, match="expected to write the file, found: File exists"):
+        write_text_whole(tmp_path / "file", "second", is_new=True)
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("file", "first")]
+    write_text_whole(tmp_path / "file", "third")
+    assert (tmp_path / "file").read_text() == "third"

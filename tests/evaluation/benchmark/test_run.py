@@ -10,11 +10,11 @@ import pytest
 
 from maisi_aug.errors import BenchmarkError
 from maisi_aug.evaluation.benchmark.arm_job import make_paste_case
+from maisi_aug.evaluation.benchmark.config import PLAN_NAME
 from maisi_aug.evaluation.benchmark.plan import compose_arms, plan_benchmark
 from maisi_aug.evaluation.benchmark.results import summarise_benchmark
 from maisi_aug.evaluation.benchmark.run import (
     FAILURE_NAME,
-    PLAN_NAME,
     SCORES_NAME,
     Benchmark,
     load_benchmark,

@@ -9,6 +9,7 @@ import pytest
 from maisi_aug.cohort.manifest import (
     MANIFEST_NAME,
     AttemptRecord,
+    FileRecord,
     LesionRecord,
     Manifest,
     ManifestWriter,
@@ -38,7 +39,7 @@ def build_record(index: int, lesions: list[tuple[str, float, float]], **changes:
         "bundle_fingerprint": "",
         "licence": "",
         "settings": {},
-        "files": {},
+        "files": {"image": FileRecord(f"images/case_{index + 1:04d}.nii.gz", "00ff" * 16)},
         "seconds": {},
     }
     return AttemptRecord(**(fields | changes))

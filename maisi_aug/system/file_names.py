@@ -1,0 +1,32 @@
+"""Names that come from somebody else and become files: one that is none of these could lead out of a folder."""
+
+from __future__ import annotations
+
+import unicodedata
+from typing import Final
+
+_NAME: Final = r"[A-Za-z0-9_][A-Za-z0-9_.-]*"
+PLAIN_NAME: Final = rf"^{_NAME}$"
+"""Pattern of a name that this package gives: no separator, no control character, nothing hidden or leading upwards."""
+INNER_PATH: Final = rf"^{_NAME}(/{_NAME})*$"
+"""Pattern of a path that is relative, stays inside its folder, and is made of such names."""
+
+MAX_BYTES: Final = 200
+"""Of a name; file systems take 255, and exports add to it."""
+
+
+def is_file_name(text: str) -> bool:
+    """Whether a name that others have given can be that of a file: one part of a path, of any script.
+
+    It is not empty, leads nowhere else, and holds no separator, no control character and none that turns the writing
+    direction.
+    """
+    if text in ("", ".", "..") or len(text.encode("utf-8", "surrogatepass")) > MAX_BYTES:
+        return False
+    return not any(
+        letter in "/\\" or unicodedata.category(letter) in ("Cc", "Cs", "Zl", "Zp") or letter in _TURNING
+        for letter in text
+    )
+
+
+_TURNING: Final = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
