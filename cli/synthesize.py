@@ -386,11 +386,7 @@ def synthesize(
             "modality": None if modality is None else modality.value,
             "body_region": parse_words(body_region),
             "preset": preset,
-            "shape": parse_shape(shape),
-            "spacing_mm": parse_spacing(spacing),
-            "decoding.window": parse_decode_window(decode_window),
-            "decoding.overlap": decode_overlap,
-            "decoding.num_splits": parse_num_splits(num_splits),
+            **_volumes(shape, spacing, decode_window, decode_overlap, num_splits),
             "precision": None if precision is None else precision.value,
             "max_attempts": max_attempts,
             **_strictness(hu_reference, gate, allow_unseen_grid, allow_few_organs, keep_rejected),
@@ -401,19 +397,28 @@ def synthesize(
     if dry_run:
         show_plan(config, balance, out, may_resume=resume, as_json=as_json, is_quiet=quiet)
         return
-    summary = _run(
-        config,
-        balance,
-        _require_out(out),
-        device,
-        compile_with.value,
-        may_resume=resume,
-        verify=verify,
-        is_quiet=quiet,
-    )
+    place, compiler = _require_out(out), compile_with.value
+    summary = _run(config, balance, place, device, compiler, may_resume=resume, verify=verify, is_quiet=quiet)
     typer.echo(json.dumps(summary.to_json(), indent=1) if as_json else describe_summary(summary))
     if not summary.is_complete:
         raise typer.Exit(1)
+
+
+def _volumes(
+    shape: str | None,
+    spacing: str | None,
+    decode_window: str | None,
+    decode_overlap: float | None,
+    num_splits: str | None,
+) -> dict[str, Any]:
+    """The fields of the grid, and of how an image is decoded onto it."""
+    return {
+        "shape": parse_shape(shape),
+        "spacing_mm": parse_spacing(spacing),
+        "decoding.window": parse_decode_window(decode_window),
+        "decoding.overlap": decode_overlap,
+        "decoding.num_splits": parse_num_splits(num_splits),
+    }
 
 
 def _strictness(
