@@ -397,8 +397,8 @@ def synthesize(
     if dry_run:
         show_plan(config, balance, out, may_resume=resume, as_json=as_json, is_quiet=quiet)
         return
-    place, compiler = _require_out(out), compile_with.value
-    summary = _run(config, balance, place, device, compiler, may_resume=resume, verify=verify, is_quiet=quiet)
+    out = _require_out(out)
+    summary = _run(config, balance, out, device, compile_with.value, may_resume=resume, verify=verify, is_quiet=quiet)
     typer.echo(json.dumps(summary.to_json(), indent=1) if as_json else describe_summary(summary))
     if not summary.is_complete:
         raise typer.Exit(1)
