@@ -150,6 +150,13 @@ def takes_regions(unet: nn.Module) -> bool:
     return bool(getattr(unet, "include_top_region_index_input", False))
 
 
+def count_control_channels(controlnet: nn.Module) -> int:
+    """Channels of the condition that a ControlNet takes: 8 bits of a label map, or 10 with surroundings."""
+    embedding = cast(nn.Module, controlnet.controlnet_cond_embedding)
+    first = next(layer for layer in embedding.modules() if isinstance(layer, nn.Conv3d))
+    return first.in_channels
+
+
 def mixed_precision(device: str, *, enabled: bool = True) -> AbstractContextManager[object]:
     """bfloat16 autocast where the device computes in it, else float32: emulated bfloat16 is 80 times slower."""
     return torch.autocast(device.split(":")[0], dtype=torch.bfloat16, enabled=enabled and computes_in_bfloat16(device))

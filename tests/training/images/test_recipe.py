@@ -26,6 +26,7 @@ SHIPPED = [info.path for info in list_training_recipes() if training_kind(info.p
 def test_training_recipes_are_all_tested() -> None:
     assert [path.stem for path in SHIPPED] == [
         "train-ddpm-ct",
+        "train-lung-nodule-ct",
         "train-phantom-ct",
         "train-rflow-ct",
         "train-small-base",
