@@ -30,7 +30,7 @@ class BundlePainter:
 
     Attributes:
         pipeline: The bundle on a device.
-        texture_ids: Id in the label map of each texture; one that is missing is drawn like the first.
+        texture_ids: Ids that the networks know textures by; for others the lesion keeps its id in the label map.
         method: How the known part comes in.
         num_inference_steps: None for the bundle's default.
         num_resamplings: How often a step is taken, see ``KnownLatent``.
@@ -57,7 +57,8 @@ class BundlePainter:
         image_hu = refine_image(task.image_hu, factors)
         label_map, hidden, lesion = (_repeat(part, factors) for part in (task.label_map, task.hidden, task.lesion))
         drawn_map = label_map.copy()
-        drawn_map[lesion] = self.texture_ids.get(task.texture, next(iter(self.texture_ids.values())))
+        if task.texture in self.texture_ids:
+            drawn_map[lesion] = self.texture_ids[task.texture]
         grid = Grid.from_spacing(image_hu.shape, spacing_mm)  # type: ignore[arg-type]
         drawn = self._draw(image_hu, drawn_map, hidden, grid, task.seed)
         if self.method == "difference":

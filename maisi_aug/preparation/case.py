@@ -103,9 +103,9 @@ def build_case(task: CaseTask) -> BuiltCase:
     image, grid = load_ct(task.case.image)
     label_map = np.zeros(grid.shape, dtype=np.uint8)
     for files, translation in zip(task.case.organs, task.organ_translations, strict=True):
-        organs = _load_organs(files, translation, grid)
+        organs = load_organs(files, translation, grid)
         np.copyto(label_map, organs, where=organs > 0)
-    own = _merge_labels(task.case.labels, task.tables, settings.vocabulary.tumor_ids, grid)
+    own = merge_labels(task.case.labels, task.tables, settings.vocabulary.tumor_ids, grid)
     np.copyto(label_map, own, where=(own > 0) & ((own != BODY_ID) | (label_map == 0)))
     label_map, notes = _add_body(label_map, image, grid, task)
     own_ids = sorted({label_id for table in task.tables for label_id in table.values()} - {0, BODY_ID})
@@ -142,7 +142,7 @@ def _clip(image: NDArray[Any]) -> NDArray[np.int16]:
     return clipped
 
 
-def _load_organs(files: Sequence[LabelFile], translation: Translation, grid: Grid) -> NDArray[np.uint8]:
+def load_organs(files: Sequence[LabelFile], translation: Translation, grid: Grid) -> NDArray[np.uint8]:
     """Organ labels in vocabulary ids on the image's grid, without the body."""
     merged = np.zeros(grid.shape, dtype=np.uint8)
     order = sorted(range(len(files)), key=lambda place: lesion_word(files[place].mask_name or "") is not None)
@@ -159,7 +159,7 @@ def _load_organs(files: Sequence[LabelFile], translation: Translation, grid: Gri
     return merged
 
 
-def _merge_labels(
+def merge_labels(
     files: Sequence[LabelFile], tables: Sequence[Mapping[int, int]], lesion_ids: Sequence[int], grid: Grid
 ) -> NDArray[np.uint8]:
     """The lab's own labels in vocabulary ids: body first, then the files in their order, lesions last."""
