@@ -34,7 +34,7 @@ class PlaceChoice(StrEnum):
     """What `--place` takes."""
 
     free = "free"
-    juxta_pleural = "juxta-pleural"
+    surface = "surface"
 
 
 def register(app: typer.Typer) -> None:
@@ -89,7 +89,9 @@ def insert(
     ] = None,
     place: Annotated[
         PlaceChoice | None,
-        typer.Option(help="Inside of the host or at its surface (default: mixed).", rich_help_panel=_WHAT),
+        typer.Option(
+            help="Inside of the host, or at its surface: juxta-pleural (default: mixed).", rich_help_panel=_WHAT
+        ),
     ] = None,
     painter: Annotated[
         PainterChoice,

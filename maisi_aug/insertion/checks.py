@@ -25,11 +25,13 @@ RIM_MM = 1.5
 THIN_RANGE_HU = 200.0
 """Lung that is denser than the median by more is taken for vessels."""
 LEAST_VOXELS = 12
-LEAST_CONTRAST_HU: Mapping[Texture, float] = {"solid": 350.0, "part-solid": 250.0, "ground-glass": 100.0}
+LEAST_CONTRAST_HU: Mapping[Texture, float] = {"solid": 350.0, "part-solid": 250.0, "ground-glass": 100.0, "soft": 10.0}
 LEAST_EDGE = 0.2
 """Share of the contrast by which the rim inside differs from that outside."""
 NOISE_RATIOS = (0.75, 2.2)
-LEAST_INNER_NOISE = 0.9
+LEAST_INNER_NOISE: Mapping[Texture, float] = {"solid": 0.9, "part-solid": 0.9, "ground-glass": 0.9, "soft": 0.5}
+LEAST_CNR = 3.0
+"""An edge is not judged where the contrast is a smaller multiple of the noise."""
 MOST_SEAM = 1.35
 
 
@@ -54,15 +56,24 @@ class LesionLook:
     seam: float
 
 
-def measure_look(image_hu: NDArray[Any], lesion: Mask, lung: Mask, zone: Mask, spacing_mm: Spacing) -> LesionLook:
+def measure_look(
+    image_hu: NDArray[Any],
+    lesion: Mask,
+    lung: Mask,
+    zone: Mask,
+    spacing_mm: Spacing,
+    *,
+    before_hu: NDArray[Any] | None = None,
+) -> LesionLook:
     """Measure a lesion.
 
     Args:
         image_hu: ``(I, J, K)`` the crop.
         lesion: Its voxels.
-        lung: Voxels of lung, without lesions, vessels included.
+        lung: Voxels of its host, the lung for nodules, without lesions, vessels included.
         zone: Voxels that were drawn.
         spacing_mm: Along I, J, K.
+        before_hu: ``(I, J, K)`` the crop without the lesion, whose own steps are no seam; None for a real lesion.
     """
     image = image_hu.astype(np.float32)
     outside_mm = ndimage.distance_transform_edt(~lesion, sampling=spacing_mm)
@@ -85,26 +96,35 @@ def measure_look(image_hu: NDArray[Any], lesion: Mask, lung: Mask, zone: Mask, s
         noise_hu,
         zone_hu / noise_hu if has_zone else float("nan"),
         inner_hu / noise_hu if noise_hu else float("inf"),
-        _measure_seam(image, lung, zone),
+        _measure_seam(image, lung, zone, None if before_hu is None else before_hu.astype(np.float32)),
     )
 
 
-def judge_look(look: LesionLook, texture: Texture) -> tuple[Verdict, ...]:
-    """The gates on contrast, edge, noise and seam."""
-    least = LEAST_CONTRAST_HU[texture]
+def judge_look(look: LesionLook, texture: Texture, *, sign: int = 1) -> tuple[Verdict, ...]:
+    """The gates on contrast, edge, noise and seam.
+
+    Args:
+        look: What was measured.
+        texture: What was asked for.
+        sign: Whether the lesion shall be brighter (1) or darker (-1) than its host, or either (0).
+    """
+    least, least_inner = LEAST_CONTRAST_HU[texture], LEAST_INNER_NOISE[texture]
+    contrast_hu = look.contrast_hu * sign if sign else abs(look.contrast_hu)
     low, high = NOISE_RATIOS
     has_noise = np.isnan(look.noise_ratio) or low <= look.noise_ratio <= high
-    is_smooth = look.inner_noise_ratio < LEAST_INNER_NOISE
+    is_smooth = look.inner_noise_ratio < least_inner
+    has_edge = look.edge >= LEAST_EDGE or abs(look.contrast_hu) < LEAST_CNR * look.noise_hu
     return (
         Verdict(
             "lesion contrast",
-            bool(look.contrast_hu >= least),
+            bool(contrast_hu >= least),
             {"contrast_hu": look.contrast_hu, "least_hu": least},
-            f"Lesion contrast: expected at least {least:g} HU over the lung around, found {look.contrast_hu:.0f} HU.",
+            f"Lesion contrast: expected at least {least * (sign or 1):+g} HU to the {_host(texture)} around, found "
+            f"{look.contrast_hu:+.0f} HU.",
         ),
         Verdict(
             "lesion edge",
-            bool(look.edge >= LEAST_EDGE),
+            bool(has_edge),
             {"edge": look.edge, "least": LEAST_EDGE},
             f"Lesion edge: expected a step of at least {LEAST_EDGE:.0%} of the contrast over {2 * RIM_MM:g} mm, found "
             f"{look.edge:.0%}.",
@@ -114,11 +134,11 @@ def judge_look(look: LesionLook, texture: Texture) -> tuple[Verdict, ...]:
             bool(has_noise and not is_smooth),
             {
                 "noise_hu": look.noise_hu,
-                "zone_to_lung": look.noise_ratio,
-                "lesion_to_lung": look.inner_noise_ratio,
+                "zone_to_host": look.noise_ratio,
+                "lesion_to_host": look.inner_noise_ratio,
             },
-            f"Noise texture: expected {low:g} to {high:g} times the noise of the lung around ({look.noise_hu:.0f} HU) "
-            f"in the zone and {LEAST_INNER_NOISE:g} in the lesion, found {look.noise_ratio:.2f} and "
+            f"Noise texture: expected {low:g} to {high:g} times the noise of the {_host(texture)} around "
+            f"({look.noise_hu:.0f} HU) in the zone and {least_inner:g} in the lesion, found {look.noise_ratio:.2f} and "
             f"{look.inner_noise_ratio:.2f}.",
         ),
         Verdict(
@@ -131,6 +151,10 @@ def judge_look(look: LesionLook, texture: Texture) -> tuple[Verdict, ...]:
     )
 
 
+def _host(texture: Texture) -> str:
+    return "host" if texture == "soft" else "lung"
+
+
 def check_untouched(before: NDArray[Any], after: NDArray[Any], zone: Mask) -> Verdict:
     """No voxel outside of the zone has changed."""
     num_changed = int(np.count_nonzero((before != after) & ~zone))
@@ -138,21 +162,24 @@ def check_untouched(before: NDArray[Any], after: NDArray[Any], zone: Mask) -> Ve
     return Verdict("untouched", num_changed == 0, {"num_changed": num_changed}, message)
 
 
-def _measure_seam(image: NDArray[np.float32], lung: Mask, zone: Mask) -> float:
-    """Median step between neighbours in a slice across the zone's border, to that between neighbours beside it."""
+def _measure_seam(image: NDArray[np.float32], lung: Mask, zone: Mask, before: NDArray[np.float32] | None) -> float:
+    """Median step between neighbours in a slice across the zone's border, to that beside it or, if larger, before."""
     near = ndimage.binary_dilation(zone, iterations=4) & ~zone
-    across, beside = [], []
+    across, beside, earlier = [], [], []
     for axis in (0, 1):
         first = tuple(slice(None, -1) if other == axis else slice(None) for other in range(3))
         second = tuple(slice(1, None) if other == axis else slice(None) for other in range(3))
-        step = np.abs(np.diff(image, axis=axis))
         both = lung[first] & lung[second]
-        across.append(step[both & (zone[first] != zone[second])])
-        beside.append(step[both & near[first] & near[second]])
-    crossing, plain = np.concatenate(across), np.concatenate(beside)
-    if len(crossing) < LEAST_VOXELS or len(plain) < LEAST_VOXELS:
+        border, plain = both & (zone[first] != zone[second]), both & near[first] & near[second]
+        step = np.abs(np.diff(image, axis=axis))
+        across.append(step[border])
+        beside.append(step[plain])
+        earlier.append(step[border] if before is None else np.abs(np.diff(before, axis=axis))[border])
+    crossing, usual, own = (np.concatenate(steps) for steps in (across, beside, earlier))
+    if len(crossing) < LEAST_VOXELS or len(usual) < LEAST_VOXELS:
         return float("nan")
-    return float(np.median(crossing) / max(float(np.median(plain)), 1.0))
+    expected = float(np.median(usual)) if before is None else max(float(np.median(usual)), float(np.median(own)))
+    return float(np.median(crossing)) / max(expected, 1.0)
 
 
 def _median(image: NDArray[np.float32], where: Mask) -> float:

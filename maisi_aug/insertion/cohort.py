@@ -37,6 +37,7 @@ from maisi_aug.pictures.contact_sheet import save_contact_sheet
 from maisi_aug.pictures.preview import Caption, build_preview, save_picture
 from maisi_aug.seeds import case_seed, derive_seed
 from maisi_aug.system.whole_files import sha256_of
+from maisi_aug.vocabulary.hu import expected_contrast_sign
 from maisi_aug.vocabulary.labels import Vocabulary
 from maisi_aug.vocabulary.sizes import diameter_mm
 from maisi_aug.volumes.components import is_any_of
@@ -175,9 +176,9 @@ class _Run:
             lesion = attempt.case.lesions[place]
             host = self._find_host(index, background, lesion)
             seed = derive_seed(attempt.seed, "lesion", place)
-            request = LesionRequest(
-                lesion.label_id, lesion.volume_ml, self._texture_of(host, seed), self.cohort.config.place
-            )
+            texture = self._texture_of(host, seed)
+            sign = expected_contrast_sign(lesion.label) if texture == "soft" else 1
+            request = LesionRequest(lesion.label_id, lesion.volume_ml, texture, self.cohort.config.place, sign)
             made = insert_lesion(
                 image,
                 background.grid.spacing_mm,
@@ -192,7 +193,7 @@ class _Run:
             label_map[made.box][made.lesion] = lesion.label_id
             occupied[made.box] |= made.lesion
             records[place] = _describe(lesion, made, host)
-            self._note(attempt, lesion, made, request.texture)
+            self._note(attempt, lesion, made, texture)
         attempt.lesions = tuple(records[place] for place in range(len(records)))
         attempt.image, attempt.grid, attempt.label_map = image, background.grid, label_map
 
@@ -207,9 +208,9 @@ class _Run:
         return host
 
     def _texture_of(self, host: Host, seed: int) -> Texture:
-        """Textures are those of nodules in the lung; elsewhere lesions are solid."""
+        """Textures are those of nodules in the lung; lesions elsewhere differ from their host by some HU."""
         is_lung = isinstance(host, LungHost) or bool(LUNG_LOBES.intersection(getattr(host, "host_ids", ())))
-        return self.cohort.draw_texture(seed) if is_lung else "solid"
+        return self.cohort.draw_texture(seed) if is_lung else "soft"
 
     def _note(self, attempt: _Attempt, lesion: PlannedLesion, made: Insertion, texture: Texture) -> None:
         """Add verdicts and origin of a lesion, and the first reason to reject it."""
@@ -289,7 +290,7 @@ class _Run:
         lines = [
             f"{lesion.label}: {lesion.realised_ml or 0:.2f} mL ({lesion.diameter_mm or 0:.1f} mm), asked for "
             f"{lesion.requested_ml:.2f} mL; {origin['texture']}, {origin['attachment']}"
-            for lesion, origin in zip(attempt.lesions, attempt.origins, strict=False)
+            for lesion, origin in _largest_first(attempt)
         ]
         lines.append(f"into {attempt.background_id}; {self.cohort.painter_name}; attempt {attempt.number + 1}")
         lines += [f"Rejected: {attempt.reason}"] if attempt.reason else []
@@ -382,6 +383,12 @@ def _unrealised(lesion: PlannedLesion) -> LesionRecord:
         percentile=lesion.percentile,
         size_source=lesion.size_source,
     )
+
+
+def _largest_first(attempt: _Attempt) -> list[tuple[LesionRecord, dict[str, JsonValue]]]:
+    """The lesions of a case with their origins, which are in the order in which they were drawn."""
+    largest_first = sorted(attempt.lesions, key=lambda lesion: -lesion.requested_ml)
+    return list(zip(largest_first, attempt.origins, strict=True))
 
 
 def _cut_for_preview(

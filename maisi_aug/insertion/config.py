@@ -58,7 +58,7 @@ class InsertConfig(BaseModel):
     painter: PainterName = "procedural"
     bundle: Annotated[str, Field(min_length=1)] = "phantom-ct"
     num_inference_steps: Annotated[int, Field(ge=1)] | None = None
-    texture: Texture | None = None
+    texture: Literal["solid", "part-solid", "ground-glass"] | None = None
     place: Attachment | None = None
     max_attempts: Annotated[int, Field(ge=1)] = 5
     size_tolerance: Annotated[float, Field(gt=0, le=1)] = 0.10

@@ -14,8 +14,8 @@ from maisi_aug.volumes.grid import Shape, Spacing
 
 Mask = NDArray[np.bool_]
 
-ZONE_MM = 3.0
-"""How far around a lesion the image is drawn anew."""
+ZONE_MM, ZONE_VOXELS = 3.0, 2.6
+"""How far around a lesion the image is drawn anew, at least: coarse voxels blur a lesion over its neighbours."""
 FEATHER_MM = 1.5
 """Over so much of the zone the drawn image goes over into the real one."""
 
@@ -94,14 +94,14 @@ def choose_box(
     return (ci - si // 2, cj - sj // 2, ck - sk // 2), (si, sj, sk)
 
 
-def weigh_zone(lesion: Mask, spacing_mm: Spacing, zone_mm: float = ZONE_MM) -> NDArray[np.float32]:
+def weigh_zone(lesion: Mask, spacing_mm: Spacing) -> NDArray[np.float32]:
     """How much of the drawn image a voxel takes: 1 in and near the lesion, falling to 0 where the zone ends.
 
     Args:
         lesion: ``(I, J, K)``.
         spacing_mm: Along I, J, K.
-        zone_mm: Where it ends; slices thicker than that still take in the neighbours of the lesion.
     """
+    zone_mm = max(ZONE_MM, ZONE_VOXELS * max(spacing_mm[:2]))
     distance_mm = ndimage.distance_transform_edt(~lesion, sampling=spacing_mm)
     weight: NDArray[np.float32] = np.clip((zone_mm - distance_mm) / FEATHER_MM, 0.0, 1.0).astype(np.float32)
     return weight

@@ -41,12 +41,14 @@ class LesionRequest:
         volume_ml: Its volume.
         texture: How dense it is.
         attachment: None leaves it to chance whether it touches the surface of its host.
+        sign: Whether a soft lesion is brighter (1) or darker (-1) than its host, or either (0).
     """
 
     label_id: int
     volume_ml: float
     texture: Texture = "solid"
     attachment: Attachment | None = None
+    sign: int = 1
 
 
 class Host(Protocol):
@@ -203,13 +205,14 @@ def insert_lesion(
         room[in_crop] &= ~occupied[in_image]
     centre = tuple(c - s for c, s in zip(place.centre, start, strict=True))
     lesion = draw_shape(room, centre, num_voxels, spacing_mm, rng)  # type: ignore[arg-type]
-    return _draw(image, crop, label_map, lesion, place, request, painter, seed, size_tolerance)
+    return _draw(image, crop, label_map, room & ~lesion, lesion, place, request, painter, seed, size_tolerance)
 
 
 def _draw(
     image: NDArray[Any],
     crop: Crop,
     label_map: NDArray[np.uint8],
+    host: Mask,
     lesion: Mask,
     place: Place,
     request: LesionRequest,
@@ -218,15 +221,16 @@ def _draw(
     size_tolerance: float,
 ) -> Insertion:
     weight = weigh_zone(lesion, crop.spacing_mm)
-    lung = (label_map == LUNG_ID) & ~lesion if (label_map == LUNG_ID).any() else (label_map > 0) & ~lesion
     task = PaintTask(
         crop.image_hu,
         np.where(lesion, request.label_id, label_map).astype(np.uint8),
         lesion,
         weight > 0,
+        host,
         crop.spacing_mm,
         request.texture,
         derive_seed(seed, "paint"),
+        request.sign,
     )
     drawn = painter.paint(task)
     in_image, in_crop = crop.box_in(image.shape)
@@ -234,10 +238,10 @@ def _draw(
     after = blend(before, drawn[in_crop], weight[in_crop])
     voxel_ml = voxel_volume_ml(crop.spacing_mm)
     volume_ml = float(own.sum()) * voxel_ml
-    look = measure_look(after, own, lung[in_crop], zone, crop.spacing_mm)
+    look = measure_look(after, own, host[in_crop], zone, crop.spacing_mm, before_hu=before)
     verdicts = (
         check_lesion_size(request.volume_ml, volume_ml, voxel_ml, size_tolerance),
-        *judge_look(look, request.texture),
+        *judge_look(look, request.texture, sign=request.sign),
         check_untouched(before, after, zone),
     )
     return Insertion(in_image, after, own, zone, place, volume_ml, look, verdicts)

@@ -7,6 +7,7 @@ of volumetric X-ray CT images", IEEE TMI 2001), after the body envelope has take
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from skimage.transform import downscale_local_mean
 
 from maisi_aug.errors import LesionError, VolumeError
 from maisi_aug.volumes.body import find_body
+from maisi_aug.volumes.components import bounding_box
 from maisi_aug.volumes.grid import Shape, Spacing, voxel_volume_ml
 
 Mask = NDArray[np.bool_]
@@ -43,6 +45,16 @@ class CoarseMask:
     mask: Mask
     factors: Shape
     spacing_mm: Spacing
+
+    @cached_property
+    def depth_mm(self) -> NDArray[np.float32]:
+        """Distance of every block of the mask to its surface; the image's border is none."""
+        box = bounding_box(self.mask, margin=1)
+        padded = np.pad(self.mask[box], 1, mode="edge")
+        inner = ndimage.distance_transform_edt(padded, sampling=self.spacing_mm)[1:-1, 1:-1, 1:-1]
+        depth = np.zeros(self.mask.shape, dtype=np.float32)
+        depth[box] = inner
+        return depth
 
     def cut(self, start: Shape, stop: Shape) -> Mask:
         """The mask on the voxels of a box of the image, which may reach beyond it: nothing is set there."""

@@ -17,17 +17,20 @@ from maisi_aug.seeds import numpy_generator
 from maisi_aug.volumes.grid import Shape, Spacing
 
 Mask = NDArray[np.bool_]
-Texture = Literal["solid", "part-solid", "ground-glass"]
+Texture = Literal["solid", "part-solid", "ground-glass", "soft"]
+"""How dense a lesion is: three kinds of nodules in the lung, and "soft" for lesions of other organs."""
 TEXTURES: tuple[Texture, ...] = ("solid", "part-solid", "ground-glass")
 
 SOLID_HU = (-40.0, 70.0)
 GROUND_GLASS_HU = (-680.0, -420.0)
 HALO_HU = (-560.0, -320.0)
 """Of the part of a part-solid nodule that is not solid; in LIDC-IDRI it is denser than ground-glass alone."""
+SOFT_CONTRAST_HU = (25.0, 60.0)
+"""Between a lesion of soft tissue and its host."""
 CORE_SHARE = (0.15, 0.5)
 """Share of a part-solid nodule's volume that is solid."""
 POINT_SPREAD_MM = (0.6, 1.0)
-MOTTLING_HU = 25.0
+MOTTLING_HU, SOFT_MOTTLING_HU = 25.0, 6.0
 MOTTLING_MM = 2.0
 THIN_HU = -500.0
 """Aerated lung is below; its vessels are above."""
@@ -44,18 +47,22 @@ class PaintTask:
         label_map: ``(I, J, K)`` ids with the lesion in it; 0 where there is no image.
         lesion: ``(I, J, K)`` its voxels.
         hidden: ``(I, J, K)`` voxels that are drawn anew.
+        host: ``(I, J, K)`` voxels that it lies among, without lesions.
         spacing_mm: Along I, J, K.
         texture: How dense the lesion is.
         seed: Same seed, same drawing.
+        sign: Whether a soft lesion is brighter (1) or darker (-1) than its host, or either (0).
     """
 
     image_hu: NDArray[np.float32]
     label_map: NDArray[np.uint8]
     lesion: Mask
     hidden: Mask
+    host: Mask
     spacing_mm: Spacing
     texture: Texture
     seed: int
+    sign: int = 0
 
 
 class Painter(Protocol):
@@ -92,7 +99,7 @@ class ProceduralPainter:
         cover = np.clip(ndimage.gaussian_filter(task.lesion.astype(np.float32), sigma), 0.0, 1.0)
         inner_hu = _draw_inside(task, rng)
         inner_hu = ndimage.gaussian_filter(inner_hu, sigma)
-        noise_hu = draw_noise_like(task.image_hu, task.label_map > 0, task.spacing_mm, rng)
+        noise_hu = draw_noise_like(task.image_hu, _choose_noise(task), task.spacing_mm, rng)
         if task.texture == "ground-glass":  # vessels and bronchi show through
             lung_hu = _local_hu(task)
             added = np.maximum(0.0, inner_hu - lung_hu) * cover
@@ -103,6 +110,12 @@ class ProceduralPainter:
         return np.asarray(painted, dtype=np.float32)
 
 
+def _choose_noise(task: PaintTask) -> Mask:
+    """Where noise is measured: in the host, without the vessels of a lung; anywhere where there is no host."""
+    thin = task.host if task.texture == "soft" else task.host & (task.image_hu < THIN_HU)
+    return next((mask for mask in (thin, task.host) if mask.any()), task.label_map > 0)
+
+
 def _draw_inside(task: PaintTask, rng: np.random.Generator) -> NDArray[np.float32]:
     """What the lesion would look like without noise and point spread."""
     glass = HALO_HU if task.texture == "part-solid" else GROUND_GLASS_HU
@@ -110,7 +123,10 @@ def _draw_inside(task: PaintTask, rng: np.random.Generator) -> NDArray[np.float3
     mottling = ndimage.gaussian_filter(
         rng.standard_normal(task.lesion.shape), [MOTTLING_MM / step for step in task.spacing_mm], mode="wrap"
     )
-    mottling *= MOTTLING_HU / max(float(mottling.std()), 1e-6)
+    mottling *= (SOFT_MOTTLING_HU if task.texture == "soft" else MOTTLING_HU) / max(float(mottling.std()), 1e-6)
+    if task.texture == "soft":
+        contrast_hu = rng.uniform(*SOFT_CONTRAST_HU) * (task.sign or (1 if rng.random() < 0.5 else -1))
+        return np.asarray(_local_hu(task) + contrast_hu + mottling, dtype=np.float32)
     level_hu = np.full(task.lesion.shape, solid_hu if task.texture == "solid" else glass_hu)
     if task.texture == "part-solid":
         depth_mm = ndimage.distance_transform_edt(task.lesion, sampling=task.spacing_mm)
@@ -121,8 +137,8 @@ def _draw_inside(task: PaintTask, rng: np.random.Generator) -> NDArray[np.float3
 
 
 def _local_hu(task: PaintTask) -> float:
-    """Median of the thin tissue in the crop."""
-    around = (task.label_map > 0) & ~task.lesion & (task.image_hu < THIN_HU)
+    """Median of the host in the crop, of a lung without its vessels."""
+    around = _choose_noise(task)
     return float(np.median(task.image_hu[around])) if around.any() else -850.0
 
 
@@ -165,10 +181,8 @@ def draw_noise_like(
         spacing_mm: Along I, J, K.
         rng: Draws.
     """
-    thin = where & (image_hu < THIN_HU)
-    counted = thin if thin.any() else where
-    fine = find_fine_structure(image_hu, counted, spacing_mm)
-    strength = robust_deviation(fine[counted])
+    fine = find_fine_structure(image_hu, where, spacing_mm)
+    strength = robust_deviation(fine[where])
     clipped = np.clip(fine, -2.0 * strength, 2.0 * strength)
     phases = fft.rfftn(rng.standard_normal(image_hu.shape))
     spectrum = np.abs(fft.rfftn(clipped)) * phases / np.maximum(np.abs(phases), 1e-9)

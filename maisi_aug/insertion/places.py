@@ -11,9 +11,11 @@ from scipy import ndimage
 
 from maisi_aug.errors import LesionError
 from maisi_aug.insertion.lungs import CoarseMask
+from maisi_aug.volumes.components import bounding_box
 from maisi_aug.volumes.grid import Shape
 
-Attachment = Literal["free", "juxta-pleural"]
+Attachment = Literal["free", "surface"]
+"""Whether a lesion lies inside of its host, or touches its surface: juxta-pleural, in the lung."""
 PLEURAL_SHARE = 0.3
 """Of the nodules of LIDC-IDRI about a third touch the pleura."""
 CLEARANCE_MM = 6.0
@@ -53,11 +55,10 @@ def draw_place(
         LesionError: The host has no room.
     """
     is_wall = rng.random() < PLEURAL_SHARE
-    drawn: Attachment = "juxta-pleural" if is_wall else "free"
-    other: Attachment = "free" if is_wall else "juxta-pleural"
+    drawn: Attachment = "surface" if is_wall else "free"
+    other: Attachment = "free" if is_wall else "surface"
     room = _find_room(host, image_shape, radius_mm, occupied)
-    depth_mm = ndimage.distance_transform_edt(np.pad(host.mask, 1, mode="edge"), sampling=host.spacing_mm)
-    depth_mm = depth_mm[1:-1, 1:-1, 1:-1]
+    depth_mm = host.depth_mm
     for tried in (drawn, other) if attachment is None else (attachment,):
         if tried == "free":
             blocks = np.flatnonzero(room & (depth_mm >= radius_mm + 1.5))
@@ -86,5 +87,7 @@ def _find_room(
         gap_mm = np.minimum(centres, side - centres) * step / factor
         room &= np.expand_dims(gap_mm >= radius_mm, [other for other in range(3) if other != axis])
     if occupied is not None and occupied.any():
-        room &= ndimage.distance_transform_edt(~occupied, sampling=host.spacing_mm) > radius_mm + CLEARANCE_MM
+        reach_mm = radius_mm + CLEARANCE_MM
+        box = bounding_box(occupied, margin=1 + int(reach_mm / min(host.spacing_mm)))
+        room[box] &= ndimage.distance_transform_edt(~occupied[box], sampling=host.spacing_mm) > reach_mm
     return room

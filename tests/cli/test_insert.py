@@ -9,7 +9,7 @@ import pytest
 
 from maisi_aug.cli.insert import PainterChoice, PlaceChoice, TextureChoice
 from maisi_aug.insertion.config import PainterName
-from maisi_aug.insertion.painting import Texture
+from maisi_aug.insertion.painting import TEXTURES
 from maisi_aug.insertion.places import Attachment
 from maisi_aug.volumes.grid import Grid
 from maisi_aug.volumes.image_files import save_image
@@ -56,5 +56,6 @@ def test_missing_ct_is_one_sentence(run_cli: Run, tmp_path: Path) -> None:
 
 
 def test_choices_are_those_of_the_configuration() -> None:
-    for choice, name in ((PainterChoice, PainterName), (TextureChoice, Texture), (PlaceChoice, Attachment)):
+    for choice, name in ((PainterChoice, PainterName), (PlaceChoice, Attachment)):
         assert {item.value for item in choice} == set(get_args(name))
+    assert {item.value for item in TextureChoice} == set(TEXTURES)

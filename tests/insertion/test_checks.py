@@ -68,12 +68,21 @@ def test_step_at_the_border_of_the_zone_is_rejected() -> None:
     assert "seam" in failed_gates(image)
 
 
+def test_step_that_was_there_before_is_no_seam() -> None:
+    lesion, image = build_lesion(), real_looking()
+    zone = weigh_zone(lesion, SPACING_MM) > 0
+    image[zone] += 90.0
+    before = np.where(lesion, LUNG_HU, image)
+    seam = measure_look(image, lesion, ~lesion, zone, SPACING_MM, before_hu=before).seam
+    assert seam == pytest.approx(1.0, abs=0.1)
+
+
 def test_verdicts_hold_their_figures_and_say_what_was_expected() -> None:
     lesion = build_lesion()
     look = measure_look(real_looking(), lesion, ~lesion, weigh_zone(lesion, SPACING_MM) > 0, SPACING_MM)
     contrast = judge_look(look, "solid")[0]
     assert contrast.figures["contrast_hu"] == pytest.approx(NODULE_HU - LUNG_HU, abs=40)
-    assert contrast.message.startswith("Lesion contrast: expected at least 350 HU over the lung around, found 8")
+    assert contrast.message.startswith("Lesion contrast: expected at least +350 HU to the lung around, found +8")
 
 
 def test_a_changed_voxel_outside_of_the_zone_is_found() -> None:
@@ -86,3 +95,12 @@ def test_a_changed_voxel_outside_of_the_zone_is_found() -> None:
     verdict = check_untouched(before, after, zone)
     assert not verdict.passed
     assert verdict.message == "Untouched: expected no change outside of the zone, found 1 changed voxels."
+
+
+@pytest.mark.parametrize("sign", [-1, 0, 1])
+def test_soft_lesion_has_to_differ_in_the_right_direction(sign: int) -> None:
+    lesion = build_lesion()
+    image = 110.0 - 40.0 * lesion + build_noise(3, 10.0)
+    look = measure_look(image, lesion, ~lesion, weigh_zone(lesion, SPACING_MM) > 0, SPACING_MM)
+    failed = {verdict.gate for verdict in judge_look(look, "soft", sign=sign) if not verdict.passed}
+    assert failed == ({"lesion contrast"} if sign == 1 else set())

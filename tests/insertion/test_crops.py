@@ -27,12 +27,20 @@ def test_box_has_sides_that_the_networks_can_take() -> None:
 def test_zone_ends_where_it_should() -> None:
     lesion = np.zeros((31, 31, 9), dtype=bool)
     lesion[15, 15, 4] = True
-    weight = weigh_zone(lesion, SPACING_MM, 3.0)
+    weight = weigh_zone(lesion, SPACING_MM)
     assert weight[15, 15, 4] == 1.0
     assert weight[19, 15, 4] > 0
     assert weight[20, 15, 4] == 0
     assert 0 < weight[15, 15, 5] < 1
     assert weight[15, 15, 6] == 0
+
+
+def test_zone_of_coarse_voxels_takes_in_two_of_them() -> None:
+    lesion = np.zeros((15, 15, 5), dtype=bool)
+    lesion[7, 7, 2] = True
+    weight = weigh_zone(lesion, (2.0, 2.0, 5.0))
+    assert (weight[5:10, 7, 2] > 0).all()
+    assert weight[4, 7, 2] == 0
 
 
 @pytest.mark.parametrize("dtype", [np.int16, np.float32])

@@ -44,6 +44,7 @@ def build_task(**changes: Any) -> PaintTask:
         "label_map": label_map,
         "lesion": lesion,
         "hidden": hidden,
+        "host": ~lesion,
         "spacing_mm": SPACING_MM,
         "texture": "solid",
         "seed": 4,

@@ -72,12 +72,14 @@ def test_a_crop_may_reach_beyond_the_volume(factor: int) -> None:
 
 
 def test_other_hosts_come_from_a_label_map() -> None:
-    label_map = np.zeros(SHAPE, dtype=np.uint8)
+    trunk, label_map = build_chest(with_lungs=False), np.zeros(SHAPE, dtype=np.uint8)
     label_map[40:80, 30:66, 4:26] = 1
     host = LabelledHost.of(label_map, (1,), SPACING_MM)
     made = insert_lesion(
-        IMAGE, SPACING_MM, host, LesionRequest(26, 1.0, attachment="free"), ProceduralPainter(), seed=3
+        trunk, SPACING_MM, host, LesionRequest(26, 1.0, "soft", "free", -1), ProceduralPainter(), seed=3
     )
+    assert made.reason == ""
+    assert -75 < made.look.contrast_hu < -15
     assert (label_map[made.box][made.lesion] == 1).all()
     with pytest.raises(LesionError, match="expected label 5 or 14 in the label map, found none"):
         LabelledHost.of(label_map, (5, 14), SPACING_MM)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from scipy import ndimage
@@ -16,7 +18,7 @@ def build_task(texture: str, *, seed: int = 0, noise_hu: float = 40.0) -> PaintT
     x, y, z = np.meshgrid(*steps, indexing="ij")
     lesion = x**2 + y**2 + z**2 <= 7.0**2
     label_map = np.full(SHAPE, 28, dtype=np.uint8)
-    return PaintTask(image, label_map, lesion, lesion, SPACING_MM, texture, seed)  # type: ignore[arg-type]
+    return PaintTask(image, label_map, lesion, lesion, ~lesion, SPACING_MM, texture, seed)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -72,3 +74,13 @@ def test_drawing_is_one_of_the_seed() -> None:
 
 def test_nothing_is_noise_where_nothing_is_measured() -> None:
     assert measure_noise(np.zeros(SHAPE, dtype=np.float32), np.zeros(SHAPE, dtype=bool), SPACING_MM) == 0.0
+
+
+@pytest.mark.parametrize("sign", [-1, 1])
+def test_soft_lesion_differs_from_its_host_as_its_kind_does(sign: int) -> None:
+    task = build_task("soft", noise_hu=12.0)
+    liver = replace(task, image_hu=task.image_hu + 960.0, label_map=np.ones(SHAPE, dtype=np.uint8), sign=sign)
+    drawn = ProceduralPainter().paint(liver)
+    core = ndimage.binary_erosion(task.lesion, iterations=2)
+    contrast_hu = np.median(drawn[core]) - np.median(liver.image_hu[~task.lesion])
+    assert 15 < sign * contrast_hu < 75

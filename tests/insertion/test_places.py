@@ -18,7 +18,7 @@ def build_host() -> CoarseMask:
     return CoarseMask(mask, (2, 2, 1), SPACING_MM)
 
 
-@pytest.mark.parametrize("attachment", ["free", "juxta-pleural"])
+@pytest.mark.parametrize("attachment", ["free", "surface"])
 @pytest.mark.parametrize("seed", range(5))
 def test_lesion_lies_to_the_surface_as_wished(attachment: str, seed: int) -> None:
     host, radius_mm = build_host(), 6.0
