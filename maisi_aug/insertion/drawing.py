@@ -55,7 +55,8 @@ class BundlePainter:
         factors = finer_factors(task)
         spacing_mm = tuple(step / factor for step, factor in zip(task.spacing_mm, factors, strict=True))
         image_hu = refine_image(task.image_hu, factors)
-        label_map, hidden, lesion = (_repeat(part, factors) for part in (task.label_map, task.hidden, task.lesion))
+        label_map, hidden = _repeat(task.label_map, factors), _repeat(task.hidden, factors)
+        lesion = _repeat(task.lesion, factors)
         drawn_map = label_map.copy()
         if task.texture in self.texture_ids:
             drawn_map[lesion] = self.texture_ids[task.texture]

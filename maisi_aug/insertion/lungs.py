@@ -63,7 +63,8 @@ class CoarseMask:
         held = [np.clip(place, 0, side - 1) for place, side in zip(places, self.mask.shape, strict=True)]
         found: Mask = self.mask[np.ix_(*held)]
         i, j, k = inside
-        return found & i[:, None, None] & j[None, :, None] & k[None, None, :]
+        within: Mask = found & i[:, None, None] & j[None, :, None] & k[None, None, :]
+        return within
 
 
 def coarse_factors(spacing_mm: Spacing) -> Shape:

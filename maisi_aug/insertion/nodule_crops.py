@@ -172,7 +172,7 @@ def _write_crops(crops: Iterator[Crop], out: Path, *, num_folds: int, options: d
         (out / name).mkdir(parents=True, exist_ok=True)
     lines, labels = [], {"body": 200, "lung tumor": SOLID_ID, "left lung upper lobe": LUNG_ID}
     for crop in crops:
-        grid = Grid.from_spacing(crop.image_hu.shape, crop.spacing_mm)  # type: ignore[arg-type]
+        grid = Grid.from_spacing(crop.image_hu.shape, crop.spacing_mm)
         paths = {role: out / f"{role}s" / f"{crop.name}.nii.gz" for role in ("image", "label")}
         save_image(paths["image"], crop.image_hu, grid)
         save_label_map(paths["label"], crop.label_map, grid)

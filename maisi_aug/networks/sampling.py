@@ -204,7 +204,8 @@ def _put_back(
     """The latent with its known part as noisy as the rest: along the same noise at every step."""
     timesteps = timestep.expand(len(latent)).to(noise.device)
     noisy = scheduler.add_noise(original_samples=known.latent, noise=noise, timesteps=timesteps)
-    return torch.where(known.is_known, noisy, latent)
+    mixed: Tensor = torch.where(known.is_known, noisy, latent)
+    return mixed
 
 
 def _noise_again(
@@ -227,4 +228,5 @@ def _noise_again(
         signal, next_signal = (float(scheduler.alphas_cumprod[int(t)]) for t in (timestep, next_timestep))
         share, variance = (signal / next_signal) ** 0.5, 1 - signal / next_signal
     fresh = torch.randn(latent.shape, generator=generator, device=latent.device)
-    return share * latent + max(0.0, variance) ** 0.5 * fresh
+    noisy: Tensor = share * latent + max(0.0, variance) ** 0.5 * fresh
+    return noisy

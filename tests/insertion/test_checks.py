@@ -25,7 +25,7 @@ def build_noise(seed: int, deviation: float = 35.0) -> NDArray[np.float64]:
 
 def real_looking(blur_mm: float = 0.5) -> NDArray[np.float64]:
     cover = ndimage.gaussian_filter(build_lesion().astype(float), [blur_mm / step for step in SPACING_MM])
-    return LUNG_HU + (NODULE_HU - LUNG_HU) * cover + build_noise(1)
+    return np.asarray(LUNG_HU + (NODULE_HU - LUNG_HU) * cover + build_noise(1))
 
 
 def failed_gates(image: NDArray[np.float64], texture: str = "solid") -> set[str]:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -58,9 +59,9 @@ def test_cohort_holds_the_users_cts_with_a_lesion_more(chests: Path, tmp_path: P
         image = load_image(tmp_path / "cohort" / record.files["image"].path)
         label_map = load_label_map(tmp_path / "cohort" / record.files["label"].path).array
         (lesion,) = record.lesions
-        (made,) = record.mask_origin["lesions"]  # type: ignore[misc]
+        made: Any = record.mask_origin["lesions"][0]  # type: ignore[index]
         assert image.grid.is_close(original.grid)
-        assert np.count_nonzero(image.array != original.array) <= made["num_zone_voxels"]  # type: ignore[index,operator,call-overload]
+        assert np.count_nonzero(image.array != original.array) <= made["num_zone_voxels"]
         assert (label_map[real] == 23).all()
         assert np.count_nonzero((label_map == 23) & ~real) * GRID.voxel_ml == pytest.approx(lesion.realised_ml)
         assert lesion.realised_ml == pytest.approx(lesion.requested_ml, abs=2 * GRID.voxel_ml)

@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from maisi_aug.insertion.crops import blend, choose_box, cut_crop, weigh_zone
 
@@ -46,7 +49,7 @@ def test_zone_of_coarse_voxels_takes_in_two_of_them() -> None:
 @pytest.mark.parametrize("dtype", [np.int16, np.float32])
 def test_voxels_without_weight_are_the_very_same(dtype: type) -> None:
     rng = np.random.default_rng(0)
-    image = (1000 * rng.normal(size=(7, 9, 11))).astype(dtype)
+    image: NDArray[Any] = (1000 * rng.normal(size=(7, 9, 11))).astype(dtype)
     weight = rng.random((7, 9, 11)).astype(np.float32) * (rng.random((7, 9, 11)) < 0.5)
     before = image.tobytes()
     blended = blend(image, np.full(image.shape, 1e6, dtype=np.float32), weight)

@@ -7,7 +7,7 @@ import pytest
 
 from maisi_aug.errors import LesionError
 from maisi_aug.insertion.insert import LabelledHost, LesionRequest, LungHost, insert_lesion
-from maisi_aug.insertion.painting import ProceduralPainter
+from maisi_aug.insertion.painting import ProceduralPainter, Texture
 from tests.insertion.chest import SHAPE, SPACING_MM, build_chest
 
 IMAGE = build_chest()
@@ -16,7 +16,7 @@ HOST = LungHost.of(IMAGE, SPACING_MM)
 
 @pytest.mark.parametrize("texture", ["solid", "part-solid", "ground-glass"])
 @pytest.mark.parametrize("volume_ml", [0.3, 2.0])
-def test_lesion_has_the_size_asked_for_and_the_rest_is_the_very_same(texture: str, volume_ml: float) -> None:
+def test_lesion_has_the_size_asked_for_and_the_rest_is_the_very_same(texture: Texture, volume_ml: float) -> None:
     before = hashlib.sha256(IMAGE.tobytes()).hexdigest()
     made = insert_lesion(
         IMAGE,
@@ -24,10 +24,10 @@ def test_lesion_has_the_size_asked_for_and_the_rest_is_the_very_same(texture: st
         HOST,
         LesionRequest(23, volume_ml, texture),
         ProceduralPainter(),
-        seed=4,  # type: ignore[arg-type]
+        seed=4,
     )
     assert hashlib.sha256(IMAGE.tobytes()).hexdigest() == before
-    assert made.volume_ml == pytest.approx(volume_ml, abs=2 * np.prod(SPACING_MM) / 1000)
+    assert made.volume_ml == pytest.approx(volume_ml, abs=2 * float(np.prod(SPACING_MM)) / 1000)
     original = IMAGE[made.box]
     np.testing.assert_array_equal(made.image[~made.zone], original[~made.zone])
     assert (made.image[made.lesion] != original[made.lesion]).mean() > 0.5

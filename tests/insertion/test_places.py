@@ -6,7 +6,7 @@ from scipy import ndimage
 
 from maisi_aug.errors import LesionError
 from maisi_aug.insertion.lungs import CoarseMask
-from maisi_aug.insertion.places import CLEARANCE_MM, draw_place
+from maisi_aug.insertion.places import CLEARANCE_MM, Attachment, draw_place
 
 IMAGE_SHAPE = (60, 50, 40)
 SPACING_MM = (2.0, 2.4, 2.0)
@@ -20,7 +20,7 @@ def build_host() -> CoarseMask:
 
 @pytest.mark.parametrize("attachment", ["free", "surface"])
 @pytest.mark.parametrize("seed", range(5))
-def test_lesion_lies_to_the_surface_as_wished(attachment: str, seed: int) -> None:
+def test_lesion_lies_to_the_surface_as_wished(attachment: Attachment, seed: int) -> None:
     host, radius_mm = build_host(), 6.0
     depth = ndimage.distance_transform_edt(host.mask, sampling=SPACING_MM)
     place = draw_place(
