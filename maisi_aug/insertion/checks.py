@@ -108,39 +108,16 @@ def judge_look(look: LesionLook, texture: Texture, *, sign: int = 1) -> tuple[Ve
         texture: What was asked for.
         sign: Whether the lesion shall be brighter (1) or darker (-1) than its host, or either (0).
     """
-    least, least_inner = LEAST_CONTRAST_HU[texture], LEAST_INNER_NOISE[texture]
-    contrast_hu = look.contrast_hu * sign if sign else abs(look.contrast_hu)
-    low, high = NOISE_RATIOS
-    has_noise = np.isnan(look.noise_ratio) or low <= look.noise_ratio <= high
-    is_smooth = look.inner_noise_ratio < least_inner
-    has_edge = look.edge >= LEAST_EDGE or abs(look.contrast_hu) < LEAST_CNR * look.noise_hu
     return (
-        Verdict(
-            "lesion contrast",
-            bool(contrast_hu >= least),
-            {"contrast_hu": look.contrast_hu, "least_hu": least},
-            f"Lesion contrast: expected at least {least * (sign or 1):+g} HU to the {_host(texture)} around, found "
-            f"{look.contrast_hu:+.0f} HU.",
-        ),
+        _judge_contrast(look, texture, sign),
         Verdict(
             "lesion edge",
-            bool(has_edge),
+            bool(look.edge >= LEAST_EDGE or abs(look.contrast_hu) < LEAST_CNR * look.noise_hu),
             {"edge": look.edge, "least": LEAST_EDGE},
             f"Lesion edge: expected a step of at least {LEAST_EDGE:.0%} of the contrast over {2 * RIM_MM:g} mm, found "
             f"{look.edge:.0%}.",
         ),
-        Verdict(
-            "noise texture",
-            bool(has_noise and not is_smooth),
-            {
-                "noise_hu": look.noise_hu,
-                "zone_to_host": look.noise_ratio,
-                "lesion_to_host": look.inner_noise_ratio,
-            },
-            f"Noise texture: expected {low:g} to {high:g} times the noise of the {_host(texture)} around "
-            f"({look.noise_hu:.0f} HU) in the zone and {least_inner:g} in the lesion, found {look.noise_ratio:.2f} and "
-            f"{look.inner_noise_ratio:.2f}.",
-        ),
+        _judge_noise(look, texture),
         Verdict(
             "seam",
             bool(np.isnan(look.seam) or look.seam <= MOST_SEAM),
@@ -148,6 +125,31 @@ def judge_look(look: LesionLook, texture: Texture, *, sign: int = 1) -> tuple[Ve
             f"Seam: expected steps at the border of the zone of at most {MOST_SEAM:g} times those beside it, found "
             f"{look.seam:.2f}.",
         ),
+    )
+
+
+def _judge_contrast(look: LesionLook, texture: Texture, sign: int) -> Verdict:
+    least = LEAST_CONTRAST_HU[texture]
+    contrast_hu = look.contrast_hu * sign if sign else abs(look.contrast_hu)
+    return Verdict(
+        "lesion contrast",
+        bool(contrast_hu >= least),
+        {"contrast_hu": look.contrast_hu, "least_hu": least},
+        f"Lesion contrast: expected at least {least * (sign or 1):+g} HU to the {_host(texture)} around, found "
+        f"{look.contrast_hu:+.0f} HU.",
+    )
+
+
+def _judge_noise(look: LesionLook, texture: Texture) -> Verdict:
+    (low, high), least_inner = NOISE_RATIOS, LEAST_INNER_NOISE[texture]
+    is_alike = np.isnan(look.noise_ratio) or low <= look.noise_ratio <= high
+    return Verdict(
+        "noise texture",
+        bool(is_alike and look.inner_noise_ratio >= least_inner),
+        {"noise_hu": look.noise_hu, "zone_to_host": look.noise_ratio, "lesion_to_host": look.inner_noise_ratio},
+        f"Noise texture: expected {low:g} to {high:g} times the noise of the {_host(texture)} around "
+        f"({look.noise_hu:.0f} HU) in the zone and {least_inner:g} in the lesion, found {look.noise_ratio:.2f} and "
+        f"{look.inner_noise_ratio:.2f}.",
     )
 
 

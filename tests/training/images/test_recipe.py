@@ -136,7 +136,7 @@ def test_file_of_the_users_own_is_found(tmp_path: Path) -> None:
 
 
 def test_unknown_recipe_is_refused_with_the_closest() -> None:
-    with pytest.raises(RecipeError, match="'train-fantom-ct': expected a file or one of train-ddpm-ct, train-ph"):
+    with pytest.raises(RecipeError, match="'train-fantom-ct': expected a file or one of train-ddpm-ct, train-lu"):
         training_recipe_path("train-fantom-ct")
     with pytest.raises(RecipeError, match="Did you mean 'train-phantom-ct'"):
         training_recipe_path("train-fantom-ct")
