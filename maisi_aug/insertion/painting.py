@@ -21,9 +21,9 @@ Texture = Literal["solid", "part-solid", "ground-glass", "soft"]
 """How dense a lesion is: three kinds of nodules in the lung, and "soft" for lesions of other organs."""
 TEXTURES: tuple[Texture, ...] = ("solid", "part-solid", "ground-glass")
 
-SOLID_HU = (-40.0, 70.0)
+SOLID_HU = (20.0, 130.0)
 GROUND_GLASS_HU = (-680.0, -420.0)
-HALO_HU = (-560.0, -320.0)
+HALO_HU = (-480.0, -240.0)
 """Of the part of a part-solid nodule that is not solid; in LIDC-IDRI it is denser than ground-glass alone."""
 SOFT_CONTRAST_HU = (25.0, 60.0)
 """Between a lesion of soft tissue and its host."""
@@ -96,7 +96,7 @@ class ProceduralPainter:
         """The lesion's HU over the real image, softened, with noise like that around it."""
         rng = numpy_generator(task.seed, "procedural painter")
         sigma = [rng.uniform(*POINT_SPREAD_MM) / step for step in task.spacing_mm]
-        cover = np.clip(ndimage.gaussian_filter(task.lesion.astype(np.float32), sigma), 0.0, 1.0)
+        cover = np.clip(ndimage.gaussian_filter(_fill(task), sigma), 0.0, 1.0)
         inner_hu = _draw_inside(task, rng)
         inner_hu = ndimage.gaussian_filter(inner_hu, sigma)
         noise_hu = draw_noise_like(task.image_hu, _choose_noise(task), task.spacing_mm, rng)
@@ -108,6 +108,12 @@ class ProceduralPainter:
         strength = np.sqrt(np.clip(1.0 - (1.0 - cover) ** 2, 0.0, 1.0))
         painted = task.image_hu * (1.0 - cover) + inner_hu * cover + noise_hu * strength
         return np.asarray(painted, dtype=np.float32)
+
+
+def _fill(task: PaintTask) -> NDArray[np.float32]:
+    """How much of a voxel is lesion: half of those of its rim, as readers outline a nodule by what they see of it."""
+    depth_mm = ndimage.distance_transform_edt(task.lesion, sampling=task.spacing_mm)
+    return np.asarray(np.clip(depth_mm / min(task.spacing_mm) - 0.5, 0.0, 1.0), dtype=np.float32)
 
 
 def _choose_noise(task: PaintTask) -> Mask:

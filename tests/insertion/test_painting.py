@@ -22,7 +22,7 @@ def build_task(texture: str, *, seed: int = 0, noise_hu: float = 40.0) -> PaintT
 
 
 @pytest.mark.parametrize(
-    ("texture", "low", "high"), [("solid", -150, 150), ("part-solid", -700, 100), ("ground-glass", -750, -350)]
+    ("texture", "low", "high"), [("solid", -150, 200), ("part-solid", -700, 100), ("ground-glass", -750, -350)]
 )
 @pytest.mark.parametrize("seed", range(4))
 def test_lesion_is_as_dense_as_its_texture(texture: str, low: float, high: float, seed: int) -> None:
@@ -47,8 +47,8 @@ def test_lesion_is_as_noisy_as_its_surroundings() -> None:
 def test_part_solid_lesion_has_a_solid_core_in_ground_glass() -> None:
     drawn = ProceduralPainter().paint(build_task("part-solid"))
     inside = drawn[build_task("part-solid").lesion]
-    assert (inside > -250).mean() > 0.05
-    assert (inside < -400).mean() > 0.3
+    assert (inside > -150).mean() > 0.05
+    assert (inside < -250).mean() > 0.3
 
 
 def test_noise_is_as_strong_and_as_coarse_as_that_of_the_image() -> None:
