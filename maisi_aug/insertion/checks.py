@@ -25,7 +25,7 @@ RIM_MM = 1.5
 THIN_RANGE_HU = 200.0
 """Lung that is denser than the median by more is taken for vessels."""
 LEAST_VOXELS = 12
-LEAST_CONTRAST_HU: Mapping[Texture, float] = {"solid": 350.0, "part-solid": 250.0, "ground-glass": 100.0, "soft": 10.0}
+LEAST_CONTRAST_HU: Mapping[Texture, float] = {"solid": 350.0, "part-solid": 200.0, "ground-glass": 100.0, "soft": 10.0}
 LEAST_EDGE = 0.2
 """Share of the contrast by which the rim inside differs from that outside."""
 NOISE_RATIOS = (0.75, 2.2)
