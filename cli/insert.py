@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from maisi_aug.cli.prepare import OrganLabels
+
 if TYPE_CHECKING:
     from maisi_aug.insertion.config import InsertConfig
 
@@ -70,9 +72,9 @@ def insert(
         typer.Option(help="Folder of organ labels, such as TotalSegmentator's; may repeat.", rich_help_panel=_INTO),
     ] = None,
     organ_labels: Annotated[
-        str,
-        typer.Option(help="auto, totalsegmentator-v2, totalsegmentator-v1 or maisi.", rich_help_panel=_INTO),
-    ] = "auto",
+        OrganLabels,
+        typer.Option(help="What the ids of organ label maps mean.", rich_help_panel=_INTO),
+    ] = OrganLabels.auto,
     map_labels: Annotated[
         list[str] | None,
         typer.Option(
@@ -122,7 +124,7 @@ def insert(
         into=str(into),
         into_labels=None if into_labels is None else str(into_labels),
         into_organs=tuple(map(str, into_organs or ())),
-        organ_labels=organ_labels,
+        organ_labels=organ_labels.value,
         map=tuple(map_labels or ()),
         labels=tuple(labels),
         num_cases=num_cases,
