@@ -29,6 +29,7 @@ class Verb(NamedTuple):
 
 VERBS: dict[str, Verb] = {
     "synthesize": Verb("maisi_aug.cli.synthesize", "Generate a label-balanced cohort of CT images and label maps."),
+    "insert": Verb("maisi_aug.cli.insert", "Draw lesions into your own CTs, of which all else stays as it was."),
     "plan": Verb("maisi_aug.cli.plan", "Show which cases synthesize would make, and balance a real dataset with them."),
     "phantom": Verb("maisi_aug.cli.phantom", "Write procedural CT phantoms with exact label maps."),
     "prepare": Verb("maisi_aug.cli.prepare", "Prepare your own CTs and label maps for training."),
@@ -50,6 +51,7 @@ VERBS: dict[str, Verb] = {
 # What keeps its work when it is stopped; every other command writes its result whole at its end, or writes nothing.
 RESUMABLE = (
     ("synthesize",),
+    ("insert",),
     ("phantom",),
     ("prepare",),
     ("train",),

@@ -17,9 +17,9 @@ PACKAGE = REPOSITORY / "maisi_aug"
 
 # From the ground up: a room may import itself and the rooms before it.
 ROOMS = (
-    *("errors", "seeds", "system", "vocabulary", "volumes", "lesions", "pictures", "phantom"),
+    *("errors", "system", "vocabulary", "volumes", "lesions", "pictures", "phantom"),
     *("bundle_spec", "bundles", "networks", "checkpoints", "banks", "recipes", "cohort", "gates", "sources"),
-    *("generate", "preparation", "training", "integrations", "evaluation", "cli", "__main__"),
+    *("generate", "preparation", "insertion", "training", "integrations", "evaluation", "cli", "__main__"),
 )
 RANKS = {room: rank for rank, room in enumerate(ROOMS)}
 MAX_ENTRIES = 20

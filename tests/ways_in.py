@@ -29,7 +29,7 @@ from maisi_aug.errors import MaisiAugError
 from maisi_aug.evaluation.benchmark.cases import find_real_cases
 from maisi_aug.evaluation.benchmark.data import load_case
 from maisi_aug.evaluation.cohort.case_sets import find_case_set
-from maisi_aug.preparation.case import _load_organs, _merge_labels, load_ct
+from maisi_aug.preparation.case import load_ct, load_organs, merge_labels
 from maisi_aug.preparation.sources import LabelFile, find_images, find_labels, find_organs
 from maisi_aug.sources.given import GridChoice, fit_map
 from maisi_aug.vocabulary.labels import FULL_VOCABULARY
@@ -198,7 +198,7 @@ def prepare_labels(root: Path) -> Seen:
     (case_id, path), *_ = find_images(images).items()
     files = tuple(find_labels(folder, [case_id], images=[path])[case_id])
     _, grid = load_ct(path)
-    merged = _merge_labels(files, _tables(files), [TUMOR], grid, path)
+    merged = merge_labels(files, _tables(files), [TUMOR], grid, path)
     return landmarks(merged, grid, {LIVER: LIVER, TUMOR: TUMOR}), {}
 
 
@@ -215,7 +215,7 @@ def prepare_organs(root: Path) -> Seen:
     )
     translation = build_translation("auto", names, FULL_VOCABULARY, has_vocabulary_ids=False, subject="organs")
     assert translation is not None
-    return landmarks(_load_organs(files, translation, grid, path), grid, {LIVER: LIVER, TUMOR: TUMOR}), {}
+    return landmarks(load_organs(files, translation, grid, path), grid, {LIVER: LIVER, TUMOR: TUMOR}), {}
 
 
 def _open_bank(root: Path) -> Any:

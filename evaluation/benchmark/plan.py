@@ -22,7 +22,7 @@ from maisi_aug.evaluation.benchmark.cautions import Shown, find_cautions
 from maisi_aug.evaluation.benchmark.config import COPY_PASTE, PRESETS, REAL, Arm, BenchmarkConfig
 from maisi_aug.evaluation.benchmark.data import TrainingPlan, load_case, plan_training
 from maisi_aug.evaluation.benchmark.split import Split, find_leaks, require_patients, split_patients
-from maisi_aug.seeds import numpy_generator
+from maisi_aug.system.seeds import numpy_generator
 
 FORMAT: Final = 2  # 1 trained under another loss
 CaseRef = tuple[str, str]

@@ -15,7 +15,7 @@ from maisi_aug.evaluation.benchmark.run import Benchmark
 from maisi_aug.evaluation.scores.comparison import compare_arms
 from maisi_aug.evaluation.scores.detection import DetectionFigures, LesionMatch, count_by_size
 from maisi_aug.evaluation.scores.statistics import Interval, find_interval, find_ratio_interval
-from maisi_aug.seeds import numpy_generator
+from maisi_aug.system.seeds import numpy_generator
 
 METRICS: Final = ("dice", "nsd")
 

@@ -12,7 +12,7 @@ from maisi_aug.cohort.mask_origin import RealMaps
 from maisi_aug.errors import BenchmarkError, did_you_mean
 from maisi_aug.evaluation.benchmark.cases import CaseFiles
 from maisi_aug.evaluation.benchmark.config import BenchmarkConfig
-from maisi_aug.seeds import numpy_generator
+from maisi_aug.system.seeds import numpy_generator
 
 MIN_TEST_PATIENTS: Final = 2
 

@@ -25,7 +25,7 @@ from maisi_aug.evaluation.fid.frechet import (
 from maisi_aug.evaluation.fid.slices import PLANES, PlaneName, SliceProtocol
 from maisi_aug.evaluation.output.charts import DotRow, draw_dot_chart
 from maisi_aug.evaluation.output.files import to_markdown
-from maisi_aug.seeds import numpy_generator
+from maisi_aug.system.seeds import numpy_generator
 
 if TYPE_CHECKING:  # brings torch, and a report that shows figures needs none
     from maisi_aug.evaluation.fid.extractors import Extractor

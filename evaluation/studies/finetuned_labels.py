@@ -31,7 +31,7 @@ from maisi_aug.evaluation.studies.segmenter import Segmenter, load_segmenter
 from maisi_aug.networks.pipeline import Pipeline, resolve_device
 from maisi_aug.pictures.preview import save_picture
 from maisi_aug.preparation.prepared import PreparedCase, PreparedDataset, load_prepared
-from maisi_aug.seeds import derive_seed
+from maisi_aug.system.seeds import derive_seed
 from maisi_aug.system.whole_files import write_text_whole, write_whole
 from maisi_aug.training.cases.data import TrainingCase
 from maisi_aug.training.cases.prepared import PreparedStore

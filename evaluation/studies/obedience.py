@@ -47,7 +47,7 @@ from maisi_aug.gates.visibility import check_label_visibility
 from maisi_aug.networks.pipeline import Pipeline, resolve_device
 from maisi_aug.phantom import Phantom
 from maisi_aug.pictures.preview import save_picture
-from maisi_aug.seeds import derive_seed
+from maisi_aug.system.seeds import derive_seed
 from maisi_aug.system.whole_files import write_text_whole
 from maisi_aug.vocabulary.hu import expected_contrast_sign, reference_hu_ranges
 from maisi_aug.vocabulary.labels import BODY_ID, Vocabulary

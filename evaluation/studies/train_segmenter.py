@@ -39,7 +39,7 @@ from maisi_aug.evaluation.studies.tissues import mean_dice, measure_dice, to_cla
 from maisi_aug.networks.pipeline import resolve_device
 from maisi_aug.phantom import Phantom, build_phantom
 from maisi_aug.preparation.prepared import PreparedDataset
-from maisi_aug.seeds import derive_seed, numpy_generator
+from maisi_aug.system.seeds import derive_seed, numpy_generator
 from maisi_aug.system.whole_files import write_text_whole
 from maisi_aug.training.cases.data import CaseStore, PhantomStore, ReportProgress
 from maisi_aug.training.cases.prepared import PreparedStore

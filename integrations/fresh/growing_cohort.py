@@ -28,7 +28,7 @@ from maisi_aug.integrations.reading.cohort_pairs import load_pair
 from maisi_aug.integrations.reading.cohort_source import CohortSource, is_being_written
 from maisi_aug.integrations.reading.export_labels import LabelNumbering, number_labels, require_numbers_alone
 from maisi_aug.integrations.reading.items import Item, to_monai_item, to_subject
-from maisi_aug.seeds import numpy_generator
+from maisi_aug.system.seeds import numpy_generator
 from maisi_aug.vocabulary.labels import MAISI
 
 POLL_SECONDS = 0.5

@@ -13,8 +13,8 @@ from maisi_aug.errors import CohortError
 from maisi_aug.generate.attempts import AttemptMaker, judge_drawn_image, open_source
 from maisi_aug.integrations.reading.export_labels import LabelNumbering, number_labels
 from maisi_aug.integrations.reading.items import Pair
-from maisi_aug.seeds import derive_seed
 from maisi_aug.sources.given import NoMap
+from maisi_aug.system.seeds import derive_seed
 from maisi_aug.vocabulary.labels import BODY_ID
 
 NUM_SPARES = 3

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from maisi_aug.errors import RequestError
-from maisi_aug.seeds import numpy_generator
+from maisi_aug.system.seeds import numpy_generator
 
 
 @dataclass(frozen=True, slots=True)

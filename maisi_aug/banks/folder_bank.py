@@ -38,7 +38,7 @@ from maisi_aug.banks.label_map import (
 from maisi_aug.banks.listing import MIN_COVER, BankListing, Needs
 from maisi_aug.errors import BankError, VolumeError
 from maisi_aug.lesions.planting import LesionWish
-from maisi_aug.seeds import numpy_generator
+from maisi_aug.system.seeds import numpy_generator
 from maisi_aug.vocabulary.label_meaning import find_label_id
 from maisi_aug.vocabulary.labels import BODY_ID, Vocabulary
 from maisi_aug.vocabulary.regions import Regions

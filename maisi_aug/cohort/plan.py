@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from maisi_aug.cohort.requests import CaseRequest, LesionRequest, SizeRange, allot_cases, allot_more, parse_requests
-from maisi_aug.seeds import numpy_generator
+from maisi_aug.system.seeds import numpy_generator
 from maisi_aug.vocabulary.labels import Vocabulary
 from maisi_aug.vocabulary.sizes import SizeDistribution, diameter_mm
 

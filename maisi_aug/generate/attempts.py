@@ -20,11 +20,11 @@ from maisi_aug.cohort.source_rules import GIVEN, NO_MAP
 from maisi_aug.errors import BankError, LesionError, MaisiAugError
 from maisi_aug.gates.judgement import judge_bare_image, judge_image, judge_label_map, unrealised_lesions, usual_growth
 from maisi_aug.lesions.planting import LesionWish
-from maisi_aug.seeds import case_seed, derive_seed
 from maisi_aug.sources.diffusion import DiffusionSource, open_diffusion_source
 from maisi_aug.sources.given import GivenSource, NoMap, NoMapSource, open_given_source
 from maisi_aug.sources.plant_and_bank import BankSource, DrawnMap, FolderBank, PhantomBank, PlantSource
 from maisi_aug.sources.sized_organs import SizedOrganSource, is_sized_organ
+from maisi_aug.system.seeds import case_seed, derive_seed
 from maisi_aug.vocabulary.regions import spell_out
 
 if TYPE_CHECKING:

@@ -149,6 +149,13 @@ def takes_regions(unet: nn.Module) -> bool:
     return bool(getattr(unet, "include_top_region_index_input", False))
 
 
+def count_control_channels(controlnet: nn.Module) -> int:
+    """Channels of the condition that a ControlNet takes: 8 bits of a label map, or 10 with surroundings."""
+    embedding = cast(nn.Module, controlnet.controlnet_cond_embedding)
+    first = next(layer for layer in embedding.modules() if isinstance(layer, nn.Conv3d))
+    return first.in_channels
+
+
 HALF_TYPES: Mapping[ComputeType, torch.dtype] = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 
 

@@ -21,6 +21,9 @@ MODALITY_CODES: dict[str, int] = {"unknown": 0, "ct": 1, "ct_wo_contrast": 2, "c
 REGION_SCALE = 100.0
 
 NUM_LABEL_BITS = 8
+NUM_SURROUNDINGS = 2
+SURROUNDINGS_HU = (-600.0, 300.0)
+"""HU that the channel of surroundings has at 0, and HU per 1: lung and its noise are spread out."""
 SPACING_SCALE = 100.0
 HU_MINIMUM, HU_MAXIMUM = -1000.0, 1000.0
 
@@ -36,6 +39,45 @@ def to_label_bits(label_map: Tensor) -> Tensor:
     """
     bits = torch.arange(NUM_LABEL_BITS, dtype=torch.uint8, device=label_map.device).view(1, -1, 1, 1, 1)
     return torch.bitwise_and(torch.bitwise_right_shift(label_map.unsqueeze(1), bits), 1).float()
+
+
+def to_surroundings(image: Tensor, is_known: Tensor) -> Tensor:
+    """Encode the part of an image that is known, for ControlNets that draw into it.
+
+    Args:
+        image: ``(B, I, J, K)`` in [0, 1], as ``hu_to_unit`` gives it; what it holds where nothing is known is left out.
+        is_known: ``(B, I, J, K)`` bool.
+
+    Returns:
+        ``(B, 2, I, J, K)`` float32: the image around -600 HU in units of 300 HU, and where it is known.
+    """
+    centre_hu, scale_hu = SURROUNDINGS_HU
+    known = is_known.float()
+    spread = (image * (HU_MAXIMUM - HU_MINIMUM) + HU_MINIMUM - centre_hu) / scale_hu
+    return torch.stack((spread * known, known), dim=1)
+
+
+def to_control(label_bits: Tensor, surroundings: Tensor | None, *, num_channels: int) -> Tensor:
+    """What a ControlNet is conditioned on: the label map and, where it listens, what is known around the lesion.
+
+    Args:
+        label_bits: ``(B, 8, I, J, K)`` of ``to_label_bits``.
+        surroundings: ``(B, 2, I, J, K)`` of ``to_surroundings``; None where nothing is known.
+        num_channels: What the ControlNet takes: 8, or 10 with surroundings.
+
+    Raises:
+        ValueError: It takes neither 8 nor 10.
+    """
+    if num_channels == NUM_LABEL_BITS:
+        return label_bits
+    if num_channels != NUM_LABEL_BITS + NUM_SURROUNDINGS:
+        raise ValueError(
+            f"ControlNet: expected a condition of {NUM_LABEL_BITS} channels, or {NUM_LABEL_BITS + NUM_SURROUNDINGS} "
+            f"with surroundings, found {num_channels}."
+        )
+    if surroundings is None:
+        surroundings = label_bits.new_zeros((len(label_bits), NUM_SURROUNDINGS, *label_bits.shape[2:]))
+    return torch.cat((label_bits, surroundings), dim=1)
 
 
 def to_spacing_tensor(spacing_mm: Sequence[Spacing], *, device: str = "cpu") -> Tensor:

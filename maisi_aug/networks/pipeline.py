@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional
 
 from maisi_aug.bundle_spec.bundle import Bundle
 from maisi_aug.bundle_spec.decoding import DecodeSettings, DecodingConfig, latent_factor
@@ -19,16 +20,20 @@ from maisi_aug.lesions.editing import remove_lesions
 from maisi_aug.networks.acceleration import Compiler, compile_networks, explain_compilation, require_compiler
 from maisi_aug.networks.building import ALL_FAST_PATHS, FastPaths, Networks, compute_in, store_in, takes_regions
 from maisi_aug.networks.conditioning import (
+    HU_MAXIMUM,
+    HU_MINIMUM,
+    hu_to_unit,
     to_label_bits,
     to_modality_tensor,
     to_region_tensors,
     to_spacing_tensor,
+    to_surroundings,
     unit_to_hu,
 )
 from maisi_aug.networks.decoder import Decoder
-from maisi_aug.networks.sampling import Conditions, ReportStep, sample_latent
+from maisi_aug.networks.sampling import Conditions, KnownLatent, ReportStep, sample_latent
 from maisi_aug.networks.weights import load_networks
-from maisi_aug.seeds import derive_seed
+from maisi_aug.system.seeds import derive_seed
 from maisi_aug.vocabulary.regions import USUAL_REGIONS, Regions, find_body_regions
 from maisi_aug.volumes.grid import Grid
 
@@ -209,6 +214,70 @@ class Pipeline:
         if report_decoding is not None:
             report_decoding(used)
         return unit_to_hu(image[0, 0].float().cpu().numpy(), label_map)
+
+    def redraw_image(
+        self,
+        image_hu: NDArray[np.float32],
+        label_map: NDArray[np.uint8],
+        hidden: NDArray[np.bool_],
+        grid: Grid,
+        *,
+        seed: int,
+        num_inference_steps: int | None = None,
+        num_resamplings: int = 1,
+        puts_back: bool = True,
+        decoding: DecodingConfig | None = None,
+    ) -> NDArray[np.float32]:
+        """Draw a part of a real image anew, from its label map and from what is around it.
+
+        Args:
+            image_hu: ``(I, J, K)`` HU; what is hidden of it does not matter.
+            label_map: ``(I, J, K)`` ids; 0 where there is no image.
+            hidden: ``(I, J, K)`` voxels to draw.
+            grid: Of all three; every side a multiple of the bundle's factor.
+            seed: The same seed gives the same image on the same type of device.
+            num_inference_steps: None for the bundle's default.
+            num_resamplings: How often each step is taken, see ``KnownLatent``.
+            puts_back: Whether the latents of what is not hidden are put back at every step; without, only a ControlNet
+                that takes surroundings knows of them.
+            decoding: Windows and splits.
+
+        Returns:
+            ``(I, J, K)`` HU as decoded, known parts included: the autoencoder's rendering of them.
+
+        Raises:
+            GridError: For sides that the networks cannot take.
+            RecipeError: For more steps than the scheduler was trained with, or fewer with DDPM.
+        """
+        grid.require_multiple_of(self.bundle.grid_factor, subject=f"Crop for bundle '{self.bundle.name}'")
+        device = self.networks.device
+        image = hu_to_unit(torch.from_numpy(np.ascontiguousarray(image_hu)).to(device))[None]
+        is_known = torch.from_numpy(~hidden & (label_map > 0)).to(device)[None]
+        regions = find_body_regions(label_map) if takes_regions(self.networks.diffusion_unet) else None
+        conditions = replace(
+            self._conditions(label_map, grid, "ct", regions), surroundings=to_surroundings(image, is_known)
+        )
+        noise = self._draw_noise(grid, seed)
+        with compute_in(self._autocast_type, device), explain_compilation(self.compiler):
+            latent = sample_latent(
+                self.networks,
+                conditions,
+                noise,
+                num_inference_steps=self.bundle.choose_steps(num_inference_steps),
+                embed_once=self.fast_paths.embed_once,
+                generator=torch.Generator(device).manual_seed(derive_seed(seed, "sampling noise")),
+                known=self._encode_known(image, is_known, noise, num_resamplings) if puts_back else None,
+            )
+            decoded, _ = self.decoder.decode(latent, decoding)
+        scaled: NDArray[np.float32] = decoded[0, 0].float().cpu().numpy()
+        return np.asarray(np.clip(scaled, 0.0, 1.0) * (HU_MAXIMUM - HU_MINIMUM) + HU_MINIMUM, dtype=np.float32)
+
+    @torch.inference_mode()
+    def _encode_known(self, image: Tensor, is_known: Tensor, noise: Tensor, num_resamplings: int) -> KnownLatent:
+        """The latent of an image, known where all voxels below a latent voxel are."""
+        latent = self.networks.autoencoder.encode(image[:, None])[0].float()  # type: ignore[operator]
+        hidden = functional.adaptive_max_pool3d((~is_known)[:, None].float(), list(noise.shape[2:]))
+        return KnownLatent(latent * self.networks.scale_factor, hidden == 0, num_resamplings)
 
     @property
     def num_threads(self) -> int | None:

@@ -12,11 +12,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from monai.networks.schedulers.ddpm import DDPMScheduler
 from monai.networks.schedulers.rectified_flow import RFlowScheduler
 from torch import Tensor, nn
 
-from maisi_aug.networks.building import Networks
-from maisi_aug.networks.conditioning import name_for_unet
+from maisi_aug.networks.building import Networks, count_control_channels
+from maisi_aug.networks.conditioning import name_for_unet, to_control
 
 ReportStep = Callable[[int, int], None]
 
@@ -30,17 +31,38 @@ class Conditions:
         modality: ``(B,)`` int64 codes.
         spacing: ``(B, 3)`` float, hundredths of a millimetre.
         regions: Uppermost and lowest body region, ``(B, 4)`` each; None for networks that are not told.
+        surroundings: ``(B, 2, I, J, K)`` of ``to_surroundings``, for ControlNets that listen; None where nothing of the
+            image is known.
     """
 
     label_bits: Tensor | None
     modality: Tensor
     spacing: Tensor
     regions: tuple[Tensor, Tensor] | None = None
+    surroundings: Tensor | None = None
 
     @property
     def for_unet(self) -> dict[str, Tensor]:
         """What the U-Net is told, by the names of its arguments."""
         return name_for_unet(self.modality, self.spacing, self.regions)
+
+
+@dataclass(frozen=True)
+class KnownLatent:
+    """The part of a latent that is known, and is put back at every step so that the rest grows to fit.
+
+    Source: Lugmayr et al., "RePaint: Inpainting using Denoising Diffusion Probabilistic Models", CVPR 2022.
+
+    Attributes:
+        latent: ``(B, C, i, j, k)`` of the known image, multiplied by the bundle's scale factor.
+        is_known: ``(B, 1, i, j, k)`` bool.
+        num_resamplings: How often each step but the last is taken: after all but the last time noise is added again, so
+            that the drawn part sees what the known part has become.
+    """
+
+    latent: Tensor
+    is_known: Tensor
+    num_resamplings: int = 1
 
 
 _PASS_ON = nn.Identity()
@@ -58,6 +80,7 @@ def sample_latent(
     unconditional: Conditions | None = None,
     embed_once: bool = True,
     generator: torch.Generator | None = None,
+    known: KnownLatent | None = None,
     report: ReportStep | None = None,
 ) -> Tensor:
     """Integrate from noise to a latent.
@@ -70,7 +93,9 @@ def sample_latent(
         guidance_scale: 0 for none; 1-5 enforces tumours at twice the cost.
         unconditional: Conditions of the unconditional branch; needed when ``guidance_scale`` is above 0.
         embed_once: Compute the condition embedding once; False computes it at every step, as MAISI does.
-        generator: Of the noise that DDPM adds at every step, on the device of ``noise``; rectified flow adds none.
+        generator: Of the noise that DDPM adds at every step and resampling between steps, on the device of ``noise``;
+            rectified flow alone adds none.
+        known: What is put back at every step; None for nothing.
         report: Called with (steps done, steps in all).
 
     Returns:
@@ -82,7 +107,7 @@ def sample_latent(
     """
     if guidance_scale <= 0:
         predict = _predictor(networks, conditions, embed_once)
-        return _integrate(networks, noise, predict, num_inference_steps, generator, report)
+        return _integrate(networks, noise, predict, num_inference_steps, generator, known, report)
     if unconditional is None:
         raise ValueError("Guidance: expected the conditions of the unconditional branch, found None.")
     with_condition = _predictor(networks, conditions, embed_once)
@@ -92,7 +117,7 @@ def sample_latent(
         base = without_condition(latent, timesteps)
         return base + guidance_scale * (with_condition(latent, timesteps) - base)
 
-    return _integrate(networks, noise, guided, num_inference_steps, generator, report)
+    return _integrate(networks, noise, guided, num_inference_steps, generator, known, report)
 
 
 Predict = Callable[[Tensor, Tensor], Tensor]
@@ -101,11 +126,15 @@ Predict = Callable[[Tensor, Tensor], Tensor]
 def _predictor(networks: Networks, conditions: Conditions, embed_once: bool) -> Predict:
     embedding = networks.controlnet.controlnet_cond_embedding
     assert isinstance(embedding, nn.Module)
-    known = embedding(conditions.label_bits) if embed_once and conditions.label_bits is not None else None
+    control = None
+    if conditions.label_bits is not None:
+        num_channels = count_control_channels(networks.controlnet)
+        control = to_control(conditions.label_bits, conditions.surroundings, num_channels=num_channels)
+    known = embedding(control) if embed_once and control is not None else None
 
     def predict(latent: Tensor, timesteps: Tensor) -> Tensor:
         if known is None:
-            return _forward(networks, conditions, conditions.label_bits, latent, timesteps)
+            return _forward(networks, conditions, control, latent, timesteps)
         networks.controlnet.controlnet_cond_embedding = _PASS_ON
         try:
             return _forward(networks, conditions, known, latent, timesteps)
@@ -139,6 +168,7 @@ def _integrate(
     predict: Predict,
     num_steps: int,
     generator: torch.Generator | None,
+    known: KnownLatent | None,
     report: ReportStep | None,
 ) -> Tensor:
     scheduler = networks.scheduler
@@ -152,11 +182,51 @@ def _integrate(
         timesteps = timesteps.float()  # MONAI keeps float16, which autocast on a CPU cannot concatenate; same values
     following = torch.cat((timesteps[1:], torch.zeros(1, dtype=timesteps.dtype, device=timesteps.device)))
     for done, (timestep, next_timestep) in enumerate(zip(timesteps, following, strict=True), start=1):
-        output = predict(latent, timestep.expand(len(latent)).to(noise.device))
-        if isinstance(scheduler, RFlowScheduler):
-            latent, _ = scheduler.step(output, timestep, latent, next_timestep)
-        else:
-            latent, _ = scheduler.step(output, timestep, latent, generator)
+        num_times = 1 if known is None or done == num_steps else known.num_resamplings
+        for time in range(num_times):
+            if known is not None:
+                latent = _put_back(scheduler, known, latent, noise, timestep)
+            output = predict(latent, timestep.expand(len(latent)).to(noise.device))
+            if isinstance(scheduler, RFlowScheduler):
+                latent, _ = scheduler.step(output, timestep, latent, next_timestep)
+            else:
+                latent, _ = scheduler.step(output, timestep, latent, generator)
+            if time + 1 < num_times:
+                latent = _noise_again(scheduler, latent, timestep, next_timestep, generator)
         if report is not None:
             report(done, num_steps)
-    return latent
+    return latent if known is None else torch.where(known.is_known, known.latent, latent)
+
+
+def _put_back(
+    scheduler: RFlowScheduler | DDPMScheduler, known: KnownLatent, latent: Tensor, noise: Tensor, timestep: Tensor
+) -> Tensor:
+    """The latent with its known part as noisy as the rest: along the same noise at every step."""
+    timesteps = timestep.expand(len(latent)).to(noise.device)
+    noisy = scheduler.add_noise(original_samples=known.latent, noise=noise, timesteps=timesteps)
+    mixed: Tensor = torch.where(known.is_known, noisy, latent)
+    return mixed
+
+
+def _noise_again(
+    scheduler: RFlowScheduler | DDPMScheduler,
+    latent: Tensor,
+    timestep: Tensor,
+    next_timestep: Tensor,
+    generator: torch.Generator | None,
+) -> Tensor:
+    """Bring a latent from the next, less noisy time step back to this one.
+
+    With signal a and noise s at either time (rectified flow: a = 1 - t, s = t; DDPM: a^2 = alpha-bar, s^2 = 1 - a^2):
+    x_t = (a / a') x_t' + (s^2 - (a s' / a')^2)^(1/2) e.
+    """
+    if isinstance(scheduler, RFlowScheduler):
+        level, next_level = (float(t) / scheduler.num_train_timesteps for t in (timestep, next_timestep))
+        share = (1 - level) / (1 - next_level)
+        variance = level**2 - (share * next_level) ** 2
+    else:
+        signal, next_signal = (float(scheduler.alphas_cumprod[int(t)]) for t in (timestep, next_timestep))
+        share, variance = (signal / next_signal) ** 0.5, 1 - signal / next_signal
+    fresh = torch.randn(latent.shape, generator=generator, device=latent.device)
+    noisy: Tensor = share * latent + max(0.0, variance) ** 0.5 * fresh
+    return noisy

@@ -31,7 +31,7 @@ from maisi_aug.phantom.noise import F32
 from maisi_aug.phantom.shapes import Canvas, Field, Knots, ellipsoid, patient_capsules, smooth_max, tube
 from maisi_aug.phantom.trees import grow_tree, tree_capsules
 from maisi_aug.phantom.vessels import shifted
-from maisi_aug.seeds import numpy_generator
+from maisi_aug.system.seeds import numpy_generator
 
 _STOMACH: Final[Knots] = (
     (-26, -10, 386, 14), (-44, -12, 390, 32), (-60, 4, 377, 41), (-66, 32, 351, 38), (-60, 46, 322, 32),

@@ -15,7 +15,7 @@ from maisi_aug.phantom.frame import Frame, draw_pose
 from maisi_aug.phantom.habitus import Habitus, draw_habitus
 from maisi_aug.phantom.ids import BODY, LEFT_KIDNEY
 from maisi_aug.phantom.shapes import Canvas
-from maisi_aug.seeds import numpy_generator
+from maisi_aug.system.seeds import numpy_generator
 from maisi_aug.volumes.grid import Grid
 
 Region = Literal["chest", "abdomen", "pelvis"]

@@ -25,7 +25,7 @@ from maisi_aug.phantom.ids import (
 )
 from maisi_aug.phantom.shapes import Canvas, Field, patient_capsules, smooth_path, tube
 from maisi_aug.phantom.skeleton import SPINE_Y_MM
-from maisi_aug.seeds import numpy_generator
+from maisi_aug.system.seeds import numpy_generator
 
 # Knots x, y, z, radius and how freely (mm) each may wander from case to case.
 _COLON: Final = np.array(

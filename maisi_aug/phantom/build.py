@@ -15,7 +15,7 @@ from maisi_aug.phantom import ids
 from maisi_aug.phantom.anatomy import Region, build_label_map
 from maisi_aug.phantom.intensity import Phase, draw_phase
 from maisi_aug.phantom.rendering import render_hu
-from maisi_aug.seeds import numpy_generator
+from maisi_aug.system.seeds import numpy_generator
 from maisi_aug.volumes.grid import Grid
 
 DIAMETER_RANGE_MM: Final = (7.0, 50.0)

@@ -24,7 +24,7 @@ from maisi_aug.phantom.noise import F32
 from maisi_aug.phantom.shapes import Canvas, Field, ellipsoid, tube
 from maisi_aug.phantom.skeleton import SPINE_Y_MM, spine_y
 from maisi_aug.phantom.vessels import mediastinal_tubes
-from maisi_aug.seeds import numpy_generator
+from maisi_aug.system.seeds import numpy_generator
 
 HEART_CENTRE_MM: Final = (-20.0, 24.0, 438.0)
 HEART_RADII_MM: Final = (62.0, 46.5, 46.5)  # along the long axis (to the left apex), across, up

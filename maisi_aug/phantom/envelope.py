@@ -19,7 +19,7 @@ from maisi_aug.phantom.ids import (
 )
 from maisi_aug.phantom.noise import F32
 from maisi_aug.phantom.shapes import Canvas
-from maisi_aug.seeds import numpy_generator
+from maisi_aug.system.seeds import numpy_generator
 
 # Half-width, anterior and posterior extent in mm against z in mm.
 CAVITY_TABLE: Final = np.array(

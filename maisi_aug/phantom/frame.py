@@ -19,7 +19,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import ndimage
 
 from maisi_aug.phantom.noise import F32, smooth_noise, spline_basis, spread
-from maisi_aug.seeds import numpy_generator
+from maisi_aug.system.seeds import numpy_generator
 from maisi_aug.volumes.grid import Grid
 
 Slices = tuple[slice, slice, slice]

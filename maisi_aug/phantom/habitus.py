@@ -7,7 +7,7 @@ from typing import Final
 
 import numpy as np
 
-from maisi_aug.seeds import numpy_generator
+from maisi_aug.system.seeds import numpy_generator
 
 WIDTH_LIMIT_MM: Final = 372.0
 DEPTH_LIMIT_MM: Final = 272.0

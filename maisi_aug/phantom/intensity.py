@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from maisi_aug.phantom import ids
-from maisi_aug.seeds import numpy_generator
+from maisi_aug.system.seeds import numpy_generator
 
 Phase = Literal["non-contrast", "arterial", "portal", "delayed"]
 PHASES: Final[tuple[Phase, ...]] = get_args(Phase)

@@ -9,7 +9,7 @@ import numpy as np
 from maisi_aug.phantom.habitus import Habitus, jitter
 from maisi_aug.phantom.ids import BLADDER, BODY, PROSTATE, TISSUE_SOFT
 from maisi_aug.phantom.shapes import Canvas, Field, ellipsoid, smooth_max
-from maisi_aug.seeds import numpy_generator
+from maisi_aug.system.seeds import numpy_generator
 
 BLADDER_FLOOR_MM: Final = (0.0, 14.0, 66.0)
 BLADDER_ML: Final = (125.0, 430.0)

@@ -15,7 +15,7 @@ from maisi_aug.phantom.lumen import Filling, bounding_box, eroded, fill_lumen
 from maisi_aug.phantom.noise import F32, smooth_noise
 from maisi_aug.phantom.shapes import lookup
 from maisi_aug.phantom.tumors import blend_tumors, find_tumors, without_tumors
-from maisi_aug.seeds import numpy_generator
+from maisi_aug.system.seeds import numpy_generator
 from maisi_aug.volumes.grid import Grid
 
 HU_LIMITS: Final = (-1000.0, 1400.0)

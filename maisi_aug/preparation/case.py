@@ -110,9 +110,9 @@ def build_case(task: CaseTask) -> BuiltCase:
     image, grid = load_ct(task.case.image)
     label_map = np.zeros(grid.shape, dtype=np.uint8)
     for files, translation in zip(task.case.organs, task.organ_translations, strict=True):
-        organs = _load_organs(files, translation, grid, task.case.image)
+        organs = load_organs(files, translation, grid, task.case.image)
         np.copyto(label_map, organs, where=organs > 0)
-    own = _merge_labels(task.case.labels, task.tables, settings.vocabulary.tumor_ids, grid, task.case.image)
+    own = merge_labels(task.case.labels, task.tables, settings.vocabulary.tumor_ids, grid, task.case.image)
     np.copyto(label_map, own, where=(own > 0) & ((own != BODY_ID) | (label_map == 0)))
     label_map, notes = _add_body(label_map, image, grid, task)
     label_map = _heal_dropped(label_map, task)
@@ -144,7 +144,7 @@ def _clip(image: NDArray[Any]) -> NDArray[np.int16]:
     return clipped
 
 
-def _load_organs(files: Sequence[LabelFile], translation: Translation, grid: Grid, image: Path) -> NDArray[np.uint8]:
+def load_organs(files: Sequence[LabelFile], translation: Translation, grid: Grid, image: Path) -> NDArray[np.uint8]:
     """Organ labels in vocabulary ids on the image's grid, without the body."""
     merged = np.zeros(grid.shape, dtype=np.uint8)
     lesions: list[tuple[NDArray[np.bool_], Mapping[int, int]]] = []
@@ -171,7 +171,7 @@ def _load_organs(files: Sequence[LabelFile], translation: Translation, grid: Gri
     return merged
 
 
-def _merge_labels(
+def merge_labels(
     files: Sequence[LabelFile],
     tables: Sequence[Mapping[int, int]],
     lesion_ids: Sequence[int],

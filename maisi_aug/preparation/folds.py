@@ -9,7 +9,7 @@ from pathlib import Path
 
 from maisi_aug.errors import PreparationError
 from maisi_aug.preparation.sources import to_case_id
-from maisi_aug.seeds import derive_seed
+from maisi_aug.system.seeds import derive_seed
 
 HELD_OUT_HINT = (
     "Give cases of more patients; one is enough, with --folds 1, for 'maisi-aug train' alone and a recipe that holds "

@@ -189,7 +189,8 @@ def with_organs(plan: PreparePlan, folder: Path, organ_labels: str) -> PreparePl
     settings = replace(plan.settings, organ_labels=organ_labels)
     tasks = []
     for task, case in zip(plan.tasks, cases, strict=True):
-        added = [_translate_organs(files, settings) for files in case.organs[len(task.case.organs) :]]
+        files_added = case.organs[len(task.case.organs) :]
+        added = [translate_organs(files, settings.vocabulary, settings.organ_labels) for files in files_added]
         tasks.append(replace(task, case=case, organ_translations=(*task.organ_translations, *added)))
     return replace(plan, tasks=tuple(tasks))
 
@@ -240,7 +241,9 @@ def _build_tasks(
     healed: dict[str, None] = {}
     tasks = []
     for case, survey in zip(cases, surveys, strict=True):
-        translations = tuple(_translate_organs(files, settings) for files in case.organs)
+        translations = tuple(
+            translate_organs(files, settings.vocabulary, settings.organ_labels) for files in case.organs
+        )
         unknown.update((name, None) for translation in translations for name in translation.unknown)
         healed.update((name, None) for translation in translations for name in translation.unknown_lesions)
         has_envelope = holds_envelope(case, survey, meanings)
@@ -257,15 +260,18 @@ def _build_tasks(
     return tuple(tasks), tuple(notes)
 
 
-def _translate_organs(files: Sequence[LabelFile], settings: PrepareSettings) -> Translation:
+def translate_organs(files: Sequence[LabelFile], vocabulary: Vocabulary, organ_labels: str) -> Translation:
+    """What the ids of a case's organ label map mean, or those that its masks are given in their order.
+
+    Raises:
+        PreparationError: Nothing tells.
+    """
     is_masks = files[0].mask_name is not None
     names = dict(enumerate((file.mask_name or "" for file in files), start=1)) if is_masks else files[0].names
-    mapping = "auto" if is_masks else settings.organ_labels
+    mapping = "auto" if is_masks else organ_labels
     subject = f"Organ labels {files[0].path.parent}"
     try:
-        translation = build_translation(
-            mapping, names or None, settings.vocabulary, has_vocabulary_ids=False, subject=subject
-        )
+        translation = build_translation(mapping, names or None, vocabulary, has_vocabulary_ids=False, subject=subject)
     except BankError as error:
         raise PreparationError(str(error).replace("--mask-labels", "--organ-labels")) from error
     if translation is None:

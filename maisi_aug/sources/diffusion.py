@@ -19,9 +19,9 @@ from maisi_aug.gates.checks import check_lesion_size
 from maisi_aug.lesions.editing import remove_lesions
 from maisi_aug.lesions.planting import LesionWish, plant_lesions
 from maisi_aug.networks.mask_conditions import draw_condition, find_told_tumor, give_sizes, read_organ_sizes
-from maisi_aug.seeds import derive_seed, numpy_generator
 from maisi_aug.sources.map_cleanup import clean_label_map
 from maisi_aug.sources.plant_and_bank import DrawnMap, has_all, match_volumes
+from maisi_aug.system.seeds import derive_seed, numpy_generator
 from maisi_aug.vocabulary.labels import Vocabulary
 from maisi_aug.volumes.components import Box
 from maisi_aug.volumes.grid import Grid

@@ -28,7 +28,7 @@ from maisi_aug.lesions.planting import (
     largest_that_fits_ml,
     plant_lesions,
 )
-from maisi_aug.seeds import derive_seed, numpy_generator
+from maisi_aug.system.seeds import derive_seed, numpy_generator
 from maisi_aug.vocabulary.labels import Vocabulary
 from maisi_aug.volumes.components import is_any_of, label_parts
 from maisi_aug.volumes.grid import Grid, voxel_volume_ml

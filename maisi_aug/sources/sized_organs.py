@@ -20,8 +20,8 @@ from maisi_aug.banks.listing import Needs
 from maisi_aug.errors import BankError, LesionError
 from maisi_aug.lesions.editing import HOST_REACH_MM, MAX_RESIZE, describe_lesion, remove_lesions, widen
 from maisi_aug.lesions.planting import LesionWish, PlantedLesion, deform_label_map, plant_lesions
-from maisi_aug.seeds import numpy_generator
 from maisi_aug.sources.plant_and_bank import MAX_BASES, MAX_CANDIDATES, BankSource, DrawnMap, PlantSource, has_all
+from maisi_aug.system.seeds import numpy_generator
 from maisi_aug.vocabulary.labels import Vocabulary
 from maisi_aug.volumes.components import bounding_box
 

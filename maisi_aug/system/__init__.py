@@ -1,4 +1,4 @@
-"""What touches the operating system.
+"""What every room stands on.
 
-Files and folders that appear whole or not at all, locks, and worker processes.
+Random seeds, files and folders that appear whole or not at all, locks, and worker processes.
 """

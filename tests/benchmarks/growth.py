@@ -30,7 +30,7 @@ from maisi_aug.cohort.plan import CasePlan
 from maisi_aug.cohort.recipe import COHORT_NAME, build_config
 from maisi_aug.cohort.resolve import ResolvedCohort, resolve_cohort
 from maisi_aug.pictures.preview import Caption, build_plain_preview, save_picture
-from maisi_aug.seeds import case_seed
+from maisi_aug.system.seeds import case_seed
 from maisi_aug.system.whole_files import sha256_of
 from maisi_aug.volumes.image_files import save_image, save_label_map
 from tests.builders.tiny_cohort import GRID, HEPATIC_TUMOR, LUNG_TUMOR, build_anatomy

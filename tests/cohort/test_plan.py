@@ -17,7 +17,7 @@ from maisi_aug.cohort.plan import (
 )
 from maisi_aug.cohort.recipe import load_recipe
 from maisi_aug.errors import RequestError, VocabularyError
-from maisi_aug.seeds import case_seed
+from maisi_aug.system.seeds import case_seed
 from maisi_aug.vocabulary.labels import FULL_VOCABULARY, MAISI, SlotBinding
 from maisi_aug.vocabulary.sizes import SizeDistribution, reference_distribution, volume_ml
 

@@ -22,6 +22,7 @@ NUM_RECIPES = 3
 IMAGE_STAGES = ("training", ("vae", "diffusion", "controlnet"))
 TRAINING_STAGES = {
     "train-ddpm-ct": IMAGE_STAGES,
+    "train-lung-nodule-ct": IMAGE_STAGES,
     "train-phantom-ct": IMAGE_STAGES,
     "train-phantom-ct-masks": ("mask-training", ("mask-vae", "mask-diffusion")),
     "train-rflow-ct": IMAGE_STAGES,

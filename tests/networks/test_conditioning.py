@@ -7,10 +7,12 @@ import torch
 from maisi_aug.networks.conditioning import (
     MODALITY_CODES,
     hu_to_unit,
+    to_control,
     to_label_bits,
     to_modality_tensor,
     to_region_tensors,
     to_spacing_tensor,
+    to_surroundings,
     unit_to_hu,
 )
 from maisi_aug.vocabulary.regions import BODY_REGIONS, REGION_LABELS, find_body_regions
@@ -97,3 +99,21 @@ def test_regions_are_one_hot_times_a_hundred() -> None:
     assert top.tolist() == [[100, 0, 0, 0], [0, 100, 0, 0]]
     assert bottom.tolist() == [[0, 0, 100, 0], [0, 0, 0, 100]]
     assert top.dtype == bottom.dtype == torch.float32
+
+
+def test_surroundings_hold_the_image_where_it_is_known_and_nothing_elsewhere() -> None:
+    image = hu_to_unit(torch.tensor([-900.0, -600.0, 0.0, 300.0]).view(1, 4, 1, 1))
+    known = torch.tensor([True, True, True, False]).view(1, 4, 1, 1)
+    shown = to_surroundings(image, known)
+    assert shown.shape == (1, 2, 4, 1, 1)
+    torch.testing.assert_close(shown[0, 0].flatten(), torch.tensor([-1.0, 0.0, 2.0, 0.0]), atol=1e-4, rtol=0)
+    assert shown[0, 1].flatten().tolist() == [1.0, 1.0, 1.0, 0.0]
+
+
+def test_controlnet_is_shown_as_much_as_it_takes() -> None:
+    bits, shown = torch.ones(1, 8, 2, 3, 4), torch.full((1, 2, 2, 3, 4), 5.0)
+    assert to_control(bits, shown, num_channels=8) is bits
+    assert torch.equal(to_control(bits, shown, num_channels=10), torch.cat((bits, shown), dim=1))
+    assert not to_control(bits, None, num_channels=10)[:, 8:].any()
+    with pytest.raises(ValueError, match="expected a condition of 8 channels, or 10 with surroundings, found 9"):
+        to_control(bits, None, num_channels=9)

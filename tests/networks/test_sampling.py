@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from maisi_aug.networks.building import Networks, build_network, build_scheduler
 from maisi_aug.networks.conditioning import to_region_tensors
-from maisi_aug.networks.sampling import Conditions, sample_latent
+from maisi_aug.networks.sampling import Conditions, KnownLatent, sample_latent
 from tests.builders.tiny_bundle import build_ddpm_header, build_header
 from tests.oracles.reference_loop import Inputs, ReferenceLoop
 from tests.oracles.rounding import depth_of, error_of, in_float64, require_rounding_alone, rounding
@@ -200,3 +200,59 @@ def test_guidance_without_its_other_branch_is_refused() -> None:
 def test_more_steps_than_the_scheduler_knows_are_refused() -> None:
     with pytest.raises(ValueError, match="1001"):
         sample(build_networks("rflow"), draw_conditions(1), num_inference_steps=1001)
+
+
+def know_half(num_resamplings: int = 1) -> KnownLatent:
+    latent = torch.randn(1, 4, *LATENT_SHAPE, generator=torch.Generator().manual_seed(21))
+    is_known = torch.zeros(1, 1, *LATENT_SHAPE, dtype=torch.bool)
+    is_known[:, :, : LATENT_SHAPE[0] // 2] = True
+    return KnownLatent(latent, is_known, num_resamplings)
+
+
+@pytest.mark.parametrize("num_resamplings", [1, 3])
+@pytest.mark.parametrize("scheduler", ["rflow", "rflow shifted", "ddpm"])
+def test_known_part_comes_back_and_the_rest_knows_of_it(scheduler: str, num_resamplings: int) -> None:
+    networks, conditions = build_networks(scheduler), draw_conditions(1)
+    known = know_half(num_resamplings)
+
+    def draw(known: KnownLatent | None) -> Tensor:
+        return sample(networks, conditions, known=known, generator=torch.Generator().manual_seed(11))
+
+    latent, without = draw(known), draw(None)
+    hidden = (~known.is_known).expand_as(latent)
+    assert torch.equal(latent[~hidden], known.latent[~hidden])
+    assert not torch.equal(latent[hidden], without[hidden])
+    assert torch.isfinite(latent).all()
+    assert torch.equal(latent, draw(known))
+
+
+class StraightToImage(nn.Module):
+    """A U-Net that knows the image: its velocity leads straight there."""
+
+    def __init__(self, image: Tensor) -> None:
+        super().__init__()
+        self.image = image
+        self.levels: list[float] = []
+
+    def forward(self, x: Tensor, timesteps: Tensor, **conditions: Any) -> Tensor:
+        level = float(timesteps[0]) / 1000.0
+        self.levels.append(level)
+        noise = (x - (1 - level) * self.image) / level
+        self.deviation = float(noise.std())
+        return self.image - noise
+
+
+@pytest.mark.parametrize("num_resamplings", [1, 4])
+def test_noise_that_is_added_again_is_as_strong_as_the_step_wants(num_resamplings: int) -> None:
+    networks = build_networks("rflow")
+    unet = StraightToImage(know_half().latent)
+    networks = replace(networks, diffusion_unet=unet)
+    found = sample(
+        networks,
+        draw_conditions(1),
+        known=know_half(num_resamplings),
+        generator=torch.Generator().manual_seed(11),
+    )
+    torch.testing.assert_close(found, know_half().latent, atol=0.01, rtol=0)
+    assert len(unet.levels) == num_resamplings * (NUM_STEPS - 1) + 1
+    assert unet.deviation == pytest.approx(1.0, abs=0.1)

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from maisi_aug.errors import TrainingError
 from maisi_aug.networks.conditioning import hu_to_unit
-from maisi_aug.seeds import derive_seed
+from maisi_aug.system.seeds import derive_seed
 from maisi_aug.system.whole_files import write_whole
 from maisi_aug.system.workers import count_cores
 from maisi_aug.training.loop.processes import WHOLE, Share

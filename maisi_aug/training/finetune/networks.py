@@ -11,7 +11,7 @@ from torch import Tensor
 from maisi_aug.bundle_spec.bundle import Bundle
 from maisi_aug.networks.building import Networks
 from maisi_aug.networks.weights import load_networks
-from maisi_aug.seeds import derive_seed
+from maisi_aug.system.seeds import derive_seed
 from maisi_aug.training.finetune.low_rank import add_low_rank, merge_low_rank
 from maisi_aug.training.finetune.settings import FinetuneConfig
 from maisi_aug.training.images.label_means import freeze_lookup

@@ -9,7 +9,7 @@ from monai.networks.schedulers.ddpm import DDPMScheduler
 from monai.networks.schedulers.rectified_flow import RFlowScheduler
 from torch import nn
 
-from maisi_aug.seeds import derive_seed
+from maisi_aug.system.seeds import derive_seed
 from maisi_aug.training.cases.data import CaseStore, LatentSet
 from maisi_aug.training.cases.taught_label import TaughtLabel
 from maisi_aug.training.finetune.settings import FinetuneConfig

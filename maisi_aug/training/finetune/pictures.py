@@ -24,7 +24,7 @@ from maisi_aug.pictures.slices import (
     draw_slice,
     write_text,
 )
-from maisi_aug.seeds import derive_seed
+from maisi_aug.system.seeds import derive_seed
 from maisi_aug.training.cases.data import CaseStore
 from maisi_aug.training.cases.taught_label import TaughtLabel
 from maisi_aug.volumes.grid import Grid

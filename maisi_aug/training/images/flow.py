@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -14,16 +15,20 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from maisi_aug.networks.building import takes_regions
+from maisi_aug.networks.building import count_control_channels, takes_regions
 from maisi_aug.networks.conditioning import (
+    hu_to_unit,
     name_for_unet,
+    to_control,
     to_label_bits,
     to_modality_tensor,
     to_region_tensors,
     to_spacing_tensor,
+    to_surroundings,
 )
-from maisi_aug.seeds import derive_seed, numpy_generator
+from maisi_aug.system.seeds import derive_seed, numpy_generator
 from maisi_aug.training.cases.data import Ahead, CaseStore, LatentSet
+from maisi_aug.training.hidden_parts import draw_hidden
 from maisi_aug.training.images.contrastive import ChangedRegions, LabelRemover, find_regions, region_contrastive_loss
 from maisi_aug.training.images.patches import LesionPlaces
 from maisi_aug.training.loop.processes import ALONE, WHOLE, Processes, Share
@@ -38,6 +43,7 @@ class Batch:
     """Cases of one step: ``(B, C, i, j, k)`` scaled latents, ``(B, I, J, K)`` label maps, and what else is told.
 
     The regions are those of the whole case, as at generation: a crop may show none of the organs that tell them.
+    ``surroundings`` is what the ControlNet is shown of the images, ``(B, 2, I, J, K)``; None where it does not listen.
     """
 
     clean: Tensor
@@ -46,6 +52,7 @@ class Batch:
     spacings_mm: tuple[Spacing, ...]
     regions: tuple[Regions, ...]
     has_lesions: bool
+    surroundings: Tensor | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,9 +142,11 @@ class FlowObjective(Stateless):
         signed_error = output.float() - target
         error = signed_error.abs()
         weight, lesions = self._weights(label_maps, batch.clean.shape)
+        weight = self._weigh_known(weight, batch)
         # A crop without body has no weight at all where the outside has none.
         total = weight.sum() if mean_weights is None else mean_weights[0]
-        loss = (error * weight).sum() / (total.clamp_min(1e-6) * error.shape[1])
+        counted = error if self.config.distance == "l1" else signed_error.square()
+        loss = (counted * weight).sum() / (total.clamp_min(1e-6) * error.shape[1])
         figures = {"l1": error.mean(), "timestep": timesteps.float().mean()}
         if batch.has_lesions:
             figures["l1_lesion"] = (error * lesions).sum() / (lesions.sum() * error.shape[1])
@@ -200,8 +209,29 @@ class FlowObjective(Stateless):
         for index in rng.integers(len(self.store), size=count * share.count):
             corner, shape = self._draw_crop(int(index), None if is_whole else self.config.crop_shape, rng)
             plans.append((int(index), corner, shape, rng.random()))
-        own = plans[share.slice_of(count)]
-        return self.cut_batch([plan[:3] for plan in own], told=[plan[3] for plan in own])
+        own = share.slice_of(count)
+        batch = self.cut_batch([plan[:3] for plan in plans[own]], told=[plan[3] for plan in plans[own]])
+        if self.config.surroundings is None or self.controlnet is None:
+            return batch
+        seeds = [derive_seed("hidden part", self.seed, step, place) for place in range(len(plans))[own]]
+        return self._show_surroundings(batch, [plan[:3] for plan in plans[own]], seeds)
+
+    def _show_surroundings(
+        self, batch: Batch, places: Sequence[tuple[int, Shape, Shape]], seeds: Sequence[int]
+    ) -> Batch:
+        """The batch with what the ControlNet is shown of its images."""
+        assert self.config.surroundings is not None
+        images, known = [], []
+        for (index, corner, shape), label_map, spacing_mm, seed in zip(
+            places, batch.label_maps, batch.spacings_mm, seeds, strict=True
+        ):
+            factor = label_map.shape[0] // shape[0]
+            box = tuple(slice(c * factor, (c + s) * factor) for c, s in zip(corner, shape, strict=True))
+            rng = numpy_generator(seed, "hidden part")
+            hidden = draw_hidden(label_map, spacing_mm, self.lesion_ids.tolist(), self.config.surroundings, rng)
+            images.append(hu_to_unit(torch.from_numpy(np.ascontiguousarray(self.store[index].image_hu[box]))))
+            known.append(torch.from_numpy(~hidden & (label_map > 0)))
+        return replace(batch, surroundings=to_surroundings(torch.stack(images), torch.stack(known)))
 
     def cut_batch(self, places: Sequence[tuple[int, Shape, Shape]], *, told: Sequence[float] | None = None) -> Batch:
         """Cases as the networks see them.
@@ -253,9 +283,9 @@ class FlowObjective(Stateless):
         regions = to_region_tensors(batch.regions, device=device) if batch.regions else None
         residuals: dict[str, Any] = {}
         if self.controlnet is not None:
-            down, middle = self.controlnet(
-                x=noisy, timesteps=timesteps, controlnet_cond=to_label_bits(label_maps), class_labels=modality
-            )
+            shown = None if batch.surroundings is None else batch.surroundings.to(device)
+            control = to_control(to_label_bits(label_maps), shown, num_channels=self._num_control_channels)
+            down, middle = self.controlnet(x=noisy, timesteps=timesteps, controlnet_cond=control, class_labels=modality)
             residuals = {"down_block_additional_residuals": down, "mid_block_additional_residual": middle}
         told = name_for_unet(modality, spacing, regions)
         output: Tensor = self.unet(x=noisy, timesteps=timesteps, **told, **residuals)
@@ -267,6 +297,19 @@ class FlowObjective(Stateless):
         is_lesion = torch.from_numpy(self.lesions.is_lesion).to(device, torch.float32)
         weight, lesions = (_pool(table, label_maps, shape) for table in (self._weight_of_id.to(device), is_lesion))
         return weight, lesions
+
+    @cached_property
+    def _num_control_channels(self) -> int:
+        assert self.controlnet is not None
+        return count_control_channels(self.controlnet)
+
+    def _weigh_known(self, weight: Tensor, batch: Batch) -> Tensor:
+        """The weights with less on latent voxels that the ControlNet is shown as a whole."""
+        if batch.surroundings is None or self.config.surroundings is None:
+            return weight
+        hidden = 1.0 - batch.surroundings[:, 1:].to(weight.device)
+        share = functional.adaptive_max_pool3d(hidden, list(weight.shape[2:]))
+        return weight * (share + (1.0 - share) * self.config.surroundings.known_weight)
 
     def _measure_weights(self, step: int, share: Share) -> Tensor | None:
         """Sums of the weights of a share's latent voxels and labels, averaged over all shares of the step.
@@ -287,7 +330,7 @@ class FlowObjective(Stateless):
 
     def _sum_weights(self, batch: Batch) -> Tensor:
         label_maps = torch.from_numpy(batch.label_maps).to(self.device)
-        voxels = self._weights(label_maps, batch.clean.shape)[0].sum()
+        voxels = self._weigh_known(self._weights(label_maps, batch.clean.shape)[0], batch).sum()
         labels = weigh_labels(label_maps, self.lesion_ids.tolist(), self.config.lesion_weight)
         return torch.stack([voxels, labels.sum()])
 

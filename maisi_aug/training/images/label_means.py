@@ -28,7 +28,7 @@ from torch.nn import functional
 
 from maisi_aug.errors import TrainingError
 from maisi_aug.networks.conditioning import HU_MAXIMUM, HU_MINIMUM, hu_to_unit, to_label_bits
-from maisi_aug.seeds import derive_seed
+from maisi_aug.system.seeds import derive_seed
 from maisi_aug.training.cases.data import CaseStore, LatentSet
 from maisi_aug.training.images.wavelet import NUM_WAVELETS, haar_kernels, only_convolution
 from maisi_aug.vocabulary.labels import Vocabulary

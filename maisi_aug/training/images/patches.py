@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from maisi_aug.networks.conditioning import HU_MINIMUM, hu_to_unit
-from maisi_aug.seeds import derive_seed, numpy_generator
+from maisi_aug.system.seeds import derive_seed, numpy_generator
 from maisi_aug.training.cases.data import CaseStore
 from maisi_aug.training.loop.processes import WHOLE, Share
 from maisi_aug.training.loop.settings import VaeLossConfig

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from maisi_aug.errors import TrainingError
 from maisi_aug.networks.building import build_network, use_plain_layers
 from maisi_aug.networks.weights import StateDict
-from maisi_aug.seeds import derive_seed
+from maisi_aug.system.seeds import derive_seed
 from maisi_aug.system.whole_files import write_whole
 from maisi_aug.training.cases.data import ReportPhase
 from maisi_aug.training.loop.processes import ALONE, Processes

@@ -18,7 +18,7 @@ from maisi_aug import __version__
 from maisi_aug.bundle_spec.bundle import Bundle, bind_slots, load_bundle
 from maisi_aug.networks.building import build_network, build_scheduler, keep_decoder_output_precise, use_plain_layers
 from maisi_aug.networks.weights import StateDict, write_bundle
-from maisi_aug.seeds import derive_seed
+from maisi_aug.system.seeds import derive_seed
 from maisi_aug.system.whole_files import sha256_of, write_text_whole
 from maisi_aug.training.cases.data import CaseStore, LatentSet
 from maisi_aug.training.images.case_sources import open_source

@@ -12,7 +12,7 @@ from monai.networks.nets.patchgan_discriminator import PatchDiscriminator
 from torch import Tensor, nn
 
 from maisi_aug.networks.conditioning import HU_MAXIMUM, HU_MINIMUM
-from maisi_aug.seeds import derive_seed
+from maisi_aug.system.seeds import derive_seed
 from maisi_aug.training.cases.data import Ahead, CaseStore
 from maisi_aug.training.images.patches import PatchSource
 from maisi_aug.training.images.perceptual import load_perceptual

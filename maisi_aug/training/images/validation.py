@@ -12,7 +12,7 @@ from monai.networks.schedulers.ddpm import DDPMScheduler
 from torch import Tensor, nn
 
 from maisi_aug.networks.conditioning import HU_MAXIMUM, HU_MINIMUM, hu_to_unit
-from maisi_aug.seeds import derive_seed
+from maisi_aug.system.seeds import derive_seed
 from maisi_aug.training.cases.data import CaseStore
 from maisi_aug.training.images.flow import FlowObjective
 from maisi_aug.training.loop.processes import ALONE, Processes

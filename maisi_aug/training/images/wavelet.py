@@ -6,7 +6,8 @@ trunk hands the image through untouched, and four channels are set up so that no
 of opposite sign, so large that they alone decide the scale, and a zero whose normalised value is the mean to subtract.
 
 The latent is the local mean of 2x2x2 voxels and its three first differences (Haar, "Zur Theorie der orthogonalen
-Funktionensysteme", 1910); the four mixed differences are left to the decoder's imagination.
+Funktionensysteme", 1910); with four latent channels the mixed differences are left to the decoder's imagination, with
+eight they are kept, and the transform loses nothing.
 """
 
 from __future__ import annotations
@@ -21,17 +22,21 @@ from torch import Tensor, nn
 from maisi_aug.errors import TrainingError
 
 NUM_WAVELETS = 4
+NUM_ALL_WAVELETS = 8
+# Axes along which each wavelet is a difference.
+WAVELET_AXES = ((), (0,), (1,), (2,), (0, 1), (0, 2), (1, 2), (0, 1, 2))
 
 
-def haar_kernels() -> Tensor:
-    """``(4, 2, 2, 2)`` weights of the mean of 2x2x2 voxels and of their first differences along I, J and K.
+def haar_kernels(count: int = NUM_WAVELETS) -> Tensor:
+    """``(count, 2, 2, 2)`` weights of the mean of 2x2x2 voxels and of their differences.
 
-    Source: Haar, "Zur Theorie der orthogonalen Funktionensysteme", 1910; the four mixed differences are left out.
+    First the mean, then the differences along I, J and K, then the mixed ones, along IJ, IK, JK and IJK; all eight
+    tell the voxels without loss. Source: Haar, "Zur Theorie der orthogonalen Funktionensysteme", 1910.
     """
-    kernels = torch.full((NUM_WAVELETS, 2, 2, 2), 1.0 / 8.0)
-    for axis, corner in product(range(3), product((0, 1), repeat=3)):
-        if corner[axis] == 0:
-            kernels[(1 + axis, *corner)] *= -1.0
+    kernels = torch.full((count, 2, 2, 2), 1.0 / 8.0)
+    for place, corner in product(range(count), product((0, 1), repeat=3)):
+        if sum(corner[axis] == 0 for axis in WAVELET_AXES[place]) % 2:
+            kernels[(place, *corner)] *= -1.0
     return kernels
 
 
@@ -42,12 +47,18 @@ def only_convolution(layer: Any) -> Any:
     return found[0]
 
 
+# Channels of the narrowest level that hold as many wavelets and the anchors.
+LEAST_WIDTHS = {NUM_WAVELETS: 8, NUM_ALL_WAVELETS: 12}
+
 # Channels of the trunk after the signals: anchors of both signs and a zero.
-ANCHORS = slice(NUM_WAVELETS, NUM_WAVELETS + 3)
+NUM_ANCHORS = 3
 # Large against signals of about 1, so that they decide the scale, but no larger: training must not feel them.
 ANCHOR = 10.0
-# Differences are small against means: the gain brings them nearer to each other, so that diffusion sees both.
+# Differences are small against means, and mixed ones smaller still: a gain for every axis that they run along brings
+# them nearer to each other, so that diffusion sees all.
 DIFFERENCE_GAIN = 4.0
+# With all eight wavelets the mean, too, comes nearer to the others: intensities around that of thin tissue, halved.
+CENTRE, MEAN_GAIN = 0.3, 0.5
 
 
 @torch.no_grad()
@@ -56,62 +67,82 @@ def start_as_wavelet(autoencoder: nn.Module) -> None:
 
     Args:
         autoencoder: MAISI's, or with plain layers; with two levels, transposed convolutions, one normalisation group,
-            four latent channels and at least eight channels a level.
+            four latent channels and at least eight channels a level, or eight and at least twelve.
 
     Raises:
         TrainingError: For another architecture.
     """
-    _require_fitting(autoencoder)
+    count = _require_fitting(autoencoder)
     encoder, decoder = autoencoder.encoder.blocks, autoencoder.decoder.blocks  # type: ignore[union-attr]
     assert isinstance(encoder, nn.ModuleList)
     assert isinstance(decoder, nn.ModuleList)
-    _start_trunk(encoder, num_signals=1)
-    _start_trunk(decoder, num_signals=NUM_WAVELETS)
-    _start_down(_only(encoder, "Downsample"))
-    _start_up(_only(decoder, "Upsample"))
+    _start_trunk(encoder, count, num_signals=1)
+    _start_trunk(decoder, count, num_signals=count)
+    _start_down(_only(encoder, "Downsample"), count)
+    _start_up(_only(decoder, "Upsample"), count)
     for name in ("quant_conv_mu", "post_quant_conv"):
-        _start_identity(only_convolution(getattr(autoencoder, name)), range(NUM_WAVELETS))
+        _start_identity(only_convolution(getattr(autoencoder, name)), range(count))
+    if count == NUM_ALL_WAVELETS:
+        _scale_mean(only_convolution(autoencoder.quant_conv_mu), MEAN_GAIN, -MEAN_GAIN * CENTRE)
+        _scale_mean(only_convolution(autoencoder.post_quant_conv), 1.0 / MEAN_GAIN, CENTRE)
 
 
-def _require_fitting(autoencoder: nn.Module) -> None:
+def _scale_mean(convolution: nn.Conv3d, gain: float, bias: float) -> None:
+    """Have an identity multiply its first channel by a gain and add a bias."""
+    convolution.weight[0] *= gain
+    _bias(convolution)[0] = bias
+
+
+def _require_fitting(autoencoder: nn.Module) -> int:
+    """The number of wavelets that the latent holds."""
     layers = list(autoencoder.modules())
     ups = [layer for layer in layers if isinstance(layer, nn.ConvTranspose3d)]
     norms = [layer for layer in layers if isinstance(layer, nn.GroupNorm)]
     latent = only_convolution(autoencoder.post_quant_conv).in_channels
     narrowest = min(norm.num_channels for norm in norms)
-    if len(ups) != 1 or any(norm.num_groups != 1 for norm in norms) or latent != NUM_WAVELETS or narrowest < 8:
+    is_plain = len(ups) == 1 and all(norm.num_groups == 1 for norm in norms)
+    if not is_plain or latent not in LEAST_WIDTHS or narrowest < LEAST_WIDTHS[latent]:
         raise TrainingError(
-            "Wavelet start: expected an autoencoder with two levels of 8 channels or more, use_convtranspose, "
-            f"norm_num_groups 1 and {NUM_WAVELETS} latent channels, found {len(ups)} transposed convolutions, "
-            f"{max(norm.num_groups for norm in norms)} groups, {narrowest} channels and {latent} latent channels. "
-            "Change the definition, or start at random."
+            "Wavelet start: expected an autoencoder with two levels, use_convtranspose, norm_num_groups 1 and "
+            f"{NUM_WAVELETS} latent channels with 8 channels a level or more, or {NUM_ALL_WAVELETS} with 12, found "
+            f"{len(ups)} transposed convolutions, {max(norm.num_groups for norm in norms)} groups, {narrowest} channels"
+            f" and {latent} latent channels. Change the definition, or start at random."
         )
+    return int(latent)
 
 
-def _start_trunk(blocks: nn.ModuleList, *, num_signals: int) -> None:
+def _anchors(count: int) -> slice:
+    return slice(count, count + NUM_ANCHORS)
+
+
+def _gain(wavelet: int) -> float:
+    return DIFFERENCE_GAIN * len(WAVELET_AXES[wavelet]) or 1.0
+
+
+def _start_trunk(blocks: nn.ModuleList, count: int, *, num_signals: int) -> None:
     """Hand the signals from the first convolution to the last; residual blocks add nothing yet."""
     first, last = only_convolution(blocks[0]), only_convolution(blocks[-1])
     _start_identity(first, range(num_signals))
-    _start_anchors(first)
+    _start_anchors(first, count)
     for block in blocks:
         if "ResBlock" in type(block).__name__:
             last_of_block = only_convolution(block.conv2)
             last_of_block.weight.zero_()
             _bias(last_of_block).zero_()
             if not isinstance(block.nin_shortcut, nn.Identity):
-                _start_identity(only_convolution(block.nin_shortcut), range(NUM_WAVELETS))
-                _start_anchors(only_convolution(block.nin_shortcut))
-            _ignore_anchors(block.norm1)
+                _start_identity(only_convolution(block.nin_shortcut), range(count))
+                _start_anchors(only_convolution(block.nin_shortcut), count)
+            _ignore_anchors(block.norm1, count)
     norm = next(layer for block in blocks for layer in block.modules() if layer is blocks[-2])
     assert isinstance(norm, nn.GroupNorm)
     norm.weight.fill_(_scale(norm))
-    norm.weight[NUM_WAVELETS : NUM_WAVELETS + 2] = 0.0
+    norm.weight[count : count + 2] = 0.0
     norm.bias.zero_()
     last.weight.zero_()
     _bias(last).zero_()
     for channel in range(last.out_channels):
         last.weight[channel, channel, 1, 1, 1] = 1.0
-        last.weight[channel, NUM_WAVELETS + 2, 1, 1, 1] = -1.0
+        last.weight[channel, count + 2, 1, 1, 1] = -1.0
 
 
 def _scale(norm: nn.GroupNorm) -> float:
@@ -119,10 +150,10 @@ def _scale(norm: nn.GroupNorm) -> float:
     return ANCHOR * math.sqrt(2.0 / norm.num_channels)
 
 
-def _ignore_anchors(norm: Any) -> None:
+def _ignore_anchors(norm: Any, count: int) -> None:
     """Give the signals back their scale before the first convolution of a residual block, and hide the anchors."""
     norm.weight.fill_(_scale(norm))
-    norm.weight[ANCHORS] = 0.0
+    norm.weight[_anchors(count)] = 0.0
 
 
 def _start_identity(convolution: nn.Conv3d, channels: range) -> None:
@@ -134,32 +165,32 @@ def _start_identity(convolution: nn.Conv3d, channels: range) -> None:
             _bias(convolution)[channel] = 0.0
 
 
-def _start_anchors(convolution: nn.Conv3d | nn.ConvTranspose3d) -> None:
+def _start_anchors(convolution: nn.Conv3d | nn.ConvTranspose3d, count: int) -> None:
     """Make the anchors from biases, and let no other channel hear of those of the layer before."""
     inputs = convolution.weight if isinstance(convolution, nn.ConvTranspose3d) else convolution.weight.transpose(0, 1)
-    if convolution.in_channels > NUM_WAVELETS:
-        inputs[ANCHORS] = 0.0
-    for channel, value in zip(range(NUM_WAVELETS, NUM_WAVELETS + 3), (ANCHOR, -ANCHOR, 0.0), strict=True):
+    if convolution.in_channels > count:
+        inputs[_anchors(count)] = 0.0
+    for channel, value in zip(range(count, count + NUM_ANCHORS), (ANCHOR, -ANCHOR, 0.0), strict=True):
         _output(convolution, channel).zero_()
         _bias(convolution)[channel] = value
 
 
-def _start_down(convolution: nn.Conv3d) -> None:
-    _start_anchors(convolution)
-    for channel, kernel in enumerate(haar_kernels()):
+def _start_down(convolution: nn.Conv3d, count: int) -> None:
+    _start_anchors(convolution, count)
+    for channel, kernel in enumerate(haar_kernels(count)):
         convolution.weight[channel] = 0.0
         _bias(convolution)[channel] = 0.0
-        convolution.weight[channel, 0, :2, :2, :2] = kernel * (1.0 if channel == 0 else DIFFERENCE_GAIN)
+        convolution.weight[channel, 0, :2, :2, :2] = kernel * _gain(channel)
 
 
-def _start_up(convolution: nn.ConvTranspose3d) -> None:
+def _start_up(convolution: nn.ConvTranspose3d, count: int) -> None:
     """Tap 1 of a transposed convolution of stride 2 and padding 1 makes even voxels, tap 2 the odd ones after them."""
-    _start_anchors(convolution)
+    _start_anchors(convolution, count)
     _output(convolution, 0).zero_()
     _bias(convolution)[0] = 0.0
-    for channel, kernel in enumerate(haar_kernels()):
+    for channel, kernel in enumerate(haar_kernels(count)):
         signs = kernel * 8.0
-        convolution.weight[channel, 0, 1:3, 1:3, 1:3] = signs / (1.0 if channel == 0 else DIFFERENCE_GAIN)
+        convolution.weight[channel, 0, 1:3, 1:3, 1:3] = signs / _gain(channel)
 
 
 def _output(convolution: nn.Conv3d | nn.ConvTranspose3d, channel: int) -> Tensor:

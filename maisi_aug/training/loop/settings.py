@@ -140,11 +140,35 @@ class VaeLossConfig(BaseModel):
         return self
 
 
+class SurroundingsConfig(BaseModel):
+    """What of its surroundings a ControlNet is shown that learns to draw lesions into real images.
+
+    Of every crop a part is hidden, which the network has to draw: a lesion with a margin, a ball anywhere, or all.
+
+    Attributes:
+        hidden_share: Share of crops that are hidden as a whole, so that the network can draw without surroundings.
+        elsewhere_share: Share of crops with a lesion in which a ball anywhere is hidden; always so in crops without.
+        margin_mm: Range of the margin around a lesion that is hidden with it.
+        radius_mm: Range of the radius of a ball.
+        known_weight: Factor on the loss of latent voxels that are shown as a whole.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    hidden_share: float = Field(default=0.1, ge=0, le=1)
+    elsewhere_share: float = Field(default=0.25, ge=0, le=1)
+    margin_mm: tuple[PositiveFloat, PositiveFloat] = (2.0, 6.0)
+    radius_mm: tuple[PositiveFloat, PositiveFloat] = (4.0, 12.0)
+    known_weight: float = Field(default=0.2, ge=0, le=1)
+
+
 class FlowLossConfig(BaseModel):
     """Weights of the losses on the velocity (rectified flow) or the noise (DDPM).
 
     Attributes:
         batch_count: Cases a step.
+        distance: "l1" as in MAISI, or "l2", whose best answer is the mean: the median of a texture with a few bright
+            vessels is one without them.
         lesion_weight: Factor on the loss of latent voxels that hold a lesion.
         outside_weight: Factor on the loss of latent voxels wholly outside the body, which generation overwrites.
         label_mean_weight: Factor on the absolute mean error of each label; 0 leaves it out. See ``label_mean_error``.
@@ -160,11 +184,13 @@ class FlowLossConfig(BaseModel):
         contrastive_weight: Weight of the region contrastive loss of a ControlNet of rectified flow: where a tumour is
             removed from the label map, the output shall change, and elsewhere not. 0 leaves it out; MAISI's is 0.01.
         contrastive_bound: Mean difference between the outputs with and without the tumours that is rewarded at most.
+        surroundings: What a ControlNet with a condition of 10 channels is shown of the image; None for nothing.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     batch_count: int = Field(default=1, gt=0)
+    distance: Literal["l1", "l2"] = "l1"
     lesion_weight: float = Field(default=1.0, ge=1)
     outside_weight: float = Field(default=1.0, ge=0, le=1)
     label_mean_weight: float = Field(default=0.0, ge=0)
@@ -178,6 +204,7 @@ class FlowLossConfig(BaseModel):
     train_unet: bool = False
     contrastive_weight: float = Field(default=0.0, ge=0)
     contrastive_bound: float = Field(default=2.0, gt=0)
+    surroundings: SurroundingsConfig | None = None
 
     @model_validator(mode="after")
     def _require_shares_below_one(self) -> Self:

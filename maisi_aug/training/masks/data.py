@@ -14,7 +14,7 @@ from maisi_aug.banks.folder_bank import FolderBank
 from maisi_aug.banks.label_map import cut_map
 from maisi_aug.banks.listing import Needs
 from maisi_aug.errors import TrainingError
-from maisi_aug.seeds import derive_seed, numpy_generator
+from maisi_aug.system.seeds import derive_seed, numpy_generator
 from maisi_aug.training.cases.data import PhantomStore, ReportProgress
 from maisi_aug.training.cases.prepared import PreparedStore
 from maisi_aug.training.masks.label_maps import (

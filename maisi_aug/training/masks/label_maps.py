@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from maisi_aug.networks.mask_decoding import class_ids
-from maisi_aug.seeds import numpy_generator
+from maisi_aug.system.seeds import numpy_generator
 from maisi_aug.system.whole_files import write_whole
 from maisi_aug.training.cases.data import CaseStore, PhantomStore, ReportProgress
 from maisi_aug.training.masks.recipe import WarpConfig

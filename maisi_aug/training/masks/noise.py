@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from maisi_aug.networks.mask_conditions import ABSENT
-from maisi_aug.seeds import derive_seed
+from maisi_aug.system.seeds import derive_seed
 from maisi_aug.training.loop.processes import ALONE, WHOLE, Processes, Share
 from maisi_aug.training.loop.run import Stateless
 from maisi_aug.training.masks.recipe import MaskNoiseLossConfig

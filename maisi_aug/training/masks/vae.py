@@ -22,7 +22,7 @@ from maisi_aug.errors import BundleError
 from maisi_aug.networks.building import mixed_precision
 from maisi_aug.networks.conditioning import NUM_LABEL_BITS, to_label_bits
 from maisi_aug.networks.mask_decoding import MAX_LOGITS, class_ids, decode_classes
-from maisi_aug.seeds import derive_seed, numpy_generator
+from maisi_aug.system.seeds import derive_seed, numpy_generator
 from maisi_aug.training.loop.processes import ALONE, WHOLE, Processes, Share
 from maisi_aug.training.loop.run import Stateless
 from maisi_aug.training.masks.label_maps import Classes, LabelMaps, draw_warp, mirror, take_patch

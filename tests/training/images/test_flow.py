@@ -357,3 +357,57 @@ def test_batch_of_whole_latents_may_hold_fewer_cases() -> None:
     )
     assert objective._draw_batch(0).clean.shape == (4, 4, 4, 2, 2)
     assert objective._draw_batch(1).clean.shape == (2, 4, *LATENT_SHAPE)
+
+
+def build_shown_objective(**loss: Any) -> FlowObjective:
+    torch.manual_seed(0)
+    definitions = build_header()["networks"]
+    controlnet = build_network({**definitions["controlnet"], "conditioning_embedding_in_channels": 10})
+    store = ArrayStore([build_case(0), build_case(1)])
+    settings = {"train_unet": True, "surroundings": {"hidden_share": 0.0}, "batch_count": 3, **loss}
+    return FlowObjective(
+        build_network(definitions["diffusion_unet"]),
+        controlnet,
+        build_scheduler(RFLOW),
+        store,
+        build_latents(2),
+        FlowLossConfig.model_validate(settings),
+        lesion_ids=(HEPATIC_TUMOR,),
+        seed=0,
+        device="cpu",
+    )
+
+
+@pytest.mark.parametrize("crop_shape", [None, (4, 4, 2)])
+def test_controlnet_is_shown_what_is_not_hidden(crop_shape: tuple[int, int, int] | None) -> None:
+    objective = build_shown_objective(crop_shape=crop_shape)
+    batch = objective._draw_batch(0)
+    assert batch.surroundings is not None
+    assert batch.surroundings.shape == (3, 2, *batch.label_maps.shape[1:])
+    known = batch.surroundings[:, 1].bool()
+    assert known.any()
+    assert not known.all()
+    assert not batch.surroundings[:, 0][~known].any()
+    assert not known[torch.from_numpy(batch.label_maps == 0)].any()
+    assert value(objective) == value(objective)
+
+
+def test_what_is_shown_counts_as_much_as_wished() -> None:
+    little, much = (
+        build_shown_objective(surroundings={"hidden_share": 0.0, "known_weight": weight}) for weight in (0.0, 1.0)
+    )
+    assert value(little) != value(much)
+    plain = build_shown_objective(surroundings={"hidden_share": 1.0, "known_weight": 0.0})
+    assert plain._draw_batch(0).surroundings is not None
+    assert not plain._draw_batch(0).surroundings.any()  # type: ignore[union-attr]
+
+
+def test_squared_distance_is_that_of_the_plain_error() -> None:
+    store = ArrayStore([build_case(0)])
+    first, second = (build_objective(store, distance=name) for name in ("l1", "l2"))
+    batch = first._draw_batch(0)
+    noise, timesteps = first._draw_noise(0, batch.clean)
+    with torch.no_grad():
+        plain, squared = (each.compare(batch, noise, timesteps) for each in (first, second))
+    assert float(plain[1]["l1"]) == pytest.approx(float(squared[1]["l1"]))
+    assert float(squared[0]) > float(plain[0]) ** 2

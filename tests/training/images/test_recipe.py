@@ -26,6 +26,7 @@ SHIPPED = [info.path for info in list_training_recipes() if training_kind(info.p
 def test_training_recipes_are_all_tested() -> None:
     assert [path.stem for path in SHIPPED] == [
         "train-ddpm-ct",
+        "train-lung-nodule-ct",
         "train-phantom-ct",
         "train-rflow-ct",
         "train-small-base",
@@ -135,7 +136,7 @@ def test_file_of_the_users_own_is_found(tmp_path: Path) -> None:
 
 
 def test_unknown_recipe_is_refused_with_the_closest() -> None:
-    with pytest.raises(RecipeError, match="'train-fantom-ct': expected a file or one of train-ddpm-ct, train-ph"):
+    with pytest.raises(RecipeError, match="'train-fantom-ct': expected a file or one of train-ddpm-ct, train-lu"):
         training_recipe_path("train-fantom-ct")
     with pytest.raises(RecipeError, match="Did you mean 'train-phantom-ct'"):
         training_recipe_path("train-fantom-ct")

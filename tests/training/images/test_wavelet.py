@@ -77,9 +77,26 @@ def test_latent_holds_means_and_differences_of_blocks() -> None:
     assert mean[:, 2:].abs().max() <= rounding(depth_of(autoencoder)) * mean.abs().max()
 
 
+@pytest.mark.parametrize("level", [0.1, 0.5, 0.9])
+def test_eight_channels_lose_nothing(level: float) -> None:
+    autoencoder = build(latent_channels=8)
+    start_as_wavelet(autoencoder)
+    noise = torch.randn((1, 1, *SHAPE), generator=torch.Generator().manual_seed(3))
+    image = (smooth_image(2, level=level) + 0.02 * noise).clamp(0.0, 1.0)
+    mean, rebuilt = rebuild(autoencoder, image)
+    assert mean.shape[1] == 8
+    assert (rebuilt - image).abs().max() < 0.008
+    assert mean.std(dim=(0, 2, 3, 4)).min() > 0.005
+
+
+def test_eight_channels_need_wider_levels() -> None:
+    with pytest.raises(TrainingError, match="or 8 with 12, found 1 transposed convolutions, 1 groups, 8 channels"):
+        start_as_wavelet(build(latent_channels=8, num_channels=[8, 16]))
+
+
 @pytest.mark.parametrize(
     "changes",
-    [{"norm_num_groups": 2}, {"latent_channels": 8}, {"use_convtranspose": False}, {"num_channels": [4, 4]}],
+    [{"norm_num_groups": 2}, {"latent_channels": 6}, {"use_convtranspose": False}, {"num_channels": [4, 4]}],
     ids=lambda changes: next(iter(changes)),
 )
 def test_other_architecture_is_refused(changes: dict[str, Any]) -> None:

@@ -1,0 +1,1 @@
+"""Lesions in the user's own CTs: the real image outside, a drawn lesion inside."""

@@ -1,0 +1,192 @@
+"""The gates of an inserted lesion: against the real surroundings, voxel by voxel where nothing may have changed.
+
+Their bounds were set on the real nodules of LIDC-IDRI's train patients, so that nearly all of those pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from maisi_aug.gates.checks import Verdict
+from maisi_aug.insertion.painting import Texture, find_fine_structure, measure_noise, robust_deviation
+from maisi_aug.volumes.grid import Spacing
+
+Mask = NDArray[np.bool_]
+
+RING_MM = (2.0, 8.0)
+"""Distance from the lesion of the lung that it is compared with."""
+RIM_MM = 1.5
+THIN_RANGE_HU = 200.0
+"""Lung that is denser than the median by more is taken for vessels."""
+LEAST_VOXELS = 12
+LEAST_CONTRAST_HU: Mapping[Texture, float] = {"solid": 350.0, "part-solid": 200.0, "ground-glass": 100.0, "soft": 10.0}
+LEAST_EDGE = 0.2
+"""Share of the contrast by which the rim inside differs from that outside."""
+NOISE_RATIOS = (0.75, 2.2)
+LEAST_INNER_NOISE: Mapping[Texture, float] = {"solid": 0.9, "part-solid": 0.9, "ground-glass": 0.9, "soft": 0.5}
+LEAST_CNR = 3.0
+"""An edge is not judged where the contrast is a smaller multiple of the noise."""
+MOST_SEAM = 1.35
+
+
+@dataclass(frozen=True, slots=True)
+class LesionLook:
+    """How a lesion looks in its surroundings.
+
+    Attributes:
+        contrast_hu: Median of the lesion without its rim minus that of the lung around it.
+        edge: By how much of the contrast the inner rim is brighter than the outer one: 1 for a step.
+        noise_hu: Deviation of what is fine in the lung around.
+        noise_ratio: That of the lung in the zone to that outside of it; nan where there is no lung in the zone.
+        inner_noise_ratio: That of the lesion to the lung's around.
+        seam: Steps across the border of the zone to those beside it.
+    """
+
+    contrast_hu: float
+    edge: float
+    noise_hu: float
+    noise_ratio: float
+    inner_noise_ratio: float
+    seam: float
+
+
+def measure_look(
+    image_hu: NDArray[Any],
+    lesion: Mask,
+    lung: Mask,
+    zone: Mask,
+    spacing_mm: Spacing,
+    *,
+    before_hu: NDArray[Any] | None = None,
+) -> LesionLook:
+    """Measure a lesion.
+
+    Args:
+        image_hu: ``(I, J, K)`` the crop.
+        lesion: Its voxels.
+        lung: Voxels of its host, the lung for nodules, without lesions, vessels included.
+        zone: Voxels that were drawn.
+        spacing_mm: Along I, J, K.
+        before_hu: ``(I, J, K)`` the crop without the lesion, whose own steps are no seam; None for a real lesion.
+    """
+    image = image_hu.astype(np.float32)
+    outside_mm = ndimage.distance_transform_edt(~lesion, sampling=spacing_mm)
+    inside_mm = ndimage.distance_transform_edt(lesion, sampling=spacing_mm)
+    ring = lung & (outside_mm >= RING_MM[0]) & (outside_mm <= RING_MM[1])
+    core = inside_mm > min(RIM_MM, 0.6 * float(inside_mm.max()))
+    lung_hu = _median(image, ring)
+    contrast_hu = _median(image, core) - lung_hu
+    rim_mm = max(RIM_MM, 1.01 * min(spacing_mm))
+    rims = lesion & (inside_mm <= rim_mm), lung & (outside_mm > 0) & (outside_mm <= rim_mm)
+    edge = (_mean(image, rims[0]) - _mean(image, rims[1])) / contrast_hu if contrast_hu else 0.0
+    thin = lung & (image < lung_hu + THIN_RANGE_HU) & (outside_mm > rim_mm)
+    fine = find_fine_structure(image, thin, spacing_mm)
+    noise_hu, zone_hu = robust_deviation(fine[thin & ~zone]), robust_deviation(fine[thin & zone])
+    has_zone = noise_hu > 0 and int((thin & zone).sum()) >= LEAST_VOXELS
+    inner_hu = measure_noise(image, lesion, spacing_mm)
+    return LesionLook(
+        contrast_hu,
+        edge,
+        noise_hu,
+        zone_hu / noise_hu if has_zone else float("nan"),
+        inner_hu / noise_hu if noise_hu else float("inf"),
+        _measure_seam(image, lung, zone, None if before_hu is None else before_hu.astype(np.float32)),
+    )
+
+
+def judge_look(look: LesionLook, texture: Texture, *, sign: int = 1) -> tuple[Verdict, ...]:
+    """The gates on contrast, edge, noise and seam.
+
+    Args:
+        look: What was measured.
+        texture: What was asked for.
+        sign: Whether the lesion shall be brighter (1) or darker (-1) than its host, or either (0).
+    """
+    return (
+        _judge_contrast(look, texture, sign),
+        Verdict(
+            "lesion edge",
+            bool(look.edge >= LEAST_EDGE or abs(look.contrast_hu) < LEAST_CNR * look.noise_hu),
+            {"edge": look.edge, "least": LEAST_EDGE},
+            f"Lesion edge: expected a step of at least {LEAST_EDGE:.0%} of the contrast over {2 * RIM_MM:g} mm, found "
+            f"{look.edge:.0%}.",
+        ),
+        _judge_noise(look, texture),
+        Verdict(
+            "seam",
+            bool(np.isnan(look.seam) or look.seam <= MOST_SEAM),
+            {"ratio": look.seam, "most": MOST_SEAM},
+            f"Seam: expected steps at the border of the zone of at most {MOST_SEAM:g} times those beside it, found "
+            f"{look.seam:.2f}.",
+        ),
+    )
+
+
+def _judge_contrast(look: LesionLook, texture: Texture, sign: int) -> Verdict:
+    least = LEAST_CONTRAST_HU[texture]
+    contrast_hu = look.contrast_hu * sign if sign else abs(look.contrast_hu)
+    return Verdict(
+        "lesion contrast",
+        bool(contrast_hu >= least),
+        {"contrast_hu": look.contrast_hu, "least_hu": least},
+        f"Lesion contrast: expected at least {least * (sign or 1):+g} HU to the {_host(texture)} around, found "
+        f"{look.contrast_hu:+.0f} HU.",
+    )
+
+
+def _judge_noise(look: LesionLook, texture: Texture) -> Verdict:
+    (low, high), least_inner = NOISE_RATIOS, LEAST_INNER_NOISE[texture]
+    is_alike = np.isnan(look.noise_ratio) or low <= look.noise_ratio <= high
+    return Verdict(
+        "noise texture",
+        bool(is_alike and look.inner_noise_ratio >= least_inner),
+        {"noise_hu": look.noise_hu, "zone_to_host": look.noise_ratio, "lesion_to_host": look.inner_noise_ratio},
+        f"Noise texture: expected {low:g} to {high:g} times the noise of the {_host(texture)} around "
+        f"({look.noise_hu:.0f} HU) in the zone and {least_inner:g} in the lesion, found {look.noise_ratio:.2f} and "
+        f"{look.inner_noise_ratio:.2f}.",
+    )
+
+
+def _host(texture: Texture) -> str:
+    return "host" if texture == "soft" else "lung"
+
+
+def check_untouched(before: NDArray[Any], after: NDArray[Any], zone: Mask) -> Verdict:
+    """No voxel outside of the zone has changed."""
+    num_changed = int(np.count_nonzero((before != after) & ~zone))
+    message = f"Untouched: expected no change outside of the zone, found {num_changed} changed voxels."
+    return Verdict("untouched", num_changed == 0, {"num_changed": num_changed}, message)
+
+
+def _measure_seam(image: NDArray[np.float32], lung: Mask, zone: Mask, before: NDArray[np.float32] | None) -> float:
+    """Median step between neighbours in a slice across the zone's border, to that beside it or, if larger, before."""
+    near = ndimage.binary_dilation(zone, iterations=4) & ~zone
+    across, beside, earlier = [], [], []
+    for axis in (0, 1):
+        first = tuple(slice(None, -1) if other == axis else slice(None) for other in range(3))
+        second = tuple(slice(1, None) if other == axis else slice(None) for other in range(3))
+        both = lung[first] & lung[second]
+        border, plain = both & (zone[first] != zone[second]), both & near[first] & near[second]
+        step = np.abs(np.diff(image, axis=axis))
+        across.append(step[border])
+        beside.append(step[plain])
+        earlier.append(step[border] if before is None else np.abs(np.diff(before, axis=axis))[border])
+    crossing, usual, own = (np.concatenate(steps) for steps in (across, beside, earlier))
+    if len(crossing) < LEAST_VOXELS or len(usual) < LEAST_VOXELS:
+        return float("nan")
+    expected = float(np.median(usual)) if before is None else max(float(np.median(usual)), float(np.median(own)))
+    return float(np.median(crossing)) / max(expected, 1.0)
+
+
+def _median(image: NDArray[np.float32], where: Mask) -> float:
+    return float(np.median(image[where])) if where.any() else float("nan")
+
+
+def _mean(image: NDArray[np.float32], where: Mask) -> float:
+    return float(image[where].mean()) if where.any() else float("nan")

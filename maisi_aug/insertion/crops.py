@@ -1,0 +1,123 @@
+"""Crops around a lesion: cut from the image, and put back without touching any voxel outside of a zone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from maisi_aug.volumes.grid import Shape, Spacing
+
+Mask = NDArray[np.bool_]
+
+ZONE_MM, ZONE_VOXELS = 3.0, 2.6
+"""How far around a lesion the image is drawn anew, at least: coarse voxels blur a lesion over its neighbours."""
+FEATHER_MM = 1.5
+"""Over so much of the zone the drawn image goes over into the real one."""
+
+
+@dataclass(frozen=True, eq=False)
+class Crop:
+    """A box of an image that may reach beyond it.
+
+    Attributes:
+        image_hu: ``(I, J, K)`` float32; beyond the image its edge is repeated.
+        is_inside: ``(I, J, K)`` whether a voxel is one of the image.
+        start: First voxel along I, J, K, negative where the box begins before the image.
+        spacing_mm: Along I, J, K.
+    """
+
+    image_hu: NDArray[np.float32]
+    is_inside: Mask
+    start: Shape
+    spacing_mm: Spacing
+
+    @property
+    def shape(self) -> Shape:
+        """Voxels along I, J, K."""
+        i, j, k = self.image_hu.shape
+        return i, j, k
+
+    @property
+    def stop(self) -> Shape:
+        """First voxel after the box along I, J, K."""
+        i, j, k = (first + side for first, side in zip(self.start, self.shape, strict=True))
+        return i, j, k
+
+    def box_in(self, image_shape: Sequence[int]) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
+        """The part of the box inside the image: as slices of the image, and as slices of the crop."""
+        low = [max(0, first) for first in self.start]
+        high = [min(side, last) for side, last in zip(image_shape, self.stop, strict=True)]
+        in_image = tuple(slice(a, b) for a, b in zip(low, high, strict=True))
+        in_crop = tuple(slice(a - s, b - s) for a, b, s in zip(low, high, self.start, strict=True))
+        return in_image, in_crop
+
+
+def cut_crop(image_hu: NDArray[Any], start: Sequence[int], shape: Sequence[int], spacing_mm: Spacing) -> Crop:
+    """Cut a box; the image is not modified.
+
+    Args:
+        image_hu: ``(I, J, K)`` HU.
+        start: First voxel of the box along I, J, K; may lie outside.
+        shape: Voxels of the box; some must lie inside.
+        spacing_mm: Along I, J, K.
+    """
+    places = [np.arange(first, first + side) for first, side in zip(start, shape, strict=True)]
+    held = [np.clip(place, 0, side - 1) for place, side in zip(places, image_hu.shape, strict=True)]
+    i, j, k = (place == kept for place, kept in zip(places, held, strict=True))
+    inside = i[:, None, None] & j[None, :, None] & k[None, None, :]
+    first_i, first_j, first_k = (int(first) for first in start)
+    return Crop(image_hu[np.ix_(*held)].astype(np.float32), inside, (first_i, first_j, first_k), spacing_mm)
+
+
+def choose_box(
+    centre: Shape, reach_mm: float, spacing_mm: Spacing, *, factor: int, least_shape: Shape
+) -> tuple[Shape, Shape]:
+    """First voxel and shape of a box around a voxel.
+
+    Args:
+        centre: A voxel of the image.
+        reach_mm: What the box shows at least on every side of it.
+        spacing_mm: Along I, J, K.
+        factor: Every side is a multiple of it.
+        least_shape: Every side is at least so long.
+    """
+    sides = []
+    for step, least in zip(spacing_mm, least_shape, strict=True):
+        wanted = max(least, 2 * int(np.ceil(reach_mm / step)) + 1)
+        sides.append(-(-wanted // factor) * factor)
+    (ci, cj, ck), (si, sj, sk) = centre, sides
+    return (ci - si // 2, cj - sj // 2, ck - sk // 2), (si, sj, sk)
+
+
+def weigh_zone(lesion: Mask, spacing_mm: Spacing) -> NDArray[np.float32]:
+    """How much of the drawn image a voxel takes: 1 in and near the lesion, falling to 0 where the zone ends.
+
+    Args:
+        lesion: ``(I, J, K)``.
+        spacing_mm: Along I, J, K.
+    """
+    zone_mm = max(ZONE_MM, ZONE_VOXELS * max(spacing_mm[:2]))
+    distance_mm = ndimage.distance_transform_edt(~lesion, sampling=spacing_mm)
+    weight: NDArray[np.float32] = np.clip((zone_mm - distance_mm) / FEATHER_MM, 0.0, 1.0).astype(np.float32)
+    return weight
+
+
+def blend(image: NDArray[Any], drawn_hu: NDArray[np.float32], weight: NDArray[np.float32]) -> NDArray[Any]:
+    """The image with the drawn one blended in; voxels of weight 0 are the very same.
+
+    Args:
+        image: ``(I, J, K)`` of any type, not modified; a type of whole numbers is rounded to and kept in its range.
+        drawn_hu: ``(I, J, K)``.
+        weight: ``(I, J, K)`` in [0, 1].
+    """
+    mixed = image * (1.0 - weight) + drawn_hu * weight
+    if image.dtype.kind in "iu":
+        limits = np.iinfo(image.dtype)
+        mixed = np.clip(np.rint(mixed), limits.min, limits.max)
+    blended: NDArray[Any] = np.where(weight > 0, mixed.astype(image.dtype), image)
+    return blended

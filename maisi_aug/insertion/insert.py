@@ -1,0 +1,252 @@
+"""One lesion into one CT: place, shape, drawing, blending and gates, on a crop; a pure function of the seed."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from maisi_aug.errors import LesionError
+from maisi_aug.gates.checks import Verdict, check_lesion_size
+from maisi_aug.insertion.checks import LesionLook, check_untouched, judge_look, measure_look
+from maisi_aug.insertion.crops import Crop, blend, choose_box, cut_crop, weigh_zone
+from maisi_aug.insertion.lungs import CoarseMask, coarse_factors, find_lungs, to_coarse
+from maisi_aug.insertion.painting import Painter, PaintTask, Texture
+from maisi_aug.insertion.places import Attachment, Place, draw_place
+from maisi_aug.insertion.shapes import draw_shape
+from maisi_aug.insertion.surroundings import LUNG_ID, label_surroundings
+from maisi_aug.system.seeds import derive_seed, numpy_generator
+from maisi_aug.volumes.components import is_any_of
+from maisi_aug.volumes.grid import Shape, Spacing, voxel_volume_ml
+
+Mask = NDArray[np.bool_]
+
+LEAST_VOXELS = 4
+CONTEXT_MM = 9.0
+"""What a crop shows beyond a lesion's ball."""
+REACH_RADII = 1.7
+"""How far a lesion with spicules reaches, in radii of its ball."""
+
+
+@dataclass(frozen=True)
+class LesionRequest:
+    """A lesion to insert.
+
+    Attributes:
+        label_id: Its id in label maps.
+        volume_ml: Its volume.
+        texture: How dense it is.
+        attachment: None leaves it to chance whether it touches the surface of its host.
+        sign: Whether a soft lesion is brighter (1) or darker (-1) than its host, or either (0).
+    """
+
+    label_id: int
+    volume_ml: float
+    texture: Texture = "solid"
+    attachment: Attachment | None = None
+    sign: int = 1
+
+
+class Host(Protocol):
+    """Where lesions may grow, of one image."""
+
+    @property
+    def coarse(self) -> CoarseMask:
+        """Blocks of the host."""
+
+    def label(self, crop: Crop) -> tuple[NDArray[np.uint8], Mask]:
+        """The map of a crop's surroundings, 0 beyond the image, and the host's voxels in it."""
+
+
+@dataclass(frozen=True, eq=False)
+class LungHost:
+    """The lungs, told from HU."""
+
+    coarse: CoarseMask
+
+    @classmethod
+    def of(cls, image_hu: NDArray[Any], spacing_mm: Spacing) -> LungHost:
+        """The lungs of a CT.
+
+        Raises:
+            LesionError: It shows none.
+        """
+        return cls(find_lungs(image_hu, spacing_mm))
+
+    def label(self, crop: Crop) -> tuple[NDArray[np.uint8], Mask]:
+        """Lung and body in a crop."""
+        label_map = label_surroundings(crop.image_hu, crop.spacing_mm)
+        label_map[~crop.is_inside] = 0
+        near = ndimage.binary_dilation(self.coarse.cut(crop.start, crop.stop), iterations=max(self.coarse.factors))
+        return label_map, (label_map == LUNG_ID) & near
+
+
+@dataclass(frozen=True, eq=False)
+class LabelledHost:
+    """Organs of a label map of the image."""
+
+    coarse: CoarseMask
+    label_map: NDArray[np.uint8]
+    host_ids: tuple[int, ...]
+
+    @classmethod
+    def of(cls, label_map: NDArray[np.uint8], host_ids: Collection[int], spacing_mm: Spacing) -> LabelledHost:
+        """Organs of a label map.
+
+        Raises:
+            LesionError: It holds none of them.
+        """
+        factors = coarse_factors(spacing_mm)
+        organs = is_any_of(label_map, host_ids)
+        if not organs.any():
+            raise LesionError(
+                f"Host: expected label {' or '.join(map(str, host_ids))} in the label map, found none of them."
+            )
+        i, j, k = (factor * step for factor, step in zip(factors, spacing_mm, strict=True))
+        return cls(
+            CoarseMask(to_coarse(organs, factors, fill=0.0) > 0.5, factors, (i, j, k)), label_map, tuple(host_ids)
+        )
+
+    def label(self, crop: Crop) -> tuple[NDArray[np.uint8], Mask]:
+        """The label map in a crop."""
+        in_image, in_crop = crop.box_in(self.label_map.shape)
+        found = np.zeros(crop.shape, dtype=np.uint8)
+        found[in_crop] = self.label_map[in_image]
+        return found, is_any_of(found, self.host_ids)
+
+
+@dataclass(frozen=True, eq=False)
+class Insertion:
+    """What became of one lesion.
+
+    Attributes:
+        box: Where in the image the crop lies, slices along I, J, K.
+        image: The crop with the lesion, of the image's type.
+        lesion: Its voxels in the box.
+        zone: Voxels of the box that were drawn.
+        place: Where it was put.
+        volume_ml: Its volume.
+        look: How it looks there.
+        verdicts: What the gates say.
+    """
+
+    box: tuple[slice, ...]
+    image: NDArray[Any]
+    lesion: Mask
+    zone: Mask
+    place: Place
+    volume_ml: float
+    look: LesionLook
+    verdicts: tuple[Verdict, ...]
+
+    @property
+    def reason(self) -> str:
+        """The message of the first gate that failed; empty when all passed."""
+        return next((verdict.message for verdict in self.verdicts if not verdict.passed), "")
+
+
+def insert_lesion(
+    image: NDArray[Any],
+    spacing_mm: Spacing,
+    host: Host,
+    request: LesionRequest,
+    painter: Painter,
+    *,
+    occupied: Mask | None = None,
+    seed: int,
+    size_tolerance: float = 0.10,
+) -> Insertion:
+    """Draw a lesion into a real image.
+
+    Args:
+        image: ``(I, J, K)`` HU in RAS+, not modified.
+        spacing_mm: Along I, J, K.
+        host: Where lesions may grow in it.
+        request: What to draw.
+        painter: Draws it.
+        occupied: ``(I, J, K)`` voxels of lesions that are there, to keep clear of.
+        seed: The same seed, the same lesion.
+        size_tolerance: Share of the volume that the gate on size allows.
+
+    Raises:
+        LesionError: The lesion is smaller than a few voxels, or its host has no room.
+    """
+    num_voxels = round(request.volume_ml / voxel_volume_ml(spacing_mm))
+    if num_voxels < LEAST_VOXELS:
+        raise LesionError(
+            f"Lesion of {request.volume_ml:.3g} mL: expected at least {LEAST_VOXELS} voxels, found {num_voxels} of "
+            f"{voxel_volume_ml(spacing_mm):.2g} mL. Ask for a larger one, or give a finer CT."
+        )
+    rng = numpy_generator(seed, "insertion")
+    radius_mm = (3000.0 * request.volume_ml / (4.0 * np.pi)) ** (1.0 / 3.0)
+    place = draw_place(
+        host.coarse,
+        _shape_of(image),
+        radius_mm,
+        occupied=None if occupied is None else to_coarse(occupied, host.coarse.factors, fill=0.0) > 0,
+        rng=rng,
+        attachment=request.attachment,
+    )
+    start, shape = choose_box(
+        place.centre,
+        REACH_RADII * radius_mm + CONTEXT_MM,
+        spacing_mm,
+        factor=painter.factor,
+        least_shape=painter.least_shape,
+    )
+    crop = cut_crop(image, start, shape, spacing_mm)
+    label_map, room = host.label(crop)
+    in_image, in_crop = crop.box_in(image.shape)
+    if occupied is not None:
+        room[in_crop] &= ~occupied[in_image]
+    centre = tuple(c - s for c, s in zip(place.centre, start, strict=True))
+    lesion = draw_shape(room, centre, num_voxels, spacing_mm, rng)  # type: ignore[arg-type]
+    return _draw(image, crop, label_map, room & ~lesion, lesion, place, request, painter, seed, size_tolerance)
+
+
+def _draw(
+    image: NDArray[Any],
+    crop: Crop,
+    label_map: NDArray[np.uint8],
+    host: Mask,
+    lesion: Mask,
+    place: Place,
+    request: LesionRequest,
+    painter: Painter,
+    seed: int,
+    size_tolerance: float,
+) -> Insertion:
+    weight = weigh_zone(lesion, crop.spacing_mm)
+    task = PaintTask(
+        crop.image_hu,
+        np.where(lesion, request.label_id, label_map).astype(np.uint8),
+        lesion,
+        weight > 0,
+        host,
+        crop.spacing_mm,
+        request.texture,
+        derive_seed(seed, "paint"),
+        request.sign,
+    )
+    drawn = painter.paint(task)
+    in_image, in_crop = crop.box_in(image.shape)
+    before, zone, own = image[in_image], weight[in_crop] > 0, lesion[in_crop]
+    after = blend(before, drawn[in_crop], weight[in_crop])
+    voxel_ml = voxel_volume_ml(crop.spacing_mm)
+    volume_ml = float(own.sum()) * voxel_ml
+    look = measure_look(after, own, host[in_crop], zone, crop.spacing_mm, before_hu=before)
+    verdicts = (
+        check_lesion_size(request.volume_ml, volume_ml, voxel_ml, size_tolerance),
+        *judge_look(look, request.texture, sign=request.sign),
+        check_untouched(before, after, zone),
+    )
+    return Insertion(in_image, after, own, zone, place, volume_ml, look, verdicts)
+
+
+def _shape_of(image: NDArray[Any]) -> Shape:
+    i, j, k = image.shape
+    return i, j, k

@@ -1,0 +1,130 @@
+"""The lungs of a chest CT by their HU, on coarse voxels: where a nodule may be put.
+
+The method is the usual one of thresholds and parts (Hu et al., "Automatic lung segmentation for accurate quantitation
+of volumetric X-ray CT images", IEEE TMI 2001), after the body envelope has taken the air around the patient away.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+from skimage.transform import downscale_local_mean
+
+from maisi_aug.errors import LesionError, VolumeError
+from maisi_aug.volumes.body import find_body
+from maisi_aug.volumes.components import bounding_box
+from maisi_aug.volumes.grid import Shape, Spacing, voxel_volume_ml
+
+Mask = NDArray[np.bool_]
+
+COARSE_MM = 2.0
+AIR_HU = -500.0
+LUNG_HU = (-960.0, -550.0)
+"""Between these lies the median of a lung, and not that of bowel gas or an airway."""
+LEAST_LUNG_ML = 30.0
+"""A slab of a few slices shows no more of a lung."""
+VESSEL_MM = 4.0
+SLAB_VOXELS = 8_000_000
+
+
+@dataclass(frozen=True, eq=False)
+class CoarseMask:
+    """A mask on blocks of voxels.
+
+    Attributes:
+        mask: ``(I', J', K')`` blocks, the last of them filled up where the sides do not divide.
+        factors: Voxels of the image per block along I, J, K.
+        spacing_mm: Sides of a block.
+    """
+
+    mask: Mask
+    factors: Shape
+    spacing_mm: Spacing
+
+    @cached_property
+    def depth_mm(self) -> NDArray[np.float32]:
+        """Distance of every block of the mask to its surface; the image's border is none."""
+        box = bounding_box(self.mask, margin=1)
+        padded = np.pad(self.mask[box], 1, mode="edge")
+        inner = ndimage.distance_transform_edt(padded, sampling=self.spacing_mm)[1:-1, 1:-1, 1:-1]
+        depth = np.zeros(self.mask.shape, dtype=np.float32)
+        depth[box] = inner
+        return depth
+
+    def cut(self, start: Shape, stop: Shape) -> Mask:
+        """The mask on the voxels of a box of the image, which may reach beyond it: nothing is set there."""
+        places = [np.arange(low, high) // factor for low, high, factor in zip(start, stop, self.factors, strict=True)]
+        inside = [(place >= 0) & (place < side) for place, side in zip(places, self.mask.shape, strict=True)]
+        held = [np.clip(place, 0, side - 1) for place, side in zip(places, self.mask.shape, strict=True)]
+        found: Mask = self.mask[np.ix_(*held)]
+        i, j, k = inside
+        within: Mask = found & i[:, None, None] & j[None, :, None] & k[None, None, :]
+        return within
+
+
+def coarse_factors(spacing_mm: Spacing) -> Shape:
+    """Voxels per block of about 2 mm."""
+    i, j, k = (max(1, round(COARSE_MM / step)) for step in spacing_mm)
+    return i, j, k
+
+
+def to_coarse(array: NDArray[Any], factors: Shape, *, fill: float) -> NDArray[np.float32]:
+    """Means of blocks, in slabs along I, so that a large image takes little memory.
+
+    Args:
+        array: ``(I, J, K)``.
+        factors: Voxels per block along I, J, K.
+        fill: What the last blocks are filled up with.
+    """
+    step = factors[0] * max(1, SLAB_VOXELS // (factors[0] * array[0].size))
+    slabs = [
+        downscale_local_mean(np.asarray(array[start : start + step], dtype=np.float32), factors, cval=fill)
+        for start in range(0, array.shape[0], step)
+    ]
+    return np.concatenate(slabs).astype(np.float32)
+
+
+def find_lungs(image_hu: NDArray[Any], spacing_mm: Spacing) -> CoarseMask:
+    """The lungs with their vessels, airways left out where they are wide.
+
+    Args:
+        image_hu: ``(I, J, K)`` HU in RAS+.
+        spacing_mm: Along I, J, K.
+
+    Raises:
+        LesionError: The image shows no lung.
+    """
+    factors = coarse_factors(spacing_mm)
+    i, j, k = (factor * step for factor, step in zip(factors, spacing_mm, strict=True))
+    coarse, coarse_mm = to_coarse(image_hu, factors, fill=-1000.0), (i, j, k)
+    try:
+        body = find_body(coarse, coarse_mm)
+    except VolumeError as error:
+        raise LesionError(f"Lungs: the CT shows no patient to look for them in. {error}") from error
+    parts, num_parts = ndimage.label((coarse < AIR_HU) & body)
+    lungs = np.zeros(coarse.shape, dtype=bool)
+    if num_parts:
+        numbers = np.arange(1, num_parts + 1)
+        volumes_ml = np.bincount(parts.ravel(), minlength=num_parts + 1)[1:] * voxel_volume_ml(coarse_mm)
+        for number in numbers[volumes_ml >= LEAST_LUNG_ML]:
+            part = parts == number
+            if LUNG_HU[0] <= np.median(coarse[part]) <= LUNG_HU[1]:
+                lungs |= part
+    if not lungs.any():
+        raise LesionError(
+            f"Lungs: expected lung of at least {LEAST_LUNG_ML:g} mL between {LUNG_HU[0]:g} and {LUNG_HU[1]:g} HU in "
+            "the CT, found none. Is it a CT of the chest, in HU?"
+        )
+    return CoarseMask(_close(lungs, coarse_mm) & body, factors, coarse_mm)
+
+
+def _close(mask: Mask, spacing_mm: Spacing) -> Mask:
+    """A closing with a ball of ``VESSEL_MM``: vessels inside of the mask become part of it."""
+    near = np.asarray(ndimage.distance_transform_edt(~mask, sampling=spacing_mm) <= VESSEL_MM)
+    closed: Mask = mask | (ndimage.distance_transform_edt(near, sampling=spacing_mm) > VESSEL_MM)
+    return closed

@@ -1,0 +1,197 @@
+"""What draws a lesion into a crop, and the procedural painter, which needs no weights.
+
+It is also the control that a network must face: a lesion of plausible HU, softened by the point spread of a scanner,
+with the noise of its surroundings.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import fft, ndimage
+
+from maisi_aug.system.seeds import numpy_generator
+from maisi_aug.volumes.grid import Shape, Spacing
+
+Mask = NDArray[np.bool_]
+Texture = Literal["solid", "part-solid", "ground-glass", "soft"]
+"""How dense a lesion is: three kinds of nodules in the lung, and "soft" for lesions of other organs."""
+TEXTURES: tuple[Texture, ...] = ("solid", "part-solid", "ground-glass")
+
+SOLID_HU = (20.0, 130.0)
+GROUND_GLASS_HU = (-680.0, -420.0)
+HALO_HU = (-480.0, -240.0)
+"""Of the part of a part-solid nodule that is not solid; in LIDC-IDRI it is denser than ground-glass alone."""
+SOFT_CONTRAST_HU = (25.0, 60.0)
+"""Between a lesion of soft tissue and its host."""
+CORE_SHARE = (0.15, 0.5)
+"""Share of a part-solid nodule's volume that is solid."""
+POINT_SPREAD_MM = (0.6, 1.0)
+MOTTLING_HU, SOFT_MOTTLING_HU = 25.0, 6.0
+MOTTLING_MM = 2.0
+THIN_HU = -500.0
+"""Aerated lung is below; its vessels are above."""
+NOISE_MM = 1.5
+"""Structure finer than this is taken for noise where the surroundings are measured."""
+
+
+@dataclass(frozen=True, eq=False)
+class PaintTask:
+    """A lesion to draw.
+
+    Attributes:
+        image_hu: ``(I, J, K)`` float32, the real crop; not to be modified.
+        label_map: ``(I, J, K)`` ids with the lesion in it; 0 where there is no image.
+        lesion: ``(I, J, K)`` its voxels.
+        hidden: ``(I, J, K)`` voxels that are drawn anew.
+        host: ``(I, J, K)`` voxels that it lies among, without lesions.
+        spacing_mm: Along I, J, K.
+        texture: How dense the lesion is.
+        seed: Same seed, same drawing.
+        sign: Whether a soft lesion is brighter (1) or darker (-1) than its host, or either (0).
+    """
+
+    image_hu: NDArray[np.float32]
+    label_map: NDArray[np.uint8]
+    lesion: Mask
+    hidden: Mask
+    host: Mask
+    spacing_mm: Spacing
+    texture: Texture
+    seed: int
+    sign: int = 0
+
+
+class Painter(Protocol):
+    """Draws lesions into crops."""
+
+    @property
+    def name(self) -> str:
+        """For the manifest."""
+
+    @property
+    def factor(self) -> int:
+        """What every side of a crop must be a multiple of."""
+
+    @property
+    def least_shape(self) -> Shape:
+        """What a crop must show at least, in voxels."""
+
+    def paint(self, task: PaintTask) -> NDArray[np.float32]:
+        """``(I, J, K)`` HU; only what is hidden counts."""
+
+
+@dataclass(frozen=True)
+class ProceduralPainter:
+    """Draws without weights, at any resolution."""
+
+    name: str = "procedural"
+    factor: int = 1
+    least_shape: Shape = (16, 16, 6)
+
+    def paint(self, task: PaintTask) -> NDArray[np.float32]:
+        """The lesion's HU over the real image, softened, with noise like that around it."""
+        rng = numpy_generator(task.seed, "procedural painter")
+        sigma = [rng.uniform(*POINT_SPREAD_MM) / step for step in task.spacing_mm]
+        cover = np.clip(ndimage.gaussian_filter(_fill(task), sigma), 0.0, 1.0)
+        inner_hu = _draw_inside(task, rng)
+        inner_hu = ndimage.gaussian_filter(inner_hu, sigma)
+        noise_hu = draw_noise_like(task.image_hu, _choose_noise(task), task.spacing_mm, rng)
+        if task.texture == "ground-glass":  # vessels and bronchi show through
+            lung_hu = _local_hu(task)
+            added = np.maximum(0.0, inner_hu - lung_hu) * cover
+            return np.asarray(np.maximum(task.image_hu, np.minimum(task.image_hu + added, 60.0)), dtype=np.float32)
+        # As much noise as the real image loses where it is covered.
+        strength = np.sqrt(np.clip(1.0 - (1.0 - cover) ** 2, 0.0, 1.0))
+        painted = task.image_hu * (1.0 - cover) + inner_hu * cover + noise_hu * strength
+        return np.asarray(painted, dtype=np.float32)
+
+
+def _fill(task: PaintTask) -> NDArray[np.float32]:
+    """How much of a voxel is lesion: half of those of its rim, as readers outline a nodule by what they see of it."""
+    depth_mm = ndimage.distance_transform_edt(task.lesion, sampling=task.spacing_mm)
+    return np.asarray(np.clip(depth_mm / min(task.spacing_mm) - 0.5, 0.0, 1.0), dtype=np.float32)
+
+
+def _choose_noise(task: PaintTask) -> Mask:
+    """Where noise is measured: in the host, without the vessels of a lung; anywhere where there is no host."""
+    thin = task.host if task.texture == "soft" else task.host & (task.image_hu < THIN_HU)
+    return next((mask for mask in (thin, task.host) if mask.any()), task.label_map > 0)
+
+
+def _draw_inside(task: PaintTask, rng: np.random.Generator) -> NDArray[np.float32]:
+    """What the lesion would look like without noise and point spread."""
+    glass = HALO_HU if task.texture == "part-solid" else GROUND_GLASS_HU
+    solid_hu, glass_hu, share = (rng.uniform(*span) for span in (SOLID_HU, glass, CORE_SHARE))
+    mottling = ndimage.gaussian_filter(
+        rng.standard_normal(task.lesion.shape), [MOTTLING_MM / step for step in task.spacing_mm], mode="wrap"
+    )
+    mottling *= (SOFT_MOTTLING_HU if task.texture == "soft" else MOTTLING_HU) / max(float(mottling.std()), 1e-6)
+    if task.texture == "soft":
+        contrast_hu = rng.uniform(*SOFT_CONTRAST_HU) * (task.sign or (1 if rng.random() < 0.5 else -1))
+        return np.asarray(_local_hu(task) + contrast_hu + mottling, dtype=np.float32)
+    level_hu = np.full(task.lesion.shape, solid_hu if task.texture == "solid" else glass_hu)
+    if task.texture == "part-solid":
+        depth_mm = ndimage.distance_transform_edt(task.lesion, sampling=task.spacing_mm)
+        depth_mm = depth_mm + 0.02 * mottling * (task.lesion > 0)
+        num_core = max(1, round(share * int(task.lesion.sum())))
+        level_hu[depth_mm >= np.sort(depth_mm[task.lesion])[-num_core]] = solid_hu
+    return np.asarray(level_hu + mottling, dtype=np.float32)
+
+
+def _local_hu(task: PaintTask) -> float:
+    """Median of the host in the crop, of a lung without its vessels."""
+    around = _choose_noise(task)
+    return float(np.median(task.image_hu[around])) if around.any() else -850.0
+
+
+def find_fine_structure(image_hu: NDArray[np.float32], where: Mask, spacing_mm: Spacing) -> NDArray[np.float32]:
+    """What of an image is finer than ``NOISE_MM``, as if there were nothing but some of its voxels; 0 elsewhere.
+
+    Args:
+        image_hu: ``(I, J, K)``.
+        where: The voxels that count, so that the edge of a lesion is not taken for noise beside it.
+        spacing_mm: Along I, J, K.
+    """
+    sigma = [NOISE_MM / step for step in spacing_mm]
+    share = ndimage.gaussian_filter(where.astype(np.float32), sigma, mode="nearest")
+    total = ndimage.gaussian_filter(np.where(where, image_hu, 0.0).astype(np.float32), sigma, mode="nearest")
+    fine: NDArray[np.float32] = np.where(where, image_hu - total / np.maximum(share, 1e-6), 0.0).astype(np.float32)
+    return fine
+
+
+def measure_noise(image_hu: NDArray[np.float32], where: Mask, spacing_mm: Spacing) -> float:
+    """Robust deviation in HU of what is finer than ``NOISE_MM``, over some voxels; 0 where there are none."""
+    return robust_deviation(find_fine_structure(image_hu, where, spacing_mm)[where])
+
+
+def robust_deviation(values: NDArray[np.float32]) -> float:
+    """From the median of absolute deviations; 0 for no values."""
+    return 1.4826 * float(np.median(np.abs(values - np.median(values)))) if values.size else 0.0
+
+
+def draw_noise_like(
+    image_hu: NDArray[np.float32], where: Mask, spacing_mm: Spacing, rng: np.random.Generator
+) -> NDArray[np.float32]:
+    """Noise with the spectrum and the strength of what is fine in an image.
+
+    The spectrum's phases are drawn anew (Galerne et al., "Random phase textures", IEEE TIP 2011); vessels and edges
+    are clipped beforehand.
+
+    Args:
+        image_hu: ``(I, J, K)``.
+        where: Voxels to learn from.
+        spacing_mm: Along I, J, K.
+        rng: Draws.
+    """
+    fine = find_fine_structure(image_hu, where, spacing_mm)
+    strength = robust_deviation(fine[where])
+    clipped = np.clip(fine, -2.0 * strength, 2.0 * strength)
+    phases = fft.rfftn(rng.standard_normal(image_hu.shape))
+    spectrum = np.abs(fft.rfftn(clipped)) * phases / np.maximum(np.abs(phases), 1e-9)
+    drawn = fft.irfftn(spectrum, image_hu.shape)
+    deviation = float(drawn.std())
+    return np.asarray(drawn * (strength / deviation if deviation > 0 else 0.0), dtype=np.float32)

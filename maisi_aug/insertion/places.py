@@ -1,0 +1,93 @@
+"""Where a lesion goes: deep enough in its host, or at its surface, and clear of what is there."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from maisi_aug.errors import LesionError
+from maisi_aug.insertion.lungs import CoarseMask
+from maisi_aug.volumes.components import bounding_box
+from maisi_aug.volumes.grid import Shape
+
+Attachment = Literal["free", "surface"]
+"""Whether a lesion lies inside of its host, or touches its surface: juxta-pleural, in the lung."""
+PLEURAL_SHARE = 0.3
+"""Of the nodules of LIDC-IDRI about a third touch the pleura."""
+CLEARANCE_MM = 6.0
+"""Between the surfaces of two lesions; the zone that is drawn anew around one must not reach the other."""
+SURFACE_DEPTHS = (0.3, 0.7)
+"""Depth of the centre of a lesion that touches the surface, in radii."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """The voxel of the image that a lesion is centred on, and how it lies to the surface of its host."""
+
+    centre: Shape
+    attachment: Attachment
+
+
+def draw_place(
+    host: CoarseMask,
+    image_shape: Shape,
+    radius_mm: float,
+    *,
+    occupied: NDArray[np.bool_] | None,
+    rng: np.random.Generator,
+    attachment: Attachment | None = None,
+) -> Place:
+    """A random place for a ball of the lesion's volume.
+
+    Args:
+        host: Where lesions may grow.
+        image_shape: Voxels of the image; the lesion stays inside.
+        radius_mm: Of the ball.
+        occupied: Blocks that hold lesions, of the host's shape; None for none.
+        rng: Draws.
+        attachment: None leaves it to chance, and takes the other where the host has no room for one.
+
+    Raises:
+        LesionError: The host has no room.
+    """
+    is_wall = rng.random() < PLEURAL_SHARE
+    drawn: Attachment = "surface" if is_wall else "free"
+    other: Attachment = "free" if is_wall else "surface"
+    room = _find_room(host, image_shape, radius_mm, occupied)
+    depth_mm = host.depth_mm
+    for tried in (drawn, other) if attachment is None else (attachment,):
+        if tried == "free":
+            blocks = np.flatnonzero(room & (depth_mm >= radius_mm + 1.5))
+        else:
+            low, high = (max(part * radius_mm, 0.5 * min(host.spacing_mm)) for part in SURFACE_DEPTHS)
+            blocks = np.flatnonzero(room & (depth_mm >= low) & (depth_mm <= max(high, low + min(host.spacing_mm))))
+        if len(blocks):
+            block = np.unravel_index(blocks[rng.integers(len(blocks))], host.mask.shape)
+            offsets = [int(rng.integers(factor)) for factor in host.factors]
+            parts = zip(block, host.factors, offsets, image_shape, strict=True)
+            i, j, k = (min(int(b) * factor + offset, side - 1) for b, factor, offset, side in parts)
+            return Place((i, j, k), tried)
+    raise LesionError(
+        f"Place for a lesion of {2 * radius_mm:.1f} mm: expected room in the host, found none in "
+        f"{host.mask.sum() * np.prod(host.spacing_mm) / 1000:.0f} mL of it. Ask for smaller or fewer lesions."
+    )
+
+
+def _find_room(
+    host: CoarseMask, image_shape: Shape, radius_mm: float, occupied: NDArray[np.bool_] | None
+) -> NDArray[np.bool_]:
+    """Blocks of the host that are clear of lesions, and from which a ball does not reach beyond the image."""
+    room = host.mask.copy()
+    for axis, (side, factor, step) in enumerate(zip(image_shape, host.factors, host.spacing_mm, strict=True)):
+        centres = (np.arange(room.shape[axis]) + 0.5) * factor
+        gap_mm = np.minimum(centres, side - centres) * step / factor
+        room &= np.expand_dims(gap_mm >= radius_mm, [other for other in range(3) if other != axis])
+    if occupied is not None and occupied.any():
+        reach_mm = radius_mm + CLEARANCE_MM
+        box = bounding_box(occupied, margin=1 + int(reach_mm / min(host.spacing_mm)))
+        room[box] &= ndimage.distance_transform_edt(~occupied[box], sampling=host.spacing_mm) > reach_mm
+    return room

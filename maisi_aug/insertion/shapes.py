@@ -1,0 +1,110 @@
+"""Shapes of nodules: smooth random ones of an exact number of voxels, some of them with spicules."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from maisi_aug.errors import LesionError
+from maisi_aug.volumes.grid import Shape, Spacing
+
+Mask = NDArray[np.bool_]
+
+TOUCHING = np.ones((3, 3, 3), dtype=bool)
+STRETCH = 0.18
+"""Deviation of the logarithms of the axes."""
+ROUGHNESS = (0.12, 0.38)
+"""Deviation of the surface from the ellipsoid, in radii."""
+SPICULATED_SHARE = 0.25
+NUM_SPICULES = (3, 9)
+
+
+def draw_shape(room: Mask, centre: Shape, num_voxels: int, spacing_mm: Spacing, rng: np.random.Generator) -> Mask:
+    """A connected shape of so many voxels.
+
+    A level set of the distance from a random ellipsoid, plus smooth noise, minus a few narrow cones (spicules).
+
+    Args:
+        room: ``(I, J, K)`` voxels that it may take.
+        centre: A voxel of the room, or near it.
+        num_voxels: Wanted; the shape has just as many where the room is connected.
+        spacing_mm: Along I, J, K.
+        rng: Draws.
+
+    Raises:
+        LesionError: The room around the centre is too small.
+    """
+    radius_mm = (3.0 * num_voxels * float(np.prod(spacing_mm)) / (4.0 * np.pi)) ** (1.0 / 3.0)
+    level = _draw_level(room.shape, centre, radius_mm, spacing_mm, rng)
+    level[~room] = np.inf
+    start = np.unravel_index(int(np.argmin(level)), level.shape)
+    ordered = np.sort(level[room])
+    if len(ordered) < num_voxels:
+        raise LesionError(f"Shape of {num_voxels} voxels: expected as many free ones, found {len(ordered)}.")
+    low, high = num_voxels - 1, len(ordered) - 1
+    while low < high:  # the least level whose part around the start is large enough
+        middle = (low + high) // 2
+        low, high = (low, middle) if _part(level <= ordered[middle], start).sum() >= num_voxels else (middle + 1, high)
+    part = _part(level <= ordered[low], start)
+    if part.sum() < num_voxels:
+        raise LesionError(f"Shape of {num_voxels} voxels: expected as many connected ones, found {part.sum()}.")
+    return _trim(part, level, num_voxels, start)
+
+
+def _trim(part: Mask, level: NDArray[np.float64], num_voxels: int, start: tuple[Any, ...]) -> Mask:
+    """Take the voxels of the highest level off; what comes off with them is given back elsewhere on the surface."""
+    places = np.flatnonzero(part)
+    order = places[np.argsort(level.ravel()[places], kind="stable")]
+    trimmed = np.zeros(part.size, dtype=bool)
+    trimmed[order[:num_voxels]] = True
+    shape = _part(trimmed.reshape(part.shape), start)
+    while (missing := num_voxels - int(shape.sum())) > 0:
+        rim = ndimage.binary_dilation(shape, TOUCHING) & ~shape & np.isfinite(level)
+        candidates = np.flatnonzero(rim)
+        if not len(candidates):
+            return shape
+        best = candidates[np.argsort(level.ravel()[candidates], kind="stable")[:missing]]
+        shape.ravel()[best] = True
+    return shape
+
+
+def _draw_level(
+    shape: tuple[int, ...], centre: Shape, radius_mm: float, spacing_mm: Spacing, rng: np.random.Generator
+) -> NDArray[np.float64]:
+    """About 1 at the surface, less inside."""
+    steps = [(np.arange(side) - c) * mm for side, c, mm in zip(shape, centre, spacing_mm, strict=True)]
+    offsets = np.stack(np.meshgrid(*steps, indexing="ij"), axis=-1)
+    turned = offsets @ _draw_rotation(rng) / np.exp(STRETCH * rng.standard_normal(3))
+    distance = np.linalg.norm(turned, axis=-1) / radius_mm
+    roughness = rng.uniform(*ROUGHNESS)
+    level = distance + roughness * _smooth_noise(shape, [0.45 * radius_mm / mm for mm in spacing_mm], rng)
+    is_spiculated, num_spicules = rng.random() < SPICULATED_SHARE, int(rng.integers(*NUM_SPICULES))
+    if is_spiculated:
+        directions = offsets / np.maximum(np.linalg.norm(offsets, axis=-1, keepdims=True), 1e-6)
+        for _ in range(num_spicules):
+            axis = rng.standard_normal(3)
+            cosine = directions @ (axis / np.linalg.norm(axis))
+            level = level - rng.uniform(0.2, 0.7) * np.exp(-(1.0 - cosine) / 0.015)
+    return np.asarray(level, dtype=np.float64)
+
+
+def _smooth_noise(shape: tuple[int, ...], sigma: list[float], rng: np.random.Generator) -> NDArray[np.float64]:
+    noise = ndimage.gaussian_filter(rng.standard_normal(shape), sigma, mode="wrap")
+    deviation = float(noise.std())
+    return np.asarray(noise / deviation if deviation > 0 else noise)
+
+
+def _draw_rotation(rng: np.random.Generator) -> NDArray[np.float64]:
+    rotation, _ = np.linalg.qr(rng.standard_normal((3, 3)))
+    return np.asarray(rotation)
+
+
+def _part(mask: Mask, start: tuple[Any, ...]) -> Mask:
+    """The connected part of a mask that holds a voxel."""
+    if not mask[start]:
+        return np.zeros_like(mask)
+    parts, _ = ndimage.label(mask, TOUCHING)
+    return np.asarray(parts == parts[start])

@@ -1,0 +1,65 @@
+"""What lies around a lesion in the lung, told from HU alone: aerated lung with its vessels, and body."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from maisi_aug.vocabulary.labels import BODY_ID
+from maisi_aug.volumes.grid import Spacing
+
+Mask = NDArray[np.bool_]
+
+LUNG_ID = 28
+"""Stands for all of the lung: a crop does not tell which lobe it shows."""
+LUNG_HU = -500.0
+"""Halfway between aerated lung and soft tissue."""
+SMOOTHING_MM = 0.7
+VESSEL_RADIUS_MM = 4.0
+"""Dense tissue in the lung thinner than twice this is taken for vessels, and they are part of the lung."""
+
+
+def label_surroundings(image_hu: NDArray[Any], spacing_mm: Spacing, *, lesion: Mask | None = None) -> NDArray[np.uint8]:
+    """Lung and body in a crop of a chest CT.
+
+    Args:
+        image_hu: ``(I, J, K)`` HU.
+        spacing_mm: Along I, J, K.
+        lesion: Voxels of lesions in the lung, which are dense but no body; they are given to the lung.
+
+    Returns:
+        ``(I, J, K)`` of ``LUNG_ID`` and the id of body.
+    """
+    dense = smooth_mm(image_hu, spacing_mm, SMOOTHING_MM) > LUNG_HU
+    if lesion is not None:
+        dense &= ~lesion
+    label_map: NDArray[np.uint8] = np.where(keep_thick_parts(dense, spacing_mm), BODY_ID, LUNG_ID).astype(np.uint8)
+    return label_map
+
+
+def smooth_mm(image_hu: NDArray[Any], spacing_mm: Spacing, sigma_mm: float) -> NDArray[np.float32]:
+    """The image smoothed by a Gaussian of equal width in mm along all axes."""
+    smooth: NDArray[np.float32] = ndimage.gaussian_filter(
+        image_hu.astype(np.float32), [sigma_mm / step for step in spacing_mm], mode="nearest"
+    )
+    return smooth
+
+
+def keep_thick_parts(dense: Mask, spacing_mm: Spacing, radius_mm: float = VESSEL_RADIUS_MM) -> Mask:
+    """An opening with a ball: what is left of a mask without its parts thinner than two radii."""
+    deep = _distance(dense, spacing_mm) >= radius_mm
+    if not deep.any():
+        return np.zeros_like(dense)
+    thick: Mask = dense & (_distance(~deep, spacing_mm) <= radius_mm)
+    return thick
+
+
+def _distance(mask: Mask, spacing_mm: Spacing) -> NDArray[np.float64]:
+    """Distance in mm of every voxel of a mask to the nearest voxel outside; endless where there is none."""
+    if mask.all():
+        return np.full(mask.shape, np.inf)
+    distance: NDArray[np.float64] = ndimage.distance_transform_edt(mask, sampling=spacing_mm)
+    return distance

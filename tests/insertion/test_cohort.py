@@ -1,0 +1,121 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from maisi_aug.cohort.manifest import load_manifest
+from maisi_aug.errors import CohortError, RequestError
+from maisi_aug.insertion.cohort import insert_cohort
+from maisi_aug.insertion.config import InsertConfig, resolve_insertion
+from maisi_aug.volumes.grid import Grid
+from maisi_aug.volumes.image_files import load_image, load_label_map, save_image, save_label_map
+from tests.insertion.chest import SHAPE, SPACING_MM, build_chest
+
+GRID = Grid.from_spacing(SHAPE, SPACING_MM)
+
+
+@pytest.fixture(scope="module")
+def chests(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two chests, one of them with a real nodule, and its label file."""
+    folder = tmp_path_factory.mktemp("chests")
+    for number in range(2):
+        image = build_chest(seed=number)
+        nodule = np.zeros(SHAPE, dtype=np.uint8)
+        if number:
+            nodule[34:40, 44:50, 12:16] = 3
+            image[nodule > 0] = 30
+        save_image(folder / "cts" / f"p{number}.nii.gz", image, GRID)
+        save_label_map(folder / "labels" / f"p{number}.nii.gz", nodule, GRID)
+    return folder
+
+
+def config_for(chests: Path, **changes: object) -> InsertConfig:
+    return InsertConfig.model_validate(
+        {
+            "into": str(chests / "cts"),
+            "into_labels": str(chests / "labels"),
+            "map": ("3=lung tumor",),
+            "labels": ("lung nodule:7-12mm",),
+            "num_cases": 3,
+            "seed": 5,
+            **changes,
+        }
+    )
+
+
+def test_cohort_holds_the_users_cts_with_a_lesion_more(chests: Path, tmp_path: Path) -> None:
+    summary = insert_cohort(resolve_insertion(config_for(chests)), tmp_path / "cohort")
+    assert summary.is_complete
+    backgrounds = set()
+    for record in summary.manifest.accepted:
+        name = str(record.mask_origin["background"])
+        backgrounds.add(name)
+        original = load_image(chests / "cts" / f"{name}.nii.gz")
+        real = load_label_map(chests / "labels" / f"{name}.nii.gz").array == 3
+        image = load_image(tmp_path / "cohort" / record.files["image"].path)
+        label_map = load_label_map(tmp_path / "cohort" / record.files["label"].path).array
+        (lesion,) = record.lesions
+        made: Any = record.mask_origin["lesions"][0]  # type: ignore[index]
+        assert image.grid.is_close(original.grid)
+        assert np.count_nonzero(image.array != original.array) <= made["num_zone_voxels"]
+        assert (label_map[real] == 23).all()
+        assert np.count_nonzero((label_map == 23) & ~real) * GRID.voxel_ml == pytest.approx(lesion.realised_ml)
+        assert lesion.realised_ml == pytest.approx(lesion.requested_ml, abs=2 * GRID.voxel_ml)
+        assert all(verdict.passed for verdict in record.verdicts)
+        assert record.bundle == "procedural painter"
+        assert (tmp_path / "cohort" / record.files["preview"].path).is_file()
+    assert backgrounds == {"p0", "p1"}
+    assert (tmp_path / "cohort" / "contact_sheet.png").is_file()
+
+
+def test_cohort_is_gone_on_with_and_the_same_again(chests: Path, tmp_path: Path) -> None:
+    cohort = resolve_insertion(config_for(chests))
+    insert_cohort(cohort, tmp_path / "whole")
+    place = tmp_path / "torn"
+    insert_cohort(cohort, place)
+    lines = (place / "manifest.jsonl").read_bytes().split(b"\n")
+    (place / "manifest.jsonl").write_bytes(b"\n".join(lines[:1]) + b"\n")
+    again = insert_cohort(cohort, place)
+    assert again.num_new == 2
+    whole, torn = (
+        {record.case_id: record.files["image"].sha256 for record in load_manifest(folder).accepted}
+        for folder in (tmp_path / "whole", place)
+    )
+    assert whole == torn
+    with pytest.raises(CohortError, match="seed: 5 -> 6"):
+        insert_cohort(resolve_insertion(config_for(chests, seed=6)), place)
+
+
+def test_what_fits_nowhere_is_recorded_as_rejected(chests: Path, tmp_path: Path) -> None:
+    config = config_for(chests, labels=("lung nodule:90mm",), num_cases=1, max_attempts=2)
+    summary = insert_cohort(resolve_insertion(config), tmp_path / "cohort")
+    assert not summary.is_complete
+    first, second = summary.manifest.records
+    assert (first.status, second.status) == ("retried", "rejected")
+    assert first.mask_origin["background"] != second.mask_origin["background"]
+    assert "expected room in the host" in second.reason
+    assert not list((tmp_path / "cohort").rglob("*.nii.gz"))
+
+
+def test_lesions_of_other_organs_need_labels_of_them(chests: Path, tmp_path: Path) -> None:
+    config = config_for(chests, labels=("hepatic tumor:12mm",), num_cases=1, max_attempts=1)
+    summary = insert_cohort(resolve_insertion(config), tmp_path / "cohort")
+    assert "hepatic tumor: expected its host organ in a label map of the CT" in summary.manifest.records[0].reason
+
+
+def test_organs_are_no_lesions(chests: Path) -> None:
+    with pytest.raises(RequestError, match="expected lesions, which are drawn into the CTs, found 'liver'"):
+        resolve_insertion(config_for(chests, labels=("liver",), num_cases=1))
+
+
+def test_cohort_remembers_what_it_was_made_of(chests: Path, tmp_path: Path) -> None:
+    cohort = resolve_insertion(config_for(chests, num_cases=1))
+    document = cohort.to_document()
+    assert document["mask_bank"]["num_cases"] == 2
+    assert document["requested"] == [{"id": 23, "name": "lung tumor"}]
+    assert json.loads(json.dumps(document)) == document
+    assert "bundle" not in document

@@ -1,0 +1,131 @@
+"""The painter of a bundle, with MAISI's own networks at tiny width: what is known comes back, the rest is drawn."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from maisi_aug.bundle_spec.bundle import Bundle
+from maisi_aug.errors import GridError
+from maisi_aug.insertion.drawing import BundlePainter, coarsen_image, finer_factors, refine_image
+from maisi_aug.insertion.painting import PaintTask
+from maisi_aug.networks.building import compute_in
+from maisi_aug.networks.pipeline import Pipeline
+from maisi_aug.networks.weights import write_random_bundle
+from maisi_aug.volumes.grid import Grid
+from tests.builders.tiny_bundle import build_header
+
+SHAPE, SPACING_MM = (24, 16, 16), (0.8, 0.7, 2.0)
+
+
+def write_bundle(folder: Path, *, num_control_channels: int) -> Bundle:
+    header = build_header()
+    header["networks"]["controlnet"]["conditioning_embedding_in_channels"] = num_control_channels
+    return write_random_bundle(folder, header, seed=0)
+
+
+@pytest.fixture(scope="module", params=[8, 10], ids=["label map alone", "shown surroundings"])
+def pipeline(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
+    return Pipeline.load(write_bundle(tmp_path_factory.mktemp("bundle"), num_control_channels=request.param), "cpu")
+
+
+def build_task(**changes: Any) -> PaintTask:
+    image = np.random.default_rng(3).normal(-850, 40, SHAPE).astype(np.float32)
+    lesion = np.zeros(SHAPE, dtype=bool)
+    lesion[8:14, 6:10, 6:9] = True
+    hidden = np.zeros(SHAPE, dtype=bool)
+    hidden[6:16, 4:12, 4:11] = True
+    label_map = np.where(lesion, 23, 28).astype(np.uint8)
+    values = {
+        "image_hu": image,
+        "label_map": label_map,
+        "lesion": lesion,
+        "hidden": hidden,
+        "host": ~lesion,
+        "spacing_mm": SPACING_MM,
+        "texture": "solid",
+        "seed": 4,
+    }
+    return PaintTask(**{**values, **changes})
+
+
+def reconstruct(pipeline: Pipeline, image_hu: np.ndarray) -> np.ndarray:
+    """What the autoencoder makes of the whole crop."""
+    unit = torch.from_numpy((image_hu.clip(-1000, 1000) + 1000) / 2000)[None, None]
+    with torch.inference_mode(), compute_in(pipeline.precision, "cpu"):
+        autoencoder: Any = pipeline.networks.autoencoder
+        decoded = autoencoder.decode(autoencoder.encode(unit)[0].float())
+    return np.asarray(decoded[0, 0].float().clamp(0, 1) * 2000 - 1000)
+
+
+def test_nothing_hidden_is_what_the_autoencoder_makes_of_it(pipeline: Pipeline) -> None:
+    task = build_task(hidden=np.zeros(SHAPE, dtype=bool))
+    drawn = BundlePainter(pipeline, {}).paint(task)
+    assert np.abs(drawn - reconstruct(pipeline, task.image_hu)).mean() < 2.0
+
+
+def test_what_is_hidden_is_drawn_and_one_of_the_seed(pipeline: Pipeline) -> None:
+    painter, hidden = BundlePainter(pipeline, {}), build_task().hidden
+    first, again, other = (painter.paint(build_task(seed=seed)) for seed in (1, 1, 2))
+    np.testing.assert_array_equal(first, again)
+    assert (first[hidden] != other[hidden]).mean() > 0.5
+    assert np.abs(first - reconstruct(pipeline, build_task().image_hu))[hidden].mean() > 1.0
+
+
+@pytest.mark.parametrize("method", ["replace", "difference", "whole"])
+@pytest.mark.parametrize("num_resamplings", [1, 2])
+def test_every_method_draws_finite_hu(pipeline: Pipeline, method: Any, num_resamplings: int) -> None:
+    task = build_task()
+    before = task.image_hu.copy()
+    drawn = BundlePainter(pipeline, {}, method=method, num_resamplings=num_resamplings).paint(task)
+    assert drawn.shape == SHAPE
+    assert np.isfinite(drawn).all()
+    np.testing.assert_array_equal(task.image_hu, before)
+
+
+def test_surroundings_matter_to_a_controlnet_that_is_shown_them(tmp_path: Path) -> None:
+    for num_channels in (8, 10):
+        pipeline = Pipeline.load(write_bundle(tmp_path / str(num_channels), num_control_channels=num_channels), "cpu")
+        for parameter in pipeline.networks.controlnet.parameters():
+            if not parameter.any():
+                torch.nn.init.normal_(parameter, std=0.1)
+        painter = BundlePainter(pipeline, {}, method="whole")
+        plain = painter.paint(build_task())
+        brighter = painter.paint(build_task(image_hu=build_task().image_hu + 300))
+        assert np.array_equal(plain, brighter) == (num_channels == 8)
+
+
+def test_textures_have_ids_of_their_own(pipeline: Pipeline) -> None:
+    for parameter in pipeline.networks.controlnet.parameters():
+        if not parameter.any():
+            torch.nn.init.normal_(parameter, std=0.1)
+    painter = BundlePainter(pipeline, {"ground-glass": 129})
+    solid, glass = (painter.paint(build_task(texture=name)) for name in ("solid", "ground-glass"))
+    assert not np.array_equal(solid, glass)
+
+
+def test_crop_of_other_sides_is_refused(pipeline: Pipeline) -> None:
+    with pytest.raises(GridError, match="Crop for bundle 'tiny': expected sides that are multiples of 8"):
+        pipeline.redraw_image(
+            np.zeros((10, 16, 16), dtype=np.float32),
+            np.zeros((10, 16, 16), dtype=np.uint8),
+            np.ones((10, 16, 16), dtype=bool),
+            Grid.from_spacing((10, 16, 16), SPACING_MM),
+            seed=0,
+        )
+
+
+def test_coarse_cts_are_drawn_finer_and_brought_back() -> None:
+    task = build_task(spacing_mm=(1.6, 0.7, 5.0))
+    assert finer_factors(task) == (2, 1, 2)
+    fine = refine_image(task.image_hu, (2, 1, 2))
+    assert fine.shape == (48, 16, 32)
+    back = coarsen_image(fine, (2, 1, 2))
+    assert np.abs(back - task.image_hu).mean() < 25
+    assert back.mean() == pytest.approx(task.image_hu.mean(), abs=2)
+    assert refine_image(task.image_hu, (1, 1, 1)) is task.image_hu
+    assert coarsen_image(task.image_hu, (1, 1, 1)) is task.image_hu
