@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from maisi_aug.cohort.manifest import load_manifest
 from maisi_aug.cohort.recipe import build_config
 from maisi_aug.cohort.resolve import ResolvedCohort, resolve_cohort
 from maisi_aug.errors import ExportError, RecipeError
@@ -87,7 +88,7 @@ def test_noise_is_rejected_unless_the_bundle_says_so_itself(
     }
     poor = synthesize_cohort(resolve("tiny-poor", gates={}), tmp_path / "poor", device="cpu")
     assert poor.is_complete
-    (verdict,) = (v for v in poor.manifest.accepted[0].verdicts if v.gate == "patient")
+    (verdict,) = (v for v in load_manifest(poor.folder).accepted[0].verdicts if v.gate == "patient")
     assert verdict.figures["is_judged"] is False
     assert "Not judged" in verdict.message
 
