@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from maisi_aug.cli.prepare import OrganLabels
+from maisi_aug.cli.shared.completion import complete_bundles, complete_labels
 
 if TYPE_CHECKING:
     from maisi_aug.insertion.config import InsertConfig
@@ -53,6 +54,7 @@ def insert(
         list[str],
         typer.Option(
             metavar="NAME[:SIZE][@SHARE]",
+            autocompletion=complete_labels,
             help="Lesion with a size: 6-20mm, 4mL, 0.3 (percentile), 8-12mmx2; may repeat; join with + for one case.",
             rich_help_panel=_WHAT,
         ),
@@ -102,7 +104,13 @@ def insert(
         ),
     ] = PainterChoice.procedural,
     bundle: Annotated[
-        str, typer.Option(metavar="NAME|FOLDER", help="Weights of --painter network.", rich_help_panel=_WHAT)
+        str,
+        typer.Option(
+            metavar="NAME|FOLDER",
+            autocompletion=complete_bundles,
+            help="Weights of --painter network.",
+            rich_help_panel=_WHAT,
+        ),
     ] = "phantom-ct",
     steps: Annotated[
         int | None, typer.Option(min=1, help="Sampling steps (default: the bundle's).", rich_help_panel=_WHAT)

@@ -16,6 +16,10 @@ _SHOWS_ALL = "maisi_aug.shows_all_options"
 _WHAT_TO_MAKE = (*("--labels", "--num-cases", "--recipe", "--mask-source", "--mask-bank", "--bundle", "--preset"),)
 EVERYDAY_OPTIONS: dict[str, tuple[str, ...]] = {
     "synthesize": (*_WHAT_TO_MAKE, "--seed", "--out", "--device", "--dry-run", "--json"),
+    "insert": (
+        *("--into", "--into-labels", "--into-organs", "--labels", "--num-cases", "--seed", "--texture", "--place"),
+        *("--painter", "--out", "--device", "--json"),
+    ),
     "plan": (*_WHAT_TO_MAKE, "--balance-against"),
     "prepare": ("--out", "--images", "--labels", "--nnunet", "--map", "--organs", "--bundle", "--dry-run"),
     "finetune-controlnet": (

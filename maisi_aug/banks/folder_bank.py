@@ -280,14 +280,12 @@ class FolderBank:
         if not ids - {0, BODY_ID}:
             raise VolumeError(f"{entry.name}: expected labels of the vocabulary, found none. Check --mask-labels.")
         has_envelope = bool(translation.envelope_ids.intersection(present.tolist()))
-        placed = Volume(label_map, source.grid)
-        if not has_envelope:
-            placed = self._place(entry, placed)
+        placed = self._place(entry, Volume(label_map, source.grid))
         self._ids[index], self._grids[index] = ids, placed.grid
         return placed.array, placed.grid, has_envelope
 
     def _place(self, entry: BankEntry, labels: Volume) -> Volume:
-        """The map where the CT is that its body will be found in."""
+        """The map where its CT is, if there is one: a map that brings its own body lies there, too."""
         if entry.image_path is None:
             return labels
         return place_labels(labels, load_grid(entry.image_path), subject=entry.name, on="its own grid")

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import warnings
+from pathlib import Path
 
 from maisi_aug.banks.folder_bank import FolderBank
+from maisi_aug.banks.raw_datasets import DESCRIPTION_NAME
 from maisi_aug.bundle_spec.bundle import Bundle
 from maisi_aug.errors import BankError
 from maisi_aug.vocabulary.labels import Vocabulary
@@ -14,7 +16,7 @@ MIN_ORGANS = 3
 NUM_LOOKS = 3
 """Usable maps that are looked at before a bank is said to hold no more organs."""
 HOW_TO_COMPLETE = (
-    "Complete them with TotalSegmentator's organs: maisi-aug prepare --images CTS --labels {maps} --map 'ID=NAME' "
+    "Complete them with TotalSegmentator's organs: maisi-aug prepare {cases} "
     "--run-totalsegmentator --bundle {bundle} --out prepared (or --organs FOLDER with its results), then --mask-bank "
     "prepared"
 )
@@ -64,7 +66,9 @@ def require_organs(bank: FolderBank, *, bundle: Bundle, is_allowed: bool = False
     if num_organs >= MIN_ORGANS:
         return
     found = ", ".join(map(bank.vocabulary.name_of, organs)) or "none"
-    complete = HOW_TO_COMPLETE.format(maps=bank.path, bundle=bundle.name)
+    is_dataset = (Path(bank.path) / DESCRIPTION_NAME).is_file()
+    cases = f"--nnunet {bank.path}" if is_dataset else f"--images CTS --labels {bank.path} --map 'ID=NAME'"
+    complete = HOW_TO_COMPLETE.format(cases=cases, bundle=bundle.name)
     sentence = (
         f"Mask bank {bank.path}: expected label maps with the organs around the lesions, at least {MIN_ORGANS}, found "
         f"{num_organs} ({found}) in {name}. The networks draw what no label names as grey body. {complete}"

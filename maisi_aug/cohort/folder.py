@@ -138,6 +138,9 @@ def find_cohort(path: Path, document: Mapping[str, Any]) -> dict[str, Any] | Non
     if not _is_same(grown, document) and not any(_holds_files(path / name) for name in FOLDERS):
         # Nothing was made, because the bank was missing for instance: the next try may ask for something else.
         return None
+    before, after = (content["configuration"].get(CASES_FIELD) for content in (existing, document))
+    if isinstance(before, int) and isinstance(after, int) and after < before:
+        raise CohortError(f"{path}: this cohort has {before} cases, -n asks for {after}. -n can only grow.")
     _require_same_document(path, grown, document)
     return existing
 

@@ -24,8 +24,8 @@ Mask = NDArray[np.bool_]
 
 COARSE_MM = 2.0
 AIR_HU = -500.0
-LUNG_HU = (-960.0, -550.0)
-"""Between these lies the median of a lung, and not that of bowel gas or an airway."""
+LUNG_HU = (-940.0, -550.0)
+"""Between these lies the median inside a lung, and not that of bowel gas or an airway."""
 LEAST_LUNG_ML = 30.0
 """A slab of a few slices shows no more of a lung."""
 VESSEL_MM = 4.0
@@ -113,7 +113,9 @@ def find_lungs(image_hu: NDArray[Any], spacing_mm: Spacing) -> CoarseMask:
         volumes_ml = np.bincount(parts.ravel(), minlength=num_parts + 1)[1:] * voxel_volume_ml(coarse_mm)
         for number in numbers[volumes_ml >= LEAST_LUNG_ML]:
             part = parts == number
-            if LUNG_HU[0] <= np.median(coarse[part]) <= LUNG_HU[1]:
+            # Inside: the rim of bowel gas, mixed with the wall, is as dense as lung.
+            inner = ndimage.binary_erosion(part)
+            if inner.any() and LUNG_HU[0] <= np.median(coarse[inner]) <= LUNG_HU[1]:
                 lungs |= part
     if not lungs.any():
         raise LesionError(

@@ -152,6 +152,7 @@ def load_organs(files: Sequence[LabelFile], translation: Translation, grid: Grid
     for place in order:
         is_mask = files[place].mask_name is not None
         volume = load_mask(files[place].path) if is_mask else load_label_map(files[place].path, image=image)
+        volume = place_labels(volume, grid, subject=files[place].path.name, on="its own grid")
         array = volume.array
         if files[place].mask_name is not None:
             array = np.where(array > 0, place + 1, 0).astype(np.uint16)

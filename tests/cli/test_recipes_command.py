@@ -12,7 +12,7 @@ from maisi_aug.cohort.recipe_files import list_recipes, list_training_recipes
 from tests.builders.tiny_bundle import write_tiny_bundle
 
 Run = Callable[..., Any]
-NUM_RECIPES, NUM_TRAINING_RECIPES = 3, 5
+NUM_RECIPES, NUM_TRAINING_RECIPES = 3, 6
 NAMES = [info.name for info in (*list_recipes(), *list_training_recipes())]
 
 

@@ -274,7 +274,10 @@ class TestContent:
         assert report.folds_source == str(place.real / "splits_final.json")
         folder = place.preprocessed / "Dataset003_Liver"
         folder.mkdir(parents=True)
-        more = [{"train": ["liver_2", "liver_1"], "val": ["liver_3", "liver_0"]}, {"train": ["liver_1"], "val": []}]
+        more = [
+            {"train": ["liver_2", "liver_1"], "val": ["liver_3", "liver_0"]},
+            {"train": ["liver_1"], "val": ["liver_0"]},
+        ]
         (folder / "splits_final.json").write_text(json.dumps(more))
         assert place.export(dry_run=True).folds_source == str(folder / "splits_final.json")
         (folder / "splits_final.json").write_text(json.dumps(more[1:]))
