@@ -14,15 +14,17 @@ from numpy.typing import NDArray
 
 from maisi_aug.banks.case_reader import load_ct, place_labels, require_hu
 from maisi_aug.banks.folder_bank import FolderBank
+from maisi_aug.banks.label_ids import guess_maisi_ids
 from maisi_aug.cohort.balance import SizeBins, read_targets
 from maisi_aug.cohort.census import take_census
-from maisi_aug.errors import BenchmarkError, MaisiAugError, VolumeError
+from maisi_aug.errors import BankError, BenchmarkError, MaisiAugError, VolumeError
 from maisi_aug.evaluation.benchmark.cases import find_real_cases
 from maisi_aug.evaluation.benchmark.data import load_case
 from maisi_aug.evaluation.cohort.case_sets import find_case_set
+from maisi_aug.preparation.case import load_organs
 from maisi_aug.preparation.sources import LabelFile, SourceCase
 from maisi_aug.preparation.survey import survey_case
-from maisi_aug.vocabulary.labels import MAISI
+from maisi_aug.vocabulary.labels import BODY_ID, MAISI
 from maisi_aug.volumes.grid import Grid
 from maisi_aug.volumes.image_files import Volume, save_image, save_label_map
 from tests.builders.tiny_bank import build_ct, build_trunk, trunk_grid
@@ -193,3 +195,30 @@ def test_lung_alone_and_masked_scans_are_hu() -> None:
     require_hu(masked, "a body on padding")
     padded = np.where(masked == -1024, -3024, masked)
     require_hu(padded, "the same with other padding")
+
+
+def test_bank_map_with_a_body_of_its_own_is_held_against_its_ct_too(tmp_path: Path) -> None:
+    affine = trunk_grid().affine.copy()
+    affine[2, 3] += 30.0
+    label_map = np.where(build_trunk() > 0, BODY_ID, 0).astype(np.uint8)
+    label_map[own_labels() == 1] = 1
+    save_label_map(tmp_path / "a_seg.nii.gz", label_map, Grid(trunk_grid().shape, affine))
+    save_image(tmp_path / "a_ct.nii.gz", build_ct(label_map), trunk_grid())
+    bank = FolderBank(tmp_path, vocabulary=MAISI, grid=trunk_grid(), min_cover=0.0, mapping="maisi")
+    with pytest.raises(BankError, match="a_seg.nii.gz: expected the image's grid, 44x36x40"):
+        bank.load(0)
+
+
+def test_organs_of_another_place_are_refused(tmp_path: Path) -> None:
+    affine = trunk_grid().affine.copy()
+    affine[2, 3] += 30.0
+    organs = (own_labels() == 1).astype(np.uint8)
+    save_label_map(tmp_path / "organs.nii.gz", organs, Grid(trunk_grid().shape, affine))
+    files = [LabelFile(tmp_path / "organs.nii.gz")]
+    with pytest.raises(VolumeError, match=r"organs.nii.gz: expected the image's grid, 44x36x40 .* found 44x36x40"):
+        load_organs(
+            files,
+            guess_maisi_ids(np.array([0, 1, BODY_ID]), MAISI, subject="organs"),
+            trunk_grid(),
+            tmp_path / "ct.nii.gz",
+        )

@@ -76,7 +76,7 @@ def test_cohort_grows_in_its_folder_and_keeps_its_cases(run_cli: Run, recipe: Pa
     assert (tmp_path / "a" / "manifest.jsonl").read_text().startswith(lines)
     refused = run_cli(*words, "-n", "1", "--out", tmp_path / "a")
     assert refused.code == 1
-    assert "num_cases: 2 -> 1" in refused.stderr
+    assert "this cohort has 2 cases, -n asks for 1. -n can only grow." in refused.stderr
     again = run_cli(
         "synthesize", "--recipe", tmp_path / "a" / "cohort.yaml", "--out", tmp_path / "b", "--device", "cpu"
     )

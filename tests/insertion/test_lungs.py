@@ -2,10 +2,20 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
+from scipy import ndimage
 
 from maisi_aug.errors import LesionError
 from maisi_aug.insertion.lungs import CoarseMask, find_lungs, to_coarse
 from tests.insertion.chest import LUNG_HU, SHAPE, SPACING_MM, TISSUE_HU, build_chest
+
+
+def build_bowel() -> NDArray[np.int16]:
+    """A belly with a pocket of gas as large as a lung, whose rim is as dense as lung."""
+    inside = build_chest() < (LUNG_HU + TISSUE_HU) / 2
+    gas = inside & (build_chest(with_lungs=False) > (LUNG_HU + TISSUE_HU) / 2)
+    image = np.where(gas, -995, build_chest(with_lungs=False)).astype(np.float32)
+    return np.rint(ndimage.gaussian_filter(image, 1.5)).astype(np.int16)
 
 
 def test_lungs_are_found_with_their_vessels() -> None:
@@ -27,8 +37,9 @@ def test_lungs_are_found_with_their_vessels() -> None:
         (build_chest(with_lungs=False), "Is it a CT of the chest, in HU"),
         (build_chest() + 1024, "expected lung of at least|shows no patient"),
         (np.full(SHAPE, -1000, dtype=np.int16), "shows no patient"),
+        (build_bowel(), "expected lung of at least 30 mL between -940 and -550 HU in the CT, found none"),
     ],
-    ids=["no lungs", "HU with an offset", "air"],
+    ids=["no lungs", "HU with an offset", "air", "bowel gas"],
 )
 def test_ct_without_lungs_is_named(image: np.ndarray, sentence: str) -> None:
     with pytest.raises(LesionError, match=sentence):
