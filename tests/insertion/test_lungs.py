@@ -15,7 +15,8 @@ def build_bowel() -> NDArray[np.int16]:
     inside = build_chest() < (LUNG_HU + TISSUE_HU) / 2
     gas = inside & (build_chest(with_lungs=False) > (LUNG_HU + TISSUE_HU) / 2)
     image = np.where(gas, -995, build_chest(with_lungs=False)).astype(np.float32)
-    return np.rint(ndimage.gaussian_filter(image, 1.5)).astype(np.int16)
+    blurred: NDArray[np.float32] = ndimage.gaussian_filter(image, 1.5)
+    return np.rint(blurred).astype(np.int16)
 
 
 def test_lungs_are_found_with_their_vessels() -> None:

@@ -146,7 +146,7 @@ def test_cohort_goes_on_to_the_same_bytes(
     assert hash_files(tmp_path) == hash_files(three.folder)
     again = resolve_cohort(build_config({**cohort.config.to_dict()}))
     assert synthesize_cohort(again, tmp_path, device="no such device").num_new == 0
-    with pytest.raises(CohortError, match="num_cases: 4 -> 3"):
+    with pytest.raises(CohortError, match="this cohort has 4 cases, -n asks for 3. -n can only grow."):
         synthesize_cohort(resolve(maps, seed=5), tmp_path)
 
 
