@@ -197,11 +197,6 @@ def read_file_name(stem: str) -> FileName:
     return FileName(None, stem)
 
 
-def is_label_name(path: Path) -> bool:
-    """Whether a file's name says that it is a label map, as in ``X_seg`` or ``labels``."""
-    return read_file_name(stem_of(path)).role == "label"
-
-
 def is_image_name(path: Path) -> bool:
     """Whether a file's name ends in a word for images or is one, as in ``X_ct`` or ``image``."""
     name = read_file_name(stem_of(path))

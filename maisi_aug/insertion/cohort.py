@@ -26,6 +26,7 @@ from maisi_aug.cohort.manifest import (
 )
 from maisi_aug.cohort.plan import CasePlan, PlannedLesion
 from maisi_aug.errors import CohortError, LesionError, PreparationError, VolumeError
+from maisi_aug.gates.judgement import unrealised_lesions
 from maisi_aug.generate.run import CohortSummary, Listener
 from maisi_aug.insertion.backgrounds import Background
 from maisi_aug.insertion.config import ResolvedInsertion
@@ -329,7 +330,7 @@ class _Run:
             seed=attempt.seed,
             status=status,
             request=attempt.case.request,
-            lesions=attempt.lesions or tuple(_unrealised(lesion) for lesion in attempt.case.lesions),
+            lesions=attempt.lesions or unrealised_lesions(attempt.case),
             required_ids=(),
             verdicts=attempt.verdicts,
             reason=attempt.reason,
@@ -373,16 +374,6 @@ def _describe(lesion: PlannedLesion, made: Insertion, host: Host) -> LesionRecor
         diameter_mm=diameter_mm(made.volume_ml),
         centre_ijk=(i, j, k),
         host_id=int(ids[0]),
-        size_source=lesion.size_source,
-    )
-
-
-def _unrealised(lesion: PlannedLesion) -> LesionRecord:
-    return LesionRecord(
-        label_id=lesion.label_id,
-        label=lesion.label,
-        requested_ml=lesion.volume_ml,
-        percentile=lesion.percentile,
         size_source=lesion.size_source,
     )
 

@@ -134,11 +134,6 @@ def holds_slices(folder: Path) -> bool:
     return any(kind_of(path) in _SLICES for files in walk_dicom(folder) for path in files)
 
 
-def is_slice(path: Path) -> bool:
-    """Whether a file is a DICOM image: one slice of a volume, or a volume of several frames."""
-    return is_dicom(path) and kind_of(path) == "slices"
-
-
 def is_label_object(path: Path) -> bool:
     """Whether a file is a DICOM segmentation or a structure set."""
     return is_dicom(path) and kind_of(path) in ("segmentation", "structures")

@@ -71,8 +71,13 @@ def load_networks(
     definitions: Mapping[str, Mapping[str, Any]],
     states: Mapping[str, Mapping[str, Tensor]],
     device: str,
+    *,
+    is_exact: bool,
 ) -> dict[str, Any]:
-    """The networks that there are weights of, with these, as they are off CUDA where they have to be."""
+    """The networks that there are weights of, with these, as they are off CUDA where they have to be.
+
+    Exact ones compute in float64: what float32 is judged by.
+    """
     networks = {}
     for role, state in states.items():
         arguments = {key: value for key, value in definitions[role].items() if key != "class"}
@@ -83,7 +88,7 @@ def load_networks(
         for layer in network.modules():
             if isinstance(layer, MaisiGroupNorm3D) and not device.startswith("cuda"):
                 layer.norm_float16 = False  # the next convolution takes it under CUDA's autocast only
-        networks[role] = network
+        networks[role] = in_float64(network) if is_exact else network
     return networks
 
 
@@ -101,11 +106,8 @@ class ReferenceLoop:
         is_exact: bool = False,
     ) -> None:
         self.device, self.scale_factor = device, scale_factor
-        self.networks = load_networks(NETWORKS, definitions, states, device)
-        self.dtype = torch.float32
-        if is_exact:  # what float32 is judged by
-            self.networks = {role: in_float64(network) for role, network in self.networks.items()}
-            self.dtype = torch.float64
+        self.networks = load_networks(NETWORKS, definitions, states, device, is_exact=is_exact)
+        self.dtype = torch.float64 if is_exact else torch.float32
         settings = {key: value for key, value in scheduler.items() if key != "class"}
         self.is_flow = scheduler["class"] == "RFlowScheduler"
         self.scheduler = RFlowScheduler(**settings) if self.is_flow else DDPMScheduler(**settings)

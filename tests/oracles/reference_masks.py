@@ -19,7 +19,6 @@ from scipy import ndimage
 from torch import Tensor
 
 from tests.oracles.reference_loop import load_networks
-from tests.oracles.rounding import in_float64
 
 CLASSES = {"mask_autoencoder": AutoencoderKlMaisi, "mask_diffusion_unet": DiffusionModelUNet}
 LIVER, HEPATIC_VESSEL, BODY = 1, 25, 200
@@ -41,11 +40,8 @@ class ReferenceMasks:
         is_exact: bool = False,
     ) -> None:
         self.device, self.scale_factor = device, scale_factor
-        self.networks = load_networks(CLASSES, definitions, states, device)
-        self.dtype = torch.float32
-        if is_exact:  # what float32 is judged by
-            self.networks = {role: in_float64(network) for role, network in self.networks.items()}
-            self.dtype = torch.float64
+        self.networks = load_networks(CLASSES, definitions, states, device, is_exact=is_exact)
+        self.dtype = torch.float64 if is_exact else torch.float32
         self.scheduler = DDPMScheduler(**{key: value for key, value in scheduler.items() if key != "class"})
 
     @torch.no_grad()
