@@ -218,26 +218,24 @@ class TrainingFolder(StageFolder):
     ) -> _Prepared:
         stage = self.recipe.diffusion if controlnet is None else self.recipe.controlnet
 
-        def build(store: CaseStore, latents: LatentSet) -> FlowObjective:
-            return FlowObjective(
-                unet,
-                controlnet,
-                build_scheduler(self.recipe.bundle.scheduler),
-                store,
-                latents,
-                stage.loss,
-                lesion_ids=self.vocabulary.tumor_ids,
-                seed=derive_seed(self.recipe.seed, "unet" if controlnet is None else "controlnet"),
-                device=self.device,
-                label_weights={self.vocabulary.id_of(name): w for name, w in stage.loss.label_weights.items()},
-                remover=LabelRemover(self.vocabulary),
-                processes=self.processes,
-            )
-
+        objective = FlowObjective(
+            unet,
+            controlnet,
+            build_scheduler(self.recipe.bundle.scheduler),
+            data.store,
+            data.training,
+            stage.loss,
+            lesion_ids=self.vocabulary.tumor_ids,
+            seed=derive_seed(self.recipe.seed, "unet" if controlnet is None else "controlnet"),
+            device=self.device,
+            label_weights={self.vocabulary.id_of(name): w for name, w in stage.loss.label_weights.items()},
+            remover=LabelRemover(self.vocabulary),
+            processes=self.processes,
+        )
         validate = None
         if data.held_out_store is not None and data.held_out is not None:
-            validate = FlowValidation(build(data.held_out_store, data.held_out), processes=self.processes)
-        return _Prepared(stage.loop, build(data.store, data.training), names, validate)
+            validate = FlowValidation(objective.on(data.held_out_store, data.held_out), processes=self.processes)
+        return _Prepared(stage.loop, objective, names, validate)
 
     def _build(self, role: str) -> tuple[nn.Module, dict[str, str]]:
         """A network with plain layers, and its tensors' names in MAISI's layout by their plain names."""
