@@ -6,7 +6,6 @@ real cases alone.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -24,7 +23,7 @@ from maisi_aug.integrations.nnunet.real import RealDataset, load_real_dataset
 from maisi_aug.integrations.nnunet.splits import Folds, load_real_folds
 from maisi_aug.integrations.reading.cohort_source import CohortSource, load_cohorts
 from maisi_aug.integrations.reading.export_labels import LabelNumbering, choose_labels, count_labels, require_label_maps
-from maisi_aug.system.whole_files import write_text_whole
+from maisi_aug.system.whole_files import write_json_whole, write_text_whole
 from maisi_aug.system.whole_folder import (
     Notify,
     folders_that_appear_whole,
@@ -255,4 +254,4 @@ def _build_rows(
 
 
 def _write_json(path: Path, content: Any) -> None:
-    write_text_whole(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n", is_new=True)
+    write_json_whole(path, content, is_new=True)

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from maisi_aug.errors import BenchmarkError, did_you_mean
+from maisi_aug.system.models import StrictModel, explain_problems
 
 PLAN_NAME: Final = "benchmark.json"
 REAL: Final = "real"
@@ -115,7 +116,7 @@ PRESETS: Final[dict[PresetName, Preset]] = {
 }
 
 
-class BenchmarkConfig(BaseModel):
+class BenchmarkConfig(StrictModel):
     """Everything that the figures of a benchmark depend on; a folder keeps to the first one.
 
     Attributes:
@@ -138,12 +139,10 @@ class BenchmarkConfig(BaseModel):
         margin: Gain of Dice that would not matter.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
     real: str
-    synthetic: dict[str, str] = {}
+    synthetic: dict[str, str] = Field(default={})
     labels: dict[str, tuple[int, ...]] | None = None
-    mapping: dict[str, tuple[str, ...]] = {}
+    mapping: dict[str, tuple[str, ...]] = Field(default={})
     lesion_labels: tuple[str, ...] | None = None
     arms: tuple[str, ...] = DEFAULT_ARMS
     num_seeds: int = Field(default=3, ge=1, le=100)
@@ -221,16 +220,7 @@ def build_benchmark_config(**fields: Any) -> BenchmarkConfig:
     """A configuration of its fields.
 
     Raises:
-        BenchmarkError: A field does not validate; one sentence for the first.
+        BenchmarkError: Naming every field that does not validate.
     """
-    try:
+    with explain_problems(BenchmarkConfig, "Benchmark", BenchmarkError, kind="configuration", advice="Correct it."):
         return BenchmarkConfig(**fields)
-    except ValidationError as error:
-        first = error.errors()[0]
-        own = first.get("ctx", {}).get("error")
-        if isinstance(own, BenchmarkError):
-            raise own from None
-        place = ".".join(map(str, first["loc"]))
-        raise BenchmarkError(
-            f"Benchmark {place}: {first['msg'][0].lower()}{first['msg'][1:]}, found {first['input']!r}. Correct it."
-        ) from None

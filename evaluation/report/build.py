@@ -15,7 +15,7 @@ from maisi_aug.evaluation.benchmark.text import to_report_text
 from maisi_aug.evaluation.report import page
 from maisi_aug.evaluation.report.cohort import build_cohort_sections, summarise_cohort, to_cohort_text
 from maisi_aug.evaluation.report.page import Section
-from maisi_aug.system.whole_files import write_text_whole
+from maisi_aug.system.whole_files import write_json_whole, write_text_whole
 
 KINDS: Final = ("benchmark", "cohort")
 
@@ -101,10 +101,10 @@ def write_report(report: Report, target: Path) -> tuple[Path, ...]:
         VolumeError: A file cannot be written.
     """
     require_own_report(target)
-    files = _files_of(target)
-    figures = json.dumps(report.document, indent=1, allow_nan=False) + "\n"
-    for file, content in zip(files, (report.html, figures, report.markdown), strict=True):
-        write_text_whole(file, content)
+    page, figures, summary = files = _files_of(target)
+    write_text_whole(page, report.html)
+    write_json_whole(figures, report.document)
+    write_text_whole(summary, report.markdown)
     return files
 
 

@@ -25,13 +25,13 @@ from scipy import ndimage
 
 from maisi_aug.bundle_spec.bundle import Bundle, load_bundle
 from maisi_aug.errors import BundleError, TrainingError
-from maisi_aug.evaluation.output.files import run_command, to_markdown, write_json
+from maisi_aug.evaluation.output.files import run_command, to_markdown
 from maisi_aug.evaluation.studies.segmenter import Segmenter, load_segmenter
 from maisi_aug.networks.pipeline import Pipeline, resolve_device
 from maisi_aug.pictures.preview import save_picture
 from maisi_aug.preparation.prepared import PreparedCase, PreparedDataset, load_prepared
 from maisi_aug.system.seeds import derive_seed
-from maisi_aug.system.whole_files import open_whole, write_text_whole
+from maisi_aug.system.whole_files import open_whole, write_json_whole, write_text_whole
 from maisi_aug.training.cases.prepared import PreparedStore
 from maisi_aug.training.finetune.pictures import Subject, build_sheet
 from maisi_aug.training.finetune.slot_choice import remap_table
@@ -148,7 +148,7 @@ def measure_finetuned(
         "labels": {name: _summarise(name, cases) for name in labels},
         "cases": cases,
     }
-    write_json(out / f"{REPORT_NAME}.json", document)
+    write_json_whole(out / f"{REPORT_NAME}.json", document)
     write_text_whole(out / f"{REPORT_NAME}.md", to_report(document))
     title = f"{before.name} (before) and {bundle.name} (after) on held-out cases of {dataset.spec.name}"
     save_picture(
@@ -230,7 +230,7 @@ class _Measurement:
             real, before, after = (images[name][0] for name in (REAL, BEFORE, AFTER))
             np.savez_compressed(file, real=real, before=before, after=after)
         measured = {"id": record.id, "key": self.key, "labels": {name: row for name, row in figures.items() if row}}
-        write_json(path, measured)
+        write_json_whole(path, measured)
         return measured
 
     def draw_rows(self) -> list[Subject]:

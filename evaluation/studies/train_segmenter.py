@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from maisi_aug.errors import TrainingError
 from maisi_aug.evaluation.benchmark.patch_networks import Variation
-from maisi_aug.evaluation.output.files import run_command, to_markdown, write_json
+from maisi_aug.evaluation.output.files import run_command, to_markdown
 from maisi_aug.evaluation.studies.segmenter import (
     Segmenter,
     SegmenterConfig,
@@ -41,7 +41,7 @@ from maisi_aug.phantom import Phantom, build_phantom
 from maisi_aug.preparation.prepared import PreparedDataset
 from maisi_aug.system.progress import Report
 from maisi_aug.system.seeds import derive_seed, numpy_generator
-from maisi_aug.system.whole_files import write_text_whole
+from maisi_aug.system.whole_files import write_json_whole, write_text_whole
 from maisi_aug.training.cases.data import CaseStore, PhantomStore
 from maisi_aug.training.cases.prepared import PreparedStore
 from maisi_aug.training.finetune.slot_choice import find_source
@@ -349,7 +349,7 @@ def _train_on_phantoms(options: argparse.Namespace) -> None:
 
 
 def _show(folder: Path, segmenter: Segmenter, dice: Mapping[str, float | None], heading: str) -> None:
-    write_json(folder / DICE_NAME, {"num_steps": segmenter.num_steps, "dice": dice})
+    write_json_whole(folder / DICE_NAME, {"num_steps": segmenter.num_steps, "dice": dice})
     print(to_markdown(["tissue", heading], dice.items()))
 
 

@@ -7,7 +7,6 @@ and it cannot read masks of slices that are not square. Convert the segmentation
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,7 +19,7 @@ from maisi_aug.integrations.dicom.image import build_series, require_dicom, stud
 from maisi_aug.integrations.dicom.segmentation import build_segmentation
 from maisi_aug.integrations.reading.cohort_source import CohortSource, load_cohorts
 from maisi_aug.integrations.reading.export_labels import LabelNumbering, choose_labels, name_in_totalsegmentator
-from maisi_aug.system.whole_files import write_text_whole
+from maisi_aug.system.whole_files import write_json_whole
 from maisi_aug.system.whole_folder import Notify, folders_that_appear_whole, require_new_folder, tell_nobody
 from maisi_aug.volumes.image_files import load_image, load_label_map
 
@@ -95,8 +94,8 @@ def export_dicom(
         for index, case in enumerate(cohort.cases):
             notify("cases", index, len(cohort.cases))
             rows[case.case_id] = _write_case(cohort, case, numbering, building / case.case_id)
-        index_text = json.dumps({"made_by": f"maisi-aug {__version__}", "cases": rows}, indent=1, ensure_ascii=False)
-        write_text_whole(building / INDEX_NAME, index_text + "\n", is_new=True)
+        content = {"made_by": f"maisi-aug {__version__}", "cases": rows}
+        write_json_whole(building / INDEX_NAME, content, is_new=True)
     notify("cases", len(cohort.cases), len(cohort.cases))
     return DicomReport(
         path=out,

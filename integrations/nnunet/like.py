@@ -7,7 +7,6 @@ dataset's values.
 
 from __future__ import annotations
 
-import json
 import os
 import tempfile
 from collections.abc import Mapping
@@ -24,7 +23,7 @@ from maisi_aug.integrations.nnunet.plans import move_real_plans, refer_to
 from maisi_aug.integrations.nnunet.report import LikeReport, Seen, build_report, write_report
 from maisi_aug.integrations.nnunet.request import LikeExport, LikeRequest, prepare_like_export
 from maisi_aug.integrations.nnunet.splits import SPLITS_NAME
-from maisi_aug.system.whole_files import write_text_whole
+from maisi_aug.system.whole_files import write_json_whole
 from maisi_aug.system.whole_folder import Notify, folders_that_appear_whole, tell_nobody
 from maisi_aug.volumes.image_files import load_image, load_label_map, save_image, save_label_map
 from maisi_aug.volumes.orientation import turn_volume
@@ -232,4 +231,4 @@ def _describe_mapping(export: LikeExport, present: Mapping[int, int]) -> dict[st
 
 
 def _write_json(path: Path, content: Any) -> None:
-    write_text_whole(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n", is_new=True)
+    write_json_whole(path, content, is_new=True, indent=2)

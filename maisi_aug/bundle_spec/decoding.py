@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue
+from pydantic import BeforeValidator, Field, JsonValue
+
+from maisi_aug.system.models import StrictModel
 
 LatentShape = tuple[int, int, int]
 NumSplits = Literal[1, 2, 4, 8, 16]
@@ -34,7 +36,7 @@ def _read_window(value: object) -> object:
     )
 
 
-class DecodingConfig(BaseModel):
+class DecodingConfig(StrictModel, strict=True):
     """How images are decoded from their latents; what takes less memory takes more time.
 
     Attributes:
@@ -44,8 +46,6 @@ class DecodingConfig(BaseModel):
         num_splits: Parts in which every convolution is computed, 1, 2, 4, 8 or 16, for the same image but for rounding;
             as many as the memory asks for when not given.
     """
-
-    model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
 
     window: Annotated[LatentShape | Literal["whole"] | None, BeforeValidator(_read_window)] = None
     overlap: Annotated[float, Field(ge=0, lt=1)] = DEFAULT_OVERLAP

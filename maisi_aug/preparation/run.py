@@ -42,7 +42,7 @@ from maisi_aug.preparation.survey import (
 )
 from maisi_aug.preparation.tissues import Tissue
 from maisi_aug.preparation.writing import prepare_and_write
-from maisi_aug.system.whole_files import write_text_whole
+from maisi_aug.system.whole_files import write_json_whole, write_text_whole
 from maisi_aug.system.workers import Report, run_parallel
 from maisi_aug.vocabulary.labels import Vocabulary
 from maisi_aug.volumes.grid import Shape, Spacing
@@ -230,7 +230,7 @@ def run_preparation(
     title = f"{dataset.spec.name}: {len(previews)} cases"
     save_contact_sheet(out / CONTACT_SHEET_NAME, previews, title)
     write_text_whole(out / SUMMARY_NAMES[0], spell_summary(summary, dataset))
-    write_text_whole(out / SUMMARY_NAMES[1], json.dumps(summary, indent=1, ensure_ascii=False) + "\n")
+    write_json_whole(out / SUMMARY_NAMES[1], summary)
     return PrepareResult(dataset, summary, problems)
 
 

@@ -6,7 +6,6 @@ checkpoint and the log, OUT/pictures what held-out cases look like, OUT/bundle t
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -20,7 +19,7 @@ from torch import Tensor
 from maisi_aug.bundle_spec.bundle import Bundle, bind_slots, load_bundle
 from maisi_aug.errors import TrainingError
 from maisi_aug.pictures.preview import save_picture
-from maisi_aug.system.whole_files import write_text_whole
+from maisi_aug.system.whole_files import write_json_whole
 from maisi_aug.training.cases.data import LatentSet, ReportPhase
 from maisi_aug.training.cases.prepared import PreparedStore
 from maisi_aug.training.cases.taught_label import TaughtLabel
@@ -126,7 +125,7 @@ class Finetuning:
         with self.processes.main_first():
             open_run(self.folder, describe_run(self.config, self.base, self.store.dataset))
             rows = [asdict(label) for label in self.taught]
-            write_text_whole(self.folder / LABELS_NAME, json.dumps(rows, indent=1, ensure_ascii=False) + "\n")
+            write_json_whole(self.folder / LABELS_NAME, rows)
 
     def train(
         self,
@@ -168,8 +167,7 @@ class Finetuning:
         bundle = load_bundle(self.folder / BUNDLE_FOLDER)
         result = FinetuneResult(bundle, self.taught, loop, self.config.loop.num_steps)
         if self.processes.is_main:
-            text = json.dumps(result.to_json(), indent=1, ensure_ascii=False) + "\n"
-            write_text_whole(self.folder / SUMMARY_NAME, text)
+            write_json_whole(self.folder / SUMMARY_NAME, result.to_json())
         return result
 
     def _open_run(
@@ -268,7 +266,7 @@ class Finetuning:
         moved = self.base.vocabulary.name_of(change.largest_old_id)
         self.say(f"Known labels keep their intensity; {moved} moved most, by {change.largest_old_hu:.1f} HU.")
         content = {**asdict(change), "new_hu": {str(key): list(value) for key, value in change.new_hu.items()}}
-        write_text_whole(self.folder / START_NAME, json.dumps(content, indent=1) + "\n")
+        write_json_whole(self.folder / START_NAME, content)
 
     def _encode(self, store: PreparedStore, trainable: FinetuneNetworks) -> tuple[SlotStore, LatentSet]:
         owner = self.base.owner_of("autoencoder")

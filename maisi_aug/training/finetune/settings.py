@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt
+from pydantic import Field, PositiveInt
 
+from maisi_aug.system.models import StrictModel
 from maisi_aug.training.loop.settings import FlowLossConfig, LoopConfig
 
 Tune = Literal["full", "partial", "low-rank"]
@@ -14,7 +15,7 @@ DEFAULT_RATES: dict[str, float] = {"full": 1e-5, "partial": 1e-5, "low-rank": 1e
 """Peak learning rates; that of ``full`` is MAISI's."""
 
 
-class FinetuneConfig(BaseModel):
+class FinetuneConfig(StrictModel):
     """What decides the weights of a fine-tuned ControlNet, beside the base and the data.
 
     Attributes:
@@ -37,12 +38,10 @@ class FinetuneConfig(BaseModel):
         loop: How long and how fast.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
     labels: tuple[str, ...] = Field(min_length=1)
-    slots: dict[str, str] = {}
-    hosts: dict[str, tuple[str, ...]] = {}
-    kinds: dict[str, Literal["lesion", "organ"]] = {}
+    slots: dict[str, str] = Field(default={})
+    hosts: dict[str, tuple[str, ...]] = Field(default={})
+    kinds: dict[str, Literal["lesion", "organ"]] = Field(default={})
     fold: int = Field(default=0, ge=0)
     tune: Tune = "full"
     rank: PositiveInt = 8

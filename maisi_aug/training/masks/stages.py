@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from maisi_aug.errors import TrainingError
 from maisi_aug.networks.building import build_network, build_scheduler, use_plain_layers
-from maisi_aug.system.whole_files import sha256_of, write_text_whole
+from maisi_aug.system.whole_files import sha256_of, write_json_whole
 from maisi_aug.training.cases.data import load_or_encode
 from maisi_aug.training.images.stage_folder import StageFolder, StageOptions
 from maisi_aug.training.loop.run import CHECKPOINT_NAME, LoopResult, Objective, ReportStep
@@ -87,7 +87,7 @@ class MaskTrainingFolder(StageFolder):
                 "best_step": result.best_step,
                 "held_out": held_out,
             }
-            write_text_whole(self.folder / stage / SUMMARY_NAME, json.dumps(summary, indent=1) + "\n")
+            write_json_whole(self.folder / stage / SUMMARY_NAME, summary)
         self.processes.wait()
         return result
 
@@ -185,7 +185,7 @@ class MaskTrainingFolder(StageFolder):
         path = self.folder / stage / SETTINGS_NAME
         has_begun = (self.folder / stage / CHECKPOINT_NAME).exists()
         if not (has_begun and path.exists()):
-            write_text_whole(path, json.dumps(settings, indent=1) + "\n")
+            write_json_whole(path, settings)
             return
         before = json.loads(path.read_text(encoding="utf-8"))
         differing = sorted(key for key in before.keys() | settings.keys() if before.get(key) != settings.get(key))
