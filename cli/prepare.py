@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from maisi_aug.bundle_spec.bundle import Bundle
     from maisi_aug.preparation.run import PreparePlan, PrepareResult
     from maisi_aug.preparation.sources import SourceCase
-    from maisi_aug.system.workers import Report
+    from maisi_aug.system.progress import ReportStage
     from maisi_aug.volumes.grid import Shape, Spacing
 
 DEFAULT_BUNDLE = "phantom-ct"
@@ -220,7 +220,7 @@ def prepare(
 
 
 def _run(
-    plan: PreparePlan, out: Path, maker: OrganMaker, *, update: bool, report: Report, num_workers: int | None
+    plan: PreparePlan, out: Path, maker: OrganMaker, *, update: bool, report: ReportStage, num_workers: int | None
 ) -> PrepareResult:
     from maisi_aug.preparation.run import claim_folder, run_preparation
 
@@ -265,7 +265,7 @@ def _require_something_to_learn(cases: Sequence[SourceCase], has_tissues: bool) 
         )
 
 
-def _make_organs(plan: PreparePlan, folder: Path, maker: OrganMaker, report: Report) -> PreparePlan:
+def _make_organs(plan: PreparePlan, folder: Path, maker: OrganMaker, report: ReportStage) -> PreparePlan:
     """Run TotalSegmentator on every image, and lay its labels under the others."""
     from maisi_aug.integrations.totalsegmentator import VERSION, segment_organs
     from maisi_aug.networks.pipeline import resolve_device

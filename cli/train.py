@@ -13,7 +13,7 @@ from maisi_aug.cli.shared.bars import add_phase, add_training, open_bars, show_l
 from maisi_aug.cli.shared.completion import complete_bundles, complete_training_recipes
 
 if TYPE_CHECKING:
-    from maisi_aug.training.cases.data import ReportPhase
+    from maisi_aug.system.progress import ReportPhase
     from maisi_aug.training.loop.run import LoopResult
     from maisi_aug.training.loop.stopping import TimeIsUp
     from maisi_aug.training.masks.data import MaskSplit

@@ -24,10 +24,11 @@ from maisi_aug.errors import ArmBusyError, BenchmarkError, did_you_mean
 from maisi_aug.evaluation.benchmark.arm_job import ArmJob, Engine
 from maisi_aug.evaluation.benchmark.config import PLAN_NAME, BenchmarkConfig
 from maisi_aug.evaluation.benchmark.data import load_case
-from maisi_aug.evaluation.benchmark.plan import BenchmarkPlan, Notify, plan_benchmark
+from maisi_aug.evaluation.benchmark.plan import BenchmarkPlan, plan_benchmark
 from maisi_aug.evaluation.scores.detection import LesionMatch, match_lesions
 from maisi_aug.evaluation.scores.overlap import score_case
 from maisi_aug.system.file_lock import lock
+from maisi_aug.system.progress import ReportStage, report_nothing
 from maisi_aug.system.whole_files import remove_leftovers, write_json_whole
 from maisi_aug.training.loop.run import ReportStep
 from maisi_aug.volumes.image_files import load_label_map
@@ -114,9 +115,7 @@ class Benchmark:
         return scores
 
 
-def open_benchmark(
-    folder: Path, config: BenchmarkConfig, *, notify: Notify = lambda stage, done, total: None
-) -> Benchmark:
+def open_benchmark(folder: Path, config: BenchmarkConfig, *, notify: ReportStage = report_nothing) -> Benchmark:
     """Begin a benchmark or go on with one of the same configuration.
 
     Args:

@@ -14,7 +14,7 @@ import argparse
 import hashlib
 import json
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -30,6 +30,7 @@ from maisi_aug.evaluation.studies.segmenter import Segmenter, load_segmenter
 from maisi_aug.networks.pipeline import Pipeline, resolve_device
 from maisi_aug.pictures.preview import save_picture
 from maisi_aug.preparation.prepared import PreparedCase, PreparedDataset, load_prepared
+from maisi_aug.system.progress import Report
 from maisi_aug.system.seeds import derive_seed
 from maisi_aug.system.whole_files import open_whole, write_json_whole, write_text_whole
 from maisi_aug.training.cases.prepared import PreparedStore
@@ -101,7 +102,7 @@ def measure_finetuned(
     segmenter: Segmenter | None = None,
     settings: Settings | None = None,
     device: str = "auto",
-    report: Callable[[int, int], None] | None = None,
+    report: Report | None = None,
 ) -> dict[str, Any]:
     """Draw and measure held-out cases.
 

@@ -12,7 +12,7 @@ import argparse
 import hashlib
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from time import perf_counter
@@ -47,6 +47,7 @@ from maisi_aug.gates.visibility import check_label_visibility
 from maisi_aug.networks.pipeline import Pipeline, resolve_device
 from maisi_aug.phantom import Phantom
 from maisi_aug.pictures.preview import save_picture
+from maisi_aug.system.progress import Report
 from maisi_aug.system.seeds import derive_seed
 from maisi_aug.system.whole_files import write_json_whole, write_text_whole
 from maisi_aug.vocabulary.hu import expected_contrast_sign, reference_hu_ranges
@@ -80,7 +81,7 @@ def measure_obedience(
     *,
     settings: ObedienceSettings | None = None,
     device: str = "auto",
-    report: Callable[[int, int], None] | None = None,
+    report: Report | None = None,
 ) -> dict[str, Any]:
     """Measure a bundle against held-out phantoms.
 

@@ -19,8 +19,9 @@ from maisi_aug.integrations.dicom.image import build_series, require_dicom, stud
 from maisi_aug.integrations.dicom.segmentation import build_segmentation
 from maisi_aug.integrations.reading.cohort_source import CohortSource, load_cohorts
 from maisi_aug.integrations.reading.export_labels import LabelNumbering, choose_labels, name_in_totalsegmentator
+from maisi_aug.system.progress import ReportStage, report_nothing
 from maisi_aug.system.whole_files import write_json_whole
-from maisi_aug.system.whole_folder import Notify, folders_that_appear_whole, require_new_folder, tell_nobody
+from maisi_aug.system.whole_folder import folders_that_appear_whole, require_new_folder
 from maisi_aug.volumes.image_files import load_image, load_label_map
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ def export_dicom(
     *,
     labels: Sequence[str] = (),
     include_anatomy: bool = False,
-    notify: Notify = tell_nobody,
+    notify: ReportStage = report_nothing,
 ) -> DicomReport:
     """Write the accepted cases of a cohort as ``OUT/CASE/CT/*.dcm`` and ``OUT/CASE/SEG.dcm``, whole or not at all.
 

@@ -55,8 +55,6 @@ class Ahead(Generic[Batch]):
         return pending.result() if pending is not None else draw(step, share)
 
 
-ReportPhase = Callable[[str], Report]
-"""Begins a phase of the given name."""
 Box = tuple[slice, ...]
 CACHE_BYTES = 2 * 2**30
 # Larger images are encoded in overlapping windows, as MAISI does: NV-Generate-CTMR, diff_model_create_training_data.py.

@@ -19,8 +19,9 @@ from torch import Tensor
 from maisi_aug.bundle_spec.bundle import Bundle, bind_slots, load_bundle
 from maisi_aug.errors import TrainingError
 from maisi_aug.pictures.preview import save_picture
+from maisi_aug.system.progress import ReportPhase, report_nothing
 from maisi_aug.system.whole_files import write_json_whole
-from maisi_aug.training.cases.data import LatentSet, ReportPhase
+from maisi_aug.training.cases.data import LatentSet
 from maisi_aug.training.cases.prepared import PreparedStore
 from maisi_aug.training.cases.taught_label import TaughtLabel
 from maisi_aug.training.finetune.bundle import measure_labels, write_finetuned
@@ -105,7 +106,7 @@ class Finetuning:
     folder: Path
     device: str
     processes: Processes = ALONE
-    report_phase: ReportPhase = field(default=lambda _: lambda done, total: None)
+    report_phase: ReportPhase = field(default=lambda _: report_nothing)
     say: Say = field(default=lambda _: None)
 
     def __post_init__(self) -> None:

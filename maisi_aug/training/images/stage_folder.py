@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from maisi_aug.errors import TrainingError
 from maisi_aug.networks.building import build_network, use_plain_layers
 from maisi_aug.networks.weights import StateDict
+from maisi_aug.system.progress import ReportPhase
 from maisi_aug.system.seeds import derive_seed
 from maisi_aug.system.whole_files import open_whole
-from maisi_aug.training.cases.data import ReportPhase
 from maisi_aug.training.loop.processes import ALONE, Processes
 from maisi_aug.training.loop.run import Objective, TrainingRun, Validate
 from maisi_aug.training.loop.settings import LoopConfig
