@@ -30,7 +30,7 @@ from maisi_aug.evaluation.studies.segmenter import Segmenter, load_segmenter
 from maisi_aug.networks.pipeline import Pipeline, resolve_device
 from maisi_aug.pictures.preview import save_picture
 from maisi_aug.preparation.prepared import PreparedCase, PreparedDataset, load_prepared
-from maisi_aug.system.progress import Report
+from maisi_aug.system.progress import Report, report_nothing
 from maisi_aug.system.seeds import derive_seed
 from maisi_aug.system.whole_files import open_whole, write_json_whole, write_text_whole
 from maisi_aug.training.cases.prepared import PreparedStore
@@ -102,7 +102,7 @@ def measure_finetuned(
     segmenter: Segmenter | None = None,
     settings: Settings | None = None,
     device: str = "auto",
-    report: Report | None = None,
+    report: Report = report_nothing,
 ) -> dict[str, Any]:
     """Draw and measure held-out cases.
 
@@ -137,8 +137,7 @@ def measure_finetuned(
     cases = []
     for number, record in enumerate(measurement.records):
         cases.append(measurement.measure(record))
-        if report is not None:
-            report(number + 1, len(measurement.records))
+        report(number + 1, len(measurement.records))
     document = {
         "bundle": {"name": bundle.name, "fingerprint": bundle.fingerprint},
         "before": {"name": before.name, "fingerprint": before.fingerprint},

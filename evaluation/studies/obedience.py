@@ -47,7 +47,7 @@ from maisi_aug.gates.visibility import check_label_visibility
 from maisi_aug.networks.pipeline import Pipeline, resolve_device
 from maisi_aug.phantom import Phantom
 from maisi_aug.pictures.preview import save_picture
-from maisi_aug.system.progress import Report
+from maisi_aug.system.progress import Report, report_nothing
 from maisi_aug.system.seeds import derive_seed
 from maisi_aug.system.whole_files import write_json_whole, write_text_whole
 from maisi_aug.vocabulary.hu import expected_contrast_sign, reference_hu_ranges
@@ -81,7 +81,7 @@ def measure_obedience(
     *,
     settings: ObedienceSettings | None = None,
     device: str = "auto",
-    report: Report | None = None,
+    report: Report = report_nothing,
 ) -> dict[str, Any]:
     """Measure a bundle against held-out phantoms.
 
@@ -105,8 +105,7 @@ def measure_obedience(
     cases = []
     for index in range(settings.num_cases):
         cases.append(measurement.measure(index))
-        if report is not None:
-            report(index + 1, settings.num_cases)
+        report(index + 1, settings.num_cases)
     document = to_document(cases, bundle=bundle, segmenter=segmenter, settings=asdict(settings))
     write_json_whole(out / f"{REPORT_NAME}.json", document)
     write_text_whole(out / f"{REPORT_NAME}.md", to_report(document))

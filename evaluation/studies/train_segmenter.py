@@ -39,7 +39,7 @@ from maisi_aug.evaluation.studies.tissues import mean_dice, measure_dice, to_cla
 from maisi_aug.networks.pipeline import resolve_device
 from maisi_aug.phantom import Phantom, build_phantom
 from maisi_aug.preparation.prepared import PreparedDataset
-from maisi_aug.system.progress import Report
+from maisi_aug.system.progress import Report, report_nothing
 from maisi_aug.system.seeds import derive_seed, numpy_generator
 from maisi_aug.system.whole_files import write_json_whole, write_text_whole
 from maisi_aug.training.cases.data import CaseStore, PhantomStore
@@ -130,7 +130,7 @@ def train_segmenter(
     device: str,
     max_minutes: float | None = None,
     num_workers: int | None = None,
-    report_phantoms: Report | None = None,
+    report_phantoms: Report = report_nothing,
     report_step: ReportStep | None = None,
 ) -> Segmenter:
     """Build the training phantoms, train or go on training, and keep the averaged weights.
@@ -204,7 +204,7 @@ def _require_same_config(folder: Path, config: SegmenterConfig) -> None:
 
 
 def measure_held_out_dice(
-    segmenter: Segmenter, *, seed: int, num_cases: int, report: Report | None = None
+    segmenter: Segmenter, *, seed: int, num_cases: int, report: Report = report_nothing
 ) -> dict[str, float | None]:
     """Mean Dice of every tissue over held-out phantoms; None for a tissue that none of them shows."""
     cases = []
@@ -213,8 +213,7 @@ def measure_held_out_dice(
         phantom = build_held_out_phantom(seed, index, grid)
         expected = to_class_map(phantom.label_map, segmenter.tissues)
         cases.append(measure_dice(expected, segmenter.segment(phantom.image_hu), segmenter.tissues))
-        if report is not None:
-            report(index + 1, num_cases)
+        report(index + 1, num_cases)
     return {tissue.name: mean_dice(cases, tissue.name) for tissue in segmenter.tissues}
 
 
@@ -242,14 +241,15 @@ def describe_data(dataset: PreparedDataset, labels: Sequence[str], fold: int) ->
     }
 
 
-def measure_dice_on(segmenter: Segmenter, store: CaseStore, *, report: Report | None = None) -> dict[str, float | None]:
+def measure_dice_on(
+    segmenter: Segmenter, store: CaseStore, *, report: Report = report_nothing
+) -> dict[str, float | None]:
     """Mean Dice of every tissue over the cases of a store; None for one that none of them shows."""
     rows = []
     for index in range(len(store)):
         expected = to_class_map(store.label_map(index), segmenter.tissues)
         rows.append(measure_dice(expected, segmenter.segment(store.image_hu(index)), segmenter.tissues))
-        if report is not None:
-            report(index + 1, len(store))
+        report(index + 1, len(store))
     return {tissue.name: mean_dice(rows, tissue.name) for tissue in segmenter.tissues}
 
 

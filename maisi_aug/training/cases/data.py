@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from maisi_aug.errors import TrainingError
 from maisi_aug.networks.conditioning import hu_to_unit
-from maisi_aug.system.progress import Report
+from maisi_aug.system.progress import Report, report_nothing
 from maisi_aug.system.seeds import derive_seed
 from maisi_aug.system.whole_files import open_whole
 from maisi_aug.system.workers import count_cores
@@ -141,7 +141,7 @@ class PhantomStore:
         self._memory = memory or Memory()
         self._num_cases = 0
 
-    def ensure(self, num_cases: int, *, report: Report | None = None, num_workers: int | None = None) -> None:
+    def ensure(self, num_cases: int, *, report: Report = report_nothing, num_workers: int | None = None) -> None:
         """Build what is missing of the first ``num_cases`` phantoms."""
         self.folder.mkdir(parents=True, exist_ok=True)
         missing = [index for index in range(num_cases) if not self.path_of(index).exists()]
@@ -154,8 +154,7 @@ class PhantomStore:
                 pool = stack.enter_context(multiprocessing.get_context("spawn").Pool(workers))
                 finished = pool.imap_unordered(_build_and_save, tasks)
             for done, _ in enumerate(finished, start=1):
-                if report is not None:
-                    report(num_cases - len(tasks) + done, num_cases)
+                report(num_cases - len(tasks) + done, num_cases)
         self._num_cases = num_cases
 
     def path_of(self, index: int) -> Path:
@@ -225,7 +224,7 @@ def encode_store(
     weights_hash: str,
     deviation: float,
     device: str,
-    report: Report | None = None,
+    report: Report = report_nothing,
 ) -> LatentSet:
     """Encode every case once and keep the result on disk by the hash of the encoder's weights.
 
@@ -247,7 +246,7 @@ def encode_store(
 
 @torch.no_grad()
 def load_or_encode(
-    paths: Sequence[Path], encode: Callable[[int], Tensor], *, report: Report | None = None
+    paths: Sequence[Path], encode: Callable[[int], Tensor], *, report: Report = report_nothing
 ) -> list[Tensor]:
     """The latent of every case, from its file where that exists, else encoded and written there.
 
@@ -269,7 +268,7 @@ def load_or_encode(
             with open_whole(path) as file:
                 np.save(file, latent.numpy())
         latents.append(latent)
-        if report is not None and not (is_there and index + 1 < len(paths)):
+        if not (is_there and index + 1 < len(paths)):
             report(index + 1, len(paths))
     return latents
 

@@ -12,7 +12,7 @@ from torch import nn
 
 from maisi_aug.errors import PreparationError, TrainingError
 from maisi_aug.preparation.prepared import LATENTS_FOLDER, PreparedCase, PreparedDataset, PreparedSpec, load_prepared
-from maisi_aug.system.progress import Report
+from maisi_aug.system.progress import Report, report_nothing
 from maisi_aug.training.cases.data import (
     Box,
     CaseFacts,
@@ -106,7 +106,7 @@ class PreparedStore:
         device: str,
         scale_factor: float | None = None,
         deviation: float | None = None,
-        report: Report | None = None,
+        report: Report = report_nothing,
     ) -> LatentSet:
         """The posterior means of all cases, each encoded once and kept in the folder by the hash of its content.
 

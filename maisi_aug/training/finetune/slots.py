@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from maisi_aug.bundle_spec.bundle import Bundle
 from maisi_aug.errors import TrainingError
-from maisi_aug.system.progress import Report
+from maisi_aug.system.progress import Report, report_nothing
 from maisi_aug.training.cases.data import Box, CaseStore
 from maisi_aug.training.cases.prepared import PreparedStore
 from maisi_aug.training.cases.taught_label import Kind, TaughtLabel
@@ -56,7 +56,7 @@ def plan_labels(
     slots: Mapping[str, str],
     hosts: Mapping[str, tuple[int, ...]],
     kinds: Mapping[str, Kind],
-    report: Report | None = None,
+    report: Report = report_nothing,
 ) -> tuple[TaughtLabel, ...]:
     """Decide slot, hosts and kind of every label that is taught.
 
@@ -112,7 +112,7 @@ def plan_labels(
 
 
 def measure_traits(
-    store: PreparedStore, label_ids: Collection[int], *, report: Report | None = None
+    store: PreparedStore, label_ids: Collection[int], *, report: Report = report_nothing
 ) -> dict[int, LabelTraits]:
     """How large labels are in the patients of a store, and what surrounds them."""
     new_ids = {label.id for label in store.spec.new_labels.values()}
@@ -129,8 +129,7 @@ def measure_traits(
                 around[label_id][other] = around[label_id].get(other, 0) + count
             largest = max(volumes[label_id].get(record.patient, 0.0), record.volume_ml(label_id))
             volumes[label_id][record.patient] = largest
-        if report is not None:
-            report(index + 1, len(store))
+        report(index + 1, len(store))
     num_patients = len({record.patient for record in store.cases})
     return {
         label_id: LabelTraits(tuple(volumes[label_id].values()), num_patients, around[label_id] or {BODY_ID: 1})

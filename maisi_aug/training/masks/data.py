@@ -14,7 +14,7 @@ from maisi_aug.banks.folder_bank import FolderBank
 from maisi_aug.banks.label_map import cut_map
 from maisi_aug.banks.listing import Needs
 from maisi_aug.errors import TrainingError
-from maisi_aug.system.progress import Report
+from maisi_aug.system.progress import Report, report_nothing
 from maisi_aug.system.seeds import derive_seed, numpy_generator
 from maisi_aug.training.cases.data import Memory, PhantomStore
 from maisi_aug.training.cases.prepared import PreparedStore
@@ -51,7 +51,7 @@ class MaskSplit:
     origin: str
 
 
-def open_phantoms(recipe: MaskTrainingRecipe, folder: Path, *, report: Report | None = None) -> MaskSplit:
+def open_phantoms(recipe: MaskTrainingRecipe, folder: Path, *, report: Report = report_nothing) -> MaskSplit:
     """Build what is missing of the recipe's phantoms.
 
     Phantom ``i`` depends on the seed and on ``i`` alone; those that are held out derive from another seed.
@@ -70,7 +70,9 @@ def open_phantoms(recipe: MaskTrainingRecipe, folder: Path, *, report: Report | 
     return MaskSplit(training, held_out, key, f"{data.num_phantoms} procedural phantoms, seed {data.seed}")
 
 
-def open_bank(recipe: MaskTrainingRecipe, bank: FolderBank, folder: Path, *, report: Report | None = None) -> MaskSplit:
+def open_bank(
+    recipe: MaskTrainingRecipe, bank: FolderBank, folder: Path, *, report: Report = report_nothing
+) -> MaskSplit:
     """Cut every map of a bank once to the recipe's grid, with its lesions' volumes kept, and store the cuts.
 
     A bank whose files have other names or sizes, or whose ids mean something else, is another one. A map that cannot be

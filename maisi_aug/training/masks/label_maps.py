@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from maisi_aug.networks.mask_decoding import class_ids
-from maisi_aug.system.progress import Report
+from maisi_aug.system.progress import Report, report_nothing
 from maisi_aug.system.seeds import numpy_generator
 from maisi_aug.system.whole_files import open_whole
 from maisi_aug.training.cases.data import CaseStore, Memory, read_array
@@ -135,7 +135,7 @@ def store_maps(
     names: Sequence[str],
     build: Callable[[int], NDArray[np.uint8] | None],
     *,
-    report: Report | None = None,
+    report: Report = report_nothing,
 ) -> list[Path]:
     """Write label maps into a folder, those that are not there yet.
 
@@ -155,7 +155,7 @@ def store_maps(
         if label_map is not None:
             with open_whole(path) as file:
                 np.savez_compressed(file, label_map=label_map)
-        if report is not None and not (is_there and place + 1 < len(paths)):
+        if not (is_there and place + 1 < len(paths)):
             report(place + 1, len(paths))
     return [path for path in paths if path.exists()]
 

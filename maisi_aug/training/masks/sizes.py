@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from maisi_aug.networks.mask_conditions import ABSENT, CONDITION_IDS, SIZED_ORGANS, SIZED_TUMORS
 from maisi_aug.networks.mask_decoding import class_ids
-from maisi_aug.system.progress import Report
+from maisi_aug.system.progress import Report, report_nothing
 from maisi_aug.system.whole_files import open_whole
 from maisi_aug.training.masks.label_maps import Classes, LabelMaps
 from maisi_aug.vocabulary.labels import MAISI
@@ -68,7 +68,7 @@ def _rank(ascending: NDArray[np.float64], volume_ml: float) -> float:
     return float(np.interp(volume_ml, ascending, np.linspace(0.0, 1.0, len(ascending))))
 
 
-def measure_maps(maps: LabelMaps, path: Path, *, voxel_ml: float, report: Report | None = None) -> MapFigures:
+def measure_maps(maps: LabelMaps, path: Path, *, voxel_ml: float, report: Report = report_nothing) -> MapFigures:
     """Measure every map once and keep the figures in a file.
 
     Args:
@@ -85,8 +85,7 @@ def measure_maps(maps: LabelMaps, path: Path, *, voxel_ml: float, report: Report
         counted, measured = measure_map(maps[index], voxel_ml=voxel_ml)
         counts.append(counted)
         volumes.append(measured)
-        if report is not None:
-            report(index + 1, len(maps))
+        report(index + 1, len(maps))
     figures = MapFigures(np.stack(counts), np.stack(volumes))
     with open_whole(path) as file:
         np.savez(file, counts=figures.counts, volumes_ml=figures.volumes_ml)
