@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from maisi_aug.bundle_spec.bundle import Bundle
 from maisi_aug.errors import TrainingError
 from maisi_aug.system.progress import Report, report_nothing
-from maisi_aug.training.cases.data import Box, CaseStore
+from maisi_aug.training.cases.data import CaseStore
 from maisi_aug.training.cases.prepared import PreparedStore
 from maisi_aug.training.cases.taught_label import Kind, TaughtLabel
 from maisi_aug.training.finetune.slot_choice import (
@@ -24,6 +24,7 @@ from maisi_aug.training.finetune.slot_choice import (
     remap_table,
 )
 from maisi_aug.vocabulary.labels import BODY_ID
+from maisi_aug.volumes.components import Box
 
 
 class SlotStore:

@@ -29,6 +29,7 @@ from maisi_aug.training.masks.label_maps import Classes, LabelMaps, draw_warp, m
 from maisi_aug.training.masks.recipe import MaskVaeLossConfig
 from maisi_aug.vocabulary.labels import MAISI
 from maisi_aug.volumes.grid import Shape, Spacing
+from maisi_aug.volumes.overlap import measure_dice_by_class
 
 NUM_SUMS = 3
 LEAST_SHARE = 1e-6
@@ -231,11 +232,8 @@ class MaskVaeValidation:
         ids, own = class_ids(), []
         for index in range(self.processes.rank, len(self.maps), self.processes.count):
             truth = self.maps[index]
-            found = self._reconstruct(truth)
-            counts = np.bincount(truth.ravel(), minlength=len(ids))
-            both = np.bincount(truth[truth == found], minlength=len(ids))
-            dice = 2 * both / np.maximum(1, counts + np.bincount(found.ravel(), minlength=len(ids)))
-            own.append({place: float(dice[place]) for place in np.flatnonzero(counts).tolist() if ids[place]})
+            found = measure_dice_by_class(truth, self._reconstruct(truth), len(ids))
+            own.append({place: dice for place, dice in enumerate(found) if dice is not None and ids[place]})
         rows = [row for rows in self.processes.gather(own) for row in rows]
         self.dice_per_label = {
             MAISI.name_of(int(ids[place])): fmean(row[place] for row in rows if place in row)
