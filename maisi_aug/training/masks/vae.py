@@ -8,6 +8,7 @@ intermediate result and its gradient. They are computed in slabs, and once more 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Any, cast
 
@@ -213,19 +214,23 @@ def encode_classes(autoencoder: nn.Module, classes: Classes, *, device: str) -> 
     return mean.float()
 
 
+@dataclass(eq=False)
 class MaskVaeValidation:
     """Dice of held-out maps that are encoded and decoded, whole.
 
     Attributes:
+        autoencoder: That trains.
+        maps: Held-out classes.
+        device: Where the autoencoder is.
+        processes: Share the maps among them.
         dice_per_label: Of the last call, by the name of the label, averaged over the maps that have it.
     """
 
-    def __init__(self, autoencoder: nn.Module, maps: LabelMaps, *, device: str, processes: Processes = ALONE) -> None:
-        self.autoencoder = autoencoder
-        self.maps = maps
-        self.device = device
-        self.processes = processes
-        self.dice_per_label: dict[str, float] = {}
+    autoencoder: nn.Module
+    maps: LabelMaps
+    device: str
+    processes: Processes = ALONE
+    dice_per_label: dict[str, float] = field(default_factory=dict)
 
     def __call__(self) -> dict[str, float]:
         """``dice``, averaged over the labels, and as ``loss`` what is missing to 1."""
