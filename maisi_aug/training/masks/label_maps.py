@@ -135,26 +135,26 @@ def store_maps(
     return [path for path in paths if path.exists()]
 
 
+@dataclass(frozen=True, eq=False)
 class VariedMaps:
     """Every map several times: itself, then others that are turned, stretched and shifted a little."""
 
-    def __init__(self, maps: LabelMaps, num_variants: int, warp: WarpConfig, *, spacing_mm: Spacing, seed: int) -> None:
-        self._maps = maps
-        self._num_variants = num_variants
-        self._warp = warp
-        self._spacing_mm = spacing_mm
-        self._seed = seed
+    maps: LabelMaps
+    num_variants: int
+    warp: WarpConfig
+    spacing_mm: Spacing
+    seed: int
 
     def __len__(self) -> int:
-        return len(self._maps) * self._num_variants
+        return len(self.maps) * self.num_variants
 
     def __getitem__(self, index: int) -> Classes:
-        number, variant = divmod(index, self._num_variants)
-        classes: Classes = self._maps[number]
+        number, variant = divmod(index, self.num_variants)
+        classes: Classes = self.maps[number]
         if variant == 0:
             return classes
-        rng = numpy_generator(self._seed, f"map variant {number} {variant}")
-        matrix, shift = draw_warp(self._warp, self._spacing_mm, rng)
+        rng = numpy_generator(self.seed, f"map variant {number} {variant}")
+        matrix, shift = draw_warp(self.warp, self.spacing_mm, rng)
         centre = (np.asarray(classes.shape) - 1) / 2
         return take_patch(classes, classes.shape, centre + shift, matrix)
 

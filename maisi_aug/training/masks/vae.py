@@ -37,42 +37,38 @@ LEAST_SHARE = 1e-6
 """What a class that no map has is taken for at the start."""
 
 
+@dataclass(eq=False)
 class MaskVaeObjective(Stateless):
-    """Reconstruct patches of label maps."""
+    """Reconstruct patches of label maps.
 
-    def __init__(
-        self,
-        autoencoder: nn.Module,
-        maps: LabelMaps,
-        config: MaskVaeLossConfig,
-        *,
-        counts: NDArray[np.int64],
-        spacing_mm: Spacing,
-        seed: int,
-        device: str,
-    ) -> None:
-        """Set the posterior's spread at the start, and the decoder to take every class for as likely as it is.
+    It sets the posterior's spread at the start, and the decoder to take every class for as likely as it is.
 
-        Args:
-            autoencoder: With plain layers.
-            maps: As classes.
-            config: Losses and patches.
-            counts: ``(N, 125)`` voxels per class of the maps.
-            spacing_mm: Of the maps.
-            seed: Of patches and noise.
-            device: Where the autoencoder is.
-        """
-        self.autoencoder = autoencoder
-        self.maps = maps
-        self.config = config
-        self.class_weights = balance_classes(counts, power=config.weight_power, max_weight=config.max_weight).to(device)
-        self.spacing_mm = spacing_mm
-        self.seed = seed
-        self.device = device
-        self._to_channels = choose_input(autoencoder)
-        _set_bias(autoencoder.quant_conv_log_sigma, torch.tensor(config.initial_log_variance))
-        shares = torch.from_numpy(counts.sum(axis=0) / max(1, counts.sum())).float().to(device) * self.class_weights
-        _set_bias(_blocks(autoencoder)[-1], shares.clamp_min(LEAST_SHARE).log())
+    Attributes:
+        autoencoder: With plain layers.
+        maps: As classes.
+        config: Losses and patches.
+        counts: ``(N, 125)`` voxels per class of the maps.
+        spacing_mm: Of the maps.
+        seed: Of patches and noise.
+        device: Where the autoencoder is.
+    """
+
+    autoencoder: nn.Module
+    maps: LabelMaps
+    config: MaskVaeLossConfig
+    counts: NDArray[np.int64]
+    spacing_mm: Spacing
+    seed: int
+    device: str
+
+    def __post_init__(self) -> None:
+        config, total = self.config, self.counts.sum(axis=0)
+        weights = balance_classes(self.counts, power=config.weight_power, max_weight=config.max_weight)
+        self.class_weights = weights.to(self.device)
+        self._to_channels = choose_input(self.autoencoder)
+        _set_bias(self.autoencoder.quant_conv_log_sigma, torch.tensor(config.initial_log_variance))
+        shares = torch.from_numpy(total / max(1, self.counts.sum())).float().to(self.device) * self.class_weights
+        _set_bias(_blocks(self.autoencoder)[-1], shares.clamp_min(LEAST_SHARE).log())
 
     @property
     def networks(self) -> Mapping[str, nn.Module]:

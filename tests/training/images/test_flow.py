@@ -56,7 +56,7 @@ def build_objective(
         lesion_ids=(HEPATIC_TUMOR,),
         seed=seed,
         device="cpu",
-        label_weights=label_weights,
+        label_weights=label_weights or {},
         remover=remover,
     )
 
