@@ -20,7 +20,7 @@ from maisi_aug.training.finetune.settings import FinetuneRequest
 
 if TYPE_CHECKING:
     from maisi_aug.bundle_spec.bundle import Bundle
-    from maisi_aug.preparation.collecting import Sources
+    from maisi_aug.preparation.request import Sources
     from maisi_aug.preparation.run import PreparePlan
     from maisi_aug.training.cases.prepared import PreparedStore
     from maisi_aug.training.finetune.run import FinetuneResult
@@ -78,16 +78,16 @@ def open_data(request: FinetuneRequest, base: Bundle, out: Path, *, is_main: boo
 
 def _find_sources(text: str, organs: tuple[Path, ...]) -> Sources:
     from maisi_aug.banks.case_files import IMAGE_FOLDERS, LABEL_FOLDERS, find_folders
-    from maisi_aug.preparation.collecting import Sources
+    from maisi_aug.preparation.request import Sources
 
     folder = Path(text)
     if not folder.is_dir() or (folder / "dataset.json").is_file():
-        return Sources(None, None, text, organs)
+        return Sources(nnunet=text, organs=organs)
     own_labels = [name for name in LABEL_FOLDERS if name != "anatomy"]  # of a cohort: what was asked for
     image_folders, label_folders = find_folders(folder, IMAGE_FOLDERS), find_folders(folder, own_labels)
     if image_folders and label_folders:
-        return Sources(image_folders[0], label_folders[0], None, organs)
-    return Sources(folder, folder, None, organs)
+        return Sources(images=image_folders[0], labels=label_folders[0], organs=organs)
+    return Sources(images=folder, labels=folder, organs=organs)
 
 
 def _prepare(sources: Sources, base: Bundle, folder: Path, wanted: FinetuneRequest) -> None:

@@ -55,9 +55,9 @@ class ModelOption(NamedTuple):
         has_default = not self.field.is_required() and isinstance(default, _PLAIN) and get_origin(taken) is not list
         info = typer.Option(
             *self.flags,
-            help=self.field.description,
+            help=(self.field.description or "").replace("[", r"\["),  # typer reads markup
             rich_help_panel=self.option.panel,
-            metavar=self.option.metavar,
+            metavar=self.option.metavar or ("<path>" if taken == list[Path] else None),
             autocompletion=getattr(completion, f"complete_{self.option.complete}") if self.option.complete else None,
             show_default=default != "",
             **limits,

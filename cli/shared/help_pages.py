@@ -18,7 +18,7 @@ EVERYDAY_OPTIONS: dict[str, tuple[str, ...]] = {
     "synthesize": (*_WHAT_TO_MAKE, "--seed", "--out", "--device", "--dry-run", "--json"),
     "insert": ("--out", "--device", "--json"),
     "plan": (*_WHAT_TO_MAKE, "--balance-against"),
-    "prepare": ("--out", "--images", "--labels", "--nnunet", "--map", "--organs", "--bundle", "--dry-run"),
+    "prepare": ("--out", "--dry-run"),
     "finetune-controlnet": ("--out", "--device", "--max-minutes", "--json"),
     "export nnunet": (
         *("--dataset-id", "--name", "--out", "--labels", "--like", "--map", "--ratio", "--dry-run", "--json"),
