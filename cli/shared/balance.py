@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from maisi_aug.cli.shared.label_map import split_rule, tell_old_spelling
+from maisi_aug.cli.shared.label_map import tell_old_spelling
 from maisi_aug.cli.shared.tables import open_table_console
+from maisi_aug.system.options import split_rule
 from maisi_aug.system.whole_files import write_text_whole
 
 if TYPE_CHECKING:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from functools import wraps
 from pathlib import Path
@@ -16,7 +17,7 @@ from pydantic.fields import FieldInfo
 
 from maisi_aug.cli.shared import completion
 from maisi_aug.system.models import list_problems
-from maisi_aug.system.options import Option
+from maisi_aug.system.options import EarlierSpelling, Option
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -128,12 +129,18 @@ def build_model(model: type[Model], given: Mapping[str, Any]) -> Model:
         section, _, field = path.rpartition(".")
         (values.setdefault(section, {}) if section else values)[field] = value
     try:
-        return model.model_validate(values)
+        with warnings.catch_warnings(record=True) as notes:
+            warnings.simplefilter("always", EarlierSpelling)
+            built = model.model_validate(values)
     except ValidationError as error:
         flags = {one.path: one.flags[0] for one in list_options(model)}
+        places = re.compile("|".join(rf"^{re.escape(path)}\b" for path in sorted(flags, key=len, reverse=True)))
         problems = list_problems(error, model, if_missing="Give it.")
-        spelt = [re.sub(r"^[\w.]+", lambda place: flags.get(place[0], place[0]), problem) for problem in problems]
+        spelt = (places.sub(lambda place: flags[place[0]], problem) for problem in problems)
         raise typer.BadParameter(" ".join(spelt)) from None
+    for note in notes:
+        typer.echo(f"Note: {note.message}", err=True)
+    return built
 
 
 def _is_given(context: typer.Context, name: str) -> bool:

@@ -23,10 +23,7 @@ EVERYDAY_OPTIONS: dict[str, tuple[str, ...]] = {
     "export nnunet": (
         *("--dataset-id", "--name", "--out", "--labels", "--like", "--map", "--ratio", "--dry-run", "--json"),
     ),
-    "benchmark run": (
-        *("--real", "--synthetic", "--label", "--map", "--test-list", "--arms", "--seeds", "--engine", "--preset"),
-        *("--out", "--device", "--max-minutes", "--json"),
-    ),
+    "benchmark run": ("--out", "--device", "--max-minutes", "--json"),
     "evaluate fid": ("--spacing", "--resampling", "--shape", "--extractor", "--weights", "--device", "--out", "--json"),
 }
 """What ``--help`` shows of a command with more options than fit on a screen; an option that is not named here is an

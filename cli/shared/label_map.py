@@ -12,24 +12,14 @@ from pathlib import Path
 
 import typer
 
+from maisi_aug.system.options import split_rule
+
 DROPPED = "background"
 
 
 def tell_old_spelling(old: str, new: str) -> None:
     """Say on stderr how an earlier spelling is written now."""
     typer.echo(f"Note: {old} is an earlier spelling, which the next release drops. Write {new}.", err=True)
-
-
-def split_rule(text: str, example: str) -> tuple[str, str]:
-    """``LABEL=NAME`` as its two sides.
-
-    Raises:
-        typer.BadParameter: A side is missing.
-    """
-    label, _, name = (part.strip() for part in text.partition("="))
-    if not label or not name:
-        raise typer.BadParameter(f"--map: expected LABEL=NAME such as '{example}', found '{text}'.")
-    return label, name
 
 
 def add_old_rules(rules: Iterable[str] | None, old: Sequence[str] | None, flag: str) -> list[str]:
