@@ -126,7 +126,7 @@ class BenchmarkConfig(StrictModel, use_attribute_docstrings=True):
     """Real cases: nnU-Net raw dataset, prepared folder, or folder of pairs."""
     synthetic: Annotated[
         dict[str, PathText], Option(metavar="[NAME=]FOLDER", takes=list[str], panel=_DATA, everyday=True)
-    ] = {}
+    ] = Field(default={})
     """Cohort, nnU-Net raw dataset or folder of pairs; with a name for the arms where there are several."""
     labels: Annotated[
         dict[str, tuple[int, ...]] | None,
@@ -136,7 +136,7 @@ class BenchmarkConfig(StrictModel, use_attribute_docstrings=True):
     mapping: Annotated[
         dict[str, tuple[str, ...]],
         Option("--map", metavar="LABEL=NAME", takes=list[str], panel=_DATA, everyday=True),
-    ] = {}
+    ] = Field(default={})
     """A label of the real cases and what it is in the synthetic maps: names or ids, joined by '+'. Where the real cases
     do not name it, LABEL is its id, or several joined by '+'."""
     lesion_labels: Annotated[tuple[str, ...] | None, Option("--lesion-label", panel=_DATA)] = None
@@ -149,9 +149,9 @@ class BenchmarkConfig(StrictModel, use_attribute_docstrings=True):
     """Number of patients to train on, instead of a share."""
     test_patients: Annotated[tuple[str, ...], Option("--test-list", takes=Path, panel=_DATA, everyday=True)] = ()
     """Text file with a patient to test on in every line: those that the networks of the cohort have not seen."""
-    arms: Annotated[
-        tuple[str, ...], Option(metavar="ARM,ARM,...", takes=str, panel=_TRAINING, everyday=True)
-    ] = DEFAULT_ARMS
+    arms: Annotated[tuple[str, ...], Option(metavar="ARM,ARM,...", takes=str, panel=_TRAINING, everyday=True)] = (
+        DEFAULT_ARMS
+    )
     """Joined by commas: real, real+synthetic:RATIO, real-duplicated, synthetic-only, copy-paste:RATIO. The others are
     compared with the first."""
     num_seeds: Annotated[int, Field(ge=1, le=100), Option("--seeds", panel=_TRAINING, everyday=True)] = 3
@@ -189,7 +189,7 @@ class BenchmarkConfig(StrictModel, use_attribute_docstrings=True):
     def _name_sources(cls, value: object) -> object:
         if not isinstance(value, list):
             return value
-        sources: dict[str, str] = {}
+        sources: dict[str, str] = Field(default={})
         for word in value:
             name, equals, path = word.partition("=")
             if not equals or not name.replace("-", "").replace("_", "").isalnum():
@@ -297,8 +297,8 @@ def parse_labels(
     Raises:
         ValueError: A word without a name, or a side of it is missing.
     """
-    labels: dict[str, tuple[int, ...]] = {}
-    mapping: dict[str, tuple[str, ...]] = {}
+    labels: dict[str, tuple[int, ...]] = Field(default={})
+    mapping: dict[str, tuple[str, ...]] = Field(default={})
     for word in words:
         name, equals, ids = (part.strip() for part in word.partition("="))
         if not name or (equals and _read_ids(ids) is None):
