@@ -58,8 +58,7 @@ class BalanceOptions(StrictModel, use_attribute_docstrings=True):
     """Which dataset a cohort balances, and how."""
 
     against: Annotated[Path | None, Option("--balance-against", panel=_PANEL)] = None
-    """Real dataset (nnU-Net raw by path, number or name, or label maps) whose missing lesions are made, by number per
-    case and size."""
+    """Real dataset whose missing lesions are made: nnU-Net raw by path, number or name, or label maps."""
     size_bins: Annotated[
         tuple[PositiveFinite, ...] | None,
         BeforeValidator(parse_size_bins),
