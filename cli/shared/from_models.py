@@ -81,7 +81,8 @@ class ModelOption(NamedTuple):
         Raises:
             typer.BadParameter: With what is wrong.
         """
-        adapter: TypeAdapter[Any] = TypeAdapter(Annotated[self.field.annotation, *self.field.metadata])
+        kind: Any = Annotated[self.field.annotation, *self.field.metadata]
+        adapter: TypeAdapter[Any] = TypeAdapter(kind)
         with _noting_spellings():
             try:
                 value = adapter.validate_python(self.to_value(typed))
