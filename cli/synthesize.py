@@ -30,7 +30,7 @@ from maisi_aug.cli.shared.completion import (
     complete_presets,
     complete_recipes,
 )
-from maisi_aug.cli.shared.dry_run import require_folder, show_plan
+from maisi_aug.cli.shared.dry_run import show_plan
 from maisi_aug.cli.shared.label_map import LabelRules
 from maisi_aug.cli.shared.parsing import (
     parse_decode_window,
@@ -42,11 +42,11 @@ from maisi_aug.cli.shared.parsing import (
     parse_spacing,
     parse_words,
 )
-from maisi_aug.cohort.source_rules import NO_MAP
+from maisi_aug.cohort.request import NO_MAP
 
 if TYPE_CHECKING:
-    from maisi_aug.cohort.recipe import CohortConfig
-    from maisi_aug.cohort.resolve import ResolvedCohort
+    from maisi_aug.cohort.request import CohortRequest
+    from maisi_aug.cohort.resolve import CohortRun
     from maisi_aug.generate.run import CohortSummary
     from maisi_aug.networks.acceleration import Compiler
 
@@ -444,14 +444,14 @@ def _require_out(out: Path | None) -> Path:
     return out
 
 
-def _read_config(recipe: str | None, flags: dict[str, Any]) -> CohortConfig:
-    from maisi_aug.cohort.recipe import build_config, load_recipe, override
+def _read_config(recipe: str | None, flags: dict[str, Any]) -> CohortRequest:
+    from maisi_aug.cohort.request import build_request, load_recipe, override
 
-    return load_recipe(recipe, flags) if recipe is not None else build_config(override({}, flags), source="synthesize")
+    return load_recipe(recipe, flags) if recipe is not None else build_request(override({}, flags), source="synthesize")
 
 
 def _run(
-    config: CohortConfig,
+    config: CohortRequest,
     balance: Balance | None,
     out: Path,
     device: str,
@@ -463,12 +463,11 @@ def _run(
 ) -> CohortSummary:
     with show_loading(is_quiet=is_quiet):
         from maisi_aug.cli.shared.progress import CohortProgress
-        from maisi_aug.cohort.resolve import resolve_cohort
+        from maisi_aug.cohort.resolve import resolve
         from maisi_aug.generate.run import synthesize_cohort
 
-    require_folder(out, may_resume=may_resume)
     with CohortProgress(is_quiet=is_quiet) as progress:
-        cohort = resolve_cohort(config, out, report_file=progress.measures)
+        cohort = resolve(config, out, may_resume=may_resume, report_file=progress.measures)
         for advice in _find_advice(cohort) if not is_quiet else ():
             typer.echo(f"Note: {advice}", err=True)
         summary = synthesize_cohort(cohort, out, device=device, compiler=compiler, listener=progress, verify=verify)
@@ -477,10 +476,10 @@ def _run(
     return summary
 
 
-def _find_advice(cohort: ResolvedCohort) -> list[str]:
+def _find_advice(cohort: CohortRun) -> list[str]:
     """What the bundle wants its user to know."""
     bundle = cohort.bundle
-    found = [bundle.advice, bundle.advice_without_map if cohort.config.mask_source == NO_MAP else ""]
+    found = [bundle.advice, bundle.advice_without_map if cohort.request.mask_source == NO_MAP else ""]
     return [" ".join(text.split()) for text in found if text]
 
 

@@ -17,7 +17,7 @@ from maisi_aug.system.whole_files import write_text_whole
 
 if TYPE_CHECKING:
     from maisi_aug.cohort.balance import BalanceTarget, LabelBalance
-    from maisi_aug.cohort.recipe import CohortConfig
+    from maisi_aug.cohort.request import CohortRequest
     from maisi_aug.vocabulary.labels import Vocabulary
 
 _PANEL = "Balance"
@@ -104,8 +104,8 @@ class Balance:
 
 
 def balance_config(
-    config: CohortConfig, flags: BalanceFlags, *, is_quiet: bool, needs_weights: bool = True
-) -> tuple[CohortConfig, Balance | None]:
+    config: CohortRequest, flags: BalanceFlags, *, is_quiet: bool, needs_weights: bool = True
+) -> tuple[CohortRequest, Balance | None]:
     """The configuration with the requests that balance the dataset, and the balance.
 
     Raises:
@@ -125,8 +125,8 @@ def balance_config(
         to_requests,
     )
     from maisi_aug.cohort.census import take_census
+    from maisi_aug.cohort.request import DEFAULT_NUM_CASES, CohortRequest
     from maisi_aug.cohort.resolve import find_grid
-    from maisi_aug.cohort.source_rules import DEFAULT_NUM_CASES
 
     _require_requests_in_mm(config)
     vocabulary = (load_bundle if needs_weights else load_outline)(config.bundle).vocabulary
@@ -144,14 +144,13 @@ def balance_config(
     balance = Balance(flags.against, labels)
     if flags.picture is not None:
         save_balance_picture(balance, flags.picture)
-    return config.model_copy(update={"labels": to_requests(labels)}), balance
+    return CohortRequest.model_validate({**dict(config), "labels": to_requests(labels)}), balance
 
 
-def _require_requests_in_mm(config: CohortConfig) -> None:
-    from maisi_aug.cohort.source_rules import SOURCES_WITHOUT_REQUESTS
+def _require_requests_in_mm(config: CohortRequest) -> None:
     from maisi_aug.errors import RequestError
 
-    if config.mask_source in SOURCES_WITHOUT_REQUESTS:
+    if not config.takes_requests:
         raise RequestError(
             f"--balance-against: expected a mask source that takes requests, found '{config.mask_source}'. Use "
             "--mask-source plant, bank or diffusion."

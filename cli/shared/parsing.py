@@ -144,7 +144,7 @@ def parse_organ_sizes(texts: Sequence[str]) -> dict[str, float] | None:
 
 def parse_gates(texts: Sequence[str]) -> dict[str, Any]:
     """``{"gates.FIELD": value}`` from ``NAME=on|off|NUMBER``, such as ``organ-hu=off`` and ``minimum-cnr=0.5``."""
-    from maisi_aug.cohort.recipe import GateConfig
+    from maisi_aug.cohort.request import GateConfig
     from maisi_aug.errors import did_you_mean
 
     found: dict[str, Any] = {}

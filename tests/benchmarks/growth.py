@@ -25,10 +25,11 @@ import yaml
 from pydantic import JsonValue
 
 from maisi_aug.cohort.folder import FOLDERS, CohortFolder
-from maisi_aug.cohort.manifest import MANIFEST_NAME, AttemptRecord, FileRecord, LesionRecord, VerdictRecord
+from maisi_aug.cohort.manifest import MANIFEST_NAME, AttemptRecord, FileRecord, VerdictRecord
 from maisi_aug.cohort.plan import CasePlan
-from maisi_aug.cohort.recipe import COHORT_NAME, build_config
-from maisi_aug.cohort.resolve import ResolvedCohort, resolve_cohort
+from maisi_aug.cohort.request import COHORT_NAME, build_request
+from maisi_aug.cohort.resolve import CohortRun, resolve
+from maisi_aug.lesions.lesion import Lesion
 from maisi_aug.pictures.preview import Caption, build_plain_preview, save_picture
 from maisi_aug.system.seeds import case_seed
 from maisi_aug.system.whole_files import sha256_of
@@ -46,7 +47,7 @@ MAX_FILE_CASES: Final = 10_000
 
 def write_cohort(folder: Path, num_cases: int) -> None:
     """A finished cohort that the command of :func:`list_commands` goes on with."""
-    cohort = resolve_cohort(build_config({"labels": list(LABELS), "num_cases": num_cases}, source="growth"))
+    cohort = resolve(build_request({"labels": list(LABELS), "num_cases": num_cases}, source="growth"))
     place = CohortFolder(folder)
     for name in FOLDERS:
         (folder / name).mkdir(parents=True)
@@ -83,10 +84,10 @@ def _write_sources(folder: Path, number: int) -> dict[str, Path]:
 BODY_AND_ORGANS: Final = 200
 
 
-def _build_record(cohort: ResolvedCohort, case: CasePlan) -> AttemptRecord:
+def _build_record(cohort: CohortRun, case: CasePlan) -> AttemptRecord:
     """An accepted attempt with figures as the gates give them."""
     lesions = tuple(
-        LesionRecord(
+        Lesion(
             part.label_id,
             part.label,
             part.volume_ml,

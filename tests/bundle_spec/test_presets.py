@@ -8,8 +8,8 @@ import pytest
 from maisi_aug.bundle_spec.bundle import Bundle, load_bundle
 from maisi_aug.bundle_spec.decoding import DecodingConfig
 from maisi_aug.bundle_spec.presets import find_preset, list_all_presets, list_presets, memory_presets
-from maisi_aug.cohort.recipe import build_config, load_recipe, override
-from maisi_aug.cohort.resolve import ResolvedCohort, resolve_cohort
+from maisi_aug.cohort.request import build_request, load_recipe, override
+from maisi_aug.cohort.resolve import CohortRun, resolve
 from maisi_aug.errors import RecipeError
 from tests.builders.published_bundle import write_limited_bundle, write_published_bundle
 
@@ -22,8 +22,8 @@ def rflow(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     return write_published_bundle(tmp_path_factory.mktemp("bundles") / "rflow-ct")
 
 
-def resolve(bundle: Bundle, **changes: Any) -> ResolvedCohort:
-    return resolve_cohort(build_config({"labels": ["liver"], "bundle": str(bundle.path), **changes}))
+def resolve(bundle: Bundle, **changes: Any) -> CohortRun:
+    return resolve(build_request({"labels": ["liver"], "bundle": str(bundle.path), **changes}))
 
 
 def test_published_bundle_takes_every_preset(rflow: Bundle) -> None:
@@ -64,7 +64,7 @@ def test_preset_sets_grid_and_decode_window(
     assert cohort.grid.spacing_mm == pytest.approx(find_preset(name, rflow).spacing_mm)
     assert cohort.config.decoding.window == (window or "whole")
     assert cohort.bundle.fingerprint == rflow.fingerprint
-    again = resolve_cohort(build_config(cohort.to_document()["configuration"]))
+    again = resolve(build_request(cohort.to_document()["configuration"]))
     assert again.to_document() == cohort.to_document()
 
 

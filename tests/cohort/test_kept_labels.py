@@ -10,9 +10,8 @@ import pytest
 from PIL import Image
 
 from maisi_aug.bundle_spec.bundle import load_bundle
-from maisi_aug.cohort.kept_labels import keep_anatomy, spell_labels
 from maisi_aug.cohort.manifest import load_manifest
-from maisi_aug.cohort.plan import CohortPlan, plan_from_texts
+from maisi_aug.cohort.plan import CohortPlan, keep_anatomy, plan_from_texts, spell_labels
 from maisi_aug.errors import RequestError, VocabularyError
 from maisi_aug.integrations.nnunet import dataset as nnunet
 from maisi_aug.integrations.nnunet.dataset import export_nnunet

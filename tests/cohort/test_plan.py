@@ -15,7 +15,7 @@ from maisi_aug.cohort.plan import (
     plan_from_texts,
     plan_given_maps,
 )
-from maisi_aug.cohort.recipe import load_recipe
+from maisi_aug.cohort.request import load_recipe
 from maisi_aug.errors import RequestError, VocabularyError
 from maisi_aug.system.seeds import case_seed
 from maisi_aug.vocabulary.labels import FULL_VOCABULARY, MAISI, SlotBinding

@@ -7,15 +7,15 @@ import pytest
 import yaml
 
 from maisi_aug.cohort.folder import open_cohort
-from maisi_aug.cohort.recipe import build_config
-from maisi_aug.cohort.resolve import ResolvedCohort, replan, resolve_cohort
+from maisi_aug.cohort.request import build_request
+from maisi_aug.cohort.resolve import CohortRun, replan, resolve
 from maisi_aug.errors import BankError, BundleError, CohortError, GridError, RecipeError, RequestError
 from maisi_aug.networks.weights import write_random_bundle
 from tests.builders.tiny_bundle import TINY_SHAPE, build_ddpm_header, build_header
 
 
-def resolve(bundle: Path, **changes: Any) -> ResolvedCohort:
-    return resolve_cohort(build_config({"labels": ["hepatic tumor:0.3"], "bundle": str(bundle), **changes}))
+def resolve(bundle: Path, **changes: Any) -> CohortRun:
+    return resolve(build_request({"labels": ["hepatic tumor:0.3"], "bundle": str(bundle), **changes}))
 
 
 def test_defaults_of_the_bundle_are_filled_in(bundle_path: Path) -> None:
@@ -36,7 +36,7 @@ def test_what_the_user_says_stands_above_the_bundle(bundle_path: Path) -> None:
 def test_resolving_again_changes_nothing(bundle_path: Path) -> None:
     cohort = resolve(bundle_path)
     document = yaml.safe_load(yaml.safe_dump(cohort.to_document()))
-    again = resolve_cohort(build_config(document["configuration"]))
+    again = resolve(build_request(document["configuration"]))
     assert again.config == cohort.config
     assert again.plan == cohort.plan
     assert again.to_document() == document
@@ -176,20 +176,20 @@ def test_mapping_to_a_label_that_is_none_is_refused(bundle_path: Path, tmp_path:
 
 def test_unknown_bundle_is_refused() -> None:
     with pytest.raises(BundleError, match="Bundle 'tiny-ct': expected"):
-        resolve_cohort(build_config({"labels": ["liver"], "bundle": "tiny-ct"}))
+        resolve(build_request({"labels": ["liver"], "bundle": "tiny-ct"}))
 
 
 def test_foreign_folder_is_refused(bundle_path: Path, tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(CohortError, match=r"found 'notes\.txt'"):
-        resolve_cohort(build_config({"labels": ["liver"], "bundle": str(bundle_path)}), tmp_path)
+        resolve(build_request({"labels": ["liver"], "bundle": str(bundle_path)}), tmp_path)
 
 
 def test_networks_are_told_nothing_that_they_do_not_listen_to(tmp_path: Path) -> None:
     ddpm = str(write_random_bundle(tmp_path, build_ddpm_header(), seed=0).path)
     with pytest.raises(RecipeError, match="modality: expected 'ct', .* 'tiny-ddpm' are not told any other"):
-        resolve_cohort(build_config({"labels": ["liver"], "bundle": ddpm, "modality": "ct_contrast"}))
-    asked = build_config({"labels": ["liver"], "bundle": ddpm, "body_region": ["thorax", "pelvis"]})
-    assert resolve_cohort(asked).config.body_region == ("thorax", "pelvis")
+        resolve(build_request({"labels": ["liver"], "bundle": ddpm, "modality": "ct_contrast"}))
+    asked = build_request({"labels": ["liver"], "bundle": ddpm, "body_region": ["thorax", "pelvis"]})
+    assert resolve(asked).config.body_region == ("thorax", "pelvis")
     with pytest.raises(RecipeError, match="body_region: expected none, .* found abdomen"):
-        resolve_cohort(build_config({"labels": ["liver"], "body_region": ["abdomen"]}))
+        resolve(build_request({"labels": ["liver"], "body_region": ["abdomen"]}))

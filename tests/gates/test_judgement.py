@@ -8,7 +8,7 @@ import pytest
 from numpy.typing import NDArray
 
 from maisi_aug.cohort.plan import CasePlan, PlannedLesion
-from maisi_aug.cohort.recipe import GateConfig
+from maisi_aug.cohort.request import GateConfig
 from maisi_aug.gates.judgement import judge_image, judge_label_map, judge_organ_hu, overlay_ranges, unrealised_lesions
 from maisi_aug.lesions.planting import PlantedLesion
 from maisi_aug.vocabulary.hu import HuRange, reference_hu_ranges

@@ -2,15 +2,16 @@ from __future__ import annotations
 
 from pydantic import JsonValue
 
-from maisi_aug.cohort.manifest import LesionRecord, VerdictRecord
+from maisi_aug.cohort.manifest import VerdictRecord
 from maisi_aug.cohort.plan import CasePlan
 from maisi_aug.generate.attempts import Attempt
 from maisi_aug.generate.writer import describe_attempt
+from maisi_aug.lesions.lesion import Lesion
 
 CASE = CasePlan("case_0001", 0, "hepatic tumor:10-30mmx2", (), ())
-SMALL = LesionRecord(26, "hepatic tumor", 1.0, None, 0.96, 12.2)
-LARGE = LesionRecord(26, "hepatic tumor", 9.0, None, 8.96, 25.8)
-LOST = LesionRecord(23, "lung tumor", 2.0)
+SMALL = Lesion(26, "hepatic tumor", 1.0, None, 0.96, 12.2)
+LARGE = Lesion(26, "hepatic tumor", 9.0, None, 8.96, 25.8)
+LOST = Lesion(23, "lung tumor", 2.0)
 
 
 def visibility(num_voxels: int, contrast_hu: float, *, passed: bool = True) -> VerdictRecord:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from maisi_aug.cohort.manifest import load_manifest
-from maisi_aug.cohort.resolve import ResolvedCohort
+from maisi_aug.cohort.resolve import CohortRun
 from maisi_aug.errors import BankError, BundleError, GridError, LesionError, RecipeError
 from maisi_aug.generate.run import Listener, synthesize_cohort
 from maisi_aug.lesions.planting import LesionWish, measure_lesions
@@ -40,14 +40,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def resolve(folder: Path) -> Callable[..., ResolvedCohort]:
+def resolve(folder: Path) -> Callable[..., CohortRun]:
     return resolver(
         labels=["hepatic tumor:14mm"], bundle=str(folder), mask_source="diffusion", gates=GATES_OFF, num_cases=2
     )
 
 
 @pytest.fixture(scope="module")
-def source(resolve: Callable[..., ResolvedCohort]) -> DiffusionSource:
+def source(resolve: Callable[..., CohortRun]) -> DiffusionSource:
     cohort = resolve()
     return DiffusionSource(MaskGenerator.load(cohort.bundle, "cpu"), cohort.bundle.vocabulary, cohort.grid)
 
@@ -197,7 +197,7 @@ class Noting(Listener):
         self.maps.append((number, done, total))
 
 
-def test_cohort_is_made_and_says_how(resolve: Callable[..., ResolvedCohort], tmp_path: Path) -> None:
+def test_cohort_is_made_and_says_how(resolve: Callable[..., CohortRun], tmp_path: Path) -> None:
     cohort = resolve(labels=["hepatic tumor:14mm", "kidney tumor:14mm+liver"], size_of={"Liver": 0.5})
     assert cohort.config.mask_steps == 3
     noting = Noting()
@@ -232,14 +232,14 @@ def test_cohort_is_made_and_says_how(resolve: Callable[..., ResolvedCohort], tmp
     ],
 )
 def test_what_cannot_be_made_is_refused(
-    changes: dict[str, Any], error: type[Exception], message: str, resolve: Callable[..., ResolvedCohort]
+    changes: dict[str, Any], error: type[Exception], message: str, resolve: Callable[..., CohortRun]
 ) -> None:
     with pytest.raises(error, match=message):
         resolve(**changes)
 
 
 def test_bundle_without_mask_networks_is_refused_before_anything_is_made(
-    resolve: Callable[..., ResolvedCohort], tmp_path: Path
+    resolve: Callable[..., CohortRun], tmp_path: Path
 ) -> None:
     plain = write_tiny_bundle(tmp_path)
     with pytest.raises(BundleError, match="'tiny': expected mask networks .* bundles pull rflow-ct --with-masks"):

@@ -7,11 +7,11 @@ import pytest
 
 from maisi_aug.banks.folder_bank import FolderBank
 from maisi_aug.bundle_spec.bundle import load_bundle
+from maisi_aug.cohort.grammar import parse_requests
 from maisi_aug.cohort.manifest import load_manifest
 from maisi_aug.cohort.plan import CasePlan, PlannedLesion
-from maisi_aug.cohort.recipe import GateConfig, build_config
-from maisi_aug.cohort.requests import parse_requests
-from maisi_aug.cohort.resolve import resolve_cohort
+from maisi_aug.cohort.request import GateConfig, build_request
+from maisi_aug.cohort.resolve import resolve
 from maisi_aug.errors import BankError, LesionError, RequestError
 from maisi_aug.gates.judgement import judge_label_map
 from maisi_aug.generate.run import synthesize_cohort
@@ -25,7 +25,7 @@ from maisi_aug.vocabulary.sizes import SizeDistribution
 from maisi_aug.volumes.grid import Grid
 from tests.builders.tiny_prepared import GLAND, NODULE, write_prepared, write_tiny_base
 from tests.builders.tiny_training import BODY, LIVER, tiny_grid
-from tests.training.finetune.test_run import build_config as build_finetuning
+from tests.training.finetune.test_run import build_request as build_finetuning
 
 VOCABULARY = MAISI.with_slots(
     {"gland": SlotBinding(GLAND, (BODY,), is_organ=True), "bright nodule": SlotBinding(NODULE, (LIVER,))}
@@ -141,17 +141,17 @@ def test_fine_tuned_bundle_draws_at_once(data: Path, tmp_path: Path) -> None:
         "bundle": str(bundle.path),
         "gates": {"organ_hu": False, "visibility": False},
     }
-    summary = synthesize_cohort(resolve_cohort(build_config(values)), tmp_path / "cohort", device="cpu")
+    summary = synthesize_cohort(resolve(build_request(values)), tmp_path / "cohort", device="cpu")
     assert summary.is_complete
     origins = {record.request: record.mask_origin for record in load_manifest(tmp_path / "cohort").accepted}
     assert {origin["source"] for origin in origins.values()} == {"bank", "plant"}
     # Validation cases never serve: fold 0 holds p0 and p3.
     assert {Path(str(origin["file"])).name for origin in origins.values()} <= {"p1.nii.gz", "p2.nii.gz"}
     with pytest.raises(RequestError, match="which is not planted, found the phantoms. Name label maps"):
-        resolve_cohort(build_config({**values, "mask_bank": "phantom"}))
+        resolve(build_request({**values, "mask_bank": "phantom"}))
     with pytest.raises(RequestError, match="expected mask_source 'plant' for lesions beside 'gland', found 'bank'"):
-        resolve_cohort(
-            build_config(
+        resolve(
+            build_request(
                 {
                     **values,
                     "labels": ["gland:0.5+bright nodule:0.5"],
