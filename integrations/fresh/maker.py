@@ -51,7 +51,7 @@ class FreshMaker:
         """Load the weights.
 
         Args:
-            configuration: Of the cohort, as ``CohortRequest.to_dict`` gives it; ``num_cases`` and ``seed`` are those below.
+            configuration: Of the cohort, as ``CohortRequest.to_dict`` gives it; the number of cases is that below.
             device: Where the networks run.
             num_cases: Of an epoch.
             seed: Decides every case.

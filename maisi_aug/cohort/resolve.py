@@ -257,7 +257,7 @@ def _choose_grid(request: CohortRequest, bundle: Bundle, preset: Preset | None) 
     if request.follows_maps:
         grid.require_multiple_of(bundle.grid_factor, subject=f"Shape for bundle '{bundle.name}'")
         return grid
-    is_head = shows_head_alone(request.body_region, label_names(request.labels), bundle)
+    is_head = shows_head_alone(request, bundle)
     for sentence in check_grid(grid, bundle, shows_head_alone=is_head, allow_unseen=request.allow_unseen_grid):
         warnings.warn(sentence, stacklevel=3)
     return grid

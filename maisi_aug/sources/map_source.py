@@ -75,6 +75,7 @@ class MapSource(Protocol):
         Raises:
             CohortError: Naming the first that does not.
         """
+        return  # there are no files
 
     def leaves_hope(self, error: LesionError | BankError, case: CasePlan, others: Sequence[CasePlan]) -> bool:
         """Whether one of the other cases may succeed where a case has failed with an error.
@@ -112,6 +113,7 @@ class MaskBank(Protocol):
 
     def require_unchanged(self, origins: Iterable[Mapping[str, Any]]) -> None:
         """Raise unless the files that cases were made from still hold the same."""
+        return  # there are no files
 
     def draw_bases(self, lesions: Sequence[Lesion], *, required_ids: Sequence[int], seed: int) -> Iterator[BaseMap]:
         """Maps that may host the lesions, in the random order of the seed; more are drawn as more are taken."""

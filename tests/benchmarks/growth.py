@@ -90,10 +90,10 @@ def _build_record(cohort: CohortRun, case: CasePlan) -> AttemptRecord:
         Lesion(
             part.label_id,
             part.label,
-            part.volume_ml,
+            part.requested_ml,
             part.percentile,
-            part.volume_ml * (1 + 1e-3 * (case.index % 7)),
-            part.diameter_mm,
+            part.requested_ml * (1 + 1e-3 * (case.index % 7)),
+            part.requested_mm,
             (3, 4, 2),
             1,
             part.size_source,
@@ -136,7 +136,7 @@ def _build_record(cohort: CohortRun, case: CasePlan) -> AttemptRecord:
         VerdictRecord("organ HU", True, {"organs": organs, "num_judged": 6}, "Organ HU: 6 of 6 inside their range."),
         VerdictRecord("lesion visibility", True, seen, "Lesion visibility: found -61 HU at 22.4 mm."),
     )
-    seed = case_seed(cohort.config.seed, case.asked, case.index, 0)
+    seed = case_seed(cohort.seed, case.asked, case.index, 0)
     return AttemptRecord(
         case_id=case.case_id,
         case_index=case.index,
@@ -155,7 +155,7 @@ def _build_record(cohort: CohortRun, case: CasePlan) -> AttemptRecord:
         settings={"num_inference_steps": 4, "modality": "ct", "decoding": {"window": "whole", "num_splits": 1}},
         files={},
         seconds={"mask": 0.2, "image": 3.1, "files": 0.1},
-        max_attempts=cohort.config.max_attempts,
+        max_attempts=cohort.request.max_attempts,
     )
 
 

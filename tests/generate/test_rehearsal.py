@@ -65,9 +65,9 @@ def test_hardest_case_is_the_one_with_the_most_lesion_volume() -> None:
     plan = resolve(build_request({"labels": ["lung tumor:8-30mm", "liver tumor:20mm"], "num_cases": 8})).plan
     largest = {case.request: case for case in find_hardest(plan, has_own_lesions=False)}
     assert len(largest) == 2
-    sizes = [case.lesions[0].volume_ml for case in plan.cases if case.request == "lung tumor:8-30mm"]
-    assert largest["lung tumor:8-30mm"].lesions[0].volume_ml == max(sizes)
-    own = {case.lesions[0].volume_ml for case in find_hardest(plan, has_own_lesions=True)}
+    sizes = [case.lesions[0].requested_ml for case in plan.cases if case.request == "lung tumor:8-30mm"]
+    assert largest["lung tumor:8-30mm"].lesions[0].requested_ml == max(sizes)
+    own = {case.lesions[0].requested_ml for case in find_hardest(plan, has_own_lesions=True)}
     assert {min(sizes), max(sizes)} <= own
 
 

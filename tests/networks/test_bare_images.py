@@ -12,7 +12,8 @@ from PIL import Image
 
 from maisi_aug.cohort.manifest import load_manifest
 from maisi_aug.cohort.request import build_request
-from maisi_aug.cohort.resolve import CohortRun, resolve
+from maisi_aug.cohort.resolve import CohortRun
+from maisi_aug.cohort.resolve import resolve as resolve_request
 from maisi_aug.errors import ExportError, RecipeError
 from maisi_aug.generate.run import CohortSummary, synthesize_cohort
 from maisi_aug.integrations.nnunet.dataset import export_nnunet
@@ -35,7 +36,7 @@ def resolve(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., CohortRun
 
     def call(bundle: str = "tiny", **changes: Any) -> CohortRun:
         values = {"mask_source": "none", "bundle": str(folder / bundle), "shape": SHAPE, "num_cases": 2}
-        return resolve(build_request({**values, "gates": {"organ_hu": False}, **changes}))
+        return resolve_request(build_request({**values, "gates": {"organ_hu": False}, **changes}))
 
     return call
 

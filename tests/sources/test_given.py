@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from maisi_aug.banks.label_map import BankMap
 from maisi_aug.cohort.manifest import MANIFEST_NAME, load_manifest
 from maisi_aug.cohort.request import build_request
-from maisi_aug.cohort.resolve import CohortRun, resolve
+from maisi_aug.cohort.resolve import CohortRun
+from maisi_aug.cohort.resolve import resolve as resolve_request
 from maisi_aug.errors import BankError, CohortError, RecipeError, VocabularyError
 from maisi_aug.generate.run import CohortSummary, synthesize_cohort
 from maisi_aug.lesions.planting import measure_lesions
@@ -144,7 +145,7 @@ def test_cohort_goes_on_to_the_same_bytes(
     synthesize_cohort(cohort, tmp_path, device="cpu", case_indices=[2])
     synthesize_cohort(cohort, tmp_path, device="cpu", case_indices=[3, 1, 0])
     assert hash_files(tmp_path) == hash_files(three.folder)
-    again = resolve(build_request({**cohort.config.to_dict()}))
+    again = resolve_request(build_request(cohort.configuration))
     assert synthesize_cohort(again, tmp_path, device="no such device").num_new == 0
     with pytest.raises(CohortError, match="this cohort has 4 cases, -n asks for 3. -n can only grow."):
         synthesize_cohort(resolve(maps, seed=5), tmp_path)
@@ -343,19 +344,19 @@ def test_grid_that_the_bundle_has_not_seen_is_warned_of_as_one_that_is_asked_for
     source = open_given_source(resolve(build_request(values)))
     plan = resolve(build_request(values)).plan
     with pytest.warns(UserWarning, match=r"a_seg.nii.gz: Grid for bundle 'phantom-ct'.*4 mm along K"):
-        source.take(plan.cases[0])
+        source.draw(plan.cases[0], 0)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        source.take(plan.cases[0])  # once is enough
+        source.draw(plan.cases[0], 0)  # once is enough
     with pytest.raises(BankError, match=r"b_seg.nii.gz: Grid for bundle 'phantom-ct'.*--allow-unseen-grid"):
-        source.take(plan.cases[1])
+        source.draw(plan.cases[1], 0)
     first, second = look_at_maps(source, plan.cases, lambda done, total: None)
     assert "4 mm along K" in first.warning
     assert (first.fault, second.warning) == ("", "")
     assert second.fault.startswith("b_seg.nii.gz: Grid for bundle 'phantom-ct'")
     allowed = open_given_source(resolve(build_request({**values, "allow_unseen_grid": True})))
     with pytest.warns(UserWarning, match="b_seg.nii.gz: Grid for bundle"):
-        allowed.take(plan.cases[1])
+        allowed.draw(plan.cases[1], 0)
 
 
 def test_bank_without_a_usable_map_ends_the_run_and_records_nothing(
