@@ -13,15 +13,14 @@ import typer
 from maisi_aug.cli.shared.balance import Balance, BalanceOptions, LesionMapOption, balance_config, save_balance
 from maisi_aug.cli.shared.bars import show_loading
 from maisi_aug.cli.shared.completion import complete_recipes
-from maisi_aug.cli.shared.dry_run import require_folder, show_plan
+from maisi_aug.cli.shared.dry_run import show_plan
 from maisi_aug.cli.shared.from_models import Given, with_options
 from maisi_aug.cli.shared.label_map import LabelRules
 from maisi_aug.cli.shared.run_options import RUN, AsJson, Device, Quiet
-from maisi_aug.cohort.recipe import CohortConfig, build_config, load_recipe, override
-from maisi_aug.cohort.source_rules import NO_MAP
+from maisi_aug.cohort.request import NO_MAP, CohortRequest, build_request, load_recipe, override
 
 if TYPE_CHECKING:
-    from maisi_aug.cohort.resolve import ResolvedCohort
+    from maisi_aug.cohort.resolve import CohortRun
     from maisi_aug.generate.run import CohortSummary
 
 CompilerName = Literal["none", "inductor", "trt"]
@@ -33,7 +32,7 @@ def register(app: typer.Typer) -> None:
 
 
 def synthesize(
-    flags: Annotated[Given, CohortConfig],
+    flags: Annotated[Given, CohortRequest],
     balance_options: BalanceOptions,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Folder for the cohort; an unfinished one is continued.")
@@ -83,7 +82,7 @@ def synthesize(
         lesion_map or [], balance_options.against, flags.get("size_reference"), flags.get("mask_bank") or recipe
     )
     flags = rules.add_to(flags)
-    config = load_recipe(recipe, flags) if recipe else build_config(override({}, flags), source="synthesize")
+    config = load_recipe(recipe, flags) if recipe else build_request(override({}, flags), source="synthesize")
     config, balance = balance_config(config, balance_options, rules.lesions, is_quiet=quiet, needs_weights=not dry_run)
     if dry_run:
         show_plan(config, balance, out, may_resume=resume, as_json=as_json, is_quiet=quiet)
@@ -102,7 +101,7 @@ def _require_out(out: Path | None) -> Path:
 
 
 def _run(
-    config: CohortConfig,
+    config: CohortRequest,
     balance: Balance | None,
     out: Path,
     device: str,
@@ -114,12 +113,11 @@ def _run(
 ) -> CohortSummary:
     with show_loading(is_quiet=is_quiet):
         from maisi_aug.cli.shared.progress import CohortProgress
-        from maisi_aug.cohort.resolve import resolve_cohort
+        from maisi_aug.cohort.resolve import resolve
         from maisi_aug.generate.run import synthesize_cohort
 
-    require_folder(out, may_resume=may_resume)
     with CohortProgress(is_quiet=is_quiet) as progress:
-        cohort = resolve_cohort(config, out, report_file=progress.measures)
+        cohort = resolve(config, out, may_resume=may_resume, report_file=progress.measures)
         for advice in _find_advice(cohort) if not is_quiet else ():
             typer.echo(f"Note: {advice}", err=True)
         summary = synthesize_cohort(cohort, out, device=device, compiler=compiler, listener=progress, verify=verify)
@@ -128,10 +126,10 @@ def _run(
     return summary
 
 
-def _find_advice(cohort: ResolvedCohort) -> list[str]:
+def _find_advice(cohort: CohortRun) -> list[str]:
     """What the bundle wants its user to know."""
     bundle = cohort.bundle
-    found = [bundle.advice, bundle.advice_without_map if cohort.config.mask_source == NO_MAP else ""]
+    found = [bundle.advice, bundle.advice_without_map if cohort.request.mask_source == NO_MAP else ""]
     return [" ".join(text.split()) for text in found if text]
 
 

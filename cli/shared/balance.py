@@ -20,7 +20,7 @@ from maisi_aug.system.whole_files import write_text_whole
 
 if TYPE_CHECKING:
     from maisi_aug.cohort.balance import BalanceTarget, LabelBalance
-    from maisi_aug.cohort.recipe import CohortConfig
+    from maisi_aug.cohort.request import CohortRequest
     from maisi_aug.vocabulary.labels import Vocabulary
 
 _PANEL = "Balance"
@@ -95,13 +95,13 @@ class Balance:
 
 
 def balance_config(
-    config: CohortConfig,
+    config: CohortRequest,
     options: BalanceOptions,
     rules: Sequence[str] = (),
     *,
     is_quiet: bool,
     needs_weights: bool = True,
-) -> tuple[CohortConfig, Balance | None]:
+) -> tuple[CohortRequest, Balance | None]:
     """The configuration with the requests that balance the dataset, and the balance.
 
     Args:
@@ -127,8 +127,8 @@ def balance_config(
         to_requests,
     )
     from maisi_aug.cohort.census import take_census
+    from maisi_aug.cohort.request import DEFAULT_NUM_CASES, CohortRequest
     from maisi_aug.cohort.resolve import find_grid
-    from maisi_aug.cohort.source_rules import DEFAULT_NUM_CASES
 
     _require_requests_in_mm(config)
     vocabulary = (load_bundle if needs_weights else load_outline)(config.bundle).vocabulary
@@ -146,14 +146,13 @@ def balance_config(
     balance = Balance(options.against, labels)
     if options.picture is not None:
         save_balance_picture(balance, options.picture)
-    return config.model_copy(update={"labels": to_requests(labels)}), balance
+    return CohortRequest.model_validate({**dict(config), "labels": to_requests(labels)}), balance
 
 
-def _require_requests_in_mm(config: CohortConfig) -> None:
-    from maisi_aug.cohort.source_rules import SOURCES_WITHOUT_REQUESTS
+def _require_requests_in_mm(config: CohortRequest) -> None:
     from maisi_aug.errors import RequestError
 
-    if config.mask_source in SOURCES_WITHOUT_REQUESTS:
+    if not config.takes_requests:
         raise RequestError(
             f"--balance-against: expected a mask source that takes requests, found '{config.mask_source}'. Use "
             "--mask-source plant, bank or diffusion."

@@ -297,8 +297,8 @@ def parse_labels(
     Raises:
         ValueError: A word without a name, or a side of it is missing.
     """
-    labels: dict[str, tuple[int, ...]] = Field(default={})
-    mapping: dict[str, tuple[str, ...]] = Field(default={})
+    labels: dict[str, tuple[int, ...]] = {}
+    mapping: dict[str, tuple[str, ...]] = {}
     for word in words:
         name, equals, ids = (part.strip() for part in word.partition("="))
         if not name or (equals and _read_ids(ids) is None):

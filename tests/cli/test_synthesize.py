@@ -12,8 +12,8 @@ from maisi_aug.bundle_spec.decoding import DecodingConfig
 from maisi_aug.cli.synthesize import CompilerName, describe_summary
 from maisi_aug.cohort.folder import open_cohort
 from maisi_aug.cohort.manifest import Manifest, load_manifest
-from maisi_aug.cohort.recipe import CohortConfig, GateConfig, build_config, load_recipe, override
-from maisi_aug.cohort.resolve import resolve_cohort
+from maisi_aug.cohort.request import CohortRequest, GateConfig, build_request, load_recipe, override
+from maisi_aug.cohort.resolve import resolve
 from maisi_aug.generate.run import CohortSummary
 from maisi_aug.networks.acceleration import Compiler
 from maisi_aug.system.options import EarlierSpelling
@@ -211,7 +211,7 @@ def test_foreign_folder_is_refused_before_anything_is_loaded(
 def test_cohort_of_another_configuration_is_refused(
     run_cli: Run, recipe: Path, tmp_path: Path, options: list[str], flags: list[str], message: str
 ) -> None:
-    cohort = resolve_cohort(load_recipe(str(recipe)))
+    cohort = resolve(load_recipe(str(recipe)))
     with open_cohort(tmp_path, cohort.to_document(), header=[]):
         (tmp_path / "images").mkdir()
         (tmp_path / "images" / "case_0001.nii.gz").write_text("an image")
@@ -391,8 +391,8 @@ def test_size_label_without_a_name_needs_one_lesion(run_cli: Run, recipe: Path, 
 
 
 def test_words_of_the_command_line_are_read() -> None:
-    def config_of(**fields: object) -> CohortConfig:
-        return build_config({"labels": ["hepatic tumor"], **fields})
+    def config_of(**fields: object) -> CohortRequest:
+        return build_request({"labels": ["hepatic tumor"], **fields})
 
     assert config_of(shape="128x96x80").shape == config_of(shape="128, 96,80").shape == (128, 96, 80)
     assert config_of(shape="64").shape == config_of(shape=[64, 64, 64]).shape == (64, 64, 64)
@@ -485,7 +485,7 @@ def test_bundle_says_that_it_draws_poorly_without_a_label_map(run_cli: Run, bund
 def test_gates_are_set_by_flags(run_cli: Run) -> None:
     words = ["organ-hu=off", "minimum_cnr=0.5", "lesion-place=on", "max-share-outside=0.2"]
     recipe = {"labels": ["liver"], "gates": {"organ_hu": True, "visibility": False}}
-    config = build_config(override(recipe, {"gates": GateConfig.model_validate(words).model_dump(exclude_unset=True)}))
+    config = build_request(override(recipe, {"gates": GateConfig.model_validate(words).model_dump(exclude_unset=True)}))
     gates = config.gates
     assert (gates.organ_hu, gates.minimum_cnr, gates.lesion_place, gates.max_share_outside) == (False, 0.5, True, 0.2)
     assert not gates.visibility
