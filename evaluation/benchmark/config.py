@@ -189,7 +189,7 @@ class BenchmarkConfig(StrictModel, use_attribute_docstrings=True):
     def _name_sources(cls, value: object) -> object:
         if not isinstance(value, list):
             return value
-        sources: dict[str, str] = Field(default={})
+        sources: dict[str, str] = {}
         for word in value:
             name, equals, path = word.partition("=")
             if not equals or not name.replace("-", "").replace("_", "").isalnum():
