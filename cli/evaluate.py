@@ -64,8 +64,8 @@ def fid(
     resampling: Annotated[
         ResamplingName,
         typer.Option(
-            help="How to resample to --spacing: about the centre, smoothed where voxels become larger; or as in MAISI's "
-            "script, from the first voxel on and not smoothed, for figures to compare with MAISI's."
+            help="How to resample to --spacing: about the centre, smoothed where voxels become larger; or as in "
+            "MAISI's script, from the first voxel on and not smoothed, for figures to compare with MAISI's."
         ),
     ] = ResamplingName.centred,
     shape: Annotated[

@@ -28,7 +28,9 @@ def register(app: typer.Typer) -> None:
 
 def phantom(
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder; phantoms are added to those of the same settings.")],
-    num_phantoms: Annotated[int, typer.Option("--num-phantoms", "-n", min=1, help="Number of phantoms in the folder.")] = 10,
+    num_phantoms: Annotated[
+        int, typer.Option("--num-phantoms", "-n", min=1, help="Number of phantoms in the folder.")
+    ] = 10,
     seed: Annotated[int, typer.Option(min=0, help="Random seed of the set.")] = 0,
     region: Annotated[Region, typer.Option(help="Part of the trunk that is shown.")] = Region.any,
     shape: Annotated[str, typer.Option(metavar="IxJxK", help="Voxels.")] = "128x96x80",
