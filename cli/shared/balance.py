@@ -73,7 +73,7 @@ class BalanceOptions(StrictModel, use_attribute_docstrings=True):
     @model_validator(mode="after")
     def _require_use(self) -> Self:
         for name in self.model_fields_set - {"against"} if self.against is None else ():
-            raise ValueError(f"{name}: expected --balance-against beside it, found none; add it")
+            raise ValueError(f"{name}: can only be used with --balance-against")
         return self
 
 
