@@ -63,7 +63,7 @@ def require_exact(drawn: Drawn, wishes: Sequence[Lesion], source: DiffusionSourc
     voxel_ml = drawn.grid.voxel_ml
     assert drawn.label_map.shape == source.grid.shape
     for label_id in source.vocabulary.tumor_ids:
-        wanted = sorted((one.volume_ml for one in wishes if one.label_id == label_id), reverse=True)
+        wanted = sorted((one.requested_ml for one in wishes if one.label_id == label_id), reverse=True)
         found = measure_lesions(drawn.label_map, label_id, voxel_ml)
         assert len(found) == len(wanted)
         assert all(abs(a - b) <= max(0.1 * b, 2 * voxel_ml) for a, b in zip(found, wanted, strict=True))
