@@ -50,7 +50,7 @@ def test_other_seed_plans_with_the_sizes_that_the_bundle_was_taught(tmp_path: Pa
     bundle = write_random_bundle(tmp_path, header, seed=0).path
     cohort = resolve(bundle)
     for plan in (cohort.plan, cohort.with_seed(5).plan):
-        volumes = [lesion.volume_ml for case in plan.cases for lesion in case.lesions]
+        volumes = [lesion.requested_ml for case in plan.cases for lesion in case.lesions]
         assert volumes == pytest.approx([106.0] * 4)
 
 

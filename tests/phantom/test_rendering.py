@@ -100,7 +100,7 @@ def test_wished_tumors_have_their_volume_and_sign(seed: int) -> None:
     assert [lesion.label_id for lesion in phantom.lesions] == [wish.label_id for wish in WISHES]
     for wish in WISHES:
         (volume_ml,) = measure_lesions(label_map, wish.label_id, WINDOW.voxel_ml)
-        assert volume_ml == pytest.approx(wish.volume_ml, abs=WINDOW.voxel_ml)
+        assert volume_ml == pytest.approx(wish.requested_ml, abs=WINDOW.voxel_ml)
     for tumor in (ids.HEPATIC_TUMOR, ids.PANCREATIC_TUMOR, ids.KIDNEY_TUMOR, ids.BONE_LESION):
         host = median_hu(image, label_map, ids.TUMOR_HOSTS[tumor])
         assert median_hu(image, label_map, (tumor,)) < host - 12, tumor
@@ -122,7 +122,8 @@ def test_drawn_lesions_are_reported_as_they_are() -> None:
         assert 0 < len(planted) <= 4
         assert len(set(planted)) <= 3
         for tumor in ids.TUMORS:
-            volumes = sorted((lesion.volume_ml for lesion in phantom.lesions if lesion.label_id == tumor), reverse=True)
+            own = (lesion for lesion in phantom.lesions if lesion.label_id == tumor)
+            volumes = sorted((lesion.realised_ml or 0.0 for lesion in own), reverse=True)
             assert measure_lesions(phantom.label_map, tumor, WINDOW.voxel_ml) == pytest.approx(volumes)
 
 

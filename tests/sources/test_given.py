@@ -23,9 +23,10 @@ from maisi_aug.errors import BankError, CohortError, RecipeError, VocabularyErro
 from maisi_aug.generate.run import CohortSummary, synthesize_cohort
 from maisi_aug.lesions.planting import measure_lesions
 from maisi_aug.sources.given import GridChoice, find_lesions, fit_map, look_at_maps, open_given_source, part_inside
-from maisi_aug.vocabulary.labels import BODY_ID, MAISI
+from maisi_aug.vocabulary.labels import BODY_ID
 from maisi_aug.volumes.grid import Grid
 from maisi_aug.volumes.image_files import load_image, load_label_map, save_image, save_label_map
+from tests.builders.lesions import ask_for
 from tests.builders.resolver import GATES_OFF, resolver
 from tests.generate.test_run import hash_files
 
@@ -281,10 +282,11 @@ def test_labels_outside_the_grid_that_was_asked_for_are_named(
 
 def test_lesions_are_described_as_in_the_whole_map() -> None:
     label_map, grid = build_map(num_lesions=1), own_grid()
-    (lesion,) = find_lesions(label_map, grid, [HEPATIC_TUMOR], MAISI)
-    assert lesion.mask_bbox == (slice(20, 23), slice(10, 13), slice(9, 12))
+    asked = [ask_for(HEPATIC_TUMOR, (LIVER,), volume_ml) for volume_ml in (9.0, 2.0)]
+    lesion, lost = find_lesions(label_map, grid, asked)
     assert (lesion.num_voxels, lesion.centre_ijk, lesion.host_id) == (27, (21, 11, 10), LIVER)
-    assert lesion.volume_ml == pytest.approx(27 * 0.336)
+    assert lesion.realised_ml == pytest.approx(27 * 0.336)
+    assert (lost.requested_ml, lost.realised_ml, lost.centre_ijk) == (2.0, None, None)
 
 
 def test_damaged_map_is_named_and_the_others_are_drawn(resolve: Callable[..., CohortRun], tmp_path: Path) -> None:
@@ -341,8 +343,8 @@ def test_grid_that_the_bundle_has_not_seen_is_warned_of_as_one_that_is_asked_for
     narrow = Grid.from_spacing((48, 32, 32), (6, 7, 8))
     save_label_map(tmp_path / "b_seg.nii.gz", build_map(narrow.shape), narrow)
     values = {"mask_source": "given", "mask_bank": str(tmp_path), "mask_labels": "maisi"}
-    source = open_given_source(resolve(build_request(values)))
-    plan = resolve(build_request(values)).plan
+    run = resolve_request(build_request(values))
+    source, plan = open_given_source(run), run.plan
     with pytest.warns(UserWarning, match=r"a_seg.nii.gz: Grid for bundle 'phantom-ct'.*4 mm along K"):
         source.draw(plan.cases[0], 0)
     with warnings.catch_warnings():
@@ -354,7 +356,7 @@ def test_grid_that_the_bundle_has_not_seen_is_warned_of_as_one_that_is_asked_for
     assert "4 mm along K" in first.warning
     assert (first.fault, second.warning) == ("", "")
     assert second.fault.startswith("b_seg.nii.gz: Grid for bundle 'phantom-ct'")
-    allowed = open_given_source(resolve(build_request({**values, "allow_unseen_grid": True})))
+    allowed = open_given_source(resolve_request(build_request({**values, "allow_unseen_grid": True})))
     with pytest.warns(UserWarning, match="b_seg.nii.gz: Grid for bundle"):
         allowed.draw(plan.cases[1], 0)
 
