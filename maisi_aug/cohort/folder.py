@@ -6,13 +6,14 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
 
 from maisi_aug.cohort.manifest import MANIFEST_NAME, AttemptRecord, Manifest, ManifestWriter, load_manifest
-from maisi_aug.cohort.recipe import COHORT_NAME, CohortConfig, differences
+from maisi_aug.cohort.request import COHORT_NAME, differences
 from maisi_aug.errors import CohortError, VolumeError
 from maisi_aug.system.whole_files import TEMPORARY_SUFFIX, remove_leftovers, sha256_of, write_text_whole
 
@@ -79,6 +80,77 @@ def read_cohort_document(folder: Path) -> dict[str, Any] | None:
     return document
 
 
+@dataclass(frozen=True)
+class BegunCohort:
+    """What lies in the folder that a cohort goes to, before a run opens it.
+
+    Attributes:
+        path: The folder.
+        document: Content of its ``cohort.yaml``; empty where no cohort was begun.
+        has_cases: Whether any attempt at a case is noted; without one the cohort is planned anew.
+        stamp: Size, time and place of ``cohort.yaml``; while it stays, nobody has written the file.
+    """
+
+    path: Path | None
+    document: Mapping[str, Any]
+    has_cases: bool = False
+    stamp: tuple[int, ...] = ()
+
+    @classmethod
+    def read(cls, path: Path, *, may_resume: bool = True) -> BegunCohort:
+        """Look into a folder; nothing in it is changed.
+
+        Args:
+            path: Of the cohort.
+            may_resume: Whether it may hold one.
+
+        Raises:
+            CohortError: It holds something that is no cohort or, where a run must not go on, one.
+        """
+        stamp, document = _stamp_of(path), read_cohort_document(path)
+        if document is None:
+            return cls(path, {})
+        if not may_resume:
+            raise CohortError(
+                f"{path}: expected a new folder because of --no-resume, found a cohort. Choose another --out."
+            )
+        manifest = path / MANIFEST_NAME
+        return cls(path, document, manifest.is_file() and manifest.stat().st_size > 0, stamp)
+
+    def read_again(self, path: Path) -> dict[str, Any] | None:
+        """The content of a folder's ``cohort.yaml``, which is read only if it is not what was read before."""
+        if self.path == path and self.document and self.stamp == _stamp_of(path):
+            return dict(self.document)
+        return read_cohort_document(path)
+
+    def steps_to(self, num_cases: int | None, asked: Sequence[int]) -> tuple[int, ...]:
+        """Numbers of cases that the cohort had before it grew, one more where more cases are asked for.
+
+        Args:
+            num_cases: That are asked for; fewer than there are is left for the comparison to refuse.
+            asked: The steps that the request names.
+        """
+        written = self.document.get("configuration", {})
+        before, steps = written.get(CASES_FIELD), tuple(written.get(GROWTH_FIELD) or ())
+        if not isinstance(before, int) or num_cases is None or num_cases < before or not self.has_cases:
+            return tuple(asked)
+        steps = steps if num_cases == before else (*steps, before)
+        rises = all(type(step) is int and step < after for step, after in pairwise((*steps, num_cases)))
+        return steps if rises else tuple(asked)
+
+
+def _stamp_of(path: Path) -> tuple[int, ...]:
+    try:
+        found = (path / COHORT_NAME).stat()
+    except OSError:
+        return ()
+    return found.st_size, found.st_mtime_ns, found.st_ino
+
+
+NOT_BEGUN = BegunCohort(None, {})
+"""A cohort without a folder, or with one that nobody has looked into."""
+
+
 def _require_empty(folder: Path) -> None:
     """Raise when the folder holds anything but what a run that was killed at its very start leaves behind."""
     if not folder.is_dir():
@@ -93,10 +165,6 @@ def _require_empty(folder: Path) -> None:
             )
 
 
-def _is_same(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
-    return not _find_differences(old, new)
-
-
 def _find_differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """The fields that decide the bytes of a cohort and differ."""
     different = differences(old["configuration"], new["configuration"])
@@ -106,42 +174,34 @@ def _find_differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[st
     return different
 
 
-def _require_same_document(folder: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
-    """Raise unless a cohort was made with the same configuration, weights and label maps: going on gives one cohort.
-
-    Raises:
-        CohortError: Naming every field that differs.
-    """
-    different = _find_differences(old, new)
-    if different:
-        raise CohortError(
-            f"{folder}: expected the configuration that this cohort was begun with, found a different one "
-            f"({'; '.join(different)}). Choose another --out, or go on with the first command, weights and label maps."
-        )
-
-
-def find_cohort(path: Path, document: Mapping[str, Any]) -> dict[str, Any] | None:
+def find_cohort(path: Path, document: Mapping[str, Any], begun: BegunCohort = NOT_BEGUN) -> dict[str, Any] | None:
     """The content of ``cohort.yaml`` where a run can go on with a cohort; ``None`` where it begins one.
 
     Args:
         path: Folder of the cohort; nothing in it is changed.
         document: What ``cohort.yaml`` would be; once a case was made it must be the same as the one that is there, but
             may allow more attempts, or go on from its number of cases.
+        begun: What is known of the folder already.
 
     Raises:
         CohortError: When the folder is not a cohort's, or the configuration differs.
     """
-    existing = read_cohort_document(path)
+    existing = begun.read_again(path)
     if existing is None:
         return None
     grown = _allow_growth(_allow_attempts(existing, document), document)
-    if not _is_same(grown, document) and not any(_holds_files(path / name) for name in FOLDERS):
+    different = _find_differences(grown, document)
+    if different and not any(_holds_files(path / name) for name in FOLDERS):
         # Nothing was made, because the bank was missing for instance: the next try may ask for something else.
         return None
     before, after = (content["configuration"].get(CASES_FIELD) for content in (existing, document))
     if isinstance(before, int) and isinstance(after, int) and after < before:
         raise CohortError(f"{path}: this cohort has {before} cases, -n asks for {after}. -n can only grow.")
-    _require_same_document(path, grown, document)
+    if different:
+        raise CohortError(
+            f"{path}: expected the configuration that this cohort was begun with, found a different one "
+            f"({'; '.join(different)}). Choose another --out, or go on with the first command, weights and label maps."
+        )
     return existing
 
 
@@ -220,28 +280,6 @@ def _allow_attempts(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str,
     return {**old, "configuration": {**old["configuration"], **kept}}
 
 
-def grow_from(config: CohortConfig, document: Mapping[str, Any], *, has_cases: bool) -> CohortConfig:
-    """The configuration with the steps in which its cohort has grown, and one more where more cases are asked for.
-
-    Args:
-        config: What the user asks for; a number of cases below the cohort's is left for the comparison to refuse.
-        document: Content of the cohort's ``cohort.yaml``.
-        has_cases: Whether any attempt was made; without one the cohort is planned anew.
-    """
-    written = document["configuration"]
-    before, steps = written.get(CASES_FIELD), tuple(written.get(GROWTH_FIELD) or ())
-    if not isinstance(before, int) or config.num_cases is None or config.num_cases < before or not has_cases:
-        return config
-    steps = steps if config.num_cases == before else (*steps, before)
-    return CohortConfig.model_validate({**dict(config), GROWTH_FIELD: steps})
-
-
-def has_cases(folder: Path) -> bool:
-    """Whether any attempt at a case is noted in a cohort's folder."""
-    manifest = folder / MANIFEST_NAME
-    return manifest.is_file() and manifest.stat().st_size > 0
-
-
 def _allow_growth(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
     """The old content with the new number of cases, where the new plan has the old one's cases as its first ones."""
     before, after = old["configuration"], new["configuration"]
@@ -255,7 +293,7 @@ def _allow_growth(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, A
 
 @contextmanager
 def open_cohort(
-    path: Path, document: Mapping[str, Any], *, header: Sequence[str]
+    path: Path, document: Mapping[str, Any], *, header: Sequence[str], begun: BegunCohort = NOT_BEGUN
 ) -> Iterator[tuple[CohortFolder, ManifestWriter, Manifest]]:
     """Begin a cohort or go on with one; nobody else can write to it meanwhile.
 
@@ -264,6 +302,7 @@ def open_cohort(
         document: Content of ``cohort.yaml``; once a case was made it must be the same as the one that is there, but may
             allow more attempts or hold more cases, which are then noted.
         header: Comment lines that open ``cohort.yaml``.
+        begun: What is known of the folder already.
 
     Yields:
         The folder, the writer of its manifest and what the manifest holds so far, without the gates' figures.
@@ -271,10 +310,10 @@ def open_cohort(
     Raises:
         CohortError: When the folder is not a cohort's, another process writes to it, or the configuration differs.
     """
-    read_cohort_document(path)  # before anything is made, so that a foreign folder stays untouched
+    begun.read_again(path)  # before anything is made, so that a foreign folder stays untouched
     path.mkdir(parents=True, exist_ok=True)
     with ManifestWriter(path / MANIFEST_NAME) as writer:
-        existing = find_cohort(path, document)  # again, now that nobody else can be writing it
+        existing = find_cohort(path, document, begun)  # again, now that nobody else can be writing it
         for folder in (".", *FOLDERS, *(name for name in REJECTED_FOLDERS if (path / name).is_dir())):
             remove_leftovers(path / folder)
         if existing is None:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
-
-from pydantic import BaseModel, ConfigDict, Field
+from typing import Any
 
 from maisi_aug import __version__
 from maisi_aug.bundle_spec.bundle import Bundle, load_bundle
@@ -14,54 +13,12 @@ from maisi_aug.cohort.plan import CohortPlan, plan_from_texts
 from maisi_aug.errors import RequestError
 from maisi_aug.insertion.backgrounds import Backgrounds, find_backgrounds
 from maisi_aug.insertion.painting import TEXTURES, Texture
-from maisi_aug.insertion.places import Attachment
+from maisi_aug.insertion.request import InsertConfig
 from maisi_aug.preparation.mapping import parse_rule
 from maisi_aug.system.seeds import numpy_generator
 
-PainterName = Literal["procedural", "network"]
 TEXTURE_SHARES: dict[Texture, float] = {"solid": 0.85, "part-solid": 0.04, "ground-glass": 0.11}
 """Of the nodules of LIDC-IDRI, by its readers' scores."""
-NUM_CASES = 4
-
-
-class InsertConfig(BaseModel):
-    """Everything that decides which bytes a cohort of inserted lesions consists of.
-
-    Attributes:
-        into: A CT, a folder of CTs or a raw dataset of nnU-Net.
-        into_labels: Folder of label files, named after the images: real lesions, which stay, and hosts.
-        into_organs: Folders of organ labels.
-        organ_labels: What the ids of organ label maps mean.
-        map: Rules that say what labels mean.
-        labels: Requests of lesions, ``NAME[:SIZE][@SHARE]``, joined with ``+``.
-        num_cases: Cases to make; the CTs take turns.
-        seed: Cohort seed.
-        painter: What draws the lesions.
-        bundle: Whose vocabulary names them, and whose networks draw with the painter ``network``.
-        num_inference_steps: Of the sampler; the bundle's default when not given.
-        texture: How dense lesions in the lung are; drawn like LIDC-IDRI's when not given.
-        place: Whether they touch the surface of their host; left to chance when not given.
-        max_attempts: Attempts per case before it is rejected.
-        size_tolerance: Largest relative error of a lesion's volume; two voxels are always allowed.
-    """
-
-    model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
-
-    into: Annotated[str, Field(min_length=1)]
-    into_labels: str | None = None
-    into_organs: tuple[str, ...] = ()
-    organ_labels: str = "auto"
-    map: tuple[str, ...] = ()
-    labels: Annotated[tuple[str, ...], Field(min_length=1)]
-    num_cases: Annotated[int, Field(ge=1)] = NUM_CASES
-    seed: Annotated[int, Field(ge=0)] = 0
-    painter: PainterName = "procedural"
-    bundle: Annotated[str, Field(min_length=1)] = "phantom-ct"
-    num_inference_steps: Annotated[int, Field(ge=1)] | None = None
-    texture: Literal["solid", "part-solid", "ground-glass"] | None = None
-    place: Attachment | None = None
-    max_attempts: Annotated[int, Field(ge=1)] = 5
-    size_tolerance: Annotated[float, Field(gt=0, le=1)] = 0.10
 
 
 @dataclass(frozen=True)
@@ -69,13 +26,15 @@ class ResolvedInsertion:
     """A cohort of inserted lesions ready to be made.
 
     Attributes:
-        config: With paths made absolute.
+        config: As it was asked for.
+        configuration: The same with paths made absolute, as ``cohort.yaml`` has it.
         bundle: Whose vocabulary and networks are used.
         backgrounds: The CTs.
         plan: Which lesions each case gets.
     """
 
     config: InsertConfig
+    configuration: Mapping[str, Any]
     bundle: Bundle
     backgrounds: Backgrounds
     plan: CohortPlan
@@ -90,7 +49,7 @@ class ResolvedInsertion:
         names = self.backgrounds.vocabulary.name_of
         drawn_by = {"name": self.bundle.name, "fingerprint": self.bundle.fingerprint, "licence": self.bundle.licence}
         return {
-            "configuration": self.config.model_dump(mode="json"),
+            "configuration": dict(self.configuration),
             **({"bundle": drawn_by} if self.config.painter == "network" else {}),
             "mask_bank": self.backgrounds.describe(),
             "requested": [{"id": label_id, "name": names(label_id)} for label_id in self.plan.requested_ids],
@@ -133,13 +92,14 @@ def resolve_insertion(config: InsertConfig) -> ResolvedInsertion:
         config.labels, vocabulary=backgrounds.vocabulary, num_cases=config.num_cases, seed=config.seed
     )
     _require_lesions(plan, backgrounds)
-    paths = {
+    configuration = {
+        **config.model_dump(mode="json"),
         "into": _absolute(config.into),
         "into_labels": config.into_labels and _absolute(config.into_labels),
-        "into_organs": tuple(map(_absolute, config.into_organs)),
+        "into_organs": list(map(_absolute, config.into_organs)),
         "bundle": _absolute(config.bundle) if Path(config.bundle).is_dir() else config.bundle,
     }
-    return ResolvedInsertion(config.model_copy(update=paths), bundle, backgrounds, plan)
+    return ResolvedInsertion(config, configuration, bundle, backgrounds, plan)
 
 
 def _require_lesions(plan: CohortPlan, backgrounds: Backgrounds) -> None:

@@ -17,6 +17,7 @@ from pydantic import Field, PositiveFloat, PositiveInt
 
 from maisi_aug.bundle_spec.grid_limits import GridSpec
 from maisi_aug.errors import PreparationError
+from maisi_aug.preparation.request import ModalityName
 from maisi_aug.system.models import StrictModel, explain_problems, read_yaml
 from maisi_aug.vocabulary.labels import MAISI, SlotBinding, Vocabulary
 
@@ -26,7 +27,6 @@ FOLDERS = ("images", "labels", "previews")
 LATENTS_FOLDER = "latents"
 AGAIN = "Prepare the data again."
 
-ModalityName = Literal["unknown", "ct", "ct_wo_contrast", "ct_contrast"]
 Sha256 = Field(pattern="^[0-9a-f]{64}$")
 
 

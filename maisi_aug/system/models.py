@@ -9,7 +9,6 @@ from pathlib import Path
 from types import NoneType
 from typing import Annotated, Any, Literal, get_args, get_origin
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
@@ -86,6 +85,8 @@ def read_yaml(path: Path, subject: str, error: type[MaisiAugError]) -> Any:
     Raises:
         MaisiAugError: Of the class ``error``, for a file that cannot be read or is no YAML.
     """
+    import yaml  # not for the options of commands, which are fields of models
+
     try:
         return yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as problem:
@@ -131,7 +132,7 @@ def _describe(details: ErrorDetails, path: str, keys: list[str], if_missing: str
             return f"{place}expected a value, found none. {if_missing}"
         case "value_error":
             names_place = message.partition(":")[0].partition(" ")[0].startswith(path)
-            return f"{'' if names_place else place}{message.removesuffix('.')}."
+            return f"{'' if names_place else place}{message}{'' if message.endswith(('.', '?')) else '.'}"
         case "tuple_type":
             message = "a list"
         case "model_type" | "dict_type" | "model_attributes_type":
