@@ -482,9 +482,7 @@ def test_cohort_is_not_gone_on_with_when_a_ct_that_gave_a_body_is_another(
     ct = tmp_path / "bank" / "a_ct.nii.gz"
     content = ct.read_bytes()
     ct.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))  # as many bytes as before
-    with pytest.raises(
-        CohortError, match=r"expected the CT of a_seg\.nii\.gz that cases of this cohort were"
-    ):
+    with pytest.raises(CohortError, match=r"expected the CT of a_seg\.nii\.gz that cases of this cohort were"):
         synthesize_cohort(run, tmp_path / "cohort", device="cpu")
     ct.write_bytes(content)
     assert synthesize_cohort(run, tmp_path / "cohort", device="cpu").is_complete
