@@ -156,7 +156,7 @@ def resolve(
     distributions = _find_distributions(request, bundle.vocabulary, begun.document, report_file)
     requests = _parse(request, bundle, distributions)
     plan = _plan_cases(request, requests, bundle, bank, grown_from)
-    organ_sizes = read_organ_sizes(request.size_of or {}, bundle.vocabulary)
+    organ_sizes = read_organ_sizes(request.size_of, bundle.vocabulary) if request.size_of else {}
     _require_makeable(request, plan, bundle.vocabulary, grid, bank, organ_sizes)
     decided: dict[str, Any] = {
         "num_cases": len(plan.cases),
