@@ -14,6 +14,7 @@ from typer.main import get_command, get_group
 from maisi_aug import __version__
 from maisi_aug.cli.shared.boundary import guard, silence_third_parties
 from maisi_aug.cli.shared.help_pages import fit_help, unbreak
+from maisi_aug.cli.shared.streams import open_closed_streams
 
 PROGRAM = "maisi-aug"
 DEBUG_FLAG = "--debug"
@@ -153,6 +154,7 @@ def _is_resumable(words: Sequence[str]) -> bool:
 
 def main() -> None:
     """Entry point of the installed command."""
+    open_closed_streams()
     if DEBUG_FLAG not in sys.argv:
         silence_third_parties()
     sys.exit(run(sys.argv[1:]))

@@ -12,7 +12,9 @@ from collections.abc import Callable
 
 import typer
 
+from maisi_aug.cli.shared.streams import clean_streams
 from maisi_aug.errors import GridError, MaisiAugError, RecipeError, RequestError, VocabularyError
+from maisi_aug.system.printed_text import clean_message
 
 EXIT_FAILED = 1
 EXIT_USAGE = 2
@@ -47,18 +49,15 @@ def guard(call: Callable[[], object], *, debug: bool, is_resumable: bool = False
         The exit code.
     """
     try:
-        result = call()
-        sys.stdout.flush()
-    except BrokenPipeError:
-        # The reader of our output is gone (`| head`); point stdout elsewhere so that the interpreter's flush is quiet.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return EXIT_FAILED
+        with clean_streams():
+            result = call()
     except (Exception, KeyboardInterrupt) as error:
-        if debug:
-            traceback.print_exc()
-        message, code = explain(error, is_resumable=is_resumable)
-        if message:
-            sys.stderr.write(f"{message}\n")
+        with clean_streams():
+            if debug:
+                traceback.print_exc()
+            message, code = explain(error, is_resumable=is_resumable)
+            if message:
+                sys.stderr.write(f"{clean_message(message)}\n")
         return code
     return result if isinstance(result, int) else 0
 
