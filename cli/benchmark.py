@@ -12,6 +12,7 @@ import typer
 
 from maisi_aug.cli.shared.bars import show_stages
 from maisi_aug.cli.shared.label_map import split_rule, tell_old_spelling
+from maisi_aug.cli.shared.streams import tell
 
 if TYPE_CHECKING:
     from maisi_aug.evaluation.benchmark.config import BenchmarkConfig
@@ -266,7 +267,7 @@ def run(
         _require_device(device)
     benchmark = _open(out, config)
     for warning in benchmark.plan.warnings:
-        typer.echo(f"Note: {warning}", err=True)
+        tell(f"Note: {warning}")
     if plan_only:
         typer.echo("\n".join(list_commands(out, config)))
         return

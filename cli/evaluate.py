@@ -59,7 +59,7 @@ def fid(
     weights: Annotated[
         str | None, typer.Option(metavar="FILE|URL", help="Weights of the extractor; an https address needs --sha256.")
     ] = None,
-    sha256: Annotated[str | None, typer.Option(help="First digits, at least 8, of the weights' SHA-256.")] = None,
+    sha256: Annotated[str | None, typer.Option(help="SHA-256 of the weights; of a file, 8 digits or more.")] = None,
     spacing: Annotated[str | None, typer.Option(help="Resample to these voxels in mm, such as 1 or 1x1x2.")] = None,
     resampling: Annotated[
         ResamplingName,

@@ -16,6 +16,7 @@ import typer
 from maisi_aug.cli.shared.bars import add_phase, add_training, open_bars, show_loading
 from maisi_aug.cli.shared.completion import complete_bundles
 from maisi_aug.cli.shared.parsing import parse_shape
+from maisi_aug.cli.shared.streams import tell
 from maisi_aug.errors import PreparationError, VocabularyError, did_you_mean
 
 if TYPE_CHECKING:
@@ -131,13 +132,13 @@ def _prepare(sources: Sources, base: Bundle, folder: Path, labels: Sequence[str]
     with count_stages(is_quiet=False) as report:
         plan = plan_preparation(request, report=report)
         for note in (*notes, *plan.notes):
-            typer.echo(f"Note: {note}", err=True)
+            tell(f"Note: {note}")
         _require_labels(labels, plan)
         # Until a run has begun, nothing depends on what was prepared: a first try must not hold the options fast.
         claim_folder(plan, folder, update=not (folder.parent / SETTINGS_NAME).is_file())
         result = run_preparation(plan, folder, report=report)
     for case_id, problem in result.problems.items():
-        typer.echo(f"Not prepared: {case_id}: {problem}", err=True)
+        tell(f"Not prepared: {case_id}: {problem}")
 
 
 def _require_labels(labels: Sequence[str], plan: PreparePlan) -> None:

@@ -11,6 +11,7 @@ import typer
 
 from maisi_aug.cli.prepare import OrganLabels
 from maisi_aug.cli.shared.completion import complete_bundles, complete_labels
+from maisi_aug.cli.shared.streams import tell
 
 if TYPE_CHECKING:
     from maisi_aug.insertion.config import InsertConfig
@@ -156,7 +157,7 @@ def _run(config: InsertConfig, out: Path, *, device: str, as_json: bool, is_quie
     with CohortProgress(is_quiet=is_quiet) as progress:
         cohort = resolve_insertion(config)
         for note in cohort.backgrounds.notes if not is_quiet else ():
-            typer.echo(f"Note: {note}", err=True)
+            tell(f"Note: {note}")
         summary = insert_cohort(cohort, out, device=device, listener=progress)
     typer.echo(json.dumps(summary.to_json(), indent=1) if as_json else describe_summary(summary))
     if not summary.is_complete:

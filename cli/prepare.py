@@ -12,6 +12,7 @@ import typer
 
 from maisi_aug.cli.shared.completion import complete_bundles
 from maisi_aug.cli.shared.parsing import parse_shape, parse_spacing
+from maisi_aug.cli.shared.streams import tell
 
 if TYPE_CHECKING:
     from maisi_aug.bundle_spec.bundle import Bundle
@@ -284,7 +285,7 @@ def _make_organs(plan: PreparePlan, folder: Path, maker: OrganMaker, report: Rep
 
 def _tell(notes: Sequence[str]) -> None:
     for note in notes:
-        typer.echo(f"Note: {note}", err=True)
+        tell(f"Note: {note}")
 
 
 def _show_plan(plan: PreparePlan, *, as_json: bool) -> None:
@@ -315,7 +316,7 @@ def _show_result(result: PrepareResult, *, as_json: bool) -> None:
     else:
         typer.echo("\n".join(_describe(result)))
     for case_id, problem in result.problems.items():
-        typer.echo(f"Not prepared: {case_id}: {problem}", err=True)
+        tell(f"Not prepared: {case_id}: {problem}")
 
 
 def _describe(result: PrepareResult) -> list[str]:

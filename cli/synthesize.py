@@ -42,6 +42,7 @@ from maisi_aug.cli.shared.parsing import (
     parse_spacing,
     parse_words,
 )
+from maisi_aug.cli.shared.streams import tell
 from maisi_aug.cohort.source_rules import NO_MAP
 
 if TYPE_CHECKING:
@@ -470,7 +471,7 @@ def _run(
     with CohortProgress(is_quiet=is_quiet) as progress:
         cohort = resolve_cohort(config, out, report_file=progress.measures)
         for advice in _find_advice(cohort) if not is_quiet else ():
-            typer.echo(f"Note: {advice}", err=True)
+            tell(f"Note: {advice}")
         summary = synthesize_cohort(cohort, out, device=device, compiler=compiler, listener=progress, verify=verify)
     if balance is not None:
         save_balance(balance, out)

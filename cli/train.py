@@ -11,6 +11,7 @@ import typer
 
 from maisi_aug.cli.shared.bars import add_phase, add_training, open_bars, show_loading
 from maisi_aug.cli.shared.completion import complete_bundles, complete_training_recipes
+from maisi_aug.cli.shared.streams import tell
 
 if TYPE_CHECKING:
     from maisi_aug.training.cases.data import ReportPhase
@@ -294,5 +295,5 @@ def _open(
     bank = FolderBank(mask_bank, vocabulary=MAISI, grid=grid, mapping=mask_labels or "auto")
     split = open_bank(recipe, bank, out, report=report_phase("Reading label maps"))
     for name, reason in bank.skipped:
-        typer.echo(f"{name} is left out: {reason}", err=True)
+        tell(f"{name} is left out: {reason}")
     return split

@@ -13,7 +13,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
-from maisi_aug.system.printed_text import clean_lines
+import typer
+
+from maisi_aug.system.printed_text import clean_lines, clean_message
 
 
 class PatientStream:
@@ -60,6 +62,11 @@ class CleanStream(PatientStream):
         start = "\r" if text.startswith("\r") else ""
         super().write(start + clean_lines(text[len(start) :]))
         return len(text)
+
+
+def tell(sentence: str) -> None:
+    """Write a sentence to standard error; a line break in a name that it holds does not begin another line."""
+    typer.echo(clean_message(sentence), err=True)
 
 
 @contextmanager

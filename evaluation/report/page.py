@@ -12,6 +12,7 @@ import io
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from html import escape
 from pathlib import Path
 from typing import Final
 
@@ -19,7 +20,7 @@ from PIL import Image
 
 from maisi_aug import __version__
 from maisi_aug.evaluation.output import charts
-from maisi_aug.system.printed_text import clean_html
+from maisi_aug.system.printed_text import clean_html, clean_lines
 
 STYLE_NAME: Final = "report_style.css"
 POLICY: Final = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
@@ -88,8 +89,8 @@ def build_page(title: str, lead: str, sections: Sequence[Section]) -> str:
     style = Path(__file__).with_name(STYLE_NAME).read_text(encoding="utf-8")
     contents = "".join(f'<li><a href="#{part.anchor}">{clean_html(part.title)}</a></li>' for part in shown)
     body = "\n".join(
-        f'<section aria-labelledby="{part.anchor}">\n<h2 id="{part.anchor}">{clean_html(part.title)}</h2>\n{part.body}\n'
-        "</section>"
+        f'<section aria-labelledby="{part.anchor}">\n<h2 id="{part.anchor}">{clean_html(part.title)}</h2>\n'
+        f"{part.body}\n</section>"
         for part in shown
     )
     return f"""<!doctype html>
@@ -260,4 +261,4 @@ def fold(title: str, body: str) -> str:
 
 def code(text: str) -> str:
     """Text to copy."""
-    return f'<pre tabindex="0"><code>{clean_html(text)}</code></pre>'
+    return f'<pre tabindex="0"><code>{escape(clean_lines(text))}</code></pre>'
