@@ -20,7 +20,7 @@ LOG_SECONDS = 60.0
 """How often a line tells of long work where there is no terminal for a bar."""
 _LOGGED: WeakSet[Progress] = WeakSet()
 """Bars that are not drawn, because there is no terminal, and in whose place lines are printed."""
-OWN_WARNINGS = r".*: expected "
+OWN_WARNINGS = r"(?s:.*): expected "
 """How the sentences begin that our own readers and checks warn with."""
 
 
