@@ -121,7 +121,12 @@ def _explain_usage(error: typer.TyperException) -> str:
 def _explain_memory(error: BaseException, options: Callable[[], Sequence[str]]) -> str:
     is_gpu = type(error).__name__ == "OutOfMemoryError"
     asked = spell_asked(error)
-    less = [option for option in options() if is_gpu or option != OTHER_DEVICE]
+    if error.__traceback__ is not None:
+        traceback.clear_frames(error.__traceback__)  # which hold what filled the memory
+    try:
+        less = [option for option in options() if is_gpu or option != OTHER_DEVICE]
+    except Exception:  # whatever typer meets when there is too little memory even for that
+        less = []
     advice = f", or choose {' or '.join(less)}" if less else ""
     return (
         f"Error: the memory of {'the GPU' if is_gpu else 'this machine'} is used up"
