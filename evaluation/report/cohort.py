@@ -19,7 +19,7 @@ from maisi_aug.evaluation.output.files import percent
 from maisi_aug.evaluation.report import page
 from maisi_aug.evaluation.report.page import Section
 from maisi_aug.integrations.reading.cohort_source import find_num_planned
-from maisi_aug.system.printed_text import clean_html
+from maisi_aug.system.printed_text import clean_document, clean_html
 
 NUM_PICTURES: Final = 6
 MAX_MEASURED_CASES: Final = 40
@@ -104,13 +104,15 @@ def build_cohort_sections(folder: Path, document: Mapping[str, Any], *, name: st
 
 def to_cohort_text(document: Mapping[str, Any]) -> str:
     """The document as Markdown."""
-    parts = [f"# Cohort {document['path']}\n", *(f"- {name}: {value}" for name, value in _facts(document).items()), ""]
-    parts += [f"- {note}" for note in document["notes"]]
-    parts += [f"- {row['case']} was rejected: {row['reason']}" for row in document["rejected"]]
-    for key, module in (("lesions", lesion_report), ("hu", hu), ("fid", fid)):
+    measured = {"lesions": lesion_report, "hu": hu, "fid": fid}  # whose own reports clean what they are given
+    said = {**document, **clean_document({key: part for key, part in document.items() if key not in measured})}
+    parts = [f"# Cohort {said['path']}\n", *(f"- {name}: {value}" for name, value in _facts(said).items()), ""]
+    parts += [f"- {note}" for note in said["notes"]]
+    parts += [f"- {row['case']} was rejected: {row['reason']}" for row in said["rejected"]]
+    for key, module in measured.items():
         if document[key] is not None:
             parts += ["", module.to_report(document[key])]
-    parts += ["", "## Provenance", "", *(f"- {row}" for row in _spell_provenance(document))]
+    parts += ["", "## Provenance", "", *(f"- {row}" for row in _spell_provenance(said))]
     return "\n".join(parts) + "\n"
 
 
