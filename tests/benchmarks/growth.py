@@ -69,9 +69,9 @@ def _write_sources(folder: Path, number: int) -> dict[str, Path]:
     place = folder / f"sources_{number}"
     paths = {role: place / f"{role}.nii.gz" for role in ("image", "label", "anatomy")}
     anatomy = build_anatomy(HEPATIC_TUMOR, LUNG_TUMOR)
-    image_hu = (
-        50 + np.random.default_rng(number).integers(-20, 20, GRID.shape) - 60 * (anatomy == HEPATIC_TUMOR)
-    ).astype(np.int16)
+    noise = np.random.default_rng(number).integers(-20, 20, GRID.shape)
+    tissue_hu = 50 + noise - 60 * (anatomy == HEPATIC_TUMOR)
+    image_hu = np.where(anatomy == 0, -1000, tissue_hu).astype(np.int16)
     save_image(paths["image"], image_hu, GRID)
     save_label_map(paths["label"], np.where(anatomy < BODY_AND_ORGANS, anatomy, 0).astype(np.uint8), GRID)
     save_label_map(paths["anatomy"], anatomy, GRID)
