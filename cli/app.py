@@ -12,8 +12,9 @@ from typer.core import TyperCommand, TyperGroup
 from typer.main import get_command, get_group
 
 from maisi_aug import __version__
-from maisi_aug.cli.shared.boundary import guard, silence_third_parties
+from maisi_aug.cli.shared.boundary import LESS_MEMORY, guard, silence_third_parties
 from maisi_aug.cli.shared.help_pages import fit_help, unbreak
+from maisi_aug.cli.shared.streams import open_closed_streams
 
 PROGRAM = "maisi-aug"
 DEBUG_FLAG = "--debug"
@@ -142,6 +143,7 @@ def run(arguments: Sequence[str]) -> int:
         lambda: command.main(args=kept, prog_name=PROGRAM, standalone_mode=False),
         debug=debug,
         is_resumable=_is_resumable(kept),
+        memory_options=lambda: _memory_options(kept),
     )
 
 
@@ -151,8 +153,19 @@ def _is_resumable(words: Sequence[str]) -> bool:
     return DRY_RUN_FLAG not in words and any(names[: len(path)] == path for path in RESUMABLE)
 
 
+def _memory_options(words: Sequence[str]) -> list[str]:
+    """What of a command takes less memory."""
+    names = [word for word in words if not word.startswith("-")]
+    command = load_verb(names[0]) if names and names[0] in VERBS else None
+    for name in names[1:2]:
+        command = getattr(command, "commands", {}).get(name, command)
+    options = {option for parameter in getattr(command, "params", ()) for option in parameter.opts}
+    return [advice for option, advice in LESS_MEMORY.items() if option in options]
+
+
 def main() -> None:
     """Entry point of the installed command."""
+    open_closed_streams()
     if DEBUG_FLAG not in sys.argv:
         silence_third_parties()
     sys.exit(run(sys.argv[1:]))

@@ -11,6 +11,7 @@ import typer
 from maisi_aug.cli.shared.bars import show_stages
 from maisi_aug.cli.shared.from_models import with_options
 from maisi_aug.cli.shared.run_options import RUN, AsJson, MaxMinutes, TrainingDevice
+from maisi_aug.cli.shared.streams import tell
 from maisi_aug.evaluation.benchmark.config import BenchmarkConfig
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ def run(
         _require_device(device)
     benchmark = _open(out, config)
     for warning in benchmark.plan.warnings:
-        typer.echo(f"Note: {warning}", err=True)
+        tell(f"Note: {warning}")
     if plan_only:
         typer.echo("\n".join(list_commands(out, config)))
         return
@@ -115,13 +116,13 @@ def _run_all(benchmark: Benchmark, *, device: str, max_minutes: float | None) ->
         left = None if ends is None else (ends - monotonic()) / 60
         if left is not None and left <= 0:
             return
-        typer.echo(arm_command(benchmark.folder, state.arm, state.seed), err=True)
+        tell(arm_command(benchmark.folder, state.arm, state.seed))
         try:
             done = _run_one(benchmark, state.arm, state.seed, device=device, max_minutes=left)
         except ArmBusyError:
-            typer.echo(f"  {state.arm}, seed {state.seed}: running elsewhere; run again once it has ended", err=True)
+            tell(f"  {state.arm}, seed {state.seed}: running elsewhere; run again once it has ended")
         else:
-            typer.echo(f"  {_spell_state(done)}", err=True)
+            tell(f"  {_spell_state(done)}")
 
 
 def _run_one(benchmark: Benchmark, name: str, seed: int, *, device: str, max_minutes: float | None) -> ArmState:
@@ -150,7 +151,7 @@ def _show_figures(benchmark: Benchmark, *, as_json: bool) -> None:
 
     document = summarise_benchmark(benchmark)
     typer.echo(json.dumps(document, indent=1) if as_json else to_report_text(document))
-    typer.echo(f"Next: maisi-aug report {benchmark.folder} --out report.html", err=True)
+    tell(f"Next: maisi-aug report {benchmark.folder} --out report.html")
     if document["failures"]:
         raise typer.Exit(1)
 

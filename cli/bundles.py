@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from maisi_aug.cli.shared.completion import complete_bundles, complete_known_bundles
+from maisi_aug.cli.shared.streams import tell
 from maisi_aug.cli.shared.tables import open_table_console
 
 if TYPE_CHECKING:
@@ -60,7 +61,7 @@ def pull_command(
         accept_licence=lambda _: accept_license or ask_for_licence(),
         with_masks=with_masks,
         folder=to,
-        report=lambda sentence: typer.echo(sentence, err=True),
+        report=lambda sentence: tell(sentence),
     )
     tell_ready(bundle, to, as_json=as_json)
 
@@ -192,7 +193,7 @@ def import_command(
         accept_licence=lambda _: accept_license or ask_for_licence(),
         name=known_name,
         folder=to,
-        report=lambda sentence: typer.echo(sentence, err=True),
+        report=lambda sentence: tell(sentence),
     )
     tell_ready(bundle, to, as_json=as_json)
 

@@ -13,6 +13,7 @@ import typer
 
 from maisi_aug.cli.shared.bars import show_stages
 from maisi_aug.cli.shared.parsing import parse_shape, parse_spacing
+from maisi_aug.cli.shared.streams import tell
 
 if TYPE_CHECKING:
     import numpy as np
@@ -59,7 +60,7 @@ def fid(
     weights: Annotated[
         str | None, typer.Option(metavar="FILE|URL", help="Weights of the extractor; an https address needs --sha256.")
     ] = None,
-    sha256: Annotated[str | None, typer.Option(help="First digits, at least 8, of the weights' SHA-256.")] = None,
+    sha256: Annotated[str | None, typer.Option(help="SHA-256 of the weights; of a file, 8 digits or more.")] = None,
     spacing: Annotated[str | None, typer.Option(help="Resample to these voxels in mm, such as 1 or 1x1x2.")] = None,
     resampling: Annotated[
         ResamplingName,
@@ -301,7 +302,7 @@ def _finish(
     typer.echo(json.dumps(document, indent=1) if as_json else report)
     if out is not None:
         paths = save_results(out, document["measurement"], document, report, charts)
-        typer.echo(f"Written: {', '.join(map(str, paths))}", err=True)
+        tell(f"Written: {', '.join(map(str, paths))}")
     if _count_skipped(document):
         raise typer.Exit(1)
 

@@ -11,6 +11,7 @@ import typer
 
 from maisi_aug.cli.shared.bars import show_stages
 from maisi_aug.cli.shared.label_map import add_old_rules
+from maisi_aug.cli.shared.streams import tell
 
 if TYPE_CHECKING:
     from maisi_aug.integrations.nnunet.dataset import ExportReport
@@ -46,7 +47,7 @@ def dicom(
             f"segmentations of {', '.join(report.segments) or 'nothing'}."
         )
     for note in report.notes:
-        typer.echo(f"Note: {note}", err=True)
+        tell(f"Note: {note}")
 
 
 def monai(
@@ -107,7 +108,7 @@ def monai(
         task = report.path / TASK_NAME
         typer.echo(f"Next, with pip install fire: python -m monai.apps.auto3dseg AutoRunner run --input='{task}'")
     for note in report.notes:
-        typer.echo(f"Note: {note}", err=True)
+        tell(f"Note: {note}")
 
 
 ALONE = "Without --like"
@@ -290,7 +291,7 @@ def _export_alone(
         )
     typer.echo(json.dumps(report.to_dict(), indent=2) if as_json else _describe(report))
     for note in report.notes:
-        typer.echo(f"Note: {note}", err=True)
+        tell(f"Note: {note}")
 
 
 def _describe(report: ExportReport) -> str:

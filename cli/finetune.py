@@ -15,6 +15,7 @@ import typer
 from maisi_aug.cli.shared.bars import add_phase, add_training, open_bars, show_loading
 from maisi_aug.cli.shared.from_models import with_options
 from maisi_aug.cli.shared.run_options import RUN, AsJson, MaxMinutes, NewRun, Tensorboard, TrainingDevice
+from maisi_aug.cli.shared.streams import tell
 from maisi_aug.errors import PreparationError, VocabularyError, did_you_mean
 from maisi_aug.training.finetune.settings import FinetuneRequest
 
@@ -121,13 +122,13 @@ def _prepare(sources: Sources, base: Bundle, folder: Path, wanted: FinetuneReque
     with count_stages(is_quiet=False) as report:
         plan = plan_preparation(request, report=report)
         for note in (*notes, *plan.notes):
-            typer.echo(f"Note: {note}", err=True)
+            tell(f"Note: {note}")
         _require_labels(wanted.labels, plan)
         # Until a run has begun, nothing depends on what was prepared: a first try must not hold the options fast.
         claim_folder(plan, folder, update=not (folder.parent / SETTINGS_NAME).is_file())
         result = run_preparation(plan, folder, report=report)
     for case_id, problem in result.problems.items():
-        typer.echo(f"Not prepared: {case_id}: {problem}", err=True)
+        tell(f"Not prepared: {case_id}: {problem}")
 
 
 def _require_labels(labels: Sequence[str], plan: PreparePlan) -> None:
@@ -257,7 +258,7 @@ def _tell(result: FinetuneResult, *, as_json: bool) -> None:
         return
     if not result.loop.is_complete:
         done = f"{result.loop.num_steps_done} of {result.num_steps} steps"
-        typer.echo(f"{done}; run the same command again to go on.", err=True)
+        tell(f"{done}; run the same command again to go on.")
     request = result.taught[0].name
     if result.loop.best_step is not None:
         typer.echo(f"Kept step {result.loop.best_step}, validation loss {result.loop.best_loss:.4f}.")

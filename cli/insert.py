@@ -8,6 +8,7 @@ import typer
 
 from maisi_aug.cli.shared.from_models import with_options
 from maisi_aug.cli.shared.run_options import AsJson, Device, NewCohort, Quiet
+from maisi_aug.cli.shared.streams import tell
 from maisi_aug.insertion.request import InsertConfig
 
 
@@ -31,7 +32,7 @@ def insert(
     with CohortProgress(is_quiet=quiet) as progress:
         cohort = resolve_insertion(config)
         for note in cohort.backgrounds.notes if not quiet else ():
-            typer.echo(f"Note: {note}", err=True)
+            tell(f"Note: {note}")
         summary = insert_cohort(cohort, out, device=device, listener=progress)
     typer.echo(json.dumps(summary.to_json(), indent=1) if as_json else describe_summary(summary))
     if not summary.is_complete:

@@ -39,7 +39,7 @@ def trainer_path(
     for variable in (RAW_VARIABLE, *OTHER_VARIABLES):
         if not os.environ.get(variable):
             # On stderr: eval would swallow it.
-            typer.echo(f"Note: {variable} is not set, and nnU-Net needs it: export {variable}=DIR", err=True)
+            tell(f"Note: {variable} is not set, and nnU-Net needs it: export {variable}=DIR")
 
 
 def compact_plans(

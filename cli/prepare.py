@@ -11,6 +11,7 @@ import typer
 
 from maisi_aug.cli.shared.from_models import with_options
 from maisi_aug.cli.shared.run_options import RUN, AsJson, Quiet
+from maisi_aug.cli.shared.streams import tell
 from maisi_aug.preparation.request import PrepareConfig
 
 if TYPE_CHECKING:
@@ -64,7 +65,7 @@ def prepare(
     with count_stages(is_quiet=quiet) as report:
         plan = plan_preparation(request, report=report, num_workers=workers)
         for note in (*notes, *plan.notes):
-            typer.echo(f"Note: {note}", err=True)
+            tell(f"Note: {note}")
         if dry_run:
             _show_plan(plan, as_json=as_json)
             return
@@ -127,7 +128,7 @@ def _show_result(result: PrepareResult, *, as_json: bool) -> None:
     else:
         typer.echo("\n".join(_describe(result)))
     for case_id, problem in result.problems.items():
-        typer.echo(f"Not prepared: {case_id}: {problem}", err=True)
+        tell(f"Not prepared: {case_id}: {problem}")
 
 
 def _describe(result: PrepareResult) -> list[str]:

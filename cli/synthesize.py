@@ -17,6 +17,7 @@ from maisi_aug.cli.shared.dry_run import show_plan
 from maisi_aug.cli.shared.from_models import Given, with_options
 from maisi_aug.cli.shared.label_map import LabelRules
 from maisi_aug.cli.shared.run_options import RUN, AsJson, Device, Quiet
+from maisi_aug.cli.shared.streams import tell
 from maisi_aug.cohort.request import NO_MAP, CohortRequest, build_request, load_recipe, override
 
 if TYPE_CHECKING:
@@ -119,7 +120,7 @@ def _run(
     with CohortProgress(is_quiet=is_quiet) as progress:
         cohort = resolve(config, out, may_resume=may_resume, report_file=progress.measures)
         for advice in _find_advice(cohort) if not is_quiet else ():
-            typer.echo(f"Note: {advice}", err=True)
+            tell(f"Note: {advice}")
         summary = synthesize_cohort(cohort, out, device=device, compiler=compiler, listener=progress, verify=verify)
     if balance is not None:
         save_balance(balance, out)

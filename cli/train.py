@@ -12,6 +12,7 @@ import typer
 from maisi_aug.cli.shared.bars import add_phase, add_training, open_bars, show_loading
 from maisi_aug.cli.shared.from_models import with_options
 from maisi_aug.cli.shared.run_options import MaxMinutes, NewRun, Tensorboard, TrainingDevice
+from maisi_aug.cli.shared.streams import tell
 from maisi_aug.training.request import MaskDiffusionRequest, MaskTrainRequest, TrainRequest
 
 if TYPE_CHECKING:
@@ -114,9 +115,9 @@ def tell_result(stage: str, result: LoopResult | TimeIsUp, path: Path, *, num_st
 
     if isinstance(result, TimeIsUp):
         what = f"{result.phase[0].lower()}{result.phase[1:]}, {result.done} of {result.total}"
-        typer.echo(f"{stage}: the time was up while {what}; run again to go on.", err=True)
+        tell(f"{stage}: the time was up while {what}; run again to go on.")
     elif not result.is_complete:
-        typer.echo(f"{stage}: {result.num_steps_done} of {num_steps} steps; run again to go on.", err=True)
+        tell(f"{stage}: {result.num_steps_done} of {num_steps} steps; run again to go on.")
     typer.echo(path)
 
 
@@ -215,5 +216,5 @@ def _open(recipe: MaskTrainingRecipe, request: MaskTrainRequest, out: Path, repo
     bank = FolderBank(request.mask_bank, vocabulary=MAISI, grid=grid, mapping=request.mask_labels or "auto")
     split = open_bank(recipe, bank, out, report=report_phase("Reading label maps"))
     for name, reason in bank.skipped:
-        typer.echo(f"{name} is left out: {reason}", err=True)
+        tell(f"{name} is left out: {reason}")
     return split

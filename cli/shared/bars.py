@@ -10,6 +10,8 @@ from time import monotonic
 from typing import TYPE_CHECKING
 from weakref import WeakSet
 
+from maisi_aug.system.printed_text import clean_message
+
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress
@@ -18,7 +20,7 @@ LOG_SECONDS = 60.0
 """How often a line tells of long work where there is no terminal for a bar."""
 _LOGGED: WeakSet[Progress] = WeakSet()
 """Bars that are not drawn, because there is no terminal, and in whose place lines are printed."""
-OWN_WARNINGS = r".*: expected "
+OWN_WARNINGS = r"(?s:.*): expected "
 """How the sentences begin that our own readers and checks warn with."""
 
 
@@ -30,7 +32,7 @@ def tell_warnings(console: Console) -> Iterator[None]:
     def tell(message: Warning | str, *_: object, **__: object) -> None:
         if str(message) not in told:
             told.add(str(message))
-            console.print(f"Note: {message}", markup=False, highlight=False, soft_wrap=True)
+            console.print(clean_message(f"Note: {message}"), highlight=False, soft_wrap=True)
 
     with warnings.catch_warnings():
         warnings.filterwarnings("always", message=OWN_WARNINGS)
@@ -47,7 +49,6 @@ def open_bars(*, is_shown: bool = True, is_transient: bool = False, is_telling: 
         is_transient: Take them away when the work is done.
         is_telling: Print what our own modules warn of, too, whether bars are shown or not.
     """
-    from rich.console import Console
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,
@@ -57,10 +58,12 @@ def open_bars(*, is_shown: bool = True, is_transient: bool = False, is_telling: 
         TimeRemainingColumn,
     )
 
-    console = Console(stderr=True)
+    from maisi_aug.cli.shared.consoles import PlainConsole
+
+    console = PlainConsole(stderr=True)
     columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
     bars = Progress(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         *columns,
         console=console,
         transient=is_transient,

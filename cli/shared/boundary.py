@@ -8,16 +8,37 @@ import os
 import sys
 import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import typer
 
-from maisi_aug.errors import GridError, MaisiAugError, RecipeError, RequestError, VocabularyError
+from maisi_aug.cli.shared.streams import clean_streams
+from maisi_aug.errors import (
+    GridError,
+    MaisiAugError,
+    MemoryShortageError,
+    RecipeError,
+    RequestError,
+    VocabularyError,
+)
+from maisi_aug.system.memory import find_memory_error, spell_asked
+from maisi_aug.system.printed_text import clean_message
 
 EXIT_FAILED = 1
 EXIT_USAGE = 2
 EXIT_STOPPED = 130
 """Of a command that Ctrl-C ended, as shells have it: 128 and the number of the signal."""
+
+OTHER_DEVICE = "another --device"
+LESS_MEMORY = {
+    "--workers": "fewer --workers",
+    "--decode-window": "a smaller --decode-window",
+    "--crop": "a smaller --crop",
+    "--shape": "a smaller --shape",
+    "--spacing": "a larger --spacing",
+    "--device": OTHER_DEVICE,
+}
+"""What takes less memory, by the option that says it."""
 
 _USAGE_ERRORS = (GridError, RecipeError, RequestError, VocabularyError)
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -35,36 +56,44 @@ def silence_third_parties() -> None:
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 
 
-def guard(call: Callable[[], object], *, debug: bool, is_resumable: bool = False) -> int:
+def guard(
+    call: Callable[[], object],
+    *,
+    debug: bool,
+    is_resumable: bool = False,
+    memory_options: Callable[[], Sequence[str]] = tuple,
+) -> int:
     """Run ``call`` and turn whatever it raises into a message and an exit code.
 
     Args:
         call: Runs one command; an integer that it returns is the exit code.
         debug: Print the traceback before the message.
         is_resumable: Whether the command keeps what it has finished, so that it can be stopped and repeated.
+        memory_options: Names what of the command takes less memory; called where memory is used up.
 
     Returns:
         The exit code.
     """
     try:
-        result = call()
-        sys.stdout.flush()
-    except BrokenPipeError:
-        # The reader of our output is gone (`| head`); point stdout elsewhere so that the interpreter's flush is quiet.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return EXIT_FAILED
+        with clean_streams():
+            result = call()
     except (Exception, KeyboardInterrupt) as error:
-        if debug:
-            traceback.print_exc()
-        message, code = explain(error, is_resumable=is_resumable)
-        if message:
-            sys.stderr.write(f"{message}\n")
+        with clean_streams():
+            if debug:
+                traceback.print_exc()
+            message, code = explain(error, is_resumable=is_resumable, memory_options=memory_options)
+            if message:
+                sys.stderr.write(f"{clean_message(message)}\n")
         return code
     return result if isinstance(result, int) else 0
 
 
-def explain(error: BaseException, *, is_resumable: bool = False) -> tuple[str, int]:
+def explain(
+    error: BaseException, *, is_resumable: bool = False, memory_options: Callable[[], Sequence[str]] = tuple
+) -> tuple[str, int]:
     """The sentence and the exit code for an error; the sentence is empty where the screen already says it all."""
+    if not isinstance(error, MemoryShortageError) and (shortage := find_memory_error(error)) is not None:
+        return _explain_memory(shortage, memory_options), EXIT_FAILED
     if isinstance(error, MaisiAugError):
         return f"Error: {error}", EXIT_USAGE if isinstance(error, _USAGE_ERRORS) else EXIT_FAILED
     if isinstance(error, typer.Abort | KeyboardInterrupt):
@@ -73,8 +102,6 @@ def explain(error: BaseException, *, is_resumable: bool = False) -> tuple[str, i
         return _explain_usage(error), error.exit_code
     if isinstance(error, OSError) and error.strerror:
         return _explain_os_error(error, is_resumable=is_resumable), EXIT_FAILED
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        return "Error: the memory is used up. Close other programs, or choose another --device or bundle.", EXIT_FAILED
     summary = (str(error).splitlines() or [""])[0].rstrip(".")
     return (
         f"Error: unexpected {type(error).__name__}: {summary}. Run the same command with --debug for the traceback."
@@ -89,6 +116,22 @@ def _explain_usage(error: typer.TyperException) -> str:
     sentence = " ".join(error.format_message().split())
     stop = "" if sentence.endswith((".", "?")) else "."
     return f"Error: {sentence}{stop}{hint}"
+
+
+def _explain_memory(error: BaseException, options: Callable[[], Sequence[str]]) -> str:
+    is_gpu = type(error).__name__ == "OutOfMemoryError"
+    asked = spell_asked(error)
+    if error.__traceback__ is not None:
+        traceback.clear_frames(error.__traceback__)  # which hold what filled the memory
+    try:
+        less = [option for option in options() if is_gpu or option != OTHER_DEVICE]
+    except Exception:  # whatever typer meets when there is too little memory even for that
+        less = []
+    advice = f", or choose {' or '.join(less)}" if less else ""
+    return (
+        f"Error: the memory of {'the GPU' if is_gpu else 'this machine'} is used up"
+        f"{f', {asked} more were asked for' if asked else ''}. Close other programs{advice}."
+    )
 
 
 def _explain_os_error(error: OSError, *, is_resumable: bool) -> str:

@@ -12,6 +12,7 @@ import typer
 from maisi_aug.cli.shared.balance import print_balance
 from maisi_aug.cli.shared.tables import open_table_console
 from maisi_aug.cohort.request import GIVEN, NO_MAP
+from maisi_aug.system.printed_text import clean_message
 
 if TYPE_CHECKING:
     from maisi_aug.cli.shared.balance import Balance
@@ -96,9 +97,9 @@ def print_given_table(cohort: CohortRun, outlooks: Sequence[MapOutlook]) -> None
     if faults:
         typer.echo(f"Cannot be used: {len(faults)} of {len(outlooks)} maps; their cases will be rejected:")
         for outlook in faults:
-            typer.echo(f"  {outlook.fault}")
+            typer.echo(f"  {clean_message(outlook.fault)}")
     for warning, name in {outlook.warning: outlook.name for outlook in reversed(outlooks) if outlook.warning}.items():
-        typer.echo(f"Note: {name}: {warning}")
+        typer.echo(clean_message(f"Note: {name}: {warning}"))
 
 
 def _describe(outlook: MapOutlook, vocabulary: Vocabulary) -> tuple[str, str, str]:

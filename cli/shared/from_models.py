@@ -17,6 +17,7 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
 from maisi_aug.cli.shared import completion
+from maisi_aug.cli.shared.streams import tell
 from maisi_aug.system.models import list_problems
 from maisi_aug.system.options import EarlierSpelling, Option
 
@@ -180,7 +181,7 @@ def _noting_spellings() -> Iterator[None]:
         warnings.simplefilter("always", EarlierSpelling)
         yield
     for note in notes:
-        typer.echo(f"Note: {note.message}", err=True)
+        tell(f"Note: {note.message}")
 
 
 def _is_given(context: typer.Context, name: str) -> bool:

@@ -13,6 +13,7 @@ from pathlib import Path
 import typer
 
 from maisi_aug.cli.shared.from_models import Given
+from maisi_aug.cli.shared.streams import tell
 from maisi_aug.system.options import split_rule
 
 DROPPED = "background"
@@ -20,7 +21,7 @@ DROPPED = "background"
 
 def tell_old_spelling(old: str, new: str) -> None:
     """Say on stderr how an earlier spelling is written now."""
-    typer.echo(f"Note: {old} is an earlier spelling, which the next release drops. Write {new}.", err=True)
+    tell(f"Note: {old} is an earlier spelling, which the next release drops. Write {new}.")
 
 
 def add_old_rules(rules: Iterable[str] | None, old: Sequence[str] | None, flag: str) -> list[str]:

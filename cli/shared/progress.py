@@ -8,10 +8,10 @@ from time import monotonic
 from types import TracebackType
 from typing import Self
 
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from maisi_aug.cli.shared.bars import open_bars, tell_warnings
+from maisi_aug.cli.shared.consoles import PlainConsole
 from maisi_aug.cohort.folder import LostCase
 from maisi_aug.cohort.manifest import AttemptRecord, Manifest
 from maisi_aug.generate.run import Listener
@@ -21,13 +21,13 @@ class CohortProgress(Listener):
     """Shows how a cohort comes along, with cases per minute and the time that is left."""
 
     def __init__(self, *, is_quiet: bool) -> None:
-        self._console = Console(stderr=True, quiet=is_quiet)
+        self._console = PlainConsole(stderr=True, quiet=is_quiet)
         columns = (
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
-            TextColumn("{task.fields[pace]}"),
+            TextColumn("{task.fields[pace]}", markup=False),
         )
         self._has_bar = self._console.is_terminal and not is_quiet
         self._bar = Progress(*columns, console=self._console, disable=not self._has_bar)
@@ -139,7 +139,7 @@ def _clock(seconds: float) -> str:
 @contextmanager
 def count_stages(*, is_quiet: bool) -> Iterator[Callable[[str, int, int], None]]:
     """A bar per stage of some work on a terminal; in a log, a line when a stage is done."""
-    console = Console(stderr=True, quiet=is_quiet)
+    console = PlainConsole(stderr=True, quiet=is_quiet)
     has_bar = console.is_terminal and not is_quiet
     tasks: dict[str, TaskID] = {}
     begun: dict[str, float] = {}

@@ -10,6 +10,7 @@ from maisi_aug.evaluation.benchmark.config import PRESETS, BenchmarkConfig
 from maisi_aug.evaluation.benchmark.plan import plan_benchmark
 from maisi_aug.evaluation.benchmark.text import list_commands
 from maisi_aug.evaluation.output.files import to_markdown
+from maisi_aug.system.printed_text import from_clean_document
 from maisi_aug.system.progress import ReportStage
 
 FORWARD_SHARE: Final = 0.35  # of a training step that a window of a prediction takes
@@ -52,6 +53,7 @@ def look_ahead(config: BenchmarkConfig, folder: Path, *, device: str, notify: Re
     return outlook
 
 
+@from_clean_document
 def to_outlook_text(outlook: Mapping[str, Any]) -> str:
     """The outlook as Markdown."""
     arms = ([arm["name"], arm["num_cases"], arm["num_real"], outlook["num_steps"]] for arm in outlook["arms"])

@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from maisi_aug.evaluation.benchmark.config import BenchmarkConfig
 from maisi_aug.evaluation.output.files import Cell, to_markdown
+from maisi_aug.system.printed_text import from_clean_document
 
 METHOD: Final = (
     "Differences are means over patients and trainings, with 95% intervals of a two-level bootstrap that draws both, "
@@ -83,6 +84,7 @@ def _join_labels(verdict: str, labels: Sequence[str]) -> str:
     return f"{said} for {', '.join(labels)}{f' ({reason})' if reason else ''}"
 
 
+@from_clean_document
 def to_report_text(document: Mapping[str, Any]) -> str:
     """The document as Markdown."""
     parts = [

@@ -20,6 +20,7 @@ from maisi_aug.evaluation.cohort.case_sets import (
 )
 from maisi_aug.evaluation.output.charts import DotRow, draw_dot_chart
 from maisi_aug.evaluation.output.files import to_markdown
+from maisi_aug.system.printed_text import from_clean_document
 from maisi_aug.system.progress import Report, report_nothing
 from maisi_aug.system.seeds import numpy_generator
 from maisi_aug.vocabulary.label_meaning import resolve_names
@@ -185,6 +186,7 @@ def _describe_label(
     }
 
 
+@from_clean_document
 def to_report(document: Mapping[str, Any]) -> str:
     """The document as Markdown."""
     rows = [

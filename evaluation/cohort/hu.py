@@ -27,6 +27,7 @@ from maisi_aug.evaluation.cohort.case_sets import (
 )
 from maisi_aug.evaluation.output.charts import DotRow, draw_dot_chart
 from maisi_aug.evaluation.output.files import percent, share_of, to_markdown
+from maisi_aug.system.printed_text import from_clean_document
 from maisi_aug.system.progress import Report
 from maisi_aug.vocabulary.hu import MIN_ORGAN_VOXELS, reference_hu_ranges
 from maisi_aug.vocabulary.labels import BACKGROUND_ID, BODY_ID, Vocabulary
@@ -296,6 +297,7 @@ def to_ranges(reference: Reference, vocabulary: Vocabulary) -> dict[str, Any]:
     }
 
 
+@from_clean_document
 def to_report(document: Mapping[str, Any]) -> str:
     """The document as Markdown."""
     outliers = document["outliers"]

@@ -21,6 +21,7 @@ from maisi_aug.evaluation.cohort.lesion_sizes import to_report as to_size_report
 from maisi_aug.evaluation.output.charts import DotRow, ScatterSeries, draw_dot_chart, draw_scatter
 from maisi_aug.evaluation.output.files import percent, share_of, to_markdown
 from maisi_aug.gates.visibility import SMALL_LESION_MM, check_label_visibility
+from maisi_aug.system.printed_text import from_clean_document
 from maisi_aug.system.progress import Report
 from maisi_aug.vocabulary.hu import expected_contrast_sign
 from maisi_aug.vocabulary.sizes import diameter_mm
@@ -167,6 +168,7 @@ def _describe_visibility(name: str, lesions: Sequence[SeenLesion]) -> dict[str, 
     }
 
 
+@from_clean_document
 def to_report(document: Mapping[str, Any]) -> str:
     """The document as Markdown."""
     hidden = [lesion for lesion in document["seen"] if not lesion["is_visible"]]

@@ -19,6 +19,7 @@ import numpy as np
 from maisi_aug.cohort.manifest import AttemptRecord, Manifest, load_manifest
 from maisi_aug.evaluation.output.files import percent, run_command, share_of, to_markdown
 from maisi_aug.evaluation.scores.detection import name_of_bin
+from maisi_aug.system.printed_text import from_clean_document
 from maisi_aug.system.whole_files import write_json_whole, write_text_whole
 from maisi_aug.vocabulary.sizes import diameter_mm
 
@@ -115,6 +116,7 @@ def measure_lesion_sizes(manifest: Manifest) -> dict[str, Any]:
     }
 
 
+@from_clean_document
 def to_report(document: Mapping[str, Any]) -> str:
     """The document as Markdown."""
     overall = document["all"]

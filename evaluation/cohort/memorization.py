@@ -21,6 +21,7 @@ from maisi_aug.evaluation.cohort.case_sets import CaseSet, EvaluatedCase, descri
 from maisi_aug.evaluation.output.charts import DotRow, draw_dot_chart
 from maisi_aug.evaluation.output.files import to_markdown
 from maisi_aug.pictures.slices import BACKGROUND, DIM_TEXT, SOFT_TISSUE, Plane, draw_slice, write_text
+from maisi_aug.system.printed_text import from_clean_document
 from maisi_aug.system.progress import Report, ReportStage, report_nothing
 from maisi_aug.vocabulary.labels import BODY_ID
 from maisi_aug.volumes.grid import Grid
@@ -360,6 +361,7 @@ def _name_doubles(
     return [{"case": case, "other": other, "reason": reason} for (case, other), reason in named.items()]
 
 
+@from_clean_document
 def to_report(document: Mapping[str, Any]) -> str:
     """The document as Markdown."""
     against = (

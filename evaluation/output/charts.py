@@ -10,8 +10,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from html import escape
 from typing import Final
+
+from maisi_aug.system.printed_text import clean_html
 
 BLUE: Final = "#1f5fa8"
 ORANGE: Final = "#c04f00"
@@ -209,7 +210,7 @@ def _document(parts: Sequence[str], title: str, height: float) -> str:
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height:.0f}" width="{WIDTH}" '
         f'height="{height:.0f}" role="img" font-family="system-ui, Helvetica, Arial, sans-serif">'
     )
-    return "\n".join([head, f"<title>{escape(title)}</title>", *parts, "</svg>"]) + "\n"
+    return "\n".join([head, f"<title>{clean_html(title)}</title>", *parts, "</svg>"]) + "\n"
 
 
 def _text(
@@ -226,7 +227,7 @@ def _text(
     rotation = f' transform="rotate(-90 {x:.1f} {y:.1f})"' if turned else ""
     return (
         f'<text x="{x:.1f}" y="{y:.1f}" font-size="{size}" font-weight="{weight}" text-anchor="{anchor}" '
-        f'fill="{colour}"{rotation}>{escape(words)}</text>'
+        f'fill="{colour}"{rotation}>{clean_html(words)}</text>'
     )
 
 

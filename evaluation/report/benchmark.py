@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from html import escape
 from pathlib import Path
 from typing import Any, Final
 
@@ -28,6 +27,7 @@ from maisi_aug.evaluation.benchmark.text import (
 from maisi_aug.evaluation.report import page
 from maisi_aug.evaluation.report.page import IntervalRow, Section
 from maisi_aug.pictures.slices import LESION_COLOURS, SOFT_TISSUE, Plane, Rgb, draw_contours, draw_slice
+from maisi_aug.system.printed_text import clean_html
 from maisi_aug.volumes.image_files import load_label_map
 
 NUM_SLICE_CASES: Final = 3
@@ -74,7 +74,7 @@ def _build_summary(document: Mapping[str, Any]) -> str:
     arms = page.table(
         ["arm", "training cases", "real", "different", "trainings done"],
         (
-            [escape(str(arm[key])) for key in ("name", "num_cases", "num_real", "num_different", "num_seeds_done")]
+            [clean_html(str(arm[key])) for key in ("name", "num_cases", "num_real", "num_different", "num_seeds_done")]
             for arm in document["arms"]
         ),
         caption="Arms",
@@ -118,10 +118,10 @@ def _build_verdict_table(rows: Sequence[Mapping[str, Any]], caption: str) -> str
         ["label", "verdict", "difference, 95% interval", "p, Holm", "smallest gain", "patients", "trainings"],
         (
             [
-                escape(row["label"]),
+                clean_html(row["label"]),
                 page.verdict(spell_verdict(row)),
                 page.figures(spell_interval(row["difference"], signed=True)),
-                escape(spell_p(row["p_holm"])),
+                clean_html(spell_p(row["p_holm"])),
                 spell_smallest_gain(row),
                 str(row["num_patients"]),
                 spell_trainings(row),
@@ -159,7 +159,7 @@ def _build_score_table(document: Mapping[str, Any]) -> str:
     for metric, name in (("dice", "Dice"), ("nsd", f"NSD at {document['config']['tolerance_mm']:g} mm")):
         cells = {(r["label"], r["arm"]): spell_interval(r) for r in document["scores"] if r["metric"] == metric}
         rows += [
-            [escape(f"{label}, {name}"), *(cells.get((label, arm), "none") for arm in arms)]
+            [clean_html(f"{label}, {name}"), *(cells.get((label, arm), "none") for arm in arms)]
             for label in document["labels"]
         ]
     return page.table(["label and metric", *arms], rows, caption="Scores of all arms")
@@ -207,8 +207,8 @@ def _build_detection_table(label: str, rows: Sequence[Mapping[str, Any]]) -> str
         ["arm", "size", "lesions", "trainings", "found", "made up", "sensitivity", "F1"],
         (
             [
-                escape(row["arm"]),
-                escape(row["name"]),
+                clean_html(row["arm"]),
+                clean_html(row["name"]),
                 str((row["num_found"] + row["num_missed"]) // row["num_trainings"]),
                 str(row["num_trainings"]),
                 str(row["num_found"]),
@@ -228,9 +228,9 @@ def _build_detection_differences(label: str, rows: Sequence[Mapping[str, Any]]) 
         ["arm", "against", "size", "sensitivity", "F1"],
         (
             [
-                escape(row["arm"]),
-                escape(row["baseline"]),
-                escape(row["name"]),
+                clean_html(row["arm"]),
+                clean_html(row["baseline"]),
+                clean_html(row["name"]),
                 page.figures(spell_interval(row["sensitivity"], signed=True)),
                 page.figures(spell_interval(row["f1"], signed=True)),
             ]
@@ -265,7 +265,7 @@ def _build_slices(benchmark: Benchmark, document: Mapping[str, Any]) -> str:
                 figures.append(_draw(case, found, plane, colours, document, f"{case_id}: {arm}"))
         parts += [page.heading(case_id), page.gallery(figures), *damaged]
     names = "".join(
-        f'<li><span style="background:rgb{colours[number]}"></span>{escape(label)}</li>'
+        f'<li><span style="background:rgb{colours[number]}"></span>{clean_html(label)}</li>'
         for number, label in enumerate(document["labels"], start=1)
     )
     note = "Test cases with the worst, the median and the best Dice of the first arm; axial slices, soft-tissue window."
@@ -350,7 +350,7 @@ def _build_method(benchmark: Benchmark, document: Mapping[str, Any]) -> str:
             page.paragraph(plan),
             page.table(
                 ["source", "folder"],
-                ([escape(a), escape(b)] for a, b in sources),
+                ([clean_html(a), clean_html(b)] for a, b in sources),
                 caption="Sources",
                 words=(1,),
             ),

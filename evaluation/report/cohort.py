@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from html import escape
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,6 +19,7 @@ from maisi_aug.evaluation.output.files import percent
 from maisi_aug.evaluation.report import page
 from maisi_aug.evaluation.report.page import Section
 from maisi_aug.integrations.reading.cohort_source import find_num_planned
+from maisi_aug.system.printed_text import clean_document, clean_html
 from maisi_aug.system.progress import ReportStage
 
 NUM_PICTURES: Final = 6
@@ -103,13 +103,15 @@ def build_cohort_sections(folder: Path, document: Mapping[str, Any], *, name: st
 
 def to_cohort_text(document: Mapping[str, Any]) -> str:
     """The document as Markdown."""
-    parts = [f"# Cohort {document['path']}\n", *(f"- {name}: {value}" for name, value in _facts(document).items()), ""]
-    parts += [f"- {note}" for note in document["notes"]]
-    parts += [f"- {row['case']} was rejected: {row['reason']}" for row in document["rejected"]]
-    for key, module in (("lesions", lesion_report), ("hu", hu), ("fid", fid)):
+    measured = {"lesions": lesion_report, "hu": hu, "fid": fid}  # whose own reports clean what they are given
+    said = {**document, **clean_document({key: part for key, part in document.items() if key not in measured})}
+    parts = [f"# Cohort {said['path']}\n", *(f"- {name}: {value}" for name, value in _facts(said).items()), ""]
+    parts += [f"- {note}" for note in said["notes"]]
+    parts += [f"- {row['case']} was rejected: {row['reason']}" for row in said["rejected"]]
+    for key, module in measured.items():
         if document[key] is not None:
             parts += ["", module.to_report(document[key])]
-    parts += ["", "## Provenance", "", *(f"- {row}" for row in _spell_provenance(document))]
+    parts += ["", "## Provenance", "", *(f"- {row}" for row in _spell_provenance(said))]
     return "\n".join(parts) + "\n"
 
 
@@ -131,7 +133,7 @@ def _build_summary(document: Mapping[str, Any]) -> str:
     parts += [page.warn(text) for text in _list_skipped(document)]
     parts += [page.warn(f"{row['case']} was rejected. {row['reason']}") for row in document["rejected"]]
     if document["failed_gates"]:
-        rows = ([escape(gate), str(count)] for gate, count in document["failed_gates"].items())
+        rows = ([clean_html(gate), str(count)] for gate, count in document["failed_gates"].items())
         parts.append(page.table(["gate that ended an attempt", "attempts"], rows, caption="Failed attempts by gate"))
     return "\n".join(parts)
 
@@ -251,5 +253,5 @@ def _spell_provenance(document: Mapping[str, Any]) -> list[str]:
 def _build_provenance(document: Mapping[str, Any]) -> str:
     keys = ("bundle", "weights", "licence", "mask_source", "mask_bank", "cases")
     header = ["bundle", "weights, SHA-256", "licence", "label maps by", "of", "cases"]
-    rows = ([escape(row[key]) for key in keys] for row in document["provenance"])
+    rows = ([clean_html(row[key]) for key in keys] for row in document["provenance"])
     return page.table(header, rows, caption="Provenance", words=(1, 2, 3, 4))

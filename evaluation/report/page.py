@@ -20,6 +20,7 @@ from PIL import Image
 
 from maisi_aug import __version__
 from maisi_aug.evaluation.output import charts
+from maisi_aug.system.printed_text import clean_html, clean_lines
 
 STYLE_NAME: Final = "report_style.css"
 POLICY: Final = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
@@ -86,10 +87,10 @@ def build_page(title: str, lead: str, sections: Sequence[Section]) -> str:
     """
     shown = [section for section in sections if section.body]
     style = Path(__file__).with_name(STYLE_NAME).read_text(encoding="utf-8")
-    contents = "".join(f'<li><a href="#{part.anchor}">{escape(part.title)}</a></li>' for part in shown)
+    contents = "".join(f'<li><a href="#{part.anchor}">{clean_html(part.title)}</a></li>' for part in shown)
     body = "\n".join(
-        f'<section aria-labelledby="{part.anchor}">\n<h2 id="{part.anchor}">{escape(part.title)}</h2>\n{part.body}\n'
-        "</section>"
+        f'<section aria-labelledby="{part.anchor}">\n<h2 id="{part.anchor}">{clean_html(part.title)}</h2>\n'
+        f"{part.body}\n</section>"
         for part in shown
     )
     return f"""<!doctype html>
@@ -99,7 +100,7 @@ def build_page(title: str, lead: str, sections: Sequence[Section]) -> str:
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta http-equiv="Content-Security-Policy" content="{POLICY}">
 <meta name="color-scheme" content="light dark">
-<title>{escape(title)}</title>
+<title>{clean_html(title)}</title>
 <link rel="icon" href="data:,">
 <style>
 {style}</style>
@@ -108,14 +109,14 @@ def build_page(title: str, lead: str, sections: Sequence[Section]) -> str:
 <a class="skip" href="#main">Skip to the figures</a>
 <div class="page">
 <header>
-<h1>{escape(title)}</h1>
-<p class="lead">{escape(lead)}</p>
+<h1>{clean_html(title)}</h1>
+<p class="lead">{clean_html(lead)}</p>
 <nav aria-label="Contents"><ul>{contents}</ul></nav>
 </header>
 <main id="main">
 {body}
 </main>
-<footer>Written by maisi-aug {escape(__version__)}. This page needs no network.</footer>
+<footer>Written by maisi-aug {clean_html(__version__)}. This page needs no network.</footer>
 </div>
 </body>
 </html>
@@ -124,27 +125,29 @@ def build_page(title: str, lead: str, sections: Sequence[Section]) -> str:
 
 def paragraph(text: str, *, kind: str = "") -> str:
     """A paragraph of plain text."""
-    return f'<p class="{kind}">{escape(text)}</p>' if kind else f"<p>{escape(text)}</p>"
+    return f'<p class="{kind}">{clean_html(text)}</p>' if kind else f"<p>{clean_html(text)}</p>"
 
 
 def heading(text: str) -> str:
     """A heading below a section's."""
-    return f"<h3>{escape(text)}</h3>"
+    return f"<h3>{clean_html(text)}</h3>"
 
 
 def bullets(lines: Iterable[str]) -> str:
     """A list of plain sentences."""
-    return "<ul>" + "".join(f"<li>{escape(line)}</li>" for line in lines) + "</ul>"
+    return "<ul>" + "".join(f"<li>{clean_html(line)}</li>" for line in lines) + "</ul>"
 
 
 def warn(text: str, *, is_failure: bool = False) -> str:
     """A sentence that must not be overlooked."""
-    return f'<p class="warning{" failure" if is_failure else ""}">{escape(text)}</p>'
+    return f'<p class="warning{" failure" if is_failure else ""}">{clean_html(text)}</p>'
 
 
 def facts(pairs: Mapping[str, object]) -> str:
     """A few figures in large type."""
-    items = (f"<div><dt>{escape(name)}</dt><dd>{escape(str(value))}</dd></div>" for name, value in pairs.items())
+    items = (
+        f"<div><dt>{clean_html(name)}</dt><dd>{clean_html(str(value))}</dd></div>" for name, value in pairs.items()
+    )
     return f'<dl class="facts">{"".join(items)}</dl>'
 
 
@@ -157,13 +160,15 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]], *, caption: str,
         caption: For screen readers.
         words: Columns that hold text, aligned at the left.
     """
-    names = "".join(f'<th scope="col"{_words(number, words)}>{escape(name)}</th>' for number, name in enumerate(header))
+    names = "".join(
+        f'<th scope="col"{_words(number, words)}>{clean_html(name)}</th>' for number, name in enumerate(header)
+    )
     lines = "".join(
         "<tr>" + "".join(f"<td{_words(number, words)}>{cell}</td>" for number, cell in enumerate(row)) + "</tr>\n"
         for row in rows
     )
     return (
-        f'<div class="scroll" role="region" tabindex="0" aria-label="{escape(caption)}"><table>'
+        f'<div class="scroll" role="region" tabindex="0" aria-label="{clean_html(caption)}"><table>'
         f"<thead><tr>{names}</tr></thead>\n<tbody>\n{lines}</tbody></table></div>"
     )
 
@@ -183,7 +188,7 @@ def intervals(rows: Sequence[IntervalRow], *, low: float, high: float, unit: str
         has_zero: Whether to draw a line at zero.
     """
     body = "".join(_interval_row(row, low, high, has_zero) for row in rows)
-    ends = f"<span>{number(low)}</span><span>{escape(unit)}</span><span>{number(high)}</span>"
+    ends = f"<span>{number(low)}</span><span>{clean_html(unit)}</span><span>{number(high)}</span>"
     return f'<div class="rows">{body}<div class="axis"><span></span><span class="ends">{ends}</span></div></div>'
 
 
@@ -203,15 +208,15 @@ def _interval_row(row: IntervalRow, low: float, high: float, has_zero: bool) -> 
     if row.low is not None and row.high is not None:
         spoken += f", {number(row.low)} to {number(row.high)}"
     return (
-        f'<div class="row"><span class="name">{escape(row.name)}</span><span class="track" role="img" '
-        f'aria-label="{spoken}">{"".join(marks)}</span><span class="value">{escape(said)}</span></div>'
+        f'<div class="row"><span class="name">{clean_html(row.name)}</span><span class="track" role="img" '
+        f'aria-label="{spoken}">{"".join(marks)}</span><span class="value">{clean_html(said)}</span></div>'
     )
 
 
 def verdict(text: str) -> str:
     """A verdict in its colour; the words alone say it, too."""
     kind = "gain" if text == "gain" else "loss" if "loss" in text else "none" if text == "no gain" else "undecided"
-    return f'<span class="verdict {kind}">{escape(text)}</span>'
+    return f'<span class="verdict {kind}">{clean_html(text)}</span>'
 
 
 def number(value: float, digits: int = 2, *, signed: bool = False) -> str:
@@ -221,15 +226,15 @@ def number(value: float, digits: int = 2, *, signed: bool = False) -> str:
 
 def figures(text: str) -> str:
     """Spelt figures with true minus signs."""
-    return escape(text.replace("-", _MINUS))
+    return clean_html(text.replace("-", _MINUS))
 
 
 def chart(svg: str, *, caption: str) -> str:
     """A chart in the page's colours."""
     drawn = re.sub(r"#[0-9a-f]{6}", lambda match: _COLOURS.get(match[0], match[0]), svg)
     return (
-        f'<figure><div class="chart" role="region" tabindex="0" aria-label="{escape(caption)}">{drawn}</div>'
-        f"<figcaption>{escape(caption)}</figcaption></figure>"
+        f'<figure><div class="chart" role="region" tabindex="0" aria-label="{clean_html(caption)}">{drawn}</div>'
+        f"<figcaption>{clean_html(caption)}</figcaption></figure>"
     )
 
 
@@ -240,7 +245,7 @@ def picture(image: Image.Image, *, alt: str, caption: str) -> str:
     content = base64.b64encode(buffer.getvalue()).decode()
     return (
         f'<figure><img src="data:image/jpeg;base64,{content}" width="{image.width}" height="{image.height}" '
-        f'loading="lazy" alt="{escape(alt)}"><figcaption>{escape(caption)}</figcaption></figure>'
+        f'loading="lazy" alt="{clean_html(alt)}"><figcaption>{clean_html(caption)}</figcaption></figure>'
     )
 
 
@@ -251,9 +256,9 @@ def gallery(figures: Iterable[str]) -> str:
 
 def fold(title: str, body: str) -> str:
     """Something that is shown on request."""
-    return f"<details><summary>{escape(title)}</summary>\n{body}\n</details>"
+    return f"<details><summary>{clean_html(title)}</summary>\n{body}\n</details>"
 
 
 def code(text: str) -> str:
     """Text to copy."""
-    return f'<pre tabindex="0"><code>{escape(text)}</code></pre>'
+    return f'<pre tabindex="0"><code>{escape(clean_lines(text))}</code></pre>'

@@ -30,6 +30,7 @@ from maisi_aug.evaluation.studies.segmenter import Segmenter, load_segmenter
 from maisi_aug.networks.pipeline import Pipeline, resolve_device
 from maisi_aug.pictures.preview import save_picture
 from maisi_aug.preparation.prepared import PreparedCase, PreparedDataset, load_prepared
+from maisi_aug.system.printed_text import from_clean_document
 from maisi_aug.system.progress import Report, report_nothing
 from maisi_aug.system.seeds import derive_seed
 from maisi_aug.system.whole_files import open_whole, write_json_whole, write_text_whole
@@ -156,6 +157,7 @@ def measure_finetuned(
     return document
 
 
+@from_clean_document
 def to_report(document: Mapping[str, Any]) -> str:
     """The document as Markdown."""
     rows = []

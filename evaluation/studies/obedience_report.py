@@ -11,6 +11,7 @@ import numpy as np
 from maisi_aug.evaluation.output.files import percent, share_of, to_markdown
 from maisi_aug.evaluation.studies.tissues import LESION, mean_dice
 from maisi_aug.gates.visibility import SMALL_LESION_MM
+from maisi_aug.system.printed_text import from_clean_document
 from maisi_aug.vocabulary.hu import reference_hu_ranges
 
 if TYPE_CHECKING:
@@ -234,6 +235,7 @@ def _error_rows(cases: Sequence[CaseFigures], names: Sequence[str]) -> list[dict
     return rows
 
 
+@from_clean_document
 def to_report(document: Mapping[str, Any]) -> str:
     """The document as Markdown."""
     settings, judge = document["settings"], document["segmenter"]

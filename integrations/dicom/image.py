@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from maisi_aug import __version__
 from maisi_aug.cohort.manifest import AttemptRecord
 from maisi_aug.errors import MissingExtraError
+from maisi_aug.system.printed_text import clean_value
 from maisi_aug.volumes.grid import Grid
 
 if TYPE_CHECKING:
@@ -26,6 +27,8 @@ MANUFACTURER = "maisi-aug"
 # Nothing was acquired on any day; a date that no scanner can have had, since some archives refuse an empty one.
 FICTITIOUS_DATE, FICTITIOUS_TIME = "19000101", "000000"
 USUAL_INTERCEPT = -1024
+MAX_LONG_STRING, MAX_SHORT_TEXT = 64, 1024
+"""Characters that DICOM's value representations LO and ST hold (PS3.5, 6.2)."""
 _PIXELS = {
     "SamplesPerPixel": 1,
     "PhotometricInterpretation": "MONOCHROME2",
@@ -134,11 +137,13 @@ def _describe(case: AttemptRecord, study: str) -> dict[str, Any]:
         "ReferringPhysicianName": "",
         "Modality": "CT",
         "Manufacturer": MANUFACTURER,
-        "ManufacturerModelName": case.bundle,
+        "ManufacturerModelName": to_dicom_text(case.bundle),
         "SoftwareVersions": __version__,
         "StudyDescription": "synthetic",
         "SeriesDescription": "synthetic",
-        "DerivationDescription": f"Not of a patient: drawn by a generative network. {source}; {case.request}"[:1024],
+        "DerivationDescription": to_dicom_text(
+            f"Not of a patient: drawn by a generative network. {source}; {case.request}", MAX_SHORT_TEXT
+        ),
         "PatientName": f"Synthetic^{case.case_id}",
         "PatientID": patient_id(case),
         "PatientBirthDate": "",
@@ -159,6 +164,11 @@ def _describe(case: AttemptRecord, study: str) -> dict[str, Any]:
         "WindowCenter": "50",
         "WindowWidth": "400",
     }
+
+
+def to_dicom_text(text: str, max_length: int = MAX_LONG_STRING) -> str:
+    """Text that DICOM takes: without control characters and backslashes, which separate values, and no longer."""
+    return clean_value(text, max_length).replace("\\", "/")[:max_length]
 
 
 def _to_decimals(values: Any) -> list[str]:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from maisi_aug import __version__
 from maisi_aug.cohort.manifest import AttemptRecord
-from maisi_aug.integrations.dicom.image import FICTITIOUS_DATE, FICTITIOUS_TIME, MANUFACTURER, build_uid
+from maisi_aug.integrations.dicom.image import FICTITIOUS_DATE, FICTITIOUS_TIME, MANUFACTURER, build_uid, to_dicom_text
 from maisi_aug.integrations.reading.export_labels import LabelNumbering
 from maisi_aug.vocabulary.labels import Vocabulary
 
@@ -86,7 +86,7 @@ def build_segmentation(
         sop_instance_uid=build_uid(series, "segmentation"),
         instance_number=1,
         manufacturer=MANUFACTURER,
-        manufacturer_model_name=case.bundle,
+        manufacturer_model_name=to_dicom_text(case.bundle),
         software_versions=__version__,
         device_serial_number=case.bundle_fingerprint[:16] or "none",
         content_description="label map that the synthetic image was drawn from",
@@ -107,7 +107,7 @@ def _describe_segment(number: int, label_id: int, name: str, series: str, vocabu
     abnormal, structure = codes.SCT.MorphologicallyAbnormalStructure, codes.SCT.AnatomicalStructure
     return highdicom.seg.SegmentDescription(
         segment_number=number,
-        segment_label=name[:64],
+        segment_label=to_dicom_text(name),
         segmented_property_category=abnormal if is_tumor else structure,
         segmented_property_type=codes.SCT.Neoplasm if is_tumor else code_of(label_id, name),
         algorithm_type=highdicom.seg.SegmentAlgorithmTypeValues.AUTOMATIC,

@@ -22,7 +22,7 @@ from typing import Any
 
 from maisi_aug.bundle_spec.bundle import load_bundle
 from maisi_aug.cohort.folder import read_cohort_document
-from maisi_aug.cohort.manifest import MANIFEST_NAME, AttemptRecord, is_cohort, load_manifest
+from maisi_aug.cohort.manifest import MANIFEST_NAME, AttemptRecord, ManifestReader, is_cohort
 from maisi_aug.errors import CohortError, RequestError
 from maisi_aug.integrations.reading.cohort_pairs import load_pair
 from maisi_aug.integrations.reading.cohort_source import CohortSource, is_being_written
@@ -83,7 +83,9 @@ class GrowingCohort:
         self.transform, self._convert = transform, to_subject if as_subjects else to_monai_item
         self._num_items, self._seed, self._wait_seconds = num_items, seed, wait_seconds
         self._epoch = multiprocessing.get_context("spawn").Value("q", 0)
-        self._seen: tuple[int | None, dict[int, AttemptRecord]] = (None, {})
+        self._manifest = ManifestReader(self._folder / MANIFEST_NAME, gates=())
+        self._last: dict[int, AttemptRecord] = {}
+        self._settled: dict[int, AttemptRecord] = {}
 
     def __len__(self) -> int:
         return self._num_items
@@ -143,13 +145,16 @@ class GrowingCohort:
         )
 
     def _read(self) -> dict[int, AttemptRecord]:
-        """The last record of every settled case; read again when the manifest has grown."""
-        num_bytes = (self._folder / MANIFEST_NAME).stat().st_size if is_cohort(self._folder) else None
-        if num_bytes is not None and num_bytes != self._seen[0]:
-            manifest = load_manifest(self._folder, gates=())
-            settled = {r.case_index: r for r in manifest.records if r.case_index in manifest.settled_indices}
-            self._seen = (num_bytes, settled)
-        return self._seen[1]
+        """The last record of every settled case, as far as the manifest goes by now; its lines are read once."""
+        if is_cohort(self._folder):
+            for record in self._manifest.read_on():
+                last = self._last.get(record.case_index)
+                if last is None or record.attempt >= last.attempt:
+                    self._last[record.case_index] = record
+                    self._settled.pop(record.case_index, None)
+                    if record.status != "retried":
+                        self._settled[record.case_index] = record
+        return self._settled
 
 
 class _WriterWatch:

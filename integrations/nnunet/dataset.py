@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -104,10 +105,11 @@ def export_nnunet(
         ExportError: The cohort is unfinished or altered, the id is taken, a label occurs nowhere, or the check fails.
         VocabularyError: An unknown label name.
     """
-    target = require_free_target(require_raw_folder(out), dataset_id, name)
+    require_free = partial(require_free_target, require_raw_folder(out), dataset_id, name)
+    target = require_free()
     cohort = load_cohorts(cohort_dir)
     numbering = choose_labels(cohort, labels, include_anatomy=include_anatomy, notify=notify)
-    with folders_that_appear_whole(target) as (building,):
+    with folders_that_appear_whole(target, require_free=require_free) as (building,):
         written = _write_cases(cohort, numbering, building, copy=copy, notify=notify)
         _write_descriptions(cohort, numbering, written, building, target.name)
         notify("nnU-Net's integrity check", 0, 1)

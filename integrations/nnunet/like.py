@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from maisi_aug import __version__
 from maisi_aug.errors import ExportError
 from maisi_aug.integrations.nnunet.check import count_processes, verify_mixed_integrity
 from maisi_aug.integrations.nnunet.dataset import describe_case
-from maisi_aug.integrations.nnunet.folders import FILE_ENDING, MAPPING_NAME, MARK_KEY
+from maisi_aug.integrations.nnunet.folders import FILE_ENDING, MAPPING_NAME, MARK_KEY, require_free_target
 from maisi_aug.integrations.nnunet.labels import describe_mapping, require_complete_mapping
 from maisi_aug.integrations.nnunet.plans import move_real_plans, refer_to
 from maisi_aug.integrations.nnunet.report import LikeReport, Seen, build_report, write_report
@@ -59,7 +60,9 @@ def export_like(request: LikeRequest, *, dry_run: bool = False, notify: ReportSt
         seen = _write_cases(export, None, notify)
         require_complete_mapping(export.real, export.cohort, export.mapping, seen.counts)
         return build_report(export, seen, plans=None, warnings=_check_real_cases(export, notify))
-    with folders_that_appear_whole(export.target, export.preprocessed_target) as (raw, preprocessed):
+    targets, name = (export.target, export.preprocessed_target), export.target.name.partition("_")[2]
+    require_free = partial(require_free_target, export.target.parent, request.dataset_id, name)
+    with folders_that_appear_whole(*targets, require_free=require_free) as (raw, preprocessed):
         seen = _write_cases(export, raw, notify)
         require_complete_mapping(export.real, export.cohort, export.mapping, seen.counts)
         description = _write_raw(export, raw, seen.counts)

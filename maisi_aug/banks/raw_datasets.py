@@ -175,8 +175,13 @@ def _expected(folder: Path, label: Path, document: Mapping[str, Any], channel: i
 
 
 def find_referenced(folder: Path, text: str) -> Path:
-    """A file that an nnU-Net dataset's ``dataset`` entry points at: relative to its folder, variables replaced."""
-    return folder / os.path.expandvars(text)
+    """A file that an nnU-Net dataset's ``dataset`` entry points at: relative to its folder, variables replaced.
+
+    Where there is no such file, the path is as it is written, for messages: a dataset of somebody else's shall not have
+    them say what is in a variable.
+    """
+    path = folder / os.path.expandvars(text)
+    return path if path.exists() else folder / text
 
 
 def note_never_trained(case_ids: Iterable[str]) -> str:

@@ -237,7 +237,12 @@ def _explain(error: Exception, subject: str) -> BundleError:
     else:
         advice = "Run the same command again: it goes on where it broke off"
     reason = f"answer {status}" if status else (str(error).strip().splitlines() or [type(error).__name__])[0]
+    reason = _ADDRESS.sub("an address", reason)
     return BundleError(f"{subject}: expected the hub to send the file, found {reason.rstrip('.')}. {advice}.")
+
+
+_ADDRESS = re.compile(r"\w+://\S+")
+"""Of a proxy or of another hub, from variables that may hold a password."""
 
 
 def _is_sha256(text: str) -> bool:

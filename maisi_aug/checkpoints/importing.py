@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import secrets
-import shutil
-import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -15,10 +11,10 @@ from typing import Any
 from maisi_aug.bundle_spec.bundle import BUNDLE_FILE, NETWORK_ROLES, Bundle, load_bundle
 from maisi_aug.bundle_spec.known_bundles import KnownBundle
 from maisi_aug.errors import BundleError, MaisiAugError
-from maisi_aug.system.whole_files import TEMPORARY_SUFFIX, write_text_whole
+from maisi_aug.system.whole_files import write_text_whole
+from maisi_aug.system.whole_folder import open_whole_folder
 
 LICENCE_FILE = "LICENCE.txt"
-STALE_SECONDS = 3600.0
 
 Report = Callable[[str], None]
 AcceptLicence = Callable[[KnownBundle], bool]
@@ -154,34 +150,3 @@ def require_free(folder: Path, name: str, origin: str) -> None:
             f"{folder}: expected a new folder or nothing but an earlier copy of '{name}' from {origin}, found "
             f"{', '.join(foreign[:4]) or 'a file'}. Choose another folder with --to, or move them away."
         )
-
-
-@contextmanager
-def open_whole_folder(folder: Path, *, require_replaceable: Callable[[], None]) -> Iterator[Path]:
-    """A folder under a hidden name that takes its own name, from an earlier one if need be, once it is complete.
-
-    Args:
-        folder: What it will be called.
-        require_replaceable: Raises where what has this name by then must stay.
-    """
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    for leftover in folder.parent.glob(f".{folder.name}.*{TEMPORARY_SUFFIX}"):
-        # A killed process leaves its folder; one that was touched just now may belong to a process at work.
-        if time.time() - leftover.stat().st_mtime > STALE_SECONDS:
-            shutil.rmtree(leftover, ignore_errors=True)
-    unfinished, replaced = (
-        folder.with_name(f".{folder.name}.{secrets.token_hex(4)}{TEMPORARY_SUFFIX}") for _ in range(2)
-    )
-    unfinished.mkdir()
-    try:
-        yield unfinished
-        require_replaceable()
-        if folder.exists():
-            folder.rename(replaced)
-        unfinished.rename(folder)
-    except BaseException:  # Ctrl-C too must leave nothing behind, and what was there before in its place
-        if replaced.exists() and not folder.exists():
-            replaced.rename(folder)
-        shutil.rmtree(unfinished, ignore_errors=True)
-        raise
-    shutil.rmtree(replaced, ignore_errors=True)

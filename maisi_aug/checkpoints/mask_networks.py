@@ -14,9 +14,10 @@ import yaml
 from maisi_aug.bundle_spec.bundle import BUNDLE_FILE, Bundle, load_bundle
 from maisi_aug.bundle_spec.known_bundles import SIZE_CONDITIONS, KnownBundle
 from maisi_aug.bundle_spec.schema import MASK_PROVENANCE, MASK_ROLES, MASK_SECTION, dump_bundle, without_masks
-from maisi_aug.checkpoints.importing import LICENCE_FILE, open_whole_folder, require_free
+from maisi_aug.checkpoints.importing import LICENCE_FILE, require_free
 from maisi_aug.networks.mask_conditions import load_size_conditions
 from maisi_aug.system.whole_files import sha256_of, write_text_whole, write_whole
+from maisi_aug.system.whole_folder import open_whole_folder
 
 if TYPE_CHECKING:
     import torch

@@ -215,28 +215,62 @@ def load_manifest(folder: Path, *, gates: Collection[str] | None = None) -> Mani
         raise CohortError(
             f"{folder}: expected a cohort with {MANIFEST_NAME}, found none. Give the folder that synthesize wrote."
         )
-    return Manifest.from_records(_read_lines(folder / MANIFEST_NAME, gates))
+    return Manifest.from_records(ManifestReader(folder / MANIFEST_NAME, gates=gates).read_on())
 
 
-def _read_lines(path: Path, gates: Collection[str] | None) -> list[AttemptRecord]:
-    """The records of whole lines, each checked, then against the lines before it."""
-    records: list[AttemptRecord] = []
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.endswith(b"\n"):
-                break
-            try:
-                record = AttemptRecord.from_json(line)
-            except ValidationError as error:
-                first = error.errors(include_url=False, include_context=False)[0]
-                place = ".".join(map(str, first["loc"])) or "line"
-                found = f"{line.rstrip()[:60]!r} ({place}: {first['msg']})"
-                raise _wrong_line(path, number, "a record", found) from None
-            if record.status == "accepted" and "image" not in record.files:
-                raise _wrong_line(path, number, f"the image of the accepted case '{record.case_id}'", "none")
-            records.append(record if gates is None else record.keep_figures(gates))
-    _require_names_of_one_case(path, records)
-    return records
+class ManifestReader:
+    """Reads a manifest that may still be written, each line once, and checks it against those before."""
+
+    def __init__(self, path: Path, *, gates: Collection[str] | None = None) -> None:
+        """Nothing is read yet.
+
+        Args:
+            path: Of the manifest.
+            gates: Whose figures are kept, which are most of a manifest; all when not given.
+        """
+        self._path, self._gates = path, gates
+        self._begin(None)
+
+    def _begin(self, file: tuple[int, int] | None) -> None:
+        self._file = file
+        self._num_bytes = self._num_lines = 0
+        self._names = _NamesOfCases(self._path)
+
+    def read_on(self) -> list[AttemptRecord]:
+        """The records of the lines that are whole by now and were not read yet.
+
+        Reading begins anew where the file is another one or has become shorter.
+
+        Raises:
+            CohortError: A line cannot be read or says what cannot be.
+        """
+        records: list[AttemptRecord] = []
+        with self._path.open("rb") as file:
+            status = os.fstat(file.fileno())
+            if self._file != (status.st_dev, status.st_ino) or status.st_size < self._num_bytes:
+                self._begin((status.st_dev, status.st_ino))
+            file.seek(self._num_bytes)
+            for line in file:
+                if not line.endswith(b"\n"):
+                    break
+                record = _read_line(self._path, self._num_lines + 1, line)
+                self._names.add(self._num_lines + 1, record)
+                self._num_lines, self._num_bytes = self._num_lines + 1, self._num_bytes + len(line)
+                records.append(record if self._gates is None else record.keep_figures(self._gates))
+        return records
+
+
+def _read_line(path: Path, number: int, line: bytes) -> AttemptRecord:
+    try:
+        record = AttemptRecord.from_json(line)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False)[0]
+        place = ".".join(map(str, first["loc"])) or "line"
+        found = f"{line.rstrip()[:60]!r} ({place}: {first['msg']})"
+        raise _wrong_line(path, number, "a record", found) from None
+    if record.status == "accepted" and "image" not in record.files:
+        raise _wrong_line(path, number, f"the image of the accepted case '{record.case_id}'", "none")
+    return record
 
 
 def _wrong_line(path: Path, number: int, expected: str, found: str) -> CohortError:
@@ -245,32 +279,40 @@ def _wrong_line(path: Path, number: int, expected: str, found: str) -> CohortErr
     )
 
 
-def _require_names_of_one_case(path: Path, records: Iterable[AttemptRecord]) -> None:
-    """Raise unless every id is one case's and every case has one id, and at most its last attempt was accepted.
+class _NamesOfCases:
+    """What the lines of a manifest say of ids and attempts.
 
-    Ids that differ in capitals alone are one file on some disks.
-
-    Raises:
-        CohortError: Naming the line.
+    Every id is one case's and every case has one id, and at most its last attempt was accepted. Ids that differ in
+    capitals alone are one file on some disks.
     """
-    index_of: dict[str, int] = {}
-    id_of: dict[int, str] = {}
-    ends: dict[int, tuple[int, bool]] = {}
-    for number, record in enumerate(records, start=1):
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._index_of: dict[str, int] = {}
+        self._id_of: dict[int, str] = {}
+        self._ends: dict[int, tuple[int, bool]] = {}
+
+    def add(self, number: int, record: AttemptRecord) -> None:
+        """Compare a line with those before.
+
+        Raises:
+            CohortError: Naming the line.
+        """
         index, key = record.case_index, record.case_id.casefold()
-        if index_of.setdefault(key, index) != index:
-            raise _wrong_line(
-                path, number, "an id of one case alone", f"'{record.case_id}', as case {index_of[key]} has"
-            )
-        if id_of.setdefault(index, record.case_id) != record.case_id:
-            raise _wrong_line(path, number, f"the id '{id_of[index]}' of case {index}", f"'{record.case_id}'")
+        if self._index_of.setdefault(key, index) != index:
+            found = f"'{record.case_id}', as case {self._index_of[key]} has"
+            raise _wrong_line(self._path, number, "an id of one case alone", found)
+        if self._id_of.setdefault(index, record.case_id) != record.case_id:
+            expected = f"the id '{self._id_of[index]}' of case {index}"
+            raise _wrong_line(self._path, number, expected, f"'{record.case_id}'")
         is_accepted = record.status == "accepted"
-        last, was_accepted = ends.get(index, (record.attempt, is_accepted))
+        last, was_accepted = self._ends.get(index, (record.attempt, is_accepted))
         if last != record.attempt and (was_accepted if record.attempt > last else is_accepted):
             found = f"attempts {last} and {record.attempt}, the earlier of which was accepted"
-            raise _wrong_line(path, number, f"one accepted attempt of '{record.case_id}', its last,", found)
+            expected = f"one accepted attempt of '{record.case_id}', its last,"
+            raise _wrong_line(self._path, number, expected, found)
         if record.attempt >= last:
-            ends[index] = record.attempt, is_accepted
+            self._ends[index] = record.attempt, is_accepted
 
 
 class ManifestWriter:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from maisi_aug.errors import BundleError, MissingExtraError
 from maisi_aug.networks.building import Networks, release_decoder_output
+from maisi_aug.system.memory import is_out_of_memory
 
 Compiler = Literal["none", "inductor", "trt"]
 # What MONAI's trt_compiler imports when it builds and runs an engine from ONNX.
@@ -93,10 +94,8 @@ def explain_compilation(compiler: Compiler) -> Iterator[None]:
         return
     try:
         yield
-    except torch.OutOfMemoryError:
-        raise
     except Exception as error:
-        if not _is_from_compiler(error):
+        if is_out_of_memory(error) or not _is_from_compiler(error):
             raise
         found = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
         advice = "Install a C++ compiler such as g++, or leave" if compiler == "inductor" else "Leave"

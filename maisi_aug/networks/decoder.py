@@ -15,6 +15,7 @@ from maisi_aug.bundle_spec.decoding import DecodeSettings, DecodingConfig, Laten
 from maisi_aug.errors import MemoryShortageError
 from maisi_aug.networks.decoding import decode_latent
 from maisi_aug.networks.decoding_memory import USABLE_SHARE, estimate_decode_bytes, find_free_bytes, settings_by_memory
+from maisi_aug.system.memory import is_out_of_memory
 
 _LOG = logging.getLogger(__name__)
 _GB = 1e9
@@ -103,7 +104,7 @@ class Decoder:
         """The image, or None where the memory did not suffice; nothing of the attempt is held any more then."""
         try:
             return decode_latent(self.autoencoder, latent, scale_factor=self.scale_factor, settings=settings)
-        except RuntimeError as error:
+        except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
         # Not before here: the error holds the frames, and those hold the tensors.
@@ -111,11 +112,6 @@ class Decoder:
         if latent.is_cuda:
             torch.cuda.empty_cache()
         return None
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory is used up; torch's allocator for the CPU has no class for it."""
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def _spell(sides: LatentShape) -> str:

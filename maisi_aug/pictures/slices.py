@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
+from maisi_aug.system.printed_text import clean_value
 from maisi_aug.vocabulary.labels import BODY_ID
 from maisi_aug.volumes.grid import Grid
 
@@ -194,7 +195,13 @@ def write_text(
     """Write on a picture, in place; ``anchor`` as Pillow defines it; ``outlined`` keeps it readable on an image."""
     stroke = 2 if outlined else 0
     ImageDraw.Draw(picture).text(
-        place, text, font=font(size_px), fill=colour, anchor=anchor, stroke_width=stroke, stroke_fill=(0, 0, 0)
+        place,
+        clean_value(text),
+        font=font(size_px),
+        fill=colour,
+        anchor=anchor,
+        stroke_width=stroke,
+        stroke_fill=(0, 0, 0),
     )
 
 

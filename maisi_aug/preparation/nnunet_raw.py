@@ -33,7 +33,7 @@ def find_dataset(name: str) -> Path:
     if (folder / DESCRIPTION_NAME).is_file():
         return folder
     raw = os.environ.get(RAW_VARIABLE)
-    place = f" or a dataset in {raw}" if raw else f"; the variable {RAW_VARIABLE} is not set"
+    place = f" or a dataset in ${RAW_VARIABLE}" if raw else f"; the variable {RAW_VARIABLE} is not set"
     raise PreparationError(
         f"--nnunet {name}: expected a raw dataset's folder with dataset.json{place}, found none. Check the path."
     )

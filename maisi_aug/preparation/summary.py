@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from maisi_aug.preparation.prepared import PreparedDataset
+from maisi_aug.system.printed_text import clean_markdown
 from maisi_aug.vocabulary.labels import BACKGROUND_ID
 from maisi_aug.volumes.grid import spell_grid
 
@@ -72,7 +73,7 @@ def spell_summary(summary: Mapping[str, Any], dataset: PreparedDataset) -> str:
     """The summary as Markdown."""
     grid = dataset.spec.grid
     lines = [
-        f"# {summary['name']}",
+        f"# {clean_markdown(summary['name'])}",
         "",
         f"Cases: {summary['num_cases']}. Patients: {summary['num_patients']}. Grid: "
         f"{spell_grid(grid.shape, grid.spacing_mm)}.",
@@ -88,14 +89,19 @@ def spell_summary(summary: Mapping[str, Any], dataset: PreparedDataset) -> str:
     for row in summary["labels"]:
         hu = " | ".join(f"{value:.0f}" for value in row["hu_percentiles_5_50_95"])
         lines.append(
-            f"| {row['id']} | {row['name']} | {'yes' if row['is_new'] else ''} | {row['cases']} | "
+            f"| {row['id']} | {clean_markdown(row['name'])} | {'yes' if row['is_new'] else ''} | {row['cases']} | "
             f"{row['voxels_median']:.0f} | {row['ml_min']:g} | {row['ml_median']:g} | {row['ml_max']:g} | {hu} |"
         )
     lines += ["", "## Folds", "", "| fold | cases | patients |", "| ---: | ---: | ---: |"]
     lines += [f"| {row['fold']} | {row['cases']} | {row['patients']} |" for row in summary["folds"]]
     lines += ["", "## Cases", "", *_spell_cases(dataset)]
     if summary["problems"]:
-        lines += ["", "## Not prepared", "", *(f"- {name}: {why}" for name, why in summary["problems"].items())]
+        lines += [
+            "",
+            "## Not prepared",
+            "",
+            *(f"- {clean_markdown(name)}: {clean_markdown(why)}" for name, why in summary["problems"].items()),
+        ]
     return "\n".join(lines) + "\n"
 
 
@@ -103,13 +109,15 @@ def _spell_cases(dataset: PreparedDataset) -> list[str]:
     named = [
         (name, label_id) for name, label_id in dataset.spec.labels.items() if name in dataset.spec.new_labels
     ] or list(dataset.spec.labels.items())
-    head = " | ".join(f"{name}, mL" for name, _ in named)
+    head = " | ".join(f"{clean_markdown(name)}, mL" for name, _ in named)
     lines = [f"| case | patient | fold | {head} | notes |", "| --- | --- | ---: |" + " ---: |" * len(named) + " --- |"]
     for case in dataset.cases:
         volumes = " | ".join(
             f"{case.volume_ml(label_id):.4g}" if case.voxels.get(label_id) else "" for _, label_id in named
         )
-        lines.append(f"| {case.id} | {case.patient} | {case.fold} | {volumes} | {' '.join(case.notes)} |")
+        texts = map(clean_markdown, (case.id, case.patient))
+        notes = clean_markdown(" ".join(case.notes))
+        lines.append(f"| {' | '.join(texts)} | {case.fold} | {volumes} | {notes} |")
     return lines
 
 

@@ -3,20 +3,31 @@
 from __future__ import annotations
 
 import errno
+import os
 import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 if sys.platform != "win32":
     import fcntl
 
 _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL)
+_NO_FOLDER_LOCKS = (*_NO_LOCKS, errno.EBADF)  # NFS locks only what is open for writing
+
+
+NO_LOCKS_NOTE = (
+    "File locks: expected a disk that has them, found none, so that two commands at work in one folder are not kept "
+    "apart. Run one at a time."
+)
 
 
 def lock(descriptor: int, *, wait: bool = False) -> bool:
     """Lock an open file for this process alone until it is closed.
 
-    Where the platform or the disk has no locks, as some network disks, nothing is locked and the answer is yes:
-    refusing to work there would help nobody.
+    Where the platform or the disk has no locks, as some network disks, nothing is locked and the answer is yes, with a
+    warning: refusing to work there would help nobody.
 
     Args:
         descriptor: Of the file.
@@ -28,7 +39,10 @@ def lock(descriptor: int, *, wait: bool = False) -> bool:
     Raises:
         OSError: The file cannot be locked for another reason.
     """
-    return _try(descriptor, shared=False, wait=wait) is not False
+    is_given = _try(descriptor, shared=False, wait=wait)
+    if is_given is None:
+        warnings.warn(NO_LOCKS_NOTE, stacklevel=2)
+    return is_given is not False
 
 
 def is_locked(path: Path) -> bool | None:
@@ -45,7 +59,32 @@ def is_locked(path: Path) -> bool | None:
     return None if is_free is None else not is_free
 
 
-def _try(descriptor: int, *, shared: bool, wait: bool) -> bool | None:
+@contextmanager
+def folder_lock(folder: Path) -> Iterator[bool | None]:
+    """Lock a folder itself for this process alone while the block lasts; does not wait for others.
+
+    Yields:
+        Whether it is locked now; False where another process has it, None where the platform or the disk has no locks
+        on folders.
+
+    Raises:
+        OSError: The folder cannot be opened or locked.
+    """
+    if sys.platform == "win32":
+        yield None
+        return
+    try:
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    except PermissionError:  # a folder that may be written to, but not listed
+        yield None
+        return
+    try:
+        yield _try(descriptor, shared=False, wait=False, no_locks=_NO_FOLDER_LOCKS)
+    finally:
+        os.close(descriptor)
+
+
+def _try(descriptor: int, *, shared: bool, wait: bool, no_locks: tuple[int, ...] = _NO_LOCKS) -> bool | None:
     """Whether the lock was given; None without locks."""
     if sys.platform == "win32":
         return None
@@ -55,7 +94,7 @@ def _try(descriptor: int, *, shared: bool, wait: bool) -> bool | None:
     except BlockingIOError:
         return False
     except OSError as error:
-        if error.errno not in _NO_LOCKS:
+        if error.errno not in no_locks:
             raise
         return None
     return True

@@ -1,15 +1,26 @@
-"""Export folders that appear whole or not at all, and files that are linked rather than copied."""
+"""Folders that appear whole or not at all, and files that are linked rather than copied."""
 
 from __future__ import annotations
 
+import glob
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from maisi_aug.errors import ExportError
+from maisi_aug.system.file_lock import folder_lock
+from maisi_aug.system.whole_files import TEMPORARY_SUFFIX
+
+REPLACED_SUFFIX = ".old"
+"""Of the hidden name that an earlier folder has while a new one takes its name."""
+UNLOCKED_SECONDS = 86400.0
+"""How long nothing may have changed in a hidden folder, on a disk without locks, before its process counts as dead."""
+NAMING_SECONDS = 5.0
+"""Longest wait for another process that gives names in the same folder."""
 
 
 def require_new_folder(folder: Path) -> None:
@@ -18,6 +29,7 @@ def require_new_folder(folder: Path) -> None:
     Raises:
         ExportError: Naming what is there.
     """
+    clear_dead_folders(folder)
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         found = "a file" if not folder.is_dir() else f"'{min(path.name for path in folder.iterdir())}' in it"
         raise ExportError(
@@ -26,7 +38,7 @@ def require_new_folder(folder: Path) -> None:
 
 
 @contextmanager
-def folders_that_appear_whole(*targets: Path) -> Iterator[list[Path]]:
+def folders_that_appear_whole(*targets: Path, require_free: Callable[[], object] | None = None) -> Iterator[list[Path]]:
     """Hidden folders that become the targets together when the block ends without an error.
 
     A folder that is there already, and may be the current one or a mounted disk, stays itself: what was written moves
@@ -34,6 +46,8 @@ def folders_that_appear_whole(*targets: Path) -> Iterator[list[Path]]:
 
     Args:
         targets: New, or empty folders.
+        require_free: Called again right before the folders get their names, while no other process gives names beside
+            the first target; raises where one has taken meanwhile what was free.
 
     Yields:
         The folders to write into.
@@ -43,32 +57,133 @@ def folders_that_appear_whole(*targets: Path) -> Iterator[list[Path]]:
     """
     places = [Path(os.path.abspath(target)) for target in targets]  # noqa: PTH100  links are kept
     is_there = [place.is_dir() for place in places]
-    hidden = [f".{place.name or 'root'}.{secrets.token_hex(4)}.part" for place in places]
-    buildings = [
-        place / name if there else place.with_name(name)
-        for place, name, there in zip(places, hidden, is_there, strict=True)
-    ]
+    buildings: list[Path] = []
     placed: list[Path] = []
+    with ExitStack() as locks:
+        try:
+            for place, there in zip(places, is_there, strict=True):
+                clear_dead_folders(place)
+                name = f".{place.name or 'root'}"
+                buildings.append(_make_hidden(place / name if there else place.with_name(name), locks))
+            yield buildings
+            with _naming_lock(places[0].parent):
+                if require_free is not None:
+                    require_free()
+                for building, place, there in zip(buildings, places, is_there, strict=True):
+                    _place(building, place, placed, is_there=there)
+        except BaseException:  # Ctrl-C too must leave nothing behind
+            for path in (*buildings, *placed):
+                shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+            raise
+
+
+def _place(building: Path, place: Path, placed: list[Path], *, is_there: bool) -> None:
+    """Give a complete folder its name, or move its content into the folder that has it; add to what is placed."""
+    for source, end in [(path, place / path.name) for path in building.iterdir()] if is_there else [(building, place)]:
+        if os.path.lexists(end):
+            raise ExportError(
+                f"{end}: expected nothing there, found something that was written meanwhile. Nothing was "
+                "changed; give the command again, with another --out or --dataset-id."
+            )
+        source.rename(end)
+        placed.append(end)
+    if is_there:
+        building.rmdir()
+
+
+@contextmanager
+def open_whole_folder(folder: Path, *, require_replaceable: Callable[[], None]) -> Iterator[Path]:
+    """A folder under a hidden name that takes its own name, from an earlier one if need be, once it is complete.
+
+    Args:
+        folder: What it will be called.
+        require_replaceable: Raises where what has this name by then must stay.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    clear_dead_folders(folder)
+    with ExitStack() as locks:
+        unfinished = _make_hidden(folder.with_name(f".{folder.name}"), locks)
+        replaced = unfinished.with_suffix(REPLACED_SUFFIX)
+        try:
+            yield unfinished
+            require_replaceable()
+            if folder.exists():
+                folder.rename(replaced)
+            unfinished.rename(folder)
+        except BaseException:  # Ctrl-C too must leave nothing behind, and what was there before in its place
+            if replaced.exists() and not folder.exists():
+                replaced.rename(folder)
+            shutil.rmtree(unfinished, ignore_errors=True)
+            raise
+        shutil.rmtree(replaced, ignore_errors=True)
+
+
+def clear_dead_folders(target: Path) -> None:
+    """Remove what processes left behind that died while they built a folder; what is being built stays.
+
+    A folder that such a process was about to replace gets its name back.
+
+    Args:
+        target: What the folder was to be called.
+    """
+    name = f".{glob.escape(target.name or 'root')}.{'[0-9a-f]' * 8}"
+    for folder in target.parent.glob(name + REPLACED_SUFFIX):
+        if folder.with_suffix(TEMPORARY_SUFFIX).exists() and not _is_dead(folder.with_suffix(TEMPORARY_SUFFIX)):
+            continue  # its process is at work
+        if target.exists():
+            shutil.rmtree(folder, ignore_errors=True)
+        else:
+            folder.rename(target)
+    for folder in (*target.parent.glob(name + TEMPORARY_SUFFIX), *target.glob(name + TEMPORARY_SUFFIX)):
+        _is_dead(folder, removes=True)
+
+
+def _is_dead(folder: Path, *, removes: bool = False) -> bool:
+    """Whether no process builds a hidden folder; where there are no locks, whether it was left alone for long."""
     try:
-        for building in buildings:
-            building.mkdir(parents=True)
-        yield buildings
-        for building, place, there in zip(buildings, places, is_there, strict=True):
-            moves = [(path, place / path.name) for path in building.iterdir()] if there else [(building, place)]
-            for source, end in moves:
-                if os.path.lexists(end):
-                    raise ExportError(
-                        f"{end}: expected nothing there, found something that was written meanwhile. Nothing was "
-                        "changed; give the command again, with another --out or --dataset-id."
-                    )
-                source.rename(end)
-                placed.append(end)
-            if there:
-                building.rmdir()
-    except BaseException:  # Ctrl-C too must leave nothing behind
-        for path in (*buildings, *placed):
-            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
-        raise
+        with folder_lock(folder) as is_locked:
+            is_dead = is_locked or (is_locked is None and _idle_seconds(folder) > UNLOCKED_SECONDS)
+            if is_dead and removes:
+                shutil.rmtree(folder, ignore_errors=True)
+            return is_dead
+    except OSError:  # gone meanwhile, or somebody else's
+        return False
+
+
+def _idle_seconds(folder: Path) -> float:
+    """Since the last change of anything in a folder."""
+    changes = (path.lstat().st_mtime for path in (folder, *folder.rglob("*")))
+    return time.time() - max(changes)
+
+
+def _make_hidden(stem: Path, locks: ExitStack) -> Path:
+    """A new folder that is known to be at work, as long as its process lives, by a lock on the folder itself.
+
+    Args:
+        stem: How its name begins.
+        locks: Keeps the lock.
+    """
+    while True:
+        folder = stem.with_name(f"{stem.name}.{secrets.token_hex(4)}{TEMPORARY_SUFFIX}")
+        folder.mkdir(parents=True)
+        try:
+            is_locked = locks.enter_context(folder_lock(folder))
+        except FileNotFoundError:
+            continue
+        if is_locked is not False and folder.exists():  # else a process that clears took it before it was locked
+            return folder
+
+
+@contextmanager
+def _naming_lock(folder: Path) -> Iterator[None]:
+    """Keep others from giving names in a folder, unless somebody holds its lock for long, such as ``flock DIR``."""
+    ends_at = time.monotonic() + NAMING_SECONDS
+    while True:
+        with folder_lock(folder) as is_locked:
+            if is_locked is not False or time.monotonic() > ends_at:
+                yield
+                return
+        time.sleep(0.02)
 
 
 def link_or_copy(source: Path, target: Path) -> bool:

@@ -41,8 +41,8 @@ LABELS: Final = ("hepatic tumor:10-30mm", "lung tumor:8-30mm")
 LINKS_PER_FILE: Final = 20_000
 """Some file systems allow 65,000 names for a file."""
 ORGANS: Final = ("liver", "spleen", "pancreas", "kidney", "lung", "bone")
-MAX_FILE_CASES: Final = 10_000
-"""Commands that read every image are run up to here."""
+MAX_CHECKED_CASES: Final = 10_000
+"""An export whose files nnU-Net's own check reads all over again is run up to here."""
 
 
 def write_cohort(folder: Path, num_cases: int) -> None:
@@ -70,9 +70,9 @@ def _write_sources(folder: Path, number: int) -> dict[str, Path]:
     place = folder / f"sources_{number}"
     paths = {role: place / f"{role}.nii.gz" for role in ("image", "label", "anatomy")}
     anatomy = build_anatomy(HEPATIC_TUMOR, LUNG_TUMOR)
-    image_hu = (
-        50 + np.random.default_rng(number).integers(-20, 20, GRID.shape) - 60 * (anatomy == HEPATIC_TUMOR)
-    ).astype(np.int16)
+    noise = np.random.default_rng(number).integers(-20, 20, GRID.shape)
+    tissue_hu = 50 + noise - 60 * (anatomy == HEPATIC_TUMOR)
+    image_hu = np.where(anatomy == 0, -1000, tissue_hu).astype(np.int16)
     save_image(paths["image"], image_hu, GRID)
     save_label_map(paths["label"], np.where(anatomy < BODY_AND_ORGANS, anatomy, 0).astype(np.uint8), GRID)
     save_label_map(paths["anatomy"], anatomy, GRID)
@@ -160,15 +160,17 @@ def _build_record(cohort: CohortRun, case: CasePlan) -> AttemptRecord:
 
 
 def list_commands(cohort: Path, out: Path, num_cases: int) -> Iterator[tuple[str, list[str]]]:
-    """What is measured, by name; what reads every image only on cohorts that are not too large."""
+    """What is measured, by name."""
     labels = [word for label in LABELS for word in ("--labels", label)]
     resume = ["synthesize", *labels, "-n", str(num_cases), "--out", str(cohort), "--quiet"]
     yield "resume", resume
     yield "dry run", [*resume[:-1], "--dry-run"]
     yield "report", ["report", str(cohort), "--out", str(out / "report.html")]
-    if num_cases <= MAX_FILE_CASES:
-        yield "evaluate lesions", ["evaluate", "lesions", str(cohort), "--out", str(out / "lesions"), "--quiet"]
-        yield "export monai", ["export", "monai", str(cohort), "--out", str(out / "monai")]
+    yield "evaluate lesions", ["evaluate", "lesions", str(cohort), "--out", str(out / "lesions"), "--quiet"]
+    yield "export monai", ["export", "monai", str(cohort), "--out", str(out / "monai")]
+    if num_cases <= MAX_CHECKED_CASES:
+        words = ["export", "nnunet", str(cohort), "--dataset-id", "7", "--name", "Growth"]
+        yield "export nnunet", [*words, "--out", str(out / "raw")]
 
 
 def measure(words: Sequence[str], version: Path, timeout_s: float) -> dict[str, Any]:

@@ -6,7 +6,8 @@ import pytest
 import typer
 
 from maisi_aug import errors
-from maisi_aug.cli.shared.boundary import explain, guard
+from maisi_aug.cli.app import _memory_options
+from maisi_aug.cli.shared.boundary import LESS_MEMORY, OTHER_DEVICE, explain, guard
 
 
 def _raising(error: BaseException) -> object:
@@ -91,5 +92,49 @@ def test_out_of_memory_is_recognised_without_torch() -> None:
     class OutOfMemoryError(RuntimeError):
         pass
 
-    assert "memory is used up" in explain(OutOfMemoryError("CUDA out of memory"))[0]
-    assert "memory is used up" in explain(MemoryError())[0]
+    told = explain(
+        OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has"),
+        memory_options=lambda: [OTHER_DEVICE],
+    )
+    assert told[0] == (
+        "Error: the memory of the GPU is used up, 20.00 GiB more were asked for. Close other programs, or choose "
+        "another --device."
+    )
+    assert explain(MemoryError())[0] == "Error: the memory of this machine is used up. Close other programs."
+
+
+def test_shortage_of_memory_is_told_of_what_it_was_raised_for() -> None:
+    """A reader calls everything that its library raises a damaged file."""
+    found = RuntimeError(
+        "[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory: you tried to "
+        "allocate 137438953472 bytes. Error code 12 (Cannot allocate memory)"
+    )
+    error = errors.BundleError("a.pt: expected weights alone, found a file that cannot be read as such.")
+    error.__cause__ = found
+    told = explain(error, memory_options=lambda: ["fewer --workers", OTHER_DEVICE])
+    assert told == (
+        "Error: the memory of this machine is used up, 137.4 GB more were asked for. Close other programs, or choose "
+        "fewer --workers.",
+        1,
+    )
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["prepare", "--images", "x"], ["fewer --workers", "a smaller --shape", "a larger --spacing", OTHER_DEVICE]),
+        (["evaluate", "lesions", "x"], []),
+        (["bundles", "import", "x"], []),
+        (["nonsense"], []),
+        ([], []),
+    ],
+)
+def test_advice_names_options_of_the_command(words: list[str], expected: list[str]) -> None:
+    assert _memory_options(words) == expected
+
+
+def test_every_advice_is_some_commands() -> None:
+    named = [
+        word for words in (["synthesize"], ["prepare"], ["finetune-controlnet"]) for word in _memory_options(words)
+    ]
+    assert set(named) == set(LESS_MEMORY.values())

@@ -16,6 +16,7 @@ from maisi_aug.cohort.manifest import (
     AttemptRecord,
     FileRecord,
     Manifest,
+    ManifestReader,
     ManifestWriter,
     Status,
     VerdictRecord,
@@ -23,6 +24,7 @@ from maisi_aug.cohort.manifest import (
 )
 from maisi_aug.errors import CohortError
 from maisi_aug.lesions.lesion import Lesion
+from tests.builders.tiny_cohort import HEPATIC_TUMOR, write_cohort
 
 
 def build_record(case_index: int = 0, attempt: int = 0, status: Status = "accepted") -> AttemptRecord:
@@ -313,3 +315,26 @@ def test_attempts_left_out_are_open_again() -> None:
     opened = manifest.without([build_record(0, 1)])
     assert opened.settled_indices == {1}
     assert [opened.next_attempt(0), opened.next_attempt(1)] == [1, 1]
+
+
+def test_manifest_that_grows_is_read_on_from_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[str | bytes] = []
+    original = AttemptRecord.from_json
+    monkeypatch.setattr(AttemptRecord, "from_json", lambda line: read.append(line) or original(line))
+    write_cohort(tmp_path, [HEPATIC_TUMOR], [HEPATIC_TUMOR], [HEPATIC_TUMOR])
+    path = tmp_path / MANIFEST_NAME
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(lines[0] + lines[1][:50])
+    reader = ManifestReader(path)
+    assert [record.case_id for record in reader.read_on()] == ["case_0001"]
+    assert reader.read_on() == []
+    with path.open("ab") as file:
+        file.write(lines[1][50:] + lines[2])
+    assert [record.case_id for record in reader.read_on()] == ["case_0002", "case_0003"]
+    assert len(read) == 3, "no line is read twice"
+    with path.open("ab") as file:
+        file.write(lines[0].replace(b'"case_index":0', b'"case_index":3'))
+    with pytest.raises(CohortError, match="an id of one case alone on line 4, found 'case_0001', as case 0 has"):
+        reader.read_on()
+    path.write_bytes(lines[2])
+    assert [record.case_id for record in reader.read_on()] == ["case_0003"], "a shorter file is read from its start"

@@ -134,3 +134,57 @@ def test_real_dataset_whose_ids_lead_upwards_is_refused(world: Path, run_cli: Ca
         assert outcome.code == 1
         assert "names of cases that can be names of files" in " ".join(outcome.stderr.split())
         assert hash_everything(world.parent) == before
+
+
+HOSTILE = "\x1b[2J\u202e<script>alert(1)</script>|\nError: forged \x9b" + "x" * 5000
+CONTROLS = {chr(number) for number in (*range(32), *range(127, 160), 0x2028, 0x2029, 0x202E)} - {"\n", "\t"}
+
+TEXTS: dict[str, Callable[[Row], None]] = {
+    "request": lambda row: row.update(request=HOSTILE),
+    "licence": lambda row: row.update(licence=HOSTILE),
+    "bundle": lambda row: row.update(bundle=HOSTILE),
+    "reason": lambda row: row.update(reason=HOSTILE),
+    "label of a lesion": lambda row: row["lesions"][0].update(label=HOSTILE),
+    "modality": lambda row: row["settings"].update(modality=HOSTILE),
+    "origin of the map": lambda row: row["mask_origin"].update(source=HOSTILE, base=HOSTILE),
+    "verdict": lambda row: row.update(
+        verdicts=[{"gate": HOSTILE, "passed": False, "figures": {HOSTILE: HOSTILE}, "message": HOSTILE}]
+    ),
+}
+
+
+def require_clean(name: str, words: list[Any], world: Path, run_cli: Callable[..., Any]) -> None:
+    """Whether a command takes or refuses it: no control character, no forged line, no script, nothing outside."""
+    out = world / "out"
+    before = hash_everything(world.parent)
+    outcome = run_cli(*words)
+    assert "unexpected" not in outcome.stderr, f"{name}: {outcome.stderr}"
+    pages = [path for path in out.rglob("*") if path.suffix in (".md", ".html", ".svg")]
+    texts = {"stdout": outcome.stdout, "stderr": outcome.stderr}
+    texts |= {path.name: path.read_text(encoding="utf-8") for path in pages}
+    for place, text in texts.items():
+        assert not CONTROLS & set(text), f"{name}: {place}"
+        assert not any(line.startswith("Error: forged") for line in text.splitlines()), f"{name}: {place}"
+        assert "x" * 5000 not in text, f"{name}: {place}"
+        if place.endswith((".html", ".svg")):
+            assert "<script>alert" not in text, f"{name}: {place}"
+    for path in out.rglob("*.json"):
+        json.loads(path.read_text(encoding="utf-8"))
+    shutil.rmtree(out)
+    out.mkdir()
+    assert hash_everything(world.parent) == before, f"{name} has changed files"
+
+
+@pytest.mark.parametrize("field", TEXTS)
+def test_text_of_a_stranger_comes_out_as_text(field: str, world: Path, run_cli: Callable[..., Any]) -> None:
+    rewrite(world / "cohort" / MANIFEST_NAME, lambda rows: TEXTS[field](rows[1]))
+    for name in ("monai", "report", "evaluation"):
+        require_clean(name, commands(world)[name], world, run_cli)
+
+
+@pytest.mark.parametrize("name", ["nnunet", "dicom"])
+def test_texts_of_a_stranger_are_exported_as_text(name: str, world: Path, run_cli: Callable[..., Any]) -> None:
+    pytest.importorskip("highdicom", reason="needs the extra 'dicom'")
+    for change in TEXTS.values():
+        rewrite(world / "cohort" / MANIFEST_NAME, lambda rows, change=change: change(rows[1]))  # type: ignore[misc]
+    require_clean(name, commands(world)[name], world, run_cli)

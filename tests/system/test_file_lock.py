@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from maisi_aug.system.file_lock import is_locked, lock
+from maisi_aug.system.file_lock import folder_lock, is_locked, lock
 
 
 def test_lock_is_given_once(tmp_path: Path) -> None:
@@ -30,9 +30,14 @@ def test_disk_without_locks_does_not_stop_the_work(
         raise OSError(number, "no locks")
 
     monkeypatch.setattr(fcntl, "flock", refuse)
-    with (tmp_path / "lock").open("w") as file:
+    with (
+        (tmp_path / "lock").open("w") as file,
+        pytest.warns(UserWarning, match="File locks: expected a disk that has them, found none"),
+    ):
         assert lock(file.fileno())
     assert is_locked(tmp_path / "lock") is None
+    with folder_lock(tmp_path) as is_given:
+        assert is_given is None
 
 
 def test_other_errors_are_told(tmp_path: Path) -> None:
@@ -40,3 +45,11 @@ def test_other_errors_are_told(tmp_path: Path) -> None:
         descriptor = file.fileno()
     with pytest.raises(OSError, match="Bad file descriptor"):
         lock(descriptor)
+
+
+def test_folder_is_locked_itself(tmp_path: Path) -> None:
+    with folder_lock(tmp_path) as mine, folder_lock(tmp_path) as other:
+        assert (mine, other) == (True, False)
+    with folder_lock(tmp_path) as later:
+        assert later
+    assert list(tmp_path.iterdir()) == []

@@ -1,5 +1,13 @@
 from __future__ import annotations
 
+import errno
+import fcntl
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -7,7 +15,15 @@ from typing import Any
 import pytest
 
 from maisi_aug.errors import ExportError
-from maisi_aug.system.whole_folder import copy_new, folders_that_appear_whole, link_or_copy
+from maisi_aug.system.whole_folder import (
+    UNLOCKED_SECONDS,
+    clear_dead_folders,
+    copy_new,
+    folders_that_appear_whole,
+    link_or_copy,
+    open_whole_folder,
+    require_new_folder,
+)
 from tests.builders.tiny_cohort import HEPATIC_TUMOR, write_cohort
 
 
@@ -95,3 +111,106 @@ def test_what_another_process_wrote_meanwhile_is_kept(is_there: bool, tmp_path: 
         export()
     assert (target / "dataset.json").read_text() == "theirs"
     assert [path.name for path in tmp_path.rglob("*")] == ["export", "dataset.json"]
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from maisi_aug.system import whole_folder
+target, way = Path(sys.argv[1]), sys.argv[2]
+if way == "export":
+    with whole_folder.folders_that_appear_whole(target) as (building,):
+        (building / "file").write_text("half")
+        os.kill(os.getpid(), signal.SIGKILL)
+if way == "renaming":
+    whole_folder.shutil.rmtree = lambda *_, **__: None
+    Path.rename = lambda path, end, rename=Path.rename: (
+        os.kill(os.getpid(), signal.SIGKILL) if path.suffix == ".part" else rename(path, end)
+    )
+with whole_folder.open_whole_folder(target, require_replaceable=lambda: None) as building:
+    (building / "file").write_text("new")
+"""
+
+
+def run_killed(target: Path, way: str) -> None:
+    killed = subprocess.run([sys.executable, "-c", KILLED, str(target), way], check=False)
+    assert killed.returncode == -signal.SIGKILL
+
+
+@pytest.mark.parametrize("is_there", [False, True])
+def test_next_export_clears_what_a_killed_one_left(is_there: bool, tmp_path: Path) -> None:
+    target = tmp_path / "export"
+    if is_there:
+        target.mkdir()
+    run_killed(target, "export")
+    assert len(list(tmp_path.rglob("*.part"))) == 1
+    require_new_folder(target)
+    assert list(tmp_path.rglob("*.part")) == []
+    with folders_that_appear_whole(target) as (building,):
+        (building / "file").write_text("whole")
+    assert [path.name for path in tmp_path.rglob("*")] == ["export", "file"]
+
+
+def test_folder_that_is_being_built_is_left_alone(tmp_path: Path) -> None:
+    target = tmp_path / "export"
+    with folders_that_appear_whole(target) as (building,):
+        os.utime(building, (0, 0))
+        clear_dead_folders(target)
+        assert building.is_dir()
+    assert target.is_dir()
+
+
+def test_without_locks_a_folder_is_cleared_by_its_age(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(descriptor: int, operation: int) -> None:
+        raise OSError(errno.EBADF, "no locks on folders")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    young, old = tmp_path / ".export.00000001.part", tmp_path / ".export.00000002.part"
+    for folder in (young, old):
+        (folder / "imagesTr").mkdir(parents=True)
+    for path in (old / "imagesTr", old):
+        os.utime(path, (time.time() - UNLOCKED_SECONDS - 60,) * 2)
+    os.utime(young, (0, 0))  # what lies in it was written just now
+    clear_dead_folders(tmp_path / "export")
+    assert list(tmp_path.iterdir()) == [young]
+
+
+def test_of_another_target_or_name_nothing_is_cleared(tmp_path: Path) -> None:
+    for name in (".other.00000001.part", ".export.part", ".export.1.part", "export.00000001.part"):
+        (tmp_path / name).mkdir()
+    clear_dead_folders(tmp_path / "export")
+    assert len(list(tmp_path.iterdir())) == 4
+
+
+def test_folder_that_was_being_replaced_gets_its_name_back(tmp_path: Path) -> None:
+    target = tmp_path / "bundle"
+    target.mkdir()
+    (target / "file").write_text("earlier")
+    run_killed(target, "renaming")
+    assert not target.exists()
+    clear_dead_folders(target)
+    assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
+    assert (target / "file").read_text() == "earlier"
+    with open_whole_folder(target, require_replaceable=lambda: None) as unfinished:
+        (unfinished / "file").write_text("new")
+    assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
+    assert (target / "file").read_text() == "new"
+
+
+def test_of_two_exports_to_one_dataset_id_one_wins_and_the_other_says_so(
+    tmp_path: Path, run_cli: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cohort = write_cohort(tmp_path / "cohort", [HEPATIC_TUMOR], [HEPATIC_TUMOR])
+    raw = tmp_path / "raw"
+
+    def check(folder: Path, **_: Any) -> None:
+        """In the place of nnU-Net's check, which comes last: another export ends while this one is at work."""
+        if "First" in folder.name:
+            shutil.copytree(folder, raw / "Dataset042_Second")
+
+    monkeypatch.setattr("maisi_aug.integrations.nnunet.dataset.verify_integrity", check)
+    outcome = run_cli("export", "nnunet", cohort, "--dataset-id", 42, "--name", "First", "--out", raw)
+    assert outcome.code == 1
+    assert "42" in outcome.stderr
+    assert "Dataset042_Second" in outcome.stderr
+    assert [path.name for path in raw.iterdir()] == ["Dataset042_Second"]

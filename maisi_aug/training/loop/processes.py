@@ -75,7 +75,7 @@ class Processes:
             return cls()
         if device not in ("cpu", "cuda"):
             raise TrainingError(
-                f"Device '{device}': expected cpu or cuda for {os.environ['WORLD_SIZE']} processes, found one device. "
+                f"Device '{device}': expected cpu or cuda for several processes, found one device. "
                 "Each process takes the GPU of its number."
             )
         from accelerate.state import PartialState

@@ -142,7 +142,7 @@ class _Quiet(SimpleHTTPRequestHandler):
 
 
 def test_weights_are_fetched_once_from_a_named_address(address: str, squeezenet_file: Path) -> None:
-    digits = hash_of(squeezenet_file)[:8]
+    digits = hash_of(squeezenet_file)
     first = load_extractor("squeezenet1_1", weights=address, sha256=digits)
     assert (first.sha256, first.source) == (hash_of(squeezenet_file), address)
     content = squeezenet_file.read_bytes()
@@ -154,16 +154,19 @@ def test_weights_are_fetched_once_from_a_named_address(address: str, squeezenet_
 
 
 def test_download_with_another_hash_leaves_nothing(address: str, user_folder: Path) -> None:
-    with pytest.raises(BundleError, match=r"expected a file of SHA-256 00000000\.\.\., found: invalid hash value"):
-        load_extractor("squeezenet1_1", weights=address, sha256="0" * 8)
+    with pytest.raises(BundleError, match=r"expected a file of SHA-256 0{64}, found: invalid hash value"):
+        load_extractor("squeezenet1_1", weights=address, sha256="0" * 64)
     assert list((user_folder / "extractors").iterdir()) == []
 
 
 def test_nothing_is_fetched_silently() -> None:
     with pytest.raises(RequestError, match="Extractor squeezenet1_1: expected its weights, found no --weights"):
         load_extractor("squeezenet1_1")
-    with pytest.raises(RequestError, match="expected a hash to check the download with, found no --sha256"):
+    with pytest.raises(RequestError, match="all 64 digits of the hash that the download is to have, found no --sha256"):
         load_extractor("squeezenet1_1", weights="https://example.org/squeezenet.pth")
+    for scheme in ("https", "http"):  # a few digits are those of many a file that somebody makes
+        with pytest.raises(RequestError, match="all 64 digits of the hash that the download is to have, found 8"):
+            load_extractor("squeezenet1_1", weights=f"{scheme}://example.org/squeezenet.pth", sha256="b8a52dc0")
 
 
 def test_unknown_names_hashes_and_files_are_refused(tmp_path: Path, squeezenet_file: Path) -> None:

@@ -1,0 +1,96 @@
+"""Standard output and error as commands write to them: nothing that a value holds reaches the terminal as a command.
+
+Rich writes its own colours and cursor moves, and asks a stream for what is behind it; what it prints is cleaned by
+:class:`~maisi_aug.cli.shared.consoles.PlainConsole` instead.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TextIO
+
+import typer
+
+from maisi_aug.system.printed_text import clean_lines, clean_message
+
+
+class PatientStream:
+    """A text stream whose reader may have gone (``| head``): what is written then is dropped, and work goes on."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        """Write text as it is."""
+        try:
+            self._stream.write(text)
+        except BrokenPipeError:
+            self._drop()
+        return len(text)
+
+    def flush(self) -> None:
+        """Hand on what is buffered."""
+        try:
+            self._stream.flush()
+        except BrokenPipeError:
+            self._drop()
+
+    def _drop(self) -> None:
+        """Point the stream to nowhere, so that the interpreter's last flush is quiet, too."""
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, self._stream.fileno())
+        os.close(nowhere)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+class CleanStream(PatientStream):
+    """A text stream on which control characters are spelt out."""
+
+    @property
+    def rich_proxied_file(self) -> PatientStream:
+        """What Rich writes to."""
+        return PatientStream(self._stream)
+
+    def write(self, text: str) -> int:
+        """Write text; a carriage return at its beginning stays, with which bars of downloads go back to theirs."""
+        start = "\r" if text.startswith("\r") else ""
+        super().write(start + clean_lines(text[len(start) :]))
+        return len(text)
+
+
+def tell(sentence: str) -> None:
+    """Write a sentence to standard error; a line break in a name that it holds does not begin another line."""
+    typer.echo(clean_message(sentence), err=True)
+
+
+@contextmanager
+def clean_streams() -> Iterator[None]:
+    """Clean what is written to standard output and error while the block lasts."""
+    before = sys.stdout, sys.stderr
+    sys.stdout, sys.stderr = (CleanStream(stream) for stream in before)  # type: ignore[assignment]
+    try:
+        try:
+            yield
+        finally:
+            sys.stdout.flush()
+    finally:
+        sys.stdout, sys.stderr = before
+
+
+def open_closed_streams() -> None:
+    """Give a process that was started with closed standard streams (``>&-``) some that lead nowhere.
+
+    Else the next file that is opened would have the number of a stream, and be written into.
+    """
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(descriptor, True)
+    os.close(descriptor)
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open(mode, encoding="utf-8"))  # noqa: SIM115  as long as the process

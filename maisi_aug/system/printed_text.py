@@ -1,0 +1,92 @@
+r"""Text that holds names of others on its way out: control characters are spelt out, long values shortened.
+
+File names, labels, ids and headers may hold what moves a terminal's cursor, ends a line, or turns the direction of
+writing. It is spelt as JSON spells it (``\u001b``), so that JSON stays JSON of the same content. This is the one place
+for it; consoles, reports, pages and pictures call it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from functools import wraps
+from html import escape
+from typing import Any, Final
+
+MAX_VALUE: Final = 1000
+"""Characters of a value in a table, a report or a picture; more than the path of a file usually has."""
+MAX_LINE: Final = 4000
+"""Characters of a line of a message."""
+
+_INVISIBLE: Final = (
+    "\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\ud800-\udfff\U000e0000-\U000e007f"
+)
+_IN_VALUES: Final = re.compile(f"[\x00-\x1f\x7f-\x9f{_INVISIBLE}]")
+_IN_LINES: Final = re.compile(f"[\x00-\x08\x0b-\x1f\x7f-\x9f{_INVISIBLE}]")
+_MARKUP: Final = re.compile(r"[|<]|\\(?=[|<\\])")
+_CONTINUATION: Final = re.compile("\n(?=  )")
+
+
+def clean_value(text: str, max_length: int = MAX_VALUE) -> str:
+    """A value on one line: every control character and line break spelt out, the middle of a long one left out."""
+    return shorten(_IN_VALUES.sub(_spell, text), max_length)
+
+
+def clean_lines(text: str) -> str:
+    """Text of several lines, which stay, as do tabs: every other control character spelt out."""
+    return _IN_LINES.sub(_spell, text)
+
+
+def clean_message(text: str) -> str:
+    """A message, each of its lines shortened: its further lines are those that are indented, as a list of faults is.
+
+    Any other line break comes from a value and is spelt out, so that no value can pass for a message of its own.
+    """
+    return "\n".join(clean_value(line, MAX_LINE) for line in _CONTINUATION.split(text))
+
+
+def clean_markdown(text: str) -> str:
+    """A value for a page of Markdown: on one line, no column's end and no tag in it."""
+    return _MARKUP.sub(r"\\\g<0>", clean_value(text))
+
+
+def clean_html(text: str) -> str:
+    """A value for a page or a drawing: on one line, no tag in it."""
+    return escape(clean_value(text))
+
+
+def clean_document(document: Any, clean: Callable[[str], str] = clean_markdown) -> Any:
+    """JSON types with every text cleaned, keys included; what it was stays as it is."""
+    if isinstance(document, str):
+        return clean(document)
+    if isinstance(document, Mapping):
+        return {clean_document(key, clean): clean_document(value, clean) for key, value in document.items()}
+    if isinstance(document, list | tuple):
+        return [clean_document(item, clean) for item in document]
+    return document
+
+
+def from_clean_document(to_markdown: Callable[[Mapping[str, Any]], str]) -> Callable[[Mapping[str, Any]], str]:
+    """Of a function that puts a document into Markdown: give it the texts of the document clean."""
+
+    @wraps(to_markdown)
+    def build(document: Mapping[str, Any]) -> str:
+        return to_markdown(clean_document(document))
+
+    return build
+
+
+def shorten(text: str, max_length: int) -> str:
+    """Text of at most about so many characters: the middle of a longer one is left out, and its length told."""
+    if len(text) <= max_length:
+        return text
+    half = max_length // 2
+    return f"{text[:half]} ... ({len(text)} characters) ... {text[-half:]}"
+
+
+def _spell(found: re.Match[str]) -> str:
+    number = ord(found[0])
+    if number < 0x10000:
+        return f"\\u{number:04x}"
+    high, low = divmod(number - 0x10000, 0x400)
+    return f"\\u{0xD800 + high:04x}\\u{0xDC00 + low:04x}"

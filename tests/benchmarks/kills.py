@@ -1,0 +1,313 @@
+"""Killed commands lose nothing: ``python -m tests.benchmarks.kills [--kills N ...] [--out FOLDER]``.
+
+Every command is killed (SIGKILL, its process alone) at a random moment of its run, given again, and what then lies on
+the disk is compared by SHA-256 with what an undisturbed run writes, but for the times that are written into text.
+Commands are forked from a process that has the libraries loaded, so
+that the kills fall into their work and not into imports.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+KILLS: Final = {
+    "synthesize": 40,
+    "prepare": 30,
+    "export nnunet": 25,
+    "export monai": 25,
+    "export dicom": 25,
+    "finetune-controlnet": 20,
+    "benchmark run": 15,
+    "bundles import": 20,
+}
+"""Command -> how often it is killed."""
+
+TIMES: Final = re.compile(rb'\d{4}-\d\d-\d\dT[\d:.+]+|"[a-z_]*(seconds|minutes)[a-z_]*": ?(\{[^}]*\}|[\d.e+-]+)')
+"""When something was written, and how long it took."""
+
+Files = Mapping[str, str]
+"""Path below the place of a command's results -> SHA-256; of a folder ``folder``."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """A command on inputs that stay the same.
+
+    Attributes:
+        words: Of the command line.
+        place: Folder that all its results lie in; made anew for every kill.
+    """
+
+    words: Sequence[str]
+    place: Path
+
+
+@dataclass
+class Row:
+    """What came of the kills of one command.
+
+    Attributes:
+        seconds: Of an undisturbed run.
+        num_kills: Runs that were killed; those that ended before do not count.
+        num_resumed: Killed runs after which the same command went on and ended with 0.
+        num_done: Killed runs that had given their result its name already, so that the same command says so.
+        num_same: Killed runs after which the files are those of an undisturbed run, byte by byte.
+        num_left: Killed runs after which a file or folder is there that an undisturbed run does not leave.
+        faults: What was wrong, with the moment of the kill.
+    """
+
+    command: str
+    seconds: float = 0.0
+    num_kills: int = 0
+    num_resumed: int = 0
+    num_done: int = 0
+    num_same: int = 0
+    num_left: int = 0
+    faults: list[str] = field(default_factory=list)
+
+
+def list_cases(folder: Path) -> dict[str, Callable[[], Case]]:
+    """The commands, each with what writes its inputs."""
+    from tests.builders.resolver import GATES_OFF
+    from tests.builders.tiny_bundle import write_tiny_bundle
+    from tests.builders.tiny_cohort import HEPATIC_TUMOR, KIDNEY_TUMOR, write_cohort
+    from tests.builders.tiny_lab import GRID_WORDS, write_lab
+
+    place = folder / "place"
+
+    def synthesize() -> Case:
+        bundle = write_tiny_bundle(folder / "tiny").path
+        recipe = folder / "recipe.yaml"
+        labels = ["hepatic tumor:25-40mm", "lung tumor:20-40mm"]
+        recipe.write_text(json.dumps({"labels": labels, "gates": GATES_OFF, "seed": 5}))
+        words = ["synthesize", "--recipe", str(recipe), "--bundle", str(bundle), "-n", "2", "--device", "cpu"]
+        return Case([*words, "--out", str(place / "cohort")], place)
+
+    def prepare() -> Case:
+        lab = write_lab(folder / "lab", 4)
+        words = ["prepare", "--images", str(lab), "--labels", str(lab), "--folds", "2", "--workers", "1"]
+        words += ["--map", "1=node@liver", "--map", "2=liver"]
+        return Case([*words, *GRID_WORDS, "--out", str(place / "data")], place)
+
+    def cohort() -> Path:
+        path = folder / "cohort"
+        if not path.exists():
+            write_cohort(path, *([HEPATIC_TUMOR], [KIDNEY_TUMOR], [HEPATIC_TUMOR, KIDNEY_TUMOR]) * 8)
+        return path
+
+    def nnunet() -> Case:
+        words = ["export", "nnunet", str(cohort()), "--dataset-id", "7", "--name", "Kills", "--out", str(place / "raw")]
+        return Case(words, place)
+
+    def finetune() -> Case:
+        from tests.builders.tiny_prepared import write_prepared, write_tiny_base
+
+        data, base = write_prepared(folder / "data", num_cases=3), write_tiny_base(folder / "base").path
+        words = ["finetune-controlnet", "--label", "gland", "--data", str(data), "--base", str(base)]
+        words += ["--steps", "4", "--pictures", "0", "--crop", "16x16x16", "--tune", "low-rank", "--rank", "2"]
+        return Case([*words, "--device", "cpu", "--out", str(place / "run")], place)
+
+    def benchmark() -> Case:
+        from tests.builders.tiny_benchmark import write_dataset, write_pairs
+
+        real, made = write_dataset(folder / "Dataset900_Tiny", 6), write_pairs(folder / "made", 4)
+        words = ["benchmark", "run", "--real", str(real), "--synthetic", str(made), "--arms", "real,real+synthetic:1"]
+        return Case([*words, "--seeds", "1", "--steps", "2", "--device", "cpu", "--out", str(place / "bench")], place)
+
+    def bundles() -> Case:
+        source = _write_checkpoints(folder)
+        words = ["bundles", "import", str(source), "--accept-license", "--to", str(place / "rflow-ct")]
+        return Case(words, place)
+
+    def export(kind: str) -> Callable[[], Case]:
+        return lambda: Case(["export", kind, str(cohort()), "--out", str(place / kind)], place)
+
+    made = (synthesize, prepare, nnunet, export("monai"), export("dicom"), finetune, benchmark, bundles)
+    return dict(zip(KILLS, made, strict=True))
+
+
+def _write_checkpoints(folder: Path) -> Path:
+    """A folder as NV-Generate-CTMR has it, with networks of tiny width; the known bundle is narrowed likewise."""
+    from maisi_aug.bundle_spec import known_bundles as table
+    from maisi_aug.checkpoints import folders
+    from tests.builders.tiny_bundle import write_tiny_bundle
+    from tests.builders.tiny_checkpoints import draw_states, narrow, saved, wrap
+
+    tiny = write_tiny_bundle(folder / "tiny_import")
+    known = narrow(table.find_known_bundle("rflow-ct"), tiny)
+    for module in (table, folders):
+        module.known_bundles = lambda: {"rflow-ct": known}  # type: ignore[attr-defined]
+    for role, content in wrap(draw_states(tiny)).items():
+        path = folder / "NV" / known.files[role]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(saved(content))
+    return folder / "NV"
+
+
+def start(words: Sequence[str], log: Path) -> int:
+    """Fork a process that runs a command line; its output goes to a file.
+
+    Returns:
+        Its id.
+    """
+    process = os.fork()
+    if process:
+        return process
+    from maisi_aug.cli.app import run
+
+    try:
+        descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.dup2(descriptor, 1)
+        os.dup2(descriptor, 2)
+        code = run(list(words))
+        sys.stdout.flush()
+    except BaseException:
+        code = 99
+    os._exit(code)
+
+
+def wait(process: int, seconds: float | None = None) -> int | None:
+    """The exit code of a process, or minus the signal that ended it; None where it still runs after so long."""
+    ends_at = None if seconds is None else time.monotonic() + seconds
+    while True:
+        found, status = os.waitpid(process, 0 if ends_at is None else os.WNOHANG)
+        if found:
+            return os.waitstatus_to_exitcode(status)
+        if ends_at is not None and time.monotonic() >= ends_at:
+            return None
+        time.sleep(0.002)
+
+
+def hash_all(place: Path) -> Files:
+    """Everything below a folder."""
+    paths = sorted(place.rglob("*"))
+    return {str(path.relative_to(place)): _hash(path) if path.is_file() else "folder" for path in paths}
+
+
+def _hash(path: Path) -> str:
+    content = path.read_bytes()
+    if path.suffix in (".json", ".jsonl", ".txt"):
+        content = TIMES.sub(b"", content)
+    return hashlib.sha256(content).hexdigest()
+
+
+def run_whole(case: Case, log: Path) -> tuple[Files, float]:
+    """The files of an undisturbed run, and its seconds."""
+    shutil.rmtree(case.place, ignore_errors=True)
+    case.place.mkdir()
+    begun = time.monotonic()
+    code = wait(start(case.words, log))
+    if code:
+        raise RuntimeError(f"{' '.join(case.words)}: exit {code}: {log.read_text()[-500:]}")
+    return hash_all(case.place), time.monotonic() - begun
+
+
+def measure(command: str, case: Case, num_kills: int, draws: random.Random, log: Path) -> Row:
+    """Kill a command so often."""
+    first, _ = run_whole(case, log)
+    expected, seconds = run_whole(case, log)
+    row = Row(command, round(seconds, 2))
+    if first != expected:
+        different = [name for name in {*first, *expected} if first.get(name) != expected.get(name)]
+        raise RuntimeError(f"{command}: undisturbed runs differ: {different}")
+    while row.num_kills < num_kills:
+        shutil.rmtree(case.place)
+        case.place.mkdir()
+        delay = draws.uniform(0, seconds)
+        process = start(case.words, log)
+        if wait(process, delay) is not None:
+            continue
+        os.kill(process, signal.SIGKILL)
+        if wait(process) != -signal.SIGKILL:
+            continue
+        row.num_kills += 1
+        left = hash_all(case.place)
+        code = wait(start(case.words, log))
+        _judge(row, expected, left, hash_all(case.place), code, f"killed after {delay:.2f} s, exit {code}", log)
+    return row
+
+
+def _judge(row: Row, expected: Files, left: Files, found: Files, code: int | None, about: str, log: Path) -> None:
+    """Add a killed run to the counts."""
+    is_done = code != 0 and sorted(left) == sorted(expected)
+    row.num_resumed += code == 0
+    row.num_done += is_done
+    surplus = sorted(set(found) - set(expected))
+    row.num_left += bool(surplus)
+    differing = [name for name in expected if found.get(name) != expected[name]]
+    row.num_same += not differing
+    if surplus or differing or (code != 0 and not is_done):
+        said = log.read_text().strip().splitlines()[-1:]
+        row.faults.append(f"{about}: left {surplus[:3]}, differ {differing[:3]}, said {said}")
+        print(row.faults[-1], file=sys.stderr, flush=True)
+
+
+def to_markdown(rows: Sequence[Mapping[str, Any]]) -> str:
+    """A line per command, then what differs between undisturbed runs, and the faults."""
+    header = ("command", "run, s", "kills", "went on", "was done", "same bytes", "something left")
+    keys = ("command", "seconds", "num_kills", "num_resumed", "num_done", "num_same", "num_left")
+    lines = ["| " + " | ".join(header) + " |", "|---|" + "---:|" * (len(header) - 1)]
+    lines += ["| " + " | ".join(str(row[key]) for key in keys) + " |" for row in rows]
+    totals = [sum(row[key] for row in rows) for key in keys[2:]]
+    lines.append("| all | | " + " | ".join(map(str, totals)) + " |")
+    faults = [f"- {row['command']}: {fault}" for row in rows for fault in row["faults"]] or ["None."]
+    return "\n".join(
+        [
+            "# Commands that are killed",
+            "",
+            "Written by `python -m tests.benchmarks.kills`. The process of a command is killed at a random moment and "
+            "the same command given again. It goes on and ends with 0, or, where the result had its name already, says "
+            "so. Then everything below the folder of its results is compared by SHA-256 with an undisturbed run, the "
+            "times in texts left out.",
+            "",
+            *lines,
+            "",
+            "Faults:",
+            "",
+            *faults,
+            "",
+        ]
+    )
+
+
+def main() -> None:
+    """Kill, print the table and write it where asked to."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--commands", nargs="+", default=list(KILLS), choices=list(KILLS), help="all by default")
+    parser.add_argument("--kills", type=int, help="of every command, in place of 200 in all")
+    parser.add_argument("--seed", type=int, default=0, help="decides the moments")
+    parser.add_argument("--out", type=Path, help="folder for results_kills.json and results_kills.md")
+    options = parser.parse_args()
+    import maisi_aug.training.finetune.run  # noqa: F401  loads torch and MONAI once
+
+    draws, rows = random.Random(options.seed), []
+    with tempfile.TemporaryDirectory(prefix="kills-") as scratch:
+        os.environ["MAISI_AUG_HOME"] = str(Path(scratch, "home"))
+        for command, build in list_cases(Path(scratch)).items():
+            if command in options.commands:
+                num_kills = options.kills if options.kills is not None else KILLS[command]
+                rows.append(asdict(measure(command, build(), num_kills, draws, Path(scratch, "log"))))
+                print(rows[-1], file=sys.stderr, flush=True)
+                if options.out is not None:
+                    options.out.mkdir(parents=True, exist_ok=True)
+                    (options.out / "results_kills.json").write_text(json.dumps(rows, indent=1) + "\n")
+                    (options.out / "results_kills.md").write_text(to_markdown(rows))
+    print(to_markdown(rows))
+
+
+if __name__ == "__main__":
+    main()
