@@ -13,6 +13,7 @@ from collections.abc import Callable
 import typer
 
 from maisi_aug.errors import GridError, MaisiAugError, RecipeError, RequestError, VocabularyError
+from maisi_aug.system.content import ContentError
 
 EXIT_FAILED = 1
 EXIT_USAGE = 2
@@ -65,6 +66,11 @@ def guard(call: Callable[[], object], *, debug: bool, is_resumable: bool = False
 
 def explain(error: BaseException, *, is_resumable: bool = False) -> tuple[str, int]:
     """The sentence and the exit code for an error; the sentence is empty where the screen already says it all."""
+    if isinstance(error, ContentError):
+        return (
+            f"Error: {error.path or 'A file'}: expected readable content, found: {error}. Replace the file.",
+            EXIT_FAILED,
+        )
     if isinstance(error, MaisiAugError):
         return f"Error: {error}", EXIT_USAGE if isinstance(error, _USAGE_ERRORS) else EXIT_FAILED
     if isinstance(error, typer.Abort | KeyboardInterrupt):

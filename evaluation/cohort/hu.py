@@ -6,7 +6,6 @@ from one histogram per label with bins of 1 HU, so that a case of 512^3 voxels n
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -28,6 +27,7 @@ from maisi_aug.evaluation.cohort.case_sets import (
 )
 from maisi_aug.evaluation.output.charts import DotRow, draw_dot_chart
 from maisi_aug.evaluation.output.files import percent, share_of, to_markdown
+from maisi_aug.system.content import read_json
 from maisi_aug.vocabulary.hu import MIN_ORGAN_VOXELS, reference_hu_ranges
 from maisi_aug.vocabulary.labels import BACKGROUND_ID, BODY_ID, Vocabulary
 
@@ -96,7 +96,7 @@ def load_reference(path: Path, vocabulary: Vocabulary) -> Reference:
     """
     subject = f"Ranges {path}"
     try:
-        rows = json.loads(path.read_text(encoding="utf-8"))["organs"]
+        rows = read_json(path)["organs"]
         bounds = {}
         for row in rows:
             limits = Bounds(float(row["low_hu"]), float(row["high_hu"]), int(row.get("num_cases", 0)))

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from maisi_aug.errors import CohortError, MaisiAugError
+from maisi_aug.system.content import read_json
 from maisi_aug.system.whole_files import write_text_whole
 
 Cell = str | int | float | bool | None
@@ -59,7 +60,7 @@ def require_own_folder(folder: Path, name: str) -> None:
     if not path.is_file():
         return
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
     except (OSError, ValueError):
         content = None
     if not isinstance(content, dict) or content.get("measurement") != name:

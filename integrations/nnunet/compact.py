@@ -15,6 +15,7 @@ from typing import Any
 from maisi_aug.errors import ExportError
 from maisi_aug.integrations.nnunet.folders import require_preprocessed_folder
 from maisi_aug.integrations.nnunet.plans import is_plans
+from maisi_aug.system.content import read_json
 from maisi_aug.system.whole_files import write_text_whole
 
 COMPACT_SUFFIX = "_compact"
@@ -120,7 +121,7 @@ def find_only_plans(preprocessed_dataset: Path) -> str:
 def _read_plans(preprocessed_dataset: Path, plans: str) -> dict[str, Any]:
     path = preprocessed_dataset / f"{plans}.json"
     try:
-        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        content: dict[str, Any] = read_json(path)
         if not isinstance(content["configurations"], dict):
             raise TypeError
     except (OSError, ValueError, TypeError, KeyError):

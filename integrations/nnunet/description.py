@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from maisi_aug.errors import ExportError
+from maisi_aug.system.content import read_json
 from maisi_aug.system.file_names import is_file_name
 
 _REQUIRED_KEYS = ("labels", "numTraining", "file_ending")
@@ -24,7 +25,7 @@ def read_description(path: Path) -> dict[str, Any]:
         ExportError: It is no JSON, or an entry is of another form.
     """
     try:
-        description = json.loads(path.read_text(encoding="utf-8"))
+        description = read_json(path)
     except (OSError, ValueError) as error:
         raise ExportError(f"{path}: expected JSON, found: {error}. Repair the file.") from None
     missing = [key for key in _REQUIRED_KEYS if not isinstance(description, dict) or key not in description]

@@ -48,6 +48,7 @@ from maisi_aug.banks.raw_datasets import (
     read_document,
 )
 from maisi_aug.errors import BankError, VolumeError
+from maisi_aug.system.content import read_json
 from maisi_aug.vocabulary.labels import read_label_name
 from maisi_aug.volumes.dicom_files import files_of, find_volumes, is_dicom
 from maisi_aug.volumes.image_files import is_readable, load_drawn_names
@@ -158,7 +159,7 @@ def load_labels(path: Path) -> tuple[dict[str, Mapping[int, str]], LabelRegions]
         BankError: The file is not JSON or its labels are not one id to one name.
     """
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
+        document = read_json(path)
     except (OSError, ValueError) as error:
         raise BankError(f"{path}: expected JSON with label names, found: {error}. Correct the file.") from error
     table = document.get("labels", document) if isinstance(document, dict) else document
@@ -397,7 +398,7 @@ def _pair_in_folder(folder: Path, left_out: list[LeftOut], ct_channel: int) -> I
 def _find_in_data_list(path: Path) -> Iterator[BankEntry]:
     """Rows ``{"image", "label"}`` as in MONAI, or ``{"pseudo_label_filename", "label_list"}`` as in MAISI."""
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
+        document = read_json(path)
     except (OSError, ValueError) as error:
         raise BankError(f"Mask bank {path}: expected a JSON data list, found: {error}. Correct the file.") from error
     rows = document.get("training") if isinstance(document, dict) else document

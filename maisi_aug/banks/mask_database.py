@@ -9,7 +9,6 @@ Source: file names and fields of ``datasets/`` in the Hugging Face repository ``
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import stat
@@ -21,6 +20,7 @@ from typing import Any
 
 from maisi_aug.banks.entry import ArchiveMember, BankEntry
 from maisi_aug.errors import BankError
+from maisi_aug.system.content import ContentError, content_errors, read_json
 from maisi_aug.vocabulary.regions import BODY_REGIONS, BodyRegion, Regions, regions_of
 from maisi_aug.volumes.grid import Shape, Spacing
 from maisi_aug.volumes.image_files import NIFTI_SUFFIXES
@@ -154,9 +154,9 @@ class _ArchiveMaps:
     def __init__(self, archive: Path) -> None:
         self._archive = archive
         try:
-            with zipfile.ZipFile(archive) as opened:
+            with content_errors(), zipfile.ZipFile(archive) as opened:
                 infos = opened.infolist()
-        except (OSError, zipfile.BadZipFile, NotImplementedError, ValueError) as error:
+        except (OSError, ContentError) as error:
             raise BankError(
                 f"Mask bank {archive}: expected a zip archive, found a damaged file ({error}). Download it again."
             ) from error
@@ -241,7 +241,7 @@ def _choose_list(lists: Sequence[Path], maps: Path) -> Path:
 def _is_database_list(path: Path) -> bool:
     """Whether every row of a data list has NVIDIA's field, so that its ids are MAISI's own."""
     try:
-        rows = json.loads(path.read_text(encoding="utf-8"))
+        rows = read_json(path)
     except (OSError, ValueError):
         return False  # whoever reads it as a data list tells what is wrong
     is_list = isinstance(rows, list) and bool(rows)
@@ -252,7 +252,7 @@ def _is_database_list(path: Path) -> bool:
 
 def _read_rows(path: Path) -> list[Mapping[str, Any]]:
     try:
-        rows = json.loads(path.read_text(encoding="utf-8"))
+        rows = read_json(path)
     except (OSError, ValueError) as error:
         raise BankError(f"Mask bank {path}: expected a JSON list, found: {error}. Download it again.") from error
     if not isinstance(rows, list) or not rows or not all(isinstance(row, dict) for row in rows):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Iterable, Mapping
@@ -12,6 +11,7 @@ from typing import Any
 
 from maisi_aug.banks.case_files import list_images, list_labels, pair_by_name, split_channels, stem_of
 from maisi_aug.errors import BankError
+from maisi_aug.system.content import read_json
 
 RAW_VARIABLE = "nnUNet_raw"
 DESCRIPTION_NAME = "dataset.json"
@@ -66,7 +66,7 @@ def read_document(path: Path) -> dict[str, Any]:
         BankError: It is no JSON object.
     """
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
+        document = read_json(path)
     except (OSError, ValueError) as error:
         raise BankError(f"{path}: expected nnU-Net's description, found: {error}. Correct the file.") from error
     if not isinstance(document, dict):

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import platformdirs
-import yaml
 from pydantic import ValidationError
 
 from maisi_aug.bundle_spec.decoding import latent_factor
@@ -31,6 +30,7 @@ from maisi_aug.bundle_spec.schema import (
     without_masks,
 )
 from maisi_aug.errors import BundleError, RecipeError, did_you_mean
+from maisi_aug.system.content import ContentError, read_yaml
 from maisi_aug.system.whole_files import sha256_of
 from maisi_aug.vocabulary.labels import MAISI, SlotBinding, Vocabulary
 from maisi_aug.volumes.grid import Grid
@@ -112,7 +112,7 @@ class Bundle:
             return ""
         if self.spec.mask_generation is None:
             return sha256_of(self.path / BUNDLE_FILE)
-        text = dump_bundle(without_masks(yaml.safe_load((self.path / BUNDLE_FILE).read_text(encoding="utf-8"))))
+        text = dump_bundle(without_masks(read_yaml(self.path / BUNDLE_FILE)))
         return hashlib.sha256(text.encode("utf-8")).hexdigest()
 
     @cached_property
@@ -399,9 +399,9 @@ def find_base(spec: BaseSpec, folder: Path, *, subject: str) -> Bundle:
 
 def _read_bundle(folder: Path) -> Bundle:
     try:
-        content = yaml.safe_load((folder / BUNDLE_FILE).read_text(encoding="utf-8"))
+        content = read_yaml(folder / BUNDLE_FILE)
         return Bundle(BundleSpec.model_validate(content), folder)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, ContentError) as error:
         raise BundleError(f"Bundle {folder}: expected readable YAML in {BUNDLE_FILE}, found: {error}.") from error
     except ValidationError as error:
         problems = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'content'}: {e['msg']}" for e in error.errors())

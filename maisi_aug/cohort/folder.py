@@ -14,6 +14,7 @@ import yaml
 from maisi_aug.cohort.manifest import MANIFEST_NAME, AttemptRecord, Manifest, ManifestWriter, load_manifest
 from maisi_aug.cohort.recipe import COHORT_NAME, CohortConfig, differences
 from maisi_aug.errors import CohortError, VolumeError
+from maisi_aug.system.content import ContentError, read_yaml
 from maisi_aug.system.whole_files import TEMPORARY_SUFFIX, remove_leftovers, sha256_of, write_text_whole
 
 FOLDERS = ("images", "labels", "anatomy", "previews", "previews/rejected")
@@ -71,8 +72,8 @@ def read_cohort_document(folder: Path) -> dict[str, Any] | None:
         _require_empty(folder)
         return None
     try:
-        document = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        document = read_yaml(path)
+    except (OSError, ContentError) as error:
         raise CohortError(f"{path}: expected a readable configuration, found: {error}. Choose another --out.") from None
     if not isinstance(document, dict) or not isinstance(document.get("configuration"), dict):
         raise CohortError(f"{path}: expected the configuration of a cohort, found other content. Choose another --out.")

@@ -20,6 +20,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, JsonValue, TypeAdapter, ValidationError
 
 from maisi_aug.errors import CohortError
+from maisi_aug.system.content import ContentError, read_lines
 from maisi_aug.system.file_lock import lock
 from maisi_aug.system.file_names import INNER_PATH, PLAIN_NAME
 
@@ -248,22 +249,28 @@ def load_manifest(folder: Path, *, gates: Collection[str] | None = None) -> Mani
 def _read_lines(path: Path, gates: Collection[str] | None) -> list[AttemptRecord]:
     """The records of whole lines, each checked, then against the lines before it."""
     records: list[AttemptRecord] = []
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.endswith(b"\n"):
-                break
-            try:
-                record = AttemptRecord.from_json(line)
-            except ValidationError as error:
-                first = error.errors(include_url=False, include_context=False)[0]
-                place = ".".join(map(str, first["loc"])) or "line"
-                found = f"{line.rstrip()[:60]!r} ({place}: {first['msg']})"
-                raise _wrong_line(path, number, "a record", found) from None
-            if record.status == "accepted" and "image" not in record.files:
-                raise _wrong_line(path, number, f"the image of the accepted case '{record.case_id}'", "none")
-            records.append(record if gates is None else record.keep_figures(gates))
+    try:
+        for number, line in enumerate(read_lines(path), start=1):
+            if line.endswith(b"\n"):
+                record = _read_line(path, number, line)
+                records.append(record if gates is None else record.keep_figures(gates))
+    except ContentError as error:
+        raise _wrong_line(path, len(records) + 1, "a record", str(error)) from None
     _require_names_of_one_case(path, records)
     return records
+
+
+def _read_line(path: Path, number: int, line: bytes) -> AttemptRecord:
+    try:
+        record = AttemptRecord.from_json(line)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False)[0]
+        place = ".".join(map(str, first["loc"])) or "line"
+        found = f"{line.rstrip()[:60]!r} ({place}: {first['msg']})"
+        raise _wrong_line(path, number, "a record", found) from None
+    if record.status == "accepted" and "image" not in record.files:
+        raise _wrong_line(path, number, f"the image of the accepted case '{record.case_id}'", "none")
+    return record
 
 
 def _wrong_line(path: Path, number: int, expected: str, found: str) -> CohortError:

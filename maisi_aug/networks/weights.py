@@ -28,6 +28,8 @@ from maisi_aug.networks.building import (
 )
 from maisi_aug.networks.mask_conditions import load_size_conditions
 from maisi_aug.networks.split_convolution import make_splittable
+from maisi_aug.networks.weight_files import describe_safetensors, load_safetensors
+from maisi_aug.system.content import ContentError
 from maisi_aug.system.whole_files import open_whole, sha256_of, write_text_whole
 
 StateDict = Mapping[str, Tensor]
@@ -112,12 +114,11 @@ def load_weight_file(bundle: Bundle, role: str, *, device: str = "cpu") -> dict[
     """
     path = bundle.weight_path(role)
     try:
-        state: dict[str, Tensor] = safetensors.torch.load_file(path, device=device)
-    except (OSError, safetensors.SafetensorError) as error:
+        return load_safetensors(path, device=device)
+    except (OSError, ContentError) as error:
         raise BundleError(
             f"Bundle '{bundle.name}': {path.name} is not a readable safetensors file: {error}."
         ) from error
-    return state
 
 
 def verify_bundle(bundle: Bundle) -> list[dict[str, Any]]:
@@ -137,7 +138,12 @@ def verify_bundle(bundle: Bundle) -> list[dict[str, Any]]:
     rows = []
     for role in bundle.roles:
         definition, path = bundle.definition(role), bundle.weight_path(role)
-        found = _describe_file(path, subject=f"Bundle '{bundle.name}'")
+        try:
+            found = describe_safetensors(path)
+        except (OSError, ContentError) as error:
+            raise BundleError(
+                f"Bundle '{bundle.name}': {path.name} is not a readable safetensors file: {error}."
+            ) from error
         require_same_tensors(describe_tensors(definition), found, subject=f"Bundle '{bundle.name}', {path.name}")
         rows.append(
             {
@@ -150,16 +156,6 @@ def verify_bundle(bundle: Bundle) -> list[dict[str, Any]]:
             }
         )
     return rows
-
-
-def _describe_file(path: Path, *, subject: str) -> dict[str, Tensor]:
-    """Names and shapes of a file's tensors, without their values."""
-    try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            shapes = {key: file.get_slice(key).get_shape() for key in file.keys()}  # noqa: SIM118  not a mapping
-    except (OSError, safetensors.SafetensorError) as error:
-        raise BundleError(f"{subject}: {path.name} is not a readable safetensors file: {error}.") from error
-    return {key: torch.empty(shape, device="meta") for key, shape in shapes.items()}
 
 
 def require_same_tensors(expected: StateDict, found: StateDict, *, subject: str) -> None:

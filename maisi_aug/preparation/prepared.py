@@ -13,11 +13,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError
 
 from maisi_aug.bundle_spec.grid_limits import GridSpec
 from maisi_aug.errors import PreparationError
+from maisi_aug.system.content import ContentError, read_lines, read_yaml
 from maisi_aug.vocabulary.labels import MAISI, SlotBinding, Vocabulary
 
 SPEC_NAME = "dataset.yaml"
@@ -182,10 +182,10 @@ def load_prepared(folder: Path | str) -> PreparedDataset:
             f"{folder}', or give the same command again if it was stopped."
         )
     try:
-        spec = PreparedSpec.model_validate(yaml.safe_load(spec_path.read_text(encoding="utf-8")))
-        lines = cases_path.read_text(encoding="utf-8").splitlines()
-        cases = tuple(PreparedCase.model_validate_json(line) for line in lines if line.strip())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        spec = PreparedSpec.model_validate(read_yaml(spec_path))
+        lines = (line for line in read_lines(cases_path) if line.strip())
+        cases = tuple(PreparedCase.model_validate_json(line) for line in lines)
+    except (OSError, ContentError) as error:
         raise PreparationError(f"{folder}: expected readable {SPEC_NAME} and {CASES_NAME}, found: {error}.") from error
     except ValidationError as error:
         problems = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'content'}: {e['msg']}" for e in error.errors())

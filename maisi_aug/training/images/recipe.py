@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-import yaml
 from pydantic import (
     BaseModel,
     ConfigDict,
@@ -23,6 +22,7 @@ from maisi_aug.bundle_spec.grid_limits import GridLimits, GridSpec
 from maisi_aug.bundle_spec.known_bundles import find_known_bundle
 from maisi_aug.cohort.recipe_files import list_training_recipes
 from maisi_aug.errors import BundleError, RecipeError, did_you_mean
+from maisi_aug.system.content import ContentError, read_yaml
 from maisi_aug.training.loop.settings import FlowLossConfig, LoopConfig, VaeLossConfig
 
 # What ``bundle.like`` takes over.
@@ -247,8 +247,8 @@ def load_training_recipe(path: Path) -> TrainingRecipe:
         RecipeError: For a missing file, invalid YAML or fields that do not validate.
     """
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        content = read_yaml(path)
+    except (OSError, ContentError) as error:
         raise RecipeError(f"Training recipe {path}: expected readable YAML, found: {error}.") from error
     try:
         return TrainingRecipe.model_validate(content)

@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal, Self
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, field_validator, model_validator
 
 from maisi_aug.bundle_spec.decoding import latent_factor
 from maisi_aug.bundle_spec.grid_limits import GridSpec
 from maisi_aug.bundle_spec.schema import MASK_ROLES
 from maisi_aug.errors import RecipeError
+from maisi_aug.system.content import ContentError, read_yaml
 from maisi_aug.training.loop.settings import LoopConfig
 from maisi_aug.volumes.grid import Grid
 
@@ -204,8 +204,8 @@ def load_mask_recipe(path: Path) -> MaskTrainingRecipe:
         RecipeError: For a missing file, invalid YAML, another kind of recipe, or fields that do not validate.
     """
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        content = read_yaml(path)
+    except (OSError, ContentError) as error:
         raise RecipeError(f"Training recipe {path}: expected readable YAML, found: {error}.") from error
     kind = content.get("kind") if isinstance(content, dict) else None
     if kind != MASK_KIND:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from maisi_aug.errors import TrainingError
 from maisi_aug.networks.building import build_network, build_scheduler, use_plain_layers
+from maisi_aug.system.content import read_json
 from maisi_aug.system.whole_files import sha256_of, write_text_whole, write_whole
 from maisi_aug.training.images.stage_folder import StageFolder, StageOptions
 from maisi_aug.training.loop.run import CHECKPOINT_NAME, LoopResult, Objective, ReportStep
@@ -195,7 +196,7 @@ class MaskTrainingFolder(StageFolder):
         if not (has_begun and path.exists()):
             write_text_whole(path, json.dumps(settings, indent=1) + "\n")
             return
-        before = json.loads(path.read_text(encoding="utf-8"))
+        before = read_json(path)
         differing = sorted(key for key in before.keys() | settings.keys() if before.get(key) != settings.get(key))
         if differing:
             raise TrainingError(
