@@ -83,8 +83,8 @@ def content_errors(path: Path | None = None) -> Iterator[None]:
         raise named from error
 
 
-def read_bounded(path: Path, max_bytes: int) -> bytes:
-    """The bytes of a file.
+def read_bounded(path: Path, max_bytes: int | None = None) -> bytes:
+    """The bytes of a file; of any size by default.
 
     Raises:
         ContentError: It is larger, or is no file but a device or a pipe.
@@ -93,7 +93,7 @@ def read_bounded(path: Path, max_bytes: int) -> bytes:
     about = path.stat()
     if not stat.S_ISREG(about.st_mode) and not stat.S_ISDIR(about.st_mode):
         raise ContentError("it is no file")
-    if about.st_size > max_bytes:
+    if max_bytes is not None and about.st_size > max_bytes:
         raise ContentError(f"it has {about.st_size / 1e6:.0f} MB, more than {max_bytes / 1e6:.0f} MB")
     return path.read_bytes()
 
@@ -227,7 +227,7 @@ class _BoundedLoader(yaml.SafeLoader):
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         is_alias = self.check_event(yaml.AliasEvent)
-        mark = self.peek_event().start_mark
+        mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
         self._depth += 1
         if self._depth > MAX_DEPTH:
             raise yaml.composer.ComposerError(None, None, f"more than {MAX_DEPTH} levels", mark)
