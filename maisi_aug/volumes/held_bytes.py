@@ -25,6 +25,7 @@ _CHUNK_BYTES: Final = 2**16
 _MAX_PART_BYTES: Final = 2**20
 _GZIP: Final = 31
 _GZIP_OR_ZLIB: Final = 47
+RAW_DEFLATE: Final = -15
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,23 +64,32 @@ def require_held(subject: Path, promised: int, pieces: Iterable[Piece], *, is_pa
     if is_packed and promised <= MAX_DEFLATE_RATIO * held:
         held = 0
         for piece in listed:
-            held += _count_unpacked(piece, promised - held)
+            held += count_unpacked(piece, promised - held)
     if held < promised:
         raise VolumeError(f"{subject}: expected {promised} bytes of voxels, found {held}. Replace the file.")
 
 
-def _count_unpacked(piece: Piece, enough: int) -> int:
-    """How many bytes a piece unpacks to; counting ends where there are enough."""
+def count_unpacked(piece: Piece, enough: int, *, window_bits: int = _GZIP_OR_ZLIB) -> int:
+    """How many bytes a piece unpacks to; counting ends where there are enough.
+
+    Args:
+        piece: Compressed bytes.
+        enough: Where to end.
+        window_bits: How they are compressed, as of ``zlib.decompressobj``.
+
+    Raises:
+        ContentError: They are damaged.
+    """
     count = 0
     with content_errors(piece.path), piece.path.open("rb") as file:
         file.seek(piece.start)
-        member = zlib.decompressobj(_GZIP_OR_ZLIB)
+        member = zlib.decompressobj(window_bits)
         rest = file.read(_CHUNK_BYTES)
         while rest and count < enough:
             count += len(member.decompress(rest, _MAX_PART_BYTES))
             rest = member.unused_data if member.eof else member.unconsumed_tail
             if member.eof:
-                member = zlib.decompressobj(_GZIP_OR_ZLIB)
+                member = zlib.decompressobj(window_bits)
             rest = rest or file.read(_CHUNK_BYTES)
         if count < enough:
             count += len(member.decompress(b"", enough - count))  # what the decompressor still holds
