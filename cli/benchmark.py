@@ -12,6 +12,7 @@ import typer
 
 from maisi_aug.cli.shared.bars import show_stages
 from maisi_aug.cli.shared.label_map import split_rule, tell_old_spelling
+from maisi_aug.system.content import spells_number
 
 if TYPE_CHECKING:
     from maisi_aug.evaluation.benchmark.config import BenchmarkConfig
@@ -82,7 +83,7 @@ def parse_labels(
 def _read_ids(text: str) -> tuple[int, ...] | None:
     """``1+2`` as its ids; None for anything else."""
     parts = [part.strip() for part in text.split("+")]
-    return tuple(map(int, parts)) if all(part.isdecimal() and int(part) > 0 for part in parts) else None
+    return tuple(map(int, parts)) if all(spells_number(part) and int(part) > 0 for part in parts) else None
 
 
 def parse_arms(text: str) -> tuple[str, ...]:

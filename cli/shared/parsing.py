@@ -9,6 +9,7 @@ from typing import Any, overload
 import typer
 
 from maisi_aug.cli.shared.label_map import tell_old_spelling
+from maisi_aug.system.content import spells_number
 
 
 @overload
@@ -26,7 +27,7 @@ def parse_shape(text: str | None) -> tuple[int, int, int] | None:
     parts = _split(text, "--shape", "128x96x80")
     if parts is None:
         return None
-    if not all(part.isdecimal() and int(part) > 0 for part in parts):
+    if not all(spells_number(part) and int(part) > 0 for part in parts):
         raise typer.BadParameter(f"--shape: expected three sides in voxels such as 128x96x80, found '{text}'.")
     i, j, k = map(int, parts)
     return i, j, k
@@ -66,7 +67,7 @@ def parse_decode_window(text: str | None) -> tuple[int, int, int] | str | None:
         return text and "whole"
     parts = _split(text, "--decode-window", "48x48x64, or 'whole'")
     assert parts is not None
-    if not all(part.isdecimal() for part in parts):
+    if not all(spells_number(part) for part in parts):
         raise typer.BadParameter(
             f"--decode-window: expected 'whole' or latent voxels such as 48x48x64, found '{text}'."
         )
@@ -80,7 +81,7 @@ def parse_num_splits(text: str | None) -> int | None:
     Raises:
         typer.BadParameter: When it is anything else.
     """
-    if text is not None and not text.strip().isdecimal():
+    if text is not None and not spells_number(text.strip()):
         raise typer.BadParameter(f"--num-splits: expected 1, 2, 4, 8 or 16, found '{text}'.")
     return None if text is None else int(text)
 
@@ -108,10 +109,10 @@ def parse_size_labels(texts: Sequence[str]) -> int | dict[str, int] | None:
     """
     if not texts:
         return None
-    if len(texts) == 1 and texts[0].strip().isdecimal():
+    if len(texts) == 1 and spells_number(texts[0].strip()):
         return int(texts[0])
     pairs = [text.rpartition("=") for text in texts]
-    if not all(name.strip() and number.strip().isdecimal() for name, _, number in pairs):
+    if not all(name.strip() and spells_number(number.strip()) for name, _, number in pairs):
         raise typer.BadParameter(
             f"--size-label: expected an id such as 2, or --map '2=hepatic tumor' once per lesion, found "
             f"'{' '.join(texts)}'."

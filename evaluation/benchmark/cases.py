@@ -16,7 +16,7 @@ from maisi_aug.errors import BankError, BenchmarkError, PreparationError, Vocabu
 from maisi_aug.integrations.nnunet.folders import MAPPING_NAME, MARK_KEY
 from maisi_aug.integrations.reading.cohort_source import load_cohort_source
 from maisi_aug.preparation.prepared import SPEC_NAME, load_prepared
-from maisi_aug.system.content import read_json
+from maisi_aug.system.content import read_json, spells_number
 from maisi_aug.vocabulary.label_meaning import resolve_names
 from maisi_aug.vocabulary.labels import BODY_ID, FULL_VOCABULARY, Vocabulary, lesion_word
 
@@ -136,7 +136,7 @@ def find_synthetic_cases(
     found: LabelIds = {}
     for label in labels:
         wanted = mapping.get(label) or _find_by_meaning(label, [*labels, *context], names)
-        ids = [names.get(word, (int(word),) if word.isdecimal() else ()) for word in wanted]
+        ids = [names.get(word, (int(word),) if spells_number(word) else ()) for word in wanted]
         if not all(ids):
             raise _unknown_label(label, wanted, path, names)
         found[label] = tuple(sorted({number for group in ids for number in group}))
@@ -236,7 +236,7 @@ def _read_dataset(path: Path) -> tuple[tuple[CaseFiles, ...], LabelIds, tuple[st
     try:
         document = read_json(path / DATASET_NAME)
         labels = dict(document["labels"])
-        if all(str(key).isdecimal() for key in labels):  # as the Decathlon writes them
+        if all(spells_number(key) for key in labels):  # as the Decathlon writes them
             labels = {name: number for number, name in labels.items()}
         names: LabelIds = {
             str(name): tuple(map(int, ids if isinstance(ids, list) else [ids]))

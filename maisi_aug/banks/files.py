@@ -48,7 +48,7 @@ from maisi_aug.banks.raw_datasets import (
     read_document,
 )
 from maisi_aug.errors import BankError, VolumeError
-from maisi_aug.system.content import read_json
+from maisi_aug.system.content import read_json, spells_number
 from maisi_aug.vocabulary.labels import read_label_name
 from maisi_aug.volumes.dicom_files import files_of, find_volumes, is_dicom
 from maisi_aug.volumes.image_files import is_readable, load_drawn_names
@@ -168,7 +168,10 @@ def load_labels(path: Path) -> tuple[dict[str, Mapping[int, str]], LabelRegions]
     if all(isinstance(value, dict) for value in table.values()):
         return {str(group).lower(): to_label_names(part, path) for group, part in table.items()}, {}
     names = to_label_names(table, path)
-    return {"": names}, {str(name): tuple(map(int, ids)) for name, ids in table.items() if isinstance(ids, list)}
+    regions = {name: ids for name, ids in table.items() if isinstance(ids, list)}
+    if not all(spells_number(label_id) for ids in regions.values() for label_id in ids):
+        raise BankError(f"{path}: expected ids in the regions, found other values. Correct the file.")
+    return {"": names}, {str(name): tuple(map(int, ids)) for name, ids in regions.items()}
 
 
 def to_label_names(table: Mapping[str, Any], path: Path) -> dict[int, str]:
@@ -189,8 +192,8 @@ def to_label_names(table: Mapping[str, Any], path: Path) -> dict[int, str]:
     parts = [(name, value) for name in widest_first for value in regions[name]]
     names: dict[int, str] = {}
     for key, value in (*parts, *((key, value) for key, value in table.items() if key not in regions)):
-        label_id, name = (key, value) if str(key).isdecimal() else (value, key)
-        if not str(label_id).isdecimal() or not isinstance(name, str):
+        label_id, name = (key, value) if spells_number(key) else (value, key)
+        if not spells_number(label_id) or not isinstance(name, str):
             raise BankError(
                 f"{path}: expected one id for each name, found {key!r}: {value!r}. Write a mapping file and pass it "
                 "with --mask-labels."

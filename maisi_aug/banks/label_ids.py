@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from maisi_aug.errors import BankError, VocabularyError, VolumeError
 from maisi_aug.lesions.editing import settle_lesions
-from maisi_aug.system.content import read_json
+from maisi_aug.system.content import read_json, spells_number
 from maisi_aug.vocabulary.label_meaning import resolve_names
 from maisi_aug.vocabulary.labels import BODY_ID, Vocabulary, lesion_word
 from maisi_aug.vocabulary.totalsegmentator import TotalSegmentatorVersion, totalsegmentator_mapping
@@ -174,7 +174,7 @@ def _from_mapping(
     envelopes = set()
     for source, target in mapping.items():
         text = str(source).strip()
-        source_id = int(text) if text.isdecimal() else id_by_name.get(text.lower())
+        source_id = int(text) if spells_number(text) else id_by_name.get(text.lower())
         if source_id is None:
             raise BankError(f"{subject}: expected '{source}' of the mapping among its labels, found no such name.")
         try:

@@ -30,6 +30,8 @@ PATH_FIELD = "pseudo_label_filename"
 MAX_VOXEL_BYTES = 8
 """Of the widest type that NIfTI stores a label in."""
 HEADER_BYTES = 2**20
+MAX_DEPTH = 32
+"""Folders in a path; every end of every path is looked up."""
 MAX_MAP_BYTES = 4 * 2**30
 """Whatever a list states: 16 times the largest grid of the published models in bytes."""
 
@@ -189,6 +191,8 @@ def _find_path_fault(text: str) -> str | None:
     path = PurePosixPath(text.replace("\\", "/"))
     if path.is_absolute() or text[1:2] == ":":
         return "an absolute path"
+    if len(path.parts) > MAX_DEPTH:
+        return f"a path of {len(path.parts)} folders"
     return "a path that leaves it" if ".." in path.parts else None
 
 

@@ -30,8 +30,9 @@ from maisi_aug.bundle_spec.schema import (
     without_masks,
 )
 from maisi_aug.errors import BundleError, RecipeError, did_you_mean
-from maisi_aug.system.content import ContentError, read_yaml
+from maisi_aug.system.content import ContentError
 from maisi_aug.system.whole_files import sha256_of
+from maisi_aug.system.yaml_content import read_yaml
 from maisi_aug.vocabulary.labels import MAISI, SlotBinding, Vocabulary
 from maisi_aug.volumes.grid import Grid
 

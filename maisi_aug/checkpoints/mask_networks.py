@@ -14,8 +14,8 @@ from maisi_aug.bundle_spec.known_bundles import SIZE_CONDITIONS, KnownBundle
 from maisi_aug.bundle_spec.schema import MASK_PROVENANCE, MASK_ROLES, MASK_SECTION, dump_bundle, without_masks
 from maisi_aug.checkpoints.importing import LICENCE_FILE, open_whole_folder, require_free
 from maisi_aug.networks.mask_conditions import load_size_conditions
-from maisi_aug.system.content import read_yaml
 from maisi_aug.system.whole_files import sha256_of, write_text_whole, write_whole
+from maisi_aug.system.yaml_content import read_yaml
 
 if TYPE_CHECKING:
     import torch

@@ -18,11 +18,17 @@ from maisi_aug.vocabulary.regions import BODY_REGIONS, BodyRegion
 
 COHORT_NAME = "cohort.yaml"
 EMBEDDED_BANK = "phantom"
+MAX_CASES = 1_000_000
+MAX_ATTEMPTS = 10_000
+MAX_SIDE = 8192
+"""Voxels along a side that a recipe may ask for; the bundle's limits are below."""
 GRID_FIELDS = ("shape", "spacing_mm")
 
 # YAML has lists and no tuples; strict mode would refuse them for a tuple field.
 _FromList = Strict(False)
 _PositiveInt = Annotated[int, Field(ge=1)]
+_CaseCount = Annotated[int, Field(ge=1, le=MAX_CASES)]
+_Side = Annotated[int, Field(ge=1, le=MAX_SIDE)]
 _PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
@@ -117,8 +123,8 @@ class CohortConfig(BaseModel):
     model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
 
     labels: Annotated[tuple[Annotated[str, Field(min_length=1)], ...], _FromList]
-    num_cases: _PositiveInt | None = None
-    grown_from: Annotated[tuple[_PositiveInt, ...], _FromList] = ()
+    num_cases: _CaseCount | None = None
+    grown_from: Annotated[tuple[_CaseCount, ...], _FromList] = ()
     seed: Annotated[int, Field(ge=0)] = 0
     anatomy: Annotated[tuple[Annotated[str, Field(min_length=1)], ...], _FromList, Field(min_length=1)] | None = None
     bundle: Annotated[str, Field(min_length=1)] = "phantom-ct"
@@ -132,12 +138,12 @@ class CohortConfig(BaseModel):
     modality: Literal["ct", "ct_contrast", "ct_wo_contrast"] = "ct"
     body_region: Annotated[tuple[BodyRegion, ...], _FromList, Field(min_length=1, max_length=2)] | None = None
     preset: Annotated[str, Field(min_length=1)] | None = None
-    shape: Annotated[tuple[_PositiveInt, _PositiveInt, _PositiveInt], _FromList] | None = None
+    shape: Annotated[tuple[_Side, _Side, _Side], _FromList] | None = None
     spacing_mm: Annotated[tuple[_PositiveFloat, _PositiveFloat, _PositiveFloat], _FromList] | None = None
     allow_unseen_grid: bool = False
     allow_few_organs: bool = False
     keep_rejected: bool = False
-    max_attempts: _PositiveInt = 5
+    max_attempts: Annotated[int, Field(ge=1, le=MAX_ATTEMPTS)] = 5
     size_reference: str | None = None
     size_label: _PositiveInt | dict[str, _PositiveInt] | None = None
     hu_reference: str | None = None
@@ -263,7 +269,9 @@ def override(values: Mapping[str, Any], flags: Mapping[str, Any]) -> dict[str, A
     for name, value in flags.items():
         section, _, field = name.partition(".")
         if value is not None and field:
-            merged[section] = {**(merged.get(section) or {}), field: value}
+            before = merged.get(section) or {}
+            # What is no section is refused where the whole is validated.
+            merged[section] = {**before, field: value} if isinstance(before, Mapping) else before
         elif value is not None:
             merged[name] = value
     return merged

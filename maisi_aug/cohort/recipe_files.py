@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from maisi_aug.errors import RecipeError, did_you_mean
-from maisi_aug.system.content import ContentError, read_yaml
+from maisi_aug.system.content import ContentError
 from maisi_aug.system.whole_files import write_text_whole
+from maisi_aug.system.yaml_content import read_yaml
 
 FIRST_STAGES = {"training": "vae", "mask-training": "mask-vae"}
 """The stage that a training begins with, by the kind of its recipe."""

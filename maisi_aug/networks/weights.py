@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -98,10 +98,11 @@ def load_mask_networks(bundle: Bundle, *, device: str = "cpu", plain_layers: boo
 
 
 def _load_network(bundle: Bundle, role: str, *, device: str) -> nn.Module:
+    subject = f"Bundle '{bundle.name}', {bundle.weight_path(role).name}"
+    # Compared first, so that no memory is taken for a network that the file does not hold.
+    require_same_tensors(describe_tensors(bundle.definition(role)), describe_weight_file(bundle, role), subject=subject)
     network = build_network(bundle.definition(role), device=device)
     state = load_weight_file(bundle, role, device=device)
-    subject = f"Bundle '{bundle.name}', {bundle.weight_path(role).name}"
-    require_same_tensors(network.state_dict(), state, subject=subject)
     network.load_state_dict({key: value.float() for key, value in state.items()})
     return network
 
@@ -112,9 +113,22 @@ def load_weight_file(bundle: Bundle, role: str, *, device: str = "cpu") -> dict[
     Raises:
         BundleError: When the file is missing or cannot be read.
     """
+    return _read(lambda path: load_safetensors(path, device=device), bundle, role)
+
+
+def describe_weight_file(bundle: Bundle, role: str) -> dict[str, Tensor]:
+    """Names and shapes of the tensors of a role's weight file, without their values.
+
+    Raises:
+        BundleError: When the file is missing or cannot be read.
+    """
+    return _read(describe_safetensors, bundle, role)
+
+
+def _read(read: Callable[[Path], dict[str, Tensor]], bundle: Bundle, role: str) -> dict[str, Tensor]:
     path = bundle.weight_path(role)
     try:
-        return load_safetensors(path, device=device)
+        return read(path)
     except (OSError, ContentError) as error:
         raise BundleError(
             f"Bundle '{bundle.name}': {path.name} is not a readable safetensors file: {error}."
@@ -138,12 +152,7 @@ def verify_bundle(bundle: Bundle) -> list[dict[str, Any]]:
     rows = []
     for role in bundle.roles:
         definition, path = bundle.definition(role), bundle.weight_path(role)
-        try:
-            found = describe_safetensors(path)
-        except (OSError, ContentError) as error:
-            raise BundleError(
-                f"Bundle '{bundle.name}': {path.name} is not a readable safetensors file: {error}."
-            ) from error
+        found = describe_weight_file(bundle, role)
         require_same_tensors(describe_tensors(definition), found, subject=f"Bundle '{bundle.name}', {path.name}")
         rows.append(
             {

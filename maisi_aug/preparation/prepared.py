@@ -17,7 +17,8 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, V
 
 from maisi_aug.bundle_spec.grid_limits import GridSpec
 from maisi_aug.errors import PreparationError
-from maisi_aug.system.content import ContentError, read_lines, read_yaml
+from maisi_aug.system.content import ContentError, read_lines
+from maisi_aug.system.yaml_content import read_yaml
 from maisi_aug.vocabulary.labels import MAISI, SlotBinding, Vocabulary
 
 SPEC_NAME = "dataset.yaml"

@@ -170,7 +170,8 @@ def require_pixels(dataset: Dataset, path: Path) -> None:
         VolumeError: It does, or does not say how many they are.
     """
     syntax = dataset.file_meta.get("TransferSyntaxUID") if hasattr(dataset, "file_meta") else None
-    ratio = MAX_PIXEL_RATIO if getattr(syntax, "is_encapsulated", False) else 1
+    with content_errors(path):  # a UID that is none of a transfer syntax
+        ratio = MAX_PIXEL_RATIO if syntax is not None and syntax.is_encapsulated else 1
     sides = [whole_number(dataset, keyword, path) for keyword in ("Rows", "Columns", "BitsAllocated")]
     promised = math.prod(sides) * whole_number(dataset, "NumberOfFrames", path, 1) // 8
     content = dataset.get("PixelData")

@@ -117,6 +117,8 @@ def _list_segments(dataset: Dataset, path: Path) -> list[_Segment]:
 def _read_segmentation(path: Path, onto: Grid | None) -> DrawnLabels:
     dataset = _open_segmentation(path)
     frames = read_frames(path, dataset, is_image=False)
+    if not items_of(dataset, "PerFrameFunctionalGroupsSequence"):
+        raise VolumeError(f"{path}: expected a place for each frame of a segmentation, found none. Export it again.")
     step = None if onto is None else _step_along(onto, frames[0].direction)
     stack = stack_sparse(frames, path, step_mm=(step,))
     segments = _list_segments(dataset, path)
@@ -158,7 +160,7 @@ def _open_segmentation(path: Path) -> Any:
 def _label_frames(dataset: Any, path: Path) -> Iterator[tuple[int, NDArray[Any]]]:
     """Every frame's segment, 0 in a label map, and its values, ``(row, column)``."""
     is_label_map = str(dataset.SegmentationType) == "LABELMAP"
-    for number, item in enumerate(dataset.PerFrameFunctionalGroupsSequence, start=1):
+    for number, item in enumerate(items_of(dataset, "PerFrameFunctionalGroupsSequence"), start=1):
         with content_errors(path):
             groups = item if "SegmentIdentificationSequence" in item else dataset.SharedFunctionalGroupsSequence[0]
             segment = 0 if is_label_map else int(groups.SegmentIdentificationSequence[0].ReferencedSegmentNumber)

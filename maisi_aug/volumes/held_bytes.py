@@ -35,15 +35,18 @@ class Piece:
     Attributes:
         path: The file.
         start: Their first byte.
+        limit: Bytes that are stored there at most; None for all up to the end of the file.
     """
 
     path: Path
     start: int = 0
+    limit: int | None = None
 
     @property
     def num_bytes(self) -> int:
         """Size of what is stored there; 0 where there is no file."""
-        return max(0, self.path.stat().st_size - self.start) if self.path.is_file() else 0
+        found = max(0, self.path.stat().st_size - self.start) if self.path.is_file() else 0
+        return found if self.limit is None else min(found, self.limit)
 
 
 def require_held(subject: Path, promised: int, pieces: Iterable[Piece], *, is_packed: bool) -> None:
@@ -70,7 +73,7 @@ def require_held(subject: Path, promised: int, pieces: Iterable[Piece], *, is_pa
 
 
 def count_unpacked(piece: Piece, enough: int, *, window_bits: int = _GZIP_OR_ZLIB) -> int:
-    """How many bytes a piece unpacks to; counting ends where there are enough.
+    """How many bytes a piece unpacks to, its checksum verified; counting ends soon after there are enough.
 
     Args:
         piece: Compressed bytes.
@@ -80,19 +83,26 @@ def count_unpacked(piece: Piece, enough: int, *, window_bits: int = _GZIP_OR_ZLI
     Raises:
         ContentError: They are damaged.
     """
-    count = 0
+    count, left = 0, piece.num_bytes
     with content_errors(piece.path), piece.path.open("rb") as file:
         file.seek(piece.start)
         member = zlib.decompressobj(window_bits)
-        rest = file.read(_CHUNK_BYTES)
-        while rest and count < enough:
-            count += len(member.decompress(rest, _MAX_PART_BYTES))
-            rest = member.unused_data if member.eof else member.unconsumed_tail
+        rest = b""
+        while (rest or left) and not (count >= enough and member.eof):
+            if not rest:
+                rest = file.read(min(left, _CHUNK_BYTES))
+                left -= len(rest)
             if member.eof:
                 member = zlib.decompressobj(window_bits)
-            rest = rest or file.read(_CHUNK_BYTES)
-        if count < enough:
-            count += len(member.decompress(b"", enough - count))  # what the decompressor still holds
+            part = member.decompress(rest, _MAX_PART_BYTES)
+            count += len(part)
+            if count > enough + SURPLUS_BYTES:
+                return count
+            rest = member.unused_data if member.eof else member.unconsumed_tail
+        while not member.eof and (part := member.decompress(b"", _MAX_PART_BYTES)):
+            count += len(part)  # what the decompressor still holds
+        if not member.eof:
+            raise ContentError("compressed data ends too early")
     return count
 
 

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import warnings
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -129,7 +130,9 @@ def load_label_map(path: Path | str, *, image: Path | None = None) -> Volume:
     if path.is_file() and is_label_object(path):
         from maisi_aug.volumes.dicom_labels import read_drawn_labels
 
-        drawn = read_drawn_labels(path, None if image is None else load_grid(image))
+        grid = None if image is None else load_grid(image)
+        with _in_a_sentence(path):
+            drawn = read_drawn_labels(path, grid)
         return _straighten_labels(_to_label_map(Volume(drawn.array, drawn.grid), str(path)), path)
     return _straighten_labels(_to_label_map(_load_volume(path), str(path)), path)
 
@@ -144,7 +147,8 @@ def load_drawn_names(path: Path) -> dict[int, str]:
         return {}
     from maisi_aug.volumes.dicom_labels import read_drawn_names
 
-    return read_drawn_names(path)
+    with _in_a_sentence(path):
+        return read_drawn_names(path)
 
 
 def right_angled_grid(grid: Grid) -> Grid:
@@ -266,10 +270,21 @@ def _kind_of(path: Path) -> Kind:
 
 
 def _read(read: Callable[[], Stored], subject: Path | str) -> Volume:
-    """Turn what a reader gives to the closest RAS+ axes, and what is wrong with the file into one sentence."""
-    try:
+    """Turn what a reader gives to the closest RAS+ axes."""
+    with _in_a_sentence(subject):
         array, affine = read()
         return _reorient_to_ras(_require_three_axes(array, subject), affine, subject)
+
+
+@contextmanager
+def _in_a_sentence(subject: Path | str) -> Iterator[None]:
+    """Put what is wrong with a file into one sentence.
+
+    Raises:
+        VolumeError: Naming the file.
+    """
+    try:
+        yield
     except GridError as error:
         raise VolumeError(f"{subject}: expected a usable geometry. {error}") from error
     except MemoryError as error:

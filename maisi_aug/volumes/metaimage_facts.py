@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -17,6 +18,11 @@ _WIDTHS: Final = {
     **dict.fromkeys(("INT", "UINT", "LONG", "ULONG", "FLOAT"), 4),
     **dict.fromkeys(("LONG_LONG", "ULONG_LONG", "DOUBLE"), 8),
 }
+# Fields whose length MetaIO takes from NDims, which it must have read by then.
+_AFTER_NUMBER: Final = (
+    *("transformmatrix", "rotation", "orientation", "offset", "position", "origin", "centerofrotation"),
+    *("elementspacing", "elementsize", "dimsize"),
+)
 _LAST_FIELD: Final = "elementdatafile"
 
 
@@ -29,16 +35,23 @@ def require_metaimage_voxels(path: Path) -> None:
     """
     with content_errors(path):
         fields, later_lines, header_bytes = _read_header(path)
-        missing = next((name for name in ("dimsize", "elementtype", _LAST_FIELD) if not fields.get(name)), None)
+        missing = next(
+            (name for name in ("ndims", "dimsize", "elementtype", _LAST_FIELD) if not fields.get(name)), None
+        )
         if missing is not None:
             raise ContentError(f"its header has no '{missing}'")
+        early = next((name for name in fields if name == "ndims" or name in _AFTER_NUMBER), "")
+        if early != "ndims" or int(fields["ndims"]) != len(fields["dimsize"].split()):
+            raise ContentError(f"its header has 'NDims = {fields['ndims'][:40]}' behind '{early}', or other sides")
         kind = fields["elementtype"].removeprefix("MET_").removesuffix("_ARRAY")
         if kind not in _WIDTHS:
             raise ContentError(f"its ElementType '{kind[:40]}' is no number")
         sides = [max(int(side), 0) for side in fields["dimsize"].split()]
         num_values = math.prod(sides) * max(1, int(fields.get("elementnumberofchannels", "1")))
         pieces = tuple(_find_pieces(fields[_LAST_FIELD], later_lines, path, header_bytes))
-    is_packed = fields.get("compresseddata", "false").lower() in ("true", "1")
+        is_packed = fields.get("compresseddata", "false").lower() in ("true", "1")
+        if is_packed and (length := int(fields.get("compresseddatasize", "0"))) > 0:
+            pieces = tuple(replace(piece, limit=length) for piece in pieces)
     require_held(path, _WIDTHS[kind] * num_values, pieces, is_packed=is_packed)
 
 

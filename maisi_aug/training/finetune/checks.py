@@ -14,8 +14,9 @@ from maisi_aug.cohort.grid_preflight import check_grid
 from maisi_aug.cohort.recipe import differences
 from maisi_aug.errors import GridError, TrainingError
 from maisi_aug.preparation.prepared import PreparedDataset
-from maisi_aug.system.content import ContentError, read_yaml
+from maisi_aug.system.content import ContentError
 from maisi_aug.system.whole_files import write_text_whole
+from maisi_aug.system.yaml_content import read_yaml
 from maisi_aug.training.cases.taught_label import TaughtLabel
 from maisi_aug.training.finetune.settings import FinetuneConfig
 from maisi_aug.volumes.grid import Grid, Shape, spell_grid

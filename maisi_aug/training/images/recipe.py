@@ -22,7 +22,8 @@ from maisi_aug.bundle_spec.grid_limits import GridLimits, GridSpec
 from maisi_aug.bundle_spec.known_bundles import find_known_bundle
 from maisi_aug.cohort.recipe_files import list_training_recipes
 from maisi_aug.errors import BundleError, RecipeError, did_you_mean
-from maisi_aug.system.content import ContentError, read_yaml
+from maisi_aug.system.content import ContentError
+from maisi_aug.system.yaml_content import read_yaml
 from maisi_aug.training.loop.settings import FlowLossConfig, LoopConfig, VaeLossConfig
 
 # What ``bundle.like`` takes over.

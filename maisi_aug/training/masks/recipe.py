@@ -11,7 +11,8 @@ from maisi_aug.bundle_spec.decoding import latent_factor
 from maisi_aug.bundle_spec.grid_limits import GridSpec
 from maisi_aug.bundle_spec.schema import MASK_ROLES
 from maisi_aug.errors import RecipeError
-from maisi_aug.system.content import ContentError, read_yaml
+from maisi_aug.system.content import ContentError
+from maisi_aug.system.yaml_content import read_yaml
 from maisi_aug.training.loop.settings import LoopConfig
 from maisi_aug.volumes.grid import Grid
 
