@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import warnings
 import zipfile
 import zlib
 from random import Random
@@ -235,7 +236,8 @@ def _mutate_zip(content: bytes, random: Random) -> bytes:
         inner = mutate_bytes(inner, random)
     members[place] = (name.replace("\0", "0").encode("utf-8", "replace").decode() or "x", inner)
     buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", packing, compresslevel=1) as archive:
+    with warnings.catch_warnings(), zipfile.ZipFile(buffer, "w", packing, compresslevel=1) as archive:
+        warnings.simplefilter("ignore")  # a name twice
         for member, data in members:
             archive.writestr(zipfile.ZipInfo(member), data, packing)
     return buffer.getvalue()

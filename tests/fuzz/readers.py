@@ -30,12 +30,14 @@ class Reader:
         write: Writes valid input into an empty folder.
         read: Reads what lies in a folder, as the commands do.
         damaged: Endings of the files that are damaged, one of them at a time; the others stay as they are.
+        is_alone: Whether the damaged file is read without the others that could be damaged.
     """
 
     name: str
     write: Callable[[Path], object]
     read: Callable[[Path], object]
     damaged: tuple[str, ...]
+    is_alone: bool = False
 
     def build(self) -> Files:
         """Valid input by relative path."""
@@ -48,7 +50,8 @@ class Reader:
         """The input with one of its files damaged."""
         names = sorted(name for name in files if name.endswith(self.damaged))
         name = names[random.randrange(len(names))]
-        return {**files, name: mutate(name, files[name], random)}
+        kept = {other: content for other, content in files.items() if not (self.is_alone and other in names)}
+        return {**kept, name: mutate(name, files[name], random)}
 
     def try_on(self, files: Mapping[str, bytes], folder: Path) -> object:
         """Write input into a folder and read it, warnings kept quiet as the command line keeps them."""
@@ -106,10 +109,14 @@ def _read_requests(folder: Path) -> None:
 
     text = (folder / "requests.txt").read_bytes().decode("utf-8", "surrogateescape")
     label_names(text.split("\n"))
-    requests = parse_requests(text.split("\n"), vocabulary=FULL_VOCABULARY)
-    allot_cases(requests, 1000)
-    for lesion in (lesion for request in requests for lesion in request.lesions if lesion.size is not None):
-        assert lesion.size.at(0.5) > 0
+
+    def read(texts: list[str]) -> None:
+        requests = parse_requests(texts, vocabulary=FULL_VOCABULARY)
+        allot_cases(requests, 1000)
+        for lesion in (lesion for request in requests for lesion in request.lesions if lesion.size is not None):
+            assert lesion.size.at(0.5) > 0
+
+    _call_all(*(partial(read, [line]) for line in text.split("\n")), partial(read, text.split("\n")))
 
 
 def _write_recipe(folder: Path) -> None:
@@ -154,8 +161,8 @@ def _read_training_recipes(folder: Path) -> None:
     from maisi_aug.training.images.recipe import load_training_recipe
     from maisi_aug.training.masks.recipe import load_mask_recipe
 
-    load_training_recipe(folder / "images.yaml")
-    load_mask_recipe(folder / "masks.yaml")
+    loads = {"images.yaml": load_training_recipe, "masks.yaml": load_mask_recipe}
+    _call_all(*(partial(load, folder / name) for name, load in loads.items() if (folder / name).is_file()))
 
 
 # Cohorts, bundles and prepared folders.
@@ -256,12 +263,12 @@ def _write_checkpoint(folder: Path) -> None:
 def _read_checkpoint(folder: Path) -> None:
     from maisi_aug.checkpoints.reading import find_state_dict, read_checkpoint, take_scale_factor, take_state_dict
 
-    for name in ("new.pt", "old.bin"):
-        checkpoint = read_checkpoint(folder / name, subject=name)
-        find_state_dict(checkpoint, subject=name)
-        for tensor in take_state_dict(checkpoint, "diffusion_unet", subject=name).values():
+    for path in folder.iterdir():
+        checkpoint = read_checkpoint(path, subject=path.name)
+        find_state_dict(checkpoint, subject=path.name)
+        for tensor in take_state_dict(checkpoint, "diffusion_unet", subject=path.name).values():
             tensor.float().sum()
-        take_scale_factor(checkpoint, subject=name)
+        take_scale_factor(checkpoint, subject=path.name)
 
 
 def _write_prepared(folder: Path) -> None:
@@ -452,8 +459,7 @@ def _write_nifti(folder: Path) -> None:
 def _read_nifti(folder: Path) -> None:
     from maisi_aug.volumes.image_files import load_stored_grid
 
-    load_stored_grid(folder / "image.nii")
-    _read_volumes(folder)
+    _call_all(*(partial(load_stored_grid, path) for path in folder.iterdir()), partial(_read_volumes, folder))
 
 
 def _write_itk(folder: Path, suffix: str, *, is_packed: bool) -> None:
@@ -526,12 +532,12 @@ def _read_drawn(folder: Path) -> None:
 READERS = (
     Reader("label requests", _write_requests, _read_requests, (".txt",)),
     Reader("recipe", _write_recipe, _read_recipe, (".yaml",)),
-    Reader("training recipes", _write_training_recipes, _read_training_recipes, (".yaml",)),
+    Reader("training recipes", _write_training_recipes, _read_training_recipes, (".yaml",), is_alone=True),
     Reader("manifest", _write_cohort, _read_manifest, (".jsonl",)),
     Reader("cohort folder", _write_cohort, _read_cohort, (".yaml", ".jsonl")),
     Reader("bundle", _write_bundle, _read_bundle, (".yaml",)),
     Reader("safetensors", _write_weights, _read_weights, (".safetensors",)),
-    Reader("checkpoints", _write_checkpoint, _read_checkpoint, (".pt", ".bin")),
+    Reader("checkpoints", _write_checkpoint, _read_checkpoint, (".pt", ".bin"), is_alone=True),
     Reader("prepared folder", _write_prepared, _read_prepared, (".yaml", ".jsonl")),
     Reader("dataset.json", _write_dataset, _read_dataset, (".json",)),
     Reader("splits", _write_splits, _read_splits, (".json",)),
@@ -539,10 +545,10 @@ READERS = (
     Reader("label mapping", _write_mapping, _read_mapping, (".json",)),
     Reader("ranges and sizes", _write_ranges, _read_ranges, (".json",)),
     Reader("mask database", _write_database, _read_database, (".json", ".zip")),
-    Reader("NIfTI", _write_nifti, _read_nifti, (".nii", ".gz")),
-    Reader("NRRD", _write_nrrd, _read_volumes, (".nrrd", ".nhdr")),
-    Reader("MetaImage", _write_metaimage, _read_volumes, (".mha", ".mhd")),
+    Reader("NIfTI", _write_nifti, _read_nifti, (".nii", ".gz"), is_alone=True),
+    Reader("NRRD", _write_nrrd, _read_volumes, (".nrrd", ".nhdr"), is_alone=True),
+    Reader("MetaImage", _write_metaimage, _read_volumes, (".mha", ".mhd"), is_alone=True),
     Reader("DICOM series", _write_series, _read_series, (".dcm",)),
-    Reader("enhanced DICOM", _write_enhanced, _read_series, (".dcm",)),
-    Reader("DICOM labels", _write_drawn, _read_drawn, (".dcm",)),
+    Reader("enhanced DICOM", _write_enhanced, _read_series, (".dcm",), is_alone=True),
+    Reader("DICOM labels", _write_drawn, _read_drawn, ("y.dcm", "map.dcm", "structures.dcm"), is_alone=True),
 )
