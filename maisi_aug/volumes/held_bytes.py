@@ -92,8 +92,9 @@ def count_unpacked(piece: Piece, enough: int, *, window_bits: int = _GZIP_OR_ZLI
             if not rest:
                 rest = file.read(min(left, _CHUNK_BYTES))
                 left -= len(rest)
-            if member.eof:
-                member = zlib.decompressobj(window_bits)
+            if member.eof and not rest.startswith(GZIP_MAGIC):
+                return count  # padding
+            member = zlib.decompressobj(window_bits) if member.eof else member
             part = member.decompress(rest, _MAX_PART_BYTES)
             count += len(part)
             if count > enough + SURPLUS_BYTES:

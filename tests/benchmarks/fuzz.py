@@ -122,8 +122,10 @@ def to_markdown(outcomes: Sequence[Outcome]) -> str:
     """The table, and below it whatever was unexpected."""
     header = ["reader", "inputs", "read", "refused", "unexpected", f"over {HANG_SECONDS:g} s", "slowest s", "memory MB"]
     rows = [
-        [o.reader, o.num_inputs, o.num_read, o.num_refused, sum(o.unexpected.values()), o.num_hangs, o.slowest_s]
-        + [o.memory_mb]
+        [
+            *(o.reader, o.num_inputs, o.num_read, o.num_refused, sum(o.unexpected.values())),
+            *(o.num_hangs, o.slowest_s, o.memory_mb),
+        ]
         for o in outcomes
     ]
     lines = ["# Damaged input", "", f"`python -m tests.benchmarks.fuzz --inputs {outcomes[0].num_inputs}`", ""]
@@ -153,15 +155,24 @@ def main() -> int:
         reader = next(reader for reader in READERS if reader.name == name)
         print(json.dumps(asdict(try_reader(reader, int(num_inputs), Path(place)))))
         return 0
-    outcomes = []
-    for name in arguments.reader or [reader.name for reader in READERS]:
-        outcomes.append(run_reader(name, arguments.inputs))
-        print(outcomes[-1], flush=True)
-    text = to_markdown(outcomes)
-    print(text)
-    if arguments.out is not None:
-        (arguments.out / "results_fuzz.md").write_text(text, encoding="utf-8")
-    return 0 if all(outcome.is_good for outcome in outcomes) else 1
+    names = [reader.name for reader in READERS]
+    outcomes = _load(arguments.out)
+    for name in arguments.reader or names:
+        outcomes[name] = run_reader(name, arguments.inputs)
+        print(outcomes[name], flush=True)
+        rows = [outcomes[known] for known in names if known in outcomes]
+        if arguments.out is not None:
+            (arguments.out / "results_fuzz.json").write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n")
+            (arguments.out / "results_fuzz.md").write_text(to_markdown(rows), encoding="utf-8")
+    print(to_markdown(rows))
+    return 0 if all(outcome.is_good for outcome in rows) else 1
+
+
+def _load(folder: Path | None) -> dict[str, Outcome]:
+    """Earlier outcomes by reader, of which some are to be made again."""
+    path = None if folder is None else folder / "results_fuzz.json"
+    rows = json.loads(path.read_text(encoding="utf-8")) if path is not None and path.is_file() else []
+    return {row["reader"]: Outcome(**row) for row in rows}
 
 
 if __name__ == "__main__":

@@ -116,7 +116,7 @@ def _read_requests(folder: Path) -> None:
         for lesion in (lesion for request in requests for lesion in request.lesions if lesion.size is not None):
             assert lesion.size.at(0.5) > 0
 
-    _call_all(*(partial(read, [line]) for line in text.split("\n")), partial(read, text.split("\n")))
+    _call_all(*(partial(read, [line, "spleen"]) for line in text.split("\n")), partial(read, text.split("\n")))
 
 
 def _write_recipe(folder: Path) -> None:
