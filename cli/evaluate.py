@@ -14,6 +14,7 @@ import typer
 from maisi_aug.cli.shared.bars import show_stages
 from maisi_aug.cli.shared.parsing import parse_shape, parse_spacing
 from maisi_aug.cli.shared.streams import tell
+from maisi_aug.system.content import spells_number
 
 if TYPE_CHECKING:
     import numpy as np
@@ -281,9 +282,9 @@ def memorization(
 
 def _parse_folds(text: str | None) -> tuple[int | str, ...]:
     words = [] if text is None else [word.strip() for word in text.split(",")]
-    if any(not (word.isdecimal() or word == "all") for word in words):
+    if any(not (spells_number(word) or word == "all") for word in words):
         raise typer.BadParameter(f"--folds: expected numbers such as 0,1,2, or all, found '{text}'.")
-    return tuple(int(word) if word.isdecimal() else word for word in words)
+    return tuple(int(word) if spells_number(word) else word for word in words)
 
 
 def _require_out(out: Path | None, name: str) -> None:

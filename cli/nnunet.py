@@ -9,6 +9,9 @@ from typing import Annotated
 
 import typer
 
+from maisi_aug.cli.shared.streams import tell
+from maisi_aug.system.content import spells_number
+
 
 def register(app: typer.Typer) -> None:
     """Add the verbs to the command line."""
@@ -74,7 +77,7 @@ def compact_plans(
 
 def _parse_features(text: str) -> list[int]:
     parts = text.split(",")
-    if not all(part.strip().isdecimal() for part in parts):
+    if not all(spells_number(part.strip()) for part in parts):
         raise typer.BadParameter(
             f"expected whole numbers with commas between them, found '{text}'. Write for instance 16,32,64,128.",
             param_hint="--features",

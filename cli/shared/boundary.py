@@ -21,6 +21,7 @@ from maisi_aug.errors import (
     RequestError,
     VocabularyError,
 )
+from maisi_aug.system.content import ContentError
 from maisi_aug.system.memory import find_memory_error, spell_asked
 from maisi_aug.system.printed_text import clean_message
 
@@ -94,6 +95,11 @@ def explain(
     """The sentence and the exit code for an error; the sentence is empty where the screen already says it all."""
     if not isinstance(error, MemoryShortageError) and (shortage := find_memory_error(error)) is not None:
         return _explain_memory(shortage, memory_options), EXIT_FAILED
+    if isinstance(error, ContentError):
+        return (
+            f"Error: {error.path or 'A file'}: expected readable content, found: {error}. Replace the file.",
+            EXIT_FAILED,
+        )
     if isinstance(error, MaisiAugError):
         return f"Error: {error}", EXIT_USAGE if isinstance(error, _USAGE_ERRORS) else EXIT_FAILED
     if isinstance(error, typer.Abort | KeyboardInterrupt):

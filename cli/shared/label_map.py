@@ -14,6 +14,7 @@ import typer
 
 from maisi_aug.cli.shared.from_models import Given
 from maisi_aug.cli.shared.streams import tell
+from maisi_aug.system.content import spells_number
 from maisi_aug.system.options import split_rule
 
 DROPPED = "background"
@@ -70,7 +71,7 @@ def to_size_labels(rules: Sequence[str], folder: Path) -> dict[str, int] | None:
     for label, name in (split_rule(text, "2=hepatic tumor") for text in rules):
         ids = (
             [int(label)]
-            if label.isdecimal()
+            if spells_number(label)
             else [i for i, n in names.items() if lookup_words(n) == lookup_words(label)]
         )
         if len(ids) != 1:

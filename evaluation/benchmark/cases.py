@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,6 +16,7 @@ from maisi_aug.errors import BankError, BenchmarkError, PreparationError, Vocabu
 from maisi_aug.integrations.nnunet.folders import MAPPING_NAME, MARK_KEY
 from maisi_aug.integrations.reading.cohort_source import load_cohort_source
 from maisi_aug.preparation.prepared import SPEC_NAME, load_prepared
+from maisi_aug.system.content import read_json, spells_number
 from maisi_aug.vocabulary.label_meaning import resolve_names
 from maisi_aug.vocabulary.labels import BODY_ID, FULL_VOCABULARY, Vocabulary, lesion_word
 
@@ -136,7 +136,7 @@ def find_synthetic_cases(
     found: LabelIds = {}
     for label in labels:
         wanted = mapping.get(label) or _find_by_meaning(label, [*labels, *context], names)
-        ids = [names.get(word, (int(word),) if word.isdecimal() else ()) for word in wanted]
+        ids = [names.get(word, (int(word),) if spells_number(word) else ()) for word in wanted]
         if not all(ids):
             raise _unknown_label(label, wanted, path, names)
         found[label] = tuple(sorted({number for group in ids for number in group}))
@@ -180,7 +180,7 @@ def _find_by_meaning(label: str, real_names: Sequence[str], names: LabelIds) -> 
 def _with_origins(path: Path, cases: Sequence[CaseFiles]) -> tuple[CaseFiles, ...]:
     """The cases with what the mapping file of an exported cohort says of their label maps."""
     try:
-        rows = json.loads((path / MAPPING_NAME).read_text(encoding="utf-8"))["cases"]
+        rows = read_json(path / MAPPING_NAME)["cases"]
         origins = {str(case_id): origin_words(row["mask_origin"]) for case_id, row in rows.items()}
     except (OSError, ValueError, TypeError, KeyError, AttributeError):  # no export, or one of an earlier version
         return tuple(cases)
@@ -210,7 +210,7 @@ def _unknown_label(
 def _read_mark(path: Path) -> frozenset[str]:
     """Ids of the synthetic cases that a dataset holds beside real ones; empty for every other folder."""
     try:
-        mark = json.loads((path / DATASET_NAME).read_text(encoding="utf-8"))[MARK_KEY]
+        mark = read_json(path / DATASET_NAME)[MARK_KEY]
         return frozenset(map(str, mark["synthetic_cases"]))
     except (OSError, ValueError, TypeError, KeyError):
         return frozenset()
@@ -234,9 +234,9 @@ def _list_folder(path: Path) -> tuple[tuple[CaseFiles, ...], LabelIds, tuple[str
 def _read_dataset(path: Path) -> tuple[tuple[CaseFiles, ...], LabelIds, tuple[str, ...]]:
     """An nnU-Net v2 raw dataset; its optional entry ``dataset`` names files elsewhere."""
     try:
-        document = json.loads((path / DATASET_NAME).read_text(encoding="utf-8"))
+        document = read_json(path / DATASET_NAME)
         labels = dict(document["labels"])
-        if all(str(key).isdecimal() for key in labels):  # as the Decathlon writes them
+        if all(spells_number(key) for key in labels):  # as the Decathlon writes them
             labels = {name: number for number, name in labels.items()}
         names: LabelIds = {
             str(name): tuple(map(int, ids if isinstance(ids, list) else [ids]))

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import Field, NonNegativeInt, PositiveInt, field_validator, model_validator
 
 from maisi_aug.errors import BenchmarkError, did_you_mean
+from maisi_aug.system.content import spells_number
 from maisi_aug.system.models import StrictModel, explain_problems
 from maisi_aug.system.options import Option, PathText, split_rule, warn_of_spelling
 
@@ -324,7 +325,7 @@ def parse_labels(
 def _read_ids(text: str) -> tuple[int, ...] | None:
     """``1+2`` as its ids; None for anything else."""
     parts = [part.strip() for part in text.split("+")]
-    return tuple(map(int, parts)) if all(part.isdecimal() and int(part) > 0 for part in parts) else None
+    return tuple(map(int, parts)) if all(spells_number(part) and int(part) > 0 for part in parts) else None
 
 
 def build_benchmark_config(**fields: Any) -> BenchmarkConfig:

@@ -7,7 +7,6 @@ cannot be written then is missing from the dataset, and fails the arms that trai
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +19,7 @@ from maisi_aug.evaluation.benchmark.arm_job import ArmJob
 from maisi_aug.evaluation.benchmark.data import load_case
 from maisi_aug.evaluation.benchmark.plan import CaseRef
 from maisi_aug.integrations.nnunet.training import prepare_nnunet_folds, train_nnunet_fold
+from maisi_aug.system.content import read_json
 from maisi_aug.system.file_lock import lock
 from maisi_aug.system.whole_files import write_json_whole
 from maisi_aug.training.loop.run import ReportStep
@@ -64,7 +64,7 @@ def _prepare(job: ArmJob) -> str:
         ready = folder / READY_NAME
         if not ready.is_file():
             write_json_whole(ready, _prepare_all(job, folder))
-        found = json.loads(ready.read_text(encoding="utf-8"))
+        found = read_json(ready)
     missing: dict[str, str] = found.get("missing", {})
     lost = [name for ref in dict.fromkeys(job.training_refs) if (name := _name(ref)) in missing]
     if lost:

@@ -10,7 +10,6 @@ bench/arms/ARM/seed-0/failure.json       why an arm failed; gone once it has suc
 
 from __future__ import annotations
 
-import json
 import os
 import traceback
 from collections.abc import Iterator, Mapping
@@ -27,6 +26,7 @@ from maisi_aug.evaluation.benchmark.data import load_case
 from maisi_aug.evaluation.benchmark.plan import BenchmarkPlan, plan_benchmark
 from maisi_aug.evaluation.scores.detection import LesionMatch, match_lesions
 from maisi_aug.evaluation.scores.overlap import score_case
+from maisi_aug.system.content import read_json
 from maisi_aug.system.file_lock import lock
 from maisi_aug.system.progress import ReportStage, report_nothing
 from maisi_aug.system.whole_files import remove_leftovers, write_json_whole
@@ -151,7 +151,7 @@ def load_benchmark(folder: Path) -> Benchmark:
             f"{folder}: expected a benchmark, found no {PLAN_NAME}. Begin one with 'maisi-aug benchmark run'."
         )
     try:
-        return Benchmark(folder, BenchmarkPlan.from_json(json.loads(path.read_text(encoding="utf-8"))))
+        return Benchmark(folder, BenchmarkPlan.from_json(read_json(path)))
     except BenchmarkError:
         raise
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -287,7 +287,7 @@ def _has_every_score(scores: Mapping[str, Any], plan: BenchmarkPlan) -> bool:
 
 def _read_json(path: Path) -> dict[str, Any] | None:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
     except (OSError, ValueError):
         return None
     return content if isinstance(content, dict) else None

@@ -6,7 +6,6 @@ from one histogram per label with bins of 1 HU, so that a case of 512^3 voxels n
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -27,6 +26,7 @@ from maisi_aug.evaluation.cohort.case_sets import (
 )
 from maisi_aug.evaluation.output.charts import DotRow, draw_dot_chart
 from maisi_aug.evaluation.output.files import percent, share_of, to_markdown
+from maisi_aug.system.content import read_json
 from maisi_aug.system.printed_text import from_clean_document
 from maisi_aug.system.progress import Report
 from maisi_aug.vocabulary.hu import MIN_ORGAN_VOXELS, reference_hu_ranges
@@ -97,7 +97,7 @@ def load_reference(path: Path, vocabulary: Vocabulary) -> Reference:
     """
     subject = f"Ranges {path}"
     try:
-        rows = json.loads(path.read_text(encoding="utf-8"))["organs"]
+        rows = read_json(path)["organs"]
         bounds = {}
         for row in rows:
             limits = Bounds(float(row["low_hu"]), float(row["high_hu"]), int(row.get("num_cases", 0)))

@@ -24,6 +24,8 @@ from torch import Tensor, nn
 from maisi_aug.bundle_spec.bundle import pulled_bundles_folder
 from maisi_aug.checkpoints.reading import find_state_dict, read_checkpoint
 from maisi_aug.errors import BundleError, MissingExtraError, RequestError, did_you_mean
+from maisi_aug.networks.weight_files import load_safetensors
+from maisi_aug.system.content import ContentError
 from maisi_aug.system.whole_files import sha256_of
 
 DEFAULT_EXTRACTOR: Final = "efficientnet_lite0"
@@ -202,9 +204,10 @@ def _load_state(network: nn.Module, path: Path, spec: ExtractorSpec) -> None:
     """Fill a network strictly: every tensor has its place and its shape."""
     subject = f"Weights {path}"
     if path.suffix == ".safetensors":
-        from safetensors.torch import load_file
-
-        state = load_file(path)
+        try:
+            state = load_safetensors(path)
+        except (OSError, ContentError) as error:
+            raise BundleError(f"{subject}: expected a readable safetensors file, found: {error}.") from error
     else:
         _, state = find_state_dict(read_checkpoint(path, subject=subject), subject=subject)
     wanted = network.state_dict()

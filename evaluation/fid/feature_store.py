@@ -23,6 +23,7 @@ from maisi_aug.errors import MaisiAugError
 from maisi_aug.evaluation.cohort.case_sets import CaseSet, EvaluatedCase, SkippedCase, require_some
 from maisi_aug.evaluation.fid.slices import PLANES, PlaneName, SliceProtocol, prepare_volume, take_slices
 from maisi_aug.networks.weights import write_safetensors
+from maisi_aug.system.content import content_errors, parse_json
 from maisi_aug.system.progress import Report
 from maisi_aug.system.whole_files import sha256_of
 from maisi_aug.volumes.dicom_files import files_of
@@ -198,15 +199,19 @@ def _write(path: Path, features: CaseFeatures) -> None:
 
 def _read(path: Path, case: EvaluatedCase) -> CaseFeatures | None:
     """Features from the cache; None when they are not there, or damaged and so to be made again."""
-    from safetensors import SafetensorError, safe_open
+    from safetensors import safe_open
+
+    from maisi_aug.networks.weight_files import require_header
 
     if not path.is_file():
         return None
     try:
-        with safe_open(path, framework="numpy") as file:
-            about = file.metadata()
-            planes = {plane: file.get_tensor(plane) for plane in PLANES}
-        shape, spacing_mm = (tuple(json.loads(about[name])) for name in ("shape", "spacing_mm"))
+        with content_errors(path):
+            require_header(path)
+            with safe_open(path, framework="numpy") as file:
+                about = file.metadata()
+                planes = {plane: file.get_tensor(plane) for plane in PLANES}
+        shape, spacing_mm = (tuple(parse_json(about[name].encode())) for name in ("shape", "spacing_mm"))
         return CaseFeatures(case.case_id, case.patient, planes, shape, spacing_mm)
-    except (SafetensorError, OSError, KeyError, ValueError, TypeError):
+    except (OSError, KeyError, ValueError, TypeError):
         return None

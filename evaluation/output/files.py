@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from maisi_aug.errors import CohortError, MaisiAugError
+from maisi_aug.system.content import read_json
 from maisi_aug.system.whole_files import write_json_whole, write_text_whole
 
 Cell = str | int | float | bool | None
@@ -50,7 +50,7 @@ def require_own_folder(folder: Path, name: str) -> None:
     if not path.is_file():
         return
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
     except (OSError, ValueError):
         content = None
     if not isinstance(content, dict) or content.get("measurement") != name:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -14,6 +13,7 @@ from maisi_aug.evaluation.benchmark.text import to_report_text
 from maisi_aug.evaluation.report import page
 from maisi_aug.evaluation.report.cohort import build_cohort_sections, summarise_cohort, to_cohort_text
 from maisi_aug.evaluation.report.page import Section
+from maisi_aug.system.content import read_json
 from maisi_aug.system.progress import ReportStage, report_nothing
 from maisi_aug.system.whole_files import write_json_whole, write_text_whole
 
@@ -83,7 +83,7 @@ def _files_of(target: Path) -> tuple[Path, Path, Path]:
 
 def _is_report(figures: Path) -> bool:
     try:
-        content = json.loads(figures.read_text(encoding="utf-8"))
+        content = read_json(figures)
     except (OSError, ValueError):
         return False
     return isinstance(content, dict) and content.get("kind") in KINDS

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -19,6 +18,7 @@ from maisi_aug.evaluation.output.files import percent
 from maisi_aug.evaluation.report import page
 from maisi_aug.evaluation.report.page import Section
 from maisi_aug.integrations.reading.cohort_source import find_num_planned
+from maisi_aug.system.content import ContentError, content_errors, read_json
 from maisi_aug.system.printed_text import clean_document, clean_html
 from maisi_aug.system.progress import ReportStage
 
@@ -175,7 +175,7 @@ def _read_fid(path: Path | None) -> dict[str, Any] | None:
     if path is None:
         return None
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
         fid.draw_chart(content)
     except (OSError, ValueError, KeyError, TypeError) as error:
         from maisi_aug.errors import EvaluationError
@@ -208,10 +208,10 @@ def _spread(records: Sequence[AttemptRecord]) -> list[AttemptRecord]:
 def _show(folder: Path, record: AttemptRecord) -> str:
     path = folder / record.files["preview"].path
     try:
-        with Image.open(path) as image:
+        with content_errors(path), Image.open(path) as image:
             image.thumbnail((PICTURE_PX * 2, PICTURE_PX * 2))
             shown = image.convert("RGB")
-    except OSError as error:
+    except (OSError, ContentError) as error:
         return page.warn(f"{record.case_id}: the picture {path} cannot be read. {error}")
     caption = record.reason or f"{record.case_id}, {record.request}"
     return page.picture(shown, alt=f"Slices of {record.case_id} with its labels outlined", caption=caption)

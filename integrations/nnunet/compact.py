@@ -15,6 +15,7 @@ from typing import Any
 from maisi_aug.errors import ExportError
 from maisi_aug.integrations.nnunet.folders import require_preprocessed_folder
 from maisi_aug.integrations.nnunet.plans import is_plans
+from maisi_aug.system.content import read_json, spells_number
 from maisi_aug.system.whole_files import write_text_whole
 
 COMPACT_SUFFIX = "_compact"
@@ -81,14 +82,14 @@ def find_planned_dataset(preprocessed: Path | None, dataset: str) -> Path:
     Raises:
         ExportError: There is none, or several have the number.
     """
-    if dataset and not dataset.isdecimal() and Path(dataset).is_dir():
+    if dataset and not spells_number(dataset) and Path(dataset).is_dir():
         folder = Path(dataset).resolve()
         if any(map(is_plans, folder.glob("*.json"))):
             return folder
         dataset = folder.name
     place = require_preprocessed_folder(preprocessed)
     folders = sorted(path for path in place.iterdir() if path.is_dir()) if place.is_dir() else []
-    if dataset.isdecimal():
+    if spells_number(dataset):
         found = [path for path in folders if path.name.startswith(f"Dataset{int(dataset):03d}_")]
     else:
         found = [path for path in folders if path.name == dataset]
@@ -120,7 +121,7 @@ def find_only_plans(preprocessed_dataset: Path) -> str:
 def _read_plans(preprocessed_dataset: Path, plans: str) -> dict[str, Any]:
     path = preprocessed_dataset / f"{plans}.json"
     try:
-        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        content: dict[str, Any] = read_json(path)
         if not isinstance(content["configurations"], dict):
             raise TypeError
     except (OSError, ValueError, TypeError, KeyError):

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from maisi_aug.errors import ExportError
+from maisi_aug.system.content import read_json, spells_number
 from maisi_aug.system.file_names import is_file_name
 
 _REQUIRED_KEYS = ("labels", "numTraining", "file_ending")
@@ -24,7 +25,7 @@ def read_description(path: Path) -> dict[str, Any]:
         ExportError: It is no JSON, or an entry is of another form.
     """
     try:
-        description = json.loads(path.read_text(encoding="utf-8"))
+        description = read_json(path)
     except (OSError, ValueError) as error:
         raise ExportError(f"{path}: expected JSON, found: {error}. Repair the file.") from None
     missing = [key for key in _REQUIRED_KEYS if not isinstance(description, dict) or key not in description]
@@ -62,14 +63,14 @@ def _wrong(path: Path, key: str, expected: str, found: object) -> ExportError:
 def _require_labels(path: Path, labels: object) -> None:
     if not isinstance(labels, dict):
         raise _wrong(path, "labels", 'a number for each name, {"background": 0, "liver": 1},', labels)
-    if labels and all(name.isdecimal() and isinstance(value, str) for name, value in labels.items()):
+    if labels and all(spells_number(name) and isinstance(value, str) for name, value in labels.items()):
         raise ExportError(
             f"{path}: expected a number for each name as nnU-Net v2 has it, found a name for each number as the "
             "Medical Segmentation Decathlon has it. Convert the dataset with nnUNetv2_convert_MSD_dataset."
         )
     for name, value in labels.items():
         parts = value if isinstance(value, list) else [value]
-        if not parts or not all(isinstance(part, int | str) and str(part).isdecimal() for part in parts):
+        if not parts or not all(isinstance(part, int | str) and spells_number(part) for part in parts):
             raise _wrong(path, "labels", f"a whole number, or a list of them, for '{name}'", value)
     values = sorted({number for numbers in label_values(labels).values() for number in numbers})
     gap = next((number for number in range(len(values)) if number not in values), None)

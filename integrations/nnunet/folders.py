@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Sequence
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from maisi_aug.errors import ExportError
+from maisi_aug.system.content import ContentError, parse_json
 from maisi_aug.system.whole_folder import copy_new, link_or_copy
 
 FILE_ENDING = ".nii.gz"
@@ -77,8 +77,8 @@ def _read(path: Path) -> Any:
     """What a file holds, however it is spaced."""
     content = path.read_bytes()
     try:
-        return json.loads(content)
-    except ValueError:
+        return parse_json(content)
+    except ContentError:
         return content
 
 

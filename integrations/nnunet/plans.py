@@ -7,7 +7,6 @@ training cases, so plans and fingerprint are the real dataset's.
 
 from __future__ import annotations
 
-import json
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -19,6 +18,7 @@ from maisi_aug.errors import ExportError
 from maisi_aug.integrations.nnunet.check import count_processes, last_words, run_nnunet
 from maisi_aug.integrations.nnunet.folders import choose_same, tell_places
 from maisi_aug.integrations.nnunet.real import RealDataset
+from maisi_aug.system.content import read_json
 from maisi_aug.system.whole_files import write_json_whole
 from maisi_aug.system.whole_folder import copy_new
 
@@ -151,7 +151,7 @@ def plan_on_cases(
                 f"{name}: expected nnU-Net to plan on its cases, found: {last_words(done)} Repair the case that it "
                 "names; nnUNetv2_plan_and_preprocess --verify_dataset_integrity names it where it does not."
             )
-        content: dict[str, Any] = json.loads((preprocessed / target / f"{plans.moved_name}.json").read_text("utf-8"))
+        content: dict[str, Any] = read_json(preprocessed / target / f"{plans.moved_name}.json")
         drop_cascades(content)
         write_json_whole(building / f"{plans.moved_name}.json", content, indent=2, allow_nan=True)
         copy_new(preprocessed / name / FINGERPRINT_NAME, building / FINGERPRINT_NAME)
@@ -191,7 +191,7 @@ def choose_configuration(plans: Mapping[str, Any]) -> str:
 def is_plans(path: Path) -> bool:
     """Whether a file holds plans of nnU-Net."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
     except (OSError, ValueError):
         return False
     return isinstance(content, dict) and {"configurations", "plans_name"} <= content.keys()

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import json
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +17,7 @@ from numpy.typing import NDArray
 
 from maisi_aug.errors import EvaluationError, RequestError
 from maisi_aug.integrations.nnunet.description import label_values
+from maisi_aug.system.content import read_json
 from maisi_aug.volumes.image_files import Volume
 
 DEFAULT_CHECKPOINT: Final = "checkpoint_final.pth"
@@ -97,7 +97,7 @@ def read_label_values(path: Path) -> dict[str, tuple[int, ...]]:
         EvaluationError: When the file is missing or has no labels.
     """
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
+        document = read_json(path)
         values = label_values(document["labels"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise EvaluationError(

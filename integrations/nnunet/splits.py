@@ -6,7 +6,6 @@ trained without are compared on the same cases, fold by fold.
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from pathlib import Path
 
 from maisi_aug.errors import ExportError
 from maisi_aug.integrations.nnunet.folders import choose_same, tell_places
+from maisi_aug.system.content import read_json
 
 SPLITS_NAME = "splits_final.json"
 NUM_FOLDS = 5  # of nnU-Net's default split
@@ -112,7 +112,7 @@ def _require_continuation(folds: Folds, raw: Folds) -> None:
 
 def _read_folds(path: Path, case_ids: frozenset[str]) -> tuple[Fold, ...]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
         folds = tuple({side: [str(case_id) for case_id in fold[side]] for side in ("train", "val")} for fold in content)
     except (OSError, ValueError, TypeError, KeyError):
         raise ExportError(

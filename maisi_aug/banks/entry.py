@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import zipfile
-import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from maisi_aug.errors import VolumeError
+from maisi_aug.system.content import ContentError, content_errors
 from maisi_aug.vocabulary.regions import Regions
 from maisi_aug.volumes.grid import Spacing
 
@@ -38,20 +38,11 @@ class ArchiveMember:
             VolumeError: The archive or the member is missing, damaged or encrypted, or the member is too large.
         """
         try:
-            with zipfile.ZipFile(self.archive) as archive, archive.open(self.name) as file:
+            with content_errors(), zipfile.ZipFile(self.archive) as archive, archive.open(self.name) as file:
                 content = file.read(self.max_bytes + 1)
-        except (
-            OSError,
-            EOFError,
-            KeyError,
-            RuntimeError,
-            NotImplementedError,
-            zipfile.BadZipFile,
-            zlib.error,
-        ) as error:
-            reason = " ".join(str(error).split()) or type(error).__name__
+        except (OSError, ContentError) as error:
             raise VolumeError(
-                f"{self.name}: expected a readable member of {self.archive.name}, found a damaged one ({reason[:200]})."
+                f"{self.name}: expected a readable member of {self.archive.name}, found a damaged one ({error})."
                 " Download the archive again."
             ) from error
         if len(content) > self.max_bytes:

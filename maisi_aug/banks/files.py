@@ -48,6 +48,7 @@ from maisi_aug.banks.raw_datasets import (
     read_document,
 )
 from maisi_aug.errors import BankError, VolumeError
+from maisi_aug.system.content import read_json, spells_number
 from maisi_aug.vocabulary.labels import read_label_name
 from maisi_aug.volumes.dicom_files import files_of, find_volumes, is_dicom
 from maisi_aug.volumes.image_files import is_readable, load_drawn_names
@@ -173,7 +174,7 @@ def load_labels(path: Path) -> tuple[dict[str, Mapping[int, str]], LabelRegions]
         BankError: The file is not JSON or its labels are not one id to one name.
     """
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
+        document = read_json(path)
     except (OSError, ValueError) as error:
         raise BankError(f"{path}: expected JSON with label names, found: {error}. Correct the file.") from error
     table = document.get("labels", document) if isinstance(document, dict) else document
@@ -182,7 +183,10 @@ def load_labels(path: Path) -> tuple[dict[str, Mapping[int, str]], LabelRegions]
     if all(isinstance(value, dict) for value in table.values()):
         return {str(group).lower(): to_label_names(part, path) for group, part in table.items()}, {}
     names = to_label_names(table, path)
-    return {"": names}, {str(name): tuple(map(int, ids)) for name, ids in table.items() if isinstance(ids, list)}
+    regions = {name: ids for name, ids in table.items() if isinstance(ids, list)}
+    if not all(spells_number(label_id) for ids in regions.values() for label_id in ids):
+        raise BankError(f"{path}: expected ids in the regions, found other values. Correct the file.")
+    return {"": names}, {str(name): tuple(map(int, ids)) for name, ids in regions.items()}
 
 
 def to_label_names(table: Mapping[str, Any], path: Path) -> dict[int, str]:
@@ -203,8 +207,8 @@ def to_label_names(table: Mapping[str, Any], path: Path) -> dict[int, str]:
     parts = [(name, value) for name in widest_first for value in regions[name]]
     names: dict[int, str] = {}
     for key, value in (*parts, *((key, value) for key, value in table.items() if key not in regions)):
-        label_id, name = (key, value) if str(key).isdecimal() else (value, key)
-        if not str(label_id).isdecimal() or not isinstance(name, str):
+        label_id, name = (key, value) if spells_number(key) else (value, key)
+        if not spells_number(label_id) or not isinstance(name, str):
             raise BankError(
                 f"{path}: expected one id for each name, found {key!r}: {value!r}. Write a mapping file and pass it "
                 "with --mask-labels."
@@ -412,7 +416,7 @@ def _pair_in_folder(folder: Path, left_out: list[LeftOut], ct_channel: int) -> I
 def _find_in_data_list(path: Path) -> Iterator[BankEntry]:
     """Rows ``{"image", "label"}`` as in MONAI, or ``{"pseudo_label_filename", "label_list"}`` as in MAISI."""
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
+        document = read_json(path)
     except (OSError, ValueError) as error:
         raise BankError(f"Mask bank {path}: expected a JSON data list, found: {error}. Correct the file.") from error
     rows = document.get("training") if isinstance(document, dict) else document

@@ -7,7 +7,6 @@ healed: it becomes the organ that it lies in.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,6 +17,7 @@ from numpy.typing import NDArray
 
 from maisi_aug.errors import BankError, VocabularyError, VolumeError
 from maisi_aug.lesions.editing import settle_lesions
+from maisi_aug.system.content import read_json, spells_number
 from maisi_aug.vocabulary.label_meaning import resolve_names
 from maisi_aug.vocabulary.labels import BODY_ID, Vocabulary, lesion_word
 from maisi_aug.vocabulary.totalsegmentator import TotalSegmentatorVersion, totalsegmentator_mapping
@@ -79,7 +79,7 @@ def load_mapping(choice: LabelMapping) -> LabelMapping:
     if not choice.lower().endswith(".json"):
         raise BankError(f"Mask labels: expected {', '.join(CHOICES)} or a JSON file, found '{choice}'. Choose one.")
     try:
-        document = json.loads(Path(choice).read_text(encoding="utf-8"))
+        document = read_json(Path(choice))
     except (OSError, ValueError) as error:
         raise BankError(f"Mask labels {choice}: expected a JSON file, found: {error}. Correct the file.") from error
     if not isinstance(document, dict):
@@ -187,7 +187,7 @@ def _from_mapping(
     envelopes = set()
     for source, target in mapping.items():
         text = str(source).strip()
-        source_id = int(text) if text.isdecimal() else id_by_name.get(text.lower())
+        source_id = int(text) if spells_number(text) else id_by_name.get(text.lower())
         if source_id is None:
             raise BankError(f"{subject}: expected '{source}' of the mapping among its labels, found no such name.")
         try:

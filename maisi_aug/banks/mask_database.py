@@ -9,7 +9,6 @@ Source: file names and fields of ``datasets/`` in the Hugging Face repository ``
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import stat
@@ -21,6 +20,7 @@ from typing import Any
 
 from maisi_aug.banks.entry import ArchiveMember, BankEntry
 from maisi_aug.errors import BankError
+from maisi_aug.system.content import ContentError, content_errors, read_json
 from maisi_aug.vocabulary.regions import BODY_REGIONS, BodyRegion, Regions, regions_of
 from maisi_aug.volumes.grid import Shape, Spacing
 from maisi_aug.volumes.image_files import NIFTI_SUFFIXES
@@ -30,6 +30,8 @@ PATH_FIELD = "pseudo_label_filename"
 MAX_VOXEL_BYTES = 8
 """Of the widest type that NIfTI stores a label in."""
 HEADER_BYTES = 2**20
+MAX_DEPTH = 32
+"""Folders in a path; every end of every path is looked up."""
 MAX_MAP_BYTES = 4 * 2**30
 """Whatever a list states: 16 times the largest grid of the published models in bytes."""
 
@@ -154,9 +156,9 @@ class _ArchiveMaps:
     def __init__(self, archive: Path) -> None:
         self._archive = archive
         try:
-            with zipfile.ZipFile(archive) as opened:
+            with content_errors(), zipfile.ZipFile(archive) as opened:
                 infos = opened.infolist()
-        except (OSError, zipfile.BadZipFile, NotImplementedError, ValueError) as error:
+        except (OSError, ContentError) as error:
             raise BankError(
                 f"Mask bank {archive}: expected a zip archive, found a damaged file ({error}). Download it again."
             ) from error
@@ -189,6 +191,8 @@ def _find_path_fault(text: str) -> str | None:
     path = PurePosixPath(text.replace("\\", "/"))
     if path.is_absolute() or text[1:2] == ":":
         return "an absolute path"
+    if len(path.parts) > MAX_DEPTH:
+        return f"a path of {len(path.parts)} folders"
     return "a path that leaves it" if ".." in path.parts else None
 
 
@@ -241,7 +245,7 @@ def _choose_list(lists: Sequence[Path], maps: Path) -> Path:
 def _is_database_list(path: Path) -> bool:
     """Whether every row of a data list has NVIDIA's field, so that its ids are MAISI's own."""
     try:
-        rows = json.loads(path.read_text(encoding="utf-8"))
+        rows = read_json(path)
     except (OSError, ValueError):
         return False  # whoever reads it as a data list tells what is wrong
     is_list = isinstance(rows, list) and bool(rows)
@@ -252,7 +256,7 @@ def _is_database_list(path: Path) -> bool:
 
 def _read_rows(path: Path) -> list[Mapping[str, Any]]:
     try:
-        rows = json.loads(path.read_text(encoding="utf-8"))
+        rows = read_json(path)
     except (OSError, ValueError) as error:
         raise BankError(f"Mask bank {path}: expected a JSON list, found: {error}. Download it again.") from error
     if not isinstance(rows, list) or not rows or not all(isinstance(row, dict) for row in rows):

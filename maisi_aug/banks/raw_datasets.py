@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Iterable, Mapping
@@ -12,6 +11,7 @@ from typing import Any
 
 from maisi_aug.banks.case_files import list_images, list_labels, pair_by_name, split_channels, stem_of
 from maisi_aug.errors import BankError
+from maisi_aug.system.content import read_json, spells_number
 
 RAW_VARIABLE = "nnUNet_raw"
 DESCRIPTION_NAME = "dataset.json"
@@ -53,7 +53,7 @@ def find_dataset(path: Path | str) -> Path:
     for folder in sorted(Path(raw).iterdir()):
         match = _FOLDER_NAME.fullmatch(folder.name)
         if match and (folder / DESCRIPTION_NAME).is_file():
-            is_number = path.name.isdecimal() and int(path.name) == int(match["number"])
+            is_number = spells_number(path.name) and int(path.name) == int(match["number"])
             if is_number or path.name in (folder.name, match["name"]):
                 return folder
     return path
@@ -66,7 +66,7 @@ def read_document(path: Path) -> dict[str, Any]:
         BankError: It is no JSON object.
     """
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
+        document = read_json(path)
     except (OSError, ValueError) as error:
         raise BankError(f"{path}: expected nnU-Net's description, found: {error}. Correct the file.") from error
     if not isinstance(document, dict):
@@ -79,7 +79,7 @@ def channels_of(document: Mapping[str, Any]) -> dict[int, str]:
     table = document.get("channel_names", document.get("modality"))
     if not isinstance(table, dict):
         return {}
-    return {int(key): str(name) for key, name in table.items() if str(key).isdecimal()}
+    return {int(key): str(name) for key, name in table.items() if spells_number(key)}
 
 
 def choose_ct_channel(document: Mapping[str, Any], path: Path) -> int:

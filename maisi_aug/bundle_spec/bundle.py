@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import platformdirs
-import yaml
 
 from maisi_aug.bundle_spec.decoding import latent_factor
 from maisi_aug.bundle_spec.known_bundles import known_bundles
@@ -112,7 +111,7 @@ class Bundle:
             return ""
         if self.spec.mask_generation is None:
             return sha256_of(self.path / BUNDLE_FILE)
-        text = dump_bundle(without_masks(yaml.safe_load((self.path / BUNDLE_FILE).read_text(encoding="utf-8"))))
+        text = dump_bundle(without_masks(read_yaml(self.path / BUNDLE_FILE)))
         return hashlib.sha256(text.encode("utf-8")).hexdigest()
 
     @cached_property

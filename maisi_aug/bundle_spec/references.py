@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 from maisi_aug.bundle_spec.bundle import Bundle
 from maisi_aug.bundle_spec.schema import SizeSpec
 from maisi_aug.errors import BundleError
+from maisi_aug.system.content import read_json
 from maisi_aug.system.whole_files import write_json_whole
 from maisi_aug.vocabulary.hu import HuRange, bundle_hu_ranges, expected_contrast_sign
 from maisi_aug.vocabulary.sizes import SizeDistribution, measure_distribution
@@ -82,7 +82,7 @@ def copy_bank(bundle: Bundle, folder: Path) -> None:
     bank = bundle.spec.mask_bank
     if bank is None:
         return
-    document = json.loads((bundle.path / bank.list).read_text(encoding="utf-8"))
+    document = read_json(bundle.path / bank.list)
     home = bundle.path.resolve()
     for row in document["training"]:
         source = (home / row["label"]).resolve()

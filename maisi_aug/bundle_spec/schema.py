@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import AfterValidator, Field, PositiveInt, model_validator
 
 from maisi_aug.bundle_spec.grid_limits import GridLimits, GridSpec
 from maisi_aug.system.file_names import INNER_PATH
@@ -36,6 +36,36 @@ def without_masks(content: Mapping[str, Any]) -> dict[str, Any]:
         if not image["provenance"]:
             del image["provenance"]
     return image
+
+
+_MOST: Mapping[str, int] = {"num_res_blocks": 64, "transformer_num_layers": 64, "num_train_timesteps": 10**6}
+_MOST_OTHERWISE = 2**24
+_MAX_LEVELS = 16
+
+
+def _require_definition(definition: dict[str, Any]) -> dict[str, Any]:
+    """Raise for numbers that no network or scheduler has, and that would take hours to build."""
+    if not isinstance(definition.get("class"), str):
+        raise ValueError("expected the name of a 'class'")
+    for name, value in definition.items():
+        parts = value if isinstance(value, list) else [value]
+        most = _MOST.get(name, _MOST_OTHERWISE)
+        if len(parts) > _MAX_LEVELS or any(isinstance(part, int | float) and not abs(part) <= most for part in parts):
+            raise ValueError(f"expected numbers up to {most}, at most {_MAX_LEVELS} of them, as '{name}'")
+        if name in _MOST and not all(type(part) is int and part > 0 for part in parts):
+            raise ValueError(f"expected whole numbers above 0 as '{name}'")
+    return definition
+
+
+def _require_network(definition: dict[str, Any]) -> dict[str, Any]:
+    channels = definition.get("num_channels")
+    if not isinstance(channels, list) or not channels or not all(type(part) is int and part > 0 for part in channels):
+        raise ValueError("expected whole numbers above 0 as 'num_channels'")
+    return definition
+
+
+_Definition = Annotated[dict[str, Any], AfterValidator(_require_definition)]
+_NetworkDefinition = Annotated[_Definition, AfterValidator(_require_network)]
 
 
 class WeightFile(StrictModel):
@@ -137,7 +167,7 @@ class MaskGenerationSpec(StrictModel):
     grid: GridSpec
     num_inference_steps: PositiveInt
     scale_factor: float = Field(gt=0)
-    scheduler: dict[str, Any]
+    scheduler: _Definition
     size_conditions: WeightFile
 
 
@@ -184,8 +214,8 @@ class BundleSpec(StrictModel):
     scale_factor: float = Field(gt=0)
     mixed_precision: bool = True
     decode_window: tuple[PositiveInt, PositiveInt, PositiveInt] | None = None
-    scheduler: dict[str, Any]
-    networks: dict[str, dict[str, Any]]
+    scheduler: _Definition
+    networks: dict[str, _NetworkDefinition]
     weights: dict[str, WeightFile]
     slots: dict[str, SlotSpec] = Field(default={})
     mask_generation: MaskGenerationSpec | None = None

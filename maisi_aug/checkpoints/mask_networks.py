@@ -9,8 +9,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
 from maisi_aug.bundle_spec.bundle import BUNDLE_FILE, Bundle, load_bundle
 from maisi_aug.bundle_spec.known_bundles import SIZE_CONDITIONS, KnownBundle
 from maisi_aug.bundle_spec.schema import MASK_PROVENANCE, MASK_ROLES, MASK_SECTION, dump_bundle, without_masks
@@ -18,6 +16,7 @@ from maisi_aug.checkpoints.importing import LICENCE_FILE, require_free
 from maisi_aug.networks.mask_conditions import load_size_conditions
 from maisi_aug.system.whole_files import sha256_of, write_text_whole, write_whole
 from maisi_aug.system.whole_folder import open_whole_folder
+from maisi_aug.system.yaml_content import read_yaml
 
 if TYPE_CHECKING:
     import torch
@@ -89,7 +88,7 @@ def note_masks(
 
     sizes = folder / f"{SIZE_CONDITIONS}.json"
     write_whole(sizes, size_conditions)
-    content = yaml.safe_load((folder / BUNDLE_FILE).read_text(encoding="utf-8"))
+    content = read_yaml(folder / BUNDLE_FILE)
     content["networks"] |= networks
     content["weights"] |= write_weights(folder, states, dtype=dtype)
     content.setdefault("provenance", {})[MASK_PROVENANCE] = dict(provenance)
@@ -106,7 +105,7 @@ def copy_without_masks(bundle: Bundle, folder: Path) -> None:
     kept = [bundle.path_of(named) for named in bundle.files if named.file not in own]
     for path in [*kept, *(path for path in [bundle.path / LICENCE_FILE] if path.is_file())]:
         _link(path, folder / path.name)
-    content = yaml.safe_load((bundle.path / BUNDLE_FILE).read_text(encoding="utf-8"))
+    content = read_yaml(bundle.path / BUNDLE_FILE)
     write_text_whole(folder / BUNDLE_FILE, dump_bundle(without_masks(content)))
 
 

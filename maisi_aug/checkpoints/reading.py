@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 import pickle
 import re
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,8 @@ from monai.utils.enums import MetaKeys, SpaceKeys, TraceKeys
 from torch import Tensor
 
 from maisi_aug.errors import BundleError
+from maisi_aug.networks.weight_files import load_torch_file
+from maisi_aug.system.content import ContentError, content_errors
 
 # Under which key a checkpoint keeps the network of a role; those of autoencoders may also be bare state dicts.
 STATE_DICT_KEYS = {
@@ -73,9 +74,8 @@ def read_checkpoint(path: Path, *, subject: str) -> Mapping[str, Any]:
     """
     with torch.serialization.safe_globals(_DATA_TYPES):
         try:
-            # Files of torch before 1.6 are no zip archives and cannot be mapped.
-            content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-        except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+            content = load_torch_file(path)
+        except ContentError as error:
             raise BundleError(f"{subject}: expected weights alone, found {_name_surplus(path, error)}.") from error
     if not isinstance(content, Mapping):
         raise BundleError(f"{subject}: expected a dictionary of tensors, found a {type(content).__name__}.")
@@ -84,10 +84,11 @@ def read_checkpoint(path: Path, *, subject: str) -> Mapping[str, Any]:
 
 def _name_surplus(path: Path, error: Exception) -> str:
     """What the file asks for beyond data; found by reading its instructions, not by following them."""
-    message = str(error).rpartition("WeightsUnpickler error:")[2].strip()
+    message = str(error.__cause__ or error).rpartition("WeightsUnpickler error:")[2].strip()
     try:
-        names = sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))
-    except Exception:  # the file may be older than that function, or broken in any way
+        with content_errors():
+            names = sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))
+    except ContentError:  # the file may be older than that function, or broken in any way
         names = []
     names = names or re.findall(r"GLOBAL ([\w.]+)", message)
     if names:

@@ -16,6 +16,7 @@ from maisi_aug.banks.label_map import load_mask
 from maisi_aug.cohort.balance import BalanceTarget, LesionCensus
 from maisi_aug.errors import BankError, RequestError, did_you_mean
 from maisi_aug.lesions.planting import measure_lesions
+from maisi_aug.system.content import spells_number
 from maisi_aug.vocabulary.label_meaning import find_label_id, resolve_names
 from maisi_aug.vocabulary.labels import Vocabulary
 from maisi_aug.volumes.own_names import load_own_names
@@ -157,7 +158,7 @@ def _find_mapped(path: Path, target: BalanceTarget, names: _Names | None, source
     if names is not None and text.lower() in by_name:
         name = by_name[text.lower()]
         return names[name], f"label {_spell_ids(names[name])} '{name}'"
-    if text.isdecimal() and int(text) > 0:
+    if spells_number(text) and int(text) > 0:
         holders = [name for name, ids in (names or {}).items() if ids == (int(text),)]
         if names is None or any(int(text) in ids for ids in names.values()):
             return (int(text),), f"label {text}" + (f" '{holders[0]}'" if holders else "")

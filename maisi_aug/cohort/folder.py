@@ -15,7 +15,9 @@ import yaml
 from maisi_aug.cohort.manifest import MANIFEST_NAME, AttemptRecord, Manifest, ManifestWriter, load_manifest
 from maisi_aug.cohort.request import COHORT_NAME, differences
 from maisi_aug.errors import CohortError, VolumeError
+from maisi_aug.system.content import ContentError
 from maisi_aug.system.whole_files import TEMPORARY_SUFFIX, remove_leftovers, sha256_of, write_text_whole
+from maisi_aug.system.yaml_content import read_yaml
 
 FOLDERS = ("images", "labels", "anatomy", "previews", "previews/rejected")
 REJECTED_FOLDERS = ("rejected/images", "rejected/labels", "rejected/anatomy")
@@ -24,6 +26,7 @@ ATTEMPTS_FIELD = "max_attempts"
 CASES_FIELD, GROWTH_FIELD = "num_cases", "grown_from"
 KEEP_FIELD = "keep_rejected"
 REJECTED_FOLDER = "rejected"
+_SECTIONS = ("bundle", "mask_bank")
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,11 +75,12 @@ def read_cohort_document(folder: Path) -> dict[str, Any] | None:
         _require_empty(folder)
         return None
     try:
-        document = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        document = read_yaml(path)
+    except (OSError, ContentError) as error:
         raise CohortError(f"{path}: expected a readable configuration, found: {error}. Choose another --out.") from None
     if not isinstance(document, dict) or not isinstance(document.get("configuration"), dict):
         raise CohortError(f"{path}: expected the configuration of a cohort, found other content. Choose another --out.")
+    _require_forms(document, path)
     return document
 
 
@@ -151,6 +155,22 @@ NOT_BEGUN = BegunCohort(None, {})
 """A cohort without a folder, or with one that nobody has looked into."""
 
 
+def _require_forms(document: Mapping[str, Any], path: Path) -> None:
+    """Raise where what a run compares and counts with is of another form than it writes.
+
+    Raises:
+        CohortError: Naming the field.
+    """
+    steps = document["configuration"].get(GROWTH_FIELD)
+    is_list = steps is None or (isinstance(steps, list) and all(type(step) is int for step in steps))
+    wrong = next((name for name in _SECTIONS if not isinstance(document.get(name, {}), dict)), None)
+    if wrong is not None or not is_list:
+        raise CohortError(
+            f"{path}: expected '{wrong or GROWTH_FIELD}' as synthesize writes it, found other content. Choose another "
+            "--out."
+        )
+
+
 def _require_empty(folder: Path) -> None:
     """Raise when the folder holds anything but what a run that was killed at its very start leaves behind."""
     if not folder.is_dir():
@@ -168,7 +188,7 @@ def _require_empty(folder: Path) -> None:
 def _find_differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """The fields that decide the bytes of a cohort and differ."""
     different = differences(old["configuration"], new["configuration"])
-    for section in ("bundle", "mask_bank"):
+    for section in _SECTIONS:
         found = differences(dict(old.get(section, {})), dict(new.get(section, {})))
         different += [f"{section}.{difference}" for difference in found]
     return different

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import numpy as np
 from maisi_aug.banks.folder_bank import FolderBank
 from maisi_aug.banks.label_map import load_image_on
 from maisi_aug.errors import BankError, RecipeError, VocabularyError
+from maisi_aug.system.content import read_json
 from maisi_aug.vocabulary.hu import MIN_ORGAN_VOXELS, HuRange
 from maisi_aug.vocabulary.labels import BODY_ID, Vocabulary
 from maisi_aug.volumes.grid import Grid
@@ -66,7 +66,7 @@ def ranges_from_json(rows: Sequence[Mapping[str, Any]]) -> tuple[HuRange, ...]:
 def _read_rows(path: Path) -> list[Mapping[str, Any]] | None:
     """The rows of a file of ranges; None for JSON of another kind, such as a data list."""
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
+        document = read_json(path)
     except (OSError, ValueError) as error:
         raise RecipeError(f"HU reference {path}: expected JSON, found: {error}. Check --hu-reference.") from error
     rows = document.get("organs") if isinstance(document, Mapping) else None

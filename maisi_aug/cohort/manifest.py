@@ -15,12 +15,13 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
-from typing import Annotated, Literal, Self
+from typing import Annotated, BinaryIO, Literal, Self
 
 from pydantic import Field, JsonValue, TypeAdapter, ValidationError
 
 from maisi_aug.errors import CohortError
 from maisi_aug.lesions.lesion import Lesion
+from maisi_aug.system.content import MAX_LINE_BYTES
 from maisi_aug.system.file_lock import lock
 from maisi_aug.system.file_names import INNER_PATH, PLAIN_NAME
 
@@ -250,14 +251,32 @@ class ManifestReader:
             if self._file != (status.st_dev, status.st_ino) or status.st_size < self._num_bytes:
                 self._begin((status.st_dev, status.st_ino))
             file.seek(self._num_bytes)
-            for line in file:
-                if not line.endswith(b"\n"):
-                    break
+            while (line := self._read_line_of(file)).endswith(b"\n"):
                 record = _read_line(self._path, self._num_lines + 1, line)
                 self._names.add(self._num_lines + 1, record)
                 self._num_lines, self._num_bytes = self._num_lines + 1, self._num_bytes + len(line)
                 records.append(record if self._gates is None else record.keep_figures(self._gates))
         return records
+
+    def _read_line_of(self, file: BinaryIO) -> bytes:
+        line = file.readline(MAX_LINE_BYTES + 1)
+        if len(line) > MAX_LINE_BYTES:
+            found = f"one longer than {MAX_LINE_BYTES / 1e6:.0f} MB"
+            raise _wrong_line(self._path, self._num_lines + 1, "a record", found)
+        return line
+
+
+def _read_line(path: Path, number: int, line: bytes) -> AttemptRecord:
+    try:
+        record = AttemptRecord.from_json(line)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False)[0]
+        place = ".".join(map(str, first["loc"])) or "line"
+        found = f"{line.rstrip()[:60]!r} ({place}: {first['msg']})"
+        raise _wrong_line(path, number, "a record", found) from None
+    if record.status == "accepted" and "image" not in record.files:
+        raise _wrong_line(path, number, f"the image of the accepted case '{record.case_id}'", "none")
+    return record
 
 
 def _read_line(path: Path, number: int, line: bytes) -> AttemptRecord:

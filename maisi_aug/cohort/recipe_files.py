@@ -9,10 +9,10 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from maisi_aug.errors import RecipeError, did_you_mean
+from maisi_aug.system.content import ContentError
 from maisi_aug.system.whole_files import write_text_whole
+from maisi_aug.system.yaml_content import read_yaml
 
 FIRST_STAGES = {"training": "vae", "mask-training": "mask-vae"}
 """The stage that a training begins with, by the kind of its recipe."""
@@ -51,33 +51,15 @@ def training_kind(path: Path) -> str | None:
 def _read_document(path: Path) -> dict[Any, Any]:
     """The mapping that a YAML file consists of."""
     try:
-        text = path.read_text(encoding="utf-8")
-        document = yaml.load(text, _UniqueKeyLoader)  # a SafeLoader with one check more
-    except (OSError, UnicodeDecodeError) as error:
+        document = read_yaml(path)
+    except OSError as error:
         raise RecipeError(f"{path}: expected a readable recipe, found: {error}. Check the file.") from None
-    except yaml.YAMLError as error:
-        raise RecipeError(f"{path}: expected YAML, found {_yaml_complaint(error)}. Correct that line.") from None
+    except ContentError as error:
+        raise RecipeError(f"{path}: expected YAML, found {error}. Correct the file.") from None
     if not isinstance(document, dict):
         found = "nothing" if document is None else f"a {type(document).__name__}"
         raise RecipeError(f"{path}: expected a mapping of fields, found {found}. Start with 'labels:'.")
     return document
-
-
-class _UniqueKeyLoader(yaml.SafeLoader):
-    """YAML's safe loader, but a key that is given twice is an error instead of the last one winning."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        twice = next((key for index, key in enumerate(keys) if key in keys[:index]), None)
-        if twice is not None:
-            raise yaml.constructor.ConstructorError(None, None, f"the key '{twice}' twice", node.start_mark)
-        return super().construct_mapping(node, deep)
-
-
-def _yaml_complaint(error: yaml.YAMLError) -> str:
-    mark = getattr(error, "problem_mark", None)
-    problem = getattr(error, "problem", None) or "a syntax error"
-    return f"{problem} on line {mark.line + 1}" if mark is not None else str(problem)
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,7 @@ from maisi_aug.cohort.grammar import WrittenRequest
 from maisi_aug.cohort.recipe_files import read_recipe
 from maisi_aug.errors import RecipeError, did_you_mean
 from maisi_aug.lesions.growth_rules import GrowthRule, growth_rule_of
+from maisi_aug.system.content import spells_number
 from maisi_aug.system.models import Finite, PositiveFinite, StrictModel, explain_problems
 from maisi_aug.system.options import Option, PathText, warn_of_spelling
 from maisi_aug.vocabulary.regions import BODY_REGIONS, BodyRegion
@@ -24,6 +25,8 @@ from maisi_aug.volumes.grid_words import ShapeField, SpacingField
 
 COHORT_NAME = "cohort.yaml"
 EMBEDDED_BANK = "phantom"
+MAX_CASES = 1_000_000
+MAX_ATTEMPTS = 10_000
 AUTO_MAPPING = "auto"
 DEFAULT_NUM_CASES = 4
 GIVEN, NO_MAP = "given", "none"
@@ -34,6 +37,7 @@ _WHAT, _MASKS, _IMAGES, _GATES, _RUN = "What to make", "Label maps", "Images", "
 
 # YAML has lists and no tuples; strict mode would refuse them for a tuple field.
 _FromList = Strict(False)
+_CaseCount = Annotated[int, Field(ge=1, le=MAX_CASES)]
 
 
 class GateConfig(StrictModel, strict=True, use_attribute_docstrings=True):
@@ -132,10 +136,10 @@ def _read_size_label(value: object) -> object:
     """``2``; ``NAME=2`` once per lesion is an earlier spelling of ``--map 2=NAME``, and warned of."""
     if not isinstance(value, list | tuple):
         return value
-    if len(value) == 1 and value[0].strip().isdecimal():
+    if len(value) == 1 and spells_number(value[0].strip()):
         return int(value[0])
     pairs = [text.rpartition("=") for text in value]
-    if not all(name.strip() and number.strip().isdecimal() for name, _, number in pairs):
+    if not all(name.strip() and spells_number(number.strip()) for name, _, number in pairs):
         raise ValueError(
             f"expected an id such as 2, or --map '2=hepatic tumor' once per lesion, found '{' '.join(value)}'"
         )
@@ -157,9 +161,9 @@ class CohortRequest(StrictModel, strict=True, use_attribute_docstrings=True):
     ]
     """Lesion or organ, with a size: 0.3 (percentile), 0.1-0.6, 8-20mm, 4mL, 10-30mmx3; may repeat; join with + for one
     case. Of given maps: label to keep."""
-    num_cases: Annotated[PositiveInt | None, Option("-n", panel=_WHAT, everyday=True)] = None
+    num_cases: Annotated[_CaseCount | None, Option("-n", panel=_WHAT, everyday=True)] = None
     """Number of cases (default: 4, or one per given map)."""
-    grown_from: Annotated[tuple[PositiveInt, ...], _FromList] = ()
+    grown_from: Annotated[tuple[_CaseCount, ...], _FromList] = ()
     """Numbers of cases that the cohort had before it grew, ascending; continuing with a larger ``num_cases`` notes
     them, so that the cases that were there stay as they are."""
     seed: Annotated[int, Field(ge=0), Option(panel=_WHAT, everyday=True)] = 0
@@ -228,7 +232,7 @@ class CohortRequest(StrictModel, strict=True, use_attribute_docstrings=True):
     """Warn of label maps without the organs around the lesions, instead of refusing them."""
     keep_rejected: Annotated[bool, Option("--keep-rejected", panel=_GATES)] = False
     """Keep the image and label maps of rejected cases, in OUT/rejected."""
-    max_attempts: Annotated[PositiveInt, Option(panel=_RUN)] = 5
+    max_attempts: Annotated[int, Field(ge=1, le=MAX_ATTEMPTS), Option(panel=_RUN)] = 5
     """Attempts per case before it is rejected; a cohort may be continued with more."""
     size_reference: Annotated[PathText | None, Option(takes=Path, panel=_WHAT)] = None
     """nnU-Net dataset (path, number or name) or folder of label maps whose lesions define the percentiles."""
@@ -408,10 +412,16 @@ def override(values: Mapping[str, Any], flags: Mapping[str, Any]) -> dict[str, A
     for name, value in flags.items():
         section, _, field = name.partition(".")
         if value is not None and field:
-            merged[section] = {**(merged.get(section) or {}), field: value}
+            merged[section] = _with_fields(merged.get(section), {field: value})
         elif value is not None:
-            merged[name] = {**(merged.get(name) or {}), **value} if name in SECTIONS else value
+            merged[name] = _with_fields(merged.get(name), value) if name in SECTIONS else value
     return merged
+
+
+def _with_fields(section: object, fields: Mapping[str, Any]) -> object:
+    """A section with some fields replaced; what is no section is refused where the whole is validated."""
+    before = section or {}
+    return {**before, **fields} if isinstance(before, Mapping) else before
 
 
 def load_recipe(name_or_path: str, flags: Mapping[str, Any] | None = None) -> CohortRequest:

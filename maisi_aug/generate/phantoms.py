@@ -14,6 +14,7 @@ from maisi_aug.errors import CohortError
 from maisi_aug.phantom import Phantom, build_phantom
 from maisi_aug.pictures.contact_sheet import save_contact_sheet
 from maisi_aug.pictures.preview import Caption, build_preview, save_picture
+from maisi_aug.system.content import read_json
 from maisi_aug.system.seeds import derive_seed
 from maisi_aug.system.whole_files import remove_leftovers, sha256_of, write_text_whole
 from maisi_aug.vocabulary.labels import FULL_VOCABULARY
@@ -113,7 +114,7 @@ def _read_rows(folder: Path, settings: PhantomSettings) -> list[dict[str, Any]]:
             )
         return []
     try:
-        index = json.loads(path.read_text(encoding="utf-8"))
+        index = read_json(path)
         written, rows = dict(index["settings"]), list(index["phantoms"])
     except (OSError, ValueError, TypeError, KeyError):
         raise CohortError(

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 from maisi_aug.bundle_spec.precision import ComputeType, computes_in
 from maisi_aug.errors import BundleError, did_you_mean
+from maisi_aug.system.content import ContentError, content_errors
 
 # MONAI writes to stdout how many weights it copied; stdout carries results.
 logging.getLogger("monai.networks.utils").setLevel(logging.WARNING)
@@ -113,8 +114,9 @@ def build_network(definition: Definition, *, device: str = "cpu") -> nn.Module:
     if not device.startswith("cuda") and "use_flash_attention" in arguments:
         arguments["use_flash_attention"] = False
     try:
-        network: nn.Module = network_class(**arguments)
-    except (TypeError, ValueError) as error:
+        with content_errors():
+            network: nn.Module = network_class(**arguments)
+    except ContentError as error:
         raise BundleError(f"Network definition of {definition['class']}: MONAI refused it: {error}") from error
     return network.to(device)
 
@@ -138,8 +140,9 @@ def build_scheduler(definition: Definition) -> RFlowScheduler | DDPMScheduler:
     """
     scheduler_class = _class_named(definition, SCHEDULER_CLASSES, subject="Scheduler definition")
     try:
-        scheduler: RFlowScheduler | DDPMScheduler = scheduler_class(**_arguments(definition))
-    except (TypeError, ValueError) as error:
+        with content_errors():
+            scheduler: RFlowScheduler | DDPMScheduler = scheduler_class(**_arguments(definition))
+    except ContentError as error:
         raise BundleError(f"Scheduler definition of {definition['class']}: MONAI refused it: {error}") from error
     return scheduler
 

@@ -9,7 +9,6 @@ WACV 2025.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from numpy.typing import NDArray
 
 from maisi_aug.errors import BundleError, RecipeError, VocabularyError, did_you_mean
 from maisi_aug.lesions.lesion import Lesion
+from maisi_aug.system.content import read_json
 from maisi_aug.vocabulary.labels import MAISI, Vocabulary
 from maisi_aug.vocabulary.sizes import reference_distribution
 
@@ -47,7 +47,7 @@ def load_size_conditions(path: Path) -> NDArray[np.float32]:
         BundleError: When the file cannot be read or a row is not ten numbers that are -1 or in [0, 1].
     """
     try:
-        rows: Any = json.loads(path.read_text(encoding="utf-8"))
+        rows: Any = read_json(path)
         sizes = np.array([row["organ_size"] for row in rows], dtype=np.float32)
     except (OSError, UnicodeDecodeError, ValueError, TypeError, KeyError) as error:
         raise BundleError(

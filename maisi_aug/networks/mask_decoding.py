@@ -8,7 +8,6 @@ the group norms look further, so that their statistics are taken first.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Iterator
 from functools import cache
@@ -24,6 +23,7 @@ from torch import Tensor, nn
 from maisi_aug.bundle_spec.precision import ComputeType
 from maisi_aug.networks.building import compute_in
 from maisi_aug.networks.split_convolution import SplitResBlock, as_scale_and_shift
+from maisi_aug.system.content import read_json
 
 Function = Callable[[Tensor], Tensor]
 MAX_LOGITS = 1 << 23
@@ -38,7 +38,7 @@ MAX_FEATURES = 1 << 28
 def class_ids() -> NDArray[np.uint8]:
     """Label id of every class of MAISI's mask decoder, ``(125,)``."""
     path = Path(__file__).parents[1].joinpath("data") / "mask_channels.json"
-    return np.array(json.loads(path.read_text(encoding="utf-8"))["ids"], dtype=np.uint8)
+    return np.array(read_json(path)["ids"], dtype=np.uint8)
 
 
 @torch.inference_mode()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -28,6 +28,8 @@ from maisi_aug.networks.building import (
 )
 from maisi_aug.networks.mask_conditions import load_size_conditions
 from maisi_aug.networks.split_convolution import make_splittable
+from maisi_aug.networks.weight_files import describe_safetensors, load_safetensors
+from maisi_aug.system.content import ContentError
 from maisi_aug.system.whole_files import open_whole, sha256_of, write_text_whole
 
 StateDict = Mapping[str, Tensor]
@@ -96,10 +98,11 @@ def load_mask_networks(bundle: Bundle, *, device: str = "cpu", plain_layers: boo
 
 
 def _load_network(bundle: Bundle, role: str, *, device: str) -> nn.Module:
+    subject = f"Bundle '{bundle.name}', {bundle.weight_path(role).name}"
+    # Compared first, so that no memory is taken for a network that the file does not hold.
+    require_same_tensors(describe_tensors(bundle.definition(role)), describe_weight_file(bundle, role), subject=subject)
     network = build_network(bundle.definition(role), device=device)
     state = load_weight_file(bundle, role, device=device)
-    subject = f"Bundle '{bundle.name}', {bundle.weight_path(role).name}"
-    require_same_tensors(network.state_dict(), state, subject=subject)
     network.load_state_dict({key: value.float() for key, value in state.items()})
     return network
 
@@ -110,14 +113,26 @@ def load_weight_file(bundle: Bundle, role: str, *, device: str = "cpu") -> dict[
     Raises:
         BundleError: When the file is missing or cannot be read.
     """
+    return _read(lambda path: load_safetensors(path, device=device), bundle, role)
+
+
+def describe_weight_file(bundle: Bundle, role: str) -> dict[str, Tensor]:
+    """Names and shapes of the tensors of a role's weight file, without their values.
+
+    Raises:
+        BundleError: When the file is missing or cannot be read.
+    """
+    return _read(describe_safetensors, bundle, role)
+
+
+def _read(read: Callable[[Path], dict[str, Tensor]], bundle: Bundle, role: str) -> dict[str, Tensor]:
     path = bundle.weight_path(role)
     try:
-        state: dict[str, Tensor] = safetensors.torch.load_file(path, device=device)
-    except (OSError, safetensors.SafetensorError) as error:
+        return read(path)
+    except (OSError, ContentError) as error:
         raise BundleError(
             f"Bundle '{bundle.name}': {path.name} is not a readable safetensors file: {error}."
         ) from error
-    return state
 
 
 def verify_bundle(bundle: Bundle) -> list[dict[str, Any]]:
@@ -137,7 +152,7 @@ def verify_bundle(bundle: Bundle) -> list[dict[str, Any]]:
     rows = []
     for role in bundle.roles:
         definition, path = bundle.definition(role), bundle.weight_path(role)
-        found = _describe_file(path, subject=f"Bundle '{bundle.name}'")
+        found = describe_weight_file(bundle, role)
         require_same_tensors(describe_tensors(definition), found, subject=f"Bundle '{bundle.name}', {path.name}")
         rows.append(
             {
@@ -150,16 +165,6 @@ def verify_bundle(bundle: Bundle) -> list[dict[str, Any]]:
             }
         )
     return rows
-
-
-def _describe_file(path: Path, *, subject: str) -> dict[str, Tensor]:
-    """Names and shapes of a file's tensors, without their values."""
-    try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            shapes = {key: file.get_slice(key).get_shape() for key in file.keys()}  # noqa: SIM118  not a mapping
-    except (OSError, safetensors.SafetensorError) as error:
-        raise BundleError(f"{subject}: {path.name} is not a readable safetensors file: {error}.") from error
-    return {key: torch.empty(shape, device="meta") for key, shape in shapes.items()}
 
 
 def require_same_tensors(expected: StateDict, found: StateDict, *, subject: str) -> None:

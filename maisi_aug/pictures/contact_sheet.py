@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,6 +9,7 @@ from PIL import Image
 
 from maisi_aug.pictures.preview import TEXT_KEY, save_picture
 from maisi_aug.pictures.slices import BACKGROUND, DIM_TEXT, font, write_text
+from maisi_aug.system.content import ContentError, content_errors, parse_json
 
 MAX_CASES = 48
 THUMB_PX = 200
@@ -52,12 +52,14 @@ def build_contact_sheet(previews: Sequence[Path], title: str) -> Image.Image:
 def _build_tile(path: Path) -> Image.Image | None:
     """The tile of a case; None where the picture cannot be read or is another program's."""
     try:
-        with Image.open(path) as preview:
-            words = json.loads(preview.info[TEXT_KEY])
+        with content_errors(path), Image.open(path) as preview:
+            words = parse_json(preview.info[TEXT_KEY].encode())
             picture = preview.convert("RGB")
-        panels = [picture.crop(tuple(box)) for box in words["boxes"]]
-    except (OSError, SyntaxError, ValueError, KeyError, TypeError, Image.DecompressionBombError):
-        return None  # SyntaxError is what Pillow raises for a damaged PNG
+        boxes = [_inside(box, picture) for box in words["boxes"]]
+        title, line = str(words["title"]), str(words["line"])
+    except (OSError, ContentError, KeyError, TypeError, ValueError):
+        return None
+    panels = [picture.crop(box) for box in boxes]
     for panel in panels:
         panel.thumbnail((THUMB_PX, 2 * THUMB_PX), Image.Resampling.LANCZOS)
     width = sum(panel.width for panel in panels) + 2
@@ -67,9 +69,21 @@ def _build_tile(path: Path) -> Image.Image | None:
         tile.paste(panel, (x, 0))
         x += panel.width + 2
     y = tile.height - CAPTION_PX + 5
-    write_text(tile, (0, y), _fit(words["title"], width, 13), size_px=13)
-    write_text(tile, (0, y + 17), _fit(words["line"], width, 12), size_px=12, colour=DIM_TEXT)
+    write_text(tile, (0, y), _fit(title, width, 13), size_px=13)
+    write_text(tile, (0, y + 17), _fit(line, width, 12), size_px=12, colour=DIM_TEXT)
     return tile
+
+
+def _inside(box: Sequence[int], picture: Image.Image) -> tuple[int, int, int, int]:
+    """A panel's left, upper, right and lower edge, checked: cropping beyond a picture makes a larger one.
+
+    Raises:
+        ValueError: It is empty or leaves the picture.
+    """
+    left, upper, right, lower = map(int, box)
+    if not (0 <= left < right <= picture.width and 0 <= upper < lower <= picture.height):
+        raise ValueError(f"box {box} leaves the picture")
+    return left, upper, right, lower
 
 
 def _fit(text: str, width_px: int, size_px: int) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import glob
-import json
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from maisi_aug.cohort.request import differences
 from maisi_aug.errors import PreparationError
 from maisi_aug.preparation.prepared import FOLDERS, LATENTS_FOLDER, SPEC_NAME
 from maisi_aug.preparation.writing import STATE_FOLDER
+from maisi_aug.system.content import read_json
 from maisi_aug.system.whole_files import remove_leftovers, write_json_whole
 
 OPTIONS_NAME = "options.json"
@@ -33,7 +33,7 @@ def take_folder(out: Path, options: Mapping[str, Any], case_ids: Collection[str]
     if out.exists() and not out.is_dir():
         raise PreparationError(f"{out}: expected a folder, found a file. Choose another --out.")
     if path.is_file() and not update:
-        _require_same(out, json.loads(path.read_text(encoding="utf-8")), options)
+        _require_same(out, read_json(path), options)
         _require_no_further(out, _find_further(out, case_ids))
     elif not path.is_file() and out.is_dir() and any(out.iterdir()):
         found = sorted(child.name for child in out.iterdir())[0]

@@ -16,6 +16,7 @@ from maisi_aug.banks.label_ids import is_envelope_name
 from maisi_aug.errors import PreparationError, VocabularyError
 from maisi_aug.preparation.prepared import NewLabel, bind_new_labels
 from maisi_aug.preparation.sources import LabelFile, SourceCase
+from maisi_aug.system.content import spells_number
 from maisi_aug.vocabulary.label_meaning import Meaning, find_label_id, resolve_names
 from maisi_aug.vocabulary.labels import (
     BACKGROUND_ID,
@@ -82,7 +83,7 @@ class MapRule:
         """Whether the rule is for a label."""
         if self.role is not None and self.role != label.role.lower():
             return False
-        if self.source.isdecimal():
+        if spells_number(self.source):
             return label.id is not None and label.id == int(self.source)
         if self.is_pattern and fnmatchcase("" if label.id is None else str(label.id), self.source):
             return True
@@ -150,7 +151,7 @@ def name_new_labels(
     wanted = [
         name
         for name in names
-        if not name.isdecimal()
+        if not spells_number(name)
         and not MapRule(None, name, name).is_pattern
         and find_label_id(name, vocabulary) is None
         and not any(_plain(rule.target) == _plain(name) for rule in own)
@@ -257,7 +258,7 @@ def _find_known(rule: MapRule, vocabulary: Vocabulary) -> int | None:
     try:
         found = vocabulary.id_of(rule.target)
     except VocabularyError as error:
-        if rule.target.isdecimal():
+        if spells_number(rule.target):
             raise PreparationError(f"{subject}: {error}") from error
         found = None
     if found is not None and (rule.is_new or rule.hosts):

@@ -18,6 +18,7 @@ from pydantic import Field, PositiveFloat, PositiveInt
 from maisi_aug.bundle_spec.grid_limits import GridSpec
 from maisi_aug.errors import PreparationError
 from maisi_aug.preparation.request import ModalityName
+from maisi_aug.system.content import ContentError, read_lines
 from maisi_aug.system.models import StrictModel, explain_problems, read_yaml
 from maisi_aug.vocabulary.labels import MAISI, SlotBinding, Vocabulary
 
@@ -181,11 +182,11 @@ def load_prepared(folder: Path | str) -> PreparedDataset:
     with explain_problems(PreparedSpec, str(spec_path), PreparationError, advice=AGAIN):
         spec = PreparedSpec.model_validate(read_yaml(spec_path, str(folder), PreparationError))
     try:
-        lines = cases_path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+        with explain_problems(PreparedCase, str(cases_path), PreparationError, advice=AGAIN):
+            lines = (line for line in read_lines(cases_path) if line.strip())
+            cases = tuple(PreparedCase.model_validate_json(line) for line in lines)
+    except (OSError, ContentError) as error:
         raise PreparationError(f"{folder}: expected a readable {CASES_NAME}, found: {error}. {AGAIN}") from error
-    with explain_problems(PreparedCase, str(cases_path), PreparationError, advice=AGAIN):
-        cases = tuple(PreparedCase.model_validate_json(line) for line in lines if line.strip())
     if not cases:
         raise PreparationError(f"{cases_path}: expected at least one case, found none. {AGAIN}")
     seen: set[str] = set()

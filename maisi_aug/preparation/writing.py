@@ -11,6 +11,7 @@ import numpy as np
 from maisi_aug.errors import MaisiAugError
 from maisi_aug.pictures.preview import Caption, build_preview, save_picture
 from maisi_aug.preparation.case import BuiltCase, CaseTask, build_case
+from maisi_aug.system.content import read_json
 from maisi_aug.system.whole_files import sha256_of, write_json_whole
 from maisi_aug.vocabulary.labels import BODY_ID
 from maisi_aug.volumes.grid import spell_grid
@@ -41,7 +42,7 @@ def prepare_and_write(work: tuple[CaseTask, Path]) -> dict[str, Any]:
 def read_record(folder: Path, case_id: str) -> dict[str, Any] | None:
     """What an earlier run noted of a case, or None."""
     try:
-        record = json.loads((folder / STATE_FOLDER / f"{case_id}.json").read_text(encoding="utf-8"))
+        record = read_json(folder / STATE_FOLDER / f"{case_id}.json")
     except (OSError, ValueError):
         return None
     return record if isinstance(record, dict) and "key" in record else None

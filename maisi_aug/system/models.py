@@ -14,6 +14,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from maisi_aug.errors import MaisiAugError, did_you_mean
+from maisi_aug.system.content import ContentError
 
 PositiveFinite = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
@@ -85,11 +86,11 @@ def read_yaml(path: Path, subject: str, error: type[MaisiAugError]) -> Any:
     Raises:
         MaisiAugError: Of the class ``error``, for a file that cannot be read or is no YAML.
     """
-    import yaml  # not for the options of commands, which are fields of models
+    from maisi_aug.system import yaml_content  # not for the options of commands, which are fields of models
 
     try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as problem:
+        return yaml_content.read_yaml(path)
+    except (OSError, ContentError) as problem:
         place = "" if path.name in subject else f" in {path.name}"
         raise error(f"{subject}: expected readable YAML{place}, found: {problem}.") from problem
 

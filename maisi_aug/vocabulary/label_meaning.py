@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 
 from maisi_aug.errors import VocabularyError
+from maisi_aug.system.content import spells_number
 from maisi_aug.vocabulary.labels import (
     BACKGROUND_ID,
     BODY_ID,
@@ -85,7 +86,7 @@ def _read_alone(name: str, vocabulary: Vocabulary) -> tuple[Meaning, NameReading
     """A name by itself: what it means, and what it says of lesions."""
     reading = read_label_name(name)
     is_lesion = reading.kind in ("tumor", "finding")
-    if name.strip().isdecimal():
+    if spells_number(name.strip()):
         return UNKNOWN, reading
     found = _look_up(name, vocabulary)
     if found is None and reading.kind == "union":

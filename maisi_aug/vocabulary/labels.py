@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from maisi_aug.errors import VocabularyError, did_you_mean
+from maisi_aug.system.content import spells_number
 
 LabelKind = Literal["organ", "tumor", "slot", "body", "background"]
 
@@ -162,7 +163,7 @@ class Vocabulary:
             VocabularyError: If there is none; the message offers the closest names.
         """
         text = str(name_or_id).strip()
-        if text.isdecimal():
+        if spells_number(text):
             if int(text) not in self._by_id:
                 raise VocabularyError(
                     f"Label id {text}: expected an id of this vocabulary (0-132 or 200, or a bound slot), found none. "
@@ -271,7 +272,7 @@ def _require_bindable(name: str, binding: SlotBinding, by_id: Mapping[int, Label
             f"{subject}: expected a placeholder slot ({', '.join(map(str, SLOT_IDS))}) or a free id "
             f"(133-199, 201-255), found {binding.id}, {found}. Bind the name to one of those."
         )
-    if not _lookup_key(name) or name.strip().isdecimal() or any(mark in name for mark in _NAME_SEPARATORS):
+    if not _lookup_key(name) or spells_number(name.strip()) or any(mark in name for mark in _NAME_SEPARATORS):
         raise VocabularyError(
             f"{subject}: expected a name of words without '+', ':' or '@', found '{name}'. Rename the label."
         )

@@ -6,12 +6,15 @@ rule here goes by a name, except that what is called like another format is not 
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from maisi_aug.errors import VolumeError
+from maisi_aug.system.content import ContentError, content_errors, reason_of
+from maisi_aug.volumes.held_bytes import RAW_DEFLATE, Piece, count_unpacked
 
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
@@ -23,6 +26,14 @@ _OTHER_SUFFIXES = (
 )
 _PREAMBLE_BYTES = 128
 _MAGIC = b"DICM"
+_META_START = _PREAMBLE_BYTES + len(_MAGIC) + 12
+"""Of the group of file meta information, behind the element that states its length (PS3.10, 7.1)."""
+_META_BYTES = 4096
+_DEFLATED = b"1.2.840.10008.1.2.1.99"
+MAX_UNPACKED_RATIO = 50
+_MOST_UNPACKED = 64 * 2**20
+MAX_PIXEL_RATIO = 20_000
+"""No compression of DICOM packs pixels further: JPEG 2000 needs some 100 bytes for 512x512 of one value."""
 
 SEGMENTATION_CLASSES = ("1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7")
 """Segmentation Storage, and Label Map Segmentation Storage (DICOM PS3.4 B.5)."""
@@ -84,22 +95,97 @@ def read_header(path: Path, tags: tuple[str, ...] | None = None, *, has_pixels: 
     Raises:
         VolumeError: It is no DICOM file.
     """
-    import pydicom
-
-    try:
-        header = pydicom.dcmread(path, stop_before_pixels=not has_pixels, specific_tags=tags, force=True)
-        is_whole = "SOPClassUID" in header
-    except Exception as error:  # the parser raises whatever it meets
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise VolumeError(
-            f"{path}: expected a readable DICOM file, found a damaged one ({reason}). Replace the file."
-        ) from error
-    if not is_whole:
+    header = open_dicom(path, stop_before_pixels=not has_pixels, specific_tags=tags)
+    if "SOPClassUID" not in header:
         raise VolumeError(
             f"{path}: expected a readable DICOM file, found a damaged or empty file without a SOP class. Replace the "
             "file."
         )
     return header
+
+
+def open_dicom(path: Path, **options: Any) -> Dataset:
+    """A file as pydicom reads it, every value of it converted, so that none is found to be damaged later.
+
+    Args:
+        path: The file.
+        options: Of ``pydicom.dcmread``.
+
+    Raises:
+        VolumeError: It is damaged.
+    """
+    import pydicom
+
+    try:
+        with content_errors(path):
+            _require_bounded(path)
+            dataset = pydicom.dcmread(path, force=True, **options)
+            for element in dataset.iterall():
+                _ = element.value
+    except (OSError, ContentError) as error:
+        raise VolumeError(
+            f"{path}: expected a readable DICOM file, found a damaged one ({reason_of(error)}). Replace the file."
+        ) from error
+    return dataset
+
+
+def _require_bounded(path: Path) -> None:
+    """Raise for a file that is compressed as a whole and unpacks to far more than images do, which pydicom would."""
+    from pydicom.filereader import read_file_meta_info
+
+    with path.open("rb") as file:
+        start = file.read(_META_BYTES)
+    if _DEFLATED not in start:
+        return
+    begin = _META_START + int(read_file_meta_info(path).FileMetaInformationGroupLength)
+    most = _MOST_UNPACKED + MAX_UNPACKED_RATIO * path.stat().st_size
+    if count_unpacked(Piece(path, begin), most + 1, window_bits=RAW_DEFLATE) > most:
+        raise ContentError(f"it unpacks to more than {most / 1e6:.0f} MB")
+
+
+def whole_number(header: Dataset, keyword: str, path: Path | str, default: int | None = None) -> int:
+    """A value of a header that counts something.
+
+    Args:
+        header: The header.
+        keyword: Of the value.
+        path: For messages.
+        default: What it is where the header has none or an empty one; None where it must have one.
+
+    Raises:
+        VolumeError: It is missing or no whole number that is not negative.
+    """
+    value = header.get(keyword)
+    if value in (None, "") and default is not None:
+        return default
+    if isinstance(value, int) and value >= 0:
+        return int(value)
+    raise VolumeError(f"{path}: expected a whole number as {keyword}, found {value!r}. Export the scan again.")
+
+
+def require_pixels(dataset: Dataset, path: Path) -> None:
+    """Raise where a header promises more pixels than its file can hold, since pydicom takes the memory for them first.
+
+    Raises:
+        VolumeError: It does, or does not say how many they are.
+    """
+    syntax = dataset.file_meta.get("TransferSyntaxUID") if hasattr(dataset, "file_meta") else None
+    with content_errors(path):  # a UID that is none of a transfer syntax
+        ratio = MAX_PIXEL_RATIO if syntax is not None and syntax.is_encapsulated else 1
+    sides = [whole_number(dataset, keyword, path) for keyword in ("Rows", "Columns", "BitsAllocated")]
+    promised = math.prod(sides) * whole_number(dataset, "NumberOfFrames", path, 1) // 8
+    content = dataset.get("PixelData")
+    held = len(content) if isinstance(content, bytes) else 0
+    if promised > held * ratio:
+        raise VolumeError(f"{path}: expected {promised} bytes of pixels, found {held}. Replace the file.")
+
+
+def items_of(header: Dataset, keyword: str) -> list[Dataset]:
+    """The items of a sequence; none where it is missing, empty or no sequence."""
+    from pydicom.sequence import Sequence
+
+    value = header.get(keyword)
+    return list(value) if isinstance(value, Sequence) else []
 
 
 def kind_of(path: Path) -> Kind:

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from maisi_aug.errors import VolumeError
+from maisi_aug.volumes.dicom_files import items_of, whole_number
 
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
@@ -25,10 +26,16 @@ Direction = tuple[float, float, float, float, float, float]
 UNEVEN_SHARE = 0.05
 """Steps between slices may differ by this share: positions are rounded in headers."""
 MIN_STEP_MM = 0.01
+MIN_SPACING_MM = 1e-4
+MAX_SPARSE_SLICES = 10_000
+MAX_SPARSE_VOXELS = 2**28
+"""Slices, and voxels, that frames at a distance may span; voxels up to 64 for each one that is stored."""
 OFF_LINE_VOXELS = 0.1
 """How far a slice may lie off the line through the first and the last one."""
 SQUARE = 1e-3
 """Rows and columns meet at a right angle to this; their directions are stored with a few digits."""
+MAX_VALUE = 1e6
+"""Of a place in mm, a step or a rescale; no scan comes near."""
 HU_TYPES = ("", "HU", "HU_MOD", "US")
 """``RescaleType`` of a CT in HU; US is 'unspecified', which most older files say."""
 
@@ -96,15 +103,15 @@ def read_frames(path: Path, header: Dataset, *, is_image: bool = True) -> list[F
     Raises:
         VolumeError: A slice has no place, or its values are not HU.
     """
-    per_frame = header.get("PerFrameFunctionalGroupsSequence")
-    if per_frame is None:
-        if int(header.get("NumberOfFrames", None) or 1) > 1:
+    per_frame = items_of(header, "PerFrameFunctionalGroupsSequence")
+    if not per_frame:
+        if whole_number(header, "NumberOfFrames", path, 1) > 1:
             raise VolumeError(
                 f"{path}: expected a position for each of {header.NumberOfFrames} frames, found none. Export the scan "
                 "as enhanced CT or as single slices."
             )
         return [_read_frame(path, 0, header, (header,), is_image)]
-    shared = header.get("SharedFunctionalGroupsSequence") or [None]
+    shared = items_of(header, "SharedFunctionalGroupsSequence") or [None]
     return [
         _read_frame(path, number, header, tuple(_groups(frame, shared[0], header)), is_image)
         for number, frame in enumerate(per_frame)
@@ -128,30 +135,46 @@ def _read_frame(path: Path, number: int, header: Dataset, places: tuple[Dataset,
     position = _floats(find("ImagePositionPatient"), 3, "ImagePositionPatient", subject)
     direction = _floats(find("ImageOrientationPatient"), 6, "ImageOrientationPatient", subject)
     spacing = _floats(find("PixelSpacing"), 2, "PixelSpacing", subject)
-    if min(spacing) <= 0:
+    sides = whole_number(header, "Rows", path), whole_number(header, "Columns", path)
+    if min(sides) < 1:
+        raise VolumeError(f"{path}: expected Rows and Columns of at least 1, found {sides}. Replace the file.")
+    if min(spacing) < MIN_SPACING_MM:
         raise VolumeError(f"{subject}: expected a positive PixelSpacing, found {list(spacing)}. Correct the file.")
-    thickness = find("SpacingBetweenSlices") or find("SliceThickness")
+    thickness = _number(find("SpacingBetweenSlices"), "SpacingBetweenSlices", subject)
+    thickness = thickness or _number(find("SliceThickness"), "SliceThickness", subject)
     return Frame(
         path,
         number,
         position,  # type: ignore[arg-type]
         _squared(direction, subject),
         spacing,  # type: ignore[arg-type]
-        (int(header.Rows), int(header.Columns)),
-        None if thickness is None else abs(float(thickness)),
+        sides,
+        None if thickness is None else abs(thickness),
         _read_rescale(find, subject) if is_image else (1.0, 0.0),
-        tuple(int(header.get(keyword, 0) or 0) for keyword in ("BitsAllocated", "BitsStored", "PixelRepresentation")),
+        tuple(whole_number(header, word, path, 0) for word in ("BitsAllocated", "BitsStored", "PixelRepresentation")),
     )
 
 
 def _floats(values: Any, count: int, keyword: str, subject: str) -> tuple[float, ...]:
-    found = () if values is None else tuple(float(value) for value in values)
-    if len(found) != count or not np.isfinite(found).all():
+    try:
+        found = () if values is None else tuple(float(value) for value in values)
+    except (TypeError, ValueError):  # one number, or words
+        found = ()
+    if len(found) != count or not all(abs(value) <= MAX_VALUE for value in found):
         raise VolumeError(
             f"{subject}: expected {count} numbers as {keyword}, found {list(found) or 'none'}; without them nothing "
             "tells where the slice lies. Export the scan again from the archive."
         )
     return found
+
+
+def _number(value: Any, keyword: str, subject: str) -> float | None:
+    """One number; None where there is none."""
+    if value is None:
+        return None
+    if not isinstance(value, int | float) or not abs(value) <= MAX_VALUE:
+        raise VolumeError(f"{subject}: expected a number as {keyword}, found {value!r}. Export the scan again.")
+    return float(value)
 
 
 def _squared(direction: Sequence[float], subject: str) -> Direction:
@@ -171,7 +194,7 @@ def _squared(direction: Sequence[float], subject: str) -> Direction:
 
 
 def _read_rescale(find: Any, subject: str) -> tuple[float, float]:
-    slope, intercept = find("RescaleSlope"), find("RescaleIntercept")
+    slope, intercept = (_number(find(word), word, subject) for word in ("RescaleSlope", "RescaleIntercept"))
     kind = str(find("RescaleType") or "").strip().upper()
     if kind not in HU_TYPES:
         raise VolumeError(f"{subject}: expected values in HU, found RescaleType {kind}. Export the scan in HU.")
@@ -180,10 +203,10 @@ def _read_rescale(find: Any, subject: str) -> tuple[float, float]:
             f"{subject}: expected a RescaleSlope, found a table of values (Modality LUT), which is not read. Export "
             "the scan in HU."
         )
-    scale = 1.0 if slope is None else float(slope)
+    scale = 1.0 if slope is None else slope
     if scale == 0:
         raise VolumeError(f"{subject}: expected a RescaleSlope, found 0. Export the scan again.")
-    return scale, 0.0 if intercept is None else float(intercept)
+    return scale, 0.0 if intercept is None else intercept
 
 
 def stack_slices(frames: Sequence[Frame], subject: Path | str) -> Stack:
@@ -249,6 +272,7 @@ def stack_sparse(frames: Sequence[Frame], subject: Path | str, *, step_mm: Seque
         places = np.rint(exact).astype(int)
         if np.abs(exact - places).max() <= OFF_LINE_VOXELS:
             num_slices = int(places.max()) + 1
+            _require_span(frames, num_slices, subject)
             way = (last - first) / (num_slices - 1) if num_slices > 1 else normal * step
             stack = _build_stack(frames[0], first, way, tuple(places.tolist()), num_slices)
             _require_on_line(stack, positions, subject, places)
@@ -257,6 +281,16 @@ def stack_sparse(frames: Sequence[Frame], subject: Path | str, *, step_mm: Seque
         f"{subject}: expected frames at even distances, found positions that no distance explains. Export the "
         "segmentation again on its CT."
     )
+
+
+def _require_span(frames: Sequence[Frame], num_slices: int, subject: Path | str) -> None:
+    """Raise for few frames so far apart that the slices between them would take more memory than any scan."""
+    plane = frames[0].sides[0] * frames[0].sides[1]
+    if num_slices > MAX_SPARSE_SLICES or plane * num_slices > max(MAX_SPARSE_VOXELS, 64 * plane * len(frames)):
+        raise VolumeError(
+            f"{subject}: expected frames of one scan, found {len(frames)} that span {num_slices} slices. Export the "
+            "segmentation again on its CT."
+        )
 
 
 def _require_one_kind(frames: Sequence[Frame], subject: Path | str) -> NDArray[np.float64]:

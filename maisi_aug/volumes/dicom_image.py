@@ -18,7 +18,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from maisi_aug.errors import VolumeError
-from maisi_aug.volumes.dicom_files import kind_of_header, name_of_kind, read_header, walk_dicom
+from maisi_aug.system.content import ContentError, content_errors
+from maisi_aug.volumes.dicom_files import (
+    items_of,
+    kind_of_header,
+    name_of_kind,
+    open_dicom,
+    read_header,
+    require_pixels,
+    walk_dicom,
+    whole_number,
+)
 from maisi_aug.volumes.dicom_frames import HEADER_TAGS, Frame, Stack, read_frames, stack_slices
 from maisi_aug.volumes.grid import Grid
 
@@ -109,8 +119,7 @@ def _find_series(path: Path, *, has_pixels: bool) -> list[tuple[Path, Dataset]]:
 
 
 def _is_scout(header: Dataset) -> bool:
-    kinds = header.get("ImageType") or ()
-    return _LOCALIZER in ([kinds] if isinstance(kinds, str) else [str(kind).upper() for kind in kinds])
+    return _LOCALIZER in str(header.get("ImageType", "")).upper()
 
 
 def _require_one_scale(frames: Sequence[Frame], headers: Sequence[tuple[Path, Dataset]], path: Path) -> None:
@@ -151,7 +160,7 @@ def _quiet_itk() -> Iterator[None]:
 
 
 def _is_multi_frame(header: Dataset) -> bool:
-    return "PerFrameFunctionalGroupsSequence" in header
+    return bool(items_of(header, "PerFrameFunctionalGroupsSequence"))
 
 
 def _is_plain(header: Dataset) -> bool:
@@ -159,9 +168,9 @@ def _is_plain(header: Dataset) -> bool:
     syntax = header.file_meta.get("TransferSyntaxUID") if hasattr(header, "file_meta") else None
     return (
         str(syntax) in _PLAIN_SYNTAXES
-        and int(header.get("BitsAllocated", 0)) in (8, 16, 32)
-        and int(header.get("SamplesPerPixel", 1)) == 1
-        and int(header.get("NumberOfFrames", None) or 1) == 1
+        and header.get("BitsAllocated") in (8, 16, 32)
+        and header.get("SamplesPerPixel", 1) == 1
+        and (header.get("NumberOfFrames") or 1) == 1
     )
 
 
@@ -181,10 +190,14 @@ def _decode_slices(headers: Sequence[tuple[Path, Dataset]]) -> list[NDArray[Any]
 
 def _unpack(header: Dataset, path: Path) -> NDArray[Any]:
     """Stored values of a plain slice, ``(row, column)``; bits beyond those in use, which may hold overlays, are cut."""
-    bits, used = int(header.BitsAllocated), int(header.get("BitsStored", header.BitsAllocated))
-    is_signed = int(header.get("PixelRepresentation", 0)) == 1
-    rows, columns = int(header.Rows), int(header.Columns)
-    content = header.get("PixelData") or b""
+    bits = whole_number(header, "BitsAllocated", path)
+    used = whole_number(header, "BitsStored", path, bits)
+    is_signed = header.get("PixelRepresentation", 0) == 1
+    rows, columns = (whole_number(header, keyword, path) for keyword in ("Rows", "Columns"))
+    content = header.get("PixelData")
+    content = content if isinstance(content, bytes) else b""
+    if not 0 < used <= bits:
+        raise VolumeError(f"{path}: expected BitsStored up to {bits}, found {used}. Replace the file.")
     if len(content) < rows * columns * bits // 8:
         raise VolumeError(
             f"{path}: expected {rows}x{columns} pixels of {bits} bits, found {len(content)} bytes. Replace the file."
@@ -238,32 +251,41 @@ def _read_with_itk(frames: Sequence[Frame], stack: Stack) -> NDArray[Any]:
     reader.SetFileNames([str(frames[index].path) for index in in_order])
     if len({(frame.rescale, frame.storage) for frame in frames}) > 1:
         reader.SetOutputPixelType(SimpleITK.sitkFloat64)
-    with _quiet_itk():
+    with _quiet_itk(), content_errors():
         image = reader.Execute()
-    if image.GetNumberOfComponentsPerPixel() != 1:
-        raise ValueError(f"one value per voxel needed, {image.GetNumberOfComponentsPerPixel()} stored")
-    return np.asarray(SimpleITK.GetArrayFromImage(image)).T
+        array = np.asarray(SimpleITK.GetArrayFromImage(image)).T
+    if array.ndim != 3:
+        raise ContentError(f"one value per voxel needed, {image.GetNumberOfComponentsPerPixel()} stored")
+    return array
 
 
 def _read_multi_frame(sources: Sequence[Path], frames: Sequence[Frame], stack: Stack) -> NDArray[Any]:
     """Files of several frames, each frame scaled by itself and put in its place: ``(column, row, slice)``."""
     stored = {path: _decode(path) for path in sources}
+    for frame in frames:
+        if frame.number >= len(stored[frame.path]) or stored[frame.path].shape[1:] != frame.sides:
+            raise VolumeError(
+                f"{frame.path}: expected {frame.sides[1]}x{frame.sides[0]} pixels in frame {frame.number + 1}, found "
+                f"{len(stored[frame.path])} frames of {stored[frame.path].shape[:0:-1]}. Replace the file."
+            )
     return _scale([stored[frame.path][frame.number] for frame in frames], frames, stack)
 
 
 def _decode(path: Path) -> NDArray[Any]:
     """Stored values of a file, ``(frame, row, column)``."""
-    import pydicom
-
-    dataset = pydicom.dcmread(path, force=True)
-    if int(dataset.get("SamplesPerPixel", 1)) != 1:
+    dataset = open_dicom(path)
+    if dataset.get("SamplesPerPixel", 1) != 1:
         raise VolumeError(f"{path}: expected one value per voxel, found {dataset.SamplesPerPixel}. Export it in grey.")
+    syntax = dataset.file_meta.get("TransferSyntaxUID", "") if hasattr(dataset, "file_meta") else ""
+    require_pixels(dataset, path)
     try:
-        values = np.asarray(dataset.pixel_array)
-    except (RuntimeError, NotImplementedError, ImportError) as error:
-        syntax = dataset.file_meta.TransferSyntaxUID.name
+        with content_errors(path):
+            values = np.asarray(dataset.pixel_array)
+    except ContentError as error:
+        if not isinstance(error.__cause__, RuntimeError | NotImplementedError | ImportError):
+            raise
         raise _UndecodableError(
-            f"{path}: expected frames that pydicom can decode here, found {syntax}. Decompress the file (gdcmconv "
-            "--raw, dcmdjpeg), or install pylibjpeg."
+            f"{path}: expected frames that pydicom can decode here, found {getattr(syntax, 'name', syntax)}. "
+            "Decompress the file (gdcmconv --raw, dcmdjpeg), or install pylibjpeg."
         ) from error
     return values if values.ndim == 3 else values[None]

@@ -16,9 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from maisi_aug.errors import VolumeError
+from maisi_aug.system.content import ContentError, content_errors
 from maisi_aug.vocabulary.labels import lesion_word
-from maisi_aug.volumes.dicom_files import kind_of, read_header
-from maisi_aug.volumes.dicom_frames import Stack, read_frames, stack_sparse
+from maisi_aug.volumes.dicom_files import items_of, kind_of, open_dicom, read_header, require_pixels, whole_number
+from maisi_aug.volumes.dicom_frames import MAX_VALUE, Stack, read_frames, stack_sparse
 from maisi_aug.volumes.grid import Grid
 from maisi_aug.volumes.orientation import turn_to_ras
 from maisi_aug.volumes.resampling import crop_or_pad, resample_label_map
@@ -92,34 +93,39 @@ def read_drawn_names(path: Path) -> dict[int, str]:
     """
     header = read_header(path)
     if kind_of(path) == "structures":
-        return {segment.number: segment.name for segment in _list_structures(header).values()}
-    return {segment.number: segment.name for segment in _list_segments(header)}
+        return {segment.number: segment.name for segment in _list_structures(header, path).values()}
+    return {segment.number: segment.name for segment in _list_segments(header, path)}
 
 
 # Segmentations.
 
 
-def _list_segments(dataset: Dataset) -> list[_Segment]:
+def _list_segments(dataset: Dataset, path: Path) -> list[_Segment]:
     """What a segmentation describes, without the background that label maps may list as segment 0."""
     segments = []
-    for item in (item for item in dataset.get("SegmentSequence") or () if int(item.SegmentNumber) > 0):
-        name = str(item.get("SegmentLabel", "")).strip() or f"segment {item.SegmentNumber}"
-        category = item.get("SegmentedPropertyCategoryCodeSequence") or [None]
-        is_abnormal = category[0] is not None and str(category[0].get("CodeValue", "")) == _ABNORMAL
-        segments.append(_Segment(int(item.SegmentNumber), name, is_abnormal or lesion_word(name) is not None))
-    return segments
+    for item in items_of(dataset, "SegmentSequence"):
+        number = whole_number(item, "SegmentNumber", path)
+        if number > MAX_ID:
+            raise VolumeError(f"{path}: expected segments numbered up to {MAX_ID}, found {number}. Export it again.")
+        name = str(item.get("SegmentLabel", "")).strip() or f"segment {number}"
+        categories = items_of(item, "SegmentedPropertyCategoryCodeSequence")
+        is_abnormal = any(str(category.get("CodeValue", "")) == _ABNORMAL for category in categories[:1])
+        segments.append(_Segment(number, name, is_abnormal or lesion_word(name) is not None))
+    return [segment for segment in segments if segment.number]
 
 
 def _read_segmentation(path: Path, onto: Grid | None) -> DrawnLabels:
     dataset = _open_segmentation(path)
     frames = read_frames(path, dataset, is_image=False)
+    if not items_of(dataset, "PerFrameFunctionalGroupsSequence"):
+        raise VolumeError(f"{path}: expected a place for each frame of a segmentation, found none. Export it again.")
     step = None if onto is None else _step_along(onto, frames[0].direction)
     stack = stack_sparse(frames, path, step_mm=(step,))
-    segments = _list_segments(dataset)
+    segments = _list_segments(dataset, path)
     rows, columns = stack.sides
     array = np.zeros((stack.num_slices, rows, columns), dtype=np.uint16)
     if str(dataset.SegmentationType) == "LABELMAP":
-        for place, (_, values) in zip(stack.places, _label_frames(dataset), strict=True):
+        for place, (_, values) in zip(stack.places, _label_frames(dataset, path), strict=True):
             array[place] = values
         known = {segment.number for segment in segments}
         unnamed = sorted(set(np.unique(array).tolist()) - known - {0})
@@ -140,22 +146,26 @@ def _open_segmentation(path: Path) -> Any:
             f"{path}: expected a label map, found a DICOM segmentation (SEG), which is read with highdicom. Install "
             "maisi-aug[dicom]."
         ) from error
+    dataset = open_dicom(path)
+    require_pixels(dataset, path)
     try:
-        return highdicom.seg.segread(path)
-    except Exception as error:  # highdicom raises whatever its checks meet
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        with content_errors(path):
+            return highdicom.seg.Segmentation.from_dataset(dataset, copy=False)
+    except ContentError as error:
         raise VolumeError(
-            f"{path}: expected a DICOM segmentation that highdicom reads, found: {reason}. Export it again."
+            f"{path}: expected a DICOM segmentation that highdicom reads, found: {error}. Export it again."
         ) from error
 
 
-def _label_frames(dataset: Any) -> Iterator[tuple[int, NDArray[Any]]]:
+def _label_frames(dataset: Any, path: Path) -> Iterator[tuple[int, NDArray[Any]]]:
     """Every frame's segment, 0 in a label map, and its values, ``(row, column)``."""
     is_label_map = str(dataset.SegmentationType) == "LABELMAP"
-    for number, item in enumerate(dataset.PerFrameFunctionalGroupsSequence, start=1):
-        groups = item if "SegmentIdentificationSequence" in item else dataset.SharedFunctionalGroupsSequence[0]
-        segment = 0 if is_label_map else int(groups.SegmentIdentificationSequence[0].ReferencedSegmentNumber)
-        yield segment, np.asarray(dataset.get_stored_frame(number))
+    for number, item in enumerate(items_of(dataset, "PerFrameFunctionalGroupsSequence"), start=1):
+        with content_errors(path):
+            groups = item if "SegmentIdentificationSequence" in item else dataset.SharedFunctionalGroupsSequence[0]
+            segment = 0 if is_label_map else int(groups.SegmentIdentificationSequence[0].ReferencedSegmentNumber)
+            values = np.asarray(dataset.get_stored_frame(number))
+        yield segment, values
 
 
 def _paint_segments(
@@ -163,9 +173,9 @@ def _paint_segments(
 ) -> None:
     """Write segments of one frame each over each other, ``(slice, row, column)``, in place."""
     is_fractional = str(dataset.SegmentationType) == "FRACTIONAL"
-    threshold = MIN_SHARE * float(dataset.MaximumFractionalValue) if is_fractional else 1.0
+    threshold = MIN_SHARE * whole_number(dataset, "MaximumFractionalValue", path) if is_fractional else 1.0
     # Packed eight to a byte: all segments of a whole body are kept at once.
-    packed = [(number, np.packbits(values >= threshold)) for number, values in _label_frames(dataset)]
+    packed = [(number, np.packbits(values >= threshold)) for number, values in _label_frames(dataset, path)]
     counts: dict[int, int] = {}
     for number, bits in packed:
         counts[number] = counts.get(number, 0) + int(np.bitwise_count(bits).sum())
@@ -208,10 +218,10 @@ def _step_along(onto: Grid, direction: Sequence[float]) -> float | None:
 # Structure sets.
 
 
-def _list_structures(dataset: Dataset) -> dict[int, _Segment]:
+def _list_structures(dataset: Dataset, path: Path) -> dict[int, _Segment]:
     """Structures by ROI number; their ids are these, or 1, 2, ... where a number is no id of a label map."""
-    items = list(dataset.get("StructureSetROISequence") or ())
-    numbers = [int(item.ROINumber) for item in items]
+    items = items_of(dataset, "StructureSetROISequence")
+    numbers = [_roi_number(item, "ROINumber", path) for item in items]
     is_id = all(0 < number <= MAX_ID for number in numbers)
     structures = {}
     for place, (number, item) in enumerate(zip(numbers, items, strict=True), start=1):
@@ -220,12 +230,22 @@ def _list_structures(dataset: Dataset) -> dict[int, _Segment]:
     return structures
 
 
+def _roi_number(item: Dataset, keyword: str, path: Path) -> int:
+    """A structure's number, which may be negative."""
+    value = item.get(keyword)
+    if not isinstance(value, int):
+        raise VolumeError(
+            f"{path}: expected a whole number as {keyword}, found {value!r}. Export the structures again."
+        )
+    return int(value)
+
+
 def _read_structures(path: Path, onto: Grid) -> DrawnLabels:
     """Contours drawn on the CT's slices; a contour inside another one of its structure is a hole."""
     dataset = read_header(path)
-    structures = _list_structures(dataset)
+    structures = _list_structures(dataset, path)
     names = {structure.number: structure.name for structure in structures.values()}
-    contours, others = _list_contours(dataset, structures, onto)
+    contours, others = _list_contours(dataset, structures, onto, path)
     if not contours:
         raise VolumeError(f"{path}: expected closed contours, found none. Export the structures again.")
     if others:
@@ -254,18 +274,24 @@ def _read_structures(path: Path, onto: Grid) -> DrawnLabels:
 
 
 def _list_contours(
-    dataset: Dataset, structures: Mapping[int, _Segment], onto: Grid
+    dataset: Dataset, structures: Mapping[int, _Segment], onto: Grid, path: Path
 ) -> tuple[list[tuple[_Segment, NDArray[np.float64]]], set[str]]:
     """Closed contours in voxel indices of a grid, ``(points, 3)``, and the names of structures with other ones."""
     to_index = np.linalg.inv(onto.affine[:3, :3]).T
     contours: list[tuple[_Segment, NDArray[np.float64]]] = []
     others: set[str] = set()
-    for item in dataset.get("ROIContourSequence") or ():
-        structure = structures.get(int(item.ReferencedROINumber))
+    for item in items_of(dataset, "ROIContourSequence"):
+        structure = structures.get(_roi_number(item, "ReferencedROINumber", path))
         if structure is None:
             continue
-        for contour in item.get("ContourSequence") or ():
-            points = np.asarray(contour.get("ContourData") or (), dtype=np.float64)
+        for contour in items_of(item, "ContourSequence"):
+            with content_errors(path):
+                points = np.asarray(contour.get("ContourData") or (), dtype=np.float64)
+            if points.ndim != 1 or points.size % 3 or not (np.abs(points) <= MAX_VALUE).all():
+                raise VolumeError(
+                    f"{path}, '{structure.name}': expected contours of points in mm, found {points.size} numbers that "
+                    "are none. Export the structures again."
+                )
             if str(contour.get("ContourGeometricType", "")).upper() in _CLOSED and points.size >= _TRIANGLE:
                 world = points.reshape(-1, 3) * _LPS_TO_RAS
                 contours.append((structure, (world - onto.affine[:3, 3]) @ to_index))

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import BeforeValidator, PositiveInt, Strict
+from pydantic import BeforeValidator, Field, Strict
 
+from maisi_aug.system.content import spells_number
 from maisi_aug.system.models import PositiveFinite
 
 MAX_SPACING_MM = 100.0
+MAX_SIDE = 8192
+"""Voxels along a side of any grid; the bundle's limits are below."""
 
 
 def read_shape(value: object) -> object:
@@ -20,7 +23,7 @@ def read_shape(value: object) -> object:
     if not isinstance(value, str):
         return value
     parts = _split(value, "128x96x80")
-    if not all(part.isdecimal() and int(part) > 0 for part in parts):
+    if not all(spells_number(part) and int(part) > 0 for part in parts):
         raise ValueError(f"expected three sides in voxels such as 128x96x80, found '{value}'")
     return tuple(map(int, parts))
 
@@ -50,7 +53,8 @@ def _split(text: str, example: str) -> list[str]:
     return parts
 
 
-ShapeField = Annotated[tuple[PositiveInt, PositiveInt, PositiveInt], Strict(False), BeforeValidator(read_shape)]
+_Side = Annotated[int, Field(ge=1, le=MAX_SIDE)]
+ShapeField = Annotated[tuple[_Side, _Side, _Side], Strict(False), BeforeValidator(read_shape)]
 """Voxels along I, J, K."""
 SpacingField = Annotated[
     tuple[PositiveFinite, PositiveFinite, PositiveFinite], Strict(False), BeforeValidator(read_spacing)

@@ -10,82 +10,24 @@ from __future__ import annotations
 
 import warnings
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from maisi_aug.errors import GridError, VolumeError
+from maisi_aug.system.content import ContentError, read_bounded, reason_of
 from maisi_aug.system.whole_files import open_whole
 from maisi_aug.volumes.dicom_files import DICOM_SUFFIXES, is_dicom, is_label_object
 from maisi_aug.volumes.grid import Grid, spell_grid
-from maisi_aug.volumes.nifti_facts import PLAUSIBLE_MM, affine_of
-from maisi_aug.volumes.nrrd_facts import require_nrrd_frame
+from maisi_aug.volumes.itk_files import read_itk_grid, read_with_itk
+from maisi_aug.volumes.nifti_facts import PLAUSIBLE_MM
+from maisi_aug.volumes.nifti_files import parse_nifti, read_nifti_grid, read_stored_geometry
 from maisi_aug.volumes.orientation import turn_to_ras
-
-
-def decompress_gzip(content: bytes, max_bytes: int | None = None) -> bytes:
-    """All gzip members of a file, checksums verified; ``gzip`` itself would hold three copies.
-
-    Args:
-        content: The file's bytes.
-        max_bytes: What they may unpack to; None for any.
-
-    Raises:
-        ValueError: They unpack to more.
-        EOFError: A member is cut off.
-        zlib.error: A member is damaged.
-    """
-    parts: list[bytes] = []
-    num_bytes = 0
-    while content[:2] == b"\x1f\x8b":
-        member = zlib.decompressobj(wbits=31)
-        # One byte more than may come, since zlib takes 0 for "all of it".
-        parts.append(member.decompress(content, 0 if max_bytes is None else max_bytes - num_bytes + 1))
-        num_bytes += len(parts[-1])
-        if max_bytes is not None and num_bytes > max_bytes:
-            raise ValueError(f"it unpacks to more than {max_bytes / 1e6:.0f} MB")
-        if not member.eof:
-            raise EOFError("compressed data ends too early")
-        content = member.unused_data
-    return parts[0] if len(parts) == 1 else b"".join(parts)
-
-
-def require_complete_metaimage(path: Path) -> None:
-    """Raise when an uncompressed MetaImage has too few bytes: ITK would fill the rest with whatever it finds.
-
-    Raises:
-        VolumeError: The file is shorter than its header says.
-    """
-    if path.suffix.lower() not in (".mha", ".mhd"):
-        return
-    fields: dict[str, str] = {}
-    header_bytes = 0
-    with path.open("rb") as file:
-        for line in file:
-            header_bytes += len(line)
-            name, _, value = line.decode("latin-1").partition("=")
-            fields[name.strip().lower()] = value.strip()
-            if name.strip().lower() == "elementdatafile":
-                break
-    source = fields.get("elementdatafile", "")
-    if fields.get("compresseddata", "false").lower() == "true" or not source or source.startswith("LIST"):
-        return
-    width = {"CHAR": 1, "SHORT": 2, "INT": 4, "FLOAT": 4, "LONG": 8, "DOUBLE": 8}
-    kind = fields.get("elementtype", "").removeprefix("MET_").removeprefix("U")
-    if kind not in width:
-        return
-    expected = width[kind] * int(np.prod([int(side) for side in fields["dimsize"].split()]))
-    if source.upper() == "LOCAL":
-        found = path.stat().st_size - header_bytes
-    else:
-        found = (path.parent / source).stat().st_size if (path.parent / source).exists() else 0
-    if found < expected:
-        raise VolumeError(f"{path}: expected {expected} bytes of voxels, found {found}. Replace the file.")
-
 
 NIFTI_SUFFIXES = (".nii.gz", ".nii")
 READABLE_SUFFIXES = (*NIFTI_SUFFIXES, ".nrrd", ".nhdr", ".mha", ".mhd", *DICOM_SUFFIXES)
@@ -95,12 +37,14 @@ READABLE_SUFFIXES = (*NIFTI_SUFFIXES, ".nrrd", ".nhdr", ".mha", ".mhd", *DICOM_S
 IMAGE_COMPRESSION = 1
 LABEL_MAP_COMPRESSION = 6
 
-_MAX_HEADER_BYTES = 540
-
+MAX_SIDE = 2**20
+"""Voxels along an axis; whatever a header says."""
 ROUNDING = 1e-3
 """Labels that are stored as fractions or with a scale come back no farther from whole numbers."""
 
-_LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
+Kind = Literal["dicom", "nifti", "itk"]
+Stored = tuple[NDArray[Any], NDArray[np.float64]]
+"""An array with its axes as they are stored, and its affine to RAS+ mm."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -158,19 +102,13 @@ def load_image(path: Path | str) -> Volume:
 
 
 def load_grid(path: Path | str) -> Grid:
-    """Geometry of what ``load_image`` gives; of NIfTI and DICOM the headers alone are read.
+    """Geometry of what ``load_image`` gives, from the headers alone.
 
     Raises:
         VolumeError: The file cannot be read.
     """
     path = Path(path)
-    if path.is_file() and path.name.lower().endswith(NIFTI_SUFFIXES):
-        volume = _read(lambda: _parse_header(path), path)
-    elif path.is_dir() or is_dicom(path):
-        volume = _read(lambda: _lay_out_dicom(path), path)
-    else:
-        volume = _load_volume(path)
-    return right_angled_grid(volume.grid)
+    return right_angled_grid(_read(lambda: _lay_out(path), path).grid)
 
 
 def load_label_map(path: Path | str, *, image: Path | None = None) -> Volume:
@@ -192,7 +130,9 @@ def load_label_map(path: Path | str, *, image: Path | None = None) -> Volume:
     if path.is_file() and is_label_object(path):
         from maisi_aug.volumes.dicom_labels import read_drawn_labels
 
-        drawn = read_drawn_labels(path, None if image is None else load_grid(image))
+        grid = None if image is None else load_grid(image)
+        with _in_a_sentence(path):
+            drawn = read_drawn_labels(path, grid)
         return _straighten_labels(_to_label_map(Volume(drawn.array, drawn.grid), str(path)), path)
     return _straighten_labels(_to_label_map(_load_volume(path), str(path)), path)
 
@@ -207,7 +147,8 @@ def load_drawn_names(path: Path) -> dict[int, str]:
         return {}
     from maisi_aug.volumes.dicom_labels import read_drawn_names
 
-    return read_drawn_names(path)
+    with _in_a_sentence(path):
+        return read_drawn_names(path)
 
 
 def right_angled_grid(grid: Grid) -> Grid:
@@ -247,15 +188,13 @@ def load_stored_grid(path: Path | str) -> Grid:
     Raises:
         VolumeError: The file cannot be read.
     """
-    import nibabel as nib
-
     try:
-        image: Any = nib.load(path)
-        return Grid(image.shape[:3], image.affine)
-    except Exception as error:  # the reader raises whatever its parsers meet
-        reason = " ".join(str(error).split())[:200]
+        shape, affine = read_stored_geometry(Path(path))
+        return Grid(shape, affine)
+    except (OSError, ContentError, GridError) as error:
         raise VolumeError(
-            f"{path}: expected a readable NIfTI file, found a damaged or missing one ({reason}). Replace the file."
+            f"{path}: expected a readable NIfTI file, found a damaged or missing one ({reason_of(error)}). Replace the "
+            "file."
         ) from error
 
 
@@ -270,7 +209,7 @@ def decode_label_map(content: bytes, name: str, *, max_bytes: int) -> Volume:
     Raises:
         VolumeError: It cannot be read, unpacks to more, or holds values that are no labels.
     """
-    return _straighten_labels(_to_label_map(_read(lambda: _parse_nifti(content, name, max_bytes), name), name), name)
+    return _straighten_labels(_to_label_map(_read(lambda: parse_nifti(content, name, max_bytes), name), name), name)
 
 
 def _to_label_map(volume: Volume, subject: str) -> Volume:
@@ -290,62 +229,71 @@ def _to_label_map(volume: Volume, subject: str) -> Volume:
 
 def _load_volume(path: Path) -> Volume:
     """Read any supported file or folder and turn it to the closest RAS+ axes."""
+    readers: dict[Kind, Callable[[Path], Stored]] = {
+        "dicom": _read_dicom,
+        "nifti": lambda path: parse_nifti(read_bounded(path), path),
+        "itk": read_with_itk,
+    }
+    return _read(lambda: readers[_kind_of(path)](path), path)
+
+
+def _lay_out(path: Path) -> Stored:
+    """Shape, as an array that takes no memory, and affine of any supported file or folder."""
+    readers: dict[Kind, Callable[[Path], tuple[tuple[int, ...], NDArray[np.float64]]]] = {
+        "dicom": _lay_out_dicom,
+        "nifti": read_nifti_grid,
+        "itk": read_itk_grid,
+    }
+    shape, affine = readers[_kind_of(path)](path)
+    _require_three_sides(shape, path)
+    return np.broadcast_to(np.zeros((), dtype=np.uint8), shape), affine
+
+
+def _kind_of(path: Path) -> Kind:
+    """Who reads a file or folder.
+
+    Raises:
+        VolumeError: It is not there, or called like none that can be read.
+    """
     if not path.exists():
         raise VolumeError(f"{path}: expected an image file, found nothing there. Check the path.")
     if path.is_dir() or is_dicom(path):
-        return _read(lambda: _read_dicom(path), path)
+        return "dicom"
     if path.name.lower().endswith(NIFTI_SUFFIXES):
-        return _read(lambda: _parse_nifti(path.read_bytes(), path), path)
+        return "nifti"
     if is_readable_name(path):
-        return _read(lambda: _read_with_itk(path), path)
+        return "itk"
     raise VolumeError(
         f"{path}: expected one of {', '.join(READABLE_SUFFIXES)} or a DICOM folder, found another name. "
         "Convert or rename the file."
     )
 
 
-def _read(read: Callable[[], tuple[NDArray[Any], NDArray[np.float64]]], subject: Path | str) -> Volume:
-    """Turn what a reader gives to the closest RAS+ axes, and what it raises into one sentence."""
-    try:
+def _read(read: Callable[[], Stored], subject: Path | str) -> Volume:
+    """Turn what a reader gives to the closest RAS+ axes."""
+    with _in_a_sentence(subject):
         array, affine = read()
         return _reorient_to_ras(_require_three_axes(array, subject), affine, subject)
-    except VolumeError:
-        raise
+
+
+@contextmanager
+def _in_a_sentence(subject: Path | str) -> Iterator[None]:
+    """Put what is wrong with a file into one sentence.
+
+    Raises:
+        VolumeError: Naming the file.
+    """
+    try:
+        yield
     except GridError as error:
         raise VolumeError(f"{subject}: expected a usable geometry. {error}") from error
     except MemoryError as error:
         raise VolumeError(f"{subject}: expected an image that fits into memory, found a larger one.") from error
-    # The readers raise whatever their parsers meet (zlib.error, EOFError, KeyError, ...): all mean an unreadable file.
-    except Exception as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
+    except (OSError, ContentError) as error:
         raise VolumeError(
-            f"{subject}: expected a readable image, found a damaged or empty file ({reason[:200]}). Replace the file."
+            f"{subject}: expected a readable image, found a damaged or empty file ({reason_of(error)}). Replace the "
+            "file."
         ) from error
-
-
-def _parse_nifti(
-    content: bytes, subject: Path | str, max_bytes: int | None = None
-) -> tuple[NDArray[Any], NDArray[np.float64]]:
-    """Read NIfTI-1 or NIfTI-2; gzip is told by its content, and its checksum is verified."""
-    import nibabel as nib
-
-    if content[:2] == b"\x1f\x8b":
-        content = decompress_gzip(content, max_bytes)
-    header_size = {int.from_bytes(content[:4], "little"), int.from_bytes(content[:4], "big")}
-    image_class = nib.Nifti2Image if 540 in header_size else nib.Nifti1Image
-    image: Any = image_class.from_bytes(content)
-    affine = affine_of(image, content, subject)
-    return np.asarray(image.dataobj), affine
-
-
-def _parse_header(path: Path) -> tuple[NDArray[Any], NDArray[np.float64]]:
-    """Shape, as an array that takes no memory, and affine of a NIfTI file."""
-    import nibabel as nib
-
-    image: Any = nib.load(path)
-    with image.file_map["image"].get_prepare_fileobj("rb") as file:
-        stored = file.read(_MAX_HEADER_BYTES)
-    return np.broadcast_to(np.zeros((), dtype=np.uint8), image.shape), affine_of(image, stored, path)
 
 
 def _read_dicom(path: Path) -> tuple[NDArray[Any], NDArray[np.float64]]:
@@ -354,48 +302,28 @@ def _read_dicom(path: Path) -> tuple[NDArray[Any], NDArray[np.float64]]:
     return read_dicom_image(path)
 
 
-def _lay_out_dicom(path: Path) -> tuple[NDArray[Any], NDArray[np.float64]]:
+def _lay_out_dicom(path: Path) -> tuple[tuple[int, ...], NDArray[np.float64]]:
     from maisi_aug.volumes.dicom_image import read_dicom_grid
 
-    shape, affine = read_dicom_grid(path)
-    return np.broadcast_to(np.zeros((), dtype=np.uint8), shape), affine
-
-
-def _read_with_itk(path: Path) -> tuple[NDArray[Any], NDArray[np.float64]]:
-    """Read NRRD or MetaImage."""
-    import SimpleITK
-
-    require_complete_metaimage(path)
-    require_nrrd_frame(path)
-    return _from_itk(SimpleITK.ReadImage(str(path)))
-
-
-def _from_itk(image: Any) -> tuple[NDArray[Any], NDArray[np.float64]]:
-    """Array with the first axis first, and its voxel-to-RAS affine; ITK's world is LPS."""
-    import SimpleITK
-
-    if image.GetNumberOfComponentsPerPixel() != 1:
-        raise ValueError(f"one value per voxel needed, {image.GetNumberOfComponentsPerPixel()} stored")
-    array = np.asarray(SimpleITK.GetArrayFromImage(image)).T
-    num_axes = image.GetDimension()
-    direction = np.asarray(image.GetDirection()).reshape(num_axes, num_axes)
-    affine = np.eye(4)
-    used = min(num_axes, 3)
-    affine[:used, :used] = (direction * np.asarray(image.GetSpacing()))[:used, :used]
-    affine[:used, 3] = np.asarray(image.GetOrigin())[:used]
-    return array, _LPS_TO_RAS @ affine
+    return read_dicom_grid(path)
 
 
 def _require_three_axes(array: NDArray[Any], path: Path | str) -> NDArray[Any]:
     """The array without trailing axes of length one."""
-    while array.ndim > 3 and array.shape[-1] == 1:
-        array = array[..., 0]
-    if array.ndim != 3 or array.size == 0:
-        sides = "x".join(map(str, array.shape))
-        raise VolumeError(f"{path}: expected three axes, found {sides}. Split it into three-dimensional files.")
+    _require_three_sides(array.shape, path)
+    array = array.reshape(array.shape[:3])
     if array.dtype.kind not in "iubf":
         raise VolumeError(f"{path}: expected one number per voxel, found {array.dtype}. Convert the file.")
     return array
+
+
+def _require_three_sides(shape: Sequence[int], path: Path | str) -> None:
+    """Raise unless there are three axes, further ones of length one apart, of a length that scans have."""
+    if len(shape) < 3 or any(side != 1 for side in shape[3:]) or min(shape) < 1:
+        sides = "x".join(map(str, shape))
+        raise VolumeError(f"{path}: expected three axes, found {sides}. Split it into three-dimensional files.")
+    if max(shape) > MAX_SIDE:
+        raise VolumeError(f"{path}: expected at most {MAX_SIDE} voxels along an axis, found {max(shape)}. Replace it.")
 
 
 def _reorient_to_ras(array: NDArray[Any], affine: NDArray[np.float64], path: Path | str) -> Volume:

@@ -8,6 +8,7 @@ takes the sform only with code 1 or without a qform, and its spacing from ``pixd
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -29,11 +30,12 @@ SAME_PLACE_VOXELS = 0.1
 """sform and qform that place every voxel this close say the same."""
 
 
-def affine_of(image: Any, stored: bytes, subject: Path | str) -> NDArray[np.float64]:
+def affine_of(read: Any, sides: Sequence[int], stored: bytes, subject: Path | str) -> NDArray[np.float64]:
     """Voxel to RAS+ millimetres, with the units of the header.
 
     Args:
-        image: nibabel's image, NIfTI-1 or NIfTI-2.
+        read: nibabel's header, NIfTI-1 or NIfTI-2.
+        sides: Of the image.
         stored: The file's first bytes, at least its header's: nibabel clears the scale and mends steps on reading.
         subject: The file, for messages.
 
@@ -41,8 +43,7 @@ def affine_of(image: Any, stored: bytes, subject: Path | str) -> NDArray[np.floa
         VolumeError: The header tells no orientation, another spacing in ``pixdim`` than in the sform, a unit that
             makes no voxel of a CT, or an intercept that readers disagree on.
     """
-    size = int(image.header["sizeof_hdr"])
-    header = type(image.header)(stored[:size], endianness=image.header.endianness, check=False)
+    header = type(read)(stored[: read.sizeof_hdr], endianness=read.endianness, check=False)
     sform_code, qform_code = int(header["sform_code"]), int(header["qform_code"])
     if sform_code <= 0 and qform_code <= 0:
         raise VolumeError(
@@ -50,8 +51,8 @@ def affine_of(image: Any, stored: bytes, subject: Path | str) -> NDArray[np.floa
             "known: nibabel and ITK read such a file mirrored. Convert it again from DICOM, or set its sform code."
         )
     _require_one_scale(header, subject)
-    affine = np.asarray(image.affine, dtype=np.float64)
-    shape = [*image.shape[:3], 1, 1, 1][:3]
+    affine = np.asarray(read.get_best_affine(), dtype=np.float64)
+    shape = [*sides[:3], 1, 1, 1][:3]
     if sform_code > 0:
         _require_same_spacing(header, affine, shape, subject)
         if qform_code > 0:

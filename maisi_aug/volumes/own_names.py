@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from xml.etree import ElementTree
 
+from maisi_aug.system.content import spells_number
 from maisi_aug.volumes.image_files import NIFTI_SUFFIXES
 
 MAX_BYTES = 2**22
@@ -76,7 +77,7 @@ def _read_nrrd(path: Path) -> list[dict[int, str]]:
     segments: dict[str, dict[str, str]] = {}
     for segment, key, value in _NRRD_FIELD.findall(header.replace("\r", "")):
         segments.setdefault(segment, {})[key] = value.strip()
-    rows = [row for row in segments.values() if row.get("LabelValue", "").isdecimal() and row.get("Name")]
+    rows = [row for row in segments.values() if spells_number(row.get("LabelValue", "")) and row.get("Name")]
     if len({row.get("Layer", "0") for row in rows}) > 1:
         return []
     table = {int(row["LabelValue"]): row["Name"] for row in rows}

@@ -127,7 +127,7 @@ def test_cohort_file_is_a_recipe(tmp_path: Path) -> None:
         ("- liver\n", "expected a mapping of fields, found a list"),
         ("", "expected a mapping of fields, found nothing"),
         ("labels: [liver\nseed: 1\n", "expected YAML, found .* on line 2"),
-        ("labels: [liver]\nseed: 1\nseed: 2\n", "found the key 'seed' twice on line 1"),
+        ("labels: [liver]\nseed: 1\nseed: 2\n", "found the key 'seed' twice on line 3"),
         (
             "labels: !!python/object/apply:os.system ['true']\n",
             "expected YAML, found could not determine a constructor",
@@ -141,7 +141,7 @@ def test_unreadable_recipe_is_refused(tmp_path: Path, text: str, message: str) -
 
 def test_recipe_that_is_no_text_is_refused(tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(RecipeError, match=r"mine\.yaml: expected a readable recipe"):
+    with pytest.raises(RecipeError, match=r"mine\.yaml: expected YAML, found .*invalid start byte"):
         read_recipe(str(tmp_path / "mine.yaml"))
 
 

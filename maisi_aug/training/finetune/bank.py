@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import warnings
 from collections.abc import Mapping
@@ -18,6 +17,7 @@ from maisi_aug.bundle_spec.bundle import Bundle
 from maisi_aug.bundle_spec.references import default_bank
 from maisi_aug.bundle_spec.schema import MaskBankSpec
 from maisi_aug.preparation.prepared import PreparedDataset
+from maisi_aug.system.content import read_json
 from maisi_aug.system.whole_files import write_json_whole
 from maisi_aug.volumes.image_files import load_label_map, save_label_map
 
@@ -133,9 +133,9 @@ def _read_bank(base: Bundle) -> list[BankRow]:
     if bank is None:
         return []
     place, labels = Path(bank[0]), bank[1]
-    table = None if labels == IN_OWN_IDS else json.loads(Path(labels).read_text(encoding="utf-8"))
+    table = None if labels == IN_OWN_IDS else read_json(Path(labels))
     rows = []
-    for row in json.loads(place.read_text(encoding="utf-8"))["training"]:
+    for row in read_json(place)["training"]:
         listed = tuple(row["label_list"])
         ids = {label_id: label_id for label_id in listed}
         if table is not None:

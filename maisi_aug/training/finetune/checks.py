@@ -14,7 +14,9 @@ from maisi_aug.cohort.grid_preflight import check_grid
 from maisi_aug.cohort.request import differences
 from maisi_aug.errors import GridError, TrainingError
 from maisi_aug.preparation.prepared import PreparedDataset
+from maisi_aug.system.content import ContentError
 from maisi_aug.system.whole_files import write_text_whole
+from maisi_aug.system.yaml_content import read_yaml
 from maisi_aug.training.cases.taught_label import TaughtLabel
 from maisi_aug.training.finetune.settings import FinetuneConfig, FinetuneRequest
 from maisi_aug.training.loop.settings import FlowLossConfig
@@ -194,10 +196,10 @@ def open_run(folder: Path, described: dict[str, Any]) -> None:
     path = folder / SETTINGS_NAME
     if path.is_file():
         try:
-            before = yaml.safe_load(path.read_text(encoding="utf-8"))
+            before = read_yaml(path)
             before["configuration"].pop("num_pictures", None)  # which earlier versions told
             flat_before = _flatten(before)
-        except (OSError, UnicodeDecodeError, yaml.YAMLError, AttributeError, KeyError, TypeError) as error:
+        except (OSError, ContentError, AttributeError, KeyError, TypeError) as error:
             raise TrainingError(
                 f"{path}: expected the settings of a fine-tuning run, found: {error}. Choose another --out."
             ) from error

@@ -13,6 +13,7 @@ from scipy import ndimage
 from maisi_aug.bundle_spec.bundle import Bundle
 from maisi_aug.errors import TrainingError, VocabularyError, did_you_mean
 from maisi_aug.preparation.prepared import NewLabel, PreparedDataset
+from maisi_aug.system.content import spells_number
 from maisi_aug.training.cases.taught_label import Kind, TaughtLabel
 from maisi_aug.vocabulary.labels import BODY_ID, FREE_IDS, MAISI, SLOT_IDS, Label, lesion_word
 from maisi_aug.volumes.components import TOUCHING, bounding_box
@@ -109,7 +110,7 @@ def _known_id(source: Label, base: Bundle) -> int | None:
 
 def _read_slot(text: str, name: str) -> int:
     try:
-        slot = int(text) if text.isdecimal() else MAISI.id_of(text)
+        slot = int(text) if spells_number(text) else MAISI.id_of(text)
     except VocabularyError:
         slot = -1
     if not _is_bindable(slot):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -12,6 +11,7 @@ from maisi_aug.bundle_spec.bundle import grid_factor
 from maisi_aug.bundle_spec.decoding import latent_factor
 from maisi_aug.bundle_spec.grid_limits import GridSpec, find_shortfalls, join_words
 from maisi_aug.errors import TrainingError
+from maisi_aug.system.content import read_json
 from maisi_aug.system.whole_files import sha256_of, write_json_whole
 from maisi_aug.training.images.recipe import TrainingRecipe
 from maisi_aug.training.loop.run import CHECKPOINT_NAME
@@ -112,7 +112,7 @@ def require_same_settings(
         if name == stage:
             wanted[EARLIER_WEIGHTS] = _hash_earlier_weights(folder, name)
         if has_begun and path.exists():
-            known = json.loads(path.read_text(encoding="utf-8"))
+            known = read_json(path)
             if name == stage:
                 known.setdefault(EARLIER_WEIGHTS, wanted[EARLIER_WEIGHTS])
             else:

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from maisi_aug.errors import TrainingError
+from maisi_aug.networks.weight_files import load_torch_file
+from maisi_aug.system.content import ContentError
 from maisi_aug.training.loop.settings import VaeLossConfig
 
 # Layers of squeezenet1_1.features after which LPIPS compares, and the channels there.
@@ -130,10 +132,10 @@ def _read_heads(path: Path) -> list[Tensor]:
 
 def _read(path: Path, field: str) -> dict[str, Any]:
     try:
-        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch passes on whatever its unpickler stumbles over
+        state: dict[str, Any] = load_torch_file(path)
+    except (OSError, ContentError) as error:
         is_missing = isinstance(error, FileNotFoundError)
-        found = "none" if is_missing else f"what torch cannot read ({type(error).__name__})"
+        found = "none" if is_missing else f"what torch cannot read ({error})"
         raise TrainingError(
             f"vae.loss.{field}: expected a file of weights at {path}, found {found}. Nothing is downloaded: fetch the "
             "file, or set perceptual_weight: 0."

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from maisi_aug.errors import TrainingError
 from maisi_aug.networks.building import build_network, use_plain_layers
+from maisi_aug.networks.weight_files import load_torch_file
 from maisi_aug.networks.weights import StateDict
 from maisi_aug.system.progress import ReportPhase
 from maisi_aug.system.seeds import derive_seed
@@ -95,5 +96,5 @@ class StageFolder:
 
     def _load_weights(self, stage: str, role: str) -> dict[str, Tensor]:
         path = self._require_weights(stage, role)
-        state: dict[str, Tensor] = torch.load(path, map_location=self.device, weights_only=True)
+        state: dict[str, Tensor] = load_torch_file(path, device=self.device, mmap=False)
         return state

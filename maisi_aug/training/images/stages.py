@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from importlib.metadata import version
 from math import prod
@@ -18,6 +17,7 @@ from maisi_aug import __version__
 from maisi_aug.bundle_spec.bundle import Bundle, bind_slots, load_bundle
 from maisi_aug.networks.building import build_network, build_scheduler, keep_decoder_output_precise, use_plain_layers
 from maisi_aug.networks.weights import StateDict, write_bundle
+from maisi_aug.system.content import read_json
 from maisi_aug.system.seeds import derive_seed
 from maisi_aug.system.whole_files import sha256_of, write_json_whole
 from maisi_aug.training.cases.data import CaseStore, LatentSet
@@ -120,10 +120,7 @@ class TrainingFolder(StageFolder):
             "diffusion_unet": self._load_weights(self._unet_stage(), "diffusion_unet"),
             "controlnet": self._load_weights("controlnet", "controlnet"),
         }
-        summaries = {
-            stage: json.loads((self.folder / stage / "summary.json").read_text(encoding="utf-8"))
-            for stage in STAGE_NAMES
-        }
+        summaries = {stage: read_json(self.folder / stage / "summary.json") for stage in STAGE_NAMES}
         kept = {stage: summary["best_step"] for stage, summary in summaries.items() if "best_step" in summary}
         header = {
             "format": 1,

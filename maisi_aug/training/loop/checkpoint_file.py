@@ -9,6 +9,8 @@ from typing import Any
 import torch
 
 from maisi_aug.errors import TrainingError, VolumeError
+from maisi_aug.networks.weight_files import load_torch_file
+from maisi_aug.system.content import ContentError
 from maisi_aug.system.whole_files import open_whole
 from maisi_aug.training.loop.settings import LoopConfig
 
@@ -41,11 +43,10 @@ def read_checkpoint(path: Path, *, device: str) -> dict[str, Any]:
         TrainingError: torch cannot read it.
     """
     try:
-        content: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
-    except Exception as error:  # torch passes on whatever its unpickler stumbles over
-        kind = type(error).__name__
+        content: dict[str, Any] = load_torch_file(path, device=device, mmap=False)
+    except (OSError, ContentError) as error:
         raise TrainingError(
-            f"{path}: expected a checkpoint of this program, found what torch cannot read ({kind}). "
+            f"{path}: expected a checkpoint of this program, found what torch cannot read ({error}). "
             "Remove it to start anew."
         ) from error
     return content
@@ -74,7 +75,7 @@ def require_same_run(checkpoint: Mapping[str, Any], config: LoopConfig, *, num_s
 
 
 def _step_of(path: Path) -> int:
-    return int(torch.load(path, map_location="cpu", weights_only=True, mmap=True)["step"])
+    return int(load_torch_file(path)["step"])
 
 
 def _cause_of(error: BaseException) -> str:

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any, Self, TextIO
 
 from maisi_aug.errors import MissingExtraError, TrainingError
-from maisi_aug.system.whole_files import write_text_whole
+from maisi_aug.system.content import ContentError, parse_json, read_lines
+from maisi_aug.system.whole_files import write_whole
 
 LOG_NAME = "log.jsonl"
 TENSORBOARD_FOLDER = "tensorboard"
@@ -68,14 +69,15 @@ def _drop_later_steps(path: Path, last_step: int) -> None:
     if not path.exists():
         return
     kept = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in read_lines(path):
         try:
-            row = json.loads(line)
-        except json.JSONDecodeError:  # a line that a full disk or a kill has cut off
+            row = parse_json(line)
+            is_earlier = row["step"] <= last_step
+        except (ContentError, KeyError, TypeError):  # a line that a full disk or a kill has cut off
             continue
-        if row["step"] <= last_step:
-            kept.append(line + "\n")
-    write_text_whole(path, "".join(kept))
+        if is_earlier:
+            kept.append(line.rstrip(b"\r\n") + b"\n")
+    write_whole(path, b"".join(kept))
 
 
 def _open_writer(folder: Path, last_step: int) -> Any:

@@ -17,6 +17,7 @@ from maisi_aug.checkpoints.importing import LICENCE_FILE
 from maisi_aug.checkpoints.mask_networks import copy_without_masks, note_masks
 from maisi_aug.errors import BundleError, MaisiAugError, TrainingError
 from maisi_aug.networks.mask_conditions import SIZED_ORGANS
+from maisi_aug.system.content import read_json
 from maisi_aug.system.whole_folder import open_whole_folder
 from maisi_aug.training.masks.recipe import MaskTrainingRecipe
 from maisi_aug.training.masks.stages import MASK_STAGES, SUMMARY_NAME, MaskTrainingFolder
@@ -97,9 +98,7 @@ def _spell_sizes(sizes: np.ndarray[Any, np.dtype[np.float32]]) -> bytes:
 
 def _describe(run: MaskTrainingFolder) -> dict[str, Any]:
     """Where the networks come from, how good they are, and what volumes the sizes of organs stand for."""
-    summaries = {
-        stage: json.loads((run.folder / stage / SUMMARY_NAME).read_text(encoding="utf-8")) for stage in MASK_STAGES
-    }
+    summaries = {stage: read_json(run.folder / stage / SUMMARY_NAME) for stage in MASK_STAGES}
     organs = zip(SIZED_ORGANS, run.measure().organ_volumes_ml(), strict=True)
     return {
         "origin": TRAINED_HERE,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any, Literal, Unpack
 
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 
 from maisi_aug.errors import TrainingError
 from maisi_aug.networks.building import build_network, build_scheduler, use_plain_layers
+from maisi_aug.system.content import read_json
 from maisi_aug.system.whole_files import sha256_of, write_json_whole
 from maisi_aug.training.cases.data import load_or_encode
 from maisi_aug.training.images.stage_folder import StageFolder, StageOptions
@@ -187,7 +187,7 @@ class MaskTrainingFolder(StageFolder):
         if not (has_begun and path.exists()):
             write_json_whole(path, settings)
             return
-        before = json.loads(path.read_text(encoding="utf-8"))
+        before = read_json(path)
         differing = sorted(key for key in before.keys() | settings.keys() if before.get(key) != settings.get(key))
         if differing:
             raise TrainingError(

@@ -1,0 +1,184 @@
+"""Content that others wrote: read by libraries, within bounds, and with one kind of error for all that is wrong.
+
+Parsers raise whatever they meet on damaged input (``RecursionError``, ``struct.error``, ``KeyError``, ``zlib.error``,
+...). :func:`content_errors` is the one boundary around a call into them. Each reader then says in its own sentence what
+it expected, with the file's name, and :class:`ContentError` as the reason.
+
+What a file may cost is bounded before it is read: a document of N bytes takes at most some 30 N bytes of memory, since
+it has a largest length and is nested to a largest depth; YAML is in :mod:`maisi_aug.system.yaml_content`.
+"""
+
+from __future__ import annotations
+
+import json
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+from maisi_aug.errors import MaisiAugError
+
+MAX_JSON_BYTES: Final = 256 * 10**6
+"""A list of 100,000 cases, with what was done to each, takes a fifth of it."""
+MAX_LINE_BYTES: Final = 10**6
+"""Of a line in a file of JSON lines; a case's takes some thousand."""
+MAX_DEPTH: Final = 64
+_MAX_REASON: Final = 200
+_MAX_DIGITS: Final = 18
+
+
+def spells_number(value: object) -> bool:
+    """Whether a value is written as a whole number, not negative, of a length that any count or id has.
+
+    ``int`` takes digits of every script, too, but refuses thousands of them.
+    """
+    text = str(value)
+    return text.isdecimal() and len(text) <= _MAX_DIGITS
+
+
+class ContentError(MaisiAugError, ValueError):
+    """Content that cannot be read.
+
+    Its text is the reason alone, on one line, for the reader to put into a sentence; :attr:`path` is for whoever meets
+    it outside of one.
+    """
+
+    path: Path | None = None
+
+
+def reason_of(error: BaseException) -> str:
+    """What an error says, on one line and not too long; its type where it says nothing."""
+    if isinstance(error, RecursionError):
+        return "it is nested too deeply"
+    if isinstance(error, MemoryError):
+        return "it needs more memory than there is"
+    if isinstance(error, KeyError):
+        return f"it lacks {' '.join(str(error).split())[:_MAX_REASON]}"
+    return " ".join(str(error).split())[:_MAX_REASON] or type(error).__name__
+
+
+@contextmanager
+def content_errors(path: Path | None = None) -> Iterator[None]:
+    """Turn whatever a library raises at content that it cannot read into one kind of error.
+
+    Only calls into libraries belong inside: a mistake of this package's own would look like a damaged file. Errors of
+    the operating system, such as a missing file, and errors that say already what is wrong pass.
+
+    Args:
+        path: The file, for whoever meets the error outside of a reader's sentence.
+
+    Raises:
+        ContentError: With the reason.
+    """
+    try:
+        yield
+    except ContentError as error:
+        error.path = error.path or path
+        raise
+    except MaisiAugError:
+        raise
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        named = ContentError(reason_of(error))
+        named.path = path
+        raise named from error
+
+
+def read_bounded(path: Path, max_bytes: int | None = None) -> bytes:
+    """The bytes of a file; of any size by default.
+
+    Raises:
+        ContentError: It is larger, or is no file but a device or a pipe.
+        OSError: It is missing, a folder, or cannot be read.
+    """
+    about = path.stat()
+    if not stat.S_ISREG(about.st_mode) and not stat.S_ISDIR(about.st_mode):
+        raise ContentError("it is no file")
+    if max_bytes is not None and about.st_size > max_bytes:
+        raise ContentError(f"it has {about.st_size / 1e6:.0f} MB, more than {max_bytes / 1e6:.0f} MB")
+    return path.read_bytes()
+
+
+def read_text(path: Path, max_bytes: int = MAX_JSON_BYTES) -> str:
+    """The text of a file in UTF-8, with the line breaks of Unix.
+
+    Raises:
+        ContentError: It is larger, or no UTF-8.
+        OSError: It is missing or cannot be read.
+    """
+    with content_errors(path):
+        content = read_bounded(path, max_bytes)
+        return content.decode("utf-8").replace("\r\n", "\n").replace("\r", "\n")
+
+
+def read_lines(path: Path, max_bytes: int = MAX_LINE_BYTES) -> Iterator[bytes]:
+    """The lines of a file with their breaks, one after the other, so that the file may be of any length.
+
+    Raises:
+        ContentError: A line is longer.
+        OSError: The file is missing or cannot be read.
+    """
+    with path.open("rb") as file:
+        while line := file.readline(max_bytes + 1):
+            if len(line) > max_bytes:
+                raise ContentError(f"a line is longer than {max_bytes / 1e6:.0f} MB")
+            yield line
+
+
+def read_json(path: Path) -> Any:
+    """A JSON document.
+
+    Raises:
+        ContentError: It is no JSON, or beyond the bounds of this module.
+        OSError: The file is missing or cannot be read.
+    """
+    with content_errors(path):
+        return parse_json(read_bounded(path, MAX_JSON_BYTES))
+
+
+def parse_json(content: bytes) -> Any:
+    """A JSON document that is held in memory.
+
+    Raises:
+        ContentError: It is no JSON in UTF-8, is nested too deeply, has whole numbers beyond 64 bits, or text that is no
+            Unicode.
+    """
+    with content_errors():
+        document = json.loads(content.decode("utf-8"))
+    require_plain(document)
+    return document
+
+
+def require_plain(document: Any) -> None:
+    """Raise for what later code could not count with, compare or write: level by level, without recursion.
+
+    Raises:
+        ContentError: It is nested too deeply, has whole numbers beyond 64 bits, or text that is no Unicode.
+    """
+    level = [document]
+    for _ in range(MAX_DEPTH):
+        inner: list[Any] = []
+        for value in level:
+            if isinstance(value, dict):
+                inner += value.values()
+                for key in value:
+                    _require_text(key)
+            elif isinstance(value, list):
+                inner += value
+            elif isinstance(value, str):
+                _require_text(value)
+            elif isinstance(value, int) and not -(2**63) <= value < 2**64:
+                raise ContentError("it has a whole number of more than 64 bits")
+        if not inner:
+            return
+        level = inner
+    raise ContentError(f"it is nested more than {MAX_DEPTH} deep")
+
+
+def _require_text(text: Any) -> None:
+    if not isinstance(text, str) or text.isascii():
+        return
+    with content_errors():
+        text.encode("utf-8")
