@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from maisi_aug.cli.shared.bars import show_stages
+from maisi_aug.api.bars import show_stages
 from maisi_aug.cli.shared.label_map import split_rule, tell_old_spelling
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from maisi_aug.cli.shared.bars import show_stages
+from maisi_aug.api.bars import show_stages
 from maisi_aug.cli.shared.parsing import parse_shape, parse_spacing
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from maisi_aug.cli.shared.bars import show_stages
+from maisi_aug.api.bars import show_stages
 from maisi_aug.cli.shared.label_map import add_old_rules
 
 if TYPE_CHECKING:

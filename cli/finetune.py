@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from maisi_aug.cli.shared.bars import add_phase, add_training, open_bars, show_loading
+from maisi_aug.api.bars import add_phase, add_training, open_bars, show_loading
 from maisi_aug.cli.shared.completion import complete_bundles
 from maisi_aug.cli.shared.parsing import parse_shape
 from maisi_aug.errors import PreparationError, VocabularyError, did_you_mean
@@ -101,7 +101,7 @@ def _find_sources(text: str, organs: tuple[Path, ...]) -> Sources:
 
 
 def _prepare(sources: Sources, base: Bundle, folder: Path, labels: Sequence[str], rules: Sequence[str]) -> None:
-    from maisi_aug.cli.shared.progress import count_stages
+    from maisi_aug.api.progress import count_stages
     from maisi_aug.preparation.collecting import collect_cases
     from maisi_aug.preparation.mapping import name_new_labels, parse_rule
     from maisi_aug.preparation.run import PrepareRequest, claim_folder, plan_preparation, run_preparation

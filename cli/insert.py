@@ -148,7 +148,7 @@ def insert(
 
 
 def _run(config: InsertConfig, out: Path, *, device: str, as_json: bool, is_quiet: bool) -> None:
-    from maisi_aug.cli.shared.progress import CohortProgress
+    from maisi_aug.api.progress import CohortProgress
     from maisi_aug.cli.synthesize import describe_summary
     from maisi_aug.insertion.cohort import insert_cohort
     from maisi_aug.insertion.config import resolve_insertion

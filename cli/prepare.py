@@ -177,7 +177,7 @@ def prepare(
 
     Example: maisi-aug prepare --images ct --labels masks --map "1=kidney tumor" --organs totalseg --out prepared
     """
-    from maisi_aug.cli.shared.progress import count_stages
+    from maisi_aug.api.progress import count_stages
     from maisi_aug.preparation.collecting import Sources, collect_cases
     from maisi_aug.preparation.mapping import parse_rule
     from maisi_aug.preparation.run import PrepareRequest, plan_preparation

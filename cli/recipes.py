@@ -126,8 +126,8 @@ def require_plannable(config: CohortConfig, *, source: str) -> ResolvedCohort:
     Raises:
         RecipeError: Listing every label request that cannot be met.
     """
+    from maisi_aug.api.progress import CohortProgress
     from maisi_aug.bundle_spec.bundle import load_bundle
-    from maisi_aug.cli.shared.progress import CohortProgress
     from maisi_aug.cohort.requests import parse_requests
     from maisi_aug.cohort.resolve import resolve_cohort
 

@@ -28,7 +28,7 @@ def report(
 
     Example: maisi-aug report bench --out report.html
     """
-    from maisi_aug.cli.shared.bars import count_up
+    from maisi_aug.api.bars import count_up
     from maisi_aug.evaluation.report.build import build_report, require_own_report, write_report
 
     if out.suffix.lower() not in (".html", ".htm"):

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from maisi_aug.api.bars import show_loading
 from maisi_aug.cli.shared.balance import (
     Balance,
     BalanceAgainst,
@@ -22,7 +23,6 @@ from maisi_aug.cli.shared.balance import (
     balance_config,
     save_balance,
 )
-from maisi_aug.cli.shared.bars import show_loading
 from maisi_aug.cli.shared.completion import (
     complete_anatomy,
     complete_bundles,
@@ -462,7 +462,7 @@ def _run(
     is_quiet: bool,
 ) -> CohortSummary:
     with show_loading(is_quiet=is_quiet):
-        from maisi_aug.cli.shared.progress import CohortProgress
+        from maisi_aug.api.progress import CohortProgress
         from maisi_aug.cohort.resolve import resolve_cohort
         from maisi_aug.generate.run import synthesize_cohort
 

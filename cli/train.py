@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from maisi_aug.cli.shared.bars import add_phase, add_training, open_bars, show_loading
+from maisi_aug.api.bars import add_phase, add_training, open_bars, show_loading
 from maisi_aug.cli.shared.completion import complete_bundles, complete_training_recipes
 
 if TYPE_CHECKING:

@@ -19,7 +19,7 @@ PACKAGE = REPOSITORY / "maisi_aug"
 ROOMS = (
     *("errors", "system", "vocabulary", "volumes", "lesions", "pictures", "phantom"),
     *("bundle_spec", "bundles", "networks", "banks", "recipes", "cohort", "gates", "sources"),
-    *("generate", "preparation", "insertion", "training", "integrations", "evaluation", "cli", "__main__"),
+    *("generate", "preparation", "insertion", "training", "integrations", "evaluation", "api", "cli", "__main__"),
 )
 RANKS = {room: rank for rank, room in enumerate(ROOMS)}
 MAX_ENTRIES = 20

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from maisi_aug.cli.shared.label_map import split_rule, tell_old_spelling
 from maisi_aug.cli.shared.tables import open_table_console
-from maisi_aug.system.whole_files import write_text_whole
 
 if TYPE_CHECKING:
+    from maisi_aug.api.balancing import Balance
     from maisi_aug.cohort.balance import BalanceTarget, LabelBalance
     from maisi_aug.cohort.recipe import CohortConfig
     from maisi_aug.vocabulary.labels import Vocabulary
@@ -86,23 +85,6 @@ class BalanceFlags:
             raise typer.BadParameter(f"{name}: expected --balance-against beside it, found none. Add it.")
 
 
-@dataclass(frozen=True)
-class Balance:
-    """The balance of a cohort with a real dataset.
-
-    Attributes:
-        dataset: Its path.
-        labels: What each label has and gets.
-    """
-
-    dataset: Path
-    labels: tuple[LabelBalance, ...]
-
-    def to_json(self) -> dict[str, Any]:
-        """The balance as JSON types."""
-        return {"dataset": str(self.dataset), "labels": [label.to_json() for label in self.labels]}
-
-
 def balance_config(
     config: CohortConfig, flags: BalanceFlags, *, is_quiet: bool, needs_weights: bool = True
 ) -> tuple[CohortConfig, Balance | None]:
@@ -114,53 +96,20 @@ def balance_config(
     flags.require_use()
     if flags.against is None:
         return config, None
-    from maisi_aug.bundle_spec.bundle import load_bundle, load_outline
-    from maisi_aug.cli.shared.bars import count_up
-    from maisi_aug.cohort.balance import (
-        DEFAULT_MAX_LESIONS,
-        SizeBins,
-        count_lesions,
-        fill_deficits,
-        read_targets,
-        to_requests,
+    from maisi_aug.api.balancing import BalanceRequest, balance_cohort
+    from maisi_aug.api.bars import count_up
+
+    wanted = BalanceRequest(
+        flags.against,
+        lambda targets, vocabulary: parse_lesion_map(flags.mapping, targets, vocabulary),
+        parse_size_bins(flags.size_bins) if flags.size_bins else None,
+        flags.max_lesions,
     )
-    from maisi_aug.cohort.census import take_census
-    from maisi_aug.cohort.resolve import find_grid
-    from maisi_aug.cohort.source_rules import DEFAULT_NUM_CASES
-
-    _require_requests_in_mm(config)
-    vocabulary = (load_bundle if needs_weights else load_outline)(config.bundle).vocabulary
-    bins = SizeBins(parse_size_bins(flags.size_bins)) if flags.size_bins else SizeBins()
-    targets = read_targets(config.labels, vocabulary=vocabulary, bins=bins, least_ml=find_grid(config).voxel_ml)
     with count_up("measuring lesions", is_quiet=is_quiet) as report:
-        mapping = parse_lesion_map(flags.mapping, targets, vocabulary)
-        censuses = take_census(flags.against, targets, vocabulary=vocabulary, mapping=mapping, report=report)
-    max_lesions = flags.max_lesions or DEFAULT_MAX_LESIONS
-    counted = [
-        count_lesions(census, target, bins=bins, max_lesions=max_lesions)
-        for census, target in zip(censuses, targets, strict=True)
-    ]
-    labels = fill_deficits(counted, num_cases=config.num_cases or DEFAULT_NUM_CASES)
-    balance = Balance(flags.against, labels)
+        config, balance = balance_cohort(config, wanted, needs_weights=needs_weights, report=report)
     if flags.picture is not None:
-        save_balance_picture(balance, flags.picture)
-    return config.model_copy(update={"labels": to_requests(labels)}), balance
-
-
-def _require_requests_in_mm(config: CohortConfig) -> None:
-    from maisi_aug.cohort.source_rules import SOURCES_WITHOUT_REQUESTS
-    from maisi_aug.errors import RequestError
-
-    if config.mask_source in SOURCES_WITHOUT_REQUESTS:
-        raise RequestError(
-            f"--balance-against: expected a mask source that takes requests, found '{config.mask_source}'. Use "
-            "--mask-source plant, bank or diffusion."
-        )
-    if config.size_reference is not None:
-        raise RequestError(
-            "--balance-against: expected no size reference beside it, found one. The planned sizes are millimetres; "
-            "leave --size-reference out."
-        )
+        balance.save_picture(flags.picture)
+    return config, balance
 
 
 def parse_size_bins(text: str) -> tuple[float, ...]:
@@ -208,10 +157,6 @@ def _is_target(name: str, targets: Sequence[BalanceTarget], vocabulary: Vocabula
         return False
 
 
-BALANCE_NAME = "balance.json"
-PICTURE_NAME = "balance.png"
-
-
 def print_balance(balance: Balance) -> None:
     """Show what each label has, lacks and gets, by lesions per case and size."""
     console = open_table_console()
@@ -256,25 +201,3 @@ def _build_table(label: LabelBalance, dataset: Path) -> object:
 
 def _spell(real: int, planned: int, lacking: int) -> str:
     return f"{real}" + (f" (-{lacking})" if lacking else "") + (f" -> {real + planned}" if planned else "")
-
-
-def save_balance(balance: Balance, folder: Path) -> None:
-    """Write the balance of a cohort into its folder, as JSON and as a picture.
-
-    Raises:
-        VolumeError: When a file cannot be written.
-    """
-    write_text_whole(folder / BALANCE_NAME, json.dumps(balance.to_json(), indent=1) + "\n")
-    save_balance_picture(balance, folder / PICTURE_NAME)
-
-
-def save_balance_picture(balance: Balance, path: Path) -> None:
-    """Write the balance as a picture.
-
-    Raises:
-        VolumeError: When the file cannot be written.
-    """
-    from maisi_aug.cohort.balance_picture import draw_balance
-    from maisi_aug.pictures.preview import save_picture
-
-    save_picture(path, draw_balance(balance.labels, dataset=balance.dataset.resolve().name))

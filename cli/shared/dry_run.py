@@ -14,7 +14,7 @@ from maisi_aug.cli.shared.tables import open_table_console
 from maisi_aug.cohort.source_rules import GIVEN, NO_MAP
 
 if TYPE_CHECKING:
-    from maisi_aug.cli.shared.balance import Balance
+    from maisi_aug.api.balancing import Balance
     from maisi_aug.cohort.recipe import CohortConfig
     from maisi_aug.cohort.resolve import ResolvedCohort
     from maisi_aug.sources.given import MapOutlook
@@ -70,7 +70,7 @@ def look_at_cohort(cohort: ResolvedCohort, *, is_quiet: bool) -> list[MapOutlook
     Raises:
         BankError: None of the maps can be used.
     """
-    from maisi_aug.cli.shared.bars import count_up
+    from maisi_aug.api.bars import count_up
     from maisi_aug.sources.given import look_at_maps, open_given_source
 
     with count_up("reading label maps", is_quiet=is_quiet) as report:
@@ -144,7 +144,7 @@ def show_plan(
         as_json: Print JSON.
         is_quiet: Show no progress.
     """
-    from maisi_aug.cli.shared.progress import CohortProgress
+    from maisi_aug.api.progress import CohortProgress
     from maisi_aug.cohort.folder import find_cohort
     from maisi_aug.cohort.resolve import resolve_cohort
     from maisi_aug.generate.rehearsal import rehearse

@@ -10,7 +10,7 @@ from maisi_aug.cohort.plan import CasePlan
 from maisi_aug.cohort.recipe import CohortConfig
 from maisi_aug.cohort.resolve import ResolvedCohort, replan, resolve_cohort
 from maisi_aug.errors import CohortError
-from maisi_aug.generate.attempts import AttemptMaker, judge_drawn_image, open_source
+from maisi_aug.generate.attempts import AttemptMaker, judge_attempt, open_source
 from maisi_aug.integrations.reading.export_labels import LabelNumbering, number_labels
 from maisi_aug.integrations.reading.items import Pair
 from maisi_aug.sources.given import NoMap
@@ -93,12 +93,9 @@ class FreshMaker:
 
     def _try(self, maker: AttemptMaker, case: CasePlan, number: int, epoch: int) -> tuple[Pair | None, str]:
         attempt = maker.draw_image(maker.draw_map(maker.begin(case, number)))
-        if attempt.image_hu is None or attempt.drawn is None:
+        attempt = judge_attempt(self.cohort, attempt)
+        if attempt.reason or attempt.image_hu is None or attempt.drawn is None:
             return None, attempt.reason
-        verdicts = judge_drawn_image(self.cohort, attempt.case, attempt.drawn, attempt.image_hu)
-        reason = next((verdict.message for verdict in verdicts if not verdict.passed), "")
-        if reason:
-            return None, reason
         assert not isinstance(attempt.drawn, NoMap)
         metadata = {
             "case_id": f"fresh_{epoch:04d}_{case.index:05d}",

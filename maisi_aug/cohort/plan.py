@@ -10,7 +10,7 @@ cases together have the shares that were asked for.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from maisi_aug.cohort.requests import CaseRequest, LesionRequest, SizeRange, allot_cases, allot_more, parse_requests
@@ -210,6 +210,11 @@ def plan_bare_images(num_cases: int, *, first: int | None = None) -> CohortPlan:
     """Plan images that are drawn without a label map; a cohort that has grown was begun with the first of them."""
     cases = (CasePlan(_case_id(index, first or num_cases), index, "image only", (), ()) for index in range(num_cases))
     return CohortPlan(tuple(cases), ())
+
+
+def number_case(case: CasePlan, index: int) -> CasePlan:
+    """The same case at another place."""
+    return replace(case, case_id=_case_id(index, 1), index=index)
 
 
 def _case_id(index: int, num_cases: int) -> str:

@@ -196,6 +196,15 @@ class AttemptMaker:
         return replace(attempt, image_hu=image_hu, decoding=decoded[0].to_dict(), seconds=seconds)
 
 
+def judge_attempt(cohort: ResolvedCohort, attempt: Attempt) -> Attempt:
+    """Run the gates that need the image on an attempt that has one."""
+    if attempt.image_hu is None or attempt.drawn is None:
+        return attempt
+    verdicts = attempt.verdicts + judge_drawn_image(cohort, attempt.case, attempt.drawn, attempt.image_hu)
+    reason = attempt.reason or next((verdict.message for verdict in verdicts if not verdict.passed), "")
+    return replace(attempt, verdicts=verdicts, reason=reason)
+
+
 def judge_drawn_image(
     cohort: ResolvedCohort, case: CasePlan, drawn: DrawnMap | NoMap, image_hu: NDArray[np.int16]
 ) -> tuple[VerdictRecord, ...]:

@@ -17,7 +17,7 @@ from maisi_aug.cohort.folder import CohortFolder
 from maisi_aug.cohort.manifest import AttemptRecord, FileRecord, ManifestWriter, Status, VerdictRecord
 from maisi_aug.cohort.resolve import ResolvedCohort
 from maisi_aug.errors import CohortError, VolumeError
-from maisi_aug.generate.attempts import Attempt, judge_drawn_image
+from maisi_aug.generate.attempts import Attempt, judge_attempt
 from maisi_aug.pictures.preview import Caption, build_plain_preview, build_preview, save_picture
 from maisi_aug.sources.given import NoMap
 from maisi_aug.sources.plant_and_bank import DrawnMap
@@ -58,21 +58,31 @@ class CaseWriter:
             CohortError: When the disk is full or the folder cannot be written; the attempt leaves nothing behind.
         """
         started = perf_counter()
-        reason, verdicts = attempt.reason, attempt.verdicts
-        if attempt.image_hu is not None and attempt.drawn is not None:
-            verdicts += judge_drawn_image(self.cohort, attempt.case, attempt.drawn, attempt.image_hu)
-            reason = reason or next((verdict.message for verdict in verdicts if not verdict.passed), "")
         # A mask source has tried many anatomies before it gives up; another attempt would do no better. Nor would one
         # whose label map is given, where it is the map that fails.
         is_map_at_fault = attempt.case.map_index is not None and bool(attempt.reason)
         is_spent = attempt.number + 1 >= self.cohort.config.max_attempts
         is_last = attempt.drawn is None or is_map_at_fault or is_spent
-        status: Status = "accepted" if not reason else "rejected" if is_last else "retried"
+        return self.write(judge_attempt(self.cohort, attempt), is_last=is_last, started=started)
+
+    def write(self, attempt: Attempt, *, is_last: bool, started: float | None = None) -> AttemptRecord:
+        """Write the files of an attempt that has been judged, and record it.
+
+        Args:
+            attempt: With all its verdicts.
+            is_last: Whether no other attempt follows.
+            started: When the judgement began, by ``perf_counter``; now when not given.
+
+        Raises:
+            CohortError: When the disk is full or the folder cannot be written; the attempt leaves nothing behind.
+        """
+        started = perf_counter() if started is None else started
+        status: Status = "accepted" if not attempt.reason else "rejected" if is_last else "retried"
         written: list[Path] = []
         try:
-            files = self._write_files(attempt, verdicts, status, written)
+            files = self._write_files(attempt, attempt.verdicts, status, written)
             seconds = {**attempt.seconds, "files": perf_counter() - started}
-            record = self._build_record(attempt, status, reason, verdicts, files, seconds)
+            record = self._build_record(attempt, status, files, seconds)
             self.manifest.append(record)
         except (OSError, VolumeError) as error:
             for path in written:
@@ -144,8 +154,6 @@ class CaseWriter:
         self,
         attempt: Attempt,
         status: Status,
-        reason: str,
-        verdicts: tuple[VerdictRecord, ...],
         files: dict[str, FileRecord],
         seconds: dict[str, float],
     ) -> AttemptRecord:
@@ -171,8 +179,8 @@ class CaseWriter:
             request=attempt.case.request,
             lesions=attempt.lesions,
             required_ids=attempt.case.required_ids,
-            verdicts=verdicts,
-            reason=reason,
+            verdicts=attempt.verdicts,
+            reason=attempt.reason,
             mask_origin={} if attempt.drawn is None else attempt.drawn.origin,
             bundle=bundle.name,
             bundle_fingerprint=bundle.fingerprint,

@@ -8,7 +8,7 @@ user asks for another shape or spacing, it is cropped, padded or resampled, and 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -16,15 +16,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from maisi_aug.banks.folder_bank import FolderBank
-from maisi_aug.banks.label_map import BankMap
+from maisi_aug.banks.label_map import BankMap, BaseMap
 from maisi_aug.banks.organs import require_organs
+from maisi_aug.bundle_spec.references import bundle_distributions
 from maisi_aug.cohort.grid_preflight import check_grid
-from maisi_aug.cohort.plan import CasePlan, PlannedLesion
+from maisi_aug.cohort.plan import CasePlan, PlannedLesion, plan_from_texts
+from maisi_aug.cohort.preflight import require_drawable
 from maisi_aug.cohort.resolve import ResolvedCohort
 from maisi_aug.errors import BankError, GridError
 from maisi_aug.lesions.editing import describe_lesion, widen
-from maisi_aug.lesions.planting import PlantedLesion, measure_lesions
-from maisi_aug.sources.plant_and_bank import DrawnMap
+from maisi_aug.lesions.planting import LesionWish, PlantedLesion, measure_lesions
+from maisi_aug.sources.plant_and_bank import DrawnMap, PlantSource
 from maisi_aug.vocabulary.labels import BODY_ID, Vocabulary
 from maisi_aug.vocabulary.regions import REGION_LABELS
 from maisi_aug.vocabulary.sizes import diameter_mm
@@ -235,6 +237,64 @@ def open_given_source(cohort: ResolvedCohort) -> GivenSource:
     # The grid of a preset was compared with the bundle's when the cohort was resolved.
     find_unseen = _nothing_unseen if config.preset is not None else _compare_with(cohort)
     return GivenSource(bank, grids, cohort.plan.requested_ids, find_unseen)
+
+
+@dataclass(frozen=True, eq=False)
+class GivenBank:
+    """One given map as the anatomy that lesions are planted in: on its image's grid, not deformed.
+
+    Attributes:
+        name: Of the user's bank.
+        base: The map.
+        vocabulary: Meaning of its ids.
+        varies: True, so that nothing is deformed for variety.
+    """
+
+    name: str
+    base: BaseMap
+    vocabulary: Vocabulary
+    varies: bool = True
+
+    @property
+    def grid(self) -> Grid:
+        """Of the image."""
+        return self.base.grid
+
+    def draw_bases(self, lesions: Sequence[LesionWish], *, required_ids: Sequence[int], seed: int) -> Iterator[BaseMap]:
+        """The map, once."""
+        yield self.base
+
+
+def plant_in_given(cohort: ResolvedCohort, requests: Sequence[str]) -> tuple[ResolvedCohort, PlantSource]:
+    """Plant lesions of exact size in the only map of a cohort of given maps.
+
+    Args:
+        cohort: Of one given map.
+        requests: All for the same case.
+
+    Returns:
+        The cohort with the lesions in its plan, on the grid of the image; and the source of its label map.
+
+    Raises:
+        BankError: The map cannot be used.
+        RequestError, VocabularyError: A request cannot be met.
+    """
+    source = open_given_source(cohort)
+    case, drawn = source.take(cohort.plan.cases[0])
+    bank = GivenBank(
+        source.bank.name,
+        BaseMap(drawn.label_map, drawn.grid, {k: v for k, v in drawn.origin.items() if k not in ("source", "bank")}),
+        source.bank.vocabulary,
+    )
+    plan = plan_from_texts(
+        ["+".join(requests)],
+        vocabulary=bank.vocabulary,
+        num_cases=1,
+        seed=cohort.config.seed,
+        distributions=bundle_distributions(cohort.bundle),
+    )
+    require_drawable(plan, drawn.grid)
+    return replace(cohort, grid=drawn.grid, plan=plan), PlantSource(bank)
 
 
 def _compare_with(cohort: ResolvedCohort) -> FindUnseen:

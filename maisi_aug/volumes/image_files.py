@@ -273,6 +273,47 @@ def decode_label_map(content: bytes, name: str, *, max_bytes: int) -> Volume:
     return _straighten_labels(_to_label_map(_read(lambda: _parse_nifti(content, name, max_bytes), name), name), name)
 
 
+def take_image(image: Any, affine: Any = None, *, subject: str) -> Volume:
+    """An image that somebody holds in memory, turned to the closest RAS+ axes.
+
+    Args:
+        image: An array ``(I, J, K)`` or ``(1, I, J, K)``, or an image of nibabel, SimpleITK or MONAI, which has an
+            affine of its own.
+        affine: ``(4, 4)`` from voxel index to RAS+ millimetres.
+        subject: What to call it in messages.
+
+    Raises:
+        VolumeError: It is no volume, or its geometry is not known.
+    """
+    return _read(lambda: _lay_out(image, affine, subject), subject)
+
+
+def take_label_map(image: Any, affine: Any = None, *, subject: str) -> Volume:
+    """The same of a label map, judged as :func:`load_label_map` judges a file.
+
+    Raises:
+        VolumeError: It is no volume, holds values that are no labels, or its geometry is not known.
+    """
+    return _straighten_labels(_to_label_map(take_image(image, affine, subject=subject), subject), subject)
+
+
+def _lay_out(image: Any, affine: Any, subject: str) -> tuple[NDArray[Any], NDArray[np.float64]]:
+    """Array with three axes, and its voxel-to-RAS affine."""
+    if hasattr(image, "GetDirection"):
+        array, own = _from_itk(image)
+    else:
+        array = np.asarray(image.dataobj if hasattr(image, "dataobj") else image)
+        own = getattr(image, "affine", None)
+    chosen = own if affine is None else affine
+    if chosen is None:
+        raise VolumeError(
+            f"{subject}: expected its geometry, found an array alone. Give affine=, from voxel index to RAS+ mm."
+        )
+    if array.ndim == 4 and array.shape[0] == 1:  # a channel, as MONAI has it
+        array = array[0]
+    return array, np.asarray(chosen, dtype=np.float64)
+
+
 def _to_label_map(volume: Volume, subject: str) -> Volume:
     array = volume.array
     if array.dtype.kind == "f":

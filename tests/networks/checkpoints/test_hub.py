@@ -33,7 +33,7 @@ from tests.builders.hub_server import COMMIT, HubServer
 from tests.builders.tiny_bundle import write_tiny_bundle
 from tests.builders.tiny_checkpoints import FILES, SCALE_FACTOR, States, draw_states, narrow, saved, wrap
 
-REPOSITORY = Path(__file__).resolve().parents[2]
+REPOSITORY = Path(__file__).resolve().parents[3]
 
 
 @pytest.fixture(scope="module")

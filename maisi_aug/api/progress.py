@@ -1,27 +1,51 @@
-"""Progress of a run on stderr: a bar on a terminal, a line per case in a log, nothing when asked to be quiet."""
+"""Progress on stderr: bars on a terminal and in a notebook, a line per case in a log, nothing when asked to be quiet.
+
+Functions for Python take ``progress=``: True for bars where somebody looks, False for nothing, or something to call
+with ``(stage, done, total)``.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from time import monotonic
 from types import TracebackType
 from typing import Self
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import Progress as Bars
 
-from maisi_aug.cli.shared.bars import open_bars, tell_warnings
+from maisi_aug.api.bars import can_draw, open_bars, tell_warnings
 from maisi_aug.cohort.folder import LostCase
 from maisi_aug.cohort.manifest import AttemptRecord, Manifest
 from maisi_aug.generate.run import Listener
+from maisi_aug.system.progress import ReportStage, report_nothing
 
 
-class CohortProgress(Listener):
+class RunListener(Listener):
+    """A listener that also hears what goes on before a run; does nothing unless a method is overridden."""
+
+    def measures(self, done: int, total: int) -> None:
+        """Another file of the size or the HU reference has been measured."""
+
+    def tries(self, done: int, total: int) -> None:
+        """Another label map of a plan has been tried."""
+
+    def advises(self, sentence: str) -> None:
+        """The user should know something of the bundle or of the images."""
+
+
+Progress = bool | ReportStage | RunListener
+"""What ``progress=`` takes."""
+
+
+class CohortProgress(RunListener):
     """Shows how a cohort comes along, with cases per minute and the time that is left."""
 
-    def __init__(self, *, is_quiet: bool) -> None:
+    def __init__(self, *, is_quiet: bool, tells_warnings: bool = True) -> None:
         self._console = Console(stderr=True, quiet=is_quiet)
+        self._tells_warnings = tells_warnings
         columns = (
             TextColumn("{task.description}"),
             BarColumn(),
@@ -29,8 +53,8 @@ class CohortProgress(Listener):
             TimeElapsedColumn(),
             TextColumn("{task.fields[pace]}"),
         )
-        self._has_bar = self._console.is_terminal and not is_quiet
-        self._bar = Progress(*columns, console=self._console, disable=not self._has_bar)
+        self._has_bar = can_draw(self._console) and not is_quiet
+        self._bar = Bars(*columns, console=self._console, disable=not self._has_bar)
         self._warnings = ExitStack()
         self._task: TaskID | None = None
         self._opening: TaskID | None = None
@@ -38,7 +62,8 @@ class CohortProgress(Listener):
         self._first_at: float | None = None
 
     def __enter__(self) -> Self:
-        self._warnings.enter_context(tell_warnings(self._console))
+        if self._tells_warnings:
+            self._warnings.enter_context(tell_warnings(self._console))
         self._bar.start()
         self._opening = self._bar.add_task("opening the cohort", total=None, pace="")
         return self
@@ -48,6 +73,10 @@ class CohortProgress(Listener):
     ) -> None:
         self._bar.stop()
         self._warnings.close()
+
+    def advises(self, sentence: str) -> None:
+        """Say it."""
+        self._console.print(f"Note: {sentence}", highlight=False, markup=False, soft_wrap=True)
 
     def measures(self, done: int, total: int) -> None:
         """Another file of the size or the HU reference has been measured."""
@@ -136,14 +165,67 @@ def _clock(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
+class _Forward(RunListener):
+    """Tells a function how a run goes."""
+
+    def __init__(self, report: ReportStage) -> None:
+        self._report = report
+        self._num_cases = self._num_settled = 0
+
+    def measures(self, done: int, total: int) -> None:
+        self._report("measuring the reference", done, total)
+
+    def tries(self, done: int, total: int) -> None:
+        self._report("trying label maps", done, total)
+
+    def starts(self, num_cases: int, manifest: Manifest) -> None:
+        self._num_cases, self._num_settled = num_cases, len(manifest.settled_indices)
+        self._report("cases", self._num_settled, num_cases)
+
+    def steps(self, case_id: str, done: int, total: int) -> None:
+        self._report(case_id, done, total)
+
+    def records(self, record: AttemptRecord) -> None:
+        self._num_settled += record.status != "retried"
+        self._report("cases", self._num_settled, self._num_cases)
+
+
+def listen_to_run(progress: Progress) -> AbstractContextManager[RunListener]:
+    """What a run that Python began tells its progress to. Warnings stay warnings."""
+    if isinstance(progress, RunListener):
+        return nullcontext(progress)
+    if not isinstance(progress, bool):
+        return nullcontext(_Forward(progress))
+    if progress and _is_watched():
+        return CohortProgress(is_quiet=False, tells_warnings=False)
+    return nullcontext(RunListener())
+
+
+def listen_to_stages(progress: Progress) -> AbstractContextManager[ReportStage]:
+    """The same of work that is counted by stages."""
+    if isinstance(progress, RunListener):
+        return nullcontext(report_nothing)
+    if not isinstance(progress, bool):
+        return nullcontext(progress)
+    if progress and _is_watched():
+        return count_stages(is_quiet=False, tells_warnings=False)
+    return nullcontext(report_nothing)
+
+
+def _is_watched() -> bool:
+    """Whether somebody looks: at a terminal or a notebook, and not at a log."""
+    console = Console(stderr=True)
+    return console.is_terminal or console.is_jupyter
+
+
 @contextmanager
-def count_stages(*, is_quiet: bool) -> Iterator[Callable[[str, int, int], None]]:
+def count_stages(*, is_quiet: bool, tells_warnings: bool = True) -> Iterator[ReportStage]:
     """A bar per stage of some work on a terminal; in a log, a line when a stage is done."""
     console = Console(stderr=True, quiet=is_quiet)
-    has_bar = console.is_terminal and not is_quiet
+    has_bar = can_draw(console) and not is_quiet
     tasks: dict[str, TaskID] = {}
     begun: dict[str, float] = {}
-    with open_bars(is_shown=has_bar) as bar:
+    with open_bars(is_shown=has_bar, is_telling=tells_warnings) as bar:
 
         def report(stage: str, done: int, total: int) -> None:
             if stage not in tasks:
