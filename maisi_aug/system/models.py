@@ -92,7 +92,7 @@ def _describe(details: ErrorDetails, path: str, keys: list[str], if_missing: str
             return f"{place}expected a value, found none. {if_missing}"
         case "value_error":
             names_place = message.partition(":")[0].partition(" ")[0].startswith(path)
-            return f"{'' if names_place else place}{message.removesuffix('.')}."
+            return f"{'' if names_place else place}{message}{'' if message.endswith(('.', '?')) else '.'}"
         case "tuple_type":
             message = "a list"
         case "model_type" | "dict_type" | "model_attributes_type":
