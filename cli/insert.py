@@ -23,16 +23,12 @@ def insert(
 
     Example: maisi-aug insert --into CTS --labels "lung nodule:6-20mm" -n 20 --out cohort
     """
+    from maisi_aug.api.insertion import make_insertion
     from maisi_aug.api.progress import CohortProgress
     from maisi_aug.cli.synthesize import describe_summary
-    from maisi_aug.insertion.cohort import insert_cohort
-    from maisi_aug.insertion.config import resolve_insertion
 
     with CohortProgress(is_quiet=quiet) as progress:
-        cohort = resolve_insertion(config)
-        for note in cohort.backgrounds.notes if not quiet else ():
-            typer.echo(f"Note: {note}", err=True)
-        summary = insert_cohort(cohort, out, device=device, listener=progress)
+        summary = make_insertion(config, out, device=device, listener=progress)
     typer.echo(json.dumps(summary.to_json(), indent=1) if as_json else describe_summary(summary))
     if not summary.is_complete:
         raise typer.Exit(1)

@@ -13,7 +13,6 @@ import typer
 
 from maisi_aug.api.bars import show_loading
 from maisi_aug.cli.shared.balance import (
-    Balance,
     BalanceAgainst,
     BalanceFlags,
     BalancePicture,
@@ -21,7 +20,6 @@ from maisi_aug.cli.shared.balance import (
     MaxLesionsOption,
     SizeBinsOption,
     balance_config,
-    save_balance,
 )
 from maisi_aug.cli.shared.completion import (
     complete_anatomy,
@@ -30,7 +28,7 @@ from maisi_aug.cli.shared.completion import (
     complete_presets,
     complete_recipes,
 )
-from maisi_aug.cli.shared.dry_run import require_folder, show_plan
+from maisi_aug.cli.shared.dry_run import show_plan
 from maisi_aug.cli.shared.label_map import LabelRules
 from maisi_aug.cli.shared.parsing import (
     parse_decode_window,
@@ -46,9 +44,7 @@ from maisi_aug.cohort.source_rules import NO_MAP
 
 if TYPE_CHECKING:
     from maisi_aug.cohort.recipe import CohortConfig
-    from maisi_aug.cohort.resolve import ResolvedCohort
     from maisi_aug.generate.run import CohortSummary
-    from maisi_aug.networks.acceleration import Compiler
 
 _WHAT, _MASKS, _IMAGES, _GATES, _RUN = "What to make", "Label maps", "Images", "Quality gates", "Run"
 
@@ -398,7 +394,16 @@ def synthesize(
         show_plan(config, balance, out, may_resume=resume, as_json=as_json, is_quiet=quiet)
         return
     out = _require_out(out)
-    summary = _run(config, balance, out, device, compile_with.value, may_resume=resume, verify=verify, is_quiet=quiet)
+    summary = _run(
+        config,
+        out,
+        balance=balance,
+        device=device,
+        compiler=compile_with.value,
+        may_resume=resume,
+        verify=verify,
+        is_quiet=quiet,
+    )
     typer.echo(json.dumps(summary.to_json(), indent=1) if as_json else describe_summary(summary))
     if not summary.is_complete:
         raise typer.Exit(1)
@@ -450,38 +455,13 @@ def _read_config(recipe: str | None, flags: dict[str, Any]) -> CohortConfig:
     return load_recipe(recipe, flags) if recipe is not None else build_config(override({}, flags), source="synthesize")
 
 
-def _run(
-    config: CohortConfig,
-    balance: Balance | None,
-    out: Path,
-    device: str,
-    compiler: Compiler,
-    *,
-    may_resume: bool,
-    verify: bool,
-    is_quiet: bool,
-) -> CohortSummary:
+def _run(config: CohortConfig, out: Path, *, is_quiet: bool, **how: Any) -> CohortSummary:
     with show_loading(is_quiet=is_quiet):
         from maisi_aug.api.progress import CohortProgress
-        from maisi_aug.cohort.resolve import resolve_cohort
-        from maisi_aug.generate.run import synthesize_cohort
+        from maisi_aug.api.synthesis import make_cohort
 
-    require_folder(out, may_resume=may_resume)
     with CohortProgress(is_quiet=is_quiet) as progress:
-        cohort = resolve_cohort(config, out, report_file=progress.measures)
-        for advice in _find_advice(cohort) if not is_quiet else ():
-            typer.echo(f"Note: {advice}", err=True)
-        summary = synthesize_cohort(cohort, out, device=device, compiler=compiler, listener=progress, verify=verify)
-    if balance is not None:
-        save_balance(balance, out)
-    return summary
-
-
-def _find_advice(cohort: ResolvedCohort) -> list[str]:
-    """What the bundle wants its user to know."""
-    bundle = cohort.bundle
-    found = [bundle.advice, bundle.advice_without_map if cohort.config.mask_source == NO_MAP else ""]
-    return [" ".join(text.split()) for text in found if text]
+        return make_cohort(config, out, listener=progress, **how)
 
 
 def describe_summary(summary: CohortSummary) -> str:

@@ -11,7 +11,7 @@ import typer
 
 from maisi_aug.cli.shared.balance import print_balance
 from maisi_aug.cli.shared.tables import open_table_console
-from maisi_aug.cohort.source_rules import GIVEN, NO_MAP
+from maisi_aug.cohort.source_rules import NO_MAP
 
 if TYPE_CHECKING:
     from maisi_aug.api.balancing import Balance
@@ -64,19 +64,6 @@ def print_plan_table(cohort: ResolvedCohort) -> None:
 MAX_NAMES = 4
 
 
-def look_at_cohort(cohort: ResolvedCohort, *, is_quiet: bool) -> list[MapOutlook]:
-    """Read the maps of a cohort's plan behind a bar.
-
-    Raises:
-        BankError: None of the maps can be used.
-    """
-    from maisi_aug.api.bars import count_up
-    from maisi_aug.sources.given import look_at_maps, open_given_source
-
-    with count_up("reading label maps", is_quiet=is_quiet) as report:
-        return look_at_maps(open_given_source(cohort), cohort.plan.cases, report)
-
-
 def print_given_table(cohort: ResolvedCohort, outlooks: Sequence[MapOutlook]) -> None:
     """Show each map with its own grid, that of its image, and its labels; name those that cannot be used."""
     from rich.table import Table
@@ -116,15 +103,6 @@ def _spell(shape: Shape, spacing_mm: Spacing) -> str:
     return f"{' x '.join(map(str, shape))} at {' x '.join(f'{side:.4g}' for side in spacing_mm)} mm"
 
 
-def require_folder(out: Path, *, may_resume: bool) -> None:
-    """Raise unless a folder is new, empty or, where a run may go on, a cohort's."""
-    from maisi_aug.cohort.folder import read_cohort_document
-    from maisi_aug.errors import CohortError
-
-    if read_cohort_document(out) is not None and not may_resume:
-        raise CohortError(f"{out}: expected a new folder because of --no-resume, found a cohort. Choose another --out.")
-
-
 def show_plan(
     config: CohortConfig,
     balance: Balance | None,
@@ -145,18 +123,11 @@ def show_plan(
         is_quiet: Show no progress.
     """
     from maisi_aug.api.progress import CohortProgress
-    from maisi_aug.cohort.folder import find_cohort
-    from maisi_aug.cohort.resolve import resolve_cohort
-    from maisi_aug.generate.rehearsal import rehearse
+    from maisi_aug.api.synthesis import look_ahead
 
-    if out is not None:
-        require_folder(out, may_resume=may_resume)
     with CohortProgress(is_quiet=is_quiet) as progress:
-        cohort = resolve_cohort(config, out, report_file=progress.measures, needs_weights=False)
-        if out is not None:
-            find_cohort(out, cohort.to_document())  # raises where the run would be refused
-        outlooks = look_at_cohort(cohort, is_quiet=is_quiet) if config.mask_source == GIVEN else []
-        rehearse(cohort, progress.tries)
+        outlook = look_ahead(config, out, may_resume=may_resume, listener=progress)
+    cohort, outlooks = outlook.cohort, outlook.maps
     if not cohort.bundle.is_fetched:
         typer.echo(
             f"Note: {cohort.bundle.name} is not on this machine yet. Before the cohort can be made, run "

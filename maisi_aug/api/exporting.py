@@ -33,7 +33,7 @@ def export_nnunet(
     include_anatomy: bool = False,
     copy: bool = False,
     like: str | Path | None = None,
-    label_map: LabelRules | None = None,
+    map: LabelRules | None = None,  # noqa: A002 - what the command calls it
     absent: Sequence[str] | None = None,
     ratio: float | None = None,
     max_per_label: int | None = None,
@@ -57,7 +57,7 @@ def export_nnunet(
         include_anatomy: Without ``like``: every organ as well.
         copy: Without ``like``: copy the images instead of hard-linking them.
         like: Real raw dataset, by folder, number or name.
-        label_map: With ``like``: label of the real dataset -> its name in the cohort; by name when not given.
+        map: With ``like``: label of the real dataset -> its name in the cohort; by name when not given.
         absent: With ``like``: labels of the real dataset that no synthetic body holds.
         ratio: With ``like``: synthetic cases per real case.
         max_per_label: With ``like``: most synthetic cases of a label.
@@ -74,7 +74,7 @@ def export_nnunet(
     """
     alone: dict[str, Any] = {"labels": labels, "include_anatomy": include_anatomy, "copy": copy}
     beside: dict[str, Any] = {
-        "map": label_map,
+        "map": map,
         "absent": absent,
         "ratio": ratio,
         "max_per_label": max_per_label,
@@ -107,7 +107,7 @@ def export_nnunet(
         name=name,
         out=target,
         preprocessed=None if preprocessed is None else Path(preprocessed),
-        labels=to_rules(label_map),
+        labels=_to_rules(map),
         absent=absent or (),
         ratio=ratio,
         max_per_label=max_per_label,
@@ -123,7 +123,7 @@ def export_monai(
     out: str | Path,
     *,
     like: str | Path | None = None,
-    label_map: LabelRules | None = None,
+    map: LabelRules | None = None,  # noqa: A002 - what the command calls it
     absent: Sequence[str] = (),
     labels: Sequence[str] = (),
     include_anatomy: bool = False,
@@ -135,7 +135,7 @@ def export_monai(
         cohorts: A cohort or its folder, or several.
         out: New or empty folder.
         like: nnU-Net raw dataset of real cases: they make up the folds, and its labels the numbers.
-        label_map: With ``like``: label of the real dataset -> its name in the cohort; by name when not given.
+        map: With ``like``: label of the real dataset -> its name in the cohort; by name when not given.
         absent: With ``like``: labels of the real dataset that no synthetic case holds.
         labels: Names or ids to export; those that the cohort was asked for when empty.
         include_anatomy: Every organ as well.
@@ -151,7 +151,7 @@ def export_monai(
             folders_of(cohorts),
             Path(out),
             like=None if like is None else Path(like),
-            label=to_rules(label_map),
+            label=_to_rules(map),
             absent=absent,
             labels=labels,
             include_anatomy=include_anatomy,
@@ -186,7 +186,7 @@ def export_dicom(
         return export(folders_of(cohorts), Path(out), labels=labels, include_anatomy=include_anatomy, notify=notify)
 
 
-def to_rules(label_map: LabelRules | None) -> list[str]:
+def _to_rules(label_map: LabelRules | None) -> list[str]:
     """``LABEL=NAME`` each."""
     if isinstance(label_map, Mapping):
         return [f"{label}={name}" for label, name in label_map.items()]
@@ -198,4 +198,4 @@ def _require_none(given: Mapping[str, Any], *, is_like: bool) -> None:
     for option, value in given.items():
         if value is not None and value is not False:
             flag = "--" + option.replace("_", "-")
-            raise RequestError(f"{flag}: expected {_PLACES[is_like]} only, found it in the other case. Leave it out.")
+            raise RequestError(f"{flag} can only be used {_PLACES[is_like]}. Leave it out.")

@@ -5,21 +5,24 @@ from __future__ import annotations
 import inspect
 import os
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ParamSpec, TypeVar
+from textwrap import indent
+from typing import Any, ParamSpec, TypeVar, get_args, get_origin
 
 import numpy as np
 from pydantic import BaseModel
 
-from maisi_aug.errors import RecipeError, did_you_mean
+from maisi_aug.errors import MaisiAugError, RecipeError, did_you_mean
+from maisi_aug.system.models import explain_problems
 
 P = ParamSpec("P")
 R = TypeVar("R")
+Model = TypeVar("Model", bound=BaseModel)
 
 
 def takes_fields_of(model: type[BaseModel], *, but: Sequence[str] = ()) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """Show the fields of a model, with their types and defaults, in place of a function's ``**fields``.
+    """Show the fields of a model, with types and descriptions, in place of a function's ``**fields``.
 
-    ``help`` and the completion of notebooks read the signature, so that a new field needs no second mention.
+    ``help`` and the completion of notebooks read signature and docstring, so that a new field needs no second mention.
 
     Args:
         model: What the function builds from its ``**fields``.
@@ -30,12 +33,16 @@ def takes_fields_of(model: type[BaseModel], *, but: Sequence[str] = ()) -> Calla
         signature = inspect.signature(function)
         own = [part for part in signature.parameters.values() if part.kind is not inspect.Parameter.VAR_KEYWORD]
         names = {part.name for part in own}.union(but)
-        fields = [
+        fields = {name: field for name, field in model.model_fields.items() if name not in names}
+        shown = [
             inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=field.annotation)
-            for name, field in model.model_fields.items()
-            if name not in names
+            for name, field in fields.items()
         ]
-        function.__signature__ = signature.replace(parameters=[*own, *fields])  # type: ignore[attr-defined]
+        function.__signature__ = signature.replace(parameters=[*own, *shown])  # type: ignore[attr-defined]
+        described = [f"{name}: {' '.join(one.description.split())}" for name, one in fields.items() if one.description]
+        if described:
+            heading = f"\n\nFields, of maisi_aug.{model.__module__.removeprefix('maisi_aug.')}.{model.__name__}:\n"
+            function.__doc__ = inspect.cleandoc(function.__doc__ or "") + heading + indent("\n".join(described), "    ")
         return function
 
     return show
@@ -47,15 +54,46 @@ def require_known(function: Callable[..., object], fields: Mapping[str, Any]) ->
     Raises:
         RecipeError: Naming the closest ones.
     """
-    known = list(inspect.signature(function).parameters)
+    known = [name for name in inspect.signature(function).parameters if name != "self"]
+    subject = function.__qualname__.removesuffix(".__call__")
     for name in fields:
         if name not in known:
             hint = did_you_mean(name, known) or f" The keywords are {', '.join(known)}."
-            raise RecipeError(f"{function.__name__}: expected a known keyword, found '{name}'.{hint}")
+            raise RecipeError(f"{subject}: expected a known keyword, found '{name}'.{hint}")
+
+
+def build_model(model: type[Model], values: Mapping[str, Any], *, source: str, error: type[MaisiAugError]) -> Model:
+    """A configuration of what Python gave.
+
+    Raises:
+        MaisiAugError: Of the class ``error``, with everything that is wrong.
+    """
+    with explain_problems(model, source, error, kind="request", if_missing="Give it."):
+        return model.model_validate(to_fields(model, values))
+
+
+def to_fields(model: type[BaseModel], values: Mapping[str, Any]) -> dict[str, Any]:
+    """Values as a model's fields hold them; None is as if not given.
+
+    Paths become text and NumPy's numbers Python's. Where a field holds any number of texts, one stands for itself, and
+    a mapping for ``key=value`` each.
+    """
+    fields = {}
+    for name, value in values.items():
+        if value is None:
+            continue
+        plain = to_plain(value)
+        if name in model.model_fields and _holds_texts(model.model_fields[name].annotation):
+            if isinstance(plain, dict):
+                plain = tuple(f"{key}={item}" for key, item in plain.items())
+            elif isinstance(plain, str):
+                plain = (plain,)
+        fields[name] = plain
+    return fields
 
 
 def to_plain(value: Any) -> Any:
-    """Paths as text and NumPy's numbers as Python's, inside of lists and mappings too: what configurations hold."""
+    """Paths as text and NumPy's numbers as Python's, inside of sequences and mappings too."""
     if isinstance(value, os.PathLike):
         return os.fspath(value)
     if isinstance(value, np.generic):
@@ -65,10 +103,13 @@ def to_plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {to_plain(key): to_plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple | np.ndarray):
-        return [to_plain(item) for item in value]
+        return tuple(to_plain(item) for item in value)
     return value
 
 
-def to_texts(value: str | Sequence[str]) -> list[str]:
-    """One text or several as several."""
-    return [value] if isinstance(value, str) else [str(to_plain(text)) for text in value]
+def _holds_texts(annotation: Any) -> bool:
+    """Whether a type is, or may be, a tuple of any length."""
+    arguments = get_args(annotation)
+    if get_origin(annotation) is tuple:
+        return arguments[-1:] == (Ellipsis,)
+    return any(_holds_texts(part) for part in arguments if part is not Ellipsis)

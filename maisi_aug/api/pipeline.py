@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from maisi_aug.api.keywords import require_known, takes_fields_of, to_texts
+from maisi_aug.api.keywords import require_known, takes_fields_of
 from maisi_aug.api.progress import Progress, RunListener, listen_to_run
 from maisi_aug.api.results import Case, SavedCase
 from maisi_aug.api.synthesis import read_config
@@ -131,7 +131,7 @@ class Pipeline:
             MaisiAugError: The sentence that the command prints.
         """
         require_known(Pipeline.__call__, fields)
-        wanted = to_texts(plant)
+        wanted = [plant] if isinstance(plant, str) and plant else list(plant)
         fields = {"seed": seed, "bundle": str(self.bundle.path), "precision": self.networks.precision, **fields}
         with listen_to_run(progress) as listener, _as_file(label_map, affine, ct) as path:
             if path is not None:

@@ -6,8 +6,9 @@ with ``(stage, done, total)``.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from functools import partial
 from time import monotonic
 from types import TracebackType
 from typing import Self
@@ -16,11 +17,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bars
 
-from maisi_aug.api.bars import can_draw, open_bars, tell_warnings
+from maisi_aug.api.bars import add_phase, add_training, can_draw, open_bars, tell_warnings
 from maisi_aug.cohort.folder import LostCase
 from maisi_aug.cohort.manifest import AttemptRecord, Manifest
 from maisi_aug.generate.run import Listener
-from maisi_aug.system.progress import ReportStage, report_nothing
+from maisi_aug.system.progress import Report, ReportStage, report_nothing
 
 
 class RunListener(Listener):
@@ -210,6 +211,69 @@ def listen_to_stages(progress: Progress) -> AbstractContextManager[ReportStage]:
     if progress and _is_watched():
         return count_stages(is_quiet=False, tells_warnings=False)
     return nullcontext(report_nothing)
+
+
+class TrainingDisplay:
+    """Shows how a training comes along: sentences, a bar for each phase, and one for its steps."""
+
+    def __init__(
+        self, *, is_shown: bool = True, tells_warnings: bool = True, report: ReportStage | None = None
+    ) -> None:
+        """Begin without bars; they are there inside a ``with`` block.
+
+        Args:
+            is_shown: Draw bars, or print lines in their place where there is no terminal.
+            tells_warnings: Print what our own modules warn of.
+            report: Called instead.
+        """
+        self._is_shown, self._tells_warnings, self._report = is_shown and report is None, tells_warnings, report
+        self._console = Console(stderr=True, quiet=not self._is_shown)
+        self._bars: Bars | None = None
+        self._open = ExitStack()
+
+    def __enter__(self) -> Self:
+        tells = self._is_shown and self._tells_warnings
+        self._bars = self._open.enter_context(open_bars(is_shown=self._is_shown, is_telling=tells))
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._open.close()
+        self._bars = None
+
+    def say(self, sentence: str) -> None:
+        """Print a sentence, above the bars if there are any."""
+        console = self._console if self._bars is None or not self._is_shown else self._bars.console
+        console.print(sentence, markup=False, highlight=False, soft_wrap=True)
+
+    def count_stages(self) -> AbstractContextManager[ReportStage]:
+        """Of work that comes before the training."""
+        if self._report is not None:
+            return nullcontext(self._report)
+        return count_stages(is_quiet=not self._is_shown, tells_warnings=self._is_shown and self._tells_warnings)
+
+    def add_phase(self, name: str) -> Report:
+        """A further bar, for work whose total is told with its first report."""
+        if self._report is not None:
+            return partial(self._report, name)
+        assert self._bars is not None
+        return add_phase(self._bars, name)
+
+    def add_training(self, name: str, num_steps: int) -> Callable[[int, dict[str, float]], None]:
+        """A further bar, for the steps of the training."""
+        if (report := self._report) is not None:
+            return lambda step, figures: report(name, step, num_steps)
+        assert self._bars is not None
+        return add_training(self._bars, name, num_steps)
+
+
+def show_training(progress: Progress) -> TrainingDisplay:
+    """What a training that Python began is shown on. Warnings stay warnings."""
+    if isinstance(progress, bool):
+        return TrainingDisplay(is_shown=progress and _is_watched(), tells_warnings=False)
+    report = report_nothing if isinstance(progress, RunListener) else progress
+    return TrainingDisplay(tells_warnings=False, report=report)
 
 
 def _is_watched() -> bool:

@@ -107,21 +107,21 @@ class SavedCase(Case):
         self.files = {role: folder / file.path for role, file in record.files.items()}
 
     @cached_property
-    def image(self) -> NDArray[np.int16]:  # type: ignore[override]
+    def image(self) -> NDArray[np.int16]:
         """``(I, J, K)`` in HU."""
         from maisi_aug.volumes.image_files import load_image
 
         return load_image(self.files["image"]).array
 
     @cached_property
-    def label_map(self) -> NDArray[np.uint8] | None:  # type: ignore[override]
+    def label_map(self) -> NDArray[np.uint8] | None:
         """``(I, J, K)`` vocabulary ids of the full label map; None for an image drawn without."""
         from maisi_aug.volumes.image_files import load_label_map
 
         return load_label_map(self.files["anatomy"]).array if "anatomy" in self.files else None
 
     @cached_property
-    def grid(self) -> Grid:  # type: ignore[override]
+    def grid(self) -> Grid:
         """Shape and affine of both, from the image's header."""
         from maisi_aug.volumes.image_files import load_grid
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from maisi_aug.api.balancing import Balance, BalanceRequest, balance_cohort
-from maisi_aug.api.keywords import require_known, takes_fields_of, to_plain, to_texts
+from maisi_aug.api.keywords import require_known, takes_fields_of, to_fields
 from maisi_aug.api.progress import Progress, RunListener, listen_to_run
 from maisi_aug.api.results import Cohort
 from maisi_aug.cohort.folder import find_cohort, read_cohort_document
@@ -31,7 +31,7 @@ def synthesize(
     out: str | Path,
     recipe: str | Path | None = None,
     balance_against: str | Path | None = None,
-    lesion_map: Mapping[str | int, str] | None = None,
+    map: Mapping[str | int, str] | None = None,  # noqa: A002 - what every command calls it
     size_bins_mm: Sequence[float] | None = None,
     max_lesions: int | None = None,
     device: str = "auto",
@@ -57,7 +57,7 @@ def synthesize(
         recipe: Name or file of a recipe, or a ``cohort.yaml``; what else is given stands above it.
         balance_against: Real dataset whose missing lesions are made: an nnU-Net raw dataset by path, number or name, or
             a folder of label maps. ``labels`` then names the lesions alone.
-        lesion_map: Label of that dataset, by id or name -> the lesion's name here; found by name when not given.
+        map: Label of that dataset, by id or name -> the lesion's name here; found by name when not given.
         size_bins_mm: Edges of the lesion sizes that are balanced.
         max_lesions: Most lesions that a case holds that balances a dataset.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
@@ -81,7 +81,7 @@ def synthesize(
     balance = None
     with listen_to_run(progress) as listener:
         if balance_against is not None:
-            wanted = _read_balance(balance_against, lesion_map, size_bins_mm, max_lesions)
+            wanted = _read_balance(balance_against, map, size_bins_mm, max_lesions)
             config, balance = balance_cohort(config, wanted, report=listener.measures)
         summary = make_cohort(
             config,
@@ -103,7 +103,7 @@ def plan(
     out: str | Path | None = None,
     recipe: str | Path | None = None,
     balance_against: str | Path | None = None,
-    lesion_map: Mapping[str | int, str] | None = None,
+    map: Mapping[str | int, str] | None = None,  # noqa: A002 - what every command calls it
     size_bins_mm: Sequence[float] | None = None,
     max_lesions: int | None = None,
     progress: Progress = True,
@@ -127,7 +127,7 @@ def plan(
         out: Where the cohort would go; checked as a run would check it.
         recipe: A recipe to start from.
         balance_against: Real dataset to balance.
-        lesion_map: What its labels are.
+        map: What its labels are.
         size_bins_mm: Edges of the sizes.
         max_lesions: Most lesions of a case.
         progress: As for :func:`synthesize`.
@@ -140,7 +140,7 @@ def plan(
     config = read_config(labels, recipe, fields, source="plan")
     with listen_to_run(progress) as listener:
         if balance_against is not None:
-            wanted = _read_balance(balance_against, lesion_map, size_bins_mm, max_lesions)
+            wanted = _read_balance(balance_against, map, size_bins_mm, max_lesions)
             config, _ = balance_cohort(config, wanted, needs_weights=False, report=listener.measures)
         return look_ahead(config, None if out is None else Path(out), listener=listener).cohort.plan
 
@@ -153,12 +153,12 @@ def read_config(
     Raises:
         RecipeError: Listing every problem with its place.
     """
-    flags: dict[str, Any] = {"labels": to_texts(labels) or None}
-    for name, value in to_plain(fields).items():
+    flags: dict[str, Any] = {}
+    for name, value in to_fields(CohortConfig, {"labels": labels or None, **fields}).items():
         if name in SECTIONS and isinstance(value, dict):  # over the recipe's, field by field
             flags.update({f"{name}.{field}": item for field, item in value.items()})
         else:
-            flags[name] = [value] if name in ("anatomy", "body_region") and isinstance(value, str) else value
+            flags[name] = value
     if recipe is not None:
         return load_recipe(str(recipe), flags)
     return build_config(override({}, flags), source=source)

@@ -280,12 +280,9 @@ def plant_in_given(cohort: ResolvedCohort, requests: Sequence[str]) -> tuple[Res
         RequestError, VocabularyError: A request cannot be met.
     """
     source = open_given_source(cohort)
-    case, drawn = source.take(cohort.plan.cases[0])
-    bank = GivenBank(
-        source.bank.name,
-        BaseMap(drawn.label_map, drawn.grid, {k: v for k, v in drawn.origin.items() if k not in ("source", "bank")}),
-        source.bank.vocabulary,
-    )
+    _, drawn = source.take(cohort.plan.cases[0])
+    origin = {key: value for key, value in drawn.origin.items() if key not in ("source", "bank")}
+    bank = GivenBank(source.bank.name, BaseMap(drawn.label_map, drawn.grid, origin), source.bank.vocabulary)
     plan = plan_from_texts(
         ["+".join(requests)],
         vocabulary=bank.vocabulary,
