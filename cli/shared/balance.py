@@ -2,33 +2,23 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from maisi_aug.cli.shared.label_map import split_rule, tell_old_spelling
+from maisi_aug.api.balancing import Balance, BalanceOptions, balance_cohort
+from maisi_aug.cli.shared.label_map import tell_old_spelling
 from maisi_aug.cli.shared.tables import open_table_console
+from maisi_aug.system.options import split_rule
 
 if TYPE_CHECKING:
-    from maisi_aug.api.balancing import Balance
     from maisi_aug.cohort.balance import BalanceTarget, LabelBalance
     from maisi_aug.cohort.recipe import CohortConfig
     from maisi_aug.vocabulary.labels import Vocabulary
 
 _PANEL = "Balance"
-
-BalanceAgainst = Annotated[
-    Path | None,
-    typer.Option(
-        help="Real dataset (nnU-Net raw by path, number or name, or label maps) whose missing lesions are made, by "
-        "number per case and size.",
-        rich_help_panel=_PANEL,
-    ),
-]
 LesionMapOption = Annotated[
     list[str] | None,
     typer.Option(
@@ -39,93 +29,40 @@ LesionMapOption = Annotated[
         rich_help_panel=_PANEL,
     ),
 ]
-SizeBinsOption = Annotated[
-    str | None,
-    typer.Option(metavar="MM,MM,...", help="Edges of the sizes (default: 5,10,20,30,50,100).", rich_help_panel=_PANEL),
-]
-MaxLesionsOption = Annotated[
-    int | None,
-    typer.Option(min=1, help="Most lesions that a planned case holds (default: 3).", rich_help_panel=_PANEL),
-]
-BalancePicture = Annotated[
-    Path | None, typer.Option(metavar="PNG", help="File to draw the balance into.", rich_help_panel=_PANEL)
-]
-
-
-@dataclass(frozen=True)
-class BalanceFlags:
-    """What the user gave.
-
-    Attributes:
-        against: The real dataset; None where nothing is balanced.
-        mapping: ``LABEL=NAME`` once per lesion.
-        size_bins: Edges in mm, as typed.
-        max_lesions: Most lesions of a case.
-        picture: Where the balance is drawn.
-    """
-
-    against: Path | None
-    mapping: Sequence[str]
-    size_bins: str | None
-    max_lesions: int | None
-    picture: Path | None = None
-
-    def require_use(self) -> None:
-        """Raise where a flag would do nothing.
-
-        Raises:
-            typer.BadParameter: Naming it.
-        """
-        idle = {
-            "--size-bins": self.size_bins,
-            "--max-lesions": self.max_lesions,
-            "--balance-picture": self.picture,
-        }
-        for name in (name for name, value in idle.items() if value and self.against is None):
-            raise typer.BadParameter(f"{name}: expected --balance-against beside it, found none. Add it.")
 
 
 def balance_config(
-    config: CohortConfig, flags: BalanceFlags, *, is_quiet: bool, needs_weights: bool = True
+    config: CohortConfig,
+    options: BalanceOptions,
+    rules: Sequence[str] = (),
+    *,
+    is_quiet: bool,
+    needs_weights: bool = True,
 ) -> tuple[CohortConfig, Balance | None]:
     """The configuration with the requests that balance the dataset, and the balance.
+
+    Args:
+        config: The cohort as it is asked for.
+        options: The dataset, and how it is balanced.
+        rules: ``LABEL=NAME`` once per lesion.
+        is_quiet: Show no progress.
+        needs_weights: Whether the bundle's weights must be on this machine.
 
     Raises:
         BankError, RequestError, VocabularyError, VolumeError: When the dataset cannot be measured or balanced.
     """
-    flags.require_use()
-    if flags.against is None:
+    if options.against is None:
         return config, None
-    from maisi_aug.api.balancing import BalanceRequest, balance_cohort
     from maisi_aug.api.bars import count_up
 
-    wanted = BalanceRequest(
-        flags.against,
-        lambda targets, vocabulary: parse_lesion_map(flags.mapping, targets, vocabulary),
-        parse_size_bins(flags.size_bins) if flags.size_bins else None,
-        flags.max_lesions,
-    )
     with count_up("measuring lesions", is_quiet=is_quiet) as report:
-        config, balance = balance_cohort(config, wanted, needs_weights=needs_weights, report=report)
-    if flags.picture is not None:
-        balance.save_picture(flags.picture)
-    return config, balance
-
-
-def parse_size_bins(text: str) -> tuple[float, ...]:
-    """``5,10,20``, ``5,10,20mm`` or ``5mm,1cm,2cm`` as diameters in mm; a unit at the end is that of all without one.
-
-    Raises:
-        typer.BadParameter: When it is anything else.
-    """
-    from maisi_aug.vocabulary.sizes import SIZE_UNITS
-
-    parts = [re.fullmatch(r"\s*(\d+\.?\d*|\.\d+)\s*(mm|cm)?\s*", part) for part in text.lower().split(",")]
-    found = [part.groups() for part in parts if part is not None]
-    if len(found) < len(parts):
-        raise typer.BadParameter(f"--size-bins: expected diameters such as 5,10,20,30,50, found '{text}'.")
-    shared = found[-1][1] or "mm"
-    return tuple(float(number) * SIZE_UNITS[unit or shared][1] for number, unit in found)
+        return balance_cohort(
+            config,
+            options,
+            lambda targets, vocabulary: parse_lesion_map(rules, targets, vocabulary),
+            needs_weights=needs_weights,
+            report=report,
+        )
 
 
 def parse_lesion_map(texts: Sequence[str], targets: Sequence[BalanceTarget], vocabulary: Vocabulary) -> dict[str, str]:

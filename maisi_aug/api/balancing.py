@@ -3,53 +3,72 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any, Self
 
-from maisi_aug.bundle_spec.bundle import load_bundle, load_outline
-from maisi_aug.cohort.balance import (
-    DEFAULT_MAX_LESIONS,
-    BalanceTarget,
-    LabelBalance,
-    SizeBins,
-    count_lesions,
-    fill_deficits,
-    read_targets,
-    to_requests,
-)
-from maisi_aug.cohort.census import take_census
-from maisi_aug.cohort.recipe import CohortConfig
-from maisi_aug.cohort.resolve import find_grid
-from maisi_aug.cohort.source_rules import DEFAULT_NUM_CASES, SOURCES_WITHOUT_REQUESTS
+from pydantic import BeforeValidator, PositiveInt, model_validator
+
 from maisi_aug.errors import RequestError
+from maisi_aug.system.models import PositiveFinite, StrictModel
+from maisi_aug.system.options import Option
 from maisi_aug.system.progress import Report, report_nothing
 from maisi_aug.system.whole_files import write_text_whole
-from maisi_aug.vocabulary.labels import Vocabulary
+
+if TYPE_CHECKING:
+    from maisi_aug.cohort.balance import BalanceTarget, LabelBalance
+    from maisi_aug.cohort.recipe import CohortConfig
+    from maisi_aug.vocabulary.labels import Vocabulary
+
+    ReadMap = Callable[[Sequence[BalanceTarget], Vocabulary], dict[str, str]]
 
 BALANCE_NAME = "balance.json"
 PICTURE_NAME = "balance.png"
-
-ReadMap = Callable[[Sequence[BalanceTarget], Vocabulary], dict[str, str]]
-"""Which label of the dataset each lesion is, once it is known what is asked for; lesion -> label."""
+_PANEL = "Balance"
 
 
-@dataclass(frozen=True)
-class BalanceRequest:
-    """What a cohort is balanced with.
+def parse_size_bins(value: object) -> object:
+    """``5,10,20``, ``5,10,20mm`` or ``5mm,1cm,2cm`` as diameters in mm; a unit at the end is that of all without one.
 
-    Attributes:
-        dataset: The real dataset: an nnU-Net raw dataset by path, number or name, or a folder of label maps.
-        read_map: Says which label of it is which lesion; by name where it says nothing.
-        size_bins_mm: Edges of the sizes; the usual ones when not given.
-        max_lesions: Most lesions that a planned case holds.
+    Raises:
+        ValueError: The text is anything else.
     """
+    from maisi_aug.vocabulary.sizes import SIZE_UNITS
 
-    dataset: Path
-    read_map: ReadMap = lambda targets, vocabulary: {}
-    size_bins_mm: tuple[float, ...] | None = None
-    max_lesions: int | None = None
+    if not isinstance(value, str):
+        return value
+    parts = [re.fullmatch(r"\s*(\d+\.?\d*|\.\d+)\s*(mm|cm)?\s*", part) for part in value.lower().split(",")]
+    found = [part.groups() for part in parts if part is not None]
+    if len(found) < len(parts):
+        raise ValueError(f"expected diameters such as 5,10,20,30,50, found '{value}'")
+    shared = found[-1][1] or "mm"
+    return tuple(float(number) * SIZE_UNITS[unit or shared][1] for number, unit in found)
+
+
+class BalanceOptions(StrictModel, use_attribute_docstrings=True):
+    """Which dataset a cohort balances, and how."""
+
+    against: Annotated[Path | None, Option("--balance-against", panel=_PANEL)] = None
+    """Real dataset (nnU-Net raw by path, number or name, or label maps) whose missing lesions are made, by number per
+    case and size."""
+    size_bins: Annotated[
+        tuple[PositiveFinite, ...] | None,
+        BeforeValidator(parse_size_bins),
+        Option(metavar="MM,MM,...", takes=str, panel=_PANEL),
+    ] = None
+    """Edges of the sizes (default: 5,10,20,30,50,100)."""
+    max_lesions: Annotated[PositiveInt | None, Option(panel=_PANEL)] = None
+    """Most lesions that a planned case holds (default: 3)."""
+    picture: Annotated[Path | None, Option("--balance-picture", metavar="PNG", panel=_PANEL)] = None
+    """File to draw the balance into."""
+
+    @model_validator(mode="after")
+    def _require_use(self) -> Self:
+        for name in self.model_fields_set - {"against"} if self.against is None else ():
+            raise ValueError(f"{name}: expected --balance-against beside it, found none; add it")
+        return self
 
 
 @dataclass(frozen=True)
@@ -90,35 +109,60 @@ class Balance:
 
 
 def balance_cohort(
-    config: CohortConfig, wanted: BalanceRequest, *, needs_weights: bool = True, report: Report = report_nothing
-) -> tuple[CohortConfig, Balance]:
-    """The configuration with the requests that balance a dataset, and the balance.
+    config: CohortConfig,
+    options: BalanceOptions,
+    read_map: ReadMap,
+    *,
+    needs_weights: bool = True,
+    report: Report = report_nothing,
+) -> tuple[CohortConfig, Balance | None]:
+    """The configuration with the requests that balance a dataset, and the balance; as it is where none is named.
 
     Args:
         config: Its requests name the lesions.
-        wanted: The dataset.
+        options: The dataset, and how it is balanced.
+        read_map: Given the lesions that are asked for, tells which label of the dataset each is; lesion -> label.
         needs_weights: Whether the bundle must be on this machine.
         report: Called with (label maps measured, label maps in all).
 
     Raises:
         BankError, RequestError, VocabularyError, VolumeError: When the dataset cannot be measured or balanced.
     """
+    if options.against is None:
+        return config, None
+    from maisi_aug.bundle_spec.bundle import load_bundle, load_outline
+    from maisi_aug.cohort.balance import (
+        DEFAULT_MAX_LESIONS,
+        SizeBins,
+        count_lesions,
+        fill_deficits,
+        read_targets,
+        to_requests,
+    )
+    from maisi_aug.cohort.census import take_census
+    from maisi_aug.cohort.resolve import find_grid
+    from maisi_aug.cohort.source_rules import DEFAULT_NUM_CASES
+
     _require_requests_in_mm(config)
     vocabulary = (load_bundle if needs_weights else load_outline)(config.bundle).vocabulary
-    bins = SizeBins(wanted.size_bins_mm) if wanted.size_bins_mm else SizeBins()
+    bins = SizeBins(options.size_bins) if options.size_bins else SizeBins()
     targets = read_targets(config.labels, vocabulary=vocabulary, bins=bins, least_ml=find_grid(config).voxel_ml)
-    mapping = wanted.read_map(targets, vocabulary)
-    censuses = take_census(wanted.dataset, targets, vocabulary=vocabulary, mapping=mapping, report=report)
-    max_lesions = wanted.max_lesions or DEFAULT_MAX_LESIONS
+    mapping = read_map(targets, vocabulary)
+    censuses = take_census(options.against, targets, vocabulary=vocabulary, mapping=mapping, report=report)
     counted = [
-        count_lesions(census, target, bins=bins, max_lesions=max_lesions)
+        count_lesions(census, target, bins=bins, max_lesions=options.max_lesions or DEFAULT_MAX_LESIONS)
         for census, target in zip(censuses, targets, strict=True)
     ]
     labels = fill_deficits(counted, num_cases=config.num_cases or DEFAULT_NUM_CASES)
-    return config.model_copy(update={"labels": to_requests(labels)}), Balance(wanted.dataset, labels)
+    balance = Balance(options.against, labels)
+    if options.picture is not None:
+        balance.save_picture(options.picture)
+    return config.model_copy(update={"labels": to_requests(labels)}), balance
 
 
 def _require_requests_in_mm(config: CohortConfig) -> None:
+    from maisi_aug.cohort.source_rules import SOURCES_WITHOUT_REQUESTS
+
     if config.mask_source in SOURCES_WITHOUT_REQUESTS:
         raise RequestError(
             f"--balance-against: expected a mask source that takes requests, found '{config.mask_source}'. Use "

@@ -6,10 +6,11 @@ import inspect
 import os
 from collections.abc import Callable, Mapping, Sequence
 from textwrap import indent
-from typing import Any, ParamSpec, TypeVar, get_args, get_origin
+from typing import Annotated, Any, ParamSpec, TypeVar, get_args, get_origin
 
 import numpy as np
-from pydantic import BaseModel
+from pydantic import BaseModel, BeforeValidator
+from pydantic.fields import FieldInfo
 
 from maisi_aug.errors import MaisiAugError, RecipeError, did_you_mean
 from maisi_aug.system.models import explain_problems
@@ -83,7 +84,7 @@ def to_fields(model: type[BaseModel], values: Mapping[str, Any]) -> dict[str, An
         if value is None:
             continue
         plain = to_plain(value)
-        if name in model.model_fields and _holds_texts(model.model_fields[name].annotation):
+        if name in model.model_fields and _holds_texts(model.model_fields[name]):
             if isinstance(plain, dict):
                 plain = tuple(f"{key}={item}" for key, item in plain.items())
             elif isinstance(plain, str):
@@ -107,9 +108,15 @@ def to_plain(value: Any) -> Any:
     return value
 
 
-def _holds_texts(annotation: Any) -> bool:
-    """Whether a type is, or may be, a tuple of any length."""
-    arguments = get_args(annotation)
-    if get_origin(annotation) is tuple:
-        return arguments[-1:] == (Ellipsis,)
-    return any(_holds_texts(part) for part in arguments if part is not Ellipsis)
+def _holds_texts(field: FieldInfo) -> bool:
+    """Whether a field is any number of texts, and does not read a single one itself."""
+    reads = any(isinstance(one, BeforeValidator) for one in field.metadata)
+    return not reads and any(_is_texts(kind) for kind in (field.annotation, *get_args(field.annotation)))
+
+
+def _is_texts(kind: Any) -> bool:
+    if get_origin(kind) is Annotated:
+        return _is_texts(get_args(kind)[0])
+    arguments = get_args(kind)
+    is_open = get_origin(kind) is tuple and arguments[-1:] == (Ellipsis,)
+    return is_open and (arguments[0] is str or get_args(arguments[0])[:1] == (str,))

@@ -7,18 +7,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from maisi_aug.api.balancing import Balance, BalanceRequest, balance_cohort
-from maisi_aug.api.keywords import require_known, takes_fields_of, to_fields
+from maisi_aug.api.balancing import Balance, BalanceOptions, balance_cohort
+from maisi_aug.api.keywords import build_model, require_known, takes_fields_of, to_fields
 from maisi_aug.api.progress import Progress, RunListener, listen_to_run
 from maisi_aug.api.results import Cohort
 from maisi_aug.cohort.folder import find_cohort, read_cohort_document
 from maisi_aug.cohort.plan import CohortPlan
-from maisi_aug.cohort.recipe import SECTIONS, CohortConfig, build_config, load_recipe, override
+from maisi_aug.cohort.recipe import CohortConfig, build_config, load_recipe, override
 from maisi_aug.cohort.resolve import ResolvedCohort, resolve_cohort
 from maisi_aug.cohort.source_rules import GIVEN, NO_MAP
-from maisi_aug.errors import CohortError
+from maisi_aug.errors import CohortError, RequestError
 
 if TYPE_CHECKING:
+    from maisi_aug.api.balancing import ReadMap
     from maisi_aug.generate.run import CohortSummary
     from maisi_aug.networks.acceleration import Compiler
     from maisi_aug.sources.given import MapOutlook
@@ -32,8 +33,9 @@ def synthesize(
     recipe: str | Path | None = None,
     balance_against: str | Path | None = None,
     map: Mapping[str | int, str] | None = None,  # noqa: A002 - what every command calls it
-    size_bins_mm: Sequence[float] | None = None,
+    size_bins: Sequence[float] | str | None = None,
     max_lesions: int | None = None,
+    balance_picture: str | Path | None = None,
     device: str = "auto",
     compile_with: Compiler = "none",
     resume: bool = True,
@@ -58,17 +60,16 @@ def synthesize(
         balance_against: Real dataset whose missing lesions are made: an nnU-Net raw dataset by path, number or name, or
             a folder of label maps. ``labels`` then names the lesions alone.
         map: Label of that dataset, by id or name -> the lesion's name here; found by name when not given.
-        size_bins_mm: Edges of the lesion sizes that are balanced.
+        size_bins: Edges in mm of the lesion sizes that are balanced.
         max_lesions: Most lesions that a case holds that balances a dataset.
+        balance_picture: File to draw the balance into.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
         compile_with: ``none``, ``inductor`` or ``trt``.
         resume: Whether ``out`` may hold this cohort already.
         verify: Compare the bytes of finished cases with the manifest, and draw altered ones again.
         progress: True for bars on a terminal or in a notebook, False for none, or something to call with
             ``(stage, done, total)``.
-        **fields: The fields of a recipe: ``num_cases``, ``seed``, ``bundle``, ``mask_source``, ``mask_bank``,
-            ``num_inference_steps``, ``shape``, ``spacing_mm``, ``gates={"organ_hu": False}`` and so on; None is as if
-            not given. ``help(maisi_aug.cohort.recipe.CohortConfig)`` explains each.
+        **fields: The fields of a recipe, see below; sections as ``gates={"organ_hu": False}``.
 
     Returns:
         The cohort, with cases that were rejected in ``cohort.summary``.
@@ -78,11 +79,9 @@ def synthesize(
     """
     require_known(synthesize, fields)
     config = read_config(labels, recipe, fields, source="synthesize")
-    balance = None
+    options = _read_balance(balance_against, size_bins, max_lesions, balance_picture)
     with listen_to_run(progress) as listener:
-        if balance_against is not None:
-            wanted = _read_balance(balance_against, map, size_bins_mm, max_lesions)
-            config, balance = balance_cohort(config, wanted, report=listener.measures)
+        config, balance = balance_cohort(config, options, _read_map(map), report=listener.measures)
         summary = make_cohort(
             config,
             Path(out),
@@ -104,8 +103,9 @@ def plan(
     recipe: str | Path | None = None,
     balance_against: str | Path | None = None,
     map: Mapping[str | int, str] | None = None,  # noqa: A002 - what every command calls it
-    size_bins_mm: Sequence[float] | None = None,
+    size_bins: Sequence[float] | str | None = None,
     max_lesions: int | None = None,
+    balance_picture: str | Path | None = None,
     progress: Progress = True,
     **fields: Any,
 ) -> CohortPlan:
@@ -128,20 +128,20 @@ def plan(
         recipe: A recipe to start from.
         balance_against: Real dataset to balance.
         map: What its labels are.
-        size_bins_mm: Edges of the sizes.
+        size_bins: Edges of the sizes.
         max_lesions: Most lesions of a case.
+        balance_picture: File to draw the balance into.
         progress: As for :func:`synthesize`.
-        **fields: The fields of a recipe.
+        **fields: As for :func:`synthesize`.
 
     Raises:
         MaisiAugError: The sentence that the command prints.
     """
     require_known(plan, fields)
     config = read_config(labels, recipe, fields, source="plan")
+    options = _read_balance(balance_against, size_bins, max_lesions, balance_picture)
     with listen_to_run(progress) as listener:
-        if balance_against is not None:
-            wanted = _read_balance(balance_against, map, size_bins_mm, max_lesions)
-            config, _ = balance_cohort(config, wanted, needs_weights=False, report=listener.measures)
+        config, _ = balance_cohort(config, options, _read_map(map), needs_weights=False, report=listener.measures)
         return look_ahead(config, None if out is None else Path(out), listener=listener).cohort.plan
 
 
@@ -153,12 +153,7 @@ def read_config(
     Raises:
         RecipeError: Listing every problem with its place.
     """
-    flags: dict[str, Any] = {}
-    for name, value in to_fields(CohortConfig, {"labels": labels or None, **fields}).items():
-        if name in SECTIONS and isinstance(value, dict):  # over the recipe's, field by field
-            flags.update({f"{name}.{field}": item for field, item in value.items()})
-        else:
-            flags[name] = value
+    flags = to_fields(CohortConfig, {"labels": labels or None, **fields})
     if recipe is not None:
         return load_recipe(str(recipe), flags)
     return build_config(override({}, flags), source=source)
@@ -260,11 +255,16 @@ def _find_advice(cohort: ResolvedCohort) -> list[str]:
 
 
 def _read_balance(
-    dataset: str | Path,
-    lesion_map: Mapping[str | int, str] | None,
-    size_bins_mm: Sequence[float] | None,
+    dataset: str | Path | None,
+    size_bins: Sequence[float] | str | None,
     max_lesions: int | None,
-) -> BalanceRequest:
-    labels = {name: str(label) for label, name in (lesion_map or {}).items()}
-    bins = tuple(map(float, size_bins_mm)) if size_bins_mm is not None else None
-    return BalanceRequest(Path(dataset), lambda targets, vocabulary: labels, bins, max_lesions)
+    picture: str | Path | None,
+) -> BalanceOptions:
+    values = {"against": dataset, "size_bins": size_bins, "max_lesions": max_lesions, "picture": picture}
+    return build_model(BalanceOptions, values, source="balance_against", error=RequestError)
+
+
+def _read_map(labels: Mapping[str | int, str] | None) -> ReadMap:
+    """What the user says of the dataset's labels, the other way round."""
+    mapping = {name: str(label) for label, name in (labels or {}).items()}
+    return lambda targets, vocabulary: mapping

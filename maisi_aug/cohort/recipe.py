@@ -4,146 +4,235 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from itertools import pairwise
+from math import isfinite
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, Strict, ValidationError, field_validator, model_validator
-from pydantic_core import ErrorDetails
+from pydantic import BeforeValidator, Field, PositiveInt, Strict, field_validator, model_validator
 
 from maisi_aug.bundle_spec.decoding import DecodingConfig
 from maisi_aug.bundle_spec.precision import PrecisionName
 from maisi_aug.cohort.recipe_files import read_recipe
 from maisi_aug.cohort.source_rules import AUTO_MAPPING, SOURCES_WITHOUT_REQUESTS, find_misfit
 from maisi_aug.errors import RecipeError, did_you_mean
+from maisi_aug.system.models import Finite, PositiveFinite, StrictModel, explain_problems
+from maisi_aug.system.options import Option, PathText, warn_of_spelling
 from maisi_aug.vocabulary.regions import BODY_REGIONS, BodyRegion
+from maisi_aug.volumes.grid_words import ShapeField, SpacingField
 
 COHORT_NAME = "cohort.yaml"
 EMBEDDED_BANK = "phantom"
 GRID_FIELDS = ("shape", "spacing_mm")
+SECTIONS = ("gates", "decoding")
+_WHAT, _MASKS, _IMAGES, _GATES, _RUN = "What to make", "Label maps", "Images", "Quality gates", "Run"
 
 # YAML has lists and no tuples; strict mode would refuse them for a tuple field.
 _FromList = Strict(False)
-_PositiveInt = Annotated[int, Field(ge=1)]
-_PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
-class GateConfig(BaseModel):
-    """What a case must fulfil to be accepted.
-
-    Attributes:
-        presence: Whether every label that is asked for must be there.
-        lesion_size: Whether lesions must have the volume that was asked for.
-        size_tolerance: Largest relative error of a lesion's volume; two voxels are always allowed.
-        lesion_place: Whether planted lesions must lie in their host and be compact.
-        max_share_outside: Share of a planted lesion that may lie outside its host; what is usual for its kind when not
-            given.
-        max_spread: Largest spread of a lesion about its centre, 1 for a ball; what is usual when not given.
-        organ_hu: Whether organ medians must lie in the reference ranges, and an image without a label map must show a
-            patient.
-        hu_bias: Whether the organs of a case, taken together, must be about as bright as usual; never without organ_hu.
-        max_dark_hu: By how many HU they may be darker.
-        max_bright_hu: By how many HU they may be brighter.
-        visibility: Whether lesions must stand out from their host organ.
-        minimum_cnr: Least contrast between a lesion and its host, as a multiple of the noise; lesions under 10 mm only
-            have to be brighter or darker than their host as their kind is.
-    """
-
-    model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
+class GateConfig(StrictModel, strict=True, use_attribute_docstrings=True):
+    """What a case must fulfil to be accepted."""
 
     presence: bool = True
+    """Whether every label that is asked for must be there."""
     lesion_size: bool = True
+    """Whether lesions must have the volume that was asked for."""
     size_tolerance: Annotated[float, Field(gt=0, le=1)] = 0.10
+    """Largest relative error of a lesion's volume; two voxels are always allowed."""
     lesion_place: bool = True
+    """Whether planted lesions must lie in their host and be compact."""
     max_share_outside: Annotated[float, Field(ge=0, le=1)] | None = None
+    """Share of a planted lesion that may lie outside its host (default: what is usual for its kind)."""
     max_spread: Annotated[float, Field(ge=1, allow_inf_nan=False)] | None = None
+    """Largest spread of a lesion about its centre, 1 for a ball (default: what is usual for its kind)."""
     organ_hu: bool = True
+    """Whether organ medians must lie in the reference ranges, and an image without a label map must show a patient."""
     hu_bias: bool = True
-    max_dark_hu: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 38.0
-    max_bright_hu: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 60.0
+    """Whether the organs of a case, taken together, must be about as bright as usual; never without organ_hu."""
+    max_dark_hu: PositiveFinite = 38.0
+    """By how many HU they may be darker."""
+    max_bright_hu: PositiveFinite = 60.0
+    """By how many HU they may be brighter."""
     visibility: bool = True
+    """Whether lesions must stand out from their host organ."""
     minimum_cnr: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0
+    """Least contrast between a lesion and its host, as a multiple of the noise; lesions under 10 mm only have to be
+    brighter or darker than their host as their kind is."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_texts(cls, value: object) -> object:
+        """``NAME=on|off|NUMBER`` each, such as ``organ-hu=off`` and ``minimum-cnr=0.5``; nothing for all defaults."""
+        if isinstance(value, list | tuple):
+            return dict(cls._read_text(text) for text in value)
+        return {} if value is None else value
+
+    @classmethod
+    def _read_text(cls, text: str) -> tuple[str, bool | float]:
+        name, _, value = (part.strip() for part in text.partition("="))
+        field = name.replace("-", "_").lower()
+        if field not in cls.model_fields:
+            known = [known_name.replace("_", "-") for known_name in cls.model_fields]
+            hint = did_you_mean(name, known) or f" The names are {', '.join(known)}."
+            raise ValueError(f"expected NAME=off or NAME=NUMBER, found no gate '{name}'.{hint}")
+        if isinstance(cls.model_fields[field].default, bool):
+            if value.lower() not in ("on", "off"):
+                raise ValueError(f"expected {name}=on or {name}=off, found '{text}'")
+            return field, value.lower() == "on"
+        try:
+            return field, float(value)
+        except ValueError:
+            raise ValueError(f"expected a number for {name}, found '{text}'") from None
 
     def changes(self) -> dict[str, Any]:
         """The fields that differ from their defaults, for the manifest."""
         return self.model_dump(mode="json", exclude_defaults=True)
 
 
-class CohortConfig(BaseModel):
-    """Everything that decides which bytes a cohort consists of.
+def _read_words(value: object) -> object:
+    """``thorax,abdomen`` as its words, in lower case."""
+    return [word.strip().lower() for word in value.split(",")] if isinstance(value, str) else value
 
-    Attributes:
-        labels: Requests, ``NAME[:SIZE][@SHARE]``, joined with ``+`` where one case serves several. With mask_source
-            ``given`` the names of the labels to keep in ``labels/``, every label but the body when there are none; with
-            ``none`` there are none.
-        num_cases: Cases to make; 4 when not given, and one for each label map with mask_source ``given``.
-        grown_from: Numbers of cases that the cohort had before it grew, ascending; going on with a larger ``num_cases``
-            notes them, so that the cases that were there stay as they are.
-        seed: Cohort seed.
-        anatomy: Labels that ``labels/ID.nii.gz`` keeps, by name, alias or id; its organs must be in every case. Those
-            that the requests name when not given.
-        bundle: Name or folder of a bundle.
-        mask_source: ``plant`` puts lesions of exact size into tumour-free maps; ``bank`` takes maps that have them;
-            ``diffusion`` generates maps with the bundle's mask networks; ``given`` draws each map of the bank as it is;
-            ``none`` draws images without a label map.
-        mask_bank: ``phantom`` for the embedded phantoms, or a folder or data list of label maps, or NVIDIA's mask
-            database.
-        mask_labels: Vocabulary of the bank: ``auto``, ``maisi``, ``totalsegmentator-v1``, ``-v2`` or ``-v3``, or its
-            ids or names with what they are, here or in a JSON file.
-        mask_steps: Steps of the sampler of label maps, for ``diffusion``; the bundle's default when not given, and
-            DDPM when they are all that the mask networks were trained with.
-        size_of: Size percentile, or -1 for absent, of organs by name, for ``diffusion``; drawn when not given.
-        num_inference_steps: Steps of the sampler; the bundle's default when not given.
-        guidance_scale: Strength of the guidance towards the requested lesions; 0 switches it off.
-        modality: What the images shall look like: ``ct`` leaves the contrast medium open, ``ct_contrast`` and
-            ``ct_wo_contrast`` do not.
-        body_region: The body region of every image, or the uppermost and the lowest, for bundles that are told them
-            (ddpm-ct); read off each label map when not given.
-        preset: Shape, spacing, decode window and overlap by one name, of ``maisi-aug bundles presets``.
-        shape: Voxels along I, J, K (right, anterior, superior); the preset's, or else the bundle's when not given, and
-            the map's own with mask_source ``given``.
-        spacing_mm: Voxel sides along I, J, K; the preset's, the bundle's or the map's own in the same way.
-        allow_unseen_grid: Warn of a grid that the bundle's networks cannot work with, instead of refusing it.
-        allow_few_organs: Warn of a mask bank whose maps lack the organs around the lesions, instead of refusing it.
-        keep_rejected: Keep image and label maps of cases that are rejected, in a folder of their own.
-        max_attempts: Attempts per case before it is rejected; a cohort can be gone on with under a larger number.
-        size_reference: nnU-Net dataset or folder of label maps whose lesions define the percentiles.
-        size_label: Id of the lesion in the size reference, or one id per label name.
-        hu_reference: CTs with label maps of the user's own, or a file of ranges, that organs are held against.
-        decoding: How images are decoded from their latents.
-        precision: What the networks compute in: ``float32``, ``bfloat16``, ``float16``, or ``auto``, which is float16
-            on CUDA devices and float32 elsewhere. It moves intensities; the manifest says what was taken.
-        gates: Quality gates.
-    """
 
-    model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
+def _read_organ_sizes(value: object) -> object:
+    """``liver:0.5`` once per organ."""
+    if not isinstance(value, list | tuple):
+        return value
+    sizes: dict[str, float] = {}
+    for text in value:
+        name, _, number = (part.strip() for part in text.rpartition(":"))
+        try:
+            size = float(number)
+        except ValueError:
+            size = float("nan")
+        if not name or not isfinite(size):
+            raise ValueError(f"expected an organ and its size such as 'liver:0.5', found '{text}'")
+        if name in sizes:
+            raise ValueError(f"expected each organ once, found '{name}' twice")
+        sizes[name] = size
+    return sizes
 
-    labels: Annotated[tuple[Annotated[str, Field(min_length=1)], ...], _FromList]
-    num_cases: _PositiveInt | None = None
-    grown_from: Annotated[tuple[_PositiveInt, ...], _FromList] = ()
-    seed: Annotated[int, Field(ge=0)] = 0
-    anatomy: Annotated[tuple[Annotated[str, Field(min_length=1)], ...], _FromList, Field(min_length=1)] | None = None
-    bundle: Annotated[str, Field(min_length=1)] = "phantom-ct"
-    mask_source: Literal["plant", "bank", "diffusion", "given", "none"] = "plant"
-    mask_bank: Annotated[str, Field(min_length=1)] = EMBEDDED_BANK
-    mask_labels: Annotated[str, Field(min_length=1)] | dict[str | int, str | int] = AUTO_MAPPING
-    mask_steps: _PositiveInt | None = None
-    size_of: dict[str, Annotated[float, Field(allow_inf_nan=False)]] | None = None
-    num_inference_steps: _PositiveInt | None = None
-    guidance_scale: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
-    modality: Literal["ct", "ct_contrast", "ct_wo_contrast"] = "ct"
-    body_region: Annotated[tuple[BodyRegion, ...], _FromList, Field(min_length=1, max_length=2)] | None = None
-    preset: Annotated[str, Field(min_length=1)] | None = None
-    shape: Annotated[tuple[_PositiveInt, _PositiveInt, _PositiveInt], _FromList] | None = None
-    spacing_mm: Annotated[tuple[_PositiveFloat, _PositiveFloat, _PositiveFloat], _FromList] | None = None
-    allow_unseen_grid: bool = False
-    allow_few_organs: bool = False
-    keep_rejected: bool = False
-    max_attempts: _PositiveInt = 5
-    size_reference: str | None = None
-    size_label: _PositiveInt | dict[str, _PositiveInt] | None = None
-    hu_reference: str | None = None
+
+def _read_size_label(value: object) -> object:
+    """``2``; ``NAME=2`` once per lesion is an earlier spelling of ``--map 2=NAME``, and warned of."""
+    if not isinstance(value, list | tuple):
+        return value
+    if len(value) == 1 and value[0].strip().isdecimal():
+        return int(value[0])
+    pairs = [text.rpartition("=") for text in value]
+    if not all(name.strip() and number.strip().isdecimal() for name, _, number in pairs):
+        raise ValueError(
+            f"expected an id such as 2, or --map '2=hepatic tumor' once per lesion, found '{' '.join(value)}'"
+        )
+    for text, (name, _, number) in zip(value, pairs, strict=True):
+        warn_of_spelling(f"--size-label '{text}'", f"--map '{number.strip()}={name.strip()}'")
+    return {name.strip(): int(number) for name, _, number in pairs}
+
+
+class CohortConfig(StrictModel, strict=True, use_attribute_docstrings=True):
+    """Everything that decides which bytes a cohort consists of."""
+
+    labels: Annotated[
+        tuple[Annotated[str, Field(min_length=1)], ...],
+        _FromList,
+        Option(metavar="NAME[:SIZE][@SHARE]", complete="labels", panel=_WHAT, everyday=True),
+    ]
+    """Lesion or organ, with a size: 0.3 (percentile), 0.1-0.6, 8-20mm, 4mL, 10-30mmx3; may repeat; join with + for one
+    case. Of given maps: label to keep (default: all but the body)."""
+    num_cases: Annotated[PositiveInt | None, Option("-n", panel=_WHAT, everyday=True)] = None
+    """Number of cases (default: 4, or one per given map)."""
+    grown_from: Annotated[tuple[PositiveInt, ...], _FromList] = ()
+    """Numbers of cases that the cohort had before it grew, ascending; continuing with a larger ``num_cases`` notes
+    them, so that the cases that were there stay as they are."""
+    seed: Annotated[int, Field(ge=0), Option(panel=_WHAT, everyday=True)] = 0
+    """Random seed; another seed, other patients."""
+    anatomy: Annotated[
+        Annotated[tuple[Annotated[str, Field(min_length=1)], ...], _FromList, Field(min_length=1)] | None,
+        BeforeValidator(_read_words),
+        Option(metavar="NAME[,NAME]", takes=str, complete="anatomy", panel=_WHAT),
+    ] = None
+    """Labels that labels/ID.nii.gz keeps, those of --labels among them; its organs need no request and are in every
+    case (default: what --labels names)."""
+    bundle: Annotated[
+        PathText,
+        Field(min_length=1),
+        Option(metavar="NAME|FOLDER", complete="bundles", panel=_IMAGES, everyday=True),
+    ] = "phantom-ct"
+    """Bundle of weights."""
+    mask_source: Annotated[
+        Literal["plant", "bank", "diffusion", "given", "none"], Option(metavar="SOURCE", panel=_MASKS, everyday=True)
+    ] = "plant"
+    """plant lesions in tumour-free maps; take those that a bank has; diffusion: generate maps; draw given maps as they
+    are; none: images without a map."""
+    mask_bank: Annotated[PathText, Field(min_length=1), Option(metavar="phantom|PATH", panel=_MASKS, everyday=True)] = (
+        EMBEDDED_BANK
+    )
+    """File, folder or data list of label maps, or NVIDIA's mask database (zip or folder, with its list beside it)."""
+    mask_labels: Annotated[
+        Annotated[str, Field(min_length=1)] | dict[str | int, str | int],
+        Option(metavar="NAME|FILE", takes=str, panel=_MASKS),
+    ] = AUTO_MAPPING
+    """Label ids of the bank: auto, maisi, totalsegmentator-v1, -v2 or -v3, or a JSON file."""
+    mask_steps: Annotated[PositiveInt | None, Option(panel=_MASKS)] = None
+    """Sampling steps of a generated map (default: the bundle's; 1000 is NVIDIA's DDPM)."""
+    size_of: Annotated[
+        dict[str, Finite] | None,
+        BeforeValidator(_read_organ_sizes),
+        Option(metavar="ORGAN:SIZE", takes=list[str], panel=_MASKS),
+    ] = None
+    """Size percentile of gallbladder, liver, stomach, pancreas or colon in generated maps, 0-1, or -1 for absent; may
+    repeat (default: drawn)."""
+    num_inference_steps: Annotated[PositiveInt | None, Option("--steps", panel=_IMAGES)] = None
+    """Sampling steps of the image (default: the bundle's)."""
+    guidance_scale: Annotated[float, Field(ge=0, allow_inf_nan=False), Option(panel=_IMAGES)] = 0.0
+    """Strength of the guidance towards the lesions; above 0 it takes twice the time."""
+    modality: Annotated[Literal["ct", "ct_contrast", "ct_wo_contrast"], Option(panel=_IMAGES)] = "ct"
+    """With or without contrast medium; ct leaves it open."""
+    body_region: Annotated[
+        Annotated[tuple[BodyRegion, ...], _FromList, Field(min_length=1, max_length=2)] | None,
+        BeforeValidator(_read_words),
+        Option(metavar="REGION[,REGION]", takes=str, panel=_IMAGES),
+    ] = None
+    """Uppermost and lowest of head, thorax, abdomen and pelvis, for ddpm-ct and to choose maps of NVIDIA's mask
+    database (default: what the map shows)."""
+    preset: Annotated[
+        str | None, Field(min_length=1), Option(metavar="NAME", complete="presets", panel=_IMAGES, everyday=True)
+    ] = None
+    """Grid and decode windows by GPU memory or body region, such as 16g-256x256x256 or chest; listed by: maisi-aug
+    bundles presets."""
+    shape: Annotated[ShapeField | None, Option(metavar="IxJxK", takes=str, panel=_IMAGES)] = None
+    """Voxels along I, J, K: right, anterior, superior (default: the preset's, bundle's or given map's)."""
+    spacing_mm: Annotated[SpacingField | None, Option("--spacing", metavar="IxJxK", takes=str, panel=_IMAGES)] = None
+    """Voxel sides in mm (default: the preset's, bundle's or given map's)."""
+    allow_unseen_grid: Annotated[bool, Option("--allow-unseen-grid", panel=_IMAGES)] = False
+    """Warn of a grid that the bundle's networks cannot work with, instead of refusing it."""
+    allow_few_organs: Annotated[bool, Option("--allow-few-organs", panel=_MASKS)] = False
+    """Warn of label maps without the organs around the lesions, instead of refusing them."""
+    keep_rejected: Annotated[bool, Option("--keep-rejected", panel=_GATES)] = False
+    """Keep the image and label maps of rejected cases, in OUT/rejected."""
+    max_attempts: Annotated[PositiveInt, Option(panel=_RUN)] = 5
+    """Attempts per case before it is rejected; a cohort may be continued with more."""
+    size_reference: Annotated[PathText | None, Option(takes=Path, panel=_WHAT)] = None
+    """nnU-Net dataset (path, number or name) or folder of label maps whose lesions define the percentiles."""
+    size_label: Annotated[
+        PositiveInt | dict[str, PositiveInt] | None,
+        BeforeValidator(_read_size_label),
+        Option(metavar="ID", takes=list[str], panel=_WHAT),
+    ] = None
+    """Id of the lesion in the size reference; of several, see --map."""
+    hu_reference: Annotated[PathText | None, Option(takes=Path, panel=_GATES)] = None
+    """CTs with label maps of your own, or a file of evaluate hu, that HU of organs are compared with (default: what is
+    usual for the bundle)."""
     decoding: DecodingConfig = DecodingConfig()
-    precision: PrecisionName = "auto"
-    gates: GateConfig = GateConfig()
+    """How images are decoded from their latents."""
+    precision: Annotated[PrecisionName, Option(panel=_IMAGES)] = "auto"
+    """Number format that the networks compute in; auto: float16 on CUDA devices, float32 elsewhere. bfloat16 is fast on
+    a CPU and moves organs by several HU."""
+    gates: Annotated[GateConfig, Option("--gate", metavar="NAME=off|NUMBER", takes=list[str], panel=_GATES)] = (
+        GateConfig()
+    )
+    """Switch a quality gate off or set its threshold; may repeat: presence, lesion-size, size-tolerance, lesion-place,
+    max-share-outside, max-spread, organ-hu, hu-bias, max-dark-hu, max-bright-hu, visibility, minimum-cnr."""
 
     @model_validator(mode="before")
     @classmethod
@@ -152,7 +241,7 @@ class CohortConfig(BaseModel):
             return {"labels": (), **values}
         return values
 
-    @field_validator("gates", "decoding", mode="before")
+    @field_validator("decoding", mode="before")
     @classmethod
     def _read_empty_section(cls, value: object) -> object:
         return {} if value is None else value
@@ -197,9 +286,6 @@ class CohortConfig(BaseModel):
         return fields if self.grown_from else {name: value for name, value in fields.items() if name != "grown_from"}
 
 
-SECTIONS: dict[str, type[BaseModel]] = {"gates": GateConfig, "decoding": DecodingConfig}
-
-
 def build_config(values: Mapping[str, Any], *, source: str = "recipe") -> CohortConfig:
     """Validate the fields of a recipe.
 
@@ -210,49 +296,17 @@ def build_config(values: Mapping[str, Any], *, source: str = "recipe") -> Cohort
     Raises:
         RecipeError: Listing every problem with its place.
     """
-    try:
+    with explain_problems(
+        CohortConfig, source, RecipeError, kind="recipe", if_missing="Give it in the recipe or as a flag."
+    ):
         return CohortConfig.model_validate(dict(values))
-    except ValidationError as error:
-        problems = list({_yaml_path(item["loc"]): _problem(item) for item in reversed(error.errors())}.values())[::-1]
-        if len(problems) == 1:
-            raise RecipeError(f"{source}: {problems[0]}") from None
-        listed = "\n".join(f"  {problem}" for problem in problems)
-        raise RecipeError(f"{source}: expected a valid recipe, found {len(problems)} problems:\n{listed}") from None
-
-
-def _problem(details: ErrorDetails) -> str:
-    """One validation error as ``path: expected ..., found ....``."""
-    path = _yaml_path(details["loc"])
-    found = details["input"]
-    if details["type"] == "extra_forbidden":
-        known = SECTIONS.get(str(details["loc"][0]), CohortConfig).model_fields
-        hint = did_you_mean(str(details["loc"][-1]), known) or f" The keys are {', '.join(known)}."
-        return f"{path}: expected a known key, found '{details['loc'][-1]}'.{hint}"
-    if details["type"] == "missing":
-        return f"{path}: expected a value, found none. Give it in the recipe or as a flag."
-    message = details["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
-    if details["type"] == "value_error":
-        return f"{message}."
-    if details["type"] == "tuple_type":
-        message = "a list"
-    shown = repr(found) if len(repr(found)) <= 60 else repr(found)[:57] + "..."
-    return f"{path}: expected {message}, found {shown}."
-
-
-def _yaml_path(location: tuple[int | str, ...]) -> str:
-    """``labels[1]`` from ``("labels", 1)``; the tags that pydantic adds for the members of a union are left out."""
-    if not location:
-        return "recipe"
-    head, *rest = location
-    kept = rest if head in SECTIONS else [part for part in rest if isinstance(part, int)]
-    return str(head) + "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in kept)
 
 
 def override(values: Mapping[str, Any], flags: Mapping[str, Any]) -> dict[str, Any]:
     """The recipe's values with those flags on top that were given (are not ``None``).
 
-    A flag's name may be ``SECTION.FIELD``: the other fields of the section stay. A preset that is given as a flag
-    stands above the recipe's shape, spacing, decode window and overlap.
+    A flag's name may be ``SECTION.FIELD``, or its value some fields of a section: the other fields of the section stay.
+    A preset that is given as a flag stands above the recipe's shape, spacing, decode window and overlap.
     """
     merged = dict(values)
     if flags.get("preset") is not None:
@@ -265,7 +319,7 @@ def override(values: Mapping[str, Any], flags: Mapping[str, Any]) -> dict[str, A
         if value is not None and field:
             merged[section] = {**(merged.get(section) or {}), field: value}
         elif value is not None:
-            merged[name] = value
+            merged[name] = {**(merged.get(name) or {}), **value} if name in SECTIONS else value
     return merged
 
 

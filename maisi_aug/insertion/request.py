@@ -39,17 +39,15 @@ class InsertConfig(StrictModel, strict=True, use_attribute_docstrings=True):
     """Number of cases; the CTs take turns."""
     seed: Annotated[int, Field(ge=0), Option(panel=_WHAT, everyday=True)] = 0
     """Random seed of the cohort."""
-    texture: Annotated[
-        Literal["solid", "part-solid", "ground-glass"] | None, Option(panel=_WHAT, everyday=True)
-    ] = None
+    texture: Annotated[Literal["solid", "part-solid", "ground-glass"] | None, Option(panel=_WHAT, everyday=True)] = None
     """Texture of lesions in the lung (default: mixed as in patients)."""
     place: Annotated[Attachment | None, Option(panel=_WHAT, everyday=True)] = None
     """Inside the host organ, or at its surface: juxta-pleural (default: mixed)."""
     painter: Annotated[Literal["procedural", "network"], Option(panel=_WHAT, everyday=True)] = "procedural"
     """What draws the lesions: procedural needs no weights; network uses the bundle's networks."""
-    bundle: Annotated[
-        PathText, Field(min_length=1), Option(metavar="NAME|FOLDER", complete="bundles", panel=_WHAT)
-    ] = "phantom-ct"
+    bundle: Annotated[PathText, Field(min_length=1), Option(metavar="NAME|FOLDER", complete="bundles", panel=_WHAT)] = (
+        "phantom-ct"
+    )
     """Bundle whose vocabulary names the lesions, and whose networks draw with --painter network."""
     num_inference_steps: Annotated[PositiveInt | None, Option("--steps", panel=_WHAT)] = None
     """Sampling steps of the networks (default: the bundle's)."""
