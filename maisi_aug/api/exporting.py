@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 from maisi_aug.api.progress import Progress, listen_to_stages
-from maisi_aug.api.results import Cohort, folders_of
 from maisi_aug.errors import RequestError
 
 if TYPE_CHECKING:
@@ -16,7 +15,18 @@ if TYPE_CHECKING:
     from maisi_aug.integrations.nnunet.dataset import ExportReport
     from maisi_aug.integrations.nnunet.report import LikeReport
 
-Cohorts = Cohort | str | Path | Sequence[Cohort | str | Path]
+
+@runtime_checkable
+class HasFolder(Protocol):
+    """A cohort."""
+
+    @property
+    def folder(self) -> Path:
+        """Where it is."""
+        ...
+
+
+Cohorts = HasFolder | str | Path | Sequence[HasFolder | str | Path]
 LabelRules = Mapping[str | int, str] | Sequence[str]
 """Label of the real dataset, or ``background`` -> its name in the cohort, or ``LABEL=NAME`` each."""
 
@@ -84,19 +94,11 @@ def export_nnunet(
         "dry_run": dry_run,
     }
     _require_none(alone if like is not None else beside, is_like=like is None)
-    folders = folders_of(cohorts)
+    folders = _folders_of(cohorts)
     target = None if out is None else Path(out)
     if like is None:
-        if name is None:
-            raise RequestError(
-                "--name: expected a name, or --like for a name that follows the real dataset's, found neither. Give "
-                "--name NAME."
-            )
-        from maisi_aug.integrations.nnunet.dataset import export_nnunet as export_alone
-
-        with listen_to_stages(progress) as notify:
-            alone["labels"] = labels or ()
-            return export_alone(folders, dataset_id=dataset_id, name=name, out=target, notify=notify, **alone)
+        alone["labels"] = labels or ()
+        return _export_alone(folders, dataset_id, name, target, alone, progress)
     from maisi_aug.integrations.nnunet.like import export_like
     from maisi_aug.integrations.nnunet.request import LikeRequest
 
@@ -116,6 +118,26 @@ def export_nnunet(
     )
     with listen_to_stages(progress) as notify:
         return export_like(request, dry_run=dry_run, notify=notify)
+
+
+def _export_alone(
+    folders: list[Path],
+    dataset_id: int,
+    name: str | None,
+    out: Path | None,
+    options: Mapping[str, Any],
+    progress: Progress,
+) -> ExportReport:
+    """A dataset of synthetic cases alone."""
+    from maisi_aug.integrations.nnunet.dataset import export_nnunet as export
+
+    if name is None:
+        raise RequestError(
+            "--name: expected a name, or --like for a name that follows the real dataset's, found neither. Give "
+            "--name NAME."
+        )
+    with listen_to_stages(progress) as notify:
+        return export(folders, dataset_id=dataset_id, name=name, out=out, notify=notify, **options)
 
 
 def export_monai(
@@ -148,7 +170,7 @@ def export_monai(
 
     with listen_to_stages(progress) as notify:
         return export(
-            folders_of(cohorts),
+            _folders_of(cohorts),
             Path(out),
             like=None if like is None else Path(like),
             label=_to_rules(map),
@@ -183,7 +205,12 @@ def export_dicom(
     from maisi_aug.integrations.dicom.export import export_dicom as export
 
     with listen_to_stages(progress) as notify:
-        return export(folders_of(cohorts), Path(out), labels=labels, include_anatomy=include_anatomy, notify=notify)
+        return export(_folders_of(cohorts), Path(out), labels=labels, include_anatomy=include_anatomy, notify=notify)
+
+
+def _folders_of(cohorts: Cohorts) -> list[Path]:
+    several = [cohorts] if isinstance(cohorts, HasFolder | str | Path) else cohorts
+    return [cohort.folder if isinstance(cohort, HasFolder) else Path(cohort) for cohort in several]
 
 
 def _to_rules(label_map: LabelRules | None) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import os
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from textwrap import indent
 from typing import Annotated, Any, ParamSpec, TypeVar, get_args, get_origin
 
@@ -119,4 +120,4 @@ def _is_texts(kind: Any) -> bool:
         return _is_texts(get_args(kind)[0])
     arguments = get_args(kind)
     is_open = get_origin(kind) is tuple and arguments[-1:] == (Ellipsis,)
-    return is_open and (arguments[0] is str or get_args(arguments[0])[:1] == (str,))
+    return is_open and (arguments[0] in (str, Path) or get_args(arguments[0])[:1] == (str,))

@@ -226,9 +226,3 @@ def load_cohort(folder: str | Path) -> Cohort:
         CohortError: It is none, or its manifest is damaged.
     """
     return Cohort(folder)
-
-
-def folders_of(cohorts: Cohort | str | Path | Sequence[Cohort | str | Path]) -> list[Path]:
-    """The folders of one cohort or of several."""
-    several = [cohorts] if isinstance(cohorts, Cohort | str | Path) else cohorts
-    return [cohort.folder if isinstance(cohort, Cohort) else Path(cohort) for cohort in several]
