@@ -53,9 +53,7 @@ def test_import_brings_no_other_module_of_the_package() -> None:
 
 
 def test_functions_are_reached_without_torch() -> None:
-    program = (
-        "import sys, maisi_aug as ma; ma.synthesize, ma.labels, ma.insert, ma.prepare; print('torch' in sys.modules)"
-    )
+    program = "import sys, maisi_aug as ma; ma.synthesize, ma.labels, ma.insert, ma.prepare; print(list(sys.modules))"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert "'maisi_aug.api.synthesis'" in done.stdout
     assert "'torch'" not in done.stdout

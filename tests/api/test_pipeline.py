@@ -214,6 +214,8 @@ def test_grid_of_a_case_is_the_maps_own_where_the_networks_take_it(
     grid = Grid.from_spacing((48, 40, 32), (7.0, 7.5, 6.5))
     label_map = np.full(grid.shape, BODY, dtype=np.uint8)
     label_map[10:30, 10:30, 8:24] = LIVER
+    label_map[34:40, 10:30, 8:24] = 3  # spleen
+    label_map[34:40, 32:36, 8:24] = 14  # left kidney
     case = draw(label_map, grid.affine, shape=None, mask_labels="maisi")
     assert case.grid.is_close(grid)
     assert (case.label_map == label_map).all()

@@ -7,7 +7,6 @@ with random weights, for a grid that they draw in a second; where there is no CU
 from __future__ import annotations
 
 import re
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +17,13 @@ import maisi_aug as ma
 from maisi_aug.bundle_spec.bundle import pulled_bundles_folder
 from maisi_aug.networks import pipeline
 from maisi_aug.networks.weights import write_random_bundle
+from maisi_aug.phantom import build_label_map
+from maisi_aug.volumes.grid import Grid
 from maisi_aug.volumes.image_files import save_label_map
 from tests.builders.narrow_networks import scaled_header
-from tests.builders.tiny_bank import build_trunk, trunk_grid
 
 BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
-SHAPE, SPACING_MM = (64, 48, 48), (6.0, 6.0, 6.5)
+GRID = Grid.from_spacing((64, 64, 64), (6.0, 5.0, 5.0))
 
 
 def read_blocks(repository: Path) -> list[str]:
@@ -34,8 +34,8 @@ def read_blocks(repository: Path) -> list[str]:
 def rflow_ct(user_folder: Path) -> Path:
     """NVIDIA's networks in the place of what ``bundles pull rflow-ct`` fetches."""
     header = scaled_header("rflow-ct", num_inference_steps=2)
-    grid = {"shape": list(SHAPE), "spacing_mm": list(SPACING_MM)}
-    limits = {"sides": [[48, 64]] * 3, "spacing_mm": [[4.0, 8.0]] * 3}
+    grid = {"shape": list(GRID.shape), "spacing_mm": list(GRID.spacing_mm)}
+    limits = {"sides": [[64]] * 3, "spacing_mm": [[4.0, 8.0]] * 3}
     folder = pulled_bundles_folder() / "rflow-ct"
     write_random_bundle(folder, {**header, "grid": grid, "grid_limits": limits}, seed=0)
     return folder
@@ -57,12 +57,10 @@ def test_python_of_the_readme_runs(repository: Path, tmp_path: Path, monkeypatch
     assert "ma.Pipeline.from_bundle(" in blocks[0]
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("nnUNet_raw", str(tmp_path / "nnUNet_raw"))
-    save_label_map("patient_seg.nii.gz", build_trunk(), trunk_grid())
+    save_label_map("patient_seg.nii.gz", build_label_map(seed=7, grid=GRID, region="abdomen").label_map, GRID)
     names: dict[str, Any] = {}
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="patient_seg.nii.gz: expected sides that are multiples")
-        for block in blocks:
-            exec(compile(block, "README.md", "exec"), names)
+    for block in blocks:
+        exec(compile(block, "README.md", "exec"), names)
     assert names["cohort"].summary.is_complete
     assert (tmp_path / "nnUNet_raw" / "Dataset501_SynLiver" / "dataset.json").is_file()
     case = names["case"]
