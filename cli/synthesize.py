@@ -18,8 +18,7 @@ from maisi_aug.cli.shared.dry_run import show_plan
 from maisi_aug.cli.shared.from_models import Given, with_options
 from maisi_aug.cli.shared.label_map import LabelRules
 from maisi_aug.cli.shared.run_options import RUN, AsJson, Device, Quiet
-from maisi_aug.cohort.recipe import CohortConfig, build_config, load_recipe, override
-from maisi_aug.cohort.source_rules import NO_MAP
+from maisi_aug.cohort.request import NO_MAP, CohortRequest, build_request, load_recipe, override
 
 if TYPE_CHECKING:
     from maisi_aug.generate.run import CohortSummary
@@ -33,7 +32,7 @@ def register(app: typer.Typer) -> None:
 
 
 def synthesize(
-    flags: Annotated[Given, CohortConfig],
+    flags: Annotated[Given, CohortRequest],
     balance_options: BalanceOptions,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Folder for the cohort; an unfinished one is continued.")
@@ -83,7 +82,7 @@ def synthesize(
         lesion_map or [], balance_options.against, flags.get("size_reference"), flags.get("mask_bank") or recipe
     )
     flags = rules.add_to(flags)
-    config = load_recipe(recipe, flags) if recipe else build_config(override({}, flags), source="synthesize")
+    config = load_recipe(recipe, flags) if recipe else build_request(override({}, flags), source="synthesize")
     config, balance = balance_config(config, balance_options, rules.lesions, is_quiet=quiet, needs_weights=not dry_run)
     if dry_run:
         show_plan(config, balance, out, may_resume=resume, as_json=as_json, is_quiet=quiet)
@@ -110,7 +109,7 @@ def _require_out(out: Path | None) -> Path:
     return out
 
 
-def _run(config: CohortConfig, out: Path, *, is_quiet: bool, **how: Any) -> CohortSummary:
+def _run(config: CohortRequest, out: Path, *, is_quiet: bool, **how: Any) -> CohortSummary:
     with show_loading(is_quiet=is_quiet):
         from maisi_aug.api.progress import CohortProgress
         from maisi_aug.api.synthesis import make_cohort

@@ -15,7 +15,7 @@ from maisi_aug.system.options import split_rule
 
 if TYPE_CHECKING:
     from maisi_aug.cohort.balance import BalanceTarget, LabelBalance
-    from maisi_aug.cohort.recipe import CohortConfig
+    from maisi_aug.cohort.request import CohortRequest
     from maisi_aug.vocabulary.labels import Vocabulary
 
 _PANEL = "Balance"
@@ -32,13 +32,13 @@ LesionMapOption = Annotated[
 
 
 def balance_config(
-    config: CohortConfig,
+    config: CohortRequest,
     options: BalanceOptions,
     rules: Sequence[str] = (),
     *,
     is_quiet: bool,
     needs_weights: bool = True,
-) -> tuple[CohortConfig, Balance | None]:
+) -> tuple[CohortRequest, Balance | None]:
     """The configuration with the requests that balance the dataset, and the balance.
 
     Args:

@@ -19,7 +19,7 @@ from maisi_aug.system.whole_files import write_text_whole
 
 if TYPE_CHECKING:
     from maisi_aug.cohort.balance import BalanceTarget, LabelBalance
-    from maisi_aug.cohort.recipe import CohortConfig
+    from maisi_aug.cohort.request import CohortRequest
     from maisi_aug.vocabulary.labels import Vocabulary
 
     ReadMap = Callable[[Sequence[BalanceTarget], Vocabulary], dict[str, str]]
@@ -109,17 +109,17 @@ class Balance:
 
 
 def balance_cohort(
-    config: CohortConfig,
+    request: CohortRequest,
     options: BalanceOptions,
     read_map: ReadMap,
     *,
     needs_weights: bool = True,
     report: Report = report_nothing,
-) -> tuple[CohortConfig, Balance | None]:
+) -> tuple[CohortRequest, Balance | None]:
     """The configuration with the requests that balance a dataset, and the balance; as it is where none is named.
 
     Args:
-        config: Its requests name the lesions.
+        request: Its requests name the lesions.
         options: The dataset, and how it is balanced.
         read_map: Given the lesions that are asked for, tells which label of the dataset each is; lesion -> label.
         needs_weights: Whether the bundle must be on this machine.
@@ -129,7 +129,7 @@ def balance_cohort(
         BankError, RequestError, VocabularyError, VolumeError: When the dataset cannot be measured or balanced.
     """
     if options.against is None:
-        return config, None
+        return request, None
     from maisi_aug.bundle_spec.bundle import load_bundle, load_outline
     from maisi_aug.cohort.balance import (
         DEFAULT_MAX_LESIONS,
@@ -140,35 +140,33 @@ def balance_cohort(
         to_requests,
     )
     from maisi_aug.cohort.census import take_census
+    from maisi_aug.cohort.request import DEFAULT_NUM_CASES, CohortRequest
     from maisi_aug.cohort.resolve import find_grid
-    from maisi_aug.cohort.source_rules import DEFAULT_NUM_CASES
 
-    _require_requests_in_mm(config)
-    vocabulary = (load_bundle if needs_weights else load_outline)(config.bundle).vocabulary
+    _require_requests_in_mm(request)
+    vocabulary = (load_bundle if needs_weights else load_outline)(request.bundle).vocabulary
     bins = SizeBins(options.size_bins) if options.size_bins else SizeBins()
-    targets = read_targets(config.labels, vocabulary=vocabulary, bins=bins, least_ml=find_grid(config).voxel_ml)
+    targets = read_targets(request.labels, vocabulary=vocabulary, bins=bins, least_ml=find_grid(request).voxel_ml)
     mapping = read_map(targets, vocabulary)
     censuses = take_census(options.against, targets, vocabulary=vocabulary, mapping=mapping, report=report)
     counted = [
         count_lesions(census, target, bins=bins, max_lesions=options.max_lesions or DEFAULT_MAX_LESIONS)
         for census, target in zip(censuses, targets, strict=True)
     ]
-    labels = fill_deficits(counted, num_cases=config.num_cases or DEFAULT_NUM_CASES)
+    labels = fill_deficits(counted, num_cases=request.num_cases or DEFAULT_NUM_CASES)
     balance = Balance(options.against, labels)
     if options.picture is not None:
         balance.save_picture(options.picture)
-    return config.model_copy(update={"labels": to_requests(labels)}), balance
+    return CohortRequest.model_validate({**dict(request), "labels": to_requests(labels)}), balance
 
 
-def _require_requests_in_mm(config: CohortConfig) -> None:
-    from maisi_aug.cohort.source_rules import SOURCES_WITHOUT_REQUESTS
-
-    if config.mask_source in SOURCES_WITHOUT_REQUESTS:
+def _require_requests_in_mm(request: CohortRequest) -> None:
+    if not request.takes_requests:
         raise RequestError(
-            f"--balance-against: expected a mask source that takes requests, found '{config.mask_source}'. Use "
+            f"--balance-against: expected a mask source that takes requests, found '{request.mask_source}'. Use "
             "--mask-source plant, bank or diffusion."
         )
-    if config.size_reference is not None:
+    if request.size_reference is not None:
         raise RequestError(
             "--balance-against: expected no size reference beside it, found one. The planned sizes are millimetres; "
             "leave --size-reference out."

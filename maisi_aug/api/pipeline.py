@@ -16,14 +16,13 @@ from numpy.typing import NDArray
 from maisi_aug.api.keywords import require_known, takes_fields_of
 from maisi_aug.api.progress import Progress, RunListener, listen_to_run
 from maisi_aug.api.results import Case, SavedCase
-from maisi_aug.api.synthesis import read_config
+from maisi_aug.api.synthesis import read_request
 from maisi_aug.bundle_spec.bundle import Bundle, load_bundle
 from maisi_aug.cohort.folder import CohortFolder
 from maisi_aug.cohort.manifest import MANIFEST_NAME, ManifestWriter, load_manifest
 from maisi_aug.cohort.plan import number_case
-from maisi_aug.cohort.recipe import COHORT_NAME, CohortConfig
-from maisi_aug.cohort.resolve import ResolvedCohort, resolve_cohort
-from maisi_aug.cohort.source_rules import GIVEN, NO_MAP
+from maisi_aug.cohort.request import COHORT_NAME, GIVEN, NO_MAP, CohortRequest
+from maisi_aug.cohort.resolve import CohortRun, resolve
 from maisi_aug.errors import BankError, CohortError, LesionError
 from maisi_aug.volumes.grid import Grid
 
@@ -36,7 +35,7 @@ if TYPE_CHECKING:
 LABEL_MAP_NAME, CT_NAME, PAIR_NAME = "label_map.nii.gz", "ct.nii.gz", "pair.json"
 # What the arguments of a call, or the pipeline itself, decide.
 _DECIDED = (
-    *("labels", "num_cases", "grown_from", "anatomy", "bundle", "precision", "keep_rejected", "mask_source"),
+    *("labels", "num_cases", "grown_from", "anatomy", "bundle", "precision", "keep_rejected", "mask_source", "plant"),
     *("mask_bank", "mask_steps", "size_of", "size_reference", "size_label"),
 )
 
@@ -88,7 +87,7 @@ class Pipeline:
 
         return cls(ImagePipeline.load(load_bundle(bundle), device, compiler=compile_with, precision=precision))
 
-    @takes_fields_of(CohortConfig, but=_DECIDED)
+    @takes_fields_of(CohortRequest, but=_DECIDED)
     def __call__(
         self,
         label_map: Any = None,
@@ -131,59 +130,51 @@ class Pipeline:
             MaisiAugError: The sentence that the command prints.
         """
         require_known(Pipeline.__call__, fields)
-        wanted = [plant] if isinstance(plant, str) and plant else list(plant)
-        fields = {"seed": seed, "bundle": str(self.bundle.path), "precision": self.networks.precision, **fields}
+        wanted = ["+".join([plant] if isinstance(plant, str) else plant)] if plant else []
+        fields = {"seed": seed, "bundle": self.bundle.path, "precision": self.networks.precision, **fields}
         with listen_to_run(progress) as listener, _as_file(label_map, affine, ct) as path:
             if path is not None:
-                fields |= {"mask_source": GIVEN, "mask_bank": str(path), "keep_rejected": True}
-            elif not wanted:
-                fields |= {"mask_source": NO_MAP, "num_cases": 1}
+                fields |= {"mask_source": GIVEN, "mask_bank": path, "plant": wanted, "keep_rejected": True}
             else:
-                fields |= {"num_cases": 1}
-            labels = ["+".join(wanted)] if wanted and path is None else ()
-            cohort = resolve_cohort(read_config(labels, None, fields, source="Pipeline"))
-            maker = self._open(cohort, wanted if path is not None else (), listener)
-            return self._draw(maker)
+                fields |= {"mask_source": None if wanted else NO_MAP, "num_cases": 1}
+            request = read_request(wanted if path is None else (), None, fields, source="Pipeline")
+            return self._draw(self._open(resolve(request), listener))
 
-    def _open(self, cohort: ResolvedCohort, planted: Sequence[str], listener: RunListener) -> AttemptMaker:
-        """What draws the attempts; lesions that are planted in a given map are planned as a cohort's are."""
-        from maisi_aug.generate.attempts import AttemptMaker, open_source
-        from maisi_aug.sources.given import plant_in_given
+    def _open(self, run: CohortRun, listener: RunListener) -> AttemptMaker:
+        from maisi_aug.generate.attempts import AttemptMaker
+        from maisi_aug.sources.opening import open_source
 
-        if len(cohort.plan.cases) != 1:
+        num_maps = len(run.bank.entries)
+        if run.request.mask_source == GIVEN and num_maps != 1:
             raise BankError(
-                f"{cohort.config.mask_bank}: expected one label map, found {len(cohort.plan.cases)}. Name one, or use "
-                "synthesize with mask_source='given' for all."
+                f"{run.request.mask_bank}: expected one label map, found {num_maps}. Name one, or use synthesize with "
+                "mask_source='given' for all."
             )
-        if planted:
-            cohort, source = plant_in_given(cohort, planted)
-            return AttemptMaker(cohort, source, self.networks, listener.steps)
-        return AttemptMaker(cohort, open_source(cohort, self.networks.networks.device), self.networks, listener.steps)
+        return AttemptMaker(run, open_source(run, self.networks.networks.device), self.networks, listener.steps)
 
     def _draw(self, maker: AttemptMaker) -> DrawnCase:
-        from maisi_aug.generate.attempts import judge_attempt
+        from maisi_aug.generate.attempts import judge_drawn_image
 
-        cohort, case = maker.cohort, maker.cohort.plan.cases[0]
-        for number in range(cohort.config.max_attempts):
-            attempt = maker.draw_map(maker.begin(case, number))
-            if attempt.drawn is None:
-                raise maker.failures[case.index]
-            is_map_at_fault = attempt.case.map_index is not None and bool(attempt.reason)
-            attempt = judge_attempt(cohort, maker.draw_image(attempt))
-            if not attempt.reason or is_map_at_fault:
+        run = maker.run
+        for number in range(run.request.max_attempts):
+            attempt = maker.draw_map(maker.begin(run.plan.cases[0], number))
+            if attempt.error is not None:
+                raise attempt.error
+            attempt = judge_drawn_image(run, maker.draw_image(attempt))
+            if not attempt.reason or attempt.is_final:
                 break
         if attempt.image_hu is None:
             raise LesionError(f"{attempt.case.request}: {attempt.reason}")
-        return DrawnCase(attempt, cohort, self.networks)
+        return DrawnCase(attempt, run, self.networks)
 
 
 class DrawnCase(Case):
     """A case in memory, from a :class:`Pipeline`."""
 
-    def __init__(self, attempt: Attempt, cohort: ResolvedCohort, networks: ImagePipeline) -> None:
+    def __init__(self, attempt: Attempt, run: CohortRun, networks: ImagePipeline) -> None:
         case = attempt.case
-        super().__init__(case.case_id, case.request, attempt.seed, attempt.lesions, attempt.verdicts, attempt.reason)
-        self._attempt, self._cohort, self._networks = attempt, cohort, networks
+        super().__init__(case.case_id, case.request, attempt.seed, case.lesions, attempt.verdicts, attempt.reason)
+        self._attempt, self._run, self._networks = attempt, run, networks
 
     @property
     def image(self) -> NDArray[np.int16]:
@@ -219,7 +210,7 @@ class DrawnCase(Case):
         Raises:
             CohortError: ``synthesize`` made the folder, another process writes to it, or the disk is full.
         """
-        from maisi_aug.generate.writer import CaseWriter
+        from maisi_aug.generate.writer import open_writer
 
         folder = Path(folder)
         if (folder / COHORT_NAME).exists():
@@ -230,17 +221,18 @@ class DrawnCase(Case):
         folder.mkdir(parents=True, exist_ok=True)
         with ManifestWriter(folder / MANIFEST_NAME) as manifest:
             indices = [record.case_index for record in load_manifest(folder, gates=()).records]
-            writer = CaseWriter(
-                self._cohort,
+            writer = open_writer(
+                self._run,
                 CohortFolder(folder),
                 manifest,
-                self._networks.networks.device.partition(":")[0],
-                self._networks.compiler,
-                self._networks.precision,
-                self._networks.num_threads,
+                device=self._networks.networks.device.partition(":")[0],
+                compiler=self._networks.compiler,
+                precision=self._networks.precision,
+                num_threads=self._networks.num_threads,
             )
             case = number_case(self._attempt.case, max(indices, default=-1) + 1)
-            return SavedCase(writer.write(replace(self._attempt, case=case), is_last=True), folder)
+            judged = replace(self._attempt, case=case, is_final=True)
+            return SavedCase(replace(writer, judge=lambda attempt: attempt).finish(judged), folder)
 
 
 @contextmanager

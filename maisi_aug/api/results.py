@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from maisi_aug.cohort.folder import CONTACT_SHEET_NAME
-from maisi_aug.cohort.manifest import AttemptRecord, LesionRecord, Manifest, VerdictRecord, load_manifest
+from maisi_aug.cohort.manifest import AttemptRecord, Manifest, VerdictRecord, load_manifest
+from maisi_aug.lesions.lesion import Lesion
 from maisi_aug.volumes.grid import Grid, Shape, Spacing
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ class Case:
         case_id: str,
         request: str,
         seed: int,
-        lesions: Sequence[LesionRecord],
+        lesions: Sequence[Lesion],
         verdicts: Sequence[VerdictRecord],
         reason: str,
     ) -> None:

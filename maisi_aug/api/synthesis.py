@@ -11,12 +11,11 @@ from maisi_aug.api.balancing import Balance, BalanceOptions, balance_cohort
 from maisi_aug.api.keywords import build_model, require_known, takes_fields_of, to_fields
 from maisi_aug.api.progress import Progress, RunListener, listen_to_run
 from maisi_aug.api.results import Cohort
-from maisi_aug.cohort.folder import find_cohort, read_cohort_document
+from maisi_aug.cohort.folder import find_cohort
 from maisi_aug.cohort.plan import CohortPlan
-from maisi_aug.cohort.recipe import CohortConfig, build_config, load_recipe, override
-from maisi_aug.cohort.resolve import ResolvedCohort, resolve_cohort
-from maisi_aug.cohort.source_rules import GIVEN, NO_MAP
-from maisi_aug.errors import CohortError, RequestError
+from maisi_aug.cohort.request import GIVEN, NO_MAP, CohortRequest, build_request, load_recipe, override
+from maisi_aug.cohort.resolve import CohortRun, resolve
+from maisi_aug.errors import RequestError
 
 if TYPE_CHECKING:
     from maisi_aug.api.balancing import ReadMap
@@ -25,7 +24,7 @@ if TYPE_CHECKING:
     from maisi_aug.sources.given import MapOutlook
 
 
-@takes_fields_of(CohortConfig, but=("grown_from",))
+@takes_fields_of(CohortRequest, but=("grown_from",))
 def synthesize(
     labels: str | Sequence[str] = (),
     *,
@@ -78,12 +77,12 @@ def synthesize(
         MaisiAugError: The sentence that the command prints.
     """
     require_known(synthesize, fields)
-    config = read_config(labels, recipe, fields, source="synthesize")
+    request = read_request(labels, recipe, fields, source="synthesize")
     options = _read_balance(balance_against, size_bins, max_lesions, balance_picture)
     with listen_to_run(progress) as listener:
-        config, balance = balance_cohort(config, options, _read_map(map), report=listener.measures)
+        request, balance = balance_cohort(request, options, _read_map(map), report=listener.measures)
         summary = make_cohort(
-            config,
+            request,
             Path(out),
             balance=balance,
             device=device,
@@ -95,7 +94,7 @@ def synthesize(
     return Cohort(Path(out), summary)
 
 
-@takes_fields_of(CohortConfig, but=("grown_from",))
+@takes_fields_of(CohortRequest, but=("grown_from",))
 def plan(
     labels: str | Sequence[str] = (),
     *,
@@ -138,29 +137,29 @@ def plan(
         MaisiAugError: The sentence that the command prints.
     """
     require_known(plan, fields)
-    config = read_config(labels, recipe, fields, source="plan")
+    request = read_request(labels, recipe, fields, source="plan")
     options = _read_balance(balance_against, size_bins, max_lesions, balance_picture)
     with listen_to_run(progress) as listener:
-        config, _ = balance_cohort(config, options, _read_map(map), needs_weights=False, report=listener.measures)
-        return look_ahead(config, None if out is None else Path(out), listener=listener).cohort.plan
+        request, _ = balance_cohort(request, options, _read_map(map), needs_weights=False, report=listener.measures)
+        return look_ahead(request, None if out is None else Path(out), listener=listener).cohort.plan
 
 
-def read_config(
+def read_request(
     labels: str | Sequence[str], recipe: str | Path | None, fields: Mapping[str, Any], *, source: str
-) -> CohortConfig:
+) -> CohortRequest:
     """What Python asked for.
 
     Raises:
         RecipeError: Listing every problem with its place.
     """
-    flags = to_fields(CohortConfig, {"labels": labels or None, **fields})
+    flags = to_fields(CohortRequest, {"labels": labels or None, **fields})
     if recipe is not None:
         return load_recipe(str(recipe), flags)
-    return build_config(override({}, flags), source=source)
+    return build_request(override({}, flags), source=source)
 
 
 def make_cohort(
-    config: CohortConfig,
+    request: CohortRequest,
     out: Path,
     *,
     balance: Balance | None = None,
@@ -173,7 +172,7 @@ def make_cohort(
     """Resolve what is asked for and make it.
 
     Args:
-        config: What is asked for.
+        request: What is asked for.
         out: Folder of the cohort.
         balance: With a real dataset, to be written beside the cohort.
         device: Where the networks run.
@@ -188,8 +187,7 @@ def make_cohort(
     from maisi_aug.generate.run import synthesize_cohort
 
     listener = listener or RunListener()
-    require_folder(out, may_resume=may_resume)
-    cohort = resolve_cohort(config, out, report_file=listener.measures)
+    cohort = resolve(request, out, may_resume=may_resume, report_file=listener.measures)
     for sentence in _find_advice(cohort):
         listener.advises(sentence)
     summary = synthesize_cohort(cohort, out, device=device, compiler=compiler, listener=listener, verify=verify)
@@ -207,17 +205,17 @@ class Outlook:
         maps: What becomes of given label maps; empty for another mask source.
     """
 
-    cohort: ResolvedCohort
+    cohort: CohortRun
     maps: Sequence[MapOutlook]
 
 
 def look_ahead(
-    config: CohortConfig, out: Path | None = None, *, may_resume: bool = True, listener: RunListener | None = None
+    request: CohortRequest, out: Path | None = None, *, may_resume: bool = True, listener: RunListener | None = None
 ) -> Outlook:
     """Resolve and try what is asked for; nothing is made.
 
     Args:
-        config: What is asked for.
+        request: What is asked for.
         out: Where the cohort would go, if that is to be checked.
         may_resume: Whether the folder may hold the cohort already.
         listener: Is told of files that are measured and label maps that are tried.
@@ -229,28 +227,20 @@ def look_ahead(
     from maisi_aug.sources.given import look_at_maps, open_given_source
 
     listener = listener or RunListener()
+    cohort = resolve(request, out, may_resume=may_resume, report_file=listener.measures, needs_weights=False)
     if out is not None:
-        require_folder(out, may_resume=may_resume)
-    cohort = resolve_cohort(config, out, report_file=listener.measures, needs_weights=False)
-    if out is not None:
-        find_cohort(out, cohort.to_document())  # raises where the run would be refused
+        find_cohort(out, cohort.to_document(), cohort.begun)  # raises where the run would be refused
     maps: Sequence[MapOutlook] = ()
-    if config.mask_source == GIVEN:
+    if request.mask_source == GIVEN:
         maps = look_at_maps(open_given_source(cohort), cohort.plan.cases, listener.tries)
     rehearse(cohort, listener.tries)
     return Outlook(cohort, maps)
 
 
-def require_folder(out: Path, *, may_resume: bool) -> None:
-    """Raise unless a folder is new, empty or, where a run may go on, a cohort's."""
-    if read_cohort_document(out) is not None and not may_resume:
-        raise CohortError(f"{out}: expected a new folder because of --no-resume, found a cohort. Choose another --out.")
-
-
-def _find_advice(cohort: ResolvedCohort) -> list[str]:
+def _find_advice(cohort: CohortRun) -> list[str]:
     """What the bundle wants its user to know."""
     bundle = cohort.bundle
-    found = [bundle.advice, bundle.advice_without_map if cohort.config.mask_source == NO_MAP else ""]
+    found = [bundle.advice, bundle.advice_without_map if cohort.request.mask_source == NO_MAP else ""]
     return [" ".join(text.split()) for text in found if text]
 
 

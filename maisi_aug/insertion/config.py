@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,13 +26,15 @@ class ResolvedInsertion:
     """A cohort of inserted lesions ready to be made.
 
     Attributes:
-        config: With paths made absolute.
+        config: As it was asked for.
+        configuration: The same with paths made absolute, as ``cohort.yaml`` has it.
         bundle: Whose vocabulary and networks are used.
         backgrounds: The CTs.
         plan: Which lesions each case gets.
     """
 
     config: InsertConfig
+    configuration: Mapping[str, Any]
     bundle: Bundle
     backgrounds: Backgrounds
     plan: CohortPlan
@@ -46,7 +49,7 @@ class ResolvedInsertion:
         names = self.backgrounds.vocabulary.name_of
         drawn_by = {"name": self.bundle.name, "fingerprint": self.bundle.fingerprint, "licence": self.bundle.licence}
         return {
-            "configuration": self.config.model_dump(mode="json"),
+            "configuration": dict(self.configuration),
             **({"bundle": drawn_by} if self.config.painter == "network" else {}),
             "mask_bank": self.backgrounds.describe(),
             "requested": [{"id": label_id, "name": names(label_id)} for label_id in self.plan.requested_ids],
@@ -89,13 +92,14 @@ def resolve_insertion(config: InsertConfig) -> ResolvedInsertion:
         config.labels, vocabulary=backgrounds.vocabulary, num_cases=config.num_cases, seed=config.seed
     )
     _require_lesions(plan, backgrounds)
-    paths = {
+    configuration = {
+        **config.model_dump(mode="json"),
         "into": _absolute(config.into),
         "into_labels": config.into_labels and _absolute(config.into_labels),
-        "into_organs": tuple(map(_absolute, config.into_organs)),
+        "into_organs": list(map(_absolute, config.into_organs)),
         "bundle": _absolute(config.bundle) if Path(config.bundle).is_dir() else config.bundle,
     }
-    return ResolvedInsertion(config.model_copy(update=paths), bundle, backgrounds, plan)
+    return ResolvedInsertion(config, configuration, bundle, backgrounds, plan)
 
 
 def _require_lesions(plan: CohortPlan, backgrounds: Backgrounds) -> None:

@@ -1,8 +1,9 @@
 """The mask sources ``given`` and ``none``: the user's own label maps drawn as they are, and images without any map.
 
-A given map is translated to the vocabulary and gets a body envelope where it lacks one; nothing is planted in it and
-nothing is deformed. It keeps its own grid where the networks take it, voxel for voxel. Where they do not, or where the
-user asks for another shape or spacing, it is cropped, padded or resampled, and a warning and the manifest say so.
+A given map is translated to the vocabulary and gets a body envelope where it lacks one; nothing is planted in it but
+the lesions that the user asks for, and nothing is deformed. It keeps its own grid where the networks take it, voxel for
+voxel. Where they do not, or where the user asks for another shape or spacing, it is cropped, padded or resampled, and a
+warning and the manifest say so.
 """
 
 from __future__ import annotations
@@ -18,18 +19,17 @@ from numpy.typing import NDArray
 from maisi_aug.banks.folder_bank import FolderBank
 from maisi_aug.banks.label_map import BankMap, BaseMap
 from maisi_aug.banks.organs import require_organs
-from maisi_aug.bundle_spec.references import bundle_distributions
 from maisi_aug.cohort.grid_preflight import check_grid
-from maisi_aug.cohort.plan import CasePlan, PlannedLesion, plan_from_texts
-from maisi_aug.cohort.preflight import require_drawable
-from maisi_aug.cohort.resolve import ResolvedCohort
-from maisi_aug.errors import BankError, GridError
+from maisi_aug.cohort.plan import CasePlan
+from maisi_aug.cohort.resolve import CohortRun
+from maisi_aug.errors import BankError, GridError, LesionError
 from maisi_aug.lesions.editing import describe_lesion, widen
-from maisi_aug.lesions.planting import LesionWish, PlantedLesion, measure_lesions
-from maisi_aug.sources.plant_and_bank import DrawnMap, PlantSource
+from maisi_aug.lesions.lesion import Lesion
+from maisi_aug.lesions.planting import measure_lesions
+from maisi_aug.sources.map_source import BankedSource, DrawnMap, MapSource, MaskBank
+from maisi_aug.sources.plant_and_bank import PlantSource
 from maisi_aug.vocabulary.labels import BODY_ID, Vocabulary
 from maisi_aug.vocabulary.regions import REGION_LABELS
-from maisi_aug.vocabulary.sizes import diameter_mm
 from maisi_aug.volumes.components import connected_parts
 from maisi_aug.volumes.grid import Grid, Shape, Spacing, spell_grid
 from maisi_aug.volumes.resampling import DECIMALS, centre_grid_on, crop_or_pad, resample_label_map
@@ -93,37 +93,18 @@ class GridChoice:
 
 
 @dataclass(frozen=True, eq=False)
-class NoMap:
-    """Stands in for the label map of an image that is drawn without one.
-
-    Attributes:
-        grid: Geometry of the image.
-        origin: For the manifest.
-        label_map: Always None.
-        lesions: Always empty.
-    """
-
-    grid: Grid
-    origin: dict[str, Any] = field(default_factory=lambda: {"source": "none"})
-    label_map: None = None
-    lesions: tuple[PlantedLesion, ...] = ()
-
-
-@dataclass(frozen=True, eq=False)
-class NoMapSource:
+class NoMapSource(MapSource):
     """Hands out no label map: the images are what the diffusion U-Net draws by itself.
 
     Attributes:
         grid: Geometry of the images.
-        bank: Always None.
     """
 
     grid: Grid
-    bank: None = None
 
-    def take(self, case: CasePlan) -> tuple[CasePlan, NoMap]:
+    def draw(self, case: CasePlan, seed: int) -> DrawnMap:
         """The case, and the grid of its image."""
-        return case, NoMap(self.grid)
+        return DrawnMap(case, None, self.grid, {"source": "none"})
 
 
 def _nothing_unseen(grid: Grid, label_ids: frozenset[int]) -> Sequence[str]:
@@ -131,7 +112,7 @@ def _nothing_unseen(grid: Grid, label_ids: frozenset[int]) -> Sequence[str]:
 
 
 @dataclass(frozen=True, eq=False)
-class GivenSource:
+class GivenSource(BankedSource):
     """Hands out the maps of a bank as they are.
 
     Attributes:
@@ -148,11 +129,18 @@ class GivenSource:
     find_unseen: FindUnseen = _nothing_unseen
     _warned: set[str] = field(default_factory=set, init=False, repr=False)
 
-    def take(self, case: CasePlan) -> tuple[CasePlan, DrawnMap]:
+    def leaves_hope(self, error: LesionError | BankError, case: CasePlan, others: Sequence[CasePlan]) -> bool:
+        """Each of the others has a map of its own."""
+        return bool(others)
+
+    def draw(self, case: CasePlan, seed: int) -> DrawnMap:
         """The map of a case, and the case as asking for what that map holds: lesions at their volumes, and organs.
+
+        Lesions that the case asks for are planted in it, in the place of its own.
 
         Raises:
             BankError: The map cannot be used; the message names its file.
+            LesionError: A lesion finds no room in it.
         """
         assert case.map_index is not None
         bank_map = self.bank.load(case.map_index)
@@ -167,9 +155,10 @@ class GivenSource:
         wanted = [label_id for label_id in sorted(bank_map.boxes) if self._is_wanted(label_id)]
         lesion_ids = [label_id for label_id in wanted if label_id in vocabulary.tumor_ids]
         view = bank_map.label_map[part_inside(bank_map.grid, grid)]
+        asked = plan_lesions(view, bank_map.grid.voxel_ml, lesion_ids, vocabulary)
         asking = replace(
             case,
-            lesions=plan_lesions(view, bank_map.grid.voxel_ml, lesion_ids, vocabulary),
+            lesions=find_lesions(label_map, grid, asked),
             required_ids=tuple(i for i in wanted if i in present and i not in lesion_ids),
         )
         origin = {
@@ -177,13 +166,23 @@ class GivenSource:
             "bank": self.bank.name,
             "file": bank_map.name,
             "sha256": bank_map.sha256,
-            "body_from": bank_map.image_name,
+            **bank_map.body_origin,
             "map_shape": list(bank_map.grid.shape),
             "map_spacing_mm": [round(side, 6) for side in bank_map.grid.spacing_mm],
             "change": self.grids.name_change(bank_map.grid),
             "lost_ids": list(lost),
         }
-        return asking, DrawnMap(label_map, grid, origin, find_lesions(label_map, grid, lesion_ids, vocabulary))
+        if case.lesions:
+            return self._plant(case, BaseMap(label_map, grid, origin), seed)
+        return DrawnMap(asking, label_map, grid, origin)
+
+    def _plant(self, case: CasePlan, base: BaseMap, seed: int) -> DrawnMap:
+        """The map with the lesions of a case, whose organs are those that the map then shows."""
+        drawn = PlantSource(_OneMap(self.bank.name, base, base.grid, self.bank.vocabulary)).draw(case, seed)
+        assert drawn.label_map is not None
+        organs = _find_ids(drawn.label_map) - set(self.bank.vocabulary.tumor_ids)
+        shown = {label_id for label_id in organs if self._is_wanted(label_id)}
+        return replace(drawn, case=replace(drawn.case, required_ids=tuple(sorted({*case.required_ids, *shown}))))
 
     def look_at(self, own: Grid, label_ids: Iterable[int]) -> tuple[str, str]:
         """What is wrong with the grid of the image of such a map: a fault and a warning, empty where nothing is."""
@@ -218,89 +217,59 @@ class GivenSource:
         )
 
 
-def open_given_source(cohort: ResolvedCohort) -> GivenSource:
+@dataclass(frozen=True, eq=False)
+class _OneMap(MaskBank):
+    """A given map as the only anatomy of a bank, on its image's grid and not deformed.
+
+    Attributes:
+        name: Of the user's bank.
+        base: The map.
+        grid: Its own.
+        vocabulary: Meaning of its ids.
+        varies: True, so that nothing is deformed for variety.
+        num_looks: 1: there is no other map that might have more room.
+    """
+
+    name: str
+    base: BaseMap
+    grid: Grid
+    vocabulary: Vocabulary
+    varies: bool = True
+    num_looks: int = 1
+
+    def draw_bases(self, lesions: Sequence[Lesion], *, required_ids: Sequence[int], seed: int) -> Iterator[BaseMap]:
+        """The map, once."""
+        yield self.base
+
+
+def open_given_source(run: CohortRun) -> GivenSource:
     """The user's own label maps, listed and not yet read.
 
     Raises:
         BankError: None of them can be used.
     """
-    config = cohort.config
     bank = FolderBank(
-        config.mask_bank,
-        vocabulary=cohort.bundle.vocabulary,
-        grid=cohort.grid,
-        mapping=config.mask_labels,
+        run.bank,
+        vocabulary=run.bundle.vocabulary,
+        grid=run.grid,
+        mapping=run.mask_labels,
         min_cover=0.0,  # of a grid that a given map does not have to fill
     )
-    require_organs(bank, bundle=cohort.bundle, is_allowed=True)
-    grids = GridChoice(cohort.bundle.grid_factor, config.shape, config.spacing_mm)
-    # The grid of a preset was compared with the bundle's when the cohort was resolved.
-    find_unseen = _nothing_unseen if config.preset is not None else _compare_with(cohort)
-    return GivenSource(bank, grids, cohort.plan.requested_ids, find_unseen)
+    require_organs(bank, bundle=run.bundle, is_allowed=True)
+    grids = GridChoice(run.bundle.grid_factor, run.request.shape, run.request.spacing_mm)
+    if not run.request.follows_maps:  # the grid of a preset was compared with the bundle's when it was resolved
+        grids = GridChoice(run.bundle.grid_factor, run.grid.shape, run.grid.spacing_mm)
+        return GivenSource(bank, grids, run.plan.requested_ids)
+    return GivenSource(bank, grids, run.plan.requested_ids, _compare_with(run))
 
 
-@dataclass(frozen=True, eq=False)
-class GivenBank:
-    """One given map as the anatomy that lesions are planted in: on its image's grid, not deformed.
-
-    Attributes:
-        name: Of the user's bank.
-        base: The map.
-        vocabulary: Meaning of its ids.
-        varies: True, so that nothing is deformed for variety.
-    """
-
-    name: str
-    base: BaseMap
-    vocabulary: Vocabulary
-    varies: bool = True
-
-    @property
-    def grid(self) -> Grid:
-        """Of the image."""
-        return self.base.grid
-
-    def draw_bases(self, lesions: Sequence[LesionWish], *, required_ids: Sequence[int], seed: int) -> Iterator[BaseMap]:
-        """The map, once."""
-        yield self.base
-
-
-def plant_in_given(cohort: ResolvedCohort, requests: Sequence[str]) -> tuple[ResolvedCohort, PlantSource]:
-    """Plant lesions of exact size in the only map of a cohort of given maps.
-
-    Args:
-        cohort: Of one given map.
-        requests: All for the same case.
-
-    Returns:
-        The cohort with the lesions in its plan, on the grid of the image; and the source of its label map.
-
-    Raises:
-        BankError: The map cannot be used.
-        RequestError, VocabularyError: A request cannot be met.
-    """
-    source = open_given_source(cohort)
-    _, drawn = source.take(cohort.plan.cases[0])
-    origin = {key: value for key, value in drawn.origin.items() if key not in ("source", "bank")}
-    bank = GivenBank(source.bank.name, BaseMap(drawn.label_map, drawn.grid, origin), source.bank.vocabulary)
-    plan = plan_from_texts(
-        ["+".join(requests)],
-        vocabulary=bank.vocabulary,
-        num_cases=1,
-        seed=cohort.config.seed,
-        distributions=bundle_distributions(cohort.bundle),
-    )
-    require_drawable(plan, drawn.grid)
-    return replace(cohort, grid=drawn.grid, plan=plan), PlantSource(bank)
-
-
-def _compare_with(cohort: ResolvedCohort) -> FindUnseen:
+def _compare_with(run: CohortRun) -> FindUnseen:
     """Grids are held against those that a cohort's bundle has seen, as those that the user asks for are."""
 
     def find_unseen(grid: Grid, label_ids: frozenset[int]) -> Sequence[str]:
         regions = {region for region, ids in REGION_LABELS.items() if label_ids.intersection(ids)}
         is_head = regions == {"head"}
-        return check_grid(grid, cohort.bundle, shows_head_alone=is_head, allow_unseen=cohort.config.allow_unseen_grid)
+        return check_grid(grid, run.bundle, shows_head_alone=is_head, allow_unseen=run.request.allow_unseen_grid)
 
     return find_unseen
 
@@ -351,31 +320,44 @@ def part_inside(own: Grid, grid: Grid) -> tuple[slice, slice, slice]:
 
 def plan_lesions(
     label_map: NDArray[np.uint8], voxel_ml: float, lesion_ids: Sequence[int], vocabulary: Vocabulary
-) -> tuple[PlannedLesion, ...]:
+) -> tuple[Lesion, ...]:
     """The lesions of a map as a plan would ask for them, of each label the largest first."""
     present = _find_ids(label_map) if lesion_ids else frozenset()
-    return tuple(
-        PlannedLesion(label_id, vocabulary.name_of(label_id), volume_ml, diameter_mm(volume_ml), None)
+    wanted = [
+        (label_id, volume_ml)
         for label_id in lesion_ids
         if label_id in present
         for volume_ml in measure_lesions(label_map, label_id, voxel_ml)
+    ]
+    return tuple(
+        Lesion(
+            label_id,
+            vocabulary.name_of(label_id),
+            volume_ml,
+            index=index,
+            hosts=vocabulary.hosts_of(label_id) or (BODY_ID,),
+        )
+        for index, (label_id, volume_ml) in enumerate(wanted)
     )
 
 
-def find_lesions(
-    label_map: NDArray[np.uint8], grid: Grid, lesion_ids: Sequence[int], vocabulary: Vocabulary
-) -> tuple[PlantedLesion, ...]:
-    """Place, host and volume of every lesion of a map; each is looked at in its own neighbourhood, which is quick."""
+def find_lesions(label_map: NDArray[np.uint8], grid: Grid, asked: Sequence[Lesion]) -> tuple[Lesion, ...]:
+    """The lesions of a map where they lie in its image's grid, the largest of each label where its largest is now.
+
+    Each is looked at in its own neighbourhood, which is quick; one that was lost on the way stays undrawn.
+    """
     found = []
-    for label_id in lesion_ids:
-        hosts = vocabulary.hosts_of(label_id) or (BODY_ID,)
-        for box, mask in connected_parts(label_map == label_id):
+    for label_id in dict.fromkeys(lesion.label_id for lesion in asked):
+        own = [lesion for lesion in asked if lesion.label_id == label_id]
+        parts = sorted(connected_parts(label_map == label_id), key=lambda part: -int(part[1].sum()))
+        for lesion, (box, mask) in zip(own, parts, strict=False):
             wide = widen(box, 2 * max(grid.spacing_mm), grid.spacing_mm, label_map.shape)
             near = np.zeros(label_map[wide].shape, dtype=bool)
             near[tuple(slice(a.start - b.start, a.stop - b.start) for a, b in zip(box, wide, strict=True))] = mask
-            lesion = describe_lesion(label_map[wide], near, hosts=hosts, spacing_mm=grid.spacing_mm)
-            i, j, k = (place + side.start for place, side in zip(lesion.centre_ijk, wide, strict=True))
-            found.append(replace(lesion, centre_ijk=(i, j, k), mask_bbox=box))
+            drawn = describe_lesion(label_map[wide], near, lesion, spacing_mm=grid.spacing_mm)
+            i, j, k = (place + side.start for place, side in zip(drawn.centre_ijk or (), wide, strict=True))
+            found.append(replace(drawn, centre_ijk=(i, j, k)))
+        found += own[len(parts) :]
     return tuple(found)
 
 
@@ -446,7 +428,7 @@ def look_at_maps(
     Raises:
         BankError: None of the maps can be used.
     """
-    names = {case.map_index: case.request for case in cases if case.map_index is not None}
+    names = {case.map_index: source.bank.names[case.map_index] for case in cases if case.map_index is not None}
     outlooks = []
     for done, (index, name) in enumerate(names.items(), start=1):
         own, ids = source.bank.grid_of(index), source.bank.ids_of(index)

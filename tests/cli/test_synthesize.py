@@ -20,8 +20,8 @@ from maisi_aug.cli.shared.parsing import (
 from maisi_aug.cli.synthesize import CompilerName, MaskSourceName, ModalityName, describe_summary
 from maisi_aug.cohort.folder import open_cohort
 from maisi_aug.cohort.manifest import Manifest, load_manifest
-from maisi_aug.cohort.recipe import CohortConfig, GateConfig, load_recipe
-from maisi_aug.cohort.resolve import resolve_cohort
+from maisi_aug.cohort.request import CohortRequest, GateConfig, load_recipe
+from maisi_aug.cohort.resolve import resolve
 from maisi_aug.generate.run import CohortSummary
 from maisi_aug.networks.acceleration import Compiler
 from maisi_aug.vocabulary.sizes import diameter_mm
@@ -193,8 +193,8 @@ def test_command_can_be_corrected_in_the_same_folder(run_cli: Run, recipe: Path,
 
 
 def test_flags_take_the_words_of_a_recipe() -> None:
-    assert tuple(ModalityName) == get_args(CohortConfig.model_fields["modality"].annotation)
-    assert tuple(MaskSourceName) == get_args(CohortConfig.model_fields["mask_source"].annotation)
+    assert tuple(ModalityName) == get_args(CohortRequest.model_fields["modality"].annotation)
+    assert tuple(MaskSourceName) == get_args(CohortRequest.model_fields["mask_source"].annotation)
 
 
 def test_out_and_labels_are_asked_for(run_cli: Run, recipe: Path) -> None:
@@ -222,7 +222,7 @@ def test_foreign_folder_is_refused_before_anything_is_loaded(
 def test_cohort_of_another_configuration_is_refused(
     run_cli: Run, recipe: Path, tmp_path: Path, options: list[str], flags: list[str], message: str
 ) -> None:
-    cohort = resolve_cohort(load_recipe(str(recipe)))
+    cohort = resolve(load_recipe(str(recipe)))
     with open_cohort(tmp_path, cohort.to_document(), header=[]):
         (tmp_path / "images").mkdir()
         (tmp_path / "images" / "case_0001.nii.gz").write_text("an image")

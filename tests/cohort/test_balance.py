@@ -93,7 +93,7 @@ def test_requests_make_the_planned_cases_and_nothing_else() -> None:
     for case in plan.cases:
         assert case.required_ids == (3,)
         for lesion in case.lesions:
-            lesions[len(case.lesions) - 1][BINS.place_of(lesion.volume_ml)] += 1
+            lesions[len(case.lesions) - 1][BINS.place_of(lesion.requested_ml)] += 1
     assert tuple(map(tuple, lesions)) == filled.planned_lesions
 
 

@@ -9,6 +9,7 @@ from scipy import ndimage
 
 from maisi_aug.lesions.editing import describe_lesion, remove_lesions, resize_lesion, settle_lesions
 from maisi_aug.vocabulary.labels import MAISI, SlotBinding
+from tests.builders.lesions import ask_for
 
 SPACING_MM = (1.7, 1.8, 2.5)
 SHAPE = (31, 29, 23)
@@ -110,13 +111,12 @@ def test_growing_lesion_never_touches_its_neighbour(liver_map: NDArray[np.uint8]
 
 def test_description_measures_the_lesion(liver_map: NDArray[np.uint8]) -> None:
     lesion = liver_map == HEPATIC_TUMOR
-    found = describe_lesion(liver_map, lesion, hosts=(4, LIVER), spacing_mm=SPACING_MM)
+    asked = ask_for(HEPATIC_TUMOR, (4, LIVER), 5.0)
+    found = describe_lesion(liver_map, lesion, asked, spacing_mm=SPACING_MM)
     assert (found.label_id, found.host_id, found.centre_ijk) == (HEPATIC_TUMOR, LIVER, (13, 13, 10))
     assert found.num_voxels == int(lesion.sum())
-    assert found.volume_ml == pytest.approx(lesion.sum() * np.prod(SPACING_MM) / 1000)
-    outside = lesion.copy()
-    outside[found.mask_bbox] = False
-    assert not outside.any()
+    assert found.realised_ml == pytest.approx(lesion.sum() * np.prod(SPACING_MM) / 1000)
+    assert (found.requested_ml, found.share_outside) == (5.0, None)
 
 
 def test_unknown_lesion_becomes_the_organ_that_it_lies_in(liver_map: NDArray[np.uint8]) -> None:

@@ -1,8 +1,9 @@
-"""The configuration of a cohort: strict fields, with flags on top of a recipe."""
+"""What a cohort is asked for: strict fields, from a recipe with flags on top; what is left open is decided later."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from itertools import pairwise
 from math import isfinite
 from pathlib import Path
@@ -12,9 +13,10 @@ from pydantic import BeforeValidator, Field, PositiveInt, Strict, field_validato
 
 from maisi_aug.bundle_spec.decoding import DecodingConfig
 from maisi_aug.bundle_spec.precision import PrecisionName
+from maisi_aug.cohort.grammar import WrittenRequest
 from maisi_aug.cohort.recipe_files import read_recipe
-from maisi_aug.cohort.source_rules import AUTO_MAPPING, SOURCES_WITHOUT_REQUESTS, find_misfit
 from maisi_aug.errors import RecipeError, did_you_mean
+from maisi_aug.lesions.growth_rules import GrowthRule, growth_rule_of
 from maisi_aug.system.models import Finite, PositiveFinite, StrictModel, explain_problems
 from maisi_aug.system.options import Option, PathText, warn_of_spelling
 from maisi_aug.vocabulary.regions import BODY_REGIONS, BodyRegion
@@ -22,6 +24,9 @@ from maisi_aug.volumes.grid_words import ShapeField, SpacingField
 
 COHORT_NAME = "cohort.yaml"
 EMBEDDED_BANK = "phantom"
+AUTO_MAPPING = "auto"
+DEFAULT_NUM_CASES = 4
+GIVEN, NO_MAP = "given", "none"
 GRID_FIELDS = ("shape", "spacing_mm")
 SECTIONS = ("gates", "decoding")
 _WHAT, _MASKS, _IMAGES, _GATES, _RUN = "What to make", "Label maps", "Images", "Quality gates", "Run"
@@ -88,6 +93,15 @@ class GateConfig(StrictModel, strict=True, use_attribute_docstrings=True):
         """The fields that differ from their defaults, for the manifest."""
         return self.model_dump(mode="json", exclude_defaults=True)
 
+    def rule_of(self, label: str) -> GrowthRule:
+        """How lesions of a label grow, with the thresholds where any are set."""
+        rule = growth_rule_of(label)
+        return replace(
+            rule,
+            max_share_outside=rule.max_share_outside if self.max_share_outside is None else self.max_share_outside,
+            max_spread=rule.max_spread if self.max_spread is None else self.max_spread,
+        )
+
 
 def _read_words(value: object) -> object:
     """``thorax,abdomen`` as its words, in lower case."""
@@ -129,8 +143,11 @@ def _read_size_label(value: object) -> object:
     return {name.strip(): int(number) for name, _, number in pairs}
 
 
-class CohortConfig(StrictModel, strict=True, use_attribute_docstrings=True):
-    """Everything that decides which bytes a cohort consists of."""
+class CohortRequest(StrictModel, strict=True, use_attribute_docstrings=True):
+    """Everything that a user may ask of a cohort; together with what is left open it decides the cohort's bytes.
+
+    ``cohort.yaml`` holds it with what was left open filled in, so that it is a recipe for the same cohort.
+    """
 
     labels: Annotated[
         tuple[Annotated[str, Field(min_length=1)], ...],
@@ -182,6 +199,13 @@ class CohortConfig(StrictModel, strict=True, use_attribute_docstrings=True):
     ] = None
     """Size percentile of gallbladder, liver, stomach, pancreas or colon in generated maps, 0-1, or -1 for absent; may
     repeat (default: drawn)."""
+    plant: Annotated[
+        tuple[Annotated[str, Field(min_length=1)], ...],
+        _FromList,
+        Option(metavar="NAME:SIZE[@SHARE]", complete="labels", panel=_MASKS),
+    ] = ()
+    """Lesion to plant in given maps, with a size as for --labels; may repeat; join with + for one case. The maps' own
+    tumours become healthy organ; nothing else moves."""
     num_inference_steps: Annotated[PositiveInt | None, Option("--steps", panel=_IMAGES)] = None
     """Sampling steps of the image (default: the bundle's)."""
     guidance_scale: Annotated[float, Field(ge=0, allow_inf_nan=False), Option(panel=_IMAGES)] = 0.0
@@ -237,7 +261,7 @@ class CohortConfig(StrictModel, strict=True, use_attribute_docstrings=True):
     @model_validator(mode="before")
     @classmethod
     def _need_no_requests(cls, values: Any) -> Any:
-        if isinstance(values, dict) and values.get("mask_source") in SOURCES_WITHOUT_REQUESTS:
+        if isinstance(values, dict) and values.get("mask_source") in (GIVEN, NO_MAP):
             return {"labels": (), **values}
         return values
 
@@ -247,7 +271,7 @@ class CohortConfig(StrictModel, strict=True, use_attribute_docstrings=True):
         return {} if value is None else value
 
     @model_validator(mode="after")
-    def _require_growth(self) -> CohortConfig:
+    def _require_growth(self) -> CohortRequest:
         steps = (*self.grown_from, *([] if self.num_cases is None else [self.num_cases]))
         if self.grown_from and (self.num_cases is None or any(a >= b for a, b in pairwise(steps))):
             raise ValueError(
@@ -257,21 +281,11 @@ class CohortConfig(StrictModel, strict=True, use_attribute_docstrings=True):
         return self
 
     @model_validator(mode="after")
-    def _require_fitting_fields(self) -> CohortConfig:
+    def _require_fitting_fields(self) -> CohortRequest:
         if (self.size_reference is None) != (self.size_label is None):
             missing = "size_label" if self.size_label is None else "size_reference"
             raise ValueError(f"size_reference and size_label belong together; {missing} is missing")
-        misfit = find_misfit(
-            self.mask_source,
-            labels=self.labels,
-            own_bank=None if self.mask_bank == EMBEDDED_BANK else self.mask_bank,
-            mask_labels=self.mask_labels,
-            guidance_scale=self.guidance_scale,
-            size_reference=self.size_reference,
-            has_anatomy=self.anatomy is not None,
-            mask_steps=self.mask_steps,
-            size_of=self.size_of,
-        )
+        misfit = self._find_misfit() or self._find_misfit_of_maps()
         if misfit:
             raise ValueError(misfit)
         places = [BODY_REGIONS.index(region) for region in self.body_region or ()]
@@ -280,13 +294,105 @@ class CohortConfig(StrictModel, strict=True, use_attribute_docstrings=True):
             raise ValueError(f"body_region: expected the uppermost region before the lowest, found {found}")
         return self
 
+    def _find_misfit(self) -> str:
+        """The first field that its mask source makes nothing of: refused rather than ignored; else empty."""
+        source = self.mask_source
+        if self.plant and source != GIVEN:
+            return (
+                f"plant: expected none with mask_source '{source}', found {', '.join(self.plant)}; name lesions in "
+                "labels, or use mask_source 'given' to plant them in label maps of your own as they are"
+            )
+        if self.takes_requests:
+            return (
+                ""
+                if self.labels
+                else "labels: expected a list of at least 1 item, found none; ask for a lesion or an organ"
+            )
+        if self.size_reference is not None:
+            return f"size_reference: expected none with mask_source '{source}', which asks for no sizes, found one"
+        if self.anatomy is not None:
+            return (
+                f"anatomy: expected none with mask_source '{source}', found a list; name the labels to keep of given "
+                "maps in labels"
+            )
+        if source == GIVEN:
+            return self._find_misfit_of_given()
+        unused = {
+            "labels": ", ".join(self.labels),
+            "mask_bank": "one" if self.has_own_bank else "",
+            "mask_labels": "" if self.mask_labels == AUTO_MAPPING else str(self.mask_labels),
+            "guidance_scale": f"{self.guidance_scale:g}" if self.guidance_scale else "",
+        }
+        field, found = next(((field, found) for field, found in unused.items() if found), ("", ""))
+        if not field:
+            return ""
+        wanted = "0" if field == "guidance_scale" else "none"
+        return (
+            f"{field}: expected {wanted} with mask_source 'none', for images are drawn without any label map, found "
+            f"{found}; leave it out, or choose another mask_source"
+        )
+
+    def _find_misfit_of_given(self) -> str:
+        if not self.has_own_bank:
+            return (
+                "mask_source 'given': expected a mask_bank with label maps of your own, found the phantoms; give a "
+                "file, a folder or a data list"
+            )
+        for place, text in enumerate(self.labels):
+            if not WrittenRequest.is_name(text):
+                return (
+                    f"labels[{place}]: expected the name of a label and nothing else with mask_source 'given', which "
+                    f"draws each map with the lesions that it has, found '{text}'; leave labels out to keep every "
+                    "label, or use mask_source 'plant' to choose sizes"
+                )
+        return ""
+
+    def _find_misfit_of_maps(self) -> str:
+        """A bank without the lesions that are to be taken from it, or a field of another kind of label maps."""
+        bank = self.mask_bank if self.has_own_bank else None
+        if self.mask_source == "bank" and bank is None:
+            return (
+                "mask_source 'bank': expected a mask_bank with lesions of its own, found the phantoms, which have "
+                "none; give a folder or a data list, or use mask_source 'plant'"
+            )
+        idle: dict[str, object]
+        if self.mask_source == "diffusion":
+            idle = {"mask_bank": bank, "mask_labels": None if self.mask_labels == AUTO_MAPPING else self.mask_labels}
+            advice = "leave it out"
+        else:
+            idle = {"mask_steps": self.mask_steps, "size_of": self.size_of}
+            advice = "use mask_source 'diffusion', or leave it out"
+        for name, found in idle.items():
+            if found is not None:
+                return f"{name}: expected none with mask_source '{self.mask_source}', found {found}; {advice}"
+        return ""
+
+    @property
+    def takes_requests(self) -> bool:
+        """Whether lesions and organs are asked for: not of given maps, nor of images without any map."""
+        return self.mask_source not in (GIVEN, NO_MAP)
+
+    @property
+    def has_own_bank(self) -> bool:
+        """Whether label maps of the user's own are named."""
+        return self.mask_bank != EMBEDDED_BANK
+
+    @property
+    def follows_maps(self) -> bool:
+        """Whether each image keeps the grid of its given map where it can."""
+        return self.mask_source == GIVEN and self.preset is None
+
     def to_dict(self) -> dict[str, Any]:
         """All fields as plain YAML and JSON types, in the order of the class."""
-        fields = self.model_dump(mode="json")
-        return fields if self.grown_from else {name: value for name, value in fields.items() if name != "grown_from"}
+        return without_unused(self.model_dump(mode="json"))
 
 
-def build_config(values: Mapping[str, Any], *, source: str = "recipe") -> CohortConfig:
+def without_unused(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a request but those that most have nothing in, so that ``cohort.yaml`` stays what it was."""
+    return {name: value for name, value in fields.items() if value or name not in ("grown_from", "plant")}
+
+
+def build_request(values: Mapping[str, Any], *, source: str = "recipe") -> CohortRequest:
     """Validate the fields of a recipe.
 
     Args:
@@ -297,9 +403,9 @@ def build_config(values: Mapping[str, Any], *, source: str = "recipe") -> Cohort
         RecipeError: Listing every problem with its place.
     """
     with explain_problems(
-        CohortConfig, source, RecipeError, kind="recipe", if_missing="Give it in the recipe or as a flag."
+        CohortRequest, source, RecipeError, kind="recipe", if_missing="Give it in the recipe or as a flag."
     ):
-        return CohortConfig.model_validate(dict(values))
+        return CohortRequest.model_validate(dict(values))
 
 
 def override(values: Mapping[str, Any], flags: Mapping[str, Any]) -> dict[str, Any]:
@@ -323,13 +429,13 @@ def override(values: Mapping[str, Any], flags: Mapping[str, Any]) -> dict[str, A
     return merged
 
 
-def load_recipe(name_or_path: str, flags: Mapping[str, Any] | None = None) -> CohortConfig:
+def load_recipe(name_or_path: str, flags: Mapping[str, Any] | None = None) -> CohortRequest:
     """Read a recipe, put the flags on top and validate the whole.
 
     Raises:
         RecipeError: Listing every problem with its place.
     """
-    return build_config(override(read_recipe(name_or_path), flags or {}), source=name_or_path)
+    return build_request(override(read_recipe(name_or_path), flags or {}), source=name_or_path)
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
