@@ -16,10 +16,10 @@ def register(app: typer.Typer) -> None:
     app.command("plan", help=HELP)(with_options(synthesize, without=RUN_FLAGS, dry_run=True))
 
 
-HELP = """Show which cases synthesize would make by the same flags, with their lesions and sizes; make nothing.
+HELP = """Show the cases that synthesize would make by the same options, with their lesions and sizes.
 
-With --balance-against it measures the lesions of a real dataset, by number per case and by size, and plans the cases
-that it lacks; synthesize with the same flags makes them.
+With --balance-against, plan the cases that a real dataset lacks, by the number of lesions per case and by their size;
+synthesize with the same options makes them.
 
 Example: maisi-aug plan --balance-against nnUNet_raw/Dataset003_Liver --labels "liver tumor" -n 500
 """

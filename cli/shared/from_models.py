@@ -31,9 +31,9 @@ class ModelOption(NamedTuple):
     """An option and the field that it sets.
 
     Attributes:
-        path: Of the field: ``name``, or ``section.name``.
-        field: With type, default, limits and description.
-        option: How it is asked for.
+        path: Path of the field: ``name``, or ``section.name``.
+        field: The field, with its type, default, limits and description.
+        option: How the command line asks for it.
     """
 
     path: str
@@ -42,13 +42,18 @@ class ModelOption(NamedTuple):
 
     @property
     def name(self) -> str:
-        """Of the parameter that typer fills."""
+        """Name of the parameter that typer fills."""
         return self.path.replace(".", "_")
 
     @property
     def flags(self) -> tuple[str, ...]:
         """Spellings, the long one first."""
         return self.option.spell_flags(self.path.rpartition(".")[2])
+
+    @property
+    def flag(self) -> str:
+        """What messages call it: the long spelling, of a switch the one that turns it on."""
+        return self.flags[0].partition("/")[0]
 
     def to_parameter(self, *, is_required: bool) -> inspect.Parameter:
         """The parameter as typer reads it."""
@@ -81,13 +86,14 @@ class ModelOption(NamedTuple):
         Raises:
             typer.BadParameter: With what is wrong.
         """
-        adapter: TypeAdapter[Any] = TypeAdapter(Annotated[self.field.annotation, *self.field.metadata])
+        kind: Any = Annotated[self.field.annotation, *self.field.metadata]
+        adapter: TypeAdapter[Any] = TypeAdapter(kind)
         with _noting_spellings():
             try:
                 value = adapter.validate_python(self.to_value(typed))
             except ValidationError as error:
                 problem = list_problems(error, BaseModel)[0]
-                raise typer.BadParameter(f"{self.flags[0]}{'' if problem[0] == '[' else ': '}{problem}") from None
+                raise typer.BadParameter(f"{self.flag}{'' if problem[0] == '[' else ': '}{problem}") from None
         return value.model_dump(exclude_unset=True) if isinstance(value, BaseModel) else value
 
 
@@ -141,8 +147,8 @@ def with_options(
     # What typer reads.
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-    everyday = [flag for each in options.values() for one in each if one.option.is_everyday for flag in one.flags]
-    command.everyday_flags = frozenset(everyday)  # type: ignore[attr-defined]
+    everyday = frozenset(one.flag for each in options.values() for one in each if one.option.is_everyday)
+    command.everyday_flags = everyday  # type: ignore[attr-defined]
     return command
 
 
@@ -160,7 +166,7 @@ def build_model(model: type[Model], given: Mapping[str, Any]) -> Model:
         with _noting_spellings():
             return model.model_validate(values)
     except ValidationError as error:
-        flags = {one.path: one.flags[0] for one in list_options(model)}
+        flags = {one.path: one.flag for one in list_options(model)}
         places = re.compile("|".join(rf"^{re.escape(path)}\b" for path in sorted(flags, key=len, reverse=True)))
         problems = list_problems(error, model, if_missing="Give it.")
         spelt = (places.sub(lambda place: flags[place[0]], problem) for problem in problems)

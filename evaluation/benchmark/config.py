@@ -189,7 +189,7 @@ class BenchmarkConfig(StrictModel, use_attribute_docstrings=True):
     def _name_sources(cls, value: object) -> object:
         if not isinstance(value, list):
             return value
-        sources: dict[str, str] = Field(default={})
+        sources: dict[str, str] = {}
         for word in value:
             name, equals, path = word.partition("=")
             if not equals or not name.replace("-", "").replace("_", "").isalnum():
@@ -297,8 +297,8 @@ def parse_labels(
     Raises:
         ValueError: A word without a name, or a side of it is missing.
     """
-    labels: dict[str, tuple[int, ...]] = Field(default={})
-    mapping: dict[str, tuple[str, ...]] = Field(default={})
+    labels: dict[str, tuple[int, ...]] = {}
+    mapping: dict[str, tuple[str, ...]] = {}
     for word in words:
         name, equals, ids = (part.strip() for part in word.partition("="))
         if not name or (equals and _read_ids(ids) is None):

@@ -51,8 +51,7 @@ class BalanceOptions(StrictModel, use_attribute_docstrings=True):
     """Which dataset a cohort balances, and how."""
 
     against: Annotated[Path | None, Option("--balance-against", panel=_PANEL)] = None
-    """Real dataset (nnU-Net raw by path, number or name, or label maps) whose missing lesions are made, by number per
-    case and size."""
+    """Real dataset whose missing lesions are made: nnU-Net raw by path, number or name, or label maps."""
     size_bins: Annotated[
         tuple[PositiveFinite, ...] | None,
         BeforeValidator(parse_size_bins),
@@ -67,7 +66,7 @@ class BalanceOptions(StrictModel, use_attribute_docstrings=True):
     @model_validator(mode="after")
     def _require_use(self) -> Self:
         for name in self.model_fields_set - {"against"} if self.against is None else ():
-            raise ValueError(f"{name}: expected --balance-against beside it, found none; add it")
+            raise ValueError(f"{name}: can only be used with --balance-against")
         return self
 
 

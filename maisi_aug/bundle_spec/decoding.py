@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, get_args
 
@@ -28,14 +29,13 @@ def latent_factor(autoencoder: Mapping[str, Any]) -> int:
 
 def _read_window(value: object) -> object:
     """A window as YAML and flags give it; pydantic would list a complaint per member of the union."""
-    if isinstance(value, str):
-        value = WHOLE if value.strip().lower() == WHOLE else value
-    if value is None or value == WHOLE:
-        return value
-    sides = read_shape(value)
-    sides = tuple(sides) if isinstance(sides, list | tuple) else ()
-    if len(sides) == 3 and all(type(side) is int and side > 0 and side % WINDOW_MULTIPLE == 0 for side in sides):
-        return sides
+    if value is None or (isinstance(value, str) and value.strip().lower() == WHOLE):
+        return value and WHOLE
+    with suppress(ValueError):
+        sides = read_shape(value)
+        sides = tuple(sides) if isinstance(sides, list | tuple) else ()
+        if len(sides) == 3 and all(type(side) is int and side > 0 and side % WINDOW_MULTIPLE == 0 for side in sides):
+            return sides
     raise ValueError(
         f"expected 'whole' or three sides in latent voxels that are multiples of {WINDOW_MULTIPLE}, such as 48x48x64, "
         f"found {value!r}"

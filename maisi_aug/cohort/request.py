@@ -28,6 +28,7 @@ AUTO_MAPPING = "auto"
 DEFAULT_NUM_CASES = 4
 GIVEN, NO_MAP = "given", "none"
 GRID_FIELDS = ("shape", "spacing_mm")
+
 SECTIONS = ("gates", "decoding")
 _WHAT, _MASKS, _IMAGES, _GATES, _RUN = "What to make", "Label maps", "Images", "Quality gates", "Run"
 
@@ -155,14 +156,14 @@ class CohortRequest(StrictModel, strict=True, use_attribute_docstrings=True):
         Option(metavar="NAME[:SIZE][@SHARE]", complete="labels", panel=_WHAT, everyday=True),
     ]
     """Lesion or organ, with a size: 0.3 (percentile), 0.1-0.6, 8-20mm, 4mL, 10-30mmx3; may repeat; join with + for one
-    case. Of given maps: label to keep (default: all but the body)."""
+    case. Of given maps: label to keep."""
     num_cases: Annotated[PositiveInt | None, Option("-n", panel=_WHAT, everyday=True)] = None
     """Number of cases (default: 4, or one per given map)."""
     grown_from: Annotated[tuple[PositiveInt, ...], _FromList] = ()
     """Numbers of cases that the cohort had before it grew, ascending; continuing with a larger ``num_cases`` notes
     them, so that the cases that were there stay as they are."""
     seed: Annotated[int, Field(ge=0), Option(panel=_WHAT, everyday=True)] = 0
-    """Random seed; another seed, other patients."""
+    """Random seed: another one, other patients."""
     anatomy: Annotated[
         Annotated[tuple[Annotated[str, Field(min_length=1)], ...], _FromList, Field(min_length=1)] | None,
         BeforeValidator(_read_words),
@@ -179,8 +180,8 @@ class CohortRequest(StrictModel, strict=True, use_attribute_docstrings=True):
     mask_source: Annotated[
         Literal["plant", "bank", "diffusion", "given", "none"], Option(metavar="SOURCE", panel=_MASKS, everyday=True)
     ] = "plant"
-    """plant lesions in tumour-free maps; take those that a bank has; diffusion: generate maps; draw given maps as they
-    are; none: images without a map."""
+    """plant: lesions in tumour-free maps; bank: maps with lesions; diffusion: generated maps; given: maps as they are;
+    none: images alone."""
     mask_bank: Annotated[PathText, Field(min_length=1), Option(metavar="phantom|PATH", panel=_MASKS, everyday=True)] = (
         EMBEDDED_BANK
     )

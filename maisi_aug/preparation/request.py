@@ -7,13 +7,13 @@ from typing import Annotated, Literal
 
 from pydantic import PositiveInt
 
-from maisi_aug.preparation.prepared import ModalityName
 from maisi_aug.system.models import StrictModel
 from maisi_aug.system.options import Option, PathText
 from maisi_aug.volumes.grid_words import ShapeField, SpacingField
 
 OrganLabels = Literal["auto", "totalsegmentator-v2", "totalsegmentator-v3", "totalsegmentator-v1", "maisi"]
 """What the ids of organ label maps mean; ``auto`` reads it beside the files, or off the names of masks."""
+ModalityName = Literal["unknown", "ct", "ct_wo_contrast", "ct_contrast"]
 _FILES, _LABELS, _RESULT = "Files", "Labels", "Prepared cases"
 
 

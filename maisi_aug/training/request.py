@@ -52,9 +52,9 @@ class MaskTrainRequest(StrictModel, use_attribute_docstrings=True):
     @model_validator(mode="after")
     def _require_one_source(self) -> Self:
         if self.data is not None and self.mask_bank is not None:
-            raise ValueError("expected either --data or --mask-bank, found both. Leave one out.")
+            raise ValueError("--data and --mask-bank: expected one of them, found both. Leave one out.")
         if self.mask_labels is not None and self.mask_bank is None:
-            raise ValueError("--mask-labels: expected a --mask-bank whose ids it explains, found none.")
+            raise ValueError("mask_labels: can only be used with --mask-bank, whose ids it explains.")
         return self
 
 

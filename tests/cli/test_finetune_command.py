@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from maisi_aug.bundle_spec.bundle import Bundle, load_bundle
 from maisi_aug.api.finetuning import open_data
+from maisi_aug.bundle_spec.bundle import Bundle, load_bundle
 from maisi_aug.errors import PreparationError
 from maisi_aug.networks.weights import write_random_bundle
 from maisi_aug.preparation.writing import STATE_FOLDER
@@ -80,7 +80,7 @@ def test_bundle_is_made_and_told_of(run_cli: Callable[..., Any], places: tuple[P
         (("--host", "body"), "--host: expected NAME=VALUE such as 'left parotid=body', found 'body'"),
         (("--host", "glnd=body"), "--host: expected one of the labels (gland), found 'glnd'. Did you mean 'gland'?"),
         (("--kind", "Gland=organ"), "--kind: expected one of the labels (gland), found 'Gland'. Did you mean 'gland'?"),
-        (("--rank", "8"), "--rank: expected tune low-rank with it, found full; leave one out."),
+        (("--rank", "8"), "--rank: can only be used with tune low-rank, found full."),
         (("--kind", "gland=thing"), "--kind.gland: expected 'lesion' or 'organ', found 'thing'"),
         (("--crop", "10x16x16"), "Crop for bundle 'tiny'"),
         (("--slot", "gland=liver"), "Slot of 'gland': expected 'auto', a placeholder"),

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from maisi_aug.cli.plan import RUN_FLAGS
 from maisi_aug.api.balancing import BALANCE_NAME, PICTURE_NAME, parse_size_bins
+from maisi_aug.cli.plan import RUN_FLAGS
 from maisi_aug.cli.shared.balance import parse_lesion_map
 from maisi_aug.cohort.balance import SizeBins, read_targets
 from maisi_aug.vocabulary.labels import MAISI
@@ -77,8 +77,8 @@ def test_cohort_is_balanced_and_made_again_without_the_dataset(run_cli: Run, tmp
         (["--mask-bank", ".", "--map", "2=liver", "--map", "2=-"], "--map: expected each label once, found '2' twice"),
         (["--mask-bank", ".", "--map", "2=liver", "--mask-labels", "maisi"], "--map and --mask-labels: expected one"),
         (["--size-reference", ".", "--map", "canser=liver tumor"], "--map 'canser=liver tumor': expected a label of"),
-        (["--size-bins", "5,10"], "--size-bins: expected --balance-against beside it"),
-        (["--balance-picture", "x.png"], "--balance-picture: expected --balance-against beside it"),
+        (["--size-bins", "5,10"], "--size-bins: can only be used with --balance-against."),
+        (["--balance-picture", "x.png"], "--balance-picture: can only be used with --balance-against."),
         (["--balance-against", "nowhere"], "Mask bank nowhere: expected a folder, a data list or a label map"),
         (
             ["--balance-against", "x", "--mask-source", "given", "--mask-bank", "."],
@@ -106,7 +106,7 @@ def test_words_are_read() -> None:
     assert parse_lesion_map(rules, targets, MAISI) == {"liver tumor": "2", "lung tumor": "cancer"}
     with pytest.raises(Exception, match="expected diameters such as 5,10,20,30,50, found '5;10'"):
         parse_size_bins("5;10")
-    with pytest.raises(Exception, match="expected LABEL=NAME such as '2=hepatic tumor', found 'x'"):
+    with pytest.raises(ValueError, match="expected LABEL=NAME such as '2=hepatic tumor', found 'x'"):
         parse_lesion_map(["x"], targets, MAISI)
     with pytest.raises(Exception, match="expected each lesion once, found 'a' twice"):
         parse_lesion_map(["1=a", "2=a"], targets, MAISI)

@@ -122,7 +122,7 @@ class FinetuneRequest(StrictModel, use_attribute_docstrings=True):
     @model_validator(mode="after")
     def _require_use_of_rank(self) -> Self:
         if self.rank is not None and self.tune != "low-rank":
-            raise ValueError(f"rank: expected tune low-rank with it, found {self.tune}; leave one out")
+            raise ValueError(f"rank: can only be used with tune low-rank, found {self.tune}")
         return self
 
     def describe_loop(self) -> LoopConfig:
