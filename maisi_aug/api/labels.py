@@ -19,8 +19,8 @@ def labels(
     """The labels that can be asked for; ``maisi-aug labels``.
 
     >>> import maisi_aug as ma
-    >>> [(label.id, label.name) for label in ma.labels("kidney", kind="organ")]
-    [(5, 'right kidney'), (14, 'left kidney')]
+    >>> [(label.id, label.name) for label in ma.labels("gallbladder")]
+    [(10, 'gallbladder')]
 
     Args:
         find: Only labels with this in a name or alias, or with this id.

@@ -34,7 +34,7 @@ def prepare(
     >>> import maisi_aug as ma
     >>> result = ma.prepare(images="lab/images", labels="lab/labels", map={1: "liver"}, num_folds=2, out="prepared")
     >>> sorted(result.problems), [row["name"] for row in result.summary["labels"]]
-    ([], ['liver'])
+    ([], ['liver', 'body'])
 
     Args:
         out: Folder of the prepared cases, new or begun.

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import ast
 import inspect
+import json
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -40,7 +43,7 @@ def test_every_name_is_there_and_explained(name: str) -> None:
 
 def test_names_that_are_not_there_are_attribute_errors() -> None:
     with pytest.raises(AttributeError, match="module 'maisi_aug' has no attribute 'synthesise'"):
-        ma.synthesise  # type: ignore[attr-defined]  # noqa: B018
+        ma.synthesise  # noqa: B018
     from maisi_aug import volumes  # submodules still are
 
     assert volumes.__name__ == "maisi_aug.volumes"
@@ -86,7 +89,10 @@ def test_misspelt_keyword_is_named_with_the_closest(call: object, message: str) 
         call()  # type: ignore[operator]
 
 
-def test_labels_are_those_of_the_command() -> None:
-    assert [label.name for label in ma.labels("kidney", kind="organ")] == ["right kidney", "left kidney"]
+def test_labels_are_those_of_the_command(run_cli: Callable[..., Any]) -> None:
+    rows = json.loads(run_cli("labels", "--find", "kidney", "--kind", "organ", "--json").stdout)
+    assert [(label.id, label.name) for label in ma.labels("kidney", kind="organ")] == [
+        (row["id"], row["name"]) for row in rows
+    ]
     with pytest.raises(ma.MaisiAugError, match="Did you mean"):
         ma.labels("hepatik tumr")

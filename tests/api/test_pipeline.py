@@ -12,6 +12,7 @@ import pytest
 import SimpleITK
 import torch
 from monai.data import MetaTensor
+from numpy.typing import NDArray
 
 import maisi_aug as ma
 from maisi_aug.errors import BankError, CohortError, LesionError, RecipeError, VolumeError
@@ -53,21 +54,40 @@ def patient(tmp_path: Path) -> Path:
 pytestmark = pytest.mark.filterwarnings("ignore:.*the map is cropped or padded:UserWarning")
 
 
+def map_of(case: ma.Case) -> NDArray[np.uint8]:
+    """The label map of a case that has one."""
+    assert case.label_map is not None
+    return case.label_map
+
+
 def volumes_of(folder: Path) -> dict[str, str]:
     return {path.relative_to(folder).as_posix(): sha256_of(path) for path in sorted(folder.rglob("*.nii.gz"))}
 
 
+@pytest.mark.parametrize("plant", ["", "hepatic tumor:40mm", "hepatic tumor:0.3-0.9"])
 def test_case_of_a_given_map_has_the_bytes_of_the_command(
-    draw: Callable[..., ma.DrawnCase], run_cli: Callable[..., Any], bundle_path: Path, patient: Path, tmp_path: Path
+    draw: Callable[..., ma.DrawnCase],
+    run_cli: Callable[..., Any],
+    bundle_path: Path,
+    patient: Path,
+    tmp_path: Path,
+    plant: str,
 ) -> None:
     words = ["--mask-source", "given", "--mask-bank", patient, "--bundle", bundle_path, "--seed", "7", "--quiet"]
     gates = ["--gate", "organ-hu=off", "--gate", "visibility=off", "--shape", "x".join(map(str, SHAPE))]
-    outcome = run_cli("synthesize", *words, *gates, "--out", tmp_path / "cohort", "--device", "cpu")
+    planted = ["--plant", plant] if plant else []
+    outcome = run_cli("synthesize", *words, *gates, *planted, "--out", tmp_path / "cohort", "--device", "cpu")
     assert outcome.code == 0, outcome.stderr
-    draw(patient, seed=7).save(tmp_path / "saved")
+    case = draw(patient, plant=plant, seed=7)
+    saved = case.save(tmp_path / "saved")
     expected = volumes_of(tmp_path / "cohort")
     assert len(expected) == 3
     assert volumes_of(tmp_path / "saved") == expected
+    ours, record = (ma.load_cohort(tmp_path / name).cases[0].record for name in ("saved", "cohort"))
+    assert ours.lesions == record.lesions
+    assert ours.verdicts == saved.verdicts == case.verdicts == record.verdicts
+    assert ours.mask_origin == record.mask_origin
+    assert record.mask_origin["source"] == "given"
 
 
 def test_case_of_a_request_has_the_bytes_of_the_command(
@@ -87,16 +107,41 @@ def test_planted_lesion_has_its_size_and_nothing_else_moves(draw: Callable[..., 
     before = draw(patient, seed=7)
     assert case.is_accepted
     assert case.lesions[0].realised_ml == pytest.approx(case.lesions[0].requested_ml, rel=0.1)
-    assert case.label_map is not None
-    assert before.label_map is not None
     assert case.grid.is_close(before.grid)
-    changed = case.label_map != before.label_map
-    assert set(np.unique(case.label_map[changed])) == {HEPATIC_TUMOR}
-    assert set(np.unique(before.label_map[changed])) <= {LIVER, BODY}
+    changed = map_of(case) != map_of(before)
+    assert set(np.unique(map_of(case)[changed])) == {HEPATIC_TUMOR}
+    assert set(np.unique(map_of(before)[changed])) <= {LIVER, BODY}
     again = draw(patient, plant="hepatic tumor:40mm", seed=7)
-    assert (again.image == case.image).all()
+    np.testing.assert_array_equal(again.image, case.image)
     other = draw(patient, plant="hepatic tumor:40mm", seed=8)
-    assert (other.label_map != case.label_map).any()
+    assert (map_of(other) != map_of(case)).any()
+
+
+def test_cohort_of_given_maps_gets_lesions_as_they_are_asked_for(bundle_path: Path, tmp_path: Path) -> None:
+    for seed in range(2):
+        save_label_map(tmp_path / "maps" / f"p{seed}_seg.nii.gz", build_trunk(seed=seed), GRID)
+    cohort = ma.synthesize(
+        mask_source="given",
+        mask_bank=tmp_path / "maps",
+        plant=["hepatic tumor:30-50mm@50%", "hepatic tumor:25mm+spleen"],
+        num_cases=4,
+        bundle=bundle_path,
+        gates=GATES_OFF,
+        shape=SHAPE,
+        out=tmp_path / "cohort",
+        progress=False,
+    )
+    assert cohort.summary.is_complete
+    assert [case.record.mask_origin["file"] for case in cohort.cases] == ["p0_seg.nii.gz", "p1_seg.nii.gz"] * 2
+    assert (
+        sorted(case.request for case in cohort.cases)
+        == ["hepatic tumor:25mm+spleen"] * 2 + ["hepatic tumor:30-50mm@50%"] * 2
+    )
+    for case in cohort.cases:
+        assert case.lesions[0].realised_ml == pytest.approx(case.lesions[0].requested_ml, rel=0.1)
+        assert {LIVER, HEPATIC_TUMOR} <= set(np.unique(load_label_map(case.files["label"]).array))
+    with pytest.raises(RecipeError, match="plant: expected none with mask_source 'plant', found hepatic tumor:9mm"):
+        ma.plan("hepatic tumor:9mm", plant="hepatic tumor:9mm")
 
 
 def test_own_tumours_give_way_to_planted_ones(draw: Callable[..., ma.DrawnCase], tmp_path: Path) -> None:
@@ -131,7 +176,7 @@ def test_maps_in_memory_are_read_as_files_are(draw: Callable[..., ma.DrawnCase],
     of_file = draw(patient, plant="hepatic tumor:40mm", seed=7)
     label_map, affine = in_memory(load_label_map(patient).array)[kind]
     case = draw(label_map, affine, plant="hepatic tumor:40mm", seed=7)
-    assert (case.label_map == of_file.label_map).all()
+    assert (map_of(case) == map_of(of_file)).all()
     assert (case.image == of_file.image).all()
     np.testing.assert_allclose(case.affine, of_file.affine, atol=1e-4)
 
@@ -141,8 +186,7 @@ def test_body_is_found_in_a_ct_that_is_given_beside(draw: Callable[..., ma.Drawn
     with pytest.raises(BankError, match=r"expected body \(200\)|or a CT to find it in"):
         draw(label_map, GRID.affine, mask_labels="maisi")
     case = draw(label_map, GRID.affine, ct=build_ct(label_map), mask_labels="maisi")
-    assert case.label_map is not None
-    assert (case.label_map == BODY).sum() > 1000
+    assert (map_of(case) == BODY).sum() > 1000
     save_image(tmp_path / "ct.nii.gz", build_ct(label_map), GRID)
     assert (
         draw(label_map, GRID.affine, ct=tmp_path / "ct.nii.gz", mask_labels="maisi").label_map == case.label_map
@@ -162,7 +206,7 @@ def test_saved_cases_make_a_cohort(draw: Callable[..., ma.DrawnCase], patient: P
     assert (first.id, second.id) == ("case_0001", "case_0002")
     cohort = ma.load_cohort(tmp_path / "out")
     assert repr(cohort) == f"Cohort('{tmp_path / 'out'}', 2 of 2 cases accepted)"
-    assert (load_image(second.files["image"]).array == cohort.cases[1].image).all()
+    np.testing.assert_array_equal(load_image(second.files["image"]).array, cohort.cases[1].image)
     report = cohort.export_monai(tmp_path / "monai", progress=False)
     assert report.num_synthetic == 2
 
@@ -218,5 +262,6 @@ def test_grid_of_a_case_is_the_maps_own_where_the_networks_take_it(
     label_map[34:40, 32:36, 8:24] = 14  # left kidney
     case = draw(label_map, grid.affine, shape=None, mask_labels="maisi")
     assert case.grid.is_close(grid)
-    assert (case.label_map == label_map).all()
-    assert (case.shape, case.spacing_mm) == (grid.shape, pytest.approx(grid.spacing_mm))
+    assert (map_of(case) == label_map).all()
+    assert case.shape == grid.shape
+    assert case.spacing_mm == pytest.approx(grid.spacing_mm)
