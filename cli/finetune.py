@@ -43,8 +43,8 @@ def finetune_controlnet(
     Example: maisi-aug finetune-controlnet --data prepared --label "left parotid" --base rflow-ct --out runs/parotid
     """
     with show_loading():
+        from maisi_aug.api.displays import TrainingDisplay
         from maisi_aug.api.finetuning import finetune
-        from maisi_aug.api.progress import TrainingDisplay
 
     result = finetune(
         request,

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
-from maisi_aug.api.progress import Progress, listen_to_stages
+from maisi_aug.api.displays import listen_to_stages
+from maisi_aug.api.listener import Progress
 from maisi_aug.errors import RequestError
 
 if TYPE_CHECKING:

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from maisi_aug.api.displays import TrainingDisplay, show_training
 from maisi_aug.api.keywords import build_model, require_known, takes_fields_of
-from maisi_aug.api.progress import Progress, TrainingDisplay, show_training
+from maisi_aug.api.listener import Progress
 from maisi_aug.errors import PreparationError, RecipeError, VocabularyError, did_you_mean
 from maisi_aug.training.finetune.settings import FinetuneRequest
 

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from maisi_aug.api.displays import listen_to_run
 from maisi_aug.api.keywords import build_model, require_known, takes_fields_of
-from maisi_aug.api.progress import Progress, RunListener, listen_to_run
+from maisi_aug.api.listener import Progress, RunListener
 from maisi_aug.api.results import Cohort
 from maisi_aug.errors import RecipeError
 from maisi_aug.insertion.request import InsertConfig

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from maisi_aug.api.displays import listen_to_run
 from maisi_aug.api.keywords import require_known, takes_fields_of
-from maisi_aug.api.progress import Progress, RunListener, listen_to_run
+from maisi_aug.api.listener import Progress, RunListener
 from maisi_aug.api.results import Case, SavedCase
 from maisi_aug.api.synthesis import read_request
 from maisi_aug.bundle_spec.bundle import Bundle, load_bundle

@@ -7,8 +7,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from maisi_aug.api.displays import listen_to_stages
 from maisi_aug.api.keywords import build_model, require_known, takes_fields_of
-from maisi_aug.api.progress import Progress, listen_to_stages
+from maisi_aug.api.listener import Progress
 from maisi_aug.errors import PreparationError
 from maisi_aug.preparation.request import PrepareConfig
 from maisi_aug.system.progress import ReportStage, report_nothing

@@ -1,44 +1,21 @@
-"""Progress on stderr: bars on a terminal and in a notebook, a line per case in a log, nothing when asked to be quiet.
-
-Functions for Python take ``progress=``: True for bars where somebody looks, False for nothing, or something to call
-with ``(stage, done, total)``.
-"""
+"""Progress of a run on stderr: a bar on a terminal, a line per case in a log, nothing when asked to be quiet."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from functools import partial
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from time import monotonic
 from types import TracebackType
 from typing import Self
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn
-from rich.progress import Progress as Bars
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-from maisi_aug.api.bars import add_phase, add_training, can_draw, open_bars, tell_warnings
+from maisi_aug.api.bars import can_draw, open_bars, tell_warnings
+from maisi_aug.api.listener import RunListener
 from maisi_aug.cohort.folder import LostCase
 from maisi_aug.cohort.manifest import AttemptRecord, Manifest
-from maisi_aug.generate.run import Listener
-from maisi_aug.system.progress import Report, ReportStage, report_nothing
-
-
-class RunListener(Listener):
-    """A listener that also hears what goes on before a run; does nothing unless a method is overridden."""
-
-    def measures(self, done: int, total: int) -> None:
-        """Another file of the size or the HU reference has been measured."""
-
-    def tries(self, done: int, total: int) -> None:
-        """Another label map of a plan has been tried."""
-
-    def advises(self, sentence: str) -> None:
-        """The user should know something of the bundle or of the images."""
-
-
-Progress = bool | ReportStage | RunListener
-"""What ``progress=`` takes."""
+from maisi_aug.system.progress import ReportStage
 
 
 class CohortProgress(RunListener):
@@ -55,7 +32,7 @@ class CohortProgress(RunListener):
             TextColumn("{task.fields[pace]}"),
         )
         self._has_bar = can_draw(self._console) and not is_quiet
-        self._bar = Bars(*columns, console=self._console, disable=not self._has_bar)
+        self._bar = Progress(*columns, console=self._console, disable=not self._has_bar)
         self._warnings = ExitStack()
         self._task: TaskID | None = None
         self._opening: TaskID | None = None
@@ -164,122 +141,6 @@ def _clock(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
-
-
-class _Forward(RunListener):
-    """Tells a function how a run goes."""
-
-    def __init__(self, report: ReportStage) -> None:
-        self._report = report
-        self._num_cases = self._num_settled = 0
-
-    def measures(self, done: int, total: int) -> None:
-        self._report("measuring the reference", done, total)
-
-    def tries(self, done: int, total: int) -> None:
-        self._report("trying label maps", done, total)
-
-    def starts(self, num_cases: int, manifest: Manifest) -> None:
-        self._num_cases, self._num_settled = num_cases, len(manifest.settled_indices)
-        self._report("cases", self._num_settled, num_cases)
-
-    def steps(self, case_id: str, done: int, total: int) -> None:
-        self._report(case_id, done, total)
-
-    def records(self, record: AttemptRecord) -> None:
-        self._num_settled += record.status != "retried"
-        self._report("cases", self._num_settled, self._num_cases)
-
-
-def listen_to_run(progress: Progress) -> AbstractContextManager[RunListener]:
-    """What a run that Python began tells its progress to. Warnings stay warnings."""
-    if isinstance(progress, RunListener):
-        return nullcontext(progress)
-    if not isinstance(progress, bool):
-        return nullcontext(_Forward(progress))
-    if progress and _is_watched():
-        return CohortProgress(is_quiet=False, tells_warnings=False)
-    return nullcontext(RunListener())
-
-
-def listen_to_stages(progress: Progress) -> AbstractContextManager[ReportStage]:
-    """The same of work that is counted by stages."""
-    if isinstance(progress, RunListener):
-        return nullcontext(report_nothing)
-    if not isinstance(progress, bool):
-        return nullcontext(progress)
-    if progress and _is_watched():
-        return count_stages(is_quiet=False, tells_warnings=False)
-    return nullcontext(report_nothing)
-
-
-class TrainingDisplay:
-    """Shows how a training comes along: sentences, a bar for each phase, and one for its steps."""
-
-    def __init__(
-        self, *, is_shown: bool = True, tells_warnings: bool = True, report: ReportStage | None = None
-    ) -> None:
-        """Begin without bars; they are there inside a ``with`` block.
-
-        Args:
-            is_shown: Draw bars, or print lines in their place where there is no terminal.
-            tells_warnings: Print what our own modules warn of.
-            report: Called instead.
-        """
-        self._is_shown, self._tells_warnings, self._report = is_shown and report is None, tells_warnings, report
-        self._console = Console(stderr=True, quiet=not self._is_shown)
-        self._bars: Bars | None = None
-        self._open = ExitStack()
-
-    def __enter__(self) -> Self:
-        tells = self._is_shown and self._tells_warnings
-        self._bars = self._open.enter_context(open_bars(is_shown=self._is_shown, is_telling=tells))
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._open.close()
-        self._bars = None
-
-    def say(self, sentence: str) -> None:
-        """Print a sentence, above the bars if there are any."""
-        console = self._console if self._bars is None or not self._is_shown else self._bars.console
-        console.print(sentence, markup=False, highlight=False, soft_wrap=True)
-
-    def count_stages(self) -> AbstractContextManager[ReportStage]:
-        """Of work that comes before the training."""
-        if self._report is not None:
-            return nullcontext(self._report)
-        return count_stages(is_quiet=not self._is_shown, tells_warnings=self._is_shown and self._tells_warnings)
-
-    def add_phase(self, name: str) -> Report:
-        """A further bar, for work whose total is told with its first report."""
-        if self._report is not None:
-            return partial(self._report, name)
-        assert self._bars is not None
-        return add_phase(self._bars, name)
-
-    def add_training(self, name: str, num_steps: int) -> Callable[[int, dict[str, float]], None]:
-        """A further bar, for the steps of the training."""
-        if (report := self._report) is not None:
-            return lambda step, figures: report(name, step, num_steps)
-        assert self._bars is not None
-        return add_training(self._bars, name, num_steps)
-
-
-def show_training(progress: Progress) -> TrainingDisplay:
-    """What a training that Python began is shown on. Warnings stay warnings."""
-    if isinstance(progress, bool):
-        return TrainingDisplay(is_shown=progress and _is_watched(), tells_warnings=False)
-    report = report_nothing if isinstance(progress, RunListener) else progress
-    return TrainingDisplay(tells_warnings=False, report=report)
-
-
-def _is_watched() -> bool:
-    """Whether somebody looks: at a terminal or a notebook, and not at a log."""
-    console = Console(stderr=True)
-    return console.is_terminal or console.is_jupyter
 
 
 @contextmanager

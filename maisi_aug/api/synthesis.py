@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from maisi_aug.api.balancing import Balance, BalanceOptions, balance_cohort
+from maisi_aug.api.displays import listen_to_run
 from maisi_aug.api.keywords import build_model, require_known, takes_fields_of, to_fields
-from maisi_aug.api.progress import Progress, RunListener, listen_to_run
+from maisi_aug.api.listener import Progress, RunListener
 from maisi_aug.api.results import Cohort
 from maisi_aug.cohort.folder import find_cohort
 from maisi_aug.cohort.plan import CohortPlan
