@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -133,7 +134,9 @@ class BegunCohort:
         before, steps = written.get(CASES_FIELD), tuple(written.get(GROWTH_FIELD) or ())
         if not isinstance(before, int) or num_cases is None or num_cases < before or not self.has_cases:
             return tuple(asked)
-        return steps if num_cases == before else (*steps, before)
+        steps = steps if num_cases == before else (*steps, before)
+        rises = all(type(step) is int and step < after for step, after in pairwise((*steps, num_cases)))
+        return steps if rises else tuple(asked)
 
 
 def _stamp_of(path: Path) -> tuple[int, ...]:
@@ -162,10 +165,6 @@ def _require_empty(folder: Path) -> None:
             )
 
 
-def _is_same(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
-    return not _find_differences(old, new)
-
-
 def _find_differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """The fields that decide the bytes of a cohort and differ."""
     different = differences(old["configuration"], new["configuration"])
@@ -173,20 +172,6 @@ def _find_differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[st
         found = differences(dict(old.get(section, {})), dict(new.get(section, {})))
         different += [f"{section}.{difference}" for difference in found]
     return different
-
-
-def _require_same_document(folder: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
-    """Raise unless a cohort was made with the same configuration, weights and label maps: going on gives one cohort.
-
-    Raises:
-        CohortError: Naming every field that differs.
-    """
-    different = _find_differences(old, new)
-    if different:
-        raise CohortError(
-            f"{folder}: expected the configuration that this cohort was begun with, found a different one "
-            f"({'; '.join(different)}). Choose another --out, or go on with the first command, weights and label maps."
-        )
 
 
 def find_cohort(path: Path, document: Mapping[str, Any], begun: BegunCohort = NOT_BEGUN) -> dict[str, Any] | None:
@@ -205,13 +190,18 @@ def find_cohort(path: Path, document: Mapping[str, Any], begun: BegunCohort = NO
     if existing is None:
         return None
     grown = _allow_growth(_allow_attempts(existing, document), document)
-    if not _is_same(grown, document) and not any(_holds_files(path / name) for name in FOLDERS):
+    different = _find_differences(grown, document)
+    if different and not any(_holds_files(path / name) for name in FOLDERS):
         # Nothing was made, because the bank was missing for instance: the next try may ask for something else.
         return None
     before, after = (content["configuration"].get(CASES_FIELD) for content in (existing, document))
     if isinstance(before, int) and isinstance(after, int) and after < before:
         raise CohortError(f"{path}: this cohort has {before} cases, -n asks for {after}. -n can only grow.")
-    _require_same_document(path, grown, document)
+    if different:
+        raise CohortError(
+            f"{path}: expected the configuration that this cohort was begun with, found a different one "
+            f"({'; '.join(different)}). Choose another --out, or go on with the first command, weights and label maps."
+        )
     return existing
 
 

@@ -17,7 +17,7 @@ from maisi_aug.phantom.anatomy import Region, build_label_map
 from maisi_aug.phantom.intensity import Phase, draw_phase
 from maisi_aug.phantom.rendering import render_hu
 from maisi_aug.system.seeds import numpy_generator
-from maisi_aug.vocabulary.labels import MAISI
+from maisi_aug.vocabulary.labels import FULL_VOCABULARY
 from maisi_aug.volumes.grid import Grid
 
 DIAMETER_RANGE_MM: Final = (7.0, 50.0)
@@ -123,7 +123,7 @@ def plant_drawn_lesions(
             break
         low, high = limits_ml[int(kind)]
         volume_ml = float(np.exp(rng.uniform(np.log(low), np.log(high))))
-        wish = Lesion(int(kind), MAISI.name_of(int(kind)), volume_ml, hosts=ids.TUMOR_HOSTS[int(kind)])
+        wish = Lesion(int(kind), FULL_VOCABULARY.name_of(int(kind)), volume_ml, hosts=ids.TUMOR_HOSTS[int(kind)])
         try:
             label_map, done = plant_lesions(
                 label_map, [wish], spacing_mm=grid.spacing_mm, rng=rng, other_lesion_ids=ids.TUMORS

@@ -256,11 +256,11 @@ def open_given_source(run: CohortRun) -> GivenSource:
         min_cover=0.0,  # of a grid that a given map does not have to fill
     )
     require_organs(bank, bundle=run.bundle, is_allowed=True)
-    grids = GridChoice(run.bundle.grid_factor, run.request.shape, run.request.spacing_mm)
-    if not run.request.follows_maps:  # the grid of a preset was compared with the bundle's when it was resolved
-        grids = GridChoice(run.bundle.grid_factor, run.grid.shape, run.grid.spacing_mm)
-        return GivenSource(bank, grids, run.plan.requested_ids)
-    return GivenSource(bank, grids, run.plan.requested_ids, _compare_with(run))
+    follows, factor, request = run.request.follows_maps, run.bundle.grid_factor, run.request
+    shape, spacing_mm = (request.shape, request.spacing_mm) if follows else (run.grid.shape, run.grid.spacing_mm)
+    # The grid of a preset was compared with the bundle's when the cohort was resolved.
+    find_unseen = _compare_with(run) if follows else _nothing_unseen
+    return GivenSource(bank, GridChoice(factor, shape, spacing_mm), run.plan.requested_ids, find_unseen)
 
 
 def _compare_with(run: CohortRun) -> FindUnseen:

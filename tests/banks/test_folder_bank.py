@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
+from maisi_aug.banks import folder_bank
 from maisi_aug.banks.folder_bank import FolderBank
 from maisi_aug.banks.label_map import BaseMap
-from maisi_aug.errors import BankError
+from maisi_aug.errors import BankError, CohortError
 from maisi_aug.system.whole_files import sha256_of
 from maisi_aug.vocabulary.labels import MAISI
 from maisi_aug.volumes.grid import Grid
@@ -328,3 +329,35 @@ def test_lesion_that_the_vocabulary_lacks_is_healed_and_told(tmp_path: Path) -> 
     found = bank.load(0)
     assert found is not None
     np.testing.assert_array_equal(found.label_map == LIVER, np.isin(trunk, (LIVER, HEPATIC_TUMOR)))
+
+
+def test_map_that_is_looked_at_and_then_drawn_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_case(tmp_path, "a", build_trunk(with_body=False), with_ct=True)
+    read: list[str] = []
+    for name in ("load_entry", "hash_of", "hash_of_image"):
+        inner = getattr(folder_bank, name)
+        monkeypatch.setattr(folder_bank, name, lambda *a, inner=inner, name=name: (read.append(name), inner(*a))[1])
+    bank = _open(tmp_path)
+    ids, bank_map, grid = bank.ids_of(0), bank.load(0), bank.grid_of(0)
+    assert bank_map is not None
+    assert (ids, grid) == (frozenset({0, LIVER, SPLEEN, LEFT_KIDNEY, BODY}), bank_map.grid)
+    assert bank.load(0) is bank_map
+    bank.require_unchanged([{"file": "a_seg.nii.gz", "sha256": bank_map.sha256, **bank_map.body_origin}])
+    assert sorted(read) == ["hash_of", "hash_of_image", "load_entry"]
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("a_ct.nii.gz", "the CT of a_seg.nii.gz that cases"), ("a_seg.nii.gz", "the label map a_seg.nii.gz that cases")],
+)
+def test_file_that_holds_something_else_than_when_it_was_drawn_from_is_told(
+    tmp_path: Path, name: str, message: str
+) -> None:
+    write_case(tmp_path, "a", build_trunk(with_body=False), with_ct=True)
+    origin = _first(_open(tmp_path)).origin
+    assert (len(origin["sha256"]), len(origin["body_sha256"])) == (16, 16)
+    _open(tmp_path).require_unchanged([origin, {"file": "of another bank", "sha256": "0" * 16}])
+    content = (tmp_path / name).read_bytes()
+    (tmp_path / name).write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    with pytest.raises(CohortError, match=f"expected {message} of this cohort were made from, found another content"):
+        _open(tmp_path).require_unchanged([origin])

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
 
 from maisi_aug.cohort.plan import CasePlan
 from maisi_aug.lesions.growth_rules import GrowthRule
 from maisi_aug.lesions.lesion import Lesion
-from maisi_aug.sources.map_source import DrawnMap, MapSource
+from maisi_aug.sources.map_source import MapSource
 from maisi_aug.vocabulary.labels import MAISI
+from maisi_aug.volumes.grid import Grid
 
 
 def ask_for(
@@ -26,6 +31,17 @@ def case_of(lesions: Sequence[Lesion], required_ids: Sequence[int] = ()) -> Case
     return CasePlan("case_0001", 0, "a request", numbered, tuple(required_ids))
 
 
-def draw(source: MapSource, lesions: Sequence[Lesion], *, required_ids: Sequence[int] = (), seed: int) -> DrawnMap:
-    """What a source draws for a case of some lesions and organs."""
-    return source.draw(case_of(lesions, required_ids), seed)
+class Drawn(NamedTuple):
+    """A label map that was drawn, with its lesions in the order asked for."""
+
+    label_map: NDArray[np.uint8]
+    grid: Grid
+    origin: dict[str, Any]
+    lesions: tuple[Lesion, ...]
+
+
+def draw(source: MapSource, lesions: Sequence[Lesion], *, required_ids: Sequence[int] = (), seed: int) -> Drawn:
+    """What a source of label maps draws for a case of some lesions and organs."""
+    found = source.draw(case_of(lesions, required_ids), seed)
+    assert found.label_map is not None
+    return Drawn(found.label_map, found.grid, found.origin, found.lesions)

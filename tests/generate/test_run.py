@@ -17,6 +17,9 @@ import numpy as np
 import pytest
 import torch
 
+from maisi_aug.banks import folder_bank
+from maisi_aug.cohort import folder as cohort_folder
+from maisi_aug.cohort import resolve as resolving
 from maisi_aug.cohort.folder import LostCase
 from maisi_aug.cohort.manifest import MANIFEST_NAME, AttemptRecord, VerdictRecord, load_manifest
 from maisi_aug.cohort.recipe_files import read_recipe
@@ -27,6 +30,7 @@ from maisi_aug.generate.run import CohortSummary, Listener, synthesize_cohort
 from maisi_aug.vocabulary.labels import BODY_ID
 from maisi_aug.volumes.image_files import load_image, load_label_map, save_label_map
 from tests.builders.resolver import GATES_OFF, resolver
+from tests.builders.tiny_bank import build_trunk, write_case
 from tests.builders.tiny_bundle import TINY_SHAPE
 
 NUM_CASES = 3
@@ -446,6 +450,42 @@ def test_size_far_below_the_stored_lesions_does_not_stop_larger_ones(
     assert [record.request for record in summary.manifest.records] == labels
     assert summary.manifest.records[0].reason.endswith("Ask for another size, or use --mask-source plant.")
     assert summary.manifest.records[0].status == "rejected"
+
+
+def test_bank_is_listed_and_the_cohorts_file_read_once_a_run(
+    resolve: Callable[..., CohortRun], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_case(tmp_path / "bank", "a", build_trunk(with_body=False), with_ct=True)
+    values = {"labels": ["hepatic tumor:30mm"], "mask_bank": str(tmp_path / "bank"), "mask_labels": "maisi"}
+    run = resolve(**values, num_cases=1, allow_few_organs=True)
+    synthesize_cohort(run, tmp_path / "cohort", device="cpu")
+    called: list[str] = []
+    for module, name in ((resolving, "list_bank"), (folder_bank, "list_bank"), (cohort_folder.yaml, "safe_load")):
+        inner = getattr(module, name)
+        monkeypatch.setattr(module, name, lambda *a, inner=inner, name=name: (called.append(name), inner(*a))[1])
+    called.clear()
+    asked = {**run.request.to_dict(), "num_cases": 2}
+    grown = resolving.resolve(build_request(asked), tmp_path / "cohort")
+    num_yaml = called.count("safe_load")
+    assert synthesize_cohort(grown, tmp_path / "cohort", device="cpu").is_complete
+    assert called.count("list_bank") == 1
+    assert called.count("safe_load") == num_yaml
+
+
+def test_cohort_is_not_gone_on_with_when_a_ct_that_gave_a_body_is_another(
+    resolve: Callable[..., CohortRun], tmp_path: Path
+) -> None:
+    write_case(tmp_path / "bank", "a", build_trunk(with_body=False), with_ct=True)
+    values = {"labels": ["hepatic tumor:30mm"], "mask_bank": str(tmp_path / "bank"), "mask_labels": "maisi"}
+    run = resolve(**values, num_cases=2, allow_few_organs=True)
+    synthesize_cohort(run, tmp_path / "cohort", device="cpu", case_indices=[0])
+    ct = tmp_path / "bank" / "a_ct.nii.gz"
+    content = ct.read_bytes()
+    ct.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))  # as many bytes as before
+    with pytest.raises(CohortError, match=r"expected the CT of a_seg\.nii\.gz that cases of this cohort were"):
+        synthesize_cohort(run, tmp_path / "cohort", device="cpu")
+    ct.write_bytes(content)
+    assert synthesize_cohort(run, tmp_path / "cohort", device="cpu").is_complete
 
 
 def test_bank_of_files_skips_and_names_the_damaged_one(

@@ -84,7 +84,7 @@ def test_planted_lesions_never_touch_each_other() -> None:
             assert lesion.num_voxels == round(wish.requested_ml / VOXEL_ML)
             assert (parts == parts[lesion.centre_ijk]).sum() == lesion.num_voxels
         measured = measure_lesions(planted_map, 26, VOXEL_ML)
-        expected = sorted((lesion.realised_ml for lesion in lesions if lesion.label_id == 26), reverse=True)
+        expected = sorted((lesion.realised_ml or 0.0 for lesion in lesions if lesion.label_id == 26), reverse=True)
         assert measured == pytest.approx(expected)
 
 

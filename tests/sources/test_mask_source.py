@@ -25,10 +25,9 @@ from maisi_aug.lesions.planting import measure_lesions
 from maisi_aug.networks.mask_conditions import CONDITION_IDS, SIZED_TUMORS
 from maisi_aug.networks.mask_generator import MaskGenerator
 from maisi_aug.sources.diffusion import DiffusionSource
-from maisi_aug.sources.plant_and_bank import DrawnMap
 from maisi_aug.vocabulary.labels import BODY_ID
 from maisi_aug.volumes.grid import Grid
-from tests.builders.lesions import ask_for, draw
+from tests.builders.lesions import Drawn, ask_for, draw
 from tests.builders.resolver import GATES_OFF, resolver
 from tests.builders.tiny_bundle import write_tiny_bundle
 from tests.builders.tiny_masks import write_tiny_mask_bundle
@@ -59,12 +58,12 @@ def wish(source: DiffusionSource, label_id: int, volume_ml: float) -> Lesion:
     return ask_for(label_id, vocabulary.hosts_of(label_id), volume_ml, vocabulary.name_of(label_id))
 
 
-def require_exact(drawn: DrawnMap, wishes: Sequence[Lesion], source: DiffusionSource) -> None:
+def require_exact(drawn: Drawn, wishes: Sequence[Lesion], source: DiffusionSource) -> None:
     """The map holds these lesions and no other, as the source says it does."""
     voxel_ml = drawn.grid.voxel_ml
     assert drawn.label_map.shape == source.grid.shape
     for label_id in source.vocabulary.tumor_ids:
-        wanted = sorted((one.volume_ml for one in wishes if one.label_id == label_id), reverse=True)
+        wanted = sorted((one.requested_ml for one in wishes if one.label_id == label_id), reverse=True)
         found = measure_lesions(drawn.label_map, label_id, voxel_ml)
         assert len(found) == len(wanted)
         assert all(abs(a - b) <= max(0.1 * b, 2 * voxel_ml) for a, b in zip(found, wanted, strict=True))

@@ -26,7 +26,7 @@ from maisi_aug.volumes.grid import Grid
 from tests.builders.lesions import ask_for, draw
 from tests.builders.tiny_prepared import GLAND, NODULE, write_prepared, write_tiny_base
 from tests.builders.tiny_training import BODY, LIVER, tiny_grid
-from tests.training.finetune.test_run import build_request as build_finetuning
+from tests.training.finetune.test_run import build_config as build_finetuning
 
 VOCABULARY = MAISI.with_slots(
     {"gland": SlotBinding(GLAND, (BODY,), is_organ=True), "bright nodule": SlotBinding(NODULE, (LIVER,))}
