@@ -139,7 +139,7 @@ def hu(
     """
     from maisi_aug.evaluation.cohort import hu as measurement
     from maisi_aug.evaluation.cohort.case_sets import find_case_set
-    from maisi_aug.evaluation.output.files import write_json
+    from maisi_aug.system.whole_files import write_json_whole
 
     if reference is not None and ranges is not None:
         raise typer.BadParameter("--reference and --ranges: expected one of them, found both.")
@@ -156,7 +156,7 @@ def hu(
             normal = measurement.published_reference()
         document = measurement.measure_hu(case_set, normal, partial(notify, "cases"), skipped_reference=skipped)
     if reference is not None and out is not None:
-        write_json(out / measurement.RANGES_NAME, measurement.to_ranges(normal, case_set.vocabulary))
+        write_json_whole(out / measurement.RANGES_NAME, measurement.to_ranges(normal, case_set.vocabulary))
     charts = {"hu.svg": measurement.draw_chart(document)}
     _finish(document, measurement.to_report(document), charts, out=out, as_json=as_json)
 

@@ -15,7 +15,7 @@ from maisi_aug.cli.shared.run_options import MaxMinutes, NewRun, Tensorboard, Tr
 from maisi_aug.training.request import MaskDiffusionRequest, MaskTrainRequest, TrainRequest
 
 if TYPE_CHECKING:
-    from maisi_aug.training.cases.data import ReportPhase
+    from maisi_aug.system.progress import ReportPhase
     from maisi_aug.training.loop.run import LoopResult
     from maisi_aug.training.loop.stopping import TimeIsUp
     from maisi_aug.training.masks.data import MaskSplit

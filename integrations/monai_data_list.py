@@ -6,7 +6,6 @@ real cases alone.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -24,13 +23,12 @@ from maisi_aug.integrations.nnunet.real import RealDataset, load_real_dataset
 from maisi_aug.integrations.nnunet.splits import Folds, load_real_folds
 from maisi_aug.integrations.reading.cohort_source import CohortSource, load_cohorts
 from maisi_aug.integrations.reading.export_labels import LabelNumbering, choose_labels, count_labels, require_label_maps
-from maisi_aug.system.whole_files import write_text_whole
+from maisi_aug.system.progress import ReportStage, report_nothing
+from maisi_aug.system.whole_files import write_json_whole, write_text_whole
 from maisi_aug.system.whole_folder import (
-    Notify,
     folders_that_appear_whole,
     link_or_copy,
     require_new_folder,
-    tell_nobody,
 )
 from maisi_aug.volumes.image_files import load_label_map, save_label_map
 
@@ -75,7 +73,7 @@ def export_monai(
     absent: Sequence[str] = (),
     labels: Sequence[str] = (),
     include_anatomy: bool = False,
-    notify: Notify = tell_nobody,
+    notify: ReportStage = report_nothing,
 ) -> MonaiReport:
     """Write ``images/``, ``labels/``, ``datalist.json`` and ``task.yaml``, whole or not at all.
 
@@ -159,7 +157,7 @@ def _require_use(like: Path | None, **flags: Any) -> None:
 
 
 def _number_like(
-    cohort: CohortSource, real: RealDataset, label: Sequence[str], absent: Sequence[str], notify: Notify
+    cohort: CohortSource, real: RealDataset, label: Sequence[str], absent: Sequence[str], notify: ReportStage
 ) -> LabelNumbering:
     """The numbers of the real dataset, checked as the export to nnU-Net checks them."""
     mapping = map_labels(real, cohort, label, absent, cohort.requested_ids)
@@ -224,7 +222,7 @@ def _without_leaks(cohort: CohortSource, real: RealDataset | None, places: Mappi
     return replace(cohort, cases=cases)
 
 
-def _write_cases(cohort: CohortSource, numbering: LabelNumbering, building: Path, notify: Notify) -> int:
+def _write_cases(cohort: CohortSource, numbering: LabelNumbering, building: Path, notify: ReportStage) -> int:
     """Images as they are, label maps renumbered; returns how many images are links."""
     for name in ("images", "labels"):
         (building / name).mkdir()
@@ -255,4 +253,4 @@ def _build_rows(
 
 
 def _write_json(path: Path, content: Any) -> None:
-    write_text_whole(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n", is_new=True)
+    write_json_whole(path, content, is_new=True)

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from maisi_aug.errors import MissingExtraError, PreparationError
+from maisi_aug.system.progress import Report, report_nothing
 from maisi_aug.system.whole_files import sha256_of, write_text_whole
 from maisi_aug.volumes.dicom_files import files_of
 from maisi_aug.volumes.image_files import NIFTI_SUFFIXES, load_grid, load_image, load_stored_grid, save_image
@@ -49,7 +50,7 @@ def segment_organs(
     *,
     device: str = "gpu",
     fast: bool = False,
-    report: Callable[[int, int], None] = lambda done, total: None,
+    report: Report = report_nothing,
 ) -> None:
     """Write a label map of TotalSegmentator's task ``total`` for every image that has none yet.
 

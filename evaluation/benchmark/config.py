@@ -331,7 +331,7 @@ def build_benchmark_config(**fields: Any) -> BenchmarkConfig:
     """A configuration of its fields.
 
     Raises:
-        BenchmarkError: With every field that does not validate.
+        BenchmarkError: Naming every field that does not validate.
     """
-    with explain_problems(BenchmarkConfig, "Benchmark", BenchmarkError, kind="benchmark"):
-        return BenchmarkConfig.model_validate(fields)
+    with explain_problems(BenchmarkConfig, "Benchmark", BenchmarkError, kind="configuration", advice="Correct it."):
+        return BenchmarkConfig(**fields)

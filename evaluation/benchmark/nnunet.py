@@ -19,9 +19,9 @@ from maisi_aug.errors import BenchmarkError, MaisiAugError
 from maisi_aug.evaluation.benchmark.arm_job import ArmJob
 from maisi_aug.evaluation.benchmark.data import load_case
 from maisi_aug.evaluation.benchmark.plan import CaseRef
-from maisi_aug.evaluation.output.files import write_json
 from maisi_aug.integrations.nnunet.training import prepare_nnunet_folds, train_nnunet_fold
 from maisi_aug.system.file_lock import lock
+from maisi_aug.system.whole_files import write_json_whole
 from maisi_aug.training.loop.run import ReportStep
 from maisi_aug.volumes.image_files import save_image, save_label_map
 
@@ -63,7 +63,7 @@ def _prepare(job: ArmJob) -> str:
     with _wait_for_lock(folder):
         ready = folder / READY_NAME
         if not ready.is_file():
-            write_json(ready, _prepare_all(job, folder))
+            write_json_whole(ready, _prepare_all(job, folder))
         found = json.loads(ready.read_text(encoding="utf-8"))
     missing: dict[str, str] = found.get("missing", {})
     lost = [name for ref in dict.fromkeys(job.training_refs) if (name := _name(ref)) in missing]

@@ -7,14 +7,15 @@ from pathlib import Path
 from typing import Any, Final
 
 from maisi_aug.evaluation.benchmark.config import PRESETS, BenchmarkConfig
-from maisi_aug.evaluation.benchmark.plan import Notify, plan_benchmark
+from maisi_aug.evaluation.benchmark.plan import plan_benchmark
 from maisi_aug.evaluation.benchmark.text import list_commands
 from maisi_aug.evaluation.output.files import to_markdown
+from maisi_aug.system.progress import ReportStage
 
 FORWARD_SHARE: Final = 0.35  # of a training step that a window of a prediction takes
 
 
-def look_ahead(config: BenchmarkConfig, folder: Path, *, device: str, notify: Notify) -> dict[str, Any]:
+def look_ahead(config: BenchmarkConfig, folder: Path, *, device: str, notify: ReportStage) -> dict[str, Any]:
     """Plan a benchmark without opening synthetic cases, and time a training step on noise.
 
     Raises:

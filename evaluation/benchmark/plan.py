@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -22,12 +22,12 @@ from maisi_aug.evaluation.benchmark.cautions import Shown, find_cautions
 from maisi_aug.evaluation.benchmark.config import COPY_PASTE, PRESETS, REAL, Arm, BenchmarkConfig
 from maisi_aug.evaluation.benchmark.data import TrainingPlan, load_case, plan_training
 from maisi_aug.evaluation.benchmark.split import Split, find_leaks, require_patients, split_patients
+from maisi_aug.system.progress import ReportStage, report_nothing
 from maisi_aug.system.seeds import numpy_generator
 
 FORMAT: Final = 2  # 1 trained under another loss
 CaseRef = tuple[str, str]
 """Name of a source and id of a case."""
-Notify = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ class BenchmarkPlan:
 
 
 def plan_benchmark(
-    config: BenchmarkConfig, *, reads_synthetic: bool = True, notify: Notify = lambda stage, done, total: None
+    config: BenchmarkConfig, *, reads_synthetic: bool = True, notify: ReportStage = report_nothing
 ) -> BenchmarkPlan:
     """Find the cases, split the patients and put the arms together.
 
@@ -228,7 +228,7 @@ def _choose_lesion_labels(config: BenchmarkConfig, labels: Sequence[str]) -> tup
     return config.lesion_labels
 
 
-def _keep_readable(source: CaseSource, notify: Notify) -> tuple[CaseSource, list[str], Shown]:
+def _keep_readable(source: CaseSource, notify: ReportStage) -> tuple[CaseSource, list[str], Shown]:
     """The cases that can be read, a sentence on each of the others, and the labels that each shows."""
     kept, warnings, shown = [], [], {}
     names = tuple(source.label_ids)

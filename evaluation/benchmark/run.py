@@ -24,12 +24,12 @@ from maisi_aug.errors import ArmBusyError, BenchmarkError, did_you_mean
 from maisi_aug.evaluation.benchmark.arm_job import ArmJob, Engine
 from maisi_aug.evaluation.benchmark.config import PLAN_NAME, BenchmarkConfig
 from maisi_aug.evaluation.benchmark.data import load_case
-from maisi_aug.evaluation.benchmark.plan import BenchmarkPlan, Notify, plan_benchmark
-from maisi_aug.evaluation.output.files import write_json
+from maisi_aug.evaluation.benchmark.plan import BenchmarkPlan, plan_benchmark
 from maisi_aug.evaluation.scores.detection import LesionMatch, match_lesions
 from maisi_aug.evaluation.scores.overlap import score_case
 from maisi_aug.system.file_lock import lock
-from maisi_aug.system.whole_files import remove_leftovers
+from maisi_aug.system.progress import ReportStage, report_nothing
+from maisi_aug.system.whole_files import remove_leftovers, write_json_whole
 from maisi_aug.training.loop.run import ReportStep
 from maisi_aug.volumes.image_files import load_label_map
 
@@ -115,9 +115,7 @@ class Benchmark:
         return scores
 
 
-def open_benchmark(
-    folder: Path, config: BenchmarkConfig, *, notify: Notify = lambda stage, done, total: None
-) -> Benchmark:
+def open_benchmark(folder: Path, config: BenchmarkConfig, *, notify: ReportStage = report_nothing) -> Benchmark:
     """Begin a benchmark or go on with one of the same configuration.
 
     Args:
@@ -137,7 +135,7 @@ def open_benchmark(
             f"{folder}: expected a new, an empty or a benchmark's folder, found other content. Choose another --out."
         )
     plan = plan_benchmark(config, notify=notify)
-    write_json(folder / PLAN_NAME, plan.to_json())
+    write_json_whole(folder / PLAN_NAME, plan.to_json())
     return Benchmark(folder, plan)
 
 
@@ -200,11 +198,13 @@ def run_arm(
             if not build_engine(benchmark.plan.config).run(job, max_minutes=max_minutes, report_step=report_step):
                 return ArmState(arm, seed, "begun")
             scores = score_predictions(job)
-            write_json(folder / SCORES_NAME, {**scores, "seconds_of_last_run": round(perf_counter() - started, 1)})
+            write_json_whole(
+                folder / SCORES_NAME, {**scores, "seconds_of_last_run": round(perf_counter() - started, 1)}
+            )
         # Whatever stops an arm, memory or a broken file, is that arm's result: the others and the report go on.
         except Exception as error:
             reason = " ".join(str(error).split()) or type(error).__name__
-            write_json(folder / FAILURE_NAME, {"reason": reason, "traceback": traceback.format_exc()})
+            write_json_whole(folder / FAILURE_NAME, {"reason": reason, "traceback": traceback.format_exc()})
             return ArmState(arm, seed, "failed", reason)
         (folder / FAILURE_NAME).unlink(missing_ok=True)
     return ArmState(arm, seed, "done")

@@ -14,13 +14,13 @@ from maisi_aug.errors import EvaluationError, RequestError, VolumeError
 from maisi_aug.evaluation.cohort.case_sets import (
     CaseSet,
     EvaluatedCase,
-    Notify,
     describe_skipped,
     measure_each,
     require_labelled,
 )
 from maisi_aug.evaluation.output.charts import DotRow, draw_dot_chart
 from maisi_aug.evaluation.output.files import to_markdown
+from maisi_aug.system.progress import Report, report_nothing
 from maisi_aug.system.seeds import numpy_generator
 from maisi_aug.vocabulary.label_meaning import resolve_names
 from maisi_aug.vocabulary.labels import Vocabulary
@@ -127,7 +127,7 @@ def measure_agreement(
     segmenter: str,
     unmatched: Sequence[str] = (),
     seed: int = 0,
-    notify: Notify = lambda done, total: None,
+    notify: Report = report_nothing,
 ) -> dict[str, Any]:
     """Dice of every label and case.
 

@@ -32,12 +32,12 @@ from maisi_aug.errors import EvaluationError, MaisiAugError
 from maisi_aug.evaluation.cohort.lesion_sizes import SIZE_GATE
 from maisi_aug.integrations.reading.cohort_source import CohortSource, load_cohort_source
 from maisi_aug.preparation.prepared import CASES_NAME, PreparedDataset, load_prepared
+from maisi_aug.system.progress import Report
 from maisi_aug.vocabulary.label_meaning import find_label_id
 from maisi_aug.vocabulary.labels import FULL_VOCABULARY, Vocabulary
 from maisi_aug.volumes.image_files import Volume, is_readable, load_label_map
 from maisi_aug.volumes.own_names import load_own_names
 
-Notify = Callable[[int, int], None]
 Result = TypeVar("Result")
 Item = TypeVar("Item")
 
@@ -282,7 +282,7 @@ def require_cohort(case_set: CaseSet) -> CohortSource:
 
 
 def measure_each(
-    items: Sequence[Item], name_of: Callable[[Item], str], measure: Callable[[Item], Result], notify: Notify
+    items: Sequence[Item], name_of: Callable[[Item], str], measure: Callable[[Item], Result], notify: Report
 ) -> tuple[list[Result], list[SkippedCase]]:
     """Measure item by item; one that cannot be read is set aside with its reason, and the others go on.
 

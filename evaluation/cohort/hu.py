@@ -20,7 +20,6 @@ from maisi_aug.errors import EvaluationError, VocabularyError
 from maisi_aug.evaluation.cohort.case_sets import (
     CaseSet,
     EvaluatedCase,
-    Notify,
     SkippedCase,
     describe_skipped,
     measure_each,
@@ -28,6 +27,7 @@ from maisi_aug.evaluation.cohort.case_sets import (
 )
 from maisi_aug.evaluation.output.charts import DotRow, draw_dot_chart
 from maisi_aug.evaluation.output.files import percent, share_of, to_markdown
+from maisi_aug.system.progress import Report
 from maisi_aug.vocabulary.hu import MIN_ORGAN_VOXELS, reference_hu_ranges
 from maisi_aug.vocabulary.labels import BACKGROUND_ID, BODY_ID, Vocabulary
 
@@ -117,7 +117,7 @@ def load_reference(path: Path, vocabulary: Vocabulary) -> Reference:
     return Reference(path.name, bounds)
 
 
-def measure_reference(case_set: CaseSet, notify: Notify) -> tuple[Reference, list[SkippedCase]]:
+def measure_reference(case_set: CaseSet, notify: Report) -> tuple[Reference, list[SkippedCase]]:
     """Ranges of a set of real cases, by the rule of the published ones.
 
     A label's range reaches from the lower of mean - 6 standard deviations and the 0.5 percentile of its medians to the
@@ -144,7 +144,7 @@ def measure_reference(case_set: CaseSet, notify: Notify) -> tuple[Reference, lis
     return Reference(f"ranges of {num_read} cases in {case_set.path.name}", bounds), skipped
 
 
-def measure_label_hu(case_set: CaseSet, notify: Notify) -> tuple[list[LabelHu], list[SkippedCase]]:
+def measure_label_hu(case_set: CaseSet, notify: Report) -> tuple[list[LabelHu], list[SkippedCase]]:
     """HU of every label of every case, background and the body envelope left out.
 
     Raises:
@@ -203,7 +203,7 @@ def _percentiles(counts: NDArray[np.int64], shares: Sequence[float]) -> tuple[fl
 
 
 def measure_hu(
-    case_set: CaseSet, reference: Reference, notify: Notify, *, skipped_reference: Sequence[SkippedCase] = ()
+    case_set: CaseSet, reference: Reference, notify: Report, *, skipped_reference: Sequence[SkippedCase] = ()
 ) -> dict[str, Any]:
     """Medians of all labels against a reference, and every outlier by name.
 

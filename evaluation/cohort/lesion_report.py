@@ -11,7 +11,6 @@ from maisi_aug.cohort.manifest import AttemptRecord
 from maisi_aug.evaluation.cohort.case_sets import (
     CaseSet,
     EvaluatedCase,
-    Notify,
     describe_skipped,
     measure_each,
     require_cohort,
@@ -22,6 +21,7 @@ from maisi_aug.evaluation.cohort.lesion_sizes import to_report as to_size_report
 from maisi_aug.evaluation.output.charts import DotRow, ScatterSeries, draw_dot_chart, draw_scatter
 from maisi_aug.evaluation.output.files import percent, share_of, to_markdown
 from maisi_aug.gates.visibility import SMALL_LESION_MM, check_label_visibility
+from maisi_aug.system.progress import Report
 from maisi_aug.vocabulary.hu import expected_contrast_sign
 from maisi_aug.vocabulary.sizes import diameter_mm
 
@@ -42,7 +42,7 @@ class SeenLesion(NamedTuple):
     message: str
 
 
-def measure_lesions_of(case_set: CaseSet, notify: Notify) -> dict[str, Any]:
+def measure_lesions_of(case_set: CaseSet, notify: Report) -> dict[str, Any]:
     """Sizes from the manifest, visibility from the files.
 
     Args:

@@ -17,10 +17,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from maisi_aug.errors import EvaluationError
-from maisi_aug.evaluation.cohort.case_sets import CaseSet, EvaluatedCase, Notify, describe_skipped, measure_each
+from maisi_aug.evaluation.cohort.case_sets import CaseSet, EvaluatedCase, describe_skipped, measure_each
 from maisi_aug.evaluation.output.charts import DotRow, draw_dot_chart
 from maisi_aug.evaluation.output.files import to_markdown
 from maisi_aug.pictures.slices import BACKGROUND, DIM_TEXT, SOFT_TISSUE, Plane, draw_slice, write_text
+from maisi_aug.system.progress import Report, ReportStage, report_nothing
 from maisi_aug.vocabulary.labels import BODY_ID
 from maisi_aug.volumes.grid import Grid
 from maisi_aug.volumes.image_files import Volume
@@ -148,8 +149,6 @@ CLIP_HU: Final = (-1000.0, 1000.0)
 NUM_PAIRS: Final = 4
 PANEL_PX: Final = 190
 
-NotifyStage = Callable[[str, int, int], None]
-
 
 @dataclass(frozen=True, eq=False)
 class Thumbnail:
@@ -171,7 +170,7 @@ def measure_memorization(
     train: CaseSet,
     held_out: CaseSet | None,
     *,
-    notify: NotifyStage = lambda stage, done, total: None,
+    notify: ReportStage = report_nothing,
 ) -> tuple[dict[str, Any], Image.Image]:
     """Nearest training cases of synthetic and of held-out cases, in images and in label maps.
 
@@ -286,7 +285,7 @@ def measure_label_distances(cases: Sequence[Thumbnail], others: Sequence[Thumbna
     return distances
 
 
-def _shrink_all(case_set: CaseSet, notify: Notify) -> tuple[list[Thumbnail], list[Any]]:
+def _shrink_all(case_set: CaseSet, notify: Report) -> tuple[list[Thumbnail], list[Any]]:
     thumbnails, skipped = measure_each(
         case_set.cases, lambda case: case.case_id, lambda case: shrink(case_set, case), notify
     )

@@ -20,9 +20,10 @@ from numpy.typing import NDArray
 
 from maisi_aug.bundle_spec.bundle import pulled_bundles_folder
 from maisi_aug.errors import MaisiAugError
-from maisi_aug.evaluation.cohort.case_sets import CaseSet, EvaluatedCase, Notify, SkippedCase, require_some
+from maisi_aug.evaluation.cohort.case_sets import CaseSet, EvaluatedCase, SkippedCase, require_some
 from maisi_aug.evaluation.fid.slices import PLANES, PlaneName, SliceProtocol, prepare_volume, take_slices
 from maisi_aug.networks.weights import write_safetensors
+from maisi_aug.system.progress import Report
 from maisi_aug.system.whole_files import sha256_of
 from maisi_aug.volumes.dicom_files import files_of
 
@@ -125,7 +126,7 @@ def collect_features(
     *,
     cache: Path | None,
     processes: Processes,
-    notify: Notify,
+    notify: Report,
 ) -> FeatureSet:
     """Features of every case of a set.
 

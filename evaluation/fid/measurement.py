@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -25,6 +25,7 @@ from maisi_aug.evaluation.fid.frechet import (
 from maisi_aug.evaluation.fid.slices import PLANES, PlaneName, SliceProtocol
 from maisi_aug.evaluation.output.charts import DotRow, draw_dot_chart
 from maisi_aug.evaluation.output.files import to_markdown
+from maisi_aug.system.progress import ReportStage, report_nothing
 from maisi_aug.system.seeds import numpy_generator
 
 if TYPE_CHECKING:  # brings torch, and a report that shows figures needs none
@@ -36,8 +37,6 @@ MIN_FLOOR_CASES: Final = 4
 SPACING_TOLERANCE: Final = 0.1
 MEAN: Final = "mean"
 
-NotifyStage = Callable[[str, int, int], None]
-
 
 def measure_fid(
     real: CaseSet,
@@ -48,7 +47,7 @@ def measure_fid(
     cache: Path | None,
     processes: Processes,
     seed: int = 0,
-    notify: NotifyStage = lambda stage, done, total: None,
+    notify: ReportStage = report_nothing,
 ) -> dict[str, Any] | None:
     """FID per plane and their mean, with interval, kernel distance and the floor that real cases set.
 

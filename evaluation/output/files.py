@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from maisi_aug.errors import CohortError, MaisiAugError
-from maisi_aug.system.whole_files import write_text_whole
+from maisi_aug.system.whole_files import write_json_whole, write_text_whole
 
 Cell = str | int | float | bool | None
 
@@ -36,15 +36,6 @@ def share_of(flags: Iterable[bool]) -> float | None:
     """Share of flags that are set; None without any."""
     found = list(flags)
     return sum(found) / len(found) if found else None
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write JSON, whole or not at all.
-
-    Raises:
-        VolumeError: When the file cannot be written.
-    """
-    write_text_whole(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
 
 
 def require_own_folder(folder: Path, name: str) -> None:
@@ -90,7 +81,7 @@ def save_results(
     for file, content in charts.items():
         write_text_whole(folder / file, content)
     write_text_whole(folder / f"{name}.md", report + pictures)
-    write_json(folder / f"{name}.json", document)
+    write_json_whole(folder / f"{name}.json", document)
     return tuple(folder / file for file in (*charts, f"{name}.md", f"{name}.json"))
 
 

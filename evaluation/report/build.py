@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -15,11 +14,10 @@ from maisi_aug.evaluation.benchmark.text import to_report_text
 from maisi_aug.evaluation.report import page
 from maisi_aug.evaluation.report.cohort import build_cohort_sections, summarise_cohort, to_cohort_text
 from maisi_aug.evaluation.report.page import Section
-from maisi_aug.system.whole_files import write_text_whole
+from maisi_aug.system.progress import ReportStage, report_nothing
+from maisi_aug.system.whole_files import write_json_whole, write_text_whole
 
 KINDS: Final = ("benchmark", "cohort")
-
-Notify = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -37,9 +35,7 @@ class Report:
     document: dict[str, Any]
 
 
-def build_report(
-    path: Path, *, fid_file: Path | None = None, notify: Notify = lambda stage, done, total: None
-) -> Report:
+def build_report(path: Path, *, fid_file: Path | None = None, notify: ReportStage = report_nothing) -> Report:
     """Report on a benchmark or a cohort.
 
     Args:
@@ -101,14 +97,14 @@ def write_report(report: Report, target: Path) -> tuple[Path, ...]:
         VolumeError: A file cannot be written.
     """
     require_own_report(target)
-    files = _files_of(target)
-    figures = json.dumps(report.document, indent=1, allow_nan=False) + "\n"
-    for file, content in zip(files, (report.html, figures, report.markdown), strict=True):
-        write_text_whole(file, content)
+    page, figures, summary = files = _files_of(target)
+    write_text_whole(page, report.html)
+    write_json_whole(figures, report.document)
+    write_text_whole(summary, report.markdown)
     return files
 
 
-def _report_benchmark(path: Path, fid_file: Path | None, notify: Notify) -> Report:
+def _report_benchmark(path: Path, fid_file: Path | None, notify: ReportStage) -> Report:
     # Networks that train come with these; a cohort's report needs none.
     from maisi_aug.evaluation.benchmark.results import summarise_benchmark
     from maisi_aug.evaluation.benchmark.run import load_benchmark
@@ -136,7 +132,7 @@ def _report_benchmark(path: Path, fid_file: Path | None, notify: Notify) -> Repo
     return Report(html, to_report_text(document), document)
 
 
-def _report_cohort(path: Path, fid_file: Path | None, notify: Notify) -> Report:
+def _report_cohort(path: Path, fid_file: Path | None, notify: ReportStage) -> Report:
     document = summarise_cohort(path, fid_file=fid_file, notify=notify)
     lead = f"{document['num_accepted']} of {document['num_cases']} cases accepted, in {path}."
     html = page.build_page("Synthetic cohort", lead, build_cohort_sections(path, document))

@@ -20,15 +20,14 @@ from maisi_aug.evaluation.output.files import percent
 from maisi_aug.evaluation.report import page
 from maisi_aug.evaluation.report.page import Section
 from maisi_aug.integrations.reading.cohort_source import find_num_planned
+from maisi_aug.system.progress import ReportStage
 
 NUM_PICTURES: Final = 6
 MAX_MEASURED_CASES: Final = 40
 PICTURE_PX: Final = 720
 
-Notify = Callable[[str, int, int], None]
 
-
-def summarise_cohort(folder: Path, *, fid_file: Path | None, notify: Notify) -> dict[str, Any]:
+def summarise_cohort(folder: Path, *, fid_file: Path | None, notify: ReportStage) -> dict[str, Any]:
     """Everything that the report says of a cohort, as JSON types; what cannot be measured is named.
 
     Args:
@@ -69,7 +68,7 @@ def summarise_cohort(folder: Path, *, fid_file: Path | None, notify: Notify) -> 
     return document
 
 
-def _measure(folder: Path, document: dict[str, Any], notify: Notify) -> None:
+def _measure(folder: Path, document: dict[str, Any], notify: ReportStage) -> None:
     try:
         case_set = find_case_set(folder)
     except MaisiAugError as error:  # such as a cohort that is still being written

@@ -12,10 +12,9 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import io
 import json
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -26,17 +25,18 @@ from scipy import ndimage
 
 from maisi_aug.bundle_spec.bundle import Bundle, load_bundle
 from maisi_aug.errors import BundleError, TrainingError
-from maisi_aug.evaluation.output.files import run_command, to_markdown, write_json
+from maisi_aug.evaluation.output.files import run_command, to_markdown
 from maisi_aug.evaluation.studies.segmenter import Segmenter, load_segmenter
 from maisi_aug.networks.pipeline import Pipeline, resolve_device
 from maisi_aug.pictures.preview import save_picture
 from maisi_aug.preparation.prepared import PreparedCase, PreparedDataset, load_prepared
+from maisi_aug.system.progress import Report, report_nothing
 from maisi_aug.system.seeds import derive_seed
-from maisi_aug.system.whole_files import write_text_whole, write_whole
-from maisi_aug.training.cases.data import TrainingCase
+from maisi_aug.system.whole_files import open_whole, write_json_whole, write_text_whole
 from maisi_aug.training.cases.prepared import PreparedStore
 from maisi_aug.training.finetune.pictures import Subject, build_sheet
 from maisi_aug.training.finetune.slot_choice import remap_table
+from maisi_aug.training.finetune.slots import SlotStore
 from maisi_aug.volumes.components import TOUCHING, bounding_box
 from maisi_aug.volumes.grid import Grid
 
@@ -102,7 +102,7 @@ def measure_finetuned(
     segmenter: Segmenter | None = None,
     settings: Settings | None = None,
     device: str = "auto",
-    report: Callable[[int, int], None] | None = None,
+    report: Report = report_nothing,
 ) -> dict[str, Any]:
     """Draw and measure held-out cases.
 
@@ -137,8 +137,7 @@ def measure_finetuned(
     cases = []
     for number, record in enumerate(measurement.records):
         cases.append(measurement.measure(record))
-        if report is not None:
-            report(number + 1, len(measurement.records))
+        report(number + 1, len(measurement.records))
     document = {
         "bundle": {"name": bundle.name, "fingerprint": bundle.fingerprint},
         "before": {"name": before.name, "fingerprint": before.fingerprint},
@@ -149,7 +148,7 @@ def measure_finetuned(
         "labels": {name: _summarise(name, cases) for name in labels},
         "cases": cases,
     }
-    write_json(out / f"{REPORT_NAME}.json", document)
+    write_json_whole(out / f"{REPORT_NAME}.json", document)
     write_text_whole(out / f"{REPORT_NAME}.md", to_report(document))
     title = f"{before.name} (before) and {bundle.name} (after) on held-out cases of {dataset.spec.name}"
     save_picture(
@@ -202,14 +201,14 @@ class _Measurement:
         device: str,
     ) -> None:
         self.bundles = {BEFORE: before, AFTER: bundle}
-        self.store = PreparedStore(dataset)
+        self.cases = dataset.cases
         self.labels = labels
         self.segmenter = segmenter
         self.settings = settings
         self.folder = out / "cases"
         self.device = device
         table, _, _ = remap_table([], dataset=dataset, base=bundle)
-        self.table = table
+        self.store = SlotStore(PreparedStore(dataset), table)
         self.records = [
             record for record in dataset.cases if {int(table[i]) for i in record.voxels} & set(labels.values())
         ]
@@ -223,16 +222,15 @@ class _Measurement:
         known = _read(path)
         if known is not None and known["key"] == self.key and path.with_suffix(".npz").is_file():
             return known
-        case = self._load(record)
-        images = self._draw(record, case)
-        figures = {name: self._measure_images(images, case, label_id) for name, label_id in self.labels.items()}
-        self.folder.mkdir(parents=True, exist_ok=True)
-        buffer = io.BytesIO()
-        real, before, after = (images[name][0] for name in (REAL, BEFORE, AFTER))
-        np.savez_compressed(buffer, real=real, before=before, after=after)
-        write_whole(path.with_suffix(".npz"), buffer.getvalue())
+        index = self.cases.index(record)
+        label_map = self.store.label_map(index)
+        images = {REAL: [self.store.image_hu(index)], **self._draw(record, label_map)}
+        figures = {name: self._measure_images(images, label_map, label_id) for name, label_id in self.labels.items()}
+        with open_whole(path.with_suffix(".npz")) as file:
+            real, before, after = (images[name][0] for name in (REAL, BEFORE, AFTER))
+            np.savez_compressed(file, real=real, before=before, after=after)
         measured = {"id": record.id, "key": self.key, "labels": {name: row for name, row in figures.items() if row}}
-        write_json(path, measured)
+        write_json_whole(path, measured)
         return measured
 
     def draw_rows(self) -> list[Subject]:
@@ -241,28 +239,23 @@ class _Measurement:
         rows = []
         for place in places.tolist():
             record = self.records[place]
-            case = self._load(record)
             with np.load(self.folder / f"{record.id}.npz", allow_pickle=False) as stored:
                 images = {name: stored[name] for name in (REAL, BEFORE, AFTER)}
             grid = Grid.from_spacing(record.shape, record.spacing_mm)
-            rows.append(Subject(record.id, case.label_map, grid, images))
+            rows.append(Subject(record.id, self.store.label_map(self.cases.index(record)), grid, images))
         return rows
 
-    def _load(self, record: PreparedCase) -> TrainingCase:
-        case = self.store[self.store.cases.index(record)]
-        return TrainingCase(case.image_hu, self.table[case.label_map], case.spacing_mm, case.modality)
-
-    def _draw(self, record: PreparedCase, case: TrainingCase) -> dict[str, list[NDArray[np.int16]]]:
+    def _draw(self, record: PreparedCase, label_map: NDArray[np.uint8]) -> dict[str, list[NDArray[np.int16]]]:
         grid = Grid.from_spacing(record.shape, record.spacing_mm)
-        images = {REAL: [case.image_hu]}
+        images = {}
         for name, bundle in self.bundles.items():
             if name not in self._pipelines:
                 self._pipelines[name] = Pipeline.load(bundle, self.device)
             is_told = bundle.definition("diffusion_unet").get("num_class_embeds") is not None
-            modality = case.modality if is_told and case.modality != "unknown" else "ct"
+            modality = record.modality if is_told and record.modality != "unknown" else "ct"
             images[name] = [
                 self._pipelines[name].synthesize_image(
-                    case.label_map,
+                    label_map,
                     grid,
                     seed=derive_seed("held-out image", self.settings.seed, record.id, number),
                     num_inference_steps=self.settings.num_inference_steps,
@@ -273,13 +266,13 @@ class _Measurement:
         return images
 
     def _measure_images(
-        self, images: Mapping[str, Sequence[NDArray[np.int16]]], case: TrainingCase, label_id: int
+        self, images: Mapping[str, Sequence[NDArray[np.int16]]], label_map: NDArray[np.uint8], label_id: int
     ) -> dict[str, dict[str, float | None]]:
-        if not (case.label_map == label_id).any():
+        if not (label_map == label_id).any():
             return {}
         figures = {}
         for name, drawn in images.items():
-            rows = [measure_label(image, case.label_map, label_id, self._find(image, label_id)) for image in drawn]
+            rows = [measure_label(image, label_map, label_id, self._find(image, label_id)) for image in drawn]
             figures[name] = {key: _mean([row[key] for row in rows]) for key in rows[0]}
         return figures
 

@@ -14,7 +14,7 @@ import numpy as np
 import safetensors.torch
 import torch
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
@@ -24,6 +24,7 @@ from maisi_aug.errors import TrainingError
 from maisi_aug.evaluation.benchmark.patch_networks import build_unet, score_windows
 from maisi_aug.evaluation.studies.tissues import Tissue, list_tissues
 from maisi_aug.networks.weights import StateDict
+from maisi_aug.system.models import StrictModel
 from maisi_aug.system.whole_files import sha256_of, write_whole
 from maisi_aug.training.loop.settings import LoopConfig
 
@@ -31,7 +32,7 @@ WEIGHTS_NAME: Final = "segmenter.safetensors"
 WINDOWS_HU: Final = ((-1000.0, 1000.0), (-160.0, 240.0))
 
 
-class SegmenterConfig(BaseModel):
+class SegmenterConfig(StrictModel):
     """Everything that the segmenter's weights depend on.
 
     Attributes:
@@ -50,13 +51,11 @@ class SegmenterConfig(BaseModel):
         loop: How long and how fast to train.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
     grid: GridSpec
     slots: dict[str, SlotSpec]
     seed: int = Field(default=1, ge=0)
     num_phantoms: int = Field(default=200, gt=0)
-    labels: dict[str, int] = {}
+    labels: dict[str, int] = Field(default={})
     dataset: dict[str, str] | None = None
     widths: tuple[int, ...] = (16, 32, 64, 128)
     patch_shape: tuple[int, int, int] = (64, 64, 64)
@@ -83,7 +82,7 @@ class SegmenterConfig(BaseModel):
         return self.model_dump_json(indent=1, exclude=hidden) + "\n"
 
 
-class _Training(BaseModel):
+class _Training(StrictModel):
     config: SegmenterConfig
     num_steps: int
 

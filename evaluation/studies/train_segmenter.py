@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from maisi_aug.errors import TrainingError
 from maisi_aug.evaluation.benchmark.patch_networks import Variation
-from maisi_aug.evaluation.output.files import run_command, to_markdown, write_json
+from maisi_aug.evaluation.output.files import run_command, to_markdown
 from maisi_aug.evaluation.studies.segmenter import (
     Segmenter,
     SegmenterConfig,
@@ -39,11 +39,13 @@ from maisi_aug.evaluation.studies.tissues import mean_dice, measure_dice, to_cla
 from maisi_aug.networks.pipeline import resolve_device
 from maisi_aug.phantom import Phantom, build_phantom
 from maisi_aug.preparation.prepared import PreparedDataset
+from maisi_aug.system.progress import Report, report_nothing
 from maisi_aug.system.seeds import derive_seed, numpy_generator
-from maisi_aug.system.whole_files import write_text_whole
-from maisi_aug.training.cases.data import CaseStore, PhantomStore, ReportProgress
+from maisi_aug.system.whole_files import write_json_whole, write_text_whole
+from maisi_aug.training.cases.data import CaseStore, PhantomStore
 from maisi_aug.training.cases.prepared import PreparedStore
 from maisi_aug.training.finetune.slot_choice import find_source
+from maisi_aug.training.images.patches import LesionPlaces
 from maisi_aug.training.images.recipe import load_training_recipe, training_recipe_path
 from maisi_aug.training.loop.processes import WHOLE, Share
 from maisi_aug.training.loop.run import ReportStep, Stateless, TrainingRun
@@ -84,7 +86,7 @@ class SegmenterObjective(Stateless):
         self.criterion = DiceCELoss(
             include_background=False, to_onehot_y=True, softmax=True, batch=True, weight=weight
         ).to(device)
-        self._lesion_voxels: dict[int, NDArray[np.intp]] = {}
+        self.lesions = LesionPlaces(store, [label_id for tissue in config.focus for label_id in tissue.label_ids])
 
     @property
     def networks(self) -> Mapping[str, nn.Module]:
@@ -108,23 +110,17 @@ class SegmenterObjective(Stateless):
         return torch.from_numpy(images_hu), torch.from_numpy(classes)
 
     def _draw_patch(self, index: int, rng: np.random.Generator) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
-        case = self.store[index]
-        shape = np.minimum(self.config.patch_shape, case.image_hu.shape)
-        limits = np.asarray(case.image_hu.shape) - shape
+        case_shape = self.store.facts(index).shape
+        shape = np.minimum(self.config.patch_shape, case_shape)
+        limits = np.asarray(case_shape) - shape
         corner = rng.integers(0, limits + 1)
-        lesion_voxels = self._find_lesion_voxels(index)
+        lesion_voxels = self.lesions[index]
         if len(lesion_voxels) and rng.random() < self.config.lesion_share:
             corner = np.clip(lesion_voxels[rng.integers(len(lesion_voxels))] - rng.integers(0, shape), 0, limits)
         box = tuple(slice(int(start), int(start + side)) for start, side in zip(corner, shape, strict=True))
         # No mirroring: left and right are how liver and spleen are told apart.
-        return VARIATION.apply(case.image_hu[box], rng), to_class_map(case.label_map[box], self.tissues)
-
-    def _find_lesion_voxels(self, index: int) -> NDArray[np.intp]:
-        if index not in self._lesion_voxels:
-            focus = [label_id for tissue in self.config.focus for label_id in tissue.label_ids]
-            is_lesion = np.isin(self.store[index].label_map, focus)
-            self._lesion_voxels[index] = np.argwhere(is_lesion)
-        return self._lesion_voxels[index]
+        image_hu = VARIATION.apply(self.store.image_hu(index, box), rng)
+        return image_hu, to_class_map(self.store.label_map(index, box), self.tissues)
 
 
 def train_segmenter(
@@ -134,7 +130,7 @@ def train_segmenter(
     device: str,
     max_minutes: float | None = None,
     num_workers: int | None = None,
-    report_phantoms: ReportProgress | None = None,
+    report_phantoms: Report = report_nothing,
     report_step: ReportStep | None = None,
 ) -> Segmenter:
     """Build the training phantoms, train or go on training, and keep the averaged weights.
@@ -208,7 +204,7 @@ def _require_same_config(folder: Path, config: SegmenterConfig) -> None:
 
 
 def measure_held_out_dice(
-    segmenter: Segmenter, *, seed: int, num_cases: int, report: ReportProgress | None = None
+    segmenter: Segmenter, *, seed: int, num_cases: int, report: Report = report_nothing
 ) -> dict[str, float | None]:
     """Mean Dice of every tissue over held-out phantoms; None for a tissue that none of them shows."""
     cases = []
@@ -217,8 +213,7 @@ def measure_held_out_dice(
         phantom = build_held_out_phantom(seed, index, grid)
         expected = to_class_map(phantom.label_map, segmenter.tissues)
         cases.append(measure_dice(expected, segmenter.segment(phantom.image_hu), segmenter.tissues))
-        if report is not None:
-            report(index + 1, num_cases)
+        report(index + 1, num_cases)
     return {tissue.name: mean_dice(cases, tissue.name) for tissue in segmenter.tissues}
 
 
@@ -247,16 +242,14 @@ def describe_data(dataset: PreparedDataset, labels: Sequence[str], fold: int) ->
 
 
 def measure_dice_on(
-    segmenter: Segmenter, store: CaseStore, *, report: ReportProgress | None = None
+    segmenter: Segmenter, store: CaseStore, *, report: Report = report_nothing
 ) -> dict[str, float | None]:
     """Mean Dice of every tissue over the cases of a store; None for one that none of them shows."""
     rows = []
     for index in range(len(store)):
-        case = store[index]
-        expected = to_class_map(case.label_map, segmenter.tissues)
-        rows.append(measure_dice(expected, segmenter.segment(case.image_hu), segmenter.tissues))
-        if report is not None:
-            report(index + 1, len(store))
+        expected = to_class_map(store.label_map(index), segmenter.tissues)
+        rows.append(measure_dice(expected, segmenter.segment(store.image_hu(index)), segmenter.tissues))
+        report(index + 1, len(store))
     return {tissue.name: mean_dice(rows, tissue.name) for tissue in segmenter.tissues}
 
 
@@ -273,7 +266,7 @@ def print_steps(every: int, num_steps: int) -> Callable[[int, dict[str, float]],
     return report
 
 
-def print_progress(what: str) -> ReportProgress:
+def print_progress(what: str) -> Report:
     """A listener that prints a line on stderr for each of ``what``."""
     return lambda done, total: print(f"{what} {done} of {total}", file=sys.stderr, flush=True)
 
@@ -356,7 +349,7 @@ def _train_on_phantoms(options: argparse.Namespace) -> None:
 
 
 def _show(folder: Path, segmenter: Segmenter, dice: Mapping[str, float | None], heading: str) -> None:
-    write_json(folder / DICE_NAME, {"num_steps": segmenter.num_steps, "dice": dice})
+    write_json_whole(folder / DICE_NAME, {"num_steps": segmenter.num_steps, "dice": dice})
     print(to_markdown(["tissue", heading], dice.items()))
 
 

@@ -7,7 +7,6 @@ and it cannot read masks of slices that are not square. Convert the segmentation
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,8 +19,9 @@ from maisi_aug.integrations.dicom.image import build_series, require_dicom, stud
 from maisi_aug.integrations.dicom.segmentation import build_segmentation
 from maisi_aug.integrations.reading.cohort_source import CohortSource, load_cohorts
 from maisi_aug.integrations.reading.export_labels import LabelNumbering, choose_labels, name_in_totalsegmentator
-from maisi_aug.system.whole_files import write_text_whole
-from maisi_aug.system.whole_folder import Notify, folders_that_appear_whole, require_new_folder, tell_nobody
+from maisi_aug.system.progress import ReportStage, report_nothing
+from maisi_aug.system.whole_files import write_json_whole
+from maisi_aug.system.whole_folder import folders_that_appear_whole, require_new_folder
 from maisi_aug.volumes.image_files import load_image, load_label_map
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def export_dicom(
     *,
     labels: Sequence[str] = (),
     include_anatomy: bool = False,
-    notify: Notify = tell_nobody,
+    notify: ReportStage = report_nothing,
 ) -> DicomReport:
     """Write the accepted cases of a cohort as ``OUT/CASE/CT/*.dcm`` and ``OUT/CASE/SEG.dcm``, whole or not at all.
 
@@ -95,8 +95,8 @@ def export_dicom(
         for index, case in enumerate(cohort.cases):
             notify("cases", index, len(cohort.cases))
             rows[case.case_id] = _write_case(cohort, case, numbering, building / case.case_id)
-        index_text = json.dumps({"made_by": f"maisi-aug {__version__}", "cases": rows}, indent=1, ensure_ascii=False)
-        write_text_whole(building / INDEX_NAME, index_text + "\n", is_new=True)
+        content = {"made_by": f"maisi-aug {__version__}", "cases": rows}
+        write_json_whole(building / INDEX_NAME, content, is_new=True)
     notify("cases", len(cohort.cases), len(cohort.cases))
     return DicomReport(
         path=out,

@@ -5,7 +5,6 @@ Which labels it holds and how they are numbered is told by :mod:`maisi_aug.integ
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,8 +25,9 @@ from maisi_aug.integrations.nnunet.folders import (
 from maisi_aug.integrations.nnunet.splits import NUM_FOLDS
 from maisi_aug.integrations.reading.cohort_source import CohortSource, load_cohorts
 from maisi_aug.integrations.reading.export_labels import LabelNumbering, choose_labels
-from maisi_aug.system.whole_files import write_text_whole
-from maisi_aug.system.whole_folder import Notify, folders_that_appear_whole, tell_nobody
+from maisi_aug.system.progress import ReportStage, report_nothing
+from maisi_aug.system.whole_files import write_json_whole
+from maisi_aug.system.whole_folder import folders_that_appear_whole
 from maisi_aug.vocabulary.labels import BACKGROUND_ID
 from maisi_aug.volumes.image_files import load_label_map, save_label_map
 
@@ -82,7 +82,7 @@ def export_nnunet(
     labels: Sequence[str] = (),
     include_anatomy: bool = False,
     copy: bool = False,
-    notify: Notify = tell_nobody,
+    notify: ReportStage = report_nothing,
 ) -> ExportReport:
     """Write the accepted cases of a cohort as ``DatasetXXX_Name``, whole or not at all.
 
@@ -124,7 +124,7 @@ def export_nnunet(
 
 
 def _write_cases(
-    cohort: CohortSource, numbering: LabelNumbering, building: Path, *, copy: bool, notify: Notify
+    cohort: CohortSource, numbering: LabelNumbering, building: Path, *, copy: bool, notify: ReportStage
 ) -> _Written:
     """Images as they are, label maps renumbered."""
     for folder in ("imagesTr", "labelsTr"):
@@ -172,7 +172,7 @@ def _write_descriptions(
         "cases": {case.case_id: describe_case(case) for case in cohort.cases},
     }
     for path, content in ((building / "dataset.json", dataset), (building / MAPPING_NAME, mapping)):
-        write_text_whole(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n", is_new=True)
+        write_json_whole(path, content, is_new=True, indent=2)
 
 
 def channel_name(cases: Sequence[AttemptRecord]) -> str:

@@ -7,7 +7,6 @@ dataset's values.
 
 from __future__ import annotations
 
-import json
 import os
 import tempfile
 from collections.abc import Mapping
@@ -24,8 +23,9 @@ from maisi_aug.integrations.nnunet.plans import move_real_plans, refer_to
 from maisi_aug.integrations.nnunet.report import LikeReport, Seen, build_report, write_report
 from maisi_aug.integrations.nnunet.request import LikeExport, LikeRequest, prepare_like_export
 from maisi_aug.integrations.nnunet.splits import SPLITS_NAME
-from maisi_aug.system.whole_files import write_text_whole
-from maisi_aug.system.whole_folder import Notify, folders_that_appear_whole, tell_nobody
+from maisi_aug.system.progress import ReportStage, report_nothing
+from maisi_aug.system.whole_files import write_json_whole
+from maisi_aug.system.whole_folder import folders_that_appear_whole
 from maisi_aug.volumes.image_files import load_image, load_label_map, save_image, save_label_map
 from maisi_aug.volumes.orientation import turn_volume
 
@@ -37,7 +37,7 @@ IMAGES_FOLDER, LABELS_FOLDER = "imagesSynthetic", "labelsSynthetic"
 _KEPT_KEYS = ("labels", "regions_class_order", "file_ending", "overwrite_image_reader_writer")
 
 
-def export_like(request: LikeRequest, *, dry_run: bool = False, notify: Notify = tell_nobody) -> LikeReport:
+def export_like(request: LikeRequest, *, dry_run: bool = False, notify: ReportStage = report_nothing) -> LikeReport:
     """Add a cohort to a real dataset: a raw and a preprocessed dataset under a new id, whole or not at all.
 
     Args:
@@ -76,7 +76,7 @@ def export_like(request: LikeRequest, *, dry_run: bool = False, notify: Notify =
     return report
 
 
-def _check_real_cases(export: LikeExport, notify: Notify) -> tuple[str, ...]:
+def _check_real_cases(export: LikeExport, notify: ReportStage) -> tuple[str, ...]:
     """Run nnU-Net's integrity check on the real cases alone, from a scratch folder that refers to them."""
     notify("nnU-Net's integrity check", 0, 1)
     with tempfile.TemporaryDirectory(prefix="maisi-aug-") as name:
@@ -89,7 +89,7 @@ def _check_real_cases(export: LikeExport, notify: Notify) -> tuple[str, ...]:
     return warnings
 
 
-def _write_cases(export: LikeExport, building: Path | None, notify: Notify) -> Seen:
+def _write_cases(export: LikeExport, building: Path | None, notify: ReportStage) -> Seen:
     """Write label maps with the real dataset's values, and images where they have to be turned.
 
     Args:
@@ -232,4 +232,4 @@ def _describe_mapping(export: LikeExport, present: Mapping[int, int]) -> dict[st
 
 
 def _write_json(path: Path, content: Any) -> None:
-    write_text_whole(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n", is_new=True)
+    write_json_whole(path, content, is_new=True, indent=2)

@@ -8,7 +8,6 @@ training cases, so plans and fingerprint are the real dataset's.
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -20,6 +19,7 @@ from maisi_aug.errors import ExportError
 from maisi_aug.integrations.nnunet.check import count_processes, last_words, run_nnunet
 from maisi_aug.integrations.nnunet.folders import choose_same, tell_places
 from maisi_aug.integrations.nnunet.real import RealDataset
+from maisi_aug.system.whole_files import write_json_whole
 from maisi_aug.system.whole_folder import copy_new
 
 DEFAULT_PLANS = "nnUNetPlans"
@@ -141,7 +141,7 @@ def plan_on_cases(
         raw, preprocessed = Path(scratch, "raw"), Path(scratch, "preprocessed")
         environment = {"nnUNet_raw": str(raw), "nnUNet_preprocessed": str(preprocessed), "nnUNet_results": ""}
         for dataset in (name, target):
-            _write_json(raw / dataset / "dataset.json", {**description, "numTraining": num_cases})
+            write_json_whole(raw / dataset / "dataset.json", {**description, "numTraining": num_cases}, indent=2)
             (preprocessed / dataset).mkdir(parents=True)
         missing = _copy_known(plans, preprocessed / name)
         arguments = [name, target, plans.name, plans.moved_name, missing, str(count_processes(num_cases))]
@@ -153,7 +153,7 @@ def plan_on_cases(
             )
         content: dict[str, Any] = json.loads((preprocessed / target / f"{plans.moved_name}.json").read_text("utf-8"))
         drop_cascades(content)
-        _write_json(building / f"{plans.moved_name}.json", content)
+        write_json_whole(building / f"{plans.moved_name}.json", content, indent=2, allow_nan=True)
         copy_new(preprocessed / name / FINGERPRINT_NAME, building / FINGERPRINT_NAME)
     return content
 
@@ -216,8 +216,3 @@ def _copy_known(plans: RealPlans, scratch: Path) -> str:
         return "fingerprint"
     shutil.copyfile(fingerprint, scratch / FINGERPRINT_NAME)
     return "nothing"
-
-
-def _write_json(path: Path, content: Any) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content, indent=2) + os.linesep, encoding="utf-8")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,7 +18,7 @@ from maisi_aug.integrations.nnunet.labels import describe_mapping
 from maisi_aug.integrations.nnunet.plans import choose_configuration
 from maisi_aug.integrations.nnunet.request import LikeExport
 from maisi_aug.integrations.nnunet.splits import NUM_FOLDS
-from maisi_aug.system.whole_files import write_text_whole
+from maisi_aug.system.whole_files import write_json_whole, write_text_whole
 from maisi_aug.vocabulary.labels import BACKGROUND_ID
 from maisi_aug.volumes.image_files import load_stored_grid
 
@@ -224,7 +223,7 @@ def build_report(
 
 def write_report(report: LikeReport, folder: Path) -> None:
     """Write the report beside the dataset, as JSON and Markdown."""
-    write_text_whole(folder / f"{SUMMARY_STEM}.json", json.dumps(report.to_dict(), indent=2) + "\n", is_new=True)
+    write_json_whole(folder / f"{SUMMARY_STEM}.json", report.to_dict(), is_new=True, indent=2)
     write_text_whole(folder / f"{SUMMARY_STEM}.md", report.to_markdown(), is_new=True)
 
 

@@ -6,7 +6,6 @@ the real cases in a scratch folder and moved to the dataset that holds all cases
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import subprocess
@@ -21,7 +20,7 @@ from maisi_aug.integrations.nnunet.check import count_processes, last_words, run
 from maisi_aug.integrations.nnunet.compact import COMPACT_SUFFIX, write_compact_plans
 from maisi_aug.integrations.nnunet.plans import DEFAULT_PLANS, RealPlans, plan_on_cases
 from maisi_aug.integrations.nnunet.splits import SPLITS_NAME
-from maisi_aug.system.whole_files import write_text_whole
+from maisi_aug.system.whole_files import write_json_whole
 
 CONFIGURATION: Final = "3d_fullres"
 TRAINER: Final = "nnUNetTrainer"
@@ -111,7 +110,7 @@ def prepare_nnunet_folds(
     """
     raw, preprocessed = folder / "raw", folder / "preprocessed"
     for place in (raw, preprocessed):
-        write_text_whole(place / dataset / "dataset.json", json.dumps(description, indent=1) + "\n")
+        write_json_whole(place / dataset / "dataset.json", description)
     num_processes = str(count_processes(len(description["dataset"])))
     environment = _environment(raw, preprocessed, folder / "results")
     alone = {case_id: description["dataset"][case_id] for case_id in planned_on}
@@ -123,7 +122,7 @@ def prepare_nnunet_folds(
         plans += COMPACT_SUFFIX
     _run(_PREPROCESS, [dataset[7:10].lstrip("0"), plans, CONFIGURATION, num_processes], environment, "preprocessing")
     splits = [{"train": list(fold), "val": [planned_on[0]]} for fold in folds]
-    write_text_whole(preprocessed / dataset / SPLITS_NAME, json.dumps(splits, indent=1) + "\n")
+    write_json_whole(preprocessed / dataset / SPLITS_NAME, splits)
     return plans
 
 

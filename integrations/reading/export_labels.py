@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from maisi_aug.errors import ExportError, RequestError
 from maisi_aug.integrations.reading.cohort_source import CohortSource
-from maisi_aug.system.whole_folder import Notify, tell_nobody
+from maisi_aug.system.progress import ReportStage, report_nothing
 from maisi_aug.vocabulary.labels import BACKGROUND_ID, BODY_ID, Vocabulary
 from maisi_aug.vocabulary.totalsegmentator import totalsegmentator_class
 from maisi_aug.volumes.image_files import load_label_map
@@ -127,7 +127,7 @@ def choose_labels(
     *,
     include_anatomy: bool = False,
     numbers: Mapping[str, int] | None = None,
-    notify: Notify = tell_nobody,
+    notify: ReportStage = report_nothing,
 ) -> LabelNumbering:
     """The labels to export: those named, or else those that the cohort was asked for.
 
@@ -196,7 +196,7 @@ def require_label_maps(cohort: CohortSource) -> None:
         )
 
 
-def count_labels(cohort: CohortSource, notify: Notify = tell_nobody) -> Counter[int]:
+def count_labels(cohort: CohortSource, notify: ReportStage = report_nothing) -> Counter[int]:
     """Every id in the cohort's label maps except background, and the number of cases that hold it."""
     counts: Counter[int] = Counter()
     for index, case in enumerate(cohort.cases):

@@ -16,7 +16,6 @@ from typing import Any
 
 import platformdirs
 import yaml
-from pydantic import ValidationError
 
 from maisi_aug.bundle_spec.decoding import latent_factor
 from maisi_aug.bundle_spec.known_bundles import known_bundles
@@ -31,6 +30,7 @@ from maisi_aug.bundle_spec.schema import (
     without_masks,
 )
 from maisi_aug.errors import BundleError, RecipeError, did_you_mean
+from maisi_aug.system.models import explain_problems, read_yaml
 from maisi_aug.system.whole_files import sha256_of
 from maisi_aug.vocabulary.labels import MAISI, SlotBinding, Vocabulary
 from maisi_aug.volumes.grid import Grid
@@ -398,11 +398,6 @@ def find_base(spec: BaseSpec, folder: Path, *, subject: str) -> Bundle:
 
 
 def _read_bundle(folder: Path) -> Bundle:
-    try:
-        content = yaml.safe_load((folder / BUNDLE_FILE).read_text(encoding="utf-8"))
+    content = read_yaml(folder / BUNDLE_FILE, f"Bundle {folder}", BundleError)
+    with explain_problems(BundleSpec, f"Bundle {folder}: {BUNDLE_FILE} does not validate", BundleError, one_line=True):
         return Bundle(BundleSpec.model_validate(content), folder)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise BundleError(f"Bundle {folder}: expected readable YAML in {BUNDLE_FILE}, found: {error}.") from error
-    except ValidationError as error:
-        problems = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'content'}: {e['msg']}" for e in error.errors())
-        raise BundleError(f"Bundle {folder}: {BUNDLE_FILE} does not validate: {problems}.") from error

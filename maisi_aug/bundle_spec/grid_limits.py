@@ -9,13 +9,13 @@ from itertools import pairwise
 from typing import Annotated, Self
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
+from pydantic import Field, PositiveInt, model_validator
 
+from maisi_aug.system.models import PositiveFinite, StrictModel
 from maisi_aug.volumes.grid import Grid
 
-_PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 _Sides = Annotated[tuple[PositiveInt, ...], Field(min_length=1)]
-_Span = tuple[_PositiveFloat, _PositiveFloat]
+_Span = tuple[PositiveFinite, PositiveFinite]
 TOLERANCE_MM = 1e-3
 """Spacings that differ by less are the same: files keep them in float32."""
 SPACING_TOLERANCE = 1e-3
@@ -25,29 +25,25 @@ EXTENT_TOLERANCE_MM = 1.0
 AXES = "IJK"
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class GridSpec(_Strict):
+class GridSpec(StrictModel):
     """A grid in a bundle: the default one, used when the user asks for no other, or a recommended one."""
 
     shape: tuple[PositiveInt, PositiveInt, PositiveInt]
-    spacing_mm: tuple[_PositiveFloat, _PositiveFloat, _PositiveFloat]
+    spacing_mm: tuple[PositiveFinite, PositiveFinite, PositiveFinite]
 
     def is_like(self, other: GridSpec) -> bool:
         """Whether two grids have the same voxels, wherever they lie."""
         return self.shape == other.shape and np.allclose(self.spacing_mm, other.spacing_mm, rtol=SPACING_TOLERANCE)
 
 
-class LeastExtent(_Strict):
+class LeastExtent(StrictModel):
     """The least field of view along I and J, in millimetres, by what an image shows."""
 
-    head: _PositiveFloat
-    body: _PositiveFloat
+    head: PositiveFinite
+    body: PositiveFinite
 
 
-class GridLimits(_Strict):
+class GridLimits(StrictModel):
     """The grids that a bundle's networks have seen.
 
     Attributes:
@@ -68,7 +64,7 @@ class GridLimits(_Strict):
     needs_square_slices: bool = False
     extent_mm: tuple[_Span, _Span] | None = None
     least_extent_mm: LeastExtent | None = None
-    recommended: dict[str, GridSpec] = {}
+    recommended: dict[str, GridSpec] = Field(default={})
     source: str = ""
 
     @model_validator(mode="after")

@@ -10,7 +10,7 @@ from pathlib import Path
 from maisi_aug.bundle_spec.bundle import Bundle
 from maisi_aug.bundle_spec.schema import SizeSpec
 from maisi_aug.errors import BundleError
-from maisi_aug.system.whole_files import write_text_whole
+from maisi_aug.system.whole_files import write_json_whole
 from maisi_aug.vocabulary.hu import HuRange, bundle_hu_ranges, expected_contrast_sign
 from maisi_aug.vocabulary.sizes import SizeDistribution, measure_distribution
 
@@ -95,4 +95,4 @@ def copy_bank(bundle: Bundle, folder: Path) -> None:
             row["label"] = source.as_posix()
     if (bundle.path / bank.labels).is_file():
         shutil.copyfile(bundle.path / bank.labels, folder / bank.labels)
-    write_text_whole(folder / bank.list, json.dumps(document, indent=1) + "\n")
+    write_json_whole(folder / bank.list, document)

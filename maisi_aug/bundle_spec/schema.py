@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
+from pydantic import Field, PositiveInt, model_validator
 
 from maisi_aug.bundle_spec.grid_limits import GridLimits, GridSpec
 from maisi_aug.system.file_names import INNER_PATH
+from maisi_aug.system.models import Finite, PositiveFinite, StrictModel
 
 MASK_ROLES = ("mask_autoencoder", "mask_diffusion_unet")
 """Roles of the networks that generate label maps; a bundle has both or none."""
@@ -37,22 +38,14 @@ def without_masks(content: Mapping[str, Any]) -> dict[str, Any]:
     return image
 
 
-_PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-_FiniteFloat = Annotated[float, Field(allow_inf_nan=False)]
-
-
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class WeightFile(_Strict):
+class WeightFile(StrictModel):
     """One weight file of a bundle, relative to the bundle's folder."""
 
     file: str
     sha256: str = Field(pattern="^[0-9a-f]{64}$")
 
 
-class SlotSpec(_Strict):
+class SlotSpec(StrictModel):
     """A name bound to a placeholder slot or free id.
 
     Attributes:
@@ -68,7 +61,7 @@ class SlotSpec(_Strict):
     kind: Literal["lesion", "organ"] | None = None
 
 
-class BaseSpec(_Strict):
+class BaseSpec(StrictModel):
     """The bundle that another one was fine-tuned from, and whose weights it shares.
 
     Attributes:
@@ -82,7 +75,7 @@ class BaseSpec(_Strict):
     paths: tuple[str, ...] = ()
 
 
-class SizeSpec(_Strict):
+class SizeSpec(StrictModel):
     """Volumes of a label, one per patient, so that size percentiles mean something.
 
     Attributes:
@@ -90,11 +83,11 @@ class SizeSpec(_Strict):
         source: Where they were measured.
     """
 
-    quantiles_ml: tuple[_PositiveFloat, ...] = Field(min_length=21, max_length=21)
+    quantiles_ml: tuple[PositiveFinite, ...] = Field(min_length=21, max_length=21)
     source: str
 
 
-class HuSpec(_Strict):
+class HuSpec(StrictModel):
     """What the median of a label may be in an image, in HU.
 
     Attributes:
@@ -104,8 +97,8 @@ class HuSpec(_Strict):
         source: Where the figures come from.
     """
 
-    low_hu: _FiniteFloat
-    high_hu: _FiniteFloat
+    low_hu: Finite
+    high_hu: Finite
     contrast_sign: Literal[-1, 0, 1] = 0
     source: str
 
@@ -116,7 +109,7 @@ class HuSpec(_Strict):
         return self
 
 
-class MaskBankSpec(_Strict):
+class MaskBankSpec(StrictModel):
     """The label maps that a bundle draws from when the user names none.
 
     Attributes:
@@ -130,7 +123,7 @@ class MaskBankSpec(_Strict):
     source: str
 
 
-class MaskGenerationSpec(_Strict):
+class MaskGenerationSpec(StrictModel):
     """How the mask networks of a bundle are run.
 
     Attributes:
@@ -148,7 +141,7 @@ class MaskGenerationSpec(_Strict):
     size_conditions: WeightFile
 
 
-class BundleSpec(_Strict):
+class BundleSpec(StrictModel):
     """The content of ``bundle.yaml``.
 
     Attributes:
@@ -194,10 +187,10 @@ class BundleSpec(_Strict):
     scheduler: dict[str, Any]
     networks: dict[str, dict[str, Any]]
     weights: dict[str, WeightFile]
-    slots: dict[str, SlotSpec] = {}
+    slots: dict[str, SlotSpec] = Field(default={})
     mask_generation: MaskGenerationSpec | None = None
     base: BaseSpec | None = None
-    sizes: dict[str, SizeSpec] = {}
-    hu_ranges: dict[str, HuSpec] = {}
+    sizes: dict[str, SizeSpec] = Field(default={})
+    hu_ranges: dict[str, HuSpec] = Field(default={})
     mask_bank: MaskBankSpec | None = None
-    provenance: dict[str, Any] = {}
+    provenance: dict[str, Any] = Field(default={})

@@ -20,8 +20,8 @@ from torch import Tensor
 
 from maisi_aug.bundle_spec.precision import ComputeType
 from maisi_aug.networks.building import MaskNetworks, compute_in
+from maisi_aug.system.progress import Report
 
-ReportStep = Callable[[int, int], None]
 PredictNoise = Callable[[Tensor, Tensor], Tensor]
 """From x_t ``(B, C, i, j, k)`` and t ``(B,)`` to e."""
 
@@ -34,7 +34,7 @@ def sample_mask_latent(
     *,
     num_inference_steps: int,
     seed: int,
-    report: ReportStep | None = None,
+    report: Report | None = None,
     precision: ComputeType = "float32",
 ) -> Tensor:
     """Draw the latents of label maps.
@@ -76,7 +76,7 @@ def integrate_ddpm(
     noise: Tensor,
     *,
     generator: torch.Generator,
-    report: ReportStep | None = None,
+    report: Report | None = None,
 ) -> Tensor:
     """Take every time step of DDPM.
 
@@ -103,7 +103,7 @@ def integrate_fast(
     noise: Tensor,
     *,
     num_steps: int,
-    report: ReportStep | None = None,
+    report: Report | None = None,
 ) -> Tensor:
     """Take fewer steps, each with one prediction, and add no noise on the way.
 

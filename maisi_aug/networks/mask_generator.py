@@ -17,9 +17,10 @@ from maisi_aug.errors import BundleError
 from maisi_aug.networks.building import MaskNetworks
 from maisi_aug.networks.mask_conditions import CONDITION_IDS, load_size_conditions
 from maisi_aug.networks.mask_decoding import class_ids, decode_label_map
-from maisi_aug.networks.mask_diffusion import ReportStep, sample_mask_latent
+from maisi_aug.networks.mask_diffusion import sample_mask_latent
 from maisi_aug.networks.pipeline import resolve_device
 from maisi_aug.networks.weights import load_mask_networks
+from maisi_aug.system.progress import Report
 from maisi_aug.volumes.grid import Grid
 
 
@@ -85,7 +86,7 @@ class MaskGenerator:
         )
 
     def generate(
-        self, condition: Sequence[float] | NDArray[np.float32], *, seed: int, report: ReportStep | None = None
+        self, condition: Sequence[float] | NDArray[np.float32], *, seed: int, report: Report | None = None
     ) -> NDArray[np.uint8]:
         """Draw a label map, as the networks leave it.
 

@@ -31,8 +31,9 @@ from maisi_aug.networks.conditioning import (
     unit_to_hu,
 )
 from maisi_aug.networks.decoder import Decoder
-from maisi_aug.networks.sampling import Conditions, KnownLatent, ReportStep, sample_latent
+from maisi_aug.networks.sampling import Conditions, KnownLatent, sample_latent
 from maisi_aug.networks.weights import load_networks
+from maisi_aug.system.progress import Report
 from maisi_aug.system.seeds import derive_seed
 from maisi_aug.vocabulary.regions import USUAL_REGIONS, Regions, find_body_regions
 from maisi_aug.volumes.grid import Grid
@@ -150,7 +151,7 @@ class Pipeline:
         modality: str = "ct",
         regions: Regions | None = None,
         decoding: DecodingConfig | None = None,
-        report: ReportStep | None = None,
+        report: Report | None = None,
         report_decoding: Callable[[DecodeSettings], None] | None = None,
     ) -> NDArray[np.int16]:
         """Draw the CT image of a label map, or one of whatever the diffusion U-Net draws by itself.

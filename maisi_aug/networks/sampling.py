@@ -18,8 +18,7 @@ from torch import Tensor, nn
 
 from maisi_aug.networks.building import Networks, count_control_channels
 from maisi_aug.networks.conditioning import name_for_unet, to_control
-
-ReportStep = Callable[[int, int], None]
+from maisi_aug.system.progress import Report
 
 
 @dataclass(frozen=True)
@@ -81,7 +80,7 @@ def sample_latent(
     embed_once: bool = True,
     generator: torch.Generator | None = None,
     known: KnownLatent | None = None,
-    report: ReportStep | None = None,
+    report: Report | None = None,
 ) -> Tensor:
     """Integrate from noise to a latent.
 
@@ -169,7 +168,7 @@ def _integrate(
     num_steps: int,
     generator: torch.Generator | None,
     known: KnownLatent | None,
-    report: ReportStep | None,
+    report: Report | None,
 ) -> Tensor:
     scheduler = networks.scheduler
     if isinstance(scheduler, RFlowScheduler):

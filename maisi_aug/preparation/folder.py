@@ -12,7 +12,7 @@ from maisi_aug.cohort.request import differences
 from maisi_aug.errors import PreparationError
 from maisi_aug.preparation.prepared import FOLDERS, LATENTS_FOLDER, SPEC_NAME
 from maisi_aug.preparation.writing import STATE_FOLDER
-from maisi_aug.system.whole_files import remove_leftovers, write_text_whole
+from maisi_aug.system.whole_files import remove_leftovers, write_json_whole
 
 OPTIONS_NAME = "options.json"
 
@@ -46,7 +46,7 @@ def take_folder(out: Path, options: Mapping[str, Any], case_ids: Collection[str]
         remove_leftovers(out / name)
     (out / SPEC_NAME).unlink(missing_ok=True)
     _remove_cases(out, _find_further(out, case_ids))
-    write_text_whole(path, json.dumps(options, indent=1) + "\n")
+    write_json_whole(path, options)
 
 
 def _require_same(out: Path, before: Mapping[str, Any], options: Mapping[str, Any]) -> None:

@@ -13,27 +13,24 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError
+from pydantic import Field, PositiveFloat, PositiveInt
 
 from maisi_aug.bundle_spec.grid_limits import GridSpec
 from maisi_aug.errors import PreparationError
 from maisi_aug.preparation.request import ModalityName
+from maisi_aug.system.models import StrictModel, explain_problems, read_yaml
 from maisi_aug.vocabulary.labels import MAISI, SlotBinding, Vocabulary
 
 SPEC_NAME = "dataset.yaml"
 CASES_NAME = "cases.jsonl"
 FOLDERS = ("images", "labels", "previews")
 LATENTS_FOLDER = "latents"
+AGAIN = "Prepare the data again."
 
 Sha256 = Field(pattern="^[0-9a-f]{64}$")
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class NewLabel(_Strict):
+class NewLabel(StrictModel):
     """A label that MAISI's vocabulary lacks.
 
     Attributes:
@@ -45,7 +42,7 @@ class NewLabel(_Strict):
     hosts: tuple[int, ...] = ()
 
 
-class PreparedSpec(_Strict):
+class PreparedSpec(StrictModel):
     """The content of ``dataset.yaml``.
 
     Attributes:
@@ -62,12 +59,12 @@ class PreparedSpec(_Strict):
     name: str
     grid: GridSpec
     labels: dict[str, int]
-    new_labels: dict[str, NewLabel] = {}
+    new_labels: dict[str, NewLabel] = Field(default={})
     num_folds: PositiveInt
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = Field(default={})
 
 
-class PreparedCase(_Strict):
+class PreparedCase(StrictModel):
     """A line of ``cases.jsonl``.
 
     Attributes:
@@ -181,19 +178,16 @@ def load_prepared(folder: Path | str) -> PreparedDataset:
             f"{folder}: expected a prepared folder, found no {SPEC_NAME}. Make one with 'maisi-aug prepare --out "
             f"{folder}', or give the same command again if it was stopped."
         )
+    with explain_problems(PreparedSpec, str(spec_path), PreparationError, advice=AGAIN):
+        spec = PreparedSpec.model_validate(read_yaml(spec_path, str(folder), PreparationError))
     try:
-        spec = PreparedSpec.model_validate(yaml.safe_load(spec_path.read_text(encoding="utf-8")))
         lines = cases_path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise PreparationError(f"{folder}: expected a readable {CASES_NAME}, found: {error}. {AGAIN}") from error
+    with explain_problems(PreparedCase, str(cases_path), PreparationError, advice=AGAIN):
         cases = tuple(PreparedCase.model_validate_json(line) for line in lines if line.strip())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise PreparationError(f"{folder}: expected readable {SPEC_NAME} and {CASES_NAME}, found: {error}.") from error
-    except ValidationError as error:
-        problems = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'content'}: {e['msg']}" for e in error.errors())
-        raise PreparationError(
-            f"{folder}: expected {SPEC_NAME} and {CASES_NAME} of format 1, found: {problems}. Prepare the data again."
-        ) from error
     if not cases:
-        raise PreparationError(f"{cases_path}: expected at least one case, found none. Prepare the data again.")
+        raise PreparationError(f"{cases_path}: expected at least one case, found none. {AGAIN}")
     seen: set[str] = set()
     for case in cases:
         if case.id.casefold() in seen:

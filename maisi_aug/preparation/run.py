@@ -42,8 +42,9 @@ from maisi_aug.preparation.survey import (
 )
 from maisi_aug.preparation.tissues import Tissue
 from maisi_aug.preparation.writing import prepare_and_write
-from maisi_aug.system.whole_files import write_text_whole
-from maisi_aug.system.workers import Report, run_parallel
+from maisi_aug.system.progress import ReportStage, report_nothing
+from maisi_aug.system.whole_files import write_json_whole, write_text_whole
+from maisi_aug.system.workers import run_parallel
 from maisi_aug.vocabulary.labels import Vocabulary
 from maisi_aug.volumes.grid import Shape, Spacing
 
@@ -124,7 +125,7 @@ class PreparePlan:
 
 
 def plan_preparation(
-    request: PrepareRequest, *, report: Report = lambda stage, done, total: None, num_workers: int | None = None
+    request: PrepareRequest, *, report: ReportStage = report_nothing, num_workers: int | None = None
 ) -> PreparePlan:
     """Check everything that can be checked before the work; nothing is written.
 
@@ -199,7 +200,7 @@ def run_preparation(
     plan: PreparePlan,
     out: Path,
     *,
-    report: Report = lambda stage, done, total: None,
+    report: ReportStage = report_nothing,
     num_workers: int | None = None,
 ) -> PrepareResult:
     """Prepare every case that is not there yet, then write the description, the summary and the pictures.
@@ -230,7 +231,7 @@ def run_preparation(
     title = f"{dataset.spec.name}: {len(previews)} cases"
     save_contact_sheet(out / CONTACT_SHEET_NAME, previews, title)
     write_text_whole(out / SUMMARY_NAMES[0], spell_summary(summary, dataset))
-    write_text_whole(out / SUMMARY_NAMES[1], json.dumps(summary, indent=1, ensure_ascii=False) + "\n")
+    write_json_whole(out / SUMMARY_NAMES[1], summary)
     return PrepareResult(dataset, summary, problems)
 
 

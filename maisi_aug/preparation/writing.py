@@ -11,7 +11,7 @@ import numpy as np
 from maisi_aug.errors import MaisiAugError
 from maisi_aug.pictures.preview import Caption, build_preview, save_picture
 from maisi_aug.preparation.case import BuiltCase, CaseTask, build_case
-from maisi_aug.system.whole_files import sha256_of, write_text_whole
+from maisi_aug.system.whole_files import sha256_of, write_json_whole
 from maisi_aug.vocabulary.labels import BODY_ID
 from maisi_aug.volumes.grid import spell_grid
 from maisi_aug.volumes.image_files import save_image, save_label_map
@@ -81,7 +81,7 @@ def _write(folder: Path, task: CaseTask, built: BuiltCase, key: str) -> dict[str
             if label_id
         },
     }
-    write_text_whole(folder / STATE_FOLDER / f"{case_id}.json", json.dumps(record, indent=1) + "\n")
+    write_json_whole(folder / STATE_FOLDER / f"{case_id}.json", record)
     # As a later run will read it: JSON's keys are text.
     plain: dict[str, Any] = json.loads(json.dumps(record))
     return plain

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from types import NoneType
 from typing import Annotated, Any, Literal, get_args, get_origin
 
@@ -16,6 +18,13 @@ from maisi_aug.errors import MaisiAugError, did_you_mean
 PositiveFinite = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 MAX_SHOWN = 60
+SHORTER = {
+    "^Value error, |^Input should be | after validation, not .*": "",
+    "^(List|Tuple|Set) should have ": "a list of ",
+    "^String should have ": "a text of ",
+    "^String should match pattern ": "a text like ",
+}
+"""How pydantic's sentences go on after "expected"."""
 
 
 class StrictModel(BaseModel):
@@ -34,6 +43,7 @@ def explain_problems(
     error: type[MaisiAugError],
     *,
     kind: str = "file",
+    one_line: bool = False,
     if_missing: str = "Add it.",
     advice: str = "",
 ) -> Iterator[None]:
@@ -44,6 +54,7 @@ def explain_problems(
         subject: What to call it in the message, a file's path for instance.
         error: To raise.
         kind: What it is, where there are several problems.
+        one_line: Put several problems behind one another, for messages that are part of others.
         if_missing: What to do about a value that is missing.
         advice: A last sentence.
 
@@ -53,17 +64,41 @@ def explain_problems(
     try:
         yield
     except ValidationError as found:
+        own = [_own_error(details) for details in found.errors()]
+        if len(own) == 1 and isinstance(own[0], error):
+            raise own[0] from None
         problems = list_problems(found, model, if_missing=if_missing)
-        if len(problems) == 1:
-            raise error(" ".join(filter(None, (f"{subject}: {problems[0]}", advice)))) from None
+        if len(problems) == 1 or one_line:
+            raise error(" ".join(filter(None, (f"{subject}:", *problems, advice)))) from None
         opening = f"{subject}: expected a valid {kind}, found {len(problems)} problems:"
         raise error("\n".join((opening, *(f"  {one}" for one in (*problems, advice) if one)))) from None
+
+
+def read_yaml(path: Path, subject: str, error: type[MaisiAugError]) -> Any:
+    """What a YAML file holds.
+
+    Args:
+        path: Of the file.
+        subject: What to call it in the message.
+        error: To raise.
+
+    Raises:
+        MaisiAugError: Of the class ``error``, for a file that cannot be read or is no YAML.
+    """
+    import yaml  # not for the options of commands, which are fields of models
+
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as problem:
+        place = "" if path.name in subject else f" in {path.name}"
+        raise error(f"{subject}: expected readable YAML{place}, found: {problem}.") from problem
 
 
 def list_problems(error: ValidationError, model: type[BaseModel], *, if_missing: str = "Add it.") -> list[str]:
     """Everything that is wrong, each as ``path: expected ..., found ....``, one sentence for each place.
 
-    What a validator of the model says stands as it is, after the path unless it names a field itself.
+    What a validator of the model says stands as it is, after the path unless it names a field itself or is an error of
+    the package, which is whole.
 
     Args:
         error: What ``model`` raised.
@@ -80,7 +115,11 @@ def list_problems(error: ValidationError, model: type[BaseModel], *, if_missing:
 
 
 def _describe(details: ErrorDetails, path: str, keys: list[str], if_missing: str) -> str:
-    message = details["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
+    if (own := _own_error(details)) is not None:
+        return str(own)
+    message = details["msg"]
+    for words, shorter in SHORTER.items():
+        message = re.sub(words, shorter, message)
     place = f"{path}: " if path else ""
     match details["type"]:
         case "extra_forbidden":
@@ -99,6 +138,12 @@ def _describe(details: ErrorDetails, path: str, keys: list[str], if_missing: str
             message = "a mapping of fields"
     found = repr(details["input"])
     return f"{place}expected {message}, found {found if len(found) <= MAX_SHOWN else found[: MAX_SHOWN - 3] + '...'}."
+
+
+def _own_error(details: ErrorDetails) -> MaisiAugError | None:
+    """What a validator raised that says all there is to say."""
+    error = details.get("ctx", {}).get("error")
+    return error if isinstance(error, MaisiAugError) else None
 
 
 def _follow(location: tuple[int | str, ...], model: type[BaseModel]) -> tuple[str, list[str]]:

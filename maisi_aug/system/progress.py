@@ -11,6 +11,9 @@ ReportStage = Callable[[str, int, int], None]
 """Called with what is being done, a stage or a case, the steps done and their number; ``partial(report, "encoding")``
 is a :data:`Report` of one stage."""
 
+ReportPhase = Callable[[str], Report]
+"""Begins a stage of the given name and returns its :data:`Report`."""
+
 
 def report_nothing(*_: object) -> None:
     """A :data:`Report` and a :data:`ReportStage` for nobody."""

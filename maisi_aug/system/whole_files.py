@@ -47,15 +47,17 @@ def write_text_whole(path: Path | str, text: str, *, is_new: bool = False) -> No
     write_whole(path, text.encode("utf-8"), is_new=is_new)
 
 
-def write_json_whole(path: Path | str, content: Any, *, is_new: bool = False, indent: int = 1) -> None:
+def write_json_whole(
+    path: Path | str, content: Any, *, is_new: bool = False, indent: int = 1, allow_nan: bool = False
+) -> None:
     """Write JSON with letters as they are and a last newline, as :func:`write_whole` does.
 
     Raises:
-        ValueError: The content holds a number that JSON has no word for.
+        ValueError: The content holds NaN or an infinity, which JSON has no word for, and they are not allowed.
         VolumeError: The file cannot be written (no space, no permission, one in the way of a new one); nothing is left
             behind.
     """
-    text = json.dumps(content, indent=indent, ensure_ascii=False, allow_nan=False)
+    text = json.dumps(content, indent=indent, ensure_ascii=False, allow_nan=allow_nan)
     write_text_whole(path, f"{text}\n", is_new=is_new)
 
 

@@ -5,18 +5,11 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from maisi_aug.errors import ExportError
-
-Notify = Callable[[str, int, int], None]
-"""Called with a stage, the steps done and their number."""
-
-
-def tell_nobody(stage: str, done: int, total: int) -> None:
-    """A :data:`Notify` that does nothing."""
 
 
 def require_new_folder(folder: Path) -> None:

@@ -15,6 +15,7 @@ from types import FrameType
 from typing import TypeVar
 
 from maisi_aug.errors import PreparationError
+from maisi_aug.system.progress import ReportStage
 
 
 def count_cores() -> int:
@@ -24,7 +25,6 @@ def count_cores() -> int:
     return max(1, len(allowed(0)) if allowed is not None else os.cpu_count() or 1)
 
 
-Report = Callable[[str, int, int], None]
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 Warned = list[tuple[str, type[Warning]]]
@@ -33,7 +33,7 @@ POLL_SECONDS = 1.0
 
 
 def run_parallel(
-    work: Callable[[Item], Result], items: Sequence[Item], stage: str, report: Report, num_workers: int | None
+    work: Callable[[Item], Result], items: Sequence[Item], stage: str, report: ReportStage, num_workers: int | None
 ) -> list[Result]:
     """Results in the order of the items, from as many processes as there are cores and items.
 

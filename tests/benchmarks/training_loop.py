@@ -31,7 +31,7 @@ from torch import Tensor, nn
 
 from maisi_aug.networks.building import build_network, build_scheduler, use_plain_layers
 from maisi_aug.networks.conditioning import name_for_unet, to_label_bits, to_modality_tensor, to_spacing_tensor
-from maisi_aug.training.cases.data import LatentSet, TrainingCase
+from maisi_aug.training.cases.data import LatentSet
 from maisi_aug.training.images.flow import FlowObjective
 from maisi_aug.training.images.vae import VaeObjective
 from maisi_aug.training.loop.amp import Precision
@@ -41,7 +41,7 @@ from tests.benchmarks.image_stages import draw_label_map, read_sides
 from tests.benchmarks.measuring import Clock
 from tests.benchmarks.pipeline import REPOSITORY, WIDTHS, describe_machine
 from tests.builders.narrow_networks import scaled_header
-from tests.builders.tiny_training import ArrayStore
+from tests.builders.tiny_training import ArrayCase, ArrayStore
 
 Side = Literal["ours", "ours, no average", "plain"]
 SIDES: tuple[Side, ...] = ("ours", "ours, no average", "plain")
@@ -253,7 +253,7 @@ def plain_controlnet(objective: FlowObjective) -> Iterator[Callable[[], Tensor]]
     device = objective.device
     step = 0
     while True:
-        batch = objective._draw_batch(step)
+        batch = objective._draw_batches(step)[0]
         noise, timesteps = (tensor.to(device) for tensor in objective._draw_noise(step, batch.clean))
         clean = batch.clean.to(device)
         noisy = objective.scheduler.add_noise(original_samples=clean, noise=noise, timesteps=timesteps)
@@ -320,7 +320,7 @@ def build_store(case: Case, *, margin: int = 0) -> ArrayStore:
     label_map = draw_label_map((i, j, k))
     label_map[i // 2 : i // 2 + 4, j // 2 : j // 2 + 4, k // 2 : k // 2 + 4] = LESION_ID
     image_hu = torch.randint(-1000, 1000, (i, j, k), generator=torch.Generator().manual_seed(0), dtype=torch.int16)
-    return ArrayStore([TrainingCase(image_hu.numpy(), label_map, (1.5, 1.5, 1.5), "ct")])
+    return ArrayStore([ArrayCase(image_hu.numpy(), label_map, (1.5, 1.5, 1.5), "ct")])
 
 
 def read_clock(device: str) -> float:

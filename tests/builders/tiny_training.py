@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import yaml
+from numpy.typing import NDArray
 
 from maisi_aug.bundle_spec.grid_limits import GridSpec
 from maisi_aug.preparation.prepared import CASES_NAME, SPEC_NAME, PreparedCase, PreparedSpec
 from maisi_aug.system.whole_files import sha256_of
-from maisi_aug.training.cases.data import TrainingCase
+from maisi_aug.training.cases.data import Box, CaseFacts
 from maisi_aug.training.images.recipe import TrainingRecipe
 from maisi_aug.volumes.grid import Grid, Shape, Spacing
 from maisi_aug.volumes.image_files import save_image, save_label_map
@@ -23,20 +25,40 @@ SPACING_MM: Spacing = (12.0, 13.0, 14.0)
 LIVER, HEPATIC_TUMOR, BODY = 1, 26, 200
 
 
-class ArrayStore:
-    """Cases in memory."""
+@dataclass(frozen=True, eq=False)
+class ArrayCase:
+    """One image with its label map."""
 
-    def __init__(self, cases: Sequence[TrainingCase]) -> None:
+    image_hu: NDArray[np.int16]
+    label_map: NDArray[np.uint8]
+    spacing_mm: Spacing = SPACING_MM
+    modality: str = "ct_contrast"
+
+
+class ArrayStore:
+    """Cases in memory; a ``CaseStore`` that remembers what was read."""
+
+    def __init__(self, cases: Sequence[ArrayCase]) -> None:
         self.cases = list(cases)
+        self.reads: list[tuple[str, int]] = []
 
     def __len__(self) -> int:
         return len(self.cases)
 
-    def __getitem__(self, index: int) -> TrainingCase:
-        return self.cases[index]
+    def facts(self, index: int) -> CaseFacts:
+        i, j, k = self.cases[index].label_map.shape
+        return CaseFacts((i, j, k), self.cases[index].spacing_mm, self.cases[index].modality)
+
+    def label_map(self, index: int, box: Box = ()) -> NDArray[np.uint8]:
+        self.reads.append(("label_map", index))
+        return self.cases[index].label_map[box]
+
+    def image_hu(self, index: int, box: Box = ()) -> NDArray[np.int16]:
+        self.reads.append(("image_hu", index))
+        return self.cases[index].image_hu[box]
 
 
-def build_case(seed: int, *, has_lesion: bool = True) -> TrainingCase:
+def build_case(seed: int, *, has_lesion: bool = True) -> ArrayCase:
     """A body with a liver and a darker lesion in it, each a box of its own place and shape."""
     rng = np.random.default_rng(seed)
     label_map = np.zeros(SHAPE, dtype=np.uint8)
@@ -47,7 +69,7 @@ def build_case(seed: int, *, has_lesion: bool = True) -> TrainingCase:
         label_map[_box(corner + rng.integers(2, 5, size=3), (4, 3, 5))] = HEPATIC_TUMOR
     hu = np.full(256, -1000, dtype=np.int16)
     hu[[BODY, LIVER, HEPATIC_TUMOR]] = (20, 110, 60)
-    return TrainingCase(hu[label_map], label_map, SPACING_MM, "ct_contrast")
+    return ArrayCase(hu[label_map], label_map)
 
 
 def build_store(num_cases: int, *, has_lesion: bool = True) -> ArrayStore:

@@ -90,9 +90,9 @@ def test_slots_join_the_vocabulary(write: Callable[..., Path]) -> None:
 def test_window_of_the_decoder_is_three_whole_numbers_or_none(write: Callable[..., Path]) -> None:
     assert load_bundle(write()).spec.decode_window is None
     assert load_bundle(write("windowed", decode_window=[48, 48, 64])).spec.decode_window == (48, 48, 64)
-    with pytest.raises(BundleError, match=r"decode_window\.1: Input should be greater than 0"):
+    with pytest.raises(BundleError, match=r"decode_window\[1\]: expected greater than 0, found 0"):
         load_bundle(write("empty", decode_window=[48, 0, 64]))
-    with pytest.raises(BundleError, match=r"decode_window\.2: Field required"):
+    with pytest.raises(BundleError, match=r"decode_window\[2\]: expected a value, found none"):
         load_bundle(write("flat", decode_window=[48, 48]))
 
 
@@ -174,14 +174,14 @@ def test_all_problems_are_told_together_with_their_place(write: Callable[..., Pa
         load_bundle(folder)
     message = str(caught.value)
     assert message.startswith(f"Bundle {folder}: bundle.yaml does not validate: ")
-    for place in ("name: ", "num_inference_steps: ", "grid.shape.2: ", "grid.spacing_mm.1: ", "licence: ", "colour: "):
-        assert place in message
+    for place in ("name", "num_inference_steps", "grid.shape[2]", "grid.spacing_mm[1]", "licence", "colour"):
+        assert f" {place}: expected " in message
     assert "\n" not in message
 
 
 def test_hash_that_is_none_is_refused_with_its_place(write: Callable[..., Path]) -> None:
     weights = {"autoencoder": {"file": "autoencoder.safetensors", "sha256": "abc"}}
-    with pytest.raises(BundleError, match=r"weights\.autoencoder\.sha256: String should match"):
+    with pytest.raises(BundleError, match=r"weights\.autoencoder\.sha256: expected a text like"):
         load_bundle(write(weights=weights))
 
 
@@ -190,8 +190,8 @@ def test_hash_that_is_none_is_refused_with_its_place(write: Callable[..., Path])
     [
         (b"a: [1", "expected readable YAML in bundle.yaml, found: while parsing"),
         (b"\xff\xfe\x00name", "expected readable YAML in bundle.yaml, found: "),
-        (b"", "does not validate: content: Input should be a valid dictionary"),
-        (b"format: 2", "format: Input should be less than or equal to 1"),
+        (b"", "does not validate: expected a mapping of fields, found None"),
+        (b"format: 2", "format: expected less than or equal to 1, found 2"),
     ],
     ids=["yaml", "utf-8", "empty", "newer"],
 )

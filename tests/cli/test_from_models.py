@@ -156,7 +156,14 @@ def test_a_field_is_an_option_that_reaches_the_model() -> None:
     words = ("-m", "a", "--folder", "x/y", "-c", "7", "--kind", "round", "--word", "p", "--word", "q", "--shape", "3x4")
     got = call(*words, "--drop", "--tile-overlap", "0.5", "--bundle", "rflow-ct", "--out", "there", "--quiet")
     tiles = Section(overlap=0.5)
-    expected = {"folder": "x/y", "count": 7, "kind": "round", "words": ("p", "q"), "shape": (3, 4), "keep": False}
+    expected: dict[str, Any] = {
+        "folder": "x/y",
+        "count": 7,
+        "kind": "round",
+        "words": ("p", "q"),
+        "shape": (3, 4),
+        "keep": False,
+    }
     assert got["settings"] == Settings(name="a", bundle="rflow-ct", tiles=tiles, **expected)
     assert (got["out"], got["quiet"]) == ("there", True)
 

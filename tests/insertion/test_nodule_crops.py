@@ -53,14 +53,13 @@ def test_crops_are_those_of_train_patients_at_their_own_spacing(tmp_path: Path) 
         *("one-lung-0", "one-lung-1", "one-lung-2"),
     }
     for index, record in enumerate(store.cases):
-        case = store[index]
-        assert case.image_hu.shape == WINDOW
-        assert case.spacing_mm == (SPACING_MM if "lung" in record.id else (0.6, 0.7, 2.0))
+        assert store.image_hu(index).shape == WINDOW
+        assert store.facts(index).spacing_mm == (SPACING_MM if "lung" in record.id else (0.6, 0.7, 2.0))
         wanted = {"n0": {SOLID_ID}, "n1": {GROUND_GLASS_ID}, "on": set()}[record.id[:2]]
-        assert set(np.unique(case.label_map)) - {0, LUNG_ID, 200} == wanted
+        assert set(np.unique(store.label_map(index))) - {0, LUNG_ID, 200} == wanted
         if wanted:
-            assert np.isin(case.label_map, list(wanted)).sum() == 8 * 8 * 3
-            assert (case.label_map == 0).sum() == np.prod(WINDOW) - 30 * 40 * 6
+            assert np.isin(store.label_map(index), list(wanted)).sum() == 8 * 8 * 3
+            assert (store.label_map(index) == 0).sum() == np.prod(WINDOW) - 30 * 40 * 6
     with pytest.raises(PreparationError, match="expected a new folder"):
         main(arguments)
 

@@ -148,5 +148,5 @@ def test_bundle_without_a_network_is_refused(weights: dict[str, dict[str, Tensor
 
 
 def test_invalid_header_is_refused_on_writing(weights: dict[str, dict[str, Tensor]], tmp_path: Path) -> None:
-    with pytest.raises(BundleError, match="scale_factor: Input should be greater than 0"):
+    with pytest.raises(BundleError, match="scale_factor: expected greater than 0"):
         write_bundle(tmp_path, {**build_header(), "scale_factor": 0.0}, weights)

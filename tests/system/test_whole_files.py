@@ -12,7 +12,14 @@ from typing import Any
 import pytest
 
 from maisi_aug.errors import VolumeError
-from maisi_aug.system.whole_files import open_whole, remove_leftovers, sha256_of, write_text_whole, write_whole
+from maisi_aug.system.whole_files import (
+    open_whole,
+    remove_leftovers,
+    sha256_of,
+    write_json_whole,
+    write_text_whole,
+    write_whole,
+)
 
 
 def test_interrupt_while_writing_leaves_nothing(tmp_path: Path) -> None:
@@ -72,3 +79,12 @@ def test_new_file_replaces_none(has_links: bool, tmp_path: Path, monkeypatch: py
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("file", "first")]
     write_text_whole(tmp_path / "file", "third")
     assert (tmp_path / "file").read_text() == "third"
+
+
+def test_json_is_written_whole_in_utf8_and_without_numbers_that_it_lacks(tmp_path: Path) -> None:
+    write_json_whole(tmp_path / "a.json", {"name": "Größe", "sizes": [1.5]})
+    assert (tmp_path / "a.json").read_text("utf-8") == '{\n "name": "Größe",\n "sizes": [\n  1.5\n ]\n}\n'
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_json_whole(tmp_path / "b.json", float("nan"))
+    write_json_whole(tmp_path / "b.json", float("nan"), allow_nan=True)
+    assert (tmp_path / "b.json").read_text("utf-8") == "NaN\n"

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import multiprocessing
-from collections.abc import Callable, Iterator, Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from math import prod
 from pathlib import Path
-from typing import Generic, Protocol, TypeVar, cast
+from threading import Lock
+from typing import Any, Generic, Protocol, TypeVar, cast
 
 import numpy as np
 import torch
@@ -22,8 +24,9 @@ from torch import Tensor, nn
 
 from maisi_aug.errors import TrainingError
 from maisi_aug.networks.conditioning import hu_to_unit
+from maisi_aug.system.progress import Report, report_nothing
 from maisi_aug.system.seeds import derive_seed
-from maisi_aug.system.whole_files import write_whole
+from maisi_aug.system.whole_files import open_whole
 from maisi_aug.system.workers import count_cores
 from maisi_aug.training.loop.processes import WHOLE, Share
 from maisi_aug.volumes.grid import Grid, Shape, Spacing
@@ -52,9 +55,8 @@ class Ahead(Generic[Batch]):
         return pending.result() if pending is not None else draw(step, share)
 
 
-ReportProgress = Callable[[int, int], None]
-ReportPhase = Callable[[str], ReportProgress]
-
+Box = tuple[slice, ...]
+CACHE_BYTES = 2 * 2**30
 # Larger images are encoded in overlapping windows, as MAISI does: NV-Generate-CTMR, diff_model_create_training_data.py.
 ENCODE_WINDOW: Shape = (320, 320, 160)
 ENCODE_OVERLAP = 0.4
@@ -62,29 +64,64 @@ ENCODE_OVERLAP = 0.4
 REGIONS = ("chest", "abdomen", "pelvis", "any")
 
 
-@dataclass(frozen=True, eq=False)
-class TrainingCase:
-    """One image with its label map.
+@dataclass(frozen=True, slots=True)
+class CaseFacts:
+    """What is known of a case without its voxels.
 
     Attributes:
-        image_hu: ``(I, J, K)`` int16.
-        label_map: ``(I, J, K)`` uint8 vocabulary ids.
+        shape: Voxels along I, J, K.
         spacing_mm: Along I, J, K.
         modality: A key of ``conditioning.MODALITY_CODES``.
     """
 
-    image_hu: NDArray[np.int16]
-    label_map: NDArray[np.uint8]
+    shape: Shape
     spacing_mm: Spacing
     modality: str
 
 
 class CaseStore(Protocol):
-    """Training cases by index."""
+    """Training cases by index; what is not asked for is not read."""
 
     def __len__(self) -> int: ...
 
-    def __getitem__(self, index: int) -> TrainingCase: ...
+    def facts(self, index: int) -> CaseFacts:
+        """Shape, spacing and modality."""
+
+    def label_map(self, index: int, box: Box = ()) -> NDArray[np.uint8]:
+        """``(I, J, K)`` vocabulary ids of a case or of a box of it; not to be written into."""
+
+    def image_hu(self, index: int, box: Box = ()) -> NDArray[np.int16]:
+        """``(I, J, K)`` HU of a case or of a box of it; not to be written into."""
+
+
+class Memory:
+    """Arrays that were read, those used last up to a bound; stores that share files share one.
+
+    Args:
+        num_bytes: The bound; the array read last is kept in any case.
+    """
+
+    def __init__(self, num_bytes: int = CACHE_BYTES) -> None:
+        self._num_bytes = num_bytes
+        self._num_held = 0
+        self._arrays: OrderedDict[Hashable, NDArray[Any]] = OrderedDict()
+        self._lock = Lock()  # batches are drawn ahead in a thread of their own
+
+    def get(self, key: Hashable, read: Callable[[], NDArray[Any]]) -> NDArray[Any]:
+        """The array of a key, read when it is not held."""
+        with self._lock:
+            if key in self._arrays:
+                self._arrays.move_to_end(key)
+                return self._arrays[key]
+        array = read()
+        with self._lock:
+            if key not in self._arrays:
+                self._arrays[key] = array
+                self._num_held += array.nbytes
+            while self._num_held > self._num_bytes and len(self._arrays) > 1:
+                _, dropped = self._arrays.popitem(last=False)
+                self._num_held -= dropped.nbytes
+        return array
 
 
 class PhantomStore:
@@ -93,16 +130,18 @@ class PhantomStore:
     Phantom ``i`` depends on the seed, the grid and ``i`` alone: a store may grow between two runs.
     """
 
-    def __init__(self, folder: Path, *, seed: int, shape: Shape, spacing_mm: Spacing) -> None:
+    def __init__(
+        self, folder: Path, *, seed: int, shape: Shape, spacing_mm: Spacing, memory: Memory | None = None
+    ) -> None:
         self.seed = seed
         self.shape = shape
         self.spacing_mm = spacing_mm
         key = hashlib.sha256(json.dumps([seed, shape, spacing_mm]).encode()).hexdigest()[:12]
         self.folder = folder / f"phantoms-{key}"
-        self._cases: dict[int, TrainingCase] = {}
+        self._memory = memory or Memory()
         self._num_cases = 0
 
-    def ensure(self, num_cases: int, *, report: ReportProgress | None = None, num_workers: int | None = None) -> None:
+    def ensure(self, num_cases: int, *, report: Report = report_nothing, num_workers: int | None = None) -> None:
         """Build what is missing of the first ``num_cases`` phantoms."""
         self.folder.mkdir(parents=True, exist_ok=True)
         missing = [index for index in range(num_cases) if not self.path_of(index).exists()]
@@ -115,8 +154,7 @@ class PhantomStore:
                 pool = stack.enter_context(multiprocessing.get_context("spawn").Pool(workers))
                 finished = pool.imap_unordered(_build_and_save, tasks)
             for done, _ in enumerate(finished, start=1):
-                if report is not None:
-                    report(num_cases - len(tasks) + done, num_cases)
+                report(num_cases - len(tasks) + done, num_cases)
         self._num_cases = num_cases
 
     def path_of(self, index: int) -> Path:
@@ -126,13 +164,28 @@ class PhantomStore:
     def __len__(self) -> int:
         return self._num_cases
 
-    def __getitem__(self, index: int) -> TrainingCase:
-        if index not in self._cases:
-            with np.load(self.path_of(index), allow_pickle=False) as stored:
-                self._cases[index] = TrainingCase(
-                    stored["image_hu"], stored["label_map"], self.spacing_mm, str(stored["modality"])
-                )
-        return self._cases[index]
+    def facts(self, index: int) -> CaseFacts:
+        """The grid that all share, and the modality of one."""
+        return CaseFacts(self.shape, self.spacing_mm, str(self._read(index, "modality")))
+
+    def label_map(self, index: int, box: Box = ()) -> NDArray[np.uint8]:
+        """``(I, J, K)`` ids of a phantom or of a box of it."""
+        return self._read(index, "label_map")[box]
+
+    def image_hu(self, index: int, box: Box = ()) -> NDArray[np.int16]:
+        """``(I, J, K)`` HU of a phantom or of a box of it."""
+        return self._read(index, "image_hu")[box]
+
+    def _read(self, index: int, name: str) -> NDArray[Any]:
+        """One array of a phantom's archive; the others stay on the disk."""
+        return self._memory.get((self.folder, index, name), partial(read_array, self.path_of(index), name))
+
+
+def read_array(path: Path, name: str) -> NDArray[Any]:
+    """One array of an ``.npz`` archive."""
+    with np.load(path, allow_pickle=False) as stored:
+        array: NDArray[Any] = stored[name]
+    return array
 
 
 def _build_and_save(task: tuple[Path, int, int, Shape, Spacing]) -> None:
@@ -144,14 +197,10 @@ def _build_and_save(task: tuple[Path, int, int, Shape, Spacing]) -> None:
         grid=Grid.from_spacing(shape, spacing_mm),
         region=REGIONS[index % len(REGIONS)],  # type: ignore[arg-type]
     )
-    buffer = io.BytesIO()
-    np.savez_compressed(
-        buffer,
-        image_hu=phantom.image_hu,
-        label_map=phantom.label_map,
-        modality=phantom.modality,
-    )
-    write_whole(path, buffer.getvalue())
+    with open_whole(path) as file:
+        np.savez_compressed(
+            file, image_hu=phantom.image_hu, label_map=phantom.label_map, modality=np.asarray(phantom.modality)
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -175,7 +224,7 @@ def encode_store(
     weights_hash: str,
     deviation: float,
     device: str,
-    report: ReportProgress | None = None,
+    report: Report = report_nothing,
 ) -> LatentSet:
     """Encode every case once and keep the result on disk by the hash of the encoder's weights.
 
@@ -189,27 +238,25 @@ def encode_store(
         raise TrainingError("Latents: expected at least one training case, found none. Build the phantoms first.")
     folder = folder / f"latents-{weights_hash[:12]}"
     paths = [folder / f"{index:05d}.npy" for index in range(len(store))]
-    latents = load_or_encode(store, autoencoder, paths, device=device, report=report)
+    latents = load_or_encode(
+        paths, lambda index: encode_image(store.image_hu(index), autoencoder, device), report=report
+    )
     return LatentSet(latents, measure_scale_factor(latents, deviation))
 
 
 @torch.no_grad()
 def load_or_encode(
-    store: CaseStore,
-    autoencoder: nn.Module,
-    paths: Sequence[Path],
-    *,
-    device: str,
-    report: ReportProgress | None = None,
+    paths: Sequence[Path], encode: Callable[[int], Tensor], *, report: Report = report_nothing
 ) -> list[Tensor]:
-    """The posterior mean of every case, from its file where that exists, else encoded and written there.
+    """The latent of every case, from its file where that exists, else encoded and written there.
 
     Args:
-        store: The cases; a case whose file exists is not read.
-        autoencoder: Encodes images; in evaluation mode on ``device``.
         paths: One ``.npy`` file a case.
-        device: Where to encode.
+        encode: Gives the ``(C, i, j, k)`` latent of a case.
         report: Called with (cases done, cases in all), after those that were encoded now and after the last.
+
+    Returns:
+        ``(C, i, j, k)`` float16 tensors on the CPU.
     """
     latents: list[Tensor] = []
     for index, path in enumerate(paths):
@@ -217,12 +264,11 @@ def load_or_encode(
         if is_there:
             latent = torch.from_numpy(np.load(path, allow_pickle=False))
         else:
-            latent = _encode(store[index], autoencoder, device)
-            buffer = io.BytesIO()
-            np.save(buffer, latent.numpy())
-            write_whole(path, buffer.getvalue())
+            latent = encode(index).half().cpu()
+            with open_whole(path) as file:
+                np.save(file, latent.numpy())
         latents.append(latent)
-        if report is not None and not (is_there and index + 1 < len(paths)):
+        if not (is_there and index + 1 < len(paths)):
             report(index + 1, len(paths))
     return latents
 
@@ -234,14 +280,16 @@ def measure_scale_factor(latents: Sequence[Tensor], deviation: float) -> float:
     return deviation / float((power - centre**2).sqrt())
 
 
-def _encode(case: TrainingCase, autoencoder: nn.Module, device: str) -> Tensor:
+def encode_image(image_hu: NDArray[np.int16], autoencoder: nn.Module, device: str) -> Tensor:
+    """The posterior mean of an ``(I, J, K)`` image, ``(C, i, j, k)``; a large one is encoded window by window."""
+
     def encode(image: Tensor) -> Tensor:
         mean: Tensor = autoencoder.encode(image)[0]  # type: ignore[operator]
         return mean
 
-    image = hu_to_unit(torch.from_numpy(case.image_hu)).to(device)[None, None]
+    image = hu_to_unit(torch.from_numpy(image_hu)).to(device)[None, None]
     if image.numel() <= prod(ENCODE_WINDOW):
-        return encode(image)[0].half().cpu()
-    window = [min(side, wanted) for side, wanted in zip(case.image_hu.shape, ENCODE_WINDOW, strict=True)]
+        return encode(image)[0]
+    window = [min(side, wanted) for side, wanted in zip(image_hu.shape, ENCODE_WINDOW, strict=True)]
     mean = sliding_window_inference(image, window, 1, encode, overlap=ENCODE_OVERLAP, mode="gaussian")
-    return cast(Tensor, mean)[0].half().cpu()
+    return cast(Tensor, mean)[0]

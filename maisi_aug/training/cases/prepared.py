@@ -3,33 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import nn
 
 from maisi_aug.errors import PreparationError, TrainingError
 from maisi_aug.preparation.prepared import LATENTS_FOLDER, PreparedCase, PreparedDataset, PreparedSpec, load_prepared
-from maisi_aug.training.cases.data import LatentSet, ReportProgress, TrainingCase, load_or_encode, measure_scale_factor
+from maisi_aug.system.progress import Report, report_nothing
+from maisi_aug.training.cases.data import (
+    Box,
+    CaseFacts,
+    LatentSet,
+    Memory,
+    encode_image,
+    load_or_encode,
+    measure_scale_factor,
+)
 from maisi_aug.vocabulary.labels import Vocabulary
 from maisi_aug.volumes.image_files import load_image, load_label_map
-
-CACHE_BYTES = 2 * 2**30
-
-
-@dataclass
-class _Memory:
-    """Cases that were read, kept up to a bound; stores of subsets share them."""
-
-    cases: dict[str, TrainingCase] = field(default_factory=dict)
-    num_bytes: int = 0
-
-    def keep(self, case_id: str, case: TrainingCase) -> None:
-        needed = case.image_hu.nbytes + case.label_map.nbytes
-        if self.num_bytes + needed <= CACHE_BYTES:
-            self.cases[case_id] = case
-            self.num_bytes += needed
 
 
 class PreparedStore:
@@ -39,9 +33,9 @@ class PreparedStore:
         dataset: The folder, its description and the cases of this store.
     """
 
-    def __init__(self, dataset: PreparedDataset, *, memory: _Memory | None = None) -> None:
+    def __init__(self, dataset: PreparedDataset, *, memory: Memory | None = None) -> None:
         self.dataset = dataset
-        self._memory = memory or _Memory()
+        self._memory = memory or Memory()
 
     @classmethod
     def from_folder(cls, folder: Path | str) -> PreparedStore:
@@ -68,7 +62,7 @@ class PreparedStore:
         return self.dataset.vocabulary
 
     def select(self, *, folds: Collection[int] | None = None, exclude_fold: int | None = None) -> PreparedStore:
-        """A store of the cases of some folds; images that were read are shared.
+        """A store of the cases of some folds; what was read is shared.
 
         Args:
             folds: The folds to keep; None for all.
@@ -77,18 +71,32 @@ class PreparedStore:
         Raises:
             PreparationError: A fold does not exist, or no case is left.
         """
-        return PreparedStore(self.dataset.select(folds=folds, exclude_fold=exclude_fold), memory=self._memory)
+        return self.part(self.dataset.select(folds=folds, exclude_fold=exclude_fold))
+
+    def part(self, dataset: PreparedDataset) -> PreparedStore:
+        """A store of some of the cases of the same folder; what was read is shared."""
+        return PreparedStore(dataset, memory=self._memory)
 
     def __len__(self) -> int:
         return len(self.cases)
 
-    def __getitem__(self, index: int) -> TrainingCase:
+    def facts(self, index: int) -> CaseFacts:
+        """Shape, spacing and modality, as they were prepared."""
         record = self.cases[index]
-        if record.id not in self._memory.cases:
-            case = self._read(record)
-            self._memory.keep(record.id, case)
-            return case
-        return self._memory.cases[record.id]
+        return CaseFacts(record.shape, record.spacing_mm, record.modality)
+
+    def label_map(self, index: int, box: Box = ()) -> NDArray[np.uint8]:
+        """``(I, J, K)`` ids of a case or of a box of it.
+
+        Raises:
+            PreparationError: The file has another shape than it was prepared with.
+            VolumeError: It cannot be read.
+        """
+        return self._read(index, "label", np.uint8)[box]
+
+    def image_hu(self, index: int, box: Box = ()) -> NDArray[np.int16]:
+        """``(I, J, K)`` HU of a case or of a box of it; raises as ``label_map`` does."""
+        return self._read(index, "image", np.int16)[box]
 
     def encode(
         self,
@@ -98,7 +106,7 @@ class PreparedStore:
         device: str,
         scale_factor: float | None = None,
         deviation: float | None = None,
-        report: ReportProgress | None = None,
+        report: Report = report_nothing,
     ) -> LatentSet:
         """The posterior means of all cases, each encoded once and kept in the folder by the hash of its content.
 
@@ -121,21 +129,25 @@ class PreparedStore:
         folder = self.dataset.path / LATENTS_FOLDER / weights_hash[:12]
         # The hash covers the header too, so that it changes with the grid.
         paths = [folder / f"{record.id}.{record.image_sha256[:12]}.npy" for record in self.cases]
-        latents = load_or_encode(self, autoencoder, paths, device=device, report=report)
+        latents = load_or_encode(
+            paths, lambda index: encode_image(self.image_hu(index), autoencoder, device), report=report
+        )
         if deviation is not None:
             scale_factor = measure_scale_factor(latents, deviation)
         assert scale_factor is not None
         return LatentSet(latents, scale_factor)
 
-    def _read(self, record: PreparedCase) -> TrainingCase:
-        image = load_image(self.dataset.file_of("image", record.id))
-        label_map = load_label_map(self.dataset.file_of("label", record.id))
-        for volume in (image, label_map):
-            if volume.array.shape != record.shape:
+    def _read(self, index: int, role: Literal["image", "label"], kind: type[np.generic]) -> NDArray[Any]:
+        record = self.cases[index]
+        load = load_image if role == "image" else load_label_map
+
+        def read() -> NDArray[Any]:
+            array = load(self.dataset.file_of(role, record.id)).array
+            if array.shape != record.shape:
                 raise PreparationError(
                     f"{self.dataset.path}, case {record.id}: expected the shape {record.shape} that it was prepared "
-                    f"with, found {volume.array.shape}. Prepare the data again."
+                    f"with, found {array.shape}. Prepare the data again."
                 )
-        return TrainingCase(
-            image.array.astype(np.int16), label_map.array.astype(np.uint8), record.spacing_mm, record.modality
-        )
+            return array.astype(kind)
+
+        return self._memory.get((role, record.id), read)

@@ -18,7 +18,7 @@ from maisi_aug.bundle_spec.bundle import Bundle
 from maisi_aug.bundle_spec.references import default_bank
 from maisi_aug.bundle_spec.schema import MaskBankSpec
 from maisi_aug.preparation.prepared import PreparedDataset
-from maisi_aug.system.whole_files import write_text_whole
+from maisi_aug.system.whole_files import write_json_whole
 from maisi_aug.volumes.image_files import load_label_map, save_label_map
 
 BANK_LIST, BANK_LABELS, MAPS_FOLDER = "label_maps.json", "label_map_ids.json", "label_maps"
@@ -88,10 +88,10 @@ class FinetunedBank:
                 label_map = Translation({0: 0, **row.ids}, frozenset()).apply(volume.array)
                 save_label_map(unfinished / place, label_map, volume.grid)
             listed.append({"label": place, "label_list": list(row.listed)})
-        write_text_whole(unfinished / BANK_LIST, json.dumps({"training": listed}, indent=1) + "\n")
+        write_json_whole(unfinished / BANK_LIST, {"training": listed})
         if not copies and ids is not None:
             table = {str(own): label_id for own, label_id in sorted(ids.items())}
-            write_text_whole(unfinished / BANK_LABELS, json.dumps(table, indent=1) + "\n")
+            write_json_whole(unfinished / BANK_LABELS, table)
 
 
 def collect_bank(base: Bundle, training: PreparedDataset, table: NDArray[np.uint8]) -> FinetunedBank:

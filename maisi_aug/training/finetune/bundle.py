@@ -60,17 +60,17 @@ def measure_labels(
         present = [label for label in taught if record.voxels.get(label.source_id)]
         if not present:
             continue
-        case = store[index]
-        voxel_ml = voxel_volume_ml(case.spacing_mm)
+        label_map, image_hu = store.label_map(index), store.image_hu(index)
+        voxel_ml = voxel_volume_ml(record.spacing_mm)
         for label in present:
-            found = measure_lesions(case.label_map, label.id, voxel_ml)
+            found = measure_lesions(label_map, label.id, voxel_ml)
             own = volumes[label.name].setdefault(record.patient, [])
             own += found if label.kind == "lesion" else [sum(found)]
-            inside = float(np.median(case.image_hu[case.label_map == label.id]))
+            inside = float(np.median(image_hu[label_map == label.id]))
             medians[label.name].append(inside)
-            hosts = np.isin(case.label_map, label.hosts)
+            hosts = np.isin(label_map, label.hosts)
             if hosts.any():
-                contrasts[label.name].append(inside - float(np.median(case.image_hu[hosts])))
+                contrasts[label.name].append(inside - float(np.median(image_hu[hosts])))
     source = f"{dataset.spec.name}, training cases"
     return {
         label.name: LabelMeasures(

@@ -58,20 +58,21 @@ def resolve_finetuning(request: FinetuneRequest, base: Bundle, device: str) -> F
             "loss is for rectified flow only. Leave the option out."
         )
     is_mixed = base.spec.mixed_precision and device.startswith("cuda")
-    weight, rank = request.contrastive_weight, request.rank
-    return FinetuneConfig(
-        **request.model_dump(
-            include={"labels", "slots", "hosts", "kinds", "fold", "tune", "start", "num_pictures", "seed"}
-        ),
-        **({} if weight is None else {"contrastive_weight": weight}),
-        **({} if rank is None else {"rank": rank}),
-        loss=FlowLossConfig(
-            lesion_weight=request.label_weight,
-            label_mean_weight=request.label_mean_weight,
-            batch_count=request.batch_count,
-            crop_shape=None if request.crop_shape is None else _to_latent(request.crop_shape, base),
-        ),
-        loop=request.describe_loop().model_copy(update={"mixed_precision": is_mixed}),
+    same = {"labels", "slots", "hosts", "kinds", "fold", "tune", "start", "num_pictures", "seed"}
+    chosen = {"contrastive_weight": request.contrastive_weight, "rank": request.rank}
+    loss = FlowLossConfig(
+        lesion_weight=request.label_weight,
+        label_mean_weight=request.label_mean_weight,
+        batch_count=request.batch_count,
+        crop_shape=None if request.crop_shape is None else _to_latent(request.crop_shape, base),
+    )
+    return FinetuneConfig.model_validate(
+        {
+            **request.model_dump(include=same),
+            **{name: value for name, value in chosen.items() if value is not None},
+            "loss": loss,
+            "loop": request.describe_loop().model_copy(update={"mixed_precision": is_mixed}),
+        }
     )
 
 

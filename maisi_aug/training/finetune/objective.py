@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 
 from monai.networks.schedulers.ddpm import DDPMScheduler
@@ -60,9 +59,3 @@ class FinetuneObjective(FlowObjective):
             remover=LabelRemover.of_taught(taught, vocabulary),
             processes=processes,
         )
-
-    def on(self, store: CaseStore, latents: LatentSet) -> FinetuneObjective:
-        """The same networks and losses on other cases."""
-        other = copy.copy(self)
-        other.store, other.latents = store, latents
-        return other

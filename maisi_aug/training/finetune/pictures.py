@@ -74,7 +74,7 @@ class SampleDrawer:
         self.taught = taught
         self.seed = seed
         ids = [label.id for label in taught]
-        largest = sorted(range(len(store)), key=lambda index: -int(np.isin(store[index].label_map, ids).sum()))
+        largest = sorted(range(len(store)), key=lambda index: -int(np.isin(store.label_map(index), ids).sum()))
         # The largest, the smallest and what lies between: not the best cases alone.
         places = np.unique(np.linspace(0, len(largest) - 1, min(num_cases, len(largest))).round().astype(int))
         self.indices = [largest[place] for place in places.tolist()]
@@ -84,13 +84,13 @@ class SampleDrawer:
         return [self._draw_case(index) for index in self.indices]
 
     def _draw_case(self, index: int) -> Subject:
-        case = self.store[index]
-        grid = Grid.from_spacing(case.label_map.shape, case.spacing_mm)
-        modality = case.modality if self._is_told(case.modality) else "ct"
+        facts, label_map = self.store.facts(index), self.store.label_map(index)
+        grid = Grid.from_spacing(facts.shape, facts.spacing_mm)
+        modality = facts.modality if self._is_told(facts.modality) else "ct"
         drawn = self.pipeline.synthesize_image(
-            case.label_map, grid, seed=derive_seed("validation picture", self.seed, index), modality=modality
+            label_map, grid, seed=derive_seed("validation picture", self.seed, index), modality=modality
         )
-        return Subject(self.names[index], case.label_map, grid, {"real": case.image_hu, "drawn": drawn})
+        return Subject(self.names[index], label_map, grid, {"real": self.store.image_hu(index), "drawn": drawn})
 
     def _is_told(self, modality: str) -> bool:
         definition = self.pipeline.bundle.definition("diffusion_unet")

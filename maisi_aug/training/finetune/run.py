@@ -6,7 +6,6 @@ checkpoint and the log, OUT/pictures what held-out cases look like, OUT/bundle t
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -20,9 +19,9 @@ from torch import Tensor
 from maisi_aug.bundle_spec.bundle import Bundle, bind_slots, load_bundle
 from maisi_aug.errors import TrainingError
 from maisi_aug.pictures.preview import save_picture
-from maisi_aug.preparation.prepared import PreparedDataset
-from maisi_aug.system.whole_files import write_text_whole
-from maisi_aug.training.cases.data import LatentSet, ReportPhase
+from maisi_aug.system.progress import ReportPhase, report_nothing
+from maisi_aug.system.whole_files import write_json_whole
+from maisi_aug.training.cases.data import LatentSet
 from maisi_aug.training.cases.prepared import PreparedStore
 from maisi_aug.training.cases.taught_label import TaughtLabel
 from maisi_aug.training.finetune.bundle import measure_labels, write_finetuned
@@ -107,7 +106,7 @@ class Finetuning:
     folder: Path
     device: str
     processes: Processes = ALONE
-    report_phase: ReportPhase = field(default=lambda _: lambda done, total: None)
+    report_phase: ReportPhase = field(default=lambda _: report_nothing)
     say: Say = field(default=lambda _: None)
 
     def __post_init__(self) -> None:
@@ -115,18 +114,19 @@ class Finetuning:
         if self.base.is_ddpm:
             self.config = self.config.model_copy(update={"contrastive_weight": 0.0})
         require_fitting_grid(self.store.dataset, self.base)
-        self.training, self.held_out = split_folds(self.store.dataset, self.config.fold)
+        parts = split_folds(self.store.dataset, self.config.fold)
+        self.training, self.held_out = (self.store.part(part) for part in parts)
         self.hosts = {
             name: tuple(self.base.vocabulary.id_of(host) for host in hosts) for name, hosts in self.config.hosts.items()
         }
         self.taught = self._plan()
-        require_voxels(self.taught, self.training, self.held_out)
+        require_voxels(self.taught, *parts)
         self.table, self.replayed, dropped = remap_table(self.taught, dataset=self.store.dataset, base=self.base)
         self._tell(dropped)
         with self.processes.main_first():
             open_run(self.folder, describe_run(self.config, self.base, self.store.dataset))
             rows = [asdict(label) for label in self.taught]
-            write_text_whole(self.folder / LABELS_NAME, json.dumps(rows, indent=1, ensure_ascii=False) + "\n")
+            write_json_whole(self.folder / LABELS_NAME, rows)
 
     def train(
         self,
@@ -168,8 +168,7 @@ class Finetuning:
         bundle = load_bundle(self.folder / BUNDLE_FOLDER)
         result = FinetuneResult(bundle, self.taught, loop, self.config.loop.num_steps)
         if self.processes.is_main:
-            text = json.dumps(result.to_json(), indent=1, ensure_ascii=False) + "\n"
-            write_text_whole(self.folder / SUMMARY_NAME, text)
+            write_json_whole(self.folder / SUMMARY_NAME, result.to_json())
         return result
 
     def _open_run(
@@ -195,8 +194,8 @@ class Finetuning:
             self.base,
             weights,
             self.taught,
-            measure_labels(self.taught, store, self.training),
-            self.training,
+            measure_labels(self.taught, store, self.training.dataset),
+            self.training.dataset,
             table=self.table,
             training_facts=self._describe_training(loop),
             self_contained=self_contained,
@@ -215,7 +214,7 @@ class Finetuning:
     def _plan(self) -> tuple[TaughtLabel, ...]:
         return plan_labels(
             self.config.labels,
-            PreparedStore(self.training),
+            self.training,
             self.base,
             slots=self.config.slots,
             hosts=self.hosts,
@@ -253,7 +252,7 @@ class Finetuning:
             )
         if lookup is None or (self.folder / TRAINING_FOLDER / CHECKPOINT_NAME).is_file():
             return lookup is not None  # a checkpoint has the intensities
-        store = SlotStore(PreparedStore(self.training), self.table)
+        store = SlotStore(self.training, self.table)
         means = measure_label_means(store, range(len(store)), self.vocabulary)
         wanted = choose_intensities(means, lookup, [label.id for label in self.taught], self.vocabulary)
         known = [label.id for label in self.base.vocabulary if label.kind != "slot"]
@@ -268,11 +267,10 @@ class Finetuning:
         moved = self.base.vocabulary.name_of(change.largest_old_id)
         self.say(f"Known labels keep their intensity; {moved} moved most, by {change.largest_old_hu:.1f} HU.")
         content = {**asdict(change), "new_hu": {str(key): list(value) for key, value in change.new_hu.items()}}
-        write_text_whole(self.folder / START_NAME, json.dumps(content, indent=1) + "\n")
+        write_json_whole(self.folder / START_NAME, content)
 
-    def _encode(self, part: PreparedDataset, trainable: FinetuneNetworks) -> tuple[SlotStore, LatentSet]:
+    def _encode(self, store: PreparedStore, trainable: FinetuneNetworks) -> tuple[SlotStore, LatentSet]:
         owner = self.base.owner_of("autoencoder")
-        store = PreparedStore(part)
         latents = store.encode(
             trainable.all.autoencoder,
             weights_hash=owner.spec.weights["autoencoder"].sha256,

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from maisi_aug.bundle_spec.bundle import Bundle
 from maisi_aug.errors import TrainingError
-from maisi_aug.training.cases.data import CaseStore, ReportProgress, TrainingCase
+from maisi_aug.system.progress import Report, report_nothing
+from maisi_aug.training.cases.data import Box, CaseStore
 from maisi_aug.training.cases.prepared import PreparedStore
 from maisi_aug.training.cases.taught_label import Kind, TaughtLabel
 from maisi_aug.training.finetune.slot_choice import (
@@ -26,18 +27,25 @@ from maisi_aug.vocabulary.labels import BODY_ID
 
 
 class SlotStore:
-    """The cases of a store with other ids in their label maps, translated as they are read; a ``CaseStore``."""
+    """The cases of a store with other ids in their label maps, translated as they are cut; a ``CaseStore``.
+
+    Args:
+        store: The cases.
+        table: ``(256,)`` from their ids to others.
+    """
 
     def __init__(self, store: CaseStore, table: NDArray[np.uint8]) -> None:
         self._store = store
         self._table = table
+        self.facts = store.facts
+        self.image_hu = store.image_hu
 
     def __len__(self) -> int:
         return len(self._store)
 
-    def __getitem__(self, index: int) -> TrainingCase:
-        case = self._store[index]
-        return replace(case, label_map=self._table[case.label_map])
+    def label_map(self, index: int, box: Box = ()) -> NDArray[np.uint8]:
+        """``(I, J, K)`` ids of a case or of a box of it."""
+        return self._table[self._store.label_map(index, box)]
 
 
 def plan_labels(
@@ -48,7 +56,7 @@ def plan_labels(
     slots: Mapping[str, str],
     hosts: Mapping[str, tuple[int, ...]],
     kinds: Mapping[str, Kind],
-    report: ReportProgress | None = None,
+    report: Report = report_nothing,
 ) -> tuple[TaughtLabel, ...]:
     """Decide slot, hosts and kind of every label that is taught.
 
@@ -104,7 +112,7 @@ def plan_labels(
 
 
 def measure_traits(
-    store: PreparedStore, label_ids: Collection[int], *, report: ReportProgress | None = None
+    store: PreparedStore, label_ids: Collection[int], *, report: Report = report_nothing
 ) -> dict[int, LabelTraits]:
     """How large labels are in the patients of a store, and what surrounds them."""
     new_ids = {label.id for label in store.spec.new_labels.values()}
@@ -113,7 +121,7 @@ def measure_traits(
     volumes: dict[int, dict[str, float]] = {label_id: {} for label_id in label_ids}
     for index, record in enumerate(store.cases):
         present = [label_id for label_id in label_ids if record.voxels.get(label_id)]
-        label_map = store[index].label_map if present else None
+        label_map = store.label_map(index) if present else None
         for label_id in present:
             assert label_map is not None
             ignored = sorted((new_ids | tumors) - {label_id})
@@ -121,8 +129,7 @@ def measure_traits(
                 around[label_id][other] = around[label_id].get(other, 0) + count
             largest = max(volumes[label_id].get(record.patient, 0.0), record.volume_ml(label_id))
             volumes[label_id][record.patient] = largest
-        if report is not None:
-            report(index + 1, len(store))
+        report(index + 1, len(store))
     num_patients = len({record.patient for record in store.cases})
     return {
         label_id: LabelTraits(tuple(volumes[label_id].values()), num_patients, around[label_id] or {BODY_ID: 1})

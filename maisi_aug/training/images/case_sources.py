@@ -10,7 +10,8 @@ from torch import nn
 
 from maisi_aug.bundle_spec.bundle import SlotSpec
 from maisi_aug.errors import TrainingError
-from maisi_aug.training.cases.data import CaseStore, LatentSet, PhantomStore, ReportProgress, encode_store
+from maisi_aug.system.progress import Report
+from maisi_aug.training.cases.data import CaseStore, LatentSet, PhantomStore, encode_store
 from maisi_aug.training.cases.prepared import PreparedStore
 from maisi_aug.training.images.checks import require_fitting_data
 from maisi_aug.training.images.recipe import PhantomData, PreparedData, TrainingRecipe
@@ -36,11 +37,11 @@ class CaseSource(Protocol):
     def shape(self) -> Shape:
         """Voxels of a case along I, J, K."""
 
-    def open(self, report: ReportProgress) -> tuple[CaseStore, CaseStore | None]:
+    def open(self, report: Report) -> tuple[CaseStore, CaseStore | None]:
         """The training cases, and the held-out ones where there are any."""
 
     def encode(
-        self, autoencoder: nn.Module, *, weights_hash: str, deviation: float, device: str, report: ReportProgress
+        self, autoencoder: nn.Module, *, weights_hash: str, deviation: float, device: str, report: Report
     ) -> tuple[LatentSet, LatentSet | None]:
         """Latents of both, scaled alike."""
 
@@ -70,13 +71,13 @@ class PhantomSource:
         """The seed; a phantom does not depend on how many there are."""
         return {"data.seed": self.data.seed}
 
-    def open(self, report: ReportProgress) -> tuple[CaseStore, CaseStore | None]:
+    def open(self, report: Report) -> tuple[CaseStore, CaseStore | None]:
         """The phantoms, built where they are missing."""
         self.store.ensure(self.data.num_phantoms, report=report)
         return self.store, None
 
     def encode(
-        self, autoencoder: nn.Module, *, weights_hash: str, deviation: float, device: str, report: ReportProgress
+        self, autoencoder: nn.Module, *, weights_hash: str, deviation: float, device: str, report: Report
     ) -> tuple[LatentSet, LatentSet | None]:
         """Latents of the phantoms."""
         latents = encode_store(
@@ -133,12 +134,12 @@ class PreparedSource:
             digest.update(f"{case.image_sha256} {case.label_sha256}\n".encode())
         return {"data.cases": digest.hexdigest(), "data.validation_fold": self.data.validation_fold}
 
-    def open(self, report: ReportProgress) -> tuple[CaseStore, CaseStore | None]:
+    def open(self, report: Report) -> tuple[CaseStore, CaseStore | None]:
         """The cases of the folds; they are read when they are needed."""
         return self.training, self.held_out
 
     def encode(
-        self, autoencoder: nn.Module, *, weights_hash: str, deviation: float, device: str, report: ReportProgress
+        self, autoencoder: nn.Module, *, weights_hash: str, deviation: float, device: str, report: Report
     ) -> tuple[LatentSet, LatentSet | None]:
         """Latents of the cases; the held-out ones take the scale of the others."""
         latents = self.training.encode(

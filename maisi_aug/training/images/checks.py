@@ -12,7 +12,7 @@ from maisi_aug.bundle_spec.bundle import grid_factor
 from maisi_aug.bundle_spec.decoding import latent_factor
 from maisi_aug.bundle_spec.grid_limits import GridSpec, find_shortfalls, join_words
 from maisi_aug.errors import TrainingError
-from maisi_aug.system.whole_files import sha256_of, write_text_whole
+from maisi_aug.system.whole_files import sha256_of, write_json_whole
 from maisi_aug.training.images.recipe import TrainingRecipe
 from maisi_aug.training.loop.run import CHECKPOINT_NAME
 from maisi_aug.training.loop.settings import FlowLossConfig, VaeLossConfig
@@ -126,7 +126,7 @@ def require_same_settings(
                     f"values of {', '.join(differing)}. Use another folder, or the same recipe to go on."
                 )
         elif name == stage:
-            write_text_whole(path, json.dumps(wanted, indent=1) + "\n")
+            write_json_whole(path, wanted)
         if name == stage:
             return
 

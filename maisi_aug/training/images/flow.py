@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -65,6 +66,19 @@ class Prediction:
     target: Tensor
 
 
+@dataclass(frozen=True, eq=False)
+class DrawnStep:
+    """The batches of all shares of a step that this process makes, and the mean weights of all shares of the step.
+
+    With the weights the mean of the shares' losses is the loss of one batch that holds all; None for one share.
+    """
+
+    step: int
+    num_shares: int
+    batches: Sequence[Batch]
+    mean_weights: Tensor | None
+
+
 class FlowObjective(Stateless):
     """Predict velocity or noise from noisy latents, with a ControlNet when one is given.
 
@@ -104,8 +118,9 @@ class FlowObjective(Stateless):
         self.processes = processes
         self.lesions = LesionPlaces(store, lesion_ids)
         self._weight_of_id = _tabulate_weights(config, lesion_ids, label_weights or {})
-        self._batches = Ahead[Batch](is_on=device.startswith("cuda"))
-        self._mean_weights: tuple[int, Tensor] | None = None
+        self._batches = Ahead[list[Batch]](is_on=device.startswith("cuda"))
+        self._drawn: DrawnStep | None = None
+        self._regions: dict[int, Regions] = {}
         self._unet_trains = controlnet is None or config.train_unet
         unet.requires_grad_(self._unet_trains)
 
@@ -117,11 +132,19 @@ class FlowObjective(Stateless):
             trained["controlnet"] = self.controlnet
         return trained
 
+    def on(self, store: CaseStore, latents: LatentSet) -> Self:
+        """The same networks and losses on other cases."""
+        other = copy.copy(self)
+        other.store, other.latents, other.lesions = store, latents, LesionPlaces(store, self.lesion_ids.tolist())
+        other._drawn, other._regions = None, {}
+        return other
+
     def loss(self, step: int, share: Share = WHOLE) -> tuple[Tensor, dict[str, Tensor]]:
         """Weighted L1 of a share of a step's batch, with the plain L1 and that inside lesions."""
-        batch = self._batches(self._draw_batch, step, share)
+        drawn = self._draw_step(step, share)
+        batch = drawn.batches[share.index // self.processes.count]
         noise, timesteps = self._draw_noise(step, batch.clean, share)
-        return self.compare(batch, noise, timesteps, mean_weights=self._measure_weights(step, share))
+        return self.compare(batch, noise, timesteps, mean_weights=drawn.mean_weights)
 
     def compare(
         self, batch: Batch, noise: Tensor, timesteps: Tensor, *, mean_weights: Tensor | None = None
@@ -132,7 +155,8 @@ class FlowObjective(Stateless):
             batch: Cases.
             noise: ``(B, C, i, j, k)``.
             timesteps: ``(B,)``.
-            mean_weights: What ``weights_of`` gives, averaged over all shares of a step; None for the batch's own.
+            mean_weights: Sums of the weights of latent voxels and of labels, averaged over all shares of a step; None
+                for the batch's own.
         """
         clean, noise, timesteps = (tensor.to(self.device) for tensor in (batch.clean, noise, timesteps))
         noisy = self.scheduler.add_noise(original_samples=clean, noise=noise, timesteps=timesteps)
@@ -199,22 +223,39 @@ class FlowObjective(Stateless):
             timesteps: Tensor = self.scheduler.sample_timesteps(clean.new_empty(1).expand(shape))[own]
         return noise, timesteps
 
-    def _draw_batch(self, step: int, share: Share = WHOLE) -> Batch:
+    def _draw_step(self, step: int, share: Share) -> DrawnStep:
+        """All that this process needs of a step, drawn with the first of its shares and kept for the others."""
+        drawn = self._drawn
+        if drawn is None or (drawn.step, drawn.num_shares) != (step, share.count):
+            batches = self._batches(self._draw_batches, step, Share(share.index % self.processes.count, share.count))
+            weights = None
+            if share.count > 1:
+                total = torch.stack([self._sum_weights(batch) for batch in batches]).sum(0)
+                weights = self.processes.sum(total) / share.count
+            drawn = self._drawn = DrawnStep(step, share.count, batches, weights)
+        return drawn
+
+    def _draw_batches(self, step: int, first: Share = WHOLE) -> list[Batch]:
+        """The batches of the shares of a step that one process makes, of which the first is given."""
         start = self.config.whole_start_step
         is_late = start is not None and step >= start
         is_whole = self.config.crop_shape is None or is_late
         count = (self.config.whole_batch_count if is_late else None) or self.config.batch_count
         rng = numpy_generator(derive_seed("flow batch", self.seed, step), "cases")
-        plans = []
-        for index in rng.integers(len(self.store), size=count * share.count):
+        places, told = [], []
+        for index in rng.integers(len(self.store), size=count * first.count):
             corner, shape = self._draw_crop(int(index), None if is_whole else self.config.crop_shape, rng)
-            plans.append((int(index), corner, shape, rng.random()))
-        own = share.slice_of(count)
-        batch = self.cut_batch([plan[:3] for plan in plans[own]], told=[plan[3] for plan in plans[own]])
-        if self.config.surroundings is None or self.controlnet is None:
-            return batch
-        seeds = [derive_seed("hidden part", self.seed, step, place) for place in range(len(plans))[own]]
-        return self._show_surroundings(batch, [plan[:3] for plan in plans[own]], seeds)
+            places.append((int(index), corner, shape))
+            told.append(rng.random())
+        batches = []
+        for index in range(first.index, first.count, self.processes.count):
+            own = Share(index, first.count).slice_of(count)
+            batch = self.cut_batch(places[own], told=told[own])
+            if self.config.surroundings is not None and self.controlnet is not None:
+                seeds = [derive_seed("hidden part", self.seed, step, place) for place in range(own.start, own.stop)]
+                batch = self._show_surroundings(batch, places[own], seeds)
+            batches.append(batch)
+        return batches
 
     def _show_surroundings(
         self, batch: Batch, places: Sequence[tuple[int, Shape, Shape]], seeds: Sequence[int]
@@ -229,7 +270,7 @@ class FlowObjective(Stateless):
             box = tuple(slice(c * factor, (c + s) * factor) for c, s in zip(corner, shape, strict=True))
             rng = numpy_generator(seed, "hidden part")
             hidden = draw_hidden(label_map, spacing_mm, self.lesion_ids.tolist(), self.config.surroundings, rng)
-            images.append(hu_to_unit(torch.from_numpy(np.ascontiguousarray(self.store[index].image_hu[box]))))
+            images.append(hu_to_unit(torch.from_numpy(np.ascontiguousarray(self.store.image_hu(index, box)))))
             known.append(torch.from_numpy(~hidden & (label_map > 0)))
         return replace(batch, surroundings=to_surroundings(torch.stack(images), torch.stack(known)))
 
@@ -242,19 +283,24 @@ class FlowObjective(Stateless):
         """
         cleans, label_maps, modalities, spacings, regions = [], [], [], [], []
         for place, (index, corner, shape) in enumerate(places):
-            case, latent = self.store[index], self.latents.latents[index]
-            factors = [side // small for side, small in zip(case.label_map.shape, latent.shape[1:], strict=True)]
+            facts, latent = self.store.facts(index), self.latents.latents[index]
+            factors = [side // small for side, small in zip(facts.shape, latent.shape[1:], strict=True)]
             in_latent = tuple(slice(c, c + s) for c, s in zip(corner, shape, strict=True))
             in_image = tuple(slice(b.start * f, b.stop * f) for b, f in zip(in_latent, factors, strict=True))
             cleans.append(latent[(slice(None), *in_latent)].float() * self.latents.scale_factor)
-            label_maps.append(case.label_map[in_image])
-            modalities.append(case.modality if told is None else self._tell(case.modality, told[place]))
-            spacings.append(case.spacing_mm)
+            label_maps.append(self.store.label_map(index, in_image))
+            modalities.append(facts.modality if told is None else self._tell(facts.modality, told[place]))
+            spacings.append(facts.spacing_mm)
             if takes_regions(self.unet):
-                regions.append(find_body_regions(case.label_map))
+                regions.append(self._find_regions(index))
         maps = np.stack(label_maps)
         has_lesions = bool(self.lesions.is_lesion[maps].any())
         return Batch(torch.stack(cleans), maps, tuple(modalities), tuple(spacings), tuple(regions), has_lesions)
+
+    def _find_regions(self, index: int) -> Regions:
+        if index not in self._regions:
+            self._regions[index] = find_body_regions(self.store.label_map(index))
+        return self._regions[index]
 
     def _tell(self, modality: str, draw: float) -> str:
         if draw < self.config.modality_dropout:
@@ -270,7 +316,7 @@ class FlowObjective(Stateless):
         if rng.random() < self.config.lesion_share and limits.any():
             lesion_voxels = self.lesions[index]
             if len(lesion_voxels):
-                factor = np.asarray(self.lesions.shape_of(index)) // latent_shape
+                factor = np.asarray(self.store.facts(index).shape) // latent_shape
                 centre = lesion_voxels[rng.integers(len(lesion_voxels))] // factor
                 corner = np.clip(centre - rng.integers(0, shape), 0, limits)
         (i, j, k), (di, dj, dk) = corner.tolist(), shape.tolist()
@@ -311,24 +357,8 @@ class FlowObjective(Stateless):
         share = functional.adaptive_max_pool3d(hidden, list(weight.shape[2:]))
         return weight * (share + (1.0 - share) * self.config.surroundings.known_weight)
 
-    def _measure_weights(self, step: int, share: Share) -> Tensor | None:
-        """Sums of the weights of a share's latent voxels and labels, averaged over all shares of the step.
-
-        With them the mean of the shares' losses is the loss of one batch that holds all; None for one share.
-        """
-        if share.count == 1:
-            return None
-        if self._mean_weights is None or self._mean_weights[0] != step:
-            count = self.processes.count
-            batches = [
-                self._draw_batch(step, Share(index, share.count))
-                for index in range(share.index % count, share.count, count)
-            ]
-            total = torch.stack([self._sum_weights(batch) for batch in batches]).sum(0)
-            self._mean_weights = step, self.processes.sum(total) / share.count
-        return self._mean_weights[1]
-
     def _sum_weights(self, batch: Batch) -> Tensor:
+        """Of the latent voxels and of the labels of a batch."""
         label_maps = torch.from_numpy(batch.label_maps).to(self.device)
         voxels = self._weigh_known(self._weights(label_maps, batch.clean.shape)[0], batch).sum()
         labels = weigh_labels(label_maps, self.lesion_ids.tolist(), self.config.lesion_weight)

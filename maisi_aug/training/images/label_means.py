@@ -140,14 +140,14 @@ def measure_label_means(
     total, count = np.zeros(256), np.zeros(256)
     contrast, core_count = np.zeros(256), np.zeros(256)
     for index in cases:
-        case = store[index]
-        image = hu_to_unit(torch.from_numpy(case.image_hu)).numpy()
-        sums = np.bincount(case.label_map.ravel(), image.ravel(), minlength=256)
-        counts = np.bincount(case.label_map.ravel(), minlength=256)
+        label_map = store.label_map(index)
+        image = hu_to_unit(torch.from_numpy(store.image_hu(index))).numpy()
+        sums = np.bincount(label_map.ravel(), image.ravel(), minlength=256)
+        counts = np.bincount(label_map.ravel(), minlength=256)
         for tumor in vocabulary.tumor_ids:
             hosts = list(vocabulary.hosts_of(tumor))
             if counts[tumor] and counts[hosts].any():
-                core = image[_core(case.label_map == tumor)]
+                core = image[_core(label_map == tumor)]
                 contrast[tumor] += core.sum() - len(core) * sums[hosts].sum() / counts[hosts].sum()
                 core_count[tumor] += len(core)
         total, count = total + sums, count + counts
@@ -195,7 +195,7 @@ def _fit_latents(table: Tensor, store: CaseStore, latents: LatentSet, cases: ran
     """``(C, 5)`` least-squares weights from four wavelets of the looked-up image, and 1, to the scaled latent."""
     known, wanted = [], []
     for index in cases:
-        wavelets = _to_wavelets(table[torch.from_numpy(store[index].label_map).long()])
+        wavelets = _to_wavelets(table[torch.from_numpy(store.label_map(index)).long()])
         known.append(torch.cat((wavelets, torch.ones_like(wavelets[:1]))).flatten(1))
         wanted.append(latents.latents[index].float().flatten(1) * latents.scale_factor)
     left, right = torch.cat(known, dim=1).double(), torch.cat(wanted, dim=1).double()
@@ -279,7 +279,7 @@ def _require_fitting(unet: Any, controlnet: Any, store: CaseStore, latents: Late
     num_channels, *latent_shape = latents.latents[0].shape
     group = norm.num_channels // norm.num_groups
     down = only_convolution(blocks[-1])
-    is_half = tuple(2 * side for side in latent_shape) == store[0].label_map.shape
+    is_half = tuple(2 * side for side in latent_shape) == store.facts(0).shape
     if not is_half or len(blocks) != 2 or group != 2 * num_channels or down.out_channels < 2 * NUM_WAVELETS:
         raise TrainingError(
             "Start from label means: expected latents half as wide as images, two widths of the condition embedding, "

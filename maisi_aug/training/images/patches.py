@@ -54,24 +54,14 @@ class LesionPlaces:
     def __init__(self, store: CaseStore, lesion_ids: Sequence[int]) -> None:
         self.store = store
         self.is_lesion = np.isin(np.arange(256), np.asarray(lesion_ids, dtype=int))
-        self._places: dict[int, tuple[Shape, NDArray[np.int32]]] = {}
+        self._places: dict[int, NDArray[np.int32]] = {}
 
     def __getitem__(self, index: int) -> NDArray[np.intp]:
         """``(N, 3)`` voxels of lesions of a case, in the order of the array."""
-        shape, places = self._look_up(index)
-        return np.stack(np.unravel_index(places, shape), axis=1)
-
-    def shape_of(self, index: int) -> Shape:
-        """Voxels of a case."""
-        return self._look_up(index)[0]
-
-    def _look_up(self, index: int) -> tuple[Shape, NDArray[np.int32]]:
         if index not in self._places:
-            label_map = self.store[index].label_map
-            places = np.flatnonzero(self.is_lesion[label_map]).astype(np.int32)
-            i, j, k = label_map.shape
-            self._places[index] = (i, j, k), places
-        return self._places[index]
+            is_there = self.is_lesion[self.store.label_map(index)]
+            self._places[index] = np.flatnonzero(is_there).astype(np.int32)
+        return np.stack(np.unravel_index(self._places[index], self.store.facts(index).shape), axis=1)
 
 
 class PatchSource:
@@ -102,7 +92,7 @@ class PatchSource:
         self, index: int, wanted: Shape, rng: np.random.Generator, transforms: np.random.Generator
     ) -> PatchPlan:
         """One patch of a case; ``rng`` draws its place and flips, ``transforms`` all else."""
-        image_shape = np.asarray(self.lesions.shape_of(index))
+        image_shape = np.asarray(self.store.facts(index).shape)
         turns, plane = self._draw_turns(transforms)
         shape = _swap(wanted, plane) if turns % 2 else wanted
         step_voxels = self._draw_step(index, transforms)
@@ -127,9 +117,8 @@ class PatchSource:
 
     def cut(self, plan: PatchPlan) -> Tensor:
         """``(I, J, K)`` intensities of a patch."""
-        image_hu = self.store[plan.index].image_hu
         places = tuple(slice(start, start + side) for start, side in zip(plan.corner, plan.box, strict=True))
-        patch_hu = np.flip(image_hu[places], plan.flipped_axes)
+        patch_hu = np.flip(self.store.image_hu(plan.index, places), plan.flipped_axes)
         missing = [(0, side - found) for side, found in zip(plan.box, patch_hu.shape, strict=True)]
         if any(side for _, side in missing):
             patch_hu = np.pad(patch_hu, missing, constant_values=AIR_HU)
@@ -152,7 +141,7 @@ class PatchSource:
         """Voxels of the image per voxel of the patch along I, J, K; None for one."""
         zoom = transforms.uniform(*(self.config.zoom_range or (1.0, 1.0)))
         if self.config.spacing_mm is not None:
-            ratio: NDArray[np.float64] = np.divide(self.config.spacing_mm, self.store[index].spacing_mm) / zoom
+            ratio: NDArray[np.float64] = np.divide(self.config.spacing_mm, self.store.facts(index).spacing_mm) / zoom
             return ratio
         return None if self.config.zoom_range is None else np.full(3, 1.0 / zoom)
 

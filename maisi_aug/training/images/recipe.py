@@ -5,24 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-import yaml
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Discriminator,
-    Field,
-    PositiveInt,
-    Tag,
-    ValidationError,
-    field_validator,
-    model_validator,
-)
+from pydantic import Discriminator, Field, PositiveInt, Tag, field_validator, model_validator
 
 from maisi_aug.bundle_spec.bundle import NETWORK_ROLES, SlotSpec, bind_slots
 from maisi_aug.bundle_spec.grid_limits import GridLimits, GridSpec
 from maisi_aug.bundle_spec.known_bundles import find_known_bundle
 from maisi_aug.cohort.recipe_files import list_training_recipes
 from maisi_aug.errors import BundleError, RecipeError, did_you_mean
+from maisi_aug.system.models import StrictModel, explain_problems, read_yaml
 from maisi_aug.training.loop.settings import FlowLossConfig, LoopConfig, VaeLossConfig
 
 # What ``bundle.like`` takes over.
@@ -30,11 +20,7 @@ SHARED_FIELDS = ("grid", "grid_limits", "num_inference_steps", "decode_window", 
 OWN_LICENCE = "Own weights; the licence of the training data applies."
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class PhantomData(_Strict):
+class PhantomData(StrictModel):
     """Phantoms to train on.
 
     Attributes:
@@ -46,7 +32,7 @@ class PhantomData(_Strict):
     seed: int = Field(ge=0)
 
 
-class PreparedData(_Strict):
+class PreparedData(StrictModel):
     """A folder that ``maisi-aug prepare`` wrote.
 
     Attributes:
@@ -69,7 +55,7 @@ DataConfig = Annotated[
 ]
 
 
-class VaeStage(_Strict):
+class VaeStage(StrictModel):
     """The autoencoder's stage.
 
     Attributes:
@@ -81,7 +67,7 @@ class VaeStage(_Strict):
     loss: VaeLossConfig = VaeLossConfig()
 
 
-class FlowStage(_Strict):
+class FlowStage(StrictModel):
     """A stage of the U-Net alone, or of the ControlNet with or without it."""
 
     loop: LoopConfig
@@ -114,7 +100,7 @@ class ControlNetStage(FlowStage):
         return self
 
 
-class BundleHeader(_Strict):
+class BundleHeader(StrictModel):
     """What the finished bundle says of itself; the fields are those of ``bundle.BundleSpec``.
 
     ``like: NAME`` takes what is not given of grid, grid limits, sampling, scheduler and networks from a bundle that can
@@ -133,7 +119,7 @@ class BundleHeader(_Strict):
     decode_window: tuple[PositiveInt, PositiveInt, PositiveInt] | None = None
     scheduler: dict[str, Any]
     networks: dict[str, dict[str, Any]]
-    slots: dict[str, SlotSpec] = {}
+    slots: dict[str, SlotSpec] = Field(default={})
 
     @model_validator(mode="before")
     @classmethod
@@ -155,7 +141,7 @@ class BundleHeader(_Strict):
         return networks
 
 
-class TrainingRecipe(_Strict):
+class TrainingRecipe(StrictModel):
     """Everything that a bundle's weights depend on.
 
     Attributes:
@@ -246,19 +232,6 @@ def load_training_recipe(path: Path) -> TrainingRecipe:
     Raises:
         RecipeError: For a missing file, invalid YAML or fields that do not validate.
     """
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise RecipeError(f"Training recipe {path}: expected readable YAML, found: {error}.") from error
-    try:
+    content = read_yaml(path, f"Training recipe {path}", RecipeError)
+    with explain_problems(TrainingRecipe, f"Training recipe {path}", RecipeError, kind="recipe"):
         return TrainingRecipe.model_validate(content)
-    except ValidationError as error:
-        problems = "; ".join(f"{_name_place(e['loc'])}{e['msg']}" for e in error.errors())
-        raise RecipeError(f"Training recipe {path}: {problems}.") from error
-
-
-def _name_place(location: tuple[int | str, ...]) -> str:
-    """Where in the file a problem is, with a colon; nothing where the message names several fields."""
-    # Behind "data" stands the kind of data that was meant, which is no field.
-    fields = [*location[:1], *location[2:]] if location[:1] == ("data",) else location
-    return f"{'.'.join(map(str, fields))}: " if fields else ""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict, Unpack
@@ -13,9 +12,9 @@ from torch import Tensor, nn
 from maisi_aug.errors import TrainingError
 from maisi_aug.networks.building import build_network, use_plain_layers
 from maisi_aug.networks.weights import StateDict
+from maisi_aug.system.progress import ReportPhase
 from maisi_aug.system.seeds import derive_seed
-from maisi_aug.system.whole_files import write_whole
-from maisi_aug.training.cases.data import ReportPhase
+from maisi_aug.system.whole_files import open_whole
 from maisi_aug.training.loop.processes import ALONE, Processes
 from maisi_aug.training.loop.run import Objective, TrainingRun, Validate
 from maisi_aug.training.loop.settings import LoopConfig
@@ -91,9 +90,8 @@ class StageFolder:
         return path
 
     def _save_weights(self, stage: str, role: str, state: StateDict) -> None:
-        buffer = io.BytesIO()
-        torch.save({key: value.cpu() for key, value in state.items()}, buffer)
-        write_whole(self._weights_path(stage, role), buffer.getvalue())
+        with open_whole(self._weights_path(stage, role)) as file:
+            torch.save({key: value.cpu() for key, value in state.items()}, file)
 
     def _load_weights(self, stage: str, role: str) -> dict[str, Tensor]:
         path = self._require_weights(stage, role)

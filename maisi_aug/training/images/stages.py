@@ -19,7 +19,7 @@ from maisi_aug.bundle_spec.bundle import Bundle, bind_slots, load_bundle
 from maisi_aug.networks.building import build_network, build_scheduler, keep_decoder_output_precise, use_plain_layers
 from maisi_aug.networks.weights import StateDict, write_bundle
 from maisi_aug.system.seeds import derive_seed
-from maisi_aug.system.whole_files import sha256_of, write_text_whole
+from maisi_aug.system.whole_files import sha256_of, write_json_whole
 from maisi_aug.training.cases.data import CaseStore, LatentSet
 from maisi_aug.training.images.case_sources import open_source
 from maisi_aug.training.images.checks import require_divisible, require_same_settings
@@ -107,7 +107,7 @@ class TrainingFolder(StageFolder):
             self._save_weights(stage, role, self._move_to_start(role, _rename(state, names[role])))
         best = {} if result.best_step is None else {"best_step": result.best_step, "best_loss": result.best_loss}
         summary = {"steps": result.num_steps_done, "complete": result.is_complete, **best}
-        write_text_whole(self.folder / stage / "summary.json", json.dumps(summary, indent=1) + "\n")
+        write_json_whole(self.folder / stage / "summary.json", summary)
 
     def write_bundle(self) -> Bundle:
         """Put the averaged weights of all stages into ``bundle/``.
@@ -218,26 +218,24 @@ class TrainingFolder(StageFolder):
     ) -> _Prepared:
         stage = self.recipe.diffusion if controlnet is None else self.recipe.controlnet
 
-        def build(store: CaseStore, latents: LatentSet) -> FlowObjective:
-            return FlowObjective(
-                unet,
-                controlnet,
-                build_scheduler(self.recipe.bundle.scheduler),
-                store,
-                latents,
-                stage.loss,
-                lesion_ids=self.vocabulary.tumor_ids,
-                seed=derive_seed(self.recipe.seed, "unet" if controlnet is None else "controlnet"),
-                device=self.device,
-                label_weights={self.vocabulary.id_of(name): w for name, w in stage.loss.label_weights.items()},
-                remover=LabelRemover(self.vocabulary),
-                processes=self.processes,
-            )
-
+        objective = FlowObjective(
+            unet,
+            controlnet,
+            build_scheduler(self.recipe.bundle.scheduler),
+            data.store,
+            data.training,
+            stage.loss,
+            lesion_ids=self.vocabulary.tumor_ids,
+            seed=derive_seed(self.recipe.seed, "unet" if controlnet is None else "controlnet"),
+            device=self.device,
+            label_weights={self.vocabulary.id_of(name): w for name, w in stage.loss.label_weights.items()},
+            remover=LabelRemover(self.vocabulary),
+            processes=self.processes,
+        )
         validate = None
         if data.held_out_store is not None and data.held_out is not None:
-            validate = FlowValidation(build(data.held_out_store, data.held_out), processes=self.processes)
-        return _Prepared(stage.loop, build(data.store, data.training), names, validate)
+            validate = FlowValidation(objective.on(data.held_out_store, data.held_out), processes=self.processes)
+        return _Prepared(stage.loop, objective, names, validate)
 
     def _build(self, role: str) -> tuple[nn.Module, dict[str, str]]:
         """A network with plain layers, and its tensors' names in MAISI's layout by their plain names."""

@@ -85,7 +85,7 @@ class VaeValidation:
         return _mean_over_cases(len(self.store), self._compare_case, self.processes)
 
     def _compare_case(self, index: int) -> dict[str, float]:
-        image = hu_to_unit(torch.from_numpy(self.store[index].image_hu)).to(self.device)[None, None]
+        image = hu_to_unit(torch.from_numpy(self.store.image_hu(index))).to(self.device)[None, None]
         window = [min(side, wanted) for side, wanted in zip(image.shape[2:], self.window, strict=True)]
         rebuilt = sliding_window_inference(
             image, window, 1, self._reconstruct, overlap=WINDOW_OVERLAP, mode="gaussian"

@@ -5,13 +5,15 @@ from __future__ import annotations
 import math
 from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, model_validator
+from pydantic import Field, PositiveFloat, model_validator
+
+from maisi_aug.system.models import StrictModel
 
 # Smaller slices are gone after SqueezeNet's three poolings.
 LEAST_SLICE_SIDE = 20
 
 
-class LoopConfig(BaseModel):
+class LoopConfig(StrictModel, strict=True):
     """How long and how fast to train.
 
     Attributes:
@@ -35,8 +37,6 @@ class LoopConfig(BaseModel):
             best one are kept. None for no validation.
         patience: Validations in a row without a gain after which training ends; None trains all steps.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     num_steps: int = Field(gt=0)
     learning_rate: float = Field(default=3e-4, gt=0)
@@ -68,7 +68,7 @@ class LoopConfig(BaseModel):
         return self.learning_rate * warmup * math.pow(1.0 - progress, self.decay_power)
 
 
-class VaeLossConfig(BaseModel):
+class VaeLossConfig(StrictModel):
     """Weights of the autoencoder's losses.
 
     Attributes:
@@ -101,8 +101,6 @@ class VaeLossConfig(BaseModel):
             own, its mode "original".
         zoom_range: Patches are enlarged by a factor between these two, MAISI's mode "rand_zoom" with 0.5 to 1.5.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     patch_shape: tuple[int, int, int] = (64, 64, 64)
     large_patch_shape: tuple[int, int, int] = (128, 128, 128)
@@ -140,7 +138,7 @@ class VaeLossConfig(BaseModel):
         return self
 
 
-class SurroundingsConfig(BaseModel):
+class SurroundingsConfig(StrictModel):
     """What of its surroundings a ControlNet is shown that learns to draw lesions into real images.
 
     Of every crop a part is hidden, which the network has to draw: a lesion with a margin, a ball anywhere, or all.
@@ -153,8 +151,6 @@ class SurroundingsConfig(BaseModel):
         known_weight: Factor on the loss of latent voxels that are shown as a whole.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
     hidden_share: float = Field(default=0.1, ge=0, le=1)
     elsewhere_share: float = Field(default=0.25, ge=0, le=1)
     margin_mm: tuple[PositiveFloat, PositiveFloat] = (2.0, 6.0)
@@ -162,7 +158,7 @@ class SurroundingsConfig(BaseModel):
     known_weight: float = Field(default=0.2, ge=0, le=1)
 
 
-class FlowLossConfig(BaseModel):
+class FlowLossConfig(StrictModel):
     """Weights of the losses on the velocity (rectified flow) or the noise (DDPM).
 
     Attributes:
@@ -187,14 +183,12 @@ class FlowLossConfig(BaseModel):
         surroundings: What a ControlNet with a condition of 10 channels is shown of the image; None for nothing.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
     batch_count: int = Field(default=1, gt=0)
     distance: Literal["l1", "l2"] = "l1"
     lesion_weight: float = Field(default=1.0, ge=1)
     outside_weight: float = Field(default=1.0, ge=0, le=1)
     label_mean_weight: float = Field(default=0.0, ge=0)
-    label_weights: dict[str, PositiveFloat] = {}
+    label_weights: dict[str, PositiveFloat] = Field(default={})
     modality_dropout: float = Field(default=0.25, ge=0, le=1)
     modality_omission: float = Field(default=0.0, ge=0, le=1)
     crop_shape: tuple[int, int, int] | None = None

@@ -5,9 +5,10 @@ from __future__ import annotations
 import signal
 import threading
 import time
-from collections.abc import Callable
 from types import FrameType, TracebackType
 from typing import Any, Self
+
+from maisi_aug.system.progress import Report, ReportPhase
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
@@ -72,9 +73,7 @@ class TimeLimit:
         """At least 0; None without a limit."""
         return None if self._ends_at is None else max(0.0, (self._ends_at - time.monotonic()) / 60)
 
-    def limit(
-        self, report_phase: Callable[[str], Callable[[int, int], None]], *, uninterrupted: tuple[str, ...] = ()
-    ) -> Callable[[str], Callable[[int, int], None]]:
+    def limit(self, report_phase: ReportPhase, *, uninterrupted: tuple[str, ...] = ()) -> ReportPhase:
         """Phases that end when the time is up, after the case that they are at.
 
         Args:
@@ -85,7 +84,7 @@ class TimeLimit:
             The same, whose reports raise :class:`TimeIsUp`.
         """
 
-        def begin(name: str) -> Callable[[int, int], None]:
+        def begin(name: str) -> Report:
             report = report_phase(name)
             if name.startswith(uninterrupted):
                 return report

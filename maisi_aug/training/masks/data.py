@@ -14,14 +14,14 @@ from maisi_aug.banks.folder_bank import FolderBank
 from maisi_aug.banks.label_map import cut_map
 from maisi_aug.banks.listing import Needs
 from maisi_aug.errors import TrainingError
+from maisi_aug.system.progress import Report, report_nothing
 from maisi_aug.system.seeds import derive_seed, numpy_generator
-from maisi_aug.training.cases.data import PhantomStore, ReportProgress
+from maisi_aug.training.cases.data import Memory, PhantomStore
 from maisi_aug.training.cases.prepared import PreparedStore
 from maisi_aug.training.masks.label_maps import (
     ClassMaps,
     FileMaps,
     LabelMaps,
-    PhantomMaps,
     SomeMaps,
     StoreMaps,
     store_maps,
@@ -51,7 +51,7 @@ class MaskSplit:
     origin: str
 
 
-def open_phantoms(recipe: MaskTrainingRecipe, folder: Path, *, report: ReportProgress | None = None) -> MaskSplit:
+def open_phantoms(recipe: MaskTrainingRecipe, folder: Path, *, report: Report = report_nothing) -> MaskSplit:
     """Build what is missing of the recipe's phantoms.
 
     Phantom ``i`` depends on the seed and on ``i`` alone; those that are held out derive from another seed.
@@ -59,9 +59,10 @@ def open_phantoms(recipe: MaskTrainingRecipe, folder: Path, *, report: ReportPro
     data, grid = recipe.data, recipe.grid
 
     def build(seed: int, num_phantoms: int) -> ClassMaps:
-        store = PhantomStore(folder, seed=seed, shape=grid.shape, spacing_mm=grid.spacing_mm)
+        memory = Memory(0)  # classes are kept in place of ids
+        store = PhantomStore(folder, seed=seed, shape=grid.shape, spacing_mm=grid.spacing_mm, memory=memory)
         store.ensure(num_phantoms, report=report)
-        return ClassMaps(PhantomMaps(store), FULL_VOCABULARY)
+        return ClassMaps(StoreMaps(store), FULL_VOCABULARY)
 
     training = build(data.seed, data.num_phantoms)
     held_out = build(derive_seed("held-out phantoms", data.seed), data.num_held_out)
@@ -70,7 +71,7 @@ def open_phantoms(recipe: MaskTrainingRecipe, folder: Path, *, report: ReportPro
 
 
 def open_bank(
-    recipe: MaskTrainingRecipe, bank: FolderBank, folder: Path, *, report: ReportProgress | None = None
+    recipe: MaskTrainingRecipe, bank: FolderBank, folder: Path, *, report: Report = report_nothing
 ) -> MaskSplit:
     """Cut every map of a bank once to the recipe's grid, with its lesions' volumes kept, and store the cuts.
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import io
 import math
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
@@ -14,9 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from maisi_aug.networks.mask_decoding import class_ids
+from maisi_aug.system.progress import Report, report_nothing
 from maisi_aug.system.seeds import numpy_generator
-from maisi_aug.system.whole_files import write_whole
-from maisi_aug.training.cases.data import CaseStore, PhantomStore, ReportProgress
+from maisi_aug.system.whole_files import open_whole
+from maisi_aug.training.cases.data import CaseStore, Memory, read_array
 from maisi_aug.training.masks.recipe import WarpConfig
 from maisi_aug.vocabulary.labels import BODY_ID, MAISI, Vocabulary
 from maisi_aug.volumes.grid import Shape, Spacing
@@ -76,37 +75,19 @@ def mirrored_classes() -> NDArray[np.uint8]:
     return np.array(partners, dtype=np.uint8)
 
 
-class PhantomMaps:
-    """The label maps of phantoms; their images stay on the disk."""
-
-    def __init__(self, store: PhantomStore) -> None:
-        self._store = store
-
-    def __len__(self) -> int:
-        return len(self._store)
-
-    def __getitem__(self, index: int) -> NDArray[np.uint8]:
-        return _read_map(self._store.path_of(index))
-
-
 class ClassMaps:
     """Label maps turned into classes and kept in memory as far as there is room."""
 
     def __init__(self, maps: LabelMaps, vocabulary: Vocabulary, *, cache_bytes: int = CACHE_BYTES) -> None:
         self._maps = maps
         self._vocabulary = vocabulary
-        self._cache: OrderedDict[int, Classes] = OrderedDict()
-        self._cache_bytes = cache_bytes
+        self._memory = Memory(cache_bytes)
 
     def __len__(self) -> int:
         return len(self._maps)
 
     def __getitem__(self, index: int) -> Classes:
-        if index not in self._cache:
-            self._cache[index] = to_classes(self._maps[index], self._vocabulary)
-            while len(self._cache) > 1 and sum(kept.nbytes for kept in self._cache.values()) > self._cache_bytes:
-                self._cache.popitem(last=False)
-        return self._cache[index]
+        return self._memory.get(index, lambda: to_classes(self._maps[index], self._vocabulary))
 
 
 class StoreMaps:
@@ -119,7 +100,7 @@ class StoreMaps:
         return len(self._store)
 
     def __getitem__(self, index: int) -> NDArray[np.uint8]:
-        return self._store[index].label_map
+        return self._store.label_map(index)
 
 
 class FileMaps:
@@ -132,7 +113,7 @@ class FileMaps:
         return len(self._paths)
 
     def __getitem__(self, index: int) -> NDArray[np.uint8]:
-        return _read_map(self._paths[index])
+        return read_array(self._paths[index], "label_map")
 
 
 class SomeMaps:
@@ -154,7 +135,7 @@ def store_maps(
     names: Sequence[str],
     build: Callable[[int], NDArray[np.uint8] | None],
     *,
-    report: ReportProgress | None = None,
+    report: Report = report_nothing,
 ) -> list[Path]:
     """Write label maps into a folder, those that are not there yet.
 
@@ -172,19 +153,11 @@ def store_maps(
         is_there = path.exists()
         label_map = None if is_there else build(place)
         if label_map is not None:
-            buffer = io.BytesIO()
-            np.savez_compressed(buffer, label_map=label_map)
-            write_whole(path, buffer.getvalue())
-        if report is not None and not (is_there and place + 1 < len(paths)):
+            with open_whole(path) as file:
+                np.savez_compressed(file, label_map=label_map)
+        if not (is_there and place + 1 < len(paths)):
             report(place + 1, len(paths))
     return [path for path in paths if path.exists()]
-
-
-def _read_map(path: Path) -> NDArray[np.uint8]:
-    """One array of an archive; the others stay on the disk."""
-    with np.load(path, allow_pickle=False) as stored:
-        label_map: NDArray[np.uint8] = stored["label_map"]
-    return label_map
 
 
 class VariedMaps:

@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal, Self
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, field_validator, model_validator
+from pydantic import Field, PositiveInt, field_validator, model_validator
 
 from maisi_aug.bundle_spec.decoding import latent_factor
 from maisi_aug.bundle_spec.grid_limits import GridSpec
 from maisi_aug.bundle_spec.schema import MASK_ROLES
 from maisi_aug.errors import RecipeError
+from maisi_aug.system.models import StrictModel, explain_problems, read_yaml
 from maisi_aug.training.loop.settings import LoopConfig
 from maisi_aug.volumes.grid import Grid
 
@@ -19,11 +19,7 @@ MASK_KIND = "mask-training"
 """One of ``recipe.FIRST_STAGES``."""
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class MaskDataConfig(_Strict):
+class MaskDataConfig(StrictModel):
     """The label maps to train on.
 
     Attributes:
@@ -40,7 +36,7 @@ class MaskDataConfig(_Strict):
     num_variants: int = Field(default=1, gt=0)
 
 
-class WarpConfig(_Strict):
+class WarpConfig(StrictModel):
     """By how much label maps are varied: small changes of posture and build, which leave the anatomy what it is.
 
     Attributes:
@@ -54,7 +50,7 @@ class WarpConfig(_Strict):
     shift_mm: float = Field(default=8.0, ge=0)
 
 
-class MaskVaeLossConfig(_Strict):
+class MaskVaeLossConfig(StrictModel):
     """Losses of the autoencoder of label maps.
 
     Attributes:
@@ -90,7 +86,7 @@ class MaskVaeLossConfig(_Strict):
     initial_log_variance: float = -4.0
 
 
-class MaskNoiseLossConfig(_Strict):
+class MaskNoiseLossConfig(StrictModel):
     """The loss on the predicted noise.
 
     Attributes:
@@ -102,7 +98,7 @@ class MaskNoiseLossConfig(_Strict):
     norm: Literal["l1", "l2"] = "l1"
 
 
-class MaskVaeStage(_Strict):
+class MaskVaeStage(StrictModel):
     """The autoencoder's stage.
 
     Attributes:
@@ -114,7 +110,7 @@ class MaskVaeStage(_Strict):
     loss: MaskVaeLossConfig = MaskVaeLossConfig()
 
 
-class MaskNoiseStage(_Strict):
+class MaskNoiseStage(StrictModel):
     """The diffusion U-Net's stage.
 
     Attributes:
@@ -128,7 +124,7 @@ class MaskNoiseStage(_Strict):
     warp: WarpConfig = WarpConfig()
 
 
-class MaskTrainingRecipe(_Strict):
+class MaskTrainingRecipe(StrictModel):
     """Everything that the weights of mask networks depend on, but the user's own label maps.
 
     Attributes:
@@ -203,18 +199,12 @@ def load_mask_recipe(path: Path) -> MaskTrainingRecipe:
     Raises:
         RecipeError: For a missing file, invalid YAML, another kind of recipe, or fields that do not validate.
     """
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise RecipeError(f"Training recipe {path}: expected readable YAML, found: {error}.") from error
+    content = read_yaml(path, f"Training recipe {path}", RecipeError)
     kind = content.get("kind") if isinstance(content, dict) else None
     if kind != MASK_KIND:
         raise RecipeError(
             f"Training recipe {path}: expected one of mask networks (kind: {MASK_KIND}), found kind '{kind}'. "
             "Start from 'maisi-aug recipes copy train-phantom-ct-masks'."
         )
-    try:
+    with explain_problems(MaskTrainingRecipe, f"Training recipe {path}", RecipeError, kind="recipe"):
         return MaskTrainingRecipe.model_validate(content)
-    except ValidationError as error:
-        problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
-        raise RecipeError(f"Training recipe {path}: {problems}.") from error

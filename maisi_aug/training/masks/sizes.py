@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,8 +11,8 @@ from numpy.typing import NDArray
 
 from maisi_aug.networks.mask_conditions import ABSENT, CONDITION_IDS, SIZED_ORGANS, SIZED_TUMORS
 from maisi_aug.networks.mask_decoding import class_ids
-from maisi_aug.system.whole_files import write_whole
-from maisi_aug.training.cases.data import ReportProgress
+from maisi_aug.system.progress import Report, report_nothing
+from maisi_aug.system.whole_files import open_whole
 from maisi_aug.training.masks.label_maps import Classes, LabelMaps
 from maisi_aug.vocabulary.labels import MAISI
 from maisi_aug.vocabulary.sizes import reference_distribution
@@ -69,7 +68,7 @@ def _rank(ascending: NDArray[np.float64], volume_ml: float) -> float:
     return float(np.interp(volume_ml, ascending, np.linspace(0.0, 1.0, len(ascending))))
 
 
-def measure_maps(maps: LabelMaps, path: Path, *, voxel_ml: float, report: ReportProgress | None = None) -> MapFigures:
+def measure_maps(maps: LabelMaps, path: Path, *, voxel_ml: float, report: Report = report_nothing) -> MapFigures:
     """Measure every map once and keep the figures in a file.
 
     Args:
@@ -86,12 +85,10 @@ def measure_maps(maps: LabelMaps, path: Path, *, voxel_ml: float, report: Report
         counted, measured = measure_map(maps[index], voxel_ml=voxel_ml)
         counts.append(counted)
         volumes.append(measured)
-        if report is not None:
-            report(index + 1, len(maps))
+        report(index + 1, len(maps))
     figures = MapFigures(np.stack(counts), np.stack(volumes))
-    buffer = io.BytesIO()
-    np.savez(buffer, counts=figures.counts, volumes_ml=figures.volumes_ml)
-    write_whole(path, buffer.getvalue())
+    with open_whole(path) as file:
+        np.savez(file, counts=figures.counts, volumes_ml=figures.volumes_ml)
     return figures
 
 

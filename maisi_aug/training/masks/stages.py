@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import io
 import json
 from pathlib import Path
 from typing import Any, Literal, Unpack
 
-import numpy as np
 import torch
 from monai.networks.schedulers.ddpm import DDPMScheduler
 from torch import Tensor, nn
 
 from maisi_aug.errors import TrainingError
 from maisi_aug.networks.building import build_network, build_scheduler, use_plain_layers
-from maisi_aug.system.whole_files import sha256_of, write_text_whole, write_whole
+from maisi_aug.system.whole_files import sha256_of, write_json_whole
+from maisi_aug.training.cases.data import load_or_encode
 from maisi_aug.training.images.stage_folder import StageFolder, StageOptions
 from maisi_aug.training.loop.run import CHECKPOINT_NAME, LoopResult, Objective, ReportStep
 from maisi_aug.training.loop.stopping import TimeLimit
@@ -88,7 +87,7 @@ class MaskTrainingFolder(StageFolder):
                 "best_step": result.best_step,
                 "held_out": held_out,
             }
-            write_text_whole(self.folder / stage / SUMMARY_NAME, json.dumps(summary, indent=1) + "\n")
+            write_json_whole(self.folder / stage / SUMMARY_NAME, summary)
         self.processes.wait()
         return result
 
@@ -169,19 +168,12 @@ class MaskTrainingFolder(StageFolder):
     def _encode(self, autoencoder: nn.Module, maps: LabelMaps, name: str, key: str) -> list[Tensor]:
         weights_hash = sha256_of(self._require_weights("mask-vae", "mask_autoencoder"))
         folder = self.folder / f"mask-latents-{weights_hash[:12]}-{key}"
-        report, latents = self.report_phase(f"Encoding {name} maps"), []
-        for index in range(len(maps)):
-            path = folder / f"{name}-{index:05d}.npy"
-            is_there = path.exists()
-            if not is_there:
-                latent = encode_classes(autoencoder, maps[index], device=self.device)[0]
-                buffer = io.BytesIO()
-                np.save(buffer, latent.half().cpu().numpy())
-                write_whole(path, buffer.getvalue())
-            latents.append(torch.from_numpy(np.load(path, allow_pickle=False)))
-            if not (is_there and index + 1 < len(maps)):
-                report(index + 1, len(maps))
-        return latents
+        paths = [folder / f"{name}-{index:05d}.npy" for index in range(len(maps))]
+        return load_or_encode(
+            paths,
+            lambda index: encode_classes(autoencoder, maps[index], device=self.device)[0],
+            report=self.report_phase(f"Encoding {name} maps"),
+        )
 
     def _require_same_settings(self, stage: MaskStageName) -> None:
         """Check that a folder was begun with the same recipe, maps and first stage; the loop compares its own settings.
@@ -193,7 +185,7 @@ class MaskTrainingFolder(StageFolder):
         path = self.folder / stage / SETTINGS_NAME
         has_begun = (self.folder / stage / CHECKPOINT_NAME).exists()
         if not (has_begun and path.exists()):
-            write_text_whole(path, json.dumps(settings, indent=1) + "\n")
+            write_json_whole(path, settings)
             return
         before = json.loads(path.read_text(encoding="utf-8"))
         differing = sorted(key for key in before.keys() | settings.keys() if before.get(key) != settings.get(key))

@@ -11,8 +11,8 @@ from maisi_aug.bundle_spec.grid_limits import GridSpec
 from maisi_aug.errors import TrainingError
 from maisi_aug.evaluation.studies.segmenter import SegmenterConfig, build_network, load_segmenter
 from maisi_aug.evaluation.studies.train_segmenter import VARIATION, SegmenterObjective, main, train_segmenter
-from maisi_aug.training.cases.data import TrainingCase
 from maisi_aug.training.loop.settings import LoopConfig
+from tests.builders.tiny_training import ArrayCase, ArrayStore
 
 LIVER, HEPATIC_TUMOR, BODY = 1, 26, 200
 CONFIG = SegmenterConfig(
@@ -25,7 +25,7 @@ CONFIG = SegmenterConfig(
 )
 
 
-class OneCase:
+class OneCase(ArrayStore):
     """A store of a single case with one lesion voxel in a corner."""
 
     def __init__(self) -> None:
@@ -34,13 +34,7 @@ class OneCase:
         label_map[27, 2, 17] = HEPATIC_TUMOR
         rng = np.random.default_rng(0)
         image_hu = rng.integers(-100, 200, label_map.shape).astype(np.int16)
-        self.case = TrainingCase(image_hu, label_map, (12.8, 12.8, 12.8), "ct")
-
-    def __len__(self) -> int:
-        return 1
-
-    def __getitem__(self, index: int) -> TrainingCase:
-        return self.case
+        super().__init__([ArrayCase(image_hu, label_map, (12.8, 12.8, 12.8), "ct")])
 
 
 def build_objective(**changes: object) -> SegmenterObjective:

@@ -1,17 +1,19 @@
 from __future__ import annotations
 
 import hashlib
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from maisi_aug.errors import TrainingError
 from maisi_aug.networks.building import build_network
 from maisi_aug.networks.conditioning import MODALITY_CODES, hu_to_unit
-from maisi_aug.training.cases.data import PhantomStore, TrainingCase, encode_store
+from maisi_aug.training.cases.data import Memory, PhantomStore, encode_store
 from tests.builders.tiny_bundle import build_header
 from tests.builders.tiny_training import SHAPE, SPACING_MM, ArrayStore, build_store
 
@@ -50,14 +52,16 @@ def test_phantoms_are_built_once_and_do_not_depend_on_their_number(tmp_path: Pat
 def test_phantom_becomes_a_training_case(tmp_path: Path) -> None:
     store = build_phantoms(tmp_path)
     store.ensure(1, num_workers=1)
-    case = store[0]
-    assert case.image_hu.shape == case.label_map.shape == SHAPE
-    assert case.image_hu.dtype == np.int16
-    assert case.label_map.dtype == np.uint8
-    assert case.spacing_mm == SPACING_MM
-    assert case.modality in MODALITY_CODES
-    assert (case.image_hu[case.label_map == 0] == -1000).all()
-    assert store[0] is case
+    facts, image_hu, label_map = store.facts(0), store.image_hu(0), store.label_map(0)
+    assert image_hu.shape == label_map.shape == facts.shape == SHAPE
+    assert (image_hu.dtype.name, label_map.dtype.name) == ("int16", "uint8")
+    assert facts.spacing_mm == SPACING_MM
+    assert facts.modality in MODALITY_CODES
+    assert (image_hu[label_map == 0] == -1000).all()
+    assert np.shares_memory(store.image_hu(0), image_hu)
+    box = (slice(3, 9), slice(2, 4), slice(0, 7))
+    np.testing.assert_array_equal(store.label_map(0, box), label_map[box])
+    np.testing.assert_array_equal(store.image_hu(0, box), image_hu[box])
     assert len(build_phantoms(tmp_path)) == 0
 
 
@@ -89,10 +93,6 @@ def test_scale_factor_gives_latents_the_deviation(deviation: float, autoencoder:
 
 
 def test_latents_are_encoded_once_for_the_same_weights(autoencoder: nn.Module, tmp_path: Path) -> None:
-    class Unread(ArrayStore):
-        def __getitem__(self, index: int) -> TrainingCase:
-            pytest.fail(f"case {index} was read")
-
     told: list[tuple[int, int]] = []
     store = build_store(2)
     first = encode_store(
@@ -105,7 +105,9 @@ def test_latents_are_encoded_once_for_the_same_weights(autoencoder: nn.Module, t
         report=lambda *done: told.append(done),
     )
     assert told == [(1, 2), (2, 2)]
-    again = encode_store(Unread(store.cases), autoencoder, tmp_path, weights_hash="a" * 64, deviation=1.0, device="cpu")
+    unread = ArrayStore(store.cases)
+    again = encode_store(unread, autoencoder, tmp_path, weights_hash="a" * 64, deviation=1.0, device="cpu")
+    assert unread.reads == []
     assert again.scale_factor == first.scale_factor
     assert all(torch.equal(ours, theirs) for ours, theirs in zip(again.latents, first.latents, strict=True))
     grown = encode_store(build_store(3), autoencoder, tmp_path, weights_hash="a" * 64, deviation=1.0, device="cpu")
@@ -119,3 +121,19 @@ def test_latents_are_encoded_once_for_the_same_weights(autoencoder: nn.Module, t
 def test_store_without_cases_is_refused(autoencoder: nn.Module, tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match="Latents: expected at least one training case, found none"):
         encode_store(ArrayStore([]), autoencoder, tmp_path, weights_hash="0" * 64, deviation=1.0, device="cpu")
+
+
+def test_memory_keeps_what_was_used_last_within_its_bound() -> None:
+    read: list[str] = []
+
+    def read_zeros(name: str) -> NDArray[np.uint8]:
+        read.append(name)
+        return np.zeros(10, dtype=np.uint8)
+
+    memory = Memory(20)
+    for name in "abacbac":
+        memory.get(name, partial(read_zeros, name))
+    assert read == list("abcbac"), "c gives up b, then b gives up a, and so on"
+    small = Memory(0)
+    kept = small.get("a", lambda: np.zeros(3))
+    assert small.get("a", lambda: np.ones(3)) is kept, "the array read last"

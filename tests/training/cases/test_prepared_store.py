@@ -7,11 +7,12 @@ import pytest
 import torch
 from torch import nn
 
-from maisi_aug.errors import PreparationError, TrainingError
+from maisi_aug.errors import PreparationError, TrainingError, VolumeError
 from maisi_aug.networks.building import build_network
 from maisi_aug.networks.conditioning import hu_to_unit
 from maisi_aug.preparation.prepared import load_prepared
 from maisi_aug.system.whole_files import sha256_of
+from maisi_aug.training.cases.data import CaseFacts
 from maisi_aug.training.cases.prepared import PreparedStore
 from maisi_aug.volumes.grid import Grid
 from maisi_aug.volumes.image_files import save_image, save_label_map
@@ -54,12 +55,14 @@ def encode(store: PreparedStore, autoencoder: nn.Module, weights_hash: str = WEI
 def test_store_hands_out_what_was_prepared(folder: Path) -> None:
     store = PreparedStore.from_folder(folder)
     assert len(store) == 3
-    case, expected = store[1], build_training_case(1)
-    np.testing.assert_array_equal(case.image_hu, expected.image_hu)
-    np.testing.assert_array_equal(case.label_map, expected.label_map)
-    assert (case.image_hu.dtype, case.label_map.dtype) == (expected.image_hu.dtype, expected.label_map.dtype)
-    assert (case.spacing_mm, case.modality) == (SPACING_MM, "ct_contrast")
-    assert store[1] is case
+    image_hu, label_map, expected = store.image_hu(1), store.label_map(1), build_training_case(1)
+    np.testing.assert_array_equal(image_hu, expected.image_hu)
+    np.testing.assert_array_equal(label_map, expected.label_map)
+    assert (image_hu.dtype, label_map.dtype) == (expected.image_hu.dtype, expected.label_map.dtype)
+    assert store.facts(1) == CaseFacts(SHAPE, SPACING_MM, "ct_contrast")
+    assert np.shares_memory(store.image_hu(1), image_hu)
+    box = (slice(3, 9), slice(2, 4), slice(0, 7))
+    np.testing.assert_array_equal(store.label_map(1, box), expected.label_map[box])
     assert store.vocabulary.id_of("node") == 2
 
 
@@ -68,14 +71,22 @@ def test_subset_shares_what_was_read(folder: Path) -> None:
     train, held_out = store.select(exclude_fold=1), store.select(folds=(1,))
     assert [case.id for case in train.cases] == ["p0", "p2"]
     assert [case.id for case in held_out.cases] == ["p1"]
-    assert train[1] is store[2]
+    assert np.shares_memory(train.label_map(1), store.label_map(2))
+
+
+def test_label_map_is_read_without_its_image(folder: Path) -> None:
+    store = PreparedStore.from_folder(folder)
+    (folder / "images" / "p0.nii.gz").unlink()
+    assert store.label_map(0).shape == store.facts(0).shape == SHAPE
+    with pytest.raises(VolumeError, match="p0"):
+        store.image_hu(0)
 
 
 def test_latents_are_posterior_means_encoded_once(folder: Path, autoencoder: nn.Module) -> None:
     store = PreparedStore.from_folder(folder)
     first = encode(store.select(exclude_fold=1), autoencoder)
     with torch.no_grad():
-        mean = autoencoder.encode(hu_to_unit(torch.from_numpy(store[2].image_hu))[None, None])[0][0]  # type: ignore[operator]
+        mean = autoencoder.encode(hu_to_unit(torch.from_numpy(store.image_hu(2)))[None, None])[0][0]  # type: ignore[operator]
     torch.testing.assert_close(first[1].float(), mean, atol=2e-3, rtol=2e-3)
     files = {path: path.stat().st_mtime_ns for path in (folder / "latents").rglob("*.npy")}
     assert len(files) == 2
@@ -114,4 +125,4 @@ def test_file_of_another_shape_is_refused(folder: Path) -> None:
     )
     store = PreparedStore(load_prepared(folder))
     with pytest.raises(PreparationError, match=r"case p0: expected the shape \(32, 24, 24\) .* found \(4, 4, 4\)"):
-        store[0]
+        store.image_hu(0)

@@ -163,7 +163,7 @@ def test_ddpm_predicts_the_noise() -> None:
 def test_latents_are_scaled() -> None:
     store, latents = build_store(1), build_latents(1)
     objective = build_objective(store, latents=LatentSet(latents.latents, scale_factor=3.0), with_controlnet=False)
-    assert torch.equal(objective._draw_batch(0).clean[0], latents.latents[0].float() * 3.0)
+    assert torch.equal(objective._draw_batches(0)[0].clean[0], latents.latents[0].float() * 3.0)
 
 
 def test_timesteps_follow_the_scheduler() -> None:
@@ -195,9 +195,9 @@ def weights_by_hand(label_map: np.ndarray[Any, Any], lesion_weight: float, outsi
 def test_lesions_and_air_count_as_much_as_wished() -> None:
     store = build_store(1)
     objective = build_objective(store, lesion_weight=5.0, outside_weight=0.25)
-    batch = objective._draw_batch(0)
+    batch = objective._draw_batches(0)[0]
     weights, lesions = objective._weights(torch.from_numpy(batch.label_maps), batch.clean.shape)
-    expected = weights_by_hand(store[0].label_map, 5.0, 0.25)
+    expected = weights_by_hand(store.label_map(0), 5.0, 0.25)
     assert torch.equal(weights[0, 0], expected)
     assert set(expected.flatten().tolist()) == {0.25, 1.0, 5.0}
     assert torch.equal(lesions[0, 0] > 0, expected == 5.0)
@@ -212,7 +212,7 @@ def test_loss_is_the_weighted_mean_of_the_error() -> None:
     share = figures["timestep"] / 1000
     clean = objective.latents.latents[0].float()
     error = (clean - (unet.seen[0] - (1 - share) * clean) / share).abs()
-    weights = weights_by_hand(store[0].label_map, 5.0, 0.25)
+    weights = weights_by_hand(store.label_map(0), 5.0, 0.25)
     assert float(loss) == pytest.approx(float((error * weights).sum() / weights.sum() / 4), rel=1e-3)
     assert figures["l1"] == pytest.approx(float(error.mean()), rel=1e-3)
     assert figures["l1_lesion"] == pytest.approx(float(error[:, weights == 5.0].mean()), rel=1e-3)
@@ -272,16 +272,16 @@ def test_crops_show_the_same_place_in_latent_and_label_map() -> None:
     latent = torch.from_numpy(coded.astype(np.float16))[None].repeat(4, 1, 1, 1)
     objective = build_objective(store, latents=LatentSet([latent], 1.0), crop_shape=(4, 2, 2), whole_start_step=20)
     for step in range(20):
-        batch = objective._draw_batch(step)
+        batch = objective._draw_batches(step)[0]
         assert batch.clean.shape == (1, 4, 4, 2, 2)
         assert (batch.label_maps[0, ::FACTOR, ::FACTOR, ::FACTOR] == batch.clean[0, 0].numpy()).all()
-    assert objective._draw_batch(20).clean.shape == (1, 4, *LATENT_SHAPE)
+    assert objective._draw_batches(20)[0].clean.shape == (1, 4, *LATENT_SHAPE)
 
 
 @pytest.mark.parametrize(("lesion_share", "low", "high"), [(1.0, 1.0, 1.0), (0.0, 0.0, 0.6)])
 def test_crops_are_laid_over_lesions_as_often_as_wished(lesion_share: float, low: float, high: float) -> None:
     objective = build_objective(build_store(1), crop_shape=(2, 2, 2), lesion_share=lesion_share)
-    shown = [bool((objective._draw_batch(step).label_maps == HEPATIC_TUMOR).any()) for step in range(30)]
+    shown = [bool((objective._draw_batches(step)[0].label_maps == HEPATIC_TUMOR).any()) for step in range(30)]
     assert low <= np.mean(shown) <= high
 
 
@@ -292,23 +292,23 @@ def test_crop_is_told_the_regions_of_the_whole_case() -> None:
     objective = build_objective(
         ArrayStore([case]), scheduler=header["scheduler"], crop_shape=(2, 2, 2), lesion_share=0.0
     )
-    assert objective._draw_batch(0).regions == (), "this U-Net is told none"
+    assert objective._draw_batches(0)[0].regions == (), "this U-Net is told none"
     torch.manual_seed(0)
     objective.unet = build_network(header["networks"]["diffusion_unet"])
     objective.controlnet = build_network(header["networks"]["controlnet"])
-    assert {objective._draw_batch(step).regions for step in range(8)} == {(("abdomen", "pelvis"),)}
+    assert {objective._draw_batches(step)[0].regions for step in range(8)} == {(("abdomen", "pelvis"),)}
     assert value(objective) > 0
 
 
 @pytest.mark.parametrize(("dropout", "expected"), [(0.0, {"ct_contrast"}), (1.0, {"ct"}), (0.5, {"ct", "ct_contrast"})])
 def test_modality_is_told_plainly_as_often_as_wished(dropout: float, expected: set[str]) -> None:
     objective = build_objective(build_store(1), modality_dropout=dropout)
-    assert {objective._draw_batch(step).modalities[0] for step in range(20)} == expected
+    assert {objective._draw_batches(step)[0].modalities[0] for step in range(20)} == expected
 
 
 def test_modality_is_left_out_as_often_as_wished() -> None:
     objective = build_objective(build_store(1), modality_dropout=0.25, modality_omission=0.25)
-    told = [objective._draw_batch(step).modalities[0] for step in range(400)]
+    told = [objective._draw_batches(step)[0].modalities[0] for step in range(400)]
     shares = {name: told.count(name) / 400 for name in ("ct", "unknown", "ct_contrast")}
     assert shares == pytest.approx({"ct": 0.25, "unknown": 0.25, "ct_contrast": 0.5}, abs=0.07)
 
@@ -316,11 +316,11 @@ def test_modality_is_left_out_as_often_as_wished() -> None:
 def test_named_labels_count_as_much_as_wished() -> None:
     store = build_store(1)
     objective = build_objective(store, lesion_weight=5.0, outside_weight=0.25, label_weights={LIVER: 100.0})
-    batch = objective._draw_batch(0)
+    batch = objective._draw_batches(0)[0]
     weights, lesions = objective._weights(torch.from_numpy(batch.label_maps), batch.clean.shape)
     has_liver = torch.zeros(LATENT_SHAPE, dtype=torch.bool)
     for place in np.ndindex(LATENT_SHAPE):
-        block = store[0].label_map[tuple(slice(FACTOR * side, FACTOR * side + FACTOR) for side in place)]
+        block = store.label_map(0)[tuple(slice(FACTOR * side, FACTOR * side + FACTOR) for side in place)]
         has_liver[place] = bool((block == LIVER).any())
     assert torch.equal(weights[0, 0] == 100.0, has_liver)
     plain = build_objective(store, lesion_weight=5.0, outside_weight=0.25)
@@ -345,7 +345,7 @@ def test_losses_of_the_shares_average_to_that_of_the_whole_batch(scheduler: dict
 def test_batch_holds_as_many_cases_as_wished() -> None:
     store = build_store(3)
     objective = build_objective(store, batch_count=4)
-    batch = objective._draw_batch(0)
+    batch = objective._draw_batches(0)[0]
     assert batch.clean.shape == (4, 4, *LATENT_SHAPE)
     assert (batch.label_maps == BODY).any()
     assert value(objective) > 0
@@ -355,8 +355,8 @@ def test_batch_of_whole_latents_may_hold_fewer_cases() -> None:
     objective = build_objective(
         build_store(3), batch_count=4, crop_shape=(4, 2, 2), whole_start_step=1, whole_batch_count=2
     )
-    assert objective._draw_batch(0).clean.shape == (4, 4, 4, 2, 2)
-    assert objective._draw_batch(1).clean.shape == (2, 4, *LATENT_SHAPE)
+    assert objective._draw_batches(0)[0].clean.shape == (4, 4, 4, 2, 2)
+    assert objective._draw_batches(1)[0].clean.shape == (2, 4, *LATENT_SHAPE)
 
 
 def build_shown_objective(**loss: Any) -> FlowObjective:
@@ -381,7 +381,7 @@ def build_shown_objective(**loss: Any) -> FlowObjective:
 @pytest.mark.parametrize("crop_shape", [None, (4, 4, 2)])
 def test_controlnet_is_shown_what_is_not_hidden(crop_shape: tuple[int, int, int] | None) -> None:
     objective = build_shown_objective(crop_shape=crop_shape)
-    batch = objective._draw_batch(0)
+    batch = objective._draw_batches(0)[0]
     assert batch.surroundings is not None
     assert batch.surroundings.shape == (3, 2, *batch.label_maps.shape[1:])
     known = batch.surroundings[:, 1].bool()
@@ -398,14 +398,14 @@ def test_what_is_shown_counts_as_much_as_wished() -> None:
     )
     assert value(little) != value(much)
     plain = build_shown_objective(surroundings={"hidden_share": 1.0, "known_weight": 0.0})
-    assert plain._draw_batch(0).surroundings is not None
-    assert not plain._draw_batch(0).surroundings.any()  # type: ignore[union-attr]
+    assert plain._draw_batches(0)[0].surroundings is not None
+    assert not plain._draw_batches(0)[0].surroundings.any()  # type: ignore[union-attr]
 
 
 def test_squared_distance_is_that_of_the_plain_error() -> None:
     store = ArrayStore([build_case(0)])
     first, second = (build_objective(store, distance=name) for name in ("l1", "l2"))
-    batch = first._draw_batch(0)
+    batch = first._draw_batches(0)[0]
     noise, timesteps = first._draw_noise(0, batch.clean)
     with torch.no_grad():
         plain, squared = (each.compare(batch, noise, timesteps) for each in (first, second))

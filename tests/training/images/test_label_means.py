@@ -85,7 +85,7 @@ def test_velocity_is_right_before_the_first_step(time: float, started: tuple[nn.
     store = build_store(4)
     clean = encode(store).latents[3].float()[None] * SCALE_FACTOR
     noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(2))
-    velocity = predict(*started, (1 - time) * clean + time * noise, time, torch.from_numpy(store[3].label_map))
+    velocity = predict(*started, (1 - time) * clean + time * noise, time, torch.from_numpy(store.label_map(3)))
     error = (velocity - (clean - noise)).abs().mean()
     assert float(error) < 0.15
     assert float((clean - noise).abs().mean()) > 1.0

@@ -30,14 +30,17 @@ def test_recipe_is_read(tmp_path: Path) -> None:
         ({"networks__mask_diffusion_unet__in_channels": 3}, "expected 4 channels in and out, .* found 3 and 4"),
         (
             {"networks__controlnet": {}},
-            "networks: Value error, expected mask_autoencoder and mask_diffusion_unet, found",
+            "networks: expected mask_autoencoder and mask_diffusion_unet, found",
         ),
         (
             {"scheduler__clip_sample": True},
             "scheduler: .*expected a DDPMScheduler that predicts noise and clips nothing",
         ),
         ({"scheduler__class": "RFlowScheduler"}, "expected a DDPMScheduler"),
-        ({"vae__loss__kl_wait": 1}, "vae.loss.kl_wait: Extra inputs are not permitted"),
+        (
+            {"vae__loss__kl_wait": 1},
+            "vae.loss.kl_wait: expected a known key, .* Did you mean 'kl_weight'",
+        ),
         ({"kind": "training"}, "expected one of mask networks .*, found kind 'training'"),
     ],
 )
