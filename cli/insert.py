@@ -97,6 +97,15 @@ def insert(
             help="Inside of the host, or at its surface: juxta-pleural (default: mixed).", rich_help_panel=_WHAT
         ),
     ] = None,
+    twins: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FACTOR=VALUE,...",
+            help="For each of the -n places a case per value, all else equal: size=6mm,10mm,20mm, texture=, place=, or "
+            "contrast=100,300 (HU). 'evaluate detection-curve' reads them.",
+            rich_help_panel=_WHAT,
+        ),
+    ] = None,
     painter: Annotated[
         PainterChoice,
         typer.Option(
@@ -142,6 +151,7 @@ def insert(
         num_inference_steps=steps,
         texture=None if texture is None else texture.value,
         place=None if place is None else place.value,
+        twins=twins,
         max_attempts=max_attempts,
     )
     _run(config, out, device=device, as_json=as_json, is_quiet=quiet)

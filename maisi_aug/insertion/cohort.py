@@ -19,26 +19,27 @@ from maisi_aug.cohort.manifest import (
     AttemptRecord,
     FileRecord,
     LesionRecord,
+    Manifest,
     ManifestWriter,
     Status,
     VerdictRecord,
     load_manifest,
 )
 from maisi_aug.cohort.plan import CasePlan, PlannedLesion
+from maisi_aug.cohort.twins import ORIGIN_KEY
 from maisi_aug.errors import CohortError, LesionError, PreparationError, VolumeError
 from maisi_aug.gates.judgement import unrealised_lesions
 from maisi_aug.generate.run import CohortSummary, Listener
 from maisi_aug.insertion.backgrounds import Background
 from maisi_aug.insertion.config import ResolvedInsertion
 from maisi_aug.insertion.crops import cut_crop
-from maisi_aug.insertion.insert import Host, Insertion, LabelledHost, LesionRequest, LungHost, insert_lesion
+from maisi_aug.insertion.insert import Host, Insertion, LabelledHost, LungHost, insert_lesion
 from maisi_aug.insertion.painting import Painter, ProceduralPainter, Texture
 from maisi_aug.insertion.surroundings import LUNG_ID, label_surroundings
 from maisi_aug.pictures.contact_sheet import save_contact_sheet
 from maisi_aug.pictures.preview import Caption, build_preview, save_picture
-from maisi_aug.system.seeds import case_seed, derive_seed
+from maisi_aug.system.seeds import derive_seed
 from maisi_aug.system.whole_files import sha256_of
-from maisi_aug.vocabulary.hu import expected_contrast_sign
 from maisi_aug.vocabulary.labels import Vocabulary
 from maisi_aug.vocabulary.sizes import diameter_mm
 from maisi_aug.volumes.components import is_any_of
@@ -68,6 +69,7 @@ class _Attempt:
     verdicts: tuple[VerdictRecord, ...] = ()
     origins: tuple[dict[str, JsonValue], ...] = ()
     reason: str = ""
+    seconds: float = 0.0
 
 
 def insert_cohort(
@@ -92,12 +94,12 @@ def insert_cohort(
     with open_cohort(folder, cohort.to_document(), header=COHORT_HEADER) as (place, writer, recorded):
         manifest = recorded.reopen(config.max_attempts)
         listener.starts(len(cohort.plan.cases), manifest)
-        todo = [case for case in cohort.plan.cases if case.index not in manifest.settled_indices]
+        todo = [group for group in cohort.groups if not manifest.settled_indices.issuperset(c.index for c in group)]
         if todo:
             listener.enters("loading the networks" if config.painter == "network" else "drawing")
             run = _Run(cohort, place, writer, build_painter(cohort, device), listener)
-            for case in todo:
-                run.settle(case, manifest.next_attempt(case.index))
+            for group in todo:
+                run.settle(group, manifest)
         listener.enters("drawing the contact sheet")
         done = load_manifest(folder).reopen(config.max_attempts)
         _draw_contact_sheet(place, cohort, [record.files["preview"].path for record in done.accepted])
@@ -144,27 +146,36 @@ class _Run:
     listener: Listener
     lungs: dict[int, LungHost] = field(default_factory=dict)
 
-    def settle(self, case: CasePlan, first_attempt: int) -> None:
-        """Make attempts at a case until one is accepted or the budget is spent."""
-        number, status = first_attempt, "retried"
+    def settle(self, group: Sequence[CasePlan], manifest: Manifest) -> None:
+        """Make attempts at the cases of a group until all of one are accepted or the budget is spent.
+
+        Twins that a stopped run has recorded already are drawn again to the same bytes, and not written twice.
+        """
+        todo = {case.index for case in group if case.index not in manifest.settled_indices}
+        number, status = max(manifest.next_attempt(index) for index in todo), "retried"
         while status == "retried":
-            started = perf_counter()
-            attempt = self._draw(case, number)
-            record = self._finish(attempt, perf_counter() - started)
-            self.listener.records(record)
-            number, status = number + 1, record.status
+            attempts = [self._draw(case, number) for case in group]
+            failed = next((attempt for attempt in attempts if attempt.reason), None)
+            for attempt in attempts:
+                if failed is not None and not attempt.reason:
+                    attempt.reason = f"Its twin {failed.case.case_id} failed: {failed.reason}"
+                if attempt.case.index in todo:
+                    record = self._finish(attempt)
+                    self.listener.records(record)
+                    status = record.status
+            number += 1
 
     def _draw(self, case: CasePlan, number: int) -> _Attempt:
+        started = perf_counter()
         index = self.cohort.choose_background(case.index, number)
         files = self.cohort.backgrounds.cases[index]
-        attempt = _Attempt(
-            case, number, case_seed(self.cohort.config.seed, case.asked, case.index, number), files.id, files.image
-        )
+        attempt = _Attempt(case, number, self.cohort.seed_of(case, number), files.id, files.image)
         try:
             self._insert_all(attempt, index, self.cohort.backgrounds.load(index))
         except (LesionError, PreparationError, VolumeError) as error:  # one bad CT does not stop a cohort
             attempt.reason = str(error)
             attempt.image = None
+        attempt.seconds = perf_counter() - started
         return attempt
 
     def _insert_all(self, attempt: _Attempt, index: int, background: Background) -> None:
@@ -179,9 +190,7 @@ class _Run:
             lesion = attempt.case.lesions[place]
             host = self._find_host(index, background, lesion)
             seed = derive_seed(attempt.seed, "lesion", place)
-            texture = self._texture_of(host, seed)
-            sign = expected_contrast_sign(lesion.label) if texture == "soft" else 1
-            request = LesionRequest(lesion.label_id, lesion.volume_ml, texture, self.cohort.config.place, sign)
+            request = self.cohort.request_of(attempt.case, place, is_lung=_is_lung(host), seed=seed)
             made = insert_lesion(
                 image,
                 background.grid.spacing_mm,
@@ -196,7 +205,7 @@ class _Run:
             label_map[made.box][made.lesion] = lesion.label_id
             occupied[made.box] |= made.lesion
             records[place] = _describe(lesion, made, host)
-            self._note(attempt, lesion, made, texture)
+            self._note(attempt, lesion, made, request.texture)
         attempt.lesions = tuple(records[place] for place in range(len(records)))
         attempt.image, attempt.grid, attempt.label_map = image, background.grid, label_map
 
@@ -209,11 +218,6 @@ class _Run:
         if isinstance(host, LungHost):
             self.lungs[index] = host
         return host
-
-    def _texture_of(self, host: Host, seed: int) -> Texture:
-        """Textures are those of nodules in the lung; lesions elsewhere differ from their host by some HU."""
-        is_lung = isinstance(host, LungHost) or bool(LUNG_LOBES.intersection(getattr(host, "host_ids", ())))
-        return self.cohort.draw_texture(seed) if is_lung else "soft"
 
     def _note(self, attempt: _Attempt, lesion: PlannedLesion, made: Insertion, texture: Texture) -> None:
         """Add verdicts and origin of a lesion, and the first reason to reject it."""
@@ -235,7 +239,7 @@ class _Run:
             },
         )
 
-    def _finish(self, attempt: _Attempt, draw_seconds: float) -> AttemptRecord:
+    def _finish(self, attempt: _Attempt) -> AttemptRecord:
         """Write an attempt's files when it passes, and record it.
 
         Raises:
@@ -247,7 +251,7 @@ class _Run:
         written: list[Path] = []
         try:
             files = self._write(attempt, status, written)
-            seconds = {"image": round(draw_seconds, 3), "files": round(perf_counter() - started, 3)}
+            seconds = {"image": round(attempt.seconds, 3), "files": round(perf_counter() - started, 3)}
             record = self._build_record(attempt, status, files, seconds)
             self.manifest.append(record)
         except (OSError, VolumeError) as error:
@@ -323,6 +327,8 @@ class _Run:
             "image": str(attempt.background_path),
             "lesions": list(attempt.origins),
         }
+        if cohort.twins is not None:
+            origin[ORIGIN_KEY] = cohort.twins.to_origin(attempt.case.index)
         return AttemptRecord(
             case_id=attempt.case.case_id,
             case_index=attempt.case.index,
@@ -343,6 +349,10 @@ class _Run:
             seconds=seconds,
             max_attempts=config.max_attempts,
         )
+
+
+def _is_lung(host: Host) -> bool:
+    return isinstance(host, LungHost) or bool(LUNG_LOBES.intersection(getattr(host, "host_ids", ())))
 
 
 def find_host(background: Background, host_ids: Sequence[int], label: str) -> Host:

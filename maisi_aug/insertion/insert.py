@@ -15,11 +15,12 @@ from maisi_aug.gates.checks import Verdict, check_lesion_size
 from maisi_aug.insertion.checks import LesionLook, check_untouched, judge_look, measure_look
 from maisi_aug.insertion.crops import Crop, blend, choose_box, cut_crop, weigh_zone
 from maisi_aug.insertion.lungs import CoarseMask, coarse_factors, find_lungs, to_coarse
-from maisi_aug.insertion.painting import Painter, PaintTask, Texture
+from maisi_aug.insertion.painting import Painter, PaintTask, Texture, set_contrast
 from maisi_aug.insertion.places import Attachment, Place, draw_place
 from maisi_aug.insertion.shapes import draw_shape
 from maisi_aug.insertion.surroundings import LUNG_ID, label_surroundings
 from maisi_aug.system.seeds import derive_seed, numpy_generator
+from maisi_aug.vocabulary.sizes import diameter_mm
 from maisi_aug.volumes.components import is_any_of
 from maisi_aug.volumes.grid import Shape, Spacing, voxel_volume_ml
 
@@ -42,6 +43,8 @@ class LesionRequest:
         texture: How dense it is.
         attachment: None leaves it to chance whether it touches the surface of its host.
         sign: Whether a soft lesion is brighter (1) or darker (-1) than its host, or either (0).
+        contrast_hu: To its host, where it is set to a value.
+        place_sizes_ml: Smallest and largest volume of the lesions that share its place and its crop, where others do.
     """
 
     label_id: int
@@ -49,6 +52,8 @@ class LesionRequest:
     texture: Texture = "solid"
     attachment: Attachment | None = None
     sign: int = 1
+    contrast_hu: float | None = None
+    place_sizes_ml: tuple[float, float] | None = None
 
 
 class Host(Protocol):
@@ -182,7 +187,7 @@ def insert_lesion(
             f"{voxel_volume_ml(spacing_mm):.2g} mL. Ask for a larger one, or give a finer CT."
         )
     rng = numpy_generator(seed, "insertion")
-    radius_mm = (3000.0 * request.volume_ml / (4.0 * np.pi)) ** (1.0 / 3.0)
+    least_mm, radius_mm = (diameter_mm(ml) / 2.0 for ml in request.place_sizes_ml or (request.volume_ml,) * 2)
     place = draw_place(
         host.coarse,
         _shape_of(image),
@@ -190,6 +195,7 @@ def insert_lesion(
         occupied=None if occupied is None else to_coarse(occupied, host.coarse.factors, fill=0.0) > 0,
         rng=rng,
         attachment=request.attachment,
+        least_radius_mm=least_mm,
     )
     start, shape = choose_box(
         place.centre,
@@ -233,6 +239,8 @@ def _draw(
         request.sign,
     )
     drawn = painter.paint(task)
+    if request.contrast_hu is not None:
+        drawn = set_contrast(task, drawn, request.contrast_hu)
     in_image, in_crop = crop.box_in(image.shape)
     before, zone, own = image[in_image], weight[in_crop] > 0, lesion[in_crop]
     after = blend(before, drawn[in_crop], weight[in_crop])
@@ -241,7 +249,7 @@ def _draw(
     look = measure_look(after, own, host[in_crop], zone, crop.spacing_mm, before_hu=before)
     verdicts = (
         check_lesion_size(request.volume_ml, volume_ml, voxel_ml, size_tolerance),
-        *judge_look(look, request.texture, sign=request.sign),
+        *judge_look(look, request.texture, sign=request.sign, wanted_hu=request.contrast_hu),
         check_untouched(before, after, zone),
     )
     return Insertion(in_image, after, own, zone, place, volume_ml, look, verdicts)

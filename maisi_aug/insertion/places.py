@@ -40,6 +40,7 @@ def draw_place(
     occupied: NDArray[np.bool_] | None,
     rng: np.random.Generator,
     attachment: Attachment | None = None,
+    least_radius_mm: float | None = None,
 ) -> Place:
     """A random place for a ball of the lesion's volume.
 
@@ -50,6 +51,7 @@ def draw_place(
         occupied: Blocks that hold lesions, of the host's shape; None for none.
         rng: Draws.
         attachment: None leaves it to chance, and takes the other where the host has no room for one.
+        least_radius_mm: Of the smallest lesion that is put at the same place, which must touch the surface too.
 
     Raises:
         LesionError: The host has no room.
@@ -63,7 +65,8 @@ def draw_place(
         if tried == "free":
             blocks = np.flatnonzero(room & (depth_mm >= radius_mm + 1.5))
         else:
-            low, high = (max(part * radius_mm, 0.5 * min(host.spacing_mm)) for part in SURFACE_DEPTHS)
+            touching_mm = radius_mm if least_radius_mm is None else least_radius_mm
+            low, high = (max(part * touching_mm, 0.5 * min(host.spacing_mm)) for part in SURFACE_DEPTHS)
             blocks = np.flatnonzero(room & (depth_mm >= low) & (depth_mm <= max(high, low + min(host.spacing_mm))))
         if len(blocks):
             block = np.unravel_index(blocks[rng.integers(len(blocks))], host.mask.shape)
