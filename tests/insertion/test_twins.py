@@ -54,9 +54,7 @@ def test_sizes_differ_at_the_same_place(chests: Path, tmp_path: Path) -> None:
 
 
 def test_contrasts_are_those_asked_for(chests: Path, tmp_path: Path) -> None:
-    records = make(
-        chests, tmp_path / "cohort", labels=("lung nodule:14mm",), num_cases=1, twins="contrast=200,500,900"
-    )
+    records = make(chests, tmp_path / "cohort", labels=("lung nodule:14mm",), num_cases=1, twins="contrast=200,500,900")
     masks = []
     for record, wanted in zip(records, (200, 500, 900), strict=True):
         verdict = next(verdict for verdict in record.verdicts if verdict.gate == "lesion contrast")
@@ -85,8 +83,11 @@ def test_group_is_gone_on_with_where_it_was_stopped(chests: Path, tmp_path: Path
 
 def test_twins_fail_together(chests: Path, tmp_path: Path) -> None:
     config = {
-        **{"into": str(chests), "labels": ("lung nodule",), "num_cases": 1},
-        **{"twins": "size=8mm,90mm", "max_attempts": 1},
+        "into": str(chests),
+        "labels": ("lung nodule",),
+        "num_cases": 1,
+        "twins": "size=8mm,90mm",
+        "max_attempts": 1,
     }
     summary = insert_cohort(resolve_insertion(InsertConfig.model_validate(config)), tmp_path / "cohort")
     assert len(summary.manifest.rejected) == 2
@@ -102,6 +103,4 @@ def test_twins_fail_together(chests: Path, tmp_path: Path) -> None:
 )
 def test_values_that_do_not_fit_are_refused(chests: Path, changes: dict[str, str], message: str) -> None:
     with pytest.raises(RequestError, match=message):
-        resolve_insertion(
-            InsertConfig.model_validate({"into": str(chests), "labels": ("lung nodule:8mm",), **changes})
-        )
+        resolve_insertion(InsertConfig.model_validate({"into": str(chests), "labels": ("lung nodule:8mm",), **changes}))
