@@ -27,7 +27,7 @@ from maisi_aug.cohort.manifest import (
 )
 from maisi_aug.cohort.plan import CasePlan, PlannedLesion
 from maisi_aug.cohort.twins import ORIGIN_KEY
-from maisi_aug.errors import CohortError, LesionError, PreparationError, VolumeError
+from maisi_aug.errors import CohortError, LesionError, PreparationError, UnfitCtError, VolumeError
 from maisi_aug.gates.judgement import unrealised_lesions
 from maisi_aug.generate.run import CohortSummary, Listener
 from maisi_aug.insertion.backgrounds import Background
@@ -70,6 +70,8 @@ class _Attempt:
     origins: tuple[dict[str, JsonValue], ...] = ()
     reason: str = ""
     seconds: float = 0.0
+    is_hopeless: bool = False
+    passed_over: tuple[str, ...] = ()
 
 
 def insert_cohort(
@@ -145,6 +147,7 @@ class _Run:
     painter: Painter
     listener: Listener
     lungs: dict[int, LungHost] = field(default_factory=dict)
+    unfit: dict[tuple[int, tuple[int, ...]], str] = field(default_factory=dict)
 
     def settle(self, group: Sequence[CasePlan], manifest: Manifest) -> None:
         """Make attempts at the cases of a group until all of one are accepted or the budget is spent.
@@ -157,6 +160,7 @@ class _Run:
             attempts = [self._draw(case, number) for case in group]
             failed = next((attempt for attempt in attempts if attempt.reason), None)
             for attempt in attempts:
+                attempt.is_hopeless = any(twin.is_hopeless for twin in attempts)
                 if failed is not None and not attempt.reason:
                     attempt.reason = f"Its twin {failed.case.case_id} failed: {failed.reason}"
                 if attempt.case.index in todo:
@@ -166,20 +170,45 @@ class _Run:
             number += 1
 
     def _draw(self, case: CasePlan, number: int) -> _Attempt:
+        """An attempt in the CT whose turn it is, or in the next that can take the lesions whatever is drawn."""
         started = perf_counter()
-        index = self.cohort.choose_background(case.index, number)
-        files = self.cohort.backgrounds.cases[index]
-        attempt = _Attempt(case, number, self.cohort.seed_of(case, number), files.id, files.image)
-        try:
-            self._insert_all(attempt, index, self.cohort.backgrounds.load(index))
-        except (LesionError, PreparationError, VolumeError) as error:  # one bad CT does not stop a cohort
-            attempt.reason = str(error)
-            attempt.image = None
+        order = self.cohort.order_backgrounds(case.index, number)
+        for place, index in enumerate(order):
+            attempt = self._draw_into(index, case, number)
+            attempt.passed_over = tuple(self.cohort.backgrounds.cases[other].id for other in order[:place])
+            if not attempt.is_hopeless:
+                break
         attempt.seconds = perf_counter() - started
         return attempt
 
-    def _insert_all(self, attempt: _Attempt, index: int, background: Background) -> None:
+    def _draw_into(self, index: int, case: CasePlan, number: int) -> _Attempt:
+        files = self.cohort.backgrounds.cases[index]
+        attempt = _Attempt(case, number, self.cohort.seed_of(case, number), files.id, files.image)
+        try:
+            if (reason := self.unfit.get((index, case.label_ids))) is not None:
+                raise UnfitCtError(reason)
+            self._insert_all(attempt, index)
+        except LesionError as error:
+            attempt.reason, attempt.image = str(error), None
+            attempt.is_hopeless = isinstance(error, UnfitCtError)
+        return attempt
+
+    def _open(self, index: int, case: CasePlan) -> tuple[Background, tuple[Host, ...]]:
+        """A CT with the hosts of a case's lesions; one that has none is remembered, and not read again.
+
+        Raises:
+            UnfitCtError: It cannot be read, or lacks a host.
+        """
+        try:
+            background = self.cohort.backgrounds.load(index)
+            return background, tuple(self._find_host(index, background, lesion) for lesion in case.lesions)
+        except (LesionError, PreparationError, VolumeError) as error:  # one bad CT does not stop a cohort
+            self.unfit[index, case.label_ids] = str(error)
+            raise UnfitCtError(str(error)) from error
+
+    def _insert_all(self, attempt: _Attempt, index: int) -> None:
         """Draw the lesions of a case, the largest first, each clear of the real ones and of those before it."""
+        background, hosts = self._open(index, attempt.case)
         image, vocabulary = background.image.copy(), self.cohort.backgrounds.vocabulary
         known = background.label_map
         label_map = np.zeros(image.shape, dtype=np.uint8) if known is None else known.copy()
@@ -188,19 +217,24 @@ class _Run:
         records: dict[int, LesionRecord] = {}
         for place in order:
             lesion = attempt.case.lesions[place]
-            host = self._find_host(index, background, lesion)
+            host = hosts[place]
             seed = derive_seed(attempt.seed, "lesion", place)
             request = self.cohort.request_of(attempt.case, place, is_lung=_is_lung(host), seed=seed)
-            made = insert_lesion(
-                image,
-                background.grid.spacing_mm,
-                host,
-                request,
-                self.painter,
-                occupied=occupied,
-                seed=seed,
-                size_tolerance=self.cohort.config.size_tolerance,
-            )
+            try:
+                made = insert_lesion(
+                    image,
+                    background.grid.spacing_mm,
+                    host,
+                    request,
+                    self.painter,
+                    occupied=occupied,
+                    seed=seed,
+                    size_tolerance=self.cohort.config.size_tolerance,
+                )
+            except UnfitCtError as error:
+                if records:  # the lesions before it took the room, and may lie elsewhere another time
+                    raise LesionError(str(error)) from error
+                raise
             image[made.box] = made.image
             label_map[made.box][made.lesion] = lesion.label_id
             occupied[made.box] |= made.lesion
@@ -246,7 +280,7 @@ class _Run:
             CohortError: When the disk is full or the folder cannot be written; the attempt leaves nothing behind.
         """
         started, config = perf_counter(), self.cohort.config
-        is_last = attempt.number + 1 >= config.max_attempts
+        is_last = attempt.is_hopeless or attempt.number + 1 >= config.max_attempts
         status: Status = "accepted" if not attempt.reason else "rejected" if is_last else "retried"
         written: list[Path] = []
         try:
@@ -326,6 +360,7 @@ class _Run:
             "background": attempt.background_id,
             "image": str(attempt.background_path),
             "lesions": list(attempt.origins),
+            **({"passed_over": list(attempt.passed_over)} if attempt.passed_over else {}),
         }
         if cohort.twins is not None:
             origin[ORIGIN_KEY] = cohort.twins.to_origin(attempt.case.index)

@@ -116,12 +116,12 @@ class ResolvedInsertion:
             return case_seed(self.config.seed, case.asked, case.index, attempt)
         return case_seed(self.config.seed, ORIGIN_KEY, self.twins.group_of(case.index), attempt)
 
-    def choose_background(self, case_index: int, attempt: int) -> int:
-        """Which CT an attempt goes into: they take turns in a random order, and a failed attempt takes the next."""
+    def order_backgrounds(self, case_index: int, attempt: int) -> list[int]:
+        """The CTs that an attempt may go into, in order: they take turns, and a failed attempt takes the next."""
         case_index = case_index if self.twins is None else self.twins.group_of(case_index)
         count = len(self.backgrounds.cases)
         order = numpy_generator(self.config.seed, f"backgrounds/{case_index // count}").permutation(count)
-        return int(order[(case_index + attempt) % count])
+        return [int(order[(case_index + attempt + further) % count]) for further in range(count)]
 
     def request_of(self, case: CasePlan, place: int, *, is_lung: bool, seed: int) -> LesionRequest:
         """What to draw of a lesion of a case.

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from maisi_aug.errors import LesionError
+from maisi_aug.errors import UnfitCtError
 from maisi_aug.gates.checks import Verdict, check_lesion_size
 from maisi_aug.insertion.checks import LesionLook, check_untouched, judge_look, measure_look
 from maisi_aug.insertion.crops import Crop, blend, choose_box, cut_crop, weigh_zone
@@ -78,7 +78,7 @@ class LungHost:
         """The lungs of a CT.
 
         Raises:
-            LesionError: It shows none.
+            UnfitCtError: It shows none.
         """
         return cls(find_lungs(image_hu, spacing_mm))
 
@@ -103,12 +103,12 @@ class LabelledHost:
         """Organs of a label map.
 
         Raises:
-            LesionError: It holds none of them.
+            UnfitCtError: It holds none of them.
         """
         factors = coarse_factors(spacing_mm)
         organs = is_any_of(label_map, host_ids)
         if not organs.any():
-            raise LesionError(
+            raise UnfitCtError(
                 f"Host: expected label {' or '.join(map(str, host_ids))} in the label map, found none of them."
             )
         i, j, k = (factor * step for factor, step in zip(factors, spacing_mm, strict=True))
@@ -178,16 +178,18 @@ def insert_lesion(
         size_tolerance: Share of the volume that the gate on size allows.
 
     Raises:
-        LesionError: The lesion is smaller than a few voxels, or its host has no room.
+        UnfitCtError: The lesion is smaller than a few voxels, or its host has no room.
+        LesionError: There is no room for the shape that was drawn.
     """
-    num_voxels = round(request.volume_ml / voxel_volume_ml(spacing_mm))
-    if num_voxels < LEAST_VOXELS:
-        raise LesionError(
-            f"Lesion of {request.volume_ml:.3g} mL: expected at least {LEAST_VOXELS} voxels, found {num_voxels} of "
-            f"{voxel_volume_ml(spacing_mm):.2g} mL. Ask for a larger one, or give a finer CT."
+    voxel_ml = voxel_volume_ml(spacing_mm)
+    sizes_ml = request.place_sizes_ml or (request.volume_ml, request.volume_ml)
+    if round(sizes_ml[0] / voxel_ml) < LEAST_VOXELS:
+        raise UnfitCtError(
+            f"Lesion of {sizes_ml[0]:.3g} mL: expected at least {LEAST_VOXELS} voxels, found "
+            f"{round(sizes_ml[0] / voxel_ml)} of {voxel_ml:.2g} mL. Ask for a larger one, or give a finer CT."
         )
     rng = numpy_generator(seed, "insertion")
-    least_mm, radius_mm = (diameter_mm(ml) / 2.0 for ml in request.place_sizes_ml or (request.volume_ml,) * 2)
+    least_mm, radius_mm = (diameter_mm(size_ml) / 2.0 for size_ml in sizes_ml)
     place = draw_place(
         host.coarse,
         _shape_of(image),
@@ -210,7 +212,7 @@ def insert_lesion(
     if occupied is not None:
         room[in_crop] &= ~occupied[in_image]
     centre = tuple(c - s for c, s in zip(place.centre, start, strict=True))
-    lesion = draw_shape(room, centre, num_voxels, spacing_mm, rng)  # type: ignore[arg-type]
+    lesion = draw_shape(room, centre, round(request.volume_ml / voxel_ml), spacing_mm, rng)  # type: ignore[arg-type]
     return _draw(image, crop, label_map, room & ~lesion, lesion, place, request, painter, seed, size_tolerance)
 
 

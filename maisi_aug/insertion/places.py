@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from maisi_aug.errors import LesionError
+from maisi_aug.errors import UnfitCtError
 from maisi_aug.insertion.lungs import CoarseMask
 from maisi_aug.volumes.components import bounding_box
 from maisi_aug.volumes.grid import Shape
@@ -54,7 +54,7 @@ def draw_place(
         least_radius_mm: Of the smallest lesion that is put at the same place, which must touch the surface too.
 
     Raises:
-        LesionError: The host has no room.
+        UnfitCtError: The host has no room.
     """
     is_wall = rng.random() < PLEURAL_SHARE
     drawn: Attachment = "surface" if is_wall else "free"
@@ -74,7 +74,7 @@ def draw_place(
             parts = zip(block, host.factors, offsets, image_shape, strict=True)
             i, j, k = (min(int(b) * factor + offset, side - 1) for b, factor, offset, side in parts)
             return Place((i, j, k), tried)
-    raise LesionError(
+    raise UnfitCtError(
         f"Place for a lesion of {2 * radius_mm:.1f} mm: expected room in the host, found none in "
         f"{host.mask.sum() * np.prod(host.spacing_mm) / 1000:.0f} mL of it. Ask for smaller or fewer lesions."
     )
