@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import typer
 
 from maisi_aug.cli.shared.bars import add_phase, add_training, open_bars, show_loading
-from maisi_aug.cli.shared.completion import complete_bundles, complete_training_recipes
+from maisi_aug.cli.shared.from_models import with_options
+from maisi_aug.cli.shared.run_options import MaxMinutes, NewRun, Tensorboard, TrainingDevice
+from maisi_aug.training.request import MaskDiffusionRequest, MaskTrainRequest, TrainRequest
 
 if TYPE_CHECKING:
     from maisi_aug.training.cases.data import ReportPhase
@@ -20,37 +22,8 @@ if TYPE_CHECKING:
     from maisi_aug.training.masks.recipe import MaskTrainingRecipe
     from maisi_aug.training.masks.stages import MaskStageName
 
-DEFAULT_RECIPE = "train-phantom-ct"
-RecipeOption = Annotated[
-    str,
-    typer.Option("--recipe", autocompletion=complete_training_recipes, help="A training recipe's name or file."),
-]
-ImageRecipeOption = Annotated[
-    str | None,
-    typer.Option(
-        "--recipe",
-        metavar="NAME|FILE",
-        autocompletion=complete_training_recipes,
-        help="A training recipe's name or file; train-phantom-ct when neither it nor --data is given.",
-    ),
-]
-OutOption = Annotated[Path, typer.Option("--out", "-o", help="Folder of the run: phantoms, stages and the bundle.")]
-MinutesOption = Annotated[
-    float | None,
-    typer.Option(
-        "--max-minutes",
-        min=0.0,
-        help="Stop after so long, phantoms included; go on with the same command.",
-    ),
-]
-DataOption = Annotated[
-    Path | None,
-    typer.Option("--data", help="Train on this folder, made by 'maisi-aug prepare', in place of the recipe's data."),
-]
-TensorboardOption = Annotated[
-    bool, typer.Option("--tensorboard", help="Also log for TensorBoard, in the stage's folder.")
-]
-DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")]
+
+RESUMES = "An interrupted run continues from its checkpoint."
 
 
 def register(app: typer.Typer) -> None:
@@ -66,37 +39,35 @@ def register(app: typer.Typer) -> None:
         ("diffusion", "Train the diffusion U-Net on the autoencoder's latents."),
         ("controlnet", "Train the ControlNet, then write the bundle."),
     ):
-        group.command(stage, help=f"{summary} Interrupted runs go on from their checkpoint.")(_stage_command(stage))
-
-    register_mask_stages(group)
+        group.command(stage, help=f"{summary} {RESUMES}")(with_options(_stage_command(stage)))
+    for mask_stage, command, summary in (
+        ("mask-vae", train_mask_vae, "Train the autoencoder of label maps."),
+        (
+            "mask-diffusion",
+            train_mask_diffusion,
+            "Train the diffusion U-Net on the latents of label maps, told the sizes of organs and tumours, then write "
+            "both mask networks into a bundle.",
+        ),
+    ):
+        group.command(mask_stage, help=f"{summary} {RESUMES}")(with_options(command))
     app.add_typer(group)
 
 
 def _stage_command(stage: str) -> Callable[..., None]:
     def command(
-        out: OutOption,
-        recipe: ImageRecipeOption = None,
-        data: DataOption = None,
-        max_minutes: MinutesOption = None,
-        device: DeviceOption = "auto",
-        tensorboard: TensorboardOption = False,
+        request: TrainRequest,
+        out: NewRun,
+        max_minutes: MaxMinutes = None,
+        device: TrainingDevice = "auto",
+        tensorboard: Tensorboard = False,
     ) -> None:
-        train_stage(
-            stage, recipe=recipe, out=out, max_minutes=max_minutes, data=data, device=device, tensorboard=tensorboard
-        )
+        train_stage(stage, request, out, max_minutes=max_minutes, device=device, tensorboard=tensorboard)
 
     return command
 
 
 def train_stage(
-    stage: str,
-    *,
-    recipe: str | None,
-    out: Path,
-    max_minutes: float | None,
-    data: Path | None,
-    device: str,
-    tensorboard: bool,
+    stage: str, request: TrainRequest, out: Path, *, max_minutes: float | None, device: str, tensorboard: bool
 ) -> None:
     """Run one stage with a progress bar on stderr; prints where the result lies.
 
@@ -111,13 +82,8 @@ def train_stage(
         from maisi_aug.training.images.stages import TrainingFolder
         from maisi_aug.training.loop.processes import Processes
 
-    if recipe is None and data is not None:
-        raise typer.BadParameter(
-            f"--recipe: expected one for the prepared cases of --data, found none, and {DEFAULT_RECIPE} is for "
-            "phantoms. Add --recipe train-rflow-ct, train-ddpm-ct or, for two CPU cores, train-small-base."
-        )
-    settings = load_training_recipe(training_recipe_path(recipe or DEFAULT_RECIPE))
-    settings = settings if data is None else settings.with_prepared(data)
+    settings = load_training_recipe(training_recipe_path(request.recipe_name))
+    settings = settings if request.data is None else settings.with_prepared(request.data)
     num_steps = getattr(settings, stage).loop.num_steps
     device = resolve_device(device)
     processes = Processes.connect(device)
@@ -154,71 +120,36 @@ def tell_result(stage: str, result: LoopResult | TimeIsUp, path: Path, *, num_st
     typer.echo(path)
 
 
-DEFAULT_MASK_RECIPE = "train-phantom-ct-masks"
-BankOption = Annotated[
-    str | None,
-    typer.Option("--mask-bank", help="Label maps to train on, as for synthesize; without it, phantoms.", metavar="DIR"),
-]
-LabelsOption = Annotated[
-    str | None,
-    typer.Option("--mask-labels", help="What the bank's ids mean, as for synthesize.", metavar="NAME|FILE"),
-]
-BaseOption = Annotated[
-    str | None,
-    typer.Option(
-        "--base",
-        autocompletion=complete_bundles,
-        help="Bundle with image networks that the mask networks are added to.",
-    ),
-]
+def train_mask_vae(
+    request: MaskTrainRequest,
+    out: NewRun,
+    max_minutes: MaxMinutes = None,
+    device: TrainingDevice = "auto",
+    tensorboard: Tensorboard = False,
+) -> None:
+    """Train the first stage of the mask networks."""
+    _train("mask-vae", request, None, out, max_minutes, device, tensorboard)
 
 
-def register_mask_stages(group: typer.Typer) -> None:
-    """Add the two commands to the group ``train``."""
-
-    @group.command(
-        "mask-vae", help="Train the autoencoder of label maps. Interrupted runs go on from their checkpoint."
-    )
-    def mask_vae(
-        out: OutOption,
-        recipe: RecipeOption = DEFAULT_MASK_RECIPE,
-        data: DataOption = None,
-        mask_bank: BankOption = None,
-        mask_labels: LabelsOption = None,
-        max_minutes: MinutesOption = None,
-        device: DeviceOption = "auto",
-        tensorboard: TensorboardOption = False,
-    ) -> None:
-        _train("mask-vae", recipe, out, (data, mask_bank, mask_labels), max_minutes, device, tensorboard, None)
-
-    @group.command(
-        "mask-diffusion",
-        help="Train the diffusion U-Net on the latents of label maps, told the sizes of organs and tumours, then write "
-        "both mask networks into a bundle. Interrupted runs go on from their checkpoint.",
-    )
-    def mask_diffusion(
-        out: OutOption,
-        recipe: RecipeOption = DEFAULT_MASK_RECIPE,
-        base: BaseOption = None,
-        data: DataOption = None,
-        mask_bank: BankOption = None,
-        mask_labels: LabelsOption = None,
-        max_minutes: MinutesOption = None,
-        device: DeviceOption = "auto",
-        tensorboard: TensorboardOption = False,
-    ) -> None:
-        _train("mask-diffusion", recipe, out, (data, mask_bank, mask_labels), max_minutes, device, tensorboard, base)
+def train_mask_diffusion(
+    request: MaskDiffusionRequest,
+    out: NewRun,
+    max_minutes: MaxMinutes = None,
+    device: TrainingDevice = "auto",
+    tensorboard: Tensorboard = False,
+) -> None:
+    """Train the second stage of the mask networks, and write both into a bundle."""
+    _train("mask-diffusion", request, request.base, out, max_minutes, device, tensorboard)
 
 
 def _train(
     stage: MaskStageName,
-    recipe_name: str,
+    request: MaskTrainRequest,
+    base_name: str | None,
     out: Path,
-    source: tuple[Path | None, str | None, str | None],
     max_minutes: float | None,
     device: str,
     tensorboard: bool,
-    base_name: str | None,
 ) -> None:
     """Run one stage with a progress bar on stderr; prints where the result lies.
 
@@ -235,7 +166,7 @@ def _train(
         from maisi_aug.training.masks.recipe import load_mask_recipe
         from maisi_aug.training.masks.stages import MaskTrainingFolder
 
-    recipe = load_mask_recipe(training_recipe_path(recipe_name))
+    recipe = load_mask_recipe(training_recipe_path(request.recipe))
     is_last = stage == "mask-diffusion"
     base = require_base(base_name, recipe) if is_last else None
     device = resolve_device(device)
@@ -246,7 +177,7 @@ def _train(
         report_phase = limit.limit(partial(add_phase, bars), uninterrupted=("Measuring",))
         try:
             with processes.main_first():
-                split = _open(recipe, source, out, report_phase)
+                split = _open(recipe, request, out, report_phase)
             folder = MaskTrainingFolder(
                 recipe,
                 split,
@@ -266,32 +197,22 @@ def _train(
         tell_result(stage, result, path, num_steps=num_steps)
 
 
-def _open(
-    recipe: MaskTrainingRecipe,
-    source: tuple[Path | None, str | None, str | None],
-    out: Path,
-    report_phase: ReportPhase,
-) -> MaskSplit:
+def _open(recipe: MaskTrainingRecipe, request: MaskTrainRequest, out: Path, report_phase: ReportPhase) -> MaskSplit:
     """The label maps that the options name."""
     from maisi_aug.training.masks.data import open_bank, open_phantoms, open_prepared
 
-    data, mask_bank, mask_labels = source
-    if data is not None and mask_bank is not None:
-        raise typer.BadParameter("expected either --data or --mask-bank, found both. Leave one out.")
-    if mask_labels is not None and mask_bank is None:
-        raise typer.BadParameter("--mask-labels: expected a --mask-bank whose ids it explains, found none.")
-    if data is not None:
+    if request.data is not None:
         from maisi_aug.training.cases.prepared import PreparedStore
 
-        return open_prepared(recipe, PreparedStore.from_folder(data))
-    if mask_bank is None:
+        return open_prepared(recipe, PreparedStore.from_folder(request.data))
+    if request.mask_bank is None:
         return open_phantoms(recipe, out, report=report_phase("Building phantoms"))
     from maisi_aug.banks.folder_bank import FolderBank
     from maisi_aug.vocabulary.labels import MAISI
     from maisi_aug.volumes.grid import Grid
 
     grid = Grid.from_spacing(recipe.grid.shape, recipe.grid.spacing_mm)
-    bank = FolderBank(mask_bank, vocabulary=MAISI, grid=grid, mapping=mask_labels or "auto")
+    bank = FolderBank(request.mask_bank, vocabulary=MAISI, grid=grid, mapping=request.mask_labels or "auto")
     split = open_bank(recipe, bank, out, report=report_phase("Reading label maps"))
     for name, reason in bank.skipped:
         typer.echo(f"{name} is left out: {reason}", err=True)

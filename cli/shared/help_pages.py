@@ -16,16 +16,10 @@ _SHOWS_ALL = "maisi_aug.shows_all_options"
 _WHAT_TO_MAKE = (*("--labels", "--num-cases", "--recipe", "--mask-source", "--mask-bank", "--bundle", "--preset"),)
 EVERYDAY_OPTIONS: dict[str, tuple[str, ...]] = {
     "synthesize": (*_WHAT_TO_MAKE, "--seed", "--out", "--device", "--dry-run", "--json"),
-    "insert": (
-        *("--into", "--into-labels", "--into-organs", "--labels", "--num-cases", "--seed", "--texture", "--place"),
-        *("--painter", "--out", "--device", "--json"),
-    ),
+    "insert": ("--out", "--device", "--json"),
     "plan": (*_WHAT_TO_MAKE, "--balance-against"),
-    "prepare": ("--out", "--images", "--labels", "--nnunet", "--map", "--organs", "--bundle", "--dry-run"),
-    "finetune-controlnet": (
-        *("--out", "--data", "--label", "--base", "--map", "--steps", "--tune", "--crop", "--device"),
-        *("--max-minutes", "--json"),
-    ),
+    "prepare": ("--out", "--dry-run"),
+    "finetune-controlnet": ("--out", "--device", "--max-minutes", "--json"),
     "export nnunet": (
         *("--dataset-id", "--name", "--out", "--labels", "--like", "--map", "--ratio", "--dry-run", "--json"),
     ),
@@ -51,8 +45,9 @@ def fit_help(command: Any, path: Sequence[str]) -> Any:
         for name, child in list(command.commands.items()):
             command.commands[name] = fit_help(child, [*path, name])
         return command
-    everyday = EVERYDAY_OPTIONS.get(" ".join(path))
-    return command if everyday is None else PagedCommand(command, frozenset(everyday))
+    of_fields: frozenset[str] = getattr(command.callback, "everyday_flags", frozenset())
+    everyday = of_fields.union(EVERYDAY_OPTIONS.get(" ".join(path), ()))
+    return PagedCommand(command, everyday) if everyday else command
 
 
 def unbreak(text: str | None) -> str | None:

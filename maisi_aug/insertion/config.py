@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
-
-from pydantic import BaseModel, ConfigDict, Field
+from typing import Any, get_args
 
 from maisi_aug import __version__
 from maisi_aug.bundle_spec.bundle import Bundle, load_bundle
@@ -16,57 +14,13 @@ from maisi_aug.errors import LesionError, RequestError, did_you_mean
 from maisi_aug.insertion.backgrounds import Backgrounds, find_backgrounds
 from maisi_aug.insertion.insert import LesionRequest
 from maisi_aug.insertion.painting import TEXTURES, Texture
-from maisi_aug.insertion.places import Attachment
+from maisi_aug.insertion.request import Attachment, InsertConfig
 from maisi_aug.preparation.mapping import parse_rule
 from maisi_aug.system.seeds import case_seed, numpy_generator
 from maisi_aug.vocabulary.hu import expected_contrast_sign
 
-PainterName = Literal["procedural", "network"]
 TEXTURE_SHARES: dict[Texture, float] = {"solid": 0.85, "part-solid": 0.04, "ground-glass": 0.11}
 """Of the nodules of LIDC-IDRI, by its readers' scores."""
-NUM_CASES = 4
-
-
-class InsertConfig(BaseModel):
-    """Everything that decides which bytes a cohort of inserted lesions consists of.
-
-    Attributes:
-        into: A CT, a folder of CTs or a raw dataset of nnU-Net.
-        into_labels: Folder of label files, named after the images: real lesions, which stay, and hosts.
-        into_organs: Folders of organ labels.
-        organ_labels: What the ids of organ label maps mean.
-        map: Rules that say what labels mean.
-        labels: Requests of lesions, ``NAME[:SIZE][@SHARE]``, joined with ``+``.
-        num_cases: Cases to make, or groups of twins; the CTs take turns.
-        seed: Cohort seed.
-        painter: What draws the lesions.
-        bundle: Whose vocabulary names them, and whose networks draw with the painter ``network``.
-        num_inference_steps: Of the sampler; the bundle's default when not given.
-        texture: How dense lesions in the lung are; drawn like LIDC-IDRI's when not given.
-        place: Whether they touch the surface of their host; left to chance when not given.
-        twins: What differs between cases of the same patient, place and seed, as ``FACTOR=VALUE,VALUE,...``.
-        max_attempts: Attempts per case before it is rejected.
-        size_tolerance: Largest relative error of a lesion's volume; two voxels are always allowed.
-    """
-
-    model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
-
-    into: Annotated[str, Field(min_length=1)]
-    into_labels: str | None = None
-    into_organs: tuple[str, ...] = ()
-    organ_labels: str = "auto"
-    map: tuple[str, ...] = ()
-    labels: Annotated[tuple[str, ...], Field(min_length=1)]
-    num_cases: Annotated[int, Field(ge=1)] = NUM_CASES
-    seed: Annotated[int, Field(ge=0)] = 0
-    painter: PainterName = "procedural"
-    bundle: Annotated[str, Field(min_length=1)] = "phantom-ct"
-    num_inference_steps: Annotated[int, Field(ge=1)] | None = None
-    texture: Literal["solid", "part-solid", "ground-glass"] | None = None
-    place: Attachment | None = None
-    twins: str | None = None
-    max_attempts: Annotated[int, Field(ge=1)] = 5
-    size_tolerance: Annotated[float, Field(gt=0, le=1)] = 0.10
 
 
 @dataclass(frozen=True)

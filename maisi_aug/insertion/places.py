@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,11 +10,10 @@ from scipy import ndimage
 
 from maisi_aug.errors import UnfitCtError
 from maisi_aug.insertion.lungs import CoarseMask
+from maisi_aug.insertion.request import Attachment
 from maisi_aug.volumes.components import bounding_box
 from maisi_aug.volumes.grid import Shape
 
-Attachment = Literal["free", "surface"]
-"""Whether a lesion lies inside of its host, or touches its surface: juxta-pleural, in the lung."""
 PLEURAL_SHARE = 0.3
 """Of the nodules of LIDC-IDRI about a third touch the pleura."""
 CLEARANCE_MM = 6.0

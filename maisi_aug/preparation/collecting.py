@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from maisi_aug.banks.case_files import list_labels
 from maisi_aug.banks.raw_datasets import note_never_trained
 from maisi_aug.errors import PreparationError
 from maisi_aug.preparation.nnunet_raw import find_dataset, read_dataset
+from maisi_aug.preparation.request import Sources
 from maisi_aug.preparation.sources import (
     SourceCase,
     find_images,
@@ -20,29 +21,6 @@ from maisi_aug.preparation.sources import (
 )
 
 MAX_SHOWN = 5
-
-
-@dataclass(frozen=True)
-class Sources:
-    """Where a lab's files are.
-
-    Attributes:
-        images: Folder of the CTs.
-        labels: Folder of the label files; None for cases that have organ labels or tissues alone.
-        nnunet: A raw dataset instead of the two.
-        organs: Folders of organ labels; later ones win.
-        image_pattern: How images are named; None to go by the usual endings.
-        label_patterns: How label files are named, later ones win; empty to go by the images' names.
-        excluded: Cases to leave out.
-    """
-
-    images: Path | None = None
-    labels: Path | None = None
-    nnunet: str | None = None
-    organs: tuple[Path, ...] = ()
-    image_pattern: str | None = None
-    label_patterns: tuple[str, ...] = ()
-    excluded: tuple[str, ...] = ()
 
 
 def collect_cases(sources: Sources) -> tuple[tuple[SourceCase, ...], tuple[str, ...]]:

@@ -1,4 +1,4 @@
 """What every room stands on.
 
-Random seeds, files and folders that appear whole or not at all, locks, and worker processes.
+Random seeds, strict models, progress, files and folders that appear whole or not at all, locks, and worker processes.
 """

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 import os
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from maisi_aug.errors import VolumeError
 
@@ -44,6 +45,18 @@ def write_text_whole(path: Path | str, text: str, *, is_new: bool = False) -> No
             behind.
     """
     write_whole(path, text.encode("utf-8"), is_new=is_new)
+
+
+def write_json_whole(path: Path | str, content: Any, *, is_new: bool = False, indent: int = 1) -> None:
+    """Write JSON with letters as they are and a last newline, as :func:`write_whole` does.
+
+    Raises:
+        ValueError: The content holds a number that JSON has no word for.
+        VolumeError: The file cannot be written (no space, no permission, one in the way of a new one); nothing is left
+            behind.
+    """
+    text = json.dumps(content, indent=indent, ensure_ascii=False, allow_nan=False)
+    write_text_whole(path, f"{text}\n", is_new=is_new)
 
 
 def sha256_of(path: Path | str) -> str:

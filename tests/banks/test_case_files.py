@@ -14,7 +14,8 @@ from maisi_aug.banks.case_files import case_of, pair_by_name, read_file_name, so
 from maisi_aug.banks.files import BankFiles, list_bank
 from maisi_aug.errors import PreparationError
 from maisi_aug.evaluation.cohort.case_sets import find_case_set
-from maisi_aug.preparation.collecting import Sources, collect_cases
+from maisi_aug.preparation.collecting import collect_cases
+from maisi_aug.preparation.request import Sources
 from maisi_aug.vocabulary.label_meaning import find_label_id
 from maisi_aug.vocabulary.labels import MAISI
 from tests.builders.made_dicom import build_header, item

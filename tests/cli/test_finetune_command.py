@@ -8,17 +8,33 @@ from typing import Any
 
 import pytest
 
-from maisi_aug.bundle_spec.bundle import load_bundle
+from maisi_aug.bundle_spec.bundle import Bundle, load_bundle
 from maisi_aug.cli.finetune import open_data
 from maisi_aug.errors import PreparationError
 from maisi_aug.networks.weights import write_random_bundle
 from maisi_aug.preparation.writing import STATE_FOLDER
+from maisi_aug.training.cases.prepared import PreparedStore
+from maisi_aug.training.finetune.settings import FinetuneRequest
 from tests.builders.tiny_bundle import build_ddpm_header
 from tests.builders.tiny_lab import write_lab
 from tests.builders.tiny_prepared import write_prepared, write_tiny_base
 from tests.builders.tiny_training import SHAPE, SPACING_MM
 
 COMMAND = ("finetune-controlnet", "--label", "gland")
+
+
+def open_of(
+    data: str,
+    base: Bundle,
+    out: Path,
+    *,
+    labels: tuple[str, ...],
+    rules: tuple[str, ...],
+    organs: tuple[str, ...],
+    is_main: bool = True,
+) -> PreparedStore:
+    request = FinetuneRequest(data=data, base=base.name, labels=labels, map=rules, organs=organs)
+    return open_data(request, base, out, is_main=is_main)
 
 
 @pytest.fixture(scope="module")
@@ -64,12 +80,12 @@ def test_bundle_is_made_and_told_of(run_cli: Callable[..., Any], places: tuple[P
         (("--host", "body"), "--host: expected NAME=VALUE such as 'left parotid=body', found 'body'"),
         (("--host", "glnd=body"), "--host: expected one of the labels (gland), found 'glnd'. Did you mean 'gland'?"),
         (("--kind", "Gland=organ"), "--kind: expected one of the labels (gland), found 'Gland'. Did you mean 'gland'?"),
-        (("--rank", "8"), "--rank: expected --tune low-rank beside it, found full"),
-        (("--kind", "gland=thing"), "kinds.gland: Input should be 'lesion' or 'organ', found 'thing'"),
+        (("--rank", "8"), "--rank: expected tune low-rank with it, found full; leave one out."),
+        (("--kind", "gland=thing"), "--kind.gland: expected 'lesion' or 'organ', found 'thing'"),
         (("--crop", "10x16x16"), "Crop for bundle 'tiny'"),
         (("--slot", "gland=liver"), "Slot of 'gland': expected 'auto', a placeholder"),
         (("--map", "1=gland"), "--map: expected none for"),
-        (("--learning-rate", "0"), "loop.learning_rate: Input should be greater than 0, found 0.0"),
+        (("--learning-rate", "0"), "--learning-rate: expected greater than 0, found 0.0."),
     ],
 )
 def test_bad_words_are_told_of(
@@ -144,12 +160,12 @@ def test_two_patients_are_enough_and_one_process_prepares(
     lab, base = write_lab(tmp_path / "lab", 2), load_bundle(places[1])
     rules = ("1=gland@liver", "2=liver")
     with pytest.raises(PreparationError, match="expected a prepared folder, found no dataset.yaml"):
-        open_data(str(lab), base, tmp_path / "out", labels=(), rules=rules, organs=(), is_main=False)
-    store = open_data(str(lab), base, tmp_path / "out", labels=(), rules=rules, organs=())
+        open_of(str(lab), base, tmp_path / "out", labels=("gland",), rules=rules, organs=(), is_main=False)
+    store = open_of(str(lab), base, tmp_path / "out", labels=("gland",), rules=rules, organs=())
     assert sorted(case.fold for case in store.cases) == [0, 1]
     assert "every case counts as a patient of its own" in capsys.readouterr().err
     written = (tmp_path / "out" / "prepared" / "dataset.yaml").stat().st_mtime_ns
-    other = open_data(str(lab), base, tmp_path / "out", labels=(), rules=rules, organs=(), is_main=False)
+    other = open_of(str(lab), base, tmp_path / "out", labels=("gland",), rules=rules, organs=(), is_main=False)
     assert other.cases == store.cases
     assert (tmp_path / "out" / "prepared" / "dataset.yaml").stat().st_mtime_ns == written
 
@@ -158,36 +174,36 @@ def test_stopped_preparation_is_not_taken_for_a_labs_folder(places: tuple[Path, 
     for name in (STATE_FOLDER, "images", "labels"):
         (tmp_path / "data" / name).mkdir(parents=True)
     with pytest.raises(PreparationError, match="or give the same command again if it was stopped"):
-        open_data(str(tmp_path / "data"), load_bundle(places[1]), tmp_path / "out", labels=(), rules=(), organs=())
+        open_of(str(tmp_path / "data"), load_bundle(places[1]), tmp_path / "out", labels=("gland",), rules=(), organs=())
 
 
 def test_faults_of_unprepared_data_name_this_commands_options(places: tuple[Path, Path], tmp_path: Path) -> None:
     base = load_bundle(places[1])
     with pytest.raises(PreparationError, match=r"^--data nowhere: expected a raw dataset's folder"):
-        open_data("nowhere", base, tmp_path / "out", labels=(), rules=(), organs=())
+        open_of("nowhere", base, tmp_path / "out", labels=("gland",), rules=(), organs=())
     (tmp_path / "lab").mkdir()
     with pytest.raises(PreparationError, match=r"--image-pattern .* That is an option of 'maisi-aug prepare'"):
-        open_data(str(tmp_path / "lab"), base, tmp_path / "out", labels=(), rules=(), organs=())
+        open_of(str(tmp_path / "lab"), base, tmp_path / "out", labels=("gland",), rules=(), organs=())
 
 
 def test_label_named_in_the_data_needs_no_rule(places: tuple[Path, Path], tmp_path: Path) -> None:
     lab, base = write_lab(tmp_path / "lab", 2), load_bundle(places[1])
     (lab / "labels.json").write_text(json.dumps({"1": "node", "2": "liver"}))
     with pytest.raises(PreparationError, match=r"found none for seg/1 \(node\)"):
-        open_data(str(lab), base, tmp_path / "out", labels=("liver",), rules=(), organs=())
-    store = open_data(str(lab), base, tmp_path / "out", labels=("node",), rules=(), organs=())
+        open_of(str(lab), base, tmp_path / "out", labels=("liver",), rules=(), organs=())
+    store = open_of(str(lab), base, tmp_path / "out", labels=("node",), rules=(), organs=())
     assert set(store.dataset.spec.new_labels) == {"node"}
-    others = open_data(str(lab), base, tmp_path / "others", labels=("node",), rules=("*=-",), organs=())
+    others = open_of(str(lab), base, tmp_path / "others", labels=("node",), rules=("*=-",), organs=())
     assert set(others.dataset.spec.labels) == {"node", "body"}
     again: dict[str, Any] = {
         "labels": ("gland",),
         "rules": ("1=gland@liver",),
         "organs": (),
     }  # the user's rule goes first
-    assert "gland" in open_data(str(lab), base, tmp_path / "out", **again).dataset.spec.labels  # nothing depends on it
+    assert "gland" in open_of(str(lab), base, tmp_path / "out", **again).dataset.spec.labels  # nothing depends on it
     (tmp_path / "out" / "finetune.yaml").touch()
     with pytest.raises(PreparationError, match="found others"):
-        open_data(str(lab), base, tmp_path / "out", labels=("node",), rules=(), organs=())
+        open_of(str(lab), base, tmp_path / "out", labels=("node",), rules=(), organs=())
 
 
 def test_label_that_the_data_will_not_hold_is_told_before_any_case_is_prepared(
@@ -196,16 +212,16 @@ def test_label_that_the_data_will_not_hold_is_told_before_any_case_is_prepared(
     lab, base = write_lab(tmp_path / "lab", 2), load_bundle(places[1])
     words: dict[str, Any] = {"rules": ("1=gland@liver", "2=liver"), "organs": ()}
     with pytest.raises(PreparationError, match="--label 'galnd': expected a label that .* Did you mean 'gland'"):
-        open_data(str(lab), base, tmp_path / "out", labels=("liver", "galnd"), **words)
+        open_of(str(lab), base, tmp_path / "out", labels=("liver", "galnd"), **words)
     with pytest.raises(PreparationError, match="--label 'spleen': .* They hold liver, gland"):
-        open_data(str(lab), base, tmp_path / "out", labels=("spleen",), **words)
+        open_of(str(lab), base, tmp_path / "out", labels=("spleen",), **words)
     assert not (tmp_path / "out").exists()
 
 
 def test_one_case_is_refused_without_advice_that_leads_nowhere(places: tuple[Path, Path], tmp_path: Path) -> None:
     lab, base = write_lab(tmp_path / "lab", 1), load_bundle(places[1])
     with pytest.raises(PreparationError, match="^--data: expected at least two cases, .* found p1_a alone. Add cases"):
-        open_data(str(lab), base, tmp_path / "out", labels=("liver",), rules=("1=-", "2=liver"), organs=())
+        open_of(str(lab), base, tmp_path / "out", labels=("liver",), rules=("1=-", "2=liver"), organs=())
 
 
 def test_contrastive_loss_is_for_rectified_flow_alone(

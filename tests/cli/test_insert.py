@@ -3,14 +3,10 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 
-from maisi_aug.cli.insert import PainterChoice, PlaceChoice, TextureChoice
-from maisi_aug.insertion.config import PainterName
-from maisi_aug.insertion.painting import TEXTURES
-from maisi_aug.insertion.places import Attachment
 from maisi_aug.volumes.grid import Grid
 from maisi_aug.volumes.image_files import save_image
 from tests.insertion.chest import SHAPE, SPACING_MM, build_chest
@@ -53,9 +49,3 @@ def test_missing_ct_is_one_sentence(run_cli: Run, tmp_path: Path) -> None:
     assert (outcome.code, outcome.stdout) == (1, "")
     assert "expected a CT or a folder of CTs, found nothing there" in outcome.stderr
     assert not (tmp_path / "cohort").exists()
-
-
-def test_choices_are_those_of_the_configuration() -> None:
-    for choice, name in ((PainterChoice, PainterName), (PlaceChoice, Attachment)):
-        assert {item.value for item in choice} == set(get_args(name))
-    assert {item.value for item in TextureChoice} == set(TEXTURES)

@@ -16,7 +16,8 @@ from maisi_aug.errors import GridError, TrainingError
 from maisi_aug.preparation.prepared import PreparedDataset
 from maisi_aug.system.whole_files import write_text_whole
 from maisi_aug.training.cases.taught_label import TaughtLabel
-from maisi_aug.training.finetune.settings import FinetuneConfig
+from maisi_aug.training.finetune.settings import FinetuneConfig, FinetuneRequest
+from maisi_aug.training.loop.settings import FlowLossConfig
 from maisi_aug.volumes.grid import Grid, Shape, spell_grid
 
 SETTINGS_NAME = "finetune.yaml"
@@ -40,42 +41,46 @@ def require_trainable(base: Bundle) -> None:
         base.weight_path(role)
 
 
-def with_crop(config: FinetuneConfig, crop_shape: Shape | None, base: Bundle) -> FinetuneConfig:
-    """The settings with crops of so many image voxels; None for whole cases.
+def resolve_finetuning(request: FinetuneRequest, base: Bundle, device: str) -> FinetuneConfig:
+    """What a request comes to with a base on a device.
+
+    Mixed precision is for CUDA alone, where the base bears it: on processors that compute in bfloat16 the gradients of
+    convolutions were not always numbers.
 
     Raises:
-        GridError: When a side is no multiple of what the base's networks need.
+        GridError: When a side of the crop is no multiple of what the base's networks need.
+        TrainingError: When a base that predicts noise is to have the region contrastive loss, which in MAISI rectified
+            flow alone has.
     """
-    if crop_shape is None:
-        return config
+    if base.is_ddpm and request.contrastive_weight:
+        raise TrainingError(
+            f"--contrastive-weight {request.contrastive_weight:g}: expected 0 for base '{base.name}', a ddpm one: the "
+            "loss is for rectified flow only. Leave the option out."
+        )
+    is_mixed = base.spec.mixed_precision and device.startswith("cuda")
+    weight, rank = request.contrastive_weight, request.rank
+    return FinetuneConfig(
+        **request.model_dump(
+            include={"labels", "slots", "hosts", "kinds", "fold", "tune", "start", "num_pictures", "seed"}
+        ),
+        **({} if weight is None else {"contrastive_weight": weight}),
+        **({} if rank is None else {"rank": rank}),
+        loss=FlowLossConfig(
+            lesion_weight=request.label_weight,
+            label_mean_weight=request.label_mean_weight,
+            batch_count=request.batch_count,
+            crop_shape=None if request.crop_shape is None else _to_latent(request.crop_shape, base),
+        ),
+        loop=request.describe_loop().model_copy(update={"mixed_precision": is_mixed}),
+    )
+
+
+def _to_latent(crop_shape: Shape, base: Bundle) -> Shape:
     crop = Grid.from_spacing(crop_shape, base.spec.grid.spacing_mm)
     crop.require_multiple_of(base.grid_factor, subject=f"Crop for bundle '{base.name}'")
     factor = latent_factor(base.definition("autoencoder"))
-    in_latent = tuple(side // factor for side in crop_shape)
-    return config.model_copy(update={"loss": config.loss.model_copy(update={"crop_shape": in_latent})})
-
-
-def with_contrast(config: FinetuneConfig, weight: float | None, base: Bundle) -> FinetuneConfig:
-    """The settings with a weight of the region contrastive loss; None for the usual one.
-
-    Raises:
-        TrainingError: When a base that predicts noise is to have one: in MAISI rectified flow alone has the loss.
-    """
-    if base.is_ddpm and weight:
-        raise TrainingError(
-            f"--contrastive-weight {weight:g}: expected 0 for base '{base.name}', a ddpm one: the loss is for "
-            "rectified flow only. Leave the option out."
-        )
-    return config if weight is None else config.model_copy(update={"contrastive_weight": weight})
-
-
-def with_precision(config: FinetuneConfig, base: Bundle, device: str) -> FinetuneConfig:
-    """The settings with mixed precision where the base bears it and the device's gradients do.
-
-    On processors that compute in bfloat16 the gradients of convolutions were not always numbers.
-    """
-    is_mixed = base.spec.mixed_precision and device.startswith("cuda")
-    return config.model_copy(update={"loop": config.loop.model_copy(update={"mixed_precision": is_mixed})})
+    i, j, k = (side // factor for side in crop_shape)
+    return i, j, k
 
 
 def split_folds(dataset: PreparedDataset, fold: int) -> tuple[PreparedDataset, PreparedDataset]:

@@ -1,55 +1,165 @@
-"""Settings of a fine-tuning run, as they are kept beside it. Needs no torch."""
+"""Settings of a fine-tuning run: what is asked for, and what is kept beside the run. Needs no torch."""
 
 from __future__ import annotations
 
-from typing import Literal
+from pathlib import Path
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt, ValidationInfo, field_validator, model_validator
 
+from maisi_aug.errors import did_you_mean
+from maisi_aug.system.models import StrictModel
+from maisi_aug.system.options import Option, PathText
 from maisi_aug.training.loop.settings import FlowLossConfig, LoopConfig
+from maisi_aug.volumes.grid_words import ShapeField
 
 Tune = Literal["full", "partial", "low-rank"]
 Start = Literal["auto", "label-means", "base"]
 DEFAULT_RATES: dict[str, float] = {"full": 1e-5, "partial": 1e-5, "low-rank": 1e-4}
 """Peak learning rates; that of ``full`` is MAISI's."""
+DEFAULT_RANK = 8
+MAX_WARMUP_STEPS = 20
+NUM_VALIDATIONS = 10
+"""Validations in a run when the user names no distance between them."""
+_WHAT, _HOW, _RUN = "What to teach", "How to train", "Run"
 
 
-class FinetuneConfig(BaseModel):
-    """What decides the weights of a fine-tuned ControlNet, beside the base and the data.
+class FinetuneRequest(StrictModel, use_attribute_docstrings=True):
+    """What the user asks for; with a base bundle and a device it becomes a :class:`FinetuneConfig`."""
+
+    data: Annotated[PathText, Option(metavar="DIR|DATASET", panel=_WHAT, everyday=True)]
+    """Folder written by 'maisi-aug prepare'; or an nnU-Net dataset or a folder of images and label maps, which are
+    prepared into OUT/prepared first."""
+    labels: Annotated[
+        tuple[str, ...], Field(min_length=1), Option("--label", metavar="NAME", panel=_WHAT, everyday=True)
+    ]
+    """Label to teach; may repeat."""
+    base: Annotated[PathText, Option(metavar="NAME|FOLDER", complete="bundles", panel=_WHAT, everyday=True)]
+    """Bundle to start from, fine-tuned or not."""
+    slots: Annotated[
+        dict[str, str], Option("--slot", metavar="auto|SLOT|NAME=SLOT", takes=list[str], panel=_WHAT)
+    ] = {}
+    """Placeholder (dummy1 to dummy8) or free id (133-199, 201-255) of a label (default: a free one)."""
+    hosts: Annotated[
+        dict[str, tuple[str, ...]], Option("--host", metavar="NAME=ORGAN[,ORGAN]", takes=list[str], panel=_WHAT)
+    ] = {}
+    """Organs that a label lies in, its hosts (default: what surrounds it in the training cases)."""
+    kinds: Annotated[
+        dict[str, Literal["lesion", "organ"]],
+        Option("--kind", metavar="NAME=lesion|organ", takes=list[str], panel=_WHAT),
+    ] = {}
+    """lesion: planted at any size; organ: taken from label maps (default: by name, hosts and sizes)."""
+    map: Annotated[tuple[str, ...], Option(metavar="LABEL=NAME[@HOSTS]", panel=_WHAT, everyday=True)] = ()
+    """What a label of unprepared data means, as for 'maisi-aug prepare'; may repeat."""
+    organs: Annotated[tuple[PathText, ...], Option(takes=list[Path], panel=_WHAT)] = ()
+    """Organ labels of unprepared data, as TotalSegmentator writes them; may repeat."""
+    tune: Annotated[Tune, Option(panel=_HOW, everyday=True)] = "full"
+    """What is trained: full, the whole ControlNet; partial, the layers that read the label map and those that hand over
+    to the U-Net; low-rank, matrices added to all layers, which takes little memory."""
+    rank: Annotated[PositiveInt | None, Option(panel=_HOW)] = None
+    """Rank of --tune low-rank (default: 8)."""
+    start: Annotated[Start, Option(panel=_HOW)] = "auto"
+    """label-means: new labels begin at their mean HU, for ControlNets that look it up, such as phantom-ct's; base:
+    weights begin as those of the base; auto: label-means where it is possible."""
+    num_steps: Annotated[PositiveInt, Option("--steps", panel=_HOW, everyday=True)] = 1000
+    """Optimiser steps."""
+    learning_rate: Annotated[float | None, Field(gt=0), Option(panel=_HOW)] = None
+    """Peak learning rate (default: 1e-5 as in MAISI, 1e-4 for low-rank)."""
+    batch_count: Annotated[PositiveInt, Option("--batch-size", panel=_HOW)] = 1
+    """Cases per step."""
+    crop_shape: Annotated[
+        ShapeField | None, Option("--crop", metavar="IxJxK", takes=str, panel=_HOW, everyday=True)
+    ] = None
+    """Train on crops of so many voxels (default: whole cases)."""
+    label_weight: Annotated[float, Field(ge=1), Option(panel=_HOW)] = 100.0
+    """Weight of the taught labels in the loss."""
+    contrastive_weight: Annotated[NonNegativeFloat | None, Option(panel=_HOW)] = None
+    """Weight of the region contrastive loss; 0 for none (default: 0.01; ddpm bases have none)."""
+    label_mean_weight: Annotated[NonNegativeFloat, Option(panel=_HOW)] = 0.0
+    """Weight of the mean error of every label in the loss, which keeps intensities in place where small networks such
+    as phantom-ct's would drift; MAISI has none."""
+    fold: Annotated[NonNegativeInt, Option(panel=_HOW)] = 0
+    """Fold of the data to validate on."""
+    validation_steps: Annotated[PositiveInt | None, Option("--validate-every", panel=_HOW)] = None
+    """Steps between validations (default: a tenth of --steps)."""
+    patience: Annotated[NonNegativeInt, Option(panel=_HOW)] = 4
+    """Stop after so many validations without a gain; 0 never stops early."""
+    num_pictures: Annotated[NonNegativeInt, Option("--pictures", panel=_HOW)] = 3
+    """Held-out cases to draw at each validation."""
+    seed: Annotated[NonNegativeInt, Option(panel=_RUN)] = 0
+    """Random seed for batch order and noise."""
+
+    @field_validator("slots", "hosts", "kinds", mode="before")
+    @classmethod
+    def _read_pairs(cls, value: object, info: ValidationInfo) -> object:
+        """``NAME=VALUE`` for some of the labels, in texts or as a mapping; one slot for the only label as it is."""
+        labels: tuple[str, ...] = info.data.get("labels", ())
+        field = str(info.field_name)
+        if not isinstance(value, list | tuple | dict) or not labels:
+            return value
+        if field == "slots" and len(value) == 1 and isinstance(value, list | tuple) and "=" not in (slot := value[0]):
+            if len(labels) > 1 and slot != "auto":
+                raise ValueError(f"expected 'NAME={slot}' where there are several labels, found '{slot}'")
+            return dict.fromkeys(labels, slot)
+        pairs = value if isinstance(value, dict) else _split_pairs(value)
+        for name in pairs:
+            if name not in labels:
+                raise ValueError(
+                    f"expected one of the labels ({', '.join(labels)}), found '{name}'.{did_you_mean(name, labels)}"
+                )
+        if field == "hosts":
+            return {name: tuple(hosts.split(",")) if isinstance(hosts, str) else hosts for name, hosts in pairs.items()}
+        return pairs
+
+    @model_validator(mode="after")
+    def _require_use_of_rank(self) -> Self:
+        if self.rank is not None and self.tune != "low-rank":
+            raise ValueError(f"rank: expected tune low-rank with it, found {self.tune}; leave one out")
+        return self
+
+    def describe_loop(self) -> LoopConfig:
+        """MAISI's schedule, and a validation at every tenth of the run where the user says nothing else."""
+        return LoopConfig(
+            num_steps=self.num_steps,
+            learning_rate=DEFAULT_RATES[self.tune] if self.learning_rate is None else self.learning_rate,
+            num_warmup_steps=min(MAX_WARMUP_STEPS, self.num_steps // 10),
+            decay_power=2.0,
+            validation_steps=self.validation_steps or max(1, self.num_steps // NUM_VALIDATIONS),
+            patience=self.patience or None,
+        )
+
+
+def _split_pairs(texts: list[str] | tuple[str, ...]) -> dict[str, str]:
+    pairs = [tuple(part.strip() for part in text.partition("=")) for text in texts]
+    for text, pair in zip(texts, pairs, strict=True):
+        if not all(pair):
+            raise ValueError(f"expected NAME=VALUE such as 'left parotid=body', found '{text}'")
+    return {name: value for name, _, value in pairs}
+
+
+class FinetuneConfig(StrictModel):
+    """What decides the weights of a fine-tuned ControlNet, besides the base and the data; as it is kept with a run.
 
     Attributes:
-        labels: What is taught, as the user names it.
-        slots: Name -> placeholder slot or free id; ``auto`` or none for a free choice.
-        hosts: Name -> hosts by name or id; none for what the base, the data or the surroundings say.
-        kinds: Name -> ``lesion`` or ``organ``; none for what the base, the data or the sizes say.
-        fold: Fold of the prepared data that is held out for validation.
-        tune: ``full`` trains the whole ControlNet; ``partial`` what reads the label map and what hands over to the
-            U-Net, its copy of the U-Net's encoder staying as it is; ``low-rank`` adds matrices of low rank to all
-            layers.
-        rank: Of those matrices.
-        start: ``label-means`` sets the intensity of each new label to its mean in the data before the first step, for
-            ControlNets that look intensities up; ``base`` takes the base as it is; ``auto`` the former where it can.
-        contrastive_weight: Of the region contrastive loss; 0 leaves it out. A ddpm base has none, as in MAISI.
+        labels, slots, hosts, kinds, fold, tune, start, seed, num_pictures: As in :class:`FinetuneRequest`.
+        rank: Rank of the matrices of ``low-rank``.
+        contrastive_weight: Weight of the region contrastive loss; 0 leaves it out. A ddpm base has none, as in MAISI.
         contrastive_bound: Mean difference between the outputs with and without the labels that is rewarded at most.
-        num_pictures: Held-out cases that are drawn.
-        seed: Of batches, noise and everything else.
         loss: Of the velocity or the noise; its ``lesion_weight`` is that of the taught labels.
         loop: How long and how fast.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     labels: tuple[str, ...] = Field(min_length=1)
     slots: dict[str, str] = {}
     hosts: dict[str, tuple[str, ...]] = {}
     kinds: dict[str, Literal["lesion", "organ"]] = {}
-    fold: int = Field(default=0, ge=0)
+    fold: NonNegativeInt = 0
     tune: Tune = "full"
-    rank: PositiveInt = 8
+    rank: PositiveInt = DEFAULT_RANK
     start: Start = "auto"
-    contrastive_weight: float = Field(default=0.01, ge=0)
+    contrastive_weight: NonNegativeFloat = 0.01
     contrastive_bound: float = Field(default=2.0, gt=0)
-    num_pictures: int = Field(default=3, ge=0)
-    seed: int = Field(default=0, ge=0)
+    num_pictures: NonNegativeInt = 3
+    seed: NonNegativeInt = 0
     loss: FlowLossConfig = FlowLossConfig(lesion_weight=100.0)
     loop: LoopConfig

@@ -16,9 +16,9 @@ from maisi_aug.bundle_spec.references import default_bank
 from maisi_aug.errors import TrainingError, VolumeError
 from maisi_aug.networks.weights import load_weight_file
 from maisi_aug.training.cases.prepared import PreparedStore
-from maisi_aug.training.finetune.checks import with_precision
+from maisi_aug.training.finetune.checks import resolve_finetuning
 from maisi_aug.training.finetune.run import FinetuneResult, Finetuning
-from maisi_aug.training.finetune.settings import FinetuneConfig
+from maisi_aug.training.finetune.settings import FinetuneConfig, FinetuneRequest
 from maisi_aug.training.loop import checkpoint_file
 from maisi_aug.volumes.grid import Grid
 from tests.builders.tiny_prepared import NODULE, write_prepared, write_tiny_base
@@ -243,11 +243,11 @@ def test_folder_of_something_else_is_left_alone(data: Path, base: Bundle, tmp_pa
 
 
 def test_mixed_precision_needs_a_base_that_bears_it_and_a_gpu(base: Bundle) -> None:
-    config = build_config()
+    request = FinetuneRequest(data="prepared", base="tiny", labels=("gland",))
     picky = Bundle(base.spec.model_copy(update={"mixed_precision": False}), base.path)
-    assert with_precision(config, base, "cuda:1").loop.mixed_precision
-    assert not with_precision(config, base, "cpu").loop.mixed_precision
-    assert not with_precision(config, picky, "cuda").loop.mixed_precision
+    assert resolve_finetuning(request, base, "cuda:1").loop.mixed_precision
+    assert not resolve_finetuning(request, base, "cpu").loop.mixed_precision
+    assert not resolve_finetuning(request, picky, "cuda").loop.mixed_precision
 
 
 def leave_checkpoint(folder: Path) -> None:

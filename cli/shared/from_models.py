@@ -1,0 +1,180 @@
+"""Options of commands from the fields of configurations: a new knob is one field of its model, and nothing here."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable, Iterator, Mapping
+from functools import wraps
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar, Union, get_args, get_origin, get_type_hints
+
+import typer
+from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
+
+from maisi_aug.cli.shared import completion
+from maisi_aug.system.models import list_problems
+from maisi_aug.system.options import Option
+
+Model = TypeVar("Model", bound=BaseModel)
+
+Given = dict[str, Any]
+"""Values of the options that were given, by field; ``section.field`` for fields of a section."""
+_PLAIN = (bool, int, float, str, Path)
+
+
+class ModelOption(NamedTuple):
+    """An option and the field that it sets.
+
+    Attributes:
+        path: Of the field: ``name``, or ``section.name``.
+        field: With type, default, limits and description.
+        option: How it is asked for.
+    """
+
+    path: str
+    field: FieldInfo
+    option: Option
+
+    @property
+    def name(self) -> str:
+        """Of the parameter that typer fills."""
+        return self.path.replace(".", "_")
+
+    @property
+    def flags(self) -> tuple[str, ...]:
+        """Spellings, the long one first."""
+        return self.option.spell_flags(self.path.rpartition(".")[2])
+
+    def to_parameter(self) -> inspect.Parameter:
+        """The parameter as typer reads it."""
+        taken, limits = _what_is_typed(self.field, self.option)
+        default = self.field.get_default()
+        has_default = not self.field.is_required() and isinstance(default, _PLAIN) and get_origin(taken) is not list
+        info = typer.Option(
+            *self.flags,
+            help=(self.field.description or "").replace("[", r"\["),  # typer reads markup
+            rich_help_panel=self.option.panel,
+            metavar=self.option.metavar or ("<path>" if taken == list[Path] else None),
+            autocompletion=getattr(completion, f"complete_{self.option.complete}") if self.option.complete else None,
+            show_default=default != "",
+            **limits,
+        )
+        return inspect.Parameter(
+            self.name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=inspect.Parameter.empty if self.field.is_required() else default if has_default else None,
+            annotation=Annotated[taken if has_default or self.field.is_required() else taken | None, info],
+        )
+
+    def to_value(self, typed: Any) -> Any:
+        """What the field is given; configurations hold tuples, and strict ones refuse lists."""
+        return tuple(typed) if isinstance(typed, list) and self.option.takes is None else typed
+
+
+def list_options(model: type[BaseModel], section: str = "") -> Iterator[ModelOption]:
+    """The options of a model and of the models in its fields, in the order of the fields."""
+    for name, field in model.model_fields.items():
+        option = next((one for one in field.metadata if isinstance(one, Option)), None)
+        if option is not None:
+            yield ModelOption(section + name, field, option)
+        elif inspect.isclass(field.annotation) and issubclass(field.annotation, BaseModel):
+            yield from list_options(field.annotation, f"{section}{name}.")
+
+
+def with_options(function: Callable[..., None]) -> Callable[..., None]:
+    """The function as typer takes it, with an option for each field of the configurations among its parameters.
+
+    A parameter whose type is a model gets one that is built of what was typed; a parameter of the type
+    ``Annotated[Given, Model]`` gets the values themselves, for configurations that have a recipe below the options.
+    All other parameters stay as they are.
+    """
+    hints = get_type_hints(function, include_extras=True)
+    models = {name: model for name in hints if (model := _model_of(hints[name])) is not None}
+    options = {name: tuple(list_options(model)) for name, model in models.items()}
+    parameters = [inspect.Parameter("context", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context)]
+    for name, parameter in inspect.signature(function).parameters.items():
+        kept = parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY, annotation=hints[name])
+        parameters += [one.to_parameter() for one in options[name]] if name in options else [kept]
+
+    @wraps(function)
+    def command(context: typer.Context, **values: Any) -> None:
+        for name, model in models.items():
+            typed = {one: values.pop(one.name) for one in options[name] if one.name in values}
+            given = {
+                one.path: one.to_value(value) for one, value in typed.items() if _is_given(context, one.name)
+            }
+            values[name] = build_model(model, given) if hints[name] is model else given
+        function(**values)
+
+    # What typer reads.
+    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    everyday = [flag for each in options.values() for one in each if one.option.is_everyday for flag in one.flags]
+    command.everyday_flags = frozenset(everyday)  # type: ignore[attr-defined]
+    return command
+
+
+def build_model(model: type[Model], given: Mapping[str, Any]) -> Model:
+    """A configuration of the options that were given.
+
+    Raises:
+        typer.BadParameter: With everything that is wrong, named by the options.
+    """
+    values: Given = {}
+    for path, value in given.items():
+        section, _, field = path.rpartition(".")
+        (values.setdefault(section, {}) if section else values)[field] = value
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        flags = {one.path: one.flags[0] for one in list_options(model)}
+        problems = list_problems(error, model, if_missing="Give it.")
+        spelt = [re.sub(r"^[\w.]+", lambda place: flags.get(place[0], place[0]), problem) for problem in problems]
+        raise typer.BadParameter(" ".join(spelt)) from None
+
+
+def _is_given(context: typer.Context, name: str) -> bool:
+    source = context.get_parameter_source(name)
+    return source is not None and source.name != "DEFAULT"
+
+
+def _model_of(hint: Any) -> type[BaseModel] | None:
+    """The configuration that a parameter stands for; None for a parameter of the command's own."""
+    model = hint.__metadata__[0] if get_origin(hint) is Annotated and hint.__origin__ == Given else hint
+    return model if inspect.isclass(model) and issubclass(model, BaseModel) else None
+
+
+def _what_is_typed(field: FieldInfo, option: Option) -> tuple[Any, dict[str, Any]]:
+    """The type that typer reads, and the limits that it shows and keeps."""
+    taken, metadata = _unwrap(field.annotation)
+    if option.takes is not None:
+        return option.takes, {}
+    if get_origin(taken) is tuple:
+        taken = list[_unwrap(get_args(taken)[0])[0]]  # type: ignore[misc]
+    assert taken in _PLAIN or get_origin(taken) in {list, Literal}, f"{taken}: say what is typed, with Option(takes=...)"
+    limits = {}
+    for one in (*metadata, *field.metadata):
+        for limit, name, step in (("ge", "min", 0), ("gt", "min", 1), ("le", "max", 0), ("lt", "max", -1)):
+            value = getattr(one, limit, None)
+            if value is not None and taken in {int, float} and (taken is int or step == 0):
+                limits[name] = value + step
+    return taken, limits
+
+
+def _unwrap(annotation: Any) -> tuple[Any, list[Any]]:
+    """A type without ``None`` and metadata, and the metadata."""
+    metadata: list[Any] = []
+    while True:
+        if get_origin(annotation) is Annotated:
+            metadata += [one for each in annotation.__metadata__ for one in (each, *getattr(each, "metadata", ()))]
+            annotation = annotation.__origin__
+        elif get_origin(annotation) in {Union, UnionType}:
+            members = [one for one in get_args(annotation) if one is not NoneType]
+            if len(members) != 1:
+                return annotation, metadata
+            (annotation,) = members
+        else:
+            return annotation, metadata

@@ -1,0 +1,60 @@
+"""What a cohort of inserted lesions is asked for with, on the command line and in Python. Nothing heavy is imported."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, PositiveInt
+
+from maisi_aug.preparation.request import OrganLabels
+from maisi_aug.system.models import StrictModel
+from maisi_aug.system.options import Option, PathText
+
+Attachment = Literal["free", "surface"]
+"""Whether a lesion lies inside of its host, or touches its surface: juxta-pleural, in the lung."""
+_WHAT, _INTO, _RUN = "What to insert", "Into what", "Run"
+
+
+class InsertConfig(StrictModel, strict=True, use_attribute_docstrings=True):
+    """Everything that decides which bytes a cohort of inserted lesions consists of."""
+
+    into: Annotated[PathText, Field(min_length=1), Option(takes=Path, panel=_INTO, everyday=True)]
+    """A CT, a folder of CTs, or an nnU-Net dataset."""
+    into_labels: Annotated[PathText | None, Option(takes=Path, panel=_INTO, everyday=True)] = None
+    """Folder of label files named after the CTs: real lesions, which are kept, and host organs."""
+    into_organs: Annotated[tuple[PathText, ...], Option(takes=list[Path], panel=_INTO, everyday=True)] = ()
+    """Folder of organ labels, such as TotalSegmentator's; may repeat."""
+    organ_labels: Annotated[OrganLabels, Option(panel=_INTO)] = "auto"
+    """What the ids of organ label maps mean."""
+    map: Annotated[tuple[str, ...], Option(metavar="LABEL=NAME", panel=_INTO)] = ()
+    """What a label means, as for prepare; may repeat."""
+    labels: Annotated[
+        tuple[str, ...],
+        Field(min_length=1),
+        Option(metavar="NAME[:SIZE][@SHARE]", complete="labels", panel=_WHAT, everyday=True),
+    ]
+    """Lesion with a size: 6-20mm, 4mL, 0.3 (percentile), 8-12mmx2; may repeat; join with + for one case."""
+    num_cases: Annotated[PositiveInt, Option("-n", panel=_WHAT, everyday=True)] = 4
+    """Number of cases; the CTs take turns."""
+    seed: Annotated[int, Field(ge=0), Option(panel=_WHAT, everyday=True)] = 0
+    """Random seed of the cohort."""
+    texture: Annotated[Literal["solid", "part-solid", "ground-glass"] | None, Option(panel=_WHAT, everyday=True)] = None
+    """Texture of lesions in the lung (default: mixed as in patients)."""
+    place: Annotated[Attachment | None, Option(panel=_WHAT, everyday=True)] = None
+    """Inside the host organ, or at its surface: juxta-pleural (default: mixed)."""
+    twins: Annotated[str | None, Option(metavar="FACTOR=VALUE,...", panel=_WHAT)] = None
+    """For each of the -n places a case per value, all else equal: size=6mm,10mm,20mm, texture=, place=, or
+    contrast=100,300 (HU); for 'evaluate detection-curve'."""
+    painter: Annotated[Literal["procedural", "network"], Option(panel=_WHAT, everyday=True)] = "procedural"
+    """What draws the lesions: procedural needs no weights; network uses the bundle's networks."""
+    bundle: Annotated[PathText, Field(min_length=1), Option(metavar="NAME|FOLDER", complete="bundles", panel=_WHAT)] = (
+        "phantom-ct"
+    )
+    """Bundle whose vocabulary names the lesions, and whose networks draw with --painter network."""
+    num_inference_steps: Annotated[PositiveInt | None, Option("--steps", panel=_WHAT)] = None
+    """Sampling steps of the networks (default: the bundle's)."""
+    max_attempts: Annotated[PositiveInt, Option(panel=_RUN)] = 5
+    """Attempts per case before it is rejected; a cohort may be continued with more."""
+    size_tolerance: Annotated[float, Field(gt=0, le=1)] = 0.10
+    """Largest relative error of a lesion's volume; two voxels are always allowed."""

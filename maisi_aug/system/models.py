@@ -1,0 +1,156 @@
+"""The base of all configurations and files that pydantic validates, and one way to say all that is wrong with one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from types import NoneType
+from typing import Annotated, Any, Literal, get_args, get_origin
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails
+
+from maisi_aug.errors import MaisiAugError, did_you_mean
+
+PositiveFinite = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+MAX_SHOWN = 60
+
+
+class StrictModel(BaseModel):
+    """A frozen model that refuses keys it does not know.
+
+    ``class Settings(StrictModel, strict=True)`` also refuses values of another type, as ``"3"`` for an integer.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+@contextmanager
+def explain_problems(
+    model: type[BaseModel],
+    subject: str,
+    error: type[MaisiAugError],
+    *,
+    kind: str = "file",
+    if_missing: str = "Add it.",
+    advice: str = "",
+) -> Iterator[None]:
+    """Turn what pydantic complains of into one sentence, or a list where there are several problems.
+
+    Args:
+        model: What is validated inside the block.
+        subject: What to call it in the message, a file's path for instance.
+        error: To raise.
+        kind: What it is, where there are several problems.
+        if_missing: What to do about a value that is missing.
+        advice: A last sentence.
+
+    Raises:
+        MaisiAugError: Of the class ``error``, with every problem and its place.
+    """
+    try:
+        yield
+    except ValidationError as found:
+        problems = list_problems(found, model, if_missing=if_missing)
+        if len(problems) == 1:
+            raise error(" ".join(filter(None, (f"{subject}: {problems[0]}", advice)))) from None
+        opening = f"{subject}: expected a valid {kind}, found {len(problems)} problems:"
+        raise error("\n".join((opening, *(f"  {one}" for one in (*problems, advice) if one)))) from None
+
+
+def list_problems(error: ValidationError, model: type[BaseModel], *, if_missing: str = "Add it.") -> list[str]:
+    """Everything that is wrong, each as ``path: expected ..., found ....``, one sentence for each place.
+
+    What a validator of the model says stands as it is, after the path unless it names a field itself.
+
+    Args:
+        error: What ``model`` raised.
+        model: For the keys that it knows where one is misspelt.
+        if_missing: What to do about a value that is missing.
+    """
+    problems: dict[object, str] = {}
+    for details in error.errors(include_url=False):
+        path, keys = _follow(details["loc"], model)
+        problem = _describe(details, path, keys, if_missing)
+        # Of the members of a union, each of which has a complaint, the first one's counts.
+        problems.setdefault(path or problem, problem)
+    return list(problems.values())
+
+
+def _describe(details: ErrorDetails, path: str, keys: list[str], if_missing: str) -> str:
+    message = details["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
+    place = f"{path}: " if path else ""
+    match details["type"]:
+        case "extra_forbidden":
+            key = str(details["loc"][-1])
+            return f"{place}expected a known key, found '{key}'." + (
+                did_you_mean(key, keys) or f" The keys are {', '.join(keys)}."
+            )
+        case "missing":
+            return f"{place}expected a value, found none. {if_missing}"
+        case "value_error":
+            names_place = message.partition(":")[0].partition(" ")[0].startswith(path)
+            return f"{'' if names_place else place}{message}{'' if message.endswith(('.', '?')) else '.'}"
+        case "tuple_type":
+            message = "a list"
+        case "model_type" | "dict_type" | "model_attributes_type":
+            message = "a mapping of fields"
+    found = repr(details["input"])
+    return f"{place}expected {message}, found {found if len(found) <= MAX_SHOWN else found[: MAX_SHOWN - 3] + '...'}."
+
+
+def _follow(location: tuple[int | str, ...], model: type[BaseModel]) -> tuple[str, list[str]]:
+    """``labels[1].size`` from ``("labels", 1, "function-after", "size")``, and the keys that are known there.
+
+    Before the fields of a member of a union, pydantic names the member: no part of the file.
+    """
+    kinds: list[Any] = [model]
+    path, keys = "", list(model.model_fields)
+    is_member_next = False
+    for part in location:
+        if is_member_next:
+            is_member_next = False
+            kinds = [kind for kind in kinds if part == getattr(kind, "__name__", None) or _says(kind, part)] or kinds
+            continue
+        fields = {name: field for kind in kinds for name, field in _fields(kind).items()}
+        keys = list(fields)
+        if part == "[key]":  # the key of a mapping is wrong, not its value
+            break
+        path += f"[{part}]" if isinstance(part, int) else f".{part}"
+        kinds = list(_members(fields[part].annotation)) if part in fields else [*_values(kinds)]
+        is_member_next = len(kinds) > 1
+    return path.removeprefix("."), keys
+
+
+def _fields(kind: Any) -> dict[str, FieldInfo]:
+    """The fields of a model by the names that files give them; none of another type."""
+    is_model = isinstance(kind, type) and issubclass(kind, BaseModel)
+    return {field.alias or name: field for name, field in kind.model_fields.items()} if is_model else {}
+
+
+def _says(kind: Any, tag: str | int) -> bool:
+    """Whether a model has the tag that tells the members of a union apart."""
+    return any(tag in get_args(field.annotation) for field in _fields(kind).values())
+
+
+def _values(kinds: list[Any]) -> Iterator[Any]:
+    """The types of what lies in lists, tuples and mappings."""
+    for kind in kinds:
+        arguments = [one for one in get_args(kind) if one is not Ellipsis]
+        yield from _members(arguments[-1]) if arguments and get_origin(kind) is not None else ()
+
+
+def _members(annotation: Any) -> Iterator[Any]:
+    """The types that a value may have besides None, of an annotation that may be a union or have metadata."""
+    origin = get_origin(annotation)
+    if origin is Annotated:
+        yield from _members(get_args(annotation)[0])
+    elif origin in {None, dict, Mapping, list, tuple} or not get_args(annotation):
+        yield from () if annotation in {None, NoneType} else (annotation,)
+    elif origin is Literal:
+        yield annotation
+    else:
+        for one in get_args(annotation):
+            yield from _members(one)

@@ -1,0 +1,65 @@
+"""What a stage of a training is asked for, on the command line and in Python. Needs no torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Self
+
+from pydantic import model_validator
+
+from maisi_aug.errors import RecipeError
+from maisi_aug.system.models import StrictModel
+from maisi_aug.system.options import Option, PathText
+
+DEFAULT_RECIPE = "train-phantom-ct"
+
+
+class TrainRequest(StrictModel, use_attribute_docstrings=True):
+    """A stage of the image networks."""
+
+    recipe: Annotated[PathText | None, Option(metavar="NAME|FILE", complete="training_recipes")] = None
+    """Name or file of a training recipe (default without --data: train-phantom-ct)."""
+    data: Annotated[Path | None, Option()] = None
+    """Folder written by 'maisi-aug prepare' to train on, instead of the recipe's data."""
+
+    @property
+    def recipe_name(self) -> str:
+        """The recipe that is meant.
+
+        Raises:
+            RecipeError: None is given for prepared data, and the usual one is for phantoms.
+        """
+        if self.recipe is None and self.data is not None:
+            raise RecipeError(
+                f"--recipe: expected one for the prepared cases of --data, found none, and {DEFAULT_RECIPE} is for "
+                "phantoms. Add --recipe train-rflow-ct, train-ddpm-ct or, for two CPU cores, train-small-base."
+            )
+        return self.recipe or DEFAULT_RECIPE
+
+
+class MaskTrainRequest(StrictModel, use_attribute_docstrings=True):
+    """A stage of the mask networks."""
+
+    recipe: Annotated[PathText, Option(complete="training_recipes", metavar="NAME|FILE")] = "train-phantom-ct-masks"
+    """Name or file of a training recipe."""
+    data: Annotated[Path | None, Option()] = None
+    """Folder written by 'maisi-aug prepare' to train on, instead of the recipe's data."""
+    mask_bank: Annotated[PathText | None, Option(metavar="DIR")] = None
+    """Label maps to train on, as for synthesize (default: phantoms)."""
+    mask_labels: Annotated[PathText | None, Option(metavar="NAME|FILE")] = None
+    """What the ids of the mask bank mean, as for synthesize."""
+
+    @model_validator(mode="after")
+    def _require_one_source(self) -> Self:
+        if self.data is not None and self.mask_bank is not None:
+            raise ValueError("expected either --data or --mask-bank, found both. Leave one out.")
+        if self.mask_labels is not None and self.mask_bank is None:
+            raise ValueError("--mask-labels: expected a --mask-bank whose ids it explains, found none.")
+        return self
+
+
+class MaskDiffusionRequest(MaskTrainRequest):
+    """The last stage of the mask networks, which writes them into a bundle."""
+
+    base: Annotated[PathText | None, Option(complete="bundles")] = None
+    """Bundle with image networks that the mask networks are added to."""
