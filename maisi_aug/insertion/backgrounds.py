@@ -17,8 +17,8 @@ from maisi_aug.banks.label_ids import Translation
 from maisi_aug.errors import PreparationError
 from maisi_aug.preparation.case import load_organs, merge_labels
 from maisi_aug.preparation.collecting import collect_cases
-from maisi_aug.preparation.request import Sources
 from maisi_aug.preparation.mapping import MapRule, labels_of, resolve_meanings
+from maisi_aug.preparation.request import Sources
 from maisi_aug.preparation.run import translate_organs
 from maisi_aug.preparation.sources import SourceCase
 from maisi_aug.preparation.survey import CaseSurvey, require_readable, survey_case, tables_of

@@ -40,7 +40,6 @@ from maisi_aug.pictures.contact_sheet import save_contact_sheet
 from maisi_aug.pictures.preview import Caption, build_preview, save_picture
 from maisi_aug.system.seeds import derive_seed
 from maisi_aug.system.whole_files import sha256_of
-from maisi_aug.vocabulary.labels import Vocabulary
 from maisi_aug.vocabulary.sizes import diameter_mm
 from maisi_aug.volumes.components import is_any_of
 from maisi_aug.volumes.grid import Grid
@@ -48,7 +47,6 @@ from maisi_aug.volumes.image_files import save_image, save_label_map
 
 COHORT_HEADER = ("Made by maisi-aug insert; the command that began it goes on with this cohort.",)
 LUNG_LOBES = frozenset(range(28, 33))
-PART_SOLID_NAME, GROUND_GLASS_NAME = "part-solid nodule", "ground-glass nodule"
 PREVIEW_MM = 120.0
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
@@ -118,23 +116,9 @@ def build_painter(cohort: ResolvedInsertion, device: str) -> Painter:
     """
     if cohort.config.painter == "procedural":
         return ProceduralPainter()
-    from maisi_aug.insertion.drawing import BundlePainter
-    from maisi_aug.networks.pipeline import Pipeline
+    from maisi_aug.insertion.drawing import open_bundle_painter
 
-    pipeline = Pipeline.load(cohort.bundle, device)
-    return BundlePainter(
-        pipeline,
-        _find_texture_ids(cohort.bundle.vocabulary),
-        num_inference_steps=cohort.config.num_inference_steps,
-        name=cohort.bundle.name,
-    )
-
-
-def _find_texture_ids(vocabulary: Vocabulary) -> dict[Texture, int]:
-    """Ids that a bundle draws textures by, where it knows more than the lesion's own."""
-    names: dict[Texture, str] = {"part-solid": PART_SOLID_NAME, "ground-glass": GROUND_GLASS_NAME}
-    known = {label.name for label in vocabulary}
-    return {texture: vocabulary.id_of(name) for texture, name in names.items() if name in known}
+    return open_bundle_painter(cohort.bundle, device, num_inference_steps=cohort.config.num_inference_steps)
 
 
 @dataclass(frozen=True)
