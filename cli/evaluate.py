@@ -40,7 +40,7 @@ Out = Annotated[Path | None, typer.Option("--out", help="Folder that gets the fi
 AsJson = Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Show no progress.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")]
-Seed = Annotated[int, typer.Option(min=0, help="Of everything random in the measurement.")]
+Seed = Annotated[int, typer.Option(min=0, help="Random seed of the measurement.")]
 ModelOption = Annotated[
     Path | None, typer.Option(metavar="DIR", help="Trained nnU-Net model; its checkpoint is a pickle: trust it.")
 ]
@@ -80,8 +80,8 @@ def fid(
     resampling: Annotated[
         ResamplingName,
         typer.Option(
-            help="How to come to --spacing: about the centre, smoothed where voxels become larger; or as in MAISI's "
-            "script, from the first voxel on and not smoothed, for figures to compare with MAISI's."
+            help="How to resample to --spacing: about the centre, smoothed where voxels become larger; or as in "
+            "MAISI's script, from the first voxel on and not smoothed, for figures to compare with MAISI's."
         ),
     ] = ResamplingName.centred,
     shape: Annotated[
@@ -90,7 +90,7 @@ def fid(
     centre_share: Annotated[
         float, typer.Option(help="Central share of the slices along each axis, such as 0.4.")
     ] = 1.0,
-    every: Annotated[int, typer.Option(help="Take each n-th slice only: quicker, other figures.")] = 1,
+    every: Annotated[int, typer.Option(help="Take only every n-th slice: faster, with other figures.")] = 1,
     seed: Seed = 0,
     device: Device = "auto",
     cache: Annotated[

@@ -27,15 +27,17 @@ def register(app: typer.Typer) -> None:
 
 
 def phantom(
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder; phantoms of the same settings are added to.")],
-    num_phantoms: Annotated[int, typer.Option("--num-phantoms", "-n", min=1, help="How many there shall be.")] = 10,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the whole set.")] = 0,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder; phantoms are added to those of the same settings.")],
+    num_phantoms: Annotated[
+        int, typer.Option("--num-phantoms", "-n", min=1, help="Number of phantoms in the folder.")
+    ] = 10,
+    seed: Annotated[int, typer.Option(min=0, help="Random seed of the set.")] = 0,
     region: Annotated[Region, typer.Option(help="Part of the trunk that is shown.")] = Region.any,
     shape: Annotated[str, typer.Option(metavar="IxJxK", help="Voxels.")] = "128x96x80",
     spacing: Annotated[str, typer.Option(metavar="MM or IxJxK", help="Voxel sides in mm.")] = "3.2",
     lesions: Annotated[bool, typer.Option(help="Plant lesions of all six kinds.")] = True,
     as_json: Annotated[bool, typer.Option("--json", help="Print the index as JSON.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")] = False,
 ) -> None:
     """Write procedural chest-abdomen-pelvis CTs with exact label maps, pictures and an index.
 

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from maisi_aug.cli.shared.completion import complete_all_recipes
-from maisi_aug.cohort.recipe import CohortConfig, load_recipe
 from maisi_aug.cohort.recipe_files import copy_recipe, find_recipe, list_recipes, list_training_recipes, training_kind
-from maisi_aug.errors import MaisiAugError, RecipeError
+from maisi_aug.cohort.request import CohortRequest, load_recipe
+from maisi_aug.errors import RecipeError
 from maisi_aug.volumes.grid import spell_grid
 
 if TYPE_CHECKING:
-    from maisi_aug.cohort.resolve import ResolvedCohort
+    from maisi_aug.cohort.resolve import CohortRun
 
 recipes_app = typer.Typer(
     no_args_is_help=True, help="List, show, copy and validate recipes of cohorts and of training."
@@ -120,7 +120,7 @@ def _validate_masks(name: str, *, as_json: bool) -> None:
     typer.echo(f"{name}: valid, trains networks that generate {spell_grid(grid.shape, grid.spacing_mm)} label maps.")
 
 
-def require_plannable(config: CohortConfig, *, source: str) -> ResolvedCohort:
+def require_plannable(config: CohortRequest, *, source: str) -> CohortRun:
     """Plan a recipe, its requests checked one by one first, so that all that is wrong is told at once.
 
     Raises:
@@ -128,20 +128,14 @@ def require_plannable(config: CohortConfig, *, source: str) -> ResolvedCohort:
     """
     from maisi_aug.bundle_spec.bundle import load_bundle
     from maisi_aug.cli.shared.progress import CohortProgress
-    from maisi_aug.cohort.requests import parse_requests
-    from maisi_aug.cohort.resolve import resolve_cohort
+    from maisi_aug.cohort.grammar import find_problems
+    from maisi_aug.cohort.resolve import resolve
 
-    vocabulary = load_bundle(config.bundle).vocabulary
-    problems = []
-    for place, text in enumerate(config.labels):
-        try:
-            parse_requests([text.rpartition("@")[0] or text], vocabulary=vocabulary)
-        except MaisiAugError as error:
-            problems.append(f"labels[{place}]: {error}")
+    problems = find_problems(config.labels, load_bundle(config.bundle).vocabulary)
     if problems:
         listed = "".join(f"\n  {problem}" for problem in problems)
         raise RecipeError(
             f"{source}: expected label requests that can be met, found {len(problems)} that cannot:{listed}"
         )
     with CohortProgress(is_quiet=False) as progress:
-        return resolve_cohort(config, report_file=progress.measures)
+        return resolve(config, report_file=progress.measures)

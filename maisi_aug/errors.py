@@ -38,6 +38,10 @@ class BankError(MaisiAugError, ValueError):
     """A mask bank that is empty, unreadable or lacks what was asked for."""
 
 
+class EmptyBankError(BankError):
+    """A bank has no usable label map, so that no case at all can be drawn from it."""
+
+
 class BundleError(MaisiAugError, ValueError):
     """A bundle that is missing, incomplete or altered."""
 

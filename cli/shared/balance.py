@@ -7,29 +7,23 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Self
 
 import typer
+from pydantic import BeforeValidator, PositiveInt, model_validator
 
-from maisi_aug.cli.shared.label_map import split_rule, tell_old_spelling
+from maisi_aug.cli.shared.label_map import tell_old_spelling
 from maisi_aug.cli.shared.tables import open_table_console
+from maisi_aug.system.models import PositiveFinite, StrictModel
+from maisi_aug.system.options import Option, split_rule
 from maisi_aug.system.whole_files import write_text_whole
 
 if TYPE_CHECKING:
     from maisi_aug.cohort.balance import BalanceTarget, LabelBalance
-    from maisi_aug.cohort.recipe import CohortConfig
+    from maisi_aug.cohort.request import CohortRequest
     from maisi_aug.vocabulary.labels import Vocabulary
 
 _PANEL = "Balance"
-
-BalanceAgainst = Annotated[
-    Path | None,
-    typer.Option(
-        help="Real dataset (nnU-Net raw by path, number or name, or label maps) whose missing lesions are made, by "
-        "number per case and size.",
-        rich_help_panel=_PANEL,
-    ),
-]
 LesionMapOption = Annotated[
     list[str] | None,
     typer.Option(
@@ -40,50 +34,47 @@ LesionMapOption = Annotated[
         rich_help_panel=_PANEL,
     ),
 ]
-SizeBinsOption = Annotated[
-    str | None,
-    typer.Option(metavar="MM,MM,...", help="Edges of the sizes (default: 5,10,20,30,50,100).", rich_help_panel=_PANEL),
-]
-MaxLesionsOption = Annotated[
-    int | None,
-    typer.Option(min=1, help="Most lesions that a planned case holds (default: 3).", rich_help_panel=_PANEL),
-]
-BalancePicture = Annotated[
-    Path | None, typer.Option(metavar="PNG", help="File to draw the balance into.", rich_help_panel=_PANEL)
-]
 
 
-@dataclass(frozen=True)
-class BalanceFlags:
-    """What the user gave.
+def parse_size_bins(value: object) -> object:
+    """``5,10,20``, ``5,10,20mm`` or ``5mm,1cm,2cm`` as diameters in mm; a unit at the end is that of all without one.
 
-    Attributes:
-        against: The real dataset; None where nothing is balanced.
-        mapping: ``LABEL=NAME`` once per lesion.
-        size_bins: Edges in mm, as typed.
-        max_lesions: Most lesions of a case.
-        picture: Where the balance is drawn.
+    Raises:
+        ValueError: The text is anything else.
     """
+    from maisi_aug.vocabulary.sizes import SIZE_UNITS
 
-    against: Path | None
-    mapping: Sequence[str]
-    size_bins: str | None
-    max_lesions: int | None
-    picture: Path | None = None
+    if not isinstance(value, str):
+        return value
+    parts = [re.fullmatch(r"\s*(\d+\.?\d*|\.\d+)\s*(mm|cm)?\s*", part) for part in value.lower().split(",")]
+    found = [part.groups() for part in parts if part is not None]
+    if len(found) < len(parts):
+        raise ValueError(f"expected diameters such as 5,10,20,30,50, found '{value}'")
+    shared = found[-1][1] or "mm"
+    return tuple(float(number) * SIZE_UNITS[unit or shared][1] for number, unit in found)
 
-    def require_use(self) -> None:
-        """Raise where a flag would do nothing.
 
-        Raises:
-            typer.BadParameter: Naming it.
-        """
-        idle = {
-            "--size-bins": self.size_bins,
-            "--max-lesions": self.max_lesions,
-            "--balance-picture": self.picture,
-        }
-        for name in (name for name, value in idle.items() if value and self.against is None):
-            raise typer.BadParameter(f"{name}: expected --balance-against beside it, found none. Add it.")
+class BalanceOptions(StrictModel, use_attribute_docstrings=True):
+    """Which dataset a cohort balances, and how."""
+
+    against: Annotated[Path | None, Option("--balance-against", panel=_PANEL)] = None
+    """Real dataset whose missing lesions are made: nnU-Net raw by path, number or name, or label maps."""
+    size_bins: Annotated[
+        tuple[PositiveFinite, ...] | None,
+        BeforeValidator(parse_size_bins),
+        Option(metavar="MM,MM,...", takes=str, panel=_PANEL),
+    ] = None
+    """Edges of the sizes (default: 5,10,20,30,50,100)."""
+    max_lesions: Annotated[PositiveInt | None, Option(panel=_PANEL)] = None
+    """Most lesions that a planned case holds (default: 3)."""
+    picture: Annotated[Path | None, Option("--balance-picture", metavar="PNG", panel=_PANEL)] = None
+    """File to draw the balance into."""
+
+    @model_validator(mode="after")
+    def _require_use(self) -> Self:
+        for name in self.model_fields_set - {"against"} if self.against is None else ():
+            raise ValueError(f"{name}: expected --balance-against beside it, found none; add it")
+        return self
 
 
 @dataclass(frozen=True)
@@ -104,15 +95,26 @@ class Balance:
 
 
 def balance_config(
-    config: CohortConfig, flags: BalanceFlags, *, is_quiet: bool, needs_weights: bool = True
-) -> tuple[CohortConfig, Balance | None]:
+    config: CohortRequest,
+    options: BalanceOptions,
+    rules: Sequence[str] = (),
+    *,
+    is_quiet: bool,
+    needs_weights: bool = True,
+) -> tuple[CohortRequest, Balance | None]:
     """The configuration with the requests that balance the dataset, and the balance.
+
+    Args:
+        config: The cohort as it is asked for.
+        options: The dataset, and how it is balanced.
+        rules: ``LABEL=NAME`` once per lesion.
+        is_quiet: Show no progress.
+        needs_weights: Whether the bundle's weights must be on this machine.
 
     Raises:
         BankError, RequestError, VocabularyError, VolumeError: When the dataset cannot be measured or balanced.
     """
-    flags.require_use()
-    if flags.against is None:
+    if options.against is None:
         return config, None
     from maisi_aug.bundle_spec.bundle import load_bundle, load_outline
     from maisi_aug.cli.shared.bars import count_up
@@ -125,33 +127,32 @@ def balance_config(
         to_requests,
     )
     from maisi_aug.cohort.census import take_census
+    from maisi_aug.cohort.request import DEFAULT_NUM_CASES, CohortRequest
     from maisi_aug.cohort.resolve import find_grid
-    from maisi_aug.cohort.source_rules import DEFAULT_NUM_CASES
 
     _require_requests_in_mm(config)
     vocabulary = (load_bundle if needs_weights else load_outline)(config.bundle).vocabulary
-    bins = SizeBins(parse_size_bins(flags.size_bins)) if flags.size_bins else SizeBins()
+    bins = SizeBins(options.size_bins) if options.size_bins else SizeBins()
     targets = read_targets(config.labels, vocabulary=vocabulary, bins=bins, least_ml=find_grid(config).voxel_ml)
     with count_up("measuring lesions", is_quiet=is_quiet) as report:
-        mapping = parse_lesion_map(flags.mapping, targets, vocabulary)
-        censuses = take_census(flags.against, targets, vocabulary=vocabulary, mapping=mapping, report=report)
-    max_lesions = flags.max_lesions or DEFAULT_MAX_LESIONS
+        mapping = parse_lesion_map(rules, targets, vocabulary)
+        censuses = take_census(options.against, targets, vocabulary=vocabulary, mapping=mapping, report=report)
+    max_lesions = options.max_lesions or DEFAULT_MAX_LESIONS
     counted = [
         count_lesions(census, target, bins=bins, max_lesions=max_lesions)
         for census, target in zip(censuses, targets, strict=True)
     ]
     labels = fill_deficits(counted, num_cases=config.num_cases or DEFAULT_NUM_CASES)
-    balance = Balance(flags.against, labels)
-    if flags.picture is not None:
-        save_balance_picture(balance, flags.picture)
-    return config.model_copy(update={"labels": to_requests(labels)}), balance
+    balance = Balance(options.against, labels)
+    if options.picture is not None:
+        save_balance_picture(balance, options.picture)
+    return CohortRequest.model_validate({**dict(config), "labels": to_requests(labels)}), balance
 
 
-def _require_requests_in_mm(config: CohortConfig) -> None:
-    from maisi_aug.cohort.source_rules import SOURCES_WITHOUT_REQUESTS
+def _require_requests_in_mm(config: CohortRequest) -> None:
     from maisi_aug.errors import RequestError
 
-    if config.mask_source in SOURCES_WITHOUT_REQUESTS:
+    if not config.takes_requests:
         raise RequestError(
             f"--balance-against: expected a mask source that takes requests, found '{config.mask_source}'. Use "
             "--mask-source plant, bank or diffusion."
@@ -161,22 +162,6 @@ def _require_requests_in_mm(config: CohortConfig) -> None:
             "--balance-against: expected no size reference beside it, found one. The planned sizes are millimetres; "
             "leave --size-reference out."
         )
-
-
-def parse_size_bins(text: str) -> tuple[float, ...]:
-    """``5,10,20``, ``5,10,20mm`` or ``5mm,1cm,2cm`` as diameters in mm; a unit at the end is that of all without one.
-
-    Raises:
-        typer.BadParameter: When it is anything else.
-    """
-    from maisi_aug.vocabulary.sizes import SIZE_UNITS
-
-    parts = [re.fullmatch(r"\s*(\d+\.?\d*|\.\d+)\s*(mm|cm)?\s*", part) for part in text.lower().split(",")]
-    found = [part.groups() for part in parts if part is not None]
-    if len(found) < len(parts):
-        raise typer.BadParameter(f"--size-bins: expected diameters such as 5,10,20,30,50, found '{text}'.")
-    shared = found[-1][1] or "mm"
-    return tuple(float(number) * SIZE_UNITS[unit or shared][1] for number, unit in found)
 
 
 def parse_lesion_map(texts: Sequence[str], targets: Sequence[BalanceTarget], vocabulary: Vocabulary) -> dict[str, str]:

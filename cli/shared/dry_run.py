@@ -11,12 +11,12 @@ import typer
 
 from maisi_aug.cli.shared.balance import print_balance
 from maisi_aug.cli.shared.tables import open_table_console
-from maisi_aug.cohort.source_rules import GIVEN, NO_MAP
+from maisi_aug.cohort.request import GIVEN, NO_MAP
 
 if TYPE_CHECKING:
     from maisi_aug.cli.shared.balance import Balance
-    from maisi_aug.cohort.recipe import CohortConfig
-    from maisi_aug.cohort.resolve import ResolvedCohort
+    from maisi_aug.cohort.request import CohortRequest
+    from maisi_aug.cohort.resolve import CohortRun
     from maisi_aug.sources.given import MapOutlook
     from maisi_aug.vocabulary.labels import Vocabulary
     from maisi_aug.volumes.grid import Shape, Spacing
@@ -24,20 +24,20 @@ if TYPE_CHECKING:
 MAX_ROWS = 60
 
 
-def print_plan_table(cohort: ResolvedCohort) -> None:
+def print_plan_table(cohort: CohortRun) -> None:
     """Show each case with its request and its lesions, and what percentiles refer to."""
     from rich.table import Table
 
-    from maisi_aug.cohort.kept_labels import spell_labels
+    from maisi_aug.cohort.plan import spell_labels
 
     sides = " x ".join(map(str, cohort.grid.shape))
     spacing = " x ".join(f"{side:g}" for side in cohort.grid.spacing_mm)
-    config, num_cases = cohort.config, len(cohort.plan.cases)
+    config, num_cases = cohort.request, len(cohort.plan.cases)
     title = f"{num_cases} cases, seed {config.seed}, bundle {cohort.bundle.name}, {sides} at {spacing} mm"
-    if config.mask_steps is not None:
-        maps = f", {config.mask_steps} steps"
+    if cohort.mask_steps:
+        maps = f", {cohort.mask_steps} steps"
     else:
-        maps = "" if config.mask_source == NO_MAP else f", bank {config.mask_bank}"
+        maps = "" if config.mask_source == NO_MAP else f", bank {cohort.configuration['mask_bank']}"
     kept = f"; keep {spell_labels(cohort.plan.requested_ids, cohort.bundle.vocabulary)}" if config.anatomy else ""
     table = Table(title=title, caption=f"label maps: {config.mask_source}{maps}{kept}")
     for heading in ("case", "request", "lesion"):
@@ -49,7 +49,7 @@ def print_plan_table(cohort: ResolvedCohort) -> None:
         first = (case.case_id, case.request)
         for lesion in case.lesions:
             percentile = "" if lesion.percentile is None else f"{lesion.percentile:.2f}"
-            table.add_row(*first, lesion.label, percentile, f"{lesion.volume_ml:.3g}", f"{lesion.diameter_mm:.1f}")
+            table.add_row(*first, lesion.label, percentile, f"{lesion.requested_ml:.3g}", f"{lesion.requested_mm:.1f}")
             first = ("", "")
         if not case.lesions:
             table.add_row(*first, "", "", "", "")
@@ -64,7 +64,7 @@ def print_plan_table(cohort: ResolvedCohort) -> None:
 MAX_NAMES = 4
 
 
-def look_at_cohort(cohort: ResolvedCohort, *, is_quiet: bool) -> list[MapOutlook]:
+def look_at_cohort(cohort: CohortRun, *, is_quiet: bool) -> list[MapOutlook]:
     """Read the maps of a cohort's plan behind a bar.
 
     Raises:
@@ -77,13 +77,13 @@ def look_at_cohort(cohort: ResolvedCohort, *, is_quiet: bool) -> list[MapOutlook
         return look_at_maps(open_given_source(cohort), cohort.plan.cases, report)
 
 
-def print_given_table(cohort: ResolvedCohort, outlooks: Sequence[MapOutlook]) -> None:
+def print_given_table(cohort: CohortRun, outlooks: Sequence[MapOutlook]) -> None:
     """Show each map with its own grid, that of its image, and its labels; name those that cannot be used."""
     from rich.table import Table
 
     num_cases, vocabulary = len(cohort.plan.cases), cohort.bundle.vocabulary
-    title = f"{num_cases} cases, seed {cohort.config.seed}, bundle {cohort.bundle.name}"
-    table = Table(title=title, caption=f"label maps: given, as they are, bank {cohort.config.mask_bank}")
+    title = f"{num_cases} cases, seed {cohort.seed}, bundle {cohort.bundle.name}"
+    table = Table(title=title, caption=f"label maps: given, as they are, bank {cohort.configuration['mask_bank']}")
     for heading in ("map", "images", "its grid", "grid of the image", "labels"):
         table.add_column(heading)
     for place, outlook in enumerate(outlooks[:MAX_ROWS]):
@@ -116,17 +116,8 @@ def _spell(shape: Shape, spacing_mm: Spacing) -> str:
     return f"{' x '.join(map(str, shape))} at {' x '.join(f'{side:.4g}' for side in spacing_mm)} mm"
 
 
-def require_folder(out: Path, *, may_resume: bool) -> None:
-    """Raise unless a folder is new, empty or, where a run may go on, a cohort's."""
-    from maisi_aug.cohort.folder import read_cohort_document
-    from maisi_aug.errors import CohortError
-
-    if read_cohort_document(out) is not None and not may_resume:
-        raise CohortError(f"{out}: expected a new folder because of --no-resume, found a cohort. Choose another --out.")
-
-
 def show_plan(
-    config: CohortConfig,
+    config: CohortRequest,
     balance: Balance | None,
     out: Path | None,
     *,
@@ -146,15 +137,13 @@ def show_plan(
     """
     from maisi_aug.cli.shared.progress import CohortProgress
     from maisi_aug.cohort.folder import find_cohort
-    from maisi_aug.cohort.resolve import resolve_cohort
+    from maisi_aug.cohort.resolve import resolve
     from maisi_aug.generate.rehearsal import rehearse
 
-    if out is not None:
-        require_folder(out, may_resume=may_resume)
     with CohortProgress(is_quiet=is_quiet) as progress:
-        cohort = resolve_cohort(config, out, report_file=progress.measures, needs_weights=False)
+        cohort = resolve(config, out, may_resume=may_resume, report_file=progress.measures, needs_weights=False)
         if out is not None:
-            find_cohort(out, cohort.to_document())  # raises where the run would be refused
+            find_cohort(out, cohort.to_document(), cohort.begun)  # raises where the run would be refused
         outlooks = look_at_cohort(cohort, is_quiet=is_quiet) if config.mask_source == GIVEN else []
         rehearse(cohort, progress.tries)
     if not cohort.bundle.is_fetched:

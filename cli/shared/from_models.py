@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable, Iterator, Mapping
+import warnings
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import typer
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
 from maisi_aug.cli.shared import completion
 from maisi_aug.system.models import list_problems
-from maisi_aug.system.options import Option
+from maisi_aug.system.options import EarlierSpelling, Option
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -29,9 +31,9 @@ class ModelOption(NamedTuple):
     """An option and the field that it sets.
 
     Attributes:
-        path: Of the field: ``name``, or ``section.name``.
-        field: With type, default, limits and description.
-        option: How it is asked for.
+        path: Path of the field: ``name``, or ``section.name``.
+        field: The field, with its type, default, limits and description.
+        option: How the command line asks for it.
     """
 
     path: str
@@ -40,7 +42,7 @@ class ModelOption(NamedTuple):
 
     @property
     def name(self) -> str:
-        """Of the parameter that typer fills."""
+        """Name of the parameter that typer fills."""
         return self.path.replace(".", "_")
 
     @property
@@ -48,11 +50,16 @@ class ModelOption(NamedTuple):
         """Spellings, the long one first."""
         return self.option.spell_flags(self.path.rpartition(".")[2])
 
-    def to_parameter(self) -> inspect.Parameter:
+    @property
+    def flag(self) -> str:
+        """What messages call it: the long spelling, of a switch the one that turns it on."""
+        return self.flags[0].partition("/")[0]
+
+    def to_parameter(self, *, is_required: bool) -> inspect.Parameter:
         """The parameter as typer reads it."""
         taken, limits = _what_is_typed(self.field, self.option)
-        default = self.field.get_default()
-        has_default = not self.field.is_required() and isinstance(default, _PLAIN) and get_origin(taken) is not list
+        default = None if is_required or get_origin(taken) is list else self.field.get_default()
+        default = default if isinstance(default, _PLAIN) else None
         info = typer.Option(
             *self.flags,
             help=(self.field.description or "").replace("[", r"\["),  # typer reads markup
@@ -65,13 +72,29 @@ class ModelOption(NamedTuple):
         return inspect.Parameter(
             self.name,
             inspect.Parameter.KEYWORD_ONLY,
-            default=inspect.Parameter.empty if self.field.is_required() else default if has_default else None,
-            annotation=Annotated[taken if has_default or self.field.is_required() else taken | None, info],
+            default=inspect.Parameter.empty if is_required else default,
+            annotation=Annotated[taken | None if default is None and not is_required else taken, info],
         )
 
     def to_value(self, typed: Any) -> Any:
-        """What the field is given; configurations hold tuples, and strict ones refuse lists."""
+        """What a configuration is given; it holds tuples, and a strict one refuses lists."""
         return tuple(typed) if isinstance(typed, list) and self.option.takes is None else typed
+
+    def read(self, typed: Any) -> Any:
+        """The value of the field, read and checked alone.
+
+        Raises:
+            typer.BadParameter: With what is wrong.
+        """
+        kind: Any = Annotated[self.field.annotation, *self.field.metadata]
+        adapter: TypeAdapter[Any] = TypeAdapter(kind)
+        with _noting_spellings():
+            try:
+                value = adapter.validate_python(self.to_value(typed))
+            except ValidationError as error:
+                problem = list_problems(error, BaseModel)[0]
+                raise typer.BadParameter(f"{self.flag}{'' if problem[0] == '[' else ': '}{problem}") from None
+        return value.model_dump(exclude_unset=True) if isinstance(value, BaseModel) else value
 
 
 def list_options(model: type[BaseModel], section: str = "") -> Iterator[ModelOption]:
@@ -84,12 +107,19 @@ def list_options(model: type[BaseModel], section: str = "") -> Iterator[ModelOpt
             yield from list_options(field.annotation, f"{section}{name}.")
 
 
-def with_options(function: Callable[..., None]) -> Callable[..., None]:
+def with_options(
+    function: Callable[..., None], *, without: Collection[str] = (), **fixed: object
+) -> Callable[..., None]:
     """The function as typer takes it, with an option for each field of the configurations among its parameters.
 
     A parameter whose type is a model gets one that is built of what was typed; a parameter of the type
-    ``Annotated[Given, Model]`` gets the values themselves, for configurations that have a recipe below the options.
-    All other parameters stay as they are.
+    ``Annotated[Given, Model]`` gets the values themselves, for configurations that have a recipe below the options, in
+    which what is required here may stand. All other parameters stay as they are.
+
+    Args:
+        function: What the command does.
+        without: Parameters that are no options of this command.
+        fixed: Arguments of the function that this command decides.
     """
     hints = get_type_hints(function, include_extras=True)
     models = {name: model for name in hints if (model := _model_of(hints[name])) is not None}
@@ -97,23 +127,28 @@ def with_options(function: Callable[..., None]) -> Callable[..., None]:
     parameters = [inspect.Parameter("context", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context)]
     for name, parameter in inspect.signature(function).parameters.items():
         kept = parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY, annotation=hints[name])
-        parameters += [one.to_parameter() for one in options[name]] if name in options else [kept]
+        is_whole = hints[name] is models.get(name)
+        parameters += [
+            one.to_parameter(is_required=is_whole and one.field.is_required()) for one in options.get(name, ())
+        ] or [kept]
+    parameters = [parameter for parameter in parameters if parameter.name not in {*without, *fixed}]
 
     @wraps(function)
     def command(context: typer.Context, **values: Any) -> None:
         for name, model in models.items():
             typed = {one: values.pop(one.name) for one in options[name] if one.name in values}
-            given = {
-                one.path: one.to_value(value) for one, value in typed.items() if _is_given(context, one.name)
-            }
-            values[name] = build_model(model, given) if hints[name] is model else given
-        function(**values)
+            given = {one: value for one, value in typed.items() if _is_given(context, one.name)}
+            if hints[name] is model:
+                values[name] = build_model(model, {one.path: one.to_value(value) for one, value in given.items()})
+            else:
+                values[name] = {one.path: one.read(value) for one, value in given.items()}
+        function(**values, **fixed)
 
     # What typer reads.
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-    everyday = [flag for each in options.values() for one in each if one.option.is_everyday for flag in one.flags]
-    command.everyday_flags = frozenset(everyday)  # type: ignore[attr-defined]
+    everyday = frozenset(one.flag for each in options.values() for one in each if one.option.is_everyday)
+    command.everyday_flags = everyday  # type: ignore[attr-defined]
     return command
 
 
@@ -128,12 +163,24 @@ def build_model(model: type[Model], given: Mapping[str, Any]) -> Model:
         section, _, field = path.rpartition(".")
         (values.setdefault(section, {}) if section else values)[field] = value
     try:
-        return model.model_validate(values)
+        with _noting_spellings():
+            return model.model_validate(values)
     except ValidationError as error:
-        flags = {one.path: one.flags[0] for one in list_options(model)}
+        flags = {one.path: one.flag for one in list_options(model)}
+        places = re.compile("|".join(rf"^{re.escape(path)}\b" for path in sorted(flags, key=len, reverse=True)))
         problems = list_problems(error, model, if_missing="Give it.")
-        spelt = [re.sub(r"^[\w.]+", lambda place: flags.get(place[0], place[0]), problem) for problem in problems]
+        spelt = (places.sub(lambda place: flags[place[0]], problem) for problem in problems)
         raise typer.BadParameter(" ".join(spelt)) from None
+
+
+@contextmanager
+def _noting_spellings() -> Iterator[None]:
+    """Say on stderr what is spelt as in an earlier release."""
+    with warnings.catch_warnings(record=True) as notes:
+        warnings.simplefilter("always", EarlierSpelling)
+        yield
+    for note in notes:
+        typer.echo(f"Note: {note.message}", err=True)
 
 
 def _is_given(context: typer.Context, name: str) -> bool:
@@ -154,7 +201,9 @@ def _what_is_typed(field: FieldInfo, option: Option) -> tuple[Any, dict[str, Any
         return option.takes, {}
     if get_origin(taken) is tuple:
         taken = list[_unwrap(get_args(taken)[0])[0]]  # type: ignore[misc]
-    assert taken in _PLAIN or get_origin(taken) in {list, Literal}, f"{taken}: say what is typed, with Option(takes=...)"
+    assert taken in _PLAIN or get_origin(taken) in {list, Literal}, (
+        f"{taken}: say what is typed, with Option(takes=...)"
+    )
     limits = {}
     for one in (*metadata, *field.metadata):
         for limit, name, step in (("ge", "min", 0), ("gt", "min", 1), ("le", "max", 0), ("lt", "max", -1)):

@@ -13,24 +13,21 @@ from typer.main import get_command
 ALL_FLAG = "--help-all"
 _SHOWS_ALL = "maisi_aug.shows_all_options"
 
-_WHAT_TO_MAKE = (*("--labels", "--num-cases", "--recipe", "--mask-source", "--mask-bank", "--bundle", "--preset"),)
 EVERYDAY_OPTIONS: dict[str, tuple[str, ...]] = {
-    "synthesize": (*_WHAT_TO_MAKE, "--seed", "--out", "--device", "--dry-run", "--json"),
+    "synthesize": ("--recipe", "--out", "--device", "--dry-run", "--json"),
     "insert": ("--out", "--device", "--json"),
-    "plan": (*_WHAT_TO_MAKE, "--balance-against"),
+    "plan": ("--recipe", "--balance-against"),
     "prepare": ("--out", "--dry-run"),
     "finetune-controlnet": ("--out", "--device", "--max-minutes", "--json"),
     "export nnunet": (
         *("--dataset-id", "--name", "--out", "--labels", "--like", "--map", "--ratio", "--dry-run", "--json"),
     ),
-    "benchmark run": (
-        *("--real", "--synthetic", "--label", "--map", "--test-list", "--arms", "--seeds", "--engine", "--preset"),
-        *("--out", "--device", "--max-minutes", "--json"),
-    ),
+    "benchmark run": ("--out", "--device", "--max-minutes", "--json"),
     "evaluate fid": ("--spacing", "--resampling", "--shape", "--extractor", "--weights", "--device", "--out", "--json"),
 }
-"""What ``--help`` shows of a command with more options than fit on a screen; an option that is not named here is an
-advanced one, for ``--help-all``. Arguments, required options and commands that are not named here are shown whole."""
+"""What ``--help`` shows of a command with more options than fit on a screen, apart from fields of its configuration
+that say so themselves; all other options are for ``--help-all``. Arguments, required options and commands that are not
+named here are shown whole."""
 
 
 def fit_help(command: Any, path: Sequence[str]) -> Any:

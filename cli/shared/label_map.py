@@ -12,24 +12,15 @@ from pathlib import Path
 
 import typer
 
+from maisi_aug.cli.shared.from_models import Given
+from maisi_aug.system.options import split_rule
+
 DROPPED = "background"
 
 
 def tell_old_spelling(old: str, new: str) -> None:
     """Say on stderr how an earlier spelling is written now."""
     typer.echo(f"Note: {old} is an earlier spelling, which the next release drops. Write {new}.", err=True)
-
-
-def split_rule(text: str, example: str) -> tuple[str, str]:
-    """``LABEL=NAME`` as its two sides.
-
-    Raises:
-        typer.BadParameter: A side is missing.
-    """
-    label, _, name = (part.strip() for part in text.partition("="))
-    if not label or not name:
-        raise typer.BadParameter(f"--map: expected LABEL=NAME such as '{example}', found '{text}'.")
-    return label, name
 
 
 def add_old_rules(rules: Iterable[str] | None, old: Sequence[str] | None, flag: str) -> list[str]:
@@ -104,7 +95,7 @@ class LabelRules:
 
     @classmethod
     def read(
-        cls, texts: Sequence[str], balance_against: Path | None, size_reference: Path | None, mask_bank: str | None
+        cls, texts: Sequence[str], balance_against: Path | None, size_reference: str | None, mask_bank: str | None
     ) -> LabelRules:
         """Read the rules.
 
@@ -121,7 +112,7 @@ class LabelRules:
         if balance_against is not None:
             return cls(lesions=tuple(texts))
         if size_reference is not None:
-            return cls(sizes=to_size_labels(texts, size_reference))
+            return cls(sizes=to_size_labels(texts, Path(size_reference)))
         if texts and mask_bank is None:
             raise typer.BadParameter(
                 "--map: expected --balance-against, --size-reference or --mask-bank beside it, whose labels it "
@@ -129,19 +120,16 @@ class LabelRules:
             )
         return cls(bank=to_bank_labels(texts))
 
-    def to_size_fields(self, reference: Path | None, size_label: int | dict[str, int] | None) -> dict[str, object]:
-        """The fields of a configuration that name a size reference, and its lesions by rules or by `--size-label`."""
-        return {
-            "size_reference": None if reference is None else str(reference),
-            "size_label": self.sizes or size_label,
-        }
-
-    def require_alone(self, mask_labels: str | None) -> str | dict[str | int, str | int] | None:
-        """The bank's labels by rules, or by `--mask-labels`.
+    def add_to(self, flags: Given) -> Given:
+        """The options that were given with the fields of a configuration that the rules set.
 
         Raises:
-            typer.BadParameter: By both.
+            typer.BadParameter: The bank's labels are given by ``--mask-labels``, too.
         """
-        if self.bank is not None and mask_labels is not None:
+        if self.bank is not None and "mask_labels" in flags:
             raise typer.BadParameter("--map and --mask-labels: expected one of them, found both. Leave one out.")
-        return mask_labels if self.bank is None else self.bank
+        return {
+            **flags,
+            **({} if self.sizes is None else {"size_label": self.sizes}),
+            **({} if self.bank is None else {"mask_labels": self.bank}),
+        }

@@ -10,19 +10,15 @@ import typer
 RUN = "Run"
 """The panel of the help that they stand in."""
 
-NewCohort = Annotated[
-    Path, typer.Option("--out", "-o", help="Folder for the cohort; an unfinished one is continued.")
-]
+NewCohort = Annotated[Path, typer.Option("--out", "-o", help="Folder for the cohort; an unfinished one is continued.")]
 NewRun = Annotated[Path, typer.Option("--out", "-o", help="Folder for the run; an unfinished one is continued.")]
-Device = Annotated[
-    str, typer.Option(help="Device to compute on: auto, cpu, cuda, cuda:N or mps.", rich_help_panel=RUN)
-]
+Device = Annotated[str, typer.Option(help="Device to compute on: auto, cpu, cuda, cuda:N or mps.", rich_help_panel=RUN)]
 TrainingDevice = Annotated[
     str, typer.Option("--device", help="Device to train on: auto, cpu, cuda or cuda:N.", rich_help_panel=RUN)
 ]
 MaxMinutes = Annotated[
     float | None,
-    typer.Option(min=0.0, help="Stop after so many minutes; the same command continues.", rich_help_panel=RUN),
+    typer.Option(min=0.0, help="Time limit; the same command continues later.", rich_help_panel=RUN),
 ]
 Tensorboard = Annotated[bool, typer.Option("--tensorboard", help="Also log for TensorBoard.", rich_help_panel=RUN)]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.", rich_help_panel=RUN)]

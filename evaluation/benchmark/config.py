@@ -5,11 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Literal
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, NonNegativeInt, PositiveInt, field_validator, model_validator
 
 from maisi_aug.errors import BenchmarkError, did_you_mean
+from maisi_aug.system.models import StrictModel, explain_problems
+from maisi_aug.system.options import Option, PathText, split_rule, warn_of_spelling
 
 PLAN_NAME: Final = "benchmark.json"
 REAL: Final = "real"
@@ -21,6 +24,7 @@ MAX_RATIO: Final = 100.0
 ArmKind = Literal["real", "duplicated", "mixed", "only", "copy-paste"]
 EngineName = Literal["monai", "nnunet"]
 PresetName = Literal["cpu", "gpu"]
+_DATA, _TRAINING = "Cases and labels", "Training"
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,48 +119,103 @@ PRESETS: Final[dict[PresetName, Preset]] = {
 }
 
 
-class BenchmarkConfig(BaseModel):
-    """Everything that the figures of a benchmark depend on; a folder keeps to the first one.
+class BenchmarkConfig(StrictModel, use_attribute_docstrings=True):
+    """Everything that the figures of a benchmark depend on; a folder keeps to the first one."""
 
-    Attributes:
-        real: nnU-Net raw dataset, or folder of image and label pairs.
-        synthetic: Cohort, nnU-Net raw dataset or folder of pairs, by the name that arms call it.
-        labels: Name to numbers in the real label maps; None for the names that the dataset gives itself.
-        mapping: Name of a real label to names or ids in the synthetic label maps, where the names differ.
-        lesion_labels: Labels whose connected parts are counted one by one; None for those whose name says lesion.
-        arms: As :func:`parse_arm` reads them; the first is what the others are held against.
-        num_seeds: Trainings of every arm.
-        seed: Of the split into training and test patients, and of every training.
-        engine: What trains.
-        preset: Size of the light engine's network.
-        num_steps: Optimiser steps of every arm; None for the preset's.
-        test_share: Share of patients to test on.
-        num_train: Patients to train on, in place of a share.
-        test_patients: Patients to test on, in place of a share.
-        patient_pattern: Regular expression whose first group is the patient in a case id; empty if cases are patients.
-        tolerance_mm: Of the normalised surface Dice.
-        margin: Gain of Dice that would not matter.
-    """
+    real: Annotated[PathText, Option(takes=Path, panel=_DATA, everyday=True)]
+    """Real cases: nnU-Net raw dataset, prepared folder, or folder of pairs."""
+    synthetic: Annotated[
+        dict[str, PathText], Option(metavar="[NAME=]FOLDER", takes=list[str], panel=_DATA, everyday=True)
+    ] = Field(default={})
+    """Cohort, nnU-Net raw dataset or folder of pairs; with a name for the arms where there are several."""
+    labels: Annotated[
+        dict[str, tuple[int, ...]] | None,
+        Option("--label", metavar="NAME", takes=list[str], panel=_DATA, everyday=True),
+    ] = None
+    """Label of the real cases to learn and to judge; may repeat (default: all)."""
+    mapping: Annotated[
+        dict[str, tuple[str, ...]],
+        Option("--map", metavar="LABEL=NAME", takes=list[str], panel=_DATA, everyday=True),
+    ] = Field(default={})
+    """A label of the real cases and what it is in the synthetic maps: names or ids, joined by '+'. Where the real cases
+    do not name it, LABEL is its id, or several joined by '+'."""
+    lesion_labels: Annotated[tuple[str, ...] | None, Option("--lesion-label", panel=_DATA)] = None
+    """Label whose lesions are counted one by one; may repeat (default: those whose name says lesion)."""
+    patient_pattern: Annotated[str, Option(panel=_DATA)] = ""
+    """Regular expression whose first group is the patient in a case's name (default: every case is a patient)."""
+    test_share: Annotated[float, Field(gt=0, lt=1), Option(panel=_DATA)] = 0.4
+    """Share of patients to test on."""
+    num_train: Annotated[PositiveInt | None, Option(panel=_DATA)] = None
+    """Number of patients to train on, instead of a share."""
+    test_patients: Annotated[tuple[str, ...], Option("--test-list", takes=Path, panel=_DATA, everyday=True)] = ()
+    """Text file with a patient to test on in every line: those that the networks of the cohort have not seen."""
+    arms: Annotated[tuple[str, ...], Option(metavar="ARM,ARM,...", takes=str, panel=_TRAINING, everyday=True)] = (
+        DEFAULT_ARMS
+    )
+    """Joined by commas: real, real+synthetic:RATIO, real-duplicated, synthetic-only, copy-paste:RATIO. The others are
+    compared with the first."""
+    num_seeds: Annotated[int, Field(ge=1, le=100), Option("--seeds", panel=_TRAINING, everyday=True)] = 3
+    """Number of trainings of every arm."""
+    engine: Annotated[EngineName, Option(panel=_TRAINING, everyday=True)] = "monai"
+    """Framework that trains."""
+    preset: Annotated[PresetName, Option(panel=_TRAINING, everyday=True)] = "cpu"
+    """Size of the network of the engine monai."""
+    num_steps: Annotated[PositiveInt | None, Option("--steps", panel=_TRAINING)] = None
+    """Optimiser steps of every arm (default: the preset's)."""
+    seed: Annotated[NonNegativeInt, Option(panel=_TRAINING)] = 0
+    """Random seed of the split and of all trainings."""
+    tolerance_mm: Annotated[float, Field(gt=0), Option("--tolerance", metavar="MM", panel=_TRAINING)] = 2.0
+    """Tolerance of the normalised surface Dice, NSD."""
+    margin: Annotated[float, Field(gt=0), Option(panel=_TRAINING)] = 0.01
+    """Gain of Dice that would not matter."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    @model_validator(mode="before")
+    @classmethod
+    def _read_words(cls, values: Any) -> Any:
+        """Labels and rules as they are typed say together what the labels are; arms need sources to name."""
+        if not isinstance(values, dict):
+            return values
+        values = dict(values)
+        words, rules = values.get("labels"), values.get("mapping")
+        if isinstance(words, list) or isinstance(rules, list):
+            labels, values["mapping"] = parse_labels(words or [], rules or [])
+            values["labels"] = labels or None
+        if not values.get("synthetic"):
+            values.setdefault("arms", (REAL, DUPLICATED))
+        return values
 
-    real: str
-    synthetic: dict[str, str] = {}
-    labels: dict[str, tuple[int, ...]] | None = None
-    mapping: dict[str, tuple[str, ...]] = {}
-    lesion_labels: tuple[str, ...] | None = None
-    arms: tuple[str, ...] = DEFAULT_ARMS
-    num_seeds: int = Field(default=3, ge=1, le=100)
-    seed: int = Field(default=0, ge=0)
-    engine: EngineName = "monai"
-    preset: PresetName = "cpu"
-    num_steps: int | None = Field(default=None, gt=0)
-    test_share: float = Field(default=0.4, gt=0, lt=1)
-    num_train: int | None = Field(default=None, gt=0)
-    test_patients: tuple[str, ...] = ()
-    patient_pattern: str = ""
-    tolerance_mm: float = Field(default=2.0, gt=0)
-    margin: float = Field(default=0.01, gt=0)
+    @field_validator("synthetic", mode="before")
+    @classmethod
+    def _name_sources(cls, value: object) -> object:
+        if not isinstance(value, list):
+            return value
+        sources: dict[str, str] = {}
+        for word in value:
+            name, equals, path = word.partition("=")
+            if not equals or not name.replace("-", "").replace("_", "").isalnum():
+                name, path = "synthetic", word
+            if name in sources:
+                raise ValueError(f"expected a name of its own, found '{name}' twice; write NAME=FOLDER")
+            sources[name] = path
+        return sources
+
+    @field_validator("arms", mode="before")
+    @classmethod
+    def _split_arms(cls, value: object) -> object:
+        return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+    @field_validator("test_patients", mode="before")
+    @classmethod
+    def _read_list(cls, value: object) -> object:
+        if not isinstance(value, str | Path):
+            return value
+        try:
+            lines = tuple(filter(None, map(str.strip, Path(value).read_text(encoding="utf-8-sig").splitlines())))
+        except (OSError, UnicodeDecodeError) as error:
+            raise ValueError(f"expected a text file, found: {error}") from None
+        if not lines:
+            raise ValueError(f"expected a patient in every line of {value}, found none")
+        return lines
 
     @field_validator("patient_pattern")
     @classmethod
@@ -164,13 +223,11 @@ class BenchmarkConfig(BaseModel):
         try:
             groups = re.compile(pattern).groups
         except re.error as error:
-            raise BenchmarkError(
-                f"Patient pattern '{pattern}': expected a regular expression, found: {error}. Correct it."
-            ) from error
+            raise ValueError(f"expected a regular expression, found '{pattern}': {error}") from None
         if pattern and not groups:
-            raise BenchmarkError(
-                f"Patient pattern '{pattern}': expected a group in brackets that is the patient, found none. "
-                "Write '(.+)_scan' for instance."
+            raise ValueError(
+                f"expected a group in brackets that is the patient, found none in '{pattern}'; write '(.+)_scan' for "
+                "instance"
             )
         return pattern
 
@@ -212,25 +269,69 @@ class BenchmarkConfig(BaseModel):
             )
         return match[1]
 
+    def with_paths_found(self) -> BenchmarkConfig:
+        """The configuration with the folders of datasets that are called by number or name, all of them absolute."""
+        from maisi_aug.banks.raw_datasets import find_dataset
+
+        sources = {name: str(find_dataset(path).resolve()) for name, path in self.synthetic.items()}
+        return self.model_copy(update={"real": str(find_dataset(self.real).resolve()), "synthetic": sources})
+
     def to_json(self) -> dict[str, Any]:
         """The configuration as JSON types."""
         return self.model_dump(mode="json")
+
+
+def parse_labels(
+    words: Sequence[str], rules: Sequence[str]
+) -> tuple[dict[str, tuple[int, ...]], dict[str, tuple[str, ...]]]:
+    """The labels of `--label`, and what `--map` says of them.
+
+    Args:
+        words: ``NAME`` each; ``NAME=ID+ID`` is an earlier spelling of a rule with ids, and warned of.
+        rules: ``LABEL=NAME+NAME`` each, LABEL being a real label's name, or ids of it joined by a plus sign where the
+            real cases do not name it: then it is called NAME.
+
+    Returns:
+        Real label -> ids, none where the real cases name it; and real label -> names or ids in the synthetic maps.
+
+    Raises:
+        ValueError: A word without a name, or a side of it is missing.
+    """
+    labels: dict[str, tuple[int, ...]] = {}
+    mapping: dict[str, tuple[str, ...]] = {}
+    for word in words:
+        name, equals, ids = (part.strip() for part in word.partition("="))
+        if not name or (equals and _read_ids(ids) is None):
+            raise ValueError(f"--label {word}: expected NAME, and its ids with --map ID+ID=NAME, found '{ids}'")
+        labels[name] = _read_ids(ids) or ()
+        if equals:
+            warn_of_spelling(f"--label '{word}'", f"--map '{ids}={name}'")
+    for rule in rules:
+        label, names = split_rule(rule, "tumor=hepatic tumor")
+        parts = tuple(part.strip() for part in names.split("+"))
+        if not all(parts):
+            raise ValueError(f"--map {rule}: expected LABEL=NAME or LABEL=NAME+NAME, found '{names}'")
+        numbers = _read_ids(label)
+        if numbers is None:
+            mapping[label] = parts
+            continue
+        labels[names] = tuple(sorted({*labels.get(names, ()), *numbers}))
+        if len(parts) > 1:
+            mapping[names] = parts
+    return labels, mapping
+
+
+def _read_ids(text: str) -> tuple[int, ...] | None:
+    """``1+2`` as its ids; None for anything else."""
+    parts = [part.strip() for part in text.split("+")]
+    return tuple(map(int, parts)) if all(part.isdecimal() and int(part) > 0 for part in parts) else None
 
 
 def build_benchmark_config(**fields: Any) -> BenchmarkConfig:
     """A configuration of its fields.
 
     Raises:
-        BenchmarkError: A field does not validate; one sentence for the first.
+        BenchmarkError: With every field that does not validate.
     """
-    try:
-        return BenchmarkConfig(**fields)
-    except ValidationError as error:
-        first = error.errors()[0]
-        own = first.get("ctx", {}).get("error")
-        if isinstance(own, BenchmarkError):
-            raise own from None
-        place = ".".join(map(str, first["loc"]))
-        raise BenchmarkError(
-            f"Benchmark {place}: {first['msg'][0].lower()}{first['msg'][1:]}, found {first['input']!r}. Correct it."
-        ) from None
+    with explain_problems(BenchmarkConfig, "Benchmark", BenchmarkError, kind="benchmark"):
+        return BenchmarkConfig.model_validate(fields)

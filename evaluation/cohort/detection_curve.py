@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import optimize, special, stats
 
-from maisi_aug.cohort.manifest import AttemptRecord, LesionRecord
+from maisi_aug.cohort.manifest import AttemptRecord
 from maisi_aug.cohort.twins import twin_of
 from maisi_aug.errors import EvaluationError
 from maisi_aug.evaluation.cohort.agreement import MatchedLabel, Segment
@@ -28,6 +28,7 @@ from maisi_aug.evaluation.output.charts import DotRow, draw_dot_chart
 from maisi_aug.evaluation.output.files import percent, to_markdown
 from maisi_aug.evaluation.scores.detection import MIN_IOU, match_lesions, name_of_bin
 from maisi_aug.evaluation.scores.statistics import find_ratio_interval
+from maisi_aug.lesions.lesion import Lesion
 from maisi_aug.system.seeds import numpy_generator
 from maisi_aug.volumes.components import label_parts
 
@@ -146,7 +147,7 @@ def _judge_case(
     return judged, num_made_up
 
 
-def _number_of(parts: NDArray[Any], lesion: LesionRecord, spacing_mm: Sequence[float]) -> int:
+def _number_of(parts: NDArray[Any], lesion: Lesion, spacing_mm: Sequence[float]) -> int:
     """The connected part of a lesion: that at its centre, or the nearest."""
     places = np.argwhere(parts > 0)
     if lesion.centre_ijk is None or not len(places):
@@ -155,9 +156,7 @@ def _number_of(parts: NDArray[Any], lesion: LesionRecord, spacing_mm: Sequence[f
     return int(parts[tuple(places[int(np.argmin((steps_mm**2).sum(axis=1)))])])
 
 
-def _describe(
-    case: EvaluatedCase, record: AttemptRecord, lesion: LesionRecord, is_found: bool, iou: float
-) -> JudgedLesion:
+def _describe(case: EvaluatedCase, record: AttemptRecord, lesion: Lesion, is_found: bool, iou: float) -> JudgedLesion:
     group, _, value = twin_of(record) or (record.case_index, "", "")
     patient = str(record.mask_origin.get("background") or case.patient or case.case_id)
     diameter = float(lesion.diameter_mm or 0.0)

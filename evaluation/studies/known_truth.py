@@ -21,8 +21,8 @@ from typing import Any, Final
 
 import numpy as np
 
-from maisi_aug.cohort.recipe import build_config, override
-from maisi_aug.cohort.resolve import resolve_cohort
+from maisi_aug.cohort.request import build_request, override
+from maisi_aug.cohort.resolve import resolve
 from maisi_aug.evaluation.benchmark.config import BenchmarkConfig, build_benchmark_config
 from maisi_aug.evaluation.benchmark.results import summarise_benchmark
 from maisi_aug.evaluation.benchmark.run import Benchmark, open_benchmark, run_arm
@@ -68,8 +68,8 @@ def build_known_truth(
     healthy = replace(settings, seed=seed + 1, has_lesions=False)
     tested = write_real_cases(folder, healthy, num_train, settings, num_test)
     flags = {"labels": list(REQUESTS), "num_cases": num_synthetic, "seed": seed + 1, "max_attempts": 8}
-    config = build_config(override({}, flags), source="known truth")
-    synthesize_cohort(resolve_cohort(config, folder / "cohort"), folder / "cohort")
+    config = build_request(override({}, flags), source="known truth")
+    synthesize_cohort(resolve(config, folder / "cohort"), folder / "cohort")
     num_accepted = write_shifted(folder / "cohort", folder / "shifted")
     write_phantoms(
         folder / "further", replace(settings, seed=seed + 2), num_accepted, report=_report("further phantom")

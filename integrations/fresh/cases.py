@@ -32,8 +32,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from maisi_aug import errors
-from maisi_aug.cohort.recipe import CohortConfig, build_config
-from maisi_aug.cohort.source_rules import NO_MAP
+from maisi_aug.cohort.request import NO_MAP, CohortRequest, build_request
 from maisi_aug.errors import CohortError, MaisiAugError, RecipeError
 from maisi_aug.integrations.fresh.schedule import UseSchedule
 from maisi_aug.integrations.reading.export_labels import LabelNumbering, require_numbers
@@ -60,7 +59,7 @@ class FreshCases:
 
     def __init__(
         self,
-        configuration: CohortConfig | Mapping[str, Any],
+        configuration: CohortRequest | Mapping[str, Any],
         *,
         num_items: int,
         reuse: int = 4,
@@ -91,8 +90,8 @@ class FreshCases:
             RecipeError: The configuration does not validate, or draws without label maps.
             RequestError: A number is too small, or ``numbers`` cannot stand in a label map.
         """
-        if not isinstance(configuration, CohortConfig):
-            configuration = build_config(configuration, source="FreshCases")
+        if not isinstance(configuration, CohortRequest):
+            configuration = build_request(configuration, source="FreshCases")
         if configuration.mask_source == NO_MAP:
             raise RecipeError(
                 "FreshCases: expected a mask source with label maps to train on, found mask_source 'none'. Choose "
@@ -113,7 +112,7 @@ class FreshCases:
         self._owner, self._server_pid = os.getpid(), process.pid
         self._finalizer: Callable[[], object] = weakref.finalize(self, _stop, process, self._folder, os.getpid())
 
-    def _start(self, configuration: CohortConfig, device: str, buffer: int) -> subprocess.Popen[str]:
+    def _start(self, configuration: CohortRequest, device: str, buffer: int) -> subprocess.Popen[str]:
         task = {
             "configuration": configuration.to_dict(),
             "device": device,
@@ -147,11 +146,11 @@ class FreshCases:
         Raises:
             MaisiAugError: What is asked for cannot be made.
         """
-        from maisi_aug.cohort.resolve import resolve_cohort
+        from maisi_aug.cohort.resolve import resolve
         from maisi_aug.integrations.fresh.maker import number_requested
 
-        config = self._configuration.model_copy(update={"num_cases": self.schedule.num_cases})
-        return number_requested(resolve_cohort(config), self._numbers)
+        asked = {**self._configuration.to_dict(), "num_cases": self.schedule.num_cases}
+        return number_requested(resolve(CohortRequest.model_validate(asked)), self._numbers)
 
     def __len__(self) -> int:
         return self.schedule.num_items

@@ -7,13 +7,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from maisi_aug.cohort.plan import CasePlan
-from maisi_aug.cohort.recipe import CohortConfig
-from maisi_aug.cohort.resolve import ResolvedCohort, replan, resolve_cohort
+from maisi_aug.cohort.request import CohortRequest
+from maisi_aug.cohort.resolve import CohortRun, resolve
 from maisi_aug.errors import CohortError
-from maisi_aug.generate.attempts import AttemptMaker, judge_drawn_image, open_source
+from maisi_aug.generate.attempts import AttemptMaker, judge_drawn_image
 from maisi_aug.integrations.reading.export_labels import LabelNumbering, number_labels
 from maisi_aug.integrations.reading.items import Pair
-from maisi_aug.sources.given import NoMap
+from maisi_aug.sources.opening import open_source
 from maisi_aug.system.seeds import derive_seed
 from maisi_aug.vocabulary.labels import BODY_ID
 
@@ -26,13 +26,13 @@ class FreshMaker:
     """The networks on their device, and what they draw.
 
     Attributes:
-        cohort: What is asked for; its plan is that of one epoch.
+        run: What is asked for; its plan is that of one epoch.
         maker: Draws.
         numbering: What the labels become.
         seed: Decides every case.
     """
 
-    cohort: ResolvedCohort
+    run: CohortRun
     maker: AttemptMaker
     numbering: LabelNumbering
     seed: int
@@ -51,7 +51,7 @@ class FreshMaker:
         """Load the weights.
 
         Args:
-            configuration: Of the cohort, as ``CohortConfig.to_dict`` gives it.
+            configuration: Of the cohort, as ``CohortRequest.to_dict`` gives it; the number of cases is that below.
             device: Where the networks run.
             num_cases: Of an epoch.
             seed: Decides every case.
@@ -63,12 +63,11 @@ class FreshMaker:
         """
         from maisi_aug.networks.pipeline import Pipeline, resolve_device
 
-        config = CohortConfig.model_validate(configuration).model_copy(update={"num_cases": num_cases})
-        cohort = resolve_cohort(config)
+        run = resolve(CohortRequest.model_validate({**configuration, "num_cases": num_cases}))
         device = resolve_device(device)
-        pipeline = Pipeline.load(cohort.bundle, device, precision=cohort.config.precision)
-        maker = AttemptMaker(cohort, open_source(cohort, device), pipeline, report_step)
-        return cls(cohort, maker, number_requested(cohort, numbers), seed)
+        pipeline = Pipeline.load(run.bundle, device, precision=run.request.precision)
+        maker = AttemptMaker(run, open_source(run, device), pipeline, report_step)
+        return cls(run, maker, number_requested(run, numbers), seed)
 
     def make(self, epoch: int, number: int) -> Pair:
         """Draw a case, with as many attempts as the configuration allows, and then other cases in its place.
@@ -79,48 +78,36 @@ class FreshMaker:
         reason = ""
         for spare in range(NUM_SPARES + 1):
             seed = derive_seed(self.seed, "epoch", epoch, *(("spare", spare) if spare else ()))
-            case = replan(self.cohort, seed).cases[number]
-            maker = replace(self.maker, cohort=replace(self.cohort, config=_with_seed(self.cohort.config, seed)))
-            for attempt in range(self.cohort.config.max_attempts):
-                pair, reason = self._try(maker, case, attempt, epoch)
+            run = self.run.with_seed(seed)
+            for attempt in range(run.request.max_attempts):
+                pair, reason = self._try(replace(self.maker, run=run), run.plan.cases[number], attempt, epoch)
                 if pair is not None:
                     return pair
         raise CohortError(
             f"Epoch {epoch}, case {number}: expected one of {NUM_SPARES + 1} cases to be accepted within "
-            f"{self.cohort.config.max_attempts} attempts each, found none. The last: {reason} Ask for other lesions, "
+            f"{self.run.request.max_attempts} attempts each, found none. The last: {reason} Ask for other lesions, "
             "or raise max_attempts."
         )
 
     def _try(self, maker: AttemptMaker, case: CasePlan, number: int, epoch: int) -> tuple[Pair | None, str]:
-        attempt = maker.draw_image(maker.draw_map(maker.begin(case, number)))
-        if attempt.image_hu is None or attempt.drawn is None:
+        attempt = judge_drawn_image(self.run, maker.draw_image(maker.draw_map(maker.begin(case, number))))
+        drawn = attempt.drawn
+        if attempt.reason or attempt.image_hu is None or drawn is None or drawn.label_map is None:
             return None, attempt.reason
-        verdicts = judge_drawn_image(self.cohort, attempt.case, attempt.drawn, attempt.image_hu)
-        reason = next((verdict.message for verdict in verdicts if not verdict.passed), "")
-        if reason:
-            return None, reason
-        assert not isinstance(attempt.drawn, NoMap)
         metadata = {
             "case_id": f"fresh_{epoch:04d}_{case.index:05d}",
             "request": case.request,
             "seed": attempt.seed,
             "epoch": epoch,
         }
-        return (
-            Pair(attempt.image_hu, self.numbering.apply(attempt.drawn.label_map), attempt.drawn.grid, metadata),
-            "",
-        )
+        return Pair(attempt.image_hu, self.numbering.apply(drawn.label_map), drawn.grid, metadata), ""
 
 
-def _with_seed(config: CohortConfig, seed: int) -> CohortConfig:
-    return config.model_copy(update={"seed": seed})
-
-
-def number_requested(cohort: ResolvedCohort, numbers: Mapping[str, int] | None = None) -> LabelNumbering:
+def number_requested(run: CohortRun, numbers: Mapping[str, int] | None = None) -> LabelNumbering:
     """The labels of the plan as 1, 2, ... or as given; of given maps without a request every label but the body."""
-    vocabulary = cohort.bundle.vocabulary
+    vocabulary = run.bundle.vocabulary
     if numbers is not None:
-        return number_labels(vocabulary, numbers, cohort.plan.requested_ids, vocabulary.name_of)
+        return number_labels(vocabulary, numbers, run.plan.requested_ids, vocabulary.name_of)
     every = [label.id for label in vocabulary if label.id not in (0, BODY_ID) and label.kind in ("organ", "tumor")]
-    ids = cohort.plan.requested_ids or tuple(every)
+    ids = run.plan.requested_ids or tuple(every)
     return LabelNumbering(tuple(ids), tuple(map(vocabulary.name_of, ids)))

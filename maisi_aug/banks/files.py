@@ -61,17 +61,31 @@ MAX_LISTED_ID = 65535
 
 @dataclass(frozen=True)
 class BankFiles:
-    """What lies in a bank.
+    """What lies in a bank; nothing of it is opened.
 
     Attributes:
+        path: Where it is.
         entries: The label maps in the order of their names.
         faults: ``(name, reason)`` of label maps that cannot be used: files are missing or empty, or several images fit.
         left_out: ``(name, reason)`` of files that are neither the image nor the label map of a case.
     """
 
+    path: Path
     entries: list[BankEntry]
     faults: list[tuple[str, str]]
     left_out: list[tuple[str, str]]
+
+    def require_maps(self) -> None:
+        """Raise unless there is at least one label map that looks usable.
+
+        Raises:
+            BankError: Naming the first file that is not usable, if there is one.
+        """
+        if self.entries:
+            return
+        one = self.faults[:1]
+        found = "".join(f"only files that cannot be used; {name}: {reason}" for name, reason in one) or "none"
+        raise BankError(f"Mask bank {self.path}: expected label maps, found {found}. Check the folder's layout.")
 
 
 def find_entries(path: Path, is_organ_name: IsOrganName) -> tuple[list[BankEntry], list[tuple[str, str]]]:
@@ -91,14 +105,14 @@ def list_bank(path: Path, is_organ_name: IsOrganName) -> BankFiles:
     Raises:
         BankError: There is nothing at the path, or the data list or ``dataset.json`` cannot be read.
     """
-    path = find_dataset(path)
+    place, path = path, find_dataset(path)
     if not path.exists():
         raise BankError(
             f"Mask bank {path}: expected a folder, a data list or a label map, found nothing there. Check the path."
         )
     database = find_database(path)
     if database is not None:
-        return BankFiles(*list_database(database), [])
+        return BankFiles(place, *list_database(database), [])
     root = path if path.is_dir() else path.parent
     search = _Search(is_organ_name)
     if path.is_dir():
@@ -112,6 +126,7 @@ def list_bank(path: Path, is_organ_name: IsOrganName) -> BankFiles:
     named = [_with_context(entry, root) for entry in sorted(search.entries, key=lambda entry: entry.label_paths)]
     faults = {id(entry): _find_fault(entry) or search.faults.get(entry.label_paths, "") for entry in named}
     return BankFiles(
+        place,
         [entry for entry in named if not faults[id(entry)]],
         [(entry.name, faults[id(entry)]) for entry in named if faults[id(entry)]],
         [(_name_in(root, out.path), out.reason) for out in sorted(search.left_out, key=lambda out: out.path)],

@@ -6,16 +6,16 @@ import hashlib
 import json
 import warnings
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from maisi_aug.banks.case_reader import place_labels
 from maisi_aug.banks.entry import BankEntry
-from maisi_aug.banks.files import digest_of, list_bank
+from maisi_aug.banks.files import BankFiles, digest_of, list_bank
 from maisi_aug.banks.label_ids import (
     LabelMapping,
     Translation,
@@ -25,19 +25,21 @@ from maisi_aug.banks.label_ids import (
     translate_own_names,
 )
 from maisi_aug.banks.label_map import (
+    NUM_DIGITS,
     BankLesion,
     BankMap,
     BaseMap,
     add_envelope,
     cut_map,
     hash_of,
+    hash_of_image,
     is_filled_body,
     load_entry,
     no_envelope,
 )
 from maisi_aug.banks.listing import MIN_COVER, BankListing, Needs
-from maisi_aug.errors import BankError, VolumeError
-from maisi_aug.lesions.planting import LesionWish
+from maisi_aug.errors import BankError, CohortError, EmptyBankError, VolumeError
+from maisi_aug.lesions.lesion import Lesion
 from maisi_aug.system.seeds import numpy_generator
 from maisi_aug.vocabulary.label_meaning import find_label_id
 from maisi_aug.vocabulary.labels import BODY_ID, Vocabulary
@@ -47,6 +49,16 @@ from maisi_aug.volumes.image_files import Volume, load_grid
 from maisi_aug.volumes.own_names import load_own_names
 
 CACHE_BYTES = 512 * 2**20
+NUM_LOOKS = 3
+"""Maps that show about what a bank has: patients resemble each other."""
+
+
+class _Labels(NamedTuple):
+    """A map in vocabulary ids, not yet with a body of its own, and whether a label means all of the body."""
+
+    label_map: NDArray[np.uint8]
+    grid: Grid
+    has_envelope: bool
 
 
 class FolderBank:
@@ -64,7 +76,7 @@ class FolderBank:
 
     def __init__(
         self,
-        path: Path | str,
+        path: Path | str | BankFiles,
         *,
         vocabulary: Vocabulary,
         grid: Grid,
@@ -76,7 +88,7 @@ class FolderBank:
         """List the files; they are read when they are drawn.
 
         Args:
-            path: Folder, JSON data list, one label map, or NVIDIA's mask database.
+            path: Folder, JSON data list, one label map, or NVIDIA's mask database; or its files, listed before.
             vocabulary: Vocabulary to translate into.
             grid: The networks' grid; only its shape and spacing matter.
             mapping: ``auto``, ``maisi``, ``totalsegmentator-v1``, ``-v2`` or ``-v3``, a JSON file, or a dict of
@@ -88,12 +100,16 @@ class FolderBank:
         Raises:
             BankError: There is no usable file: none at all, or of none is it known what its labels mean.
         """
-        self._path = Path(path)
+        if isinstance(path, BankFiles):
+            found = path
+        else:
+            found = list_bank(Path(path), lambda name: find_label_id(name, vocabulary) is not None)
+        self._path = found.path
         self.name = self._path.resolve().name
         self.vocabulary = vocabulary
         self.grid = grid
         self._mapping = load_mapping(mapping)
-        self._cache: OrderedDict[int, BankMap] = OrderedDict()
+        self._cache: OrderedDict[int, BankMap | _Labels] = OrderedDict()
         self._cache_bytes = cache_bytes
         self._min_cover = min_cover
         self._grids: dict[int, Grid] = {}
@@ -102,7 +118,7 @@ class FolderBank:
         self._lesions: dict[tuple[int, int], list[BankLesion]] = {}
         self._reported: set[str] = set()
         self._translations: dict[tuple[Any, ...], Translation | BankError | None] = {}
-        found = list_bank(self._path, lambda name: find_label_id(name, vocabulary) is not None)
+        self._hashes: dict[tuple[int, bool], str | None] = {}
         entries = self._entries = found.entries
         self._missing, self._left_out = found.faults, found.left_out
         self._listing = BankListing(entries, grid=grid, tumor_ids=vocabulary.tumor_ids, body_region=body_region)
@@ -120,6 +136,11 @@ class FolderBank:
     def __len__(self) -> int:
         """Maps that are usable as far as is known."""
         return len(self._entries) - len(self._bad)
+
+    @property
+    def num_looks(self) -> int:
+        """How many maps show about what the bank has: all of them, for files may show parts of patients."""
+        return max(NUM_LOOKS, len(self))
 
     @property
     def path(self) -> Path:
@@ -171,11 +192,48 @@ class FolderBank:
         """
         if index in self._bad:
             return None
-        if index in self._cache:
+        known = self._cache.get(index)
+        if not isinstance(known, BankMap):
+            self._try(index, lambda: self._remember(index, self._read(index)))
+            known = self._cache.get(index)
+        else:
             self._cache.move_to_end(index)
-            return self._cache[index]
-        self._try(index, lambda: self._remember(index, self._read(index)))
-        return self._cache.get(index)
+        return known if isinstance(known, BankMap) else None
+
+    def require_unchanged(self, origins: Iterable[Mapping[str, Any]]) -> None:
+        """Raise unless the files that cases were made from are those that lie in the bank now.
+
+        Args:
+            origins: Of label maps, as the cases' manifest has them: ``file`` with its hash, and that of the CT that
+                gave the body.
+
+        Raises:
+            CohortError: Naming the first that is not.
+        """
+        index_of = {entry.name: index for index, entry in enumerate(self._entries)}
+        wanted = {
+            (index_of[str(origin["file"])], is_image): str(origin[key])[:NUM_DIGITS]
+            for origin in origins
+            if origin.get("file") in index_of
+            for key, is_image in (("sha256", False), ("body_sha256", True))
+            if key in origin
+        }
+        for (index, is_image), sha256 in wanted.items():
+            found = self._hash_of(index, is_image=is_image)
+            if found is None or not found.startswith(sha256):
+                entry = self._entries[index]
+                what = f"CT of {entry.name}" if is_image else f"label map {entry.name}"
+                raise CohortError(
+                    f"Mask bank {self._path}: expected the {what} that cases of this cohort were made from, found "
+                    "another content. Put the earlier file back, or choose another --out."
+                )
+
+    def _hash_of(self, index: int, *, is_image: bool) -> str | None:
+        """Hash of a map's files, or of its CT's, read once."""
+        key = (index, is_image)
+        if key not in self._hashes:
+            self._hashes[key] = (hash_of_image if is_image else hash_of)(self._entries[index])
+        return self._hashes[key]
 
     def ids_of(self, index: int) -> frozenset[int] | None:
         """The ids of a map, read once; None if it cannot be used."""
@@ -200,7 +258,7 @@ class FolderBank:
             self._lesions[key] = [] if bank_map is None else bank_map.find_lesions(label_id)
         return self._lesions[key]
 
-    def draw_bases(self, lesions: Sequence[LesionWish], *, required_ids: Sequence[int], seed: int) -> Iterator[BaseMap]:
+    def draw_bases(self, lesions: Sequence[Lesion], *, required_ids: Sequence[int], seed: int) -> Iterator[BaseMap]:
         """Maps that hold a host of every lesion and all required ids, cut around the hosts, in random order.
 
         The bank is gone through again and again with new cuts; the iterator ends when no map of it will do.
@@ -257,11 +315,14 @@ class FolderBank:
             self._bad[index] = str(error)
             self._require_some_left()
 
-    def _read_labels(self, index: int) -> tuple[NDArray[np.uint8], Grid, bool]:
-        """The map in vocabulary ids, its grid, and whether a label means all of the body; its ids are noted on the way.
+    def _read_labels(self, index: int) -> _Labels:
+        """The map in vocabulary ids, read once while there is room; its ids are noted on the way.
 
         Finding the body takes longer than reading the labels, so maps that lack the host are told by this alone.
         """
+        known = self._cache.get(index)
+        if isinstance(known, _Labels):
+            return known
         entry = self._entries[index]
         translation = self._translation_of(entry)
         if isinstance(translation, BankError):
@@ -282,7 +343,9 @@ class FolderBank:
         has_envelope = bool(translation.envelope_ids.intersection(present.tolist()))
         placed = self._place(entry, Volume(label_map, source.grid))
         self._ids[index], self._grids[index] = ids, placed.grid
-        return placed.array, placed.grid, has_envelope
+        labels = _Labels(placed.array, placed.grid, has_envelope)
+        self._remember(index, labels)
+        return labels
 
     def _place(self, entry: BankEntry, labels: Volume) -> Volume:
         """The map where its CT is, if there is one: a map that brings its own body lies there, too."""
@@ -293,14 +356,16 @@ class FolderBank:
     def _read(self, index: int) -> BankMap:
         entry = self._entries[index]
         label_map, grid, has_envelope = self._read_labels(index)
-        image_name = None
+        image_name = image_sha256 = None
         if not has_envelope or not is_filled_body(label_map):
             if has_envelope:  # a shell, or a few voxels
                 placed = self._place(entry, Volume(label_map, grid))
                 label_map, grid = placed.array, placed.grid
             label_map, image_name = add_envelope(label_map, grid, entry)
             self._grids[index] = grid
-        bank_map = BankMap(entry.name, label_map, grid, hash_of(entry), image_name)
+            image_sha256 = self._hash_of(index, is_image=True)
+        sha256 = self._hash_of(index, is_image=False) or ""
+        bank_map = BankMap(entry.name, label_map, grid, sha256, image_name, image_sha256)
         self._require_cover(bank_map)
         return bank_map
 
@@ -314,8 +379,9 @@ class FolderBank:
                 f"{self._min_cover:.0%} of the grid, found {covered_mm:.0f} mm. Use a longer scan or a shorter grid."
             )
 
-    def _remember(self, index: int, bank_map: BankMap) -> None:
-        self._cache[index] = bank_map
+    def _remember(self, index: int, known: BankMap | _Labels) -> None:
+        self._cache[index] = known
+        self._cache.move_to_end(index)
         while len(self._cache) > 1 and sum(kept.label_map.nbytes for kept in self._cache.values()) > self._cache_bytes:
             self._cache.popitem(last=False)
 
@@ -344,10 +410,10 @@ class FolderBank:
         if len(self) > 0:
             return
         if not self._unusable:
-            raise BankError(f"Mask bank {self._path}: expected label maps, found none. Check the folder's layout.")
+            raise EmptyBankError(f"Mask bank {self._path}: expected label maps, found none. Check the folder's layout.")
         name, reason = self._unusable[0]
         num_unusable = len(self._unusable)
-        raise BankError(
+        raise EmptyBankError(
             f"Mask bank {self._path}: expected at least one usable label map, found {num_unusable} that cannot be "
             f"used, the first of them {name}: {reason}"
         )

@@ -87,6 +87,19 @@ def load_mapping(choice: LabelMapping) -> LabelMapping:
     return document
 
 
+def require_known_targets(mapping: LabelMapping, vocabulary: Vocabulary, *, subject: str) -> None:
+    """Raise unless a mapping of a bank's labels leads to labels of the vocabulary; a word leads to them by itself.
+
+    Raises:
+        BankError: Naming the first label that is none.
+    """
+    for source, target in mapping.items() if isinstance(mapping, Mapping) else ():
+        try:
+            vocabulary.id_of(target)
+        except VocabularyError as error:
+            raise BankError(f"{subject}, '{source}': {error}") from error
+
+
 def build_translation(
     mapping: LabelMapping,
     names: Mapping[int, str] | None,

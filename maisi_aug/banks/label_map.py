@@ -22,6 +22,7 @@ from maisi_aug.system.whole_files import sha256_of
 from maisi_aug.vocabulary.labels import BODY_ID, Vocabulary, lesion_word
 from maisi_aug.volumes.body import add_body, is_hollow
 from maisi_aug.volumes.components import Box, Mask, label_parts
+from maisi_aug.volumes.dicom_files import files_of
 from maisi_aug.volumes.grid import Grid
 from maisi_aug.volumes.image_files import Volume, decode_label_map, load_label_map
 from maisi_aug.volumes.resampling import centre_grid_on, resample_image, resample_label_map
@@ -30,6 +31,8 @@ HOST_MARGIN_MM = 10.0
 MIN_BODY_SHARE = 0.05
 """Of all that is labelled; in a map with every organ of MAISI's, what is body alone is several times as much."""
 MAX_IDS = 8
+NUM_DIGITS = 16
+"""Of a hash that a cohort remembers."""
 JITTER = (0.03, 0.03, 0.12)  # of the grid's extent along I, J, K
 
 
@@ -75,6 +78,7 @@ class BankMap:
         grid: Its geometry.
         sha256: Hash of the file or files.
         image_name: File name of the CT that gave the body envelope, or None.
+        image_sha256: Hash of that CT's file or slices, or None.
     """
 
     name: str
@@ -82,6 +86,13 @@ class BankMap:
     grid: Grid
     sha256: str
     image_name: str | None
+    image_sha256: str | None = None
+
+    @property
+    def body_origin(self) -> dict[str, Any]:
+        """Where its body came from, as a cohort remembers it."""
+        found = {} if self.image_sha256 is None else {"body_sha256": self.image_sha256[:NUM_DIGITS]}
+        return {"body_from": self.image_name, **found}
 
     @cached_property
     def counts(self) -> NDArray[np.int_]:
@@ -143,8 +154,8 @@ def cut_map(
     label_map = resample_label_map(bank_map.label_map, bank_map.grid, target, keep_ids=keep_ids)
     origin: dict[str, Any] = {
         "file": bank_map.name,
-        "sha256": bank_map.sha256[:16],
-        "body_from": bank_map.image_name,
+        "sha256": bank_map.sha256[:NUM_DIGITS],
+        **bank_map.body_origin,
         "centre_mm": [round(float(part), 3) for part in centre_mm],
     }
     return BaseMap(label_map, target, origin)
@@ -269,7 +280,16 @@ def hash_of(entry: BankEntry) -> str:
     """SHA-256 of the label map's file, or of the hashes of all its masks."""
     if entry.member is not None:
         return hashlib.sha256(entry.member.read()).hexdigest()
-    hashes = [sha256_of(path) for path in entry.label_paths]
+    return _hash_all(entry.label_paths)
+
+
+def hash_of_image(entry: BankEntry) -> str | None:
+    """SHA-256 of the file of an entry's CT, or of the hashes of its slices; None without a CT."""
+    return None if entry.image_path is None else _hash_all(files_of(entry.image_path))
+
+
+def _hash_all(paths: Sequence[Path]) -> str:
+    hashes = [sha256_of(path) for path in paths]
     return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
 
 

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue
+from pydantic import BeforeValidator, Field, JsonValue
+
+from maisi_aug.system.models import StrictModel
+from maisi_aug.system.options import Option
+from maisi_aug.volumes.grid_words import read_shape
 
 LatentShape = tuple[int, int, int]
 NumSplits = Literal[1, 2, 4, 8, 16]
@@ -14,6 +19,7 @@ NUM_SPLITS: tuple[NumSplits, ...] = get_args(NumSplits)
 WHOLE: Literal["whole"] = "whole"
 WINDOW_MULTIPLE = 16
 DEFAULT_OVERLAP = 0.4
+_IMAGES = "Images"
 
 
 def latent_factor(autoencoder: Mapping[str, Any]) -> int:
@@ -23,33 +29,34 @@ def latent_factor(autoencoder: Mapping[str, Any]) -> int:
 
 def _read_window(value: object) -> object:
     """A window as YAML and flags give it; pydantic would list a complaint per member of the union."""
-    if value is None or value == WHOLE:
-        return value
-    sides = tuple(value) if isinstance(value, list | tuple) else ()
-    if len(sides) == 3 and all(type(side) is int and side > 0 and side % WINDOW_MULTIPLE == 0 for side in sides):
-        return sides
+    if value is None or (isinstance(value, str) and value.strip().lower() == WHOLE):
+        return value and WHOLE
+    with suppress(ValueError):
+        sides = read_shape(value)
+        sides = tuple(sides) if isinstance(sides, list | tuple) else ()
+        if len(sides) == 3 and all(type(side) is int and side > 0 and side % WINDOW_MULTIPLE == 0 for side in sides):
+            return sides
     raise ValueError(
-        f"decoding.window: expected 'whole' or three sides in latent voxels that are multiples of {WINDOW_MULTIPLE}, "
-        f"such as [48, 48, 64], found {value!r}"
+        f"expected 'whole' or three sides in latent voxels that are multiples of {WINDOW_MULTIPLE}, such as 48x48x64, "
+        f"found {value!r}"
     )
 
 
-class DecodingConfig(BaseModel):
-    """How images are decoded from their latents; what takes less memory takes more time.
+class DecodingConfig(StrictModel, strict=True, use_attribute_docstrings=True):
+    """How images are decoded from their latents; what takes less memory takes more time."""
 
-    Attributes:
-        window: Latent voxels along I, J, K that are decoded at once, multiples of 16, or ``whole``; the bundle's when
-            not given. Windows see their own part of the image alone, which moves intensities a little.
-        overlap: Share of a window that neighbours have in common, blended with Gaussian weights.
-        num_splits: Parts in which every convolution is computed, 1, 2, 4, 8 or 16, for the same image but for rounding;
-            as many as the memory asks for when not given.
-    """
-
-    model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
-
-    window: Annotated[LatentShape | Literal["whole"] | None, BeforeValidator(_read_window)] = None
-    overlap: Annotated[float, Field(ge=0, lt=1)] = DEFAULT_OVERLAP
-    num_splits: NumSplits | None = None
+    window: Annotated[
+        LatentShape | Literal["whole"] | None,
+        BeforeValidator(_read_window),
+        Option("--decode-window", metavar="IxJxK|whole", takes=str, panel=_IMAGES),
+    ] = None
+    """Latent voxels decoded at once, multiples of 16; smaller windows take less memory and, seeing their own part of
+    the image alone, move intensities a little (default: the bundle's)."""
+    overlap: Annotated[float, Field(ge=0, lt=1), Option("--decode-overlap", panel=_IMAGES)] = DEFAULT_OVERLAP
+    """Share of a window that neighbours share, blended with Gaussian weights; a preset may have its own."""
+    num_splits: Annotated[NumSplits | None, Option(panel=_IMAGES)] = None
+    """Parts in which the decoder's convolutions are computed, for the same image but for rounding (default: what the
+    memory asks for)."""
 
 
 @dataclass(frozen=True, slots=True)

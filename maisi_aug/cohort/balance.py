@@ -16,7 +16,7 @@ from functools import cached_property
 from itertools import pairwise
 from typing import Any
 
-from maisi_aug.cohort.requests import MAX_COUNT, MAX_SIZE, CaseRequest, allot_cases, parse_requests
+from maisi_aug.cohort.grammar import MAX_COUNT, MAX_SIZE, CaseRequest, WrittenRequest, allot_cases, parse_requests
 from maisi_aug.errors import RequestError
 from maisi_aug.vocabulary.labels import Vocabulary
 from maisi_aug.vocabulary.sizes import diameter_mm, volume_ml
@@ -125,12 +125,12 @@ def read_targets(
 
 def _with_size(text: str, vocabulary: Vocabulary, bins: SizeBins) -> str:
     """The request with the range of the bins where its lesion has no size."""
-    body, at, share = text.rpartition("@") if "@" in text else (text, "", "")
-    parts = []
-    for part in body.split("+"):
-        is_bare = ":" not in part and part.strip() and vocabulary.label(part).kind == "tumor"
-        parts.append(f"{part}:{bins.edges_mm[0]:g}-{bins.edges_mm[-1]:g}mm" if is_bare else part)
-    return "+".join(parts) + at + share
+    written, whole = WrittenRequest.read(text), f"{bins.edges_mm[0]:g}-{bins.edges_mm[-1]:g}mm"
+    parts = tuple(
+        (name, whole if size is None and name and vocabulary.label(name).kind == "tumor" else size)
+        for name, size in written.parts
+    )
+    return str(replace(written, parts=parts))
 
 
 def _to_target(text: str, request: CaseRequest, bins: SizeBins, least_ml: float) -> BalanceTarget:

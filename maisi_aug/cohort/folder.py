@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from maisi_aug.cohort.manifest import MANIFEST_NAME, AttemptRecord, Manifest, ManifestWriter, load_manifest
-from maisi_aug.cohort.recipe import COHORT_NAME, CohortConfig, differences
+from maisi_aug.cohort.request import COHORT_NAME, differences
 from maisi_aug.errors import CohortError, VolumeError
 from maisi_aug.system.whole_files import TEMPORARY_SUFFIX, remove_leftovers, sha256_of, write_text_whole
 
@@ -79,6 +79,75 @@ def read_cohort_document(folder: Path) -> dict[str, Any] | None:
     return document
 
 
+@dataclass(frozen=True)
+class BegunCohort:
+    """What lies in the folder that a cohort goes to, before a run opens it.
+
+    Attributes:
+        path: The folder.
+        document: Content of its ``cohort.yaml``; empty where no cohort was begun.
+        has_cases: Whether any attempt at a case is noted; without one the cohort is planned anew.
+        stamp: Size, time and place of ``cohort.yaml``; while it stays, nobody has written the file.
+    """
+
+    path: Path | None
+    document: Mapping[str, Any]
+    has_cases: bool = False
+    stamp: tuple[int, ...] = ()
+
+    @classmethod
+    def read(cls, path: Path, *, may_resume: bool = True) -> BegunCohort:
+        """Look into a folder; nothing in it is changed.
+
+        Args:
+            path: Of the cohort.
+            may_resume: Whether it may hold one.
+
+        Raises:
+            CohortError: It holds something that is no cohort or, where a run must not go on, one.
+        """
+        stamp, document = _stamp_of(path), read_cohort_document(path)
+        if document is None:
+            return cls(path, {})
+        if not may_resume:
+            raise CohortError(
+                f"{path}: expected a new folder because of --no-resume, found a cohort. Choose another --out."
+            )
+        manifest = path / MANIFEST_NAME
+        return cls(path, document, manifest.is_file() and manifest.stat().st_size > 0, stamp)
+
+    def read_again(self, path: Path) -> dict[str, Any] | None:
+        """The content of a folder's ``cohort.yaml``, which is read only if it is not what was read before."""
+        if self.path == path and self.document and self.stamp == _stamp_of(path):
+            return dict(self.document)
+        return read_cohort_document(path)
+
+    def steps_to(self, num_cases: int | None, asked: Sequence[int]) -> tuple[int, ...]:
+        """Numbers of cases that the cohort had before it grew, one more where more cases are asked for.
+
+        Args:
+            num_cases: That are asked for; fewer than there are is left for the comparison to refuse.
+            asked: The steps that the request names.
+        """
+        written = self.document.get("configuration", {})
+        before, steps = written.get(CASES_FIELD), tuple(written.get(GROWTH_FIELD) or ())
+        if not isinstance(before, int) or num_cases is None or num_cases < before or not self.has_cases:
+            return tuple(asked)
+        return steps if num_cases == before else (*steps, before)
+
+
+def _stamp_of(path: Path) -> tuple[int, ...]:
+    try:
+        found = (path / COHORT_NAME).stat()
+    except OSError:
+        return ()
+    return found.st_size, found.st_mtime_ns, found.st_ino
+
+
+NOT_BEGUN = BegunCohort(None, {})
+"""A cohort without a folder, or with one that nobody has looked into."""
+
+
 def _require_empty(folder: Path) -> None:
     """Raise when the folder holds anything but what a run that was killed at its very start leaves behind."""
     if not folder.is_dir():
@@ -120,18 +189,19 @@ def _require_same_document(folder: Path, old: Mapping[str, Any], new: Mapping[st
         )
 
 
-def find_cohort(path: Path, document: Mapping[str, Any]) -> dict[str, Any] | None:
+def find_cohort(path: Path, document: Mapping[str, Any], begun: BegunCohort = NOT_BEGUN) -> dict[str, Any] | None:
     """The content of ``cohort.yaml`` where a run can go on with a cohort; ``None`` where it begins one.
 
     Args:
         path: Folder of the cohort; nothing in it is changed.
         document: What ``cohort.yaml`` would be; once a case was made it must be the same as the one that is there, but
             may allow more attempts, or go on from its number of cases.
+        begun: What is known of the folder already.
 
     Raises:
         CohortError: When the folder is not a cohort's, or the configuration differs.
     """
-    existing = read_cohort_document(path)
+    existing = begun.read_again(path)
     if existing is None:
         return None
     grown = _allow_growth(_allow_attempts(existing, document), document)
@@ -220,28 +290,6 @@ def _allow_attempts(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str,
     return {**old, "configuration": {**old["configuration"], **kept}}
 
 
-def grow_from(config: CohortConfig, document: Mapping[str, Any], *, has_cases: bool) -> CohortConfig:
-    """The configuration with the steps in which its cohort has grown, and one more where more cases are asked for.
-
-    Args:
-        config: What the user asks for; a number of cases below the cohort's is left for the comparison to refuse.
-        document: Content of the cohort's ``cohort.yaml``.
-        has_cases: Whether any attempt was made; without one the cohort is planned anew.
-    """
-    written = document["configuration"]
-    before, steps = written.get(CASES_FIELD), tuple(written.get(GROWTH_FIELD) or ())
-    if not isinstance(before, int) or config.num_cases is None or config.num_cases < before or not has_cases:
-        return config
-    steps = steps if config.num_cases == before else (*steps, before)
-    return CohortConfig.model_validate({**dict(config), GROWTH_FIELD: steps})
-
-
-def has_cases(folder: Path) -> bool:
-    """Whether any attempt at a case is noted in a cohort's folder."""
-    manifest = folder / MANIFEST_NAME
-    return manifest.is_file() and manifest.stat().st_size > 0
-
-
 def _allow_growth(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
     """The old content with the new number of cases, where the new plan has the old one's cases as its first ones."""
     before, after = old["configuration"], new["configuration"]
@@ -255,7 +303,7 @@ def _allow_growth(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, A
 
 @contextmanager
 def open_cohort(
-    path: Path, document: Mapping[str, Any], *, header: Sequence[str]
+    path: Path, document: Mapping[str, Any], *, header: Sequence[str], begun: BegunCohort = NOT_BEGUN
 ) -> Iterator[tuple[CohortFolder, ManifestWriter, Manifest]]:
     """Begin a cohort or go on with one; nobody else can write to it meanwhile.
 
@@ -264,6 +312,7 @@ def open_cohort(
         document: Content of ``cohort.yaml``; once a case was made it must be the same as the one that is there, but may
             allow more attempts or hold more cases, which are then noted.
         header: Comment lines that open ``cohort.yaml``.
+        begun: What is known of the folder already.
 
     Yields:
         The folder, the writer of its manifest and what the manifest holds so far, without the gates' figures.
@@ -271,10 +320,10 @@ def open_cohort(
     Raises:
         CohortError: When the folder is not a cohort's, another process writes to it, or the configuration differs.
     """
-    read_cohort_document(path)  # before anything is made, so that a foreign folder stays untouched
+    begun.read_again(path)  # before anything is made, so that a foreign folder stays untouched
     path.mkdir(parents=True, exist_ok=True)
     with ManifestWriter(path / MANIFEST_NAME) as writer:
-        existing = find_cohort(path, document)  # again, now that nobody else can be writing it
+        existing = find_cohort(path, document, begun)  # again, now that nobody else can be writing it
         for folder in (".", *FOLDERS, *(name for name in REJECTED_FOLDERS if (path / name).is_dir())):
             remove_leftovers(path / folder)
         if existing is None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from maisi_aug.bundle_spec.bundle import Bundle
 from maisi_aug.bundle_spec.grid_limits import find_shortfalls, join_words, nearest_grid
-from maisi_aug.cohort.recipe import CohortConfig
-from maisi_aug.cohort.requests import label_names
+from maisi_aug.cohort.grammar import label_names
+from maisi_aug.cohort.request import CohortRequest
 from maisi_aug.errors import GridError, VocabularyError
 from maisi_aug.vocabulary.regions import REGION_LABELS
 from maisi_aug.volumes.grid import Grid, spell_grid
@@ -55,11 +55,11 @@ def check_grid(
     return (f"{found}. The networks have not seen such grids, and images may be bad: try {_spell_flags(nearest)}.",)
 
 
-def shows_head_alone(config: CohortConfig, bundle: Bundle) -> bool:
+def shows_head_alone(request: CohortRequest, bundle: Bundle) -> bool:
     """Whether a cohort is about the head and nothing else, by its body region, or else by the labels it asks for."""
-    if config.body_region is not None:
-        return set(config.body_region) == {"head"}
-    return all(_is_in_head(name, bundle) for name in label_names(config.labels))
+    if request.body_region is not None:
+        return set(request.body_region) == {"head"}
+    return all(_is_in_head(name, bundle) for name in label_names(request.labels))
 
 
 def _is_in_head(name: str, bundle: Bundle) -> bool:

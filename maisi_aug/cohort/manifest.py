@@ -20,6 +20,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, JsonValue, TypeAdapter, ValidationError
 
 from maisi_aug.errors import CohortError
+from maisi_aug.lesions.lesion import Lesion
 from maisi_aug.system.file_lock import lock
 from maisi_aug.system.file_names import INNER_PATH, PLAIN_NAME
 
@@ -36,34 +37,6 @@ _Count = Annotated[int, Field(ge=0, lt=10**9)]
 _Seed = Annotated[int, Field(ge=0, lt=2**64)]
 _LabelId = Annotated[int, Field(ge=0, le=255)]
 _Amount = Annotated[float, Field(ge=0, lt=1e9, allow_inf_nan=False)]
-_Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
-
-
-@dataclass(frozen=True, slots=True)
-class LesionRecord:
-    """One lesion, as asked for and as it lies in the saved label map.
-
-    Attributes:
-        label_id: Vocabulary id of the lesion.
-        label: Its name in the vocabulary.
-        requested_ml: Volume that the plan asked for.
-        percentile: The same as a fraction of the size reference, where the request was one.
-        realised_ml: Volume measured on the output grid; ``None`` when the lesion was never drawn.
-        diameter_mm: Equivalent-sphere diameter of the realised volume.
-        centre_ijk: Voxel in the middle of the lesion, axes I J K.
-        host_id: Organ that the lesion lies in.
-        size_source: What the percentile refers to; says so where that is a stand-in.
-    """
-
-    label_id: _LabelId
-    label: str
-    requested_ml: Annotated[float, Field(gt=0, lt=1e9, allow_inf_nan=False)]
-    percentile: _Share | None = None
-    realised_ml: _Amount | None = None
-    diameter_mm: _Amount | None = None
-    centre_ijk: tuple[_Count, _Count, _Count] | None = None
-    host_id: _LabelId | None = None
-    size_source: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +92,7 @@ class AttemptRecord:
     seed: _Seed
     status: Status
     request: str
-    lesions: tuple[LesionRecord, ...]
+    lesions: tuple[Lesion, ...]
     required_ids: tuple[_LabelId, ...]
     verdicts: tuple[VerdictRecord, ...]
     reason: str

@@ -9,35 +9,22 @@ cases together have the shares that were asked for.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
-from maisi_aug.cohort.requests import CaseRequest, LesionRequest, SizeRange, allot_cases, allot_more, parse_requests
+from maisi_aug.cohort.grammar import CaseRequest, LesionRequest, SizeRange, allot_cases, allot_more, parse_requests
+from maisi_aug.errors import RequestError
+from maisi_aug.lesions.growth_rules import GrowthRule, growth_rule_of
+from maisi_aug.lesions.lesion import Lesion
 from maisi_aug.system.seeds import numpy_generator
-from maisi_aug.vocabulary.labels import Vocabulary
+from maisi_aug.vocabulary.labels import Label, Vocabulary
 from maisi_aug.vocabulary.sizes import SizeDistribution, diameter_mm
+from maisi_aug.volumes.grid import Grid
 
-
-@dataclass(frozen=True, slots=True)
-class PlannedLesion:
-    """A lesion that a case shall hold.
-
-    Attributes:
-        label_id: Vocabulary id.
-        label: Name in the vocabulary.
-        volume_ml: Wanted volume.
-        diameter_mm: Of the sphere of that volume.
-        percentile: The volume as a fraction of the size reference, where the request was one.
-        size_source: What the percentile refers to; says so where that is a stand-in.
-    """
-
-    label_id: int
-    label: str
-    volume_ml: float
-    diameter_mm: float
-    percentile: float | None
-    size_source: str | None = None
+MAX_NAMES = 6
+"""Labels that are spelt out before the rest is counted."""
+FindRule = Callable[[str], GrowthRule]
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,15 +35,15 @@ class CasePlan:
         case_id: Name of the case and stem of its files, ``case_0001`` for the first.
         index: Position in the cohort, from 0.
         request: The request it serves, as the user typed it.
-        lesions: Its lesions.
-        required_ids: Organs that the request or the user's ``anatomy`` names.
+        lesions: Its lesions, as asked for and, once a label map is drawn, as they lie in it.
+        required_ids: Organs that the request or the user's ``anatomy`` names, or that a given map holds.
         map_index: Place of the given label map in its bank that the case is drawn from as it is; None otherwise.
     """
 
     case_id: str
     index: int
     request: str
-    lesions: tuple[PlannedLesion, ...]
+    lesions: tuple[Lesion, ...]
     required_ids: tuple[int, ...]
     map_index: int | None = None
 
@@ -71,9 +58,37 @@ class CasePlan:
 
         The words of the request do not matter, unless the case asks for neither: a given map has its name.
         """
-        lesions = [f"{lesion.label_id}:{lesion.volume_ml:.6g}" for lesion in self.lesions]
+        lesions = [f"{lesion.label_id}:{lesion.requested_ml:.6g}" for lesion in self.lesions]
         organs = [str(label_id) for label_id in sorted(self.required_ids)]
         return "+".join([*lesions, *organs]) or self.request
+
+    def needed_ids(self, vocabulary: Vocabulary) -> set[int]:
+        """Organs without which it cannot be made: those that are asked for, and the only hosts of lesions."""
+        hosts = [vocabulary.hosts_of(lesion.label_id) for lesion in self.lesions]
+        return {*self.required_ids, *(only for only, *others in hosts if not others)}
+
+    def asks_for_all_of(self, other: CasePlan) -> bool:
+        """Whether it has all organs of another case, and for each of its lesions one of the label no smaller."""
+        if not set(self.required_ids).issuperset(other.required_ids):
+            return False
+        left = [(lesion.label_id, lesion.requested_ml) for lesion in self.lesions]
+        for lesion in sorted(other.lesions, key=lambda lesion: -lesion.requested_ml):
+            match = next((item for item in left if item[0] == lesion.label_id and item[1] >= lesion.requested_ml), None)
+            if match is None:
+                return False
+            left.remove(match)
+        return True
+
+    def to_json(self) -> dict[str, Any]:
+        """The case as JSON types."""
+        return {
+            "case_id": self.case_id,
+            "index": self.index,
+            "request": self.request,
+            "lesions": tuple(lesion.to_plan() for lesion in self.lesions),
+            "required_ids": self.required_ids,
+            "map_index": self.map_index,
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +112,78 @@ class CohortPlan:
 
     def to_json(self) -> dict[str, Any]:
         """The plan as JSON types."""
-        return asdict(self)
+        return {"cases": tuple(case.to_json() for case in self.cases), "requested_ids": self.requested_ids}
+
+    def keep_anatomy(self, names: Sequence[str], vocabulary: Vocabulary) -> CohortPlan:
+        """The plan with label files that keep exactly the named labels, each of them present.
+
+        Organs of the list must be in every case, its lesions in the cases whose requests name them.
+
+        Args:
+            names: Names, aliases or ids.
+            vocabulary: Of the bundle.
+
+        Raises:
+            VocabularyError: For an unknown name; the closest are offered.
+            RequestError: When the list lacks a label that is requested, or holds a lesion that is not, or what is
+                neither an organ nor a lesion.
+        """
+        labels = {label.id: label for label in (_find_kept(name, vocabulary) for name in names)}
+        missing = [vocabulary.name_of(label_id) for label_id in self.requested_ids if label_id not in labels]
+        if missing:
+            raise RequestError(
+                f"anatomy: expected every label that is requested in the list, found no {', no '.join(missing)}. "
+                "Add it to --anatomy, or take it out of --labels."
+            )
+        unasked = [row.name for row in labels.values() if row.kind == "tumor" and row.id not in self.requested_ids]
+        if unasked:
+            raise RequestError(
+                f"anatomy: expected no lesion but those requested, found {', '.join(unasked)}, which no label map "
+                "would hold. Request it with --labels, or take it out of --anatomy."
+            )
+        organ_ids = sorted(label.id for label in labels.values() if label.kind == "organ")
+        cases = (
+            replace(case, required_ids=(*case.required_ids, *(i for i in organ_ids if i not in case.required_ids)))
+            for case in self.cases
+        )
+        return CohortPlan(tuple(cases), tuple(sorted(labels)))
+
+    def require_drawable(self, grid: Grid) -> None:
+        """Raise unless every lesion fills at least half a voxel, so that rounding leaves it one.
+
+        Raises:
+            RequestError: Naming the smallest lesion and its case.
+        """
+        half_ml = grid.voxel_ml / 2
+        lost = [(lesion, case) for case in self.cases for lesion in case.lesions if lesion.requested_ml <= half_ml]
+        if lost:
+            lesion, case = min(lost, key=lambda pair: pair[0].requested_ml)
+            raise RequestError(
+                f"Label request '{case.request}': expected lesions above {half_ml:.2g} mL "
+                f"({diameter_mm(half_ml):.1f} mm), half a voxel of the grid, found a {lesion.label} of "
+                f"{lesion.requested_ml:.2g} mL ({lesion.requested_mm:.1f} mm) in {case.case_id}. Ask for larger "
+                "lesions or a smaller --spacing."
+            )
+
+
+def _find_kept(name: str, vocabulary: Vocabulary) -> Label:
+    label = vocabulary.label(name)
+    if label.kind not in ("organ", "tumor"):
+        meaning = "a placeholder slot without a meaning in this bundle" if label.kind == "slot" else f"the {label.kind}"
+        raise RequestError(
+            f"anatomy: expected organs and lesions, found '{name}', which is {meaning}. "
+            "List the labels with 'maisi-aug labels'."
+        )
+    return label
+
+
+def spell_labels(label_ids: Sequence[int], vocabulary: Vocabulary) -> str:
+    """The names of labels; of many the lesions first, and the number of those left out."""
+    if len(label_ids) > MAX_NAMES:
+        label_ids = sorted(label_ids, key=lambda label_id: (label_id not in vocabulary.tumor_ids, label_id))
+    names = [vocabulary.name_of(label_id) for label_id in label_ids[:MAX_NAMES]]
+    left = len(label_ids) - len(names)
+    return ", ".join(names) + (f" and {left} more" if left else "")
 
 
 def plan_cohort(
@@ -106,6 +192,7 @@ def plan_cohort(
     num_cases: int,
     seed: int,
     grown_from: Sequence[int] = (),
+    rule_of: FindRule = growth_rule_of,
 ) -> CohortPlan:
     """Deal the cases out to the requests and draw the size of every lesion.
 
@@ -114,23 +201,32 @@ def plan_cohort(
         num_cases: Cases of the cohort.
         seed: Cohort seed.
         grown_from: Numbers of cases that the cohort had before it grew, ascending; their cases stay as they were.
+        rule_of: How lesions of a label grow.
 
     Raises:
         RequestError: When there are fewer cases than requests.
     """
     first, *steps = (*grown_from, num_cases)
     counts = allot_cases(requests, first)
-    cases = _plan_batch(requests, counts, stream="plan", seed=seed, begin=0, first=first)
+    cases = _plan_batch(requests, counts, stream="plan", seed=seed, begin=0, first=first, rule_of=rule_of)
     for number, bound in enumerate(steps, start=1):
         added = allot_more(requests, counts, bound)
-        cases += _plan_batch(requests, added, stream=f"plan {number}", seed=seed, begin=len(cases), first=first)
+        stream = f"plan {number}"
+        cases += _plan_batch(requests, added, stream=stream, seed=seed, begin=len(cases), first=first, rule_of=rule_of)
         counts = [before + more for before, more in zip(counts, added, strict=True)]
     requested = {part.label_id for request in requests for part in request.lesions}
     return CohortPlan(tuple(cases), tuple(sorted(requested)))
 
 
 def _plan_batch(
-    requests: Sequence[CaseRequest], counts: Sequence[int], *, stream: str, seed: int, begin: int, first: int
+    requests: Sequence[CaseRequest],
+    counts: Sequence[int],
+    *,
+    stream: str,
+    seed: int,
+    begin: int,
+    first: int,
+    rule_of: FindRule,
 ) -> list[CasePlan]:
     """Cases that are planned together, as many of every request as the counts say.
 
@@ -141,10 +237,11 @@ def _plan_batch(
         seed: Cohort seed.
         begin: Index of the first of them in the cohort.
         first: Cases that the cohort was begun with, which decides how its names are written.
+        rule_of: How lesions of a label grow.
     """
     turns = sorted(((turn + 0.5) / count, place, turn) for place, count in enumerate(counts) for turn in range(count))
     lesions = [
-        _draw_lesions(request, f"{stream}/{place}", count, seed)
+        _draw_lesions(request, f"{stream}/{place}", count, seed, rule_of)
         for place, (request, count) in enumerate(zip(requests, counts, strict=True))
     ]
     return [
@@ -216,22 +313,32 @@ def _case_id(index: int, num_cases: int) -> str:
     return f"case_{index + 1:0{max(4, len(str(num_cases)))}d}"
 
 
-def _draw_lesions(request: CaseRequest, stream: str, count: int, seed: int) -> list[tuple[PlannedLesion, ...]]:
+def _draw_lesions(
+    request: CaseRequest, stream: str, count: int, seed: int, rule_of: FindRule
+) -> list[tuple[Lesion, ...]]:
     """The lesions of every case of a request, in the order of its turns."""
     wanted = [(part, part.size) for part in request.lesions for _ in range(part.count) if part.size is not None]
     columns = []
-    for number, (part, size) in enumerate(wanted):
-        rng = numpy_generator(seed, f"{stream}/{number}")
+    for index, (part, size) in enumerate(wanted):
+        rng = numpy_generator(seed, f"{stream}/{index}")
         strata = rng.permutation(count)
-        columns.append([_place_lesion(part, size, (int(stratum) + float(rng.random())) / count) for stratum in strata])
+        places = [(int(stratum) + float(rng.random())) / count for stratum in strata]
+        columns.append([_place_lesion(index, part, size, place, rule_of(part.label_name)) for place in places])
     return [tuple(column[turn] for column in columns) for turn in range(count)]
 
 
-def _place_lesion(part: LesionRequest, size: SizeRange, position: float) -> PlannedLesion:
+def _place_lesion(index: int, part: LesionRequest, size: SizeRange, position: float, rule: GrowthRule) -> Lesion:
     """The lesion at a position in [0, 1] of a size range."""
-    volume_ml = size.at(position)
     percentile = None
     if size.low_percentile is not None and size.high_percentile is not None:
         percentile = size.low_percentile + position * (size.high_percentile - size.low_percentile)
-    source = None if size.distribution is None else size.distribution.source
-    return PlannedLesion(part.label_id, part.label_name, volume_ml, diameter_mm(volume_ml), percentile, source)
+    return Lesion(
+        part.label_id,
+        part.label_name,
+        size.at(position),
+        percentile,
+        size_source=None if size.distribution is None else size.distribution.source,
+        index=index,
+        hosts=part.hosts,
+        rule=rule,
+    )

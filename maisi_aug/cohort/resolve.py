@@ -1,45 +1,36 @@
-"""From a configuration to everything a run needs to know, defaults filled in; cheap, and free of torch."""
+"""From what is asked for to a run: every open field decided once, the plan made; cheap, and free of torch."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import warnings
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
-from functools import cached_property
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 from maisi_aug import __version__
-from maisi_aug.banks.entry import BankEntry
-from maisi_aug.banks.files import digest_of, find_entries
-from maisi_aug.banks.label_ids import CHOICES, LabelMapping, load_mapping
+from maisi_aug.banks.files import BankFiles, digest_of, list_bank
+from maisi_aug.banks.label_ids import CHOICES, LabelMapping, load_mapping, require_known_targets
 from maisi_aug.banks.raw_datasets import find_dataset
 from maisi_aug.bundle_spec.bundle import Bundle, embedded_bundles, load_bundle, load_outline, pulled_bundles
+from maisi_aug.bundle_spec.decoding import DecodingConfig
 from maisi_aug.bundle_spec.mask_networks import choose_mask_steps, fingerprint_of_masks, require_inside
 from maisi_aug.bundle_spec.presets import Preset, find_preset
 from maisi_aug.bundle_spec.references import bundle_distributions, default_bank
-from maisi_aug.cohort.folder import grow_from, has_cases, read_cohort_document
+from maisi_aug.cohort.folder import NOT_BEGUN, BegunCohort
+from maisi_aug.cohort.grammar import CaseRequest, label_names, parse_requests
 from maisi_aug.cohort.grid_preflight import check_grid, shows_head_alone
 from maisi_aug.cohort.hu_reference import load_hu_reference, ranges_from_json, ranges_to_json
-from maisi_aug.cohort.kept_labels import keep_anatomy
-from maisi_aug.cohort.plan import CohortPlan, plan_bare_images, plan_from_texts, plan_given_maps
-from maisi_aug.cohort.preflight import (
-    needed_ids,
-    require_drawable,
-    require_known_targets,
-    require_maps,
-    require_organs_in_maps,
-)
-from maisi_aug.cohort.recipe import EMBEDDED_BANK, CohortConfig
-from maisi_aug.cohort.requests import label_names
-from maisi_aug.cohort.source_rules import DEFAULT_NUM_CASES, GIVEN, NO_MAP
+from maisi_aug.cohort.plan import CasePlan, CohortPlan, plan_bare_images, plan_cohort, plan_given_maps
+from maisi_aug.cohort.request import DEFAULT_NUM_CASES, EMBEDDED_BANK, GIVEN, CohortRequest
 from maisi_aug.errors import RequestError
 from maisi_aug.networks.mask_conditions import read_organ_sizes, require_not_absent
 from maisi_aug.vocabulary.hu import HuRange
 from maisi_aug.vocabulary.label_meaning import find_label_id
 from maisi_aug.vocabulary.labels import Vocabulary
+from maisi_aug.vocabulary.regions import Regions, spell_out
 from maisi_aug.vocabulary.sizes import SizeDistribution, measure_distribution
 from maisi_aug.volumes.grid import Grid
 
@@ -48,33 +39,65 @@ ReportFile = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
-class ResolvedCohort:
-    """A cohort ready to be made.
+class CohortRun:
+    """A cohort ready to be made: nothing in it is left open.
 
     Attributes:
-        config: With every default that the bundle decides filled in, and paths made absolute.
+        request: What was asked for, as it was asked.
+        configuration: The same with what was left open filled in and paths made absolute, as ``cohort.yaml`` has it.
+        begun: What lies in the cohort's folder already.
         bundle: The weights and their vocabulary.
         grid: Of every case; the bundle's where given label maps keep their own.
-        plan: What every case shall hold.
+        bank: The label maps of the user's own, listed; none where the phantoms, mask networks or nothing serve.
+        mask_bank: What tells those label maps, or mask networks, from others, as plain JSON values.
+        mask_labels: What their ids mean, a file read.
+        mask_steps: Of the sampler of label maps; 0 where none are generated.
+        organ_sizes: Percentile by id of organs in generated label maps.
+        num_inference_steps: Of the sampler of images.
+        decoding: How images are decoded.
+        seed: Cohort seed.
+        requests: What cases are asked for; none of given maps and of images without any.
         distributions: Label name -> sizes measured in the user's data; empty without a size reference.
-        mask_bank: What tells the user's label maps, or mask networks, from others, as plain JSON values; empty for the
-            phantoms.
+        plan: What every case shall hold.
         hu_ranges: HU of organs in the user's own CTs; empty without a HU reference.
     """
 
-    config: CohortConfig
+    request: CohortRequest
+    configuration: Mapping[str, Any]
+    begun: BegunCohort
     bundle: Bundle
     grid: Grid
-    plan: CohortPlan
-    distributions: Mapping[str, SizeDistribution]
+    bank: BankFiles
     mask_bank: Mapping[str, Any]
-    hu_ranges: tuple[HuRange, ...] = ()
+    mask_labels: LabelMapping
+    mask_steps: int
+    organ_sizes: Mapping[int, float]
+    num_inference_steps: int
+    decoding: DecodingConfig
+    seed: int
+    requests: tuple[CaseRequest, ...]
+    distributions: Mapping[str, SizeDistribution]
+    plan: CohortPlan
+    hu_ranges: tuple[HuRange, ...]
+
+    @property
+    def regions(self) -> Regions | None:
+        """Uppermost and lowest body region that label maps have to show; None where none are asked for."""
+        return spell_out(self.request.body_region)
+
+    def with_seed(self, seed: int) -> CohortRun:
+        """The same requests under another seed: other sizes and another order."""
+        if not self.requests:
+            return replace(self, seed=seed)  # which decides on nothing in the plan
+        grown_from, num_cases = self.configuration.get("grown_from", ()), len(self.plan.cases)
+        plan = _plan_requests(self.request, self.requests, self.bundle, grown_from, num_cases=num_cases, seed=seed)
+        return replace(self, seed=seed, plan=plan)
 
     def to_document(self) -> dict[str, Any]:
         """The content of ``cohort.yaml``: no times, no machine, so that the same cohort has the same bytes."""
         names = self.bundle.vocabulary.name_of
         return {
-            "configuration": self.config.to_dict(),
+            "configuration": dict(self.configuration),
             "bundle": {
                 "name": self.bundle.name,
                 "fingerprint": self.bundle.fingerprint,
@@ -88,19 +111,21 @@ class ResolvedCohort:
         }
 
 
-def resolve_cohort(
-    config: CohortConfig,
+def resolve(
+    request: CohortRequest,
     folder: Path | None = None,
     *,
+    may_resume: bool = True,
     report_file: ReportFile | None = None,
     needs_weights: bool = True,
-) -> ResolvedCohort:
-    """Fill in what the bundle decides, and plan the cohort; a grid that its networks have not seen is warned of.
+) -> CohortRun:
+    """Decide what a request leaves open, and plan the cohort; a grid that its networks have not seen is warned of.
 
     Args:
-        config: What the user asked for.
+        request: What the user asked for.
         folder: Where the cohort goes; one that is there already lends its measured sizes, so that going on does not
             measure again.
+        may_resume: Whether the folder may hold a cohort already.
         report_file: Called with (files read, files in all) while a size or HU reference is measured.
         needs_weights: Whether the bundle must be on this machine; a plan can do without.
 
@@ -116,170 +141,229 @@ def resolve_cohort(
         RequestError, VocabularyError: When a label request cannot be met.
         VolumeError: When the size reference cannot be read.
     """
-    document = read_cohort_document(folder) if folder is not None else None
-    bundle = (load_bundle if needs_weights else load_outline)(config.bundle)
-    config = _with_default_bank(_with_growth(config, folder, document), bundle)
-    bank = _Bank(_absolute_dataset(config.mask_bank, EMBEDDED_BANK), bundle.vocabulary)
-    bundle.require_told(
-        modality=config.modality, body_region=None if _only_chooses_maps(config, bundle, bank) else config.body_region
-    )
-    preset = None if config.preset is None else find_preset(config.preset, bundle)
-    config = _with_windows(config, preset)
-    grid = _choose_grid(config, bundle, preset)
-    config = config.model_copy(
-        update={
-            "bundle": _absolute(config.bundle, *embedded_bundles(), *pulled_bundles()),
-            "mask_bank": bank.path,
-            "mask_labels": _absolute_mapping(config.mask_labels),
-            "size_reference": config.size_reference and _absolute_dataset(config.size_reference),
-            "hu_reference": config.hu_reference and _absolute_dataset(config.hu_reference),
-            **({} if _follows_maps(config) else {"shape": grid.shape, "spacing_mm": grid.spacing_mm}),
-            "num_inference_steps": bundle.choose_steps(config.num_inference_steps),
-        }
-    )
-    if config.mask_source == "diffusion":
-        config = config.model_copy(update={"mask_steps": choose_mask_steps(bundle, config.mask_steps)})
-        require_inside(bundle, grid)
-    described = _describe_bank(config, bundle, bank)
-    distributions = _find_distributions(config, bundle.vocabulary, document or {}, report_file)
-    plan = _plan_cases(config, bundle, distributions, bank)
-    require_organs_in_maps(plan, bundle.vocabulary, mask_source=config.mask_source, mask_bank=config.mask_bank)
-    if config.anatomy is not None:
-        plan = keep_anatomy(plan, config.anatomy, bundle.vocabulary)
-    require_drawable(plan, grid)
-    config = config.model_copy(update={"num_cases": len(plan.cases)})
-    require_not_absent(
-        read_organ_sizes(config.size_of or {}, bundle.vocabulary),
-        {label_id for case in plan.cases for label_id in needed_ids(case, bundle.vocabulary)},
-    )
-    hu_ranges = _find_hu_ranges(config, bundle, grid, document or {}, report_file)
-    return ResolvedCohort(config, bundle, grid, plan, distributions, described, hu_ranges)
-
-
-def _with_windows(config: CohortConfig, preset: Preset | None) -> CohortConfig:
-    """The configuration with the preset's windows of decoding, unless the user has chosen some."""
-    if preset is None or config.decoding.window is not None:
-        return config
-    own = {} if "overlap" in config.decoding.model_fields_set else {"overlap": preset.overlap}
-    decoding = config.decoding.model_copy(update={"window": preset.window, **own})
-    return config.model_copy(update={"decoding": decoding})
-
-
-def replan(cohort: ResolvedCohort, seed: int) -> CohortPlan:
-    """The plan of a cohort under another seed: the same requests, other sizes and another order."""
-    config = cohort.config.model_copy(update={"seed": seed})
-    if config.mask_source in (GIVEN, NO_MAP):
-        return cohort.plan  # no seed decides on anything in it
-    plan = _plan_requests(config, cohort.bundle, cohort.distributions, config.num_cases or DEFAULT_NUM_CASES)
-    return plan if config.anatomy is None else keep_anatomy(plan, config.anatomy, cohort.bundle.vocabulary)
-
-
-class _Bank:
-    """The user's label maps, listed when they are first asked for."""
-
-    def __init__(self, path: str, vocabulary: Vocabulary) -> None:
-        self.path = path
-        self._vocabulary = vocabulary
-
-    @cached_property
-    def listing(self) -> tuple[list[BankEntry], list[tuple[str, str]]]:
-        """The label maps, and what was left out with the reasons."""
-        return find_entries(Path(self.path), lambda name: find_label_id(name, self._vocabulary) is not None)
-
-
-def _plan_cases(
-    config: CohortConfig, bundle: Bundle, distributions: Mapping[str, SizeDistribution], bank: _Bank
-) -> CohortPlan:
-    """What every case shall hold: by the requests, or by the given label maps, or nothing."""
-    if config.mask_source == GIVEN:
-        names = [entry.name for entry in bank.listing[0]]
-        label_ids = [bundle.vocabulary.id_of(text) for text in config.labels]
-        num_cases = config.num_cases or len(names)
-        return plan_given_maps(
-            names, num_cases=num_cases, label_ids=label_ids, first=min(config.grown_from, default=None)
-        )
-    num_cases = config.num_cases or DEFAULT_NUM_CASES
-    if config.mask_source == NO_MAP:
-        return plan_bare_images(num_cases, first=min(config.grown_from, default=None))
-    return _plan_requests(config, bundle, distributions, num_cases)
-
-
-def _plan_requests(
-    config: CohortConfig, bundle: Bundle, distributions: Mapping[str, SizeDistribution], num_cases: int
-) -> CohortPlan:
-    """By the requests; percentiles refer to the user's data, else to what the bundle was taught on, else to tables."""
-    return plan_from_texts(
-        config.labels,
-        vocabulary=bundle.vocabulary,
-        num_cases=num_cases,
-        seed=config.seed,
-        grown_from=config.grown_from,
-        distributions={**bundle_distributions(bundle), **distributions},
+    begun = NOT_BEGUN if folder is None else BegunCohort.read(folder, may_resume=may_resume)
+    bundle = (load_bundle if needs_weights else load_outline)(request.bundle)
+    bank_path, label_words = _choose_bank(request, bundle)
+    bank = _list_bank(bank_path, bundle.vocabulary)
+    only_chooses_maps = _only_chooses_maps(request, bundle, bank)
+    bundle.require_told(modality=request.modality, body_region=None if only_chooses_maps else request.body_region)
+    preset = None if request.preset is None else find_preset(request.preset, bundle)
+    decoding, grid = _choose_decoding(request, preset), _choose_grid(request, bundle, preset)
+    num_inference_steps = bundle.choose_steps(request.num_inference_steps)
+    mask_steps = _choose_mask_steps(request, bundle, grid)
+    mapping, grown_from = load_mapping(label_words), begun.steps_to(request.num_cases, request.grown_from)
+    described = _describe_bank(request, bundle, bank, mapping)
+    distributions = _find_distributions(request, bundle.vocabulary, begun.document, report_file)
+    requests = _parse(request, bundle, distributions)
+    plan = _plan_cases(request, requests, bundle, bank, grown_from)
+    organ_sizes = read_organ_sizes(request.size_of or {}, bundle.vocabulary)
+    _require_makeable(request, plan, bundle.vocabulary, grid, bank, organ_sizes)
+    decided: dict[str, Any] = {
+        "num_cases": len(plan.cases),
+        "grown_from": list(grown_from),
+        "mask_bank": bank_path,
+        "mask_labels": _absolute(label_words, *CHOICES) if isinstance(label_words, str) else label_words,
+        "mask_steps": mask_steps or None,
+        "num_inference_steps": num_inference_steps,
+        "decoding": decoding.model_dump(mode="json"),
+    }
+    return CohortRun(
+        request=request,
+        configuration=_fill_in(request, decided, grid),
+        begun=begun,
+        bundle=bundle,
+        grid=grid,
+        bank=bank,
+        mask_bank=described,
+        mask_labels=mapping,
+        mask_steps=mask_steps,
+        organ_sizes=organ_sizes,
+        num_inference_steps=num_inference_steps,
+        decoding=decoding,
+        seed=request.seed,
+        requests=requests,
+        distributions=distributions,
+        plan=plan,
+        hu_ranges=_find_hu_ranges(request, bundle, grid, begun.document, report_file),
     )
 
 
-def _with_growth(config: CohortConfig, folder: Path | None, document: dict[str, Any] | None) -> CohortConfig:
-    """The configuration with the steps in which the cohort that is gone on with has grown."""
-    if folder is None or document is None:
-        return config
-    return grow_from(config, document, has_cases=has_cases(folder))
+def _fill_in(request: CohortRequest, decided: Mapping[str, Any], grid: Grid) -> dict[str, Any]:
+    """A request with what was left open, its paths absolute, as plain YAML values in the order of its fields."""
+    fields = {
+        **request.model_dump(mode="json"),
+        "bundle": _absolute(request.bundle, *embedded_bundles(), *pulled_bundles()),
+        "size_reference": _absolute_dataset(request.size_reference),
+        "hu_reference": _absolute_dataset(request.hu_reference),
+        **({} if request.follows_maps else {"shape": list(grid.shape), "spacing_mm": list(grid.spacing_mm)}),
+        **decided,
+    }
+    return {name: value for name, value in fields.items() if name != "grown_from" or value}
 
 
-def _absolute_mapping(mask_labels: LabelMapping) -> LabelMapping:
-    """What a bank's ids mean, a file by its absolute path."""
-    return _absolute(mask_labels, *CHOICES) if isinstance(mask_labels, str) else mask_labels
+def _choose_bank(request: CohortRequest, bundle: Bundle) -> tuple[str, LabelMapping]:
+    """Where label maps come from and what their ids mean: what the user names, else the bundle's, else phantoms."""
+    own = (
+        default_bank(bundle) if request.mask_source == "plant" and "mask_bank" not in request.model_fields_set else None
+    )
+    return own or (_absolute_dataset(request.mask_bank, EMBEDDED_BANK), request.mask_labels)
 
 
-def _with_default_bank(config: CohortConfig, bundle: Bundle) -> CohortConfig:
-    """The configuration with the label maps that a bundle draws from by default, where the user names none."""
-    is_open = config.mask_source == "plant" and "mask_bank" not in config.model_fields_set
-    bank = default_bank(bundle) if is_open else None
-    return config if bank is None else config.model_copy(update={"mask_bank": bank[0], "mask_labels": bank[1]})
+def _list_bank(path: str, vocabulary: Vocabulary) -> BankFiles:
+    """The user's label maps, not opened; none of the phantoms, which come with the package."""
+    if path == EMBEDDED_BANK:
+        return BankFiles(Path(path), [], [], [])
+    return list_bank(Path(path), lambda name: find_label_id(name, vocabulary) is not None)
 
 
-def find_grid(config: CohortConfig) -> Grid:
+def _only_chooses_maps(request: CohortRequest, bundle: Bundle, bank: BankFiles) -> bool:
+    """Whether a body region does no more than choose among label maps: of a bank that tells what its maps show."""
+    if bundle.is_told_regions or not request.takes_requests:
+        return False
+    return any(entry.extent_mm is not None for entry in bank.entries)
+
+
+def _choose_decoding(request: CohortRequest, preset: Preset | None) -> DecodingConfig:
+    """The preset's windows of decoding, unless the user has chosen some."""
+    decoding = request.decoding
+    if preset is None or decoding.window is not None:
+        return decoding
+    overlap = decoding.overlap if "overlap" in decoding.model_fields_set else preset.overlap
+    return DecodingConfig(window=preset.window, overlap=overlap, num_splits=decoding.num_splits)
+
+
+def find_grid(request: CohortRequest) -> Grid:
     """The grid of every case, before anything is compared with what the networks have seen.
 
     Raises:
         BundleError: When there is no such bundle.
         RecipeError: When it has no such preset.
     """
-    bundle = load_outline(config.bundle)
-    return _build_grid(config, bundle, None if config.preset is None else find_preset(config.preset, bundle))
+    bundle = load_outline(request.bundle)
+    return _build_grid(request, bundle, None if request.preset is None else find_preset(request.preset, bundle))
 
 
-def _build_grid(config: CohortConfig, bundle: Bundle, preset: Preset | None) -> Grid:
+def _build_grid(request: CohortRequest, bundle: Bundle, preset: Preset | None) -> Grid:
     base = preset or bundle.spec.grid
-    return Grid.from_spacing(config.shape or base.shape, config.spacing_mm or base.spacing_mm)
+    return Grid.from_spacing(request.shape or base.shape, request.spacing_mm or base.spacing_mm)
 
 
-def _choose_grid(config: CohortConfig, bundle: Bundle, preset: Preset | None) -> Grid:
+def _choose_grid(request: CohortRequest, bundle: Bundle, preset: Preset | None) -> Grid:
     """The grid of every case, compared with those that the networks have seen.
 
     Given label maps decide on what is left open, each for itself: of theirs only the sides asked for are checked.
     """
-    grid = _build_grid(config, bundle, preset)
-    if _follows_maps(config):
+    grid = _build_grid(request, bundle, preset)
+    if request.follows_maps:
         grid.require_multiple_of(bundle.grid_factor, subject=f"Shape for bundle '{bundle.name}'")
         return grid
-    for sentence in check_grid(
-        grid, bundle, shows_head_alone=shows_head_alone(config, bundle), allow_unseen=config.allow_unseen_grid
-    ):
+    is_head = shows_head_alone(request, bundle)
+    for sentence in check_grid(grid, bundle, shows_head_alone=is_head, allow_unseen=request.allow_unseen_grid):
         warnings.warn(sentence, stacklevel=3)
     return grid
 
 
-def _follows_maps(config: CohortConfig) -> bool:
-    return config.mask_source == GIVEN and config.preset is None
+def _choose_mask_steps(request: CohortRequest, bundle: Bundle, grid: Grid) -> int:
+    if request.mask_source != "diffusion":
+        return 0
+    steps = choose_mask_steps(bundle, request.mask_steps)
+    require_inside(bundle, grid)
+    return steps
 
 
-def _only_chooses_maps(config: CohortConfig, bundle: Bundle, bank: _Bank) -> bool:
-    """Whether a body region does no more than choose among label maps: of a bank that tells what its maps show."""
-    if config.body_region is None or bundle.is_told_regions:
-        return False  # no need to list the bank
-    if config.mask_source not in ("plant", "bank") or config.mask_bank == EMBEDDED_BANK:
-        return False
-    return any(entry.extent_mm is not None for entry in bank.listing[0])
+def _describe_bank(request: CohortRequest, bundle: Bundle, bank: BankFiles, mapping: LabelMapping) -> dict[str, Any]:
+    """What a cohort remembers of the user's label maps and of the file that explains them; none of them is opened.
+
+    The phantoms come with the package, so that there is nothing to remember of them; mask networks stand in for a bank.
+    """
+    if request.mask_source == "diffusion":
+        return {"mask_networks_sha256": fingerprint_of_masks(bundle)[:NUM_DIGITS]}
+    require_known_targets(mapping, bundle.vocabulary, subject=f"Mask labels {request.mask_labels}")
+    if bank.path == Path(EMBEDDED_BANK):
+        return {}
+    bank.require_maps()
+    described = {"num_maps": len(bank.entries), "files_sha256": digest_of(bank.entries)[:NUM_DIGITS]}
+    if isinstance(mapping, Mapping):
+        described["mapping_sha256"] = hashlib.sha256(json.dumps(mapping).encode()).hexdigest()[:NUM_DIGITS]
+    return described
+
+
+def _parse(
+    request: CohortRequest, bundle: Bundle, distributions: Mapping[str, SizeDistribution]
+) -> tuple[CaseRequest, ...]:
+    """The requests; percentiles refer to the user's data, else to what the bundle was taught on, else to tables."""
+    if not request.takes_requests:
+        return ()
+    known = {**bundle_distributions(bundle), **distributions}
+    return parse_requests(request.labels, vocabulary=bundle.vocabulary, distributions=known)
+
+
+def _plan_cases(
+    request: CohortRequest,
+    requests: tuple[CaseRequest, ...],
+    bundle: Bundle,
+    bank: BankFiles,
+    grown_from: Sequence[int],
+) -> CohortPlan:
+    """What every case shall hold: by the requests, or by the given label maps, or nothing."""
+    num_cases, first = request.num_cases or DEFAULT_NUM_CASES, min(grown_from, default=None)
+    if request.takes_requests:
+        return _plan_requests(request, requests, bundle, grown_from, num_cases=num_cases, seed=request.seed)
+    if request.mask_source != GIVEN:
+        return plan_bare_images(num_cases, first=first)
+    names = [entry.name for entry in bank.entries]
+    label_ids = [bundle.vocabulary.id_of(text) for text in request.labels]
+    return plan_given_maps(names, num_cases=request.num_cases or len(names), label_ids=label_ids, first=first)
+
+
+def _plan_requests(
+    request: CohortRequest,
+    requests: tuple[CaseRequest, ...],
+    bundle: Bundle,
+    grown_from: Sequence[int],
+    *,
+    num_cases: int,
+    seed: int,
+) -> CohortPlan:
+    rule_of = request.gates.rule_of
+    plan = plan_cohort(requests, num_cases=num_cases, seed=seed, grown_from=grown_from, rule_of=rule_of)
+    return plan if request.anatomy is None else plan.keep_anatomy(request.anatomy, bundle.vocabulary)
+
+
+def _require_makeable(
+    request: CohortRequest,
+    plan: CohortPlan,
+    vocabulary: Vocabulary,
+    grid: Grid,
+    bank: BankFiles,
+    organ_sizes: Mapping[int, float],
+) -> None:
+    """Raise where a plan asks for what its label maps or its grid cannot show."""
+    for case in plan.cases:
+        organs = [row.label for row in case.lesions if vocabulary.label(row.label_id).kind == "organ"]
+        if organs:
+            _require_organs_in_maps(case, organs, request.mask_source, bank)
+    plan.require_drawable(grid)
+    needed = {label_id for case in plan.cases for label_id in case.needed_ids(vocabulary)}
+    require_not_absent(organ_sizes, needed)
+
+
+def _require_organs_in_maps(case: CasePlan, organs: Sequence[str], source: str, bank: BankFiles) -> None:
+    """Raise unless organs that are asked for with a size come from label maps that a user has.
+
+    Raises:
+        RequestError: For organs of a size without such maps, or beside lesions that the maps shall hold, too.
+    """
+    subject = f"Label request '{case.request}': expected label maps that hold '{organs[0]}', which is not planted"
+    if source not in ("plant", "bank"):
+        raise RequestError(f"{subject}, found mask_source '{source}'. Use 'plant' or 'bank' with --mask-bank.")
+    if not bank.entries:
+        raise RequestError(f"{subject}, found the phantoms. Name label maps that hold it with --mask-bank.")
+    if source == "bank" and len(organs) < len(case.lesions):
+        raise RequestError(
+            f"Label request '{case.request}': expected mask_source 'plant' for lesions beside '{organs[0]}', found "
+            "'bank'. Use --mask-source plant."
+        )
 
 
 def _absolute(text: str, *names: str) -> str:
@@ -287,73 +371,61 @@ def _absolute(text: str, *names: str) -> str:
     return text if text in names or not Path(text).exists() else str(Path(text).resolve())
 
 
-def _absolute_dataset(text: str, *names: str) -> str:
+@overload
+def _absolute_dataset(text: str, *names: str) -> str: ...
+@overload
+def _absolute_dataset(text: str | None, *names: str) -> str | None: ...
+def _absolute_dataset(text: str | None, *names: str) -> str | None:
     """The same of a dataset, which may be called by its number or name in nnU-Net's folder of raw datasets."""
-    return text if text in names else _absolute(str(find_dataset(text)))
-
-
-def _describe_bank(config: CohortConfig, bundle: Bundle, bank: _Bank) -> dict[str, Any]:
-    """What a cohort remembers of the user's label maps and of the file that explains them; none of them is opened.
-
-    The phantoms come with the package, so that there is nothing to remember of them; mask networks stand in for a bank.
-    """
-    if config.mask_source == "diffusion":
-        return {"mask_networks_sha256": fingerprint_of_masks(bundle)[:NUM_DIGITS]}
-    vocabulary = bundle.vocabulary
-    mapping = load_mapping(config.mask_labels)
-    require_known_targets(mapping, vocabulary, subject=f"Mask labels {config.mask_labels}")
-    if config.mask_bank == EMBEDDED_BANK:
-        return {}
-    entries, skipped = bank.listing
-    require_maps(entries, skipped, subject=f"Mask bank {config.mask_bank}")
-    described = {"num_maps": len(entries), "files_sha256": digest_of(entries)[:NUM_DIGITS]}
-    if isinstance(mapping, Mapping):
-        described["mapping_sha256"] = hashlib.sha256(json.dumps(mapping).encode()).hexdigest()[:NUM_DIGITS]
-    return described
+    return text if text is None or text in names else _absolute(str(find_dataset(text)))
 
 
 def _find_hu_ranges(
-    config: CohortConfig, bundle: Bundle, grid: Grid, document: Mapping[str, Any], report_file: ReportFile | None
+    request: CohortRequest, bundle: Bundle, grid: Grid, begun: Mapping[str, Any], report_file: ReportFile | None
 ) -> tuple[HuRange, ...]:
     """HU of the user's organs: from the cohort that is gone on with, else measured or read from a file."""
-    if config.hu_reference is None:
+    path = _absolute_dataset(request.hu_reference)
+    if path is None:
         return ()
-    written = document.get("configuration", {})
-    if written.get("hu_reference") == config.hu_reference and "hu_ranges" in document:
-        return ranges_from_json(document["hu_ranges"])
-    return load_hu_reference(Path(config.hu_reference), bundle.vocabulary, grid=grid, report=report_file)
+    if begun.get("configuration", {}).get("hu_reference") == path and "hu_ranges" in begun:
+        return ranges_from_json(begun["hu_ranges"])
+    return load_hu_reference(Path(path), bundle.vocabulary, grid=grid, report=report_file)
 
 
 def _find_distributions(
-    config: CohortConfig, vocabulary: Vocabulary, document: Mapping[str, Any], report_file: ReportFile | None
+    request: CohortRequest, vocabulary: Vocabulary, begun: Mapping[str, Any], report_file: ReportFile | None
 ) -> dict[str, SizeDistribution]:
     """The sizes of the user's lesions: from the cohort that is gone on with, else measured."""
-    if config.size_reference is None or config.size_label is None:
+    path = _absolute_dataset(request.size_reference)
+    if path is None or request.size_label is None:
         return {}
-    label_ids = _find_size_labels(config, vocabulary)
-    written = document.get("configuration", {})
-    if all(written.get(key) == config.to_dict()[key] for key in ("size_reference", "size_label", "labels")):
-        return {name: _from_yaml(row) for name, row in document.get("size_distributions", {}).items()}
-    volumes = _measure_label_maps(Path(config.size_reference), set(label_ids.values()), vocabulary, report_file)
+    label_ids = _find_size_labels(request.size_label, request.labels, vocabulary)
+    asked = {**request.model_dump(mode="json", include={"size_label", "labels"}), "size_reference": path}
+    written = begun.get("configuration", {})
+    if all(written.get(key) == value for key, value in asked.items()):
+        return {name: _from_yaml(row) for name, row in begun.get("size_distributions", {}).items()}
+    volumes = _measure_label_maps(Path(path), set(label_ids.values()), vocabulary, report_file)
     return {
-        name: measure_distribution(volumes[label_id], name, f"{config.size_reference}, label {label_id}")
+        name: measure_distribution(volumes[label_id], name, f"{path}, label {label_id}")
         for name, label_id in label_ids.items()
     }
 
 
-def _find_size_labels(config: CohortConfig, vocabulary: Vocabulary) -> dict[str, int]:
+def _find_size_labels(
+    size_label: int | Mapping[str, int], texts: Sequence[str], vocabulary: Vocabulary
+) -> dict[str, int]:
     """Which lesion of the vocabulary is which id of the size reference."""
-    if isinstance(config.size_label, dict):
-        return {vocabulary.label(name).name: label_id for name, label_id in config.size_label.items()}
-    labels = [vocabulary.label(name) for name in label_names(config.labels)]
+    if isinstance(size_label, Mapping):
+        return {vocabulary.label(name).name: label_id for name, label_id in size_label.items()}
+    labels = [vocabulary.label(name) for name in label_names(texts)]
     names = sorted({label.name for label in labels if label.kind == "tumor"})
-    if len(names) != 1 or config.size_label is None:
+    if len(names) != 1:
         raise RequestError(
-            f"size_label {config.size_label}: expected one lesion in the label requests, found {len(names)} "
+            f"size_label {size_label}: expected one lesion in the label requests, found {len(names)} "
             f"({', '.join(names) or 'none'}). Say which is which, such as "
-            f"--map '{config.size_label}={names[0] if names else 'hepatic tumor'}'."
+            f"--map '{size_label}={names[0] if names else 'hepatic tumor'}'."
         )
-    return {names[0]: config.size_label}
+    return {names[0]: size_label}
 
 
 def _measure_label_maps(
@@ -363,17 +435,16 @@ def _measure_label_maps(
     from maisi_aug.banks.case_reader import load_labels_in_place
     from maisi_aug.lesions.planting import measure_lesions
 
-    def is_organ(name: str) -> bool:
-        return find_label_id(name, vocabulary) is not None
-
-    entries, faults = find_entries(path, is_organ) if path.exists() else ([], [])
-    if faults:
-        raise RequestError(f"{path}: expected whole label maps, found {': '.join(faults[0])}. Restore or remove it.")
+    found = list_bank(path, lambda name: find_label_id(name, vocabulary) is not None) if path.exists() else None
+    if found is not None and found.faults:
+        fault = ": ".join(found.faults[0])
+        raise RequestError(f"{path}: expected whole label maps, found {fault}. Restore or remove it.")
+    entries = [] if found is None else found.entries
     masks = next((entry for entry in entries if entry.organ_names), None)
     if masks is not None or not entries:
-        found = f"a mask for each label ({masks.name})" if masks else "no image files"
+        what = f"a mask for each label ({masks.name})" if masks else "no image files"
         raise RequestError(
-            f"{path}: expected an nnU-Net dataset with labelsTr, or a folder of label maps, found {found}. "
+            f"{path}: expected an nnU-Net dataset with labelsTr, or a folder of label maps, found {what}. "
             "Check --size-reference."
         )
     volumes: dict[int, list[list[float]]] = {label_id: [] for label_id in label_ids}

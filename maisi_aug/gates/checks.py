@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from maisi_aug.lesions.growth_rules import GrowthRule
-from maisi_aug.lesions.planting import PlantedLesion
+from maisi_aug.lesions.lesion import Lesion
 from maisi_aug.vocabulary.hu import MIN_ORGAN_VOXELS, HuRange, _reference, reference_hu_ranges
 from maisi_aug.vocabulary.labels import MAISI, Vocabulary
 from maisi_aug.volumes.components import is_any_of
@@ -142,7 +142,7 @@ def check_lesion_size(
     )
 
 
-def check_lesion_place(lesions: Sequence[PlantedLesion], rule: GrowthRule, *, is_judged: bool = True) -> Verdict:
+def check_lesion_place(lesions: Sequence[Lesion], rule: GrowthRule, *, is_judged: bool = True) -> Verdict:
     """Every lesion of a label lies in its host as far as such lesions do, and is about as compact as a ball.
 
     Args:
@@ -152,17 +152,15 @@ def check_lesion_place(lesions: Sequence[PlantedLesion], rule: GrowthRule, *, is
     """
     rows, problems = [], []
     for lesion in lesions:
-        outside, spread = lesion.share_outside, lesion.spread
-        rows.append({"volume_ml": lesion.volume_ml, "share_outside": outside, "spread": spread})
+        volume_ml, outside, spread = lesion.realised_ml or 0.0, lesion.share_outside, lesion.spread
+        rows.append({"volume_ml": volume_ml, "share_outside": outside, "spread": spread})
         if outside is not None and outside > rule.max_share_outside + 1e-3:
             problems.append(
-                f"{outside:.0%} of {lesion.volume_ml:.1f} mL outside the host, at most "
-                f"{rule.max_share_outside:.0%} expected"
+                f"{outside:.0%} of {volume_ml:.1f} mL outside the host, at most {rule.max_share_outside:.0%} expected"
             )
         if spread is not None and lesion.num_voxels >= MIN_SHAPE_VOXELS and spread > rule.max_spread + 1e-3:
             problems.append(
-                f"{lesion.volume_ml:.1f} mL spread {spread:.2f} times as wide as a ball, at most "
-                f"{rule.max_spread:g} expected"
+                f"{volume_ml:.1f} mL spread {spread:.2f} times as wide as a ball, at most {rule.max_spread:g} expected"
             )
     figures = {
         "lesions": rows,

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from maisi_aug.bundle_spec.bundle import Bundle
 from maisi_aug.bundle_spec.references import contrast_sign_of, hu_ranges_of
-from maisi_aug.cohort.manifest import LesionRecord, VerdictRecord
-from maisi_aug.cohort.plan import CasePlan, PlannedLesion
-from maisi_aug.cohort.recipe import GateConfig
+from maisi_aug.cohort.manifest import VerdictRecord
+from maisi_aug.cohort.plan import CasePlan
+from maisi_aug.cohort.request import GateConfig
 from maisi_aug.gates.checks import (
     Verdict,
     check_geometry,
@@ -25,11 +24,10 @@ from maisi_aug.gates.checks import (
 )
 from maisi_aug.gates.patient import check_patient
 from maisi_aug.gates.visibility import check_label_visibility
-from maisi_aug.lesions.growth_rules import GrowthRule, growth_rule_of
-from maisi_aug.lesions.planting import PlantedLesion, measure_lesions
+from maisi_aug.lesions.lesion import Lesion
 from maisi_aug.vocabulary.hu import HuRange, expected_contrast_sign, reference_hu_ranges
 from maisi_aug.vocabulary.labels import Vocabulary
-from maisi_aug.vocabulary.sizes import diameter_mm
+from maisi_aug.volumes.components import Box, bounding_box, label_parts
 from maisi_aug.volumes.grid import Grid
 
 
@@ -43,7 +41,7 @@ class Judgement:
     """
 
     verdicts: tuple[VerdictRecord, ...]
-    lesions: tuple[LesionRecord, ...]
+    lesions: tuple[Lesion, ...]
 
     @property
     def reason(self) -> str:
@@ -52,59 +50,74 @@ class Judgement:
 
 
 def judge_label_map(
-    case: CasePlan,
-    label_map: NDArray[np.uint8],
-    planted: Sequence[PlantedLesion],
-    grid: Grid,
-    *,
-    vocabulary: Vocabulary,
-    gates: GateConfig,
+    case: CasePlan, label_map: NDArray[np.uint8], grid: Grid, *, vocabulary: Vocabulary, gates: GateConfig
 ) -> Judgement:
-    """Run the gates that need no image: presence of every label and size of every lesion.
+    """Run the gates that need no image: presence of every label, size and place of every lesion.
 
     Args:
-        case: What was asked for.
+        case: What was asked for, with its lesions as the mask source says that it drew them.
         label_map: ``(I, J, K)`` on the output grid.
-        planted: What the mask source says it drew; lends centre and host to the records.
         grid: Of the label map.
         vocabulary: Names for messages.
         gates: Tolerances.
+
+    Returns:
+        The verdicts, and the lesions as they are measured in the label map: by label, the largest asked for first.
     """
     wanted_ids = sorted({lesion.label_id for lesion in case.lesions})
     verdicts = []
     if gates.presence:
         verdicts.append(check_presence(label_map, [*case.required_ids, *wanted_ids], vocabulary=vocabulary))
-    records: list[LesionRecord] = []
+    measured: list[Lesion] = []
     for label_id in wanted_ids:
-        requested = sorted((part for part in case.lesions if part.label_id == label_id), key=_volume, reverse=True)
-        realised_ml = measure_lesions(label_map, label_id, grid.voxel_ml)
-        if vocabulary.label(label_id).kind == "organ" and realised_ml:  # one, whatever parts it is in
-            realised_ml = [sum(realised_ml)]
-        volumes = [lesion.volume_ml for lesion in requested]
-        name = vocabulary.name_of(label_id)
+        own = [lesion for lesion in case.lesions if lesion.label_id == label_id]
+        own.sort(key=lambda lesion: -lesion.requested_ml)
+        name, is_organ = own[0].label, vocabulary.label(label_id).kind == "organ"
+        sizes_ml, found = _measure(label_map == label_id, own, grid.voxel_ml, is_one=is_organ)
         if gates.lesion_size:
-            verdict = check_lesion_size(volumes, realised_ml, grid.voxel_ml, gates.size_tolerance)
-            verdicts.append(_named(verdict, name))
-        origins = sorted((part for part in planted if part.label_id == label_id), key=_volume, reverse=True)
-        if gates.lesion_place and origins and label_id in vocabulary.tumor_ids:
-            is_planted = all(lesion.share_outside is not None for lesion in origins)
-            verdict = check_lesion_place(origins, usual_growth(name, gates), is_judged=is_planted)
-            verdicts.append(_named(verdict, name))
-        records += [
-            _record(lesion, _item(realised_ml, number), _item(origins, number))
-            for number, lesion in enumerate(requested)
-        ]
-    return Judgement(tuple(map(_to_record, verdicts)), tuple(records))
+            asked_ml = [lesion.requested_ml for lesion in own]
+            verdicts.append(
+                name_verdict(check_lesion_size(asked_ml, sizes_ml, grid.voxel_ml, gates.size_tolerance), name)
+            )
+        drawn = [lesion for lesion in own if lesion.centre_ijk is not None]
+        if gates.lesion_place and drawn and label_id in vocabulary.tumor_ids:
+            drawn.sort(key=lambda lesion: -(lesion.realised_ml or 0.0))
+            is_planted = all(lesion.share_outside is not None for lesion in drawn)
+            verdicts.append(name_verdict(check_lesion_place(drawn, gates.rule_of(name), is_judged=is_planted), name))
+        measured += found
+    return Judgement(tuple(map(to_record, verdicts)), tuple(measured))
 
 
-def usual_growth(label_name: str, gates: GateConfig) -> GrowthRule:
-    """How lesions of a label grow, with the thresholds of the gates where they set any."""
-    rule = growth_rule_of(label_name)
-    return replace(
-        rule,
-        max_share_outside=rule.max_share_outside if gates.max_share_outside is None else gates.max_share_outside,
-        max_spread=rule.max_spread if gates.max_spread is None else gates.max_spread,
-    )
+def _measure(
+    mask: NDArray[np.bool_], lesions: Sequence[Lesion], voxel_ml: float, *, is_one: bool
+) -> tuple[list[float], list[Lesion]]:
+    """Volumes of the connected parts of a label in mL, and each lesion with that of the part that it lies in.
+
+    Args:
+        mask: ``(I, J, K)`` voxels of the label.
+        lesions: With the voxels where they were drawn.
+        voxel_ml: Volume of a voxel.
+        is_one: Whether all parts are one, as those of an organ are.
+    """
+    box = bounding_box(mask)
+    parts, _ = label_parts(mask[box])
+    sizes = [float(size * voxel_ml) for size in np.bincount(parts.ravel(), minlength=1)]
+    sizes_ml = sorted(sizes[1:], reverse=True)
+    if is_one and sizes_ml:
+        sizes_ml = [sum(sizes_ml)]
+        return sizes_ml, [lesion.measured(sizes_ml[0]) for lesion in lesions]
+    found = []
+    for lesion in lesions:
+        inside = None if lesion.centre_ijk is None else _shift(lesion.centre_ijk, box, parts.shape)
+        number = 0 if inside is None else int(parts[inside])
+        found.append(lesion.measured(sizes[number]) if number else replace(lesion, realised_ml=None, diameter_mm=None))
+    return sizes_ml, found
+
+
+def _shift(voxel: Sequence[int], box: Box, shape: Sequence[int]) -> tuple[int, ...] | None:
+    """A voxel as it is counted in a box; None outside."""
+    inside = tuple(place - side.start for place, side in zip(voxel, box, strict=True))
+    return inside if all(0 <= place < side for place, side in zip(inside, shape, strict=True)) else None
 
 
 def judge_image(
@@ -148,8 +161,8 @@ def judge_image(
             spacing_mm=grid.spacing_mm,
             minimum_cnr=gates.minimum_cnr,
         )
-        verdicts += [_named(verdict, name) for verdict in found]
-    return tuple(map(_to_record, verdicts))
+        verdicts += [name_verdict(verdict, name) for verdict in found]
+    return tuple(map(to_record, verdicts))
 
 
 def judge_organ_hu(
@@ -198,7 +211,7 @@ def judge_bare_image(
     verdicts = [check_geometry(image_hu, None, grid, expected)]
     if gates.organ_hu:
         verdicts.append(check_patient(image_hu, grid.spacing_mm, is_judged=not is_known_poor))
-    return tuple(map(_to_record, verdicts))
+    return tuple(map(to_record, verdicts))
 
 
 def _placed_like(expected: Grid, grid: Grid) -> Grid:
@@ -208,37 +221,12 @@ def _placed_like(expected: Grid, grid: Grid) -> Grid:
     return Grid(expected.shape, affine)
 
 
-def unrealised_lesions(case: CasePlan) -> tuple[LesionRecord, ...]:
-    """The records of a case before anything is drawn."""
-    return tuple(_record(lesion, None, None) for lesion in case.lesions)
-
-
-def _named(verdict: Verdict, label: str) -> Verdict:
+def name_verdict(verdict: Verdict, label: str) -> Verdict:
+    """A verdict that says which label it is of."""
     return Verdict(verdict.gate, verdict.passed, {"label": label, **verdict.figures}, f"{label}: {verdict.message}")
 
 
-def _to_record(verdict: Verdict) -> VerdictRecord:
+def to_record(verdict: Verdict) -> VerdictRecord:
+    """A verdict as the manifest has it."""
     plain = verdict.to_dict()
     return VerdictRecord(plain["gate"], plain["passed"], plain["figures"], plain["message"])
-
-
-def _record(lesion: PlannedLesion, realised_ml: float | None, origin: PlantedLesion | None) -> LesionRecord:
-    return LesionRecord(
-        label_id=lesion.label_id,
-        label=lesion.label,
-        requested_ml=lesion.volume_ml,
-        percentile=lesion.percentile,
-        size_source=lesion.size_source,
-        realised_ml=realised_ml,
-        diameter_mm=None if realised_ml is None else diameter_mm(realised_ml),
-        centre_ijk=None if origin is None else origin.centre_ijk,
-        host_id=None if origin is None else origin.host_id,
-    )
-
-
-def _volume(lesion: PlannedLesion | PlantedLesion) -> float:
-    return lesion.volume_ml
-
-
-def _item(items: Sequence[Any], number: int) -> Any:
-    return items[number] if number < len(items) else None

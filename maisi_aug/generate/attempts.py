@@ -5,69 +5,22 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from time import perf_counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from numpy.typing import NDArray
 from pydantic import JsonValue
 
-from maisi_aug.banks.organs import require_organs
-from maisi_aug.cohort.manifest import LesionRecord, VerdictRecord
+from maisi_aug.cohort.manifest import VerdictRecord
 from maisi_aug.cohort.plan import CasePlan
-from maisi_aug.cohort.recipe import EMBEDDED_BANK
-from maisi_aug.cohort.resolve import ResolvedCohort
-from maisi_aug.cohort.source_rules import GIVEN, NO_MAP
-from maisi_aug.errors import BankError, LesionError, MaisiAugError
-from maisi_aug.gates.judgement import judge_bare_image, judge_image, judge_label_map, unrealised_lesions, usual_growth
-from maisi_aug.lesions.planting import LesionWish
-from maisi_aug.sources.diffusion import DiffusionSource, open_diffusion_source
-from maisi_aug.sources.given import GivenSource, NoMap, NoMapSource, open_given_source
-from maisi_aug.sources.plant_and_bank import BankSource, DrawnMap, FolderBank, PhantomBank, PlantSource
-from maisi_aug.sources.sized_organs import SizedOrganSource, is_sized_organ
+from maisi_aug.cohort.resolve import CohortRun
+from maisi_aug.errors import BankError, EmptyBankError, LesionError
+from maisi_aug.gates.judgement import judge_bare_image, judge_image, judge_label_map
+from maisi_aug.sources.map_source import DrawnMap, MapSource
 from maisi_aug.system.seeds import case_seed, derive_seed
-from maisi_aug.vocabulary.regions import spell_out
 
 if TYPE_CHECKING:
     from maisi_aug.bundle_spec.decoding import DecodeSettings
     from maisi_aug.networks.pipeline import Pipeline
-
-Source = PlantSource | BankSource | SizedOrganSource | DiffusionSource | GivenSource | NoMapSource
-
-
-def open_source(
-    cohort: ResolvedCohort, device: str, report: Callable[[int, int, int], None] = lambda number, done, total: None
-) -> Source:
-    """The mask source of a cohort.
-
-    Args:
-        cohort: What is made.
-        device: For mask networks.
-        report: Told how a generated label map comes along: its number for its case, steps done, steps in all.
-
-    Raises:
-        BankError: When the bank has no usable label map.
-        BundleError: When the mask networks or the device cannot be used.
-    """
-    config, vocabulary = cohort.config, cohort.bundle.vocabulary
-    if config.mask_source == GIVEN:
-        return open_given_source(cohort)
-    if config.mask_source == NO_MAP:
-        return NoMapSource(cohort.grid)
-    if config.mask_source == "diffusion":
-        return open_diffusion_source(cohort, device, report=report)
-    if config.mask_bank == EMBEDDED_BANK:
-        return PlantSource(PhantomBank(vocabulary=vocabulary, grid=cohort.grid))
-    bank = FolderBank(
-        config.mask_bank,
-        vocabulary=vocabulary,
-        grid=cohort.grid,
-        mapping=config.mask_labels,
-        body_region=spell_out(config.body_region),
-    )
-    require_organs(bank, bundle=cohort.bundle, is_allowed=config.allow_few_organs)
-    source = PlantSource(bank) if config.mask_source == "plant" else BankSource(bank)
-    has_organs = any(is_sized_organ(part.label_id, vocabulary) for case in cohort.plan.cases for part in case.lesions)
-    return SizedOrganSource(bank, source) if has_organs else source
 
 
 @dataclass(frozen=True)
@@ -75,28 +28,33 @@ class Attempt:
     """One attempt at a case, as far as it has come.
 
     Attributes:
-        case: What it shall hold.
+        case: What it shall hold, its lesions as far as they are drawn; of a given map what that holds.
         number: From 0.
         seed: Everything random derives from it.
         drawn: The label map, or what stands for it where the cohort has none; ``None`` where none could be drawn.
-        lesions: Requested against realised.
         verdicts: Of the gates that have run.
         reason: Why the attempt has failed already; empty while it has not.
         image_hu: ``(I, J, K)``; ``None`` before sampling, and where the label map failed.
         decoding: How the image was decoded; empty without one.
         seconds: Per stage.
+        origin: Where the label map came from, for the manifest.
+        error: Why no label map could be drawn.
+        is_final: Whether another attempt would do no better: a source has tried many anatomies before it gives up, and
+            a given map that fails will fail again.
     """
 
     case: CasePlan
     number: int
     seed: int
-    drawn: DrawnMap | NoMap | None = None
-    lesions: tuple[LesionRecord, ...] = ()
+    drawn: DrawnMap | None = None
     verdicts: tuple[VerdictRecord, ...] = ()
     reason: str = ""
-    image_hu: NDArray[np.int16] | None = None
+    image_hu: NDArray[Any] | None = None
     decoding: dict[str, JsonValue] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
+    origin: dict[str, JsonValue] = field(default_factory=dict)
+    error: LesionError | BankError | None = None
+    is_final: bool = False
 
 
 @dataclass(frozen=True)
@@ -104,91 +62,62 @@ class AttemptMaker:
     """Makes attempts; what one becomes depends on its seed alone.
 
     Attributes:
-        cohort: What is made.
+        run: What is made.
         source: Of the label maps.
         pipeline: Of the images; None where label maps alone are wanted.
         report_step: Told of every step of the sampler: case id, steps done, steps in all.
-        failures: By case index, why no label map could be drawn.
     """
 
-    cohort: ResolvedCohort
-    source: Source
+    run: CohortRun
+    source: MapSource
     pipeline: Pipeline | None
     report_step: Callable[[str, int, int], None] = lambda case_id, done, total: None
-    failures: dict[int, MaisiAugError] = field(default_factory=dict)
 
     def begin(self, case: CasePlan, number: int) -> Attempt:
         """An attempt of which nothing is drawn yet."""
-        seed = case_seed(self.cohort.config.seed, case.asked, case.index, number)
-        return Attempt(case, number, seed, lesions=unrealised_lesions(case))
+        return Attempt(case, number, case_seed(self.run.seed, case.asked, case.index, number))
 
     def draw_map(self, attempt: Attempt) -> Attempt:
-        """Draw the label map of an attempt and judge it."""
+        """Draw the label map of an attempt and judge it.
+
+        Raises:
+            EmptyBankError: The bank has no usable map left, for any case.
+        """
         started = perf_counter()
         try:
-            case, drawn = self._take_map(attempt)
+            drawn = self.source.draw(attempt.case, derive_seed(attempt.seed, "mask"))
+        except EmptyBankError:
+            raise
         except (LesionError, BankError) as error:
-            if isinstance(self.source.bank, FolderBank) and not len(self.source.bank):
-                raise
-            self.failures[attempt.case.index] = error
-            return replace(attempt, reason=str(error), seconds={"mask": perf_counter() - started})
-        if isinstance(drawn, NoMap):
-            return replace(attempt, drawn=drawn, seconds={"mask": perf_counter() - started})
-        judgement = judge_label_map(
-            case,
-            drawn.label_map,
-            drawn.lesions,
-            drawn.grid,
-            vocabulary=self.cohort.bundle.vocabulary,
-            gates=self.cohort.config.gates,
-        )
-        return replace(
-            attempt,
-            case=case,
-            drawn=drawn,
-            lesions=judgement.lesions,
-            verdicts=judgement.verdicts,
-            reason=judgement.reason,
-            seconds={"mask": perf_counter() - started},
-        )
-
-    def _take_map(self, attempt: Attempt) -> tuple[CasePlan, DrawnMap | NoMap]:
-        """The label map of an attempt, and its case, which asks for what a given map holds."""
-        case = attempt.case
-        if isinstance(self.source, GivenSource | NoMapSource):
-            return self.source.take(case)
-        hosts_of = self.cohort.bundle.vocabulary.hosts_of
-        wishes = [
-            LesionWish(
-                lesion.label_id,
-                hosts_of(lesion.label_id),
-                lesion.volume_ml,
-                lesion.label,
-                usual_growth(lesion.label, self.cohort.config.gates),
-            )
-            for lesion in case.lesions
-        ]
-        seed = derive_seed(attempt.seed, "mask")
-        return case, self.source.draw(wishes, required_ids=case.required_ids, seed=seed)
+            seconds = {"mask": perf_counter() - started}
+            return replace(attempt, reason=str(error), error=error, is_final=True, seconds=seconds)
+        judged = replace(attempt, case=drawn.case, drawn=drawn, origin=drawn.origin)
+        if drawn.label_map is not None:
+            vocabulary, gates = self.run.bundle.vocabulary, self.run.request.gates
+            found = judge_label_map(drawn.case, drawn.label_map, drawn.grid, vocabulary=vocabulary, gates=gates)
+            case = replace(drawn.case, lesions=found.lesions)
+            is_final = case.map_index is not None and bool(found.reason)
+            judged = replace(judged, case=case, verdicts=found.verdicts, reason=found.reason, is_final=is_final)
+        return replace(judged, seconds={"mask": perf_counter() - started})
 
     def draw_image(self, attempt: Attempt) -> Attempt:
         """Sample the image of an attempt whose label map is good, or given and wanted whatever the gates say."""
-        is_kept = self.cohort.config.keep_rejected and attempt.case.map_index is not None
+        request, case_id = self.run.request, attempt.case.case_id
+        is_kept = request.keep_rejected and attempt.case.map_index is not None
         if attempt.drawn is None or (attempt.reason and not is_kept):
             return attempt
         assert self.pipeline is not None
         started = perf_counter()
-        config, case_id = self.cohort.config, attempt.case.case_id
         decoded: list[DecodeSettings] = []
         image_hu = self.pipeline.synthesize_image(
             attempt.drawn.label_map,
             attempt.drawn.grid,
             seed=derive_seed(attempt.seed, "image"),
-            num_inference_steps=config.num_inference_steps,
-            guidance_scale=config.guidance_scale,
-            modality=config.modality,
-            regions=spell_out(config.body_region) if self.cohort.bundle.is_told_regions else None,
-            decoding=config.decoding,
+            num_inference_steps=self.run.num_inference_steps,
+            guidance_scale=request.guidance_scale,
+            modality=request.modality,
+            regions=self.run.regions if self.run.bundle.is_told_regions else None,
+            decoding=self.run.decoding,
             report=lambda done, total: self.report_step(case_id, done, total),
             report_decoding=decoded.append,
         )
@@ -196,23 +125,26 @@ class AttemptMaker:
         return replace(attempt, image_hu=image_hu, decoding=decoded[0].to_dict(), seconds=seconds)
 
 
-def judge_drawn_image(
-    cohort: ResolvedCohort, case: CasePlan, drawn: DrawnMap | NoMap, image_hu: NDArray[np.int16]
-) -> tuple[VerdictRecord, ...]:
-    """Run the gates that need the image, or those of an image without a label map."""
-    if isinstance(drawn, NoMap):
-        is_known_poor = bool(cohort.bundle.advice_without_map)
-        return judge_bare_image(
-            image_hu, drawn.grid, cohort.grid, gates=cohort.config.gates, is_known_poor=is_known_poor
+def judge_drawn_image(run: CohortRun, attempt: Attempt) -> Attempt:
+    """Run the gates that need the image, or those of an image without a label map; nothing without an image."""
+    drawn, image_hu, gates = attempt.drawn, attempt.image_hu, run.request.gates
+    if drawn is None or image_hu is None:
+        return attempt
+    if drawn.label_map is None:
+        is_known_poor = bool(run.bundle.advice_without_map)
+        found = judge_bare_image(image_hu, drawn.grid, run.grid, gates=gates, is_known_poor=is_known_poor)
+    else:
+        found = judge_image(
+            attempt.case,
+            image_hu,
+            drawn.label_map,
+            drawn.grid,
+            run.grid if attempt.case.map_index is None else drawn.grid,
+            vocabulary=run.bundle.vocabulary,
+            gates=gates,
+            bundle=run.bundle,
+            own_ranges=run.hu_ranges,
         )
-    return judge_image(
-        case,
-        image_hu,
-        drawn.label_map,
-        drawn.grid,
-        cohort.grid if case.map_index is None else drawn.grid,
-        vocabulary=cohort.bundle.vocabulary,
-        gates=cohort.config.gates,
-        bundle=cohort.bundle,
-        own_ranges=cohort.hu_ranges,
-    )
+    verdicts = (*attempt.verdicts, *found)
+    reason = attempt.reason or next((verdict.message for verdict in verdicts if not verdict.passed), "")
+    return replace(attempt, verdicts=verdicts, reason=reason)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from maisi_aug.cohort.folder import CONTACT_SHEET_NAME
-from maisi_aug.cohort.recipe import differences
+from maisi_aug.cohort.request import differences
 from maisi_aug.errors import CohortError
 from maisi_aug.phantom import Phantom, build_phantom
 from maisi_aug.pictures.contact_sheet import save_contact_sheet
@@ -17,7 +17,6 @@ from maisi_aug.pictures.preview import Caption, build_preview, save_picture
 from maisi_aug.system.seeds import derive_seed
 from maisi_aug.system.whole_files import remove_leftovers, sha256_of, write_text_whole
 from maisi_aug.vocabulary.labels import FULL_VOCABULARY
-from maisi_aug.vocabulary.sizes import diameter_mm
 from maisi_aug.volumes.grid import Grid, Shape, Spacing
 from maisi_aug.volumes.image_files import save_image, save_label_map
 
@@ -140,10 +139,10 @@ def _write(folder: Path, name: str, phantom: Phantom) -> dict[str, Any]:
     lesions = [
         {
             "label_id": lesion.label_id,
-            "label": vocabulary.name_of(lesion.label_id),
-            "volume_ml": lesion.volume_ml,
-            "diameter_mm": diameter_mm(lesion.volume_ml),
-            "centre_ijk": list(lesion.centre_ijk),
+            "label": lesion.label,
+            "volume_ml": lesion.realised_ml,
+            "diameter_mm": lesion.diameter_mm,
+            "centre_ijk": list(lesion.centre_ijk or ()),
             "host_id": lesion.host_id,
         }
         for lesion in phantom.lesions

@@ -16,18 +16,14 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from maisi_aug.cohort.folder import CONTACT_SHEET_NAME, CohortFolder, LostCase, find_lost, open_cohort
-from maisi_aug.cohort.kept_labels import spell_labels
 from maisi_aug.cohort.manifest import MANIFEST_NAME, AttemptRecord, Manifest, ManifestWriter
-from maisi_aug.cohort.plan import CasePlan
-from maisi_aug.cohort.resolve import ResolvedCohort
-from maisi_aug.cohort.source_rules import NO_MAP
-from maisi_aug.errors import BankError
-from maisi_aug.generate.attempts import Attempt, AttemptMaker, open_source
-from maisi_aug.generate.writer import CaseWriter
+from maisi_aug.cohort.plan import CasePlan, spell_labels
+from maisi_aug.cohort.request import NO_MAP
+from maisi_aug.cohort.resolve import CohortRun
+from maisi_aug.generate.attempts import Attempt, AttemptMaker
+from maisi_aug.generate.writer import CaseWriter, open_writer
 from maisi_aug.pictures.contact_sheet import save_contact_sheet
-from maisi_aug.sources.diffusion import DiffusionSource
-from maisi_aug.sources.given import GivenSource
-from maisi_aug.sources.plant_and_bank import FolderBank, PlantSource
+from maisi_aug.sources.opening import open_source
 
 if TYPE_CHECKING:
     from maisi_aug.networks.acceleration import Compiler
@@ -113,7 +109,7 @@ class CohortSummary:
 
 
 def synthesize_cohort(
-    cohort: ResolvedCohort,
+    run: CohortRun,
     folder: Path,
     *,
     device: str = "auto",
@@ -129,7 +125,7 @@ def synthesize_cohort(
     any case nothing is recorded, so that a bank that has been repaired finds every case open.
 
     Args:
-        cohort: What to make.
+        run: What to make.
         folder: Where to; new, empty, or this cohort's.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
         compiler: Of the networks: ``none``, ``inductor`` or ``trt``.
@@ -150,75 +146,83 @@ def synthesize_cohort(
         LesionError: When no case can be met, because its lesion fits into no host organ.
     """
     listener = listener or Listener()
-    started, max_attempts = perf_counter(), cohort.config.max_attempts
+    started, max_attempts, num_cases = perf_counter(), run.request.max_attempts, len(run.plan.cases)
     if not (folder / MANIFEST_NAME).exists():  # what cannot be computed leaves no folder behind
-        _require_computable(cohort, device, compiler)
-    with open_cohort(folder, cohort.to_document(), header=COHORT_HEADER) as (place, writer, recorded):
-        wanted = range(len(cohort.plan.cases)) if case_indices is None else case_indices
+        _require_computable(run, device, compiler)
+    opened = open_cohort(folder, run.to_document(), header=COHORT_HEADER, begun=run.begun)
+    with opened as (place, writer, recorded):
+        wanted = range(num_cases) if case_indices is None else case_indices
         chosen = frozenset(wanted)
         lost = [case for case in find_lost(folder, recorded, verify=verify) if case.record.case_index in chosen]
         manifest = recorded.without([case.record for case in lost]).reopen(max_attempts)
-        listener.starts(len(cohort.plan.cases), manifest)
+        listener.starts(num_cases, manifest)
         if lost:
             listener.finds_lost(lost)
-        todo = [cohort.plan.cases[index] for index in wanted if index not in manifest.settled_indices]
+        todo = [run.plan.cases[index] for index in wanted if index not in manifest.settled_indices]
         skipped: tuple[tuple[str, str], ...] = ()
         made: list[AttemptRecord] = []
         if todo:
-            run = _prepare(cohort, place, writer, device, compiler, listener)
-            made = run.work_off(todo, manifest)
-            bank = run.maker.source.bank
-            skipped = tuple(bank.skipped) if isinstance(bank, FolderBank) else ()
+            stages = _prepare(run, place, writer, device, compiler, listener)
+            stages.maker.source.require_unchanged(record.mask_origin for record in recorded.records)
+            made = stages.work_off(todo, manifest)
+            skipped = tuple(stages.maker.source.skipped)
         listener.enters("drawing the contact sheet")
         done = Manifest.from_records([*recorded.records, *made]).reopen(max_attempts)
-        _draw_contact_sheet(place, cohort, done)
+        _draw_contact_sheet(place, run, done)
     listener.enters("done")
     num_new = len(done.settled_indices) - len(manifest.settled_indices)
-    return CohortSummary(folder, len(cohort.plan.cases), done, perf_counter() - started, num_new, skipped, len(lost))
+    return CohortSummary(folder, num_cases, done, perf_counter() - started, num_new, skipped, len(lost))
 
 
-def _require_computable(cohort: ResolvedCohort, device: str, compiler: Compiler) -> None:
+def _require_computable(run: CohortRun, device: str, compiler: Compiler) -> None:
     """Raise where the device, the compiler or the precision cannot be used, before anything is written."""
     from maisi_aug.networks.acceleration import require_compiler
     from maisi_aug.networks.pipeline import choose_image_precision, resolve_device
 
     device = resolve_device(device)
     require_compiler(compiler, device)
-    choose_image_precision(cohort.config.precision, cohort.bundle, device, compiler)
+    choose_image_precision(run.request.precision, run.bundle, device, compiler)
 
 
 def _prepare(
-    cohort: ResolvedCohort,
+    run: CohortRun,
     place: CohortFolder,
-    writer: ManifestWriter,
+    manifest: ManifestWriter,
     device: str,
     compiler: Compiler,
     listener: Listener,
-) -> _Run:
-    """Open the mask source and load the networks."""
+) -> _Stages:
+    """Open the source of the label maps and load the networks."""
     listener.enters("opening the mask source")
-    source = open_source(cohort, device, listener.generates)
+    source = open_source(run, device, listener.generates)
     listener.enters("loading the networks")
     from maisi_aug.networks.pipeline import Pipeline, resolve_device
 
     device = resolve_device(device)
-    pipeline = Pipeline.load(cohort.bundle, device, compiler=compiler, precision=cohort.config.precision)
-    device_type, num_threads = device.partition(":")[0], pipeline.num_threads
-    case_writer = CaseWriter(cohort, place, writer, device_type, compiler, pipeline.precision, num_threads)
-    return _Run(AttemptMaker(cohort, source, pipeline, listener.steps), case_writer, listener)
+    pipeline = Pipeline.load(run.bundle, device, compiler=compiler, precision=run.request.precision)
+    writer = open_writer(
+        run,
+        place,
+        manifest,
+        device=device.partition(":")[0],
+        compiler=compiler,
+        precision=pipeline.precision,
+        num_threads=pipeline.num_threads,
+    )
+    return _Stages(AttemptMaker(run, source, pipeline, listener.steps), writer, listener)
 
 
-def _draw_contact_sheet(place: CohortFolder, cohort: ResolvedCohort, manifest: Manifest) -> None:
+def _draw_contact_sheet(place: CohortFolder, run: CohortRun, manifest: Manifest) -> None:
     names = (record.files["preview"].path for record in manifest.accepted if "preview" in record.files)
     if previews := [place.path / name for name in names]:
-        labels = spell_labels(cohort.plan.requested_ids, cohort.bundle.vocabulary) if cohort.plan.requested_ids else ""
-        subject = labels or ("no label map" if cohort.config.mask_source == NO_MAP else "all labels of the given maps")
-        title = f"{len(previews)} of {len(cohort.plan.cases)} cases: {subject}; bundle {cohort.bundle.name}"
+        labels = spell_labels(run.plan.requested_ids, run.bundle.vocabulary) if run.plan.requested_ids else ""
+        subject = labels or ("no label map" if run.request.mask_source == NO_MAP else "all labels of the given maps")
+        title = f"{len(previews)} of {len(run.plan.cases)} cases: {subject}; bundle {run.bundle.name}"
         save_contact_sheet(place.path / CONTACT_SHEET_NAME, previews, title)
 
 
 @dataclass(frozen=True)
-class _Run:
+class _Stages:
     """The three stages and what they share."""
 
     maker: AttemptMaker
@@ -240,11 +244,10 @@ class _Run:
         made: list[AttemptRecord] = []
         drawing: deque[Future[Attempt]] = deque()
         writing: deque[Future[AttemptRecord]] = deque()
-        # Attempts without a label map, until one could be drawn: the fault may be the bank's and not theirs. Mask
-        # networks draw another map at the next attempt.
+        # Attempts without a label map, until one could be drawn: the fault may be the bank's and not theirs.
         held: dict[int, Attempt] = {}
         source = self.maker.source
-        has_map = any(record.mask_origin for record in manifest.records) or isinstance(source, DiffusionSource)
+        has_map = any(record.mask_origin for record in manifest.records) or not source.fails_as_a_whole
         draw_pool, write_pool = ThreadPoolExecutor(1, "draw"), ThreadPoolExecutor(1, "write")
         try:
             while waiting or drawing or writing:
@@ -261,9 +264,11 @@ class _Run:
                 if drawing:
                     attempt = drawing.popleft().result()
                     held[attempt.case.index] = attempt
-                    has_map = has_map or attempt.drawn is not None
-                    if not has_map:
-                        self._require_hope(attempt.case, [open_cases[i] for i in open_cases.keys() - held.keys()])
+                    has_map = has_map or attempt.error is None
+                    if not has_map and attempt.error is not None:
+                        others = [open_cases[index] for index in open_cases.keys() - held.keys()]
+                        if not source.leaves_hope(attempt.error, attempt.case, others):
+                            raise attempt.error
                         continue
                     images = (self.maker.draw_image(ready) for ready in held.values())
                     writing += [write_pool.submit(self.writer.finish, image) for image in images]
@@ -273,28 +278,3 @@ class _Run:
             draw_pool.shutdown(wait=True, cancel_futures=True)
             write_pool.shutdown(wait=True, cancel_futures=True)
         return made
-
-    def _require_hope(self, case: CasePlan, others: Sequence[CasePlan]) -> None:
-        """Raise when no label map could be drawn for a case and every case that is left asks for as much."""
-        error = self.maker.failures[case.index]
-        if isinstance(self.maker.source, GivenSource):
-            if others:  # each of them has a map of its own
-                return
-            raise error
-        # Planting a larger lesion is never easier; among stored lesions one may be too large as well as too small.
-        grows_harder = isinstance(self.maker.source, PlantSource) or isinstance(error, BankError)
-        if not others or (grows_harder and all(_asks_as_much(other, case) for other in others)):
-            raise error
-
-
-def _asks_as_much(case: CasePlan, other: CasePlan) -> bool:
-    """Whether the case has all organs of ``other``, and for each of its lesions one of the same label no smaller."""
-    if not set(case.required_ids).issuperset(other.required_ids):
-        return False
-    left = [(lesion.label_id, lesion.volume_ml) for lesion in case.lesions]
-    for lesion in sorted(other.lesions, key=lambda lesion: -lesion.volume_ml):
-        match = next((item for item in left if item[0] == lesion.label_id and item[1] >= lesion.volume_ml), None)
-        if match is None:
-            return False
-        left.remove(match)
-    return True

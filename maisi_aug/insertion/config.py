@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
@@ -15,6 +16,7 @@ from maisi_aug.insertion.backgrounds import Backgrounds, find_backgrounds
 from maisi_aug.insertion.insert import LesionRequest
 from maisi_aug.insertion.painting import TEXTURES, Texture
 from maisi_aug.insertion.request import Attachment, InsertConfig
+from maisi_aug.lesions.lesion import Lesion
 from maisi_aug.preparation.mapping import parse_rule
 from maisi_aug.system.seeds import case_seed, numpy_generator
 from maisi_aug.vocabulary.hu import expected_contrast_sign
@@ -28,7 +30,8 @@ class ResolvedInsertion:
     """A cohort of inserted lesions ready to be made.
 
     Attributes:
-        config: With paths made absolute.
+        config: As it was asked for.
+        configuration: The same with paths made absolute, as ``cohort.yaml`` has it.
         bundle: Whose vocabulary and networks are used.
         backgrounds: The CTs.
         plan: Which lesions each case gets.
@@ -36,6 +39,7 @@ class ResolvedInsertion:
     """
 
     config: InsertConfig
+    configuration: Mapping[str, Any]
     bundle: Bundle
     backgrounds: Backgrounds
     plan: CohortPlan
@@ -51,7 +55,7 @@ class ResolvedInsertion:
         names = self.backgrounds.vocabulary.name_of
         drawn_by = {"name": self.bundle.name, "fingerprint": self.bundle.fingerprint, "licence": self.bundle.licence}
         return {
-            "configuration": self.config.model_dump(mode="json"),
+            "configuration": dict(self.configuration),
             **({"bundle": drawn_by} if self.config.painter == "network" else {}),
             "mask_bank": self.backgrounds.describe(),
             "requested": [{"id": label_id, "name": names(label_id)} for label_id in self.plan.requested_ids],
@@ -77,33 +81,32 @@ class ResolvedInsertion:
         order = numpy_generator(self.config.seed, f"backgrounds/{case_index // count}").permutation(count)
         return [int(order[(case_index + attempt + further) % count]) for further in range(count)]
 
-    def request_of(self, case: CasePlan, place: int, *, is_lung: bool, seed: int) -> LesionRequest:
+    def request_of(self, case: CasePlan, lesion: Lesion, *, is_lung: bool, seed: int) -> LesionRequest:
         """What to draw of a lesion of a case.
 
         Args:
             case: Of the plan.
-            place: Which of its lesions.
+            lesion: One of its lesions.
             is_lung: Whether it grows in the lung; textures are those of nodules.
             seed: Of the lesion.
 
         Raises:
             LesionError: Its texture is to be varied, and it has none.
         """
-        lesion, config = case.lesions[place], self.config
         varied = {} if self.twins is None else {self.twins.factor: self.twins.value_of(case.index)}
         if "texture" in varied and not is_lung:
             raise LesionError(
                 f"{lesion.label}: expected a lesion in the lung for --twins texture=..., found one elsewhere."
             )
         texture = varied.get("texture") or (self._draw_texture(seed) if is_lung else "soft")
-        sizes = [twin.lesions[place].volume_ml for twin in self._twins_of(case)]
+        sizes = [twin.lesions[lesion.index].requested_ml for twin in self._twins_of(case)]
         contrast_hu = float(varied["contrast"]) if "contrast" in varied else None
         sign = 1 if texture != "soft" else expected_contrast_sign(lesion.label)
         return LesionRequest(
             lesion.label_id,
-            lesion.volume_ml,
+            lesion.requested_ml,
             texture,  # type: ignore[arg-type]  # the values of twins were checked
-            varied.get("place", config.place),  # type: ignore[arg-type]
+            varied.get("place", self.config.place),  # type: ignore[arg-type]
             sign if contrast_hu is None else 0,
             contrast_hu,
             (min(sizes), max(sizes)),
@@ -148,13 +151,14 @@ def resolve_insertion(config: InsertConfig) -> ResolvedInsertion:
             config.labels, twins, vocabulary=backgrounds.vocabulary, num_groups=config.num_cases, seed=config.seed
         )
     _require_lesions(plan, backgrounds)
-    paths = {
+    configuration = {
+        **config.model_dump(mode="json"),
         "into": _absolute(config.into),
         "into_labels": config.into_labels and _absolute(config.into_labels),
-        "into_organs": tuple(map(_absolute, config.into_organs)),
+        "into_organs": list(map(_absolute, config.into_organs)),
         "bundle": _absolute(config.bundle) if Path(config.bundle).is_dir() else config.bundle,
     }
-    return ResolvedInsertion(config.model_copy(update=paths), bundle, backgrounds, plan, twins)
+    return ResolvedInsertion(config, configuration, bundle, backgrounds, plan, twins)
 
 
 def _require_twins(config: InsertConfig, twins: Twins) -> None:

@@ -16,7 +16,8 @@ from maisi_aug.insertion.checks import LesionLook, check_untouched, judge_look, 
 from maisi_aug.insertion.crops import Crop, blend, choose_box, cut_crop, weigh_zone
 from maisi_aug.insertion.lungs import CoarseMask, coarse_factors, find_lungs, to_coarse
 from maisi_aug.insertion.painting import Painter, PaintTask, Texture, set_contrast
-from maisi_aug.insertion.places import Attachment, Place, draw_place
+from maisi_aug.insertion.places import Place, draw_place
+from maisi_aug.insertion.request import Attachment
 from maisi_aug.insertion.shapes import draw_shape
 from maisi_aug.insertion.surroundings import LUNG_ID, label_surroundings
 from maisi_aug.system.seeds import derive_seed, numpy_generator

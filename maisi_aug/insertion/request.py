@@ -56,5 +56,5 @@ class InsertConfig(StrictModel, strict=True, use_attribute_docstrings=True):
     """Sampling steps of the networks (default: the bundle's)."""
     max_attempts: Annotated[PositiveInt, Option(panel=_RUN)] = 5
     """Attempts per case before it is rejected; a cohort may be continued with more."""
-    size_tolerance: Annotated[float, Field(gt=0, le=1)] = 0.10
+    size_tolerance: Annotated[float, Field(gt=0, le=1), Option(panel=_RUN)] = 0.10
     """Largest relative error of a lesion's volume; two voxels are always allowed."""

@@ -14,10 +14,9 @@ from scipy import ndimage
 from skimage.segmentation import expand_labels
 
 from maisi_aug.lesions.growth import spread_of
-from maisi_aug.lesions.planting import PlantedLesion
+from maisi_aug.lesions.lesion import Lesion
 from maisi_aug.vocabulary.labels import BODY_ID, Vocabulary
 from maisi_aug.volumes.components import TOUCHING, Box, Mask, connected_parts, label_parts
-from maisi_aug.volumes.grid import voxel_volume_ml
 
 HOST_REACH_MM = 12.0
 HOST_CONTACT = 0.2
@@ -136,25 +135,21 @@ def resize_lesion(
     return resized, now
 
 
-def describe_lesion(
-    label_map: NDArray[np.uint8], lesion: Mask, *, hosts: Sequence[int], spacing_mm: Sequence[float]
-) -> PlantedLesion:
-    """Measure one lesion of a map as if it had been planted; its host is the one that most of its surroundings are."""
-    box = ndimage.find_objects(lesion.astype(np.uint8))[0]
-    inside = np.argwhere(lesion[box])
+def describe_lesion(label_map: NDArray[np.uint8], mask: Mask, lesion: Lesion, *, spacing_mm: Sequence[float]) -> Lesion:
+    """A lesion as it lies in a map, measured; its host is the one that most of its surroundings are."""
+    box = ndimage.find_objects(mask.astype(np.uint8))[0]
+    inside = np.argwhere(mask[box])
     steps_mm = (inside - inside.mean(axis=0)) * np.asarray(spacing_mm)
     centre = inside[int(np.argmin((steps_mm**2).sum(axis=1)))] + [part.start for part in box]
     wide = widen(box, HOST_REACH_MM, spacing_mm, label_map.shape)
-    around = label_map[wide][ndimage.binary_dilation(lesion[wide], TOUCHING) & ~lesion[wide]]
+    around = label_map[wide][ndimage.binary_dilation(mask[wide], TOUCHING) & ~mask[wide]]
     counts = np.bincount(around, minlength=256)
-    return PlantedLesion(
-        label_id=int(label_map[box][lesion[box]][0]),
-        mask_bbox=box,
+    return lesion.drawn(
         num_voxels=len(inside),
-        volume_ml=len(inside) * voxel_volume_ml(spacing_mm),
-        centre_ijk=(int(centre[0]), int(centre[1]), int(centre[2])),
-        host_id=max(hosts, key=lambda host: int(counts[host])),
-        spread=round(spread_of(lesion[box], spacing_mm), 4),
+        spacing_mm=spacing_mm,
+        centre_ijk=centre,
+        host_id=max(lesion.hosts, key=lambda host: int(counts[host])),
+        spread=round(spread_of(mask[box], spacing_mm), 4),
     )
 
 

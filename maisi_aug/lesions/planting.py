@@ -6,7 +6,7 @@ Everything here is NumPy and SciPy on arrays with axes ``I J K``; touching means
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -29,13 +29,12 @@ from maisi_aug.lesions.growth import (
     require_num_voxels,
 )
 from maisi_aug.lesions.growth_rules import GrowthRule
+from maisi_aug.lesions.lesion import Lesion
 from maisi_aug.vocabulary.labels import MAISI
 from maisi_aug.volumes.components import TOUCHING, Box, Mask, bounding_box, is_any_of, label_parts, part_sizes
 from maisi_aug.volumes.grid import voxel_volume_ml
 
 __all__ = [
-    "LesionWish",
-    "PlantedLesion",
     "deform_label_map",
     "host_volumes_ml",
     "measure_lesions",
@@ -55,69 +54,6 @@ FIT_STEP, FIT_STEPS = 0.88, 12
 """By how much, and how often, a lesion without room is made smaller in search of the largest that fits."""
 
 
-@dataclass(frozen=True, slots=True)
-class LesionWish:
-    """A lesion to plant.
-
-    Attributes:
-        label_id: Id that the lesion's voxels get.
-        hosts: Ids that the lesion may replace.
-        volume_ml: Wanted volume in millilitres.
-        label_name: Name for messages; the id is used where it is empty.
-        rule: How it grows out of hosts that are too small or too thin for it, as exophytic tumours do; None keeps it
-            inside.
-    """
-
-    label_id: int
-    hosts: tuple[int, ...]
-    volume_ml: float
-    label_name: str = ""
-    rule: GrowthRule | None = None
-
-    @property
-    def volume_inside_ml(self) -> float:
-        """What has to lie inside the hosts."""
-        return self.volume_ml * (1.0 if self.rule is None else 1.0 - self.rule.max_share_outside)
-
-
-@dataclass(frozen=True, slots=True)
-class PlantedLesion:
-    """A lesion that was planted.
-
-    Attributes:
-        label_id: Id of its voxels in the label map.
-        mask_bbox: Smallest box around it, slices along I, J, K.
-        num_voxels: Number of voxels.
-        volume_ml: Realised volume in millilitres.
-        centre_ijk: The voxel of the lesion nearest to its centre of mass.
-        host_id: The host that it replaced most voxels of.
-        share_outside: Share of its voxels that were no host; None for a lesion that was not planted.
-        spread: Spread about its centre of mass, relative to a ball of its volume.
-    """
-
-    label_id: int
-    mask_bbox: Box
-    num_voxels: int
-    volume_ml: float
-    centre_ijk: tuple[int, int, int]
-    host_id: int
-    share_outside: float | None = None
-    spread: float | None = None
-
-    def to_dict(self) -> dict[str, Any]:
-        """The lesion as plain JSON values; the box as ``[[start, stop], ...]`` along I, J, K."""
-        return {
-            "label_id": self.label_id,
-            "mask_bbox": [[part.start, part.stop] for part in self.mask_bbox],
-            "num_voxels": self.num_voxels,
-            "volume_ml": self.volume_ml,
-            "centre_ijk": list(self.centre_ijk),
-            "host_id": self.host_id,
-            "share_outside": self.share_outside,
-            "spread": self.spread,
-        }
-
-
 class _Grown(NamedTuple):
     """A lesion, how far it spreads about its centre (1 for a ball), and the box of the label map that it lies in.
 
@@ -132,12 +68,12 @@ class _Grown(NamedTuple):
 
 def plant_lesions(
     label_map: NDArray[np.uint8],
-    wanted: Sequence[LesionWish],
+    wanted: Sequence[Lesion],
     *,
     spacing_mm: Sequence[float],
     rng: np.random.Generator,
     other_lesion_ids: Iterable[int] = (),
-) -> tuple[NDArray[np.uint8], tuple[PlantedLesion, ...]]:
+) -> tuple[NDArray[np.uint8], tuple[Lesion, ...]]:
     """Plant lesions of exact volumes in their hosts, at least one voxel apart from each other.
 
     A lesion stays in one connected part of a single host where one has room, else in one connected part of the union
@@ -153,18 +89,18 @@ def plant_lesions(
         other_lesion_ids: Further ids in the label map to keep apart from.
 
     Returns:
-        A new label map and the planted lesions in the order wanted.
+        A new label map and the same lesions as they lie in it.
 
     Raises:
         LesionError: Naming the label, the volume, the hosts and the room that they have.
     """
     lesion_ids = {wish.label_id for wish in wanted} | set(other_lesion_ids)
-    order = sorted(range(len(wanted)), key=lambda index: -wanted[index].volume_ml)
+    order = sorted(range(len(wanted)), key=lambda index: -wanted[index].requested_ml)
     failure: LesionError | None = None
     for _ in range(MAX_ARRANGEMENTS):
         planted_map = label_map.copy()
         blocked = _surroundings(is_any_of(label_map, lesion_ids))
-        planted: dict[int, PlantedLesion] = {}
+        planted: dict[int, Lesion] = {}
         try:
             for index in order:
                 planted[index] = _plant(planted_map, blocked, wanted[index], spacing_mm, rng)
@@ -200,13 +136,13 @@ def host_volumes_ml(host: Mask, spacing_mm: Sequence[float]) -> tuple[float, flo
 def _plant(
     label_map: NDArray[np.uint8],
     blocked: Mask,
-    wish: LesionWish,
+    wish: Lesion,
     spacing_mm: Sequence[float],
     rng: np.random.Generator,
-) -> PlantedLesion:
+) -> Lesion:
     """Write one lesion into ``label_map`` and its surroundings into ``blocked``, both in place."""
     rule = wish.rule
-    if rule is not None and wish.volume_ml > host_limit_ml(label_map, wish, spacing_mm):
+    if rule is not None and wish.requested_ml > host_limit_ml(label_map, wish, spacing_mm):
         raise _too_large(label_map, wish, spacing_mm)
     best = _push_in(label_map, blocked, wish, spacing_mm, rng) if rule is not None else None
     if best is None:
@@ -222,7 +158,7 @@ def _plant(
     return _write(label_map, blocked, wish, best, spacing_mm)
 
 
-def host_limit_ml(label_map: NDArray[np.uint8], wish: LesionWish, spacing_mm: Sequence[float]) -> float:
+def host_limit_ml(label_map: NDArray[np.uint8], wish: Lesion, spacing_mm: Sequence[float]) -> float:
     """The largest volume of a lesion beside its hosts in a map; infinite without a rule."""
     if wish.rule is None:
         return float("inf")
@@ -230,7 +166,7 @@ def host_limit_ml(label_map: NDArray[np.uint8], wish: LesionWish, spacing_mm: Se
 
 
 def largest_that_fits_ml(
-    label_map: NDArray[np.uint8], wish: LesionWish, *, spacing_mm: Sequence[float], rng: np.random.Generator
+    label_map: NDArray[np.uint8], wish: Lesion, *, spacing_mm: Sequence[float], rng: np.random.Generator
 ) -> float:
     """The largest volume up to that of a wish that could be planted, to an eighth of it; 0 where none could be.
 
@@ -240,12 +176,12 @@ def largest_that_fits_ml(
         spacing_mm: Voxel sides along I, J, K in millimetres.
         rng: Source of all randomness.
     """
-    volume_ml = min(wish.volume_ml, host_limit_ml(label_map, wish, spacing_mm))
+    volume_ml = min(wish.requested_ml, host_limit_ml(label_map, wish, spacing_mm))
     for _ in range(FIT_STEPS):
         if volume_ml < voxel_volume_ml(spacing_mm):
             return 0.0
         try:
-            plant_lesions(label_map, [replace(wish, volume_ml=volume_ml)], spacing_mm=spacing_mm, rng=rng)
+            plant_lesions(label_map, [replace(wish, requested_ml=volume_ml)], spacing_mm=spacing_mm, rng=rng)
         except LesionError:
             volume_ml *= FIT_STEP
             continue
@@ -256,22 +192,24 @@ def largest_that_fits_ml(
 def _push_in(
     label_map: NDArray[np.uint8],
     blocked: Mask,
-    wish: LesionWish,
+    wish: Lesion,
     spacing_mm: Sequence[float],
     rng: np.random.Generator,
 ) -> _Grown | None:
     """A large lesion that pushes its host and its neighbours aside; None for a small one, or where that fails."""
     rule = wish.rule
     free = is_any_of(label_map, wish.hosts) & ~blocked
-    num_voxels = require_num_voxels(wish.volume_ml, spacing_mm)
-    is_large = rule is not None and wish.volume_ml >= max(LARGE_ML, LARGE_SHARE * host_volumes_ml(free, spacing_mm)[1])
+    num_voxels = require_num_voxels(wish.requested_ml, spacing_mm)
+    is_large = rule is not None and wish.requested_ml >= max(
+        LARGE_ML, LARGE_SHARE * host_volumes_ml(free, spacing_mm)[1]
+    )
     if rule is None or rule.room_share <= 0 or not is_large:
         return None
     num_needed = int(np.ceil((1.0 - rule.room_share) * (1.0 - rule.max_share_outside) * num_voxels))
     part = draw_part(free, free, num_needed, spacing_mm, rng)
     if part is None:
         return None
-    radius_mm, offset = radius_mm_of(wish.volume_ml), [side.start for side in part[0]]
+    radius_mm, offset = radius_mm_of(wish.requested_ml), [side.start for side in part[0]]
     loose = find_loose(label_map, spacing_mm) & ~blocked
     best: _Grown | None = None
     for centre in draw_centres(part[1], num_voxels, spacing_mm, rng)[:NUM_PUSHES] + offset:
@@ -293,12 +231,12 @@ def _push_in(
 def _grow_inside(
     label_map: NDArray[np.uint8],
     blocked: Mask,
-    wish: LesionWish,
+    wish: Lesion,
     spacing_mm: Sequence[float],
     rng: np.random.Generator,
 ) -> _Grown | None:
     """The first lesion inside its hosts that is round enough, else the roundest; None if no host has room."""
-    num_voxels = require_num_voxels(wish.volume_ml, spacing_mm)
+    num_voxels = require_num_voxels(wish.requested_ml, spacing_mm)
     best: _Grown | None = None
     for hosts in _host_choices(label_map, blocked, wish, num_voxels, rng):
         free = is_any_of(label_map, hosts) & ~blocked
@@ -316,7 +254,7 @@ def _grow_inside(
 def _grow_out(
     label_map: NDArray[np.uint8],
     blocked: Mask,
-    wish: LesionWish,
+    wish: Lesion,
     rule: GrowthRule,
     spacing_mm: Sequence[float],
     rng: np.random.Generator,
@@ -327,7 +265,7 @@ def _grow_out(
 
     It grows from ``centre`` where that is given, a voxel of the label map inside a host.
     """
-    num_voxels = require_num_voxels(wish.volume_ml, spacing_mm)
+    num_voxels = require_num_voxels(wish.requested_ml, spacing_mm)
     num_inside = int(np.ceil((1.0 - rule.max_share_outside) * num_voxels))
     free = is_any_of(label_map, wish.hosts) & ~blocked
     start = _part_at(free, centre) if centre is not None else draw_part(free, free, num_inside, spacing_mm, rng)
@@ -364,7 +302,7 @@ def _part_at(mask: Mask, voxel: NDArray[np.int64]) -> tuple[Box, Mask] | None:
 
 
 def _host_choices(
-    label_map: NDArray[np.uint8], blocked: Mask, wish: LesionWish, num_voxels: int, rng: np.random.Generator
+    label_map: NDArray[np.uint8], blocked: Mask, wish: Lesion, num_voxels: int, rng: np.random.Generator
 ) -> list[tuple[int, ...]]:
     """Sets of hosts to try in order: single hosts with ample room, single hosts with room, the union."""
     num_free = np.bincount(label_map[~blocked], minlength=256)
@@ -384,14 +322,13 @@ def _host_choices(
 def _write(
     label_map: NDArray[np.uint8],
     blocked: Mask,
-    wish: LesionWish,
+    wish: Lesion,
     grown: _Grown,
     spacing_mm: Sequence[float],
-) -> PlantedLesion:
+) -> Lesion:
     lesion, box = grown.lesion, grown.box
     inside = np.argwhere(lesion)
     offset = np.array([part.start for part in box])
-    low, high = inside.min(axis=0) + offset, inside.max(axis=0) + offset + 1
     steps_mm = (inside - inside.mean(axis=0)) * np.asarray(spacing_mm)
     centre = inside[int(np.argmin((steps_mm**2).sum(axis=1)))] + offset
     replaced = np.bincount(label_map[box][lesion], minlength=256)
@@ -399,15 +336,13 @@ def _write(
     label_map[box][lesion] = wish.label_id
     wide = tuple(slice(max(0, part.start - 1), part.stop + 1) for part in box)
     blocked[wide] |= _surroundings(_placed(lesion, box, wide, label_map.shape))
-    return PlantedLesion(
-        label_id=wish.label_id,
-        mask_bbox=tuple(slice(int(a), int(b)) for a, b in zip(low, high, strict=True)),
+    return wish.drawn(
         num_voxels=len(inside),
-        volume_ml=len(inside) * voxel_volume_ml(spacing_mm),
-        centre_ijk=(int(centre[0]), int(centre[1]), int(centre[2])),
+        spacing_mm=spacing_mm,
+        centre_ijk=centre,
         host_id=host_id,
-        share_outside=round(1.0 - int(replaced[list(wish.hosts)].sum()) / len(inside), 4),
         spread=round(grown.spread, 4),
+        share_outside=round(1.0 - int(replaced[list(wish.hosts)].sum()) / len(inside), 4),
     )
 
 
@@ -418,25 +353,25 @@ def _placed(lesion: Mask, box: Box, wide: Box, shape: tuple[int, ...]) -> Mask:
     return frame
 
 
-def _no_room(label_map: NDArray[np.uint8], blocked: Mask, wish: LesionWish, spacing_mm: Sequence[float]) -> LesionError:
+def _no_room(label_map: NDArray[np.uint8], blocked: Mask, wish: Lesion, spacing_mm: Sequence[float]) -> LesionError:
     free_ml, largest_ml = host_volumes_ml(is_any_of(label_map, wish.hosts) & ~blocked, spacing_mm)
     present = [host for host in wish.hosts if (label_map == host).any()] or list(wish.hosts)
     names = ", ".join(map(_name_of, present[:4])) + (f" and {len(present) - 4} more" if len(present) > 4 else "")
-    inside = f", at least {wish.volume_inside_ml:.2f} mL of it" if wish.rule is not None else ""
+    inside = f", at least {wish.inside_ml:.2f} mL of it" if wish.rule is not None else ""
     return LesionError(
-        f"{wish.label_name or _name_of(wish.label_id)}: expected room for {in_words(wish.volume_ml)}{inside} in one "
+        f"{wish.label}: expected room for {in_words(wish.requested_ml)}{inside} in one "
         f"connected part of its host ({names}), found {free_ml:.2f} mL free, {largest_ml:.2f} mL of it in the largest "
         "part. Ask for a smaller lesion, fewer lesions or another label map."
     )
 
 
-def _too_large(label_map: NDArray[np.uint8], wish: LesionWish, spacing_mm: Sequence[float]) -> LesionError:
+def _too_large(label_map: NDArray[np.uint8], wish: Lesion, spacing_mm: Sequence[float]) -> LesionError:
     assert wish.rule is not None
     _, largest_ml = host_volumes_ml(is_any_of(label_map, wish.hosts), spacing_mm)
     return LesionError(
-        f"{wish.label_name or _name_of(wish.label_id)}: expected at most {wish.rule.max_host_share:.0%} of its host, "
+        f"{wish.label}: expected at most {wish.rule.max_host_share:.0%} of its host, "
         f"{in_words(wish.rule.max_host_share * largest_ml)} in a part of {largest_ml:.0f} mL, found "
-        f"{in_words(wish.volume_ml)}. Ask for a smaller lesion or another label map."
+        f"{in_words(wish.requested_ml)}. Ask for a smaller lesion or another label map."
     )
 
 

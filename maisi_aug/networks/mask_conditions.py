@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from maisi_aug.errors import BundleError, RecipeError, VocabularyError, did_you_mean
-from maisi_aug.lesions.planting import LesionWish
+from maisi_aug.lesions.lesion import Lesion
 from maisi_aug.vocabulary.labels import MAISI, Vocabulary
 from maisi_aug.vocabulary.sizes import reference_distribution
 
@@ -123,7 +123,7 @@ def require_not_absent(organ_sizes: Mapping[int, float], needed_ids: Collection[
             )
 
 
-def find_told_tumor(lesions: Sequence[LesionWish]) -> int | None:
+def find_told_tumor(lesions: Sequence[Lesion]) -> int | None:
     """The kind of the one lesion that the generator can be told of; None for no lesion, several, or another kind.
 
     It draws as many lesions of a kind as it likes, and the clean-up leaves one: several are planted.
@@ -131,7 +131,7 @@ def find_told_tumor(lesions: Sequence[LesionWish]) -> int | None:
     return lesions[0].label_id if len(lesions) == 1 and lesions[0].label_id in SIZED_TUMORS else None
 
 
-def give_sizes(lesions: Sequence[LesionWish], organ_sizes: Mapping[int, float]) -> dict[int, float]:
+def give_sizes(lesions: Sequence[Lesion], organ_sizes: Mapping[int, float]) -> dict[int, float]:
     """What a request says of the ten numbers, by id; of every tumour it says whether it is there.
 
     A tumour's number is the percentile of the volume asked for among the lesions of the package's reference, also where
@@ -144,7 +144,7 @@ def give_sizes(lesions: Sequence[LesionWish], organ_sizes: Mapping[int, float]) 
     given = {**dict.fromkeys(SIZED_TUMORS, ABSENT), **organ_sizes}
     told = find_told_tumor(lesions)
     if told is not None:
-        given[told] = reference_distribution(MAISI.name_of(told)).percentile(lesions[0].volume_ml)
+        given[told] = reference_distribution(MAISI.name_of(told)).percentile(lesions[0].requested_ml)
     return given
 
 

@@ -10,12 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from maisi_aug.errors import LesionError
-from maisi_aug.lesions.planting import LesionWish, PlantedLesion, plant_lesions
+from maisi_aug.lesions.lesion import Lesion
+from maisi_aug.lesions.planting import plant_lesions
 from maisi_aug.phantom import ids
 from maisi_aug.phantom.anatomy import Region, build_label_map
 from maisi_aug.phantom.intensity import Phase, draw_phase
 from maisi_aug.phantom.rendering import render_hu
 from maisi_aug.system.seeds import numpy_generator
+from maisi_aug.vocabulary.labels import MAISI
 from maisi_aug.volumes.grid import Grid
 
 DIAMETER_RANGE_MM: Final = (7.0, 50.0)
@@ -61,7 +63,7 @@ class Phantom:
     region: Region
     phase: Phase
     seed: int
-    lesions: tuple[PlantedLesion, ...]
+    lesions: tuple[Lesion, ...]
 
     @property
     def modality(self) -> str:
@@ -74,7 +76,7 @@ def build_phantom(
     seed: int,
     grid: Grid,
     region: Region | Literal["any"] = "any",
-    lesions: bool | Sequence[LesionWish] = True,
+    lesions: bool | Sequence[Lesion] = True,
 ) -> Phantom:
     """A phantom, deterministic in its seed.
 
@@ -90,7 +92,7 @@ def build_phantom(
         GridError: The region has an unknown name.
     """
     anatomy = build_label_map(seed=seed, grid=grid, region=region)
-    label_map, planted = anatomy.label_map, tuple[PlantedLesion, ...]()
+    label_map, planted = anatomy.label_map, tuple[Lesion, ...]()
     rng = numpy_generator(seed, "lesions")
     if lesions is True:
         label_map, planted = plant_drawn_lesions(label_map, grid=grid, rng=rng)
@@ -103,7 +105,7 @@ def build_phantom(
 
 def plant_drawn_lesions(
     label_map: NDArray[np.uint8], *, grid: Grid, rng: np.random.Generator
-) -> tuple[NDArray[np.uint8], tuple[PlantedLesion, ...]]:
+) -> tuple[NDArray[np.uint8], tuple[Lesion, ...]]:
     """Plant 1 to 4 lesions of 1 to 3 kinds with log-uniform volumes; what does not fit is skipped, at most 6 times.
 
     Returns:
@@ -115,13 +117,13 @@ def plant_drawn_lesions(
     kinds = _draw_kinds(limits_ml, rng)
     wanted = int(rng.choice([1, 2, 3, 4], p=[0.25, 0.35, 0.25, 0.15]))
     queue = [*kinds, *rng.choice(kinds, size=MAX_ATTEMPTS)][: max(wanted, len(kinds)) + 2]
-    planted: list[PlantedLesion] = []
+    planted: list[Lesion] = []
     for kind in queue:
         if len(planted) >= max(wanted, len(kinds)):
             break
         low, high = limits_ml[int(kind)]
         volume_ml = float(np.exp(rng.uniform(np.log(low), np.log(high))))
-        wish = LesionWish(int(kind), ids.TUMOR_HOSTS[int(kind)], volume_ml)
+        wish = Lesion(int(kind), MAISI.name_of(int(kind)), volume_ml, hosts=ids.TUMOR_HOSTS[int(kind)])
         try:
             label_map, done = plant_lesions(
                 label_map, [wish], spacing_mm=grid.spacing_mm, rng=rng, other_lesion_ids=ids.TUMORS

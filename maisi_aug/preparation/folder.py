@@ -8,7 +8,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from maisi_aug.cohort.recipe import differences
+from maisi_aug.cohort.request import differences
 from maisi_aug.errors import PreparationError
 from maisi_aug.preparation.prepared import FOLDERS, LATENTS_FOLDER, SPEC_NAME
 from maisi_aug.preparation.writing import STATE_FOLDER

@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, V
 
 from maisi_aug.bundle_spec.grid_limits import GridSpec
 from maisi_aug.errors import PreparationError
+from maisi_aug.preparation.request import ModalityName
 from maisi_aug.vocabulary.labels import MAISI, SlotBinding, Vocabulary
 
 SPEC_NAME = "dataset.yaml"
@@ -25,7 +26,6 @@ CASES_NAME = "cases.jsonl"
 FOLDERS = ("images", "labels", "previews")
 LATENTS_FOLDER = "latents"
 
-ModalityName = Literal["unknown", "ct", "ct_wo_contrast", "ct_contrast"]
 Sha256 = Field(pattern="^[0-9a-f]{64}$")
 
 

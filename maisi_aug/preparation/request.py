@@ -7,13 +7,13 @@ from typing import Annotated, Literal
 
 from pydantic import PositiveInt
 
-from maisi_aug.preparation.prepared import ModalityName
 from maisi_aug.system.models import StrictModel
 from maisi_aug.system.options import Option, PathText
 from maisi_aug.volumes.grid_words import ShapeField, SpacingField
 
 OrganLabels = Literal["auto", "totalsegmentator-v2", "totalsegmentator-v3", "totalsegmentator-v1", "maisi"]
 """What the ids of organ label maps mean; ``auto`` reads it beside the files, or off the names of masks."""
+ModalityName = Literal["unknown", "ct", "ct_wo_contrast", "ct_contrast"]
 _FILES, _LABELS, _RESULT = "Files", "Labels", "Prepared cases"
 
 
@@ -40,7 +40,7 @@ class Sources(StrictModel, use_attribute_docstrings=True):
 
 
 class PrepareConfig(Sources):
-    """What the user asks for, nothing of it read yet; see :func:`~maisi_aug.preparation.resolve.resolve_preparation`."""
+    """What the user asks for; :func:`~maisi_aug.preparation.resolve.resolve_preparation` reads and checks it."""
 
     map: Annotated[tuple[str, ...], Option(metavar="LABEL=NAME[@HOSTS]", panel=_LABELS, everyday=True)] = ()
     """What a label means; may repeat. LABEL: id, name, name with *, or FILE/LABEL for one kind of label file. NAME: one
@@ -63,9 +63,9 @@ class PrepareConfig(Sources):
     """Bundle that will be trained, with its grid and slots; the --base of finetune-controlnet (default: phantom-ct)."""
     shape: Annotated[ShapeField | None, Option(metavar="IxJxK", takes=str, panel=_RESULT)] = None
     """Voxels (default: the bundle's)."""
-    spacing_mm: Annotated[
-        SpacingField | None, Option("--spacing", metavar="MM or IxJxK", takes=str, panel=_RESULT)
-    ] = None
+    spacing_mm: Annotated[SpacingField | None, Option("--spacing", metavar="MM or IxJxK", takes=str, panel=_RESULT)] = (
+        None
+    )
     """Voxel sides in mm (default: the bundle's)."""
     patients: Annotated[PathText | None, Option(metavar="REGEX|CSV", panel=_RESULT)] = None
     """How a case's name tells its patient ('^[^_]+_[0-9]+'), or a CSV file with the columns id and patient (default:

@@ -23,11 +23,11 @@ from maisi_aug.preparation.mapping import LabelMeanings, MapRule, allocate_new_l
 from maisi_aug.preparation.prepared import (
     CASES_NAME,
     SPEC_NAME,
-    ModalityName,
     PreparedCase,
     PreparedDataset,
     PreparedSpec,
 )
+from maisi_aug.preparation.request import ModalityName
 from maisi_aug.preparation.settings import PrepareSettings
 from maisi_aug.preparation.sources import LabelFile, SourceCase
 from maisi_aug.preparation.summary import build_summary, labels_in, spell_summary

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from maisi_aug.preparation.prepared import ModalityName, NewLabel
+from maisi_aug.preparation.prepared import NewLabel
+from maisi_aug.preparation.request import ModalityName
 from maisi_aug.preparation.tissues import Tissue
 from maisi_aug.vocabulary.labels import Vocabulary
 from maisi_aug.volumes.grid import Grid, Shape, Spacing

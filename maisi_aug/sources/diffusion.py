@@ -7,27 +7,28 @@ volume asked for. Everything else, and what they did not get right in a few atte
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from maisi_aug.banks.label_map import BankMap, BaseMap, cut_map
-from maisi_aug.errors import BankError, LesionError, VolumeError
+from maisi_aug.cohort.plan import CasePlan
+from maisi_aug.errors import BankError, VolumeError
 from maisi_aug.gates.checks import check_lesion_size
 from maisi_aug.lesions.editing import remove_lesions
-from maisi_aug.lesions.planting import LesionWish, plant_lesions
-from maisi_aug.networks.mask_conditions import draw_condition, find_told_tumor, give_sizes, read_organ_sizes
+from maisi_aug.networks.mask_conditions import draw_condition, find_told_tumor, give_sizes
 from maisi_aug.sources.map_cleanup import clean_label_map
-from maisi_aug.sources.plant_and_bank import DrawnMap, has_all, match_volumes
+from maisi_aug.sources.map_source import DrawnMap, MapSource, draw_from_any, has_all, plant_case
+from maisi_aug.sources.plant_and_bank import match_volumes
 from maisi_aug.system.seeds import derive_seed, numpy_generator
 from maisi_aug.vocabulary.labels import Vocabulary
 from maisi_aug.volumes.components import Box
 from maisi_aug.volumes.grid import Grid
 
 if TYPE_CHECKING:
-    from maisi_aug.cohort.resolve import ResolvedCohort
+    from maisi_aug.cohort.resolve import CohortRun
     from maisi_aug.networks.mask_generator import MaskGenerator
 
 MAX_MAPS = 3
@@ -46,7 +47,7 @@ class _Generated:
 
 
 @dataclass(frozen=True, eq=False)
-class DiffusionSource:
+class DiffusionSource(MapSource):
     """Generates label maps and finishes them.
 
     Attributes:
@@ -57,7 +58,7 @@ class DiffusionSource:
         size_tolerance: Share of its volume by which a generated lesion may be off.
         max_maps: Maps to generate for a draw at most.
         report: Told (map, steps done, steps in all) while a map is sampled; maps count from 1.
-        bank: Always None: there are no stored maps.
+        fails_as_a_whole: False: every attempt draws another map.
     """
 
     generator: MaskGenerator
@@ -67,56 +68,40 @@ class DiffusionSource:
     size_tolerance: float = 0.10
     max_maps: int = MAX_MAPS
     report: ReportMap | None = None
-    bank: None = None
+    fails_as_a_whole: bool = False
 
-    def draw(self, lesions: Sequence[LesionWish], *, required_ids: Sequence[int] = (), seed: int) -> DrawnMap:
-        """A generated map with these lesions and no other, in which all required organs are present.
-
-        Args:
-            lesions: What the map shall hold.
-            required_ids: Organs that must be in the map.
-            seed: Decides everything.
-
-        Returns:
-            The map, with the lesions measured on its grid.
+    def draw(self, case: CasePlan, seed: int) -> DrawnMap:
+        """A generated map with the lesions of a case and no other, in which all required organs are present.
 
         Raises:
             LesionError: A lesion found no room in any of ``max_maps`` maps.
             BankError: No map has the hosts and the required organs.
         """
-        told = find_told_tumor(lesions)
-        maps = self._generate(lesions, required_ids, told, seed)
+        told = find_told_tumor(case.lesions)
+        maps = self._generate(case, told, seed)
         if told is not None:
             seen = []
             for generated in maps:
                 seen.append(generated)
-                drawn = self._take(generated, lesions[0], required_ids, seed)
+                drawn = self._take(generated, case, seed)
                 if drawn is not None:
                     return drawn
             maps = iter(seen)
-        failure: LesionError | None = None
-        for generated in maps:
-            try:
-                drawn = self._plant(generated, lesions, required_ids, seed)
-            except LesionError as error:
-                failure = error
-                continue
-            if drawn is not None:
-                return drawn
-        raise failure or self._nothing_fits(lesions, required_ids)
+        planted = draw_from_any(maps, lambda number, generated: self._plant(generated, case, seed))
+        if planted is None:
+            raise self._nothing_fits(case)
+        return planted
 
-    def _generate(
-        self, lesions: Sequence[LesionWish], required_ids: Sequence[int], told: int | None, seed: int
-    ) -> Iterator[_Generated]:
+    def _generate(self, case: CasePlan, told: int | None, seed: int) -> Iterator[_Generated]:
         """Maps of the same wish, each from a condition and noise of its own; a map without a body is passed over."""
-        given = give_sizes(lesions if told is not None else (), self.organ_sizes)
+        given = give_sizes(case.lesions if told is not None else (), self.organ_sizes)
         kept = () if told is None else (told,)
-        hosts = {host for wish in lesions for host in wish.hosts}
+        hosts = {host for lesion in case.lesions for host in lesion.hosts}
         for number in range(self.max_maps):
             condition = draw_condition(
                 self.generator.size_conditions,
                 given,
-                present_ids=hosts.union(required_ids),
+                present_ids=hosts.union(case.required_ids),
                 rng=numpy_generator(seed, f"condition {number}"),
             )
             drawn = self.generator.generate(
@@ -132,13 +117,14 @@ class DiffusionSource:
         report = self.report
         return None if report is None else lambda done, total: report(number + 1, done, total)
 
-    def _take(self, generated: _Generated, wish: LesionWish, required_ids: Sequence[int], seed: int) -> DrawnMap | None:
+    def _take(self, generated: _Generated, case: CasePlan, seed: int) -> DrawnMap | None:
         """The map with the lesion that the networks drew, brought to its volume; None if it is too far from that."""
+        (wish,), required_ids = case.lesions, case.required_ids
         whole = self._as_bank_map(generated.label_map)
         found = whole.find_lesions(wish.label_id)
         if not found:
             return None
-        own = min(found, key=lambda lesion: abs(np.log(lesion.volume_ml / wish.volume_ml)))
+        own = min(found, key=lambda lesion: abs(np.log(lesion.volume_ml / wish.requested_ml)))
         spacing_mm = whole.grid.spacing_mm
         only = remove_lesions(whole.label_map, self.vocabulary, spacing_mm=spacing_mm, keep=whole.mask_of([own]))
         focus = [own.box, *(whole.boxes[label_id] for label_id in required_ids if label_id in whole.boxes)]
@@ -148,34 +134,28 @@ class DiffusionSource:
             return None
         label_map, realised = sized
         verdict = check_lesion_size(
-            wish.volume_ml, realised[0].volume_ml, voxel_ml=base.grid.voxel_ml, tolerance=self.size_tolerance
+            wish.requested_ml,
+            realised[0].realised_ml or 0.0,
+            voxel_ml=base.grid.voxel_ml,
+            tolerance=self.size_tolerance,
         )
         if not verdict.passed:
             return None
         origin = {**base.origin, "is_planted": False, "generated_ml": round(own.volume_ml, NUM_DIGITS)}
-        return DrawnMap(label_map, base.grid, origin, realised)
+        return DrawnMap(replace(case, lesions=realised), label_map, base.grid, origin)
 
-    def _plant(
-        self, generated: _Generated, lesions: Sequence[LesionWish], required_ids: Sequence[int], seed: int
-    ) -> DrawnMap | None:
+    def _plant(self, generated: _Generated, case: CasePlan, seed: int) -> DrawnMap | None:
         """The map without the networks' own lesions, and those asked for planted in it; None if it lacks an organ."""
         spacing_mm = self.generator.grid.spacing_mm
         healthy = self._as_bank_map(remove_lesions(generated.label_map, self.vocabulary, spacing_mm=spacing_mm))
-        present = [[host for host in wish.hosts if healthy.counts[host]] for wish in lesions]
-        if not all(present) or not has_all(healthy.label_map, required_ids):
+        present = [[host for host in wish.hosts if healthy.counts[host]] for wish in case.lesions]
+        if not all(present) or not has_all(healthy.label_map, case.required_ids):
             return None
         hosts = [max(some, key=lambda host: int(healthy.counts[host])) for some in present]
-        focus = [healthy.boxes[label_id] for label_id in (*hosts, *required_ids)]
+        focus = [healthy.boxes[label_id] for label_id in (*hosts, *case.required_ids)]
         base = self._cut(healthy.label_map, focus, generated, seed)
-        label_map, planted = plant_lesions(
-            base.label_map,
-            lesions,
-            spacing_mm=base.grid.spacing_mm,
-            rng=numpy_generator(seed, f"plant {generated.number}"),
-        )
-        if not has_all(label_map, required_ids):
-            return None
-        return DrawnMap(label_map, base.grid, {**base.origin, "is_planted": bool(lesions)}, planted)
+        base.origin["is_planted"] = bool(case.lesions)
+        return plant_case(case, base, numpy_generator(seed, f"plant {generated.number}"))
 
     def _as_bank_map(self, label_map: NDArray[np.uint8]) -> BankMap:
         return BankMap("generated", label_map, self.generator.grid, "", None)
@@ -202,20 +182,20 @@ class DiffusionSource:
         }
         return BaseMap(base.label_map, base.grid, origin)
 
-    def _nothing_fits(self, lesions: Sequence[LesionWish], required_ids: Sequence[int]) -> BankError:
+    def _nothing_fits(self, case: CasePlan) -> BankError:
         name = self.vocabulary.name_of
-        needs = [f"a host of {name(wish.label_id)}" for wish in lesions] + [name(label_id) for label_id in required_ids]
+        needs = [f"a host of {wish.label}" for wish in case.lesions] + [name(organ) for organ in case.required_ids]
         return BankError(
             f"Mask generator: expected a map with {' and '.join(dict.fromkeys(needs)) or 'a body'}, found none among "
             f"{self.max_maps} generated ones. Ask for other labels, for other organ sizes, or for more attempts."
         )
 
 
-def open_diffusion_source(cohort: ResolvedCohort, device: str, *, report: ReportMap | None = None) -> DiffusionSource:
+def open_diffusion_source(run: CohortRun, device: str, *, report: ReportMap | None = None) -> DiffusionSource:
     """Load the mask networks of a cohort's bundle.
 
     Args:
-        cohort: With the mask source ``diffusion``.
+        run: With the mask source ``diffusion``.
         device: Where the networks run.
         report: Told (map, steps done, steps in all) while a map is sampled.
 
@@ -224,12 +204,12 @@ def open_diffusion_source(cohort: ResolvedCohort, device: str, *, report: Report
     """
     from maisi_aug.networks.mask_generator import MaskGenerator
 
-    config = cohort.config
+    precision = run.request.precision
     return DiffusionSource(
-        MaskGenerator.load(cohort.bundle, device, num_inference_steps=config.mask_steps, precision=config.precision),
-        cohort.bundle.vocabulary,
-        cohort.grid,
-        organ_sizes=read_organ_sizes(config.size_of or {}, cohort.bundle.vocabulary),
-        size_tolerance=config.gates.size_tolerance,
+        MaskGenerator.load(run.bundle, device, num_inference_steps=run.mask_steps, precision=precision),
+        run.bundle.vocabulary,
+        run.grid,
+        organ_sizes=run.organ_sizes,
+        size_tolerance=run.request.gates.size_tolerance,
         report=report,
     )

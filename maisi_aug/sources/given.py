@@ -19,15 +19,15 @@ from maisi_aug.banks.folder_bank import FolderBank
 from maisi_aug.banks.label_map import BankMap
 from maisi_aug.banks.organs import require_organs
 from maisi_aug.cohort.grid_preflight import check_grid
-from maisi_aug.cohort.plan import CasePlan, PlannedLesion
-from maisi_aug.cohort.resolve import ResolvedCohort
-from maisi_aug.errors import BankError, GridError
+from maisi_aug.cohort.plan import CasePlan
+from maisi_aug.cohort.resolve import CohortRun
+from maisi_aug.errors import BankError, GridError, LesionError
 from maisi_aug.lesions.editing import describe_lesion, widen
-from maisi_aug.lesions.planting import PlantedLesion, measure_lesions
-from maisi_aug.sources.plant_and_bank import DrawnMap
+from maisi_aug.lesions.lesion import Lesion
+from maisi_aug.lesions.planting import measure_lesions
+from maisi_aug.sources.map_source import BankedSource, DrawnMap, MapSource
 from maisi_aug.vocabulary.labels import BODY_ID, Vocabulary
 from maisi_aug.vocabulary.regions import REGION_LABELS
-from maisi_aug.vocabulary.sizes import diameter_mm
 from maisi_aug.volumes.components import connected_parts
 from maisi_aug.volumes.grid import Grid, Shape, Spacing, spell_grid
 from maisi_aug.volumes.resampling import DECIMALS, centre_grid_on, crop_or_pad, resample_label_map
@@ -91,37 +91,18 @@ class GridChoice:
 
 
 @dataclass(frozen=True, eq=False)
-class NoMap:
-    """Stands in for the label map of an image that is drawn without one.
-
-    Attributes:
-        grid: Geometry of the image.
-        origin: For the manifest.
-        label_map: Always None.
-        lesions: Always empty.
-    """
-
-    grid: Grid
-    origin: dict[str, Any] = field(default_factory=lambda: {"source": "none"})
-    label_map: None = None
-    lesions: tuple[PlantedLesion, ...] = ()
-
-
-@dataclass(frozen=True, eq=False)
-class NoMapSource:
+class NoMapSource(MapSource):
     """Hands out no label map: the images are what the diffusion U-Net draws by itself.
 
     Attributes:
         grid: Geometry of the images.
-        bank: Always None.
     """
 
     grid: Grid
-    bank: None = None
 
-    def take(self, case: CasePlan) -> tuple[CasePlan, NoMap]:
+    def draw(self, case: CasePlan, seed: int) -> DrawnMap:
         """The case, and the grid of its image."""
-        return case, NoMap(self.grid)
+        return DrawnMap(case, None, self.grid, {"source": "none"})
 
 
 def _nothing_unseen(grid: Grid, label_ids: frozenset[int]) -> Sequence[str]:
@@ -129,7 +110,7 @@ def _nothing_unseen(grid: Grid, label_ids: frozenset[int]) -> Sequence[str]:
 
 
 @dataclass(frozen=True, eq=False)
-class GivenSource:
+class GivenSource(BankedSource):
     """Hands out the maps of a bank as they are.
 
     Attributes:
@@ -146,7 +127,11 @@ class GivenSource:
     find_unseen: FindUnseen = _nothing_unseen
     _warned: set[str] = field(default_factory=set, init=False, repr=False)
 
-    def take(self, case: CasePlan) -> tuple[CasePlan, DrawnMap]:
+    def leaves_hope(self, error: LesionError | BankError, case: CasePlan, others: Sequence[CasePlan]) -> bool:
+        """Each of the others has a map of its own."""
+        return bool(others)
+
+    def draw(self, case: CasePlan, seed: int) -> DrawnMap:
         """The map of a case, and the case as asking for what that map holds: lesions at their volumes, and organs.
 
         Raises:
@@ -165,9 +150,10 @@ class GivenSource:
         wanted = [label_id for label_id in sorted(bank_map.boxes) if self._is_wanted(label_id)]
         lesion_ids = [label_id for label_id in wanted if label_id in vocabulary.tumor_ids]
         view = bank_map.label_map[part_inside(bank_map.grid, grid)]
+        asked = plan_lesions(view, bank_map.grid.voxel_ml, lesion_ids, vocabulary)
         asking = replace(
             case,
-            lesions=plan_lesions(view, bank_map.grid.voxel_ml, lesion_ids, vocabulary),
+            lesions=find_lesions(label_map, grid, asked),
             required_ids=tuple(i for i in wanted if i in present and i not in lesion_ids),
         )
         origin = {
@@ -175,13 +161,13 @@ class GivenSource:
             "bank": self.bank.name,
             "file": bank_map.name,
             "sha256": bank_map.sha256,
-            "body_from": bank_map.image_name,
+            **bank_map.body_origin,
             "map_shape": list(bank_map.grid.shape),
             "map_spacing_mm": [round(side, 6) for side in bank_map.grid.spacing_mm],
             "change": self.grids.name_change(bank_map.grid),
             "lost_ids": list(lost),
         }
-        return asking, DrawnMap(label_map, grid, origin, find_lesions(label_map, grid, lesion_ids, vocabulary))
+        return DrawnMap(asking, label_map, grid, origin)
 
     def look_at(self, own: Grid, label_ids: Iterable[int]) -> tuple[str, str]:
         """What is wrong with the grid of the image of such a map: a fault and a warning, empty where nothing is."""
@@ -216,34 +202,34 @@ class GivenSource:
         )
 
 
-def open_given_source(cohort: ResolvedCohort) -> GivenSource:
+def open_given_source(run: CohortRun) -> GivenSource:
     """The user's own label maps, listed and not yet read.
 
     Raises:
         BankError: None of them can be used.
     """
-    config = cohort.config
     bank = FolderBank(
-        config.mask_bank,
-        vocabulary=cohort.bundle.vocabulary,
-        grid=cohort.grid,
-        mapping=config.mask_labels,
+        run.bank,
+        vocabulary=run.bundle.vocabulary,
+        grid=run.grid,
+        mapping=run.mask_labels,
         min_cover=0.0,  # of a grid that a given map does not have to fill
     )
-    require_organs(bank, bundle=cohort.bundle, is_allowed=True)
-    grids = GridChoice(cohort.bundle.grid_factor, config.shape, config.spacing_mm)
-    # The grid of a preset was compared with the bundle's when the cohort was resolved.
-    find_unseen = _nothing_unseen if config.preset is not None else _compare_with(cohort)
-    return GivenSource(bank, grids, cohort.plan.requested_ids, find_unseen)
+    require_organs(bank, bundle=run.bundle, is_allowed=True)
+    grids = GridChoice(run.bundle.grid_factor, run.request.shape, run.request.spacing_mm)
+    if not run.request.follows_maps:  # the grid of a preset was compared with the bundle's when it was resolved
+        grids = GridChoice(run.bundle.grid_factor, run.grid.shape, run.grid.spacing_mm)
+        return GivenSource(bank, grids, run.plan.requested_ids)
+    return GivenSource(bank, grids, run.plan.requested_ids, _compare_with(run))
 
 
-def _compare_with(cohort: ResolvedCohort) -> FindUnseen:
+def _compare_with(run: CohortRun) -> FindUnseen:
     """Grids are held against those that a cohort's bundle has seen, as those that the user asks for are."""
 
     def find_unseen(grid: Grid, label_ids: frozenset[int]) -> Sequence[str]:
         regions = {region for region, ids in REGION_LABELS.items() if label_ids.intersection(ids)}
         is_head = regions == {"head"}
-        return check_grid(grid, cohort.bundle, shows_head_alone=is_head, allow_unseen=cohort.config.allow_unseen_grid)
+        return check_grid(grid, run.bundle, shows_head_alone=is_head, allow_unseen=run.request.allow_unseen_grid)
 
     return find_unseen
 
@@ -294,31 +280,44 @@ def part_inside(own: Grid, grid: Grid) -> tuple[slice, slice, slice]:
 
 def plan_lesions(
     label_map: NDArray[np.uint8], voxel_ml: float, lesion_ids: Sequence[int], vocabulary: Vocabulary
-) -> tuple[PlannedLesion, ...]:
+) -> tuple[Lesion, ...]:
     """The lesions of a map as a plan would ask for them, of each label the largest first."""
     present = _find_ids(label_map) if lesion_ids else frozenset()
-    return tuple(
-        PlannedLesion(label_id, vocabulary.name_of(label_id), volume_ml, diameter_mm(volume_ml), None)
+    wanted = [
+        (label_id, volume_ml)
         for label_id in lesion_ids
         if label_id in present
         for volume_ml in measure_lesions(label_map, label_id, voxel_ml)
+    ]
+    return tuple(
+        Lesion(
+            label_id,
+            vocabulary.name_of(label_id),
+            volume_ml,
+            index=index,
+            hosts=vocabulary.hosts_of(label_id) or (BODY_ID,),
+        )
+        for index, (label_id, volume_ml) in enumerate(wanted)
     )
 
 
-def find_lesions(
-    label_map: NDArray[np.uint8], grid: Grid, lesion_ids: Sequence[int], vocabulary: Vocabulary
-) -> tuple[PlantedLesion, ...]:
-    """Place, host and volume of every lesion of a map; each is looked at in its own neighbourhood, which is quick."""
+def find_lesions(label_map: NDArray[np.uint8], grid: Grid, asked: Sequence[Lesion]) -> tuple[Lesion, ...]:
+    """The lesions of a map where they lie in its image's grid, the largest of each label where its largest is now.
+
+    Each is looked at in its own neighbourhood, which is quick; one that was lost on the way stays undrawn.
+    """
     found = []
-    for label_id in lesion_ids:
-        hosts = vocabulary.hosts_of(label_id) or (BODY_ID,)
-        for box, mask in connected_parts(label_map == label_id):
+    for label_id in dict.fromkeys(lesion.label_id for lesion in asked):
+        own = [lesion for lesion in asked if lesion.label_id == label_id]
+        parts = sorted(connected_parts(label_map == label_id), key=lambda part: -int(part[1].sum()))
+        for lesion, (box, mask) in zip(own, parts, strict=False):
             wide = widen(box, 2 * max(grid.spacing_mm), grid.spacing_mm, label_map.shape)
             near = np.zeros(label_map[wide].shape, dtype=bool)
             near[tuple(slice(a.start - b.start, a.stop - b.start) for a, b in zip(box, wide, strict=True))] = mask
-            lesion = describe_lesion(label_map[wide], near, hosts=hosts, spacing_mm=grid.spacing_mm)
-            i, j, k = (place + side.start for place, side in zip(lesion.centre_ijk, wide, strict=True))
-            found.append(replace(lesion, centre_ijk=(i, j, k), mask_bbox=box))
+            drawn = describe_lesion(label_map[wide], near, lesion, spacing_mm=grid.spacing_mm)
+            i, j, k = (place + side.start for place, side in zip(drawn.centre_ijk or (), wide, strict=True))
+            found.append(replace(drawn, centre_ijk=(i, j, k)))
+        found += own[len(parts) :]
     return tuple(found)
 
 

@@ -6,7 +6,7 @@ Nothing is planted: a parotid gland cannot be drawn at will into a patient, a la
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
@@ -15,12 +15,15 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from maisi_aug.banks.folder_bank import FolderBank
-from maisi_aug.banks.label_map import BankMap, cut_map
+from maisi_aug.banks.label_map import BankMap, BaseMap, cut_map
 from maisi_aug.banks.listing import Needs
+from maisi_aug.cohort.plan import CasePlan
 from maisi_aug.errors import BankError, LesionError
 from maisi_aug.lesions.editing import HOST_REACH_MM, MAX_RESIZE, describe_lesion, remove_lesions, widen
-from maisi_aug.lesions.planting import LesionWish, PlantedLesion, deform_label_map, plant_lesions
-from maisi_aug.sources.plant_and_bank import MAX_BASES, MAX_CANDIDATES, BankSource, DrawnMap, PlantSource, has_all
+from maisi_aug.lesions.lesion import Lesion
+from maisi_aug.lesions.planting import deform_label_map
+from maisi_aug.sources.map_source import BankedSource, DrawnMap, MapSource, draw_from_any, plant_case
+from maisi_aug.sources.plant_and_bank import MAX_BASES, MAX_CANDIDATES
 from maisi_aug.system.seeds import numpy_generator
 from maisi_aug.vocabulary.labels import Vocabulary
 from maisi_aug.volumes.components import bounding_box
@@ -35,7 +38,7 @@ def is_sized_organ(label_id: int, vocabulary: Vocabulary) -> bool:
 
 
 @dataclass(frozen=True)
-class SizedOrganSource:
+class SizedOrganSource(BankedSource):
     """Takes maps of a bank whose organs have about the wanted volume.
 
     Maps within a factor of the square root of ``MAX_RESIZE`` serve in random order, then others up to ``MAX_RESIZE``,
@@ -49,45 +52,33 @@ class SizedOrganSource:
     """
 
     bank: FolderBank
-    others: PlantSource | BankSource
+    others: MapSource
     max_bases: int = MAX_BASES
 
-    def draw(self, lesions: Sequence[LesionWish], *, required_ids: Sequence[int] = (), seed: int) -> DrawnMap:
-        """A map with these organs and lesions, and no other lesion.
-
-        Args:
-            lesions: What the map shall hold, with volumes.
-            required_ids: Organs that must be in the map, of any size.
-            seed: Decides everything.
+    def draw(self, case: CasePlan, seed: int) -> DrawnMap:
+        """A map with the organs and lesions of a case, and no other lesion.
 
         Raises:
             LesionError: Every organ of the bank is far from the volume asked for, or a lesion finds no room.
             BankError: No map holds what is needed.
         """
-        organs = [wish for wish in lesions if is_sized_organ(wish.label_id, self.bank.vocabulary)]
+        organs = [lesion for lesion in case.lesions if is_sized_organ(lesion.label_id, self.bank.vocabulary)]
         if not organs:
-            return self.others.draw(lesions, required_ids=required_ids, seed=seed)
-        failure: LesionError | None = None
-        for attempt, bank_map in enumerate(islice(self._find(lesions, organs, required_ids, seed), self.max_bases)):
-            try:
-                drawn = self._take(bank_map, lesions, organs, required_ids, attempt, seed)
-            except LesionError as error:
-                failure = error
-                continue
-            if drawn is not None:
-                return drawn
-        names = ", ".join(self.bank.vocabulary.name_of(wish.label_id) for wish in organs)
-        raise failure or BankError(
-            f"Mask bank '{self.bank.name}': expected a map that still holds {names} at the wanted size after it is cut "
-            f"to the grid, found none in {self.max_bases} attempts. Ask for another size, or choose a larger grid."
+            return self.others.draw(case, seed)
+        found = islice(self._find(case, organs, seed), self.max_bases)
+        drawn = draw_from_any(found, lambda number, bank_map: self._take(bank_map, case, organs, number, seed))
+        if drawn is not None:
+            return drawn
+        raise BankError(
+            f"Mask bank '{self.bank.name}': expected a map that still holds "
+            f"{', '.join(organ.label for organ in organs)} at the wanted size after it is cut to the grid, found none "
+            f"in {self.max_bases} attempts. Ask for another size, or choose a larger grid."
         )
 
-    def _find(
-        self, lesions: Sequence[LesionWish], organs: Sequence[LesionWish], required_ids: Sequence[int], seed: int
-    ) -> Iterator[BankMap]:
+    def _find(self, case: CasePlan, organs: Sequence[Lesion], seed: int) -> Iterator[BankMap]:
         """Maps whose organs can be brought to the volumes, near ones in the bank's order, then the others."""
-        wanted = frozenset(wish.label_id for wish in organs) | frozenset(required_ids)
-        hosts = tuple(frozenset(wish.hosts) for wish in lesions if wish not in organs)
+        wanted = frozenset(wish.label_id for wish in organs) | frozenset(case.required_ids)
+        hosts = tuple(frozenset(wish.hosts) for wish in case.lesions if wish not in organs)
         needs = Needs(wanted, hosts)
         nearest: tuple[float, list[float]] | None = None
         others: list[tuple[float, int, int]] = []
@@ -99,7 +90,7 @@ class SizedOrganSource:
             volumes = [float(bank_map.counts[wish.label_id] * bank_map.grid.voxel_ml) for wish in organs]
             if not all(volumes):
                 continue
-            ratio = max(abs(np.log2(own / wish.volume_ml)) for own, wish in zip(volumes, organs, strict=True))
+            ratio = max(abs(np.log2(own / wish.requested_ml)) for own, wish in zip(volumes, organs, strict=True))
             nearest = min(nearest or (np.inf, volumes), (ratio, volumes))
             if ratio <= 0.5 * np.log2(MAX_RESIZE):
                 num_near += 1
@@ -116,17 +107,11 @@ class SizedOrganSource:
                 yield bank_map
 
     def _take(
-        self,
-        bank_map: BankMap,
-        lesions: Sequence[LesionWish],
-        organs: Sequence[LesionWish],
-        required_ids: Sequence[int],
-        attempt: int,
-        seed: int,
+        self, bank_map: BankMap, case: CasePlan, organs: Sequence[Lesion], number: int, seed: int
     ) -> DrawnMap | None:
-        rng = numpy_generator(seed, f"organ {attempt}")
+        rng = numpy_generator(seed, f"organ {number}")
         focus = [bank_map.boxes[wish.label_id] for wish in organs]
-        focus += [bank_map.boxes[label_id] for label_id in required_ids if label_id in bank_map.boxes]
+        focus += [bank_map.boxes[label_id] for label_id in case.required_ids if label_id in bank_map.boxes]
         keep_ids = sorted({wish.label_id for wish in organs})
         base = cut_map(bank_map, self.bank.grid, focus, rng=rng, keep_ids=keep_ids)
         spacing_mm = base.grid.spacing_mm
@@ -136,44 +121,41 @@ class SizedOrganSource:
         for wish in organs:
             if not (label_map == wish.label_id).any():
                 return None
-            num_voxels = max(1, round(wish.volume_ml / base.grid.voxel_ml))
+            num_voxels = max(1, round(wish.requested_ml / base.grid.voxel_ml))
             label_map = resize_organ(
                 label_map, wish.label_id, num_voxels=num_voxels, hosts=wish.hosts, spacing_mm=spacing_mm
             )
-        tumors = [wish for wish in lesions if wish not in organs]
-        label_map, planted = plant_lesions(label_map, tumors, spacing_mm=spacing_mm, rng=rng)
-        if not has_all(label_map, required_ids):
-            return None
-        planted_left = iter(planted)
-        realised: tuple[PlantedLesion, ...] = tuple(
-            describe_lesion(label_map, label_map == wish.label_id, hosts=wish.hosts, spacing_mm=spacing_mm)
-            if wish in organs
-            else next(planted_left)
-            for wish in lesions
-        )
         origin: dict[str, Any] = {
             "source": "bank",
             "bank": self.bank.name,
             **base.origin,
             "seed": seed,
-            "base": attempt,
+            "base": number,
             "deform_strength": strength,
         }
         origin["original_ml"] = [
             round(float(bank_map.counts[wish.label_id] * bank_map.grid.voxel_ml), 4) for wish in organs
         ]
-        return DrawnMap(label_map, base.grid, origin, realised)
+        tumors = tuple(lesion for lesion in case.lesions if lesion not in organs)
+        drawn = plant_case(replace(case, lesions=tumors), BaseMap(label_map, base.grid, origin), rng)
+        if drawn is None or drawn.label_map is None:
+            return None
+        found = {lesion.index: lesion for lesion in drawn.lesions}
+        for organ in organs:
+            own = drawn.label_map == organ.label_id
+            found[organ.index] = describe_lesion(drawn.label_map, own, organ, spacing_mm=spacing_mm)
+        return replace(drawn, case=replace(case, lesions=tuple(found[lesion.index] for lesion in case.lesions)))
 
     def _explain(
-        self, organs: Sequence[LesionWish], nearest: tuple[float, Sequence[float]] | None
+        self, organs: Sequence[Lesion], nearest: tuple[float, Sequence[float]] | None
     ) -> LesionError | BankError:
-        names = [self.bank.vocabulary.name_of(wish.label_id) for wish in organs]
+        names = [organ.label for organ in organs]
         if nearest is None:
             return BankError(
                 f"Mask bank '{self.bank.name}': expected a map that holds {' and '.join(names)}, found none. Name "
                 "label maps that hold it with --mask-bank."
             )
-        wanted = ", ".join(f"{name} of {wish.volume_ml:.2f} mL" for name, wish in zip(names, organs, strict=True))
+        wanted = ", ".join(f"{name} of {wish.requested_ml:.2f} mL" for name, wish in zip(names, organs, strict=True))
         found = ", ".join(f"{volume:.2f} mL" for volume in nearest[1])
         return LesionError(
             f"Mask bank '{self.bank.name}': expected a patient with {wanted}, or at most {MAX_RESIZE:g} times larger "

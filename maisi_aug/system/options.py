@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -59,3 +60,25 @@ def _to_text(value: object) -> object:
 
 PathText = Annotated[str, BeforeValidator(_to_text)]
 """A path as it stands in a file; ``Path`` is taken, too."""
+
+
+class EarlierSpelling(FutureWarning):
+    """Something is written as it was written in an earlier release."""
+
+
+def warn_of_spelling(old: str, new: str) -> None:
+    """Say how an earlier spelling is written now."""
+    sentence = f"{old} is an earlier spelling, which the next release drops. Write {new}."
+    warnings.warn(sentence, EarlierSpelling, stacklevel=3)
+
+
+def split_rule(text: str, example: str) -> tuple[str, str]:
+    """``LABEL=NAME`` of ``--map`` as its two sides: what the user's files call a label, and its name here.
+
+    Raises:
+        ValueError: A side is missing.
+    """
+    label, _, name = (part.strip() for part in text.partition("="))
+    if not label or not name:
+        raise ValueError(f"--map: expected LABEL=NAME such as '{example}', found '{text}'")
+    return label, name

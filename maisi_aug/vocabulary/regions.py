@@ -6,10 +6,11 @@ Source: NVIDIA's published configurations of ``ddpm-ct``, whose U-Net takes the 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
-import numpy as np
-from numpy.typing import NDArray
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 BodyRegion = Literal["head", "thorax", "abdomen", "pelvis"]
 Regions = tuple[BodyRegion, BodyRegion]
@@ -34,6 +35,8 @@ def find_body_regions(label_map: NDArray[np.uint8]) -> Regions:
     Args:
         label_map: ``(I, J, K)`` vocabulary ids.
     """
+    import numpy as np  # not for the options of a command, which name the regions
+
     present = np.flatnonzero(np.bincount(label_map.ravel(), minlength=256))
     return regions_of(present.tolist()) or USUAL_REGIONS
 

@@ -14,11 +14,11 @@ from scipy import ndimage
 from maisi_aug.banks.folder_bank import FolderBank
 from maisi_aug.banks.label_map import BaseMap
 from maisi_aug.errors import BankError
-from maisi_aug.lesions.planting import LesionWish
 from maisi_aug.system.whole_files import sha256_of
 from maisi_aug.vocabulary.labels import MAISI
 from maisi_aug.volumes.grid import Grid
 from maisi_aug.volumes.image_files import load_label_map, save_image, save_label_map
+from tests.builders.lesions import ask_for
 from tests.builders.tiny_bank import (
     BODY,
     HEPATIC_TUMOR,
@@ -32,7 +32,7 @@ from tests.builders.tiny_bank import (
     write_case,
 )
 
-LIVER_LESION = LesionWish(HEPATIC_TUMOR, (LIVER,), 5.0)
+LIVER_LESION = ask_for(HEPATIC_TUMOR, (LIVER,), 5.0)
 
 
 def _open(path: Path, mapping: object = "maisi", grid: Grid | None = None) -> FolderBank:

@@ -19,13 +19,15 @@ from maisi_aug.banks.listing import Needs
 from maisi_aug.cli.app import run
 from maisi_aug.cohort.manifest import load_manifest
 from maisi_aug.errors import BankError
-from maisi_aug.lesions.planting import LesionWish, measure_lesions
+from maisi_aug.lesions.lesion import Lesion
+from maisi_aug.lesions.planting import measure_lesions
 from maisi_aug.networks.weights import write_random_bundle
 from maisi_aug.sources.plant_and_bank import BankSource, PlantSource
 from maisi_aug.vocabulary.labels import MAISI
 from maisi_aug.vocabulary.regions import Regions
 from maisi_aug.volumes.grid import Grid
 from maisi_aug.volumes.image_files import load_label_map
+from tests.builders.lesions import ask_for, draw
 from tests.builders.tiny_bank import (
     BODY,
     HEPATIC_TUMOR,
@@ -43,8 +45,8 @@ from tests.builders.tiny_database import LIST_NAME, MAPS_NAME, add_member, build
 LUNG_TUMOR, LUNG_LOBE, BRAIN, FEMUR = 23, 28, 22, 93
 
 
-def _wish(volume_ml: float) -> LesionWish:
-    return LesionWish(HEPATIC_TUMOR, (LIVER,), volume_ml)
+def _wish(volume_ml: float) -> Lesion:
+    return ask_for(HEPATIC_TUMOR, (LIVER,), volume_ml)
 
 
 def _open(path: Path, *, grid: Grid | None = None, body_region: Regions | None = None) -> FolderBank:
@@ -103,8 +105,8 @@ def test_map_is_read_as_it_was_written_and_nothing_is_unpacked(
 @pytest.mark.parametrize("packed", [True, False])
 def test_plant_and_bank_draw_from_the_database(write: Callable[..., Path], packed: bool) -> None:
     bank = _open(write(packed=packed))
-    planted = PlantSource(bank).draw([_wish(8.0)], required_ids=(SPLEEN,), seed=3)
-    taken = BankSource(bank).draw([_wish(20.0)], required_ids=(SPLEEN,), seed=3)
+    planted = draw(PlantSource(bank), [_wish(8.0)], required_ids=(SPLEEN,), seed=3)
+    taken = draw(BankSource(bank), [_wish(20.0)], required_ids=(SPLEEN,), seed=3)
     for drawn, volume_ml in ((planted, 8.0), (taken, 20.0)):
         (found_ml,) = measure_lesions(drawn.label_map, HEPATIC_TUMOR, drawn.grid.voxel_ml)
         assert found_ml == pytest.approx(volume_ml, rel=0.1)
@@ -115,11 +117,11 @@ def test_plant_and_bank_draw_from_the_database(write: Callable[..., Path], packe
 
 def test_bank_leaves_out_tumours_that_were_not_asked_for(write: Callable[..., Path]) -> None:
     bank = _open(write())
-    names = {Path(BankSource(bank).draw([_wish(20.0)], seed=seed).origin["file"]).name for seed in range(5)}
+    names = {Path(draw(BankSource(bank), [_wish(20.0)], seed=seed).origin["file"]).name for seed in range(5)}
     assert names == {"liver.nii.gz"}
     assert bank.order(0, Needs(frozenset({HEPATIC_TUMOR, LUNG_TUMOR}), only_tumor_ids=frozenset({HEPATIC_TUMOR}))) == []
     with pytest.raises(BankError, match="expected a map that holds pancreatic tumor, found none"):
-        BankSource(bank).draw([LesionWish(24, (4,), 3.0)], seed=1)
+        draw(BankSource(bank), [ask_for(24, (4,), 3.0)], seed=1)
 
 
 def test_label_that_the_list_promises_and_the_map_lacks_disqualifies_the_map(tmp_path: Path) -> None:
@@ -128,10 +130,10 @@ def test_label_that_the_list_promises_and_the_map_lacks_disqualifies_the_map(tmp
     maps = {"a.nii.gz": (build_trunk(), trunk_grid()), "b.nii.gz": (poor, trunk_grid())}
     promised = {"b.nii.gz": {"label_list": [LIVER, SPLEEN, LEFT_KIDNEY, HEPATIC_TUMOR, BODY]}}
     bank = _open(write_database(tmp_path, maps, fields=promised))
-    drawn = [PlantSource(bank).draw([_wish(8.0)], required_ids=(SPLEEN,), seed=seed) for seed in range(4)]
+    drawn = [draw(PlantSource(bank), [_wish(8.0)], required_ids=(SPLEEN,), seed=seed) for seed in range(4)]
     assert {Path(one.origin["file"]).name for one in drawn} == {"a.nii.gz"}
     with pytest.raises(BankError, match="expected a map that holds hepatic tumor, found none"):
-        BankSource(bank).draw([_wish(8.0)], seed=1)
+        draw(BankSource(bank), [_wish(8.0)], seed=1)
 
 
 @pytest.mark.parametrize(
@@ -281,7 +283,7 @@ def test_missing_torn_and_empty_members_are_skipped_named_and_counted(
     assert "expected a readable member of" in reasons["healthy.nii.gz"]
     assert "Bad CRC-32" in reasons["healthy.nii.gz"]
     assert len(bank) == 2
-    assert PlantSource(bank).draw([_wish(8.0)], seed=1).lesions
+    assert draw(PlantSource(bank), [_wish(8.0)], seed=1).lesions
 
 
 def test_bombs_are_refused_before_they_go_off(write: Callable[..., Path], tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import time
 from statistics import median
 from typing import Any
 
-from maisi_aug.cohort.recipe import build_config
+from maisi_aug.cohort.request import build_request
 from maisi_aug.integrations.fresh.cases import FreshCases
 from maisi_aug.integrations.fresh.maker import FreshMaker
 
@@ -18,7 +18,7 @@ CONFIGURATION = {"labels": ["hepatic tumor:20-40mm"]}
 
 def measure_making(num_cases: int, device: str) -> dict[str, Any]:
     """Seconds, and seconds of the processor, that a case takes in one process."""
-    values = build_config(CONFIGURATION).to_dict()
+    values = build_request(CONFIGURATION).to_dict()
     maker = FreshMaker.open(values, device=device, num_cases=num_cases, seed=0)
     maker.make(0, 0)
     seconds, processor_seconds = [], []

@@ -25,10 +25,11 @@ import yaml
 from pydantic import JsonValue
 
 from maisi_aug.cohort.folder import FOLDERS, CohortFolder
-from maisi_aug.cohort.manifest import MANIFEST_NAME, AttemptRecord, FileRecord, LesionRecord, VerdictRecord
+from maisi_aug.cohort.manifest import MANIFEST_NAME, AttemptRecord, FileRecord, VerdictRecord
 from maisi_aug.cohort.plan import CasePlan
-from maisi_aug.cohort.recipe import COHORT_NAME, build_config
-from maisi_aug.cohort.resolve import ResolvedCohort, resolve_cohort
+from maisi_aug.cohort.request import COHORT_NAME, build_request
+from maisi_aug.cohort.resolve import CohortRun, resolve
+from maisi_aug.lesions.lesion import Lesion
 from maisi_aug.pictures.preview import Caption, build_plain_preview, save_picture
 from maisi_aug.system.seeds import case_seed
 from maisi_aug.system.whole_files import sha256_of
@@ -46,7 +47,7 @@ MAX_FILE_CASES: Final = 10_000
 
 def write_cohort(folder: Path, num_cases: int) -> None:
     """A finished cohort that the command of :func:`list_commands` goes on with."""
-    cohort = resolve_cohort(build_config({"labels": list(LABELS), "num_cases": num_cases}, source="growth"))
+    cohort = resolve(build_request({"labels": list(LABELS), "num_cases": num_cases}, source="growth"))
     place = CohortFolder(folder)
     for name in FOLDERS:
         (folder / name).mkdir(parents=True)
@@ -83,16 +84,16 @@ def _write_sources(folder: Path, number: int) -> dict[str, Path]:
 BODY_AND_ORGANS: Final = 200
 
 
-def _build_record(cohort: ResolvedCohort, case: CasePlan) -> AttemptRecord:
+def _build_record(cohort: CohortRun, case: CasePlan) -> AttemptRecord:
     """An accepted attempt with figures as the gates give them."""
     lesions = tuple(
-        LesionRecord(
+        Lesion(
             part.label_id,
             part.label,
-            part.volume_ml,
+            part.requested_ml,
             part.percentile,
-            part.volume_ml * (1 + 1e-3 * (case.index % 7)),
-            part.diameter_mm,
+            part.requested_ml * (1 + 1e-3 * (case.index % 7)),
+            part.requested_mm,
             (3, 4, 2),
             1,
             part.size_source,
@@ -135,7 +136,7 @@ def _build_record(cohort: ResolvedCohort, case: CasePlan) -> AttemptRecord:
         VerdictRecord("organ HU", True, {"organs": organs, "num_judged": 6}, "Organ HU: 6 of 6 inside their range."),
         VerdictRecord("lesion visibility", True, seen, "Lesion visibility: found -61 HU at 22.4 mm."),
     )
-    seed = case_seed(cohort.config.seed, case.asked, case.index, 0)
+    seed = case_seed(cohort.seed, case.asked, case.index, 0)
     return AttemptRecord(
         case_id=case.case_id,
         case_index=case.index,
@@ -154,7 +155,7 @@ def _build_record(cohort: ResolvedCohort, case: CasePlan) -> AttemptRecord:
         settings={"num_inference_steps": 4, "modality": "ct", "decoding": {"window": "whole", "num_splits": 1}},
         files={},
         seconds={"mask": 0.2, "image": 3.1, "files": 0.1},
-        max_attempts=cohort.config.max_attempts,
+        max_attempts=cohort.request.max_attempts,
     )
 
 

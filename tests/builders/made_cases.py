@@ -9,7 +9,8 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from maisi_aug.cohort.manifest import MANIFEST_NAME, AttemptRecord, FileRecord, LesionRecord, ManifestWriter
+from maisi_aug.cohort.manifest import MANIFEST_NAME, AttemptRecord, FileRecord, ManifestWriter
+from maisi_aug.lesions.lesion import Lesion
 from maisi_aug.system.whole_files import sha256_of
 from maisi_aug.vocabulary.labels import BODY_ID
 from maisi_aug.volumes.grid import Grid
@@ -77,13 +78,13 @@ def write_cohort(
             save_label_map(folder / paths["anatomy"], label_map, grid)
             realised_ml = float((label_map == HEPATIC_TUMOR).sum() * grid.voxel_ml)
             factor = (requested or {}).get(seed, 1.0)
-            lesion = LesionRecord(HEPATIC_TUMOR, "hepatic tumor", realised_ml * factor, None, realised_ml)
+            lesion = Lesion(HEPATIC_TUMOR, "hepatic tumor", realised_ml * factor, None, realised_ml)
             files = {role: FileRecord(path, sha256_of(folder / path)) for role, path in paths.items()}
             writer.append(_record(case_id, index, lesion, files))
     return folder
 
 
-def _record(case_id: str, index: int, lesion: LesionRecord, files: dict[str, FileRecord]) -> AttemptRecord:
+def _record(case_id: str, index: int, lesion: Lesion, files: dict[str, FileRecord]) -> AttemptRecord:
     fields: dict[str, Any] = {
         "attempt": 0,
         "seed": index,

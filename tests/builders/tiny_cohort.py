@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from maisi_aug.cohort.manifest import MANIFEST_NAME, AttemptRecord, FileRecord, LesionRecord, ManifestWriter
+from maisi_aug.cohort.manifest import MANIFEST_NAME, AttemptRecord, FileRecord, ManifestWriter
+from maisi_aug.lesions.lesion import Lesion
 from maisi_aug.system.whole_files import sha256_of
 from maisi_aug.volumes.grid import Grid
 from maisi_aug.volumes.image_files import save_image, save_label_map
@@ -82,7 +83,7 @@ def build_record(
         "seed": 11 + index,
         "status": "accepted",
         "request": "hepatic tumor:0.3",
-        "lesions": tuple(LesionRecord(label_id, names[label_id], 0.1) for label_id in requested),
+        "lesions": tuple(Lesion(label_id, names[label_id], 0.1) for label_id in requested),
         "required_ids": (),
         "verdicts": (),
         "reason": "",

@@ -5,12 +5,12 @@ from typing import Any
 import pytest
 
 from maisi_aug.bundle_spec.decoding import NUM_SPLITS, DecodeSettings, DecodingConfig
-from maisi_aug.cohort.recipe import build_config, override
+from maisi_aug.cohort.request import build_request, override
 from maisi_aug.errors import RecipeError
 
 
 def read(**decoding: Any) -> DecodingConfig:
-    return build_config({"labels": ["liver"], "decoding": decoding}, source="mine.yaml").decoding
+    return build_request({"labels": ["liver"], "decoding": decoding}, source="mine.yaml").decoding
 
 
 @pytest.mark.parametrize("window", [None, "whole", [48, 48, 64], (16, 32, 16)])
@@ -19,15 +19,15 @@ def test_window_is_read_from_yaml_and_flags(window: Any) -> None:
 
 
 def test_everything_is_automatic_unless_asked_for() -> None:
-    config = build_config({"labels": ["liver"], "decoding": None}).decoding
+    config = build_request({"labels": ["liver"], "decoding": None}).decoding
     assert config == DecodingConfig() == read()
     assert (config.window, config.overlap, config.num_splits) == (None, 0.4, None)
     assert [read(num_splits=number).num_splits for number in NUM_SPLITS] == [1, 2, 4, 8, 16]
 
 
 def test_configuration_can_be_written_and_read_again() -> None:
-    config = build_config({"labels": ["liver"], "decoding": {"window": [16, 16, 32], "num_splits": 4}})
-    assert build_config(config.to_dict()) == config
+    config = build_request({"labels": ["liver"], "decoding": {"window": [16, 16, 32], "num_splits": 4}})
+    assert build_request(config.to_dict()) == config
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,9 @@ import pytest
 from maisi_aug.bundle_spec.bundle import Bundle, load_bundle
 from maisi_aug.bundle_spec.decoding import DecodingConfig
 from maisi_aug.bundle_spec.presets import find_preset, list_all_presets, list_presets, memory_presets
-from maisi_aug.cohort.recipe import build_config, load_recipe, override
-from maisi_aug.cohort.resolve import ResolvedCohort, resolve_cohort
+from maisi_aug.cohort.request import build_request, load_recipe, override
+from maisi_aug.cohort.resolve import CohortRun
+from maisi_aug.cohort.resolve import resolve as resolve_request
 from maisi_aug.errors import RecipeError
 from tests.builders.published_bundle import write_limited_bundle, write_published_bundle
 
@@ -22,8 +23,8 @@ def rflow(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     return write_published_bundle(tmp_path_factory.mktemp("bundles") / "rflow-ct")
 
 
-def resolve(bundle: Bundle, **changes: Any) -> ResolvedCohort:
-    return resolve_cohort(build_config({"labels": ["liver"], "bundle": str(bundle.path), **changes}))
+def resolve(bundle: Bundle, **changes: Any) -> CohortRun:
+    return resolve_request(build_request({"labels": ["liver"], "bundle": str(bundle.path), **changes}))
 
 
 def test_published_bundle_takes_every_preset(rflow: Bundle) -> None:
@@ -60,11 +61,11 @@ def test_preset_sets_grid_and_decode_window(
     rflow: Bundle, name: str, shape: tuple[int, int, int], window: tuple[int, int, int] | None
 ) -> None:
     cohort = resolve(rflow, preset=name)
-    assert cohort.grid.shape == cohort.config.shape == shape
+    assert cohort.grid.shape == tuple(cohort.configuration["shape"]) == shape
     assert cohort.grid.spacing_mm == pytest.approx(find_preset(name, rflow).spacing_mm)
-    assert cohort.config.decoding.window == (window or "whole")
+    assert cohort.decoding.window == (window or "whole")
     assert cohort.bundle.fingerprint == rflow.fingerprint
-    again = resolve_cohort(build_config(cohort.to_document()["configuration"]))
+    again = resolve_request(build_request(cohort.to_document()["configuration"]))
     assert again.to_document() == cohort.to_document()
 
 
@@ -72,7 +73,7 @@ def test_shape_and_spacing_stand_above_the_preset(rflow: Bundle) -> None:
     cohort = resolve(rflow, preset="chest", shape=[512, 512, 256], spacing_mm=[0.8, 0.8, 2.0])
     assert cohort.grid.shape == (512, 512, 256)
     assert cohort.grid.spacing_mm == pytest.approx((0.8, 0.8, 2.0))
-    assert cohort.config.decoding.window == (64, 64, 32)
+    assert cohort.decoding.window == (64, 64, 32)
 
 
 def test_preset_as_a_flag_stands_above_the_grid_of_a_recipe(tmp_path: Path) -> None:
@@ -94,9 +95,9 @@ def test_preset_as_a_flag_stands_above_the_grid_of_a_recipe(tmp_path: Path) -> N
 )
 def test_preset_takes_nvidias_overlap(rflow: Bundle, name: str, overlap: float) -> None:
     """NV-Generate-CTMR, configs/config_infer_*.json, autoencoder_sliding_window_infer_overlap."""
-    assert resolve(rflow, preset=name).config.decoding.overlap == overlap
-    assert resolve(rflow, preset=name, decoding={"overlap": 0.25}).config.decoding.overlap == 0.25
-    own = resolve(rflow, preset=name, decoding={"window": [64, 64, 32]}).config.decoding
+    assert resolve(rflow, preset=name).decoding.overlap == overlap
+    assert resolve(rflow, preset=name, decoding={"overlap": 0.25}).decoding.overlap == 0.25
+    own = resolve(rflow, preset=name, decoding={"window": [64, 64, 32]}).decoding
     assert (own.window, own.overlap) == ((64, 64, 32), 0.4)
 
 
@@ -133,7 +134,7 @@ def test_window_of_the_preset_reaches_the_decoder(tmp_path: Path) -> None:
     pipeline = Pipeline.load(bundle, "cpu")
     images = [
         pipeline.synthesize_image(anatomy, bundle.grid, seed=1, decoding=decoding)
-        for decoding in (None, resolve(bundle, preset="chest").config.decoding, DecodingConfig(window="whole"))
+        for decoding in (None, resolve(bundle, preset="chest").decoding, DecodingConfig(window="whole"))
     ]
     assert (images[0] != images[1]).any()
     assert (images[1] == images[2]).all()
@@ -147,9 +148,9 @@ def test_all_presets_are_listed_with_their_bundles() -> None:
 
 def test_window_asked_for_stands_above_that_of_the_preset(tmp_path: Path) -> None:
     bundle = write_limited_bundle(tmp_path)
-    assert resolve(bundle, preset="chest").config.decoding.window == "whole"
+    assert resolve(bundle, preset="chest").decoding.window == "whole"
     asked = resolve(bundle, preset="chest", decoding={"window": [16, 16, 16]})
-    assert asked.config.decoding.window == (16, 16, 16)
+    assert asked.decoding.window == (16, 16, 16)
 
 
 def test_preset_flag_hides_the_window_of_the_recipe() -> None:

@@ -23,7 +23,7 @@ from maisi_aug.cli.shared.completion import (
     complete_recipes,
     complete_training_recipes,
 )
-from maisi_aug.cohort.requests import parse_requests
+from maisi_aug.cohort.grammar import parse_requests
 from maisi_aug.vocabulary.labels import FULL_VOCABULARY
 
 

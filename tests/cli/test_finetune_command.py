@@ -174,7 +174,9 @@ def test_stopped_preparation_is_not_taken_for_a_labs_folder(places: tuple[Path, 
     for name in (STATE_FOLDER, "images", "labels"):
         (tmp_path / "data" / name).mkdir(parents=True)
     with pytest.raises(PreparationError, match="or give the same command again if it was stopped"):
-        open_of(str(tmp_path / "data"), load_bundle(places[1]), tmp_path / "out", labels=("gland",), rules=(), organs=())
+        open_of(
+            str(tmp_path / "data"), load_bundle(places[1]), tmp_path / "out", labels=("gland",), rules=(), organs=()
+        )
 
 
 def test_faults_of_unprepared_data_name_this_commands_options(places: tuple[Path, Path], tmp_path: Path) -> None:

@@ -105,7 +105,7 @@ def test_words_are_read() -> None:
     assert parse_lesion_map(rules, targets, MAISI) == {"liver tumor": "2", "lung tumor": "cancer"}
     with pytest.raises(Exception, match="expected diameters such as 5,10,20,30,50, found '5;10'"):
         parse_size_bins("5;10")
-    with pytest.raises(Exception, match="expected LABEL=NAME such as '2=hepatic tumor', found 'x'"):
+    with pytest.raises(ValueError, match="expected LABEL=NAME such as '2=hepatic tumor', found 'x'"):
         parse_lesion_map(["x"], targets, MAISI)
     with pytest.raises(Exception, match="expected each lesion once, found 'a' twice"):
         parse_lesion_map(["1=a", "2=a"], targets, MAISI)

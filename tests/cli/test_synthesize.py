@@ -7,23 +7,16 @@ from typing import Any, get_args
 
 import numpy as np
 import pytest
-import typer
 
-from maisi_aug.cli.shared.parsing import (
-    parse_decode_window,
-    parse_gates,
-    parse_num_splits,
-    parse_shape,
-    parse_size_labels,
-    parse_spacing,
-)
-from maisi_aug.cli.synthesize import CompilerName, MaskSourceName, ModalityName, describe_summary
+from maisi_aug.bundle_spec.decoding import DecodingConfig
+from maisi_aug.cli.synthesize import CompilerName, describe_summary
 from maisi_aug.cohort.folder import open_cohort
 from maisi_aug.cohort.manifest import Manifest, load_manifest
-from maisi_aug.cohort.recipe import CohortConfig, GateConfig, load_recipe
-from maisi_aug.cohort.resolve import resolve_cohort
+from maisi_aug.cohort.request import CohortRequest, GateConfig, build_request, load_recipe, override
+from maisi_aug.cohort.resolve import resolve
 from maisi_aug.generate.run import CohortSummary
 from maisi_aug.networks.acceleration import Compiler
+from maisi_aug.system.options import EarlierSpelling
 from maisi_aug.vocabulary.sizes import diameter_mm
 from maisi_aug.volumes.grid import Grid
 from maisi_aug.volumes.image_files import save_label_map
@@ -31,6 +24,7 @@ from tests.builders.tiny_bank import build_trunk, write_case
 from tests.cohort.test_manifest import build_record
 
 Run = Callable[..., Any]
+WINDOW = "--decode-window: expected 'whole' or three sides in latent voxels that are multiples of 16, such as 48x48x64"
 
 
 @pytest.fixture(scope="module")
@@ -164,7 +158,7 @@ def test_dry_run_imports_no_torch(recipe: Path, repository: Path) -> None:
         (["--steps", "1001"], 2, "num_inference_steps: expected at most 1000, "),
         (["--spacing", "0"], 2, "--spacing: expected millimetres between 0 and 100"),
         (["--modality", "mr"], 2, "'mr' is not one of 'ct', 'ct_contrast', 'ct_wo_contrast'"),
-        (["--body-region", "chest"], 2, "body_region[0]: expected 'head', 'thorax', 'abdomen' or 'pelvis'"),
+        (["--body-region", "chest"], 2, "--body-region[0]: expected 'head', 'thorax', 'abdomen' or 'pelvis'"),
         (["--body-region", "thorax, abdomen"], 2, "are not told body regions, found thorax to abdomen"),
         (["--size-label", "x"], 2, "--size-label: expected an id such as 2"),
         (["--size-label", "2"], 2, "size_reference is missing"),
@@ -192,11 +186,6 @@ def test_command_can_be_corrected_in_the_same_folder(run_cli: Run, recipe: Path,
     assert run_cli(*words).code == 0
 
 
-def test_flags_take_the_words_of_a_recipe() -> None:
-    assert tuple(ModalityName) == get_args(CohortConfig.model_fields["modality"].annotation)
-    assert tuple(MaskSourceName) == get_args(CohortConfig.model_fields["mask_source"].annotation)
-
-
 def test_out_and_labels_are_asked_for(run_cli: Run, recipe: Path) -> None:
     assert "--out: expected a folder for the cohort" in run_cli("synthesize", "--recipe", recipe).stderr
     outcome = run_cli("synthesize", "--out", "x")
@@ -222,7 +211,7 @@ def test_foreign_folder_is_refused_before_anything_is_loaded(
 def test_cohort_of_another_configuration_is_refused(
     run_cli: Run, recipe: Path, tmp_path: Path, options: list[str], flags: list[str], message: str
 ) -> None:
-    cohort = resolve_cohort(load_recipe(str(recipe)))
+    cohort = resolve(load_recipe(str(recipe)))
     with open_cohort(tmp_path, cohort.to_document(), header=[]):
         (tmp_path / "images").mkdir()
         (tmp_path / "images" / "case_0001.nii.gz").write_text("an image")
@@ -266,13 +255,12 @@ def test_decoding_can_be_asked_for_and_is_on_record(run_cli: Run, recipe: Path, 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--decode-window", "hole"], "--decode-window: expected 'whole' or latent voxels such as 48x48x64, found 'h"),
-        (["--decode-window", "48x48"], "--decode-window: expected one or three numbers such as 48x48x64, or 'whole'"),
-        (["--decode-window", "48x-1x2"], "--decode-window: expected 'whole' or latent voxels such as 48x48x64"),
-        (["--decode-window", "50"], "decoding.window: expected 'whole' or three sides in latent voxels"),
-        (["--decode-overlap", "1"], "decoding.overlap: expected less than 1, found 1.0"),
-        (["--num-splits", "3"], "decoding.num_splits: expected 1, 2, 4, 8 or 16, found 3"),
-        (["--num-splits", "few"], "--num-splits: expected 1, 2, 4, 8 or 16, found 'few'"),
+        (["--decode-window", "hole"], f"{WINDOW}, found 'hole'"),
+        (["--decode-window", "48x48"], f"{WINDOW}, found '48x48'"),
+        (["--decode-window", "48x-1x2"], f"{WINDOW}, found '48x-1x2'"),
+        (["--decode-window", "50"], f"{WINDOW}, found '50'"),
+        (["--decode-overlap", "1"], "--decode-overlap: expected less than 1, found 1.0"),
+        (["--num-splits", "3"], "'3' is not one of '1', '2', '4', '8', '16'"),
     ],
 )
 def test_decoding_that_cannot_be_meant_is_refused(run_cli: Run, recipe: Path, words: list[str], message: str) -> None:
@@ -281,15 +269,13 @@ def test_decoding_that_cannot_be_meant_is_refused(run_cli: Run, recipe: Path, wo
     assert message in outcome.stderr
 
 
-def test_windows_and_splits_are_read() -> None:
-    assert parse_decode_window("Whole") == "whole"
-    assert parse_decode_window("48,48,64") == (48, 48, 64)
-    assert parse_decode_window(None) is None
-    assert (parse_num_splits("8"), parse_num_splits(None)) == (8, None)
+def test_windows_are_read() -> None:
+    for typed, window in (("Whole", "whole"), ("48,48,64", (48, 48, 64)), ([16, 16, 32], (16, 16, 32)), (None, None)):
+        assert DecodingConfig(window=typed).window == window
 
 
 def test_compilers_are_those_of_the_networks(run_cli: Run, recipe: Path, tmp_path: Path) -> None:
-    assert {name.value for name in CompilerName} == set(get_args(Compiler))
+    assert get_args(CompilerName) == get_args(Compiler)
     outcome = run_cli("synthesize", "--recipe", recipe, "--out", tmp_path / "out", "--compile", "trt", "--quiet")
     if outcome.code:  # with TensorRT and a GPU it runs
         assert outcome.code == 1
@@ -405,13 +391,18 @@ def test_size_label_without_a_name_needs_one_lesion(run_cli: Run, recipe: Path, 
 
 
 def test_words_of_the_command_line_are_read() -> None:
-    assert parse_shape("128x96x80") == parse_shape("128,96,80") == (128, 96, 80)
-    assert parse_shape("64") == (64, 64, 64)
-    assert parse_spacing("1.5x1.5x3mm") == (1.5, 1.5, 3.0)
-    assert parse_shape(None) is parse_spacing(None) is None
-    assert parse_size_labels([]) is None
-    assert parse_size_labels(["2"]) == 2
-    assert parse_size_labels(["hepatic tumor=2", "lung tumor=1"]) == {"hepatic tumor": 2, "lung tumor": 1}
+    def config_of(**fields: object) -> CohortRequest:
+        return build_request({"labels": ["hepatic tumor"], **fields})
+
+    assert config_of(shape="128x96x80").shape == config_of(shape="128, 96,80").shape == (128, 96, 80)
+    assert config_of(shape="64").shape == config_of(shape=[64, 64, 64]).shape == (64, 64, 64)
+    assert config_of(spacing_mm="1.5x1.5x3mm").spacing_mm == (1.5, 1.5, 3.0)
+    assert config_of(anatomy="Liver, spleen", shape=None).anatomy == ("liver", "spleen")
+    assert config_of(mask_source="diffusion", size_of=["liver:0.5"]).size_of == {"liver": 0.5}
+    assert config_of(size_reference=Path("mine"), size_label=["2"]).size_label == 2
+    with pytest.warns(EarlierSpelling, match="is an earlier spelling"):
+        config = config_of(size_reference="mine", size_label=["hepatic tumor=2", "lung tumor=1"])
+    assert config.size_label == {"hepatic tumor": 2, "lung tumor": 1}
 
 
 def write_given(folder: Path, num_maps: int) -> Path:
@@ -491,21 +482,23 @@ def test_bundle_says_that_it_draws_poorly_without_a_label_map(run_cli: Run, bund
     assert "without a label map: Nothing but noise." in run_cli("bundles", "show", poor).stdout
 
 
-def test_gates_are_set_by_flags() -> None:
+def test_gates_are_set_by_flags(run_cli: Run) -> None:
     words = ["organ-hu=off", "minimum_cnr=0.5", "lesion-place=on", "max-share-outside=0.2"]
-    assert parse_gates(words) == {
-        "gates.organ_hu": False,
-        "gates.minimum_cnr": 0.5,
-        "gates.lesion_place": True,
-        "gates.max_share_outside": 0.2,
-    }
+    recipe = {"labels": ["liver"], "gates": {"organ_hu": True, "visibility": False}}
+    config = build_request(override(recipe, {"gates": GateConfig.model_validate(words).model_dump(exclude_unset=True)}))
+    gates = config.gates
+    assert (gates.organ_hu, gates.minimum_cnr, gates.lesion_place, gates.max_share_outside) == (False, 0.5, True, 0.2)
+    assert not gates.visibility
     for text, message in (
         ("organ_hue=off", "no gate 'organ_hue'. Did you mean 'organ-hu'"),
-        ("visibility=1", "expected on or off, found '1'"),
-        ("minimum-cnr=off", "expected a number, found 'off'"),
+        ("visibility=1", "expected visibility=on or visibility=off, found 'visibility=1'"),
+        ("minimum-cnr=off", "expected a number for minimum-cnr, found 'minimum-cnr=off'"),
+        ("max-spread=0", "max_spread: expected greater than or equal to 1, found 0.0"),
     ):
-        with pytest.raises(typer.BadParameter, match=message):
-            parse_gates([text])
+        outcome = run_cli("plan", "--labels", "liver", "--gate", text)
+        assert outcome.code == 2
+        assert "--gate: " in outcome.stderr
+        assert message in outcome.stderr
 
 
 def test_help_names_every_gate(run_cli: Run) -> None:

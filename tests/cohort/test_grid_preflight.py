@@ -6,8 +6,8 @@ import pytest
 
 from maisi_aug.bundle_spec.bundle import Bundle, load_bundle
 from maisi_aug.cohort.grid_preflight import check_grid, shows_head_alone
-from maisi_aug.cohort.recipe import build_config
-from maisi_aug.cohort.resolve import resolve_cohort
+from maisi_aug.cohort.request import build_request
+from maisi_aug.cohort.resolve import resolve as resolve_request
 from maisi_aug.errors import GridError
 from maisi_aug.volumes.grid import Grid, Shape, Spacing
 from tests.builders.published_bundle import write_published_bundle
@@ -81,12 +81,12 @@ def test_bundle_without_limits_takes_any_grid(rflow: Bundle) -> None:
     ],
 )
 def test_head_is_known_by_region_or_labels(values: dict[str, Any], expected: bool) -> None:
-    assert shows_head_alone(build_config(values), load_bundle("phantom-ct")) is expected
+    assert shows_head_alone(build_request(values), load_bundle("phantom-ct")) is expected
 
 
 def test_cohort_warns_refuses_and_lets_the_user_insist(rflow: Bundle) -> None:
     def resolve(**changes: Any) -> Any:
-        return resolve_cohort(build_config({"labels": ["liver"], "bundle": str(rflow.path), **changes}))
+        return resolve_request(build_request({"labels": ["liver"], "bundle": str(rflow.path), **changes}))
 
     with pytest.warns(UserWarning, match="expected a field of view of at least 384 mm along I and J, found"):
         assert resolve(spacing_mm=[1.2, 1.2, 2.0]).grid.shape == (256, 256, 256)
@@ -94,5 +94,5 @@ def test_cohort_warns_refuses_and_lets_the_user_insist(rflow: Bundle) -> None:
         resolve(shape=[512, 256, 256])
     with pytest.warns(UserWarning, match="as many voxels along I"):
         cohort = resolve(shape=[512, 256, 256], allow_unseen_grid=True)
-    assert cohort.config.allow_unseen_grid
+    assert cohort.request.allow_unseen_grid
     assert resolve(shape=[512, 512, 128], spacing_mm=[0.8, 0.8, 2.5]).grid.shape == (512, 512, 128)

@@ -10,9 +10,8 @@ import pytest
 from PIL import Image
 
 from maisi_aug.bundle_spec.bundle import load_bundle
-from maisi_aug.cohort.kept_labels import keep_anatomy, spell_labels
 from maisi_aug.cohort.manifest import load_manifest
-from maisi_aug.cohort.plan import CohortPlan, plan_from_texts
+from maisi_aug.cohort.plan import CohortPlan, plan_from_texts, spell_labels
 from maisi_aug.errors import RequestError, VocabularyError
 from maisi_aug.integrations.nnunet import dataset as nnunet
 from maisi_aug.integrations.nnunet.dataset import export_nnunet
@@ -29,21 +28,21 @@ def plan(*texts: str) -> CohortPlan:
 
 def test_output_keeps_the_list_and_its_organs_are_required() -> None:
     before = plan("hepatic tumor:20mm", "liver")
-    kept = keep_anatomy(before, ["stomach", "Liver", "kidney_right", "hepatic tumour", "liver"], VOCABULARY)
+    kept = before.keep_anatomy(["stomach", "Liver", "kidney_right", "hepatic tumour", "liver"], VOCABULARY)
     assert kept.requested_ids == (LIVER, RIGHT_KIDNEY, STOMACH, HEPATIC_TUMOR)
     assert [case.required_ids for case in kept.cases] == [(LIVER, RIGHT_KIDNEY, STOMACH)] * 4
     assert [case.lesions for case in kept.cases] == [case.lesions for case in before.cases]
 
 
 def test_lesions_are_required_where_they_are_requested_and_nowhere_else() -> None:
-    kept = keep_anatomy(plan("hepatic tumor:20mm", "lung tumor:9mm"), ["26", "23", "spleen"], VOCABULARY)
+    kept = plan("hepatic tumor:20mm", "lung tumor:9mm").keep_anatomy(["26", "23", "spleen"], VOCABULARY)
     assert kept.requested_ids == (SPLEEN, LUNG_TUMOR, HEPATIC_TUMOR)
     assert {case.required_ids for case in kept.cases} == {(SPLEEN,)}
     assert [len(case.lesions) for case in kept.cases] == [1, 1, 1, 1]
 
 
 def test_organs_that_a_request_names_stay_first() -> None:
-    (case, *_) = keep_anatomy(plan("stomach+spleen"), ["liver", "spleen", "stomach"], VOCABULARY).cases
+    (case, *_) = plan("stomach+spleen").keep_anatomy(["liver", "spleen", "stomach"], VOCABULARY).cases
     assert case.required_ids == (STOMACH, SPLEEN, LIVER)
 
 
@@ -60,12 +59,12 @@ def test_organs_that_a_request_names_stay_first() -> None:
 )
 def test_list_that_cannot_be_met_is_refused(names: list[str], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
-        keep_anatomy(plan("hepatic tumor:20mm"), names, VOCABULARY)
+        plan("hepatic tumor:20mm").keep_anatomy(names, VOCABULARY)
 
 
 def test_organ_that_is_requested_must_be_in_the_list() -> None:
     with pytest.raises(RequestError, match="found no spleen"):
-        keep_anatomy(plan("spleen"), ["liver"], VOCABULARY)
+        plan("spleen").keep_anatomy(["liver"], VOCABULARY)
 
 
 def test_many_names_are_cut_short_with_the_lesions_first() -> None:

@@ -15,7 +15,6 @@ from maisi_aug.cohort.manifest import (
     MANIFEST_NAME,
     AttemptRecord,
     FileRecord,
-    LesionRecord,
     Manifest,
     ManifestWriter,
     Status,
@@ -23,6 +22,7 @@ from maisi_aug.cohort.manifest import (
     load_manifest,
 )
 from maisi_aug.errors import CohortError
+from maisi_aug.lesions.lesion import Lesion
 
 
 def build_record(case_index: int = 0, attempt: int = 0, status: Status = "accepted") -> AttemptRecord:
@@ -33,7 +33,7 @@ def build_record(case_index: int = 0, attempt: int = 0, status: Status = "accept
         seed=2**62 + 7,
         status=status,
         request="hepatic tumor:0.3",
-        lesions=(LesionRecord(26, "hepatic tumor", 5.9, 0.3, 5.87, 22.4, (80, 60, 50), 1, "84 patients"),),
+        lesions=(Lesion(26, "hepatic tumor", 5.9, 0.3, 5.87, 22.4, (80, 60, 50), 1, "84 patients"),),
         required_ids=(3,),
         verdicts=(VerdictRecord("lesion_size", True, {"error": 0.005, "voxels": [179]}, ""),),
         reason="" if status == "accepted" else "hepatic tumor: too small",

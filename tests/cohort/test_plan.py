@@ -10,12 +10,11 @@ import pytest
 from maisi_aug.cohort.plan import (
     CasePlan,
     CohortPlan,
-    PlannedLesion,
     plan_bare_images,
     plan_from_texts,
     plan_given_maps,
 )
-from maisi_aug.cohort.recipe import load_recipe
+from maisi_aug.cohort.request import load_recipe
 from maisi_aug.errors import RequestError, VocabularyError
 from maisi_aug.system.seeds import case_seed
 from maisi_aug.vocabulary.labels import FULL_VOCABULARY, MAISI, SlotBinding
@@ -31,8 +30,9 @@ def test_plan_as_json_holds_all_of_it() -> None:
     document = json.loads(json.dumps(planned.to_json()))
     assert document["requested_ids"] == list(planned.requested_ids)
     for row, case in zip(document["cases"], planned.cases, strict=True):
-        lesions = [PlannedLesion(**lesion) for lesion in row.pop("lesions")]
-        assert CasePlan(**{**row, "lesions": tuple(lesions), "required_ids": tuple(row["required_ids"])}) == case
+        assert row["lesions"] == [lesion.to_plan() for lesion in case.lesions]
+        assert CasePlan(**{**row, "lesions": case.lesions, "required_ids": tuple(row["required_ids"])}) == case
+        assert [lesion.index for lesion in case.lesions] == list(range(len(case.lesions)))
 
 
 def test_same_seed_same_plan_and_next_seed_another() -> None:
@@ -57,7 +57,7 @@ def test_every_stratum_of_a_range_gets_one_case() -> None:
 def test_each_of_several_lesions_covers_the_range() -> None:
     cases = plan("lung tumor:8-20mmx3", num_cases=20).cases
     for number in range(3):
-        diameters = [case.lesions[number].diameter_mm for case in cases]
+        diameters = [case.lesions[number].requested_mm for case in cases]
         assert min(diameters) < 9.0
         assert max(diameters) > 18.0
         assert all(8.0 <= diameter <= 20.0 for diameter in diameters)
@@ -69,13 +69,13 @@ def test_volume_diameter_and_percentile_of_a_lesion_agree() -> None:
     for case in plan("hepatic tumor:0.1-0.9").cases:
         (lesion,) = case.lesions
         assert lesion.percentile is not None
-        assert lesion.volume_ml == pytest.approx(sizes.volume_ml(lesion.percentile))
-        assert volume_ml(lesion.diameter_mm) == pytest.approx(lesion.volume_ml)
+        assert lesion.requested_ml == pytest.approx(sizes.volume_ml(lesion.percentile))
+        assert volume_ml(lesion.requested_mm) == pytest.approx(lesion.requested_ml)
 
 
 def test_single_percentile_is_met_exactly() -> None:
     expected = reference_distribution("hepatic tumor").volume_ml(0.3)
-    assert {case.lesions[0].volume_ml for case in plan("hepatic tumor:0.3").cases} == {expected}
+    assert {case.lesions[0].requested_ml for case in plan("hepatic tumor:0.3").cases} == {expected}
 
 
 def test_absolute_size_has_no_percentile() -> None:
@@ -110,7 +110,7 @@ def test_organs_are_required_and_lesions_are_not() -> None:
 def test_percentiles_can_refer_to_other_sizes() -> None:
     own = SizeDistribution("hepatic tumor", tuple(float(step) for step in range(1, 22)), "mine")
     (case,) = plan("hepatic tumor:0.5", num_cases=1, distributions={"hepatic tumor": own}).cases
-    assert case.lesions[0].volume_ml == pytest.approx(11.0)
+    assert case.lesions[0].requested_ml == pytest.approx(11.0)
     assert case.lesions[0].size_source == "mine"
 
 
@@ -136,7 +136,7 @@ def test_recipe_of_six_tumours_has_ten_of_each_evenly_from_8_to_50_mm() -> None:
     assert planned.requested_ids == vocabulary.tumor_ids
     for label_id in vocabulary.tumor_ids:
         lesions = [lesion for case in planned.cases for lesion in case.lesions if lesion.label_id == label_id]
-        places = [math.log(lesion.diameter_mm / 8) / math.log(50 / 8) for lesion in lesions]
+        places = [math.log(lesion.requested_mm / 8) / math.log(50 / 8) for lesion in lesions]
         assert sorted(int(10 * place) for place in places) == list(range(10))
     assert all(len(case.lesions) == 1 for case in planned.cases)
 

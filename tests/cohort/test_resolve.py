@@ -7,22 +7,24 @@ import pytest
 import yaml
 
 from maisi_aug.cohort.folder import open_cohort
-from maisi_aug.cohort.recipe import build_config
-from maisi_aug.cohort.resolve import ResolvedCohort, replan, resolve_cohort
+from maisi_aug.cohort.request import build_request
+from maisi_aug.cohort.resolve import CohortRun
+from maisi_aug.cohort.resolve import resolve as resolve_request
 from maisi_aug.errors import BankError, BundleError, CohortError, GridError, RecipeError, RequestError
 from maisi_aug.networks.weights import write_random_bundle
 from tests.builders.tiny_bundle import TINY_SHAPE, build_ddpm_header, build_header
 
 
-def resolve(bundle: Path, **changes: Any) -> ResolvedCohort:
-    return resolve_cohort(build_config({"labels": ["hepatic tumor:0.3"], "bundle": str(bundle), **changes}))
+def resolve(bundle: Path, **changes: Any) -> CohortRun:
+    return resolve_request(build_request({"labels": ["hepatic tumor:0.3"], "bundle": str(bundle), **changes}))
 
 
 def test_defaults_of_the_bundle_are_filled_in(bundle_path: Path) -> None:
     cohort = resolve(bundle_path)
-    assert cohort.config.shape == cohort.grid.shape == TINY_SHAPE
-    assert cohort.config.spacing_mm == pytest.approx((6.4, 6.4, 6.4))
-    assert cohort.config.num_inference_steps == 2
+    assert tuple(cohort.configuration["shape"]) == cohort.grid.shape == TINY_SHAPE
+    assert cohort.configuration["spacing_mm"] == pytest.approx([6.4, 6.4, 6.4])
+    assert cohort.configuration["num_inference_steps"] == cohort.num_inference_steps == 2
+    assert cohort.request.shape is None  # what was asked for stays as it was asked
     assert [lesion.label for case in cohort.plan.cases for lesion in case.lesions] == ["hepatic tumor"] * 4
 
 
@@ -30,14 +32,14 @@ def test_what_the_user_says_stands_above_the_bundle(bundle_path: Path) -> None:
     cohort = resolve(bundle_path, shape=[32, 40, 48], num_inference_steps=7)
     assert cohort.grid.shape == (32, 40, 48)
     assert cohort.grid.spacing_mm == pytest.approx((6.4, 6.4, 6.4))
-    assert cohort.config.num_inference_steps == 7
+    assert cohort.num_inference_steps == 7
 
 
 def test_resolving_again_changes_nothing(bundle_path: Path) -> None:
     cohort = resolve(bundle_path)
     document = yaml.safe_load(yaml.safe_dump(cohort.to_document()))
-    again = resolve_cohort(build_config(document["configuration"]))
-    assert again.config == cohort.config
+    again = resolve_request(build_request(document["configuration"]))
+    assert again.configuration == cohort.configuration
     assert again.plan == cohort.plan
     assert again.to_document() == document
 
@@ -47,7 +49,7 @@ def test_other_seed_plans_with_the_sizes_that_the_bundle_was_taught(tmp_path: Pa
     header = {**build_header(), "sizes": {"hepatic tumor": taught}}
     bundle = write_random_bundle(tmp_path, header, seed=0).path
     cohort = resolve(bundle)
-    for plan in (cohort.plan, replan(cohort, 5)):
+    for plan in (cohort.plan, cohort.with_seed(5).plan):
         volumes = [lesion.volume_ml for case in plan.cases for lesion in case.lesions]
         assert volumes == pytest.approx([106.0] * 4)
 
@@ -56,16 +58,16 @@ def test_other_seed_plans_the_same_given_maps(bundle_path: Path, tmp_path: Path)
     for name in "ab":
         (tmp_path / f"{name}_seg.nii.gz").write_bytes(b"a label map")
     cohort = resolve(bundle_path, labels=[], mask_source="given", mask_bank=str(tmp_path))
-    assert replan(cohort, 5) == cohort.plan
+    assert cohort.with_seed(5).plan == cohort.plan
 
 
 def test_paths_are_made_absolute(bundle_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "bank").mkdir()
     (tmp_path / "bank" / "a_seg.nii.gz").write_bytes(b"a label map")
     monkeypatch.chdir(tmp_path)
-    config = resolve(bundle_path, mask_bank="bank").config
-    assert config.mask_bank == str((tmp_path / "bank").resolve())
-    assert resolve(bundle_path).config.mask_bank == "phantom"
+    cohort = resolve(bundle_path, mask_bank="bank")
+    assert cohort.configuration["mask_bank"] == str((tmp_path / "bank").resolve())
+    assert resolve(bundle_path).configuration["mask_bank"] == "phantom"
 
 
 def test_mapping_file_is_made_absolute_and_a_word_stays(
@@ -74,7 +76,8 @@ def test_mapping_file_is_made_absolute_and_a_word_stays(
     (tmp_path / "map.json").write_text('{"1": "liver"}')
     (tmp_path / "auto").mkdir()
     monkeypatch.chdir(tmp_path)
-    texts = [resolve(bundle_path, mask_labels=text).config.mask_labels for text in ("map.json", "./map.json", "auto")]
+    cohorts = [resolve(bundle_path, mask_labels=text) for text in ("map.json", "./map.json", "auto")]
+    texts = [cohort.configuration["mask_labels"] for cohort in cohorts]
     path = str((tmp_path / "map.json").resolve())
     assert texts == [path, path, "auto"]
 
@@ -84,7 +87,7 @@ def test_folder_of_a_bundle_is_made_absolute_though_it_is_named_like_the_bundle(
 ) -> None:
     (tmp_path / "tiny").symlink_to(bundle_path)
     monkeypatch.chdir(tmp_path)
-    assert resolve(Path("tiny")).config.bundle == str(bundle_path.resolve())
+    assert resolve(Path("tiny")).configuration["bundle"] == str(bundle_path.resolve())
 
 
 def test_cohort_remembers_the_files_of_its_bank_without_opening_them(bundle_path: Path, tmp_path: Path) -> None:
@@ -176,20 +179,20 @@ def test_mapping_to_a_label_that_is_none_is_refused(bundle_path: Path, tmp_path:
 
 def test_unknown_bundle_is_refused() -> None:
     with pytest.raises(BundleError, match="Bundle 'tiny-ct': expected"):
-        resolve_cohort(build_config({"labels": ["liver"], "bundle": "tiny-ct"}))
+        resolve_request(build_request({"labels": ["liver"], "bundle": "tiny-ct"}))
 
 
 def test_foreign_folder_is_refused(bundle_path: Path, tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(CohortError, match=r"found 'notes\.txt'"):
-        resolve_cohort(build_config({"labels": ["liver"], "bundle": str(bundle_path)}), tmp_path)
+        resolve_request(build_request({"labels": ["liver"], "bundle": str(bundle_path)}), tmp_path)
 
 
 def test_networks_are_told_nothing_that_they_do_not_listen_to(tmp_path: Path) -> None:
     ddpm = str(write_random_bundle(tmp_path, build_ddpm_header(), seed=0).path)
     with pytest.raises(RecipeError, match="modality: expected 'ct', .* 'tiny-ddpm' are not told any other"):
-        resolve_cohort(build_config({"labels": ["liver"], "bundle": ddpm, "modality": "ct_contrast"}))
-    asked = build_config({"labels": ["liver"], "bundle": ddpm, "body_region": ["thorax", "pelvis"]})
-    assert resolve_cohort(asked).config.body_region == ("thorax", "pelvis")
+        resolve_request(build_request({"labels": ["liver"], "bundle": ddpm, "modality": "ct_contrast"}))
+    asked = build_request({"labels": ["liver"], "bundle": ddpm, "body_region": ["thorax", "pelvis"]})
+    assert resolve_request(asked).regions == ("thorax", "pelvis")
     with pytest.raises(RecipeError, match="body_region: expected none, .* found abdomen"):
-        resolve_cohort(build_config({"labels": ["liver"], "body_region": ["abdomen"]}))
+        resolve_request(build_request({"labels": ["liver"], "body_region": ["abdomen"]}))

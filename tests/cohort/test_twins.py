@@ -36,7 +36,7 @@ def test_cases_of_a_group_differ_in_size_alone() -> None:
     assert [case.case_id for case in plan.cases[:3]] == ["case_0001_6mm", "case_0001_10mm", "case_0002_6mm"]
     for number, (small, large) in enumerate(twins.groups(plan)):
         assert small.lesions[0].label_id == large.lesions[0].label_id
-        assert (round(small.lesions[0].diameter_mm), round(large.lesions[0].diameter_mm)) == (6, 10)
+        assert (round(small.lesions[0].requested_mm), round(large.lesions[0].requested_mm)) == (6, 10)
         assert twins.to_origin(large.index) == {"group": number, "factor": "size", "value": "10mm"}
 
 
@@ -44,7 +44,7 @@ def test_cases_of_a_group_are_alike_where_the_size_does_not_differ() -> None:
     twins = parse_twins("texture=solid,ground-glass")
     plan = plan_twins(["lung nodule:6-20mm"], twins, vocabulary=MAISI, num_groups=3, seed=3)
     assert all(solid.lesions == glass.lesions for solid, glass in twins.groups(plan))
-    assert len({group[0].lesions[0].volume_ml for group in twins.groups(plan)}) == 3
+    assert len({group[0].lesions[0].requested_ml for group in twins.groups(plan)}) == 3
 
 
 @pytest.mark.parametrize("text", ["lung nodule:8mm", "lung nodule+hepatic tumor"])

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from maisi_aug.cohort.plan import CasePlan, PlannedLesion
-from maisi_aug.cohort.recipe import GateConfig
-from maisi_aug.gates.judgement import judge_image, judge_label_map, judge_organ_hu, overlay_ranges, unrealised_lesions
-from maisi_aug.lesions.planting import PlantedLesion
+from maisi_aug.cohort.plan import CasePlan
+from maisi_aug.cohort.request import GateConfig
+from maisi_aug.gates.judgement import judge_image, judge_label_map, judge_organ_hu, overlay_ranges
+from maisi_aug.lesions.lesion import Lesion
 from maisi_aug.vocabulary.hu import HuRange, reference_hu_ranges
 from maisi_aug.vocabulary.labels import BODY_ID, MAISI
 from maisi_aug.volumes.grid import Grid
@@ -20,11 +20,18 @@ VOXEL_ML = 0.036
 LARGE_ML, SMALL_ML = 6 * 6 * 5 * VOXEL_ML, 3 * 3 * 3 * VOXEL_ML
 
 
-def planned(volume_ml: float) -> PlannedLesion:
-    return PlannedLesion(26, "hepatic tumor", volume_ml, 20.0, 0.3, "a stand-in")
+IN_SMALL, IN_LARGE = (31, 19, 13), (23, 11, 7)
 
 
-CASE = CasePlan("case_0001", 0, "hepatic tumor x2 + spleen", (planned(SMALL_ML), planned(LARGE_ML)), (3,))
+def drawn(requested_ml: float, centre_ijk: tuple[int, int, int], realised_ml: float, **figures: float) -> Lesion:
+    asked = Lesion(26, "hepatic tumor", requested_ml, 0.3, size_source="a stand-in", hosts=(1,))
+    num_voxels = round(realised_ml / VOXEL_ML)
+    placed = {"num_voxels": num_voxels, "spacing_mm": GRID.spacing_mm, "centre_ijk": centre_ijk, "host_id": 1}
+    return asked.drawn(**{**placed, "spread": 1.2, **figures})  # type: ignore[arg-type]
+
+
+LESIONS = (drawn(SMALL_ML, IN_SMALL, SMALL_ML), drawn(LARGE_ML, IN_LARGE, LARGE_ML))
+CASE = CasePlan("case_0001", 0, "hepatic tumor x2 + spleen", LESIONS, (3,))
 
 
 @pytest.fixture
@@ -50,7 +57,7 @@ def image_hu(label_map: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[
 
 
 def judge_map(label_map: NDArray[np.uint8], case: CasePlan = CASE, **options: Any) -> Any:
-    return judge_label_map(case, label_map, (), GRID, vocabulary=MAISI, gates=GateConfig(**options))
+    return judge_label_map(case, label_map, GRID, vocabulary=MAISI, gates=GateConfig(**options))
 
 
 def judge(image_hu: NDArray[np.int16], label_map: NDArray[np.uint8], **options: Any) -> dict[str, list[bool]]:
@@ -59,24 +66,21 @@ def judge(image_hu: NDArray[np.int16], label_map: NDArray[np.uint8], **options: 
     return {gate: [v.passed for v in found if v.gate == gate] for gate in {verdict.gate for verdict in found}}
 
 
-def test_good_label_map_passes_and_pairs_the_largest_with_the_largest(label_map: NDArray[np.uint8]) -> None:
+def test_good_label_map_passes_and_its_lesions_are_measured_the_largest_first(label_map: NDArray[np.uint8]) -> None:
     judgement = judge_map(label_map)
     assert judgement.reason == ""
-    assert [verdict.gate for verdict in judgement.verdicts] == ["presence", "lesion size"]
+    assert [verdict.gate for verdict in judgement.verdicts] == ["presence", "lesion size", "lesion place"]
     for record, volume_ml in zip(judgement.lesions, (LARGE_ML, SMALL_ML), strict=True):
         assert record.requested_ml == pytest.approx(volume_ml)
         assert record.realised_ml == pytest.approx(volume_ml)
         assert (record.percentile, record.size_source) == (0.3, "a stand-in")
 
 
-def test_centre_and_host_come_from_what_was_planted(label_map: NDArray[np.uint8]) -> None:
-    box = (slice(0, 1),) * 3
-    planted = [
-        PlantedLesion(26, box, 27, SMALL_ML, (31, 19, 13), 1),
-        PlantedLesion(26, box, 180, LARGE_ML, (23, 11, 7), 1),
-    ]
-    judgement = judge_label_map(CASE, label_map, planted, GRID, vocabulary=MAISI, gates=GateConfig())
-    assert [record.centre_ijk for record in judgement.lesions] == [(23, 11, 7), (31, 19, 13)]
+def test_lesion_has_the_volume_of_the_part_that_it_lies_in(label_map: NDArray[np.uint8]) -> None:
+    crossed = (drawn(SMALL_ML, IN_LARGE, SMALL_ML), drawn(LARGE_ML, IN_SMALL, LARGE_ML))
+    judgement = judge_map(label_map, replace(CASE, lesions=crossed))
+    assert [record.centre_ijk for record in judgement.lesions] == [IN_SMALL, IN_LARGE]
+    assert [record.realised_ml for record in judgement.lesions] == pytest.approx([SMALL_ML, LARGE_ML])
     assert {record.host_id for record in judgement.lesions} == {1}
 
 
@@ -144,11 +148,6 @@ def test_verdicts_can_be_written_as_json(image_hu: NDArray[np.int16], label_map:
         json.dumps(verdict.figures, allow_nan=False)
 
 
-def test_lesions_before_anything_is_drawn_are_requests_only() -> None:
-    records = unrealised_lesions(replace(CASE, lesions=(planned(2.5),)))
-    assert [(record.requested_ml, record.percentile, record.realised_ml) for record in records] == [(2.5, 0.3, None)]
-
-
 def test_case_whose_organs_are_all_too_dark_does_not_pass(
     image_hu: NDArray[np.int16], label_map: NDArray[np.uint8]
 ) -> None:
@@ -176,13 +175,12 @@ def test_overlaid_ranges_lose_the_labels_that_were_measured() -> None:
     assert overlay_ranges((replace(kidneys, label_ids=(14,)),), (left,)) == (left,)
 
 
-def planted(share_outside: float | None, spread: float, volume_ml: float = LARGE_ML) -> PlantedLesion:
-    box = tuple(slice(0, 6) for _ in range(3))
-    return PlantedLesion(26, box, round(volume_ml / VOXEL_ML), volume_ml, (3, 3, 3), 1, share_outside, spread)
+def planted(share_outside: float | None, spread: float) -> Lesion:
+    return drawn(LARGE_ML, IN_LARGE, LARGE_ML, share_outside=share_outside, spread=spread)  # type: ignore[arg-type]
 
 
-def judge_place(label_map: NDArray[np.uint8], lesion: PlantedLesion, **options: Any) -> list[Any]:
-    found = judge_label_map(CASE, label_map, (lesion,), GRID, vocabulary=MAISI, gates=GateConfig(**options)).verdicts
+def judge_place(label_map: NDArray[np.uint8], lesion: Lesion, **options: Any) -> list[Any]:
+    found = judge_map(label_map, replace(CASE, lesions=(lesion,)), **options).verdicts
     return [verdict for verdict in found if verdict.gate == "lesion place"]
 
 
@@ -212,7 +210,9 @@ def test_lesion_that_was_in_the_map_before_is_measured_and_not_judged(label_map:
 
 
 def test_gates_that_are_off_say_nothing(label_map: NDArray[np.uint8]) -> None:
-    gates = {verdict.gate for verdict in judge_map(label_map, presence=False, lesion_size=False).verdicts}
+    gates = {
+        verdict.gate for verdict in judge_map(label_map, presence=False, lesion_size=False, lesion_place=False).verdicts
+    }
     assert gates == set()
     assert GateConfig().changes() == {}
     assert GateConfig(presence=False, minimum_cnr=0.5).changes() == {"presence": False, "minimum_cnr": 0.5}

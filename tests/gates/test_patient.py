@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from maisi_aug.cohort.recipe import GateConfig
+from maisi_aug.cohort.request import GateConfig
 from maisi_aug.gates.judgement import judge_bare_image
 from maisi_aug.gates.patient import check_patient, measure_patient
 from maisi_aug.volumes.grid import Grid

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from maisi_aug.cohort.plan import plan_from_texts
-from maisi_aug.cohort.recipe import build_config
-from maisi_aug.cohort.resolve import resolve_cohort
+from maisi_aug.cohort.request import build_request
+from maisi_aug.cohort.resolve import resolve
 from maisi_aug.errors import BankError, LesionError
 from maisi_aug.generate.rehearsal import MAX_VOXELS, coarsen, find_hardest, rehearse
 from maisi_aug.vocabulary.labels import MAISI
@@ -21,7 +21,7 @@ from tests.builders.tiny_bank import BODY, HEPATIC_TUMOR, LIVER, build_trunk, tr
 
 def rehearse_config(**values: Any) -> list[tuple[int, int]]:
     told: list[tuple[int, int]] = []
-    rehearse(resolve_cohort(build_config(values)), lambda done, total: told.append((done, total)))
+    rehearse(resolve(build_request(values)), lambda done, total: told.append((done, total)))
     return told
 
 
@@ -62,12 +62,12 @@ def test_bank_that_lacks_the_host_is_refused_as_a_run_would(tmp_path: Path) -> N
 
 
 def test_hardest_case_is_the_one_with_the_most_lesion_volume() -> None:
-    plan = resolve_cohort(build_config({"labels": ["lung tumor:8-30mm", "liver tumor:20mm"], "num_cases": 8})).plan
+    plan = resolve(build_request({"labels": ["lung tumor:8-30mm", "liver tumor:20mm"], "num_cases": 8})).plan
     largest = {case.request: case for case in find_hardest(plan, has_own_lesions=False)}
     assert len(largest) == 2
-    sizes = [case.lesions[0].volume_ml for case in plan.cases if case.request == "lung tumor:8-30mm"]
-    assert largest["lung tumor:8-30mm"].lesions[0].volume_ml == max(sizes)
-    own = {case.lesions[0].volume_ml for case in find_hardest(plan, has_own_lesions=True)}
+    sizes = [case.lesions[0].requested_ml for case in plan.cases if case.request == "lung tumor:8-30mm"]
+    assert largest["lung tumor:8-30mm"].lesions[0].requested_ml == max(sizes)
+    own = {case.lesions[0].requested_ml for case in find_hardest(plan, has_own_lesions=True)}
     assert {min(sizes), max(sizes)} <= own
 
 

@@ -19,9 +19,9 @@ import torch
 
 from maisi_aug.cohort.folder import LostCase
 from maisi_aug.cohort.manifest import MANIFEST_NAME, AttemptRecord, VerdictRecord, load_manifest
-from maisi_aug.cohort.recipe import build_config
 from maisi_aug.cohort.recipe_files import read_recipe
-from maisi_aug.cohort.resolve import ResolvedCohort
+from maisi_aug.cohort.request import build_request
+from maisi_aug.cohort.resolve import CohortRun
 from maisi_aug.errors import BankError, CohortError, LesionError, MaisiAugError
 from maisi_aug.generate.run import CohortSummary, Listener, synthesize_cohort
 from maisi_aug.vocabulary.labels import BODY_ID
@@ -35,13 +35,13 @@ LABELS = ["hepatic tumor:25-40mm", "lung tumor:20-40mm", "kidney tumor:25mm+sple
 
 
 @pytest.fixture(scope="module")
-def resolve(bundle_path: Path) -> Callable[..., ResolvedCohort]:
+def resolve(bundle_path: Path) -> Callable[..., CohortRun]:
     """Resolve a small cohort that accepts noise, with some fields changed."""
     return resolver(labels=LABELS, num_cases=NUM_CASES, seed=5, bundle=str(bundle_path), gates=GATES_OFF)
 
 
 @pytest.fixture(scope="module")
-def reference(resolve: Callable[..., ResolvedCohort], tmp_path_factory: pytest.TempPathFactory) -> CohortSummary:
+def reference(resolve: Callable[..., CohortRun], tmp_path_factory: pytest.TempPathFactory) -> CohortSummary:
     """A cohort made without any trouble."""
     return synthesize_cohort(resolve(), tmp_path_factory.mktemp("reference") / "cohort", device="cpu")
 
@@ -99,7 +99,7 @@ def test_realised_sizes_are_those_of_the_saved_label_map(reference: CohortSummar
 
 
 def test_another_order_gives_the_same_bytes(
-    reference: CohortSummary, resolve: Callable[..., ResolvedCohort], tmp_path: Path
+    reference: CohortSummary, resolve: Callable[..., CohortRun], tmp_path: Path
 ) -> None:
     synthesize_cohort(resolve(), tmp_path, device="cpu", case_indices=[2])
     synthesize_cohort(resolve(), tmp_path, device="cpu", case_indices=[1, 0])
@@ -107,7 +107,7 @@ def test_another_order_gives_the_same_bytes(
 
 
 def test_next_seed_gives_other_images(
-    reference: CohortSummary, resolve: Callable[..., ResolvedCohort], tmp_path: Path
+    reference: CohortSummary, resolve: Callable[..., CohortRun], tmp_path: Path
 ) -> None:
     synthesize_cohort(resolve(seed=6), tmp_path, device="cpu", case_indices=[0])
     ours, theirs = hash_files(tmp_path), hash_files(reference.folder)
@@ -131,7 +131,7 @@ class Finder(Listener):
 
 
 def test_lost_files_are_drawn_again_to_the_same_bytes(
-    reference: CohortSummary, resolve: Callable[..., ResolvedCohort], copy: Path
+    reference: CohortSummary, resolve: Callable[..., CohortRun], copy: Path
 ) -> None:
     for name in ("images/case_0001.nii.gz", "previews/case_0003.png"):
         (copy / name).unlink()
@@ -147,7 +147,7 @@ def test_lost_files_are_drawn_again_to_the_same_bytes(
 
 
 def test_altered_files_are_drawn_again_where_bytes_are_compared(
-    reference: CohortSummary, resolve: Callable[..., ResolvedCohort], copy: Path
+    reference: CohortSummary, resolve: Callable[..., CohortRun], copy: Path
 ) -> None:
     (copy / "labels/case_0002.nii.gz").write_bytes(b"another program's")
     (copy / "previews/case_0002.png").write_bytes(b"no picture")
@@ -159,14 +159,14 @@ def test_altered_files_are_drawn_again_where_bytes_are_compared(
     assert hash_files(copy) == hash_files(reference.folder)
 
 
-def test_lost_case_that_is_not_wanted_waits(resolve: Callable[..., ResolvedCohort], copy: Path) -> None:
+def test_lost_case_that_is_not_wanted_waits(resolve: Callable[..., CohortRun], copy: Path) -> None:
     (copy / "previews/case_0003.png").unlink()
     assert synthesize_cohort(resolve(), copy, device="no such device", case_indices=[0]).num_lost == 0
     assert not (copy / "previews/case_0003.png").exists()
 
 
 def test_case_that_fails_when_it_is_drawn_again_leaves_no_file_of_its_earlier_self(
-    resolve: Callable[..., ResolvedCohort], copy: Path, monkeypatch: pytest.MonkeyPatch
+    resolve: Callable[..., CohortRun], copy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (copy / "previews/case_0001.png").unlink()
     failed = VerdictRecord("geometry", False, {}, "Geometry: not on this machine.")
@@ -177,7 +177,7 @@ def test_case_that_fails_when_it_is_drawn_again_leaves_no_file_of_its_earlier_se
     assert {record.status for record in load_manifest(copy).records if record.case_index == 0} >= {"rejected"}
 
 
-def test_complete_cohort_is_left_as_it_is(reference: CohortSummary, resolve: Callable[..., ResolvedCohort]) -> None:
+def test_complete_cohort_is_left_as_it_is(reference: CohortSummary, resolve: Callable[..., CohortRun]) -> None:
     before = hash_files(reference.folder), (reference.folder / MANIFEST_NAME).read_bytes()
     again = synthesize_cohort(resolve(), reference.folder, device="no such device")
     assert again.num_new == 0
@@ -186,7 +186,7 @@ def test_complete_cohort_is_left_as_it_is(reference: CohortSummary, resolve: Cal
 
 
 def test_case_whose_line_is_removed_is_made_again_with_the_same_bytes(
-    reference: CohortSummary, resolve: Callable[..., ResolvedCohort], tmp_path: Path
+    reference: CohortSummary, resolve: Callable[..., CohortRun], tmp_path: Path
 ) -> None:
     shutil.copytree(reference.folder, tmp_path / "cohort")
     manifest = tmp_path / "cohort" / MANIFEST_NAME
@@ -197,7 +197,7 @@ def test_case_whose_line_is_removed_is_made_again_with_the_same_bytes(
     assert hash_files(tmp_path / "cohort") == hash_files(reference.folder)
 
 
-def test_different_configuration_is_refused(reference: CohortSummary, resolve: Callable[..., ResolvedCohort]) -> None:
+def test_different_configuration_is_refused(reference: CohortSummary, resolve: Callable[..., CohortRun]) -> None:
     before = hash_files(reference.folder)
     with pytest.raises(CohortError, match=r"num_inference_steps: 2 -> 3; max_attempts: 5 -> 1"):
         synthesize_cohort(resolve(num_inference_steps=3, max_attempts=1), reference.folder)
@@ -225,7 +225,7 @@ def start(bundle: Path, repository: Path, out: Path) -> subprocess.Popen[bytes]:
 
 def test_killed_run_leaves_whole_files_only_and_goes_on_to_the_same_bytes(
     reference: CohortSummary,
-    resolve: Callable[..., ResolvedCohort],
+    resolve: Callable[..., CohortRun],
     bundle_path: Path,
     repository: Path,
     tmp_path: Path,
@@ -248,7 +248,7 @@ def test_killed_run_leaves_whole_files_only_and_goes_on_to_the_same_bytes(
 
 def test_interrupted_run_stops_with_one_sentence_and_keeps_what_it_has(
     reference: CohortSummary,
-    resolve: Callable[..., ResolvedCohort],
+    resolve: Callable[..., CohortRun],
     bundle_path: Path,
     repository: Path,
     tmp_path: Path,
@@ -276,7 +276,7 @@ class Interrupter(Listener):
 
 
 def test_ctrl_c_while_sampling_keeps_the_finished_case(
-    reference: CohortSummary, resolve: Callable[..., ResolvedCohort], tmp_path: Path
+    reference: CohortSummary, resolve: Callable[..., CohortRun], tmp_path: Path
 ) -> None:
     with pytest.raises(KeyboardInterrupt):
         synthesize_cohort(resolve(), tmp_path, device="cpu", listener=Interrupter())
@@ -287,7 +287,7 @@ def test_ctrl_c_while_sampling_keeps_the_finished_case(
 
 @pytest.mark.parametrize("num_writes", [4, 6, 9])
 def test_full_disk_is_one_sentence_and_leaves_nothing_half_written(
-    resolve: Callable[..., ResolvedCohort],
+    resolve: Callable[..., CohortRun],
     reference: CohortSummary,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -326,7 +326,7 @@ class Recorder(Listener):
 
 
 def test_image_that_fails_its_gates_is_retried_and_then_rejected(
-    resolve: Callable[..., ResolvedCohort], tmp_path: Path
+    resolve: Callable[..., CohortRun], tmp_path: Path
 ) -> None:
     recorder = Recorder()
     cohort = resolve(gates={}, max_attempts=2, num_cases=2, labels=LABELS[:2])
@@ -347,7 +347,7 @@ def test_image_that_fails_its_gates_is_retried_and_then_rejected(
 
 
 def test_rejected_cases_get_further_attempts_under_a_larger_budget_as_if_it_had_been_so_from_the_start(
-    resolve: Callable[..., ResolvedCohort], tmp_path: Path
+    resolve: Callable[..., CohortRun], tmp_path: Path
 ) -> None:
     def run(out: Path, max_attempts: int) -> CohortSummary:
         cohort = resolve(gates={}, max_attempts=max_attempts, num_cases=2, labels=LABELS[:2])
@@ -366,18 +366,18 @@ def test_rejected_cases_get_further_attempts_under_a_larger_budget_as_if_it_had_
 
 
 def test_larger_budget_leaves_accepted_cases_as_they_are(
-    reference: CohortSummary, resolve: Callable[..., ResolvedCohort], tmp_path: Path
+    reference: CohortSummary, resolve: Callable[..., CohortRun], tmp_path: Path
 ) -> None:
     shutil.copytree(reference.folder, tmp_path / "cohort")
     again = synthesize_cohort(resolve(max_attempts=9), tmp_path / "cohort", device="no such device")
     assert (again.num_new, again.is_complete) == (0, True)
     ours, theirs = hash_files(tmp_path / "cohort"), hash_files(reference.folder)
     assert {name for name in ours if ours[name] != theirs[name]} == {"cohort.yaml"}
-    assert build_config(read_recipe(str(tmp_path / "cohort" / "cohort.yaml"))).max_attempts == 9
+    assert build_request(read_recipe(str(tmp_path / "cohort" / "cohort.yaml"))).max_attempts == 9
 
 
 def test_lesion_larger_than_any_host_stops_the_run_at_the_first_case(
-    resolve: Callable[..., ResolvedCohort], tmp_path: Path
+    resolve: Callable[..., CohortRun], tmp_path: Path
 ) -> None:
     cohort = resolve(labels=["kidney tumor:900mL"], num_cases=NUM_MANY)
     with pytest.raises(LesionError, match=r"at most 150% of its host, .* found 900\.00 mL .* largest that fits"):
@@ -385,9 +385,7 @@ def test_lesion_larger_than_any_host_stops_the_run_at_the_first_case(
     assert load_manifest(tmp_path).records == ()
 
 
-def test_one_impossible_request_does_not_stop_the_others(
-    resolve: Callable[..., ResolvedCohort], tmp_path: Path
-) -> None:
+def test_one_impossible_request_does_not_stop_the_others(resolve: Callable[..., CohortRun], tmp_path: Path) -> None:
     cohort = resolve(labels=["kidney tumor:900mL", "hepatic tumor:30mm"], num_cases=2)
     summary = synthesize_cohort(cohort, tmp_path, device="cpu")
     assert [record.request for record in summary.manifest.accepted] == ["hepatic tumor:30mm"]
@@ -411,7 +409,7 @@ def write_bank(folder: Path, anatomy: Path, *, without: tuple[int, ...] = ()) ->
 
 
 def test_bank_without_the_organs_ends_the_run_and_finds_every_case_open_once_repaired(
-    reference: CohortSummary, resolve: Callable[..., ResolvedCohort], tmp_path: Path
+    reference: CohortSummary, resolve: Callable[..., CohortRun], tmp_path: Path
 ) -> None:
     anatomy = reference.folder / "anatomy" / "case_0003.nii.gz"
     bank = write_bank(tmp_path / "bank", anatomy, without=(1, 3, 5, 14, 129))
@@ -427,7 +425,7 @@ def test_bank_without_the_organs_ends_the_run_and_finds_every_case_open_once_rep
 
 
 def test_case_of_an_organ_that_the_bank_lacks_does_not_stop_the_others(
-    reference: CohortSummary, resolve: Callable[..., ResolvedCohort], tmp_path: Path
+    reference: CohortSummary, resolve: Callable[..., CohortRun], tmp_path: Path
 ) -> None:
     bank = write_bank(tmp_path / "bank", reference.folder / "anatomy" / "case_0003.nii.gz", without=(3,))
     cohort = resolve(labels=["spleen", "hepatic tumor:25mm"], num_cases=2, mask_bank=str(bank))
@@ -437,7 +435,7 @@ def test_case_of_an_organ_that_the_bank_lacks_does_not_stop_the_others(
 
 
 def test_size_far_below_the_stored_lesions_does_not_stop_larger_ones(
-    reference: CohortSummary, resolve: Callable[..., ResolvedCohort], tmp_path: Path
+    reference: CohortSummary, resolve: Callable[..., CohortRun], tmp_path: Path
 ) -> None:
     record = next(record for record in reference.manifest.accepted if record.lesions[0].label == "hepatic tumor")
     stored_ml = record.lesions[0].realised_ml
@@ -451,7 +449,7 @@ def test_size_far_below_the_stored_lesions_does_not_stop_larger_ones(
 
 
 def test_bank_of_files_skips_and_names_the_damaged_one(
-    reference: CohortSummary, resolve: Callable[..., ResolvedCohort], tmp_path: Path
+    reference: CohortSummary, resolve: Callable[..., CohortRun], tmp_path: Path
 ) -> None:
     bank = tmp_path / "bank" / "anatomy"
     bank.mkdir(parents=True)
@@ -477,7 +475,7 @@ def test_bank_of_files_skips_and_names_the_damaged_one(
 
 @pytest.mark.filterwarnings("ignore:Mask bank")
 def test_bank_of_one_real_scan_gives_cases_on_the_bundles_grid(
-    resolve: Callable[..., ResolvedCohort], real_data: Path, tmp_path: Path
+    resolve: Callable[..., CohortRun], real_data: Path, tmp_path: Path
 ) -> None:
     bank = real_data / "totalsegmentator-example"
     cohort = resolve(mask_bank=str(bank), mask_labels="totalsegmentator-v1", labels=LABELS[:1], num_cases=1)
@@ -501,7 +499,7 @@ def test_what_cannot_be_computed_leaves_no_folder(
     settings: dict[str, Any],
     options: dict[str, Any],
     message: str,
-    resolve: Callable[..., ResolvedCohort],
+    resolve: Callable[..., CohortRun],
     tmp_path: Path,
 ) -> None:
     with pytest.raises(MaisiAugError, match=message):

@@ -1,16 +1,19 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 from pydantic import JsonValue
 
-from maisi_aug.cohort.manifest import LesionRecord, VerdictRecord
+from maisi_aug.cohort.manifest import VerdictRecord
 from maisi_aug.cohort.plan import CasePlan
 from maisi_aug.generate.attempts import Attempt
 from maisi_aug.generate.writer import describe_attempt
+from maisi_aug.lesions.lesion import Lesion
 
 CASE = CasePlan("case_0001", 0, "hepatic tumor:10-30mmx2", (), ())
-SMALL = LesionRecord(26, "hepatic tumor", 1.0, None, 0.96, 12.2)
-LARGE = LesionRecord(26, "hepatic tumor", 9.0, None, 8.96, 25.8)
-LOST = LesionRecord(23, "lung tumor", 2.0)
+SMALL = Lesion(26, "hepatic tumor", 1.0, None, 0.96, 12.2)
+LARGE = Lesion(26, "hepatic tumor", 9.0, None, 8.96, 25.8)
+LOST = Lesion(23, "lung tumor", 2.0)
 
 
 def visibility(num_voxels: int, contrast_hu: float, *, passed: bool = True) -> VerdictRecord:
@@ -19,8 +22,9 @@ def visibility(num_voxels: int, contrast_hu: float, *, passed: bool = True) -> V
 
 
 def test_caption_tells_sizes_and_contrasts_the_largest_lesion_first() -> None:
-    attempt = Attempt(CASE, 1, 77, lesions=(SMALL, LOST, LARGE))
-    caption = describe_attempt(attempt, [visibility(30, -12.4), visibility(280, -34.6)], 0.032, "phantom-ct")
+    verdicts = (visibility(30, -12.4), visibility(280, -34.6))
+    attempt = Attempt(replace(CASE, lesions=(SMALL, LOST, LARGE)), 1, 77, verdicts=verdicts)
+    caption = describe_attempt(attempt, 0.032, "phantom-ct")
     assert caption.title == "case_0001"
     assert caption.lines == (
         "hepatic tumor: 8.96 mL (25.8 mm), asked for 9.00 mL; -35 HU to its host",
@@ -31,11 +35,12 @@ def test_caption_tells_sizes_and_contrasts_the_largest_lesion_first() -> None:
 
 
 def test_caption_of_a_failed_attempt_says_why() -> None:
-    caption = describe_attempt(Attempt(CASE, 0, 7), [visibility(30, 12.0, passed=False)], 0.032, "phantom-ct")
+    attempt = Attempt(CASE, 0, 7, verdicts=(visibility(30, 12.0, passed=False),))
+    caption = describe_attempt(attempt, 0.032, "phantom-ct")
     assert caption.lines[-1] == "Rejected: hepatic tumor: expected darker."
 
 
 def test_caption_stays_short_for_many_lesions() -> None:
-    caption = describe_attempt(Attempt(CASE, 0, 7, lesions=(SMALL,) * 9), [], 0.032, "phantom-ct")
+    caption = describe_attempt(Attempt(replace(CASE, lesions=(SMALL,) * 9), 0, 7), 0.032, "phantom-ct")
     assert len(caption.lines) == 6
     assert "and 5 more lesions" in caption.lines

@@ -13,8 +13,10 @@ from scipy import ndimage
 
 from maisi_aug.errors import LesionError
 from maisi_aug.lesions.growth_rules import GrowthRule, growth_rule_of
-from maisi_aug.lesions.planting import LesionWish, PlantedLesion, largest_that_fits_ml, measure_lesions, plant_lesions
+from maisi_aug.lesions.lesion import Lesion
+from maisi_aug.lesions.planting import largest_that_fits_ml, measure_lesions, plant_lesions
 from maisi_aug.volumes.components import is_any_of
+from tests.builders.lesions import ask_for
 
 LabelMap = NDArray[np.uint8]
 SPACING_MM = (3.2, 3.2, 3.2)
@@ -50,17 +52,16 @@ def test_planted_lesion_has_the_wanted_volume_inside_its_host(
     label_id: int, hosts: tuple[int, ...], diameter_mm: float
 ) -> None:
     label_map = build_map()
-    wish = LesionWish(label_id, hosts, sphere_ml(diameter_mm))
+    wish = ask_for(label_id, hosts, sphere_ml(diameter_mm))
     for seed in range(3):
         planted_map, (lesion,) = plant_lesions(
             label_map, [wish], spacing_mm=SPACING_MM, rng=np.random.default_rng(seed)
         )
         mask = planted_map == label_id
-        assert mask.sum() == lesion.num_voxels == round(wish.volume_ml / VOXEL_ML)
-        assert lesion.volume_ml == pytest.approx(mask.sum() * VOXEL_ML)
+        assert mask.sum() == lesion.num_voxels == round(wish.requested_ml / VOXEL_ML)
+        assert lesion.realised_ml == pytest.approx(mask.sum() * VOXEL_ML)
         assert set(np.unique(label_map[mask])) <= set(hosts)
         assert ndimage.label(mask, TOUCHING)[1] == 1
-        assert mask[lesion.mask_bbox].sum() == lesion.num_voxels
         assert planted_map[lesion.centre_ijk] == label_id
         assert lesion.host_id in hosts
         np.testing.assert_array_equal(planted_map[~mask], label_map[~mask])
@@ -70,9 +71,9 @@ def test_planted_lesion_has_the_wanted_volume_inside_its_host(
 def test_planted_lesions_never_touch_each_other() -> None:
     label_map = build_map()
     wanted = [
-        LesionWish(24, (4,), 1.0),
-        *(LesionWish(26, (1,), sphere_ml(mm)) for mm in (8, 12, 20, 30, 10)),
-        LesionWish(129, (1,), 2.0),
+        ask_for(24, (4,), 1.0),
+        *(ask_for(26, (1,), sphere_ml(mm)) for mm in (8, 12, 20, 30, 10)),
+        ask_for(129, (1,), 2.0),
     ]
     for seed in range(4):
         rng = np.random.default_rng(seed)
@@ -81,10 +82,10 @@ def test_planted_lesions_never_touch_each_other() -> None:
         parts, num_parts = ndimage.label(is_any_of(planted_map, (24, 26, 129)), TOUCHING)
         assert num_parts == len(wanted)
         for wish, lesion in zip(wanted, lesions, strict=True):
-            assert lesion.num_voxels == round(wish.volume_ml / VOXEL_ML)
+            assert lesion.num_voxels == round(wish.requested_ml / VOXEL_ML)
             assert (parts == parts[lesion.centre_ijk]).sum() == lesion.num_voxels
         measured = measure_lesions(planted_map, 26, VOXEL_ML)
-        expected = sorted((lesion.volume_ml for lesion in lesions if lesion.label_id == 26), reverse=True)
+        expected = sorted((lesion.realised_ml for lesion in lesions if lesion.label_id == 26), reverse=True)
         assert measured == pytest.approx(expected)
 
 
@@ -96,7 +97,7 @@ def test_planted_lesion_keeps_apart_from_lesions_already_there() -> None:
     for seed in range(5):
         planted_map, (lesion,) = plant_lesions(
             label_map,
-            [LesionWish(26, (1,), 6.0)],
+            [ask_for(26, (1,), 6.0)],
             spacing_mm=SPACING_MM,
             rng=np.random.default_rng(seed),
             other_lesion_ids=(23,),
@@ -110,7 +111,7 @@ def test_lesion_too_large_for_one_bone_grows_over_touching_bones() -> None:
     label_map = build_map()
     single_ml = float((label_map == 33).sum()) * VOXEL_ML
     planted_map, (lesion,) = plant_lesions(
-        label_map, [LesionWish(128, BONES, 1.3 * single_ml)], spacing_mm=SPACING_MM, rng=np.random.default_rng(0)
+        label_map, [ask_for(128, BONES, 1.3 * single_ml)], spacing_mm=SPACING_MM, rng=np.random.default_rng(0)
     )
     replaced = set(np.unique(label_map[planted_map == 128]))
     assert replaced == {33, 34}
@@ -122,7 +123,7 @@ def test_hosts_with_ample_room_are_all_used() -> None:
     used = set()
     for seed in range(20):
         rng = np.random.default_rng(seed)
-        _, (lesion,) = plant_lesions(label_map, [LesionWish(128, BONES, 0.5)], spacing_mm=SPACING_MM, rng=rng)
+        _, (lesion,) = plant_lesions(label_map, [ask_for(128, BONES, 0.5)], spacing_mm=SPACING_MM, rng=rng)
         used.add(lesion.host_id)
     assert used == set(BONES)
 
@@ -138,13 +139,13 @@ def build_thin_pancreas() -> LabelMap:
 BULGING = GrowthRule(0.7, 10.0, rim_mm=30.0, in_cavity=False, room_share=0.0, max_spread=3.0, source="a test")
 
 
-def plant_pancreatic(diameter_mm: float, *, rule: GrowthRule | None, seed: int) -> tuple[LabelMap, PlantedLesion]:
+def plant_pancreatic(diameter_mm: float, *, rule: GrowthRule | None, seed: int) -> tuple[LabelMap, Lesion]:
     label_map = build_thin_pancreas()
-    wish = LesionWish(24, (4,), sphere_ml(diameter_mm), rule=rule)
+    wish = ask_for(24, (4,), sphere_ml(diameter_mm), rule=rule)
     rng = np.random.default_rng(seed)
     planted_map, (lesion,) = plant_lesions(label_map, [wish], spacing_mm=SPACING_MM, rng=rng)
     mask = planted_map == 24
-    assert mask.sum() == lesion.num_voxels == round(wish.volume_ml / VOXEL_ML)
+    assert mask.sum() == lesion.num_voxels == round(wish.requested_ml / VOXEL_ML)
     assert ndimage.label(mask, TOUCHING)[1] == 1
     assert set(np.unique(label_map[mask])) <= ({4, 200} if rule else {4})
     outside = (label_map[mask] != 4).mean()
@@ -154,7 +155,7 @@ def plant_pancreatic(diameter_mm: float, *, rule: GrowthRule | None, seed: int) 
     return planted_map, lesion
 
 
-def longest_side_mm(lesion: PlantedLesion) -> float:
+def longest_side_mm(lesion: Lesion) -> float:
     return max(float(part.stop - part.start) * step for part, step in zip(lesion.mask_bbox, SPACING_MM, strict=True))
 
 
@@ -184,13 +185,13 @@ def test_lesion_too_large_beside_its_host_is_refused_and_the_largest_that_fits_i
     rule = growth_rule_of("pancreatic tumor")
     with pytest.raises(LesionError, match=r"at most 100% of its host, 47\.19 mL .* found 65\.45 mL \(50\.0 mm\)"):
         plant_pancreatic(50, rule=rule, seed=0)
-    wish = LesionWish(24, (4,), 65.45, rule=rule)
+    wish = ask_for(24, (4,), 65.45, rule=rule)
     largest_ml = largest_that_fits_ml(build_thin_pancreas(), wish, spacing_mm=SPACING_MM, rng=np.random.default_rng(0))
     assert 5.0 < largest_ml <= 47.19
     for seed in range(3):
-        small = LesionWish(24, (4,), 0.9 * largest_ml, rule=rule)
+        small = ask_for(24, (4,), 0.9 * largest_ml, rule=rule)
         plant_lesions(build_thin_pancreas(), [small], spacing_mm=SPACING_MM, rng=np.random.default_rng(seed))
-    nowhere = LesionWish(24, (5,), 10.0, rule=rule)
+    nowhere = ask_for(24, (5,), 10.0, rule=rule)
     assert largest_that_fits_ml(build_map(), nowhere, spacing_mm=SPACING_MM, rng=np.random.default_rng(0)) == 0.0
 
 
@@ -219,10 +220,10 @@ def test_large_lesion_pushes_organs_aside_and_leaves_bone_muscle_and_skin_alone(
     label_map = build_flank()
     kidney_ml = float((label_map == 14).sum()) * VOXEL_ML
     rule = growth_rule_of("kidney tumor")
-    wish = LesionWish(129, (14,), 1.1 * kidney_ml, rule=rule)
+    wish = ask_for(129, (14,), 1.1 * kidney_ml, rule=rule)
     planted_map, (lesion,) = plant_lesions(label_map, [wish], spacing_mm=SPACING_MM, rng=np.random.default_rng(seed))
     tumor = planted_map == 129
-    assert tumor.sum() == round(wish.volume_ml / VOXEL_ML)
+    assert tumor.sum() == round(wish.requested_ml / VOXEL_ML)
     assert lesion.share_outside is not None
     assert lesion.spread is not None
     assert lesion.share_outside <= rule.max_share_outside
@@ -232,12 +233,12 @@ def test_large_lesion_pushes_organs_aside_and_leaves_bone_muscle_and_skin_alone(
     depth_mm = ndimage.distance_transform_edt(planted_map > 0) * SPACING_MM[0]
     assert depth_mm[tumor].min() >= 12.0
     # The kidney gives way: more of it is left than a lesion that only replaces tissue would leave.
-    assert (planted_map == 14).sum() * VOXEL_ML > kidney_ml - (1 - lesion.share_outside) * wish.volume_ml + 1.0
+    assert (planted_map == 14).sum() * VOXEL_ML > kidney_ml - (1 - lesion.share_outside) * wish.requested_ml + 1.0
     assert (planted_map == 1).sum() > 0.6 * (label_map == 1).sum()
 
 
 def test_planting_depends_on_its_seed_alone() -> None:
-    wanted = [LesionWish(26, (1,), 2.0), LesionWish(26, (1,), 8.0)]
+    wanted = [ask_for(26, (1,), 2.0), ask_for(26, (1,), 8.0)]
 
     def plant(seed: int) -> bytes:
         rng = np.random.default_rng(seed)
@@ -250,7 +251,7 @@ def test_planting_depends_on_its_seed_alone() -> None:
 def test_anisotropic_lesions_keep_their_volume() -> None:
     label_map = np.full((7, 9, 11), 1, dtype=np.uint8)
     planted_map, (lesion,) = plant_lesions(
-        label_map, [LesionWish(26, (1,), 0.1)], spacing_mm=ANISOTROPIC_MM, rng=np.random.default_rng(0)
+        label_map, [ask_for(26, (1,), 0.1)], spacing_mm=ANISOTROPIC_MM, rng=np.random.default_rng(0)
     )
     assert lesion.num_voxels == (planted_map == 26).sum() == round(0.1 / (0.7 * 0.8 * 2.5 / 1000))
 
@@ -263,16 +264,16 @@ def test_lesion_without_room_fails_soon_and_says_why() -> None:
         match=r"pancreatic tumor: .* 65\.45 mL \(50\.0 mm\) .*\(pancreas\), found 50\.33 mL free, 50\.33 mL",
     ):
         plant_lesions(
-            label_map, [LesionWish(24, (4,), sphere_ml(50))], spacing_mm=SPACING_MM, rng=np.random.default_rng(0)
+            label_map, [ask_for(24, (4,), sphere_ml(50))], spacing_mm=SPACING_MM, rng=np.random.default_rng(0)
         )
     with pytest.raises(LesionError, match=r"my label: .* \(label 250\), found 0\.00 mL free"):
         plant_lesions(
             label_map,
-            [LesionWish(251, (250,), 1.0, label_name="my label")],
+            [ask_for(251, (250,), 1.0, label="my label")],
             spacing_mm=SPACING_MM,
             rng=np.random.default_rng(0),
         )
-    crowd = [LesionWish(24, (4,), 12.0)] * 6
+    crowd = [ask_for(24, (4,), 12.0)] * 6
     with pytest.raises(LesionError, match=r"pancreatic tumor: .* 12\.00 mL .* in the largest part\. Ask for"):
         plant_lesions(label_map, crowd, spacing_mm=SPACING_MM, rng=np.random.default_rng(0))
     assert time.perf_counter() - start < 5.0
@@ -296,7 +297,7 @@ def test_lesions_are_measured_by_touching_voxels_largest_first() -> None:
 
 def test_planted_lesion_converts_to_json() -> None:
     _, (lesion,) = plant_lesions(
-        build_map(), [LesionWish(26, (1,), 1.0)], spacing_mm=SPACING_MM, rng=np.random.default_rng(0)
+        build_map(), [ask_for(26, (1,), 1.0)], spacing_mm=SPACING_MM, rng=np.random.default_rng(0)
     )
     plain = json.loads(json.dumps(lesion.to_dict()))
     assert plain["mask_bbox"] == [[part.start, part.stop] for part in lesion.mask_bbox]
@@ -311,7 +312,7 @@ def test_lung_tumour_crosses_a_fissure_where_another_lesion_keeps_to_its_host() 
     lobe_ml = float((label_map == 28).sum()) * VOXEL_ML
     rule = growth_rule_of("lung tumor")
     for seed in range(3):
-        wish = LesionWish(23, (28, 29), 0.3 * lobe_ml, rule=rule)
+        wish = ask_for(23, (28, 29), 0.3 * lobe_ml, rule=rule)
         planted_map, (lesion,) = plant_lesions(
             label_map, [wish], spacing_mm=SPACING_MM, rng=np.random.default_rng(seed)
         )

@@ -11,8 +11,9 @@ import pytest
 from PIL import Image
 
 from maisi_aug.cohort.manifest import load_manifest
-from maisi_aug.cohort.recipe import build_config
-from maisi_aug.cohort.resolve import ResolvedCohort, resolve_cohort
+from maisi_aug.cohort.request import build_request
+from maisi_aug.cohort.resolve import CohortRun
+from maisi_aug.cohort.resolve import resolve as resolve_request
 from maisi_aug.errors import ExportError, RecipeError
 from maisi_aug.generate.run import CohortSummary, synthesize_cohort
 from maisi_aug.integrations.nnunet.dataset import export_nnunet
@@ -27,21 +28,21 @@ HEADERS = {"tiny": build_header(), "tiny-ddpm": build_ddpm_header(), "tiny-poor"
 
 
 @pytest.fixture(scope="module")
-def resolve(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., ResolvedCohort]:
+def resolve(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., CohortRun]:
     """Resolve a small cohort without label maps, with some fields changed."""
     folder = tmp_path_factory.mktemp("bundles")
     for name, header in HEADERS.items():
         write_random_bundle(folder / name, header, seed=0)
 
-    def call(bundle: str = "tiny", **changes: Any) -> ResolvedCohort:
+    def call(bundle: str = "tiny", **changes: Any) -> CohortRun:
         values = {"mask_source": "none", "bundle": str(folder / bundle), "shape": SHAPE, "num_cases": 2}
-        return resolve_cohort(build_config({**values, "gates": {"organ_hu": False}, **changes}))
+        return resolve_request(build_request({**values, "gates": {"organ_hu": False}, **changes}))
 
     return call
 
 
 @pytest.fixture(scope="module")
-def two(resolve: Callable[..., ResolvedCohort], tmp_path_factory: pytest.TempPathFactory) -> CohortSummary:
+def two(resolve: Callable[..., CohortRun], tmp_path_factory: pytest.TempPathFactory) -> CohortSummary:
     """A cohort made in one go."""
     return synthesize_cohort(resolve(), tmp_path_factory.mktemp("two"), device="cpu")
 
@@ -70,16 +71,14 @@ def test_cohort_holds_images_and_pictures_alone(two: CohortSummary) -> None:
 
 
 def test_cohort_goes_on_to_the_same_bytes(
-    two: CohortSummary, resolve: Callable[..., ResolvedCohort], tmp_path: Path
+    two: CohortSummary, resolve: Callable[..., CohortRun], tmp_path: Path
 ) -> None:
     synthesize_cohort(resolve(), tmp_path, device="cpu", case_indices=[1])
     assert synthesize_cohort(resolve(), tmp_path, device="cpu").num_new == 1
     assert hash_files(tmp_path) == hash_files(two.folder)
 
 
-def test_noise_is_rejected_unless_the_bundle_says_so_itself(
-    resolve: Callable[..., ResolvedCohort], tmp_path: Path
-) -> None:
+def test_noise_is_rejected_unless_the_bundle_says_so_itself(resolve: Callable[..., CohortRun], tmp_path: Path) -> None:
     judged = synthesize_cohort(resolve(gates={}, max_attempts=2), tmp_path / "judged", device="cpu")
     assert [record.attempt for record in judged.manifest.rejected] == [1, 1]
     assert all(record.reason.startswith("Patient: expected one") for record in judged.manifest.rejected)
@@ -93,7 +92,7 @@ def test_noise_is_rejected_unless_the_bundle_says_so_itself(
     assert "Not judged" in verdict.message
 
 
-def test_body_region_and_modality_reach_the_networks(resolve: Callable[..., ResolvedCohort], tmp_path: Path) -> None:
+def test_body_region_and_modality_reach_the_networks(resolve: Callable[..., CohortRun], tmp_path: Path) -> None:
     def draw(name: str, *words: str, **changes: Any) -> bytes:
         summary = synthesize_cohort(resolve(*words, num_cases=1, **changes), tmp_path / name, device="cpu")
         return load_image(summary.folder / summary.manifest.accepted[0].files["image"].path).array.tobytes()
@@ -116,7 +115,7 @@ def test_body_region_and_modality_reach_the_networks(resolve: Callable[..., Reso
 )
 def test_field_that_does_not_go_without_label_maps_is_refused(values: dict[str, Any], message: str) -> None:
     with pytest.raises(RecipeError, match=message):
-        build_config({"mask_source": "none", **values})
+        build_request({"mask_source": "none", **values})
 
 
 def test_nothing_to_train_on_is_exported(two: CohortSummary, tmp_path: Path) -> None:

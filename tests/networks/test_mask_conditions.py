@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from maisi_aug.errors import BundleError, RecipeError
-from maisi_aug.lesions.planting import LesionWish
+from maisi_aug.lesions.lesion import Lesion
 from maisi_aug.networks.mask_conditions import (
     CONDITION_IDS,
     NUM_NEAREST,
@@ -21,6 +21,7 @@ from maisi_aug.networks.mask_conditions import (
 )
 from maisi_aug.vocabulary.labels import MAISI
 from maisi_aug.vocabulary.sizes import reference_distribution
+from tests.builders.lesions import ask_for
 from tests.builders.tiny_masks import build_size_rows
 
 LIVER, PANCREAS, HEPATIC_TUMOR, BONE_LESION, KIDNEY_TUMOR = 1, 4, 26, 128, 129
@@ -28,8 +29,8 @@ ROWS = np.array(build_size_rows(200), dtype=np.float32)
 PLACE = {label_id: place for place, label_id in enumerate(CONDITION_IDS)}
 
 
-def wish(label_id: int, volume_ml: float = 5.0) -> LesionWish:
-    return LesionWish(label_id, (LIVER,), volume_ml)
+def wish(label_id: int, volume_ml: float = 5.0) -> Lesion:
+    return ask_for(label_id, (LIVER,), volume_ml)
 
 
 def test_numbers_stand_in_the_published_order() -> None:

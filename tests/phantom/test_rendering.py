@@ -12,22 +12,23 @@ from numpy.typing import NDArray
 
 import maisi_aug
 from maisi_aug.errors import GridError, LesionError
-from maisi_aug.lesions.planting import LesionWish, measure_lesions
+from maisi_aug.lesions.planting import measure_lesions
 from maisi_aug.phantom import PHASES, REGIONS, Phantom, Phase, Region, build_label_map, build_phantom, ids, render_hu
 from maisi_aug.phantom.intensity import draw_phase
 from maisi_aug.phantom.rendering import guess_tissue
 from maisi_aug.volumes.grid import Grid
+from tests.builders.lesions import ask_for
 
 COARSE = Grid.from_spacing((28, 24, 20), (14.5, 12.5, 13.0))
 WINDOW = Grid.from_spacing((72, 54, 44), (5.6, 5.6, 5.6))
 HU_RANGES = Path(maisi_aug.__file__).parent / "data" / "hu_ranges.json"
 # Tumour, window, volume in mL, and where its median HU lies relative to its host (sign) or absolutely.
 WISHES = (
-    LesionWish(ids.HEPATIC_TUMOR, (ids.LIVER,), 14.0),
-    LesionWish(ids.PANCREATIC_TUMOR, (ids.PANCREAS,), 9.0),
-    LesionWish(ids.KIDNEY_TUMOR, ids.KIDNEYS, 12.0),
-    LesionWish(ids.COLON_TUMOR, (ids.COLON,), 9.0),
-    LesionWish(ids.BONE_LESION, ids.VERTEBRAE, 7.0),
+    ask_for(ids.HEPATIC_TUMOR, (ids.LIVER,), 14.0),
+    ask_for(ids.PANCREATIC_TUMOR, (ids.PANCREAS,), 9.0),
+    ask_for(ids.KIDNEY_TUMOR, ids.KIDNEYS, 12.0),
+    ask_for(ids.COLON_TUMOR, (ids.COLON,), 9.0),
+    ask_for(ids.BONE_LESION, ids.VERTEBRAE, 7.0),
 )
 
 
@@ -108,7 +109,7 @@ def test_wished_tumors_have_their_volume_and_sign(seed: int) -> None:
 
 
 def test_lung_tumor_is_soft_tissue_in_air() -> None:
-    wish = LesionWish(ids.LUNG_TUMOR, ids.LUNG_LOBES, 15.0)
+    wish = ask_for(ids.LUNG_TUMOR, ids.LUNG_LOBES, 15.0)
     phantom = build_phantom(seed=31, grid=WINDOW, region="chest", lesions=[wish])
     assert -120 < median_hu(phantom.image_hu, phantom.label_map, (ids.LUNG_TUMOR,)) < 90
     assert median_hu(phantom.image_hu, phantom.label_map, ids.LUNG_LOBES) < -700
@@ -133,7 +134,7 @@ def test_phantom_without_lesions_is_its_anatomy() -> None:
 
 def test_wish_that_does_not_fit_is_refused() -> None:
     with pytest.raises(LesionError, match="900"):
-        build_phantom(seed=9, grid=WINDOW, region="abdomen", lesions=[LesionWish(ids.PANCREATIC_TUMOR, (4,), 900.0)])
+        build_phantom(seed=9, grid=WINDOW, region="abdomen", lesions=[ask_for(ids.PANCREATIC_TUMOR, (4,), 900.0)])
 
 
 def test_tissue_can_be_guessed_from_the_labels() -> None:

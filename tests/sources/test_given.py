@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 
 from maisi_aug.banks.label_map import BankMap
 from maisi_aug.cohort.manifest import MANIFEST_NAME, load_manifest
-from maisi_aug.cohort.recipe import build_config
-from maisi_aug.cohort.resolve import ResolvedCohort, resolve_cohort
+from maisi_aug.cohort.request import build_request
+from maisi_aug.cohort.resolve import CohortRun
+from maisi_aug.cohort.resolve import resolve as resolve_request
 from maisi_aug.errors import BankError, CohortError, RecipeError, VocabularyError
 from maisi_aug.generate.run import CohortSummary, synthesize_cohort
 from maisi_aug.lesions.planting import measure_lesions
@@ -83,7 +84,7 @@ def write_maps(folder: Path, num_maps: int) -> Path:
 
 
 @pytest.fixture(scope="module")
-def resolve(bundle_path: Path) -> Callable[..., ResolvedCohort]:
+def resolve(bundle_path: Path) -> Callable[..., CohortRun]:
     """Resolve a cohort of given maps that accepts noise, with some fields changed."""
 
     of_bundle = resolver(mask_source="given", bundle=str(bundle_path), gates=GATES_OFF)
@@ -91,14 +92,14 @@ def resolve(bundle_path: Path) -> Callable[..., ResolvedCohort]:
 
 
 @pytest.fixture(scope="module")
-def three(resolve: Callable[..., ResolvedCohort], tmp_path_factory: pytest.TempPathFactory) -> CohortSummary:
+def three(resolve: Callable[..., CohortRun], tmp_path_factory: pytest.TempPathFactory) -> CohortSummary:
     """A cohort of three maps, the last of them drawn twice: four cases."""
     folder = write_maps(tmp_path_factory.mktemp("three") / "maps", 3)
     return synthesize_cohort(resolve(folder, num_cases=4, seed=5), folder.parent / "cohort", device="cpu")
 
 
 def test_every_map_becomes_a_case_in_the_order_of_their_names(
-    three: CohortSummary, resolve: Callable[..., ResolvedCohort]
+    three: CohortSummary, resolve: Callable[..., CohortRun]
 ) -> None:
     names = [f"map_{number}_seg.nii.gz" for number in range(3)]
     records = load_manifest(three.folder).accepted
@@ -137,22 +138,20 @@ def test_manifest_tells_origin_lesions_and_organs(three: CohortSummary) -> None:
 
 
 def test_cohort_goes_on_to_the_same_bytes(
-    three: CohortSummary, resolve: Callable[..., ResolvedCohort], tmp_path: Path
+    three: CohortSummary, resolve: Callable[..., CohortRun], tmp_path: Path
 ) -> None:
     maps = three.folder.parent / "maps"
     cohort = resolve(maps, num_cases=4, seed=5)
     synthesize_cohort(cohort, tmp_path, device="cpu", case_indices=[2])
     synthesize_cohort(cohort, tmp_path, device="cpu", case_indices=[3, 1, 0])
     assert hash_files(tmp_path) == hash_files(three.folder)
-    again = resolve_cohort(build_config({**cohort.config.to_dict()}))
+    again = resolve_request(build_request(cohort.configuration))
     assert synthesize_cohort(again, tmp_path, device="no such device").num_new == 0
     with pytest.raises(CohortError, match="this cohort has 4 cases, -n asks for 3. -n can only grow."):
         synthesize_cohort(resolve(maps, seed=5), tmp_path)
 
 
-def test_names_of_labels_choose_what_the_label_files_hold(
-    resolve: Callable[..., ResolvedCohort], tmp_path: Path
-) -> None:
+def test_names_of_labels_choose_what_the_label_files_hold(resolve: Callable[..., CohortRun], tmp_path: Path) -> None:
     cohort = resolve(write_maps(tmp_path / "maps", 1), labels=["spleen", "lung tumor"])
     summary = synthesize_cohort(cohort, tmp_path / "cohort", device="cpu")
     (record,) = summary.manifest.accepted  # a map need not hold all of them
@@ -165,7 +164,7 @@ def test_names_of_labels_choose_what_the_label_files_hold(
 
 @pytest.mark.parametrize(("axes", "degrees"), [("RAS", 12.0), ("LPS", 0.0), ("PIR", 12.0)])
 def test_map_in_any_orientation_keeps_every_voxel_and_its_place(
-    resolve: Callable[..., ResolvedCohort], tmp_path: Path, axes: str, degrees: float
+    resolve: Callable[..., CohortRun], tmp_path: Path, axes: str, degrees: float
 ) -> None:
     label_map, grid = build_map(), turn(own_grid(), degrees)
     path = tmp_path / "bank" / "scan.nii.gz"
@@ -184,7 +183,7 @@ def test_map_in_any_orientation_keeps_every_voxel_and_its_place(
     assert record.mask_origin["change"] == "none"
 
 
-def test_body_is_found_in_the_ct_where_the_map_has_none(resolve: Callable[..., ResolvedCohort], tmp_path: Path) -> None:
+def test_body_is_found_in_the_ct_where_the_map_has_none(resolve: Callable[..., CohortRun], tmp_path: Path) -> None:
     label_map = build_map()
     without = np.where(label_map == BODY_ID, 0, label_map).astype(np.uint8)
     image_hu = np.where(label_map > 0, 40, -1000).astype(np.int16)
@@ -203,7 +202,7 @@ def test_body_is_found_in_the_ct_where_the_map_has_none(resolve: Callable[..., R
 
 
 def test_map_that_the_networks_cannot_take_is_resampled_on_its_own_field_of_view(
-    resolve: Callable[..., ResolvedCohort], tmp_path: Path
+    resolve: Callable[..., CohortRun], tmp_path: Path
 ) -> None:
     shape = (42, 32, 25)
     save_label_map(tmp_path / "a_seg.nii.gz", build_map(shape), own_grid(shape))
@@ -269,7 +268,7 @@ def test_grid_that_is_the_maps_own_changes_nothing() -> None:
 
 
 def test_labels_outside_the_grid_that_was_asked_for_are_named(
-    resolve: Callable[..., ResolvedCohort], tmp_path: Path
+    resolve: Callable[..., CohortRun], tmp_path: Path
 ) -> None:
     save_label_map(tmp_path / "a_seg.nii.gz", build_map(), own_grid())
     with pytest.warns(UserWarning, match="expected 8x16x16 as asked for, found 40x32x24 .* and loses spleen"):
@@ -288,7 +287,7 @@ def test_lesions_are_described_as_in_the_whole_map() -> None:
     assert lesion.volume_ml == pytest.approx(27 * 0.336)
 
 
-def test_damaged_map_is_named_and_the_others_are_drawn(resolve: Callable[..., ResolvedCohort], tmp_path: Path) -> None:
+def test_damaged_map_is_named_and_the_others_are_drawn(resolve: Callable[..., CohortRun], tmp_path: Path) -> None:
     folder = write_maps(tmp_path / "maps", 3)
     good = (folder / "map_0_seg.nii.gz").read_bytes()
     (folder / "map_0_seg.nii.gz").write_bytes(good[:300])
@@ -303,7 +302,7 @@ def test_damaged_map_is_named_and_the_others_are_drawn(resolve: Callable[..., Re
     assert reasons["map_1_seg.nii.gz"] == "map_1_seg.nii.gz is empty"
 
 
-def test_rejected_image_is_kept_apart_when_asked(resolve: Callable[..., ResolvedCohort], tmp_path: Path) -> None:
+def test_rejected_image_is_kept_apart_when_asked(resolve: Callable[..., CohortRun], tmp_path: Path) -> None:
     folder = write_maps(tmp_path / "maps", 1)
     strict = {**GATES_OFF, "visibility": True, "minimum_cnr": 1e6}
     for keep in (False, True):
@@ -324,9 +323,7 @@ def test_rejected_image_is_kept_apart_when_asked(resolve: Callable[..., Resolved
     assert set(again.manifest.records[-1].files) == {"preview"}
 
 
-def test_map_that_fails_a_gate_leaves_an_image_when_asked(
-    resolve: Callable[..., ResolvedCohort], tmp_path: Path
-) -> None:
+def test_map_that_fails_a_gate_leaves_an_image_when_asked(resolve: Callable[..., CohortRun], tmp_path: Path) -> None:
     lost = build_map(num_lesions=0)
     lost[18:30:2, 6:18:2, 4:18:2] = HEPATIC_TUMOR  # joined by resampling
     save_label_map(tmp_path / "joined" / "a_seg.nii.gz", lost, own_grid())
@@ -344,26 +341,26 @@ def test_grid_that_the_bundle_has_not_seen_is_warned_of_as_one_that_is_asked_for
     narrow = Grid.from_spacing((48, 32, 32), (6, 7, 8))
     save_label_map(tmp_path / "b_seg.nii.gz", build_map(narrow.shape), narrow)
     values = {"mask_source": "given", "mask_bank": str(tmp_path), "mask_labels": "maisi"}
-    source = open_given_source(resolve_cohort(build_config(values)))
-    plan = resolve_cohort(build_config(values)).plan
+    source = open_given_source(resolve(build_request(values)))
+    plan = resolve(build_request(values)).plan
     with pytest.warns(UserWarning, match=r"a_seg.nii.gz: Grid for bundle 'phantom-ct'.*4 mm along K"):
-        source.take(plan.cases[0])
+        source.draw(plan.cases[0], 0)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        source.take(plan.cases[0])  # once is enough
+        source.draw(plan.cases[0], 0)  # once is enough
     with pytest.raises(BankError, match=r"b_seg.nii.gz: Grid for bundle 'phantom-ct'.*--allow-unseen-grid"):
-        source.take(plan.cases[1])
+        source.draw(plan.cases[1], 0)
     first, second = look_at_maps(source, plan.cases, lambda done, total: None)
     assert "4 mm along K" in first.warning
     assert (first.fault, second.warning) == ("", "")
     assert second.fault.startswith("b_seg.nii.gz: Grid for bundle 'phantom-ct'")
-    allowed = open_given_source(resolve_cohort(build_config({**values, "allow_unseen_grid": True})))
+    allowed = open_given_source(resolve(build_request({**values, "allow_unseen_grid": True})))
     with pytest.warns(UserWarning, match="b_seg.nii.gz: Grid for bundle"):
-        allowed.take(plan.cases[1])
+        allowed.draw(plan.cases[1], 0)
 
 
 def test_bank_without_a_usable_map_ends_the_run_and_records_nothing(
-    resolve: Callable[..., ResolvedCohort], tmp_path: Path
+    resolve: Callable[..., CohortRun], tmp_path: Path
 ) -> None:
     folder = write_maps(tmp_path / "maps", 2)
     for path in folder.iterdir():
@@ -376,9 +373,7 @@ def test_bank_without_a_usable_map_ends_the_run_and_records_nothing(
         resolve(tmp_path / "empty")
 
 
-def test_lesion_that_resampling_joins_is_rejected_at_once(
-    resolve: Callable[..., ResolvedCohort], tmp_path: Path
-) -> None:
+def test_lesion_that_resampling_joins_is_rejected_at_once(resolve: Callable[..., CohortRun], tmp_path: Path) -> None:
     label_map = build_map(num_lesions=0)
     label_map[18:30:2, 6:18:2, 4:18:2] = HEPATIC_TUMOR
     save_label_map(tmp_path / "a_seg.nii.gz", label_map, own_grid())
@@ -405,10 +400,10 @@ def test_lesion_that_resampling_joins_is_rejected_at_once(
 )
 def test_field_that_does_not_go_with_given_maps_is_refused(values: dict[str, Any], message: str) -> None:
     with pytest.raises(RecipeError, match=message):
-        build_config({"mask_source": "given", **values})
+        build_request({"mask_source": "given", **values})
 
 
-def test_data_list_is_drawn_map_by_map(resolve: Callable[..., ResolvedCohort], tmp_path: Path) -> None:
+def test_data_list_is_drawn_map_by_map(resolve: Callable[..., CohortRun], tmp_path: Path) -> None:
     write_maps(tmp_path / "maps", 2)
     rows = [{"label": f"maps/map_{number}_seg.nii.gz", "fold": 0} for number in (1, 0)]
     (tmp_path / "list.json").write_text(json.dumps({"training": rows}))
@@ -418,9 +413,7 @@ def test_data_list_is_drawn_map_by_map(resolve: Callable[..., ResolvedCohort], t
 
 
 @pytest.mark.filterwarnings("ignore:Mask bank")
-def test_real_scan_keeps_its_field_of_view(
-    resolve: Callable[..., ResolvedCohort], real_data: Path, tmp_path: Path
-) -> None:
+def test_real_scan_keeps_its_field_of_view(resolve: Callable[..., CohortRun], real_data: Path, tmp_path: Path) -> None:
     bank = real_data / "totalsegmentator-example"
     with pytest.warns(UserWarning, match="expected sides that are multiples of 8, found 122x101x112"):
         summary = synthesize_cohort(resolve(bank), tmp_path, device="cpu")

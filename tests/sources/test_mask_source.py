@@ -17,16 +17,18 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from maisi_aug.cohort.manifest import load_manifest
-from maisi_aug.cohort.resolve import ResolvedCohort
+from maisi_aug.cohort.resolve import CohortRun
 from maisi_aug.errors import BankError, BundleError, GridError, LesionError, RecipeError
 from maisi_aug.generate.run import Listener, synthesize_cohort
-from maisi_aug.lesions.planting import LesionWish, measure_lesions
+from maisi_aug.lesions.lesion import Lesion
+from maisi_aug.lesions.planting import measure_lesions
 from maisi_aug.networks.mask_conditions import CONDITION_IDS, SIZED_TUMORS
 from maisi_aug.networks.mask_generator import MaskGenerator
 from maisi_aug.sources.diffusion import DiffusionSource
 from maisi_aug.sources.plant_and_bank import DrawnMap
 from maisi_aug.vocabulary.labels import BODY_ID
 from maisi_aug.volumes.grid import Grid
+from tests.builders.lesions import ask_for, draw
 from tests.builders.resolver import GATES_OFF, resolver
 from tests.builders.tiny_bundle import write_tiny_bundle
 from tests.builders.tiny_masks import write_tiny_mask_bundle
@@ -40,24 +42,24 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def resolve(folder: Path) -> Callable[..., ResolvedCohort]:
+def resolve(folder: Path) -> Callable[..., CohortRun]:
     return resolver(
         labels=["hepatic tumor:14mm"], bundle=str(folder), mask_source="diffusion", gates=GATES_OFF, num_cases=2
     )
 
 
 @pytest.fixture(scope="module")
-def source(resolve: Callable[..., ResolvedCohort]) -> DiffusionSource:
+def source(resolve: Callable[..., CohortRun]) -> DiffusionSource:
     cohort = resolve()
     return DiffusionSource(MaskGenerator.load(cohort.bundle, "cpu"), cohort.bundle.vocabulary, cohort.grid)
 
 
-def wish(source: DiffusionSource, label_id: int, volume_ml: float) -> LesionWish:
+def wish(source: DiffusionSource, label_id: int, volume_ml: float) -> Lesion:
     vocabulary = source.vocabulary
-    return LesionWish(label_id, vocabulary.hosts_of(label_id), volume_ml, vocabulary.name_of(label_id))
+    return ask_for(label_id, vocabulary.hosts_of(label_id), volume_ml, vocabulary.name_of(label_id))
 
 
-def require_exact(drawn: DrawnMap, wishes: Sequence[LesionWish], source: DiffusionSource) -> None:
+def require_exact(drawn: DrawnMap, wishes: Sequence[Lesion], source: DiffusionSource) -> None:
     """The map holds these lesions and no other, as the source says it does."""
     voxel_ml = drawn.grid.voxel_ml
     assert drawn.label_map.shape == source.grid.shape
@@ -108,7 +110,7 @@ def with_drawing(source: DiffusionSource, *radii_mm: float, **changes: Any) -> t
 def test_lesion_of_the_networks_is_brought_to_its_volume(volume_ml: float, source: DiffusionSource) -> None:
     ours, drawing = with_drawing(source, 13.0)  # 9 mL
     wishes = [wish(ours, HEPATIC_TUMOR, volume_ml)]
-    drawn = ours.draw(wishes, required_ids=(SPLEEN,), seed=1)
+    drawn = draw(ours, wishes, required_ids=(SPLEEN,), seed=1)
     require_exact(drawn, wishes, ours)
     assert drawn.origin["is_planted"] is False
     assert drawn.origin["num_maps"] == 1
@@ -121,7 +123,7 @@ def test_lesion_of_the_networks_is_brought_to_its_volume(volume_ml: float, sourc
 
 def test_map_with_the_wrong_lesion_is_drawn_again(source: DiffusionSource) -> None:
     ours, drawing = with_drawing(source, 30.0, 0.0, 13.0)
-    drawn = ours.draw([wish(ours, HEPATIC_TUMOR, 9.0)], seed=1)
+    drawn = draw(ours, [wish(ours, HEPATIC_TUMOR, 9.0)], seed=1)
     assert (drawn.origin["is_planted"], drawn.origin["num_maps"], len(drawing.conditions)) == (False, 3, 3)
     assert len({tuple(condition) for condition in drawing.conditions}) > 1, "and from another condition"
 
@@ -129,7 +131,7 @@ def test_map_with_the_wrong_lesion_is_drawn_again(source: DiffusionSource) -> No
 def test_after_a_few_maps_the_lesion_is_planted(source: DiffusionSource) -> None:
     ours, drawing = with_drawing(source, 30.0)
     wishes = [wish(ours, HEPATIC_TUMOR, 2.0)]
-    drawn = ours.draw(wishes, seed=1)
+    drawn = draw(ours, wishes, seed=1)
     require_exact(drawn, wishes, ours)
     assert drawn.origin["is_planted"] is True
     assert len(drawing.conditions) == ours.max_maps
@@ -139,7 +141,7 @@ def test_after_a_few_maps_the_lesion_is_planted(source: DiffusionSource) -> None
 def test_what_the_networks_are_not_told_is_planted_at_once(kinds: tuple[int, ...], source: DiffusionSource) -> None:
     ours, drawing = with_drawing(source, 13.0)
     wishes = [wish(ours, label_id, 4.0) for label_id in kinds]
-    drawn = ours.draw(wishes, required_ids=(SPLEEN,), seed=1)
+    drawn = draw(ours, wishes, required_ids=(SPLEEN,), seed=1)
     require_exact(drawn, wishes, ours)
     assert drawn.origin["is_planted"] is True
     assert len(drawing.conditions) == 1
@@ -148,7 +150,7 @@ def test_what_the_networks_are_not_told_is_planted_at_once(kinds: tuple[int, ...
 
 def test_case_without_lesions_is_tumour_free(source: DiffusionSource) -> None:
     ours, _ = with_drawing(source, 13.0)
-    drawn = ours.draw([], required_ids=(LIVER,), seed=2)
+    drawn = draw(ours, [], required_ids=(LIVER,), seed=2)
     require_exact(drawn, [], ours)
     assert drawn.origin["is_planted"] is False
 
@@ -158,31 +160,31 @@ def test_missing_organ_and_lesion_without_room_are_told_after_bounded_tries(sour
     with pytest.raises(
         BankError, match="Mask generator: expected a map with a host of hepatic tumor and spleen, found"
     ):
-        ours.draw([wish(ours, HEPATIC_TUMOR, 9.0)], required_ids=(SPLEEN,), seed=1)
+        draw(ours, [wish(ours, HEPATIC_TUMOR, 9.0)], required_ids=(SPLEEN,), seed=1)
     assert len(drawing.conditions) == ours.max_maps
     with pytest.raises(LesionError, match="kidney tumor: expected room for 4000"):
-        ours.draw([wish(ours, KIDNEY_TUMOR, 4000.0)], seed=1)
+        draw(ours, [wish(ours, KIDNEY_TUMOR, 4000.0)], seed=1)
 
 
 def test_map_without_a_body_is_passed_over(source: DiffusionSource, monkeypatch: pytest.MonkeyPatch) -> None:
     ours, drawing = with_drawing(source, 13.0)
     monkeypatch.setattr(drawing, "generate", lambda *_, **__: np.zeros(drawing.grid.shape, dtype=np.uint8))
     with pytest.raises(BankError, match="expected a map with a body, found none among 3 generated ones"):
-        ours.draw([], seed=1)
+        draw(ours, [], seed=1)
 
 
 def test_organ_sizes_reach_the_networks(source: DiffusionSource) -> None:
     ours, drawing = with_drawing(source, 13.0)
-    replace(ours, organ_sizes={LIVER: 0.25, 10: -1.0}).draw([], seed=1)
+    draw(replace(ours, organ_sizes={LIVER: 0.25, 10: -1.0}), [], seed=1)
     assert drawing.conditions[0][:2] == [-1.0, 0.25]
 
 
 def test_seed_alone_decides(source: DiffusionSource) -> None:
     wishes = [wish(source, HEPATIC_TUMOR, 1.5)]
-    drawn = [source.draw(wishes, seed=seed) for seed in (7, 8)]
+    drawn = [draw(source, wishes, seed=seed) for seed in (7, 8)]
     for one in drawn:
         require_exact(one, wishes, source)
-    again = source.draw(wishes, seed=7)
+    again = draw(source, wishes, seed=7)
     np.testing.assert_array_equal(again.label_map, drawn[0].label_map)
     assert (again.origin, again.lesions) == (drawn[0].origin, drawn[0].lesions)
     assert (drawn[1].label_map != drawn[0].label_map).any()
@@ -197,9 +199,9 @@ class Noting(Listener):
         self.maps.append((number, done, total))
 
 
-def test_cohort_is_made_and_says_how(resolve: Callable[..., ResolvedCohort], tmp_path: Path) -> None:
+def test_cohort_is_made_and_says_how(resolve: Callable[..., CohortRun], tmp_path: Path) -> None:
     cohort = resolve(labels=["hepatic tumor:14mm", "kidney tumor:14mm+liver"], size_of={"Liver": 0.5})
-    assert cohort.config.mask_steps == 3
+    assert cohort.mask_steps == 3
     noting = Noting()
     summary = synthesize_cohort(cohort, tmp_path / "one", device="cpu", listener=noting)
     assert summary.is_complete
@@ -232,14 +234,14 @@ def test_cohort_is_made_and_says_how(resolve: Callable[..., ResolvedCohort], tmp
     ],
 )
 def test_what_cannot_be_made_is_refused(
-    changes: dict[str, Any], error: type[Exception], message: str, resolve: Callable[..., ResolvedCohort]
+    changes: dict[str, Any], error: type[Exception], message: str, resolve: Callable[..., CohortRun]
 ) -> None:
     with pytest.raises(error, match=message):
         resolve(**changes)
 
 
 def test_bundle_without_mask_networks_is_refused_before_anything_is_made(
-    resolve: Callable[..., ResolvedCohort], tmp_path: Path
+    resolve: Callable[..., CohortRun], tmp_path: Path
 ) -> None:
     plain = write_tiny_bundle(tmp_path)
     with pytest.raises(BundleError, match="'tiny': expected mask networks .* bundles pull rflow-ct --with-masks"):

@@ -7,15 +7,15 @@ import pytest
 
 from maisi_aug.banks.folder_bank import FolderBank
 from maisi_aug.bundle_spec.bundle import load_bundle
+from maisi_aug.cohort.grammar import parse_requests
 from maisi_aug.cohort.manifest import load_manifest
-from maisi_aug.cohort.plan import CasePlan, PlannedLesion
-from maisi_aug.cohort.recipe import GateConfig, build_config
-from maisi_aug.cohort.requests import parse_requests
-from maisi_aug.cohort.resolve import resolve_cohort
+from maisi_aug.cohort.plan import CasePlan
+from maisi_aug.cohort.request import GateConfig, build_request
+from maisi_aug.cohort.resolve import resolve
 from maisi_aug.errors import BankError, LesionError, RequestError
 from maisi_aug.gates.judgement import judge_label_map
 from maisi_aug.generate.run import synthesize_cohort
-from maisi_aug.lesions.planting import LesionWish
+from maisi_aug.lesions.lesion import Lesion
 from maisi_aug.sources.plant_and_bank import BankSource, PlantSource
 from maisi_aug.sources.sized_organs import SizedOrganSource, resize_organ
 from maisi_aug.training.cases.prepared import PreparedStore
@@ -23,9 +23,10 @@ from maisi_aug.training.finetune.run import Finetuning
 from maisi_aug.vocabulary.labels import MAISI, SlotBinding
 from maisi_aug.vocabulary.sizes import SizeDistribution
 from maisi_aug.volumes.grid import Grid
+from tests.builders.lesions import ask_for, draw
 from tests.builders.tiny_prepared import GLAND, NODULE, write_prepared, write_tiny_base
 from tests.builders.tiny_training import BODY, LIVER, tiny_grid
-from tests.training.finetune.test_run import build_config as build_finetuning
+from tests.training.finetune.test_run import build_request as build_finetuning
 
 VOCABULARY = MAISI.with_slots(
     {"gland": SlotBinding(GLAND, (BODY,), is_organ=True), "bright nodule": SlotBinding(NODULE, (LIVER,))}
@@ -44,43 +45,43 @@ def source(data: Path) -> SizedOrganSource:
     return SizedOrganSource(bank, PlantSource(bank))
 
 
-def wish(volume_ml: float, label_id: int = GLAND) -> LesionWish:
-    return LesionWish(label_id, VOCABULARY.hosts_of(label_id), volume_ml, VOCABULARY.name_of(label_id))
+def wish(volume_ml: float, label_id: int = GLAND) -> Lesion:
+    return ask_for(label_id, VOCABULARY.hosts_of(label_id), volume_ml, VOCABULARY.name_of(label_id))
 
 
 def test_organ_is_brought_to_the_exact_volume(source: SizedOrganSource) -> None:
-    drawn = source.draw([wish(70 * VOXEL_ML)], seed=3)
+    drawn = draw(source, [wish(70 * VOXEL_ML)], seed=3)
     assert int((drawn.label_map == GLAND).sum()) == 70
-    assert drawn.lesions[0].volume_ml == pytest.approx(70 * VOXEL_ML)
+    assert drawn.lesions[0].realised_ml == pytest.approx(70 * VOXEL_ML)
     assert drawn.origin["original_ml"][0] in (pytest.approx(64 * VOXEL_ML), pytest.approx(80 * VOXEL_ML))
     assert not (drawn.label_map == NODULE).any()  # nobody asked for one
-    again = source.draw([wish(70 * VOXEL_ML)], seed=3)
+    again = draw(source, [wish(70 * VOXEL_ML)], seed=3)
     np.testing.assert_array_equal(drawn.label_map, again.label_map)
-    assert (source.draw([wish(70 * VOXEL_ML)], seed=4).label_map != drawn.label_map).any()
+    assert (draw(source, [wish(70 * VOXEL_ML)], seed=4).label_map != drawn.label_map).any()
 
 
 def test_lesion_is_planted_beside_the_organ(source: SizedOrganSource) -> None:
-    drawn = source.draw([wish(20 * VOXEL_ML, NODULE), wish(75 * VOXEL_ML)], required_ids=[LIVER], seed=1)
+    drawn = draw(source, [wish(20 * VOXEL_ML, NODULE), wish(75 * VOXEL_ML)], required_ids=[LIVER], seed=1)
     assert int((drawn.label_map == NODULE).sum()) == 20
     assert [lesion.label_id for lesion in drawn.lesions] == [NODULE, GLAND]
     assert [lesion.host_id for lesion in drawn.lesions] == [LIVER, BODY]
 
 
 def test_request_without_an_organ_goes_to_the_other_source(source: SizedOrganSource) -> None:
-    drawn = source.draw([wish(20 * VOXEL_ML, NODULE)], seed=1)
+    drawn = draw(source, [wish(20 * VOXEL_ML, NODULE)], seed=1)
     assert drawn.origin["source"] == "plant"
 
 
 def test_size_that_no_patient_is_near_to_is_refused(source: SizedOrganSource) -> None:
     with pytest.raises(LesionError, match="or at most 2 times larger or smaller, found 174.72 mL as the nearest"):
-        source.draw([wish(200 * VOXEL_ML)], seed=1)
+        draw(source, [wish(200 * VOXEL_ML)], seed=1)
 
 
 def test_bank_without_the_organ_is_refused(tmp_path: Path) -> None:
     data = write_prepared(tmp_path, num_cases=2, with_gland=False)
     bank = FolderBank(data / "labels", vocabulary=VOCABULARY, grid=tiny_grid(), mapping="maisi")
     with pytest.raises(BankError, match="expected a map that holds gland, found none. Name label maps"):
-        SizedOrganSource(bank, BankSource(bank)).draw([wish(70 * VOXEL_ML)], seed=1)
+        draw(SizedOrganSource(bank, BankSource(bank)), [wish(70 * VOXEL_ML)], seed=1)
 
 
 def test_organ_in_parts_keeps_its_parts() -> None:
@@ -99,8 +100,8 @@ def test_size_gate_takes_all_parts_of_an_organ_together() -> None:
     label_map = np.zeros((8, 9, 10), dtype=np.uint8)
     label_map[1:3, 1:3, 1:3] = label_map[5:7, 5:7, 5:7] = GLAND
     grid = Grid.from_spacing((8, 9, 10), (10.0, 10.0, 10.0))
-    case = CasePlan("case_0001", 0, "gland:16mL", (PlannedLesion(GLAND, "gland", 16.0, 31.3, None),), ())
-    judged = judge_label_map(case, label_map, (), grid, vocabulary=VOCABULARY, gates=GateConfig())
+    case = CasePlan("case_0001", 0, "gland:16mL", (Lesion(GLAND, "gland", 16.0),), ())
+    judged = judge_label_map(case, label_map, grid, vocabulary=VOCABULARY, gates=GateConfig())
     assert judged.reason == ""
     assert [lesion.realised_ml for lesion in judged.lesions] == [pytest.approx(16.0)]
 
@@ -141,17 +142,17 @@ def test_fine_tuned_bundle_draws_at_once(data: Path, tmp_path: Path) -> None:
         "bundle": str(bundle.path),
         "gates": {"organ_hu": False, "visibility": False},
     }
-    summary = synthesize_cohort(resolve_cohort(build_config(values)), tmp_path / "cohort", device="cpu")
+    summary = synthesize_cohort(resolve(build_request(values)), tmp_path / "cohort", device="cpu")
     assert summary.is_complete
     origins = {record.request: record.mask_origin for record in load_manifest(tmp_path / "cohort").accepted}
     assert {origin["source"] for origin in origins.values()} == {"bank", "plant"}
     # Validation cases never serve: fold 0 holds p0 and p3.
     assert {Path(str(origin["file"])).name for origin in origins.values()} <= {"p1.nii.gz", "p2.nii.gz"}
     with pytest.raises(RequestError, match="which is not planted, found the phantoms. Name label maps"):
-        resolve_cohort(build_config({**values, "mask_bank": "phantom"}))
+        resolve(build_request({**values, "mask_bank": "phantom"}))
     with pytest.raises(RequestError, match="expected mask_source 'plant' for lesions beside 'gland', found 'bank'"):
-        resolve_cohort(
-            build_config(
+        resolve(
+            build_request(
                 {
                     **values,
                     "labels": ["gland:0.5+bright nodule:0.5"],

@@ -10,9 +10,10 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from maisi_aug.errors import GridError
-from maisi_aug.lesions.planting import LesionWish, measure_lesions, plant_lesions
+from maisi_aug.lesions.planting import measure_lesions, plant_lesions
 from maisi_aug.volumes.grid import Grid, Shape, Spacing
 from maisi_aug.volumes.resampling import centre_grid_on, crop_or_pad, resample_image, resample_label_map
+from tests.builders.lesions import ask_for
 
 ANISOTROPIC = Grid.from_spacing((7, 9, 11), (0.7, 0.8, 2.5))
 TOUCHING = np.ones((3, 3, 3), dtype=bool)
@@ -155,7 +156,7 @@ def plant(grid: Grid, diameters_mm: tuple[float, ...], seed: int) -> NDArray[np.
     label_map[2:-2, 2:-2, 2:-2] = 200
     margins = [int(12 / step) for step in grid.spacing_mm]
     label_map[tuple(slice(margin, -margin) for margin in margins)] = 1
-    wanted = [LesionWish(26, (1,), float(np.pi / 6 * mm**3 / 1000)) for mm in diameters_mm]
+    wanted = [ask_for(26, (1,), float(np.pi / 6 * mm**3 / 1000)) for mm in diameters_mm]
     rng = np.random.default_rng(seed)
     return plant_lesions(label_map, wanted, spacing_mm=grid.spacing_mm, rng=rng)[0]
 

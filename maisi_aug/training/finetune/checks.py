@@ -11,7 +11,7 @@ import yaml
 from maisi_aug.bundle_spec.bundle import NETWORK_ROLES, Bundle
 from maisi_aug.bundle_spec.decoding import latent_factor
 from maisi_aug.cohort.grid_preflight import check_grid
-from maisi_aug.cohort.recipe import differences
+from maisi_aug.cohort.request import differences
 from maisi_aug.errors import GridError, TrainingError
 from maisi_aug.preparation.prepared import PreparedDataset
 from maisi_aug.system.whole_files import write_text_whole

@@ -5,7 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt, ValidationInfo, field_validator, model_validator
+from pydantic import (
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveInt,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from maisi_aug.errors import did_you_mean
 from maisi_aug.system.models import StrictModel
@@ -28,34 +36,34 @@ class FinetuneRequest(StrictModel, use_attribute_docstrings=True):
     """What the user asks for; with a base bundle and a device it becomes a :class:`FinetuneConfig`."""
 
     data: Annotated[PathText, Option(metavar="DIR|DATASET", panel=_WHAT, everyday=True)]
-    """Folder written by 'maisi-aug prepare'; or an nnU-Net dataset or a folder of images and label maps, which are
-    prepared into OUT/prepared first."""
+    """Folder written by prepare; or an nnU-Net dataset or a folder of images and label maps, which are prepared into
+    OUT/prepared first."""
     labels: Annotated[
         tuple[str, ...], Field(min_length=1), Option("--label", metavar="NAME", panel=_WHAT, everyday=True)
     ]
     """Label to teach; may repeat."""
     base: Annotated[PathText, Option(metavar="NAME|FOLDER", complete="bundles", panel=_WHAT, everyday=True)]
     """Bundle to start from, fine-tuned or not."""
-    slots: Annotated[
-        dict[str, str], Option("--slot", metavar="auto|SLOT|NAME=SLOT", takes=list[str], panel=_WHAT)
-    ] = {}
+    slots: Annotated[dict[str, str], Option("--slot", metavar="auto|SLOT|NAME=SLOT", takes=list[str], panel=_WHAT)] = (
+        Field(default={})
+    )
     """Placeholder (dummy1 to dummy8) or free id (133-199, 201-255) of a label (default: a free one)."""
     hosts: Annotated[
         dict[str, tuple[str, ...]], Option("--host", metavar="NAME=ORGAN[,ORGAN]", takes=list[str], panel=_WHAT)
-    ] = {}
+    ] = Field(default={})
     """Organs that a label lies in, its hosts (default: what surrounds it in the training cases)."""
     kinds: Annotated[
         dict[str, Literal["lesion", "organ"]],
         Option("--kind", metavar="NAME=lesion|organ", takes=list[str], panel=_WHAT),
-    ] = {}
+    ] = Field(default={})
     """lesion: planted at any size; organ: taken from label maps (default: by name, hosts and sizes)."""
     map: Annotated[tuple[str, ...], Option(metavar="LABEL=NAME[@HOSTS]", panel=_WHAT, everyday=True)] = ()
     """What a label of unprepared data means, as for 'maisi-aug prepare'; may repeat."""
     organs: Annotated[tuple[PathText, ...], Option(takes=list[Path], panel=_WHAT)] = ()
     """Organ labels of unprepared data, as TotalSegmentator writes them; may repeat."""
     tune: Annotated[Tune, Option(panel=_HOW, everyday=True)] = "full"
-    """What is trained: full, the whole ControlNet; partial, the layers that read the label map and those that hand over
-    to the U-Net; low-rank, matrices added to all layers, which takes little memory."""
+    """full: the whole ControlNet; partial: the layers that read the label map and hand over to the U-Net; low-rank:
+    matrices added to all layers, for little memory."""
     rank: Annotated[PositiveInt | None, Option(panel=_HOW)] = None
     """Rank of --tune low-rank (default: 8)."""
     start: Annotated[Start, Option(panel=_HOW)] = "auto"
@@ -150,9 +158,9 @@ class FinetuneConfig(StrictModel):
     """
 
     labels: tuple[str, ...] = Field(min_length=1)
-    slots: dict[str, str] = {}
-    hosts: dict[str, tuple[str, ...]] = {}
-    kinds: dict[str, Literal["lesion", "organ"]] = {}
+    slots: dict[str, str] = Field(default={})
+    hosts: dict[str, tuple[str, ...]] = Field(default={})
+    kinds: dict[str, Literal["lesion", "organ"]] = Field(default={})
     fold: NonNegativeInt = 0
     tune: Tune = "full"
     rank: PositiveInt = DEFAULT_RANK

@@ -67,9 +67,9 @@ def test_patient_is_what_the_pattern_says() -> None:
         ({"arms": ("real", "real")}, "Arms: expected each once, found real, real"),
         ({"arms": ()}, "Arms: expected each once, found none"),
         ({"arms": ("real+synthetic:1",)}, r"Arm 'real\+synthetic:1': expected one of real"),
-        ({"patient_pattern": "("}, r"Patient pattern '\(': expected a regular expression"),
-        ({"patient_pattern": "abc"}, "Patient pattern 'abc': expected a group in brackets"),
-        ({"num_seeds": 0}, "Benchmark num_seeds: input should be greater than or equal to 1, found 0"),
+        ({"patient_pattern": "("}, r"patient_pattern: expected a regular expression, found '\('"),
+        ({"patient_pattern": "abc"}, "patient_pattern: expected a group in brackets .* found none in 'abc'"),
+        ({"num_seeds": 0}, "Benchmark: num_seeds: expected greater than or equal to 1, found 0"),
     ],
 )
 def test_wrong_configuration_is_refused_in_one_sentence(fields: dict[str, object], message: str) -> None:

@@ -6,16 +6,9 @@ from typing import Any
 
 import pytest
 
-from maisi_aug.cohort.manifest import (
-    MANIFEST_NAME,
-    AttemptRecord,
-    FileRecord,
-    LesionRecord,
-    Manifest,
-    ManifestWriter,
-    VerdictRecord,
-)
+from maisi_aug.cohort.manifest import MANIFEST_NAME, AttemptRecord, FileRecord, Manifest, ManifestWriter, VerdictRecord
 from maisi_aug.evaluation.cohort.lesion_sizes import main, measure_lesion_sizes, to_report
+from maisi_aug.lesions.lesion import Lesion
 from maisi_aug.vocabulary.sizes import volume_ml
 
 VOXEL_ML = 0.03
@@ -30,7 +23,7 @@ def build_record(index: int, lesions: list[tuple[str, float, float]], **changes:
         "seed": index,
         "status": "accepted",
         "request": "",
-        "lesions": tuple(LesionRecord(26, label, wanted, None, found) for label, wanted, found in lesions),
+        "lesions": tuple(Lesion(26, label, wanted, None, found) for label, wanted, found in lesions),
         "required_ids": (),
         "verdicts": (sizes,),
         "reason": "",

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from monai.data import DataLoader, MetaTensor
 
-from maisi_aug.cohort.recipe import build_config
+from maisi_aug.cohort.request import build_request
 from maisi_aug.errors import BundleError, CohortError, RecipeError, RequestError
 from maisi_aug.integrations.fresh import cases as fresh_cases
 from maisi_aug.integrations.fresh.cases import FreshCases
@@ -61,7 +61,7 @@ def cases(configuration: dict[str, Any]) -> Iterator[FreshCases]:
 @pytest.fixture(scope="module")
 def maker(configuration: dict[str, Any]) -> FreshMaker:
     """The same cases, made in this process."""
-    values = build_config(configuration).to_dict()
+    values = build_request(configuration).to_dict()
     return FreshMaker.open(values, device="cpu", num_cases=NUM_ITEMS // REUSE, seed=SEED)
 
 
@@ -118,7 +118,7 @@ def test_epochs_differ_and_hold_every_request(maker: FreshMaker) -> None:
 def test_labels_take_the_numbers_of_a_real_dataset(configuration: dict[str, Any], cases: FreshCases) -> None:
     assert cases.numbering.to_dict()["liver"] == 1
     wanted = {**configuration, "labels": ["hepatic tumor"]}
-    assert FreshMaker.open(build_config(wanted).to_dict(), device="cpu", num_cases=1, seed=SEED).numbering.ids == (26,)
+    assert FreshMaker.open(build_request(wanted).to_dict(), device="cpu", num_cases=1, seed=SEED).numbering.ids == (26,)
     numbers = {"background": 0, "hepatic tumor": 2, "liver": 5}
     with FreshCases(wanted, num_items=1, reuse=1, seed=SEED, device="cpu", numbers=numbers) as running:
         assert running.numbering.to_dict() == {"background": 0, "liver": 5, "hepatic tumor": 2}
@@ -212,7 +212,7 @@ def test_process_ends_when_the_training_does(configuration: dict[str, Any]) -> N
 
 
 def test_case_that_is_never_accepted_names_its_reason(configuration: dict[str, Any]) -> None:
-    values = build_config({**configuration, "gates": {}, "max_attempts": 1}).to_dict()
+    values = build_request({**configuration, "gates": {}, "max_attempts": 1}).to_dict()
     maker = FreshMaker.open(values, device="cpu", num_cases=1, seed=0)
     with pytest.raises(CohortError, match="Epoch 0, case 0: expected one of 4 cases to be accepted within 1 attempts"):
         maker.make(0, 0)

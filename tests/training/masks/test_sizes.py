@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from maisi_aug.cohort.requests import parse_requests
+from maisi_aug.cohort.grammar import parse_requests
 from maisi_aug.networks.mask_conditions import ABSENT, CONDITION_IDS, give_sizes
 from maisi_aug.training.masks.sizes import MapFigures, measure_map, measure_maps
 from maisi_aug.vocabulary.labels import MAISI

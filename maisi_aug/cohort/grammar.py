@@ -12,7 +12,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from maisi_aug.errors import RequestError
+from maisi_aug.errors import MaisiAugError, RequestError
 from maisi_aug.vocabulary.labels import Label, Vocabulary
 from maisi_aug.vocabulary.sizes import SIZE_UNITS, SizeDistribution, reference_distribution, volume_ml
 
@@ -76,12 +76,14 @@ class LesionRequest:
         label_name: Name in the vocabulary, whatever alias was typed.
         size: Sizes to draw from, or None for an organ of any size.
         count: How many lesions; 1 for an organ.
+        hosts: Ids that the lesions may replace.
     """
 
     label_id: int
     label_name: str
     size: SizeRange | None
     count: int = 1
+    hosts: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +99,47 @@ class CaseRequest:
     lesions: tuple[LesionRequest, ...]
     share: float | None
     text: str
+
+
+@dataclass(frozen=True, slots=True)
+class WrittenRequest:
+    """A request taken apart, its names and sizes not looked up.
+
+    Attributes:
+        text: As it was written.
+        parts: Name and size of everything joined by ``+``; the size is None without a colon.
+        share: What follows the ``@``; None without one.
+    """
+
+    text: str
+    parts: tuple[tuple[str, str | None], ...]
+    share: str | None
+
+    @classmethod
+    def read(cls, text: str) -> WrittenRequest:
+        """Take a request apart.
+
+        Raises:
+            RequestError: It has two shares.
+        """
+        body, at, share = text.rpartition("@") if "@" in text else (text, "", "")
+        if "@" in body:
+            raise RequestError(
+                f"Label request '{text}': expected one share, at the end, found {body.count('@') + 1}. "
+                "A share belongs to everything joined by '+': write it once, last."
+            )
+        pieces = (part.partition(":") for part in body.split("+"))
+        parts = tuple((name.strip(), size.strip() if colon else None) for name, colon, size in pieces)
+        return cls(text, parts, share.strip() if at else None)
+
+    @staticmethod
+    def is_name(text: str) -> bool:
+        """Whether a text names one label and says nothing more."""
+        return not any(mark in text for mark in ":@+")
+
+    def __str__(self) -> str:
+        body = "+".join(name if size is None else f"{name}:{size}" for name, size in self.parts)
+        return body if self.share is None else f"{body}@{self.share}"
 
 
 def parse_requests(
@@ -121,15 +164,25 @@ def parse_requests(
             "Label request: expected at least one, found none. Ask for one, such as 'hepatic tumor:0.3'."
         )
     own = {vocabulary.id_of(name): distribution for name, distribution in (distributions or {}).items()}
-    requests = tuple(_parse_case(text, vocabulary, own) for text in texts)
+    requests = tuple(_parse_case(WrittenRequest.read(text), vocabulary, own) for text in texts)
     _require_shares(requests)
     return requests
 
 
 def label_names(texts: Sequence[str]) -> list[str]:
-    """The names in label requests, not yet read: the percentiles beside them may have no meaning so far."""
-    parts = [part for text in texts for part in (text.rpartition("@")[0] or text).split("+")]
-    return [part.partition(":")[0] for part in parts]
+    """The names in label requests, not yet looked up: the percentiles beside them may have no meaning so far."""
+    return [name for text in texts for name, _ in WrittenRequest.read(text).parts]
+
+
+def find_problems(texts: Sequence[str], vocabulary: Vocabulary) -> list[str]:
+    """What is wrong with each request by itself, its place first; whether shares add up is not looked at."""
+    problems = []
+    for place, text in enumerate(texts):
+        try:
+            _parse_case(WrittenRequest.read(text), vocabulary, {})
+        except MaisiAugError as error:
+            problems.append(f"labels[{place}]: {error}")
+    return problems
 
 
 def allot_cases(requests: Sequence[CaseRequest], num_cases: int) -> list[int]:
@@ -181,24 +234,18 @@ def _shares(requests: Sequence[CaseRequest]) -> list[float]:
     return [open_share / num_open if request.share is None else request.share for request in requests]
 
 
-def _parse_case(text: str, vocabulary: Vocabulary, own: Mapping[int, SizeDistribution]) -> CaseRequest:
-    body, at, share_text = text.rpartition("@") if "@" in text else (text, "", "")
-    if "@" in body:
-        raise RequestError(
-            f"Label request '{text}': expected one share, at the end, found {body.count('@') + 1}. "
-            "A share belongs to everything joined by '+': write it once, last."
-        )
-    share = _parse_share(share_text, text) if at else None
-    lesions = tuple(_parse_lesion(part, text, vocabulary, own) for part in body.split("+"))
-    return CaseRequest(lesions, share, text.strip())
+def _parse_case(written: WrittenRequest, vocabulary: Vocabulary, own: Mapping[int, SizeDistribution]) -> CaseRequest:
+    share = None if written.share is None else _parse_share(written.share, written.text)
+    lesions = tuple(_parse_lesion(name, size, written.text, vocabulary, own) for name, size in written.parts)
+    return CaseRequest(lesions, share, written.text.strip())
 
 
 def _parse_share(share_text: str, text: str) -> float:
-    match = _SHARE.fullmatch(share_text.strip())
+    match = _SHARE.fullmatch(share_text)
     if match is None:
         raise RequestError(
             f"Label request '{text}': expected a share such as @0.4, @40% or @2/5 at the end, found "
-            f"'@{share_text.strip()}'. Write the share last."
+            f"'@{share_text}'. Write the share last."
         )
     number = float(match["number"])
     share = number / (100.0 if match["percent"] else float(match["divisor"] or 1))
@@ -206,15 +253,17 @@ def _parse_share(share_text: str, text: str) -> float:
         is_percentage = match["divisor"] is None and 1.0 < number <= 100.0
         hint = f"Did you mean @{number:g}%?" if is_percentage else "Choose another share or leave it out."
         raise RequestError(
-            f"Label request '{text}': expected a share above 0 and at most 1, found '@{share_text.strip()}'. {hint}"
+            f"Label request '{text}': expected a share above 0 and at most 1, found '@{share_text}'. {hint}"
         )
     return share
 
 
-def _parse_lesion(part: str, text: str, vocabulary: Vocabulary, own: Mapping[int, SizeDistribution]) -> LesionRequest:
-    name, colon, size_text = (piece.strip() for piece in part.partition(":"))
+def _parse_lesion(
+    name: str, size_text: str | None, text: str, vocabulary: Vocabulary, own: Mapping[int, SizeDistribution]
+) -> LesionRequest:
     if not name:
-        raise RequestError(f"Label request '{text}': expected a label name, found '{part.strip()}'. Name a label.")
+        found = "" if size_text is None else f":{size_text}"
+        raise RequestError(f"Label request '{text}': expected a label name, found '{found}'. Name a label.")
     label = vocabulary.label(name)
     if label.kind in ("background", "body", "slot"):
         meaning = "a placeholder slot without a meaning in this bundle" if label.kind == "slot" else f"'{label.name}'"
@@ -222,10 +271,11 @@ def _parse_lesion(part: str, text: str, vocabulary: Vocabulary, own: Mapping[int
             f"Label request '{text}': expected an organ or a tumour, found '{name}', which is {meaning}. "
             "List the labels with 'maisi-aug labels'."
         )
-    if colon and not size_text:
+    if size_text == "":
         raise RequestError(f"Label request '{text}': expected {_SIZE_EXAMPLES} after ':', found nothing. Add a size.")
-    if label.kind == "organ" and not size_text:
+    if label.kind == "organ" and size_text is None:
         return LesionRequest(label.id, label.name, None)
+    size_text = size_text or ""
     if label.kind == "organ" and not (label.hosts and label.id in own):
         raise RequestError(_organ_with_size_message(label, size_text, text, vocabulary))
     size, count = _parse_size(size_text, label, text, own.get(label.id))
@@ -234,7 +284,7 @@ def _parse_lesion(part: str, text: str, vocabulary: Vocabulary, own: Mapping[int
             f"Label request '{text}': expected '{label.name}' once, for it is an organ, found x{count}. "
             "Leave the count out."
         )
-    return LesionRequest(label.id, label.name, size, count)
+    return LesionRequest(label.id, label.name, size, count, vocabulary.hosts_of(label.id))
 
 
 def _organ_with_size_message(label: Label, size_text: str, text: str, vocabulary: Vocabulary) -> str:

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from maisi_aug.cohort.requests import CaseRequest, LesionRequest, SizeRange, allot_cases, parse_requests
+from maisi_aug.cohort.grammar import CaseRequest, LesionRequest, SizeRange, allot_cases, parse_requests
 from maisi_aug.errors import RequestError, VocabularyError
 from maisi_aug.vocabulary.labels import MAISI, SlotBinding
 from maisi_aug.vocabulary.sizes import measure_distribution, reference_distribution, volume_ml

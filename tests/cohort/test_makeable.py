@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 
 from maisi_aug.banks.entry import BankEntry
+from maisi_aug.banks.files import BankFiles
+from maisi_aug.banks.label_ids import require_known_targets
 from maisi_aug.cohort.plan import CohortPlan, plan_from_texts
-from maisi_aug.cohort.preflight import require_drawable, require_known_targets, require_maps
 from maisi_aug.errors import BankError, RequestError
 from maisi_aug.vocabulary.labels import MAISI
 from maisi_aug.volumes.grid import Grid
@@ -38,29 +39,29 @@ def test_mapping_to_what_is_no_label_is_refused(target: str | int, message: str)
 
 def test_bank_needs_one_map_that_looks_usable() -> None:
     skipped = [("a.nii.gz", "a.nii.gz is empty"), ("b.nii.gz", "b.nii.gz is missing")]
-    require_maps([BankEntry("c.nii.gz", (Path("c.nii.gz"),))], skipped, subject="Mask bank")
+    BankFiles(Path("bank"), [BankEntry("c.nii.gz", (Path("c.nii.gz"),))], skipped, []).require_maps()
     with pytest.raises(
         BankError, match=r"found only files that cannot be used; a\.nii\.gz: a\.nii\.gz is empty\. Check"
     ):
-        require_maps([], skipped, subject="Mask bank")
-    with pytest.raises(BankError, match="Mask bank: expected label maps, found none. Check the folder's layout."):
-        require_maps([], [], subject="Mask bank")
+        BankFiles(Path("bank"), [], skipped, []).require_maps()
+    with pytest.raises(BankError, match="Mask bank bank: expected label maps, found none. Check the folder's layout."):
+        BankFiles(Path("bank"), [], [], []).require_maps()
 
 
 def test_lesion_above_half_a_voxel_is_accepted() -> None:
-    require_drawable(plan(f"lung tumor:{0.51 * VOXEL_ML}mL", "liver"), GRID)
-    require_drawable(plan("liver"), GRID)
+    plan(f"lung tumor:{0.51 * VOXEL_ML}mL", "liver").require_drawable(GRID)
+    plan("liver").require_drawable(GRID)
 
 
 def test_lesion_that_rounding_would_lose_is_refused() -> None:
     planned = plan("hepatic tumor:0.5", "lung tumor:0.01-0.02mL", num_cases=10)
-    smallest = min(planned.cases, key=lambda case: case.lesions[0].volume_ml)
+    smallest = min(planned.cases, key=lambda case: case.lesions[0].requested_ml)
     sentence = (
         "Label request 'lung tumor:0.01-0.02mL': expected lesions above 0.02 mL (3.4 mm), half a voxel of the grid, "
         f"found a lung tumor of 0.01 mL (2.7 mm) in {smallest.case_id}. Ask for larger lesions or a smaller --spacing."
     )
     with pytest.raises(RequestError) as caught:
-        require_drawable(planned, GRID)
+        planned.require_drawable(GRID)
     assert str(caught.value) == sentence
     with pytest.raises(RequestError, match="in case_0001"):
-        require_drawable(plan(f"lung tumor:{VOXEL_ML / 2}mL"), GRID)
+        plan(f"lung tumor:{VOXEL_ML / 2}mL").require_drawable(GRID)

@@ -6,7 +6,6 @@ from typing import Any
 import pytest
 import yaml
 
-from maisi_aug.cohort.recipe import CohortConfig, build_config, differences, load_recipe
 from maisi_aug.cohort.recipe_files import (
     FIRST_STAGES,
     copy_recipe,
@@ -16,6 +15,7 @@ from maisi_aug.cohort.recipe_files import (
     read_recipe,
     training_kind,
 )
+from maisi_aug.cohort.request import CohortRequest, build_request, differences, load_recipe
 from maisi_aug.errors import RecipeError
 
 NUM_RECIPES = 3
@@ -46,7 +46,7 @@ def test_all_problems_are_reported_together_with_their_places() -> None:
         "gates": {"size_tol": 3, "organ_hu": 1},
     }
     with pytest.raises(RecipeError) as caught:
-        build_config(values, source="mine.yaml")
+        build_request(values, source="mine.yaml")
     assert str(caught.value).splitlines() == [
         "mine.yaml: expected a valid recipe, found 7 problems:",
         "  labels[1]: expected a valid string, found 3.",
@@ -65,7 +65,7 @@ def test_all_problems_are_reported_together_with_their_places() -> None:
         ({}, "labels: expected a value, found none"),
         ({"labels": []}, "labels: expected .* at least 1 item"),
         ({"labels": "liver"}, "labels: expected a list, found 'liver'"),
-        ({"labels": ["liver"], "num_cases": 0}, "num_cases: expected greater than or equal to 1, found 0"),
+        ({"labels": ["liver"], "num_cases": 0}, "num_cases: expected greater than 0, found 0"),
         ({"labels": ["liver"], "seed": True}, "seed: expected a valid integer, found True"),
         ({"labels": ["liver"], "guidance_scale": float("nan")}, "guidance_scale: expected .*, found nan"),
         ({"labels": ["liver"], "mask_source": "magic"}, "mask_source: expected 'plant', 'bank', .*, found 'magic'"),
@@ -77,7 +77,7 @@ def test_all_problems_are_reported_together_with_their_places() -> None:
         ({"labels": ["liver"], "body_region": ["chest"]}, r"body_region\[0\]: expected 'head', 'thorax', 'abdomen' or"),
         ({"labels": ["liver"], "spacing_mm": [1, 1, 0]}, r"spacing_mm\[2\]: expected greater than 0, found 0"),
         ({"labels": ["liver"], "anatomy": []}, "anatomy: expected .* at least 1 item"),
-        ({"labels": ["liver"], "anatomy": "liver"}, "anatomy: expected a list, found 'liver'"),
+        ({"labels": ["liver"], "anatomy": 5}, "anatomy: expected a list, found 5"),
         ({"labels": ["liver"], "allow_unseen_grid": 1}, "allow_unseen_grid: expected a valid boolean, found 1"),
         ({"labels": ["liver"], "preset": ""}, "preset: expected .* at least 1 character"),
         ({"labels": ["liver"], "size_label": 2}, "size_label belong together; size_reference is missing"),
@@ -87,21 +87,21 @@ def test_all_problems_are_reported_together_with_their_places() -> None:
 )
 def test_wrong_value_is_refused(values: dict[str, Any], message: str) -> None:
     with pytest.raises(RecipeError, match=message):
-        build_config(values)
+        build_request(values)
 
 
 @pytest.mark.parametrize("modality", ["ct", "ct_contrast", "ct_wo_contrast"])
 def test_networks_know_every_modality_that_can_be_asked_for(modality: str) -> None:
     from maisi_aug.networks.conditioning import MODALITY_CODES
 
-    assert build_config({"labels": ["liver"], "modality": modality}).modality in MODALITY_CODES
+    assert build_request({"labels": ["liver"], "modality": modality}).modality in MODALITY_CODES
 
 
 def test_configuration_survives_the_way_to_yaml_and_back() -> None:
-    config = build_config(
+    config = build_request(
         {"labels": ["hepatic tumor:0.3"], "shape": [128, 96, 80], "spacing_mm": [3, 3.2, 3.2], "gates": None}
     )
-    assert build_config(yaml.safe_load(yaml.safe_dump(config.to_dict()))) == config
+    assert build_request(yaml.safe_load(yaml.safe_dump(config.to_dict()))) == config
     assert config.shape == (128, 96, 80)
 
 
@@ -158,7 +158,7 @@ def test_package_has_its_recipes() -> None:
 @pytest.mark.parametrize("info", list_recipes(), ids=lambda info: info.name)
 def test_recipe_of_the_package_is_valid_and_opens_with_its_command(info: Any) -> None:
     assert len(list_recipes()) == NUM_RECIPES
-    assert isinstance(load_recipe(info.name), CohortConfig)
+    assert isinstance(load_recipe(info.name), CohortRequest)
     (command,) = info.commands
     assert command.startswith(f"maisi-aug synthesize --recipe {info.name} ")
     assert info.summary.endswith(".")

@@ -1,0 +1,429 @@
+"""What a cohort is asked for: strict fields, from a recipe with flags on top; what is left open is decided later."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from itertools import pairwise
+from math import isfinite
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, PositiveInt, Strict, field_validator, model_validator
+
+from maisi_aug.bundle_spec.decoding import DecodingConfig
+from maisi_aug.bundle_spec.precision import PrecisionName
+from maisi_aug.cohort.grammar import WrittenRequest
+from maisi_aug.cohort.recipe_files import read_recipe
+from maisi_aug.errors import RecipeError, did_you_mean
+from maisi_aug.lesions.growth_rules import GrowthRule, growth_rule_of
+from maisi_aug.system.models import Finite, PositiveFinite, StrictModel, explain_problems
+from maisi_aug.system.options import Option, PathText, warn_of_spelling
+from maisi_aug.vocabulary.regions import BODY_REGIONS, BodyRegion
+from maisi_aug.volumes.grid_words import ShapeField, SpacingField
+
+COHORT_NAME = "cohort.yaml"
+EMBEDDED_BANK = "phantom"
+AUTO_MAPPING = "auto"
+DEFAULT_NUM_CASES = 4
+GIVEN, NO_MAP = "given", "none"
+GRID_FIELDS = ("shape", "spacing_mm")
+
+SECTIONS = ("gates", "decoding")
+_WHAT, _MASKS, _IMAGES, _GATES, _RUN = "What to make", "Label maps", "Images", "Quality gates", "Run"
+
+# YAML has lists and no tuples; strict mode would refuse them for a tuple field.
+_FromList = Strict(False)
+
+
+class GateConfig(StrictModel, strict=True, use_attribute_docstrings=True):
+    """What a case must fulfil to be accepted."""
+
+    presence: bool = True
+    """Whether every label that is asked for must be there."""
+    lesion_size: bool = True
+    """Whether lesions must have the volume that was asked for."""
+    size_tolerance: Annotated[float, Field(gt=0, le=1)] = 0.10
+    """Largest relative error of a lesion's volume; two voxels are always allowed."""
+    lesion_place: bool = True
+    """Whether planted lesions must lie in their host and be compact."""
+    max_share_outside: Annotated[float, Field(ge=0, le=1)] | None = None
+    """Share of a planted lesion that may lie outside its host (default: what is usual for its kind)."""
+    max_spread: Annotated[float, Field(ge=1, allow_inf_nan=False)] | None = None
+    """Largest spread of a lesion about its centre, 1 for a ball (default: what is usual for its kind)."""
+    organ_hu: bool = True
+    """Whether organ medians must lie in the reference ranges, and an image without a label map must show a patient."""
+    hu_bias: bool = True
+    """Whether the organs of a case, taken together, must be about as bright as usual; never without organ_hu."""
+    max_dark_hu: PositiveFinite = 38.0
+    """By how many HU they may be darker."""
+    max_bright_hu: PositiveFinite = 60.0
+    """By how many HU they may be brighter."""
+    visibility: bool = True
+    """Whether lesions must stand out from their host organ."""
+    minimum_cnr: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0
+    """Least contrast between a lesion and its host, as a multiple of the noise; lesions under 10 mm only have to be
+    brighter or darker than their host as their kind is."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_texts(cls, value: object) -> object:
+        """``NAME=on|off|NUMBER`` each, such as ``organ-hu=off`` and ``minimum-cnr=0.5``; nothing for all defaults."""
+        if isinstance(value, list | tuple):
+            return dict(cls._read_text(text) for text in value)
+        return {} if value is None else value
+
+    @classmethod
+    def _read_text(cls, text: str) -> tuple[str, bool | float]:
+        name, _, value = (part.strip() for part in text.partition("="))
+        field = name.replace("-", "_").lower()
+        if field not in cls.model_fields:
+            known = [known_name.replace("_", "-") for known_name in cls.model_fields]
+            hint = did_you_mean(name, known) or f" The names are {', '.join(known)}."
+            raise ValueError(f"expected NAME=off or NAME=NUMBER, found no gate '{name}'.{hint}")
+        if isinstance(cls.model_fields[field].default, bool):
+            if value.lower() not in ("on", "off"):
+                raise ValueError(f"expected {name}=on or {name}=off, found '{text}'")
+            return field, value.lower() == "on"
+        try:
+            return field, float(value)
+        except ValueError:
+            raise ValueError(f"expected a number for {name}, found '{text}'") from None
+
+    def changes(self) -> dict[str, Any]:
+        """The fields that differ from their defaults, for the manifest."""
+        return self.model_dump(mode="json", exclude_defaults=True)
+
+    def rule_of(self, label: str) -> GrowthRule:
+        """How lesions of a label grow, with the thresholds where any are set."""
+        rule = growth_rule_of(label)
+        return replace(
+            rule,
+            max_share_outside=rule.max_share_outside if self.max_share_outside is None else self.max_share_outside,
+            max_spread=rule.max_spread if self.max_spread is None else self.max_spread,
+        )
+
+
+def _read_words(value: object) -> object:
+    """``thorax,abdomen`` as its words, in lower case."""
+    return [word.strip().lower() for word in value.split(",")] if isinstance(value, str) else value
+
+
+def _read_organ_sizes(value: object) -> object:
+    """``liver:0.5`` once per organ."""
+    if not isinstance(value, list | tuple):
+        return value
+    sizes: dict[str, float] = {}
+    for text in value:
+        name, _, number = (part.strip() for part in text.rpartition(":"))
+        try:
+            size = float(number)
+        except ValueError:
+            size = float("nan")
+        if not name or not isfinite(size):
+            raise ValueError(f"expected an organ and its size such as 'liver:0.5', found '{text}'")
+        if name in sizes:
+            raise ValueError(f"expected each organ once, found '{name}' twice")
+        sizes[name] = size
+    return sizes
+
+
+def _read_size_label(value: object) -> object:
+    """``2``; ``NAME=2`` once per lesion is an earlier spelling of ``--map 2=NAME``, and warned of."""
+    if not isinstance(value, list | tuple):
+        return value
+    if len(value) == 1 and value[0].strip().isdecimal():
+        return int(value[0])
+    pairs = [text.rpartition("=") for text in value]
+    if not all(name.strip() and number.strip().isdecimal() for name, _, number in pairs):
+        raise ValueError(
+            f"expected an id such as 2, or --map '2=hepatic tumor' once per lesion, found '{' '.join(value)}'"
+        )
+    for text, (name, _, number) in zip(value, pairs, strict=True):
+        warn_of_spelling(f"--size-label '{text}'", f"--map '{number.strip()}={name.strip()}'")
+    return {name.strip(): int(number) for name, _, number in pairs}
+
+
+class CohortRequest(StrictModel, strict=True, use_attribute_docstrings=True):
+    """Everything that a user may ask of a cohort; together with what is left open it decides the cohort's bytes.
+
+    ``cohort.yaml`` holds it with what was left open filled in, so that it is a recipe for the same cohort.
+    """
+
+    labels: Annotated[
+        tuple[Annotated[str, Field(min_length=1)], ...],
+        _FromList,
+        Option(metavar="NAME[:SIZE][@SHARE]", complete="labels", panel=_WHAT, everyday=True),
+    ]
+    """Lesion or organ, with a size: 0.3 (percentile), 0.1-0.6, 8-20mm, 4mL, 10-30mmx3; may repeat; join with + for one
+    case. Of given maps: label to keep."""
+    num_cases: Annotated[PositiveInt | None, Option("-n", panel=_WHAT, everyday=True)] = None
+    """Number of cases (default: 4, or one per given map)."""
+    grown_from: Annotated[tuple[PositiveInt, ...], _FromList] = ()
+    """Numbers of cases that the cohort had before it grew, ascending; continuing with a larger ``num_cases`` notes
+    them, so that the cases that were there stay as they are."""
+    seed: Annotated[int, Field(ge=0), Option(panel=_WHAT, everyday=True)] = 0
+    """Random seed: another one, other patients."""
+    anatomy: Annotated[
+        Annotated[tuple[Annotated[str, Field(min_length=1)], ...], _FromList, Field(min_length=1)] | None,
+        BeforeValidator(_read_words),
+        Option(metavar="NAME[,NAME]", takes=str, complete="anatomy", panel=_WHAT),
+    ] = None
+    """Labels that labels/ID.nii.gz keeps, those of --labels among them; its organs need no request and are in every
+    case (default: what --labels names)."""
+    bundle: Annotated[
+        PathText,
+        Field(min_length=1),
+        Option(metavar="NAME|FOLDER", complete="bundles", panel=_IMAGES, everyday=True),
+    ] = "phantom-ct"
+    """Bundle of weights."""
+    mask_source: Annotated[
+        Literal["plant", "bank", "diffusion", "given", "none"], Option(metavar="SOURCE", panel=_MASKS, everyday=True)
+    ] = "plant"
+    """plant: lesions in tumour-free maps; bank: maps with lesions; diffusion: generated maps; given: maps as they are;
+    none: images alone."""
+    mask_bank: Annotated[PathText, Field(min_length=1), Option(metavar="phantom|PATH", panel=_MASKS, everyday=True)] = (
+        EMBEDDED_BANK
+    )
+    """File, folder or data list of label maps, or NVIDIA's mask database (zip or folder, with its list beside it)."""
+    mask_labels: Annotated[
+        Annotated[str, Field(min_length=1)] | dict[str | int, str | int],
+        Option(metavar="NAME|FILE", takes=str, panel=_MASKS),
+    ] = AUTO_MAPPING
+    """Label ids of the bank: auto, maisi, totalsegmentator-v1, -v2 or -v3, or a JSON file."""
+    mask_steps: Annotated[PositiveInt | None, Option(panel=_MASKS)] = None
+    """Sampling steps of a generated map (default: the bundle's; 1000 is NVIDIA's DDPM)."""
+    size_of: Annotated[
+        dict[str, Finite] | None,
+        BeforeValidator(_read_organ_sizes),
+        Option(metavar="ORGAN:SIZE", takes=list[str], panel=_MASKS),
+    ] = None
+    """Size percentile of gallbladder, liver, stomach, pancreas or colon in generated maps, 0-1, or -1 for absent; may
+    repeat (default: drawn)."""
+    num_inference_steps: Annotated[PositiveInt | None, Option("--steps", panel=_IMAGES)] = None
+    """Sampling steps of the image (default: the bundle's)."""
+    guidance_scale: Annotated[float, Field(ge=0, allow_inf_nan=False), Option(panel=_IMAGES)] = 0.0
+    """Strength of the guidance towards the lesions; above 0 it takes twice the time."""
+    modality: Annotated[Literal["ct", "ct_contrast", "ct_wo_contrast"], Option(panel=_IMAGES)] = "ct"
+    """With or without contrast medium; ct leaves it open."""
+    body_region: Annotated[
+        Annotated[tuple[BodyRegion, ...], _FromList, Field(min_length=1, max_length=2)] | None,
+        BeforeValidator(_read_words),
+        Option(metavar="REGION[,REGION]", takes=str, panel=_IMAGES),
+    ] = None
+    """Uppermost and lowest of head, thorax, abdomen and pelvis, for ddpm-ct and to choose maps of NVIDIA's mask
+    database (default: what the map shows)."""
+    preset: Annotated[
+        str | None, Field(min_length=1), Option(metavar="NAME", complete="presets", panel=_IMAGES, everyday=True)
+    ] = None
+    """Grid and decode windows by GPU memory or body region, such as 16g-256x256x256 or chest; listed by: maisi-aug
+    bundles presets."""
+    shape: Annotated[ShapeField | None, Option(metavar="IxJxK", takes=str, panel=_IMAGES)] = None
+    """Voxels along I, J, K: right, anterior, superior (default: the preset's, bundle's or given map's)."""
+    spacing_mm: Annotated[SpacingField | None, Option("--spacing", metavar="IxJxK", takes=str, panel=_IMAGES)] = None
+    """Voxel sides in mm (default: the preset's, bundle's or given map's)."""
+    allow_unseen_grid: Annotated[bool, Option("--allow-unseen-grid", panel=_IMAGES)] = False
+    """Warn of a grid that the bundle's networks cannot work with, instead of refusing it."""
+    allow_few_organs: Annotated[bool, Option("--allow-few-organs", panel=_MASKS)] = False
+    """Warn of label maps without the organs around the lesions, instead of refusing them."""
+    keep_rejected: Annotated[bool, Option("--keep-rejected", panel=_GATES)] = False
+    """Keep the image and label maps of rejected cases, in OUT/rejected."""
+    max_attempts: Annotated[PositiveInt, Option(panel=_RUN)] = 5
+    """Attempts per case before it is rejected; a cohort may be continued with more."""
+    size_reference: Annotated[PathText | None, Option(takes=Path, panel=_WHAT)] = None
+    """nnU-Net dataset (path, number or name) or folder of label maps whose lesions define the percentiles."""
+    size_label: Annotated[
+        PositiveInt | dict[str, PositiveInt] | None,
+        BeforeValidator(_read_size_label),
+        Option(metavar="ID", takes=list[str], panel=_WHAT),
+    ] = None
+    """Id of the lesion in the size reference; of several, see --map."""
+    hu_reference: Annotated[PathText | None, Option(takes=Path, panel=_GATES)] = None
+    """CTs with label maps of your own, or a file of evaluate hu, that HU of organs are compared with (default: what is
+    usual for the bundle)."""
+    decoding: DecodingConfig = DecodingConfig()
+    """How images are decoded from their latents."""
+    precision: Annotated[PrecisionName, Option(panel=_IMAGES)] = "auto"
+    """Number format that the networks compute in; auto: float16 on CUDA devices, float32 elsewhere. bfloat16 is fast on
+    a CPU and moves organs by several HU."""
+    gates: Annotated[GateConfig, Option("--gate", metavar="NAME=off|NUMBER", takes=list[str], panel=_GATES)] = (
+        GateConfig()
+    )
+    """Switch a quality gate off or set its threshold; may repeat: presence, lesion-size, size-tolerance, lesion-place,
+    max-share-outside, max-spread, organ-hu, hu-bias, max-dark-hu, max-bright-hu, visibility, minimum-cnr."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _need_no_requests(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("mask_source") in (GIVEN, NO_MAP):
+            return {"labels": (), **values}
+        return values
+
+    @field_validator("decoding", mode="before")
+    @classmethod
+    def _read_empty_section(cls, value: object) -> object:
+        return {} if value is None else value
+
+    @model_validator(mode="after")
+    def _require_growth(self) -> CohortRequest:
+        steps = (*self.grown_from, *([] if self.num_cases is None else [self.num_cases]))
+        if self.grown_from and (self.num_cases is None or any(a >= b for a, b in pairwise(steps))):
+            raise ValueError(
+                f"grown_from: expected rising numbers below num_cases, found {list(self.grown_from)} for "
+                f"{self.num_cases or 'no'} cases"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _require_fitting_fields(self) -> CohortRequest:
+        if (self.size_reference is None) != (self.size_label is None):
+            missing = "size_label" if self.size_label is None else "size_reference"
+            raise ValueError(f"size_reference and size_label belong together; {missing} is missing")
+        misfit = self._find_misfit() or self._find_misfit_of_maps()
+        if misfit:
+            raise ValueError(misfit)
+        places = [BODY_REGIONS.index(region) for region in self.body_region or ()]
+        if places != sorted(places):
+            found = ", ".join(self.body_region or ())
+            raise ValueError(f"body_region: expected the uppermost region before the lowest, found {found}")
+        return self
+
+    def _find_misfit(self) -> str:
+        """The first field that its mask source makes nothing of: refused rather than ignored; else empty."""
+        source = self.mask_source
+        if self.takes_requests:
+            return (
+                ""
+                if self.labels
+                else "labels: expected a list of at least 1 item, found none; ask for a lesion or an organ"
+            )
+        if self.size_reference is not None:
+            return f"size_reference: expected none with mask_source '{source}', which asks for no sizes, found one"
+        if self.anatomy is not None:
+            return (
+                f"anatomy: expected none with mask_source '{source}', found a list; name the labels to keep of given "
+                "maps in labels"
+            )
+        if source == GIVEN:
+            return self._find_misfit_of_given()
+        unused = {
+            "labels": ", ".join(self.labels),
+            "mask_bank": "one" if self.has_own_bank else "",
+            "mask_labels": "" if self.mask_labels == AUTO_MAPPING else str(self.mask_labels),
+            "guidance_scale": f"{self.guidance_scale:g}" if self.guidance_scale else "",
+        }
+        field, found = next(((field, found) for field, found in unused.items() if found), ("", ""))
+        if not field:
+            return ""
+        wanted = "0" if field == "guidance_scale" else "none"
+        return (
+            f"{field}: expected {wanted} with mask_source 'none', for images are drawn without any label map, found "
+            f"{found}; leave it out, or choose another mask_source"
+        )
+
+    def _find_misfit_of_given(self) -> str:
+        if not self.has_own_bank:
+            return (
+                "mask_source 'given': expected a mask_bank with label maps of your own, found the phantoms; give a "
+                "file, a folder or a data list"
+            )
+        for place, text in enumerate(self.labels):
+            if not WrittenRequest.is_name(text):
+                return (
+                    f"labels[{place}]: expected the name of a label and nothing else with mask_source 'given', which "
+                    f"draws each map with the lesions that it has, found '{text}'; leave labels out to keep every "
+                    "label, or use mask_source 'plant' to choose sizes"
+                )
+        return ""
+
+    def _find_misfit_of_maps(self) -> str:
+        """A bank without the lesions that are to be taken from it, or a field of another kind of label maps."""
+        bank = self.mask_bank if self.has_own_bank else None
+        if self.mask_source == "bank" and bank is None:
+            return (
+                "mask_source 'bank': expected a mask_bank with lesions of its own, found the phantoms, which have "
+                "none; give a folder or a data list, or use mask_source 'plant'"
+            )
+        idle: dict[str, object]
+        if self.mask_source == "diffusion":
+            idle = {"mask_bank": bank, "mask_labels": None if self.mask_labels == AUTO_MAPPING else self.mask_labels}
+            advice = "leave it out"
+        else:
+            idle = {"mask_steps": self.mask_steps, "size_of": self.size_of}
+            advice = "use mask_source 'diffusion', or leave it out"
+        for name, found in idle.items():
+            if found is not None:
+                return f"{name}: expected none with mask_source '{self.mask_source}', found {found}; {advice}"
+        return ""
+
+    @property
+    def takes_requests(self) -> bool:
+        """Whether lesions and organs are asked for: not of given maps, nor of images without any map."""
+        return self.mask_source not in (GIVEN, NO_MAP)
+
+    @property
+    def has_own_bank(self) -> bool:
+        """Whether label maps of the user's own are named."""
+        return self.mask_bank != EMBEDDED_BANK
+
+    @property
+    def follows_maps(self) -> bool:
+        """Whether each image keeps the grid of its given map where it can."""
+        return self.mask_source == GIVEN and self.preset is None
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields as plain YAML and JSON types, in the order of the class."""
+        fields = self.model_dump(mode="json")
+        return fields if self.grown_from else {name: value for name, value in fields.items() if name != "grown_from"}
+
+
+def build_request(values: Mapping[str, Any], *, source: str = "recipe") -> CohortRequest:
+    """Validate the fields of a recipe.
+
+    Args:
+        values: Field names to values, as YAML or flags give them.
+        source: What to call them in messages, a file name for instance.
+
+    Raises:
+        RecipeError: Listing every problem with its place.
+    """
+    with explain_problems(
+        CohortRequest, source, RecipeError, kind="recipe", if_missing="Give it in the recipe or as a flag."
+    ):
+        return CohortRequest.model_validate(dict(values))
+
+
+def override(values: Mapping[str, Any], flags: Mapping[str, Any]) -> dict[str, Any]:
+    """The recipe's values with those flags on top that were given (are not ``None``).
+
+    A flag's name may be ``SECTION.FIELD``, or its value some fields of a section: the other fields of the section stay.
+    A preset that is given as a flag stands above the recipe's shape, spacing, decode window and overlap.
+    """
+    merged = dict(values)
+    if flags.get("preset") is not None:
+        merged = {name: value for name, value in values.items() if name not in GRID_FIELDS}
+        if isinstance(merged.get("decoding"), Mapping):
+            kept = {name: value for name, value in merged["decoding"].items() if name not in ("window", "overlap")}
+            merged["decoding"] = kept
+    for name, value in flags.items():
+        section, _, field = name.partition(".")
+        if value is not None and field:
+            merged[section] = {**(merged.get(section) or {}), field: value}
+        elif value is not None:
+            merged[name] = {**(merged.get(name) or {}), **value} if name in SECTIONS else value
+    return merged
+
+
+def load_recipe(name_or_path: str, flags: Mapping[str, Any] | None = None) -> CohortRequest:
+    """Read a recipe, put the flags on top and validate the whole.
+
+    Raises:
+        RecipeError: Listing every problem with its place.
+    """
+    return build_request(override(read_recipe(name_or_path), flags or {}), source=name_or_path)
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """The fields in which two configurations differ, as ``name: old -> new``."""
+    names: Iterable[str] = dict.fromkeys([*old, *new])
+    return [f"{name}: {old.get(name)!r} -> {new.get(name)!r}" for name in names if old.get(name) != new.get(name)]

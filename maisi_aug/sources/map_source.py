@@ -1,0 +1,189 @@
+"""What every source of label maps does: it draws the map of a case, and says what becomes of those that fail."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from maisi_aug.banks.folder_bank import NUM_LOOKS
+from maisi_aug.banks.label_map import BaseMap
+from maisi_aug.cohort.plan import CasePlan
+from maisi_aug.errors import BankError, LesionError
+from maisi_aug.lesions.lesion import Lesion
+from maisi_aug.lesions.planting import plant_lesions
+from maisi_aug.vocabulary.labels import Vocabulary
+from maisi_aug.volumes.grid import Grid
+
+Base = TypeVar("Base")
+
+
+@dataclass(frozen=True, eq=False)
+class DrawnMap:
+    """A label map ready for the networks.
+
+    Attributes:
+        case: What it holds: its lesions measured on this grid, in the order asked for.
+        label_map: ``(I, J, K)`` uint8 vocabulary ids; None where an image is drawn without one.
+        grid: Geometry of the map and its image.
+        origin: Where it came from: plain JSON values, the same for the same seed and bank.
+        image_hu: ``(I, J, K)`` where the lesions were drawn into a real image; None where the networks draw the image.
+    """
+
+    case: CasePlan
+    label_map: NDArray[np.uint8] | None
+    grid: Grid
+    origin: dict[str, Any]
+    image_hu: NDArray[Any] | None = None
+
+    @property
+    def lesions(self) -> tuple[Lesion, ...]:
+        """The lesions, as they lie in the map."""
+        return self.case.lesions
+
+
+class MapSource(Protocol):
+    """Draws label maps; what it draws follows from the case and the seed alone.
+
+    Attributes:
+        fails_as_a_whole: Whether the source itself may be at fault until it has drawn a map, so that no case is blamed
+            before.
+    """
+
+    fails_as_a_whole: bool = True
+
+    def draw(self, case: CasePlan, seed: int) -> DrawnMap:
+        """A map with the lesions of a case and no other, in which all its required organs are present.
+
+        Raises:
+            LesionError: A lesion finds no room, or none of that size is at hand.
+            BankError: No map has what is needed.
+        """
+        ...
+
+    @property
+    def skipped(self) -> Sequence[tuple[str, str]]:
+        """``(name, reason)`` of files that could not be used, so far."""
+        return ()
+
+    def require_unchanged(self, origins: Iterable[Mapping[str, Any]]) -> None:
+        """Raise unless the files that cases were made from, by their manifest, still hold the same.
+
+        Raises:
+            CohortError: Naming the first that does not.
+        """
+        return  # there are no files
+
+    def leaves_hope(self, error: LesionError | BankError, case: CasePlan, others: Sequence[CasePlan]) -> bool:
+        """Whether one of the other cases may succeed where a case has failed with an error.
+
+        A size that one case does not find may be another's; what no map holds, no case that asks for it finds.
+        """
+        is_missing = isinstance(error, BankError) and all(other.asks_for_all_of(case) for other in others)
+        return bool(others) and not is_missing
+
+
+class MaskBank(Protocol):
+    """Hands out anatomies on the networks' grid.
+
+    Attributes:
+        name: For messages and the manifest.
+        varies: Whether every draw is a new anatomy, so that deforming it adds nothing.
+        vocabulary: Meaning of the ids.
+        grid: Shape and spacing of the maps.
+    """
+
+    name: str
+    varies: bool
+    vocabulary: Vocabulary
+    grid: Grid
+
+    @property
+    def skipped(self) -> Sequence[tuple[str, str]]:
+        """``(path, reason)`` of files that could not be used, so far."""
+        return ()
+
+    @property
+    def num_looks(self) -> int:
+        """How many maps show about what the bank has: patients resemble each other."""
+        return NUM_LOOKS
+
+    def require_unchanged(self, origins: Iterable[Mapping[str, Any]]) -> None:
+        """Raise unless the files that cases were made from still hold the same."""
+        return  # there are no files
+
+    def draw_bases(self, lesions: Sequence[Lesion], *, required_ids: Sequence[int], seed: int) -> Iterator[BaseMap]:
+        """Maps that may host the lesions, in the random order of the seed; more are drawn as more are taken."""
+        ...
+
+
+class BankedSource(MapSource, Protocol):
+    """A source that draws from a bank.
+
+    Attributes:
+        bank: Where the anatomies come from.
+    """
+
+    bank: MaskBank
+
+    @property
+    def skipped(self) -> Sequence[tuple[str, str]]:
+        """``(name, reason)`` of the bank's files that could not be used, so far."""
+        return self.bank.skipped
+
+    def require_unchanged(self, origins: Iterable[Mapping[str, Any]]) -> None:
+        """Raise unless the bank's files that cases were made from still hold the same."""
+        self.bank.require_unchanged(origins)
+
+
+def draw_from_any(
+    bases: Iterable[Base],
+    draw: Callable[[int, Base], DrawnMap | None],
+    *,
+    gives_up: Callable[[Base], bool] = lambda base: False,
+) -> DrawnMap | None:
+    """The first map that a draw from one of the bases succeeds with; None where all of them lack something.
+
+    Args:
+        bases: What to draw from.
+        draw: Told the number of the base, from 0, and the base; None or LesionError for one that will not do.
+        gives_up: Asked after every LesionError, with the base.
+
+    Raises:
+        LesionError: The last of them, without any map.
+    """
+    failure: LesionError | None = None
+    for number, base in enumerate(bases):
+        try:
+            drawn = draw(number, base)
+        except LesionError as error:
+            failure = error
+            if gives_up(base):
+                break
+            continue
+        if drawn is not None:
+            return drawn
+    if failure is not None:
+        raise failure
+    return None
+
+
+def plant_case(case: CasePlan, base: BaseMap, rng: np.random.Generator) -> DrawnMap | None:
+    """A map without lesions with those of a case planted in it; None if it lacks a required organ.
+
+    Raises:
+        LesionError: A lesion finds no room.
+    """
+    label_map, planted = plant_lesions(base.label_map, case.lesions, spacing_mm=base.grid.spacing_mm, rng=rng)
+    if not has_all(label_map, case.required_ids):
+        return None
+    return DrawnMap(replace(case, lesions=planted), label_map, base.grid, base.origin)
+
+
+def has_all(label_map: NDArray[np.uint8], label_ids: Sequence[int]) -> bool:
+    """Whether a map holds every one of the ids."""
+    counts = np.bincount(label_map.ravel(), minlength=256)
+    return all(counts[label_id] > 0 for label_id in label_ids)
