@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from typing import Annotated
 
 import typer
 
-from maisi_aug.cli.shared.from_models import with_options
+from maisi_aug.cli.shared.balance import Balance, BalanceOptions, find_balance, save_balance, select_lesion_rules
+from maisi_aug.cli.shared.completion import complete_insertion_recipes
+from maisi_aug.cli.shared.from_models import Given, with_options
 from maisi_aug.cli.shared.run_options import AsJson, Device, NewCohort, Quiet
-from maisi_aug.insertion.request import InsertConfig
+from maisi_aug.insertion.request import InsertConfig, build_insertion, load_insertion_recipe
 
 
 def register(app: typer.Typer) -> None:
@@ -17,7 +20,21 @@ def register(app: typer.Typer) -> None:
 
 
 def insert(
-    config: InsertConfig, out: NewCohort, device: Device = "auto", as_json: AsJson = False, quiet: Quiet = False
+    flags: Annotated[Given, InsertConfig],
+    balance_options: BalanceOptions,
+    out: NewCohort,
+    recipe: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME|FILE",
+            autocompletion=complete_insertion_recipes,
+            help="Recipe; options stand above it.",
+            rich_help_panel="What to insert",
+        ),
+    ] = None,
+    device: Device = "auto",
+    as_json: AsJson = False,
+    quiet: Quiet = False,
 ) -> None:
     """Draw lesions of given sizes into your own CTs; every voxel away from a lesion stays as it was.
 
@@ -28,11 +45,30 @@ def insert(
     from maisi_aug.insertion.cohort import insert_cohort
     from maisi_aug.insertion.config import resolve_insertion
 
+    config = build_insertion(flags) if recipe is None else load_insertion_recipe(recipe, flags)
+    config, balance = _balance(config, balance_options, is_quiet=quiet)
     with CohortProgress(is_quiet=quiet) as progress:
         cohort = resolve_insertion(config)
         for note in cohort.backgrounds.notes if not quiet else ():
             typer.echo(f"Note: {note}", err=True)
         summary = insert_cohort(cohort, out, device=device, listener=progress)
+    if balance is not None:
+        save_balance(balance, out)
     typer.echo(json.dumps(summary.to_json(), indent=1) if as_json else describe_summary(summary))
     if not summary.is_complete:
         raise typer.Exit(1)
+
+
+def _balance(config: InsertConfig, options: BalanceOptions, *, is_quiet: bool) -> tuple[InsertConfig, Balance | None]:
+    """The configuration with the requests that balance a dataset; of its rules those count that name the lesions."""
+    if options.against is None:
+        return config, None
+    from maisi_aug.bundle_spec.bundle import load_bundle
+    from maisi_aug.cohort.balance import to_requests
+
+    vocabulary = load_bundle(config.bundle).vocabulary
+    rules = select_lesion_rules(config.map, config.labels, vocabulary)
+    balance = find_balance(
+        config.labels, options, rules, vocabulary=vocabulary, num_cases=config.num_cases, is_quiet=is_quiet
+    )
+    return InsertConfig.model_validate({**dict(config), "labels": to_requests(balance.labels)}), balance

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Self
@@ -117,23 +117,54 @@ def balance_config(
     if options.against is None:
         return config, None
     from maisi_aug.bundle_spec.bundle import load_bundle, load_outline
-    from maisi_aug.cli.shared.bars import count_up
-    from maisi_aug.cohort.balance import (
-        DEFAULT_MAX_LESIONS,
-        SizeBins,
-        count_lesions,
-        fill_deficits,
-        read_targets,
-        to_requests,
-    )
-    from maisi_aug.cohort.census import take_census
+    from maisi_aug.cohort.balance import to_requests
     from maisi_aug.cohort.request import DEFAULT_NUM_CASES, CohortRequest
     from maisi_aug.cohort.resolve import find_grid
 
     _require_requests_in_mm(config)
-    vocabulary = (load_bundle if needs_weights else load_outline)(config.bundle).vocabulary
+    balance = find_balance(
+        config.labels,
+        options,
+        rules,
+        vocabulary=(load_bundle if needs_weights else load_outline)(config.bundle).vocabulary,
+        num_cases=config.num_cases or DEFAULT_NUM_CASES,
+        least_ml=find_grid(config).voxel_ml,
+        is_quiet=is_quiet,
+    )
+    return CohortRequest.model_validate({**dict(config), "labels": to_requests(balance.labels)}), balance
+
+
+def find_balance(
+    labels: Sequence[str],
+    options: BalanceOptions,
+    rules: Sequence[str],
+    *,
+    vocabulary: Vocabulary,
+    num_cases: int,
+    least_ml: float = 0.0,
+    is_quiet: bool,
+) -> Balance:
+    """What a dataset has of the lesions that are asked for, and what a cohort adds.
+
+    Args:
+        labels: Label requests.
+        options: The dataset, and how it is balanced.
+        rules: ``LABEL=NAME`` once per lesion.
+        vocabulary: The labels that may be asked for.
+        num_cases: Of the cohort.
+        least_ml: Smallest volume that the grid can show.
+        is_quiet: Show no progress.
+
+    Raises:
+        BankError, RequestError, VocabularyError, VolumeError: When the dataset cannot be measured or balanced.
+    """
+    from maisi_aug.cli.shared.bars import count_up
+    from maisi_aug.cohort.balance import DEFAULT_MAX_LESIONS, SizeBins, count_lesions, fill_deficits, read_targets
+    from maisi_aug.cohort.census import take_census
+
+    assert options.against is not None
     bins = SizeBins(options.size_bins) if options.size_bins else SizeBins()
-    targets = read_targets(config.labels, vocabulary=vocabulary, bins=bins, least_ml=find_grid(config).voxel_ml)
+    targets = read_targets(labels, vocabulary=vocabulary, bins=bins, least_ml=least_ml)
     with count_up("measuring lesions", is_quiet=is_quiet) as report:
         mapping = parse_lesion_map(rules, targets, vocabulary)
         censuses = take_census(options.against, targets, vocabulary=vocabulary, mapping=mapping, report=report)
@@ -142,11 +173,10 @@ def balance_config(
         count_lesions(census, target, bins=bins, max_lesions=max_lesions)
         for census, target in zip(censuses, targets, strict=True)
     ]
-    labels = fill_deficits(counted, num_cases=config.num_cases or DEFAULT_NUM_CASES)
-    balance = Balance(options.against, labels)
+    balance = Balance(options.against, fill_deficits(counted, num_cases=num_cases))
     if options.picture is not None:
         save_balance_picture(balance, options.picture)
-    return CohortRequest.model_validate({**dict(config), "labels": to_requests(labels)}), balance
+    return balance
 
 
 def _require_requests_in_mm(config: CohortRequest) -> None:
@@ -185,12 +215,24 @@ def parse_lesion_map(texts: Sequence[str], targets: Sequence[BalanceTarget], voc
 
 
 def _is_target(name: str, targets: Sequence[BalanceTarget], vocabulary: Vocabulary) -> bool:
+    return _names_one_of(name, {target.label_id for target in targets}, vocabulary)
+
+
+def _names_one_of(name: str, label_ids: Collection[int], vocabulary: Vocabulary) -> bool:
     from maisi_aug.errors import VocabularyError
 
     try:
-        return vocabulary.id_of(name) in {target.label_id for target in targets}
+        return vocabulary.id_of(name) in label_ids
     except VocabularyError:
         return False
+
+
+def select_lesion_rules(rules: Sequence[str], labels: Sequence[str], vocabulary: Vocabulary) -> list[str]:
+    """Of rules ``LABEL=NAME`` those whose name is that of a lesion that is asked for."""
+    from maisi_aug.cohort.grammar import label_names
+
+    asked = {vocabulary.id_of(name) for name in label_names(labels)}
+    return [rule for rule in rules if _names_one_of(rule.rpartition("=")[2], asked, vocabulary)]
 
 
 BALANCE_NAME = "balance.json"

@@ -26,6 +26,7 @@ from maisi_aug.insertion.backgrounds import Background
 from maisi_aug.insertion.config import ResolvedInsertion
 from maisi_aug.insertion.crops import cut_crop
 from maisi_aug.insertion.insert import Host, Insertion, LabelledHost, LungHost, insert_lesion
+from maisi_aug.insertion.lungs import LUNG_LOBES
 from maisi_aug.insertion.painting import Painter, ProceduralPainter
 from maisi_aug.insertion.surroundings import LUNG_ID, label_surroundings
 from maisi_aug.lesions.lesion import Lesion
@@ -37,7 +38,6 @@ from maisi_aug.volumes.components import is_any_of
 from maisi_aug.volumes.grid import Grid
 
 COHORT_HEADER = ("Made by maisi-aug insert; the command that began it goes on with this cohort.",)
-LUNG_LOBES = frozenset(range(28, 33))
 PREVIEW_MM = 120.0
 
 

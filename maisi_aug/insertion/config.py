@@ -98,7 +98,7 @@ class ResolvedInsertion:
             raise LesionError(
                 f"{lesion.label}: expected a lesion in the lung for --twins texture=..., found one elsewhere."
             )
-        texture = varied.get("texture") or (self._draw_texture(seed) if is_lung else "soft")
+        texture = varied.get("texture") or self.config.texture or draw_texture(seed) if is_lung else "soft"
         sizes = [twin.lesions[lesion.index].requested_ml for twin in self._twins_of(case)]
         contrast_hu = float(varied["contrast"]) if "contrast" in varied else None
         sign = 1 if texture != "soft" else expected_contrast_sign(lesion.label)
@@ -115,12 +115,11 @@ class ResolvedInsertion:
     def _twins_of(self, case: CasePlan) -> tuple[CasePlan, ...]:
         return (case,) if self.twins is None else self.twins.groups(self.plan)[self.twins.group_of(case.index)]
 
-    def _draw_texture(self, seed: int) -> Texture:
-        """The texture of a lesion: the one asked for, or one by LIDC-IDRI's shares."""
-        if self.config.texture is not None:
-            return self.config.texture
-        shares = [TEXTURE_SHARES[texture] for texture in TEXTURES]
-        return TEXTURES[int(numpy_generator(seed, "texture").choice(len(TEXTURES), p=shares))]
+
+def draw_texture(seed: int) -> Texture:
+    """The texture of a nodule, by LIDC-IDRI's shares."""
+    shares = [TEXTURE_SHARES[texture] for texture in TEXTURES]
+    return TEXTURES[int(numpy_generator(seed, "texture").choice(len(TEXTURES), p=shares))]
 
 
 def resolve_insertion(config: InsertConfig) -> ResolvedInsertion:

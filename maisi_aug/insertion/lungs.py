@@ -22,6 +22,8 @@ from maisi_aug.volumes.grid import Shape, Spacing, voxel_volume_ml
 
 Mask = NDArray[np.bool_]
 
+LUNG_LOBES = frozenset(range(28, 33))
+"""Their ids in label maps."""
 COARSE_MM = 2.0
 AIR_HU = -500.0
 LUNG_HU = (-940.0, -550.0)
