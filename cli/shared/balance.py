@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from maisi_aug.api.balancing import Balance, BalanceOptions, balance_cohort
+from maisi_aug.api.balancing import Balance, BalanceOptions, balance_cohort, names_one_of
 from maisi_aug.cli.shared.label_map import tell_old_spelling
 from maisi_aug.cli.shared.tables import open_table_console
 from maisi_aug.system.options import split_rule
@@ -86,12 +86,7 @@ def parse_lesion_map(texts: Sequence[str], targets: Sequence[BalanceTarget], voc
 
 
 def _is_target(name: str, targets: Sequence[BalanceTarget], vocabulary: Vocabulary) -> bool:
-    from maisi_aug.errors import VocabularyError
-
-    try:
-        return vocabulary.id_of(name) in {target.label_id for target in targets}
-    except VocabularyError:
-        return False
+    return names_one_of(name, {target.label_id for target in targets}, vocabulary)
 
 
 def print_balance(balance: Balance) -> None:

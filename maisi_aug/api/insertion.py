@@ -6,23 +6,29 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from maisi_aug.api.balancing import Balance, balance_insertion, read_balance
 from maisi_aug.api.displays import listen_to_run
-from maisi_aug.api.keywords import build_model, require_known, takes_fields_of
+from maisi_aug.api.keywords import require_known, takes_fields_of, to_fields
 from maisi_aug.api.listener import Progress, RunListener
 from maisi_aug.api.results import Cohort
-from maisi_aug.errors import RecipeError
-from maisi_aug.insertion.request import InsertConfig
+from maisi_aug.insertion.request import InsertConfig, build_insertion, load_insertion_recipe
 
 if TYPE_CHECKING:
+    from maisi_aug.api.balancing import ReadMap
     from maisi_aug.generate.run import CohortSummary
 
 
 @takes_fields_of(InsertConfig)
 def insert(
-    labels: str | Sequence[str],
+    labels: str | Sequence[str] = (),
     *,
-    into: str | Path,
+    into: str | Path | None = None,
     out: str | Path,
+    recipe: str | Path | None = None,
+    balance_against: str | Path | None = None,
+    size_bins: Sequence[float] | str | None = None,
+    max_lesions: int | None = None,
+    balance_picture: str | Path | None = None,
     device: str = "auto",
     progress: Progress = True,
     **fields: Any,
@@ -37,6 +43,12 @@ def insert(
         labels: Lesions with their sizes, ``NAME[:SIZE][@SHARE]``.
         into: A CT, a folder of CTs, or an nnU-Net dataset.
         out: Folder of the cohort: new, empty, or one that the same call began, which is continued.
+        recipe: Name or file of a recipe for insertion; what else is given stands above it.
+        balance_against: Real dataset whose missing lesions are made, as for :func:`synthesize`; ``map`` then also says
+            which of its labels the lesions are.
+        size_bins: Edges in mm of the lesion sizes that are balanced.
+        max_lesions: Most lesions that a case holds that balances a dataset.
+        balance_picture: File to draw the balance into.
         device: Where the networks of ``painter="network"`` run.
         progress: True for bars on a terminal or in a notebook, False for none, or something to call with
             ``(stage, done, total)``.
@@ -46,20 +58,29 @@ def insert(
         MaisiAugError: The sentence that the command prints.
     """
     require_known(insert, fields)
-    config = build_model(InsertConfig, {"labels": labels, "into": into, **fields}, source="insert", error=RecipeError)
+    given = to_fields(InsertConfig, {"labels": labels or None, "into": into, **fields})
+    config = build_insertion(given) if recipe is None else load_insertion_recipe(str(recipe), given)
+    options = read_balance(balance_against, size_bins, max_lesions, balance_picture)
     with listen_to_run(progress) as listener:
-        summary = make_insertion(config, Path(out), device=device, listener=listener)
+        config, balance = balance_insertion(config, options, _read_rules, report=listener.measures)
+        summary = make_insertion(config, Path(out), balance=balance, device=device, listener=listener)
     return Cohort(Path(out), summary)
 
 
 def make_insertion(
-    config: InsertConfig, out: Path, *, device: str = "auto", listener: RunListener | None = None
+    config: InsertConfig,
+    out: Path,
+    *,
+    balance: Balance | None = None,
+    device: str = "auto",
+    listener: RunListener | None = None,
 ) -> CohortSummary:
     """Find the CTs, plan the lesions and draw them.
 
     Args:
         config: What is asked for.
         out: Folder of the cohort.
+        balance: With a real dataset, to be written beside the cohort.
         device: Of the networks, where they draw.
         listener: Is told how the run goes.
 
@@ -73,4 +94,13 @@ def make_insertion(
     cohort = resolve_insertion(config)
     for note in cohort.backgrounds.notes:
         listener.advises(note)
-    return insert_cohort(cohort, out, device=device, listener=listener)
+    summary = insert_cohort(cohort, out, device=device, listener=listener)
+    if balance is not None:
+        balance.save(out)
+    return summary
+
+
+def _read_rules(rules: Sequence[str]) -> ReadMap:
+    pairs = (rule.rpartition("=") for rule in rules)
+    mapping = {name.strip(): label.strip() for label, _, name in pairs}
+    return lambda targets, vocabulary: mapping

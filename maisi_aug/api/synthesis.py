@@ -7,16 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from maisi_aug.api.balancing import Balance, BalanceOptions, balance_cohort
+from maisi_aug.api.balancing import Balance, balance_cohort, read_balance
 from maisi_aug.api.displays import listen_to_run
-from maisi_aug.api.keywords import build_model, require_known, takes_fields_of, to_fields
+from maisi_aug.api.keywords import require_known, takes_fields_of, to_fields
 from maisi_aug.api.listener import Progress, RunListener
 from maisi_aug.api.results import Cohort
 from maisi_aug.cohort.folder import find_cohort
 from maisi_aug.cohort.plan import CohortPlan
 from maisi_aug.cohort.request import GIVEN, NO_MAP, CohortRequest, build_request, load_recipe, override
 from maisi_aug.cohort.resolve import CohortRun, resolve
-from maisi_aug.errors import RequestError
 
 if TYPE_CHECKING:
     from maisi_aug.api.balancing import ReadMap
@@ -79,7 +78,7 @@ def synthesize(
     """
     require_known(synthesize, fields)
     request = read_request(labels, recipe, fields, source="synthesize")
-    options = _read_balance(balance_against, size_bins, max_lesions, balance_picture)
+    options = read_balance(balance_against, size_bins, max_lesions, balance_picture)
     with listen_to_run(progress) as listener:
         request, balance = balance_cohort(request, options, _read_map(map), report=listener.measures)
         summary = make_cohort(
@@ -139,7 +138,7 @@ def plan(
     """
     require_known(plan, fields)
     request = read_request(labels, recipe, fields, source="plan")
-    options = _read_balance(balance_against, size_bins, max_lesions, balance_picture)
+    options = read_balance(balance_against, size_bins, max_lesions, balance_picture)
     with listen_to_run(progress) as listener:
         request, _ = balance_cohort(request, options, _read_map(map), needs_weights=False, report=listener.measures)
         return look_ahead(request, None if out is None else Path(out), listener=listener).cohort.plan
@@ -243,16 +242,6 @@ def _find_advice(cohort: CohortRun) -> list[str]:
     bundle = cohort.bundle
     found = [bundle.advice, bundle.advice_without_map if cohort.request.mask_source == NO_MAP else ""]
     return [" ".join(text.split()) for text in found if text]
-
-
-def _read_balance(
-    dataset: str | Path | None,
-    size_bins: Sequence[float] | str | None,
-    max_lesions: int | None,
-    picture: str | Path | None,
-) -> BalanceOptions:
-    values = {"against": dataset, "size_bins": size_bins, "max_lesions": max_lesions, "picture": picture}
-    return build_model(BalanceOptions, values, source="balance_against", error=RequestError)
 
 
 def _read_map(labels: Mapping[str | int, str] | None) -> ReadMap:

@@ -299,12 +299,13 @@ def take_label_map(image: Any, affine: Any = None, *, subject: str) -> Volume:
 
 def _lay_out(image: Any, affine: Any, subject: str) -> tuple[NDArray[Any], NDArray[np.float64]]:
     """Array with three axes, and its voxel-to-RAS affine."""
+    chosen: Any
     if hasattr(image, "GetDirection"):
-        array, own = _from_itk(image)
+        array, chosen = _from_itk(image)
     else:
         array = np.asarray(image.dataobj if hasattr(image, "dataobj") else image)
-        own = getattr(image, "affine", None)
-    chosen = own if affine is None else affine
+        chosen = getattr(image, "affine", None)
+    chosen = chosen if affine is None else affine
     if chosen is None:
         raise VolumeError(
             f"{subject}: expected its geometry, found an array alone. Give affine=, from voxel index to RAS+ mm."
