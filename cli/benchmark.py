@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from maisi_aug.cli.shared.bars import show_stages
+from maisi_aug.api.bars import show_stages
 from maisi_aug.cli.shared.from_models import with_options
 from maisi_aug.cli.shared.run_options import RUN, AsJson, MaxMinutes, TrainingDevice
 from maisi_aug.cli.shared.streams import tell

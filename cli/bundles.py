@@ -54,7 +54,7 @@ def pull_command(
     Example: maisi-aug bundles pull rflow-ct --accept-license
     """
     from maisi_aug.bundle_spec.known_bundles import find_known_bundle
-    from maisi_aug.checkpoints.hub import pull_bundle
+    from maisi_aug.networks.checkpoints.hub import pull_bundle
 
     bundle = pull_bundle(
         find_known_bundle(name),
@@ -186,7 +186,7 @@ def import_command(
 
     Example: maisi-aug bundles import NV-Generate-CTMR --as rflow-ct --accept-license
     """
-    from maisi_aug.checkpoints.folders import import_bundle
+    from maisi_aug.networks.checkpoints.folders import import_bundle
 
     bundle = import_bundle(
         source,
@@ -221,7 +221,7 @@ def convert_command(
 
     Example: maisi-aug bundles convert rflow-ct --to rflow-ct-half --dtype float16
     """
-    from maisi_aug.checkpoints.copies import convert_bundle, convert_checkpoint
+    from maisi_aug.networks.checkpoints.copies import convert_bundle, convert_checkpoint
 
     if Path(source).is_file():
         done = convert_checkpoint(Path(source), to, dtype=None if dtype is None else dtype.value)

@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from enum import StrEnum
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
-from maisi_aug.cli.shared.bars import show_stages
+from maisi_aug.api.bars import show_stages
 from maisi_aug.cli.shared.parsing import parse_shape, parse_spacing
 from maisi_aug.cli.shared.streams import tell
 from maisi_aug.system.content import spells_number
@@ -20,7 +20,9 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from maisi_aug.evaluation.cohort.agreement import MatchedLabel, Segment
     from maisi_aug.evaluation.cohort.case_sets import EvaluatedCase, SkippedCase
+    from maisi_aug.vocabulary.labels import Vocabulary
     from maisi_aug.volumes.image_files import Volume
 
 
@@ -31,7 +33,9 @@ class ResamplingName(StrEnum):
     maisi = "maisi"
 
 
-evaluate_app = typer.Typer(no_args_is_help=True, help="Measure a cohort: fid, hu, lesions, agreement, memorization.")
+evaluate_app = typer.Typer(
+    no_args_is_help=True, help="Measure a cohort: fid, hu, lesions, agreement, detection-curve, memorization."
+)
 
 Cohort = Annotated[Path, typer.Argument(help="Folder that synthesize wrote.")]
 Out = Annotated[Path | None, typer.Option("--out", help="Folder that gets the figures as JSON, Markdown and pictures.")]
@@ -39,6 +43,18 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print the figures as JSON.
 Quiet = Annotated[bool, typer.Option("--quiet", help="Show no progress.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")]
 Seed = Annotated[int, typer.Option(min=0, help="Random seed of the measurement.")]
+ModelOption = Annotated[
+    Path | None, typer.Option(metavar="DIR", help="Trained nnU-Net model; its checkpoint is a pickle: trust it.")
+]
+PredictionsOption = Annotated[
+    Path | None, typer.Option(metavar="DIR", help="Ready label maps CASE.nii.gz instead, with a dataset.json.")
+]
+SegmenterMap = Annotated[
+    list[str] | None,
+    typer.Option("--map", metavar="LABEL=NAME", help="What a label of the model is compared with; may repeat."),
+]
+Folds = Annotated[str | None, typer.Option(help="Folds of the model, such as 0,1; all that are there.")]
+Orientation = Annotated[str, typer.Option(help="Orientation of the images that the model was trained on.")]
 
 
 def register(app: typer.Typer) -> None:
@@ -181,18 +197,11 @@ def lesions(cohort: Cohort, out: Out = None, as_json: AsJson = False, quiet: Qui
 @evaluate_app.command()
 def agreement(
     cases: Annotated[Path, typer.Argument(metavar="COHORT", help="A cohort, or any labelled folder or dataset.")],
-    model: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Trained nnU-Net model; its checkpoint is a pickle: trust it.")
-    ] = None,
-    predictions: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Ready label maps CASE.nii.gz instead, with a dataset.json.")
-    ] = None,
-    mapping: Annotated[
-        list[str] | None,
-        typer.Option("--map", metavar="LABEL=NAME", help="What a label of the model is compared with; may repeat."),
-    ] = None,
-    folds: Annotated[str | None, typer.Option(help="Folds of the model, such as 0,1; all that are there.")] = None,
-    orientation: Annotated[str, typer.Option(help="Orientation of the images that the model was trained on.")] = "RAS",
+    model: ModelOption = None,
+    predictions: PredictionsOption = None,
+    mapping: SegmenterMap = None,
+    folds: Folds = None,
+    orientation: Orientation = "RAS",
     seed: Seed = 0,
     device: Device = "auto",
     out: Out = None,
@@ -207,38 +216,60 @@ def agreement(
     """
     from maisi_aug.evaluation.cohort import agreement as measurement
     from maisi_aug.evaluation.cohort.case_sets import find_case_set
-    from maisi_aug.integrations.nnunet.prediction import NnUNetModel, read_label_values
-    from maisi_aug.networks.pipeline import resolve_device
 
-    if (model is None) == (predictions is None):
-        raise typer.BadParameter("--model and --predictions: expected one of them, found both or none.")
+    _require_one(model, predictions)
     _require_out(out, measurement.REPORT_NAME)
     case_set = find_case_set(cases)
     with show_stages("reading", is_quiet=quiet) as notify:
-        if predictions is not None:
-            segment = measurement.segment_from_folder(predictions)
-            values, name = read_label_values(predictions / "dataset.json"), f"predictions in {predictions}"
-        else:
-            assert model is not None
-            network = NnUNetModel(
-                model, folds=_parse_folds(folds), orientation=orientation.upper(), device=resolve_device(device)
-            )
-            values, name = network.label_values, f"nnU-Net model {network.folder}"
-
-            def segment(case: EvaluatedCase, image: Volume) -> NDArray[np.uint8]:
-                return network.predict(image)
-
-        matched, unmatched = measurement.match_labels(values, case_set.vocabulary, mapping=mapping or ())
+        segmenter = _open_segmenter(model, predictions, folds, orientation, device, case_set.vocabulary, mapping)
         document = measurement.measure_agreement(
             case_set,
-            segment,
-            matched,
-            segmenter=name,
-            unmatched=unmatched,
+            segmenter.segment,
+            segmenter.labels,
+            segmenter=segmenter.name,
+            unmatched=segmenter.unmatched,
             seed=seed,
             notify=partial(notify, "cases"),
         )
     charts = {"agreement.svg": measurement.draw_chart(document)}
+    _finish(document, measurement.to_report(document), charts, out=out, as_json=as_json)
+
+
+@evaluate_app.command("detection-curve")
+def detection_curve(
+    cohort: Annotated[Path, typer.Argument(help="Folder that insert or synthesize wrote; best one with --twins.")],
+    model: ModelOption = None,
+    predictions: PredictionsOption = None,
+    mapping: SegmenterMap = None,
+    folds: Folds = None,
+    orientation: Orientation = "RAS",
+    seed: Seed = 0,
+    device: Device = "auto",
+    out: Out = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Which lesions a segmenter finds, by their size or by what the twins of the cohort differ in, with intervals.
+
+    Example: maisi-aug evaluate detection-curve cohort --predictions found --map "nodule=lung tumor" --out curve
+    """
+    from maisi_aug.evaluation.cohort import detection_curve as measurement
+    from maisi_aug.evaluation.cohort.case_sets import find_case_set
+
+    _require_one(model, predictions)
+    _require_out(out, measurement.REPORT_NAME)
+    case_set = find_case_set(cohort)
+    with show_stages("reading", is_quiet=quiet) as notify:
+        segmenter = _open_segmenter(model, predictions, folds, orientation, device, case_set.vocabulary, mapping)
+        document = measurement.measure_detection_curve(
+            case_set,
+            segmenter.segment,
+            segmenter.labels,
+            segmenter=segmenter.name,
+            seed=seed,
+            notify=partial(notify, "cases"),
+        )
+    charts = {measurement.CHART_NAME: measurement.draw_chart(document)}
     _finish(document, measurement.to_report(document), charts, out=out, as_json=as_json)
 
 
@@ -278,6 +309,50 @@ def memorization(
         report += f"\n![closest pairs]({measurement.PICTURE_NAME})\n"
     charts = {"memorization.svg": measurement.draw_chart(document)}
     _finish(document, report, charts, out=out, as_json=as_json)
+
+
+class _Segmenter(NamedTuple):
+    """A segmenter, what it is called, and which of its labels have a counterpart."""
+
+    segment: Segment
+    name: str
+    labels: tuple[MatchedLabel, ...]
+    unmatched: tuple[str, ...]
+
+
+def _require_one(model: Path | None, predictions: Path | None) -> None:
+    if (model is None) == (predictions is None):
+        raise typer.BadParameter("--model and --predictions: expected one of them, found both or none.")
+
+
+def _open_segmenter(
+    model: Path | None,
+    predictions: Path | None,
+    folds: str | None,
+    orientation: str,
+    device: str,
+    vocabulary: Vocabulary,
+    mapping: list[str] | None,
+) -> _Segmenter:
+    """A trained model, or a folder of what one has predicted."""
+    from maisi_aug.evaluation.cohort.agreement import match_labels, segment_from_folder
+    from maisi_aug.integrations.nnunet.prediction import NnUNetModel, read_label_values
+    from maisi_aug.networks.pipeline import resolve_device
+
+    if predictions is not None:
+        segment = segment_from_folder(predictions)
+        values, name = read_label_values(predictions / "dataset.json"), f"predictions in {predictions}"
+    else:
+        assert model is not None
+        network = NnUNetModel(
+            model, folds=_parse_folds(folds), orientation=orientation.upper(), device=resolve_device(device)
+        )
+        values, name = network.label_values, f"nnU-Net model {network.folder}"
+
+        def segment(case: EvaluatedCase, image: Volume) -> NDArray[np.uint8]:
+            return network.predict(image)
+
+    return _Segmenter(segment, name, *match_labels(values, vocabulary, mapping=mapping or ()))
 
 
 def _parse_folds(text: str | None) -> tuple[int | str, ...]:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from maisi_aug.cli.shared.bars import show_stages
+from maisi_aug.api.bars import show_stages
 from maisi_aug.cli.shared.label_map import add_old_rules
 from maisi_aug.cli.shared.streams import tell
 
@@ -35,10 +35,10 @@ def dicom(
 
     Example: maisi-aug export dicom cohort --out dicom
     """
-    from maisi_aug.integrations.dicom.export import export_dicom
+    from maisi_aug.api.exporting import export_dicom
 
     with show_stages("reading the cohort") as notify:
-        report = export_dicom(cohort, out, labels=labels or (), include_anatomy=include_anatomy, notify=notify)
+        report = export_dicom(cohort, out, labels=labels or (), include_anatomy=include_anatomy, progress=notify)
     if as_json:
         typer.echo(json.dumps(report.to_dict(), indent=2))
     else:
@@ -86,18 +86,19 @@ def monai(
 
     Example: maisi-aug export monai cohort --like nnUNet_raw/Dataset003_Liver --map "cancer=hepatic tumor" --out monai
     """
-    from maisi_aug.integrations.monai_data_list import TASK_NAME, export_monai
+    from maisi_aug.api.exporting import export_monai
+    from maisi_aug.integrations.monai_data_list import TASK_NAME
 
     with show_stages("reading the cohort") as notify:
         report = export_monai(
             cohort,
             out,
             like=like,
-            label=add_old_rules(rules, label, "--label"),
+            map=add_old_rules(rules, label, "--label"),
             absent=absent or (),
             labels=labels or (),
             include_anatomy=include_anatomy,
-            notify=notify,
+            progress=notify,
         )
     if as_json:
         typer.echo(json.dumps(report.to_dict(), indent=2))
@@ -218,80 +219,37 @@ def nnunet(
 
     maisi-aug export nnunet cohort --dataset-id 501 --name SynLiver --out nnUNet_raw
     """
-    alone: dict[str, Any] = {"labels": labels, "include_anatomy": include_anatomy, "copy": copy}
-    beside: dict[str, Any] = {
-        "map": rules,
-        "label": label,
-        "absent": absent,
-        "ratio": ratio,
-        "max_per_label": max_per_label,
-        "plans": plans,
-        "preprocessed": preprocessed,
-        "link": link if link != LinkMode.none else None,
-        "dry_run": dry_run,
-    }
-    _require_none(alone if like else beside, "without --like" if like else "with --like")
-    if like is None:
-        _export_alone(cohort, dataset_id, name, out, alone, as_json=as_json)
-        return
-    from maisi_aug.integrations.nnunet.like import export_like
-    from maisi_aug.integrations.nnunet.request import LikeRequest
+    from maisi_aug.api.exporting import export_nnunet
+    from maisi_aug.integrations.nnunet.dataset import ExportReport
 
-    request = LikeRequest(
-        cohort_dir=cohort,
-        like=like,
-        dataset_id=dataset_id,
-        name=name,
-        out=out,
-        preprocessed=preprocessed,
-        labels=add_old_rules(rules, label, "--label"),
-        absent=absent or (),
-        ratio=ratio,
-        max_per_label=max_per_label,
-        plans=plans,
-        link=link.value,
-    )
-    with show_stages("reading the cohort") as notify:
-        report = export_like(request, dry_run=dry_run, notify=notify)
-    typer.echo(json.dumps(report.to_dict(), indent=2) if as_json else report.to_markdown().rstrip())
-    if dry_run:
-        typer.echo("Nothing was written.", err=True)
-
-
-def _require_none(given: dict[str, Any], place: str) -> None:
-    """Raise a usage error for an option that has no meaning here."""
-    for option, value in given.items():
-        if value is not None and value is not False:
-            flag = "--" + option.replace("_", "-")
-            raise typer.BadParameter(
-                f"expected {place} only, found it in the other case. Leave it out.", param_hint=flag
-            )
-
-
-def _export_alone(
-    cohort: list[Path], dataset_id: int, name: str | None, out: Path | None, settings: dict[str, Any], *, as_json: bool
-) -> None:
-    from maisi_aug.integrations.nnunet.dataset import export_nnunet
-
-    if name is None:
-        raise typer.BadParameter(
-            "expected a name, or --like for a name that follows the real dataset's, found neither. Give --name NAME.",
-            param_hint="--name",
-        )
     with show_stages("reading the cohort") as notify:
         report = export_nnunet(
             cohort,
             dataset_id=dataset_id,
             name=name,
             out=out,
-            labels=settings["labels"] or (),
-            include_anatomy=settings["include_anatomy"],
-            copy=settings["copy"],
-            notify=notify,
+            labels=labels,
+            include_anatomy=include_anatomy,
+            copy=copy,
+            like=like,
+            map=add_old_rules(rules, label, "--label") or None,
+            absent=absent,
+            ratio=ratio,
+            max_per_label=max_per_label,
+            plans=plans,
+            preprocessed=preprocessed,
+            link=link.value,
+            dry_run=dry_run,
+            progress=notify,
         )
-    typer.echo(json.dumps(report.to_dict(), indent=2) if as_json else _describe(report))
-    for note in report.notes:
+    if as_json:
+        typer.echo(json.dumps(report.to_dict(), indent=2))
+    else:
+        typer.echo(_describe(report) if isinstance(report, ExportReport) else report.to_markdown().rstrip())
+    for note in report.notes if isinstance(report, ExportReport) else ():
         tell(f"Note: {note}")
+    if dry_run:
+        tell("Nothing was written.")
 
 
 def _describe(report: ExportReport) -> str:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+from typing import Annotated
 
 import typer
 
-from maisi_aug.cli.shared.from_models import with_options
+from maisi_aug.api.balancing import Balance, BalanceOptions, balance_insertion
+from maisi_aug.api.bars import count_up
+from maisi_aug.cli.shared.balance import parse_lesion_map
+from maisi_aug.cli.shared.completion import complete_insertion_recipes
+from maisi_aug.cli.shared.from_models import Given, with_options
 from maisi_aug.cli.shared.run_options import AsJson, Device, NewCohort, Quiet
-from maisi_aug.cli.shared.streams import tell
-from maisi_aug.insertion.request import InsertConfig
+from maisi_aug.insertion.request import InsertConfig, build_insertion, load_insertion_recipe
 
 
 def register(app: typer.Typer) -> None:
@@ -18,22 +22,46 @@ def register(app: typer.Typer) -> None:
 
 
 def insert(
-    config: InsertConfig, out: NewCohort, device: Device = "auto", as_json: AsJson = False, quiet: Quiet = False
+    flags: Annotated[Given, InsertConfig],
+    balance_options: BalanceOptions,
+    out: NewCohort,
+    recipe: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME|FILE",
+            autocompletion=complete_insertion_recipes,
+            help="Recipe; options stand above it.",
+            rich_help_panel="What to insert",
+        ),
+    ] = None,
+    device: Device = "auto",
+    as_json: AsJson = False,
+    quiet: Quiet = False,
 ) -> None:
     """Draw lesions of given sizes into your own CTs; every voxel away from a lesion stays as it was.
 
     Example: maisi-aug insert --into CTS --labels "lung nodule:6-20mm" -n 20 --out cohort
     """
-    from maisi_aug.cli.shared.progress import CohortProgress
+    from maisi_aug.api.insertion import make_insertion
+    from maisi_aug.api.progress import CohortProgress
     from maisi_aug.cli.synthesize import describe_summary
-    from maisi_aug.insertion.cohort import insert_cohort
-    from maisi_aug.insertion.config import resolve_insertion
 
+    config = build_insertion(flags) if recipe is None else load_insertion_recipe(recipe, flags)
+    config, balance = _balance(config, balance_options, is_quiet=quiet)
     with CohortProgress(is_quiet=quiet) as progress:
-        cohort = resolve_insertion(config)
-        for note in cohort.backgrounds.notes if not quiet else ():
-            tell(f"Note: {note}")
-        summary = insert_cohort(cohort, out, device=device, listener=progress)
+        summary = make_insertion(config, out, balance=balance, device=device, listener=progress)
     typer.echo(json.dumps(summary.to_json(), indent=1) if as_json else describe_summary(summary))
     if not summary.is_complete:
         raise typer.Exit(1)
+
+
+def _balance(config: InsertConfig, options: BalanceOptions, *, is_quiet: bool) -> tuple[InsertConfig, Balance | None]:
+    if options.against is None:
+        return config, None
+    with count_up("measuring lesions", is_quiet=is_quiet) as report:
+        return balance_insertion(
+            config,
+            options,
+            lambda rules: lambda targets, vocabulary: parse_lesion_map(rules, targets, vocabulary),
+            report=report,
+        )

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from maisi_aug.api.labels import load_vocabulary, select_labels
 from maisi_aug.cli.shared.completion import complete_bundles
 from maisi_aug.cli.shared.tables import open_table_console
-from maisi_aug.errors import VocabularyError
-from maisi_aug.vocabulary.labels import FULL_VOCABULARY, Label, Vocabulary, lookup_words
-from maisi_aug.vocabulary.sizes import SizeDistribution, diameter_mm, reference_distribution, reference_labels
+from maisi_aug.vocabulary.labels import Label, Vocabulary
+from maisi_aug.vocabulary.sizes import SizeDistribution, diameter_mm
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -56,8 +56,10 @@ def labels(
 
     Try: maisi-aug labels --find kidney, maisi-aug labels --sizes, maisi-aug labels --kind tumor --bundle phantom-ct.
     """
-    vocabulary, known_sizes = _load_vocabulary(bundle)
-    rows = _select(vocabulary, find=find, kind=kind, sizes=known_sizes if sizes else None)
+    vocabulary, known_sizes = load_vocabulary(bundle)
+    rows = select_labels(
+        vocabulary, find=find, kind=None if kind is None else kind.value, sizes=known_sizes if sizes else None
+    )
     starred = frozenset(label.id for label in rows if bundle is None and label.is_slot and label.kind != "slot")
     if as_json:
         chosen = known_sizes if sizes else None
@@ -73,43 +75,6 @@ def labels(
             console.print(f"{label.name}: {known_sizes[label.name].source}", markup=False, highlight=False)
     if bundle is None and any(label.kind == "slot" for label in rows):
         typer.echo("A bundle gives names to placeholder slots: maisi-aug labels --bundle phantom-ct", err=True)
-
-
-def _load_vocabulary(bundle: str | None) -> tuple[Vocabulary, dict[str, SizeDistribution]]:
-    """The labels, and the sizes that percentiles of them mean."""
-    known = {name: reference_distribution(name) for name in reference_labels()}
-    if bundle is None:
-        return FULL_VOCABULARY, known
-    # Imported here because reading a bundle needs packages that would double the start-up of a plain listing.
-    from maisi_aug.bundle_spec.bundle import load_bundle
-    from maisi_aug.bundle_spec.references import bundle_distributions
-
-    loaded = load_bundle(bundle)
-    return loaded.vocabulary, {**known, **bundle_distributions(loaded)}
-
-
-def _select(
-    vocabulary: Vocabulary, *, find: str | None, kind: Kind | None, sizes: Mapping[str, SizeDistribution] | None
-) -> list[Label]:
-    found = [label for label in vocabulary if label.kind != "background"]
-    if kind is not None:
-        found = [label for label in found if (label.is_slot if kind is Kind.slot else label.kind == kind.value)]
-    if sizes is not None:
-        found = [label for label in found if label.name in sizes]
-    if find is not None:
-        found = [label for label in found if _matches(label, find)]
-    if not found:
-        if find is not None and not any(_matches(label, find) for label in vocabulary):
-            vocabulary.id_of(find)  # raises with the closest names
-        raise VocabularyError("Labels: expected some that match every option, found none. Leave an option out.")
-    return found
-
-
-def _matches(label: Label, find: str) -> bool:
-    """Whether the text is the label's id, or each of its words is part of one name."""
-    words = lookup_words(find)
-    names = (" ".join(lookup_words(name)) for name in (label.name, *label.aliases))
-    return find.strip() == str(label.id) or (bool(words) and any(all(w in name for w in words) for name in names))
 
 
 def _describe(

@@ -43,7 +43,7 @@ def phantom(
 
     Example: maisi-aug phantom -n 10 --out phantoms
     """
-    from maisi_aug.cli.shared.bars import count_up
+    from maisi_aug.api.bars import count_up
     from maisi_aug.generate.phantoms import INDEX_NAME, PhantomSettings, write_phantoms
 
     settings = PhantomSettings(seed, region.value, parse_shape(shape), parse_spacing(spacing), lesions)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -16,9 +15,6 @@ from maisi_aug.preparation.request import PrepareConfig
 
 if TYPE_CHECKING:
     from maisi_aug.preparation.run import PreparePlan, PrepareResult
-    from maisi_aug.system.progress import ReportStage
-
-ORGANS_FOLDER = "organs"
 
 
 def register(app: typer.Typer) -> None:
@@ -57,47 +53,20 @@ def prepare(
 
     Example: maisi-aug prepare --images ct --labels masks --map "1=kidney tumor" --organs totalseg --out prepared
     """
-    from maisi_aug.cli.shared.progress import count_stages
-    from maisi_aug.preparation.resolve import resolve_preparation
-    from maisi_aug.preparation.run import plan_preparation, run_preparation
+    from maisi_aug.api.preparing import Preparation
+    from maisi_aug.api.progress import count_stages
 
-    request, notes = resolve_preparation(config, out)
     with count_stages(is_quiet=quiet) as report:
-        plan = plan_preparation(request, report=report, num_workers=workers)
-        for note in (*notes, *plan.notes):
+        preparation = Preparation.open(config, out, device=device, report=report, num_workers=workers)
+        for note in preparation.notes:
             tell(f"Note: {note}")
         if dry_run:
-            _show_plan(plan, as_json=as_json)
+            _show_plan(preparation.plan, as_json=as_json)
             return
-        plan = _claim(plan, config, out, device=device, update=update, report=report)
-        result = run_preparation(plan, out, report=report, num_workers=workers)
+        result = preparation.run(update=update)
     _show_result(result, as_json=as_json)
     if result.problems:
         raise typer.Exit(1)
-
-
-def _claim(
-    plan: PreparePlan, config: PrepareConfig, out: Path, *, device: str, update: bool, report: ReportStage
-) -> PreparePlan:
-    """Take the folder; where TotalSegmentator is to be run, run it and lay its labels under the others."""
-    from maisi_aug.integrations.totalsegmentator import VERSION, require_totalsegmentator, segment_organs
-    from maisi_aug.networks.pipeline import resolve_device
-    from maisi_aug.preparation.run import claim_folder, with_organs
-
-    if config.run_totalsegmentator:  # what is missing is told before anything is written
-        require_totalsegmentator()
-        device = resolve_device(device)
-    claim_folder(plan, out, update=update)
-    if not config.run_totalsegmentator:
-        return plan
-    segment_organs(
-        {task.case.id: task.case.image for task in plan.tasks},
-        out / ORGANS_FOLDER,
-        device=device.replace("cuda", "gpu"),
-        fast=config.fast_organs,
-        report=partial(report, "TotalSegmentator"),
-    )
-    return with_organs(plan, out / ORGANS_FOLDER, VERSION)
 
 
 def _show_plan(plan: PreparePlan, *, as_json: bool) -> None:

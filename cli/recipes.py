@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from maisi_aug.cli.shared.completion import complete_all_recipes
-from maisi_aug.cohort.recipe_files import copy_recipe, find_recipe, list_recipes, list_training_recipes, training_kind
+from maisi_aug.cohort.recipe_files import (
+    copy_recipe,
+    find_recipe,
+    is_insertion_recipe,
+    list_insertion_recipes,
+    list_recipes,
+    list_training_recipes,
+    training_kind,
+)
 from maisi_aug.cohort.request import CohortRequest, load_recipe
 from maisi_aug.errors import RecipeError
 from maisi_aug.volumes.grid import spell_grid
@@ -21,7 +29,11 @@ recipes_app = typer.Typer(
     no_args_is_help=True, help="List, show, copy and validate recipes of cohorts and of training."
 )
 
-_HEADINGS = {"cohort": "Cohorts, made by synthesize", "training": "Bundles, made by train"}
+_HEADINGS = {
+    "cohort": "Cohorts, made by synthesize",
+    "insertion": "Lesions in your own CTs, made by insert",
+    "training": "Bundles, made by train",
+}
 
 RecipeName = Annotated[
     str,
@@ -46,7 +58,7 @@ def list_command(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
     """List the recipes of the package."""
-    groups = {"cohort": list_recipes(), "training": list_training_recipes()}
+    groups = {"cohort": list_recipes(), "insertion": list_insertion_recipes(), "training": list_training_recipes()}
     if as_json:
         rows = [
             {"name": i.name, "kind": kind, "summary": i.summary, "commands": list(i.commands), "path": str(i.path)}
@@ -86,12 +98,28 @@ def validate_command(
     if kind is not None:
         (_validate_training if kind == "training" else _validate_masks)(name, as_json=as_json)
         return
+    if is_insertion_recipe(find_recipe(name)):
+        _validate_insertion(name, as_json=as_json)
+        return
     config = load_recipe(name)
     cohort = require_plannable(config, source=name)
     if as_json:
         typer.echo(json.dumps(config.to_dict(), indent=1))
         return
     typer.echo(f"{name}: valid, {len(cohort.plan.cases)} cases for {len(config.labels)} label requests.")
+
+
+def _validate_insertion(name: str, *, as_json: bool) -> None:
+    from maisi_aug.bundle_spec.bundle import load_bundle
+    from maisi_aug.cohort.grammar import parse_requests
+    from maisi_aug.insertion.request import load_insertion_recipe
+
+    config = load_insertion_recipe(name, {"into": "CTS"})
+    parse_requests(config.labels, vocabulary=load_bundle(config.bundle).vocabulary)
+    if as_json:
+        typer.echo(config.model_dump_json(indent=1, exclude={"into"}))
+        return
+    typer.echo(f"{name}: valid, {config.num_cases} cases for {len(config.labels)} label requests in the CTs of --into.")
 
 
 def _validate_training(name: str, *, as_json: bool) -> None:
@@ -126,8 +154,8 @@ def require_plannable(config: CohortRequest, *, source: str) -> CohortRun:
     Raises:
         RecipeError: Listing every label request that cannot be met.
     """
+    from maisi_aug.api.progress import CohortProgress
     from maisi_aug.bundle_spec.bundle import load_bundle
-    from maisi_aug.cli.shared.progress import CohortProgress
     from maisi_aug.cohort.grammar import find_problems
     from maisi_aug.cohort.resolve import resolve
 

@@ -22,20 +22,29 @@ def report(
     fid: Annotated[
         Path | None, typer.Option(metavar="FILE", help="fid.json that 'evaluate fid --out' wrote, to be shown.")
     ] = None,
+    detection_curve: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="detection_curve.json that 'evaluate detection-curve --out' wrote."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON as well.")] = False,
 ) -> None:
     """Write a page with verdicts, charts, slices, provenance and licences that needs no network and no other file.
 
     Example: maisi-aug report bench --out report.html
     """
-    from maisi_aug.cli.shared.bars import count_up
+    from maisi_aug.api.bars import count_up
     from maisi_aug.evaluation.report.build import build_report, require_own_report, write_report
 
     if out.suffix.lower() not in (".html", ".htm"):
         raise typer.BadParameter(f"expected a file that ends in .html, found '{out}'.", param_hint="--out")
     require_own_report(out)
     with count_up("measuring", is_quiet=False) as update:
-        built = build_report(path, fid_file=fid, notify=lambda stage, done, total: update(done, total))
+        built = build_report(
+            path,
+            fid_file=fid,
+            curve_file=detection_curve,
+            notify=lambda stage, done, total: update(done, total),
+        )
     files = write_report(built, out)
     if as_json:
         typer.echo(json.dumps(built.document, indent=1))

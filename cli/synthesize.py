@@ -6,22 +6,21 @@ import json
 import os
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from maisi_aug.cli.shared.balance import Balance, BalanceOptions, LesionMapOption, balance_config, save_balance
-from maisi_aug.cli.shared.bars import show_loading
+from maisi_aug.api.balancing import BalanceOptions
+from maisi_aug.api.bars import show_loading
+from maisi_aug.cli.shared.balance import LesionMapOption, balance_config
 from maisi_aug.cli.shared.completion import complete_recipes
 from maisi_aug.cli.shared.dry_run import show_plan
 from maisi_aug.cli.shared.from_models import Given, with_options
 from maisi_aug.cli.shared.label_map import LabelRules
 from maisi_aug.cli.shared.run_options import RUN, AsJson, Device, Quiet
-from maisi_aug.cli.shared.streams import tell
 from maisi_aug.cohort.request import NO_MAP, CohortRequest, build_request, load_recipe, override
 
 if TYPE_CHECKING:
-    from maisi_aug.cohort.resolve import CohortRun
     from maisi_aug.generate.run import CohortSummary
 
 CompilerName = Literal["none", "inductor", "trt"]
@@ -89,7 +88,16 @@ def synthesize(
         show_plan(config, balance, out, may_resume=resume, as_json=as_json, is_quiet=quiet)
         return
     out = _require_out(out)
-    summary = _run(config, balance, out, device, compile_with, may_resume=resume, verify=verify, is_quiet=quiet)
+    summary = _run(
+        config,
+        out,
+        balance=balance,
+        device=device,
+        compiler=compile_with,
+        may_resume=resume,
+        verify=verify,
+        is_quiet=quiet,
+    )
     typer.echo(json.dumps(summary.to_json(), indent=1) if as_json else describe_summary(summary))
     if not summary.is_complete:
         raise typer.Exit(1)
@@ -101,37 +109,13 @@ def _require_out(out: Path | None) -> Path:
     return out
 
 
-def _run(
-    config: CohortRequest,
-    balance: Balance | None,
-    out: Path,
-    device: str,
-    compiler: CompilerName,
-    *,
-    may_resume: bool,
-    verify: bool,
-    is_quiet: bool,
-) -> CohortSummary:
+def _run(config: CohortRequest, out: Path, *, is_quiet: bool, **how: Any) -> CohortSummary:
     with show_loading(is_quiet=is_quiet):
-        from maisi_aug.cli.shared.progress import CohortProgress
-        from maisi_aug.cohort.resolve import resolve
-        from maisi_aug.generate.run import synthesize_cohort
+        from maisi_aug.api.progress import CohortProgress
+        from maisi_aug.api.synthesis import make_cohort
 
     with CohortProgress(is_quiet=is_quiet) as progress:
-        cohort = resolve(config, out, may_resume=may_resume, report_file=progress.measures)
-        for advice in _find_advice(cohort) if not is_quiet else ():
-            tell(f"Note: {advice}")
-        summary = synthesize_cohort(cohort, out, device=device, compiler=compiler, listener=progress, verify=verify)
-    if balance is not None:
-        save_balance(balance, out)
-    return summary
-
-
-def _find_advice(cohort: CohortRun) -> list[str]:
-    """What the bundle wants its user to know."""
-    bundle = cohort.bundle
-    found = [bundle.advice, bundle.advice_without_map if cohort.request.mask_source == NO_MAP else ""]
-    return [" ".join(text.split()) for text in found if text]
+        return make_cohort(config, out, listener=progress, **how)
 
 
 def describe_summary(summary: CohortSummary) -> str:

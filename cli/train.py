@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from maisi_aug.cli.shared.bars import add_phase, add_training, open_bars, show_loading
+from maisi_aug.api.bars import add_phase, add_training, open_bars, show_loading
 from maisi_aug.cli.shared.from_models import with_options
 from maisi_aug.cli.shared.run_options import MaxMinutes, NewRun, Tensorboard, TrainingDevice
 from maisi_aug.cli.shared.streams import tell

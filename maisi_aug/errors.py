@@ -26,6 +26,10 @@ class LesionError(MaisiAugError, ValueError):
     """A lesion that does not fit into its host organ."""
 
 
+class UnfitCtError(LesionError):
+    """A CT that cannot take a lesion, whatever is drawn: no host, no room, or voxels as large as the lesion."""
+
+
 class VolumeError(MaisiAugError, ValueError):
     """An image file that cannot be read or written."""
 

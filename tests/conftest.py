@@ -15,7 +15,7 @@ import pytest
 
 from maisi_aug.bundle_spec.bundle import Bundle
 from maisi_aug.bundle_spec.known_bundles import KnownBundle
-from maisi_aug.checkpoints.hub import Hub, pull_bundle
+from maisi_aug.networks.checkpoints.hub import Hub, pull_bundle
 from tests.builders.hub_server import HubServer, serve
 from tests.builders.tiny_bundle import write_tiny_bundle
 

@@ -18,8 +18,8 @@ PACKAGE = REPOSITORY / "maisi_aug"
 # From the ground up: a room may import itself and the rooms before it.
 ROOMS = (
     *("errors", "system", "vocabulary", "volumes", "lesions", "pictures", "phantom"),
-    *("bundle_spec", "bundles", "networks", "checkpoints", "banks", "recipes", "cohort", "gates", "sources"),
-    *("generate", "preparation", "insertion", "training", "integrations", "evaluation", "cli", "__main__"),
+    *("bundle_spec", "bundles", "networks", "banks", "recipes", "cohort", "gates", "sources"),
+    *("generate", "preparation", "insertion", "training", "integrations", "evaluation", "api", "cli", "__main__"),
 )
 RANKS = {room: rank for rank, room in enumerate(ROOMS)}
 MAX_ENTRIES = 20
@@ -34,14 +34,14 @@ HOMES = {
     "SimpleITK": {"volumes"},
     "totalsegmentator": {"integrations.totalsegmentator"},
     "nnunetv2": {"integrations.nnunet"},
-    "huggingface_hub": {"checkpoints.hub"},
+    "huggingface_hub": {"networks.checkpoints.hub"},
     "torchio": {"integrations.reading.items"},
     "pydicom": {"volumes", "integrations.dicom"},
     "highdicom": {"volumes", "integrations.dicom"},
 }
 # What needs torch to be imported at all; everywhere else it is imported inside functions.
 TORCH_PARTS = {
-    *("networks", "checkpoints", "training", "evaluation"),
+    *("networks", "training", "evaluation"),
     *("integrations.monai", "integrations.nnunet.sampling", "integrations.nnunet.trainers"),
 }
 HEAVY = {

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Self
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from pydantic import BeforeValidator, PositiveInt, model_validator
 
+from maisi_aug.api.balancing import Balance, BalanceOptions, balance_cohort, names_one_of
 from maisi_aug.cli.shared.label_map import tell_old_spelling
 from maisi_aug.cli.shared.tables import open_table_console
-from maisi_aug.system.models import PositiveFinite, StrictModel
-from maisi_aug.system.options import Option, split_rule
-from maisi_aug.system.whole_files import write_text_whole
+from maisi_aug.system.options import split_rule
 
 if TYPE_CHECKING:
     from maisi_aug.cohort.balance import BalanceTarget, LabelBalance
@@ -34,64 +29,6 @@ LesionMapOption = Annotated[
         rich_help_panel=_PANEL,
     ),
 ]
-
-
-def parse_size_bins(value: object) -> object:
-    """``5,10,20``, ``5,10,20mm`` or ``5mm,1cm,2cm`` as diameters in mm; a unit at the end is that of all without one.
-
-    Raises:
-        ValueError: The text is anything else.
-    """
-    from maisi_aug.vocabulary.sizes import SIZE_UNITS
-
-    if not isinstance(value, str):
-        return value
-    parts = [re.fullmatch(r"\s*(\d+\.?\d*|\.\d+)\s*(mm|cm)?\s*", part) for part in value.lower().split(",")]
-    found = [part.groups() for part in parts if part is not None]
-    if len(found) < len(parts):
-        raise ValueError(f"expected diameters such as 5,10,20,30,50, found '{value}'")
-    shared = found[-1][1] or "mm"
-    return tuple(float(number) * SIZE_UNITS[unit or shared][1] for number, unit in found)
-
-
-class BalanceOptions(StrictModel, use_attribute_docstrings=True):
-    """Which dataset a cohort balances, and how."""
-
-    against: Annotated[Path | None, Option("--balance-against", panel=_PANEL)] = None
-    """Real dataset whose missing lesions are made: nnU-Net raw by path, number or name, or label maps."""
-    size_bins: Annotated[
-        tuple[PositiveFinite, ...] | None,
-        BeforeValidator(parse_size_bins),
-        Option(metavar="MM,MM,...", takes=str, panel=_PANEL),
-    ] = None
-    """Edges of the sizes (default: 5,10,20,30,50,100)."""
-    max_lesions: Annotated[PositiveInt | None, Option(panel=_PANEL)] = None
-    """Most lesions that a planned case holds (default: 3)."""
-    picture: Annotated[Path | None, Option("--balance-picture", metavar="PNG", panel=_PANEL)] = None
-    """File to draw the balance into."""
-
-    @model_validator(mode="after")
-    def _require_use(self) -> Self:
-        for name in self.model_fields_set - {"against"} if self.against is None else ():
-            raise ValueError(f"{name}: can only be used with --balance-against")
-        return self
-
-
-@dataclass(frozen=True)
-class Balance:
-    """The balance of a cohort with a real dataset.
-
-    Attributes:
-        dataset: Its path.
-        labels: What each label has and gets.
-    """
-
-    dataset: Path
-    labels: tuple[LabelBalance, ...]
-
-    def to_json(self) -> dict[str, Any]:
-        """The balance as JSON types."""
-        return {"dataset": str(self.dataset), "labels": [label.to_json() for label in self.labels]}
 
 
 def balance_config(
@@ -116,51 +53,15 @@ def balance_config(
     """
     if options.against is None:
         return config, None
-    from maisi_aug.bundle_spec.bundle import load_bundle, load_outline
-    from maisi_aug.cli.shared.bars import count_up
-    from maisi_aug.cohort.balance import (
-        DEFAULT_MAX_LESIONS,
-        SizeBins,
-        count_lesions,
-        fill_deficits,
-        read_targets,
-        to_requests,
-    )
-    from maisi_aug.cohort.census import take_census
-    from maisi_aug.cohort.request import DEFAULT_NUM_CASES, CohortRequest
-    from maisi_aug.cohort.resolve import find_grid
+    from maisi_aug.api.bars import count_up
 
-    _require_requests_in_mm(config)
-    vocabulary = (load_bundle if needs_weights else load_outline)(config.bundle).vocabulary
-    bins = SizeBins(options.size_bins) if options.size_bins else SizeBins()
-    targets = read_targets(config.labels, vocabulary=vocabulary, bins=bins, least_ml=find_grid(config).voxel_ml)
     with count_up("measuring lesions", is_quiet=is_quiet) as report:
-        mapping = parse_lesion_map(rules, targets, vocabulary)
-        censuses = take_census(options.against, targets, vocabulary=vocabulary, mapping=mapping, report=report)
-    max_lesions = options.max_lesions or DEFAULT_MAX_LESIONS
-    counted = [
-        count_lesions(census, target, bins=bins, max_lesions=max_lesions)
-        for census, target in zip(censuses, targets, strict=True)
-    ]
-    labels = fill_deficits(counted, num_cases=config.num_cases or DEFAULT_NUM_CASES)
-    balance = Balance(options.against, labels)
-    if options.picture is not None:
-        save_balance_picture(balance, options.picture)
-    return CohortRequest.model_validate({**dict(config), "labels": to_requests(labels)}), balance
-
-
-def _require_requests_in_mm(config: CohortRequest) -> None:
-    from maisi_aug.errors import RequestError
-
-    if not config.takes_requests:
-        raise RequestError(
-            f"--balance-against: expected a mask source that takes requests, found '{config.mask_source}'. Use "
-            "--mask-source plant, bank or diffusion."
-        )
-    if config.size_reference is not None:
-        raise RequestError(
-            "--balance-against: expected no size reference beside it, found one. The planned sizes are millimetres; "
-            "leave --size-reference out."
+        return balance_cohort(
+            config,
+            options,
+            lambda targets, vocabulary: parse_lesion_map(rules, targets, vocabulary),
+            needs_weights=needs_weights,
+            report=report,
         )
 
 
@@ -185,16 +86,7 @@ def parse_lesion_map(texts: Sequence[str], targets: Sequence[BalanceTarget], voc
 
 
 def _is_target(name: str, targets: Sequence[BalanceTarget], vocabulary: Vocabulary) -> bool:
-    from maisi_aug.errors import VocabularyError
-
-    try:
-        return vocabulary.id_of(name) in {target.label_id for target in targets}
-    except VocabularyError:
-        return False
-
-
-BALANCE_NAME = "balance.json"
-PICTURE_NAME = "balance.png"
+    return names_one_of(name, {target.label_id for target in targets}, vocabulary)
 
 
 def print_balance(balance: Balance) -> None:
@@ -241,25 +133,3 @@ def _build_table(label: LabelBalance, dataset: Path) -> object:
 
 def _spell(real: int, planned: int, lacking: int) -> str:
     return f"{real}" + (f" (-{lacking})" if lacking else "") + (f" -> {real + planned}" if planned else "")
-
-
-def save_balance(balance: Balance, folder: Path) -> None:
-    """Write the balance of a cohort into its folder, as JSON and as a picture.
-
-    Raises:
-        VolumeError: When a file cannot be written.
-    """
-    write_text_whole(folder / BALANCE_NAME, json.dumps(balance.to_json(), indent=1) + "\n")
-    save_balance_picture(balance, folder / PICTURE_NAME)
-
-
-def save_balance_picture(balance: Balance, path: Path) -> None:
-    """Write the balance as a picture.
-
-    Raises:
-        VolumeError: When the file cannot be written.
-    """
-    from maisi_aug.cohort.balance_picture import draw_balance
-    from maisi_aug.pictures.preview import save_picture
-
-    save_picture(path, draw_balance(balance.labels, dataset=balance.dataset.resolve().name))

@@ -77,9 +77,18 @@ def complete_training_recipes(ctx: typer.Context, incomplete: str) -> Iterator[O
 
 
 @_offering
+def complete_insertion_recipes(ctx: typer.Context, incomplete: str) -> Iterator[Offer]:
+    """Recipes for lesions in one's own CTs."""
+    from maisi_aug.cohort.recipe_files import list_insertion_recipes
+
+    return ((info.name, info.summary) for info in list_insertion_recipes())
+
+
+@_offering
 def complete_all_recipes(ctx: typer.Context, incomplete: str) -> Iterator[Offer]:
-    """Recipes of both kinds."""
+    """Recipes of all kinds."""
     yield from complete_recipes(ctx, incomplete)
+    yield from complete_insertion_recipes(ctx, incomplete)
     yield from complete_training_recipes(ctx, incomplete)
 
 

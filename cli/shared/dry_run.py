@@ -11,11 +11,11 @@ import typer
 
 from maisi_aug.cli.shared.balance import print_balance
 from maisi_aug.cli.shared.tables import open_table_console
-from maisi_aug.cohort.request import GIVEN, NO_MAP
+from maisi_aug.cohort.request import NO_MAP
 from maisi_aug.system.printed_text import clean_message
 
 if TYPE_CHECKING:
-    from maisi_aug.cli.shared.balance import Balance
+    from maisi_aug.api.balancing import Balance
     from maisi_aug.cohort.request import CohortRequest
     from maisi_aug.cohort.resolve import CohortRun
     from maisi_aug.sources.given import MapOutlook
@@ -63,19 +63,6 @@ def print_plan_table(cohort: CohortRun) -> None:
 
 
 MAX_NAMES = 4
-
-
-def look_at_cohort(cohort: CohortRun, *, is_quiet: bool) -> list[MapOutlook]:
-    """Read the maps of a cohort's plan behind a bar.
-
-    Raises:
-        BankError: None of the maps can be used.
-    """
-    from maisi_aug.cli.shared.bars import count_up
-    from maisi_aug.sources.given import look_at_maps, open_given_source
-
-    with count_up("reading label maps", is_quiet=is_quiet) as report:
-        return look_at_maps(open_given_source(cohort), cohort.plan.cases, report)
 
 
 def print_given_table(cohort: CohortRun, outlooks: Sequence[MapOutlook]) -> None:
@@ -136,17 +123,12 @@ def show_plan(
         as_json: Print JSON.
         is_quiet: Show no progress.
     """
-    from maisi_aug.cli.shared.progress import CohortProgress
-    from maisi_aug.cohort.folder import find_cohort
-    from maisi_aug.cohort.resolve import resolve
-    from maisi_aug.generate.rehearsal import rehearse
+    from maisi_aug.api.progress import CohortProgress
+    from maisi_aug.api.synthesis import look_ahead
 
     with CohortProgress(is_quiet=is_quiet) as progress:
-        cohort = resolve(config, out, may_resume=may_resume, report_file=progress.measures, needs_weights=False)
-        if out is not None:
-            find_cohort(out, cohort.to_document(), cohort.begun)  # raises where the run would be refused
-        outlooks = look_at_cohort(cohort, is_quiet=is_quiet) if config.mask_source == GIVEN else []
-        rehearse(cohort, progress.tries)
+        outlook = look_ahead(config, out, may_resume=may_resume, listener=progress)
+    cohort, outlooks = outlook.cohort, outlook.maps
     if not cohort.bundle.is_fetched:
         typer.echo(
             f"Note: {cohort.bundle.name} is not on this machine yet. Before the cohort can be made, run "

@@ -35,22 +35,32 @@ class Report:
     document: dict[str, Any]
 
 
-def build_report(path: Path, *, fid_file: Path | None = None, notify: ReportStage = report_nothing) -> Report:
+def build_report(
+    path: Path,
+    *,
+    fid_file: Path | None = None,
+    curve_file: Path | None = None,
+    notify: ReportStage = report_nothing,
+) -> Report:
     """Report on a benchmark or a cohort.
 
     Args:
         path: Folder of either.
         fid_file: What ``evaluate fid --out`` wrote, to be shown with the cohort.
+        curve_file: What ``evaluate detection-curve --out`` wrote, to be shown with the cohort.
         notify: Called with a stage, the steps done and their number.
 
     Raises:
         BenchmarkError: The folder is neither.
-        EvaluationError: The file of FID figures is none.
+        EvaluationError: A file of figures is none, or does not go with the folder.
     """
     if (path / PLAN_NAME).is_file():
+        if curve_file is not None:
+            raise EvaluationError(f"{path}: --detection-curve can only be used with a cohort; this is a benchmark.")
         return _report_benchmark(path, fid_file, notify)
     if is_cohort(path):
-        return _report_cohort(path, fid_file, notify)
+        document = summarise_cohort(path, fid_file=fid_file, curve_file=curve_file, notify=notify)
+        return _report_cohort(path, document)
     raise BenchmarkError(
         f"{path}: expected a benchmark or a cohort, found neither {PLAN_NAME} nor {MANIFEST_NAME}. Check the path."
     )
@@ -132,8 +142,7 @@ def _report_benchmark(path: Path, fid_file: Path | None, notify: ReportStage) ->
     return Report(html, to_report_text(document), document)
 
 
-def _report_cohort(path: Path, fid_file: Path | None, notify: ReportStage) -> Report:
-    document = summarise_cohort(path, fid_file=fid_file, notify=notify)
+def _report_cohort(path: Path, document: dict[str, Any]) -> Report:
     lead = f"{document['num_accepted']} of {document['num_cases']} cases accepted, in {path}."
     html = page.build_page("Synthetic cohort", lead, build_cohort_sections(path, document))
     return Report(html, to_cohort_text(document), document)

@@ -10,8 +10,8 @@ from typing import Any, Final
 from PIL import Image
 
 from maisi_aug.cohort.manifest import AttemptRecord, Manifest, load_manifest
-from maisi_aug.errors import MaisiAugError
-from maisi_aug.evaluation.cohort import hu, lesion_report
+from maisi_aug.errors import EvaluationError, MaisiAugError
+from maisi_aug.evaluation.cohort import detection_curve, hu, lesion_report
 from maisi_aug.evaluation.cohort.case_sets import CaseSet, find_case_set
 from maisi_aug.evaluation.fid import measurement as fid
 from maisi_aug.evaluation.output.files import percent
@@ -27,12 +27,15 @@ MAX_MEASURED_CASES: Final = 40
 PICTURE_PX: Final = 720
 
 
-def summarise_cohort(folder: Path, *, fid_file: Path | None, notify: ReportStage) -> dict[str, Any]:
+def summarise_cohort(
+    folder: Path, *, fid_file: Path | None, curve_file: Path | None = None, notify: ReportStage
+) -> dict[str, Any]:
     """Everything that the report says of a cohort, as JSON types; what cannot be measured is named.
 
     Args:
         folder: Of the cohort.
         fid_file: What ``evaluate fid --out`` wrote; None for none.
+        curve_file: What ``evaluate detection-curve --out`` wrote; None for none.
         notify: Called with a stage, the steps done and their number.
 
     Raises:
@@ -55,7 +58,10 @@ def summarise_cohort(folder: Path, *, fid_file: Path | None, notify: ReportStage
         "notes": [],
         "lesions": None,
         "hu": None,
-        "fid": _read_fid(fid_file),
+        "fid": None if fid_file is None else _read_figures(fid_file, "fid", fid.draw_chart),
+        "detection_curve": (
+            None if curve_file is None else _read_figures(curve_file, "detection-curve", detection_curve.draw_chart)
+        ),
     }
     if num_begun < num_cases:
         document["notes"].append(
@@ -96,6 +102,7 @@ def build_cohort_sections(folder: Path, document: Mapping[str, Any], *, name: st
         Section(f"{prefix}Size calibration", _build_sizes(document)),
         Section(f"{prefix}HU by organ", _build_hu(document)),
         Section(f"{prefix}FID by plane", _build_fid(document)),
+        Section(f"{prefix}Detection", _build_curve(document)),
         Section(f"{prefix}Accepted and rejected cases", _build_pictures(folder)),
         Section(f"{prefix}Provenance and licences", _build_provenance(document)),
     ]
@@ -103,7 +110,8 @@ def build_cohort_sections(folder: Path, document: Mapping[str, Any], *, name: st
 
 def to_cohort_text(document: Mapping[str, Any]) -> str:
     """The document as Markdown."""
-    measured = {"lesions": lesion_report, "hu": hu, "fid": fid}  # whose own reports clean what they are given
+    # Their own reports clean what they are given.
+    measured = {"lesions": lesion_report, "hu": hu, "fid": fid, "detection_curve": detection_curve}
     said = {**document, **clean_document({key: part for key, part in document.items() if key not in measured})}
     parts = [f"# Cohort {said['path']}\n", *(f"- {name}: {value}" for name, value in _facts(said).items()), ""]
     parts += [f"- {note}" for note in said["notes"]]
@@ -171,17 +179,25 @@ def _build_fid(document: Mapping[str, Any]) -> str:
     return page.chart(fid.draw_chart(document["fid"]), caption="FID by plane against the floor of real halves")
 
 
-def _read_fid(path: Path | None) -> dict[str, Any] | None:
-    if path is None:
-        return None
+def _build_curve(document: Mapping[str, Any]) -> str:
+    if document["detection_curve"] is None:
+        return ""
+    curve = document["detection_curve"]
+    chart = page.chart(detection_curve.draw_chart(curve), caption=f"Share of lesions found, by {curve['factor']}")
+    found = detection_curve.spell_sizes(curve)
+    return "\n".join([chart, page.bullets(found) if found else ""])
+
+
+def _read_figures(path: Path, command: str, draw_chart: Callable[[Mapping[str, Any]], str]) -> dict[str, Any]:
+    """What a command of ``evaluate`` wrote; it must be good for its chart."""
     try:
         content = read_json(path)
-        fid.draw_chart(content)
+        draw_chart(content)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        from maisi_aug.errors import EvaluationError
-
+        name = f"{command.replace('-', '_')}.json"
         raise EvaluationError(
-            f"{path}: expected fid.json as 'maisi-aug evaluate fid --out' writes it, found: {error!r}. Correct --fid."
+            f"{path}: expected {name} as 'maisi-aug evaluate {command} --out' writes it, found: {error!r}. Correct "
+            f"--{command}."
         ) from error
     found: dict[str, Any] = content
     return found

@@ -110,6 +110,15 @@ class CohortPlan:
         lesions = (lesion for case in self.cases for lesion in case.lesions)
         return {lesion.label: lesion.size_source for lesion in lesions if lesion.size_source is not None}
 
+    def with_lesions_of(self, asked: CohortPlan) -> CohortPlan:
+        """Given maps with the lesions of another plan of as many cases, to be planted in them."""
+        cases = (
+            replace(case, request=other.request, lesions=other.lesions, required_ids=other.required_ids)
+            for case, other in zip(self.cases, asked.cases, strict=True)
+        )
+        kept = self.requested_ids and tuple(sorted({*self.requested_ids, *asked.requested_ids}))
+        return CohortPlan(tuple(cases), kept)
+
     def to_json(self) -> dict[str, Any]:
         """The plan as JSON types."""
         return {"cases": tuple(case.to_json() for case in self.cases), "requested_ids": self.requested_ids}
@@ -307,6 +316,11 @@ def plan_bare_images(num_cases: int, *, first: int | None = None) -> CohortPlan:
     """Plan images that are drawn without a label map; a cohort that has grown was begun with the first of them."""
     cases = (CasePlan(_case_id(index, first or num_cases), index, "image only", (), ()) for index in range(num_cases))
     return CohortPlan(tuple(cases), ())
+
+
+def number_case(case: CasePlan, index: int) -> CasePlan:
+    """The same case at another place."""
+    return replace(case, case_id=_case_id(index, 1), index=index)
 
 
 def _case_id(index: int, num_cases: int) -> str:

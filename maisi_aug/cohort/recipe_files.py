@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from importlib.resources import files
 from itertools import takewhile
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from maisi_aug.errors import RecipeError, did_you_mean
 from maisi_aug.system.content import ContentError
@@ -16,6 +16,8 @@ from maisi_aug.system.yaml_content import read_yaml
 
 FIRST_STAGES = {"training": "vae", "mask-training": "mask-vae"}
 """The stage that a training begins with, by the kind of its recipe."""
+INSERTION: Final = "insertion"
+"""Kind of the recipes for ``maisi-aug insert``."""
 
 
 def read_recipe(name_or_path: str) -> dict[str, Any]:
@@ -33,9 +35,43 @@ def read_recipe(name_or_path: str) -> dict[str, Any]:
             f"{name_or_path}: expected a cohort recipe, found one for training. "
             f"Run it with 'maisi-aug train {FIRST_STAGES[document['kind']]} --recipe {name_or_path}'."
         )
+    if document.get("kind") == INSERTION:
+        raise RecipeError(
+            f"{name_or_path}: expected a cohort recipe, found one for lesions in your own CTs. Run it with "
+            f"'maisi-aug insert --recipe {name_or_path} --into CTS --out cohort'."
+        )
+    return _configuration_of(document)
+
+
+def read_insertion_recipe(name_or_path: str) -> dict[str, Any]:
+    """The fields of a recipe for ``insert``, not yet validated; a ``cohort.yaml`` that it wrote is one, too.
+
+    Raises:
+        RecipeError: When there is no such recipe, or it is for something else.
+    """
+    document = _read_document(find_recipe(name_or_path))
+    fields = _configuration_of(document)
+    if document.get("kind") != INSERTION and not ("configuration" in document and "into" in fields):
+        raise RecipeError(
+            f"{name_or_path}: expected a recipe with 'kind: {INSERTION}', found another. "
+            "List recipes with 'maisi-aug recipes list'."
+        )
+    return {name: value for name, value in fields.items() if name != "kind"}
+
+
+def _configuration_of(document: dict[Any, Any]) -> dict[str, Any]:
     if isinstance(document.get("configuration"), dict):
         document = document["configuration"]
     return {str(key): value for key, value in document.items()}
+
+
+def is_insertion_recipe(path: Path) -> bool:
+    """Whether a recipe is one for ``maisi-aug insert``.
+
+    Raises:
+        RecipeError: When it cannot be read.
+    """
+    return _read_document(path).get("kind") == INSERTION
 
 
 def training_kind(path: Path) -> str | None:
@@ -84,6 +120,11 @@ def list_recipes() -> list[RecipeInfo]:
     return _list_recipes_of("maisi-aug synthesize ")
 
 
+def list_insertion_recipes() -> list[RecipeInfo]:
+    """The recipes of the package for lesions in the user's own CTs, by name."""
+    return _list_recipes_of("maisi-aug insert ")
+
+
 def list_training_recipes() -> list[RecipeInfo]:
     """The training recipes of the package by name."""
     return _list_recipes_of("maisi-aug train ")
@@ -105,14 +146,15 @@ def _read_info(path: Path) -> RecipeInfo:
 
 
 def find_recipe(name_or_path: str) -> Path:
-    """The file of a recipe for cohorts or for training, by name from the package or by path.
+    """The file of a recipe for cohorts, for insertion or for training, by name from the package or by path.
 
     Raises:
         RecipeError: When there is neither.
     """
     if Path(name_or_path).is_file():
         return Path(name_or_path)
-    by_name = {info.name: info.path for info in (*list_recipes(), *list_training_recipes())}
+    listed = (*list_recipes(), *list_insertion_recipes(), *list_training_recipes())
+    by_name = {info.name: info.path for info in listed}
     if name_or_path in by_name:
         return by_name[name_or_path]
     hint = did_you_mean(name_or_path, by_name) or f" The recipes are {', '.join(by_name)}."

@@ -204,6 +204,13 @@ class CohortRequest(StrictModel, strict=True, use_attribute_docstrings=True):
     ] = None
     """Size percentile of gallbladder, liver, stomach, pancreas or colon in generated maps, 0-1, or -1 for absent; may
     repeat (default: drawn)."""
+    plant: Annotated[
+        tuple[Annotated[str, Field(min_length=1)], ...],
+        _FromList,
+        Option(metavar="NAME:SIZE[@SHARE]", complete="labels", panel=_MASKS),
+    ] = ()
+    """Lesion to plant in given maps, with a size as for --labels; may repeat; join with + for one case. The maps' own
+    tumours become healthy organ; nothing else moves."""
     num_inference_steps: Annotated[PositiveInt | None, Option("--steps", panel=_IMAGES)] = None
     """Sampling steps of the image (default: the bundle's)."""
     guidance_scale: Annotated[float, Field(ge=0, allow_inf_nan=False), Option(panel=_IMAGES)] = 0.0
@@ -295,6 +302,11 @@ class CohortRequest(StrictModel, strict=True, use_attribute_docstrings=True):
     def _find_misfit(self) -> str:
         """The first field that its mask source makes nothing of: refused rather than ignored; else empty."""
         source = self.mask_source
+        if self.plant and source != GIVEN:
+            return (
+                f"plant: expected none with mask_source '{source}', found {', '.join(self.plant)}; name lesions in "
+                "labels, or use mask_source 'given' to plant them in label maps of your own as they are"
+            )
         if self.takes_requests:
             return (
                 ""
@@ -377,8 +389,12 @@ class CohortRequest(StrictModel, strict=True, use_attribute_docstrings=True):
 
     def to_dict(self) -> dict[str, Any]:
         """All fields as plain YAML and JSON types, in the order of the class."""
-        fields = self.model_dump(mode="json")
-        return fields if self.grown_from else {name: value for name, value in fields.items() if name != "grown_from"}
+        return without_unused(self.model_dump(mode="json"))
+
+
+def without_unused(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a request but those that most have nothing in, so that ``cohort.yaml`` stays what it was."""
+    return {name: value for name, value in fields.items() if value or name not in ("grown_from", "plant")}
 
 
 def build_request(values: Mapping[str, Any], *, source: str = "recipe") -> CohortRequest:

@@ -24,7 +24,7 @@ from maisi_aug.cohort.grammar import CaseRequest, label_names, parse_requests
 from maisi_aug.cohort.grid_preflight import check_grid, shows_head_alone
 from maisi_aug.cohort.hu_reference import load_hu_reference, ranges_from_json, ranges_to_json
 from maisi_aug.cohort.plan import CasePlan, CohortPlan, plan_bare_images, plan_cohort, plan_given_maps
-from maisi_aug.cohort.request import DEFAULT_NUM_CASES, EMBEDDED_BANK, GIVEN, CohortRequest
+from maisi_aug.cohort.request import DEFAULT_NUM_CASES, EMBEDDED_BANK, GIVEN, CohortRequest, without_unused
 from maisi_aug.errors import RequestError
 from maisi_aug.networks.mask_conditions import read_organ_sizes, require_not_absent
 from maisi_aug.vocabulary.hu import HuRange
@@ -90,7 +90,8 @@ class CohortRun:
         if not self.requests:
             return replace(self, seed=seed)  # which decides on nothing in the plan
         grown_from, num_cases = self.configuration.get("grown_from", ()), len(self.plan.cases)
-        plan = _plan_requests(self.request, self.requests, self.bundle, grown_from, num_cases=num_cases, seed=seed)
+        request = self.request.model_copy(update={"num_cases": num_cases, "seed": seed})
+        plan = _plan_cases(request, self.requests, self.bundle, self.bank, grown_from)
         return replace(self, seed=seed, plan=plan)
 
     def to_document(self) -> dict[str, Any]:
@@ -198,7 +199,7 @@ def _fill_in(request: CohortRequest, decided: Mapping[str, Any], grid: Grid) -> 
         **({} if request.follows_maps else {"shape": list(grid.shape), "spacing_mm": list(grid.spacing_mm)}),
         **decided,
     }
-    return {name: value for name, value in fields.items() if name != "grown_from" or value}
+    return without_unused(fields)
 
 
 def _choose_bank(request: CohortRequest, bundle: Bundle) -> tuple[str, LabelMapping]:
@@ -292,10 +293,9 @@ def _parse(
     request: CohortRequest, bundle: Bundle, distributions: Mapping[str, SizeDistribution]
 ) -> tuple[CaseRequest, ...]:
     """The requests; percentiles refer to the user's data, else to what the bundle was taught on, else to tables."""
-    if not request.takes_requests:
-        return ()
+    texts = request.labels if request.takes_requests else request.plant
     known = {**bundle_distributions(bundle), **distributions}
-    return parse_requests(request.labels, vocabulary=bundle.vocabulary, distributions=known)
+    return parse_requests(texts, vocabulary=bundle.vocabulary, distributions=known) if texts else ()
 
 
 def _plan_cases(
@@ -313,7 +313,12 @@ def _plan_cases(
         return plan_bare_images(num_cases, first=first)
     names = [entry.name for entry in bank.entries]
     label_ids = [bundle.vocabulary.id_of(text) for text in request.labels]
-    return plan_given_maps(names, num_cases=request.num_cases or len(names), label_ids=label_ids, first=first)
+    plan = plan_given_maps(names, num_cases=request.num_cases or len(names), label_ids=label_ids, first=first)
+    if not requests:
+        return plan
+    return plan.with_lesions_of(
+        _plan_requests(request, requests, bundle, grown_from, num_cases=len(plan.cases), seed=request.seed)
+    )
 
 
 def _plan_requests(
@@ -343,7 +348,8 @@ def _require_makeable(
         organs = [row.label for row in case.lesions if vocabulary.label(row.label_id).kind == "organ"]
         if organs:
             _require_organs_in_maps(case, organs, request.mask_source, bank)
-    plan.require_drawable(grid)
+    if not request.follows_maps:
+        plan.require_drawable(grid)
     needed = {label_id for case in plan.cases for label_id in case.needed_ids(vocabulary)}
     require_not_absent(organ_sizes, needed)
 

@@ -96,7 +96,7 @@ class AttemptMaker:
             vocabulary, gates = self.run.bundle.vocabulary, self.run.request.gates
             found = judge_label_map(drawn.case, drawn.label_map, drawn.grid, vocabulary=vocabulary, gates=gates)
             case = replace(drawn.case, lesions=found.lesions)
-            is_final = case.map_index is not None and bool(found.reason)
+            is_final = case.map_index is not None and not attempt.case.lesions and bool(found.reason)
             judged = replace(judged, case=case, verdicts=found.verdicts, reason=found.reason, is_final=is_final)
         return replace(judged, seconds={"mask": perf_counter() - started})
 

@@ -26,6 +26,7 @@ THIN_RANGE_HU = 200.0
 """Lung that is denser than the median by more is taken for vessels."""
 LEAST_VOXELS = 12
 LEAST_CONTRAST_HU: Mapping[Texture, float] = {"solid": 350.0, "part-solid": 200.0, "ground-glass": 100.0, "soft": 10.0}
+CONTRAST_TOLERANCE = 0.25
 LEAST_EDGE = 0.2
 """Share of the contrast by which the rim inside differs from that outside."""
 NOISE_RATIOS = (0.75, 2.2)
@@ -100,16 +101,19 @@ def measure_look(
     )
 
 
-def judge_look(look: LesionLook, texture: Texture, *, sign: int = 1) -> tuple[Verdict, ...]:
+def judge_look(
+    look: LesionLook, texture: Texture, *, sign: int = 1, wanted_hu: float | None = None
+) -> tuple[Verdict, ...]:
     """The gates on contrast, edge, noise and seam.
 
     Args:
         look: What was measured.
         texture: What was asked for.
         sign: Whether the lesion shall be brighter (1) or darker (-1) than its host, or either (0).
+        wanted_hu: The contrast, where one was asked for.
     """
     return (
-        _judge_contrast(look, texture, sign),
+        _judge_contrast(look, texture, sign) if wanted_hu is None else _judge_wanted_contrast(look, wanted_hu),
         Verdict(
             "lesion edge",
             bool(look.edge >= LEAST_EDGE or abs(look.contrast_hu) < LEAST_CNR * look.noise_hu),
@@ -136,6 +140,18 @@ def _judge_contrast(look: LesionLook, texture: Texture, sign: int) -> Verdict:
         bool(contrast_hu >= least),
         {"contrast_hu": look.contrast_hu, "least_hu": least},
         f"Lesion contrast: expected at least {least * (sign or 1):+g} HU to the {_host(texture)} around, found "
+        f"{look.contrast_hu:+.0f} HU.",
+    )
+
+
+def _judge_wanted_contrast(look: LesionLook, wanted_hu: float) -> Verdict:
+    """The surroundings of a lesion are not even: what the noise and a quarter of the contrast hide is no error."""
+    most_hu = max(CONTRAST_TOLERANCE * abs(wanted_hu), look.noise_hu)
+    return Verdict(
+        "lesion contrast",
+        bool(abs(look.contrast_hu - wanted_hu) <= most_hu),
+        {"contrast_hu": look.contrast_hu, "wanted_hu": wanted_hu},
+        f"Lesion contrast: expected {wanted_hu:+g} HU to the host around, give or take {most_hu:.0f} HU, found "
         f"{look.contrast_hu:+.0f} HU.",
     )
 

@@ -14,9 +14,10 @@ from PIL.Image import Image
 from pydantic import JsonValue
 
 from maisi_aug.cohort.folder import CONTACT_SHEET_NAME, CohortFolder, open_cohort
-from maisi_aug.cohort.manifest import VerdictRecord, load_manifest
+from maisi_aug.cohort.manifest import Manifest, VerdictRecord, load_manifest
 from maisi_aug.cohort.plan import CasePlan, spell_labels
-from maisi_aug.errors import LesionError, PreparationError, VolumeError
+from maisi_aug.cohort.twins import ORIGIN_KEY
+from maisi_aug.errors import LesionError, PreparationError, UnfitCtError, VolumeError
 from maisi_aug.gates.judgement import name_verdict, to_record
 from maisi_aug.generate.attempts import Attempt
 from maisi_aug.generate.run import CohortSummary, Listener
@@ -24,22 +25,19 @@ from maisi_aug.generate.writer import CaseWriter, CohortFacts
 from maisi_aug.insertion.backgrounds import Background
 from maisi_aug.insertion.config import ResolvedInsertion
 from maisi_aug.insertion.crops import cut_crop
-from maisi_aug.insertion.insert import Host, Insertion, LabelledHost, LesionRequest, LungHost, insert_lesion
-from maisi_aug.insertion.painting import Painter, ProceduralPainter, Texture
+from maisi_aug.insertion.insert import Host, Insertion, LabelledHost, LungHost, insert_lesion
+from maisi_aug.insertion.lungs import LUNG_LOBES
+from maisi_aug.insertion.painting import Painter, ProceduralPainter
 from maisi_aug.insertion.surroundings import LUNG_ID, label_surroundings
 from maisi_aug.lesions.lesion import Lesion
 from maisi_aug.pictures.contact_sheet import save_contact_sheet
 from maisi_aug.pictures.preview import Caption, build_preview
 from maisi_aug.sources.map_source import DrawnMap, MapSource
-from maisi_aug.system.seeds import case_seed, derive_seed
-from maisi_aug.vocabulary.hu import expected_contrast_sign
-from maisi_aug.vocabulary.labels import Vocabulary
+from maisi_aug.system.seeds import derive_seed
 from maisi_aug.volumes.components import is_any_of
 from maisi_aug.volumes.grid import Grid
 
 COHORT_HEADER = ("Made by maisi-aug insert; the command that began it goes on with this cohort.",)
-LUNG_LOBES = frozenset(range(28, 33))
-PART_SOLID_NAME, GROUND_GLASS_NAME = "part-solid nodule", "ground-glass nodule"
 PREVIEW_MM = 120.0
 
 
@@ -65,23 +63,43 @@ def insert_cohort(
     with open_cohort(folder, cohort.to_document(), header=COHORT_HEADER) as (place, lines, recorded):
         manifest = recorded.reopen(config.max_attempts)
         listener.starts(len(cohort.plan.cases), manifest)
-        todo = [case for case in cohort.plan.cases if case.index not in manifest.settled_indices]
+        todo = [group for group in cohort.groups if not manifest.settled_indices.issuperset(c.index for c in group)]
         if todo:
             listener.enters("loading the networks" if config.painter == "network" else "drawing")
             inserter = Inserter(cohort, build_painter(cohort, device))
             writer = CaseWriter(_facts_of(cohort), place, lines, lambda attempt: attempt, inserter.draw_preview)
-            for case in todo:
-                number, status = manifest.next_attempt(case.index), "retried"
-                while status == "retried":
-                    record = writer.finish(inserter.attempt(case, number))
-                    listener.records(record)
-                    number, status = number + 1, record.status
+            for group in todo:
+                _settle(group, manifest, inserter, writer, listener)
         listener.enters("drawing the contact sheet")
         done = load_manifest(folder).reopen(config.max_attempts)
         _draw_contact_sheet(place, cohort, [record.files["preview"].path for record in done.accepted])
     listener.enters("done")
     num_new = len(done.settled_indices) - len(manifest.settled_indices)
     return CohortSummary(folder, len(cohort.plan.cases), done, perf_counter() - started, num_new)
+
+
+def _settle(
+    group: Sequence[CasePlan], manifest: Manifest, inserter: Inserter, writer: CaseWriter, listener: Listener
+) -> None:
+    """Make attempts at the cases of a group until all of one are accepted or the budget is spent.
+
+    Twins that a stopped run has recorded already are drawn again to the same bytes, and not written twice.
+    """
+    todo = {case.index for case in group if case.index not in manifest.settled_indices}
+    number, status = max(manifest.next_attempt(index) for index in todo), "retried"
+    while status == "retried":
+        attempts = [inserter.attempt(case, number) for case in group]
+        failed = next((attempt for attempt in attempts if attempt.reason), None)
+        is_final = any(attempt.is_final for attempt in attempts)
+        for attempt in attempts:
+            reason = attempt.reason
+            if failed is not None and not reason:
+                reason = f"Its twin {failed.case.case_id} failed: {failed.reason}"
+            if attempt.case.index in todo:
+                record = writer.finish(replace(attempt, reason=reason, is_final=is_final))
+                listener.records(record)
+                status = record.status
+        number += 1
 
 
 def build_painter(cohort: ResolvedInsertion, device: str) -> Painter:
@@ -92,23 +110,9 @@ def build_painter(cohort: ResolvedInsertion, device: str) -> Painter:
     """
     if cohort.config.painter == "procedural":
         return ProceduralPainter()
-    from maisi_aug.insertion.drawing import BundlePainter
-    from maisi_aug.networks.pipeline import Pipeline
+    from maisi_aug.insertion.drawing import open_bundle_painter
 
-    pipeline = Pipeline.load(cohort.bundle, device)
-    return BundlePainter(
-        pipeline,
-        _find_texture_ids(cohort.bundle.vocabulary),
-        num_inference_steps=cohort.config.num_inference_steps,
-        name=cohort.bundle.name,
-    )
-
-
-def _find_texture_ids(vocabulary: Vocabulary) -> dict[Texture, int]:
-    """Ids that a bundle draws textures by, where it knows more than the lesion's own."""
-    names: dict[Texture, str] = {"part-solid": PART_SOLID_NAME, "ground-glass": GROUND_GLASS_NAME}
-    known = {label.name for label in vocabulary}
-    return {texture: vocabulary.id_of(name) for texture, name in names.items() if name in known}
+    return open_bundle_painter(cohort.bundle, device, num_inference_steps=cohort.config.num_inference_steps)
 
 
 def _facts_of(cohort: ResolvedInsertion) -> CohortFacts:
@@ -135,28 +139,58 @@ class Inserter:
         cohort: What is made.
         painter: Draws lesions.
         lungs: By index of the CT, lungs that were told from HU; all cases into a CT need them.
+        unfit: By index of the CT and labels, why it cannot take lesions of them.
     """
 
     cohort: ResolvedInsertion
     painter: Painter
     lungs: dict[int, LungHost] = field(default_factory=dict)
+    unfit: dict[tuple[int, tuple[int, ...]], str] = field(default_factory=dict)
 
     def attempt(self, case: CasePlan, number: int) -> Attempt:
-        """An attempt at a case; a failed one leaves the next CT to the next."""
-        started, seed = perf_counter(), case_seed(self.cohort.config.seed, case.asked, case.index, number)
-        source = InsertionSource(self, self.cohort.choose_background(case.index, number))
-        attempt = Attempt(case, number, seed)
-        try:
-            drawn = source.draw(case, seed)
-        except (LesionError, PreparationError, VolumeError) as error:  # one bad CT does not stop a cohort
-            attempt = replace(attempt, reason=str(error))
-        else:
-            reason = next((verdict.message for verdict in source.verdicts if not verdict.passed), "")
-            attempt = replace(attempt, case=drawn.case, drawn=drawn, image_hu=drawn.image_hu, reason=reason)
-        seconds = {"image": perf_counter() - started}
-        return replace(attempt, verdicts=tuple(source.verdicts), origin=source.origin, seconds=seconds)
+        """An attempt at a case; a failed one leaves the next CT to the next.
 
-    def find_host(self, index: int, background: Background, lesion: Lesion) -> Host:
+        CTs that cannot take the lesions, whatever is drawn, are passed over; where none can, the attempt is the last.
+        """
+        started, seed = perf_counter(), self.cohort.seed_of(case, number)
+        passed_over: list[JsonValue] = []
+        for index in self.cohort.order_backgrounds(case.index, number):
+            source = InsertionSource(self, index)
+            attempt = Attempt(case, number, seed)
+            try:
+                drawn = source.draw(case, seed)
+            except UnfitCtError as error:
+                attempt = replace(attempt, reason=str(error), is_final=True)
+                passed_over.append(source.origin["background"])
+                continue
+            except LesionError as error:
+                attempt = replace(attempt, reason=str(error))
+            else:
+                reason = next((verdict.message for verdict in source.verdicts if not verdict.passed), "")
+                attempt = replace(attempt, case=drawn.case, drawn=drawn, image_hu=drawn.image_hu, reason=reason)
+            break
+        origin = source.origin | ({"passed_over": passed_over} if passed_over else {})
+        if self.cohort.twins is not None:
+            origin[ORIGIN_KEY] = self.cohort.twins.to_origin(case.index)
+        seconds = {"image": perf_counter() - started}
+        return replace(attempt, verdicts=tuple(source.verdicts), origin=origin, seconds=seconds)
+
+    def open(self, index: int, case: CasePlan) -> tuple[Background, dict[int, Host]]:
+        """A CT with the hosts of a case's lesions by their index; one that lacks them is not read again.
+
+        Raises:
+            UnfitCtError: It cannot be read, or lacks a host.
+        """
+        if (reason := self.unfit.get((index, case.label_ids))) is not None:
+            raise UnfitCtError(reason)
+        try:
+            background = self.cohort.backgrounds.load(index)
+            return background, {lesion.index: self._find_host(index, background, lesion) for lesion in case.lesions}
+        except (LesionError, PreparationError, VolumeError) as error:  # one bad CT does not stop a cohort
+            self.unfit[index, case.label_ids] = str(error)
+            raise UnfitCtError(str(error)) from error
+
+    def _find_host(self, index: int, background: Background, lesion: Lesion) -> Host:
         """The host of a lesion in a CT."""
         if index in self.lungs and LUNG_LOBES.issuperset(lesion.hosts):
             return self.lungs[index]
@@ -224,19 +258,22 @@ class InsertionSource(MapSource):
         """Draw the lesions of a case, the largest first, each clear of the real ones and of those before it.
 
         Raises:
-            LesionError: A lesion has no host in the CT, or no room in it.
-            PreparationError, VolumeError: The CT or its labels cannot be used.
+            UnfitCtError: The CT cannot be used, or has no host or no room for a lesion.
+            LesionError: There is no room left beside others.
         """
-        background = self._backgrounds.load(self._index)
+        background, hosts = self._inserter.open(self._index, case)
         image, known = background.image.copy(), background.label_map
         label_map = np.zeros(image.shape, dtype=np.uint8) if known is None else known.copy()
         occupied = is_any_of(label_map, self._backgrounds.vocabulary.tumor_ids)
-        drawn = {}
+        drawn: dict[int, Lesion] = {}
         for lesion in _largest_first(case.lesions):
-            host = self._inserter.find_host(self._index, background, lesion)
-            made = self._insert(
-                image, background.grid, host, lesion, occupied, derive_seed(seed, "lesion", lesion.index)
-            )
+            host = hosts[lesion.index]
+            try:
+                made = self._insert(case, lesion, image, background.grid, host, occupied, seed)
+            except UnfitCtError as error:
+                if drawn:  # the lesions before it took the room, and may lie elsewhere another time
+                    raise LesionError(str(error)) from error
+                raise
             image[made.box] = made.image
             label_map[made.box][made.lesion] = lesion.label_id
             occupied[made.box] |= made.lesion
@@ -248,31 +285,32 @@ class InsertionSource(MapSource):
 
     def _insert(
         self,
+        case: CasePlan,
+        lesion: Lesion,
         image: NDArray[Any],
         grid: Grid,
         host: Host,
-        lesion: Lesion,
         occupied: NDArray[np.bool_],
         seed: int,
     ) -> Insertion:
         """Draw one lesion, and note what the gates say of it and where it came from."""
-        config, texture = self._inserter.cohort.config, self._texture_of(host, seed)
-        sign = expected_contrast_sign(lesion.label) if texture == "soft" else 1
+        cohort, seed = self._inserter.cohort, derive_seed(seed, "lesion", lesion.index)
+        request = cohort.request_of(case, lesion, is_lung=_is_lung(host), seed=seed)
         made = insert_lesion(
             image,
             grid.spacing_mm,
             host,
-            LesionRequest(lesion.label_id, lesion.requested_ml, texture, config.place, sign),
+            request,
             self._inserter.painter,
             occupied=occupied,
             seed=seed,
-            size_tolerance=config.size_tolerance,
+            size_tolerance=cohort.config.size_tolerance,
         )
         self.verdicts += [to_record(name_verdict(verdict, lesion.label)) for verdict in made.verdicts]
         self._origins.append(
             {
                 "label": lesion.label,
-                "texture": texture,
+                "texture": request.texture,
                 "attachment": made.place.attachment,
                 "centre_ijk": list(made.place.centre),
                 "box": [[part.start, part.stop] for part in made.box],
@@ -281,10 +319,9 @@ class InsertionSource(MapSource):
         )
         return made
 
-    def _texture_of(self, host: Host, seed: int) -> Texture:
-        """Textures are those of nodules in the lung; lesions elsewhere differ from their host by some HU."""
-        is_lung = isinstance(host, LungHost) or bool(LUNG_LOBES.intersection(getattr(host, "host_ids", ())))
-        return self._inserter.cohort.draw_texture(seed) if is_lung else "soft"
+
+def _is_lung(host: Host) -> bool:
+    return isinstance(host, LungHost) or bool(LUNG_LOBES.intersection(getattr(host, "host_ids", ())))
 
 
 def _largest_first(lesions: Sequence[Lesion]) -> list[Lesion]:

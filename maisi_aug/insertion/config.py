@@ -5,17 +5,21 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from maisi_aug import __version__
 from maisi_aug.bundle_spec.bundle import Bundle, load_bundle
-from maisi_aug.cohort.plan import CohortPlan, plan_from_texts
-from maisi_aug.errors import RequestError
+from maisi_aug.cohort.plan import CasePlan, CohortPlan, plan_from_texts
+from maisi_aug.cohort.twins import ORIGIN_KEY, Twins, parse_twins, plan_twins
+from maisi_aug.errors import LesionError, RequestError, did_you_mean
 from maisi_aug.insertion.backgrounds import Backgrounds, find_backgrounds
+from maisi_aug.insertion.insert import LesionRequest
 from maisi_aug.insertion.painting import TEXTURES, Texture
-from maisi_aug.insertion.request import InsertConfig
+from maisi_aug.insertion.request import Attachment, InsertConfig
+from maisi_aug.lesions.lesion import Lesion
 from maisi_aug.preparation.mapping import parse_rule
-from maisi_aug.system.seeds import numpy_generator
+from maisi_aug.system.seeds import case_seed, numpy_generator
+from maisi_aug.vocabulary.hu import expected_contrast_sign
 
 TEXTURE_SHARES: dict[Texture, float] = {"solid": 0.85, "part-solid": 0.04, "ground-glass": 0.11}
 """Of the nodules of LIDC-IDRI, by its readers' scores."""
@@ -31,6 +35,7 @@ class ResolvedInsertion:
         bundle: Whose vocabulary and networks are used.
         backgrounds: The CTs.
         plan: Which lesions each case gets.
+        twins: What differs between the cases of a group; None where every case stands for itself.
     """
 
     config: InsertConfig
@@ -38,6 +43,7 @@ class ResolvedInsertion:
     bundle: Bundle
     backgrounds: Backgrounds
     plan: CohortPlan
+    twins: Twins | None = None
 
     @property
     def painter_name(self) -> str:
@@ -57,18 +63,63 @@ class ResolvedInsertion:
             "maisi_aug": __version__,
         }
 
-    def choose_background(self, case_index: int, attempt: int) -> int:
-        """Which CT an attempt goes into: they take turns in a random order, and a failed attempt takes the next."""
+    @property
+    def groups(self) -> list[tuple[CasePlan, ...]]:
+        """Cases that are accepted together or not at all."""
+        return [(case,) for case in self.plan.cases] if self.twins is None else self.twins.groups(self.plan)
+
+    def seed_of(self, case: CasePlan, attempt: int) -> int:
+        """Of everything random in an attempt; that of its group for a twin."""
+        if self.twins is None:
+            return case_seed(self.config.seed, case.asked, case.index, attempt)
+        return case_seed(self.config.seed, ORIGIN_KEY, self.twins.group_of(case.index), attempt)
+
+    def order_backgrounds(self, case_index: int, attempt: int) -> list[int]:
+        """The CTs that an attempt may go into, in order: they take turns, and a failed attempt takes the next."""
+        case_index = case_index if self.twins is None else self.twins.group_of(case_index)
         count = len(self.backgrounds.cases)
         order = numpy_generator(self.config.seed, f"backgrounds/{case_index // count}").permutation(count)
-        return int(order[(case_index + attempt) % count])
+        return [int(order[(case_index + attempt + further) % count]) for further in range(count)]
 
-    def draw_texture(self, seed: int) -> Texture:
-        """The texture of a lesion: the one asked for, or one by LIDC-IDRI's shares."""
-        if self.config.texture is not None:
-            return self.config.texture
-        shares = [TEXTURE_SHARES[texture] for texture in TEXTURES]
-        return TEXTURES[int(numpy_generator(seed, "texture").choice(len(TEXTURES), p=shares))]
+    def request_of(self, case: CasePlan, lesion: Lesion, *, is_lung: bool, seed: int) -> LesionRequest:
+        """What to draw of a lesion of a case.
+
+        Args:
+            case: Of the plan.
+            lesion: One of its lesions.
+            is_lung: Whether it grows in the lung; textures are those of nodules.
+            seed: Of the lesion.
+
+        Raises:
+            LesionError: Its texture is to be varied, and it has none.
+        """
+        varied = {} if self.twins is None else {self.twins.factor: self.twins.value_of(case.index)}
+        if "texture" in varied and not is_lung:
+            raise LesionError(
+                f"{lesion.label}: expected a lesion in the lung for --twins texture=..., found one elsewhere."
+            )
+        texture = varied.get("texture") or self.config.texture or draw_texture(seed) if is_lung else "soft"
+        sizes = [twin.lesions[lesion.index].requested_ml for twin in self._twins_of(case)]
+        contrast_hu = float(varied["contrast"]) if "contrast" in varied else None
+        sign = 1 if texture != "soft" else expected_contrast_sign(lesion.label)
+        return LesionRequest(
+            lesion.label_id,
+            lesion.requested_ml,
+            texture,  # type: ignore[arg-type]  # the values of twins were checked
+            varied.get("place", self.config.place),  # type: ignore[arg-type]
+            sign if contrast_hu is None else 0,
+            contrast_hu,
+            (min(sizes), max(sizes)),
+        )
+
+    def _twins_of(self, case: CasePlan) -> tuple[CasePlan, ...]:
+        return (case,) if self.twins is None else self.twins.groups(self.plan)[self.twins.group_of(case.index)]
+
+
+def draw_texture(seed: int) -> Texture:
+    """The texture of a nodule, by LIDC-IDRI's shares."""
+    shares = [TEXTURE_SHARES[texture] for texture in TEXTURES]
+    return TEXTURES[int(numpy_generator(seed, "texture").choice(len(TEXTURES), p=shares))]
 
 
 def resolve_insertion(config: InsertConfig) -> ResolvedInsertion:
@@ -88,9 +139,16 @@ def resolve_insertion(config: InsertConfig) -> ResolvedInsertion:
         rules=[parse_rule(text) for text in config.map],
         organ_labels=config.organ_labels,
     )
-    plan = plan_from_texts(
-        config.labels, vocabulary=backgrounds.vocabulary, num_cases=config.num_cases, seed=config.seed
-    )
+    twins = None if config.twins is None else parse_twins(config.twins)
+    if twins is None:
+        plan = plan_from_texts(
+            config.labels, vocabulary=backgrounds.vocabulary, num_cases=config.num_cases, seed=config.seed
+        )
+    else:
+        _require_twins(config, twins)
+        plan = plan_twins(
+            config.labels, twins, vocabulary=backgrounds.vocabulary, num_groups=config.num_cases, seed=config.seed
+        )
     _require_lesions(plan, backgrounds)
     configuration = {
         **config.model_dump(mode="json"),
@@ -99,7 +157,18 @@ def resolve_insertion(config: InsertConfig) -> ResolvedInsertion:
         "into_organs": list(map(_absolute, config.into_organs)),
         "bundle": _absolute(config.bundle) if Path(config.bundle).is_dir() else config.bundle,
     }
-    return ResolvedInsertion(config, configuration, bundle, backgrounds, plan)
+    return ResolvedInsertion(config, configuration, bundle, backgrounds, plan, twins)
+
+
+def _require_twins(config: InsertConfig, twins: Twins) -> None:
+    """Raise where a value is none of its factor's, or the factor is set for all cases as well."""
+    known = {"texture": TEXTURES, "place": get_args(Attachment)}.get(twins.factor, twins.values)
+    for value in twins.values:
+        if value not in known:
+            hint = did_you_mean(value, known) or f" Choose from {', '.join(known)}."
+            raise RequestError(f"--twins: expected a {twins.factor}, found '{value}'.{hint}")
+    if getattr(config, twins.factor, None) is not None:
+        raise RequestError(f"--{twins.factor} cannot be used with --twins {twins.factor}=..., which varies it.")
 
 
 def _require_lesions(plan: CohortPlan, backgrounds: Backgrounds) -> None:

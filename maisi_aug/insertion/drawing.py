@@ -14,12 +14,15 @@ from maisi_aug.insertion.painting import PaintTask, Texture
 from maisi_aug.volumes.grid import Grid, Shape
 
 if TYPE_CHECKING:
+    from maisi_aug.bundle_spec.bundle import Bundle
     from maisi_aug.networks.pipeline import Pipeline
 
 Scalar = TypeVar("Scalar", bound=np.generic)
 Method = Literal["replace", "difference", "whole"]
 """How the known part comes in: its latents are put back at every step; two drawings with the same noise, with the
 lesion and without, are subtracted and the difference is added to the CT; or only the ControlNet is shown it."""
+TEXTURE_NAMES: Mapping[Texture, str] = {"part-solid": "part-solid nodule", "ground-glass": "ground-glass nodule"}
+"""Labels of their own that a bundle may know textures by."""
 SPACING_LIMITS_MM = (1.05, 1.05, 2.6)
 """Coarser CTs are drawn on voxels a whole number of times finer: the embedded bundle has seen few as coarse."""
 
@@ -85,6 +88,33 @@ class BundlePainter:
             num_resamplings=self.num_resamplings,
             puts_back=self.method != "whole",
         )
+
+
+def open_bundle_painter(
+    bundle: Bundle, device: str, *, num_inference_steps: int | None = None, method: Method = "replace"
+) -> BundlePainter:
+    """Load the networks of a bundle to draw lesions with.
+
+    Args:
+        bundle: Whose.
+        device: Where they run.
+        num_inference_steps: None for the bundle's default.
+        method: How the known part comes in.
+
+    Raises:
+        BundleError: When the weights or the device cannot be used.
+    """
+    from maisi_aug.networks.pipeline import Pipeline
+
+    known = {label.name for label in bundle.vocabulary}
+    texture_ids = {texture: bundle.vocabulary.id_of(name) for texture, name in TEXTURE_NAMES.items() if name in known}
+    return BundlePainter(
+        Pipeline.load(bundle, device),
+        texture_ids,
+        method=method,
+        num_inference_steps=num_inference_steps,
+        name=bundle.name,
+    )
 
 
 def finer_factors(task: PaintTask) -> Shape:

@@ -10,17 +10,18 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from maisi_aug.errors import LesionError
+from maisi_aug.errors import UnfitCtError
 from maisi_aug.gates.checks import Verdict, check_lesion_size
 from maisi_aug.insertion.checks import LesionLook, check_untouched, judge_look, measure_look
 from maisi_aug.insertion.crops import Crop, blend, choose_box, cut_crop, weigh_zone
 from maisi_aug.insertion.lungs import CoarseMask, coarse_factors, find_lungs, to_coarse
-from maisi_aug.insertion.painting import Painter, PaintTask, Texture
+from maisi_aug.insertion.painting import Painter, PaintTask, Texture, set_contrast
 from maisi_aug.insertion.places import Place, draw_place
 from maisi_aug.insertion.request import Attachment
 from maisi_aug.insertion.shapes import draw_shape
 from maisi_aug.insertion.surroundings import LUNG_ID, label_surroundings
 from maisi_aug.system.seeds import derive_seed, numpy_generator
+from maisi_aug.vocabulary.sizes import diameter_mm
 from maisi_aug.volumes.components import is_any_of
 from maisi_aug.volumes.grid import Shape, Spacing, voxel_volume_ml
 
@@ -43,6 +44,8 @@ class LesionRequest:
         texture: How dense it is.
         attachment: None leaves it to chance whether it touches the surface of its host.
         sign: Whether a soft lesion is brighter (1) or darker (-1) than its host, or either (0).
+        contrast_hu: To its host, where it is set to a value.
+        place_sizes_ml: Smallest and largest volume of the lesions that share its place and its crop, where others do.
     """
 
     label_id: int
@@ -50,6 +53,8 @@ class LesionRequest:
     texture: Texture = "solid"
     attachment: Attachment | None = None
     sign: int = 1
+    contrast_hu: float | None = None
+    place_sizes_ml: tuple[float, float] | None = None
 
 
 class Host(Protocol):
@@ -74,7 +79,7 @@ class LungHost:
         """The lungs of a CT.
 
         Raises:
-            LesionError: It shows none.
+            UnfitCtError: It shows none.
         """
         return cls(find_lungs(image_hu, spacing_mm))
 
@@ -99,12 +104,12 @@ class LabelledHost:
         """Organs of a label map.
 
         Raises:
-            LesionError: It holds none of them.
+            UnfitCtError: It holds none of them.
         """
         factors = coarse_factors(spacing_mm)
         organs = is_any_of(label_map, host_ids)
         if not organs.any():
-            raise LesionError(
+            raise UnfitCtError(
                 f"Host: expected label {' or '.join(map(str, host_ids))} in the label map, found none of them."
             )
         i, j, k = (factor * step for factor, step in zip(factors, spacing_mm, strict=True))
@@ -174,16 +179,18 @@ def insert_lesion(
         size_tolerance: Share of the volume that the gate on size allows.
 
     Raises:
-        LesionError: The lesion is smaller than a few voxels, or its host has no room.
+        UnfitCtError: The lesion is smaller than a few voxels, or its host has no room.
+        LesionError: There is no room for the shape that was drawn.
     """
-    num_voxels = round(request.volume_ml / voxel_volume_ml(spacing_mm))
-    if num_voxels < LEAST_VOXELS:
-        raise LesionError(
-            f"Lesion of {request.volume_ml:.3g} mL: expected at least {LEAST_VOXELS} voxels, found {num_voxels} of "
-            f"{voxel_volume_ml(spacing_mm):.2g} mL. Ask for a larger one, or give a finer CT."
+    voxel_ml = voxel_volume_ml(spacing_mm)
+    sizes_ml = request.place_sizes_ml or (request.volume_ml, request.volume_ml)
+    if round(sizes_ml[0] / voxel_ml) < LEAST_VOXELS:
+        raise UnfitCtError(
+            f"Lesion of {sizes_ml[0]:.3g} mL: expected at least {LEAST_VOXELS} voxels, found "
+            f"{round(sizes_ml[0] / voxel_ml)} of {voxel_ml:.2g} mL. Ask for a larger one, or give a finer CT."
         )
     rng = numpy_generator(seed, "insertion")
-    radius_mm = (3000.0 * request.volume_ml / (4.0 * np.pi)) ** (1.0 / 3.0)
+    least_mm, radius_mm = (diameter_mm(size_ml) / 2.0 for size_ml in sizes_ml)
     place = draw_place(
         host.coarse,
         _shape_of(image),
@@ -191,6 +198,7 @@ def insert_lesion(
         occupied=None if occupied is None else to_coarse(occupied, host.coarse.factors, fill=0.0) > 0,
         rng=rng,
         attachment=request.attachment,
+        least_radius_mm=least_mm,
     )
     start, shape = choose_box(
         place.centre,
@@ -205,7 +213,7 @@ def insert_lesion(
     if occupied is not None:
         room[in_crop] &= ~occupied[in_image]
     centre = tuple(c - s for c, s in zip(place.centre, start, strict=True))
-    lesion = draw_shape(room, centre, num_voxels, spacing_mm, rng)  # type: ignore[arg-type]
+    lesion = draw_shape(room, centre, round(request.volume_ml / voxel_ml), spacing_mm, rng)  # type: ignore[arg-type]
     return _draw(image, crop, label_map, room & ~lesion, lesion, place, request, painter, seed, size_tolerance)
 
 
@@ -234,6 +242,8 @@ def _draw(
         request.sign,
     )
     drawn = painter.paint(task)
+    if request.contrast_hu is not None:
+        drawn = set_contrast(task, drawn, request.contrast_hu)
     in_image, in_crop = crop.box_in(image.shape)
     before, zone, own = image[in_image], weight[in_crop] > 0, lesion[in_crop]
     after = blend(before, drawn[in_crop], weight[in_crop])
@@ -242,7 +252,7 @@ def _draw(
     look = measure_look(after, own, host[in_crop], zone, crop.spacing_mm, before_hu=before)
     verdicts = (
         check_lesion_size(request.volume_ml, volume_ml, voxel_ml, size_tolerance),
-        *judge_look(look, request.texture, sign=request.sign),
+        *judge_look(look, request.texture, sign=request.sign, wanted_hu=request.contrast_hu),
         check_untouched(before, after, zone),
     )
     return Insertion(in_image, after, own, zone, place, volume_ml, look, verdicts)

@@ -15,13 +15,15 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from skimage.transform import downscale_local_mean
 
-from maisi_aug.errors import LesionError, VolumeError
+from maisi_aug.errors import UnfitCtError, VolumeError
 from maisi_aug.volumes.body import find_body
 from maisi_aug.volumes.components import bounding_box
 from maisi_aug.volumes.grid import Shape, Spacing, voxel_volume_ml
 
 Mask = NDArray[np.bool_]
 
+LUNG_LOBES = frozenset(range(28, 33))
+"""Their ids in label maps."""
 COARSE_MM = 2.0
 AIR_HU = -500.0
 LUNG_HU = (-940.0, -550.0)
@@ -97,7 +99,7 @@ def find_lungs(image_hu: NDArray[Any], spacing_mm: Spacing) -> CoarseMask:
         spacing_mm: Along I, J, K.
 
     Raises:
-        LesionError: The image shows no lung.
+        UnfitCtError: The image shows no lung.
     """
     factors = coarse_factors(spacing_mm)
     i, j, k = (factor * step for factor, step in zip(factors, spacing_mm, strict=True))
@@ -105,7 +107,7 @@ def find_lungs(image_hu: NDArray[Any], spacing_mm: Spacing) -> CoarseMask:
     try:
         body = find_body(coarse, coarse_mm)
     except VolumeError as error:
-        raise LesionError(f"Lungs: the CT shows no patient to look for them in. {error}") from error
+        raise UnfitCtError(f"Lungs: the CT shows no patient to look for them in. {error}") from error
     parts, num_parts = ndimage.label((coarse < AIR_HU) & body)
     lungs = np.zeros(coarse.shape, dtype=bool)
     if num_parts:
@@ -118,7 +120,7 @@ def find_lungs(image_hu: NDArray[Any], spacing_mm: Spacing) -> CoarseMask:
             if inner.any() and LUNG_HU[0] <= np.median(coarse[inner]) <= LUNG_HU[1]:
                 lungs |= part
     if not lungs.any():
-        raise LesionError(
+        raise UnfitCtError(
             f"Lungs: expected lung of at least {LEAST_LUNG_ML:g} mL between {LUNG_HU[0]:g} and {LUNG_HU[1]:g} HU in "
             "the CT, found none. Is it a CT of the chest, in HU?"
         )

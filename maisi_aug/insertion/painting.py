@@ -110,6 +110,22 @@ class ProceduralPainter:
         return np.asarray(painted, dtype=np.float32)
 
 
+def set_contrast(task: PaintTask, drawn_hu: NDArray[np.float32], contrast_hu: float) -> NDArray[np.float32]:
+    """A drawn crop whose lesion is made brighter or darker as a whole; its texture and its noise stay.
+
+    Args:
+        task: What was drawn.
+        drawn_hu: ``(I, J, K)`` as drawn.
+        contrast_hu: Wanted between the median of the lesion's inner half and that of the host.
+    """
+    depth_mm = ndimage.distance_transform_edt(task.lesion, sampling=task.spacing_mm)
+    core = depth_mm >= np.median(depth_mm[task.lesion])
+    sigma = [float(np.mean(POINT_SPREAD_MM)) / step for step in task.spacing_mm]
+    cover = np.clip(ndimage.gaussian_filter(_fill(task), sigma), 0.0, 1.0)
+    lacking_hu = _local_hu(task) + contrast_hu - float(np.median(drawn_hu[core]))
+    return np.asarray(drawn_hu + lacking_hu * cover / max(float(np.median(cover[core])), 0.1), dtype=np.float32)
+
+
 def _fill(task: PaintTask) -> NDArray[np.float32]:
     """How much of a voxel is lesion: half of those of its rim, as readers outline a nodule by what they see of it."""
     depth_mm = ndimage.distance_transform_edt(task.lesion, sampling=task.spacing_mm)

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from maisi_aug.errors import LesionError
+from maisi_aug.errors import UnfitCtError
 from maisi_aug.insertion.lungs import CoarseMask
 from maisi_aug.insertion.request import Attachment
 from maisi_aug.volumes.components import bounding_box
@@ -38,6 +38,7 @@ def draw_place(
     occupied: NDArray[np.bool_] | None,
     rng: np.random.Generator,
     attachment: Attachment | None = None,
+    least_radius_mm: float | None = None,
 ) -> Place:
     """A random place for a ball of the lesion's volume.
 
@@ -48,9 +49,10 @@ def draw_place(
         occupied: Blocks that hold lesions, of the host's shape; None for none.
         rng: Draws.
         attachment: None leaves it to chance, and takes the other where the host has no room for one.
+        least_radius_mm: Of the smallest lesion that is put at the same place, which must touch the surface too.
 
     Raises:
-        LesionError: The host has no room.
+        UnfitCtError: The host has no room.
     """
     is_wall = rng.random() < PLEURAL_SHARE
     drawn: Attachment = "surface" if is_wall else "free"
@@ -61,7 +63,8 @@ def draw_place(
         if tried == "free":
             blocks = np.flatnonzero(room & (depth_mm >= radius_mm + 1.5))
         else:
-            low, high = (max(part * radius_mm, 0.5 * min(host.spacing_mm)) for part in SURFACE_DEPTHS)
+            touching_mm = radius_mm if least_radius_mm is None else least_radius_mm
+            low, high = (max(part * touching_mm, 0.5 * min(host.spacing_mm)) for part in SURFACE_DEPTHS)
             blocks = np.flatnonzero(room & (depth_mm >= low) & (depth_mm <= max(high, low + min(host.spacing_mm))))
         if len(blocks):
             block = np.unravel_index(blocks[rng.integers(len(blocks))], host.mask.shape)
@@ -69,7 +72,7 @@ def draw_place(
             parts = zip(block, host.factors, offsets, image_shape, strict=True)
             i, j, k = (min(int(b) * factor + offset, side - 1) for b, factor, offset, side in parts)
             return Place((i, j, k), tried)
-    raise LesionError(
+    raise UnfitCtError(
         f"Place for a lesion of {2 * radius_mm:.1f} mm: expected room in the host, found none in "
         f"{host.mask.sum() * np.prod(host.spacing_mm) / 1000:.0f} mL of it. Ask for smaller or fewer lesions."
     )

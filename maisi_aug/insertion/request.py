@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, PositiveInt
 
+from maisi_aug.cohort.recipe_files import read_insertion_recipe
+from maisi_aug.errors import RecipeError
 from maisi_aug.preparation.request import OrganLabels
-from maisi_aug.system.models import StrictModel
+from maisi_aug.system.models import StrictModel, explain_problems
 from maisi_aug.system.options import Option, PathText
 
 Attachment = Literal["free", "surface"]
@@ -43,6 +46,9 @@ class InsertConfig(StrictModel, strict=True, use_attribute_docstrings=True):
     """Texture of lesions in the lung (default: mixed as in patients)."""
     place: Annotated[Attachment | None, Option(panel=_WHAT, everyday=True)] = None
     """Inside the host organ, or at its surface: juxta-pleural (default: mixed)."""
+    twins: Annotated[str | None, Option(metavar="FACTOR=VALUE,...", panel=_WHAT)] = None
+    """For each of the -n places a case per value, all else equal: size=6mm,10mm,20mm, texture=, place=, or
+    contrast=100,300 (HU); for 'evaluate detection-curve'."""
     painter: Annotated[Literal["procedural", "network"], Option(panel=_WHAT, everyday=True)] = "procedural"
     """What draws the lesions: procedural needs no weights; network uses the bundle's networks."""
     bundle: Annotated[PathText, Field(min_length=1), Option(metavar="NAME|FOLDER", complete="bundles", panel=_WHAT)] = (
@@ -55,3 +61,29 @@ class InsertConfig(StrictModel, strict=True, use_attribute_docstrings=True):
     """Attempts per case before it is rejected; a cohort may be continued with more."""
     size_tolerance: Annotated[float, Field(gt=0, le=1), Option(panel=_RUN)] = 0.10
     """Largest relative error of a lesion's volume; two voxels are always allowed."""
+
+
+def build_insertion(values: Mapping[str, Any], *, source: str = "insert") -> InsertConfig:
+    """Validate what is asked for.
+
+    Args:
+        values: Field names to values, as YAML or flags give them.
+        source: What to call them in messages.
+
+    Raises:
+        RecipeError: Listing every problem with its place.
+    """
+    # YAML has lists where the fields hold tuples.
+    held = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+    advice = "Give it in the recipe or as a flag."
+    with explain_problems(InsertConfig, source, RecipeError, kind="recipe", if_missing=advice):
+        return InsertConfig.model_validate(held)
+
+
+def load_insertion_recipe(name_or_path: str, flags: Mapping[str, Any]) -> InsertConfig:
+    """Read a recipe for ``insert``, put the flags on top and validate the whole.
+
+    Raises:
+        RecipeError: Listing every problem with its place.
+    """
+    return build_insertion({**read_insertion_recipe(name_or_path), **flags}, source=name_or_path)

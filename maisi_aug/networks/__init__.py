@@ -1,5 +1,5 @@
 """MAISI's networks at work.
 
 Built from definitions, filled with weights, conditioned, sampled and decoded; the pipeline from a label map to a CT,
-and the networks that generate label maps.
+the networks that generate label maps, and weights from elsewhere.
 """

@@ -1,14 +1,15 @@
 """The mask sources ``given`` and ``none``: the user's own label maps drawn as they are, and images without any map.
 
-A given map is translated to the vocabulary and gets a body envelope where it lacks one; nothing is planted in it and
-nothing is deformed. It keeps its own grid where the networks take it, voxel for voxel. Where they do not, or where the
-user asks for another shape or spacing, it is cropped, padded or resampled, and a warning and the manifest say so.
+A given map is translated to the vocabulary and gets a body envelope where it lacks one; nothing is planted in it but
+the lesions that the user asks for, and nothing is deformed. It keeps its own grid where the networks take it, voxel for
+voxel. Where they do not, or where the user asks for another shape or spacing, it is cropped, padded or resampled, and a
+warning and the manifest say so.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -16,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from maisi_aug.banks.folder_bank import FolderBank
-from maisi_aug.banks.label_map import BankMap
+from maisi_aug.banks.label_map import BankMap, BaseMap
 from maisi_aug.banks.organs import require_organs
 from maisi_aug.cohort.grid_preflight import check_grid
 from maisi_aug.cohort.plan import CasePlan
@@ -25,7 +26,8 @@ from maisi_aug.errors import BankError, GridError, LesionError
 from maisi_aug.lesions.editing import describe_lesion, widen
 from maisi_aug.lesions.lesion import Lesion
 from maisi_aug.lesions.planting import measure_lesions
-from maisi_aug.sources.map_source import BankedSource, DrawnMap, MapSource
+from maisi_aug.sources.map_source import BankedSource, DrawnMap, MapSource, MaskBank
+from maisi_aug.sources.plant_and_bank import PlantSource
 from maisi_aug.vocabulary.labels import BODY_ID, Vocabulary
 from maisi_aug.vocabulary.regions import REGION_LABELS
 from maisi_aug.volumes.components import connected_parts
@@ -134,8 +136,11 @@ class GivenSource(BankedSource):
     def draw(self, case: CasePlan, seed: int) -> DrawnMap:
         """The map of a case, and the case as asking for what that map holds: lesions at their volumes, and organs.
 
+        Lesions that the case asks for are planted in it, in the place of its own.
+
         Raises:
             BankError: The map cannot be used; the message names its file.
+            LesionError: A lesion finds no room in it.
         """
         assert case.map_index is not None
         bank_map = self.bank.load(case.map_index)
@@ -167,7 +172,17 @@ class GivenSource(BankedSource):
             "change": self.grids.name_change(bank_map.grid),
             "lost_ids": list(lost),
         }
+        if case.lesions:
+            return self._plant(case, BaseMap(label_map, grid, origin), seed)
         return DrawnMap(asking, label_map, grid, origin)
+
+    def _plant(self, case: CasePlan, base: BaseMap, seed: int) -> DrawnMap:
+        """The map with the lesions of a case, whose organs are those that the map then shows."""
+        drawn = PlantSource(_OneMap(self.bank.name, base, base.grid, self.bank.vocabulary)).draw(case, seed)
+        assert drawn.label_map is not None
+        organs = _find_ids(drawn.label_map) - set(self.bank.vocabulary.tumor_ids)
+        shown = {label_id for label_id in organs if self._is_wanted(label_id)}
+        return replace(drawn, case=replace(drawn.case, required_ids=tuple(sorted({*case.required_ids, *shown}))))
 
     def look_at(self, own: Grid, label_ids: Iterable[int]) -> tuple[str, str]:
         """What is wrong with the grid of the image of such a map: a fault and a warning, empty where nothing is."""
@@ -200,6 +215,31 @@ class GivenSource(BankedSource):
             f"{_spell(grid)}{' and loses ' + ', '.join(lost) if lost else ''}.",
             stacklevel=3,
         )
+
+
+@dataclass(frozen=True, eq=False)
+class _OneMap(MaskBank):
+    """A given map as the only anatomy of a bank, on its image's grid and not deformed.
+
+    Attributes:
+        name: Of the user's bank.
+        base: The map.
+        grid: Its own.
+        vocabulary: Meaning of its ids.
+        varies: True, so that nothing is deformed for variety.
+        num_looks: 1: there is no other map that might have more room.
+    """
+
+    name: str
+    base: BaseMap
+    grid: Grid
+    vocabulary: Vocabulary
+    varies: bool = True
+    num_looks: int = 1
+
+    def draw_bases(self, lesions: Sequence[Lesion], *, required_ids: Sequence[int], seed: int) -> Iterator[BaseMap]:
+        """The map, once."""
+        yield self.base
 
 
 def open_given_source(run: CohortRun) -> GivenSource:
@@ -388,7 +428,7 @@ def look_at_maps(
     Raises:
         BankError: None of the maps can be used.
     """
-    names = {case.map_index: case.request for case in cases if case.map_index is not None}
+    names = {case.map_index: source.bank.names[case.map_index] for case in cases if case.map_index is not None}
     outlooks = []
     for done, (index, name) in enumerate(names.items(), start=1):
         own, ids = source.bank.grid_of(index), source.bank.ids_of(index)

@@ -24,7 +24,7 @@ from maisi_aug.system.content import ContentError, read_bounded, reason_of
 from maisi_aug.system.whole_files import open_whole
 from maisi_aug.volumes.dicom_files import DICOM_SUFFIXES, is_dicom, is_label_object
 from maisi_aug.volumes.grid import Grid, spell_grid
-from maisi_aug.volumes.itk_files import read_itk_grid, read_with_itk
+from maisi_aug.volumes.itk_files import read_itk_grid, read_with_itk, take_itk_image
 from maisi_aug.volumes.nifti_facts import PLAUSIBLE_MM
 from maisi_aug.volumes.nifti_files import parse_nifti, read_nifti_grid, read_stored_geometry
 from maisi_aug.volumes.orientation import turn_to_ras
@@ -210,6 +210,48 @@ def decode_label_map(content: bytes, name: str, *, max_bytes: int) -> Volume:
         VolumeError: It cannot be read, unpacks to more, or holds values that are no labels.
     """
     return _straighten_labels(_to_label_map(_read(lambda: parse_nifti(content, name, max_bytes), name), name), name)
+
+
+def take_image(image: Any, affine: Any = None, *, subject: str) -> Volume:
+    """An image that somebody holds in memory, turned to the closest RAS+ axes.
+
+    Args:
+        image: An array ``(I, J, K)`` or ``(1, I, J, K)``, or an image of nibabel, SimpleITK or MONAI, which has an
+            affine of its own.
+        affine: ``(4, 4)`` from voxel index to RAS+ millimetres.
+        subject: What to call it in messages.
+
+    Raises:
+        VolumeError: It is no volume, or its geometry is not known.
+    """
+    return _read(lambda: _lay_out(image, affine, subject), subject)
+
+
+def take_label_map(image: Any, affine: Any = None, *, subject: str) -> Volume:
+    """The same of a label map, judged as :func:`load_label_map` judges a file.
+
+    Raises:
+        VolumeError: It is no volume, holds values that are no labels, or its geometry is not known.
+    """
+    return _straighten_labels(_to_label_map(take_image(image, affine, subject=subject), subject), subject)
+
+
+def _lay_out(image: Any, affine: Any, subject: str) -> tuple[NDArray[Any], NDArray[np.float64]]:
+    """Array with three axes, and its voxel-to-RAS affine."""
+    chosen: Any
+    if hasattr(image, "GetDirection"):
+        array, chosen = take_itk_image(image)
+    else:
+        array = np.asarray(image.dataobj if hasattr(image, "dataobj") else image)
+        chosen = getattr(image, "affine", None)
+    chosen = chosen if affine is None else affine
+    if chosen is None:
+        raise VolumeError(
+            f"{subject}: expected its geometry, found an array alone. Give affine=, from voxel index to RAS+ mm."
+        )
+    if array.ndim == 4 and array.shape[0] == 1:  # a channel, as MONAI has it
+        array = array[0]
+    return array, np.asarray(chosen, dtype=np.float64)
 
 
 def _to_label_map(volume: Volume, subject: str) -> Volume:

@@ -29,9 +29,19 @@ def read_with_itk(path: Path) -> tuple[NDArray[Any], NDArray[np.float64]]:
 
     _require_whole(path)
     with content_errors(path):
-        image = SimpleITK.ReadImage(str(path))
-        array = np.asarray(SimpleITK.GetArrayFromImage(image)).T
-    return array, _affine_of(image)
+        return take_itk_image(SimpleITK.ReadImage(str(path)))
+
+
+def take_itk_image(image: Any) -> tuple[NDArray[Any], NDArray[np.float64]]:
+    """Voxels with their first axis first, and the affine to RAS+ mm, of an image that SimpleITK holds.
+
+    Raises:
+        ContentError: It has several values in a voxel.
+    """
+    import SimpleITK
+
+    affine = _affine_of(image)
+    return np.asarray(SimpleITK.GetArrayFromImage(image)).T, affine
 
 
 def read_itk_grid(path: Path) -> tuple[tuple[int, ...], NDArray[np.float64]]:

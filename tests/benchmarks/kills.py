@@ -143,7 +143,7 @@ def list_cases(folder: Path) -> dict[str, Callable[[], Case]]:
 def _write_checkpoints(folder: Path) -> Path:
     """A folder as NV-Generate-CTMR has it, with networks of tiny width; the known bundle is narrowed likewise."""
     from maisi_aug.bundle_spec import known_bundles as table
-    from maisi_aug.checkpoints import folders
+    from maisi_aug.networks.checkpoints import folders
     from tests.builders.tiny_bundle import write_tiny_bundle
     from tests.builders.tiny_checkpoints import draw_states, narrow, saved, wrap
 

@@ -17,8 +17,8 @@ from maisi_aug.bundle_spec.references import (
     measure_sizes,
 )
 from maisi_aug.bundle_spec.schema import HuSpec, MaskBankSpec
-from maisi_aug.checkpoints.copies import convert_bundle
 from maisi_aug.errors import BundleError, RequestError
+from maisi_aug.networks.checkpoints.copies import convert_bundle
 from maisi_aug.networks.weights import load_networks, load_weight_file, verify_bundle, write_bundle
 from tests.builders.tiny_bundle import build_header, write_tiny_bundle
 

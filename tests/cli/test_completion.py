@@ -17,6 +17,7 @@ from maisi_aug.cli.shared.completion import (
     complete_all_recipes,
     complete_anatomy,
     complete_bundles,
+    complete_insertion_recipes,
     complete_known_bundles,
     complete_labels,
     complete_presets,
@@ -71,8 +72,9 @@ def test_bundles_recipes_and_presets_are_offered() -> None:
     assert "six-tumours" in values(complete_recipes, "")
     assert not [name for name in values(complete_recipes, "") if name.startswith("train")]
     assert "train-phantom-ct" in values(complete_training_recipes, "train-")
-    both = [*values(complete_recipes, ""), *values(complete_training_recipes, "")]
-    assert values(complete_all_recipes, "") == both
+    kinds = (complete_recipes, complete_insertion_recipes, complete_training_recipes)
+    every = [name for complete in kinds for name in values(complete, "")]
+    assert values(complete_all_recipes, "") == every
     assert values(complete_presets, "80g") == ["80g-512x512x512", "80g-512x512x768"]
     assert values(complete_presets, "", bundle="phantom-ct") == [], "it takes none"
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
+from maisi_aug.api.finetuning import open_data
 from maisi_aug.bundle_spec.bundle import Bundle, load_bundle
-from maisi_aug.cli.finetune import open_data
 from maisi_aug.errors import PreparationError
 from maisi_aug.networks.weights import write_random_bundle
 from maisi_aug.preparation.writing import STATE_FOLDER

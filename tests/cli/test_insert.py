@@ -5,10 +5,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from maisi_aug.cohort.manifest import load_manifest
 from maisi_aug.volumes.grid import Grid
-from maisi_aug.volumes.image_files import save_image
+from maisi_aug.volumes.image_files import save_image, save_label_map
 from tests.insertion.chest import SHAPE, SPACING_MM, build_chest
 
 Run = Callable[..., Any]
@@ -49,3 +51,54 @@ def test_missing_ct_is_one_sentence(run_cli: Run, tmp_path: Path) -> None:
     assert (outcome.code, outcome.stdout) == (1, "")
     assert "expected a CT or a folder of CTs, found nothing there" in outcome.stderr
     assert not (tmp_path / "cohort").exists()
+
+
+def test_recipe_gives_what_flags_do_not(run_cli: Run, chest: Path, tmp_path: Path) -> None:
+    recipe = tmp_path / "twins.yaml"
+    recipe.write_text("kind: insertion\nlabels: [lung nodule]\ntwins: size=8mm,12mm\nnum_cases: 3\ntexture: solid\n")
+    words = ["insert", "--recipe", recipe, "--into", chest, "-n", "1", "--out", tmp_path / "cohort"]
+    assert run_cli(*words).code == 0
+    assert sorted(path.name for path in (tmp_path / "cohort" / "images").iterdir()) == [
+        "case_0001_12mm.nii.gz",
+        "case_0001_8mm.nii.gz",
+    ]
+    again = run_cli("insert", "--recipe", tmp_path / "cohort" / "cohort.yaml", "--out", tmp_path / "cohort")
+    assert again.code == 0
+
+
+@pytest.mark.parametrize(
+    ("recipe", "message"),
+    [
+        ("labels: [lung nodule]", "expected a recipe with 'kind: insertion', found another"),
+        ("kind: insertion\nlabel: [lung nodule]", "label: expected a known key"),
+        ("kind: insertion\nlabels: [lung nodule]\nnum_cases: many", "num_cases: expected a valid integer"),
+    ],
+)
+def test_recipe_that_is_none_is_refused(run_cli: Run, chest: Path, tmp_path: Path, recipe: str, message: str) -> None:
+    (tmp_path / "r.yaml").write_text(recipe)
+    outcome = run_cli("insert", "--recipe", tmp_path / "r.yaml", "--into", chest, "--out", tmp_path / "cohort")
+    assert outcome.code == 2
+    assert message in outcome.stderr
+
+
+def test_recipe_of_insertion_is_none_of_synthesize(run_cli: Run, tmp_path: Path) -> None:
+    outcome = run_cli("synthesize", "--recipe", "insert-lung-nodules", "--out", tmp_path / "cohort")
+    assert outcome.code == 2
+    assert "Run it with 'maisi-aug insert --recipe insert-lung-nodules --into CTS --out cohort'" in outcome.stderr
+
+
+def test_dataset_is_balanced(run_cli: Run, chest: Path, tmp_path: Path) -> None:
+    grid = Grid.from_spacing(SHAPE, SPACING_MM)
+    for number in range(2):
+        nodule = np.zeros(SHAPE, dtype=np.uint8)
+        nodule[30:35, 40:45, 10:13] = 1  # about 9 mm
+        save_label_map(tmp_path / "real" / f"{number}.nii.gz", nodule, grid)
+    outcome = run_cli(
+        *("insert", "--into", chest, "--labels", "lung nodule:6-20mm", "-n", "2", "--out", tmp_path / "cohort"),
+        *("--balance-against", tmp_path / "real", "--size-bins", "6,10,20", "--max-lesions", "1"),
+        *("--map", "1=lung nodule"),
+    )
+    assert outcome.code == 0
+    diameters = [record.lesions[0].diameter_mm or 0 for record in load_manifest(tmp_path / "cohort").accepted]
+    assert all(10 <= diameter <= 20.5 for diameter in diameters)
+    assert (tmp_path / "cohort" / "balance.json").is_file()

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from maisi_aug.api.balancing import BALANCE_NAME, PICTURE_NAME, parse_size_bins
 from maisi_aug.cli.plan import RUN_FLAGS
-from maisi_aug.cli.shared.balance import BALANCE_NAME, PICTURE_NAME, parse_lesion_map, parse_size_bins
+from maisi_aug.cli.shared.balance import parse_lesion_map
 from maisi_aug.cohort.balance import SizeBins, read_targets
 from maisi_aug.vocabulary.labels import MAISI
 from tests.builders.tiny_bundle import write_tiny_bundle

@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 
 from maisi_aug.bundle_spec.bundle import embedded_bundles
-from maisi_aug.cohort.recipe_files import list_recipes, list_training_recipes
+from maisi_aug.cohort.recipe_files import list_insertion_recipes, list_recipes, list_training_recipes
 from tests.builders.tiny_bundle import write_tiny_bundle
 
 Run = Callable[..., Any]
 NUM_RECIPES, NUM_TRAINING_RECIPES = 3, 6
-NAMES = [info.name for info in (*list_recipes(), *list_training_recipes())]
+NAMES = [info.name for info in (*list_recipes(), *list_insertion_recipes(), *list_training_recipes())]
 
 
 def test_recipes_are_listed_with_the_commands_that_run_them(run_cli: Run) -> None:

@@ -17,9 +17,9 @@ from rich.console import Console
 from rich.progress import Progress, TextColumn
 from rich.table import Table
 
+from maisi_aug.api.consoles import PlainConsole
 from maisi_aug.cli.shared.bars import tell_warnings
 from maisi_aug.cli.shared.boundary import guard
-from maisi_aug.cli.shared.consoles import PlainConsole
 from maisi_aug.cli.shared.streams import tell
 from maisi_aug.errors import CohortError
 from tests.builders.tiny_cohort import HEPATIC_TUMOR, write_cohort

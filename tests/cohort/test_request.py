@@ -10,6 +10,7 @@ from maisi_aug.cohort.recipe_files import (
     FIRST_STAGES,
     copy_recipe,
     find_recipe,
+    list_insertion_recipes,
     list_recipes,
     list_training_recipes,
     read_recipe,
@@ -152,6 +153,7 @@ def test_misspelt_recipe_offers_the_closest() -> None:
 
 def test_package_has_its_recipes() -> None:
     assert [info.name for info in list_recipes()] == ["liver", "lung", "six-tumours"]
+    assert [info.name for info in list_insertion_recipes()] == ["insert-lung-nodules", "insert-nodule-twins"]
     assert [info.name for info in list_training_recipes()] == list(TRAINING_STAGES)
 
 

@@ -261,7 +261,12 @@ def _write_checkpoint(folder: Path) -> None:
 
 
 def _read_checkpoint(folder: Path) -> None:
-    from maisi_aug.checkpoints.reading import find_state_dict, read_checkpoint, take_scale_factor, take_state_dict
+    from maisi_aug.networks.checkpoints.reading import (
+        find_state_dict,
+        read_checkpoint,
+        take_scale_factor,
+        take_state_dict,
+    )
 
     for path in folder.iterdir():
         checkpoint = read_checkpoint(path, subject=path.name)

@@ -9,6 +9,7 @@ import pytest
 
 from maisi_aug.cohort.manifest import load_manifest
 from maisi_aug.errors import CohortError, RequestError
+from maisi_aug.insertion.backgrounds import Backgrounds
 from maisi_aug.insertion.cohort import insert_cohort
 from maisi_aug.insertion.config import InsertConfig, resolve_insertion
 from maisi_aug.volumes.grid import Grid
@@ -90,15 +91,31 @@ def test_cohort_is_gone_on_with_and_the_same_again(chests: Path, tmp_path: Path)
         insert_cohort(resolve_insertion(config_for(chests, seed=6)), place)
 
 
-def test_what_fits_nowhere_is_recorded_as_rejected(chests: Path, tmp_path: Path) -> None:
-    config = config_for(chests, labels=("lung nodule:90mm",), num_cases=1, max_attempts=2)
+def test_what_fits_nowhere_is_rejected_at_once(chests: Path, tmp_path: Path) -> None:
+    config = config_for(chests, labels=("lung nodule:90mm",), num_cases=1, max_attempts=5)
     summary = insert_cohort(resolve_insertion(config), tmp_path / "cohort")
     assert not summary.is_complete
-    first, second = summary.manifest.records
-    assert (first.status, second.status) == ("retried", "rejected")
-    assert first.mask_origin["background"] != second.mask_origin["background"]
-    assert "expected room in the host" in second.reason
+    (record,) = summary.manifest.records
+    assert record.status == "rejected"
+    assert len({str(record.mask_origin["background"]), *record.mask_origin["passed_over"]}) == 2  # type: ignore[misc]
+    assert "expected room in the host" in record.reason
     assert not list((tmp_path / "cohort").rglob("*.nii.gz"))
+
+
+def test_ct_without_the_host_is_passed_over_and_read_once(
+    chests: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, image in (("a", build_chest(seed=0)), ("b", build_chest(with_lungs=False))):
+        save_image(tmp_path / "cts" / f"{name}.nii.gz", image, GRID)
+    read: list[int] = []
+    load = Backgrounds.load
+    monkeypatch.setattr(Backgrounds, "load", lambda self, index: (read.append(index), load(self, index))[1])
+    config = InsertConfig(into=str(tmp_path / "cts"), labels=("lung nodule:8mm",), num_cases=4, seed=2)
+    summary = insert_cohort(resolve_insertion(config), tmp_path / "cohort")
+    assert {record.mask_origin["background"] for record in summary.manifest.accepted} == {"a"}
+    assert len(summary.manifest.accepted) == 4
+    assert any(record.mask_origin.get("passed_over") == ["b"] for record in summary.manifest.accepted)
+    assert read.count(1) == 1
 
 
 def test_lesions_of_other_organs_need_labels_of_them(chests: Path, tmp_path: Path) -> None:

@@ -9,8 +9,8 @@ import safetensors
 import torch
 
 from maisi_aug.bundle_spec.known_bundles import known_bundles
-from maisi_aug.checkpoints.folders import import_bundle
 from maisi_aug.networks.building import describe_tensors
+from maisi_aug.networks.checkpoints.folders import import_bundle
 from maisi_aug.networks.weights import load_networks, verify_bundle
 from tests.builders.tiny_checkpoints import SCALE_FACTOR, wrap
 

@@ -25,9 +25,9 @@ from maisi_aug.bundle_spec.bundle import (
 )
 from maisi_aug.bundle_spec.references import measure_sizes
 from maisi_aug.bundle_spec.schema import MASK_ROLES, MASK_SECTION, HuSpec
-from maisi_aug.checkpoints.importing import LICENCE_FILE
 from maisi_aug.errors import BundleError, MaisiAugError
 from maisi_aug.lesions.planting import measure_lesions
+from maisi_aug.networks.checkpoints.importing import LICENCE_FILE
 from maisi_aug.networks.weights import load_weight_file, write_bundle
 from maisi_aug.preparation.prepared import PreparedDataset
 from maisi_aug.system.whole_folder import open_whole_folder

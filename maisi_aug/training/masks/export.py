@@ -13,9 +13,9 @@ import torch
 from maisi_aug import __version__
 from maisi_aug.bundle_spec.bundle import BUNDLE_FILE, Bundle, load_bundle
 from maisi_aug.bundle_spec.mask_networks import FIELD_TOLERANCE
-from maisi_aug.checkpoints.importing import LICENCE_FILE
-from maisi_aug.checkpoints.mask_networks import copy_without_masks, note_masks
 from maisi_aug.errors import BundleError, MaisiAugError, TrainingError
+from maisi_aug.networks.checkpoints.importing import LICENCE_FILE
+from maisi_aug.networks.checkpoints.mask_networks import copy_without_masks, note_masks
 from maisi_aug.networks.mask_conditions import SIZED_ORGANS
 from maisi_aug.system.content import read_json
 from maisi_aug.system.whole_folder import open_whole_folder

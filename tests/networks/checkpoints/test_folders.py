@@ -13,9 +13,9 @@ import torch
 from maisi_aug.bundle_spec import known_bundles as table
 from maisi_aug.bundle_spec.bundle import Bundle, load_bundle, pulled_bundles_folder
 from maisi_aug.bundle_spec.known_bundles import KnownBundle
-from maisi_aug.checkpoints import folders
-from maisi_aug.checkpoints.folders import MONAI_NAMES, find_checkpoints, import_bundle
 from maisi_aug.errors import BundleError
+from maisi_aug.networks.checkpoints import folders
+from maisi_aug.networks.checkpoints.folders import MONAI_NAMES, find_checkpoints, import_bundle
 from maisi_aug.networks.weights import verify_bundle, write_bundle, write_random_bundle
 from tests.builders.tiny_bundle import build_ddpm_header, write_tiny_bundle
 from tests.builders.tiny_checkpoints import SCALE_FACTOR, States, draw_states, narrow, saved, wrap

@@ -78,8 +78,8 @@ def convert_checkpoints(header: Mapping[str, Any], files: Mapping[str, Path], fo
     Raises:
         BundleError: When a checkpoint cannot be read, asks for more than data, or holds another network.
     """
-    from maisi_aug.checkpoints.reading import read_checkpoint, take_scale_factor, take_state_dict
     from maisi_aug.networks.building import describe_tensors
+    from maisi_aug.networks.checkpoints.reading import read_checkpoint, take_scale_factor, take_state_dict
     from maisi_aug.networks.weights import require_same_tensors, write_bundle
 
     content, states = dict(header), {}

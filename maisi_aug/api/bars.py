@@ -1,4 +1,4 @@
-"""Progress bars on stderr that every command draws alike; none where there is no terminal."""
+"""Progress bars on stderr that everything draws alike; none where there is neither a terminal nor a notebook."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import os
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from importlib.util import find_spec
 from time import monotonic
 from typing import TYPE_CHECKING
 from weakref import WeakSet
@@ -22,6 +23,11 @@ _LOGGED: WeakSet[Progress] = WeakSet()
 """Bars that are not drawn, because there is no terminal, and in whose place lines are printed."""
 OWN_WARNINGS = r"(?s:.*): expected "
 """How the sentences begin that our own readers and checks warn with."""
+
+
+def can_draw(console: Console) -> bool:
+    """Whether bars can be drawn: on a terminal, or in a notebook that has widgets."""
+    return console.is_terminal or (console.is_jupyter and find_spec("ipywidgets") is not None)
 
 
 @contextmanager
@@ -58,7 +64,7 @@ def open_bars(*, is_shown: bool = True, is_transient: bool = False, is_telling: 
         TimeRemainingColumn,
     )
 
-    from maisi_aug.cli.shared.consoles import PlainConsole
+    from maisi_aug.api.consoles import PlainConsole
 
     console = PlainConsole(stderr=True)
     columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
@@ -67,9 +73,9 @@ def open_bars(*, is_shown: bool = True, is_transient: bool = False, is_telling: 
         *columns,
         console=console,
         transient=is_transient,
-        disable=not (is_shown and console.is_terminal),
+        disable=not (is_shown and can_draw(console)),
     )
-    if is_shown and not console.is_terminal:
+    if is_shown and not can_draw(console):
         _LOGGED.add(bars)
     with bars, tell_warnings(console) if is_telling else nullcontext():
         yield bars

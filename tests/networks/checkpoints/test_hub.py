@@ -22,17 +22,17 @@ import yaml
 from maisi_aug.bundle_spec import known_bundles as table
 from maisi_aug.bundle_spec.bundle import Bundle, list_bundles, load_bundle, pulled_bundles_folder
 from maisi_aug.bundle_spec.known_bundles import KnownBundle
-from maisi_aug.checkpoints import hub as hub_module
-from maisi_aug.checkpoints import importing as checkpoint_import
-from maisi_aug.checkpoints.hub import Hub, fetch_files
-from maisi_aug.checkpoints.reading import read_checkpoint, take_scale_factor, take_state_dict
 from maisi_aug.errors import BundleError
+from maisi_aug.networks.checkpoints import hub as hub_module
+from maisi_aug.networks.checkpoints import importing as checkpoint_import
+from maisi_aug.networks.checkpoints.hub import Hub, fetch_files
+from maisi_aug.networks.checkpoints.reading import read_checkpoint, take_scale_factor, take_state_dict
 from maisi_aug.networks.weights import load_networks
 from tests.builders.hub_server import COMMIT, HubServer
 from tests.builders.tiny_bundle import write_tiny_bundle
 from tests.builders.tiny_checkpoints import FILES, SCALE_FACTOR, States, draw_states, narrow, saved, wrap
 
-REPOSITORY = Path(__file__).resolve().parents[2]
+REPOSITORY = Path(__file__).resolve().parents[3]
 
 
 @pytest.fixture(scope="module")
@@ -182,7 +182,7 @@ def run_fetch(server: HubServer, home: Path, **environment: str) -> subprocess.C
     program = (
         "import json, sys\n"
         "from maisi_aug.errors import BundleError\n"
-        "from maisi_aug.checkpoints.hub import Hub, fetch_files\n"
+        "from maisi_aug.networks.checkpoints.hub import Hub, fetch_files\n"
         "try:\n"
         f"    files = fetch_files({server.repository!r}, {FILES!r}, Hub())\n"
         "except BundleError as error:\n"

@@ -18,8 +18,8 @@ from torch import Tensor
 
 from maisi_aug.bundle_spec.bundle import BUNDLE_FILE, load_bundle
 from maisi_aug.bundle_spec.references import copy_bank
-from maisi_aug.checkpoints.reading import SCALE_FACTOR_KEY, find_state_dict, read_checkpoint, take_scale_factor
 from maisi_aug.errors import BundleError
+from maisi_aug.networks.checkpoints.reading import SCALE_FACTOR_KEY, find_state_dict, read_checkpoint, take_scale_factor
 from maisi_aug.networks.weights import StateDict, load_weight_file, write_bundle, write_safetensors
 from maisi_aug.system.whole_files import sha256_of
 from maisi_aug.system.whole_folder import open_whole_folder

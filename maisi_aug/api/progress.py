@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from time import monotonic
 from types import TracebackType
@@ -10,18 +10,20 @@ from typing import Self
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-from maisi_aug.cli.shared.bars import open_bars, tell_warnings
-from maisi_aug.cli.shared.consoles import PlainConsole
+from maisi_aug.api.bars import can_draw, open_bars, tell_warnings
+from maisi_aug.api.consoles import PlainConsole
+from maisi_aug.api.listener import RunListener
 from maisi_aug.cohort.folder import LostCase
 from maisi_aug.cohort.manifest import AttemptRecord, Manifest
-from maisi_aug.generate.run import Listener
+from maisi_aug.system.progress import ReportStage
 
 
-class CohortProgress(Listener):
+class CohortProgress(RunListener):
     """Shows how a cohort comes along, with cases per minute and the time that is left."""
 
-    def __init__(self, *, is_quiet: bool) -> None:
+    def __init__(self, *, is_quiet: bool, tells_warnings: bool = True) -> None:
         self._console = PlainConsole(stderr=True, quiet=is_quiet)
+        self._tells_warnings = tells_warnings
         columns = (
             TextColumn("{task.description}", markup=False),
             BarColumn(),
@@ -29,7 +31,7 @@ class CohortProgress(Listener):
             TimeElapsedColumn(),
             TextColumn("{task.fields[pace]}", markup=False),
         )
-        self._has_bar = self._console.is_terminal and not is_quiet
+        self._has_bar = can_draw(self._console) and not is_quiet
         self._bar = Progress(*columns, console=self._console, disable=not self._has_bar)
         self._warnings = ExitStack()
         self._task: TaskID | None = None
@@ -38,7 +40,8 @@ class CohortProgress(Listener):
         self._first_at: float | None = None
 
     def __enter__(self) -> Self:
-        self._warnings.enter_context(tell_warnings(self._console))
+        if self._tells_warnings:
+            self._warnings.enter_context(tell_warnings(self._console))
         self._bar.start()
         self._opening = self._bar.add_task("opening the cohort", total=None, pace="")
         return self
@@ -48,6 +51,10 @@ class CohortProgress(Listener):
     ) -> None:
         self._bar.stop()
         self._warnings.close()
+
+    def advises(self, sentence: str) -> None:
+        """Say it."""
+        self._console.print(f"Note: {sentence}", highlight=False, markup=False, soft_wrap=True)
 
     def measures(self, done: int, total: int) -> None:
         """Another file of the size or the HU reference has been measured."""
@@ -137,13 +144,13 @@ def _clock(seconds: float) -> str:
 
 
 @contextmanager
-def count_stages(*, is_quiet: bool) -> Iterator[Callable[[str, int, int], None]]:
+def count_stages(*, is_quiet: bool, tells_warnings: bool = True) -> Iterator[ReportStage]:
     """A bar per stage of some work on a terminal; in a log, a line when a stage is done."""
     console = PlainConsole(stderr=True, quiet=is_quiet)
-    has_bar = console.is_terminal and not is_quiet
+    has_bar = can_draw(console) and not is_quiet
     tasks: dict[str, TaskID] = {}
     begun: dict[str, float] = {}
-    with open_bars(is_shown=has_bar) as bar:
+    with open_bars(is_shown=has_bar, is_telling=tells_warnings) as bar:
 
         def report(stage: str, done: int, total: int) -> None:
             if stage not in tasks:

@@ -10,8 +10,8 @@ import torch
 import yaml
 
 from maisi_aug.bundle_spec.bundle import NETWORK_ROLES, Bundle, load_bundle
-from maisi_aug.checkpoints.copies import convert_bundle, convert_checkpoint
 from maisi_aug.errors import BundleError
+from maisi_aug.networks.checkpoints.copies import convert_bundle, convert_checkpoint
 from maisi_aug.networks.weights import verify_bundle, write_bundle, write_safetensors
 from maisi_aug.system.whole_files import sha256_of
 from tests.builders.tiny_bundle import build_header, write_tiny_bundle

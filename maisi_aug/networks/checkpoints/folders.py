@@ -11,7 +11,8 @@ from pathlib import Path
 from maisi_aug.bundle_spec.bundle import NETWORK_ROLES, Bundle, pulled_bundles_folder
 from maisi_aug.bundle_spec.known_bundles import SIZE_CONDITIONS, KnownBundle, find_known_bundle, known_bundles
 from maisi_aug.bundle_spec.schema import MASK_PROVENANCE, MASK_ROLES
-from maisi_aug.checkpoints.importing import (
+from maisi_aug.errors import BundleError
+from maisi_aug.networks.checkpoints.importing import (
     AcceptLicence,
     Report,
     find_intact,
@@ -19,8 +20,7 @@ from maisi_aug.checkpoints.importing import (
     require_free,
     write_known_bundle,
 )
-from maisi_aug.checkpoints.mask_networks import write_mask_networks
-from maisi_aug.errors import BundleError
+from maisi_aug.networks.checkpoints.mask_networks import write_mask_networks
 from maisi_aug.system.whole_files import sha256_of
 
 # Of MONAI's bundle maisi_ct_generative; it does not tell by names which of NVIDIA's models it holds.
@@ -161,8 +161,8 @@ def _under_monais_licence(known: KnownBundle) -> KnownBundle:
 
 def _choose_by_unet(candidates: Sequence[KnownBundle], files: Mapping[str, Path]) -> list[KnownBundle]:
     """The bundles whose U-Net has these tensors, for they differ in what it is told."""
-    from maisi_aug.checkpoints.reading import read_checkpoint, take_state_dict
     from maisi_aug.networks.building import describe_tensors
+    from maisi_aug.networks.checkpoints.reading import read_checkpoint, take_state_dict
 
     path = files["diffusion_unet"]
     state = take_state_dict(read_checkpoint(path, subject=str(path)), "diffusion_unet", subject=str(path))

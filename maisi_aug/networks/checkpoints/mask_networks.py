@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from maisi_aug.bundle_spec.bundle import BUNDLE_FILE, Bundle, load_bundle
 from maisi_aug.bundle_spec.known_bundles import SIZE_CONDITIONS, KnownBundle
 from maisi_aug.bundle_spec.schema import MASK_PROVENANCE, MASK_ROLES, MASK_SECTION, dump_bundle, without_masks
-from maisi_aug.checkpoints.importing import LICENCE_FILE, require_free
+from maisi_aug.networks.checkpoints.importing import LICENCE_FILE, require_free
 from maisi_aug.networks.mask_conditions import load_size_conditions
 from maisi_aug.system.whole_files import sha256_of, write_text_whole, write_whole
 from maisi_aug.system.whole_folder import open_whole_folder
@@ -40,8 +40,8 @@ def write_mask_networks(
     Raises:
         BundleError: When a file cannot be read, asks for more than data, or holds another network.
     """
-    from maisi_aug.checkpoints.reading import read_checkpoint, take_scale_factor, take_state_dict
     from maisi_aug.networks.building import describe_tensors
+    from maisi_aug.networks.checkpoints.reading import read_checkpoint, take_scale_factor, take_state_dict
     from maisi_aug.networks.weights import require_same_tensors
 
     masks, states, scale_factor = known.masks, {}, 0.0

@@ -7,8 +7,8 @@ import torch
 from monai.data.meta_tensor import MetaTensor
 from monai.utils.enums import TraceKeys
 
-from maisi_aug.checkpoints.reading import read_checkpoint
 from maisi_aug.errors import BundleError
+from maisi_aug.networks.checkpoints.reading import read_checkpoint
 
 
 class Attribute:

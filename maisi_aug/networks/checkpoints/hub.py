@@ -17,7 +17,8 @@ from typing import Any
 
 from maisi_aug.bundle_spec.bundle import Bundle, pulled_bundles_folder
 from maisi_aug.bundle_spec.known_bundles import KnownBundle
-from maisi_aug.checkpoints.importing import (
+from maisi_aug.errors import BundleError, MaisiAugError
+from maisi_aug.networks.checkpoints.importing import (
     AcceptLicence,
     Report,
     find_intact,
@@ -26,8 +27,7 @@ from maisi_aug.checkpoints.importing import (
     require_free,
     write_known_bundle,
 )
-from maisi_aug.checkpoints.mask_networks import add_mask_networks, write_mask_networks
-from maisi_aug.errors import BundleError, MaisiAugError
+from maisi_aug.networks.checkpoints.mask_networks import add_mask_networks, write_mask_networks
 from maisi_aug.system.whole_files import sha256_of
 
 DEFAULT_REVISION = "main"

@@ -15,11 +15,11 @@ from maisi_aug.bundle_spec import known_bundles as table
 from maisi_aug.bundle_spec.bundle import Bundle, load_bundle, pulled_bundles_folder
 from maisi_aug.bundle_spec.known_bundles import KnownBundle, KnownMasks
 from maisi_aug.bundle_spec.schema import MASK_ROLES
-from maisi_aug.checkpoints import folders
-from maisi_aug.checkpoints import hub as hub_module
-from maisi_aug.checkpoints.folders import MONAI_NAMES, import_bundle
-from maisi_aug.checkpoints.hub import Hub
 from maisi_aug.errors import BundleError
+from maisi_aug.networks.checkpoints import folders
+from maisi_aug.networks.checkpoints import hub as hub_module
+from maisi_aug.networks.checkpoints.folders import MONAI_NAMES, import_bundle
+from maisi_aug.networks.checkpoints.hub import Hub
 from maisi_aug.networks.weights import load_mask_networks, verify_bundle
 from tests.builders.hub_server import COMMIT, HubServer
 from tests.builders.tiny_checkpoints import FILES, States, draw_states, narrow, saved, wrap

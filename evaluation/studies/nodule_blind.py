@@ -1,0 +1,204 @@
+r"""Can real nodules be told from inserted ones? Pictures to judge blind, and a small classifier.
+
+    python -m maisi_aug.evaluation.studies.nodule_blind LIDC CHESTS --painter procedural --out runs/blind
+
+OUT gets ``blind.png``, real and inserted nodules in random order and numbered, and ``key.csv``, which says which is
+which and is not to be opened before ``answers.csv`` is filled in (columns number and kind, real or inserted); with
+``--answers`` the share that was told right is printed. The classifier is a logistic regression on figures of the middle
+slice (gradients, edge, noise, roundness, surroundings), trained on half of the nodules; its AUC is over the other half.
+Real nodules are those of the split "val" of LIDC. Their CTs are finer than most of CHESTS, so all slices are brought to
+the same voxels and smoothed alike first.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw
+from scipy import ndimage, optimize, special, stats
+from skimage.measure import regionprops
+
+from maisi_aug.errors import EvaluationError
+from maisi_aug.evaluation.output.files import run_command
+from maisi_aug.evaluation.studies.nodule_pools import draw_pool, load_chests, load_pool
+from maisi_aug.evaluation.studies.nodule_slices import NoduleStack, load_nodules
+from maisi_aug.insertion.painting import Painter, ProceduralPainter
+from maisi_aug.pictures.preview import save_picture
+from maisi_aug.system.seeds import numpy_generator
+from maisi_aug.system.whole_files import write_json_whole, write_text_whole
+
+REPORT_NAME: Final = "nodule_blind"
+SIDE: Final = 40
+SMOOTHING: Final = 1.0
+"""Pixels; what makes CTs of different voxels alike."""
+TILE_PX, COLUMNS, WINDOW_HU = 160, 10, (-1100.0, 300.0)
+RIDGE: Final = 1.5
+NUM_HALVES: Final = 20
+"""Random halves that the AUC is averaged over."""
+
+
+def cut_tile(stack: NoduleStack) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    """The slice that shows most of a nodule, ``(I, J)`` around it, with its mask."""
+    middle = int(np.argmax(stack.mask.sum(axis=(1, 2))))
+    image, mask = ndimage.gaussian_filter(stack.image_hu[middle], SMOOTHING), stack.mask[middle]
+    centre = np.rint(np.argwhere(mask).mean(axis=0)).astype(int)
+    places = [
+        np.clip(np.arange(c - SIDE // 2, c + SIDE // 2), 0, n - 1) for c, n in zip(centre, mask.shape, strict=True)
+    ]
+    return image[np.ix_(*places)], mask[np.ix_(*places)]
+
+
+def measure_tile(image: NDArray[np.float32], mask: NDArray[np.bool_]) -> list[float]:
+    """Figures of a picture that may tell a drawn nodule from a real one."""
+    gradient = ndimage.gaussian_gradient_magnitude(image, 1.0)
+    inner = mask & (ndimage.distance_transform_edt(mask) >= min(2.0, float(ndimage.distance_transform_edt(mask).max())))
+    near = ndimage.binary_dilation(mask, iterations=3) & ~mask
+    far = ~ndimage.binary_dilation(mask, iterations=4)
+    rim = ndimage.binary_dilation(mask) & ~ndimage.binary_erosion(mask)
+    fine = image - ndimage.gaussian_filter(image, 2.0)
+    shape = regionprops(mask.astype(np.uint8))[0]
+    return [
+        *(float(values[where].mean()) for values, where in ((image, inner), (image, near), (image, far))),
+        *(float(values[where].std()) for values, where in ((image, inner), (image, near), (image, far), (fine, far))),
+        *(float(gradient[where].mean()) for where in (rim, inner, far)),
+        float(np.percentile(gradient[rim], 90)),
+        float(fine[mask].std()),
+        float(shape.solidity),
+        float(shape.eccentricity),
+    ]
+
+
+def find_auc(figures: NDArray[np.float64], is_real: NDArray[np.bool_], *, seed: int) -> float:
+    """Area under the curve of classifiers trained on one half, on the other half, over random halves.
+
+    Args:
+        figures: ``(pictures, figures)``.
+        is_real: ``(pictures,)``.
+        seed: Of the halves.
+    """
+    rng, found = numpy_generator(seed, "halves"), []
+    kinds = [np.flatnonzero(is_real == kind) for kind in (True, False)]
+    for _ in range(NUM_HALVES):
+        drawn = [rng.permutation(kind) for kind in kinds]
+        halves = [np.concatenate([kind[part::2] for kind in drawn]) for part in (0, 1)]
+        for trained, tested in (halves, halves[::-1]):
+            odds = figures[tested] @ fit_classifier(figures[trained], is_real[trained])
+            real, inserted = odds[is_real[tested]], odds[~is_real[tested]]
+            found.append(stats.mannwhitneyu(real, inserted).statistic / (len(real) * len(inserted)))
+    return float(np.mean(found))
+
+
+def fit_classifier(figures: NDArray[np.float64], is_real: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """Weights ``(figures,)`` of a logistic regression with a ridge penalty; its constant does not matter to the AUC."""
+    means, deviations = figures.mean(axis=0), figures.std(axis=0) + 1e-9
+    scaled, signs = (figures - means) / deviations, np.where(is_real, 1.0, -1.0)
+
+    def lose(weights: NDArray[np.float64]) -> float:
+        odds = scaled @ weights[1:] + weights[0]
+        return float(-special.log_expit(signs * odds).sum() + RIDGE * weights[1:] @ weights[1:])
+
+    weights: NDArray[np.float64] = optimize.minimize(lose, np.zeros(scaled.shape[1] + 1), method="L-BFGS-B").x
+    return weights[1:] / deviations
+
+
+def draw_sheet(tiles: Sequence[NDArray[np.float32]]) -> Image.Image:
+    """Numbered pictures in rows."""
+    rows = -(-len(tiles) // COLUMNS)
+    sheet = Image.new("L", (COLUMNS * TILE_PX, rows * TILE_PX))
+    for number, tile in enumerate(tiles):
+        grey = np.clip((tile - WINDOW_HU[0]) / (WINDOW_HU[1] - WINDOW_HU[0]), 0, 1) * 255
+        picture = Image.fromarray(grey.T[::-1].astype(np.uint8)).resize((TILE_PX, TILE_PX), Image.Resampling.BICUBIC)
+        ImageDraw.Draw(picture).text((4, 2), str(number + 1), fill=255)
+        sheet.paste(picture, (number % COLUMNS * TILE_PX, number // COLUMNS * TILE_PX))
+    return sheet
+
+
+def score_answers(answers: Path, key: Path) -> float:
+    """Share of the pictures that were told right.
+
+    Raises:
+        EvaluationError: The answers are not those of the key.
+    """
+    told, true = (
+        {row["number"]: row["kind"] for row in csv.DictReader(io.StringIO(path.read_text(encoding="utf-8")))}
+        for path in (answers, key)
+    )
+    if told.keys() != true.keys() or not set(told.values()) <= {"real", "inserted"}:
+        raise EvaluationError(f"{answers}: expected 'real' or 'inserted' for each of {len(true)} numbers.")
+    return float(np.mean([told[number] == kind for number, kind in true.items()]))
+
+
+def make_test(
+    real: Sequence[NoduleStack], inserted: Sequence[NoduleStack], out: Path, *, num_each: int, seed: int
+) -> dict[str, Any]:
+    """Write the pictures and their key, and measure the classifier on all nodules of both kinds."""
+    rng = numpy_generator(seed, "blind")
+    pictures = {"real": [cut_tile(stack) for stack in real], "inserted": [cut_tile(stack) for stack in inserted]}
+    shown = [
+        (kind, held[int(place)][0])
+        for kind, held in pictures.items()
+        for place in rng.permutation(len(held))[:num_each]
+    ]
+    order = rng.permutation(len(shown))
+    save_picture(out / "blind.png", draw_sheet([shown[place][1] for place in order]))
+    key = "".join(f"{number + 1},{shown[place][0]}\n" for number, place in enumerate(order))
+    write_text_whole(out / "key.csv", f"number,kind\n{key}")
+    figures = np.array([measure_tile(*tile) for held in pictures.values() for tile in held])
+    is_real = np.repeat([True, False], [len(held) for held in pictures.values()])
+    return {
+        "measurement": REPORT_NAME,
+        "num_real": len(real),
+        "num_inserted": len(inserted),
+        "num_shown": len(shown),
+        "auc": find_auc(figures, is_real, seed=seed),
+    }
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Make the test or score its answers; returns the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("lidc", type=Path)
+    parser.add_argument("chests", type=Path)
+    parser.add_argument("--painter", default="procedural", help="procedural, or a bundle")
+    parser.add_argument("--pool", type=Path, help="inserted nodules of nodule_protocol instead of new ones")
+    parser.add_argument("--pictures", type=int, default=40, help="of each kind")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--answers", type=Path, help="score these instead")
+    parser.add_argument("--out", type=Path, required=True)
+    args = parser.parse_args(arguments)
+    torch.set_num_threads(1)
+
+    def body() -> None:
+        if args.answers is not None:
+            sys.stdout.write(f"{score_answers(args.answers, args.out / 'key.csv'):.0%} told right\n")
+            return
+        real = [stack for stack in load_nodules(args.lidc, "val") if stack.mask.any()]
+        inserted = load_pool(args.pool) if args.pool is not None else _draw(args)
+        document = make_test(real, inserted, args.out, num_each=args.pictures, seed=args.seed)
+        write_json_whole(args.out / f"{REPORT_NAME}.json", document)
+        sys.stdout.write(f"AUC of the classifier: {document['auc']:.2f}\n")
+
+    return run_command(body)
+
+
+def _draw(args: argparse.Namespace) -> list[NoduleStack]:
+    painter: Painter = ProceduralPainter()
+    if args.painter != "procedural":
+        from maisi_aug.bundle_spec.bundle import load_bundle
+        from maisi_aug.insertion.drawing import open_bundle_painter
+
+        painter = open_bundle_painter(load_bundle(args.painter), "cpu")
+    return draw_pool(load_chests(args.chests), painter, num_nodules=2 * args.pictures, seed=args.seed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

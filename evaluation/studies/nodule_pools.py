@@ -1,0 +1,228 @@
+"""Nodules in whole CTs for ``nodule_protocol``: drawn ones, and real ones that are pasted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from maisi_aug.errors import EvaluationError, LesionError
+from maisi_aug.evaluation.studies.nodule_slices import PIXEL_MM, NoduleStack, to_stack
+from maisi_aug.insertion.config import TEXTURE_SHARES
+from maisi_aug.insertion.crops import blend, cut_crop, weigh_zone
+from maisi_aug.insertion.insert import LesionRequest, LungHost, insert_lesion
+from maisi_aug.insertion.lungs import to_coarse
+from maisi_aug.insertion.painting import TEXTURES, Painter
+from maisi_aug.insertion.places import draw_place
+from maisi_aug.system.seeds import derive_seed, numpy_generator
+from maisi_aug.vocabulary.sizes import volume_ml
+from maisi_aug.volumes.grid import Spacing
+from maisi_aug.volumes.image_files import load_image, load_label_map
+
+SIZES_MM: Final = (4.0, 25.0)
+WINDOW_MM: Final = 48.0
+MOST_SLICES: Final = 16
+TRIES: Final = 8
+LEAST_ON_LUNG: Final = 0.6
+"""Share of a pasted nodule that must come to lie in the lung; the rest may touch the pleura."""
+NODULE_ID: Final = 23
+
+
+@dataclass(frozen=True, eq=False)
+class ChestCt:
+    """A whole CT that nodules go into.
+
+    Attributes:
+        name: Of its file.
+        image_hu: ``(I, J, K)``.
+        spacing_mm: Along I, J, K.
+        occupied: ``(I, J, K)`` what is labelled in it, to keep clear of.
+        host: Its lungs.
+    """
+
+    name: str
+    image_hu: NDArray[np.int16]
+    spacing_mm: Spacing
+    occupied: NDArray[np.bool_]
+    host: LungHost
+
+
+def load_chests(folder: Path) -> list[ChestCt]:
+    """``NAME_ct.nii.gz``, with ``NAME_seg.nii.gz`` where something in them is labelled; those that show lungs.
+
+    Raises:
+        EvaluationError: There is none.
+    """
+    chests = []
+    for path in sorted(folder.glob("*_ct.nii.gz")):
+        image, labels = load_image(path), path.with_name(path.name.replace("_ct.", "_seg."))
+        image_hu = image.array.astype(np.int16)
+        occupied = load_label_map(labels).array > 0 if labels.is_file() else np.zeros(image_hu.shape, dtype=bool)
+        try:
+            host = LungHost.of(image_hu, image.grid.spacing_mm)
+        except LesionError:
+            continue
+        chests.append(ChestCt(path.name.removesuffix("_ct.nii.gz"), image_hu, image.grid.spacing_mm, occupied, host))
+    if not chests:
+        raise EvaluationError(f"{folder}: expected NAME_ct.nii.gz of chests, found none. Check the path.")
+    return chests
+
+
+def draw_pool(chests: Sequence[ChestCt], painter: Painter, *, num_nodules: int, seed: int) -> list[NoduleStack]:
+    """Nodules that pass the gates, sizes spread evenly over the logarithm, textures by their shares in patients."""
+
+    def draw(chest: ChestCt, number: int, attempt: int) -> NoduleStack | None:
+        rng = numpy_generator(derive_seed(seed, painter.name, number, attempt), "request")
+        place = (number + rng.random()) / num_nodules
+        diameter = float(SIZES_MM[0] * (SIZES_MM[1] / SIZES_MM[0]) ** place)
+        texture = TEXTURES[int(rng.choice(len(TEXTURES), p=[TEXTURE_SHARES[one] for one in TEXTURES]))]
+        request = LesionRequest(NODULE_ID, volume_ml(diameter), texture)
+        made = insert_lesion(
+            chest.image_hu,
+            chest.spacing_mm,
+            chest.host,
+            request,
+            painter,
+            occupied=chest.occupied,
+            seed=derive_seed(seed, painter.name, number, attempt),
+        )
+        if made.reason:
+            return None
+        image, mask = chest.image_hu.copy(), np.zeros(chest.image_hu.shape, dtype=bool)
+        image[made.box], mask[made.box] = made.image, made.lesion
+        return _cut_stack(f"{painter.name}-{number}", chest, image, mask)
+
+    return _fill(chests, draw, num_nodules=num_nodules, seed=seed)
+
+
+def paste_pool(
+    chests: Sequence[ChestCt], nodules: Sequence[NoduleStack], *, num_nodules: int, seed: int
+) -> list[NoduleStack]:
+    """Real nodules in turns, at their size in mm, turned and mirrored, blended over where they end."""
+
+    def draw(chest: ChestCt, number: int, attempt: int) -> NoduleStack | None:
+        rng = numpy_generator(derive_seed(seed, "paste", number, attempt), "place")
+        return paste_nodule(chest, nodules[number % len(nodules)], rng, name=f"paste-{number}")
+
+    return _fill(chests, draw, num_nodules=num_nodules, seed=seed)
+
+
+def _fill(
+    chests: Sequence[ChestCt],
+    draw: Callable[[ChestCt, int, int], NoduleStack | None],
+    *,
+    num_nodules: int,
+    seed: int,
+) -> list[NoduleStack]:
+    """As many nodules as wanted, in CTs that take turns; one that does not succeed in several tries is left out."""
+    pool = []
+    for number in range(num_nodules):
+        for attempt in range(TRIES):
+            rng = numpy_generator(derive_seed(seed, "chest", number, attempt), "choice")
+            try:
+                stack = draw(chests[int(rng.integers(len(chests)))], number, attempt)
+            except LesionError:
+                continue
+            if stack is not None:
+                pool.append(stack)
+                break
+    if not pool:
+        raise EvaluationError(f"Nodules: expected {num_nodules} in the CTs, found room for none.")
+    return pool
+
+
+def paste_nodule(chest: ChestCt, nodule: NoduleStack, rng: np.random.Generator, *, name: str) -> NoduleStack | None:
+    """A real nodule in another CT; None where it does not come to lie in the lung.
+
+    Its HU go over into those of the CT over the zone in which a drawn lesion does.
+    """
+    own_mm = (PIXEL_MM, PIXEL_MM, nodule.spacing_mm[2])
+    image, mask = (_turn(np.moveaxis(array, 0, -1), rng_turn) for array, rng_turn in _with_turn(nodule, rng))
+    factors = [own / other for own, other in zip(own_mm, chest.spacing_mm, strict=True)]
+    image = ndimage.zoom(image, factors, order=1, mode="nearest", grid_mode=True)
+    mask = ndimage.zoom(mask.astype(np.float32), factors, order=1, mode="nearest", grid_mode=True) > 0.5
+    if not mask.any():
+        return None
+    place = draw_place(
+        chest.host.coarse,
+        chest.image_hu.shape,  # type: ignore[arg-type]
+        nodule.diameter_mm / 2,
+        occupied=to_coarse(chest.occupied, chest.host.coarse.factors, fill=0.0) > 0,
+        rng=rng,
+    )
+    middle = np.rint(np.argwhere(mask).mean(axis=0)).astype(int)
+    start = [int(c - m) for c, m in zip(place.centre, middle, strict=True)]
+    crop = cut_crop(chest.image_hu, start, mask.shape, chest.spacing_mm)
+    _, lung = chest.host.label(crop)
+    mask &= crop.is_inside
+    if not mask.any() or (mask & lung).sum() < LEAST_ON_LUNG * mask.sum():
+        return None
+    in_image, in_crop = crop.box_in(chest.image_hu.shape)
+    weight = weigh_zone(mask, chest.spacing_mm)
+    # Beside the nodule the darker of the two: a vessel or the wall around it stays where it was.
+    drawn = np.where(mask, image, np.minimum(image, crop.image_hu))
+    whole, label = chest.image_hu.copy(), np.zeros(chest.image_hu.shape, dtype=bool)
+    whole[in_image] = blend(whole[in_image], drawn[in_crop].astype(np.float32), weight[in_crop])
+    label[in_image] = mask[in_crop]
+    return _cut_stack(name, chest, whole, label)
+
+
+def _with_turn(nodule: NoduleStack, rng: np.random.Generator) -> list[tuple[NDArray[Any], tuple[int, bool, bool]]]:
+    turn = int(rng.integers(4)), bool(rng.random() < 0.5), bool(rng.random() < 0.5)
+    return [(nodule.image_hu, turn), (nodule.mask, turn)]
+
+
+def _turn(array: NDArray[Any], turn: tuple[int, bool, bool]) -> NDArray[Any]:
+    quarters, is_mirrored, is_upside_down = turn
+    turned = np.rot90(array, quarters, (0, 1))
+    turned = np.flip(turned, 0) if is_mirrored else turned
+    return np.flip(turned, 2) if is_upside_down else turned
+
+
+def _cut_stack(name: str, chest: ChestCt, image: NDArray[np.int16], mask: NDArray[np.bool_]) -> NoduleStack:
+    """The surroundings of a nodule in a CT as a stack."""
+    middle = np.rint(np.argwhere(mask).mean(axis=0)).astype(int)
+    sides = [max(1, round(WINDOW_MM / step)) for step in chest.spacing_mm[:2]]
+    held = np.flatnonzero(mask.any(axis=(0, 1)))
+    sides.append(min(MOST_SLICES, int(held[-1] - held[0]) + 5))
+    start = [int(c - side // 2) for c, side in zip(middle, sides, strict=True)]
+    crop, label = (cut_crop(array, start, sides, chest.spacing_mm) for array in (image, mask))
+    return to_stack(name, chest.name, crop.image_hu, (label.image_hu > 0.5) & crop.is_inside, chest.spacing_mm)
+
+
+def save_pool(path: Path, pool: Sequence[NoduleStack]) -> None:
+    """Write a pool, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    arrays = {f"{kind}-{n}": getattr(stack, kind) for n, stack in enumerate(pool) for kind in ("image_hu", "mask")}
+    facts = np.array([[stack.diameter_mm, *stack.spacing_mm] for stack in pool])
+    unfinished = path.with_name(f".{path.stem}.unfinished.npz")
+    np.savez_compressed(
+        unfinished,
+        names=np.array([stack.name for stack in pool]),
+        patients=np.array([stack.patient for stack in pool]),
+        facts=facts,
+        **arrays,
+    )
+    unfinished.replace(path)
+
+
+def load_pool(path: Path) -> list[NoduleStack]:
+    """Read what :func:`save_pool` wrote."""
+    with np.load(path, allow_pickle=False) as held:
+        rows = zip(held["names"], held["patients"], held["facts"], strict=True)
+        return [
+            NoduleStack(
+                str(name),
+                str(patient),
+                float(facts[0]),
+                held[f"image_hu-{n}"],
+                held[f"mask-{n}"],
+                (float(facts[1]), float(facts[2]), float(facts[3])),
+            )
+            for n, (name, patient, facts) in enumerate(rows)
+        ]

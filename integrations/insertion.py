@@ -1,0 +1,307 @@
+"""Lesions drawn into the real cases of a training while they are loaded, for MONAI and for TorchIO.
+
+    from maisi_aug.integrations.insertion import InsertLesion, InsertLesiond
+    load = Compose([LoadImaged(keys), EnsureChannelFirstd(keys), InsertLesiond("lung nodule:6-20mm"), augment])
+    dataset = torchio.SubjectsDataset(subjects, torchio.Compose([InsertLesion("lung nodule:6-20mm"), augment]))
+
+Both work on whole CTs in HU, so they come after loading and before whatever is random or changes intensities. What is
+drawn is kept in a pool, shown several times and then drawn anew: a lesion costs a second or so, and to show one that is
+there a copy of the image.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections import OrderedDict
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+from monai.config import KeysCollection
+from monai.transforms import MapTransform, Randomizable
+from numpy.typing import NDArray
+
+from maisi_aug.cohort.grammar import SizeRange, parse_requests
+from maisi_aug.errors import LesionError, RequestError, UnfitCtError
+from maisi_aug.insertion.config import draw_texture
+from maisi_aug.insertion.insert import Host, LabelledHost, LesionRequest, LungHost, insert_lesion
+from maisi_aug.insertion.lungs import LUNG_LOBES
+from maisi_aug.insertion.painting import Painter, ProceduralPainter, Texture
+from maisi_aug.insertion.request import Attachment
+from maisi_aug.vocabulary.hu import expected_contrast_sign
+from maisi_aug.vocabulary.labels import FULL_VOCABULARY
+from maisi_aug.volumes.components import is_any_of
+from maisi_aug.volumes.grid import Grid
+from maisi_aug.volumes.orientation import turn_volume
+
+NUM_HELD_CTS: Final = 64
+"""CTs whose hosts and lesions are remembered; the longest unused one is forgotten."""
+NUM_TRIES: Final = 4
+"""Lesions that are drawn before the gates let one pass; else the CT stays as it is this time."""
+NAME_KEY: Final = "filename_or_obj"
+
+
+class _Drawn(NamedTuple):
+    """A lesion that was drawn into a CT: where, what was there and what is."""
+
+    box: tuple[slice, ...]
+    before: NDArray[Any]
+    after: NDArray[Any]
+    lesion: NDArray[np.bool_]
+
+
+@dataclass
+class _HeldCt:
+    """What is remembered of a CT: where lesions may grow, and those that were drawn with the uses that are left."""
+
+    host: Host | None
+    lesions: list[tuple[_Drawn, int]] = field(default_factory=list)
+
+
+class LesionPool:
+    """Draws lesions into CTs and shows each several times.
+
+    What is drawn depends on the generator alone: the same sequence of CTs and draws gives the same lesions.
+    """
+
+    def __init__(
+        self,
+        lesion: str,
+        *,
+        number: int = 1,
+        host_numbers: Sequence[int] = (),
+        reuse: int = 8,
+        per_ct: int = 4,
+        texture: Texture | None = None,
+        place: Attachment | None = None,
+        painter: Painter | None = None,
+    ) -> None:
+        """Say what to draw.
+
+        Args:
+            lesion: As for ``maisi-aug insert --labels``, such as ``"lung nodule:6-20mm"``: one lesion with its sizes.
+            number: Of lesions in the label maps of the training; new lesions keep clear of those that are there.
+            host_numbers: Of the organs in the label maps in which lesions may grow; without them lesions of the lung
+                find it by HU.
+            reuse: How often a lesion is shown before another takes its place.
+            per_ct: Lesions that are kept for every CT; one of them is shown at a time.
+            texture: Of nodules; as in patients when not given.
+            place: Whether lesions touch the surface of their host; left to chance when not given.
+            painter: Draws; the procedural one, or what ``open_bundle_painter`` gives.
+
+        Raises:
+            RequestError: It is no single lesion with a size, or nothing tells where its host is.
+            VocabularyError: There is no such label.
+        """
+        (request,) = parse_requests([lesion], vocabulary=FULL_VOCABULARY)
+        part, size = request.lesions[0], request.lesions[0].size
+        if len(request.lesions) > 1 or part.count > 1 or size is None:
+            raise RequestError(f"'{lesion}': expected one lesion with a size, such as 'lung nodule:6-20mm'.")
+        self._is_lung = LUNG_LOBES.issuperset(FULL_VOCABULARY.hosts_of(part.label_id))
+        if not self._is_lung and not host_numbers:
+            raise RequestError(
+                f"'{lesion}': expected host_numbers, the numbers of its host organs in the label maps, found none."
+            )
+        self._label_id, self._name, self._size = part.label_id, part.label_name, size
+        self.number, self.host_numbers = number, tuple(host_numbers)
+        self.reuse, self.per_ct = max(1, reuse), max(1, per_ct)
+        self.texture, self.place = texture, place
+        self.painter: Painter = painter or ProceduralPainter()
+        self._held: OrderedDict[Hashable, _HeldCt] = OrderedDict()
+
+    @property
+    def size(self) -> SizeRange:
+        """Volumes that are drawn from."""
+        return self._size
+
+    def insert(
+        self,
+        image_hu: NDArray[Any],
+        label_map: NDArray[Any],
+        affine: NDArray[np.float64],
+        *,
+        name: Hashable,
+        rng: np.random.Generator,
+    ) -> tuple[NDArray[Any], NDArray[Any]]:
+        """Put one lesion into a CT.
+
+        Args:
+            image_hu: ``(I, J, K)`` HU, along any axes; not modified.
+            label_map: ``(I, J, K)`` numbers of the training; not modified.
+            affine: From voxels to RAS+ mm.
+            name: Tells the CT from others.
+            rng: Draws.
+
+        Returns:
+            Image and label map with the lesion; both as they were where the CT has no room for one.
+        """
+        grid = Grid(image_hu.shape, np.asarray(affine, dtype=np.float64))  # type: ignore[arg-type]
+        image_hu, label_map = image_hu.copy(), label_map.copy()
+        image, turned = turn_volume(image_hu, grid, "RAS")  # views: what is written into them is in the copies
+        labels, _ = turn_volume(label_map, grid, "RAS")
+        held = self._hold(name, image, labels, turned)
+        drawn = None if held.host is None else self._take(held, held.host, image, labels, turned, rng)
+        if drawn is not None:
+            image[drawn.box] = drawn.after
+            labels[drawn.box][drawn.lesion] = self.number
+        return image_hu, label_map
+
+    def _hold(self, name: Hashable, image: NDArray[Any], labels: NDArray[Any], grid: Grid) -> _HeldCt:
+        if name not in self._held:
+            try:
+                host: Host | None = self._find_host(image, labels, grid)
+            except UnfitCtError as error:
+                warnings.warn(f"{name}: no lesion is inserted. {error}", stacklevel=2)
+                host = None
+            self._held[name] = _HeldCt(host)
+            while len(self._held) > NUM_HELD_CTS:
+                self._held.popitem(last=False)
+        self._held.move_to_end(name)
+        return self._held[name]
+
+    def _find_host(self, image: NDArray[Any], labels: NDArray[Any], grid: Grid) -> Host:
+        if self.host_numbers:
+            return LabelledHost.of(labels.astype(np.uint8), self.host_numbers, grid.spacing_mm)
+        return LungHost.of(image, grid.spacing_mm)
+
+    def _take(
+        self,
+        held: _HeldCt,
+        host: Host,
+        image: NDArray[Any],
+        labels: NDArray[Any],
+        grid: Grid,
+        rng: np.random.Generator,
+    ) -> _Drawn | None:
+        """A lesion of the pool that still fits the CT, or a new one while there are too few."""
+        if len(held.lesions) >= self.per_ct:
+            drawn, uses = held.lesions.pop(int(rng.integers(len(held.lesions))))
+            if np.array_equal(image[drawn.box], drawn.before):  # else something has changed the CT since
+                if uses > 1:
+                    held.lesions.append((drawn, uses - 1))
+                return drawn
+        new = self._draw(host, image, labels, grid, rng)
+        if new is not None and self.reuse > 1:
+            held.lesions.append((new, self.reuse - 1))
+        return new
+
+    def _draw(
+        self, host: Host, image: NDArray[Any], labels: NDArray[Any], grid: Grid, rng: np.random.Generator
+    ) -> _Drawn | None:
+        occupied = is_any_of(labels.astype(np.uint8), (self.number,))
+        for _ in range(NUM_TRIES):
+            seed = int(rng.integers(2**62))
+            texture: Texture = (self.texture or draw_texture(seed)) if self._is_lung else "soft"
+            sign = 1 if texture != "soft" else expected_contrast_sign(self._name)
+            request = LesionRequest(self._label_id, self._size.at(float(rng.random())), texture, self.place, sign)
+            try:
+                made = insert_lesion(image, grid.spacing_mm, host, request, self.painter, occupied=occupied, seed=seed)
+            except LesionError:
+                continue
+            if not made.reason:
+                return _Drawn(made.box, image[made.box].copy(), made.image, made.lesion)
+        return None
+
+
+class InsertLesiond(MapTransform, Randomizable):  # type: ignore[misc]  # MONAI has no types here
+    """MONAI's dictionary transform that puts a lesion into a CT and its label map, with a probability.
+
+    The items hold MetaTensors ``(1, I, J, K)``, the image in HU. CTs are told apart by their file name; items without
+    one take ``name_key``.
+    """
+
+    def __init__(
+        self,
+        lesion: str,
+        keys: KeysCollection = ("image", "label"),
+        *,
+        probability: float = 0.5,
+        name_key: str | None = None,
+        **pool: Any,
+    ) -> None:
+        """Say what to draw, and how often.
+
+        Args:
+            lesion: Such as ``"lung nodule:6-20mm"``.
+            keys: Of the image and of the label map.
+            probability: That an item gets a lesion.
+            name_key: Of the item's name, where it is not the image's ``filename_or_obj``.
+            pool: As for :class:`LesionPool`.
+
+        Raises:
+            RequestError: The keys are not two, or the lesion is none.
+        """
+        MapTransform.__init__(self, keys)
+        if len(self.keys) != 2:
+            raise RequestError(f"InsertLesiond: expected the keys of image and label map, found {self.keys}.")
+        self.probability, self.name_key = probability, name_key
+        self.pool = LesionPool(lesion, **pool)
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """The item with a lesion more, or as it was."""
+        item = dict(data)
+        rng = np.random.default_rng(self.R.randint(2**31))
+        if rng.random() >= self.probability:
+            return item
+        image, label = (item[key] for key in self.keys)
+        name = item[self.name_key] if self.name_key is not None else str(image.meta.get(NAME_KEY, ""))
+        made = self.pool.insert(
+            image[0].numpy(), label[0].numpy(), image.affine.numpy(), name=(name, *image.shape), rng=rng
+        )
+        for key, old, new in zip(self.keys, (image, label), made, strict=True):
+            changed = old.clone()
+            changed[0] = changed.new_tensor(new)
+            item[key] = changed
+        return item
+
+
+class InsertLesion:
+    """The same for a TorchIO subject with ``image`` and ``label``: what ``torchio.Compose`` takes as a transform."""
+
+    def __init__(
+        self,
+        lesion: str,
+        *,
+        probability: float = 0.5,
+        image: str = "image",
+        label: str = "label",
+        seed: int = 0,
+        **pool: Any,
+    ) -> None:
+        """Say what to draw, and how often.
+
+        Args:
+            lesion: Such as ``"lung nodule:6-20mm"``.
+            probability: That a subject gets a lesion.
+            image: Name of the image in the subject.
+            label: Name of the label map.
+            seed: Of everything random.
+            pool: As for :class:`LesionPool`.
+
+        Raises:
+            RequestError: The lesion is none.
+        """
+        self.probability, self.names = probability, (image, label)
+        self.pool = LesionPool(lesion, **pool)
+        self._rng = np.random.default_rng(seed)
+
+    def __call__(self, subject: Any) -> Any:
+        """The subject with a lesion more, or as it was."""
+        if self._rng.random() >= self.probability:
+            return subject
+        import copy
+
+        subject = copy.deepcopy(subject)
+        image, label = (subject[name] for name in self.names)
+        name = str(getattr(image, "path", None) or subject.get("case_id", ""))
+        made = self.pool.insert(
+            image.data[0].numpy(),
+            label.data[0].numpy(),
+            np.asarray(image.affine, dtype=np.float64),
+            name=(name, *image.data.shape),
+            rng=self._rng,
+        )
+        for held, new in zip((image, label), made, strict=True):
+            held.set_data(held.data.new_tensor(new)[None])
+        return subject

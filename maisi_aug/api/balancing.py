@@ -1,0 +1,266 @@
+"""A cohort of the lesions that a real dataset lacks: its requests, its balance, and the files that show it."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Self
+
+from pydantic import BeforeValidator, PositiveInt, model_validator
+
+from maisi_aug.api.keywords import build_model
+from maisi_aug.errors import RequestError, VocabularyError
+from maisi_aug.system.models import PositiveFinite, StrictModel
+from maisi_aug.system.options import Option
+from maisi_aug.system.progress import Report, report_nothing
+from maisi_aug.system.whole_files import write_text_whole
+
+if TYPE_CHECKING:
+    from maisi_aug.cohort.balance import BalanceTarget, LabelBalance
+    from maisi_aug.cohort.request import CohortRequest
+    from maisi_aug.insertion.request import InsertConfig
+    from maisi_aug.vocabulary.labels import Vocabulary
+
+    ReadMap = Callable[[Sequence[BalanceTarget], Vocabulary], dict[str, str]]
+
+BALANCE_NAME = "balance.json"
+PICTURE_NAME = "balance.png"
+_PANEL = "Balance"
+
+
+def parse_size_bins(value: object) -> object:
+    """``5,10,20``, ``5,10,20mm`` or ``5mm,1cm,2cm`` as diameters in mm; a unit at the end is that of all without one.
+
+    Raises:
+        ValueError: The text is anything else.
+    """
+    from maisi_aug.vocabulary.sizes import SIZE_UNITS
+
+    if not isinstance(value, str):
+        return value
+    parts = [re.fullmatch(r"\s*(\d+\.?\d*|\.\d+)\s*(mm|cm)?\s*", part) for part in value.lower().split(",")]
+    found = [part.groups() for part in parts if part is not None]
+    if len(found) < len(parts):
+        raise ValueError(f"expected diameters such as 5,10,20,30,50, found '{value}'")
+    shared = found[-1][1] or "mm"
+    return tuple(float(number) * SIZE_UNITS[unit or shared][1] for number, unit in found)
+
+
+class BalanceOptions(StrictModel, use_attribute_docstrings=True):
+    """Which dataset a cohort balances, and how."""
+
+    against: Annotated[Path | None, Option("--balance-against", panel=_PANEL)] = None
+    """Real dataset whose missing lesions are made: nnU-Net raw by path, number or name, or label maps."""
+    size_bins: Annotated[
+        tuple[PositiveFinite, ...] | None,
+        BeforeValidator(parse_size_bins),
+        Option(metavar="MM,MM,...", takes=str, panel=_PANEL),
+    ] = None
+    """Edges of the sizes (default: 5,10,20,30,50,100)."""
+    max_lesions: Annotated[PositiveInt | None, Option(panel=_PANEL)] = None
+    """Most lesions that a planned case holds (default: 3)."""
+    picture: Annotated[Path | None, Option("--balance-picture", metavar="PNG", panel=_PANEL)] = None
+    """File to draw the balance into."""
+
+    @model_validator(mode="after")
+    def _require_use(self) -> Self:
+        for name in self.model_fields_set - {"against"} if self.against is None else ():
+            raise ValueError(f"{name}: can only be used with --balance-against")
+        return self
+
+
+@dataclass(frozen=True)
+class Balance:
+    """The balance of a cohort with a real dataset.
+
+    Attributes:
+        dataset: Its path.
+        labels: What each label has and gets.
+    """
+
+    dataset: Path
+    labels: tuple[LabelBalance, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """The balance as JSON types."""
+        return {"dataset": str(self.dataset), "labels": [label.to_json() for label in self.labels]}
+
+    def save(self, folder: Path) -> None:
+        """Write the balance of a cohort into its folder, as JSON and as a picture.
+
+        Raises:
+            VolumeError: When a file cannot be written.
+        """
+        write_text_whole(folder / BALANCE_NAME, json.dumps(self.to_json(), indent=1) + "\n")
+        self.save_picture(folder / PICTURE_NAME)
+
+    def save_picture(self, path: Path) -> None:
+        """Write the balance as a picture.
+
+        Raises:
+            VolumeError: When the file cannot be written.
+        """
+        from maisi_aug.cohort.balance_picture import draw_balance
+        from maisi_aug.pictures.preview import save_picture
+
+        save_picture(path, draw_balance(self.labels, dataset=self.dataset.resolve().name))
+
+
+def balance_cohort(
+    request: CohortRequest,
+    options: BalanceOptions,
+    read_map: ReadMap,
+    *,
+    needs_weights: bool = True,
+    report: Report = report_nothing,
+) -> tuple[CohortRequest, Balance | None]:
+    """The configuration with the requests that balance a dataset, and the balance; as it is where none is named.
+
+    Args:
+        request: Its requests name the lesions.
+        options: The dataset, and how it is balanced.
+        read_map: Given the lesions that are asked for, tells which label of the dataset each is; lesion -> label.
+        needs_weights: Whether the bundle must be on this machine.
+        report: Called with (label maps measured, label maps in all).
+
+    Raises:
+        BankError, RequestError, VocabularyError, VolumeError: When the dataset cannot be measured or balanced.
+    """
+    if options.against is None:
+        return request, None
+    from maisi_aug.bundle_spec.bundle import load_bundle, load_outline
+    from maisi_aug.cohort.balance import to_requests
+    from maisi_aug.cohort.request import DEFAULT_NUM_CASES, CohortRequest
+    from maisi_aug.cohort.resolve import find_grid
+
+    _require_requests_in_mm(request)
+    balance = find_balance(
+        request.labels,
+        options,
+        read_map,
+        vocabulary=(load_bundle if needs_weights else load_outline)(request.bundle).vocabulary,
+        num_cases=request.num_cases or DEFAULT_NUM_CASES,
+        least_ml=find_grid(request).voxel_ml,
+        report=report,
+    )
+    return CohortRequest.model_validate({**dict(request), "labels": to_requests(balance.labels)}), balance
+
+
+def balance_insertion(
+    config: InsertConfig,
+    options: BalanceOptions,
+    read_rules: Callable[[Sequence[str]], ReadMap],
+    *,
+    report: Report = report_nothing,
+) -> tuple[InsertConfig, Balance | None]:
+    """The same of lesions that are inserted; of the rules those count that name the lesions.
+
+    Args:
+        config: Its requests name the lesions.
+        options: The dataset, and how it is balanced.
+        read_rules: Reads ``LABEL=NAME`` each.
+        report: Called with (label maps measured, label maps in all).
+
+    Raises:
+        BankError, RequestError, VocabularyError, VolumeError: When the dataset cannot be measured or balanced.
+    """
+    if options.against is None:
+        return config, None
+    from maisi_aug.bundle_spec.bundle import load_bundle
+    from maisi_aug.cohort.balance import to_requests
+    from maisi_aug.cohort.grammar import label_names
+    from maisi_aug.insertion.request import InsertConfig
+
+    vocabulary = load_bundle(config.bundle).vocabulary
+    asked = {vocabulary.id_of(name) for name in label_names(config.labels)}
+    rules = [rule for rule in config.map if names_one_of(rule.rpartition("=")[2], asked, vocabulary)]
+    balance = find_balance(
+        config.labels,
+        options,
+        read_rules(rules),
+        vocabulary=vocabulary,
+        num_cases=config.num_cases,
+        report=report,
+    )
+    return InsertConfig.model_validate({**dict(config), "labels": to_requests(balance.labels)}), balance
+
+
+def find_balance(
+    labels: Sequence[str],
+    options: BalanceOptions,
+    read_map: ReadMap,
+    *,
+    vocabulary: Vocabulary,
+    num_cases: int,
+    least_ml: float = 0.0,
+    report: Report = report_nothing,
+) -> Balance:
+    """What a dataset has of the lesions that are asked for, and what a cohort adds.
+
+    Args:
+        labels: Label requests.
+        options: The dataset, and how it is balanced.
+        read_map: Tells which label of the dataset each lesion is.
+        vocabulary: The labels that may be asked for.
+        num_cases: Of the cohort.
+        least_ml: Smallest volume that the grid can show.
+        report: Called with (label maps measured, label maps in all).
+
+    Raises:
+        BankError, RequestError, VocabularyError, VolumeError: When the dataset cannot be measured or balanced.
+    """
+    from maisi_aug.cohort.balance import DEFAULT_MAX_LESIONS, SizeBins, count_lesions, fill_deficits, read_targets
+    from maisi_aug.cohort.census import take_census
+
+    assert options.against is not None
+    bins = SizeBins(options.size_bins) if options.size_bins else SizeBins()
+    targets = read_targets(labels, vocabulary=vocabulary, bins=bins, least_ml=least_ml)
+    mapping = read_map(targets, vocabulary)
+    censuses = take_census(options.against, targets, vocabulary=vocabulary, mapping=mapping, report=report)
+    counted = [
+        count_lesions(census, target, bins=bins, max_lesions=options.max_lesions or DEFAULT_MAX_LESIONS)
+        for census, target in zip(censuses, targets, strict=True)
+    ]
+    balance = Balance(options.against, fill_deficits(counted, num_cases=num_cases))
+    if options.picture is not None:
+        balance.save_picture(options.picture)
+    return balance
+
+
+def names_one_of(name: str, label_ids: Collection[int], vocabulary: Vocabulary) -> bool:
+    """Whether a name is one of these labels'; one that the vocabulary lacks is none's."""
+    try:
+        return vocabulary.id_of(name) in label_ids
+    except VocabularyError:
+        return False
+
+
+def _require_requests_in_mm(request: CohortRequest) -> None:
+    if not request.takes_requests:
+        raise RequestError(
+            f"--balance-against: expected a mask source that takes requests, found '{request.mask_source}'. Use "
+            "--mask-source plant, bank or diffusion."
+        )
+    if request.size_reference is not None:
+        raise RequestError(
+            "--balance-against: expected no size reference beside it, found one. The planned sizes are millimetres; "
+            "leave --size-reference out."
+        )
+
+
+def read_balance(
+    dataset: str | Path | None,
+    size_bins: Sequence[float] | str | None,
+    max_lesions: int | None,
+    picture: str | Path | None,
+) -> BalanceOptions:
+    """What Python asked for.
+
+    Raises:
+        RequestError: An option has no use without a dataset, or no meaning.
+    """
+    values = {"against": dataset, "size_bins": size_bins, "max_lesions": max_lesions, "picture": picture}
+    return build_model(BalanceOptions, values, source="balance_against", error=RequestError)

@@ -1,0 +1,138 @@
+"""What ``progress=`` of the functions for Python means.
+
+True for bars where somebody looks, at a terminal or in a notebook, False for nothing, or something to call with
+``(stage, done, total)``. Warnings stay warnings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from functools import partial
+from types import TracebackType
+from typing import Self
+
+from rich.progress import Progress as Bars
+
+from maisi_aug.api.bars import add_phase, add_training, open_bars
+from maisi_aug.api.consoles import PlainConsole
+from maisi_aug.api.listener import Progress, RunListener
+from maisi_aug.api.progress import CohortProgress, count_stages
+from maisi_aug.cohort.manifest import AttemptRecord, Manifest
+from maisi_aug.system.progress import Report, ReportStage, report_nothing
+
+
+class _Forward(RunListener):
+    """Tells a function how a run goes."""
+
+    def __init__(self, report: ReportStage) -> None:
+        self._report = report
+        self._num_cases = self._num_settled = 0
+
+    def measures(self, done: int, total: int) -> None:
+        self._report("measuring the reference", done, total)
+
+    def tries(self, done: int, total: int) -> None:
+        self._report("trying label maps", done, total)
+
+    def starts(self, num_cases: int, manifest: Manifest) -> None:
+        self._num_cases, self._num_settled = num_cases, len(manifest.settled_indices)
+        self._report("cases", self._num_settled, num_cases)
+
+    def steps(self, case_id: str, done: int, total: int) -> None:
+        self._report(case_id, done, total)
+
+    def records(self, record: AttemptRecord) -> None:
+        self._num_settled += record.status != "retried"
+        self._report("cases", self._num_settled, self._num_cases)
+
+
+def listen_to_run(progress: Progress) -> AbstractContextManager[RunListener]:
+    """What a run that Python began tells its progress to. Warnings stay warnings."""
+    if isinstance(progress, RunListener):
+        return nullcontext(progress)
+    if not isinstance(progress, bool):
+        return nullcontext(_Forward(progress))
+    if progress and _is_watched():
+        return CohortProgress(is_quiet=False, tells_warnings=False)
+    return nullcontext(RunListener())
+
+
+def listen_to_stages(progress: Progress) -> AbstractContextManager[ReportStage]:
+    """The same of work that is counted by stages."""
+    if isinstance(progress, RunListener):
+        return nullcontext(report_nothing)
+    if not isinstance(progress, bool):
+        return nullcontext(progress)
+    if progress and _is_watched():
+        return count_stages(is_quiet=False, tells_warnings=False)
+    return nullcontext(report_nothing)
+
+
+class TrainingDisplay:
+    """Shows how a training comes along: sentences, a bar for each phase, and one for its steps."""
+
+    def __init__(
+        self, *, is_shown: bool = True, tells_warnings: bool = True, report: ReportStage | None = None
+    ) -> None:
+        """Begin without bars; they are there inside a ``with`` block.
+
+        Args:
+            is_shown: Draw bars, or print lines in their place where there is no terminal.
+            tells_warnings: Print what our own modules warn of.
+            report: Called instead.
+        """
+        self._is_shown, self._tells_warnings, self._report = is_shown and report is None, tells_warnings, report
+        self._console = PlainConsole(stderr=True, quiet=not self._is_shown)
+        self._bars: Bars | None = None
+        self._open = ExitStack()
+
+    def __enter__(self) -> Self:
+        tells = self._is_shown and self._tells_warnings
+        self._bars = self._open.enter_context(open_bars(is_shown=self._is_shown, is_telling=tells))
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._open.close()
+        self._bars = None
+
+    def say(self, sentence: str) -> None:
+        """Print a sentence, above the bars if there are any."""
+        console = self._console if self._bars is None or not self._is_shown else self._bars.console
+        console.print(sentence, markup=False, highlight=False, soft_wrap=True)
+
+    def count_stages(self) -> AbstractContextManager[ReportStage]:
+        """Of work that comes before the training."""
+        if self._report is not None:
+            return nullcontext(self._report)
+        return count_stages(is_quiet=not self._is_shown, tells_warnings=self._is_shown and self._tells_warnings)
+
+    def add_phase(self, name: str) -> Report:
+        """A further bar, for work whose total is told with its first report."""
+        if self._report is not None:
+            return partial(self._report, name)
+        assert self._bars is not None
+        return add_phase(self._bars, name)
+
+    def add_training(self, name: str, num_steps: int) -> Callable[[int, dict[str, float]], None]:
+        """A further bar, for the steps of the training."""
+        if (report := self._report) is not None:
+            return lambda step, figures: report(name, step, num_steps)
+        assert self._bars is not None
+        return add_training(self._bars, name, num_steps)
+
+
+def show_training(progress: Progress) -> TrainingDisplay:
+    """What a training that Python began is shown on. Warnings stay warnings."""
+    if isinstance(progress, bool):
+        return TrainingDisplay(is_shown=progress and _is_watched(), tells_warnings=False)
+    report = report_nothing if isinstance(progress, RunListener) else progress
+    return TrainingDisplay(tells_warnings=False, report=report)
+
+
+def _is_watched() -> bool:
+    """Whether somebody looks: at a terminal or a notebook, and not at a log."""
+    console = PlainConsole(stderr=True)
+    return console.is_terminal or console.is_jupyter

@@ -1,0 +1,269 @@
+"""A ControlNet taught new labels: what ``finetune-controlnet`` does, for the command line and for Python."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from maisi_aug.api.displays import TrainingDisplay, show_training
+from maisi_aug.api.keywords import build_model, require_known, takes_fields_of
+from maisi_aug.api.listener import Progress
+from maisi_aug.errors import PreparationError, RecipeError, VocabularyError, did_you_mean
+from maisi_aug.training.finetune.settings import FinetuneRequest
+
+if TYPE_CHECKING:
+    from maisi_aug.bundle_spec.bundle import Bundle
+    from maisi_aug.preparation.request import Sources
+    from maisi_aug.preparation.run import PreparePlan
+    from maisi_aug.training.cases.prepared import PreparedStore
+    from maisi_aug.training.finetune.run import FinetuneResult
+
+PREPARED_FOLDER = "prepared"
+MAX_FOLDS = 5
+
+
+@takes_fields_of(FinetuneRequest)
+def finetune_controlnet(
+    labels: str | Sequence[str],
+    *,
+    data: str | Path,
+    base: str | Path,
+    out: str | Path,
+    device: str = "auto",
+    max_minutes: float | None = None,
+    with_tensorboard: bool = False,
+    self_contained: bool = False,
+    progress: Progress = True,
+    **fields: Any,
+) -> FinetuneResult | None:
+    """Teach a ControlNet new labels from labelled CTs; ``maisi-aug finetune-controlnet``.
+
+    The bundle that comes of it, ``result.bundle.path``, serves :func:`synthesize` and :class:`Pipeline`.
+
+    Args:
+        labels: Labels to teach, by name.
+        data: Folder of :func:`prepare`; or an nnU-Net dataset or a folder of images and label maps, which are prepared
+            into ``out`` first.
+        base: Bundle to start from.
+        out: Folder of the run: new, or one that the same call began, which is continued.
+        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+        max_minutes: Stop after so long; the same call continues.
+        with_tensorboard: Also log for TensorBoard.
+        self_contained: Copy the base's weights and the label maps into the bundle.
+        progress: True for bars on a terminal or in a notebook, False for none, or something to call with
+            ``(stage, done, total)``.
+        **fields: See below.
+
+    Returns:
+        The bundle and how far the training came; None where the time was up before it began, and in all processes of
+        ``torchrun`` but the first.
+
+    Raises:
+        MaisiAugError: The sentence that the command prints.
+    """
+    require_known(finetune_controlnet, fields)
+    values = {"labels": labels, "data": data, "base": base, **fields}
+    return finetune(
+        build_model(FinetuneRequest, values, source="finetune_controlnet", error=RecipeError),
+        Path(out),
+        device=device,
+        max_minutes=max_minutes,
+        display=show_training(progress),
+        with_tensorboard=with_tensorboard,
+        self_contained=self_contained,
+    )
+
+
+def finetune(
+    request: FinetuneRequest,
+    out: Path,
+    *,
+    device: str,
+    max_minutes: float | None,
+    display: TrainingDisplay,
+    with_tensorboard: bool,
+    self_contained: bool,
+) -> FinetuneResult | None:
+    """Open the data, and train; under ``torchrun`` all processes together.
+
+    Args:
+        request: What is asked for.
+        out: Folder of the run.
+        device: Where the networks run.
+        max_minutes: Wall-clock limit; the same call continues.
+        display: Shows how it comes along.
+        with_tensorboard: Also log for TensorBoard.
+        self_contained: Copy the base's weights and the label maps into the bundle.
+
+    Raises:
+        MaisiAugError: What is asked for cannot be made.
+    """
+    from maisi_aug.bundle_spec.bundle import load_bundle
+    from maisi_aug.networks.pipeline import resolve_device
+    from maisi_aug.training.finetune.checks import require_trainable, resolve_finetuning
+    from maisi_aug.training.finetune.run import Finetuning
+    from maisi_aug.training.loop.processes import Processes
+    from maisi_aug.training.loop.stopping import TimeIsUp, TimeLimit
+
+    base, limit = load_bundle(request.base), TimeLimit(max_minutes)
+    require_trainable(base)
+    device = resolve_device(device)
+    config = resolve_finetuning(request, base, device)
+    processes = Processes.connect(device)
+    display = display if processes.is_main else TrainingDisplay(is_shown=False)
+    with processes.main_first():
+        store = open_data(request, base, out, is_main=processes.is_main, display=display)
+    with display:
+        run = Finetuning(
+            base,
+            store,
+            config,
+            out,
+            device=processes.device_of(device),
+            processes=processes,
+            report_phase=limit.limit(display.add_phase, uninterrupted=("Looking",)),
+            say=display.say,
+        )
+        result: FinetuneResult | None
+        try:
+            result = run.train(
+                report_step=display.add_training("Training", config.loop.num_steps),
+                max_minutes=limit.minutes_left,
+                with_tensorboard=with_tensorboard,
+                self_contained=self_contained,
+            )
+        except TimeIsUp as stop:
+            display.say(f"The time was up while {stop.phase.lower()}, {stop.done} of {stop.total}; run again to go on.")
+            result = None
+    processes.leave()
+    return result if processes.is_main else None
+
+
+def open_data(
+    request: FinetuneRequest, base: Bundle, out: Path, *, is_main: bool = True, display: TrainingDisplay | None = None
+) -> PreparedStore:
+    """The cases to train on.
+
+    An nnU-Net dataset, by folder, name or number, and a folder of images and label maps are prepared into
+    ``OUT/prepared`` as by ``maisi-aug prepare`` with its defaults; cases that are there already are kept. Labels in the
+    data that are called like those to be taught need no rule.
+
+    Args:
+        request: Names the data, the labels to teach, the rules and the folders of organ labels.
+        base: Its grid and its names for slots are those of the prepared cases.
+        out: Folder of the run.
+        is_main: Whether this process prepares what is not prepared yet; others read it afterwards.
+        display: Shows how the preparation comes along.
+
+    Raises:
+        PreparationError: For data that cannot be prepared, and for rules where there is nothing to prepare.
+        TrainingError: For a folder of something else, before anything is prepared into it.
+    """
+    from maisi_aug.preparation.prepared import SPEC_NAME
+    from maisi_aug.preparation.writing import STATE_FOLDER
+    from maisi_aug.training.cases.prepared import PreparedStore
+    from maisi_aug.training.finetune.checks import require_free_folder
+
+    text, rules, organs = request.data, request.map, request.organs
+    require_free_folder(out)
+    if (Path(text) / SPEC_NAME).is_file():
+        if rules or organs:
+            option = "--map" if rules else "--organs"
+            raise PreparationError(
+                f"{option}: expected none for {text}, which is prepared already, found one. Leave it out, or prepare "
+                "the data again."
+            )
+        return PreparedStore.from_folder(text)
+    if (Path(text) / STATE_FOLDER).is_dir():
+        return PreparedStore.from_folder(text)  # which tells that its preparation was stopped
+    if not is_main:  # the main process has prepared them: two at once would take each other's description away
+        return PreparedStore.from_folder(out / PREPARED_FOLDER)
+    try:
+        sources = _find_sources(text, tuple(map(Path, organs)))
+        _prepare(sources, base, out / PREPARED_FOLDER, request, display or TrainingDisplay(is_shown=False))
+    except PreparationError as error:
+        message = re.sub(r"--(nnunet|images|labels)\b", "--data", str(error))
+        if set(re.findall(r"--[a-z-]+", message)) - {"--data", "--map", "--organs", "--out"}:
+            message += " That is an option of 'maisi-aug prepare': use it first, then give its folder as --data."
+        raise PreparationError(message) from error
+    return PreparedStore.from_folder(out / PREPARED_FOLDER)
+
+
+def _find_sources(text: str, organs: tuple[Path, ...]) -> Sources:
+    from maisi_aug.banks.case_files import IMAGE_FOLDERS, LABEL_FOLDERS, find_folders
+    from maisi_aug.preparation.request import Sources
+
+    folder = Path(text)
+    if not folder.is_dir() or (folder / "dataset.json").is_file():
+        return Sources(nnunet=text, organs=organs)
+    own_labels = [name for name in LABEL_FOLDERS if name != "anatomy"]  # of a cohort: what was asked for
+    image_folders, label_folders = find_folders(folder, IMAGE_FOLDERS), find_folders(folder, own_labels)
+    if image_folders and label_folders:
+        return Sources(images=image_folders[0], labels=label_folders[0], organs=organs)
+    return Sources(images=folder, labels=folder, organs=organs)
+
+
+def _prepare(sources: Sources, base: Bundle, folder: Path, wanted: FinetuneRequest, display: TrainingDisplay) -> None:
+    from maisi_aug.preparation.collecting import collect_cases
+    from maisi_aug.preparation.mapping import name_new_labels, parse_rule
+    from maisi_aug.preparation.run import PrepareRequest, claim_folder, plan_preparation, run_preparation
+    from maisi_aug.training.finetune.checks import SETTINGS_NAME
+
+    cases, notes = collect_cases(sources)
+    if len(cases) < 2:
+        raise PreparationError(
+            f"--data: expected at least two cases, one of them to validate on, found {cases[0].id} alone. Add cases of "
+            "more patients."
+        )
+    own_rules = tuple(map(parse_rule, wanted.map))
+    request = PrepareRequest(
+        cases=cases,
+        vocabulary=base.vocabulary,
+        shape=base.grid.shape,
+        spacing_mm=base.spec.grid.spacing_mm,
+        name=folder.resolve().parent.name,
+        rules=(*own_rules, *name_new_labels(wanted.labels, cases, own_rules, base.vocabulary)),
+        num_folds=max(2, min(MAX_FOLDS, len(cases))),
+    )
+    display.say(
+        "Note: every case counts as a patient of its own. Where patients have several, prepare the data with "
+        "'maisi-aug prepare --patients' first, or scans of one patient are trained on and validated on."
+    )
+    with display.count_stages() as report:
+        plan = plan_preparation(request, report=report)
+        for note in (*notes, *plan.notes):
+            display.say(f"Note: {note}")
+        _require_labels(wanted.labels, plan)
+        # Until a run has begun, nothing depends on what was prepared: a first try must not hold the options fast.
+        claim_folder(plan, folder, update=not (folder.parent / SETTINGS_NAME).is_file())
+        result = run_preparation(plan, folder, report=report)
+    for case_id, problem in result.problems.items():
+        display.say(f"Not prepared: {case_id}: {problem}")
+
+
+def _require_labels(labels: Sequence[str], plan: PreparePlan) -> None:
+    """Raise before any case is prepared, if the data will not hold what is to be taught.
+
+    Raises:
+        PreparationError: Naming the label and those that the data will hold.
+    """
+    from maisi_aug.vocabulary.labels import BACKGROUND_ID, BODY_ID
+
+    vocabulary = plan.settings.vocabulary
+    ids = {label_id for task in plan.tasks for table in task.tables for label_id in table.values()}
+    ids |= {label_id for task in plan.tasks for each in task.organ_translations for label_id in each.ids.values()}
+    ids -= {BACKGROUND_ID, BODY_ID}
+    names = [vocabulary.name_of(label_id) for label_id in sorted(ids)]
+    for name in labels:
+        try:
+            is_there = vocabulary.id_of(name) in ids
+        except VocabularyError:
+            is_there = False
+        if not is_there:
+            hint = did_you_mean(name, names) or f" They hold {', '.join(names[:12]) or 'none'}."
+            raise PreparationError(
+                f"--label '{name}': expected a label that the data will hold, found none of that name.{hint} Name one "
+                "of those, or add a --map."
+            )

@@ -1,0 +1,106 @@
+"""Lesions drawn into the user's own CTs: what ``insert`` does, for the command line and for Python."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from maisi_aug.api.balancing import Balance, balance_insertion, read_balance
+from maisi_aug.api.displays import listen_to_run
+from maisi_aug.api.keywords import require_known, takes_fields_of, to_fields
+from maisi_aug.api.listener import Progress, RunListener
+from maisi_aug.api.results import Cohort
+from maisi_aug.insertion.request import InsertConfig, build_insertion, load_insertion_recipe
+
+if TYPE_CHECKING:
+    from maisi_aug.api.balancing import ReadMap
+    from maisi_aug.generate.run import CohortSummary
+
+
+@takes_fields_of(InsertConfig)
+def insert(
+    labels: str | Sequence[str] = (),
+    *,
+    into: str | Path | None = None,
+    out: str | Path,
+    recipe: str | Path | None = None,
+    balance_against: str | Path | None = None,
+    size_bins: Sequence[float] | str | None = None,
+    max_lesions: int | None = None,
+    balance_picture: str | Path | None = None,
+    device: str = "auto",
+    progress: Progress = True,
+    **fields: Any,
+) -> Cohort:
+    """Draw lesions of given sizes into CTs; every voxel away from a lesion stays as it was; ``maisi-aug insert``.
+
+    >>> import maisi_aug as ma
+    >>> ma.insert("lung nodule:8-12mm", into="cts", num_cases=1, texture="solid", out="nodules")
+    Cohort('nodules', 1 of 1 cases accepted)
+
+    Args:
+        labels: Lesions with their sizes, ``NAME[:SIZE][@SHARE]``.
+        into: A CT, a folder of CTs, or an nnU-Net dataset.
+        out: Folder of the cohort: new, empty, or one that the same call began, which is continued.
+        recipe: Name or file of a recipe for insertion; what else is given stands above it.
+        balance_against: Real dataset whose missing lesions are made, as for :func:`synthesize`; ``map`` then also says
+            which of its labels the lesions are.
+        size_bins: Edges in mm of the lesion sizes that are balanced.
+        max_lesions: Most lesions that a case holds that balances a dataset.
+        balance_picture: File to draw the balance into.
+        device: Where the networks of ``painter="network"`` run.
+        progress: True for bars on a terminal or in a notebook, False for none, or something to call with
+            ``(stage, done, total)``.
+        **fields: See below.
+
+    Raises:
+        MaisiAugError: The sentence that the command prints.
+    """
+    require_known(insert, fields)
+    given = to_fields(InsertConfig, {"labels": labels or None, "into": into, **fields})
+    config = build_insertion(given) if recipe is None else load_insertion_recipe(str(recipe), given)
+    options = read_balance(balance_against, size_bins, max_lesions, balance_picture)
+    with listen_to_run(progress) as listener:
+        config, balance = balance_insertion(config, options, _read_rules, report=listener.measures)
+        summary = make_insertion(config, Path(out), balance=balance, device=device, listener=listener)
+    return Cohort(Path(out), summary)
+
+
+def make_insertion(
+    config: InsertConfig,
+    out: Path,
+    *,
+    balance: Balance | None = None,
+    device: str = "auto",
+    listener: RunListener | None = None,
+) -> CohortSummary:
+    """Find the CTs, plan the lesions and draw them.
+
+    Args:
+        config: What is asked for.
+        out: Folder of the cohort.
+        balance: With a real dataset, to be written beside the cohort.
+        device: Of the networks, where they draw.
+        listener: Is told how the run goes.
+
+    Raises:
+        MaisiAugError: What is asked for cannot be made.
+    """
+    from maisi_aug.insertion.cohort import insert_cohort
+    from maisi_aug.insertion.config import resolve_insertion
+
+    listener = listener or RunListener()
+    cohort = resolve_insertion(config)
+    for note in cohort.backgrounds.notes:
+        listener.advises(note)
+    summary = insert_cohort(cohort, out, device=device, listener=listener)
+    if balance is not None:
+        balance.save(out)
+    return summary
+
+
+def _read_rules(rules: Sequence[str]) -> ReadMap:
+    pairs = (rule.rpartition("=") for rule in rules)
+    mapping = {name.strip(): label.strip() for label, _, name in pairs}
+    return lambda targets, vocabulary: mapping

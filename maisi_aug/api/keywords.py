@@ -1,0 +1,123 @@
+"""Fields of a configuration as keywords of a function: plain Python values, shown by ``help``, a misspelt one named."""
+
+from __future__ import annotations
+
+import inspect
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from textwrap import indent
+from typing import Annotated, Any, ParamSpec, TypeVar, get_args, get_origin
+
+import numpy as np
+from pydantic import BaseModel, BeforeValidator
+from pydantic.fields import FieldInfo
+
+from maisi_aug.errors import MaisiAugError, RecipeError, did_you_mean
+from maisi_aug.system.models import explain_problems
+
+P = ParamSpec("P")
+R = TypeVar("R")
+Model = TypeVar("Model", bound=BaseModel)
+
+
+def takes_fields_of(model: type[BaseModel], *, but: Sequence[str] = ()) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Show the fields of a model, with types and descriptions, in place of a function's ``**fields``.
+
+    ``help`` and the completion of notebooks read signature and docstring, so that a new field needs no second mention.
+
+    Args:
+        model: What the function builds from its ``**fields``.
+        but: Fields that the function decides itself.
+    """
+
+    def show(function: Callable[P, R]) -> Callable[P, R]:
+        signature = inspect.signature(function)
+        own = [part for part in signature.parameters.values() if part.kind is not inspect.Parameter.VAR_KEYWORD]
+        names = {part.name for part in own}.union(but)
+        fields = {name: field for name, field in model.model_fields.items() if name not in names}
+        shown = [
+            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=field.annotation)
+            for name, field in fields.items()
+        ]
+        function.__signature__ = signature.replace(parameters=[*own, *shown])  # type: ignore[attr-defined]
+        described = [f"{name}: {' '.join(one.description.split())}" for name, one in fields.items() if one.description]
+        if described:
+            heading = f"\n\nFields, of maisi_aug.{model.__module__.removeprefix('maisi_aug.')}.{model.__name__}:\n"
+            function.__doc__ = inspect.cleandoc(function.__doc__ or "") + heading + indent("\n".join(described), "    ")
+        return function
+
+    return show
+
+
+def require_known(function: Callable[..., object], fields: Mapping[str, Any]) -> None:
+    """Raise for a keyword that a function with shown fields does not take.
+
+    Raises:
+        RecipeError: Naming the closest ones.
+    """
+    known = [name for name in inspect.signature(function).parameters if name != "self"]
+    subject = function.__qualname__.removesuffix(".__call__")
+    for name in fields:
+        if name not in known:
+            hint = did_you_mean(name, known) or f" The keywords are {', '.join(known)}."
+            raise RecipeError(f"{subject}: expected a known keyword, found '{name}'.{hint}")
+
+
+def build_model(model: type[Model], values: Mapping[str, Any], *, source: str, error: type[MaisiAugError]) -> Model:
+    """A configuration of what Python gave.
+
+    Raises:
+        MaisiAugError: Of the class ``error``, with everything that is wrong.
+    """
+    with explain_problems(model, source, error, kind="request", if_missing="Give it."):
+        return model.model_validate(to_fields(model, values))
+
+
+def to_fields(model: type[BaseModel], values: Mapping[str, Any]) -> dict[str, Any]:
+    """Values as a model's fields hold them; None is as if not given.
+
+    Paths become text and NumPy's numbers Python's. Where a field holds any number of texts, one stands for itself, and
+    a mapping for ``key=value`` each.
+    """
+    fields = {}
+    for name, value in values.items():
+        if value is None:
+            continue
+        plain = to_plain(value)
+        if name in model.model_fields and _holds_texts(model.model_fields[name]):
+            if isinstance(plain, dict):
+                plain = tuple(f"{key}={item}" for key, item in plain.items())
+            elif isinstance(plain, str):
+                plain = (plain,)
+        fields[name] = plain
+    return fields
+
+
+def to_plain(value: Any) -> Any:
+    """Paths as text and NumPy's numbers as Python's, inside of sequences and mappings too."""
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, BaseModel):
+        return value.model_dump(exclude_unset=True)
+    if isinstance(value, Mapping):
+        return {to_plain(key): to_plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | np.ndarray):
+        return tuple(to_plain(item) for item in value)
+    return value
+
+
+def _holds_texts(field: FieldInfo) -> bool:
+    """Whether a field is any number of texts, and does not read a single one itself."""
+    reads = any(isinstance(one, BeforeValidator) for one in field.metadata)
+    return not reads and any(_is_texts(kind) for kind in (field.annotation, *get_args(field.annotation)))
+
+
+def _is_texts(kind: Any) -> bool:
+    if get_origin(kind) is Annotated:
+        return _is_texts(get_args(kind)[0])
+    arguments = get_args(kind)
+    is_open = get_origin(kind) is tuple and arguments[-1:] == (Ellipsis,)
+    return is_open and (arguments[0] in (str, Path) or get_args(arguments[0])[:1] == (str,))

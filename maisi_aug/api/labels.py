@@ -1,0 +1,86 @@
+"""What can be asked for: what ``labels`` lists, for the command line and for Python."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal
+
+from maisi_aug.errors import VocabularyError
+from maisi_aug.vocabulary.labels import FULL_VOCABULARY, Label, Vocabulary, lookup_words
+from maisi_aug.vocabulary.sizes import SizeDistribution, reference_distribution, reference_labels
+
+LabelChoice = Literal["organ", "tumor", "slot"]
+
+
+def labels(
+    find: str | None = None, *, kind: LabelChoice | None = None, bundle: str | Path | None = None
+) -> tuple[Label, ...]:
+    """The labels that can be asked for; ``maisi-aug labels``.
+
+    >>> import maisi_aug as ma
+    >>> [(label.id, label.name) for label in ma.labels("gallbladder")]
+    [(10, 'gallbladder')]
+
+    Args:
+        find: Only labels with this in a name or alias, or with this id.
+        kind: Only organs, tumours or placeholder slots.
+        bundle: The bundle whose names for placeholder slots are listed; those of ``phantom-ct`` when not given.
+
+    Raises:
+        VocabularyError: No label fits; the message offers the closest names.
+        BundleError: There is no such bundle.
+    """
+    return tuple(select_labels(load_vocabulary(bundle)[0], find=find, kind=kind))
+
+
+def load_vocabulary(bundle: str | Path | None) -> tuple[Vocabulary, dict[str, SizeDistribution]]:
+    """The labels, and the sizes that percentiles of them mean."""
+    known = {name: reference_distribution(name) for name in reference_labels()}
+    if bundle is None:
+        return FULL_VOCABULARY, known
+    # Imported here because reading a bundle needs packages that would double the start-up of a plain listing.
+    from maisi_aug.bundle_spec.bundle import load_bundle
+    from maisi_aug.bundle_spec.references import bundle_distributions
+
+    loaded = load_bundle(bundle)
+    return loaded.vocabulary, {**known, **bundle_distributions(loaded)}
+
+
+def select_labels(
+    vocabulary: Vocabulary,
+    *,
+    find: str | None = None,
+    kind: LabelChoice | None = None,
+    sizes: Mapping[str, SizeDistribution] | None = None,
+) -> list[Label]:
+    """The labels of a vocabulary that match every option.
+
+    Args:
+        vocabulary: All labels.
+        find: Part of a name or alias, or an id.
+        kind: Organs, tumours or placeholder slots.
+        sizes: Only labels whose sizes are known.
+
+    Raises:
+        VocabularyError: No label does.
+    """
+    found = [label for label in vocabulary if label.kind != "background"]
+    if kind is not None:
+        found = [label for label in found if (label.is_slot if kind == "slot" else label.kind == kind)]
+    if sizes is not None:
+        found = [label for label in found if label.name in sizes]
+    if find is not None:
+        found = [label for label in found if _matches(label, find)]
+    if not found:
+        if find is not None and not any(_matches(label, find) for label in vocabulary):
+            vocabulary.id_of(find)  # raises with the closest names
+        raise VocabularyError("Labels: expected some that match every option, found none. Leave an option out.")
+    return found
+
+
+def _matches(label: Label, find: str) -> bool:
+    """Whether the text is the label's id, or each of its words is part of one name."""
+    words = lookup_words(find)
+    names = (" ".join(lookup_words(name)) for name in (label.name, *label.aliases))
+    return find.strip() == str(label.id) or (bool(words) and any(all(w in name for w in words) for name in names))

@@ -1,0 +1,271 @@
+"""Networks that stay loaded: a CT image from a label map at every call, judged, and in memory."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from maisi_aug.api.displays import listen_to_run
+from maisi_aug.api.keywords import require_known, takes_fields_of
+from maisi_aug.api.listener import Progress, RunListener
+from maisi_aug.api.results import Case, SavedCase
+from maisi_aug.api.synthesis import read_request
+from maisi_aug.bundle_spec.bundle import Bundle, load_bundle
+from maisi_aug.cohort.folder import CohortFolder
+from maisi_aug.cohort.manifest import MANIFEST_NAME, ManifestWriter, load_manifest
+from maisi_aug.cohort.plan import number_case
+from maisi_aug.cohort.request import COHORT_NAME, GIVEN, NO_MAP, CohortRequest
+from maisi_aug.cohort.resolve import CohortRun, resolve
+from maisi_aug.errors import BankError, CohortError, LesionError
+from maisi_aug.volumes.grid import Grid
+
+if TYPE_CHECKING:
+    from maisi_aug.bundle_spec.precision import PrecisionName
+    from maisi_aug.generate.attempts import Attempt, AttemptMaker
+    from maisi_aug.networks.acceleration import Compiler
+    from maisi_aug.networks.pipeline import Pipeline as ImagePipeline
+
+LABEL_MAP_NAME, CT_NAME, PAIR_NAME = "label_map.nii.gz", "ct.nii.gz", "pair.json"
+# What the arguments of a call, or the pipeline itself, decide.
+_DECIDED = (
+    *("labels", "num_cases", "grown_from", "anatomy", "bundle", "precision", "keep_rejected", "mask_source", "plant"),
+    *("mask_bank", "mask_steps", "size_of", "size_reference", "size_label"),
+)
+
+
+class Pipeline:
+    """A bundle's networks on a device, loaded once and used at every call.
+
+    >>> import maisi_aug as ma
+    >>> pipe = ma.Pipeline.from_bundle("phantom-ct", device="cpu")
+    >>> case = pipe(plant="hepatic tumor:30mm", seed=3)
+    >>> case.image.dtype, case.spacing_mm, case.is_accepted
+    (dtype('int16'), (4.0, 4.0, 4.0), True)
+    >>> another = pipe(case.label_map, case.affine, plant="hepatic tumor:20mm", seed=8)
+    >>> round(another.lesions[0].diameter_mm)
+    20
+
+    Attributes:
+        bundle: Where the networks come from.
+        networks: Draw one image from one label map, without gates: ``networks.synthesize_image``.
+    """
+
+    def __init__(self, networks: ImagePipeline) -> None:
+        self.bundle: Bundle = networks.bundle
+        self.networks = networks
+
+    @classmethod
+    def from_bundle(
+        cls,
+        bundle: str | Path,
+        *,
+        device: str = "auto",
+        precision: PrecisionName = "auto",
+        compile_with: Compiler = "none",
+    ) -> Self:
+        """Load a bundle's networks.
+
+        Args:
+            bundle: ``phantom-ct``, the name of one that ``maisi-aug bundles pull`` has fetched, or a folder.
+            device: ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
+            precision: ``auto``, ``float32``, ``bfloat16`` or ``float16``.
+            compile_with: ``none``, ``inductor`` or ``trt``.
+
+        Raises:
+            BundleError: There is no such bundle or device, or its files are missing or altered.
+            RecipeError: The device does not compute in this precision.
+            MissingExtraError: The compiler is not installed.
+        """
+        from maisi_aug.networks.pipeline import Pipeline as ImagePipeline
+
+        return cls(ImagePipeline.load(load_bundle(bundle), device, compiler=compile_with, precision=precision))
+
+    @takes_fields_of(CohortRequest, but=_DECIDED)
+    def __call__(
+        self,
+        label_map: Any = None,
+        affine: Any = None,
+        *,
+        ct: Any = None,
+        plant: str | Sequence[str] = (),
+        seed: int = 0,
+        progress: Progress = True,
+        **fields: Any,
+    ) -> DrawnCase:
+        """Draw the CT image of a label map, and judge both.
+
+        The result has the map's own grid where the networks take that, in RAS+ whatever the orientation of the map; it
+        is cropped, padded or resampled where they do not, with a warning, or where ``shape`` or ``spacing_mm`` ask for
+        another. Without ``plant`` the image is the one that ``synthesize(mask_source="given", mask_bank=...)`` makes of
+        the same file and seed; without a label map, the one that ``synthesize(plant, num_cases=1)`` makes.
+
+        Args:
+            label_map: A file, an nnU-Net case or a folder of masks such as TotalSegmentator's; or integers
+                ``(I, J, K)``, with ``affine``; or an image of nibabel, SimpleITK or MONAI. When not given, an anatomy
+                of the bundle's own for ``plant``, else the image is drawn without any.
+            affine: ``(4, 4)`` from voxel index to RAS+ millimetres, for an array.
+            ct: The CT that the map belongs to, of the same kinds; the body is found in it where the map lacks it.
+            plant: Lesions of exact size to put into the map, such as ``"hepatic tumor:15mm"``; several as a list or
+                joined with ``+``. The map's own tumours become healthy organ then. Nothing is deformed.
+            seed: The same seed gives the same case.
+            progress: True for a bar on a terminal or in a notebook, False for none, or something to call with
+                ``(stage, done, total)``.
+            **fields: Of a recipe: ``mask_labels`` (what the ids mean), ``num_inference_steps``, ``guidance_scale``,
+                ``modality``, ``body_region``, ``preset``, ``shape``, ``spacing_mm``, ``allow_unseen_grid``,
+                ``max_attempts``, ``hu_reference``, ``decoding``, ``gates``.
+
+        Returns:
+            The last attempt: ``image``, ``label_map``, ``grid``, ``lesions``, ``verdicts``. Where the gates refused all
+            attempts, its ``is_accepted`` is False and ``reason`` says why.
+
+        Raises:
+            LesionError: A lesion finds no room; the message names the largest that does.
+            MaisiAugError: The sentence that the command prints.
+        """
+        require_known(Pipeline.__call__, fields)
+        wanted = ["+".join([plant] if isinstance(plant, str) else plant)] if plant else []
+        fields = {"seed": seed, "bundle": self.bundle.path, "precision": self.networks.precision, **fields}
+        with listen_to_run(progress) as listener, _as_file(label_map, affine, ct) as path:
+            if path is not None:
+                fields |= {"mask_source": GIVEN, "mask_bank": path, "plant": wanted, "keep_rejected": True}
+            else:
+                fields |= {"mask_source": None if wanted else NO_MAP, "num_cases": 1}
+            request = read_request(wanted if path is None else (), None, fields, source="Pipeline")
+            return self._draw(self._open(resolve(request), listener))
+
+    def _open(self, run: CohortRun, listener: RunListener) -> AttemptMaker:
+        from maisi_aug.generate.attempts import AttemptMaker
+        from maisi_aug.sources.opening import open_source
+
+        num_maps = len(run.bank.entries)
+        if run.request.mask_source == GIVEN and num_maps != 1:
+            raise BankError(
+                f"{run.request.mask_bank}: expected one label map, found {num_maps}. Name one, or use synthesize with "
+                "mask_source='given' for all."
+            )
+        return AttemptMaker(run, open_source(run, self.networks.networks.device), self.networks, listener.steps)
+
+    def _draw(self, maker: AttemptMaker) -> DrawnCase:
+        from maisi_aug.generate.attempts import judge_drawn_image
+
+        run = maker.run
+        for number in range(run.request.max_attempts):
+            attempt = maker.draw_map(maker.begin(run.plan.cases[0], number))
+            if attempt.error is not None:
+                raise attempt.error
+            attempt = judge_drawn_image(run, maker.draw_image(attempt))
+            if not attempt.reason or attempt.is_final:
+                break
+        if attempt.image_hu is None:
+            raise LesionError(f"{attempt.case.request}: {attempt.reason}")
+        return DrawnCase(attempt, run, self.networks)
+
+
+class DrawnCase(Case):
+    """A case in memory, from a :class:`Pipeline`."""
+
+    def __init__(self, attempt: Attempt, run: CohortRun, networks: ImagePipeline) -> None:
+        case = attempt.case
+        super().__init__(case.case_id, case.request, attempt.seed, case.lesions, attempt.verdicts, attempt.reason)
+        self._attempt, self._run, self._networks = attempt, run, networks
+
+    @property
+    def image(self) -> NDArray[np.int16]:
+        """``(I, J, K)`` in HU."""
+        assert self._attempt.image_hu is not None
+        return self._attempt.image_hu
+
+    @property
+    def label_map(self) -> NDArray[np.uint8] | None:
+        """``(I, J, K)`` vocabulary ids of all organs, lesions and the body (200); None for an image drawn without."""
+        assert self._attempt.drawn is not None
+        return self._attempt.drawn.label_map
+
+    @property
+    def grid(self) -> Grid:
+        """Shape and affine of both."""
+        assert self._attempt.drawn is not None
+        return self._attempt.drawn.grid
+
+    def save(self, folder: str | Path) -> SavedCase:
+        """Write the case beside those that were saved into the same folder before, as a cohort has them.
+
+        The folder can be opened with :func:`load_cohort` and exported. A case that the gates refused goes to its
+        ``rejected/`` and is exported nowhere.
+
+        >>> import maisi_aug as ma
+        >>> case = ma.Pipeline.from_bundle("phantom-ct", device="cpu")(plant="hepatic tumor:30mm", seed=3)
+        >>> case.save("saved").files["image"].as_posix()
+        'saved/images/case_0001.nii.gz'
+        >>> ma.load_cohort("saved")
+        Cohort('saved', 1 of 1 cases accepted)
+
+        Raises:
+            CohortError: ``synthesize`` made the folder, another process writes to it, or the disk is full.
+        """
+        from maisi_aug.generate.writer import open_writer
+
+        folder = Path(folder)
+        if (folder / COHORT_NAME).exists():
+            raise CohortError(
+                f"{folder}: expected a folder of saved cases, found a cohort that synthesize or insert made. Choose "
+                "another one."
+            )
+        folder.mkdir(parents=True, exist_ok=True)
+        with ManifestWriter(folder / MANIFEST_NAME) as manifest:
+            indices = [record.case_index for record in load_manifest(folder, gates=()).records]
+            writer = open_writer(
+                self._run,
+                CohortFolder(folder),
+                manifest,
+                device=self._networks.networks.device.partition(":")[0],
+                compiler=self._networks.compiler,
+                precision=self._networks.precision,
+                num_threads=self._networks.num_threads,
+            )
+            case = number_case(self._attempt.case, max(indices, default=-1) + 1)
+            judged = replace(self._attempt, case=case, is_final=True)
+            return SavedCase(replace(writer, judge=lambda attempt: attempt).finish(judged), folder)
+
+
+@contextmanager
+def _as_file(label_map: Any, affine: Any, ct: Any) -> Iterator[Path | None]:
+    """The label map as a mask bank; what is in memory is written for as long as it is needed, and judged like files."""
+    if label_map is None:
+        if ct is not None:
+            raise BankError("ct: expected the label map that it belongs to beside it, found none. Give label_map=.")
+        yield None
+        return
+    if isinstance(label_map, str | Path) and ct is None:
+        yield Path(label_map)
+        return
+    from maisi_aug.volumes.image_files import save_image, save_label_map, take_image, take_label_map
+
+    with TemporaryDirectory(prefix="maisi-aug-") as scratch:
+        folder = Path(scratch)
+        if isinstance(label_map, str | Path):
+            path = Path(label_map).resolve()
+        else:
+            path = folder / LABEL_MAP_NAME
+            volume = take_label_map(label_map, affine, subject="label_map")
+            save_label_map(path, volume.array, volume.grid)
+        if ct is None:
+            yield path
+            return
+        if isinstance(ct, str | Path):
+            image = Path(ct).resolve()
+        else:
+            image = folder / CT_NAME
+            taken = take_image(ct, affine, subject="ct")
+            save_image(image, taken.array, taken.grid)
+        pair = folder / PAIR_NAME
+        pair.write_text(json.dumps({"training": [{"image": str(image), "label": str(path)}]}), encoding="utf-8")
+        yield pair

@@ -1,0 +1,132 @@
+"""A lab's own CTs as training cases: what ``prepare`` does, for the command line and for Python."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from maisi_aug.api.displays import listen_to_stages
+from maisi_aug.api.keywords import build_model, require_known, takes_fields_of
+from maisi_aug.api.listener import Progress
+from maisi_aug.errors import PreparationError
+from maisi_aug.preparation.request import PrepareConfig
+from maisi_aug.system.progress import ReportStage, report_nothing
+
+if TYPE_CHECKING:
+    from maisi_aug.preparation.run import PreparePlan, PrepareResult
+
+ORGANS_FOLDER = "organs"
+
+
+@takes_fields_of(PrepareConfig)
+def prepare(
+    *,
+    out: str | Path,
+    device: str = "auto",
+    update: bool = False,
+    num_workers: int | None = None,
+    progress: Progress = True,
+    **fields: Any,
+) -> PrepareResult:
+    """Prepare CTs and label maps for training: one grid, one vocabulary, body, folds, pictures; ``maisi-aug prepare``.
+
+    >>> import maisi_aug as ma
+    >>> result = ma.prepare(images="lab/images", labels="lab/labels", map={1: "liver"}, num_folds=2, out="prepared")
+    >>> sorted(result.problems), [row["name"] for row in result.summary["labels"]]
+    ([], ['liver', 'body'])
+
+    Args:
+        out: Folder of the prepared cases, new or begun.
+        device: Of TotalSegmentator.
+        update: Bring the folder to other options, and remove its cases that are left out.
+        num_workers: Processes; one per core when not given.
+        progress: True for bars on a terminal or in a notebook, False for none, or something to call with
+            ``(stage, done, total)``.
+        **fields: See below.
+
+    Returns:
+        The prepared folder, its summary, and the cases that could not be prepared with the reasons.
+
+    Raises:
+        MaisiAugError: The sentence that the command prints.
+    """
+    require_known(prepare, fields)
+    config = build_model(PrepareConfig, fields, source="prepare", error=PreparationError)
+    with listen_to_stages(progress) as report:
+        preparation = Preparation.open(config, Path(out), device=device, report=report, num_workers=num_workers)
+        return preparation.run(update=update)
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """A preparation that has been planned.
+
+    Attributes:
+        plan: What becomes of every label and case.
+        notes: What the user should know, a sentence each.
+    """
+
+    plan: PreparePlan
+    notes: tuple[str, ...]
+    _config: PrepareConfig
+    _out: Path
+    _device: str
+    _report: ReportStage
+    _num_workers: int | None
+
+    @classmethod
+    def open(
+        cls,
+        config: PrepareConfig,
+        out: Path,
+        *,
+        device: str = "auto",
+        report: ReportStage = report_nothing,
+        num_workers: int | None = None,
+    ) -> Preparation:
+        """Check everything that can be checked before the work; nothing is written.
+
+        Raises:
+            MaisiAugError: What is asked for cannot be made.
+        """
+        from maisi_aug.preparation.resolve import resolve_preparation
+        from maisi_aug.preparation.run import plan_preparation
+
+        request, notes = resolve_preparation(config, out)
+        plan = plan_preparation(request, report=report, num_workers=num_workers)
+        return cls(plan, (*notes, *plan.notes), config, out, device, report, num_workers)
+
+    def run(self, *, update: bool = False) -> PrepareResult:
+        """Prepare every case that is not there yet.
+
+        Raises:
+            MaisiAugError: The folder cannot be taken, or no case be prepared.
+        """
+        from maisi_aug.preparation.run import run_preparation
+
+        plan = self._claim(update=update)
+        return run_preparation(plan, self._out, report=self._report, num_workers=self._num_workers)
+
+    def _claim(self, *, update: bool) -> PreparePlan:
+        """Take the folder; where TotalSegmentator is to be run, run it and lay its labels under the others."""
+        from maisi_aug.preparation.run import claim_folder, with_organs
+
+        if not self._config.run_totalsegmentator:
+            claim_folder(self.plan, self._out, update=update)
+            return self.plan
+        from maisi_aug.integrations.totalsegmentator import VERSION, require_totalsegmentator, segment_organs
+        from maisi_aug.networks.pipeline import resolve_device
+
+        require_totalsegmentator()  # before anything is written
+        device = resolve_device(self._device)
+        claim_folder(self.plan, self._out, update=update)
+        segment_organs(
+            {task.case.id: task.case.image for task in self.plan.tasks},
+            self._out / ORGANS_FOLDER,
+            device=device.replace("cuda", "gpu"),
+            fast=self._config.fast_organs,
+            report=partial(self._report, "TotalSegmentator"),
+        )
+        return with_organs(self.plan, self._out / ORGANS_FOLDER, VERSION)

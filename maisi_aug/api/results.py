@@ -1,0 +1,229 @@
+"""What the functions give back: cohorts on the disk, and their cases."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from maisi_aug.cohort.folder import CONTACT_SHEET_NAME
+from maisi_aug.cohort.manifest import AttemptRecord, Manifest, VerdictRecord, load_manifest
+from maisi_aug.lesions.lesion import Lesion
+from maisi_aug.volumes.grid import Grid, Shape, Spacing
+
+if TYPE_CHECKING:
+    from maisi_aug.generate.run import CohortSummary
+    from maisi_aug.integrations.dicom.export import DicomReport
+    from maisi_aug.integrations.monai_data_list import MonaiReport
+    from maisi_aug.integrations.nnunet.dataset import ExportReport
+    from maisi_aug.integrations.nnunet.report import LikeReport
+
+
+class Case:
+    """A CT image with its label map.
+
+    Arrays have axes ``I J K`` along right, anterior, superior (RAS+), one voxel of the one for one of the other.
+
+    Attributes:
+        id: Name of the case.
+        request: What was asked for.
+        seed: What everything random in the case derives from.
+        lesions: Its lesions, as they were asked for and as they are.
+        verdicts: What each quality gate said: ``gate``, ``passed``, ``figures``, ``message``.
+        reason: Why the gates refused it; empty where they did not.
+    """
+
+    def __init__(
+        self,
+        case_id: str,
+        request: str,
+        seed: int,
+        lesions: Sequence[Lesion],
+        verdicts: Sequence[VerdictRecord],
+        reason: str,
+    ) -> None:
+        self.id = case_id
+        self.request = request
+        self.seed = seed
+        self.lesions = tuple(lesions)
+        self.verdicts = tuple(verdicts)
+        self.reason = reason
+
+    @property
+    def is_accepted(self) -> bool:
+        """Whether the case passed every gate."""
+        return not self.reason
+
+    @property
+    def image(self) -> NDArray[np.int16]:
+        """``(I, J, K)`` in HU."""
+        raise NotImplementedError
+
+    @property
+    def label_map(self) -> NDArray[np.uint8] | None:
+        """``(I, J, K)`` vocabulary ids of all organs, lesions and the body (200); None for an image drawn without."""
+        raise NotImplementedError
+
+    @property
+    def grid(self) -> Grid:
+        """Shape and affine of both."""
+        raise NotImplementedError
+
+    @property
+    def affine(self) -> NDArray[np.float64]:
+        """``(4, 4)`` from voxel index to RAS+ millimetres."""
+        return self.grid.affine
+
+    @property
+    def shape(self) -> Shape:
+        """Voxels along I, J, K."""
+        return self.grid.shape
+
+    @property
+    def spacing_mm(self) -> Spacing:
+        """Voxel sides along I, J, K."""
+        return self.grid.spacing_mm
+
+    def __repr__(self) -> str:
+        sides = "x".join(map(str, self.shape))
+        status = "accepted" if self.is_accepted else f"rejected: {self.reason}"
+        return f"{type(self).__name__}({self.id!r}, {self.request!r}, {sides}, {status})"
+
+
+class SavedCase(Case):
+    """A case of a cohort; its files are read when they are first looked at.
+
+    Attributes:
+        record: Its line in the manifest: all of the above, where the label map comes from, bundle, licence, settings.
+        files: ``image``, ``label``, ``anatomy`` and ``preview`` on the disk.
+    """
+
+    def __init__(self, record: AttemptRecord, folder: Path) -> None:
+        super().__init__(record.case_id, record.request, record.seed, record.lesions, record.verdicts, record.reason)
+        self.record = record
+        self.files = {role: folder / file.path for role, file in record.files.items()}
+
+    @cached_property
+    def image(self) -> NDArray[np.int16]:
+        """``(I, J, K)`` in HU."""
+        from maisi_aug.volumes.image_files import load_image
+
+        return load_image(self.files["image"]).array
+
+    @cached_property
+    def label_map(self) -> NDArray[np.uint8] | None:
+        """``(I, J, K)`` vocabulary ids of the full label map; None for an image drawn without."""
+        from maisi_aug.volumes.image_files import load_label_map
+
+        return load_label_map(self.files["anatomy"]).array if "anatomy" in self.files else None
+
+    @cached_property
+    def grid(self) -> Grid:
+        """Shape and affine of both, from the image's header."""
+        from maisi_aug.volumes.image_files import load_grid
+
+        return load_grid(self.files["image"])
+
+
+class Cohort:
+    """A cohort on the disk, made by ``synthesize``, ``insert`` or saved cases.
+
+    >>> import maisi_aug as ma
+    >>> cohort = ma.load_cohort("cohort")
+    >>> len(cohort.cases), cohort.summary.is_complete
+    (1, True)
+    >>> case = cohort.cases[0]
+    >>> case.image.shape == case.label_map.shape == case.shape
+    True
+
+    Attributes:
+        folder: Where it is.
+    """
+
+    def __init__(self, folder: str | Path, summary: CohortSummary | None = None) -> None:
+        """Open a cohort.
+
+        Args:
+            folder: Where it is.
+            summary: Of the run that has just made it.
+
+        Raises:
+            CohortError: It is none, or its manifest is damaged.
+        """
+        self.folder = Path(folder)
+        self._manifest: Manifest | None = None
+        if summary is None:
+            summary = self._summarise()
+        self.summary: CohortSummary = summary
+
+    @cached_property
+    def cases(self) -> tuple[SavedCase, ...]:
+        """The accepted cases, in the order of the plan."""
+        return tuple(SavedCase(record, self.folder) for record in self._load().accepted)
+
+    @cached_property
+    def rejected(self) -> tuple[AttemptRecord, ...]:
+        """The last attempt of every case that was not accepted, with its reason."""
+        return self._load().rejected
+
+    @property
+    def contact_sheet(self) -> Path:
+        """A picture of all cases."""
+        return self.folder / CONTACT_SHEET_NAME
+
+    def export_nnunet(self, dataset_id: int, **options: Any) -> ExportReport | LikeReport:
+        """Hand it to nnU-Net; :func:`maisi_aug.export_nnunet` has the options.
+
+        >>> import maisi_aug as ma
+        >>> ma.load_cohort("cohort").export_nnunet(dataset_id=501, name="SynLiver", out="nnUNet_raw").labels
+        {'background': 0, 'hepatic tumor': 1}
+        """
+        from maisi_aug.api.exporting import export_nnunet
+
+        return export_nnunet(self, dataset_id=dataset_id, **options)
+
+    def export_monai(self, out: str | Path, **options: Any) -> MonaiReport:
+        """Hand it to MONAI and Auto3DSeg; :func:`maisi_aug.export_monai` has the options."""
+        from maisi_aug.api.exporting import export_monai
+
+        return export_monai(self, out, **options)
+
+    def export_dicom(self, out: str | Path, **options: Any) -> DicomReport:
+        """Write DICOM series and segmentations; :func:`maisi_aug.export_dicom` has the options."""
+        from maisi_aug.api.exporting import export_dicom
+
+        return export_dicom(self, out, **options)
+
+    def __len__(self) -> int:
+        return len(self.cases)
+
+    def __repr__(self) -> str:
+        accepted = len(self.summary.manifest.accepted)
+        return f"Cohort({str(self.folder)!r}, {accepted} of {self.summary.num_cases} cases accepted)"
+
+    def _load(self) -> Manifest:
+        if self._manifest is None:
+            self._manifest = load_manifest(self.folder)
+        return self._manifest
+
+    def _summarise(self) -> CohortSummary:
+        """What is there, as a run that had nothing to do would tell."""
+        from maisi_aug.generate.run import CohortSummary
+        from maisi_aug.integrations.reading.cohort_source import find_num_planned
+
+        manifest = self._load()
+        num_cases = find_num_planned(self.folder) or len({record.case_index for record in manifest.records})
+        return CohortSummary(self.folder, num_cases, manifest, seconds=0.0, num_new=0)
+
+
+def load_cohort(folder: str | Path) -> Cohort:
+    """Open a cohort that is on the disk.
+
+    Raises:
+        CohortError: It is none, or its manifest is damaged.
+    """
+    return Cohort(folder)

@@ -1,0 +1,250 @@
+"""Cohorts from requests: what ``synthesize`` and ``plan`` do, for the command line and for Python."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from maisi_aug.api.balancing import Balance, balance_cohort, read_balance
+from maisi_aug.api.displays import listen_to_run
+from maisi_aug.api.keywords import require_known, takes_fields_of, to_fields
+from maisi_aug.api.listener import Progress, RunListener
+from maisi_aug.api.results import Cohort
+from maisi_aug.cohort.folder import find_cohort
+from maisi_aug.cohort.plan import CohortPlan
+from maisi_aug.cohort.request import GIVEN, NO_MAP, CohortRequest, build_request, load_recipe, override
+from maisi_aug.cohort.resolve import CohortRun, resolve
+
+if TYPE_CHECKING:
+    from maisi_aug.api.balancing import ReadMap
+    from maisi_aug.generate.run import CohortSummary
+    from maisi_aug.networks.acceleration import Compiler
+    from maisi_aug.sources.given import MapOutlook
+
+
+@takes_fields_of(CohortRequest, but=("grown_from",))
+def synthesize(
+    labels: str | Sequence[str] = (),
+    *,
+    out: str | Path,
+    recipe: str | Path | None = None,
+    balance_against: str | Path | None = None,
+    map: Mapping[str | int, str] | None = None,  # noqa: A002 - what every command calls it
+    size_bins: Sequence[float] | str | None = None,
+    max_lesions: int | None = None,
+    balance_picture: str | Path | None = None,
+    device: str = "auto",
+    compile_with: Compiler = "none",
+    resume: bool = True,
+    verify: bool = False,
+    progress: Progress = True,
+    **fields: Any,
+) -> Cohort:
+    """Make a label-balanced cohort of CT images and label maps, checked and resumable; ``maisi-aug synthesize``.
+
+    >>> import maisi_aug as ma
+    >>> cohort = ma.synthesize("hepatic tumor:0.3", num_cases=1, out="livers")
+    >>> cohort
+    Cohort('livers', 1 of 1 cases accepted)
+    >>> cohort.cases[0].lesions[0].diameter_mm > 20
+    True
+
+    Args:
+        labels: Requests, ``NAME[:SIZE][@SHARE]``, such as ``"lung nodule:8-20mm"``; several lesions in one case are
+            joined with ``+``.
+        out: Folder of the cohort: new, empty, or one that the same call began, which it goes on with.
+        recipe: Name or file of a recipe, or a ``cohort.yaml``; what else is given stands above it.
+        balance_against: Real dataset whose missing lesions are made: an nnU-Net raw dataset by path, number or name, or
+            a folder of label maps. ``labels`` then names the lesions alone.
+        map: Label of that dataset, by id or name -> the lesion's name here; found by name when not given.
+        size_bins: Edges in mm of the lesion sizes that are balanced.
+        max_lesions: Most lesions that a case holds that balances a dataset.
+        balance_picture: File to draw the balance into.
+        device: ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
+        compile_with: ``none``, ``inductor`` or ``trt``.
+        resume: Whether ``out`` may hold this cohort already.
+        verify: Compare the bytes of finished cases with the manifest, and draw altered ones again.
+        progress: True for bars on a terminal or in a notebook, False for none, or something to call with
+            ``(stage, done, total)``.
+        **fields: The fields of a recipe, see below; sections as ``gates={"organ_hu": False}``.
+
+    Returns:
+        The cohort, with cases that were rejected in ``cohort.summary``.
+
+    Raises:
+        MaisiAugError: The sentence that the command prints.
+    """
+    require_known(synthesize, fields)
+    request = read_request(labels, recipe, fields, source="synthesize")
+    options = read_balance(balance_against, size_bins, max_lesions, balance_picture)
+    with listen_to_run(progress) as listener:
+        request, balance = balance_cohort(request, options, _read_map(map), report=listener.measures)
+        summary = make_cohort(
+            request,
+            Path(out),
+            balance=balance,
+            device=device,
+            compiler=compile_with,
+            may_resume=resume,
+            verify=verify,
+            listener=listener,
+        )
+    return Cohort(Path(out), summary)
+
+
+@takes_fields_of(CohortRequest, but=("grown_from",))
+def plan(
+    labels: str | Sequence[str] = (),
+    *,
+    out: str | Path | None = None,
+    recipe: str | Path | None = None,
+    balance_against: str | Path | None = None,
+    map: Mapping[str | int, str] | None = None,  # noqa: A002 - what every command calls it
+    size_bins: Sequence[float] | str | None = None,
+    max_lesions: int | None = None,
+    balance_picture: str | Path | None = None,
+    progress: Progress = True,
+    **fields: Any,
+) -> CohortPlan:
+    """The cases that :func:`synthesize` would make of the same arguments, and nothing made; ``maisi-aug plan``.
+
+    The mask bank is opened, and the hardest label map of every kind is tried, so that a lesion without room is found
+    here. No weights are needed.
+
+    >>> import maisi_aug as ma
+    >>> planned = ma.plan(["lung nodule:10mm", "spleen"], num_cases=4)
+    >>> [(case.case_id, case.request) for case in planned.cases][:2]
+    [('case_0001', 'lung nodule:10mm'), ('case_0002', 'spleen')]
+    >>> ma.plan("hepatic tumor:15mm", num_case=4)
+    Traceback (most recent call last):
+    maisi_aug.errors.RecipeError: plan: expected a known keyword, found 'num_case'. Did you mean 'num_cases'?
+
+    Args:
+        labels: As for :func:`synthesize`, like all that follow.
+        out: Where the cohort would go; checked as a run would check it.
+        recipe: A recipe to start from.
+        balance_against: Real dataset to balance.
+        map: What its labels are.
+        size_bins: Edges of the sizes.
+        max_lesions: Most lesions of a case.
+        balance_picture: File to draw the balance into.
+        progress: As for :func:`synthesize`.
+        **fields: As for :func:`synthesize`.
+
+    Raises:
+        MaisiAugError: The sentence that the command prints.
+    """
+    require_known(plan, fields)
+    request = read_request(labels, recipe, fields, source="plan")
+    options = read_balance(balance_against, size_bins, max_lesions, balance_picture)
+    with listen_to_run(progress) as listener:
+        request, _ = balance_cohort(request, options, _read_map(map), needs_weights=False, report=listener.measures)
+        return look_ahead(request, None if out is None else Path(out), listener=listener).cohort.plan
+
+
+def read_request(
+    labels: str | Sequence[str], recipe: str | Path | None, fields: Mapping[str, Any], *, source: str
+) -> CohortRequest:
+    """What Python asked for.
+
+    Raises:
+        RecipeError: Listing every problem with its place.
+    """
+    flags = to_fields(CohortRequest, {"labels": labels or None, **fields})
+    if recipe is not None:
+        return load_recipe(str(recipe), flags)
+    return build_request(override({}, flags), source=source)
+
+
+def make_cohort(
+    request: CohortRequest,
+    out: Path,
+    *,
+    balance: Balance | None = None,
+    device: str = "auto",
+    compiler: Compiler = "none",
+    may_resume: bool = True,
+    verify: bool = False,
+    listener: RunListener | None = None,
+) -> CohortSummary:
+    """Resolve what is asked for and make it.
+
+    Args:
+        request: What is asked for.
+        out: Folder of the cohort.
+        balance: With a real dataset, to be written beside the cohort.
+        device: Where the networks run.
+        compiler: Of the networks.
+        may_resume: Whether the folder may hold the cohort already.
+        verify: Compare the bytes of finished cases with the manifest.
+        listener: Is told how the run goes.
+
+    Raises:
+        MaisiAugError: What is asked for cannot be made.
+    """
+    from maisi_aug.generate.run import synthesize_cohort
+
+    listener = listener or RunListener()
+    cohort = resolve(request, out, may_resume=may_resume, report_file=listener.measures)
+    for sentence in _find_advice(cohort):
+        listener.advises(sentence)
+    summary = synthesize_cohort(cohort, out, device=device, compiler=compiler, listener=listener, verify=verify)
+    if balance is not None:
+        balance.save(out)
+    return summary
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """What a run would make.
+
+    Attributes:
+        cohort: With its plan.
+        maps: What becomes of given label maps; empty for another mask source.
+    """
+
+    cohort: CohortRun
+    maps: Sequence[MapOutlook]
+
+
+def look_ahead(
+    request: CohortRequest, out: Path | None = None, *, may_resume: bool = True, listener: RunListener | None = None
+) -> Outlook:
+    """Resolve and try what is asked for; nothing is made.
+
+    Args:
+        request: What is asked for.
+        out: Where the cohort would go, if that is to be checked.
+        may_resume: Whether the folder may hold the cohort already.
+        listener: Is told of files that are measured and label maps that are tried.
+
+    Raises:
+        MaisiAugError: A run would be refused.
+    """
+    from maisi_aug.generate.rehearsal import rehearse
+    from maisi_aug.sources.given import look_at_maps, open_given_source
+
+    listener = listener or RunListener()
+    cohort = resolve(request, out, may_resume=may_resume, report_file=listener.measures, needs_weights=False)
+    if out is not None:
+        find_cohort(out, cohort.to_document(), cohort.begun)  # raises where the run would be refused
+    maps: Sequence[MapOutlook] = ()
+    if request.mask_source == GIVEN:
+        maps = look_at_maps(open_given_source(cohort), cohort.plan.cases, listener.tries)
+    rehearse(cohort, listener.tries)
+    return Outlook(cohort, maps)
+
+
+def _find_advice(cohort: CohortRun) -> list[str]:
+    """What the bundle wants its user to know."""
+    bundle = cohort.bundle
+    found = [bundle.advice, bundle.advice_without_map if cohort.request.mask_source == NO_MAP else ""]
+    return [" ".join(text.split()) for text in found if text]
+
+
+def _read_map(labels: Mapping[str | int, str] | None) -> ReadMap:
+    """What the user says of the dataset's labels, the other way round."""
+    mapping = {name: str(label) for label, name in (labels or {}).items()}
+    return lambda targets, vocabulary: mapping

@@ -1,0 +1,130 @@
+"""Twins: cases of the same patient, place and seed in which one thing differs, such as the size of the lesion.
+
+Each case of the plan becomes a group, with one case for each value of the factor.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Final, Literal, get_args
+
+from maisi_aug.cohort.manifest import AttemptRecord
+from maisi_aug.cohort.plan import CasePlan, CohortPlan, plan_from_texts
+from maisi_aug.errors import RequestError, did_you_mean
+from maisi_aug.vocabulary.labels import Vocabulary
+
+Factor = Literal["size", "texture", "place", "contrast"]
+FACTORS: Final[tuple[Factor, ...]] = get_args(Factor)
+ORIGIN_KEY: Final = "twins"
+"""Under which the origin of a case names its group, the factor and the value."""
+MOST_CONTRAST_HU: Final = 2000.0
+
+
+@dataclass(frozen=True, slots=True)
+class Twins:
+    """What differs between the cases of a group.
+
+    Attributes:
+        factor: Which property of the lesion.
+        values: Of the property, one for each case of a group: sizes as in a request, names, or contrasts in HU.
+    """
+
+    factor: Factor
+    values: tuple[str, ...]
+
+    def group_of(self, case_index: int) -> int:
+        """Number of the group that a case belongs to, from 0."""
+        return case_index // len(self.values)
+
+    def value_of(self, case_index: int) -> str:
+        """The value of a case."""
+        return self.values[case_index % len(self.values)]
+
+    def groups(self, plan: CohortPlan) -> list[tuple[CasePlan, ...]]:
+        """The cases of every group together."""
+        step = len(self.values)
+        return [plan.cases[start : start + step] for start in range(0, len(plan.cases), step)]
+
+    def to_origin(self, case_index: int) -> dict[str, Any]:
+        """What the manifest says of a case."""
+        return {"group": self.group_of(case_index), "factor": self.factor, "value": self.value_of(case_index)}
+
+
+def parse_twins(text: str) -> Twins:
+    """Read ``FACTOR=VALUE,VALUE,...``, such as ``size=6mm,10mm,20mm``.
+
+    Raises:
+        RequestError: For another factor, fewer than two values, or a value that is given twice.
+    """
+    name, _, listed = (part.strip() for part in text.partition("="))
+    factor = next((known for known in FACTORS if known == name), None)
+    if factor is None:
+        hint = did_you_mean(name, FACTORS) or f" Write one of {', '.join(FACTORS)}, such as size=6mm,10mm,20mm."
+        raise RequestError(f"--twins '{text}': expected FACTOR=VALUE,VALUE,..., found the factor '{name}'.{hint}")
+    values = tuple(value.strip() for value in listed.split(","))
+    if len(values) < 2 or not all(values) or len(set(values)) < len(values):
+        raise RequestError(f"--twins '{text}': expected two or more different values, found '{listed}'.")
+    if factor == "contrast":
+        for value in values:
+            _require_contrast(text, value)
+    return Twins(factor, values)
+
+
+def _require_contrast(text: str, value: str) -> None:
+    if not re.fullmatch(r"-?\d+(\.\d+)?", value) or not 0 < abs(float(value)) <= MOST_CONTRAST_HU:
+        raise RequestError(
+            f"--twins '{text}': expected contrasts in HU to the host, up to {MOST_CONTRAST_HU:g}, found '{value}'. "
+            "Write them as contrast=100,300,600."
+        )
+
+
+def plan_twins(texts: Sequence[str], twins: Twins, *, vocabulary: Vocabulary, num_groups: int, seed: int) -> CohortPlan:
+    """Plan a cohort of groups; the cases of a group follow each other.
+
+    Args:
+        texts: Label requests; without sizes where the size is what differs.
+        twins: What differs.
+        vocabulary: The labels that may be asked for.
+        num_groups: Groups of the cohort.
+        seed: Cohort seed.
+
+    Raises:
+        VocabularyError: When a label is unknown.
+        RequestError: When a request cannot be read, the groups do not suffice, or sizes are given twice.
+    """
+    rows = [
+        [_with_size(text, value) for text in texts] if twins.factor == "size" else list(texts) for value in twins.values
+    ]
+    plans = [plan_from_texts(row, vocabulary=vocabulary, num_cases=num_groups, seed=seed) for row in rows]
+    cases = [
+        replace(plan.cases[group], case_id=f"{plan.cases[group].case_id}_{value}", index=group * len(plans) + place)
+        for group in range(num_groups)
+        for place, (plan, value) in enumerate(zip(plans, twins.values, strict=True))
+    ]
+    return CohortPlan(tuple(cases), plans[0].requested_ids)
+
+
+def _with_size(text: str, value: str) -> str:
+    body, at, share = text.partition("@")
+    if ":" in body or "+" in body:
+        raise RequestError(
+            f"--labels '{text}': expected one lesion without a size, since --twins sets it, found '{body}'. "
+            "Write --labels 'lung nodule'."
+        )
+    return f"{body}:{value}{at}{share}"
+
+
+def twin_of(record: AttemptRecord) -> tuple[int, str, str] | None:
+    """Group, factor and value of a recorded case; None for one without twins.
+
+    A manifest may come from somebody else: an entry of another form counts as none.
+    """
+    entry = record.mask_origin.get(ORIGIN_KEY)
+    if not isinstance(entry, dict):
+        return None
+    group, factor, value = entry.get("group"), entry.get("factor"), entry.get("value")
+    if isinstance(group, int) and isinstance(factor, str) and isinstance(value, str):
+        return group, factor, value
+    return None
