@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -60,15 +61,21 @@ def insert(
 
 
 def _balance(config: InsertConfig, options: BalanceOptions, *, is_quiet: bool) -> tuple[InsertConfig, Balance | None]:
-    """The configuration with the requests that balance a dataset; of its rules those count that name the lesions."""
+    """The configuration with the requests that balance a dataset.
+
+    Rules that name the lesions say what the dataset calls them; CTs that have no labels have no use for them.
+    """
     if options.against is None:
         return config, None
-    from maisi_aug.bundle_spec.bundle import load_bundle
     from maisi_aug.cohort.balance import to_requests
+    from maisi_aug.insertion.backgrounds import DATASET_NAME
+    from maisi_aug.insertion.config import choose_painter
 
-    vocabulary = load_bundle(config.bundle).vocabulary
+    vocabulary = choose_painter(config)[0].vocabulary
     rules = select_lesion_rules(config.map, config.labels, vocabulary)
     balance = find_balance(
         config.labels, options, rules, vocabulary=vocabulary, num_cases=config.num_cases, is_quiet=is_quiet
     )
-    return InsertConfig.model_validate({**dict(config), "labels": to_requests(balance.labels)}), balance
+    has_labels = config.into_labels is not None or (Path(config.into) / DATASET_NAME).is_file()
+    kept = config.map if has_labels else tuple(rule for rule in config.map if rule not in rules)
+    return InsertConfig.model_validate({**dict(config), "labels": to_requests(balance.labels), "map": kept}), balance
