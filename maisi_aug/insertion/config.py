@@ -165,9 +165,7 @@ def resolve_insertion(config: InsertConfig) -> ResolvedInsertion:
         "into_labels": config.into_labels and _absolute(config.into_labels),
         "into_organs": list(map(_absolute, config.into_organs)),
         "painter": painter,
-        "bundle": bundle.name
-        if config.bundle is None or not Path(config.bundle).is_dir()
-        else _absolute(config.bundle),
+        "bundle": _absolute(str(config.bundle)) if is_folder else bundle.name,
     }
     return ResolvedInsertion(config, configuration, bundle, backgrounds, plan, painter, twins)
 
