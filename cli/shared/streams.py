@@ -6,6 +6,7 @@ Rich writes its own colours and cursor moves, and asks a stream for what is behi
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from collections.abc import Iterator
@@ -57,11 +58,36 @@ class CleanStream(PatientStream):
         """What Rich writes to."""
         return PatientStream(self._stream)
 
+    @property
+    def buffer(self) -> io.RawIOBase:
+        """What takes bytes."""
+        return _CleanBytes(self)
+
     def write(self, text: str) -> int:
         """Write text; a carriage return at its beginning stays, with which bars of downloads go back to theirs."""
         start = "\r" if text.startswith("\r") else ""
         super().write(start + clean_lines(text[len(start) :]))
         return len(text)
+
+
+class _CleanBytes(io.RawIOBase):
+    """What lies behind a clean stream for those who go around it, as typer does while Rich shows a bar."""
+
+    def __init__(self, stream: CleanStream) -> None:
+        self._stream = stream
+
+    def writable(self) -> bool:
+        """It takes bytes."""
+        return True
+
+    def write(self, content: Any) -> int:
+        """Write text in UTF-8."""
+        self._stream.write(bytes(content).decode("utf-8", "surrogateescape"))
+        return len(content)
+
+    def flush(self) -> None:
+        """Hand on what is buffered."""
+        self._stream.flush()
 
 
 def tell(sentence: str) -> None:
@@ -73,7 +99,7 @@ def tell(sentence: str) -> None:
 def clean_streams() -> Iterator[None]:
     """Clean what is written to standard output and error while the block lasts."""
     before = sys.stdout, sys.stderr
-    sys.stdout, sys.stderr = (CleanStream(stream) for stream in before)  # type: ignore[assignment]
+    sys.stdout, sys.stderr = (CleanStream(stream) for stream in before)
     try:
         try:
             yield

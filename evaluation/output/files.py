@@ -9,6 +9,7 @@ from typing import Any
 
 from maisi_aug.errors import CohortError, MaisiAugError
 from maisi_aug.system.content import read_json
+from maisi_aug.system.printed_text import clean_message
 from maisi_aug.system.whole_files import write_json_whole, write_text_whole
 
 Cell = str | int | float | bool | None
@@ -94,7 +95,7 @@ def run_command(body: Callable[[], None]) -> int:
     try:
         body()
     except MaisiAugError as error:
-        print(f"Error: {error}", file=sys.stderr)
+        print(clean_message(f"Error: {error}"), file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("Stopped on request; the same command goes on from there.", file=sys.stderr)

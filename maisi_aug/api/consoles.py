@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import IO, Any
 
 from rich.console import Console
 from rich.segment import Segment
@@ -26,6 +26,18 @@ class PlainConsole(Console):
         """Clean what comes from anywhere else, such as the descriptions of bars."""
         for segment in super().render(renderable, options):
             yield segment if segment.control else segment._replace(text=clean_lines(segment.text))
+
+    @property
+    def file(self) -> IO[str]:
+        """The stream behind all that stand in for it: while a bar is shown, one of Rich's stands before ours."""
+        found = super().file
+        while (behind := getattr(found, "rich_proxied_file", None)) is not None:
+            found = behind
+        return found
+
+    @file.setter
+    def file(self, stream: IO[str]) -> None:
+        self._file = stream
 
     def on_broken_pipe(self) -> None:
         """Go on: the stream behind drops what nobody reads."""

@@ -151,3 +151,19 @@ def test_rich_writes_behind_the_clean_stream(capsys: pytest.CaptureFixture[str])
     """Its own colours must not be spelt out."""
     guard(lambda: Console(force_terminal=True, color_system="standard").print("x", style="red"), debug=False)
     assert capsys.readouterr().out == "\x1b[31mx\x1b[0m\n"
+
+
+def test_bars_move_the_cursor_on_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    def work() -> None:
+        console = PlainConsole(stderr=True, force_terminal=True, color_system="standard", width=60)
+        with Progress(console=console) as bars:
+            task = bars.add_task("cases", total=2)
+            typer.echo(HOSTILE, err=True)  # printed above the bar
+            bars.update(task, completed=2)
+
+    assert guard(work, debug=False) == 0
+    err = capsys.readouterr().err
+    assert "\x1b[2K" in err
+    assert r"\u001b[" not in err
+    assert not {"\x07", "\u202e"} & set(err)
+    assert "\x1b]0;" not in err

@@ -320,7 +320,12 @@ def test_attempts_left_out_are_open_again() -> None:
 def test_manifest_that_grows_is_read_on_from_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[str | bytes] = []
     original = AttemptRecord.from_json
-    monkeypatch.setattr(AttemptRecord, "from_json", lambda line: read.append(line) or original(line))
+
+    def count(line: str | bytes) -> AttemptRecord:
+        read.append(line)
+        return original(line)
+
+    monkeypatch.setattr(AttemptRecord, "from_json", count)
     write_cohort(tmp_path, [HEPATIC_TUMOR], [HEPATIC_TUMOR], [HEPATIC_TUMOR])
     path = tmp_path / MANIFEST_NAME
     lines = path.read_bytes().splitlines(keepends=True)
