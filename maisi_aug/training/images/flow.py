@@ -357,11 +357,13 @@ class FlowObjective(Stateless):
         return weight * (share + (1.0 - share) * self.config.surroundings.known_weight)
 
     def _sum_weights(self, batch: Batch) -> Tensor:
-        """Of the latent voxels and of the labels of a batch."""
+        """Of the latent voxels of a batch, and of its labels where their mean errors count."""
         label_maps = torch.from_numpy(batch.label_maps).to(self.device)
-        voxels = self._weigh_known(self._weights(label_maps, batch.clean.shape)[0], batch).sum()
-        labels = weigh_labels(label_maps, self.lesion_ids, self.config.lesion_weight)
-        return torch.stack([voxels, labels.sum()])
+        weight = _pool(self._weight_of_id.to(self.device), label_maps, batch.clean.shape)
+        voxels = self._weigh_known(weight, batch).sum()
+        if self.config.label_mean_weight == 0:
+            return torch.stack([voxels, torch.zeros_like(voxels)])
+        return torch.stack([voxels, weigh_labels(label_maps, self.lesion_ids, self.config.lesion_weight).sum()])
 
 
 def _tabulate_weights(config: FlowLossConfig, lesion_ids: Sequence[int], label_weights: Mapping[int, float]) -> Tensor:
