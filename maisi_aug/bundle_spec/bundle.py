@@ -111,7 +111,7 @@ class Bundle:
             return ""
         if self.spec.mask_generation is None:
             return sha256_of(self.path / BUNDLE_FILE)
-        text = dump_bundle(without_masks(read_yaml(self.path / BUNDLE_FILE)))
+        text = dump_bundle(without_masks(read_yaml(self.path / BUNDLE_FILE, f"Bundle {self.name}", BundleError)))
         return hashlib.sha256(text.encode("utf-8")).hexdigest()
 
     @cached_property

@@ -279,19 +279,6 @@ def _read_line(path: Path, number: int, line: bytes) -> AttemptRecord:
     return record
 
 
-def _read_line(path: Path, number: int, line: bytes) -> AttemptRecord:
-    try:
-        record = AttemptRecord.from_json(line)
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_context=False)[0]
-        place = ".".join(map(str, first["loc"])) or "line"
-        found = f"{line.rstrip()[:60]!r} ({place}: {first['msg']})"
-        raise _wrong_line(path, number, "a record", found) from None
-    if record.status == "accepted" and "image" not in record.files:
-        raise _wrong_line(path, number, f"the image of the accepted case '{record.case_id}'", "none")
-    return record
-
-
 def _wrong_line(path: Path, number: int, expected: str, found: str) -> CohortError:
     return CohortError(
         f"{path}: expected {expected} on line {number}, found {found}. Remove the line to have its case made again."

@@ -224,7 +224,7 @@ def take_image(image: Any, affine: Any = None, *, subject: str) -> Volume:
     Raises:
         VolumeError: It is no volume, or its geometry is not known.
     """
-    return _read(lambda: _lay_out(image, affine, subject), subject)
+    return _read(lambda: _take_apart(image, affine, subject), subject)
 
 
 def take_label_map(image: Any, affine: Any = None, *, subject: str) -> Volume:
@@ -236,7 +236,7 @@ def take_label_map(image: Any, affine: Any = None, *, subject: str) -> Volume:
     return _straighten_labels(_to_label_map(take_image(image, affine, subject=subject), subject), subject)
 
 
-def _lay_out(image: Any, affine: Any, subject: str) -> tuple[NDArray[Any], NDArray[np.float64]]:
+def _take_apart(image: Any, affine: Any, subject: str) -> tuple[NDArray[Any], NDArray[np.float64]]:
     """Array with three axes, and its voxel-to-RAS affine."""
     chosen: Any
     if hasattr(image, "GetDirection"):
