@@ -98,7 +98,7 @@ def complete_presets(ctx: typer.Context, incomplete: str) -> Iterator[Offer]:
     from maisi_aug.bundle_spec.bundle import load_bundle
     from maisi_aug.bundle_spec.presets import list_all_presets, list_presets
 
-    named = ctx.params.get("bundle")
+    named = _name_bundle(ctx)
     if named:
         presets = list_presets(load_bundle(named).spec.grid_limits)
     else:
@@ -108,11 +108,21 @@ def complete_presets(ctx: typer.Context, incomplete: str) -> Iterator[Offer]:
         yield preset.name, f"{shape} at {'x'.join(f'{step:g}' for step in preset.spacing_mm)} mm"
 
 
+def is_given(ctx: typer.Context, name: str) -> bool:
+    """Whether a parameter was typed, and is not left to its default."""
+    source = ctx.get_parameter_source(name)
+    return source is not None and source.name != "DEFAULT"
+
+
+def _name_bundle(ctx: typer.Context) -> str | None:
+    return ctx.params["bundle"] if is_given(ctx, "bundle") else None
+
+
 def _vocabulary_of(ctx: typer.Context) -> Vocabulary:
     """The vocabulary of the bundle that the command line names; the embedded bundle's without one."""
     from maisi_aug.bundle_spec.bundle import load_bundle
 
-    named = ctx.params.get("bundle")
+    named = _name_bundle(ctx)
     return load_bundle(named).vocabulary if named else FULL_VOCABULARY
 
 

@@ -137,7 +137,7 @@ def with_options(
     def command(context: typer.Context, **values: Any) -> None:
         for name, model in models.items():
             typed = {one: values.pop(one.name) for one in options[name] if one.name in values}
-            given = {one: value for one, value in typed.items() if _is_given(context, one.name)}
+            given = {one: value for one, value in typed.items() if completion.is_given(context, one.name)}
             if hints[name] is model:
                 values[name] = build_model(model, {one.path: one.to_value(value) for one, value in given.items()})
             else:
@@ -181,11 +181,6 @@ def _noting_spellings() -> Iterator[None]:
         yield
     for note in notes:
         typer.echo(f"Note: {note.message}", err=True)
-
-
-def _is_given(context: typer.Context, name: str) -> bool:
-    source = context.get_parameter_source(name)
-    return source is not None and source.name != "DEFAULT"
 
 
 def _model_of(hint: Any) -> type[BaseModel] | None:

@@ -29,7 +29,8 @@ from maisi_aug.vocabulary.labels import FULL_VOCABULARY
 
 
 def context(**params: Any) -> Any:
-    return SimpleNamespace(params=params)
+    typed = SimpleNamespace(name="COMMANDLINE")
+    return SimpleNamespace(params=params, get_parameter_source=lambda name: typed if name in params else None)
 
 
 def values(complete: Callable[..., Any], typed: str, **params: Any) -> list[str]:

@@ -207,7 +207,7 @@ def test_only_what_was_typed_stands_above_a_recipe() -> None:
         (("-m", "a", "--shape", "3"), "--shape: expected IxJ, found '3'."),
         (("-m", "a", "--shape", "3x0"), "--shape[1]: expected greater than 0, found 0."),
         (("-m", "a", "--tile-overlap", "1"), "--tile-overlap: expected less than 1, found 1.0."),
-        (("-m", "", "--shape", "3"), "--name: expected String should have at least 1 character, found ''. --shape"),
+        (("-m", "", "--shape", "3"), "--name: expected a text of at least 1 character, found ''. --shape"),
     ],
 )
 def test_what_is_wrong_is_named_by_its_option(words: tuple[str, ...], message: str) -> None:
