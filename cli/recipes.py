@@ -110,12 +110,12 @@ def validate_command(
 
 
 def _validate_insertion(name: str, *, as_json: bool) -> None:
-    from maisi_aug.bundle_spec.bundle import load_bundle
     from maisi_aug.cohort.grammar import parse_requests
+    from maisi_aug.insertion.config import choose_painter
     from maisi_aug.insertion.request import load_insertion_recipe
 
     config = load_insertion_recipe(name, {"into": "CTS"})
-    parse_requests(config.labels, vocabulary=load_bundle(config.bundle).vocabulary)
+    parse_requests(config.labels, vocabulary=choose_painter(config)[0].vocabulary)
     if as_json:
         typer.echo(config.model_dump_json(indent=1, exclude={"into"}))
         return

@@ -39,18 +39,21 @@ from maisi_aug.system.whole_files import write_json_whole, write_text_whole
 from maisi_aug.vocabulary.sizes import volume_ml
 
 REPORT_NAME: Final = "insertion_ways"
+WAYS: Final = ("procedural", "replace", "resampled", "difference")
 SIZES_MM: Final = (6.0, 9.0, 14.0, 25.0)
 ATTACHMENTS: Final[tuple[Attachment, ...]] = ("free", "surface")
 FIGURES: Final = ("contrast_hu", "edge", "noise_ratio", "inner_noise_ratio", "seam")
 TILE_MM, TILE_PX, WINDOW_HU = 50.0, 150, (-1100.0, 300.0)
 
 
-def draw_all(chests: Sequence[ChestCt], painter: Painter, *, num_lesions: int) -> list[dict[str, Any]]:
+def draw_all(
+    chests: Sequence[ChestCt], painter: Painter, *, num_lesions: int, sizes_mm: Sequence[float] = SIZES_MM
+) -> list[dict[str, Any]]:
     """The nodules of the comparison, drawn in one way: textures, sizes and attachments take turns.
 
     A place that a CT does not have is left out; all ways leave out the same.
     """
-    kinds = list(product(SIZES_MM, ATTACHMENTS, TEXTURES))
+    kinds = list(product(sizes_mm, ATTACHMENTS, TEXTURES))
     rows = []
     for number in range(num_lesions):
         diameter, attachment, texture = kinds[number * 7 % len(kinds)]
@@ -149,6 +152,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("chests", type=Path, help="NAME_ct.nii.gz of whole chests")
     parser.add_argument("--bundle", required=True)
     parser.add_argument("--lesions", type=int, default=24)
+    parser.add_argument("--sizes", type=float, nargs="+", default=list(SIZES_MM), help="diameters in mm")
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
     parser.add_argument("--steps", type=int, help="of the sampler")
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args(arguments)
@@ -157,13 +162,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     def body() -> None:
         chests, bundle = load_chests(args.chests), load_bundle(args.bundle)
         painter = open_bundle_painter(bundle, "cpu", num_inference_steps=args.steps)
-        ways: dict[str, Painter] = {
+        painters: dict[str, Painter] = {
             "procedural": ProceduralPainter(),
             "replace": painter,
             "resampled": replace(painter, num_resamplings=2),
             "difference": replace(painter, method="difference"),
         }
-        rows = {way: draw_all(chests, one, num_lesions=args.lesions) for way, one in ways.items()}
+        rows = {}
+        for way in args.ways:
+            sys.stderr.write(f"Drawing {args.lesions} nodules: {way}\n")
+            rows[way] = draw_all(chests, painters[way], num_lesions=args.lesions, sizes_mm=args.sizes)
         sheet = np.vstack([np.hstack([row.pop("tile") for row in held]) for held in rows.values()])
         save_picture(args.out / "ways.png", Image.fromarray(sheet))
         document = {

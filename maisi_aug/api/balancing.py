@@ -156,7 +156,9 @@ def balance_insertion(
     *,
     report: Report = report_nothing,
 ) -> tuple[InsertConfig, Balance | None]:
-    """The same of lesions that are inserted; of the rules those count that name the lesions.
+    """The same of lesions that are inserted.
+
+    Rules that name the lesions say what the dataset calls them; CTs that have no labels have no use for them.
 
     Args:
         config: Its requests name the lesions.
@@ -169,12 +171,13 @@ def balance_insertion(
     """
     if options.against is None:
         return config, None
-    from maisi_aug.bundle_spec.bundle import load_bundle
     from maisi_aug.cohort.balance import to_requests
     from maisi_aug.cohort.grammar import label_names
+    from maisi_aug.insertion.backgrounds import DATASET_NAME
+    from maisi_aug.insertion.config import choose_painter
     from maisi_aug.insertion.request import InsertConfig
 
-    vocabulary = load_bundle(config.bundle).vocabulary
+    vocabulary = choose_painter(config)[0].vocabulary
     asked = {vocabulary.id_of(name) for name in label_names(config.labels)}
     rules = [rule for rule in config.map if names_one_of(rule.rpartition("=")[2], asked, vocabulary)]
     balance = find_balance(
@@ -185,7 +188,9 @@ def balance_insertion(
         num_cases=config.num_cases,
         report=report,
     )
-    return InsertConfig.model_validate({**dict(config), "labels": to_requests(balance.labels)}), balance
+    has_labels = config.into_labels is not None or (Path(config.into) / DATASET_NAME).is_file()
+    kept = config.map if has_labels else tuple(rule for rule in config.map if rule not in rules)
+    return InsertConfig.model_validate({**dict(config), "labels": to_requests(balance.labels), "map": kept}), balance
 
 
 def find_balance(

@@ -65,7 +65,7 @@ def insert_cohort(
         listener.starts(len(cohort.plan.cases), manifest)
         todo = [group for group in cohort.groups if not manifest.settled_indices.issuperset(c.index for c in group)]
         if todo:
-            listener.enters("loading the networks" if config.painter == "network" else "drawing")
+            listener.enters("loading the networks" if cohort.painter == "network" else "drawing")
             inserter = Inserter(cohort, build_painter(cohort, device))
             writer = CaseWriter(_facts_of(cohort), place, lines, lambda attempt: attempt, inserter.draw_preview)
             for group in todo:
@@ -108,7 +108,7 @@ def build_painter(cohort: ResolvedInsertion, device: str) -> Painter:
     Raises:
         BundleError: When the weights or the device cannot be used.
     """
-    if cohort.config.painter == "procedural":
+    if cohort.painter == "procedural":
         return ProceduralPainter()
     from maisi_aug.insertion.drawing import open_bundle_painter
 
@@ -117,8 +117,8 @@ def build_painter(cohort: ResolvedInsertion, device: str) -> Painter:
 
 def _facts_of(cohort: ResolvedInsertion) -> CohortFacts:
     config, bundle = cohort.config, cohort.bundle
-    is_network = config.painter == "network"
-    settings: dict[str, JsonValue] = {"painter": config.painter}
+    is_network = cohort.painter == "network"
+    settings: dict[str, JsonValue] = {"painter": cohort.painter}
     if is_network:
         settings["num_inference_steps"] = bundle.choose_steps(config.num_inference_steps)
     return CohortFacts(

@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 from maisi_aug import __version__
-from maisi_aug.bundle_spec.bundle import Bundle, load_bundle
+from maisi_aug.bundle_spec.bundle import Bundle, embedded_bundles, load_bundle
+from maisi_aug.cohort.grammar import label_names
 from maisi_aug.cohort.plan import CasePlan, CohortPlan, plan_from_texts
 from maisi_aug.cohort.twins import ORIGIN_KEY, Twins, parse_twins, plan_twins
 from maisi_aug.errors import LesionError, RequestError, did_you_mean
 from maisi_aug.insertion.backgrounds import Backgrounds, find_backgrounds
 from maisi_aug.insertion.insert import LesionRequest
+from maisi_aug.insertion.lungs import LUNG_LOBES
 from maisi_aug.insertion.painting import TEXTURES, Texture
 from maisi_aug.insertion.request import Attachment, InsertConfig
 from maisi_aug.lesions.lesion import Lesion
@@ -21,6 +23,10 @@ from maisi_aug.preparation.mapping import parse_rule
 from maisi_aug.system.seeds import case_seed, numpy_generator
 from maisi_aug.vocabulary.hu import expected_contrast_sign
 
+ChosenPainter = Literal["procedural", "network"]
+NODULE_BUNDLE, PLAIN_BUNDLE = "lung-nodule-ct", "phantom-ct"
+NUM_LABEL_BITS = 8
+"""Channels of a ControlNet's condition that is the label map alone."""
 TEXTURE_SHARES: dict[Texture, float] = {"solid": 0.85, "part-solid": 0.04, "ground-glass": 0.11}
 """Of the nodules of LIDC-IDRI, by its readers' scores."""
 
@@ -35,6 +41,7 @@ class ResolvedInsertion:
         bundle: Whose vocabulary and networks are used.
         backgrounds: The CTs.
         plan: Which lesions each case gets.
+        painter: What draws.
         twins: What differs between the cases of a group; None where every case stands for itself.
     """
 
@@ -43,12 +50,13 @@ class ResolvedInsertion:
     bundle: Bundle
     backgrounds: Backgrounds
     plan: CohortPlan
+    painter: ChosenPainter
     twins: Twins | None = None
 
     @property
     def painter_name(self) -> str:
         """For the manifest: the bundle that draws, or the procedural painter."""
-        return self.bundle.name if self.config.painter == "network" else "procedural painter"
+        return self.bundle.name if self.painter == "network" else "procedural painter"
 
     def to_document(self) -> dict[str, Any]:
         """The content of ``cohort.yaml``: no times, no machine."""
@@ -56,7 +64,7 @@ class ResolvedInsertion:
         drawn_by = {"name": self.bundle.name, "fingerprint": self.bundle.fingerprint, "licence": self.bundle.licence}
         return {
             "configuration": dict(self.configuration),
-            **({"bundle": drawn_by} if self.config.painter == "network" else {}),
+            **({"bundle": drawn_by} if self.painter == "network" else {}),
             "mask_bank": self.backgrounds.describe(),
             "requested": [{"id": label_id, "name": names(label_id)} for label_id in self.plan.requested_ids],
             "size_distributions": {},
@@ -130,7 +138,7 @@ def resolve_insertion(config: InsertConfig) -> ResolvedInsertion:
         BundleError: There is no such bundle.
         RequestError, VocabularyError: A request cannot be met, or asks for an organ.
     """
-    bundle = load_bundle(config.bundle)
+    bundle, painter = choose_painter(config)
     backgrounds = find_backgrounds(
         Path(config.into),
         vocabulary=bundle.vocabulary,
@@ -150,14 +158,40 @@ def resolve_insertion(config: InsertConfig) -> ResolvedInsertion:
             config.labels, twins, vocabulary=backgrounds.vocabulary, num_groups=config.num_cases, seed=config.seed
         )
     _require_lesions(plan, backgrounds)
+    is_folder = config.bundle is not None and Path(config.bundle).is_dir()
     configuration = {
         **config.model_dump(mode="json"),
         "into": _absolute(config.into),
         "into_labels": config.into_labels and _absolute(config.into_labels),
         "into_organs": list(map(_absolute, config.into_organs)),
-        "bundle": _absolute(config.bundle) if Path(config.bundle).is_dir() else config.bundle,
+        "painter": painter,
+        "bundle": _absolute(str(config.bundle)) if is_folder else bundle.name,
     }
-    return ResolvedInsertion(config, configuration, bundle, backgrounds, plan, twins)
+    return ResolvedInsertion(config, configuration, bundle, backgrounds, plan, painter, twins)
+
+
+def choose_painter(config: InsertConfig) -> tuple[Bundle, ChosenPainter]:
+    """The bundle that names the lesions, and whether its networks draw them.
+
+    Where nothing is said, the embedded bundle for lung nodules draws what grows in the lung alone; a bundle that is
+    named draws where its ControlNet is shown the image around a lesion.
+
+    Raises:
+        BundleError: There is no such bundle.
+        VocabularyError: A label is unknown.
+    """
+    if config.bundle is not None:
+        bundle = load_bundle(config.bundle)
+        knows_how = bundle.definition("controlnet")["conditioning_embedding_in_channels"] > NUM_LABEL_BITS
+        return bundle, ("network" if knows_how else "procedural") if config.painter == "auto" else config.painter
+    if config.painter == "network":
+        return load_bundle(NODULE_BUNDLE), "network"
+    plain = load_bundle(PLAIN_BUNDLE)
+    if config.painter == "auto" and NODULE_BUNDLE in embedded_bundles():
+        asked = {plain.vocabulary.id_of(name) for name in label_names(config.labels)}
+        if all(LUNG_LOBES.issuperset(plain.vocabulary.hosts_of(label_id) or (0,)) for label_id in asked):
+            return load_bundle(NODULE_BUNDLE), "network"
+    return plain, "procedural"
 
 
 def _require_twins(config: InsertConfig, twins: Twins) -> None:

@@ -49,12 +49,13 @@ class InsertConfig(StrictModel, strict=True, use_attribute_docstrings=True):
     twins: Annotated[str | None, Option(metavar="FACTOR=VALUE,...", panel=_WHAT)] = None
     """For each of the -n places a case per value, all else equal: size=6mm,10mm,20mm, texture=, place=, or
     contrast=100,300 (HU); for 'evaluate detection-curve'."""
-    painter: Annotated[Literal["procedural", "network"], Option(panel=_WHAT, everyday=True)] = "procedural"
-    """What draws the lesions: procedural needs no weights; network uses the bundle's networks."""
-    bundle: Annotated[PathText, Field(min_length=1), Option(metavar="NAME|FOLDER", complete="bundles", panel=_WHAT)] = (
-        "phantom-ct"
-    )
-    """Bundle whose vocabulary names the lesions, and whose networks draw with --painter network."""
+    painter: Annotated[Literal["auto", "procedural", "network"], Option(panel=_WHAT, everyday=True)] = "auto"
+    """What draws the lesions: networks of a bundle where it knows them, else without weights (procedural)."""
+    bundle: Annotated[
+        PathText | None, Field(min_length=1), Option(metavar="NAME|FOLDER", complete="bundles", panel=_WHAT)
+    ] = None
+    """Bundle whose networks draw the lesions, and whose vocabulary names them (default: the embedded one for lung
+    nodules)."""
     num_inference_steps: Annotated[PositiveInt | None, Option("--steps", panel=_WHAT)] = None
     """Sampling steps of the networks (default: the bundle's)."""
     max_attempts: Annotated[PositiveInt, Option(panel=_RUN)] = 5

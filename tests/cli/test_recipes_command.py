@@ -12,7 +12,7 @@ from maisi_aug.cohort.recipe_files import list_insertion_recipes, list_recipes, 
 from tests.builders.tiny_bundle import write_tiny_bundle
 
 Run = Callable[..., Any]
-NUM_RECIPES, NUM_TRAINING_RECIPES = 3, 6
+NUM_RECIPES, NUM_INSERTION_RECIPES, NUM_TRAINING_RECIPES = 3, 2, 6
 NAMES = [info.name for info in (*list_recipes(), *list_insertion_recipes(), *list_training_recipes())]
 
 
@@ -20,12 +20,13 @@ def test_recipes_are_listed_with_the_commands_that_run_them(run_cli: Run) -> Non
     outcome = run_cli("recipes", "list")
     assert outcome.code == 0
     rows = json.loads(run_cli("recipes", "list", "--json").stdout)
-    assert [row["kind"] for row in rows] == ["cohort"] * NUM_RECIPES + ["training"] * NUM_TRAINING_RECIPES
+    kinds = [("cohort", NUM_RECIPES), ("insertion", NUM_INSERTION_RECIPES), ("training", NUM_TRAINING_RECIPES)]
+    assert [row["kind"] for row in rows] == [kind for kind, count in kinds for _ in range(count)]
     for row in rows:
         assert row["name"] in outcome.stdout
         assert all(f"{command}\n" in outcome.stdout for command in row["commands"])
         stage = "mask-vae" if row["name"].endswith("-masks") else "vae"
-        verb = "synthesize" if row["kind"] == "cohort" else f"train {stage}"
+        verb = {"cohort": "synthesize", "insertion": "insert"}.get(row["kind"], f"train {stage}")
         assert row["commands"][0].startswith(f"maisi-aug {verb} --recipe {row['name']} ")
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from maisi_aug.insertion.painting import PaintTask, ProceduralPainter, draw_noise_like, measure_noise
+from maisi_aug.insertion.painting import PaintTask, ProceduralPainter, draw_noise_like, measure_noise, set_contrast
 
 SHAPE, SPACING_MM = (48, 44, 16), (0.8, 0.7, 2.0)
 
@@ -84,3 +84,15 @@ def test_soft_lesion_differs_from_its_host_as_its_kind_does(sign: int) -> None:
     core = ndimage.binary_erosion(task.lesion, iterations=2)
     contrast_hu = np.median(drawn[core]) - np.median(liver.image_hu[~task.lesion])
     assert 15 < sign * contrast_hu < 75
+
+
+def test_contrast_is_set_without_touching_the_noise() -> None:
+    task = build_task("solid")
+    drawn = ProceduralPainter().paint(task)
+    brighter, darker = (set_contrast(task, drawn, contrast_hu) for contrast_hu in (900.0, 300.0))
+    lung_hu = np.median(task.image_hu[task.host])
+    assert np.median(brighter[task.lesion]) > np.median(darker[task.lesion]) + 300
+    core = ndimage.distance_transform_edt(task.lesion, sampling=SPACING_MM) >= 3
+    assert np.median(brighter[core]) - lung_hu == pytest.approx(900, abs=60)
+    fine = [image - ndimage.gaussian_filter(image, 1.0) for image in (brighter, darker)]
+    assert fine[0][core].std() == pytest.approx(fine[1][core].std(), rel=0.3)

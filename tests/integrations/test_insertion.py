@@ -96,7 +96,7 @@ def test_lesion_keeps_to_organs_of_the_label_map(chest: np.ndarray) -> None:
 @pytest.mark.parametrize(
     ("lesion", "message"),
     [
-        ("lung nodule", "expected one lesion with a size"),
+        ("liver", "expected one lesion with a size"),
         ("lung nodule:8mmx2", "expected one lesion with a size"),
         ("hepatic tumor:8mm", "expected host_numbers"),
     ],
