@@ -156,7 +156,9 @@ def balance_insertion(
     *,
     report: Report = report_nothing,
 ) -> tuple[InsertConfig, Balance | None]:
-    """The same of lesions that are inserted; of the rules those count that name the lesions.
+    """The same of lesions that are inserted.
+
+    Rules that name the lesions say what the dataset calls them; CTs that have no labels have no use for them.
 
     Args:
         config: Its requests name the lesions.

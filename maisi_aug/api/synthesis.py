@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from maisi_aug.api.balancing import Balance, balance_cohort, read_balance
+from maisi_aug.api.balancing import Balance, BalanceOptions, balance_cohort, read_balance
 from maisi_aug.api.displays import listen_to_run
 from maisi_aug.api.keywords import require_known, takes_fields_of, to_fields
 from maisi_aug.api.listener import Progress, RunListener
@@ -16,6 +16,7 @@ from maisi_aug.cohort.folder import find_cohort
 from maisi_aug.cohort.plan import CohortPlan
 from maisi_aug.cohort.request import GIVEN, NO_MAP, CohortRequest, build_request, load_recipe, override
 from maisi_aug.cohort.resolve import CohortRun, resolve
+from maisi_aug.errors import RequestError
 
 if TYPE_CHECKING:
     from maisi_aug.api.balancing import ReadMap
@@ -80,7 +81,7 @@ def synthesize(
     request = read_request(labels, recipe, fields, source="synthesize")
     options = read_balance(balance_against, size_bins, max_lesions, balance_picture)
     with listen_to_run(progress) as listener:
-        request, balance = balance_cohort(request, options, _read_map(map), report=listener.measures)
+        request, balance = balance_cohort(request, options, _read_map(map, options), report=listener.measures)
         summary = make_cohort(
             request,
             Path(out),
@@ -140,7 +141,9 @@ def plan(
     request = read_request(labels, recipe, fields, source="plan")
     options = read_balance(balance_against, size_bins, max_lesions, balance_picture)
     with listen_to_run(progress) as listener:
-        request, _ = balance_cohort(request, options, _read_map(map), needs_weights=False, report=listener.measures)
+        request, _ = balance_cohort(
+            request, options, _read_map(map, options), needs_weights=False, report=listener.measures
+        )
         return look_ahead(request, None if out is None else Path(out), listener=listener).cohort.plan
 
 
@@ -244,7 +247,16 @@ def _find_advice(cohort: CohortRun) -> list[str]:
     return [" ".join(text.split()) for text in found if text]
 
 
-def _read_map(labels: Mapping[str | int, str] | None) -> ReadMap:
-    """What the user says of the dataset's labels, the other way round."""
+def _read_map(labels: Mapping[str | int, str] | None, options: BalanceOptions) -> ReadMap:
+    """What the user says of the dataset's labels, the other way round.
+
+    Raises:
+        RequestError: There is no dataset.
+    """
+    if labels and options.against is None:
+        raise RequestError(
+            "map can only be used with balance_against. What labels of a mask bank mean is said by mask_labels, of a "
+            "size reference by size_label."
+        )
     mapping = {name: str(label) for label, name in (labels or {}).items()}
     return lambda targets, vocabulary: mapping

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
@@ -75,7 +75,7 @@ class CohortSummary:
 
     folder: Path
     num_cases: int
-    manifest: Manifest
+    manifest: Manifest = field(repr=False)
     seconds: float
     num_new: int
     skipped: tuple[tuple[str, str], ...] = ()

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 import maisi_aug as ma
-from maisi_aug.errors import RecipeError
+from maisi_aug.errors import RecipeError, RequestError
 
 SOURCE = ast.parse(Path(ma.__file__).read_text(encoding="utf-8"))
 
@@ -87,6 +87,14 @@ def test_fields_of_the_command_are_keywords_that_are_shown_and_explained(functio
 def test_misspelt_keyword_is_named_with_the_closest(call: object, message: str) -> None:
     with pytest.raises(RecipeError, match=message):
         call()  # type: ignore[operator]
+
+
+def test_balance_is_asked_for_as_a_whole(tmp_path: Path) -> None:
+    with pytest.raises(RequestError, match="map can only be used with balance_against"):
+        ma.synthesize("hepatic tumor", map={2: "hepatic tumor"}, out=tmp_path / "c")
+    with pytest.raises(RequestError, match="max_lesions: can only be used with --balance-against"):
+        ma.plan("hepatic tumor", max_lesions=2)
+    assert not (tmp_path / "c").exists()
 
 
 def test_labels_are_those_of_the_command(run_cli: Callable[..., Any]) -> None:
