@@ -164,9 +164,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         painter = open_bundle_painter(bundle, "cpu", num_inference_steps=args.steps)
         painters: dict[str, Painter] = {
             "procedural": ProceduralPainter(),
-            "replace": painter,
-            "resampled": replace(painter, num_resamplings=2),
-            "difference": replace(painter, method="difference"),
+            "replace": replace(painter, method="replace"),
+            "resampled": replace(painter, method="replace", num_resamplings=2),
+            "difference": painter,
         }
         rows = {}
         for way in args.ways:

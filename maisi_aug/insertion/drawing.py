@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from maisi_aug.insertion.painting import PaintTask, Texture
+from maisi_aug.system.seeds import numpy_generator
 from maisi_aug.volumes.grid import Grid, Shape
 
 if TYPE_CHECKING:
@@ -23,6 +24,13 @@ Method = Literal["replace", "difference", "whole"]
 lesion and without, are subtracted and the difference is added to the CT; or only the ControlNet is shown it."""
 TEXTURE_NAMES: Mapping[Texture, str] = {"part-solid": "part-solid nodule", "ground-glass": "ground-glass nodule"}
 """Labels of their own that a bundle may know textures by."""
+USUAL_HU: Mapping[Texture, tuple[float, float]] = {
+    "solid": (-60.0, 80.0),
+    "part-solid": (-400.0, -200.0),
+    "ground-glass": (-650.0, -480.0),
+}
+"""Between these lies the middle of a nodule that a reader calls so, blurred by the scanner as it is."""
+MOST_GAIN = 3.0
 SPACING_LIMITS_MM = (1.05, 1.05, 2.6)
 """Coarser CTs are drawn on voxels a whole number of times finer: the embedded bundle has seen few as coarse."""
 
@@ -66,8 +74,9 @@ class BundlePainter:
         grid = Grid.from_spacing(image_hu.shape, spacing_mm)  # type: ignore[arg-type]
         drawn = self._draw(image_hu, drawn_map, hidden, grid, task.seed)
         if self.method == "difference":
-            without = _replace_lesion(label_map, lesion)
-            drawn = image_hu + drawn - self._draw(image_hu, without, hidden, grid, task.seed)
+            without = _replace_lesion(label_map, lesion, _repeat(task.host, factors))
+            added = drawn - self._draw(image_hu, without, hidden, grid, task.seed)
+            drawn = image_hu + added * _choose_gain(added, image_hu, lesion, task)
         return coarsen_image(drawn, factors)
 
     def _draw(
@@ -91,7 +100,7 @@ class BundlePainter:
 
 
 def open_bundle_painter(
-    bundle: Bundle, device: str, *, num_inference_steps: int | None = None, method: Method = "replace"
+    bundle: Bundle, device: str, *, num_inference_steps: int | None = None, method: Method = "difference"
 ) -> BundlePainter:
     """Load the networks of a bundle to draw lesions with.
 
@@ -146,7 +155,25 @@ def _repeat(array: NDArray[Scalar], factors: Shape) -> NDArray[Scalar]:
     return array
 
 
-def _replace_lesion(label_map: NDArray[np.uint8], lesion: NDArray[np.bool_]) -> NDArray[np.uint8]:
-    """The map with the label next to each of the lesion's voxels in its place."""
-    nearest = ndimage.distance_transform_edt(lesion, return_distances=False, return_indices=True)
-    return np.asarray(label_map[tuple(nearest)])
+def _replace_lesion(
+    label_map: NDArray[np.uint8], lesion: NDArray[np.bool_], host: NDArray[np.bool_]
+) -> NDArray[np.uint8]:
+    """The map with the label of the nearest host in place of the lesion: the wall beside it would be drawn otherwise."""
+    if not host.any():
+        host = ~lesion
+    nearest = ndimage.distance_transform_edt(~host, return_distances=False, return_indices=True)
+    return np.where(lesion, label_map[tuple(nearest)], label_map).astype(np.uint8)
+
+
+def _choose_gain(
+    added_hu: NDArray[np.float32], image_hu: NDArray[np.float32], lesion: NDArray[np.bool_], task: PaintTask
+) -> float:
+    """By how much a lesion that came out fainter than its texture is in patients is raised."""
+    if task.texture not in USUAL_HU:
+        return 1.0
+    depth = ndimage.distance_transform_edt(lesion)
+    core = depth >= np.median(depth[lesion])
+    usual_hu = numpy_generator(task.seed, "contrast").uniform(*USUAL_HU[task.texture])
+    found_hu = float(np.median(added_hu[core]))
+    lacking_hu = usual_hu - float(np.median(image_hu[core]))
+    return float(np.clip(lacking_hu / found_hu, 1.0, MOST_GAIN)) if found_hu > 0 else 1.0
