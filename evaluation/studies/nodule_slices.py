@@ -132,7 +132,8 @@ def train_segmenter(
         loss.backward()
         optimizer.step()
         schedule.step()
-    return network.eval()
+    network.eval()
+    return network
 
 
 def draw_patch(stack: NoduleStack, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
