@@ -41,7 +41,14 @@ _PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 _FiniteFloat = Annotated[float, Field(allow_inf_nan=False)]
 
 
-_MOST: Mapping[str, int] = {"num_res_blocks": 64, "transformer_num_layers": 64, "num_train_timesteps": 10**6}
+_MOST: Mapping[str, int] = {
+    "num_res_blocks": 64,
+    "transformer_num_layers": 64,
+    "num_train_timesteps": 10**6,
+    "num_channels": 2**16,
+    "channels": 2**16,
+}
+_LEVELLED_ROLES = {"autoencoder", "diffusion_unet", "mask_autoencoder"}
 _MOST_OTHERWISE = 2**24
 _MAX_LEVELS = 16
 
@@ -60,15 +67,16 @@ def _require_definition(definition: dict[str, Any]) -> dict[str, Any]:
     return definition
 
 
-def _require_network(definition: dict[str, Any]) -> dict[str, Any]:
-    channels = definition.get("num_channels")
-    if not isinstance(channels, list) or not channels or not all(type(part) is int and part > 0 for part in channels):
-        raise ValueError("expected whole numbers above 0 as 'num_channels'")
-    return definition
+def _require_levels(networks: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Raise unless the networks that decide what a grid's sides are multiples of say how many levels they have."""
+    for role in networks.keys() & _LEVELLED_ROLES:
+        if not isinstance(levels := networks[role].get("num_channels"), list) or not levels:
+            raise ValueError(f"expected a list of whole numbers as {role}.num_channels")
+    return networks
 
 
 _Definition = Annotated[dict[str, Any], AfterValidator(_require_definition)]
-_NetworkDefinition = Annotated[_Definition, AfterValidator(_require_network)]
+_Networks = Annotated[dict[str, _Definition], AfterValidator(_require_levels)]
 
 
 class _Strict(BaseModel):
@@ -222,7 +230,7 @@ class BundleSpec(_Strict):
     mixed_precision: bool = True
     decode_window: tuple[PositiveInt, PositiveInt, PositiveInt] | None = None
     scheduler: _Definition
-    networks: dict[str, _NetworkDefinition]
+    networks: _Networks
     weights: dict[str, WeightFile]
     slots: dict[str, SlotSpec] = {}
     mask_generation: MaskGenerationSpec | None = None
