@@ -5,6 +5,9 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+_LONGEST_WORD = 200
+"""Of which something like it is looked for, which takes the time of both lengths."""
+
 
 class MaisiAugError(Exception):
     """Base of every error that a user can cause; only the command line catches it."""
@@ -96,6 +99,8 @@ def did_you_mean(word: str, candidates: Iterable[str]) -> str:
     Returns:
         ``" Did you mean 'a', 'b' or 'c'?"`` with a leading space, or ``""``.
     """
+    if len(word) > _LONGEST_WORD:
+        return ""
     close = difflib.get_close_matches(word.lower(), list(candidates), n=3, cutoff=0.5)
     if not close:
         return ""

@@ -38,7 +38,14 @@ def without_masks(content: Mapping[str, Any]) -> dict[str, Any]:
     return image
 
 
-_MOST: Mapping[str, int] = {"num_res_blocks": 64, "transformer_num_layers": 64, "num_train_timesteps": 10**6}
+_MOST: Mapping[str, int] = {
+    "num_res_blocks": 64,
+    "transformer_num_layers": 64,
+    "num_train_timesteps": 10**6,
+    "num_channels": 2**16,
+    "channels": 2**16,
+}
+_LEVELLED_ROLES = {"autoencoder", "diffusion_unet", "mask_autoencoder"}
 _MOST_OTHERWISE = 2**24
 _MAX_LEVELS = 16
 
@@ -57,15 +64,16 @@ def _require_definition(definition: dict[str, Any]) -> dict[str, Any]:
     return definition
 
 
-def _require_network(definition: dict[str, Any]) -> dict[str, Any]:
-    channels = definition.get("num_channels")
-    if not isinstance(channels, list) or not channels or not all(type(part) is int and part > 0 for part in channels):
-        raise ValueError("expected whole numbers above 0 as 'num_channels'")
-    return definition
+def _require_levels(networks: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Raise unless the networks that decide what a grid's sides are multiples of say how many levels they have."""
+    for role in networks.keys() & _LEVELLED_ROLES:
+        if not isinstance(levels := networks[role].get("num_channels"), list) or not levels:
+            raise ValueError(f"expected a list of whole numbers as {role}.num_channels")
+    return networks
 
 
 _Definition = Annotated[dict[str, Any], AfterValidator(_require_definition)]
-_NetworkDefinition = Annotated[_Definition, AfterValidator(_require_network)]
+_Networks = Annotated[dict[str, _Definition], AfterValidator(_require_levels)]
 
 
 class WeightFile(StrictModel):
@@ -215,7 +223,7 @@ class BundleSpec(StrictModel):
     mixed_precision: bool = True
     decode_window: tuple[PositiveInt, PositiveInt, PositiveInt] | None = None
     scheduler: _Definition
-    networks: dict[str, _NetworkDefinition]
+    networks: _Networks
     weights: dict[str, WeightFile]
     slots: dict[str, SlotSpec] = Field(default={})
     mask_generation: MaskGenerationSpec | None = None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -15,6 +14,8 @@ MAX_YAML_BYTES: Final = 2 * 10**6
 _FREE_ALIASES: Final = 1000
 """Elements that the aliases of any document may stand for, however short it is."""
 _MERGE_TAG: Final = "tag:yaml.org,2002:merge"
+_BaseLoader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+"""libyaml's, which is ten times as fast, where PyYAML was built with it."""
 
 
 def read_yaml(path: Path) -> Any:
@@ -37,7 +38,8 @@ def parse_yaml(text: str) -> Any:
     """
     try:
         with content_errors():
-            document = yaml.load(text, _BoundedLoader)  # a SafeLoader with more checks
+            _require_bounds(text)
+            document = yaml.load(text, _Loader)  # a SafeLoader with one check more
     except ContentError as error:
         if isinstance(error.__cause__, yaml.YAMLError):
             raise ContentError(_yaml_complaint(error.__cause__)) from error.__cause__
@@ -52,44 +54,59 @@ def _yaml_complaint(error: yaml.YAMLError) -> str:
     return f"{problem} on line {mark.line + 1}" if mark is not None else str(problem)
 
 
-class _BoundedLoader(yaml.SafeLoader):
-    """YAML's safe loader with bounds; a key that is given twice is an error instead of the last one winning."""
+def _require_bounds(text: str) -> None:
+    """Raise for a document that is nested too deeply, or is larger than its text once its aliases are followed.
+
+    Raises:
+        ContentError: Naming the line.
+    """
+    sizes: dict[str, int] = {}  # of what is finished, by its anchor
+    open_parts: list[tuple[str | None, int]] = []  # anchor, and elements so far
+    num_aliased = 0
+    for event in yaml.parse(text, Loader=_BaseLoader):
+        line = event.start_mark.line + 1
+        anchor, size = getattr(event, "anchor", None), 1
+        if isinstance(event, yaml.CollectionStartEvent):
+            open_parts.append((anchor, 1))
+            if len(open_parts) > MAX_DEPTH:
+                raise ContentError(f"more than {MAX_DEPTH} levels on line {line}")
+            continue
+        if isinstance(event, yaml.AliasEvent):
+            if any(anchor == opened for opened, _ in open_parts):
+                raise ContentError(f"an alias of what it stands in on line {line}")
+            size = sizes.get(event.anchor, 1)
+            num_aliased += size
+            if num_aliased > len(text) + _FREE_ALIASES:
+                raise ContentError(f"aliases of more than the document is long on line {line}")
+            anchor = None
+        elif isinstance(event, yaml.CollectionEndEvent):
+            anchor, size = open_parts.pop()
+        elif not isinstance(event, yaml.ScalarEvent):
+            continue
+        if anchor is not None:
+            sizes[anchor] = size
+        if open_parts:
+            outer, num_elements = open_parts[-1]
+            open_parts[-1] = outer, num_elements + size
+
+
+class _Loader(_BaseLoader):
+    """YAML's safe loader, but a key that is given twice is an error instead of the last one winning."""
 
     def __init__(self, stream: str) -> None:
         super().__init__(stream)
-        self._depth = 0
-        self._num_aliased = 0
-        self._most_aliased = len(stream) + _FREE_ALIASES
-        self._sizes: dict[int, int] = {}
-        """Elements of every finished node, by its identity, those behind aliases counted."""
-        self._own_keys: dict[int, list[yaml.Node]] = {}
-        """Keys of every mapping, by its identity, before others are merged into it."""
+        self._checked: set[int] = set()
 
-    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
-        is_alias = self.check_event(yaml.AliasEvent)
-        mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
-        self._depth += 1
-        if self._depth > MAX_DEPTH:
-            raise yaml.composer.ComposerError(None, None, f"more than {MAX_DEPTH} levels", mark)
-        node = super().compose_node(parent, index)
-        self._depth -= 1
-        if node is None:
-            return node
-        if not is_alias:
-            self._sizes[id(node)] = 1 + sum(self._sizes[id(child)] for child in _children(node))
-            if isinstance(node, yaml.MappingNode):
-                self._own_keys[id(node)] = [key for key, _ in node.value if key.tag != _MERGE_TAG]
-        elif id(node) not in self._sizes:
-            raise yaml.composer.ComposerError(None, None, "an alias of what it stands in", mark)
-        else:
-            self._num_aliased += self._sizes[id(node)]
-            if self._num_aliased > self._most_aliased:
-                raise yaml.composer.ComposerError(None, None, "aliases of more than the document is long", mark)
-        return node
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        """Merge what ``<<`` names, once the mapping's own keys are known to differ."""
+        if id(node) not in self._checked:
+            self._checked.add(id(node))
+            self._require_different_keys(node)
+        super().flatten_mapping(node)
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+    def _require_different_keys(self, node: yaml.MappingNode) -> None:
         seen = set()
-        for key_node in self._own_keys.get(id(node), ()):
+        for key_node in (key for key, _ in node.value if key.tag != _MERGE_TAG):
             key = self.construct_object(key_node, deep=True)
             try:
                 is_twice = key in seen
@@ -98,12 +115,3 @@ class _BoundedLoader(yaml.SafeLoader):
                 continue  # of a type that is no key, as the loader says
             if is_twice:
                 raise yaml.constructor.ConstructorError(None, None, f"the key '{key}' twice", key_node.start_mark)
-        return super().construct_mapping(node, deep)
-
-
-def _children(node: yaml.Node) -> Iterator[yaml.Node]:
-    if isinstance(node, yaml.MappingNode):
-        for pair in node.value:
-            yield from pair
-    elif isinstance(node, yaml.SequenceNode):
-        yield from node.value

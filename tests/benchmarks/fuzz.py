@@ -41,8 +41,8 @@ class Outcome:
         num_read: Those that were still valid.
         num_refused: Those that it said in a sentence what is wrong with.
         unexpected: What else it raised, and how often; a process that died, too.
-        num_hangs: Those that took longer than five seconds.
-        slowest_s: The longest that one took.
+        num_hangs: Those that took longer than five seconds of processor time.
+        slowest_s: The longest that one took, in processor time.
         memory_mb: Most memory beyond the process's own.
     """
 
@@ -78,7 +78,7 @@ def try_reader(reader: Reader, num_inputs: int, place: Path) -> Outcome:
         place.write_text(str(number))
         damaged = reader.damage(files, Random(number))
         with tempfile.TemporaryDirectory() as folder:
-            begun = time.perf_counter()
+            begun = time.process_time()
             try:
                 reader.try_on(damaged, Path(folder))
                 outcome.num_read += 1
@@ -87,7 +87,7 @@ def try_reader(reader: Reader, num_inputs: int, place: Path) -> Outcome:
                 unexpected[f"no sentence: {error}"[:120]] += isinstance(error, ContentError)
             except Exception as error:
                 unexpected[f"{type(error).__name__}: {error} (input {number})"[:120]] += 1
-            seconds = time.perf_counter() - begun
+            seconds = time.process_time() - begun
         outcome.slowest_s = max(outcome.slowest_s, round(seconds, 2))
         outcome.num_hangs += seconds > HANG_SECONDS
     outcome.unexpected = dict(+unexpected)
@@ -132,7 +132,7 @@ def to_markdown(outcomes: Sequence[Outcome]) -> str:
     lines += [_to_row(header), _to_row("---" for _ in header), *map(_to_row, rows)]
     faults = [f"- {o.reader}: {text} ({count})" for o in outcomes for text, count in o.unexpected.items()]
     about = (
-        "Memory is the most that the process held beyond its own after reading valid input, the making of the damaged "
+        "Seconds are of processor time. Memory is the most that the process held beyond its own after reading valid input, the making of the damaged "
         "input included."
     )
     return "\n".join([*lines, "", about, "", *faults]).rstrip() + "\n"

@@ -178,7 +178,7 @@ def _mutate_json(content: bytes, random: Random) -> bytes:
 
 def _mutate_yaml(content: bytes, random: Random) -> bytes:
     """YAML in the manner of JSON, sometimes with aliases, tags and repeated keys of its own."""
-    document = mutate_document(yaml.safe_load(content), random)
+    document = mutate_document(yaml.load(content, getattr(yaml, "CSafeLoader", yaml.SafeLoader)), random)
     text = _write(document)
     kind = random.randrange(8)
     if kind == 0 and isinstance(document, dict):

@@ -18,7 +18,7 @@ LAUGHS = "a0: &a0 [x, x]\n" + "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] *
         ("a: &a [*a]", "an alias of what it stands in on line 1"),
         ("a: 1\nb: 2\na: 3\n", "the key 'a' twice on line 3"),
         ("[" * (MAX_DEPTH + 1) + "]" * (MAX_DEPTH + 1), f"more than {MAX_DEPTH} levels on line 1"),
-        ("[" * 50_000, f"more than {MAX_DEPTH} levels on line 1"),
+        ("[" * 50_000, "(levels|nesting depth) on line 1"),
         ("a: 2020-99-99", "month must be in 1..12"),
         ("a: !!timestamp x", "groupdict"),
         ("a: !!int ''", "index out of range"),
@@ -26,8 +26,8 @@ LAUGHS = "a0: &a0 [x, x]\n" + "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] *
         ("a: " + "9" * 30, "more than 64 bits"),
         ("? [a]\n: b", "unhashable key on line 1"),
         ("a: !!python/name:os.system", "could not determine a constructor"),
-        ("a: [", "expected the node content"),
-        ('"\\ud800"', "surrogates not allowed"),
+        ("a: [", "expected (the )?node content"),
+        ('"\\ud800"', "(surrogates not allowed|invalid Unicode)"),
     ],
 )
 def test_yaml_beyond_the_bounds_is_refused_at_once(text: str, reason: str) -> None:
