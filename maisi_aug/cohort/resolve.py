@@ -30,7 +30,7 @@ from maisi_aug.networks.mask_conditions import read_organ_sizes, require_not_abs
 from maisi_aug.vocabulary.hu import HuRange
 from maisi_aug.vocabulary.label_meaning import find_label_id
 from maisi_aug.vocabulary.labels import Vocabulary
-from maisi_aug.vocabulary.regions import Regions, spell_out
+from maisi_aug.vocabulary.regions import BodyRegion, Regions, spell_out
 from maisi_aug.vocabulary.sizes import SizeDistribution, measure_distribution
 from maisi_aug.volumes.grid import Grid
 
@@ -143,26 +143,27 @@ def resolve(
     """
     begun = NOT_BEGUN if folder is None else BegunCohort.read(folder, may_resume=may_resume)
     bundle = (load_bundle if needs_weights else load_outline)(request.bundle)
-    bank_path, label_words = _choose_bank(request, bundle)
-    bank = _list_bank(bank_path, bundle.vocabulary)
-    only_chooses_maps = _only_chooses_maps(request, bundle, bank)
-    bundle.require_told(modality=request.modality, body_region=None if only_chooses_maps else request.body_region)
-    preset = None if request.preset is None else find_preset(request.preset, bundle)
-    decoding, grid = _choose_decoding(request, preset), _choose_grid(request, bundle, preset)
+    return _decide(request, begun, bundle, report_file)
+
+
+def _decide(request: CohortRequest, begun: BegunCohort, bundle: Bundle, report_file: ReportFile | None) -> CohortRun:
+    named = _name_maps(request, bundle)
+    bank, mapping = _list_bank(named["mask_bank"], bundle.vocabulary), load_mapping(named["mask_labels"])
+    bundle.require_told(modality=request.modality, body_region=_find_told_region(request, bundle, bank))
+    decoding, grid = _choose_decoding(request, bundle), _choose_grid(request, bundle)
     num_inference_steps = bundle.choose_steps(request.num_inference_steps)
     mask_steps = _choose_mask_steps(request, bundle, grid)
-    mapping, grown_from = load_mapping(label_words), begun.steps_to(request.num_cases, request.grown_from)
+    grown_from = begun.steps_to(request.num_cases, request.grown_from)
     described = _describe_bank(request, bundle, bank, mapping)
     distributions = _find_distributions(request, bundle.vocabulary, begun.document, report_file)
     requests = _parse(request, bundle, distributions)
     plan = _plan_cases(request, requests, bundle, bank, grown_from)
-    organ_sizes = read_organ_sizes(request.size_of or {}, bundle.vocabulary)
+    organ_sizes = read_organ_sizes(request.size_of, bundle.vocabulary) if request.size_of else {}
     _require_makeable(request, plan, bundle.vocabulary, grid, bank, organ_sizes)
     decided: dict[str, Any] = {
         "num_cases": len(plan.cases),
         "grown_from": list(grown_from),
-        "mask_bank": bank_path,
-        "mask_labels": _absolute(label_words, *CHOICES) if isinstance(label_words, str) else label_words,
+        **named,
         "mask_steps": mask_steps or None,
         "num_inference_steps": num_inference_steps,
         "decoding": decoding.model_dump(mode="json"),
@@ -201,12 +202,14 @@ def _fill_in(request: CohortRequest, decided: Mapping[str, Any], grid: Grid) -> 
     return {name: value for name, value in fields.items() if name != "grown_from" or value}
 
 
-def _choose_bank(request: CohortRequest, bundle: Bundle) -> tuple[str, LabelMapping]:
+def _name_maps(request: CohortRequest, bundle: Bundle) -> dict[str, Any]:
     """Where label maps come from and what their ids mean: what the user names, else the bundle's, else phantoms."""
-    own = (
-        default_bank(bundle) if request.mask_source == "plant" and "mask_bank" not in request.model_fields_set else None
-    )
-    return own or (_absolute_dataset(request.mask_bank, EMBEDDED_BANK), request.mask_labels)
+    is_open = request.mask_source == "plant" and "mask_bank" not in request.model_fields_set
+    bank, labels = (default_bank(bundle) if is_open else None) or (request.mask_bank, request.mask_labels)
+    return {
+        "mask_bank": _absolute_dataset(bank, EMBEDDED_BANK),
+        "mask_labels": _absolute(labels, *CHOICES) if isinstance(labels, str) else labels,
+    }
 
 
 def _list_bank(path: str, vocabulary: Vocabulary) -> BankFiles:
@@ -216,16 +219,19 @@ def _list_bank(path: str, vocabulary: Vocabulary) -> BankFiles:
     return list_bank(Path(path), lambda name: find_label_id(name, vocabulary) is not None)
 
 
-def _only_chooses_maps(request: CohortRequest, bundle: Bundle, bank: BankFiles) -> bool:
-    """Whether a body region does no more than choose among label maps: of a bank that tells what its maps show."""
-    if bundle.is_told_regions or not request.takes_requests:
-        return False
-    return any(entry.extent_mm is not None for entry in bank.entries)
+def _find_told_region(request: CohortRequest, bundle: Bundle, bank: BankFiles) -> tuple[BodyRegion, ...] | None:
+    """What the networks must listen to: no body region that only chooses among label maps that tell what they show."""
+    only_chooses = request.takes_requests and any(entry.extent_mm is not None for entry in bank.entries)
+    return request.body_region if bundle.is_told_regions or not only_chooses else None
 
 
-def _choose_decoding(request: CohortRequest, preset: Preset | None) -> DecodingConfig:
+def _find_preset(request: CohortRequest, bundle: Bundle) -> Preset | None:
+    return None if request.preset is None else find_preset(request.preset, bundle)
+
+
+def _choose_decoding(request: CohortRequest, bundle: Bundle) -> DecodingConfig:
     """The preset's windows of decoding, unless the user has chosen some."""
-    decoding = request.decoding
+    decoding, preset = request.decoding, _find_preset(request, bundle)
     if preset is None or decoding.window is not None:
         return decoding
     overlap = decoding.overlap if "overlap" in decoding.model_fields_set else preset.overlap
@@ -239,21 +245,20 @@ def find_grid(request: CohortRequest) -> Grid:
         BundleError: When there is no such bundle.
         RecipeError: When it has no such preset.
     """
-    bundle = load_outline(request.bundle)
-    return _build_grid(request, bundle, None if request.preset is None else find_preset(request.preset, bundle))
+    return _build_grid(request, load_outline(request.bundle))
 
 
-def _build_grid(request: CohortRequest, bundle: Bundle, preset: Preset | None) -> Grid:
-    base = preset or bundle.spec.grid
+def _build_grid(request: CohortRequest, bundle: Bundle) -> Grid:
+    base = _find_preset(request, bundle) or bundle.spec.grid
     return Grid.from_spacing(request.shape or base.shape, request.spacing_mm or base.spacing_mm)
 
 
-def _choose_grid(request: CohortRequest, bundle: Bundle, preset: Preset | None) -> Grid:
+def _choose_grid(request: CohortRequest, bundle: Bundle) -> Grid:
     """The grid of every case, compared with those that the networks have seen.
 
     Given label maps decide on what is left open, each for itself: of theirs only the sides asked for are checked.
     """
-    grid = _build_grid(request, bundle, preset)
+    grid = _build_grid(request, bundle)
     if request.follows_maps:
         grid.require_multiple_of(bundle.grid_factor, subject=f"Shape for bundle '{bundle.name}'")
         return grid

@@ -1,1 +1,1 @@
-"""From a resolved cohort to its files: attempts, writing, the run over all cases; and phantoms on disk."""
+"""From a resolved run to its files: attempts, writing, the run over all cases; and phantoms on disk."""

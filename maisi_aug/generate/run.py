@@ -1,4 +1,4 @@
-"""From a resolved cohort to its files: label maps drawn ahead, images sampled, gates and files in the background.
+"""From a resolved run to its files: label maps drawn ahead, images sampled, gates and files in the background.
 
 Three stages work at the same time, each on its own attempt: a thread draws the next label maps, this thread samples
 images, a thread judges and writes them. What an attempt becomes depends on its seed alone, never on the order in which

@@ -114,7 +114,7 @@ def _build_record(cohort: CohortRun, case: CasePlan) -> AttemptRecord:
     ]
     sizes: dict[str, JsonValue] = {
         "label": lesions[0].label,
-        "requested_ml": [part.volume_ml for part in case.lesions],
+        "requested_ml": [part.requested_ml for part in case.lesions],
         "realised_ml": [lesion.realised_ml for lesion in lesions],
         "errors_ml": [0.001 * (case.index % 7)],
         "voxel_ml": GRID.voxel_ml,

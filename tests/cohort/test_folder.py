@@ -1,13 +1,14 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from maisi_aug.cohort.folder import CohortFolder, find_cohort, find_lost, open_cohort, read_cohort_document
+from maisi_aug.cohort.folder import BegunCohort, CohortFolder, find_cohort, find_lost, open_cohort, read_cohort_document
 from maisi_aug.cohort.manifest import load_manifest
 from maisi_aug.errors import CohortError
 from tests.builders.tiny_cohort import write_cohort
@@ -176,3 +177,40 @@ def test_every_case_is_lost_with_the_folder_of_its_images(tmp_path: Path) -> Non
     write_cohort(tmp_path, [26], [26])
     shutil.rmtree(tmp_path / "images")
     assert len(find_lost(tmp_path, load_manifest(tmp_path))) == 2
+
+
+def test_cohort_file_is_read_again_only_when_somebody_has_written_it(tmp_path: Path) -> None:
+    begin(tmp_path)
+    begun = BegunCohort.read(tmp_path)
+    assert begun.document == DOCUMENT
+    assert begun.has_cases
+    known = replace(begun, document={**DOCUMENT, "known": True})
+    assert known.read_again(tmp_path) == known.document
+    assert known.read_again(tmp_path / "elsewhere") is None
+    text = (tmp_path / "cohort.yaml").read_text()
+    (tmp_path / "cohort.yaml").write_text(text + "# a note\n")
+    assert known.read_again(tmp_path) == DOCUMENT
+    with pytest.raises(CohortError, match="expected a new folder because of --no-resume, found a cohort"):
+        BegunCohort.read(tmp_path, may_resume=False)
+    assert BegunCohort.read(tmp_path / "new", may_resume=False).document == {}
+
+
+@pytest.mark.parametrize(
+    ("configuration", "num_cases", "steps"),
+    [
+        ({"num_cases": 4}, 4, ()),
+        ({"num_cases": 4}, 6, (4,)),
+        ({"num_cases": 4, "grown_from": [2]}, 6, (2, 4)),
+        ({"num_cases": 4, "grown_from": [2]}, 4, (2,)),
+        ({"num_cases": 4}, 3, (1,)),  # what the request says, for the comparison to refuse
+        ({"num_cases": 4}, None, (1,)),
+        ({"num_cases": 4, "grown_from": ["2"]}, 6, (1,)),
+        ({"num_cases": 4, "grown_from": [9]}, 6, (1,)),
+    ],
+)
+def test_cohort_grows_in_steps_from_the_cases_that_it_has(
+    configuration: dict[str, Any], num_cases: int | None, steps: tuple[int, ...]
+) -> None:
+    begun = BegunCohort(Path("cohort"), {"configuration": configuration}, has_cases=True)
+    assert begun.steps_to(num_cases, (1,)) == steps
+    assert replace(begun, has_cases=False).steps_to(num_cases, (1,)) == (1,)

@@ -2,7 +2,16 @@ from __future__ import annotations
 
 import pytest
 
-from maisi_aug.cohort.grammar import CaseRequest, LesionRequest, SizeRange, allot_cases, parse_requests
+from maisi_aug.cohort.grammar import (
+    CaseRequest,
+    LesionRequest,
+    SizeRange,
+    WrittenRequest,
+    allot_cases,
+    find_problems,
+    label_names,
+    parse_requests,
+)
 from maisi_aug.errors import RequestError, VocabularyError
 from maisi_aug.vocabulary.labels import MAISI, SlotBinding
 from maisi_aug.vocabulary.sizes import measure_distribution, reference_distribution, volume_ml
@@ -211,3 +220,27 @@ def test_too_few_cases_are_refused(num_cases: int) -> None:
     requests = parse_requests(["liver", "spleen"], vocabulary=VOCABULARY)
     with pytest.raises(RequestError, match=f"expected at least 2, .* found {num_cases}"):
         allot_cases(requests, num_cases)
+
+
+@pytest.mark.parametrize("text", ["liver", "hepatic tumor:0.3@0.5", "liver+23:8-20mmx2@2/5", ":3", "a:@"])
+def test_request_that_is_taken_apart_can_be_put_together_again(text: str) -> None:
+    written = WrittenRequest.read(text)
+    assert str(written) == text
+    assert WrittenRequest.read(str(written)) == written
+    assert WrittenRequest.is_name(text) is (text == "liver")
+
+
+def test_names_are_read_by_the_same_grammar_as_requests() -> None:
+    texts = ["hepatic tumor : 0.3 + spleen@0.5", "bone lesion:9mm"]
+    names = label_names(texts)
+    assert names == ["hepatic tumor", "spleen", "bone lesion"]
+    parsed = parse_requests(texts, vocabulary=VOCABULARY)
+    assert [lesion.label_name for request in parsed for lesion in request.lesions] == names
+    with pytest.raises(RequestError, match="expected one share, at the end, found 2"):
+        label_names(["liver@0.3@0.2"])
+
+
+def test_every_request_is_looked_at_by_itself_for_problems() -> None:
+    first, second = find_problems(["livr", "liver@0.4", "lung tumor:900mm"], VOCABULARY)
+    assert first.startswith("labels[0]: Label 'livr'")
+    assert second.startswith("labels[2]: Label request 'lung tumor:900mm': expected a size above 0")

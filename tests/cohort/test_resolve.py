@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import FrozenInstanceError
 from pathlib import Path
 from typing import Any
 
@@ -196,3 +197,20 @@ def test_networks_are_told_nothing_that_they_do_not_listen_to(tmp_path: Path) ->
     assert resolve_request(asked).regions == ("thorax", "pelvis")
     with pytest.raises(RecipeError, match="body_region: expected none, .* found abdomen"):
         resolve_request(build_request({"labels": ["liver"], "body_region": ["abdomen"]}))
+
+
+def test_run_is_decided_once_and_leaves_the_request_as_it_was(bundle_path: Path) -> None:
+    request = build_request({"labels": ["hepatic tumor:10-30mmx2+spleen"], "bundle": str(bundle_path), "num_cases": 3})
+    run = resolve_request(request)
+    assert run.request is request
+    assert "shape" not in request.model_fields_set
+    with pytest.raises(FrozenInstanceError):
+        run.seed = 3  # type: ignore[misc]
+    for case in run.plan.cases:
+        assert [lesion.index for lesion in case.lesions] == [0, 1]
+        assert {lesion.hosts for lesion in case.lesions} == {run.bundle.vocabulary.hosts_of(26)}
+        assert {lesion.rule for lesion in case.lesions} == {run.request.gates.rule_of("hepatic tumor")}
+    other = run.with_seed(9)
+    assert (other.seed, run.seed, other.requests) == (9, 0, run.requests)
+    assert other.plan != run.plan
+    assert len(other.plan.cases) == 3

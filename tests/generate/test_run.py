@@ -29,6 +29,7 @@ from maisi_aug.errors import BankError, CohortError, LesionError, MaisiAugError
 from maisi_aug.generate.run import CohortSummary, Listener, synthesize_cohort
 from maisi_aug.vocabulary.labels import BODY_ID
 from maisi_aug.volumes.image_files import load_image, load_label_map, save_label_map
+from tests.builders.counted import counted
 from tests.builders.resolver import GATES_OFF, resolver
 from tests.builders.tiny_bank import build_trunk, write_case
 from tests.builders.tiny_bundle import TINY_SHAPE
@@ -459,17 +460,13 @@ def test_bank_is_listed_and_the_cohorts_file_read_once_a_run(
     values = {"labels": ["hepatic tumor:30mm"], "mask_bank": str(tmp_path / "bank"), "mask_labels": "maisi"}
     run = resolve(**values, num_cases=1, allow_few_organs=True)
     synthesize_cohort(run, tmp_path / "cohort", device="cpu")
-    called: list[str] = []
-    for module, name in ((resolving, "list_bank"), (folder_bank, "list_bank"), (cohort_folder.yaml, "safe_load")):
-        inner = getattr(module, name)
-        monkeypatch.setattr(module, name, lambda *a, inner=inner, name=name: (called.append(name), inner(*a))[1])
-    called.clear()
+    listed = [counted(monkeypatch, module, "list_bank") for module in (resolving, folder_bank)]
+    read = counted(monkeypatch, cohort_folder, "read_cohort_document")
     asked = {**run.request.to_dict(), "num_cases": 2}
     grown = resolving.resolve(build_request(asked), tmp_path / "cohort")
-    num_yaml = called.count("safe_load")
     assert synthesize_cohort(grown, tmp_path / "cohort", device="cpu").is_complete
-    assert called.count("list_bank") == 1
-    assert called.count("safe_load") == num_yaml
+    assert [len(calls) for calls in listed] == [1, 0]
+    assert len(read) == 1
 
 
 def test_cohort_is_not_gone_on_with_when_a_ct_that_gave_a_body_is_another(
