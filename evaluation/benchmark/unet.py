@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from time import perf_counter
 from typing import Final
@@ -51,20 +51,18 @@ class TrainingSet:
     num_classes: int
 
 
+@dataclass(frozen=True, eq=False)
 class PatchObjective(Stateless):
     """The loss on patches of an arm's cases, each case as likely as any other."""
 
-    def __init__(
-        self, network: nn.Module, cases: TrainingSet, plan: TrainingPlan, preset: Preset, *, seed: int, device: str
-    ) -> None:
-        self.network = network
-        self.cases = cases
-        self.plan = plan
-        self.preset = preset
-        self.seed = seed
-        self.device = device
-        self.criterion = BalancedDiceCrossEntropy()
-        self._places: dict[int, list[NDArray[np.intp]]] = {}
+    network: nn.Module
+    cases: TrainingSet
+    plan: TrainingPlan
+    preset: Preset
+    seed: int
+    device: str
+    criterion: nn.Module = field(default_factory=BalancedDiceCrossEntropy)
+    _places: dict[int, list[NDArray[np.intp]]] = field(default_factory=dict)
 
     @property
     def networks(self) -> Mapping[str, nn.Module]:

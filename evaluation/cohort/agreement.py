@@ -25,6 +25,7 @@ from maisi_aug.system.seeds import numpy_generator
 from maisi_aug.vocabulary.label_meaning import resolve_names
 from maisi_aug.vocabulary.labels import Vocabulary
 from maisi_aug.volumes.image_files import Volume, load_label_map
+from maisi_aug.volumes.overlap import measure_dice
 
 REPORT_NAME: Final = "agreement"
 NUM_DRAWS: Final = 2000
@@ -147,7 +148,8 @@ def measure_agreement(
     def measure(case: EvaluatedCase) -> tuple[str, dict[str, float | None]]:
         image, label_map = case_set.load_pair(case)
         found = segment(case, image)
-        return case.case_id, {label.name: measure_dice(label_map, found, label) for label in labels}
+        masks = ((np.isin(label_map, label.vocabulary_ids), np.isin(found, label.values)) for label in labels)
+        return case.case_id, {label.name: measure_dice(*pair) for label, pair in zip(labels, masks, strict=True)}
 
     cases, skipped = measure_each(require_labelled(case_set), lambda case: case.case_id, measure, notify)
     return {
@@ -161,20 +163,6 @@ def measure_agreement(
         "cases": [{"case": case_id, "dice": dice} for case_id, dice in cases],
         "skipped": describe_skipped([*case_set.skipped, *skipped]),
     }
-
-
-def measure_dice(expected: NDArray[Any], found: NDArray[Any], label: MatchedLabel) -> float | None:
-    """Dice of a label; None where the given map lacks it, whatever was found.
-
-    Args:
-        expected: ``(I, J, K)`` vocabulary ids.
-        found: ``(I, J, K)`` values of the segmenter.
-        label: What to compare.
-    """
-    given, seen = np.isin(expected, label.vocabulary_ids), np.isin(found, label.values)
-    if not given.any():
-        return None
-    return float(2 * np.count_nonzero(given & seen) / (np.count_nonzero(given) + np.count_nonzero(seen)))
 
 
 def _describe_label(

@@ -1,4 +1,4 @@
-"""Dice and NSD of every label of a case, with MONAI's metrics and one rule for empty masks.
+"""Dice and NSD of every label of a case, and one rule for empty masks.
 
 What an empty mask means, here and in :mod:`maisi_aug.evaluation.scores.detection`:
 
@@ -22,18 +22,17 @@ from typing import Any, Final
 
 import numpy as np
 import torch
-from monai.metrics.meandice import compute_dice
 from monai.metrics.surface_dice import compute_surface_dice
 from numpy.typing import NDArray
 from scipy import ndimage
 
 from maisi_aug.errors import BenchmarkError
+from maisi_aug.volumes.components import Mask
 from maisi_aug.volumes.grid import Spacing, voxel_volume_ml
+from maisi_aug.volumes.overlap import measure_dice
 
 DEFAULT_TOLERANCE_MM: Final = 2.0
 _MARGIN_VOXELS: Final = 2  # a surface lies between voxels, so that a mask in a corner of its box needs room around it
-
-Mask = NDArray[np.bool_]
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,11 +100,6 @@ def _score_label(reference: Mask, found: Mask, spacing_mm: Spacing, tolerance_mm
         reference_ml,
         found_ml,
     )
-
-
-def measure_dice(reference: Mask, found: Mask) -> float:
-    """Dice of two masks that are not both empty, by MONAI's ``compute_dice``."""
-    return float(compute_dice(_to_batch(found), _to_batch(reference), include_background=True)[0, 0])
 
 
 def measure_nsd(reference: Mask, found: Mask, *, spacing_mm: Spacing, tolerance_mm: float) -> float:

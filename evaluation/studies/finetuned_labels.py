@@ -39,6 +39,7 @@ from maisi_aug.training.finetune.slot_choice import remap_table
 from maisi_aug.training.finetune.slots import SlotStore
 from maisi_aug.volumes.components import TOUCHING, bounding_box
 from maisi_aug.volumes.grid import Grid
+from maisi_aug.volumes.overlap import measure_dice
 
 REPORT_NAME: Final = "finetuned_labels"
 REAL, BEFORE, AFTER = "real", "before", "after"
@@ -82,14 +83,11 @@ def measure_label(
     near = ndimage.binary_dilation(inside, TOUCHING, iterations=SHELL_VOXELS)
     shell = near & ~inside & (label_map[box] > 0)
     low, middle, high = np.percentile(values[inside], (25, 50, 75))
-    dice = None
-    if found is not None:
-        dice = float(2 * np.count_nonzero(found & mask) / (np.count_nonzero(found) + np.count_nonzero(mask)))
     return {
         "median_hu": float(middle),
         "contrast_hu": float(middle - np.median(values[shell])) if shell.any() else None,
         "spread_hu": float(high - low),
-        "dice": dice,
+        "dice": None if found is None else measure_dice(mask, found),
     }
 
 

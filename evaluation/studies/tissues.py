@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from maisi_aug.vocabulary.labels import MAISI, Vocabulary
+from maisi_aug.volumes.overlap import measure_dice_by_class
 
 LESION: Final = "lesion"
 _ORGANS: Final[dict[str, tuple[str, ...]]] = {
@@ -88,13 +89,8 @@ def measure_dice(expected: NDArray[Any], found: NDArray[Any], tissues: Sequence[
     Returns:
         Between 0 and 1 by the tissue's name; None for a tissue that the case does not show, whatever was found.
     """
-    num = len(tissues) + 1
-    counts = np.bincount(num * expected.ravel().astype(np.int64) + found.ravel(), minlength=num * num).reshape(num, num)
-    in_expected, in_found, in_both = counts.sum(axis=1), counts.sum(axis=0), np.diag(counts)
-    return {
-        tissue.name: float(2 * in_both[n] / (in_expected[n] + in_found[n])) if in_expected[n] else None
-        for n, tissue in enumerate(tissues, start=1)
-    }
+    names = [tissue.name for tissue in tissues]
+    return dict(zip(names, measure_dice_by_class(expected, found, len(tissues) + 1)[1:], strict=True))
 
 
 def mean_dice(cases: Sequence[dict[str, float | None]], name: str) -> float | None:

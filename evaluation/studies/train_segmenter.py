@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -207,14 +207,9 @@ def measure_held_out_dice(
     segmenter: Segmenter, *, seed: int, num_cases: int, report: Report = report_nothing
 ) -> dict[str, float | None]:
     """Mean Dice of every tissue over held-out phantoms; None for a tissue that none of them shows."""
-    cases = []
     grid = Grid.from_spacing(segmenter.config.grid.shape, segmenter.config.grid.spacing_mm)
-    for index in range(num_cases):
-        phantom = build_held_out_phantom(seed, index, grid)
-        expected = to_class_map(phantom.label_map, segmenter.tissues)
-        cases.append(measure_dice(expected, segmenter.segment(phantom.image_hu), segmenter.tissues))
-        report(index + 1, num_cases)
-    return {tissue.name: mean_dice(cases, tissue.name) for tissue in segmenter.tissues}
+    phantoms = (build_held_out_phantom(seed, index, grid) for index in range(num_cases))
+    return _mean_dice_on(segmenter, ((one.label_map, one.image_hu) for one in phantoms), num_cases, report)
 
 
 def describe_data(dataset: PreparedDataset, labels: Sequence[str], fold: int) -> dict[str, Any]:
@@ -245,11 +240,18 @@ def measure_dice_on(
     segmenter: Segmenter, store: CaseStore, *, report: Report = report_nothing
 ) -> dict[str, float | None]:
     """Mean Dice of every tissue over the cases of a store; None for one that none of them shows."""
+    pairs = ((store.label_map(index), store.image_hu(index)) for index in range(len(store)))
+    return _mean_dice_on(segmenter, pairs, len(store), report)
+
+
+def _mean_dice_on(
+    segmenter: Segmenter, pairs: Iterable[tuple[NDArray[np.uint8], NDArray[np.int16]]], num_cases: int, report: Report
+) -> dict[str, float | None]:
     rows = []
-    for index in range(len(store)):
-        expected = to_class_map(store.label_map(index), segmenter.tissues)
-        rows.append(measure_dice(expected, segmenter.segment(store.image_hu(index)), segmenter.tissues))
-        report(index + 1, len(store))
+    for done, (label_map, image_hu) in enumerate(pairs, start=1):
+        expected = to_class_map(label_map, segmenter.tissues)
+        rows.append(measure_dice(expected, segmenter.segment(image_hu), segmenter.tissues))
+        report(done, num_cases)
     return {tissue.name: mean_dice(rows, tissue.name) for tissue in segmenter.tissues}
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -47,7 +47,7 @@ class FreshMaker:
         num_cases: int,
         seed: int,
         numbers: Mapping[str, int] | None = None,
-        report_step: ReportStage = report_nothing,
+        report_step: Callable[[str, int, int], None] = lambda case_id, done, total: None,
     ) -> FreshMaker:
         """Load the weights.
 

@@ -124,9 +124,10 @@ def _describe(details: ErrorDetails, path: str, keys: list[str], if_missing: str
     match details["type"]:
         case "extra_forbidden":
             key = str(details["loc"][-1])
-            return f"{place}expected a known key, found '{key}'." + (
-                did_you_mean(key, keys) or f" The keys are {', '.join(keys)}."
-            )
+            hint = did_you_mean(key, keys) or f" The keys are {', '.join(keys)}."
+            return f"{place}expected a known key, found '{key}'.{hint}"
+        case "json_invalid":
+            return f"{place}expected JSON, found none: {message.removeprefix('Invalid JSON: ')}."
         case "missing":
             return f"{place}expected a value, found none. {if_missing}"
         case "value_error":

@@ -73,14 +73,12 @@ def measure(folder: Path, num_steps: int) -> dict[str, list[list[float]]]:
 
     from maisi_aug.training.cases.data import LatentSet
     from maisi_aug.training.cases.prepared import PreparedStore
-    from maisi_aug.training.cases.taught_label import TaughtLabel
-    from maisi_aug.training.finetune.objective import FinetuneObjective
-    from maisi_aug.training.finetune.settings import FinetuneConfig
     from maisi_aug.training.finetune.slots import SlotStore, measure_traits
+    from maisi_aug.training.images.flow import FlowObjective
     from maisi_aug.training.loop.processes import WHOLE, Share
-    from maisi_aug.training.loop.settings import LoopConfig
+    from maisi_aug.training.loop.settings import FlowLossConfig
 
-    class InputAlone(FinetuneObjective):
+    class InputAlone(FlowObjective):
         """All that comes before the networks of a step."""
 
         def compare(self, *_: Any, **__: Any) -> tuple[Tensor, dict[str, Tensor]]:
@@ -95,7 +93,6 @@ def measure(folder: Path, num_steps: int) -> dict[str, list[list[float]]]:
     store = PreparedStore.from_folder(folder)
     # Before stores shared what was read, each phase of a run had one of its own.
     shared = hasattr(store, "part")
-    taught = TaughtLabel("node", LABEL_ID, LABEL_ID, (1,), "lesion")
     side = store.spec.grid.shape[0] // 4
     latents = LatentSet([torch.zeros(4, side, side, side, dtype=torch.float16)] * len(store), 1.0)
     planning = time(lambda: measure_traits(store if shared else PreparedStore(store.dataset), [LABEL_ID]))
@@ -107,10 +104,9 @@ def measure(folder: Path, num_steps: int) -> dict[str, list[list[float]]]:
         RFlowScheduler(num_train_timesteps=1000, use_discrete_timesteps=False),
         SlotStore(store, table),
         latents,
-        FinetuneConfig(labels=("node",), loop=LoopConfig(num_steps=1)),
-        taught=[taught],
-        replayed_ids=[],
-        vocabulary=store.vocabulary,
+        FlowLossConfig(lesion_weight=100.0),
+        lesion_ids=[LABEL_ID],
+        seed=0,
         device="cpu",
     )
     steps = [time(lambda step=step: objective.loss(step, WHOLE)) for step in range(num_steps)]

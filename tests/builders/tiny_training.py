@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 from maisi_aug.bundle_spec.grid_limits import GridSpec
 from maisi_aug.preparation.prepared import CASES_NAME, SPEC_NAME, PreparedCase, PreparedSpec
 from maisi_aug.system.whole_files import sha256_of
-from maisi_aug.training.cases.data import Box, CaseFacts
+from maisi_aug.training.cases.data import CaseFacts
 from maisi_aug.training.images.recipe import TrainingRecipe
+from maisi_aug.volumes.components import Box
 from maisi_aug.volumes.grid import Grid, Shape, Spacing
 from maisi_aug.volumes.image_files import save_image, save_label_map
 from tests.builders.tiny_bundle import build_header

@@ -72,6 +72,12 @@ def test_content_that_is_no_mapping_is_said_so() -> None:
     assert problems_of([1]) == "drawing.yaml: expected a mapping of fields, found [1]."
 
 
+def test_text_that_is_no_json_is_said_so() -> None:
+    expected = pytest.raises(RecipeError, match=r"^a: expected JSON, found none: EOF .*\.$")
+    with expected, explain_problems(Circle, "a", RecipeError):
+        Circle.model_validate_json('{"radius_mm": ')
+
+
 def test_error_class_and_advice_are_the_callers() -> None:
     expected = pytest.raises(BundleError, match=r"^b: radius_mm: .*, found 'x'\. Pull it again\.$")
     with expected, explain_problems(Circle, "b", BundleError, advice="Pull it again."):

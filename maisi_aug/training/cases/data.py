@@ -29,6 +29,7 @@ from maisi_aug.system.seeds import derive_seed
 from maisi_aug.system.whole_files import open_whole
 from maisi_aug.system.workers import count_cores
 from maisi_aug.training.loop.processes import WHOLE, Share
+from maisi_aug.volumes.components import Box
 from maisi_aug.volumes.grid import Grid, Shape, Spacing
 
 Batch = TypeVar("Batch")
@@ -55,7 +56,6 @@ class Ahead(Generic[Batch]):
         return pending.result() if pending is not None else draw(step, share)
 
 
-Box = tuple[slice, ...]
 CACHE_BYTES = 2 * 2**30
 # Larger images are encoded in overlapping windows, as MAISI does: NV-Generate-CTMR, diff_model_create_training_data.py.
 ENCODE_WINDOW: Shape = (320, 320, 160)

@@ -14,7 +14,6 @@ from maisi_aug.errors import PreparationError, TrainingError
 from maisi_aug.preparation.prepared import LATENTS_FOLDER, PreparedCase, PreparedDataset, PreparedSpec, load_prepared
 from maisi_aug.system.progress import Report, report_nothing
 from maisi_aug.training.cases.data import (
-    Box,
     CaseFacts,
     LatentSet,
     Memory,
@@ -23,6 +22,7 @@ from maisi_aug.training.cases.data import (
     measure_scale_factor,
 )
 from maisi_aug.vocabulary.labels import Vocabulary
+from maisi_aug.volumes.components import Box
 from maisi_aug.volumes.image_files import load_image, load_label_map
 
 

@@ -20,6 +20,7 @@ from maisi_aug.bundle_spec.bundle import Bundle, bind_slots, load_bundle
 from maisi_aug.errors import TrainingError
 from maisi_aug.pictures.preview import save_picture
 from maisi_aug.system.progress import ReportPhase, report_nothing
+from maisi_aug.system.seeds import derive_seed
 from maisi_aug.system.whole_files import write_json_whole
 from maisi_aug.training.cases.data import LatentSet
 from maisi_aug.training.cases.prepared import PreparedStore
@@ -34,11 +35,12 @@ from maisi_aug.training.finetune.checks import (
     split_folds,
 )
 from maisi_aug.training.finetune.networks import FinetuneNetworks, load_trainable, set_up
-from maisi_aug.training.finetune.objective import FinetuneObjective
 from maisi_aug.training.finetune.pictures import SampleDrawer, build_sheet
 from maisi_aug.training.finetune.settings import FinetuneConfig
 from maisi_aug.training.finetune.slot_choice import remap_table
 from maisi_aug.training.finetune.slots import SlotStore, plan_labels
+from maisi_aug.training.images.contrastive import LabelRemover
+from maisi_aug.training.images.flow import FlowObjective
 from maisi_aug.training.images.label_means import measure_label_means
 from maisi_aug.training.images.lookup import LookupChange, choose_intensities, find_lookup, teach_lookup
 from maisi_aug.training.images.validation import FlowValidation
@@ -171,9 +173,7 @@ class Finetuning:
             write_json_whole(self.folder / SUMMARY_NAME, result.to_json())
         return result
 
-    def _open_run(
-        self, objective: FinetuneObjective, validation: _Validation, *, with_tensorboard: bool
-    ) -> TrainingRun:
+    def _open_run(self, objective: FlowObjective, validation: _Validation, *, with_tensorboard: bool) -> TrainingRun:
         run = TrainingRun(
             objective,
             self.config.loop,
@@ -280,18 +280,24 @@ class Finetuning:
         )
         return SlotStore(store, self.table), latents
 
-    def _build_objective(self, trainable: FinetuneNetworks, store: SlotStore, latents: LatentSet) -> FinetuneObjective:
-        return FinetuneObjective(
+    def _build_objective(self, trainable: FinetuneNetworks, store: SlotStore, latents: LatentSet) -> FlowObjective:
+        """The loss on cases that hold the taught labels, which take the place of MAISI's tumours; the U-Net is frozen.
+
+        Labels that the base learnt earlier count as much as the new ones, or they would be forgotten.
+        """
+        config = self.config
+        contrast = {"contrastive_weight": config.contrastive_weight, "contrastive_bound": config.contrastive_bound}
+        return FlowObjective(
             trainable.all.diffusion_unet,
             trainable.all.controlnet,
             trainable.all.scheduler,
             store,
             latents,
-            self.config,
-            taught=self.taught,
-            replayed_ids=list(self.replayed.values()),
-            vocabulary=self.vocabulary,
+            config.loss.model_copy(update=contrast),
+            lesion_ids=[*(label.id for label in self.taught), *self.replayed.values()],
+            seed=derive_seed(config.seed, "finetune"),
             device=self.device,
+            remover=LabelRemover.of_taught(self.taught, self.vocabulary),
             processes=self.processes,
         )
 
@@ -319,7 +325,7 @@ class _Validation:
     def __init__(
         self,
         finetuning: Finetuning,
-        objective: FinetuneObjective,
+        objective: FlowObjective,
         trainable: FinetuneNetworks,
         store: SlotStore,
         latents: LatentSet,

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from maisi_aug.bundle_spec.bundle import Bundle
 from maisi_aug.errors import TrainingError
 from maisi_aug.system.progress import Report, report_nothing
-from maisi_aug.training.cases.data import Box, CaseStore
+from maisi_aug.training.cases.data import CaseStore
 from maisi_aug.training.cases.prepared import PreparedStore
 from maisi_aug.training.cases.taught_label import Kind, TaughtLabel
 from maisi_aug.training.finetune.slot_choice import (
@@ -24,6 +24,7 @@ from maisi_aug.training.finetune.slot_choice import (
     remap_table,
 )
 from maisi_aug.vocabulary.labels import BODY_ID
+from maisi_aug.volumes.components import Box
 
 
 class SlotStore:
@@ -36,7 +37,7 @@ class SlotStore:
 
     def __init__(self, store: CaseStore, table: NDArray[np.uint8]) -> None:
         self._store = store
-        self._table = table
+        self._table = table.tobytes()
         self.facts = store.facts
         self.image_hu = store.image_hu
 
@@ -45,7 +46,10 @@ class SlotStore:
 
     def label_map(self, index: int, box: Box = ()) -> NDArray[np.uint8]:
         """``(I, J, K)`` ids of a case or of a box of it."""
-        return self._table[self._store.label_map(index, box)]
+        ids = self._store.label_map(index, box)
+        # Three times as fast as indexing the table with the ids.
+        translated = bytearray(ids.tobytes()).translate(self._table)
+        return np.frombuffer(translated, dtype=np.uint8).reshape(ids.shape)
 
 
 def plan_labels(

@@ -1,10 +1,14 @@
-"""Where a recipe's training cases come from: phantoms, built here, or a prepared folder of real ones."""
+"""Where a recipe's training cases come from: phantoms, built here, or a prepared folder of real ones.
+
+Both have a ``description`` for the bundle, ``slots`` of labels that MAISI's vocabulary lacks, an ``identity`` that a
+folder keeps to, and a ``shape``; ``open`` gives training and held-out cases, ``encode`` their latents, scaled alike.
+"""
 
 from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from torch import nn
 
@@ -15,35 +19,6 @@ from maisi_aug.training.cases.data import CaseStore, LatentSet, PhantomStore, en
 from maisi_aug.training.cases.prepared import PreparedStore
 from maisi_aug.training.images.checks import require_fitting_data
 from maisi_aug.training.images.recipe import PhantomData, PreparedData, TrainingRecipe
-from maisi_aug.volumes.grid import Shape
-
-
-class CaseSource(Protocol):
-    """Training cases, and perhaps held-out ones, of one grid."""
-
-    @property
-    def description(self) -> str:
-        """What the bundle says that it was trained on."""
-
-    @property
-    def slots(self) -> dict[str, SlotSpec]:
-        """Labels of the cases that MAISI's vocabulary lacks, beside those of the recipe."""
-
-    @property
-    def identity(self) -> dict[str, Any]:
-        """What a folder must have been begun with to go on with these cases."""
-
-    @property
-    def shape(self) -> Shape:
-        """Voxels of a case along I, J, K."""
-
-    def open(self, report: Report) -> tuple[CaseStore, CaseStore | None]:
-        """The training cases, and the held-out ones where there are any."""
-
-    def encode(
-        self, autoencoder: nn.Module, *, weights_hash: str, deviation: float, device: str, report: Report
-    ) -> tuple[LatentSet, LatentSet | None]:
-        """Latents of both, scaled alike."""
 
 
 class PhantomSource:
@@ -153,7 +128,7 @@ class PreparedSource:
         return latents, held_out
 
 
-def open_source(recipe: TrainingRecipe, folder: Path) -> CaseSource:
+def open_source(recipe: TrainingRecipe, folder: Path) -> PhantomSource | PreparedSource:
     """The cases that a recipe names.
 
     Args:

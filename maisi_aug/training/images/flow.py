@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import KW_ONLY, dataclass, field, replace
 from functools import cached_property
 from typing import Any, Self
 
@@ -79,6 +78,7 @@ class DrawnStep:
     mean_weights: Tensor | None
 
 
+@dataclass(eq=False)
 class FlowObjective(Stateless):
     """Predict velocity or noise from noisy latents, with a ControlNet when one is given.
 
@@ -87,42 +87,44 @@ class FlowObjective(Stateless):
 
     The L1 is weighted as MAISI's, and then divided by the sum of the weights where MAISI's is a plain mean: a case with
     large lesions does not count more than one with small ones, and the other losses keep their weight beside it.
+
+    Attributes:
+        unet: Learns alone, or beside the ControlNet where the settings say so.
+        controlnet: None trains the U-Net alone.
+        scheduler: Adds the noise.
+        store: The cases.
+        latents: Theirs.
+        config: What counts.
+        lesion_ids: Labels that count as lesions.
+        seed: Of batches, noise and timesteps.
+        device: Where the networks are.
+        label_weights: Id -> factor on the loss of latent voxels that hold the label.
+        remover: Takes labels out of maps, for the region contrastive loss.
+        processes: All that train together.
     """
 
-    def __init__(
-        self,
-        unet: nn.Module,
-        controlnet: nn.Module | None,
-        scheduler: RFlowScheduler | DDPMScheduler,
-        store: CaseStore,
-        latents: LatentSet,
-        config: FlowLossConfig,
-        *,
-        lesion_ids: Sequence[int],
-        seed: int,
-        device: str,
-        label_weights: Mapping[int, float] | None = None,
-        remover: LabelRemover | None = None,
-        processes: Processes = ALONE,
-    ) -> None:
-        self.unet = unet
-        self.controlnet = controlnet
-        self.scheduler = scheduler
-        self.store = store
-        self.latents = latents
-        self.config = config
-        self.lesion_ids = np.asarray(lesion_ids, dtype=np.uint8)
-        self.seed = seed
-        self.device = device
-        self.remover = remover
-        self.processes = processes
-        self.lesions = LesionPlaces(store, lesion_ids)
-        self._weight_of_id = _tabulate_weights(config, lesion_ids, label_weights or {})
-        self._batches = Ahead[list[Batch]](is_on=device.startswith("cuda"))
+    unet: nn.Module
+    controlnet: nn.Module | None
+    scheduler: RFlowScheduler | DDPMScheduler
+    store: CaseStore
+    latents: LatentSet
+    config: FlowLossConfig
+    _: KW_ONLY
+    lesion_ids: Sequence[int]
+    seed: int
+    device: str
+    label_weights: Mapping[int, float] = field(default_factory=dict)
+    remover: LabelRemover | None = None
+    processes: Processes = ALONE
+
+    def __post_init__(self) -> None:
+        self.lesions = LesionPlaces(self.store, self.lesion_ids)
+        self._weight_of_id = _tabulate_weights(self.config, self.lesion_ids, self.label_weights)
+        self._batches = Ahead[list[Batch]](is_on=self.device.startswith("cuda"))
         self._drawn: DrawnStep | None = None
         self._regions: dict[int, Regions] = {}
-        self._unet_trains = controlnet is None or config.train_unet
-        unet.requires_grad_(self._unet_trains)
+        self._unet_trains = self.controlnet is None or self.config.train_unet
+        self.unet.requires_grad_(self._unet_trains)
 
     @property
     def networks(self) -> Mapping[str, nn.Module]:
@@ -134,10 +136,7 @@ class FlowObjective(Stateless):
 
     def on(self, store: CaseStore, latents: LatentSet) -> Self:
         """The same networks and losses on other cases."""
-        other = copy.copy(self)
-        other.store, other.latents, other.lesions = store, latents, LesionPlaces(store, self.lesion_ids.tolist())
-        other._drawn, other._regions = None, {}
-        return other
+        return replace(self, store=store, latents=latents)
 
     def loss(self, step: int, share: Share = WHOLE) -> tuple[Tensor, dict[str, Tensor]]:
         """Weighted L1 of a share of a step's batch, with the plain L1 and that inside lesions."""
@@ -178,7 +177,7 @@ class FlowObjective(Stateless):
             figures["label_mean"] = label_mean_error(
                 signed_error,
                 label_maps,
-                self.lesion_ids.tolist(),
+                self.lesion_ids,
                 self.config.lesion_weight,
                 total_weight=None if mean_weights is None else mean_weights[1],
             )
@@ -269,7 +268,7 @@ class FlowObjective(Stateless):
             factor = label_map.shape[0] // shape[0]
             box = tuple(slice(c * factor, (c + s) * factor) for c, s in zip(corner, shape, strict=True))
             rng = numpy_generator(seed, "hidden part")
-            hidden = draw_hidden(label_map, spacing_mm, self.lesion_ids.tolist(), self.config.surroundings, rng)
+            hidden = draw_hidden(label_map, spacing_mm, self.lesion_ids, self.config.surroundings, rng)
             images.append(hu_to_unit(torch.from_numpy(np.ascontiguousarray(self.store.image_hu(index, box)))))
             known.append(torch.from_numpy(~hidden & (label_map > 0)))
         return replace(batch, surroundings=to_surroundings(torch.stack(images), torch.stack(known)))
@@ -358,11 +357,13 @@ class FlowObjective(Stateless):
         return weight * (share + (1.0 - share) * self.config.surroundings.known_weight)
 
     def _sum_weights(self, batch: Batch) -> Tensor:
-        """Of the latent voxels and of the labels of a batch."""
+        """Of the latent voxels of a batch, and of its labels where their mean errors count."""
         label_maps = torch.from_numpy(batch.label_maps).to(self.device)
-        voxels = self._weigh_known(self._weights(label_maps, batch.clean.shape)[0], batch).sum()
-        labels = weigh_labels(label_maps, self.lesion_ids.tolist(), self.config.lesion_weight)
-        return torch.stack([voxels, labels.sum()])
+        weight = _pool(self._weight_of_id.to(self.device), label_maps, batch.clean.shape)
+        voxels = self._weigh_known(weight, batch).sum()
+        if self.config.label_mean_weight == 0:
+            return torch.stack([voxels, torch.zeros_like(voxels)])
+        return torch.stack([voxels, weigh_labels(label_maps, self.lesion_ids, self.config.lesion_weight).sum()])
 
 
 def _tabulate_weights(config: FlowLossConfig, lesion_ids: Sequence[int], label_weights: Mapping[int, float]) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from maisi_aug.training.loop.processes import ALONE, WHOLE, Processes, Share
 from maisi_aug.training.loop.settings import VaeLossConfig
 
 
+@dataclass(eq=False)
 class VaeObjective:
     """Reconstruct patches of training cases.
 
@@ -27,28 +29,23 @@ class VaeObjective:
     windowed L1 is ours.
     """
 
-    def __init__(
-        self,
-        autoencoder: nn.Module,
-        store: CaseStore,
-        config: VaeLossConfig,
-        *,
-        lesion_ids: Sequence[int],
-        seed: int,
-        device: str,
-        processes: Processes = ALONE,
-    ) -> None:
-        self.autoencoder = autoencoder
-        self.config = config
-        self.patches = PatchSource(store, config, lesion_ids=lesion_ids, seed=seed)
+    autoencoder: nn.Module
+    store: CaseStore
+    config: VaeLossConfig
+    _: KW_ONLY
+    lesion_ids: Sequence[int]
+    seed: int
+    device: str
+    processes: Processes = ALONE
+
+    def __post_init__(self) -> None:
+        config, device, seed = self.config, self.device, self.seed
+        self.patches = PatchSource(self.store, config, lesion_ids=self.lesion_ids, seed=seed)
         self._batches = Ahead[Tensor](is_on=device.startswith("cuda"))
-        self.seed = seed
-        self.device = device
-        _set_log_variance(autoencoder, config.initial_log_variance)
+        _set_log_variance(self.autoencoder, config.initial_log_variance)
         self.perceptual = load_perceptual(config, device) if config.perceptual_weight > 0 else None
-        self.adversary = (
-            _Adversary(config, device, seed=seed, processes=processes) if config.adversarial_weight else None
-        )
+        has_adversary = bool(config.adversarial_weight)
+        self.adversary = _Adversary(config, device, seed=seed, processes=self.processes) if has_adversary else None
         self._rebuilt: list[tuple[Tensor, Tensor]] = []
 
     @property

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from statistics import fmean
 
 import torch
@@ -25,17 +26,17 @@ WINDOW_OVERLAP = 0.25
 SSIM_WINDOW = 11
 
 
+@dataclass(frozen=True, eq=False)
 class FlowValidation:
     """Loss of whole held-out cases, each at the same noise and the same timesteps every time.
 
-    Args:
+    Attributes:
         objective: Of the networks that train, with the held-out cases in place of the training cases.
         processes: Share the cases among them.
     """
 
-    def __init__(self, objective: FlowObjective, *, processes: Processes = ALONE) -> None:
-        self.objective = objective
-        self.processes = processes
+    objective: FlowObjective
+    processes: Processes = ALONE
 
     def __call__(self) -> dict[str, float]:
         """Mean figures over all cases and timesteps."""
@@ -60,10 +61,11 @@ class FlowValidation:
         return {name: fmean(row[name] for row in rows) for name in rows[0] if name != "timestep"}
 
 
+@dataclass(frozen=True, eq=False)
 class VaeValidation:
     """Reconstruction of whole held-out images, window by window, from the mean of the posterior.
 
-    Args:
+    Attributes:
         autoencoder: That trains.
         store: Held-out cases.
         window: Voxels along I, J, K that are encoded and decoded at once.
@@ -71,14 +73,11 @@ class VaeValidation:
         processes: Share the cases among them.
     """
 
-    def __init__(
-        self, autoencoder: nn.Module, store: CaseStore, *, window: Shape, device: str, processes: Processes = ALONE
-    ) -> None:
-        self.autoencoder = autoencoder
-        self.store = store
-        self.window = window
-        self.device = device
-        self.processes = processes
+    autoencoder: nn.Module
+    store: CaseStore
+    window: Shape
+    device: str
+    processes: Processes = ALONE
 
     def __call__(self) -> dict[str, float]:
         """Mean absolute error as loss and in HU, PSNR in dB and SSIM, over all cases."""

@@ -16,14 +16,12 @@ from maisi_aug.banks.listing import Needs
 from maisi_aug.errors import TrainingError
 from maisi_aug.system.progress import Report, report_nothing
 from maisi_aug.system.seeds import derive_seed, numpy_generator
-from maisi_aug.training.cases.data import Memory, PhantomStore
+from maisi_aug.training.cases.data import Memory, PhantomStore, read_array
 from maisi_aug.training.cases.prepared import PreparedStore
 from maisi_aug.training.masks.label_maps import (
     ClassMaps,
-    FileMaps,
     LabelMaps,
-    SomeMaps,
-    StoreMaps,
+    ReadMaps,
     store_maps,
 )
 from maisi_aug.training.masks.recipe import MaskTrainingRecipe
@@ -62,7 +60,7 @@ def open_phantoms(recipe: MaskTrainingRecipe, folder: Path, *, report: Report = 
         memory = Memory(0)  # classes are kept in place of ids
         store = PhantomStore(folder, seed=seed, shape=grid.shape, spacing_mm=grid.spacing_mm, memory=memory)
         store.ensure(num_phantoms, report=report)
-        return ClassMaps(StoreMaps(store), FULL_VOCABULARY)
+        return ClassMaps(ReadMaps(len(store), store.label_map), FULL_VOCABULARY)
 
     training = build(data.seed, data.num_phantoms)
     held_out = build(derive_seed("held-out phantoms", data.seed), data.num_held_out)
@@ -96,7 +94,8 @@ def open_bank(
 
     usable = store_maps(store, [f"{index:05d}" for index in indices], lambda place: cut(indices[place]), report=report)
     names = [key, *(path.stem for path in usable)]
-    return _split(FileMaps(usable), names, recipe, bank.vocabulary, f"{len(usable)} maps of {bank.name}")
+    maps = ReadMaps(len(usable), lambda index: read_array(usable[index], "label_map"))
+    return _split(maps, names, recipe, bank.vocabulary, f"{len(usable)} maps of {bank.name}")
 
 
 def open_prepared(recipe: MaskTrainingRecipe, store: PreparedStore) -> MaskSplit:
@@ -123,7 +122,7 @@ def open_prepared(recipe: MaskTrainingRecipe, store: PreparedStore) -> MaskSplit
     # Folds too: latents are kept by number, and cases that were trained on must never come to be held out.
     rows = [[record.id, record.label_sha256, record.fold == folds[0]] for record in store.cases]
     key = hash_of([store.dataset.path.name, *rows])
-    training, held_out = (ClassMaps(StoreMaps(part), store.vocabulary) for part in parts)
+    training, held_out = (ClassMaps(ReadMaps(len(part), part.label_map), store.vocabulary) for part in parts)
     return MaskSplit(training, held_out, key, f"{len(parts[0])} prepared cases of {store.dataset.path.name}")
 
 
@@ -136,9 +135,11 @@ def _split(
         )
     order = numpy_generator(recipe.data.seed, "held-out maps").permutation(len(maps)).tolist()
     num_held_out = max(1, min(recipe.data.num_held_out, len(maps) // HELD_OUT_SHARE))
-    held_out, training = (
-        ClassMaps(SomeMaps(maps, sorted(part)), vocabulary) for part in (order[:num_held_out], order[num_held_out:])
-    )
+
+    def pick(indices: list[int]) -> ClassMaps:
+        return ClassMaps(ReadMaps(len(indices), lambda index: maps[indices[index]]), vocabulary)
+
+    held_out, training = pick(sorted(order[:num_held_out])), pick(sorted(order[num_held_out:]))
     key = hash_of([origin, names, recipe.data.seed, num_held_out, recipe.grid.model_dump(mode="json")])
     return MaskSplit(training, held_out, key, origin)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Protocol
@@ -15,7 +16,7 @@ from maisi_aug.networks.mask_decoding import class_ids
 from maisi_aug.system.progress import Report, report_nothing
 from maisi_aug.system.seeds import numpy_generator
 from maisi_aug.system.whole_files import open_whole
-from maisi_aug.training.cases.data import CaseStore, Memory, read_array
+from maisi_aug.training.cases.data import Memory
 from maisi_aug.training.masks.recipe import WarpConfig
 from maisi_aug.vocabulary.labels import BODY_ID, MAISI, Vocabulary
 from maisi_aug.volumes.grid import Shape, Spacing
@@ -90,44 +91,18 @@ class ClassMaps:
         return self._memory.get(index, lambda: to_classes(self._maps[index], self._vocabulary))
 
 
-class StoreMaps:
-    """The label maps of training cases."""
+@dataclass(frozen=True)
+class ReadMaps:
+    """Label maps that are read when they are asked for: ``read`` gives each of ``num_maps`` by its number."""
 
-    def __init__(self, store: CaseStore) -> None:
-        self._store = store
-
-    def __len__(self) -> int:
-        return len(self._store)
-
-    def __getitem__(self, index: int) -> NDArray[np.uint8]:
-        return self._store.label_map(index)
-
-
-class FileMaps:
-    """Label maps in files of ``store_maps``."""
-
-    def __init__(self, paths: Sequence[Path]) -> None:
-        self._paths = paths
+    num_maps: int
+    read: Callable[[int], NDArray[np.uint8]]
 
     def __len__(self) -> int:
-        return len(self._paths)
+        return self.num_maps
 
     def __getitem__(self, index: int) -> NDArray[np.uint8]:
-        return read_array(self._paths[index], "label_map")
-
-
-class SomeMaps:
-    """Some of the maps of a set."""
-
-    def __init__(self, maps: LabelMaps, indices: Sequence[int]) -> None:
-        self._maps = maps
-        self._indices = indices
-
-    def __len__(self) -> int:
-        return len(self._indices)
-
-    def __getitem__(self, index: int) -> NDArray[np.uint8]:
-        return self._maps[self._indices[index]]
+        return self.read(index)
 
 
 def store_maps(
@@ -146,7 +121,7 @@ def store_maps(
         report: Called with (maps done, maps in all), after those that were built now and after the last.
 
     Returns:
-        The files that are there in the end.
+        The files that are there in the end, each with a ``label_map``.
     """
     paths = [folder / f"{name}.npz" for name in names]
     for place, path in enumerate(paths):
@@ -160,26 +135,26 @@ def store_maps(
     return [path for path in paths if path.exists()]
 
 
+@dataclass(frozen=True, eq=False)
 class VariedMaps:
     """Every map several times: itself, then others that are turned, stretched and shifted a little."""
 
-    def __init__(self, maps: LabelMaps, num_variants: int, warp: WarpConfig, *, spacing_mm: Spacing, seed: int) -> None:
-        self._maps = maps
-        self._num_variants = num_variants
-        self._warp = warp
-        self._spacing_mm = spacing_mm
-        self._seed = seed
+    maps: LabelMaps
+    num_variants: int
+    warp: WarpConfig
+    spacing_mm: Spacing
+    seed: int
 
     def __len__(self) -> int:
-        return len(self._maps) * self._num_variants
+        return len(self.maps) * self.num_variants
 
     def __getitem__(self, index: int) -> Classes:
-        number, variant = divmod(index, self._num_variants)
-        classes: Classes = self._maps[number]
+        number, variant = divmod(index, self.num_variants)
+        classes: Classes = self.maps[number]
         if variant == 0:
             return classes
-        rng = numpy_generator(self._seed, f"map variant {number} {variant}")
-        matrix, shift = draw_warp(self._warp, self._spacing_mm, rng)
+        rng = numpy_generator(self.seed, f"map variant {number} {variant}")
+        matrix, shift = draw_warp(self.warp, self.spacing_mm, rng)
         centre = (np.asarray(classes.shape) - 1) / 2
         return take_patch(classes, classes.shape, centre + shift, matrix)
 

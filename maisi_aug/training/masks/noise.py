@@ -41,27 +41,17 @@ class SizedLatents:
         return clean, torch.from_numpy(self.sizes[list(indices)])[:, None]
 
 
+@dataclass(frozen=True, eq=False)
 class MaskNoiseObjective(Stateless):
     """Predict the noise e in x_t = a_t x_0 + s_t e (Ho et al., NeurIPS 2020), the sizes told by cross-attention."""
 
-    def __init__(
-        self,
-        unet: nn.Module,
-        scheduler: DDPMScheduler,
-        cases: SizedLatents,
-        config: MaskNoiseLossConfig,
-        *,
-        scale_factor: float,
-        seed: int,
-        device: str,
-    ) -> None:
-        self.unet = unet
-        self.scheduler = scheduler
-        self.cases = cases
-        self.config = config
-        self.scale_factor = scale_factor
-        self.seed = seed
-        self.device = device
+    unet: nn.Module
+    scheduler: DDPMScheduler
+    cases: SizedLatents
+    config: MaskNoiseLossConfig
+    scale_factor: float
+    seed: int
+    device: str
 
     @property
     def networks(self) -> Mapping[str, nn.Module]:
@@ -96,19 +86,19 @@ class MaskNoiseObjective(Stateless):
         return distance(found, noise.to(self.device))
 
 
+@dataclass(frozen=True, eq=False)
 class MaskNoiseValidation:
     """The loss on held-out maps, with the same noise at the same time steps every time.
 
-    Args:
+    Attributes:
         objective: Of the network that trains.
         held_out: Latents and sizes of the held-out maps.
         processes: Share the maps among them.
     """
 
-    def __init__(self, objective: MaskNoiseObjective, held_out: SizedLatents, *, processes: Processes = ALONE) -> None:
-        self.objective = objective
-        self.held_out = held_out
-        self.processes = processes
+    objective: MaskNoiseObjective
+    held_out: SizedLatents
+    processes: Processes = ALONE
 
     def __call__(self) -> dict[str, float]:
         """``loss``; and ``loss_without_sizes``, where all sizes are told as absent: how much the sizes help."""

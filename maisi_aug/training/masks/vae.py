@@ -8,6 +8,7 @@ intermediate result and its gradient. They are computed in slabs, and once more 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Any, cast
 
@@ -29,48 +30,45 @@ from maisi_aug.training.masks.label_maps import Classes, LabelMaps, draw_warp, m
 from maisi_aug.training.masks.recipe import MaskVaeLossConfig
 from maisi_aug.vocabulary.labels import MAISI
 from maisi_aug.volumes.grid import Shape, Spacing
+from maisi_aug.volumes.overlap import measure_dice_by_class
 
 NUM_SUMS = 3
 LEAST_SHARE = 1e-6
 """What a class that no map has is taken for at the start."""
 
 
+@dataclass(eq=False)
 class MaskVaeObjective(Stateless):
-    """Reconstruct patches of label maps."""
+    """Reconstruct patches of label maps.
 
-    def __init__(
-        self,
-        autoencoder: nn.Module,
-        maps: LabelMaps,
-        config: MaskVaeLossConfig,
-        *,
-        counts: NDArray[np.int64],
-        spacing_mm: Spacing,
-        seed: int,
-        device: str,
-    ) -> None:
-        """Set the posterior's spread at the start, and the decoder to take every class for as likely as it is.
+    It sets the posterior's spread at the start, and the decoder to take every class for as likely as it is.
 
-        Args:
-            autoencoder: With plain layers.
-            maps: As classes.
-            config: Losses and patches.
-            counts: ``(N, 125)`` voxels per class of the maps.
-            spacing_mm: Of the maps.
-            seed: Of patches and noise.
-            device: Where the autoencoder is.
-        """
-        self.autoencoder = autoencoder
-        self.maps = maps
-        self.config = config
-        self.class_weights = balance_classes(counts, power=config.weight_power, max_weight=config.max_weight).to(device)
-        self.spacing_mm = spacing_mm
-        self.seed = seed
-        self.device = device
-        self._to_channels = choose_input(autoencoder)
-        _set_bias(autoencoder.quant_conv_log_sigma, torch.tensor(config.initial_log_variance))
-        shares = torch.from_numpy(counts.sum(axis=0) / max(1, counts.sum())).float().to(device) * self.class_weights
-        _set_bias(_blocks(autoencoder)[-1], shares.clamp_min(LEAST_SHARE).log())
+    Attributes:
+        autoencoder: With plain layers.
+        maps: As classes.
+        config: Losses and patches.
+        counts: ``(N, 125)`` voxels per class of the maps.
+        spacing_mm: Of the maps.
+        seed: Of patches and noise.
+        device: Where the autoencoder is.
+    """
+
+    autoencoder: nn.Module
+    maps: LabelMaps
+    config: MaskVaeLossConfig
+    counts: NDArray[np.int64]
+    spacing_mm: Spacing
+    seed: int
+    device: str
+
+    def __post_init__(self) -> None:
+        config, total = self.config, self.counts.sum(axis=0)
+        weights = balance_classes(self.counts, power=config.weight_power, max_weight=config.max_weight)
+        self.class_weights = weights.to(self.device)
+        self._to_channels = choose_input(self.autoencoder)
+        _set_bias(self.autoencoder.quant_conv_log_sigma, torch.tensor(config.initial_log_variance))
+        shares = torch.from_numpy(total / max(1, self.counts.sum())).float().to(self.device) * self.class_weights
+        _set_bias(_blocks(self.autoencoder)[-1], shares.clamp_min(LEAST_SHARE).log())
 
     @property
     def networks(self) -> Mapping[str, nn.Module]:
@@ -212,30 +210,31 @@ def encode_classes(autoencoder: nn.Module, classes: Classes, *, device: str) -> 
     return mean.float()
 
 
+@dataclass(eq=False)
 class MaskVaeValidation:
     """Dice of held-out maps that are encoded and decoded, whole.
 
     Attributes:
+        autoencoder: That trains.
+        maps: Held-out classes.
+        device: Where the autoencoder is.
+        processes: Share the maps among them.
         dice_per_label: Of the last call, by the name of the label, averaged over the maps that have it.
     """
 
-    def __init__(self, autoencoder: nn.Module, maps: LabelMaps, *, device: str, processes: Processes = ALONE) -> None:
-        self.autoencoder = autoencoder
-        self.maps = maps
-        self.device = device
-        self.processes = processes
-        self.dice_per_label: dict[str, float] = {}
+    autoencoder: nn.Module
+    maps: LabelMaps
+    device: str
+    processes: Processes = ALONE
+    dice_per_label: dict[str, float] = field(default_factory=dict)
 
     def __call__(self) -> dict[str, float]:
         """``dice``, averaged over the labels, and as ``loss`` what is missing to 1."""
         ids, own = class_ids(), []
         for index in range(self.processes.rank, len(self.maps), self.processes.count):
             truth = self.maps[index]
-            found = self._reconstruct(truth)
-            counts = np.bincount(truth.ravel(), minlength=len(ids))
-            both = np.bincount(truth[truth == found], minlength=len(ids))
-            dice = 2 * both / np.maximum(1, counts + np.bincount(found.ravel(), minlength=len(ids)))
-            own.append({place: float(dice[place]) for place in np.flatnonzero(counts).tolist() if ids[place]})
+            found = measure_dice_by_class(truth, self._reconstruct(truth), len(ids))
+            own.append({place: dice for place, dice in enumerate(found) if dice is not None and ids[place]})
         rows = [row for rows in self.processes.gather(own) for row in rows]
         self.dice_per_label = {
             MAISI.name_of(int(ids[place])): fmean(row[place] for row in rows if place in row)

@@ -11,7 +11,6 @@ from maisi_aug.evaluation.cohort.agreement import (
     draw_chart,
     match_labels,
     measure_agreement,
-    measure_dice,
     segment_from_folder,
     to_report,
 )
@@ -19,6 +18,7 @@ from maisi_aug.evaluation.cohort.case_sets import find_case_set
 from maisi_aug.vocabulary.labels import FULL_VOCABULARY
 from maisi_aug.volumes.grid import Grid
 from maisi_aug.volumes.image_files import save_label_map
+from maisi_aug.volumes.overlap import measure_dice, measure_dice_by_class
 from tests.builders.made_cases import GRID, HEPATIC_TUMOR, LIVER, build_case, write_cohort
 
 VALUES = {"Liver": (1,), "liver_tumor": (2,), "whole liver": (1, 2), "prostate gland zone": (3,)}
@@ -49,11 +49,19 @@ def test_dice_is_monais_and_counts_regions_together(rng: np.random.Generator) ->
 
     expected = rng.choice([0, LIVER, HEPATIC_TUMOR, 200], (7, 9, 11)).astype(np.uint8)
     found = rng.integers(0, 3, (7, 9, 11)).astype(np.uint8)
-    label = MatchedLabel("whole liver", (1, 2), (LIVER, HEPATIC_TUMOR))
     pair = [np.isin(found, (1, 2)), np.isin(expected, (LIVER, HEPATIC_TUMOR))]
-    reference = DiceMetric()(*(torch.from_numpy(mask[None, None].astype(np.float32)) for mask in pair))
-    assert measure_dice(expected, found, label) == pytest.approx(float(reference))
-    assert measure_dice(np.zeros_like(expected), found, label) is None
+
+    def to_batch(mask: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(mask[None, None].astype(np.float32))
+
+    reference = DiceMetric()(*map(to_batch, pair))
+    assert measure_dice(*pair) == pytest.approx(float(reference))
+    assert measure_dice(np.zeros_like(pair[0]), pair[1]) is None
+    by_class = measure_dice_by_class(found, expected % 3, 4)
+    for number in range(3):
+        masks = found == number, expected % 3 == number
+        assert by_class[number] == pytest.approx(float(DiceMetric()(*(to_batch(mask) for mask in masks))))
+    assert by_class[3] is None
 
 
 @pytest.fixture

@@ -8,7 +8,8 @@ from monai.metrics.surface_dice import SurfaceDiceMetric
 from scipy import ndimage
 
 from maisi_aug.errors import BenchmarkError
-from maisi_aug.evaluation.scores.overlap import LabelScore, measure_dice, measure_nsd, score_case
+from maisi_aug.evaluation.scores.overlap import LabelScore, measure_nsd, score_case
+from maisi_aug.volumes.overlap import measure_dice
 
 SPACING_MM = (0.7, 0.8, 2.5)
 LABELS = {"liver": 1, "tumor": 2}

@@ -56,7 +56,7 @@ def build_objective(
         lesion_ids=(HEPATIC_TUMOR,),
         seed=seed,
         device="cpu",
-        label_weights=label_weights,
+        label_weights=label_weights or {},
         remover=remover,
     )
 
@@ -411,3 +411,29 @@ def test_squared_distance_is_that_of_the_plain_error() -> None:
         plain, squared = (each.compare(batch, noise, timesteps) for each in (first, second))
     assert float(plain[1]["l1"]) == pytest.approx(float(squared[1]["l1"]))
     assert float(squared[0]) > float(plain[0]) ** 2
+
+
+def test_a_step_reads_label_maps_and_no_image() -> None:
+    store = build_store(3)
+    value(build_objective(store))
+    assert {name for name, _ in store.reads} == {"label_map"}
+
+
+def test_batches_of_an_accumulated_step_are_drawn_once() -> None:
+    store = build_store(3)
+    objective = build_objective(store, lesion_share=0.0)
+    for index in range(3):
+        objective.loss(4, Share(index, 3))
+    assert len(store.reads) == 3
+    objective.loss(5, Share(0, 3))
+    assert len(store.reads) == 6, "all of the next step"
+
+
+def test_objective_on_other_cases_draws_from_them() -> None:
+    store, other = build_store(2), build_store(3)
+    objective = build_objective(store)
+    first = value(objective)
+    held_out = objective.on(other, build_latents(3))
+    value(held_out)
+    assert len(other.reads) > 0
+    assert value(objective) == first

@@ -6,11 +6,9 @@ import numpy as np
 import pytest
 
 from maisi_aug.networks.mask_decoding import class_ids
+from maisi_aug.training.cases.data import read_array
 from maisi_aug.training.masks.label_maps import (
     ClassMaps,
-    FileMaps,
-    SomeMaps,
-    StoreMaps,
     VariedMaps,
     draw_warp,
     mirror,
@@ -22,7 +20,7 @@ from maisi_aug.training.masks.label_maps import (
 from maisi_aug.training.masks.recipe import WarpConfig
 from maisi_aug.vocabulary.labels import MAISI, SlotBinding
 from tests.builders.tiny_mask_training import ClassList, build_maps, class_of
-from tests.builders.tiny_training import SHAPE, SPACING_MM, build_store
+from tests.builders.tiny_training import SPACING_MM
 
 STILL = WarpConfig(degrees=0, stretch=0, shift_mm=0)
 
@@ -122,15 +120,7 @@ def test_maps_are_stored_once_and_those_that_cannot_be_had_are_left_out(tmp_path
     assert reports[-1] == (3, 3)
     again = store_maps(tmp_path, ["a", "b", "c"], build)
     assert built == [0, 1, 2, 1]
-    some = SomeMaps(FileMaps(again), [1])
-    assert (len(some), some[0].shape, int(some[0].max())) == (1, (2, 3, 4), 2)
-
-
-def test_store_maps_hand_out_the_label_maps_of_cases() -> None:
-    store = build_store(2)
-    maps = StoreMaps(store)
-    assert (len(maps), maps[1].shape) == (2, SHAPE)
-    np.testing.assert_array_equal(maps[1], store.label_map(1))
+    np.testing.assert_array_equal(read_array(again[1], "label_map"), np.full((2, 3, 4), 2, dtype=np.uint8))
 
 
 @pytest.mark.parametrize("seed", range(3))
