@@ -14,7 +14,6 @@ from maisi_aug.generate.attempts import AttemptMaker, judge_drawn_image
 from maisi_aug.integrations.reading.export_labels import LabelNumbering, number_labels
 from maisi_aug.integrations.reading.items import Pair
 from maisi_aug.sources.opening import open_source
-from maisi_aug.system.progress import ReportStage, report_nothing
 from maisi_aug.system.seeds import derive_seed
 from maisi_aug.vocabulary.labels import BODY_ID
 
