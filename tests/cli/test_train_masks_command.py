@@ -60,8 +60,8 @@ def test_diffusion_without_a_base_is_refused_at_once(train: Callable[..., Any], 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--mask-labels", "maisi"], "expected a --mask-bank whose ids it explains, found none"),
-        (["--data", "one", "--mask-bank", "two"], "expected either --data or --mask-bank, found both"),
+        (["--mask-labels", "maisi"], "--mask-labels: can only be used with --mask-bank, whose ids it explains."),
+        (["--data", "one", "--mask-bank", "two"], "--data and --mask-bank: expected one of them, found both"),
         (["--recipe", "train-phantom-ct"], r"found kind 'training'"),
     ],
     ids=["labels", "both", "recipe"],
