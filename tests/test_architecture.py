@@ -42,7 +42,7 @@ HOMES = {
 # What needs torch to be imported at all; everywhere else it is imported inside functions.
 TORCH_PARTS = {
     *("networks", "training", "evaluation"),
-    *("integrations.monai", "integrations.nnunet.sampling", "integrations.nnunet.trainers"),
+    *("integrations.insertion", "integrations.monai", "integrations.nnunet.sampling", "integrations.nnunet.trainers"),
 }
 HEAVY = {
     "torch",
