@@ -12,7 +12,9 @@ from monai.transforms import Compose, RandFlipd
 
 from maisi_aug.errors import RequestError
 from maisi_aug.insertion.painting import PaintTask, ProceduralPainter
-from maisi_aug.integrations.insertion import InsertLesion, InsertLesiond, LesionPool
+from maisi_aug.integrations.insertion import LesionPool
+from maisi_aug.integrations.monai import InsertLesiond
+from maisi_aug.integrations.torchio import InsertLesion
 from maisi_aug.volumes.grid import Grid
 from maisi_aug.volumes.orientation import turn_volume
 from tests.insertion.chest import SHAPE, SPACING_MM, build_chest
