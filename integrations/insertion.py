@@ -129,7 +129,7 @@ class LesionPool:
         Returns:
             Image and label map with the lesion; both as they were where the CT has no room for one.
         """
-        grid = Grid(image_hu.shape, np.asarray(affine, dtype=np.float64))  # type: ignore[arg-type]
+        grid = Grid(image_hu.shape, np.asarray(affine, dtype=np.float64))
         image_hu, label_map = image_hu.copy(), label_map.copy()
         image, turned = turn_volume(image_hu, grid, "RAS")  # views: what is written into them is in the copies
         labels, _ = turn_volume(label_map, grid, "RAS")

@@ -150,7 +150,7 @@ def paste_nodule(chest: ChestCt, nodule: NoduleStack, rng: np.random.Generator, 
         return None
     place = draw_place(
         chest.host.coarse,
-        chest.image_hu.shape,  # type: ignore[arg-type]
+        chest.image_hu.shape,
         nodule.diameter_mm / 2,
         occupied=to_coarse(chest.occupied, chest.host.coarse.factors, fill=0.0) > 0,
         rng=rng,
