@@ -1,25 +1,19 @@
-"""Lesions drawn into the real cases of a training while they are loaded, for MONAI and for TorchIO.
+"""The pool of lesions that are drawn into the real cases of a training while they are loaded.
 
-    from maisi_aug.integrations.insertion import InsertLesion, InsertLesiond
-    load = Compose([LoadImaged(keys), EnsureChannelFirstd(keys), InsertLesiond("lung nodule:6-20mm"), augment])
-    dataset = torchio.SubjectsDataset(subjects, torchio.Compose([InsertLesion("lung nodule:6-20mm"), augment]))
-
-Both work on whole CTs in HU, so they come after loading and before whatever is random or changes intensities. What is
-drawn is kept in a pool, shown several times and then drawn anew: a lesion costs a second or so, and to show one that is
-there a copy of the image.
+``InsertLesiond`` of ``integrations.monai`` and ``InsertLesion`` of ``integrations.torchio`` take from one. Both work on
+whole CTs in HU, so they come after loading and before whatever is random or changes intensities. What is drawn is
+shown several times and then drawn anew: to show one that is there costs a copy of the image.
 """
 
 from __future__ import annotations
 
 import warnings
 from collections import OrderedDict
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
 
 import numpy as np
-from monai.config import KeysCollection
-from monai.transforms import MapTransform, Randomizable
 from numpy.typing import NDArray
 
 from maisi_aug.cohort.grammar import SizeRange, parse_requests
@@ -39,7 +33,6 @@ NUM_HELD_CTS: Final = 64
 """CTs whose hosts and lesions are remembered; the longest unused one is forgotten."""
 NUM_TRIES: Final = 4
 """Lesions that are drawn before the gates let one pass; else the CT stays as it is this time."""
-NAME_KEY: Final = "filename_or_obj"
 
 
 class _Drawn(NamedTuple):
@@ -202,106 +195,3 @@ class LesionPool:
             if not made.reason:
                 return _Drawn(made.box, image[made.box].copy(), made.image, made.lesion)
         return None
-
-
-class InsertLesiond(MapTransform, Randomizable):  # type: ignore[misc]  # MONAI has no types here
-    """MONAI's dictionary transform that puts a lesion into a CT and its label map, with a probability.
-
-    The items hold MetaTensors ``(1, I, J, K)``, the image in HU. CTs are told apart by their file name; items without
-    one take ``name_key``.
-    """
-
-    def __init__(
-        self,
-        lesion: str,
-        keys: KeysCollection = ("image", "label"),
-        *,
-        probability: float = 0.5,
-        name_key: str | None = None,
-        **pool: Any,
-    ) -> None:
-        """Say what to draw, and how often.
-
-        Args:
-            lesion: Such as ``"lung nodule:6-20mm"``.
-            keys: Of the image and of the label map.
-            probability: That an item gets a lesion.
-            name_key: Of the item's name, where it is not the image's ``filename_or_obj``.
-            pool: As for :class:`LesionPool`.
-
-        Raises:
-            RequestError: The keys are not two, or the lesion is none.
-        """
-        MapTransform.__init__(self, keys)
-        if len(self.keys) != 2:
-            raise RequestError(f"InsertLesiond: expected the keys of image and label map, found {self.keys}.")
-        self.probability, self.name_key = probability, name_key
-        self.pool = LesionPool(lesion, **pool)
-
-    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """The item with a lesion more, or as it was."""
-        item = dict(data)
-        rng = np.random.default_rng(self.R.randint(2**31))
-        if rng.random() >= self.probability:
-            return item
-        image, label = (item[key] for key in self.keys)
-        name = item[self.name_key] if self.name_key is not None else str(image.meta.get(NAME_KEY, ""))
-        made = self.pool.insert(
-            image[0].numpy(), label[0].numpy(), image.affine.numpy(), name=(name, *image.shape), rng=rng
-        )
-        for key, old, new in zip(self.keys, (image, label), made, strict=True):
-            changed = old.clone()
-            changed[0] = changed.new_tensor(new)
-            item[key] = changed
-        return item
-
-
-class InsertLesion:
-    """The same for a TorchIO subject with ``image`` and ``label``: what ``torchio.Compose`` takes as a transform."""
-
-    def __init__(
-        self,
-        lesion: str,
-        *,
-        probability: float = 0.5,
-        image: str = "image",
-        label: str = "label",
-        seed: int = 0,
-        **pool: Any,
-    ) -> None:
-        """Say what to draw, and how often.
-
-        Args:
-            lesion: Such as ``"lung nodule:6-20mm"``.
-            probability: That a subject gets a lesion.
-            image: Name of the image in the subject.
-            label: Name of the label map.
-            seed: Of everything random.
-            pool: As for :class:`LesionPool`.
-
-        Raises:
-            RequestError: The lesion is none.
-        """
-        self.probability, self.names = probability, (image, label)
-        self.pool = LesionPool(lesion, **pool)
-        self._rng = np.random.default_rng(seed)
-
-    def __call__(self, subject: Any) -> Any:
-        """The subject with a lesion more, or as it was."""
-        if self._rng.random() >= self.probability:
-            return subject
-        import copy
-
-        subject = copy.deepcopy(subject)
-        image, label = (subject[name] for name in self.names)
-        name = str(getattr(image, "path", None) or subject.get("case_id", ""))
-        made = self.pool.insert(
-            image.data[0].numpy(),
-            label.data[0].numpy(),
-            np.asarray(image.affine, dtype=np.float64),
-            name=(name, *image.data.shape),
-            rng=self._rng,
-        )
-        for held, new in zip((image, label), made, strict=True):
-            held.set_data(held.data.new_tensor(new)[None])
-        return subject

@@ -1,20 +1,27 @@
-"""A finished cohort as a MONAI dataset.
+"""A finished cohort as a MONAI dataset, and lesions drawn into real cases while they are loaded.
 
 from maisi_aug.integrations.monai import CohortDataset
 dataset = CohortDataset("cohort", transform=my_dict_transforms)
+load = Compose([LoadImaged(keys), EnsureChannelFirstd(keys), InsertLesiond("lung nodule:6-20mm"), augment])
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
+import numpy as np
+from monai.config import KeysCollection
 from monai.data import Dataset
-from monai.transforms import apply_transform
+from monai.transforms import MapTransform, Randomizable, apply_transform
 
+from maisi_aug.errors import RequestError
+from maisi_aug.integrations.insertion import LesionPool
 from maisi_aug.integrations.reading.cohort_pairs import open_pairs
 from maisi_aug.integrations.reading.items import Item, to_monai_item
+
+NAME_KEY: Final = "filename_or_obj"
 
 
 class CohortDataset(Dataset):  # type: ignore[misc]  # MONAI has no types here
@@ -55,3 +62,55 @@ class CohortDataset(Dataset):  # type: ignore[misc]  # MONAI has no types here
     def _transform(self, index: int) -> Any:
         item = to_monai_item(self._pairs.load(index))
         return item if self.transform is None else apply_transform(self.transform, item)
+
+
+class InsertLesiond(MapTransform, Randomizable):  # type: ignore[misc]  # MONAI has no types here
+    """MONAI's dictionary transform that puts a lesion into a CT and its label map, with a probability.
+
+    The items hold MetaTensors ``(1, I, J, K)``, the image in HU. CTs are told apart by their file name; items without
+    one take ``name_key``.
+    """
+
+    def __init__(
+        self,
+        lesion: str,
+        keys: KeysCollection = ("image", "label"),
+        *,
+        probability: float = 0.5,
+        name_key: str | None = None,
+        **pool: Any,
+    ) -> None:
+        """Say what to draw, and how often.
+
+        Args:
+            lesion: Such as ``"lung nodule:6-20mm"``.
+            keys: Of the image and of the label map.
+            probability: That an item gets a lesion.
+            name_key: Of the item's name, where it is not the image's ``filename_or_obj``.
+            pool: As for :class:`LesionPool`.
+
+        Raises:
+            RequestError: The keys are not two, or the lesion is none.
+        """
+        MapTransform.__init__(self, keys)
+        if len(self.keys) != 2:
+            raise RequestError(f"InsertLesiond: expected the keys of image and label map, found {self.keys}.")
+        self.probability, self.name_key = probability, name_key
+        self.pool = LesionPool(lesion, **pool)
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """The item with a lesion more, or as it was."""
+        item = dict(data)
+        rng = np.random.default_rng(self.R.randint(2**31))
+        if rng.random() >= self.probability:
+            return item
+        image, label = (item[key] for key in self.keys)
+        name = item[self.name_key] if self.name_key is not None else str(image.meta.get(NAME_KEY, ""))
+        made = self.pool.insert(
+            image[0].numpy(), label[0].numpy(), image.affine.numpy(), name=(name, *image.shape), rng=rng
+        )
+        for key, old, new in zip(self.keys, (image, label), made, strict=True):
+            changed = old.clone()
+            changed[0] = changed.new_tensor(new)
+            item[key] = changed
+        return item

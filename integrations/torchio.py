@@ -1,4 +1,4 @@
-"""A finished cohort as TorchIO subjects, for TorchIO 1 and 2.
+"""A finished cohort as TorchIO subjects, for TorchIO 1 and 2, and lesions drawn into real ones.
 
 from maisi_aug.integrations.torchio import load_subjects
 subjects = load_subjects("cohort")
@@ -7,10 +7,14 @@ dataset = torchio.SubjectsDataset(subjects, transform=...)   # version 1; versio
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from maisi_aug.integrations.insertion import LesionPool
 from maisi_aug.integrations.reading.cohort_pairs import open_pairs
 from maisi_aug.integrations.reading.items import import_torchio, to_subject
 
@@ -52,3 +56,52 @@ def iterate_subjects(
     import_torchio()
     pairs = open_pairs(folder, labels, include_anatomy=include_anatomy, numbers=numbers)
     return (to_subject(pairs.load(index)) for index in range(len(pairs)))
+
+
+class InsertLesion:
+    """Puts a lesion into the CT and the label map of a subject, with a probability; ``torchio.Compose`` takes it."""
+
+    def __init__(
+        self,
+        lesion: str,
+        *,
+        probability: float = 0.5,
+        image: str = "image",
+        label: str = "label",
+        seed: int = 0,
+        **pool: Any,
+    ) -> None:
+        """Say what to draw, and how often.
+
+        Args:
+            lesion: Such as ``"lung nodule:6-20mm"``.
+            probability: That a subject gets a lesion.
+            image: Name of the image in the subject.
+            label: Name of the label map.
+            seed: Of everything random.
+            pool: As for :class:`LesionPool`.
+
+        Raises:
+            RequestError: The lesion is none.
+        """
+        self.probability, self.names = probability, (image, label)
+        self.pool = LesionPool(lesion, **pool)
+        self._rng = np.random.default_rng(seed)
+
+    def __call__(self, subject: Any) -> Any:
+        """The subject with a lesion more, or as it was."""
+        if self._rng.random() >= self.probability:
+            return subject
+        subject = copy.deepcopy(subject)
+        image, label = (subject[name] for name in self.names)
+        name = str(getattr(image, "path", None) or subject.get("case_id", ""))
+        made = self.pool.insert(
+            image.data[0].numpy(),
+            label.data[0].numpy(),
+            np.asarray(image.affine, dtype=np.float64),
+            name=(name, *image.data.shape),
+            rng=self._rng,
+        )
+        for held, new in zip((image, label), made, strict=True):
+            held.set_data(held.data.new_tensor(new)[None])
+        return subject

@@ -107,8 +107,7 @@ def fit_classifier(figures: NDArray[np.float64], is_real: NDArray[np.bool_]) -> 
         return float(-special.log_expit(signs * odds).sum() + RIDGE * weights[1:] @ weights[1:])
 
     weights: NDArray[np.float64] = optimize.minimize(lose, np.zeros(scaled.shape[1] + 1), method="L-BFGS-B").x
-    found: NDArray[np.float64] = weights[1:] / deviations
-    return found
+    return np.asarray(weights[1:] / deviations)
 
 
 def draw_sheet(tiles: Sequence[NDArray[np.float32]]) -> Image.Image:

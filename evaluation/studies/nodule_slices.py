@@ -116,7 +116,9 @@ def train_segmenter(
         seed: Of the weights and of every patch.
     """
     torch.manual_seed(derive_seed(seed, "weights"))
-    network = UNet(2, NUM_SLICES, 1, channels=(16, 32, 64, 96), strides=(2, 2, 2), num_res_units=1, norm="batch")
+    network: nn.Module = UNet(
+        2, NUM_SLICES, 1, channels=(16, 32, 64, 96), strides=(2, 2, 2), num_res_units=1, norm="batch"
+    )
     optimizer = torch.optim.AdamW(network.parameters(), lr=LEARNING_RATE, weight_decay=1e-4)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=num_steps)
     criterion = DiceCELoss(sigmoid=True, batch=True)

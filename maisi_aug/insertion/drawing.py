@@ -158,7 +158,7 @@ def _repeat(array: NDArray[Scalar], factors: Shape) -> NDArray[Scalar]:
 def _replace_lesion(
     label_map: NDArray[np.uint8], lesion: NDArray[np.bool_], host: NDArray[np.bool_]
 ) -> NDArray[np.uint8]:
-    """The map with the label of the nearest host in place of the lesion: the wall beside it would be drawn otherwise."""
+    """The map with the nearest host in place of the lesion: else the wall beside it would be drawn there."""
     if not host.any():
         host = ~lesion
     nearest = ndimage.distance_transform_edt(~host, return_distances=False, return_indices=True)

@@ -9,9 +9,10 @@ import pytest
 
 from maisi_aug.cohort.manifest import load_manifest
 from maisi_aug.errors import CohortError, RequestError
-from maisi_aug.insertion.backgrounds import Backgrounds
+from maisi_aug.insertion.backgrounds import Background, Backgrounds
 from maisi_aug.insertion.cohort import insert_cohort
-from maisi_aug.insertion.config import InsertConfig, resolve_insertion
+from maisi_aug.insertion.config import resolve_insertion
+from maisi_aug.insertion.request import InsertConfig
 from maisi_aug.volumes.grid import Grid
 from maisi_aug.volumes.image_files import load_image, load_label_map, save_image, save_label_map
 from tests.insertion.chest import SHAPE, SPACING_MM, build_chest
@@ -109,7 +110,12 @@ def test_ct_without_the_host_is_passed_over_and_read_once(
         save_image(tmp_path / "cts" / f"{name}.nii.gz", image, GRID)
     read: list[int] = []
     load = Backgrounds.load
-    monkeypatch.setattr(Backgrounds, "load", lambda self, index: (read.append(index), load(self, index))[1])
+
+    def count_and_load(self: Backgrounds, index: int) -> Background:
+        read.append(index)
+        return load(self, index)
+
+    monkeypatch.setattr(Backgrounds, "load", count_and_load)
     config = InsertConfig(into=str(tmp_path / "cts"), labels=("lung nodule:8mm",), num_cases=4, seed=2)
     summary = insert_cohort(resolve_insertion(config), tmp_path / "cohort")
     assert {record.mask_origin["background"] for record in summary.manifest.accepted} == {"a"}

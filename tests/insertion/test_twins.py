@@ -12,7 +12,8 @@ from maisi_aug.cohort.manifest import AttemptRecord, load_manifest
 from maisi_aug.cohort.twins import twin_of
 from maisi_aug.errors import RequestError
 from maisi_aug.insertion.cohort import insert_cohort
-from maisi_aug.insertion.config import InsertConfig, resolve_insertion
+from maisi_aug.insertion.config import resolve_insertion
+from maisi_aug.insertion.request import InsertConfig
 from maisi_aug.volumes.grid import Grid
 from maisi_aug.volumes.image_files import load_image, save_image
 from tests.insertion.chest import SHAPE, SPACING_MM, build_chest
@@ -36,8 +37,9 @@ def make(chests: Path, out: Path, **changes: object) -> list[AttemptRecord]:
 
 
 def lesion_of(record: AttemptRecord) -> dict[str, Any]:
-    (lesion,) = record.mask_origin["lesions"]  # type: ignore[misc]
-    return dict(lesion)  # type: ignore[arg-type]
+    lesions: Any = record.mask_origin["lesions"]
+    (lesion,) = lesions
+    return dict(lesion)
 
 
 def test_sizes_differ_at_the_same_place(chests: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,9 @@ from monai.transforms import Compose, RandFlipd
 
 from maisi_aug.errors import RequestError
 from maisi_aug.insertion.painting import PaintTask, ProceduralPainter
-from maisi_aug.integrations.insertion import InsertLesion, InsertLesiond, LesionPool
+from maisi_aug.integrations.insertion import LesionPool
+from maisi_aug.integrations.monai import InsertLesiond
+from maisi_aug.integrations.torchio import InsertLesion
 from maisi_aug.volumes.grid import Grid
 from maisi_aug.volumes.orientation import turn_volume
 from tests.insertion.chest import SHAPE, SPACING_MM, build_chest
@@ -106,7 +109,7 @@ def test_what_cannot_be_drawn_is_refused(lesion: str, message: str) -> None:
         LesionPool(lesion)
 
 
-def build_item(chest: np.ndarray) -> dict[str, Any]:
+def build_item(chest: np.ndarray) -> dict[Hashable, Any]:
     affine = torch.from_numpy(GRID.affine.copy())
     image = MetaTensor(torch.from_numpy(chest[None].copy()), affine=affine, meta={"filename_or_obj": "p0.nii.gz"})
     return {"image": image, "label": MetaTensor(torch.zeros((1, *SHAPE), dtype=torch.uint8), affine=affine)}

@@ -20,7 +20,8 @@ from maisi_aug.evaluation.cohort.detection_curve import (
 )
 from maisi_aug.evaluation.report.build import build_report
 from maisi_aug.insertion.cohort import insert_cohort
-from maisi_aug.insertion.config import InsertConfig, resolve_insertion
+from maisi_aug.insertion.config import resolve_insertion
+from maisi_aug.insertion.request import InsertConfig
 from maisi_aug.volumes.grid import Grid
 from maisi_aug.volumes.image_files import load_label_map, save_image, save_label_map
 from tests.insertion.chest import SHAPE, SPACING_MM, build_chest
