@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from maisi_aug.cohort.recipe_files import read_recipe
 from maisi_aug.cohort.request import build_request
 from maisi_aug.cohort.resolve import CohortRun
 from maisi_aug.errors import BankError, CohortError, LesionError, MaisiAugError
+from maisi_aug.generate.attempts import Attempt
 from maisi_aug.generate.run import CohortSummary, Listener, synthesize_cohort
 from maisi_aug.vocabulary.labels import BODY_ID
 from maisi_aug.volumes.image_files import load_image, load_label_map, save_label_map
@@ -175,7 +177,11 @@ def test_case_that_fails_when_it_is_drawn_again_leaves_no_file_of_its_earlier_se
 ) -> None:
     (copy / "previews/case_0001.png").unlink()
     failed = VerdictRecord("geometry", False, {}, "Geometry: not on this machine.")
-    monkeypatch.setattr("maisi_aug.generate.writer.judge_drawn_image", lambda *_: (failed,))
+
+    def reject(run: CohortRun, attempt: Attempt) -> Attempt:
+        return replace(attempt, verdicts=(*attempt.verdicts, failed), reason=failed.message)
+
+    monkeypatch.setattr("maisi_aug.generate.writer.judge_drawn_image", reject)
     again = synthesize_cohort(resolve(), copy, device="cpu")
     assert [record.case_id for record in again.manifest.rejected] == ["case_0001"]
     assert [path.name for path in copy.rglob("case_0001.*")] == []
