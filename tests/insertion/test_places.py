@@ -6,7 +6,8 @@ from scipy import ndimage
 
 from maisi_aug.errors import LesionError
 from maisi_aug.insertion.lungs import CoarseMask
-from maisi_aug.insertion.places import CLEARANCE_MM, Attachment, draw_place
+from maisi_aug.insertion.places import CLEARANCE_MM, draw_place
+from maisi_aug.insertion.request import Attachment
 
 IMAGE_SHAPE = (60, 50, 40)
 SPACING_MM = (2.0, 2.4, 2.0)
