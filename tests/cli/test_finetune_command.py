@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from maisi_aug.api.displays import TrainingDisplay
 from maisi_aug.api.finetuning import open_data
 from maisi_aug.bundle_spec.bundle import Bundle, load_bundle
 from maisi_aug.errors import PreparationError
@@ -34,7 +35,7 @@ def open_of(
     is_main: bool = True,
 ) -> PreparedStore:
     request = FinetuneRequest(data=data, base=base.name, labels=labels, map=rules, organs=organs)
-    return open_data(request, base, out, is_main=is_main)
+    return open_data(request, base, out, is_main=is_main, display=TrainingDisplay())
 
 
 @pytest.fixture(scope="module")
