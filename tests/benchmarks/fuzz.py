@@ -132,8 +132,8 @@ def to_markdown(outcomes: Sequence[Outcome]) -> str:
     lines += [_to_row(header), _to_row("---" for _ in header), *map(_to_row, rows)]
     faults = [f"- {o.reader}: {text} ({count})" for o in outcomes for text, count in o.unexpected.items()]
     about = (
-        "Seconds are of processor time. Memory is the most that the process held beyond its own after reading valid input, the making of the damaged "
-        "input included."
+        "Seconds are of processor time. Memory is the most that the process held beyond its own after reading valid "
+        "input, the making of the damaged input included."
     )
     return "\n".join([*lines, "", about, "", *faults]).rstrip() + "\n"
 
