@@ -78,7 +78,7 @@ def _require_bounds(text: str) -> None:
         if isinstance(event, yaml.AliasEvent):
             if any(anchor == opened for opened, _ in open_parts):
                 raise ContentError(f"an alias of what it stands in on line {line}")
-            size = sizes.get(event.anchor, 1)
+            size = sizes.get(str(event.anchor), 1)
             num_aliased += size
             if num_aliased > len(text) + _FREE_ALIASES:
                 raise ContentError(f"aliases of more than the document is long on line {line}")
