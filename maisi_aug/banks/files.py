@@ -58,6 +58,8 @@ IsOrganName = Callable[[str], bool]
 NAME_FILES = ("labels.json", DESCRIPTION_NAME)
 MIN_ORGAN_FILES = 3
 MAX_LISTED_ID = 65535
+MAX_NAME_BYTES = 255
+MAX_PATH_LETTERS = 3000
 
 
 @dataclass(frozen=True)
@@ -432,8 +434,10 @@ def _find_in_data_list(path: Path) -> Iterator[BankEntry]:
             raise BankError(f"Mask bank {path}: expected 'label' in row {number}, found {sorted(row)}. Add it.")
         image = row["image"] if isinstance(row.get("image"), str) else None
         listed = row.get("label_list")
-        if any("\0" in text for text in (label, image or "")):
-            raise BankError(f"Mask bank {path}: expected names of files in row {number}, found {label!r}. Correct it.")
+        if not all(_can_be_path(text) for text in (label, image or "")):
+            raise BankError(
+                f"Mask bank {path}: expected names of files in row {number}, found {label[:60]!r}. Correct it."
+            )
         if (label, image) in seen:
             raise BankError(
                 f"Mask bank {path}: expected every case once, found {label!r} in row {number} and before. Remove a row."
@@ -450,6 +454,12 @@ def _find_in_data_list(path: Path) -> Iterator[BankEntry]:
             None if image is None else path.parent / image,
             listed_ids=tuple(listed) if isinstance(listed, list) else None,
         )
+
+
+def _can_be_path(text: str) -> bool:
+    """Whether the system takes text as a path at all: no zero in it, and no longer than it allows."""
+    longest = max(len(part.encode("utf-8", "surrogatepass")) for part in text.split("/"))
+    return "\0" not in text and longest <= MAX_NAME_BYTES and len(text) <= MAX_PATH_LETTERS
 
 
 def _with_context(entry: BankEntry, root: Path) -> BankEntry:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import yaml
 
@@ -14,8 +14,11 @@ MAX_YAML_BYTES: Final = 2 * 10**6
 _FREE_ALIASES: Final = 1000
 """Elements that the aliases of any document may stand for, however short it is."""
 _MERGE_TAG: Final = "tag:yaml.org,2002:merge"
-_BaseLoader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-"""libyaml's, which is ten times as fast, where PyYAML was built with it."""
+
+if TYPE_CHECKING:
+    _BaseLoader = yaml.SafeLoader
+else:  # libyaml's, which is ten times as fast, where PyYAML was built with it
+    _BaseLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 def read_yaml(path: Path) -> Any:
@@ -63,6 +66,7 @@ def _require_bounds(text: str) -> None:
     sizes: dict[str, int] = {}  # of what is finished, by its anchor
     open_parts: list[tuple[str | None, int]] = []  # anchor, and elements so far
     num_aliased = 0
+    event: Any
     for event in yaml.parse(text, Loader=_BaseLoader):
         line = event.start_mark.line + 1
         anchor, size = getattr(event, "anchor", None), 1
@@ -74,7 +78,7 @@ def _require_bounds(text: str) -> None:
         if isinstance(event, yaml.AliasEvent):
             if any(anchor == opened for opened, _ in open_parts):
                 raise ContentError(f"an alias of what it stands in on line {line}")
-            size = sizes.get(event.anchor, 1)
+            size = sizes.get(str(event.anchor), 1)
             num_aliased += size
             if num_aliased > len(text) + _FREE_ALIASES:
                 raise ContentError(f"aliases of more than the document is long on line {line}")
