@@ -138,9 +138,9 @@ def _write_recipe(folder: Path) -> None:
 
 
 def _read_recipe(folder: Path) -> None:
-    from maisi_aug.cohort.request import load_recipe
-    from maisi_aug.cohort.recipe_files import training_kind
     from maisi_aug.cohort.grammar import allot_cases, parse_requests
+    from maisi_aug.cohort.recipe_files import training_kind
+    from maisi_aug.cohort.request import load_recipe
     from maisi_aug.vocabulary.labels import FULL_VOCABULARY
 
     training_kind(folder / "recipe.yaml")
