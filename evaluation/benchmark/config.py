@@ -13,7 +13,7 @@ from pydantic import Field, NonNegativeInt, PositiveInt, field_validator, model_
 from maisi_aug.errors import BenchmarkError, did_you_mean
 from maisi_aug.system.content import spells_number
 from maisi_aug.system.models import StrictModel, explain_problems
-from maisi_aug.system.options import Option, PathText, split_rule, warn_of_spelling
+from maisi_aug.system.options import Option, PathText, split_rule, texts_of, warn_of_spelling
 
 PLAN_NAME: Final = "benchmark.json"
 REAL: Final = "real"
@@ -179,7 +179,7 @@ class BenchmarkConfig(StrictModel, use_attribute_docstrings=True):
         values = dict(values)
         words, rules = values.get("labels"), values.get("mapping")
         if isinstance(words, list) or isinstance(rules, list):
-            labels, values["mapping"] = parse_labels(words or [], rules or [])
+            labels, values["mapping"] = parse_labels(texts_of(words or [], "tumor"), texts_of(rules or [], "2=tumor"))
             values["labels"] = labels or None
         if not values.get("synthetic"):
             values.setdefault("arms", (REAL, DUPLICATED))
@@ -191,7 +191,7 @@ class BenchmarkConfig(StrictModel, use_attribute_docstrings=True):
         if not isinstance(value, list):
             return value
         sources: dict[str, str] = {}
-        for word in value:
+        for word in texts_of(value, "NAME=FOLDER"):
             name, equals, path = word.partition("=")
             if not equals or not name.replace("-", "").replace("_", "").isalnum():
                 name, path = "synthetic", word

@@ -19,7 +19,7 @@ from maisi_aug.errors import RecipeError, did_you_mean
 from maisi_aug.lesions.growth_rules import GrowthRule, growth_rule_of
 from maisi_aug.system.content import spells_number
 from maisi_aug.system.models import Finite, PositiveFinite, StrictModel, explain_problems
-from maisi_aug.system.options import Option, PathText, warn_of_spelling
+from maisi_aug.system.options import Option, PathText, texts_of, warn_of_spelling
 from maisi_aug.vocabulary.regions import BODY_REGIONS, BodyRegion
 from maisi_aug.volumes.grid_words import ShapeField, SpacingField
 
@@ -74,7 +74,7 @@ class GateConfig(StrictModel, strict=True, use_attribute_docstrings=True):
     def _read_texts(cls, value: object) -> object:
         """``NAME=on|off|NUMBER`` each, such as ``organ-hu=off`` and ``minimum-cnr=0.5``; nothing for all defaults."""
         if isinstance(value, list | tuple):
-            return dict(cls._read_text(text) for text in value)
+            return dict(cls._read_text(text) for text in texts_of(value, "organ-hu=off"))
         return {} if value is None else value
 
     @classmethod
@@ -118,7 +118,7 @@ def _read_organ_sizes(value: object) -> object:
     if not isinstance(value, list | tuple):
         return value
     sizes: dict[str, float] = {}
-    for text in value:
+    for text in texts_of(value, "liver:0.5"):
         name, _, number = (part.strip() for part in text.rpartition(":"))
         try:
             size = float(number)
@@ -136,14 +136,15 @@ def _read_size_label(value: object) -> object:
     """``2``; ``NAME=2`` once per lesion is an earlier spelling of ``--map 2=NAME``, and warned of."""
     if not isinstance(value, list | tuple):
         return value
-    if len(value) == 1 and spells_number(value[0].strip()):
-        return int(value[0])
-    pairs = [text.rpartition("=") for text in value]
+    texts = texts_of(value, "2")
+    if len(texts) == 1 and spells_number(texts[0].strip()):
+        return int(texts[0])
+    pairs = [text.rpartition("=") for text in texts]
     if not all(name.strip() and spells_number(number.strip()) for name, _, number in pairs):
         raise ValueError(
-            f"expected an id such as 2, or --map '2=hepatic tumor' once per lesion, found '{' '.join(value)}'"
+            f"expected an id such as 2, or --map '2=hepatic tumor' once per lesion, found '{' '.join(texts)}'"
         )
-    for text, (name, _, number) in zip(value, pairs, strict=True):
+    for text, (name, _, number) in zip(texts, pairs, strict=True):
         warn_of_spelling(f"--size-label '{text}'", f"--map '{number.strip()}={name.strip()}'")
     return {name.strip(): int(number) for name, _, number in pairs}
 

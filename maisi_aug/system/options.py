@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -70,6 +71,18 @@ def warn_of_spelling(old: str, new: str) -> None:
     """Say how an earlier spelling is written now."""
     sentence = f"{old} is an earlier spelling, which the next release drops. Write {new}."
     warnings.warn(sentence, EarlierSpelling, stacklevel=3)
+
+
+def texts_of(values: Sequence[object], example: str) -> list[str]:
+    """Values that are texts as they are typed.
+
+    Raises:
+        ValueError: One is no text; ``example`` says what was expected.
+    """
+    for value in values:
+        if not isinstance(value, str):
+            raise ValueError(f"expected texts such as {example}, found {value!r:.60}")
+    return [str(value) for value in values]
 
 
 def split_rule(text: str, example: str) -> tuple[str, str]:

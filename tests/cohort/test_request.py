@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -203,3 +204,17 @@ def test_every_command_of_a_copied_training_recipe_runs_the_copy(tmp_path: Path)
 
 def test_differences_name_field_old_and_new() -> None:
     assert differences({"seed": 1, "num_cases": 4}, {"seed": 2, "num_cases": 4, "shape": None}) == ["seed: 1 -> 2"]
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"gates": [3]}, "gates: expected texts such as organ-hu=off, found 3"),
+        ({"gates": [{"organ_hu": False}]}, "gates: expected texts such as organ-hu=off, found"),
+        ({"mask_source": "diffusion", "size_of": [["liver"]]}, "size_of: expected texts such as liver:0.5, found"),
+        ({"size_reference": "lab", "size_label": [2]}, "size_label: expected texts such as 2, found 2"),
+    ],
+)
+def test_lists_that_hold_no_texts_are_refused(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(RecipeError, match=re.escape(message)):
+        build_request({"labels": ["hepatic tumor"], **values})

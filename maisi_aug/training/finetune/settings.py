@@ -17,7 +17,7 @@ from pydantic import (
 
 from maisi_aug.errors import did_you_mean
 from maisi_aug.system.models import StrictModel
-from maisi_aug.system.options import Option, PathText
+from maisi_aug.system.options import Option, PathText, texts_of
 from maisi_aug.training.loop.settings import FlowLossConfig, LoopConfig
 from maisi_aug.volumes.grid_words import ShapeField
 
@@ -105,6 +105,8 @@ class FinetuneRequest(StrictModel, use_attribute_docstrings=True):
         field = str(info.field_name)
         if not isinstance(value, list | tuple | dict) or not labels:
             return value
+        if not isinstance(value, dict):
+            value = texts_of(value, "NAME=VALUE")
         if field == "slots" and len(value) == 1 and isinstance(value, list | tuple) and "=" not in (slot := value[0]):
             if len(labels) > 1 and slot != "auto":
                 raise ValueError(f"expected 'NAME={slot}' where there are several labels, found '{slot}'")
