@@ -16,7 +16,7 @@ from maisi_aug.errors import RequestError, VocabularyError
 from maisi_aug.system.models import PositiveFinite, StrictModel
 from maisi_aug.system.options import Option
 from maisi_aug.system.progress import Report, report_nothing
-from maisi_aug.system.whole_files import write_text_whole
+from maisi_aug.system.whole_files import write_json_whole
 
 if TYPE_CHECKING:
     from maisi_aug.cohort.balance import BalanceTarget, LabelBalance
@@ -94,7 +94,7 @@ class Balance:
         Raises:
             VolumeError: When a file cannot be written.
         """
-        write_text_whole(folder / BALANCE_NAME, json.dumps(self.to_json(), indent=1) + "\n")
+        write_json_whole(folder / BALANCE_NAME, self.to_json())
         self.save_picture(folder / PICTURE_NAME)
 
     def save_picture(self, path: Path) -> None:
