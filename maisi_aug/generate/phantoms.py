@@ -17,7 +17,7 @@ from maisi_aug.pictures.preview import Caption, build_preview, save_picture
 from maisi_aug.system.content import read_json
 from maisi_aug.system.progress import Report, report_nothing
 from maisi_aug.system.seeds import derive_seed
-from maisi_aug.system.whole_files import remove_leftovers, sha256_of, write_text_whole
+from maisi_aug.system.whole_files import remove_leftovers, sha256_of, write_json_whole
 from maisi_aug.vocabulary.labels import FULL_VOCABULARY
 from maisi_aug.volumes.grid import Grid, Shape, Spacing
 from maisi_aug.volumes.image_files import save_image, save_label_map
