@@ -15,7 +15,7 @@ from maisi_aug.errors import EvaluationError, LesionError
 from maisi_aug.evaluation.studies.nodule_slices import PIXEL_MM, NoduleStack, to_stack
 from maisi_aug.insertion.config import TEXTURE_SHARES
 from maisi_aug.insertion.crops import blend, cut_crop, weigh_zone
-from maisi_aug.insertion.insert import LesionRequest, LungHost, insert_lesion
+from maisi_aug.insertion.insert import Insertion, LesionRequest, LungHost, insert_lesion
 from maisi_aug.insertion.lungs import to_coarse
 from maisi_aug.insertion.painting import TEXTURES, Painter
 from maisi_aug.insertion.places import draw_place
@@ -51,6 +51,16 @@ class ChestCt:
     occupied: NDArray[np.bool_]
     host: LungHost
 
+    def insert(self, request: LesionRequest, painter: Painter, *, seed: int) -> Insertion:
+        """Draw a nodule into it, clear of what is labelled; the CT itself is left alone.
+
+        Raises:
+            LesionError: It has no such place.
+        """
+        return insert_lesion(
+            self.image_hu, self.spacing_mm, self.host, request, painter, occupied=self.occupied, seed=seed
+        )
+
 
 def load_chests(folder: Path) -> list[ChestCt]:
     """``NAME_ct.nii.gz``, with ``NAME_seg.nii.gz`` where something in them is labelled; those that show lungs.
@@ -82,15 +92,7 @@ def draw_pool(chests: Sequence[ChestCt], painter: Painter, *, num_nodules: int, 
         diameter = float(SIZES_MM[0] * (SIZES_MM[1] / SIZES_MM[0]) ** place)
         texture = TEXTURES[int(rng.choice(len(TEXTURES), p=[TEXTURE_SHARES[one] for one in TEXTURES]))]
         request = LesionRequest(NODULE_ID, volume_ml(diameter), texture)
-        made = insert_lesion(
-            chest.image_hu,
-            chest.spacing_mm,
-            chest.host,
-            request,
-            painter,
-            occupied=chest.occupied,
-            seed=derive_seed(seed, painter.name, number, attempt),
-        )
+        made = chest.insert(request, painter, seed=derive_seed(seed, painter.name, number, attempt))
         if made.reason:
             return None
         image, mask = chest.image_hu.copy(), np.zeros(chest.image_hu.shape, dtype=bool)

@@ -30,14 +30,14 @@ import torch
 from numpy.typing import NDArray
 
 from maisi_aug.errors import EvaluationError
-from maisi_aug.evaluation.output.files import run_command, to_markdown
+from maisi_aug.evaluation.output.files import run_command, save_results, to_markdown
 from maisi_aug.evaluation.scores.statistics import adjust_holm
 from maisi_aug.evaluation.studies import nodule_pools as pools
 from maisi_aug.evaluation.studies import nodule_slices as slices
 from maisi_aug.evaluation.studies.nodule_slices import NoduleStack
 from maisi_aug.insertion.painting import Painter, ProceduralPainter
 from maisi_aug.system.seeds import derive_seed, numpy_generator
-from maisi_aug.system.whole_files import write_json_whole, write_text_whole
+from maisi_aug.system.whole_files import write_json_whole
 
 REPORT_NAME: Final = "nodule_protocol"
 ARMS: Final = ("real", "copy-paste", "procedural", "network", "oracle", "synthetic", "threshold")
@@ -298,8 +298,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     def body() -> None:
         document = run_protocol(Protocol(args.lidc, args.chests, args.test, args.out, settings))
         report = to_report(document)
-        write_json_whole(args.out / f"{REPORT_NAME}.json", document)
-        write_text_whole(args.out / f"{REPORT_NAME}.md", report)
+        save_results(args.out, REPORT_NAME, document, report)
         sys.stdout.write(report)
 
     return run_command(body)
