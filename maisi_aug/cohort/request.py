@@ -37,7 +37,7 @@ _WHAT, _MASKS, _IMAGES, _GATES, _RUN = "What to make", "Label maps", "Images", "
 
 # YAML has lists and no tuples; strict mode would refuse them for a tuple field.
 _FromList = Strict(False)
-_CaseCount = Annotated[int, Field(ge=1, le=MAX_CASES)]
+_CaseCount = Annotated[int, Field(gt=0, le=MAX_CASES)]
 
 
 class GateConfig(StrictModel, strict=True, use_attribute_docstrings=True):
@@ -161,12 +161,12 @@ class CohortRequest(StrictModel, strict=True, use_attribute_docstrings=True):
     ]
     """Lesion or organ, with a size: 0.3 (percentile), 0.1-0.6, 8-20mm, 4mL, 10-30mmx3; may repeat; join with + for one
     case. Of given maps: label to keep."""
-    num_cases: Annotated[_CaseCount | None, Option("-n", panel=_WHAT, everyday=True)] = None
+    num_cases: Annotated[_CaseCount | None, Option("-n", metavar="N", panel=_WHAT, everyday=True)] = None
     """Number of cases (default: 4, or one per given map)."""
     grown_from: Annotated[tuple[_CaseCount, ...], _FromList] = ()
     """Numbers of cases that the cohort had before it grew, ascending; continuing with a larger ``num_cases`` notes
     them, so that the cases that were there stay as they are."""
-    seed: Annotated[int, Field(ge=0), Option(panel=_WHAT, everyday=True)] = 0
+    seed: Annotated[int, Field(ge=0), Option(metavar="N", panel=_WHAT, everyday=True)] = 0
     """Random seed: another one, other patients."""
     anatomy: Annotated[
         Annotated[tuple[Annotated[str, Field(min_length=1)], ...], _FromList, Field(min_length=1)] | None,
@@ -239,7 +239,7 @@ class CohortRequest(StrictModel, strict=True, use_attribute_docstrings=True):
     """Warn of label maps without the organs around the lesions, instead of refusing them."""
     keep_rejected: Annotated[bool, Option("--keep-rejected", panel=_GATES)] = False
     """Keep the image and label maps of rejected cases, in OUT/rejected."""
-    max_attempts: Annotated[int, Field(ge=1, le=MAX_ATTEMPTS), Option(panel=_RUN)] = 5
+    max_attempts: Annotated[int, Field(gt=0, le=MAX_ATTEMPTS), Option(panel=_RUN)] = 5
     """Attempts per case before it is rejected; a cohort may be continued with more."""
     size_reference: Annotated[PathText | None, Option(takes=Path, panel=_WHAT)] = None
     """nnU-Net dataset (path, number or name) or folder of label maps whose lesions define the percentiles."""

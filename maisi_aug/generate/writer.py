@@ -135,7 +135,7 @@ class CaseWriter:
             seed=attempt.seed,
             status=status,
             request=case.request,
-            lesions=case.lesions,
+            lesions=tuple(lesion.as_written() for lesion in case.lesions),
             required_ids=case.required_ids,
             verdicts=attempt.verdicts,
             reason=attempt.reason,

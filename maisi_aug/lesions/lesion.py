@@ -90,6 +90,10 @@ class Lesion:
         """The lesion with its volume in a label map."""
         return replace(self, realised_ml=realised_ml, diameter_mm=diameter_mm(realised_ml))
 
+    def as_written(self) -> Lesion:
+        """The lesion as a manifest holds it, without what only the run needs that draws it."""
+        return replace(self, index=0, hosts=(), rule=None, num_voxels=0, share_outside=None, spread=None)
+
     def to_plan(self) -> dict[str, Any]:
         """What is asked for, as JSON types."""
         return {

@@ -53,7 +53,7 @@ def _split(text: str, example: str) -> list[str]:
     return parts
 
 
-_Side = Annotated[int, Field(ge=1, le=MAX_SIDE)]
+_Side = Annotated[int, Field(gt=0, le=MAX_SIDE)]
 ShapeField = Annotated[tuple[_Side, _Side, _Side], Strict(False), BeforeValidator(read_shape)]
 """Voxels along I, J, K."""
 SpacingField = Annotated[

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from maisi_aug.errors import VolumeError
+from maisi_aug.system.content import content_errors
 
 UNIT_MM = {1: 1000.0, 3: 0.001}
 """``xyzt_units``: metres and micrometres; all others are millimetres (nifti1.h, NIFTI_UNITS_*)."""
@@ -51,7 +52,8 @@ def affine_of(read: Any, sides: Sequence[int], stored: bytes, subject: Path | st
             "known: nibabel and ITK read such a file mirrored. Convert it again from DICOM, or set its sform code."
         )
     _require_one_scale(header, subject)
-    affine = np.asarray(read.get_best_affine(), dtype=np.float64)
+    with content_errors():
+        affine = np.asarray(read.get_best_affine(), dtype=np.float64)
     shape = [*sides[:3], 1, 1, 1][:3]
     if sform_code > 0:
         _require_same_spacing(header, affine, shape, subject)
@@ -90,7 +92,8 @@ def _tell_two_places(
     header: Any, affine: NDArray[np.float64], shape: list[int], sform_code: int, subject: Path | str
 ) -> None:
     """Warn where the qform puts voxels elsewhere than the sform, which is taken."""
-    qform = np.asarray(header.get_qform(), dtype=np.float64)
+    with content_errors():
+        qform = np.asarray(header.get_qform(), dtype=np.float64)
     corners = np.array(list(product(*((0, max(side - 1, 1)) for side in shape))))
     far_mm = np.linalg.norm(corners @ (affine - qform)[:3, :3].T + (affine - qform)[:3, 3], axis=1).max()
     if far_mm > SAME_PLACE_VOXELS * np.linalg.norm(affine[:3, :3], axis=0).min():

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
 import numpy as np
 import pytest
 
@@ -292,7 +293,8 @@ def test_bombs_are_refused_before_they_go_off(write: Callable[..., Path], tmp_pa
     rows = [build_row(f"{name}.nii.gz", np.ones((4, 4, 4), np.uint8), tiny) for name in ("outer", "inner")]
     write_list(tmp_path, [*json.loads((tmp_path / LIST_NAME).read_text()), *rows])
     add_member(archive, f"{MAPS_NAME}/tiny/outer.nii.gz", b"\0" * 2**24)
-    add_member(archive, f"{MAPS_NAME}/tiny/inner.nii.gz", gzip.compress(b"\0" * 2**24))
+    large = nib.Nifti1Image(np.zeros((256, 256, 256), np.uint8), np.eye(4))
+    add_member(archive, f"{MAPS_NAME}/tiny/inner.nii.gz", gzip.compress(large.to_bytes()))
     bank = _open(archive)
     index = next(index for index, entry in enumerate(bank._entries) if entry.name.endswith("inner.nii.gz"))
     assert bank.load(index) is None

@@ -17,7 +17,7 @@ licence: none
 grid: {shape: [16, 16, 16], spacing_mm: [4, 4, 4]}
 num_inference_steps: 1
 scale_factor: 1.0
-scheduler: {}
+scheduler: {class: RFlowScheduler}
 networks: {}
 weights: {}
 slots: {kidney tumor: {id: 129, hosts: [5, 14]}}

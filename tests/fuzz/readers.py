@@ -104,7 +104,7 @@ def _write_requests(folder: Path) -> None:
 
 
 def _read_requests(folder: Path) -> None:
-    from maisi_aug.cohort.requests import allot_cases, label_names, parse_requests
+    from maisi_aug.cohort.grammar import allot_cases, label_names, parse_requests
     from maisi_aug.vocabulary.labels import FULL_VOCABULARY
 
     text = (folder / "requests.txt").read_bytes().decode("utf-8", "surrogateescape")
@@ -138,9 +138,9 @@ def _write_recipe(folder: Path) -> None:
 
 
 def _read_recipe(folder: Path) -> None:
-    from maisi_aug.cohort.recipe import load_recipe
+    from maisi_aug.cohort.grammar import allot_cases, parse_requests
     from maisi_aug.cohort.recipe_files import training_kind
-    from maisi_aug.cohort.requests import allot_cases, parse_requests
+    from maisi_aug.cohort.request import load_recipe
     from maisi_aug.vocabulary.labels import FULL_VOCABULARY
 
     training_kind(folder / "recipe.yaml")
@@ -171,7 +171,7 @@ def _read_training_recipes(folder: Path) -> None:
 def _write_cohort(folder: Path) -> None:
     import yaml
 
-    from maisi_aug.cohort.recipe import COHORT_NAME
+    from maisi_aug.cohort.request import COHORT_NAME
     from tests.builders.tiny_cohort import write_cohort
 
     write_cohort(folder, (26,), (23,), (26, 23))
@@ -179,9 +179,9 @@ def _write_cohort(folder: Path) -> None:
 
 
 def _cohort_document() -> dict[str, Any]:
-    from maisi_aug.cohort.recipe import build_config
+    from maisi_aug.cohort.request import build_request
 
-    configuration = build_config({"labels": ["hepatic tumor:0.3"], "num_cases": 3}).to_dict()
+    configuration = build_request({"labels": ["hepatic tumor:0.3"], "num_cases": 3}).to_dict()
     return {"configuration": configuration, "bundle": {"name": "gone", "fingerprint": "ab"}, "mask_bank": {"maps": 3}}
 
 
@@ -197,17 +197,16 @@ def _read_manifest(folder: Path) -> None:
 
 
 def _read_cohort(folder: Path) -> None:
-    from maisi_aug.cohort.folder import find_cohort, grow_from, has_cases, read_cohort_document
-    from maisi_aug.cohort.recipe import build_config, load_recipe
+    from maisi_aug.cohort.folder import BegunCohort, find_cohort
+    from maisi_aug.cohort.request import build_request, load_recipe
     from maisi_aug.integrations.reading.cohort_source import find_num_planned, load_cohort_source
 
-    config = build_config({"labels": ["hepatic tumor:0.3"], "num_cases": 4})
-    document = read_cohort_document(folder)
-    if document is not None:
-        config = grow_from(config, document, has_cases=has_cases(folder))
+    begun = BegunCohort.read(folder)
+    steps = begun.steps_to(4, ())
+    config = build_request({"labels": ["hepatic tumor:0.3"], "num_cases": 4, "grown_from": list(steps)})
     find_num_planned(folder)
     load_cohort_source(folder)
-    find_cohort(folder, {**_cohort_document(), "configuration": config.to_dict()})
+    find_cohort(folder, {**_cohort_document(), "configuration": config.to_dict()}, begun)
     load_recipe(str(folder / "cohort.yaml"))
 
 
