@@ -11,8 +11,8 @@ from pydantic import BaseModel, BeforeValidator, Field, PositiveInt
 from typer.core import TyperGroup
 from typer.main import get_command
 
+from maisi_aug.api.balancing import BalanceOptions
 from maisi_aug.cli.app import VERBS, load_verb
-from maisi_aug.cli.shared.balance import BalanceOptions
 from maisi_aug.cli.shared.boundary import guard
 from maisi_aug.cli.shared.from_models import Given, list_options, with_options
 from maisi_aug.cohort.request import CohortRequest
