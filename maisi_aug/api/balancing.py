@@ -170,9 +170,9 @@ def balance_insertion(
     """
     if options.against is None:
         return config, None
+    from maisi_aug.banks.raw_datasets import DESCRIPTION_NAME
     from maisi_aug.cohort.balance import to_requests
     from maisi_aug.cohort.grammar import label_names
-    from maisi_aug.insertion.backgrounds import DATASET_NAME
     from maisi_aug.insertion.config import choose_painter
     from maisi_aug.insertion.request import InsertConfig
 
@@ -187,7 +187,7 @@ def balance_insertion(
         num_cases=config.num_cases,
         report=report,
     )
-    has_labels = config.into_labels is not None or (Path(config.into) / DATASET_NAME).is_file()
+    has_labels = config.into_labels is not None or (Path(config.into) / DESCRIPTION_NAME).is_file()
     # CTs without labels have no use for rules that say what the dataset calls the lesions.
     kept = config.map if has_labels else tuple(rule for rule in config.map if rule not in rules)
     return InsertConfig.model_validate({**dict(config), "labels": to_requests(balance.labels), "map": kept}), balance
