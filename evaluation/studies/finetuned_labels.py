@@ -30,6 +30,7 @@ from maisi_aug.evaluation.studies.segmenter import Segmenter, load_segmenter
 from maisi_aug.networks.pipeline import Pipeline, resolve_device
 from maisi_aug.pictures.preview import save_picture
 from maisi_aug.preparation.prepared import PreparedCase, PreparedDataset, load_prepared
+from maisi_aug.system.content import read_json
 from maisi_aug.system.printed_text import from_clean_document
 from maisi_aug.system.progress import Report, report_nothing
 from maisi_aug.system.seeds import derive_seed
@@ -336,7 +337,7 @@ def _mean(values: Sequence[float | None]) -> float | None:
 
 def _read(path: Path) -> dict[str, Any] | None:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
     except (OSError, ValueError):
         return None
     return content if isinstance(content, dict) and "key" in content else None

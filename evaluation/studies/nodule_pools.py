@@ -20,6 +20,7 @@ from maisi_aug.insertion.lungs import to_coarse
 from maisi_aug.insertion.painting import TEXTURES, Painter
 from maisi_aug.insertion.places import draw_place
 from maisi_aug.system.seeds import derive_seed, numpy_generator
+from maisi_aug.system.whole_files import open_whole
 from maisi_aug.vocabulary.sizes import volume_ml
 from maisi_aug.volumes.grid import Spacing
 from maisi_aug.volumes.image_files import load_image, load_label_map
@@ -199,18 +200,11 @@ def _cut_stack(name: str, chest: ChestCt, image: NDArray[np.int16], mask: NDArra
 
 def save_pool(path: Path, pool: Sequence[NoduleStack]) -> None:
     """Write a pool, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     arrays = {f"{kind}-{n}": getattr(stack, kind) for n, stack in enumerate(pool) for kind in ("image_hu", "mask")}
     facts = np.array([[stack.diameter_mm, *stack.spacing_mm] for stack in pool])
-    unfinished = path.with_name(f".{path.stem}.unfinished.npz")
-    np.savez_compressed(
-        unfinished,
-        names=np.array([stack.name for stack in pool]),
-        patients=np.array([stack.patient for stack in pool]),
-        facts=facts,
-        **arrays,
-    )
-    unfinished.replace(path)
+    names, patients = (np.array([getattr(stack, key) for stack in pool]) for key in ("name", "patient"))
+    with open_whole(path) as file:
+        np.savez_compressed(file, names=names, patients=patients, facts=facts, **arrays)
 
 
 def load_pool(path: Path) -> list[NoduleStack]:

@@ -17,7 +17,6 @@ few real patients of its arm: the oracle does, too, and is what to compare it wi
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -36,6 +35,7 @@ from maisi_aug.evaluation.studies import nodule_pools as pools
 from maisi_aug.evaluation.studies import nodule_slices as slices
 from maisi_aug.evaluation.studies.nodule_slices import NoduleStack
 from maisi_aug.insertion.painting import Painter, ProceduralPainter
+from maisi_aug.system.content import read_json
 from maisi_aug.system.seeds import derive_seed, numpy_generator
 from maisi_aug.system.whole_files import write_json_whole
 
@@ -133,7 +133,7 @@ class Protocol:
             return [slices.dice(stack.mask, slices.find_by_threshold(stack)) for stack in self.tested]
         path = self.out / "trainings" / f"{arm}-{num_patients}-{draw}-{seed}.json"
         if path.is_file():
-            held: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            held: dict[str, Any] = read_json(path)
             if held["names"] != [stack.name for stack in self.tested] or held["steps"] != self.settings.num_steps:
                 raise EvaluationError(f"{path}: expected a training of the same protocol. Choose another --out.")
             return list(held["dice"])
