@@ -16,18 +16,23 @@ from maisi_aug.cli.shared.streams import tell
 if TYPE_CHECKING:
     from maisi_aug.integrations.nnunet.dataset import ExportReport
 
+Cohorts = Annotated[list[Path], typer.Argument(help="Folder that synthesize wrote, or several.")]
+NewFolder = Annotated[Path, typer.Option("--out", "-o", help="New or empty folder.")]
+Labels = Annotated[
+    list[str] | None,
+    typer.Option(help="Label to export, by name or id; may repeat. Without it: those the cohort was asked for."),
+]
+IncludeAnatomy = Annotated[bool, typer.Option("--include-anatomy", help="Export every organ label as well.")]
+EarlierMap = Annotated[list[str] | None, typer.Option(metavar="NAME=LABEL", hidden=True)]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the report as JSON.")]
+
 
 def dicom(
-    cohort: Annotated[list[Path], typer.Argument(help="Folder that synthesize wrote, or several.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="New or empty folder.")],
-    labels: Annotated[
-        list[str] | None,
-        typer.Option(help="Label to export, by name or id; may repeat. Without it: those the cohort was asked for."),
-    ] = None,
-    include_anatomy: Annotated[
-        bool, typer.Option("--include-anatomy", help="Export every organ label as well.")
-    ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
+    cohort: Cohorts,
+    out: NewFolder,
+    labels: Labels = None,
+    include_anatomy: IncludeAnatomy = False,
+    as_json: AsJson = False,
 ) -> None:
     """Write a DICOM CT series and a DICOM segmentation per case, marked as synthetic, of a made-up patient.
 
@@ -51,8 +56,8 @@ def dicom(
 
 
 def monai(
-    cohort: Annotated[list[Path], typer.Argument(help="Folder that synthesize wrote, or several.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="New or empty folder.")],
+    cohort: Cohorts,
+    out: NewFolder,
     like: Annotated[
         Path | None,
         typer.Option(help="nnU-Net raw dataset of real cases: they make up the folds, and its labels the numbers."),
@@ -66,19 +71,14 @@ def monai(
             "names are joined by '+'.",
         ),
     ] = None,
-    label: Annotated[list[str] | None, typer.Option(metavar="NAME=LABEL", hidden=True)] = None,
+    label: EarlierMap = None,
     absent: Annotated[
         list[str] | None,
         typer.Option(help="A label of the real dataset that no synthetic case truly holds; may repeat."),
     ] = None,
-    labels: Annotated[
-        list[str] | None,
-        typer.Option(help="Label to export, by name or id; may repeat. Without it: those the cohort was asked for."),
-    ] = None,
-    include_anatomy: Annotated[
-        bool, typer.Option("--include-anatomy", help="Export every organ label as well.")
-    ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
+    labels: Labels = None,
+    include_anatomy: IncludeAnatomy = False,
+    as_json: AsJson = False,
 ) -> None:
     """Write images, label maps, a MONAI data list with folds, and a task file that Auto3DSeg runs on.
 
@@ -125,7 +125,7 @@ class LinkMode(StrEnum):
 
 
 def nnunet(
-    cohort: Annotated[list[Path], typer.Argument(help="Folder that synthesize wrote, or several.")],
+    cohort: Cohorts,
     dataset_id: Annotated[int, typer.Option(min=1, max=999, help="Number of the dataset, not in use.")],
     name: Annotated[
         str | None,
@@ -165,7 +165,7 @@ def nnunet(
             rich_help_panel=LIKE,
         ),
     ] = None,
-    label: Annotated[list[str] | None, typer.Option(metavar="NAME=LABEL", hidden=True)] = None,
+    label: EarlierMap = None,
     absent: Annotated[
         list[str] | None,
         typer.Option(
@@ -206,7 +206,7 @@ def nnunet(
             "--dry-run", help="Check everything, real cases included, and write nothing.", rich_help_panel=LIKE
         ),
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Write the accepted cases as an nnU-Net v2 dataset that passes nnU-Net's own integrity check.
 

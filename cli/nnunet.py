@@ -30,7 +30,8 @@ def trainer_path(
 
     Example: eval "$(maisi-aug nnunet-trainer-path --env)"
     """
-    from maisi_aug.integrations.nnunet.folders import OTHER_VARIABLES, RAW_VARIABLE
+    from maisi_aug.banks.raw_datasets import RAW_VARIABLE
+    from maisi_aug.integrations.nnunet.folders import OTHER_VARIABLES
     from maisi_aug.integrations.nnunet.trainer_settings import TRAINER_VARIABLE, trainer_folder
 
     folder = str(trainer_folder())

@@ -140,7 +140,7 @@ def describe_summary(summary: CohortSummary) -> str:
 
 def _export_command(folder: Path) -> str:
     """The command that hands a cohort to nnU-Net, ready to be pasted."""
-    from maisi_aug.integrations.nnunet.folders import RAW_VARIABLE
+    from maisi_aug.banks.raw_datasets import RAW_VARIABLE
 
     words = ["maisi-aug", "export", "nnunet", str(folder), "--dataset-id", "501", "--name", "MyCohort"]
     return shlex.join(words if os.environ.get(RAW_VARIABLE) else [*words, "--out", RAW_VARIABLE])

@@ -1,4 +1,4 @@
-"""The errors a user can cause, one sentence each: subject, what was expected, what was found, what to do."""
+"""The errors that a user can cause, one sentence each: subject, what was expected, what was found, what to do."""
 
 from __future__ import annotations
 
@@ -87,6 +87,10 @@ class MemoryShortageError(MaisiAugError, MemoryError):
 
 class MissingExtraError(MaisiAugError, ImportError):
     """An optional package that a command needs; the message names the extra to install."""
+
+
+class EarlierSpelling(FutureWarning):
+    """Something is written as it was written in an earlier release."""
 
 
 def did_you_mean(word: str, candidates: Iterable[str]) -> str:

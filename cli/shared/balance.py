@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from maisi_aug.api.balancing import Balance, BalanceOptions, balance_cohort, names_one_of
-from maisi_aug.cli.shared.label_map import tell_old_spelling
 from maisi_aug.cli.shared.tables import open_table_console
-from maisi_aug.system.options import split_rule
+from maisi_aug.system.options import split_rule, warn_of_spelling
 
 if TYPE_CHECKING:
     from maisi_aug.cohort.balance import BalanceTarget, LabelBalance
@@ -78,7 +77,7 @@ def parse_lesion_map(texts: Sequence[str], targets: Sequence[BalanceTarget], voc
         label, name = split_rule(text, "2=hepatic tumor")
         if not _is_target(name, targets, vocabulary) and _is_target(label, targets, vocabulary):
             label, name = name, label
-            tell_old_spelling(f"--map '{text}'", f"--map '{label}={name}'")
+            warn_of_spelling(f"--map '{text}'", f"--map '{label}={name}'")
         if name in mapping:
             raise typer.BadParameter(f"--map: expected each lesion once, found '{name}' twice.")
         mapping[name] = label

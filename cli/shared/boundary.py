@@ -8,12 +8,15 @@ import os
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 import typer
 
-from maisi_aug.cli.shared.streams import clean_streams
+from maisi_aug.cli.shared.streams import clean_streams, tell
 from maisi_aug.errors import (
+    EarlierSpelling,
     GridError,
     MaisiAugError,
     MemoryShortageError,
@@ -57,6 +60,24 @@ def silence_third_parties() -> None:
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 
 
+@contextmanager
+def note_spellings() -> Iterator[None]:
+    """Say on stderr what is spelt as in an earlier release, whoever finds it, each sentence once."""
+    show, told = warnings.showwarning, set[str]()
+
+    def note(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
+        if not issubclass(category, EarlierSpelling):
+            show(message, category, *place, **more)
+        elif str(message) not in told:
+            told.add(str(message))
+            tell(f"Note: {message}")
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", EarlierSpelling)
+        warnings.showwarning = note
+        yield
+
+
 def guard(
     call: Callable[[], object],
     *,
@@ -76,7 +97,7 @@ def guard(
         The exit code.
     """
     try:
-        with clean_streams():
+        with clean_streams(), note_spellings():
             result = call()
     except (Exception, KeyboardInterrupt) as error:
         with clean_streams():

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
-import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
 from types import NoneType, UnionType
@@ -17,9 +15,8 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
 from maisi_aug.cli.shared import completion
-from maisi_aug.cli.shared.streams import tell
 from maisi_aug.system.models import list_problems
-from maisi_aug.system.options import EarlierSpelling, Option
+from maisi_aug.system.options import Option
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -89,12 +86,11 @@ class ModelOption(NamedTuple):
         """
         kind: Any = Annotated[self.field.annotation, *self.field.metadata]
         adapter: TypeAdapter[Any] = TypeAdapter(kind)
-        with _noting_spellings():
-            try:
-                value = adapter.validate_python(self.to_value(typed))
-            except ValidationError as error:
-                problem = list_problems(error, BaseModel)[0]
-                raise typer.BadParameter(f"{self.flag}{'' if problem[0] == '[' else ': '}{problem}") from None
+        try:
+            value = adapter.validate_python(self.to_value(typed))
+        except ValidationError as error:
+            problem = list_problems(error, BaseModel)[0]
+            raise typer.BadParameter(f"{self.flag}{'' if problem[0] == '[' else ': '}{problem}") from None
         return value.model_dump(exclude_unset=True) if isinstance(value, BaseModel) else value
 
 
@@ -164,24 +160,13 @@ def build_model(model: type[Model], given: Mapping[str, Any]) -> Model:
         section, _, field = path.rpartition(".")
         (values.setdefault(section, {}) if section else values)[field] = value
     try:
-        with _noting_spellings():
-            return model.model_validate(values)
+        return model.model_validate(values)
     except ValidationError as error:
         flags = {one.path: one.flag for one in list_options(model)}
         places = re.compile("|".join(rf"^{re.escape(path)}\b" for path in sorted(flags, key=len, reverse=True)))
         problems = list_problems(error, model, if_missing="Give it.")
         spelt = (places.sub(lambda place: flags[place[0]], problem) for problem in problems)
         raise typer.BadParameter(" ".join(spelt)) from None
-
-
-@contextmanager
-def _noting_spellings() -> Iterator[None]:
-    """Say on stderr what is spelt as in an earlier release."""
-    with warnings.catch_warnings(record=True) as notes:
-        warnings.simplefilter("always", EarlierSpelling)
-        yield
-    for note in notes:
-        tell(f"Note: {note.message}")
 
 
 def _model_of(hint: Any) -> type[BaseModel] | None:

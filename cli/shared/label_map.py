@@ -1,7 +1,7 @@
 """`--map LABEL=NAME`, one direction for all commands: what the user's files call a label, and its name here.
 
 Earlier spellings, which some commands had the other way round or under another flag, work for one more release; each is
-answered with a note on stderr that says how to write it now.
+answered with a note that says how to write it now.
 """
 
 from __future__ import annotations
@@ -13,16 +13,10 @@ from pathlib import Path
 import typer
 
 from maisi_aug.cli.shared.from_models import Given
-from maisi_aug.cli.shared.streams import tell
 from maisi_aug.system.content import spells_number
-from maisi_aug.system.options import split_rule
+from maisi_aug.system.options import split_rule, warn_of_spelling
 
 DROPPED = "background"
-
-
-def tell_old_spelling(old: str, new: str) -> None:
-    """Say on stderr how an earlier spelling is written now."""
-    tell(f"Note: {old} is an earlier spelling, which the next release drops. Write {new}.")
 
 
 def add_old_rules(rules: Iterable[str] | None, old: Sequence[str] | None, flag: str) -> list[str]:
@@ -37,7 +31,7 @@ def add_old_rules(rules: Iterable[str] | None, old: Sequence[str] | None, flag: 
     for text in old or ():
         name, equals, label = (part.strip() for part in text.rpartition("="))
         turned.append(f"{label}={name}" if equals else text)
-        tell_old_spelling(f"{flag} '{text}'", f"--map '{turned[-1]}'")
+        warn_of_spelling(f"{flag} '{text}'", f"--map '{turned[-1]}'")
     return [*(rules or ()), *turned]
 
 

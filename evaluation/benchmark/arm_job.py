@@ -11,8 +11,8 @@ from maisi_aug.evaluation.benchmark.config import COPY_PASTE, REAL
 from maisi_aug.evaluation.benchmark.copy_paste import paste_lesion
 from maisi_aug.evaluation.benchmark.data import LoadedCase, load_case
 from maisi_aug.evaluation.benchmark.plan import BenchmarkPlan, CaseRef
+from maisi_aug.system.progress import ReportStep
 from maisi_aug.system.seeds import derive_seed, numpy_generator
-from maisi_aug.training.loop.run import ReportStep
 from maisi_aug.volumes.image_files import save_image, save_label_map
 
 

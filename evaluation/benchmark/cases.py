@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 from maisi_aug.banks.case_files import stem_of
 from maisi_aug.banks.files import list_bank
-from maisi_aug.banks.raw_datasets import channels_of, list_in_folders, list_referenced
+from maisi_aug.banks.raw_datasets import DESCRIPTION_NAME, RawDataset, label_values
 from maisi_aug.cohort.manifest import is_cohort
 from maisi_aug.cohort.mask_origin import origin_words
 from maisi_aug.errors import BankError, BenchmarkError, PreparationError, VocabularyError
@@ -19,8 +19,6 @@ from maisi_aug.preparation.prepared import SPEC_NAME, load_prepared
 from maisi_aug.system.content import read_json, spells_number
 from maisi_aug.vocabulary.label_meaning import resolve_names
 from maisi_aug.vocabulary.labels import BODY_ID, FULL_VOCABULARY, Vocabulary, lesion_word
-
-DATASET_NAME: Final = "dataset.json"
 
 LabelIds = dict[str, tuple[int, ...]]
 
@@ -210,7 +208,7 @@ def _unknown_label(
 def _read_mark(path: Path) -> frozenset[str]:
     """Ids of the synthetic cases that a dataset holds beside real ones; empty for every other folder."""
     try:
-        mark = read_json(path / DATASET_NAME)[MARK_KEY]
+        mark = read_json(path / DESCRIPTION_NAME)[MARK_KEY]
         return frozenset(map(str, mark["synthetic_cases"]))
     except (OSError, ValueError, TypeError, KeyError):
         return frozenset()
@@ -221,7 +219,7 @@ def _list_folder(path: Path) -> tuple[tuple[CaseFiles, ...], LabelIds, tuple[str
         raise BenchmarkError(f"{path}: expected a folder of cases, found none there. Check the path.")
     if (path / SPEC_NAME).is_file():
         return _read_prepared(path)
-    is_dataset = (path / DATASET_NAME).is_file() and not (path / "labels").is_dir()
+    is_dataset = (path / DESCRIPTION_NAME).is_file() and not (path / "labels").is_dir()
     cases, names, notes = _read_dataset(path) if is_dataset else _read_pairs(path)
     if not cases:
         raise BenchmarkError(
@@ -234,28 +232,21 @@ def _list_folder(path: Path) -> tuple[tuple[CaseFiles, ...], LabelIds, tuple[str
 def _read_dataset(path: Path) -> tuple[tuple[CaseFiles, ...], LabelIds, tuple[str, ...]]:
     """An nnU-Net v2 raw dataset; its optional entry ``dataset`` names files elsewhere."""
     try:
-        document = read_json(path / DATASET_NAME)
-        labels = dict(document["labels"])
-        if all(spells_number(key) for key in labels):  # as the Decathlon writes them
-            labels = {name: number for number, name in labels.items()}
-        names: LabelIds = {
-            str(name): tuple(map(int, ids if isinstance(ids, list) else [ids]))
-            for name, ids in labels.items()
-            if name not in ("background", "ignore")
-        }
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise BenchmarkError(
-            f"{path / DATASET_NAME}: expected nnU-Net's labels and file_ending, found: {error!r}. Correct the file."
-        ) from error
-    num_channels = len(channels_of(document))
-    if num_channels > 1:
-        raise BenchmarkError(f"{path}: expected one channel, CT, found {num_channels}. Make a dataset of the CT alone.")
-    notes = ["Voxels labelled 'ignore' count as background."] if "ignore" in labels else []
-    try:
-        listed = list_referenced(path, document, 0)
+        dataset = RawDataset.read(path)
+        values = label_values(dataset.document["labels"])
+        if (num_channels := len(dataset.channels)) > 1:
+            raise BenchmarkError(
+                f"{path}: expected one channel, CT, found {num_channels}. Make a dataset of the CT alone."
+            )
+        listed = dataset.list_cases()
     except BankError as error:
         raise BenchmarkError(str(error)) from error
-    listed = list_in_folders(path, document, 0) if listed is None else listed
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise BenchmarkError(
+            f"{path / DESCRIPTION_NAME}: expected nnU-Net's labels, found: {error!r}. Correct the file."
+        ) from error
+    names = {name: ids for name, ids in values.items() if name not in ("background", "ignore")}
+    notes = ["Voxels labelled 'ignore' count as background."] if "ignore" in values else []
     notes += [f"{case.id} was left out: it has no image." for case in listed if case.image is None]
     cases = [CaseFiles(case.id, case.image, case.label) for case in listed if case.image is not None]
     kept = _keep_complete(cases, notes)

@@ -8,7 +8,7 @@ from maisi_aug.evaluation.benchmark.arm_job import ArmJob
 from maisi_aug.evaluation.benchmark.config import PRESETS
 from maisi_aug.evaluation.benchmark.data import LoadedCase, PreparedCases
 from maisi_aug.evaluation.benchmark.unet import TrainingSet, predict_case, train_unet
-from maisi_aug.training.loop.run import ReportStep
+from maisi_aug.system.progress import ReportStep
 from maisi_aug.volumes.image_files import load_label_map, save_label_map
 
 MAX_CASES_HELD = 64

@@ -21,8 +21,8 @@ from maisi_aug.evaluation.benchmark.plan import CaseRef
 from maisi_aug.integrations.nnunet.training import prepare_nnunet_folds, train_nnunet_fold
 from maisi_aug.system.content import read_json
 from maisi_aug.system.file_lock import lock
+from maisi_aug.system.progress import ReportStep
 from maisi_aug.system.whole_files import write_json_whole
-from maisi_aug.training.loop.run import ReportStep
 from maisi_aug.volumes.image_files import save_image, save_label_map
 
 DATASET: Final = "Dataset001_Benchmark"

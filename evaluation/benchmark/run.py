@@ -28,9 +28,8 @@ from maisi_aug.evaluation.scores.detection import LesionMatch, match_lesions
 from maisi_aug.evaluation.scores.overlap import score_case
 from maisi_aug.system.content import read_json
 from maisi_aug.system.file_lock import lock
-from maisi_aug.system.progress import ReportStage, report_nothing
+from maisi_aug.system.progress import ReportStage, ReportStep, report_nothing
 from maisi_aug.system.whole_files import remove_leftovers, write_json_whole
-from maisi_aug.training.loop.run import ReportStep
 from maisi_aug.volumes.image_files import load_label_map
 
 SCORES_NAME: Final = "scores.json"

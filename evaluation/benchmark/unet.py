@@ -23,9 +23,10 @@ from maisi_aug.evaluation.benchmark.patch_networks import (
     score_windows,
 )
 from maisi_aug.networks.building import mixed_precision
+from maisi_aug.system.progress import ReportStep
 from maisi_aug.system.seeds import derive_seed, numpy_generator
 from maisi_aug.training.loop.processes import WHOLE, Share
-from maisi_aug.training.loop.run import ReportStep, Stateless, TrainingRun
+from maisi_aug.training.loop.run import Stateless, TrainingRun
 from maisi_aug.training.loop.settings import LoopConfig
 from maisi_aug.volumes.grid import Grid
 

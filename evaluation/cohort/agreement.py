@@ -17,6 +17,7 @@ from maisi_aug.evaluation.cohort.case_sets import (
     describe_skipped,
     measure_each,
     require_labelled,
+    spell_skipped,
 )
 from maisi_aug.evaluation.output.charts import DotRow, draw_dot_chart
 from maisi_aug.evaluation.output.files import to_markdown
@@ -209,9 +210,7 @@ def to_report(document: Mapping[str, Any]) -> str:
     ]
     if document["unmatched"]:
         parts.append(f"Not compared, for want of such a label in the vocabulary: {', '.join(document['unmatched'])}.\n")
-    if document["skipped"]:
-        parts += ["## Left out\n", *(f"- {case['case']}: {case['reason']}\n" for case in document["skipped"])]
-    return "\n".join(parts)
+    return "\n".join([*parts, *spell_skipped(document["skipped"])])
 
 
 def draw_chart(document: Mapping[str, Any]) -> str:

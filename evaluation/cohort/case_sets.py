@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, TypeVar
@@ -318,6 +318,11 @@ def require_some(num_left: int, skipped: Sequence[SkippedCase]) -> None:
 def describe_skipped(skipped: Iterable[SkippedCase]) -> list[dict[str, str]]:
     """Skipped cases as JSON types."""
     return [{"case": case_id, "reason": reason} for case_id, reason in skipped]
+
+
+def spell_skipped(rows: Sequence[Mapping[str, str]]) -> list[str]:
+    """The paragraph of a report on what :func:`describe_skipped` has; nothing without any."""
+    return ["## Left out\n", *(f"- {row['case']}: {row['reason']}\n" for row in rows)] if rows else []
 
 
 def _find_volumes(path: Path, folder: Path, labels: Sequence[Path]) -> SortedFiles:

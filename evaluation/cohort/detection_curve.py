@@ -22,6 +22,7 @@ from maisi_aug.evaluation.cohort.case_sets import (
     measure_each,
     require_cohort,
     require_labelled,
+    spell_skipped,
 )
 from maisi_aug.evaluation.output.charts import DotRow, draw_dot_chart
 from maisi_aug.evaluation.output.files import percent, to_markdown
@@ -308,9 +309,7 @@ def to_report(document: Mapping[str, Any]) -> str:
         ]
         parts.append(to_markdown(["twins", "pairs", "first alone", "second alone", "p (McNemar, exact)"], pairs))
     parts += [f"{sentence}\n" for sentence in spell_sizes(document)]
-    if document["skipped"]:
-        parts += ["## Left out\n", *(f"- {case['case']}: {case['reason']}\n" for case in document["skipped"])]
-    return "\n".join(parts)
+    return "\n".join([*parts, *spell_skipped(document["skipped"])])
 
 
 def spell_sizes(document: Mapping[str, Any]) -> list[str]:

@@ -23,6 +23,7 @@ from maisi_aug.evaluation.cohort.case_sets import (
     describe_skipped,
     measure_each,
     require_labelled,
+    spell_skipped,
 )
 from maisi_aug.evaluation.output.charts import DotRow, draw_dot_chart
 from maisi_aug.evaluation.output.files import percent, share_of, to_markdown
@@ -317,9 +318,7 @@ def to_report(document: Mapping[str, Any]) -> str:
             "## Outliers\n",
             to_markdown(["case", "label", "median", "from", "to", "voxels"], cells, num_digits=0),
         ]
-    if document["skipped"]:
-        parts += ["## Left out\n", *(f"- {case['case']}: {case['reason']}\n" for case in document["skipped"])]
-    return "\n".join(parts)
+    return "\n".join([*parts, *spell_skipped(document["skipped"])])
 
 
 def draw_chart(document: Mapping[str, Any]) -> str:

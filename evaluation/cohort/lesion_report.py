@@ -15,6 +15,7 @@ from maisi_aug.evaluation.cohort.case_sets import (
     measure_each,
     require_cohort,
     require_labelled,
+    spell_skipped,
 )
 from maisi_aug.evaluation.cohort.lesion_sizes import measure_lesion_sizes
 from maisi_aug.evaluation.cohort.lesion_sizes import to_report as to_size_report
@@ -205,9 +206,7 @@ def to_report(document: Mapping[str, Any]) -> str:
     ]
     if hidden:
         parts += ["## Not visible\n", *(f"- {row['case_id']}, {row['label']}: {row['message']}\n" for row in hidden)]
-    if document["skipped"]:
-        parts += ["## Left out\n", *(f"- {case['case']}: {case['reason']}\n" for case in document["skipped"])]
-    return "\n".join(parts)
+    return "\n".join([*parts, *spell_skipped(document["skipped"])])
 
 
 def draw_charts(document: Mapping[str, Any]) -> dict[str, str]:

@@ -17,10 +17,9 @@ from typing import Any, Final
 import numpy as np
 
 from maisi_aug.cohort.manifest import AttemptRecord, Manifest, load_manifest
-from maisi_aug.evaluation.output.files import percent, run_command, share_of, to_markdown
+from maisi_aug.evaluation.output.files import percent, run_command, save_results, share_of, to_markdown
 from maisi_aug.evaluation.scores.detection import name_of_bin
 from maisi_aug.system.printed_text import from_clean_document
-from maisi_aug.system.whole_files import write_json_whole, write_text_whole
 from maisi_aug.vocabulary.sizes import diameter_mm
 
 REPORT_NAME: Final = "lesion_sizes"
@@ -204,8 +203,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         document = measure_lesion_sizes(load_manifest(options.cohort, gates=(SIZE_GATE,)))
         report = to_report(document)
         if options.out is not None:
-            write_json_whole(options.out / f"{REPORT_NAME}.json", document)
-            write_text_whole(options.out / f"{REPORT_NAME}.md", report)
+            save_results(options.out, REPORT_NAME, document, report)
         print(report)
 
     return run_command(body)

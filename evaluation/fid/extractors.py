@@ -101,18 +101,13 @@ class Extractor:
         return found
 
 
-def list_extractors() -> tuple[str, ...]:
-    """Names of all extractors, the default first."""
-    return tuple(_SPECS)
-
-
 def load_extractor(
     name: str = DEFAULT_EXTRACTOR, *, weights: str | None = None, sha256: str | None = None, device: str = "cpu"
 ) -> Extractor:
     """An extractor with its weights, which are fetched only from an address that the caller names.
 
     Args:
-        name: One of :func:`list_extractors`.
+        name: ``efficientnet_lite0``, ``radimagenet_resnet50`` or ``squeezenet1_1``.
         weights: A file of ``torch.save`` or safetensors, or an address that begins with ``https://`` or ``http://``;
             not for the default extractor.
         sha256: Of the weights. An address needs it whole; for a file it is optional, its first eight digits or more.

@@ -61,7 +61,7 @@ def require_own_folder(folder: Path, name: str) -> None:
 
 
 def save_results(
-    folder: Path, name: str, document: Mapping[str, Any], report: str, charts: Mapping[str, str]
+    folder: Path, name: str, document: Mapping[str, Any], report: str, charts: Mapping[str, str] = {}
 ) -> tuple[Path, ...]:
     """Write a measurement: ``NAME.json``, ``NAME.md`` and its charts, which the Markdown shows.
 

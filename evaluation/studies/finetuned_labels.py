@@ -25,15 +25,16 @@ from scipy import ndimage
 
 from maisi_aug.bundle_spec.bundle import Bundle, load_bundle
 from maisi_aug.errors import BundleError, TrainingError
-from maisi_aug.evaluation.output.files import run_command, to_markdown
+from maisi_aug.evaluation.output.files import run_command, save_results, to_markdown
 from maisi_aug.evaluation.studies.segmenter import Segmenter, load_segmenter
 from maisi_aug.networks.pipeline import Pipeline, resolve_device
 from maisi_aug.pictures.preview import save_picture
 from maisi_aug.preparation.prepared import PreparedCase, PreparedDataset, load_prepared
+from maisi_aug.system.content import read_json
 from maisi_aug.system.printed_text import from_clean_document
 from maisi_aug.system.progress import Report, report_nothing
 from maisi_aug.system.seeds import derive_seed
-from maisi_aug.system.whole_files import open_whole, write_json_whole, write_text_whole
+from maisi_aug.system.whole_files import open_whole, write_json_whole
 from maisi_aug.training.cases.prepared import PreparedStore
 from maisi_aug.training.finetune.pictures import Subject, build_sheet
 from maisi_aug.training.finetune.slot_choice import remap_table
@@ -147,8 +148,7 @@ def measure_finetuned(
         "labels": {name: _summarise(name, cases) for name in labels},
         "cases": cases,
     }
-    write_json_whole(out / f"{REPORT_NAME}.json", document)
-    write_text_whole(out / f"{REPORT_NAME}.md", to_report(document))
+    save_results(out, REPORT_NAME, document, to_report(document))
     title = f"{before.name} (before) and {bundle.name} (after) on held-out cases of {dataset.spec.name}"
     save_picture(
         out / f"{REPORT_NAME}.png",
@@ -337,7 +337,7 @@ def _mean(values: Sequence[float | None]) -> float | None:
 
 def _read(path: Path) -> dict[str, Any] | None:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
     except (OSError, ValueError):
         return None
     return content if isinstance(content, dict) and "key" in content else None

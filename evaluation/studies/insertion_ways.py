@@ -26,16 +26,15 @@ from PIL import Image
 
 from maisi_aug.bundle_spec.bundle import load_bundle
 from maisi_aug.errors import LesionError
-from maisi_aug.evaluation.output.files import run_command, to_markdown
+from maisi_aug.evaluation.output.files import run_command, save_results, to_markdown
 from maisi_aug.evaluation.studies.nodule_pools import NODULE_ID, ChestCt, load_chests
 from maisi_aug.insertion.crops import cut_crop
 from maisi_aug.insertion.drawing import open_bundle_painter
-from maisi_aug.insertion.insert import Insertion, LesionRequest, insert_lesion
+from maisi_aug.insertion.insert import Insertion, LesionRequest
 from maisi_aug.insertion.painting import TEXTURES, Painter, ProceduralPainter
 from maisi_aug.insertion.request import Attachment
 from maisi_aug.pictures.preview import save_picture
 from maisi_aug.system.seeds import derive_seed
-from maisi_aug.system.whole_files import write_json_whole, write_text_whole
 from maisi_aug.vocabulary.sizes import volume_ml
 
 REPORT_NAME: Final = "insertion_ways"
@@ -61,15 +60,7 @@ def draw_all(
         request = LesionRequest(NODULE_ID, volume_ml(diameter), texture, attachment)
         started = process_time()
         try:
-            made = insert_lesion(
-                chest.image_hu,
-                chest.spacing_mm,
-                chest.host,
-                request,
-                painter,
-                occupied=chest.occupied,
-                seed=derive_seed("ways", number),
-            )
+            made = chest.insert(request, painter, seed=derive_seed("ways", number))
         except LesionError:
             continue
         rows.append(
@@ -181,8 +172,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "ways": {way: summarise(held) for way, held in rows.items()},
         }
         report = to_report(document)
-        write_json_whole(args.out / f"{REPORT_NAME}.json", document)
-        write_text_whole(args.out / f"{REPORT_NAME}.md", report)
+        save_results(args.out, REPORT_NAME, document, report)
         sys.stdout.write(report)
 
     return run_command(body)

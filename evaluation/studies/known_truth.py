@@ -27,12 +27,12 @@ from maisi_aug.evaluation.benchmark.config import BenchmarkConfig, build_benchma
 from maisi_aug.evaluation.benchmark.results import summarise_benchmark
 from maisi_aug.evaluation.benchmark.run import Benchmark, open_benchmark, run_arm
 from maisi_aug.evaluation.benchmark.text import to_report_text
-from maisi_aug.evaluation.output.files import run_command, to_markdown
+from maisi_aug.evaluation.output.files import run_command, save_results, to_markdown
 from maisi_aug.generate.phantoms import PhantomSettings, write_phantoms
 from maisi_aug.generate.run import synthesize_cohort
 from maisi_aug.integrations.reading.cohort_source import load_cohort_source
 from maisi_aug.phantom import ids
-from maisi_aug.system.whole_files import write_json_whole, write_text_whole, write_whole
+from maisi_aug.system.whole_files import write_whole
 from maisi_aug.volumes.image_files import load_label_map, save_label_map
 
 REPORT_NAME: Final = "known_truth"
@@ -183,9 +183,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         expectations = judge(document)
         right.extend(met for _, _, met in expectations)
         table = to_markdown(["arm", "expected", "met"], expectations)
-        write_json_whole(folder / "report" / f"{REPORT_NAME}.json", {**document, "expectations": expectations})
         text = f"{to_report_text(document)}\n## Known truth\n\n{table}"
-        write_text_whole(folder / "report" / f"{REPORT_NAME}.md", text)
+        save_results(folder / "report", REPORT_NAME, {**document, "expectations": expectations}, text)
         print(text)
 
     return run_command(body) or int(not all(right))

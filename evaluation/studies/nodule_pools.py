@@ -15,11 +15,12 @@ from maisi_aug.errors import EvaluationError, LesionError
 from maisi_aug.evaluation.studies.nodule_slices import PIXEL_MM, NoduleStack, to_stack
 from maisi_aug.insertion.config import TEXTURE_SHARES
 from maisi_aug.insertion.crops import blend, cut_crop, weigh_zone
-from maisi_aug.insertion.insert import LesionRequest, LungHost, insert_lesion
+from maisi_aug.insertion.insert import Insertion, LesionRequest, LungHost, insert_lesion
 from maisi_aug.insertion.lungs import to_coarse
 from maisi_aug.insertion.painting import TEXTURES, Painter
 from maisi_aug.insertion.places import draw_place
 from maisi_aug.system.seeds import derive_seed, numpy_generator
+from maisi_aug.system.whole_files import open_whole
 from maisi_aug.vocabulary.sizes import volume_ml
 from maisi_aug.volumes.grid import Spacing
 from maisi_aug.volumes.image_files import load_image, load_label_map
@@ -50,6 +51,16 @@ class ChestCt:
     spacing_mm: Spacing
     occupied: NDArray[np.bool_]
     host: LungHost
+
+    def insert(self, request: LesionRequest, painter: Painter, *, seed: int) -> Insertion:
+        """Draw a nodule into it, clear of what is labelled; the CT itself is left alone.
+
+        Raises:
+            LesionError: It has no such place.
+        """
+        return insert_lesion(
+            self.image_hu, self.spacing_mm, self.host, request, painter, occupied=self.occupied, seed=seed
+        )
 
 
 def load_chests(folder: Path) -> list[ChestCt]:
@@ -82,15 +93,7 @@ def draw_pool(chests: Sequence[ChestCt], painter: Painter, *, num_nodules: int, 
         diameter = float(SIZES_MM[0] * (SIZES_MM[1] / SIZES_MM[0]) ** place)
         texture = TEXTURES[int(rng.choice(len(TEXTURES), p=[TEXTURE_SHARES[one] for one in TEXTURES]))]
         request = LesionRequest(NODULE_ID, volume_ml(diameter), texture)
-        made = insert_lesion(
-            chest.image_hu,
-            chest.spacing_mm,
-            chest.host,
-            request,
-            painter,
-            occupied=chest.occupied,
-            seed=derive_seed(seed, painter.name, number, attempt),
-        )
+        made = chest.insert(request, painter, seed=derive_seed(seed, painter.name, number, attempt))
         if made.reason:
             return None
         image, mask = chest.image_hu.copy(), np.zeros(chest.image_hu.shape, dtype=bool)
@@ -197,18 +200,11 @@ def _cut_stack(name: str, chest: ChestCt, image: NDArray[np.int16], mask: NDArra
 
 def save_pool(path: Path, pool: Sequence[NoduleStack]) -> None:
     """Write a pool, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     arrays = {f"{kind}-{n}": getattr(stack, kind) for n, stack in enumerate(pool) for kind in ("image_hu", "mask")}
     facts = np.array([[stack.diameter_mm, *stack.spacing_mm] for stack in pool])
-    unfinished = path.with_name(f".{path.stem}.unfinished.npz")
-    np.savez_compressed(
-        unfinished,
-        names=np.array([stack.name for stack in pool]),
-        patients=np.array([stack.patient for stack in pool]),
-        facts=facts,
-        **arrays,
-    )
-    unfinished.replace(path)
+    names, patients = (np.array([getattr(stack, key) for stack in pool]) for key in ("name", "patient"))
+    with open_whole(path) as file:
+        np.savez_compressed(file, names=names, patients=patients, facts=facts, **arrays)
 
 
 def load_pool(path: Path) -> list[NoduleStack]:

@@ -17,7 +17,6 @@ few real patients of its arm: the oracle does, too, and is what to compare it wi
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -30,14 +29,15 @@ import torch
 from numpy.typing import NDArray
 
 from maisi_aug.errors import EvaluationError
-from maisi_aug.evaluation.output.files import run_command, to_markdown
+from maisi_aug.evaluation.output.files import run_command, save_results, to_markdown
 from maisi_aug.evaluation.scores.statistics import adjust_holm
 from maisi_aug.evaluation.studies import nodule_pools as pools
 from maisi_aug.evaluation.studies import nodule_slices as slices
 from maisi_aug.evaluation.studies.nodule_slices import NoduleStack
 from maisi_aug.insertion.painting import Painter, ProceduralPainter
+from maisi_aug.system.content import read_json
 from maisi_aug.system.seeds import derive_seed, numpy_generator
-from maisi_aug.system.whole_files import write_json_whole, write_text_whole
+from maisi_aug.system.whole_files import write_json_whole
 
 REPORT_NAME: Final = "nodule_protocol"
 ARMS: Final = ("real", "copy-paste", "procedural", "network", "oracle", "synthetic", "threshold")
@@ -133,7 +133,7 @@ class Protocol:
             return [slices.dice(stack.mask, slices.find_by_threshold(stack)) for stack in self.tested]
         path = self.out / "trainings" / f"{arm}-{num_patients}-{draw}-{seed}.json"
         if path.is_file():
-            held: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            held: dict[str, Any] = read_json(path)
             if held["names"] != [stack.name for stack in self.tested] or held["steps"] != self.settings.num_steps:
                 raise EvaluationError(f"{path}: expected a training of the same protocol. Choose another --out.")
             return list(held["dice"])
@@ -298,8 +298,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     def body() -> None:
         document = run_protocol(Protocol(args.lidc, args.chests, args.test, args.out, settings))
         report = to_report(document)
-        write_json_whole(args.out / f"{REPORT_NAME}.json", document)
-        write_text_whole(args.out / f"{REPORT_NAME}.md", report)
+        save_results(args.out, REPORT_NAME, document, report)
         sys.stdout.write(report)
 
     return run_command(body)

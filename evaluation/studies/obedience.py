@@ -24,7 +24,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from maisi_aug.bundle_spec.bundle import Bundle, load_bundle
 from maisi_aug.errors import BundleError
-from maisi_aug.evaluation.output.files import run_command
+from maisi_aug.evaluation.output.files import run_command, save_results
 from maisi_aug.evaluation.studies.obedience_pictures import draw_comparison, draw_sheet
 from maisi_aug.evaluation.studies.obedience_report import (
     CaseFigures,
@@ -49,7 +49,7 @@ from maisi_aug.phantom import Phantom
 from maisi_aug.pictures.preview import save_picture
 from maisi_aug.system.progress import Report, report_nothing
 from maisi_aug.system.seeds import derive_seed
-from maisi_aug.system.whole_files import write_json_whole, write_text_whole
+from maisi_aug.system.whole_files import write_text_whole
 from maisi_aug.vocabulary.hu import expected_contrast_sign, reference_hu_ranges
 from maisi_aug.vocabulary.labels import BODY_ID, Vocabulary
 
@@ -107,8 +107,7 @@ def measure_obedience(
         cases.append(measurement.measure(index))
         report(index + 1, settings.num_cases)
     document = to_document(cases, bundle=bundle, segmenter=segmenter, settings=asdict(settings))
-    write_json_whole(out / f"{REPORT_NAME}.json", document)
-    write_text_whole(out / f"{REPORT_NAME}.md", to_report(document))
+    save_results(out, REPORT_NAME, document, to_report(document))
     tiles = [measurement.picture_path(index) for index in range(settings.num_cases)]
     save_picture(out / f"{REPORT_NAME}.png", draw_sheet(tiles, f"Bundle {bundle.name}, {len(cases)} held-out maps"))
     return document

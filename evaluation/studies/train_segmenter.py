@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -39,7 +39,7 @@ from maisi_aug.evaluation.studies.tissues import mean_dice, measure_dice, to_cla
 from maisi_aug.networks.pipeline import resolve_device
 from maisi_aug.phantom import Phantom, build_phantom
 from maisi_aug.preparation.prepared import PreparedDataset
-from maisi_aug.system.progress import Report, report_nothing
+from maisi_aug.system.progress import Report, ReportStep, report_nothing
 from maisi_aug.system.seeds import derive_seed, numpy_generator
 from maisi_aug.system.whole_files import write_json_whole, write_text_whole
 from maisi_aug.training.cases.data import CaseStore, PhantomStore
@@ -48,7 +48,7 @@ from maisi_aug.training.finetune.slot_choice import find_source
 from maisi_aug.training.images.patches import LesionPlaces
 from maisi_aug.training.images.recipe import load_training_recipe, training_recipe_path
 from maisi_aug.training.loop.processes import WHOLE, Share
-from maisi_aug.training.loop.run import ReportStep, Stateless, TrainingRun
+from maisi_aug.training.loop.run import Stateless, TrainingRun
 from maisi_aug.volumes.grid import Grid
 
 REGIONS: Final[tuple[Literal["chest", "abdomen", "pelvis", "any"], ...]] = ("chest", "abdomen", "pelvis", "any")
@@ -255,7 +255,7 @@ def _mean_dice_on(
     return {tissue.name: mean_dice(rows, tissue.name) for tissue in segmenter.tissues}
 
 
-def print_steps(every: int, num_steps: int) -> Callable[[int, dict[str, float]], None]:
+def print_steps(every: int, num_steps: int) -> ReportStep:
     """A listener that prints the mean loss of every so many steps on stderr."""
     losses: list[float] = []
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,6 +14,7 @@ from maisi_aug.generate.attempts import AttemptMaker, judge_drawn_image
 from maisi_aug.integrations.reading.export_labels import LabelNumbering, number_labels
 from maisi_aug.integrations.reading.items import Pair
 from maisi_aug.sources.opening import open_source
+from maisi_aug.system.progress import ReportStage, report_nothing
 from maisi_aug.system.seeds import derive_seed
 from maisi_aug.vocabulary.labels import BODY_ID
 
@@ -46,7 +47,7 @@ class FreshMaker:
         num_cases: int,
         seed: int,
         numbers: Mapping[str, int] | None = None,
-        report_step: Callable[[str, int, int], None] = lambda case_id, done, total: None,
+        report_step: ReportStage = report_nothing,
     ) -> FreshMaker:
         """Load the weights.
 

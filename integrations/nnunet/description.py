@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from maisi_aug.banks.raw_datasets import label_values
 from maisi_aug.errors import ExportError
 from maisi_aug.system.content import read_json, spells_number
 from maisi_aug.system.file_names import is_file_name
@@ -45,13 +45,6 @@ def read_description(path: Path) -> dict[str, Any]:
     if "dataset" in description:
         _require_files(path, description["dataset"])
     return dict(description)
-
-
-def label_values(labels: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-    """Every name's numbers: several for a region."""
-    return {
-        name: tuple(map(int, value)) if isinstance(value, list) else (int(value),) for name, value in labels.items()
-    }
 
 
 def _wrong(path: Path, key: str, expected: str, found: object) -> ExportError:

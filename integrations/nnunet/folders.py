@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from maisi_aug.banks.raw_datasets import RAW_VARIABLE
 from maisi_aug.errors import ExportError
 from maisi_aug.system.content import ContentError, parse_json
 from maisi_aug.system.whole_folder import copy_new, link_or_copy
@@ -15,7 +16,6 @@ from maisi_aug.system.whole_folder import copy_new, link_or_copy
 FILE_ENDING = ".nii.gz"
 MAPPING_NAME = "maisi_aug_mapping.json"
 MARK_KEY = "maisi_aug"  # in dataset.json, which nnU-Net hands to the trainer; names the synthetic cases
-RAW_VARIABLE = "nnUNet_raw"
 PREPROCESSED_VARIABLE = "nnUNet_preprocessed"
 RESULTS_VARIABLE = "nnUNet_results"
 OTHER_VARIABLES = (PREPROCESSED_VARIABLE, RESULTS_VARIABLE)

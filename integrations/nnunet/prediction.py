@@ -15,8 +15,8 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from maisi_aug.banks.raw_datasets import label_values
 from maisi_aug.errors import EvaluationError, RequestError
-from maisi_aug.integrations.nnunet.description import label_values
 from maisi_aug.system.content import read_json
 from maisi_aug.volumes.image_files import Volume
 

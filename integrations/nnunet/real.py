@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from maisi_aug.banks.case_files import list_volumes
-from maisi_aug.banks.raw_datasets import find_dataset, find_referenced
+from maisi_aug.banks.raw_datasets import DESCRIPTION_NAME, RawDataset, find_dataset, label_values
 from maisi_aug.errors import ExportError
-from maisi_aug.integrations.nnunet.description import label_values, read_description
+from maisi_aug.integrations.nnunet.description import read_description
 from maisi_aug.integrations.nnunet.folders import FILE_ENDING, MAPPING_NAME, MARK_KEY
 from maisi_aug.volumes.image_files import load_stored_grid
 from maisi_aug.volumes.orientation import axis_codes
@@ -105,12 +105,12 @@ def load_real_dataset(folder: Path) -> RealDataset:
             a file of it is missing.
     """
     folder = Path(os.path.abspath(find_dataset(folder)))  # noqa: PTH100  links are kept: nnU-Net joins paths as text too
-    if not _FOLDER_PATTERN.fullmatch(folder.name) or not (folder / "dataset.json").is_file():
+    if not _FOLDER_PATTERN.fullmatch(folder.name) or not (folder / DESCRIPTION_NAME).is_file():
         raise ExportError(
             f"{folder}: expected a raw dataset of nnU-Net, DatasetXXX_Name with a dataset.json, found "
             f"{'none there' if not folder.is_dir() else 'another folder'}. Give --like nnUNet_raw/DatasetXXX_Name."
         )
-    description = read_description(folder / "dataset.json")
+    description = read_description(folder / DESCRIPTION_NAME)
     if MARK_KEY in description or (folder / MAPPING_NAME).exists():
         raise ExportError(
             f"{folder.name}: expected a dataset of real cases, found one that maisi-aug exported. "
@@ -141,7 +141,7 @@ def _require_ct(folder: Path, description: Mapping[str, Any]) -> None:
 
 
 def _list_cases(folder: Path, description: Mapping[str, Any]) -> tuple[RealCase, ...]:
-    cases = _cases_by_reference(folder, description["dataset"]) if "dataset" in description else _cases_by_name(folder)
+    cases = _cases_by_reference(RawDataset(folder, description)) if "dataset" in description else _cases_by_name(folder)
     if not cases:
         raise ExportError(f"{folder}: expected training cases, found none. Add them to imagesTr and labelsTr.")
     if len(cases) != description["numTraining"]:
@@ -156,16 +156,13 @@ def _list_cases(folder: Path, description: Mapping[str, Any]) -> tuple[RealCase,
     return cases
 
 
-def _cases_by_reference(folder: Path, entries: Mapping[str, Any]) -> tuple[RealCase, ...]:
+def _cases_by_reference(dataset: RawDataset) -> tuple[RealCase, ...]:
     """Cases that dataset.json points at; nnU-Net takes paths relative to the folder, with variables."""
-    cases = []
-    for case_id in sorted(entries):
-        images = entries[case_id]["images"]
-        if len(images) != 1:
-            raise ExportError(f"{case_id}: expected one image, found {len(images)} in dataset.json. Correct the entry.")
-        image, label = (find_referenced(folder, path) for path in (images[0], entries[case_id]["label"]))
-        cases.append(RealCase(case_id, _clean(image), _clean(label)))
-    return tuple(cases)
+    for case_id, files in dataset.document["dataset"].items():
+        if (num_images := len(files["images"])) != 1:
+            raise ExportError(f"{case_id}: expected one image, found {num_images} in dataset.json. Correct the entry.")
+    found = dataset.list_cases()
+    return tuple(RealCase(case.id, _clean(case.image), _clean(case.label)) for case in found if case.image)
 
 
 def _cases_by_name(folder: Path) -> tuple[RealCase, ...]:

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from maisi_aug.banks.raw_datasets import note_never_trained
-from maisi_aug.integrations.nnunet.folders import PREPROCESSED_VARIABLE, RAW_VARIABLE
+from maisi_aug.banks.raw_datasets import RAW_VARIABLE, note_never_trained
+from maisi_aug.integrations.nnunet.folders import PREPROCESSED_VARIABLE
 from maisi_aug.integrations.nnunet.labels import describe_mapping
 from maisi_aug.integrations.nnunet.plans import choose_configuration
 from maisi_aug.integrations.nnunet.request import LikeExport

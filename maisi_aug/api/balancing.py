@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from maisi_aug.errors import RequestError, VocabularyError
 from maisi_aug.system.models import PositiveFinite, StrictModel
 from maisi_aug.system.options import Option
 from maisi_aug.system.progress import Report, report_nothing
-from maisi_aug.system.whole_files import write_text_whole
+from maisi_aug.system.whole_files import write_json_whole
 
 if TYPE_CHECKING:
     from maisi_aug.cohort.balance import BalanceTarget, LabelBalance
@@ -94,7 +93,7 @@ class Balance:
         Raises:
             VolumeError: When a file cannot be written.
         """
-        write_text_whole(folder / BALANCE_NAME, json.dumps(self.to_json(), indent=1) + "\n")
+        write_json_whole(folder / BALANCE_NAME, self.to_json())
         self.save_picture(folder / PICTURE_NAME)
 
     def save_picture(self, path: Path) -> None:
@@ -171,9 +170,9 @@ def balance_insertion(
     """
     if options.against is None:
         return config, None
+    from maisi_aug.banks.raw_datasets import DESCRIPTION_NAME
     from maisi_aug.cohort.balance import to_requests
     from maisi_aug.cohort.grammar import label_names
-    from maisi_aug.insertion.backgrounds import DATASET_NAME
     from maisi_aug.insertion.config import choose_painter
     from maisi_aug.insertion.request import InsertConfig
 
@@ -188,7 +187,7 @@ def balance_insertion(
         num_cases=config.num_cases,
         report=report,
     )
-    has_labels = config.into_labels is not None or (Path(config.into) / DATASET_NAME).is_file()
+    has_labels = config.into_labels is not None or (Path(config.into) / DESCRIPTION_NAME).is_file()
     # CTs without labels have no use for rules that say what the dataset calls the lesions.
     kept = config.map if has_labels else tuple(rule for rule in config.map if rule not in rules)
     return InsertConfig.model_validate({**dict(config), "labels": to_requests(balance.labels), "map": kept}), balance

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from importlib.util import find_spec
 from time import monotonic
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from weakref import WeakSet
 
 from maisi_aug.system.printed_text import clean_message
+from maisi_aug.system.progress import Report, ReportStage, ReportStep
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -82,7 +83,7 @@ def open_bars(*, is_shown: bool = True, is_transient: bool = False, is_telling: 
 
 
 @contextmanager
-def show_stages(first: str, *, is_quiet: bool = False) -> Iterator[Callable[[str, int, int], None]]:
+def show_stages(first: str, *, is_quiet: bool = False) -> Iterator[ReportStage]:
     """One bar that names the stage of some work, gone when the work is done.
 
     Args:
@@ -95,7 +96,7 @@ def show_stages(first: str, *, is_quiet: bool = False) -> Iterator[Callable[[str
 
 
 @contextmanager
-def count_up(name: str, *, is_quiet: bool) -> Iterator[Callable[[int, int], None]]:
+def count_up(name: str, *, is_quiet: bool) -> Iterator[Report]:
     """A bar for work that is counted, gone when the work is done."""
     with open_bars(is_shown=not is_quiet, is_transient=True) as bars:
         yield add_phase(bars, name)
@@ -110,7 +111,7 @@ def show_loading(*, is_quiet: bool = False) -> Iterator[None]:
         yield
 
 
-def add_phase(bars: Progress, name: str) -> Callable[[int, int], None]:
+def add_phase(bars: Progress, name: str) -> Report:
     """A further bar for work whose total is told with its first report; in a log, a line now and then."""
     task = bars.add_task(name, total=None)
     log = _Log(bars)
@@ -122,7 +123,7 @@ def add_phase(bars: Progress, name: str) -> Callable[[int, int], None]:
     return report
 
 
-def add_training(bars: Progress, name: str, num_steps: int) -> Callable[[int, dict[str, float]], None]:
+def add_training(bars: Progress, name: str, num_steps: int) -> ReportStep:
     """A further bar for the steps of a training, which names the loss; in a log, a line now and then."""
     task = bars.add_task(name, total=num_steps)
     log = _Log(bars)

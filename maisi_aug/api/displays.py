@@ -6,7 +6,6 @@ True for bars where somebody looks, at a terminal or in a notebook, False for no
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from functools import partial
 from types import TracebackType
@@ -19,7 +18,7 @@ from maisi_aug.api.consoles import PlainConsole
 from maisi_aug.api.listener import Progress, RunListener
 from maisi_aug.api.progress import CohortProgress, count_stages
 from maisi_aug.cohort.manifest import AttemptRecord, Manifest
-from maisi_aug.system.progress import Report, ReportStage, report_nothing
+from maisi_aug.system.progress import Report, ReportStage, ReportStep, report_nothing
 
 
 class _Forward(RunListener):
@@ -116,7 +115,7 @@ class TrainingDisplay:
         assert self._bars is not None
         return add_phase(self._bars, name)
 
-    def add_training(self, name: str, num_steps: int) -> Callable[[int, dict[str, float]], None]:
+    def add_training(self, name: str, num_steps: int) -> ReportStep:
         """A further bar, for the steps of the training."""
         if (report := self._report) is not None:
             return lambda step, figures: report(name, step, num_steps)

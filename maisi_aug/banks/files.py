@@ -39,14 +39,7 @@ from maisi_aug.banks.case_files import (
 )
 from maisi_aug.banks.entry import BankEntry
 from maisi_aug.banks.mask_database import find_database, list_database
-from maisi_aug.banks.raw_datasets import (
-    DESCRIPTION_NAME,
-    channels_of,
-    choose_ct_channel,
-    find_dataset,
-    list_referenced,
-    read_document,
-)
+from maisi_aug.banks.raw_datasets import DESCRIPTION_NAME, RawDataset, find_dataset
 from maisi_aug.errors import BankError, VolumeError
 from maisi_aug.system.content import read_json, spells_number
 from maisi_aug.vocabulary.labels import read_label_name
@@ -245,14 +238,11 @@ class _Search:
 
     def look_into_dataset(self, folder: Path) -> None:
         """A bank's own folder, which may be a raw dataset with channels, or with files elsewhere."""
-        description = folder / DESCRIPTION_NAME
-        if description.is_file():
-            document = read_document(description)
-            self._ct_channel = choose_ct_channel(document, description)
-            self._has_channels = len(channels_of(document)) > 1
-            cases = list_referenced(folder, document, self._ct_channel)
-            if cases is not None:
-                for case in cases:
+        if (folder / DESCRIPTION_NAME).is_file():
+            dataset = RawDataset.read(folder)
+            self._ct_channel, self._has_channels = dataset.ct_channel, len(dataset.channels) > 1
+            if dataset.names_files:
+                for case in dataset.list_cases():
                     image = None if case.image is None else case.image.resolve()
                     self.entries.append(BankEntry(case.id, (case.label.resolve(),), image, case=case.id))
                 return

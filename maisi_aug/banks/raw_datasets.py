@@ -59,49 +59,143 @@ def find_dataset(path: Path | str) -> Path:
     return path
 
 
-def read_document(path: Path) -> dict[str, Any]:
-    """``dataset.json`` as it is.
+@dataclass(frozen=True)
+class RawDataset:
+    """A raw dataset: what its ``dataset.json`` says, in nnU-Net's spelling or the Decathlon's, and its training cases.
 
-    Raises:
-        BankError: It is no JSON object.
+    Attributes:
+        folder: Its folder.
+        document: ``dataset.json`` as it is.
     """
-    try:
-        document = read_json(path)
-    except (OSError, ValueError) as error:
-        raise BankError(f"{path}: expected nnU-Net's description, found: {error}. Correct the file.") from error
-    if not isinstance(document, dict):
-        raise BankError(f"{path}: expected nnU-Net's description, found a {type(document).__name__}. Correct the file.")
-    return document
 
+    folder: Path
+    document: Mapping[str, Any]
 
-def channels_of(document: Mapping[str, Any]) -> dict[int, str]:
-    """Number and name of each channel that ``dataset.json`` describes, in nnU-Net's spelling or the Decathlon's."""
-    table = document.get("channel_names", document.get("modality"))
-    if not isinstance(table, dict):
-        return {}
-    return {int(key): str(name) for key, name in table.items() if spells_number(key)}
+    @classmethod
+    def read(cls, folder: Path) -> RawDataset:
+        """Read ``dataset.json``; no case is looked for yet.
 
+        Raises:
+            BankError: It is no JSON object.
+        """
+        path = folder / DESCRIPTION_NAME
+        try:
+            document = read_json(path)
+        except (OSError, ValueError) as error:
+            raise BankError(f"{path}: expected nnU-Net's description, found: {error}. Correct the file.") from error
+        if not isinstance(document, dict):
+            raise BankError(
+                f"{path}: expected nnU-Net's description, found a {type(document).__name__}. Correct the file."
+            )
+        return cls(folder, document)
 
-def choose_ct_channel(document: Mapping[str, Any], path: Path) -> int:
-    """The channel that is the CT: the one that is called so, or the only one; 0 where none is described.
+    @property
+    def path(self) -> Path:
+        """Of ``dataset.json``."""
+        return self.folder / DESCRIPTION_NAME
 
-    Args:
-        document: ``dataset.json``.
-        path: Its path, for messages.
+    @property
+    def channels(self) -> dict[int, str]:
+        """Number and name of each channel."""
+        table = self.document.get("channel_names", self.document.get("modality"))
+        if not isinstance(table, dict):
+            return {}
+        return {int(key): str(name) for key, name in table.items() if spells_number(key)}
 
-    Raises:
-        BankError: There are several, and not exactly one of them is called CT.
-    """
-    channels = channels_of(document)
-    if len(channels) < 2:
-        return next(iter(channels), 0)
-    cts = [number for number, name in channels.items() if name.strip().lower() == "ct"]
-    if len(cts) != 1:
-        raise BankError(
-            f"{path}: expected one channel, or one that is named CT, found {', '.join(channels.values())}. "
-            "Export the CT alone."
+    @property
+    def ct_channel(self) -> int:
+        """The channel that is the CT: the one that is called so, or the only one; 0 where none is described.
+
+        Raises:
+            BankError: There are several, and not exactly one of them is called CT.
+        """
+        channels = self.channels
+        if len(channels) < 2:
+            return next(iter(channels), 0)
+        cts = [number for number, name in channels.items() if name.strip().lower() == "ct"]
+        if len(cts) != 1:
+            raise BankError(
+                f"{self.path}: expected one channel, or one that is named CT, found {', '.join(channels.values())}. "
+                "Export the CT alone."
+            )
+        return cts[0]
+
+    @property
+    def names_files(self) -> bool:
+        """Whether ``dataset.json`` points at each file, wherever it lies."""
+        return isinstance(self.document.get("dataset"), dict)
+
+    def list_cases(self) -> list[RawCase]:
+        """The training cases: those that ``dataset.json`` points at, or those in ``labelsTr``.
+
+        Raises:
+            BankError: No channel is the CT, or an entry has no path of its label map.
+        """
+        return self._list_referenced() if self.names_files else self._list_in_folders()
+
+    def _list_referenced(self) -> list[RawCase]:
+        place = sorted(self.channels or [0]).index(self.ct_channel)
+        cases = []
+        for case_id, files in sorted(self.document["dataset"].items()):
+            images = files.get("images") if isinstance(files, dict) else None
+            label = files.get("label") if isinstance(files, dict) else None
+            if not isinstance(label, str):
+                raise BankError(
+                    f"{self.path}: expected 'images' and 'label' in dataset.{case_id}, found {files!r}. "
+                    "Correct the file."
+                )
+            image = images[place] if isinstance(images, list) and len(images) > place else None
+            found = self.find_file(image) if isinstance(image, str) else None
+            cases.append(RawCase(str(case_id), found, self.find_file(label)))
+        return cases
+
+    def _list_in_folders(self) -> list[RawCase]:
+        """The cases of ``labelsTr`` and their images in ``imagesTr``, which the Decathlon names without a channel.
+
+        What the description says of the files' ending counts, else all that can be read.
+        """
+        labels, images = (
+            list_files(self.folder / name) if (self.folder / name).is_dir() else []
+            for name, list_files in zip(_FOLDERS, (list_labels, list_images), strict=True)
         )
-    return cts[0]
+        ending = self.document.get("file_ending")
+        if isinstance(ending, str):
+            labels = [label for label in labels if label.name.endswith(ending)]
+        has_channels = len(self.channels) > 1
+        by_image, _ = split_channels(images, labels, ct_channel=self.ct_channel, has_channels=has_channels)
+        return [
+            RawCase(
+                label.name.removesuffix(ending) if isinstance(ending, str) else stem_of(label),
+                pair.image or self._expected_image(label),
+                label,
+            )
+            for label, pair in zip(labels, pair_by_name(labels, by_image), strict=True)
+        ]
+
+    def _expected_image(self, label: Path) -> Path:
+        """The image of a label map that has none, as its dataset would call it."""
+        ending = str(self.document.get("file_ending", ".nii.gz"))
+        return self.folder / _FOLDERS[1] / f"{label.name.removesuffix(ending)}_{self.ct_channel:04d}{ending}"
+
+    def find_file(self, text: str) -> Path:
+        """A file that ``dataset.json`` points at: relative to the folder, variables replaced.
+
+        Where there is no such file, the path is as it is written, for messages: a stranger's dataset cannot make them
+        show what is in a variable.
+        """
+        path = self.folder / os.path.expandvars(text)
+        return path if path.exists() else self.folder / text
+
+
+def label_values(labels: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """Name -> its numbers, several for a region, of ``labels`` in nnU-Net's spelling or the Decathlon's.
+
+    Raises:
+        TypeError, ValueError: A number is none.
+    """
+    if all(spells_number(key) and isinstance(value, str) for key, value in labels.items()):
+        labels = {name: number for number, name in labels.items()}
+    return {str(name): tuple(map(int, value if isinstance(value, list) else [value])) for name, value in labels.items()}
 
 
 def find_ct_channel(folder: Path) -> int:
@@ -110,78 +204,7 @@ def find_ct_channel(folder: Path) -> int:
     Raises:
         BankError: Its ``dataset.json`` cannot be read, or describes several channels, none of which is called CT.
     """
-    description = folder / DESCRIPTION_NAME
-    return choose_ct_channel(read_document(description), description) if description.is_file() else 0
-
-
-def list_referenced(folder: Path, document: Mapping[str, Any], channel: int) -> list[RawCase] | None:
-    """The cases of a dataset whose ``dataset.json`` points at files elsewhere; None for every other.
-
-    Args:
-        folder: The dataset's folder.
-        document: Its ``dataset.json``.
-        channel: Of the CT.
-
-    Raises:
-        BankError: An entry has no path of its label map.
-    """
-    table = document.get("dataset")
-    if not isinstance(table, dict):
-        return None
-    cases = []
-    for case_id, files in sorted(table.items()):
-        images = files.get("images") if isinstance(files, dict) else None
-        label = files.get("label") if isinstance(files, dict) else None
-        if not isinstance(label, str):
-            raise BankError(
-                f"{folder / DESCRIPTION_NAME}: expected 'images' and 'label' in dataset.{case_id}, found {files!r}. "
-                "Correct the file."
-            )
-        has_image = isinstance(images, list) and len(images) > channel and isinstance(images[channel], str)
-        image = find_referenced(folder, images[channel]) if has_image and isinstance(images, list) else None
-        cases.append(RawCase(str(case_id), image, find_referenced(folder, label)))
-    return cases
-
-
-def list_in_folders(folder: Path, document: Mapping[str, Any], channel: int) -> list[RawCase]:
-    """The cases of ``labelsTr`` and their images in ``imagesTr``, which the Decathlon names without a channel.
-
-    Args:
-        folder: The dataset's folder.
-        document: Its ``dataset.json``; what it says of the files' ending counts, else all that can be read.
-        channel: Of the CT.
-    """
-    label_folder, image_folder = (folder / name for name in _FOLDERS)
-    labels = list_labels(label_folder) if label_folder.is_dir() else []
-    images = list_images(image_folder) if image_folder.is_dir() else []
-    ending = document.get("file_ending")
-    if isinstance(ending, str):
-        labels = [label for label in labels if label.name.endswith(ending)]
-    by_image, _ = split_channels(images, labels, ct_channel=channel, has_channels=len(channels_of(document)) > 1)
-    return [
-        RawCase(
-            label.name.removesuffix(ending) if isinstance(ending, str) else stem_of(label),
-            pair.image or _expected(folder, label, document, channel),
-            label,
-        )
-        for label, pair in zip(labels, pair_by_name(labels, by_image), strict=True)
-    ]
-
-
-def _expected(folder: Path, label: Path, document: Mapping[str, Any], channel: int) -> Path:
-    """The image of a label map that has none, as its dataset would call it."""
-    ending = str(document.get("file_ending", ".nii.gz"))
-    return folder / _FOLDERS[1] / f"{label.name.removesuffix(ending)}_{channel:04d}{ending}"
-
-
-def find_referenced(folder: Path, text: str) -> Path:
-    """A file that an nnU-Net dataset's ``dataset`` entry points at: relative to its folder, variables replaced.
-
-    Where there is no such file, the path is as it is written, for messages: a dataset of somebody else's shall not have
-    them say what is in a variable.
-    """
-    path = folder / os.path.expandvars(text)
-    return path if path.exists() else folder / text
+    return RawDataset.read(folder).ct_channel if (folder / DESCRIPTION_NAME).is_file() else 0
 
 
 def note_never_trained(case_ids: Iterable[str]) -> str:

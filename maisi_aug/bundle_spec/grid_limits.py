@@ -12,7 +12,7 @@ import numpy as np
 from pydantic import Field, PositiveInt, model_validator
 
 from maisi_aug.system.models import PositiveFinite, StrictModel
-from maisi_aug.volumes.grid import Grid
+from maisi_aug.volumes.grid import Grid, spell_grid
 
 _Sides = Annotated[tuple[PositiveInt, ...], Field(min_length=1)]
 _Span = tuple[PositiveFinite, PositiveFinite]
@@ -118,6 +118,23 @@ def find_shortfalls(grid: Grid, limits: GridLimits, *, shows_head_alone: bool = 
         *_check_spacing(grid, limits),
         *_check_extent(grid, limits, shows_head_alone),
     ]
+
+
+def spell_shortfalls(
+    grid: Grid, limits: GridLimits, subject: str, *, shows_head_alone: bool = False
+) -> tuple[str, bool] | None:
+    """What :func:`find_shortfalls` finds as ``SUBJECT: expected ..., found ...``, what is refused first.
+
+    Returns:
+        The sentence without its stop, and whether the networks cannot work with the grid; None where nothing is found.
+    """
+    shortfalls = find_shortfalls(grid, limits, shows_head_alone=shows_head_alone)
+    if not shortfalls:
+        return None
+    shortfalls.sort(key=lambda shortfall: not shortfall.is_refused)
+    expected = join_words([shortfall.expected for shortfall in shortfalls])
+    sentence = f"{subject}: expected {expected}, found {spell_grid(grid.shape, grid.spacing_mm)}"
+    return sentence, shortfalls[0].is_refused
 
 
 def _check_slices(grid: Grid, limits: GridLimits) -> list[Shortfall]:

@@ -10,13 +10,12 @@ that, and processors, few of which have it, in float32.
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import Literal
 
 from maisi_aug.errors import RecipeError
 
 PrecisionName = Literal["auto", "float32", "bfloat16", "float16"]
 ComputeType = Literal["float32", "bfloat16", "float16"]
-PRECISIONS: tuple[PrecisionName, ...] = get_args(PrecisionName)
 
 
 def choose_precision(wanted: PrecisionName, device: str, *, bears_half: bool) -> ComputeType:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from maisi_aug.cohort.balance import BalanceTarget, LesionCensus
 from maisi_aug.errors import BankError, RequestError, did_you_mean
 from maisi_aug.lesions.planting import measure_lesions
 from maisi_aug.system.content import spells_number
+from maisi_aug.system.progress import Report, report_nothing
 from maisi_aug.vocabulary.label_meaning import find_label_id, resolve_names
 from maisi_aug.vocabulary.labels import Vocabulary
 from maisi_aug.volumes.own_names import load_own_names
@@ -33,7 +34,7 @@ def take_census(
     *,
     vocabulary: Vocabulary,
     mapping: LesionMap | None = None,
-    report: Callable[[int, int], None] = lambda done, total: None,
+    report: Report = report_nothing,
 ) -> tuple[LesionCensus, ...]:
     """Measure every lesion of a dataset by its connected parts.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from maisi_aug.bundle_spec.bundle import Bundle
-from maisi_aug.bundle_spec.grid_limits import find_shortfalls, join_words, nearest_grid
+from maisi_aug.bundle_spec.grid_limits import nearest_grid, spell_shortfalls
 from maisi_aug.cohort.grammar import label_names
 from maisi_aug.cohort.request import CohortRequest
 from maisi_aug.errors import GridError, VocabularyError
@@ -38,19 +38,17 @@ def check_grid(
     if limits is None:
         grid.require_multiple_of(bundle.grid_factor, subject=f"Shape for bundle '{bundle.name}'")
         return ()
-    shortfalls = find_shortfalls(grid, limits, shows_head_alone=shows_head_alone)
     nearest = nearest_grid(grid, limits, shows_head_alone=shows_head_alone)
     if any(side % bundle.grid_factor for side in grid.shape):
         raise GridError(
             f"Shape for bundle '{bundle.name}': expected sides that are multiples of {bundle.grid_factor}, found "
             f"{spell_grid(grid.shape, grid.spacing_mm)}. Use {_spell_flags(nearest)}."
         )
-    if not shortfalls:
+    lacking = spell_shortfalls(grid, limits, f"Grid for bundle '{bundle.name}'", shows_head_alone=shows_head_alone)
+    if lacking is None:
         return ()
-    shortfalls.sort(key=lambda shortfall: not shortfall.is_refused)
-    expected = join_words([shortfall.expected for shortfall in shortfalls])
-    found = f"Grid for bundle '{bundle.name}': expected {expected}, found {spell_grid(grid.shape, grid.spacing_mm)}"
-    if any(shortfall.is_refused for shortfall in shortfalls) and not allow_unseen:
+    found, is_refused = lacking
+    if is_refused and not allow_unseen:
         raise GridError(f"{found}. Use {_spell_flags(nearest)}{remedy}.")
     return (f"{found}. The networks have not seen such grids, and images may be bad: try {_spell_flags(nearest)}.",)
 

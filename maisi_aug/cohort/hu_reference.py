@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from maisi_aug.banks.folder_bank import FolderBank
 from maisi_aug.banks.label_map import load_image_on
 from maisi_aug.errors import BankError, RecipeError, VocabularyError
 from maisi_aug.system.content import read_json
+from maisi_aug.system.progress import Report
 from maisi_aug.vocabulary.hu import MIN_ORGAN_VOXELS, HuRange
 from maisi_aug.vocabulary.labels import BODY_ID, Vocabulary
 from maisi_aug.volumes.grid import Grid
@@ -23,7 +24,7 @@ MIN_SIGMA_HU = 5.0
 
 
 def load_hu_reference(
-    path: Path, vocabulary: Vocabulary, *, grid: Grid, report: Callable[[int, int], None] | None = None
+    path: Path, vocabulary: Vocabulary, *, grid: Grid, report: Report | None = None
 ) -> tuple[HuRange, ...]:
     """Ranges of the medians of labels.
 
@@ -92,9 +93,7 @@ def _to_range(row: Any, vocabulary: Vocabulary, subject: str) -> HuRange:
     return HuRange(name, ids, low, high, usual)
 
 
-def _measure(
-    path: Path, vocabulary: Vocabulary, grid: Grid, report: Callable[[int, int], None] | None
-) -> tuple[HuRange, ...]:
+def _measure(path: Path, vocabulary: Vocabulary, grid: Grid, report: Report | None) -> tuple[HuRange, ...]:
     bank = FolderBank(path, vocabulary=vocabulary, grid=grid, min_cover=0.0)
     medians: dict[int, list[float]] = {}
     num_read = 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, overload
@@ -27,6 +27,7 @@ from maisi_aug.cohort.plan import CasePlan, CohortPlan, plan_bare_images, plan_c
 from maisi_aug.cohort.request import DEFAULT_NUM_CASES, EMBEDDED_BANK, GIVEN, CohortRequest, without_unused
 from maisi_aug.errors import RequestError
 from maisi_aug.networks.mask_conditions import read_organ_sizes, require_not_absent
+from maisi_aug.system.progress import Report
 from maisi_aug.vocabulary.hu import HuRange
 from maisi_aug.vocabulary.label_meaning import find_label_id
 from maisi_aug.vocabulary.labels import Vocabulary
@@ -35,7 +36,6 @@ from maisi_aug.vocabulary.sizes import SizeDistribution, measure_distribution
 from maisi_aug.volumes.grid import Grid
 
 NUM_DIGITS = 16  # of a hash; enough to tell banks apart, few enough to be read in a message
-ReportFile = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ def resolve(
     folder: Path | None = None,
     *,
     may_resume: bool = True,
-    report_file: ReportFile | None = None,
+    report_file: Report | None = None,
     needs_weights: bool = True,
 ) -> CohortRun:
     """Decide what a request leaves open, and plan the cohort; a grid that its networks have not seen is warned of.
@@ -147,7 +147,7 @@ def resolve(
     return _decide(request, begun, bundle, report_file)
 
 
-def _decide(request: CohortRequest, begun: BegunCohort, bundle: Bundle, report_file: ReportFile | None) -> CohortRun:
+def _decide(request: CohortRequest, begun: BegunCohort, bundle: Bundle, report_file: Report | None) -> CohortRun:
     named = _name_maps(request, bundle)
     bank, mapping = _list_bank(named["mask_bank"], bundle.vocabulary), load_mapping(named["mask_labels"])
     bundle.require_told(modality=request.modality, body_region=_find_told_region(request, bundle, bank))
@@ -392,7 +392,7 @@ def _absolute_dataset(text: str | None, *names: str) -> str | None:
 
 
 def _find_hu_ranges(
-    request: CohortRequest, bundle: Bundle, grid: Grid, begun: Mapping[str, Any], report_file: ReportFile | None
+    request: CohortRequest, bundle: Bundle, grid: Grid, begun: Mapping[str, Any], report_file: Report | None
 ) -> tuple[HuRange, ...]:
     """HU of the user's organs: from the cohort that is gone on with, else measured or read from a file."""
     path = _absolute_dataset(request.hu_reference)
@@ -404,7 +404,7 @@ def _find_hu_ranges(
 
 
 def _find_distributions(
-    request: CohortRequest, vocabulary: Vocabulary, begun: Mapping[str, Any], report_file: ReportFile | None
+    request: CohortRequest, vocabulary: Vocabulary, begun: Mapping[str, Any], report_file: Report | None
 ) -> dict[str, SizeDistribution]:
     """The sizes of the user's lesions: from the cohort that is gone on with, else measured."""
     path = _absolute_dataset(request.size_reference)
@@ -440,7 +440,7 @@ def _find_size_labels(
 
 
 def _measure_label_maps(
-    path: Path, label_ids: set[int], vocabulary: Vocabulary, report_file: ReportFile | None
+    path: Path, label_ids: set[int], vocabulary: Vocabulary, report_file: Report | None
 ) -> dict[int, list[list[float]]]:
     """For every id and patient the volumes in mL of the lesions in a dataset's label maps."""
     from maisi_aug.banks.case_reader import load_labels_in_place

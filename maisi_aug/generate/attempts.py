@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
@@ -16,6 +15,7 @@ from maisi_aug.cohort.resolve import CohortRun
 from maisi_aug.errors import BankError, EmptyBankError, LesionError
 from maisi_aug.gates.judgement import judge_bare_image, judge_image, judge_label_map
 from maisi_aug.sources.map_source import DrawnMap, MapSource
+from maisi_aug.system.progress import ReportStage, report_nothing
 from maisi_aug.system.seeds import case_seed, derive_seed
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ class AttemptMaker:
     run: CohortRun
     source: MapSource
     pipeline: Pipeline | None
-    report_step: Callable[[str, int, int], None] = lambda case_id, done, total: None
+    report_step: ReportStage = report_nothing
 
     def begin(self, case: CasePlan, number: int) -> Attempt:
         """An attempt of which nothing is drawn yet."""

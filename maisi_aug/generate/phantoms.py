@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -15,8 +15,9 @@ from maisi_aug.phantom import Phantom, build_phantom
 from maisi_aug.pictures.contact_sheet import save_contact_sheet
 from maisi_aug.pictures.preview import Caption, build_preview, save_picture
 from maisi_aug.system.content import read_json
+from maisi_aug.system.progress import Report, report_nothing
 from maisi_aug.system.seeds import derive_seed
-from maisi_aug.system.whole_files import remove_leftovers, sha256_of, write_text_whole
+from maisi_aug.system.whole_files import remove_leftovers, sha256_of, write_json_whole
 from maisi_aug.vocabulary.labels import FULL_VOCABULARY
 from maisi_aug.volumes.grid import Grid, Shape, Spacing
 from maisi_aug.volumes.image_files import save_image, save_label_map
@@ -56,7 +57,7 @@ def write_phantoms(
     settings: PhantomSettings,
     num_phantoms: int,
     *,
-    report: Callable[[int, int], None] = lambda done, total: None,
+    report: Report = report_nothing,
 ) -> dict[str, Any]:
     """Write phantoms, or go on where an earlier call stopped; asking for more later keeps those that are there.
 
@@ -95,7 +96,7 @@ def _build_index(settings: PhantomSettings, rows: list[dict[str, Any]]) -> dict[
 
 
 def _write_index(folder: Path, settings: PhantomSettings, rows: list[dict[str, Any]]) -> None:
-    write_text_whole(folder / INDEX_NAME, json.dumps(_build_index(settings, rows), indent=1) + "\n")
+    write_json_whole(folder / INDEX_NAME, _build_index(settings, rows))
 
 
 def _read_rows(folder: Path, settings: PhantomSettings) -> list[dict[str, Any]]:

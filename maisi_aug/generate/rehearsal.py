@@ -6,13 +6,14 @@ The label map of the hardest case of every kind is drawn with the seed that a ru
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 from maisi_aug.cohort.plan import CasePlan, CohortPlan
 from maisi_aug.cohort.resolve import CohortRun
 from maisi_aug.generate.attempts import AttemptMaker
 from maisi_aug.sources.opening import open_source
+from maisi_aug.system.progress import Report, report_nothing
 from maisi_aug.volumes.grid import Grid
 
 REHEARSED_SOURCES = ("plant", "bank")
@@ -22,7 +23,7 @@ MAX_VOXELS = 2_000_000
 MIN_LESION_VOXELS = 8
 
 
-def rehearse(run: CohortRun, report: Callable[[int, int], None] = lambda done, total: None) -> None:
+def rehearse(run: CohortRun, report: Report = report_nothing) -> None:
     """Draw the label map of the hardest case of every kind of case.
 
     Args:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from maisi_aug.banks.case_reader import load_ct
 from maisi_aug.banks.label_ids import Translation
+from maisi_aug.banks.raw_datasets import DESCRIPTION_NAME
 from maisi_aug.errors import PreparationError
 from maisi_aug.preparation.case import load_organs, merge_labels
 from maisi_aug.preparation.collecting import collect_cases
@@ -24,8 +25,6 @@ from maisi_aug.preparation.sources import SourceCase
 from maisi_aug.preparation.survey import CaseSurvey, require_readable, survey_case, tables_of
 from maisi_aug.vocabulary.labels import BODY_ID, Vocabulary
 from maisi_aug.volumes.grid import Grid
-
-DATASET_NAME = "dataset.json"
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,7 +136,7 @@ def find_backgrounds(
 def _collect(
     into: Path, labels: Path | None, organs: tuple[Path, ...]
 ) -> tuple[tuple[SourceCase, ...], tuple[str, ...]]:
-    if (into / DATASET_NAME).is_file() and labels is None:
+    if (into / DESCRIPTION_NAME).is_file() and labels is None:
         return collect_cases(Sources(nnunet=str(into), organs=organs))
     if into.is_dir():
         try:

@@ -16,8 +16,6 @@ from __future__ import annotations
 import argparse
 import csv
 import hashlib
-import json
-import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -25,22 +23,24 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 from numpy.typing import NDArray
 
+from maisi_aug.bundle_spec.grid_limits import GridSpec
 from maisi_aug.errors import PreparationError
 from maisi_aug.insertion.surroundings import LUNG_ID, label_surroundings
-from maisi_aug.preparation.prepared import CASES_NAME, SPEC_NAME
+from maisi_aug.preparation.prepared import NewLabel, PreparedCase, PreparedSpec, write_lists
 from maisi_aug.system.seeds import derive_seed, numpy_generator
-from maisi_aug.system.whole_files import sha256_of, write_text_whole
+from maisi_aug.system.whole_files import sha256_of
+from maisi_aug.system.whole_folder import open_whole_folder
 from maisi_aug.volumes.body import find_body
 from maisi_aug.volumes.grid import Grid, Shape, Spacing
 from maisi_aug.volumes.image_files import load_image, load_label_map, save_image, save_label_map
 
 SOLID_ID, PART_SOLID_ID, GROUND_GLASS_ID = 23, 129, 130
+LABELS = {"body": 200, "lung tumor": SOLID_ID, "left lung upper lobe": LUNG_ID}
 NEW_LABELS = {
-    "part-solid nodule": {"id": PART_SOLID_ID, "hosts": [28, 29, 30, 31, 32]},
-    "ground-glass nodule": {"id": GROUND_GLASS_ID, "hosts": [28, 29, 30, 31, 32]},
+    "part-solid nodule": NewLabel(id=PART_SOLID_ID, hosts=(28, 29, 30, 31, 32)),
+    "ground-glass nodule": NewLabel(id=GROUND_GLASS_ID, hosts=(28, 29, 30, 31, 32)),
 }
 WINDOW: Shape = (40, 40, 8)
 """Room for most nodules with some lung around: half of the crops have no more than six slices."""
@@ -157,57 +157,48 @@ def crop_lungs(folder: Path, *, num_crops: int, seed: int) -> Iterator[Crop]:
 
 
 def write_prepared(crops: Iterator[Crop], out: Path, *, num_folds: int, options: dict[str, Any]) -> int:
-    """Write crops as a prepared folder that is not there yet; returns how many."""
-    if out.exists():
-        raise PreparationError(f"{out}: expected a new folder, found one that is there. Choose another --out.")
-    unfinished = out.with_name(f".{out.name}.unfinished")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    num_crops = _write_crops(crops, unfinished, num_folds=num_folds, options=options)
-    unfinished.rename(out)
-    return num_crops
+    """Write crops as a prepared folder that is not there yet, whole or not at all; returns how many."""
+
+    def require_new() -> None:
+        if out.exists():
+            raise PreparationError(f"{out}: expected a new folder, found one that is there. Choose another --out.")
+
+    require_new()
+    spec = PreparedSpec(
+        name="lung nodule crops",
+        grid=GridSpec(shape=WINDOW, spacing_mm=(0.7, 0.7, 1.25)),
+        labels=LABELS | {name: label.id for name, label in NEW_LABELS.items()},
+        new_labels=NEW_LABELS,
+        num_folds=num_folds,
+        options=options,
+    )
+    with open_whole_folder(out, require_replaceable=require_new) as building:
+        cases = [_write_crop(crop, building, num_folds) for crop in crops]
+        write_lists(building, spec, cases, command="python -m maisi_aug.insertion.nodule_crops")
+    return len(cases)
 
 
-def _write_crops(crops: Iterator[Crop], out: Path, *, num_folds: int, options: dict[str, Any]) -> int:
-    for name in ("images", "labels"):
-        (out / name).mkdir(parents=True, exist_ok=True)
-    lines, labels = [], {"body": 200, "lung tumor": SOLID_ID, "left lung upper lobe": LUNG_ID}
-    for crop in crops:
-        grid = Grid.from_spacing(crop.image_hu.shape, crop.spacing_mm)
-        paths = {role: out / f"{role}s" / f"{crop.name}.nii.gz" for role in ("image", "label")}
-        save_image(paths["image"], crop.image_hu, grid)
-        save_label_map(paths["label"], crop.label_map, grid)
-        counts = np.bincount(crop.label_map.ravel(), minlength=256)
-        key = hashlib.sha256(crop.image_hu.tobytes() + crop.label_map.tobytes()).hexdigest()
-        lines.append(
-            json.dumps(
-                {
-                    "id": crop.name,
-                    "patient": crop.patient,
-                    "fold": derive_seed("fold", crop.patient) % num_folds,
-                    "modality": "ct",
-                    "shape": list(crop.image_hu.shape),
-                    "spacing_mm": [round(step, 4) for step in crop.spacing_mm],
-                    "voxels": {int(i): int(counts[i]) for i in np.flatnonzero(counts)},
-                    "image_sha256": sha256_of(paths["image"]),
-                    "label_sha256": sha256_of(paths["label"]),
-                    "image_source": crop.name,
-                    "label_sources": [],
-                    "key": key,
-                }
-            )
-        )
-    spec = {
-        "format": 1,
-        "name": "lung nodule crops",
-        "grid": {"shape": list(WINDOW), "spacing_mm": [0.7, 0.7, 1.25]},
-        "labels": labels | {name: label["id"] for name, label in NEW_LABELS.items()},
-        "new_labels": NEW_LABELS,
-        "num_folds": num_folds,
-        "options": options,
-    }
-    write_text_whole(out / CASES_NAME, "\n".join(lines) + "\n")
-    write_text_whole(out / SPEC_NAME, yaml.safe_dump(spec, sort_keys=False))
-    return len(lines)
+def _write_crop(crop: Crop, folder: Path, num_folds: int) -> PreparedCase:
+    grid = Grid.from_spacing(crop.image_hu.shape, crop.spacing_mm)
+    image, label = (folder / f"{role}s" / f"{crop.name}.nii.gz" for role in ("image", "label"))
+    save_image(image, crop.image_hu, grid)
+    save_label_map(label, crop.label_map, grid)
+    ids, counts = np.unique(crop.label_map, return_counts=True)
+    i, j, k = (round(step, 4) for step in crop.spacing_mm)
+    return PreparedCase(
+        id=crop.name,
+        patient=crop.patient,
+        fold=derive_seed("fold", crop.patient) % num_folds,
+        modality="ct",
+        shape=grid.shape,
+        spacing_mm=(i, j, k),
+        voxels=dict(zip(ids.tolist(), counts.tolist(), strict=True)),
+        image_sha256=sha256_of(image),
+        label_sha256=sha256_of(label),
+        image_source=crop.name,
+        label_sources=(),
+        key=hashlib.sha256(crop.image_hu.tobytes() + crop.label_map.tobytes()).hexdigest(),
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -6,15 +6,7 @@ import os
 from pathlib import Path
 
 from maisi_aug.banks.files import to_label_names
-from maisi_aug.banks.raw_datasets import (
-    DESCRIPTION_NAME,
-    RAW_VARIABLE,
-    channels_of,
-    choose_ct_channel,
-    list_in_folders,
-    list_referenced,
-    read_document,
-)
+from maisi_aug.banks.raw_datasets import DESCRIPTION_NAME, RAW_VARIABLE, RawDataset
 from maisi_aug.banks.raw_datasets import find_dataset as find_raw_dataset
 from maisi_aug.errors import BankError, PreparationError
 from maisi_aug.preparation.sources import LabelFile, SourceCase, to_case_id
@@ -45,21 +37,18 @@ def read_dataset(folder: Path) -> list[SourceCase]:
     Raises:
         PreparationError: ``dataset.json`` cannot be read, no channel is a CT, or a case's files are missing.
     """
-    path = folder / DESCRIPTION_NAME
     try:
-        document = read_document(path)
-        if not isinstance(document.get("labels"), dict) or not channels_of(document):
+        dataset = RawDataset.read(folder)
+        labels = dataset.document.get("labels")
+        if not isinstance(labels, dict) or not dataset.channels:
             raise PreparationError(
-                f"{path}: expected nnU-Net's entries 'labels' and 'channel_names', found: {', '.join(document)}. "
-                "Correct the file."
+                f"{dataset.path}: expected nnU-Net's entries 'labels' and 'channel_names', found: "
+                f"{', '.join(dataset.document)}. Correct the file."
             )
-        names = to_label_names(document["labels"], path)
-        channel = choose_ct_channel(document, path)
-        found = list_referenced(folder, document, channel)
+        names = to_label_names(labels, dataset.path)
+        found = dataset.list_cases()
     except BankError as error:
         raise PreparationError(str(error)) from error
-    if found is None:
-        found = list_in_folders(folder, document, channel)
     if not found:
         raise PreparationError(f"{folder}: expected training cases in labelsTr, found none. Check the dataset.")
     missing = [

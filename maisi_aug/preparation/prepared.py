@@ -7,7 +7,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -20,6 +20,7 @@ from maisi_aug.errors import PreparationError
 from maisi_aug.preparation.request import ModalityName
 from maisi_aug.system.content import ContentError, read_lines
 from maisi_aug.system.models import StrictModel, explain_problems, read_yaml
+from maisi_aug.system.whole_files import write_text_whole
 from maisi_aug.vocabulary.labels import MAISI, SlotBinding, Vocabulary
 
 SPEC_NAME = "dataset.yaml"
@@ -164,6 +165,28 @@ def bind_new_labels(vocabulary: Vocabulary, new_labels: Collection[tuple[str, Ne
     """
     bindings = {name: SlotBinding(id=label.id, hosts=label.hosts) for name, label in new_labels}
     return vocabulary.with_slots(bindings) if bindings else vocabulary
+
+
+def write_lists(folder: Path, spec: PreparedSpec, cases: Iterable[PreparedCase], *, command: str) -> PreparedDataset:
+    """Write ``cases.jsonl``, then ``dataset.yaml``, by which the folder is complete.
+
+    Args:
+        folder: With the images and label maps.
+        spec: What all cases share.
+        cases: In any order.
+        command: That made them.
+
+    Raises:
+        VolumeError: When a file cannot be written.
+    """
+    import yaml
+
+    dataset = PreparedDataset(folder, spec, tuple(sorted(cases, key=lambda case: case.id)))
+    write_text_whole(folder / CASES_NAME, "".join(case.model_dump_json() + "\n" for case in dataset.cases))
+    head = f"# Written by '{command}'; the cases are listed in {CASES_NAME}.\n"
+    text = yaml.safe_dump(spec.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=100)
+    write_text_whole(folder / SPEC_NAME, head + text)
+    return dataset
 
 
 def load_prepared(folder: Path | str) -> PreparedDataset:

@@ -8,8 +8,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from maisi_aug.banks.label_ids import Translation, build_translation
 from maisi_aug.bundle_spec.grid_limits import GridSpec
 from maisi_aug.cohort.folder import CONTACT_SHEET_NAME
@@ -20,13 +18,7 @@ from maisi_aug.preparation.collecting import add_organs
 from maisi_aug.preparation.folder import take_folder
 from maisi_aug.preparation.folds import assign_folds, find_patients, require_enough_patients
 from maisi_aug.preparation.mapping import LabelMeanings, MapRule, allocate_new_labels, labels_of, resolve_meanings
-from maisi_aug.preparation.prepared import (
-    CASES_NAME,
-    SPEC_NAME,
-    PreparedCase,
-    PreparedDataset,
-    PreparedSpec,
-)
+from maisi_aug.preparation.prepared import PreparedCase, PreparedDataset, PreparedSpec, write_lists
 from maisi_aug.preparation.request import ModalityName
 from maisi_aug.preparation.settings import PrepareSettings
 from maisi_aug.preparation.sources import LabelFile, SourceCase
@@ -309,7 +301,6 @@ def _finish(out: Path, plan: PreparePlan, records: Sequence[Mapping[str, Any]]) 
         )
         for record in records
     ]
-    cases.sort(key=lambda case: case.id)
     vocabulary = plan.settings.vocabulary
     present = labels_in(records)
     spec = PreparedSpec(
@@ -320,8 +311,4 @@ def _finish(out: Path, plan: PreparePlan, records: Sequence[Mapping[str, Any]]) 
         num_folds=plan.request.num_folds,
         options=_describe_options(plan),
     )
-    write_text_whole(out / CASES_NAME, "".join(case.model_dump_json() + "\n" for case in cases))
-    head = "# Written by 'maisi-aug prepare'; the cases are listed in cases.jsonl.\n"
-    text = yaml.safe_dump(spec.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=100)
-    write_text_whole(out / SPEC_NAME, head + text)
-    return PreparedDataset(out, spec, tuple(cases))
+    return write_lists(out, spec, cases, command="maisi-aug prepare")

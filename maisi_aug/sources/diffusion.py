@@ -22,6 +22,7 @@ from maisi_aug.networks.mask_conditions import draw_condition, find_told_tumor, 
 from maisi_aug.sources.map_cleanup import clean_label_map
 from maisi_aug.sources.map_source import DrawnMap, MapSource, draw_from_any, has_all, plant_case
 from maisi_aug.sources.plant_and_bank import match_volumes
+from maisi_aug.system.progress import Report
 from maisi_aug.system.seeds import derive_seed, numpy_generator
 from maisi_aug.vocabulary.labels import Vocabulary
 from maisi_aug.volumes.components import Box
@@ -113,7 +114,7 @@ class DiffusionSource(MapSource):
                 continue
             yield _Generated(cleaned, tuple(round(float(size), NUM_DIGITS) for size in condition), number)
 
-    def _report_of(self, number: int) -> Callable[[int, int], None] | None:
+    def _report_of(self, number: int) -> Report | None:
         report = self.report
         return None if report is None else lambda done, total: report(number + 1, done, total)
 

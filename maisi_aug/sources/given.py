@@ -28,6 +28,7 @@ from maisi_aug.lesions.lesion import Lesion
 from maisi_aug.lesions.planting import measure_lesions
 from maisi_aug.sources.map_source import BankedSource, DrawnMap, MapSource, MaskBank
 from maisi_aug.sources.plant_and_bank import PlantSource
+from maisi_aug.system.progress import Report
 from maisi_aug.vocabulary.labels import BODY_ID, Vocabulary
 from maisi_aug.vocabulary.regions import REGION_LABELS
 from maisi_aug.volumes.components import connected_parts
@@ -415,9 +416,7 @@ class MapOutlook:
         }
 
 
-def look_at_maps(
-    source: GivenSource, cases: Sequence[CasePlan], report: Callable[[int, int], None]
-) -> list[MapOutlook]:
+def look_at_maps(source: GivenSource, cases: Sequence[CasePlan], report: Report) -> list[MapOutlook]:
     """Read the maps that the cases are drawn from, without looking for bodies in their CTs.
 
     Args:

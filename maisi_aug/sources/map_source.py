@@ -14,9 +14,9 @@ from maisi_aug.banks.label_map import BaseMap
 from maisi_aug.cohort.plan import CasePlan
 from maisi_aug.errors import BankError, LesionError
 from maisi_aug.lesions.lesion import Lesion
-from maisi_aug.lesions.planting import plant_lesions
+from maisi_aug.lesions.planting import deform_label_map, plant_lesions
 from maisi_aug.vocabulary.labels import Vocabulary
-from maisi_aug.volumes.grid import Grid
+from maisi_aug.volumes.grid import Grid, Spacing
 
 Base = TypeVar("Base")
 
@@ -138,6 +138,10 @@ class BankedSource(MapSource, Protocol):
         """Raise unless the bank's files that cases were made from still hold the same."""
         self.bank.require_unchanged(origins)
 
+    def describe_base(self, source: str, base: BaseMap, *, number: int, seed: int) -> dict[str, Any]:
+        """The origin of a map that is made from one of the bank's."""
+        return {"source": source, "bank": self.bank.name, **base.origin, "seed": seed, "base": number}
+
 
 def draw_from_any(
     bases: Iterable[Base],
@@ -169,6 +173,15 @@ def draw_from_any(
     if failure is not None:
         raise failure
     return None
+
+
+def deform_at_random(
+    label_map: NDArray[np.uint8], spacing_mm: Spacing, rng: np.random.Generator, *, most: float
+) -> tuple[NDArray[np.uint8], dict[str, float]]:
+    """The map, deformed with a strength between half of ``most`` and that; the strength, for the map's origin."""
+    strength = round(float(rng.uniform(0.5, 1.0)) * most, 3)
+    deformed = deform_label_map(label_map, spacing_mm=spacing_mm, rng=rng, strength=strength)
+    return deformed, {"deform_strength": strength}
 
 
 def plant_case(case: CasePlan, base: BaseMap, rng: np.random.Generator) -> DrawnMap | None:

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from maisi_aug.banks.folder_bank import FolderBank
 from maisi_aug.banks.organs import require_organs
 from maisi_aug.cohort.request import GIVEN, NO_MAP
 from maisi_aug.cohort.resolve import CohortRun
-from maisi_aug.sources.diffusion import open_diffusion_source
+from maisi_aug.sources.diffusion import ReportMap, open_diffusion_source
 from maisi_aug.sources.given import NoMapSource, open_given_source
 from maisi_aug.sources.map_source import MapSource
 from maisi_aug.sources.plant_and_bank import BankSource, PhantomBank, PlantSource
 from maisi_aug.sources.sized_organs import SizedOrganSource, is_sized_organ
+from maisi_aug.system.progress import report_nothing
 
 
-def open_source(
-    run: CohortRun, device: str, report: Callable[[int, int, int], None] = lambda number, done, total: None
-) -> MapSource:
+def open_source(run: CohortRun, device: str, report: ReportMap = report_nothing) -> MapSource:
     """The source of a cohort's label maps.
 
     Args:

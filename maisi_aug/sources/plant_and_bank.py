@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
-from typing import Any, Literal, NoReturn
+from typing import Literal, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,8 +22,16 @@ from maisi_aug.errors import BankError, LesionError
 from maisi_aug.lesions.editing import MAX_RESIZE, describe_lesion, remove_lesions, resize_lesion
 from maisi_aug.lesions.growth import in_words
 from maisi_aug.lesions.lesion import Lesion
-from maisi_aug.lesions.planting import deform_label_map, host_volumes_ml, largest_that_fits_ml
-from maisi_aug.sources.map_source import BankedSource, DrawnMap, MaskBank, draw_from_any, has_all, plant_case
+from maisi_aug.lesions.planting import host_volumes_ml, largest_that_fits_ml
+from maisi_aug.sources.map_source import (
+    BankedSource,
+    DrawnMap,
+    MaskBank,
+    deform_at_random,
+    draw_from_any,
+    has_all,
+    plant_case,
+)
 from maisi_aug.system.seeds import derive_seed, numpy_generator
 from maisi_aug.vocabulary.labels import Vocabulary
 from maisi_aug.volumes.components import is_any_of, label_parts
@@ -128,11 +136,10 @@ class PlantSource(BankedSource):
         rng = numpy_generator(seed, f"plant {number}")
         spacing_mm = base.grid.spacing_mm
         label_map = remove_lesions(base.label_map, self.bank.vocabulary, spacing_mm=spacing_mm)
-        origin = {"source": "plant", "bank": self.bank.name, **base.origin, "seed": seed, "base": number}
+        origin = self.describe_base("plant", base, number=number, seed=seed)
         if not self.bank.varies:
-            strength = round(float(rng.uniform(0.5, 1.0)) * self.deform_strength, 3)
-            label_map = deform_label_map(label_map, spacing_mm=spacing_mm, rng=rng, strength=strength)
-            origin["deform_strength"] = strength
+            label_map, strength = deform_at_random(label_map, spacing_mm, rng, most=self.deform_strength)
+            origin |= strength
         return plant_case(case, BaseMap(label_map, base.grid, origin), rng)
 
 
@@ -207,19 +214,11 @@ class BankSource(BankedSource):
         keep_ids = sorted({lesion.label_id for lesion in case.lesions})
         base = cut_map(one, self.bank.grid, focus, rng=rng, keep_ids=keep_ids)
         spacing_mm = base.grid.spacing_mm
-        strength = round(float(rng.uniform(0.5, 1.0)) * self.deform_strength, 3)
-        label_map = deform_label_map(base.label_map, spacing_mm=spacing_mm, rng=rng, strength=strength)
+        label_map, strength = deform_at_random(base.label_map, spacing_mm, rng, most=self.deform_strength)
         sized = match_volumes(label_map, case.lesions, spacing_mm)
         if sized is None or not has_all(sized[0], case.required_ids):
             return None
-        origin: dict[str, Any] = {
-            "source": "bank",
-            "bank": self.bank.name,
-            **base.origin,
-            "seed": seed,
-            "base": number,
-            "deform_strength": strength,
-        }
+        origin = self.describe_base("bank", base, number=number, seed=seed) | strength
         origin["original_ml"] = [round(lesion.volume_ml, 4) for lesion in chosen]
         return DrawnMap(replace(case, lesions=sized[1]), sized[0], base.grid, origin)
 

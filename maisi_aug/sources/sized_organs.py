@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,8 +20,14 @@ from maisi_aug.cohort.plan import CasePlan
 from maisi_aug.errors import BankError, LesionError
 from maisi_aug.lesions.editing import HOST_REACH_MM, MAX_RESIZE, describe_lesion, remove_lesions, widen
 from maisi_aug.lesions.lesion import Lesion
-from maisi_aug.lesions.planting import deform_label_map
-from maisi_aug.sources.map_source import BankedSource, DrawnMap, MapSource, draw_from_any, plant_case
+from maisi_aug.sources.map_source import (
+    BankedSource,
+    DrawnMap,
+    MapSource,
+    deform_at_random,
+    draw_from_any,
+    plant_case,
+)
 from maisi_aug.sources.plant_and_bank import MAX_BASES, MAX_CANDIDATES
 from maisi_aug.system.seeds import numpy_generator
 from maisi_aug.vocabulary.labels import Vocabulary
@@ -115,9 +120,8 @@ class SizedOrganSource(BankedSource):
         keep_ids = sorted({wish.label_id for wish in organs})
         base = cut_map(bank_map, self.bank.grid, focus, rng=rng, keep_ids=keep_ids)
         spacing_mm = base.grid.spacing_mm
-        strength = round(float(rng.uniform(0.5, 1.0)) * DEFORM_STRENGTH, 3)
-        label_map = remove_lesions(base.label_map, self.bank.vocabulary, spacing_mm=spacing_mm)
-        label_map = deform_label_map(label_map, spacing_mm=spacing_mm, rng=rng, strength=strength)
+        healthy = remove_lesions(base.label_map, self.bank.vocabulary, spacing_mm=spacing_mm)
+        label_map, strength = deform_at_random(healthy, spacing_mm, rng, most=DEFORM_STRENGTH)
         for wish in organs:
             if not (label_map == wish.label_id).any():
                 return None
@@ -125,14 +129,7 @@ class SizedOrganSource(BankedSource):
             label_map = resize_organ(
                 label_map, wish.label_id, num_voxels=num_voxels, hosts=wish.hosts, spacing_mm=spacing_mm
             )
-        origin: dict[str, Any] = {
-            "source": "bank",
-            "bank": self.bank.name,
-            **base.origin,
-            "seed": seed,
-            "base": number,
-            "deform_strength": strength,
-        }
+        origin = self.describe_base("bank", base, number=number, seed=seed) | strength
         origin["original_ml"] = [
             round(float(bank_map.counts[wish.label_id] * bank_map.grid.voxel_ml), 4) for wish in organs
         ]

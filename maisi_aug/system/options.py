@@ -10,6 +10,8 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator
 
+from maisi_aug.errors import EarlierSpelling
+
 
 @dataclass(frozen=True)
 class Option:
@@ -61,10 +63,6 @@ def _to_text(value: object) -> object:
 
 PathText = Annotated[str, BeforeValidator(_to_text)]
 """A path as it stands in a file; ``Path`` is taken, too."""
-
-
-class EarlierSpelling(FutureWarning):
-    """Something is written as it was written in an earlier release."""
 
 
 def warn_of_spelling(old: str, new: str) -> None:

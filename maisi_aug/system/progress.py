@@ -14,6 +14,12 @@ is a :data:`Report` of one stage."""
 ReportPhase = Callable[[str], Report]
 """Begins a stage of the given name and returns its :data:`Report`."""
 
+ReportStep = Callable[[int, dict[str, float]], None]
+"""Called with the step of a training that was done, and its figures, such as ``loss``."""
+
+Say = Callable[[str], None]
+"""Called with a sentence on what is being done."""
+
 
 def report_nothing(*_: object) -> None:
     """A :data:`Report` and a :data:`ReportStage` for nobody."""

@@ -6,14 +6,7 @@ from pathlib import Path
 import pytest
 
 from maisi_aug.banks.files import list_bank
-from maisi_aug.banks.raw_datasets import (
-    choose_ct_channel,
-    find_dataset,
-    list_in_folders,
-    list_referenced,
-    note_never_trained,
-    read_document,
-)
+from maisi_aug.banks.raw_datasets import RawDataset, find_dataset, label_values, note_never_trained
 from maisi_aug.errors import BankError, EvaluationError, ExportError
 from maisi_aug.evaluation.cohort.case_sets import find_case_set
 from maisi_aug.integrations.nnunet.real import load_real_dataset
@@ -73,43 +66,57 @@ def test_unknown_name_is_refused_by_the_one_who_asks(tmp_path: Path, monkeypatch
     [({}, 0), (CT, 0), ({"modality": {"0": "PET", "1": "ct "}}, 1), ({"channel_names": {"0": "noNorm"}}, 0)],
 )
 def test_ct_is_the_channel_that_is_called_so_or_the_only_one(document: dict[str, object], channel: int) -> None:
-    assert choose_ct_channel(document, Path("dataset.json")) == channel
+    assert RawDataset(Path("here"), document).ct_channel == channel
 
 
 def test_several_channels_without_one_ct_are_refused() -> None:
     for names in ({"0": "T1", "1": "T2"}, {"0": "CT", "1": "CT"}):
         with pytest.raises(BankError, match="dataset.json: expected one channel, or one that is named CT, found"):
-            choose_ct_channel({"channel_names": names}, Path("dataset.json"))
+            _ = RawDataset(Path("here"), {"channel_names": names}).ct_channel
 
 
 def test_cases_are_read_from_folders_and_from_the_entry(tmp_path: Path) -> None:
     folder = write_dataset(tmp_path / "Dataset003_Liver")
-    (case,) = list_in_folders(folder, CT, 0)
+    dataset = RawDataset.read(folder)
+    (case,) = dataset.list_cases()
+    assert not dataset.names_files
     assert (case.id, case.image, case.label) == (
         "a",
         folder / "imagesTr" / "a_0000.nii.gz",
         folder / "labelsTr" / "a.nii.gz",
     )
     (folder / "imagesTr" / "a_0000.nii.gz").unlink()
-    (case,) = list_in_folders(folder, CT, 0)
+    (case,) = dataset.list_cases()
     assert case.image == folder / "imagesTr" / "a_0000.nii.gz"
-    entry = {"dataset": {"b": {"images": ["x_pet.mha", "x_ct.mha"], "label": "x.mha"}, "c": {"label": "y.mha"}}}
-    assert list_referenced(folder, CT, 0) is None
-    cases = list_referenced(folder, entry, 1)
-    assert cases is not None
-    assert [(case.id, case.image, case.label) for case in cases] == [
+    channels = {"0": "PET", "1": "CT"}
+    files = {"dataset": {"b": {"images": ["x_pet.mha", "x_ct.mha"], "label": "x.mha"}, "c": {"label": "y.mha"}}}
+    dataset = RawDataset(folder, {"channel_names": channels, **files})
+    assert dataset.names_files
+    assert [(case.id, case.image, case.label) for case in dataset.list_cases()] == [
         ("b", folder / "x_ct.mha", folder / "x.mha"),
         ("c", None, folder / "y.mha"),
     ]
     with pytest.raises(BankError, match=r"expected 'images' and 'label' in dataset.b, found \{\}"):
-        list_referenced(folder, {"dataset": {"b": {}}}, 0)
+        RawDataset(folder, {"dataset": {"b": {}}}).list_cases()
+    # One channel is the CT, whatever its number.
+    alone = RawDataset(
+        folder, {"channel_names": {"1": "CT"}, "dataset": {"b": {"images": ["x.mha"], "label": "y.mha"}}}
+    )
+    assert [case.image for case in alone.list_cases()] == [folder / "x.mha"]
+
+
+def test_labels_are_read_in_either_spelling() -> None:
+    expected = {"background": (0,), "liver": (1,), "tumor": (2,)}
+    assert label_values({"background": 0, "liver": 1, "tumor": 2}) == expected
+    assert label_values({"0": "background", "1": "liver", "2": "tumor"}) == expected
+    assert label_values({"background": 0, "whole": [1, "2"]}) == {"background": (0,), "whole": (1, 2)}
 
 
 @pytest.mark.parametrize(("text", "found"), [("{", "Expecting"), ("[]", "a list")])
 def test_damaged_description_is_refused(tmp_path: Path, text: str, found: str) -> None:
     (tmp_path / "dataset.json").write_text(text)
     with pytest.raises(BankError, match=f"expected nnU-Net's description, found.* {found}"):
-        read_document(tmp_path / "dataset.json")
+        RawDataset.read(tmp_path)
 
 
 def test_cases_that_nnunet_leaves_out_are_told() -> None:

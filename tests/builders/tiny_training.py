@@ -12,7 +12,7 @@ import yaml
 from numpy.typing import NDArray
 
 from maisi_aug.bundle_spec.grid_limits import GridSpec
-from maisi_aug.preparation.prepared import CASES_NAME, SPEC_NAME, PreparedCase, PreparedSpec
+from maisi_aug.preparation.prepared import PreparedCase, PreparedSpec, write_lists
 from maisi_aug.system.whole_files import sha256_of
 from maisi_aug.training.cases.data import CaseFacts
 from maisi_aug.training.images.recipe import TrainingRecipe
@@ -144,16 +144,14 @@ def write_prepared(folder: Path, *, num_cases: int = 3, num_folds: int = 3) -> P
             label_sources=(str(paths["label"]),),
             key="0" * 64,
         )
-        records.append(record.model_dump_json() + "\n")
+        records.append(record)
     spec = PreparedSpec(
         name="tiny",
         grid=GridSpec(shape=SHAPE, spacing_mm=SPACING_MM),
         labels={"liver": LIVER, "hepatic tumor": HEPATIC_TUMOR, "body": BODY},
         num_folds=num_folds,
     )
-    (folder / SPEC_NAME).write_text(yaml.safe_dump(spec.model_dump(mode="json")), encoding="utf-8")
-    (folder / CASES_NAME).write_text("".join(records), encoding="utf-8")
-    return folder
+    return write_lists(folder, spec, records, command="a test").path
 
 
 def _box(corner: Sequence[int] | np.ndarray[Any, Any], shape: Shape) -> tuple[slice, ...]:

@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 
+from maisi_aug.errors import EarlierSpelling
 from maisi_aug.evaluation.benchmark.config import parse_labels
-from maisi_aug.system.options import EarlierSpelling
 
 
 def test_rules_name_ids_of_real_cases_and_labels_of_synthetic_ones() -> None:

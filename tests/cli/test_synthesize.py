@@ -14,9 +14,9 @@ from maisi_aug.cohort.folder import open_cohort
 from maisi_aug.cohort.manifest import Manifest, load_manifest
 from maisi_aug.cohort.request import CohortRequest, GateConfig, build_request, load_recipe, override
 from maisi_aug.cohort.resolve import resolve
+from maisi_aug.errors import EarlierSpelling
 from maisi_aug.generate.run import CohortSummary
 from maisi_aug.networks.acceleration import Compiler
-from maisi_aug.system.options import EarlierSpelling
 from maisi_aug.vocabulary.sizes import diameter_mm
 from maisi_aug.volumes.grid import Grid
 from maisi_aug.volumes.image_files import save_label_map

@@ -314,18 +314,18 @@ def _write_dataset(folder: Path) -> None:
 
 def _read_dataset(folder: Path) -> None:
     from maisi_aug.banks.files import load_labels
-    from maisi_aug.banks.raw_datasets import choose_ct_channel, list_in_folders, list_referenced, read_document
+    from maisi_aug.banks.raw_datasets import RawDataset, label_values
     from maisi_aug.evaluation.benchmark.cases import find_synthetic_cases
-    from maisi_aug.integrations.nnunet.description import label_values, read_description
+    from maisi_aug.integrations.nnunet.description import read_description
     from maisi_aug.integrations.nnunet.prediction import read_label_values
 
     path = folder / "dataset.json"
 
     def list_cases() -> None:
-        document = read_document(path)
-        channel = choose_ct_channel(document, path)
-        list_referenced(folder, document, channel)
-        list_in_folders(folder, document, channel)
+        dataset = RawDataset.read(folder)
+        dataset.list_cases()
+        without = {key: value for key, value in dataset.document.items() if key != "dataset"}
+        RawDataset(folder, without).list_cases()
 
     _call_all(
         lambda: label_values(read_description(path)["labels"]),

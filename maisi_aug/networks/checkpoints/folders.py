@@ -14,13 +14,13 @@ from maisi_aug.bundle_spec.schema import MASK_PROVENANCE, MASK_ROLES
 from maisi_aug.errors import BundleError
 from maisi_aug.networks.checkpoints.importing import (
     AcceptLicence,
-    Report,
     find_intact,
     require_accepted,
     require_free,
     write_known_bundle,
 )
 from maisi_aug.networks.checkpoints.mask_networks import write_mask_networks
+from maisi_aug.system.progress import Say
 from maisi_aug.system.whole_files import sha256_of
 
 # Of MONAI's bundle maisi_ct_generative; it does not tell by names which of NVIDIA's models it holds.
@@ -50,7 +50,7 @@ def import_bundle(
     accept_licence: AcceptLicence,
     name: str | None = None,
     folder: Path | None = None,
-    report: Report | None = None,
+    report: Say | None = None,
 ) -> Bundle:
     """Make a bundle of a folder of checkpoints, as NV-Generate-CTMR and MONAI's ``maisi_ct_generative`` lay them out.
 
@@ -95,7 +95,7 @@ def _describe(files: Mapping[str, Path]) -> dict[str, dict[str, str]]:
     return {role: {"file": path.name, "sha256": sha256_of(path)} for role, path in files.items()}
 
 
-def find_mask_files(source: Path, say: Report) -> dict[str, Path]:
+def find_mask_files(source: Path, say: Say) -> dict[str, Path]:
     """The checkpoints of mask networks and the size-conditions file of a folder; nothing unless all are there.
 
     Args:

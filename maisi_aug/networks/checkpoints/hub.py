@@ -20,7 +20,6 @@ from maisi_aug.bundle_spec.known_bundles import KnownBundle
 from maisi_aug.errors import BundleError, MaisiAugError
 from maisi_aug.networks.checkpoints.importing import (
     AcceptLicence,
-    Report,
     find_intact,
     read_converted,
     require_accepted,
@@ -28,6 +27,7 @@ from maisi_aug.networks.checkpoints.importing import (
     write_known_bundle,
 )
 from maisi_aug.networks.checkpoints.mask_networks import add_mask_networks, write_mask_networks
+from maisi_aug.system.progress import Say
 from maisi_aug.system.whole_files import sha256_of
 
 DEFAULT_REVISION = "main"
@@ -67,7 +67,7 @@ def pull_bundle(
     with_masks: bool = False,
     folder: Path | None = None,
     hub: Hub | None = None,
-    report: Report | None = None,
+    report: Say | None = None,
 ) -> Bundle:
     """Fetch a bundle, convert it and put it where its name finds it; at once when it is there and intact.
 
@@ -129,7 +129,7 @@ def _had_masks(folder: Path, known: KnownBundle) -> bool:
 
 
 def _fetch(
-    known: KnownBundle, names: Mapping[str, str], size: str, hub: Hub | None, say: Report
+    known: KnownBundle, names: Mapping[str, str], size: str, hub: Hub | None, say: Say
 ) -> dict[str, FetchedFile]:
     say(f"Fetching {len(names)} files ({size}) from {known.repository}.")
     return fetch_files(known.repository, names, hub or Hub())

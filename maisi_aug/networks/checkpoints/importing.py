@@ -11,12 +11,12 @@ from typing import Any
 from maisi_aug.bundle_spec.bundle import BUNDLE_FILE, NETWORK_ROLES, Bundle, load_bundle
 from maisi_aug.bundle_spec.known_bundles import KnownBundle
 from maisi_aug.errors import BundleError, MaisiAugError
+from maisi_aug.system.progress import Say
 from maisi_aug.system.whole_files import write_text_whole
 from maisi_aug.system.whole_folder import open_whole_folder
 
 LICENCE_FILE = "LICENCE.txt"
 
-Report = Callable[[str], None]
 AcceptLicence = Callable[[KnownBundle], bool]
 
 
@@ -93,7 +93,7 @@ def convert_checkpoints(header: Mapping[str, Any], files: Mapping[str, Path], fo
     return write_bundle(folder, content, states, dtype=None)
 
 
-def require_accepted(known: KnownBundle, accept_licence: AcceptLicence, say: Report, *, command: str) -> None:
+def require_accepted(known: KnownBundle, accept_licence: AcceptLicence, say: Say, *, command: str) -> None:
     """Name the licence of the weights and ask for it to be accepted.
 
     Raises:

@@ -6,7 +6,7 @@ checkpoint and the log, OUT/pictures what held-out cases look like, OUT/bundle t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from torch import Tensor
 from maisi_aug.bundle_spec.bundle import Bundle, bind_slots, load_bundle
 from maisi_aug.errors import TrainingError
 from maisi_aug.pictures.preview import save_picture
-from maisi_aug.system.progress import ReportPhase, report_nothing
+from maisi_aug.system.progress import ReportPhase, ReportStep, Say, report_nothing
 from maisi_aug.system.seeds import derive_seed
 from maisi_aug.system.whole_files import write_json_whole
 from maisi_aug.training.cases.data import LatentSet
@@ -45,7 +45,7 @@ from maisi_aug.training.images.label_means import measure_label_means
 from maisi_aug.training.images.lookup import LookupChange, choose_intensities, find_lookup, teach_lookup
 from maisi_aug.training.images.validation import FlowValidation
 from maisi_aug.training.loop.processes import ALONE, Processes
-from maisi_aug.training.loop.run import CHECKPOINT_NAME, LoopResult, ReportStep, TrainingRun
+from maisi_aug.training.loop.run import CHECKPOINT_NAME, LoopResult, TrainingRun
 from maisi_aug.training.loop.stopping import TimeLimit
 from maisi_aug.vocabulary.labels import Vocabulary
 
@@ -53,8 +53,6 @@ LABELS_NAME = "labels.json"
 START_NAME = "start.json"
 SUMMARY_NAME = "summary.json"
 BUNDLE_FOLDER, TRAINING_FOLDER, PICTURES_FOLDER = "bundle", "training", "pictures"
-
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import Any
 
 from maisi_aug.bundle_spec.bundle import grid_factor
 from maisi_aug.bundle_spec.decoding import latent_factor
-from maisi_aug.bundle_spec.grid_limits import GridSpec, find_shortfalls, join_words
+from maisi_aug.bundle_spec.grid_limits import GridSpec, spell_shortfalls
 from maisi_aug.errors import TrainingError
 from maisi_aug.system.content import read_json
 from maisi_aug.system.whole_files import sha256_of, write_json_whole
@@ -66,17 +66,19 @@ def require_fitting_data(recipe: TrainingRecipe, data: GridSpec, subject: str) -
         TrainingError: Naming both grids.
     """
     own, limits = recipe.bundle.grid, recipe.bundle.grid_limits
-    found = spell_grid(data.shape, data.spacing_mm)
-    if limits is None and not data.is_like(own):
-        raise TrainingError(
-            f"{subject}: expected the recipe's grid, {spell_grid(own.shape, own.spacing_mm)}, found {found}. Prepare "
-            "the data with that grid, or change bundle.grid in a copy of the recipe."
-        )
-    shortfalls = [] if limits is None else find_shortfalls(Grid.from_spacing(data.shape, data.spacing_mm), limits)
-    if not shortfalls:
+    if limits is None:
+        if not data.is_like(own):
+            raise TrainingError(
+                f"{subject}: expected the recipe's grid, {spell_grid(own.shape, own.spacing_mm)}, found "
+                f"{spell_grid(data.shape, data.spacing_mm)}. Prepare the data with that grid, or change bundle.grid in "
+                "a copy of the recipe."
+            )
         return
-    sentence = f"{subject}: expected {join_words([each.expected for each in shortfalls])}, found {found}"
-    if any(each.is_refused for each in shortfalls):
+    lacking = spell_shortfalls(Grid.from_spacing(data.shape, data.spacing_mm), limits, subject)
+    if lacking is None:
+        return
+    sentence, is_refused = lacking
+    if is_refused:
         raise TrainingError(
             f"{sentence}. Prepare the data with the recipe's grid, {spell_grid(own.shape, own.spacing_mm)}, or change "
             "bundle.grid and bundle.grid_limits in a copy of the recipe."

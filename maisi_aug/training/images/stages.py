@@ -18,6 +18,7 @@ from maisi_aug.bundle_spec.bundle import Bundle, bind_slots, load_bundle
 from maisi_aug.networks.building import build_network, build_scheduler, keep_decoder_output_precise, use_plain_layers
 from maisi_aug.networks.weights import StateDict, write_bundle
 from maisi_aug.system.content import read_json
+from maisi_aug.system.progress import ReportStep
 from maisi_aug.system.seeds import derive_seed
 from maisi_aug.system.whole_files import sha256_of, write_json_whole
 from maisi_aug.training.cases.data import CaseStore, LatentSet
@@ -31,7 +32,7 @@ from maisi_aug.training.images.stage_folder import StageFolder, StageOptions
 from maisi_aug.training.images.vae import VaeObjective
 from maisi_aug.training.images.validation import FlowValidation, VaeValidation
 from maisi_aug.training.images.wavelet import start_as_wavelet
-from maisi_aug.training.loop.run import CHECKPOINT_NAME, LoopResult, Objective, ReportStep, Validate
+from maisi_aug.training.loop.run import CHECKPOINT_NAME, LoopResult, Objective, Validate
 from maisi_aug.training.loop.settings import LoopConfig
 from maisi_aug.training.loop.stopping import TimeLimit
 

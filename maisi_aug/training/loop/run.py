@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from maisi_aug.errors import TrainingError
+from maisi_aug.system.progress import ReportStep
 from maisi_aug.training.loop.amp import Precision
 from maisi_aug.training.loop.average import WeightAverage, Weights
 from maisi_aug.training.loop.checkpoint_file import read_checkpoint, require_same_run, write_checkpoint
@@ -53,7 +54,7 @@ def keep_freed_memory() -> bool:
     return is_trimmed_late and any(mallopt(_MMAP_THRESHOLD, most) for most in (_MOST_BYTES, _MOST_BYTES_BEFORE_2_35))
 
 
-__all__ = ["CHECKPOINT_NAME", "LOG_NAME", "LoopResult", "Objective", "ReportStep", "Stateless", "TrainingRun"]
+__all__ = ["CHECKPOINT_NAME", "LOG_NAME", "LoopResult", "Objective", "Stateless", "TrainingRun"]
 
 CHECKPOINT_NAME = "checkpoint.pt"
 Figures = Mapping[str, float | Tensor]
@@ -122,7 +123,6 @@ class _Best:
     weights: Weights = field(default_factory=dict)
 
 
-ReportStep = Callable[[int, dict[str, float]], None]
 Validate = Callable[[], Mapping[str, float]]
 
 

@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from maisi_aug.errors import TrainingError
 from maisi_aug.networks.building import build_network, build_scheduler, use_plain_layers
 from maisi_aug.system.content import read_json
+from maisi_aug.system.progress import ReportStep
 from maisi_aug.system.whole_files import sha256_of, write_json_whole
 from maisi_aug.training.cases.data import load_or_encode
 from maisi_aug.training.images.stage_folder import StageFolder, StageOptions
-from maisi_aug.training.loop.run import CHECKPOINT_NAME, LoopResult, Objective, ReportStep
+from maisi_aug.training.loop.run import CHECKPOINT_NAME, LoopResult, Objective
 from maisi_aug.training.loop.stopping import TimeLimit
 from maisi_aug.training.masks.data import MaskSplit, hash_of
 from maisi_aug.training.masks.label_maps import LabelMaps, VariedMaps

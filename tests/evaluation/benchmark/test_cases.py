@@ -72,7 +72,7 @@ def test_mapping_names_labels_by_name_or_id(tmp_path: Path) -> None:
         (lambda folder: (write_pairs(folder, 1) / "labels.json").unlink(), "expected names of its labels"),
         (
             lambda folder: (write_dataset(folder, 1) / "dataset.json").write_text("{}"),
-            "expected nnU-Net's labels and file_ending, found: KeyError",
+            "expected nnU-Net's labels, found: KeyError",
         ),
     ],
 )
