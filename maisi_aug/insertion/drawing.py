@@ -191,9 +191,10 @@ def _match_usual(
     size_mm = diameter_mm(float(lesion.sum()) * voxel_volume_ml(spacing_mm))
     usual_hu = numpy_generator(task.seed, "contrast").uniform(*find_usual_hu(task.texture, size_mm))
     wall_hu = find_wall_hu(image_hu)
+    opaque = lesion if task.texture == "solid" else np.zeros_like(lesion)
     gains = np.geomspace(1.0, MOST_GAIN, NUM_GAINS) if float(np.median(added_hu[core])) > 0 else [1.0]
     for gain in gains:
-        limited = limit_brightness(image_hu, added_hu * np.float32(gain), wall_hu, spacing_mm)
+        limited = limit_brightness(image_hu, added_hu * np.float32(gain), opaque, wall_hu, spacing_mm)
         if float(np.median((image_hu + limited)[core])) >= usual_hu:
             break
     return limited
@@ -212,17 +213,23 @@ def find_wall_hu(image_hu: NDArray[np.float32]) -> float:
 
 
 def limit_brightness(
-    image_hu: NDArray[np.float32], added_hu: NDArray[np.float32], wall_hu: float, spacing_mm: Spacing
+    image_hu: NDArray[np.float32],
+    added_hu: NDArray[np.float32],
+    opaque: NDArray[np.bool_],
+    wall_hu: float,
+    spacing_mm: Spacing,
 ) -> NDArray[np.float32]:
     """What is added to an image, less where the sum would be brighter than soft tissue.
 
     A nodule without calcification is as dense as the chest wall. Above a knee the sum ``s``, smoothed, becomes
-    ``knee + width * (1 - exp(-(s - knee) / width))``: it stays monotone, slopes differ nowhere by a step, and noise,
-    which is finer than what is smoothed, keeps its strength. No voxel gets darker than it is in the image by this.
+    ``knee + width * (1 - exp(-(s - knee) / width))``: it stays monotone and smooth, and noise, which is finer than what
+    is smoothed, keeps its strength. This makes no voxel darker than it is in the image, but where a solid nodule takes
+    the place of a vessel full of contrast medium.
 
     Args:
         image_hu: ``(I, J, K)``.
         added_hu: ``(I, J, K)``.
+        opaque: ``(I, J, K)`` voxels that vessels do not show through.
         wall_hu: Of the chest wall.
         spacing_mm: Along I, J, K.
 
@@ -230,9 +237,17 @@ def limit_brightness(
         ``(I, J, K)`` HU to add.
     """
     sigma = [BLUR_MM / step for step in spacing_mm]
-    slow_added = ndimage.gaussian_filter(added_hu, sigma)
+    slow_added, cover = (ndimage.gaussian_filter(array, sigma) for array in (added_hu, opaque.astype(np.float32)))
     slow = ndimage.gaussian_filter(image_hu, sigma) + slow_added
-    knee_hu, width_hu = wall_hu + KNEE_HU, HEADROOM_HU - KNEE_HU
-    above = np.maximum(slow - knee_hu, 0.0)
-    excess = above - width_hu * -np.expm1(-above / width_hu)
-    return np.asarray(added_hu - np.minimum(excess, np.maximum(slow_added, 0.0)), dtype=np.float32)
+    excess = _find_excess(slow, wall_hu + KNEE_HU, HEADROOM_HU - KNEE_HU)
+    limited = added_hu - np.minimum(excess, np.maximum(slow_added, 0.0) + cover * excess)
+    thin = cover * _find_excess(
+        image_hu + limited, wall_hu + HEADROOM_HU, HEADROOM_HU
+    )  # vessels, of which most is fine
+    return np.asarray(limited - thin, dtype=np.float32)
+
+
+def _find_excess(image_hu: NDArray[np.float32], knee_hu: float, width_hu: float) -> NDArray[np.float32]:
+    """By how much HU above a knee exceed what they are compressed to, which nears a width above the knee."""
+    above = np.maximum(image_hu - knee_hu, 0.0)
+    return np.asarray(above + width_hu * np.expm1(-above / width_hu), dtype=np.float32)

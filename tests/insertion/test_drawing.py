@@ -155,7 +155,7 @@ def test_nodule_is_no_brighter_than_the_wall_however_much_is_added() -> None:
     medians, deviations = [], []
     for peak_hu in (-300.0, -100.0, 50.0, 300.0, 900.0):
         image, added, core = build_nodule(peak_hu)
-        limited = limit_brightness(image, added, 50.0, (0.7, 0.7, 1.25))
+        limited = limit_brightness(image, added, np.zeros_like(core), 50.0, (0.7, 0.7, 1.25))
         drawn = image + limited
         assert (limited <= added + 1e-3).all()
         assert (np.maximum(limited, 0) <= np.maximum(added, 0)).all()
@@ -167,11 +167,14 @@ def test_nodule_is_no_brighter_than_the_wall_however_much_is_added() -> None:
     assert min(deviations) > 20  # the noise is still there: no plateau
 
 
-def test_vessel_under_a_nodule_stays_as_bright_as_it_was() -> None:
+@pytest.mark.parametrize(("is_opaque", "least", "most"), [(False, 225, 275), (True, 40, 160)])
+def test_vessel_shows_through_what_is_not_solid(is_opaque: bool, least: float, most: float) -> None:
     image, added, _ = build_nodule(400.0)
-    drawn = image + limit_brightness(image, added, 50.0, (0.7, 0.7, 1.25))
-    vessel = (slice(16, 25), 19, 11)
-    assert np.median(drawn[vessel]) == pytest.approx(250, abs=25)
+    opaque = np.zeros(image.shape, dtype=bool)
+    opaque[14:27, 14:27, 8:16] = is_opaque
+    drawn = image + limit_brightness(image, added, opaque, 50.0, (0.7, 0.7, 1.25))
+    assert least < np.median(drawn[16:25, 19, 11]) < most
+    assert np.median(drawn[:6, 19, 11]) == pytest.approx(250, abs=5)
 
 
 def test_usual_hu_grow_with_the_nodule() -> None:
