@@ -300,7 +300,8 @@ def list_command(as_json: JsonOption = False) -> None:
         size = _spell_bytes(row["num_bytes"] or 0) + (" with mask networks" if row["has_masks"] else "")
         size += f" on top of {row['base']}" if "base" in row else ""
         place = size if row["pull"] is None else f"{row['pull']} ({row['download_size']})"
-        table.add_row(row["name"], row["description"], row["licence"], _spell_grid(row["grid"]), place)
+        licence, _, _ = row["licence"].partition(";")  # what follows is the attribution, which `show` has
+        table.add_row(row["name"], row["description"], licence, _spell_grid(row["grid"]), place)
     open_table_console().print(table)
 
 

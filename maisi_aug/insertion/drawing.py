@@ -12,7 +12,8 @@ from scipy import ndimage
 
 from maisi_aug.insertion.painting import PaintTask, Texture
 from maisi_aug.system.seeds import numpy_generator
-from maisi_aug.volumes.grid import Grid, Shape
+from maisi_aug.vocabulary.sizes import diameter_mm
+from maisi_aug.volumes.grid import Grid, Shape, Spacing, voxel_volume_ml
 
 if TYPE_CHECKING:
     from maisi_aug.bundle_spec.bundle import Bundle
@@ -24,13 +25,23 @@ Method = Literal["replace", "difference", "whole"]
 lesion and without, are subtracted and the difference is added to the CT; or only the ControlNet is shown it."""
 TEXTURE_NAMES: Mapping[Texture, str] = {"part-solid": "part-solid nodule", "ground-glass": "ground-glass nodule"}
 """Labels of their own that a bundle may know textures by."""
-USUAL_HU: Mapping[Texture, tuple[float, float]] = {
-    "solid": (-60.0, 80.0),
-    "part-solid": (-400.0, -200.0),
-    "ground-glass": (-650.0, -480.0),
+USUAL_HU: Mapping[Texture, tuple[tuple[float, float, float], ...]] = {
+    "solid": ((6.1, -550.0, -140.0), (9.6, -375.0, 35.0), (15.0, -250.0, 70.0), (25.0, -170.0, 75.0)),
+    "part-solid": ((8.0, -655.0, -305.0),),
+    "ground-glass": ((7.5, -740.0, -470.0),),
 }
-"""Between these lies the middle of a nodule that a reader calls so, blurred by the scanner as it is."""
-MOST_GAIN = 3.0
+"""Diameter in mm, and between which HU the median of a nodule's inner half lies in eight of ten patients' nodules.
+
+Measured on the nodules of the 300 train patients of LIDC-IDRI (Armato et al., Medical Physics 2011) in which readers
+saw no calcification: 392 solid ones (texture score 4 or 5; up to 8 mm, 8 to 12, 12 to 20 and above), 21 part-solid (3)
+and 62 of ground-glass (1 or 2). A small nodule is blurred by the scanner, and its outline holds some lung."""
+MOST_GAIN, NUM_GAINS = 3.0, 12
+WALL_RANGE_HU, USUAL_WALL_HU, LEAST_WALL_VOXELS = (0.0, 150.0), 50.0, 100
+"""Soft tissue without fat and bone, and what it is taken for where a crop shows none."""
+KNEE_HU, HEADROOM_HU = -100.0, 50.0
+"""Relative to the chest wall: above the first, a nodule's brightness is compressed, and it nears the second."""
+BLUR_MM = 0.7
+"""Structure finer than this is not compressed."""
 SPACING_LIMITS_MM = (1.05, 1.05, 2.6)
 """Coarser CTs are drawn on voxels a whole number of times finer: the embedded bundle has seen few as coarse."""
 
@@ -76,7 +87,7 @@ class BundlePainter:
         if self.method == "difference":
             without = _replace_lesion(label_map, lesion, _repeat(task.host, factors))
             added = drawn - self._draw(image_hu, without, hidden, grid, task.seed)
-            drawn = image_hu + added * _choose_gain(added, image_hu, lesion, task)
+            drawn = image_hu + _match_usual(added, image_hu, lesion, grid.spacing_mm, task)
         return coarsen_image(drawn, factors)
 
     def _draw(
@@ -165,15 +176,78 @@ def _replace_lesion(
     return np.where(lesion, label_map[tuple(nearest)], label_map).astype(np.uint8)
 
 
-def _choose_gain(
-    added_hu: NDArray[np.float32], image_hu: NDArray[np.float32], lesion: NDArray[np.bool_], task: PaintTask
-) -> float:
-    """By how much a lesion that came out fainter than its texture is in patients is raised."""
+def _match_usual(
+    added_hu: NDArray[np.float32],
+    image_hu: NDArray[np.float32],
+    lesion: NDArray[np.bool_],
+    spacing_mm: Spacing,
+    task: PaintTask,
+) -> NDArray[np.float32]:
+    """The HU that a nodule adds, raised where it is fainter than nodules of its kind, and limited by the chest wall."""
     if task.texture not in USUAL_HU:
-        return 1.0
+        return added_hu
     depth = ndimage.distance_transform_edt(lesion)
     core = depth >= np.median(depth[lesion])
-    usual_hu = numpy_generator(task.seed, "contrast").uniform(*USUAL_HU[task.texture])
-    found_hu = float(np.median(added_hu[core]))
-    lacking_hu = usual_hu - float(np.median(image_hu[core]))
-    return float(np.clip(lacking_hu / found_hu, 1.0, MOST_GAIN)) if found_hu > 0 else 1.0
+    size_mm = diameter_mm(float(lesion.sum()) * voxel_volume_ml(spacing_mm))
+    usual_hu = numpy_generator(task.seed, "contrast").uniform(*find_usual_hu(task.texture, size_mm))
+    wall_hu = find_wall_hu(image_hu)
+    opaque = lesion if task.texture == "solid" else np.zeros_like(lesion)
+    gains = np.geomspace(1.0, MOST_GAIN, NUM_GAINS) if float(np.median(added_hu[core])) > 0 else [1.0]
+    for gain in gains:
+        limited = limit_brightness(image_hu, added_hu * np.float32(gain), opaque, wall_hu, spacing_mm)
+        if float(np.median((image_hu + limited)[core])) >= usual_hu:
+            break
+    return limited
+
+
+def find_usual_hu(texture: Texture, size_mm: float) -> tuple[float, float]:
+    """Lower and upper HU of the inner half of nodules of a texture and a diameter, see ``USUAL_HU``."""
+    sizes_mm, low_hu, high_hu = zip(*USUAL_HU[texture], strict=True)
+    return float(np.interp(size_mm, sizes_mm, low_hu)), float(np.interp(size_mm, sizes_mm, high_hu))
+
+
+def find_wall_hu(image_hu: NDArray[np.float32]) -> float:
+    """Median HU of the soft tissue of a crop; what is usual where it shows hardly any."""
+    soft = image_hu[(image_hu >= WALL_RANGE_HU[0]) & (image_hu <= WALL_RANGE_HU[1])]
+    return float(np.median(soft)) if soft.size >= LEAST_WALL_VOXELS else USUAL_WALL_HU
+
+
+def limit_brightness(
+    image_hu: NDArray[np.float32],
+    added_hu: NDArray[np.float32],
+    opaque: NDArray[np.bool_],
+    wall_hu: float,
+    spacing_mm: Spacing,
+) -> NDArray[np.float32]:
+    """What is added to an image, less where the sum would be brighter than soft tissue.
+
+    A nodule without calcification is as dense as the chest wall. Above a knee the sum ``s``, smoothed, becomes
+    ``knee + width * (1 - exp(-(s - knee) / width))``: it stays monotone and smooth, and noise, which is finer than what
+    is smoothed, keeps its strength. This makes no voxel darker than it is in the image, but where a solid nodule takes
+    the place of a vessel full of contrast medium.
+
+    Args:
+        image_hu: ``(I, J, K)``.
+        added_hu: ``(I, J, K)``.
+        opaque: ``(I, J, K)`` voxels that vessels do not show through.
+        wall_hu: Of the chest wall.
+        spacing_mm: Along I, J, K.
+
+    Returns:
+        ``(I, J, K)`` HU to add.
+    """
+    sigma = [BLUR_MM / step for step in spacing_mm]
+    slow_added, cover = (ndimage.gaussian_filter(array, sigma) for array in (added_hu, opaque.astype(np.float32)))
+    slow = ndimage.gaussian_filter(image_hu, sigma) + slow_added
+    excess = _find_excess(slow, wall_hu + KNEE_HU, HEADROOM_HU - KNEE_HU)
+    limited = added_hu - np.minimum(excess, np.maximum(slow_added, 0.0) + cover * excess)
+    thin = cover * _find_excess(
+        image_hu + limited, wall_hu + HEADROOM_HU, HEADROOM_HU
+    )  # vessels, of which most is fine
+    return np.asarray(limited - thin, dtype=np.float32)
+
+
+def _find_excess(image_hu: NDArray[np.float32], knee_hu: float, width_hu: float) -> NDArray[np.float32]:
+    """By how much HU above a knee exceed what they are compressed to, which nears a width above the knee."""
+    above = np.maximum(image_hu - knee_hu, 0.0)
+    return np.asarray(above + width_hu * np.expm1(-above / width_hu), dtype=np.float32)

@@ -241,15 +241,18 @@ def test_missing_network_is_named(write: Callable[..., Path]) -> None:
 
 @pytest.mark.skipif(not embedded_bundles(), reason="the package has no bundle yet")
 def test_bundles_of_the_package_are_intact_and_small() -> None:
-    bundles = list_bundles()
-    assert [bundle.name for bundle in bundles] == ["phantom-ct"]
-    for bundle in bundles:
+    bundles = {bundle.name: bundle for bundle in list_bundles()}
+    assert sorted(bundles) == ["lung-nodule-ct", "phantom-ct"]
+    for bundle in bundles.values():
         bundle.require_intact()
         assert set(bundle.spec.networks) == set(bundle.spec.weights) == set(NETWORK_ROLES)
         bundle.grid.require_multiple_of(bundle.grid_factor, subject=bundle.name)
-        assert bundle.vocabulary.id_of("kidney tumor") == 129
-        assert bundle.licence == "Apache-2.0"
         assert {"trained_on", "steps", "versions"} <= set(bundle.spec.provenance)
+    assert bundles["phantom-ct"].vocabulary.id_of("kidney tumor") == 129
+    assert bundles["phantom-ct"].licence == "Apache-2.0"
+    nodules = bundles["lung-nodule-ct"]
+    assert [nodules.vocabulary.id_of(f"{texture} nodule") for texture in ("part-solid", "ground-glass")] == [129, 130]
+    assert nodules.licence.startswith("CC BY 3.0; trained on LIDC-IDRI")
     shipped = sum(path.stat().st_size for path in EMBEDDED_FOLDER.rglob("*.safetensors"))
     assert shipped <= MAX_SHIPPED_BYTES
 

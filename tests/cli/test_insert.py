@@ -25,6 +25,7 @@ def chest(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_command_draws_lesions_and_says_what_comes_next(run_cli: Run, chest: Path, tmp_path: Path) -> None:
     words = ["insert", "--into", chest, "--labels", "lung nodule:8-12mm", "-n", "2", "--out", tmp_path / "cohort"]
+    words += ["--painter", "procedural"]
     outcome = run_cli(*words, "--texture", "solid", "--place", "free")
     assert outcome.code == 0
     assert f"{tmp_path / 'cohort'}: 2 of 2 cases accepted." in outcome.stdout
@@ -57,6 +58,7 @@ def test_recipe_gives_what_flags_do_not(run_cli: Run, chest: Path, tmp_path: Pat
     recipe = tmp_path / "twins.yaml"
     recipe.write_text("kind: insertion\nlabels: [lung nodule]\ntwins: size=8mm,12mm\nnum_cases: 3\ntexture: solid\n")
     words = ["insert", "--recipe", recipe, "--into", chest, "-n", "1", "--out", tmp_path / "cohort"]
+    words += ["--painter", "procedural"]
     assert run_cli(*words).code == 0
     assert sorted(path.name for path in (tmp_path / "cohort" / "images").iterdir()) == [
         "case_0001_12mm.nii.gz",
@@ -96,7 +98,7 @@ def test_dataset_is_balanced(run_cli: Run, chest: Path, tmp_path: Path) -> None:
     outcome = run_cli(
         *("insert", "--into", chest, "--labels", "lung nodule:6-20mm", "-n", "2", "--out", tmp_path / "cohort"),
         *("--balance-against", tmp_path / "real", "--size-bins", "6,10,20", "--max-lesions", "1"),
-        *("--map", "1=lung nodule"),
+        *("--map", "1=lung nodule", "--painter", "procedural"),
     )
     assert outcome.code == 0
     diameters = [record.lesions[0].diameter_mm or 0 for record in load_manifest(tmp_path / "cohort").accepted]

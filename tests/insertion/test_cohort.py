@@ -44,6 +44,7 @@ def config_for(chests: Path, **changes: object) -> InsertConfig:
             "labels": ("lung nodule:7-12mm",),
             "num_cases": 3,
             "seed": 5,
+            "painter": "procedural",
             **changes,
         }
     )
@@ -116,7 +117,9 @@ def test_ct_without_the_host_is_passed_over_and_read_once(
         return load(self, index)
 
     monkeypatch.setattr(Backgrounds, "load", count_and_load)
-    config = InsertConfig(into=str(tmp_path / "cts"), labels=("lung nodule:8mm",), num_cases=4, seed=2)
+    config = config_for(
+        chests, into=str(tmp_path / "cts"), into_labels=None, map=(), labels=("lung nodule:8mm",), num_cases=4, seed=2
+    )
     summary = insert_cohort(resolve_insertion(config), tmp_path / "cohort")
     assert {record.mask_origin["background"] for record in summary.manifest.accepted} == {"a"}
     assert len(summary.manifest.accepted) == 4
@@ -142,3 +145,18 @@ def test_cohort_remembers_what_it_was_made_of(chests: Path, tmp_path: Path) -> N
     assert document["requested"] == [{"id": 23, "name": "lung tumor"}]
     assert json.loads(json.dumps(document)) == document
     assert "bundle" not in document
+
+
+def test_embedded_bundle_draws_lung_nodules_where_nothing_is_said(chests: Path, tmp_path: Path) -> None:
+    asked = config_for(chests, painter="auto", labels=("lung nodule:9mm",), num_cases=1, texture="solid")
+    summary = insert_cohort(resolve_insertion(asked), tmp_path / "cohort")
+    (record,) = summary.manifest.accepted
+    assert record.bundle == "lung-nodule-ct"
+    name, made = record.mask_origin["background"], record.mask_origin["lesions"][0]  # type: ignore[index]
+    before, after = (
+        load_image(path).array
+        for path in (chests / "cts" / f"{name}.nii.gz", tmp_path / "cohort" / record.files["image"].path)
+    )
+    assert 0 < np.count_nonzero(after != before) <= made["num_zone_voxels"]
+    cohort = resolve_insertion(asked).to_document()
+    assert cohort["bundle"]["licence"].startswith("CC BY 3.0; trained on LIDC-IDRI")

@@ -11,7 +11,15 @@ import torch
 
 from maisi_aug.bundle_spec.bundle import Bundle
 from maisi_aug.errors import GridError
-from maisi_aug.insertion.drawing import BundlePainter, coarsen_image, finer_factors, refine_image
+from maisi_aug.insertion.drawing import (
+    BundlePainter,
+    coarsen_image,
+    find_usual_hu,
+    find_wall_hu,
+    finer_factors,
+    limit_brightness,
+    refine_image,
+)
 from maisi_aug.insertion.painting import PaintTask
 from maisi_aug.networks.building import compute_in
 from maisi_aug.networks.pipeline import Pipeline
@@ -129,3 +137,58 @@ def test_coarse_cts_are_drawn_finer_and_brought_back() -> None:
     assert back.mean() == pytest.approx(task.image_hu.mean(), abs=2)
     assert refine_image(task.image_hu, (1, 1, 1)) is task.image_hu
     assert coarsen_image(task.image_hu, (1, 1, 1)) is task.image_hu
+
+
+def build_nodule(peak_hu: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """A lung with a vessel of 250 HU, what a round nodule of 12 mm adds to it, and the nodule's core."""
+    rng = np.random.default_rng(5)
+    shape = (40, 40, 24)
+    image = rng.normal(-850, 30, shape).astype(np.float32)
+    image[:, 18:21, 10:13] = 250
+    places = (np.indices(shape).T - (20, 20, 12)) * (0.7, 0.7, 1.25)
+    distance_mm = np.linalg.norm(places, axis=-1).T
+    added = (peak_hu + 850) / (1 + np.exp((distance_mm - 6) / 0.7)) + rng.normal(0, 20, shape)
+    return image, added.astype(np.float32), (distance_mm < 4) & (image < 0)
+
+
+def test_nodule_is_no_brighter_than_the_wall_however_much_is_added() -> None:
+    medians, deviations = [], []
+    for peak_hu in (-300.0, -100.0, 50.0, 300.0, 900.0):
+        image, added, core = build_nodule(peak_hu)
+        limited = limit_brightness(image, added, np.zeros_like(core), 50.0, (0.7, 0.7, 1.25))
+        drawn = image + limited
+        assert (limited <= added + 1e-3).all()
+        assert (np.maximum(limited, 0) <= np.maximum(added, 0)).all()
+        medians.append(float(np.median(drawn[core])))
+        deviations.append(float(drawn[core].std()))
+    assert medians[0] == pytest.approx(-300, abs=15)
+    assert medians == sorted(medians)
+    assert 40 < medians[-1] < 110
+    assert min(deviations) > 20  # the noise is still there: no plateau
+
+
+@pytest.mark.parametrize(("is_opaque", "least", "most"), [(False, 225, 275), (True, 40, 160)])
+def test_vessel_shows_through_what_is_not_solid(is_opaque: bool, least: float, most: float) -> None:
+    image, added, _ = build_nodule(400.0)
+    opaque = np.zeros(image.shape, dtype=bool)
+    opaque[14:27, 14:27, 8:16] = is_opaque
+    drawn = image + limit_brightness(image, added, opaque, 50.0, (0.7, 0.7, 1.25))
+    assert least < np.median(drawn[16:25, 19, 11]) < most
+    assert np.median(drawn[:6, 19, 11]) == pytest.approx(250, abs=5)
+
+
+def test_usual_hu_grow_with_the_nodule() -> None:
+    assert find_usual_hu("solid", 4.0) == (-550, -140)
+    assert find_usual_hu("solid", 30.0) == (-170, 75)
+    lows = [find_usual_hu("solid", size_mm)[0] for size_mm in (6.1, 8.0, 12.0, 20.0)]
+    assert lows == sorted(set(lows))
+    assert sum(find_usual_hu("ground-glass", 20.0)) < sum(find_usual_hu("part-solid", 20.0))
+
+
+def test_wall_is_the_soft_tissue_of_the_crop() -> None:
+    image = np.full((20, 20, 4), -850.0, dtype=np.float32)
+    assert find_wall_hu(image) == 50.0
+    image[:10] = 62.0
+    image[:2] = 700.0
+    image[2:4] = -90.0
+    assert find_wall_hu(image) == 62.0

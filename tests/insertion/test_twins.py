@@ -30,7 +30,14 @@ def chests(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def make(chests: Path, out: Path, **changes: object) -> list[AttemptRecord]:
-    values = {"into": str(chests), "labels": ("lung nodule",), "num_cases": 2, "seed": 5, **changes}
+    values = {
+        "into": str(chests),
+        "labels": ("lung nodule",),
+        "num_cases": 2,
+        "seed": 5,
+        "painter": "procedural",
+        **changes,
+    }
     summary = insert_cohort(resolve_insertion(InsertConfig.model_validate(values)), out)
     assert summary.is_complete
     return list(summary.manifest.accepted)
@@ -89,6 +96,7 @@ def test_twins_fail_together(chests: Path, tmp_path: Path) -> None:
         "labels": ("lung nodule",),
         "num_cases": 1,
         "twins": "size=8mm,90mm",
+        "painter": "procedural",
         "max_attempts": 1,
     }
     summary = insert_cohort(resolve_insertion(InsertConfig.model_validate(config)), tmp_path / "cohort")

@@ -37,7 +37,12 @@ def cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for number in range(2):
         save_image(folder / "cts" / f"p{number}.nii.gz", build_chest(seed=number), GRID)
     config = InsertConfig(
-        into=str(folder / "cts"), labels=("lung nodule",), num_cases=3, seed=5, twins="size=7mm,10mm,14mm"
+        into=str(folder / "cts"),
+        labels=("lung nodule",),
+        num_cases=3,
+        seed=5,
+        twins="size=7mm,10mm,14mm",
+        painter="procedural",
     )
     assert insert_cohort(resolve_insertion(config), folder / "cohort").is_complete
     return folder / "cohort"
