@@ -20,13 +20,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
 
 from maisi_aug.bundle_spec.bundle import Bundle, embedded_bundles, load_bundle
-from maisi_aug.bundle_spec.precision import PRECISIONS
+from maisi_aug.bundle_spec.precision import PrecisionName
 from maisi_aug.networks.weights import write_random_bundle
 from tests.benchmarks import image_stages, mask_stages
 from tests.benchmarks.image_stages import Case
@@ -66,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--precision", action="append", choices=["float32", "bfloat16", "float16"], help="of the reference; may repeat"
     )
-    parser.add_argument("--own-precision", choices=PRECISIONS, default="auto", help="of ours (default: auto)")
+    parser.add_argument("--own-precision", choices=get_args(PrecisionName), default="auto", help="of ours (default: auto)")
     parser.add_argument("--source", action="append", choices=["given", "diffusion"], help="of the map; may repeat")
     parser.add_argument("--mask-time-steps", type=int, default=1000, help="of the mask scheduler, all of them taken")
     parser.add_argument("--side", nargs=2, metavar=("SIDE", "CASE"), help=argparse.SUPPRESS)
