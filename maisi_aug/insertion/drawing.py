@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Literal, TypeVar
 
 import numpy as np
@@ -83,31 +84,22 @@ class BundlePainter:
         if task.texture in self.texture_ids:
             drawn_map[lesion] = self.texture_ids[task.texture]
         grid = Grid.from_spacing(image_hu.shape, spacing_mm)  # type: ignore[arg-type]
-        drawn = self._draw(image_hu, drawn_map, hidden, grid, task.seed)
-        if self.method == "difference":
-            without = _replace_lesion(label_map, lesion, _repeat(task.host, factors))
-            added = drawn - self._draw(image_hu, without, hidden, grid, task.seed)
-            drawn = image_hu + _match_usual(added, image_hu, lesion, grid.spacing_mm, task)
-        return coarsen_image(drawn, factors)
-
-    def _draw(
-        self,
-        image_hu: NDArray[np.float32],
-        label_map: NDArray[np.uint8],
-        hidden: NDArray[np.bool_],
-        grid: Grid,
-        seed: int,
-    ) -> NDArray[np.float32]:
-        return self.pipeline.redraw_image(
+        draw = partial(
+            self.pipeline.redraw_image,
             image_hu,
-            label_map,
-            hidden,
-            grid,
-            seed=seed,
+            hidden=hidden,
+            grid=grid,
+            seed=task.seed,
             num_inference_steps=self.num_inference_steps,
             num_resamplings=self.num_resamplings,
             puts_back=self.method != "whole",
         )
+        drawn = draw(label_map=drawn_map)
+        if self.method == "difference":
+            without = _replace_lesion(label_map, lesion, _repeat(task.host, factors))
+            added = drawn - draw(label_map=without)
+            drawn = image_hu + _match_usual(added, image_hu, lesion, grid.spacing_mm, task)
+        return coarsen_image(drawn, factors)
 
 
 def open_bundle_painter(
