@@ -152,7 +152,8 @@ def test_embedded_bundle_draws_lung_nodules_where_nothing_is_said(chests: Path, 
     summary = insert_cohort(resolve_insertion(asked), tmp_path / "cohort")
     (record,) = summary.manifest.accepted
     assert record.bundle == "lung-nodule-ct"
-    name, made = record.mask_origin["background"], record.mask_origin["lesions"][0]  # type: ignore[index]
+    name = str(record.mask_origin["background"])
+    made: Any = record.mask_origin["lesions"][0]  # type: ignore[index]
     before, after = (
         load_image(path).array
         for path in (chests / "cts" / f"{name}.nii.gz", tmp_path / "cohort" / record.files["image"].path)
