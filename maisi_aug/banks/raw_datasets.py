@@ -184,7 +184,12 @@ class RawDataset:
         show what is in a variable.
         """
         path = self.folder / os.path.expandvars(text)
-        return path if path.exists() else self.folder / text
+        try:
+            is_there = path.exists()
+        except OSError as error:  # a name longer than any file's
+            reason = error.strerror
+            raise BankError(f"{self.path}: expected paths of files, found one that cannot be: {reason}.") from None
+        return path if is_there else self.folder / text
 
 
 def label_values(labels: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
@@ -195,7 +200,16 @@ def label_values(labels: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     """
     if all(spells_number(key) and isinstance(value, str) for key, value in labels.items()):
         labels = {name: number for number, name in labels.items()}
-    return {str(name): tuple(map(int, value if isinstance(value, list) else [value])) for name, value in labels.items()}
+    return {
+        str(name): tuple(map(_read_value, value if isinstance(value, list) else [value]))
+        for name, value in labels.items()
+    }
+
+
+def _read_value(value: Any) -> int:
+    if isinstance(value, float) and not value.is_integer():  # neither are infinity and NaN
+        raise ValueError(f"whole numbers needed, {value} given")
+    return int(value)
 
 
 def find_ct_channel(folder: Path) -> int:

@@ -125,3 +125,17 @@ def test_cases_that_nnunet_leaves_out_are_told() -> None:
         "nnU-Net never trains on cases whose names end in _seg, which it takes for label maps, found 2 (a_seg, b_seg). "
         "Rename them."
     )
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("nan"), 1.5, [1, float("inf")]])
+def test_label_values_are_whole_numbers(value: object) -> None:
+    with pytest.raises(ValueError, match="whole numbers needed"):
+        label_values({"background": 0, "liver": value})
+    assert label_values({"background": 0, "liver": 2.0}) == {"background": (0,), "liver": (2,)}
+
+
+def test_path_longer_than_any_is_said_in_a_sentence(tmp_path: Path) -> None:
+    content = {"labels": {"liver": 1}, "dataset": {"case_1": {"images": ["i.nii.gz"], "label": "a" * 5000}}}
+    (tmp_path / "dataset.json").write_text(json.dumps(content))
+    with pytest.raises(BankError, match="found one that cannot be: File name too long"):
+        RawDataset.read(tmp_path).list_cases()
