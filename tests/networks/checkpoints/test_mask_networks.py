@@ -216,7 +216,7 @@ def test_commands_pull_list_show_and_verify(
     outcome = run_cli("bundles", "pull", "rflow-ct", "--with-masks", "--accept-license")
     assert outcome.code == 0, outcome.stderr
     rows = {row["name"]: row["has_masks"] for row in json.loads(run_cli("bundles", "list", "--json").stdout)}
-    assert rows == {"phantom-ct": False, "rflow-ct": True}
+    assert rows == {"lung-nodule-ct": False, "phantom-ct": False, "rflow-ct": True}
     assert "with mask networks" in run_cli("bundles", "list").stdout
     shown = run_cli("bundles", "show", "rflow-ct").stdout
     assert "mask_diffusion_unet: DiffusionModelUNet, channels 8/16" in shown
