@@ -66,8 +66,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--precision", action="append", choices=["float32", "bfloat16", "float16"], help="of the reference; may repeat"
     )
-    precisions = get_args(PrecisionName)
-    parser.add_argument("--own-precision", choices=precisions, default="auto", help="of ours (default: auto)")
+    known = get_args(PrecisionName)
+    parser.add_argument("--own-precision", choices=known, default="auto", help="of ours (default: auto)")
     parser.add_argument("--source", action="append", choices=["given", "diffusion"], help="of the map; may repeat")
     parser.add_argument("--mask-time-steps", type=int, default=1000, help="of the mask scheduler, all of them taken")
     parser.add_argument("--side", nargs=2, metavar=("SIDE", "CASE"), help=argparse.SUPPRESS)
