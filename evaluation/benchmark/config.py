@@ -16,6 +16,8 @@ from maisi_aug.system.models import StrictModel, explain_problems
 from maisi_aug.system.options import Option, PathText, split_rule, texts_of, warn_of_spelling
 
 PLAN_NAME: Final = "benchmark.json"
+PREPARED_NAME: Final = "prepared"
+"""Cases on the grid of the network, which all arms share."""
 REAL: Final = "real"
 DUPLICATED: Final = "real-duplicated"
 COPY_PASTE: Final = "copy-paste"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from maisi_aug.evaluation.benchmark.arm_job import ArmJob
-from maisi_aug.evaluation.benchmark.config import PRESETS
+from maisi_aug.evaluation.benchmark.config import PREPARED_NAME, PRESETS
 from maisi_aug.evaluation.benchmark.data import LoadedCase, PreparedCases
 from maisi_aug.evaluation.benchmark.unet import TrainingSet, predict_case, train_unet
 from maisi_aug.system.progress import ReportStep
@@ -20,7 +20,7 @@ class LightEngine:
     def run(self, job: ArmJob, *, max_minutes: float | None, report_step: ReportStep | None) -> bool:
         """Train or go on, then segment the test cases that have no prediction yet."""
         preset, plan = PRESETS[job.plan.config.preset], job.plan.training
-        prepared = PreparedCases(job.bench / "prepared", plan, job.plan.lesion_classes)
+        prepared = PreparedCases(job.bench / PREPARED_NAME, plan, job.plan.lesion_classes)
         network = train_unet(
             TrainingSet(len(job.training_refs), _CaseLoader(job, prepared), len(job.plan.labels) + 1),
             plan,

@@ -21,7 +21,7 @@ from typing import Any, Final
 
 from maisi_aug.errors import ArmBusyError, BenchmarkError, did_you_mean
 from maisi_aug.evaluation.benchmark.arm_job import ArmJob, Engine
-from maisi_aug.evaluation.benchmark.config import PLAN_NAME, BenchmarkConfig
+from maisi_aug.evaluation.benchmark.config import PLAN_NAME, PREPARED_NAME, BenchmarkConfig
 from maisi_aug.evaluation.benchmark.data import load_case
 from maisi_aug.evaluation.benchmark.plan import BenchmarkPlan, plan_benchmark
 from maisi_aug.evaluation.scores.detection import LesionMatch, match_lesions
@@ -206,6 +206,9 @@ def run_arm(
             write_json_whole(folder / FAILURE_NAME, {"reason": reason, "traceback": traceback.format_exc()})
             return ArmState(arm, seed, "failed", reason)
         (folder / FAILURE_NAME).unlink(missing_ok=True)
+    if all(state.status == "done" for state in benchmark.states):  # nobody writes any more into what arms share
+        for shared in benchmark.folder.joinpath(PREPARED_NAME).glob("*/"):
+            remove_leftovers(shared)
     return ArmState(arm, seed, "done")
 
 
