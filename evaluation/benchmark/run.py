@@ -29,7 +29,7 @@ from maisi_aug.evaluation.scores.overlap import score_case
 from maisi_aug.system.content import read_json
 from maisi_aug.system.file_lock import lock
 from maisi_aug.system.progress import ReportStage, ReportStep, report_nothing
-from maisi_aug.system.whole_files import remove_leftovers, write_json_whole
+from maisi_aug.system.whole_files import TEMPORARY_SUFFIX, remove_leftovers, write_json_whole
 from maisi_aug.volumes.image_files import load_label_map
 
 SCORES_NAME: Final = "scores.json"
@@ -129,13 +129,18 @@ def open_benchmark(folder: Path, config: BenchmarkConfig, *, notify: ReportStage
         benchmark = load_benchmark(folder)
         _require_same(benchmark, config)
         return benchmark
-    if folder.exists() and (not folder.is_dir() or any(p.name != LOCK_NAME for p in folder.iterdir())):
+    if folder.exists() and (not folder.is_dir() or not all(map(_is_begun_plan, folder.iterdir()))):
         raise BenchmarkError(
             f"{folder}: expected a new, an empty or a benchmark's folder, found other content. Choose another --out."
         )
     plan = plan_benchmark(config, notify=notify)
     write_json_whole(folder / PLAN_NAME, plan.to_json())
     return Benchmark(folder, plan)
+
+
+def _is_begun_plan(path: Path) -> bool:
+    """Whether a file is the lock, or a plan whose process died while it was written."""
+    return path.name == LOCK_NAME or (path.name.startswith(f".{PLAN_NAME}.") and path.name.endswith(TEMPORARY_SUFFIX))
 
 
 def load_benchmark(folder: Path) -> Benchmark:
@@ -207,7 +212,7 @@ def run_arm(
             return ArmState(arm, seed, "failed", reason)
         (folder / FAILURE_NAME).unlink(missing_ok=True)
     if all(state.status == "done" for state in benchmark.states):  # nobody writes any more into what arms share
-        for shared in benchmark.folder.joinpath(PREPARED_NAME).glob("*/"):
+        for shared in (benchmark.folder, *benchmark.folder.joinpath(PREPARED_NAME).glob("*/")):
             remove_leftovers(shared)
     return ArmState(arm, seed, "done")
 

@@ -191,6 +191,9 @@ def test_stopped_arm_goes_on_and_ends_the_same(tmp_path: Path) -> None:
 
 def test_last_arm_clears_what_killed_processes_left_in_shared_folders(tmp_path: Path) -> None:
     config = build_config(tmp_path, arms=("real", "real-duplicated"), num_steps=1)
+    begun = tmp_path / "bench" / ".benchmark.json.89abcdef.part"
+    begun.parent.mkdir()
+    begun.write_text("{")
     benchmark = open_benchmark(tmp_path / "bench", config)
     left = benchmark.folder / "prepared" / "real" / ".case_001.npz.0123abcd.part"
     left.parent.mkdir(parents=True)
@@ -199,6 +202,7 @@ def test_last_arm_clears_what_killed_processes_left_in_shared_folders(tmp_path: 
     assert left.exists(), "another process may be at work on the other arm"
     run_arm(benchmark, "real-duplicated", 0, device="cpu")
     assert not left.exists()
+    assert not begun.exists()
 
 
 def test_failed_arm_is_named_and_the_others_are_reported(benchmark_of: Callable[..., Benchmark]) -> None:
