@@ -29,7 +29,7 @@ from maisi_aug.evaluation.scores.overlap import score_case
 from maisi_aug.system.content import read_json
 from maisi_aug.system.file_lock import lock
 from maisi_aug.system.progress import ReportStage, ReportStep, report_nothing
-from maisi_aug.system.whole_files import TEMPORARY_SUFFIX, remove_leftovers, write_json_whole
+from maisi_aug.system.whole_files import is_leftover_of, remove_leftovers, write_json_whole
 from maisi_aug.volumes.image_files import load_label_map
 
 SCORES_NAME: Final = "scores.json"
@@ -129,7 +129,7 @@ def open_benchmark(folder: Path, config: BenchmarkConfig, *, notify: ReportStage
         benchmark = load_benchmark(folder)
         _require_same(benchmark, config)
         return benchmark
-    if folder.exists() and (not folder.is_dir() or not all(map(_is_begun_plan, folder.iterdir()))):
+    if folder.exists() and (not folder.is_dir() or any(not _is_own_start(p) for p in folder.iterdir())):
         raise BenchmarkError(
             f"{folder}: expected a new, an empty or a benchmark's folder, found other content. Choose another --out."
         )
@@ -138,9 +138,9 @@ def open_benchmark(folder: Path, config: BenchmarkConfig, *, notify: ReportStage
     return Benchmark(folder, plan)
 
 
-def _is_begun_plan(path: Path) -> bool:
-    """Whether a file is the lock, or a plan whose process died while it was written."""
-    return path.name == LOCK_NAME or (path.name.startswith(f".{PLAN_NAME}.") and path.name.endswith(TEMPORARY_SUFFIX))
+def _is_own_start(path: Path) -> bool:
+    """Whether a file is the lock, or what was left of a plan whose process died while it was written."""
+    return path.name == LOCK_NAME or is_leftover_of(path, PLAN_NAME)
 
 
 def load_benchmark(folder: Path) -> Benchmark:

@@ -16,7 +16,13 @@ from maisi_aug.cohort.manifest import MANIFEST_NAME, AttemptRecord, Manifest, Ma
 from maisi_aug.cohort.request import COHORT_NAME, differences
 from maisi_aug.errors import CohortError, VolumeError
 from maisi_aug.system.content import ContentError
-from maisi_aug.system.whole_files import TEMPORARY_SUFFIX, remove_leftovers, sha256_of, write_text_whole
+from maisi_aug.system.whole_files import (
+    TEMPORARY_SUFFIX,
+    is_leftover_of,
+    remove_leftovers,
+    sha256_of,
+    write_text_whole,
+)
 from maisi_aug.system.yaml_content import read_yaml
 
 FOLDERS = ("images", "labels", "anatomy", "previews", "previews/rejected")
@@ -176,9 +182,8 @@ def _require_empty(folder: Path) -> None:
     if not folder.is_dir():
         return
     for path in sorted(folder.iterdir()):
-        is_leftover = path.name.startswith(f".{COHORT_NAME}") and path.name.endswith(TEMPORARY_SUFFIX)
         is_fresh_manifest = path.name == MANIFEST_NAME and path.is_file() and path.stat().st_size == 0
-        if not (is_leftover or is_fresh_manifest):
+        if not (is_leftover_of(path, COHORT_NAME) or is_fresh_manifest):
             raise CohortError(
                 f"{folder}: expected a new, an empty or a cohort's folder, found '{path.name}' and no {COHORT_NAME}. "
                 "Nothing was changed; choose another --out."

@@ -74,6 +74,11 @@ def sha256_of(path: Path | str) -> str:
         raise VolumeError(f"{path}: expected a readable file, found: {error.strerror}. Check the path.") from error
 
 
+def is_leftover_of(path: Path, name: str) -> bool:
+    """Whether a file is what a process left that was killed while it wrote another of a given name beside it."""
+    return path.name.startswith(f".{name}.") and path.name.endswith(TEMPORARY_SUFFIX)
+
+
 def remove_leftovers(folder: Path | str) -> list[Path]:
     """Remove the hidden files that a killed process left; call it only when no other process writes into the folder.
 
