@@ -42,6 +42,7 @@ VERBS: dict[str, Verb] = {
     "nnunet-trainer-path": Verb("maisi_aug.cli.nnunet", "Print where nnU-Net finds maisi-aug's trainers."),
     "nnunet-compact-plans": Verb("maisi_aug.cli.nnunet", "Derive nnU-Net plans that a CPU can train."),
     "benchmark": Verb("maisi_aug.cli.benchmark", "Measure whether synthetic cases help: arms, intervals, verdicts."),
+    "view": Verb("maisi_aug.cli.view", "Look at a cohort in the browser, and accept or reject its cases."),
     "report": Verb("maisi_aug.cli.report", "Write a benchmark or a cohort as one page to open in a browser."),
     "evaluate": Verb("maisi_aug.cli.evaluate", "Measure a cohort: fid, hu, lesions, agreement, memorization."),
     "labels": Verb("maisi_aug.cli.labels", "List the labels that can be asked for, with ids, hosts and lesion sizes."),

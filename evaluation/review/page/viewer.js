@@ -1,0 +1,259 @@
+// One canvas of NiiVue with a CT and its label map; windows in HU, labels by id.
+
+export const WINDOWS = [
+  { name: "Soft tissue", centre: 50, width: 400 },
+  { name: "Lung", centre: -550, width: 1500 },
+  { name: "Bone", centre: 400, width: 1800 },
+  { name: "Liver", centre: 70, width: 150 },
+  { name: "Mediastinum", centre: 40, width: 350 },
+  { name: "Brain", centre: 40, width: 80 },
+];
+const LAYOUTS = ["planes", "axial", "coronal", "sagittal", "3D"];
+const MAX_CACHED_BYTES = 600e6;
+const WHOLE_SCAN_VOXELS = 40e6;
+
+// Decoded volumes by address, the least recently shown first; shared by all canvases.
+const cache = new Map();
+
+function sizeOf(entry) {
+  return entry.image?.img?.byteLength ?? 0;
+}
+
+/** Load and decode a volume, or take it from the cache. Rejects with a sentence. */
+export function loadVolume(url) {
+  const known = cache.get(url);
+  if (known) {
+    cache.delete(url);
+    cache.set(url, known);
+    return known.promise;
+  }
+  const entry = { image: null, promise: null };
+  entry.promise = fetchVolume(url).then((image) => {
+    entry.image = image;
+    let total = [...cache.values()].reduce((sum, other) => sum + sizeOf(other), 0);
+    for (const [other, held] of cache) {
+      if (total <= MAX_CACHED_BYTES || other === url) break;
+      total -= sizeOf(held);
+      cache.delete(other);
+    }
+    return image;
+  });
+  entry.promise.catch(() => cache.delete(url));
+  cache.set(url, entry);
+  return entry.promise;
+}
+
+async function fetchVolume(url) {
+  const name = url.split("/").pop().split("?")[0];
+  const answer = await fetch(url);
+  if (!answer.ok) throw new Error(await readFault(answer));
+  let content = await answer.arrayBuffer();
+  try {
+    if (name.endsWith(".gz")) {
+      const stream = new Blob([content]).stream().pipeThrough(new DecompressionStream("gzip"));
+      content = await new Response(stream).arrayBuffer();
+    }
+    const image = await niivue.NVImage.loadFromUrl({ url: content, name: name.replace(/\.gz$/, "") });
+    const dims = image?.hdr?.dims ?? [];
+    if (!image?.img?.length || image.img.length < dims[1] * dims[2] * dims[3]) throw new Error("too few voxels");
+    return image;
+  } catch (error) {
+    throw new Error(`This volume cannot be read (${error?.message ?? error}). The file is damaged or no image.`);
+  }
+}
+
+/** The sentence that the server answered. */
+export async function readFault(answer) {
+  const text = await answer.text();
+  try {
+    return JSON.parse(text).error ?? text;
+  } catch {
+    return text || `The server answered ${answer.status}.`;
+  }
+}
+
+export class Viewer {
+  constructor(canvas, { onMove = () => {}, onWindow = () => {} } = {}) {
+    this.canvas = canvas;
+    this.onMove = onMove;
+    this.onWindow = onWindow;
+    this.nv = null;
+    this.labels = [];
+    this.hidden = new Set();
+    this.opacity = 0.45;
+    this.outlined = false;
+    this.window = { ...WINDOWS[0] };
+    this.layout = 0;
+    this.plane = 2;
+    this.shown = 0;
+  }
+
+  async start() {
+    const nv = new niivue.Niivue({
+      backColor: [0, 0, 0, 1],
+      crosshairColor: [0.49, 0.7, 0.94, 0.55],
+      crosshairWidth: 1,
+      crosshairGap: 8,
+      isRadiologicalConvention: true,
+      sagittalNoseLeft: true,
+      show3Dcrosshair: false,
+      multiplanarShowRender: niivue.SHOW_RENDER.ALWAYS,
+      multiplanarLayout: niivue.MULTIPLANAR_TYPE.GRID,
+      dragMode: niivue.DRAG_MODE.windowing,
+      isColorbar: false,
+      isOrientCube: false,
+      loadingText: "",
+      fontSizeScaling: 0.35,
+      fontMinPx: 11,
+      tileMargin: 2,
+      dragAndDropEnabled: false,
+      logLevel: "error",
+      viewModeHotKey: "",
+      clipPlaneHotKey: "",
+    });
+    nv.onLocationChange = (place) => this.report(place);
+    nv.onIntensityChange = (volume) => {
+      const width = volume.cal_max - volume.cal_min;
+      this.window = { name: "", centre: volume.cal_min + width / 2, width };
+      this.onWindow(this.window);
+    };
+    await nv.attachToCanvas(this.canvas);
+    this.nv = nv;
+    this.setLayout(0);
+  }
+
+  /** Show a CT with a label map over it, or a label map alone; resolves to false where another case came first. */
+  async show({ image, overlay, labels }) {
+    const ticket = ++this.shown;
+    const urls = [image, overlay].filter(Boolean);
+    const volumes = await Promise.all(urls.map(loadVolume));
+    if (ticket !== this.shown) return false;
+    this.labels = labels ?? [];
+    this.ct = image ? volumes[0] : null;
+    this.map = overlay ? volumes[volumes.length - 1] : null;
+    this.ids = this.map ? findIds(this.map) : new Map();
+    if (this.ct) {
+      this.ct.colormap = "gray";
+      this.ct.opacity = 1;
+      this.ct.cal_min = this.window.centre - this.window.width / 2;
+      this.ct.cal_max = this.window.centre + this.window.width / 2;
+    }
+    this.hidden = this.chooseHidden();
+    if (this.map) this.colour();
+    const nv = this.nv;
+    nv.volumes = volumes;
+    nv.back = volumes[0];
+    nv.overlays = volumes.slice(1);
+    nv.scene.pan2Dxyzmm = [0, 0, 0, 1];
+    nv.updateGLVolume();
+    return true;
+  }
+
+  // Organs are hidden at first where there are lesions: they would cover what is to be judged.
+  chooseHidden() {
+    const present = this.labels.filter((label) => this.ids.has(label.id));
+    const lesions = present.filter((label) => label.lesion);
+    return new Set(lesions.length && this.ct ? present.filter((l) => !l.lesion).map((l) => l.id) : []);
+  }
+
+  colour() {
+    const known = new Map(this.labels.map((label) => [label.id, label]));
+    const last = Math.max(1, ...this.ids.keys(), ...known.keys());
+    const table = { R: [], G: [], B: [], A: [], I: [], labels: [] };
+    for (let id = 0; id <= last; id++) {
+      const label = known.get(id);
+      const [red, green, blue] = label?.colour ?? [200, 200, 200];
+      table.R.push(red);
+      table.G.push(green);
+      table.B.push(blue);
+      table.A.push(id === 0 || this.hidden.has(id) || !this.ids.has(id) ? 0 : 255);
+      table.I.push(id);
+      table.labels.push(label?.name ?? (id ? `label ${id}` : ""));
+    }
+    this.map.setColormapLabel(table);
+    this.map.opacity = this.ct ? this.opacity : 1;
+    this.nv.opts.atlasOutline = this.outlined ? 1 : 0;
+  }
+
+  recolour() {
+    if (!this.map) return;
+    this.colour();
+    this.nv.updateGLVolume();
+  }
+
+  setWindow(wanted) {
+    this.window = { ...wanted };
+    if (this.ct) {
+      this.ct.cal_min = wanted.centre - wanted.width / 2;
+      this.ct.cal_max = wanted.centre + wanted.width / 2;
+      this.nv.updateGLVolume();
+    }
+    this.onWindow(this.window);
+  }
+
+  setLayout(number) {
+    this.layout = (number + LAYOUTS.length) % LAYOUTS.length;
+    const { MULTIPLANAR, AXIAL, CORONAL, SAGITTAL, RENDER } = niivue.SLICE_TYPE;
+    this.nv.setSliceType([MULTIPLANAR, AXIAL, CORONAL, SAGITTAL, RENDER][this.layout]);
+    this.plane = [2, 2, 1, 0, 2][this.layout];
+    return LAYOUTS[this.layout];
+  }
+
+  /** Step through the slices of the plane that the mouse was last in. */
+  scroll(steps) {
+    const step = [0, 0, 0];
+    step[this.plane] = steps;
+    this.nv.moveCrosshairInVox(...step);
+  }
+
+  goTo(voxel) {
+    if (!this.nv.volumes.length) return;
+    this.nv.scene.crosshairPos = this.nv.vox2frac(voxel);
+    this.nv.drawScene();
+    this.nv.createOnLocationChange();
+  }
+
+  fit() {
+    this.nv.scene.pan2Dxyzmm = [0, 0, 0, 1];
+    this.nv.scene.volScaleMultiplier = 1;
+    this.nv.drawScene();
+  }
+
+  follow(other) {
+    this.nv.broadcastTo(other ? [other.nv] : [], { "2d": true, "3d": true });
+  }
+
+  report(place) {
+    if (place.axCorSag >= 0 && place.axCorSag <= 2) this.plane = [2, 1, 0][place.axCorSag];
+    const values = place.values ?? [];
+    const hu = this.ct ? values[0]?.value : undefined;
+    const id = this.map ? Math.round(values[this.ct ? 1 : 0]?.value ?? 0) : 0;
+    const name = id ? (this.labels.find((label) => label.id === id)?.name ?? `label ${id}`) : "";
+    this.onMove({ hu, name, mm: place.mm, vox: place.vox, plane: this.plane, dims: this.nv.volumes[0]?.dimsRAS });
+  }
+}
+
+/** Ids of a label map with the voxel in the middle of the slice that shows most of each, axes I J K. */
+function findIds(map) {
+  const [, ni, nj, nk] = map.hdr.dims;
+  const step = map.img.length > WHOLE_SCAN_VOXELS ? 3 : 1;
+  const areas = new Map();
+  for (let k = 0; k < nk; k++) {
+    const slice = new Map();
+    for (let at = k * ni * nj, end = at + ni * nj; at < end; at += step) {
+      const id = map.img[at];
+      if (id) {
+        let sum = slice.get(id);
+        if (!sum) slice.set(id, (sum = [0, 0, 0]));
+        const place = at - k * ni * nj;
+        sum[0]++;
+        sum[1] += place % ni;
+        sum[2] += Math.floor(place / ni);
+      }
+    }
+    for (const [id, [count, i, j]] of slice) {
+      if (count > (areas.get(id)?.count ?? 0)) areas.set(id, { count, voxel: [Math.round(i / count), Math.round(j / count), k] });
+    }
+  }
+  return areas;
+}
