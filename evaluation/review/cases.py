@@ -31,6 +31,7 @@ class ShownCase:
     Attributes:
         key: Its name in addresses.
         case: What decisions name it by.
+        index: Place in the plan or the folder.
         status: ``accepted``, ``retried`` or ``rejected`` by the gates; ``given`` where no gate has judged.
         request: What was asked for; empty outside of a cohort.
         reason: Why the gates refused it.
@@ -44,6 +45,7 @@ class ShownCase:
 
     key: str
     case: CaseKey
+    index: int
     status: str
     files: Mapping[str, Path]
     request: str = ""
@@ -59,6 +61,7 @@ class ShownCase:
         return {
             "key": self.key,
             "id": self.case.case_id,
+            "index": self.index,
             "attempt": self.case.attempt,
             "status": self.status,
             "request": self.request,
@@ -117,6 +120,7 @@ def _show_record(record: AttemptRecord, folder: Path) -> ShownCase:
     return ShownCase(
         f"{record.case_id}.{record.attempt}",
         CaseKey(record.case_id, record.attempt),
+        record.case_index,
         record.status,
         {role: folder / file.path for role, file in record.files.items()},
         record.request,
@@ -181,6 +185,7 @@ def _show_entry(number: int, case: EvaluatedCase, *, has_image: bool = True) -> 
     return ShownCase(
         f"c{number}",
         CaseKey(case.case_id[-200:]),
+        number,
         "given",
         files,
         origin={} if entry is None else {"file": entry.name},
@@ -225,13 +230,8 @@ class Partners:
         self._by_id = {case.case.case_id: case for case in self.cases}
         self._by_file = {case.files["image"].resolve(): case for case in self.cases}
 
-    def find(self, case: ShownCase, number: int) -> tuple[str, ShownCase] | None:
-        """A case of the reference, and what it is to the case.
-
-        Args:
-            case: What is looked at.
-            number: Its place in the list.
-        """
+    def find(self, case: ShownCase) -> tuple[str, ShownCase] | None:
+        """A case of the reference, and what it is to the case that is looked at."""
         if not self.cases:
             return None
         image, file = case.origin.get("image"), str(case.origin.get("file", ""))
@@ -241,7 +241,7 @@ class Partners:
         for name in filter(None, names):
             if (found := self._by_id.get(name)) is not None:
                 return "real", found
-        return "reference, another case", self.cases[number % len(self.cases)]
+        return "reference, another case", self.cases[case.index % len(self.cases)]
 
 
 def list_labels(case: ShownCase, vocabulary: Vocabulary) -> list[Json]:
@@ -251,7 +251,8 @@ def list_labels(case: ShownCase, vocabulary: Vocabulary) -> list[Json]:
         names = dict(case.label_names)
     else:
         lesions, names = tuple(vocabulary.tumor_ids), {label.id: label.name for label in vocabulary if label.id}
-    colours = label_colours(np.array(sorted(names)), lesions)
+    own = tuple({int(lesion["id"]) for lesion in case.lesions})  # in the colours of the case's picture
+    colours = label_colours(np.array(sorted(names)), lesions) | label_colours(np.array(own), own)
     return [
         {
             "id": number,

@@ -85,9 +85,7 @@ class Desk:
         """
         self.refresh()
         with self._lock:
-            order = {key: place for place, key in enumerate(self._cases)}
-            changed = [key for key, at in self._changed.items() if at > revision]
-            rows = [{**self._row(self._cases[key]), "place": order[key]} for key in changed]
+            rows = [self._row(self._cases[key]) for key, changed in self._changed.items() if changed > revision]
             return {
                 "revision": self._revision,
                 "rows": rows,
@@ -143,13 +141,8 @@ class Desk:
             EvaluationError: There is no such case.
         """
         case = self.require(key)
-        number = list(self._cases).index(key)
-        beside = [
-            {"title": f"twin, {self._cases[other].twin[1]} {self._cases[other].twin[2]}", **self._volumes(other, "file")}
-            for other in self._groups.get(case.twin[:2], ())
-            if other != key and "image" in self._cases[other].files
-        ] if case.twin is not None else []
-        if (found := self.partners.find(case, number)) is not None:
+        beside = self._find_twins(case)
+        if (found := self.partners.find(case)) is not None:
             title, other = found
             beside.insert(0, {"title": f"{title}: {other.case.case_id}", **self._volumes(other.key, "beside")})
         return {
@@ -160,6 +153,15 @@ class Desk:
             "origin": dict(case.origin),
             "beside": beside,
         }
+
+    def _find_twins(self, case: ShownCase) -> list[Json]:
+        group = () if case.twin is None else self._groups.get(case.twin[:2], ())
+        twins = (self._cases[key] for key in group if key != case.key)
+        return [
+            {"title": f"twin {twin.case.case_id}, {twin.twin[1]} {twin.twin[2]}", **self._volumes(twin.key, "file")}
+            for twin in twins
+            if twin.twin is not None and "image" in twin.files
+        ]
 
     def _volumes(self, key: str, root: str) -> Json:
         case = self.require(key) if root == "file" else self.require_beside(key)

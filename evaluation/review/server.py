@@ -32,7 +32,7 @@ from maisi_aug.evaluation.review.reader_test import ReaderTest
 from maisi_aug.evaluation.review.volumes import FolderFiles
 
 PAGE: Final = Path(__file__).resolve().parent / "page"
-OWN_NAMES: Final = ("127.0.0.1", "localhost", "[::1]")
+OWN_NAMES: Final = ("127.0.0.1", "localhost")
 MAX_BODY_BYTES: Final = 20_000
 POLICY: Final = (
     "default-src 'self'; img-src 'self' data: blob:; connect-src 'self' data: blob:; script-src 'self' "
@@ -85,8 +85,9 @@ class OwnPagesOnly:
         request = Request(scope)
         host, origin = request.headers.get("host", ""), request.headers.get("origin")
         site = request.headers.get("sec-fetch-site", "same-origin")
-        is_own = urlsplit(f"//{host}").hostname in ("127.0.0.1", "localhost", "::1")
-        is_from_here = origin in (None, f"http://{host}") and site in ("same-origin", "none")
+        is_opened = request.headers.get("sec-fetch-mode") == "navigate" and request.method == "GET"
+        is_own = urlsplit(f"//{host}").hostname in OWN_NAMES
+        is_from_here = origin in (None, f"http://{host}") and (site in ("same-origin", "none") or is_opened)
         if not is_own or not is_from_here:
             await PlainTextResponse("Refused: this server answers its own page only.", 403)(scope, receive, send)
             return

@@ -42,7 +42,7 @@ async function refresh() {
   const state = await ask(`api/state?since=${known.revision}`);
   if (state.rows.length || !known.revision) {
     for (const row of state.rows) known.rows.set(row.key, row);
-    grid.setRows([...known.rows.values()].sort((a, b) => a.place - b.place));
+    grid.setRows([...known.rows.values()].sort((a, b) => a.index - b.index || a.attempt - b.attempt));
   }
   Object.assign(known, state, { rows: known.rows });
   document.title = `${state.title} – review`;

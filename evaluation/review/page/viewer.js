@@ -92,13 +92,14 @@ export class Viewer {
     const nv = new niivue.Niivue({
       backColor: [0, 0, 0, 1],
       crosshairColor: [0.49, 0.7, 0.94, 0.55],
-      crosshairWidth: 1,
-      crosshairGap: 8,
+      crosshairWidth: 1.2,
+      crosshairWidthUnit: "mm",
+      crosshairGap: 14,
+      showAllOrientationMarkers: true,
       isRadiologicalConvention: true,
       sagittalNoseLeft: true,
       show3Dcrosshair: false,
       multiplanarShowRender: niivue.SHOW_RENDER.ALWAYS,
-      multiplanarLayout: niivue.MULTIPLANAR_TYPE.GRID,
       dragMode: niivue.DRAG_MODE.windowing,
       isColorbar: false,
       isOrientCube: false,
@@ -120,6 +121,7 @@ export class Viewer {
     await nv.attachToCanvas(this.canvas);
     this.nv = nv;
     this.setLayout(0);
+    new ResizeObserver(() => this.layout === 0 && this.setLayout(0)).observe(this.canvas);
   }
 
   /** Show a CT with a label map over it, or a label map alone; resolves to false where another case came first. */
@@ -194,9 +196,21 @@ export class Viewer {
   setLayout(number) {
     this.layout = (number + LAYOUTS.length) % LAYOUTS.length;
     const { MULTIPLANAR, AXIAL, CORONAL, SAGITTAL, RENDER } = niivue.SLICE_TYPE;
+    if (this.layout === 0) this.nv.setCustomLayout(this.arrangePlanes());
+    else this.nv.clearCustomLayout();
     this.nv.setSliceType([MULTIPLANAR, AXIAL, CORONAL, SAGITTAL, RENDER][this.layout]);
     this.plane = [2, 2, 1, 0, 2][this.layout];
     return LAYOUTS[this.layout];
+  }
+
+  // The axial plane large, the others in a column; in a narrow pane four of a size.
+  arrangePlanes() {
+    const { AXIAL, CORONAL, SAGITTAL, RENDER } = niivue.SLICE_TYPE;
+    const isWide = this.canvas.clientWidth > 1.15 * this.canvas.clientHeight;
+    const boxes = isWide
+      ? [[0, 0, 0.64, 1], [0.64, 0, 0.36, 0.34], [0.64, 0.34, 0.36, 0.33], [0.64, 0.67, 0.36, 0.33]]
+      : [[0, 0, 0.5, 0.5], [0.5, 0, 0.5, 0.5], [0, 0.5, 0.5, 0.5], [0.5, 0.5, 0.5, 0.5]];
+    return [AXIAL, CORONAL, SAGITTAL, RENDER].map((sliceType, n) => ({ sliceType, position: boxes[n] }));
   }
 
   /** Step through the slices of the plane that the mouse was last in. */
