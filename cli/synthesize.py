@@ -19,6 +19,7 @@ from maisi_aug.cli.shared.from_models import Given, with_options
 from maisi_aug.cli.shared.label_map import LabelRules
 from maisi_aug.cli.shared.run_options import RUN, AsJson, Device, Quiet
 from maisi_aug.cohort.request import NO_MAP, CohortRequest, build_request, load_recipe, override
+from maisi_aug.cohort.review import num_rejected_in_review
 
 if TYPE_CHECKING:
     from maisi_aug.generate.run import CohortSummary
@@ -71,6 +72,14 @@ def synthesize(
             rich_help_panel=RUN,
         ),
     ] = False,
+    redraw_rejected: Annotated[
+        bool,
+        typer.Option(
+            "--redraw-rejected",
+            help="Make another attempt at cases that were rejected with maisi-aug view.",
+            rich_help_panel=RUN,
+        ),
+    ] = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
@@ -96,6 +105,7 @@ def synthesize(
         compiler=compile_with,
         may_resume=resume,
         verify=verify,
+        redraw_rejected=redraw_rejected,
         is_quiet=quiet,
     )
     typer.echo(json.dumps(summary.to_json(), indent=1) if as_json else describe_summary(summary))
@@ -128,6 +138,8 @@ def describe_summary(summary: CohortSummary) -> str:
     lines += [f"Rejected {row['case_id']}: {row['reason']}" for row in facts["rejected"]]
     if facts["rejected"]:
         lines.append("Further attempts: the same command with a larger --max-attempts.")
+    if reviewed := num_rejected_in_review(summary.folder, summary.manifest):
+        lines.append(f"Rejected in review: {reviewed} of them, which exports leave out; --redraw-rejected draws others.")
     if summary.skipped:
         lines.append(f"Skipped {len(summary.skipped)} files of the mask bank:")
         lines += [f"  {name}: {reason}" for name, reason in summary.skipped]

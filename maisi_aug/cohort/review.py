@@ -14,7 +14,15 @@ from typing import Annotated, Literal, NamedTuple
 
 from pydantic import Field, TypeAdapter, ValidationError
 
-from maisi_aug.cohort.manifest import AttemptRecord, Manifest, load_manifest
+from maisi_aug.cohort.folder import KEEP_FIELD, CohortFolder, read_cohort_document
+from maisi_aug.cohort.manifest import (
+    MANIFEST_NAME,
+    AttemptRecord,
+    FileRecord,
+    Manifest,
+    ManifestWriter,
+    load_manifest,
+)
 from maisi_aug.errors import CohortError
 from maisi_aug.system.content import MAX_LINE_BYTES
 from maisi_aug.system.whole_lines import append_to_shared
@@ -209,3 +217,68 @@ def load_reviewed_manifest(folder: Path, *, gates: Collection[str] | None = None
         CohortError: There is no manifest, or a line of it or of the review cannot be read.
     """
     return apply_review(load_manifest(folder, gates=gates), load_review(folder))
+
+
+def num_rejected_in_review(folder: Path, manifest: Manifest) -> int:
+    """How many accepted cases of a manifest a reviewer rejected.
+
+    Raises:
+        CohortError: A line of the review cannot be read.
+    """
+    return len(manifest.accepted) - len(apply_review(manifest, load_review(folder)).accepted)
+
+
+def reopen_rejected(folder: Path) -> list[AttemptRecord]:
+    """Give up the cases of a cohort that reviewers rejected, so that the next run makes further attempts at them.
+
+    Pictures, and with ``keep_rejected`` volumes, move to where those of failed attempts lie; a run that is stopped in
+    between finds cases with lost files, and draws these again.
+
+    Args:
+        folder: Of a cohort that nothing is writing to.
+
+    Returns:
+        What the manifest held of these cases.
+
+    Raises:
+        CohortError: Another process writes to the cohort, the disk is full, or a line cannot be read.
+    """
+    place, document = CohortFolder(folder), read_cohort_document(folder) or {}
+    keeps = bool(document.get("configuration", {}).get(KEEP_FIELD))
+    rejections, given_up = load_review(folder).rejections(), []
+    if not rejections:
+        return []
+    with ManifestWriter(folder / MANIFEST_NAME) as writer:
+        for record in load_manifest(folder).accepted:
+            judged = judge_record(record, rejections)
+            if judged is record:
+                continue
+            try:
+                files = _set_aside(record, place, keeps_volumes=keeps)
+                writer.append(replace(judged, status="retried", files=files))
+            except OSError as error:
+                raise CohortError(
+                    f"{folder}: expected to set '{record.case_id}' aside, found: {error.strerror or error}. Make room "
+                    "and run the command again."
+                ) from error
+            given_up.append(record)
+    return given_up
+
+
+def _set_aside(record: AttemptRecord, place: CohortFolder, *, keeps_volumes: bool) -> dict[str, FileRecord]:
+    """Move or remove the files of a case; returns those that are kept."""
+    kept = {}
+    for role, file in record.files.items():
+        path = place.path / file.path
+        if role == "preview":
+            target = place.rejected_preview(record.case_id, record.attempt)
+        elif keeps_volumes:
+            target = place.rejected_file_of(role, record.case_id, record.attempt)
+        else:
+            path.unlink(missing_ok=True)
+            continue
+        if path.is_file():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            path.replace(target)
+            kept[role] = FileRecord(place.relative(target), file.sha256)
+    return kept

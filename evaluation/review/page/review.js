@@ -26,6 +26,8 @@ let order = [];
 let lesionAt = -1;
 let besideAt = 0;
 let second = null;
+let windowOf = "";
+let starting = null;
 
 const grid = new Grid(document, { onFilter: (rows) => { order = rows; sayProgress(); } });
 const viewer = new Viewer($("canvas"), { onMove: sayPlace, onWindow: markWindow });
@@ -77,6 +79,11 @@ const guarded = (work) => (...values) => Promise.resolve().then(() => work(...va
 
 // ---- One case ----
 
+function startViewer() {
+  starting ??= viewer.start();
+  return starting;
+}
+
 async function openCase(key) {
   const started = performance.now();
   const detail = await ask(`api/case/${encodeURIComponent(key)}`);
@@ -87,7 +94,11 @@ async function openCase(key) {
   $("case-view").hidden = false;
   $("to-grid").hidden = false;
   describe();
-  if (!viewer.nv) await viewer.start();
+  await startViewer();
+  // The window of the label, until another is chosen; it then stays as long as the label does.
+  const label = detail.labels.find((one) => one.id === detail.lesions[0]?.id)?.name ?? detail.request;
+  if (label !== windowOf) viewer.setWindow(Viewer.windowFor(label));
+  windowOf = label;
   const shown = await showIn(viewer, detail, "fault", "caption");
   if (shown) {
     nextLesion();
@@ -124,8 +135,7 @@ async function showIn(target, detail, fault, caption) {
 }
 
 function prefetch() {
-  const place = order.findIndex((row) => row.key === current.key);
-  const next = order[place + 1];
+  const next = order[order.findIndex((row) => row.key === current?.key) + 1];
   if (!next) return;
   ask(`api/case/${encodeURIComponent(next.key)}`)
     .then(({ volumes }) => [volumes.image, chosenMap(volumes)].filter(Boolean).map(loadVolume))
@@ -140,11 +150,9 @@ async function showBeside() {
   $("second").hidden = !wanted;
   $("beside").setAttribute("aria-pressed", String(Boolean(wanted)));
   $("caption").textContent = wanted ? current.id : "";
-  if (!wanted) {
-    if (second) second.follow(null);
-    viewer.follow(null);
-    return;
-  }
+  viewer.follower = null;
+  if (second) second.follower = null;
+  if (!wanted) return;
   if (!second) {
     second = new Viewer($("canvas-2"), { onMove: sayPlace });
     await second.start();
@@ -154,9 +162,9 @@ async function showBeside() {
   second.opacity = viewer.opacity;
   if (await showIn(second, wanted, "fault-2", "caption-2")) {
     second.setLayout(viewer.layout);
-    viewer.follow(second);
-    second.follow(viewer);
-    viewer.nv.sync();
+    second.copyFrom(viewer);
+    viewer.follower = second;
+    second.follower = viewer;
   }
 }
 
@@ -460,6 +468,8 @@ wire();
 let isDown = false;
 await guarded(refresh)();
 await route();
+// What the first case needs is made ready while its picture is looked for.
+setTimeout(() => { if (!current) startViewer().then(prefetch).catch(() => {}); }, 300);
 setInterval(async () => {
   try {
     await refresh();

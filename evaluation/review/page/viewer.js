@@ -1,5 +1,6 @@
 // One canvas of NiiVue with a CT and its label map; windows in HU, labels by id.
 
+// Centres and widths in HU as they are usual in reading rooms.
 export const WINDOWS = [
   { name: "Soft tissue", centre: 50, width: 400 },
   { name: "Lung", centre: -550, width: 1500 },
@@ -86,13 +87,14 @@ export class Viewer {
     this.layout = 0;
     this.plane = 2;
     this.shown = 0;
+    this.follower = null;
   }
 
   async start() {
     const nv = new niivue.Niivue({
       backColor: [0, 0, 0, 1],
       crosshairColor: [0.49, 0.7, 0.94, 0.55],
-      crosshairWidth: 1.2,
+      crosshairWidth: 0.8,
       crosshairWidthUnit: "mm",
       crosshairGap: 14,
       showAllOrientationMarkers: true,
@@ -113,6 +115,7 @@ export class Viewer {
       clipPlaneHotKey: "",
     });
     nv.onLocationChange = (place) => this.report(place);
+    nv.onAzimuthElevationChange = () => this.follower?.copyFrom(this);
     nv.onIntensityChange = (volume) => {
       const width = volume.cal_max - volume.cal_min;
       this.window = { name: "", centre: volume.cal_min + width / 2, width };
@@ -193,6 +196,12 @@ export class Viewer {
     this.onWindow(this.window);
   }
 
+  /** The window that suits what is looked for. */
+  static windowFor(label) {
+    if (/lung|nodule|airway/i.test(label)) return WINDOWS[1];
+    return /bone|rib|vertebra/i.test(label) ? WINDOWS[2] : WINDOWS[0];
+  }
+
   setLayout(number) {
     this.layout = (number + LAYOUTS.length) % LAYOUTS.length;
     const { MULTIPLANAR, AXIAL, CORONAL, SAGITTAL, RENDER } = niivue.SLICE_TYPE;
@@ -203,13 +212,13 @@ export class Viewer {
     return LAYOUTS[this.layout];
   }
 
-  // The axial plane large, the others in a column; in a narrow pane four of a size.
+  // The axial plane large, the others in a column or, in a narrow pane, in a row.
   arrangePlanes() {
     const { AXIAL, CORONAL, SAGITTAL, RENDER } = niivue.SLICE_TYPE;
     const isWide = this.canvas.clientWidth > 1.15 * this.canvas.clientHeight;
     const boxes = isWide
       ? [[0, 0, 0.64, 1], [0.64, 0, 0.36, 0.34], [0.64, 0.34, 0.36, 0.33], [0.64, 0.67, 0.36, 0.33]]
-      : [[0, 0, 0.5, 0.5], [0.5, 0, 0.5, 0.5], [0, 0.5, 0.5, 0.5], [0.5, 0.5, 0.5, 0.5]];
+      : [[0, 0, 1, 0.62], [0, 0.62, 0.34, 0.38], [0.34, 0.62, 0.33, 0.38], [0.67, 0.62, 0.33, 0.38]];
     return [AXIAL, CORONAL, SAGITTAL, RENDER].map((sliceType, n) => ({ sliceType, position: boxes[n] }));
   }
 
@@ -233,11 +242,18 @@ export class Viewer {
     this.nv.drawScene();
   }
 
-  follow(other) {
-    this.nv.broadcastTo(other ? [other.nv] : [], { "2d": true, "3d": true });
+  /** Take the place in the body, the zoom and the view in 3D from another viewer; NiiVue itself syncs on focus only. */
+  copyFrom(other) {
+    if (!this.nv?.volumes.length) return;
+    const { crosshairPos, pan2Dxyzmm, renderAzimuth, renderElevation, volScaleMultiplier } = other.nv.scene;
+    const mm = other.nv.frac2mm(crosshairPos);
+    Object.assign(this.nv.scene, { pan2Dxyzmm: [...pan2Dxyzmm], renderAzimuth, renderElevation, volScaleMultiplier });
+    this.nv.scene.crosshairPos = this.nv.mm2frac([mm[0], mm[1], mm[2]]);
+    this.nv.drawScene();
   }
 
   report(place) {
+    this.follower?.copyFrom(this);
     if (place.axCorSag >= 0 && place.axCorSag <= 2) this.plane = [2, 1, 0][place.axCorSag];
     const values = place.values ?? [];
     const hu = this.ct ? values[0]?.value : undefined;
@@ -250,24 +266,32 @@ export class Viewer {
 /** Ids of a label map with the voxel in the middle of the slice that shows most of each, axes I J K. */
 function findIds(map) {
   const [, ni, nj, nk] = map.hdr.dims;
-  const step = map.img.length > WHOLE_SCAN_VOXELS ? 3 : 1;
-  const areas = new Map();
+  const { img } = map;
+  const size = ni * nj;
+  const step = img.length > WHOLE_SCAN_VOXELS ? 3 : 1;
+  const num = 65536;
+  const counts = new Uint32Array(num);
+  const places = new Float64Array(num); // sums of the index within the slice, rows and columns apart
+  const columns = new Float64Array(num);
+  const best = new Map();
   for (let k = 0; k < nk; k++) {
-    const slice = new Map();
-    for (let at = k * ni * nj, end = at + ni * nj; at < end; at += step) {
-      const id = map.img[at];
-      if (id) {
-        let sum = slice.get(id);
-        if (!sum) slice.set(id, (sum = [0, 0, 0]));
-        const place = at - k * ni * nj;
-        sum[0]++;
-        sum[1] += place % ni;
-        sum[2] += Math.floor(place / ni);
+    const seen = [];
+    for (let at = 0, from = k * size; at < size; at += step) {
+      const id = img[from + at];
+      if (id > 0 && id < num) {
+        if (counts[id]++ === 0) seen.push(id);
+        places[id] += at;
+        columns[id] += at % ni;
       }
     }
-    for (const [id, [count, i, j]] of slice) {
-      if (count > (areas.get(id)?.count ?? 0)) areas.set(id, { count, voxel: [Math.round(i / count), Math.round(j / count), k] });
+    for (const id of seen) {
+      const count = counts[id];
+      if (count > (best.get(id)?.count ?? 0)) {
+        const i = columns[id] / count;
+        best.set(id, { count, voxel: [Math.round(i), Math.round((places[id] / count - i) / ni), k] });
+      }
+      counts[id] = places[id] = columns[id] = 0;
     }
   }
-  return areas;
+  return best;
 }
