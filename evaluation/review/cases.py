@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -11,12 +11,13 @@ import numpy as np
 
 from maisi_aug.banks.entry import BankEntry
 from maisi_aug.banks.files import list_bank
-from maisi_aug.cohort.manifest import MANIFEST_NAME, AttemptRecord, ManifestReader, is_cohort
+from maisi_aug.cohort.manifest import MANIFEST_NAME, AttemptRecord, ManifestReader, VerdictRecord, is_cohort
 from maisi_aug.cohort.review import CaseKey
 from maisi_aug.cohort.twins import twin_of
 from maisi_aug.errors import EvaluationError
 from maisi_aug.evaluation.cohort.case_sets import EvaluatedCase, find_case_set
 from maisi_aug.integrations.reading.cohort_source import find_vocabulary
+from maisi_aug.lesions.lesion import Lesion
 from maisi_aug.pictures.slices import label_colours
 from maisi_aug.vocabulary.label_meaning import find_label_id
 from maisi_aug.vocabulary.labels import FULL_VOCABULARY, Vocabulary, lesion_word
@@ -74,9 +75,17 @@ class ShownCase:
 
 
 class CaseSource(Protocol):
-    """Lists cases."""
+    """Lists cases.
+
+    Attributes:
+        path: Folder that their files lie in.
+        title: What the page is called.
+        kind: ``cohort``, ``plan``, or what else a folder is.
+        vocabulary: Meaning of ids in label maps that name none.
+    """
 
     path: Path
+    title: str
     kind: str
     vocabulary: Vocabulary
 
@@ -99,7 +108,7 @@ class CohortCases:
         Args:
             path: Of the cohort.
         """
-        self.path = path
+        self.path, self.title = path, path.resolve().name
         self._reader = ManifestReader(path / MANIFEST_NAME, gates=())
         self.vocabulary = FULL_VOCABULARY
         self._has_vocabulary = False
@@ -125,23 +134,31 @@ def _show_record(record: AttemptRecord, folder: Path) -> ShownCase:
         {role: folder / file.path for role, file in record.files.items()},
         record.request,
         record.reason,
-        tuple(
-            {
-                "label": lesion.label,
-                "id": lesion.label_id,
-                "ml": lesion.realised_ml,
-                "mm": lesion.diameter_mm,
-                "asked_ml": lesion.requested_ml,
-                "centre": lesion.centre_ijk,
-            }
-            for lesion in record.lesions
-        ),
-        tuple(
-            {"gate": verdict.gate, "passed": verdict.passed, "message": verdict.message} for verdict in record.verdicts
-        ),
+        describe_lesions(record.lesions),
+        describe_verdicts(record.verdicts),
         {**record.mask_origin, "seed": record.seed, "bundle": record.bundle, "licence": record.licence},
         twin=twin_of(record),
     )
+
+
+def describe_lesions(lesions: Iterable[Lesion]) -> tuple[Json, ...]:
+    """What a page shows of lesions."""
+    return tuple(
+        {
+            "label": lesion.label,
+            "id": lesion.label_id,
+            "ml": lesion.realised_ml,
+            "mm": lesion.diameter_mm,
+            "asked_ml": lesion.requested_ml,
+            "centre": lesion.centre_ijk,
+        }
+        for lesion in lesions
+    )
+
+
+def describe_verdicts(verdicts: Iterable[VerdictRecord]) -> tuple[Json, ...]:
+    """What a page shows of the gates."""
+    return tuple({"gate": one.gate, "passed": one.passed, "message": one.message} for one in verdicts)
 
 
 class FolderCases:
@@ -166,7 +183,7 @@ class FolderCases:
         else:
             self.path, self.kind, self.vocabulary = found.path, found.kind, found.vocabulary
             self._cases = [_show_entry(n, case) for n, case in enumerate(found.cases)]
-        self.cases: Sequence[ShownCase] = tuple(self._cases)
+        self.title = self.path.resolve().name
 
     def read_on(self) -> list[ShownCase]:
         """All cases at the first call, none later."""

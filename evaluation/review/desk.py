@@ -1,4 +1,4 @@
-"""The state behind the page: the cases so far, what was decided on them, and what has changed since a page last asked."""
+"""The state behind the page: the cases so far, what was decided on them, and what changed since a page last asked."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ class Desk:
                 "revision": self._revision,
                 "rows": rows,
                 "total": len(self._cases),
-                "title": self.source.path.resolve().name,
+                "title": self.source.title,
                 "path": str(self.source.path),
                 "kind": self.source.kind,
                 "reviewer": self.reviewer,

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import errno
 import hmac
-
 from pathlib import Path
 from typing import Final, TypeVar
 from urllib.parse import urlsplit
@@ -66,6 +65,8 @@ class ReadingBody:
     confidence: int = Field(ge=1, le=5)
     seconds: float = Field(ge=0, lt=86_400)
 
+
+Body = TypeVar("Body")
 
 _DECISION: TypeAdapter[DecisionBody] = TypeAdapter(DecisionBody)
 _READING: TypeAdapter[ReadingBody] = TypeAdapter(ReadingBody)
@@ -179,7 +180,9 @@ class _Pages:
 
     async def state(self, request: Request) -> Response:
         since = request.query_params.get("since", "0")
-        document = await run_in_threadpool(self._desk.state_since, int(since) if since.isascii() and since.isdigit() else 0)
+        document = await run_in_threadpool(
+            self._desk.state_since, int(since) if since.isascii() and since.isdigit() else 0
+        )
         return JSONResponse(document, headers={"Cache-Control": "no-store"})
 
     async def case(self, request: Request) -> Response:
@@ -213,9 +216,7 @@ class _Pages:
     async def answer(self, request: Request) -> Response:
         assert self._test is not None
         body = await _read_body(request, _READING)
-        document = await run_in_threadpool(
-            self._test.answer, body.number, body.answer, body.confidence, body.seconds
-        )
+        document = await run_in_threadpool(self._test.answer, body.number, body.answer, body.confidence, body.seconds)
         return JSONResponse(document)
 
     async def test_volume(self, request: Request) -> Response:
@@ -254,5 +255,3 @@ async def _read_body(request: Request, form: TypeAdapter[Body]) -> Body:
         first = error.errors(include_url=False, include_context=False)[0]
         place = ".".join(map(str, first["loc"]))
         raise EvaluationError(f"Request: expected a decision, found another form ({place}: {first['msg']}).") from error
-
-

@@ -8,7 +8,7 @@ import threading
 import time
 import webbrowser
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -18,6 +18,8 @@ from maisi_aug.errors import EvaluationError, MissingExtraError
 
 if TYPE_CHECKING:
     import uvicorn
+
+    from maisi_aug.cohort.resolve import CohortRun
 
 HOST = "127.0.0.1"
 
@@ -34,17 +36,17 @@ class ViewOptions:
         num_images: Of the blinded test.
         seed: Of the blinded test.
         port: To listen on; 0 for any that is free.
-        may_decide: Whether decisions can be saved in the folder.
+        plan: A plan whose label maps are shown, instead of a folder.
     """
 
-    path: Path
+    path: Path | None = None
     beside: Path | None = None
     reviewer: str = ""
     is_blind: bool = False
     num_images: int = 40
     seed: int = 0
     port: int = 0
-    may_decide: bool = True
+    plan: CohortRun | None = None
 
 
 def require_view() -> None:
@@ -78,17 +80,25 @@ def open_server(options: ViewOptions) -> Iterator[tuple[str, uvicorn.Server, soc
     require_view()
     import uvicorn
 
-    from maisi_aug.evaluation.review.cases import Partners, open_cases
+    from maisi_aug.evaluation.review.cases import CaseSource, Partners, open_cases
     from maisi_aug.evaluation.review.desk import Desk
+    from maisi_aug.evaluation.review.planned import PlannedCases
     from maisi_aug.evaluation.review.reader_test import ReaderTest
     from maisi_aug.evaluation.review.server import build_app
     from maisi_aug.evaluation.review.volumes import FolderFiles
 
-    source, partners = open_cases(options.path), Partners(options.beside)
-    with TemporaryDirectory(prefix="maisi-aug-view-") as scratch:
+    partners = Partners(options.beside)
+    with TemporaryDirectory(prefix="maisi-aug-view-") as scratch, ExitStack() as stack:
+        source: CaseSource
+        if options.plan is not None:
+            source = PlannedCases(options.plan, Path(scratch))
+            stack.enter_context(source.draw_meanwhile())
+        else:
+            assert options.path is not None
+            source = open_cases(options.path)
         files = FolderFiles(source.path, Path(scratch))
         beside_files = None if partners.source is None else FolderFiles(partners.source.path, Path(scratch, "beside"))
-        desk = Desk(source, files, partners, reviewer=options.reviewer, may_decide=options.may_decide)
+        desk = Desk(source, files, partners, reviewer=options.reviewer, may_decide=options.plan is None)
         test, note = None, ""
         if options.is_blind:
             if beside_files is None:

@@ -132,5 +132,3 @@ def _choose_slice(case: ShownCase, num_slices: int) -> int:
     if not placed:
         return num_slices // 2
     return min(int(max(placed, key=lambda lesion: lesion["ml"] or 0.0)["centre"][2]), num_slices - 1)
-
-

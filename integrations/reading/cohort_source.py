@@ -164,9 +164,7 @@ def load_cohorts(folders: Path | Sequence[Path]) -> CohortSource:
     planned = [source.num_planned for source in sources]
     total = None if None in planned else sum(number or 0 for number in planned)
     num_reviewed = sum(source.num_rejected_in_review for source in sources)
-    return CohortSource(
-        paths[0], tuple(cases), total, _join_vocabularies(sources), num_rejected_in_review=num_reviewed
-    )
+    return CohortSource(paths[0], tuple(cases), total, _join_vocabularies(sources), num_rejected_in_review=num_reviewed)
 
 
 def _move(case: AttemptRecord, folder: Path, name: str, begin: int) -> AttemptRecord:

@@ -11,9 +11,9 @@ const REASONS = [
   "label does not fit the image",
 ];
 const KEYS = [
-  ["→ N", "next case"], ["← P", "previous case"], ["A", "accept, and on to the next"], ["R", "reject with a reason"],
+  ["→ N", "next case"], ["← P", "previous case"], ["A", "accept, and on to the next"], ["R", "reject with a reason, and on to the next"],
   ["U", "undo the last decision"], ["↑ ↓", "scroll slices; Page keys by ten"], ["L", "next lesion"],
-  ["1 – 6", "CT window"], ["V", "planes, one plane, or 3D"], ["C", "side by side"], ["F", "fit"],
+  ["1 – 6", "CT window"], ["V", "planes, one plane, or 3D"], ["C", "side by side"], ["+ −", "enlarge about the crosshair"], ["F", "fit"],
   ["O", "labels filled, outlined, off"], ["[ ]", "opacity of labels"], ["G Esc", "all cases"], ["/", "find a case"],
   ["Mouse", "left: crosshair; wheel: slices; right: drag for the window"],
 ];
@@ -381,6 +381,7 @@ const CASE_KEYS = {
   a: () => decide("accept"), r: askReason,
   ArrowUp: () => viewer.scroll(1), ArrowDown: () => viewer.scroll(-1),
   PageUp: () => viewer.scroll(10), PageDown: () => viewer.scroll(-10),
+  "+": () => viewer.zoom(1.5), "=": () => viewer.zoom(1.5), "-": () => viewer.zoom(1 / 1.5),
   l: nextLesion, o: toggleOutline, v: cycleLayout, c: cycleBeside, f: () => viewer.fit(),
   "[": () => setOpacity(Number($("opacity").value) - 0.1), "]": () => setOpacity(Number($("opacity").value) + 0.1),
   g: toGrid, Escape: toGrid,

@@ -242,6 +242,18 @@ export class Viewer {
     this.nv.drawScene();
   }
 
+  /** Enlarge or reduce about the crosshair. */
+  zoom(factor) {
+    const { pan2Dxyzmm, crosshairPos } = this.nv.scene;
+    const wanted = Math.min(10, Math.max(1, pan2Dxyzmm[3] * factor));
+    const change = pan2Dxyzmm[3] - wanted;
+    const mm = this.nv.frac2mm(crosshairPos);
+    // At no enlargement the whole slice is in its place again.
+    const pan = [0, 1, 2].map((axis) => (wanted === 1 ? 0 : pan2Dxyzmm[axis] + change * mm[axis]));
+    this.nv.setPan2Dxyzmm([...pan, wanted]);
+    this.follower?.copyFrom(this);
+  }
+
   /** Take the place in the body, the zoom and the view in 3D from another viewer; NiiVue itself syncs on focus only. */
   copyFrom(other) {
     if (!this.nv?.volumes.length) return;
