@@ -44,7 +44,7 @@ VERBS: dict[str, Verb] = {
     "benchmark": Verb("maisi_aug.cli.benchmark", "Measure whether synthetic cases help: arms, intervals, verdicts."),
     "view": Verb("maisi_aug.cli.view", "Look at a cohort in the browser, and accept or reject its cases."),
     "report": Verb("maisi_aug.cli.report", "Write a benchmark or a cohort as one page to open in a browser."),
-    "evaluate": Verb("maisi_aug.cli.evaluate", "Measure a cohort: fid, hu, lesions, agreement, memorization."),
+    "evaluate": Verb("maisi_aug.cli.evaluate", "Measure a cohort: fid, hu, lesions, agreement, reviewers."),
     "labels": Verb("maisi_aug.cli.labels", "List the labels that can be asked for, with ids, hosts and lesion sizes."),
     "bundles": Verb("maisi_aug.cli.bundles", "List, show, fetch, convert and verify bundles of weights."),
     "recipes": Verb("maisi_aug.cli.recipes", "List, show, copy and validate recipes of cohorts and of training."),

@@ -23,6 +23,7 @@ from maisi_aug.cohort.manifest import (
     ManifestWriter,
     load_manifest,
 )
+from maisi_aug.cohort.request import COHORT_NAME
 from maisi_aug.errors import CohortError
 from maisi_aug.system.content import MAX_LINE_BYTES
 from maisi_aug.system.whole_lines import append_to_shared
@@ -243,7 +244,8 @@ def reopen_rejected(folder: Path) -> list[AttemptRecord]:
     Raises:
         CohortError: Another process writes to the cohort, the disk is full, or a line cannot be read.
     """
-    place, document = CohortFolder(folder), read_cohort_document(folder) or {}
+    place = CohortFolder(folder)
+    document = (read_cohort_document(folder) if (folder / COHORT_NAME).is_file() else None) or {}
     keeps = bool(document.get("configuration", {}).get(KEEP_FIELD))
     rejections, given_up = load_review(folder).rejections(), []
     if not rejections:

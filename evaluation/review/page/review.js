@@ -119,7 +119,7 @@ async function showIn(target, detail, fault, caption) {
   const { image } = detail.volumes;
   const overlay = chosenMap(detail.volumes);
   $(fault).hidden = true;
-  $(caption).textContent = detail.title ?? "";
+  $(caption).textContent = detail.title ?? (known.kind === "plan" ? "organs in their usual HU; not a CT" : "");
   if (!image && !overlay) {
     $(fault).textContent = detail.reason || "No volume was kept of this attempt.";
     $(fault).hidden = false;
@@ -149,7 +149,7 @@ async function showBeside() {
   const wanted = besideAt ? others[(besideAt - 1) % others.length] : null;
   $("second").hidden = !wanted;
   $("beside").setAttribute("aria-pressed", String(Boolean(wanted)));
-  $("caption").textContent = wanted ? current.id : "";
+  if (wanted) $("caption").textContent = current.id;
   viewer.follower = null;
   if (second) second.follower = null;
   if (!wanted) return;
@@ -198,7 +198,7 @@ function sayDecision() {
   $("accept").setAttribute("aria-pressed", String(mine?.choice === "accept"));
   $("reject").setAttribute("aria-pressed", String(mine?.choice === "reject"));
   const mark = spellMark(row);
-  const word = make("span", mark ? mark.text : "not decided");
+  const word = make("span", mark ? mark.text : known.mayDecide ? "not decided" : "");
   word.className = mark ? mark.kind : "soft";
   const reason = mine?.reason || (mine ? "" : row.reason);
   $("verdict").replaceChildren(word, reason ? `: ${reason}` : "");
