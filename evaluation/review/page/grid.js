@@ -68,17 +68,16 @@ export class Grid {
     this.empty.hidden = this.shown.length > 0;
     const first = Math.max(0, Math.floor(this.scroller.scrollTop / height) - OVERSCAN_ROWS) * columns;
     const last = Math.min(this.shown.length, (Math.ceil((this.scroller.scrollTop + this.scroller.clientHeight) / height) + OVERSCAN_ROWS) * columns);
-    const wanted = new Set();
+    const wanted = [];
     for (let place = first; place < last; place++) {
       const row = this.shown[place];
-      wanted.add(row.key);
       let cell = this.live.get(row.key);
       if (!cell || anew) {
         const made = buildCell(row);
-        if (cell) cell.replaceWith(made);
-        else this.cells.append(made);
+        cell?.replaceWith(made);
         this.live.set(row.key, (cell = made));
       }
+      wanted.push(cell);
       cell.firstChild.classList.toggle("at", row.key === this.at);
       cell.setAttribute("aria-setsize", this.shown.length);
       cell.setAttribute("aria-posinset", place + 1);
@@ -87,12 +86,17 @@ export class Grid {
         left: `${(place % columns) * width}px`, top: `${Math.floor(place / columns) * height}px`,
       });
     }
+    const kept = new Set(wanted);
     for (const [key, cell] of this.live) {
-      if (!wanted.has(key)) {
+      if (!kept.has(cell)) {
         cell.remove();
         this.live.delete(key);
       }
     }
+    // In the order of the list, for whoever goes from one to the next by Tab or a screen reader.
+    wanted.forEach((cell, n) => {
+      if (this.cells.children[n] !== cell) this.cells.insertBefore(cell, this.cells.children[n] ?? null);
+    });
   }
 
   /** Mark a case and bring it into view. */

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-
-sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright to drive a browser")
-pytest.importorskip("uvicorn", reason="needs the extra 'view'")
 
 from maisi_aug.cohort.manifest import MANIFEST_NAME, AttemptRecord, ManifestWriter, load_manifest
 from maisi_aug.cohort.review import load_review
@@ -29,7 +26,9 @@ FLAGS = ("--no-sandbox", "--use-angle=swiftshader", "--enable-unsafe-swiftshader
 PATIENCE_MS = 90_000
 GRID = Grid.from_spacing((24, 20, 16), (4.0, 4.0, 5.0))
 CENTRE = (9, 11, 7)
-Open = Callable[..., Any]
+
+sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright to drive a browser")
+pytest.importorskip("uvicorn", reason="needs the extra 'view'")
 
 
 @pytest.fixture(scope="module")

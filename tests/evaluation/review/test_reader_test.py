@@ -10,8 +10,8 @@ from maisi_aug.errors import EvaluationError
 from maisi_aug.evaluation.review.cases import open_cases
 from maisi_aug.evaluation.review.reader_test import (
     READINGS_NAME,
-    Reading,
     ReaderTest,
+    Reading,
     load_readings,
     measure_readings,
 )
