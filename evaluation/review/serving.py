@@ -136,6 +136,7 @@ def _bind(port: int) -> socket.socket:
     bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         bound.bind((HOST, port))
+        bound.listen(128)  # who is given the address may ask before the server runs
     except OSError as error:
         bound.close()
         raise EvaluationError(f"--port: expected a free port, found that {port} is in use. Leave it out.") from error
