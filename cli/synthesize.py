@@ -151,9 +151,7 @@ def describe_summary(summary: CohortSummary) -> str:
     if facts["rejected"]:
         lines.append("Further attempts: the same command with a larger --max-attempts.")
     if reviewed := num_rejected_in_review(summary.folder, summary.manifest):
-        lines.append(
-            f"Rejected in review: {reviewed} of them, which exports leave out; --redraw-rejected draws others."
-        )
+        lines.append(f"Rejected in review, and left out of exports: {reviewed}. --redraw-rejected draws others.")
     if summary.skipped:
         lines.append(f"Skipped {len(summary.skipped)} files of the mask bank:")
         lines += [f"  {name}: {reason}" for name, reason in summary.skipped]

@@ -94,7 +94,7 @@ export class Viewer {
     const nv = new niivue.Niivue({
       backColor: [0, 0, 0, 1],
       crosshairColor: [0.49, 0.7, 0.94, 0.55],
-      crosshairWidth: 0.8,
+      crosshairWidth: 0.5,
       crosshairWidthUnit: "mm",
       crosshairGap: 14,
       showAllOrientationMarkers: true,
@@ -121,6 +121,9 @@ export class Viewer {
       this.window = { name: "", centre: volume.cal_min + width / 2, width };
       this.onWindow(this.window);
     };
+    // Grey; in 3D what is darker than soft tissue is clear, so that air and fat do not hide the rest.
+    const grey = [0, 100, 150, 255];
+    nv.addColormap("ct", { R: grey, G: grey, B: grey, A: [0, 0, 40, 150], I: grey });
     await nv.attachToCanvas(this.canvas);
     this.nv = nv;
     this.setLayout(0);
@@ -138,7 +141,7 @@ export class Viewer {
     this.map = overlay ? volumes[volumes.length - 1] : null;
     this.ids = this.map ? findIds(this.map) : new Map();
     if (this.ct) {
-      this.ct.colormap = "gray";
+      this.ct.colormap = "ct";
       this.ct.opacity = 1;
       this.ct.cal_min = this.window.centre - this.window.width / 2;
       this.ct.cal_max = this.window.centre + this.window.width / 2;
@@ -171,10 +174,14 @@ export class Viewer {
       table.R.push(red);
       table.G.push(green);
       table.B.push(blue);
-      table.A.push(id === 0 || this.hidden.has(id) || !this.ids.has(id) ? 0 : 255);
+      const isShown = id !== 0 && !this.hidden.has(id) && this.ids.has(id);
+      table.A.push(isShown ? (this.outlined ? 1 : 255) : 0);
       table.I.push(id);
       table.labels.push(label?.name ?? (id ? `label ${id}` : ""));
     }
+    // NiiVue outlines labels that are transparent as well: for outlines they are taken out.
+    this.map.allLabels ??= this.map.img;
+    this.map.img = this.outlined ? without(this.map.allLabels, this.hidden) : this.map.allLabels;
     this.map.setColormapLabel(table);
     this.map.opacity = this.ct ? this.opacity : 1;
     this.nv.opts.atlasOutline = this.outlined ? 1 : 0;
@@ -264,21 +271,41 @@ export class Viewer {
     this.nv.drawScene();
   }
 
+  labelAt({ vox }, values) {
+    if (!this.map) return 0;
+    const { allLabels, permRAS, dimsRAS } = this.map;
+    const isPlain = permRAS?.every((axis, n) => axis === n + 1);
+    const isSameGrid = !this.ct || dimsRAS.every((side, n) => side === this.ct.dimsRAS[n]);
+    if (isPlain && isSameGrid) {
+      const [i, j, k] = vox.map(Math.round);
+      return allLabels[i + dimsRAS[1] * (j + dimsRAS[2] * k)] ?? 0;
+    }
+    return Math.round(values[this.ct ? 1 : 0]?.value ?? 0);
+  }
+
   report(place) {
     this.follower?.copyFrom(this);
     if (place.axCorSag >= 0 && place.axCorSag <= 2) this.plane = [2, 1, 0][place.axCorSag];
     const values = place.values ?? [];
     const hu = this.ct ? values[0]?.value : undefined;
-    const id = this.map ? Math.round(values[this.ct ? 1 : 0]?.value ?? 0) : 0;
+    const id = this.labelAt(place, values);
     const name = id ? (this.labels.find((label) => label.id === id)?.name ?? `label ${id}`) : "";
     this.onMove({ hu, name, mm: place.mm, vox: place.vox, plane: this.plane, dims: this.nv.volumes[0]?.dimsRAS });
   }
 }
 
+/** A copy of labels without some of them. */
+function without(labels, hidden) {
+  const kept = labels.slice();
+  if (!hidden.size) return kept;
+  for (let at = 0; at < kept.length; at++) if (kept[at] && hidden.has(kept[at])) kept[at] = 0;
+  return kept;
+}
+
 /** Ids of a label map with the voxel in the middle of the slice that shows most of each, axes I J K. */
 function findIds(map) {
   const [, ni, nj, nk] = map.hdr.dims;
-  const { img } = map;
+  const img = map.allLabels ?? map.img;
   const size = ni * nj;
   const step = img.length > WHOLE_SCAN_VOXELS ? 3 : 1;
   const num = 65536;

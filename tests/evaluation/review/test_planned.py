@@ -27,7 +27,8 @@ def plan(**fields: object) -> CohortRun:
 
 
 def draw_all(run: CohortRun, scratch: Path) -> list[ShownCase]:
-    source, cases, until = PlannedCases(run, scratch), [], time.monotonic() + PATIENCE_S
+    source, until = PlannedCases(run, scratch), time.monotonic() + PATIENCE_S
+    cases: list[ShownCase] = []
     with source.draw_meanwhile():
         while len(cases) < len(run.plan.cases) and time.monotonic() < until:
             cases += source.read_on()
