@@ -147,7 +147,7 @@ class ReaderTest:
             raise EvaluationError(f"Reader test: expected an image from 0 to {len(self._items) - 1}, found {number}.")
         return self._items[number].files, self._items[number].case
 
-    def answer(self, number: int, answer: str, confidence: int, seconds: float) -> dict[str, Any]:
+    def answer(self, number: int, answer: Kind, confidence: int, seconds: float) -> dict[str, Any]:
         """Save a reading; the first one of an image counts, and a second one is refused.
 
         Raises:

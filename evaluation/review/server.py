@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import errno
 import hmac
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Annotated, Final, Literal, TypeVar
 from urllib.parse import urlsplit
 
 from pydantic import Field, TypeAdapter, ValidationError
-from pydantic.dataclasses import dataclass as checked_dataclass
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.middleware import Middleware
@@ -27,7 +27,7 @@ from maisi_aug.cohort.review import MAX_LETTERS
 from maisi_aug.errors import CohortError, EvaluationError, MaisiAugError
 from maisi_aug.evaluation.review.cases import ShownCase
 from maisi_aug.evaluation.review.desk import Desk
-from maisi_aug.evaluation.review.reader_test import ReaderTest
+from maisi_aug.evaluation.review.reader_test import Kind, ReaderTest
 from maisi_aug.evaluation.review.volumes import FolderFiles
 
 PAGE: Final = Path(__file__).resolve().parent / "page"
@@ -47,23 +47,23 @@ HEADERS: Final = {
 }
 
 
-@checked_dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class DecisionBody:
     """What a page sends with a decision."""
 
-    key: str = Field(max_length=200)
-    choice: str = Field(pattern="^(accept|reject)$")
-    reason: str = Field(default="", max_length=MAX_LETTERS)
+    key: Annotated[str, Field(max_length=200)]
+    choice: Literal["accept", "reject"]
+    reason: Annotated[str, Field(max_length=MAX_LETTERS)] = ""
 
 
-@checked_dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class ReadingBody:
     """What a page sends with a reading of the blinded test."""
 
-    number: int = Field(ge=0, lt=100_000)
-    answer: str = Field(pattern="^(real|synthetic)$")
-    confidence: int = Field(ge=1, le=5)
-    seconds: float = Field(ge=0, lt=86_400)
+    number: Annotated[int, Field(ge=0, lt=100_000)]
+    answer: Kind
+    confidence: Annotated[int, Field(ge=1, le=5)]
+    seconds: Annotated[float, Field(ge=0, lt=86_400, allow_inf_nan=False)]
 
 
 Body = TypeVar("Body")
@@ -191,7 +191,10 @@ class _Pages:
 
     async def thumb(self, request: Request) -> Response:
         case = self._desk.require(request.path_params["key"])
-        content = await run_in_threadpool(self._desk.files.thumb, case)
+        try:
+            content = await run_in_threadpool(self._desk.files.thumb, case)
+        except MaisiAugError:  # the case itself says what is wrong with its files
+            return Response(status_code=204)
         return Response(content, media_type="image/jpeg", headers={"Cache-Control": "max-age=3600"})
 
     async def volume(self, request: Request) -> Response:

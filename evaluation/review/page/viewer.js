@@ -12,6 +12,8 @@ export const WINDOWS = [
 const LAYOUTS = ["planes", "axial", "coronal", "sagittal", "3D"];
 const MAX_CACHED_BYTES = 600e6;
 const WHOLE_SCAN_VOXELS = 40e6;
+// A processor that stands in for a graphics card draws no larger volume in 3D unless asked to.
+const SOFTWARE_3D_VOXELS = 20e6;
 
 // Decoded volumes by address, the least recently shown first; shared by all canvases.
 const cache = new Map();
@@ -88,6 +90,8 @@ export class Viewer {
     this.plane = 2;
     this.shown = 0;
     this.follower = null;
+    this.isSoftware = false;
+    this.leavesOut3D = false;
   }
 
   async start() {
@@ -126,6 +130,8 @@ export class Viewer {
     nv.addColormap("ct", { R: grey, G: grey, B: grey, A: [0, 0, 40, 150], I: grey });
     await nv.attachToCanvas(this.canvas);
     this.nv = nv;
+    const info = nv.gl.getExtension("WEBGL_debug_renderer_info");
+    this.isSoftware = /swiftshader|llvmpipe|software/i.test(info ? nv.gl.getParameter(info.UNMASKED_RENDERER_WEBGL) : "");
     this.setLayout(0);
     new ResizeObserver(() => this.layout === 0 && this.setLayout(0)).observe(this.canvas);
   }
@@ -153,6 +159,11 @@ export class Viewer {
     nv.back = volumes[0];
     nv.overlays = volumes.slice(1);
     nv.scene.pan2Dxyzmm = [0, 0, 0, 1];
+    const isLarge = (volumes[0].img?.length ?? 0) > SOFTWARE_3D_VOXELS && this.isSoftware;
+    if (isLarge !== this.leavesOut3D) {
+      this.leavesOut3D = isLarge;
+      if (this.layout === 0) this.setLayout(0);
+    }
     nv.updateGLVolume();
     return true;
   }
@@ -226,7 +237,8 @@ export class Viewer {
     const boxes = isWide
       ? [[0, 0, 0.64, 1], [0.64, 0, 0.36, 0.34], [0.64, 0.34, 0.36, 0.33], [0.64, 0.67, 0.36, 0.33]]
       : [[0, 0, 1, 0.62], [0, 0.62, 0.34, 0.38], [0.34, 0.62, 0.33, 0.38], [0.67, 0.62, 0.33, 0.38]];
-    return [AXIAL, CORONAL, SAGITTAL, RENDER].map((sliceType, n) => ({ sliceType, position: boxes[n] }));
+    const planes = this.leavesOut3D ? [AXIAL, CORONAL, SAGITTAL] : [AXIAL, CORONAL, SAGITTAL, RENDER];
+    return planes.map((sliceType, n) => ({ sliceType, position: boxes[n] }));
   }
 
   /** Step through the slices of the plane that the mouse was last in. */
