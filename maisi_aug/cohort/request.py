@@ -16,7 +16,7 @@ from maisi_aug.bundle_spec.precision import PrecisionName
 from maisi_aug.cohort.grammar import WrittenRequest
 from maisi_aug.cohort.recipe_files import read_recipe
 from maisi_aug.errors import RecipeError, did_you_mean
-from maisi_aug.lesions.growth_rules import GrowthRule, growth_rule_of
+from maisi_aug.lesions.lesion import GrowthRule, growth_rule_of
 from maisi_aug.system.content import spells_number
 from maisi_aug.system.models import Finite, PositiveFinite, StrictModel, explain_problems
 from maisi_aug.system.options import Option, PathText, texts_of, warn_of_spelling

@@ -15,8 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from maisi_aug.lesions.growth_rules import GrowthRule
-from maisi_aug.lesions.lesion import Lesion
+from maisi_aug.lesions.lesion import GrowthRule, Lesion
 from maisi_aug.vocabulary.hu import MIN_ORGAN_VOXELS, HuRange, _reference, reference_hu_ranges
 from maisi_aug.vocabulary.labels import MAISI, Vocabulary
 from maisi_aug.volumes.components import is_any_of
