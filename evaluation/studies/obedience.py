@@ -42,8 +42,7 @@ from maisi_aug.evaluation.studies.train_segmenter import (
     print_steps,
     train_segmenter,
 )
-from maisi_aug.gates.checks import Verdict, check_organ_hu
-from maisi_aug.gates.visibility import check_label_visibility
+from maisi_aug.gates.checks import Verdict, check_label_visibility, check_organ_hu
 from maisi_aug.networks.pipeline import Pipeline, resolve_device
 from maisi_aug.phantom import Phantom
 from maisi_aug.pictures.preview import save_picture

@@ -13,8 +13,7 @@ from PIL import Image
 from maisi_aug.evaluation.studies.obedience_report import CaseFigures
 from maisi_aug.phantom import Phantom
 from maisi_aug.phantom.ids import TUMORS
-from maisi_aug.pictures.contact_sheet import choose_evenly
-from maisi_aug.pictures.preview import choose_window, find_focus
+from maisi_aug.pictures.preview import choose_evenly, choose_window, find_focus
 from maisi_aug.pictures.slices import BACKGROUND, DIM_TEXT, Plane, draw_contours, draw_slice, label_colours, write_text
 
 PIXELS_PER_MM: Final = 0.6

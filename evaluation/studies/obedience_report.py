@@ -10,7 +10,7 @@ import numpy as np
 
 from maisi_aug.evaluation.output.files import percent, share_of, to_markdown
 from maisi_aug.evaluation.studies.tissues import LESION, mean_dice
-from maisi_aug.gates.visibility import SMALL_LESION_MM
+from maisi_aug.gates.checks import SMALL_LESION_MM
 from maisi_aug.system.printed_text import from_clean_document
 from maisi_aug.vocabulary.hu import reference_hu_ranges
 

@@ -17,13 +17,13 @@ from maisi_aug.gates.checks import (
     Verdict,
     check_geometry,
     check_hu_bias,
+    check_label_visibility,
     check_lesion_place,
     check_lesion_size,
     check_organ_hu,
+    check_patient,
     check_presence,
 )
-from maisi_aug.gates.patient import check_patient
-from maisi_aug.gates.visibility import check_label_visibility
 from maisi_aug.lesions.lesion import Lesion
 from maisi_aug.vocabulary.hu import HuRange, expected_contrast_sign, reference_hu_ranges
 from maisi_aug.vocabulary.labels import Vocabulary

@@ -22,7 +22,7 @@ from maisi_aug.cohort.request import NO_MAP
 from maisi_aug.cohort.resolve import CohortRun
 from maisi_aug.generate.attempts import Attempt, AttemptMaker
 from maisi_aug.generate.writer import CaseWriter, open_writer
-from maisi_aug.pictures.contact_sheet import save_contact_sheet
+from maisi_aug.pictures.preview import save_contact_sheet
 from maisi_aug.sources.opening import open_source
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from maisi_aug.banks.label_ids import Translation, build_translation
 from maisi_aug.bundle_spec.grid_limits import GridSpec
 from maisi_aug.cohort.folder import CONTACT_SHEET_NAME
 from maisi_aug.errors import BankError, PreparationError
-from maisi_aug.pictures.contact_sheet import save_contact_sheet
+from maisi_aug.pictures.preview import save_contact_sheet
 from maisi_aug.preparation.case import CaseTask
 from maisi_aug.preparation.collecting import add_organs
 from maisi_aug.preparation.folder import take_folder
