@@ -31,7 +31,9 @@ from maisi_aug.bundle_spec.schema import (
 from maisi_aug.errors import BundleError, RecipeError, did_you_mean
 from maisi_aug.system.models import explain_problems, read_yaml
 from maisi_aug.system.whole_files import sha256_of
+from maisi_aug.vocabulary.hu import HuRange, bundle_hu_ranges, expected_contrast_sign
 from maisi_aug.vocabulary.labels import MAISI, SlotBinding, Vocabulary
+from maisi_aug.vocabulary.sizes import SizeDistribution
 from maisi_aug.volumes.grid import Grid
 
 __all__ = ["Bundle", "BundleSpec", "MaskGenerationSpec", "SlotSpec", "WeightFile", "load_bundle"]
@@ -122,6 +124,45 @@ class Bundle:
             BundleError: When it is nowhere to be found, or is no longer what it was.
         """
         return None if self.spec.base is None else find_base(self.spec.base, self.path, subject=f"Bundle '{self.name}'")
+
+    @cached_property
+    def distributions(self) -> dict[str, SizeDistribution]:
+        """Label name -> the sizes that its percentiles refer to, of the labels that the bundle was taught."""
+        sizes = self.spec.sizes.items()
+        return {name: SizeDistribution(name, measured.quantiles_ml, measured.source) for name, measured in sizes}
+
+    @cached_property
+    def hu_ranges(self) -> tuple[HuRange, ...]:
+        """Bounds for the medians of labels: the published ones, and those measured of what the bundle was taught."""
+        own = [
+            HuRange(name, (self.vocabulary.id_of(name),), bounds.low_hu, bounds.high_hu)
+            for name, bounds in self.spec.hu_ranges.items()
+        ]
+        return (*bundle_hu_ranges(self.name if self.spec.base is None else self.spec.base.name), *own)
+
+    def contrast_sign_of(self, label_id: int) -> int:
+        """Whether a lesion is brighter (1) or darker (-1) than its host, or either (0)."""
+        name = self.vocabulary.name_of(label_id)
+        own = self.spec.hu_ranges.get(name)
+        return expected_contrast_sign(name) if own is None else own.contrast_sign
+
+    def find_mask_bank(self) -> tuple[str, str] | None:
+        """The list of label maps that it draws from by default, and what their ids mean; None for the phantoms.
+
+        Raises:
+            BundleError: When it names a list that is not there.
+        """
+        bank = self.spec.mask_bank
+        if bank is None:
+            return None
+        place = self.path / bank.list
+        if not place.exists():
+            raise BundleError(
+                f"Bundle '{self.name}': expected the list of its label maps at {place}, found none. Get the whole "
+                "folder again, or name label maps with --mask-bank."
+            )
+        labels = self.path / bank.labels
+        return str(place.resolve()), str(labels.resolve()) if labels.is_file() else bank.labels
 
     @property
     def roles(self) -> tuple[str, ...]:

@@ -18,7 +18,6 @@ from maisi_aug.bundle_spec.bundle import Bundle, embedded_bundles, load_bundle, 
 from maisi_aug.bundle_spec.decoding import DecodingConfig
 from maisi_aug.bundle_spec.mask_networks import choose_mask_steps, fingerprint_of_masks, require_inside
 from maisi_aug.bundle_spec.presets import Preset, find_preset
-from maisi_aug.bundle_spec.references import bundle_distributions, default_bank
 from maisi_aug.cohort.folder import NOT_BEGUN, BegunCohort
 from maisi_aug.cohort.grammar import CaseRequest, label_names, parse_requests
 from maisi_aug.cohort.grid_preflight import check_grid, shows_head_alone
@@ -206,7 +205,7 @@ def _fill_in(request: CohortRequest, decided: Mapping[str, Any], grid: Grid) -> 
 def _name_maps(request: CohortRequest, bundle: Bundle) -> dict[str, Any]:
     """Where label maps come from and what their ids mean: what the user names, else the bundle's, else phantoms."""
     is_open = request.mask_source == "plant" and "mask_bank" not in request.model_fields_set
-    bank, labels = (default_bank(bundle) if is_open else None) or (request.mask_bank, request.mask_labels)
+    bank, labels = (bundle.find_mask_bank() if is_open else None) or (request.mask_bank, request.mask_labels)
     return {
         "mask_bank": _absolute_dataset(bank, EMBEDDED_BANK),
         "mask_labels": _absolute(labels, *CHOICES) if isinstance(labels, str) else labels,
@@ -299,7 +298,7 @@ def _parse(
 ) -> tuple[CaseRequest, ...]:
     """The requests; percentiles refer to the user's data, else to what the bundle was taught on, else to tables."""
     texts = request.labels if request.takes_requests else request.plant
-    known = {**bundle_distributions(bundle), **distributions}
+    known = {**bundle.distributions, **distributions}
     return parse_requests(texts, vocabulary=bundle.vocabulary, distributions=known) if texts else ()
 
 

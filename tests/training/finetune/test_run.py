@@ -12,7 +12,6 @@ import torch
 from maisi_aug.banks.folder_bank import FolderBank
 from maisi_aug.banks.label_ids import load_mapping
 from maisi_aug.bundle_spec.bundle import Bundle, load_bundle
-from maisi_aug.bundle_spec.references import default_bank
 from maisi_aug.errors import TrainingError, VolumeError
 from maisi_aug.networks.weights import load_weight_file
 from maisi_aug.training.cases.prepared import PreparedStore
@@ -155,7 +154,7 @@ def test_maps_of_an_earlier_label_are_drawn_from_after_a_second_one(base: Bundle
     config = build_config(labels=("duct",), slots={"duct": "dummy2"}, kinds={"duct": "organ"}, num_pictures=0)
     config = config.model_copy(update={"loop": config.loop.model_copy(update={"num_steps": 1})})
     second = run(tmp_path / "second", other, first, config).bundle
-    place, labels = default_bank(second) or ("", "")
+    place, labels = second.find_mask_bank() or ("", "")
     bank = FolderBank(place, vocabulary=second.vocabulary, grid=second.grid, mapping=load_mapping(labels))
     gland, duct = (second.vocabulary.id_of(name) for name in ("gland", "duct"))
     maps = [bank.load(index) for index in range(len(bank))]
