@@ -22,13 +22,13 @@ from maisi_aug.cohort.manifest import load_manifest
 from maisi_aug.errors import BankError
 from maisi_aug.lesions.lesion import Lesion
 from maisi_aug.lesions.planting import measure_lesions
-from maisi_aug.networks.weights import write_random_bundle
 from maisi_aug.sources.plant_and_bank import BankSource, PlantSource
 from maisi_aug.vocabulary.labels import MAISI
 from maisi_aug.vocabulary.regions import Regions
 from maisi_aug.volumes.grid import Grid
 from maisi_aug.volumes.image_files import load_label_map
 from tests.builders.lesions import ask_for, draw
+from tests.builders.random_bundle import write_random_bundle
 from tests.builders.tiny_bank import (
     BODY,
     HEPATIC_TUMOR,

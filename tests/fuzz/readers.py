@@ -239,7 +239,7 @@ def _write_weights(folder: Path) -> None:
 
 def _read_weights(folder: Path) -> None:
     from maisi_aug.errors import BundleError
-    from maisi_aug.networks.weight_files import describe_safetensors, load_safetensors
+    from maisi_aug.networks.weights import describe_safetensors, load_safetensors
     from maisi_aug.system.content import ContentError
 
     try:

@@ -15,9 +15,10 @@ from maisi_aug.errors import BundleError, GridError, RecipeError
 from maisi_aug.lesions.editing import remove_lesions
 from maisi_aug.networks.building import compute_in, computes_in_bfloat16, mixed_precision, store_in
 from maisi_aug.networks.pipeline import Pipeline, choose_image_precision, resolve_device
-from maisi_aug.networks.weights import load_networks, write_random_bundle
+from maisi_aug.networks.weights import load_networks
 from maisi_aug.system.seeds import derive_seed
 from maisi_aug.volumes.grid import Grid
+from tests.builders.random_bundle import write_random_bundle
 from tests.builders.tiny_bundle import build_ddpm_header, build_header
 
 SHAPE = (32, 24, 16)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from maisi_aug.errors import TrainingError, VolumeError
-from maisi_aug.networks.weight_files import load_torch_file
+from maisi_aug.networks.weights import load_torch_file
 from maisi_aug.system.content import ContentError
 from maisi_aug.system.whole_files import open_whole
 from maisi_aug.training.loop.settings import LoopConfig
