@@ -9,8 +9,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BeforeValidator, Field, JsonValue
 
-from maisi_aug.system.models import StrictModel
-from maisi_aug.system.options import Option
+from maisi_aug.system.models import Option, StrictModel
 from maisi_aug.volumes.grid_words import read_shape
 
 LatentShape = tuple[int, int, int]

@@ -18,8 +18,16 @@ from maisi_aug.cohort.recipe_files import read_recipe
 from maisi_aug.errors import RecipeError, did_you_mean
 from maisi_aug.lesions.lesion import GrowthRule, growth_rule_of
 from maisi_aug.system.content import spells_number
-from maisi_aug.system.models import Finite, PositiveFinite, StrictModel, explain_problems
-from maisi_aug.system.options import Option, PathText, texts_of, warn_of_spelling
+from maisi_aug.system.models import (
+    Finite,
+    Option,
+    PathText,
+    PositiveFinite,
+    StrictModel,
+    explain_problems,
+    texts_of,
+    warn_of_spelling,
+)
 from maisi_aug.vocabulary.regions import BODY_REGIONS, BodyRegion
 from maisi_aug.volumes.grid_words import ShapeField, SpacingField
 

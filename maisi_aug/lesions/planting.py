@@ -17,8 +17,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from maisi_aug.errors import LesionError
-from maisi_aug.lesions.deformation import spline_basis, spline_field
-from maisi_aug.lesions.displacement import find_loose, find_outside_room, make_room
+from maisi_aug.lesions.deformation import find_loose, find_outside_room, make_room, spline_basis, spline_field
 from maisi_aug.lesions.lesion import GrowthRule, Lesion
 from maisi_aug.vocabulary.labels import MAISI
 from maisi_aug.volumes.components import (

@@ -19,8 +19,7 @@ from maisi_aug.cohort.request import CohortRequest
 from maisi_aug.evaluation.benchmark.config import BenchmarkConfig
 from maisi_aug.insertion.request import InsertConfig
 from maisi_aug.preparation.request import PrepareConfig
-from maisi_aug.system.models import StrictModel
-from maisi_aug.system.options import Option, PathText, warn_of_spelling
+from maisi_aug.system.models import Option, PathText, StrictModel, warn_of_spelling
 from maisi_aug.training.finetune.settings import FinetuneRequest
 from maisi_aug.training.request import MaskDiffusionRequest, MaskTrainRequest, TrainRequest
 
