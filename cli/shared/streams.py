@@ -1,7 +1,7 @@
 """Standard output and error as commands write to them: nothing that a value holds reaches the terminal as a command.
 
 Rich writes its own colours and cursor moves, and asks a stream for what is behind it; what it prints is cleaned by
-:class:`~maisi_aug.api.consoles.PlainConsole` instead.
+:class:`~maisi_aug.api.bars.PlainConsole` instead.
 """
 
 from __future__ import annotations

@@ -14,6 +14,6 @@ PIPED_WIDTH = 160
 
 def open_table_console() -> Console:
     """Standard output as wide as the terminal; where there is none, wide enough for every table."""
-    from maisi_aug.api.consoles import PlainConsole
+    from maisi_aug.api.bars import PlainConsole
 
     return PlainConsole(width=None if sys.stdout.isatty() else PIPED_WIDTH)

@@ -11,8 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, PositiveInt, Strict, field_validator, model_validator
 
-from maisi_aug.bundle_spec.decoding import DecodingConfig
-from maisi_aug.bundle_spec.precision import PrecisionName
+from maisi_aug.bundle_spec.decoding import DecodingConfig, PrecisionName
 from maisi_aug.cohort.grammar import WrittenRequest
 from maisi_aug.cohort.recipe_files import read_recipe
 from maisi_aug.errors import RecipeError, did_you_mean

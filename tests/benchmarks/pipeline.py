@@ -26,7 +26,7 @@ import numpy as np
 import torch
 
 from maisi_aug.bundle_spec.bundle import Bundle, embedded_bundles, load_bundle
-from maisi_aug.bundle_spec.precision import PrecisionName
+from maisi_aug.bundle_spec.decoding import PrecisionName
 from tests.benchmarks import image_stages, mask_stages
 from tests.benchmarks.image_stages import Case
 from tests.benchmarks.measuring import Clock
