@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from maisi_aug.cli.shared.balance import print_balance
-from maisi_aug.cli.shared.tables import open_table_console
+from maisi_aug.cli.shared.streams import open_table_console
 from maisi_aug.cohort.request import NO_MAP
 from maisi_aug.system.printed_text import clean_message
 

@@ -25,12 +25,13 @@ from pydantic import TypeAdapter, ValidationError
 from maisi_aug.bundle_spec.bundle import Bundle, load_bundle
 from maisi_aug.errors import BundleError
 from maisi_aug.evaluation.output.files import run_command, save_results
-from maisi_aug.evaluation.studies.obedience_pictures import draw_comparison, draw_sheet
 from maisi_aug.evaluation.studies.obedience_report import (
     CaseFigures,
     Contrast,
     LesionFigures,
     OrganFigures,
+    draw_comparison,
+    draw_sheet,
     to_document,
     to_report,
 )

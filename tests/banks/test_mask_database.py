@@ -14,9 +14,9 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from maisi_aug.banks.entry import Needs
 from maisi_aug.banks.files import digest_of, find_entries
 from maisi_aug.banks.folder_bank import FolderBank
-from maisi_aug.banks.listing import Needs
 from maisi_aug.cli.app import run
 from maisi_aug.cohort.manifest import load_manifest
 from maisi_aug.errors import BankError

@@ -316,8 +316,8 @@ def _read_dataset(folder: Path) -> None:
     from maisi_aug.banks.files import load_labels
     from maisi_aug.banks.raw_datasets import RawDataset, label_values
     from maisi_aug.evaluation.benchmark.cases import find_synthetic_cases
-    from maisi_aug.integrations.nnunet.description import read_description
     from maisi_aug.integrations.nnunet.prediction import read_label_values
+    from maisi_aug.integrations.nnunet.real import read_description
 
     path = folder / "dataset.json"
 

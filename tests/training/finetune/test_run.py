@@ -18,7 +18,6 @@ from maisi_aug.training.cases.prepared import PreparedStore
 from maisi_aug.training.finetune.checks import resolve_finetuning
 from maisi_aug.training.finetune.run import FinetuneResult, Finetuning
 from maisi_aug.training.finetune.settings import FinetuneConfig, FinetuneRequest
-from maisi_aug.training.loop import checkpoint_file
 from maisi_aug.volumes.grid import Grid
 from tests.builders.tiny_prepared import NODULE, write_prepared, write_tiny_base
 from tests.builders.tiny_training import SHAPE
@@ -293,7 +292,7 @@ def test_full_disk_keeps_the_last_checkpoint(
     def fail(path: Path) -> Any:
         raise VolumeError(f"{path}: No space left on device")
 
-    monkeypatch.setattr(checkpoint_file, "open_whole", fail)
+    monkeypatch.setattr(run_files, "open_whole", fail)
     with pytest.raises(TrainingError, match="is whole. Make room"):
         run(tmp_path / "run", data, base, config)
     assert (tmp_path / "run" / "training" / "checkpoint.pt").read_bytes() == before
