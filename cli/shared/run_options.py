@@ -1,4 +1,4 @@
-"""Options that are no part of a configuration and that several commands have: grids, where, how long and how loud to run."""
+"""Options that are no part of a configuration and that several commands have: grids, the folder, the device, output."""
 
 from __future__ import annotations
 
