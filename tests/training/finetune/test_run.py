@@ -18,6 +18,7 @@ from maisi_aug.training.cases.prepared import PreparedStore
 from maisi_aug.training.finetune.checks import resolve_finetuning
 from maisi_aug.training.finetune.run import FinetuneResult, Finetuning
 from maisi_aug.training.finetune.settings import FinetuneConfig, FinetuneRequest
+from maisi_aug.training.loop import run_files
 from maisi_aug.volumes.grid import Grid
 from tests.builders.tiny_prepared import NODULE, write_prepared, write_tiny_base
 from tests.builders.tiny_training import SHAPE
