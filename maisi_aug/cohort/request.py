@@ -386,6 +386,11 @@ class CohortRequest(StrictModel, strict=True, use_attribute_docstrings=True):
         return self.mask_source not in (GIVEN, NO_MAP)
 
     @property
+    def has_maps(self) -> bool:
+        """Whether cases have label maps; without one, an image is what the diffusion U-Net draws by itself."""
+        return self.mask_source != NO_MAP
+
+    @property
     def has_own_bank(self) -> bool:
         """Whether label maps of the user's own are named."""
         return self.mask_bank != EMBEDDED_BANK
