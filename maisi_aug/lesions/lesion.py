@@ -17,7 +17,6 @@ from pydantic import Field
 from maisi_aug.errors import VocabularyError
 from maisi_aug.vocabulary.labels import FULL_VOCABULARY
 from maisi_aug.vocabulary.sizes import diameter_mm
-from maisi_aug.volumes.grid import voxel_volume_ml
 
 _LabelId = Annotated[int, Field(ge=0, le=255)]
 _Count = Annotated[int, Field(ge=0, lt=10**9)]
@@ -135,6 +134,8 @@ class Lesion:
         share_outside: float | None = None,
     ) -> Lesion:
         """The lesion as it lies in a label map with voxels of these sides."""
+        from maisi_aug.volumes.grid import voxel_volume_ml  # not for the options of commands, which know the rules
+
         i, j, k = map(int, centre_ijk)
         placed = replace(self, centre_ijk=(i, j, k), host_id=host_id, num_voxels=num_voxels)
         return replace(
