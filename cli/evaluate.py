@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 import typer
 
 from maisi_aug.api.bars import show_stages
-from maisi_aug.cli.shared.parsing import parse_shape, parse_spacing
+from maisi_aug.cli.shared.run_options import parse_shape, parse_spacing
 from maisi_aug.cli.shared.streams import tell
 from maisi_aug.system.content import spells_number
 
@@ -34,7 +34,8 @@ class ResamplingName(StrEnum):
 
 
 evaluate_app = typer.Typer(
-    no_args_is_help=True, help="Measure a cohort: fid, hu, lesions, agreement, detection-curve, memorization, reviewers."
+    no_args_is_help=True,
+    help="Measure a cohort: fid, hu, lesions, agreement, detection-curve, memorization, reviewers.",
 )
 
 Cohort = Annotated[Path, typer.Argument(help="Folder that synthesize wrote.")]
@@ -291,9 +292,7 @@ def memorization(
 
     _require_out(out, measurement.REPORT_NAME)
     synthetic = _list_cases(cases)
-    real = [
-        None if path is None else _list_cases(path, vocabulary=synthetic.vocabulary) for path in (train, held_out)
-    ]
+    real = [None if path is None else _list_cases(path, vocabulary=synthetic.vocabulary) for path in (train, held_out)]
     assert real[0] is not None
     with show_stages("reading", is_quiet=quiet) as notify:
         document, pairs = measurement.measure_memorization(synthetic, real[0], real[1], notify=notify)

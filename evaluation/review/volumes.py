@@ -14,7 +14,7 @@ from PIL import Image
 
 from maisi_aug.errors import EvaluationError
 from maisi_aug.evaluation.review.cases import ShownCase
-from maisi_aug.pictures.contact_sheet import load_axial_panels
+from maisi_aug.pictures.preview import load_axial_panels
 from maisi_aug.pictures.slices import SOFT_TISSUE, Plane, draw_slice, label_colours
 from maisi_aug.volumes.image_files import load_grid, load_image, load_label_map, save_image, save_label_map
 
