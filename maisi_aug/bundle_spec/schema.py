@@ -45,6 +45,7 @@ _MOST: Mapping[str, int] = {
     "num_channels": 2**16,
     "channels": 2**16,
 }
+_ONE_NUMBER = {"num_train_timesteps", "transformer_num_layers"}
 _LEVELLED_ROLES = {"autoencoder", "diffusion_unet", "mask_autoencoder"}
 _MOST_OTHERWISE = 2**24
 _MAX_LEVELS = 16
@@ -61,6 +62,8 @@ def _require_definition(definition: dict[str, Any]) -> dict[str, Any]:
             raise ValueError(f"expected numbers up to {most}, at most {_MAX_LEVELS} of them, as '{name}'")
         if name in _MOST and not all(type(part) is int and part > 0 for part in parts):
             raise ValueError(f"expected whole numbers above 0 as '{name}'")
+        if name in _ONE_NUMBER and isinstance(value, list):
+            raise ValueError(f"expected one whole number as '{name}', found a list")
     return definition
 
 

@@ -66,6 +66,13 @@ def test_steps_end_where_the_scheduler_does(
             bundle.choose_steps(19)
 
 
+@pytest.mark.parametrize("steps", [[1000], [1000, 20], "1000", True, 0, 10**7])
+def test_time_steps_are_one_whole_number(steps: Any, write: Callable[..., Path]) -> None:
+    folder = write(scheduler={"class": "RFlowScheduler", "num_train_timesteps": steps})
+    with pytest.raises(BundleError, match=r"scheduler: .*expected .*number.* as 'num_train_timesteps'"):
+        load_bundle(folder)
+
+
 def test_bundle_tells_what_its_file_says(write: Callable[..., Path]) -> None:
     folder = write()
     bundle = load_bundle(folder)
