@@ -228,6 +228,16 @@ def test_weights_cannot_lie_outside_the_folder(file: str, write: Callable[..., P
         load_bundle(folder).weight_path("autoencoder")
 
 
+@pytest.mark.parametrize("file", ["", "a\0b", "a" * 300, "ab/" * 1000], ids=["empty", "null", "part", "path"])
+def test_what_no_file_can_be_called_is_refused(file: str, write: Callable[..., Path]) -> None:
+    for changes, place in (
+        ({"weights": {"autoencoder": {"file": file, "sha256": "0" * 64}}}, "weights.autoencoder.file"),
+        ({"base": {"name": "base", "fingerprint": "0" * 64, "paths": [file]}}, r"base.paths\[0\]"),
+    ):
+        with pytest.raises(BundleError, match=f"{place}: .*expected a path, found one that is empty, too long or"):
+            load_bundle(write(**changes))
+
+
 def test_link_out_of_the_folder_is_refused(write: Callable[..., Path]) -> None:
     folder = write()
     outside = folder.parent / "outside.safetensors"
