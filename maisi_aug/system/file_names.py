@@ -34,7 +34,7 @@ def is_file_name(text: str) -> bool:
 
 
 def is_path(text: str) -> bool:
-    """Whether a text that others have given can be a path at all, wherever it leads: asking the system raises if not."""
+    """Whether a text that others have given can be a path, wherever it leads; the system raises at one that cannot."""
     try:
         content = text.encode()
     except UnicodeEncodeError:
