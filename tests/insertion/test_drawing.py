@@ -118,9 +118,9 @@ def test_textures_have_ids_of_their_own(pipeline: Pipeline) -> None:
 
 def test_crop_of_other_sides_is_refused(pipeline: Pipeline) -> None:
     with pytest.raises(GridError, match="Crop for bundle 'tiny': expected sides that are multiples of 8"):
-        pipeline.redraw_image(
+        pipeline.redraw_images(
             np.zeros((10, 16, 16), dtype=np.float32),
-            np.zeros((10, 16, 16), dtype=np.uint8),
+            [np.zeros((10, 16, 16), dtype=np.uint8)],
             np.ones((10, 16, 16), dtype=bool),
             Grid.from_spacing((10, 16, 16), SPACING_MM),
             seed=0,
