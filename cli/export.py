@@ -200,6 +200,15 @@ def nnunet(
             rich_help_panel=LIKE,
         ),
     ] = LinkMode.none,
+    insert: Annotated[
+        str | None,
+        typer.Option(
+            metavar="LABEL=LESION:SIZE[@SHARE]",
+            help="Lesion of the lung that nnUNetTrainerSynthetic... draws into real cases as it reads them, half of "
+            "the times without a share: nodule=lung nodule:6-20mm.",
+            rich_help_panel=LIKE,
+        ),
+    ] = None,
     dry_run: Annotated[
         bool,
         typer.Option(
@@ -239,6 +248,7 @@ def nnunet(
             plans=plans,
             preprocessed=preprocessed,
             link=link.value,
+            insert=insert,
             dry_run=dry_run,
             progress=notify,
         )

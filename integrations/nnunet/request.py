@@ -23,6 +23,7 @@ from maisi_aug.integrations.nnunet.folders import (
     require_raw_folder,
     require_unused_id,
 )
+from maisi_aug.integrations.nnunet.inserting import InsertSettings, parse_insertion
 from maisi_aug.integrations.nnunet.labels import LabelMapping, map_labels
 from maisi_aug.integrations.nnunet.plans import RealPlans, find_real_plans
 from maisi_aug.integrations.nnunet.real import RealDataset, load_real_dataset
@@ -111,6 +112,7 @@ class LikeRequest:
         max_per_label: Most synthetic cases per requested label.
         plans: Name of the real dataset's plans.
         link: ``none`` refers to images and real labels through the ``dataset`` entry, the others link them.
+        insert: ``LABEL=LESION:SIZE[@SHARE]``, which the trainer draws into real cases as it reads them.
     """
 
     cohort_dir: Path | Sequence[Path]
@@ -125,6 +127,7 @@ class LikeRequest:
     max_per_label: int | None = None
     plans: str | None = None
     link: Link = "none"
+    insert: str | None = None
 
 
 @dataclass(frozen=True)
@@ -142,6 +145,7 @@ class LikeExport:
         plans: The real dataset's plans.
         link: How files that exist get into the dataset.
         num_wanted: Synthetic cases that the ratio asks for; None without a ratio.
+        insertion: What the trainer draws into real cases.
     """
 
     target: Path
@@ -154,6 +158,7 @@ class LikeExport:
     plans: RealPlans
     link: Link
     num_wanted: int | None = None
+    insertion: InsertSettings | None = None
 
     @cached_property
     def synthetic_ids(self) -> dict[str, str]:
@@ -225,6 +230,7 @@ def prepare_like_export(request: LikeRequest) -> LikeExport:
         plans=find_real_plans(places, request.plans),
         link=request.link,
         num_wanted=None if request.ratio is None else count_wanted(request.ratio, len(real.cases)),
+        insertion=None if request.insert is None else parse_insertion(request.insert, real.description["labels"]),
     )
     export.mixed_folds  # noqa: B018  refuses a fold without a case to train on
     return export

@@ -51,6 +51,7 @@ def export_nnunet(
     plans: str | None = None,
     preprocessed: str | Path | None = None,
     link: Literal["none", "symlink", "hard"] = "none",
+    insert: str | None = None,
     dry_run: bool = False,
     progress: Progress = True,
 ) -> ExportReport | LikeReport:
@@ -76,6 +77,8 @@ def export_nnunet(
         preprocessed: With ``like``: folder for preprocessed datasets; the variable ``nnUNet_preprocessed`` when not
             given.
         link: With ``like``: name existing files where they are, or link them into the dataset.
+        insert: With ``like``: a lesion that the trainer draws into the real cases as it reads them, such as
+            ``"nodule=lung nodule:6-20mm@0.5"``: label of the real dataset, lesion, size, share of the cases.
         dry_run: With ``like``: check everything and write nothing.
         progress: True for a bar, False for none, or something to call with ``(stage, done, total)``.
 
@@ -92,6 +95,7 @@ def export_nnunet(
         "plans": plans,
         "preprocessed": preprocessed,
         "link": None if link == "none" else link,
+        "insert": insert,
         "dry_run": dry_run,
     }
     _require_none(alone if like is not None else beside, is_like=like is None)
@@ -116,6 +120,7 @@ def export_nnunet(
         max_per_label=max_per_label,
         plans=plans,
         link=link,
+        insert=insert,
     )
     with listen_to_stages(progress) as notify:
         return export_like(request, dry_run=dry_run, notify=notify)
