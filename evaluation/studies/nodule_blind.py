@@ -29,9 +29,8 @@ from skimage.measure import regionprops
 
 from maisi_aug.errors import EvaluationError
 from maisi_aug.evaluation.output.files import run_command
-from maisi_aug.evaluation.studies.nodule_pools import draw_pool, load_chests, load_pool
+from maisi_aug.evaluation.studies.nodule_pools import draw_pool, load_chests, load_pool, open_painter
 from maisi_aug.evaluation.studies.nodule_slices import NoduleStack, load_nodules
-from maisi_aug.insertion.painting import Painter, ProceduralPainter
 from maisi_aug.pictures.preview import save_picture
 from maisi_aug.system.seeds import numpy_generator
 from maisi_aug.system.whole_files import write_json_whole, write_text_whole
@@ -182,22 +181,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
             sys.stdout.write(f"{score_answers(args.answers, args.out / 'key.csv'):.0%} told right\n")
             return
         real = [stack for stack in load_nodules(args.lidc, "val") if stack.mask.any()]
-        inserted = load_pool(args.pool) if args.pool is not None else _draw(args)
+        inserted = (
+            load_pool(args.pool)
+            if args.pool is not None
+            else draw_pool(
+                load_chests(args.chests), open_painter(args.painter), num_nodules=2 * args.pictures, seed=args.seed
+            )
+        )
         document = make_test(real, inserted, args.out, num_each=args.pictures, seed=args.seed)
         write_json_whole(args.out / f"{REPORT_NAME}.json", document)
         sys.stdout.write(f"AUC of the classifier: {document['auc']:.2f}\n")
 
     return run_command(body)
-
-
-def _draw(args: argparse.Namespace) -> list[NoduleStack]:
-    painter: Painter = ProceduralPainter()
-    if args.painter != "procedural":
-        from maisi_aug.bundle_spec.bundle import load_bundle
-        from maisi_aug.insertion.drawing import open_bundle_painter
-
-        painter = open_bundle_painter(load_bundle(args.painter), "cpu")
-    return draw_pool(load_chests(args.chests), painter, num_nodules=2 * args.pictures, seed=args.seed)
 
 
 if __name__ == "__main__":
