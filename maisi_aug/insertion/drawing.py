@@ -36,6 +36,10 @@ Measured on the nodules of the 300 train patients of LIDC-IDRI (Armato et al., M
 saw no calcification: 392 solid ones (texture score 4 or 5; up to 8 mm, 8 to 12, 12 to 20 and above), 21 part-solid (3)
 and 62 of ground-glass (1 or 2). A small nodule is blurred by the scanner, and its outline holds some lung."""
 MOST_GAIN, NUM_GAINS = 3.0, 12
+MOTTLING_MM, MOTTLED_SIZES_MM, MOTTLING_HU = 1.5, (8.0, 20.0), (0.0, 25.0)
+"""Large nodules are uneven inside: what patients' have of this scale beyond what is drawn, by diameter."""
+RIM_MM = 2.0
+"""Over so much of a nodule the gain grows from none to all of it."""
 WALL_RANGE_HU, USUAL_WALL_HU, LEAST_WALL_VOXELS = (0.0, 150.0), 50.0, 100
 """Soft tissue without fat and bone, and what it is taken for where a crop shows none."""
 KNEE_HU, HEADROOM_HU = -100.0, 50.0
@@ -204,11 +208,26 @@ def _match_usual(
     wall_hu = find_wall_hu(task.image_hu)
     opaque = lesion if task.texture == "solid" else np.zeros_like(lesion)
     gains = np.geomspace(1.0, MOST_GAIN, NUM_GAINS) if float(np.median(added_hu[core])) > 0 else [1.0]
+    # From the outline to the core: a rim that is raised, too, is brighter than those of patients.
+    inwards = np.clip(ndimage.distance_transform_edt(lesion, sampling=spacing_mm) / RIM_MM, 0.0, 1.0)
     for gain in gains:
-        limited = limit_brightness(image_hu, added_hu * np.float32(gain), opaque, wall_hu, spacing_mm)
+        raised = added_hu * (1 + np.float32(gain - 1) * inwards.astype(np.float32))
+        limited = limit_brightness(image_hu, raised, opaque, wall_hu, spacing_mm)
         if float(np.median((image_hu + limited)[core])) >= usual_hu:
             break
-    return limited
+    return np.asarray(limited + inwards * _draw_mottling(lesion.shape, spacing_mm, size_mm, task.seed), np.float32)
+
+
+def _draw_mottling(
+    shape: tuple[int, ...], spacing_mm: Spacing, size_mm: float, seed: int
+) -> NDArray[np.float32] | np.float32:
+    """Smooth noise in HU, as strong as a nodule of a diameter is uneven."""
+    strength_hu = np.float32(np.interp(size_mm, MOTTLED_SIZES_MM, MOTTLING_HU))
+    if not strength_hu:
+        return strength_hu
+    noise = numpy_generator(seed, "mottling").standard_normal(shape, dtype=np.float32)
+    smooth = ndimage.gaussian_filter(noise, [MOTTLING_MM / step for step in spacing_mm], mode="wrap")
+    return np.asarray(strength_hu * smooth / max(float(smooth.std()), 1e-6), dtype=np.float32)
 
 
 def find_usual_hu(texture: Texture, size_mm: float) -> tuple[float, float]:
