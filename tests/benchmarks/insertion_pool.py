@@ -2,8 +2,8 @@ r"""What a lesion costs that is drawn while one trains: the first time in a CT, 
 
     python -m tests.benchmarks.insertion_pool CT.nii.gz [--bundle lung-nodule-ct] [--nnunet]
 
-Processor seconds, one thread, without reading the CT. With ``--nnunet`` also what a patch of 128x128x96 costs from a file
-of nnU-Net's, as it is and with a lesion in every case that is read.
+Processor seconds, one thread, without reading the CT. With ``--nnunet`` also what a patch of 128x128x96 costs from a
+file of nnU-Net's, as it is and with a lesion in every case that is read.
 """
 
 from __future__ import annotations
