@@ -70,7 +70,7 @@ def hash_outside(image: NDArray[np.int16], made: Insertion) -> str:
     """SHA-256 of a CT whose voxels in the zone are set to zero."""
     rest = image.copy()
     rest[made.box][made.zone] = 0
-    return hashlib.sha256(np.ascontiguousarray(rest)).hexdigest()
+    return hashlib.sha256(rest.tobytes()).hexdigest()
 
 
 def summarise(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:

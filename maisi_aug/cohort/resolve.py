@@ -307,7 +307,7 @@ def _parse(
     texts = request.labels if request.takes_requests else request.plant
     twins = _find_twins(request)
     if twins is not None and twins.factor == "size":
-        texts = [with_size(text, value) for text in texts for value in twins.values]
+        texts = tuple(with_size(text, value) for text in texts for value in twins.values)
     known = {**bundle_distributions(bundle), **distributions}
     return parse_requests(texts, vocabulary=bundle.vocabulary, distributions=known) if texts else ()
 

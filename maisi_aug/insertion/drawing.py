@@ -84,9 +84,8 @@ class BundlePainter:
         box = self._choose_part(task, factors)
         spacing_mm = tuple(step / factor for step, factor in zip(task.spacing_mm, factors, strict=True))
         image_hu = refine_image(task.image_hu[box], factors)
-        label_map, hidden, lesion, host = (
-            _repeat(array[box], factors) for array in (task.label_map, task.hidden, task.lesion, task.host)
-        )
+        label_map = _repeat(task.label_map[box], factors)
+        hidden, lesion, host = (_repeat(mask[box], factors) for mask in (task.hidden, task.lesion, task.host))
         drawn_map = label_map.copy()
         if task.texture in self.texture_ids:
             drawn_map[lesion] = self.texture_ids[task.texture]
@@ -94,7 +93,7 @@ class BundlePainter:
         if self.method == "difference":
             maps.append(_replace_lesion(label_map, lesion, host))
         grid = Grid.from_spacing(image_hu.shape, spacing_mm)  # type: ignore[arg-type]
-        drawn, *without = self.pipeline.redraw_images(
+        images = self.pipeline.redraw_images(
             image_hu,
             maps,
             hidden,
@@ -104,8 +103,9 @@ class BundlePainter:
             num_resamplings=self.num_resamplings,
             puts_back=self.method != "whole",
         )
-        if without:
-            drawn = image_hu + _match_usual(drawn - without[0], image_hu, lesion, grid.spacing_mm, task)
+        drawn = images[0]
+        if self.method == "difference":
+            drawn = image_hu + _match_usual(images[0] - images[1], image_hu, lesion, grid.spacing_mm, task)
         painted = task.image_hu.copy()
         painted[box] = coarsen_image(drawn, factors)
         return painted

@@ -63,7 +63,7 @@ def measure_patches(
     image: NDArray[np.float32], spacing_mm: Spacing, *, num_patches: int, painter: Painter
 ) -> tuple[float, float]:
     """Seconds that a patch takes, as it is and with lesions; what a CT needs once is left out."""
-    from acvl_utils.cropping_and_padding.bounding_boxes import crop_and_pad_nd
+    from acvl_utils.cropping_and_padding.bounding_boxes import crop_and_pad_nd  # type: ignore[import-untyped]
     from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 
     scaling, rng = CtScaling(-500.0, 300.0, (-1000.0, 400.0)), np.random.default_rng(1)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import multiprocessing
 import pickle
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from maisi_aug.errors import ExportError, RequestError, TrainingError
+from maisi_aug.integrations.insertion import WholeCt
 from maisi_aug.integrations.nnunet.inserting import (
     CtScaling,
     InsertingDataset,
@@ -74,13 +76,19 @@ def test_lesion_is_in_image_labels_and_facts_and_nothing_else_changes(folder: Pa
 
 def test_cases_are_read_whole_for_new_lesions_only(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     np.random.seed(2)  # noqa: NPY002
-    dataset, read = wrap(folder), []
+    dataset, num_read = wrap(folder), 0
     load = dataset._load_whole
-    monkeypatch.setattr(dataset, "_load_whole", lambda *arrays: read.append(1) or load(*arrays))
+
+    def count(*arrays: Any) -> WholeCt:
+        nonlocal num_read
+        num_read += 1
+        return load(*arrays)
+
+    monkeypatch.setattr(dataset, "_load_whole", count)
     for _ in range(12):
         image, *_ = dataset.load_case("real")
         assert isinstance(image, PatchedArray)
-    assert len(read) == 1 + dataset._pool.per_ct  # its lungs, then the lesions that are shown several times
+    assert num_read == 1 + dataset._pool.per_ct  # its lungs, then the lesions that are shown several times
 
 
 def test_share_and_synthetic_cases(folder: Path) -> None:
