@@ -14,7 +14,7 @@ from maisi_aug.cohort.grammar import parse_requests
 from maisi_aug.cohort.manifest import AttemptRecord
 from maisi_aug.cohort.plan import CasePlan, CohortPlan, FindRule, plan_cohort
 from maisi_aug.errors import RequestError, did_you_mean
-from maisi_aug.lesions.growth_rules import growth_rule_of
+from maisi_aug.lesions.lesion import growth_rule_of
 from maisi_aug.vocabulary.labels import Vocabulary
 from maisi_aug.vocabulary.sizes import SizeDistribution
 

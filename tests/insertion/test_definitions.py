@@ -12,9 +12,9 @@ import torch
 from maisi_aug.networks.conditioning import hu_to_unit
 from maisi_aug.networks.pipeline import Pipeline
 from maisi_aug.networks.sampling import KnownLatent, sample_latent
-from maisi_aug.networks.weights import write_random_bundle
 from maisi_aug.volumes.grid import Grid
 from tests.builders.narrow_networks import scaled_header
+from tests.builders.random_bundle import write_random_bundle
 
 SHAPE, SPACING_MM, NUM_STEPS, MOST_COST = (64, 64, 32), (1.0, 1.0, 1.5), 6, 1.1
 NUM_ROUNDS = 5
