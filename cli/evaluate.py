@@ -34,7 +34,8 @@ class ResamplingName(StrEnum):
 
 
 evaluate_app = typer.Typer(
-    no_args_is_help=True, help="Measure a cohort: fid, hu, lesions, agreement, detection-curve, memorization."
+    no_args_is_help=True,
+    help="Measure a cohort, its distance from real cases, or a bundle's autoencoder on your own CTs.",
 )
 
 Cohort = Annotated[Path, typer.Argument(help="Folder that synthesize wrote.")]
@@ -309,6 +310,53 @@ def memorization(
         report += f"\n![closest pairs]({measurement.PICTURE_NAME})\n"
     charts = {"memorization.svg": measurement.draw_chart(document)}
     _finish(document, report, charts, out=out, as_json=as_json)
+
+
+@evaluate_app.command()
+def reconstruction(
+    cases: Annotated[Path, typer.Argument(metavar="CTS", help="CTs: a folder of volumes, any dataset or cohort.")],
+    bundle: Annotated[str, typer.Option(help="Name or folder of the bundle whose autoencoder is tried.")],
+    lpips_weights: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE|URL", help="Weights of SqueezeNet 1.1, to measure LPIPS too; an address needs --sha256."
+        ),
+    ] = None,
+    sha256: Annotated[str | None, typer.Option(help="SHA-256 of the weights; of a file, 8 digits or more.")] = None,
+    device: Device = "auto",
+    out: Out = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """What a bundle's autoencoder leaves of your CTs: PSNR, SSIM, LPIPS, HU by organ and tissue, blur, worst slices.
+
+    What it cannot draw, such as small vessels, metal or bone above 1000 HU, no fine-tuning of that bundle will.
+
+    Example: maisi-aug evaluate reconstruction real_cts --bundle rflow-ct --out reconstruction
+    """
+    from maisi_aug.bundle_spec.bundle import load_bundle
+    from maisi_aug.evaluation.cohort import reconstruction as measurement
+    from maisi_aug.evaluation.cohort.case_sets import find_case_set
+    from maisi_aug.evaluation.fid.lpips import load_perceptual_distance
+    from maisi_aug.networks.pipeline import resolve_device
+    from maisi_aug.pictures.preview import save_picture
+
+    _require_out(out, measurement.REPORT_NAME)
+    found, place = load_bundle(bundle), resolve_device(device)
+    case_set = find_case_set(cases, vocabulary=found.vocabulary)
+    perceptual = None
+    if lpips_weights is not None:
+        perceptual = load_perceptual_distance(lpips_weights, sha256=sha256, device=place)
+    with show_stages("reading", is_quiet=quiet) as notify:
+        autoencoder = measurement.Autoencoder.load(found, place)
+        document, worst = measurement.measure_reconstruction(
+            case_set, autoencoder, perceptual, partial(notify, "cases")
+        )
+    report = measurement.to_report(document)
+    if out is not None:
+        save_picture(out / measurement.PICTURE_NAME, worst)
+        report += f"\n![worst slices]({measurement.PICTURE_NAME})\n"
+    _finish(document, report, {"reconstruction.svg": measurement.draw_chart(document)}, out=out, as_json=as_json)
 
 
 class _Segmenter(NamedTuple):
