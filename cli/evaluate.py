@@ -44,6 +44,9 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print the figures as JSON.
 Quiet = Annotated[bool, typer.Option("--quiet", help="Show no progress.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")]
 Seed = Annotated[int, typer.Option(min=0, help="Random seed of the measurement.")]
+FeatureSpacing = Annotated[
+    float, typer.Option(min=0.5, max=10.0, metavar="MM", help="Voxels on which texture and shape are measured.")
+]
 ModelOption = Annotated[
     Path | None, typer.Option(metavar="DIR", help="Trained nnU-Net model; its checkpoint is a pickle: trust it.")
 ]
@@ -135,6 +138,71 @@ def fid(
     if document is not None:
         charts = {"fid.svg": measurement.draw_chart(document)}
         _finish(document, measurement.to_report(document), charts, out=out, as_json=as_json)
+
+
+@evaluate_app.command()
+def distribution(
+    real: Annotated[Path, typer.Argument(help="Real cases, ten or more: any dataset or folder of volumes.")],
+    synthetic: Annotated[Path, typer.Argument(metavar="SYNTH", help="Synthetic cases, ten or more.")],
+    spacing: FeatureSpacing = 3.0,
+    seed: Seed = 0,
+    out: Out = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Fréchet radiomics distance, precision, recall, density and coverage, by region, with what real cases allow.
+
+    Example: maisi-aug evaluate distribution nnUNet_raw/Dataset003_Liver cohort --out distribution
+    """
+    from maisi_aug.evaluation.cohort.case_sets import find_case_set
+    from maisi_aug.evaluation.distribution import distances as measurement
+
+    _require_out(out, measurement.REPORT_NAME)
+    own = find_case_set(synthetic)
+    with show_stages("reading", is_quiet=quiet) as notify:
+        document = measurement.measure_distribution(
+            find_case_set(real, vocabulary=own.vocabulary), own, spacing_mm=spacing, seed=seed, notify=notify
+        )
+    charts = {"distribution.svg": measurement.draw_chart(document)}
+    _finish(document, measurement.to_report(document), charts, out=out, as_json=as_json)
+
+
+@evaluate_app.command()
+def equivalence(
+    real: Annotated[Path, typer.Argument(help="Real cases with label maps.")],
+    synthetic: Annotated[Path, typer.Argument(metavar="SYNTH", help="Synthetic cases with label maps.")],
+    margin: Annotated[
+        float,
+        typer.Option(min=0.05, max=5.0, help="Difference of means that does not matter, in real standard deviations."),
+    ] = 0.5,
+    spacing: FeatureSpacing = 3.0,
+    seed: Seed = 0,
+    out: Out = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Whether sizes, places, HU, texture and shape of lesions and organs are like real ones: two one-sided tests.
+
+    Each is equivalent, different, or cannot be told with so few cases; the report says how many it would take.
+
+    Example: maisi-aug evaluate equivalence nnUNet_raw/Dataset003_Liver cohort --out equivalence
+    """
+    from maisi_aug.evaluation.cohort.case_sets import find_case_set
+    from maisi_aug.evaluation.distribution import equivalence as measurement
+
+    _require_out(out, measurement.REPORT_NAME)
+    own = find_case_set(synthetic)
+    with show_stages("reading", is_quiet=quiet) as notify:
+        document = measurement.measure_equivalence(
+            find_case_set(real, vocabulary=own.vocabulary),
+            own,
+            margin=margin,
+            spacing_mm=spacing,
+            seed=seed,
+            notify=notify,
+        )
+    charts = {"equivalence.svg": measurement.draw_chart(document)}
+    _finish(document, measurement.to_report(document), charts, out=out, as_json=as_json)
 
 
 @evaluate_app.command()

@@ -17,6 +17,8 @@ from scipy.spatial.distance import cdist
 
 NAMES: Final = ("precision", "recall", "density", "coverage")
 NUM_DRAWS: Final = 200
+WIDENING: Final = 1.3
+"""Of intervals from halves, which alone held the truth in 83 to 93% of 60 draws of 30 cases."""
 Matrix = NDArray[np.float64]
 
 
@@ -54,7 +56,8 @@ def find_neighbour_intervals(
     value = measure_neighbours(real, synthetic, nearest)
     intervals = {}
     for name in NAMES:
-        low, high = np.percentile(np.array(draws[name]) - np.mean(draws[name]), [2.5, 97.5]) + value[name]
+        moved = WIDENING * (np.array(draws[name]) - np.mean(draws[name]))
+        low, high = np.percentile(moved, [2.5, 97.5]) + value[name]
         intervals[name] = max(0.0, float(low)), float(high) if name == "density" else min(1.0, float(high))
     return intervals
 
