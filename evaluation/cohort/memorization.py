@@ -3,13 +3,15 @@
 A CT is compared as a picture of 32^3 voxels of its body's bounding box, clipped to [-1000, 1000] HU, by
 1 - correlation; a label map as 48^3 voxels of the same box, by the share of organ voxels on which two maps differ.
 What is judged is the nearest distance divided by the case's median distance to all training cases: an image that is
-merely smooth is nearer to all of them, a copy to one.
+merely smooth is nearer to all of them, a copy to one. Images are compared once more under flips, turns, cuts and shifts
+(``likeness``), and copies of training cases that were planted so tell how many of them that finds.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -18,11 +20,21 @@ from PIL import Image
 
 from maisi_aug.errors import EvaluationError
 from maisi_aug.evaluation.cohort.case_sets import CaseSet, EvaluatedCase, describe_skipped, measure_each
+from maisi_aug.evaluation.cohort.likeness import (
+    LEAST_KEPT,
+    MAX_SHIFT_HU,
+    SIDE,
+    TURN_DEGREES,
+    Portrait,
+    measure_likeness,
+    plant_copy,
+)
 from maisi_aug.evaluation.output.charts import DotRow, draw_dot_chart
 from maisi_aug.evaluation.output.files import to_markdown
 from maisi_aug.pictures.slices import BACKGROUND, DIM_TEXT, SOFT_TISSUE, Plane, draw_slice, write_text
 from maisi_aug.system.printed_text import from_clean_document
 from maisi_aug.system.progress import Report, ReportStage, report_nothing
+from maisi_aug.system.seeds import numpy_generator
 from maisi_aug.vocabulary.labels import BODY_ID
 from maisi_aug.volumes.grid import Grid
 from maisi_aug.volumes.image_files import Volume
@@ -148,6 +160,12 @@ BODY_HU: Final = -300.0
 BOX_SIDE: Final = 96
 CLIP_HU: Final = (-1000.0, 1000.0)
 NUM_PAIRS: Final = 4
+NUM_PLANTED: Final = 20
+KINDS: Final = (
+    ("images", "Images"),
+    ("moved_images", "Images, flipped, turned or cut"),
+    ("label_maps", "Label maps"),
+)
 PANEL_PX: Final = 190
 
 
@@ -159,11 +177,15 @@ class Thumbnail:
         case: The case.
         image: ``(32768,)`` with mean 0 and length 1.
         labels: ``(110592,)`` organ ids, 0 for the rest; None without a label map or without organs.
+        portrait: For the comparison under flips, turns and cuts.
+        planted: The same of a copy that was planted; None for those that none was made of.
     """
 
     case: EvaluatedCase
     image: NDArray[np.float32]
     labels: NDArray[np.uint8] | None
+    portrait: Portrait
+    planted: Portrait | None = None
 
 
 def measure_memorization(
@@ -191,7 +213,11 @@ def measure_memorization(
     found, skipped = {}, {}
     for name, case_set in sets.items():
         words = f"{name.replace('_', '-')} cases"
-        found[name], skipped[name] = _shrink_all(case_set, lambda done, total, w=words: notify(w, done, total))  # type: ignore[misc]
+        found[name], skipped[name] = _shrink_all(
+            case_set,
+            lambda done, total, w=words: notify(w, done, total),  # type: ignore[misc]
+            num_planted=NUM_PLANTED if name == "train" else 0,
+        )
     if len(found["train"]) < 2:
         raise EvaluationError(
             f"{train.path}: expected at least two training cases, found one that can be read. Add cases."
@@ -199,8 +225,13 @@ def measure_memorization(
     reference = found.get("held_out", found["train"])
     documents = {
         kind: _compare(found["synthetic"], found["train"], reference, matrix, is_apart=held_out is not None)
-        for kind, matrix in (("images", measure_image_distances), ("label_maps", measure_label_distances))
+        for kind, matrix in (
+            ("images", measure_image_distances),
+            ("moved_images", lambda cases, others: measure_moved_distances(cases, others, partial(notify, "moved"))),
+            ("label_maps", measure_label_distances),
+        )
     }
+    planted = _audit_planted(found["train"], documents["moved_images"], partial(notify, "planted copies"))
     document = {
         "measurement": REPORT_NAME,
         "path": str(synthetic.path),
@@ -216,13 +247,19 @@ def measure_memorization(
         },
         "num_cases": len(found["synthetic"]),
         **documents,
+        "planted": planted,
         "skipped": describe_skipped(skipped["synthetic"]),
     }
     return document, draw_pairs(documents["images"], found["synthetic"], found["train"])
 
 
-def shrink(case_set: CaseSet, case: EvaluatedCase) -> Thumbnail:
+def shrink(case_set: CaseSet, case: EvaluatedCase, *, planted_seed: int | None = None) -> Thumbnail:
     """Read a case and cut it down to the size at which it is compared.
+
+    Args:
+        case_set: Of the case.
+        case: To read.
+        planted_seed: Of the copy to plant; None plants none.
 
     Raises:
         VolumeError: When a file cannot be read, or the grids differ.
@@ -242,7 +279,22 @@ def shrink(case_set: CaseSet, case: EvaluatedCase) -> Thumbnail:
         organs = np.where(label_map == BODY_ID, 0, label_map).astype(np.uint8)
         labels = resample_label_map(organs, image.grid, _spread(image.grid, box, LABEL_SIDE)).ravel()
         labels = labels if labels.any() else None
-    return Thumbnail(case, vector.astype(np.float32), labels)
+    planted = None
+    if planted_seed is not None:
+        planted = draw_portrait(plant_copy(image, numpy_generator(planted_seed, "planted copy")))
+    return Thumbnail(case, vector.astype(np.float32), labels, _to_portrait(small, image.grid, box), planted)
+
+
+def draw_portrait(image: Volume) -> Portrait:
+    """A CT at the size at which it is compared under flips, turns and cuts."""
+    box = find_body_box(image.array)
+    small = resample_image(image.array.astype(np.float32), image.grid, _spread(image.grid, box, SIDE))
+    return _to_portrait(small, image.grid, box)
+
+
+def _to_portrait(small: NDArray[np.float32], grid: Grid, box: Sequence[slice]) -> Portrait:
+    i, j, k = ((part.stop - part.start) * step for part, step in zip(box, grid.spacing_mm, strict=True))
+    return Portrait((np.clip(small, *CLIP_HU) - CLIP_HU[0]).astype(np.float32), (i, j, k))
 
 
 def find_body_box(image_hu: NDArray[Any]) -> tuple[slice, slice, slice]:
@@ -275,6 +327,35 @@ def measure_image_distances(cases: Sequence[Thumbnail], others: Sequence[Thumbna
     return distances
 
 
+def measure_moved_distances(
+    cases: Sequence[Thumbnail], others: Sequence[Thumbnail], notify: Report
+) -> NDArray[np.float64]:
+    """1 - correlation of every pair under the best flip, turn and cut that was found, ``(cases, others)``."""
+    return measure_likeness([case.portrait for case in cases], [other.portrait for other in others], notify)
+
+
+def _audit_planted(train: Sequence[Thumbnail], part: Mapping[str, Any], notify: Report) -> dict[str, Any]:
+    """How many planted copies of training cases are found, and how well distances part them from real cases."""
+    from scipy.stats import mannwhitneyu
+
+    planted = [thumbnail.planted for thumbnail in train if thumbnail.planted is not None]
+    nearest = find_nearest(measure_likeness(planted, [thumbnail.portrait for thumbnail in train], notify))
+    real = part["held_out"]
+    is_right = [train[int(index)].planted is own for index, own in zip(nearest.indices, planted, strict=True)]
+    area = None
+    if real:
+        area = float(mannwhitneyu(real, nearest.relative).statistic / (len(real) * len(planted)))
+    return {
+        "num_planted": len(planted),
+        "num_found": int((nearest.relative < part["threshold"]).sum()),
+        "num_matched": sum(is_right),
+        "num_real": len(real),
+        "num_false": int((np.array(real) < part["threshold"]).sum()),
+        "area_under_roc": area,
+        "relative": nearest.relative.tolist(),
+    }
+
+
 def measure_label_distances(cases: Sequence[Thumbnail], others: Sequence[Thumbnail]) -> NDArray[np.float64]:
     """Share of the organ voxels of either map on which two maps differ, ``(cases, others)``; NaN without maps."""
     distances = np.full((len(cases), len(others)), np.nan)
@@ -286,9 +367,12 @@ def measure_label_distances(cases: Sequence[Thumbnail], others: Sequence[Thumbna
     return distances
 
 
-def _shrink_all(case_set: CaseSet, notify: Report) -> tuple[list[Thumbnail], list[Any]]:
+def _shrink_all(case_set: CaseSet, notify: Report, *, num_planted: int = 0) -> tuple[list[Thumbnail], list[Any]]:
     thumbnails, skipped = measure_each(
-        case_set.cases, lambda case: case.case_id, lambda case: shrink(case_set, case), notify
+        list(enumerate(case_set.cases)),
+        lambda item: item[1].case_id,
+        lambda item: shrink(case_set, item[1], planted_seed=item[0] if item[0] < num_planted else None),
+        notify,
     )
     return thumbnails, [*case_set.skipped, *skipped]
 
@@ -378,7 +462,7 @@ def to_report(document: Mapping[str, Any]) -> str:
         f"{COPY_SHARE:g} times the {100 * LOW_QUANTILE:.0f}% quantile of held-out cases. Smaller likenesses, such as "
         "one organ alone, are not seen.\n",
     ]
-    for kind, name in (("images", "Images"), ("label_maps", "Label maps")):
+    for kind, name in KINDS:
         part = document[kind]
         parts.append(f"## {name}: {part['verdict']}\n")
         if part["cases"]:
@@ -391,10 +475,22 @@ def to_report(document: Mapping[str, Any]) -> str:
                 f"{row['reason']}.\n"
                 for row in part["doubles"]
             ]
+    parts.append(_spell_planted(document["planted"]))
     for name in ("train", "held_out"):
         parts += [f"- Left out, {case['case']}: {case['reason']}\n" for case in document[name]["skipped"]]
     parts += [f"- Left out, {case['case']}: {case['reason']}\n" for case in document["skipped"]]
     return "\n".join(parts)
+
+
+def _spell_planted(planted: Mapping[str, Any]) -> str:
+    area = "" if planted["area_under_roc"] is None else f" Area under the ROC: {planted['area_under_roc']:.3f}."
+    return (
+        f"## Planted copies: {planted['num_found']} of {planted['num_planted']} found\n\n"
+        f"Training cases that were flipped by coins, turned by up to {TURN_DEGREES:g} degrees, cut to "
+        f"{100 * LEAST_KEPT:.0f} to 100% of each axis and shifted by up to {MAX_SHIFT_HU:g} HU, judged as synthetic "
+        f"cases are; {planted['num_matched']} have the right training case as nearest. Of {planted['num_real']} "
+        f"real cases {planted['num_false']} are below the same threshold.{area}\n"
+    )
 
 
 def _spell_reference(part: Mapping[str, Any]) -> str:
@@ -410,7 +506,7 @@ def draw_chart(document: Mapping[str, Any]) -> str:
     """Relative distances of synthetic and held-out cases as SVG."""
     rows = []
     others = "held-out" if document["held_out"]["path"] else "training"
-    for kind, name in (("images", "images"), ("label_maps", "label maps")):
+    for kind, name in (("images", "images"), ("moved_images", "moved images"), ("label_maps", "label maps")):
         part = document[kind]
         if part["cases"]:
             own = [row["relative"] for row in part["cases"]]
