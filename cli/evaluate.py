@@ -427,6 +427,67 @@ def reconstruction(
     _finish(document, report, {"reconstruction.svg": measurement.draw_chart(document)}, out=out, as_json=as_json)
 
 
+@evaluate_app.command("blind-pack")
+def blind_pack(
+    real: Annotated[Path, typer.Argument(help="Real cases: any dataset or folder of volumes.")],
+    synthetic: Annotated[Path, typer.Argument(metavar="SYNTH", help="Synthetic cases.")],
+    out: Annotated[Path, typer.Option("--out", help="New folder of the pack; its key goes beside it.")],
+    number: Annotated[int, typer.Option("--number", "-n", min=1, max=499, help="Items of each kind.")] = 20,
+    volumes: Annotated[bool, typer.Option("--volumes", help="Write every item as NIfTI as well.")] = False,
+    spacing: Annotated[
+        float, typer.Option(min=0.5, max=10.0, metavar="MM", help="Voxels that all items are brought to.")
+    ] = 2.0,
+    seed: Seed = 0,
+    quiet: Quiet = False,
+) -> None:
+    """Unlabelled pictures of real and synthetic cases for a reader test, with an answer key beside them.
+
+    Example: maisi-aug evaluate blind-pack real_cts cohort --out pack
+    """
+    from maisi_aug.evaluation.cohort import blind_pack as packing
+    from maisi_aug.evaluation.cohort.case_sets import find_case_set
+
+    packing.require_new_pack(out)
+    with show_stages("reading", is_quiet=quiet) as notify:
+        skipped = packing.write_blind_pack(
+            find_case_set(real),
+            find_case_set(synthetic),
+            out,
+            num_each=number,
+            spacing_mm=spacing,
+            with_volumes=volumes,
+            seed=seed,
+            notify=partial(notify, "items"),
+        )
+    for row in skipped:
+        tell(f"Left out, {row['case']}: {row['reason']}")
+    typer.echo(f"{out}: hand this folder to readers.\n{packing.name_key(out)}: keep this one.")
+    tell(f"Next: maisi-aug evaluate blind-score {packing.name_key(out)} {out / packing.ANSWERS_NAME}")
+    if skipped:
+        raise typer.Exit(1)
+
+
+@evaluate_app.command("blind-score")
+def blind_score(
+    key: Annotated[Path, typer.Argument(help="The key that blind-pack wrote.")],
+    answers: Annotated[list[Path], typer.Argument(help="Filled-in answers.csv, one of each reader.")],
+    margin: Annotated[
+        float, typer.Option(min=0.01, max=0.49, help="Share of right answers beyond one half that does not matter.")
+    ] = 0.2,
+    out: Out = None,
+    as_json: AsJson = False,
+) -> None:
+    """Whether readers can tell synthetic from real cases: share of right answers with an exact interval, and a verdict.
+
+    Example: maisi-aug evaluate blind-score pack_key.json anna.csv ben.csv --out reader
+    """
+    from maisi_aug.evaluation.cohort import blind_pack as packing
+
+    _require_out(out, packing.REPORT_NAME)
+    document = packing.measure_reader(key, answers, margin=margin)
+    _finish(document, packing.to_report(document), {}, out=out, as_json=as_json)
+
+
 class _Segmenter(NamedTuple):
     """A segmenter, what it is called, and which of its labels have a counterpart."""
 

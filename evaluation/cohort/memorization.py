@@ -188,6 +188,9 @@ class Thumbnail:
     planted: Portrait | None = None
 
 
+Matrix = Callable[[Sequence[Thumbnail], Sequence[Thumbnail]], NDArray[np.float64]]
+
+
 def measure_memorization(
     synthetic: CaseSet,
     train: CaseSet,
@@ -223,28 +226,21 @@ def measure_memorization(
             f"{train.path}: expected at least two training cases, found one that can be read. Add cases."
         )
     reference = found.get("held_out", found["train"])
+    matrices: dict[str, Matrix] = {
+        "images": measure_image_distances,
+        "moved_images": lambda cases, others: measure_moved_distances(cases, others, partial(notify, "moved images")),
+        "label_maps": measure_label_distances,
+    }
     documents = {
         kind: _compare(found["synthetic"], found["train"], reference, matrix, is_apart=held_out is not None)
-        for kind, matrix in (
-            ("images", measure_image_distances),
-            ("moved_images", lambda cases, others: measure_moved_distances(cases, others, partial(notify, "moved"))),
-            ("label_maps", measure_label_distances),
-        )
+        for kind, matrix in matrices.items()
     }
     planted = _audit_planted(found["train"], documents["moved_images"], partial(notify, "planted copies"))
     document = {
         "measurement": REPORT_NAME,
         "path": str(synthetic.path),
-        "train": {
-            "path": str(train.path),
-            "num_cases": len(found["train"]),
-            "skipped": describe_skipped(skipped["train"]),
-        },
-        "held_out": {
-            "path": None if held_out is None else str(held_out.path),
-            "num_cases": len(reference),
-            "skipped": describe_skipped(skipped.get("held_out", ())),
-        },
+        "train": _describe_set(train, found["train"], skipped["train"]),
+        "held_out": _describe_set(held_out, reference, skipped.get("held_out", ())),
         "num_cases": len(found["synthetic"]),
         **documents,
         "planted": planted,
@@ -334,6 +330,11 @@ def measure_moved_distances(
     return measure_likeness([case.portrait for case in cases], [other.portrait for other in others], notify)
 
 
+def _describe_set(case_set: CaseSet | None, cases: Sequence[Thumbnail], skipped: Sequence[Any]) -> dict[str, Any]:
+    path = None if case_set is None else str(case_set.path)
+    return {"path": path, "num_cases": len(cases), "skipped": describe_skipped(skipped)}
+
+
 def _audit_planted(train: Sequence[Thumbnail], part: Mapping[str, Any], notify: Report) -> dict[str, Any]:
     """How many planted copies of training cases are found, and how well distances part them from real cases."""
     from scipy.stats import mannwhitneyu
@@ -391,7 +392,7 @@ def _compare(
     synthetic: Sequence[Thumbnail],
     train: Sequence[Thumbnail],
     reference: Sequence[Thumbnail],
-    matrix: Callable[[Sequence[Thumbnail], Sequence[Thumbnail]], NDArray[np.float64]],
+    matrix: Matrix,
     *,
     is_apart: bool,
 ) -> dict[str, Any]:
