@@ -30,8 +30,9 @@ SIDE: Final = 32
 COARSE_SIDE: Final = 16
 FINE_SIDE: Final = 20
 NUM_CANDIDATES: Final = 3
-NUM_STEPS: Final = 40
-STEP: Final = 0.02
+DETAIL_WINDOW: Final = 7
+NUM_STEPS: Final = 50
+STEP: Final = 0.03
 TURN_DEGREES: Final = 10.0
 LEAST_KEPT: Final = 0.8
 MAX_SHIFT_HU: Final = 50.0
@@ -61,30 +62,34 @@ class Portrait:
 
 
 def measure_likeness(cases: Sequence[Portrait], others: Sequence[Portrait], notify: Report) -> NDArray[np.float64]:
-    """1 - correlation of every pair under the best flip, turn, cut and place that was found, ``(cases, others)``.
+    """1 - correlation of the detail of pairs under the best flip, turn, cut and place that was found.
 
     Args:
         cases: Those that may be copies.
         others: Those that may have been copied; they are the ones that are moved.
         notify: Called with cases done and cases in all.
+
+    Returns:
+        ``(cases, others)``; NaN for all but the three others of a case that come into question.
     """
     moves = _list_moves()
     coarse = _normalise(torch.stack([_shrink(case, COARSE_SIDE) for case in cases]))
-    distances = np.full((len(cases), len(others)), np.nan)
+    apart = np.empty((len(cases), len(others)))
     best = np.zeros((len(cases), len(others)), dtype=np.int64)
     for column, other in enumerate(others):
         picture = torch.from_numpy(other.picture)[None, None].expand(len(moves), -1, -1, -1, -1)
         variants = _normalise(_move(picture, _to_matrices(moves, other.size_mm), COARSE_SIDE))
-        found, place = (coarse @ variants.T).max(dim=1)
-        distances[:, column], best[:, column] = 1 - found.double().numpy(), place.numpy()
+        nearest = (coarse @ variants.T).max(dim=1)
+        apart[:, column], best[:, column] = 1 - nearest.values.double().numpy(), nearest.indices.numpy()
+    distances = np.full(apart.shape, np.nan)
     for row, case in enumerate(cases):
         notify(row, len(cases))
-        columns = np.argsort(distances[row])[:NUM_CANDIDATES]
+        columns = np.argsort(apart[row])[:NUM_CANDIDATES]
         starts = [_to_matrices(moves[best[row, column], np.newaxis], others[column].size_mm) for column in columns]
-        found = _search(case, [others[column] for column in columns], torch.cat(starts))
-        distances[row, columns] = np.minimum(distances[row, columns], found)
+        distances[row, columns] = _search(case, [others[column] for column in columns], torch.cat(starts))
     notify(len(cases), len(cases))
-    return np.clip(distances, 0.0, 2.0)
+    clipped: NDArray[np.float64] = np.clip(distances, 0.0, 2.0)
+    return clipped
 
 
 def plant_copy(image: Volume, rng: np.random.Generator) -> Volume:
@@ -99,7 +104,7 @@ def plant_copy(image: Volume, rng: np.random.Generator) -> Volume:
     step[:3, :3], step[:3, 3] = np.diag(factors), (factors - 1) / 2
     coarse = Grid((i, j, k), image.grid.affine @ step)
     hu = resample_image(image.array.astype(np.float32), image.grid, coarse)
-    hu = np.flip(hu, [axis for axis in range(3) if rng.random() < 0.5])
+    hu = np.flip(hu, tuple(axis for axis in range(3) if rng.random() < 0.5))
     planes = ((0, 1), (0, 2), (1, 2))
     angle = rng.uniform(-TURN_DEGREES, TURN_DEGREES)
     hu = ndimage.rotate(hu, angle, axes=planes[rng.integers(3)], reshape=False, order=1, cval=AIR_HU)
@@ -150,31 +155,48 @@ def _move(pictures: Tensor, matrices: Tensor, side: int) -> Tensor:
     turned = matrices.flip(1)
     theta = torch.cat([turned[:, :, :3].flip(2), turned[:, :, 3:]], dim=2)
     places = functional.affine_grid(theta, [len(matrices), 1, side, side, side], align_corners=False)
-    return functional.grid_sample(pictures, places, align_corners=False).flatten(1)
+    moved: Tensor = functional.grid_sample(pictures, places, align_corners=False).flatten(1)
+    return moved
 
 
 def _shrink(portrait: Portrait, side: int) -> Tensor:
     picture = torch.from_numpy(portrait.picture)[None, None]
-    return functional.interpolate(picture, (side, side, side), mode="trilinear", antialias=False).flatten()
+    return functional.interpolate(picture, (side, side, side), mode="trilinear").flatten()
 
 
 def _normalise(rows: Tensor) -> Tensor:
     """Rows of mean 0 and length 1."""
     centred = rows - rows.mean(dim=-1, keepdim=True)
-    return centred / centred.norm(dim=-1, keepdim=True).clamp_min(1e-6)
+    scaled: Tensor = centred / centred.norm(dim=-1, keepdim=True).clamp_min(1e-6)
+    return scaled
 
 
 def _search(case: Portrait, others: Sequence[Portrait], starts: Tensor) -> NDArray[np.float64]:
-    """The least 1 - correlation with each on the way from its start to the nearest optimum of an affine move."""
+    """1 - correlation of the detail of each, at the nearest optimum of an affine move from its start."""
     target = _normalise(_shrink(case, FINE_SIDE))
     pictures = torch.from_numpy(np.stack([other.picture for other in others]))[:, None]
     matrices = starts.clone().requires_grad_(True)
     optimiser = torch.optim.Adam([matrices], lr=STEP)
-    least = torch.full((len(others),), 2.0)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, NUM_STEPS)
+    least, best = torch.full((len(others),), 2.0), starts
     for _ in range(NUM_STEPS):
         optimiser.zero_grad()
         losses = 1 - _normalise(_move(pictures, matrices, FINE_SIDE)) @ target
+        is_nearer = losses.detach() < least
+        least = torch.where(is_nearer, losses.detach(), least)
+        best = torch.where(is_nearer[:, None, None], matrices.detach(), best)
         losses.sum().backward()  # type: ignore[no-untyped-call]
         optimiser.step()
-        least = torch.minimum(least, losses.detach())
-    return least.double().numpy()
+        schedule.step()
+    detail = _normalise(_keep_detail(_move(pictures, best, SIDE)))
+    found = 1 - detail @ _normalise(_keep_detail(torch.from_numpy(case.picture).flatten()[None]))[0]
+    return found.double().numpy()
+
+
+def _keep_detail(rows: Tensor) -> Tensor:
+    """Pictures without what is coarser than a fifth of their side, which is alike in all bodies."""
+    pictures = rows.unflatten(1, (1, SIDE, SIDE, SIDE))
+    smooth = functional.avg_pool3d(
+        pictures, DETAIL_WINDOW, stride=1, padding=DETAIL_WINDOW // 2, count_include_pad=False
+    )
+    return (pictures - smooth).flatten(1)

@@ -122,7 +122,12 @@ def measure_distribution(
                 f"{case_set.path}: expected at least {MIN_CASES} cases that can be measured, found {len(cases)}{first}."
                 " Fewer say nothing of a distribution; add cases."
             )
-    document = {"measurement": REPORT_NAME, "spacing_mm": spacing_mm, "seed": seed, "features": list(FEATURE_NAMES)}
+    document: dict[str, Any] = {
+        "measurement": REPORT_NAME,
+        "spacing_mm": spacing_mm,
+        "seed": seed,
+        "features": list(FEATURE_NAMES),
+    }
     document |= describe_sets(case_sets, found, left_out)
     names = {name: None for cases in found for case in cases for name in _names_of(case)}
     regions, short = [], []
@@ -156,13 +161,13 @@ def measure_region(real: Side, synthetic: Side, *, seed: int) -> dict[str, Any]:
     scaled = [
         [(case[:, used] - rows.mean(axis=0)[used]) / deviation[used] for case in side] for side in (real, synthetic)
     ]
-    moments = [measure_moments(side) for side in scaled]
+    moments = measure_moments(scaled[0]), measure_moments(scaled[1])
     distance = frechet_distance(*moments)
     influences = case_influence(scaled[0], *moments), case_influence(scaled[1], moments[1], moments[0])
     points = [np.stack([case.mean(axis=0) for case in side]) for side in scaled]
-    nearest = choose_nearest(*map(len, points))
+    nearest = choose_nearest(len(real), len(synthetic))
     figures = measure_neighbours(points[0], points[1], nearest)
-    intervals = find_neighbour_intervals(*points, nearest, numpy_generator(seed, "neighbours"))
+    intervals = find_neighbour_intervals(points[0], points[1], nearest, numpy_generator(seed, "neighbours"))
     floors = _measure_floors(scaled[0], points[0], nearest, numpy_generator(seed, "real halves"))
     num_features = int(used.sum())
     return {
@@ -172,7 +177,7 @@ def measure_region(real: Side, synthetic: Side, *, seed: int) -> dict[str, Any]:
         "is_singular": min(moment.num for moment in moments) <= num_features,
         "frd": distance,
         "frd_interval": bootstrap_interval(distance, influences, numpy_generator(seed, "bootstrap")),
-        "frd_extrapolated": extrapolate_distance(*scaled, distance, numpy_generator(seed, "halves")),
+        "frd_extrapolated": extrapolate_distance(scaled[0], scaled[1], distance, numpy_generator(seed, "halves")),
         "frd_p": _find_p(scaled, distance, numpy_generator(seed, "shuffles")),
         "nearest": nearest,
         **{name: {"value": figures[name], "interval": list(intervals[name])} for name in NAMES},

@@ -105,7 +105,7 @@ def measure_equivalence(
             f"{synthetic.path} and {real.path}: expected a label in at least {MIN_CASES} cases of each, found none"
             f"{said}. Add cases, or check what the labels are called."
         )
-    document = {"measurement": REPORT_NAME, "spacing_mm": spacing_mm, "seed": seed, "margin": margin}
+    document: dict[str, Any] = {"measurement": REPORT_NAME, "spacing_mm": spacing_mm, "seed": seed, "margin": margin}
     document |= describe_sets(case_sets, found, left_out)
     if short:
         document["notes"].append(

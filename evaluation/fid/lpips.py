@@ -86,8 +86,8 @@ def load_perceptual_distance(weights: str, *, sha256: str | None = None, device:
         from lpips import LPIPS
 
         network: nn.Module = LPIPS(net="squeeze", pnet_rand=True, verbose=False)
-    layers = dict(extractor.network.features.named_children())  # type: ignore[operator, union-attr]
-    for part in network.net.children():  # type: ignore[operator, union-attr]
+    layers = dict(extractor.network.features.named_children())  # type: ignore[union-attr]
+    for part in network.net.children():  # type: ignore[union-attr]
         for name, layer in part.named_children():
             layer.load_state_dict(layers[name].state_dict())
     network = network.eval().requires_grad_(False).to(torch.device(device))

@@ -18,7 +18,7 @@ import numpy as np
 from maisi_aug.evaluation.output.files import percent, to_markdown
 from maisi_aug.evaluation.report import page
 from maisi_aug.system.content import read_json
-from maisi_aug.system.printed_text import clean_document, clean_html
+from maisi_aug.system.printed_text import clean_document
 
 Figures = Mapping[str, Any]
 
@@ -82,7 +82,7 @@ def read_evidence(folders: Sequence[Path]) -> tuple[dict[str, dict[str, Any]], l
         folders: Each holds any number of results; of one measurement the last counts.
     """
     found: dict[str, dict[str, Any]] = {}
-    notes = []
+    notes: list[str] = []
     for folder in folders:
         paths = sorted(folder.glob("*.json")) if folder.is_dir() else [folder] if folder.is_file() else []
         known = [path for path in paths if (content := _read(path)) is not None and _take(content, path, found, notes)]
@@ -241,25 +241,18 @@ def _judge_consistency(cohort: Figures, evidence: Mapping[str, Figures]) -> Entr
 
 
 def build_scorecard_html(entries: Sequence[Entry]) -> str:
-    """The scorecard as a table."""
-    rows = (
-        [
-            clean_html(entry.criterion),
-            "<br>".join(map(clean_html, entry.found)) or "not measured",
-            _spell_missing(entry),
-        ]
-        for entry in entries
-    )
+    """The scorecard as short lists, which a narrow screen shows as well as a wide one."""
     note = (
         "Criteria of Zamzmi et al., Scorecards for Synthetic Medical Data Evaluation and Reporting, 2024. There is no "
         "sum: each speaks for itself, and what was not measured says nothing."
     )
-    table = page.table(["criterion", "what was found", "would tell more"], rows, caption="Scorecard", words=(1, 2))
-    return "\n".join([page.paragraph(note, kind="note"), table])
-
-
-def _spell_missing(entry: Entry) -> str:
-    return "<br>".join(f"<code>{clean_html(command)}</code>" for command in entry.missing) or "-"
+    parts = [page.paragraph(note, kind="note")]
+    for entry in entries:
+        parts += [page.heading(entry.criterion), page.bullets(entry.found or ("Not measured.",))]
+        if entry.missing:
+            commands = ", ".join(f"maisi-aug {command}" for command in entry.missing)
+            parts.append(page.paragraph(f"Would tell more: {commands}.", kind="note"))
+    return "\n".join(parts)
 
 
 def build_evidence_html(name: str, document: Figures) -> str:

@@ -124,7 +124,9 @@ def write_scores(benchmark: Any, rng: np.random.Generator) -> None:
         for case in plan.split.test:
             dice = float(np.clip(0.9 - 0.7 / worth + hardness[case] + rng.normal(0, 0.01), 0, 1))
             score = {"dice": dice, "nsd": dice, "reference_ml": 1.0, "found_ml": 1.0}
-            labels = {label: score | ({"lesions": []} if label in plan.lesion_labels else {}) for label in plan.labels}
+            labels = {
+                name: dict(score, **({"lesions": []} if name in plan.lesion_labels else {})) for name in plan.labels
+            }
             rows.append({"case_id": case, "patient": case, "labels": labels})
         folder = benchmark.folder_of(state.arm, state.seed)
         folder.mkdir(parents=True)

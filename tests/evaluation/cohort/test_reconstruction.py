@@ -28,7 +28,8 @@ def test_cts_of_any_shape_come_back_on_their_own_grid(bundle: Bundle, rng: np.ra
     image_hu = rng.integers(-1000, 1000, (21, 18, 13)).astype(np.int16)
     before = image_hu.copy()
     rebuilt = Autoencoder.load(bundle, "cpu").rebuild(image_hu)
-    assert (rebuilt.shape, rebuilt.dtype) == (image_hu.shape, np.float32)
+    assert rebuilt.shape == image_hu.shape
+    assert rebuilt.dtype == np.float32
     assert rebuilt.min() >= -1000
     assert rebuilt.max() <= 1000
     np.testing.assert_array_equal(image_hu, before)

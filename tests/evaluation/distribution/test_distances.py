@@ -14,7 +14,7 @@ from maisi_aug.system.progress import report_nothing
 from tests.builders.made_cases import write_cohort, write_folder
 
 
-def blocks(rows: np.ndarray) -> list[np.ndarray]:  # type: ignore[type-arg]
+def blocks(rows: np.ndarray) -> list[np.ndarray]:
     return [row[None] for row in rows]
 
 

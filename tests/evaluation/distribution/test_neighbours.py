@@ -21,7 +21,7 @@ def test_figures_are_those_of_the_published_package(rng: np.random.Generator) ->
 def test_figures_are_those_counted_by_hand(rng: np.random.Generator) -> None:
     real, synthetic = rng.normal(size=(14, 3)), 0.4 + rng.normal(size=(11, 3))
 
-    def reach(side: np.ndarray, index: int) -> float:  # type: ignore[type-arg]
+    def reach(side: np.ndarray, index: int) -> float:
         return sorted(float(np.linalg.norm(side[index] - other)) for other in side)[3]
 
     balls = [[np.linalg.norm(r - s) < reach(real, i) for s in synthetic] for i, r in enumerate(real)]
@@ -43,14 +43,14 @@ def test_sets_apart_have_nothing_and_narrow_sets_cover_little(rng: np.random.Gen
 
 
 def test_intervals_hold_what_very_many_draws_give(rng: np.random.Generator) -> None:
-    def draw() -> tuple[np.ndarray, np.ndarray]:  # type: ignore[type-arg]
+    def draw() -> tuple[np.ndarray, np.ndarray]:
         return rng.normal(size=(30, 5)), 0.5 + rng.normal(size=(30, 5))
 
     truth = {name: np.mean([measure_neighbours(*draw(), 5)[name] for _ in range(300)]) for name in NAMES}
     held = dict.fromkeys(NAMES, 0)
     for _ in range(60):
         for name, (low, high) in find_neighbour_intervals(*draw(), 5, rng).items():
-            held[name] += low <= truth[name] <= high
+            held[name] += int(low <= truth[name] <= high)
     assert min(held.values()) >= 0.88 * 60, held
 
 
