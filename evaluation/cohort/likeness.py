@@ -1,10 +1,11 @@
 """How alike two CTs are after a flip, a small turn, a cut field of view and a shift of HU.
 
 A CT is a picture of its body's box, as for the plain comparison. Of every training case 280 variants are made: all
-eight flips, turns of 10 degrees about each axis, and cuts of a quarter along feet-head or of a fifth all around. The
-best of them begins a search for turn, scale and place that brings the pictures nearest, for the few training cases that
-come into question. Real cases are searched likewise, so that a threshold taken from them knows
-what the search finds where there is no copy. A shift of HU, and another contrast, do not change a correlation.
+eight flips, turns of 10 degrees about each axis, and cuts of a quarter along feet-head or of a fifth all around. Of the
+three training cases that come nearest so, the best variant begins a search for the affine move that lays the pictures
+on each other. What is compared then is their detail: the outline of a body is much the same in many patients, and its
+inside is not. Real cases are searched likewise, so that a threshold taken from them knows what the search finds where
+there is no copy. A shift of HU, and another contrast, do not change a correlation.
 """
 
 from __future__ import annotations

@@ -458,8 +458,10 @@ def to_report(document: Mapping[str, Any]) -> str:
         f"# Do {document['num_cases']} synthetic cases repeat training cases?\n",
         f"Nearest of {document['train']['num_cases']} training cases, for the synthetic cases and for {against}. "
         f"Images: 1 - correlation of {IMAGE_SIDE}^3 voxels of the body's box; label maps: share of organ voxels that "
-        f"differ, of {LABEL_SIDE}^3. Relative: divided by the case's median distance to all training cases. A copy is "
-        f"below {SURE_COPY:g}, or, with {MIN_CASES} held-out and {MIN_CASES} training cases or more, nearer than "
+        f"differ, of {LABEL_SIDE}^3; flipped, turned or cut: 1 - correlation of the detail of images that were laid on "
+        "each other, with the three nearest training cases. Relative: divided by the case's median distance to all "
+        f"training cases that it was compared with. A copy is below {SURE_COPY:g}, or, with {MIN_CASES} held-out and "
+        f"{MIN_CASES} training cases or more, nearer than "
         f"{COPY_SHARE:g} times the {100 * LOW_QUANTILE:.0f}% quantile of held-out cases. Smaller likenesses, such as "
         "one organ alone, are not seen.\n",
     ]
