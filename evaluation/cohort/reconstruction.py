@@ -16,8 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from maisi_aug.bundle_spec.bundle import Bundle
-from maisi_aug.bundle_spec.decoding import latent_factor
-from maisi_aug.bundle_spec.precision import ComputeType
+from maisi_aug.bundle_spec.decoding import ComputeType, latent_factor
 from maisi_aug.errors import MaisiAugError
 from maisi_aug.evaluation.cohort import image_fidelity as fidelity
 from maisi_aug.evaluation.cohort.case_sets import CaseSet, EvaluatedCase, describe_skipped, measure_each, spell_skipped
