@@ -117,8 +117,33 @@ def find_threshold(reference: NDArray[np.float64], *, num_train: int) -> float:
     return max(SURE_COPY, COPY_SHARE * float(np.quantile(reference, LOW_QUANTILE)))
 
 
+def calibrate_threshold(reference: NDArray[np.float64], planted: NDArray[np.float64], *, num_train: int) -> float:
+    """The relative distance that best parts planted copies from real cases, as :func:`find_threshold` with few cases.
+
+    Of all places between two neighbouring values it is the one with the largest share of planted copies below it, less
+    the share of real cases (Youden's index); where several are as good, the middle of those with the fewest real ones.
+
+    Args:
+        reference: Relative distances of real cases.
+        planted: Those of planted copies.
+        num_train: How many training cases there are.
+    """
+    if min(len(reference), len(planted), num_train) < MIN_CASES:
+        return SURE_COPY
+    values = np.unique(np.concatenate([reference, planted]))
+    places = np.concatenate([values[:1] / 2, (values[1:] + values[:-1]) / 2])
+    false = (reference < places[:, np.newaxis]).mean(axis=1)
+    index = (planted < places[:, np.newaxis]).mean(axis=1) - false
+    best = places[np.isclose(index, index.max())]
+    return max(SURE_COPY, float(best[0]))
+
+
 def judge(
-    synthetic: NDArray[np.float64], reference: NDArray[np.float64], *, num_train: int
+    synthetic: NDArray[np.float64],
+    reference: NDArray[np.float64],
+    *,
+    num_train: int,
+    threshold: float | None = None,
 ) -> tuple[str, float | None, NDArray[np.bool_]]:
     """What relative distances say.
 
@@ -126,13 +151,14 @@ def judge(
         synthetic: Of the synthetic cases.
         reference: Of the held-out cases; may be empty.
         num_train: How many training cases there are.
+        threshold: Below which a case is a copy; from the held-out cases when not given.
 
     Returns:
         The verdict, the one-sided p of the rank-sum test that synthetic cases are nearer, and which cases are copies.
     """
     from scipy.stats import mannwhitneyu
 
-    copies = synthetic < find_threshold(reference, num_train=num_train)
+    copies = synthetic < (find_threshold(reference, num_train=num_train) if threshold is None else threshold)
     p = None
     verdict = f"undecided with fewer than {MIN_CASES} cases of a kind"
     if min(len(reference), num_train, len(synthetic)) >= MIN_CASES:
@@ -226,16 +252,18 @@ def measure_memorization(
             f"{train.path}: expected at least two training cases, found one that can be read. Add cases."
         )
     reference = found.get("held_out", found["train"])
-    matrices: dict[str, Matrix] = {
-        "images": measure_image_distances,
-        "moved_images": lambda cases, others: measure_moved_distances(cases, others, partial(notify, "moved images")),
-        "label_maps": measure_label_distances,
-    }
+    planted = _measure_planted(found["train"], partial(notify, "planted copies"))
     documents = {
-        kind: _compare(found["synthetic"], found["train"], reference, matrix, is_apart=held_out is not None)
-        for kind, matrix in matrices.items()
+        kind: _compare(
+            found["synthetic"],
+            found["train"],
+            reference,
+            matrix,
+            is_apart=held_out is not None,
+            planted=planted.relative if kind == "moved_images" else None,
+        )
+        for kind, matrix in _list_matrices(partial(notify, "moved images")).items()
     }
-    planted = _audit_planted(found["train"], documents["moved_images"], partial(notify, "planted copies"))
     document = {
         "measurement": REPORT_NAME,
         "path": str(synthetic.path),
@@ -243,7 +271,7 @@ def measure_memorization(
         "held_out": _describe_set(held_out, reference, skipped.get("held_out", ())),
         "num_cases": len(found["synthetic"]),
         **documents,
-        "planted": planted,
+        "planted": _audit_planted(found["train"], planted, documents["moved_images"]),
         "skipped": describe_skipped(skipped["synthetic"]),
     }
     return document, draw_pairs(documents["images"], found["synthetic"], found["train"])
@@ -330,28 +358,40 @@ def measure_moved_distances(
     return measure_likeness([case.portrait for case in cases], [other.portrait for other in others], notify)
 
 
+def _list_matrices(notify: Report) -> dict[str, Matrix]:
+    return {
+        "images": measure_image_distances,
+        "moved_images": lambda cases, others: measure_moved_distances(cases, others, notify),
+        "label_maps": measure_label_distances,
+    }
+
+
 def _describe_set(case_set: CaseSet | None, cases: Sequence[Thumbnail], skipped: Sequence[Any]) -> dict[str, Any]:
     path = None if case_set is None else str(case_set.path)
     return {"path": path, "num_cases": len(cases), "skipped": describe_skipped(skipped)}
 
 
-def _audit_planted(train: Sequence[Thumbnail], part: Mapping[str, Any], notify: Report) -> dict[str, Any]:
-    """How many planted copies of training cases are found, and how well distances part them from real cases."""
+def _measure_planted(train: Sequence[Thumbnail], notify: Report) -> Nearest:
+    """The nearest training cases of the copies that were planted."""
+    planted = [thumbnail.planted for thumbnail in train if thumbnail.planted is not None]
+    return find_nearest(measure_likeness(planted, [thumbnail.portrait for thumbnail in train], notify))
+
+
+def _audit_planted(train: Sequence[Thumbnail], nearest: Nearest, part: Mapping[str, Any]) -> dict[str, Any]:
+    """How many planted copies are found, and how well distances part them from real cases."""
     from scipy.stats import mannwhitneyu
 
-    planted = [thumbnail.planted for thumbnail in train if thumbnail.planted is not None]
-    nearest = find_nearest(measure_likeness(planted, [thumbnail.portrait for thumbnail in train], notify))
-    real = part["held_out"]
-    is_right = [train[int(index)].planted is own for index, own in zip(nearest.indices, planted, strict=True)]
+    planted = [index for index, thumbnail in enumerate(train) if thumbnail.planted is not None]
+    real, threshold = np.array(part["held_out"]), part["threshold"]
     area = None
-    if real:
+    if len(real):
         area = float(mannwhitneyu(real, nearest.relative).statistic / (len(real) * len(planted)))
     return {
         "num_planted": len(planted),
-        "num_found": int((nearest.relative < part["threshold"]).sum()),
-        "num_matched": sum(is_right),
+        "num_found": int((nearest.relative < threshold).sum()),
+        "num_matched": int((nearest.indices == planted).sum()),
         "num_real": len(real),
-        "num_false": int((np.array(real) < part["threshold"]).sum()),
+        "num_false": int((real < threshold).sum()),
         "area_under_roc": area,
         "relative": nearest.relative.tolist(),
     }
@@ -395,6 +435,7 @@ def _compare(
     matrix: Matrix,
     *,
     is_apart: bool,
+    planted: NDArray[np.float64] | None,
 ) -> dict[str, Any]:
     """Distances of one kind: those of synthetic cases, those of reference cases, and the verdict."""
     own, other = matrix(synthetic, train), matrix(reference, train)
@@ -407,7 +448,10 @@ def _compare(
     real = [reference[int(index)] for index in np.flatnonzero(comparable)]
     patients = [[thumbnail.case.patient for thumbnail in side] for side in (real, train)]
     normal, doubles = find_reference(other[comparable], *patients)
-    verdict, p, copies = judge(nearest.relative, normal, num_train=len(train))
+    threshold = find_threshold(normal, num_train=len(train))
+    if planted is not None:
+        threshold = calibrate_threshold(normal, planted, num_train=len(train))
+    verdict, p, copies = judge(nearest.relative, normal, num_train=len(train), threshold=threshold)
     chosen = [synthetic[int(index)] for index in np.flatnonzero(usable)]
     rows = [
         {
@@ -428,7 +472,7 @@ def _compare(
         "held_out_median": float(np.median(normal)) if len(normal) else None,
         "held_out_lowest": float(normal.min()) if len(normal) else None,
         "held_out": normal.tolist(),
-        "threshold": find_threshold(normal, num_train=len(train)),
+        "threshold": threshold,
         "doubles": _name_doubles(doubles, real, train, is_apart=is_apart),
         "cases": sorted(rows, key=lambda row: row["relative"]),
     }
@@ -492,7 +536,8 @@ def _spell_planted(planted: Mapping[str, Any]) -> str:
         f"Training cases that were flipped by coins, turned by up to {TURN_DEGREES:g} degrees, cut to "
         f"{100 * LEAST_KEPT:.0f} to 100% of each axis and shifted by up to {MAX_SHIFT_HU:g} HU, judged as synthetic "
         f"cases are; {planted['num_matched']} have the right training case as nearest. Of {planted['num_real']} "
-        f"real cases {planted['num_false']} are below the same threshold.{area}\n"
+        f"real cases {planted['num_false']} are below the same threshold, which is the one that parts these "
+        f"two best.{area}\n"
     )
 
 

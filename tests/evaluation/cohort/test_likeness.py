@@ -9,7 +9,7 @@ from scipy import ndimage
 
 from maisi_aug.banks.case_reader import load_ct
 from maisi_aug.evaluation.cohort.likeness import SIDE, Portrait, measure_likeness, plant_copy
-from maisi_aug.evaluation.cohort.memorization import draw_portrait, find_nearest, find_threshold
+from maisi_aug.evaluation.cohort.memorization import calibrate_threshold, draw_portrait, find_nearest
 from maisi_aug.system.progress import report_nothing
 from maisi_aug.volumes.grid import Grid
 from maisi_aug.volumes.image_files import Volume
@@ -56,7 +56,10 @@ def test_planted_copy_is_another_image_of_the_same_patient(rng: np.random.Genera
 
 @pytest.mark.slow
 def test_fifty_planted_copies_among_five_hundred_real_images(real_data: Path) -> None:
-    """Of CTs of 43 patients: 15 to train on, 14 held out, and 450 moved images of 14 others among 50 planted copies."""
+    """Of CTs of 43 patients: 15 to train on, 14 held out, and 450 moved images of 14 others among 50 planted copies.
+
+    The threshold is from other planted copies, as in an audit.
+    """
     rng = np.random.default_rng(1)
     paths = sorted((real_data / "openkbp").glob("*_ct.nii.gz"))
     volumes = [load_ct(path) for path in paths]
@@ -64,11 +67,19 @@ def test_fifty_planted_copies_among_five_hundred_real_images(real_data: Path) ->
     portraits = [draw_portrait(volume) for volume in train]
     copies = [draw_portrait(plant_copy(train[n % 15], rng)) for n in range(50)]
     new = [draw_portrait(plant_copy(others[n % len(others)], rng)) for n in range(450)]
+    known = [draw_portrait(plant_copy(volume, rng)) for volume in train]
     relative = [
         find_nearest(measure_likeness(side, portraits, report_nothing)).relative
-        for side in (copies, new, [draw_portrait(volume) for volume in held_out])
+        for side in (copies, new, [draw_portrait(volume) for volume in held_out], known)
     ]
-    threshold = find_threshold(relative[2], num_train=len(train))
+    threshold = calibrate_threshold(relative[2], relative[3], num_train=len(train))
     num_found, num_false = int((relative[0] < threshold).sum()), int((relative[1] < threshold).sum())
     assert num_found >= 45, (num_found, threshold, np.sort(relative[0])[-8:])
     assert num_false <= 10, (num_false, threshold, np.sort(relative[1])[:12])
+
+
+def test_threshold_parts_planted_copies_from_real_cases() -> None:
+    real, planted = np.array([0.5, 0.7, 0.8, 0.9, 0.9]), np.array([0.1, 0.15, 0.2, 0.2, 0.3, 0.6])
+    assert calibrate_threshold(real, planted, num_train=9) == pytest.approx(0.4)  # not 0.65, which flags a real case
+    assert calibrate_threshold(real[:4], planted, num_train=9) == 0.05
+    assert calibrate_threshold(real, planted, num_train=4) == 0.05
