@@ -74,6 +74,21 @@ def load_networks(bundle: Bundle, *, device: str = "cpu", plain_layers: bool = T
     )
 
 
+def load_autoencoder(bundle: Bundle, *, device: str = "cpu") -> nn.Module:
+    """The autoencoder of a bundle alone, as :func:`load_networks` loads it.
+
+    Raises:
+        BundleError: For an altered or missing file, or tensors that do not match the definition.
+    """
+    bundle.require_intact(("autoencoder",))
+    autoencoder = _load_network(bundle, "autoencoder", device=device)
+    autoencoder.eval().requires_grad_(False)
+    use_plain_layers(autoencoder)
+    make_splittable(cast(nn.Module, autoencoder.decoder))
+    keep_decoder_output_precise(autoencoder)
+    return autoencoder
+
+
 def load_mask_networks(bundle: Bundle, *, device: str = "cpu", plain_layers: bool = True) -> MaskNetworks:
     """Build the networks that generate label maps and load their weights strictly.
 
