@@ -60,15 +60,17 @@ class FastPaths:
     Attributes:
         embed_once: Compute the condition embedding once per image instead of at every step.
         plain_layers: Plain norms and convolutions in place of MAISI's memory-saving ones.
+        cpu_layers: On a CPU, convolutions with fewer products and fused attention, see ``cpu_layers``.
     """
 
     embed_once: bool = True
     plain_layers: bool = True
+    cpu_layers: bool = True
 
     @classmethod
     def none(cls) -> FastPaths:
         """MAISI's own way."""
-        return cls(embed_once=False, plain_layers=False)
+        return cls(embed_once=False, plain_layers=False, cpu_layers=False)
 
 
 ALL_FAST_PATHS = FastPaths()

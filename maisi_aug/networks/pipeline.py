@@ -120,7 +120,9 @@ class Pipeline:
         device = resolve_device(device)
         require_compiler(compiler, device)
         chosen = choose_image_precision(precision, bundle, device, compiler)
-        networks = load_networks(bundle, device=device, plain_layers=fast_paths.plain_layers)
+        networks = load_networks(
+            bundle, device=device, plain_layers=fast_paths.plain_layers, cpu_layers=fast_paths.cpu_layers
+        )
         pipeline = cls(bundle, networks, fast_paths, compiler, chosen)
         for network in (networks.autoencoder, networks.diffusion_unet, networks.controlnet):
             store_in(pipeline._autocast_type, network)

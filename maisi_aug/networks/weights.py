@@ -26,6 +26,7 @@ from maisi_aug.networks.building import (
     keep_norms_in_float32,
     use_plain_layers,
 )
+from maisi_aug.networks.cpu_layers import use_cpu_layers
 from maisi_aug.networks.mask_conditions import load_size_conditions
 from maisi_aug.networks.split_convolution import make_splittable
 from maisi_aug.networks.weight_files import describe_safetensors, load_safetensors
@@ -38,7 +39,9 @@ METADATA_KEY = "__metadata__"
 """Under which a safetensors file keeps what is no tensor."""
 
 
-def load_networks(bundle: Bundle, *, device: str = "cpu", plain_layers: bool = True) -> Networks:
+def load_networks(
+    bundle: Bundle, *, device: str = "cpu", plain_layers: bool = True, cpu_layers: bool = True
+) -> Networks:
     """Build a bundle's networks and load their weights strictly.
 
     Args:
@@ -46,6 +49,7 @@ def load_networks(bundle: Bundle, *, device: str = "cpu", plain_layers: bool = T
         device: Where the networks run.
         plain_layers: Swap MAISI's memory-saving layers for the plain, faster ones; the decoder's convolutions can
             still be split.
+        cpu_layers: Where they run on a CPU, swap convolutions and attention for faster ones.
 
     Raises:
         BundleError: For altered or missing files, or tensors that do not match the definition, key by key.
@@ -58,6 +62,8 @@ def load_networks(bundle: Bundle, *, device: str = "cpu", plain_layers: bool = T
             use_plain_layers(network)
         else:
             keep_norms_in_float32(network)
+        if cpu_layers and device.startswith("cpu"):
+            use_cpu_layers(network)
     if plain_layers:
         make_splittable(cast(nn.Module, networks["autoencoder"].decoder))
     keep_decoder_output_precise(networks["autoencoder"])
@@ -69,13 +75,16 @@ def load_networks(bundle: Bundle, *, device: str = "cpu", plain_layers: bool = T
     )
 
 
-def load_mask_networks(bundle: Bundle, *, device: str = "cpu", plain_layers: bool = True) -> MaskNetworks:
+def load_mask_networks(
+    bundle: Bundle, *, device: str = "cpu", plain_layers: bool = True, cpu_layers: bool = True
+) -> MaskNetworks:
     """Build the networks that generate label maps and load their weights strictly.
 
     Args:
         bundle: A bundle that has them; their weight files are compared with their hashes first.
         device: Where the networks run.
         plain_layers: Swap MAISI's memory-saving layers for the plain, faster ones.
+        cpu_layers: Where they run on a CPU, swap convolutions and attention for faster ones.
 
     Raises:
         BundleError: When the bundle has none, for altered or missing files, tensors that do not match the definition,
@@ -94,6 +103,9 @@ def load_mask_networks(bundle: Bundle, *, device: str = "cpu", plain_layers: boo
         network.eval().requires_grad_(False)
     if plain_layers:
         use_plain_layers(autoencoder)
+    if cpu_layers and device.startswith("cpu"):
+        for network in (autoencoder, unet):
+            use_cpu_layers(network)
     return MaskNetworks(autoencoder, unet, scheduler, spec.scale_factor, device)
 
 
