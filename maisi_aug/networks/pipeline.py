@@ -139,7 +139,7 @@ class Pipeline:
             self.networks.scale_factor,
             self.bundle.spec.decode_window,
             default_splits=1 if is_plain else int(definition.get("num_splits", 1)),
-            may_split=is_plain,
+            may_split=is_plain and self.compiler != "trt",
         )
 
     def synthesize_image(

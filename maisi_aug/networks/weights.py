@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import safetensors.torch
 import torch
@@ -28,7 +28,6 @@ from maisi_aug.networks.building import (
 )
 from maisi_aug.networks.cpu_layers import use_cpu_layers
 from maisi_aug.networks.mask_conditions import load_size_conditions
-from maisi_aug.networks.split_convolution import make_splittable
 from maisi_aug.networks.weight_files import describe_safetensors, load_safetensors
 from maisi_aug.system.content import ContentError
 from maisi_aug.system.whole_files import open_whole, sha256_of, write_text_whole
@@ -47,8 +46,8 @@ def load_networks(
     Args:
         bundle: The bundle; its weight files are compared with their hashes first.
         device: Where the networks run.
-        plain_layers: Swap MAISI's memory-saving layers for the plain, faster ones; the decoder's convolutions can
-            still be split.
+        plain_layers: Swap MAISI's memory-saving layers for the plain, faster ones; what they compute can still be
+            divided into parts.
         cpu_layers: Where they run on a CPU, swap convolutions and attention for faster ones.
 
     Raises:
@@ -64,8 +63,6 @@ def load_networks(
             keep_norms_in_float32(network)
         if cpu_layers and device.startswith("cpu"):
             use_cpu_layers(network)
-    if plain_layers:
-        make_splittable(cast(nn.Module, networks["autoencoder"].decoder))
     keep_decoder_output_precise(networks["autoencoder"])
     return Networks(
         **networks,

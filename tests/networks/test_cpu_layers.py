@@ -11,15 +11,12 @@ from torch import Tensor, nn
 from maisi_aug.networks.building import build_network, use_plain_layers
 from maisi_aug.networks.cpu_layers import CpuConv3d, CpuUpsampling, use_cpu_layers
 from tests.builders.narrow_networks import scaled_header
-from tests.oracles.rounding import ROUNDOFF, error_of
-
-SPREAD = 6.0
-"""Errors of Winograd's sums, whose terms are larger than what they add up to, in those of sums one after the other."""
+from tests.oracles.rounding import ROUNDOFF, WINOGRAD_SPREAD, error_of
 
 
 def require_same_sums(found: Tensor, plain: Tensor, exact: Tensor, *, num_terms: int) -> None:
     assert found.shape == plain.shape == exact.shape
-    assert error_of(found, exact) <= SPREAD * num_terms**0.5 * ROUNDOFF[torch.float32]
+    assert error_of(found, exact) <= WINOGRAD_SPREAD * num_terms**0.5 * ROUNDOFF[torch.float32]
 
 
 def draw(*shape: int, seed: int = 0) -> Tensor:
