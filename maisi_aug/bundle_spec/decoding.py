@@ -94,7 +94,8 @@ class DecodeSettings:
         window: Latent voxels decoded at once; None for the whole.
         overlap: Share of a window that neighbours have in common.
         num_splits: Parts in which the whole, or every window, is computed.
-        on_host: Whether windows are gathered in the host's memory instead of the device's.
+        on_host: Whether the host's memory instead of the device's gathers the windows, or keeps the features of the
+            whole that wait for the next part.
     """
 
     window: LatentShape | None = None
@@ -105,7 +106,7 @@ class DecodeSettings:
     def to_dict(self) -> dict[str, JsonValue]:
         """For the manifest; without what plays no part where the whole is decoded at once."""
         if self.window is None:
-            return {"window": WHOLE, "num_splits": self.num_splits}
+            return {"window": WHOLE, "num_splits": self.num_splits, **({"kept_on": "host"} if self.on_host else {})}
         return {
             "window": list(self.window),
             "overlap": self.overlap,
@@ -116,5 +117,6 @@ class DecodeSettings:
     def __str__(self) -> str:
         part = WHOLE if self.window is None else f"windows of {'x'.join(map(str, self.window))}"
         splits = f" in {self.num_splits} parts" if self.num_splits > 1 else ""
-        place = ", gathered in host memory" if self.on_host and self.window is not None else ""
+        held = "kept" if self.window is None else "gathered"
+        place = f", {held} in host memory" if self.on_host else ""
         return f"{part}{splits}{place}"

@@ -42,22 +42,24 @@ def decode_latent(
     unscaled = latent.float() / scale_factor
     window = None if settings is None else cut_window(settings.window, latent.shape[2:])
     num_splits = None if settings is None else settings.num_splits
+    keeps_on_host = settings is not None and settings.on_host and window is None
 
     def decode(part: Tensor) -> Tensor:
-        return decode_in_parts(autoencoder, part, num_splits)
+        return decode_in_parts(autoencoder, part, num_splits, on_host=keeps_on_host)
 
     if settings is None or window is None:
         return decode(unscaled).clamp_(0.0, 1.0)
     return decode_windows(unscaled, window, decode, overlap=settings.overlap, on_host=settings.on_host).clamp_(0.0, 1.0)
 
 
-def decode_in_parts(autoencoder: nn.Module, latent: Tensor, num_splits: int | None) -> Tensor:
+def decode_in_parts(autoencoder: nn.Module, latent: Tensor, num_splits: int | None, *, on_host: bool = False) -> Tensor:
     """Decode the whole of a latent, slab after slab with plain layers; MAISI's own split every convolution instead.
 
     Args:
         autoencoder: MAISI's VAE.
         latent: ``(B, C, i, j, k)``, not scaled.
         num_splits: Parts; None for those that MAISI's layers have.
+        on_host: Keep what waits for the next pass over the slabs in the host's memory.
 
     Returns:
         ``(B, 1, I, J, K)`` float32.
@@ -66,7 +68,8 @@ def decode_in_parts(autoencoder: nn.Module, latent: Tensor, num_splits: int | No
     if num_splits is not None and num_splits > 1 and is_streamable(decoder):
         features = cast(nn.Module, autoencoder.post_quant_conv)(latent)
         blocks = tuple(cast(nn.ModuleList, decoder.blocks))
-        return stream(blocks, features, num_parts=num_splits, keep=kept_in(num_splits)).float()
+        keep = "all" if on_host else kept_in(num_splits)
+        return stream(blocks, features, num_parts=num_splits, keep=keep, on_host=on_host).float()
     for layer in decoder.modules():
         if num_splits is not None and isinstance(layer, MaisiConvolution):
             layer.num_splits = num_splits

@@ -43,11 +43,17 @@ ANY = sys.maxsize
 
 
 class Slabs:
-    """A tensor ``(B, C, I, J, K)`` in pieces along I, from which the first ones can be dropped."""
+    """A tensor ``(B, C, I, J, K)`` in pieces along I, from which the first ones can be dropped.
 
-    def __init__(self, whole: Tensor | None = None) -> None:
-        self.pieces: list[Tensor] = [] if whole is None else [whole]
-        self.first = 0
+    With ``on_host`` the pieces lie in the host's memory, and what is read goes to the device that they came from.
+    """
+
+    def __init__(self, whole: Tensor | None = None, *, on_host: bool = False) -> None:
+        self.pieces: list[Tensor] = []
+        self.first, self.on_host = 0, on_host
+        self.device: torch.device | None = None
+        if whole is not None:
+            self.append(whole)
 
     @property
     def side(self) -> int:
@@ -56,7 +62,8 @@ class Slabs:
 
     def append(self, piece: Tensor) -> None:
         """Add what follows."""
-        self.pieces.append(piece)
+        self.device = piece.device
+        self.pieces.append(piece.cpu() if self.on_host else piece)
 
     def read(self, start: int, stop: int) -> Tensor:
         """``(B, C, stop - start, J, K)``, a view where it lies in one piece."""
@@ -66,7 +73,8 @@ class Slabs:
             if first < last:
                 found.append(piece[:, :, first:last])
             offset += piece.shape[2]
-        return found[0] if len(found) == 1 else torch.cat(found, dim=2)
+        part = found[0] if len(found) == 1 else torch.cat(found, dim=2)
+        return part.to(self.device)
 
     def drop_before(self, stop: int) -> None:
         """Free the pieces that end before a voxel along I."""
@@ -255,6 +263,7 @@ class Stream:
         kept: The features that are kept.
         num_parts: Slabs into which every output is divided.
         keep: What is kept between passes.
+        on_host: Whether it is kept in the host's memory.
         pending: Steps from what is kept to the features at hand, not yet computed.
         moments: Of the features at hand by number of groups, where a pass has collected them.
     """
@@ -262,13 +271,14 @@ class Stream:
     kept: Slabs
     num_parts: int
     keep: Keep = "all"
+    on_host: bool = False
     pending: tuple[Step, ...] = ()
     moments: dict[int, Moments] = field(default_factory=dict)
 
     def advance(self, block: nn.Module, following: nn.Module | None) -> None:
         """Send the features through a block; ``following`` is the next one, whose norm this one's output meets."""
         if not self.pend(block):
-            self.kept, self.moments = Slabs(block(self.finish())), {}
+            self.kept, self.moments = Slabs(block(self.finish()), on_host=self.on_host), {}
         elif not isinstance(block, nn.GroupNorm) and (self.keep == "all" or not isinstance(block, MaisiUpsample)):
             self.settle(_first_norm(following))
 
@@ -297,7 +307,7 @@ class Stream:
         conv1 = cast(nn.Module, block.conv1)
         head = _Local(_after_norm(*self._statistics(norm1), conv1), 1, _narrowest(conv1))
         ahead = (*self.pending, head)
-        moments, hidden = Moments(norm2.num_groups), Slabs()
+        moments, hidden = Moments(norm2.num_groups), Slabs(on_host=self.on_host)
         for slab in self._pull_all(ahead):
             moments.add(slab)
             if self.keep != "least":
@@ -319,7 +329,7 @@ class Stream:
         """Compute the features at hand and keep them instead of what they come from."""
         if not self.pending:
             return
-        output, moments = Slabs(), None if norm is None else Moments(norm.num_groups)
+        output, moments = Slabs(on_host=self.on_host), None if norm is None else Moments(norm.num_groups)
         for slab in self.take():
             if moments is not None:
                 moments.add(slab)
@@ -363,7 +373,7 @@ class Stream:
         num_parts = max(min(self.num_parts, side // MIN_THICKNESS), 1)
         features = self.kept.pieces[0]
         channels = min((step.num_channels for step in steps), default=ANY)
-        if features.device.type == "cpu" and channels < ANY:
+        if self.kept.device == torch.device("cpu") and channels < ANY:
             columns = features.shape[3] * side // self.kept.side
             rows = features.shape[0] * channels * side * columns
             num_parts = max(min(num_parts, rows // MIN_CPU_ROWS), 1)
@@ -412,7 +422,9 @@ def is_streamable(coder: nn.Module) -> bool:
     return not any(isinstance(layer, MaisiConvolution | MaisiGroupNorm3D) for layer in coder.modules())
 
 
-def stream(blocks: Sequence[nn.Module], features: Tensor, *, num_parts: int, keep: Keep = "all") -> Tensor:
+def stream(
+    blocks: Sequence[nn.Module], features: Tensor, *, num_parts: int, keep: Keep = "all", on_host: bool = False
+) -> Tensor:
     """Send features through the blocks of MAISI's encoder or decoder slab by slab.
 
     Args:
@@ -421,14 +433,14 @@ def stream(blocks: Sequence[nn.Module], features: Tensor, *, num_parts: int, kee
         features: ``(B, C, I, J, K)``.
         num_parts: Slabs into which every output is divided along I; fewer where they would be too thin for a CPU.
         keep: What is kept between passes.
+        on_host: Whether it is kept in the host's memory.
 
     Returns:
         What the blocks make of the whole, but for rounding.
     """
-    *earlier, last = blocks
-    run = _send(earlier, features, num_parts, keep)
+    run = Stream(Slabs(features, on_host=on_host), num_parts, keep, on_host)
     del features
-    run.advance(last, None)
+    _send(run, blocks)
     return run.finish()
 
 
@@ -441,15 +453,13 @@ def stream_slabs(
     keep: Keep = "all",
 ) -> Iterator[Tensor]:
     """The same, and one slab after the other of what a last function makes of it, which looks one voxel far."""
-    run = _send(blocks, features, num_parts, keep)
+    run = Stream(Slabs(features), num_parts, keep)
     del features
+    _send(run, blocks)
     run.add(_Local(last, 1))
     yield from run.take()
 
 
-def _send(blocks: Sequence[nn.Module], features: Tensor, num_parts: int, keep: Keep) -> Stream:
-    run = Stream(Slabs(features), num_parts, keep)
-    del features
+def _send(run: Stream, blocks: Sequence[nn.Module]) -> None:
     for block, following in zip(blocks, (*blocks[1:], None), strict=True):
         run.advance(block, following)
-    return run

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from maisi_aug.bundle_spec.precision import choose_precision, computes_in
+from maisi_aug.bundle_spec.precision import choose_precision, computes_in, require_sound_cudnn
 from maisi_aug.errors import RecipeError
 
 
@@ -48,3 +48,16 @@ def test_half_precision_of_a_processor_is_taken_only_where_it_computes_in_it() -
 def test_names_are_known_without_torch() -> None:
     program = "import sys, maisi_aug.bundle_spec.precision; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
+
+
+@pytest.mark.parametrize(("version", "spelt"), [(90800, "9.8.0"), (91002, "9.10.2")])
+def test_cudnn_that_computes_bfloat16_wrongly_is_refused(version: int, spelt: str) -> None:
+    with pytest.raises(
+        RecipeError, match=f"expected cuDNN 9.11 or later .* found cuDNN {spelt}, whose 3D convolutions"
+    ):
+        require_sound_cudnn(version)
+
+
+@pytest.mark.parametrize("version", [None, 8907, 90701, 91100, 92400])
+def test_other_cudnn_is_taken(version: int | None) -> None:
+    require_sound_cudnn(version)
