@@ -31,15 +31,15 @@ USABLE_SHARE = 0.9
 # whose norms are in float32 also under autocast, not measured: the whole is a little above the slope of NVIDIA's
 # published peaks over the size of the window (2.4; NV-Generate-CTMR, docs/inference.md: 15.0 GB for 64x64x32, 45.3 GB
 # for 80x80x80 latent voxels); parts are counted by the tensors that are held.
-WHOLE_COPIES = {("cpu", "float32"): 4.0, ("cpu", "half"): 1.85, ("cuda", "float32"): 4.0, ("cuda", "half"): 2.75}
-HELD_COPIES = {"all": 1.7, "most": 1.17, "least": 0.92, "host": 0.2}
+WHOLE_COPIES = {("cpu", "float32"): 4.05, ("cpu", "half"): 1.85, ("cuda", "float32"): 4.0, ("cuda", "half"): 2.75}
+HELD_COPIES = {"all": 1.59, "most": 1.1, "least": 0.83, "host": 0.2}
 """In float32, by what is kept between passes; in half precision half of it."""
-PART_COPIES = {("cpu", "float32"): 3.4, ("cpu", "half"): 2.5, ("cuda", "float32"): 4.0, ("cuda", "half"): 3.0}
+PART_COPIES = {("cpu", "float32"): 4.45, ("cpu", "half"): 3.3, ("cuda", "float32"): 4.45, ("cuda", "half"): 3.3}
 """Of the part that is computed, as a share of the whole."""
 HALO = 4
 """Voxels along I that a part is longer by than what it yields."""
-SCRATCH_BYTES = 30_000_000
-"""What convolutions on a CPU take for themselves, whatever the size of the image."""
+SCRATCH_BYTES = 35_000_000
+"""What convolutions of the whole on a CPU take for themselves, whatever its size."""
 
 
 def estimate_decode_bytes(
@@ -53,7 +53,7 @@ def estimate_decode_bytes(
 
     ``bytes = 4 V C n + 4 G + S`` with V the image voxels of the window, C the channels of the widest activation per
     image voxel (full resolution is reached before the number of channels is reduced), n the copies of it that are held,
-    G the voxels of the image that is gathered on the device, and S what convolutions on a CPU take for themselves.
+    G the voxels of the image that is gathered on the device, and S what convolutions of the whole take on a CPU.
 
     Args:
         definition: Of the autoencoder; ``num_channels`` from the finest level to the coarsest.
@@ -71,7 +71,7 @@ def estimate_decode_bytes(
     # Windows that are gathered in the host's memory leave a slab as thick as one of them on the device.
     thickness = window[0] if settings.on_host else sides[0]
     gathered = thickness * sides[1] * sides[2] * factor**3
-    scratch = SCRATCH_BYTES if kind == ("cpu", "float32") else 0
+    scratch = SCRATCH_BYTES if kind == ("cpu", "float32") and settings.num_splits == 1 else 0
     return int(FLOAT_BYTES * (activations + gathered)) + scratch
 
 

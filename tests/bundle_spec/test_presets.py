@@ -137,7 +137,11 @@ def test_window_of_the_preset_reaches_the_decoder(tmp_path: Path) -> None:
     pipeline = Pipeline.load(bundle, "cpu")
     images = [
         pipeline.synthesize_image(anatomy, bundle.grid, seed=1, decoding=decoding)
-        for decoding in (None, resolve(bundle, preset="chest").decoding, DecodingConfig(window="whole"))
+        for decoding in (
+            DecodingConfig(mode="windows"),
+            resolve(bundle, preset="chest", decoding={"mode": "windows"}).decoding,
+            None,
+        )
     ]
     assert (images[0] != images[1]).any()
     assert (images[1] == images[2]).all()
