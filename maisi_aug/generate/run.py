@@ -18,11 +18,10 @@ from typing import TYPE_CHECKING, Any
 from maisi_aug.cohort.folder import CONTACT_SHEET_NAME, CohortFolder, LostCase, find_lost, open_cohort
 from maisi_aug.cohort.manifest import MANIFEST_NAME, AttemptRecord, Manifest, ManifestWriter
 from maisi_aug.cohort.plan import CasePlan, spell_labels
-from maisi_aug.cohort.request import NO_MAP
 from maisi_aug.cohort.resolve import CohortRun
 from maisi_aug.generate.attempts import Attempt, AttemptMaker
 from maisi_aug.generate.writer import CaseWriter, open_writer
-from maisi_aug.pictures.contact_sheet import save_contact_sheet
+from maisi_aug.pictures.preview import save_contact_sheet
 from maisi_aug.sources.opening import open_source
 
 if TYPE_CHECKING:
@@ -216,7 +215,7 @@ def _draw_contact_sheet(place: CohortFolder, run: CohortRun, manifest: Manifest)
     names = (record.files["preview"].path for record in manifest.accepted if "preview" in record.files)
     if previews := [place.path / name for name in names]:
         labels = spell_labels(run.plan.requested_ids, run.bundle.vocabulary) if run.plan.requested_ids else ""
-        subject = labels or ("no label map" if run.request.mask_source == NO_MAP else "all labels of the given maps")
+        subject = labels or ("all labels of the given maps" if run.request.has_maps else "no label map")
         title = f"{len(previews)} of {len(run.plan.cases)} cases: {subject}; bundle {run.bundle.name}"
         save_contact_sheet(place.path / CONTACT_SHEET_NAME, previews, title)
 

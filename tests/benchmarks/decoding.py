@@ -25,8 +25,7 @@ import torch
 from torch import Tensor
 
 from maisi_aug.bundle_spec.bundle import load_bundle
-from maisi_aug.bundle_spec.decoding import DecodingConfig
-from maisi_aug.bundle_spec.precision import ComputeType
+from maisi_aug.bundle_spec.decoding import ComputeType, DecodingConfig
 from maisi_aug.networks.building import compute_in
 from maisi_aug.networks.decoding_memory import estimate_decode_bytes
 from maisi_aug.networks.pipeline import Pipeline
