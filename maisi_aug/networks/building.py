@@ -188,7 +188,7 @@ def choose_precision(wanted: PrecisionName, device: str, *, bears_half: bool) ->
             "emulate at a fraction of the speed. Use --precision float32 or auto."
         )
     if wanted == "bfloat16" and device.startswith("cuda"):
-        require_sound_cudnn(torch.backends.cudnn.version())
+        require_sound_cudnn(torch.backends.cudnn.version())  # type: ignore[no-untyped-call]
     return wanted
 
 

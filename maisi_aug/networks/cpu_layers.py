@@ -138,7 +138,7 @@ def _is_for_cpu(features: Tensor, weight: Tensor) -> bool:
         and not has_gradient
         and not torch.is_autocast_enabled("cpu")
         and not torch.compiler.is_compiling()
-        and torch.backends.mkldnn.is_available()
+        and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
     )
 
 
@@ -154,7 +154,7 @@ def _convolve(
 ) -> Tensor:
     """oneDNN's convolution, whatever torch would choose."""
     settings = (padding, stride, dilation, groups)
-    return cast(Tensor, torch.mkldnn_convolution(features, weight, bias, *settings))  # type: ignore[attr-defined]
+    return torch.mkldnn_convolution(features, weight, bias, *settings)
 
 
 def _convolve_into_one(features: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

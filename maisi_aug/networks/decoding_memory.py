@@ -31,14 +31,14 @@ USABLE_SHARE = 0.9
 # whose norms are in float32 also under autocast, not measured: the whole is a little above the slope of NVIDIA's
 # published peaks over the size of the window (2.4; NV-Generate-CTMR, docs/inference.md: 15.0 GB for 64x64x32, 45.3 GB
 # for 80x80x80 latent voxels); parts are counted by the tensors that are held.
-WHOLE_COPIES = {("cpu", "float32"): 4.05, ("cpu", "half"): 1.85, ("cuda", "float32"): 4.0, ("cuda", "half"): 2.75}
+WHOLE_COPIES = {("cpu", "float32"): 3.7, ("cpu", "half"): 1.85, ("cuda", "float32"): 4.0, ("cuda", "half"): 2.75}
 HELD_COPIES = {"all": 1.59, "most": 1.1, "least": 0.83, "host": 0.2}
 """In float32, by what is kept between passes; in half precision half of it."""
 PART_COPIES = {("cpu", "float32"): 4.45, ("cpu", "half"): 3.3, ("cuda", "float32"): 4.45, ("cuda", "half"): 3.3}
 """Of the part that is computed, as a share of the whole."""
 HALO = 4
 """Voxels along I that a part is longer by than what it yields."""
-SCRATCH_BYTES = 35_000_000
+SCRATCH_BYTES = 65_000_000
 """What convolutions of the whole on a CPU take for themselves, whatever its size."""
 
 

@@ -227,7 +227,8 @@ class _Residual:
     def finish(self, hidden: Tensor, first: int, part: Tensor, start: int, stop: int) -> Tensor:
         """The block's output from its first convolution's, which begins at ``first``, and the input of the range."""
         output = self.tail(hidden)[:, :, start - first : stop - first]
-        return output + self.block.nin_shortcut(part)
+        shortcut: Tensor = self.block.nin_shortcut(part)
+        return output + shortcut
 
 
 @dataclass(frozen=True)

@@ -29,11 +29,12 @@ from maisi_aug.bundle_spec.decoding import ComputeType, DecodingConfig
 from maisi_aug.networks.building import compute_in
 from maisi_aug.networks.decoding_memory import estimate_decode_bytes
 from maisi_aug.networks.pipeline import Pipeline
-from maisi_aug.networks.weights import load_weight_file, write_random_bundle
+from maisi_aug.networks.weights import load_weight_file
 from tests.benchmarks.image_stages import read_sides
 from tests.benchmarks.measuring import Clock
 from tests.benchmarks.pipeline import REPOSITORY, WIDTHS
 from tests.builders.narrow_networks import scaled_header
+from tests.builders.random_bundle import write_random_bundle
 from tests.oracles.reference_loop import ReferenceLoop
 
 WAYS = ("whole", "exact", "windows", "reference")

@@ -81,7 +81,7 @@ def test_a_seam_would_be_seen() -> None:
     latent = torch.randn(1, 4, 8, 4, 4, generator=torch.Generator().manual_seed(1))
     decoder = cast(nn.Module, autoencoder.decoder)
     whole = decoder(latent)
-    cut = torch.cat([decoder(part) for part in latent.split(4, dim=2)], dim=2)
+    cut = torch.cat([decoder(part) for part in torch.split(latent, 4, dim=2)], dim=2)
     streamed = stream(blocks_of(autoencoder, "decoder"), latent, num_parts=2, keep="least")
     assert (cut - whole).abs().max() > 1000 * (streamed - whole).abs().max()
 
@@ -116,7 +116,7 @@ def test_moments_of_slabs_are_those_of_the_whole() -> None:
     nn.init.normal_(norm.bias)
     features = 300 + torch.randn(2, 6, 9, 5, 4, generator=torch.Generator().manual_seed(3))
     moments = Moments(2)
-    for slab in features.split(2, dim=2):
+    for slab in torch.split(features, 2, dim=2):
         moments.add(slab)
     scale, shift = moments.as_scale_and_shift(norm)
     exact = norm.double()(features.double())
