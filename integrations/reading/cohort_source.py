@@ -13,8 +13,8 @@ from maisi_aug.bundle_spec.bundle import load_bundle
 from maisi_aug.cohort.manifest import MANIFEST_NAME, AttemptRecord, Manifest, load_manifest
 from maisi_aug.cohort.recipe_files import read_recipe
 from maisi_aug.cohort.request import COHORT_NAME
-from maisi_aug.cohort.twins import parse_twins
 from maisi_aug.cohort.review import apply_review, load_review
+from maisi_aug.cohort.twins import parse_twins
 from maisi_aug.errors import BundleError, ExportError, RecipeError, VocabularyError
 from maisi_aug.system.file_lock import is_locked
 from maisi_aug.system.whole_files import sha256_of
