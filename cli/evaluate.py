@@ -35,7 +35,7 @@ class ResamplingName(StrEnum):
 
 evaluate_app = typer.Typer(
     no_args_is_help=True,
-    help="Measure a cohort: fid, hu, lesions, agreement, detection-curve, memorization, reviewers.",
+    help="Measure a cohort, its distance from real cases, or a bundle's autoencoder on your own CTs.",
 )
 
 Cohort = Annotated[Path, typer.Argument(help="Folder that synthesize wrote.")]
@@ -44,6 +44,9 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print the figures as JSON.
 Quiet = Annotated[bool, typer.Option("--quiet", help="Show no progress.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")]
 Seed = Annotated[int, typer.Option(min=0, help="Random seed of the measurement.")]
+FeatureSpacing = Annotated[
+    float, typer.Option(min=0.5, max=10.0, metavar="MM", help="Voxels on which texture and shape are measured.")
+]
 ModelOption = Annotated[
     Path | None, typer.Option(metavar="DIR", help="Trained nnU-Net model; its checkpoint is a pickle: trust it.")
 ]
@@ -134,6 +137,71 @@ def fid(
     if document is not None:
         charts = {"fid.svg": measurement.draw_chart(document)}
         _finish(document, measurement.to_report(document), charts, out=out, as_json=as_json)
+
+
+@evaluate_app.command()
+def distribution(
+    real: Annotated[Path, typer.Argument(help="Real cases, ten or more: any dataset or folder of volumes.")],
+    synthetic: Annotated[Path, typer.Argument(metavar="SYNTH", help="Synthetic cases, ten or more.")],
+    spacing: FeatureSpacing = 3.0,
+    seed: Seed = 0,
+    out: Out = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Fréchet radiomics distance, precision, recall, density and coverage, by region, with what real cases allow.
+
+    Example: maisi-aug evaluate distribution nnUNet_raw/Dataset003_Liver cohort --out distribution
+    """
+    from maisi_aug.evaluation.cohort.case_sets import find_case_set
+    from maisi_aug.evaluation.distribution import distances as measurement
+
+    _require_out(out, measurement.REPORT_NAME)
+    own = find_case_set(synthetic)
+    with show_stages("reading", is_quiet=quiet) as notify:
+        document = measurement.measure_distribution(
+            find_case_set(real, vocabulary=own.vocabulary), own, spacing_mm=spacing, seed=seed, notify=notify
+        )
+    charts = {"distribution.svg": measurement.draw_chart(document)}
+    _finish(document, measurement.to_report(document), charts, out=out, as_json=as_json)
+
+
+@evaluate_app.command()
+def equivalence(
+    real: Annotated[Path, typer.Argument(help="Real cases with label maps.")],
+    synthetic: Annotated[Path, typer.Argument(metavar="SYNTH", help="Synthetic cases with label maps.")],
+    margin: Annotated[
+        float,
+        typer.Option(min=0.05, max=5.0, help="Difference of means that does not matter, in real standard deviations."),
+    ] = 0.5,
+    spacing: FeatureSpacing = 3.0,
+    seed: Seed = 0,
+    out: Out = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Whether sizes, places, HU, texture and shape of lesions and organs are like real ones: two one-sided tests.
+
+    Each is equivalent, different, or cannot be told with so few cases; the report says how many it would take.
+
+    Example: maisi-aug evaluate equivalence nnUNet_raw/Dataset003_Liver cohort --out equivalence
+    """
+    from maisi_aug.evaluation.cohort.case_sets import find_case_set
+    from maisi_aug.evaluation.distribution import equivalence as measurement
+
+    _require_out(out, measurement.REPORT_NAME)
+    own = find_case_set(synthetic)
+    with show_stages("reading", is_quiet=quiet) as notify:
+        document = measurement.measure_equivalence(
+            find_case_set(real, vocabulary=own.vocabulary),
+            own,
+            margin=margin,
+            spacing_mm=spacing,
+            seed=seed,
+            notify=notify,
+        )
+    charts = {"equivalence.svg": measurement.draw_chart(document)}
+    _finish(document, measurement.to_report(document), charts, out=out, as_json=as_json)
 
 
 @evaluate_app.command()
@@ -302,6 +370,114 @@ def memorization(
         report += f"\n![closest pairs]({measurement.PICTURE_NAME})\n"
     charts = {"memorization.svg": measurement.draw_chart(document)}
     _finish(document, report, charts, out=out, as_json=as_json)
+
+
+@evaluate_app.command()
+def reconstruction(
+    cases: Annotated[Path, typer.Argument(metavar="CTS", help="CTs: a folder of volumes, any dataset or cohort.")],
+    bundle: Annotated[str, typer.Option(help="Name or folder of the bundle whose autoencoder is tried.")],
+    lpips_weights: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE|URL", help="Weights of SqueezeNet 1.1, to measure LPIPS too; an address needs --sha256."
+        ),
+    ] = None,
+    sha256: Annotated[str | None, typer.Option(help="SHA-256 of the weights; of a file, 8 digits or more.")] = None,
+    device: Device = "auto",
+    out: Out = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """What a bundle's autoencoder leaves of your CTs: PSNR, SSIM, LPIPS, HU by organ and tissue, blur, worst slices.
+
+    What it cannot draw, such as small vessels, metal or bone above 1000 HU, no fine-tuning of that bundle will.
+
+    Example: maisi-aug evaluate reconstruction real_cts --bundle rflow-ct --out reconstruction
+    """
+    from maisi_aug.bundle_spec.bundle import load_bundle
+    from maisi_aug.evaluation.cohort import reconstruction as measurement
+    from maisi_aug.evaluation.cohort.case_sets import find_case_set
+    from maisi_aug.evaluation.fid.lpips import load_perceptual_distance
+    from maisi_aug.networks.pipeline import resolve_device
+    from maisi_aug.pictures.preview import save_picture
+
+    _require_out(out, measurement.REPORT_NAME)
+    found, place = load_bundle(bundle), resolve_device(device)
+    case_set = find_case_set(cases, vocabulary=found.vocabulary)
+    perceptual = None
+    if lpips_weights is not None:
+        perceptual = load_perceptual_distance(lpips_weights, sha256=sha256, device=place)
+    with show_stages("reading", is_quiet=quiet) as notify:
+        autoencoder = measurement.Autoencoder.load(found, place)
+        document, worst = measurement.measure_reconstruction(
+            case_set, autoencoder, perceptual, partial(notify, "cases")
+        )
+    report = measurement.to_report(document)
+    if out is not None:
+        save_picture(out / measurement.PICTURE_NAME, worst)
+        report += f"\n![worst slices]({measurement.PICTURE_NAME})\n"
+    _finish(document, report, {"reconstruction.svg": measurement.draw_chart(document)}, out=out, as_json=as_json)
+
+
+@evaluate_app.command("blind-pack")
+def blind_pack(
+    real: Annotated[Path, typer.Argument(help="Real cases: any dataset or folder of volumes.")],
+    synthetic: Annotated[Path, typer.Argument(metavar="SYNTH", help="Synthetic cases.")],
+    out: Annotated[Path, typer.Option("--out", help="New folder of the pack; its key goes beside it.")],
+    number: Annotated[int, typer.Option("--number", "-n", min=1, max=499, help="Items of each kind.")] = 20,
+    volumes: Annotated[bool, typer.Option("--volumes", help="Write every item as NIfTI as well.")] = False,
+    spacing: Annotated[
+        float, typer.Option(min=0.5, max=10.0, metavar="MM", help="Voxels that all items are brought to.")
+    ] = 2.0,
+    seed: Seed = 0,
+    quiet: Quiet = False,
+) -> None:
+    """Unlabelled pictures of real and synthetic cases for a reader test, with an answer key beside them.
+
+    Example: maisi-aug evaluate blind-pack real_cts cohort --out pack
+    """
+    from maisi_aug.evaluation.cohort import blind_pack as packing
+    from maisi_aug.evaluation.cohort.case_sets import find_case_set
+
+    packing.require_new_pack(out)
+    with show_stages("reading", is_quiet=quiet) as notify:
+        skipped = packing.write_blind_pack(
+            find_case_set(real),
+            find_case_set(synthetic),
+            out,
+            num_each=number,
+            spacing_mm=spacing,
+            with_volumes=volumes,
+            seed=seed,
+            notify=partial(notify, "items"),
+        )
+    for row in skipped:
+        tell(f"Left out, {row['case']}: {row['reason']}")
+    typer.echo(f"{out}: hand this folder to readers.\n{packing.name_key(out)}: keep this one.")
+    tell(f"Next: maisi-aug evaluate blind-score {packing.name_key(out)} {out / packing.ANSWERS_NAME}")
+    if skipped:
+        raise typer.Exit(1)
+
+
+@evaluate_app.command("blind-score")
+def blind_score(
+    key: Annotated[Path, typer.Argument(help="The key that blind-pack wrote.")],
+    answers: Annotated[list[Path], typer.Argument(help="Filled-in answers.csv, one of each reader.")],
+    margin: Annotated[
+        float, typer.Option(min=0.01, max=0.49, help="Share of right answers beyond one half that does not matter.")
+    ] = 0.2,
+    out: Out = None,
+    as_json: AsJson = False,
+) -> None:
+    """Whether readers can tell synthetic from real cases: share of right answers with an exact interval, and a verdict.
+
+    Example: maisi-aug evaluate blind-score pack_key.json anna.csv ben.csv --out reader
+    """
+    from maisi_aug.evaluation.cohort import blind_pack as packing
+
+    _require_out(out, packing.REPORT_NAME)
+    document = packing.measure_reader(key, answers, margin=margin)
+    _finish(document, packing.to_report(document), {}, out=out, as_json=as_json)
 
 
 @evaluate_app.command()

@@ -200,21 +200,21 @@ def load_readings(folder: Path) -> list[Reading]:
 def measure_readings(readings: Sequence[Reading]) -> dict[str, Any]:
     """How well a reader tells real images from synthetic ones.
 
-    The interval of the accuracy is Clopper and Pearson's, 1934. The area under the ROC curve orders images by the
+    The share of right answers is scored as that of a pack of pictures, see
+    :func:`maisi_aug.evaluation.scores.reader_test.score_answers`. The area under the ROC curve orders images by the
     reader's confidence that they are synthetic; 0.5 is chance for both.
 
     Args:
         readings: Of one reader; at least one.
 
     Returns:
-        ``num_images``, ``num_right``, ``accuracy``, ``low``, ``high``, ``p_chance``, ``auc`` (None where one kind is
-        missing), ``called_synthetic`` of each kind, ``median_seconds``.
+        ``num_images``, ``num_right``, ``accuracy``, ``low``, ``high``, ``p_chance``, ``verdict``, ``auc`` (None where
+        one kind is missing), ``called_synthetic`` of each kind, ``median_seconds``.
     """
-    from scipy import stats
+    from maisi_aug.evaluation.scores.reader_test import score_answers
 
-    num_right = sum(reading.answer == reading.truth for reading in readings)
-    test = stats.binomtest(num_right, len(readings), 0.5)
-    interval = test.proportion_ci(method="exact")
+    answers = {str(place): reading.answer for place, reading in enumerate(readings)}
+    score = score_answers(answers, {str(place): reading.truth for place, reading in enumerate(readings)})
     kinds: tuple[Kind, Kind] = ("real", "synthetic")
     scores = {
         kind: np.array([r.confidence * (1 if r.answer == "synthetic" else -1) for r in readings if r.truth == kind])
@@ -226,11 +226,12 @@ def measure_readings(readings: Sequence[Reading]) -> dict[str, Any]:
         auc = float(np.mean((above > 0) + 0.5 * (above == 0)))
     return {
         "num_images": len(readings),
-        "num_right": num_right,
-        "accuracy": num_right / len(readings),
-        "low": float(interval.low),
-        "high": float(interval.high),
-        "p_chance": float(test.pvalue),
+        "num_right": score["all"]["num_right"],
+        "accuracy": score["all"]["share"],
+        "low": score["all"]["low"],
+        "high": score["all"]["high"],
+        "p_chance": score["p_value"],
+        "verdict": score["verdict"],
         "auc": auc,
         "called_synthetic": {kind: float(np.mean(scores[kind] > 0)) if scores[kind].size else None for kind in kinds},
         "median_seconds": float(np.median([reading.seconds for reading in readings])),

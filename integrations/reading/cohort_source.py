@@ -14,6 +14,7 @@ from maisi_aug.cohort.manifest import MANIFEST_NAME, AttemptRecord, Manifest, lo
 from maisi_aug.cohort.recipe_files import read_recipe
 from maisi_aug.cohort.request import COHORT_NAME
 from maisi_aug.cohort.review import apply_review, load_review
+from maisi_aug.cohort.twins import parse_twins
 from maisi_aug.errors import BundleError, ExportError, RecipeError, VocabularyError
 from maisi_aug.system.file_lock import is_locked
 from maisi_aug.system.whole_files import sha256_of
@@ -199,8 +200,10 @@ def find_num_planned(folder: Path) -> int | None:
 
 
 def _num_planned(configuration: Mapping[str, Any]) -> int | None:
-    num_planned = configuration.get("num_cases")
-    return num_planned if isinstance(num_planned, int) else None
+    num_planned, twins = configuration.get("num_cases"), configuration.get("twins")
+    if not isinstance(num_planned, int):
+        return None
+    return num_planned * (len(parse_twins(twins).values) if isinstance(twins, str) else 1)
 
 
 def _require_idle(folder: Path) -> None:
