@@ -29,7 +29,10 @@ def view(
     ] = None,
     predictions: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="Show predicted label maps CASE.nii.gz, numbered as the cases are or as their dataset.json says."),
+        typer.Option(
+            metavar="DIR",
+            help="Show predicted label maps CASE.nii.gz, numbered as the cases are or as their dataset.json says.",
+        ),
     ] = None,
     reviewer: Annotated[str, typer.Option(help="Your name, kept with your decisions.")] = "",
     blind: Annotated[
