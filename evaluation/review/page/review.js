@@ -98,11 +98,10 @@ async function openCase(key) {
   await startViewer();
   // The window of the label, until another is chosen; it then stays as long as the label does.
   const label = detail.labels.find((one) => one.id === detail.lesions[0]?.id)?.name ?? detail.request;
-  if (label !== windowOf) viewer.setWindow(Viewer.windowFor(label));
+  if (label !== windowOf) viewer.setWindow(Viewer.windowFor(label), { redraws: false });
   windowOf = label;
   const shown = await showIn(viewer, detail, "fault", "caption");
   if (shown) {
-    nextLesion();
     listLabels();
     await showBeside();
   }
@@ -128,7 +127,8 @@ async function showIn(target, detail, fault, caption) {
     return false;
   }
   try {
-    return await target.show({ image, overlay, labels: detail.labels });
+    const findPlace = target === viewer ? () => lesionPlaces()[(lesionAt = 0)] : undefined;
+    return await target.show({ image, overlay, labels: detail.labels, findPlace });
   } catch (error) {
     $(fault).textContent = error.message;
     $(fault).hidden = false;
@@ -234,20 +234,19 @@ function listLabels() {
   }));
 }
 
+/** Voxels of the lesions of the case in view: as recorded, or else one in each label of a lesion. */
+function lesionPlaces() {
+  const recorded = current.lesions.map((lesion) => lesion.centre).filter(Boolean);
+  if (recorded.length) return recorded;
+  return viewer.labels.filter((label) => label.lesion && viewer.ids.has(label.id)).map((label) => viewer.ids.get(label.id).voxel);
+}
+
 function nextLesion() {
   if (!viewer.nv?.volumes.length) return;
-  const places = current.lesions.map((lesion) => lesion.centre).filter(Boolean);
-  if (!places.length) {
-    const lesions = viewer.labels.filter((label) => label.lesion && viewer.ids.has(label.id));
-    places.push(...lesions.map((label) => viewer.ids.get(label.id).voxel));
-  }
-  if (places.length) {
-    lesionAt = (lesionAt + 1) % places.length;
-    viewer.goTo(places[lesionAt]);
-  } else {
-    const [, i, j, k] = viewer.nv.volumes[0].hdr.dims;
-    viewer.goTo([i, j, k].map((side) => Math.floor(side / 2)));
-  }
+  const places = lesionPlaces();
+  if (!places.length) return;
+  lesionAt = (lesionAt + 1) % places.length;
+  viewer.goTo(places[lesionAt]);
 }
 
 const AXES = ["sagittal", "coronal", "axial"];

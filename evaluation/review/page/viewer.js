@@ -137,7 +137,7 @@ export class Viewer {
   }
 
   /** Show a CT with a label map over it, or a label map alone; resolves to false where another case came first. */
-  async show({ image, overlay, labels }) {
+  async show({ image, overlay, labels, findPlace = () => null }) {
     const ticket = ++this.shown;
     const urls = [image, overlay].filter(Boolean);
     const volumes = await Promise.all(urls.map(loadVolume));
@@ -164,7 +164,11 @@ export class Viewer {
       this.leavesOut3D = isLarge;
       if (this.layout === 0) this.setLayout(0);
     }
+    // In place before anything is drawn: drawing 3D is what takes time without a graphics card.
+    const voxel = findPlace() ?? [1, 2, 3].map((axis) => Math.floor(volumes[0].hdr.dims[axis] / 2));
+    nv.scene.crosshairPos = nv.vox2frac(voxel);
     nv.updateGLVolume();
+    nv.createOnLocationChange();
     return true;
   }
 
@@ -204,9 +208,9 @@ export class Viewer {
     this.nv.updateGLVolume();
   }
 
-  setWindow(wanted) {
+  setWindow(wanted, { redraws = true } = {}) {
     this.window = { ...wanted };
-    if (this.ct) {
+    if (this.ct && redraws) {
       this.ct.cal_min = wanted.centre - wanted.width / 2;
       this.ct.cal_max = wanted.centre + wanted.width / 2;
       this.nv.updateGLVolume();
