@@ -235,12 +235,14 @@ def _find_preset(request: CohortRequest, bundle: Bundle) -> Preset | None:
 
 
 def _choose_decoding(request: CohortRequest, bundle: Bundle) -> DecodingConfig:
-    """The preset's windows of decoding, unless the user has chosen some."""
+    """The preset's windows, or the whole where it has none, where windows of no size are asked for."""
     decoding, preset = request.decoding, _find_preset(request, bundle)
-    if preset is None or decoding.window is not None:
+    if preset is None or decoding.mode != "windows" or decoding.window is not None:
         return decoding
+    if preset.decode_window is None:
+        return decoding.model_copy(update={"mode": "exact"})
     overlap = decoding.overlap if "overlap" in decoding.model_fields_set else preset.overlap
-    return DecodingConfig(window=preset.window, overlap=overlap, num_splits=decoding.num_splits)
+    return decoding.model_copy(update={"window": preset.decode_window, "overlap": overlap})
 
 
 def find_grid(request: CohortRequest) -> Grid:

@@ -46,6 +46,9 @@ from maisi_aug.system.seeds import derive_seed
 from maisi_aug.vocabulary.regions import USUAL_REGIONS, Regions, find_body_regions
 from maisi_aug.volumes.grid import Grid
 
+CPU_SPLITS = 4
+"""Parts in which a CPU decodes in float32 by default: as fast as the whole or faster, in two thirds of its memory."""
+
 
 def resolve_device(text: str) -> str:
     """Turn "auto" into the best device at hand and check an explicit one.
@@ -128,7 +131,9 @@ class Pipeline:
         device = resolve_device(device)
         require_compiler(compiler, device)
         chosen = choose_image_precision(precision, bundle, device, compiler)
-        networks = load_networks(bundle, device=device, plain_layers=fast_paths.plain_layers)
+        networks = load_networks(
+            bundle, device=device, plain_layers=fast_paths.plain_layers, cpu_layers=fast_paths.cpu_layers
+        )
         pipeline = cls(bundle, networks, fast_paths, compiler, chosen)
         for network in (networks.autoencoder, networks.diffusion_unet, networks.controlnet):
             store_in(pipeline._autocast_type, network)
@@ -144,8 +149,8 @@ class Pipeline:
             definition,
             self.networks.scale_factor,
             self.bundle.spec.decode_window,
-            default_splits=1 if is_plain else int(definition.get("num_splits", 1)),
-            may_split=is_plain,
+            default_splits=self._usual_splits if is_plain else int(definition.get("num_splits", 1)),
+            may_split=is_plain and self.compiler != "trt",
         )
 
     def synthesize_image(
@@ -309,6 +314,12 @@ class Pipeline:
     def num_threads(self) -> int | None:
         """Threads that a CPU computes with, which decide in what order it sums; None on other devices."""
         return torch.get_num_threads() if self.networks.device.startswith("cpu") else None
+
+    @property
+    def _usual_splits(self) -> int:
+        """Parts that a processor's cache makes faster than the whole; networks compiled for it take the whole."""
+        is_plain_cpu = self.networks.device.startswith("cpu") and self.precision == "float32"
+        return CPU_SPLITS if is_plain_cpu and self.compiler == "none" else 1
 
     @property
     def _autocast_type(self) -> ComputeType:
