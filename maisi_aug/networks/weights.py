@@ -61,13 +61,7 @@ def load_networks(
     bundle.require_intact(NETWORK_ROLES)
     networks = {role: _load_network(bundle, role, device=device) for role in NETWORK_ROLES}
     for network in networks.values():
-        network.eval().requires_grad_(False)
-        if plain_layers:
-            use_plain_layers(network)
-        else:
-            keep_norms_in_float32(network)
-        if cpu_layers and device.startswith("cpu"):
-            use_cpu_layers(network)
+        _prepare(network, device, plain_layers=plain_layers, cpu_layers=cpu_layers)
     keep_decoder_output_precise(networks["autoencoder"])
     return Networks(
         **networks,
@@ -75,6 +69,19 @@ def load_networks(
         scale_factor=bundle.spec.scale_factor,
         device=device,
     )
+
+
+def load_autoencoder(bundle: Bundle, *, device: str = "cpu") -> nn.Module:
+    """The autoencoder of a bundle alone, as :func:`load_networks` loads it.
+
+    Raises:
+        BundleError: For an altered or missing file, or tensors that do not match the definition.
+    """
+    bundle.require_intact(("autoencoder",))
+    autoencoder = _load_network(bundle, "autoencoder", device=device)
+    _prepare(autoencoder, device, plain_layers=True, cpu_layers=True)
+    keep_decoder_output_precise(autoencoder)
+    return autoencoder
 
 
 def load_mask_networks(
@@ -109,6 +116,17 @@ def load_mask_networks(
         for network in (autoencoder, unet):
             use_cpu_layers(network)
     return MaskNetworks(autoencoder, unet, scheduler, spec.scale_factor, device)
+
+
+def _prepare(network: nn.Module, device: str, *, plain_layers: bool, cpu_layers: bool) -> None:
+    """Make a network ready for drawing, with the layers that are asked for."""
+    network.eval().requires_grad_(False)
+    if plain_layers:
+        use_plain_layers(network)
+    else:
+        keep_norms_in_float32(network)
+    if cpu_layers and device.startswith("cpu"):
+        use_cpu_layers(network)
 
 
 def _load_network(bundle: Bundle, role: str, *, device: str) -> nn.Module:
