@@ -196,8 +196,9 @@ def _search(case: Portrait, others: Sequence[Portrait], starts: Tensor) -> NDArr
 
 def _keep_detail(rows: Tensor) -> Tensor:
     """Pictures without what is coarser than a fifth of their side, which is alike in all bodies."""
-    pictures = rows.unflatten(1, (1, SIDE, SIDE, SIDE))
+    pictures = rows.reshape(-1, 1, SIDE, SIDE, SIDE)
     smooth = functional.avg_pool3d(
         pictures, DETAIL_WINDOW, stride=1, padding=DETAIL_WINDOW // 2, count_include_pad=False
     )
-    return (pictures - smooth).flatten(1)
+    detail: Tensor = (pictures - smooth).flatten(1)
+    return detail
