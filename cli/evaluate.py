@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from maisi_aug.evaluation.cohort.agreement import MatchedLabel, Segment
-    from maisi_aug.evaluation.cohort.case_sets import EvaluatedCase, SkippedCase
+    from maisi_aug.evaluation.cohort.case_sets import CaseSet, EvaluatedCase, SkippedCase
     from maisi_aug.vocabulary.labels import Vocabulary
     from maisi_aug.volumes.image_files import Volume
 
@@ -114,7 +114,6 @@ def fid(
 
     Example: maisi-aug evaluate fid real_cts cohort --spacing 3.2 --shape 128x96x80 --out fid
     """
-    from maisi_aug.evaluation.cohort.case_sets import find_case_set
     from maisi_aug.evaluation.fid import measurement
     from maisi_aug.evaluation.fid.extractors import load_extractor
     from maisi_aug.evaluation.fid.feature_store import default_cache, join_processes
@@ -123,7 +122,7 @@ def fid(
 
     protocol = SliceProtocol(parse_spacing(spacing), parse_shape(shape), centre_share, every, resampling.value)
     _require_out(out, measurement.REPORT_NAME)
-    sets = find_case_set(real), find_case_set(synthetic)
+    sets = _list_cases(real), _list_cases(synthetic)
     with join_processes(resolve_device(device)) as (processes, place), show_stages("reading", is_quiet=quiet) as notify:
         network = load_extractor(extractor, weights=weights, sha256=sha256, device=place)
         document = measurement.measure_fid(
@@ -225,17 +224,16 @@ def hu(
     Example: maisi-aug evaluate hu cohort --reference nnUNet_raw/Dataset501_Mine --out hu
     """
     from maisi_aug.evaluation.cohort import hu as measurement
-    from maisi_aug.evaluation.cohort.case_sets import find_case_set
     from maisi_aug.system.whole_files import write_json_whole
 
     if reference is not None and ranges is not None:
         raise typer.BadParameter("--reference and --ranges: expected one of them, found both.")
     _require_out(out, measurement.REPORT_NAME)
-    case_set = find_case_set(cases)
+    case_set = _list_cases(cases)
     skipped: list[SkippedCase] = []
     with show_stages("reading", is_quiet=quiet) as notify:
         if reference is not None:
-            real = find_case_set(reference, vocabulary=case_set.vocabulary)
+            real = _list_cases(reference, vocabulary=case_set.vocabulary)
             normal, skipped = measurement.measure_reference(real, partial(notify, "reference"))
         elif ranges is not None:
             normal = measurement.load_reference(ranges, case_set.vocabulary)
@@ -255,11 +253,10 @@ def lesions(cohort: Cohort, out: Out = None, as_json: AsJson = False, quiet: Qui
     Example: maisi-aug evaluate lesions cohort --out lesions
     """
     from maisi_aug.evaluation.cohort import lesion_report as measurement
-    from maisi_aug.evaluation.cohort.case_sets import find_case_set
 
     _require_out(out, measurement.REPORT_NAME)
     with show_stages("reading", is_quiet=quiet) as notify:
-        document = measurement.measure_lesions_of(find_case_set(cohort), partial(notify, "cases"))
+        document = measurement.measure_lesions_of(_list_cases(cohort), partial(notify, "cases"))
     _finish(document, measurement.to_report(document), measurement.draw_charts(document), out=out, as_json=as_json)
 
 
@@ -284,11 +281,10 @@ def agreement(
     Example: maisi-aug evaluate agreement cohort --model nnUNet_results/Dataset501_Mine --out agreement
     """
     from maisi_aug.evaluation.cohort import agreement as measurement
-    from maisi_aug.evaluation.cohort.case_sets import find_case_set
 
     _require_one(model, predictions)
     _require_out(out, measurement.REPORT_NAME)
-    case_set = find_case_set(cases)
+    case_set = _list_cases(cases)
     with show_stages("reading", is_quiet=quiet) as notify:
         segmenter = _open_segmenter(model, predictions, folds, orientation, device, case_set.vocabulary, mapping)
         document = measurement.measure_agreement(
@@ -323,11 +319,10 @@ def detection_curve(
     Example: maisi-aug evaluate detection-curve cohort --predictions found --map "nodule=lung tumor" --out curve
     """
     from maisi_aug.evaluation.cohort import detection_curve as measurement
-    from maisi_aug.evaluation.cohort.case_sets import find_case_set
 
     _require_one(model, predictions)
     _require_out(out, measurement.REPORT_NAME)
-    case_set = find_case_set(cohort)
+    case_set = _list_cases(cohort)
     with show_stages("reading", is_quiet=quiet) as notify:
         segmenter = _open_segmenter(model, predictions, folds, orientation, device, case_set.vocabulary, mapping)
         document = measurement.measure_detection_curve(
@@ -361,14 +356,11 @@ def memorization(
     Example: maisi-aug evaluate memorization cohort --train prepared --held-out test_cts --out memorization
     """
     from maisi_aug.evaluation.cohort import memorization as measurement
-    from maisi_aug.evaluation.cohort.case_sets import find_case_set
     from maisi_aug.pictures.preview import save_picture
 
     _require_out(out, measurement.REPORT_NAME)
-    synthetic = find_case_set(cases)
-    real = [
-        None if path is None else find_case_set(path, vocabulary=synthetic.vocabulary) for path in (train, held_out)
-    ]
+    synthetic = _list_cases(cases)
+    real = [None if path is None else _list_cases(path, vocabulary=synthetic.vocabulary) for path in (train, held_out)]
     assert real[0] is not None
     with show_stages("reading", is_quiet=quiet) as notify:
         document, pairs = measurement.measure_memorization(synthetic, real[0], real[1], notify=notify)
@@ -488,6 +480,24 @@ def blind_score(
     _finish(document, packing.to_report(document), {}, out=out, as_json=as_json)
 
 
+@evaluate_app.command()
+def reviewers(
+    cohort: Annotated[Path, typer.Argument(help="Folder whose cases were looked at with maisi-aug view.")],
+    seed: Seed = 0,
+    out: Out = None,
+    as_json: AsJson = False,
+) -> None:
+    """What reviewers rejected and agree on, with kappa, and how blinded readers told synthetic images from real ones.
+
+    Example: maisi-aug evaluate reviewers cohort
+    """
+    from maisi_aug.evaluation.review import reviewers as measurement
+
+    _require_out(out, measurement.REPORT_NAME)
+    document = measurement.measure_reviewers(cohort, seed=seed)
+    _finish(document, measurement.to_report(document), {}, out=out, as_json=as_json)
+
+
 class _Segmenter(NamedTuple):
     """A segmenter, what it is called, and which of its labels have a counterpart."""
 
@@ -537,6 +547,16 @@ def _parse_folds(text: str | None) -> tuple[int | str, ...]:
     if any(not (spells_number(word) or word == "all") for word in words):
         raise typer.BadParameter(f"--folds: expected numbers such as 0,1,2, or all, found '{text}'.")
     return tuple(int(word) if spells_number(word) else word for word in words)
+
+
+def _list_cases(path: Path, *, vocabulary: Vocabulary | None = None) -> CaseSet:
+    """The cases of a folder; says where reviewers rejected some of a cohort, which are left out."""
+    from maisi_aug.evaluation.cohort.case_sets import find_case_set
+
+    found = find_case_set(path, vocabulary=vocabulary)
+    if found.cohort is not None and found.cohort.review_note:
+        tell(f"Note: {found.cohort.review_note}")
+    return found
 
 
 def _require_out(out: Path | None, name: str) -> None:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from maisi_aug.api.preparing import prepare
     from maisi_aug.api.results import Case, Cohort, SavedCase, load_cohort
     from maisi_aug.api.synthesis import plan, synthesize
+    from maisi_aug.api.viewing import view
     from maisi_aug.errors import MaisiAugError
     from maisi_aug.integrations.fresh.cases import FreshCases
     from maisi_aug.integrations.monai import CohortDataset
@@ -41,6 +42,7 @@ _HOMES = {
     "plan": "api.synthesis",
     "prepare": "api.preparing",
     "synthesize": "api.synthesis",
+    "view": "api.viewing",
 }
 __all__ = [
     "Case",
@@ -61,6 +63,7 @@ __all__ = [
     "plan",
     "prepare",
     "synthesize",
+    "view",
 ]
 
 

@@ -24,6 +24,7 @@ from maisi_aug.lesions.lesion import Lesion
 from maisi_aug.system.content import MAX_LINE_BYTES
 from maisi_aug.system.file_lock import lock
 from maisi_aug.system.file_names import INNER_PATH, PLAIN_NAME
+from maisi_aug.system.whole_lines import append_line, cut_torn_line
 
 MANIFEST_NAME = "manifest.jsonl"
 
@@ -340,8 +341,7 @@ class ManifestWriter:
                     f"{path.parent}: expected a cohort that nothing else is writing, found another process at work "
                     "in it. Wait for it to end, or choose another --out."
                 )
-            content = path.read_bytes()
-            os.ftruncate(self._descriptor, content.rfind(b"\n") + 1)
+            cut_torn_line(self._descriptor)
         except BaseException:
             os.close(self._descriptor)
             raise
@@ -352,16 +352,7 @@ class ManifestWriter:
         Raises:
             OSError: When the disk is full or gone.
         """
-        line = record.to_json().encode() + b"\n"
-        before = os.fstat(self._descriptor).st_size
-        try:
-            written = os.write(self._descriptor, line)
-            while written < len(line):
-                written += os.write(self._descriptor, line[written:])
-            os.fsync(self._descriptor)
-        except OSError:
-            os.ftruncate(self._descriptor, before)
-            raise
+        append_line(self._descriptor, record.to_json())
 
     def clear(self) -> None:
         """Drop every line; for a cohort of which nothing was made."""

@@ -8,9 +8,9 @@ stages finish; a failed attempt goes back to the front of the queue as the next 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
@@ -163,7 +163,7 @@ def synthesize_cohort(
         if todo:
             stages = _prepare(run, place, writer, device, compiler, listener)
             stages.maker.source.require_unchanged(record.mask_origin for record in recorded.records)
-            made = stages.work_off(todo, manifest)
+            made = stages.work_off(todo, manifest) if run.twins is None else stages.work_off_twins(todo, manifest)
             skipped = tuple(stages.maker.source.skipped)
         listener.enters("drawing the contact sheet")
         done = Manifest.from_records([*recorded.records, *made]).reopen(max_attempts)
@@ -220,6 +220,43 @@ def _draw_contact_sheet(place: CohortFolder, run: CohortRun, manifest: Manifest)
         save_contact_sheet(place.path / CONTACT_SHEET_NAME, previews, title)
 
 
+def settle_group(
+    group: Sequence[CasePlan],
+    todo: Sequence[CasePlan],
+    manifest: Manifest,
+    make: Callable[[Sequence[CasePlan], int], list[Attempt]],
+    writer: CaseWriter,
+    listener: Listener,
+) -> list[AttemptRecord]:
+    """Make attempts at the cases of a group until all of one are accepted or the budget is spent.
+
+    Args:
+        group: Cases that are accepted together or not at all.
+        todo: Those of them that are not settled; the others are drawn again to the same bytes, and not written twice.
+        manifest: Of earlier runs.
+        make: Makes an attempt, of a number, at every case of a group.
+        writer: Judges and writes.
+        listener: Told of every record.
+    """
+    indices, made = {case.index for case in todo}, list[AttemptRecord]()
+    number, status = max(manifest.next_attempt(index) for index in indices), "retried"
+    while status == "retried":
+        attempts = [writer.judge(attempt) for attempt in make(group, number)]
+        failed = next((attempt for attempt in attempts if attempt.reason), None)
+        is_final = any(attempt.is_final for attempt in attempts)
+        for attempt in attempts:
+            reason = attempt.reason
+            if failed is not None and not reason:
+                reason = f"Its twin {failed.case.case_id} failed: {failed.reason}"
+            if attempt.case.index in indices:
+                record = writer.write(replace(attempt, reason=reason, is_final=is_final))
+                listener.records(record)
+                made.append(record.keep_figures(()))
+                status = record.status
+        number += 1
+    return made
+
+
 @dataclass(frozen=True)
 class _Stages:
     """The three stages and what they share."""
@@ -227,6 +264,16 @@ class _Stages:
     maker: AttemptMaker
     writer: CaseWriter
     listener: Listener
+
+    def work_off_twins(self, cases: Sequence[CasePlan], manifest: Manifest) -> list[AttemptRecord]:
+        """Make attempts at the groups that cases belong to, until every case is settled."""
+        run = self.maker.run
+        assert run.twins is not None
+        made, todo = list[AttemptRecord](), {case.index for case in cases}
+        for group in run.twins.groups(run.plan):
+            if own := [case for case in group if case.index in todo]:
+                made += settle_group(group, own, manifest, self.maker.draw_twins, self.writer, self.listener)
+        return made
 
     def work_off(self, cases: Sequence[CasePlan], manifest: Manifest) -> list[AttemptRecord]:
         """Make attempts until every case is settled.

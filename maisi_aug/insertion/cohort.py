@@ -14,13 +14,13 @@ from PIL.Image import Image
 from pydantic import JsonValue
 
 from maisi_aug.cohort.folder import CONTACT_SHEET_NAME, CohortFolder, open_cohort
-from maisi_aug.cohort.manifest import Manifest, VerdictRecord, load_manifest
+from maisi_aug.cohort.manifest import VerdictRecord, load_manifest
 from maisi_aug.cohort.plan import CasePlan, spell_labels
 from maisi_aug.cohort.twins import ORIGIN_KEY
 from maisi_aug.errors import LesionError, PreparationError, UnfitCtError, VolumeError
 from maisi_aug.gates.judgement import name_verdict, to_record
 from maisi_aug.generate.attempts import Attempt
-from maisi_aug.generate.run import CohortSummary, Listener
+from maisi_aug.generate.run import CohortSummary, Listener, settle_group
 from maisi_aug.generate.writer import CaseWriter, CohortFacts
 from maisi_aug.insertion.backgrounds import Background
 from maisi_aug.insertion.config import ResolvedInsertion
@@ -68,37 +68,20 @@ def insert_cohort(
             inserter = Inserter(cohort, build_painter(cohort, device))
             writer = CaseWriter(_facts_of(cohort), place, lines, lambda attempt: attempt, inserter.draw_preview)
             for group in todo:
-                _settle(group, manifest, inserter, writer, listener)
+                settle_group(
+                    group,
+                    [case for case in group if case.index not in manifest.settled_indices],
+                    manifest,
+                    lambda cases, number: [inserter.attempt(case, number) for case in cases],
+                    writer,
+                    listener,
+                )
         listener.enters("drawing the contact sheet")
         done = load_manifest(folder).reopen(config.max_attempts)
         _draw_contact_sheet(place, cohort, [record.files["preview"].path for record in done.accepted])
     listener.enters("done")
     num_new = len(done.settled_indices) - len(manifest.settled_indices)
     return CohortSummary(folder, len(cohort.plan.cases), done, perf_counter() - started, num_new)
-
-
-def _settle(
-    group: Sequence[CasePlan], manifest: Manifest, inserter: Inserter, writer: CaseWriter, listener: Listener
-) -> None:
-    """Make attempts at the cases of a group until all of one are accepted or the budget is spent.
-
-    Twins that a stopped run has recorded already are drawn again to the same bytes, and not written twice.
-    """
-    todo = {case.index for case in group if case.index not in manifest.settled_indices}
-    number, status = max(manifest.next_attempt(index) for index in todo), "retried"
-    while status == "retried":
-        attempts = [inserter.attempt(case, number) for case in group]
-        failed = next((attempt for attempt in attempts if attempt.reason), None)
-        is_final = any(attempt.is_final for attempt in attempts)
-        for attempt in attempts:
-            reason = attempt.reason
-            if failed is not None and not reason:
-                reason = f"Its twin {failed.case.case_id} failed: {failed.reason}"
-            if attempt.case.index in todo:
-                record = writer.finish(replace(attempt, reason=reason, is_final=is_final))
-                listener.records(record)
-                status = record.status
-        number += 1
 
 
 def build_painter(cohort: ResolvedInsertion, device: str) -> Painter:
