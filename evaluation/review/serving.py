@@ -31,6 +31,7 @@ class ViewOptions:
     Attributes:
         path: A cohort, or another folder with CTs or label maps.
         beside: A folder to compare with; also where blinded readers' real images come from.
+        predictions: A folder of predicted label maps, CASE.nii.gz.
         reviewer: Who looks.
         is_blind: Hold the blinded test.
         num_images: Of the blinded test.
@@ -41,6 +42,7 @@ class ViewOptions:
 
     path: Path | None = None
     beside: Path | None = None
+    predictions: Path | None = None
     reviewer: str = ""
     is_blind: bool = False
     num_images: int = 40
@@ -80,7 +82,7 @@ def open_server(options: ViewOptions) -> Iterator[tuple[str, uvicorn.Server, soc
     require_view()
     import uvicorn
 
-    from maisi_aug.evaluation.review.cases import CaseSource, Partners, open_cases
+    from maisi_aug.evaluation.review.cases import CaseSource, Partners, Predictions, open_cases
     from maisi_aug.evaluation.review.desk import Desk
     from maisi_aug.evaluation.review.planned import PlannedCases
     from maisi_aug.evaluation.review.reader_test import ReaderTest
@@ -98,7 +100,15 @@ def open_server(options: ViewOptions) -> Iterator[tuple[str, uvicorn.Server, soc
             source = open_cases(options.path)
         files = FolderFiles(source.path, Path(scratch))
         beside_files = None if partners.source is None else FolderFiles(partners.source.path, Path(scratch, "beside"))
-        desk = Desk(source, files, partners, reviewer=options.reviewer, may_decide=options.plan is None)
+        predictions = None if options.predictions is None else Predictions(options.predictions)
+        desk = Desk(
+            source,
+            files,
+            partners,
+            reviewer=options.reviewer,
+            may_decide=options.plan is None,
+            predictions=predictions,
+        )
         test, note = None, ""
         if options.is_blind:
             if beside_files is None:
@@ -116,7 +126,8 @@ def open_server(options: ViewOptions) -> Iterator[tuple[str, uvicorn.Server, soc
         else:
             desk.refresh()
         token = secrets.token_urlsafe(24)
-        app = build_app(desk, token, beside_files=beside_files, test=test)
+        predicted_files = None if predictions is None else FolderFiles(predictions.path, Path(scratch, "predicted"))
+        app = build_app(desk, token, beside_files=beside_files, predicted_files=predicted_files, test=test)
         bound = _bind(options.port)
         config = uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=1)
         address = f"http://{HOST}:{bound.getsockname()[1]}/{token}/"
