@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import secrets
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -32,6 +34,7 @@ ATTEMPTS_FIELD = "max_attempts"
 CASES_FIELD, GROWTH_FIELD = "num_cases", "grown_from"
 KEEP_FIELD = "keep_rejected"
 REJECTED_FOLDER = "rejected"
+SCRATCH_SUFFIX = ".work"
 _SECTIONS = ("bundle", "mask_bank")
 
 
@@ -349,3 +352,21 @@ def open_cohort(
             body = yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=100)
             write_text_whole(path / COHORT_NAME, comments + body)
         yield CohortFolder(path), writer, load_manifest(path, gates=())
+
+
+@contextmanager
+def open_scratch(path: Path, manifest: str = MANIFEST_NAME) -> Iterator[Path]:
+    """A hidden folder in that of a cohort, on the same disk, for what has no line in the manifest yet.
+
+    Args:
+        path: Of the cohort, whose manifest is locked.
+        manifest: Its name; what killed processes left that were writing for it is removed.
+    """
+    place = path / f".{manifest}{SCRATCH_SUFFIX}"
+    shutil.rmtree(place, ignore_errors=True)
+    scratch = place / secrets.token_hex(4)  # a worker that outlives its killed driver for a moment has another
+    scratch.mkdir(parents=True)
+    try:
+        yield scratch
+    finally:
+        shutil.rmtree(place, ignore_errors=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from time import perf_counter
@@ -13,14 +14,16 @@ from numpy.typing import NDArray
 from PIL.Image import Image
 from pydantic import JsonValue
 
-from maisi_aug.cohort.folder import CONTACT_SHEET_NAME, CohortFolder, open_cohort
+from maisi_aug.cohort.folder import CONTACT_SHEET_NAME, CohortFolder, open_cohort, open_scratch
 from maisi_aug.cohort.manifest import Manifest, VerdictRecord, load_manifest
 from maisi_aug.cohort.plan import CasePlan, spell_labels
 from maisi_aug.cohort.twins import ORIGIN_KEY
 from maisi_aug.errors import LesionError, PreparationError, UnfitCtError, VolumeError
 from maisi_aug.gates.judgement import name_verdict, to_record
 from maisi_aug.generate.attempts import Attempt
-from maisi_aug.generate.run import CohortSummary, Listener
+from maisi_aug.generate.driver import CaseDriver, CaseItem, CaseResult, Listener
+from maisi_aug.generate.recorder import Recorder
+from maisi_aug.generate.run import CohortSummary
 from maisi_aug.generate.writer import CaseWriter, CohortFacts
 from maisi_aug.insertion.backgrounds import Background
 from maisi_aug.insertion.config import ResolvedInsertion
@@ -33,6 +36,7 @@ from maisi_aug.lesions.lesion import Lesion
 from maisi_aug.pictures.contact_sheet import save_contact_sheet
 from maisi_aug.pictures.preview import Caption, build_preview
 from maisi_aug.sources.map_source import DrawnMap, MapSource
+from maisi_aug.system.engine.work import Engine, InProcess, WorkerPlace, finished
 from maisi_aug.system.seeds import derive_seed
 from maisi_aug.volumes.components import is_any_of
 from maisi_aug.volumes.grid import Grid
@@ -42,7 +46,12 @@ PREVIEW_MM = 120.0
 
 
 def insert_cohort(
-    cohort: ResolvedInsertion, folder: Path, *, device: str = "auto", listener: Listener | None = None
+    cohort: ResolvedInsertion,
+    folder: Path,
+    *,
+    device: str = "auto",
+    engine: Engine | None = None,
+    listener: Listener | None = None,
 ) -> CohortSummary:
     """Make a cohort, or go on with one that was begun with the same configuration.
 
@@ -50,6 +59,7 @@ def insert_cohort(
         cohort: What to make.
         folder: Where to; new, empty, or this cohort's.
         device: Of the networks, where they draw.
+        engine: Draws the cases; without one this process does, on the device.
         listener: Is told how the run goes.
 
     Raises:
@@ -58,18 +68,16 @@ def insert_cohort(
         PreparationError: When a CT is none, in HU.
         LesionError: When no lesion fits into any CT.
     """
-    listener = listener or Listener()
+    listener, engine = listener or Listener(), engine or InProcess(device)
     started, config = perf_counter(), cohort.config
     with open_cohort(folder, cohort.to_document(), header=COHORT_HEADER) as (place, lines, recorded):
         manifest = recorded.reopen(config.max_attempts)
         listener.starts(len(cohort.plan.cases), manifest)
-        todo = [group for group in cohort.groups if not manifest.settled_indices.issuperset(c.index for c in group)]
-        if todo:
-            listener.enters("loading the networks" if cohort.painter == "network" else "drawing")
-            inserter = Inserter(cohort, build_painter(cohort, device))
-            writer = CaseWriter(_facts_of(cohort), place, lines, lambda attempt: attempt, inserter.draw_preview)
-            for group in todo:
-                _settle(group, manifest, inserter, writer, listener)
+        items = [item for group in cohort.groups if (item := _plan_attempt(group, manifest)).wanted]
+        if items:
+            driver = CaseDriver(Recorder(place, lines), listener)
+            with open_scratch(folder) as scratch:
+                driver.make(InsertionSpec(cohort, folder), items, engine, scratch=scratch)
         listener.enters("drawing the contact sheet")
         done = load_manifest(folder).reopen(config.max_attempts)
         _draw_contact_sheet(place, cohort, [record.files["preview"].path for record in done.accepted])
@@ -78,28 +86,63 @@ def insert_cohort(
     return CohortSummary(folder, len(cohort.plan.cases), done, perf_counter() - started, num_new)
 
 
-def _settle(
-    group: Sequence[CasePlan], manifest: Manifest, inserter: Inserter, writer: CaseWriter, listener: Listener
-) -> None:
-    """Make attempts at the cases of a group until all of one are accepted or the budget is spent.
+def _plan_attempt(group: tuple[CasePlan, ...], manifest: Manifest) -> CaseItem:
+    """The next attempt at the cases of a group, which are accepted together or not at all."""
+    wanted = frozenset(case.index for case in group) - manifest.settled_indices
+    return CaseItem(group, max((manifest.next_attempt(index) for index in wanted), default=0), wanted)
+
+
+@dataclass(frozen=True)
+class InsertionSpec:
+    """What a worker is opened from.
+
+    Attributes:
+        cohort: What is made.
+        home: Folder of the cohort, for messages.
+    """
+
+    cohort: ResolvedInsertion
+    home: Path
+
+    def open(self, place: WorkerPlace) -> InsertionWorker:
+        """Load the networks, where they draw."""
+        place.tell("enters", "loading the networks" if self.cohort.painter == "network" else "drawing")
+        inserter = Inserter(self.cohort, build_painter(self.cohort, place.device))
+        folder, facts = CohortFolder(place.scratch), _facts_of(self.cohort)
+        return InsertionWorker(
+            inserter, CaseWriter(facts, folder, lambda attempt: attempt, inserter.draw_preview, self.home)
+        )
+
+
+@dataclass(frozen=True)
+class InsertionWorker:
+    """Makes attempts at groups of cases.
 
     Twins that a stopped run has recorded already are drawn again to the same bytes, and not written twice.
     """
-    todo = {case.index for case in group if case.index not in manifest.settled_indices}
-    number, status = max(manifest.next_attempt(index) for index in todo), "retried"
-    while status == "retried":
-        attempts = [inserter.attempt(case, number) for case in group]
+
+    inserter: Inserter
+    writer: CaseWriter
+
+    def look_ahead(self, item: CaseItem) -> None:
+        """Nothing is done ahead."""
+
+    def work(self, item: CaseItem) -> Future[CaseResult]:
+        """Draw into CTs, judge and write."""
+        attempts = [self.inserter.attempt(case, item.number) for case in item.cases]
         failed = next((attempt for attempt in attempts if attempt.reason), None)
         is_final = any(attempt.is_final for attempt in attempts)
+        records = []
         for attempt in attempts:
             reason = attempt.reason
             if failed is not None and not reason:
                 reason = f"Its twin {failed.case.case_id} failed: {failed.reason}"
-            if attempt.case.index in todo:
-                record = writer.finish(replace(attempt, reason=reason, is_final=is_final))
-                listener.records(record)
-                status = record.status
-        number += 1
+            if attempt.case.index in item.wanted:
+                records.append(self.writer.finish(replace(attempt, reason=reason, is_final=is_final)))
+        return finished(CaseResult(tuple(records)))
+
+    def close(self) -> None:
+        """Nothing is open."""
 
 
 def build_painter(cohort: ResolvedInsertion, device: str) -> Painter:
@@ -233,8 +276,6 @@ class InsertionSource(MapSource):
         origin: Of what is drawn so far, for the manifest.
         verdicts: On what is drawn so far.
     """
-
-    fails_as_a_whole = False
 
     def __init__(self, inserter: Inserter, index: int) -> None:
         """Choose a CT.

@@ -111,7 +111,7 @@ def open_whole(path: Path, *, is_new: bool = False) -> Iterator[BinaryIO]:
         except BaseException:  # Ctrl-C too must not leave half a file
             temporary.unlink(missing_ok=True)
             raise
-        _flush_folder(path.parent)
+        flush_folder(path.parent)
     except OSError as error:
         raise VolumeError(
             f"{path}: expected to write the file, found: {error.strerror or error}. Make room or choose another folder."
@@ -135,7 +135,7 @@ def _give_new_name(temporary: Path, path: Path) -> None:
         temporary.unlink()
 
 
-def _flush_folder(folder: Path) -> None:
+def flush_folder(folder: Path) -> None:
     """Make a rename durable; without effect where folders cannot be opened (Windows, some network disks)."""
     try:
         descriptor = os.open(folder, os.O_RDONLY)

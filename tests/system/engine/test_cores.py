@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from maisi_aug.system.workers import count_cores
+from maisi_aug.system.engine.cores import count_cores
 
 
 def test_systems_without_affinity_count_all_cores(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,14 +10,14 @@ from pathlib import Path
 import pytest
 
 from maisi_aug.errors import PreparationError
-from maisi_aug.system.workers import run_parallel
+from maisi_aug.system.engine.mapping import run_parallel
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 # A shell that starts the tests in the background has them ignore SIGINT, and what they start inherits that.
 SLEEPERS = """
 import signal, time
 signal.signal(signal.SIGINT, signal.default_int_handler)
-from maisi_aug.system.workers import run_parallel
+from maisi_aug.system.engine.mapping import run_parallel
 run_parallel(time.sleep, [300, 300], "sleeping", lambda stage, done, total: print(stage, flush=True), 2)
 """
 
