@@ -219,7 +219,7 @@ class _Crew(Generic[Item, Result]):
             if self._losses[key] >= MAX_LOSSES:
                 raise WorkerError(
                     f"{worker.name} on {worker.device}: expected a process that finishes its work, found {MAX_LOSSES} "
-                    f"in a row that did not; the last {how}. Choose fewer devices, or smaller images."
+                    f"in a row that did not; the last {how}. Choose fewer workers, or smaller images."
                 )
 
     def stop(self) -> None:
