@@ -13,7 +13,7 @@ import warnings
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import count
 from multiprocessing.connection import Connection, wait
@@ -114,7 +114,7 @@ class _Process(Generic[Item, Result]):
         self.scratch.mkdir(exist_ok=True)
         ours, theirs = context.Pipe()
         arguments = (theirs, self.spec, self.name, self.device, self.scratch)
-        with environment_of(self.num_threads):
+        with environment_of(self.num_threads), _no_interrupts():
             self._process = context.Process(target=_work_in_child, args=arguments, name=self.name)
             self._process.start()
         theirs.close()
@@ -294,6 +294,20 @@ class _Numbered(Generic[Item, Result]):
 
     def close(self) -> None:
         self.worker.close()
+
+
+@contextmanager
+def _no_interrupts() -> Iterator[None]:
+    """Ctrl-C at a terminal reaches processes that are just starting, too, which inherit that it is held back."""
+    hold = getattr(signal, "pthread_sigmask", None)
+    if hold is None:
+        yield
+        return
+    before = hold(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        hold(signal.SIG_SETMASK, before)
 
 
 def _interrupt_once(number: int, frame: FrameType | None) -> None:
