@@ -92,7 +92,7 @@ class _Process(Generic[Item, Result]):
         return True  # one that is not open is opened when it is needed
 
     def start(self) -> None:
-        """Start the process; a folder that an earlier one has left half a file in is not used again."""
+        """Start the process, or start it anew."""
         context = multiprocessing.get_context("spawn")  # a forked child of a process that has used OpenMP can hang
         self.scratch.mkdir(exist_ok=True)
         ours, theirs = context.Pipe()
