@@ -10,7 +10,7 @@ from typing import Generic
 
 from maisi_aug.system.engine.cores import count_cores
 from maisi_aug.system.engine.processes import Processes
-from maisi_aug.system.engine.work import Calls, Engine, InProcess, Item, Result, ignore_events
+from maisi_aug.system.engine.work import Calls, Engine, InProcess, Item, Result, ended_like_interrupted, ignore_events
 from maisi_aug.system.progress import ReportStage
 
 
@@ -41,8 +41,8 @@ def run_parallel(
         report(stage, len(results), len(items))
         return ()
 
-    report(stage, 0, len(items))
-    with TemporaryDirectory(prefix="maisi-aug-") as scratch:
+    with ended_like_interrupted(), TemporaryDirectory(prefix="maisi-aug-") as scratch:
+        report(stage, 0, len(items))
         spec = Calls(_OfSecond(function))
         engine.run(spec, enumerate(items), settle, scratch=Path(scratch), watch=ignore_events)
     return [results[number] for number in range(len(items))]
