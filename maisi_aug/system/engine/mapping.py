@@ -22,8 +22,8 @@ def run_parallel(
 ) -> list[Result]:
     """Results in the order of the items, from as many processes as there are cores and items.
 
-    What the function warns of is warned of in this process, in the order of the items. A request to end it (SIGTERM) is taken as Ctrl-C is. The
-    item that a process was ended at from outside is given to another one.
+    What the function warns of is warned of in this process, in the order of the items. A request to end it (SIGTERM) is
+    taken as Ctrl-C is. The item that a process was ended at from outside is given to another one.
 
     Args:
         function: What is done with an item; a function of a module, for it is sent to other processes.
