@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from maisi_aug.cohort.shards import Shard
 from maisi_aug.errors import RequestError
-from maisi_aug.system.engine.work import Engine, InProcess
+
+if TYPE_CHECKING:
+    from maisi_aug.cohort.shards import Shard
+    from maisi_aug.system.engine.work import Engine
 
 
 @dataclass(frozen=True)
@@ -39,14 +42,19 @@ class Where:
             raise RequestError(f"--devices: expected names such as cuda:0,cuda:1, found '{devices}'.")
         if names and device != "auto":
             raise RequestError("--device cannot be used with --devices, which names them all.")
-        return cls(device, names, Shard.parse(shard) if isinstance(shard, str) else shard)
+        if isinstance(shard, str):
+            from maisi_aug.cohort.shards import Shard
+
+            shard = Shard.parse(shard)
+        return cls(device, names, shard)
 
     def open_engine(self) -> Engine:
         """What runs the workers."""
+        from maisi_aug.system.engine.processes import Processes
+        from maisi_aug.system.engine.work import InProcess
+
         if not self.devices:
             return InProcess(self.device)
-        from maisi_aug.system.engine.processes import Processes
-
         return Processes(self.devices)
 
 
