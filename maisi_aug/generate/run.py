@@ -129,14 +129,15 @@ def synthesize_cohort(
     started, max_attempts, num_cases = perf_counter(), run.request.max_attempts, len(run.plan.cases)
     if not is_cohort(folder):  # what cannot be computed leaves no folder behind
         _require_computable(run, engine.devices, compiler)
-    wanted = range(num_cases) if case_indices is None else case_indices
-    name = MANIFEST_NAME
+    groups, name = _list_groups(run, case_indices), MANIFEST_NAME
     if shard is not None:
-        wanted, name = shard.indices(num_cases), shard.manifest_name
-        num_cases = len(wanted)
+        groups, name = [groups[index] for index in shard.indices(len(groups))], shard.manifest_name
+        num_cases = sum(map(len, groups))
+    chosen = frozenset(case.index for group in groups for case in group)
+    if case_indices is not None:
+        chosen &= frozenset(case_indices)
     opened = open_cohort(folder, run.to_document(), header=COHORT_HEADER, begun=run.begun, manifest=name)
     with opened as (place, writer, recorded):
-        chosen = frozenset(wanted)
         recorded = recorded if shard is None else recorded.among(chosen)
         lost = [case for case in find_lost(folder, recorded, verify=verify) if case.record.case_index in chosen]
         manifest = recorded.without([case.record for case in lost]).reopen(max_attempts)
@@ -144,12 +145,12 @@ def synthesize_cohort(
         if lost:
             listener.finds_lost(lost)
         driver = CaseDriver(Recorder(place, writer), listener)
-        if todo := [run.plan.cases[index] for index in wanted if index not in manifest.settled_indices]:
+        if todo := chosen - manifest.settled_indices:
             driver.has_map = any(record.mask_origin for record in manifest.records) or not may_fail_as_a_whole(run)
             driver.leaves_hope = _ask_source(run)
             if recorded.records and run.bank.entries:
                 open_source(run, "cpu").require_unchanged(record.mask_origin for record in recorded.records)
-            items = [CaseItem((case,), manifest.next_attempt(case.index), frozenset({case.index})) for case in todo]
+            items = [CaseItem.next_of(group, manifest, todo) for group in groups if any(c.index in todo for c in group)]
             with open_scratch(folder, name) as scratch:
                 driver.make(CohortSpec(run, folder, compiler), items, engine, scratch=scratch)
         done = Manifest.from_records([*recorded.records, *driver.recorder.made]).reopen(max_attempts)
@@ -170,6 +171,13 @@ def _require_computable(run: CohortRun, devices: Sequence[str], compiler: Compil
     for device in map(resolve_device, dict.fromkeys(devices)):
         require_compiler(compiler, device)
         choose_image_precision(run.request.precision, run.bundle, device, compiler)
+
+
+def _list_groups(run: CohortRun, case_indices: Sequence[int] | None) -> list[tuple[CasePlan, ...]]:
+    """Cases that are accepted together or not at all, in the order in which they are begun."""
+    if run.twins is not None:
+        return run.twins.groups(run.plan)
+    return [(run.plan.cases[index],) for index in case_indices or range(len(run.plan.cases))]
 
 
 def _ask_source(run: CohortRun) -> LeavesHope:

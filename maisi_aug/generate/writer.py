@@ -76,8 +76,15 @@ class CaseWriter:
         Raises:
             CohortError: When the disk is full or the folder cannot be written; the attempt leaves nothing behind.
         """
+        return self.write(self.judge(attempt))
+
+    def write(self, attempt: Attempt) -> AttemptRecord:
+        """Write the files of a judged attempt when it has passed, and record it.
+
+        Raises:
+            CohortError: When the disk is full or the folder cannot be written; the attempt leaves nothing behind.
+        """
         started = perf_counter()
-        attempt = self.judge(attempt)
         is_last = attempt.is_final or attempt.number + 1 >= self.facts.max_attempts
         status: Status = "accepted" if not attempt.reason else "rejected" if is_last else "retried"
         written: list[Path] = []

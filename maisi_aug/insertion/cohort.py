@@ -22,6 +22,7 @@ from maisi_aug.cohort.twins import ORIGIN_KEY
 from maisi_aug.errors import LesionError, PreparationError, UnfitCtError, VolumeError
 from maisi_aug.gates.judgement import name_verdict, to_record
 from maisi_aug.generate.attempts import Attempt
+from maisi_aug.generate.case_worker import write_group
 from maisi_aug.generate.driver import CaseDriver, CaseItem, CaseResult, Listener
 from maisi_aug.generate.recorder import Recorder
 from maisi_aug.generate.run import CohortSummary
@@ -81,7 +82,8 @@ def insert_cohort(
         manifest = recorded.among(chosen).reopen(config.max_attempts)
         listener.starts(len(chosen), manifest)
         driver = CaseDriver(Recorder(place, lines), listener)
-        if items := [item for group in groups if (item := _plan_attempt(group, manifest)).wanted]:
+        if todo := chosen - manifest.settled_indices:
+            items = [CaseItem.next_of(group, manifest, todo) for group in groups if any(c.index in todo for c in group)]
             with open_scratch(folder, name) as scratch:
                 driver.make(InsertionSpec(cohort, folder), items, engine, scratch=scratch)
         done = load_manifest(folder).among(chosen).reopen(config.max_attempts)
@@ -91,12 +93,6 @@ def insert_cohort(
     listener.enters("done")
     num_new = len(done.settled_indices) - len(manifest.settled_indices)
     return CohortSummary(folder, len(chosen), done, perf_counter() - started, num_new, shard=shard)
-
-
-def _plan_attempt(group: tuple[CasePlan, ...], manifest: Manifest) -> CaseItem:
-    """The next attempt at the cases of a group, which are accepted together or not at all."""
-    wanted = frozenset(case.index for case in group) - manifest.settled_indices
-    return CaseItem(group, max((manifest.next_attempt(index) for index in wanted), default=0), wanted)
 
 
 @dataclass(frozen=True)
@@ -123,10 +119,7 @@ class InsertionSpec:
 
 @dataclass(frozen=True)
 class InsertionWorker:
-    """Makes attempts at groups of cases.
-
-    Twins that a stopped run has recorded already are drawn again to the same bytes, and not written twice.
-    """
+    """Makes attempts at groups of cases."""
 
     inserter: Inserter
     writer: CaseWriter
@@ -137,16 +130,7 @@ class InsertionWorker:
     def work(self, item: CaseItem) -> Future[CaseResult]:
         """Draw into CTs, judge and write."""
         attempts = [self.inserter.attempt(case, item.number) for case in item.cases]
-        failed = next((attempt for attempt in attempts if attempt.reason), None)
-        is_final = any(attempt.is_final for attempt in attempts)
-        records = []
-        for attempt in attempts:
-            reason = attempt.reason
-            if failed is not None and not reason:
-                reason = f"Its twin {failed.case.case_id} failed: {failed.reason}"
-            if attempt.case.index in item.wanted:
-                records.append(self.writer.finish(replace(attempt, reason=reason, is_final=is_final)))
-        return finished(CaseResult(tuple(records)))
+        return finished(CaseResult(write_group(attempts, item, self.writer)))
 
     def close(self) -> None:
         """Nothing is open."""
