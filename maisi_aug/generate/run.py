@@ -177,7 +177,8 @@ def _list_groups(run: CohortRun, case_indices: Sequence[int] | None) -> list[tup
     """Cases that are accepted together or not at all, in the order in which they are begun."""
     if run.twins is not None:
         return run.twins.groups(run.plan)
-    return [(run.plan.cases[index],) for index in case_indices or range(len(run.plan.cases))]
+    indices = range(len(run.plan.cases)) if case_indices is None else case_indices
+    return [(run.plan.cases[index],) for index in indices]
 
 
 def _ask_source(run: CohortRun) -> LeavesHope:
