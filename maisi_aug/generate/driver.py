@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 from maisi_aug.cohort.folder import LostCase
@@ -99,6 +100,10 @@ class CaseDriver:
     skipped: dict[str, str] = field(default_factory=dict)
     _open_cases: dict[int, CasePlan] = field(default_factory=dict)
     _held: list[tuple[CaseItem, CaseResult, Path]] = field(default_factory=list)
+    _began_at: float = 0.0
+    _num_open: int = 0
+    _num_settled: int = 0
+    _num_retried: int = 0
 
     def make(
         self, spec: WorkerSpec[CaseItem, CaseResult], items: Iterable[CaseItem], engine: Engine, *, scratch: Path
@@ -115,8 +120,10 @@ class CaseDriver:
             LesionError, BankError: When no label map can be drawn for any case, or for one while all that are left ask
                 for no less; nothing is recorded then.
         """
-        items = list(items)
+        items, self._began_at = list(items), monotonic()
         self._open_cases = {case.index: case for item in items for case in item.cases}
+        self._num_open = len(self._open_cases)
+        self._tell_others()
         engine.run(spec, items, self._settle, scratch=scratch, watch=self._watch)
 
     def _settle(self, item: CaseItem, result: CaseResult, scratch: Path) -> list[CaseItem]:
@@ -137,11 +144,23 @@ class CaseDriver:
             if not self.recorder.record(record, scratch):
                 return []  # it was handed out twice
             self.listener.records(record)
+            self._num_retried += record.status == "retried"
+            self._num_settled += record.status != "retried"
+            self._tell_others()
         if any(record.status == "retried" for record in result.records):
             return [replace(item, number=item.number + 1)]
         for case in item.cases:
             self._open_cases.pop(case.index, None)
         return []
+
+    def _tell_others(self) -> None:
+        """What ``cohort status`` shows of this run."""
+        self.recorder.manifest.lease.state = {
+            "num_settled": self._num_settled,
+            "num_retried": self._num_retried,
+            "num_left": self._num_open - self._num_settled,
+            "seconds": round(monotonic() - self._began_at, 1),
+        }
 
     def _watch(self, worker: str, event: str, details: tuple[Any, ...]) -> None:
         if event == "opens":

@@ -9,10 +9,11 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from maisi_aug.cohort.folder import CONTACT_SHEET_NAME, CohortFolder, find_lost, open_cohort, open_scratch
-from maisi_aug.cohort.manifest import MANIFEST_NAME, Manifest
+from maisi_aug.cohort.manifest import MANIFEST_NAME, Manifest, is_cohort
 from maisi_aug.cohort.plan import CasePlan, spell_labels
 from maisi_aug.cohort.request import NO_MAP
 from maisi_aug.cohort.resolve import CohortRun
+from maisi_aug.cohort.shards import Shard
 from maisi_aug.errors import BankError, LesionError
 from maisi_aug.generate.case_worker import CohortSpec
 from maisi_aug.generate.driver import CaseDriver, CaseItem, LeavesHope, Listener
@@ -42,6 +43,7 @@ class CohortSummary:
         seconds: Wall-clock time of this run.
         num_new: Cases that this run has settled.
         num_lost: Those of them that were there before and had lost files.
+        shard: What this run was a part of; the other figures are of its cases then.
         skipped: ``(name, reason)`` of the mask bank's files that could not be used.
     """
 
@@ -52,6 +54,7 @@ class CohortSummary:
     num_new: int
     skipped: tuple[tuple[str, str], ...] = ()
     num_lost: int = 0
+    shard: Shard | None = None
 
     @property
     def is_complete(self) -> bool:
@@ -66,6 +69,7 @@ class CohortSummary:
                 labels[name] = labels.get(name, 0) + 1
         return {
             "folder": str(self.folder),
+            **({} if self.shard is None else {"shard": str(self.shard)}),
             "num_cases": self.num_cases,
             "num_accepted": len(self.manifest.accepted),
             "num_rejected": len(self.manifest.rejected),
@@ -89,6 +93,7 @@ def synthesize_cohort(
     compiler: Compiler = "none",
     listener: Listener | None = None,
     case_indices: Sequence[int] | None = None,
+    shard: Shard | None = None,
     verify: bool = False,
 ) -> CohortSummary:
     """Make a cohort, or go on with one that was begun with the same configuration.
@@ -105,6 +110,7 @@ def synthesize_cohort(
         compiler: Of the networks: ``none``, ``inductor`` or ``trt``.
         listener: Is told how the run goes.
         case_indices: Cases to make, in this order; all, in the order of the plan, when not given.
+        shard: Makes every N-th case only, while others make the rest; the picture of all comes with the merge.
         verify: Compare the bytes of finished cases with the manifest, too, and draw altered ones again.
 
     Returns:
@@ -122,34 +128,39 @@ def synthesize_cohort(
     """
     listener, engine = listener or Listener(), engine or InProcess(device)
     started, max_attempts, num_cases = perf_counter(), run.request.max_attempts, len(run.plan.cases)
-    if not (folder / MANIFEST_NAME).exists():  # what cannot be computed leaves no folder behind
+    if not is_cohort(folder):  # what cannot be computed leaves no folder behind
         _require_computable(run, engine.devices, compiler)
-    opened = open_cohort(folder, run.to_document(), header=COHORT_HEADER, begun=run.begun)
+    wanted = range(num_cases) if case_indices is None else case_indices
+    name = MANIFEST_NAME
+    if shard is not None:
+        wanted, name = shard.indices(num_cases), shard.manifest_name
+        num_cases = len(wanted)
+    opened = open_cohort(folder, run.to_document(), header=COHORT_HEADER, begun=run.begun, manifest=name)
     with opened as (place, writer, recorded):
-        wanted = range(num_cases) if case_indices is None else case_indices
         chosen = frozenset(wanted)
+        recorded = recorded if shard is None else recorded.among(chosen)
         lost = [case for case in find_lost(folder, recorded, verify=verify) if case.record.case_index in chosen]
         manifest = recorded.without([case.record for case in lost]).reopen(max_attempts)
         listener.starts(num_cases, manifest)
         if lost:
             listener.finds_lost(lost)
-        todo = [run.plan.cases[index] for index in wanted if index not in manifest.settled_indices]
         driver = CaseDriver(Recorder(place, writer), listener)
-        if todo:
+        if todo := [run.plan.cases[index] for index in wanted if index not in manifest.settled_indices]:
             driver.has_map = any(record.mask_origin for record in manifest.records) or not may_fail_as_a_whole(run)
             driver.leaves_hope = _ask_source(run)
             if recorded.records and run.bank.entries:
                 open_source(run, "cpu").require_unchanged(record.mask_origin for record in recorded.records)
             items = [CaseItem((case,), manifest.next_attempt(case.index), frozenset({case.index})) for case in todo]
-            with open_scratch(folder) as scratch:
+            with open_scratch(folder, name) as scratch:
                 driver.make(CohortSpec(run, folder, compiler), items, engine, scratch=scratch)
-        listener.enters("drawing the contact sheet")
         done = Manifest.from_records([*recorded.records, *driver.recorder.made]).reopen(max_attempts)
-        _draw_contact_sheet(place, run, done)
+        if shard is None:
+            listener.enters("drawing the contact sheet")
+            draw_contact_sheet(place, run, done)
     listener.enters("done")
     num_new = len(done.settled_indices) - len(manifest.settled_indices)
     skipped = tuple(driver.skipped.items())
-    return CohortSummary(folder, num_cases, done, perf_counter() - started, num_new, skipped, len(lost))
+    return CohortSummary(folder, num_cases, done, perf_counter() - started, num_new, skipped, len(lost), shard)
 
 
 def _require_computable(run: CohortRun, devices: Sequence[str], compiler: Compiler) -> None:
@@ -171,7 +182,8 @@ def _ask_source(run: CohortRun) -> LeavesHope:
     return ask
 
 
-def _draw_contact_sheet(place: CohortFolder, run: CohortRun, manifest: Manifest) -> None:
+def draw_contact_sheet(place: CohortFolder, run: CohortRun, manifest: Manifest) -> None:
+    """The pictures of all accepted cases as one."""
     names = (record.files["preview"].path for record in manifest.accepted if "preview" in record.files)
     if previews := [place.path / name for name in names]:
         labels = spell_labels(run.plan.requested_ids, run.bundle.vocabulary) if run.plan.requested_ids else ""

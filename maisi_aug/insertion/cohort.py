@@ -15,8 +15,9 @@ from PIL.Image import Image
 from pydantic import JsonValue
 
 from maisi_aug.cohort.folder import CONTACT_SHEET_NAME, CohortFolder, open_cohort, open_scratch
-from maisi_aug.cohort.manifest import Manifest, VerdictRecord, load_manifest
+from maisi_aug.cohort.manifest import MANIFEST_NAME, Manifest, VerdictRecord
 from maisi_aug.cohort.plan import CasePlan, spell_labels
+from maisi_aug.cohort.shards import Shard
 from maisi_aug.cohort.twins import ORIGIN_KEY
 from maisi_aug.errors import LesionError, PreparationError, UnfitCtError, VolumeError
 from maisi_aug.gates.judgement import name_verdict, to_record
@@ -51,6 +52,7 @@ def insert_cohort(
     *,
     device: str = "auto",
     engine: Engine | None = None,
+    shard: Shard | None = None,
     listener: Listener | None = None,
 ) -> CohortSummary:
     """Make a cohort, or go on with one that was begun with the same configuration.
@@ -60,6 +62,7 @@ def insert_cohort(
         folder: Where to; new, empty, or this cohort's.
         device: Of the networks, where they draw.
         engine: Draws the cases; without one this process does, on the device.
+        shard: Makes every N-th case, or group of twins, only.
         listener: Is told how the run goes.
 
     Raises:
@@ -70,20 +73,26 @@ def insert_cohort(
     """
     listener, engine = listener or Listener(), engine or InProcess(device)
     started, config = perf_counter(), cohort.config
-    with open_cohort(folder, cohort.to_document(), header=COHORT_HEADER) as (place, lines, recorded):
-        manifest = recorded.reopen(config.max_attempts)
-        listener.starts(len(cohort.plan.cases), manifest)
-        items = [item for group in cohort.groups if (item := _plan_attempt(group, manifest)).wanted]
-        if items:
-            driver = CaseDriver(Recorder(place, lines), listener)
-            with open_scratch(folder) as scratch:
+    groups, name = cohort.groups, MANIFEST_NAME
+    if shard is not None:
+        groups, name = [groups[index] for index in shard.indices(len(groups))], shard.manifest_name
+    chosen = frozenset(case.index for group in groups for case in group)
+    opened = open_cohort(folder, cohort.to_document(), header=COHORT_HEADER, manifest=name)
+    with opened as (place, lines, recorded):
+        manifest = recorded.among(chosen).reopen(config.max_attempts)
+        listener.starts(len(chosen), manifest)
+        driver = CaseDriver(Recorder(place, lines), listener)
+        if items := [item for group in groups if (item := _plan_attempt(group, manifest)).wanted]:
+            with open_scratch(folder, name) as scratch:
                 driver.make(InsertionSpec(cohort, folder), items, engine, scratch=scratch)
-        listener.enters("drawing the contact sheet")
-        done = load_manifest(folder).reopen(config.max_attempts)
-        _draw_contact_sheet(place, cohort, [record.files["preview"].path for record in done.accepted])
+        done = Manifest.from_records([*recorded.among(chosen).records, *driver.recorder.made])
+        done = done.reopen(config.max_attempts)
+        if shard is None:
+            listener.enters("drawing the contact sheet")
+            draw_contact_sheet(place, cohort, done)
     listener.enters("done")
     num_new = len(done.settled_indices) - len(manifest.settled_indices)
-    return CohortSummary(folder, len(cohort.plan.cases), done, perf_counter() - started, num_new)
+    return CohortSummary(folder, len(chosen), done, perf_counter() - started, num_new, shard=shard)
 
 
 def _plan_attempt(group: tuple[CasePlan, ...], manifest: Manifest) -> CaseItem:
@@ -404,8 +413,10 @@ def _cut_for_preview(
     return crop.image_hu, shown.astype(np.uint8), Grid((sides[0], sides[1], sides[2]), affine)
 
 
-def _draw_contact_sheet(place: CohortFolder, cohort: ResolvedInsertion, previews: Sequence[str]) -> None:
+def draw_contact_sheet(place: CohortFolder, cohort: ResolvedInsertion, manifest: Manifest) -> None:
+    """The pictures of all accepted cases as one."""
+    previews = [place.path / record.files["preview"].path for record in manifest.accepted]
     if previews:
         labels = spell_labels(cohort.plan.requested_ids, cohort.backgrounds.vocabulary)
         title = f"{len(previews)} of {len(cohort.plan.cases)} cases: {labels}; {cohort.painter_name}, real CTs"
-        save_contact_sheet(place.path / CONTACT_SHEET_NAME, [place.path / path for path in previews], title)
+        save_contact_sheet(place.path / CONTACT_SHEET_NAME, previews, title)
