@@ -9,10 +9,11 @@ import typer
 
 from maisi_aug.api.balancing import Balance, BalanceOptions, balance_insertion
 from maisi_aug.api.bars import count_up
+from maisi_aug.api.engines import Where
 from maisi_aug.cli.shared.balance import parse_lesion_map
 from maisi_aug.cli.shared.completion import complete_insertion_recipes
 from maisi_aug.cli.shared.from_models import Given, with_options
-from maisi_aug.cli.shared.run_options import AsJson, Device, NewCohort, Quiet
+from maisi_aug.cli.shared.run_options import AsJson, Device, Devices, NewCohort, Quiet, ShardOption
 from maisi_aug.insertion.request import InsertConfig, build_insertion, load_insertion_recipe
 
 
@@ -35,6 +36,8 @@ def insert(
         ),
     ] = None,
     device: Device = "auto",
+    devices: Devices = None,
+    shard: ShardOption = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
@@ -46,10 +49,11 @@ def insert(
     from maisi_aug.api.progress import CohortProgress
     from maisi_aug.cli.synthesize import describe_summary
 
+    where = Where.read(device, devices, shard)
     config = build_insertion(flags) if recipe is None else load_insertion_recipe(recipe, flags)
     config, balance = _balance(config, balance_options, is_quiet=quiet)
     with CohortProgress(is_quiet=quiet) as progress:
-        summary = make_insertion(config, out, balance=balance, device=device, listener=progress)
+        summary = make_insertion(config, out, balance=balance, where=where, listener=progress)
     typer.echo(json.dumps(summary.to_json(), indent=1) if as_json else describe_summary(summary))
     if not summary.is_complete:
         raise typer.Exit(1)

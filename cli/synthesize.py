@@ -12,12 +12,13 @@ import typer
 
 from maisi_aug.api.balancing import BalanceOptions
 from maisi_aug.api.bars import show_loading
+from maisi_aug.api.engines import Where
 from maisi_aug.cli.shared.balance import LesionMapOption, balance_config
 from maisi_aug.cli.shared.completion import complete_recipes
 from maisi_aug.cli.shared.dry_run import show_plan
 from maisi_aug.cli.shared.from_models import Given, with_options
 from maisi_aug.cli.shared.label_map import LabelRules
-from maisi_aug.cli.shared.run_options import RUN, AsJson, Device, Quiet
+from maisi_aug.cli.shared.run_options import RUN, AsJson, Device, Devices, Quiet, ShardOption
 from maisi_aug.cohort.request import NO_MAP, CohortRequest, build_request, load_recipe, override
 
 if TYPE_CHECKING:
@@ -48,6 +49,8 @@ def synthesize(
     ] = None,
     lesion_map: LesionMapOption = None,
     device: Device = "auto",
+    devices: Devices = None,
+    shard: ShardOption = None,
     compile_with: Annotated[
         CompilerName,
         typer.Option(
@@ -78,6 +81,7 @@ def synthesize(
 
     Example: maisi-aug synthesize --labels "hepatic tumor:0.3" -n 4 --out cohort
     """
+    where = Where.read(device, devices, shard)
     rules = LabelRules.read(
         lesion_map or [], balance_options.against, flags.get("size_reference"), flags.get("mask_bank") or recipe
     )
@@ -92,7 +96,7 @@ def synthesize(
         config,
         out,
         balance=balance,
-        device=device,
+        where=where,
         compiler=compile_with,
         may_resume=resume,
         verify=verify,
@@ -131,11 +135,18 @@ def describe_summary(summary: CohortSummary) -> str:
     if summary.skipped:
         lines.append(f"Skipped {len(summary.skipped)} files of the mask bank:")
         lines += [f"  {name}: {reason}" for name, reason in summary.skipped]
-    if facts["num_accepted"]:
+    if summary.shard is not None:
+        lines.append(f"Shard {summary.shard}. When all have ended: {shlex.join(merge_command(summary.folder))}")
+    elif facts["num_accepted"]:
         lines.append(f"Pictures: {summary.folder / 'contact_sheet.png'}")
         if any(record.mask_origin.get("source") != NO_MAP for record in summary.manifest.accepted):
             lines.append(f"Next: {_export_command(summary.folder)}")
     return "\n".join(lines)
+
+
+def merge_command(folder: Path) -> list[str]:
+    """The command that puts the shards of a cohort together."""
+    return ["maisi-aug", "cohort", "merge", str(folder)]
 
 
 def _export_command(folder: Path) -> str:

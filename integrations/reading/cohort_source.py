@@ -20,7 +20,8 @@ from maisi_aug.cohort.manifest import (
 )
 from maisi_aug.cohort.recipe_files import read_recipe
 from maisi_aug.cohort.request import COHORT_NAME
-from maisi_aug.errors import BundleError, ExportError, RecipeError, VocabularyError
+from maisi_aug.cohort.twins import parse_twins
+from maisi_aug.errors import BundleError, ExportError, RecipeError, RequestError, VocabularyError
 from maisi_aug.system.whole_files import sha256_of
 from maisi_aug.vocabulary.labels import BACKGROUND_ID, MAISI, Label, SlotBinding, Vocabulary
 from maisi_aug.volumes.image_files import NIFTI_SUFFIXES, load_stored_grid
@@ -188,8 +189,13 @@ def find_num_planned(folder: Path) -> int | None:
 
 
 def _num_planned(configuration: Mapping[str, Any]) -> int | None:
-    num_planned = configuration.get("num_cases")
-    return num_planned if isinstance(num_planned, int) else None
+    num_planned, twins = configuration.get("num_cases"), configuration.get("twins")
+    if not isinstance(num_planned, int):
+        return None
+    try:
+        return num_planned * (len(parse_twins(twins).values) if isinstance(twins, str) else 1)
+    except RequestError:
+        return None
 
 
 def _require_idle(folder: Path) -> None:

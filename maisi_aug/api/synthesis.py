@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from maisi_aug.api.balancing import Balance, BalanceOptions, balance_cohort, read_balance
 from maisi_aug.api.displays import listen_to_run
+from maisi_aug.api.engines import HERE, Where
 from maisi_aug.api.keywords import require_known, takes_fields_of, to_fields
 from maisi_aug.api.listener import Progress, RunListener
 from maisi_aug.api.results import Cohort
@@ -37,6 +38,8 @@ def synthesize(
     max_lesions: int | None = None,
     balance_picture: str | Path | None = None,
     device: str = "auto",
+    devices: str | Sequence[str] | None = None,
+    shard: str | None = None,
     compile_with: Compiler = "none",
     resume: bool = True,
     verify: bool = False,
@@ -64,6 +67,9 @@ def synthesize(
         max_lesions: Most lesions that a case holds that balances a dataset.
         balance_picture: File to draw the balance into.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
+        devices: Several, such as ``"cuda:0,cuda:1"``, a process for each. A script that gives them guards what it does
+            with ``if __name__ == "__main__":``.
+        shard: ``"I/N"`` to make every N-th case only, while other calls make the rest; see :func:`merge_cohort`.
         compile_with: ``none``, ``inductor`` or ``trt``.
         resume: Whether ``out`` may hold this cohort already.
         verify: Compare the bytes of finished cases with the manifest, and draw altered ones again.
@@ -86,7 +92,7 @@ def synthesize(
             request,
             Path(out),
             balance=balance,
-            device=device,
+            where=Where.read(device, devices, shard),
             compiler=compile_with,
             may_resume=resume,
             verify=verify,
@@ -166,7 +172,7 @@ def make_cohort(
     out: Path,
     *,
     balance: Balance | None = None,
-    device: str = "auto",
+    where: Where = HERE,
     compiler: Compiler = "none",
     may_resume: bool = True,
     verify: bool = False,
@@ -178,7 +184,7 @@ def make_cohort(
         request: What is asked for.
         out: Folder of the cohort.
         balance: With a real dataset, to be written beside the cohort.
-        device: Where the networks run.
+        where: Where the networks run, and for which cases.
         compiler: Of the networks.
         may_resume: Whether the folder may hold the cohort already.
         verify: Compare the bytes of finished cases with the manifest.
@@ -193,7 +199,15 @@ def make_cohort(
     cohort = resolve(request, out, may_resume=may_resume, report_file=listener.measures)
     for sentence in _find_advice(cohort):
         listener.advises(sentence)
-    summary = synthesize_cohort(cohort, out, device=device, compiler=compiler, listener=listener, verify=verify)
+    summary = synthesize_cohort(
+        cohort,
+        out,
+        engine=where.open_engine(),
+        shard=where.shard,
+        compiler=compiler,
+        listener=listener,
+        verify=verify,
+    )
     if balance is not None:
         balance.save(out)
     return summary

@@ -52,6 +52,14 @@ class Holder:
     beat: int = 0
     state: str = "{}"
 
+    def read_state(self) -> dict[str, float]:
+        """The figures of what the holder tells."""
+        with suppress(ContentError):
+            told = parse_json(self.state.encode())
+            if isinstance(told, dict):
+                return {name: value for name, value in told.items() if isinstance(value, int | float)}
+        return {}
+
     def is_dead(self, *, has_lock: bool | None) -> bool:
         """Whether it is known to have ended: it ran on this machine, and its lock is free or its process is gone.
 
