@@ -36,6 +36,7 @@ HOMES = {
     "nnunetv2": {"integrations.nnunet"},
     "huggingface_hub": {"networks.checkpoints.hub"},
     "torchio": {"integrations.reading.items"},
+    "ray": {"integrations.ray"},
     "pydicom": {"volumes", "integrations.dicom"},
     "highdicom": {"volumes", "integrations.dicom"},
 }

@@ -6,12 +6,14 @@ small, for volumes go to a disk that both see or, where there is none, in pieces
 
 from __future__ import annotations
 
+import os
 import pickle
 import shutil
 import socket
 import tempfile
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from queue import Empty, SimpleQueue
@@ -19,7 +21,7 @@ from time import monotonic
 from typing import Any, Final, NamedTuple
 
 from maisi_aug import __version__
-from maisi_aug.errors import MaisiAugError
+from maisi_aug.errors import MaisiAugError, WorkerError
 from maisi_aug.system.engine.cores import count_cores
 from maisi_aug.system.engine.crew import Message, Post, serve
 from maisi_aug.system.engine.work import Worker, WorkerPlace, WorkerSpec
@@ -39,12 +41,14 @@ class Assignment(NamedTuple):
         name: Of the worker.
         device: That it computes on.
         scratch: Folder of its own, as the driver sees it.
+        home: Folder that the driver works in, where relative paths begin.
         token: A file that the driver has written, and its content: who can read it sees the driver's folders.
     """
 
     name: str
     device: str
     scratch: Path
+    home: Path
     token: tuple[Path, str]
 
 
@@ -121,6 +125,8 @@ class RemoteWorker:
         self._inbox.put(None)
 
     def _work(self) -> None:
+        with suppress(OSError):
+            os.chdir(self._assignment.home)
         path, content = self._assignment.token
         try:
             sees_folders = path.read_text(encoding="utf-8") == content
@@ -171,6 +177,11 @@ class _Sent:
     def open(self, place: WorkerPlace) -> Worker[Any, Any]:
         try:
             spec: WorkerSpec[Any, Any] = pickle.loads(self.pickled)
+            if missing := next((path for path in getattr(spec, "reads", ()) if not path.exists()), None):
+                raise WorkerError(
+                    f"expected {missing} as on the driver's machine, found nothing there. Put it on a disk that all "
+                    "nodes share, or at the same place of each."
+                )
             return spec.open(place)
         except MaisiAugError as error:
             raise type(error)(f"{place.name} on {socket.gethostname()}: {error}") from error

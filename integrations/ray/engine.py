@@ -20,10 +20,10 @@ from typing import Any, Final, Generic, NamedTuple
 from maisi_aug import __version__
 from maisi_aug.errors import RequestError, WorkerError
 from maisi_aug.integrations.ray.actor import Assignment, Hello, Piece, RemoteWorker
-from maisi_aug.integrations.ray.joining import joined
+from maisi_aug.integrations.ray.joining import join
 from maisi_aug.system.engine.cores import THREAD_VARIABLES
 from maisi_aug.system.engine.crew import Crew, Ending, Message
-from maisi_aug.system.engine.work import Item, Result, Settle, Watch, WorkerSpec
+from maisi_aug.system.engine.work import MAX_LOSSES, Item, Result, Settle, Watch, WorkerSpec
 
 PATIENCE_SECONDS: Final = 30.0
 """How long workers may wait for a place on the cluster before the user hears of it."""
@@ -49,7 +49,7 @@ class RayEngine:
     """Workers on a Ray cluster.
 
     Attributes:
-        address: See :func:`~maisi_aug.integrations.ray.joining.joined`.
+        address: See :func:`~maisi_aug.integrations.ray.joining.join`.
         num_workers: None for one per GPU, or per core where no GPU is used.
         gpus_per_worker: May be a fraction; None for one where the cluster has GPUs, else none.
         device: ``auto``, ``cpu`` or ``cuda``.
@@ -81,19 +81,25 @@ class RayEngine:
             RequestError: The cluster has no place for a worker of this kind.
             WorkerError: The cluster cannot be joined, or its nodes lack what workers need.
         """
-        waiting = deque(items)
-        scratch = scratch.resolve()
-        token = scratch / "token", secrets.token_hex(16)
-        token[0].write_text(token[1], encoding="utf-8")
-        with joined(self.address) as ray:
-            shape = shape_workers([node["Resources"] for node in ray.nodes() if node["Alive"]], self)
-            device = "cuda" if shape.num_gpus else "cpu"
-            office = _Office(ray, shape, ray.put(pickle.dumps(spec)))
-            hands = [
-                _RayHand[Item](office, Assignment(f"worker {number}", device, scratch / str(number), token), watch)
-                for number in range(1, min(shape.num_workers, len(waiting)) + 1)
-            ]
-            Crew(waiting, hands, settle, office.listen).work_off()
+        waiting, scratch, home = deque(items), scratch.resolve(), Path.cwd()
+        token = write_token(scratch)
+        ray = join(self.address)
+        shape = shape_workers([node["Resources"] for node in ray.nodes() if node["Alive"]], self)
+        device = "cuda" if shape.num_gpus else "cpu"
+        office = _Office(ray, shape, ray.put(pickle.dumps(spec)))
+        assignments = (
+            Assignment(f"worker {number}", device, scratch / str(number), home, token)
+            for number in range(1, min(shape.num_workers, len(waiting)) + 1)
+        )
+        hands = [_RayHand[Item](office, assignment, watch) for assignment in assignments]
+        Crew(waiting, hands, settle, office.listen).work_off()
+
+
+def write_token(folder: Path) -> tuple[Path, str]:
+    """A file that only those can read who see this folder, and its content."""
+    token = folder / "token", secrets.token_hex(16)
+    token[0].write_text(token[1], encoding="utf-8")
+    return token
 
 
 def shape_workers(nodes: Sequence[dict[str, float]], engine: RayEngine) -> Shape:
@@ -202,6 +208,7 @@ class _RayHand(Generic[Item]):
     _actor: Any = None
     _error: Exception | None = None
     _is_over: bool = False
+    _num_false_starts: int = 0
 
     @property
     def name(self) -> str:
@@ -259,7 +266,7 @@ class _RayHand(Generic[Item]):
                 "Start that node with ray start --num-cpus and the number that is there.",
                 stacklevel=2,
             )
-        self.is_ready = True
+        self.is_ready, self._num_false_starts = True, 0
         self.watch(self.name, "opens", ())
 
     def _write(self, piece: Piece) -> None:
@@ -273,11 +280,12 @@ class _RayHand(Generic[Item]):
         ray, error = self.office.ray, self._error
         text = str(error)
         self._forget()
-        if isinstance(error, ray.exceptions.ActorDiedError) and not self.is_ready and _cannot_be_made(text):
+        self._num_false_starts += not self.is_ready
+        if self._num_false_starts >= MAX_LOSSES or (not self.is_ready and _cannot_be_made(text)):
             self._is_over = True
             raise WorkerError(
                 f"{self.name}: expected maisi-aug {__version__} and what it needs on every node of the Ray cluster, "
-                f"found: {text.strip().splitlines()[-1]}. Install it there."
+                f"found: {text.strip().splitlines()[-1]} Install it there, or see the logs of Ray."
             ) from error
         self.is_ready = False
         if getattr(error, "preempted", False) or ("node" in text.lower() and "died" in text.lower()):
@@ -304,4 +312,4 @@ class _RayHand(Generic[Item]):
 
 
 def _cannot_be_made(text: str) -> bool:
-    return "creation task" in text or "failed to import" in text.lower() or "No module named" in text
+    return "failed to import" in text.lower() or "No module named" in text

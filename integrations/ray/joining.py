@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, Final
 
 from maisi_aug.errors import MissingExtraError, RequestError, WorkerError
@@ -34,15 +32,16 @@ def require_ray() -> Any:
     return ray
 
 
-@contextmanager
-def joined(address: str) -> Iterator[Any]:
-    """Be part of a cluster inside the block; one that this process is part of already stays open.
+def join(address: str) -> Any:
+    """Make this process part of a cluster, until it ends: Ray lets no process change from one cluster to another.
+
+    A second call changes nothing, nor does one where the caller has joined a cluster himself.
 
     Args:
         address: ``HOST:PORT``, ``auto`` for the one that runs on this machine, or empty for that of ``RAY_ADDRESS`` or,
-            where none is set, one of this machine alone that ends with the block.
+            where none is set, one of this machine alone that ends with this process.
 
-    Yields:
+    Returns:
         The package.
 
     Raises:
@@ -51,15 +50,9 @@ def joined(address: str) -> Iterator[Any]:
         WorkerError: There is no such cluster, or it runs another version.
     """
     ray = require_ray()
-    if ray.is_initialized():
-        yield ray
-        return
-    address = address or os.environ.get(ADDRESS_VARIABLE, "")
-    _join(ray, address)
-    try:
-        yield ray
-    finally:
-        ray.shutdown()
+    if not ray.is_initialized():
+        _join(ray, address or os.environ.get(ADDRESS_VARIABLE, ""))
+    return ray
 
 
 def _join(ray: Any, address: str) -> None:

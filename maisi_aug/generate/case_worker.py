@@ -38,6 +38,11 @@ class CohortSpec:
     home: Path
     compiler: Compiler = "none"
 
+    @property
+    def reads(self) -> tuple[Path, ...]:
+        """The bundle, and label maps of the user's own."""
+        return self.run.bundle.path, *([self.run.bank.path] if self.run.bank.entries else [])
+
     def open(self, place: WorkerPlace) -> CaseWorker:
         """Open the source of the label maps and load the networks."""
         place.tell("enters", "opening the mask source")

@@ -76,6 +76,11 @@ class CaseResult:
     error: LesionError | BankError | None = None
     skipped: tuple[tuple[str, str], ...] = ()
 
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """Of its files, in the worker's folder."""
+        return tuple(file.path for record in self.records for file in record.files.values())
+
 
 LeavesHope = Callable[[LesionError | BankError, CasePlan, Sequence[CasePlan]], bool]
 

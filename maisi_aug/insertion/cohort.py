@@ -113,6 +113,11 @@ class InsertionSpec:
     cohort: ResolvedInsertion
     home: Path
 
+    @property
+    def reads(self) -> tuple[Path, ...]:
+        """The bundle, and the CTs."""
+        return self.cohort.bundle.path, *(case.image for case in self.cohort.backgrounds.cases)
+
     def open(self, place: WorkerPlace) -> InsertionWorker:
         """Load the networks, where they draw."""
         place.tell("enters", "loading the networks" if self.cohort.painter == "network" else "drawing")
