@@ -37,6 +37,7 @@ HOMES = {
     "huggingface_hub": {"networks.checkpoints.hub"},
     "torchio": {"integrations.reading.items"},
     "ray": {"integrations.ray"},
+    "submitit": {"integrations.slurm"},
     "pydicom": {"volumes", "integrations.dicom"},
     "highdicom": {"volumes", "integrations.dicom"},
 }

@@ -25,7 +25,7 @@ from maisi_aug.system.engine.cores import THREAD_VARIABLES
 from maisi_aug.system.engine.crew import Crew, Ending, Message
 from maisi_aug.system.engine.work import MAX_LOSSES, Item, Result, Settle, Watch, WorkerSpec
 
-PATIENCE_SECONDS: Final = 30.0
+PATIENCE_SECONDS: Final = 120.0
 """How long workers may wait for a place on the cluster before the user hears of it."""
 _THREADS_OF_ACTOR: Final = 4  # one listens, one stops, one or two take items in
 
