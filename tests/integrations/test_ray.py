@@ -33,7 +33,7 @@ LABELS = ["hepatic tumor:25-40mm", "lung tumor:20-40mm", "kidney tumor:25mm+sple
 CPU_NODE, GPU_NODE = {"CPU": 8.0}, {"CPU": 16.0, "GPU": 4.0}
 # What Ray itself warns of where it is imported and started.
 pytestmark = pytest.mark.filterwarnings(
-    "ignore::FutureWarning:ray", "ignore::ResourceWarning", "ignore::DeprecationWarning"
+    "ignore::FutureWarning:ray", "ignore::ResourceWarning", "ignore:.* wait for a place", "ignore::DeprecationWarning"
 )
 
 
@@ -127,6 +127,7 @@ def cluster() -> Iterator[Cluster]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(REPOSITORY), prepend=os.pathsep)
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        patch.setenv("OMP_NUM_THREADS", "1")  # as in this process, see threads()
         made = Cluster()
         yield made
         joining.require_ray().shutdown()
