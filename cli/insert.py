@@ -13,7 +13,7 @@ from maisi_aug.api.engines import EngineOptions, Where
 from maisi_aug.cli.shared.balance import parse_lesion_map
 from maisi_aug.cli.shared.completion import complete_insertion_recipes
 from maisi_aug.cli.shared.from_models import Given, with_options
-from maisi_aug.cli.shared.run_options import AsJson, Device, Devices, NewCohort, Quiet, ShardOption
+from maisi_aug.cli.shared.run_options import AsJson, Device, Devices, JsonLines, NewCohort, Quiet, ShardOption
 from maisi_aug.insertion.request import InsertConfig, build_insertion, load_insertion_recipe
 
 
@@ -40,6 +40,7 @@ def insert(
     devices: Devices = None,
     shard: ShardOption = None,
     as_json: AsJson = False,
+    json_lines: JsonLines = False,
     quiet: Quiet = False,
 ) -> None:
     """Draw lesions of given sizes into your own CTs; every voxel away from a lesion stays as it was.
@@ -47,13 +48,13 @@ def insert(
     Example: maisi-aug insert --into CTS --labels "lung nodule:6-20mm" -n 20 --out cohort
     """
     from maisi_aug.api.insertion import make_insertion
-    from maisi_aug.api.progress import CohortProgress
+    from maisi_aug.api.progress import follow_run
     from maisi_aug.cli.synthesize import describe_summary
 
     where = Where.read(device, devices, shard, engine)
     config = build_insertion(flags) if recipe is None else load_insertion_recipe(recipe, flags)
     config, balance = _balance(config, balance_options, is_quiet=quiet)
-    with CohortProgress(is_quiet=quiet) as progress:
+    with follow_run(is_quiet=quiet or json_lines, as_lines=json_lines) as progress:
         summary = make_insertion(config, out, balance=balance, where=where, listener=progress)
     typer.echo(json.dumps(summary.to_json(), indent=1) if as_json else describe_summary(summary))
     if not summary.is_complete:

@@ -18,7 +18,7 @@ from maisi_aug.cli.shared.completion import complete_recipes
 from maisi_aug.cli.shared.dry_run import show_plan
 from maisi_aug.cli.shared.from_models import Given, with_options
 from maisi_aug.cli.shared.label_map import LabelRules
-from maisi_aug.cli.shared.run_options import RUN, AsJson, Device, Devices, Quiet, ShardOption
+from maisi_aug.cli.shared.run_options import RUN, AsJson, Device, Devices, JsonLines, Quiet, ShardOption
 from maisi_aug.cohort.request import NO_MAP, CohortRequest, build_request, load_recipe, override
 
 if TYPE_CHECKING:
@@ -76,6 +76,7 @@ def synthesize(
         ),
     ] = False,
     as_json: AsJson = False,
+    json_lines: JsonLines = False,
     quiet: Quiet = False,
 ) -> None:
     """Generate a label-balanced cohort of CT images and label maps, checked and resumable.
@@ -101,7 +102,8 @@ def synthesize(
         compiler=compile_with,
         may_resume=resume,
         verify=verify,
-        is_quiet=quiet,
+        is_quiet=quiet or json_lines,
+        as_lines=json_lines,
     )
     typer.echo(json.dumps(summary.to_json(), indent=1) if as_json else describe_summary(summary))
     if not summary.is_complete:
@@ -114,12 +116,12 @@ def _require_out(out: Path | None) -> Path:
     return out
 
 
-def _run(config: CohortRequest, out: Path, *, is_quiet: bool, **how: Any) -> CohortSummary:
+def _run(config: CohortRequest, out: Path, *, is_quiet: bool, as_lines: bool, **how: Any) -> CohortSummary:
     with show_loading(is_quiet=is_quiet):
-        from maisi_aug.api.progress import CohortProgress
+        from maisi_aug.api.progress import follow_run
         from maisi_aug.api.synthesis import make_cohort
 
-    with CohortProgress(is_quiet=is_quiet) as progress:
+    with follow_run(is_quiet=is_quiet, as_lines=as_lines) as progress:
         return make_cohort(config, out, listener=progress, **how)
 
 

@@ -37,4 +37,10 @@ MaxMinutes = Annotated[
 ]
 Tensorboard = Annotated[bool, typer.Option("--tensorboard", help="Also log for TensorBoard.", rich_help_panel=RUN)]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.", rich_help_panel=RUN)]
+JsonLines = Annotated[
+    bool,
+    typer.Option(
+        "--json-lines", help="Tell progress on stderr as a JSON object a line, for schedulers.", rich_help_panel=RUN
+    ),
+]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.", rich_help_panel=RUN)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
@@ -211,7 +211,11 @@ def _find_differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[st
 
 
 def find_cohort(
-    path: Path, document: Mapping[str, Any], begun: BegunCohort = NOT_BEGUN, *, is_shared: bool = False
+    path: Path,
+    document: Mapping[str, Any],
+    begun: BegunCohort = NOT_BEGUN,
+    *,
+    is_shared: Callable[[], bool] = lambda: False,
 ) -> dict[str, Any] | None:
     """The content of ``cohort.yaml`` where a run can go on with a cohort; ``None`` where it begins one.
 
@@ -220,7 +224,7 @@ def find_cohort(
         document: What ``cohort.yaml`` would be; once a case was made it must be the same as the one that is there, but
             may allow more attempts, or go on from its number of cases.
         begun: What is known of the folder already.
-        is_shared: Whether other processes are at work in it, so that it is theirs, too, before anything was made.
+        is_shared: Tells whether others are at work in it, so that it is theirs, too, before anything was made.
 
     Raises:
         CohortError: When the folder is not a cohort's, or the configuration differs.
@@ -230,7 +234,7 @@ def find_cohort(
         return None
     grown = _allow_growth(_allow_attempts(existing, document), document)
     different = _find_differences(grown, document)
-    if different and not is_shared and not any(_holds_files(path / name) for name in FOLDERS):
+    if different and not any(_holds_files(path / name) for name in FOLDERS) and not is_shared():
         # Nothing was made, because the bank was missing for instance: the next try may ask for something else.
         return None
     before, after = (content["configuration"].get(CASES_FIELD) for content in (existing, document))
@@ -360,8 +364,7 @@ def open_cohort(
     require_compatible(path, manifest)
     with ManifestWriter(path / manifest) as writer:
         require_compatible(path, manifest)  # again, now that others see this process
-        is_shared = bool(find_others(path, path / manifest))
-        existing = find_cohort(path, document, begun, is_shared=is_shared)
+        existing = find_cohort(path, document, begun, is_shared=lambda: any(find_others(path, manifest)))
         if manifest == MANIFEST_NAME:
             for folder in (".", *FOLDERS, *(name for name in REJECTED_FOLDERS if (path / name).is_dir())):
                 remove_leftovers(path / folder)

@@ -17,6 +17,7 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from time import sleep
 from types import TracebackType
 from typing import Annotated, BinaryIO, Literal, Self
 
@@ -31,6 +32,7 @@ from maisi_aug.system.lease import Holder, busy_folder, is_fresh, read_holder, t
 
 MANIFEST_NAME = "manifest.jsonl"
 SHARD_NAME = re.compile(r"manifest\.(?P<number>[1-9]\d{0,5})-of-(?P<count>[1-9]\d{0,5})\.jsonl$")
+NUM_TRIES, TRY_SECONDS = 4, 0.1
 
 Status = Literal["accepted", "retried", "rejected"]
 
@@ -216,13 +218,13 @@ def scratch_of(manifest: Path) -> Path:
 
 def find_holder(manifest: Path) -> Holder | None:
     """Who is writing a manifest, on this machine or another; None where nobody is."""
-    if not manifest.is_file():
+    lease = lease_of(manifest)
+    if not manifest.is_file() or not is_fresh(lease):
         return None
-    lease, is_held = lease_of(manifest), is_locked(manifest)
     holder = read_holder(lease)
-    is_free = None if is_held is None else True
-    is_at_work = is_held or (is_fresh(lease) and not holder.is_dead(has_lock=is_free))
-    return holder if is_at_work else None
+    # The lock is not asked for where there is another way to tell: who begins at that moment would find it taken.
+    has_ended = holder.is_dead(has_lock=None) or (holder.is_hidden and is_locked(manifest) is False)
+    return None if has_ended else holder
 
 
 def list_manifests(folder: Path) -> list[Path]:
@@ -402,6 +404,15 @@ class _NamesOfCases:
             self._ends[index] = record.attempt, is_accepted
 
 
+def _try_lock(descriptor: int) -> bool | None:
+    """The lock of a manifest, asked for again where somebody may just be looking whether it is held."""
+    for _ in range(NUM_TRIES):
+        if (has_lock := try_lock(descriptor)) is not False:
+            return has_lock
+        sleep(TRY_SECONDS)
+    return False
+
+
 class ManifestWriter:
     """Appends whole lines to a manifest, under a lock that dies with the process, and a lease.
 
@@ -417,7 +428,7 @@ class ManifestWriter:
         """
         self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
         try:
-            has_lock = try_lock(self._descriptor)
+            has_lock = _try_lock(self._descriptor)
             if has_lock is False:
                 raise busy_folder(path.parent, read_holder(lease_of(path)))
             self.lease = take_lease(lease_of(path), has_lock=has_lock)

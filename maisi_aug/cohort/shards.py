@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,10 +73,16 @@ class Shard:
         return range(self.number - 1, num_cases, self.count)
 
 
-def find_others(folder: Path, own: Path) -> dict[Path, Holder]:
-    """Manifests of a cohort that other processes are writing."""
-    held = {path: find_holder(path) for path in list_manifests(folder) if path != own}
-    return {path: holder for path, holder in held.items() if holder is not None}
+def find_others(folder: Path, own: str) -> Iterator[tuple[Path, Holder]]:
+    """Manifests of a cohort that other processes are writing.
+
+    Args:
+        folder: Of the cohort.
+        own: Name of the manifest that is to be written.
+    """
+    for path in list_manifests(folder):
+        if path.name != own and (holder := find_holder(path)) is not None:
+            yield path, holder
 
 
 def require_compatible(folder: Path, own: str) -> None:
@@ -90,8 +96,9 @@ def require_compatible(folder: Path, own: str) -> None:
         CohortError: Naming the process.
     """
     _, is_shard, count = own.rpartition("-of-")
-    for path, holder in find_others(folder, folder / own).items():
-        if not is_shard or not path.name.endswith(f"-of-{count}"):
+    for path in list_manifests(folder):
+        is_sibling = is_shard and path.name.endswith(f"-of-{count}")
+        if path.name != own and not is_sibling and (holder := find_holder(path)) is not None:
             raise busy_folder(folder, holder)
 
 

@@ -60,6 +60,12 @@ class Holder:
                 return {name: value for name, value in told.items() if isinstance(value, int | float)}
         return {}
 
+    @property
+    def is_hidden(self) -> bool:
+        """Whether it runs on this machine, but in another container, where its process cannot be seen."""
+        own = describe_process()
+        return bool(self.boot) and self.boot == own.boot and self.namespace != own.namespace
+
     def is_dead(self, *, has_lock: bool | None) -> bool:
         """Whether it is known to have ended: it ran on this machine, and its lock is free or its process is gone.
 
@@ -212,19 +218,24 @@ def is_fresh(path: Path) -> bool:
 
 def age_of(path: Path) -> float:
     """Seconds since a file was written, by the clock of its disk; infinite for one that is gone."""
-    probe = path.with_name(f"{path.name}.{secrets.token_hex(4)}.probe")
-    try:
-        probe.write_bytes(b"\n")
-        now = _time_of(probe)
-    except OSError:  # a folder that may be read only
-        now = time()
-    finally:
-        with suppress(OSError):
-            probe.unlink(missing_ok=True)
+    now = _ask_disk_for_time(path)
     try:
         return max(0.0, now - _time_of(path))
     except FileNotFoundError:
         return float("inf")
+
+
+def _ask_disk_for_time(path: Path) -> float:
+    """The time that a file has which is written now beside another; this machine's where none can be written."""
+    probe = path.with_name(f"{path.name}.{secrets.token_hex(4)}.probe")
+    try:
+        probe.write_bytes(b"\n")
+        return _time_of(probe)
+    except OSError:  # a folder that may be read only
+        return time()
+    finally:
+        with suppress(OSError):
+            probe.unlink(missing_ok=True)
 
 
 def _time_of(path: Path) -> float:

@@ -10,7 +10,7 @@ import sys
 import threading
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
@@ -92,12 +92,12 @@ class _Process(Generic[Item, Result]):
         return True  # one that is not open is opened when it is needed
 
     def start(self) -> None:
-        """Start the process; a folder that an earlier one has left half a file in is not used again."""
+        """Start the process, or start it anew."""
         context = multiprocessing.get_context("spawn")  # a forked child of a process that has used OpenMP can hang
         self.scratch.mkdir(exist_ok=True)
         ours, theirs = context.Pipe()
         arguments = (theirs, self.spec, Post(self.name, self.device, self.scratch))
-        with environment_of(self.num_threads):
+        with environment_of(self.num_threads), _no_interrupts():
             self._process = context.Process(target=_work_in_child, args=arguments, name=self.name)
             self._process.start()
         theirs.close()
@@ -164,6 +164,20 @@ def _work_in_child(connection: Connection, spec: WorkerSpec[Item, Result], post:
     connection.close()
     sys.stdout.flush()
     os._exit(0)  # threads of libraries, which a worker that was interrupted leaves, do not hold it up
+
+
+@contextmanager
+def _no_interrupts() -> Iterator[None]:
+    """Ctrl-C at a terminal reaches processes that are just starting, too, which inherit that it is held back."""
+    hold = getattr(signal, "pthread_sigmask", None)
+    if hold is None:
+        yield
+        return
+    before = hold(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        hold(signal.SIG_SETMASK, before)
 
 
 def _interrupt_once(number: int, frame: FrameType | None) -> None:
