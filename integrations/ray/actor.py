@@ -31,6 +31,7 @@ LISTEN_SECONDS: Final = 10.0
 """Longest wait for a message in one call."""
 NEWS_SECONDS: Final = 0.5
 """How long events that nothing waits for are collected."""
+FOLDER_PREFIX: Final = "maisi-aug-ray-"
 _NEWS: Final = ("told", "warned")
 
 
@@ -133,7 +134,7 @@ class RemoteWorker:
         except OSError:
             sees_folders = False
         self._send("hello", Hello(socket.gethostname(), __version__, sees_folders, count_cores()))
-        scratch = self._assignment.scratch if sees_folders else Path(tempfile.mkdtemp(prefix="maisi-aug-"))
+        scratch = self._assignment.scratch if sees_folders else Path(tempfile.mkdtemp(prefix=FOLDER_PREFIX))
         scratch.mkdir(exist_ok=True)
         post = Post(self._assignment.name, self._assignment.device, scratch)
         try:

@@ -27,6 +27,9 @@ from maisi_aug.system.engine.work import MAX_LOSSES, Item, Result, Settle, Watch
 
 PATIENCE_SECONDS: Final = 120.0
 """How long workers may wait for a place on the cluster before the user hears of it."""
+# What Ray says of an actor whose node went away, and of one whose code is not there.
+_NODE_WORDS: Final = ("its node has died", "node was terminated")
+_IMPORT_WORDS: Final = ("failed to import", "No module named")
 _THREADS_OF_ACTOR: Final = 4  # one listens, one stops, one or two take items in
 
 
@@ -277,22 +280,19 @@ class _RayHand(Generic[Item]):
             file.write(piece.content)
 
     def bury(self) -> Ending:
-        ray, error = self.office.ray, self._error
-        text = str(error)
+        error, text = self._error, str(self._error)
+        was_ready, self.is_ready = self.is_ready, False
         self._forget()
-        self._num_false_starts += not self.is_ready
-        if self._num_false_starts >= MAX_LOSSES or (not self.is_ready and _cannot_be_made(text)):
+        if getattr(error, "preempted", False) or any(words in text for words in _NODE_WORDS):
+            return Ending(f"was lost with its node {self.place}", may_be_items=False)
+        self._num_false_starts += not was_ready
+        if self._num_false_starts >= MAX_LOSSES or (not was_ready and any(words in text for words in _IMPORT_WORDS)):
             self._is_over = True
             raise WorkerError(
                 f"{self.name}: expected maisi-aug {__version__} and what it needs on every node of the Ray cluster, "
                 f"found: {text.strip().splitlines()[-1]} Install it there, or see the logs of Ray."
             ) from error
-        self.is_ready = False
-        if getattr(error, "preempted", False) or ("node" in text.lower() and "died" in text.lower()):
-            return Ending(f"was lost with its node {self.place}", may_be_items=False)
-        if isinstance(error, ray.exceptions.OutOfMemoryError) or "OOM" in text or "out of memory" in text.lower():
-            return Ending(f"was ended on {self.place} for lack of memory")
-        return Ending(f"was ended on {self.place} from outside")
+        return Ending(f"was killed on {self.place}, mostly for lack of memory")
 
     def ask_to_stop(self) -> None:
         self._is_over = True
@@ -309,7 +309,3 @@ class _RayHand(Generic[Item]):
         if self._actor is not None:
             self.office.ray.kill(self._actor)
         self._actor = self.answer = None
-
-
-def _cannot_be_made(text: str) -> bool:
-    return "failed to import" in text.lower() or "No module named" in text

@@ -62,7 +62,9 @@ def _join(ray: Any, address: str) -> None:
             _require_answer(address)
             ray.init(address=address, **_QUIET)
         else:
-            # Ray would count all cores of the machine, whatever a scheduler or taskset gave to this process.
+            # Ray would count all cores of the machine, whatever a scheduler or taskset gave to this process, and have
+            # its workers give way to every other process.
+            os.environ.setdefault("RAY_worker_niceness", "0")
             ray.init(
                 address="local",
                 num_cpus=count_cores(),

@@ -150,6 +150,7 @@ def synthesize_cohort(
             driver.leaves_hope = _ask_source(run)
             if recorded.records and run.bank.entries:
                 open_source(run, "cpu").require_unchanged(record.mask_origin for record in recorded.records)
+            todo = todo if len(engine.devices) == 1 else _longest_first(run, todo)
             items = [CaseItem((case,), manifest.next_attempt(case.index), frozenset({case.index})) for case in todo]
             with open_scratch(folder, name) as scratch:
                 driver.make(CohortSpec(run, folder, compiler), items, engine, scratch=scratch)
@@ -171,6 +172,16 @@ def _require_computable(run: CohortRun, devices: Sequence[str], compiler: Compil
     for device in map(resolve_device, dict.fromkeys(devices)):
         require_compiler(compiler, device)
         choose_image_precision(run.request.precision, run.bundle, device, compiler)
+
+
+def _longest_first(run: CohortRun, cases: Sequence[CasePlan]) -> list[CasePlan]:
+    """Cases that keep the grid of their given map, the largest files first: none is begun when all others are done."""
+
+    def count_bytes(case: CasePlan) -> int:
+        paths = () if case.map_index is None else run.bank.entries[case.map_index].label_paths
+        return sum(path.stat().st_size for path in paths if path.exists())
+
+    return sorted(cases, key=count_bytes, reverse=True) if run.request.follows_maps else list(cases)
 
 
 def _ask_source(run: CohortRun) -> LeavesHope:
