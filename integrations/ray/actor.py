@@ -1,4 +1,4 @@
-"""What runs on the nodes of a Ray cluster: one worker, which lives as long as its driver has work. Needs no Ray.
+"""What runs on the nodes of a Ray cluster: one worker, which lives as long as its driver has work.
 
 The driver hands items in and listens for messages, which wait here until it does; what it is sent in one answer stays
 small, for volumes go to a disk that both see or, where there is none, in pieces.
@@ -58,12 +58,14 @@ class Hello(NamedTuple):
 
     Attributes:
         host: Name of its machine.
+        node_id: Of the machine, for Ray.
         version: Of maisi-aug there.
         sees_folders: Whether the driver's folders are on a disk that is there, too.
         num_cores: That are really there for it.
     """
 
     host: str
+    node_id: str
     version: str
     sees_folders: bool
     num_cores: int
@@ -126,6 +128,8 @@ class RemoteWorker:
         self._inbox.put(None)
 
     def _work(self) -> None:
+        from ray import get_runtime_context
+
         with suppress(OSError):
             os.chdir(self._assignment.home)
         path, content = self._assignment.token
@@ -133,7 +137,8 @@ class RemoteWorker:
             sees_folders = path.read_text(encoding="utf-8") == content
         except OSError:
             sees_folders = False
-        self._send("hello", Hello(socket.gethostname(), __version__, sees_folders, count_cores()))
+        node_id = get_runtime_context().get_node_id()
+        self._send("hello", Hello(socket.gethostname(), node_id, __version__, sees_folders, count_cores()))
         scratch = self._assignment.scratch if sees_folders else Path(tempfile.mkdtemp(prefix=FOLDER_PREFIX))
         scratch.mkdir(exist_ok=True)
         post = Post(self._assignment.name, self._assignment.device, scratch)

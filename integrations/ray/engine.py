@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import pickle
 import secrets
+import socket
 import warnings
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
@@ -27,8 +28,9 @@ from maisi_aug.system.engine.work import MAX_LOSSES, Item, Result, Settle, Watch
 
 PATIENCE_SECONDS: Final = 120.0
 """How long workers may wait for a place on the cluster before the user hears of it."""
-# What Ray says of an actor whose node went away, and of one whose code is not there.
-_NODE_WORDS: Final = ("its node has died", "node was terminated")
+NODE_SECONDS: Final = 2.0
+"""How long a node may take to answer whether it is there."""
+# What Ray says of an actor whose code is not there.
 _IMPORT_WORDS: Final = ("failed to import", "No module named")
 _THREADS_OF_ACTOR: Final = 4  # one listens, one stops, one or two take items in
 
@@ -183,6 +185,17 @@ class _Office:
             self._has_warned = True
             self._warn_of_waiting(hands)
 
+    def has_lost(self, node_id: str) -> bool:
+        """Whether a node is gone; Ray itself knows some seconds later."""
+        node = next((node for node in self.ray.nodes() if node["NodeID"] == node_id), None)
+        if node is None or not node["Alive"]:
+            return True
+        try:
+            socket.create_connection((node["NodeManagerAddress"], node["NodeManagerPort"]), NODE_SECONDS).close()
+        except OSError:
+            return True
+        return False
+
     def _warn_of_waiting(self, hands: Sequence[_RayHand[Any]]) -> None:
         if num_waiting := sum(not hand.is_ready for hand in hands if hand.is_open):
             warnings.warn(
@@ -208,6 +221,7 @@ class _RayHand(Generic[Item]):
     is_ready: bool = False
     answer: Any = None
     place: str = "the Ray cluster"
+    node_id: str = ""
     _actor: Any = None
     _error: Exception | None = None
     _is_over: bool = False
@@ -257,7 +271,7 @@ class _RayHand(Generic[Item]):
                 yield self, (kind, content)
 
     def _welcome(self, hello: Hello) -> None:
-        self.place = hello.host
+        self.place, self.node_id = hello.host, hello.node_id
         if hello.version != __version__:
             raise WorkerError(
                 f"{self.name} on {hello.host}: expected maisi-aug {__version__} as here, found {hello.version}. "
@@ -283,7 +297,7 @@ class _RayHand(Generic[Item]):
         error, text = self._error, str(self._error)
         was_ready, self.is_ready = self.is_ready, False
         self._forget()
-        if getattr(error, "preempted", False) or any(words in text for words in _NODE_WORDS):
+        if getattr(error, "preempted", False) or (was_ready and self.office.has_lost(self.node_id)):
             return Ending(f"was lost with its node {self.place}", may_be_items=False)
         self._num_false_starts += not was_ready
         if self._num_false_starts >= MAX_LOSSES or (not was_ready and any(words in text for words in _IMPORT_WORDS)):
