@@ -15,7 +15,7 @@ from PIL.Image import Image
 from pydantic import JsonValue
 
 from maisi_aug.cohort.folder import CONTACT_SHEET_NAME, CohortFolder, open_cohort, open_scratch
-from maisi_aug.cohort.manifest import MANIFEST_NAME, Manifest, VerdictRecord
+from maisi_aug.cohort.manifest import MANIFEST_NAME, Manifest, VerdictRecord, load_manifest
 from maisi_aug.cohort.plan import CasePlan, spell_labels
 from maisi_aug.cohort.shards import Shard
 from maisi_aug.cohort.twins import ORIGIN_KEY
@@ -85,8 +85,7 @@ def insert_cohort(
         if items := [item for group in groups if (item := _plan_attempt(group, manifest)).wanted]:
             with open_scratch(folder, name) as scratch:
                 driver.make(InsertionSpec(cohort, folder), items, engine, scratch=scratch)
-        done = Manifest.from_records([*recorded.among(chosen).records, *driver.recorder.made])
-        done = done.reopen(config.max_attempts)
+        done = load_manifest(folder).among(chosen).reopen(config.max_attempts)
         if shard is None:
             listener.enters("drawing the contact sheet")
             draw_contact_sheet(place, cohort, done)

@@ -36,7 +36,7 @@ KILLS: Final = {
     "bundles import": 20,
 }
 """Command -> how often it is killed."""
-ENGINE_KILLS: Final = {"--devices, its driver": 60, "--devices, a worker": 60, "--shard": 50, "cohort merge": 30}
+ENGINE_KILLS: Final = {"devices: the driver": 60, "devices: a worker": 60, "shards": 50, "cohort merge": 30}
 """The same of cohorts that several processes make."""
 
 TIMES: Final = re.compile(rb'\d{4}-\d\d-\d\dT[\d:.+]+|"[a-z_]*(seconds|minutes)[a-z_]*": ?(\{[^}]*\}|[\d.e+-]+)')

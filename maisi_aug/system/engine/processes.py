@@ -113,12 +113,14 @@ class _Process(Generic[Item, Result]):
 
     def bury(self) -> Ending:
         """Forget a process that has ended, and say how."""
-        assert self._process is not None
-        assert self.connection is not None
-        self._process.join()
-        code = self._process.exitcode or 0
-        self.connection.close()
-        self.connection, self._process = None, None
+        process, connection = self._process, self.connection
+        self._process = self.connection = None
+        if connection is not None:
+            connection.close()
+        code = 0
+        if process is not None and process.pid is not None:  # else Ctrl-C came while it was started
+            process.join()
+            code = process.exitcode or 0
         if -code == signal.SIGKILL:
             return Ending("was killed, mostly for lack of memory")
         return Ending(f"was ended by signal {-code}" if code < 0 else f"ended with code {code}")
@@ -128,9 +130,9 @@ class _Process(Generic[Item, Result]):
             self._process.terminate()
 
     def kill(self) -> None:
-        if self._process is not None:
+        if self._process is not None and self._process.pid is not None:
             self._process.kill()
-            self.bury()
+        self.bury()
 
 
 def _listen(
