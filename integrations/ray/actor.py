@@ -102,6 +102,7 @@ class RemoteWorker:
         self._changed = threading.Condition()
         self._is_stopping = False
         self._thread: threading.Thread | None = None
+        self._own_folder: Path | None = None
 
     def listen(self) -> list[Message]:
         """What is new; waits for it, but not for ever. The first call begins the work."""
@@ -127,6 +128,12 @@ class RemoteWorker:
         self._is_stopping = True
         self._inbox.put(None)
 
+    def leave_nothing(self) -> None:
+        """Remove files on a disk that the driver does not see."""
+        self._is_stopping = True
+        if self._own_folder is not None:
+            shutil.rmtree(self._own_folder, ignore_errors=True)
+
     def _work(self) -> None:
         from ray import get_runtime_context
 
@@ -139,14 +146,14 @@ class RemoteWorker:
             sees_folders = False
         node_id = get_runtime_context().get_node_id()
         self._send("hello", Hello(socket.gethostname(), node_id, __version__, sees_folders, count_cores()))
-        scratch = self._assignment.scratch if sees_folders else Path(tempfile.mkdtemp(prefix=FOLDER_PREFIX))
+        self._own_folder = None if sees_folders else Path(tempfile.mkdtemp(prefix=FOLDER_PREFIX))
+        scratch = self._own_folder or self._assignment.scratch
         scratch.mkdir(exist_ok=True)
         post = Post(self._assignment.name, self._assignment.device, scratch)
         try:
             serve(_Sent(self._spec), post, self._take, self._send if sees_folders else _Streaming(self, scratch))
         finally:
-            if not sees_folders:
-                shutil.rmtree(scratch, ignore_errors=True)
+            self.leave_nothing()
             self._send("closed", None)
 
     def _take(self, may_wait: bool) -> tuple[int, Any] | None:

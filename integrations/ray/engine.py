@@ -13,6 +13,7 @@ import socket
 import warnings
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import monotonic
@@ -222,6 +223,7 @@ class _RayHand(Generic[Item]):
     answer: Any = None
     place: str = "the Ray cluster"
     node_id: str = ""
+    has_own_folder: bool = False
     _actor: Any = None
     _error: Exception | None = None
     _is_over: bool = False
@@ -271,7 +273,7 @@ class _RayHand(Generic[Item]):
                 yield self, (kind, content)
 
     def _welcome(self, hello: Hello) -> None:
-        self.place, self.node_id = hello.host, hello.node_id
+        self.place, self.node_id, self.has_own_folder = hello.host, hello.node_id, not hello.sees_folders
         if hello.version != __version__:
             raise WorkerError(
                 f"{self.name} on {hello.host}: expected maisi-aug {__version__} as here, found {hello.version}. "
@@ -317,6 +319,9 @@ class _RayHand(Generic[Item]):
 
     def kill(self) -> None:
         self._is_over = True
+        if self._actor is not None and self.has_own_folder:
+            with suppress(self.office.ray.exceptions.RayError):
+                self.office.ray.get(self._actor.leave_nothing.remote(), timeout=NODE_SECONDS)
         self._forget()
 
     def _forget(self) -> None:
