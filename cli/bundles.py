@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from maisi_aug.cli.shared.completion import complete_bundles, complete_known_bundles
-from maisi_aug.cli.shared.streams import tell
-from maisi_aug.cli.shared.tables import open_table_console
+from maisi_aug.cli.shared.streams import open_table_console, tell
 
 if TYPE_CHECKING:
     from maisi_aug.bundle_spec.bundle import Bundle

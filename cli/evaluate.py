@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 import typer
 
 from maisi_aug.api.bars import show_stages
-from maisi_aug.cli.shared.parsing import parse_shape, parse_spacing
+from maisi_aug.cli.shared.run_options import parse_shape, parse_spacing
 from maisi_aug.cli.shared.streams import tell
 from maisi_aug.system.content import spells_number
 

@@ -3,37 +3,27 @@
 from __future__ import annotations
 
 import json
-from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from maisi_aug.api.bars import show_stages
+from maisi_aug.cli.shared.from_models import with_options
 from maisi_aug.cli.shared.label_map import add_old_rules
 from maisi_aug.cli.shared.streams import tell
+from maisi_aug.integrations.request import DicomExport, MonaiExport, NnunetExport
 
 if TYPE_CHECKING:
     from maisi_aug.integrations.nnunet.dataset import ExportReport
 
 Cohorts = Annotated[list[Path], typer.Argument(help="Folder that synthesize wrote, or several.")]
 NewFolder = Annotated[Path, typer.Option("--out", "-o", help="New or empty folder.")]
-Labels = Annotated[
-    list[str] | None,
-    typer.Option(help="Label to export, by name or id; may repeat. Without it: those the cohort was asked for."),
-]
-IncludeAnatomy = Annotated[bool, typer.Option("--include-anatomy", help="Export every organ label as well.")]
 EarlierMap = Annotated[list[str] | None, typer.Option(metavar="NAME=LABEL", hidden=True)]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the report as JSON.")]
 
 
-def dicom(
-    cohort: Cohorts,
-    out: NewFolder,
-    labels: Labels = None,
-    include_anatomy: IncludeAnatomy = False,
-    as_json: AsJson = False,
-) -> None:
+def dicom(cohort: Cohorts, out: NewFolder, request: DicomExport, as_json: AsJson = False) -> None:
     """Write a DICOM CT series and a DICOM segmentation per case, marked as synthetic, of a made-up patient.
 
     Needs the extra `dicom`. The same cohort exported again has the same UIDs.
@@ -43,7 +33,7 @@ def dicom(
     from maisi_aug.api.exporting import export_dicom
 
     with show_stages("reading the cohort") as notify:
-        report = export_dicom(cohort, out, labels=labels or (), include_anatomy=include_anatomy, progress=notify)
+        report = export_dicom(cohort, out, progress=notify, **dict(request))
     if as_json:
         typer.echo(json.dumps(report.to_dict(), indent=2))
     else:
@@ -56,29 +46,7 @@ def dicom(
 
 
 def monai(
-    cohort: Cohorts,
-    out: NewFolder,
-    like: Annotated[
-        Path | None,
-        typer.Option(help="nnU-Net raw dataset of real cases: they make up the folds, and its labels the numbers."),
-    ] = None,
-    rules: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--map",
-            metavar="LABEL=NAME",
-            help="A label of the real dataset, or 'background', and its name in the cohort; may repeat, and several "
-            "names are joined by '+'.",
-        ),
-    ] = None,
-    label: EarlierMap = None,
-    absent: Annotated[
-        list[str] | None,
-        typer.Option(help="A label of the real dataset that no synthetic case truly holds; may repeat."),
-    ] = None,
-    labels: Labels = None,
-    include_anatomy: IncludeAnatomy = False,
-    as_json: AsJson = False,
+    cohort: Cohorts, out: NewFolder, request: MonaiExport, label: EarlierMap = None, as_json: AsJson = False
 ) -> None:
     """Write images, label maps, a MONAI data list with folds, and a task file that Auto3DSeg runs on.
 
@@ -90,16 +58,7 @@ def monai(
     from maisi_aug.integrations.monai_data_list import TASK_NAME
 
     with show_stages("reading the cohort") as notify:
-        report = export_monai(
-            cohort,
-            out,
-            like=like,
-            map=add_old_rules(rules, label, "--label"),
-            absent=absent or (),
-            labels=labels or (),
-            include_anatomy=include_anatomy,
-            progress=notify,
-        )
+        report = export_monai(cohort, out, progress=notify, **_fields_of(request, label))
     if as_json:
         typer.echo(json.dumps(report.to_dict(), indent=2))
     else:
@@ -112,102 +71,7 @@ def monai(
         tell(f"Note: {note}")
 
 
-ALONE = "Without --like"
-LIKE = "With --like"
-
-
-class LinkMode(StrEnum):
-    """What `--link` takes."""
-
-    none = "none"
-    symlink = "symlink"
-    hard = "hard"
-
-
-def nnunet(
-    cohort: Cohorts,
-    dataset_id: Annotated[int, typer.Option(min=1, max=999, help="Number of the dataset, not in use.")],
-    name: Annotated[
-        str | None,
-        typer.Option(
-            help="Name of the dataset: letters, digits, '_' and '-'. With --like: the real one's and 'Synthetic'."
-        ),
-    ] = None,
-    out: Annotated[
-        Path | None, typer.Option(help="Folder for raw datasets; the environment variable nnUNet_raw when not given.")
-    ] = None,
-    labels: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Label to export, by name or id; may repeat. Without it: those that the cohort was asked for.",
-            rich_help_panel=ALONE,
-        ),
-    ] = None,
-    include_anatomy: Annotated[
-        bool, typer.Option("--include-anatomy", help="Export every organ label as well.", rich_help_panel=ALONE)
-    ] = False,
-    copy: Annotated[
-        bool, typer.Option("--copy", help="Copy the images instead of hard-linking them.", rich_help_panel=ALONE)
-    ] = False,
-    like: Annotated[
-        Path | None,
-        typer.Option(
-            help="Real raw dataset to add to: nnUNet_raw/DatasetXXX_Name, its number or its name.", rich_help_panel=LIKE
-        ),
-    ] = None,
-    rules: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--map",
-            metavar="LABEL=NAME",
-            help="A label of the real dataset, or 'background', and its name in the cohort; may repeat, and several "
-            "names are joined by '+'. Labels whose names mean the same find each other.",
-            rich_help_panel=LIKE,
-        ),
-    ] = None,
-    label: EarlierMap = None,
-    absent: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="LABEL",
-            help="Label of the real dataset that no synthetic body holds; may repeat.",
-            rich_help_panel=LIKE,
-        ),
-    ] = None,
-    ratio: Annotated[
-        float | None, typer.Option(help="Synthetic cases per real case; all without it.", rich_help_panel=LIKE)
-    ] = None,
-    max_per_label: Annotated[
-        int | None, typer.Option(help="Most synthetic cases per requested label.", rich_help_panel=LIKE)
-    ] = None,
-    plans: Annotated[
-        str | None,
-        typer.Option(
-            help="Plans of the real dataset to move; nnUNetPlans, or the only ones, without it.", rich_help_panel=LIKE
-        ),
-    ] = None,
-    preprocessed: Annotated[
-        Path | None,
-        typer.Option(
-            help="Folder for preprocessed datasets; the environment variable nnUNet_preprocessed when not given.",
-            rich_help_panel=LIKE,
-        ),
-    ] = None,
-    link: Annotated[
-        LinkMode,
-        typer.Option(
-            help="Name existing files in dataset.json where they are (none), or link them into the dataset.",
-            rich_help_panel=LIKE,
-        ),
-    ] = LinkMode.none,
-    dry_run: Annotated[
-        bool,
-        typer.Option(
-            "--dry-run", help="Check everything, real cases included, and write nothing.", rich_help_panel=LIKE
-        ),
-    ] = False,
-    as_json: AsJson = False,
-) -> None:
+def nnunet(cohort: Cohorts, request: NnunetExport, label: EarlierMap = None, as_json: AsJson = False) -> None:
     """Write the accepted cases as an nnU-Net v2 dataset that passes nnU-Net's own integrity check.
 
     With --like they are added to a real dataset: its labels, its validation folds, plans made on its cases alone, and
@@ -223,33 +87,23 @@ def nnunet(
     from maisi_aug.integrations.nnunet.dataset import ExportReport
 
     with show_stages("reading the cohort") as notify:
-        report = export_nnunet(
-            cohort,
-            dataset_id=dataset_id,
-            name=name,
-            out=out,
-            labels=labels,
-            include_anatomy=include_anatomy,
-            copy=copy,
-            like=like,
-            map=add_old_rules(rules, label, "--label") or None,
-            absent=absent,
-            ratio=ratio,
-            max_per_label=max_per_label,
-            plans=plans,
-            preprocessed=preprocessed,
-            link=link.value,
-            dry_run=dry_run,
-            progress=notify,
-        )
+        report = export_nnunet(cohort, progress=notify, **_fields_of(request, label))
     if as_json:
         typer.echo(json.dumps(report.to_dict(), indent=2))
     else:
         typer.echo(_describe(report) if isinstance(report, ExportReport) else report.to_markdown().rstrip())
     for note in report.notes if isinstance(report, ExportReport) else ():
         tell(f"Note: {note}")
-    if dry_run:
+    if request.dry_run:
         tell("Nothing was written.")
+
+
+def _fields_of(request: MonaiExport | NnunetExport, earlier: list[str] | None) -> dict[str, Any]:
+    """What was given, rules in the earlier spelling among them."""
+    given = {name: getattr(request, name) for name in request.model_fields_set}
+    if isinstance(request, NnunetExport):
+        given["copy"] = given.pop("copy_images", False)
+    return given | ({"map": add_old_rules(request.map, earlier, "--label")} if earlier else {})
 
 
 def _describe(report: ExportReport) -> str:
@@ -274,6 +128,6 @@ def export() -> None:
     """Hand a cohort on to a training framework."""
 
 
-export_app.command("nnunet")(nnunet)
-export_app.command("dicom")(dicom)
-export_app.command("monai")(monai)
+export_app.command("nnunet")(with_options(nnunet))
+export_app.command("dicom")(with_options(dicom))
+export_app.command("monai")(with_options(monai))

@@ -11,7 +11,7 @@ import typer
 
 from maisi_aug.api.labels import load_vocabulary, select_labels
 from maisi_aug.cli.shared.completion import complete_bundles
-from maisi_aug.cli.shared.tables import open_table_console
+from maisi_aug.cli.shared.streams import open_table_console
 from maisi_aug.vocabulary.labels import Label, Vocabulary
 from maisi_aug.vocabulary.sizes import SizeDistribution, diameter_mm
 

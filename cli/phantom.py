@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from maisi_aug.cli.shared.parsing import parse_shape, parse_spacing
+from maisi_aug.cli.shared.run_options import parse_shape, parse_spacing
 
 
 class Region(StrEnum):

@@ -18,8 +18,7 @@ from monai.transforms import MapTransform, Randomizable, apply_transform
 
 from maisi_aug.errors import RequestError
 from maisi_aug.integrations.insertion import LesionPool
-from maisi_aug.integrations.reading.cohort_pairs import open_pairs
-from maisi_aug.integrations.reading.items import Item, to_monai_item
+from maisi_aug.integrations.reading.items import Item, open_pairs, to_monai_item
 
 NAME_KEY: Final = "filename_or_obj"
 

@@ -15,8 +15,7 @@ from typing import Any
 import numpy as np
 
 from maisi_aug.integrations.insertion import LesionPool
-from maisi_aug.integrations.reading.cohort_pairs import open_pairs
-from maisi_aug.integrations.reading.items import import_torchio, to_subject
+from maisi_aug.integrations.reading.items import import_torchio, open_pairs, to_subject
 
 
 def load_subjects(

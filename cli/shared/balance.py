@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from maisi_aug.api.balancing import Balance, BalanceOptions, balance_cohort, names_one_of
-from maisi_aug.cli.shared.tables import open_table_console
-from maisi_aug.system.options import split_rule, warn_of_spelling
+from maisi_aug.cli.shared.streams import open_table_console
+from maisi_aug.system.models import split_rule, warn_of_spelling
 
 if TYPE_CHECKING:
     from maisi_aug.cohort.balance import BalanceTarget, LabelBalance

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from maisi_aug.cli.shared.balance import print_balance
-from maisi_aug.cli.shared.tables import open_table_console
-from maisi_aug.cohort.request import NO_MAP
+from maisi_aug.cli.shared.streams import open_table_console
 from maisi_aug.system.printed_text import clean_message
 
 if TYPE_CHECKING:
@@ -38,7 +37,7 @@ def print_plan_table(cohort: CohortRun) -> None:
     if cohort.mask_steps:
         maps = f", {cohort.mask_steps} steps"
     else:
-        maps = "" if config.mask_source == NO_MAP else f", bank {cohort.configuration['mask_bank']}"
+        maps = f", bank {cohort.configuration['mask_bank']}" if config.has_maps else ""
     kept = f"; keep {spell_labels(cohort.plan.requested_ids, cohort.bundle.vocabulary)}" if config.anatomy else ""
     table = Table(title=title, caption=f"label maps: {config.mask_source}{maps}{kept}")
     for heading in ("case", "request", "lesion"):

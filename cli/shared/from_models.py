@@ -15,8 +15,7 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
 from maisi_aug.cli.shared import completion
-from maisi_aug.system.models import list_problems
-from maisi_aug.system.options import Option
+from maisi_aug.system.models import Option, list_problems
 
 Model = TypeVar("Model", bound=BaseModel)
 

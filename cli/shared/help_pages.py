@@ -19,9 +19,7 @@ EVERYDAY_OPTIONS: dict[str, tuple[str, ...]] = {
     "plan": ("--recipe", "--balance-against"),
     "prepare": ("--out", "--dry-run"),
     "finetune-controlnet": ("--out", "--device", "--max-minutes", "--json"),
-    "export nnunet": (
-        *("--dataset-id", "--name", "--out", "--labels", "--like", "--map", "--ratio", "--dry-run", "--json"),
-    ),
+    "export nnunet": ("--json",),
     "benchmark run": ("--out", "--device", "--max-minutes", "--json"),
     "evaluate fid": ("--spacing", "--resampling", "--shape", "--extractor", "--weights", "--device", "--out", "--json"),
 }

@@ -14,7 +14,7 @@ import typer
 
 from maisi_aug.cli.shared.from_models import Given
 from maisi_aug.system.content import spells_number
-from maisi_aug.system.options import split_rule, warn_of_spelling
+from maisi_aug.system.models import split_rule, warn_of_spelling
 
 DROPPED = "background"
 

@@ -1,11 +1,14 @@
-"""Options that are no part of a configuration and that several commands have: where, how long and how loud to run."""
+"""Options that are no part of a configuration and that several commands have: grids, the folder, the device, output."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+
+from maisi_aug.volumes.grid_words import read_shape, read_spacing
 
 RUN = "Run"
 """The panel of the help that they stand in."""
@@ -44,3 +47,28 @@ JsonLines = Annotated[
     ),
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.", rich_help_panel=RUN)]
+
+
+def parse_shape(text: str | None) -> Any:
+    """``--shape`` as voxels along I, J, K.
+
+    Raises:
+        typer.BadParameter: It is no shape.
+    """
+    return _parse("--shape", read_shape, text)
+
+
+def parse_spacing(text: str | None) -> Any:
+    """``--spacing`` as millimetres along I, J, K.
+
+    Raises:
+        typer.BadParameter: It is no spacing.
+    """
+    return _parse("--spacing", read_spacing, text)
+
+
+def _parse(flag: str, read: Callable[[object], object], text: str | None) -> Any:
+    try:
+        return read(text)
+    except ValueError as error:
+        raise typer.BadParameter(f"{flag}: {error}.") from None

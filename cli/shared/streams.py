@@ -1,7 +1,7 @@
 """Standard output and error as commands write to them: nothing that a value holds reaches the terminal as a command.
 
 Rich writes its own colours and cursor moves, and asks a stream for what is behind it; what it prints is cleaned by
-:class:`~maisi_aug.api.consoles.PlainConsole` instead.
+:class:`~maisi_aug.api.bars.PlainConsole` instead.
 """
 
 from __future__ import annotations
@@ -12,11 +12,17 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 import typer
 
 from maisi_aug.system.printed_text import clean_lines, clean_message
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+# Rich assumes 80 columns where there is no terminal, which would fold every row of a piped table.
+PIPED_WIDTH = 160
 
 
 class PatientStream:
@@ -120,3 +126,10 @@ def open_closed_streams() -> None:
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
             setattr(sys, name, Path(os.devnull).open(mode, encoding="utf-8"))  # noqa: SIM115  as long as the process
+
+
+def open_table_console() -> Console:
+    """Standard output as wide as the terminal; where there is none, wide enough for every table."""
+    from maisi_aug.api.bars import PlainConsole
+
+    return PlainConsole(width=None if sys.stdout.isatty() else PIPED_WIDTH)

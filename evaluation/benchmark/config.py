@@ -12,8 +12,15 @@ from pydantic import Field, NonNegativeInt, PositiveInt, field_validator, model_
 
 from maisi_aug.errors import BenchmarkError, did_you_mean
 from maisi_aug.system.content import spells_number
-from maisi_aug.system.models import StrictModel, explain_problems
-from maisi_aug.system.options import Option, PathText, split_rule, texts_of, warn_of_spelling
+from maisi_aug.system.models import (
+    Option,
+    PathText,
+    StrictModel,
+    explain_problems,
+    split_rule,
+    texts_of,
+    warn_of_spelling,
+)
 
 PLAN_NAME: Final = "benchmark.json"
 PREPARED_NAME: Final = "prepared"

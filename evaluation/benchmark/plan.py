@@ -18,10 +18,16 @@ from maisi_aug.evaluation.benchmark.cases import (
     find_real_cases,
     find_synthetic_cases,
 )
-from maisi_aug.evaluation.benchmark.cautions import Shown, find_cautions
 from maisi_aug.evaluation.benchmark.config import COPY_PASTE, PRESETS, REAL, Arm, BenchmarkConfig
 from maisi_aug.evaluation.benchmark.data import TrainingPlan, load_case, plan_training
-from maisi_aug.evaluation.benchmark.split import Split, find_leaks, require_patients, split_patients
+from maisi_aug.evaluation.benchmark.split import (
+    Shown,
+    Split,
+    find_cautions,
+    find_leaks,
+    require_patients,
+    split_patients,
+)
 from maisi_aug.system.progress import ReportStage, report_nothing
 from maisi_aug.system.seeds import numpy_generator
 

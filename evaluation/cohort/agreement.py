@@ -26,8 +26,8 @@ from maisi_aug.system.progress import Report, report_nothing
 from maisi_aug.system.seeds import numpy_generator
 from maisi_aug.vocabulary.label_meaning import resolve_names
 from maisi_aug.vocabulary.labels import Vocabulary
+from maisi_aug.volumes.components import measure_dice
 from maisi_aug.volumes.image_files import Volume, load_label_map
-from maisi_aug.volumes.overlap import measure_dice
 
 REPORT_NAME: Final = "agreement"
 NUM_DRAWS: Final = 2000

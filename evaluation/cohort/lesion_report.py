@@ -22,7 +22,7 @@ from maisi_aug.evaluation.cohort.lesion_sizes import measure_lesion_sizes
 from maisi_aug.evaluation.cohort.lesion_sizes import to_report as to_size_report
 from maisi_aug.evaluation.output.charts import DotRow, ScatterSeries, draw_dot_chart, draw_scatter
 from maisi_aug.evaluation.output.files import percent, share_of, to_markdown
-from maisi_aug.gates.visibility import SMALL_LESION_MM, check_label_visibility
+from maisi_aug.gates.checks import SMALL_LESION_MM, check_label_visibility
 from maisi_aug.system.printed_text import from_clean_document
 from maisi_aug.system.progress import Report
 from maisi_aug.vocabulary.hu import expected_contrast_sign

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from maisi_aug.bundle_spec.bundle import pulled_bundles_folder
 from maisi_aug.errors import BundleError, MissingExtraError, RequestError, did_you_mean
 from maisi_aug.networks.checkpoints.reading import find_state_dict, read_checkpoint
-from maisi_aug.networks.weight_files import load_safetensors
+from maisi_aug.networks.weights import load_safetensors
 from maisi_aug.system.content import ContentError
 from maisi_aug.system.whole_files import sha256_of
 

@@ -201,7 +201,7 @@ def _read(path: Path, case: EvaluatedCase) -> CaseFeatures | None:
     """Features from the cache; None when they are not there, or damaged and so to be made again."""
     from safetensors import safe_open
 
-    from maisi_aug.networks.weight_files import require_header
+    from maisi_aug.networks.weights import require_header
 
     if not path.is_file():
         return None

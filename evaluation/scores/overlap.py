@@ -27,9 +27,8 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from maisi_aug.errors import BenchmarkError
-from maisi_aug.volumes.components import Mask
+from maisi_aug.volumes.components import Mask, measure_dice
 from maisi_aug.volumes.grid import Spacing, voxel_volume_ml
-from maisi_aug.volumes.overlap import measure_dice
 
 DEFAULT_TOLERANCE_MM: Final = 2.0
 _MARGIN_VOXELS: Final = 2  # a surface lies between voxels, so that a mask in a corner of its box needs room around it

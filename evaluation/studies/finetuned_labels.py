@@ -39,9 +39,8 @@ from maisi_aug.training.cases.prepared import PreparedStore
 from maisi_aug.training.finetune.pictures import Subject, build_sheet
 from maisi_aug.training.finetune.slot_choice import remap_table
 from maisi_aug.training.finetune.slots import SlotStore
-from maisi_aug.volumes.components import TOUCHING, bounding_box
+from maisi_aug.volumes.components import TOUCHING, bounding_box, measure_dice
 from maisi_aug.volumes.grid import Grid
-from maisi_aug.volumes.overlap import measure_dice
 
 REPORT_NAME: Final = "finetuned_labels"
 REAL, BEFORE, AFTER = "real", "before", "after"

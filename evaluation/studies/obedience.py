@@ -25,12 +25,13 @@ from pydantic import TypeAdapter, ValidationError
 from maisi_aug.bundle_spec.bundle import Bundle, load_bundle
 from maisi_aug.errors import BundleError
 from maisi_aug.evaluation.output.files import run_command, save_results
-from maisi_aug.evaluation.studies.obedience_pictures import draw_comparison, draw_sheet
 from maisi_aug.evaluation.studies.obedience_report import (
     CaseFigures,
     Contrast,
     LesionFigures,
     OrganFigures,
+    draw_comparison,
+    draw_sheet,
     to_document,
     to_report,
 )
@@ -42,8 +43,7 @@ from maisi_aug.evaluation.studies.train_segmenter import (
     print_steps,
     train_segmenter,
 )
-from maisi_aug.gates.checks import Verdict, check_organ_hu
-from maisi_aug.gates.visibility import check_label_visibility
+from maisi_aug.gates.checks import Verdict, check_label_visibility, check_organ_hu
 from maisi_aug.networks.pipeline import Pipeline, resolve_device
 from maisi_aug.phantom import Phantom
 from maisi_aug.pictures.preview import save_picture

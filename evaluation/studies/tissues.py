@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from maisi_aug.vocabulary.labels import MAISI, Vocabulary
-from maisi_aug.volumes.overlap import measure_dice_by_class
+from maisi_aug.volumes.components import measure_dice_by_class
 
 LESION: Final = "lesion"
 _ORGANS: Final[dict[str, tuple[str, ...]]] = {

@@ -32,7 +32,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from maisi_aug import errors
-from maisi_aug.cohort.request import NO_MAP, CohortRequest, build_request
+from maisi_aug.cohort.request import CohortRequest, build_request
 from maisi_aug.errors import CohortError, MaisiAugError, RecipeError
 from maisi_aug.integrations.fresh.schedule import UseSchedule
 from maisi_aug.integrations.reading.export_labels import LabelNumbering, require_numbers
@@ -92,7 +92,7 @@ class FreshCases:
         """
         if not isinstance(configuration, CohortRequest):
             configuration = build_request(configuration, source="FreshCases")
-        if configuration.mask_source == NO_MAP:
+        if not configuration.has_maps:
             raise RecipeError(
                 "FreshCases: expected a mask source with label maps to train on, found mask_source 'none'. Choose "
                 "another."

@@ -24,10 +24,9 @@ from maisi_aug.bundle_spec.bundle import load_bundle
 from maisi_aug.cohort.folder import read_cohort_document
 from maisi_aug.cohort.manifest import MANIFEST_NAME, AttemptRecord, ManifestReader, is_cohort
 from maisi_aug.errors import CohortError, RequestError
-from maisi_aug.integrations.reading.cohort_pairs import load_pair
 from maisi_aug.integrations.reading.cohort_source import CohortSource, is_being_written
 from maisi_aug.integrations.reading.export_labels import LabelNumbering, number_labels, require_numbers_alone
-from maisi_aug.integrations.reading.items import Item, to_monai_item, to_subject
+from maisi_aug.integrations.reading.items import Item, load_pair, to_monai_item, to_subject
 from maisi_aug.system.seeds import numpy_generator
 from maisi_aug.vocabulary.labels import MAISI
 

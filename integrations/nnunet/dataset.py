@@ -26,6 +26,7 @@ from maisi_aug.integrations.nnunet.folders import (
 from maisi_aug.integrations.nnunet.splits import NUM_FOLDS
 from maisi_aug.integrations.reading.cohort_source import CohortSource, load_cohorts
 from maisi_aug.integrations.reading.export_labels import LabelNumbering, choose_labels
+from maisi_aug.integrations.request import NnunetExport
 from maisi_aug.system.progress import ReportStage, report_nothing
 from maisi_aug.system.whole_files import write_json_whole
 from maisi_aug.system.whole_folder import folders_that_appear_whole
@@ -72,6 +73,23 @@ class _Written:
     present_ids: frozenset[int]
     num_linked: int
     num_empty: int
+
+
+def export_alone(
+    cohorts: Sequence[Path], request: NnunetExport, *, notify: ReportStage = report_nothing
+) -> ExportReport:
+    """The dataset that a request without a real one asks for, by :func:`export_nnunet`."""
+    assert request.name is not None
+    return export_nnunet(
+        cohorts,
+        dataset_id=request.dataset_id,
+        name=request.name,
+        out=request.out,
+        labels=request.labels,
+        include_anatomy=request.include_anatomy,
+        copy=request.copy_images,
+        notify=notify,
+    )
 
 
 def export_nnunet(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,8 +22,9 @@ from maisi_aug.integrations.nnunet.folders import FILE_ENDING, MAPPING_NAME, MAR
 from maisi_aug.integrations.nnunet.labels import describe_mapping, require_complete_mapping
 from maisi_aug.integrations.nnunet.plans import move_real_plans, refer_to
 from maisi_aug.integrations.nnunet.report import LikeReport, Seen, build_report, write_report
-from maisi_aug.integrations.nnunet.request import LikeExport, LikeRequest, prepare_like_export
+from maisi_aug.integrations.nnunet.request import LikeExport, prepare_like_export
 from maisi_aug.integrations.nnunet.splits import SPLITS_NAME
+from maisi_aug.integrations.request import NnunetExport
 from maisi_aug.system.progress import ReportStage, report_nothing
 from maisi_aug.system.whole_files import write_json_whole
 from maisi_aug.system.whole_folder import folders_that_appear_whole
@@ -38,13 +39,13 @@ IMAGES_FOLDER, LABELS_FOLDER = "imagesSynthetic", "labelsSynthetic"
 _KEPT_KEYS = ("labels", "regions_class_order", "file_ending", "overwrite_image_reader_writer")
 
 
-def export_like(request: LikeRequest, *, dry_run: bool = False, notify: ReportStage = report_nothing) -> LikeReport:
+def export_like(cohorts: Sequence[Path], request: NnunetExport, *, notify: ReportStage = report_nothing) -> LikeReport:
     """Add a cohort to a real dataset: a raw and a preprocessed dataset under a new id, whole or not at all.
 
     Args:
-        request: What to export and where to.
-        dry_run: Read and check everything, voxels included and by nnU-Net's own check of the real cases, and write
-            nothing; only nnU-Net's planner is left out.
+        cohorts: Folders that ``synthesize`` wrote.
+        request: What to export and where to. A dry run reads and checks everything, voxels included and by nnU-Net's
+            own check of the real cases, and writes nothing; only nnU-Net's planner is left out.
         notify: Called with a stage, the steps done and their number.
 
     Returns:
@@ -55,8 +56,8 @@ def export_like(request: LikeRequest, *, dry_run: bool = False, notify: ReportSt
         ExportError: Something does not fit, or nnU-Net refuses the result.
         VocabularyError: An unknown label name.
     """
-    export = prepare_like_export(request)
-    if dry_run:
+    export = prepare_like_export(cohorts, request)
+    if request.dry_run:
         seen = _write_cases(export, None, notify)
         require_complete_mapping(export.real, export.cohort, export.mapping, seen.counts)
         return build_report(export, seen, plans=None, warnings=_check_real_cases(export, notify))

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from math import isfinite
 from pathlib import Path
-from typing import Literal
 
 from maisi_aug.cohort.manifest import AttemptRecord
 from maisi_aug.cohort.mask_origin import RealMaps, origin_words
@@ -29,6 +28,7 @@ from maisi_aug.integrations.nnunet.real import RealDataset, load_real_dataset
 from maisi_aug.integrations.nnunet.splits import Fold, Folds, load_real_folds
 from maisi_aug.integrations.reading.cohort_source import CohortSource, find_requested_ids, load_cohorts
 from maisi_aug.integrations.reading.export_labels import require_label_maps
+from maisi_aug.integrations.request import Link, NnunetExport
 
 
 def choose_cases(
@@ -90,41 +90,7 @@ def _take_next(queue: deque[AttemptRecord], counts: Counter[int], max_per_label:
     return None
 
 
-Link = Literal["none", "symlink", "hard"]
 STORED_ORIENTATION = "RAS"  # of every file that volume_io writes
-
-
-@dataclass(frozen=True, slots=True)
-class LikeRequest:
-    """What a user asks of an export that adds a cohort to a real dataset.
-
-    Attributes:
-        cohort_dir: Folder that ``synthesize`` wrote, or several.
-        like: The real raw dataset.
-        dataset_id: 1 to 999, not in use in any of nnU-Net's folders.
-        name: The part after ``DatasetXXX_``; the real one's with ``Synthetic`` behind it when not given.
-        out: Folder for raw datasets; ``$nnUNet_raw`` when not given.
-        preprocessed: Folder for preprocessed datasets; ``$nnUNet_preprocessed`` when not given.
-        labels: ``LABEL=NAME`` each: a label of the real dataset and what it is in the cohort.
-        absent: Labels of the real dataset that the cohort's cases truly hold none of.
-        ratio: Synthetic cases per real case.
-        max_per_label: Most synthetic cases per requested label.
-        plans: Name of the real dataset's plans.
-        link: ``none`` refers to images and real labels through the ``dataset`` entry, the others link them.
-    """
-
-    cohort_dir: Path | Sequence[Path]
-    like: Path
-    dataset_id: int
-    name: str | None = None
-    out: Path | None = None
-    preprocessed: Path | None = None
-    labels: Sequence[str] = ()
-    absent: Sequence[str] = ()
-    ratio: float | None = None
-    max_per_label: int | None = None
-    plans: str | None = None
-    link: Link = "none"
 
 
 @dataclass(frozen=True)
@@ -187,14 +153,15 @@ class LikeExport:
         return self.orientation != STORED_ORIENTATION
 
 
-def prepare_like_export(request: LikeRequest) -> LikeExport:
+def prepare_like_export(cohorts: Sequence[Path], request: NnunetExport) -> LikeExport:
     """Read and check everything that can be told without voxels; nothing is written.
 
     Raises:
-        CohortError: ``cohort_dir`` is no cohort.
+        CohortError: A folder is no cohort.
         ExportError: A setting, the real dataset or the cohort does not fit.
         VocabularyError: An unknown label name.
     """
+    assert request.like is not None
     real = load_real_dataset(request.like)
     raw_folder = Path(os.path.abspath(require_raw_folder(request.out)))  # noqa: PTH100  links are kept
     preprocessed_folder = require_preprocessed_folder(request.preprocessed)
@@ -202,7 +169,7 @@ def prepare_like_export(request: LikeRequest) -> LikeExport:
     for folder in (real.folder.parent, preprocessed_folder, os.environ.get(RESULTS_VARIABLE)):
         if folder:
             require_unused_id(Path(folder), request.dataset_id)
-    cohort = load_cohorts(request.cohort_dir)
+    cohort = load_cohorts(cohorts)
     require_label_maps(cohort)
     if channel_name(cohort.cases) != "CT":
         raise ExportError(
@@ -220,7 +187,7 @@ def prepare_like_export(request: LikeRequest) -> LikeExport:
         real=real,
         cohort=cohort,
         cases=cases,
-        mapping=map_labels(real, cohort, request.labels, request.absent, wanted),
+        mapping=map_labels(real, cohort, request.map, request.absent, wanted),
         folds=load_real_folds(places, real.case_ids, raw=real.folder),
         plans=find_real_plans(places, request.plans),
         link=request.link,

@@ -12,8 +12,7 @@ from pydantic import BeforeValidator, PositiveInt, model_validator
 
 from maisi_aug.api.keywords import build_model
 from maisi_aug.errors import RequestError, VocabularyError
-from maisi_aug.system.models import PositiveFinite, StrictModel
-from maisi_aug.system.options import Option
+from maisi_aug.system.models import Option, PositiveFinite, StrictModel
 from maisi_aug.system.progress import Report, report_nothing
 from maisi_aug.system.whole_files import write_json_whole
 

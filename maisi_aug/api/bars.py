@@ -1,4 +1,7 @@
-"""Progress bars on stderr that everything draws alike; none where there is neither a terminal nor a notebook."""
+"""Consoles for tables, bars and notes, and progress bars on stderr that everything draws alike.
+
+There are no bars where there is neither a terminal nor a notebook.
+"""
 
 from __future__ import annotations
 
@@ -8,14 +11,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from importlib.util import find_spec
 from time import monotonic
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Any
 from weakref import WeakSet
 
-from maisi_aug.system.printed_text import clean_message
+from rich.console import Console
+from rich.segment import Segment
+from rich.text import Text
+
+from maisi_aug.system.printed_text import clean_lines, clean_message
 from maisi_aug.system.progress import Report, ReportStage, ReportStep
 
 if TYPE_CHECKING:
-    from rich.console import Console
     from rich.progress import Progress
 
 LOG_SECONDS = 60.0
@@ -24,6 +30,37 @@ _LOGGED: WeakSet[Progress] = WeakSet()
 """Bars that are not drawn, because there is no terminal, and in whose place lines are printed."""
 OWN_WARNINGS = r"(?s:.*): expected "
 """How the sentences begin that our own readers and checks warn with."""
+
+
+class PlainConsole(Console):
+    """A console that takes text for text: no markup, no names of emojis, and control characters spelt out."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(markup=False, emoji=False, **settings)
+
+    def render_str(self, text: str, **settings: Any) -> Text:
+        """Clean text before its width is measured, so that columns stay in line."""
+        return super().render_str(clean_lines(text), **settings)
+
+    def render(self, renderable: Any, options: Any = None) -> Iterator[Segment]:
+        """Clean what comes from anywhere else, such as the descriptions of bars."""
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else segment._replace(text=clean_lines(segment.text))
+
+    @property
+    def file(self) -> IO[str]:
+        """The stream behind all that stand in for it: while a bar is shown, one of Rich's stands before ours."""
+        found = super().file
+        while (behind := getattr(found, "rich_proxied_file", None)) is not None:
+            found = behind
+        return found
+
+    @file.setter
+    def file(self, stream: IO[str]) -> None:
+        self._file = stream
+
+    def on_broken_pipe(self) -> None:
+        """Go on: the stream behind drops what nobody reads."""
 
 
 def can_draw(console: Console) -> bool:
@@ -64,8 +101,6 @@ def open_bars(*, is_shown: bool = True, is_transient: bool = False, is_telling: 
         TimeElapsedColumn,
         TimeRemainingColumn,
     )
-
-    from maisi_aug.api.consoles import PlainConsole
 
     console = PlainConsole(stderr=True)
     columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())

@@ -13,8 +13,7 @@ from typing import Self
 
 from rich.progress import Progress as Bars
 
-from maisi_aug.api.bars import add_phase, add_training, open_bars
-from maisi_aug.api.consoles import PlainConsole
+from maisi_aug.api.bars import PlainConsole, add_phase, add_training, open_bars
 from maisi_aug.api.listener import Progress, RunListener
 from maisi_aug.api.progress import CohortProgress, count_stages
 from maisi_aug.cohort.manifest import AttemptRecord, Manifest

@@ -9,7 +9,6 @@ from pathlib import Path
 from textwrap import indent
 from typing import Annotated, Any, ParamSpec, TypeVar, get_args, get_origin
 
-import numpy as np
 from pydantic import BaseModel, BeforeValidator
 from pydantic.fields import FieldInfo
 
@@ -98,13 +97,15 @@ def to_plain(value: Any) -> Any:
     """Paths as text and NumPy's numbers as Python's, inside of sequences and mappings too."""
     if isinstance(value, os.PathLike):
         return os.fspath(value)
-    if isinstance(value, np.generic):
-        return value.item()
+    if hasattr(
+        value, "tolist"
+    ):  # NumPy's scalars and arrays; not imported, as the options of commands would wait for it
+        return to_plain(value.tolist())
     if isinstance(value, BaseModel):
         return value.model_dump(exclude_unset=True)
     if isinstance(value, Mapping):
         return {to_plain(key): to_plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple | np.ndarray):
+    if isinstance(value, list | tuple):
         return tuple(to_plain(item) for item in value)
     return value
 

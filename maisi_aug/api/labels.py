@@ -41,10 +41,9 @@ def load_vocabulary(bundle: str | Path | None) -> tuple[Vocabulary, dict[str, Si
         return FULL_VOCABULARY, known
     # Imported here because reading a bundle needs packages that would double the start-up of a plain listing.
     from maisi_aug.bundle_spec.bundle import load_bundle
-    from maisi_aug.bundle_spec.references import bundle_distributions
 
     loaded = load_bundle(bundle)
-    return loaded.vocabulary, {**known, **bundle_distributions(loaded)}
+    return loaded.vocabulary, {**known, **loaded.distributions}
 
 
 def select_labels(

@@ -28,7 +28,7 @@ from maisi_aug.errors import BankError, CohortError, LesionError
 from maisi_aug.volumes.grid import Grid
 
 if TYPE_CHECKING:
-    from maisi_aug.bundle_spec.precision import PrecisionName
+    from maisi_aug.bundle_spec.decoding import PrecisionName
     from maisi_aug.generate.attempts import Attempt, AttemptMaker
     from maisi_aug.networks.acceleration import Compiler
     from maisi_aug.networks.pipeline import Pipeline as ImagePipeline

@@ -12,8 +12,7 @@ from typing import Any, Self
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-from maisi_aug.api.bars import can_draw, open_bars, tell_warnings
-from maisi_aug.api.consoles import PlainConsole
+from maisi_aug.api.bars import PlainConsole, can_draw, open_bars, tell_warnings
 from maisi_aug.api.listener import RunListener
 from maisi_aug.cohort.folder import LostCase
 from maisi_aug.cohort.manifest import AttemptRecord, Manifest

@@ -15,7 +15,7 @@ from maisi_aug.api.listener import Progress, RunListener
 from maisi_aug.api.results import Cohort
 from maisi_aug.cohort.folder import find_cohort
 from maisi_aug.cohort.plan import CohortPlan
-from maisi_aug.cohort.request import GIVEN, NO_MAP, CohortRequest, build_request, load_recipe, override
+from maisi_aug.cohort.request import GIVEN, CohortRequest, build_request, load_recipe, override
 from maisi_aug.cohort.resolve import CohortRun, resolve
 from maisi_aug.errors import RequestError
 
@@ -266,7 +266,7 @@ def look_ahead(
 def _find_advice(cohort: CohortRun) -> list[str]:
     """What the bundle wants its user to know."""
     bundle = cohort.bundle
-    found = [bundle.advice, bundle.advice_without_map if cohort.request.mask_source == NO_MAP else ""]
+    found = [bundle.advice, "" if cohort.request.has_maps else bundle.advice_without_map]
     return [" ".join(text.split()) for text in found if text]
 
 

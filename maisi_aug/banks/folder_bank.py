@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from maisi_aug.banks.case_reader import place_labels
-from maisi_aug.banks.entry import BankEntry
+from maisi_aug.banks.entry import MIN_COVER, BankEntry, BankListing, Needs
 from maisi_aug.banks.files import BankFiles, digest_of, list_bank
 from maisi_aug.banks.label_ids import (
     LabelMapping,
@@ -37,7 +37,6 @@ from maisi_aug.banks.label_map import (
     load_entry,
     no_envelope,
 )
-from maisi_aug.banks.listing import MIN_COVER, BankListing, Needs
 from maisi_aug.errors import BankError, CohortError, EmptyBankError, VolumeError
 from maisi_aug.lesions.lesion import Lesion
 from maisi_aug.system.seeds import numpy_generator

@@ -17,6 +17,7 @@ from typing import Any
 import platformdirs
 
 from maisi_aug.bundle_spec.decoding import latent_factor
+from maisi_aug.bundle_spec.grid_limits import nearest_grid, spell_flags, spell_shortfalls
 from maisi_aug.bundle_spec.known_bundles import known_bundles
 from maisi_aug.bundle_spec.schema import (
     MASK_ROLES,
@@ -28,11 +29,13 @@ from maisi_aug.bundle_spec.schema import (
     dump_bundle,
     without_masks,
 )
-from maisi_aug.errors import BundleError, RecipeError, did_you_mean
+from maisi_aug.errors import BundleError, GridError, RecipeError, did_you_mean
 from maisi_aug.system.models import explain_problems, read_yaml
 from maisi_aug.system.whole_files import sha256_of
+from maisi_aug.vocabulary.hu import HuRange, bundle_hu_ranges, expected_contrast_sign
 from maisi_aug.vocabulary.labels import MAISI, SlotBinding, Vocabulary
-from maisi_aug.volumes.grid import Grid
+from maisi_aug.vocabulary.sizes import SizeDistribution
+from maisi_aug.volumes.grid import Grid, spell_grid
 
 __all__ = ["Bundle", "BundleSpec", "MaskGenerationSpec", "SlotSpec", "WeightFile", "load_bundle"]
 
@@ -123,6 +126,45 @@ class Bundle:
         """
         return None if self.spec.base is None else find_base(self.spec.base, self.path, subject=f"Bundle '{self.name}'")
 
+    @cached_property
+    def distributions(self) -> dict[str, SizeDistribution]:
+        """Label name -> the sizes that its percentiles refer to, of the labels that the bundle was taught."""
+        sizes = self.spec.sizes.items()
+        return {name: SizeDistribution(name, measured.quantiles_ml, measured.source) for name, measured in sizes}
+
+    @cached_property
+    def hu_ranges(self) -> tuple[HuRange, ...]:
+        """Bounds for the medians of labels: the published ones, and those measured of what the bundle was taught."""
+        own = [
+            HuRange(name, (self.vocabulary.id_of(name),), bounds.low_hu, bounds.high_hu)
+            for name, bounds in self.spec.hu_ranges.items()
+        ]
+        return (*bundle_hu_ranges(self.name if self.spec.base is None else self.spec.base.name), *own)
+
+    def contrast_sign_of(self, label_id: int) -> int:
+        """Whether a lesion is brighter (1) or darker (-1) than its host, or either (0)."""
+        name = self.vocabulary.name_of(label_id)
+        own = self.spec.hu_ranges.get(name)
+        return expected_contrast_sign(name) if own is None else own.contrast_sign
+
+    def find_mask_bank(self) -> tuple[str, str] | None:
+        """The list of label maps that it draws from by default, and what their ids mean; None for the phantoms.
+
+        Raises:
+            BundleError: When it names a list that is not there.
+        """
+        bank = self.spec.mask_bank
+        if bank is None:
+            return None
+        place = self.path / bank.list
+        if not place.exists():
+            raise BundleError(
+                f"Bundle '{self.name}': expected the list of its label maps at {place}, found none. Get the whole "
+                "folder again, or name label maps with --mask-bank."
+            )
+        labels = self.path / bank.labels
+        return str(place.resolve()), str(labels.resolve()) if labels.is_file() else bank.labels
+
     @property
     def roles(self) -> tuple[str, ...]:
         """Roles of the networks that the bundle must have."""
@@ -175,6 +217,46 @@ class Bundle:
                 f"found {' to '.join(body_region)}. Leave it out: such networks go by the label map alone, and of mask "
                 "banks only those that list the regions of their maps choose by them."
             )
+
+    def check_grid(
+        self,
+        grid: Grid,
+        *,
+        shows_head_alone: bool = False,
+        allow_unseen: bool = False,
+        remedy: str = "; or add --allow-unseen-grid, if the weights have learnt such grids",
+    ) -> tuple[str, ...]:
+        """Compare a grid with those that the networks have seen; a bundle without limits takes all that they can halve.
+
+        Args:
+            grid: Of the images to be made.
+            shows_head_alone: Whether the images show nothing but the head, which needs less field of view.
+            allow_unseen: Warn of what would be refused, for weights that have learnt more than the bundle says.
+            remedy: What else can be done than to use the nearest grid; empty for commands that take no unseen grid.
+
+        Returns:
+            What to warn of, a sentence with the nearest grid that is good; empty where there is nothing to warn of.
+
+        Raises:
+            GridError: When a side is no multiple of the factor, or the networks cannot work with the grid.
+        """
+        limits = self.spec.grid_limits
+        if limits is None:
+            grid.require_multiple_of(self.grid_factor, subject=f"Shape for bundle '{self.name}'")
+            return ()
+        nearest = nearest_grid(grid, limits, shows_head_alone=shows_head_alone)
+        if any(side % self.grid_factor for side in grid.shape):
+            raise GridError(
+                f"Shape for bundle '{self.name}': expected sides that are multiples of {self.grid_factor}, found "
+                f"{spell_grid(grid.shape, grid.spacing_mm)}. Use {spell_flags(nearest)}."
+            )
+        lacking = spell_shortfalls(grid, limits, f"Grid for bundle '{self.name}'", shows_head_alone=shows_head_alone)
+        if lacking is None:
+            return ()
+        found, is_refused = lacking
+        if is_refused and not allow_unseen:
+            raise GridError(f"{found}. Use {spell_flags(nearest)}{remedy}.")
+        return (f"{found}. The networks have not seen such grids, and images may be bad: try {spell_flags(nearest)}.",)
 
     def definition(self, role: str) -> dict[str, Any]:
         """The definition of a network.

@@ -1,4 +1,4 @@
-"""How an image is decoded: what a recipe may ask for, and what was done. Needs no torch."""
+"""What networks compute in, and how an image is decoded: what a recipe may ask for, and what was done. No torch."""
 
 from __future__ import annotations
 
@@ -9,10 +9,12 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BeforeValidator, Field, JsonValue
 
-from maisi_aug.system.models import StrictModel
-from maisi_aug.system.options import Option
+from maisi_aug.system.models import Option, StrictModel
 from maisi_aug.volumes.grid_words import read_shape
 
+PrecisionName = Literal["auto", "float32", "bfloat16", "float16"]
+"""What networks may be asked to compute in."""
+ComputeType = Literal["float32", "bfloat16", "float16"]
 LatentShape = tuple[int, int, int]
 NumSplits = Literal[1, 2, 4, 8, 16]
 NUM_SPLITS: tuple[NumSplits, ...] = get_args(NumSplits)

@@ -187,6 +187,13 @@ def _least_extent_mm(limits: GridLimits, shows_head_alone: bool) -> float:
     return 0.0 if least is None else least.head if shows_head_alone else least.body
 
 
+def spell_flags(grid: Grid) -> str:
+    """A grid as flags of the command line, and its field of view."""
+    shape, spacing = ("x".join(f"{part:g}" for part in parts) for parts in (grid.shape, grid.spacing_mm))
+    extent = "x".join(f"{side:.0f}" for side in grid.extent_mm)
+    return f"--shape {shape} --spacing {spacing} ({extent} mm)"
+
+
 def nearest_grid(grid: Grid, limits: GridLimits, *, shows_head_alone: bool = False) -> Grid:
     """The grid that is nearest to one that lacks something, and lacks nothing.
 

@@ -15,8 +15,7 @@ from typing import Any
 
 from maisi_aug.cohort.grammar import CaseRequest, LesionRequest, SizeRange, allot_cases, allot_more, parse_requests
 from maisi_aug.errors import RequestError
-from maisi_aug.lesions.growth_rules import GrowthRule, growth_rule_of
-from maisi_aug.lesions.lesion import Lesion
+from maisi_aug.lesions.lesion import GrowthRule, Lesion, growth_rule_of
 from maisi_aug.system.seeds import numpy_generator
 from maisi_aug.vocabulary.labels import Label, Vocabulary
 from maisi_aug.vocabulary.sizes import SizeDistribution, diameter_mm

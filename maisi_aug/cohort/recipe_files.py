@@ -12,7 +12,6 @@ from typing import Any, Final
 from maisi_aug.errors import RecipeError, did_you_mean
 from maisi_aug.system.content import ContentError
 from maisi_aug.system.whole_files import write_text_whole
-from maisi_aug.system.yaml_content import read_yaml
 
 FIRST_STAGES = {"training": "vae", "mask-training": "mask-vae"}
 """The stage that a training begins with, by the kind of its recipe."""
@@ -86,8 +85,10 @@ def training_kind(path: Path) -> str | None:
 
 def _read_document(path: Path) -> dict[Any, Any]:
     """The mapping that a YAML file consists of."""
+    from maisi_aug.system import yaml_content  # not for the options of commands, which are fields of models
+
     try:
-        document = read_yaml(path)
+        document = yaml_content.read_yaml(path)
     except OSError as error:
         raise RecipeError(f"{path}: expected a readable recipe, found: {error}. Check the file.") from None
     except ContentError as error:

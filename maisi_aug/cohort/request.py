@@ -11,15 +11,22 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, PositiveInt, Strict, field_validator, model_validator
 
-from maisi_aug.bundle_spec.decoding import DecodingConfig
-from maisi_aug.bundle_spec.precision import PrecisionName
+from maisi_aug.bundle_spec.decoding import DecodingConfig, PrecisionName
 from maisi_aug.cohort.grammar import WrittenRequest
 from maisi_aug.cohort.recipe_files import read_recipe
 from maisi_aug.errors import RecipeError, did_you_mean
-from maisi_aug.lesions.growth_rules import GrowthRule, growth_rule_of
+from maisi_aug.lesions.lesion import GrowthRule, growth_rule_of
 from maisi_aug.system.content import spells_number
-from maisi_aug.system.models import Finite, PositiveFinite, StrictModel, explain_problems
-from maisi_aug.system.options import Option, PathText, texts_of, warn_of_spelling
+from maisi_aug.system.models import (
+    Finite,
+    Option,
+    PathText,
+    PositiveFinite,
+    StrictModel,
+    explain_problems,
+    texts_of,
+    warn_of_spelling,
+)
 from maisi_aug.vocabulary.regions import BODY_REGIONS, BodyRegion
 from maisi_aug.volumes.grid_words import ShapeField, SpacingField
 
@@ -377,6 +384,11 @@ class CohortRequest(StrictModel, strict=True, use_attribute_docstrings=True):
     def takes_requests(self) -> bool:
         """Whether lesions and organs are asked for: not of given maps, nor of images without any map."""
         return self.mask_source not in (GIVEN, NO_MAP)
+
+    @property
+    def has_maps(self) -> bool:
+        """Whether cases have label maps; without one, an image is what the diffusion U-Net draws by itself."""
+        return self.mask_source != NO_MAP
 
     @property
     def has_own_bank(self) -> bool:

@@ -18,20 +18,18 @@ from maisi_aug.bundle_spec.bundle import Bundle, embedded_bundles, load_bundle, 
 from maisi_aug.bundle_spec.decoding import DecodingConfig
 from maisi_aug.bundle_spec.mask_networks import choose_mask_steps, fingerprint_of_masks, require_inside
 from maisi_aug.bundle_spec.presets import Preset, find_preset
-from maisi_aug.bundle_spec.references import bundle_distributions, default_bank
 from maisi_aug.cohort.folder import NOT_BEGUN, BegunCohort
 from maisi_aug.cohort.grammar import CaseRequest, label_names, parse_requests
-from maisi_aug.cohort.grid_preflight import check_grid, shows_head_alone
 from maisi_aug.cohort.hu_reference import load_hu_reference, ranges_from_json, ranges_to_json
 from maisi_aug.cohort.plan import CasePlan, CohortPlan, plan_bare_images, plan_cohort, plan_given_maps
 from maisi_aug.cohort.request import DEFAULT_NUM_CASES, EMBEDDED_BANK, GIVEN, CohortRequest, without_unused
-from maisi_aug.errors import RequestError
+from maisi_aug.errors import RequestError, VocabularyError
 from maisi_aug.networks.mask_conditions import read_organ_sizes, require_not_absent
 from maisi_aug.system.progress import Report
 from maisi_aug.vocabulary.hu import HuRange
 from maisi_aug.vocabulary.label_meaning import find_label_id
 from maisi_aug.vocabulary.labels import Vocabulary
-from maisi_aug.vocabulary.regions import BodyRegion, Regions, spell_out
+from maisi_aug.vocabulary.regions import REGION_LABELS, BodyRegion, Regions, spell_out
 from maisi_aug.vocabulary.sizes import SizeDistribution, measure_distribution
 from maisi_aug.volumes.grid import Grid
 
@@ -206,7 +204,7 @@ def _fill_in(request: CohortRequest, decided: Mapping[str, Any], grid: Grid) -> 
 def _name_maps(request: CohortRequest, bundle: Bundle) -> dict[str, Any]:
     """Where label maps come from and what their ids mean: what the user names, else the bundle's, else phantoms."""
     is_open = request.mask_source == "plant" and "mask_bank" not in request.model_fields_set
-    bank, labels = (default_bank(bundle) if is_open else None) or (request.mask_bank, request.mask_labels)
+    bank, labels = (bundle.find_mask_bank() if is_open else None) or (request.mask_bank, request.mask_labels)
     return {
         "mask_bank": _absolute_dataset(bank, EMBEDDED_BANK),
         "mask_labels": _absolute(labels, *CHOICES) if isinstance(labels, str) else labels,
@@ -264,9 +262,23 @@ def _choose_grid(request: CohortRequest, bundle: Bundle) -> Grid:
         grid.require_multiple_of(bundle.grid_factor, subject=f"Shape for bundle '{bundle.name}'")
         return grid
     is_head = shows_head_alone(request, bundle)
-    for sentence in check_grid(grid, bundle, shows_head_alone=is_head, allow_unseen=request.allow_unseen_grid):
+    for sentence in bundle.check_grid(grid, shows_head_alone=is_head, allow_unseen=request.allow_unseen_grid):
         warnings.warn(sentence, stacklevel=3)
     return grid
+
+
+def shows_head_alone(request: CohortRequest, bundle: Bundle) -> bool:
+    """Whether a cohort is about the head and nothing else, by its body region, or else by the labels it asks for."""
+    if request.body_region is not None:
+        return set(request.body_region) == {"head"}
+    return all(_is_in_head(name, bundle) for name in label_names(request.labels))
+
+
+def _is_in_head(name: str, bundle: Bundle) -> bool:
+    try:
+        return bundle.vocabulary.id_of(name) in REGION_LABELS["head"]
+    except VocabularyError:  # reported when the requests are read
+        return False
 
 
 def _choose_mask_steps(request: CohortRequest, bundle: Bundle, grid: Grid) -> int:
@@ -299,7 +311,7 @@ def _parse(
 ) -> tuple[CaseRequest, ...]:
     """The requests; percentiles refer to the user's data, else to what the bundle was taught on, else to tables."""
     texts = request.labels if request.takes_requests else request.plant
-    known = {**bundle_distributions(bundle), **distributions}
+    known = {**bundle.distributions, **distributions}
     return parse_requests(texts, vocabulary=bundle.vocabulary, distributions=known) if texts else ()
 
 
@@ -356,7 +368,8 @@ def _require_makeable(
     if not request.follows_maps:
         plan.require_drawable(grid)
     needed = {label_id for case in plan.cases for label_id in case.needed_ids(vocabulary)}
-    require_not_absent(organ_sizes, needed)
+    if organ_sizes:
+        require_not_absent(organ_sizes, needed)
 
 
 def _require_organs_in_maps(case: CasePlan, organs: Sequence[str], source: str, bank: BankFiles) -> None:

@@ -14,18 +14,37 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import ndimage
 
-from maisi_aug.lesions.growth_rules import GrowthRule
-from maisi_aug.lesions.lesion import Lesion
+from maisi_aug.errors import VolumeError
+from maisi_aug.lesions.lesion import GrowthRule, Lesion
 from maisi_aug.vocabulary.hu import MIN_ORGAN_VOXELS, HuRange, _reference, reference_hu_ranges
 from maisi_aug.vocabulary.labels import MAISI, Vocabulary
-from maisi_aug.volumes.components import is_any_of
-from maisi_aug.volumes.grid import Grid
+from maisi_aug.volumes.body import find_body
+from maisi_aug.volumes.components import TOUCHING, Mask, bounding_box, connected_parts, is_any_of
+from maisi_aug.volumes.grid import Grid, Spacing, voxel_volume_ml
 
 MIN_BIAS_ORGANS = 2
 PLAUSIBLE_HU = (-1100.0, 4000.0)
 MIN_SHAPE_VOXELS = 30
 """Lesions with fewer voxels have no shape to speak of."""
+MIN_SHELL_VOXELS = 12
+SMALL_LESION_MM = 10.0
+"""Lesions of a smaller equivalent diameter are judged on the sign of their contrast alone: most of their voxels are
+partly host, so that their contrast says more about the voxel than about the lesion."""
+SHELL_VOXELS = 3
+NOISE_FLOOR_HU = 1.0
+"""CT numbers are integers; a noise below their step is not measurable."""
+TISSUE_HU = (-200.0, 200.0)
+"""Fat, muscle and parenchyma; all that is neither air, lung nor bone."""
+BODY_SHARE = (0.01, 0.98)
+"""Of the field of view: from a neck in a wide one (0.03 among the planning CTs of OpenKBP) to a trunk that leaves air
+in the corners only."""
+MIN_TISSUE_SHARE = 0.2
+"""Of the body; in a chest with large lungs about half of it is soft tissue."""
+MAX_STEP_HU = 80.0
+"""Median difference of neighbours in soft tissue. It is 13 to 28 HU in CTs of TotalSegmentator and OpenKBP at 3 to
+5 mm, and more in thin slices; values drawn at random between the two bounds above differ by 117 HU."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -298,3 +317,206 @@ def _to_plain(value: Any) -> Any:
     if isinstance(value, np.generic):
         value = value.item()
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def check_lesion_visibility(
+    image_hu: NDArray[Any],
+    label_map: NDArray[Any],
+    lesion: Mask,
+    *,
+    host_ids: Sequence[int],
+    tumor_ids: Sequence[int],
+    expected_sign: int,
+    spacing_mm: Sequence[float],
+    minimum_cnr: float = 1.0,
+) -> Verdict:
+    """A lesion differs from the host around it, in the right direction and by more than the noise.
+
+    Contrast is the median of the lesion's core (its voxels that touch no other, where there are enough) minus the
+    median of its host within three voxels, without the voxels next to the lesion where enough are left. Noise is the
+    robust standard deviation (1.4826 x median absolute deviation) of that host after a linear trend is removed. Where
+    there is too little host, all nearby body voxels without tumor stand in for it, and either direction is right.
+    Lesions under 10 mm of equivalent diameter are judged on the sign alone.
+
+    Args:
+        image_hu: ``(I, J, K)`` intensities.
+        label_map: ``(I, J, K)`` label ids.
+        lesion: ``(I, J, K)`` mask of one lesion.
+        host_ids: Ids that the lesion may have grown in.
+        tumor_ids: Ids of all tumors, those of bound slots included; they are no surroundings to compare with.
+        expected_sign: 1 for brighter than the host, -1 for darker, 0 for either.
+        spacing_mm: Voxel sides along I, J, K in millimetres.
+        minimum_cnr: How many times the noise the contrast has to be.
+    """
+    gate = "lesion visibility"
+    if not image_hu.shape == label_map.shape == lesion.shape:
+        return shape_verdict(gate, image_hu, label_map)
+    if not lesion.any():
+        return Verdict(gate, False, {"num_voxels": 0}, "Lesion visibility: expected a lesion, found an empty mask.")
+    box = bounding_box(lesion, margin=SHELL_VOXELS + 1)
+    values, mask = image_hu[box].astype(np.float64), lesion[box]
+    shell, surroundings = _find_shell(label_map[box], mask, host_ids, tumor_ids)
+    if not shell.any() or not np.isfinite(values[shell | mask]).all():
+        figures = {"num_voxels": int(mask.sum()), "num_surrounding_voxels": int(shell.sum())}
+        message = "Lesion visibility: expected finite HU in the lesion and in body around it, found none."
+        return Verdict(gate, False, figures, message)
+    measured = _measure_contrast(values, mask, shell, spacing_mm)
+    contrast_hu, noise_hu = measured["contrast_hu"], measured["noise_hu"]
+    # The sign is that against the host: a dark tumour that has left little of its kidney is bright beside fat.
+    sign = expected_sign if surroundings == "host" else 0
+    right_sign = contrast_hu * sign > 0 if sign else contrast_hu != 0
+    on_sign_alone = measured["diameter_mm"] < SMALL_LESION_MM
+    passed = right_sign and (on_sign_alone or abs(contrast_hu) >= minimum_cnr * noise_hu)
+    wanted = {1: "brighter", -1: "darker", 0: "brighter or darker"}[sign]
+    message = (
+        f"Lesion visibility: expected a lesion {wanted} than its {surroundings} by {minimum_cnr:g} x {noise_hu:.0f} HU "
+        f"of noise, found {contrast_hu:+.0f} HU at {measured['diameter_mm']:.1f} mm."
+    )
+    figures = measured | {
+        "surroundings": surroundings,
+        "minimum_cnr": minimum_cnr,
+        "expected_sign": sign,
+        "right_sign": right_sign,
+        "judged_on_sign_alone": on_sign_alone,
+    }
+    return Verdict(gate, passed, figures, message)
+
+
+def check_label_visibility(
+    image_hu: NDArray[Any],
+    label_map: NDArray[Any],
+    label_id: int,
+    *,
+    host_ids: Sequence[int],
+    tumor_ids: Sequence[int],
+    expected_sign: int,
+    spacing_mm: Sequence[float],
+    minimum_cnr: float = 1.0,
+) -> tuple[Verdict, ...]:
+    """``check_lesion_visibility`` for each connected lesion of a label, in scan order; empty if there is none."""
+    verdicts = []
+    for part, lesion in connected_parts(label_map == label_id):
+        margins = [(min(SHELL_VOXELS + 1, side.start), SHELL_VOXELS + 1) for side in part]
+        box = tuple(slice(side.start - low, side.stop + high) for side, (low, high) in zip(part, margins, strict=True))
+        near = np.zeros(label_map[box].shape, dtype=bool)
+        near[tuple(slice(low, low + side) for (low, _), side in zip(margins, lesion.shape, strict=True))] = lesion
+        verdicts.append(
+            check_lesion_visibility(
+                image_hu[box],
+                label_map[box],
+                near,
+                host_ids=host_ids,
+                tumor_ids=tumor_ids,
+                expected_sign=expected_sign,
+                spacing_mm=spacing_mm,
+                minimum_cnr=minimum_cnr,
+            )
+        )
+    return tuple(verdicts)
+
+
+def _measure_contrast(
+    values: NDArray[np.float64], lesion: Mask, shell: Mask, spacing_mm: Sequence[float]
+) -> dict[str, Any]:
+    lesion_hu, host_hu = float(np.median(values[_core(lesion)])), float(np.median(values[shell]))
+    noise_hu = max(_noise_hu(values, shell), NOISE_FLOOR_HU)
+    num_voxels = int(lesion.sum())
+    return {
+        "num_voxels": num_voxels,
+        "num_surrounding_voxels": int(shell.sum()),
+        "diameter_mm": (6000.0 * num_voxels * voxel_volume_ml(spacing_mm) / math.pi) ** (1.0 / 3.0),
+        "lesion_hu": lesion_hu,
+        "host_hu": host_hu,
+        "contrast_hu": lesion_hu - host_hu,
+        "noise_hu": noise_hu,
+        "cnr": abs(lesion_hu - host_hu) / noise_hu,
+    }
+
+
+def _core(lesion: Mask) -> Mask:
+    """The lesion without its rim, which shares voxels with the host; the whole lesion if little would be left."""
+    core = ndimage.binary_erosion(lesion)
+    return core if np.count_nonzero(core) >= max(8, 0.1 * np.count_nonzero(lesion)) else lesion
+
+
+def _find_shell(
+    label_map: NDArray[Any], lesion: Mask, host_ids: Sequence[int], tumor_ids: Sequence[int]
+) -> tuple[Mask, str]:
+    """What the lesion is compared with, and whether that is its host or any body."""
+    near = ndimage.binary_dilation(lesion, TOUCHING, iterations=SHELL_VOXELS) & ~lesion
+    apart = near & ~ndimage.binary_dilation(lesion, TOUCHING)
+    host = is_any_of(label_map, host_ids)
+    body = (label_map != 0) & ~lesion & ~is_any_of(label_map, tumor_ids)
+    for tissue, name in ((host, "host"), (body, "body")):
+        for ring in (apart, near):
+            if np.count_nonzero(tissue & ring) >= MIN_SHELL_VOXELS:
+                return tissue & ring, name
+    return near & body, "body"
+
+
+def _noise_hu(values: NDArray[np.float64], shell: Mask) -> float:
+    """Robust standard deviation about a linear trend that is fitted without outliers."""
+    found = values[shell]
+    residual = found - np.median(found)
+    if found.size >= MIN_SHELL_VOXELS:
+        design = np.column_stack([np.ones(found.size), np.argwhere(shell)])
+        for _ in range(2):
+            usual = np.abs(residual - np.median(residual)) <= 3.0 * _robust_deviation(residual) + 1e-6
+            weights, *_ = np.linalg.lstsq(design[usual], found[usual], rcond=None)
+            residual = found - design @ weights
+    return _robust_deviation(residual)
+
+
+def _robust_deviation(values: NDArray[np.float64]) -> float:
+    return 1.4826 * float(np.median(np.abs(values - np.median(values))))
+
+
+def check_patient(image_hu: NDArray[Any], spacing_mm: Spacing, *, is_judged: bool = True) -> Verdict:
+    """There is a body with air around it, much of it is soft tissue, and that is no noise.
+
+    It is for images that are drawn without a label map: none says which organ lies where, so nothing finer is judged.
+
+    Args:
+        image_hu: ``(I, J, K)`` intensities.
+        spacing_mm: Voxel sides along I, J, K.
+        is_judged: Whether the image has to pass; else the figures are noted all the same.
+    """
+    figures: dict[str, Any] = {"is_judged": is_judged, **measure_patient(image_hu, spacing_mm)}
+    low, high = BODY_SHARE
+    problems = []
+    if not low <= figures["body_share"] <= high:
+        problems.append(f"a body that fills {figures['body_share']:.0%} of the image")
+    elif figures["tissue_share"] < MIN_TISSUE_SHARE:
+        problems.append(f"a body of which {figures['tissue_share']:.0%} is soft tissue")
+    elif figures["median_step_hu"] > MAX_STEP_HU:
+        problems.append(f"soft tissue in which neighbours differ by {figures['median_step_hu']:.0f} HU, which is noise")
+    if not problems:
+        return Verdict("patient", True, figures, "Patient: there is one, with air around and soft tissue inside.")
+    note = "" if is_judged else " Not judged, as this bundle is known to draw poorly without a label map."
+    return Verdict(
+        "patient", not is_judged, figures, f"Patient: expected one with air around, found {problems[0]}.{note}"
+    )
+
+
+def measure_patient(image_hu: NDArray[Any], spacing_mm: Spacing) -> dict[str, float]:
+    """Shares of body and of soft tissue, and how much neighbouring voxels of soft tissue differ.
+
+    Args:
+        image_hu: ``(I, J, K)`` intensities.
+        spacing_mm: Voxel sides along I, J, K.
+
+    Returns:
+        ``body_share`` of the image, ``tissue_share`` of the body, and ``median_step_hu`` along I.
+    """
+    try:
+        body = find_body(image_hu, spacing_mm)
+    except VolumeError:  # nothing as thick as a limb
+        return {"body_share": 0.0, "tissue_share": 0.0, "median_step_hu": 0.0}
+    tissue = body & (image_hu > TISSUE_HU[0]) & (image_hu < TISSUE_HU[1])
+    pairs = tissue[1:] & tissue[:-1]
+    steps = np.abs(image_hu[1:][pairs].astype(np.float32) - image_hu[:-1][pairs])
+    return {
+        "body_share": float(body.mean()),
+        "tissue_share": float(tissue.sum()) / max(1.0, float(body.sum())),
+        "median_step_hu": float(np.median(steps)) if steps.size else 0.0,
+    }

@@ -9,7 +9,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from maisi_aug.bundle_spec.bundle import Bundle
-from maisi_aug.bundle_spec.references import contrast_sign_of, hu_ranges_of
 from maisi_aug.cohort.manifest import VerdictRecord
 from maisi_aug.cohort.plan import CasePlan
 from maisi_aug.cohort.request import GateConfig
@@ -17,13 +16,13 @@ from maisi_aug.gates.checks import (
     Verdict,
     check_geometry,
     check_hu_bias,
+    check_label_visibility,
     check_lesion_place,
     check_lesion_size,
     check_organ_hu,
+    check_patient,
     check_presence,
 )
-from maisi_aug.gates.patient import check_patient
-from maisi_aug.gates.visibility import check_label_visibility
 from maisi_aug.lesions.lesion import Lesion
 from maisi_aug.vocabulary.hu import HuRange, expected_contrast_sign, reference_hu_ranges
 from maisi_aug.vocabulary.labels import Vocabulary
@@ -157,7 +156,7 @@ def judge_image(
             label_id,
             host_ids=vocabulary.hosts_of(label_id),
             tumor_ids=vocabulary.tumor_ids,
-            expected_sign=contrast_sign_of(label_id, bundle) if bundle else expected_contrast_sign(name),
+            expected_sign=bundle.contrast_sign_of(label_id) if bundle else expected_contrast_sign(name),
             spacing_mm=grid.spacing_mm,
             minimum_cnr=gates.minimum_cnr,
         )
@@ -182,7 +181,7 @@ def judge_organ_hu(
         gates: Whether the bias counts, and its limits.
         own_ranges: HU of labels in the user's own CTs.
     """
-    ranges = overlay_ranges(reference_hu_ranges() if bundle is None else hu_ranges_of(bundle), own_ranges)
+    ranges = overlay_ranges(reference_hu_ranges() if bundle is None else bundle.hu_ranges, own_ranges)
     organs = check_organ_hu(image_hu, label_map, ranges)
     if not gates.hu_bias:
         return [organs]

@@ -12,8 +12,7 @@ from maisi_aug.cohort.folder import CONTACT_SHEET_NAME
 from maisi_aug.cohort.request import differences
 from maisi_aug.errors import CohortError
 from maisi_aug.phantom import Phantom, build_phantom
-from maisi_aug.pictures.contact_sheet import save_contact_sheet
-from maisi_aug.pictures.preview import Caption, build_preview, save_picture
+from maisi_aug.pictures.preview import Caption, build_preview, save_contact_sheet, save_picture
 from maisi_aug.system.content import read_json
 from maisi_aug.system.progress import Report, report_nothing
 from maisi_aug.system.seeds import derive_seed

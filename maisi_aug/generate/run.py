@@ -11,14 +11,13 @@ from typing import TYPE_CHECKING, Any
 from maisi_aug.cohort.folder import CONTACT_SHEET_NAME, CohortFolder, find_lost, open_cohort, open_scratch
 from maisi_aug.cohort.manifest import MANIFEST_NAME, Manifest, is_cohort
 from maisi_aug.cohort.plan import CasePlan, spell_labels
-from maisi_aug.cohort.request import NO_MAP
 from maisi_aug.cohort.resolve import CohortRun
 from maisi_aug.cohort.shards import Shard
 from maisi_aug.errors import BankError, LesionError
 from maisi_aug.generate.case_worker import CohortSpec
 from maisi_aug.generate.driver import CaseDriver, CaseItem, LeavesHope, Listener
 from maisi_aug.generate.recorder import Recorder
-from maisi_aug.pictures.contact_sheet import save_contact_sheet
+from maisi_aug.pictures.preview import save_contact_sheet
 from maisi_aug.sources.opening import may_fail_as_a_whole, open_source
 from maisi_aug.system.engine.work import Engine, InProcess
 
@@ -198,6 +197,6 @@ def draw_contact_sheet(place: CohortFolder, run: CohortRun, manifest: Manifest) 
     names = (record.files["preview"].path for record in manifest.accepted if "preview" in record.files)
     if previews := [place.path / name for name in names]:
         labels = spell_labels(run.plan.requested_ids, run.bundle.vocabulary) if run.plan.requested_ids else ""
-        subject = labels or ("no label map" if run.request.mask_source == NO_MAP else "all labels of the given maps")
+        subject = labels or ("all labels of the given maps" if run.request.has_maps else "no label map")
         title = f"{len(previews)} of {len(run.plan.cases)} cases: {subject}; bundle {run.bundle.name}"
         save_contact_sheet(place.path / CONTACT_SHEET_NAME, previews, title)

@@ -34,8 +34,7 @@ from maisi_aug.insertion.lungs import LUNG_LOBES
 from maisi_aug.insertion.painting import Painter, ProceduralPainter
 from maisi_aug.insertion.surroundings import LUNG_ID, label_surroundings
 from maisi_aug.lesions.lesion import Lesion
-from maisi_aug.pictures.contact_sheet import save_contact_sheet
-from maisi_aug.pictures.preview import Caption, build_preview
+from maisi_aug.pictures.preview import Caption, build_preview, save_contact_sheet
 from maisi_aug.sources.map_source import DrawnMap, MapSource
 from maisi_aug.system.engine.work import Engine, InProcess, WorkerPlace, finished
 from maisi_aug.system.seeds import derive_seed

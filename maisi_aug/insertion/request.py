@@ -11,8 +11,7 @@ from pydantic import Field, PositiveInt
 from maisi_aug.cohort.recipe_files import read_insertion_recipe
 from maisi_aug.errors import RecipeError
 from maisi_aug.preparation.request import OrganLabels
-from maisi_aug.system.models import StrictModel, explain_problems
-from maisi_aug.system.options import Option, PathText
+from maisi_aug.system.models import Option, PathText, StrictModel, explain_problems
 
 Attachment = Literal["free", "surface"]
 """Whether a lesion lies inside of its host, or touches its surface: juxta-pleural, in the lung."""

@@ -1,17 +1,49 @@
-"""Smooth fields on a grid: lobes for lesions, and elastic variety for label maps."""
+"""Smooth fields on a grid: lobes for lesions, elastic variety for label maps, and room for a large lesion.
+
+What lies around a large lesion's centre is pushed aside as a growing mass does. Every point moves along its ray from
+the centre. Inside the lesion the map is magnified; outside, the shift falls as that of an incompressible medium
+(``r^3 - s^3`` is constant) and fades to nothing. Bone, muscle, the body wall and other lesions stay where they are:
+towards them the shift fades with their distance, more slowly than by one millimetre a millimetre, so that the map never
+folds. Arrays have axes ``I J K``.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import ndimage
+
+from maisi_aug.vocabulary.labels import BACKGROUND_ID, BODY_ID, MAISI
+from maisi_aug.volumes.components import Box, Mask
+
+_T = TypeVar("_T", bound=np.generic)
 
 KNOT_SPACING_MM = 40.0
 KNOT_DEVIATION_MM = 12.0
 MAX_ZOOM = 0.01
 MAX_SLAB_VOXELS = 2_000_000
 """Deformation works in slabs of this size, which bounds its memory on full-size grids."""
+MUSCLE_IDS = tuple(range(98, 108))
+BONE_IDS = MAISI.hosts_of(128)
+STIFF_IDS = (*BONE_IDS, *MUSCLE_IDS, 114, 121)
+"""Bones, muscles, costal cartilages and the spinal cord: no mass of the organs beside them moves or crosses these."""
+BRAIN_ID = 22
+CLOSING_MM = 25.0
+"""Half of the widest gap between organs that counts as the inside of chest or belly."""
+MIN_DEPTH_MM = 12.0
+"""Skin and the fat and muscle under it: nothing that grows inside comes closer to the air."""
+WALL_MM = 10.0
+"""How much of the wall around the organs gives way to a large lesion, and is pressed together."""
+COARSE_MM = 4.0
+REACH = 3.0
+"""Radii of the lesion within which tissue is moved."""
+SLOWNESS = 1.5
+MIN_LEFT = 0.6
+"""Share of its voxels that every organ keeps; a field that squeezes one harder is refused."""
 
 
 def deform_label_map(
@@ -79,3 +111,188 @@ def _deform(
             source.append(np.clip(np.rint(moved), 0, side - 1).astype(np.int32))
         deformed[slab] = label_map[source[0], source[1], source[2]]
     return deformed
+
+
+@cache
+def visceral_ids() -> tuple[int, ...]:
+    """Organs of chest and belly: all but bones, muscles, cartilage, cord and brain."""
+    stiff = {*STIFF_IDS, BRAIN_ID}
+    return tuple(label.id for label in MAISI if label.kind == "organ" and label.id not in stiff)
+
+
+def find_cavity(label_map: NDArray[np.uint8], spacing_mm: Sequence[float], *, margin_mm: float = 0.0) -> Mask:
+    """The inside of chest and belly: the organs there and the gaps of at most 50 mm between them, without the stiff.
+
+    Args:
+        label_map: ``(I, J, K)`` vocabulary ids with body (200).
+        spacing_mm: Voxel sides along I, J, K.
+        margin_mm: How far around all that it reaches.
+    """
+    table = _table_of((*visceral_ids(), *MAISI.tumor_ids))
+    strides, coarse = _thin(table[label_map], spacing_mm)
+    steps_mm = [side * stride for side, stride in zip(spacing_mm, strides, strict=True)]
+    margins = [int(np.ceil(CLOSING_MM / step)) + 1 for step in steps_mm]
+    if not coarse.any():
+        return np.zeros(label_map.shape, dtype=bool)
+    grown = ndimage.distance_transform_edt(~np.pad(coarse, [(m, m) for m in margins]), sampling=steps_mm) <= CLOSING_MM
+    closed = ndimage.distance_transform_edt(np.pad(grown, 1), sampling=steps_mm)[1:-1, 1:-1, 1:-1] > CLOSING_MM
+    inner = closed[tuple(slice(m, m + side) for m, side in zip(margins, coarse.shape, strict=True))] | coarse
+    if margin_mm > 0:
+        inner = ndimage.distance_transform_edt(~inner, sampling=steps_mm) <= margin_mm
+    fine = _thicken(inner, strides, label_map.shape)
+    stiff = _table_of((BACKGROUND_ID, *STIFF_IDS))
+    cavity: Mask = (fine | table[label_map]) & ~stiff[label_map]
+    return cavity
+
+
+def find_depth_mm(label_map: NDArray[np.uint8], spacing_mm: Sequence[float]) -> NDArray[np.float32]:
+    """How deep below the skin each voxel lies; the border of the array is no skin, as a scan ends inside a patient."""
+    strides, body = _thin(label_map > 0, spacing_mm)
+    steps_mm = [side * stride for side, stride in zip(spacing_mm, strides, strict=True)]
+    depth = np.full(body.shape, np.inf) if body.all() else ndimage.distance_transform_edt(body, sampling=steps_mm)
+    return np.asarray(_thicken(depth.astype(np.float32), strides, label_map.shape))
+
+
+def find_outside_room(
+    label_map: NDArray[np.uint8], host: Mask, *, rim_mm: float, in_cavity: bool, spacing_mm: Sequence[float]
+) -> Mask:
+    """Body without an organ that a lesion may grow into from its host: never bone, muscle, an organ or the body wall.
+
+    Args:
+        label_map: ``(I, J, K)`` vocabulary ids.
+        host: ``(I, J, K)`` the part of its hosts that it grows from.
+        rim_mm: How far from the host.
+        in_cavity: Whether also anywhere between the organs of chest and belly.
+        spacing_mm: Voxel sides along I, J, K.
+    """
+    room = np.zeros(label_map.shape, dtype=bool)
+    if rim_mm > 0:
+        strides, coarse = _thin(host, spacing_mm)
+        steps_mm = [side * stride for side, stride in zip(spacing_mm, strides, strict=True)]
+        near = ndimage.distance_transform_edt(~coarse, sampling=steps_mm) <= rim_mm if coarse.any() else coarse
+        room |= _thicken(near, strides, label_map.shape)
+    if in_cavity:
+        room |= find_cavity(label_map, spacing_mm)
+    room &= label_map == BODY_ID
+    return room & (find_depth_mm(label_map, spacing_mm) >= MIN_DEPTH_MM)
+
+
+def find_loose(label_map: NDArray[np.uint8], spacing_mm: Sequence[float]) -> Mask:
+    """What gives way to a large lesion: the inside of chest and belly, and a little of the wall around it."""
+    return find_cavity(label_map, spacing_mm, margin_mm=WALL_MM) & (
+        find_depth_mm(label_map, spacing_mm) >= MIN_DEPTH_MM
+    )
+
+
+def make_room(
+    label_map: NDArray[np.uint8],
+    centre_ijk: Sequence[int],
+    *,
+    radius_mm: float,
+    room_share: float,
+    loose: Mask,
+    spacing_mm: Sequence[float],
+) -> NDArray[np.uint8] | None:
+    """Push tissue away from a centre, so that a lesion there needs less of what is there already.
+
+    Args:
+        label_map: ``(I, J, K)`` vocabulary ids; not modified.
+        centre_ijk: Voxel of the centre.
+        radius_mm: Of the lesion.
+        room_share: Share of its volume that is made by pushing.
+        loose: ``(I, J, K)`` what may move, by :func:`find_loose`, without lesions that are there already.
+        spacing_mm: Voxel sides along I, J, K.
+
+    Returns:
+        The map after the push; None where it would squeeze an organ to less than ``MIN_LEFT`` of its voxels.
+    """
+    box = _box_around(centre_ijk, REACH * radius_mm, spacing_mm, label_map.shape)
+    shift_mm = radius_mm * (1.0 - (1.0 - room_share) ** (1.0 / 3.0))
+    freedom = np.clip(_distance_inside(loose[box], spacing_mm) / max(SLOWNESS * shift_mm, 10.0), 0.0, 1.0)
+    start = [int(c) - part.start for c, part in zip(centre_ijk, box, strict=True)]
+    moved = label_map.copy()
+    moved[box] = _pull(label_map[box], start, radius_mm, room_share, freedom, spacing_mm)
+    before, after = (np.bincount(part[box].ravel(), minlength=256) for part in (label_map, moved))
+    kept = before[1:BODY_ID] * MIN_LEFT <= after[1:BODY_ID]
+    return moved if kept.all() else None
+
+
+def _pull(
+    label_map: NDArray[np.uint8],
+    start: Sequence[int],
+    radius_mm: float,
+    room_share: float,
+    freedom: NDArray[np.float32],
+    spacing_mm: Sequence[float],
+) -> NDArray[np.uint8]:
+    """Every voxel takes what lay ``shift`` nearer to the start, slab by slab."""
+    axes = [(np.arange(n) - s) * step for n, s, step in zip(label_map.shape, start, spacing_mm, strict=True)]
+    pulled = np.empty_like(label_map)
+    for slab in range(label_map.shape[0]):
+        i, j, k = np.ix_(axes[0][slab : slab + 1], axes[1], axes[2])
+        radii = np.sqrt(i**2 + j**2 + k**2)
+        share = _shift_mm(radii, radius_mm, room_share) * freedom[slab : slab + 1] / np.maximum(radii, 1e-6)
+        source = [
+            np.clip(np.rint(axis * (1.0 - share) / step + s), 0, side - 1).astype(np.intp)
+            for axis, step, s, side in zip((i, j, k), spacing_mm, start, label_map.shape, strict=True)
+        ]
+        pulled[slab : slab + 1] = label_map[source[0], source[1], source[2]]
+    return pulled
+
+
+def _shift_mm(radii_mm: NDArray[np.float64], radius_mm: float, room_share: float) -> NDArray[np.float64]:
+    """How far outwards tissue has moved that now lies at these distances from the centre."""
+    inside = radii_mm * (1.0 - (1.0 - room_share) ** (1.0 / 3.0))
+    outer = np.maximum(radii_mm, radius_mm)
+    beyond = outer - np.cbrt(outer**3 - room_share * radius_mm**3)
+    t = np.clip((radii_mm - radius_mm) / ((REACH - 1.0) * radius_mm), 0.0, 1.0)
+    return np.where(radii_mm < radius_mm, inside, beyond * (1.0 - t * t * (3.0 - 2.0 * t)))
+
+
+def _distance_inside(mask: Mask, spacing_mm: Sequence[float]) -> NDArray[np.float32]:
+    """Distance in mm from each voxel of a mask to what is not in it; the border of the array is no limit."""
+    strides, coarse = _thin(mask, spacing_mm)
+    steps_mm = [side * stride for side, stride in zip(spacing_mm, strides, strict=True)]
+    distance = np.full(coarse.shape, 1e3) if coarse.all() else ndimage.distance_transform_edt(coarse, sampling=steps_mm)
+    smooth: NDArray[np.float32] = np.asarray(ndimage.gaussian_filter(distance.astype(np.float32), 0.7), np.float32)
+    smooth[~coarse] = 0.0
+    if strides == (1, 1, 1):
+        return smooth
+    factors = [side / thin for side, thin in zip(mask.shape, coarse.shape, strict=True)]
+    fine = ndimage.zoom(smooth, factors, order=1, grid_mode=True, mode="nearest")
+    fine[~mask] = 0.0
+    return np.asarray(fine, dtype=np.float32)
+
+
+def _box_around(centre: Sequence[int], reach_mm: float, spacing_mm: Sequence[float], shape: Sequence[int]) -> Box:
+    halves = [int(np.ceil(reach_mm / step)) + 1 for step in spacing_mm]
+    return tuple(
+        slice(max(0, int(c) - half), min(side, int(c) + half + 1))
+        for c, half, side in zip(centre, halves, shape, strict=True)
+    )
+
+
+def _table_of(label_ids: Sequence[int]) -> NDArray[np.bool_]:
+    table = np.zeros(256, dtype=bool)
+    table[list(label_ids)] = True
+    return table
+
+
+def _thin(mask: Mask, spacing_mm: Sequence[float]) -> tuple[tuple[int, ...], Mask]:
+    """Every n-th voxel of a mask, so that voxels are about ``COARSE_MM`` wide, and the n of each axis."""
+    strides = tuple(max(1, int(COARSE_MM / step)) for step in spacing_mm)
+    return strides, mask[
+        tuple(
+            slice(stride // 2 if stride < side else 0, None, stride)
+            for stride, side in zip(strides, mask.shape, strict=True)
+        )
+    ]
+
+
+def _thicken(thin: NDArray[_T], strides: Sequence[int], shape: Sequence[int]) -> NDArray[_T]:
+    """The opposite of thinning: every voxel repeated, cut or continued to a shape."""
+    indices = [
+        np.minimum(np.arange(side) // stride, count - 1)
+        for side, stride, count in zip(shape, strides, thin.shape, strict=True)
+    ]
+    return thin[np.ix_(*indices)]

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from skimage.segmentation import expand_labels
 
-from maisi_aug.lesions.growth import spread_of
 from maisi_aug.lesions.lesion import Lesion
+from maisi_aug.lesions.planting import spread_of
 from maisi_aug.vocabulary.labels import BODY_ID, Vocabulary
 from maisi_aug.volumes.components import TOUCHING, Box, Mask, connected_parts, label_parts
 

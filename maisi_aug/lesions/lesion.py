@@ -1,22 +1,76 @@
-"""One lesion, from the plan that asks for it, through the label map that it is drawn in, to the manifest."""
+"""One lesion, from the plan that asks for it, through the label map that it is drawn in, to the manifest.
+
+How tumours of a kind grow out of their hosts is data (``data/lesion_growth.json``), each figure with its source.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import Field
 
-from maisi_aug.lesions.growth_rules import GrowthRule
+from maisi_aug.errors import VocabularyError
+from maisi_aug.vocabulary.labels import FULL_VOCABULARY
 from maisi_aug.vocabulary.sizes import diameter_mm
-from maisi_aug.volumes.grid import voxel_volume_ml
 
 _LabelId = Annotated[int, Field(ge=0, le=255)]
 _Count = Annotated[int, Field(ge=0, lt=10**9)]
 _Amount = Annotated[float, Field(ge=0, lt=1e9, allow_inf_nan=False)]
 # What only the run that draws the lesion needs stays out of the manifest.
 _UNWRITTEN = Field(exclude=True)
+
+
+@dataclass(frozen=True, slots=True)
+class GrowthRule:
+    """How a tumour grows out of its host.
+
+    Attributes:
+        max_share_outside: Share of the lesion that may lie in tissue that was no host.
+        max_host_share: Largest volume, relative to the largest connected part of its hosts.
+        rim_mm: How far from the host it may reach into body without an organ.
+        in_cavity: Whether it may also take the fat between the organs of chest and belly.
+        room_share: Share of a large lesion's volume for which host and neighbours are pushed aside.
+        max_spread: Largest spread about its centre, relative to a ball of its volume.
+        source: Where the figures come from.
+        crosses_hosts: Whether it crosses from one host into the next, as lung tumours cross fissures, instead of
+            keeping to one while there is room.
+    """
+
+    max_share_outside: float
+    max_host_share: float
+    rim_mm: float
+    in_cavity: bool
+    room_share: float
+    max_spread: float
+    source: str
+    crosses_hosts: bool = False
+
+
+@cache
+def _rules() -> tuple[GrowthRule, Mapping[str, GrowthRule]]:
+    text = Path(__file__).parents[1].joinpath("data").joinpath("lesion_growth.json").read_text(encoding="utf-8")
+    tables = json.loads(text)
+    return GrowthRule(**tables["default"]), {name: GrowthRule(**row) for name, row in tables["labels"].items()}
+
+
+def growth_rule_of(label_name: str) -> GrowthRule:
+    """The rule of a label, found under any of its names; a label that the table lacks has the cautious default.
+
+    Args:
+        label_name: As a vocabulary or a bundle names it, such as "renal mass".
+    """
+    default, rules = _rules()
+    if label_name in rules:
+        return rules[label_name]
+    try:
+        return rules.get(FULL_VOCABULARY.label(label_name).name, default)
+    except VocabularyError:
+        return default
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +134,8 @@ class Lesion:
         share_outside: float | None = None,
     ) -> Lesion:
         """The lesion as it lies in a label map with voxels of these sides."""
+        from maisi_aug.volumes.grid import voxel_volume_ml  # not for the options of commands, which know the rules
+
         i, j, k = map(int, centre_ijk)
         placed = replace(self, centre_ijk=(i, j, k), host_id=host_id, num_voxels=num_voxels)
         return replace(

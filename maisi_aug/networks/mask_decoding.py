@@ -20,7 +20,7 @@ from monai.apps.generation.maisi.networks.autoencoderkl_maisi import MaisiResBlo
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from maisi_aug.bundle_spec.precision import ComputeType
+from maisi_aug.bundle_spec.decoding import ComputeType
 from maisi_aug.networks.building import compute_in
 from maisi_aug.networks.split_convolution import SplitResBlock, as_scale_and_shift
 from maisi_aug.system.content import read_json

@@ -18,7 +18,7 @@ import torch
 from monai.networks.schedulers.ddpm import DDPMScheduler
 from torch import Tensor
 
-from maisi_aug.bundle_spec.precision import ComputeType
+from maisi_aug.bundle_spec.decoding import ComputeType
 from maisi_aug.networks.building import MaskNetworks, compute_in
 from maisi_aug.system.progress import Report
 

@@ -10,11 +10,10 @@ import torch
 from numpy.typing import NDArray
 
 from maisi_aug.bundle_spec.bundle import Bundle
-from maisi_aug.bundle_spec.decoding import latent_factor
+from maisi_aug.bundle_spec.decoding import ComputeType, PrecisionName, latent_factor
 from maisi_aug.bundle_spec.mask_networks import choose_mask_steps, generated_grid, require_masks
-from maisi_aug.bundle_spec.precision import ComputeType, PrecisionName, choose_precision
 from maisi_aug.errors import BundleError
-from maisi_aug.networks.building import MaskNetworks
+from maisi_aug.networks.building import MaskNetworks, choose_precision
 from maisi_aug.networks.mask_conditions import CONDITION_IDS, load_size_conditions
 from maisi_aug.networks.mask_decoding import class_ids, decode_label_map
 from maisi_aug.networks.mask_diffusion import sample_mask_latent

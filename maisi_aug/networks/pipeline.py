@@ -13,12 +13,19 @@ from torch import Tensor
 from torch.nn import functional
 
 from maisi_aug.bundle_spec.bundle import Bundle
-from maisi_aug.bundle_spec.decoding import DecodeSettings, DecodingConfig, latent_factor
-from maisi_aug.bundle_spec.precision import ComputeType, PrecisionName, choose_precision
+from maisi_aug.bundle_spec.decoding import ComputeType, DecodeSettings, DecodingConfig, PrecisionName, latent_factor
 from maisi_aug.errors import BundleError, RecipeError
 from maisi_aug.lesions.editing import remove_lesions
 from maisi_aug.networks.acceleration import Compiler, compile_networks, explain_compilation, require_compiler
-from maisi_aug.networks.building import ALL_FAST_PATHS, FastPaths, Networks, compute_in, store_in, takes_regions
+from maisi_aug.networks.building import (
+    ALL_FAST_PATHS,
+    FastPaths,
+    Networks,
+    choose_precision,
+    compute_in,
+    store_in,
+    takes_regions,
+)
 from maisi_aug.networks.conditioning import (
     HU_MAXIMUM,
     HU_MINIMUM,

@@ -19,24 +19,80 @@ from maisi_aug.banks.label_ids import Translation
 from maisi_aug.banks.label_map import choose_centre, load_mask
 from maisi_aug.errors import VolumeError
 from maisi_aug.lesions.editing import settle_lesions
-from maisi_aug.preparation.settings import PrepareSettings
+from maisi_aug.preparation.prepared import NewLabel
+from maisi_aug.preparation.request import ModalityName
 from maisi_aug.preparation.sources import LabelFile, SourceCase
 from maisi_aug.preparation.survey import MASK_ID
-from maisi_aug.preparation.tissues import add_tissues
+from maisi_aug.preparation.tissues import Tissue, add_tissues
 from maisi_aug.system.whole_files import sha256_of
 from maisi_aug.vocabulary.labels import BODY_ID, Vocabulary, lesion_word
 from maisi_aug.volumes.body import find_body, is_hollow
 from maisi_aug.volumes.components import bounding_box
 from maisi_aug.volumes.dicom_files import files_of
-from maisi_aug.volumes.grid import Grid
+from maisi_aug.volumes.grid import Grid, Shape, Spacing
 from maisi_aug.volumes.image_files import load_label_map
 from maisi_aug.volumes.resampling import centre_grid_on, resample_image, resample_label_map
 
+VERSION = 2
+"""Raised when the same options and sources come to give other files."""
 AIR_HU = -1000
 CT_RANGE_HU = (-1024, 3071)
 """What a CT's 12 bits hold; beyond lie padding and the inside of metal, which would spread when averaged."""
 MIN_COVERED = 0.75
 """The share of the patient that labels fill where a body among them is the whole of it."""
+
+
+@dataclass(frozen=True)
+class PrepareSettings:
+    """What every case is prepared with.
+
+    Attributes:
+        shape: Voxels of the networks' grid along I, J, K.
+        spacing_mm: Voxel sides along I, J, K.
+        vocabulary: With the new labels.
+        new_labels: Name -> the labels in use that MAISI's own vocabulary lacks.
+        tissues: Labels told by their HU where no other is.
+        organ_labels: What the ids of organ label maps mean: ``auto``, ``totalsegmentator-v1`` or ``-v2``, ``maisi``.
+        keeps_surroundings: Whether table and air around the patient stay as they are; else they become -1000 HU.
+        modality: What the U-Net is told of every image.
+    """
+
+    shape: Shape
+    spacing_mm: Spacing
+    vocabulary: Vocabulary
+    new_labels: Mapping[str, NewLabel]
+    tissues: tuple[Tissue, ...] = ()
+    organ_labels: str = "auto"
+    keeps_surroundings: bool = False
+    modality: ModalityName = "ct"
+
+    @property
+    def grid(self) -> Grid:
+        """The networks' grid, centred on the world origin."""
+        return Grid.from_spacing(self.shape, self.spacing_mm)
+
+    @property
+    def focus_ids(self) -> tuple[int, ...]:
+        """What training is about: the new labels and the tumours."""
+        return tuple(sorted({*self.vocabulary.tumor_ids, *(label.id for label in self.new_labels.values())}))
+
+    def to_dict(self) -> dict[str, Any]:
+        """The settings as JSON types, for ``dataset.yaml``."""
+        name_of = self.vocabulary.name_of
+        return {
+            "version": VERSION,
+            "shape": list(self.shape),
+            "spacing_mm": list(self.spacing_mm),
+            "new_labels": {
+                name: {"id": label.id, "hosts": list(label.hosts)} for name, label in self.new_labels.items()
+            },
+            "tissues": [
+                {"label": name_of(tissue.label_id), "hu": [tissue.low_hu, tissue.high_hu]} for tissue in self.tissues
+            ],
+            "organ_labels": self.organ_labels,
+            "keeps_surroundings": self.keeps_surroundings,
+            "modality": self.modality,
+        }
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import PositiveInt
 
-from maisi_aug.system.models import StrictModel
-from maisi_aug.system.options import Option, PathText
+from maisi_aug.system.models import Option, PathText, StrictModel
 from maisi_aug.volumes.grid_words import ShapeField, SpacingField
 
 OrganLabels = Literal["auto", "totalsegmentator-v2", "totalsegmentator-v3", "totalsegmentator-v1", "maisi"]

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 from maisi_aug.bundle_spec.bundle import Bundle, load_outline
-from maisi_aug.cohort.grid_preflight import check_grid
 from maisi_aug.errors import PreparationError
 from maisi_aug.preparation.collecting import collect_cases
 from maisi_aug.preparation.mapping import parse_rule
@@ -67,4 +66,4 @@ def _choose_grid(config: PrepareConfig, bundle: Bundle) -> tuple[Grid, tuple[str
     grid.require_multiple_of(bundle.grid_factor, subject="--shape")
     if config.bundle is None:
         return grid, ()
-    return grid, tuple(check_grid(grid, bundle, remedy=", or leave --bundle out if it is not to be trained on"))
+    return grid, tuple(bundle.check_grid(grid, remedy=", or leave --bundle out if it is not to be trained on"))

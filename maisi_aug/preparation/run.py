@@ -12,15 +12,13 @@ from maisi_aug.banks.label_ids import Translation, build_translation
 from maisi_aug.bundle_spec.grid_limits import GridSpec
 from maisi_aug.cohort.folder import CONTACT_SHEET_NAME
 from maisi_aug.errors import BankError, PreparationError
-from maisi_aug.pictures.contact_sheet import save_contact_sheet
-from maisi_aug.preparation.case import CaseTask
+from maisi_aug.pictures.preview import save_contact_sheet
+from maisi_aug.preparation.case import CaseTask, PrepareSettings
 from maisi_aug.preparation.collecting import add_organs
-from maisi_aug.preparation.folder import take_folder
 from maisi_aug.preparation.folds import assign_folds, find_patients, require_enough_patients
 from maisi_aug.preparation.mapping import LabelMeanings, MapRule, allocate_new_labels, labels_of, resolve_meanings
 from maisi_aug.preparation.prepared import PreparedCase, PreparedDataset, PreparedSpec, write_lists
 from maisi_aug.preparation.request import ModalityName
-from maisi_aug.preparation.settings import PrepareSettings
 from maisi_aug.preparation.sources import LabelFile, SourceCase
 from maisi_aug.preparation.summary import build_summary, labels_in, spell_summary
 from maisi_aug.preparation.survey import (
@@ -33,7 +31,7 @@ from maisi_aug.preparation.survey import (
     tables_of,
 )
 from maisi_aug.preparation.tissues import Tissue
-from maisi_aug.preparation.writing import prepare_and_write
+from maisi_aug.preparation.writing import prepare_and_write, take_folder
 from maisi_aug.system.engine.mapping import run_parallel
 from maisi_aug.system.progress import ReportStage, report_nothing
 from maisi_aug.system.whole_files import write_json_whole, write_text_whole

@@ -1,18 +1,25 @@
-"""The files of one prepared case, and the record by which a later run knows that they need not be made again."""
+"""The folder of a prepared data set, taken for one set of options, and the files of each of its cases.
+
+A record of each case tells a later run that its files need not be made again.
+"""
 
 from __future__ import annotations
 
+import glob
 import json
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from maisi_aug.errors import MaisiAugError
+from maisi_aug.cohort.request import differences
+from maisi_aug.errors import MaisiAugError, PreparationError
 from maisi_aug.pictures.preview import Caption, build_preview, save_picture
 from maisi_aug.preparation.case import BuiltCase, CaseTask, build_case
+from maisi_aug.preparation.prepared import FOLDERS, LATENTS_FOLDER, SPEC_NAME
 from maisi_aug.system.content import read_json
-from maisi_aug.system.whole_files import sha256_of, write_json_whole
+from maisi_aug.system.whole_files import remove_leftovers, sha256_of, write_json_whole
 from maisi_aug.vocabulary.labels import BODY_ID
 from maisi_aug.volumes.grid import spell_grid
 from maisi_aug.volumes.image_files import save_image, save_label_map
@@ -20,6 +27,7 @@ from maisi_aug.volumes.image_files import save_image, save_label_map
 STATE_FOLDER = ".prepare"
 MAX_CAPTION_LABELS = 4
 HU_PERCENTILES = (5, 50, 95)
+OPTIONS_NAME = "options.json"
 
 
 def prepare_and_write(work: tuple[CaseTask, Path]) -> dict[str, Any]:
@@ -106,3 +114,68 @@ def _write_preview(folder: Path, task: CaseTask, built: BuiltCase) -> None:
         names={label.id: label.name for label in vocabulary},
     )
     save_picture(folder / "previews" / f"{task.case.id}.png", picture)
+
+
+def take_folder(out: Path, options: Mapping[str, Any], case_ids: Collection[str], *, update: bool) -> None:
+    """Make the folder, or see that it is ours; until it is complete it has no ``dataset.yaml``.
+
+    Args:
+        out: New, empty, or a folder that was prepared with the same options.
+        options: What every case is prepared with, as plain values.
+        case_ids: The cases that are to be in it.
+        update: Whether a folder with other options or further cases is brought to these.
+
+    Raises:
+        PreparationError: It holds something else, was prepared with other options, or has further cases.
+    """
+    path = out / STATE_FOLDER / OPTIONS_NAME
+    if out.exists() and not out.is_dir():
+        raise PreparationError(f"{out}: expected a folder, found a file. Choose another --out.")
+    if path.is_file() and not update:
+        _require_same(out, read_json(path), options)
+        _require_no_further(out, _find_further(out, case_ids))
+    elif not path.is_file() and out.is_dir() and any(out.iterdir()):
+        found = sorted(child.name for child in out.iterdir())[0]
+        raise PreparationError(
+            f"{out}: expected a new, an empty or a prepared folder, found '{found}'. Nothing was changed; choose "
+            "another --out."
+        )
+    for name in (STATE_FOLDER, *FOLDERS):
+        (out / name).mkdir(parents=True, exist_ok=True)
+        remove_leftovers(out / name)
+    (out / SPEC_NAME).unlink(missing_ok=True)
+    _remove_cases(out, _find_further(out, case_ids))
+    write_json_whole(path, options)
+
+
+def _require_same(out: Path, before: Mapping[str, Any], options: Mapping[str, Any]) -> None:
+    changed = differences(before, options)
+    if changed:
+        raise PreparationError(
+            f"{out}: expected the options that this folder was prepared with, found others ({'; '.join(changed)}). "
+            "Choose another --out, or bring the folder to the new options with --update."
+        )
+
+
+def _require_no_further(out: Path, further: Sequence[str]) -> None:
+    if further:
+        named = ", ".join(further[:3]) + (", ..." if len(further) > 3 else "")
+        raise PreparationError(
+            f"{out}: expected all cases that this folder was prepared from, found {len(further)} left out ({named}). "
+            "Choose another --out, give all of them, or remove those from the folder with --update."
+        )
+
+
+def _find_further(out: Path, case_ids: Collection[str]) -> list[str]:
+    """The cases that an earlier run prepared and this one leaves out."""
+    prepared = {record.stem for record in (out / STATE_FOLDER).glob("*.json") if record.name != OPTIONS_NAME}
+    return sorted(prepared.difference(case_ids))
+
+
+def _remove_cases(out: Path, case_ids: Sequence[str]) -> None:
+    for case_id in case_ids:
+        for name in FOLDERS:
+            (out / name / f"{case_id}{'.png' if name == 'previews' else '.nii.gz'}").unlink(missing_ok=True)
+        for file in (out / LATENTS_FOLDER).glob(f"*/{glob.escape(case_id)}.*"):
+            file.unlink()
+        (out / STATE_FOLDER / f"{case_id}.json").unlink()

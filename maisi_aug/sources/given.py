@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 from maisi_aug.banks.folder_bank import FolderBank
 from maisi_aug.banks.label_map import BankMap, BaseMap
 from maisi_aug.banks.organs import require_organs
-from maisi_aug.cohort.grid_preflight import check_grid
 from maisi_aug.cohort.plan import CasePlan
 from maisi_aug.cohort.resolve import CohortRun
 from maisi_aug.errors import BankError, GridError, LesionError
@@ -270,7 +269,7 @@ def _compare_with(run: CohortRun) -> FindUnseen:
     def find_unseen(grid: Grid, label_ids: frozenset[int]) -> Sequence[str]:
         regions = {region for region, ids in REGION_LABELS.items() if label_ids.intersection(ids)}
         is_head = regions == {"head"}
-        return check_grid(grid, run.bundle, shows_head_alone=is_head, allow_unseen=run.request.allow_unseen_grid)
+        return run.bundle.check_grid(grid, shows_head_alone=is_head, allow_unseen=run.request.allow_unseen_grid)
 
     return find_unseen
 

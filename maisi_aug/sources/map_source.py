@@ -13,8 +13,9 @@ from maisi_aug.banks.folder_bank import NUM_LOOKS
 from maisi_aug.banks.label_map import BaseMap
 from maisi_aug.cohort.plan import CasePlan
 from maisi_aug.errors import BankError, LesionError
+from maisi_aug.lesions.deformation import deform_label_map
 from maisi_aug.lesions.lesion import Lesion
-from maisi_aug.lesions.planting import deform_label_map, plant_lesions
+from maisi_aug.lesions.planting import plant_lesions
 from maisi_aug.vocabulary.labels import Vocabulary
 from maisi_aug.volumes.grid import Grid, Spacing
 

@@ -14,15 +14,14 @@ from typing import Literal, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
+from maisi_aug.banks.entry import Needs
 from maisi_aug.banks.folder_bank import FolderBank
 from maisi_aug.banks.label_map import BankLesion, BaseMap, cut_map
-from maisi_aug.banks.listing import Needs
 from maisi_aug.cohort.plan import CasePlan
 from maisi_aug.errors import BankError, LesionError
 from maisi_aug.lesions.editing import MAX_RESIZE, describe_lesion, remove_lesions, resize_lesion
-from maisi_aug.lesions.growth import in_words
 from maisi_aug.lesions.lesion import Lesion
-from maisi_aug.lesions.planting import host_volumes_ml, largest_that_fits_ml
+from maisi_aug.lesions.planting import host_volumes_ml, in_words, largest_that_fits_ml
 from maisi_aug.sources.map_source import (
     BankedSource,
     DrawnMap,

@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from maisi_aug.banks.entry import Needs
 from maisi_aug.banks.folder_bank import FolderBank
 from maisi_aug.banks.label_map import BankMap, BaseMap, cut_map
-from maisi_aug.banks.listing import Needs
 from maisi_aug.cohort.plan import CasePlan
 from maisi_aug.errors import BankError, LesionError
 from maisi_aug.lesions.editing import HOST_REACH_MM, MAX_RESIZE, describe_lesion, remove_lesions, widen

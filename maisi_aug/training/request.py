@@ -8,8 +8,7 @@ from typing import Annotated, Self
 from pydantic import model_validator
 
 from maisi_aug.errors import RecipeError
-from maisi_aug.system.models import StrictModel
-from maisi_aug.system.options import Option, PathText
+from maisi_aug.system.models import Option, PathText, StrictModel
 
 DEFAULT_RECIPE = "train-phantom-ct"
 

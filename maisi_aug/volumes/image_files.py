@@ -25,8 +25,7 @@ from maisi_aug.system.whole_files import open_whole
 from maisi_aug.volumes.dicom_files import DICOM_SUFFIXES, is_dicom, is_label_object
 from maisi_aug.volumes.grid import Grid, spell_grid
 from maisi_aug.volumes.itk_files import read_itk_grid, read_with_itk, take_itk_image
-from maisi_aug.volumes.nifti_facts import PLAUSIBLE_MM
-from maisi_aug.volumes.nifti_files import parse_nifti, read_nifti_grid, read_stored_geometry
+from maisi_aug.volumes.nifti_files import PLAUSIBLE_MM, parse_nifti, read_nifti_grid, read_stored_geometry
 from maisi_aug.volumes.orientation import turn_to_ras
 
 NIFTI_SUFFIXES = (".nii.gz", ".nii")
@@ -90,7 +89,7 @@ def load_image(path: Path | str) -> Volume:
         raise VolumeError(f"{path}: expected finite values, found NaN or infinity. Replace them, by -1000 HU for air.")
     target = right_angled_grid(volume.grid)
     if target is not volume.grid:
-        from maisi_aug.volumes.right_angles import straighten_image
+        from maisi_aug.volumes.resampling import straighten_image
 
         _tell_of_shear(path, volume.grid, target)
         array = straighten_image(array, volume.grid, target)
@@ -155,7 +154,7 @@ def right_angled_grid(grid: Grid) -> Grid:
     """The grid that a volume is handed out on: its own, or for a sheared one its orthogonal neighbour."""
     if grid.has_right_angles:
         return grid
-    from maisi_aug.volumes.right_angles import right_angled_grid as choose
+    from maisi_aug.volumes.resampling import right_angled_grid as choose
 
     # Turned once more: without the shear another axis may be the one closest to R, A or S.
     target = choose(grid)
@@ -166,14 +165,14 @@ def _straighten_labels(volume: Volume, subject: Path | str) -> Volume:
     target = right_angled_grid(volume.grid)
     if target is volume.grid:
         return volume
-    from maisi_aug.volumes.right_angles import straighten_label_map
+    from maisi_aug.volumes.resampling import straighten_label_map
 
     _tell_of_shear(subject, volume.grid, target)
     return Volume(straighten_label_map(volume.array, volume.grid, target), target)
 
 
 def _tell_of_shear(subject: Path | str, grid: Grid, target: Grid) -> None:
-    from maisi_aug.volumes.right_angles import describe_shear
+    from maisi_aug.volumes.resampling import describe_shear
 
     warnings.warn(
         f"{subject}: expected voxel axes at right angles, found {describe_shear(grid)}, as of a tilted gantry; it is "

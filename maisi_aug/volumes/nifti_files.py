@@ -1,14 +1,24 @@
-"""NIfTI files as nibabel reads them: the header first, the voxels once the file holds as many as the header says."""
+"""NIfTI files as nibabel reads them: the header first, the voxels once the file holds as many as the header says.
+
+Places and values are in millimetres and HU, where nibabel and ITK agree on them. nibabel takes the sform if it has a
+code, else the qform, and leaves units alone; ITK scales metres and micrometres, takes the sform only with code 1 or
+without a qform, and its spacing from ``pixdim`` (SimpleITK 2.5.7 against nibabel 5.4.2, both read). A header that they
+read differently is refused, or what is taken is said.
+"""
 
 from __future__ import annotations
 
 import math
+import warnings
+from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
+from maisi_aug.errors import VolumeError
 from maisi_aug.system.content import ContentError, content_errors
 from maisi_aug.volumes.held_bytes import (
     GZIP_MAGIC,
@@ -17,11 +27,20 @@ from maisi_aug.volumes.held_bytes import (
     unpack_gzip,
     unpack_start,
 )
-from maisi_aug.volumes.nifti_facts import affine_of
 
 _LONGEST_HEADER: Final = 540
 _PACKED_START: Final = 2**16
 """More compressed bytes than any header takes."""
+UNIT_MM = {1: 1000.0, 3: 0.001}
+"""``xyzt_units``: metres and micrometres; all others are millimetres (nifti1.h, NIFTI_UNITS_*)."""
+_UNIT_NAMES = {1: "metres", 3: "micrometres"}
+_SPACE_BITS = 7
+PLAUSIBLE_MM = (0.01, 100.0)
+"""A voxel's side in any CT; beyond, the header's unit is wrong."""
+SAME_VOXELS = 0.5
+"""A wrong ``pixdim`` moves the last voxel by less than this where it is only rounded."""
+SAME_PLACE_VOXELS = 0.1
+"""sform and qform that place every voxel this close say the same."""
 
 
 def parse_nifti(
@@ -117,3 +136,99 @@ def _count_promised(header: Any) -> int:
     with content_errors():
         num_voxels = math.prod(int(side) for side in header.get_data_shape())
         return max(0, int(header["vox_offset"])) + num_voxels * int(header.get_data_dtype().itemsize)
+
+
+def affine_of(read: Any, sides: Sequence[int], stored: bytes, subject: Path | str) -> NDArray[np.float64]:
+    """Voxel to RAS+ millimetres, with the units of the header.
+
+    Args:
+        read: nibabel's header, NIfTI-1 or NIfTI-2.
+        sides: Of the image.
+        stored: The file's first bytes, at least its header's: nibabel clears the scale and mends steps on reading.
+        subject: The file, for messages.
+
+    Raises:
+        VolumeError: The header tells no orientation, another spacing in ``pixdim`` than in the sform, a unit that
+            makes no voxel of a CT, or an intercept that readers disagree on.
+    """
+    header = type(read)(stored[: read.sizeof_hdr], endianness=read.endianness, check=False)
+    sform_code, qform_code = int(header["sform_code"]), int(header["qform_code"])
+    if sform_code <= 0 and qform_code <= 0:
+        raise VolumeError(
+            f"{subject}: expected an sform or qform with a code above 0, found none, so that left and right are not "
+            "known: nibabel and ITK read such a file mirrored. Convert it again from DICOM, or set its sform code."
+        )
+    _require_one_scale(header, subject)
+    with content_errors():
+        affine = np.asarray(read.get_best_affine(), dtype=np.float64)
+    shape = [*sides[:3], 1, 1, 1][:3]
+    if sform_code > 0:
+        _require_same_spacing(header, affine, shape, subject)
+        if qform_code > 0:
+            _tell_two_places(header, affine, shape, sform_code, subject)
+    return _to_millimetres(affine, int(header["xyzt_units"]) & _SPACE_BITS, subject)
+
+
+def _require_one_scale(header: Any, subject: Path | str) -> None:
+    """Raise for an intercept without a usable slope: nibabel ignores it and ITK adds it."""
+    slope, intercept = float(header["scl_slope"]), float(header["scl_inter"])
+    has_slope = bool(np.isfinite(slope)) and slope != 0
+    if not has_slope and np.isfinite(intercept) and intercept != 0:
+        raise VolumeError(
+            f"{subject}: expected a scl_slope beside scl_inter {intercept:g}, found {slope:g}, which nibabel reads "
+            "without the intercept and ITK with it. Set scl_slope to 1, or scl_inter to 0."
+        )
+
+
+def _require_same_spacing(header: Any, affine: NDArray[np.float64], shape: list[int], subject: Path | str) -> None:
+    """Raise where ``pixdim`` and the sform's columns differ; with a sheared one, which ITK refuses, they may."""
+    columns = affine[:3, :3]
+    lengths = np.linalg.norm(columns, axis=0)
+    steps = np.asarray(header["pixdim"][1:4], dtype=np.float64)
+    if not lengths.all() or _is_sheared(columns / lengths):
+        return
+    apart = np.abs(steps - lengths) / lengths * (np.maximum(np.asarray(shape), 2) - 1)
+    if not np.isfinite(apart).all() or apart.max() > SAME_VOXELS:
+        raise VolumeError(
+            f"{subject}: expected pixdim to be the sform's spacing, {_spell(lengths)} mm, found {_spell(steps)}; "
+            "nibabel goes by one and ITK by the other. Correct the header."
+        )
+
+
+def _tell_two_places(
+    header: Any, affine: NDArray[np.float64], shape: list[int], sform_code: int, subject: Path | str
+) -> None:
+    """Warn where the qform puts voxels elsewhere than the sform, which is taken."""
+    with content_errors():
+        qform = np.asarray(header.get_qform(), dtype=np.float64)
+    corners = np.array(list(product(*((0, max(side - 1, 1)) for side in shape))))
+    far_mm = np.linalg.norm(corners @ (affine - qform)[:3, :3].T + (affine - qform)[:3, 3], axis=1).max()
+    if far_mm > SAME_PLACE_VOXELS * np.linalg.norm(affine[:3, :3], axis=0).min():
+        others = "as nibabel and ITK do" if sform_code == 1 else "as nibabel does; ITK and SimpleITK take the qform"
+        warnings.warn(
+            f"{subject}: expected one place for the voxels, found an sform (code {sform_code}) and a qform (code "
+            f"{int(header['qform_code'])}) up to {far_mm:.3g} mm apart; the sform is taken, {others}.",
+            stacklevel=4,
+        )
+
+
+def _to_millimetres(affine: NDArray[np.float64], unit: int, subject: Path | str) -> NDArray[np.float64]:
+    if unit not in UNIT_MM:
+        return affine
+    scaled = affine.copy()
+    scaled[:3] *= UNIT_MM[unit]
+    lengths = np.linalg.norm(scaled[:3, :3], axis=0)
+    if lengths.min() < PLAUSIBLE_MM[0] or lengths.max() > PLAUSIBLE_MM[1]:
+        raise VolumeError(
+            f"{subject}: expected voxels of a CT, found {_spell(lengths)} mm, since the header counts in "
+            f"{_UNIT_NAMES[unit]}. Correct its xyzt_units."
+        )
+    return scaled
+
+
+def _is_sheared(directions: NDArray[np.float64]) -> bool:
+    return bool(np.abs(directions.T @ directions - np.eye(3)).max() > 1e-4)
+
+
+def _spell(steps: NDArray[np.float64]) -> str:
+    return "x".join(f"{step:.4g}" for step in steps)

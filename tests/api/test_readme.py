@@ -16,11 +16,11 @@ import torch
 import maisi_aug as ma
 from maisi_aug.bundle_spec.bundle import pulled_bundles_folder
 from maisi_aug.networks import pipeline
-from maisi_aug.networks.weights import write_random_bundle
 from maisi_aug.phantom import build_label_map
 from maisi_aug.volumes.grid import Grid
 from maisi_aug.volumes.image_files import save_label_map
 from tests.builders.narrow_networks import scaled_header
+from tests.builders.random_bundle import write_random_bundle
 
 BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
 GRID = Grid.from_spacing((64, 64, 64), (6.0, 5.0, 5.0))

@@ -14,21 +14,21 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from maisi_aug.banks.entry import Needs
 from maisi_aug.banks.files import digest_of, find_entries
 from maisi_aug.banks.folder_bank import FolderBank
-from maisi_aug.banks.listing import Needs
 from maisi_aug.cli.app import run
 from maisi_aug.cohort.manifest import load_manifest
 from maisi_aug.errors import BankError
 from maisi_aug.lesions.lesion import Lesion
 from maisi_aug.lesions.planting import measure_lesions
-from maisi_aug.networks.weights import write_random_bundle
 from maisi_aug.sources.plant_and_bank import BankSource, PlantSource
 from maisi_aug.vocabulary.labels import MAISI
 from maisi_aug.vocabulary.regions import Regions
 from maisi_aug.volumes.grid import Grid
 from maisi_aug.volumes.image_files import load_label_map
 from tests.builders.lesions import ask_for, draw
+from tests.builders.random_bundle import write_random_bundle
 from tests.builders.tiny_bank import (
     BODY,
     HEPATIC_TUMOR,

@@ -16,8 +16,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from maisi_aug.bundle_spec.bundle import NETWORK_ROLES, load_bundle
-from maisi_aug.bundle_spec.decoding import DecodingConfig
-from maisi_aug.bundle_spec.precision import PrecisionName
+from maisi_aug.bundle_spec.decoding import DecodingConfig, PrecisionName
 from maisi_aug.gates.checks import check_organ_hu
 from maisi_aug.networks.pipeline import Pipeline
 from maisi_aug.vocabulary.hu import reference_hu_ranges

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from maisi_aug.bundle_spec.bundle import Bundle, load_bundle
 from maisi_aug.bundle_spec.decoding import latent_factor
-from maisi_aug.bundle_spec.precision import choose_precision
 from maisi_aug.bundle_spec.schema import MASK_ROLES
+from maisi_aug.networks.building import choose_precision
 from maisi_aug.networks.mask_decoding import class_ids, decode_label_map
 from maisi_aug.networks.mask_diffusion import sample_mask_latent
 from maisi_aug.networks.weights import load_mask_networks

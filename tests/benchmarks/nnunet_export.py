@@ -19,7 +19,7 @@ import numpy as np
 
 from maisi_aug.cohort.manifest import MANIFEST_NAME, ManifestWriter
 from maisi_aug.integrations.nnunet.like import IMAGES_FOLDER, export_like
-from maisi_aug.integrations.nnunet.request import LikeRequest
+from maisi_aug.integrations.request import NnunetExport
 from maisi_aug.volumes.grid import Grid
 from maisi_aug.volumes.image_files import save_image, save_label_map
 from tests.builders.tiny_cohort import HEPATIC_TUMOR, LIVER, build_record
@@ -88,10 +88,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if stage != stage_begun[-1][0]:
             stage_begun.append((stage, perf_counter()))
 
-    request = LikeRequest(
-        out / "cohort", real, 503, out=out / "raw", preprocessed=out / "preprocessed", labels=["hepatic tumor=tumor"]
-    )
-    report = export_like(request, notify=notify)
+    folders = {"like": real, "out": out / "raw", "preprocessed": out / "preprocessed"}
+    request = NnunetExport(dataset_id=503, map=("tumor=hepatic tumor",), **folders)
+    report = export_like([out / "cohort"], request, notify=notify)
     ends = [time for _, time in stage_begun[1:]] + [perf_counter()]
     for (stage, start), end in zip(stage_begun, ends, strict=True):
         seconds[stage] = round(end - start, 2)

@@ -26,12 +26,12 @@ import numpy as np
 import torch
 
 from maisi_aug.bundle_spec.bundle import Bundle, embedded_bundles, load_bundle
-from maisi_aug.bundle_spec.precision import PrecisionName
-from maisi_aug.networks.weights import write_random_bundle
+from maisi_aug.bundle_spec.decoding import PrecisionName
 from tests.benchmarks import image_stages, mask_stages
 from tests.benchmarks.image_stages import Case
 from tests.benchmarks.measuring import Clock
 from tests.builders.narrow_networks import FULL_WIDTH, add_scaled_masks, scaled_header
+from tests.builders.random_bundle import write_random_bundle
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 WIDTHS = {"full": FULL_WIDTH, "half": 2, "quarter": 4, "tiny": 8}

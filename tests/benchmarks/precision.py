@@ -18,8 +18,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from maisi_aug.bundle_spec.bundle import load_bundle
-from maisi_aug.bundle_spec.precision import computes_in
-from maisi_aug.networks.building import HALF_TYPES, compute_in
+from maisi_aug.networks.building import HALF_TYPES, compute_in, computes_in
 from maisi_aug.networks.pipeline import Pipeline
 from maisi_aug.phantom import build_label_map
 

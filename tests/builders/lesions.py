@@ -10,8 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from maisi_aug.cohort.plan import CasePlan
-from maisi_aug.lesions.growth_rules import GrowthRule
-from maisi_aug.lesions.lesion import Lesion
+from maisi_aug.lesions.lesion import GrowthRule, Lesion
 from maisi_aug.sources.map_source import MapSource
 from maisi_aug.vocabulary.labels import MAISI
 from maisi_aug.volumes.grid import Grid

@@ -9,7 +9,7 @@ import yaml
 
 from maisi_aug.bundle_spec.bundle import Bundle, load_bundle
 from maisi_aug.bundle_spec.known_bundles import known_bundles
-from maisi_aug.networks.weights import write_random_bundle
+from tests.builders.random_bundle import write_random_bundle
 from tests.builders.tiny_bundle import build_header
 
 

@@ -13,7 +13,7 @@ TINY_SPACING_MM = (6.4, 6.4, 6.4)
 
 def write_tiny_bundle(folder: Path, *, seed: int = 0) -> Bundle:
     """Write the bundle; its images are noise, so only a cohort with the image gates off accepts its cases."""
-    from maisi_aug.networks.weights import write_random_bundle
+    from tests.builders.random_bundle import write_random_bundle
 
     return write_random_bundle(folder, build_header(), seed=seed)
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from maisi_aug.preparation.case import PrepareSettings
 from maisi_aug.preparation.mapping import LabelMeanings, labels_of, parse_rule, resolve_meanings
-from maisi_aug.preparation.settings import PrepareSettings
 from maisi_aug.preparation.sources import LabelFile, SourceCase
 from maisi_aug.preparation.survey import survey_case
 from maisi_aug.vocabulary.labels import MAISI

@@ -86,7 +86,8 @@ def write_tiny_mask_bundle(folder: Path, *, seed: int = 0, **settings: Any) -> B
     """Write the bundle; its maps are noise in which body and liver prevail."""
     import safetensors.torch
 
-    from maisi_aug.networks.weights import write_bundle, write_random_bundle
+    from maisi_aug.networks.weights import write_bundle
+    from tests.builders.random_bundle import write_random_bundle
 
     folder.mkdir(parents=True, exist_ok=True)
     path = write_size_conditions(folder / SIZES_NAME)

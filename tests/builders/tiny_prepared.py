@@ -88,7 +88,7 @@ def write_prepared(folder: Path, *, num_cases: int = 6, grid: Grid | None = None
 
 def write_tiny_base(folder: Path, **changes: Any) -> Bundle:
     """Random weights on the grid of the cases."""
-    from maisi_aug.networks.weights import write_random_bundle
+    from tests.builders.random_bundle import write_random_bundle
 
     grid = {"shape": list(SHAPE), "spacing_mm": list(SPACING_MM)}
     return write_random_bundle(folder, {**build_header(), "grid": grid, **changes}, seed=0)

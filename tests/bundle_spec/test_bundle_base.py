@@ -8,17 +8,9 @@ import pytest
 import yaml
 
 from maisi_aug.bundle_spec.bundle import Bundle, list_bundles, load_bundle, pulled_bundles_folder
-from maisi_aug.bundle_spec.references import (
-    bundle_distributions,
-    contrast_sign_of,
-    copy_bank,
-    default_bank,
-    hu_ranges_of,
-    measure_sizes,
-)
 from maisi_aug.bundle_spec.schema import HuSpec, MaskBankSpec
-from maisi_aug.errors import BundleError, RequestError
-from maisi_aug.networks.checkpoints.copies import convert_bundle
+from maisi_aug.errors import BundleError
+from maisi_aug.networks.checkpoints.copies import _copy_bank, convert_bundle
 from maisi_aug.networks.weights import load_networks, load_weight_file, verify_bundle, write_bundle
 from tests.builders.tiny_bundle import build_header, write_tiny_bundle
 
@@ -135,14 +127,11 @@ def test_shown_and_listed_with_its_base(derived: Bundle, run_cli: Any) -> None:
 
 
 def test_measured_figures_are_references(derived: Bundle, base: Bundle) -> None:
-    assert bundle_distributions(derived)["gland"].volume_ml(0.5) == 11.0
-    assert hu_ranges_of(derived)[-1].label_ids == (GLAND,)
-    assert len(hu_ranges_of(base)) == len(hu_ranges_of(derived)) - 1
-    assert contrast_sign_of(26, derived) == -1  # the package's own
-    assert contrast_sign_of(GLAND, derived) == 0
-    assert measure_sizes([[1.0, 3.0], [2.0]], "gland", "lab").quantiles_ml[10] == 2.5
-    with pytest.raises(RequestError, match="expected at least one patient with a lesion"):
-        measure_sizes([[], []], "gland", "lab")
+    assert derived.distributions["gland"].volume_ml(0.5) == 11.0
+    assert derived.hu_ranges[-1].label_ids == (GLAND,)
+    assert len(base.hu_ranges) == len(derived.hu_ranges) - 1
+    assert derived.contrast_sign_of(26) == -1  # the package's own
+    assert derived.contrast_sign_of(GLAND) == 0
 
 
 def test_bounds_have_an_order() -> None:
@@ -154,15 +143,15 @@ def test_list_of_label_maps_is_found_and_copied(base: Bundle, tmp_path: Path) ->
     bank = {"list": "label_maps.json", "labels": "maisi", "source": "2 training cases"}
     derived = write_derived(tmp_path / "lab" / "taught", base, mask_bank=bank)
     with pytest.raises(BundleError, match="expected the list of its label maps at .* found none"):
-        default_bank(derived)
+        derived.find_mask_bank()
     (derived.path / "own").mkdir()
     (derived.path / "own" / "a.nii.gz").write_bytes(b"map")
     (derived.path / "label_maps.json").write_text(
         '{"training": [{"label": "../../data/b.nii.gz"}, {"label": "own/a.nii.gz"}]}'
     )
-    assert default_bank(derived) == (str((derived.path / "label_maps.json").resolve()), "maisi")
-    assert default_bank(base) is None
-    copy_bank(derived, tmp_path / "copy")
+    assert derived.find_mask_bank() == (str((derived.path / "label_maps.json").resolve()), "maisi")
+    assert base.find_mask_bank() is None
+    _copy_bank(derived, tmp_path / "copy")
     assert not (tmp_path / "copy" / "maisi").exists()
     listed = yaml.safe_load((tmp_path / "copy" / "label_maps.json").read_text())["training"]
     assert listed == [{"label": (tmp_path / "data" / "b.nii.gz").as_posix()}, {"label": "own/a.nii.gz"}]
@@ -174,7 +163,7 @@ def test_copy_writes_nothing_outside_its_folder(base: Bundle, tmp_path: Path) ->
     derived = write_derived(tmp_path / "taught", base, mask_bank=bank)
     (derived.path / "a.nii.gz").write_bytes(b"map")
     (derived.path / "label_maps.json").write_text('{"training": [{"label": "../taught/a.nii.gz"}]}')
-    copy_bank(derived, tmp_path / "deep" / "copy")
+    _copy_bank(derived, tmp_path / "deep" / "copy")
     assert sorted(path.name for path in (tmp_path / "deep").iterdir()) == ["copy"]
     assert sorted(path.name for path in (tmp_path / "deep" / "copy").iterdir()) == ["a.nii.gz", "label_maps.json"]
 

@@ -12,10 +12,10 @@ from maisi_aug.api.displays import TrainingDisplay
 from maisi_aug.api.finetuning import open_data
 from maisi_aug.bundle_spec.bundle import Bundle, load_bundle
 from maisi_aug.errors import PreparationError
-from maisi_aug.networks.weights import write_random_bundle
 from maisi_aug.preparation.writing import STATE_FOLDER
 from maisi_aug.training.cases.prepared import PreparedStore
 from maisi_aug.training.finetune.settings import FinetuneRequest
+from tests.builders.random_bundle import write_random_bundle
 from tests.builders.tiny_bundle import build_ddpm_header
 from tests.builders.tiny_lab import write_lab
 from tests.builders.tiny_prepared import write_prepared, write_tiny_base

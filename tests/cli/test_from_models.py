@@ -18,9 +18,9 @@ from maisi_aug.cli.shared.from_models import Given, list_options, with_options
 from maisi_aug.cohort.request import CohortRequest
 from maisi_aug.evaluation.benchmark.config import BenchmarkConfig
 from maisi_aug.insertion.request import InsertConfig
+from maisi_aug.integrations.request import DicomExport, MonaiExport, NnunetExport
 from maisi_aug.preparation.request import PrepareConfig
-from maisi_aug.system.models import StrictModel
-from maisi_aug.system.options import Option, PathText, warn_of_spelling
+from maisi_aug.system.models import Option, PathText, StrictModel, warn_of_spelling
 from maisi_aug.training.finetune.settings import FinetuneRequest
 from maisi_aug.training.request import MaskDiffusionRequest, MaskTrainRequest, TrainRequest
 
@@ -34,6 +34,9 @@ MODELS: dict[type[BaseModel], tuple[str, ...]] = {
     MaskTrainRequest: ("train mask-vae",),
     MaskDiffusionRequest: ("train mask-diffusion",),
     BenchmarkConfig: ("benchmark run",),
+    NnunetExport: ("export nnunet",),
+    MonaiExport: ("export monai",),
+    DicomExport: ("export dicom",),
 }
 """What users configure, and the commands that it configures. What networks are trained with stands in training recipes
 alone, which are edited: no command has an option for it."""

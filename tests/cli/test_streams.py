@@ -17,8 +17,7 @@ from rich.console import Console
 from rich.progress import Progress, TextColumn
 from rich.table import Table
 
-from maisi_aug.api.bars import tell_warnings
-from maisi_aug.api.consoles import PlainConsole
+from maisi_aug.api.bars import PlainConsole, tell_warnings
 from maisi_aug.cli.shared.boundary import guard
 from maisi_aug.cli.shared.streams import tell
 from maisi_aug.errors import CohortError

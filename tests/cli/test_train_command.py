@@ -13,7 +13,7 @@ import pytest
 
 from maisi_aug.bundle_spec.bundle import load_bundle
 from maisi_aug.training.cases.data import PhantomStore
-from maisi_aug.training.loop.step_log import StepLog
+from maisi_aug.training.loop.run_files import StepLog
 from tests.builders.tiny_training import SHAPE, SPACING_MM, write_prepared, write_recipe
 
 REPOSITORY = Path(__file__).resolve().parent.parent.parent

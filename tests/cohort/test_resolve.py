@@ -12,7 +12,7 @@ from maisi_aug.cohort.request import build_request
 from maisi_aug.cohort.resolve import CohortRun
 from maisi_aug.cohort.resolve import resolve as resolve_request
 from maisi_aug.errors import BankError, BundleError, CohortError, GridError, RecipeError, RequestError
-from maisi_aug.networks.weights import write_random_bundle
+from tests.builders.random_bundle import write_random_bundle
 from tests.builders.tiny_bundle import TINY_SHAPE, build_ddpm_header, build_header
 
 

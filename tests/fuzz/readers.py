@@ -239,7 +239,7 @@ def _write_weights(folder: Path) -> None:
 
 def _read_weights(folder: Path) -> None:
     from maisi_aug.errors import BundleError
-    from maisi_aug.networks.weight_files import describe_safetensors, load_safetensors
+    from maisi_aug.networks.weights import describe_safetensors, load_safetensors
     from maisi_aug.system.content import ContentError
 
     try:
@@ -316,8 +316,8 @@ def _read_dataset(folder: Path) -> None:
     from maisi_aug.banks.files import load_labels
     from maisi_aug.banks.raw_datasets import RawDataset, label_values
     from maisi_aug.evaluation.benchmark.cases import find_synthetic_cases
-    from maisi_aug.integrations.nnunet.description import read_description
     from maisi_aug.integrations.nnunet.prediction import read_label_values
+    from maisi_aug.integrations.nnunet.real import read_description
 
     path = folder / "dataset.json"
 

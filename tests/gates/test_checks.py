@@ -3,24 +3,35 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from maisi_aug.cohort.request import GateConfig
 from maisi_aug.gates.checks import (
     Verdict,
     check_geometry,
     check_hu_bias,
+    check_label_visibility,
     check_lesion_size,
+    check_lesion_visibility,
     check_organ_hu,
+    check_patient,
     check_presence,
+    measure_patient,
 )
+from maisi_aug.gates.judgement import judge_bare_image
 from maisi_aug.vocabulary.hu import HuRange, bundle_hu_ranges, expected_contrast_sign, reference_hu_ranges
 from maisi_aug.vocabulary.labels import MAISI, SlotBinding
 from maisi_aug.volumes.grid import Grid
-from tests.builders.liver_case import GRID, build_case
+from maisi_aug.volumes.image_files import load_image
+from tests.builders.liver_case import GRID, SPACING_MM, build_case
+
+BODY_GRID = Grid.from_spacing((48, 40, 20), (7.0, 7.5, 9.0))
 
 
 def test_geometry_passes_only_on_the_expected_grid_with_a_real_image() -> None:
@@ -199,3 +210,203 @@ def test_bias_of_one_organ_is_told_and_not_judged() -> None:
     verdict = check_hu_bias(check_organ_hu(image - 60, label_map), ranges, max_dark_hu=5.0, max_bright_hu=5.0)
     assert verdict.passed
     assert "not judged" in verdict.message
+
+
+def check_liver_lesion(
+    image: NDArray[Any], label_map: NDArray[np.uint8], sign: int = -1, tumor_ids: Sequence[int] = MAISI.tumor_ids
+) -> Verdict:
+    return check_lesion_visibility(
+        image,
+        label_map,
+        label_map == 26,
+        host_ids=(1,),
+        tumor_ids=tumor_ids,
+        expected_sign=sign,
+        spacing_mm=SPACING_MM,
+    )
+
+
+def test_visible_lesion_passes_with_its_figures() -> None:
+    image, label_map = build_case(contrast_hu=-40.0, noise_hu=12.0)
+    verdict = check_liver_lesion(image, label_map)
+    assert verdict.passed
+    assert verdict.figures["contrast_hu"] == pytest.approx(-40, abs=3)
+    assert verdict.figures["noise_hu"] == pytest.approx(12, abs=2)
+    assert verdict.figures["diameter_mm"] == pytest.approx(20, abs=0.7)
+    assert verdict.figures["surroundings"] == "host"
+
+
+def test_lesion_of_the_wrong_sign_or_hidden_in_noise_fails() -> None:
+    assert not check_liver_lesion(*build_case(contrast_hu=40.0)).passed
+    assert check_liver_lesion(*build_case(contrast_hu=40.0), sign=1).passed
+    assert check_liver_lesion(*build_case(contrast_hu=40.0), sign=0).passed
+    hidden = check_liver_lesion(*build_case(contrast_hu=-15.0, noise_hu=30.0))
+    assert not hidden.passed
+    assert hidden.figures["right_sign"]
+    assert not check_liver_lesion(*build_case(contrast_hu=0.0, noise_hu=0.0), sign=0).passed
+
+
+def test_small_lesion_is_judged_on_its_sign_alone() -> None:
+    verdict = check_liver_lesion(*build_case(contrast_hu=-20.0, noise_hu=30.0, diameter_mm=8.0))
+    assert verdict.figures["cnr"] < 1.0
+    assert verdict.figures["judged_on_sign_alone"]
+    assert verdict.passed
+    assert not check_liver_lesion(*build_case(contrast_hu=60.0, noise_hu=10.0, diameter_mm=8.0)).passed
+
+
+def test_trend_across_the_host_is_not_noise() -> None:
+    image, label_map = build_case(contrast_hu=-40.0, noise_hu=8.0, trend_hu=10.0)
+    verdict = check_liver_lesion(image, label_map)
+    assert verdict.figures["noise_hu"] == pytest.approx(8, abs=2)
+    assert verdict.passed
+
+
+@pytest.mark.parametrize("contrast_hu", [-40.0, 40.0])
+def test_lesion_without_enough_host_is_compared_with_body_in_either_direction(contrast_hu: float) -> None:
+    image, label_map = build_case(contrast_hu=contrast_hu)
+    label_map[label_map == 1] = 200
+    label_map[0, 0, 0] = 1
+    verdict = check_liver_lesion(image, label_map)
+    assert verdict.figures["surroundings"] == "body"
+    assert verdict.passed
+    hidden = check_liver_lesion(build_case(contrast_hu=contrast_hu / 10)[0], label_map)
+    assert not hidden.passed
+    assert "expected a lesion brighter or darker than its body by 1 x 10 HU of noise" in hidden.message
+
+
+@pytest.mark.parametrize("label_id", [26, 129])
+def test_neighbouring_lesions_are_no_host_and_are_judged_one_by_one(label_id: int) -> None:
+    image, label_map = build_case(contrast_hu=-40.0, diameter_mm=14.0)
+    label_map[22:25, 20:23, 24:28] = 26
+    image[22:25, 20:23, 24:28] = 300
+    label_map[label_map == 26] = label_id
+    for hosts, surroundings, passed in (((1,), "host", [True, False]), ((250,), "body", [True, True])):
+        verdicts = check_label_visibility(
+            image,
+            label_map,
+            label_id,
+            host_ids=hosts,
+            tumor_ids=(*MAISI.tumor_ids, 129),
+            expected_sign=-1,
+            spacing_mm=SPACING_MM,
+        )
+        assert [verdict.passed for verdict in verdicts] == passed
+        assert verdicts[0].figures["host_hu"] == pytest.approx(110, abs=3)
+        assert verdicts[0].figures["surroundings"] == surroundings
+
+
+def test_label_without_a_lesion_has_no_verdict() -> None:
+    image, label_map = build_case()
+    verdicts = check_label_visibility(
+        image, label_map, 23, host_ids=(28,), tumor_ids=(23,), expected_sign=1, spacing_mm=SPACING_MM
+    )
+    assert verdicts == ()
+
+
+def test_tumour_of_a_bound_slot_is_no_body_to_compare_with() -> None:
+    image, label_map = build_case(contrast_hu=-40.0)
+    label_map[label_map == 1] = 200
+    label_map[:, 22:] = np.where(label_map[:, 22:] == 200, 129, label_map[:, 22:])
+    image[label_map == 129] = 400
+    bound = check_liver_lesion(image, label_map, tumor_ids=(*MAISI.tumor_ids, 129))
+    assert bound.figures["surroundings"] == "body"
+    assert bound.figures["host_hu"] == pytest.approx(110, abs=3)
+    unbound = check_liver_lesion(image, label_map)
+    assert unbound.figures["num_surrounding_voxels"] > 1.5 * bound.figures["num_surrounding_voxels"]
+
+
+def test_visibility_raises_on_no_bad_case() -> None:
+    image, label_map = build_case()
+    floating = image.astype(np.float32)
+    floating[20:24] = np.nan
+    verdicts = [
+        check_lesion_visibility(
+            image[:-1],
+            label_map,
+            label_map == 26,
+            host_ids=(1,),
+            tumor_ids=(26,),
+            expected_sign=-1,
+            spacing_mm=SPACING_MM,
+        ),
+        check_liver_lesion(image, np.zeros_like(label_map)),
+        check_liver_lesion(image, np.full_like(label_map, 26)),
+        check_liver_lesion(floating, label_map),
+        check_liver_lesion(np.full(GRID.shape, np.inf), label_map),
+    ]
+    assert not any(verdict.passed for verdict in verdicts)
+    json.dumps([verdict.to_dict() for verdict in verdicts], allow_nan=False)
+
+
+def build_patient(rng: np.random.Generator, *, noise_hu: float = 15.0, tissue_hu: float = 50.0) -> NDArray[np.int16]:
+    """A trunk of soft tissue with a spine, in air."""
+    i, j, _ = np.indices(BODY_GRID.shape, sparse=True)
+    trunk = ((i - 24) / 20) ** 2 + ((j - 20) / 14) ** 2 <= 1
+    spine = ((i - 24) / 3) ** 2 + ((j - 10) / 3) ** 2 <= 1
+    image = np.where(spine, 400.0, np.where(trunk, tissue_hu, -1000.0)) + np.zeros(BODY_GRID.shape)
+    image += rng.normal(0, noise_hu, BODY_GRID.shape) * trunk
+    patient: NDArray[np.int16] = np.rint(image).astype(np.int16)
+    return patient
+
+
+def test_patient_passes(rng: np.random.Generator) -> None:
+    verdict = check_patient(build_patient(rng), BODY_GRID.spacing_mm)
+    assert verdict.passed
+    assert verdict.figures["body_share"] == pytest.approx(np.pi * 20 * 14 / (48 * 40), rel=0.1)
+    assert verdict.figures["median_step_hu"] == pytest.approx(15 * np.sqrt(2) * 0.6745, rel=0.15)
+
+
+def build_noise(name: str, rng: np.random.Generator) -> NDArray[np.int16]:
+    images: dict[str, Any] = {
+        "air": np.full(BODY_GRID.shape, -1000),
+        "noisy air": rng.normal(-950, 30, BODY_GRID.shape),
+        "uniform noise": rng.uniform(-1000, 1000, BODY_GRID.shape),
+        "full of tissue": rng.normal(50, 15, BODY_GRID.shape),
+        "noisy patient": build_patient(rng, noise_hu=200.0),
+        "stone": build_patient(rng, tissue_hu=700.0),
+    }
+    noise: NDArray[np.int16] = np.rint(images[name]).astype(np.int16)
+    return noise
+
+
+@pytest.mark.parametrize(
+    ("name", "found"),
+    [
+        ("air", "a body that fills 0% of the image"),
+        ("noisy air", "a body that fills 0% of the image"),
+        ("uniform noise", "which is noise|fills 100% of the image"),
+        ("full of tissue", "a body that fills 100% of the image"),
+        ("noisy patient", "soft tissue in which neighbours differ by .* HU, which is noise"),
+        ("stone", "a body of which 0% is soft tissue"),
+    ],
+)
+def test_what_is_no_patient_fails(name: str, found: str, rng: np.random.Generator) -> None:
+    image_hu = build_noise(name, rng)
+    verdict = check_patient(image_hu, BODY_GRID.spacing_mm)
+    assert not verdict.passed
+    with pytest.raises(AssertionError, match=found):
+        raise AssertionError(verdict.message)
+    noted = check_patient(image_hu, BODY_GRID.spacing_mm, is_judged=False)
+    assert noted.passed
+    assert "Not judged, as this bundle is known to draw poorly without a label map." in noted.message
+    assert {**noted.figures, "is_judged": True} == verdict.figures
+
+
+def test_gates_of_a_bare_image(rng: np.random.Generator) -> None:
+    def judge(image_hu: NDArray[np.int16], *, is_known_poor: bool = False, **options: Any) -> dict[str, bool]:
+        gates = GateConfig(**options)
+        found = judge_bare_image(image_hu, BODY_GRID, BODY_GRID, gates=gates, is_known_poor=is_known_poor)
+        return {verdict.gate: verdict.passed for verdict in found}
+
+    patient, noise = build_patient(rng), build_noise("uniform noise", rng)
+    assert judge(patient) == {"geometry": True, "patient": True}
+    assert judge(noise) == {"geometry": True, "patient": False}
+    assert judge(noise, is_known_poor=True) == {"geometry": True, "patient": True}
+    assert judge(noise, organ_hu=False) == {"geometry": True}
+    assert judge(patient[:-1])["geometry"] is False
+
+
+def test_real_scan_is_a_patient(real_data: Path) -> None:
+    volume = load_image(real_data / "totalsegmentator-example" / "example_ct.nii.gz")
+    assert check_patient(volume.array, volume.grid.spacing_mm).passed
+    assert measure_patient(volume.array, volume.grid.spacing_mm)["median_step_hu"] < 40

@@ -178,9 +178,10 @@ def test_plain_run_goes_on_with_shards(
 
 
 def test_shard_takes_up_what_was_rejected(resolve: Callable[..., CohortRun], tmp_path: Path) -> None:
-    run, out = lambda budget: resolve(gates={}, max_attempts=budget), tmp_path / "cohort"
-    assert len(synthesize_cohort(run(1), out, device="cpu", shard=Shard(1, 3)).manifest.rejected) == 2
-    again = synthesize_cohort(run(2), out, device="cpu", shard=Shard(1, 3))
+    out = tmp_path / "cohort"
+    once, twice = (resolve(gates={}, max_attempts=budget) for budget in (1, 2))
+    assert len(synthesize_cohort(once, out, device="cpu", shard=Shard(1, 3)).manifest.rejected) == 2
+    again = synthesize_cohort(twice, out, device="cpu", shard=Shard(1, 3))
     assert {(record.case_index, record.attempt) for record in again.manifest.records} == {
         (0, 0),
         (0, 1),

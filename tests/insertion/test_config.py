@@ -9,7 +9,7 @@ import pytest
 from maisi_aug.bundle_spec.bundle import embedded_bundles
 from maisi_aug.insertion.config import NODULE_BUNDLE, choose_painter
 from maisi_aug.insertion.request import InsertConfig
-from maisi_aug.networks.weights import write_random_bundle
+from tests.builders.random_bundle import write_random_bundle
 from tests.builders.tiny_bundle import build_header
 
 NODULE_PAINTER = (NODULE_BUNDLE, "network") if NODULE_BUNDLE in embedded_bundles() else ("phantom-ct", "procedural")

@@ -23,8 +23,8 @@ from maisi_aug.insertion.drawing import (
 from maisi_aug.insertion.painting import PaintTask
 from maisi_aug.networks.building import compute_in
 from maisi_aug.networks.pipeline import Pipeline
-from maisi_aug.networks.weights import write_random_bundle
 from maisi_aug.volumes.grid import Grid
+from tests.builders.random_bundle import write_random_bundle
 from tests.builders.tiny_bundle import build_header
 
 SHAPE, SPACING_MM = (24, 16, 16), (0.8, 0.7, 2.0)

@@ -4,11 +4,25 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from scipy import ndimage
 
-from maisi_aug.lesions.deformation import deform_label_map, spline_basis, spline_field
+from maisi_aug.lesions.deformation import (
+    MIN_DEPTH_MM,
+    _shift_mm,
+    deform_label_map,
+    find_cavity,
+    find_loose,
+    find_outside_room,
+    make_room,
+    spline_basis,
+    spline_field,
+)
 
 SPACING_MM = (1.4, 1.6, 5.0)
+TRUNK_SPACING_MM = (3.0, 3.5, 4.0)
+LIVER, SPLEEN, RIB, MUSCLE, BODY = 1, 3, 70, 104, 200
+CENTRE = (34, 26, 20)
 
 
 def build_map() -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
@@ -98,3 +112,103 @@ def test_spline_field_equals_the_triple_sum() -> None:
     knots = rng.standard_normal([basis.shape[1] for basis in bases])
     expected = np.einsum("abc,ia,jb,kc->ijk", knots, *bases)
     np.testing.assert_allclose(spline_field(knots, bases), expected)
+
+
+def build_trunk() -> NDArray[np.uint8]:
+    """A liver and a spleen with fat between them, a rib over the liver, a muscle behind, skin all around."""
+    label_map = np.zeros((70, 54, 42), dtype=np.uint8)
+    label_map[4:66, 4:50] = BODY
+    label_map[22:50, 16:40, 8:34] = LIVER
+    label_map[10:17, 20:34, 12:30] = SPLEEN
+    label_map[8:60, 8:10, 20:23] = RIB
+    label_map[18:52, 43:47] = MUSCLE
+    return label_map
+
+
+def push(radius_mm: float, room_share: float = 0.4) -> NDArray[np.uint8]:
+    label_map = build_trunk()
+    loose = find_loose(label_map, TRUNK_SPACING_MM)
+    moved = make_room(
+        label_map, CENTRE, radius_mm=radius_mm, room_share=room_share, loose=loose, spacing_mm=TRUNK_SPACING_MM
+    )
+    assert moved is not None
+    return moved
+
+
+def test_host_swells_by_about_the_room_that_is_made() -> None:
+    voxel_ml, made_ml = np.prod(TRUNK_SPACING_MM) / 1000, 0.4 * 4 / 3 * np.pi * 3.6**3
+    gained_ml = (int((push(36.0) == LIVER).sum()) - int((build_trunk() == LIVER).sum())) * voxel_ml
+    assert 0.2 * made_ml < gained_ml < 1.1 * made_ml  # the host itself is pressed together, too
+
+
+@pytest.mark.parametrize("stiff", [0, RIB, MUSCLE])
+def test_bone_muscle_and_the_outside_stay_where_they_are(stiff: int) -> None:
+    np.testing.assert_array_equal(push(30.0) == stiff, build_trunk() == stiff)
+
+
+def test_input_is_left_alone_and_what_is_far_away_too() -> None:
+    label_map = build_trunk()
+    push(8.0)
+    np.testing.assert_array_equal(label_map, build_trunk())
+    np.testing.assert_array_equal(push(8.0)[10:17], label_map[10:17])
+
+
+def test_lesion_that_is_there_keeps_every_voxel() -> None:
+    label_map = build_trunk()
+    label_map[44:48, 24:28, 18:22] = 26
+    loose = find_loose(label_map, TRUNK_SPACING_MM)
+    loose[43:49, 23:29, 17:23] = False
+    moved = make_room(label_map, CENTRE, radius_mm=18.0, room_share=0.4, loose=loose, spacing_mm=TRUNK_SPACING_MM)
+    assert moved is not None
+    np.testing.assert_array_equal(moved == 26, label_map == 26)
+
+
+def test_organ_that_would_be_squeezed_flat_is_not() -> None:
+    label_map = build_trunk()
+    label_map[50:51, 18:38, 10:32] = 10  # a gallbladder of one voxel's width on the liver
+    loose = find_loose(label_map, TRUNK_SPACING_MM)
+    found = [
+        make_room(label_map, (46, 26, 20), radius_mm=24.0, room_share=share, loose=loose, spacing_mm=TRUNK_SPACING_MM)
+        for share in (0.4, 0.7, 0.9)
+    ]
+    for moved in found:
+        assert moved is None or (moved == 10).sum() >= 0.6 * (label_map == 10).sum()
+
+
+def test_shift_never_folds_a_ray_and_ends_where_it_should() -> None:
+    radii = np.linspace(0.0, 120.0, 2401)
+    shift = _shift_mm(radii, 30.0, 0.5)
+    assert (np.diff(radii - shift) > 0).all()
+    assert shift[0] == 0
+    assert (shift[radii >= 90.0] < 1e-9).all()
+    assert shift.max() == pytest.approx(30.0 * (1 - 0.5 ** (1 / 3)), rel=1e-3)
+
+
+def test_cavity_is_the_organs_and_the_fat_between_them() -> None:
+    label_map = build_trunk()
+    cavity = find_cavity(label_map, TRUNK_SPACING_MM)
+    assert cavity[label_map == LIVER].all()
+    assert cavity[19, 26, 20]  # between spleen and liver
+    assert not cavity[34, 6, 20]  # under the skin
+    assert not cavity[np.isin(label_map, (0, RIB, MUSCLE))].any()
+    assert not find_cavity(np.full((5, 6, 7), BODY, dtype=np.uint8), TRUNK_SPACING_MM).any()
+
+
+def test_cavity_of_thin_voxels_is_that_of_thick_ones() -> None:
+    label_map = build_trunk()
+    fine = np.kron(label_map, np.ones((3, 3, 1), dtype=np.uint8))
+    thin = find_cavity(fine, (1.0, 3.5 / 3, 4.0))
+    thick = find_cavity(label_map, TRUNK_SPACING_MM)
+    assert (thin[1::3, 1::3] != thick).mean() < 0.03
+
+
+def test_room_outside_is_body_near_the_host_and_never_the_skin() -> None:
+    label_map = build_trunk()
+    host = label_map == LIVER
+    for rim_mm, in_cavity in ((0.0, True), (10.0, False), (10.0, True)):
+        room = find_outside_room(label_map, host, rim_mm=rim_mm, in_cavity=in_cavity, spacing_mm=TRUNK_SPACING_MM)
+        assert room.any()
+        assert set(np.unique(label_map[room])) == {BODY}
+        assert not room[:, : 4 + int(MIN_DEPTH_MM / TRUNK_SPACING_MM[1])].any()
+    none = find_outside_room(label_map, host, rim_mm=0.0, in_cavity=False, spacing_mm=TRUNK_SPACING_MM)
+    assert not none.any()

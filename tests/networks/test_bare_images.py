@@ -17,8 +17,8 @@ from maisi_aug.cohort.resolve import resolve as resolve_request
 from maisi_aug.errors import ExportError, RecipeError
 from maisi_aug.generate.run import CohortSummary, synthesize_cohort
 from maisi_aug.integrations.nnunet.dataset import export_nnunet
-from maisi_aug.networks.weights import write_random_bundle
 from maisi_aug.volumes.image_files import load_image
+from tests.builders.random_bundle import write_random_bundle
 from tests.builders.tiny_bundle import build_ddpm_header, build_header
 from tests.generate.test_run import hash_files
 

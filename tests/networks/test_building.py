@@ -9,11 +9,13 @@ from monai.apps.generation.maisi.networks.diffusion_model_unet_maisi import Diff
 from monai.networks.schedulers import DDPMScheduler, RFlowScheduler
 from torch import Tensor, nn
 
-from maisi_aug.errors import BundleError
+from maisi_aug.errors import BundleError, RecipeError
 from maisi_aug.networks.building import (
     TrainableUNet,
     build_network,
     build_scheduler,
+    choose_precision,
+    computes_in,
     keep_decoder_output_precise,
     use_plain_layers,
 )
@@ -221,3 +223,39 @@ def test_schedulers_are_built_from_definitions() -> None:
         build_scheduler({"class": "DDIMScheduler"})
     with pytest.raises(BundleError, match="Scheduler definition of RFlowScheduler: MONAI refused it: .*sample_method"):
         build_scheduler({"class": "RFlowScheduler", "sample_method": "normal"})
+
+
+@pytest.mark.parametrize(
+    ("device", "bears_half", "expected"),
+    [
+        ("cpu", True, "float32"),
+        ("cpu", False, "float32"),
+        ("cuda", True, "float16"),
+        ("cuda:1", True, "float16"),
+        ("cuda", False, "float32"),
+        ("mps", True, "float32"),
+    ],
+)
+def test_auto_is_float16_on_cuda_and_float32_elsewhere(device: str, bears_half: bool, expected: str) -> None:
+    assert choose_precision("auto", device, bears_half=bears_half) == expected
+
+
+@pytest.mark.parametrize("wanted", ["float32", "bfloat16", "float16"])
+def test_what_is_asked_for_is_taken_whatever_the_bundle_says(wanted: str) -> None:
+    assert choose_precision(wanted, "cuda", bears_half=False) == wanted  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("wanted", "device"), [("float16", "mps"), ("bfloat16", "mps")])
+def test_precision_that_a_device_could_only_emulate_is_refused(wanted: str, device: str) -> None:
+    message = f"precision: expected one that the device '{device}' computes in, found '{wanted}'.* Use --precision flo"
+    with pytest.raises(RecipeError, match=message):
+        choose_precision(wanted, device, bears_half=True)  # type: ignore[arg-type]
+
+
+def test_half_precision_of_a_processor_is_taken_only_where_it_computes_in_it() -> None:
+    for wanted in ("float16", "bfloat16"):
+        if computes_in(wanted, "cpu"):
+            assert choose_precision(wanted, "cpu", bears_half=True) == wanted
+        else:
+            with pytest.raises(RecipeError, match=f"'cpu' computes in, found '{wanted}'"):
+                choose_precision(wanted, "cpu", bears_half=True)

@@ -14,8 +14,9 @@ from maisi_aug.bundle_spec.schema import MASK_ROLES
 from maisi_aug.networks.building import keep_norms_in_float32
 from maisi_aug.networks.mask_decoding import class_ids, decode_label_map
 from maisi_aug.networks.mask_diffusion import sample_mask_latent
-from maisi_aug.networks.weights import load_mask_networks, write_random_bundle
+from maisi_aug.networks.weights import load_mask_networks
 from tests.builders.narrow_networks import FULL_WIDTH, NARROW, add_scaled_masks, scaled_header
+from tests.builders.random_bundle import write_random_bundle
 from tests.oracles.reference_masks import ReferenceMasks
 from tests.oracles.rounding import depth_of, require_likeliest, require_rounding_alone
 

@@ -21,10 +21,10 @@ from maisi_aug.lesions.editing import remove_lesions
 from maisi_aug.networks import split_convolution
 from maisi_aug.networks.building import FastPaths
 from maisi_aug.networks.pipeline import Pipeline
-from maisi_aug.networks.weights import write_random_bundle
 from maisi_aug.system.seeds import derive_seed
 from maisi_aug.volumes.grid import Grid
 from tests.builders.narrow_networks import FULL_WIDTH, NARROW, scaled_header
+from tests.builders.random_bundle import write_random_bundle
 from tests.oracles.reference_loop import Inputs, ReferenceLoop, encode, to_hu
 from tests.oracles.rounding import depth_of, error_of, require_rounding_alone, rounding
 

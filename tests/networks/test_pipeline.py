@@ -10,14 +10,15 @@ import torch
 from numpy.typing import NDArray
 
 from maisi_aug.bundle_spec.bundle import Bundle
-from maisi_aug.bundle_spec.precision import ComputeType
+from maisi_aug.bundle_spec.decoding import ComputeType
 from maisi_aug.errors import BundleError, GridError, RecipeError
 from maisi_aug.lesions.editing import remove_lesions
-from maisi_aug.networks.building import compute_in, computes_in_bfloat16, mixed_precision, store_in
+from maisi_aug.networks.building import compute_in, computes_in, mixed_precision, store_in
 from maisi_aug.networks.pipeline import Pipeline, choose_image_precision, resolve_device
-from maisi_aug.networks.weights import load_networks, write_random_bundle
+from maisi_aug.networks.weights import load_networks
 from maisi_aug.system.seeds import derive_seed
 from maisi_aug.volumes.grid import Grid
+from tests.builders.random_bundle import write_random_bundle
 from tests.builders.tiny_bundle import build_ddpm_header, build_header
 
 SHAPE = (32, 24, 16)
@@ -182,7 +183,7 @@ def test_processors_compute_in_float32_unless_told_otherwise(
     assert {p.dtype for p in pipeline.networks.controlnet.parameters()} == {torch.float32}
     exact = Pipeline.load(bundle, "cpu", precision="float32").synthesize_image(label_map, grid, seed=1)
     assert np.array_equal(pipeline.synthesize_image(label_map, grid, seed=1), exact)
-    if computes_in_bfloat16("cpu"):
+    if computes_in("bfloat16", "cpu"):
         quick = Pipeline.load(bundle, "cpu", precision="bfloat16")
         assert quick.precision == "bfloat16"
         assert not np.array_equal(quick.synthesize_image(label_map, grid, seed=1), exact)

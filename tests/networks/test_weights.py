@@ -16,8 +16,9 @@ from torch import Tensor
 from maisi_aug.bundle_spec.bundle import BUNDLE_FILE, NETWORK_ROLES, Bundle, load_bundle
 from maisi_aug.errors import BundleError
 from maisi_aug.networks.building import build_network
-from maisi_aug.networks.weights import load_networks, require_same_tensors, write_bundle, write_random_bundle
+from maisi_aug.networks.weights import load_networks, require_same_tensors, write_bundle
 from maisi_aug.system.whole_files import sha256_of
+from tests.builders.random_bundle import write_random_bundle
 from tests.builders.tiny_bundle import build_header
 from tests.oracles.rounding import depth_of, in_float64, require_rounding_alone
 

@@ -8,8 +8,18 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from maisi_aug.pictures.contact_sheet import MAX_CASES, build_contact_sheet, choose_evenly, save_contact_sheet
-from maisi_aug.pictures.preview import TEXT_KEY, Caption, build_preview, choose_window, find_focus, save_picture
+from maisi_aug.pictures.preview import (
+    MAX_CASES,
+    TEXT_KEY,
+    Caption,
+    build_contact_sheet,
+    build_preview,
+    choose_evenly,
+    choose_window,
+    find_focus,
+    save_contact_sheet,
+    save_picture,
+)
 from maisi_aug.pictures.slices import BONE, LUNG, SOFT_TISSUE, label_colours
 from maisi_aug.vocabulary.labels import BODY_ID
 from maisi_aug.volumes.grid import Grid

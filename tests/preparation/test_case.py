@@ -10,8 +10,7 @@ from scipy import ndimage
 
 from maisi_aug.banks.label_ids import Translation
 from maisi_aug.errors import VolumeError
-from maisi_aug.preparation.case import AIR_HU, CaseTask, build_case, load_ct
-from maisi_aug.preparation.settings import PrepareSettings
+from maisi_aug.preparation.case import AIR_HU, CaseTask, PrepareSettings, build_case, load_ct
 from maisi_aug.preparation.sources import LabelFile, SourceCase
 from maisi_aug.preparation.survey import dropped_lesions_of, holds_envelope, survey_case, tables_of
 from maisi_aug.preparation.tissues import Tissue

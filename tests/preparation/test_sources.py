@@ -6,8 +6,7 @@ from pathlib import Path
 import pytest
 
 from maisi_aug.errors import PreparationError
-from maisi_aug.preparation.collecting import collect_cases
-from maisi_aug.preparation.nnunet_raw import find_dataset, read_dataset
+from maisi_aug.preparation.collecting import collect_cases, find_dataset, read_dataset
 from maisi_aug.preparation.request import Sources
 from maisi_aug.preparation.sources import find_images, find_labels, find_organs, to_case_id
 

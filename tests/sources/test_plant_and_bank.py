@@ -12,8 +12,7 @@ import pytest
 from maisi_aug.banks.folder_bank import FolderBank
 from maisi_aug.banks.label_map import BankMap, BaseMap
 from maisi_aug.errors import BankError, LesionError
-from maisi_aug.lesions.growth_rules import growth_rule_of
-from maisi_aug.lesions.lesion import Lesion
+from maisi_aug.lesions.lesion import Lesion, growth_rule_of
 from maisi_aug.lesions.planting import measure_lesions
 from maisi_aug.sources.map_source import MaskBank
 from maisi_aug.sources.plant_and_bank import BankSource, PhantomBank, PlantSource

@@ -24,7 +24,7 @@ from maisi_aug.integrations.dicom.image import to_dicom_axes
 from maisi_aug.sources.given import GridChoice, fit_map
 from maisi_aug.volumes.grid import Grid, Shape, Spacing
 from maisi_aug.volumes.image_files import load_grid, load_image, load_label_map, save_image, save_label_map
-from maisi_aug.volumes.nifti_facts import UNIT_MM
+from maisi_aug.volumes.nifti_files import UNIT_MM
 from maisi_aug.volumes.orientation import turn_volume
 from maisi_aug.volumes.resampling import centre_grid_on, resample_image, resample_label_map
 

@@ -14,7 +14,7 @@ from maisi_aug.errors import VolumeError
 from maisi_aug.volumes.grid import Grid
 from maisi_aug.volumes.image_files import load_grid, load_image, load_label_map, save_image, save_label_map
 from maisi_aug.volumes.orientation import turn_volume
-from maisi_aug.volumes.right_angles import describe_shear, right_angled_grid, straighten_image, straighten_label_map
+from maisi_aug.volumes.resampling import describe_shear, right_angled_grid, straighten_image, straighten_label_map
 
 SHAPE = (7, 9, 11)
 SPACING_MM = (0.7, 0.8, 2.5)

@@ -16,12 +16,12 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from maisi_aug.bundle_spec.bundle import BUNDLE_FILE, load_bundle
-from maisi_aug.bundle_spec.references import copy_bank
+from maisi_aug.bundle_spec.bundle import BUNDLE_FILE, Bundle, load_bundle
 from maisi_aug.errors import BundleError
 from maisi_aug.networks.checkpoints.reading import SCALE_FACTOR_KEY, find_state_dict, read_checkpoint, take_scale_factor
 from maisi_aug.networks.weights import StateDict, load_weight_file, write_bundle, write_safetensors
-from maisi_aug.system.whole_files import sha256_of
+from maisi_aug.system.content import read_json
+from maisi_aug.system.whole_files import sha256_of, write_json_whole
 from maisi_aug.system.whole_folder import open_whole_folder
 
 DTYPES: Mapping[str, torch.dtype] = {
@@ -96,7 +96,7 @@ def convert_bundle(name_or_folder: str | Path, target: Path, *, dtype: str) -> C
         for path in sorted(bundle.path.iterdir()):
             if path.is_file() and path.name not in (*names, BUNDLE_FILE):
                 shutil.copyfile(path, unfinished / path.name)
-        copy_bank(bundle, unfinished)
+        _copy_bank(bundle, unfinished)
         written = write_bundle(unfinished, header, states, dtype=None)
         num_bytes = sum(written.weight_path(role).stat().st_size for role in states)
     num_bytes_before = sum(bundle.weight_path(role).stat().st_size for role in states)
@@ -158,3 +158,31 @@ def _to_dtype(state: StateDict, dtype: str, *, subject: str) -> dict[str, Tensor
                 "Use --dtype bfloat16 or float32."
             )
     return converted
+
+
+def _copy_bank(bundle: Bundle, folder: Path) -> None:
+    """Put the list of a bundle's label maps, and the maps that lie in its folder, into the folder of a copy.
+
+    Maps elsewhere are listed by their absolute paths, for the copy may lie anywhere.
+
+    Args:
+        bundle: With or without such a list.
+        folder: Of the copy.
+    """
+    bank = bundle.spec.mask_bank
+    if bank is None:
+        return
+    document = read_json(bundle.path / bank.list)
+    home = bundle.path.resolve()
+    for row in document["training"]:
+        source = (home / row["label"]).resolve()
+        if source.is_relative_to(home):
+            target = folder / source.relative_to(home)  # not as it is spelled: '..' would lead out of the copy
+            row["label"] = source.relative_to(home).as_posix()
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source, target)
+        else:
+            row["label"] = source.as_posix()
+    if (bundle.path / bank.labels).is_file():
+        shutil.copyfile(bundle.path / bank.labels, folder / bank.labels)
+    write_json_whole(folder / bank.list, document)

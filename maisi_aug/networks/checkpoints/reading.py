@@ -21,7 +21,7 @@ from monai.utils.enums import MetaKeys, SpaceKeys, TraceKeys
 from torch import Tensor
 
 from maisi_aug.errors import BundleError
-from maisi_aug.networks.weight_files import load_torch_file
+from maisi_aug.networks.weights import load_torch_file
 from maisi_aug.system.content import ContentError, content_errors
 
 # Under which key a checkpoint keeps the network of a role; those of autoencoders may also be bare state dicts.

@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 
 from maisi_aug.banks.label_ids import Translation
 from maisi_aug.bundle_spec.bundle import Bundle
-from maisi_aug.bundle_spec.references import default_bank
 from maisi_aug.bundle_spec.schema import MaskBankSpec
 from maisi_aug.preparation.prepared import PreparedDataset
 from maisi_aug.system.content import read_json
@@ -129,7 +128,7 @@ def collect_bank(base: Bundle, training: PreparedDataset, table: NDArray[np.uint
 
 def _read_bank(base: Bundle) -> list[BankRow]:
     """The maps that the base draws from by default, whether they are there or not."""
-    bank = default_bank(base)
+    bank = base.find_mask_bank()
     if bank is None:
         return []
     place, labels = Path(bank[0]), bank[1]

@@ -23,8 +23,7 @@ from maisi_aug.bundle_spec.bundle import (
     load_bundle,
     pulled_bundles,
 )
-from maisi_aug.bundle_spec.references import measure_sizes
-from maisi_aug.bundle_spec.schema import MASK_ROLES, MASK_SECTION, HuSpec
+from maisi_aug.bundle_spec.schema import MASK_ROLES, MASK_SECTION, HuSpec, SizeSpec
 from maisi_aug.errors import BundleError, MaisiAugError
 from maisi_aug.lesions.planting import measure_lesions
 from maisi_aug.networks.checkpoints.importing import LICENCE_FILE
@@ -35,6 +34,7 @@ from maisi_aug.training.cases.data import CaseStore
 from maisi_aug.training.cases.taught_label import TaughtLabel
 from maisi_aug.training.finetune.bank import FinetunedBank, collect_bank
 from maisi_aug.training.finetune.model_card import LabelMeasures, write_model_card
+from maisi_aug.vocabulary.sizes import measure_distribution
 from maisi_aug.volumes.grid import voxel_volume_ml
 
 MIN_SPREAD_HU = 10.0
@@ -75,13 +75,19 @@ def measure_labels(
     source = f"{dataset.spec.name}, training cases"
     return {
         label.name: LabelMeasures(
-            measure_sizes(list(volumes[label.name].values()), label.name, source),
+            _to_sizes(list(volumes[label.name].values()), label.name, source),
             _to_range(medians[label.name], contrasts[label.name], source),
             float(np.median(medians[label.name])),
             len(volumes[label.name]),
         )
         for label in taught
     }
+
+
+def _to_sizes(volumes_ml: Sequence[Sequence[float]], name: str, source: str) -> SizeSpec:
+    """Sizes of a label from the volumes of each patient: of its lesions, or of the organ."""
+    measured = measure_distribution(volumes_ml, name, source)
+    return SizeSpec(quantiles_ml=measured.quantiles_ml, source=measured.source)
 
 
 def _to_range(medians: Sequence[float], contrasts: Sequence[float], source: str) -> HuSpec:

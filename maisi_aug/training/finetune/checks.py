@@ -10,7 +10,6 @@ import yaml
 
 from maisi_aug.bundle_spec.bundle import NETWORK_ROLES, Bundle
 from maisi_aug.bundle_spec.decoding import latent_factor
-from maisi_aug.cohort.grid_preflight import check_grid
 from maisi_aug.cohort.request import differences
 from maisi_aug.errors import GridError, TrainingError
 from maisi_aug.preparation.prepared import PreparedDataset
@@ -136,7 +135,7 @@ def require_fitting_grid(dataset: PreparedDataset, base: Bundle) -> None:
     """
     spec, own = dataset.spec.grid, base.spec.grid
     try:
-        for sentence in check_grid(Grid.from_spacing(spec.shape, spec.spacing_mm), base, remedy=""):
+        for sentence in base.check_grid(Grid.from_spacing(spec.shape, spec.spacing_mm), remedy=""):
             warnings.warn(sentence, stacklevel=3)
     except GridError as error:
         raise TrainingError(

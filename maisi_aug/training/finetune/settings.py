@@ -16,8 +16,7 @@ from pydantic import (
 )
 
 from maisi_aug.errors import did_you_mean
-from maisi_aug.system.models import StrictModel
-from maisi_aug.system.options import Option, PathText, texts_of
+from maisi_aug.system.models import Option, PathText, StrictModel, texts_of
 from maisi_aug.training.loop.settings import FlowLossConfig, LoopConfig
 from maisi_aug.volumes.grid_words import ShapeField
 

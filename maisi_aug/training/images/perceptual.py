@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from maisi_aug.errors import TrainingError
-from maisi_aug.networks.weight_files import load_torch_file
+from maisi_aug.networks.weights import load_torch_file
 from maisi_aug.system.content import ContentError
 from maisi_aug.training.loop.settings import VaeLossConfig
 

@@ -11,8 +11,7 @@ from torch import Tensor, nn
 
 from maisi_aug.errors import TrainingError
 from maisi_aug.networks.building import build_network, use_plain_layers
-from maisi_aug.networks.weight_files import load_torch_file
-from maisi_aug.networks.weights import StateDict
+from maisi_aug.networks.weights import StateDict, load_torch_file
 from maisi_aug.system.progress import ReportPhase
 from maisi_aug.system.seeds import derive_seed
 from maisi_aug.system.whole_files import open_whole

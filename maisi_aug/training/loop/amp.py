@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from maisi_aug.errors import TrainingError
-from maisi_aug.networks.building import computes_in_bfloat16
+from maisi_aug.networks.building import computes_in
 
 # A loss scaled down so far still had gradients beyond float16: the step is broken, not its scale.
 LEAST_SCALE = 2.0**-14
@@ -75,4 +75,4 @@ def choose_dtype(device: str) -> torch.dtype:
     """bfloat16 where the device computes in it, float16 on other CUDA devices, else float32."""
     if device.startswith("cuda") and not torch.cuda.is_bf16_supported(including_emulation=False):
         return torch.float16
-    return torch.bfloat16 if computes_in_bfloat16(device) else torch.float32
+    return torch.bfloat16 if computes_in("bfloat16", device) else torch.float32

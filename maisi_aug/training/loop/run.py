@@ -25,10 +25,9 @@ from maisi_aug.errors import TrainingError
 from maisi_aug.system.progress import ReportStep
 from maisi_aug.training.loop.amp import Precision
 from maisi_aug.training.loop.average import WeightAverage, Weights
-from maisi_aug.training.loop.checkpoint_file import read_checkpoint, require_same_run, write_checkpoint
 from maisi_aug.training.loop.processes import ALONE, WHOLE, Processes, Share
+from maisi_aug.training.loop.run_files import LOG_NAME, StepLog, read_checkpoint, require_same_run, write_checkpoint
 from maisi_aug.training.loop.settings import LoopConfig
-from maisi_aug.training.loop.step_log import LOG_NAME, StepLog
 from maisi_aug.training.loop.stopping import StopRequest, TrainingStopped
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of mallopt(3)

@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from maisi_aug.banks.entry import Needs
 from maisi_aug.banks.folder_bank import FolderBank
 from maisi_aug.banks.label_map import cut_map
-from maisi_aug.banks.listing import Needs
 from maisi_aug.errors import TrainingError
 from maisi_aug.system.progress import Report, report_nothing
 from maisi_aug.system.seeds import derive_seed, numpy_generator

@@ -29,8 +29,8 @@ from maisi_aug.training.loop.run import Stateless
 from maisi_aug.training.masks.label_maps import Classes, LabelMaps, draw_warp, mirror, take_patch
 from maisi_aug.training.masks.recipe import MaskVaeLossConfig
 from maisi_aug.vocabulary.labels import MAISI
+from maisi_aug.volumes.components import measure_dice_by_class
 from maisi_aug.volumes.grid import Shape, Spacing
-from maisi_aug.volumes.overlap import measure_dice_by_class
 
 NUM_SUMS = 3
 LEAST_SHARE = 1e-6

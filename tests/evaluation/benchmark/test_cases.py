@@ -11,9 +11,8 @@ import pytest
 from maisi_aug.cohort.manifest import MANIFEST_NAME, ManifestWriter
 from maisi_aug.errors import BenchmarkError
 from maisi_aug.evaluation.benchmark.cases import CaseFiles, find_lesion_labels, find_real_cases, find_synthetic_cases
-from maisi_aug.evaluation.benchmark.cautions import find_published_training
 from maisi_aug.evaluation.benchmark.config import build_benchmark_config
-from maisi_aug.evaluation.benchmark.split import find_leaks, require_patients, split_patients
+from maisi_aug.evaluation.benchmark.split import find_leaks, find_published_training, require_patients, split_patients
 from maisi_aug.integrations.monai_data_list import export_monai
 from maisi_aug.integrations.nnunet import dataset as nnunet
 from maisi_aug.integrations.nnunet.folders import MAPPING_NAME

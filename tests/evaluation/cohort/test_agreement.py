@@ -16,9 +16,9 @@ from maisi_aug.evaluation.cohort.agreement import (
 )
 from maisi_aug.evaluation.cohort.case_sets import find_case_set
 from maisi_aug.vocabulary.labels import FULL_VOCABULARY
+from maisi_aug.volumes.components import measure_dice, measure_dice_by_class
 from maisi_aug.volumes.grid import Grid
 from maisi_aug.volumes.image_files import save_label_map
-from maisi_aug.volumes.overlap import measure_dice, measure_dice_by_class
 from tests.builders.made_cases import GRID, HEPATIC_TUMOR, LIVER, build_case, write_cohort
 
 VALUES = {"Liver": (1,), "liver_tumor": (2,), "whole liver": (1, 2), "prostate gland zone": (3,)}

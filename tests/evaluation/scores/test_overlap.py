@@ -9,7 +9,7 @@ from scipy import ndimage
 
 from maisi_aug.errors import BenchmarkError
 from maisi_aug.evaluation.scores.overlap import LabelScore, measure_nsd, score_case
-from maisi_aug.volumes.overlap import measure_dice
+from maisi_aug.volumes.components import measure_dice
 
 SPACING_MM = (0.7, 0.8, 2.5)
 LABELS = {"liver": 1, "tumor": 2}

@@ -16,7 +16,7 @@ from maisi_aug.integrations.nnunet import like as nnunet_like
 from maisi_aug.integrations.nnunet.folders import MAPPING_NAME
 from maisi_aug.integrations.nnunet.like import export_like
 from maisi_aug.integrations.nnunet.report import LikeReport
-from maisi_aug.integrations.nnunet.request import LikeRequest
+from maisi_aug.integrations.request import NnunetExport
 from maisi_aug.system.whole_files import sha256_of
 from maisi_aug.volumes.grid import Grid
 from maisi_aug.volumes.image_files import load_image, load_label_map, load_stored_grid, save_label_map
@@ -52,11 +52,10 @@ class Place:
         write_real_dataset(self.raw, num_real, codes=codes, **description)
         return self
 
-    def export(self, *, dry_run: bool = False, **settings: Any) -> LikeReport:
+    def export(self, **settings: Any) -> LikeReport:
         folders = {"out": self.raw, "preprocessed": self.preprocessed}
-        defaults: dict[str, Any] = {"dataset_id": 503, "labels": [TUMOR], **folders}
-        request = LikeRequest(self.cohort, self.real, **(defaults | settings))
-        return export_like(request, dry_run=dry_run)
+        defaults: dict[str, Any] = {"like": self.real, "dataset_id": 503, "map": [TUMOR], **folders}
+        return export_like([self.cohort], NnunetExport(**(defaults | settings)))
 
     def require_nothing_exported(self) -> None:
         assert [path.name for path in self.raw.iterdir()] == ["Dataset003_Liver"]
@@ -406,15 +405,15 @@ class TestContent:
     def test_several_cohorts_are_added_as_one(self, place: Place, tmp_path: Path) -> None:
         place.fill()
         other = write_cohort(tmp_path / "other", [HEPATIC_TUMOR], requested=(HEPATIC_TUMOR,))
-        request = LikeRequest([place.cohort, other], place.real, 503, out=place.raw, preprocessed=place.preprocessed)
-        assert export_like(request).num_synthetic == 4
+        request = NnunetExport(like=place.real, dataset_id=503, out=place.raw, preprocessed=place.preprocessed)
+        assert export_like([place.cohort, other], request).num_synthetic == 4
         cases = read_json(place.target / "dataset.json")["dataset"]
         image = place.target / cases["synthetic_other_case_0001"]["images"][0]
         assert image.resolve() == (other / "images" / "case_0001.nii.gz").resolve()
         assert "synthetic_cohort_case_0003" in cases
 
     def test_bare_lesion_is_found_beside_its_organ(self, place: Place) -> None:
-        place.fill(labels={"background": 0, "liver": 1, "cancer": 2}).export(labels=[])
+        place.fill(labels={"background": 0, "liver": 1, "cancer": 2}).export(map=[])
         rows = read_json(place.target / MAPPING_NAME)["labels"]
         assert [(row["name"], row["label"], row["found_by"]) for row in rows] == [
             ("liver", "liver", "name"),
@@ -423,7 +422,7 @@ class TestContent:
 
     def test_regions_are_reached_by_value(self, place: Place) -> None:
         labels = {"background": 0, "liver and tumor": [1, 2], "tumor": 2}
-        place.fill(labels=labels, regions_class_order=[1, 2]).export(labels=["1=liver", "2=hepatic tumor"])
+        place.fill(labels=labels, regions_class_order=[1, 2]).export(map=["1=liver", "2=hepatic tumor"])
         dataset = read_json(place.target / "dataset.json")
         assert dataset["labels"] == labels
         assert dataset["regions_class_order"] == [1, 2]
@@ -431,7 +430,7 @@ class TestContent:
         assert sorted(np.unique(label_map)) == [0, 1, 2]
 
     def test_several_labels_may_become_one(self, place: Place) -> None:
-        place.fill(labels={"background": 0, "liver": 1}).export(labels=["liver=hepatic tumor+liver"])
+        place.fill(labels={"background": 0, "liver": 1}).export(map=["liver=hepatic tumor+liver"])
         label_map = load_label_map(place.target / "labelsSynthetic" / "synthetic_case_0001.nii.gz").array
         np.testing.assert_array_equal(label_map == 1, np.isin(build_anatomy(HEPATIC_TUMOR), [LIVER, HEPATIC_TUMOR]))
 
@@ -444,13 +443,13 @@ class TestContent:
         ],
     )
     def test_earlier_direction_is_still_read(self, place: Place, labels: dict[str, int], given: list[str]) -> None:
-        place.fill(labels={"background": 0, **labels}).export(labels=given)
+        place.fill(labels={"background": 0, **labels}).export(map=given)
         rows = {row["name"]: row["value"] for row in read_json(place.target / MAPPING_NAME)["labels"]}
         assert (rows["liver"], rows["hepatic tumor"]) == (1, 2)
 
     def test_label_may_be_left_out_and_an_absent_one_said_to_be_so(self, place: Place) -> None:
         place.fill(labels={"background": 0, "spleen": 1, "stent": 2, "ignore": 3}).export(
-            labels=["background=hepatic tumor"], absent=["stent"]
+            map=["background=hepatic tumor"], absent=["stent"]
         )
         mapping = read_json(place.target / MAPPING_NAME)
         assert mapping["absent"] == [2]
@@ -528,12 +527,12 @@ class TestRefusals:
             ({"labels": {"background": 0}}, {}, "expected labels besides the background"),
             (
                 {"labels": {"background": 0, "liver": 1, "finding": 2}},
-                {"labels": []},
+                {"map": []},
                 "Label 'hepatic tumor', which the cohort was asked for: expected a label of Dataset003",
             ),
-            ({}, {"labels": ["hepatic tumor"]}, "expected LABEL=NAME"),
-            ({}, {"labels": [TUMOR, "liver=hepatic tumor"]}, "expected one label for 'hepatic tumor', found a second"),
-            ({}, {"labels": ["tumour x=hepatic tumor"]}, r"expected a label of .* \(liver, tumor\), found 'tumour x'"),
+            ({}, {"map": ["hepatic tumor"]}, "expected LABEL=NAME"),
+            ({}, {"map": [TUMOR, "liver=hepatic tumor"]}, "expected one label for 'hepatic tumor', found a second"),
+            ({}, {"map": ["tumour x=hepatic tumor"]}, r"expected a label of .* \(liver, tumor\), found 'tumour x'"),
             ({"labels": {"background": 0, "liver": 1, "tumor": 2, "stent": 3}}, {}, "'stent' of .* as background"),
             ({"labels": {"background": 0, "liver": 1, "tumor": 2, "pancreas": 3}}, {}, "expected pancreas in at least"),
             ({}, {"absent": ["lung"]}, "--absent 'lung': expected a label of Dataset003"),
@@ -556,7 +555,7 @@ class TestRefusals:
     def test_unknown_label_of_the_cohort(self, place: Place) -> None:
         place.fill()
         with pytest.raises(VocabularyError, match="hepatik"):
-            place.export(labels=["tumor=hepatik"])
+            place.export(map=["tumor=hepatik"])
 
     def test_tumor_that_would_be_a_hole_in_its_organ(self, place: Place) -> None:
         place.fill(labels={"background": 0, "liver": 1, "kidney tumor": 2})
@@ -565,7 +564,7 @@ class TestRefusals:
             for index in (1, 2):
                 writer.append(save_case(place.cohort, index, [KIDNEY_TUMOR], requested=[KIDNEY_TUMOR]))
         with pytest.raises(ExportError, match="'hepatic tumor', which the cohort's label maps hold and lies in liver"):
-            place.export(labels=[])
+            place.export(map=[])
 
     @pytest.mark.parametrize("folder", ["raw", "preprocessed", "results"])
     def test_id_in_use(self, place: Place, folder: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -600,7 +599,7 @@ class TestRefusals:
     def test_no_raw_dataset(self, place: Place, tmp_path: Path) -> None:
         place.fill()
         with pytest.raises(ExportError, match="expected a raw dataset of nnU-Net.*found none there"):
-            export_like(LikeRequest(place.cohort, tmp_path / "Dataset009_Nothing", 503))
+            export_like([place.cohort], NnunetExport(like=tmp_path / "Dataset009_Nothing", dataset_id=503))
 
     def test_image_without_a_header(self, place: Place) -> None:
         place.fill()

@@ -16,7 +16,8 @@ from maisi_aug.bundle_spec.known_bundles import KnownBundle
 from maisi_aug.errors import BundleError
 from maisi_aug.networks.checkpoints import folders
 from maisi_aug.networks.checkpoints.folders import MONAI_NAMES, find_checkpoints, import_bundle
-from maisi_aug.networks.weights import verify_bundle, write_bundle, write_random_bundle
+from maisi_aug.networks.weights import verify_bundle, write_bundle
+from tests.builders.random_bundle import write_random_bundle
 from tests.builders.tiny_bundle import build_ddpm_header, write_tiny_bundle
 from tests.builders.tiny_checkpoints import SCALE_FACTOR, States, draw_states, narrow, saved, wrap
 

@@ -12,14 +12,13 @@ import torch
 from maisi_aug.banks.folder_bank import FolderBank
 from maisi_aug.banks.label_ids import load_mapping
 from maisi_aug.bundle_spec.bundle import Bundle, load_bundle
-from maisi_aug.bundle_spec.references import default_bank
 from maisi_aug.errors import TrainingError, VolumeError
 from maisi_aug.networks.weights import load_weight_file
 from maisi_aug.training.cases.prepared import PreparedStore
 from maisi_aug.training.finetune.checks import resolve_finetuning
 from maisi_aug.training.finetune.run import FinetuneResult, Finetuning
 from maisi_aug.training.finetune.settings import FinetuneConfig, FinetuneRequest
-from maisi_aug.training.loop import checkpoint_file
+from maisi_aug.training.loop import run_files
 from maisi_aug.volumes.grid import Grid
 from tests.builders.tiny_prepared import NODULE, write_prepared, write_tiny_base
 from tests.builders.tiny_training import SHAPE
@@ -155,7 +154,7 @@ def test_maps_of_an_earlier_label_are_drawn_from_after_a_second_one(base: Bundle
     config = build_config(labels=("duct",), slots={"duct": "dummy2"}, kinds={"duct": "organ"}, num_pictures=0)
     config = config.model_copy(update={"loop": config.loop.model_copy(update={"num_steps": 1})})
     second = run(tmp_path / "second", other, first, config).bundle
-    place, labels = default_bank(second) or ("", "")
+    place, labels = second.find_mask_bank() or ("", "")
     bank = FolderBank(place, vocabulary=second.vocabulary, grid=second.grid, mapping=load_mapping(labels))
     gland, duct = (second.vocabulary.id_of(name) for name in ("gland", "duct"))
     maps = [bank.load(index) for index in range(len(bank))]
@@ -294,7 +293,7 @@ def test_full_disk_keeps_the_last_checkpoint(
     def fail(path: Path) -> Any:
         raise VolumeError(f"{path}: No space left on device")
 
-    monkeypatch.setattr(checkpoint_file, "open_whole", fail)
+    monkeypatch.setattr(run_files, "open_whole", fail)
     with pytest.raises(TrainingError, match="is whole. Make room"):
         run(tmp_path / "run", data, base, config)
     assert (tmp_path / "run" / "training" / "checkpoint.pt").read_bytes() == before

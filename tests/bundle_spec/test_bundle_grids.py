@@ -5,9 +5,9 @@ from typing import Any
 import pytest
 
 from maisi_aug.bundle_spec.bundle import Bundle, load_bundle
-from maisi_aug.cohort.grid_preflight import check_grid, shows_head_alone
 from maisi_aug.cohort.request import build_request
 from maisi_aug.cohort.resolve import resolve as resolve_request
+from maisi_aug.cohort.resolve import shows_head_alone
 from maisi_aug.errors import GridError
 from maisi_aug.volumes.grid import Grid, Shape, Spacing
 from tests.builders.published_bundle import write_published_bundle
@@ -20,7 +20,7 @@ def rflow(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 
 
 def check(bundle: Bundle, shape: Shape, spacing_mm: Spacing, **options: Any) -> tuple[str, ...]:
-    return check_grid(Grid.from_spacing(shape, spacing_mm), bundle, **options)
+    return bundle.check_grid(Grid.from_spacing(shape, spacing_mm), **options)
 
 
 def test_good_grid_passes_in_silence(rflow: Bundle) -> None:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from maisi_aug.banks.entry import BankEntry
-from maisi_aug.banks.listing import MIN_NEAR, BankListing, Needs
+from maisi_aug.banks.entry import MIN_NEAR, BankEntry, BankListing, Needs
 from maisi_aug.volumes.grid import Grid, Spacing
 
 GRID = Grid.from_spacing((64, 48, 40), (4.0, 5.0, 6.0))

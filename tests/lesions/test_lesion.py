@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from maisi_aug.lesions.growth_rules import growth_rule_of
+from maisi_aug.lesions.lesion import growth_rule_of
 from maisi_aug.vocabulary.labels import FULL_VOCABULARY
 
 

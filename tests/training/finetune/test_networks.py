@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from maisi_aug.errors import TrainingError
-from maisi_aug.training.finetune.low_rank import add_low_rank, merge_low_rank
+from maisi_aug.training.finetune.networks import add_low_rank, merge_low_rank
 from tests.oracles.rounding import error_of, rounding
 
 NUM_LAYERS = 3

@@ -1,0 +1,170 @@
+"""What a run keeps on the disk: a checkpoint, from which it goes on exactly where it was, and figures of every step.
+
+Those are a line of JSON each, and TensorBoard's scalars where wished.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Self, TextIO
+
+import torch
+
+from maisi_aug.errors import MissingExtraError, TrainingError, VolumeError
+from maisi_aug.networks.weights import load_torch_file
+from maisi_aug.system.content import ContentError, parse_json, read_lines
+from maisi_aug.system.whole_files import open_whole, write_whole
+from maisi_aug.training.loop.settings import LoopConfig
+
+LOG_NAME = "log.jsonl"
+TENSORBOARD_FOLDER = "tensorboard"
+TRAINING = "training"
+# What may differ between two parts of a run; the number of batches a step is compared with the processes.
+FREE_FIELDS = {"checkpoint_minutes", "accumulation_count"}
+
+
+class StepLog:
+    """Writes ``log.jsonl`` and, where wished, TensorBoard's event files beside it.
+
+    Args:
+        folder: Of the run.
+        last_step: What is logged of later steps is dropped: a run that was killed makes them again.
+        with_tensorboard: Also write event files.
+
+    Raises:
+        MissingExtraError: TensorBoard is wished for and not installed.
+    """
+
+    def __init__(self, folder: Path, *, last_step: int, with_tensorboard: bool = False) -> None:
+        self.path = folder / LOG_NAME
+        self._writer = _open_writer(folder / TENSORBOARD_FOLDER, last_step) if with_tensorboard else None
+        _drop_later_steps(self.path, last_step)
+        # Line by line, so that what was logged is on the disk whatever ends the process.
+        self._file: TextIO = self.path.open("a", encoding="utf-8", buffering=1)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with suppress(OSError):  # a full disk was told of when the line was written
+            self._file.close()
+        if self._writer is not None:
+            self._writer.close()
+
+    def write(self, step: int, figures: Mapping[str, float], *, group: str = TRAINING) -> None:
+        """Log the figures of a step, counted from 1.
+
+        Raises:
+            TrainingError: The disk is full.
+        """
+        rounded = {name: float(f"{value:.7g}") for name, value in figures.items()}
+        row = {"step": step, **(rounded if group == TRAINING else {group: rounded})}
+        try:
+            self._file.write(json.dumps(row) + "\n")
+        except OSError as error:
+            raise TrainingError(
+                f"{self.path}: expected to write the figures of step {step}, found: {error.strerror}. Make room, and "
+                "give the same command again to go on from the last checkpoint."
+            ) from error
+        if self._writer is not None:
+            for name, value in figures.items():
+                self._writer.add_scalar(f"{group}/{name}", value, step)
+
+
+def _drop_later_steps(path: Path, last_step: int) -> None:
+    if not path.exists():
+        return
+    kept = []
+    for line in read_lines(path):
+        try:
+            row = parse_json(line)
+            is_earlier = row["step"] <= last_step
+        except (ContentError, KeyError, TypeError):  # a line that a full disk or a kill has cut off
+            continue
+        if is_earlier:
+            kept.append(line.rstrip(b"\r\n") + b"\n")
+    write_whole(path, b"".join(kept))
+
+
+def _open_writer(folder: Path, last_step: int) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise MissingExtraError(
+            "TensorBoard: expected the package tensorboard, found none. Install it with "
+            "pip install 'maisi-aug[tensorboard]', or leave --tensorboard out."
+        ) from error
+    return SummaryWriter(str(folder), purge_step=last_step + 1)
+
+
+def write_checkpoint(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a checkpoint whole or not at all; the former one is replaced only then.
+
+    Raises:
+        TrainingError: It cannot be written, for instance because the disk is full; the former one is left.
+    """
+    try:
+        with open_whole(path) as file:
+            torch.save(dict(content), file)
+    # torch wraps what its writer meets
+    except (VolumeError, OSError, RuntimeError) as error:
+        kept = f"that of step {_step_of(path)} is whole" if path.exists() else "there is none yet"
+        raise TrainingError(
+            f"Checkpoint {path}: expected to write that of step {content['step']}, found: {_cause_of(error)}; {kept}. "
+            "Make room, and give the same command again to go on."
+        ) from error
+
+
+def read_checkpoint(path: Path, *, device: str) -> dict[str, Any]:
+    """Read a checkpoint; only data, no code.
+
+    Raises:
+        TrainingError: torch cannot read it.
+    """
+    try:
+        content: dict[str, Any] = load_torch_file(path, device=device, mmap=False)
+    except (OSError, ContentError) as error:
+        raise TrainingError(
+            f"{path}: expected a checkpoint of this program, found what torch cannot read ({error}). "
+            "Remove it to start anew."
+        ) from error
+    return content
+
+
+def require_same_run(checkpoint: Mapping[str, Any], config: LoopConfig, *, num_shares: int, folder: Path) -> None:
+    """Check that a checkpoint is of a run with the same settings and the same number of batches a step.
+
+    Raises:
+        TrainingError: Naming what differs.
+    """
+    before = LoopConfig.model_validate(checkpoint["config"])
+    values = {name: (getattr(before, name), getattr(config, name)) for name in LoopConfig.model_fields}
+    differing = sorted(name for name, (old, new) in values.items() if old != new and name not in FREE_FIELDS)
+    if differing:
+        raise TrainingError(
+            f"Training run {folder}: expected the configuration of its checkpoint, found other values of "
+            f"{', '.join(differing)}. Use another folder, or the same recipe to go on."
+        )
+    known = checkpoint.get("num_shares", before.accumulation_count)
+    if known != num_shares:
+        raise TrainingError(
+            f"Training run {folder}: expected {known} batches a step (processes times accumulation_count), found "
+            f"{num_shares}. Start as many processes as before, or make up for them with accumulation_count."
+        )
+
+
+def _step_of(path: Path) -> int:
+    return int(load_torch_file(path)["step"])
+
+
+def _cause_of(error: BaseException) -> str:
+    """What the operating system said, under what torch and ours wrapped around it."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.strerror:
+            return cause.strerror
+        cause = cause.__cause__ or cause.__context__
+    return str(error)
