@@ -144,11 +144,11 @@ class RemoteWorker:
             sees_folders = path.read_text(encoding="utf-8") == content
         except OSError:
             sees_folders = False
-        node_id = get_runtime_context().get_node_id()
-        self._send("hello", Hello(socket.gethostname(), node_id, __version__, sees_folders, count_cores()))
         self._own_folder = None if sees_folders else Path(tempfile.mkdtemp(prefix=FOLDER_PREFIX))
         scratch = self._own_folder or self._assignment.scratch
         scratch.mkdir(exist_ok=True)
+        node_id = get_runtime_context().get_node_id()
+        self._send("hello", Hello(socket.gethostname(), node_id, __version__, sees_folders, count_cores()))
         post = Post(self._assignment.name, self._assignment.device, scratch)
         try:
             serve(_Sent(self._spec), post, self._take, self._send if sees_folders else _Streaming(self, scratch))
