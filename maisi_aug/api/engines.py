@@ -12,8 +12,7 @@ from maisi_aug.api.keywords import build_model
 from maisi_aug.cohort.shards import Shard
 from maisi_aug.errors import RequestError
 from maisi_aug.system.engine.work import Engine, InProcess
-from maisi_aug.system.models import StrictModel
-from maisi_aug.system.options import Option
+from maisi_aug.system.models import Option, StrictModel
 
 EngineName = Literal["local", "ray"]
 _PANEL = "Ray"
