@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from maisi_aug.evaluation.cohort.agreement import MatchedLabel, Segment
-    from maisi_aug.evaluation.cohort.case_sets import EvaluatedCase, SkippedCase
+    from maisi_aug.evaluation.cohort.case_sets import CaseSet, EvaluatedCase, SkippedCase
     from maisi_aug.vocabulary.labels import Vocabulary
     from maisi_aug.volumes.image_files import Volume
 
@@ -34,7 +34,8 @@ class ResamplingName(StrEnum):
 
 
 evaluate_app = typer.Typer(
-    no_args_is_help=True, help="Measure a cohort: fid, hu, lesions, agreement, detection-curve, memorization."
+    no_args_is_help=True,
+    help="Measure a cohort, its distance from real cases, or a bundle's autoencoder on your own CTs.",
 )
 
 Cohort = Annotated[Path, typer.Argument(help="Folder that synthesize wrote.")]
@@ -44,6 +45,9 @@ Quiet = Annotated[bool, typer.Option("--quiet", help="Show no progress.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")]
 Workers = Annotated[int | None, typer.Option(min=1, help="Processes; one per core for a dozen cases each by default.")]
 Seed = Annotated[int, typer.Option(min=0, help="Random seed of the measurement.")]
+FeatureSpacing = Annotated[
+    float, typer.Option(min=0.5, max=10.0, metavar="MM", help="Voxels on which texture and shape are measured.")
+]
 ModelOption = Annotated[
     Path | None, typer.Option(metavar="DIR", help="Trained nnU-Net model; its checkpoint is a pickle: trust it.")
 ]
@@ -111,7 +115,6 @@ def fid(
 
     Example: maisi-aug evaluate fid real_cts cohort --spacing 3.2 --shape 128x96x80 --out fid
     """
-    from maisi_aug.evaluation.cohort.case_sets import find_case_set
     from maisi_aug.evaluation.fid import measurement
     from maisi_aug.evaluation.fid.extractors import load_extractor
     from maisi_aug.evaluation.fid.feature_store import default_cache, join_processes
@@ -120,7 +123,7 @@ def fid(
 
     protocol = SliceProtocol(parse_spacing(spacing), parse_shape(shape), centre_share, every, resampling.value)
     _require_out(out, measurement.REPORT_NAME)
-    sets = find_case_set(real), find_case_set(synthetic)
+    sets = _list_cases(real), _list_cases(synthetic)
     with join_processes(resolve_device(device)) as (processes, place), show_stages("reading", is_quiet=quiet) as notify:
         network = load_extractor(extractor, weights=weights, sha256=sha256, device=place)
         document = measurement.measure_fid(
@@ -135,6 +138,71 @@ def fid(
     if document is not None:
         charts = {"fid.svg": measurement.draw_chart(document)}
         _finish(document, measurement.to_report(document), charts, out=out, as_json=as_json)
+
+
+@evaluate_app.command()
+def distribution(
+    real: Annotated[Path, typer.Argument(help="Real cases, ten or more: any dataset or folder of volumes.")],
+    synthetic: Annotated[Path, typer.Argument(metavar="SYNTH", help="Synthetic cases, ten or more.")],
+    spacing: FeatureSpacing = 3.0,
+    seed: Seed = 0,
+    out: Out = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Fréchet radiomics distance, precision, recall, density and coverage, by region, with what real cases allow.
+
+    Example: maisi-aug evaluate distribution nnUNet_raw/Dataset003_Liver cohort --out distribution
+    """
+    from maisi_aug.evaluation.cohort.case_sets import find_case_set
+    from maisi_aug.evaluation.distribution import distances as measurement
+
+    _require_out(out, measurement.REPORT_NAME)
+    own = find_case_set(synthetic)
+    with show_stages("reading", is_quiet=quiet) as notify:
+        document = measurement.measure_distribution(
+            find_case_set(real, vocabulary=own.vocabulary), own, spacing_mm=spacing, seed=seed, notify=notify
+        )
+    charts = {"distribution.svg": measurement.draw_chart(document)}
+    _finish(document, measurement.to_report(document), charts, out=out, as_json=as_json)
+
+
+@evaluate_app.command()
+def equivalence(
+    real: Annotated[Path, typer.Argument(help="Real cases with label maps.")],
+    synthetic: Annotated[Path, typer.Argument(metavar="SYNTH", help="Synthetic cases with label maps.")],
+    margin: Annotated[
+        float,
+        typer.Option(min=0.05, max=5.0, help="Difference of means that does not matter, in real standard deviations."),
+    ] = 0.5,
+    spacing: FeatureSpacing = 3.0,
+    seed: Seed = 0,
+    out: Out = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Whether sizes, places, HU, texture and shape of lesions and organs are like real ones: two one-sided tests.
+
+    Each is equivalent, different, or cannot be told with so few cases; the report says how many it would take.
+
+    Example: maisi-aug evaluate equivalence nnUNet_raw/Dataset003_Liver cohort --out equivalence
+    """
+    from maisi_aug.evaluation.cohort.case_sets import find_case_set
+    from maisi_aug.evaluation.distribution import equivalence as measurement
+
+    _require_out(out, measurement.REPORT_NAME)
+    own = find_case_set(synthetic)
+    with show_stages("reading", is_quiet=quiet) as notify:
+        document = measurement.measure_equivalence(
+            find_case_set(real, vocabulary=own.vocabulary),
+            own,
+            margin=margin,
+            spacing_mm=spacing,
+            seed=seed,
+            notify=notify,
+        )
+    charts = {"equivalence.svg": measurement.draw_chart(document)}
+    _finish(document, measurement.to_report(document), charts, out=out, as_json=as_json)
 
 
 @evaluate_app.command()
@@ -158,17 +226,16 @@ def hu(
     Example: maisi-aug evaluate hu cohort --reference nnUNet_raw/Dataset501_Mine --out hu
     """
     from maisi_aug.evaluation.cohort import hu as measurement
-    from maisi_aug.evaluation.cohort.case_sets import find_case_set
     from maisi_aug.system.whole_files import write_json_whole
 
     if reference is not None and ranges is not None:
         raise typer.BadParameter("--reference and --ranges: expected one of them, found both.")
     _require_out(out, measurement.REPORT_NAME)
-    case_set = find_case_set(cases)
+    case_set = _list_cases(cases)
     skipped: list[SkippedCase] = []
     with show_stages("reading", is_quiet=quiet) as notify:
         if reference is not None:
-            real = find_case_set(reference, vocabulary=case_set.vocabulary)
+            real = _list_cases(reference, vocabulary=case_set.vocabulary)
             normal, skipped = measurement.measure_reference(real, partial(notify, "reference"), num_workers=workers)
         elif ranges is not None:
             normal = measurement.load_reference(ranges, case_set.vocabulary)
@@ -192,11 +259,10 @@ def lesions(
     Example: maisi-aug evaluate lesions cohort --out lesions
     """
     from maisi_aug.evaluation.cohort import lesion_report as measurement
-    from maisi_aug.evaluation.cohort.case_sets import find_case_set
 
     _require_out(out, measurement.REPORT_NAME)
     with show_stages("reading", is_quiet=quiet) as notify:
-        document = measurement.measure_lesions_of(find_case_set(cohort), partial(notify, "cases"), num_workers=workers)
+        document = measurement.measure_lesions_of(_list_cases(cohort), partial(notify, "cases"), num_workers=workers)
     _finish(document, measurement.to_report(document), measurement.draw_charts(document), out=out, as_json=as_json)
 
 
@@ -221,11 +287,10 @@ def agreement(
     Example: maisi-aug evaluate agreement cohort --model nnUNet_results/Dataset501_Mine --out agreement
     """
     from maisi_aug.evaluation.cohort import agreement as measurement
-    from maisi_aug.evaluation.cohort.case_sets import find_case_set
 
     _require_one(model, predictions)
     _require_out(out, measurement.REPORT_NAME)
-    case_set = find_case_set(cases)
+    case_set = _list_cases(cases)
     with show_stages("reading", is_quiet=quiet) as notify:
         segmenter = _open_segmenter(model, predictions, folds, orientation, device, case_set.vocabulary, mapping)
         document = measurement.measure_agreement(
@@ -260,11 +325,10 @@ def detection_curve(
     Example: maisi-aug evaluate detection-curve cohort --predictions found --map "nodule=lung tumor" --out curve
     """
     from maisi_aug.evaluation.cohort import detection_curve as measurement
-    from maisi_aug.evaluation.cohort.case_sets import find_case_set
 
     _require_one(model, predictions)
     _require_out(out, measurement.REPORT_NAME)
-    case_set = find_case_set(cohort)
+    case_set = _list_cases(cohort)
     with show_stages("reading", is_quiet=quiet) as notify:
         segmenter = _open_segmenter(model, predictions, folds, orientation, device, case_set.vocabulary, mapping)
         document = measurement.measure_detection_curve(
@@ -298,14 +362,11 @@ def memorization(
     Example: maisi-aug evaluate memorization cohort --train prepared --held-out test_cts --out memorization
     """
     from maisi_aug.evaluation.cohort import memorization as measurement
-    from maisi_aug.evaluation.cohort.case_sets import find_case_set
     from maisi_aug.pictures.preview import save_picture
 
     _require_out(out, measurement.REPORT_NAME)
-    synthetic = find_case_set(cases)
-    real = [
-        None if path is None else find_case_set(path, vocabulary=synthetic.vocabulary) for path in (train, held_out)
-    ]
+    synthetic = _list_cases(cases)
+    real = [None if path is None else _list_cases(path, vocabulary=synthetic.vocabulary) for path in (train, held_out)]
     assert real[0] is not None
     with show_stages("reading", is_quiet=quiet) as notify:
         document, pairs = measurement.measure_memorization(synthetic, real[0], real[1], notify=notify)
@@ -315,6 +376,132 @@ def memorization(
         report += f"\n![closest pairs]({measurement.PICTURE_NAME})\n"
     charts = {"memorization.svg": measurement.draw_chart(document)}
     _finish(document, report, charts, out=out, as_json=as_json)
+
+
+@evaluate_app.command()
+def reconstruction(
+    cases: Annotated[Path, typer.Argument(metavar="CTS", help="CTs: a folder of volumes, any dataset or cohort.")],
+    bundle: Annotated[str, typer.Option(help="Name or folder of the bundle whose autoencoder is tried.")],
+    lpips_weights: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE|URL", help="Weights of SqueezeNet 1.1, to measure LPIPS too; an address needs --sha256."
+        ),
+    ] = None,
+    sha256: Annotated[str | None, typer.Option(help="SHA-256 of the weights; of a file, 8 digits or more.")] = None,
+    device: Device = "auto",
+    out: Out = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """What a bundle's autoencoder leaves of your CTs: PSNR, SSIM, LPIPS, HU by organ and tissue, blur, worst slices.
+
+    What it cannot draw, such as small vessels, metal or bone above 1000 HU, no fine-tuning of that bundle will.
+
+    Example: maisi-aug evaluate reconstruction real_cts --bundle rflow-ct --out reconstruction
+    """
+    from maisi_aug.bundle_spec.bundle import load_bundle
+    from maisi_aug.evaluation.cohort import reconstruction as measurement
+    from maisi_aug.evaluation.cohort.case_sets import find_case_set
+    from maisi_aug.evaluation.fid.lpips import load_perceptual_distance
+    from maisi_aug.networks.pipeline import resolve_device
+    from maisi_aug.pictures.preview import save_picture
+
+    _require_out(out, measurement.REPORT_NAME)
+    found, place = load_bundle(bundle), resolve_device(device)
+    case_set = find_case_set(cases, vocabulary=found.vocabulary)
+    perceptual = None
+    if lpips_weights is not None:
+        perceptual = load_perceptual_distance(lpips_weights, sha256=sha256, device=place)
+    with show_stages("reading", is_quiet=quiet) as notify:
+        autoencoder = measurement.Autoencoder.load(found, place)
+        document, worst = measurement.measure_reconstruction(
+            case_set, autoencoder, perceptual, partial(notify, "cases")
+        )
+    report = measurement.to_report(document)
+    if out is not None:
+        save_picture(out / measurement.PICTURE_NAME, worst)
+        report += f"\n![worst slices]({measurement.PICTURE_NAME})\n"
+    _finish(document, report, {"reconstruction.svg": measurement.draw_chart(document)}, out=out, as_json=as_json)
+
+
+@evaluate_app.command("blind-pack")
+def blind_pack(
+    real: Annotated[Path, typer.Argument(help="Real cases: any dataset or folder of volumes.")],
+    synthetic: Annotated[Path, typer.Argument(metavar="SYNTH", help="Synthetic cases.")],
+    out: Annotated[Path, typer.Option("--out", help="New folder of the pack; its key goes beside it.")],
+    number: Annotated[int, typer.Option("--number", "-n", min=1, max=499, help="Items of each kind.")] = 20,
+    volumes: Annotated[bool, typer.Option("--volumes", help="Write every item as NIfTI as well.")] = False,
+    spacing: Annotated[
+        float, typer.Option(min=0.5, max=10.0, metavar="MM", help="Voxels that all items are brought to.")
+    ] = 2.0,
+    seed: Seed = 0,
+    quiet: Quiet = False,
+) -> None:
+    """Unlabelled pictures of real and synthetic cases for a reader test, with an answer key beside them.
+
+    Example: maisi-aug evaluate blind-pack real_cts cohort --out pack
+    """
+    from maisi_aug.evaluation.cohort import blind_pack as packing
+    from maisi_aug.evaluation.cohort.case_sets import find_case_set
+
+    packing.require_new_pack(out)
+    with show_stages("reading", is_quiet=quiet) as notify:
+        skipped = packing.write_blind_pack(
+            find_case_set(real),
+            find_case_set(synthetic),
+            out,
+            num_each=number,
+            spacing_mm=spacing,
+            with_volumes=volumes,
+            seed=seed,
+            notify=partial(notify, "items"),
+        )
+    for row in skipped:
+        tell(f"Left out, {row['case']}: {row['reason']}")
+    typer.echo(f"{out}: hand this folder to readers.\n{packing.name_key(out)}: keep this one.")
+    tell(f"Next: maisi-aug evaluate blind-score {packing.name_key(out)} {out / packing.ANSWERS_NAME}")
+    if skipped:
+        raise typer.Exit(1)
+
+
+@evaluate_app.command("blind-score")
+def blind_score(
+    key: Annotated[Path, typer.Argument(help="The key that blind-pack wrote.")],
+    answers: Annotated[list[Path], typer.Argument(help="Filled-in answers.csv, one of each reader.")],
+    margin: Annotated[
+        float, typer.Option(min=0.01, max=0.49, help="Share of right answers beyond one half that does not matter.")
+    ] = 0.2,
+    out: Out = None,
+    as_json: AsJson = False,
+) -> None:
+    """Whether readers can tell synthetic from real cases: share of right answers with an exact interval, and a verdict.
+
+    Example: maisi-aug evaluate blind-score pack_key.json anna.csv ben.csv --out reader
+    """
+    from maisi_aug.evaluation.cohort import blind_pack as packing
+
+    _require_out(out, packing.REPORT_NAME)
+    document = packing.measure_reader(key, answers, margin=margin)
+    _finish(document, packing.to_report(document), {}, out=out, as_json=as_json)
+
+
+@evaluate_app.command()
+def reviewers(
+    cohort: Annotated[Path, typer.Argument(help="Folder whose cases were looked at with maisi-aug view.")],
+    seed: Seed = 0,
+    out: Out = None,
+    as_json: AsJson = False,
+) -> None:
+    """What reviewers rejected and agree on, with kappa, and how blinded readers told synthetic images from real ones.
+
+    Example: maisi-aug evaluate reviewers cohort
+    """
+    from maisi_aug.evaluation.review import reviewers as measurement
+
+    _require_out(out, measurement.REPORT_NAME)
+    document = measurement.measure_reviewers(cohort, seed=seed)
+    _finish(document, measurement.to_report(document), {}, out=out, as_json=as_json)
 
 
 class _Segmenter(NamedTuple):
@@ -366,6 +553,16 @@ def _parse_folds(text: str | None) -> tuple[int | str, ...]:
     if any(not (spells_number(word) or word == "all") for word in words):
         raise typer.BadParameter(f"--folds: expected numbers such as 0,1,2, or all, found '{text}'.")
     return tuple(int(word) if spells_number(word) else word for word in words)
+
+
+def _list_cases(path: Path, *, vocabulary: Vocabulary | None = None) -> CaseSet:
+    """The cases of a folder; says where reviewers rejected some of a cohort, which are left out."""
+    from maisi_aug.evaluation.cohort.case_sets import find_case_set
+
+    found = find_case_set(path, vocabulary=vocabulary)
+    if found.cohort is not None and found.cohort.review_note:
+        tell(f"Note: {found.cohort.review_note}")
+    return found
 
 
 def _require_out(out: Path | None, name: str) -> None:

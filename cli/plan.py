@@ -8,7 +8,7 @@ from maisi_aug.cli.shared.from_models import with_options
 from maisi_aug.cli.synthesize import synthesize
 
 # What only a run needs.
-RUN_FLAGS = frozenset({"out", "max_attempts", "device", "compile_with", "resume"})
+RUN_FLAGS = frozenset({"out", "max_attempts", "device", "compile_with", "resume", "verify", "redraw_rejected"})
 
 
 def register(app: typer.Typer) -> None:

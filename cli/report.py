@@ -26,9 +26,17 @@ def report(
         Path | None,
         typer.Option(metavar="FILE", help="detection_curve.json that 'evaluate detection-curve --out' wrote."),
     ] = None,
+    evidence: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="DIR", help="Folder that an 'evaluate ... --out' wrote, for the scorecard of a cohort; may repeat."
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON as well.")] = False,
 ) -> None:
     """Write a page with verdicts, charts, slices, provenance and licences that needs no network and no other file.
+
+    A cohort's page has a scorecard, to which --evidence adds what was measured of it.
 
     Example: maisi-aug report bench --out report.html
     """
@@ -43,6 +51,7 @@ def report(
             path,
             fid_file=fid,
             curve_file=detection_curve,
+            evidence=evidence or (),
             notify=lambda stage, done, total: update(done, total),
         )
     files = write_report(built, out)

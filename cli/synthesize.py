@@ -15,11 +15,12 @@ from maisi_aug.api.bars import show_loading
 from maisi_aug.api.engines import EngineOptions, Where
 from maisi_aug.cli.shared.balance import LesionMapOption, balance_config
 from maisi_aug.cli.shared.completion import complete_recipes
-from maisi_aug.cli.shared.dry_run import show_plan
+from maisi_aug.cli.shared.dry_run import show_plan, view_plan
 from maisi_aug.cli.shared.from_models import Given, with_options
 from maisi_aug.cli.shared.label_map import LabelRules
 from maisi_aug.cli.shared.run_options import RUN, AsJson, Device, Devices, JsonLines, Quiet, ShardOption
 from maisi_aug.cohort.request import NO_MAP, CohortRequest, build_request, load_recipe, override
+from maisi_aug.cohort.review import num_rejected_in_review
 
 if TYPE_CHECKING:
     from maisi_aug.generate.run import CohortSummary
@@ -29,7 +30,7 @@ CompilerName = Literal["none", "inductor", "trt"]
 
 def register(app: typer.Typer) -> None:
     """Add the command to the application."""
-    app.command("synthesize")(with_options(synthesize))
+    app.command("synthesize")(with_options(synthesize, without=("view",)))
 
 
 def synthesize(
@@ -75,6 +76,23 @@ def synthesize(
             rich_help_panel=RUN,
         ),
     ] = False,
+    redraw_rejected: Annotated[
+        bool,
+        typer.Option(
+            "--redraw-rejected",
+            help="Make another attempt at cases that were rejected with maisi-aug view.",
+            rich_help_panel=RUN,
+        ),
+    ] = False,
+    view: Annotated[
+        bool,
+        typer.Option(
+            "--view",
+            help="Look at the label maps with their lesions in the browser; no network is loaded. Needs the extra "
+            "'view'.",
+            rich_help_panel=RUN,
+        ),
+    ] = False,
     as_json: AsJson = False,
     json_lines: JsonLines = False,
     quiet: Quiet = False,
@@ -90,6 +108,9 @@ def synthesize(
     flags = rules.add_to(flags)
     config = load_recipe(recipe, flags) if recipe else build_request(override({}, flags), source="synthesize")
     config, balance = balance_config(config, balance_options, rules.lesions, is_quiet=quiet, needs_weights=not dry_run)
+    if view:
+        view_plan(config, is_quiet=quiet)
+        return
     if dry_run:
         show_plan(config, balance, out, may_resume=resume, as_json=as_json, is_quiet=quiet)
         return
@@ -102,6 +123,7 @@ def synthesize(
         compiler=compile_with,
         may_resume=resume,
         verify=verify,
+        redraw_rejected=redraw_rejected,
         is_quiet=quiet or json_lines,
         as_lines=json_lines,
     )
@@ -135,6 +157,8 @@ def describe_summary(summary: CohortSummary) -> str:
     lines += [f"Rejected {row['case_id']}: {row['reason']}" for row in facts["rejected"]]
     if facts["rejected"]:
         lines.append("Further attempts: the same command with a larger --max-attempts.")
+    if reviewed := num_rejected_in_review(summary.folder, summary.manifest):
+        lines.append(f"Rejected in review, and left out of exports: {reviewed}. --redraw-rejected draws others.")
     if summary.skipped:
         lines.append(f"Skipped {len(summary.skipped)} files of the mask bank:")
         lines += [f"  {name}: {reason}" for name, reason in summary.skipped]

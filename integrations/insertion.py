@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import warnings
 from collections import OrderedDict
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
 
@@ -35,7 +35,15 @@ NUM_TRIES: Final = 4
 """Lesions that are drawn before the gates let one pass; else the CT stays as it is this time."""
 
 
-class _Drawn(NamedTuple):
+class WholeCt(NamedTuple):
+    """A CT in HU and its label map, ``(I, J, K)`` in RAS+."""
+
+    image_hu: NDArray[Any]
+    label_map: NDArray[Any]
+    grid: Grid
+
+
+class DrawnLesion(NamedTuple):
     """A lesion that was drawn into a CT: where, what was there and what is."""
 
     box: tuple[slice, ...]
@@ -49,7 +57,7 @@ class _HeldCt:
     """What is remembered of a CT: where lesions may grow, and those that were drawn with the uses that are left."""
 
     host: Host | None
-    lesions: list[tuple[_Drawn, int]] = field(default_factory=list)
+    lesions: list[tuple[DrawnLesion, int]] = field(default_factory=list)
 
 
 class LesionPool:
@@ -133,65 +141,79 @@ class LesionPool:
         image_hu, label_map = image_hu.copy(), label_map.copy()
         image, turned = turn_volume(image_hu, grid, "RAS")  # views: what is written into them is in the copies
         labels, _ = turn_volume(label_map, grid, "RAS")
-        held = self._hold(name, image, labels, turned)
-        drawn = None if held.host is None else self._take(held, held.host, image, labels, turned, rng)
+        drawn = self.take(
+            name,
+            lambda: WholeCt(image, labels, turned),
+            rng,
+            still_fits=lambda one: np.array_equal(image[one.box], one.before),  # else something has changed the CT
+        )
         if drawn is not None:
             image[drawn.box] = drawn.after
             labels[drawn.box][drawn.lesion] = self.number
         return image_hu, label_map
 
-    def _hold(self, name: Hashable, image: NDArray[Any], labels: NDArray[Any], grid: Grid) -> _HeldCt:
-        if name not in self._held:
-            try:
-                host: Host | None = self._find_host(image, labels, grid)
-            except UnfitCtError as error:
-                warnings.warn(f"{name}: no lesion is inserted. {error}", stacklevel=2)
-                host = None
-            self._held[name] = _HeldCt(host)
-            while len(self._held) > NUM_HELD_CTS:
-                self._held.popitem(last=False)
-        self._held.move_to_end(name)
-        return self._held[name]
-
-    def _find_host(self, image: NDArray[Any], labels: NDArray[Any], grid: Grid) -> Host:
-        if self.host_numbers:
-            return LabelledHost.of(labels.astype(np.uint8), self.host_numbers, grid.spacing_mm)
-        return LungHost.of(image, grid.spacing_mm)
-
-    def _take(
+    def take(
         self,
-        held: _HeldCt,
-        host: Host,
-        image: NDArray[Any],
-        labels: NDArray[Any],
-        grid: Grid,
+        name: Hashable,
+        load: Callable[[], WholeCt],
         rng: np.random.Generator,
-    ) -> _Drawn | None:
-        """A lesion of the pool that still fits the CT, or a new one while there are too few."""
+        *,
+        still_fits: Callable[[DrawnLesion], bool] = lambda drawn: True,
+    ) -> DrawnLesion | None:
+        """A lesion of the pool for a CT, or a new one while there are too few.
+
+        Args:
+            name: Tells the CT from others.
+            load: Reads it; called where it is seen for the first time and for every new lesion.
+            rng: Draws.
+            still_fits: Whether a lesion that was drawn earlier still fits the CT.
+
+        Returns:
+            The lesion; None where the CT has no room for one.
+        """
+        held = self._held.get(name) or self._hold(name, load())
+        self._held.move_to_end(name)
+        if held.host is None:
+            return None
         if len(held.lesions) >= self.per_ct:
             drawn, uses = held.lesions.pop(int(rng.integers(len(held.lesions))))
-            if np.array_equal(image[drawn.box], drawn.before):  # else something has changed the CT since
+            if still_fits(drawn):
                 if uses > 1:
                     held.lesions.append((drawn, uses - 1))
                 return drawn
-        new = self._draw(host, image, labels, grid, rng)
+        new = self._draw(held.host, load(), rng)
         if new is not None and self.reuse > 1:
             held.lesions.append((new, self.reuse - 1))
         return new
 
-    def _draw(
-        self, host: Host, image: NDArray[Any], labels: NDArray[Any], grid: Grid, rng: np.random.Generator
-    ) -> _Drawn | None:
-        occupied = is_any_of(labels.astype(np.uint8), (self.number,))
+    def _hold(self, name: Hashable, ct: WholeCt) -> _HeldCt:
+        try:
+            host: Host | None = self._find_host(ct)
+        except UnfitCtError as error:
+            warnings.warn(f"{name}: no lesion is inserted. {error}", stacklevel=2)
+            host = None
+        self._held[name] = _HeldCt(host)
+        while len(self._held) > NUM_HELD_CTS:
+            self._held.popitem(last=False)
+        return self._held[name]
+
+    def _find_host(self, ct: WholeCt) -> Host:
+        if self.host_numbers:
+            return LabelledHost.of(ct.label_map.astype(np.uint8), self.host_numbers, ct.grid.spacing_mm)
+        return LungHost.of(ct.image_hu, ct.grid.spacing_mm)
+
+    def _draw(self, host: Host, ct: WholeCt, rng: np.random.Generator) -> DrawnLesion | None:
+        occupied = is_any_of(ct.label_map.astype(np.uint8), (self.number,))
+        image, spacing_mm = ct.image_hu, ct.grid.spacing_mm
         for _ in range(NUM_TRIES):
             seed = int(rng.integers(2**62))
             texture: Texture = (self.texture or draw_texture(seed)) if self._is_lung else "soft"
             sign = 1 if texture != "soft" else expected_contrast_sign(self._name)
             request = LesionRequest(self._label_id, self._size.at(float(rng.random())), texture, self.place, sign)
             try:
-                made = insert_lesion(image, grid.spacing_mm, host, request, self.painter, occupied=occupied, seed=seed)
+                made = insert_lesion(image, spacing_mm, host, request, self.painter, occupied=occupied, seed=seed)
             except LesionError:
                 continue
             if not made.reason:
-                return _Drawn(made.box, image[made.box].copy(), made.image, made.lesion)
+                return DrawnLesion(made.box, image[made.box].copy(), made.image, made.lesion)
         return None

@@ -67,6 +67,9 @@ class NnunetExport(StrictModel, use_attribute_docstrings=True):
     """Folder for preprocessed datasets; the environment variable nnUNet_preprocessed when not given."""
     link: Annotated[Link, Option(panel=_LIKE)] = "none"
     """Name existing files in dataset.json where they are (none), or link them into the dataset."""
+    insert: Annotated[str | None, Option(metavar="LABEL=LESION:SIZE[@SHARE]", panel=_LIKE)] = None
+    """Lesion of the lung that nnUNetTrainerSynthetic... draws into real cases as it reads them, into half of them
+    without a share: nodule=lung nodule:6-20mm."""
     dry_run: Annotated[bool, Option("--dry-run", panel=_LIKE, everyday=True)] = False
     """Check everything, real cases included, and write nothing."""
 

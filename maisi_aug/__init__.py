@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from maisi_aug.api.preparing import prepare
     from maisi_aug.api.results import Case, Cohort, SavedCase, load_cohort
     from maisi_aug.api.synthesis import plan, synthesize
+    from maisi_aug.api.viewing import view
     from maisi_aug.errors import MaisiAugError
     from maisi_aug.integrations.fresh.cases import FreshCases
     from maisi_aug.integrations.monai import CohortDataset
@@ -45,6 +46,7 @@ _HOMES = {
     "prepare": "api.preparing",
     "synthesize": "api.synthesis",
     "verify_cohort": "api.cohorts",
+    "view": "api.viewing",
 }
 __all__ = [
     "Case",
@@ -68,6 +70,7 @@ __all__ = [
     "prepare",
     "synthesize",
     "verify_cohort",
+    "view",
 ]
 
 

@@ -144,3 +144,17 @@ def show_plan(
         print_plan_table(cohort)
         if balance is not None:
             print_balance(balance)
+
+
+def view_plan(config: CohortRequest, *, is_quiet: bool) -> None:
+    """Show the label maps of a plan in the browser until Ctrl-C."""
+    from maisi_aug.api.progress import CohortProgress
+    from maisi_aug.api.synthesis import look_ahead
+    from maisi_aug.cli.shared.streams import tell
+    from maisi_aug.evaluation.review.serving import ViewOptions, require_view, serve
+
+    require_view()
+    with CohortProgress(is_quiet=is_quiet) as progress:
+        outlook = look_ahead(config, listener=progress)
+    tell("Ctrl-C stops.")
+    serve(ViewOptions(plan=outlook.cohort), tell=typer.echo, opens_browser=True)

@@ -49,7 +49,7 @@ class ArmJob:
     @property
     def training_refs(self) -> tuple[CaseRef, ...]:
         """The arm's training cases; one may occur more than once."""
-        return self.plan.arms[self.arm]
+        return self.plan.training_sets[self.plan.draw_of(self.arm, self.seed)]
 
     @property
     def test_refs(self) -> tuple[CaseRef, ...]:

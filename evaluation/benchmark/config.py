@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Any, Final, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveInt, field_validator, model_validator
@@ -30,6 +31,9 @@ DUPLICATED: Final = "real-duplicated"
 COPY_PASTE: Final = "copy-paste"
 DEFAULT_ARMS: Final = ("real", "real+synthetic:1", "real-duplicated", "synthetic-only")
 MAX_RATIO: Final = 100.0
+DEFAULT_DRAWS: Final = 5
+EVERY: Final = 1_000_000
+"""As a number of real cases: all that there are."""
 
 ArmKind = Literal["real", "duplicated", "mixed", "only", "copy-paste"]
 EngineName = Literal["monai", "nnunet"]
@@ -46,12 +50,14 @@ class Arm:
         kind: What its training set holds.
         source: Name of the synthetic source; empty without one.
         ratio: Added cases per real case; 0 where nothing is added.
+        count: Real patients of every draw; 0 for an arm with all real training cases and no draws.
     """
 
     name: str
     kind: ArmKind
     source: str = ""
     ratio: float = 0.0
+    count: int = 0
 
     @property
     def folder_name(self) -> str:
@@ -63,7 +69,8 @@ def parse_arm(text: str, sources: Sequence[str]) -> Arm:
     """Read the name of an arm.
 
     Args:
-        text: ``real``, ``real-duplicated``, ``copy-paste:RATIO``, ``real+SOURCE:RATIO`` or ``SOURCE-only``.
+        text: ``real``, ``real-duplicated``, ``copy-paste:RATIO``, ``real+SOURCE:RATIO`` or ``SOURCE-only``; ``real@N``
+            and ``real@N+SOURCE:RATIO`` draw N real patients anew for every training, ``real@all`` takes all.
         sources: Names of the synthetic sources.
 
     Raises:
@@ -71,6 +78,14 @@ def parse_arm(text: str, sources: Sequence[str]) -> Arm:
     """
     name = text.strip()
     head, _, tail = name.partition(":")
+    drawn = re.fullmatch(rf"{REAL}@(\d+|all)(.*)", head)
+    if drawn is not None and drawn[1] not in ("0", ""):
+        count = EVERY if drawn[1] == "all" else int(drawn[1])
+        if not drawn[2] and not tail:
+            return Arm(name, "real", count=count)
+        for source in sources:
+            if drawn[2] == f"+{source}":
+                return Arm(name, "mixed", source, _parse_ratio(tail, name), count)
     if name == REAL:
         return Arm(name, "real")
     if name == DUPLICATED:
@@ -164,6 +179,19 @@ class BenchmarkConfig(StrictModel, use_attribute_docstrings=True):
     )
     """Joined by commas: real, real+synthetic:RATIO, real-duplicated, synthetic-only, copy-paste:RATIO. The others are
     compared with the first."""
+    real_counts: Annotated[
+        tuple[Annotated[int, Field(ge=1, le=EVERY)], ...] | None,
+        Option(metavar="N,N,...,all", takes=str, panel=_TRAINING, everyday=True),
+    ] = None
+    """Numbers of real patients to train on, such as 3,10,30,all: how many real cases is the cohort worth? Replaces the
+    arms, with --ratios and --draws."""
+    ratios: Annotated[
+        tuple[Annotated[float, Field(ge=0, le=MAX_RATIO)], ...] | None,
+        Option(metavar="RATIO,RATIO,...", takes=str, panel=_TRAINING),
+    ] = None
+    """With --real-counts: synthetic cases per real case (default: 0,1); 0, real cases alone, is always among them."""
+    draws: Annotated[int | None, Field(ge=1, le=100), Option(panel=_TRAINING)] = None
+    """With --real-counts: trainings of every arm, each on real patients and synthetic cases drawn anew (default: 5)."""
     num_seeds: Annotated[int, Field(ge=1, le=100), Option("--seeds", panel=_TRAINING, everyday=True)] = 3
     """Number of trainings of every arm."""
     engine: Annotated[EngineName, Option(panel=_TRAINING, everyday=True)] = "monai"
@@ -190,6 +218,11 @@ class BenchmarkConfig(StrictModel, use_attribute_docstrings=True):
         if isinstance(words, list) or isinstance(rules, list):
             labels, values["mapping"] = parse_labels(texts_of(words or [], "tumor"), texts_of(rules or [], "2=tumor"))
             values["labels"] = labels or None
+        if values.get("real_counts") is not None:
+            return _plan_counts(values)
+        alone = next((name for name in ("ratios", "draws") if values.get(name) is not None), None)
+        if alone is not None:
+            raise ValueError(f"--{alone} can only be used with --real-counts")
         if not values.get("synthetic"):
             values.setdefault("arms", (REAL, DUPLICATED))
         return values
@@ -197,17 +230,7 @@ class BenchmarkConfig(StrictModel, use_attribute_docstrings=True):
     @field_validator("synthetic", mode="before")
     @classmethod
     def _name_sources(cls, value: object) -> object:
-        if not isinstance(value, list):
-            return value
-        sources: dict[str, str] = {}
-        for word in texts_of(value, "NAME=FOLDER"):
-            name, equals, path = word.partition("=")
-            if not equals or not name.replace("-", "").replace("_", "").isalnum():
-                name, path = "synthetic", word
-            if name in sources:
-                raise ValueError(f"expected a name of its own, found '{name}' twice; write NAME=FOLDER")
-            sources[name] = path
-        return sources
+        return _name_sources(value)
 
     @field_validator("arms", mode="before")
     @classmethod
@@ -289,6 +312,58 @@ class BenchmarkConfig(StrictModel, use_attribute_docstrings=True):
     def to_json(self) -> dict[str, Any]:
         """The configuration as JSON types."""
         return self.model_dump(mode="json")
+
+
+def _name_sources(value: object) -> object:
+    """``NAME=FOLDER`` words as names and folders; anything else as it is."""
+    if not isinstance(value, list):
+        return value
+    sources: dict[str, str] = {}
+    for word in texts_of(value, "NAME=FOLDER"):
+        name, equals, path = word.partition("=")
+        if not equals or not name.replace("-", "").replace("_", "").isalnum():
+            name, path = "synthetic", word
+        if name in sources:
+            raise ValueError(f"expected a name of its own, found '{name}' twice; write NAME=FOLDER")
+        sources[name] = path
+    return sources
+
+
+def _plan_counts(values: dict[str, Any]) -> dict[str, Any]:
+    """The arms of every number of real cases and every ratio, and as many trainings of each as there are draws."""
+    values["real_counts"] = counts = _split_numbers(values["real_counts"], "--real-counts", {"all": EVERY})
+    values["ratios"] = ratios = tuple(sorted({0.0, *_split_numbers(values.get("ratios") or (0.0, 1.0), "--ratios")}))
+    values["synthetic"] = sources = _name_sources(values.get("synthetic") or {})
+    values["draws"] = values.get("draws") or DEFAULT_DRAWS
+    if len(set(counts)) < len(counts):
+        raise ValueError("--real-counts: expected each number once")
+    if not isinstance(sources, dict) or not sources or len(ratios) < 2:
+        raise ValueError("--real-counts: expected --synthetic cases and a ratio above 0 to compare with real ones")
+    arms = []
+    for count in sorted(counts):
+        real = f"{REAL}@{'all' if count == EVERY else f'{count:g}'}"
+        arms += [real, *(f"{real}+{source}:{ratio:g}" for source in sources for ratio in ratios if ratio)]
+    for name, flag, wanted in (("arms", "--arms", tuple(arms)), ("num_seeds", "--seeds", values["draws"])):
+        given = values.get(name, wanted)
+        if (tuple(given) if isinstance(given, list) else given) != wanted:
+            raise ValueError(f"{flag} cannot be used with --real-counts, which sets it")
+        values[name] = wanted
+    return values
+
+
+def _split_numbers(value: object, flag: str, words: Mapping[str, int] = MappingProxyType({})) -> tuple[Any, ...]:
+    """Numbers that are joined by commas; anything but a text as it is, for the model to check."""
+    if not isinstance(value, str):
+        return tuple(value) if isinstance(value, Sequence) else (value,)
+    numbers = []
+    for part in filter(None, map(str.strip, value.split(","))):
+        try:
+            numbers.append(words.get(part) or (int(part) if words else float(part)))
+        except ValueError:
+            raise ValueError(
+                f"{flag}: expected numbers such as {'3,10,all' if words else '0,1,3'}, found '{value}'"
+            ) from None
+    return tuple(numbers)
 
 
 def parse_labels(

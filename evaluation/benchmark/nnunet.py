@@ -39,7 +39,7 @@ class NnunetEngine:
             job.bench / "nnunet",
             DATASET,
             plans,
-            fold=list(job.plan.arms).index(job.arm),
+            fold=_fold_of(job),
             results=job.folder / "nnunet",
             num_steps=job.plan.config.steps,
             seed=job.training_seed,
@@ -51,6 +51,11 @@ class NnunetEngine:
             return False
         _predict(job, model)
         return True
+
+
+def _fold_of(job: ArmJob) -> int:
+    """A fold is a training set."""
+    return list(job.plan.training_sets).index(job.plan.draw_of(job.arm, job.seed))
 
 
 def _prepare(job: ArmJob) -> str:
@@ -80,7 +85,7 @@ def _prepare_all(job: ArmJob, folder: Path) -> dict[str, object]:
     planned_on = [("real", case_id) for case_id in job.plan.split.train]
     listed: dict[str, dict[str, object]] = {}
     missing: dict[str, str] = {}
-    for ref in dict.fromkeys([*planned_on, *(ref for arm in job.plan.arms.values() for ref in arm)]):
+    for ref in dict.fromkeys([*planned_on, *(ref for refs in job.plan.training_sets.values() for ref in refs)]):
         try:
             listed[_name(ref)] = _write_case(job, ref, folder / "raw" / DATASET)
         except MaisiAugError as error:
@@ -99,7 +104,7 @@ def _prepare_all(job: ArmJob, folder: Path) -> dict[str, object]:
         DATASET,
         description,
         planned_on=[_name(ref) for ref in planned_on],
-        folds=[[name for ref in arm if (name := _name(ref)) in listed] for arm in job.plan.arms.values()],
+        folds=[[name for ref in refs if (name := _name(ref)) in listed] for refs in job.plan.training_sets.values()],
         is_compact=job.plan.config.preset == "cpu",
     )
     return {"plans": plans, "missing": missing}
@@ -117,7 +122,7 @@ def _write_case(job: ArmJob, ref: CaseRef, dataset: Path) -> dict[str, object]:
 def _predict(job: ArmJob, model: Path) -> None:
     from maisi_aug.integrations.nnunet.prediction import NnUNetModel
 
-    network = NnUNetModel(model, folds=[list(job.plan.arms).index(job.arm)], device=job.device)
+    network = NnUNetModel(model, folds=[_fold_of(job)], device=job.device)
     for ref in job.test_refs:
         case, _ = job.find_case(ref)
         path = job.predictions / f"{case.case_id}.nii.gz"

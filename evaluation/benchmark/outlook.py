@@ -23,7 +23,7 @@ def look_ahead(config: BenchmarkConfig, folder: Path, *, device: str, notify: Re
         BenchmarkError: As :func:`maisi_aug.evaluation.benchmark.plan.plan_benchmark`.
     """
     plan = plan_benchmark(config, reads_synthetic=False, notify=notify)
-    num_trainings = len(config.arms) * config.num_seeds
+    num_trainings = len(config.parsed_arms) * config.num_seeds
     outlook: dict[str, Any] = {
         "labels": list(plan.labels),
         "lesion_labels": list(plan.lesion_labels),

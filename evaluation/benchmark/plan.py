@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final
@@ -18,7 +18,7 @@ from maisi_aug.evaluation.benchmark.cases import (
     find_real_cases,
     find_synthetic_cases,
 )
-from maisi_aug.evaluation.benchmark.config import COPY_PASTE, PRESETS, REAL, Arm, BenchmarkConfig
+from maisi_aug.evaluation.benchmark.config import COPY_PASTE, EVERY, PRESETS, REAL, Arm, BenchmarkConfig
 from maisi_aug.evaluation.benchmark.data import TrainingPlan, load_case, plan_training
 from maisi_aug.evaluation.benchmark.split import (
     Shown,
@@ -46,7 +46,9 @@ class BenchmarkPlan:
         lesion_labels: Those whose connected parts are counted.
         sources: Cases by source; the real ones are called "real".
         split: Real cases to train and to test on.
-        arms: Training cases of every arm; a case may occur more than once.
+        arms: Training cases of every arm; a case may occur more than once. Of an arm that draws its cases anew for
+            every training, those of the first.
+        draws: Training cases of every training, of arms that draw them anew.
         training: How cases are brought to the light engine's network.
         warnings: What to beware of, one sentence each.
     """
@@ -59,6 +61,20 @@ class BenchmarkPlan:
     arms: dict[str, tuple[CaseRef, ...]]
     training: TrainingPlan
     warnings: tuple[str, ...]
+    draws: Mapping[str, tuple[tuple[CaseRef, ...], ...]] = field(default_factory=dict)
+
+    @property
+    def training_sets(self) -> dict[tuple[str, int], tuple[CaseRef, ...]]:
+        """Training cases by arm and draw; arms without draws have draw 0 alone."""
+        return {
+            (name, number): refs
+            for name, own in self.arms.items()
+            for number, refs in enumerate(self.draws.get(name, (own,)))
+        }
+
+    def draw_of(self, arm: str, seed: int) -> tuple[str, int]:
+        """The key of a training's cases among the training sets."""
+        return arm, seed if arm in self.draws else 0
 
     @property
     def classes(self) -> dict[str, int]:
@@ -87,6 +103,7 @@ class BenchmarkPlan:
             "arms": {name: [list(ref) for ref in refs] for name, refs in self.arms.items()},
             "training": self.training.to_json(),
             "warnings": list(self.warnings),
+            "draws": {name: [[list(ref) for ref in refs] for refs in draws] for name, draws in self.draws.items()},
         }
 
     @classmethod
@@ -110,6 +127,10 @@ class BenchmarkPlan:
             arms={name: tuple((s, c) for s, c in refs) for name, refs in content["arms"].items()},
             training=TrainingPlan.from_json(content["training"]),
             warnings=tuple(content["warnings"]),
+            draws={
+                name: tuple(tuple((s, c) for s, c in refs) for refs in draws)
+                for name, draws in content.get("draws", {}).items()
+            },
         )
 
 
@@ -150,15 +171,17 @@ def plan_benchmark(
     train = [load_case(case, real.label_ids) for case in real.cases if case.case_id in split.train]
     warnings += [note for source in sources.values() for note in source.notes]
     warnings += find_cautions(config, split, labels, shown)
+    draws = compose_draws(config, split.train, sources, losses)
     return BenchmarkPlan(
         config,
         labels,
         lesion_labels,
         sources,
         split,
-        compose_arms(config, split.train, sources, losses),
+        compose_arms(config, split.train, sources, losses) | {name: sets[0] for name, sets in draws.items()},
         plan_training(train, PRESETS[config.preset]),
         tuple(warnings),
+        draws,
     )
 
 
@@ -182,7 +205,7 @@ def compose_arms(
     Raises:
         BenchmarkError: A source has fewer cases than an arm wants.
     """
-    arms = config.parsed_arms
+    arms = [arm for arm in config.parsed_arms if not arm.count]
     real: tuple[CaseRef, ...] = tuple((REAL, case_id) for case_id in train)
     orders = {name: _draw_order(config, source) for name, source in sources.items() if name != REAL}
     added = {arm.name: max(1, round(arm.ratio * len(real))) for arm in arms if arm.ratio}
@@ -204,6 +227,61 @@ def compose_arms(
     return composed
 
 
+def compose_draws(
+    config: BenchmarkConfig,
+    train: Sequence[str],
+    sources: Mapping[str, CaseSource],
+    losses: Mapping[str, Sequence[str]] = MappingProxyType({}),
+) -> dict[str, tuple[tuple[CaseRef, ...], ...]]:
+    """Training cases of every training of the arms with a number of real patients.
+
+    The patients of a smaller number are among those of a larger one of the same draw, and the synthetic cases of a
+    smaller ratio among those of a larger one. A synthetic case that was made from the label map of a training patient
+    who is not in the draw is not in it either: it would show more real patients than the arm is said to have.
+
+    Args:
+        config: What was asked for.
+        train: Ids of the real cases to train on.
+        sources: Cases by source.
+        losses: Sentences on the cases that a source has lost.
+
+    Raises:
+        BenchmarkError: There are fewer real patients or synthetic cases than an arm wants.
+    """
+    patients: dict[str, list[str]] = {}
+    for case_id in train:
+        patients.setdefault(config.patient_of(case_id), []).append(case_id)
+    names = sorted(patients)
+    drawn: dict[str, list[tuple[CaseRef, ...]]] = {}
+    for number in range(config.num_seeds):
+        order = [
+            names[int(i)] for i in numpy_generator(config.seed, f"draw {number} of patients").permutation(len(names))
+        ]
+        for arm in config.parsed_arms:
+            if not arm.count:
+                continue
+            if EVERY > arm.count > len(names):
+                raise BenchmarkError(
+                    f"Arm '{arm.name}': expected at most {len(names)} real patients, who are there to train on, found "
+                    f"{arm.count}. Correct --real-counts."
+                )
+            chosen = [case_id for patient in order[: arm.count] for case_id in patients[patient]]
+            added: tuple[CaseRef, ...] = ()
+            if arm.ratio:
+                source = _leave_others_out(sources[arm.source], sources[REAL], set(train) - set(chosen))
+                synthetic = _draw_order(config, source, stream=f"draw {number} of {arm.source}")
+                added = _take(synthetic, max(1, round(arm.ratio * len(chosen))), arm, config, losses)
+            drawn.setdefault(arm.name, []).append((*((REAL, case_id) for case_id in chosen), *added))
+    return {name: tuple(sets) for name, sets in drawn.items()}
+
+
+def _leave_others_out(source: CaseSource, real: CaseSource, others: set[str]) -> CaseSource:
+    """The synthetic cases that were not made from label maps of others; what does not say of what it was made stays."""
+    told = [case for case in source.cases if case.origin]
+    leaks = set(find_leaks(told, [case for case in real.cases if case.case_id in others])) if told and others else set()
+    return replace(source, cases=tuple(case for case in source.cases if case.case_id not in leaks))
+
+
 def _take(
     order: Sequence[CaseRef], num: int, arm: Arm, config: BenchmarkConfig, losses: Mapping[str, Sequence[str]]
 ) -> tuple[CaseRef, ...]:
@@ -217,8 +295,8 @@ def _take(
     return tuple(order[:num])
 
 
-def _draw_order(config: BenchmarkConfig, source: CaseSource) -> list[CaseRef]:
-    order = numpy_generator(config.seed, f"order of {source.name}").permutation(len(source.cases))
+def _draw_order(config: BenchmarkConfig, source: CaseSource, *, stream: str = "") -> list[CaseRef]:
+    order = numpy_generator(config.seed, stream or f"order of {source.name}").permutation(len(source.cases))
     return [(source.name, source.cases[int(index)].case_id) for index in order]
 
 

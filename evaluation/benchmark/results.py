@@ -3,92 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
-from numpy.typing import NDArray
 
 from maisi_aug.errors import BenchmarkError
+from maisi_aug.evaluation.benchmark.arm_scores import ArmScores
 from maisi_aug.evaluation.benchmark.config import Arm
+from maisi_aug.evaluation.benchmark.replacement import measure_replacement
 from maisi_aug.evaluation.benchmark.run import Benchmark
 from maisi_aug.evaluation.scores.comparison import compare_arms
-from maisi_aug.evaluation.scores.detection import DetectionFigures, LesionMatch, count_by_size
+from maisi_aug.evaluation.scores.detection import DetectionFigures
 from maisi_aug.evaluation.scores.statistics import Interval, find_interval, find_ratio_interval
 from maisi_aug.system.seeds import numpy_generator
 
 METRICS: Final = ("dice", "nsd")
-
-Array = NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class LesionCounts:
-    """Lesions found, missed and made up.
-
-    Attributes:
-        rows: For every training and patient the figures in all and by size.
-    """
-
-    rows: Sequence[Sequence[tuple[DetectionFigures, ...]]]
-
-    @property
-    def names(self) -> list[str]:
-        """The sizes."""
-        return [figures.name for figures in self.rows[0][0]]
-
-    def count(self, place: int, field: str) -> Array:
-        """``(S, N)`` of one size: ``num_found``, ``num_missed`` or ``num_made_up``."""
-        return np.array([[getattr(figures[place], field) for figures in row] for row in self.rows], dtype=np.float64)
-
-    def shares(self, place: int) -> dict[str, tuple[Array, Array]]:
-        """Sensitivity and F1 of one size as counts and what they are a share of."""
-        found, missed, made_up = (self.count(place, f"num_{kind}") for kind in ("found", "missed", "made_up"))
-        return {"sensitivity": (found, found + missed), "f1": (2 * found, 2 * found + missed + made_up)}
-
-
-@dataclass(frozen=True)
-class ArmScores:
-    """The finished trainings of an arm.
-
-    Attributes:
-        arm: The arm.
-        runs: Content of ``scores.json`` by seed.
-    """
-
-    arm: Arm
-    runs: Mapping[int, Mapping[str, Any]]
-
-    def collect(self, label: str, metric: str) -> tuple[tuple[str, ...], Array]:
-        """Scores of a label: the patients that show it, and an ``(S, N)`` array; a patient's cases are averaged."""
-        rows = []
-        patients: tuple[str, ...] = ()
-        for run in self.runs.values():
-            by_patient: dict[str, list[float]] = {}
-            for case in run["cases"]:
-                score = case["labels"][label][metric]
-                if score is not None:
-                    by_patient.setdefault(case["patient"], []).append(score)
-            patients = tuple(sorted(by_patient))
-            rows.append([float(np.mean(by_patient[patient])) for patient in patients])
-        return patients, np.array(rows, dtype=np.float64).reshape(len(rows), len(patients))
-
-    def count_lesions(self, label: str) -> LesionCounts:
-        """Lesions of a label in every training and patient, in all and by size."""
-        rows = []
-        for run in self.runs.values():
-            by_patient: dict[str, list[LesionMatch]] = {}
-            for case in run["cases"]:
-                lesions = [LesionMatch(**lesion) for lesion in case["labels"][label]["lesions"]]
-                by_patient.setdefault(case["patient"], []).extend(lesions)
-            rows.append([count_by_size(by_patient[patient]) for patient in sorted(by_patient)])
-        return LesionCounts(rows)
-
-    def count_false_alarms(self, label: str) -> tuple[int, int]:
-        """Cases without the label in which it was found, and cases without it; all trainings together."""
-        clean = [c["labels"][label] for run in self.runs.values() for c in run["cases"]]
-        clean = [score for score in clean if score["reference_ml"] == 0]
-        return sum(score["found_ml"] > 0 for score in clean), len(clean)
 
 
 def summarise_benchmark(benchmark: Benchmark) -> dict[str, Any]:
@@ -114,6 +43,8 @@ def summarise_benchmark(benchmark: Benchmark) -> dict[str, Any]:
         "detection": [row for arm in scores for row in _detection_rows(benchmark, arm)],
         "false_alarms": [row for arm in scores for row in _alarm_rows(benchmark, arm)],
     }
+    if plan.config.real_counts is not None:
+        document["replacement"] = measure_replacement(benchmark, scores)
     for arm, other in list_pairs(scores):
         document["comparisons"] += _comparison_rows(benchmark, arm, other)
         document["detection_comparisons"] += _detection_comparison_rows(benchmark, arm, other)
@@ -121,9 +52,15 @@ def summarise_benchmark(benchmark: Benchmark) -> dict[str, Any]:
 
 
 def list_pairs(scores: Sequence[ArmScores]) -> list[tuple[ArmScores, ArmScores]]:
-    """Every arm against the first one, and arms with added cases against the duplicated real ones as well."""
+    """Every arm against the first one, and arms with added cases against the duplicated real ones as well.
+
+    Arms with a number of real patients are compared with the real cases of the same number alone.
+    """
     if not scores:
         return []
+    if any(arm.arm.count for arm in scores):
+        real = {arm.arm.count: arm for arm in scores if arm.arm.count and arm.arm.kind == "real"}
+        return [(arm, real[arm.arm.count]) for arm in scores if arm.arm.ratio and arm.arm.count in real]
     pairs = [(arm, scores[0]) for arm in scores[1:]]
     control = next((arm for arm in scores[1:] if arm.arm.kind == "duplicated"), None)
     if control is not None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from maisi_aug.evaluation.benchmark.config import BenchmarkConfig
+from maisi_aug.evaluation.benchmark.replacement import to_replacement_text
 from maisi_aug.evaluation.output.files import Cell, to_markdown
 from maisi_aug.system.printed_text import from_clean_document
 
@@ -96,6 +97,8 @@ def to_report_text(document: Mapping[str, Any]) -> str:
         *(f"- {sentence}" for sentence in summarise_verdicts(document) or ["No two arms are finished yet."]),
         "",
     ]
+    if document.get("replacement"):
+        parts.append(to_replacement_text(document["replacement"]))
     if document["failures"]:
         parts += ["## Not finished\n", *(f"- {_spell_failure(row)}" for row in document["failures"]), ""]
     if document["warnings"]:

@@ -16,7 +16,8 @@ from typing import Any, Final
 
 import numpy as np
 
-from maisi_aug.cohort.manifest import AttemptRecord, Manifest, load_manifest
+from maisi_aug.cohort.manifest import AttemptRecord, Manifest
+from maisi_aug.cohort.review import load_reviewed_manifest
 from maisi_aug.evaluation.output.files import percent, run_command, save_results, share_of, to_markdown
 from maisi_aug.evaluation.scores.detection import name_of_bin
 from maisi_aug.system.printed_text import from_clean_document
@@ -200,7 +201,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
 
     def body() -> None:
-        document = measure_lesion_sizes(load_manifest(options.cohort, gates=(SIZE_GATE,)))
+        document = measure_lesion_sizes(load_reviewed_manifest(options.cohort, gates=(SIZE_GATE,)))
         report = to_report(document)
         if options.out is not None:
             save_results(options.out, REPORT_NAME, document, report)

@@ -3,13 +3,15 @@
 A CT is compared as a picture of 32^3 voxels of its body's bounding box, clipped to [-1000, 1000] HU, by
 1 - correlation; a label map as 48^3 voxels of the same box, by the share of organ voxels on which two maps differ.
 What is judged is the nearest distance divided by the case's median distance to all training cases: an image that is
-merely smooth is nearer to all of them, a copy to one.
+merely smooth is nearer to all of them, a copy to one. Images are compared once more under flips, turns, cuts and shifts
+(``likeness``), and copies of training cases that were planted so tell how many of them that finds.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -18,11 +20,21 @@ from PIL import Image
 
 from maisi_aug.errors import EvaluationError
 from maisi_aug.evaluation.cohort.case_sets import CaseSet, EvaluatedCase, describe_skipped, measure_each
+from maisi_aug.evaluation.cohort.likeness import (
+    LEAST_KEPT,
+    MAX_SHIFT_HU,
+    SIDE,
+    TURN_DEGREES,
+    Portrait,
+    measure_likeness,
+    plant_copy,
+)
 from maisi_aug.evaluation.output.charts import DotRow, draw_dot_chart
 from maisi_aug.evaluation.output.files import to_markdown
 from maisi_aug.pictures.slices import BACKGROUND, DIM_TEXT, SOFT_TISSUE, Plane, draw_slice, write_text
 from maisi_aug.system.printed_text import from_clean_document
 from maisi_aug.system.progress import Report, ReportStage, report_nothing
+from maisi_aug.system.seeds import numpy_generator
 from maisi_aug.vocabulary.labels import BODY_ID
 from maisi_aug.volumes.grid import Grid
 from maisi_aug.volumes.image_files import Volume
@@ -105,8 +117,33 @@ def find_threshold(reference: NDArray[np.float64], *, num_train: int) -> float:
     return max(SURE_COPY, COPY_SHARE * float(np.quantile(reference, LOW_QUANTILE)))
 
 
+def calibrate_threshold(reference: NDArray[np.float64], planted: NDArray[np.float64], *, num_train: int) -> float:
+    """The relative distance that best parts planted copies from real cases, as :func:`find_threshold` with few cases.
+
+    Of all places between two neighbouring values it is the one with the largest share of planted copies below it, less
+    the share of real cases (Youden's index); where several are as good, the middle of those with the fewest real ones.
+
+    Args:
+        reference: Relative distances of real cases.
+        planted: Those of planted copies.
+        num_train: How many training cases there are.
+    """
+    if min(len(reference), len(planted), num_train) < MIN_CASES:
+        return SURE_COPY
+    values = np.unique(np.concatenate([reference, planted]))
+    places = np.concatenate([values[:1] / 2, (values[1:] + values[:-1]) / 2])
+    false = (reference < places[:, np.newaxis]).mean(axis=1)
+    index = (planted < places[:, np.newaxis]).mean(axis=1) - false
+    best = places[np.isclose(index, index.max())]
+    return max(SURE_COPY, float(best[0]))
+
+
 def judge(
-    synthetic: NDArray[np.float64], reference: NDArray[np.float64], *, num_train: int
+    synthetic: NDArray[np.float64],
+    reference: NDArray[np.float64],
+    *,
+    num_train: int,
+    threshold: float | None = None,
 ) -> tuple[str, float | None, NDArray[np.bool_]]:
     """What relative distances say.
 
@@ -114,13 +151,14 @@ def judge(
         synthetic: Of the synthetic cases.
         reference: Of the held-out cases; may be empty.
         num_train: How many training cases there are.
+        threshold: Below which a case is a copy; from the held-out cases when not given.
 
     Returns:
         The verdict, the one-sided p of the rank-sum test that synthetic cases are nearer, and which cases are copies.
     """
     from scipy.stats import mannwhitneyu
 
-    copies = synthetic < find_threshold(reference, num_train=num_train)
+    copies = synthetic < (find_threshold(reference, num_train=num_train) if threshold is None else threshold)
     p = None
     verdict = f"undecided with fewer than {MIN_CASES} cases of a kind"
     if min(len(reference), num_train, len(synthetic)) >= MIN_CASES:
@@ -148,6 +186,12 @@ BODY_HU: Final = -300.0
 BOX_SIDE: Final = 96
 CLIP_HU: Final = (-1000.0, 1000.0)
 NUM_PAIRS: Final = 4
+NUM_PLANTED: Final = 20
+KINDS: Final = (
+    ("images", "Images"),
+    ("moved_images", "Images, flipped, turned or cut"),
+    ("label_maps", "Label maps"),
+)
 PANEL_PX: Final = 190
 
 
@@ -159,11 +203,18 @@ class Thumbnail:
         case: The case.
         image: ``(32768,)`` with mean 0 and length 1.
         labels: ``(110592,)`` organ ids, 0 for the rest; None without a label map or without organs.
+        portrait: For the comparison under flips, turns and cuts.
+        planted: The same of a copy that was planted; None for those that none was made of.
     """
 
     case: EvaluatedCase
     image: NDArray[np.float32]
     labels: NDArray[np.uint8] | None
+    portrait: Portrait
+    planted: Portrait | None = None
+
+
+Matrix = Callable[[Sequence[Thumbnail], Sequence[Thumbnail]], NDArray[np.float64]]
 
 
 def measure_memorization(
@@ -191,38 +242,48 @@ def measure_memorization(
     found, skipped = {}, {}
     for name, case_set in sets.items():
         words = f"{name.replace('_', '-')} cases"
-        found[name], skipped[name] = _shrink_all(case_set, lambda done, total, w=words: notify(w, done, total))  # type: ignore[misc]
+        found[name], skipped[name] = _shrink_all(
+            case_set,
+            lambda done, total, w=words: notify(w, done, total),  # type: ignore[misc]
+            num_planted=NUM_PLANTED if name == "train" else 0,
+        )
     if len(found["train"]) < 2:
         raise EvaluationError(
             f"{train.path}: expected at least two training cases, found one that can be read. Add cases."
         )
     reference = found.get("held_out", found["train"])
+    planted = _measure_planted(found["train"], partial(notify, "planted copies"))
     documents = {
-        kind: _compare(found["synthetic"], found["train"], reference, matrix, is_apart=held_out is not None)
-        for kind, matrix in (("images", measure_image_distances), ("label_maps", measure_label_distances))
+        kind: _compare(
+            found["synthetic"],
+            found["train"],
+            reference,
+            matrix,
+            is_apart=held_out is not None,
+            planted=planted.relative if kind == "moved_images" else None,
+        )
+        for kind, matrix in _list_matrices(partial(notify, "moved images")).items()
     }
     document = {
         "measurement": REPORT_NAME,
         "path": str(synthetic.path),
-        "train": {
-            "path": str(train.path),
-            "num_cases": len(found["train"]),
-            "skipped": describe_skipped(skipped["train"]),
-        },
-        "held_out": {
-            "path": None if held_out is None else str(held_out.path),
-            "num_cases": len(reference),
-            "skipped": describe_skipped(skipped.get("held_out", ())),
-        },
+        "train": _describe_set(train, found["train"], skipped["train"]),
+        "held_out": _describe_set(held_out, reference, skipped.get("held_out", ())),
         "num_cases": len(found["synthetic"]),
         **documents,
+        "planted": _audit_planted(found["train"], planted, documents["moved_images"]),
         "skipped": describe_skipped(skipped["synthetic"]),
     }
     return document, draw_pairs(documents["images"], found["synthetic"], found["train"])
 
 
-def shrink(case_set: CaseSet, case: EvaluatedCase) -> Thumbnail:
+def shrink(case_set: CaseSet, case: EvaluatedCase, *, planted_seed: int | None = None) -> Thumbnail:
     """Read a case and cut it down to the size at which it is compared.
+
+    Args:
+        case_set: Of the case.
+        case: To read.
+        planted_seed: Of the copy to plant; None plants none.
 
     Raises:
         VolumeError: When a file cannot be read, or the grids differ.
@@ -242,7 +303,22 @@ def shrink(case_set: CaseSet, case: EvaluatedCase) -> Thumbnail:
         organs = np.where(label_map == BODY_ID, 0, label_map).astype(np.uint8)
         labels = resample_label_map(organs, image.grid, _spread(image.grid, box, LABEL_SIDE)).ravel()
         labels = labels if labels.any() else None
-    return Thumbnail(case, vector.astype(np.float32), labels)
+    planted = None
+    if planted_seed is not None:
+        planted = draw_portrait(plant_copy(image, numpy_generator(planted_seed, "planted copy")))
+    return Thumbnail(case, vector.astype(np.float32), labels, _to_portrait(small, image.grid, box), planted)
+
+
+def draw_portrait(image: Volume) -> Portrait:
+    """A CT at the size at which it is compared under flips, turns and cuts."""
+    box = find_body_box(image.array)
+    small = resample_image(image.array.astype(np.float32), image.grid, _spread(image.grid, box, SIDE))
+    return _to_portrait(small, image.grid, box)
+
+
+def _to_portrait(small: NDArray[np.float32], grid: Grid, box: Sequence[slice]) -> Portrait:
+    i, j, k = ((part.stop - part.start) * step for part, step in zip(box, grid.spacing_mm, strict=True))
+    return Portrait((np.clip(small, *CLIP_HU) - CLIP_HU[0]).astype(np.float32), (i, j, k))
 
 
 def find_body_box(image_hu: NDArray[Any]) -> tuple[slice, slice, slice]:
@@ -275,6 +351,52 @@ def measure_image_distances(cases: Sequence[Thumbnail], others: Sequence[Thumbna
     return distances
 
 
+def measure_moved_distances(
+    cases: Sequence[Thumbnail], others: Sequence[Thumbnail], notify: Report
+) -> NDArray[np.float64]:
+    """1 - correlation of every pair under the best flip, turn and cut that was found, ``(cases, others)``."""
+    return measure_likeness([case.portrait for case in cases], [other.portrait for other in others], notify)
+
+
+def _list_matrices(notify: Report) -> dict[str, Matrix]:
+    return {
+        "images": measure_image_distances,
+        "moved_images": lambda cases, others: measure_moved_distances(cases, others, notify),
+        "label_maps": measure_label_distances,
+    }
+
+
+def _describe_set(case_set: CaseSet | None, cases: Sequence[Thumbnail], skipped: Sequence[Any]) -> dict[str, Any]:
+    path = None if case_set is None else str(case_set.path)
+    return {"path": path, "num_cases": len(cases), "skipped": describe_skipped(skipped)}
+
+
+def _measure_planted(train: Sequence[Thumbnail], notify: Report) -> Nearest:
+    """The nearest training cases of the copies that were planted."""
+    planted = [thumbnail.planted for thumbnail in train if thumbnail.planted is not None]
+    return find_nearest(measure_likeness(planted, [thumbnail.portrait for thumbnail in train], notify))
+
+
+def _audit_planted(train: Sequence[Thumbnail], nearest: Nearest, part: Mapping[str, Any]) -> dict[str, Any]:
+    """How many planted copies are found, and how well distances part them from real cases."""
+    from scipy.stats import mannwhitneyu
+
+    planted = [index for index, thumbnail in enumerate(train) if thumbnail.planted is not None]
+    real, threshold = np.array(part["held_out"]), part["threshold"]
+    area = None
+    if len(real):
+        area = float(mannwhitneyu(real, nearest.relative).statistic / (len(real) * len(planted)))
+    return {
+        "num_planted": len(planted),
+        "num_found": int((nearest.relative < threshold).sum()),
+        "num_matched": int((nearest.indices == planted).sum()),
+        "num_real": len(real),
+        "num_false": int((real < threshold).sum()),
+        "area_under_roc": area,
+        "relative": nearest.relative.tolist(),
+    }
+
+
 def measure_label_distances(cases: Sequence[Thumbnail], others: Sequence[Thumbnail]) -> NDArray[np.float64]:
     """Share of the organ voxels of either map on which two maps differ, ``(cases, others)``; NaN without maps."""
     distances = np.full((len(cases), len(others)), np.nan)
@@ -286,9 +408,12 @@ def measure_label_distances(cases: Sequence[Thumbnail], others: Sequence[Thumbna
     return distances
 
 
-def _shrink_all(case_set: CaseSet, notify: Report) -> tuple[list[Thumbnail], list[Any]]:
+def _shrink_all(case_set: CaseSet, notify: Report, *, num_planted: int = 0) -> tuple[list[Thumbnail], list[Any]]:
     thumbnails, skipped = measure_each(
-        case_set.cases, lambda case: case.case_id, lambda case: shrink(case_set, case), notify
+        list(enumerate(case_set.cases)),
+        lambda item: item[1].case_id,
+        lambda item: shrink(case_set, item[1], planted_seed=item[0] if item[0] < num_planted else None),
+        notify,
     )
     return thumbnails, [*case_set.skipped, *skipped]
 
@@ -307,9 +432,10 @@ def _compare(
     synthetic: Sequence[Thumbnail],
     train: Sequence[Thumbnail],
     reference: Sequence[Thumbnail],
-    matrix: Callable[[Sequence[Thumbnail], Sequence[Thumbnail]], NDArray[np.float64]],
+    matrix: Matrix,
     *,
     is_apart: bool,
+    planted: NDArray[np.float64] | None,
 ) -> dict[str, Any]:
     """Distances of one kind: those of synthetic cases, those of reference cases, and the verdict."""
     own, other = matrix(synthetic, train), matrix(reference, train)
@@ -322,7 +448,10 @@ def _compare(
     real = [reference[int(index)] for index in np.flatnonzero(comparable)]
     patients = [[thumbnail.case.patient for thumbnail in side] for side in (real, train)]
     normal, doubles = find_reference(other[comparable], *patients)
-    verdict, p, copies = judge(nearest.relative, normal, num_train=len(train))
+    threshold = find_threshold(normal, num_train=len(train))
+    if planted is not None:
+        threshold = calibrate_threshold(normal, planted, num_train=len(train))
+    verdict, p, copies = judge(nearest.relative, normal, num_train=len(train), threshold=threshold)
     chosen = [synthetic[int(index)] for index in np.flatnonzero(usable)]
     rows = [
         {
@@ -343,7 +472,7 @@ def _compare(
         "held_out_median": float(np.median(normal)) if len(normal) else None,
         "held_out_lowest": float(normal.min()) if len(normal) else None,
         "held_out": normal.tolist(),
-        "threshold": find_threshold(normal, num_train=len(train)),
+        "threshold": threshold,
         "doubles": _name_doubles(doubles, real, train, is_apart=is_apart),
         "cases": sorted(rows, key=lambda row: row["relative"]),
     }
@@ -373,12 +502,14 @@ def to_report(document: Mapping[str, Any]) -> str:
         f"# Do {document['num_cases']} synthetic cases repeat training cases?\n",
         f"Nearest of {document['train']['num_cases']} training cases, for the synthetic cases and for {against}. "
         f"Images: 1 - correlation of {IMAGE_SIDE}^3 voxels of the body's box; label maps: share of organ voxels that "
-        f"differ, of {LABEL_SIDE}^3. Relative: divided by the case's median distance to all training cases. A copy is "
-        f"below {SURE_COPY:g}, or, with {MIN_CASES} held-out and {MIN_CASES} training cases or more, nearer than "
+        f"differ, of {LABEL_SIDE}^3; flipped, turned or cut: 1 - correlation of the detail of images that were laid on "
+        "each other, with the three nearest training cases. Relative: divided by the case's median distance to all "
+        f"training cases that it was compared with. A copy is below {SURE_COPY:g}, or, with {MIN_CASES} held-out and "
+        f"{MIN_CASES} training cases or more, nearer than "
         f"{COPY_SHARE:g} times the {100 * LOW_QUANTILE:.0f}% quantile of held-out cases. Smaller likenesses, such as "
         "one organ alone, are not seen.\n",
     ]
-    for kind, name in (("images", "Images"), ("label_maps", "Label maps")):
+    for kind, name in KINDS:
         part = document[kind]
         parts.append(f"## {name}: {part['verdict']}\n")
         if part["cases"]:
@@ -391,10 +522,23 @@ def to_report(document: Mapping[str, Any]) -> str:
                 f"{row['reason']}.\n"
                 for row in part["doubles"]
             ]
+    parts.append(_spell_planted(document["planted"]))
     for name in ("train", "held_out"):
         parts += [f"- Left out, {case['case']}: {case['reason']}\n" for case in document[name]["skipped"]]
     parts += [f"- Left out, {case['case']}: {case['reason']}\n" for case in document["skipped"]]
     return "\n".join(parts)
+
+
+def _spell_planted(planted: Mapping[str, Any]) -> str:
+    area = "" if planted["area_under_roc"] is None else f" Area under the ROC: {planted['area_under_roc']:.3f}."
+    return (
+        f"## Planted copies: {planted['num_found']} of {planted['num_planted']} found\n\n"
+        f"Training cases that were flipped by coins, turned by up to {TURN_DEGREES:g} degrees, cut to "
+        f"{100 * LEAST_KEPT:.0f} to 100% of each axis and shifted by up to {MAX_SHIFT_HU:g} HU, judged as synthetic "
+        f"cases are; {planted['num_matched']} have the right training case as nearest. Of {planted['num_real']} "
+        f"real cases {planted['num_false']} are below the same threshold, which is the one that parts these "
+        f"two best.{area}\n"
+    )
 
 
 def _spell_reference(part: Mapping[str, Any]) -> str:
@@ -410,7 +554,7 @@ def draw_chart(document: Mapping[str, Any]) -> str:
     """Relative distances of synthetic and held-out cases as SVG."""
     rows = []
     others = "held-out" if document["held_out"]["path"] else "training"
-    for kind, name in (("images", "images"), ("label_maps", "label maps")):
+    for kind, name in (("images", "images"), ("moved_images", "moved images"), ("label_maps", "label maps")):
         part = document[kind]
         if part["cases"]:
             own = [row["relative"] for row in part["cases"]]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Final
 
 from maisi_aug.system.printed_text import clean_html
@@ -67,6 +68,21 @@ class ScatterSeries:
 
     name: str
     points: Sequence[tuple[float, float]]
+
+
+@dataclass(frozen=True, slots=True)
+class CurveSeries:
+    """Points of one colour, and a line.
+
+    Attributes:
+        name: In the legend.
+        points: ``(x, y)``.
+        line: ``(x, y)`` along a line; empty for none.
+    """
+
+    name: str
+    points: Sequence[tuple[float, float]]
+    line: Sequence[tuple[float, float]] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,6 +176,41 @@ def draw_scatter(
     place = top + 14 + 20 * len(series)
     parts.append(_line(left + side + 16, place, left + side + 32, place, GREY, width=1.5, dashed=True))
     parts.append(_text(left + side + 36, place + 4, "as requested"))
+    return _document(parts, title, height)
+
+
+def draw_curve_chart(title: str, series: Sequence[CurveSeries], *, axes: tuple[str, str], subtitle: str = "") -> str:
+    """Points and lines over a logarithmic axis of positive numbers, such as learning curves.
+
+    Args:
+        title: On top.
+        series: At least one point in all.
+        axes: What x and y are, with their unit.
+        subtitle: Below the title.
+
+    Returns:
+        A complete SVG document.
+    """
+    drawn = [point for one in series for point in (*one.points, *one.line)]
+    low, high = _limits_of([y for _, y in drawn])
+    width, side, left, top = 440, 300, 78, TOP + 4
+    height = top + side + BOTTOM + 4
+    x = _Scale(*_log_limits_of([x for x, _ in drawn]), left, left + width, is_log=True)
+    y = _Scale(low, high, top + side, top)
+    parts = _frame(title, subtitle, height)
+    parts += _draw_vertical_axis_lines(x, top, top + side, axes[0])
+    for tick in y.ticks():
+        parts.append(_line(left, y(tick), left + width, y(tick), FAINT))
+        parts.append(_text(left - 8, y(tick) + 4, f"{tick:g}", anchor="end", colour=GREY))
+    parts.append(_text(20, top + side / 2, axes[1], anchor="middle", turned=True))
+    for number, one in enumerate(series):
+        colour = PALETTE[number % len(PALETTE)]
+        for (x1, y1), (x2, y2) in pairwise(one.line):
+            parts.append(_line(x(x1), y(y1), x(x2), y(y2), colour, width=1.5))
+        parts += [_dot(x(a), y(b), 5.0, colour, outlined=True) for a, b in one.points]
+        place = top + 14 + 20 * number
+        parts.append(_dot(left + width + 24, place, 5.0, colour))
+        parts.append(_text(left + width + 36, place + 4, one.name))
     return _document(parts, title, height)
 
 

@@ -13,6 +13,8 @@ from PIL import Image
 
 from maisi_aug.errors import BenchmarkError, MaisiAugError
 from maisi_aug.evaluation.benchmark.data import LoadedCase, load_case
+from maisi_aug.evaluation.benchmark.replacement import METHOD as REPLACEMENT_METHOD
+from maisi_aug.evaluation.benchmark.replacement import draw_replacement_charts, spell_worth
 from maisi_aug.evaluation.benchmark.run import Benchmark
 from maisi_aug.evaluation.benchmark.text import (
     METHOD,
@@ -45,6 +47,7 @@ def build_benchmark_sections(benchmark: Benchmark, document: Mapping[str, Any]) 
     """All sections, in their order."""
     return [
         Section("Summary", _build_summary(document)),
+        Section("Worth in real cases", _build_replacement(document)),
         Section("Verdicts", _build_verdicts(document)),
         Section("Dice by arm", _build_scores(document)),
         Section("Lesions by size", _build_detection(document)),
@@ -131,6 +134,16 @@ def _build_verdict_table(rows: Sequence[Mapping[str, Any]], caption: str) -> str
         caption=f"Verdicts, {caption}",
         words=(1,),
     )
+
+
+def _build_replacement(document: Mapping[str, Any]) -> str:
+    rows = document.get("replacement")
+    if not rows:
+        return ""
+    charts = [
+        page.chart(svg, caption=f"{label}: learning curve") for label, svg in draw_replacement_charts(rows).items()
+    ]
+    return "\n".join([page.bullets(map(spell_worth, rows)), *charts, page.paragraph(REPLACEMENT_METHOD, kind="note")])
 
 
 def _build_scores(document: Mapping[str, Any]) -> str:

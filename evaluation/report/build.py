@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -13,6 +14,14 @@ from maisi_aug.evaluation.benchmark.text import to_report_text
 from maisi_aug.evaluation.report import page
 from maisi_aug.evaluation.report.cohort import build_cohort_sections, summarise_cohort, to_cohort_text
 from maisi_aug.evaluation.report.page import Section
+from maisi_aug.evaluation.report.scorecard import (
+    MEASUREMENTS,
+    build_evidence_html,
+    build_scorecard,
+    build_scorecard_html,
+    read_evidence,
+    to_scorecard_text,
+)
 from maisi_aug.system.content import read_json
 from maisi_aug.system.progress import ReportStage, report_nothing
 from maisi_aug.system.whole_files import write_json_whole, write_text_whole
@@ -40,6 +49,7 @@ def build_report(
     *,
     fid_file: Path | None = None,
     curve_file: Path | None = None,
+    evidence: Sequence[Path] = (),
     notify: ReportStage = report_nothing,
 ) -> Report:
     """Report on a benchmark or a cohort.
@@ -48,6 +58,7 @@ def build_report(
         path: Folder of either.
         fid_file: What ``evaluate fid --out`` wrote, to be shown with the cohort.
         curve_file: What ``evaluate detection-curve --out`` wrote, to be shown with the cohort.
+        evidence: Folders with results of ``evaluate ... --out``, for the scorecard of a cohort.
         notify: Called with a stage, the steps done and their number.
 
     Raises:
@@ -57,10 +68,12 @@ def build_report(
     if (path / PLAN_NAME).is_file():
         if curve_file is not None:
             raise EvaluationError(f"{path}: --detection-curve can only be used with a cohort; this is a benchmark.")
+        if evidence:
+            raise EvaluationError(f"{path}: --evidence can only be used with a cohort; this is a benchmark.")
         return _report_benchmark(path, fid_file, notify)
     if is_cohort(path):
         document = summarise_cohort(path, fid_file=fid_file, curve_file=curve_file, notify=notify)
-        return _report_cohort(path, document)
+        return _report_cohort(path, document, evidence)
     raise BenchmarkError(
         f"{path}: expected a benchmark or a cohort, found neither {PLAN_NAME} nor {MANIFEST_NAME}. Check the path."
     )
@@ -142,7 +155,16 @@ def _report_benchmark(path: Path, fid_file: Path | None, notify: ReportStage) ->
     return Report(html, to_report_text(document), document)
 
 
-def _report_cohort(path: Path, document: dict[str, Any]) -> Report:
+def _report_cohort(path: Path, document: dict[str, Any], folders: Sequence[Path]) -> Report:
     lead = f"{document['num_accepted']} of {document['num_cases']} cases accepted, in {path}."
-    html = page.build_page("Synthetic cohort", lead, build_cohort_sections(path, document))
-    return Report(html, to_cohort_text(document), document)
+    evidence, notes = read_evidence(folders)
+    document["notes"] += notes
+    entries = build_scorecard(document, evidence)
+    sections = build_cohort_sections(path, document)
+    sections.insert(1, Section("Scorecard", build_scorecard_html(entries)))
+    sections[-1:-1] = [
+        Section(MEASUREMENTS[name].title, build_evidence_html(name, found)) for name, found in evidence.items()
+    ]
+    html = page.build_page("Synthetic cohort", lead, sections)
+    text = f"{to_cohort_text(document)}\n{to_scorecard_text(entries, evidence)}"
+    return Report(html, text, {**document, "scorecard": [entry._asdict() for entry in entries], "evidence": evidence})

@@ -9,7 +9,8 @@ from typing import Any, Final
 
 from PIL import Image
 
-from maisi_aug.cohort.manifest import AttemptRecord, Manifest, load_manifest
+from maisi_aug.cohort.manifest import AttemptRecord, Manifest
+from maisi_aug.cohort.review import load_reviewed_manifest
 from maisi_aug.errors import EvaluationError, MaisiAugError
 from maisi_aug.evaluation.cohort import detection_curve, hu, lesion_report
 from maisi_aug.evaluation.cohort.case_sets import CaseSet, find_case_set
@@ -41,7 +42,7 @@ def summarise_cohort(
     Raises:
         CohortError: The folder is no cohort.
     """
-    manifest = load_manifest(folder, gates=())
+    manifest = load_reviewed_manifest(folder, gates=())
     num_begun = len({record.case_index for record in manifest.records})
     num_cases = max(num_begun, find_num_planned(folder) or 0)
     document: dict[str, Any] = {
@@ -204,7 +205,7 @@ def _read_figures(path: Path, command: str, draw_chart: Callable[[Mapping[str, A
 
 
 def _build_pictures(folder: Path) -> str:
-    manifest = load_manifest(folder, gates=())
+    manifest = load_reviewed_manifest(folder, gates=())
     failed = [record for record in manifest.records if record.status != "accepted"]
     parts = []
     for title, records in (("Accepted", manifest.accepted), ("Rejected attempts", failed)):
@@ -235,11 +236,16 @@ def _show(folder: Path, record: AttemptRecord) -> str:
 
 def _count_failed_gates(manifest: Manifest) -> dict[str, int]:
     gates = Counter(
-        next((verdict.gate for verdict in record.verdicts if not verdict.passed), "no label map")
+        next((verdict.gate for verdict in record.verdicts if not verdict.passed), _other_cause(record))
         for record in manifest.records
         if record.status != "accepted"
     )
     return dict(gates.most_common())
+
+
+def _other_cause(record: AttemptRecord) -> str:
+    """What ended an attempt that failed no gate: a reviewer where there is an image."""
+    return "review" if "preview" in record.files else "no label map"
 
 
 def _describe_provenance(manifest: Manifest) -> list[dict[str, str]]:

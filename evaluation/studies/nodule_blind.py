@@ -6,8 +6,9 @@ OUT gets ``blind.png``, real and inserted nodules in random order and numbered, 
 which and is not to be opened before ``answers.csv`` is filled in (columns number and kind, real or inserted); with
 ``--answers`` the share that was told right is printed. The classifier is a logistic regression on figures of the middle
 slice (gradients, edge, noise, roundness, surroundings), trained on half of the nodules; its AUC is over the other half.
-Real nodules are those of the split "val" of LIDC. Their CTs are finer than most of CHESTS, so all slices are brought to
-the same voxels and smoothed alike first.
+Real nodules are those of the split "val" of LIDC. Every one is paired with the inserted one of the nearest size, and
+both are brought to the coarser voxels of the two, so that neither size nor resolution tells them apart; then all slices
+are brought to the same voxels and smoothed alike.
 """
 
 from __future__ import annotations
@@ -29,9 +30,8 @@ from skimage.measure import regionprops
 
 from maisi_aug.errors import EvaluationError
 from maisi_aug.evaluation.output.files import run_command
-from maisi_aug.evaluation.studies.nodule_pools import draw_pool, load_chests, load_pool
-from maisi_aug.evaluation.studies.nodule_slices import NoduleStack, load_nodules
-from maisi_aug.insertion.painting import Painter, ProceduralPainter
+from maisi_aug.evaluation.studies.nodule_pools import draw_pool, load_chests, load_pool, open_painter
+from maisi_aug.evaluation.studies.nodule_slices import NoduleStack, coarsen_stack, load_nodules
 from maisi_aug.pictures.preview import save_picture
 from maisi_aug.system.seeds import numpy_generator
 from maisi_aug.system.whole_files import write_json_whole, write_text_whole
@@ -42,8 +42,26 @@ SMOOTHING: Final = 1.0
 """Pixels; what makes CTs of different voxels alike."""
 TILE_PX, COLUMNS, WINDOW_HU = 160, 10, (-1100.0, 300.0)
 RIDGE: Final = 1.5
+SIZE_STEP: Final = 0.15
+"""Largest difference of the logarithms of the diameters of a pair."""
 NUM_HALVES: Final = 20
 """Random halves that the AUC is averaged over."""
+
+
+def pair_alike(
+    real: Sequence[NoduleStack], inserted: Sequence[NoduleStack]
+) -> tuple[list[NoduleStack], list[NoduleStack]]:
+    """Pairs of about the same size and of the same resolution, the largest first; what finds no partner is left out."""
+    left, pairs = list(inserted), list[tuple[NoduleStack, NoduleStack]]()
+    for stack in sorted(real, key=lambda one: -one.diameter_mm):
+        partner = min(left, key=lambda one: abs(np.log(one.diameter_mm / stack.diameter_mm)), default=None)
+        if partner is not None and abs(np.log(partner.diameter_mm / stack.diameter_mm)) <= SIZE_STEP:
+            left.remove(partner)
+            coarser = tuple(max(steps) for steps in zip(stack.spacing_mm, partner.spacing_mm, strict=True))
+            pairs.append((coarsen_stack(stack, coarser), coarsen_stack(partner, coarser)))
+    if not pairs:
+        raise EvaluationError("Nodules: expected real and inserted ones of the same sizes, found none.")
+    return [one for one, _ in pairs], [other for _, other in pairs]
 
 
 def cut_tile(stack: NoduleStack) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
@@ -140,7 +158,8 @@ def score_answers(answers: Path, key: Path) -> float:
 def make_test(
     real: Sequence[NoduleStack], inserted: Sequence[NoduleStack], out: Path, *, num_each: int, seed: int
 ) -> dict[str, Any]:
-    """Write the pictures and their key, and measure the classifier on all nodules of both kinds."""
+    """Write the pictures and their key, and measure the classifier on all pairs."""
+    real, inserted = pair_alike(real, inserted)
     rng = numpy_generator(seed, "blind")
     pictures = {"real": [cut_tile(stack) for stack in real], "inserted": [cut_tile(stack) for stack in inserted]}
     shown = [
@@ -182,22 +201,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
             sys.stdout.write(f"{score_answers(args.answers, args.out / 'key.csv'):.0%} told right\n")
             return
         real = [stack for stack in load_nodules(args.lidc, "val") if stack.mask.any()]
-        inserted = load_pool(args.pool) if args.pool is not None else _draw(args)
+        inserted = (
+            load_pool(args.pool)
+            if args.pool is not None
+            else draw_pool(
+                load_chests(args.chests), open_painter(args.painter), num_nodules=2 * args.pictures, seed=args.seed
+            )
+        )
         document = make_test(real, inserted, args.out, num_each=args.pictures, seed=args.seed)
         write_json_whole(args.out / f"{REPORT_NAME}.json", document)
         sys.stdout.write(f"AUC of the classifier: {document['auc']:.2f}\n")
 
     return run_command(body)
-
-
-def _draw(args: argparse.Namespace) -> list[NoduleStack]:
-    painter: Painter = ProceduralPainter()
-    if args.painter != "procedural":
-        from maisi_aug.bundle_spec.bundle import load_bundle
-        from maisi_aug.insertion.drawing import open_bundle_painter
-
-        painter = open_bundle_painter(load_bundle(args.painter), "cpu")
-    return draw_pool(load_chests(args.chests), painter, num_nodules=2 * args.pictures, seed=args.seed)
 
 
 if __name__ == "__main__":

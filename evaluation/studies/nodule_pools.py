@@ -17,7 +17,7 @@ from maisi_aug.insertion.config import TEXTURE_SHARES
 from maisi_aug.insertion.crops import blend, cut_crop, weigh_zone
 from maisi_aug.insertion.insert import Insertion, LesionRequest, LungHost, insert_lesion
 from maisi_aug.insertion.lungs import to_coarse
-from maisi_aug.insertion.painting import TEXTURES, Painter
+from maisi_aug.insertion.painting import TEXTURES, Painter, ProceduralPainter
 from maisi_aug.insertion.places import draw_place
 from maisi_aug.system.seeds import derive_seed, numpy_generator
 from maisi_aug.system.whole_files import open_whole
@@ -84,15 +84,29 @@ def load_chests(folder: Path) -> list[ChestCt]:
     return chests
 
 
+def open_painter(name: str) -> Painter:
+    """The procedural painter by its name, or that of a bundle on the CPU."""
+    if name == "procedural":
+        return ProceduralPainter()
+    from maisi_aug.bundle_spec.bundle import load_bundle
+    from maisi_aug.insertion.drawing import open_bundle_painter
+
+    return open_bundle_painter(load_bundle(name), "cpu")
+
+
+def draw_request(rng: np.random.Generator, place: float) -> LesionRequest:
+    """A nodule of a size at a place in [0, 1] of the logarithms, of a texture by the shares in patients."""
+    diameter = float(SIZES_MM[0] * (SIZES_MM[1] / SIZES_MM[0]) ** place)
+    texture = TEXTURES[int(rng.choice(len(TEXTURES), p=[TEXTURE_SHARES[one] for one in TEXTURES]))]
+    return LesionRequest(NODULE_ID, volume_ml(diameter), texture)
+
+
 def draw_pool(chests: Sequence[ChestCt], painter: Painter, *, num_nodules: int, seed: int) -> list[NoduleStack]:
     """Nodules that pass the gates, sizes spread evenly over the logarithm, textures by their shares in patients."""
 
     def draw(chest: ChestCt, number: int, attempt: int) -> NoduleStack | None:
         rng = numpy_generator(derive_seed(seed, painter.name, number, attempt), "request")
-        place = (number + rng.random()) / num_nodules
-        diameter = float(SIZES_MM[0] * (SIZES_MM[1] / SIZES_MM[0]) ** place)
-        texture = TEXTURES[int(rng.choice(len(TEXTURES), p=[TEXTURE_SHARES[one] for one in TEXTURES]))]
-        request = LesionRequest(NODULE_ID, volume_ml(diameter), texture)
+        request = draw_request(rng, (number + rng.random()) / num_nodules)
         made = chest.insert(request, painter, seed=derive_seed(seed, painter.name, number, attempt))
         if made.reason:
             return None

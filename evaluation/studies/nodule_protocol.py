@@ -34,7 +34,6 @@ from maisi_aug.evaluation.scores.statistics import adjust_holm
 from maisi_aug.evaluation.studies import nodule_pools as pools
 from maisi_aug.evaluation.studies import nodule_slices as slices
 from maisi_aug.evaluation.studies.nodule_slices import NoduleStack
-from maisi_aug.insertion.painting import Painter, ProceduralPainter
 from maisi_aug.system.content import read_json
 from maisi_aug.system.seeds import derive_seed, numpy_generator
 from maisi_aug.system.whole_files import write_json_whole
@@ -111,21 +110,18 @@ class Protocol:
             tell(f"Making the pool {name}")
             number, seed = self.settings.num_nodules, derive_seed("pool", name)
             if is_drawn:
-                pool = pools.draw_pool(self.cts, self._painter(name), num_nodules=number, seed=seed)
+                pool = pools.draw_pool(
+                    self.cts,
+                    pools.open_painter(self.settings.bundle if name == "network" else name),
+                    num_nodules=number,
+                    seed=seed,
+                )
             else:
                 own, others = self.real_nodules(num_patients, draw)
                 donors = own if arm == "copy-paste" else others
                 pool = pools.paste_pool(self.cts, donors, num_nodules=number, seed=seed)
             pools.save_pool(path, pool)
         return pools.load_pool(path)
-
-    def _painter(self, name: str) -> Painter:
-        if name == "procedural":
-            return ProceduralPainter()
-        from maisi_aug.bundle_spec.bundle import load_bundle
-        from maisi_aug.insertion.drawing import open_bundle_painter
-
-        return open_bundle_painter(load_bundle(self.settings.bundle), "cpu")
 
     def scores(self, arm: str, num_patients: int, draw: int, seed: int) -> list[float]:
         """Dice of every tested nodule after one training, which is kept."""

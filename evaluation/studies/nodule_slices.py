@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,6 +18,7 @@ from monai.losses import DiceCELoss
 from monai.networks.nets import UNet
 from numpy.typing import NDArray
 from scipy import ndimage
+from skimage.transform import resize_local_mean
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -72,6 +73,34 @@ def to_stack(
     )
     diameter = diameter_mm(float(mask.sum()) * voxel_volume_ml(spacing_mm))
     return NoduleStack(name, patient, diameter, image.astype(np.float32), share > 0.5, spacing_mm)
+
+
+def coarsen_stack(stack: NoduleStack, spacing_mm: Sequence[float]) -> NoduleStack:
+    """A nodule as a scanner with larger voxels would have shown it, in slices of ``PIXEL_MM`` again.
+
+    Args:
+        stack: Whose.
+        spacing_mm: Along I, J, K; finer steps than the stack's leave it as it is.
+    """
+    steps = stack.spacing_mm[2], max(PIXEL_MM, stack.spacing_mm[0]), max(PIXEL_MM, stack.spacing_mm[1])
+    wanted = [max(step, new) for step, new in zip(steps, (spacing_mm[2], *spacing_mm[:2]), strict=True)]
+    sides_mm = [stack.image_hu.shape[0] * steps[0], *(side * PIXEL_MM for side in stack.image_hu.shape[1:])]
+    if np.allclose(wanted, steps):
+        return stack
+    shape = [max(1, round(side / step)) for side, step in zip(sides_mm, wanted, strict=True)]
+    image, share = (
+        ndimage.zoom(
+            coarse := resize_local_mean(array.astype(np.float64), shape),
+            [1.0, *(side / own for side, own in zip(array.shape[1:], coarse.shape[1:], strict=True))],
+            order=1,
+            grid_mode=True,
+            mode="nearest",
+        )
+        for array in (stack.image_hu, stack.mask)
+    )
+    mask = share > min(0.5, 0.999 * float(share.max()))
+    i_mm, j_mm, k_mm = wanted[1], wanted[2], wanted[0]
+    return replace(stack, image_hu=image.astype(np.float32), mask=mask, spacing_mm=(i_mm, j_mm, k_mm))
 
 
 def load_nodules(folder: Path, split: str | None) -> list[NoduleStack]:

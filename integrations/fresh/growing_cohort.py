@@ -8,8 +8,8 @@
 
 The rule. Epoch 0 shows the first ``num_items`` cases of the plan in their order, epoch ``e`` as many at random of the
 first ``(e + 1) * num_items``. An item whose case is not there yet waits for it, as long as somebody is writing; a case
-that was rejected is replaced by the next one of the plan. So the same seed and epoch give the same cases, however fast
-the cohort grows.
+that a gate or a reviewer rejected is replaced by the next one of the plan. So the same seed and epoch give the same
+cases, however fast the cohort grows.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from typing import Any
 from maisi_aug.bundle_spec.bundle import load_bundle
 from maisi_aug.cohort.folder import read_cohort_document
 from maisi_aug.cohort.manifest import MANIFEST_NAME, AttemptRecord, ManifestReader, is_cohort
+from maisi_aug.cohort.review import judge_record, load_review
 from maisi_aug.errors import CohortError, RequestError
 from maisi_aug.integrations.reading.cohort_source import CohortSource, is_being_written
 from maisi_aug.integrations.reading.export_labels import LabelNumbering, number_labels, require_numbers_alone
@@ -137,7 +138,7 @@ class GrowingCohort:
                         f"{self._folder} to go on."
                     )
                 time.sleep(POLL_SECONDS)
-            if record.status == "accepted":
+            if judge_record(record, load_review(self._folder).rejections()).status == "accepted":
                 return record
         raise CohortError(
             f"{self._folder}: expected an accepted case, found that all were rejected. Look at previews/."

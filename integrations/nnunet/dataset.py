@@ -33,6 +33,13 @@ from maisi_aug.system.whole_folder import folders_that_appear_whole
 from maisi_aug.vocabulary.labels import BACKGROUND_ID
 from maisi_aug.volumes.image_files import load_label_map, save_label_map
 
+NAMED_FROM = 1000
+"""Cases from which on ``dataset.json`` names every file; in a smaller dataset files can be added to the folders.
+
+Without it nnU-Net compares every case with every file, in its check, its planner and its preprocessing
+(``create_lists_from_splitted_dataset_folder`` of 2.8).
+"""
+
 
 @dataclass(frozen=True, slots=True)
 class ExportReport:
@@ -153,15 +160,20 @@ def _write_cases(
     num_linked = num_empty = 0
     for index, case in enumerate(cohort.cases):
         notify("cases", index, len(cohort.cases))
-        image = cohort.require_file(case, "image")
-        num_linked += place_file(image, building / "imagesTr" / f"{case.case_id}_0000{FILE_ENDING}", copy=copy)
+        image_place, label_place = _places(case.case_id)
+        num_linked += place_file(cohort.require_file(case, "image"), building / image_place, copy=copy)
         anatomy = load_label_map(cohort.require_file(case, "anatomy"))
         label_map = numbering.apply(anatomy.array)
-        save_label_map(building / "labelsTr" / f"{case.case_id}{FILE_ENDING}", label_map, anatomy.grid, is_new=True)
+        save_label_map(building / label_place, label_map, anatomy.grid, is_new=True)
         present |= {int(label_id) for label_id in np.unique(anatomy.array)}
         num_empty += not label_map.any()
     notify("cases", len(cohort.cases), len(cohort.cases))
     return _Written(frozenset(present - {BACKGROUND_ID}), num_linked, num_empty)
+
+
+def _places(case_id: str) -> tuple[str, str]:
+    """Image and label map in the dataset's folder."""
+    return f"imagesTr/{case_id}_0000{FILE_ENDING}", f"labelsTr/{case_id}{FILE_ENDING}"
 
 
 def _write_descriptions(
@@ -181,6 +193,11 @@ def _write_descriptions(
         "licence": ", ".join(licences),
         "converted_by": f"maisi-aug {__version__}",
     }
+    if len(cohort.cases) >= NAMED_FROM:
+        places = {case.case_id: _places(case.case_id) for case in cohort.cases}
+        dataset["dataset"] = {
+            case_id: {"images": [image], "label": label} for case_id, (image, label) in places.items()
+        }
     mapping = {
         "format": 1,
         "made_by": f"maisi-aug {__version__}",

@@ -19,6 +19,7 @@ from maisi_aug.errors import ExportError
 from maisi_aug.integrations.nnunet.check import count_processes, verify_mixed_integrity
 from maisi_aug.integrations.nnunet.dataset import describe_case
 from maisi_aug.integrations.nnunet.folders import FILE_ENDING, MAPPING_NAME, MARK_KEY, require_free_target
+from maisi_aug.integrations.nnunet.inserting import INSERT_KEY
 from maisi_aug.integrations.nnunet.labels import describe_mapping, require_complete_mapping
 from maisi_aug.integrations.nnunet.plans import move_real_plans, refer_to
 from maisi_aug.integrations.nnunet.report import LikeReport, Seen, build_report, write_report
@@ -212,6 +213,7 @@ def _describe_dataset(export: LikeExport) -> dict[str, Any]:
             "format": 1,
             "real_dataset": real.name,
             "synthetic_cases": sorted(export.synthetic_ids.values()),
+            **({} if export.insertion is None else {INSERT_KEY: export.insertion.to_dict()}),
         },
     }
 

@@ -22,6 +22,7 @@ from maisi_aug.integrations.nnunet.folders import (
     require_raw_folder,
     require_unused_id,
 )
+from maisi_aug.integrations.nnunet.inserting import InsertSettings, parse_insertion
 from maisi_aug.integrations.nnunet.labels import LabelMapping, map_labels
 from maisi_aug.integrations.nnunet.plans import RealPlans, find_real_plans
 from maisi_aug.integrations.nnunet.real import RealDataset, load_real_dataset
@@ -108,6 +109,7 @@ class LikeExport:
         plans: The real dataset's plans.
         link: How files that exist get into the dataset.
         num_wanted: Synthetic cases that the ratio asks for; None without a ratio.
+        insertion: What the trainer draws into real cases.
     """
 
     target: Path
@@ -120,6 +122,7 @@ class LikeExport:
     plans: RealPlans
     link: Link
     num_wanted: int | None = None
+    insertion: InsertSettings | None = None
 
     @cached_property
     def synthetic_ids(self) -> dict[str, str]:
@@ -192,6 +195,7 @@ def prepare_like_export(cohorts: Sequence[Path], request: NnunetExport) -> LikeE
         plans=find_real_plans(places, request.plans),
         link=request.link,
         num_wanted=None if request.ratio is None else count_wanted(request.ratio, len(real.cases)),
+        insertion=None if request.insert is None else parse_insertion(request.insert, real.description["labels"]),
     )
     export.mixed_folds  # noqa: B018  refuses a fold without a case to train on
     return export

@@ -20,6 +20,7 @@ from maisi_aug.cohort.manifest import (
 )
 from maisi_aug.cohort.recipe_files import read_recipe
 from maisi_aug.cohort.request import COHORT_NAME
+from maisi_aug.cohort.review import apply_review, load_review
 from maisi_aug.cohort.twins import parse_twins
 from maisi_aug.errors import BundleError, ExportError, RecipeError, RequestError, VocabularyError
 from maisi_aug.system.whole_files import sha256_of
@@ -37,6 +38,7 @@ class CohortSource:
         num_planned: Cases that the cohort was to have; ``None`` when its configuration is missing.
         vocabulary: Names of the ids in its label maps.
         manifest: All its attempts; empty where only some cases were read.
+        num_rejected_in_review: Cases that passed the gates and are left out because a reviewer rejected them.
     """
 
     folder: Path
@@ -44,6 +46,7 @@ class CohortSource:
     num_planned: int | None
     vocabulary: Vocabulary
     manifest: Manifest = field(default_factory=lambda: Manifest(()))
+    num_rejected_in_review: int = 0
 
     @cached_property
     def requested_ids(self) -> tuple[int, ...]:
@@ -52,10 +55,17 @@ class CohortSource:
 
     @property
     def partial_note(self) -> str:
-        """A sentence where fewer cases are accepted than were planned; empty otherwise."""
-        if self.num_planned is None or len(self.cases) >= self.num_planned:
-            return ""
-        return f"{len(self.cases)} of {self.num_planned} planned cases of the cohort are accepted."
+        """A sentence where fewer cases are accepted than were planned, or reviewers rejected some; empty otherwise."""
+        notes = []
+        if self.num_planned is not None and len(self.cases) < self.num_planned:
+            notes.append(f"{len(self.cases)} of {self.num_planned} planned cases of the cohort are accepted.")
+        return " ".join([*notes, *([self.review_note] if self.review_note else [])])
+
+    @property
+    def review_note(self) -> str:
+        """A sentence where cases are left out because reviewers rejected them; empty otherwise."""
+        count = self.num_rejected_in_review
+        return f"Left out because rejected in review: {count} case{'s' * (count != 1)}." if count else ""
 
     def resolve_ids(self, names: Sequence[str]) -> tuple[int, ...]:
         """Vocabulary ids of label names, ascending, each once.
@@ -115,17 +125,23 @@ def load_cohort_source(folder: Path, *, gates: Collection[str] = ()) -> CohortSo
         CohortError: The folder is no cohort, or its manifest is damaged.
         ExportError: The cohort is being written to, or has no accepted case.
     """
-    manifest = load_manifest(folder, gates=gates)
+    recorded = load_manifest(folder, gates=gates)
+    manifest = apply_review(recorded, load_review(folder))
     _require_idle(folder)
     cases = manifest.accepted
     if not cases:
         raise ExportError(
             f"{folder}: expected at least one accepted case, found none in {len(manifest.records)} attempts. "
-            "Run synthesize again, and read the reasons in its manifest."
+            + (
+                "All were rejected in review; run synthesize again with --redraw-rejected."
+                if recorded.accepted
+                else "Run synthesize again, and read the reasons in its manifest."
+            )
         )
     configuration = _read_configuration(folder)
     vocabulary = _find_vocabulary(str(configuration.get("bundle", cases[0].bundle)), cases)
-    return CohortSource(folder, cases, _num_planned(configuration), vocabulary, manifest)
+    num_reviewed = len(recorded.accepted) - len(cases)
+    return CohortSource(folder, cases, _num_planned(configuration), vocabulary, manifest, num_reviewed)
 
 
 def load_cohorts(folders: Path | Sequence[Path]) -> CohortSource:
@@ -154,7 +170,8 @@ def load_cohorts(folders: Path | Sequence[Path]) -> CohortSource:
         cases += [_move(case, source.folder.resolve(), name, begin) for case in source.cases]
     planned = [source.num_planned for source in sources]
     total = None if None in planned else sum(number or 0 for number in planned)
-    return CohortSource(paths[0], tuple(cases), total, _join_vocabularies(sources))
+    num_reviewed = sum(source.num_rejected_in_review for source in sources)
+    return CohortSource(paths[0], tuple(cases), total, _join_vocabularies(sources), num_rejected_in_review=num_reviewed)
 
 
 def _move(case: AttemptRecord, folder: Path, name: str, begin: int) -> AttemptRecord:
@@ -223,6 +240,11 @@ def _read_configuration(folder: Path) -> dict[str, Any]:
         return read_recipe(str(path)) if path.is_file() else {}
     except RecipeError:
         return {}
+
+
+def find_vocabulary(folder: Path, records: Sequence[AttemptRecord]) -> Vocabulary:
+    """Names of the ids in the label maps of a cohort, given some of its attempts."""
+    return _find_vocabulary(str(_read_configuration(folder).get("bundle", records[0].bundle)), records)
 
 
 def _find_vocabulary(bundle: str, cases: Sequence[AttemptRecord]) -> Vocabulary:

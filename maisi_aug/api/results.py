@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from maisi_aug.cohort.folder import CONTACT_SHEET_NAME
-from maisi_aug.cohort.manifest import AttemptRecord, Manifest, VerdictRecord, load_manifest
+from maisi_aug.cohort.manifest import AttemptRecord, Manifest, VerdictRecord
+from maisi_aug.cohort.review import load_reviewed_manifest
 from maisi_aug.lesions.lesion import Lesion
 from maisi_aug.volumes.grid import Grid, Shape, Spacing
 
@@ -162,7 +163,7 @@ class Cohort:
 
     @cached_property
     def cases(self) -> tuple[SavedCase, ...]:
-        """The accepted cases, in the order of the plan."""
+        """The accepted cases that no reviewer rejected, in the order of the plan."""
         return tuple(SavedCase(record, self.folder) for record in self._load().accepted)
 
     @cached_property
@@ -207,7 +208,7 @@ class Cohort:
 
     def _load(self) -> Manifest:
         if self._manifest is None:
-            self._manifest = load_manifest(self.folder)
+            self._manifest = load_reviewed_manifest(self.folder)
         return self._manifest
 
     def _summarise(self) -> CohortSummary:

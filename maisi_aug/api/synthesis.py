@@ -17,6 +17,7 @@ from maisi_aug.cohort.folder import find_cohort
 from maisi_aug.cohort.plan import CohortPlan
 from maisi_aug.cohort.request import GIVEN, CohortRequest, build_request, load_recipe, override
 from maisi_aug.cohort.resolve import CohortRun, resolve
+from maisi_aug.cohort.review import reopen_rejected
 from maisi_aug.errors import RequestError
 
 if TYPE_CHECKING:
@@ -47,6 +48,7 @@ def synthesize(
     compile_with: Compiler = "none",
     resume: bool = True,
     verify: bool = False,
+    redraw_rejected: bool = False,
     progress: Progress = True,
     **fields: Any,
 ) -> Cohort:
@@ -82,6 +84,7 @@ def synthesize(
         compile_with: ``none``, ``inductor`` or ``trt``.
         resume: Whether ``out`` may hold this cohort already.
         verify: Compare the bytes of finished cases with the manifest, and draw altered ones again.
+        redraw_rejected: Make another attempt at cases that reviewers rejected; ``maisi-aug view``.
         progress: True for bars on a terminal or in a notebook, False for none, or something to call with
             ``(stage, done, total)``.
         **fields: The fields of a recipe, see below; sections as ``gates={"organ_hu": False}``.
@@ -105,6 +108,7 @@ def synthesize(
             compiler=compile_with,
             may_resume=resume,
             verify=verify,
+            redraw_rejected=redraw_rejected,
             listener=listener,
         )
     return Cohort(Path(out), summary)
@@ -185,6 +189,7 @@ def make_cohort(
     compiler: Compiler = "none",
     may_resume: bool = True,
     verify: bool = False,
+    redraw_rejected: bool = False,
     listener: RunListener | None = None,
 ) -> CohortSummary:
     """Resolve what is asked for and make it.
@@ -197,6 +202,7 @@ def make_cohort(
         compiler: Of the networks.
         may_resume: Whether the folder may hold the cohort already.
         verify: Compare the bytes of finished cases with the manifest.
+        redraw_rejected: Make another attempt at cases that reviewers rejected.
         listener: Is told how the run goes.
 
     Raises:
@@ -208,6 +214,8 @@ def make_cohort(
     cohort = resolve(request, out, may_resume=may_resume, report_file=listener.measures)
     for sentence in _find_advice(cohort):
         listener.advises(sentence)
+    if redraw_rejected and find_cohort(out, cohort.to_document(), cohort.begun) is not None:
+        reopen_rejected(out)
     summary = synthesize_cohort(
         cohort,
         out,

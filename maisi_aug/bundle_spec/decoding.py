@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import BeforeValidator, Field, JsonValue
+from pydantic import BeforeValidator, Field, JsonValue, PositiveFloat, model_validator
 
 from maisi_aug.system.models import Option, StrictModel
 from maisi_aug.volumes.grid_words import read_shape
@@ -16,9 +16,14 @@ PrecisionName = Literal["auto", "float32", "bfloat16", "float16"]
 """What networks may be asked to compute in."""
 ComputeType = Literal["float32", "bfloat16", "float16"]
 LatentShape = tuple[int, int, int]
-NumSplits = Literal[1, 2, 4, 8, 16]
+NumSplits = Literal[1, 2, 4, 8, 16, 32, 64, 128]
 NUM_SPLITS: tuple[NumSplits, ...] = get_args(NumSplits)
 WHOLE: Literal["whole"] = "whole"
+DecodeMode = Literal["exact", "windows"]
+Keep = Literal["all", "most", "least"]
+KEEPS: tuple[Keep, ...] = get_args(Keep)
+"""What is kept between passes over slabs: all features, none of an upsampling but those that it is made from, and no
+features within a residual block either. What is not kept is computed a second time."""
 WINDOW_MULTIPLE = 16
 DEFAULT_OVERLAP = 0.4
 _IMAGES = "Images"
@@ -27,6 +32,11 @@ _IMAGES = "Images"
 def latent_factor(autoencoder: Mapping[str, Any]) -> int:
     """How many voxels along a side make one latent voxel, by the definition of the VAE."""
     return int(2 ** (len(autoencoder["num_channels"]) - 1))
+
+
+def kept_in(num_splits: int) -> Keep:
+    """What is kept between passes where so many parts are asked for: the less memory they leave, the less."""
+    return "all" if num_splits <= 16 else "most" if num_splits == 32 else "least"
 
 
 def _read_window(value: object) -> object:
@@ -47,18 +57,35 @@ def _read_window(value: object) -> object:
 class DecodingConfig(StrictModel, strict=True, use_attribute_docstrings=True):
     """How images are decoded from their latents; what takes less memory takes more time."""
 
+    mode: Annotated[DecodeMode | None, Option("--decode", panel=_IMAGES)] = None
+    """`exact`: the whole image, part after part where memory is short, without overlap and seams; `windows`: in
+    overlapping windows that are blended, as NVIDIA's scripts do (default: exact, unless --decode-window names one)."""
     window: Annotated[
         LatentShape | Literal["whole"] | None,
         BeforeValidator(_read_window),
         Option("--decode-window", metavar="IxJxK|whole", takes=str, panel=_IMAGES),
     ] = None
     """Latent voxels decoded at once, multiples of 16; smaller windows take less memory and, seeing their own part of
-    the image alone, move intensities a little (default: the bundle's)."""
+    the image alone, move intensities a little (default with --decode windows: the bundle's)."""
     overlap: Annotated[float, Field(ge=0, lt=1), Option("--decode-overlap", panel=_IMAGES)] = DEFAULT_OVERLAP
     """Share of a window that neighbours share, blended with Gaussian weights; a preset may have its own."""
     num_splits: Annotated[NumSplits | None, Option(panel=_IMAGES)] = None
-    """Parts in which the decoder's convolutions are computed, for the same image but for rounding (default: what the
-    memory asks for)."""
+    """Parts in which the image is computed, the same but for rounding (default: what the memory asks for)."""
+    memory_gb: Annotated[PositiveFloat | None, Option("--decode-memory", metavar="GB", panel=_IMAGES)] = None
+    """Memory that decoding may take beside weights and latent (default: what is free)."""
+
+    @model_validator(mode="after")
+    def _has_no_window_without_windows(self) -> Self:
+        if self.mode == "exact" and isinstance(self.window, tuple):
+            raise ValueError("window can only be used with mode windows; remove one of them")
+        if self.mode == "windows" and self.window == WHOLE:
+            raise ValueError("window 'whole' can only be used with mode exact; remove one of them")
+        return self
+
+    @property
+    def takes_windows(self) -> bool:
+        """Whether windows are asked for, of some size or of the bundle's."""
+        return self.mode == "windows" or isinstance(self.window, tuple)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,8 +95,9 @@ class DecodeSettings:
     Attributes:
         window: Latent voxels decoded at once; None for the whole.
         overlap: Share of a window that neighbours have in common.
-        num_splits: Parts in which every convolution is computed.
-        on_host: Whether windows are gathered in the host's memory instead of the device's.
+        num_splits: Parts in which the whole, or every window, is computed.
+        on_host: Whether the host's memory instead of the device's gathers the windows, or keeps the features of the
+            whole that wait for the next part.
     """
 
     window: LatentShape | None = None
@@ -80,7 +108,7 @@ class DecodeSettings:
     def to_dict(self) -> dict[str, JsonValue]:
         """For the manifest; without what plays no part where the whole is decoded at once."""
         if self.window is None:
-            return {"window": WHOLE, "num_splits": self.num_splits}
+            return {"window": WHOLE, "num_splits": self.num_splits, **({"kept_on": "host"} if self.on_host else {})}
         return {
             "window": list(self.window),
             "overlap": self.overlap,
@@ -90,6 +118,7 @@ class DecodeSettings:
 
     def __str__(self) -> str:
         part = WHOLE if self.window is None else f"windows of {'x'.join(map(str, self.window))}"
-        splits = f", convolutions in {self.num_splits} parts" if self.num_splits > 1 else ""
-        place = ", gathered in host memory" if self.on_host and self.window is not None else ""
+        splits = f" in {self.num_splits} parts" if self.num_splits > 1 else ""
+        held = "kept" if self.window is None else "gathered"
+        place = f", {held} in host memory" if self.on_host else ""
         return f"{part}{splits}{place}"

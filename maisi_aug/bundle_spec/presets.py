@@ -10,12 +10,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import yaml
 
 from maisi_aug.bundle_spec.bundle import Bundle, list_bundles
-from maisi_aug.bundle_spec.decoding import DEFAULT_OVERLAP, WHOLE
+from maisi_aug.bundle_spec.decoding import DEFAULT_OVERLAP
 from maisi_aug.bundle_spec.grid_limits import GridLimits
 from maisi_aug.bundle_spec.known_bundles import known_bundles
 from maisi_aug.errors import RecipeError, did_you_mean
@@ -48,11 +48,6 @@ class Preset:
     memory_gb: int
     peak_gb: float
     source: str
-
-    @property
-    def window(self) -> Shape | Literal["whole"]:
-        """The decode window as a recipe spells it."""
-        return self.decode_window or WHOLE
 
     @property
     def grid(self) -> Grid:

@@ -9,7 +9,7 @@ import yaml
 from pydantic import AfterValidator, Field, PositiveInt, model_validator
 
 from maisi_aug.bundle_spec.grid_limits import GridLimits, GridSpec
-from maisi_aug.system.file_names import INNER_PATH
+from maisi_aug.system.file_names import INNER_PATH, MAX_PART_BYTES, is_path
 from maisi_aug.system.models import Finite, PositiveFinite, StrictModel
 
 MASK_ROLES = ("mask_autoencoder", "mask_diffusion_unet")
@@ -45,6 +45,7 @@ _MOST: Mapping[str, int] = {
     "num_channels": 2**16,
     "channels": 2**16,
 }
+_ONE_NUMBER = {"num_train_timesteps", "transformer_num_layers"}
 _LEVELLED_ROLES = {"autoencoder", "diffusion_unet", "mask_autoencoder"}
 _MOST_OTHERWISE = 2**24
 _MAX_LEVELS = 16
@@ -61,6 +62,8 @@ def _require_definition(definition: dict[str, Any]) -> dict[str, Any]:
             raise ValueError(f"expected numbers up to {most}, at most {_MAX_LEVELS} of them, as '{name}'")
         if name in _MOST and not all(type(part) is int and part > 0 for part in parts):
             raise ValueError(f"expected whole numbers above 0 as '{name}'")
+        if name in _ONE_NUMBER and isinstance(value, list):
+            raise ValueError(f"expected one whole number as '{name}', found a list")
     return definition
 
 
@@ -72,6 +75,15 @@ def _require_levels(networks: dict[str, dict[str, Any]]) -> dict[str, dict[str, 
     return networks
 
 
+def _require_path(text: str) -> str:
+    """Raise for what no file can be called."""
+    if not is_path(text):
+        raise ValueError("expected a path, found one that is empty, too long or holds a null character")
+    return text
+
+
+_Path = Annotated[str, AfterValidator(_require_path)]
+_InnerPath = Annotated[str, Field(pattern=INNER_PATH, max_length=MAX_PART_BYTES)]
 _Definition = Annotated[dict[str, Any], AfterValidator(_require_definition)]
 _Networks = Annotated[dict[str, _Definition], AfterValidator(_require_levels)]
 
@@ -79,7 +91,7 @@ _Networks = Annotated[dict[str, _Definition], AfterValidator(_require_levels)]
 class WeightFile(StrictModel):
     """One weight file of a bundle, relative to the bundle's folder."""
 
-    file: str
+    file: _Path
     sha256: str = Field(pattern="^[0-9a-f]{64}$")
 
 
@@ -110,7 +122,7 @@ class BaseSpec(StrictModel):
 
     name: str
     fingerprint: str = Field(pattern="^[0-9a-f]{64}$")
-    paths: tuple[str, ...] = ()
+    paths: tuple[_Path, ...] = ()
 
 
 class SizeSpec(StrictModel):
@@ -156,8 +168,8 @@ class MaskBankSpec(StrictModel):
         source: Which maps they are, for people.
     """
 
-    list: str = Field(pattern=INNER_PATH)
-    labels: str = Field(pattern=INNER_PATH)
+    list: _InnerPath
+    labels: _InnerPath
     source: str
 
 
@@ -211,7 +223,7 @@ class BundleSpec(StrictModel):
     """
 
     format: int = Field(ge=1, le=1)
-    name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]*$", max_length=MAX_PART_BYTES)
     description: str
     advice: str = ""
     advice_without_map: str = ""

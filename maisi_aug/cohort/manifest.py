@@ -29,6 +29,7 @@ from maisi_aug.system.content import MAX_LINE_BYTES
 from maisi_aug.system.file_lock import is_locked, try_lock
 from maisi_aug.system.file_names import INNER_PATH, PLAIN_NAME
 from maisi_aug.system.lease import Holder, busy_folder, is_fresh, read_holder, take_lease
+from maisi_aug.system.whole_lines import append_line, cut_torn_line
 
 MANIFEST_NAME = "manifest.jsonl"
 SHARD_NAME = re.compile(r"manifest\.(?P<number>[1-9]\d{0,5})-of-(?P<count>[1-9]\d{0,5})\.jsonl$")
@@ -436,8 +437,7 @@ class ManifestWriter:
             os.close(self._descriptor)
             raise
         try:
-            content = path.read_bytes()
-            os.ftruncate(self._descriptor, content.rfind(b"\n") + 1)
+            cut_torn_line(self._descriptor)
         except BaseException:
             self.close()
             raise
@@ -450,16 +450,7 @@ class ManifestWriter:
             CohortError: When another process has taken the cohort over, because this one stood still for long.
         """
         self.lease.require_held()
-        line = record.to_json().encode() + b"\n"
-        before = os.fstat(self._descriptor).st_size
-        try:
-            written = os.write(self._descriptor, line)
-            while written < len(line):
-                written += os.write(self._descriptor, line[written:])
-            os.fsync(self._descriptor)
-        except OSError:
-            os.ftruncate(self._descriptor, before)
-            raise
+        append_line(self._descriptor, record.to_json())
 
     def clear(self) -> None:
         """Drop every line; for a cohort of which nothing was made."""

@@ -176,6 +176,9 @@ class CohortRequest(StrictModel, strict=True, use_attribute_docstrings=True):
     them, so that the cases that were there stay as they are."""
     seed: Annotated[int, Field(ge=0), Option(metavar="N", panel=_WHAT, everyday=True)] = 0
     """Random seed: another one, other patients."""
+    twins: Annotated[str | None, Option(metavar="FACTOR=VALUE,...", panel=_WHAT)] = None
+    """For each of the -n patients a case per value, all else equal: size=6mm,10mm,20mm, or place= with organs that host
+    the lesion; for 'evaluate detection-curve'."""
     anatomy: Annotated[
         Annotated[tuple[Annotated[str, Field(min_length=1)], ...], _FromList, Field(min_length=1)] | None,
         BeforeValidator(_read_words),
@@ -315,6 +318,8 @@ class CohortRequest(StrictModel, strict=True, use_attribute_docstrings=True):
                 f"plant: expected none with mask_source '{source}', found {', '.join(self.plant)}; name lesions in "
                 "labels, or use mask_source 'given' to plant them in label maps of your own as they are"
             )
+        if self.twins is not None and source != "plant":
+            return f"twins: expected none with mask_source '{source}', found {self.twins}; use mask_source 'plant'"
         if self.takes_requests:
             return (
                 ""
@@ -407,7 +412,7 @@ class CohortRequest(StrictModel, strict=True, use_attribute_docstrings=True):
 
 def without_unused(fields: Mapping[str, Any]) -> dict[str, Any]:
     """The fields of a request but those that most have nothing in, so that ``cohort.yaml`` stays what it was."""
-    return {name: value for name, value in fields.items() if value or name not in ("grown_from", "plant")}
+    return {name: value for name, value in fields.items() if value or name not in ("grown_from", "plant", "twins")}
 
 
 def build_request(values: Mapping[str, Any], *, source: str = "recipe") -> CohortRequest:

@@ -23,6 +23,7 @@ from maisi_aug.cohort.grammar import CaseRequest, label_names, parse_requests
 from maisi_aug.cohort.hu_reference import load_hu_reference, ranges_from_json, ranges_to_json
 from maisi_aug.cohort.plan import CasePlan, CohortPlan, plan_bare_images, plan_cohort, plan_given_maps
 from maisi_aug.cohort.request import DEFAULT_NUM_CASES, EMBEDDED_BANK, GIVEN, CohortRequest, without_unused
+from maisi_aug.cohort.twins import Twins, parse_twins, plan_twin_maps, plan_twins, with_size
 from maisi_aug.errors import RequestError, VocabularyError
 from maisi_aug.networks.mask_conditions import read_organ_sizes, require_not_absent
 from maisi_aug.system.progress import Report
@@ -83,13 +84,18 @@ class CohortRun:
         """Uppermost and lowest body region that label maps have to show; None where none are asked for."""
         return spell_out(self.request.body_region)
 
+    @property
+    def twins(self) -> Twins | None:
+        """What differs between the cases of a group; None where every case stands for itself."""
+        return _find_twins(self.request)
+
     def with_seed(self, seed: int) -> CohortRun:
         """The same requests under another seed: other sizes and another order."""
         if not self.requests:
             return replace(self, seed=seed)  # which decides on nothing in the plan
-        grown_from, num_cases = self.configuration.get("grown_from", ()), len(self.plan.cases)
+        grown_from, num_cases = self.configuration.get("grown_from", ()), self.configuration["num_cases"]
         request = self.request.model_copy(update={"num_cases": num_cases, "seed": seed})
-        plan = _plan_cases(request, self.requests, self.bundle, self.bank, grown_from)
+        plan = _plan_cases(request, self.requests, self.bundle, self.bank, grown_from, self.distributions)
         return replace(self, seed=seed, plan=plan)
 
     def to_document(self) -> dict[str, Any]:
@@ -156,11 +162,11 @@ def _decide(request: CohortRequest, begun: BegunCohort, bundle: Bundle, report_f
     described = _describe_bank(request, bundle, bank, mapping)
     distributions = _find_distributions(request, bundle.vocabulary, begun.document, report_file)
     requests = _parse(request, bundle, distributions)
-    plan = _plan_cases(request, requests, bundle, bank, grown_from)
+    plan = _plan_cases(request, requests, bundle, bank, grown_from, distributions)
     organ_sizes = read_organ_sizes(request.size_of, bundle.vocabulary) if request.size_of else {}
     _require_makeable(request, plan, bundle.vocabulary, grid, bank, organ_sizes)
     decided: dict[str, Any] = {
-        "num_cases": len(plan.cases),
+        "num_cases": len(plan.cases) // _count_twins(request),
         "grown_from": list(grown_from),
         **named,
         "mask_steps": mask_steps or None,
@@ -229,12 +235,14 @@ def _find_preset(request: CohortRequest, bundle: Bundle) -> Preset | None:
 
 
 def _choose_decoding(request: CohortRequest, bundle: Bundle) -> DecodingConfig:
-    """The preset's windows of decoding, unless the user has chosen some."""
+    """The preset's windows, or the whole where it has none, where windows of no size are asked for."""
     decoding, preset = request.decoding, _find_preset(request, bundle)
-    if preset is None or decoding.window is not None:
+    if preset is None or decoding.mode != "windows" or decoding.window is not None:
         return decoding
+    if preset.decode_window is None:
+        return decoding.model_copy(update={"mode": "exact"})
     overlap = decoding.overlap if "overlap" in decoding.model_fields_set else preset.overlap
-    return DecodingConfig(window=preset.window, overlap=overlap, num_splits=decoding.num_splits)
+    return decoding.model_copy(update={"window": preset.decode_window, "overlap": overlap})
 
 
 def find_grid(request: CohortRequest) -> Grid:
@@ -311,6 +319,9 @@ def _parse(
 ) -> tuple[CaseRequest, ...]:
     """The requests; percentiles refer to the user's data, else to what the bundle was taught on, else to tables."""
     texts = request.labels if request.takes_requests else request.plant
+    twins = _find_twins(request)
+    if twins is not None and twins.factor == "size":
+        texts = tuple(with_size(text, value) for text in texts for value in twins.values)
     known = {**bundle.distributions, **distributions}
     return parse_requests(texts, vocabulary=bundle.vocabulary, distributions=known) if texts else ()
 
@@ -321,9 +332,23 @@ def _plan_cases(
     bundle: Bundle,
     bank: BankFiles,
     grown_from: Sequence[int],
+    distributions: Mapping[str, SizeDistribution],
 ) -> CohortPlan:
     """What every case shall hold: by the requests, or by the given label maps, or nothing."""
     num_cases, first = request.num_cases or DEFAULT_NUM_CASES, min(grown_from, default=None)
+    if (twins := _find_twins(request)) is not None:
+        plan = plan_twins(
+            request.labels,
+            twins,
+            vocabulary=bundle.vocabulary,
+            num_groups=num_cases,
+            seed=request.seed,
+            distributions={**bundle.distributions, **distributions},
+            grown_from=grown_from,
+            rule_of=request.gates.rule_of,
+        )
+        plan = plan_twin_maps(plan, twins, bundle.vocabulary)
+        return plan if request.anatomy is None else plan.keep_anatomy(request.anatomy, bundle.vocabulary)
     if request.takes_requests:
         return _plan_requests(request, requests, bundle, grown_from, num_cases=num_cases, seed=request.seed)
     if request.mask_source != GIVEN:
@@ -350,6 +375,16 @@ def _plan_requests(
     rule_of = request.gates.rule_of
     plan = plan_cohort(requests, num_cases=num_cases, seed=seed, grown_from=grown_from, rule_of=rule_of)
     return plan if request.anatomy is None else plan.keep_anatomy(request.anatomy, bundle.vocabulary)
+
+
+def _find_twins(request: CohortRequest) -> Twins | None:
+    return None if request.twins is None else parse_twins(request.twins)
+
+
+def _count_twins(request: CohortRequest) -> int:
+    """Cases of a group."""
+    twins = _find_twins(request)
+    return 1 if twins is None else len(twins.values)
 
 
 def _require_makeable(

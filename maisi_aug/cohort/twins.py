@@ -6,17 +6,22 @@ Each case of the plan becomes a group, with one case for each value of the facto
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final, Literal, get_args
 
+from maisi_aug.cohort.grammar import parse_requests
 from maisi_aug.cohort.manifest import AttemptRecord
-from maisi_aug.cohort.plan import CasePlan, CohortPlan, plan_from_texts
+from maisi_aug.cohort.plan import CasePlan, CohortPlan, FindRule, plan_cohort
 from maisi_aug.errors import RequestError, did_you_mean
+from maisi_aug.lesions.lesion import growth_rule_of
 from maisi_aug.vocabulary.labels import Vocabulary
+from maisi_aug.vocabulary.sizes import SizeDistribution
 
 Factor = Literal["size", "texture", "place", "contrast"]
 FACTORS: Final[tuple[Factor, ...]] = get_args(Factor)
+MAP_FACTORS: Final[tuple[Factor, ...]] = ("size", "place")
+"""What can differ between label maps that lesions are planted in."""
 ORIGIN_KEY: Final = "twins"
 """Under which the origin of a case names its group, the factor and the value."""
 MOST_CONTRAST_HU: Final = 2000.0
@@ -80,7 +85,17 @@ def _require_contrast(text: str, value: str) -> None:
         )
 
 
-def plan_twins(texts: Sequence[str], twins: Twins, *, vocabulary: Vocabulary, num_groups: int, seed: int) -> CohortPlan:
+def plan_twins(
+    texts: Sequence[str],
+    twins: Twins,
+    *,
+    vocabulary: Vocabulary,
+    num_groups: int,
+    seed: int,
+    distributions: Mapping[str, SizeDistribution] | None = None,
+    grown_from: Sequence[int] = (),
+    rule_of: FindRule = growth_rule_of,
+) -> CohortPlan:
     """Plan a cohort of groups; the cases of a group follow each other.
 
     Args:
@@ -89,24 +104,82 @@ def plan_twins(texts: Sequence[str], twins: Twins, *, vocabulary: Vocabulary, nu
         vocabulary: The labels that may be asked for.
         num_groups: Groups of the cohort.
         seed: Cohort seed.
+        distributions: Label name -> the sizes that percentiles refer to, instead of the package's own.
+        grown_from: Numbers of groups that the cohort had before it grew.
+        rule_of: How lesions of a label grow.
 
     Raises:
         VocabularyError: When a label is unknown.
         RequestError: When a request cannot be read, the groups do not suffice, or sizes are given twice.
     """
     rows = [
-        [_with_size(text, value) for text in texts] if twins.factor == "size" else list(texts) for value in twins.values
+        [with_size(text, value) for text in texts] if twins.factor == "size" else list(texts) for value in twins.values
     ]
-    plans = [plan_from_texts(row, vocabulary=vocabulary, num_cases=num_groups, seed=seed) for row in rows]
+    plans = [
+        plan_cohort(
+            parse_requests(row, vocabulary=vocabulary, distributions=distributions),
+            num_cases=num_groups,
+            seed=seed,
+            grown_from=grown_from,
+            rule_of=rule_of,
+        )
+        for row in rows
+    ]
     cases = [
-        replace(plan.cases[group], case_id=f"{plan.cases[group].case_id}_{value}", index=group * len(plans) + place)
+        replace(
+            plan.cases[group],
+            case_id=f"{plan.cases[group].case_id}_{value.replace(' ', '-')}",
+            index=group * len(plans) + place,
+        )
         for group in range(num_groups)
         for place, (plan, value) in enumerate(zip(plans, twins.values, strict=True))
     ]
     return CohortPlan(tuple(cases), plans[0].requested_ids)
 
 
-def _with_size(text: str, value: str) -> str:
+def plan_twin_maps(plan: CohortPlan, twins: Twins, vocabulary: Vocabulary) -> CohortPlan:
+    """The plan of twins whose lesions are planted in label maps: their places are host organs.
+
+    Args:
+        plan: Of :func:`plan_twins`.
+        twins: What differs.
+        vocabulary: Of the bundle.
+
+    Raises:
+        RequestError: For a factor that label maps do not show, a case without one lesion, or a place that is no host.
+        VocabularyError: For a place that is no label.
+    """
+    if twins.factor not in MAP_FACTORS:
+        raise RequestError(
+            f"--twins {twins.factor}=...: expected size or place for cases that are drawn whole, found "
+            f"'{twins.factor}'. Draw into CTs with 'maisi-aug insert' to vary it."
+        )
+    many = next((case for case in plan.cases if len(case.lesions) != 1), None)
+    if many is not None:
+        raise RequestError(f"--labels '{many.request}': expected one lesion with --twins, found {len(many.lesions)}.")
+    if twins.factor == "size":
+        return plan
+    places = {value: vocabulary.id_of(value) for value in twins.values}
+    for case in plan.cases:
+        if lost := set(places.values()).difference(case.lesions[0].hosts):
+            hosts = ", ".join(vocabulary.name_of(host) for host in case.lesions[0].hosts)
+            raise RequestError(
+                f"--twins place=...: expected hosts of {case.lesions[0].label} ({hosts}), found "
+                f"{vocabulary.name_of(min(lost))}."
+            )
+    cases = (
+        replace(case, lesions=(replace(case.lesions[0], hosts=(places[twins.value_of(case.index)],)),))
+        for case in plan.cases
+    )
+    return replace(plan, cases=tuple(cases))
+
+
+def with_size(text: str, value: str) -> str:
+    """The request of a lesion with a size.
+
+    Raises:
+        RequestError: It has one already, or asks for several lesions.
+    """
     body, at, share = text.partition("@")
     if ":" in body or "+" in body:
         raise RequestError(

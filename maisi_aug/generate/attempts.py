@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
@@ -12,9 +13,11 @@ from pydantic import JsonValue
 from maisi_aug.cohort.manifest import VerdictRecord
 from maisi_aug.cohort.plan import CasePlan
 from maisi_aug.cohort.resolve import CohortRun
+from maisi_aug.cohort.twins import ORIGIN_KEY
 from maisi_aug.errors import BankError, EmptyBankError, LesionError
 from maisi_aug.gates.judgement import judge_bare_image, judge_image, judge_label_map
 from maisi_aug.sources.map_source import DrawnMap, MapSource
+from maisi_aug.sources.plant_and_bank import PlantSource
 from maisi_aug.system.progress import ReportStage, report_nothing
 from maisi_aug.system.seeds import case_seed, derive_seed
 
@@ -77,6 +80,32 @@ class AttemptMaker:
         """An attempt of which nothing is drawn yet."""
         return Attempt(case, number, case_seed(self.run.seed, case.asked, case.index, number))
 
+    def draw_twins(self, cases: Sequence[CasePlan], number: int) -> list[Attempt]:
+        """An attempt at every case of a group, with images where all of their label maps are good.
+
+        Raises:
+            EmptyBankError: The bank has no usable map left, for any case.
+        """
+        twins, started = self.run.twins, perf_counter()
+        assert twins is not None
+        assert isinstance(self.source, PlantSource)
+        seed = case_seed(self.run.seed, ORIGIN_KEY, twins.group_of(cases[0].index), number)
+        attempts = [Attempt(case, number, seed) for case in cases]
+        try:
+            maps = self.source.draw_twins(cases, derive_seed(seed, "mask"))
+        except EmptyBankError:
+            raise
+        except (LesionError, BankError) as error:
+            seconds = {"mask": perf_counter() - started}
+            return [replace(one, reason=str(error), error=error, is_final=True, seconds=seconds) for one in attempts]
+        judged = [
+            self._judge_map(one, replace(drawn, origin={**drawn.origin, ORIGIN_KEY: twins.to_origin(one.case.index)}))
+            for one, drawn in zip(attempts, maps, strict=True)
+        ]
+        seconds = {"mask": (perf_counter() - started) / len(judged)}
+        judged = [replace(one, seconds=seconds) for one in judged]
+        return judged if any(one.reason for one in judged) else [self.draw_image(one) for one in judged]
+
     def draw_map(self, attempt: Attempt) -> Attempt:
         """Draw the label map of an attempt and judge it.
 
@@ -91,14 +120,19 @@ class AttemptMaker:
         except (LesionError, BankError) as error:
             seconds = {"mask": perf_counter() - started}
             return replace(attempt, reason=str(error), error=error, is_final=True, seconds=seconds)
-        judged = replace(attempt, case=drawn.case, drawn=drawn, origin=drawn.origin)
-        if drawn.label_map is not None:
-            vocabulary, gates = self.run.bundle.vocabulary, self.run.request.gates
-            found = judge_label_map(drawn.case, drawn.label_map, drawn.grid, vocabulary=vocabulary, gates=gates)
-            case = replace(drawn.case, lesions=found.lesions)
-            is_final = case.map_index is not None and not attempt.case.lesions and bool(found.reason)
-            judged = replace(judged, case=case, verdicts=found.verdicts, reason=found.reason, is_final=is_final)
+        judged = self._judge_map(attempt, drawn)
         return replace(judged, seconds={"mask": perf_counter() - started})
+
+    def _judge_map(self, attempt: Attempt, drawn: DrawnMap) -> Attempt:
+        """The attempt with its label map and what the gates say of it."""
+        judged = replace(attempt, case=drawn.case, drawn=drawn, origin=drawn.origin)
+        if drawn.label_map is None:
+            return judged
+        vocabulary, gates = self.run.bundle.vocabulary, self.run.request.gates
+        found = judge_label_map(drawn.case, drawn.label_map, drawn.grid, vocabulary=vocabulary, gates=gates)
+        case = replace(drawn.case, lesions=found.lesions)
+        is_final = case.map_index is not None and not attempt.case.lesions and bool(found.reason)
+        return replace(judged, case=case, verdicts=found.verdicts, reason=found.reason, is_final=is_final)
 
     def draw_image(self, attempt: Attempt) -> Attempt:
         """Sample the image of an attempt whose label map is good, or given and wanted whatever the gates say."""

@@ -80,16 +80,25 @@ class CaseWorker:
     _write_pool: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "write"))
 
     def look_ahead(self, item: CaseItem) -> None:
-        """Begin to draw the label map."""
+        """Begin to draw the label map; those of twins are drawn with their images."""
+        if self.maker.run.twins is not None:
+            return
         (case,) = item.cases
         attempt = self.maker.begin(case, item.number)
         self._drawing[case.index, item.number] = self._draw_pool.submit(self.maker.draw_map, attempt)
 
     def work(self, item: CaseItem) -> Future[CaseResult]:
         """Sample the image, and leave the rest to the thread that writes."""
+        if self.maker.run.twins is not None:
+            attempts = self.maker.draw_twins(item.cases, item.number)
+            return self._write_pool.submit(self._finish_twins, attempts, item)
         (case,) = item.cases
         attempt = self._drawing.pop((case.index, item.number)).result()
         return self._write_pool.submit(self._finish, self.maker.draw_image(attempt))
+
+    def _finish_twins(self, attempts: list[Attempt], item: CaseItem) -> CaseResult:
+        records = self.writer.finish_group(attempts, item.wanted)
+        return CaseResult(records, None, tuple(self.maker.source.skipped))
 
     def _finish(self, attempt: Attempt) -> CaseResult:
         record = self.writer.finish(attempt)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import perf_counter
@@ -132,7 +132,7 @@ def synthesize_cohort(
     wanted = range(num_cases) if case_indices is None else case_indices
     name = MANIFEST_NAME
     if shard is not None:
-        wanted, name = shard.indices(num_cases), shard.manifest_name
+        wanted, name = _list_indices(run, shard), shard.manifest_name
         num_cases = len(wanted)
     opened = open_cohort(folder, run.to_document(), header=COHORT_HEADER, begun=run.begun, manifest=name)
     with opened as (place, writer, recorded):
@@ -149,8 +149,7 @@ def synthesize_cohort(
             driver.leaves_hope = _ask_source(run)
             if recorded.records and run.bank.entries:
                 open_source(run, "cpu").require_unchanged(record.mask_origin for record in recorded.records)
-            todo = todo if len(engine.devices) == 1 else _longest_first(run, todo)
-            items = [CaseItem((case,), manifest.next_attempt(case.index), frozenset({case.index})) for case in todo]
+            items = _list_items(run, todo if len(engine.devices) == 1 else _longest_first(run, todo), manifest)
             with open_scratch(folder, name) as scratch:
                 driver.make(CohortSpec(run, folder, compiler), items, engine, scratch=scratch)
         done = Manifest.from_records([*recorded.records, *driver.recorder.made]).reopen(max_attempts)
@@ -171,6 +170,33 @@ def _require_computable(run: CohortRun, devices: Sequence[str], compiler: Compil
     for device in map(resolve_device, dict.fromkeys(devices)):
         require_compiler(compiler, device)
         choose_image_precision(run.request.precision, run.bundle, device, compiler)
+
+
+def _list_indices(run: CohortRun, shard: Shard) -> list[int]:
+    """Of the cases of a shard; twins are in one."""
+    groups = [(case,) for case in run.plan.cases] if run.twins is None else run.twins.groups(run.plan)
+    return [case.index for index in shard.indices(len(groups)) for case in groups[index]]
+
+
+def _list_items(run: CohortRun, cases: Sequence[CasePlan], manifest: Manifest) -> list[CaseItem]:
+    """The next attempt at every case that is not settled, or at the group that it belongs to."""
+    if run.twins is None:
+        return [CaseItem((case,), manifest.next_attempt(case.index), frozenset({case.index})) for case in cases]
+    return plan_attempts(run.twins.groups(run.plan), {case.index for case in cases}, manifest)
+
+
+def plan_attempts(
+    groups: Sequence[tuple[CasePlan, ...]], wanted: Collection[int], manifest: Manifest
+) -> list[CaseItem]:
+    """The next attempt at each group of cases, which are accepted together or not at all.
+
+    Args:
+        groups: Of the plan.
+        wanted: Indices of cases that are not settled; groups without any are left out.
+        manifest: Of earlier runs.
+    """
+    own = [(group, frozenset(case.index for case in group).intersection(wanted)) for group in groups]
+    return [CaseItem(group, max(map(manifest.next_attempt, indices)), indices) for group, indices in own if indices]
 
 
 def _longest_first(run: CohortRun, cases: Sequence[CasePlan]) -> list[CasePlan]:

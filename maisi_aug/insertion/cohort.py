@@ -24,7 +24,7 @@ from maisi_aug.gates.judgement import name_verdict, to_record
 from maisi_aug.generate.attempts import Attempt
 from maisi_aug.generate.driver import CaseDriver, CaseItem, CaseResult, Listener
 from maisi_aug.generate.recorder import Recorder
-from maisi_aug.generate.run import CohortSummary
+from maisi_aug.generate.run import CohortSummary, plan_attempts
 from maisi_aug.generate.writer import CaseWriter, CohortFacts
 from maisi_aug.insertion.backgrounds import Background
 from maisi_aug.insertion.config import ResolvedInsertion
@@ -81,7 +81,7 @@ def insert_cohort(
         manifest = recorded.among(chosen).reopen(config.max_attempts)
         listener.starts(len(chosen), manifest)
         driver = CaseDriver(Recorder(place, lines), listener)
-        if items := [item for group in groups if (item := _plan_attempt(group, manifest)).wanted]:
+        if items := plan_attempts(groups, chosen - manifest.settled_indices, manifest):
             with open_scratch(folder, name) as scratch:
                 driver.make(InsertionSpec(cohort, folder), items, engine, scratch=scratch)
         done = load_manifest(folder).among(chosen).reopen(config.max_attempts)
@@ -91,12 +91,6 @@ def insert_cohort(
     listener.enters("done")
     num_new = len(done.settled_indices) - len(manifest.settled_indices)
     return CohortSummary(folder, len(chosen), done, perf_counter() - started, num_new, shard=shard)
-
-
-def _plan_attempt(group: tuple[CasePlan, ...], manifest: Manifest) -> CaseItem:
-    """The next attempt at the cases of a group, which are accepted together or not at all."""
-    wanted = frozenset(case.index for case in group) - manifest.settled_indices
-    return CaseItem(group, max((manifest.next_attempt(index) for index in wanted), default=0), wanted)
 
 
 @dataclass(frozen=True)
@@ -142,16 +136,7 @@ class InsertionWorker:
     def work(self, item: CaseItem) -> Future[CaseResult]:
         """Draw into CTs, judge and write."""
         attempts = [self.inserter.attempt(case, item.number) for case in item.cases]
-        failed = next((attempt for attempt in attempts if attempt.reason), None)
-        is_final = any(attempt.is_final for attempt in attempts)
-        records = []
-        for attempt in attempts:
-            reason = attempt.reason
-            if failed is not None and not reason:
-                reason = f"Its twin {failed.case.case_id} failed: {failed.reason}"
-            if attempt.case.index in item.wanted:
-                records.append(self.writer.finish(replace(attempt, reason=reason, is_final=is_final)))
-        return finished(CaseResult(tuple(records)))
+        return finished(CaseResult(self.writer.finish_group(attempts, item.wanted)))
 
     def close(self) -> None:
         """Nothing is open."""

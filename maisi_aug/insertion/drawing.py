@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import partial
 from typing import TYPE_CHECKING, Literal, TypeVar
 
 import numpy as np
@@ -37,12 +36,18 @@ Measured on the nodules of the 300 train patients of LIDC-IDRI (Armato et al., M
 saw no calcification: 392 solid ones (texture score 4 or 5; up to 8 mm, 8 to 12, 12 to 20 and above), 21 part-solid (3)
 and 62 of ground-glass (1 or 2). A small nodule is blurred by the scanner, and its outline holds some lung."""
 MOST_GAIN, NUM_GAINS = 3.0, 12
+MOTTLING_MM, MOTTLED_SIZES_MM, MOTTLING_HU = 1.5, (8.0, 20.0), (0.0, 25.0)
+"""Large nodules are uneven inside: what patients' have of this scale beyond what is drawn, by diameter."""
+RIM_MM = 2.0
+"""Over so much of a nodule the gain grows from none to all of it."""
 WALL_RANGE_HU, USUAL_WALL_HU, LEAST_WALL_VOXELS = (0.0, 150.0), 50.0, 100
 """Soft tissue without fat and bone, and what it is taken for where a crop shows none."""
 KNEE_HU, HEADROOM_HU = -100.0, 50.0
 """Relative to the chest wall: above the first, a nodule's brightness is compressed, and it nears the second."""
 BLUR_MM = 0.7
 """Structure finer than this is not compressed."""
+MARGIN_MM = 6.0
+"""What the networks are shown of a crop around what they draw, at least."""
 SPACING_LIMITS_MM = (1.05, 1.05, 2.6)
 """Coarser CTs are drawn on voxels a whole number of times finer: the embedded bundle has seen few as coarse."""
 
@@ -74,32 +79,50 @@ class BundlePainter:
         return self.pipeline.bundle.grid_factor
 
     def paint(self, task: PaintTask) -> NDArray[np.float32]:
-        """The crop with its hidden part drawn, ``(I, J, K)`` HU."""
+        """The crop with its hidden part drawn, ``(I, J, K)`` HU; the networks are shown the part around it."""
         factors = finer_factors(task)
+        box = self._choose_part(task, factors)
         spacing_mm = tuple(step / factor for step, factor in zip(task.spacing_mm, factors, strict=True))
-        image_hu = refine_image(task.image_hu, factors)
-        label_map, hidden = _repeat(task.label_map, factors), _repeat(task.hidden, factors)
-        lesion = _repeat(task.lesion, factors)
+        image_hu = refine_image(task.image_hu[box], factors)
+        label_map = _repeat(task.label_map[box], factors)
+        hidden, lesion, host = (_repeat(mask[box], factors) for mask in (task.hidden, task.lesion, task.host))
         drawn_map = label_map.copy()
         if task.texture in self.texture_ids:
             drawn_map[lesion] = self.texture_ids[task.texture]
+        maps = [drawn_map]
+        if self.method == "difference":
+            maps.append(_replace_lesion(label_map, lesion, host))
         grid = Grid.from_spacing(image_hu.shape, spacing_mm)  # type: ignore[arg-type]
-        draw = partial(
-            self.pipeline.redraw_image,
+        images = self.pipeline.redraw_images(
             image_hu,
-            hidden=hidden,
-            grid=grid,
+            maps,
+            hidden,
+            grid,
             seed=task.seed,
             num_inference_steps=self.num_inference_steps,
             num_resamplings=self.num_resamplings,
             puts_back=self.method != "whole",
         )
-        drawn = draw(label_map=drawn_map)
+        drawn = images[0]
         if self.method == "difference":
-            without = _replace_lesion(label_map, lesion, _repeat(task.host, factors))
-            added = drawn - draw(label_map=without)
-            drawn = image_hu + _match_usual(added, image_hu, lesion, grid.spacing_mm, task)
-        return coarsen_image(drawn, factors)
+            drawn = image_hu + _match_usual(images[0] - images[1], image_hu, lesion, grid.spacing_mm, task)
+        painted = task.image_hu.copy()
+        painted[box] = coarsen_image(drawn, factors)
+        return painted
+
+    def _choose_part(self, task: PaintTask, factors: Shape) -> tuple[slice, ...]:
+        """The part of a crop that holds what is hidden and some of what is around it, as slices along I, J, K."""
+        if not task.hidden.any():
+            return tuple(slice(0, side) for side in task.hidden.shape)
+        box = []
+        for axis, (step, factor, least) in enumerate(zip(task.spacing_mm, factors, self.least_shape, strict=True)):
+            others = tuple(other for other in range(3) if other != axis)
+            held, whole = np.flatnonzero(task.hidden.any(axis=others)), task.hidden.shape[axis]
+            wanted = max(int(held[-1] - held[0]) + 1 + 2 * int(np.ceil(MARGIN_MM / step)), -(-least // factor))
+            side = min(-(-wanted // self.factor) * self.factor, whole)
+            start = min(max(0, int(held[0] + held[-1] + 1 - side) // 2), whole - side)
+            box.append(slice(start, start + side))
+        return tuple(box)
 
 
 def open_bundle_painter(
@@ -182,14 +205,29 @@ def _match_usual(
     core = depth >= np.median(depth[lesion])
     size_mm = diameter_mm(float(lesion.sum()) * voxel_volume_ml(spacing_mm))
     usual_hu = numpy_generator(task.seed, "contrast").uniform(*find_usual_hu(task.texture, size_mm))
-    wall_hu = find_wall_hu(image_hu)
+    wall_hu = find_wall_hu(task.image_hu)
     opaque = lesion if task.texture == "solid" else np.zeros_like(lesion)
     gains = np.geomspace(1.0, MOST_GAIN, NUM_GAINS) if float(np.median(added_hu[core])) > 0 else [1.0]
+    # From the outline to the core: a rim that is raised, too, is brighter than those of patients.
+    inwards = np.clip(ndimage.distance_transform_edt(lesion, sampling=spacing_mm) / RIM_MM, 0.0, 1.0)
     for gain in gains:
-        limited = limit_brightness(image_hu, added_hu * np.float32(gain), opaque, wall_hu, spacing_mm)
+        raised = added_hu * (1 + np.float32(gain - 1) * inwards.astype(np.float32))
+        limited = limit_brightness(image_hu, raised, opaque, wall_hu, spacing_mm)
         if float(np.median((image_hu + limited)[core])) >= usual_hu:
             break
-    return limited
+    return np.asarray(limited + inwards * _draw_mottling(lesion.shape, spacing_mm, size_mm, task.seed), np.float32)
+
+
+def _draw_mottling(
+    shape: tuple[int, ...], spacing_mm: Spacing, size_mm: float, seed: int
+) -> NDArray[np.float32] | np.float32:
+    """Smooth noise in HU, as strong as a nodule of a diameter is uneven."""
+    strength_hu = np.float32(np.interp(size_mm, MOTTLED_SIZES_MM, MOTTLING_HU))
+    if not strength_hu:
+        return strength_hu
+    noise = numpy_generator(seed, "mottling").standard_normal(shape, dtype=np.float32)
+    smooth = ndimage.gaussian_filter(noise, [MOTTLING_MM / step for step in spacing_mm], mode="wrap")
+    return np.asarray(strength_hu * smooth / max(float(smooth.std()), 1e-6), dtype=np.float32)
 
 
 def find_usual_hu(texture: Texture, size_mm: float) -> tuple[float, float]:

@@ -14,11 +14,14 @@ from maisi_aug.volumes.grid import Shape, Spacing
 Mask = NDArray[np.bool_]
 
 TOUCHING = np.ones((3, 3, 3), dtype=bool)
-STRETCH = 0.18
+SIZES_MM = (6.0, 17.0)
+"""Diameters that the following are given for; between them they are interpolated. All were set on the masks of the 300
+train patients of LIDC-IDRI: their axes, their volume against that of the ellipsoid, and the readers' spiculation."""
+STRETCH = (0.12, 0.15)
 """Deviation of the logarithms of the axes."""
-ROUGHNESS = (0.12, 0.38)
-"""Deviation of the surface from the ellipsoid, in radii."""
-SPICULATED_SHARE = 0.25
+ROUGHNESS = ((0.08, 0.12), (0.28, 0.46))
+"""Least and most deviation of the surface from the ellipsoid, in radii."""
+SPICULATED_SHARE = (0.04, 0.4)
 NUM_SPICULES = (3, 9)
 
 
@@ -77,11 +80,14 @@ def _draw_level(
     """About 1 at the surface, less inside."""
     steps = [(np.arange(side) - c) * mm for side, c, mm in zip(shape, centre, spacing_mm, strict=True)]
     offsets = np.stack(np.meshgrid(*steps, indexing="ij"), axis=-1)
-    turned = offsets @ _draw_rotation(rng) / np.exp(STRETCH * rng.standard_normal(3))
+    stretch, least, most, spiculated_share = (
+        float(np.interp(2 * radius_mm, SIZES_MM, values)) for values in (STRETCH, *ROUGHNESS, SPICULATED_SHARE)
+    )
+    turned = offsets @ _draw_rotation(rng) / np.exp(stretch * rng.standard_normal(3))
     distance = np.linalg.norm(turned, axis=-1) / radius_mm
-    roughness = rng.uniform(*ROUGHNESS)
+    roughness = rng.uniform(least, most)
     level = distance + roughness * _smooth_noise(shape, [0.45 * radius_mm / mm for mm in spacing_mm], rng)
-    is_spiculated, num_spicules = rng.random() < SPICULATED_SHARE, int(rng.integers(*NUM_SPICULES))
+    is_spiculated, num_spicules = rng.random() < spiculated_share, int(rng.integers(*NUM_SPICULES))
     if is_spiculated:
         directions = offsets / np.maximum(np.linalg.norm(offsets, axis=-1, keepdims=True), 1e-6)
         for _ in range(num_spicules):

@@ -60,15 +60,17 @@ class FastPaths:
     Attributes:
         embed_once: Compute the condition embedding once per image instead of at every step.
         plain_layers: Plain norms and convolutions in place of MAISI's memory-saving ones.
+        cpu_layers: On a CPU, convolutions with fewer products and fused attention, see ``cpu_layers``.
     """
 
     embed_once: bool = True
     plain_layers: bool = True
+    cpu_layers: bool = True
 
     @classmethod
     def none(cls) -> FastPaths:
         """MAISI's own way."""
-        return cls(embed_once=False, plain_layers=False)
+        return cls(embed_once=False, plain_layers=False, cpu_layers=False)
 
 
 ALL_FAST_PATHS = FastPaths()
@@ -175,7 +177,8 @@ def choose_precision(wanted: PrecisionName, device: str, *, bears_half: bool) ->
         bears_half: Whether the networks are known to draw the same in half precision.
 
     Raises:
-        RecipeError: For a half precision that the device does not compute in: emulated, it takes 80 times as long.
+        RecipeError: For a half precision that the device does not compute in: emulated, it takes 80 times as long; for
+            bfloat16 with a cuDNN that computes it wrongly.
     """
     if wanted == "auto":
         return "float16" if bears_half and device.startswith("cuda") else "float32"
@@ -184,7 +187,30 @@ def choose_precision(wanted: PrecisionName, device: str, *, bears_half: bool) ->
             f"precision: expected one that the device '{device}' computes in, found '{wanted}', which it could only "
             "emulate at a fraction of the speed. Use --precision float32 or auto."
         )
+    if wanted == "bfloat16" and device.startswith("cuda"):
+        require_sound_cudnn(torch.backends.cudnn.version())  # type: ignore[no-untyped-call]
     return wanted
+
+
+def require_sound_cudnn(version: int | None) -> None:
+    """Raise for a cuDNN whose 3D convolutions in bfloat16 are silently wrong on large inputs.
+
+    Torch's own wheels of the versions that are asked for come with a later one; one of the system may be found first.
+    Source: https://github.com/pytorch/pytorch/issues/163539 and 166643.
+
+    Args:
+        version: As torch gives it, 91002 for 9.10.2; None without cuDNN.
+
+    Raises:
+        RecipeError: For cuDNN 9.8 to 9.10.
+    """
+    if version is not None and version // 100 in FAULTY_CUDNN:
+        major, minor, patch = version // 10000, version // 100 % 100, version % 100
+        raise RecipeError(
+            "precision: expected cuDNN 9.11 or later for bfloat16 on a CUDA device, found cuDNN "
+            f"{major}.{minor}.{patch}, whose 3D convolutions are wrong on large inputs. Use --precision float16, or "
+            "install a later one: pip install --upgrade torch nvidia-cudnn-cu13"
+        )
 
 
 def computes_in(precision: ComputeType, device: str) -> bool:
@@ -199,6 +225,8 @@ def computes_in(precision: ComputeType, device: str) -> bool:
     return bool(supported())
 
 
+FAULTY_CUDNN = range(908, 911)
+"""Major version times 100, plus minor."""
 HALF_TYPES: Mapping[ComputeType, torch.dtype] = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 
 

@@ -30,8 +30,9 @@ class Decoder:
         definition: Of the autoencoder.
         scale_factor: The bundle's.
         default_window: Latent voxels decoded at once when nobody asks for anything else; None for the whole.
-        default_splits: The same for parts in which convolutions are computed.
-        may_split: Whether convolutions can be split further when memory is short.
+        default_splits: The same for parts in which it is computed.
+        may_split: Whether the whole can be decoded in ever more parts, to the same image; it is decoded in windows by
+            default where it cannot.
     """
 
     autoencoder: nn.Module
@@ -60,7 +61,7 @@ class Decoder:
         too_much = self._too_much.setdefault(sides, set())
         device = str(latent.device)
         options = [option for option in self._options(config, sides, device) if option not in too_much]
-        for settings in options[self._first_that_fits(options, sides, device) :]:
+        for settings in options[self._first_that_fits(options, sides, device, config.memory_gb) :]:
             image = self._try(latent, settings)
             if image is not None:
                 return image, settings
@@ -75,28 +76,33 @@ class Decoder:
         )
 
     def _options(self, config: DecodingConfig, sides: LatentShape, device: str) -> list[DecodeSettings]:
-        window = self.default_window if config.window is None else config.window
+        takes_windows = config.takes_windows or not (self.may_split or config.mode or config.window)
+        window = config.window or self.default_window if takes_windows else None
         wanted = DecodeSettings(
             None if window == "whole" else window, config.overlap, config.num_splits or self.default_splits
         )
         may_split = self.may_split and config.num_splits is None
         return list(settings_by_memory(wanted, sides, device_type=device.partition(":")[0], may_split=may_split))
 
-    def _first_that_fits(self, options: list[DecodeSettings], sides: LatentShape, device: str) -> int:
-        """The index of the first settings that the free memory should allow; that of the last where none does."""
-        free = find_free_bytes(device)
-        if free is None or not options:
+    def _first_that_fits(
+        self, options: list[DecodeSettings], sides: LatentShape, device: str, memory_gb: float | None
+    ) -> int:
+        """The index of the first settings that the memory should allow; that of the last where none does."""
+        known = find_free_bytes(device)
+        bounds = [int(USABLE_SHARE * known)] if known is not None else []
+        bounds += [int(memory_gb * _GB)] if memory_gb is not None else []
+        if not bounds or not options:
             return 0
         device_type = device.partition(":")[0]
         kind = (device_type, "half" if torch.is_autocast_enabled(device_type) else "float32")
         needed = [estimate_decode_bytes(self.definition, option, sides, kind=kind) for option in options]
-        fitting = [index for index, number in enumerate(needed) if number <= USABLE_SHARE * free]
+        fitting = [index for index, number in enumerate(needed) if number <= min(bounds)]
         chosen = fitting[0] if fitting else len(options) - 1
-        if chosen:
+        is_wanted = memory_gb is not None and bool(fitting) and min(bounds) == bounds[-1]
+        if chosen and not is_wanted:
             _LOG.warning(
-                "Decoding %s latent voxels on %s: expected about %.1f GB free for %s, found %.1f GB; decoding %s "
-                "instead.",
-                *(_spell(sides), device, needed[0] / _GB, options[0], free / _GB, options[chosen]),
+                "Decoding %s latent voxels on %s: expected about %.1f GB for %s, found %.1f GB; decoding %s instead.",
+                *(_spell(sides), device, needed[0] / _GB, options[0], min(bounds) / _GB, options[chosen]),
             )
         return chosen
 

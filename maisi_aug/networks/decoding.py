@@ -8,11 +8,12 @@ from itertools import groupby, product
 from typing import cast
 
 import torch
+from monai.apps.generation.maisi.networks.autoencoderkl_maisi import MaisiConvolution
 from monai.data.utils import compute_importance_map
 from torch import Tensor, nn
 
-from maisi_aug.bundle_spec.decoding import DEFAULT_OVERLAP, DecodeSettings, LatentShape
-from maisi_aug.networks.split_convolution import set_num_splits
+from maisi_aug.bundle_spec.decoding import DEFAULT_OVERLAP, DecodeSettings, LatentShape, kept_in
+from maisi_aug.networks.streaming import is_streamable, stream
 
 Decode = Callable[[Tensor], Tensor]
 
@@ -28,7 +29,7 @@ def decode_latent(
     """Decode a latent to intensities in [0, 1].
 
     Args:
-        autoencoder: MAISI's VAE; where its convolutions can be split, ``settings`` says in how many parts.
+        autoencoder: MAISI's VAE; ``settings`` says in how many parts it computes.
         latent: ``(B, C, i, j, k)``, still multiplied by ``scale_factor``.
         scale_factor: The bundle's.
         settings: Windows and splits; the whole with the splits that the autoencoder has, when not given. A window is
@@ -39,16 +40,40 @@ def decode_latent(
     """
     # Windows are blended in the latent's type, and neighbouring bfloat16 values are up to 8 HU apart.
     unscaled = latent.float() / scale_factor
-    if settings is not None:
-        set_num_splits(cast(nn.Module, autoencoder.decoder), settings.num_splits)
     window = None if settings is None else cut_window(settings.window, latent.shape[2:])
+    num_splits = None if settings is None else settings.num_splits
+    keeps_on_host = settings is not None and settings.on_host and window is None
 
     def decode(part: Tensor) -> Tensor:
-        return cast(Tensor, autoencoder.decode(part)).float()  # type: ignore[operator]
+        return decode_in_parts(autoencoder, part, num_splits, on_host=keeps_on_host)
 
     if settings is None or window is None:
         return decode(unscaled).clamp_(0.0, 1.0)
     return decode_windows(unscaled, window, decode, overlap=settings.overlap, on_host=settings.on_host).clamp_(0.0, 1.0)
+
+
+def decode_in_parts(autoencoder: nn.Module, latent: Tensor, num_splits: int | None, *, on_host: bool = False) -> Tensor:
+    """Decode the whole of a latent, slab after slab with plain layers; MAISI's own split every convolution instead.
+
+    Args:
+        autoencoder: MAISI's VAE.
+        latent: ``(B, C, i, j, k)``, not scaled.
+        num_splits: Parts; None for those that MAISI's layers have.
+        on_host: Keep what waits for the next pass over the slabs in the host's memory.
+
+    Returns:
+        ``(B, 1, I, J, K)`` float32.
+    """
+    decoder = cast(nn.Module, autoencoder.decoder)
+    if num_splits is not None and num_splits > 1 and is_streamable(decoder):
+        features = cast(nn.Module, autoencoder.post_quant_conv)(latent)
+        blocks = tuple(cast(nn.ModuleList, decoder.blocks))
+        keep = "all" if on_host else kept_in(num_splits)
+        return stream(blocks, features, num_parts=num_splits, keep=keep, on_host=on_host).float()
+    for layer in decoder.modules():
+        if num_splits is not None and isinstance(layer, MaisiConvolution):
+            layer.num_splits = num_splits
+    return cast(Tensor, autoencoder.decode(latent)).float()  # type: ignore[operator]
 
 
 def cut_window(window: LatentShape | None, sides: torch.Size | LatentShape) -> LatentShape | None:

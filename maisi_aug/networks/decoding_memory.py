@@ -10,26 +10,36 @@ from typing import Any, cast
 
 import torch
 
-from maisi_aug.bundle_spec.decoding import NUM_SPLITS, WINDOW_MULTIPLE, DecodeSettings, LatentShape, latent_factor
+from maisi_aug.bundle_spec.decoding import (
+    NUM_SPLITS,
+    WINDOW_MULTIPLE,
+    DecodeSettings,
+    LatentShape,
+    kept_in,
+    latent_factor,
+)
 from maisi_aug.networks.decoding import cut_window
+from maisi_aug.networks.streaming import MIN_THICKNESS
 
 ComputeKind = tuple[str, str]
 FLOAT_BYTES = 4
 USABLE_SHARE = 0.9
 """Of the free memory; the rest is for what an allocator cannot use of it."""
 
-# Float32 copies of the widest activation that are held at once: what is always there, and what is there for the part
-# that is computed. On a CPU measured with rflow-ct's autoencoder at a quarter of its width (3.6 whole, 2.7 in 16
-# parts; in bfloat16 1.8 and 1.4; tests/networks/test_decoding_memory.py). On a CUDA device, whose norms are in
-# float32 also under autocast, not measured: the sum is a little above the slope of NVIDIA's published peaks over the
-# size of the window (2.4; NV-Generate-CTMR, docs/inference.md: 15.0 GB for 64x64x32, 45.3 GB for 80x80x80 latent
-# voxels), and split by counting the tensors that the decoder holds.
-COPIES = {
-    ("cpu", "float32"): (2.6, 1.05),
-    ("cpu", "half"): (1.35, 0.5),
-    ("cuda", "float32"): (2.4, 1.6),
-    ("cuda", "half"): (1.25, 1.5),
-}
+# Float32 copies of the widest activation that are held at once. On a CPU measured with rflow-ct's autoencoder at a
+# quarter and at half of its width, 64^3 to 128^3 voxels (tests/networks/test_decoding_memory.py). On a CUDA device,
+# whose norms are in float32 also under autocast, not measured: the whole is a little above the slope of NVIDIA's
+# published peaks over the size of the window (2.4; NV-Generate-CTMR, docs/inference.md: 15.0 GB for 64x64x32, 45.3 GB
+# for 80x80x80 latent voxels); parts are counted by the tensors that are held.
+WHOLE_COPIES = {("cpu", "float32"): 3.7, ("cpu", "half"): 1.85, ("cuda", "float32"): 4.0, ("cuda", "half"): 2.75}
+HELD_COPIES = {"all": 1.59, "most": 1.1, "least": 0.83, "host": 0.2}
+"""In float32, by what is kept between passes; in half precision half of it."""
+PART_COPIES = {("cpu", "float32"): 4.45, ("cpu", "half"): 3.3, ("cuda", "float32"): 4.45, ("cuda", "half"): 3.3}
+"""Of the part that is computed, as a share of the whole."""
+HALO = 4
+"""Voxels along I that a part is longer by than what it yields."""
+SCRATCH_BYTES = 65_000_000
+"""What convolutions of the whole on a CPU take for themselves, whatever its size."""
 
 
 def estimate_decode_bytes(
@@ -41,9 +51,9 @@ def estimate_decode_bytes(
 ) -> int:
     """Peak memory of a decoding beside weights and latent.
 
-    ``bytes = V C 4 (held + per_part / num_splits) + 4 G`` with V the image voxels of the window, C the channels of the
-    widest activation per image voxel (full resolution is reached before the number of channels is reduced), and G the
-    voxels of the image that is gathered on the device.
+    ``bytes = 4 V C n + 4 G + S`` with V the image voxels of the window, C the channels of the widest activation per
+    image voxel (full resolution is reached before the number of channels is reduced), n the copies of it that are held,
+    G the voxels of the image that is gathered on the device, and S what convolutions of the whole take on a CPU.
 
     Args:
         definition: Of the autoencoder; ``num_channels`` from the finest level to the coarsest.
@@ -56,12 +66,24 @@ def estimate_decode_bytes(
     window = cut_window(settings.window, sides) or sides
     coarser = [*channels[1:], channels[-1]]
     widest = max(max(pair) / 8**level for level, pair in enumerate(zip(channels, coarser, strict=True)))
-    held, per_part = COPIES.get(kind) or max(COPIES.values(), key=sum)
-    activations = math.prod(window) * factor**3 * widest * (held + per_part / settings.num_splits)
+    copies = _count_copies(settings, factor * window[0], kind)
+    activations = math.prod(window) * factor**3 * widest * copies
     # Windows that are gathered in the host's memory leave a slab as thick as one of them on the device.
     thickness = window[0] if settings.on_host else sides[0]
     gathered = thickness * sides[1] * sides[2] * factor**3
-    return int(FLOAT_BYTES * (activations + gathered))
+    scratch = SCRATCH_BYTES if kind == ("cpu", "float32") and settings.num_splits == 1 else 0
+    return int(FLOAT_BYTES * (activations + gathered)) + scratch
+
+
+def _count_copies(settings: DecodeSettings, side: int, kind: ComputeKind) -> float:
+    """Float32 copies of the widest activation of a window with so many image voxels along I."""
+    if settings.num_splits == 1:
+        return WHOLE_COPIES.get(kind) or max(WHOLE_COPIES.values())
+    is_on_host = settings.on_host and settings.window is None
+    held = HELD_COPIES["host" if is_on_host else kept_in(settings.num_splits)]
+    num_parts = min(settings.num_splits, side // MIN_THICKNESS)
+    per_part = PART_COPIES.get(kind) or max(PART_COPIES.values())
+    return held * (0.5 if kind[1] == "half" else 1.0) + per_part * (1 / num_parts + HALO / side)
 
 
 def find_free_bytes(device: str) -> int | None:
@@ -98,7 +120,7 @@ def settings_by_memory(
 ) -> Iterator[DecodeSettings]:
     """What is wanted, and then ever less memory, by how little the image changes.
 
-    Where windows are gathered changes nothing; the number of splits changes the last digits; smaller windows, each
+    Where features wait changes nothing; the number of splits changes the last digits; smaller windows, each
     with half the longest side of the one before, change what the decoder's norms see.
 
     Args:
@@ -115,7 +137,9 @@ def settings_by_memory(
         yield current
     for num_splits in NUM_SPLITS if may_split else ():
         if num_splits > current.num_splits:
-            current = replace(current, num_splits=num_splits)
+            # A bus is faster than computing features a second time, which is what so many parts ask for.
+            on_host = has_host and (current.on_host or kept_in(num_splits) != "all")
+            current = replace(current, num_splits=num_splits, on_host=on_host)
             yield current
     while (window := _halve(current.window or sides)) is not None:
         current = replace(current, window=window, on_host=has_host)

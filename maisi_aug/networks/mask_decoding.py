@@ -2,8 +2,7 @@
 
 The decoder runs up to its last convolution. That one, and the choice of the most likely class, go through the map in
 slabs along I with a margin of one voxel, which is all that a convolution of width 3 sees: same values, same classes.
-Where the features of a level take much memory, its residual blocks go through it in slabs as well; of their parts only
-the group norms look further, so that their statistics are taken first.
+Where the features of the map take much memory, all layers go through it in slabs as well (``streaming``).
 """
 
 from __future__ import annotations
@@ -16,13 +15,13 @@ from typing import cast
 
 import numpy as np
 import torch
-from monai.apps.generation.maisi.networks.autoencoderkl_maisi import MaisiResBlock
+from monai.apps.generation.maisi.networks.autoencoderkl_maisi import MaisiUpsample
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from maisi_aug.bundle_spec.decoding import ComputeType
 from maisi_aug.networks.building import compute_in
-from maisi_aug.networks.split_convolution import SplitResBlock, as_scale_and_shift
+from maisi_aug.networks.streaming import is_streamable, stream_slabs
 from maisi_aug.system.content import read_json
 
 Function = Callable[[Tensor], Tensor]
@@ -31,7 +30,7 @@ MAX_LOGITS = 1 << 23
 MIN_SLAB = 4
 """Voxels along I that are classified at once, whatever their logits take: of thinner slabs the margin is most."""
 MAX_FEATURES = 1 << 28
-"""Features of a level, in numbers, above which its blocks go through it in slabs: 1 GB in float32."""
+"""Features of the whole map, in numbers, above which the decoder goes through it in slabs: 1 GB in float32."""
 
 
 @cache
@@ -56,7 +55,7 @@ def decode_label_map(
         autoencoder: MAISI's VAE of label maps, with plain layers where ``max_features`` shall have an effect.
         latent: ``(1, C, i, j, k)``, still multiplied by ``scale_factor``.
         scale_factor: Of the mask networks.
-        max_features: Features of a level above which its blocks go through it in slabs, to rounding the same.
+        max_features: Features of the map above which the decoder goes through it in slabs, to rounding the same.
         precision: What the network computes in.
 
     Returns:
@@ -76,33 +75,33 @@ def decode_classes(
     Args:
         autoencoder: MAISI's VAE of label maps.
         latent: ``(B, C, i, j, k)``, not scaled.
-        max_features: Features of a level above which its blocks go through it in slabs.
+        max_features: Features of the map above which the decoder goes through it in slabs.
         max_logits: Logits held at once; a slab is ``MIN_SLAB`` voxels thick at least.
 
     Returns:
         ``(B, I, J, K)`` uint8 classes, on the device of the latent.
     """
-    blocks = list(cast(nn.ModuleList, cast(nn.Module, autoencoder.decoder).blocks))
+    *blocks, convolution = cast(nn.ModuleList, cast(nn.Module, autoencoder.decoder).blocks)
     features = cast(Tensor, cast(nn.Module, autoencoder.post_quant_conv)(latent))
-    for block in blocks[:-2]:
-        features = _run_block(block, features, max_features)
-    norm, convolution = blocks[-2:]
-    if features.numel() > max_features:
-        prepare = _split_norm(norm, features)
-    else:
-        features, prepare = cast(Tensor, norm(features)), nn.Identity()
-    num_classes = list(convolution.parameters())[-1].shape[0]
-    classes = torch.empty((len(latent), *features.shape[2:]), dtype=torch.uint8, device=latent.device)
+    num_classes, num_channels = next(convolution.parameters()).shape[:2]
 
     def classify(part: Tensor) -> Tensor:
         # Classes whose logits bfloat16 cannot tell apart would be decided by their order.
         with torch.autocast(part.device.type, enabled=False):
-            logits: Tensor = convolution(prepare(part).float())
-        return logits.argmax(dim=1, keepdim=True)
+            logits: Tensor = convolution(part.float())
+        return logits.argmax(dim=1, keepdim=True).to(torch.uint8)
 
-    for slab, part in _by_slab(classify, features, _thickness(classes, num_classes, max_logits)):
-        classes[:, slab] = part[:, 0]
-    return classes
+    def classify_slabs(part: Tensor) -> Tensor:
+        thickness = _thickness(part[:, 0], num_classes, max_logits)
+        return torch.cat(list(_by_slab(classify, part, thickness)), dim=2)
+
+    factor = 2 ** sum(isinstance(block, MaisiUpsample) for block in blocks)
+    num_parts = math.ceil(4 * features[:, 0].numel() * factor**3 * num_channels / max_features)
+    if num_parts > 4 and is_streamable(cast(nn.Module, autoencoder.decoder)):
+        return torch.cat(list(stream_slabs(blocks, features, classify_slabs, num_parts=num_parts)), dim=2)[:, 0]
+    for block in blocks:
+        features = cast(Tensor, block(features))
+    return classify_slabs(features)[:, 0]
 
 
 def _thickness(like: Tensor, num_channels: int, max_numbers: int) -> int:
@@ -110,25 +109,10 @@ def _thickness(like: Tensor, num_channels: int, max_numbers: int) -> int:
     return max(MIN_SLAB, max_numbers // (like[:, 0].numel() * num_channels))
 
 
-def _by_slab(function: Function, features: Tensor, thickness: int) -> Iterator[tuple[slice, Tensor]]:
-    """What a function that sees one voxel around gives for every slab along I, and where the slab lies."""
+def _by_slab(function: Function, features: Tensor, thickness: int) -> Iterator[Tensor]:
+    """What a function that sees one voxel around gives for every slab along I."""
     side = features.shape[2]
     for start in range(0, side, thickness):
         stop = min(side, start + thickness)
         low, high = max(0, start - 1), min(side, stop + 1)
-        output = function(features[:, :, low:high])
-        yield slice(start, stop), output[:, :, start - low : stop - low]
-
-
-def _run_block(block: nn.Module, features: Tensor, max_features: int) -> Tensor:
-    if features.numel() > max_features and isinstance(block, MaisiResBlock):
-        block = SplitResBlock(block)
-        block.num_splits = math.ceil(4 * features.numel() / max_features)
-    return cast(Tensor, block(features))
-
-
-def _split_norm(norm: nn.Module, features: Tensor) -> Function:
-    """A group norm for slabs of features, from the statistics of all of them."""
-    assert isinstance(norm, nn.GroupNorm)
-    scale, shift = as_scale_and_shift(norm, features)
-    return lambda part: torch.addcmul(shift, part.float(), scale)
+        yield function(features[:, :, low:high])[:, :, start - low : stop - low]

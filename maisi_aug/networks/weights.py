@@ -7,7 +7,7 @@ import struct
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import Any, Final
 
 import safetensors
 import safetensors.torch
@@ -29,8 +29,8 @@ from maisi_aug.networks.building import (
     keep_norms_in_float32,
     use_plain_layers,
 )
+from maisi_aug.networks.cpu_layers import use_cpu_layers
 from maisi_aug.networks.mask_conditions import load_size_conditions
-from maisi_aug.networks.split_convolution import make_splittable
 from maisi_aug.system.content import ContentError, content_errors
 from maisi_aug.system.whole_files import open_whole, sha256_of, write_text_whole
 
@@ -43,14 +43,17 @@ MAX_HEADER_BYTES: Final = 16 * 2**20
 _LENGTH_BYTES: Final = 8
 
 
-def load_networks(bundle: Bundle, *, device: str = "cpu", plain_layers: bool = True) -> Networks:
+def load_networks(
+    bundle: Bundle, *, device: str = "cpu", plain_layers: bool = True, cpu_layers: bool = True
+) -> Networks:
     """Build a bundle's networks and load their weights strictly.
 
     Args:
         bundle: The bundle; its weight files are compared with their hashes first.
         device: Where the networks run.
-        plain_layers: Swap MAISI's memory-saving layers for the plain, faster ones; the decoder's convolutions can
-            still be split.
+        plain_layers: Swap MAISI's memory-saving layers for the plain, faster ones; what they compute can still be
+            divided into parts.
+        cpu_layers: Where they run on a CPU, swap convolutions and attention for faster ones.
 
     Raises:
         BundleError: For altered or missing files, or tensors that do not match the definition, key by key.
@@ -58,13 +61,7 @@ def load_networks(bundle: Bundle, *, device: str = "cpu", plain_layers: bool = T
     bundle.require_intact(NETWORK_ROLES)
     networks = {role: _load_network(bundle, role, device=device) for role in NETWORK_ROLES}
     for network in networks.values():
-        network.eval().requires_grad_(False)
-        if plain_layers:
-            use_plain_layers(network)
-        else:
-            keep_norms_in_float32(network)
-    if plain_layers:
-        make_splittable(cast(nn.Module, networks["autoencoder"].decoder))
+        _prepare(network, device, plain_layers=plain_layers, cpu_layers=cpu_layers)
     keep_decoder_output_precise(networks["autoencoder"])
     return Networks(
         **networks,
@@ -74,13 +71,29 @@ def load_networks(bundle: Bundle, *, device: str = "cpu", plain_layers: bool = T
     )
 
 
-def load_mask_networks(bundle: Bundle, *, device: str = "cpu", plain_layers: bool = True) -> MaskNetworks:
+def load_autoencoder(bundle: Bundle, *, device: str = "cpu") -> nn.Module:
+    """The autoencoder of a bundle alone, as :func:`load_networks` loads it.
+
+    Raises:
+        BundleError: For an altered or missing file, or tensors that do not match the definition.
+    """
+    bundle.require_intact(("autoencoder",))
+    autoencoder = _load_network(bundle, "autoencoder", device=device)
+    _prepare(autoencoder, device, plain_layers=True, cpu_layers=True)
+    keep_decoder_output_precise(autoencoder)
+    return autoencoder
+
+
+def load_mask_networks(
+    bundle: Bundle, *, device: str = "cpu", plain_layers: bool = True, cpu_layers: bool = True
+) -> MaskNetworks:
     """Build the networks that generate label maps and load their weights strictly.
 
     Args:
         bundle: A bundle that has them; their weight files are compared with their hashes first.
         device: Where the networks run.
         plain_layers: Swap MAISI's memory-saving layers for the plain, faster ones.
+        cpu_layers: Where they run on a CPU, swap convolutions and attention for faster ones.
 
     Raises:
         BundleError: When the bundle has none, for altered or missing files, tensors that do not match the definition,
@@ -99,7 +112,21 @@ def load_mask_networks(bundle: Bundle, *, device: str = "cpu", plain_layers: boo
         network.eval().requires_grad_(False)
     if plain_layers:
         use_plain_layers(autoencoder)
+    if cpu_layers and device.startswith("cpu"):
+        for network in (autoencoder, unet):
+            use_cpu_layers(network)
     return MaskNetworks(autoencoder, unet, scheduler, spec.scale_factor, device)
+
+
+def _prepare(network: nn.Module, device: str, *, plain_layers: bool, cpu_layers: bool) -> None:
+    """Make a network ready for drawing, with the layers that are asked for."""
+    network.eval().requires_grad_(False)
+    if plain_layers:
+        use_plain_layers(network)
+    else:
+        keep_norms_in_float32(network)
+    if cpu_layers and device.startswith("cpu"):
+        use_cpu_layers(network)
 
 
 def _load_network(bundle: Bundle, role: str, *, device: str) -> nn.Module:

@@ -338,17 +338,28 @@ def build_contact_sheet(previews: Sequence[Path], title: str) -> Image.Image:
     return sheet
 
 
-def _build_tile(path: Path) -> Image.Image | None:
-    """The tile of a case; None where the picture cannot be read or is another program's."""
+def load_axial_panels(path: Path) -> tuple[list[Image.Image], str, str] | None:
+    """The axial panels of a preview, plain and, where there is a label map, outlined; its title and its first line.
+
+    Returns:
+        None where the picture cannot be read or is another program's.
+    """
     try:
         with content_errors(path), Image.open(path) as preview:
             words = parse_json(preview.info[TEXT_KEY].encode())
             picture = preview.convert("RGB")
         boxes = [_inside(box, picture) for box in words["boxes"]]
-        title, line = str(words["title"]), str(words["line"])
+        return [picture.crop(box) for box in boxes], str(words["title"]), str(words["line"])
     except (OSError, ContentError, KeyError, TypeError, ValueError):
         return None
-    panels = [picture.crop(box) for box in boxes]
+
+
+def _build_tile(path: Path) -> Image.Image | None:
+    """The tile of a case; None where the picture cannot be read or is another program's."""
+    found = load_axial_panels(path)
+    if found is None:
+        return None
+    panels, title, line = found
     for panel in panels:
         panel.thumbnail((THUMB_PX, 2 * THUMB_PX), Image.Resampling.LANCZOS)
     width = sum(panel.width for panel in panels) + 2

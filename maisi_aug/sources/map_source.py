@@ -20,6 +20,7 @@ from maisi_aug.vocabulary.labels import Vocabulary
 from maisi_aug.volumes.grid import Grid, Spacing
 
 Base = TypeVar("Base")
+Drawn = TypeVar("Drawn")
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,11 +140,11 @@ class BankedSource(MapSource, Protocol):
 
 def draw_from_any(
     bases: Iterable[Base],
-    draw: Callable[[int, Base], DrawnMap | None],
+    draw: Callable[[int, Base], Drawn | None],
     *,
     gives_up: Callable[[Base], bool] = lambda base: False,
-) -> DrawnMap | None:
-    """The first map that a draw from one of the bases succeeds with; None where all of them lack something.
+) -> Drawn | None:
+    """The first map, or maps, that a draw from one of the bases succeeds with; None where all of them lack something.
 
     Args:
         bases: What to draw from.

@@ -7,6 +7,7 @@ takes maps that already hold such lesions. Everything a draw decides follows fro
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Literal, NoReturn
@@ -99,6 +100,18 @@ class PlantSource(BankedSource):
             LesionError: A lesion found no room in ``max_bases`` maps, or cannot find any.
             BankError: No map has the hosts and the required organs.
         """
+        return self.draw_twins([case], seed)[0]
+
+    def draw_twins(self, cases: Sequence[CasePlan], seed: int) -> list[DrawnMap]:
+        """Maps of one patient, each with the lesions of a case: the same lesion in other sizes, or in other hosts.
+
+        The first case whose lesion is the largest decides on the patient; smaller ones are its inner part.
+
+        Raises:
+            LesionError: The lesions found no room in ``max_bases`` maps, or cannot find any.
+            BankError: No map has the hosts and the required organs.
+        """
+        case = max(cases, key=lambda one: sum(lesion.requested_ml for lesion in one.lesions))
         lesions, hosts = case.lesions, list[_Hosts]()
 
         def is_hopeless(base: BaseMap) -> bool:
@@ -109,7 +122,7 @@ class PlantSource(BankedSource):
         try:
             drawn = draw_from_any(
                 islice(bases, self.max_bases),
-                lambda number, base: self._plant(case, base, number, seed),
+                lambda number, base: self._plant(cases, case, base, number, seed),
                 gives_up=is_hopeless,
             )
         except LesionError as error:
@@ -131,7 +144,9 @@ class PlantSource(BankedSource):
         fits = f"about {in_words(volume_ml)}" if volume_ml else "none"
         return LesionError(f"{failure} The largest that fits, by {seen} of '{self.bank.name}': {fits}.")
 
-    def _plant(self, case: CasePlan, base: BaseMap, number: int, seed: int) -> DrawnMap | None:
+    def _plant(
+        self, cases: Sequence[CasePlan], largest: CasePlan, base: BaseMap, number: int, seed: int
+    ) -> list[DrawnMap] | None:
         rng = numpy_generator(seed, f"plant {number}")
         spacing_mm = base.grid.spacing_mm
         label_map = remove_lesions(base.label_map, self.bank.vocabulary, spacing_mm=spacing_mm)
@@ -139,7 +154,38 @@ class PlantSource(BankedSource):
         if not self.bank.varies:
             label_map, strength = deform_at_random(label_map, spacing_mm, rng, most=self.deform_strength)
             origin |= strength
-        return plant_case(case, BaseMap(label_map, base.grid, origin), rng)
+        healthy = BaseMap(label_map, base.grid, origin)
+        first = plant_case(largest, healthy, deepcopy(rng))
+        if first is None:
+            return None
+        drawn = []
+        for case in cases:
+            is_moved = [lesion.hosts for lesion in case.lesions] != [lesion.hosts for lesion in largest.lesions]
+            twin = plant_case(case, healthy, deepcopy(rng)) if is_moved else _shrink(first, case)
+            if twin is None:
+                return None
+            drawn.append(twin)
+        return drawn
+
+
+def _shrink(planted: DrawnMap, case: CasePlan) -> DrawnMap | None:
+    """The map with its lesions brought to the smaller volumes of a case; None where one would fall apart."""
+    wanted = [lesion.requested_ml for lesion in case.lesions]
+    if wanted == [lesion.requested_ml for lesion in planted.lesions]:
+        return replace(planted, case=replace(case, lesions=planted.lesions))
+    assert planted.label_map is not None
+    spacing_mm, (wish,) = planted.grid.spacing_mm, case.lesions
+    label_map, lesion = resize_lesion(
+        planted.label_map,
+        planted.label_map == wish.label_id,
+        num_voxels=max(1, round(wish.requested_ml / voxel_volume_ml(spacing_mm))),
+        hosts=wish.hosts,
+        spacing_mm=spacing_mm,
+    )
+    if not lesion.any() or not has_all(label_map, case.required_ids):
+        return None
+    sized = describe_lesion(label_map, lesion, wish, spacing_mm=spacing_mm)
+    return DrawnMap(replace(case, lesions=(sized,)), label_map, planted.grid, planted.origin)
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,10 @@ PLAIN_NAME: Final = rf"^{_NAME}$"
 INNER_PATH: Final = rf"^{_NAME}(/{_NAME})*$"
 """Pattern of a path that is relative, stays inside its folder, and is made of such names."""
 
+MAX_PART_BYTES: Final = 255
+MAX_PATH_BYTES: Final = 2048
+"""Of a path: Linux takes 255 bytes between separators and 4,096 in all, the folder that it is relative to included."""
+
 MAX_BYTES: Final = 200
 """Of a name; file systems take 255, and exports add to it."""
 
@@ -27,6 +31,16 @@ def is_file_name(text: str) -> bool:
         letter in "/\\" or unicodedata.category(letter) in ("Cc", "Cs", "Zl", "Zp") or letter in _TURNING
         for letter in text
     )
+
+
+def is_path(text: str) -> bool:
+    """Whether a text that others have given can be a path, wherever it leads; the system raises at one that cannot."""
+    try:
+        content = text.encode()
+    except UnicodeEncodeError:
+        return False
+    parts = content.split(b"/")
+    return 0 < len(content) <= MAX_PATH_BYTES and b"\0" not in content and max(map(len, parts)) <= MAX_PART_BYTES
 
 
 _TURNING: Final = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from maisi_aug.errors import ExportError
 from maisi_aug.system.file_lock import folder_lock
-from maisi_aug.system.whole_files import TEMPORARY_SUFFIX
+from maisi_aug.system.whole_files import TEMPORARY_SUFFIX, flush_all
 
 REPLACED_SUFFIX = ".old"
 """Of the hidden name that an earlier folder has while a new one takes its name."""
@@ -66,6 +66,8 @@ def folders_that_appear_whole(*targets: Path, require_free: Callable[[], object]
                 name = f".{place.name or 'root'}"
                 buildings.append(_make_hidden(place / name if there else place.with_name(name), locks))
             yield buildings
+            for building in buildings:
+                flush_all(building)
             with _naming_lock(places[0].parent):
                 if require_free is not None:
                     require_free()
@@ -106,6 +108,7 @@ def open_whole_folder(folder: Path, *, require_replaceable: Callable[[], None]) 
         replaced = unfinished.with_suffix(REPLACED_SUFFIX)
         try:
             yield unfinished
+            flush_all(unfinished)
             require_replaceable()
             if folder.exists():
                 folder.rename(replaced)

@@ -63,7 +63,7 @@ class Grid:
         """Volume of one voxel in millilitres."""
         return float(abs(np.linalg.det(self.affine[:3, :3]))) / 1000.0
 
-    @property
+    @cached_property
     def has_right_angles(self) -> bool:
         """Whether the axes are orthogonal, so that no voxel is moved by what ITK, a qform or DICOM can hold of them.
 

@@ -13,6 +13,7 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,7 +24,7 @@ from maisi_aug.errors import GridError, VolumeError
 from maisi_aug.system.content import ContentError, read_bounded, reason_of
 from maisi_aug.system.whole_files import open_whole
 from maisi_aug.volumes.dicom_files import DICOM_SUFFIXES, is_dicom, is_label_object
-from maisi_aug.volumes.grid import Grid, spell_grid
+from maisi_aug.volumes.grid import Grid, Shape, spell_grid
 from maisi_aug.volumes.itk_files import read_itk_grid, read_with_itk, take_itk_image
 from maisi_aug.volumes.nifti_files import PLAUSIBLE_MM, parse_nifti, read_nifti_grid, read_stored_geometry
 from maisi_aug.volumes.orientation import turn_to_ras
@@ -426,8 +427,6 @@ def _to_smallest_unsigned(array: NDArray[Any], subject: str) -> NDArray[Any]:
 
 def _save_nifti(path: Path, array: NDArray[Any], grid: Grid, level: int, *, is_new: bool) -> None:
     """Write a header and the voxels, slice by slice so that no second copy of the volume is held."""
-    import nibabel as nib
-
     if array.shape != grid.shape:
         raise VolumeError(
             f"{path}: expected the grid's shape {grid.shape}, found {array.shape}. Pass the array's grid."
@@ -440,13 +439,7 @@ def _save_nifti(path: Path, array: NDArray[Any], grid: Grid, level: int, *, is_n
         )
     if not path.name.endswith(NIFTI_SUFFIXES):
         raise VolumeError(f"{path}: expected a name ending in .nii.gz or .nii, found '{path.name}'. Rename the target.")
-    header: Any = nib.Nifti1Header()
-    header.set_data_dtype(array.dtype)
-    header.set_data_shape(array.shape)
-    header.set_sform(grid.affine, code=1)
-    header.set_qform(grid.affine, code=1)
-    header.set_xyzt_units("mm")
-    header["vox_offset"] = 352
+    header = _build_nifti_header(array.dtype.str, grid.shape, grid.affine.tobytes())
     # A fixed gzip header (no name, no time) is what wbits=31 writes: same array, same bytes.
     packer = zlib.compressobj(level, zlib.DEFLATED, 31) if path.name.endswith(".gz") else None
     with open_whole(path, is_new=is_new) as file:
@@ -454,9 +447,32 @@ def _save_nifti(path: Path, array: NDArray[Any], grid: Grid, level: int, *, is_n
         def put(block: bytes) -> None:
             file.write(block if packer is None else packer.compress(block))
 
-        put(header.binaryblock + b"\0\0\0\0")
+        put(header)
         little_endian = array.astype(array.dtype.newbyteorder("<"), copy=False)
         for k in range(array.shape[2]):
             put(little_endian[:, :, k].tobytes(order="F"))
         if packer is not None:
             file.write(packer.flush())
+
+
+@lru_cache(maxsize=64)
+def _build_nifti_header(dtype: str, shape: Shape, affine: bytes) -> bytes:
+    """Everything before the voxels; the files of a cohort mostly share it.
+
+    Args:
+        dtype: Of the voxels, as NumPy spells it.
+        shape: Of the array.
+        affine: The bytes of its affine, ``(4, 4)`` float64.
+    """
+    import nibabel as nib
+
+    to_ras = np.frombuffer(affine).reshape(4, 4)
+    header: Any = nib.Nifti1Header()
+    header.set_data_dtype(np.dtype(dtype))
+    header.set_data_shape(shape)
+    header.set_sform(to_ras, code=1)
+    header.set_qform(to_ras, code=1)
+    header.set_xyzt_units("mm")
+    header["vox_offset"] = 352
+    content: bytes = header.binaryblock + b"\0\0\0\0"
+    return content

@@ -11,6 +11,8 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Sequence
+from functools import lru_cache
+from io import BytesIO
 from itertools import product
 from pathlib import Path
 from typing import Any, Final
@@ -62,7 +64,8 @@ def parse_nifti(
     """
     is_packed = content[:2] == GZIP_MAGIC
     start = unpack_start(content, _LONGEST_HEADER) if is_packed else content[:_LONGEST_HEADER]
-    promised = _count_promised(_parse_header(start))
+    header = _parse_header(start)
+    promised = _count_promised(header)
     most = len(content) * (MAX_DEFLATE_RATIO if is_packed else 1)
     if promised > most:
         raise ContentError(f"its header promises {promised} bytes, it holds at most {most}")
@@ -72,9 +75,9 @@ def parse_nifti(
     if promised > len(content):
         raise ContentError(f"its header promises {promised} bytes, it holds {len(content)}")
     with content_errors():
-        image: Any = _image_class(content).from_bytes(content)
-        array = np.asarray(image.dataobj)
-    return array, affine_of(image.header, image.shape, content, subject)
+        # Not an image of nibabel's, which would check and copy the header twice more, and parse extensions.
+        array = np.asarray(header.data_from_fileobj(BytesIO(content)))
+    return array, affine_of(header, header.get_data_shape(), content, subject)
 
 
 def read_nifti_grid(path: Path) -> tuple[tuple[int, ...], NDArray[np.float64]]:
@@ -118,17 +121,22 @@ def _image_class(start: bytes) -> Any:
 
 
 def _parse_header(start: bytes) -> Any:
-    """nibabel's header, checked and mended as it does on reading."""
+    """nibabel's header, checked and mended as it does on reading; not to be modified."""
     with content_errors():
-        header_class = _image_class(start).header_class
-        size = header_class.sizeof_hdr
+        size = _image_class(start).header_class.sizeof_hdr
         if len(start) < size:
             raise ContentError("it ends too early")
-        header = header_class(start[:size])
-        sides = [int(side) for side in header.get_data_shape()]
-        if any(side < 0 for side in sides):
-            raise ContentError(f"its header has sides of {sides} voxels")
-        return header
+        return _check_header(bytes(start[:size]))
+
+
+@lru_cache(maxsize=64)
+def _check_header(content: bytes) -> Any:
+    """A header of the cases of a cohort is mostly that of all, and nibabel's checks take longer than small files."""
+    header = _image_class(content).header_class(content)
+    sides = [int(side) for side in header.get_data_shape()]
+    if any(side < 0 for side in sides):
+        raise ContentError(f"its header has sides of {sides} voxels")
+    return header
 
 
 def _count_promised(header: Any) -> int:

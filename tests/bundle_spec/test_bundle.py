@@ -66,6 +66,13 @@ def test_steps_end_where_the_scheduler_does(
             bundle.choose_steps(19)
 
 
+@pytest.mark.parametrize("steps", [[1000], [1000, 20], "1000", True, 0, 10**7])
+def test_time_steps_are_one_whole_number(steps: Any, write: Callable[..., Path]) -> None:
+    folder = write(scheduler={"class": "RFlowScheduler", "num_train_timesteps": steps})
+    with pytest.raises(BundleError, match=r"scheduler: .*expected .*number.* as 'num_train_timesteps'"):
+        load_bundle(folder)
+
+
 def test_bundle_tells_what_its_file_says(write: Callable[..., Path]) -> None:
     folder = write()
     bundle = load_bundle(folder)
@@ -219,6 +226,16 @@ def test_weights_cannot_lie_outside_the_folder(file: str, write: Callable[..., P
     (folder.parent / "outside.safetensors").write_bytes(WEIGHTS)
     with pytest.raises(BundleError, match="expected weight files inside the bundle's folder, found /"):
         load_bundle(folder).weight_path("autoencoder")
+
+
+@pytest.mark.parametrize("file", ["", "a\0b", "a" * 300, "ab/" * 1000], ids=["empty", "null", "part", "path"])
+def test_what_no_file_can_be_called_is_refused(file: str, write: Callable[..., Path]) -> None:
+    for changes, place in (
+        ({"weights": {"autoencoder": {"file": file, "sha256": "0" * 64}}}, "weights.autoencoder.file"),
+        ({"base": {"name": "base", "fingerprint": "0" * 64, "paths": [file]}}, r"base.paths\[0\]"),
+    ):
+        with pytest.raises(BundleError, match=f"{place}: .*expected a path, found one that is empty, too long or"):
+            load_bundle(write(**changes))
 
 
 def test_link_out_of_the_folder_is_refused(write: Callable[..., Path]) -> None:

@@ -22,7 +22,14 @@ def test_everything_is_automatic_unless_asked_for() -> None:
     config = build_request({"labels": ["liver"], "decoding": None}).decoding
     assert config == DecodingConfig() == read()
     assert (config.window, config.overlap, config.num_splits) == (None, 0.4, None)
-    assert [read(num_splits=number).num_splits for number in NUM_SPLITS] == [1, 2, 4, 8, 16]
+    assert [read(num_splits=number).num_splits for number in NUM_SPLITS] == [1, 2, 4, 8, 16, 32, 64, 128]
+
+
+def test_windows_are_taken_where_they_are_asked_for() -> None:
+    assert not read().takes_windows
+    assert not read(window="whole").takes_windows
+    assert read(mode="windows").takes_windows
+    assert read(window=[16, 16, 16]).takes_windows
 
 
 def test_configuration_can_be_written_and_read_again() -> None:
@@ -38,7 +45,17 @@ def test_configuration_can_be_written_and_read_again() -> None:
         ({"window": [16, 16, 0]}, "decoding.window: expected .* found [16, 16, 0]"),
         ({"window": "hole"}, "decoding.window: expected 'whole' .* found 'hole'"),
         ({"overlap": 1.0}, "decoding.overlap: expected less than 1, found 1.0"),
-        ({"num_splits": 3}, "decoding.num_splits: expected 1, 2, 4, 8 or 16, found 3"),
+        ({"num_splits": 3}, "decoding.num_splits: expected 1, 2, 4, 8, 16, 32, 64 or 128, found 3"),
+        ({"mode": "exakt"}, "decoding.mode: expected 'exact' or 'windows', found 'exakt'"),
+        ({"memory_gb": 0}, "decoding.memory_gb: expected greater than 0, found 0"),
+        (
+            {"mode": "exact", "window": [16, 16, 16]},
+            "decoding: window can only be used with mode windows; remove one of them",
+        ),
+        (
+            {"mode": "windows", "window": "whole"},
+            "decoding: window 'whole' can only be used with mode exact; remove one of them",
+        ),
         ({"num_split": 4}, "decoding.num_split: expected a known key, found 'num_split'. Did you mean 'num_splits'"),
     ],
 )
@@ -66,5 +83,5 @@ def test_manifest_is_told_what_plays_a_part() -> None:
         "gathered_on": "host",
     }
     assert str(DecodeSettings((48, 48, 64), 0.25, 2, on_host=True)) == (
-        "windows of 48x48x64, convolutions in 2 parts, gathered in host memory"
+        "windows of 48x48x64 in 2 parts, gathered in host memory"
     )

@@ -60,17 +60,20 @@ def test_preset_is_named_by_its_memory_and_shape() -> None:
 def test_preset_sets_grid_and_decode_window(
     rflow: Bundle, name: str, shape: tuple[int, int, int], window: tuple[int, int, int] | None
 ) -> None:
-    cohort = resolve(rflow, preset=name)
+    cohort = resolve(rflow, preset=name, decoding={"mode": "windows"})
     assert cohort.grid.shape == tuple(cohort.configuration["shape"]) == shape
     assert cohort.grid.spacing_mm == pytest.approx(find_preset(name, rflow).spacing_mm)
-    assert cohort.decoding.window == (window or "whole")
+    assert cohort.decoding.window == window
+    assert resolve(rflow, preset=name).decoding == DecodingConfig(), "exact, unless windows are asked for"
     assert cohort.bundle.fingerprint == rflow.fingerprint
     again = resolve_request(build_request(cohort.to_document()["configuration"]))
     assert again.to_document() == cohort.to_document()
 
 
 def test_shape_and_spacing_stand_above_the_preset(rflow: Bundle) -> None:
-    cohort = resolve(rflow, preset="chest", shape=[512, 512, 256], spacing_mm=[0.8, 0.8, 2.0])
+    cohort = resolve(
+        rflow, preset="chest", shape=[512, 512, 256], spacing_mm=[0.8, 0.8, 2.0], decoding={"mode": "windows"}
+    )
     assert cohort.grid.shape == (512, 512, 256)
     assert cohort.grid.spacing_mm == pytest.approx((0.8, 0.8, 2.0))
     assert cohort.decoding.window == (64, 64, 32)
@@ -95,8 +98,8 @@ def test_preset_as_a_flag_stands_above_the_grid_of_a_recipe(tmp_path: Path) -> N
 )
 def test_preset_takes_nvidias_overlap(rflow: Bundle, name: str, overlap: float) -> None:
     """NV-Generate-CTMR, configs/config_infer_*.json, autoencoder_sliding_window_infer_overlap."""
-    assert resolve(rflow, preset=name).decoding.overlap == overlap
-    assert resolve(rflow, preset=name, decoding={"overlap": 0.25}).decoding.overlap == 0.25
+    assert resolve(rflow, preset=name, decoding={"mode": "windows"}).decoding.overlap == overlap
+    assert resolve(rflow, preset=name, decoding={"mode": "windows", "overlap": 0.25}).decoding.overlap == 0.25
     own = resolve(rflow, preset=name, decoding={"window": [64, 64, 32]}).decoding
     assert (own.window, own.overlap) == ((64, 64, 32), 0.4)
 
@@ -134,7 +137,11 @@ def test_window_of_the_preset_reaches_the_decoder(tmp_path: Path) -> None:
     pipeline = Pipeline.load(bundle, "cpu")
     images = [
         pipeline.synthesize_image(anatomy, bundle.grid, seed=1, decoding=decoding)
-        for decoding in (None, resolve(bundle, preset="chest").decoding, DecodingConfig(window="whole"))
+        for decoding in (
+            DecodingConfig(mode="windows"),
+            resolve(bundle, preset="chest", decoding={"mode": "windows"}).decoding,
+            None,
+        )
     ]
     assert (images[0] != images[1]).any()
     assert (images[1] == images[2]).all()
@@ -148,7 +155,7 @@ def test_all_presets_are_listed_with_their_bundles() -> None:
 
 def test_window_asked_for_stands_above_that_of_the_preset(tmp_path: Path) -> None:
     bundle = write_limited_bundle(tmp_path)
-    assert resolve(bundle, preset="chest").decoding.window == "whole"
+    assert resolve(bundle, preset="chest").decoding.window is None
     asked = resolve(bundle, preset="chest", decoding={"window": [16, 16, 16]})
     assert asked.decoding.window == (16, 16, 16)
 

@@ -13,6 +13,7 @@ from maisi_aug.bundle_spec.bundle import Bundle
 from maisi_aug.errors import GridError
 from maisi_aug.insertion.drawing import (
     BundlePainter,
+    _match_usual,
     coarsen_image,
     find_usual_hu,
     find_wall_hu,
@@ -118,13 +119,64 @@ def test_textures_have_ids_of_their_own(pipeline: Pipeline) -> None:
 
 def test_crop_of_other_sides_is_refused(pipeline: Pipeline) -> None:
     with pytest.raises(GridError, match="Crop for bundle 'tiny': expected sides that are multiples of 8"):
-        pipeline.redraw_image(
+        pipeline.redraw_images(
             np.zeros((10, 16, 16), dtype=np.float32),
-            np.zeros((10, 16, 16), dtype=np.uint8),
+            [np.zeros((10, 16, 16), dtype=np.uint8)],
             np.ones((10, 16, 16), dtype=bool),
             Grid.from_spacing((10, 16, 16), SPACING_MM),
             seed=0,
         )
+
+
+def test_drawings_of_several_maps_are_those_of_each(pipeline: Pipeline) -> None:
+    task = build_task()
+    maps = [task.label_map, np.full(SHAPE, 28, dtype=np.uint8)]
+    grid = Grid.from_spacing(SHAPE, SPACING_MM)
+    for num_resamplings in (1, 2):
+        both = pipeline.redraw_images(task.image_hu, maps, task.hidden, grid, seed=2, num_resamplings=num_resamplings)
+        each = [
+            pipeline.redraw_images(task.image_hu, [one], task.hidden, grid, seed=2, num_resamplings=num_resamplings)
+            for one in maps
+        ]
+        np.testing.assert_allclose(both, np.concatenate(each), atol=0.5)
+
+
+def test_networks_are_shown_the_part_around_the_lesion(pipeline: Pipeline) -> None:
+    shape, hidden = (64, 64, 32), np.zeros((64, 64, 32), dtype=bool)
+    hidden[40:46, 50:60, 2:6] = True
+    image = np.random.default_rng(5).normal(-850, 40, shape).astype(np.float32)
+    lesion = np.zeros(shape, dtype=bool)
+    lesion[42:44, 53:57, 3:5] = True
+    task = build_task(
+        image_hu=image, label_map=np.where(lesion, 23, 28).astype(np.uint8), lesion=lesion, hidden=hidden, host=~lesion
+    )
+    painter = BundlePainter(pipeline, {}, least_shape=(16, 16, 8))
+    box = painter._choose_part(task, (1, 1, 1))
+    assert [part.stop - part.start for part in box] == [24, 32, 16]
+    assert not np.delete(hidden, np.r_[box[0]], axis=0).any()
+    assert [(part.start, part.stop) for part in box[1:]] == [(32, 64), (0, 16)]
+    drawn = painter.paint(task)
+    changed = np.argwhere(drawn != image)
+    assert (changed.min(axis=0) >= [part.start for part in box]).all()
+    assert (changed.max(axis=0) < [part.stop for part in box]).all()
+
+
+def test_faint_nodules_are_raised_inside_and_not_at_their_rim() -> None:
+    shape, spacing_mm = (48, 48, 24), (0.7, 0.7, 1.25)
+    steps = np.meshgrid(*((np.arange(n) - n // 2) * mm for n, mm in zip(shape, spacing_mm, strict=True)), indexing="ij")
+    distance_mm = np.sqrt(sum(step**2 for step in steps))
+    image = np.full(shape, -850, dtype=np.float32)
+    cores = []
+    for radius_mm in (4.0, 10.0):
+        lesion = distance_mm < radius_mm
+        task = build_task(image_hu=image, lesion=lesion, host=~lesion, spacing_mm=spacing_mm)
+        added = _match_usual(np.where(lesion, 300, 0).astype(np.float32), image, lesion, spacing_mm, task)
+        rim = lesion & (distance_mm > radius_mm - 0.8)
+        core = distance_mm < radius_mm - 2.5
+        assert added[core].mean() > added[rim].mean() + 150
+        assert not added[~lesion].any()
+        cores.append(added[core].std())
+    assert cores[1] > cores[0] + 8  # large ones are uneven inside
 
 
 def test_coarse_cts_are_drawn_finer_and_brought_back() -> None:

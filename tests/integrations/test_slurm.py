@@ -172,9 +172,7 @@ def test_checkpoint_stops_the_command_and_keeps_the_job() -> None:
 
 
 @needs_submitit
-@pytest.mark.filterwarnings(
-    "ignore::pytest.PytestUnraisableExceptionWarning"
-)  # submitit leaves processes
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # submitit leaves processes
 def test_jobs_on_this_machine_make_the_same_cohort(
     reference: CohortSummary, resolve: Callable[..., CohortRun], tmp_path: Path
 ) -> None:

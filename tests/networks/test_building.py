@@ -17,6 +17,7 @@ from maisi_aug.networks.building import (
     choose_precision,
     computes_in,
     keep_decoder_output_precise,
+    require_sound_cudnn,
     use_plain_layers,
 )
 from tests.builders.tiny_bundle import build_header
@@ -259,3 +260,16 @@ def test_half_precision_of_a_processor_is_taken_only_where_it_computes_in_it() -
         else:
             with pytest.raises(RecipeError, match=f"'cpu' computes in, found '{wanted}'"):
                 choose_precision(wanted, "cpu", bears_half=True)
+
+
+@pytest.mark.parametrize(("version", "spelt"), [(90800, "9.8.0"), (91002, "9.10.2")])
+def test_cudnn_that_computes_bfloat16_wrongly_is_refused(version: int, spelt: str) -> None:
+    with pytest.raises(
+        RecipeError, match=f"expected cuDNN 9.11 or later .* found cuDNN {spelt}, whose 3D convolutions"
+    ):
+        require_sound_cudnn(version)
+
+
+@pytest.mark.parametrize("version", [None, 8907, 90701, 91100, 92400])
+def test_other_cudnn_is_taken(version: int | None) -> None:
+    require_sound_cudnn(version)

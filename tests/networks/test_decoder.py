@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any, cast
 
 import pytest
@@ -14,7 +15,6 @@ from maisi_aug.networks import decoder as decoder_module
 from maisi_aug.networks.building import build_network, use_plain_layers
 from maisi_aug.networks.decoder import Decoder
 from maisi_aug.networks.decoding_memory import estimate_decode_bytes
-from maisi_aug.networks.split_convolution import make_splittable
 from maisi_aug.system.memory import is_out_of_memory
 from tests.builders.tiny_bundle import build_header
 
@@ -28,7 +28,6 @@ def autoencoder() -> nn.Module:
     torch.manual_seed(0)
     network = build_network(DEFINITION).eval().requires_grad_(False)
     use_plain_layers(network)
-    make_splittable(cast(nn.Module, network.decoder))
     return network
 
 
@@ -52,7 +51,7 @@ def attempts(autoencoder: nn.Module, request: pytest.FixtureRequest) -> Iterator
         if inputs[0][0, 0].numel() > request.param:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9.99 GiB.")
 
-    hook = cast(nn.Module, autoencoder.decoder).register_forward_pre_hook(refuse)
+    hook = cast(nn.Module, autoencoder.post_quant_conv).register_forward_pre_hook(refuse)
     yield seen
     hook.remove()
 
@@ -69,7 +68,9 @@ def test_whole_is_decoded_at_once_where_it_fits(decoder: Decoder, latent: Tensor
 
 def test_config_stands_above_the_bundles_window(autoencoder: nn.Module, latent: Tensor) -> None:
     decoder = Decoder(autoencoder, DEFINITION, 1.3, default_window=(16, 16, 16))
-    assert decoder.decode(latent)[1] == DecodeSettings((16, 16, 6))
+    assert decoder.decode(latent)[1] == WHOLE
+    assert decoder.decode(latent, DecodingConfig(mode="windows"))[1] == DecodeSettings((16, 16, 6))
+    assert replace(decoder, may_split=False).decode(latent)[1] == DecodeSettings((16, 16, 6))
     assert decoder.decode(latent, DecodingConfig(window="whole"))[1] == WHOLE
     config = DecodingConfig(window=(16, 32, 16), overlap=0.25, num_splits=2)
     assert decoder.decode(latent, config)[1] == DecodeSettings((16, 20, 6), 0.25, 2)
@@ -81,15 +82,15 @@ def test_used_up_memory_leads_to_less_at_once_and_is_said(
 ) -> None:
     with caplog.at_level(logging.WARNING):
         image, used = decoder.decode(latent)
-    assert used == DecodeSettings((16, 16, 6), num_splits=16)
-    # The whole in 1, 2, 4, 8 and 16 splits, half the longest side, then the windows that fit.
-    assert attempts[:6] == [SIDES] * 5 + [(16, 20, 6)]
-    assert set(attempts[6:]) == {(16, 16, 6)}
-    assert len(caplog.messages) == 6
+    assert used == DecodeSettings((16, 16, 6), num_splits=128)
+    # The whole in 1, 2, 4, 8, 16, 32, 64 and 128 parts, half the longest side, then the windows that fit.
+    assert attempts[:9] == [SIDES] * 8 + [(16, 20, 6)]
+    assert set(attempts[9:]) == {(16, 16, 6)}
+    assert len(caplog.messages) == 9
     assert caplog.messages[0] == (
         "Decoding 32x20x6 latent voxels on cpu: expected room for whole, found the memory used up; trying less at once."
     )
-    assert "windows of 16x20x6, convolutions in 16 parts" in caplog.messages[5]
+    assert "windows of 16x20x6 in 128 parts" in caplog.messages[8]
     assert image.shape == (1, 1, *(4 * side for side in SIDES))
     attempts.clear()
     assert decoder.decode(latent)[1] == used
@@ -105,10 +106,10 @@ def test_memory_that_never_suffices_ends_in_one_sentence(
     )
     with pytest.raises(MemoryShortageError, match=message):
         decoder.decode(latent)
-    assert len(attempts) == 7
+    assert len(attempts) == 10
     with pytest.raises(MemoryShortageError, match="Free some, choose a smaller --shape"):
         decoder.decode(latent)
-    assert len(attempts) == 7
+    assert len(attempts) == 10
 
 
 def test_other_errors_are_not_taken_for_want_of_memory(decoder: Decoder) -> None:
@@ -126,17 +127,28 @@ def test_free_memory_chooses_ahead_and_says_so(
     with caplog.at_level(logging.WARNING):
         assert decoder.decode(latent)[1] == DecodeSettings(None, num_splits=4)
     assert len(caplog.messages) == 1
-    assert (
-        "expected about 0.0 GB free for whole, found 0.0 GB; decoding whole, convolutions in 4 parts instead"
-        in (caplog.messages[0])
-    )
+    assert "expected about 0.0 GB for whole, found 0.0 GB; decoding whole in 4 parts instead" in (caplog.messages[0])
     # A number of splits that was asked for stays; windows are what is left.
     used = decoder.decode(latent, DecodingConfig(num_splits=1))[1]
     assert used == DecodeSettings((16, 20, 6), num_splits=1)
     lend(monkeypatch, 1)
-    assert decoder.decode(latent)[1] == DecodeSettings((16, 16, 6), num_splits=16)
+    assert decoder.decode(latent)[1] == DecodeSettings((16, 16, 6), num_splits=128)
     lend(monkeypatch, None)
     assert decoder.decode(latent)[1] == WHOLE
+
+
+def test_memory_that_may_be_taken_decides_without_a_word(
+    decoder: Decoder, latent: Tensor, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    lend(monkeypatch, None)
+    needed = estimate_decode_bytes(DEFINITION, DecodeSettings(None, num_splits=8), SIDES)
+    with caplog.at_level(logging.WARNING):
+        assert decoder.decode(latent, DecodingConfig(memory_gb=needed / 1e9))[1] == DecodeSettings(None, num_splits=8)
+        assert caplog.messages == []
+        assert decoder.decode(latent, DecodingConfig(memory_gb=1e-6))[1] == DecodeSettings((16, 16, 6), num_splits=128)
+        assert "found 0.0 GB; decoding windows of 16x16x6 in 128 parts instead" in caplog.messages[0]
+    lend(monkeypatch, needed)  # less is free than may be taken
+    assert decoder.decode(latent, DecodingConfig(memory_gb=1e3))[1].num_splits > 8
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import subprocess
@@ -13,6 +14,7 @@ import pytest
 
 from maisi_aug.errors import VolumeError
 from maisi_aug.system.whole_files import (
+    flush_all,
     open_whole,
     remove_leftovers,
     sha256_of,
@@ -66,19 +68,45 @@ def test_folder_that_is_a_file_cannot_be_written_into(tmp_path: Path) -> None:
         write_whole(tmp_path / "a" / "b.txt", b"x")
 
 
-@pytest.mark.parametrize("has_links", [True, False])
-def test_new_file_replaces_none(has_links: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: Any) -> None:
-        raise PermissionError(1, "Operation not permitted")
-
-    if not has_links:
-        monkeypatch.setattr(os, "link", refuse)
+def test_new_file_replaces_none(tmp_path: Path) -> None:
     write_text_whole(tmp_path / "file", "first", is_new=True)
     with pytest.raises(VolumeError, match="expected to write the file, found: File exists"):
         write_text_whole(tmp_path / "file", "second", is_new=True)
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("file", "first")]
     write_text_whole(tmp_path / "file", "third")
     assert (tmp_path / "file").read_text() == "third"
+
+
+def test_new_file_that_fails_is_removed(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_json_whole(tmp_path / "new.json", [*range(20_000), float("nan")], is_new=True)
+    assert list(tmp_path.iterdir()) == []
+
+
+class _Libc:
+    """The C library of a system without syncfs, such as macOS."""
+
+    def __init__(self, *_: Any, **__: Any) -> None: ...
+
+
+@pytest.mark.parametrize("has_syncfs", [True, False])
+def test_everything_in_a_folder_is_flushed(has_syncfs: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    flushed: list[str] = []
+    flush = os.fsync
+
+    def note(descriptor: int) -> None:
+        flushed.append(str(Path(f"/proc/self/fd/{descriptor}").readlink()))
+        flush(descriptor)
+
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "file").touch(0o444)
+    (tmp_path / "link").symlink_to("nothing")
+    monkeypatch.setattr(os, "fsync", note)
+    if not has_syncfs:
+        monkeypatch.setattr(ctypes, "CDLL", _Libc)
+    flush_all(tmp_path)
+    files = [] if has_syncfs else [tmp_path / "folder", tmp_path / "folder" / "file"]
+    assert sorted(flushed) == list(map(str, files))
 
 
 def test_json_is_written_whole_in_utf8_and_without_numbers_that_it_lacks(tmp_path: Path) -> None:

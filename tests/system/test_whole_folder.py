@@ -9,12 +9,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from maisi_aug.errors import ExportError
+from maisi_aug.system import whole_folder
 from maisi_aug.system.whole_folder import (
     UNLOCKED_SECONDS,
     clear_dead_folders,
@@ -54,6 +56,26 @@ def test_failure_leaves_the_targets_as_they_were(tmp_path: Path) -> None:
         fail()
     assert [path.name for path in tmp_path.iterdir()] == ["there"]
     assert list((tmp_path / "there").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "builder", [folders_that_appear_whole, partial(open_whole_folder, require_replaceable=lambda: None)]
+)
+def test_folder_that_does_not_reach_the_disk_does_not_appear(
+    builder: Callable[[Path], Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(folder: Path) -> None:
+        assert (folder / "file").is_file()
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def build() -> None:
+        with builder(tmp_path / "new") as made:
+            ((made if isinstance(made, Path) else made[0]) / "file").touch()
+
+    monkeypatch.setattr(whole_folder, "flush_all", refuse)
+    with pytest.raises(OSError, match="No space left"):
+        build()
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("kind", ["monai", "dicom"])

@@ -22,6 +22,7 @@ from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 from torch import Tensor, nn
 
 from maisi_aug.errors import TrainingError
+from maisi_aug.integrations.nnunet.inserting import CtScaling, InsertingDataset, InsertSettings
 from maisi_aug.integrations.nnunet.sampling import SyntheticShareLoader
 from maisi_aug.integrations.nnunet.splits import SPLITS_NAME
 from maisi_aug.integrations.nnunet.trainer_settings import TrainerSettings, read_synthetic_cases, read_trainer_name
@@ -98,6 +99,7 @@ class SyntheticShareTrainer(nnUNetTrainer):  # type: ignore[misc]  # nnU-Net has
             self.dataset_class = infer_dataset_class(self.preprocessed_dataset_folder)
         training_transforms, validation_transforms, initial_patch = self._build_transforms()
         training, validation = self.get_tr_and_val_datasets()
+        training = self._insert_into(training)
         patch, labels = self.configuration_manager.patch_size, self.label_manager
         drawing = {
             "oversample_foreground_percent": self.oversample_foreground_percent,
@@ -115,6 +117,20 @@ class SyntheticShareTrainer(nnUNetTrainer):  # type: ignore[misc]  # nnU-Net has
             nnUNetDataLoader(
                 *(validation, self.batch_size, patch, patch, labels), transforms=validation_transforms, **drawing
             ),
+        )
+
+    def _insert_into(self, training: Any) -> Any:
+        """The training cases, with lesions drawn into the real ones where ``dataset.json`` says so."""
+        settings = InsertSettings.of(self.dataset_json)
+        if settings is None:
+            return training
+        self.print_to_log_file(f"Inserted into {settings.share:.0%} of the real cases that are read: {settings.lesion}")
+        return InsertingDataset(
+            training,
+            settings,
+            CtScaling.of(self.plans_manager.plans, self.configuration_manager.normalization_schemes),
+            spacing_mm=self.configuration_manager.spacing,
+            left_alone=self.synthetic_cases,
         )
 
     def _build_transforms(self) -> tuple[Any, Any, Any]:

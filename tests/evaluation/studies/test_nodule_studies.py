@@ -120,6 +120,25 @@ def test_classifier_tells_what_differs_and_nothing_else(tmp_path: Path) -> None:
     assert nodule_blind.make_test(stacks[::2], stacks[1::2], tmp_path, num_each=5, seed=1)["auc"] < 0.85
 
 
+def test_pairs_have_one_size_and_one_resolution() -> None:
+    def build(diameter_mm: float, spacing_mm: tuple[float, float, float]) -> nodule_slices.NoduleStack:
+        rng, shape = np.random.default_rng(2), (10, 40, 40)
+        mask = np.zeros(shape, dtype=bool)
+        mask[2:6, 15:25, 15:25] = True
+        return nodule_slices.NoduleStack("n", "p", diameter_mm, rng.normal(size=shape).astype("f4"), mask, spacing_mm)
+
+    fine, coarse, large = build(8, (0.7, 0.7, 1.25)), build(8.5, (1.6, 1.6, 2.5)), build(20, (1.6, 1.6, 2.5))
+    (real,), (inserted,) = nodule_blind.pair_alike([fine], [large, coarse])
+    assert inserted.diameter_mm == 8.5
+    assert inserted.image_hu is coarse.image_hu
+    assert real.spacing_mm == coarse.spacing_mm
+    assert real.image_hu.shape == (5, 40, 40)
+    assert real.image_hu.std() < 0.6 * fine.image_hu.std()
+    assert real.mask.mean() == pytest.approx(fine.mask.mean(), rel=0.3)
+    with pytest.raises(EvaluationError, match="expected real and inserted ones of the same sizes"):
+        nodule_blind.pair_alike([fine], [large])
+
+
 def test_answers_are_scored(tmp_path: Path) -> None:
     (tmp_path / "key.csv").write_text("number,kind\n1,real\n2,inserted\n")
     (tmp_path / "answers.csv").write_text("number,kind\n1,real\n2,real\n")

@@ -144,6 +144,25 @@ class TestContent:
         assert dataset["licence"] == "Apache-2.0"
         assert "overwrite_image_reader_writer" not in dataset
 
+    def test_large_dataset_names_the_files_that_nnunet_would_find_by_comparing_all(
+        self, build_cohort: BuildCohort, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets as find_files
+
+        cohort = build_cohort([HEPATIC_TUMOR], [HEPATIC_TUMOR])
+        small = export(cohort).path
+        monkeypatch.setattr(nnunet, "NAMED_FROM", 2)
+        large = export(cohort, dataset_id=502).path
+        assert "dataset" not in read_json(small / "dataset.json")
+        found = {path: find_files(str(path)) for path in (small, large)}
+        assert found[large] == {
+            str(case_id): {
+                "images": [place.replace(small.name, large.name) for place in files["images"]],
+                "label": files["label"].replace(small.name, large.name),
+            }
+            for case_id, files in found[small].items()
+        }
+
     def test_sheared_axes_are_refused(self, build_cohort: BuildCohort) -> None:
         cohort = shear_cohort(build_cohort([HEPATIC_TUMOR]))
         with pytest.raises(ExportError, match="case_0001: expected voxel axes at right angles, found sheared ones in"):

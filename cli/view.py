@@ -1,0 +1,61 @@
+"""`maisi-aug view`: look at cases in the browser, decide on them, or hold a test with blinded readers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verb to the command line."""
+    app.command("view")(view)
+
+
+def view(
+    path: Annotated[
+        Path,
+        typer.Argument(
+            metavar="COHORT", help="A cohort, also a growing one; or a prepared folder, nnU-Net dataset or bank."
+        ),
+    ],
+    beside: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Show each case beside its own of this folder: the CT before insertion, the real one, a reference.",
+        ),
+    ] = None,
+    reviewer: Annotated[str, typer.Option(help="Your name, kept with your decisions.")] = "",
+    blind: Annotated[
+        bool, typer.Option("--blind", help="Mix real images of --beside with synthetic ones: which is which?")
+    ] = False,
+    num_images: Annotated[int, typer.Option(min=2, max=10_000, help="Images of --blind, half of each kind.")] = 40,
+    seed: Annotated[int, typer.Option(min=0, help="Order of --blind; the same one goes on.")] = 0,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port on this machine; 0 for any free one.")] = 0,
+    no_browser: Annotated[bool, typer.Option("--no-browser", help="Print the address and open nothing.")] = False,
+) -> None:
+    """Look at a cohort in the browser: scroll, window, accept and reject. Ctrl-C stops.
+
+    The page is served to this machine alone and loads nothing from the network. Rejected cases are left out of exports,
+    datasets, evaluate and report; synthesize --redraw-rejected draws them again. Needs the extra 'view'.
+
+    Example: maisi-aug view cohort --reviewer anna
+    """
+    from maisi_aug.cli.shared.streams import tell
+    from maisi_aug.evaluation.review.serving import ViewOptions, serve
+
+    if blind and beside is None:
+        raise typer.BadParameter("--blind can only be used with --beside, the folder of the real images.")
+    options = ViewOptions(
+        path=path,
+        beside=beside,
+        reviewer=reviewer.strip(),
+        is_blind=blind,
+        num_images=num_images,
+        seed=seed,
+        port=port,
+    )
+    tell("Ctrl-C stops.")
+    serve(options, tell=typer.echo, opens_browser=not no_browser)

@@ -1,0 +1,146 @@
+"""What synthetic cases are worth in real ones: the learning curve of a benchmark with several numbers of real cases."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from maisi_aug.evaluation.output.charts import CurveSeries, draw_curve_chart
+from maisi_aug.evaluation.output.files import to_markdown
+from maisi_aug.evaluation.scores.replacement import Worth, find_worth, fit_curve
+
+if TYPE_CHECKING:  # these bring torch, and a report that shows figures needs none
+    from maisi_aug.evaluation.benchmark.arm_scores import ArmScores
+    from maisi_aug.evaluation.benchmark.run import Benchmark
+
+NUM_CURVE_POINTS: Final = 60
+METHOD: Final = (
+    "Read off a learning curve a - b n^(-c) of real cases alone, at the score of the arm. The interval (95%) is over "
+    "draws of training patients and over test patients, and has no end beyond the numbers that were trained on. All "
+    "arms take the same number of steps. Published figures of this form are of private data and cannot be compared."
+)
+
+Array = NDArray[np.float64]
+
+
+def measure_replacement(benchmark: Benchmark, scores: Sequence[ArmScores]) -> list[dict[str, Any]]:
+    """For every label and arm with synthetic cases: how many real cases alone would do as well.
+
+    Args:
+        benchmark: With numbers of real cases.
+        scores: Of its arms; draws that are not finished in every arm are left out.
+    """
+    finished = set.intersection(*(set(arm.runs) for arm in scores)) if scores else set()
+    arms = {arm.arm.name: arm.choose(sorted(finished)) for arm in scores}
+    rows = []
+    for label in benchmark.plan.labels:
+        real = [arm for arm in arms.values() if arm.arm.kind == "real"]
+        counts = [_count_real(benchmark, arm) for arm in real]
+        stacked = np.stack([arm.collect(label, "dice")[1] for arm in real]) if real and finished else None
+        for arm in arms.values():
+            if arm.arm.ratio:
+                rows.append({"label": label, **_describe(benchmark, arm, label, counts, stacked)})
+    return rows
+
+
+def _describe(
+    benchmark: Benchmark, arm: ArmScores, label: str, counts: Sequence[int], real: Array | None
+) -> dict[str, Any]:
+    worth = Worth(None, None, None, "no draw is finished in every arm")
+    curve: list[list[float]] = []
+    points: list[list[float]] = []
+    score = None
+    if real is not None and real.shape[2]:
+        mixed = arm.collect(label, "dice")[1]
+        score = float(mixed.mean())
+        worth = find_worth(counts, real, mixed)
+        means = real.mean((1, 2))
+        points = [[float(n), float(mean)] for n, mean in zip(counts, means, strict=True)]
+        if len(counts) > 1:
+            fitted = fit_curve(np.asarray(counts, dtype=np.float64), means)
+            places = np.geomspace(counts[0], counts[-1], NUM_CURVE_POINTS)
+            curve = [[float(n), float(value)] for n, value in zip(places, fitted(places), strict=True)]
+    return {
+        "arm": arm.arm.name,
+        "source": arm.arm.source,
+        "ratio": arm.arm.ratio,
+        "num_real": _count_real(benchmark, arm),
+        "largest": max(counts, default=0),
+        "smallest": min(counts, default=0),
+        "score": score,
+        **worth.to_json(),
+        "curve": curve,
+        "points": points,
+    }
+
+
+def _count_real(benchmark: Benchmark, arm: ArmScores) -> int:
+    """Real patients of an arm's draws."""
+    patient_of = benchmark.plan.config.patient_of
+    return len({patient_of(case) for source, case in benchmark.plan.arms[arm.arm.name] if source == "real"})
+
+
+def spell_worth(row: Mapping[str, Any]) -> str:
+    """The answer as a sentence."""
+    what = f"{row['label']}: {row['num_real']} real cases with {row['ratio']:g} of {row['source']} each"
+    if row["obstacle"]:
+        return f"{what}: cannot say what they are worth: {row['obstacle']}."
+    least, most = row["smallest"], row["largest"]
+    if row["low"] == most:
+        return f"{what} do better than {most} real ones, the most that were trained on."
+    if row["high"] == least:
+        return f"{what} do worse than {least} real ones, the fewest that were trained on."
+    low = f"fewer than {least}" if row["low"] is None else f"{row['low']:.0f}"
+    high = f"more than {most}" if row["high"] is None else f"{row['high']:.0f}"
+    if row["estimate"] is None:
+        return f"{what} do as well as {low} to {high} real ones."
+    gained = row["estimate"] - row["num_real"]
+    ends = [None if row[end] is None else row[end] - row["num_real"] for end in ("low", "high")]
+    spelled = ["unknown" if end is None else f"{end:+.0f}" for end in ends]
+    return (
+        f"{what} do as well as {row['estimate']:.0f} real ones ({low} to {high}): the synthetic ones are worth "
+        f"{gained:+.0f} real cases ({spelled[0]} to {spelled[1]})."
+    )
+
+
+def to_replacement_text(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The section of a report as Markdown."""
+    cells = (
+        [
+            row["label"],
+            row["num_real"],
+            f"{row['ratio']:g} x {row['source']}",
+            None if row["score"] is None else f"{row['score']:.3f}",
+            None if row["estimate"] is None else f"{row['estimate']:.0f}",
+            None if row["low"] is None else f"{row['low']:.0f}",
+            None if row["high"] is None else f"{row['high']:.0f}",
+        ]
+        for row in rows
+    )
+    header = ["label", "real cases", "synthetic", "Dice", "worth real cases", "from", "to"]
+    lines = [f"- {spell_worth(row)}" for row in rows]
+    title = "## What are synthetic cases worth in real ones?\n"
+    return "\n".join([title, *lines, "", to_markdown(header, cells), METHOD, ""])
+
+
+def draw_replacement_charts(rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """By label the curve of real cases alone, and the arms with synthetic ones, as SVG; none without a finished arm."""
+    charts = {}
+    for label in dict.fromkeys(row["label"] for row in rows):
+        own = [row for row in rows if row["label"] == label and row["score"] is not None]
+        if not own:
+            continue
+        points, curve = ([(n, y) for n, y in own[0][key]] for key in ("points", "curve"))
+        series = [CurveSeries("real cases alone", points, curve)]
+        for source, ratio in dict.fromkeys((row["source"], row["ratio"]) for row in own):
+            points = [
+                (row["num_real"], row["score"]) for row in own if (row["source"], row["ratio"]) == (source, ratio)
+            ]
+            series.append(CurveSeries(f"with {ratio:g} x {source}", points))
+        charts[label] = draw_curve_chart(
+            f"{label}: Dice by number of real cases", series, axes=("real cases to train on", "Dice")
+        )
+    return charts

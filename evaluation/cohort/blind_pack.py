@@ -1,0 +1,270 @@
+"""Unlabelled pictures of real and synthetic cases for a reader test, and its answer key.
+
+Nothing but the patient may tell the two apart: both are brought to the same isotropic voxels, cut to the body's box,
+made air outside the body, clipped to -1000..1000 HU and saved under numbers in a drawn order. The key lies beside the
+pack, so that the pack can be handed over as it is.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from PIL import Image
+
+from maisi_aug.errors import EvaluationError, MaisiAugError
+from maisi_aug.evaluation.cohort.case_sets import CaseSet, EvaluatedCase, SkippedCase, describe_skipped
+from maisi_aug.evaluation.output.files import to_markdown
+from maisi_aug.evaluation.scores.reader_test import ANSWERS, score_answers
+from maisi_aug.pictures.preview import save_picture
+from maisi_aug.pictures.slices import BACKGROUND, BONE, LUNG, SOFT_TISSUE, Plane, draw_slice
+from maisi_aug.system.content import read_json
+from maisi_aug.system.printed_text import from_clean_document
+from maisi_aug.system.progress import Report
+from maisi_aug.system.seeds import numpy_generator
+from maisi_aug.system.whole_files import write_json_whole, write_text_whole
+from maisi_aug.volumes.body import find_body
+from maisi_aug.volumes.components import bounding_box
+from maisi_aug.volumes.grid import Grid
+from maisi_aug.volumes.image_files import Volume, save_image
+from maisi_aug.volumes.resampling import resample_image, resample_label_map
+
+REPORT_NAME: Final = "reader-test"
+KEY_FORMAT: Final = "maisi-aug blind pack 1"
+ANSWERS_NAME: Final = "answers.csv"
+READ_ME: Final = "README.txt"
+AIR_HU: Final = -1000
+MAX_HU: Final = 1000
+GAP_PX: Final = 8
+PIXELS_PER_MM: Final = 1.0
+DEFAULT_SPACING_MM: Final = 2.0
+INSTRUCTIONS: Final = """Reader test
+
+Each item is a CT: axial, coronal and sagittal slices through the middle of the body, in a window for soft tissue, for
+the lung and for bone. Some are of patients, some are synthetic. Write "real" or "synthetic" after each item in
+answers.csv; an item without an answer is left out. Do not look anything up, and do not open the key.
+"""
+
+
+def name_key(pack: Path) -> Path:
+    """Where the key of a pack lies: beside it."""
+    return pack.with_name(f"{pack.name}_key.json")
+
+
+def require_new_pack(pack: Path) -> None:
+    """Raise where a pack or its key would replace anything.
+
+    Raises:
+        EvaluationError: When something is there.
+    """
+    is_empty = pack.is_dir() and not any(pack.iterdir())
+    taken = [path for path in (pack, name_key(pack)) if path.exists() and not (path == pack and is_empty)]
+    if taken:
+        raise EvaluationError(f"{taken[0]}: expected nothing there yet, found something. Choose another --out.")
+
+
+def write_blind_pack(
+    real: CaseSet,
+    synthetic: CaseSet,
+    pack: Path,
+    *,
+    num_each: int,
+    spacing_mm: float = DEFAULT_SPACING_MM,
+    with_volumes: bool = False,
+    seed: int = 0,
+    notify: Report,
+) -> list[dict[str, str]]:
+    """Write a pack and its key.
+
+    Args:
+        real: Real cases.
+        synthetic: Synthetic cases.
+        pack: Folder; new or empty.
+        num_each: Items of each kind.
+        spacing_mm: Side of the voxels that both are brought to.
+        with_volumes: Write each item as NIfTI as well.
+        seed: Of the choice and the order.
+        notify: Called with items done and items in all.
+
+    Returns:
+        Cases that could not be read; others took their places.
+
+    Raises:
+        EvaluationError: When there are too few cases of a kind, or something is in the way.
+    """
+    require_new_pack(pack)
+    skipped: list[SkippedCase] = []
+    chosen = []
+    for kind, case_set in zip(ANSWERS, (real, synthetic), strict=True):
+        if len(case_set.cases) < num_each:
+            raise EvaluationError(
+                f"{case_set.path}: expected at least {num_each} {kind} cases, found {len(case_set.cases)}. Add cases, "
+                "or choose a smaller --number."
+            )
+        order = numpy_generator(seed, f"blind pack, {kind}").permutation(len(case_set.cases))
+        chosen.append((kind, [case_set.cases[int(index)] for index in order]))
+    places = numpy_generator(seed, "blind pack, order").permutation(2 * num_each) + 1
+    items: dict[str, dict[str, str]] = {}
+    for kind, cases in chosen:
+        left = iter(cases)
+        for _ in range(num_each):
+            name = f"item-{places[len(items)]:03d}"
+            case, image = _read_next(left, kind, num_each, spacing_mm, skipped)
+            items[name] = {"truth": kind, "case": case.case_id}
+            save_picture(pack / f"{name}.png", draw_item(image))
+            if with_volumes:
+                save_image(pack / f"{name}.nii.gz", image.array.astype(np.int16), image.grid)
+            notify(len(items), 2 * num_each)
+    rows = "".join(f"{name},\n" for name in sorted(items))
+    write_text_whole(pack / ANSWERS_NAME, f"item,answer\n{rows}")
+    write_text_whole(pack / READ_ME, INSTRUCTIONS)
+    sources = {"real": str(real.path), "synthetic": str(synthetic.path)}
+    key = {"format": KEY_FORMAT, "seed": seed, **sources, "items": dict(sorted(items.items()))}
+    write_json_whole(name_key(pack), key)
+    return describe_skipped(skipped)
+
+
+def _read_next(
+    left: Any, kind: str, num_each: int, spacing_mm: float, skipped: list[SkippedCase]
+) -> tuple[EvaluatedCase, Volume]:
+    """The next case that can be read; those that cannot are set aside."""
+    for case in left:
+        try:
+            return case, blind(case.load_image(), spacing_mm)
+        except MaisiAugError as error:
+            skipped.append(SkippedCase(case.case_id, str(error)))
+    raise EvaluationError(
+        f"Blind pack: expected {num_each} {kind} cases that can be read, found fewer; the first that cannot: "
+        f"{skipped[0].reason} Choose a smaller --number."
+    )
+
+
+def blind(image: Volume, spacing_mm: float) -> Volume:
+    """A CT without what tells where it is from: voxels, table, field of view, place in the scanner and HU beyond 1000.
+
+    Raises:
+        VolumeError: When there is no patient.
+    """
+    body = find_body(image.array, image.grid.spacing_mm)
+    i, j, k = (max(1, round(extent / spacing_mm)) for extent in image.grid.extent_mm)
+    step = np.eye(4)
+    factors = np.array(image.grid.shape) / (i, j, k)
+    step[:3, :3], step[:3, 3] = np.diag(factors), (factors - 1) / 2
+    even = Grid((i, j, k), image.grid.affine @ step)
+    hu = resample_image(image.array.astype(np.float32), image.grid, even)
+    inside = resample_label_map(body.astype(np.uint8), image.grid, even) > 0
+    box = bounding_box(inside)
+    cut = np.where(inside[box], np.clip(np.rint(hu[box]), AIR_HU, MAX_HU), AIR_HU)
+    i, j, k = cut.shape
+    return Volume(cut.astype(np.int16), Grid.from_spacing((i, j, k), (spacing_mm,) * 3))
+
+
+def draw_item(image: Volume) -> Image.Image:
+    """Axial, coronal and sagittal slices through the middle, in three windows."""
+    i, j, k = image.grid.shape
+    planes = (Plane("axial", k // 2), Plane("coronal", j // 2), Plane("sagittal", i // 2))
+    sizes = [plane.size_px(image.grid, PIXELS_PER_MM) for plane in planes]
+    heights = max(size[1] for size in sizes)
+    windows = (SOFT_TISSUE, LUNG, BONE)
+    width = sum(size[0] for size in sizes) + GAP_PX * (len(sizes) + 1)
+    sheet = Image.new("RGB", (width, len(windows) * (heights + GAP_PX) + GAP_PX), BACKGROUND)
+    for row, window in enumerate(windows):
+        left = GAP_PX
+        for plane, size in zip(planes, sizes, strict=True):
+            top = GAP_PX + row * (heights + GAP_PX) + (heights - size[1]) // 2
+            sheet.paste(draw_slice(image.array, plane, size, window), (left, top))
+            left += size[0] + GAP_PX
+    return sheet
+
+
+def read_key(path: Path) -> dict[str, str]:
+    """Item -> what it is, from a key.
+
+    Raises:
+        EvaluationError: When the file is none.
+    """
+    try:
+        content = read_json(path)
+        if content["format"] != KEY_FORMAT:
+            raise ValueError(f"format {content['format']!r}")
+        found = {str(name): str(item["truth"]) for name, item in content["items"].items()}
+        if not found or set(found.values()) - set(ANSWERS):
+            raise ValueError("items that are neither real nor synthetic")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise EvaluationError(
+            f"{path}: expected the key of a blind pack, found: {type(error).__name__} {error}. Give the file "
+            "PACK_key.json that blind-pack wrote."
+        ) from error
+    return found
+
+
+def read_answers(path: Path) -> dict[str, str]:
+    """Item -> answer, from a table with the columns item and answer; rows without an answer are left out.
+
+    Raises:
+        EvaluationError: When the file is none, or names an item twice.
+    """
+    try:
+        rows = list(csv.DictReader(io.StringIO(path.read_text(encoding="utf-8-sig"))))
+        pairs = [((row["item"] or "").strip(), (row["answer"] or "").strip().lower()) for row in rows]
+    except (OSError, UnicodeDecodeError, csv.Error, KeyError) as error:
+        raise EvaluationError(
+            f"{path}: expected a table with the columns item and answer, found: {type(error).__name__} {error}. Fill "
+            f"in the {ANSWERS_NAME} of the pack."
+        ) from error
+    names = [name for name, _ in pairs]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise EvaluationError(f"{path}: expected each item once, found '{twice}' twice. Remove a row.")
+    return {name: answer for name, answer in pairs if answer}
+
+
+def measure_reader(key: Path, answers: Sequence[Path], *, margin: float) -> dict[str, Any]:
+    """Score the answers of one or several readers.
+
+    Raises:
+        EvaluationError: When a file cannot be used.
+    """
+    truth = read_key(key)
+    readers = []
+    for path in answers:
+        try:
+            readers.append({"reader": path.stem, **score_answers(read_answers(path), truth, margin=margin)})
+        except EvaluationError as error:
+            raise error if str(error).startswith(str(path)) else EvaluationError(f"{path}: {error}") from error
+    return {"measurement": REPORT_NAME, "key": str(key), "num_items": len(truth), "margin": margin, "readers": readers}
+
+
+@from_clean_document
+def to_report(document: Mapping[str, Any]) -> str:
+    """The document as Markdown."""
+    rows = [
+        [
+            reader["reader"],
+            reader["verdict"],
+            *(_spell(reader[part]) for part in ("all", *ANSWERS)),
+            f"{reader['p_value']:.3f}",
+            reader["num_unanswered"],
+        ]
+        for reader in document["readers"]
+    ]
+    return "\n".join(
+        [
+            f"# Can readers tell {document['num_items']} real and synthetic items apart?\n",
+            to_markdown(["reader", "verdict", "right", "of real", "of synthetic", "p", "unanswered"], rows),
+            "Shares of right answers with exact 95% intervals (Clopper and Pearson); p of the exact test against one "
+            "half. Can tell: p below 0.05. Cannot tell: the 90% interval lies within "
+            f"{document['margin']:g} of one half (two one-sided tests); of 40 items and with a margin of 0.2, 18 to 22 "
+            "right ones.\n",
+        ]
+    )
+
+
+def _spell(share: Mapping[str, Any]) -> str:
+    if share["share"] is None:
+        return "-"
+    return f"{share['num_right']}/{share['num']}, {share['share']:.2f} ({share['low']:.2f} to {share['high']:.2f})"

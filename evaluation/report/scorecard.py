@@ -1,0 +1,276 @@
+"""The scorecard of a cohort: seven criteria for synthetic medical data, each with what was measured of it.
+
+The criteria are those of Zamzmi et al., "Scorecards for Synthetic Medical Data Evaluation and Reporting", 2024:
+congruence, coverage, constraint, completeness, compliance, comprehension and consistency. There is no sum: figures of
+other kinds cannot be added, and what was not measured is named with the command that measures it.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+
+from maisi_aug.evaluation.output.files import percent, to_markdown
+from maisi_aug.evaluation.report import page
+from maisi_aug.system.content import read_json
+from maisi_aug.system.printed_text import clean_document
+
+Figures = Mapping[str, Any]
+
+
+class Measurement(NamedTuple):
+    """A measurement of ``evaluate`` that can be shown.
+
+    Attributes:
+        title: Of its section.
+        module: With its report and chart; some bring torch, so they are imported when there is something to show.
+        has_chart: Whether it draws one.
+    """
+
+    title: str
+    module: str
+    has_chart: bool = True
+
+    def to_report(self, document: Figures) -> str:
+        """The document as Markdown."""
+        return str(import_module(f"maisi_aug.evaluation.{self.module}").to_report(document))
+
+    def draw_chart(self, document: Figures) -> str:
+        """The document as SVG."""
+        return str(import_module(f"maisi_aug.evaluation.{self.module}").draw_chart(document))
+
+
+MEASUREMENTS: Final[dict[str, Measurement]] = {
+    "distribution": Measurement("Distribution by region", "distribution.distances"),
+    "equivalence": Measurement("Equivalence", "distribution.equivalence"),
+    "memorization": Measurement("Copies of training cases", "cohort.memorization"),
+    "reconstruction": Measurement("What the autoencoder leaves", "cohort.reconstruction"),
+    "reader-test": Measurement("Reader test", "cohort.blind_pack", has_chart=False),
+    "fid": Measurement("FID, as measured", "fid.measurement"),
+    "hu": Measurement("HU, as measured", "cohort.hu"),
+}
+AUDITS: Final = {
+    "images": "Images",
+    "moved_images": "Images, flipped, turned or cut",
+    "label_maps": "Label maps",
+}
+
+
+class Entry(NamedTuple):
+    """One row of the scorecard.
+
+    Attributes:
+        criterion: Its name and what it asks.
+        found: What was measured, a sentence each; empty for nothing.
+        missing: Commands that would measure more.
+    """
+
+    criterion: str
+    found: tuple[str, ...]
+    missing: tuple[str, ...]
+
+
+def read_evidence(folders: Sequence[Path]) -> tuple[dict[str, dict[str, Any]], list[str]]:
+    """Results of ``evaluate ... --out`` in folders, by measurement, and a sentence on each that cannot be shown.
+
+    Args:
+        folders: Each holds any number of results; of one measurement the last counts.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    notes: list[str] = []
+    for folder in folders:
+        paths = sorted(folder.glob("*.json")) if folder.is_dir() else [folder] if folder.is_file() else []
+        known = [path for path in paths if (content := _read(path)) is not None and _take(content, path, found, notes)]
+        if not known:
+            notes.append(
+                f"{folder}: expected results of 'maisi-aug evaluate ... --out', found none that can be shown. Check "
+                "--evidence."
+            )
+    return found, notes
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    try:
+        content = read_json(path)
+    except (OSError, ValueError):
+        return None
+    return content if isinstance(content, dict) and content.get("measurement") in MEASUREMENTS else None
+
+
+def _take(content: dict[str, Any], path: Path, found: dict[str, dict[str, Any]], notes: list[str]) -> bool:
+    """Keep a result that its own report and chart can show."""
+    name = content["measurement"]
+    measurement = MEASUREMENTS[name]
+    try:
+        measurement.to_report(content)
+        if measurement.has_chart:
+            measurement.draw_chart(content)
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+        notes.append(
+            f"{path}: expected {name} as 'maisi-aug evaluate {name}' writes it, found: {error!r}. Measure again."
+        )
+        return False
+    found[name] = content
+    return True
+
+
+def build_scorecard(cohort: Figures, evidence: Mapping[str, Figures]) -> list[Entry]:
+    """The seven criteria.
+
+    Args:
+        cohort: What :func:`maisi_aug.evaluation.report.cohort.summarise_cohort` gives.
+        evidence: Results by measurement.
+    """
+    return [
+        _judge_congruence(cohort, evidence),
+        _judge_coverage(evidence),
+        _judge_constraint(cohort),
+        _judge_completeness(cohort),
+        _judge_compliance(cohort, evidence),
+        _judge_comprehension(cohort),
+        _judge_consistency(cohort, evidence),
+    ]
+
+
+def _judge_congruence(cohort: Figures, evidence: Mapping[str, Figures]) -> Entry:
+    found, missing = [], []
+    if "distribution" in evidence:
+        rows = evidence["distribution"]["regions"]
+        far = [row["region"] for row in rows if row["frd_p"] < 0.05]
+        found.append(
+            f"Radiomics of {len(rows) - len(far)} of {len(rows)} regions no farther apart than real cases dealt anew"
+            + (f"; farther: {', '.join(far)}" if far else "")
+            + f". Precision of the body {rows[0]['precision']['value']:.2f}."
+        )
+    else:
+        missing.append("evaluate distribution")
+    if "equivalence" in evidence:
+        counts = Counter(row["verdict"] for row in evidence["equivalence"]["rows"])
+        said = ", ".join(f"{number} {verdict}" for verdict, number in counts.most_common())
+        found.append(f"Quantities of organs and lesions: {said}.")
+    else:
+        missing.append("evaluate equivalence")
+    figures = evidence.get("fid") or cohort.get("fid")
+    if figures is not None:
+        mean = figures["planes"]["mean"]
+        floor = "" if mean["floor"] is None else f", real halves {np.mean(mean['floor']):.2f}"
+        found.append(f"FID {mean['fid']:.2f}{floor}.")
+    if "reader-test" in evidence:
+        for reader in evidence["reader-test"]["readers"]:
+            found.append(f"Reader {reader['reader']}: {reader['verdict']} ({reader['all']['share']:.2f} right).")
+    else:
+        missing.append("evaluate blind-pack")
+    return Entry("Congruence: do cases look like real ones?", tuple(found), tuple(missing))
+
+
+def _judge_coverage(evidence: Mapping[str, Figures]) -> Entry:
+    if "distribution" not in evidence:
+        return Entry("Coverage: are all kinds of real cases there?", (), ("evaluate distribution",))
+    rows = evidence["distribution"]["regions"]
+    found = [
+        f"{row['region']}: recall {row['recall']['value']:.2f}, coverage {row['coverage']['value']:.2f} (real halves "
+        f"{np.mean(row['floors']['recall']):.2f} and {np.mean(row['floors']['coverage']):.2f})."
+        for row in sorted(rows, key=lambda row: row["coverage"]["value"])[:3]
+    ]
+    return Entry("Coverage: are all kinds of real cases there?", tuple(found), ())
+
+
+def _judge_constraint(cohort: Figures) -> Entry:
+    found = [f"{cohort['num_accepted']} of {cohort['num_cases']} cases passed every gate."]
+    if cohort["hu"] is not None:
+        found.append(f"{percent(cohort['hu']['inside'])} of organ medians within {cohort['hu']['reference']}.")
+    if cohort["lesions"] is not None:
+        error = cohort["lesions"]["calibration"][0].get("mean_absolute_error")
+        if error is not None:
+            found.append(f"Mean error of lesion sizes {100 * error:.1f}%.")
+    return Entry("Constraint: do they obey anatomy, HU and what was asked?", tuple(found), ())
+
+
+def _judge_completeness(cohort: Figures) -> Entry:
+    left = cohort["num_cases"] - cohort["num_accepted"]
+    found = [f"{cohort['num_accepted']} cases with image, label map and manifest line; {left} planned ones without."]
+    if cohort["hu"] is not None:
+        found.append(f"{len(cohort['hu']['labels'])} labels shown.")
+    return Entry("Completeness: is everything there?", tuple(found), ())
+
+
+def _judge_compliance(cohort: Figures, evidence: Mapping[str, Figures]) -> Entry:
+    licences = sorted({row["licence"] for row in cohort["provenance"]})
+    found = [f"Licence of the weights: {', '.join(licences) or 'unknown'}."]
+    if "memorization" not in evidence:
+        return Entry("Compliance: privacy and licences", tuple(found), ("evaluate memorization",))
+    audit = evidence["memorization"]
+    for kind, name in AUDITS.items():
+        found.append(f"{name}: {audit[kind]['verdict']}.")
+    planted = audit["planted"]
+    found.append(f"Of planted copies the audit found {planted['num_found']} of {planted['num_planted']}.")
+    return Entry("Compliance: privacy and licences", tuple(found), ())
+
+
+def _judge_comprehension(cohort: Figures) -> Entry:
+    rows = cohort["provenance"]
+    named = sum(int(row["cases"]) for row in rows if row["weights"])
+    return Entry(
+        "Comprehension: can others tell how they were made?",
+        (
+            f"{named} of {cohort['num_accepted']} cases name bundle, hash of its weights, licence and source of their "
+            "map.",
+        ),
+        (),
+    )
+
+
+def _judge_consistency(cohort: Figures, evidence: Mapping[str, Figures]) -> Entry:
+    found = []
+    if cohort["hu"] is not None:
+        judged = [row for row in cohort["hu"]["labels"] if row["inside"] is not None]
+        if judged:
+            worst = min(judged, key=lambda row: row["inside"])
+            found.append(f"HU by label: worst {worst['label']}, {percent(worst['inside'])} within range.")
+    if "distribution" in evidence:
+        rows = evidence["distribution"]["regions"]
+        worst = min(rows, key=lambda row: row["precision"]["value"])
+        found.append(f"Precision by region: worst {worst['region']}, {worst['precision']['value']:.2f}.")
+    missing = () if "distribution" in evidence else ("evaluate distribution",)
+    return Entry("Consistency: is it as good for every organ?", tuple(found), missing)
+
+
+def build_scorecard_html(entries: Sequence[Entry]) -> str:
+    """The scorecard as short lists, which a narrow screen shows as well as a wide one."""
+    note = (
+        "Criteria of Zamzmi et al., Scorecards for Synthetic Medical Data Evaluation and Reporting, 2024. There is no "
+        "sum: each speaks for itself, and what was not measured says nothing."
+    )
+    parts = [page.paragraph(note, kind="note")]
+    for entry in entries:
+        parts += [page.heading(entry.criterion), page.bullets(entry.found or ("Not measured.",))]
+        if entry.missing:
+            commands = ", ".join(f"maisi-aug {command}" for command in entry.missing)
+            parts.append(page.paragraph(f"Would tell more: {commands}.", kind="note"))
+    return "\n".join(parts)
+
+
+def build_evidence_html(name: str, document: Figures) -> str:
+    """A measurement as a section's body."""
+    measurement = MEASUREMENTS[name]
+    if measurement.has_chart:
+        return page.chart(measurement.draw_chart(document), caption=measurement.title)
+    return page.bullets(
+        f"{reader['reader']}: {reader['verdict']}, {reader['all']['num_right']} of {reader['all']['num']} right."
+        for reader in document["readers"]
+    )
+
+
+def to_scorecard_text(entries: Sequence[Entry], evidence: Mapping[str, Figures]) -> str:
+    """The scorecard and the reports behind it as Markdown."""
+    rows = (
+        [entry.criterion, " ".join(entry.found) or "not measured", ", ".join(entry.missing) or None]
+        for entry in (Entry(**clean_document(entry._asdict())) for entry in entries)
+    )
+    parts = ["# Scorecard\n", to_markdown(["criterion", "what was found", "would tell more"], rows)]
+    return "\n".join([*parts, *(MEASUREMENTS[name].to_report(document) for name, document in evidence.items())])

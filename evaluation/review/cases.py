@@ -1,0 +1,286 @@
+"""The cases that a page shows, of a cohort that may still be growing or of any other folder with CTs or label maps."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from maisi_aug.banks.entry import BankEntry
+from maisi_aug.banks.files import list_bank
+from maisi_aug.cohort.manifest import MANIFEST_NAME, AttemptRecord, ManifestReader, VerdictRecord, is_cohort
+from maisi_aug.cohort.review import CaseKey
+from maisi_aug.cohort.twins import twin_of
+from maisi_aug.errors import EvaluationError
+from maisi_aug.evaluation.cohort.case_sets import EvaluatedCase, find_case_set
+from maisi_aug.integrations.reading.cohort_source import find_vocabulary
+from maisi_aug.lesions.lesion import Lesion
+from maisi_aug.pictures.slices import label_colours
+from maisi_aug.vocabulary.label_meaning import find_label_id
+from maisi_aug.vocabulary.labels import FULL_VOCABULARY, Vocabulary, lesion_word
+
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class ShownCase:
+    """One case, or one attempt at it.
+
+    Attributes:
+        key: Its name in addresses.
+        case: What decisions name it by.
+        index: Place in the plan or the folder.
+        status: ``accepted``, ``retried`` or ``rejected`` by the gates; ``given`` where no gate has judged.
+        request: What was asked for; empty outside of a cohort.
+        reason: Why the gates refused it.
+        lesions: ``label``, ``id``, ``ml``, ``mm``, ``asked_ml``, ``centre`` (I, J, K) of each.
+        verdicts: ``gate``, ``passed``, ``message`` of each.
+        origin: Where its label map and image come from.
+        files: Its volumes by role, ``image``, ``anatomy`` or ``label``, and its picture, ``preview``.
+        label_names: Names of the ids of its label map, where they are its own.
+        twin: Group, factor and value, of a twin.
+    """
+
+    key: str
+    case: CaseKey
+    index: int
+    status: str
+    files: Mapping[str, Path]
+    request: str = ""
+    reason: str = ""
+    lesions: tuple[Json, ...] = ()
+    verdicts: tuple[Json, ...] = ()
+    origin: Mapping[str, Any] = field(default_factory=dict)
+    label_names: Mapping[int, str] | None = None
+    twin: tuple[int, str, str] | None = None
+
+    def to_row(self) -> Json:
+        """What the grid shows."""
+        return {
+            "key": self.key,
+            "id": self.case.case_id,
+            "index": self.index,
+            "attempt": self.case.attempt,
+            "status": self.status,
+            "request": self.request,
+            "reason": self.reason,
+            "labels": list(dict.fromkeys(lesion["label"] for lesion in self.lesions)),
+            "mm": max((lesion["mm"] or 0.0 for lesion in self.lesions), default=None),
+            "failed": [verdict["gate"] for verdict in self.verdicts if not verdict["passed"]],
+            "has": sorted(self.files),
+        }
+
+
+class CaseSource(Protocol):
+    """Lists cases.
+
+    Attributes:
+        path: Folder that their files lie in.
+        title: What the page is called.
+        kind: ``cohort``, ``plan``, or what else a folder is.
+        vocabulary: Meaning of ids in label maps that name none.
+    """
+
+    path: Path
+    title: str
+    kind: str
+    vocabulary: Vocabulary
+
+    def read_on(self) -> list[ShownCase]:
+        """The cases that are new since the last call.
+
+        Raises:
+            MaisiAugError: What lies there cannot be read.
+        """
+
+
+class CohortCases:
+    """The attempts of a cohort, also while it is being written."""
+
+    kind = "cohort"
+
+    def __init__(self, path: Path) -> None:
+        """Nothing is read yet.
+
+        Args:
+            path: Of the cohort.
+        """
+        self.path, self.title = path, path.resolve().name
+        self._reader = ManifestReader(path / MANIFEST_NAME, gates=())
+        self.vocabulary = FULL_VOCABULARY
+        self._has_vocabulary = False
+
+    def read_on(self) -> list[ShownCase]:
+        """The attempts that are new in the manifest.
+
+        Raises:
+            CohortError: A line of the manifest cannot be read.
+        """
+        records = self._reader.read_on()
+        if records and not self._has_vocabulary:
+            self.vocabulary, self._has_vocabulary = find_vocabulary(self.path, records), True
+        return [_show_record(record, self.path) for record in records]
+
+
+def _show_record(record: AttemptRecord, folder: Path) -> ShownCase:
+    return ShownCase(
+        f"{record.case_id}.{record.attempt}",
+        CaseKey(record.case_id, record.attempt),
+        record.case_index,
+        record.status,
+        {role: folder / file.path for role, file in record.files.items()},
+        record.request,
+        record.reason,
+        describe_lesions(record.lesions),
+        describe_verdicts(record.verdicts),
+        {**record.mask_origin, "seed": record.seed, "bundle": record.bundle, "licence": record.licence},
+        twin=twin_of(record),
+    )
+
+
+def describe_lesions(lesions: Iterable[Lesion]) -> tuple[Json, ...]:
+    """What a page shows of lesions."""
+    return tuple(
+        {
+            "label": lesion.label,
+            "id": lesion.label_id,
+            "ml": lesion.realised_ml,
+            "mm": lesion.diameter_mm,
+            "asked_ml": lesion.requested_ml,
+            "centre": lesion.centre_ijk,
+        }
+        for lesion in lesions
+    )
+
+
+def describe_verdicts(verdicts: Iterable[VerdictRecord]) -> tuple[Json, ...]:
+    """What a page shows of the gates."""
+    return tuple({"gate": one.gate, "passed": one.passed, "message": one.message} for one in verdicts)
+
+
+class FolderCases:
+    """The cases of a folder that does not change: prepared, of nnU-Net, images beside labels, or label maps alone."""
+
+    def __init__(self, path: Path) -> None:
+        """List the cases; no volume is opened.
+
+        Raises:
+            MaisiAugError: There is none.
+        """
+        self.vocabulary = FULL_VOCABULARY
+        try:
+            found = find_case_set(path)
+        except EvaluationError:
+            entries = list_bank(path, lambda name: find_label_id(name, FULL_VOCABULARY) is not None).entries
+            if not entries:
+                raise
+            self.path, self.kind = path, "bank"
+            cases = [EvaluatedCase(entry.case or entry.name, entry.label_paths[0], entry) for entry in entries]
+            self._cases = [_show_entry(n, case, has_image=False) for n, case in enumerate(cases)]
+        else:
+            self.path, self.kind, self.vocabulary = found.path, found.kind, found.vocabulary
+            self._cases = [_show_entry(n, case) for n, case in enumerate(found.cases)]
+        self.title = self.path.resolve().name
+
+    def read_on(self) -> list[ShownCase]:
+        """All cases at the first call, none later."""
+        new, self._cases = self._cases, []
+        return new
+
+
+def _show_entry(number: int, case: EvaluatedCase, *, has_image: bool = True) -> ShownCase:
+    """A case of a folder; of several masks per case the first label map is shown."""
+    entry = case.entry
+    files = {"image": case.image_path} if has_image else {}
+    if entry is not None and entry.label_paths:
+        files["label"] = entry.label_paths[0]
+    if case.anatomy_path is not None:
+        files["anatomy"] = case.anatomy_path
+    return ShownCase(
+        f"c{number}",
+        CaseKey(case.case_id[-200:]),
+        number,
+        "given",
+        files,
+        origin={} if entry is None else {"file": entry.name},
+        label_names=_names_of(entry),
+    )
+
+
+def _names_of(entry: BankEntry | None) -> dict[int, str] | None:
+    if entry is None or entry.has_vocabulary_ids:
+        return None
+    if entry.organ_names:
+        return {1: entry.organ_names[0]}
+    return None if entry.label_names is None else {number: name for number, name in entry.label_names.items() if number}
+
+
+def open_cases(path: Path) -> CaseSource:
+    """List what a folder holds.
+
+    Raises:
+        MaisiAugError: There is nothing to look at.
+    """
+    return CohortCases(path) if is_cohort(path) else FolderCases(path)
+
+
+class Partners:
+    """Finds what a case is looked at beside: its twins, the CT or the label map that it came from, a reference."""
+
+    def __init__(self, beside: Path | None) -> None:
+        """List the reference.
+
+        Args:
+            beside: A folder of real CTs, or a cohort to compare with; None for none.
+
+        Raises:
+            MaisiAugError: There is nothing in it.
+        """
+        self.source: CaseSource | None = None
+        self.cases: list[ShownCase] = []
+        if beside is not None:
+            self.source = open_cases(beside)
+            self.cases = [case for case in self.source.read_on() if "image" in case.files]
+        self._by_id = {case.case.case_id: case for case in self.cases}
+        self._by_file = {case.files["image"].resolve(): case for case in self.cases}
+
+    def find(self, case: ShownCase) -> tuple[str, ShownCase] | None:
+        """A case of the reference, and what it is to the case that is looked at."""
+        if not self.cases:
+            return None
+        image, file = case.origin.get("image"), str(case.origin.get("file", ""))
+        if isinstance(image, str) and (found := self._by_file.get(Path(image).resolve())) is not None:
+            return "before insertion", found
+        names = (str(case.origin.get("background", "")), file, file.partition(".")[0], case.case.case_id)
+        for name in filter(None, names):
+            if (found := self._by_id.get(name)) is not None:
+                return "real", found
+        return "reference, another case", self.cases[case.index % len(self.cases)]
+
+
+def list_labels(case: ShownCase, vocabulary: Vocabulary) -> list[Json]:
+    """Id, name, colour and whether it is a lesion, of every label that a case's label map may hold."""
+    if case.label_names is not None:
+        lesions = tuple(number for number, name in case.label_names.items() if _is_lesion(name))
+        names = dict(case.label_names)
+    else:
+        lesions, names = tuple(vocabulary.tumor_ids), {label.id: label.name for label in vocabulary if label.id}
+    own = tuple({int(lesion["id"]) for lesion in case.lesions})  # in the colours of the case's picture
+    colours = label_colours(np.array(sorted(names)), lesions) | label_colours(np.array(own), own)
+    return [
+        {
+            "id": number,
+            "name": name,
+            "colour": colours[number],
+            "lesion": number in lesions,
+        }
+        for number, name in names.items()
+        if 0 < number < 256
+    ]
+
+
+def _is_lesion(name: str) -> bool:
+    return lesion_word(name) is not None or find_label_id(name, FULL_VOCABULARY) in FULL_VOCABULARY.tumor_ids

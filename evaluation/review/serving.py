@@ -1,0 +1,188 @@
+"""Runs the server of the page on this machine's own address until Ctrl-C, with what it needs put together."""
+
+from __future__ import annotations
+
+import secrets
+import socket
+import threading
+import time
+import webbrowser
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
+
+from maisi_aug.errors import EvaluationError, MissingExtraError
+
+if TYPE_CHECKING:
+    import uvicorn
+
+    from maisi_aug.cohort.resolve import CohortRun
+
+HOST = "127.0.0.1"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ViewOptions:
+    """What is looked at, and how.
+
+    Attributes:
+        path: A cohort, or another folder with CTs or label maps.
+        beside: A folder to compare with; also where blinded readers' real images come from.
+        reviewer: Who looks.
+        is_blind: Hold the blinded test.
+        num_images: Of the blinded test.
+        seed: Of the blinded test.
+        port: To listen on; 0 for any that is free.
+        plan: A plan whose label maps are shown, instead of a folder.
+    """
+
+    path: Path | None = None
+    beside: Path | None = None
+    reviewer: str = ""
+    is_blind: bool = False
+    num_images: int = 40
+    seed: int = 0
+    port: int = 0
+    plan: CohortRun | None = None
+
+
+def require_view() -> None:
+    """Raise unless the packages of the extra ``view`` are there.
+
+    Raises:
+        MissingExtraError: Naming the extra.
+    """
+    try:
+        import starlette  # noqa: F401
+        import uvicorn  # noqa: F401
+    except ImportError as error:
+        raise MissingExtraError(
+            f"view: expected the packages of the extra 'view', found no {error.name}. Install them with: pip install "
+            "'maisi-aug[view]'."
+        ) from error
+
+
+@contextmanager
+def open_server(options: ViewOptions) -> Iterator[tuple[str, uvicorn.Server, socket.socket, str]]:
+    """Put a server together that does not run yet.
+
+    Yields:
+        The page's address, the server, its socket, and a note to the user, which may be empty.
+
+    Raises:
+        MissingExtraError: The extra ``view`` is not installed.
+        EvaluationError: The port is in use, or there is nothing to look at.
+        MaisiAugError: The folder cannot be read.
+    """
+    require_view()
+    import uvicorn
+
+    from maisi_aug.evaluation.review.cases import CaseSource, Partners, open_cases
+    from maisi_aug.evaluation.review.desk import Desk
+    from maisi_aug.evaluation.review.planned import PlannedCases
+    from maisi_aug.evaluation.review.reader_test import ReaderTest
+    from maisi_aug.evaluation.review.server import build_app
+    from maisi_aug.evaluation.review.volumes import FolderFiles
+
+    partners = Partners(options.beside)
+    with TemporaryDirectory(prefix="maisi-aug-view-") as scratch, ExitStack() as stack:
+        source: CaseSource
+        if options.plan is not None:
+            source = PlannedCases(options.plan, Path(scratch))
+            stack.enter_context(source.draw_meanwhile())
+        else:
+            assert options.path is not None
+            source = open_cases(options.path)
+        files = FolderFiles(source.path, Path(scratch))
+        beside_files = None if partners.source is None else FolderFiles(partners.source.path, Path(scratch, "beside"))
+        desk = Desk(source, files, partners, reviewer=options.reviewer, may_decide=options.plan is None)
+        test, note = None, ""
+        if options.is_blind:
+            if beside_files is None:
+                raise EvaluationError("Reader test: expected real images to mix with. Name their folder with --beside.")
+            shown = [case for case in desk.list_accepted() if "image" in case.files]
+            test = ReaderTest(
+                source.path,
+                (shown, files),
+                (partners.cases, beside_files),
+                reviewer=options.reviewer,
+                num_images=options.num_images,
+                seed=options.seed,
+            )
+            note = test.find_giveaway()
+        else:
+            desk.refresh()
+        token = secrets.token_urlsafe(24)
+        app = build_app(desk, token, beside_files=beside_files, test=test)
+        bound = _bind(options.port)
+        config = uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=1)
+        address = f"http://{HOST}:{bound.getsockname()[1]}/{token}/"
+        try:
+            yield address, uvicorn.Server(config), bound, note
+        finally:
+            bound.close()
+
+
+def _bind(port: int) -> socket.socket:
+    """A socket on this machine's own address, which other machines cannot reach.
+
+    Raises:
+        EvaluationError: The port is in use.
+    """
+    bound = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        bound.bind((HOST, port))
+        bound.listen(128)  # who is given the address may ask before the server runs
+    except OSError as error:
+        bound.close()
+        raise EvaluationError(f"--port: expected a free port, found that {port} is in use. Leave it out.") from error
+    return bound
+
+
+def serve(options: ViewOptions, *, tell: Callable[[str], None], opens_browser: bool) -> None:
+    """Serve the page until Ctrl-C.
+
+    Args:
+        options: What is looked at.
+        tell: Given the address, then notes.
+        opens_browser: Whether to open it.
+
+    Raises:
+        MaisiAugError: There is nothing to look at, or it cannot be served.
+    """
+    with open_server(options) as (address, server, bound, note):
+        tell(address)
+        if note:
+            tell(f"Note: {note}")
+        if opens_browser:
+            threading.Timer(0.3, webbrowser.open, [address]).start()
+        try:
+            server.run(sockets=[bound])
+        except KeyboardInterrupt:
+            return
+
+
+@contextmanager
+def serve_in_background(options: ViewOptions) -> Iterator[str]:
+    """Serve the page from a thread while the block lasts.
+
+    Yields:
+        The page's address.
+
+    Raises:
+        MaisiAugError: There is nothing to look at, or it cannot be served.
+    """
+    with open_server(options) as (address, server, bound, _):
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]}, daemon=True)
+        thread.start()
+        while not server.started and thread.is_alive():
+            time.sleep(0.02)
+        try:
+            yield address
+        finally:
+            server.should_exit = True
+            thread.join(5)

@@ -1,0 +1,134 @@
+"""What of a folder may leave the server: volumes as they lie there, converted ones, and small pictures."""
+
+from __future__ import annotations
+
+import io
+import threading
+from collections import OrderedDict
+from math import prod
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+from PIL import Image
+
+from maisi_aug.errors import EvaluationError
+from maisi_aug.evaluation.review.cases import ShownCase
+from maisi_aug.pictures.preview import load_axial_panels
+from maisi_aug.pictures.slices import SOFT_TISSUE, Plane, draw_slice, label_colours
+from maisi_aug.volumes.image_files import load_grid, load_image, load_label_map, save_image, save_label_map
+
+SHOWN_SUFFIXES: Final = (".nii.gz", ".nii", ".nrrd", ".mha")
+"""What NiiVue reads; anything else is converted to NIfTI first."""
+THUMB_PX: Final = 260
+MAX_THUMBS: Final = 2000
+MAX_THUMB_VOXELS: Final = 20_000_000
+"""Of a volume that a small picture is drawn from: the server stays small, and larger ones show their name alone."""
+
+
+class FolderFiles:
+    """Hands out the files of one folder, and nothing that lies or leads outside of it."""
+
+    def __init__(self, root: Path, scratch: Path) -> None:
+        """Nothing is read yet.
+
+        Args:
+            root: The folder that was named.
+            scratch: Where converted volumes go.
+        """
+        self._root, self._scratch = root.resolve(), scratch
+        self._lock = threading.Lock()
+        self._thumbs: OrderedDict[str, bytes] = OrderedDict()
+
+    def require(self, path: Path) -> Path:
+        """The file itself, after following links.
+
+        Raises:
+            EvaluationError: It is gone, or leads out of the folder.
+        """
+        found = path.resolve()
+        if not found.is_relative_to(self._root):
+            raise EvaluationError(f"{path.name}: expected a file inside {self._root}, found a link that leads out.")
+        if not found.exists():
+            raise EvaluationError(f"{path.name}: expected a file in {path.parent}, found nothing there.")
+        return found
+
+    def name_of(self, case: ShownCase, role: str) -> str:
+        """What a volume is called in addresses; the end of the name says how to read it."""
+        path = case.files[role]
+        suffix = next((suffix for suffix in SHOWN_SUFFIXES if path.name.lower().endswith(suffix)), ".nii.gz")
+        try:
+            status = path.stat()
+            stamp = f"?v={status.st_mtime_ns:x}-{status.st_size:x}"
+        except OSError:
+            stamp = ""
+        return f"{role}{suffix}{stamp}"
+
+    def volume(self, case: ShownCase, role: str) -> Path:
+        """A file that NiiVue can read.
+
+        Raises:
+            EvaluationError: The file is gone or leads out of the folder.
+            MaisiAugError: It has to be converted and cannot be read.
+        """
+        path = self.require(case.files[role])
+        if path.is_file() and path.name.lower().endswith(SHOWN_SUFFIXES):
+            return path
+        target = self._scratch / f"{case.key}.{role}.nii.gz"
+        with self._lock:
+            if not target.exists():
+                if role == "image":
+                    image = load_image(path)
+                    save_image(target, image.array, image.grid)
+                else:
+                    labels = load_label_map(path)
+                    save_label_map(target, labels.array, labels.grid)
+        return target
+
+    def thumb(self, case: ShownCase) -> bytes:
+        """A small picture as JPEG.
+
+        Raises:
+            EvaluationError: There is nothing to draw it from, or too much.
+            MaisiAugError: The volume cannot be read.
+        """
+        with self._lock:
+            if case.key in self._thumbs:
+                self._thumbs.move_to_end(case.key)
+                return self._thumbs[case.key]
+            picture = self._draw(case)
+            picture.thumbnail((THUMB_PX, THUMB_PX), Image.Resampling.LANCZOS)
+            file = io.BytesIO()
+            picture.convert("RGB").save(file, "JPEG", quality=82)
+            self._thumbs[case.key] = file.getvalue()
+            if len(self._thumbs) > MAX_THUMBS:
+                self._thumbs.popitem(last=False)
+            return file.getvalue()
+
+    def _draw(self, case: ShownCase) -> Image.Image:
+        if "preview" in case.files and (found := load_axial_panels(self.require(case.files["preview"]))) is not None:
+            return found[0][-1]
+        role = next((role for role in ("image", "anatomy", "label") if role in case.files), None)
+        if role is None:
+            raise EvaluationError(f"{case.case.case_id}: expected a volume or a picture, found none.")
+        path = self.require(case.files[role])
+        grid = load_grid(path)
+        if prod(grid.shape) > MAX_THUMB_VOXELS:
+            raise EvaluationError(f"{case.case.case_id}: expected at most {MAX_THUMB_VOXELS} voxels, found more.")
+        plane = Plane("axial", _choose_slice(case, grid.shape[2]))
+        size_px = plane.size_px(grid, THUMB_PX / max(grid.extent_mm[:2]))
+        if role == "image":
+            return draw_slice(load_image(path).array, plane, size_px, SOFT_TISSUE)
+        labels = plane.cut(load_label_map(path).array)
+        colours = np.zeros((int(labels.max()) + 1, 3), dtype=np.uint8)
+        for number, colour in label_colours(np.unique(labels), ()).items():
+            colours[number] = colour
+        return Image.fromarray(colours[labels]).resize(size_px, Image.Resampling.NEAREST)
+
+
+def _choose_slice(case: ShownCase, num_slices: int) -> int:
+    """Through the largest lesion, or the middle."""
+    placed = [lesion for lesion in case.lesions if lesion["centre"] is not None]
+    if not placed:
+        return num_slices // 2
+    return min(int(max(placed, key=lambda lesion: lesion["ml"] or 0.0)["centre"][2]), num_slices - 1)

@@ -1,0 +1,108 @@
+"""A reader test: can somebody who looks at unlabelled images tell the synthetic ones? Needs no torch.
+
+A reader says "real" or "synthetic" of every image. Chance gives half of the answers right, so the share of right
+answers is compared with one half: by the exact two-sided binomial test, and with the interval of Clopper and Pearson,
+"The use of confidence or fiducial limits illustrated in the case of the binomial", Biometrika 1934.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from scipy import stats
+
+from maisi_aug.errors import EvaluationError
+
+ANSWERS: Final = ("real", "synthetic")
+CHANCE: Final = 0.5
+ALPHA: Final = 0.05
+DEFAULT_MARGIN: Final = 0.2
+"""A reader who is right in less than 70% of all images does not tell synthetic from real in practice."""
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """A share of counts with its exact 95% interval.
+
+    Attributes:
+        num_right: How many.
+        num: Of how many; 0 has no share.
+    """
+
+    num_right: int
+    num: int
+
+    def to_json(self) -> dict[str, float | int | None]:
+        """The share as JSON types."""
+        if not self.num:
+            return {"num_right": 0, "num": 0, "share": None, "low": None, "high": None}
+        found = stats.binomtest(self.num_right, self.num).proportion_ci(1 - ALPHA, method="exact")
+        share = self.num_right / self.num
+        return {
+            "num_right": self.num_right,
+            "num": self.num,
+            "share": share,
+            "low": float(found.low),
+            "high": float(found.high),
+        }
+
+
+def score_answers(
+    answers: Mapping[str, str], key: Mapping[str, str], *, margin: float = DEFAULT_MARGIN
+) -> dict[str, Any]:
+    """Hold a reader's answers against the key.
+
+    Args:
+        answers: Item -> ``real`` or ``synthetic``; items without an answer are counted and left out.
+        key: Item -> what it is.
+        margin: How far the share of right answers may lie from one half where a reader cannot tell in practice.
+
+    Returns:
+        The shares of right answers in all, of real and of synthetic items, with exact 95% intervals; p of the exact
+        test against one half; and the verdict: "can tell" where that test is below 0.05 and more than half are right,
+        "cannot tell" where the 90% interval lies within the margin around one half (two one-sided tests of 5% each),
+        "undecided" else. Where more than half are wrong, beyond chance, the two names were confused: "can tell, with
+        the names the other way round".
+
+    Raises:
+        EvaluationError: For an item that is not in the key, a word that is no answer, or no answer at all.
+    """
+    unknown = sorted(set(answers) - set(key))
+    if unknown:
+        raise EvaluationError(
+            f"Answer for '{unknown[0]}': expected an item of the pack, found none of this name. Correct the answers."
+        )
+    wrong = next((item for item, word in answers.items() if word not in ANSWERS), None)
+    if wrong is not None:
+        raise EvaluationError(
+            f"Answer for '{wrong}': expected real or synthetic, found '{answers[wrong]}'. Correct the answers."
+        )
+    if not answers:
+        raise EvaluationError("Answers: expected at least one, found none. Fill in real or synthetic for each item.")
+    parts = {
+        kind: Share(sum(answers[i] == kind for i in answers if key[i] == kind), sum(key[i] == kind for i in answers))
+        for kind in ANSWERS
+    }
+    whole = Share(sum(part.num_right for part in parts.values()), len(answers))
+    return {
+        "num_items": len(key),
+        "num_unanswered": len(key) - len(answers),
+        "all": whole.to_json(),
+        **{kind: part.to_json() for kind, part in parts.items()},
+        "p_value": float(stats.binomtest(whole.num_right, whole.num, CHANCE).pvalue),
+        "margin": margin,
+        "verdict": _judge(whole, margin),
+    }
+
+
+def _judge(whole: Share, margin: float) -> str:
+    result = stats.binomtest(whole.num_right, whole.num, CHANCE)
+    narrow = result.proportion_ci(1 - 2 * ALPHA, method="exact")
+    if CHANCE - margin < narrow.low and narrow.high < CHANCE + margin:
+        return "cannot tell"
+    if result.pvalue < ALPHA:
+        is_right = whole.num_right > CHANCE * whole.num
+        return "can tell" if is_right else "can tell, with the names the other way round"
+    return "undecided"

@@ -1,0 +1,286 @@
+"""What people say of the cases of a folder: accepted or rejected, line by line in ``review.jsonl``.
+
+The file is only ever appended to. The last decision of each reviewer on an attempt counts, and one rejection by anybody
+leaves the case out of exports, datasets, evaluation and reports until it is taken back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Literal, NamedTuple
+
+from pydantic import Field, TypeAdapter, ValidationError
+
+from maisi_aug.cohort.folder import KEEP_FIELD, CohortFolder, read_cohort_document
+from maisi_aug.cohort.manifest import (
+    MANIFEST_NAME,
+    AttemptRecord,
+    FileRecord,
+    Manifest,
+    ManifestWriter,
+    load_manifest,
+)
+from maisi_aug.cohort.request import COHORT_NAME
+from maisi_aug.errors import CohortError
+from maisi_aug.system.content import MAX_LINE_BYTES
+from maisi_aug.system.whole_lines import append_to_shared
+
+REVIEW_NAME = "review.jsonl"
+MAX_LETTERS = 500
+Choice = Literal["accept", "reject", "undo"]
+
+_CaseName = Annotated[str, Field(min_length=1, max_length=200)]
+_Text = Annotated[str, Field(max_length=MAX_LETTERS)]
+
+
+class CaseKey(NamedTuple):
+    """An attempt at a case; cases that are not of a cohort have one attempt, 0."""
+
+    case_id: str
+    attempt: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """One line of ``review.jsonl``.
+
+    Attributes:
+        case_id: The case.
+        attempt: Which attempt at it was looked at.
+        choice: ``accept``, ``reject``, or ``undo``, which takes back the reviewer's last decision that stands.
+        reason: Why it is rejected; may be empty.
+        reviewer: Who decides; empty where no name was given.
+        time: When, in ISO 8601, UTC.
+    """
+
+    case_id: _CaseName
+    attempt: Annotated[int, Field(ge=0, lt=10**9)]
+    choice: Choice
+    reason: _Text = ""
+    reviewer: _Text = ""
+    time: Annotated[str, Field(max_length=40)] = ""
+
+    @property
+    def key(self) -> CaseKey:
+        """What the decision is on."""
+        return CaseKey(self.case_id, self.attempt)
+
+
+_DECISION: TypeAdapter[Decision] = TypeAdapter(Decision)
+
+
+@dataclass
+class Review:
+    """The decisions that stand.
+
+    Attributes:
+        num_bytes: Of the file that were read.
+    """
+
+    num_bytes: int = 0
+    _stacks: dict[str, list[Decision]] = field(default_factory=dict)
+
+    def add(self, decision: Decision) -> Decision | None:
+        """Take in the next line.
+
+        Returns:
+            The decision that an undo takes back; ``None`` for another line, or where there is none to take back.
+        """
+        stack = self._stacks.setdefault(decision.reviewer, [])
+        if decision.choice == "undo":
+            return stack.pop() if stack else None
+        stack.append(decision)
+        return None
+
+    @property
+    def reviewers(self) -> list[str]:
+        """Everybody with a decision that stands, sorted."""
+        return sorted(name for name, stack in self._stacks.items() if stack)
+
+    def last_of(self, reviewer: str) -> Decision | None:
+        """The decision that the reviewer's next undo takes back."""
+        stack = self._stacks.get(reviewer)
+        return stack[-1] if stack else None
+
+    def decisions_of(self, reviewer: str) -> dict[CaseKey, Decision]:
+        """The last decision of a reviewer on every attempt."""
+        return {decision.key: decision for decision in self._stacks.get(reviewer, ())}
+
+    def standing(self) -> dict[CaseKey, list[Decision]]:
+        """The last decision of every reviewer on every attempt."""
+        found: dict[CaseKey, list[Decision]] = {}
+        for reviewer in self.reviewers:
+            for key, decision in self.decisions_of(reviewer).items():
+                found.setdefault(key, []).append(decision)
+        return found
+
+    def rejections(self) -> dict[CaseKey, str]:
+        """What was rejected by at least one reviewer, and a sentence that says by whom and why."""
+        found = {}
+        for key, decisions in self.standing().items():
+            if spelled := [_spell(decision) for decision in decisions if decision.choice == "reject"]:
+                found[key] = f"Rejected in review{'; '.join(spelled)}."
+        return found
+
+
+def _spell(decision: Decision) -> str:
+    by = f" by {decision.reviewer}" if decision.reviewer else ""
+    return by + (f": {decision.reason.rstrip('.')}" if decision.reason else "")
+
+
+def load_review(folder: Path) -> Review:
+    """Read what was decided; nothing where nobody has looked at the folder yet.
+
+    A last line without a line break is what a killed process leaves; it is skipped.
+
+    Raises:
+        CohortError: A line is no decision.
+    """
+    review = Review()
+    read_on(review, folder / REVIEW_NAME)
+    return review
+
+
+def read_on(review: Review, path: Path) -> bool:
+    """Take in the lines that were added since the last time.
+
+    Args:
+        review: What was read so far.
+        path: Of the file, which need not be there yet.
+
+    Returns:
+        Whether there were any.
+
+    Raises:
+        CohortError: A line is no decision.
+    """
+    begin = review.num_bytes
+    try:
+        with path.open("rb") as file:
+            file.seek(begin)
+            while (line := file.readline(MAX_LINE_BYTES)).endswith(b"\n"):
+                review.add(_read_line(path, line))
+                review.num_bytes += len(line)
+    except FileNotFoundError:
+        return False
+    return review.num_bytes > begin
+
+
+def _read_line(path: Path, line: bytes) -> Decision:
+    try:
+        return _DECISION.validate_json(line)
+    except ValidationError as error:
+        problem = error.errors(include_url=False, include_context=False)[0]["msg"]
+        raise CohortError(
+            f"{path}: expected a decision on every line, found {line.rstrip()[:60]!r} ({problem}). Remove the line."
+        ) from None
+
+
+def append_decision(folder: Path, decision: Decision) -> None:
+    """Add a decision to a folder's review; several processes may do so at the same time.
+
+    Raises:
+        CohortError: The disk is full or the folder cannot be written to; what was there stays as it was.
+    """
+    append_to_shared(folder / REVIEW_NAME, _DECISION.dump_json(decision).decode())
+
+
+def now() -> str:
+    """The time as a decision has it."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def apply_review(manifest: Manifest, review: Review) -> Manifest:
+    """The manifest as it counts: accepted cases that a reviewer rejected are rejected ones, with the reason."""
+    rejections = review.rejections()
+    return Manifest(tuple(judge_record(record, rejections) for record in manifest.records))
+
+
+def judge_record(record: AttemptRecord, rejections: dict[CaseKey, str]) -> AttemptRecord:
+    """A record as it counts, given :meth:`Review.rejections`."""
+    reason = rejections.get(CaseKey(record.case_id, record.attempt))
+    if record.status != "accepted" or reason is None:
+        return record
+    return replace(record, status="rejected", reason=reason)
+
+
+def load_reviewed_manifest(folder: Path, *, gates: Collection[str] | None = None) -> Manifest:
+    """The manifest of a cohort as it counts for whoever uses its cases.
+
+    Args:
+        folder: The cohort's folder.
+        gates: Whose figures are kept; all when not given.
+
+    Raises:
+        CohortError: There is no manifest, or a line of it or of the review cannot be read.
+    """
+    return apply_review(load_manifest(folder, gates=gates), load_review(folder))
+
+
+def num_rejected_in_review(folder: Path, manifest: Manifest) -> int:
+    """How many accepted cases of a manifest a reviewer rejected.
+
+    Raises:
+        CohortError: A line of the review cannot be read.
+    """
+    return len(manifest.accepted) - len(apply_review(manifest, load_review(folder)).accepted)
+
+
+def reopen_rejected(folder: Path) -> list[AttemptRecord]:
+    """Give up the cases of a cohort that reviewers rejected, so that the next run makes further attempts at them.
+
+    Pictures, and with ``keep_rejected`` volumes, move to where those of failed attempts lie; a run that is stopped in
+    between finds cases with lost files, and draws these again.
+
+    Args:
+        folder: Of a cohort that nothing is writing to.
+
+    Returns:
+        What the manifest held of these cases.
+
+    Raises:
+        CohortError: Another process writes to the cohort, the disk is full, or a line cannot be read.
+    """
+    place = CohortFolder(folder)
+    document = (read_cohort_document(folder) if (folder / COHORT_NAME).is_file() else None) or {}
+    keeps = bool(document.get("configuration", {}).get(KEEP_FIELD))
+    rejections, given_up = load_review(folder).rejections(), []
+    if not rejections:
+        return []
+    with ManifestWriter(folder / MANIFEST_NAME) as writer:
+        for record in load_manifest(folder).accepted:
+            judged = judge_record(record, rejections)
+            if judged is record:
+                continue
+            try:
+                files = _set_aside(record, place, keeps_volumes=keeps)
+                writer.append(replace(judged, status="retried", files=files))
+            except OSError as error:
+                raise CohortError(
+                    f"{folder}: expected to set '{record.case_id}' aside, found: {error.strerror or error}. Make room "
+                    "and run the command again."
+                ) from error
+            given_up.append(record)
+    return given_up
+
+
+def _set_aside(record: AttemptRecord, place: CohortFolder, *, keeps_volumes: bool) -> dict[str, FileRecord]:
+    """Move or remove the files of a case; returns those that are kept."""
+    kept = {}
+    for role, file in record.files.items():
+        path = place.path / file.path
+        if role == "preview":
+            target = place.rejected_preview(record.case_id, record.attempt)
+        elif keeps_volumes:
+            target = place.rejected_file_of(role, record.case_id, record.attempt)
+        else:
+            path.unlink(missing_ok=True)
+            continue
+        if path.is_file():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            path.replace(target)
+            kept[role] = FileRecord(place.relative(target), file.sha256)
+    return kept

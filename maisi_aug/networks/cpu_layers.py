@@ -1,0 +1,268 @@
+"""Layers that compute the same in less time on a CPU in float32: convolutions, and attention.
+
+Three facts decide how long a convolution with a kernel of 3x3x3 takes (``python -m tests.benchmarks.convolutions``):
+
+* torch hands small float32 convolutions to a kernel of its own that is up to three times slower than oneDNN's.
+* oneDNN computes at the processor's peak. What is left is to compute less: Winograd's minimal filtering F(4, 3) along
+  I takes 6 products for 4 voxels instead of 12 (Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks",
+  CVPR 2016), and the planes that it leaves are convolved in two dimensions.
+* oneDNN fills up output channels to the width of its vectors, so that one channel costs as much as sixteen.
+
+The sums are the same in another order: results differ by rounding, of which Winograd's make three to five times as
+much as a plain convolution. Attention goes through torch's fused kernel, which holds no matrix of all pairs.
+"""
+
+from __future__ import annotations
+
+from itertools import product
+from typing import cast
+
+import torch
+from monai.networks.blocks.crossattention import CrossAttentionBlock
+from monai.networks.blocks.selfattention import SABlock
+from torch import Tensor, nn
+from torch.nn import functional
+
+Triple = tuple[int, int, int]
+MIN_CHANNELS = 32
+"""Of input and output, below which the additions take as long as the products that they spare."""
+MIN_VOXELS = 1024
+"""Of an image, below which transforming the weights takes as long."""
+FEW_VOXELS = 128
+"""Of an image, below which reordering the weights of a convolution takes as long as the convolution."""
+CHUNK_NUMBERS = 1 << 20
+"""Numbers of the input that are transformed at once: few enough for a processor's cache, and little memory."""
+
+
+class CpuConv3d(nn.Conv3d):
+    """``torch.nn.Conv3d`` that computes in a faster way on a CPU in float32, where no gradient is asked for."""
+
+    @classmethod
+    def sharing(cls, plain: nn.Conv3d) -> CpuConv3d:
+        """A convolution with the parameters of a plain one."""
+        with torch.device("meta"):
+            twin = cls(
+                plain.in_channels,
+                plain.out_channels,
+                cast(Triple, plain.kernel_size),
+                stride=cast(Triple, plain.stride),
+                padding=cast(Triple, plain.padding),
+                dilation=cast(Triple, plain.dilation),
+                groups=plain.groups,
+                bias=plain.bias is not None,
+                padding_mode=plain.padding_mode,
+            )
+        twin.weight, twin.bias = plain.weight, plain.bias
+        return twin.train(plain.training)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """``(B, C, I, J, K)`` to the output in the memory format channels last."""
+        if not _is_for_cpu(features, self.weight) or isinstance(self.padding, str) or self.padding_mode != "zeros":
+            return super().forward(features)
+        if features[0, 0].numel() < FEW_VOXELS:
+            return super().forward(features)
+        features = features.contiguous(memory_format=torch.channels_last_3d)
+        if self._looks_one_voxel_far and self.groups == 1:
+            if self.out_channels == 1:
+                return _convolve_into_one(features, self.weight, self.bias)
+            is_wide = min(self.in_channels, self.out_channels) >= MIN_CHANNELS
+            if is_wide and features.shape[2] > 2 and features[0, 0].numel() >= MIN_VOXELS:
+                return _convolve_by_winograd(features, self.weight, self.bias)
+        return _convolve(
+            features,
+            self.weight,
+            self.bias,
+            padding=cast(Triple, self.padding),
+            stride=cast(Triple, self.stride),
+            dilation=cast(Triple, self.dilation),
+            groups=self.groups,
+        )
+
+    @property
+    def _looks_one_voxel_far(self) -> bool:
+        return self.kernel_size == (3, 3, 3) and self.padding == self.stride == self.dilation == (1, 1, 1)
+
+
+class CpuUpsampling(nn.ConvTranspose3d):
+    """MAISI's transposed convolution, which doubles every side, in a faster way where ``CpuConv3d`` is one.
+
+    Output voxels whose place is even along a side take the middle of the kernel, others its two ends: eight
+    convolutions of the input, which together take every product once.
+    """
+
+    @classmethod
+    def sharing(cls, plain: nn.ConvTranspose3d) -> CpuUpsampling:
+        """A transposed convolution with the parameters of a plain one, see ``doubles_sides``."""
+        with torch.device("meta"):
+            twin = cls(plain.in_channels, plain.out_channels, 3, stride=2, padding=1, output_padding=1)
+        twin.weight, twin.bias = plain.weight, plain.bias
+        return twin.train(plain.training)
+
+    def forward(self, features: Tensor, output_size: list[int] | None = None) -> Tensor:
+        """``(B, C, I, J, K)`` to ``(B, D, 2 I, 2 J, 2 K)`` in the memory format channels last."""
+        if output_size is not None or not _is_for_cpu(features, self.weight):
+            return super().forward(features, output_size)
+        # A convolution of an upsampling looks one voxel ahead, and beyond the end are zeros.
+        padded = functional.pad(features, (0, 1) * 3).contiguous(memory_format=torch.channels_last_3d)
+        sides = [2 * side for side in features.shape[2:]]
+        shape = (features.shape[0], self.out_channels, *sides)
+        output = torch.empty(shape, memory_format=torch.channels_last_3d)
+        for odd in product((0, 1), repeat=3):
+            kernel, part = self.weight.transpose(0, 1), padded
+            for axis, is_odd in enumerate(odd, start=2):
+                kernel = kernel.index_select(axis, torch.tensor((2, 0) if is_odd else (1,)))
+                part = part if is_odd else part.narrow(axis, 0, part.shape[axis] - 1)
+            places = tuple(slice(is_odd, None, 2) for is_odd in odd)
+            output[:, :, *places] = _convolve(part, kernel, self.bias)
+        return output
+
+
+def doubles_sides(layer: nn.Module) -> bool:
+    """Whether a layer is a transposed convolution as MAISI's, whose kernel has 3x3x3 voxels."""
+    return (
+        isinstance(layer, nn.ConvTranspose3d)
+        and layer.kernel_size == (3, 3, 3)
+        and layer.stride == (2, 2, 2)
+        and layer.padding == layer.output_padding == layer.dilation == (1, 1, 1)
+        and layer.groups == 1
+        and layer.bias is not None
+    )
+
+
+def _is_for_cpu(features: Tensor, weight: Tensor) -> bool:
+    has_gradient = torch.is_grad_enabled() and (features.requires_grad or weight.requires_grad)
+    return (
+        features.device.type == "cpu"
+        and features.dtype == weight.dtype == torch.float32
+        and features.dim() == 5
+        and not has_gradient
+        and not torch.is_autocast_enabled("cpu")
+        and not torch.compiler.is_compiling()
+        and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    )
+
+
+def _convolve(
+    features: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    *,
+    padding: Triple = (0, 0, 0),
+    stride: Triple = (1, 1, 1),
+    dilation: Triple = (1, 1, 1),
+    groups: int = 1,
+) -> Tensor:
+    """oneDNN's convolution, whatever torch would choose."""
+    settings = (padding, stride, dilation, groups)
+    return torch.mkldnn_convolution(features, weight, bias, *settings)
+
+
+def _convolve_into_one(features: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """One output channel: the kernel's nine rows along K as nine channels, moved along I and J and added up."""
+    # (1, C, 3, 3, 3) -> (9, C, 1, 1, 3)
+    rows = weight[0].flatten(1, 2).transpose(0, 1)[:, :, None, None].contiguous()
+    parts = _convolve(features, rows, None, padding=(0, 0, 1))
+    output = features.new_zeros((features.shape[0], 1, *features.shape[2:]))
+    for row, (part_i, part_j) in enumerate((i, j) for i in (-1, 0, 1) for j in (-1, 0, 1)):
+        to_i, from_i = _moved(part_i, features.shape[2])
+        to_j, from_j = _moved(part_j, features.shape[3])
+        output[:, 0, to_i, to_j] += parts[:, row, from_i, from_j]
+    return output if bias is None else output.add_(bias.view(1, -1, 1, 1, 1))
+
+
+def _moved(offset: int, side: int) -> tuple[slice, slice]:
+    """Where something goes that is taken ``offset`` voxels further on, and where it comes from."""
+    return slice(max(-offset, 0), side - max(offset, 0)), slice(max(offset, 0), side - max(-offset, 0))
+
+
+def _convolve_by_winograd(features: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """F(4, 3) along I, with the interpolation points 0, 1, -1, 2, -2 and infinity."""
+    kernels = _transform_kernel(weight)
+    batch, _, side, *plane = features.shape
+    num_groups = -(-side // 4)
+    # (B, I / 4, 4, J, K, C)
+    output = features.new_empty((batch, num_groups, 4, *plane, weight.shape[0]))
+    step = max(CHUNK_NUMBERS // (4 * features[0, :, 0].numel()), 1)
+    for image, found in zip(features, output, strict=True):
+        planes = image.transpose(0, 1)  # (I, C, J, K)
+        for first in range(0, num_groups, step):
+            last = min(first + step, num_groups)
+            begin, end = 4 * first - 1, 4 * last + 1
+            part = planes[max(begin, 0) : min(end, side)]
+            if begin < 0 or end > side:
+                part = functional.pad(part, (0, 0, 0, 0, 0, 0, max(-begin, 0), max(end - side, 0)))
+            _convolve_groups(part, kernels, bias, found[first:last])
+    whole = output.view(batch, 4 * num_groups, *plane, weight.shape[0])[:, :side]
+    return whole.permute(0, 4, 1, 2, 3)
+
+
+def _transform_kernel(weight: Tensor) -> list[Tensor]:
+    """``(D, C, 3, 3, 3)`` to six ``(D, C, 3, 3)``."""
+    first, middle, last = weight.unbind(2)
+    outer, outer_twice = first + last, first + 4 * last
+    kernels = (
+        first / 4,
+        (outer + middle) / -6,
+        (outer - middle) / -6,
+        (outer_twice + 2 * middle) / 24,
+        (outer_twice - 2 * middle) / 24,
+        last,
+    )
+    return [kernel.contiguous(memory_format=torch.channels_last) for kernel in kernels]
+
+
+def _convolve_groups(part: Tensor, kernels: list[Tensor], bias: Tensor | None, output: Tensor) -> None:
+    """Fill ``(n, 4, J, K, D)`` from ``(4 n + 2, C, J, K)``."""
+    num_groups = output.shape[0]
+    d = [part[start : start + 4 * num_groups - 3 : 4] for start in range(6)]
+    even, odd = torch.add(d[4], d[2], alpha=-4), torch.add(d[3], d[1], alpha=-4)
+    even_2, odd_2 = d[4] - d[2], (d[3] - d[1]).mul_(2)
+    inputs = (
+        torch.add(d[4], d[2], alpha=-5).add_(d[0], alpha=4),
+        even + odd,
+        even.sub_(odd),
+        even_2 + odd_2,
+        even_2.sub_(odd_2),
+        torch.add(d[5], d[3], alpha=-5).add_(d[1], alpha=4),
+    )
+    # A bias in the second product reaches all four voxels once.
+    m = [
+        functional.conv2d(each, kernel, bias if number == 1 else None, padding=1)
+        for number, (each, kernel) in enumerate(zip(inputs, kernels, strict=True))
+    ]
+    voxels = [output[:, place].permute(0, 3, 1, 2) for place in range(4)]
+    total, difference = m[1] + m[2], m[1].sub_(m[2])
+    total_2, difference_2 = m[3] + m[4], m[3].sub_(m[4])
+    torch.add(m[0].add_(total), total_2, out=voxels[0])
+    torch.add(difference, difference_2, alpha=2, out=voxels[1])
+    torch.add(total, total_2, alpha=4, out=voxels[2])
+    torch.add(m[5].add_(difference), difference_2, alpha=8, out=voxels[3])
+
+
+def use_cpu_layers(network: nn.Module) -> int:
+    """Swap convolutions for ``CpuConv3d`` with the same weights and names, and fuse attention, in place.
+
+    MONAI's switch of fused attention asks for a CUDA device where a network is built; its blocks do not.
+
+    Returns:
+        The number of layers that have changed.
+    """
+    num_changed = 0
+    for parent in list(network.modules()):
+        if isinstance(parent, SABlock | CrossAttentionBlock) and _may_be_fused(parent):
+            parent.use_flash_attention = True
+            num_changed += 1
+        for name, child in list(parent.named_children()):
+            if type(child) is nn.Conv3d:
+                setattr(parent, name, CpuConv3d.sharing(child))
+                num_changed += 1
+            elif type(child) is nn.ConvTranspose3d and doubles_sides(child):
+                setattr(parent, name, CpuUpsampling.sharing(child))
+                num_changed += 1
+    return num_changed
+
+
+def _may_be_fused(attention: SABlock | CrossAttentionBlock) -> bool:
+    """Whether the fused kernel does all that a block does; one that upcasts holds two types, which it does not take."""
+    does_more = attention.save_attn or attention.rel_positional_embedding is not None or attention.causal
+    return not (attention.use_flash_attention or does_more or attention.attention_dtype is not None)

@@ -1,0 +1,466 @@
+"""A convolutional coder computed slab by slab: the result of the whole, in the memory of what has to be kept.
+
+Group normalisation is the only operation of MAISI's VAE, attention apart, that is not local: it needs the mean and the
+deviation of a whole group. Here a slab goes through as many layers as possible at once, with the halo that their
+kernels need, and every norm takes statistics of the whole that an earlier pass over the slabs has collected. No voxel
+of the result is blended, and slabs leave no seams.
+
+What is kept between passes decides on memory and time (``Keep``). Tensors are kept as slabs along I, and each is freed
+as soon as nothing needs it any more: a block's output grows while its input shrinks.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Protocol, cast
+
+import torch
+from monai.apps.generation.maisi.networks.autoencoderkl_maisi import (
+    MaisiConvolution,
+    MaisiDownsample,
+    MaisiGroupNorm3D,
+    MaisiResBlock,
+    MaisiUpsample,
+)
+from torch import Tensor, nn
+from torch.nn import functional
+
+from maisi_aug.bundle_spec.decoding import Keep
+
+MIN_THICKNESS = 4
+"""Voxels of a slab along I; of a thinner one the halo is most."""
+MIN_CPU_ROWS = 20480
+"""Batch x channels x I x J up to which torch computes float32 convolutions on a CPU without oneDNN: several times
+slower, and with 27 copies of the slab. ``CpuConv3d`` does not leave that to torch."""
+
+
+ANY = sys.maxsize
+"""Channels of what can be computed in slabs of any size."""
+
+
+class Slabs:
+    """A tensor ``(B, C, I, J, K)`` in pieces along I, from which the first ones can be dropped.
+
+    With ``on_host`` the pieces lie in the host's memory, and what is read goes to the device that they came from.
+    """
+
+    def __init__(self, whole: Tensor | None = None, *, on_host: bool = False) -> None:
+        self.pieces: list[Tensor] = []
+        self.first, self.on_host = 0, on_host
+        self.device: torch.device | None = None
+        if whole is not None:
+            self.append(whole)
+
+    @property
+    def side(self) -> int:
+        """Voxels along I up to the end of the last piece."""
+        return self.first + sum(piece.shape[2] for piece in self.pieces)
+
+    def append(self, piece: Tensor) -> None:
+        """Add what follows."""
+        self.device = piece.device
+        self.pieces.append(piece.cpu() if self.on_host else piece)
+
+    def read(self, start: int, stop: int) -> Tensor:
+        """``(B, C, stop - start, J, K)``, a view where it lies in one piece."""
+        found, offset = [], self.first
+        for piece in self.pieces:
+            first, last = max(start - offset, 0), min(stop - offset, piece.shape[2])
+            if first < last:
+                found.append(piece[:, :, first:last])
+            offset += piece.shape[2]
+        part = found[0] if len(found) == 1 else torch.cat(found, dim=2)
+        return part.to(self.device)
+
+    def drop_before(self, stop: int) -> None:
+        """Free the pieces that end before a voxel along I."""
+        while self.pieces and self.first + self.pieces[0].shape[2] <= stop:
+            self.first += self.pieces.pop(0).shape[2]
+
+
+@dataclass
+class Moments:
+    """Mean and deviation of the groups of a norm, collected slab by slab.
+
+    A group's mean may be far from 0: slabs are merged by their means and squared deviations, in float64.
+    """
+
+    num_groups: int
+    count: int = 0
+    mean: Tensor | None = None
+    squares: Tensor | None = None
+
+    def add(self, slab: Tensor) -> None:
+        """Take in a further slab ``(B, C, I, J, K)``."""
+        # The library's kernel, of which two small outputs are used: torch.var_mean takes ten times as long on a CPU.
+        batch, channels, *sides = slab.shape
+        _, means, rsqrts = torch.native_group_norm(
+            slab.float(), None, None, batch, channels, math.prod(sides), self.num_groups, 0.0
+        )
+        added = slab[0].numel() // self.num_groups
+        mean, squares = means.double(), rsqrts.double().square().reciprocal() * added
+        if self.mean is None or self.squares is None:
+            self.count, self.mean, self.squares = added, mean, squares
+            return
+        total = self.count + added
+        shift = mean - self.mean
+        self.squares = self.squares + squares + shift.square() * (self.count * added / total)
+        self.mean = self.mean + shift * (added / total)
+        self.count = total
+
+    def as_scale_and_shift(self, norm: nn.GroupNorm) -> tuple[Tensor, Tensor]:
+        """What the norm multiplies by and adds, ``(B, C, 1, 1, 1)`` float32 each."""
+        assert self.mean is not None
+        assert self.squares is not None
+        deviation = (self.squares / self.count + norm.eps).sqrt()
+        per_channel = norm.num_channels // norm.num_groups
+        mean, deviation = (each.repeat_interleave(per_channel, dim=1) for each in (self.mean, deviation))
+        scale = norm.weight / deviation
+        shape = (*scale.shape, 1, 1, 1)
+        return scale.float().view(shape), (norm.bias - mean * scale).float().view(shape)
+
+
+class Step(Protocol):
+    """Layers that are computed for a range of their output, from a range of their input a little longer."""
+
+    @property
+    def num_channels(self) -> int:
+        """Input channels of the narrowest convolution, which decides how thin a slab may be on a CPU."""
+
+    def side(self, side: int) -> int:
+        """Voxels along I of the output of an input with so many."""
+
+    def needs(self, start: int, stop: int, side: int) -> tuple[int, int]:
+        """The range of an input with ``side`` voxels along I from which a range of the output is computed."""
+
+    def compute(self, part: Tensor, first: int, start: int, stop: int) -> Tensor:
+        """The output's range, from a part of the input that begins at ``first``."""
+
+
+@dataclass(frozen=True)
+class _Local:
+    """A layer of stride 1 that looks ``halo`` voxels far."""
+
+    layer: Callable[[Tensor], Tensor]
+    halo: int
+    num_channels: int = ANY
+
+    def side(self, side: int) -> int:
+        return side
+
+    def needs(self, start: int, stop: int, side: int) -> tuple[int, int]:
+        return max(start - self.halo, 0), min(stop + self.halo, side)
+
+    def compute(self, part: Tensor, first: int, start: int, stop: int) -> Tensor:
+        return self.layer(part)[:, :, start - first : stop - first]
+
+
+@dataclass(frozen=True)
+class _Up:
+    """MAISI's upsampling by 2: a transposed convolution, or interpolation and convolution."""
+
+    layer: nn.Module
+
+    @property
+    def num_channels(self) -> int:
+        return _narrowest(self.layer)
+
+    def side(self, side: int) -> int:
+        return 2 * side
+
+    def needs(self, start: int, stop: int, side: int) -> tuple[int, int]:
+        return max(start // 2 - 1, 0), min(-(-stop // 2) + 1, side)
+
+    def compute(self, part: Tensor, first: int, start: int, stop: int) -> Tensor:
+        return cast(Tensor, self.layer(part))[:, :, start - 2 * first : stop - 2 * first]
+
+
+@dataclass(frozen=True)
+class _Down:
+    """MAISI's downsampling by 2, which fills up one voxel at the end of each side."""
+
+    layer: nn.Module
+
+    @property
+    def num_channels(self) -> int:
+        return _narrowest(self.layer)
+
+    def side(self, side: int) -> int:
+        return (side - 2) // 2 + 1
+
+    def needs(self, start: int, stop: int, side: int) -> tuple[int, int]:
+        return 2 * start, min(2 * stop + 1, side)
+
+    def compute(self, part: Tensor, first: int, start: int, stop: int) -> Tensor:
+        return cast(Tensor, self.layer(part))[:, :, : stop - start]
+
+
+@dataclass(frozen=True)
+class _Residual:
+    """A residual block whose first convolution is computed along with the second."""
+
+    block: MaisiResBlock
+    head: _Local
+    tail: Callable[[Tensor], Tensor]
+
+    @property
+    def num_channels(self) -> int:
+        return _narrowest(self.block)
+
+    def side(self, side: int) -> int:
+        return side
+
+    def needs(self, start: int, stop: int, side: int) -> tuple[int, int]:
+        return max(start - 2, 0), min(stop + 2, side)
+
+    def compute(self, part: Tensor, first: int, start: int, stop: int) -> Tensor:
+        last = first + part.shape[2]
+        # One voxel beyond the range, and no more than there is: beyond the ends are zeros, not features.
+        inner = max(start - 1, first), min(stop + 1, last)
+        hidden = self.head.compute(part, first, *inner)
+        return self.finish(hidden, inner[0], part[:, :, start - first : stop - first], start, stop)
+
+    def finish(self, hidden: Tensor, first: int, part: Tensor, start: int, stop: int) -> Tensor:
+        """The block's output from its first convolution's, which begins at ``first``, and the input of the range."""
+        output = self.tail(hidden)[:, :, start - first : stop - first]
+        shortcut: Tensor = self.block.nin_shortcut(part)
+        return output + shortcut
+
+
+@dataclass(frozen=True)
+class _ResidualWithHidden:
+    """The same with the output of its first convolution kept."""
+
+    plain: _Residual
+    hidden: Slabs
+    depth: int
+
+    @property
+    def num_channels(self) -> int:
+        return self.plain.num_channels
+
+    def side(self, side: int) -> int:
+        return side
+
+    def needs(self, start: int, stop: int, side: int) -> tuple[int, int]:
+        return start, stop
+
+    def compute(self, part: Tensor, first: int, start: int, stop: int) -> Tensor:
+        inner = max(start - 1, 0), min(stop + 1, self.depth)
+        output = self.plain.finish(self.hidden.read(*inner), inner[0], part, start, stop)
+        self.hidden.drop_before(stop - 1)
+        return output
+
+
+@dataclass
+class Stream:
+    """Features on their way through the blocks of an encoder or decoder.
+
+    Attributes:
+        kept: The features that are kept.
+        num_parts: Slabs into which every output is divided.
+        keep: What is kept between passes.
+        on_host: Whether it is kept in the host's memory.
+        pending: Steps from what is kept to the features at hand, not yet computed.
+        moments: Of the features at hand by number of groups, where a pass has collected them.
+    """
+
+    kept: Slabs
+    num_parts: int
+    keep: Keep = "all"
+    on_host: bool = False
+    pending: tuple[Step, ...] = ()
+    moments: dict[int, Moments] = field(default_factory=dict)
+
+    def advance(self, block: nn.Module, following: nn.Module | None) -> None:
+        """Send the features through a block; ``following`` is the next one, whose norm this one's output meets."""
+        if not self.pend(block):
+            self.kept, self.moments = Slabs(block(self.finish()), on_host=self.on_host), {}
+        elif not isinstance(block, nn.GroupNorm) and (self.keep == "all" or not isinstance(block, MaisiUpsample)):
+            self.settle(_first_norm(following))
+
+    def pend(self, block: nn.Module) -> bool:
+        """Note a block behind those to be computed, unless it needs the whole at once."""
+        if isinstance(block, MaisiResBlock):
+            self.add(self._as_residual(block))
+        elif isinstance(block, MaisiUpsample):
+            self.add(_Up(block))
+        elif isinstance(block, MaisiDownsample):
+            self.add(_Down(block))
+        elif isinstance(block, nn.GroupNorm):
+            self.add(_Local(_Affine(*self._statistics(block)), 0))
+        elif _is_convolution(block):
+            self.add(_Local(block, 1, _narrowest(block)))
+        else:
+            return False
+        return True
+
+    def add(self, step: Step) -> None:
+        """Note a step behind those to be computed."""
+        self.pending, self.moments = (*self.pending, step), {}
+
+    def _as_residual(self, block: MaisiResBlock) -> Step:
+        norm1, norm2 = cast(nn.GroupNorm, block.norm1), cast(nn.GroupNorm, block.norm2)
+        conv1 = cast(nn.Module, block.conv1)
+        head = _Local(_after_norm(*self._statistics(norm1), conv1), 1, _narrowest(conv1))
+        ahead = (*self.pending, head)
+        moments, hidden = Moments(norm2.num_groups), Slabs(on_host=self.on_host)
+        for slab in self._pull_all(ahead):
+            moments.add(slab)
+            if self.keep != "least":
+                hidden.append(slab.clone())
+        tail = _after_norm(*moments.as_scale_and_shift(norm2), cast(nn.Module, block.conv2))
+        plain = _Residual(block, head, tail)
+        return plain if self.keep == "least" else _ResidualWithHidden(plain, hidden, hidden.side)
+
+    def _statistics(self, norm: nn.GroupNorm) -> tuple[Tensor, Tensor]:
+        """Scale and shift of a norm of the features at hand."""
+        if norm.num_groups not in self.moments:
+            moments = Moments(norm.num_groups)
+            for slab in self._pull_all(self.pending):
+                moments.add(slab)
+            self.moments[norm.num_groups] = moments
+        return self.moments[norm.num_groups].as_scale_and_shift(norm)
+
+    def settle(self, norm: nn.GroupNorm | None = None) -> None:
+        """Compute the features at hand and keep them instead of what they come from."""
+        if not self.pending:
+            return
+        output, moments = Slabs(on_host=self.on_host), None if norm is None else Moments(norm.num_groups)
+        for slab in self.take():
+            if moments is not None:
+                moments.add(slab)
+            output.append(slab.clone())
+        self.kept = output
+        self.moments = {} if moments is None else {moments.num_groups: moments}
+
+    def take(self) -> Iterator[Tensor]:
+        """The features at hand slab by slab; what they come from is freed meanwhile."""
+        pending, self.pending = self.pending, ()
+        yield from self._pull_all(pending, is_last=True)
+
+    def finish(self) -> Tensor:
+        """The features at hand in one piece."""
+        self.settle()
+        whole = self.kept.read(0, self.kept.side)
+        self.kept = Slabs()
+        return whole
+
+    def _pull_all(self, steps: Sequence[Step], *, is_last: bool = False) -> Iterator[Tensor]:
+        """The output of steps, slab by slab; with ``is_last`` what they come from is freed meanwhile."""
+        sides = [self.kept.side]
+        for step in steps:
+            sides.append(step.side(sides[-1]))
+        for start, stop in pairwise(self._cuts(steps, sides[-1])):
+            yield self._pull(steps, sides, start, stop)
+            if is_last and stop < sides[-1]:
+                first = stop
+                for step, side in zip(reversed(steps), reversed(sides[:-1]), strict=True):
+                    first, _ = step.needs(first, first + 1, side)
+                self.kept.drop_before(first)
+
+    def _pull(self, steps: Sequence[Step], sides: Sequence[int], start: int, stop: int) -> Tensor:
+        if not steps:
+            return self.kept.read(start, stop)
+        first, last = steps[-1].needs(start, stop, sides[-2])
+        part = self._pull(steps[:-1], sides[:-1], first, last)
+        return steps[-1].compute(part, first, start, stop)
+
+    def _cuts(self, steps: Sequence[Step], side: int) -> list[int]:
+        num_parts = max(min(self.num_parts, side // MIN_THICKNESS), 1)
+        features = self.kept.pieces[0]
+        channels = min((step.num_channels for step in steps), default=ANY)
+        if self.kept.device == torch.device("cpu") and channels < ANY:
+            columns = features.shape[3] * side // self.kept.side
+            rows = features.shape[0] * channels * side * columns
+            num_parts = max(min(num_parts, rows // MIN_CPU_ROWS), 1)
+        return [side * part // num_parts for part in range(num_parts + 1)]
+
+
+class _Affine:
+    """A norm whose statistics are known."""
+
+    def __init__(self, scale: Tensor, shift: Tensor) -> None:
+        self.scale, self.shift = scale, shift
+
+    def __call__(self, features: Tensor) -> Tensor:
+        return torch.addcmul(self.shift, features.float(), self.scale)
+
+
+def _after_norm(scale: Tensor, shift: Tensor, convolution: nn.Module) -> Callable[[Tensor], Tensor]:
+    """A norm whose statistics are known, the activation and the convolution."""
+    affine = _Affine(scale, shift)
+
+    def compute(features: Tensor) -> Tensor:
+        return cast(Tensor, convolution(functional.silu(affine(features), inplace=True)))
+
+    return compute
+
+
+def _is_convolution(layer: nn.Module) -> bool:
+    """Whether a layer is one convolution of stride 1 with three voxels a side at most, in MONAI's or our wrapper."""
+    found = [each for each in layer.modules() if not list(each.children())]
+    return len(found) == 1 and isinstance(found[0], nn.Conv3d) and found[0].stride == (1, 1, 1)
+
+
+def _narrowest(layer: nn.Module) -> int:
+    """Input channels of the narrowest convolution that torch computes as it likes."""
+    plain = (each for each in layer.modules() if type(each) in (nn.Conv3d, nn.ConvTranspose3d))
+    return min((cast(int, each.in_channels) for each in plain), default=ANY)
+
+
+def _first_norm(block: nn.Module | None) -> nn.GroupNorm | None:
+    norm = block.norm1 if isinstance(block, MaisiResBlock) else block
+    return norm if isinstance(norm, nn.GroupNorm) else None
+
+
+def is_streamable(coder: nn.Module) -> bool:
+    """Whether an encoder or decoder has plain layers; MAISI's own split themselves."""
+    return not any(isinstance(layer, MaisiConvolution | MaisiGroupNorm3D) for layer in coder.modules())
+
+
+def stream(
+    blocks: Sequence[nn.Module], features: Tensor, *, num_parts: int, keep: Keep = "all", on_host: bool = False
+) -> Tensor:
+    """Send features through the blocks of MAISI's encoder or decoder slab by slab.
+
+    Args:
+        blocks: With plain norms and convolutions; what is neither convolution, norm, resampling nor MAISI's residual
+            block, such as attention, is computed as a whole.
+        features: ``(B, C, I, J, K)``.
+        num_parts: Slabs into which every output is divided along I; fewer where they would be too thin for a CPU.
+        keep: What is kept between passes.
+        on_host: Whether it is kept in the host's memory.
+
+    Returns:
+        What the blocks make of the whole, but for rounding.
+    """
+    run = Stream(Slabs(features, on_host=on_host), num_parts, keep, on_host)
+    del features
+    _send(run, blocks)
+    return run.finish()
+
+
+def stream_slabs(
+    blocks: Sequence[nn.Module],
+    features: Tensor,
+    last: Callable[[Tensor], Tensor],
+    *,
+    num_parts: int,
+    keep: Keep = "all",
+) -> Iterator[Tensor]:
+    """The same, and one slab after the other of what a last function makes of it, which looks one voxel far."""
+    run = Stream(Slabs(features), num_parts, keep)
+    del features
+    _send(run, blocks)
+    run.add(_Local(last, 1))
+    yield from run.take()
+
+
+def _send(run: Stream, blocks: Sequence[nn.Module]) -> None:
+    for block, following in zip(blocks, (*blocks[1:], None), strict=True):
+        run.advance(block, following)
