@@ -9,7 +9,7 @@ import typer
 
 from maisi_aug.api.balancing import Balance, BalanceOptions, balance_insertion
 from maisi_aug.api.bars import count_up
-from maisi_aug.api.engines import Where
+from maisi_aug.api.engines import EngineOptions, Where
 from maisi_aug.cli.shared.balance import parse_lesion_map
 from maisi_aug.cli.shared.completion import complete_insertion_recipes
 from maisi_aug.cli.shared.from_models import Given, with_options
@@ -25,6 +25,7 @@ def register(app: typer.Typer) -> None:
 def insert(
     flags: Annotated[Given, InsertConfig],
     balance_options: BalanceOptions,
+    engine: EngineOptions,
     out: NewCohort,
     recipe: Annotated[
         str | None,
@@ -50,7 +51,7 @@ def insert(
     from maisi_aug.api.progress import follow_run
     from maisi_aug.cli.synthesize import describe_summary
 
-    where = Where.read(device, devices, shard)
+    where = Where.read(device, devices, shard, engine)
     config = build_insertion(flags) if recipe is None else load_insertion_recipe(recipe, flags)
     config, balance = _balance(config, balance_options, is_quiet=quiet)
     with follow_run(is_quiet=quiet or json_lines, as_lines=json_lines) as progress:

@@ -12,7 +12,7 @@ import typer
 
 from maisi_aug.api.balancing import BalanceOptions
 from maisi_aug.api.bars import show_loading
-from maisi_aug.api.engines import Where
+from maisi_aug.api.engines import EngineOptions, Where
 from maisi_aug.cli.shared.balance import LesionMapOption, balance_config
 from maisi_aug.cli.shared.completion import complete_recipes
 from maisi_aug.cli.shared.dry_run import show_plan, view_plan
@@ -36,6 +36,7 @@ def register(app: typer.Typer) -> None:
 def synthesize(
     flags: Annotated[Given, CohortRequest],
     balance_options: BalanceOptions,
+    engine: EngineOptions,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Folder for the cohort; an unfinished one is continued.")
     ] = None,
@@ -100,7 +101,7 @@ def synthesize(
 
     Example: maisi-aug synthesize --labels "hepatic tumor:0.3" -n 4 --out cohort
     """
-    where = Where.read(device, devices, shard)
+    where = Where.read(device, devices, shard, engine)
     rules = LabelRules.read(
         lesion_map or [], balance_options.against, flags.get("size_reference"), flags.get("mask_bank") or recipe
     )

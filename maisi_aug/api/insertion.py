@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from maisi_aug.api.balancing import Balance, balance_insertion, read_balance
 from maisi_aug.api.displays import listen_to_run
-from maisi_aug.api.engines import HERE, Where
+from maisi_aug.api.engines import HERE, EngineName, Where, read_engine
 from maisi_aug.api.keywords import require_known, takes_fields_of, to_fields
 from maisi_aug.api.listener import Progress, RunListener
 from maisi_aug.api.results import Cohort
@@ -33,6 +33,10 @@ def insert(
     device: str = "auto",
     devices: str | Sequence[str] | None = None,
     shard: str | None = None,
+    engine: EngineName = "local",
+    address: str | None = None,
+    num_workers: int | None = None,
+    gpus_per_worker: float | None = None,
     progress: Progress = True,
     **fields: Any,
 ) -> Cohort:
@@ -55,6 +59,10 @@ def insert(
         device: Where the networks of ``painter="network"`` run.
         devices: As for :func:`synthesize`, like what follows.
         shard: Which part to make.
+        engine: Whether workers run here or on a Ray cluster.
+        address: Of that cluster.
+        num_workers: On it.
+        gpus_per_worker: Of each.
         progress: True for bars on a terminal or in a notebook, False for none, or something to call with
             ``(stage, done, total)``.
         **fields: See below.
@@ -66,7 +74,7 @@ def insert(
     given = to_fields(InsertConfig, {"labels": labels or None, "into": into, **fields})
     config = build_insertion(given) if recipe is None else load_insertion_recipe(str(recipe), given)
     where, options = (
-        Where.read(device, devices, shard),
+        Where.read(device, devices, shard, read_engine(engine, address, num_workers, gpus_per_worker)),
         read_balance(balance_against, size_bins, max_lesions, balance_picture),
     )
     with listen_to_run(progress) as listener:

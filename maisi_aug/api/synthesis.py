@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from maisi_aug.api.balancing import Balance, BalanceOptions, balance_cohort, read_balance
 from maisi_aug.api.displays import listen_to_run
-from maisi_aug.api.engines import HERE, Where
+from maisi_aug.api.engines import HERE, EngineName, Where, read_engine
 from maisi_aug.api.keywords import require_known, takes_fields_of, to_fields
 from maisi_aug.api.listener import Progress, RunListener
 from maisi_aug.api.results import Cohort
@@ -41,6 +41,10 @@ def synthesize(
     device: str = "auto",
     devices: str | Sequence[str] | None = None,
     shard: str | None = None,
+    engine: EngineName = "local",
+    address: str | None = None,
+    num_workers: int | None = None,
+    gpus_per_worker: float | None = None,
     compile_with: Compiler = "none",
     resume: bool = True,
     verify: bool = False,
@@ -72,6 +76,11 @@ def synthesize(
         devices: Several, such as ``"cuda:0,cuda:1"``, a process for each. A script that gives them guards what it does
             with ``if __name__ == "__main__":``.
         shard: ``"I/N"`` to make every N-th case only, while other calls make the rest; see :func:`merge_cohort`.
+        engine: ``"local"``, or ``"ray"`` for workers on a Ray cluster.
+        address: ``"HOST:PORT"`` of that cluster's head, or ``"auto"`` for one that runs on this machine; when not
+            given, that of ``RAY_ADDRESS``, else a cluster of this machine alone.
+        num_workers: Workers of the cluster; one for each GPU, or core, when not given.
+        gpus_per_worker: GPUs of each, such as 0.5.
         compile_with: ``none``, ``inductor`` or ``trt``.
         resume: Whether ``out`` may hold this cohort already.
         verify: Compare the bytes of finished cases with the manifest, and draw altered ones again.
@@ -95,7 +104,7 @@ def synthesize(
             request,
             Path(out),
             balance=balance,
-            where=Where.read(device, devices, shard),
+            where=Where.read(device, devices, shard, read_engine(engine, address, num_workers, gpus_per_worker)),
             compiler=compile_with,
             may_resume=resume,
             verify=verify,

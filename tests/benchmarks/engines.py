@@ -1,4 +1,4 @@
-"""One cohort by one process, by processes for devices, and by shards: ``python -m tests.benchmarks.engines``.
+"""One cohort by one process, by processes for devices, by shards, and on Ray: ``python -m tests.benchmarks.engines``.
 
 All make the same cases of the embedded bundle with one thread each, from the same command line but for how. Their files
 are compared by SHA-256, and their times with those of one process: of an earlier version, too, where its folder is
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import importlib.util
 import json
 import os
 import resource
@@ -23,6 +24,7 @@ from typing import Any, Final
 
 NUM_SHARDS: Final = 4
 LABELS: Final = ("hepatic tumor:0.3", "lung nodule:8-20mm", "spleen")
+RAY_WORDS: Final = ("--device", "cpu", "--engine", "ray", "--num-workers", "2")
 REPOSITORY: Final = Path(__file__).resolve().parents[2]
 
 
@@ -92,6 +94,7 @@ def list_ways(num_cases: int, folder: Path, baseline: Path | None) -> dict[str, 
         "process": (REPOSITORY, [[*out("process"), "--device", "cpu"]]),
         "devices": (REPOSITORY, [[*out("devices"), "--devices", "cpu,cpu"]]),
         "shards": (REPOSITORY, [*shards, merge]),
+        **({"ray": (REPOSITORY, [[*out("ray"), *RAY_WORDS]])} if importlib.util.find_spec("ray") else {}),
     }
 
 

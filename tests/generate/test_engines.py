@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import multiprocessing
 import os
 import shutil
@@ -25,6 +23,7 @@ from maisi_aug.generate.driver import Listener
 from maisi_aug.generate.run import CohortSummary, synthesize_cohort
 from maisi_aug.system.engine.cores import count_threads
 from maisi_aug.system.engine.processes import Processes
+from tests.builders.cohorts_compared import hash_files, read_lines, sort_lines
 from tests.builders.resolver import GATES_OFF, resolver
 
 NUM_CASES = 5
@@ -49,21 +48,6 @@ def resolve(bundle_path: Path) -> Callable[..., CohortRun]:
 @pytest.fixture(scope="module")
 def reference(resolve: Callable[..., CohortRun], tmp_path_factory: pytest.TempPathFactory) -> CohortSummary:
     return synthesize_cohort(resolve(), tmp_path_factory.mktemp("reference") / "cohort", device="cpu")
-
-
-def hash_files(folder: Path) -> dict[str, str]:
-    paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST_NAME)
-    return {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
-
-
-def read_lines(folder: Path) -> list[dict[str, Any]]:
-    """The manifest's lines without their times, which alone may differ."""
-    lines = (folder / MANIFEST_NAME).read_text().splitlines()
-    return [{**json.loads(line), "seconds": None} for line in lines]
-
-
-def sort_lines(folder: Path) -> list[dict[str, Any]]:
-    return sorted(read_lines(folder), key=lambda line: (line["case_index"], line["attempt"]))
 
 
 def test_processes_make_the_same_cohort(

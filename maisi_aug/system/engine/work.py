@@ -69,7 +69,11 @@ class Worker(Protocol[ItemIn, Result]):
 
 
 class WorkerSpec(Protocol[ItemIn, Result]):
-    """What is sent to where a worker shall be, to open it there; can be pickled."""
+    """What is sent to where a worker shall be, to open it there; can be pickled.
+
+    One that works with files has ``reads``, the paths that must be there. Results that come with files in the worker's
+    folder have ``paths``, theirs in it.
+    """
 
     def open(self, place: WorkerPlace) -> Worker[ItemIn, Result]:
         """Load what the worker needs."""
