@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Literal, Self
 
 from pydantic import Field, PositiveInt, model_validator
 
 from maisi_aug.api.keywords import build_model
-from maisi_aug.cohort.shards import Shard
 from maisi_aug.errors import RequestError
-from maisi_aug.system.engine.work import Engine, InProcess
 from maisi_aug.system.models import Option, StrictModel
+
+if TYPE_CHECKING:
+    from maisi_aug.cohort.shards import Shard
+    from maisi_aug.system.engine.work import Engine
 
 EngineName = Literal["local", "ray"]
 _PANEL = "Ray"
@@ -86,7 +88,11 @@ class Where:
             from maisi_aug.integrations.ray.joining import require_ray
 
             require_ray()
-        return cls(device, names, Shard.parse(shard) if isinstance(shard, str) else shard, options)
+        if isinstance(shard, str):
+            from maisi_aug.cohort.shards import Shard
+
+            shard = Shard.parse(shard)
+        return cls(device, names, shard, options)
 
     def open_engine(self) -> Engine:
         """What runs the workers."""
@@ -96,6 +102,9 @@ class Where:
             return RayEngine(
                 self.options.address or "", self.options.num_workers, self.options.gpus_per_worker, self.device
             )
+        from maisi_aug.system.engine.processes import Processes
+        from maisi_aug.system.engine.work import InProcess
+
         if not self.devices:
             return InProcess(self.device)
         return Processes(self.devices)

@@ -7,12 +7,14 @@ the order in which stages finish, nor on the worker.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from maisi_aug.cohort.folder import CohortFolder
+from maisi_aug.cohort.manifest import AttemptRecord
 from maisi_aug.cohort.resolve import CohortRun
 from maisi_aug.generate.attempts import Attempt, AttemptMaker
 from maisi_aug.generate.driver import CaseItem, CaseResult
@@ -80,7 +82,7 @@ class CaseWorker:
     _write_pool: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "write"))
 
     def look_ahead(self, item: CaseItem) -> None:
-        """Begin to draw the label map; those of twins are drawn with their images."""
+        """Begin to draw the label map; those of twins are drawn together, when their turn comes."""
         if self.maker.run.twins is not None:
             return
         (case,) = item.cases
@@ -91,14 +93,10 @@ class CaseWorker:
         """Sample the image, and leave the rest to the thread that writes."""
         if self.maker.run.twins is not None:
             attempts = self.maker.draw_twins(item.cases, item.number)
-            return self._write_pool.submit(self._finish_twins, attempts, item)
+            return self._write_pool.submit(lambda: CaseResult(write_group(attempts, item, self.writer)))
         (case,) = item.cases
         attempt = self._drawing.pop((case.index, item.number)).result()
         return self._write_pool.submit(self._finish, self.maker.draw_image(attempt))
-
-    def _finish_twins(self, attempts: list[Attempt], item: CaseItem) -> CaseResult:
-        records = self.writer.finish_group(attempts, item.wanted)
-        return CaseResult(records, None, tuple(self.maker.source.skipped))
 
     def _finish(self, attempt: Attempt) -> CaseResult:
         record = self.writer.finish(attempt)
@@ -108,3 +106,25 @@ class CaseWorker:
         """Finish what is being written, also after Ctrl-C; nothing new is begun."""
         self._draw_pool.shutdown(wait=True, cancel_futures=True)
         self._write_pool.shutdown(wait=True, cancel_futures=True)
+
+
+def write_group(attempts: Sequence[Attempt], item: CaseItem, writer: CaseWriter) -> tuple[AttemptRecord, ...]:
+    """Judge and write attempts at cases that are accepted together or not at all.
+
+    Args:
+        attempts: One at every case of the group.
+        item: What was asked for. Cases that are not wanted were written by a stopped run; they have been drawn again to
+            the same bytes, and are not written twice.
+        writer: Judges and writes.
+    """
+    judged = [writer.judge(attempt) for attempt in attempts]
+    failed = next((attempt for attempt in judged if attempt.reason), None)
+    is_final = any(attempt.is_final for attempt in judged)
+    records = []
+    for attempt in judged:
+        reason = attempt.reason
+        if failed is not None and not reason:
+            reason = f"Its twin {failed.case.case_id} failed: {failed.reason}"
+        if attempt.case.index in item.wanted:
+            records.append(writer.write(replace(attempt, reason=reason, is_final=is_final)))
+    return tuple(records)

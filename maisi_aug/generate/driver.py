@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from time import monotonic
@@ -60,6 +60,18 @@ class CaseItem:
     cases: tuple[CasePlan, ...]
     number: int
     wanted: frozenset[int]
+
+    @classmethod
+    def next_of(cls, group: tuple[CasePlan, ...], manifest: Manifest, todo: Collection[int]) -> CaseItem:
+        """The next attempt at a group.
+
+        Args:
+            group: Cases that are accepted together or not at all; one of them at least is to be made.
+            manifest: Of earlier runs.
+            todo: Indices of cases that are not settled.
+        """
+        wanted = frozenset(case.index for case in group if case.index in todo)
+        return cls(group, max(manifest.next_attempt(index) for index in wanted), wanted)
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import perf_counter
@@ -129,14 +129,15 @@ def synthesize_cohort(
     started, max_attempts, num_cases = perf_counter(), run.request.max_attempts, len(run.plan.cases)
     if not is_cohort(folder):  # what cannot be computed leaves no folder behind
         _require_computable(run, engine.devices, compiler)
-    wanted = range(num_cases) if case_indices is None else case_indices
-    name = MANIFEST_NAME
+    groups, name = _list_groups(run, case_indices), MANIFEST_NAME
     if shard is not None:
-        wanted, name = _list_indices(run, shard), shard.manifest_name
-        num_cases = len(wanted)
+        groups, name = [groups[index] for index in shard.indices(len(groups))], shard.manifest_name
+        num_cases = sum(map(len, groups))
+    chosen = frozenset(case.index for group in groups for case in group)
+    if case_indices is not None:
+        chosen &= frozenset(case_indices)
     opened = open_cohort(folder, run.to_document(), header=COHORT_HEADER, begun=run.begun, manifest=name)
     with opened as (place, writer, recorded):
-        chosen = frozenset(wanted)
         recorded = recorded if shard is None else recorded.among(chosen)
         lost = [case for case in find_lost(folder, recorded, verify=verify) if case.record.case_index in chosen]
         manifest = recorded.without([case.record for case in lost]).reopen(max_attempts)
@@ -144,12 +145,13 @@ def synthesize_cohort(
         if lost:
             listener.finds_lost(lost)
         driver = CaseDriver(Recorder(place, writer), listener)
-        if todo := [run.plan.cases[index] for index in wanted if index not in manifest.settled_indices]:
+        if todo := chosen - manifest.settled_indices:
             driver.has_map = any(record.mask_origin for record in manifest.records) or not may_fail_as_a_whole(run)
             driver.leaves_hope = _ask_source(run)
             if recorded.records and run.bank.entries:
                 open_source(run, "cpu").require_unchanged(record.mask_origin for record in recorded.records)
-            items = _list_items(run, todo if len(engine.devices) == 1 else _longest_first(run, todo), manifest)
+            items = [CaseItem.next_of(group, manifest, todo) for group in groups if any(c.index in todo for c in group)]
+            items = items if len(engine.devices) == 1 else _longest_first(run, items)
             with open_scratch(folder, name) as scratch:
                 driver.make(CohortSpec(run, folder, compiler), items, engine, scratch=scratch)
         done = Manifest.from_records([*recorded.records, *driver.recorder.made]).reopen(max_attempts)
@@ -172,41 +174,23 @@ def _require_computable(run: CohortRun, devices: Sequence[str], compiler: Compil
         choose_image_precision(run.request.precision, run.bundle, device, compiler)
 
 
-def _list_indices(run: CohortRun, shard: Shard) -> list[int]:
-    """Of the cases of a shard; twins are in one."""
-    groups = [(case,) for case in run.plan.cases] if run.twins is None else run.twins.groups(run.plan)
-    return [case.index for index in shard.indices(len(groups)) for case in groups[index]]
+def _list_groups(run: CohortRun, case_indices: Sequence[int] | None) -> list[tuple[CasePlan, ...]]:
+    """Cases that are accepted together or not at all, in the order in which they are begun."""
+    if run.twins is not None:
+        return run.twins.groups(run.plan)
+    indices = range(len(run.plan.cases)) if case_indices is None else case_indices
+    return [(run.plan.cases[index],) for index in indices]
 
 
-def _list_items(run: CohortRun, cases: Sequence[CasePlan], manifest: Manifest) -> list[CaseItem]:
-    """The next attempt at every case that is not settled, or at the group that it belongs to."""
-    if run.twins is None:
-        return [CaseItem((case,), manifest.next_attempt(case.index), frozenset({case.index})) for case in cases]
-    return plan_attempts(run.twins.groups(run.plan), {case.index for case in cases}, manifest)
-
-
-def plan_attempts(
-    groups: Sequence[tuple[CasePlan, ...]], wanted: Collection[int], manifest: Manifest
-) -> list[CaseItem]:
-    """The next attempt at each group of cases, which are accepted together or not at all.
-
-    Args:
-        groups: Of the plan.
-        wanted: Indices of cases that are not settled; groups without any are left out.
-        manifest: Of earlier runs.
-    """
-    own = [(group, frozenset(case.index for case in group).intersection(wanted)) for group in groups]
-    return [CaseItem(group, max(map(manifest.next_attempt, indices)), indices) for group, indices in own if indices]
-
-
-def _longest_first(run: CohortRun, cases: Sequence[CasePlan]) -> list[CasePlan]:
+def _longest_first(run: CohortRun, items: Sequence[CaseItem]) -> list[CaseItem]:
     """Cases that keep the grid of their given map, the largest files first: none is begun when all others are done."""
 
-    def count_bytes(case: CasePlan) -> int:
-        paths = () if case.map_index is None else run.bank.entries[case.map_index].label_paths
+    def count_bytes(item: CaseItem) -> int:
+        entries = (run.bank.entries[case.map_index] for case in item.cases if case.map_index is not None)
+        paths = (path for entry in entries for path in entry.label_paths)
         return sum(path.stat().st_size for path in paths if path.exists())
 
-    return sorted(cases, key=count_bytes, reverse=True) if run.request.follows_maps else list(cases)
+    return sorted(items, key=count_bytes, reverse=True) if run.request.follows_maps else list(items)
 
 
 def _ask_source(run: CohortRun) -> LeavesHope:

@@ -6,8 +6,8 @@ The files lie in a folder of the worker's own, from where :mod:`maisi_aug.genera
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
 
@@ -77,28 +77,6 @@ class CaseWriter:
             CohortError: When the disk is full or the folder cannot be written; the attempt leaves nothing behind.
         """
         return self.write(self.judge(attempt))
-
-    def finish_group(self, attempts: Sequence[Attempt], wanted: Collection[int]) -> tuple[AttemptRecord, ...]:
-        """Judge attempts at cases that are accepted together or not at all, and write them.
-
-        Args:
-            attempts: One at every case of the group.
-            wanted: Indices of the cases that are not recorded yet, which alone are written.
-
-        Raises:
-            CohortError: As :meth:`finish`.
-        """
-        judged = [self.judge(attempt) for attempt in attempts]
-        failed = next((attempt for attempt in judged if attempt.reason), None)
-        is_final = any(attempt.is_final for attempt in judged)
-        records = []
-        for attempt in judged:
-            reason = attempt.reason
-            if failed is not None and not reason:
-                reason = f"Its twin {failed.case.case_id} failed: {failed.reason}"
-            if attempt.case.index in wanted:
-                records.append(self.write(replace(attempt, reason=reason, is_final=is_final)))
-        return tuple(records)
 
     def write(self, attempt: Attempt) -> AttemptRecord:
         """Write the files of a judged attempt when it has passed, and record it.

@@ -22,9 +22,10 @@ from maisi_aug.cohort.twins import ORIGIN_KEY
 from maisi_aug.errors import LesionError, PreparationError, UnfitCtError, VolumeError
 from maisi_aug.gates.judgement import name_verdict, to_record
 from maisi_aug.generate.attempts import Attempt
+from maisi_aug.generate.case_worker import write_group
 from maisi_aug.generate.driver import CaseDriver, CaseItem, CaseResult, Listener
 from maisi_aug.generate.recorder import Recorder
-from maisi_aug.generate.run import CohortSummary, plan_attempts
+from maisi_aug.generate.run import CohortSummary
 from maisi_aug.generate.writer import CaseWriter, CohortFacts
 from maisi_aug.insertion.backgrounds import Background
 from maisi_aug.insertion.config import ResolvedInsertion
@@ -81,7 +82,8 @@ def insert_cohort(
         manifest = recorded.among(chosen).reopen(config.max_attempts)
         listener.starts(len(chosen), manifest)
         driver = CaseDriver(Recorder(place, lines), listener)
-        if items := plan_attempts(groups, chosen - manifest.settled_indices, manifest):
+        if todo := chosen - manifest.settled_indices:
+            items = [CaseItem.next_of(group, manifest, todo) for group in groups if any(c.index in todo for c in group)]
             with open_scratch(folder, name) as scratch:
                 driver.make(InsertionSpec(cohort, folder), items, engine, scratch=scratch)
         done = load_manifest(folder).among(chosen).reopen(config.max_attempts)
@@ -122,10 +124,7 @@ class InsertionSpec:
 
 @dataclass(frozen=True)
 class InsertionWorker:
-    """Makes attempts at groups of cases.
-
-    Twins that a stopped run has recorded already are drawn again to the same bytes, and not written twice.
-    """
+    """Makes attempts at groups of cases."""
 
     inserter: Inserter
     writer: CaseWriter
@@ -136,7 +135,7 @@ class InsertionWorker:
     def work(self, item: CaseItem) -> Future[CaseResult]:
         """Draw into CTs, judge and write."""
         attempts = [self.inserter.attempt(case, item.number) for case in item.cases]
-        return finished(CaseResult(self.writer.finish_group(attempts, item.wanted)))
+        return finished(CaseResult(write_group(attempts, item, self.writer)))
 
     def close(self) -> None:
         """Nothing is open."""
