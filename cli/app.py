@@ -31,6 +31,8 @@ class Verb(NamedTuple):
 VERBS: dict[str, Verb] = {
     "synthesize": Verb("maisi_aug.cli.synthesize", "Generate a label-balanced cohort of CT images and label maps."),
     "insert": Verb("maisi_aug.cli.insert", "Draw lesions into your own CTs, of which all else stays as it was."),
+    "cohort": Verb("maisi_aug.cli.cohort", "Look after cohorts that are made in parts: status, merge, verify."),
+    "cluster": Verb("maisi_aug.cli.cluster", "Make a cohort with many jobs of a cluster: submit."),
     "plan": Verb("maisi_aug.cli.plan", "Show which cases synthesize would make, and balance a real dataset with them."),
     "phantom": Verb("maisi_aug.cli.phantom", "Write procedural CT phantoms with exact label maps."),
     "prepare": Verb("maisi_aug.cli.prepare", "Prepare your own CTs and label maps for training."),
@@ -54,6 +56,7 @@ VERBS: dict[str, Verb] = {
 RESUMABLE = (
     ("synthesize",),
     ("insert",),
+    ("cohort", "merge"),
     ("phantom",),
     ("prepare",),
     ("train",),

@@ -43,6 +43,7 @@ Out = Annotated[Path | None, typer.Option("--out", help="Folder that gets the fi
 AsJson = Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Show no progress.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")]
+Workers = Annotated[int | None, typer.Option(min=1, help="Processes; one per core for a dozen cases each by default.")]
 Seed = Annotated[int, typer.Option(min=0, help="Random seed of the measurement.")]
 FeatureSpacing = Annotated[
     float, typer.Option(min=0.5, max=10.0, metavar="MM", help="Voxels on which texture and shape are measured.")
@@ -213,6 +214,7 @@ def hu(
     ranges: Annotated[
         Path | None, typer.Option(metavar="FILE", help="JSON with ranges, such as an earlier hu_ranges.json.")
     ] = None,
+    workers: Workers = None,
     out: Out = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
@@ -234,12 +236,14 @@ def hu(
     with show_stages("reading", is_quiet=quiet) as notify:
         if reference is not None:
             real = _list_cases(reference, vocabulary=case_set.vocabulary)
-            normal, skipped = measurement.measure_reference(real, partial(notify, "reference"))
+            normal, skipped = measurement.measure_reference(real, partial(notify, "reference"), num_workers=workers)
         elif ranges is not None:
             normal = measurement.load_reference(ranges, case_set.vocabulary)
         else:
             normal = measurement.published_reference()
-        document = measurement.measure_hu(case_set, normal, partial(notify, "cases"), skipped_reference=skipped)
+        document = measurement.measure_hu(
+            case_set, normal, partial(notify, "cases"), skipped_reference=skipped, num_workers=workers
+        )
     if reference is not None and out is not None:
         write_json_whole(out / measurement.RANGES_NAME, measurement.to_ranges(normal, case_set.vocabulary))
     charts = {"hu.svg": measurement.draw_chart(document)}
@@ -247,7 +251,9 @@ def hu(
 
 
 @evaluate_app.command()
-def lesions(cohort: Cohort, out: Out = None, as_json: AsJson = False, quiet: Quiet = False) -> None:
+def lesions(
+    cohort: Cohort, workers: Workers = None, out: Out = None, as_json: AsJson = False, quiet: Quiet = False
+) -> None:
     """Realised against requested lesion size, and whether each lesion can be seen against its host.
 
     Example: maisi-aug evaluate lesions cohort --out lesions
@@ -256,7 +262,7 @@ def lesions(cohort: Cohort, out: Out = None, as_json: AsJson = False, quiet: Qui
 
     _require_out(out, measurement.REPORT_NAME)
     with show_stages("reading", is_quiet=quiet) as notify:
-        document = measurement.measure_lesions_of(_list_cases(cohort), partial(notify, "cases"))
+        document = measurement.measure_lesions_of(_list_cases(cohort), partial(notify, "cases"), num_workers=workers)
     _finish(document, measurement.to_report(document), measurement.draw_charts(document), out=out, as_json=as_json)
 
 

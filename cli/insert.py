@@ -9,10 +9,11 @@ import typer
 
 from maisi_aug.api.balancing import Balance, BalanceOptions, balance_insertion
 from maisi_aug.api.bars import count_up
+from maisi_aug.api.engines import EngineOptions, Where
 from maisi_aug.cli.shared.balance import parse_lesion_map
 from maisi_aug.cli.shared.completion import complete_insertion_recipes
 from maisi_aug.cli.shared.from_models import Given, with_options
-from maisi_aug.cli.shared.run_options import AsJson, Device, NewCohort, Quiet
+from maisi_aug.cli.shared.run_options import AsJson, Device, Devices, JsonLines, NewCohort, Quiet, ShardOption
 from maisi_aug.insertion.request import InsertConfig, build_insertion, load_insertion_recipe
 
 
@@ -24,6 +25,7 @@ def register(app: typer.Typer) -> None:
 def insert(
     flags: Annotated[Given, InsertConfig],
     balance_options: BalanceOptions,
+    engine: EngineOptions,
     out: NewCohort,
     recipe: Annotated[
         str | None,
@@ -35,7 +37,10 @@ def insert(
         ),
     ] = None,
     device: Device = "auto",
+    devices: Devices = None,
+    shard: ShardOption = None,
     as_json: AsJson = False,
+    json_lines: JsonLines = False,
     quiet: Quiet = False,
 ) -> None:
     """Draw lesions of given sizes into your own CTs; every voxel away from a lesion stays as it was.
@@ -43,13 +48,14 @@ def insert(
     Example: maisi-aug insert --into CTS --labels "lung nodule:6-20mm" -n 20 --out cohort
     """
     from maisi_aug.api.insertion import make_insertion
-    from maisi_aug.api.progress import CohortProgress
+    from maisi_aug.api.progress import follow_run
     from maisi_aug.cli.synthesize import describe_summary
 
+    where = Where.read(device, devices, shard, engine)
     config = build_insertion(flags) if recipe is None else load_insertion_recipe(recipe, flags)
     config, balance = _balance(config, balance_options, is_quiet=quiet)
-    with CohortProgress(is_quiet=quiet) as progress:
-        summary = make_insertion(config, out, balance=balance, device=device, listener=progress)
+    with follow_run(is_quiet=quiet or json_lines, as_lines=json_lines) as progress:
+        summary = make_insertion(config, out, balance=balance, where=where, listener=progress)
     typer.echo(json.dumps(summary.to_json(), indent=1) if as_json else describe_summary(summary))
     if not summary.is_complete:
         raise typer.Exit(1)

@@ -12,12 +12,13 @@ import typer
 
 from maisi_aug.api.balancing import BalanceOptions
 from maisi_aug.api.bars import show_loading
+from maisi_aug.api.engines import EngineOptions, Where
 from maisi_aug.cli.shared.balance import LesionMapOption, balance_config
 from maisi_aug.cli.shared.completion import complete_recipes
 from maisi_aug.cli.shared.dry_run import show_plan, view_plan
 from maisi_aug.cli.shared.from_models import Given, with_options
 from maisi_aug.cli.shared.label_map import LabelRules
-from maisi_aug.cli.shared.run_options import RUN, AsJson, Device, Quiet
+from maisi_aug.cli.shared.run_options import RUN, AsJson, Device, Devices, JsonLines, Quiet, ShardOption
 from maisi_aug.cohort.request import NO_MAP, CohortRequest, build_request, load_recipe, override
 from maisi_aug.cohort.review import num_rejected_in_review
 
@@ -35,6 +36,7 @@ def register(app: typer.Typer) -> None:
 def synthesize(
     flags: Annotated[Given, CohortRequest],
     balance_options: BalanceOptions,
+    engine: EngineOptions,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Folder for the cohort; an unfinished one is continued.")
     ] = None,
@@ -49,6 +51,8 @@ def synthesize(
     ] = None,
     lesion_map: LesionMapOption = None,
     device: Device = "auto",
+    devices: Devices = None,
+    shard: ShardOption = None,
     compile_with: Annotated[
         CompilerName,
         typer.Option(
@@ -90,12 +94,14 @@ def synthesize(
         ),
     ] = False,
     as_json: AsJson = False,
+    json_lines: JsonLines = False,
     quiet: Quiet = False,
 ) -> None:
     """Generate a label-balanced cohort of CT images and label maps, checked and resumable.
 
     Example: maisi-aug synthesize --labels "hepatic tumor:0.3" -n 4 --out cohort
     """
+    where = Where.read(device, devices, shard, engine)
     rules = LabelRules.read(
         lesion_map or [], balance_options.against, flags.get("size_reference"), flags.get("mask_bank") or recipe
     )
@@ -113,12 +119,13 @@ def synthesize(
         config,
         out,
         balance=balance,
-        device=device,
+        where=where,
         compiler=compile_with,
         may_resume=resume,
         verify=verify,
         redraw_rejected=redraw_rejected,
-        is_quiet=quiet,
+        is_quiet=quiet or json_lines,
+        as_lines=json_lines,
     )
     typer.echo(json.dumps(summary.to_json(), indent=1) if as_json else describe_summary(summary))
     if not summary.is_complete:
@@ -131,12 +138,12 @@ def _require_out(out: Path | None) -> Path:
     return out
 
 
-def _run(config: CohortRequest, out: Path, *, is_quiet: bool, **how: Any) -> CohortSummary:
+def _run(config: CohortRequest, out: Path, *, is_quiet: bool, as_lines: bool, **how: Any) -> CohortSummary:
     with show_loading(is_quiet=is_quiet):
-        from maisi_aug.api.progress import CohortProgress
+        from maisi_aug.api.progress import follow_run
         from maisi_aug.api.synthesis import make_cohort
 
-    with CohortProgress(is_quiet=is_quiet) as progress:
+    with follow_run(is_quiet=is_quiet, as_lines=as_lines) as progress:
         return make_cohort(config, out, listener=progress, **how)
 
 
@@ -155,11 +162,18 @@ def describe_summary(summary: CohortSummary) -> str:
     if summary.skipped:
         lines.append(f"Skipped {len(summary.skipped)} files of the mask bank:")
         lines += [f"  {name}: {reason}" for name, reason in summary.skipped]
-    if facts["num_accepted"]:
+    if summary.shard is not None:
+        lines.append(f"Shard {summary.shard}. When all have ended: {shlex.join(merge_command(summary.folder))}")
+    elif facts["num_accepted"]:
         lines.append(f"Pictures: {summary.folder / 'contact_sheet.png'}")
         if any(record.mask_origin.get("source") != NO_MAP for record in summary.manifest.accepted):
             lines.append(f"Next: {_export_command(summary.folder)}")
     return "\n".join(lines)
+
+
+def merge_command(folder: Path) -> list[str]:
+    """The command that puts the shards of a cohort together."""
+    return ["maisi-aug", "cohort", "merge", str(folder)]
 
 
 def _export_command(folder: Path) -> str:

@@ -10,6 +10,7 @@ __version__ = "0.1.0"
 
 TYPE_CHECKING = False  # typing's takes longer to import than this module
 if TYPE_CHECKING:
+    from maisi_aug.api.cohorts import cohort_status, merge_cohort, verify_cohort
     from maisi_aug.api.exporting import export_dicom, export_monai, export_nnunet
     from maisi_aug.api.finetuning import finetune_controlnet
     from maisi_aug.api.insertion import insert
@@ -32,6 +33,7 @@ _HOMES = {
     "MaisiAugError": "errors",
     "Pipeline": "api.pipeline",
     "SavedCase": "api.results",
+    "cohort_status": "api.cohorts",
     "export_dicom": "api.exporting",
     "export_monai": "api.exporting",
     "export_nnunet": "api.exporting",
@@ -39,9 +41,11 @@ _HOMES = {
     "insert": "api.insertion",
     "labels": "api.labels",
     "load_cohort": "api.results",
+    "merge_cohort": "api.cohorts",
     "plan": "api.synthesis",
     "prepare": "api.preparing",
     "synthesize": "api.synthesis",
+    "verify_cohort": "api.cohorts",
     "view": "api.viewing",
 }
 __all__ = [
@@ -53,6 +57,7 @@ __all__ = [
     "MaisiAugError",
     "Pipeline",
     "SavedCase",
+    "cohort_status",
     "export_dicom",
     "export_monai",
     "export_nnunet",
@@ -60,9 +65,11 @@ __all__ = [
     "insert",
     "labels",
     "load_cohort",
+    "merge_cohort",
     "plan",
     "prepare",
     "synthesize",
+    "verify_cohort",
     "view",
 ]
 

@@ -57,6 +57,10 @@ class CohortError(MaisiAugError, ValueError):
     """An output folder or manifest that is not what the command needs."""
 
 
+class WorkerError(MaisiAugError, RuntimeError):
+    """Workers that do not finish their work."""
+
+
 class PreparationError(MaisiAugError, ValueError):
     """Training data that cannot be prepared, or a prepared folder that cannot be read."""
 

@@ -36,6 +36,8 @@ HOMES = {
     "nnunetv2": {"integrations.nnunet"},
     "huggingface_hub": {"networks.checkpoints.hub"},
     "torchio": {"integrations.reading.items"},
+    "ray": {"integrations.ray"},
+    "submitit": {"integrations.slurm"},
     "pydicom": {"volumes", "integrations.dicom"},
     "highdicom": {"volumes", "integrations.dicom"},
 }

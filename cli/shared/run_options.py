@@ -16,6 +16,21 @@ RUN = "Run"
 NewCohort = Annotated[Path, typer.Option("--out", "-o", help="Folder for the cohort; an unfinished one is continued.")]
 NewRun = Annotated[Path, typer.Option("--out", "-o", help="Folder for the run; an unfinished one is continued.")]
 Device = Annotated[str, typer.Option(help="Device to compute on: auto, cpu, cuda, cuda:N or mps.", rich_help_panel=RUN)]
+Devices = Annotated[
+    str | None,
+    typer.Option(
+        metavar="DEVICE,...", help="Several devices, such as cuda:0,cuda:1; a process for each.", rich_help_panel=RUN
+    ),
+]
+ShardOption = Annotated[
+    str | None,
+    typer.Option(
+        "--shard",
+        metavar="I/N",
+        help="Make every N-th case from the I-th on, while other jobs make the rest; then: maisi-aug cohort merge.",
+        rich_help_panel=RUN,
+    ),
+]
 TrainingDevice = Annotated[
     str, typer.Option("--device", help="Device to train on: auto, cpu, cuda or cuda:N.", rich_help_panel=RUN)
 ]
@@ -25,6 +40,12 @@ MaxMinutes = Annotated[
 ]
 Tensorboard = Annotated[bool, typer.Option("--tensorboard", help="Also log for TensorBoard.", rich_help_panel=RUN)]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.", rich_help_panel=RUN)]
+JsonLines = Annotated[
+    bool,
+    typer.Option(
+        "--json-lines", help="Tell progress on stderr as a JSON object a line, for schedulers.", rich_help_panel=RUN
+    ),
+]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.", rich_help_panel=RUN)]
 
 

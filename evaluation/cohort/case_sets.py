@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -32,6 +33,8 @@ from maisi_aug.errors import EvaluationError, MaisiAugError
 from maisi_aug.evaluation.cohort.lesion_sizes import SIZE_GATE
 from maisi_aug.integrations.reading.cohort_source import CohortSource, load_cohort_source
 from maisi_aug.preparation.prepared import CASES_NAME, PreparedDataset, load_prepared
+from maisi_aug.system.engine.cores import count_cores
+from maisi_aug.system.engine.mapping import run_parallel
 from maisi_aug.system.progress import Report
 from maisi_aug.vocabulary.label_meaning import find_label_id
 from maisi_aug.vocabulary.labels import FULL_VOCABULARY, Vocabulary
@@ -39,6 +42,8 @@ from maisi_aug.volumes.image_files import Volume, is_readable, load_label_map
 from maisi_aug.volumes.own_names import load_own_names
 
 Result = TypeVar("Result")
+MIN_ITEMS_PER_WORKER = 12
+"""A process takes a second or two to start; so long do some cases take to be read."""
 Item = TypeVar("Item")
 
 
@@ -282,24 +287,48 @@ def require_cohort(case_set: CaseSet) -> CohortSource:
 
 
 def measure_each(
-    items: Sequence[Item], name_of: Callable[[Item], str], measure: Callable[[Item], Result], notify: Report
+    items: Sequence[Item],
+    name_of: Callable[[Item], str],
+    measure: Callable[[Item], Result],
+    notify: Report,
+    *,
+    num_workers: int | None = 1,
 ) -> tuple[list[Result], list[SkippedCase]]:
     """Measure item by item; one that cannot be read is set aside with its reason, and the others go on.
+
+    Args:
+        items: What to measure.
+        name_of: What to call an item.
+        measure: A function of a module, or a partial one, where several processes measure.
+        notify: Told items done and items in all.
+        num_workers: Processes; None for one per core, but none for a few items.
 
     Raises:
         EvaluationError: When none is left.
     """
-    results: list[Result] = []
-    skipped: list[SkippedCase] = []
-    for number, item in enumerate(items):
-        notify(number, len(items))
-        try:
-            results.append(measure(item))
-        except MaisiAugError as error:
-            skipped.append(SkippedCase(name_of(item), str(error)))
-    notify(len(items), len(items))
+    if num_workers is None:
+        num_workers = max(1, min(count_cores(), len(items) // MIN_ITEMS_PER_WORKER))
+    found = run_parallel(
+        partial(_measure_or_skip, measure), items, "", lambda _, done, total: notify(done, total), num_workers
+    )
+    pairs = list(zip(items, found, strict=True))
+    skipped = [SkippedCase(name_of(item), one.reason) for item, one in pairs if isinstance(one, _Unreadable)]
+    results = [one for _, one in pairs if not isinstance(one, _Unreadable)]
     require_some(len(results), skipped)
     return results, skipped
+
+
+class _Unreadable(NamedTuple):
+    """Why an item was set aside."""
+
+    reason: str
+
+
+def _measure_or_skip(measure: Callable[[Item], Result], item: Item) -> Result | _Unreadable:
+    try:
+        return measure(item)
+    except MaisiAugError as error:
+        return _Unreadable(str(error))
 
 
 def require_some(num_left: int, skipped: Sequence[SkippedCase]) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -119,7 +120,9 @@ def load_reference(path: Path, vocabulary: Vocabulary) -> Reference:
     return Reference(path.name, bounds)
 
 
-def measure_reference(case_set: CaseSet, notify: Report) -> tuple[Reference, list[SkippedCase]]:
+def measure_reference(
+    case_set: CaseSet, notify: Report, *, num_workers: int | None = 1
+) -> tuple[Reference, list[SkippedCase]]:
     """Ranges of a set of real cases, by the rule of the published ones.
 
     A label's range reaches from the lower of mean - 6 standard deviations and the 0.5 percentile of its medians to the
@@ -128,7 +131,7 @@ def measure_reference(case_set: CaseSet, notify: Report) -> tuple[Reference, lis
     Raises:
         EvaluationError: When no case can be read, or no label is in three of them.
     """
-    rows, skipped = measure_label_hu(case_set, notify)
+    rows, skipped = measure_label_hu(case_set, notify, num_workers=num_workers)
     bounds = {}
     for label_id in sorted({row.label_id for row in rows}):
         medians = [row.median_hu for row in rows if row.label_id == label_id and row.num_voxels >= MIN_ORGAN_VOXELS]
@@ -146,14 +149,25 @@ def measure_reference(case_set: CaseSet, notify: Report) -> tuple[Reference, lis
     return Reference(f"ranges of {num_read} cases in {case_set.path.name}", bounds), skipped
 
 
-def measure_label_hu(case_set: CaseSet, notify: Report) -> tuple[list[LabelHu], list[SkippedCase]]:
+def measure_label_hu(
+    case_set: CaseSet, notify: Report, *, num_workers: int | None = 1
+) -> tuple[list[LabelHu], list[SkippedCase]]:
     """HU of every label of every case, background and the body envelope left out.
+
+    Args:
+        case_set: Labelled cases.
+        notify: Told cases done and cases in all.
+        num_workers: Processes; None for one per core.
 
     Raises:
         EvaluationError: When no case has a label map, or none can be read.
     """
     cases, skipped = measure_each(
-        require_labelled(case_set), lambda case: case.case_id, lambda case: _measure_case(case_set, case), notify
+        require_labelled(case_set),
+        lambda case: case.case_id,
+        partial(_measure_case, case_set),
+        notify,
+        num_workers=num_workers,
     )
     return [row for rows in cases for row in rows], [*case_set.skipped, *skipped]
 
@@ -205,7 +219,12 @@ def _percentiles(counts: NDArray[np.int64], shares: Sequence[float]) -> tuple[fl
 
 
 def measure_hu(
-    case_set: CaseSet, reference: Reference, notify: Report, *, skipped_reference: Sequence[SkippedCase] = ()
+    case_set: CaseSet,
+    reference: Reference,
+    notify: Report,
+    *,
+    skipped_reference: Sequence[SkippedCase] = (),
+    num_workers: int | None = 1,
 ) -> dict[str, Any]:
     """Medians of all labels against a reference, and every outlier by name.
 
@@ -214,11 +233,12 @@ def measure_hu(
         reference: What is normal.
         notify: Told cases done and cases in all.
         skipped_reference: Cases that the reference had to do without.
+        num_workers: Processes; None for one per core.
 
     Raises:
         EvaluationError: When no case has a label map, or none can be read.
     """
-    rows, skipped = measure_label_hu(case_set, notify)
+    rows, skipped = measure_label_hu(case_set, notify, num_workers=num_workers)
     vocabulary = case_set.vocabulary
     labels = [_describe_label(label_id, rows, reference, vocabulary) for label_id in sorted({r.label_id for r in rows})]
     judged = [row for row in rows if row.label_id in reference.bounds and row.num_voxels >= MIN_ORGAN_VOXELS]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -44,12 +45,13 @@ class SeenLesion(NamedTuple):
     message: str
 
 
-def measure_lesions_of(case_set: CaseSet, notify: Report) -> dict[str, Any]:
+def measure_lesions_of(case_set: CaseSet, notify: Report, *, num_workers: int | None = 1) -> dict[str, Any]:
     """Sizes from the manifest, visibility from the files.
 
     Args:
         case_set: A cohort.
         notify: Told cases done and cases in all.
+        num_workers: Processes; None for one per core.
 
     Raises:
         EvaluationError: When it is no cohort, or no case can be read.
@@ -58,10 +60,11 @@ def measure_lesions_of(case_set: CaseSet, notify: Report) -> dict[str, Any]:
     sizes = measure_lesion_sizes(source.manifest)
     records = {record.case_id: record for record in source.cases}
     seen, skipped = measure_each(
-        require_labelled(case_set),
-        lambda case: case.case_id,
-        lambda case: _see_lesions(case_set, case, records[case.case_id]),
+        [(case, records[case.case_id]) for case in require_labelled(case_set)],
+        lambda pair: pair[0].case_id,
+        partial(_see_lesions, case_set),
         notify,
+        num_workers=num_workers,
     )
     lesions = [lesion for case in seen for lesion in case]
     points = [
@@ -89,7 +92,8 @@ def measure_lesions_of(case_set: CaseSet, notify: Report) -> dict[str, Any]:
     }
 
 
-def _see_lesions(case_set: CaseSet, case: EvaluatedCase, record: AttemptRecord) -> list[SeenLesion]:
+def _see_lesions(case_set: CaseSet, pair: tuple[EvaluatedCase, AttemptRecord]) -> list[SeenLesion]:
+    case, record = pair
     image, label_map = case_set.load_pair(case)
     vocabulary = case_set.vocabulary
     seen = []

@@ -10,13 +10,19 @@ from pathlib import Path
 from typing import Any
 
 from maisi_aug.bundle_spec.bundle import load_bundle
-from maisi_aug.cohort.manifest import MANIFEST_NAME, AttemptRecord, Manifest, load_manifest
+from maisi_aug.cohort.manifest import (
+    MANIFEST_NAME,
+    AttemptRecord,
+    Manifest,
+    find_holder,
+    list_manifests,
+    load_manifest,
+)
 from maisi_aug.cohort.recipe_files import read_recipe
 from maisi_aug.cohort.request import COHORT_NAME
 from maisi_aug.cohort.review import apply_review, load_review
 from maisi_aug.cohort.twins import parse_twins
-from maisi_aug.errors import BundleError, ExportError, RecipeError, VocabularyError
-from maisi_aug.system.file_lock import is_locked
+from maisi_aug.errors import BundleError, ExportError, RecipeError, RequestError, VocabularyError
 from maisi_aug.system.whole_files import sha256_of
 from maisi_aug.vocabulary.labels import BACKGROUND_ID, MAISI, Label, SlotBinding, Vocabulary
 from maisi_aug.volumes.image_files import NIFTI_SUFFIXES, load_stored_grid
@@ -203,7 +209,10 @@ def _num_planned(configuration: Mapping[str, Any]) -> int | None:
     num_planned, twins = configuration.get("num_cases"), configuration.get("twins")
     if not isinstance(num_planned, int):
         return None
-    return num_planned * (len(parse_twins(twins).values) if isinstance(twins, str) else 1)
+    try:
+        return num_planned * (len(parse_twins(twins).values) if isinstance(twins, str) else 1)
+    except RequestError:
+        return None
 
 
 def _require_idle(folder: Path) -> None:
@@ -215,13 +224,13 @@ def _require_idle(folder: Path) -> None:
 
 
 def is_being_written(folder: Path) -> bool | None:
-    """Whether a process is writing a cohort.
+    """Whether a process is writing a cohort, a shard of it among them.
 
     Returns:
-        None where nobody can tell: there is no manifest yet, or the disk has no locks.
+        None where nobody can tell: there is no manifest yet.
     """
-    path = folder / MANIFEST_NAME
-    return is_locked(path) if path.is_file() else None
+    paths = list_manifests(folder)
+    return any(find_holder(path) is not None for path in paths) if paths else None
 
 
 def _read_configuration(folder: Path) -> dict[str, Any]:

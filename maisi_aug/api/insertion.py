@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from maisi_aug.api.balancing import Balance, balance_insertion, read_balance
 from maisi_aug.api.displays import listen_to_run
+from maisi_aug.api.engines import HERE, EngineName, Where, read_engine
 from maisi_aug.api.keywords import require_known, takes_fields_of, to_fields
 from maisi_aug.api.listener import Progress, RunListener
 from maisi_aug.api.results import Cohort
@@ -30,6 +31,12 @@ def insert(
     max_lesions: int | None = None,
     balance_picture: str | Path | None = None,
     device: str = "auto",
+    devices: str | Sequence[str] | None = None,
+    shard: str | None = None,
+    engine: EngineName = "local",
+    address: str | None = None,
+    num_workers: int | None = None,
+    gpus_per_worker: float | None = None,
     progress: Progress = True,
     **fields: Any,
 ) -> Cohort:
@@ -50,6 +57,12 @@ def insert(
         max_lesions: Most lesions that a case holds that balances a dataset.
         balance_picture: File to draw the balance into.
         device: Where the networks of ``painter="network"`` run.
+        devices: As for :func:`synthesize`, like what follows.
+        shard: Which part to make.
+        engine: Whether workers run here or on a Ray cluster.
+        address: Of that cluster.
+        num_workers: On it.
+        gpus_per_worker: Of each.
         progress: True for bars on a terminal or in a notebook, False for none, or something to call with
             ``(stage, done, total)``.
         **fields: See below.
@@ -60,10 +73,13 @@ def insert(
     require_known(insert, fields)
     given = to_fields(InsertConfig, {"labels": labels or None, "into": into, **fields})
     config = build_insertion(given) if recipe is None else load_insertion_recipe(str(recipe), given)
-    options = read_balance(balance_against, size_bins, max_lesions, balance_picture)
+    where, options = (
+        Where.read(device, devices, shard, read_engine(engine, address, num_workers, gpus_per_worker)),
+        read_balance(balance_against, size_bins, max_lesions, balance_picture),
+    )
     with listen_to_run(progress) as listener:
         config, balance = balance_insertion(config, options, _read_rules, report=listener.measures)
-        summary = make_insertion(config, Path(out), balance=balance, device=device, listener=listener)
+        summary = make_insertion(config, Path(out), balance=balance, where=where, listener=listener)
     return Cohort(Path(out), summary)
 
 
@@ -72,7 +88,7 @@ def make_insertion(
     out: Path,
     *,
     balance: Balance | None = None,
-    device: str = "auto",
+    where: Where = HERE,
     listener: RunListener | None = None,
 ) -> CohortSummary:
     """Find the CTs, plan the lesions and draw them.
@@ -81,7 +97,7 @@ def make_insertion(
         config: What is asked for.
         out: Folder of the cohort.
         balance: With a real dataset, to be written beside the cohort.
-        device: Of the networks, where they draw.
+        where: Where the networks run, where they draw, and for which cases.
         listener: Is told how the run goes.
 
     Raises:
@@ -94,7 +110,7 @@ def make_insertion(
     cohort = resolve_insertion(config)
     for note in cohort.backgrounds.notes:
         listener.advises(note)
-    summary = insert_cohort(cohort, out, device=device, listener=listener)
+    summary = insert_cohort(cohort, out, engine=where.open_engine(), shard=where.shard, listener=listener)
     if balance is not None:
         balance.save(out)
     return summary

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from maisi_aug.generate.run import Listener
+from maisi_aug.generate.driver import Listener
 from maisi_aug.system.progress import ReportStage
 
 

@@ -19,7 +19,7 @@ from maisi_aug.api.listener import Progress, RunListener
 from maisi_aug.api.results import Case, SavedCase
 from maisi_aug.api.synthesis import read_request
 from maisi_aug.bundle_spec.bundle import Bundle, load_bundle
-from maisi_aug.cohort.folder import CohortFolder
+from maisi_aug.cohort.folder import CohortFolder, open_scratch
 from maisi_aug.cohort.manifest import MANIFEST_NAME, ManifestWriter, load_manifest
 from maisi_aug.cohort.plan import number_case
 from maisi_aug.cohort.request import COHORT_NAME, GIVEN, NO_MAP, CohortRequest
@@ -211,6 +211,7 @@ class DrawnCase(Case):
         Raises:
             CohortError: ``synthesize`` made the folder, another process writes to it, or the disk is full.
         """
+        from maisi_aug.generate.recorder import Recorder
         from maisi_aug.generate.writer import open_writer
 
         folder = Path(folder)
@@ -220,12 +221,12 @@ class DrawnCase(Case):
                 "another one."
             )
         folder.mkdir(parents=True, exist_ok=True)
-        with ManifestWriter(folder / MANIFEST_NAME) as manifest:
+        with ManifestWriter(folder / MANIFEST_NAME) as manifest, open_scratch(folder) as scratch:
             indices = [record.case_index for record in load_manifest(folder, gates=()).records]
             writer = open_writer(
                 self._run,
-                CohortFolder(folder),
-                manifest,
+                CohortFolder(scratch),
+                home=folder,
                 device=self._networks.networks.device.partition(":")[0],
                 compiler=self._networks.compiler,
                 precision=self._networks.precision,
@@ -233,7 +234,9 @@ class DrawnCase(Case):
             )
             case = number_case(self._attempt.case, max(indices, default=-1) + 1)
             judged = replace(self._attempt, case=case, is_final=True)
-            return SavedCase(replace(writer, judge=lambda attempt: attempt).finish(judged), folder)
+            record = replace(writer, judge=lambda attempt: attempt).finish(judged)
+            Recorder(CohortFolder(folder), manifest).record(record, scratch)
+            return SavedCase(record, folder)
 
 
 @contextmanager

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import sys
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from time import monotonic
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
@@ -18,7 +20,10 @@ from maisi_aug.system.progress import ReportStage
 
 
 class CohortProgress(RunListener):
-    """Shows how a cohort comes along, with cases per minute and the time that is left."""
+    """Shows how a cohort comes along, with cases per minute, attempts that failed, and the time that is left.
+
+    Where several workers draw, each has a line of its own.
+    """
 
     def __init__(self, *, is_quiet: bool, tells_warnings: bool = True) -> None:
         self._console = PlainConsole(stderr=True, quiet=is_quiet)
@@ -35,7 +40,8 @@ class CohortProgress(RunListener):
         self._warnings = ExitStack()
         self._task: TaskID | None = None
         self._opening: TaskID | None = None
-        self._num_cases = self._num_settled = self._num_new = 0
+        self._lines: dict[str, TaskID] = {}
+        self._num_cases = self._num_settled = self._num_new = self._num_retried = 0
         self._first_at: float | None = None
 
     def __enter__(self) -> Self:
@@ -97,14 +103,14 @@ class CohortProgress(RunListener):
 
     def enters(self, stage: str) -> None:
         """Name what is going on."""
-        if self._task is not None:
+        if self._task is not None and len(self._lines) < 2:
             self._bar.update(self._task, description=stage)
 
     def steps(self, case_id: str, done: int, total: int) -> None:
         """Count the sampler's steps; the pace is that of images, weights not included."""
         if self._first_at is None:
             self._first_at = monotonic()
-        if self._task is not None:
+        if self._task is not None and len(self._lines) < 2:
             self._bar.update(self._task, description=f"{case_id}, step {done} of {total}")
 
     def generates(self, number: int, done: int, total: int) -> None:
@@ -112,8 +118,34 @@ class CohortProgress(RunListener):
         if self._task is not None and self._first_at is None:
             self._bar.update(self._task, description=f"label map {number}, step {done} of {total}")
 
+    def opens(self, worker: str) -> None:
+        """Give a worker a line, which is shown as soon as there are two."""
+        if worker not in self._lines:
+            self._lines[worker] = self._bar.add_task(worker, total=None, visible=False, pace="")
+        if len(self._lines) > 1:
+            for line in self._lines.values():
+                self._bar.update(line, visible=True)
+            if self._task is not None:
+                self._bar.update(self._task, description="cases")
+
+    def works(self, worker: str, event: str, details: tuple[Any, ...]) -> None:
+        """Say what a worker is doing."""
+        if worker not in self._lines:
+            return
+        match event, details:
+            case "steps", (case_id, done, total):
+                self._bar.update(self._lines[worker], description=f"{worker}: {case_id}", completed=done, total=total)
+            case "enters", (stage,):
+                self._bar.update(self._lines[worker], description=f"{worker}: {stage}", completed=0, total=None)
+
+    def loses(self, worker: str, how: str) -> None:
+        """Say that a worker was ended."""
+        line = f"Note: {worker} {how}. Its cases are drawn again."
+        self._console.print(line, highlight=False, markup=False)
+
     def records(self, record: AttemptRecord) -> None:
         """Move the bar, or write a line."""
+        self._num_retried += record.status == "retried"
         if record.status != "retried":
             self._num_settled += 1
             self._num_new += 1
@@ -133,13 +165,80 @@ class CohortProgress(RunListener):
             return ""
         minutes = max(monotonic() - self._first_at, 1e-3) / 60
         left = minutes / self._num_new * (self._num_cases - self._num_settled)
-        return f"{self._num_new / minutes:.1f} cases/min, {_clock(left * 60)} left"
+        retried = f"{self._num_retried} retried, " if self._num_retried else ""
+        return f"{self._num_new / minutes:.1f} cases/min, {retried}{_clock(left * 60)} left"
+
+
+class ProgressLines(RunListener):
+    """Tells on stderr how a cohort comes along, a JSON object on each line, for schedulers and dashboards.
+
+    Each has ``event`` and ``seconds`` since the beginning. ``starts`` and ``records`` count the cases; ``records``
+    names the case, its status and reason, and how many cases are made in a minute; ``opens`` and ``loses`` name a
+    worker.
+    """
+
+    def __init__(self) -> None:
+        self._began_at = monotonic()
+        self._num_cases = self._num_settled = self._num_new = self._num_retried = 0
+
+    def starts(self, num_cases: int, manifest: Manifest) -> None:
+        """Count what is there."""
+        self._num_cases, self._num_settled = num_cases, len(manifest.settled_indices)
+        self._print("starts", num_cases=num_cases, num_settled=self._num_settled)
+
+    def finds_lost(self, lost: Sequence[LostCase]) -> None:
+        """Name the cases that are drawn again."""
+        self._print("finds_lost", case_ids=[case.record.case_id for case in lost])
+
+    def enters(self, stage: str) -> None:
+        """Name what is going on."""
+        self._print("enters", stage=stage)
+
+    def opens(self, worker: str) -> None:
+        """Name a worker that loads the networks."""
+        self._print("opens", worker=worker)
+
+    def loses(self, worker: str, how: str) -> None:
+        """Name a worker that was ended."""
+        self._print("loses", worker=worker, reason=how)
+
+    def advises(self, sentence: str) -> None:
+        """Pass it on."""
+        self._print("advises", note=sentence)
+
+    def records(self, record: AttemptRecord) -> None:
+        """Name a case, and count."""
+        self._num_retried += record.status == "retried"
+        self._num_settled += record.status != "retried"
+        self._num_new += record.status != "retried"
+        minutes = max(monotonic() - self._began_at, 1e-3) / 60
+        self._print(
+            "records",
+            case_id=record.case_id,
+            attempt=record.attempt + 1,
+            status=record.status,
+            reason=record.reason,
+            num_settled=self._num_settled,
+            num_cases=self._num_cases,
+            num_retried=self._num_retried,
+            cases_a_minute=round(self._num_new / minutes, 2),
+        )
+
+    def _print(self, event: str, **content: object) -> None:
+        row = {"event": event, "seconds": round(monotonic() - self._began_at, 2), **content}
+        sys.stderr.write(f"{json.dumps(row)}\n")
+        sys.stderr.flush()
 
 
 def _clock(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def follow_run(*, is_quiet: bool, as_lines: bool) -> AbstractContextManager[RunListener]:
+    """What a command tells of a run: a bar or a line per case, JSON lines, or nothing."""
+    return nullcontext(ProgressLines()) if as_lines else CohortProgress(is_quiet=is_quiet)
 
 
 @contextmanager

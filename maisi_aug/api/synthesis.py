@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from maisi_aug.api.balancing import Balance, BalanceOptions, balance_cohort, read_balance
 from maisi_aug.api.displays import listen_to_run
+from maisi_aug.api.engines import HERE, EngineName, Where, read_engine
 from maisi_aug.api.keywords import require_known, takes_fields_of, to_fields
 from maisi_aug.api.listener import Progress, RunListener
 from maisi_aug.api.results import Cohort
@@ -38,6 +39,12 @@ def synthesize(
     max_lesions: int | None = None,
     balance_picture: str | Path | None = None,
     device: str = "auto",
+    devices: str | Sequence[str] | None = None,
+    shard: str | None = None,
+    engine: EngineName = "local",
+    address: str | None = None,
+    num_workers: int | None = None,
+    gpus_per_worker: float | None = None,
     compile_with: Compiler = "none",
     resume: bool = True,
     verify: bool = False,
@@ -66,6 +73,14 @@ def synthesize(
         max_lesions: Most lesions that a case holds that balances a dataset.
         balance_picture: File to draw the balance into.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
+        devices: Several, such as ``"cuda:0,cuda:1"``, a process for each. A script that gives them guards what it does
+            with ``if __name__ == "__main__":``.
+        shard: ``"I/N"`` to make every N-th case only, while other calls make the rest; see :func:`merge_cohort`.
+        engine: ``"local"``, or ``"ray"`` for workers on a Ray cluster.
+        address: ``"HOST:PORT"`` of that cluster's head, or ``"auto"`` for one that runs on this machine; when not
+            given, that of ``RAY_ADDRESS``, else a cluster of this machine alone.
+        num_workers: Workers of the cluster; one for each GPU, or core, when not given.
+        gpus_per_worker: GPUs of each, such as 0.5.
         compile_with: ``none``, ``inductor`` or ``trt``.
         resume: Whether ``out`` may hold this cohort already.
         verify: Compare the bytes of finished cases with the manifest, and draw altered ones again.
@@ -89,7 +104,7 @@ def synthesize(
             request,
             Path(out),
             balance=balance,
-            device=device,
+            where=Where.read(device, devices, shard, read_engine(engine, address, num_workers, gpus_per_worker)),
             compiler=compile_with,
             may_resume=resume,
             verify=verify,
@@ -170,7 +185,7 @@ def make_cohort(
     out: Path,
     *,
     balance: Balance | None = None,
-    device: str = "auto",
+    where: Where = HERE,
     compiler: Compiler = "none",
     may_resume: bool = True,
     verify: bool = False,
@@ -183,7 +198,7 @@ def make_cohort(
         request: What is asked for.
         out: Folder of the cohort.
         balance: With a real dataset, to be written beside the cohort.
-        device: Where the networks run.
+        where: Where the networks run, and for which cases.
         compiler: Of the networks.
         may_resume: Whether the folder may hold the cohort already.
         verify: Compare the bytes of finished cases with the manifest.
@@ -201,7 +216,15 @@ def make_cohort(
         listener.advises(sentence)
     if redraw_rejected and find_cohort(out, cohort.to_document(), cohort.begun) is not None:
         reopen_rejected(out)
-    summary = synthesize_cohort(cohort, out, device=device, compiler=compiler, listener=listener, verify=verify)
+    summary = synthesize_cohort(
+        cohort,
+        out,
+        engine=where.open_engine(),
+        shard=where.shard,
+        compiler=compiler,
+        listener=listener,
+        verify=verify,
+    )
     if balance is not None:
         balance.save(out)
     return summary

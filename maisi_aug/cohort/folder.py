@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+import secrets
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
@@ -12,8 +14,17 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from maisi_aug.cohort.manifest import MANIFEST_NAME, AttemptRecord, Manifest, ManifestWriter, load_manifest
+from maisi_aug.cohort.manifest import (
+    MANIFEST_NAME,
+    AttemptRecord,
+    Manifest,
+    ManifestWriter,
+    list_manifests,
+    load_manifest,
+    scratch_of,
+)
 from maisi_aug.cohort.request import COHORT_NAME, differences
+from maisi_aug.cohort.shards import find_others, require_compatible
 from maisi_aug.errors import CohortError, VolumeError
 from maisi_aug.system.content import ContentError
 from maisi_aug.system.whole_files import (
@@ -124,8 +135,7 @@ class BegunCohort:
             raise CohortError(
                 f"{path}: expected a new folder because of --no-resume, found a cohort. Choose another --out."
             )
-        manifest = path / MANIFEST_NAME
-        return cls(path, document, manifest.is_file() and manifest.stat().st_size > 0, stamp)
+        return cls(path, document, any(manifest.stat().st_size > 0 for manifest in list_manifests(path)), stamp)
 
     def read_again(self, path: Path) -> dict[str, Any] | None:
         """The content of a folder's ``cohort.yaml``, which is read only if it is not what was read before."""
@@ -182,8 +192,9 @@ def _require_empty(folder: Path) -> None:
     if not folder.is_dir():
         return
     for path in sorted(folder.iterdir()):
-        is_fresh_manifest = path.name == MANIFEST_NAME and path.is_file() and path.stat().st_size == 0
-        if not (is_leftover_of(path, COHORT_NAME) or is_fresh_manifest):
+        is_fresh_manifest = path in list_manifests(folder) and path.stat().st_size == 0
+        is_lease = path.name.startswith(".manifest.") and ".jsonl.lease" in path.name
+        if not (is_leftover_of(path, COHORT_NAME) or is_fresh_manifest or is_lease):
             raise CohortError(
                 f"{folder}: expected a new, an empty or a cohort's folder, found '{path.name}' and no {COHORT_NAME}. "
                 "Nothing was changed; choose another --out."
@@ -199,7 +210,13 @@ def _find_differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[st
     return different
 
 
-def find_cohort(path: Path, document: Mapping[str, Any], begun: BegunCohort = NOT_BEGUN) -> dict[str, Any] | None:
+def find_cohort(
+    path: Path,
+    document: Mapping[str, Any],
+    begun: BegunCohort = NOT_BEGUN,
+    *,
+    is_shared: Callable[[], bool] = lambda: False,
+) -> dict[str, Any] | None:
     """The content of ``cohort.yaml`` where a run can go on with a cohort; ``None`` where it begins one.
 
     Args:
@@ -207,6 +224,7 @@ def find_cohort(path: Path, document: Mapping[str, Any], begun: BegunCohort = NO
         document: What ``cohort.yaml`` would be; once a case was made it must be the same as the one that is there, but
             may allow more attempts, or go on from its number of cases.
         begun: What is known of the folder already.
+        is_shared: Tells whether others are at work in it, so that it is theirs, too, before anything was made.
 
     Raises:
         CohortError: When the folder is not a cohort's, or the configuration differs.
@@ -216,7 +234,7 @@ def find_cohort(path: Path, document: Mapping[str, Any], begun: BegunCohort = NO
         return None
     grown = _allow_growth(_allow_attempts(existing, document), document)
     different = _find_differences(grown, document)
-    if different and not any(_holds_files(path / name) for name in FOLDERS):
+    if different and not any(_holds_files(path / name) for name in FOLDERS) and not is_shared():
         # Nothing was made, because the bank was missing for instance: the next try may ask for something else.
         return None
     before, after = (content["configuration"].get(CASES_FIELD) for content in (existing, document))
@@ -318,9 +336,14 @@ def _allow_growth(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, A
 
 @contextmanager
 def open_cohort(
-    path: Path, document: Mapping[str, Any], *, header: Sequence[str], begun: BegunCohort = NOT_BEGUN
+    path: Path,
+    document: Mapping[str, Any],
+    *,
+    header: Sequence[str],
+    begun: BegunCohort = NOT_BEGUN,
+    manifest: str = MANIFEST_NAME,
 ) -> Iterator[tuple[CohortFolder, ManifestWriter, Manifest]]:
-    """Begin a cohort or go on with one; nobody else can write to it meanwhile.
+    """Begin a cohort or go on with one; nobody else can write to it meanwhile, but for the other shards of a shard.
 
     Args:
         path: Folder, made where there is none.
@@ -328,19 +351,23 @@ def open_cohort(
             allow more attempts or hold more cases, which are then noted.
         header: Comment lines that open ``cohort.yaml``.
         begun: What is known of the folder already.
+        manifest: Name of the one that is written: of the whole, or of a shard.
 
     Yields:
-        The folder, the writer of its manifest and what the manifest holds so far, without the gates' figures.
+        The folder, the writer of its manifest and what its manifests hold so far, without the gates' figures.
 
     Raises:
         CohortError: When the folder is not a cohort's, another process writes to it, or the configuration differs.
     """
     begun.read_again(path)  # before anything is made, so that a foreign folder stays untouched
     path.mkdir(parents=True, exist_ok=True)
-    with ManifestWriter(path / MANIFEST_NAME) as writer:
-        existing = find_cohort(path, document, begun)  # again, now that nobody else can be writing it
-        for folder in (".", *FOLDERS, *(name for name in REJECTED_FOLDERS if (path / name).is_dir())):
-            remove_leftovers(path / folder)
+    require_compatible(path, manifest)
+    with ManifestWriter(path / manifest) as writer:
+        require_compatible(path, manifest)  # again, now that others see this process
+        existing = find_cohort(path, document, begun, is_shared=lambda: any(find_others(path, manifest)))
+        if manifest == MANIFEST_NAME:
+            for folder in (".", *FOLDERS, *(name for name in REJECTED_FOLDERS if (path / name).is_dir())):
+                remove_leftovers(path / folder)
         if existing is None:
             writer.clear()
         content = dict(document) if existing is None else _allow_growth(_allow_attempts(existing, document), document)
@@ -349,3 +376,21 @@ def open_cohort(
             body = yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=100)
             write_text_whole(path / COHORT_NAME, comments + body)
         yield CohortFolder(path), writer, load_manifest(path, gates=())
+
+
+@contextmanager
+def open_scratch(path: Path, manifest: str = MANIFEST_NAME) -> Iterator[Path]:
+    """A hidden folder in that of a cohort, on the same disk, for what has no line in the manifest yet.
+
+    Args:
+        path: Of the cohort, whose manifest is locked.
+        manifest: Its name; what killed processes left that were writing for it is removed.
+    """
+    place = scratch_of(path / manifest)
+    shutil.rmtree(place, ignore_errors=True)
+    scratch = place / secrets.token_hex(4)  # a worker that outlives its killed driver for a moment has another
+    scratch.mkdir(parents=True)
+    try:
+        yield scratch
+    finally:
+        shutil.rmtree(place, ignore_errors=True)

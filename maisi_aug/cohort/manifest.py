@@ -1,7 +1,9 @@
 """The manifest of a cohort: one JSON line per attempt, written last, so that a line means its files are whole.
 
-A cohort folder holds it as ``manifest.jsonl``. The file is also the lock of the folder: who appends to it holds an
-``flock``, which the kernel drops when the process dies, however it dies.
+A cohort folder holds it as ``manifest.jsonl``; of a cohort that is made in shards, each has a manifest of its own, as
+``manifest.2-of-4.jsonl``, and they are read as one. The file is also the lock of the folder: who appends to it holds an
+``flock``, which the kernel drops when the process dies, however it dies, and beside it a lease, for disks whose locks
+reach no further than one machine.
 
 A manifest may come from somebody else. What is read is checked: case ids and paths become names of files in exports, so
 that ids are plain names, each of one case, paths stay inside the folder, numbers have bounds and hashes are hashes.
@@ -10,10 +12,12 @@ that ids are plain names, each of one case, paths stay inside the folder, number
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterable
+import re
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from time import sleep
 from types import TracebackType
 from typing import Annotated, BinaryIO, Literal, Self
 
@@ -22,11 +26,14 @@ from pydantic import Field, JsonValue, TypeAdapter, ValidationError
 from maisi_aug.errors import CohortError
 from maisi_aug.lesions.lesion import Lesion
 from maisi_aug.system.content import MAX_LINE_BYTES
-from maisi_aug.system.file_lock import lock
+from maisi_aug.system.file_lock import is_locked, try_lock
 from maisi_aug.system.file_names import INNER_PATH, PLAIN_NAME
+from maisi_aug.system.lease import Holder, busy_folder, is_fresh, read_holder, take_lease
 from maisi_aug.system.whole_lines import append_line, cut_torn_line
 
 MANIFEST_NAME = "manifest.jsonl"
+SHARD_NAME = re.compile(r"manifest\.(?P<number>[1-9]\d{0,5})-of-(?P<count>[1-9]\d{0,5})\.jsonl$")
+NUM_TRIES, TRY_SECONDS = 4, 0.1
 
 Status = Literal["accepted", "retried", "rejected"]
 
@@ -185,6 +192,10 @@ class Manifest:
         keys = {(record.case_index, record.attempt) for record in records}
         return Manifest(tuple(record for record in self.records if (record.case_index, record.attempt) not in keys))
 
+    def among(self, indices: Collection[int]) -> Manifest:
+        """The attempts at some cases, as a shard has them."""
+        return Manifest(tuple(record for record in self.records if record.case_index in indices))
+
     def next_attempt(self, case_index: int) -> int:
         """The first attempt of a case that has not been recorded."""
         last = self._last.get(case_index)
@@ -196,13 +207,42 @@ class Manifest:
         return sum(first) / len(first) if first else None
 
 
+def lease_of(manifest: Path) -> Path:
+    """Where the lease of a manifest lies."""
+    return manifest.with_name(f".{manifest.name}.lease")
+
+
+def scratch_of(manifest: Path) -> Path:
+    """The hidden folder of what has no line in a manifest yet."""
+    return manifest.with_name(f".{manifest.name}.work")
+
+
+def find_holder(manifest: Path) -> Holder | None:
+    """Who is writing a manifest, on this machine or another; None where nobody is."""
+    lease = lease_of(manifest)
+    if not manifest.is_file() or not is_fresh(lease):
+        return None
+    holder = read_holder(lease)
+    # The lock is not asked for where there is another way to tell: who begins at that moment would find it taken.
+    has_ended = holder.is_dead(has_lock=None) or (holder.is_hidden and is_locked(manifest) is False)
+    return None if has_ended else holder
+
+
+def list_manifests(folder: Path) -> list[Path]:
+    """The manifests of a cohort: that of the whole, then those of shards, by the number of shards and their own."""
+    shards = [(found, path) for path in folder.glob("manifest.*.jsonl") if (found := SHARD_NAME.match(path.name))]
+    ordered = sorted(shards, key=lambda shard: (int(shard[0]["count"]), int(shard[0]["number"])))
+    whole = folder / MANIFEST_NAME
+    return [*([whole] if whole.is_file() else []), *(path for _, path in ordered)]
+
+
 def is_cohort(folder: Path) -> bool:
-    """Whether a folder holds the manifest of a cohort."""
-    return (folder / MANIFEST_NAME).is_file()
+    """Whether a folder holds the manifest of a cohort, or of a shard of one."""
+    return bool(list_manifests(folder))
 
 
 def load_manifest(folder: Path, *, gates: Collection[str] | None = None) -> Manifest:
-    """Read the manifest of a cohort.
+    """Read the manifest of a cohort, those of its shards among it.
 
     A last line without a line break is what a killed process leaves behind: its files do not count, and it is skipped.
 
@@ -211,13 +251,56 @@ def load_manifest(folder: Path, *, gates: Collection[str] | None = None) -> Mani
         gates: Whose figures are kept, which are most of a manifest; all when not given.
 
     Raises:
-        CohortError: When the folder has no manifest, or a line in it cannot be read or says what cannot be.
+        CohortError: When the folder has no manifest, a line in it cannot be read or says what cannot be, or two shards
+            have made the same attempt to different bytes.
     """
-    if not is_cohort(folder):
+    paths = list_manifests(folder)
+    if not paths:
         raise CohortError(
             f"{folder}: expected a cohort with {MANIFEST_NAME}, found none. Give the folder that synthesize wrote."
         )
-    return Manifest.from_records(ManifestReader(folder / MANIFEST_NAME, gates=gates).read_on())
+    return join_manifests(paths, [read_manifest(path, gates=gates) for path in paths])
+
+
+def read_manifest(path: Path, *, gates: Collection[str] | None = None) -> Manifest:
+    """Read one manifest, that of a shard for instance; as :func:`load_manifest` does.
+
+    Raises:
+        CohortError: A line in it cannot be read or says what cannot be.
+    """
+    return Manifest.from_records(ManifestReader(path, gates=gates).read_on())
+
+
+def join_manifests(paths: Sequence[Path], parts: Sequence[Manifest]) -> Manifest:
+    """What several manifests say together.
+
+    Raises:
+        CohortError: Two tell of the same attempt, and of different bytes.
+    """
+    if len(parts) == 1:
+        return parts[0]
+    known: dict[tuple[int, int], tuple[AttemptRecord, Path]] = {}
+    for path, part in zip(paths, parts, strict=True):
+        for record in part.records:
+            before, place = known.setdefault((record.case_index, record.attempt), (record, path))
+            require_same(before, record, places=(place, path))
+    return Manifest.from_records(record for record, _ in known.values())
+
+
+def require_same(first: AttemptRecord, second: AttemptRecord, *, places: tuple[Path, Path]) -> None:
+    """Raise unless two lines about the same attempt tell of the same files.
+
+    Raises:
+        CohortError: Naming the case, the manifests and a file.
+    """
+    before, after = ({file.path: file.sha256 for file in record.files.values()} for record in (first, second))
+    if (first.case_id, before) != (second.case_id, after):
+        different = next((path for path in {**before, **after} if before.get(path) != after.get(path)), second.case_id)
+        raise CohortError(
+            f"{places[0].parent}: expected the same bytes from two drawings of {first.case_id}, found different ones "
+            f"of {different} in {places[0].name} and {places[1]}. Remove the line of one to keep the other; use "
+            "devices of one kind, and the same number of threads for each."
+        )
 
 
 class ManifestReader:
@@ -322,10 +405,20 @@ class _NamesOfCases:
             self._ends[index] = record.attempt, is_accepted
 
 
-class ManifestWriter:
-    """Appends whole lines to a manifest, under a lock that dies with the process.
+def _try_lock(descriptor: int) -> bool | None:
+    """The lock of a manifest, asked for again where somebody may just be looking whether it is held."""
+    for _ in range(NUM_TRIES):
+        if (has_lock := try_lock(descriptor)) is not False:
+            return has_lock
+        sleep(TRY_SECONDS)
+    return False
 
-    Where the platform or the disk has no locks the lines are still whole, but two processes are not kept apart.
+
+class ManifestWriter:
+    """Appends whole lines to a manifest, under a lock that dies with the process, and a lease.
+
+    Attributes:
+        lease: Tells others who is at work, and how far.
     """
 
     def __init__(self, path: Path) -> None:
@@ -336,14 +429,17 @@ class ManifestWriter:
         """
         self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
         try:
-            if not lock(self._descriptor):
-                raise CohortError(
-                    f"{path.parent}: expected a cohort that nothing else is writing, found another process at work "
-                    "in it. Wait for it to end, or choose another --out."
-                )
-            cut_torn_line(self._descriptor)
+            has_lock = _try_lock(self._descriptor)
+            if has_lock is False:
+                raise busy_folder(path.parent, read_holder(lease_of(path)))
+            self.lease = take_lease(lease_of(path), has_lock=has_lock)
         except BaseException:
             os.close(self._descriptor)
+            raise
+        try:
+            cut_torn_line(self._descriptor)
+        except BaseException:
+            self.close()
             raise
 
     def append(self, record: AttemptRecord) -> None:
@@ -351,7 +447,9 @@ class ManifestWriter:
 
         Raises:
             OSError: When the disk is full or gone.
+            CohortError: When another process has taken the cohort over, because this one stood still for long.
         """
+        self.lease.require_held()
         append_line(self._descriptor, record.to_json())
 
     def clear(self) -> None:
@@ -359,7 +457,8 @@ class ManifestWriter:
         os.ftruncate(self._descriptor, 0)
 
     def close(self) -> None:
-        """Give up the lock."""
+        """Give up the lease and the lock."""
+        self.lease.end()
         os.close(self._descriptor)
 
     def __enter__(self) -> Self:

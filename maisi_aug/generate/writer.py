@@ -1,4 +1,7 @@
-"""The last stage of an attempt: gates on the image, files, picture and, when all are whole, the manifest line."""
+"""The last stage of an attempt that a worker does: gates on the image, files, picture, and the record of them.
+
+The files lie in a folder of the worker's own, from where :mod:`maisi_aug.generate.recorder` gives them their place.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ from PIL.Image import Image
 from pydantic import JsonValue
 
 from maisi_aug.cohort.folder import CohortFolder
-from maisi_aug.cohort.manifest import AttemptRecord, FileRecord, ManifestWriter, Status
+from maisi_aug.cohort.manifest import AttemptRecord, FileRecord, Status
 from maisi_aug.cohort.resolve import CohortRun
 from maisi_aug.errors import CohortError, VolumeError
 from maisi_aug.generate.attempts import Attempt, judge_drawn_image
@@ -55,20 +58,20 @@ class CaseWriter:
 
     Attributes:
         facts: Of the run.
-        folder: Where the cohort goes.
-        manifest: Open and locked.
+        folder: Where the files are written, in places as in a cohort.
         judge: Runs the gates that are left.
         draw_preview: Draws the picture of an attempt that has an image.
+        home: Of the cohort, for messages.
     """
 
     facts: CohortFacts
     folder: CohortFolder
-    manifest: ManifestWriter
     judge: Callable[[Attempt], Attempt]
     draw_preview: Callable[[Attempt], Image]
+    home: Path
 
     def finish(self, attempt: Attempt) -> AttemptRecord:
-        """Judge an attempt, write its files when it passes, and record it.
+        """Judge an attempt and write its files when it passes.
 
         Raises:
             CohortError: When the disk is full or the folder cannot be written; the attempt leaves nothing behind.
@@ -87,17 +90,12 @@ class CaseWriter:
         written: list[Path] = []
         try:
             files = self._write_files(attempt, status, written)
-            seconds = {**attempt.seconds, "files": perf_counter() - started}
-            record = self._build_record(attempt, status, files, seconds)
-            self.manifest.append(record)
         except (OSError, VolumeError) as error:
             for path in written:
                 path.unlink(missing_ok=True)
-            raise self._explain(error) from error
-        if status != "accepted":  # what an accepted attempt left that was made again on another machine
-            for role in ("image", "label", "anatomy", "preview"):
-                self.folder.file_of(role, record.case_id).unlink(missing_ok=True)
-        return record
+            raise explain_disk(self.home, error) from error
+        seconds = {**attempt.seconds, "files": perf_counter() - started}
+        return self._build_record(attempt, status, files, seconds)
 
     def _write_files(self, attempt: Attempt, status: Status, written: list[Path]) -> dict[str, FileRecord]:
         """Write what an attempt leaves behind: everything when accepted, else a picture, if there is an image.
@@ -156,21 +154,23 @@ class CaseWriter:
             max_attempts=facts.max_attempts,
         )
 
-    def _explain(self, error: OSError | VolumeError) -> CohortError:
-        cause = error if isinstance(error, OSError) else error.__cause__
-        if isinstance(cause, OSError) and cause.errno in _DISK_FULL:
-            return CohortError(
-                f"{self.folder.path}: expected room for another case, found a full disk. Free some space and run the "
-                "same command again: what was finished is kept, and it goes on from there."
-            )
-        return CohortError(f"{self.folder.path}: expected a folder that can be written. {error}")
+
+def explain_disk(folder: Path, error: OSError | VolumeError) -> CohortError:
+    """What keeps files from being written into a folder, in a sentence."""
+    cause = error if isinstance(error, OSError) else error.__cause__
+    if isinstance(cause, OSError) and cause.errno in _DISK_FULL:
+        return CohortError(
+            f"{folder}: expected room for another case, found a full disk. Free some space and run the same command "
+            "again: what was finished is kept, and it goes on from there."
+        )
+    return CohortError(f"{folder}: expected a folder that can be written. {error}")
 
 
 def open_writer(
     run: CohortRun,
     folder: CohortFolder,
-    manifest: ManifestWriter,
     *,
+    home: Path,
     device: str,
     compiler: str = "none",
     precision: str = "float32",
@@ -180,8 +180,8 @@ def open_writer(
 
     Args:
         run: What is being made.
-        folder: Where it goes.
-        manifest: Open and locked.
+        folder: Where the files are written.
+        home: Of the cohort, for messages.
         device: Type of the device that samples, ``cpu`` for instance.
         compiler: Of the networks, or ``none``.
         precision: What the networks compute in.
@@ -209,7 +209,7 @@ def open_writer(
         keep_rejected=request.keep_rejected,
     )
     return CaseWriter(
-        facts, folder, manifest, lambda attempt: judge_drawn_image(run, attempt), lambda attempt: _preview(run, attempt)
+        facts, folder, lambda attempt: judge_drawn_image(run, attempt), lambda attempt: _preview(run, attempt), home
     )
 
 

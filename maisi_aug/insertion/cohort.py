@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from time import perf_counter
@@ -13,14 +14,18 @@ from numpy.typing import NDArray
 from PIL.Image import Image
 from pydantic import JsonValue
 
-from maisi_aug.cohort.folder import CONTACT_SHEET_NAME, CohortFolder, open_cohort
-from maisi_aug.cohort.manifest import VerdictRecord, load_manifest
+from maisi_aug.cohort.folder import CONTACT_SHEET_NAME, CohortFolder, open_cohort, open_scratch
+from maisi_aug.cohort.manifest import MANIFEST_NAME, Manifest, VerdictRecord, load_manifest
 from maisi_aug.cohort.plan import CasePlan, spell_labels
+from maisi_aug.cohort.shards import Shard
 from maisi_aug.cohort.twins import ORIGIN_KEY
 from maisi_aug.errors import LesionError, PreparationError, UnfitCtError, VolumeError
 from maisi_aug.gates.judgement import name_verdict, to_record
 from maisi_aug.generate.attempts import Attempt
-from maisi_aug.generate.run import CohortSummary, Listener, settle_group
+from maisi_aug.generate.case_worker import write_group
+from maisi_aug.generate.driver import CaseDriver, CaseItem, CaseResult, Listener
+from maisi_aug.generate.recorder import Recorder
+from maisi_aug.generate.run import CohortSummary
 from maisi_aug.generate.writer import CaseWriter, CohortFacts
 from maisi_aug.insertion.backgrounds import Background
 from maisi_aug.insertion.config import ResolvedInsertion
@@ -32,6 +37,7 @@ from maisi_aug.insertion.surroundings import LUNG_ID, label_surroundings
 from maisi_aug.lesions.lesion import Lesion
 from maisi_aug.pictures.preview import Caption, build_preview, save_contact_sheet
 from maisi_aug.sources.map_source import DrawnMap, MapSource
+from maisi_aug.system.engine.work import Engine, InProcess, WorkerPlace, finished
 from maisi_aug.system.seeds import derive_seed
 from maisi_aug.volumes.components import is_any_of
 from maisi_aug.volumes.grid import Grid
@@ -41,7 +47,13 @@ PREVIEW_MM = 120.0
 
 
 def insert_cohort(
-    cohort: ResolvedInsertion, folder: Path, *, device: str = "auto", listener: Listener | None = None
+    cohort: ResolvedInsertion,
+    folder: Path,
+    *,
+    device: str = "auto",
+    engine: Engine | None = None,
+    shard: Shard | None = None,
+    listener: Listener | None = None,
 ) -> CohortSummary:
     """Make a cohort, or go on with one that was begun with the same configuration.
 
@@ -49,6 +61,8 @@ def insert_cohort(
         cohort: What to make.
         folder: Where to; new, empty, or this cohort's.
         device: Of the networks, where they draw.
+        engine: Draws the cases; without one this process does, on the device.
+        shard: Makes every N-th case, or group of twins, only.
         listener: Is told how the run goes.
 
     Raises:
@@ -57,31 +71,74 @@ def insert_cohort(
         PreparationError: When a CT is none, in HU.
         LesionError: When no lesion fits into any CT.
     """
-    listener = listener or Listener()
+    listener, engine = listener or Listener(), engine or InProcess(device)
     started, config = perf_counter(), cohort.config
-    with open_cohort(folder, cohort.to_document(), header=COHORT_HEADER) as (place, lines, recorded):
-        manifest = recorded.reopen(config.max_attempts)
-        listener.starts(len(cohort.plan.cases), manifest)
-        todo = [group for group in cohort.groups if not manifest.settled_indices.issuperset(c.index for c in group)]
-        if todo:
-            listener.enters("loading the networks" if cohort.painter == "network" else "drawing")
-            inserter = Inserter(cohort, build_painter(cohort, device))
-            writer = CaseWriter(_facts_of(cohort), place, lines, lambda attempt: attempt, inserter.draw_preview)
-            for group in todo:
-                settle_group(
-                    group,
-                    [case for case in group if case.index not in manifest.settled_indices],
-                    manifest,
-                    lambda cases, number: [inserter.attempt(case, number) for case in cases],
-                    writer,
-                    listener,
-                )
-        listener.enters("drawing the contact sheet")
-        done = load_manifest(folder).reopen(config.max_attempts)
-        _draw_contact_sheet(place, cohort, [record.files["preview"].path for record in done.accepted])
+    groups, name = cohort.groups, MANIFEST_NAME
+    if shard is not None:
+        groups, name = [groups[index] for index in shard.indices(len(groups))], shard.manifest_name
+    chosen = frozenset(case.index for group in groups for case in group)
+    opened = open_cohort(folder, cohort.to_document(), header=COHORT_HEADER, manifest=name)
+    with opened as (place, lines, recorded):
+        manifest = recorded.among(chosen).reopen(config.max_attempts)
+        listener.starts(len(chosen), manifest)
+        driver = CaseDriver(Recorder(place, lines), listener)
+        if todo := chosen - manifest.settled_indices:
+            items = [CaseItem.next_of(group, manifest, todo) for group in groups if any(c.index in todo for c in group)]
+            with open_scratch(folder, name) as scratch:
+                driver.make(InsertionSpec(cohort, folder), items, engine, scratch=scratch)
+        done = load_manifest(folder).among(chosen).reopen(config.max_attempts)
+        if shard is None:
+            listener.enters("drawing the contact sheet")
+            draw_contact_sheet(place, cohort, done)
     listener.enters("done")
     num_new = len(done.settled_indices) - len(manifest.settled_indices)
-    return CohortSummary(folder, len(cohort.plan.cases), done, perf_counter() - started, num_new)
+    return CohortSummary(folder, len(chosen), done, perf_counter() - started, num_new, shard=shard)
+
+
+@dataclass(frozen=True)
+class InsertionSpec:
+    """What a worker is opened from.
+
+    Attributes:
+        cohort: What is made.
+        home: Folder of the cohort, for messages.
+    """
+
+    cohort: ResolvedInsertion
+    home: Path
+
+    @property
+    def reads(self) -> tuple[Path, ...]:
+        """The bundle, and the CTs."""
+        return self.cohort.bundle.path, *(case.image for case in self.cohort.backgrounds.cases)
+
+    def open(self, place: WorkerPlace) -> InsertionWorker:
+        """Load the networks, where they draw."""
+        place.tell("enters", "loading the networks" if self.cohort.painter == "network" else "drawing")
+        inserter = Inserter(self.cohort, build_painter(self.cohort, place.device))
+        folder, facts = CohortFolder(place.scratch), _facts_of(self.cohort)
+        return InsertionWorker(
+            inserter, CaseWriter(facts, folder, lambda attempt: attempt, inserter.draw_preview, self.home)
+        )
+
+
+@dataclass(frozen=True)
+class InsertionWorker:
+    """Makes attempts at groups of cases."""
+
+    inserter: Inserter
+    writer: CaseWriter
+
+    def look_ahead(self, item: CaseItem) -> None:
+        """Nothing is done ahead."""
+
+    def work(self, item: CaseItem) -> Future[CaseResult]:
+        """Draw into CTs, judge and write."""
+        attempts = [self.inserter.attempt(case, item.number) for case in item.cases]
+        return finished(CaseResult(write_group(attempts, item, self.writer)))
+
+    def close(self) -> None:
+        """Nothing is open."""
 
 
 def build_painter(cohort: ResolvedInsertion, device: str) -> Painter:
@@ -216,8 +273,6 @@ class InsertionSource(MapSource):
         verdicts: On what is drawn so far.
     """
 
-    fails_as_a_whole = False
-
     def __init__(self, inserter: Inserter, index: int) -> None:
         """Choose a CT.
 
@@ -345,8 +400,10 @@ def _cut_for_preview(
     return crop.image_hu, shown.astype(np.uint8), Grid((sides[0], sides[1], sides[2]), affine)
 
 
-def _draw_contact_sheet(place: CohortFolder, cohort: ResolvedInsertion, previews: Sequence[str]) -> None:
+def draw_contact_sheet(place: CohortFolder, cohort: ResolvedInsertion, manifest: Manifest) -> None:
+    """The pictures of all accepted cases as one."""
+    previews = [place.path / record.files["preview"].path for record in manifest.accepted]
     if previews:
         labels = spell_labels(cohort.plan.requested_ids, cohort.backgrounds.vocabulary)
         title = f"{len(previews)} of {len(cohort.plan.cases)} cases: {labels}; {cohort.painter_name}, real CTs"
-        save_contact_sheet(place.path / CONTACT_SHEET_NAME, [place.path / path for path in previews], title)
+        save_contact_sheet(place.path / CONTACT_SHEET_NAME, previews, title)

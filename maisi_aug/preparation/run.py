@@ -32,9 +32,9 @@ from maisi_aug.preparation.survey import (
 )
 from maisi_aug.preparation.tissues import Tissue
 from maisi_aug.preparation.writing import prepare_and_write, take_folder
+from maisi_aug.system.engine.mapping import run_parallel
 from maisi_aug.system.progress import ReportStage, report_nothing
 from maisi_aug.system.whole_files import write_json_whole, write_text_whole
-from maisi_aug.system.workers import run_parallel
 from maisi_aug.vocabulary.labels import Vocabulary
 from maisi_aug.volumes.grid import Shape, Spacing
 

@@ -59,7 +59,6 @@ class DiffusionSource(MapSource):
         size_tolerance: Share of its volume by which a generated lesion may be off.
         max_maps: Maps to generate for a draw at most.
         report: Told (map, steps done, steps in all) while a map is sampled; maps count from 1.
-        fails_as_a_whole: False: every attempt draws another map.
     """
 
     generator: MaskGenerator
@@ -69,7 +68,6 @@ class DiffusionSource(MapSource):
     size_tolerance: float = 0.10
     max_maps: int = MAX_MAPS
     report: ReportMap | None = None
-    fails_as_a_whole: bool = False
 
     def draw(self, case: CasePlan, seed: int) -> DrawnMap:
         """A generated map with the lesions of a case and no other, in which all required organs are present.

@@ -48,14 +48,7 @@ class DrawnMap:
 
 
 class MapSource(Protocol):
-    """Draws label maps; what it draws follows from the case and the seed alone.
-
-    Attributes:
-        fails_as_a_whole: Whether the source itself may be at fault until it has drawn a map, so that no case is blamed
-            before.
-    """
-
-    fails_as_a_whole: bool = True
+    """Draws label maps; what it draws follows from the case and the seed alone."""
 
     def draw(self, case: CasePlan, seed: int) -> DrawnMap:
         """A map with the lesions of a case and no other, in which all its required organs are present.

@@ -40,3 +40,8 @@ def open_source(run: CohortRun, device: str, report: ReportMap = report_nothing)
     source = PlantSource(bank) if kind == "plant" else BankSource(bank)
     has_organs = any(is_sized_organ(part.label_id, vocabulary) for case in run.plan.cases for part in case.lesions)
     return SizedOrganSource(bank, source) if has_organs else source
+
+
+def may_fail_as_a_whole(run: CohortRun) -> bool:
+    """Whether the source itself may be at fault until it has drawn a map, so that no case is blamed before."""
+    return run.request.mask_source != "diffusion"  # which draws another map at every attempt

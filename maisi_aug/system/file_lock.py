@@ -39,7 +39,7 @@ def lock(descriptor: int, *, wait: bool = False) -> bool:
     Raises:
         OSError: The file cannot be locked for another reason.
     """
-    is_given = _try(descriptor, shared=False, wait=wait)
+    is_given = try_lock(descriptor, wait=wait)
     if is_given is None:
         warnings.warn(NO_LOCKS_NOTE, stacklevel=2)
     return is_given is not False
@@ -55,7 +55,7 @@ def is_locked(path: Path) -> bool | None:
         OSError: The file cannot be opened or locked.
     """
     with path.open("rb") as file:
-        is_free = _try(file.fileno(), shared=True, wait=False)
+        is_free = try_lock(file.fileno(), shared=True)
     return None if is_free is None else not is_free
 
 
@@ -79,13 +79,15 @@ def folder_lock(folder: Path) -> Iterator[bool | None]:
         yield None
         return
     try:
-        yield _try(descriptor, shared=False, wait=False, no_locks=_NO_FOLDER_LOCKS)
+        yield try_lock(descriptor, no_locks=_NO_FOLDER_LOCKS)
     finally:
         os.close(descriptor)
 
 
-def _try(descriptor: int, *, shared: bool, wait: bool, no_locks: tuple[int, ...] = _NO_LOCKS) -> bool | None:
-    """Whether the lock was given; None without locks."""
+def try_lock(
+    descriptor: int, *, shared: bool = False, wait: bool = False, no_locks: tuple[int, ...] = _NO_LOCKS
+) -> bool | None:
+    """Whether the lock of an open file was given; None where the platform or the disk has no locks."""
     if sys.platform == "win32":
         return None
     kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 
 import pytest
@@ -10,8 +11,9 @@ from rich.console import Console
 from maisi_aug.api import bars
 from maisi_aug.api.displays import listen_to_run, listen_to_stages, show_training
 from maisi_aug.api.listener import RunListener
-from maisi_aug.api.progress import CohortProgress
+from maisi_aug.api.progress import CohortProgress, follow_run
 from maisi_aug.cohort.manifest import Manifest
+from tests.cohort.test_manifest import build_record
 
 NOTHING_DONE = Manifest(())
 
@@ -80,3 +82,40 @@ def test_warnings_stay_warnings(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TTY_COMPATIBLE", "1")
     with pytest.warns(UserWarning, match="shape: expected"), listen_to_run(True):
         warnings.warn("shape: expected another one", stacklevel=1)
+
+
+def test_every_worker_has_a_line_where_there_are_several(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("TTY_COMPATIBLE", "1")
+    monkeypatch.setenv("COLUMNS", "200")
+    with CohortProgress(is_quiet=False) as listener:
+        listener.starts(3, NOTHING_DONE)
+        listener.opens("worker 1")
+        listener.works("worker 1", "enters", ("loading the networks",))
+        assert "worker 1" not in capsys.readouterr().err
+        listener.opens("worker 2")
+        listener.works("worker 2", "steps", ("case_0002", 3, 30))
+        listener.loses("worker 1", "was killed, mostly for lack of memory")
+    shown = capsys.readouterr().err
+    assert "worker 1: loading the networks" in shown
+    assert "worker 2: case_0002" in shown
+    assert "Note: worker 1 was killed, mostly for lack of memory. Its cases are drawn again." in shown
+
+
+def test_schedulers_read_json_lines(capsys: pytest.CaptureFixture[str]) -> None:
+    with follow_run(is_quiet=True, as_lines=True) as listener:
+        listener.starts(2, NOTHING_DONE)
+        listener.opens("worker 2")
+        listener.advises("something")
+        listener.records(build_record(0, status="retried"))
+        listener.records(build_record(0))
+    rows = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    assert [row["event"] for row in rows] == ["starts", "opens", "advises", "records", "records"]
+    assert rows[1]["worker"] == "worker 2"
+    assert [(row["status"], row["num_settled"], row["num_retried"], row["reason"]) for row in rows[3:]] == [
+        ("retried", 0, 1, "hepatic tumor: too small"),
+        ("accepted", 1, 1, ""),
+    ]
+    assert rows[-1]["num_cases"] == 2
+    assert rows[-1]["cases_a_minute"] > 0

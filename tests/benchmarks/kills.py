@@ -1,9 +1,9 @@
 """Killed commands lose nothing: ``python -m tests.benchmarks.kills [--kills N ...] [--out FOLDER]``.
 
-Every command is killed (SIGKILL, its process alone) at a random moment of its run, given again, and what then lies on
-the disk is compared by SHA-256 with what an undisturbed run writes, but for the times that are written into text.
-Commands are forked from a process that has the libraries loaded, so
-that the kills fall into their work and not into imports.
+Every command is killed (SIGKILL, its process alone, or one of its workers) at a random moment of its run, given again,
+and what then lies on the disk is compared by SHA-256 with what an undisturbed run writes, but for the times that are
+written into text. Commands are forked from a process that has the libraries loaded, so that the kills fall into their
+work and not into imports.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -35,6 +36,8 @@ KILLS: Final = {
     "bundles import": 20,
 }
 """Command -> how often it is killed."""
+ENGINE_KILLS: Final = {"devices: the driver": 60, "devices: a worker": 60, "shards": 50, "cohort merge": 30}
+"""The same of cohorts that several processes make."""
 
 TIMES: Final = re.compile(rb'\d{4}-\d\d-\d\dT[\d:.+]+|"[a-z_]*(seconds|minutes)[a-z_]*": ?(\{[^}]*\}|[\d.e+-]+)')
 """When something was written, and how long it took."""
@@ -50,10 +53,24 @@ class Case:
     Attributes:
         words: Of the command line.
         place: Folder that all its results lie in; made anew for every kill.
+        more: Command lines that follow it, as if they were one.
+        template: What the folder of the results holds before.
+        is_worker_killed: Whether one of its workers is killed, and the command goes on by itself.
     """
 
     words: Sequence[str]
     place: Path
+    more: Sequence[Sequence[str]] = ()
+    template: Path | None = None
+    is_worker_killed: bool = False
+
+    def empty(self) -> None:
+        """Make the place anew."""
+        shutil.rmtree(self.place, ignore_errors=True)
+        if self.template is None:
+            self.place.mkdir()
+        else:
+            shutil.copytree(self.template, self.place)
 
 
 @dataclass
@@ -136,8 +153,27 @@ def list_cases(folder: Path) -> dict[str, Callable[[], Case]]:
     def export(kind: str) -> Callable[[], Case]:
         return lambda: Case(["export", kind, str(cohort()), "--out", str(place / kind)], place)
 
+    def shards() -> Case:
+        words = list(synthesize().words)
+        first, second = ([*words, "--shard", f"{number}/2"] for number in (1, 2))
+        return Case(first, place, [second, ["cohort", "merge", str(place / "cohort")]])
+
+    def merge() -> Case:
+        case, template = shards(), folder / "unmerged"
+        case.empty()
+        for words in (case.words, case.more[0]):
+            if wait(start([words], folder / "log")):
+                raise RuntimeError((folder / "log").read_text())
+        shutil.copytree(place, template, dirs_exist_ok=True)
+        return Case(case.more[-1], place, template=template)
+
+    def devices(*, is_worker_killed: bool) -> Case:
+        words = [word for word in synthesize().words if word not in ("--device", "cpu")]
+        return Case([*words, "--devices", "cpu,cpu"], place, is_worker_killed=is_worker_killed)
+
     made = (synthesize, prepare, nnunet, export("monai"), export("dicom"), finetune, benchmark, bundles)
-    return dict(zip(KILLS, made, strict=True))
+    engines = (lambda: devices(is_worker_killed=False), lambda: devices(is_worker_killed=True), shards, merge)
+    return dict(zip([*KILLS, *ENGINE_KILLS], [*made, *engines], strict=True))
 
 
 def _write_checkpoints(folder: Path) -> Path:
@@ -158,8 +194,8 @@ def _write_checkpoints(folder: Path) -> Path:
     return folder / "NV"
 
 
-def start(words: Sequence[str], log: Path) -> int:
-    """Fork a process that runs a command line; its output goes to a file.
+def start(commands: Sequence[Sequence[str]], log: Path) -> int:
+    """Fork a process that runs command lines, one after the other; its output goes to a file.
 
     Returns:
         Its id.
@@ -173,7 +209,7 @@ def start(words: Sequence[str], log: Path) -> int:
         descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(descriptor, 1)
         os.dup2(descriptor, 2)
-        code = run(list(words))
+        code = next((code for words in commands if (code := run(list(words)))), 0)
         sys.stdout.flush()
     except BaseException:
         code = 99
@@ -192,6 +228,16 @@ def wait(process: int, seconds: float | None = None) -> int | None:
         time.sleep(0.002)
 
 
+def list_workers(process: int) -> list[int]:
+    """Processes that one has started with Python's spawn, its resource tracker left out."""
+    found = []
+    for child in Path(f"/proc/{process}/task/{process}/children").read_text().split():
+        with suppress(OSError):
+            if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes():
+                found.append(int(child))
+    return found
+
+
 def hash_all(place: Path) -> Files:
     """Everything below a folder."""
     paths = sorted(place.rglob("*"))
@@ -202,15 +248,16 @@ def _hash(path: Path) -> str:
     content = path.read_bytes()
     if path.suffix in (".json", ".jsonl", ".txt"):
         content = TIMES.sub(b"", content)
+    if path.name == "manifest.jsonl":  # several workers end in any order
+        content = b"".join(sorted(content.splitlines(keepends=True)))
     return hashlib.sha256(content).hexdigest()
 
 
 def run_whole(case: Case, log: Path) -> tuple[Files, float]:
     """The files of an undisturbed run, and its seconds."""
-    shutil.rmtree(case.place, ignore_errors=True)
-    case.place.mkdir()
+    case.empty()
     begun = time.monotonic()
-    code = wait(start(case.words, log))
+    code = wait(start([case.words, *case.more], log))
     if code:
         raise RuntimeError(f"{' '.join(case.words)}: exit {code}: {log.read_text()[-500:]}")
     return hash_all(case.place), time.monotonic() - begun
@@ -225,18 +272,25 @@ def measure(command: str, case: Case, num_kills: int, draws: random.Random, log:
         different = [name for name in {*first, *expected} if first.get(name) != expected.get(name)]
         raise RuntimeError(f"{command}: undisturbed runs differ: {different}")
     while row.num_kills < num_kills:
-        shutil.rmtree(case.place)
-        case.place.mkdir()
+        case.empty()
         delay = draws.uniform(0, seconds)
-        process = start(case.words, log)
+        process = start([case.words, *case.more], log)
         if wait(process, delay) is not None:
             continue
-        os.kill(process, signal.SIGKILL)
-        if wait(process) != -signal.SIGKILL:
+        victim = draws.choice(list_workers(process) or [0]) if case.is_worker_killed else process
+        if not victim:  # none is there yet, or none any more
+            wait(process)
             continue
+        with suppress(ProcessLookupError):
+            os.kill(victim, signal.SIGKILL)
+        left: Files = {}
+        if case.is_worker_killed:
+            code = wait(process)
+        elif wait(process) != -signal.SIGKILL:
+            continue
+        else:
+            left, code = hash_all(case.place), wait(start([case.words, *case.more], log))
         row.num_kills += 1
-        left = hash_all(case.place)
-        code = wait(start(case.words, log))
         _judge(row, expected, left, hash_all(case.place), code, f"killed after {delay:.2f} s, exit {code}", log)
     return row
 
@@ -286,11 +340,15 @@ def to_markdown(rows: Sequence[Mapping[str, Any]]) -> str:
 
 def main() -> None:
     """Kill, print the table and write it where asked to."""
+    every = {**KILLS, **ENGINE_KILLS}
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--commands", nargs="+", default=list(KILLS), choices=list(KILLS), help="all by default")
-    parser.add_argument("--kills", type=int, help="of every command, in place of 200 in all")
+    parser.add_argument(
+        "--commands", nargs="+", default=list(KILLS), choices=list(every), help="those of one process by default"
+    )
+    parser.add_argument("--kills", type=int, help="of every command, in place of 200 of each kind")
     parser.add_argument("--seed", type=int, default=0, help="decides the moments")
-    parser.add_argument("--out", type=Path, help="folder for results_kills.json and results_kills.md")
+    parser.add_argument("--out", type=Path, help="folder for the results")
+    parser.add_argument("--name", default="results_kills", help="of their files")
     options = parser.parse_args()
     import maisi_aug.training.finetune.run  # noqa: F401  loads torch and MONAI once
 
@@ -299,13 +357,13 @@ def main() -> None:
         os.environ["MAISI_AUG_HOME"] = str(Path(scratch, "home"))
         for command, build in list_cases(Path(scratch)).items():
             if command in options.commands:
-                num_kills = options.kills if options.kills is not None else KILLS[command]
+                num_kills = options.kills if options.kills is not None else every[command]
                 rows.append(asdict(measure(command, build(), num_kills, draws, Path(scratch, "log"))))
                 print(rows[-1], file=sys.stderr, flush=True)
                 if options.out is not None:
                     options.out.mkdir(parents=True, exist_ok=True)
-                    (options.out / "results_kills.json").write_text(json.dumps(rows, indent=1) + "\n")
-                    (options.out / "results_kills.md").write_text(to_markdown(rows))
+                    (options.out / f"{options.name}.json").write_text(json.dumps(rows, indent=1) + "\n")
+                    (options.out / f"{options.name}.md").write_text(to_markdown(rows))
     print(to_markdown(rows))
 
 

@@ -19,7 +19,8 @@ from scipy import ndimage
 from maisi_aug.cohort.manifest import load_manifest
 from maisi_aug.cohort.resolve import CohortRun
 from maisi_aug.errors import BankError, BundleError, GridError, LesionError, RecipeError
-from maisi_aug.generate.run import Listener, synthesize_cohort
+from maisi_aug.generate.driver import Listener
+from maisi_aug.generate.run import synthesize_cohort
 from maisi_aug.lesions.lesion import Lesion
 from maisi_aug.lesions.planting import measure_lesions
 from maisi_aug.networks.mask_conditions import CONDITION_IDS, SIZED_TUMORS

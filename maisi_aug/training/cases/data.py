@@ -24,10 +24,10 @@ from torch import Tensor, nn
 
 from maisi_aug.errors import TrainingError
 from maisi_aug.networks.conditioning import hu_to_unit
+from maisi_aug.system.engine.cores import count_cores
 from maisi_aug.system.progress import Report, report_nothing
 from maisi_aug.system.seeds import derive_seed
 from maisi_aug.system.whole_files import open_whole
-from maisi_aug.system.workers import count_cores
 from maisi_aug.training.loop.processes import WHOLE, Share
 from maisi_aug.volumes.components import Box
 from maisi_aug.volumes.grid import Grid, Shape, Spacing

@@ -188,3 +188,16 @@ def test_prepared_folder_brings_patients_and_its_own_names(tmp_path: Path) -> No
     moved = FULL_VOCABULARY.id_of("kidney tumor")
     np.testing.assert_array_equal(translated == moved, label_map == HEPATIC_TUMOR)
     assert moved != 130
+
+
+def halve(number: int) -> float:
+    """Of a module, so that processes can be told of it."""
+    if number == 2:
+        raise VolumeError(f"{number}: expected a volume, found none.")
+    return number / 2
+
+
+def test_several_processes_measure_the_same() -> None:
+    results, skipped = measure_each([1, 2, 3, 4], str, halve, lambda done, total: None, num_workers=2)
+    assert results == [0.5, 1.5, 2.0]
+    assert describe_skipped(skipped) == [{"case": "2", "reason": "2: expected a volume, found none."}]

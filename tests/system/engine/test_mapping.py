@@ -9,15 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from maisi_aug.errors import PreparationError
-from maisi_aug.system.workers import run_parallel
+from maisi_aug.errors import WorkerError
+from maisi_aug.system.engine.mapping import run_parallel
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 # A shell that starts the tests in the background has them ignore SIGINT, and what they start inherits that.
 SLEEPERS = """
 import signal, time
 signal.signal(signal.SIGINT, signal.default_int_handler)
-from maisi_aug.system.workers import run_parallel
+from maisi_aug.system.engine.mapping import run_parallel
 run_parallel(time.sleep, [300, 300], "sleeping", lambda stage, done, total: print(stage, flush=True), 2)
 """
 
@@ -28,7 +28,7 @@ def warn_of(name: str) -> str:
 
 
 def test_killed_process_is_told() -> None:
-    with pytest.raises(PreparationError, match="found one that was ended from outside, mostly for lack of memory"):
+    with pytest.raises(WorkerError, match="found 3 in a row that did not; the last ended with code 3"):
         run_parallel(os._exit, [3, 3], "checking", lambda stage, done, total: None, 2)
 
 

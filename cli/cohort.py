@@ -1,0 +1,105 @@
+"""`maisi-aug cohort`: how far a cohort is, whether it is whole, and shards made one."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from maisi_aug.cli.shared.run_options import AsJson
+
+if TYPE_CHECKING:
+    from maisi_aug.api.cohorts import CohortStatus, RunningJob
+
+Folder = Annotated[Path, typer.Argument(metavar="COHORT", help="Folder of the cohort.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the group to the application."""
+    group = typer.Typer(no_args_is_help=True, help="Look after cohorts that are made in parts: status, merge, verify.")
+    group.command("status")(status)
+    group.command("merge")(merge)
+    group.command("verify")(verify)
+    app.add_typer(group, name="cohort")
+
+
+def status(cohort: Folder, as_json: AsJson = False) -> None:
+    """Show how far a cohort is, all its shards together, and what is at work on it.
+
+    Example: maisi-aug cohort status cohort
+    """
+    from maisi_aug.api.cohorts import cohort_status
+
+    found = cohort_status(cohort)
+    typer.echo(json.dumps(found.to_json(), indent=1) if as_json else _describe_status(found))
+
+
+def merge(
+    cohorts: Annotated[
+        list[Path],
+        typer.Argument(metavar="COHORT...", help="A folder that shards have worked in, or a folder of each shard."),
+    ],
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="New folder, for shards with a folder each; files are linked.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make one cohort of shards, as if one process had made it; nothing may be at work on them.
+
+    Example: maisi-aug cohort merge cohort
+    """
+    from maisi_aug.api.cohorts import merge_cohort
+    from maisi_aug.cli.synthesize import describe_summary
+
+    summary = merge_cohort(*cohorts, out=out).summary
+    typer.echo(json.dumps(summary.to_json(), indent=1) if as_json else describe_summary(summary))
+    if not summary.is_complete:
+        raise typer.Exit(1)
+
+
+def verify(cohort: Folder, as_json: AsJson = False) -> None:
+    """Compare every file of a cohort with its manifest, all shards together; exit code 1 unless it is whole.
+
+    Example: maisi-aug cohort verify cohort
+    """
+    from maisi_aug.api.cohorts import verify_cohort
+
+    found = verify_cohort(cohort)
+    if as_json:
+        typer.echo(json.dumps(found.to_json(), indent=1))
+    else:
+        typer.echo(_describe_status(found.status))
+        for case in found.lost:
+            faults = [f"{path} is missing" for path in case.missing] + [f"{path} was altered" for path in case.altered]
+            typer.echo(f"{case.record.case_id}: {', '.join(faults)}")
+        typer.echo("Every file is as it was written." if not found.lost else "To go on: the same command, --verify.")
+    if not found.is_whole:
+        raise typer.Exit(1)
+
+
+def _describe_status(found: CohortStatus) -> str:
+    facts = found.to_json()
+    lines = [
+        f"{found.folder}: {facts['num_accepted']} of {facts['num_cases']} cases accepted, {facts['num_rejected']} "
+        f"rejected, {facts['num_open']} open; {facts['num_attempts']} attempts."
+    ]
+    if found.shards:
+        lines.append(f"Shards that are not merged: {len(found.shards)}.")
+    lines += [_describe_job(job) for job in found.running]
+    if found.running:
+        left = facts["seconds_left"]
+        rest = "" if left is None else f", about {left / 60:.0f} min left"
+        lines.append(f"In all {facts['cases_a_minute']:.1f} cases a minute{rest}.")
+    elif facts["num_open"]:
+        lines.append("Nothing is at work on it.")
+    return "\n".join(lines)
+
+
+def _describe_job(job: RunningJob) -> str:
+    retried = f", {job.num_retried} attempts failed" if job.num_retried else ""
+    return (
+        f"  {job.manifest}: process {job.pid} on {job.host}, {job.cases_a_minute:.1f} cases a minute, {job.num_left} "
+        f"left{retried}; last sign {job.seconds_since_sign:.0f} s ago"
+    )

@@ -1,0 +1,226 @@
+"""What runs on the nodes of a Ray cluster: one worker, which lives as long as its driver has work.
+
+The driver hands items in and listens for messages, which wait here until it does; what it is sent in one answer stays
+small, for volumes go to a disk that both see or, where there is none, in pieces.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import shutil
+import socket
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from queue import Empty, SimpleQueue
+from time import monotonic
+from typing import Any, Final, NamedTuple
+
+from maisi_aug import __version__
+from maisi_aug.errors import MaisiAugError, WorkerError
+from maisi_aug.system.engine.cores import count_cores
+from maisi_aug.system.engine.crew import Message, Post, serve
+from maisi_aug.system.engine.work import Worker, WorkerPlace, WorkerSpec
+
+PIECE_BYTES: Final = 8 << 20
+LISTEN_SECONDS: Final = 10.0
+"""Longest wait for a message in one call."""
+NEWS_SECONDS: Final = 0.5
+"""How long events that nothing waits for are collected."""
+FOLDER_PREFIX: Final = "maisi-aug-ray-"
+_NEWS: Final = ("told", "warned")
+
+
+class Assignment(NamedTuple):
+    """What an actor is made of.
+
+    Attributes:
+        name: Of the worker.
+        device: That it computes on.
+        scratch: Folder of its own, as the driver sees it.
+        home: Folder that the driver works in, where relative paths begin.
+        token: A file that the driver has written, and its content: who can read it sees the driver's folders.
+    """
+
+    name: str
+    device: str
+    scratch: Path
+    home: Path
+    token: tuple[Path, str]
+
+
+class Hello(NamedTuple):
+    """The first thing that an actor says.
+
+    Attributes:
+        host: Name of its machine.
+        node_id: Of the machine, for Ray.
+        version: Of maisi-aug there.
+        sees_folders: Whether the driver's folders are on a disk that is there, too.
+        num_cores: That are really there for it.
+    """
+
+    host: str
+    node_id: str
+    version: str
+    sees_folders: bool
+    num_cores: int
+
+
+class Piece(NamedTuple):
+    """A part of a file.
+
+    Attributes:
+        path: Of the file, below the worker's folder.
+        offset: Where it begins, in bytes.
+        content: Its bytes.
+    """
+
+    path: str
+    offset: int
+    content: bytes
+
+
+class RemoteWorker:
+    """A worker and its messages; its methods are called by the driver, each in a thread of its own."""
+
+    def __init__(self, assignment: Assignment, spec: bytes) -> None:
+        """Take note; nothing can fail before the driver listens.
+
+        Args:
+            assignment: Where to work.
+            spec: Pickled; opens the worker.
+        """
+        self._assignment, self._spec = assignment, spec
+        self._inbox: SimpleQueue[tuple[int, Any] | None] = SimpleQueue()
+        self._outbox: list[Message] = []
+        self._is_urgent = False
+        self._changed = threading.Condition()
+        self._is_stopping = False
+        self._thread: threading.Thread | None = None
+        self._own_folder: Path | None = None
+
+    def listen(self) -> list[Message]:
+        """What is new; waits for it, but not for ever. The first call begins the work."""
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._work, daemon=True)
+            self._thread.start()
+        ends_at = monotonic() + LISTEN_SECONDS
+        with self._changed:
+            while not self._is_urgent and (left := ends_at - monotonic()) > 0:
+                self._changed.wait(left)
+                if self._outbox:
+                    ends_at = min(ends_at, monotonic() + NEWS_SECONDS)
+            messages, self._outbox, self._is_urgent = self._outbox, [], False
+            self._changed.notify_all()
+        return messages
+
+    def hand_in(self, key: int, item: Any) -> None:
+        """Another item, with its number."""
+        self._inbox.put((key, item))
+
+    def stop(self) -> None:
+        """Begin nothing new; what is finished is still sent, and at last ``closed``."""
+        self._is_stopping = True
+        self._inbox.put(None)
+
+    def leave_nothing(self) -> None:
+        """Remove files on a disk that the driver does not see."""
+        self._is_stopping = True
+        if self._own_folder is not None:
+            shutil.rmtree(self._own_folder, ignore_errors=True)
+
+    def _work(self) -> None:
+        from ray import get_runtime_context
+
+        with suppress(OSError):
+            os.chdir(self._assignment.home)
+        path, content = self._assignment.token
+        try:
+            sees_folders = path.read_text(encoding="utf-8") == content
+        except OSError:
+            sees_folders = False
+        self._own_folder = None if sees_folders else Path(tempfile.mkdtemp(prefix=FOLDER_PREFIX))
+        scratch = self._own_folder or self._assignment.scratch
+        scratch.mkdir(exist_ok=True)
+        node_id = get_runtime_context().get_node_id()
+        self._send("hello", Hello(socket.gethostname(), node_id, __version__, sees_folders, count_cores()))
+        post = Post(self._assignment.name, self._assignment.device, scratch)
+        try:
+            serve(_Sent(self._spec), post, self._take, self._send if sees_folders else _Streaming(self, scratch))
+        finally:
+            self.leave_nothing()
+            self._send("closed", None)
+
+    def _take(self, may_wait: bool) -> tuple[int, Any] | None:
+        try:
+            item = self._inbox.get(block=may_wait)
+        except Empty:
+            return None
+        if item is None or self._is_stopping:
+            raise KeyboardInterrupt
+        return item
+
+    def _send(self, kind: str, content: Any) -> None:
+        """Put a message where the driver finds it; a worker that is to stop stops where it tells how it goes."""
+        if self._is_stopping and kind == "told":
+            raise KeyboardInterrupt
+        with self._changed:
+            self._outbox.append((kind, content))
+            self._is_urgent = self._is_urgent or kind not in _NEWS
+            self._changed.notify_all()
+
+    def send_piece(self, piece: Piece) -> None:
+        """Send a part of a file when the driver has taken the one before."""
+        with self._changed:
+            self._changed.wait_for(lambda: all(kind != "piece" for kind, _ in self._outbox))
+        self._send("piece", piece)
+
+
+@dataclass(frozen=True)
+class _Sent:
+    """What opens a worker, opened where it was sent to; errors name the machine."""
+
+    pickled: bytes
+
+    def open(self, place: WorkerPlace) -> Worker[Any, Any]:
+        try:
+            spec: WorkerSpec[Any, Any] = pickle.loads(self.pickled)
+            if missing := next((path for path in getattr(spec, "reads", ()) if not path.exists()), None):
+                raise WorkerError(
+                    f"expected {missing} as on the driver's machine, found nothing there. Put it on a disk that all "
+                    "nodes share, or at the same place of each."
+                )
+            return spec.open(place)
+        except MaisiAugError as error:
+            raise type(error)(f"{place.name} on {socket.gethostname()}: {error}") from error
+
+
+@dataclass(frozen=True)
+class _Streaming:
+    """Sends what a result names in ``paths`` before the result."""
+
+    worker: RemoteWorker
+    scratch: Path
+
+    def __call__(self, kind: str, content: Any) -> None:
+        for path in getattr(content[1], "paths", ()) if kind == "done" else ():
+            for piece in _cut(self.scratch, path):
+                self.worker.send_piece(piece)
+            (self.scratch / path).unlink()
+        self.worker._send(kind, content)
+
+
+def _cut(folder: Path, path: str) -> Iterator[Piece]:
+    with (folder / path).open("rb") as file:
+        offset, content = 0, file.read(PIECE_BYTES)
+        while True:
+            yield Piece(path, offset, content)
+            offset += len(content)
+            content = file.read(PIECE_BYTES)
+            if not content:
+                return

@@ -1,0 +1,222 @@
+"""The shards of a cohort as the jobs of an array, on Slurm or on this machine, through submitit.
+
+A job begins anew where it was stopped: before its time is over Slurm sends SIGUSR2, when it is preempted SIGTERM. At
+either the command stops, which loses the images it is working on, and the job is queued again. submitit alone would do
+so at SIGUSR2 and ignore SIGTERM.
+
+Source: the package ``submitit``, version 1.5.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any, Final
+
+from maisi_aug.cohort.shards import Shard
+from maisi_aug.errors import MissingExtraError, RequestError, WorkerError
+
+STOP_SECONDS: Final = 90
+"""Longest that a command may take to stop, before it is killed."""
+NAME: Final = "maisi-aug"
+
+
+@dataclass(frozen=True)
+class JobLimits:
+    """What every job gets.
+
+    Attributes:
+        minutes: Wall-clock time; a job that has not finished by then is queued again.
+        num_gpus: GPUs.
+        num_cpus: Cores.
+        memory: As Slurm writes it, such as 32GB; empty for the cluster's default.
+        partition: Of the cluster; empty for its default.
+        account: That pays; empty for the user's default.
+        num_running: Most jobs that run at the same time; None for all.
+        num_timeouts: How often a job is queued again because its time was over; preemptions do not count.
+        others: Further options of sbatch.
+    """
+
+    minutes: int = 480
+    num_gpus: int = 1
+    num_cpus: int = 4
+    memory: str = ""
+    partition: str = ""
+    account: str = ""
+    num_running: int | None = None
+    num_timeouts: int = 100
+    others: tuple[tuple[str, str], ...] = ()
+
+    def to_parameters(self) -> dict[str, Any]:
+        """As submitit names them."""
+        named = {"mem": self.memory, "partition": self.partition, "account": self.account}
+        return {
+            "job_name": NAME,
+            "time": self.minutes,
+            "cpus_per_task": self.num_cpus,
+            **({"gpus_per_node": self.num_gpus} if self.num_gpus else {}),
+            **{name: value for name, value in named.items() if value},
+            **({} if self.num_running is None else {"array_parallelism": self.num_running}),
+            "signal_delay_s": STOP_SECONDS + 30,
+            "additional_parameters": {"requeue": True, **dict(self.others)},
+        }
+
+
+@dataclass
+class ShardJob:
+    """What a job does: runs the command for its shard, and stops it when it has to.
+
+    Attributes:
+        words: Of the command, after ``maisi-aug``.
+        shard: Which part it makes.
+    """
+
+    words: tuple[str, ...]
+    shard: Shard
+    _child: subprocess.Popen[bytes] | None = field(default=None, compare=False)
+    _is_terminated: bool = field(default=False, compare=False)
+
+    def __call__(self) -> None:
+        """Run the command.
+
+        Raises:
+            CalledProcessError: It failed.
+        """
+        # Slurm signals every process of a job; the command takes SIGTERM as Ctrl-C, and must not end of SIGUSR2.
+        self._child = subprocess.Popen(self.spell(), preexec_fn=lambda: signal.signal(signal.SIGUSR2, signal.SIG_IGN))
+        before = signal.signal(signal.SIGTERM, self._terminate)
+        code = self._child.wait()
+        signal.signal(signal.SIGTERM, before)
+        if self._is_terminated and not _is_cancelled():
+            os.kill(os.getpid(), signal.SIGUSR2)  # which submitit queues the job again at
+        if code:
+            raise subprocess.CalledProcessError(code, self.spell())
+
+    def spell(self) -> list[str]:
+        """The whole command line."""
+        return [sys.executable, "-m", "maisi_aug", *self.words, "--shard", str(self.shard)]
+
+    def checkpoint(self) -> Any:
+        """Stop the command; called by submitit.
+
+        Returns:
+            What is queued again: the same.
+        """
+        from submitit.helpers import DelayedSubmission
+
+        if self._child is not None and self._child.poll() is None:
+            self._child.terminate()
+            try:
+                self._child.wait(STOP_SECONDS)
+            except subprocess.TimeoutExpired:
+                self._child.kill()
+        return DelayedSubmission(ShardJob(self.words, self.shard))
+
+    def _terminate(self, number: int, frame: FrameType | None) -> None:
+        self._is_terminated = True
+        if self._child is not None and self._child.poll() is None:
+            self._child.terminate()
+
+
+def _is_cancelled() -> bool:
+    """Whether the user has ended this job with scancel, which sends SIGTERM, too."""
+    job = os.environ.get("SLURM_JOB_ID", "")
+    command = ["scontrol", "--oneliner", "show", "job", job]
+    shown = subprocess.run(command, capture_output=True, text=True, check=False) if job else None
+    return shown is not None and "JobState=CANCELLED" in shown.stdout
+
+
+def require_submitit() -> Any:
+    """The package.
+
+    Raises:
+        MissingExtraError: It is not installed.
+    """
+    try:
+        import submitit
+    except ImportError as error:
+        raise MissingExtraError(
+            f"cluster submit: expected the package submitit, found: {error}. Install it with: pip install "
+            "'maisi-aug[slurm]'"
+        ) from error
+    return submitit
+
+
+def write_sbatch(folder: Path, num_jobs: int, limits: JobLimits) -> str:
+    """The file that :func:`submit_shards` hands to sbatch.
+
+    Args:
+        folder: For logs and what the jobs are made of.
+        num_jobs: Jobs of the array.
+        limits: What every job gets.
+
+    Raises:
+        MissingExtraError: submitit is not installed.
+    """
+    require_submitit()
+    from submitit.slurm.slurm import _make_sbatch_string
+
+    command = shlex.join([sys.executable, "-u", "-m", "submitit.core._submit", str(folder)])
+    num_tasks = {"map_count": num_jobs} if num_jobs > 1 else {}
+    text: str = _make_sbatch_string(command=command, folder=folder, **num_tasks, **limits.to_parameters())
+    return text
+
+
+def submit_shards(
+    words: Sequence[str], folder: Path, num_jobs: int, limits: JobLimits, *, is_local: bool = False
+) -> list[str]:
+    """Queue an array of jobs, each of which makes a shard.
+
+    Args:
+        words: Of the command, after ``maisi-aug``, without ``--shard``.
+        folder: For logs and what the jobs are made of.
+        num_jobs: Jobs, and shards.
+        limits: What every job gets.
+        is_local: Start processes on this machine instead.
+
+    Returns:
+        The number of each job.
+
+    Raises:
+        MissingExtraError: submitit is not installed.
+        WorkerError: Slurm is not there, or does not take the jobs.
+    """
+    submitit = require_submitit()
+    jobs = [ShardJob(tuple(words), Shard(number, num_jobs)) for number in range(1, num_jobs + 1)]
+    if is_local:
+        executor = submitit.LocalExecutor(folder, max_num_timeout=limits.num_timeouts)
+        executor.update_parameters(timeout_min=limits.minutes)
+    else:
+        if shutil.which("sbatch") is None or shutil.which("srun") is None:
+            raise WorkerError(
+                "cluster submit: expected the commands sbatch and srun of Slurm, found none. Run it on a login node of "
+                "the cluster, or use --local to try it on this machine."
+            )
+        executor = submitit.SlurmExecutor(folder, max_num_timeout=limits.num_timeouts)
+        executor.update_parameters(**limits.to_parameters())
+    try:
+        return [job.job_id for job in executor.submit_array(jobs)]
+    except submitit.core.utils.FailedJobError as error:
+        last = str(error).strip().splitlines()[-1]
+        raise WorkerError(f"cluster submit: expected Slurm to take the jobs, found: {last}") from error
+
+
+def read_others(texts: Sequence[str]) -> tuple[tuple[str, str], ...]:
+    """Read options of sbatch, ``NAME=VALUE`` each.
+
+    Raises:
+        RequestError: One has no such form.
+    """
+    pairs = [text.lstrip("-").partition("=") for text in texts]
+    for text, (name, sign, value) in zip(texts, pairs, strict=True):
+        if not name or not sign or not value or any(letter.isspace() for letter in text):
+            raise RequestError(f"--sbatch: expected NAME=VALUE, such as qos=long, found '{text}'.")
+    return tuple((name, value) for name, _, value in pairs)

@@ -1,0 +1,211 @@
+"""Cohorts in several parts: how far they are, whether they are whole, and how they become one."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from maisi_aug.api.results import Cohort
+from maisi_aug.cohort.folder import CohortFolder, LostCase, find_lost, read_cohort_document
+from maisi_aug.cohort.manifest import MANIFEST_NAME, Manifest, find_holder, lease_of, list_manifests, load_manifest
+from maisi_aug.cohort.recipe_files import read_recipe
+from maisi_aug.cohort.request import COHORT_NAME, build_request
+from maisi_aug.cohort.resolve import resolve
+from maisi_aug.cohort.shards import gather_shards, merge_shards
+from maisi_aug.errors import RequestError
+from maisi_aug.integrations.reading.cohort_source import find_num_planned
+from maisi_aug.system.lease import Holder, age_of
+
+
+@dataclass(frozen=True)
+class RunningJob:
+    """A process that is making a cohort, or a shard of it.
+
+    Attributes:
+        manifest: Name of the one that it writes.
+        host: Machine.
+        pid: Process.
+        seconds_since_sign: Since it last showed that it lives, by the clock of the disk.
+        num_settled: Cases that it has settled.
+        num_retried: Attempts that failed and were followed by another.
+        num_left: Cases that it has still to make.
+        seconds: That it has been drawing for.
+    """
+
+    manifest: str
+    host: str
+    pid: int
+    seconds_since_sign: float
+    num_settled: int = 0
+    num_retried: int = 0
+    num_left: int = 0
+    seconds: float = 0.0
+
+    @property
+    def cases_a_minute(self) -> float:
+        """Pace so far; 0 before the first case."""
+        return 60 * self.num_settled / self.seconds if self.seconds else 0.0
+
+
+@dataclass(frozen=True)
+class CohortStatus:
+    """How far a cohort is.
+
+    Attributes:
+        folder: Where it is.
+        num_cases: That it shall have; 0 where nothing says.
+        manifest: What was made, by all shards.
+        shards: Names of the manifests of shards.
+        running: What is at work on it.
+    """
+
+    folder: Path
+    num_cases: int
+    manifest: Manifest
+    shards: tuple[str, ...]
+    running: tuple[RunningJob, ...]
+
+    @property
+    def seconds_left(self) -> float | None:
+        """Until the slowest of the running jobs is done; None where none has made a case yet."""
+        paces = [(job.num_left, job.cases_a_minute) for job in self.running if job.cases_a_minute]
+        return max((60 * left / pace for left, pace in paces), default=None)
+
+    def to_json(self) -> dict[str, Any]:
+        """The status as JSON types."""
+        num_attempts, num_settled = len(self.manifest.records), len(self.manifest.settled_indices)
+        return {
+            "folder": str(self.folder),
+            "num_cases": self.num_cases,
+            "num_accepted": len(self.manifest.accepted),
+            "num_rejected": len(self.manifest.rejected),
+            "num_open": max(0, self.num_cases - num_settled),
+            "num_attempts": num_attempts,
+            "shards": list(self.shards),
+            "running": [{**vars(job), "cases_a_minute": round(job.cases_a_minute, 2)} for job in self.running],
+            "cases_a_minute": round(sum(job.cases_a_minute for job in self.running), 2),
+            "seconds_left": None if self.seconds_left is None else round(self.seconds_left),
+        }
+
+
+def cohort_status(folder: str | Path) -> CohortStatus:
+    """How far a cohort is, whoever is making it; nothing is changed.
+
+    >>> import maisi_aug as ma
+    >>> status = ma.cohort_status("livers")
+    >>> status.num_cases, len(status.manifest.accepted), status.running
+    (1, 1, ())
+
+    Raises:
+        CohortError: There is no cohort, or it is damaged.
+    """
+    folder = Path(folder)
+    manifest, paths = load_manifest(folder, gates=()), list_manifests(folder)
+    holders = [(path, holder) for path in paths if (holder := find_holder(path)) is not None]
+    return CohortStatus(
+        folder,
+        find_num_planned(folder) or 0,
+        manifest,
+        tuple(path.name for path in paths if path.name != MANIFEST_NAME),
+        tuple(_describe_job(path, holder) for path, holder in holders),
+    )
+
+
+def _describe_job(manifest: Path, holder: Holder) -> RunningJob:
+    told = holder.read_state()
+    return RunningJob(
+        manifest.name,
+        holder.host,
+        holder.pid,
+        round(min(age_of(lease_of(manifest)), 1e6), 1),
+        int(told.get("num_settled", 0)),
+        int(told.get("num_retried", 0)),
+        int(told.get("num_left", 0)),
+        told.get("seconds", 0.0),
+    )
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What is wrong with a cohort.
+
+    Attributes:
+        status: How far it is.
+        lost: Accepted cases with files that are gone, or hold other bytes than the manifest says.
+    """
+
+    status: CohortStatus
+    lost: tuple[LostCase, ...]
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether every case is settled and every file is as it was written."""
+        return not self.lost and len(self.status.manifest.settled_indices) >= self.status.num_cases
+
+    def to_json(self) -> dict[str, Any]:
+        """The verification as JSON types."""
+        lost = [
+            {"case_id": case.record.case_id, "missing": list(case.missing), "altered": list(case.altered)}
+            for case in self.lost
+        ]
+        return {**self.status.to_json(), "is_whole": self.is_whole, "lost": lost}
+
+
+def verify_cohort(folder: str | Path) -> Verification:
+    """Compare every file of a cohort, also of one in shards, with its manifest.
+
+    >>> import maisi_aug as ma
+    >>> ma.verify_cohort("livers").is_whole
+    True
+
+    Raises:
+        CohortError: There is no cohort, it is damaged, or two shards have made the same case to different bytes.
+    """
+    status = cohort_status(folder)
+    return Verification(status, tuple(find_lost(status.folder, status.manifest, verify=True)))
+
+
+def merge_cohort(*folders: str | Path, out: str | Path | None = None) -> Cohort:
+    """Make one cohort of the shards in a folder, or of shards with a folder each; ``maisi-aug cohort merge``.
+
+    What comes of it is what one process would have made: the same manifest, ordered by case, the same files, and the
+    contact sheet. Giving the call again after it was killed is enough.
+
+    Args:
+        *folders: One that shards have worked in, or several, one of each shard.
+        out: For several: a new folder; files are linked where the disk can.
+
+    Raises:
+        CohortError: A shard is at work, the folders hold different cohorts, or two shards have made the same case to
+            different bytes.
+        RequestError: Several folders without ``out``, or one with it.
+    """
+    if not folders or (len(folders) > 1) != (out is not None):
+        raise RequestError("merge: expected one folder, or several and --out for what becomes of them.")
+    target = Path(folders[0] if out is None else out)
+    if out is not None:
+        gather_shards([Path(folder) for folder in folders], target)
+    merge_shards(target)
+    _draw_contact_sheet(target)
+    return Cohort(target)
+
+
+def _draw_contact_sheet(folder: Path) -> None:
+    """As the run that made the cohort would; without its bundle or its CTs there is none."""
+    from maisi_aug.generate.run import draw_contact_sheet
+    from maisi_aug.insertion.cohort import draw_contact_sheet as draw_insertion_sheet
+    from maisi_aug.insertion.config import resolve_insertion
+    from maisi_aug.insertion.request import InsertConfig
+
+    configuration = (read_cohort_document(folder) or {}).get("configuration", {})
+    manifest = load_manifest(folder, gates=())
+    if "into" in configuration:
+        known = {name: value for name, value in configuration.items() if name in InsertConfig.model_fields}
+        draw_insertion_sheet(CohortFolder(folder), resolve_insertion(InsertConfig.model_validate(known)), manifest)
+    else:
+        request = build_request(read_recipe(str(folder / COHORT_NAME)), source=COHORT_NAME)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the run has told of its grid
+            draw_contact_sheet(CohortFolder(folder), resolve(request, folder), manifest)

@@ -1,0 +1,131 @@
+"""Where a run computes: in this process, in one for each of several devices or on a Ray cluster, and which part."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Annotated, Literal, Self
+
+from pydantic import Field, PositiveInt, model_validator
+
+from maisi_aug.api.keywords import build_model
+from maisi_aug.errors import RequestError
+from maisi_aug.system.models import Option, StrictModel
+
+if TYPE_CHECKING:
+    from maisi_aug.cohort.shards import Shard
+    from maisi_aug.system.engine.work import Engine
+
+EngineName = Literal["local", "ray"]
+_PANEL = "Ray"
+_RAY_DEVICES = ("auto", "cpu", "cuda")
+
+
+class EngineOptions(StrictModel, use_attribute_docstrings=True):
+    """Which engine runs the workers, and what a Ray cluster gives each."""
+
+    engine: Annotated[EngineName, Option(panel=_PANEL)] = "local"
+    """Where workers run: on this machine, or on a Ray cluster (pip install 'maisi-aug[ray]')."""
+    address: Annotated[str | None, Option(metavar="HOST:PORT", panel=_PANEL)] = None
+    """Head of the cluster, or auto for one that runs on this machine; default: RAY_ADDRESS, else a cluster is started
+    on this machine alone."""
+    num_workers: Annotated[PositiveInt | None, Option(panel=_PANEL)] = None
+    """Workers; default: one for each GPU, or for each core."""
+    gpus_per_worker: Annotated[float | None, Field(ge=0), Option(panel=_PANEL)] = None
+    """GPUs of each worker, such as 0.5 for two on one GPU; default: 1 where the cluster has any."""
+
+    @model_validator(mode="after")
+    def _need_no_ray(self) -> Self:
+        if self.engine != "ray":
+            given = [name for name in ("address", "num_workers", "gpus_per_worker") if getattr(self, name) is not None]
+            if given:
+                raise ValueError(f"--{given[0].replace('_', '-')} can only be used with --engine ray.")
+        return self
+
+
+@dataclass(frozen=True)
+class Where:
+    """Where a run computes.
+
+    Attributes:
+        device: Of this process.
+        devices: A process for each; none to stay in this one.
+        shard: The part of the cohort that is made; None for all of it.
+        options: Of the engine.
+    """
+
+    device: str = "auto"
+    devices: tuple[str, ...] = ()
+    shard: Shard | None = None
+    options: EngineOptions = field(default_factory=EngineOptions)
+
+    @classmethod
+    def read(
+        cls,
+        device: str = "auto",
+        devices: str | Sequence[str] | None = None,
+        shard: str | Shard | None = None,
+        options: EngineOptions | None = None,
+    ) -> Where:
+        """Read what the user has typed.
+
+        Raises:
+            RequestError: Naming the option.
+        """
+        listed = devices.split(",") if isinstance(devices, str) else list(devices or ())
+        names = tuple(name.strip() for name in listed)
+        if devices is not None and (not names or not all(names)):
+            raise RequestError(f"--devices: expected names such as cuda:0,cuda:1, found '{devices}'.")
+        if names and device != "auto":
+            raise RequestError("--device cannot be used with --devices, which names them all.")
+        options = options or EngineOptions()
+        if options.engine == "ray" and (names or device not in _RAY_DEVICES):
+            raise RequestError(
+                f"--engine ray: expected one --device of {', '.join(_RAY_DEVICES)}, found '{devices or device}'. Ray "
+                "chooses which; use --num-workers and --gpus-per-worker."
+            )
+        if options.engine == "ray":
+            from maisi_aug.integrations.ray.joining import require_ray
+
+            require_ray()
+        if isinstance(shard, str):
+            from maisi_aug.cohort.shards import Shard
+
+            shard = Shard.parse(shard)
+        return cls(device, names, shard, options)
+
+    def open_engine(self) -> Engine:
+        """What runs the workers."""
+        if self.options.engine == "ray":
+            from maisi_aug.integrations.ray.engine import RayEngine
+
+            return RayEngine(
+                self.options.address or "", self.options.num_workers, self.options.gpus_per_worker, self.device
+            )
+        from maisi_aug.system.engine.processes import Processes
+        from maisi_aug.system.engine.work import InProcess
+
+        if not self.devices:
+            return InProcess(self.device)
+        return Processes(self.devices)
+
+
+def read_engine(
+    engine: str, address: str | None, num_workers: int | None, gpus_per_worker: float | None
+) -> EngineOptions:
+    """What Python asked for.
+
+    Raises:
+        RequestError: Something does not fit.
+    """
+    values = {
+        "engine": engine,
+        "address": address,
+        "num_workers": num_workers,
+        "gpus_per_worker": gpus_per_worker,
+    }
+    return build_model(EngineOptions, values, source="engine", error=RequestError)
+
+
+HERE = Where()
+"""In this process, all of the cohort."""

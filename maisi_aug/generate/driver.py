@@ -1,0 +1,194 @@
+"""The driver of a cohort: hands out cases to an engine, records what comes back, and tells how it goes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+from maisi_aug.cohort.folder import LostCase
+from maisi_aug.cohort.manifest import AttemptRecord, Manifest
+from maisi_aug.cohort.plan import CasePlan
+from maisi_aug.errors import BankError, LesionError
+from maisi_aug.generate.recorder import Recorder
+from maisi_aug.system.engine.work import Engine, WorkerSpec
+
+
+class Listener:
+    """What a run tells while it works; does nothing unless a method is overridden."""
+
+    def starts(self, num_cases: int, manifest: Manifest) -> None:
+        """The cohort is open; the manifest holds what earlier runs have done."""
+
+    def finds_lost(self, lost: Sequence[LostCase]) -> None:
+        """Accepted cases have lost files and are drawn again; not told where there are none."""
+
+    def enters(self, stage: str) -> None:
+        """A stage that may take a while begins, such as loading the weights."""
+
+    def steps(self, case_id: str, done: int, total: int) -> None:
+        """The sampler has done another step."""
+
+    def generates(self, number: int, done: int, total: int) -> None:
+        """The mask networks have done another step of a label map, the first, second, ... for its case."""
+
+    def records(self, record: AttemptRecord) -> None:
+        """An attempt has ended and is in the manifest."""
+
+    def opens(self, worker: str) -> None:
+        """A worker begins to load what it needs, at the beginning or once more."""
+
+    def works(self, worker: str, event: str, details: tuple[Any, ...]) -> None:
+        """A worker has told of ``enters``, ``steps`` or ``generates``; those methods are called, too."""
+
+    def loses(self, worker: str, how: str) -> None:
+        """A worker was ended from outside; its cases are drawn by others, or by it once it was started again."""
+
+
+@dataclass(frozen=True)
+class CaseItem:
+    """An attempt to be made.
+
+    Attributes:
+        cases: One, or those that are accepted together or not at all.
+        number: Of the attempt, from 0.
+        wanted: Indices of the cases to be written; others are there already.
+    """
+
+    cases: tuple[CasePlan, ...]
+    number: int
+    wanted: frozenset[int]
+
+    @classmethod
+    def next_of(cls, group: tuple[CasePlan, ...], manifest: Manifest, todo: Collection[int]) -> CaseItem:
+        """The next attempt at a group.
+
+        Args:
+            group: Cases that are accepted together or not at all; one of them at least is to be made.
+            manifest: Of earlier runs.
+            todo: Indices of cases that are not settled.
+        """
+        wanted = frozenset(case.index for case in group if case.index in todo)
+        return cls(group, max(manifest.next_attempt(index) for index in wanted), wanted)
+
+
+@dataclass(frozen=True)
+class CaseResult:
+    """An attempt that was made.
+
+    Attributes:
+        records: Of the cases that were wanted; their files are in the worker's folder.
+        error: Why no label map could be drawn.
+        skipped: ``(name, reason)`` of files of the mask bank that the worker could not use so far.
+    """
+
+    records: tuple[AttemptRecord, ...]
+    error: LesionError | BankError | None = None
+    skipped: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """Of its files, in the worker's folder."""
+        return tuple(file.path for record in self.records for file in record.files.values())
+
+
+LeavesHope = Callable[[LesionError | BankError, CasePlan, Sequence[CasePlan]], bool]
+
+
+@dataclass
+class CaseDriver:
+    """Makes attempts at cases until all are settled.
+
+    Attributes:
+        recorder: Records them.
+        listener: Is told how it goes.
+        has_map: Whether a label map could be drawn for any case. Until one could, the fault may be the bank's and not
+            the cases', and nothing is recorded.
+        leaves_hope: Whether one of the other cases may succeed where a case has failed with an error.
+        skipped: Files of the mask bank that could not be used, with the reason.
+    """
+
+    recorder: Recorder
+    listener: Listener
+    has_map: bool = True
+    leaves_hope: LeavesHope = lambda error, case, others: True
+    skipped: dict[str, str] = field(default_factory=dict)
+    _open_cases: dict[int, CasePlan] = field(default_factory=dict)
+    _held: list[tuple[CaseItem, CaseResult, Path]] = field(default_factory=list)
+    _began_at: float = 0.0
+    _num_open: int = 0
+    _num_settled: int = 0
+    _num_retried: int = 0
+
+    def make(
+        self, spec: WorkerSpec[CaseItem, CaseResult], items: Iterable[CaseItem], engine: Engine, *, scratch: Path
+    ) -> None:
+        """Make attempts until every case is settled.
+
+        Args:
+            spec: Opens workers.
+            items: The first attempts to make.
+            engine: Runs the workers.
+            scratch: Folder that they may write in.
+
+        Raises:
+            LesionError, BankError: When no label map can be drawn for any case, or for one while all that are left ask
+                for no less; nothing is recorded then.
+        """
+        items, self._began_at = list(items), monotonic()
+        self._open_cases = {case.index: case for item in items for case in item.cases}
+        self._num_open = len(self._open_cases)
+        self._tell_others()
+        engine.run(spec, items, self._settle, scratch=scratch, watch=self._watch)
+
+    def _settle(self, item: CaseItem, result: CaseResult, scratch: Path) -> list[CaseItem]:
+        self.skipped.update(result.skipped)
+        if result.error is not None and not self.has_map:
+            self._held.append((item, result, scratch))
+            held = {case.index for each, _, _ in self._held for case in each.cases}
+            others = [self._open_cases[index] for index in self._open_cases.keys() - held]
+            if not self.leaves_hope(result.error, item.cases[0], others):
+                raise result.error
+            return []
+        self.has_map = True
+        ready, self._held = [*self._held, (item, result, scratch)], []
+        return [further for each in ready for further in self._record(*each)]
+
+    def _record(self, item: CaseItem, result: CaseResult, scratch: Path) -> list[CaseItem]:
+        for record in result.records:
+            if not self.recorder.record(record, scratch):
+                return []  # it was handed out twice
+            self.listener.records(record)
+            self._num_retried += record.status == "retried"
+            self._num_settled += record.status != "retried"
+            self._tell_others()
+        if any(record.status == "retried" for record in result.records):
+            return [replace(item, number=item.number + 1)]
+        for case in item.cases:
+            self._open_cases.pop(case.index, None)
+        return []
+
+    def _tell_others(self) -> None:
+        """What ``cohort status`` shows of this run."""
+        self.recorder.manifest.lease.state = {
+            "num_settled": self._num_settled,
+            "num_retried": self._num_retried,
+            "num_left": self._num_open - self._num_settled,
+            "seconds": round(monotonic() - self._began_at, 1),
+        }
+
+    def _watch(self, worker: str, event: str, details: tuple[Any, ...]) -> None:
+        if event == "opens":
+            self.listener.opens(worker)
+        elif event == "loses":
+            self.listener.loses(worker, *details)
+        else:
+            self.listener.works(worker, event, details)
+            if event == "enters":
+                self.listener.enters(*details)
+            elif event == "steps":
+                self.listener.steps(*details)
+            else:
+                self.listener.generates(*details)

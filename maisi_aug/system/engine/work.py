@@ -1,0 +1,263 @@
+"""What workers and engines are, the loop that every worker runs, and the engine that works in this process.
+
+To write another engine: run :func:`work_off` where the worker is, with a ``take`` and a ``give`` that reach the driver;
+call ``settle`` in the driver for every result, once for each item, and put what it returns before all else that waits;
+hand out anew what a lost worker had, at most :data:`MAX_LOSSES` times for an item; send what workers tell to ``watch``.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any, Generic, Protocol, TypeVar
+
+from maisi_aug.errors import MaisiAugError
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+ItemIn = TypeVar("ItemIn", contravariant=True)
+
+NUM_AHEAD = 2
+"""Items that a worker has at hand, the one that it works on included: the next is looked at meanwhile."""
+NUM_BEHIND = 2
+"""Results that may still be on their way to the disk while the next item is worked on."""
+MAX_LOSSES = 3
+"""How often an item is handed out in all when its workers are ended from outside."""
+
+Tell = Callable[..., None]
+"""Called with the name of an event and what belongs to it, values that can be sent to another process."""
+
+
+@dataclass(frozen=True)
+class WorkerPlace:
+    """Where a worker is.
+
+    Attributes:
+        name: Of the worker, the same after it was restarted.
+        device: That it computes on: ``auto``, ``cpu``, ``cuda:1``, ...
+        scratch: Folder of its own, for files that the driver puts in their place when their result is settled.
+        tell: Tells the driver how it goes.
+    """
+
+    name: str
+    device: str
+    scratch: Path
+    tell: Tell
+
+
+class Worker(Protocol[ItemIn, Result]):
+    """Works on one item after the other, with what takes long to open, such as networks, opened once."""
+
+    def look_ahead(self, item: ItemIn) -> None:
+        """Begin in the background what can be done before the item's turn comes; called once for each."""
+        ...
+
+    def work(self, item: ItemIn) -> Future[Result]:
+        """Do what keeps the device busy; what is left, such as writing, may go on behind the future."""
+        ...
+
+    def close(self) -> None:
+        """Finish what is being written, begin nothing new."""
+        ...
+
+
+class WorkerSpec(Protocol[ItemIn, Result]):
+    """What is sent to where a worker shall be, to open it there; can be pickled.
+
+    One that works with files has ``reads``, the paths that must be there. Results that come with files in the worker's
+    folder have ``paths``, theirs in it.
+    """
+
+    def open(self, place: WorkerPlace) -> Worker[ItemIn, Result]:
+        """Load what the worker needs."""
+        ...
+
+
+Settle = Callable[[Item, Result, Path], Iterable[Item]]
+"""Called in the driver with an item, what became of it, and the folder that its files are in (the worker's scratch).
+Writes down what is done, and returns the items to go on with: another attempt, for instance. May be called once more
+with an item that was handed out twice, which it compares and drops."""
+
+
+class Watch(Protocol):
+    """Is told what goes on.
+
+    Engines tell ``opens`` (no details; a worker begins to load), ``loses`` (a sentence; a worker was ended from outside
+    and its items wait again). All other events are what workers tell.
+    """
+
+    def __call__(self, worker: str, event: str, details: tuple[Any, ...]) -> None:
+        """An event of a worker."""
+        ...
+
+
+class Engine(Protocol):
+    """A way to get a list of work done."""
+
+    @property
+    def devices(self) -> Sequence[str]:
+        """That the workers compute on, as far as this process can judge them."""
+        ...
+
+    def run(
+        self,
+        spec: WorkerSpec[Item, Result],
+        items: Iterable[Item],
+        settle: Settle[Item, Result],
+        *,
+        scratch: Path,
+        watch: Watch,
+    ) -> None:
+        """Work until no item is left; items are begun in their order.
+
+        Ctrl-C and SIGTERM stop all workers; what they have finished by then is settled.
+
+        Args:
+            spec: Opens workers.
+            items: To begin with.
+            settle: Called in this thread with every result.
+            scratch: Folder that workers have theirs in; it is there.
+            watch: Told how it goes, in this thread.
+
+        Raises:
+            MaisiAugError: What a worker or ``settle`` raised, or an item lost too many workers.
+        """
+        ...
+
+
+def ignore_events(worker: str, event: str, details: tuple[Any, ...]) -> None:
+    """A :class:`Watch` for nobody."""
+
+
+def work_off(
+    worker: Worker[Item, Result],
+    take: Callable[[bool], Item | None],
+    give: Callable[[Item, Result], None],
+    *,
+    after_work: Callable[[Item], None] = lambda item: None,
+) -> None:
+    """What every worker does: looks at the next item while it works on one and the results before are written.
+
+    Args:
+        worker: Open; it is closed.
+        take: The next item; None where there is none now or, if it may wait (True), none any more.
+        give: Called with every item and its result; after an error or Ctrl-C still with those that are finished.
+        after_work: Called when the next item can be worked on.
+    """
+    at_hand: deque[Item] = deque()
+    behind: deque[tuple[Item, Future[Result]]] = deque()
+    try:
+        while True:
+            while len(at_hand) < NUM_AHEAD and (item := take(not at_hand and not behind)) is not None:
+                worker.look_ahead(item)
+                at_hand.append(item)
+            if not at_hand and not behind:
+                return
+            if behind and (behind[0][1].done() or len(behind) >= NUM_BEHIND or not at_hand):
+                item, result = behind[0][0], behind[0][1].result()
+                behind.popleft()
+                give(item, result)
+                continue  # which may have made another attempt wait, to be looked at first
+            item = at_hand.popleft()
+            behind.append((item, worker.work(item)))
+            after_work(item)
+    finally:
+        worker.close()
+        for item, future in behind:
+            if future.done() and not future.cancelled() and future.exception() is None:
+                with suppress(MaisiAugError):  # one is on its way already
+                    give(item, future.result())
+
+
+@dataclass(frozen=True)
+class InProcess:
+    """One worker, in this process.
+
+    Attributes:
+        device: That it computes on.
+    """
+
+    device: str = "auto"
+
+    @property
+    def devices(self) -> Sequence[str]:
+        """The one device."""
+        return (self.device,)
+
+    def run(
+        self,
+        spec: WorkerSpec[Item, Result],
+        items: Iterable[Item],
+        settle: Settle[Item, Result],
+        *,
+        scratch: Path,
+        watch: Watch,
+    ) -> None:
+        """As :class:`Engine` says."""
+        name, waiting = "worker 1", deque(items)
+        folder = scratch / "1"
+        folder.mkdir(exist_ok=True)
+        watch(name, "opens", ())
+        place = WorkerPlace(name, self.device, folder, lambda event, *details: watch(name, event, details))
+
+        def give(item: Item, result: Result) -> None:
+            waiting.extendleft(reversed([*settle(item, result, folder)]))
+
+        with ended_like_interrupted():
+            work_off(spec.open(place), lambda may_wait: waiting.popleft() if waiting else None, give)
+
+
+@dataclass(frozen=True)
+class Calls(Generic[Item, Result]):
+    """A worker that has nothing open, and calls a function with each item.
+
+    Attributes:
+        function: Of a module, for it is sent to other processes.
+    """
+
+    function: Callable[[Item], Result]
+
+    def open(self, place: WorkerPlace) -> Calls[Item, Result]:
+        """There is nothing to load."""
+        return self
+
+    def look_ahead(self, item: Item) -> None:
+        """Nothing is done ahead."""
+
+    def work(self, item: Item) -> Future[Result]:
+        """Call the function."""
+        return finished(self.function(item))
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+def finished(result: Result) -> Future[Result]:
+    """What a worker returns that leaves nothing to be done behind."""
+    future: Future[Result] = Future()
+    future.set_result(result)
+    return future
+
+
+@contextmanager
+def ended_like_interrupted() -> Iterator[None]:
+    """Turn SIGTERM into Ctrl-C's error, where this is the main thread, the only one that gets signals."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

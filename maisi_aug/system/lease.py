@@ -1,0 +1,307 @@
+"""Leases: files that say who is at work in a folder, where a lock of the kernel may reach no further than one machine.
+
+Who holds a lease writes to its file every :data:`BEAT_SECONDS`. One that was not written to for :data:`STALE_SECONDS`
+is given to the next who asks. How long that is, is measured by the clock of the disk, which stamps both the lease and a
+file that is written for comparison, or by waiting: the clocks of machines may differ as they like.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import socket
+import threading
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from time import monotonic, sleep, time
+from typing import Any, Final
+
+from maisi_aug.errors import CohortError
+from maisi_aug.system.content import ContentError, parse_json, read_bounded
+
+BEAT_SECONDS: Final = 5.0
+STALE_SECONDS: Final = 45.0
+POLL_SECONDS: Final = 0.5
+_NUM_BYTES: Final = 2048
+"""Of a lease, padded, so that a beat is one write of the same length."""
+
+
+@dataclass(frozen=True)
+class Holder:
+    """Who holds a lease.
+
+    Attributes:
+        token: Random; nobody else has it. Empty where the file is being made.
+        host: Name of the machine.
+        pid: Of the process, among those of its machine or container.
+        boot: What tells one run of a machine from others; empty where nothing does.
+        namespace: Of process ids, in which the number is one.
+        beat: How often the file was written.
+        state: What the holder tells of its work, in JSON.
+    """
+
+    token: str = ""
+    host: str = "another process"
+    pid: int = 0
+    boot: str = ""
+    namespace: str = ""
+    beat: int = 0
+    state: str = "{}"
+
+    def read_state(self) -> dict[str, float]:
+        """The figures of what the holder tells."""
+        with suppress(ContentError):
+            told = parse_json(self.state.encode())
+            if isinstance(told, dict):
+                return {name: value for name, value in told.items() if isinstance(value, int | float)}
+        return {}
+
+    @property
+    def is_hidden(self) -> bool:
+        """Whether it runs on this machine, but in another container, where its process cannot be seen."""
+        own = describe_process()
+        return bool(self.boot) and self.boot == own.boot and self.namespace != own.namespace
+
+    def is_dead(self, *, has_lock: bool | None) -> bool:
+        """Whether it is known to have ended: it ran on this machine, and its lock is free or its process is gone.
+
+        Args:
+            has_lock: Whether this process has the kernel's lock now that the holder had; None where there are none.
+        """
+        own = describe_process()
+        if not self.boot or self.boot != own.boot:
+            return False
+        if has_lock:
+            return True
+        return self.namespace == own.namespace != "" and not _is_running(self.pid)
+
+
+class Lease:
+    """A lease that this process holds.
+
+    Attributes:
+        state: What others may read of the work; written with the next beat.
+    """
+
+    def __init__(self, path: Path, holder: Holder) -> None:
+        self.state: dict[str, Any] = {}
+        self._path, self._holder = path, holder
+        self._is_lost = False
+        self._ended = threading.Event()
+        self._beating = threading.Lock()
+        self._beaten_at = monotonic()
+        self._thread = threading.Thread(target=self._go_on_beating, name="lease", daemon=True)
+        self._thread.start()
+
+    def require_held(self) -> None:
+        """Raise where another process has taken the lease, because this one was stopped for long.
+
+        Raises:
+            CohortError: Naming it.
+        """
+        if monotonic() - self._beaten_at > STALE_SECONDS / 2:
+            self._beat()
+        if self._is_lost:
+            raise CohortError(
+                f"{self._path.parent}: expected to be the only process at work here, found that "
+                f"{spell_holder(read_holder(self._path))} took over while this one stood still. Nothing was lost: give "
+                "the command again when that one has ended."
+            )
+
+    def end(self) -> None:
+        """Give the lease back."""
+        self._ended.set()
+        self._thread.join()
+        if not self._is_lost and read_holder(self._path).token == self._holder.token:
+            self._path.unlink(missing_ok=True)
+
+    def _go_on_beating(self) -> None:
+        while not self._ended.wait(BEAT_SECONDS):
+            self._beat()
+
+    def _beat(self) -> None:
+        with self._beating, suppress(OSError):  # a disk that is gone for a while
+            if read_holder(self._path).token != self._holder.token:
+                self._is_lost = True
+                return
+            self._holder = replace(self._holder, beat=self._holder.beat + 1, state=json.dumps(self.state))
+            with self._path.open("r+b") as file:
+                file.write(_to_bytes(self._holder))
+            self._beaten_at = monotonic()
+
+
+@contextmanager
+def hold_lease(path: Path, *, has_lock: bool | None) -> Iterator[Lease]:
+    """Hold a lease while the block lasts.
+
+    Args:
+        path: Of its file.
+        has_lock: Whether this process has the kernel's lock that goes with it; None where there are none.
+
+    Raises:
+        CohortError: Another process holds it.
+    """
+    lease = take_lease(path, has_lock=has_lock)
+    try:
+        yield lease
+    finally:
+        lease.end()
+
+
+def take_lease(path: Path, *, has_lock: bool | None) -> Lease:
+    """A lease, to be ended by the caller; one that was left is waited for until it is stale.
+
+    Args:
+        path: Of its file.
+        has_lock: Whether this process has the kernel's lock that goes with it; None where there are none.
+
+    Raises:
+        CohortError: Another process holds it.
+        OSError: The file cannot be written.
+    """
+    own = describe_process()
+    seen, stale_at = Holder(), 0.0
+    while not _make(path, own):
+        holder = read_holder(path)
+        if holder.is_dead(has_lock=has_lock) or (stale_at and monotonic() > stale_at and holder == seen):
+            if _take_over(path, holder.token, own):
+                break
+            continue
+        if not stale_at:
+            seen, stale_at = holder, monotonic() + STALE_SECONDS - min(STALE_SECONDS, age_of(path))
+            if monotonic() + POLL_SECONDS < stale_at:
+                warnings.warn(
+                    f"{path.parent}: expected nothing else at work here, found that {spell_holder(holder)} was a "
+                    f"moment ago. Waiting up to {STALE_SECONDS:.0f} s for a sign of it.",
+                    stacklevel=2,
+                )
+        elif holder.token and holder != seen:
+            raise busy_folder(path.parent, holder)
+        sleep(POLL_SECONDS)
+    return Lease(path, own)
+
+
+def busy_folder(folder: Path, holder: Holder) -> CohortError:
+    """What the second of two processes on one cohort is told."""
+    who = f" ({spell_holder(holder)})" if holder.pid else ""
+    return CohortError(
+        f"{folder}: expected a cohort that nothing else is writing, found another process at work in it{who}. Wait for "
+        "it to end, or choose another --out."
+    )
+
+
+def spell_holder(holder: Holder) -> str:
+    """A holder for messages."""
+    return f"process {holder.pid} on {holder.host}" if holder.pid else "another process"
+
+
+def read_holder(path: Path) -> Holder:
+    """Who holds a lease; nobody in particular where the file is missing or being made."""
+    try:
+        # Opened, not looked at from outside: a network disk then asks its server.
+        content = parse_json(read_bounded(path, _NUM_BYTES))
+        holder = Holder(**content)
+    except (OSError, ContentError, TypeError):
+        return Holder()
+    is_whole = all(type(getattr(holder, field.name)) is type(field.default) for field in fields(Holder))
+    return holder if is_whole else Holder()
+
+
+def is_fresh(path: Path) -> bool:
+    """Whether a lease is held: it is there, and was written to a short while ago."""
+    return path.exists() and age_of(path) < STALE_SECONDS
+
+
+def age_of(path: Path) -> float:
+    """Seconds since a file was written, by the clock of its disk; infinite for one that is gone."""
+    now = _ask_disk_for_time(path)
+    try:
+        return max(0.0, now - _time_of(path))
+    except FileNotFoundError:
+        return float("inf")
+
+
+def _ask_disk_for_time(path: Path) -> float:
+    """The time that a file has which is written now beside another; this machine's where none can be written."""
+    probe = path.with_name(f"{path.name}.{secrets.token_hex(4)}.probe")
+    try:
+        probe.write_bytes(b"\n")
+        return _time_of(probe)
+    except OSError:  # a folder that may be read only
+        return time()
+    finally:
+        with suppress(OSError):
+            probe.unlink(missing_ok=True)
+
+
+def _time_of(path: Path) -> float:
+    """When a file was written; asked of the server, where the disk is one of a network, by opening it."""
+    with path.open("rb") as file:
+        return os.fstat(file.fileno()).st_mtime
+
+
+def describe_process() -> Holder:
+    """This process, under a new token."""
+    boot, namespace = "", ""
+    with suppress(OSError):  # Linux alone tells
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+        namespace = str(Path("/proc/self/ns/pid").readlink())
+    return Holder(secrets.token_hex(8), socket.gethostname(), os.getpid(), boot, namespace)
+
+
+def _make(path: Path, own: Holder) -> bool:
+    """Make the file where there is none, whatever others do at the same moment."""
+    try:
+        file = path.open("xb")
+    except FileExistsError:
+        return False
+    try:
+        with file:
+            file.write(_to_bytes(own))
+    except OSError:
+        path.unlink(missing_ok=True)
+        raise
+    return True
+
+
+def _take_over(path: Path, stale: str, own: Holder) -> bool:
+    """Put this process in the place of a holder, unless another one does; only one may at a time, for each holder."""
+    guard = path.with_name(f"{path.name}.{stale or 'empty'}.taken")
+    try:
+        guard.open("xb").close()
+    except FileExistsError:
+        if age_of(guard) > STALE_SECONDS:  # who took it died at that moment
+            guard.unlink(missing_ok=True)
+        sleep(POLL_SECONDS)
+        return False
+    new = path.with_name(f"{path.name}.{own.token}.new")
+    try:
+        if read_holder(path).token != stale:
+            return False
+        new.write_bytes(_to_bytes(own))
+        new.replace(path)
+        return True
+    finally:
+        new.unlink(missing_ok=True)
+        guard.unlink(missing_ok=True)
+
+
+def _to_bytes(holder: Holder) -> bytes:
+    content = json.dumps(vars(holder)).encode()
+    if len(content) > _NUM_BYTES - 1:
+        content = json.dumps({**vars(holder), "state": "{}"}).encode()
+    return content.ljust(_NUM_BYTES - 1) + b"\n"
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # it is somebody else's
+        return True
+    return True
