@@ -76,7 +76,7 @@ class SleepingWorker:
 class Outcome(NamedTuple):
     """What was measured."""
 
-    seconds: float
+    wall_seconds: float
     idle_share: float
     driver_share: float
     driver_ms_per_case: float
