@@ -130,8 +130,8 @@ class ShardJob:
 def _is_cancelled() -> bool:
     """Whether the user has ended this job with scancel, which sends SIGTERM, too.
 
-    Slurm shows such a job as one that completes. One that is to make room runs until its grace time is over, and has the
-    time at which it was chosen.
+    Slurm shows such a job as one that completes. One that is to make room runs until its grace time is over, and shows
+    the time at which it was chosen.
     """
     job = os.environ.get("SLURM_JOB_ID", "")
     if not job:
