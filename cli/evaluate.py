@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 import typer
 
 from maisi_aug.api.bars import show_stages
+from maisi_aug.cli.shared.completion import complete_bundles
 from maisi_aug.cli.shared.run_options import parse_shape, parse_spacing
 from maisi_aug.cli.shared.streams import tell
 from maisi_aug.system.content import spells_number
@@ -381,7 +382,10 @@ def memorization(
 @evaluate_app.command()
 def reconstruction(
     cases: Annotated[Path, typer.Argument(metavar="CTS", help="CTs: a folder of volumes, any dataset or cohort.")],
-    bundle: Annotated[str, typer.Option(help="Name or folder of the bundle whose autoencoder is tried.")],
+    bundle: Annotated[
+        str,
+        typer.Option(autocompletion=complete_bundles, help="Name or folder of the bundle whose autoencoder is tried."),
+    ],
     lpips_weights: Annotated[
         str | None,
         typer.Option(

@@ -27,6 +27,13 @@ def view(
             help="Show each case beside its own of this folder: the CT before insertion, the real one, a reference.",
         ),
     ] = None,
+    predictions: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Show predicted label maps CASE.nii.gz, numbered as the cases are or as their dataset.json says.",
+        ),
+    ] = None,
     reviewer: Annotated[str, typer.Option(help="Your name, kept with your decisions.")] = "",
     blind: Annotated[
         bool, typer.Option("--blind", help="Mix real images of --beside with synthetic ones: which is which?")
@@ -51,6 +58,7 @@ def view(
     options = ViewOptions(
         path=path,
         beside=beside,
+        predictions=predictions,
         reviewer=reviewer.strip(),
         is_blind=blind,
         num_images=num_images,

@@ -181,7 +181,7 @@ class BenchmarkConfig(StrictModel, use_attribute_docstrings=True):
     compared with the first."""
     real_counts: Annotated[
         tuple[Annotated[int, Field(ge=1, le=EVERY)], ...] | None,
-        Option(metavar="N,N,...,all", takes=str, panel=_TRAINING, everyday=True),
+        Option(metavar="N,N,...,all", takes=str, panel=_TRAINING),
     ] = None
     """Numbers of real patients to train on, such as 3,10,30,all: how many real cases is the cohort worth? Replaces the
     arms, with --ratios and --draws."""

@@ -200,4 +200,5 @@ def _keep_detail(rows: Tensor) -> Tensor:
     smooth = functional.avg_pool3d(
         pictures, DETAIL_WINDOW, stride=1, padding=DETAIL_WINDOW // 2, count_include_pad=False
     )
-    return (pictures - smooth).flatten(1)
+    detail: Tensor = (pictures - smooth).flatten(1)
+    return detail

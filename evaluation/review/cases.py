@@ -11,11 +11,13 @@ import numpy as np
 
 from maisi_aug.banks.entry import BankEntry
 from maisi_aug.banks.files import list_bank
+from maisi_aug.banks.raw_datasets import DESCRIPTION_NAME
 from maisi_aug.cohort.manifest import MANIFEST_NAME, AttemptRecord, ManifestReader, VerdictRecord, is_cohort
 from maisi_aug.cohort.review import CaseKey
 from maisi_aug.cohort.twins import twin_of
 from maisi_aug.errors import EvaluationError
 from maisi_aug.evaluation.cohort.case_sets import EvaluatedCase, find_case_set
+from maisi_aug.integrations.nnunet.prediction import read_label_values
 from maisi_aug.integrations.reading.cohort_source import find_vocabulary
 from maisi_aug.lesions.lesion import Lesion
 from maisi_aug.pictures.slices import label_colours
@@ -259,6 +261,37 @@ class Partners:
             if (found := self._by_id.get(name)) is not None:
                 return "real", found
         return "reference, another case", self.cases[case.index % len(self.cases)]
+
+
+class Predictions:
+    """Label maps of a segmenter beside the references, ``CASE.nii.gz`` as nnU-Net and the benchmark write them."""
+
+    def __init__(self, path: Path) -> None:
+        """Nothing is opened but ``dataset.json``, which need not be there.
+
+        Args:
+            path: Their folder.
+
+        Raises:
+            EvaluationError: There is no such folder, or its ``dataset.json`` names no labels.
+        """
+        if not path.is_dir():
+            raise EvaluationError(
+                f"{path}: expected a folder of predicted label maps, found none. Check --predictions."
+            )
+        self.path = path
+        self._names: dict[int, str] | None = None
+        if (path / DESCRIPTION_NAME).is_file():
+            values = read_label_values(path / DESCRIPTION_NAME)
+            self._names = {value: name for name, (value, *_) in values.items()}
+
+    def find(self, case: ShownCase) -> ShownCase | None:
+        """The prediction of a case, named by its own labels where the folder names none; None without one."""
+        path = self.path / f"{case.case.case_id}.nii.gz"
+        if not path.is_file():
+            return None
+        names = self._names or case.label_names
+        return ShownCase(case.key, case.case, case.index, "given", {"label": path}, label_names=names)
 
 
 def list_labels(case: ShownCase, vocabulary: Vocabulary) -> list[Json]:

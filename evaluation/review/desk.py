@@ -17,7 +17,7 @@ from maisi_aug.cohort.review import (
     read_on,
 )
 from maisi_aug.errors import EvaluationError
-from maisi_aug.evaluation.review.cases import CaseSource, Partners, ShownCase, list_labels
+from maisi_aug.evaluation.review.cases import CaseSource, Partners, Predictions, ShownCase, list_labels
 from maisi_aug.evaluation.review.volumes import FolderFiles
 from maisi_aug.integrations.reading.cohort_source import is_being_written
 
@@ -28,7 +28,14 @@ class Desk:
     """Cases and decisions of one folder, for any number of pages."""
 
     def __init__(
-        self, source: CaseSource, files: FolderFiles, partners: Partners, *, reviewer: str = "", may_decide: bool = True
+        self,
+        source: CaseSource,
+        files: FolderFiles,
+        partners: Partners,
+        *,
+        reviewer: str = "",
+        may_decide: bool = True,
+        predictions: Predictions | None = None,
     ) -> None:
         """Nothing is read yet.
 
@@ -38,9 +45,10 @@ class Desk:
             partners: Finds what they are looked at beside.
             reviewer: Who looks; empty for nobody in particular.
             may_decide: Whether decisions can be saved in the folder.
+            predictions: Of a segmenter on the cases.
         """
         self.source, self.files, self.partners = source, files, partners
-        self.reviewer, self.may_decide = reviewer, may_decide
+        self.reviewer, self.may_decide, self._predictions = reviewer, may_decide, predictions
         self._lock = threading.Lock()
         self._cases: dict[str, ShownCase] = {}
         self._key_of: dict[CaseKey, str] = {}
@@ -145,9 +153,15 @@ class Desk:
         if (found := self.partners.find(case)) is not None:
             title, other = found
             beside.insert(0, {"title": f"{title}: {other.case.case_id}", **self._volumes(other.key, "beside")})
+        own = self._volumes(key, "file")
+        if self._predictions is not None and (predicted := self._predictions.find(case)) is not None:
+            volumes = {**own["volumes"], "label": f"predicted/{key}/label.nii.gz"}
+            volumes.pop("anatomy", None)
+            labels = list_labels(predicted, self.source.vocabulary)
+            beside.insert(0, {"title": "prediction", "volumes": volumes, "labels": labels})
         return {
             **self._row(case),
-            **self._volumes(key, "file"),
+            **own,
             "lesions": list(case.lesions),
             "verdicts": list(case.verdicts),
             "origin": dict(case.origin),
@@ -182,6 +196,17 @@ class Desk:
         found = next((case for case in self.partners.cases if case.key == key), None)
         if found is None:
             raise EvaluationError(f"{key[:80]!r}: expected a case of the reference, found none of that name.")
+        return found
+
+    def require_prediction(self, key: str) -> ShownCase:
+        """The prediction of a case.
+
+        Raises:
+            EvaluationError: There is none.
+        """
+        found = None if self._predictions is None else self._predictions.find(self.require(key))
+        if found is None:
+            raise EvaluationError(f"{key[:80]!r}: expected a prediction of this case, found none.")
         return found
 
     def decide(self, key: str, choice: Choice, reason: str) -> Json:

@@ -155,6 +155,6 @@ def _spell_reader(row: Mapping[str, Any]) -> str:
     auc = "" if row["auc"] is None else f", AUC {row['auc']:.2f}"
     return (
         f"- {row['reviewer']}: {row['num_right']} of {row['num_images']} right, {row['accuracy']:.0%} "
-        f"({row['low']:.0%} to {row['high']:.0%}; chance 50%, p = {row['p_chance']:.2g}){auc}; "
+        f"({row['low']:.0%} to {row['high']:.0%}; chance 50%, p = {row['p_chance']:.2g}): {row['verdict']}{auc}; "
         f"{row['median_seconds']:.0f} s per image."
     )

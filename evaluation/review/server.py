@@ -119,7 +119,12 @@ class RequireToken:
 
 
 def build_app(
-    desk: Desk, token: str, *, beside_files: FolderFiles | None = None, test: ReaderTest | None = None
+    desk: Desk,
+    token: str,
+    *,
+    beside_files: FolderFiles | None = None,
+    predicted_files: FolderFiles | None = None,
+    test: ReaderTest | None = None,
 ) -> Starlette:
     """The application that answers a page.
 
@@ -127,9 +132,10 @@ def build_app(
         desk: Cases and decisions.
         token: The secret that every address begins with.
         beside_files: Hands out files of the reference.
+        predicted_files: Hands out predictions.
         test: The blinded test, if the page is to hold one; cases are then shown by number alone.
     """
-    pages = _Pages(desk, beside_files, test)
+    pages = _Pages(desk, beside_files, predicted_files, test)
     routes = [Route("/", pages.index), Route("/page/{name}", pages.own_file)]
     if test is None:
         routes += [
@@ -140,6 +146,7 @@ def build_app(
             Route("/thumb/{key}", pages.thumb),
             Route("/file/{key}/{name}", pages.volume),
             Route("/beside/{key}/{name}", pages.volume_beside),
+            Route("/predicted/{key}/{name}", pages.volume_predicted),
         ]
     else:
         routes += [
@@ -165,8 +172,14 @@ async def _explain(request: Request, error: Exception) -> Response:
 class _Pages:
     """One method for every address."""
 
-    def __init__(self, desk: Desk, beside_files: FolderFiles | None, test: ReaderTest | None) -> None:
-        self._desk, self._beside_files, self._test = desk, beside_files, test
+    def __init__(
+        self,
+        desk: Desk,
+        beside_files: FolderFiles | None,
+        predicted_files: FolderFiles | None,
+        test: ReaderTest | None,
+    ) -> None:
+        self._desk, self._beside_files, self._predicted_files, self._test = desk, beside_files, predicted_files, test
 
     async def index(self, request: Request) -> Response:
         name = "index.html" if self._test is None else "reader_test.html"
@@ -201,8 +214,14 @@ class _Pages:
         return await _send_volume(self._desk.files, self._desk.require(request.path_params["key"]), request)
 
     async def volume_beside(self, request: Request) -> Response:
+        case = self._desk.require_beside(request.path_params["key"])
         assert self._beside_files is not None
-        return await _send_volume(self._beside_files, self._desk.require_beside(request.path_params["key"]), request)
+        return await _send_volume(self._beside_files, case, request)
+
+    async def volume_predicted(self, request: Request) -> Response:
+        case = self._desk.require_prediction(request.path_params["key"])
+        assert self._predicted_files is not None
+        return await _send_volume(self._predicted_files, case, request)
 
     async def decide(self, request: Request) -> Response:
         body = await _read_body(request, _DECISION)

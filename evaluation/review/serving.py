@@ -18,8 +18,13 @@ from maisi_aug.errors import EvaluationError, MissingExtraError
 
 if TYPE_CHECKING:
     import uvicorn
+    from starlette.applications import Starlette
 
     from maisi_aug.cohort.resolve import CohortRun
+    from maisi_aug.evaluation.review.cases import CaseSource
+    from maisi_aug.evaluation.review.desk import Desk
+    from maisi_aug.evaluation.review.reader_test import ReaderTest
+    from maisi_aug.evaluation.review.volumes import FolderFiles
 
 HOST = "127.0.0.1"
 
@@ -31,6 +36,7 @@ class ViewOptions:
     Attributes:
         path: A cohort, or another folder with CTs or label maps.
         beside: A folder to compare with; also where blinded readers' real images come from.
+        predictions: A folder of predicted label maps, CASE.nii.gz.
         reviewer: Who looks.
         is_blind: Hold the blinded test.
         num_images: Of the blinded test.
@@ -41,6 +47,7 @@ class ViewOptions:
 
     path: Path | None = None
     beside: Path | None = None
+    predictions: Path | None = None
     reviewer: str = ""
     is_blind: bool = False
     num_images: int = 40
@@ -80,43 +87,9 @@ def open_server(options: ViewOptions) -> Iterator[tuple[str, uvicorn.Server, soc
     require_view()
     import uvicorn
 
-    from maisi_aug.evaluation.review.cases import CaseSource, Partners, open_cases
-    from maisi_aug.evaluation.review.desk import Desk
-    from maisi_aug.evaluation.review.planned import PlannedCases
-    from maisi_aug.evaluation.review.reader_test import ReaderTest
-    from maisi_aug.evaluation.review.server import build_app
-    from maisi_aug.evaluation.review.volumes import FolderFiles
-
-    partners = Partners(options.beside)
     with TemporaryDirectory(prefix="maisi-aug-view-") as scratch, ExitStack() as stack:
-        source: CaseSource
-        if options.plan is not None:
-            source = PlannedCases(options.plan, Path(scratch))
-            stack.enter_context(source.draw_meanwhile())
-        else:
-            assert options.path is not None
-            source = open_cases(options.path)
-        files = FolderFiles(source.path, Path(scratch))
-        beside_files = None if partners.source is None else FolderFiles(partners.source.path, Path(scratch, "beside"))
-        desk = Desk(source, files, partners, reviewer=options.reviewer, may_decide=options.plan is None)
-        test, note = None, ""
-        if options.is_blind:
-            if beside_files is None:
-                raise EvaluationError("Reader test: expected real images to mix with. Name their folder with --beside.")
-            shown = [case for case in desk.list_accepted() if "image" in case.files]
-            test = ReaderTest(
-                source.path,
-                (shown, files),
-                (partners.cases, beside_files),
-                reviewer=options.reviewer,
-                num_images=options.num_images,
-                seed=options.seed,
-            )
-            note = test.find_giveaway()
-        else:
-            desk.refresh()
         token = secrets.token_urlsafe(24)
-        app = build_app(desk, token, beside_files=beside_files, test=test)
+        app, note = _build_app(options, Path(scratch), token, stack)
         bound = _bind(options.port)
         config = uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=1)
         address = f"http://{HOST}:{bound.getsockname()[1]}/{token}/"
@@ -124,6 +97,65 @@ def open_server(options: ViewOptions) -> Iterator[tuple[str, uvicorn.Server, soc
             yield address, uvicorn.Server(config), bound, note
         finally:
             bound.close()
+
+
+def _build_app(options: ViewOptions, scratch: Path, token: str, stack: ExitStack) -> tuple[Starlette, str]:
+    """What answers the page, and a note to the user, which may be empty.
+
+    Raises:
+        MaisiAugError: There is nothing to look at, or the folder cannot be read.
+    """
+    from maisi_aug.evaluation.review.cases import Partners, Predictions
+    from maisi_aug.evaluation.review.desk import Desk
+    from maisi_aug.evaluation.review.server import build_app
+    from maisi_aug.evaluation.review.volumes import FolderFiles
+
+    partners, source = Partners(options.beside), _open_source(options, scratch, stack)
+    files = FolderFiles(source.path, scratch)
+    beside_files = None if partners.source is None else FolderFiles(partners.source.path, scratch / "beside")
+    predictions = None if options.predictions is None else Predictions(options.predictions)
+    predicted_files = None if predictions is None else FolderFiles(predictions.path, scratch / "predicted")
+    may_decide = options.plan is None
+    desk = Desk(source, files, partners, reviewer=options.reviewer, may_decide=may_decide, predictions=predictions)
+    if not options.is_blind:
+        desk.refresh()
+        return build_app(desk, token, beside_files=beside_files, predicted_files=predicted_files), ""
+    test = _build_test(options, desk, beside_files)
+    return build_app(desk, token, test=test), test.find_giveaway()
+
+
+def _open_source(options: ViewOptions, scratch: Path, stack: ExitStack) -> CaseSource:
+    """The cases of the folder or, drawn until the stack is closed, of the plan."""
+    from maisi_aug.evaluation.review.cases import open_cases
+    from maisi_aug.evaluation.review.planned import PlannedCases
+
+    if options.plan is not None:
+        planned = PlannedCases(options.plan, scratch)
+        stack.enter_context(planned.draw_meanwhile())
+        return planned
+    assert options.path is not None
+    return open_cases(options.path)
+
+
+def _build_test(options: ViewOptions, desk: Desk, beside_files: FolderFiles | None) -> ReaderTest:
+    """The blinded test of a reader.
+
+    Raises:
+        EvaluationError: There are no real images.
+    """
+    from maisi_aug.evaluation.review.reader_test import ReaderTest
+
+    if beside_files is None:
+        raise EvaluationError("Reader test: expected real images to mix with. Name their folder with --beside.")
+    shown = [case for case in desk.list_accepted() if "image" in case.files]
+    return ReaderTest(
+        desk.source.path,
+        (shown, desk.files),
+        (desk.partners.cases, beside_files),
+        reviewer=options.reviewer,
+        num_images=options.num_images,
+        seed=options.seed,
+    )
 
 
 def _bind(port: int) -> socket.socket:

@@ -96,10 +96,11 @@ class Moments:
 
     def add(self, slab: Tensor) -> None:
         """Take in a further slab ``(B, C, I, J, K)``."""
-        # The library's kernel, of which two small outputs are used: torch.var_mean takes ten times as long on a CPU.
+        # The library's kernel, of which two small outputs are used: torch.var_mean takes ten times as long on a CPU. Of
+        # channels last its sums are too coarse, see CpuGroupNorm.
         batch, channels, *sides = slab.shape
         _, means, rsqrts = torch.native_group_norm(
-            slab.float(), None, None, batch, channels, math.prod(sides), self.num_groups, 0.0
+            slab.float().contiguous(), None, None, batch, channels, math.prod(sides), self.num_groups, 0.0
         )
         added = slab[0].numel() // self.num_groups
         mean, squares = means.double(), rsqrts.double().square().reciprocal() * added

@@ -9,7 +9,7 @@ from monai.networks.blocks.selfattention import SABlock
 from torch import Tensor, nn
 
 from maisi_aug.networks.building import build_network, use_plain_layers
-from maisi_aug.networks.cpu_layers import CpuConv3d, CpuUpsampling, use_cpu_layers
+from maisi_aug.networks.cpu_layers import CpuConv3d, CpuGroupNorm, CpuUpsampling, use_cpu_layers
 from tests.builders.narrow_networks import scaled_header
 from tests.oracles.rounding import ROUNDOFF, WINOGRAD_SPREAD, error_of
 
@@ -119,3 +119,10 @@ def test_attention_is_fused_where_the_kernel_does_all_of_it() -> None:
         exact = copy.deepcopy(block).double()(features.double()) if "attention_dtype" not in settings else None
         if exact is not None:
             require_same_sums(block(features), expected, exact, num_terms=50)
+
+
+def test_norm_of_a_large_image_in_channels_last_is_as_exact_as_of_a_contiguous_one() -> None:
+    features = (draw(1, 4, 48, 96, 96) + 1).contiguous(memory_format=torch.channels_last_3d)
+    norm = nn.GroupNorm(2, 4).requires_grad_(False)
+    exact = copy.deepcopy(norm).double()(features.double().contiguous())
+    assert error_of(CpuGroupNorm.sharing(norm)(features), exact) < 10 * ROUNDOFF[torch.float32]

@@ -114,7 +114,7 @@ def test_estimate_grows_with_window_and_shrinks_with_splits() -> None:
 def test_unknown_device_gets_the_larger_figure() -> None:
     definition = scaled_header("rflow-ct")["networks"]["autoencoder"]
     estimates = [
-        estimate_decode_bytes(definition, DecodeSettings(), (16, 16, 16), kind=(device, "float32"))
+        estimate_decode_bytes(definition, DecodeSettings(), (64, 64, 64), kind=(device, "float32"))
         for device in ("mps", "cpu", "cuda")
     ]
     assert estimates[0] == max(estimates)

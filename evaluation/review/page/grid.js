@@ -74,7 +74,9 @@ export class Grid {
       let cell = this.live.get(row.key);
       if (!cell || anew) {
         const made = buildCell(row);
+        const hadFocus = cell?.contains(document.activeElement);
         cell?.replaceWith(made);
+        if (hadFocus) made.firstChild.focus({ preventScroll: true });
         this.live.set(row.key, (cell = made));
       }
       wanted.push(cell);

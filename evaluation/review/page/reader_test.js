@@ -42,8 +42,6 @@ async function showNext() {
   if (!viewer.nv) await viewer.start();
   try {
     await viewer.show({ image: addressOf(state.next) });
-    const [, i, j, k] = viewer.nv.volumes[0].hdr.dims;
-    viewer.goTo([i, j, k].map((side) => Math.floor(side / 2)));
   } catch (error) {
     $("fault").textContent = error.message;
     $("fault").hidden = false;

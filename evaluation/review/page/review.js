@@ -28,6 +28,7 @@ let besideAt = 0;
 let second = null;
 let windowOf = "";
 let starting = null;
+let isDeciding = false;
 
 const grid = new Grid(document, { onFilter: (rows) => { order = rows; sayProgress(); } });
 const viewer = new Viewer($("canvas"), { onMove: sayPlace, onWindow: markWindow });
@@ -87,7 +88,7 @@ function startViewer() {
 async function openCase(key) {
   const started = performance.now();
   const detail = await ask(`api/case/${encodeURIComponent(key)}`);
-  if (location.hash !== `#case=${encodeURIComponent(key)}`) return;
+  if (location.hash !== hashOf(key)) return;
   current = detail;
   lesionAt = -1;
   $("grid-view").hidden = true;
@@ -97,14 +98,14 @@ async function openCase(key) {
   await startViewer();
   // The window of the label, until another is chosen; it then stays as long as the label does.
   const label = detail.labels.find((one) => one.id === detail.lesions[0]?.id)?.name ?? detail.request;
-  if (label !== windowOf) viewer.setWindow(Viewer.windowFor(label));
+  if (label !== windowOf) viewer.setWindow(Viewer.windowFor(label), { redraws: false });
   windowOf = label;
   const shown = await showIn(viewer, detail, "fault", "caption");
   if (shown) {
-    nextLesion();
     listLabels();
     await showBeside();
   }
+  if (location.hash !== hashOf(key)) return;
   document.body.dataset.shown = key;
   document.body.dataset.milliseconds = String(Math.round(performance.now() - started));
   grid.select(key);
@@ -126,7 +127,8 @@ async function showIn(target, detail, fault, caption) {
     return false;
   }
   try {
-    return await target.show({ image, overlay, labels: detail.labels });
+    const findPlace = target === viewer ? () => lesionPlaces()[(lesionAt = 0)] : undefined;
+    return await target.show({ image, overlay, labels: detail.labels, findPlace });
   } catch (error) {
     $(fault).textContent = error.message;
     $(fault).hidden = false;
@@ -232,19 +234,19 @@ function listLabels() {
   }));
 }
 
+/** Voxels of the lesions of the case in view: as recorded, or else one in each label of a lesion. */
+function lesionPlaces() {
+  const recorded = current.lesions.map((lesion) => lesion.centre).filter(Boolean);
+  if (recorded.length) return recorded;
+  return viewer.labels.filter((label) => label.lesion && viewer.ids.has(label.id)).map((label) => viewer.ids.get(label.id).voxel);
+}
+
 function nextLesion() {
-  const places = current.lesions.map((lesion) => lesion.centre).filter(Boolean);
-  if (!places.length) {
-    const lesions = viewer.labels.filter((label) => label.lesion && viewer.ids.has(label.id));
-    places.push(...lesions.map((label) => viewer.ids.get(label.id).voxel));
-  }
-  if (places.length) {
-    lesionAt = (lesionAt + 1) % places.length;
-    viewer.goTo(places[lesionAt]);
-  } else {
-    const [, i, j, k] = viewer.nv.volumes[0].hdr.dims;
-    viewer.goTo([i, j, k].map((side) => Math.floor(side / 2)));
-  }
+  if (!viewer.nv?.volumes.length) return;
+  const places = lesionPlaces();
+  if (!places.length) return;
+  lesionAt = (lesionAt + 1) % places.length;
+  viewer.goTo(places[lesionAt]);
 }
 
 const AXES = ["sagittal", "coronal", "axial"];
@@ -261,16 +263,24 @@ function sayPlace({ hu, name, mm, vox, plane, dims }) {
 
 // ---- Decisions ----
 
+// Only what is on the screen is decided on: not a case that a fast hand has left already, nor one that is still loading.
+function mayDecideNow() {
+  return current && known.mayDecide && !isDeciding && document.body.dataset.shown === current.key && location.hash === hashOf(current.key);
+}
+
 async function decide(choice, reason = "") {
-  if (!current || !known.mayDecide) return;
-  const key = current.key;
-  const place = order.findIndex((row) => row.key === key);
-  const next = order[place + 1];
-  await ask("api/decide", { key, choice, reason });
-  tell(`${current.id}: ${choice === "accept" ? "accepted" : `rejected${reason ? `, ${reason}` : ""}`}.`);
-  await refresh();
-  if (next) go(next.key);
-  else tell("This was the last case of the list.");
+  if (!mayDecideNow()) return;
+  isDeciding = true;
+  try {
+    const { key, id } = current;
+    const next = order[order.findIndex((row) => row.key === key) + 1];
+    await ask("api/decide", { key, choice, reason });
+    await refresh();
+    tell(`${id}: ${choice === "accept" ? "accepted" : `rejected${reason ? `, ${reason}` : ""}`}.${next ? "" : " This was the last case of the list."}`);
+    if (next) go(next.key);
+  } finally {
+    isDeciding = false;
+  }
 }
 
 async function undo() {
@@ -286,7 +296,7 @@ async function undo() {
 }
 
 function askReason() {
-  if (!current || !known.mayDecide) return;
+  if (!mayDecideNow()) return;
   $("reason-text").value = "";
   $("reasons").showModal();
   $("reason-text").focus();
@@ -299,8 +309,12 @@ function rejectWith(reason) {
 
 // ---- Moving about ----
 
+function hashOf(key) {
+  return `#case=${encodeURIComponent(key)}`;
+}
+
 function go(key) {
-  location.hash = `case=${encodeURIComponent(key)}`;
+  location.hash = hashOf(key);
 }
 
 function step(steps) {
@@ -415,12 +429,13 @@ function onKey(event) {
   const key = event.key.length === 1 ? event.key.toLowerCase() : event.key;
   if (event.target.matches("input[type=range]") && key.startsWith("Arrow")) return;
   const action = COMMON_KEYS[key] ?? (current ? CASE_KEYS : GRID_KEYS)[key];
+  const isHeld = event.repeat && ["a", "r", "u"].includes(key);
   // NiiVue has keys of its own on its canvas.
   if (event.target.tagName === "CANVAS") event.stopPropagation();
   if (action) {
     event.preventDefault();
     event.stopPropagation();
-    guarded(action)();
+    if (!isHeld) guarded(action)();
   }
 }
 

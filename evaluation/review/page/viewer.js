@@ -9,7 +9,7 @@ export const WINDOWS = [
   { name: "Mediastinum", centre: 40, width: 350 },
   { name: "Brain", centre: 40, width: 80 },
 ];
-const LAYOUTS = ["planes", "axial", "coronal", "sagittal", "3D"];
+const NUM_LAYOUTS = 5; // all planes, axial, coronal, sagittal, 3D
 const MAX_CACHED_BYTES = 600e6;
 const WHOLE_SCAN_VOXELS = 40e6;
 // A processor that stands in for a graphics card draws no larger volume in 3D unless asked to.
@@ -137,7 +137,7 @@ export class Viewer {
   }
 
   /** Show a CT with a label map over it, or a label map alone; resolves to false where another case came first. */
-  async show({ image, overlay, labels }) {
+  async show({ image, overlay, labels, findPlace = () => null }) {
     const ticket = ++this.shown;
     const urls = [image, overlay].filter(Boolean);
     const volumes = await Promise.all(urls.map(loadVolume));
@@ -164,7 +164,11 @@ export class Viewer {
       this.leavesOut3D = isLarge;
       if (this.layout === 0) this.setLayout(0);
     }
+    // In place before anything is drawn: drawing 3D is what takes time without a graphics card.
+    const voxel = findPlace() ?? [1, 2, 3].map((axis) => Math.floor(volumes[0].hdr.dims[axis] / 2));
+    nv.scene.crosshairPos = nv.vox2frac(voxel);
     nv.updateGLVolume();
+    nv.createOnLocationChange();
     return true;
   }
 
@@ -204,9 +208,9 @@ export class Viewer {
     this.nv.updateGLVolume();
   }
 
-  setWindow(wanted) {
+  setWindow(wanted, { redraws = true } = {}) {
     this.window = { ...wanted };
-    if (this.ct) {
+    if (this.ct && redraws) {
       this.ct.cal_min = wanted.centre - wanted.width / 2;
       this.ct.cal_max = wanted.centre + wanted.width / 2;
       this.nv.updateGLVolume();
@@ -221,13 +225,13 @@ export class Viewer {
   }
 
   setLayout(number) {
-    this.layout = (number + LAYOUTS.length) % LAYOUTS.length;
+    if (!this.nv) return;
+    this.layout = (number + NUM_LAYOUTS) % NUM_LAYOUTS;
     const { MULTIPLANAR, AXIAL, CORONAL, SAGITTAL, RENDER } = niivue.SLICE_TYPE;
     if (this.layout === 0) this.nv.setCustomLayout(this.arrangePlanes());
     else this.nv.clearCustomLayout();
     this.nv.setSliceType([MULTIPLANAR, AXIAL, CORONAL, SAGITTAL, RENDER][this.layout]);
     this.plane = [2, 2, 1, 0, 2][this.layout];
-    return LAYOUTS[this.layout];
   }
 
   // The axial plane large, the others in a column or, in a narrow pane, in a row.
@@ -243,19 +247,21 @@ export class Viewer {
 
   /** Step through the slices of the plane that the mouse was last in. */
   scroll(steps) {
+    if (!this.nv) return;
     const step = [0, 0, 0];
     step[this.plane] = steps;
     this.nv.moveCrosshairInVox(...step);
   }
 
   goTo(voxel) {
-    if (!this.nv.volumes.length) return;
+    if (!this.nv?.volumes.length) return;
     this.nv.scene.crosshairPos = this.nv.vox2frac(voxel);
     this.nv.drawScene();
     this.nv.createOnLocationChange();
   }
 
   fit() {
+    if (!this.nv) return;
     this.nv.scene.pan2Dxyzmm = [0, 0, 0, 1];
     this.nv.scene.volScaleMultiplier = 1;
     this.nv.drawScene();
@@ -263,6 +269,7 @@ export class Viewer {
 
   /** Enlarge or reduce about the crosshair. */
   zoom(factor) {
+    if (!this.nv) return;
     const { pan2Dxyzmm, crosshairPos } = this.nv.scene;
     const wanted = Math.min(10, Math.max(1, pan2Dxyzmm[3] * factor));
     const change = pan2Dxyzmm[3] - wanted;

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from maisi_aug.cohort.manifest import MANIFEST_NAME
+from maisi_aug.cohort.manifest import MANIFEST_NAME, ManifestWriter
 from maisi_aug.errors import BenchmarkError, EvaluationError
 from maisi_aug.evaluation.benchmark.run import SCORES_NAME, Benchmark, open_benchmark, run_arm
 from maisi_aug.evaluation.output.charts import DotRow, draw_dot_chart
@@ -225,12 +225,12 @@ def test_unfinished_cohort_is_held_against_its_plan(tmp_path: Path) -> None:
 
 
 def test_cohort_that_is_being_written_has_a_page(tmp_path: Path) -> None:
-    import fcntl
-
     folder = write_cohort(tmp_path / "cohort", [HEPATIC_TUMOR])
-    with (folder / MANIFEST_NAME).open("rb") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    writer = ManifestWriter(folder / MANIFEST_NAME)
+    try:
         report = build_report(folder)
+    finally:
+        writer.close()
     assert "HU and visibility were not measured." in report.html
     assert "found a process that is still writing it" in report.html
 

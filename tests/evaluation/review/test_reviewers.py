@@ -64,6 +64,16 @@ def test_command_prints_the_agreement(cohort: Path, run_cli: Callable[..., Any])
     assert (cohort.parent / "out" / "reviewers.md").is_file()
 
 
+def test_readers_are_scored_in_the_report(tmp_path: Path) -> None:
+    for number in range(10):
+        reading = {"case_id": "c", "truth": "real", "answer": "real", "confidence": 4, "seconds": 3.0}
+        line = json.dumps({**reading, "reviewer": "", "seed": 0, "number": number})
+        with (tmp_path / "reader_test.jsonl").open("a") as file:
+            file.write(line + "\n")
+    report = to_report(measure_reviewers(tmp_path))
+    assert "(no name): 10 of 10 right, 100% (69% to 100%; chance 50%, p = 0.002): can tell; 3 s per image." in report
+
+
 def test_folder_that_nobody_looked_at_is_refused(tmp_path: Path) -> None:
     with pytest.raises(EvaluationError, match="expected decisions or readings, found none"):
         measure_reviewers(tmp_path)

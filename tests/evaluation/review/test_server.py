@@ -15,7 +15,7 @@ from starlette.testclient import TestClient
 from maisi_aug.cohort.manifest import MANIFEST_NAME, ManifestWriter
 from maisi_aug.cohort.review import REVIEW_NAME
 from maisi_aug.errors import EvaluationError
-from maisi_aug.evaluation.review.cases import FolderCases, Partners, open_cases
+from maisi_aug.evaluation.review.cases import FolderCases, Partners, Predictions, open_cases
 from maisi_aug.evaluation.review.desk import Desk
 from maisi_aug.evaluation.review.server import PAGE, build_app
 from maisi_aug.evaluation.review.volumes import FolderFiles
@@ -30,12 +30,17 @@ def cohort(tmp_path: Path) -> Path:
     return write_cohort(tmp_path / "cohort", [HEPATIC_TUMOR], [LUNG_TUMOR])
 
 
-def open_client(folder: Path, *, reviewer: str = "anna", beside: Path | None = None) -> TestClient:
+def open_client(
+    folder: Path, *, reviewer: str = "anna", beside: Path | None = None, predictions: Path | None = None
+) -> TestClient:
     source, partners = open_cases(folder), Partners(beside)
     beside_files = None if partners.source is None else FolderFiles(partners.source.path, folder.parent / "beside")
-    desk = Desk(source, FolderFiles(source.path, folder.parent / "scratch"), partners, reviewer=reviewer)
+    predicted = None if predictions is None else Predictions(predictions)
+    files = FolderFiles(source.path, folder.parent / "scratch")
+    desk = Desk(source, files, partners, reviewer=reviewer, predictions=predicted)
     desk.refresh()
-    app = build_app(desk, TOKEN, beside_files=beside_files)
+    predicted_files = None if predictions is None else FolderFiles(predictions, folder.parent / "scratch")
+    app = build_app(desk, TOKEN, beside_files=beside_files, predicted_files=predicted_files)
     return TestClient(app, base_url=f"http://127.0.0.1/{TOKEN}/", raise_server_exceptions=False)
 
 
@@ -254,6 +259,23 @@ def test_twins_are_shown_side_by_side(tmp_path: Path) -> None:
         (twin,) = client.get("api/case/case_0001.0").json()["beside"]
         assert twin["title"] == "twin case_0002, size 10mm"
         assert client.get("api/case/case_0003.0").json()["beside"] == []
+
+
+def test_predictions_are_shown_on_the_same_image(tmp_path: Path) -> None:
+    real, predictions = write_dataset(tmp_path / "Dataset001_Real", 2), tmp_path / "predictions"
+    predictions.mkdir()
+    shutil.copy(real / "labelsTr/case_001.nii.gz", predictions / "case_000.nii.gz")
+    with open_client(real, predictions=predictions) as client:
+        first, second = (client.get(f"api/case/{key}").json() for key in rows_of(client))
+        (predicted,) = first["beside"]
+        assert predicted["title"] == "prediction"
+        assert predicted["volumes"]["image"] == first["volumes"]["image"]
+        assert predicted["labels"] == first["labels"]
+        assert client.get(predicted["volumes"]["label"]).content == (predictions / "case_000.nii.gz").read_bytes()
+        assert second["beside"] == []
+        assert client.get("predicted/c1/label.nii.gz").status_code == 404
+    with pytest.raises(EvaluationError, match="expected a folder of predicted label maps, found none"):
+        Predictions(tmp_path / "nothing")
 
 
 def test_dataset_of_nnunet_is_shown_with_its_own_labels(tmp_path: Path) -> None:
