@@ -10,6 +10,7 @@ Source: the package ``submitit``, version 1.5.
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -127,11 +128,17 @@ class ShardJob:
 
 
 def _is_cancelled() -> bool:
-    """Whether the user has ended this job with scancel, which sends SIGTERM, too."""
+    """Whether the user has ended this job with scancel, which sends SIGTERM, too.
+
+    Slurm shows such a job as one that completes. One that is to make room runs until its grace time is over, and shows
+    the time at which it was chosen.
+    """
     job = os.environ.get("SLURM_JOB_ID", "")
+    if not job:
+        return False
     command = ["scontrol", "--oneliner", "show", "job", job]
-    shown = subprocess.run(command, capture_output=True, text=True, check=False) if job else None
-    return shown is not None and "JobState=CANCELLED" in shown.stdout
+    shown = subprocess.run(command, capture_output=True, text=True, check=False).stdout
+    return "JobState=RUNNING" not in shown and not re.search(r"PreemptTime=\d", shown)
 
 
 def require_submitit() -> Any:
