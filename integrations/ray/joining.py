@@ -57,9 +57,10 @@ def join(address: str) -> Any:
 
 def _join(ray: Any, address: str) -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    if address:
+        _require_answer(address)
     try:
         if address:
-            _require_answer(address)
             ray.init(address=address, **_QUIET)
         else:
             # Ray would count all cores of the machine, whatever a scheduler or taskset gave to this process, and have
@@ -109,6 +110,6 @@ def _explain(address: str, error: Exception) -> WorkerError:
             "or leave --address out."
         )
     return WorkerError(
-        f"{place}: expected a Ray cluster that this machine is a node of, found: {text or type(error).__name__}. Run "
-        "ray status there to see more."
+        f"{place}: expected a Ray cluster that this machine is a node of and whose access token it has (RAY_AUTH_TOKEN, "
+        f"or ~/.ray/auth_token), found: {text or type(error).__name__} Run ray status there to see more."
     )
