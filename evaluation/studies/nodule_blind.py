@@ -7,8 +7,8 @@ which and is not to be opened before ``answers.csv`` is filled in (columns numbe
 ``--answers`` the share that was told right is printed. The classifier is a logistic regression on figures of the middle
 slice (gradients, edge, noise, roundness, surroundings), trained on half of the nodules; its AUC is over the other half.
 Real nodules are those of the split "val" of LIDC. Every one is paired with the inserted one of the nearest size, and
-both are brought to the coarser voxels of the two, so that neither size nor resolution tells them apart; then all slices
-are brought to the same voxels and smoothed alike.
+both are brought to the coarser voxels of the two and end at the same distance, so that neither size nor resolution nor
+the end of a crop tells them apart; then all slices are brought to the same voxels and smoothed alike.
 """
 
 from __future__ import annotations
@@ -64,15 +64,26 @@ def pair_alike(
     return [one for one, _ in pairs], [other for _, other in pairs]
 
 
-def cut_tile(stack: NoduleStack) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-    """The slice that shows most of a nodule, ``(I, J)`` around it, with its mask."""
-    middle = int(np.argmax(stack.mask.sum(axis=(1, 2))))
-    image, mask = ndimage.gaussian_filter(stack.image_hu[middle], SMOOTHING), stack.mask[middle]
-    centre = np.rint(np.argwhere(mask).mean(axis=0)).astype(int)
-    places = [
-        np.clip(np.arange(c - SIDE // 2, c + SIDE // 2), 0, n - 1) for c, n in zip(centre, mask.shape, strict=True)
-    ]
-    return image[np.ix_(*places)], mask[np.ix_(*places)]
+def cut_tiles(pair: Sequence[NoduleStack]) -> list[tuple[NDArray[np.float32], NDArray[np.bool_]]]:
+    """The slices that show most of the nodules of a pair, ``(I, J)`` around each, with their masks.
+
+    Crops of patients end near the nodule, whole CTs do not: all end where the smallest does, and go on with their edge.
+    """
+    slices = [(stack, int(np.argmax(stack.mask.sum(axis=(1, 2))))) for stack in pair]
+    centres = [np.rint(np.argwhere(stack.mask[middle]).mean(axis=0)).astype(int) for stack, middle in slices]
+    sides = np.array([stack.mask.shape[1:] for stack in pair])
+    before, after = np.min(centres, axis=0), np.min(sides - 1 - centres, axis=0)
+    tiles = []
+    for (stack, middle), centre in zip(slices, centres, strict=True):
+        image, mask = ndimage.gaussian_filter(stack.image_hu[middle], SMOOTHING), stack.mask[middle]
+        places = np.ix_(
+            *(
+                np.clip(np.arange(c - SIDE // 2, c + SIDE // 2), c - b, c + a)
+                for c, b, a in zip(centre, before, after, strict=True)
+            )
+        )
+        tiles.append((image[places], mask[places]))
+    return tiles
 
 
 def measure_tile(image: NDArray[np.float32], mask: NDArray[np.bool_]) -> list[float]:
@@ -159,9 +170,9 @@ def make_test(
     real: Sequence[NoduleStack], inserted: Sequence[NoduleStack], out: Path, *, num_each: int, seed: int
 ) -> dict[str, Any]:
     """Write the pictures and their key, and measure the classifier on all pairs."""
-    real, inserted = pair_alike(real, inserted)
+    pairs = [cut_tiles(pair) for pair in zip(*pair_alike(real, inserted), strict=True)]
     rng = numpy_generator(seed, "blind")
-    pictures = {"real": [cut_tile(stack) for stack in real], "inserted": [cut_tile(stack) for stack in inserted]}
+    pictures = {"real": [tile for tile, _ in pairs], "inserted": [tile for _, tile in pairs]}
     shown = [
         (kind, held[int(place)][0])
         for kind, held in pictures.items()
@@ -175,8 +186,7 @@ def make_test(
     is_real = np.repeat([True, False], [len(held) for held in pictures.values()])
     return {
         "measurement": REPORT_NAME,
-        "num_real": len(real),
-        "num_inserted": len(inserted),
+        "num_pairs": len(pairs),
         "num_shown": len(shown),
         "auc": find_auc(figures, is_real, seed=seed),
     }

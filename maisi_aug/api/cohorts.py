@@ -94,7 +94,7 @@ def cohort_status(folder: str | Path) -> CohortStatus:
     """How far a cohort is, whoever is making it; nothing is changed.
 
     >>> import maisi_aug as ma
-    >>> status = ma.cohort_status("livers")
+    >>> status = ma.cohort_status("cohort")
     >>> status.num_cases, len(status.manifest.accepted), status.running
     (1, 1, ())
 
@@ -157,7 +157,7 @@ def verify_cohort(folder: str | Path) -> Verification:
     """Compare every file of a cohort, also of one in shards, with its manifest.
 
     >>> import maisi_aug as ma
-    >>> ma.verify_cohort("livers").is_whole
+    >>> ma.verify_cohort("cohort").is_whole
     True
 
     Raises:

@@ -208,8 +208,8 @@ class BundleSpec(StrictModel):
         scale_factor: Latents are multiplied by it for diffusion and divided by it before decoding.
         mixed_precision: Whether the networks bear float16, which CUDA devices then compute in; False computes in
             float32 everywhere, unless another precision is asked for.
-        decode_window: Latent voxels along I, J, K that the autoencoder decodes at once; larger images are decoded in
-            windows that overlap by 0.4 and are blended, which takes less memory and more time. None decodes the whole.
+        decode_window: Latent voxels along I, J, K that the autoencoder decodes at once where windows are asked for
+            (``--decode windows``); they overlap by 0.4 and are blended. None decodes the whole.
         scheduler: Scheduler definition (``class`` and arguments).
         networks: Network definitions by role.
         weights: Weight files by role.

@@ -33,6 +33,7 @@ def _raising(error: BaseException) -> object:
         (errors.EvaluationError, 1),
         (errors.MemoryShortageError, 1),
         (errors.MissingExtraError, 1),
+        (errors.WorkerError, 1),
     ],
 )
 def test_own_errors_are_shown_as_they_are(
@@ -44,7 +45,7 @@ def test_own_errors_are_shown_as_they_are(
 
 def test_every_own_error_is_covered_above() -> None:
     own = [kind for kind in errors.MaisiAugError.__subclasses__() if kind.__module__ == errors.__name__]
-    assert len(own) == 16
+    assert len(own) == 17
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
@@ -124,7 +125,8 @@ def test_shortage_of_memory_is_told_of_what_it_was_raised_for() -> None:
     ("words", "expected"),
     [
         (["prepare", "--images", "x"], ["fewer --workers", "a smaller --shape", "a larger --spacing", OTHER_DEVICE]),
-        (["evaluate", "lesions", "x"], []),
+        (["evaluate", "lesions", "x"], ["fewer --workers"]),
+        (["evaluate", "reviewers", "x"], []),
         (["bundles", "import", "x"], []),
         (["nonsense"], []),
         ([], []),

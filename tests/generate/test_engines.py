@@ -86,6 +86,7 @@ def test_killed_worker_costs_the_cases_in_flight_only(
     assert hash_files(summary.folder) == hash_files(reference.folder)
 
 
+@pytest.mark.slow
 def test_worker_that_is_killed_again_and_again_stops_the_run(resolve: Callable[..., CohortRun], tmp_path: Path) -> None:
     with pytest.raises(WorkerError, match="found 3 in a row that did not; the last was killed, mostly for lack of"):
         synthesize_cohort(resolve(), tmp_path / "cohort", engine=Processes(("cpu",)), listener=Killer(99))

@@ -167,6 +167,7 @@ def test_workers_on_two_nodes_make_the_same_cohort(
     require_same(summary.folder, reference)
 
 
+@pytest.mark.slow
 def test_cluster_of_this_machine_has_the_cores_that_are_there(
     cluster: Cluster, reference: CohortSummary, resolve: Callable[..., CohortRun], tmp_path: Path
 ) -> None:
@@ -257,6 +258,7 @@ def test_lost_node_costs_the_cases_in_flight_only(
     require_same(summary.folder, reference)
 
 
+@pytest.mark.slow
 def test_stopped_run_is_continued(
     cluster: Cluster, reference: CohortSummary, resolve: Callable[..., CohortRun], tmp_path: Path
 ) -> None:
@@ -272,6 +274,7 @@ def test_stopped_run_is_continued(
     require_same(summary.folder, reference)
 
 
+@pytest.mark.slow
 def test_worker_without_the_bundle_is_told(cluster: Cluster, bundle_path: Path, tmp_path: Path) -> None:
     there, gone = tmp_path / "bundle", tmp_path / "elsewhere"
     shutil.copytree(bundle_path, there)

@@ -157,6 +157,7 @@ def test_job_that_slurm_terminates_is_queued_again(monkeypatch: pytest.MonkeyPat
     assert heard == [signal.SIGUSR2]
 
 
+@pytest.mark.slow
 @needs_submitit
 def test_checkpoint_stops_the_command_and_keeps_the_job() -> None:
     job = Sleeping(("synthesize",), Shard(1, 2))

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from maisi_aug.bundle_spec.bundle import Bundle
-from maisi_aug.bundle_spec.decoding import ComputeType
+from maisi_aug.bundle_spec.decoding import ComputeType, DecodingConfig
 from maisi_aug.errors import BundleError, GridError, RecipeError
 from maisi_aug.lesions.editing import remove_lesions
 from maisi_aug.networks.building import compute_in, computes_in, mixed_precision, store_in
@@ -109,7 +109,7 @@ def test_more_steps_than_the_scheduler_was_trained_with_are_refused(
         pipeline.synthesize_image(label_map, grid, seed=1, num_inference_steps=1001)
 
 
-def test_bundles_window_changes_the_image_by_little_and_not_at_all_where_the_whole_fits(
+def test_bundles_window_is_for_windows_alone_and_changes_the_image_by_little(
     pipeline: Pipeline, grid: Grid, label_map: NDArray[np.uint8], tmp_path: Path
 ) -> None:
     whole, other = (pipeline.synthesize_image(label_map, grid, seed=seed) for seed in (1, 2))
@@ -117,7 +117,8 @@ def test_bundles_window_changes_the_image_by_little_and_not_at_all_where_the_who
     for window in ((6, 6, 4), (8, 6, 64)):
         header = {**build_header(), "decode_window": list(window)}
         windowed = Pipeline.load(write_random_bundle(tmp_path / str(window), header, seed=0), "cpu")
-        images[window] = windowed.synthesize_image(label_map, grid, seed=1)
+        images[window] = windowed.synthesize_image(label_map, grid, seed=1, decoding=DecodingConfig(mode="windows"))
+        assert np.array_equal(windowed.synthesize_image(label_map, grid, seed=1), whole), "exact is the default"
     body = label_map > 0
     assert np.corrcoef(images[6, 6, 4][body], whole[body])[0, 1] > 0.9  # the norms of random weights see a part each
     assert np.corrcoef(other[body], whole[body])[0, 1] < 0.5

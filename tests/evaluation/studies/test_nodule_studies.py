@@ -120,6 +120,21 @@ def test_classifier_tells_what_differs_and_nothing_else(tmp_path: Path) -> None:
     assert nodule_blind.make_test(stacks[::2], stacks[1::2], tmp_path, num_each=5, seed=1)["auc"] < 0.85
 
 
+def test_pictures_of_a_pair_end_at_the_same_distance() -> None:
+    def build(first: int, side: int) -> NoduleStack:
+        shape = (3, side, 60)
+        mask = np.zeros(shape, dtype=bool)
+        mask[1, first : first + 4, 28:32] = True
+        image = np.broadcast_to(np.arange(side, dtype="f4")[:, None], shape).copy()
+        return NoduleStack("n", "p", 8.0, image, mask, (1.0, 1.0, 1.0))
+
+    (short, mask), (whole, _) = nodule_blind.cut_tiles([build(8, 16), build(28, 60)])
+    assert short.shape == whole.shape == (nodule_blind.SIDE, nodule_blind.SIDE)
+    assert mask.any()
+    repeated = [int((np.abs(np.diff(tile, axis=0)).max(axis=1) == 0).sum()) for tile in (short, whole)]
+    assert repeated[0] == repeated[1] > 20
+
+
 def test_pairs_have_one_size_and_one_resolution() -> None:
     def build(diameter_mm: float, spacing_mm: tuple[float, float, float]) -> nodule_slices.NoduleStack:
         rng, shape = np.random.default_rng(2), (10, 40, 40)
