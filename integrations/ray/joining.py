@@ -110,6 +110,7 @@ def _explain(address: str, error: Exception) -> WorkerError:
             "or leave --address out."
         )
     return WorkerError(
-        f"{place}: expected a Ray cluster that this machine is a node of and whose access token it has (RAY_AUTH_TOKEN, "
-        f"or ~/.ray/auth_token), found: {text or type(error).__name__} Run ray status there to see more."
+        f"{place}: expected a Ray cluster that this machine is a node of and whose access token it has "
+        f"(RAY_AUTH_TOKEN, or ~/.ray/auth_token), found: {text or type(error).__name__} Run ray status "
+        "there to see more."
     )
