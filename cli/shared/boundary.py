@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import logging
 import os
 import sys
@@ -27,6 +26,7 @@ from maisi_aug.errors import (
 from maisi_aug.system.content import ContentError
 from maisi_aug.system.memory import find_memory_error, spell_asked
 from maisi_aug.system.printed_text import clean_message
+from maisi_aug.system.whole_files import is_disk_full
 
 EXIT_FAILED = 1
 EXIT_USAGE = 2
@@ -45,7 +45,6 @@ LESS_MEMORY = {
 """What takes less memory, by the option that says it."""
 
 _USAGE_ERRORS = (GridError, RecipeError, RequestError, VocabularyError)
-_DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 _STOPPED = "nothing was written."
 _STOPPED_RESUMABLE = "what was finished is kept, and the same command goes on from there."
 
@@ -163,7 +162,7 @@ def _explain_memory(error: BaseException, options: Callable[[], Sequence[str]]) 
 
 def _explain_os_error(error: OSError, *, is_resumable: bool) -> str:
     place = f"{error.filename}: " if error.filename else ""
-    if error.errno in _DISK_FULL:
+    if is_disk_full(error):
         kept = _STOPPED_RESUMABLE if is_resumable else _STOPPED
         return f"Error: {place}no space is left on the disk. Free some and run the same command again; {kept}"
     return f"Error: {place}{error.strerror}. Check the path and its permissions."

@@ -150,11 +150,7 @@ def blind(image: Volume, spacing_mm: float) -> Volume:
         VolumeError: When there is no patient.
     """
     body = find_body(image.array, image.grid.spacing_mm)
-    i, j, k = (max(1, round(extent / spacing_mm)) for extent in image.grid.extent_mm)
-    step = np.eye(4)
-    factors = np.array(image.grid.shape) / (i, j, k)
-    step[:3, :3], step[:3, 3] = np.diag(factors), (factors - 1) / 2
-    even = Grid((i, j, k), image.grid.affine @ step)
+    even = image.grid.with_voxels_of(spacing_mm)
     hu = resample_image(image.array.astype(np.float32), image.grid, even)
     inside = resample_label_map(body.astype(np.uint8), image.grid, even) > 0
     box = bounding_box(inside)

@@ -100,10 +100,7 @@ def plant_copy(image: Volume, rng: np.random.Generator) -> Volume:
     shift is up to 50 HU.
     """
     i, j, k = (min(side, PLANTED_SIDE) for side in image.grid.shape)
-    factors = np.array(image.grid.shape) / (i, j, k)
-    step = np.eye(4)
-    step[:3, :3], step[:3, 3] = np.diag(factors), (factors - 1) / 2
-    coarse = Grid((i, j, k), image.grid.affine @ step)
+    coarse = image.grid.divided_into((i, j, k))
     hu = resample_image(image.array.astype(np.float32), image.grid, coarse)
     hu = np.flip(hu, tuple(axis for axis in range(3) if rng.random() < 0.5))
     planes = ((0, 1), (0, 2), (1, 2))

@@ -422,12 +422,7 @@ def _shrink_all(case_set: CaseSet, notify: Report, *, num_planted: int = 0) -> t
 
 def _spread(grid: Grid, box: Sequence[slice], side: int) -> Grid:
     """A grid of ``side``^3 voxels over a box."""
-    first = np.asarray([part.start for part in box], dtype=np.float64)
-    extent = np.asarray([part.stop - part.start for part in box], dtype=np.float64)
-    step = np.eye(4)
-    step[:3, :3] = np.diag(extent / side)
-    step[:3, 3] = first - 0.5 + extent / side / 2
-    return Grid((side, side, side), grid.affine @ step)
+    return grid.cut_to(box).divided_into((side, side, side))
 
 
 def _compare(

@@ -8,7 +8,6 @@ counted together. No filters: wavelets would multiply the features, and few case
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
 from typing import Any, Final
@@ -99,7 +98,7 @@ def measure_regions(case_set: CaseSet, case: EvaluatedCase, spacing_mm: float) -
     body_box = find_body_box(image.array)
     tissue = image.array[body_box] > TISSUE_HU
     found = [
-        _describe(BODY, image.array[body_box], tissue, _crop(image.grid, body_box), spacing_mm, body_box, body_box)
+        _describe(BODY, image.array[body_box], tissue, image.grid.cut_to(body_box), spacing_mm, body_box, body_box)
     ]
     if label_map.size:
         found += _describe_labels(image.array, label_map, image.grid, case_set.vocabulary, spacing_mm, body_box)
@@ -125,13 +124,13 @@ def _describe_labels(
         host_box = body_box
         if is_lesion and vocabulary.hosts_of(number):
             host_box = bounding_box(mask | np.isin(label_map, vocabulary.hosts_of(number)))
-        for box, part in _parts(mask) if is_lesion else iter([_whole(mask)]):
+        for box, part in connected_parts(mask) if is_lesion else iter([_whole(mask)]):
             wide = _widen(box, label_map.shape)
             inside = np.zeros(tuple(part.stop - part.start for part in wide), dtype=bool)
             inside[tuple(slice(b.start - w.start, b.stop - w.start) for b, w in zip(box, wide, strict=True))] = part
             found.append(
                 _describe(
-                    name, image_hu[wide], inside, _crop(grid, wide), spacing_mm, box, host_box, is_lesion=is_lesion
+                    name, image_hu[wide], inside, grid.cut_to(wide), spacing_mm, box, host_box, is_lesion=is_lesion
                 )
             )
     return found
@@ -142,20 +141,9 @@ def _whole(mask: Mask) -> tuple[Box, Mask]:
     return box, mask[box]
 
 
-def _parts(mask: Mask) -> Iterator[tuple[Box, Mask]]:
-    yield from connected_parts(mask)
-
-
 def _widen(box: Box, shape: tuple[int, ...]) -> Box:
     """With room for the interpolation of the first and last voxel."""
     return tuple(slice(max(0, s.start - 2), min(side, s.stop + 2)) for s, side in zip(box, shape, strict=True))
-
-
-def _crop(grid: Grid, box: Box) -> Grid:
-    step = np.eye(4)
-    step[:3, 3] = [part.start for part in box]
-    i, j, k = (part.stop - part.start for part in box)
-    return Grid((i, j, k), grid.affine @ step)
 
 
 def _describe(
@@ -170,11 +158,7 @@ def _describe(
     is_lesion: bool = False,
 ) -> Region | None:
     """A region, of its crop; None for one that is too small."""
-    i, j, k = (max(1, round(extent / spacing_mm)) for extent in grid.extent_mm)
-    step = np.eye(4)
-    factors = np.array(grid.shape) / (i, j, k)
-    step[:3, :3], step[:3, 3] = np.diag(factors), (factors - 1) / 2
-    even = Grid((i, j, k), grid.affine @ step)
+    even = grid.with_voxels_of(spacing_mm)
     inside = resample_label_map(mask.astype(np.uint8), grid, even) > 0
     if np.count_nonzero(inside) < MIN_VOXELS:
         return None

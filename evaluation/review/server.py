@@ -7,7 +7,6 @@ decide anything. Nothing is loaded from anywhere else.
 
 from __future__ import annotations
 
-import errno
 import hmac
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +28,7 @@ from maisi_aug.evaluation.review.cases import ShownCase
 from maisi_aug.evaluation.review.desk import Desk
 from maisi_aug.evaluation.review.reader_test import Kind, ReaderTest
 from maisi_aug.evaluation.review.volumes import FolderFiles
+from maisi_aug.system.whole_files import is_disk_full
 
 PAGE: Final = Path(__file__).resolve().parent / "page"
 OWN_NAMES: Final = ("127.0.0.1", "localhost")
@@ -164,7 +164,7 @@ def build_app(
 async def _explain(request: Request, error: Exception) -> Response:
     """An error as a sentence that the page shows."""
     cause = error.__cause__
-    is_full = isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT)
+    is_full = is_disk_full(cause)
     status = 507 if is_full else 500 if isinstance(error, CohortError) else 404
     return JSONResponse({"error": str(error)}, status)
 

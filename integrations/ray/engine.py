@@ -6,7 +6,6 @@ which Ray Core alone is used.
 
 from __future__ import annotations
 
-import os
 import pickle
 import secrets
 import socket
@@ -23,7 +22,7 @@ from maisi_aug import __version__
 from maisi_aug.errors import RequestError, WorkerError
 from maisi_aug.integrations.ray.actor import Assignment, Hello, Piece, RemoteWorker
 from maisi_aug.integrations.ray.joining import join
-from maisi_aug.system.engine.cores import THREAD_VARIABLES
+from maisi_aug.system.engine.cores import THREAD_VARIABLES, limit_threads
 from maisi_aug.system.engine.crew import Crew, Ending, Message
 from maisi_aug.system.engine.work import MAX_LOSSES, Item, Result, Settle, Watch, WorkerSpec
 
@@ -161,8 +160,7 @@ class _Office:
 
     def hire(self, assignment: Assignment) -> Any:
         """An actor, which may wait for a place."""
-        shape, text = self.shape, os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
-        threads = min(max(1, shape.num_cpus), int(text) if text.isdecimal() and int(text) else shape.num_cpus or 1)
+        shape, threads = self.shape, limit_threads(self.shape.num_cpus)
         made = self.ray.remote(RemoteWorker).options(
             num_cpus=shape.num_cpus,
             num_gpus=shape.num_gpus,

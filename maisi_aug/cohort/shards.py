@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from maisi_aug.cohort.manifest import (
     MANIFEST_NAME,
@@ -31,6 +32,7 @@ from maisi_aug.system.whole_folder import link_or_copy
 from maisi_aug.system.yaml_content import read_yaml
 
 MAX_SHARDS = 100_000
+Group = TypeVar("Group")
 
 
 @dataclass(frozen=True)
@@ -68,9 +70,9 @@ class Shard:
         """Of the manifest that the shard writes."""
         return f"manifest.{self.number}-of-{self.count}.jsonl"
 
-    def indices(self, num_cases: int) -> range:
-        """Positions of its cases in the plan; those of a kind, which stand together, are spread over all shards."""
-        return range(self.number - 1, num_cases, self.count)
+    def part_of(self, groups: Sequence[Group]) -> list[Group]:
+        """Its groups of cases of a plan's; those of a kind, which stand together, are spread over all shards."""
+        return list(groups[self.number - 1 :: self.count])
 
 
 def find_others(folder: Path, own: str) -> Iterator[tuple[Path, Holder]]:
@@ -207,7 +209,8 @@ def _write_joined(target: Path, sources: Sequence[Path]) -> None:
     places: dict[tuple[int, int], tuple[Path, int, int]] = {}
     for path in sources:
         # Of the lines of one manifest on an attempt the last one counts; those of another say the same.
-        places = {**{key: (path, *place) for key, place in _find_lines(path).items()}, **places}
+        for key, place in _find_lines(path).items():
+            places.setdefault(key, (path, *place))
     with ExitStack() as files:
         opened = {path: files.enter_context(path.open("rb")) for path in sources}
         out = files.enter_context(open_whole(target))

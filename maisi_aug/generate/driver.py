@@ -61,17 +61,17 @@ class CaseItem:
     number: int
     wanted: frozenset[int]
 
-    @classmethod
-    def next_of(cls, group: tuple[CasePlan, ...], manifest: Manifest, todo: Collection[int]) -> CaseItem:
-        """The next attempt at a group.
 
-        Args:
-            group: Cases that are accepted together or not at all; one of them at least is to be made.
-            manifest: Of earlier runs.
-            todo: Indices of cases that are not settled.
-        """
-        wanted = frozenset(case.index for case in group if case.index in todo)
-        return cls(group, max(manifest.next_attempt(index) for index in wanted), wanted)
+def list_items(groups: Iterable[tuple[CasePlan, ...]], manifest: Manifest, todo: Collection[int]) -> list[CaseItem]:
+    """The next attempts at groups of cases that are accepted together or not at all.
+
+    Args:
+        groups: In the order in which they are begun; those that are settled are left out.
+        manifest: Of earlier runs.
+        todo: Indices of cases that are not settled.
+    """
+    own = ((group, frozenset(case.index for case in group if case.index in todo)) for group in groups)
+    return [CaseItem(group, max(map(manifest.next_attempt, wanted)), wanted) for group, wanted in own if wanted]
 
 
 @dataclass(frozen=True)

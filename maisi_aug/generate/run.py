@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cache, partial
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
@@ -13,9 +14,8 @@ from maisi_aug.cohort.manifest import MANIFEST_NAME, Manifest, is_cohort
 from maisi_aug.cohort.plan import CasePlan, spell_labels
 from maisi_aug.cohort.resolve import CohortRun
 from maisi_aug.cohort.shards import Shard
-from maisi_aug.errors import BankError, LesionError
 from maisi_aug.generate.case_worker import CohortSpec
-from maisi_aug.generate.driver import CaseDriver, CaseItem, LeavesHope, Listener
+from maisi_aug.generate.driver import CaseDriver, CaseItem, Listener, list_items
 from maisi_aug.generate.recorder import Recorder
 from maisi_aug.pictures.preview import save_contact_sheet
 from maisi_aug.sources.opening import may_fail_as_a_whole, open_source
@@ -131,7 +131,7 @@ def synthesize_cohort(
         _require_computable(run, engine.devices, compiler)
     groups, name = _list_groups(run, case_indices), MANIFEST_NAME
     if shard is not None:
-        groups, name = [groups[index] for index in shard.indices(len(groups))], shard.manifest_name
+        groups, name = shard.part_of(groups), shard.manifest_name
         num_cases = sum(map(len, groups))
     chosen = frozenset(case.index for group in groups for case in group)
     if case_indices is not None:
@@ -147,10 +147,11 @@ def synthesize_cohort(
         driver = CaseDriver(Recorder(place, writer), listener)
         if todo := chosen - manifest.settled_indices:
             driver.has_map = any(record.mask_origin for record in manifest.records) or not may_fail_as_a_whole(run)
-            driver.leaves_hope = _ask_source(run)
+            ask_source = cache(partial(open_source, run, "cpu"))  # opened when it is asked, and once
+            driver.leaves_hope = lambda error, case, others: ask_source().leaves_hope(error, case, others)
             if recorded.records and run.bank.entries:
-                open_source(run, "cpu").require_unchanged(record.mask_origin for record in recorded.records)
-            items = [CaseItem.next_of(group, manifest, todo) for group in groups if any(c.index in todo for c in group)]
+                ask_source().require_unchanged(record.mask_origin for record in recorded.records)
+            items = list_items(groups, manifest, todo)
             items = items if len(engine.devices) == 1 else _longest_first(run, items)
             with open_scratch(folder, name) as scratch:
                 driver.make(CohortSpec(run, folder, compiler), items, engine, scratch=scratch)
@@ -191,15 +192,6 @@ def _longest_first(run: CohortRun, items: Sequence[CaseItem]) -> list[CaseItem]:
         return sum(path.stat().st_size for path in paths if path.exists())
 
     return sorted(items, key=count_bytes, reverse=True) if run.request.follows_maps else list(items)
-
-
-def _ask_source(run: CohortRun) -> LeavesHope:
-    """What the source of the label maps says of a case that fails; it is opened when it is asked."""
-
-    def ask(error: LesionError | BankError, case: CasePlan, others: Sequence[CasePlan]) -> bool:
-        return open_source(run, "cpu").leaves_hope(error, case, others)
-
-    return ask
 
 
 def draw_contact_sheet(place: CohortFolder, run: CohortRun, manifest: Manifest) -> None:

@@ -5,7 +5,6 @@ The files lie in a folder of the worker's own, from where :mod:`maisi_aug.genera
 
 from __future__ import annotations
 
-import errno
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,12 +20,11 @@ from maisi_aug.cohort.resolve import CohortRun
 from maisi_aug.errors import CohortError, VolumeError
 from maisi_aug.generate.attempts import Attempt, judge_drawn_image
 from maisi_aug.pictures.preview import Caption, build_plain_preview, build_preview, save_picture
-from maisi_aug.system.whole_files import sha256_of
+from maisi_aug.system.whole_files import is_disk_full, sha256_of
 from maisi_aug.volumes.components import is_any_of
 from maisi_aug.volumes.image_files import save_image, save_label_map
 
 MAX_LESION_LINES = 4
-_DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 @dataclass(frozen=True)
@@ -158,7 +156,7 @@ class CaseWriter:
 def explain_disk(folder: Path, error: OSError | VolumeError) -> CohortError:
     """What keeps files from being written into a folder, in a sentence."""
     cause = error if isinstance(error, OSError) else error.__cause__
-    if isinstance(cause, OSError) and cause.errno in _DISK_FULL:
+    if is_disk_full(cause):
         return CohortError(
             f"{folder}: expected room for another case, found a full disk. Free some space and run the same command "
             "again: what was finished is kept, and it goes on from there."

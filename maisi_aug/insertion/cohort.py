@@ -23,7 +23,7 @@ from maisi_aug.errors import LesionError, PreparationError, UnfitCtError, Volume
 from maisi_aug.gates.judgement import name_verdict, to_record
 from maisi_aug.generate.attempts import Attempt
 from maisi_aug.generate.case_worker import write_group
-from maisi_aug.generate.driver import CaseDriver, CaseItem, CaseResult, Listener
+from maisi_aug.generate.driver import CaseDriver, CaseItem, CaseResult, Listener, list_items
 from maisi_aug.generate.recorder import Recorder
 from maisi_aug.generate.run import CohortSummary
 from maisi_aug.generate.writer import CaseWriter, CohortFacts
@@ -75,7 +75,7 @@ def insert_cohort(
     started, config = perf_counter(), cohort.config
     groups, name = cohort.groups, MANIFEST_NAME
     if shard is not None:
-        groups, name = [groups[index] for index in shard.indices(len(groups))], shard.manifest_name
+        groups, name = shard.part_of(groups), shard.manifest_name
     chosen = frozenset(case.index for group in groups for case in group)
     opened = open_cohort(folder, cohort.to_document(), header=COHORT_HEADER, manifest=name)
     with opened as (place, lines, recorded):
@@ -83,7 +83,7 @@ def insert_cohort(
         listener.starts(len(chosen), manifest)
         driver = CaseDriver(Recorder(place, lines), listener)
         if todo := chosen - manifest.settled_indices:
-            items = [CaseItem.next_of(group, manifest, todo) for group in groups if any(c.index in todo for c in group)]
+            items = list_items(groups, manifest, todo)
             with open_scratch(folder, name) as scratch:
                 driver.make(InsertionSpec(cohort, folder), items, engine, scratch=scratch)
         done = load_manifest(folder).among(chosen).reopen(config.max_attempts)

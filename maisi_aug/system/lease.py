@@ -13,8 +13,7 @@ import secrets
 import socket
 import threading
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from time import monotonic, sleep, time
@@ -132,24 +131,6 @@ class Lease:
             with self._path.open("r+b") as file:
                 file.write(_to_bytes(self._holder))
             self._beaten_at = monotonic()
-
-
-@contextmanager
-def hold_lease(path: Path, *, has_lock: bool | None) -> Iterator[Lease]:
-    """Hold a lease while the block lasts.
-
-    Args:
-        path: Of its file.
-        has_lock: Whether this process has the kernel's lock that goes with it; None where there are none.
-
-    Raises:
-        CohortError: Another process holds it.
-    """
-    lease = take_lease(path, has_lock=has_lock)
-    try:
-        yield lease
-    finally:
-        lease.end()
 
 
 def take_lease(path: Path, *, has_lock: bool | None) -> Lease:

@@ -8,6 +8,7 @@ before that leaves nothing under the final name. Files of a folder that appears 
 from __future__ import annotations
 
 import ctypes
+import errno
 import hashlib
 import io
 import json
@@ -24,6 +25,11 @@ from maisi_aug.errors import VolumeError
 TEMPORARY_SUFFIX = ".part"
 CHUNKS_AT_A_TIME = 10_000
 """Words of JSON that are held in memory, out of millions."""
+
+
+def is_disk_full(error: BaseException | None) -> bool:
+    """Whether an error, itself, says that the disk is full, or the user's share of it."""
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 def write_whole(path: Path | str, content: bytes, *, is_new: bool = False) -> None:

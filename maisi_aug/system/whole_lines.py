@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import errno
 import os
 from pathlib import Path
 
 from maisi_aug.errors import CohortError
 from maisi_aug.system.file_lock import lock
+from maisi_aug.system.whole_files import is_disk_full
 
 
 def cut_torn_line(descriptor: int) -> None:
@@ -69,7 +69,7 @@ def append_to_shared(path: Path, text: str) -> None:
         finally:
             os.close(descriptor)
     except OSError as error:
-        is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        is_full = is_disk_full(error)
         found = "a full disk" if is_full else (error.strerror or str(error)).lower()
         raise CohortError(
             f"{path}: expected to add a line, found {found}. Earlier lines are kept; make room or choose a folder that "

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -81,6 +82,29 @@ class Grid:
         """Field of view along I, J, K in millimetres."""
         i, j, k = (side * step for side, step in zip(self.shape, self.spacing_mm, strict=True))
         return (i, j, k)
+
+    def cut(self, first: Sequence[float] | NDArray[Any], shape: Sequence[int]) -> Grid:
+        """The grid of a shape whose first voxel is voxel ``first`` of this one."""
+        affine = self.affine.copy()
+        affine[:3, 3] += affine[:3, :3] @ np.asarray(first)
+        i, j, k = (int(side) for side in shape)
+        return Grid((i, j, k), affine)
+
+    def cut_to(self, box: Sequence[slice]) -> Grid:
+        """The grid of a box of voxels, along I, J, K."""
+        return self.cut([part.start for part in box], [part.stop - part.start for part in box])
+
+    def divided_into(self, shape: Shape) -> Grid:
+        """The same field of view in another number of voxels along I, J, K."""
+        factors = np.asarray(self.shape) / np.asarray(shape)
+        step = np.eye(4)
+        step[:3, :3], step[:3, 3] = np.diag(factors), (factors - 1) / 2
+        return Grid(shape, self.affine @ step)
+
+    def with_voxels_of(self, spacing_mm: float) -> Grid:
+        """The same field of view in isotropic voxels of about this side, in millimetres."""
+        i, j, k = (max(1, round(extent / spacing_mm)) for extent in self.extent_mm)
+        return self.divided_into((i, j, k))
 
     def is_close(self, other: Grid, *, tolerance_mm: float = 1e-3) -> bool:
         """Whether both grids have the same shape and, to the tolerance, the same affine."""

@@ -167,7 +167,7 @@ def crop_or_pad(
     _require_shape(array, grid)
     centre = (np.asarray(grid.shape) - 1) / 2 if centre_ijk is None else np.asarray(centre_ijk, dtype=np.float64)
     first = np.floor(np.round(centre - (np.asarray(shape) - 1) / 2, DECIMALS) + 0.5).astype(int)
-    target = _shifted(grid, first, shape)
+    target = grid.cut(first, shape)
     result = np.full(shape, fill, dtype=array.dtype)
     taken = [range(max(0, low), min(side, low + n)) for low, side, n in zip(first, grid.shape, shape, strict=True)]
     if all(len(part) for part in taken):
@@ -229,7 +229,7 @@ def _find_landing(lesion: _Lesion, source: Grid, target: Grid) -> _Landing | Non
     low = np.maximum(np.floor(landed.min(axis=0) - reach), 0).astype(int)
     high = np.minimum(np.ceil(landed.max(axis=0) + reach) + 1, target.shape).astype(int)
     place = tuple(slice(int(a), int(b)) for a, b in zip(low, high, strict=True))
-    return _Landing(place, _grid_of(target, place), num_voxels, exact_voxels, landed.mean(axis=0) - low)
+    return _Landing(place, target.cut_to(place), num_voxels, exact_voxels, landed.mean(axis=0) - low)
 
 
 def _keep_volume(
@@ -247,7 +247,7 @@ def _keep_volume(
     labels, grid = resampled[landing.place], landing.place_grid
     margin = 2 + int(np.ceil(np.linalg.norm(_index_map(target, source)[:3, :3], axis=1).max()))
     padded_shape = (np.asarray(lesion.mask.shape) + 2 * margin).tolist()
-    mask, mask_grid = crop_or_pad(lesion.mask.astype(np.float32), _grid_of(source, lesion.box), padded_shape, fill=0.0)
+    mask, mask_grid = crop_or_pad(lesion.mask.astype(np.float32), source.cut_to(lesion.box), padded_shape, fill=0.0)
     now = (_take_nearest(mask, mask_grid, grid, 0) > 0.5) & (labels == lesion.label_id)
     beside_others = ndimage.binary_dilation((labels == lesion.label_id) & ~now, TOUCHING)
     if _is_kept(now, landing.exact_voxels) and not (now & beside_others).any():
@@ -291,7 +291,7 @@ def _without_lesions(
     nearest = ndimage.distance_transform_edt(
         lesions, sampling=source.spacing_mm, return_distances=False, return_indices=True
     )
-    return _take_nearest(label_map[wide][tuple(nearest)], _grid_of(source, wide), place_grid, 0)
+    return _take_nearest(label_map[wide][tuple(nearest)], source.cut_to(wide), place_grid, 0)
 
 
 # Indices.
@@ -308,18 +308,6 @@ def _require_shape(array: NDArray[Any], grid: Grid) -> None:
 def _index_map(grid: Grid, other: Grid) -> NDArray[np.float64]:
     """``(4, 4)`` matrix from voxel indices of a grid to voxel indices of the other one."""
     return np.asarray(np.linalg.solve(other.affine, grid.affine), dtype=np.float64)
-
-
-def _shifted(grid: Grid, first: NDArray[np.int_], shape: Sequence[int]) -> Grid:
-    """The grid of a shape whose first voxel is voxel ``first`` of the given grid."""
-    affine = grid.affine.copy()
-    affine[:3, 3] += affine[:3, :3] @ first
-    i, j, k = (int(side) for side in shape)
-    return Grid((i, j, k), affine)
-
-
-def _grid_of(grid: Grid, box: Box) -> Grid:
-    return _shifted(grid, np.array([part.start for part in box]), [part.stop - part.start for part in box])
 
 
 def _source_indices(to_source: NDArray[np.float64], shape: Shape) -> Iterator[tuple[slice, list[NDArray[np.int64]]]]:

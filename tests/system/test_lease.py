@@ -6,6 +6,8 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +15,7 @@ import pytest
 
 from maisi_aug.errors import CohortError
 from maisi_aug.system import lease as leases
-from maisi_aug.system.lease import Holder, age_of, describe_process, hold_lease, is_fresh, read_holder, take_lease
+from maisi_aug.system.lease import Holder, Lease, age_of, describe_process, is_fresh, read_holder, take_lease
 
 OTHER = Holder(token="b" * 16, host="node7", pid=4711, boot="another boot", namespace="pid:[1]")
 
@@ -29,6 +31,15 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     return tmp_path / ".manifest.jsonl.lease"
+
+
+@contextmanager
+def hold_lease(path: Path, *, has_lock: bool | None) -> Iterator[Lease]:
+    lease = take_lease(path, has_lock=has_lock)
+    try:
+        yield lease
+    finally:
+        lease.end()
 
 
 def write(path: Path, holder: Holder, *, age: float = 0.0) -> None:

@@ -6,7 +6,6 @@ The download is ``huggingface_hub``'s, with its cache, its resumption and its se
 
 from __future__ import annotations
 
-import errno
 import re
 import shlex
 from collections.abc import Mapping
@@ -28,7 +27,7 @@ from maisi_aug.networks.checkpoints.importing import (
 )
 from maisi_aug.networks.checkpoints.mask_networks import add_mask_networks, write_mask_networks
 from maisi_aug.system.progress import Say
-from maisi_aug.system.whole_files import sha256_of
+from maisi_aug.system.whole_files import is_disk_full, sha256_of
 
 DEFAULT_REVISION = "main"
 
@@ -217,7 +216,7 @@ def _download(repository: str, name: str, revision: str, hub: Hub) -> Path:
             hf_hub_download(repository, name, revision=revision, cache_dir=hub.cache_folder, endpoint=hub.endpoint)
         )
     except Exception as error:  # of whichever HTTP library huggingface_hub is built on
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if is_disk_full(error):
             raise
         raise _explain(error, f"{repository}/{name}") from error
 

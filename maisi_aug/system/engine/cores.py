@@ -30,9 +30,14 @@ def count_cores() -> int:
 
 def count_threads(num_workers: int) -> int:
     """Threads for each of some workers that share the cores of this process; fewer where ``OMP_NUM_THREADS`` says."""
+    return limit_threads(count_cores() // num_workers)
+
+
+def limit_threads(num_cores: int) -> int:
+    """Threads for a worker that has some cores: one for each, fewer where ``OMP_NUM_THREADS`` says, at least one."""
     text = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
     wished = int(text) if text.isdecimal() else 0
-    share = max(1, count_cores() // num_workers)
+    share = max(1, num_cores)
     return min(share, wished) if wished else share
 
 
