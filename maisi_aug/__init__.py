@@ -10,6 +10,8 @@ __version__ = "0.1.0"
 
 TYPE_CHECKING = False  # typing's takes longer to import than this module
 if TYPE_CHECKING:
+    from maisi_aug.api import evaluate
+    from maisi_aug.api.benchmarking import benchmark, plan_benchmark, report, run_arm
     from maisi_aug.api.cohorts import cohort_status, merge_cohort, verify_cohort
     from maisi_aug.api.exporting import export_dicom, export_monai, export_nnunet
     from maisi_aug.api.finetuning import finetune_controlnet
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     from maisi_aug.api.preparing import prepare
     from maisi_aug.api.results import Case, Cohort, SavedCase, load_cohort
     from maisi_aug.api.synthesis import plan, synthesize
+    from maisi_aug.api.training import train
     from maisi_aug.api.viewing import view
     from maisi_aug.errors import MaisiAugError
     from maisi_aug.integrations.fresh.cases import FreshCases
@@ -33,7 +36,9 @@ _HOMES = {
     "MaisiAugError": "errors",
     "Pipeline": "api.pipeline",
     "SavedCase": "api.results",
+    "benchmark": "api.benchmarking",
     "cohort_status": "api.cohorts",
+    "evaluate": "api",
     "export_dicom": "api.exporting",
     "export_monai": "api.exporting",
     "export_nnunet": "api.exporting",
@@ -43,8 +48,12 @@ _HOMES = {
     "load_cohort": "api.results",
     "merge_cohort": "api.cohorts",
     "plan": "api.synthesis",
+    "plan_benchmark": "api.benchmarking",
     "prepare": "api.preparing",
+    "report": "api.benchmarking",
+    "run_arm": "api.benchmarking",
     "synthesize": "api.synthesis",
+    "train": "api.training",
     "verify_cohort": "api.cohorts",
     "view": "api.viewing",
 }
@@ -57,7 +66,9 @@ __all__ = [
     "MaisiAugError",
     "Pipeline",
     "SavedCase",
+    "benchmark",
     "cohort_status",
+    "evaluate",
     "export_dicom",
     "export_monai",
     "export_nnunet",
@@ -67,8 +78,12 @@ __all__ = [
     "load_cohort",
     "merge_cohort",
     "plan",
+    "plan_benchmark",
     "prepare",
+    "report",
+    "run_arm",
     "synthesize",
+    "train",
     "verify_cohort",
     "view",
 ]
@@ -79,7 +94,9 @@ def __getattr__(name: str) -> object:
         raise AttributeError(f"module 'maisi_aug' has no attribute '{name}'", name=name)
     from importlib import import_module
 
-    value = getattr(import_module(f"maisi_aug.{_HOMES[name]}"), name)
+    home = import_module(f"maisi_aug.{_HOMES[name]}")
+    # ``evaluate`` is a module, which is no attribute of its package before it is imported.
+    value = getattr(home, name, None) or import_module(f"{home.__name__}.{name}")
     globals()[name] = value
     return value
 
