@@ -217,8 +217,8 @@ def hu(cases: str | Path, *, out: str | Path | None = None, progress: Progress =
 
     >>> import maisi_aug as ma
     >>> measured = ma.evaluate.hu("cohort", out="hu")
-    >>> sorted(row["name"] for row in measured.figures["labels"])[:3]
-    ['aorta', 'bladder', 'body']
+    >>> {"liver", "hepatic tumor"} <= {row["label"] for row in measured.figures["labels"]}
+    True
     >>> [path.name for path in measured.files]
     ['hu.svg', 'hu.md', 'hu.json']
 
