@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NotRequired, TypedDict
 
 from maisi_aug.bundle_spec.bundle import Bundle, load_bundle
-from maisi_aug.bundle_spec.bundle import list_bundles as list_bundles_at_hand
-from maisi_aug.bundle_spec.known_bundles import KnownBundle, find_known_bundle, known_bundles
 from maisi_aug.errors import RequestError
 from maisi_aug.system.progress import Say
 
 if TYPE_CHECKING:
+    from maisi_aug.bundle_spec.known_bundles import KnownBundle
     from maisi_aug.networks.checkpoints.copies import Conversion
 
 # What tells the width of a network, in MAISI's own words.
@@ -52,10 +51,13 @@ def list_bundles() -> list[BundleRow]:
     """The bundles at hand, and those that can be fetched; ``maisi-aug bundles list``.
 
     >>> import maisi_aug as ma
-    >>> [row["name"] for row in ma.list_bundles()]
-    ['phantom-ct', 'ddpm-ct', 'rflow-ct']
+    >>> {row["name"]: row["pull"] for row in ma.list_bundles()}["rflow-ct"]
+    'maisi-aug bundles pull rflow-ct'
     """
-    rows = [_summarise(bundle) for bundle in list_bundles_at_hand()]
+    from maisi_aug.bundle_spec.bundle import list_bundles as list_at_hand
+    from maisi_aug.bundle_spec.known_bundles import known_bundles
+
+    rows = [_summarise(bundle) for bundle in list_at_hand()]
     at_hand = {row["name"] for row in rows}
     return rows + [_announce(known) for name, known in known_bundles().items() if name not in at_hand]
 
@@ -96,6 +98,7 @@ def pull_bundle(
     Raises:
         BundleError: The licence is not accepted, or something does not arrive as the hub states it.
     """
+    from maisi_aug.bundle_spec.known_bundles import find_known_bundle
     from maisi_aug.networks.checkpoints.hub import pull_bundle as pull
 
     known, folder = find_known_bundle(name), None if to is None else Path(to)

@@ -74,7 +74,7 @@ def train(
     >>> import maisi_aug as ma
     >>> ma.train("vae", recipe="train-phantom-ct", mask_bank="maps", out="run")
     Traceback (most recent call last):
-    maisi_aug.errors.RecipeError: train: expected a known key, found 'mask_bank'. The keys are recipe, data.
+    maisi_aug.errors.RecipeError: train: mask_bank: ...
 
     Args:
         stage: Its name.
