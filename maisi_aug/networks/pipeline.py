@@ -240,7 +240,6 @@ class Pipeline:
         num_inference_steps: int | None = None,
         num_resamplings: int = 1,
         puts_back: bool = True,
-        decoding: DecodingConfig | None = None,
     ) -> NDArray[np.float32]:
         """Draw a part of a real image anew, from what is around it, once for each of several label maps.
 
@@ -256,7 +255,6 @@ class Pipeline:
             num_resamplings: How often each step is taken, see ``KnownLatent``.
             puts_back: Whether the latents of what is not hidden are put back at every step; without, only a ControlNet
                 that takes surroundings knows of them.
-            decoding: Windows and splits.
 
         Returns:
             ``(B, I, J, K)`` HU as decoded, known parts included: the autoencoder's rendering of them.
@@ -286,7 +284,7 @@ class Pipeline:
                     generator=torch.Generator(device).manual_seed(derive_seed(seed, "sampling noise")),
                     known=self._encode_known(image, is_known, noise, num_resamplings) if puts_back else None,
                 )
-                drawn.append(self.decoder.decode(latent, decoding)[0][:, 0].float().cpu().numpy())
+                drawn.append(self.decoder.decode(latent)[0][:, 0].float().cpu().numpy())
         scaled = np.clip(np.concatenate(drawn), 0.0, 1.0)
         return np.asarray(scaled * (HU_MAXIMUM - HU_MINIMUM) + HU_MINIMUM, dtype=np.float32)
 

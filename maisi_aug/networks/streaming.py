@@ -452,10 +452,9 @@ def stream_slabs(
     last: Callable[[Tensor], Tensor],
     *,
     num_parts: int,
-    keep: Keep = "all",
 ) -> Iterator[Tensor]:
     """The same, and one slab after the other of what a last function makes of it, which looks one voxel far."""
-    run = Stream(Slabs(features), num_parts, keep)
+    run = Stream(Slabs(features), num_parts)
     del features
     _send(run, blocks)
     run.add(_Local(last, 1))

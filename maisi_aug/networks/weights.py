@@ -84,16 +84,13 @@ def load_autoencoder(bundle: Bundle, *, device: str = "cpu") -> nn.Module:
     return autoencoder
 
 
-def load_mask_networks(
-    bundle: Bundle, *, device: str = "cpu", plain_layers: bool = True, cpu_layers: bool = True
-) -> MaskNetworks:
+def load_mask_networks(bundle: Bundle, *, device: str = "cpu", plain_layers: bool = True) -> MaskNetworks:
     """Build the networks that generate label maps and load their weights strictly.
 
     Args:
         bundle: A bundle that has them; their weight files are compared with their hashes first.
-        device: Where the networks run.
+        device: Where the networks run; on a CPU, convolutions and attention are swapped for faster ones.
         plain_layers: Swap MAISI's memory-saving layers for the plain, faster ones.
-        cpu_layers: Where they run on a CPU, swap convolutions and attention for faster ones.
 
     Raises:
         BundleError: When the bundle has none, for altered or missing files, tensors that do not match the definition,
@@ -112,7 +109,7 @@ def load_mask_networks(
         network.eval().requires_grad_(False)
     if plain_layers:
         use_plain_layers(autoencoder)
-    if cpu_layers and device.startswith("cpu"):
+    if device.startswith("cpu"):
         for network in (autoencoder, unet):
             use_cpu_layers(network)
     return MaskNetworks(autoencoder, unet, scheduler, spec.scale_factor, device)
