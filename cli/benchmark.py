@@ -37,7 +37,9 @@ def run(
     max_minutes: MaxMinutes = None,
     plan_only: Annotated[
         bool,
-        typer.Option("--plan-only", help="Write the plan and print every arm's command.", rich_help_panel=RUN),
+        typer.Option(
+            "--plan-only", help="Write the plan, print the command of every arm, and stop.", rich_help_panel=RUN
+        ),
     ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show arms, cases, steps and time; write nothing.", rich_help_panel=RUN)
@@ -68,8 +70,8 @@ def run(
 
 def arm(
     bench: Annotated[Path, typer.Argument(help="Folder of a benchmark.")],
-    name: Annotated[str, typer.Option("--arm", help="Name of the arm.")],
-    seed: Annotated[int, typer.Option(min=0, help="Number of the training, from 0.")] = 0,
+    name: Annotated[str, typer.Option("--arm", help="Name of the arm, as in the plan.")],
+    seed: Annotated[int, typer.Option(min=0, help="Number of the training, starting at 0.")] = 0,
     device: TrainingDevice = "auto",
     max_minutes: MaxMinutes = None,
 ) -> None:
@@ -120,7 +122,7 @@ def _run_all(benchmark: Benchmark, *, device: str, max_minutes: float | None) ->
         try:
             done = _run_one(benchmark, state.arm, state.seed, device=device, max_minutes=left)
         except ArmBusyError:
-            tell(f"  {state.arm}, seed {state.seed}: running elsewhere; run again once it has ended")
+            tell(f"  {state.arm}, seed {state.seed}: running elsewhere; run this command again when it has finished")
         else:
             tell(f"  {_spell_state(done)}")
 
@@ -141,7 +143,7 @@ def _run_one(benchmark: Benchmark, name: str, seed: int, *, device: str, max_min
 
 
 def _spell_state(state: ArmState) -> str:
-    again = {"begun": "; run again to go on", "failed": f": {state.reason}"}.get(state.status, "")
+    again = {"begun": "; run again to continue", "failed": f": {state.reason}"}.get(state.status, "")
     return f"{state.arm}, seed {state.seed}: {state.status}{again}"
 
 

@@ -39,28 +39,40 @@ evaluate_app = typer.Typer(
     help="Measure a cohort, its distance from real cases, or a bundle's autoencoder on your own CTs.",
 )
 
-Cohort = Annotated[Path, typer.Argument(help="Folder that synthesize wrote.")]
-Out = Annotated[Path | None, typer.Option("--out", help="Folder that gets the figures as JSON, Markdown and pictures.")]
+Cohort = Annotated[Path, typer.Argument(help="Folder of a cohort.")]
+Out = Annotated[Path | None, typer.Option("--out", help="Folder for the figures as JSON, Markdown and pictures.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")]
-Quiet = Annotated[bool, typer.Option("--quiet", help="Show no progress.")]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")]
-Workers = Annotated[int | None, typer.Option(min=1, help="Processes; one per core for a dozen cases each by default.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="Do not show progress.")]
+Device = Annotated[str, typer.Option(help="Device to compute on: auto, cpu, cuda, cuda:N or mps.")]
+Workers = Annotated[
+    int | None,
+    typer.Option(min=1, help="Number of processes (default: one per core, each for at least a dozen cases)."),
+]
 Seed = Annotated[int, typer.Option(min=0, help="Random seed of the measurement.")]
 FeatureSpacing = Annotated[
-    float, typer.Option(min=0.5, max=10.0, metavar="MM", help="Voxels on which texture and shape are measured.")
+    float,
+    typer.Option(min=0.5, max=10.0, metavar="MM", help="Voxel size in mm on which texture and shape are measured."),
 ]
 ModelOption = Annotated[
-    Path | None, typer.Option(metavar="DIR", help="Trained nnU-Net model; its checkpoint is a pickle: trust it.")
+    Path | None,
+    typer.Option(
+        metavar="DIR", help="Trained nnU-Net model. Its checkpoint is a pickle: use only models that you trust."
+    ),
 ]
 PredictionsOption = Annotated[
-    Path | None, typer.Option(metavar="DIR", help="Ready label maps CASE.nii.gz instead, with a dataset.json.")
+    Path | None,
+    typer.Option(
+        metavar="DIR", help="Folder of existing label maps CASE.nii.gz with a dataset.json, instead of --model."
+    ),
 ]
 SegmenterMap = Annotated[
     list[str] | None,
-    typer.Option("--map", metavar="LABEL=NAME", help="What a label of the model is compared with; may repeat."),
+    typer.Option(
+        "--map", metavar="LABEL=NAME", help="Which label of ours a label of the model corresponds to; may repeat."
+    ),
 ]
-Folds = Annotated[str | None, typer.Option(help="Folds of the model, such as 0,1; all that are there.")]
-Orientation = Annotated[str, typer.Option(help="Orientation of the images that the model was trained on.")]
+Folds = Annotated[str | None, typer.Option(help="Folds of the model, such as 0,1 (default: all there are).")]
+Orientation = Annotated[str, typer.Option(help="Voxel orientation of the images that the model was trained on.")]
 
 
 def register(app: typer.Typer) -> None:
@@ -76,35 +88,40 @@ def evaluate() -> None:
 @evaluate_app.command()
 def fid(
     real: Annotated[Path, typer.Argument(help="Real cases: a folder of volumes, a prepared or nnU-Net dataset.")],
-    synthetic: Annotated[Path, typer.Argument(metavar="SYNTH", help="Synthetic cases: a cohort or the same kinds.")],
+    synthetic: Annotated[
+        Path, typer.Argument(metavar="SYNTH", help="Synthetic cases: a cohort, or any of the same kinds.")
+    ],
     extractor: Annotated[
         str, typer.Option(help="efficientnet_lite0 (needs no download), radimagenet_resnet50 or squeezenet1_1.")
     ] = "efficientnet_lite0",
     weights: Annotated[
-        str | None, typer.Option(metavar="FILE|URL", help="Weights of the extractor; an https address needs --sha256.")
+        str | None,
+        typer.Option(metavar="FILE|URL", help="Weights of the extractor; an https address also needs --sha256."),
     ] = None,
-    sha256: Annotated[str | None, typer.Option(help="SHA-256 of the weights; of a file, 8 digits or more.")] = None,
-    spacing: Annotated[str | None, typer.Option(help="Resample to these voxels in mm, such as 1 or 1x1x2.")] = None,
+    sha256: Annotated[
+        str | None, typer.Option(help="SHA-256 of the weights; for a local file at least 8 digits.")
+    ] = None,
+    spacing: Annotated[str | None, typer.Option(help="Resample to this voxel size in mm, such as 1 or 1x1x2.")] = None,
     resampling: Annotated[
         ResamplingName,
         typer.Option(
-            help="How to resample to --spacing: about the centre, smoothed where voxels become larger; or as in "
-            "MAISI's script, from the first voxel on and not smoothed, for figures to compare with MAISI's."
+            help="How to resample to --spacing: about the centre, with smoothing when voxels become larger; or as in "
+            "MAISI's script, from the first voxel and without smoothing, to compare with MAISI's figures."
         ),
     ] = ResamplingName.centred,
     shape: Annotated[
-        str | None, typer.Option(help="Fill up with air and cut to this shape, such as 256 or 512x512x256.")
+        str | None, typer.Option(help="Pad with air and crop to this shape, such as 256 or 512x512x256.")
     ] = None,
     centre_share: Annotated[
         float, typer.Option(help="Central share of the slices along each axis, such as 0.4.")
     ] = 1.0,
-    every: Annotated[int, typer.Option(help="Take only every n-th slice: faster, with other figures.")] = 1,
+    every: Annotated[int, typer.Option(help="Use only every n-th slice: faster, but changes the figures.")] = 1,
     seed: Seed = 0,
     device: Device = "auto",
     cache: Annotated[
-        Path | None, typer.Option(help="Folder of features, kept by content; beside the fetched bundles by default.")
+        Path | None, typer.Option(help="Folder for cached features (default: next to the downloaded bundles).")
     ] = None,
-    no_cache: Annotated[bool, typer.Option("--no-cache", help="Keep no features.")] = False,
+    no_cache: Annotated[bool, typer.Option("--no-cache", help="Do not cache features.")] = False,
     out: Out = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
@@ -143,8 +160,8 @@ def fid(
 
 @evaluate_app.command()
 def distribution(
-    real: Annotated[Path, typer.Argument(help="Real cases, ten or more: any dataset or folder of volumes.")],
-    synthetic: Annotated[Path, typer.Argument(metavar="SYNTH", help="Synthetic cases, ten or more.")],
+    real: Annotated[Path, typer.Argument(help="Real cases, at least ten: any dataset or folder of volumes.")],
+    synthetic: Annotated[Path, typer.Argument(metavar="SYNTH", help="Synthetic cases, at least ten.")],
     spacing: FeatureSpacing = 3.0,
     seed: Seed = 0,
     out: Out = None,
@@ -174,7 +191,9 @@ def equivalence(
     synthetic: Annotated[Path, typer.Argument(metavar="SYNTH", help="Synthetic cases with label maps.")],
     margin: Annotated[
         float,
-        typer.Option(min=0.05, max=5.0, help="Difference of means that does not matter, in real standard deviations."),
+        typer.Option(
+            min=0.05, max=5.0, help="Largest difference of means, in real standard deviations, that does not matter."
+        ),
     ] = 0.5,
     spacing: FeatureSpacing = 3.0,
     seed: Seed = 0,
@@ -210,10 +229,10 @@ def equivalence(
 def hu(
     cases: Annotated[Path, typer.Argument(metavar="COHORT", help="A cohort, or any labelled folder or dataset.")],
     reference: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Real labelled cases to take the ranges from.")
+        Path | None, typer.Option(metavar="DIR", help="Real labelled cases to take the HU ranges from.")
     ] = None,
     ranges: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="JSON with ranges, such as an earlier hu_ranges.json.")
+        Path | None, typer.Option(metavar="FILE", help="JSON with HU ranges, such as an earlier hu_ranges.json.")
     ] = None,
     workers: Workers = None,
     out: Out = None,
@@ -230,7 +249,7 @@ def hu(
     from maisi_aug.system.whole_files import write_json_whole
 
     if reference is not None and ranges is not None:
-        raise typer.BadParameter("--reference and --ranges: expected one of them, found both.")
+        raise typer.BadParameter("--reference and --ranges cannot be used together.")
     _require_out(out, measurement.REPORT_NAME)
     case_set = _list_cases(cases)
     skipped: list[SkippedCase] = []
@@ -309,7 +328,7 @@ def agreement(
 
 @evaluate_app.command("detection-curve")
 def detection_curve(
-    cohort: Annotated[Path, typer.Argument(help="Folder that insert or synthesize wrote; best one with --twins.")],
+    cohort: Annotated[Path, typer.Argument(help="Cohort of insert or synthesize, best made with --twins.")],
     model: ModelOption = None,
     predictions: PredictionsOption = None,
     mapping: SegmenterMap = None,
@@ -351,7 +370,7 @@ def memorization(
     held_out: Annotated[
         Path | None,
         typer.Option(
-            metavar="DIR", help="Real cases that it was not trained on; else training cases, left out in turn."
+            metavar="DIR", help="Real cases that it was not trained on (default: training cases, left out in turn)."
         ),
     ] = None,
     out: Out = None,
@@ -384,15 +403,20 @@ def reconstruction(
     cases: Annotated[Path, typer.Argument(metavar="CTS", help="CTs: a folder of volumes, any dataset or cohort.")],
     bundle: Annotated[
         str,
-        typer.Option(autocompletion=complete_bundles, help="Name or folder of the bundle whose autoencoder is tried."),
+        typer.Option(
+            autocompletion=complete_bundles, help="Name or folder of the bundle whose autoencoder is measured."
+        ),
     ],
     lpips_weights: Annotated[
         str | None,
         typer.Option(
-            metavar="FILE|URL", help="Weights of SqueezeNet 1.1, to measure LPIPS too; an address needs --sha256."
+            metavar="FILE|URL",
+            help="Weights of SqueezeNet 1.1, to measure LPIPS as well; an https address also needs --sha256.",
         ),
     ] = None,
-    sha256: Annotated[str | None, typer.Option(help="SHA-256 of the weights; of a file, 8 digits or more.")] = None,
+    sha256: Annotated[
+        str | None, typer.Option(help="SHA-256 of the weights; for a local file at least 8 digits.")
+    ] = None,
     device: Device = "auto",
     out: Out = None,
     as_json: AsJson = False,
@@ -433,11 +457,11 @@ def reconstruction(
 def blind_pack(
     real: Annotated[Path, typer.Argument(help="Real cases: any dataset or folder of volumes.")],
     synthetic: Annotated[Path, typer.Argument(metavar="SYNTH", help="Synthetic cases.")],
-    out: Annotated[Path, typer.Option("--out", help="New folder of the pack; its key goes beside it.")],
-    number: Annotated[int, typer.Option("--number", "-n", min=1, max=499, help="Items of each kind.")] = 20,
-    volumes: Annotated[bool, typer.Option("--volumes", help="Write every item as NIfTI as well.")] = False,
+    out: Annotated[Path, typer.Option("--out", help="New folder for the pack; its key is written next to it.")],
+    number: Annotated[int, typer.Option("--number", "-n", min=1, max=499, help="Number of items of each kind.")] = 20,
+    volumes: Annotated[bool, typer.Option("--volumes", help="Also write every item as NIfTI.")] = False,
     spacing: Annotated[
-        float, typer.Option(min=0.5, max=10.0, metavar="MM", help="Voxels that all items are brought to.")
+        float, typer.Option(min=0.5, max=10.0, metavar="MM", help="Voxel size in mm to which all items are resampled.")
     ] = 2.0,
     seed: Seed = 0,
     quiet: Quiet = False,
@@ -463,7 +487,7 @@ def blind_pack(
         )
     for row in skipped:
         tell(f"Left out, {row['case']}: {row['reason']}")
-    typer.echo(f"{out}: hand this folder to readers.\n{packing.name_key(out)}: keep this one.")
+    typer.echo(f"{out}: give this folder to the readers.\n{packing.name_key(out)}: keep this file to yourself.")
     tell(f"Next: maisi-aug evaluate blind-score {packing.name_key(out)} {out / packing.ANSWERS_NAME}")
     if skipped:
         raise typer.Exit(1)
@@ -471,8 +495,8 @@ def blind_pack(
 
 @evaluate_app.command("blind-score")
 def blind_score(
-    key: Annotated[Path, typer.Argument(help="The key that blind-pack wrote.")],
-    answers: Annotated[list[Path], typer.Argument(help="Filled-in answers.csv, one of each reader.")],
+    key: Annotated[Path, typer.Argument(help="The key file written by blind-pack.")],
+    answers: Annotated[list[Path], typer.Argument(help="Filled-in answers.csv files, one per reader.")],
     margin: Annotated[
         float, typer.Option(min=0.01, max=0.49, help="Share of right answers beyond one half that does not matter.")
     ] = 0.2,
@@ -492,7 +516,7 @@ def blind_score(
 
 @evaluate_app.command()
 def reviewers(
-    cohort: Annotated[Path, typer.Argument(help="Folder whose cases were looked at with maisi-aug view.")],
+    cohort: Annotated[Path, typer.Argument(help="Folder whose cases were reviewed with maisi-aug view.")],
     seed: Seed = 0,
     out: Out = None,
     as_json: AsJson = False,
@@ -519,7 +543,7 @@ class _Segmenter(NamedTuple):
 
 def _require_one(model: Path | None, predictions: Path | None) -> None:
     if (model is None) == (predictions is None):
-        raise typer.BadParameter("--model and --predictions: expected one of them, found both or none.")
+        raise typer.BadParameter("Either --model or --predictions is required, but not both.")
 
 
 def _open_segmenter(

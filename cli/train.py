@@ -32,8 +32,8 @@ def register(app: typer.Typer) -> None:
     group = typer.Typer(
         name="train",
         no_args_is_help=True,
-        help="Train the networks of a bundle, stage by stage, from a training recipe. On N GPUs: "
-        "torchrun --nproc_per_node=N -m maisi_aug.cli.app train ..., which multiplies the batch of a step by N.",
+        help="Train the networks of a bundle, stage by stage, from a training recipe. On N GPUs: torchrun "
+        "--nproc_per_node=N -m maisi_aug.cli.app train ...; each step then uses N batches.",
     )
     for stage, summary in (
         ("vae", "Train the autoencoder on images."),
@@ -46,8 +46,10 @@ def register(app: typer.Typer) -> None:
         (
             "mask-diffusion",
             train_mask_diffusion,
-            "Train the diffusion U-Net on the latents of label maps, told the sizes of organs and tumours, then write "
-            "both mask networks into a bundle.",
+            (
+                "Train the diffusion U-Net on latents of label maps, conditioned on the sizes of organs and tumours, "
+                "then write both mask networks into a bundle."
+            ),
         ),
     ):
         group.command(mask_stage, help=f"{summary} {RESUMES}")(with_options(command))
@@ -115,9 +117,9 @@ def tell_result(stage: str, result: LoopResult | TimeIsUp, path: Path, *, num_st
 
     if isinstance(result, TimeIsUp):
         what = f"{result.phase[0].lower()}{result.phase[1:]}, {result.done} of {result.total}"
-        tell(f"{stage}: the time was up while {what}; run again to go on.")
+        tell(f"{stage}: time limit reached while {what}; run the same command again to continue.")
     elif not result.is_complete:
-        tell(f"{stage}: {result.num_steps_done} of {num_steps} steps; run again to go on.")
+        tell(f"{stage}: {result.num_steps_done} of {num_steps} steps; run the same command again to continue.")
     typer.echo(path)
 
 
@@ -216,5 +218,5 @@ def _open(recipe: MaskTrainingRecipe, request: MaskTrainRequest, out: Path, repo
     bank = FolderBank(request.mask_bank, vocabulary=MAISI, grid=grid, mapping=request.mask_labels or "auto")
     split = open_bank(recipe, bank, out, report=report_phase("Reading label maps"))
     for name, reason in bank.skipped:
-        tell(f"{name} is left out: {reason}")
+        tell(f"{name} was left out: {reason}")
     return split

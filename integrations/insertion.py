@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from maisi_aug.cohort.grammar import SizeRange, parse_requests
-from maisi_aug.errors import LesionError, RequestError, UnfitCtError
+from maisi_aug.errors import LesionError, MaisiAugWarning, RequestError, UnfitCtError
 from maisi_aug.insertion.config import draw_texture
 from maisi_aug.insertion.insert import Host, LabelledHost, LesionRequest, LungHost, insert_lesion
 from maisi_aug.insertion.lungs import LUNG_LOBES
@@ -101,9 +101,7 @@ class LesionPool:
             raise RequestError(f"'{lesion}': expected one lesion with a size, such as 'lung nodule:6-20mm'.")
         self._is_lung = LUNG_LOBES.issuperset(FULL_VOCABULARY.hosts_of(part.label_id))
         if not self._is_lung and not host_numbers:
-            raise RequestError(
-                f"'{lesion}': expected host_numbers, the numbers of its host organs in the label maps, found none."
-            )
+            raise RequestError(f"'{lesion}': needs host_numbers, the numbers of its host organs in the label maps.")
         self._label_id, self._name, self._size = part.label_id, part.label_name, size
         self.number, self.host_numbers = number, tuple(host_numbers)
         self.reuse, self.per_ct = max(1, reuse), max(1, per_ct)
@@ -190,7 +188,7 @@ class LesionPool:
         try:
             host: Host | None = self._find_host(ct)
         except UnfitCtError as error:
-            warnings.warn(f"{name}: no lesion is inserted. {error}", stacklevel=2)
+            warnings.warn(f"{name}: no lesion is inserted. {error}", MaisiAugWarning, stacklevel=2)
             host = None
         self._held[name] = _HeldCt(host)
         while len(self._held) > NUM_HELD_CTS:

@@ -93,7 +93,7 @@ class InsertLesiond(MapTransform, Randomizable):  # type: ignore[misc]  # MONAI 
         """
         MapTransform.__init__(self, keys)
         if len(self.keys) != 2:
-            raise RequestError(f"InsertLesiond: expected the keys of image and label map, found {self.keys}.")
+            raise RequestError(f"InsertLesiond: needs the keys of image and label map, found {self.keys}.")
         self.probability, self.name_key = probability, name_key
         self.pool = LesionPool(lesion, **pool)
 

@@ -151,8 +151,7 @@ def require_submitit() -> Any:
         import submitit
     except ImportError as error:
         raise MissingExtraError(
-            f"cluster submit: expected the package submitit, found: {error}. Install it with: pip install "
-            "'maisi-aug[slurm]'"
+            f"cluster submit: the package submitit is missing: {error}. Install it with: pip install 'maisi-aug[slurm]'"
         ) from error
     return submitit
 
@@ -204,8 +203,8 @@ def submit_shards(
     else:
         if shutil.which("sbatch") is None or shutil.which("srun") is None:
             raise WorkerError(
-                "cluster submit: expected the commands sbatch and srun of Slurm, found none. Run it on a login node of "
-                "the cluster, or use --local to try it on this machine."
+                "cluster submit: Slurm's commands sbatch and srun are missing. Run it on a login node of the "
+                "cluster, or use --local for a trial on this machine."
             )
         executor = submitit.SlurmExecutor(folder, max_num_timeout=limits.num_timeouts)
         executor.update_parameters(**limits.to_parameters())
@@ -213,7 +212,7 @@ def submit_shards(
         return [job.job_id for job in executor.submit_array(jobs)]
     except submitit.core.utils.FailedJobError as error:
         last = str(error).strip().splitlines()[-1]
-        raise WorkerError(f"cluster submit: expected Slurm to take the jobs, found: {last}") from error
+        raise WorkerError(f"cluster submit: Slurm rejected the jobs: {last}") from error
 
 
 def read_others(texts: Sequence[str]) -> tuple[tuple[str, str], ...]:

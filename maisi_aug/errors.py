@@ -1,4 +1,4 @@
-"""The errors that a user can cause, one sentence each: subject, what was expected, what was found, what to do."""
+"""Errors that a user can cause, and warnings. A message names the option, file or value, the fault, and the remedy."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Iterable
 
 _LONGEST_WORD = 200
-"""Of which something like it is looked for, which takes the time of both lengths."""
+"""Longest word, in characters, to look for similar names of; the search takes time in proportion to both lengths."""
 
 
 class MaisiAugError(Exception):
@@ -91,6 +91,10 @@ class MemoryShortageError(MaisiAugError, MemoryError):
 
 class MissingExtraError(MaisiAugError, ImportError):
     """An optional package that a command needs; the message names the extra to install."""
+
+
+class MaisiAugWarning(UserWarning):
+    """Base of what the package warns of; the command line prints these warnings as notes, and no others."""
 
 
 class EarlierSpelling(FutureWarning):

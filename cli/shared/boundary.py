@@ -46,7 +46,7 @@ LESS_MEMORY = {
 
 _USAGE_ERRORS = (GridError, RecipeError, RequestError, VocabularyError)
 _STOPPED = "nothing was written."
-_STOPPED_RESUMABLE = "what was finished is kept, and the same command goes on from there."
+_STOPPED_RESUMABLE = "finished work is kept, and the same command continues from there."
 
 
 def silence_third_parties() -> None:
@@ -117,7 +117,7 @@ def explain(
         return _explain_memory(shortage, memory_options), EXIT_FAILED
     if isinstance(error, ContentError):
         return (
-            f"Error: {error.path or 'A file'}: expected readable content, found: {error}. Replace the file.",
+            f"Error: {error.path or 'A file'}: cannot be read: {error}. Replace the file.",
             EXIT_FAILED,
         )
     if isinstance(error, MaisiAugError):
@@ -155,8 +155,8 @@ def _explain_memory(error: BaseException, options: Callable[[], Sequence[str]]) 
         less = []
     advice = f", or choose {' or '.join(less)}" if less else ""
     return (
-        f"Error: the memory of {'the GPU' if is_gpu else 'this machine'} is used up"
-        f"{f', {asked} more were asked for' if asked else ''}. Close other programs{advice}."
+        f"Error: {'the GPU' if is_gpu else 'this machine'} is out of "
+        f"memory{f' ({asked} more were requested)' if asked else ''}. Close other programs{advice}."
     )
 
 
@@ -164,5 +164,5 @@ def _explain_os_error(error: OSError, *, is_resumable: bool) -> str:
     place = f"{error.filename}: " if error.filename else ""
     if is_disk_full(error):
         kept = _STOPPED_RESUMABLE if is_resumable else _STOPPED
-        return f"Error: {place}no space is left on the disk. Free some and run the same command again; {kept}"
+        return f"Error: {place}no space left on the disk. Free some and run the same command again; {kept}"
     return f"Error: {place}{error.strerror}. Check the path and its permissions."

@@ -182,7 +182,7 @@ def _what_is_typed(field: FieldInfo, option: Option) -> tuple[Any, dict[str, Any
     if get_origin(taken) is tuple:
         taken = list[_unwrap(get_args(taken)[0])[0]]  # type: ignore[misc]
     assert taken in _PLAIN or get_origin(taken) in {list, Literal}, (
-        f"{taken}: say what is typed, with Option(takes=...)"
+        f"{taken}: needs Option(takes=...) to say what is typed"
     )
     limits = {}
     for one in (*metadata, *field.metadata):

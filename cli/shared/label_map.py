@@ -44,7 +44,7 @@ def to_bank_labels(rules: Sequence[str]) -> dict[str | int, str | int] | None:
     meanings: dict[str | int, str | int] = {}
     for label, name in (split_rule(text, "2=hepatic tumor") for text in rules):
         if label in meanings:
-            raise typer.BadParameter(f"--map: expected each label once, found '{label}' twice.")
+            raise typer.BadParameter(f"--map: each label can be given only once, found '{label}' twice.")
         meanings[label] = DROPPED if name == "-" else name
     return meanings or None
 
@@ -70,7 +70,7 @@ def to_size_labels(rules: Sequence[str], folder: Path) -> dict[str, int] | None:
         )
         if len(ids) != 1:
             listed = ", ".join(f"{label_id} '{text}'" for label_id, text in names.items() if label_id) or "no names"
-            raise typer.BadParameter(f"--map '{label}={name}': expected a label of {folder} ({listed}), found none.")
+            raise typer.BadParameter(f"--map '{label}={name}': {folder} has no such label; its labels are {listed}.")
         sizes[name] = ids[0]
     return sizes or None
 
@@ -111,8 +111,8 @@ class LabelRules:
             return cls(sizes=to_size_labels(texts, Path(size_reference)))
         if texts and mask_bank is None:
             raise typer.BadParameter(
-                "--map: expected --balance-against, --size-reference or --mask-bank beside it, whose labels it "
-                "explains, found none. Add one."
+                "--map: needs --balance-against, --size-reference or --mask-bank, the dataset whose labels it "
+                "explains. Add one."
             )
         return cls(bank=to_bank_labels(texts))
 
@@ -123,7 +123,7 @@ class LabelRules:
             typer.BadParameter: The bank's labels are given by ``--mask-labels``, too.
         """
         if self.bank is not None and "mask_labels" in flags:
-            raise typer.BadParameter("--map and --mask-labels: expected one of them, found both. Leave one out.")
+            raise typer.BadParameter("--map and --mask-labels cannot be used together. Leave one out.")
         return {
             **flags,
             **({} if self.sizes is None else {"size_label": self.sizes}),

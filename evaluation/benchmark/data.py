@@ -130,7 +130,7 @@ def plan_training(cases: Sequence[LoadedCase], preset: Preset) -> TrainingPlan:
     patch = [int(min(preset.patch_side, -(-side // multiple) * multiple)) for side in shape]
     labelled = np.concatenate([_draw_labelled_hu(case) for case in cases])
     if not labelled.size:
-        raise BenchmarkError("Real training cases: expected labelled voxels, found none. Check --label.")
+        raise BenchmarkError("Real training cases: no voxel is labelled. Check --label.")
     low, high = (float(value) for value in np.percentile(labelled, _PERCENTILES))
     clipped = np.clip(labelled, low, high)
     return TrainingPlan(
@@ -193,5 +193,5 @@ class PreparedCases:
 def _files_of(case: CaseFiles) -> tuple[Path, Path]:
     for file in (case.image, case.label):
         if not file.exists():
-            raise VolumeError(f"Case {case.case_id}: expected {file}, found nothing there. Put the file back.")
+            raise VolumeError(f"Case {case.case_id}: {file} is missing. Restore the file.")
     return case.image, case.label

@@ -74,8 +74,8 @@ def _prepare(job: ArmJob) -> str:
     lost = [name for ref in dict.fromkeys(job.training_refs) if (name := _name(ref)) in missing]
     if lost:
         raise BenchmarkError(
-            f"Arm '{job.arm}': expected all of its training cases, found {len(lost)} that could not be prepared; the "
-            f"first, {lost[0]}: {missing[lost[0]]} To have them prepared again, remove {folder} while no arm runs."
+            f"Arm '{job.arm}': {len(lost)} of its training cases could not be prepared; the first, {lost[0]}: "
+            f"{missing[lost[0]]} To prepare them again, remove {folder} while no arm runs."
         )
     return str(found["plans"])
 

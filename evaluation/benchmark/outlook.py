@@ -74,5 +74,5 @@ def to_outlook_text(outlook: Mapping[str, Any]) -> str:
         )
     lines += [f"Note: {warning}" for warning in outlook["warnings"]]
     return "\n".join(
-        [*lines, "", "Each training by itself, once --plan-only has written the plan:", *outlook["commands"]]
+        [*lines, "", "Run each training separately, once --plan-only has written the plan:", *outlook["commands"]]
     )

@@ -115,8 +115,8 @@ class BenchmarkPlan:
         """
         if content["format"] != FORMAT:
             raise BenchmarkError(
-                f"Benchmark: expected a plan of format {FORMAT}, found {content['format']}, whose arms were "
-                "trained otherwise. Choose another --out."
+                f"Benchmark: its plan has format {content['format']}, this version needs {FORMAT}, whose arms are "
+                "trained differently. Choose another --out."
             )
         return cls(
             config=BenchmarkConfig.model_validate(content["config"]),
@@ -262,7 +262,7 @@ def compose_draws(
                 continue
             if EVERY > arm.count > len(names):
                 raise BenchmarkError(
-                    f"Arm '{arm.name}': expected at most {len(names)} real patients, who are there to train on, found "
+                    f"Arm '{arm.name}': only {len(names)} real patients are available for training, found "
                     f"{arm.count}. Correct --real-counts."
                 )
             chosen = [case_id for patient in order[: arm.count] for case_id in patients[patient]]
@@ -289,8 +289,8 @@ def _take(
         said = losses.get(arm.source, ())
         why = "".join(f" {text}" for text in dict.fromkeys((*said[:1], *said[-1:])))
         raise BenchmarkError(
-            f"Arm '{arm.name}': expected {num or 'some'} synthetic cases in {config.synthetic[arm.source]}, found "
-            f"{len(order)} that can be used.{why} Generate more, or lower the ratio."
+            f"Arm '{arm.name}': needs {num or 'some'} synthetic cases, but {config.synthetic[arm.source]} has "
+            f"{len(order)} usable ones.{why} Generate more, or lower the ratio."
         )
     return tuple(order[:num])
 
@@ -305,10 +305,7 @@ def _choose_lesion_labels(config: BenchmarkConfig, labels: Sequence[str]) -> tup
         return find_lesion_labels(labels)
     unknown = [name for name in config.lesion_labels if name not in labels]
     if unknown:
-        raise BenchmarkError(
-            f"Lesion label '{unknown[0]}': expected one of {', '.join(labels)}, found another name. "
-            "Correct --lesion-label."
-        )
+        raise BenchmarkError(f"Lesion label '{unknown[0]}': not one of {', '.join(labels)}. Correct --lesion-label.")
     return config.lesion_labels
 
 
@@ -336,8 +333,10 @@ def _leave_leaks_out(source: CaseSource, tested: Sequence[CaseFiles]) -> tuple[C
     kept = tuple(case for case in source.cases if case.case_id not in leaks)
     shown = ", ".join(leaks[:5]) + (" and others" if len(leaks) > 5 else "")
     return replace(source, cases=kept), [
-        f"{len(leaks)} of the {len(source.cases)} cases of '{source.name}' were left out: they are test cases, or were "
-        f"made from label maps of test patients ({shown})."
+        (
+            f"{len(leaks)} of the {len(source.cases)} cases of '{source.name}' were left out, because they are test "
+            f"cases or were made from label maps of test patients ({shown})."
+        )
     ]
 
 

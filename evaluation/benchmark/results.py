@@ -91,7 +91,7 @@ def _find_unfinished(benchmark: Benchmark, scores: Sequence[ArmScores]) -> list[
     missing = [f"{arm.arm.name} {len(arm.runs)} of {planned}" for arm in scores if len(arm.runs) < planned]
     if not missing:
         return []
-    return [f"Figures are of the finished trainings alone ({', '.join(missing)}); verdicts may change with the others."]
+    return [f"Figures cover finished trainings only ({', '.join(missing)}); verdicts may change with the others."]
 
 
 def _describe_arm(benchmark: Benchmark, arm: Arm, scores: Sequence[ArmScores]) -> dict[str, Any]:

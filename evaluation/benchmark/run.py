@@ -76,10 +76,10 @@ class Benchmark:
         if found is None:
             names = [a.name for a in self.plan.config.parsed_arms]
             raise BenchmarkError(
-                f"Arm '{arm}': expected one of {', '.join(names)}, found another name.{did_you_mean(arm, names)}"
+                f"Arm '{arm}': unknown arm; expected one of {', '.join(names)}.{did_you_mean(arm, names)}"
             )
         if not 0 <= seed < self.plan.config.num_seeds:
-            raise BenchmarkError(f"Seed {seed}: expected 0 to {self.plan.config.num_seeds - 1}, found another number.")
+            raise BenchmarkError(f"Seed {seed}: must be 0 to {self.plan.config.num_seeds - 1}.")
         return self.folder / "arms" / found.folder_name / f"seed-{seed}"
 
     def state_of(self, arm: str, seed: int) -> ArmState:
@@ -107,10 +107,8 @@ class Benchmark:
         path = self.folder_of(arm, seed) / SCORES_NAME
         scores = _read_json(path) if path.is_file() else None
         if scores is None or not _has_every_score(scores, self.plan):
-            found = "none" if scores is None else "some that are not complete"
-            raise BenchmarkError(
-                f"{path}: expected the scores of an arm, found {found}. Remove the file and run the arm."
-            )
+            found = "missing" if scores is None else "incomplete"
+            raise BenchmarkError(f"{path}: the scores of this arm are {found}. Remove the file and run the arm again.")
         return scores
 
 
@@ -130,9 +128,7 @@ def open_benchmark(folder: Path, config: BenchmarkConfig, *, notify: ReportStage
         _require_same(benchmark, config)
         return benchmark
     if folder.exists() and (not folder.is_dir() or any(not _is_own_start(p) for p in folder.iterdir())):
-        raise BenchmarkError(
-            f"{folder}: expected a new, an empty or a benchmark's folder, found other content. Choose another --out."
-        )
+        raise BenchmarkError(f"{folder}: neither new, empty nor a benchmark's folder. Choose another --out.")
     plan = plan_benchmark(config, notify=notify)
     write_json_whole(folder / PLAN_NAME, plan.to_json())
     return Benchmark(folder, plan)
@@ -152,16 +148,14 @@ def load_benchmark(folder: Path) -> Benchmark:
     path = folder / PLAN_NAME
     if not path.is_file():
         raise BenchmarkError(
-            f"{folder}: expected a benchmark, found no {PLAN_NAME}. Begin one with 'maisi-aug benchmark run'."
+            f"{folder}: not a benchmark, because {PLAN_NAME} is missing. Begin one with 'maisi-aug benchmark run'."
         )
     try:
         return Benchmark(folder, BenchmarkPlan.from_json(read_json(path)))
     except BenchmarkError:
         raise
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise BenchmarkError(
-            f"{path}: expected the plan of a benchmark, found: {error!r}. Begin another one."
-        ) from error
+        raise BenchmarkError(f"{path}: not the plan of a benchmark: {error!r}. Begin another benchmark.") from error
 
 
 def _require_same(benchmark: Benchmark, config: BenchmarkConfig) -> None:
@@ -169,8 +163,8 @@ def _require_same(benchmark: Benchmark, config: BenchmarkConfig) -> None:
     different = [f"{key}: {before[key]!r}, not {now[key]!r}" for key in before if before[key] != now[key]]
     if different:
         raise BenchmarkError(
-            f"{benchmark.folder}: expected the configuration that this benchmark was begun with, found another one "
-            f"({'; '.join(different)}). Choose another --out, or repeat the first command."
+            f"{benchmark.folder}: this benchmark was begun with another configuration ({'; '.join(different)}). "
+            "Choose another --out, or continue with the original options."
         )
 
 
@@ -269,10 +263,7 @@ def _lock(folder: Path) -> Iterator[None]:
     descriptor = os.open(folder / LOCK_NAME, os.O_RDWR | os.O_CREAT, 0o644)
     try:
         if not lock(descriptor):
-            raise ArmBusyError(
-                f"{folder}: expected an arm that nothing else is running, found another process at work on it. "
-                "Wait for it to end."
-            )
+            raise ArmBusyError(f"{folder}: another process is working on this arm. Wait for it to end.")
         yield
     finally:
         os.close(descriptor)

@@ -14,11 +14,12 @@ from maisi_aug.system.printed_text import from_clean_document
 
 METHOD: Final = (
     "Differences are means over patients and trainings, with 95% intervals of a two-level bootstrap that draws both, "
-    "the same patients in both arms. p is of Wilcoxon's signed-rank test over patients, exact, with Holm's correction "
-    "over the labels. 'gain' needs the whole interval and the test above zero and the mean above the margin; 'no gain' "
-    "says that a gain above the margin is excluded; everything else is undecided, and so are all labels with too few "
-    "test patients, arms trained once, and labels that neither arm finds. The smallest gain is what this test set "
-    "would have shown four times in five. Verdicts are of Dice; NSD and lesions are shown beside it, not corrected for."
+    "using the same patients in both arms. p is from Wilcoxon's signed-rank test over patients, exact, with Holm's "
+    "correction over the labels. 'gain' needs the whole interval and the test above zero and the mean above the "
+    "margin; 'no gain' means that a gain above the margin is excluded; everything else is undecided, as are labels "
+    "with too few test patients, arms trained once, and labels that neither arm finds. The smallest gain is the one "
+    "that this test set would detect four times in five. Verdicts concern Dice; NSD and lesions are shown for "
+    "information, without correction."
 )
 
 
@@ -90,9 +91,11 @@ def to_report_text(document: Mapping[str, Any]) -> str:
     """The document as Markdown."""
     parts = [
         "# Benchmark\n",
-        f"{document['num_train_cases']} real cases to train on, {document['num_test_patients']} patients to test on, "
-        f"{document['num_steps']} steps and {document['config']['num_seeds']} trainings of every arm, engine "
-        f"{document['config']['engine']}.\n",
+        (
+            f"{document['num_train_cases']} real cases to train on, {document['num_test_patients']} patients to test "
+            f"on, {document['num_steps']} steps and {document['config']['num_seeds']} trainings per arm, engine "
+            f"{document['config']['engine']}.\n"
+        ),
         "## Verdicts\n",
         *(f"- {sentence}" for sentence in summarise_verdicts(document) or ["No two arms are finished yet."]),
         "",
@@ -171,7 +174,7 @@ def _detection_table(document: Mapping[str, Any]) -> str:
         ]
         for row in document["detection"]
     ]
-    return "Found and made up are of all trainings together.\n\n" + to_markdown(header, rows)
+    return "Found and made-up lesions are counted over all trainings together.\n\n" + to_markdown(header, rows)
 
 
 def _detection_comparison_table(document: Mapping[str, Any]) -> str:

@@ -162,7 +162,7 @@ def find_case_set(path: Path, *, vocabulary: Vocabulary | None = None) -> CaseSe
     """
     path = find_dataset(path)
     if not path.exists():
-        raise EvaluationError(f"{path}: expected CT volumes, found nothing there. Check the path.")
+        raise EvaluationError(f"{path}: not found. Check the path.")
     if is_cohort(path):
         source = load_cohort_source(path, gates=(SIZE_GATE,))
         cases = tuple(
@@ -199,15 +199,15 @@ def _list_folder(path: Path, words: Vocabulary) -> CaseSet:
         if volume not in taken and not is_named:
             by_image[volume] = EvaluatedCase(case_of(volume, base, role="image"), volume)
     skipped += [
-        SkippedCase(_name_in(path, out.path), f"Left out, for {out.reason}.")
+        SkippedCase(_name_in(path, out.path), f"Left out, because {out.reason}.")
         for out in volumes.others
         if out.path not in taken and out.path not in by_image
     ]
     if not by_image:
-        what = f"none that can be read ({skipped[0].case_id}: {skipped[0].reason})" if skipped else "none"
+        what = f" that can be read ({skipped[0].case_id}: {skipped[0].reason})" if skipped else ""
         raise EvaluationError(
-            f"{path}: expected CT volumes, found {what}. Give a cohort, an nnU-Net dataset, images/ beside labels/, "
-            "or a folder of NIfTI, NRRD, MHA or DICOM."
+            f"{path}: no CT volumes{what}. Give a cohort, an nnU-Net dataset, images/ next to labels/, or a folder "
+            "of NIfTI, NRRD, MHA or DICOM."
         )
     cases = tuple(sorted(by_image.values(), key=lambda case: case.case_id))
     return CaseSet(path, "labelled folder" if labelled else "folder of volumes", cases, words, skipped=tuple(skipped))
@@ -236,7 +236,7 @@ def _find_unlabelled(path: Path, labelled: frozenset[Path], labels: Sequence[Pat
             for image, base in found.images.items()
             if image not in own and (image.is_dir() or is_image_name(image) or not found.is_bare)
         }
-        reason = "its name is not an image's, as those of others are"
+        reason = "its name is not an image's, unlike those of others"
         left = (image for image in found.images if image not in images and image not in own)
         others += [*found.others, *(LeftOut(image, reason) for image in left)]
     return SortedFiles(images, (), tuple(others))
@@ -266,8 +266,8 @@ def require_labelled(case_set: CaseSet) -> tuple[EvaluatedCase, ...]:
     """
     if not case_set.labelled:
         raise EvaluationError(
-            f"{case_set.path}: expected CT volumes with label maps, found {len(case_set.cases)} volumes without. "
-            "Give a cohort, a prepared or nnU-Net dataset, or images/ beside labels/."
+            f"{case_set.path}: label maps are needed, but its {len(case_set.cases)} volumes have none. Give a "
+            "cohort, a prepared or nnU-Net dataset, or images/ next to labels/."
         )
     return case_set.labelled
 
@@ -280,8 +280,8 @@ def require_cohort(case_set: CaseSet) -> CohortSource:
     """
     if case_set.cohort is None:
         raise EvaluationError(
-            f"{case_set.path}: expected a cohort with {MANIFEST_NAME}, found a {case_set.kind}. "
-            "Give the folder that synthesize wrote."
+            f"{case_set.path}: must be a cohort with {MANIFEST_NAME}, found a {case_set.kind}. Give the folder that "
+            "synthesize wrote."
         )
     return case_set.cohort
 
@@ -339,9 +339,7 @@ def require_some(num_left: int, skipped: Sequence[SkippedCase]) -> None:
     """
     if num_left == 0:
         first = skipped[0].reason if skipped else "there is no case"
-        raise EvaluationError(
-            f"Cases: expected at least one that can be measured, found {len(skipped)} that cannot; the first: {first}"
-        )
+        raise EvaluationError(f"Cases: none of {len(skipped)} can be measured; the first: {first}")
 
 
 def describe_skipped(skipped: Iterable[SkippedCase]) -> list[dict[str, str]]:

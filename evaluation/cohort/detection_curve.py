@@ -97,8 +97,8 @@ def measure_detection_curve(
     labels = [label for label in labels if asked.keys() & set(label.vocabulary_ids)]
     if not labels:
         raise EvaluationError(
-            f"Labels of the segmenter: expected one for the cohort's lesions ({', '.join(asked.values()) or 'none'}), "
-            f"found none. Pass --map LABEL=NAME."
+            f"Labels of the segmenter: none matches the cohort's lesions ({', '.join(asked.values()) or 'none'}). "
+            "Pass --map LABEL=NAME."
         )
 
     def measure(case: EvaluatedCase) -> tuple[list[JudgedLesion], int]:
@@ -152,7 +152,7 @@ def _number_of(parts: NDArray[Any], lesion: Lesion, spacing_mm: Sequence[float])
     """The connected part of a lesion: that at its centre, or the nearest."""
     places = np.argwhere(parts > 0)
     if lesion.centre_ijk is None or not len(places):
-        raise EvaluationError(f"{lesion.label}: expected the lesion in the label map, found none.")
+        raise EvaluationError(f"{lesion.label}: the lesion is missing in the label map.")
     steps_mm = (places - np.asarray(lesion.centre_ijk)) * np.asarray(spacing_mm)
     return int(parts[tuple(places[int(np.argmin((steps_mm**2).sum(axis=1)))])])
 
@@ -319,7 +319,8 @@ def spell_sizes(document: Mapping[str, Any]) -> list[str]:
         ends = row["interval"]
         interval = "" if ends is None else f" ({ends[0]:.1f} to {ends[1]:.1f} mm)"
         found.append(
-            f"{percent(row['share'])} are found from {row['diameter_mm']:.1f} mm{interval} on, by a logistic curve."
+            f"{percent(row['share'])} are found from {row['diameter_mm']:.1f} mm{interval} upwards, by a logistic "
+            "curve."
         )
     return found
 

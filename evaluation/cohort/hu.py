@@ -142,8 +142,8 @@ def measure_reference(
             bounds[label_id] = Bounds(min(mean - reach, low), max(mean + reach, high), len(medians))
     if not bounds:
         raise EvaluationError(
-            f"{case_set.path}: expected a label in at least {MIN_REFERENCE_CASES} reference cases, found none in "
-            f"{len(case_set.labelled)}. Add cases, or use the published ranges."
+            f"{case_set.path}: no label occurs in at least {MIN_REFERENCE_CASES} reference cases (of "
+            f"{len(case_set.labelled)}). Add cases, or use the published ranges."
         )
     num_read = len(case_set.labelled) + len(case_set.skipped) - len(skipped)
     return Reference(f"ranges of {num_read} cases in {case_set.path.name}", bounds), skipped
@@ -327,9 +327,11 @@ def to_report(document: Mapping[str, Any]) -> str:
     rows = [[*(row[key] for key in keys), percent(row["inside"])] for row in document["labels"]]
     parts = [
         f"# HU of {document['num_cases']} cases\n",
-        f"{percent(document['inside'])} of {document['num_judged']} medians inside {document['reference']}, "
-        f"{len(outliers)} outside. Organs of fewer than {document['min_voxels']} voxels in a case are not judged, nor "
-        "labels without a range.\n",
+        (
+            f"{percent(document['inside'])} of {document['num_judged']} medians inside {document['reference']}, "
+            f"{len(outliers)} outside. Organs of fewer than {document['min_voxels']} voxels in a case and labels "
+            "without a range are not judged.\n"
+        ),
         to_markdown(names, rows, num_digits=0),
     ]
     if outliers:

@@ -201,11 +201,13 @@ def to_report(document: Mapping[str, Any]) -> str:
     parts = [
         to_size_report(document["sizes"]),
         "## Calibration of the diameter\n",
-        "Slope and factor are those of realised over requested diameter on log axes; 1 and 1 are right.\n",
+        "Slope and factor of realised over requested diameter on log axes; both should be 1.\n",
         to_markdown(["lesion", "lesions", "mean error", "bias", "worst", "slope", "factor"], calibration),
         "## Visibility, medians over lesions\n",
-        "Contrast of the lesion's core to its host, against the host's noise; visible: the expected sign, and above "
-        f"the noise from {SMALL_LESION_MM:g} mm on.\n",
+        (
+            "Contrast of the lesion's core to its host, relative to the host's noise. Visible: the expected sign, and "
+            f"above the noise for lesions of {SMALL_LESION_MM:g} mm or more.\n"
+        ),
         to_markdown(["lesion", "lesions", "contrast, HU", "noise, HU", "contrast to noise", "visible"], visibility),
     ]
     if hidden:

@@ -167,7 +167,7 @@ def judge(
         p = float(mannwhitneyu(synthetic, reference, alternative="less").pvalue)
         is_near = p < ALPHA
         verdict = (
-            "nearer to training cases than held-out cases are, without a copy" if is_near else "no sign of memorization"
+            "closer to training cases than held-out cases are, but no copy" if is_near else "no sign of memorization"
         )
     if copies.any():
         verdict = f"{int(copies.sum())} of {len(synthetic)} repeat a training case"
@@ -251,7 +251,7 @@ def measure_memorization(
         )
     if len(found["train"]) < 2:
         raise EvaluationError(
-            f"{train.path}: expected at least two training cases, found one that can be read. Add cases."
+            f"{train.path}: at least two training cases are needed, found one that can be read. Add cases."
         )
     reference = found.get("held_out", found["train"])
     planted = _measure_planted(found["train"], partial(notify, "planted copies"))
@@ -497,14 +497,16 @@ def to_report(document: Mapping[str, Any]) -> str:
     )
     parts = [
         f"# Do {document['num_cases']} synthetic cases repeat training cases?\n",
-        f"Nearest of {document['train']['num_cases']} training cases, for the synthetic cases and for {against}. "
-        f"Images: 1 - correlation of {IMAGE_SIDE}^3 voxels of the body's box; label maps: share of organ voxels that "
-        f"differ, of {LABEL_SIDE}^3; flipped, turned or cut: 1 - correlation of the detail of images that were laid on "
-        "each other, with the three nearest training cases. Relative: divided by the case's median distance to all "
-        f"training cases that it was compared with. A copy is below {SURE_COPY:g}, or, with {MIN_CASES} held-out and "
-        f"{MIN_CASES} training cases or more, nearer than "
-        f"{COPY_SHARE:g} times the {100 * LOW_QUANTILE:.0f}% quantile of held-out cases. Smaller likenesses, such as "
-        "one organ alone, are not seen.\n",
+        (
+            f"Nearest of {document['train']['num_cases']} training cases, for the synthetic cases and for {against}. "
+            f"Images: 1 - correlation of {IMAGE_SIDE}^3 voxels of the body's box; label maps: share of organ voxels "
+            f"that differ, of {LABEL_SIDE}^3; flipped, turned or cut: 1 - correlation of the detail of images after "
+            "alignment, with the three nearest training cases. Relative: divided by the case's median distance to "
+            f"all training cases that it was compared with. A copy is below {SURE_COPY:g}, or, with {MIN_CASES} "
+            f"held-out and {MIN_CASES} training cases or more, nearer than {COPY_SHARE:g} times the "
+            f"{100 * LOW_QUANTILE:.0f}% quantile of held-out cases. Similarity of smaller parts, such as a single "
+            "organ, is not detected.\n"
+        ),
     ]
     for kind, name in KINDS:
         part = document[kind]
@@ -529,12 +531,11 @@ def to_report(document: Mapping[str, Any]) -> str:
 def _spell_planted(planted: Mapping[str, Any]) -> str:
     area = "" if planted["area_under_roc"] is None else f" Area under the ROC: {planted['area_under_roc']:.3f}."
     return (
-        f"## Planted copies: {planted['num_found']} of {planted['num_planted']} found\n\n"
-        f"Training cases that were flipped by coins, turned by up to {TURN_DEGREES:g} degrees, cut to "
-        f"{100 * LEAST_KEPT:.0f} to 100% of each axis and shifted by up to {MAX_SHIFT_HU:g} HU, judged as synthetic "
-        f"cases are; {planted['num_matched']} have the right training case as nearest. Of {planted['num_real']} "
-        f"real cases {planted['num_false']} are below the same threshold, which is the one that parts these "
-        f"two best.{area}\n"
+        f"## Planted copies: {planted['num_found']} of {planted['num_planted']} found\n\nTraining cases that were "
+        f"flipped by coins, turned by up to {TURN_DEGREES:g} degrees, cut to {100 * LEAST_KEPT:.0f} to 100% of each "
+        f"axis and shifted by up to {MAX_SHIFT_HU:g} HU, judged as synthetic cases are; {planted['num_matched']} "
+        f"have the right training case as nearest. Of {planted['num_real']} real cases {planted['num_false']} are "
+        f"below the same threshold, the one that best separates the two.{area}\n"
     )
 
 

@@ -179,7 +179,7 @@ def _measure_case(
             note = f"its label map is left out. {error}"
     limits = autoencoder.bundle.spec.grid_limits
     if limits is not None and not limits.admits(image.grid):
-        note = f"the networks of the bundle have not been trained on its grid. {note}".rstrip()
+        note = f"the networks of the bundle were not trained on its grid. {note}".rstrip()
     rebuilt = autoencoder.rebuild(image.array)
     units = fidelity.to_unit(image.array), fidelity.to_unit(rebuilt)
     frequencies, kept = fidelity.measure_spectrum(*units, image.grid.spacing_mm)
@@ -271,7 +271,7 @@ def to_report(document: Mapping[str, Any]) -> str:
         "ssim": "SSIM",
         "lpips": "LPIPS",
         "mean_error_hu": "mean absolute error, HU",
-        "blur_mm": "structures of this width lose half their power, mm",
+        "blur_mm": "structures of this width lose half of their power, mm",
     }
     lpips = document["lpips_network"]
     rows = [
@@ -280,7 +280,7 @@ def to_report(document: Mapping[str, Any]) -> str:
         if name != "lpips" or lpips
     ]
     parts = [
-        f"# What {document['bundle']['name']}'s autoencoder leaves of {document['num_cases']} CTs\n",
+        f"# What the autoencoder of {document['bundle']['name']} preserves of {document['num_cases']} CTs\n",
         f"Encoded and decoded on their own grids in {document['precision']} on {document['device']}. PSNR and SSIM are "
         "of HU clipped to -1000..1000, in three dimensions. "
         + (f"LPIPS: {lpips}, of axial slices." if lpips else "LPIPS: not measured without --lpips-weights.")
@@ -292,12 +292,15 @@ def to_report(document: Mapping[str, Any]) -> str:
     if document["labels"]:
         parts += [
             "## HU error by label\n",
-            "Contrast kept: of the label to a shell of two voxels around it; 1 is all, below 0.5 it is hardly drawn.\n",
+            (
+                "Contrast kept: of the label to a shell of two voxels around it; 1 means all of it, below 0.5 the "
+                "label is hardly drawn.\n"
+            ),
             _error_table(document["labels"]),
         ]
     parts += [
         "## Power kept, by width of structures\n",
-        "Noise has power, too: what is lost below the width of the noise's grain need not be structure.\n",
+        "Noise has power as well: losses below the grain of the noise need not be structure.\n",
         to_markdown(["width, mm", "power kept"], ([r["width_mm"], r["power_kept"]] for r in document["spectrum"])),
         *(f"- {note}\n" for note in document["notes"]),
     ]

@@ -81,8 +81,8 @@ def describe_sets(
     if np.abs(spacings[0] / spacings[1] - 1).max() > SPACING_TOLERANCE:
         spelled = [" x ".join(f"{side:.2f}" for side in spacing) for spacing in spacings]
         notes.append(
-            f"Voxels differ: {spelled[0]} mm in the real and {spelled[1]} mm in the synthetic set (medians). Texture "
-            "of coarser voxels is smoother, which counts as a difference here."
+            f"Voxel sizes differ: {spelled[0]} mm in the real and {spelled[1]} mm in the synthetic set (medians). "
+            "Coarser voxels have smoother texture, which counts as a difference here."
         )
     return {
         **{
@@ -119,8 +119,8 @@ def measure_distribution(
         if len(cases) < MIN_CASES:
             first = f"; the first that cannot: {skipped[0].reason}" if skipped else ""
             raise EvaluationError(
-                f"{case_set.path}: expected at least {MIN_CASES} cases that can be measured, found {len(cases)}{first}."
-                " Fewer say nothing of a distribution; add cases."
+                f"{case_set.path}: at least {MIN_CASES} cases that can be measured are needed, found "
+                f"{len(cases)}{first}. Fewer say nothing about a distribution; add cases."
             )
     document: dict[str, Any] = {
         "measurement": REPORT_NAME,
@@ -232,9 +232,12 @@ def to_report(document: Mapping[str, Any]) -> str:
             ["region", "real", "synthetic", "distance", "95% interval", "extrapolated", "real halves", "p"],
             ([r["region"], r["num_real"], r["num_synthetic"], *_spell_distance(r)] for r in document["regions"]),
         ),
-        "The interval is over which cases were drawn; few cases make the distance itself too large, which "
-        "extrapolation takes off as far as halves tell. p: how often the same cases, dealt anew to two sets of these "
-        "sizes, are as far apart. Real halves: of half the cases, so larger than whole real sets would be.\n",
+        (
+            "The interval is over which cases were drawn; few cases make the distance itself too large, which "
+            "extrapolation from halves corrects approximately. p: how often the same cases, reassigned at random to "
+            "two sets of these sizes, are as far apart. Real halves: of half the cases, so larger than whole real "
+            "sets would be.\n"
+        ),
         "## Neighbours, by case, higher is better\n",
         to_markdown(["region", *NAMES], ([r["region"], *(_spell(r, n) for n in NAMES)] for r in document["regions"])),
         "Value (95% interval), and the mean of real halves against each other. Precision and density: are synthetic "
@@ -244,7 +247,7 @@ def to_report(document: Mapping[str, Any]) -> str:
     singular = [row["region"] for row in document["regions"] if row["is_singular"]]
     if singular:
         parts.append(
-            f"- Fewer rows than features, so that distances are far too large and p alone can be trusted: "
+            "- Fewer rows than features, so that distances are far too large and only p can be trusted: "
             f"{', '.join(singular)}. Sensible from about {2 * len(document['features'])} cases of each set on.\n"
         )
     parts += [f"- {note}\n" for note in document["notes"]]
@@ -291,5 +294,5 @@ def draw_chart(document: Mapping[str, Any]) -> str:
         "Fréchet radiomics distance by region",
         rows,
         axis="distance, lower is closer",
-        subtitle=f"{counts}; orange: farther apart than the same cases dealt anew",
+        subtitle=f"{counts}; orange: farther apart than the same cases reassigned at random",
     )

@@ -102,8 +102,8 @@ def measure_equivalence(
     if not values:
         said = f": {', '.join(short)}" if short else ""
         raise EvaluationError(
-            f"{synthetic.path} and {real.path}: expected a label in at least {MIN_CASES} cases of each, found none"
-            f"{said}. Add cases, or check what the labels are called."
+            f"{synthetic.path} and {real.path}: no label occurs in at least {MIN_CASES} cases of each{said}. Add "
+            "cases, or check the names of the labels."
         )
     document: dict[str, Any] = {"measurement": REPORT_NAME, "spacing_mm": spacing_mm, "seed": seed, "margin": margin}
     document |= describe_sets(case_sets, found, left_out)
@@ -177,7 +177,7 @@ def to_report(document: Mapping[str, Any]) -> str:
         "standard deviation. Equivalent: both 90% intervals lie within (two one-sided tests of 5%, "
         "whose errors are at most 5% each). Different: a difference is shown, over the whole table at 5% (Holm). One "
         f"value of each case; texture and shape on voxels of {document['spacing_mm']:g} mm."
-        + ("\n" if needed is None else f" To show equivalence takes about {needed} cases of each set.\n"),
+        + ("\n" if needed is None else f" To show equivalence, about {needed} cases of each set are needed.\n"),
     ]
     for label in dict.fromkeys(row["label"] for row in document["rows"]):
         own = [row for row in document["rows"] if row["label"] == label]

@@ -77,8 +77,8 @@ def load_perceptual_distance(weights: str, *, sha256: str | None = None, device:
     """
     if importlib.util.find_spec("lpips") is None:
         raise MissingExtraError(
-            "LPIPS: expected the package lpips, found it missing. Install it with 'pip install maisi-aug[lpips]', or "
-            "leave --lpips-weights out."
+            "LPIPS: the package lpips is missing. Install it with 'pip install maisi-aug[lpips]', or leave "
+            "--lpips-weights out."
         )
     extractor = load_extractor(NETWORK, weights=weights, sha256=sha256, device=device)
     with warnings.catch_warnings():

@@ -56,11 +56,11 @@ class SliceProtocol:
             )
         if self.resampling != "centred" and self.spacing_mm is None:
             raise RequestError(
-                f"Resampling '{self.resampling}': expected a spacing to resample to, found none. Add --spacing 1, as "
-                "for MAISI's published figures."
+                f"Resampling '{self.resampling}': needs a spacing to resample to. Add --spacing 1, as for MAISI's "
+                "published figures."
             )
         if self.every < 1:
-            raise RequestError(f"Every: expected a whole number from 1, found {self.every}. 1 takes all slices.")
+            raise RequestError(f"Every: must be an integer from 1, found {self.every}. 1 takes all slices.")
 
     def to_dict(self) -> dict[str, Any]:
         """The protocol as JSON types."""
@@ -104,7 +104,7 @@ def prepare_volume(volume: Volume, protocol: SliceProtocol, *, subject: str) -> 
         array = np.asarray(CenterSpatialCrop(protocol.shape)(padded)[0])
     if min(array.shape) < MIN_SIDE:
         raise VolumeError(
-            f"{subject}: expected at least {MIN_SIDE} voxels along every axis, found "
+            f"{subject}: at least {MIN_SIDE} voxels along every axis are needed, found "
             f"{'x'.join(map(str, array.shape))}. Pass a smaller --spacing or a --shape."
         )
     if protocol.resampling == "maisi":  # its script clips by mapping the range onto itself, which rounds once more

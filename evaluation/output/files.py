@@ -46,7 +46,7 @@ def require_own_folder(folder: Path, name: str) -> None:
         CohortError: When ``folder`` is a file, or holds a ``NAME.json`` of something else.
     """
     if folder.exists() and not folder.is_dir():
-        raise CohortError(f"{folder}: expected a folder, found a file. Choose another --out.")
+        raise CohortError(f"{folder}: this is a file, not a folder. Choose another --out.")
     path = folder / f"{name}.json"
     if not path.is_file():
         return
@@ -56,7 +56,7 @@ def require_own_folder(folder: Path, name: str) -> None:
         content = None
     if not isinstance(content, dict) or content.get("measurement") != name:
         raise CohortError(
-            f"{path}: expected an earlier result of this measurement, found another file. Choose another --out."
+            f"{path}: already exists and is not an earlier result of this measurement. Choose another --out."
         )
 
 
@@ -98,7 +98,7 @@ def run_command(body: Callable[[], None]) -> int:
         print(clean_message(f"Error: {error}"), file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("Stopped on request; the same command goes on from there.", file=sys.stderr)
+        print("Stopped on request; the same command continues from there.", file=sys.stderr)
         return 130  # as shells have it: 128 and the number of the signal
     return 0
 

@@ -67,16 +67,14 @@ def build_report(
     """
     if (path / PLAN_NAME).is_file():
         if curve_file is not None:
-            raise EvaluationError(f"{path}: --detection-curve can only be used with a cohort; this is a benchmark.")
+            raise EvaluationError(f"{path}: --detection-curve can only be used with a cohort, but this is a benchmark.")
         if evidence:
-            raise EvaluationError(f"{path}: --evidence can only be used with a cohort; this is a benchmark.")
+            raise EvaluationError(f"{path}: --evidence can only be used with a cohort, but this is a benchmark.")
         return _report_benchmark(path, fid_file, notify)
     if is_cohort(path):
         document = summarise_cohort(path, fid_file=fid_file, curve_file=curve_file, notify=notify)
         return _report_cohort(path, document, evidence)
-    raise BenchmarkError(
-        f"{path}: expected a benchmark or a cohort, found neither {PLAN_NAME} nor {MANIFEST_NAME}. Check the path."
-    )
+    raise BenchmarkError(f"{path}: neither a benchmark ({PLAN_NAME}) nor a cohort ({MANIFEST_NAME}). Check the path.")
 
 
 def require_own_report(target: Path) -> None:
@@ -94,8 +92,8 @@ def require_own_report(target: Path) -> None:
     for file in (figures, summary):
         if file.exists():
             raise EvaluationError(
-                f"{file}: expected no file or that of an earlier report, since {target.name} brings it along, found "
-                "another one. Choose another --out."
+                f"{file}: {target.name} needs to write this file, but it exists and is not from an earlier report. "
+                "Choose another --out."
             )
 
 

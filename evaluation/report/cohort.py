@@ -66,8 +66,8 @@ def summarise_cohort(
     }
     if num_begun < num_cases:
         document["notes"].append(
-            f"{num_cases - num_begun} of {num_cases} planned cases are not made yet; the command that began the cohort "
-            "goes on with them."
+            f"{num_cases - num_begun} of {num_cases} planned cases have not been made yet; the command that began "
+            "the cohort continues it."
         )
     del manifest  # read again with its figures, one at a time: a large cohort's is large
     if document["num_accepted"]:
@@ -131,7 +131,7 @@ def _facts(document: Mapping[str, Any]) -> dict[str, str]:
         "attempts": str(document["num_attempts"]),
     }
     if document["hu"] is not None:
-        found["organ medians in range"] = percent(document["hu"]["inside"])
+        found["organ medians within range"] = percent(document["hu"]["inside"])
     if document["lesions"] is not None and document["lesions"]["calibration"][0].get("mean_absolute_error") is not None:
         found["mean error of size"] = f"{100 * document['lesions']['calibration'][0]['mean_absolute_error']:.1f}%"
     return found
@@ -197,8 +197,7 @@ def _read_figures(path: Path, command: str, draw_chart: Callable[[Mapping[str, A
     except (OSError, ValueError, KeyError, TypeError) as error:
         name = f"{command.replace('-', '_')}.json"
         raise EvaluationError(
-            f"{path}: expected {name} as 'maisi-aug evaluate {command} --out' writes it, found: {error!r}. Correct "
-            f"--{command}."
+            f"{path}: not {name} as 'maisi-aug evaluate {command} --out' writes it: {error!r}. Correct --{command}."
         ) from error
     found: dict[str, Any] = content
     return found

@@ -276,9 +276,7 @@ class Predictions:
             EvaluationError: There is no such folder, or its ``dataset.json`` names no labels.
         """
         if not path.is_dir():
-            raise EvaluationError(
-                f"{path}: expected a folder of predicted label maps, found none. Check --predictions."
-            )
+            raise EvaluationError(f"{path}: folder of predicted label maps not found. Check --predictions.")
         self.path = path
         self._names: dict[int, str] | None = None
         if (path / DESCRIPTION_NAME).is_file():

@@ -139,7 +139,7 @@ class Desk:
         """
         case = self._cases.get(key)
         if case is None:
-            raise EvaluationError(f"{key[:80]!r}: expected a case of this folder, found none of that name.")
+            raise EvaluationError(f"{key[:80]!r}: there is no such case in this folder.")
         return case
 
     def describe(self, key: str) -> Json:
@@ -195,7 +195,7 @@ class Desk:
         """
         found = next((case for case in self.partners.cases if case.key == key), None)
         if found is None:
-            raise EvaluationError(f"{key[:80]!r}: expected a case of the reference, found none of that name.")
+            raise EvaluationError(f"{key[:80]!r}: there is no such case in the reference.")
         return found
 
     def require_prediction(self, key: str) -> ShownCase:
@@ -206,7 +206,7 @@ class Desk:
         """
         found = None if self._predictions is None else self._predictions.find(self.require(key))
         if found is None:
-            raise EvaluationError(f"{key[:80]!r}: expected a prediction of this case, found none.")
+            raise EvaluationError(f"{key[:80]!r}: this case has no prediction.")
         return found
 
     def decide(self, key: str, choice: Choice, reason: str) -> Json:
@@ -245,4 +245,4 @@ class Desk:
 
     def _require_may_decide(self) -> None:
         if not self.may_decide:
-            raise EvaluationError("Decisions: expected a cohort that was made, found a plan. Generate it first.")
+            raise EvaluationError("Decisions: a plan cannot be reviewed, only a cohort. Generate it first.")

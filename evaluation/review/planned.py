@@ -53,8 +53,8 @@ class PlannedCases:
         """
         if run.request.mask_source not in VIEWED_SOURCES:
             raise EvaluationError(
-                f"--view: expected label maps that are drawn without networks ({', '.join(VIEWED_SOURCES)}), found the "
-                f"source '{run.request.mask_source}'. Generate a few cases and look at these."
+                f"--view: needs label maps that are drawn without networks ({', '.join(VIEWED_SOURCES)}), found the "
+                f"source '{run.request.mask_source}'. Generate a few cases and view those."
             )
         self.path, self.title, self.vocabulary = scratch, f"Plan, {len(run.plan.cases)} cases", run.bundle.vocabulary
         self._run, self._fault = run, ""

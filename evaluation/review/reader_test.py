@@ -95,7 +95,7 @@ class ReaderTest:
         kinds: tuple[tuple[Kind, Sequence[ShownCase], FolderFiles], ...] = (("synthetic", *synthetic), ("real", *real))
         for truth, cases, files in kinds:
             if not cases:
-                raise EvaluationError(f"Reader test: expected {truth} images, found none. Name others with --beside.")
+                raise EvaluationError(f"Reader test: there are no {truth} images. Name others with --beside.")
             chosen = rng.permutation(len(cases))[: max(1, num_images // 2)]
             items += [_Item(cases[index], files, truth) for index in chosen.tolist()]
         self._items = [items[index] for index in rng.permutation(len(items)).tolist()]
@@ -122,8 +122,8 @@ class ReaderTest:
             return ""
         return (
             f"Real images have voxels of {', '.join(sorted(grids['real'])[:3])} mm, synthetic ones of "
-            f"{', '.join(sorted(grids['synthetic'])[:3])} mm: readers may tell them apart by sharpness alone. Resample "
-            "the real ones to the grid of the cohort first."
+            f"{', '.join(sorted(grids['synthetic'])[:3])} mm: readers may distinguish them by sharpness alone. "
+            "Resample the real ones to the grid of the cohort first."
         )
 
     def to_state(self) -> dict[str, Any]:
@@ -144,7 +144,7 @@ class ReaderTest:
             EvaluationError: There is none.
         """
         if not 0 <= number < len(self._items):
-            raise EvaluationError(f"Reader test: expected an image from 0 to {len(self._items) - 1}, found {number}.")
+            raise EvaluationError(f"Reader test: images are numbered 0 to {len(self._items) - 1}, found {number}.")
         return self._items[number].files, self._items[number].case
 
     def answer(self, number: int, answer: Kind, confidence: int, seconds: float) -> dict[str, Any]:
@@ -157,7 +157,7 @@ class ReaderTest:
         _, case = self.find(number)
         with self._lock:
             if number in self._answered:
-                raise EvaluationError(f"Reader test: expected an image that was not read yet, found {number} again.")
+                raise EvaluationError(f"Reader test: image {number} was already read.")
             reading = _READING.validate_python(
                 {
                     "case_id": case.case.case_id,
@@ -191,9 +191,7 @@ def load_readings(folder: Path) -> list[Reading]:
             try:
                 readings.append(_READING.validate_json(line))
             except ValidationError:
-                raise EvaluationError(
-                    f"{path}: expected a reading on every line, found {line.rstrip()[:60]!r}. Remove the line."
-                ) from None
+                raise EvaluationError(f"{path}: not a reading: {line.rstrip()[:60]!r}. Remove the line.") from None
     return readings
 
 

@@ -33,9 +33,7 @@ def measure_reviewers(folder: Path, *, seed: int = 0) -> dict[str, Any]:
     review, readings = load_review(folder), load_readings(folder)
     names = review.reviewers
     if not names and not readings:
-        raise EvaluationError(
-            f"{folder}: expected decisions or readings, found none. Look at the cases first: maisi-aug view {folder}."
-        )
+        raise EvaluationError(f"{folder}: has no decisions or readings. View the cases first: maisi-aug view {folder}.")
     readers = sorted({reading.reviewer for reading in readings})
     return {
         "measurement": REPORT_NAME,
@@ -136,13 +134,13 @@ def to_report(document: Mapping[str, Any]) -> str:
 
 def _spell_pair(pair: Mapping[str, Any]) -> Sequence[str]:
     if not pair["num_both"]:
-        return ["- No case was decided on by both."]
-    kappa = "not defined, since both decided the same way throughout"
+        return ["- No case was decided by both."]
+    kappa = "undefined, because both decided the same way throughout"
     if pair["kappa"] is not None:
         ends = "" if pair["low"] is None else f" ({pair['low']:.2f} to {pair['high']:.2f})"
         kappa = f"{pair['kappa']:.2f}{ends}"
     return [
-        f"- {pair['num_both']} cases decided on by both; the same decision on {pair['agreement']:.0%}; kappa {kappa}.",
+        f"- {pair['num_both']} cases decided by both; the same decision on {pair['agreement']:.0%}; kappa {kappa}.",
         *(
             f"- {row['case']}, attempt {row['attempt'] + 1}: rejected by {row['rejected_by']} alone"
             + (f": {row['reason']}" if row["reason"] else "")

@@ -112,7 +112,7 @@ class RequireToken:
         if scope["type"] == "http":
             first = scope["path"].lstrip("/").partition("/")[0]
             if not hmac.compare_digest(first.encode(), self._token.encode()):
-                text = "Refused: expected the address that maisi-aug view printed, with its token."
+                text = "Refused: use the address that maisi-aug view printed, with its token."
                 await PlainTextResponse(text, 403, headers=HEADERS)(scope, receive, send)
                 return
         await self._app(scope, receive, send)
@@ -188,7 +188,7 @@ class _Pages:
     async def own_file(self, request: Request) -> Response:
         name = request.path_params["name"]
         if name not in {path.name for path in PAGE.iterdir()}:
-            raise EvaluationError(f"{name[:80]!r}: expected a file of the page, found none of that name.")
+            raise EvaluationError(f"{name[:80]!r}: the page has no such file.")
         return FileResponse(PAGE / name, headers={"Cache-Control": "max-age=3600"})
 
     async def state(self, request: Request) -> Response:
@@ -255,7 +255,7 @@ async def _send_volume(files: FolderFiles, case: ShownCase, request: Request) ->
     """
     role = request.path_params["name"].partition(".")[0]
     if role not in case.files or role == "preview":
-        raise EvaluationError(f"{case.case.case_id}: expected a volume of it, found none of that name.")
+        raise EvaluationError(f"{case.case.case_id}: has no such volume.")
     path = await run_in_threadpool(files.volume, case, role)
     return FileResponse(path, media_type="application/octet-stream", headers={"Cache-Control": "private, max-age=3600"})
 
@@ -270,10 +270,10 @@ async def _read_body(request: Request, form: TypeAdapter[Body]) -> Body:
     async for part in request.stream():
         content += part
         if len(content) > MAX_BODY_BYTES:
-            raise EvaluationError(f"Request: expected at most {MAX_BODY_BYTES} bytes, found more.")
+            raise EvaluationError(f"Request: larger than {MAX_BODY_BYTES} bytes.")
     try:
         return form.validate_json(content)
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False)[0]
         place = ".".join(map(str, first["loc"]))
-        raise EvaluationError(f"Request: expected a decision, found another form ({place}: {first['msg']}).") from error
+        raise EvaluationError(f"Request: not a decision ({place}: {first['msg']}).") from error

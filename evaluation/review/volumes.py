@@ -48,9 +48,9 @@ class FolderFiles:
         """
         found = path.resolve()
         if not found.is_relative_to(self._root):
-            raise EvaluationError(f"{path.name}: expected a file inside {self._root}, found a link that leads out.")
+            raise EvaluationError(f"{path.name}: a link leads out of {self._root}.")
         if not found.exists():
-            raise EvaluationError(f"{path.name}: expected a file in {path.parent}, found nothing there.")
+            raise EvaluationError(f"{path.name}: not found in {path.parent}.")
         return found
 
     def name_of(self, case: ShownCase, role: str) -> str:
@@ -110,11 +110,11 @@ class FolderFiles:
             return found[0][-1]
         role = next((role for role in ("image", "anatomy", "label") if role in case.files), None)
         if role is None:
-            raise EvaluationError(f"{case.case.case_id}: expected a volume or a picture, found none.")
+            raise EvaluationError(f"{case.case.case_id}: has no volume or picture.")
         path = self.require(case.files[role])
         grid = load_grid(path)
         if prod(grid.shape) > MAX_THUMB_VOXELS:
-            raise EvaluationError(f"{case.case.case_id}: expected at most {MAX_THUMB_VOXELS} voxels, found more.")
+            raise EvaluationError(f"{case.case.case_id}: has more than {MAX_THUMB_VOXELS} voxels.")
         plane = Plane("axial", _choose_slice(case, grid.shape[2]))
         size_px = plane.size_px(grid, THUMB_PX / max(grid.extent_mm[:2]))
         if role == "image":

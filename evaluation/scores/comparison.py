@@ -238,6 +238,6 @@ def _require_pairs(pairs: Mapping[str, tuple[Array, Array]]) -> None:
     for label, (arm, other) in pairs.items():
         if arm.shape[1] != other.shape[1]:
             raise BenchmarkError(
-                f"Comparison of {label}: expected both arms on the same patients, found {arm.shape[1]} and "
+                f"Comparison of {label}: both arms must have the same patients, found {arm.shape[1]} and "
                 f"{other.shape[1]}. Compare the patients that both have."
             )

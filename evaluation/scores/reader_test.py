@@ -71,16 +71,14 @@ def score_answers(
     """
     unknown = sorted(set(answers) - set(key))
     if unknown:
-        raise EvaluationError(
-            f"Answer for '{unknown[0]}': expected an item of the pack, found none of this name. Correct the answers."
-        )
+        raise EvaluationError(f"Answer for '{unknown[0]}': the pack has no such item. Correct the answers.")
     wrong = next((item for item, word in answers.items() if word not in ANSWERS), None)
     if wrong is not None:
         raise EvaluationError(
             f"Answer for '{wrong}': expected real or synthetic, found '{answers[wrong]}'. Correct the answers."
         )
     if not answers:
-        raise EvaluationError("Answers: expected at least one, found none. Fill in real or synthetic for each item.")
+        raise EvaluationError("Answers: none found. Fill in real or synthetic for each item.")
     parts = {
         kind: Share(sum(answers[i] == kind for i in answers if key[i] == kind), sum(key[i] == kind for i in answers))
         for kind in ANSWERS
@@ -104,5 +102,5 @@ def _judge(whole: Share, margin: float) -> str:
         return "cannot tell"
     if result.pvalue < ALPHA:
         is_right = whole.num_right > CHANCE * whole.num
-        return "can tell" if is_right else "can tell, with the names the other way round"
+        return "can tell" if is_right else "can tell, but with the two answers swapped"
     return "undecided"

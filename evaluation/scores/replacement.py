@@ -128,11 +128,11 @@ def _read_off(places: Array, difference: Array, is_possible: NDArray[np.bool_]) 
 
 def _find_obstacle(num_counts: int, num_draws: int, num_patients: int) -> str:
     if num_counts < MIN_COUNTS:
-        return f"{num_counts} numbers of real cases are finished, and a curve takes {MIN_COUNTS}"
+        return f"{num_counts} numbers of real cases are finished, but a curve needs {MIN_COUNTS}"
     if num_draws < MIN_DRAWS:
-        return f"{num_draws} draws are finished, and an interval takes {MIN_DRAWS}"
+        return f"{num_draws} draws are finished, but an interval needs {MIN_DRAWS}"
     if num_patients < MIN_PATIENTS:
-        return f"{num_patients} test patients show the label, and an interval takes {MIN_PATIENTS}"
+        return f"{num_patients} test patients show the label, but an interval needs {MIN_PATIENTS}"
     return ""
 
 

@@ -126,8 +126,7 @@ def measure_finetuned(
     before = before or bundle.base
     if before is None:
         raise BundleError(
-            f"Bundle '{bundle.name}': expected one that names the bundle it was fine-tuned from, found none. Name it "
-            "with --before."
+            f"Bundle '{bundle.name}': does not name the bundle it was fine-tuned from. Name it with --before."
         )
     labels = _find_labels(bundle, dataset)
     if segmenter is not None:
@@ -294,8 +293,8 @@ def _find_labels(bundle: Bundle, dataset: PreparedDataset) -> dict[str, int]:
     labels = {name: label_id for name, label_id in taught.items() if label_id in present}
     if not labels:
         raise TrainingError(
-            f"{dataset.path}: expected labels that bundle '{bundle.name}' was taught ({', '.join(taught) or 'none'}), "
-            "found none. Choose other --data or another --fold."
+            f"{dataset.path}: has none of the labels that bundle '{bundle.name}' was taught "
+            f"({', '.join(taught) or 'none'}). Choose other --data or another --fold."
         )
     return labels
 
@@ -306,8 +305,8 @@ def _require_unseen(segmenter: Segmenter, dataset: PreparedDataset) -> None:
     held_out = {str(case.fold) for case in dataset.cases}
     if known is None or known["name"] != dataset.spec.name or held_out != {known["held_out_fold"]}:
         raise TrainingError(
-            f"Segmenter: expected one that was trained on the other folds of {dataset.spec.name}, found one trained on "
-            f"{found}. Train it with 'python -m maisi_aug.evaluation.studies.train_segmenter --data DIR --fold N'."
+            f"Segmenter: must be trained on the other folds of {dataset.spec.name}, found one trained on {found}. "
+            "Train it with 'python -m maisi_aug.evaluation.studies.train_segmenter --data DIR --fold N'."
         )
 
 

@@ -60,7 +60,7 @@ def pair_alike(
             coarser = tuple(max(steps) for steps in zip(stack.spacing_mm, partner.spacing_mm, strict=True))
             pairs.append((coarsen_stack(stack, coarser), coarsen_stack(partner, coarser)))
     if not pairs:
-        raise EvaluationError("Nodules: expected real and inserted ones of the same sizes, found none.")
+        raise EvaluationError("Nodules: there are no real and inserted ones of the same sizes.")
     return [one for one, _ in pairs], [other for _, other in pairs]
 
 
@@ -208,7 +208,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     def body() -> None:
         if args.answers is not None:
-            sys.stdout.write(f"{score_answers(args.answers, args.out / 'key.csv'):.0%} told right\n")
+            sys.stdout.write(f"{score_answers(args.answers, args.out / 'key.csv'):.0%} answered correctly\n")
             return
         real = [stack for stack in load_nodules(args.lidc, "val") if stack.mask.any()]
         inserted = (

@@ -80,7 +80,7 @@ def load_chests(folder: Path) -> list[ChestCt]:
             continue
         chests.append(ChestCt(path.name.removesuffix("_ct.nii.gz"), image_hu, image.grid.spacing_mm, occupied, host))
     if not chests:
-        raise EvaluationError(f"{folder}: expected NAME_ct.nii.gz of chests, found none. Check the path.")
+        raise EvaluationError(f"{folder}: has no chests named NAME_ct.nii.gz. Check the path.")
     return chests
 
 
@@ -149,7 +149,7 @@ def _fill(
                 pool.append(stack)
                 break
     if not pool:
-        raise EvaluationError(f"Nodules: expected {num_nodules} in the CTs, found room for none.")
+        raise EvaluationError(f"Nodules: none of the {num_nodules} fits into the CTs.")
     return pool
 
 

@@ -131,7 +131,7 @@ class Protocol:
         if path.is_file():
             held: dict[str, Any] = read_json(path)
             if held["names"] != [stack.name for stack in self.tested] or held["steps"] != self.settings.num_steps:
-                raise EvaluationError(f"{path}: expected a training of the same protocol. Choose another --out.")
+                raise EvaluationError(f"{path}: not a training of this protocol. Choose another --out.")
             return list(held["dice"])
         tell(f"Training {arm}, {num_patients} patients, draw {draw}, seed {seed}")
         share = {"real": 0.0, "synthetic": 1.0}.get(arm, self.settings.share)

@@ -119,11 +119,11 @@ def load_nodules(folder: Path, split: str | None) -> list[NoduleStack]:
             rows = [row for row in csv.DictReader(lines) if split is None or row.get("split") == split]
         patients = {row["file"]: row["patient"] for row in rows}
     elif split is not None:
-        raise EvaluationError(f"{folder}: expected an index.csv with patients and splits, found none. Check the path.")
+        raise EvaluationError(f"{folder}: has no index.csv with patients and splits. Check the path.")
     every = sorted(path.name for path in (folder / "images").glob("*.nii.gz"))
     names = every if split is None else [name for name in every if name in patients]
     if not names:
-        raise EvaluationError(f"{folder}: expected images/*.nii.gz of nodules, found none. Check the path.")
+        raise EvaluationError(f"{folder}: has no images/*.nii.gz of nodules. Check the path.")
     stacks = []
     for name in names:
         image, label_map = load_image(folder / "images" / name), load_label_map(folder / "labels" / name)

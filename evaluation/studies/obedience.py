@@ -259,8 +259,8 @@ def measure_errors(
 def _require_same_spacing(bundle: Bundle, segmenter: Segmenter) -> None:
     if not np.allclose(bundle.grid.spacing_mm, segmenter.config.grid.spacing_mm, rtol=0, atol=1e-3):
         raise BundleError(
-            f"Bundle '{bundle.name}': expected the segmenter's spacing {segmenter.config.grid.spacing_mm} mm, found "
-            f"{bundle.grid.spacing_mm} mm. Train a segmenter for it, or leave --segmenter out."
+            f"Bundle '{bundle.name}': its spacing {bundle.grid.spacing_mm} mm differs from the segmenter's, "
+            f"{segmenter.config.grid.spacing_mm} mm. Train a segmenter for it, or leave --segmenter out."
         )
 
 

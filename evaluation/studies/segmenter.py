@@ -166,8 +166,8 @@ def load_segmenter(folder: Path, *, device: str = "cpu") -> Segmenter:
     path = folder / WEIGHTS_NAME
     if not path.is_file():
         raise TrainingError(
-            f"Segmenter {folder}: expected {WEIGHTS_NAME}, found none. "
-            "Train it with 'python -m maisi_aug.evaluation.studies.train_segmenter --out FOLDER'."
+            f"Segmenter {folder}: {WEIGHTS_NAME} is missing. Train it with 'python -m "
+            "maisi_aug.evaluation.studies.train_segmenter --out FOLDER'."
         )
     try:
         with safe_open(path, framework="pt") as file:
@@ -178,7 +178,5 @@ def load_segmenter(folder: Path, *, device: str = "cpu") -> Segmenter:
         network.load_state_dict(state)
     except (SafetensorError, ValidationError, RuntimeError) as error:
         reason = str(error).splitlines()[0].rstrip(".:")
-        raise TrainingError(
-            f"Segmenter {path}: expected a trained segmenter, found: {reason}. Train it again."
-        ) from error
+        raise TrainingError(f"Segmenter {path}: not a trained segmenter: {reason}. Train it again.") from error
     return Segmenter(network.to(device).eval(), training.config, training.num_steps, device, sha256_of(path))

@@ -197,8 +197,8 @@ def _require_same_config(folder: Path, config: SegmenterConfig) -> None:
     text = config.to_text()
     if path.is_file() and path.read_text(encoding="utf-8") != text:
         raise TrainingError(
-            f"Segmenter {folder}: expected the configuration in {CONFIG_NAME}, found another one. "
-            "Use another folder, or the same options to go on."
+            f"Segmenter {folder}: its {CONFIG_NAME} has another configuration. Use another folder, or the original "
+            "options to continue."
         )
     write_text_whole(path, text)
 
@@ -225,9 +225,7 @@ def describe_data(dataset: PreparedDataset, labels: Sequence[str], fold: int) ->
     """
     names = list(labels) or list(dataset.spec.new_labels)
     if not names:
-        raise TrainingError(
-            f"{dataset.path}: expected new labels to tell apart, found none. Name some with --label NAME."
-        )
+        raise TrainingError(f"{dataset.path}: has no new labels to tell apart. Name some with --label NAME.")
     found = [find_source(name, dataset) for name in names]
     keys = hashlib.sha256("".join(case.key for case in dataset.select(exclude_fold=fold).cases).encode()).hexdigest()
     return {
@@ -284,14 +282,18 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--out", type=Path, required=True, help="folder of the run")
-    parser.add_argument("--data", type=Path, help="prepared folder to train on, in place of phantoms")
-    parser.add_argument("--label", action="append", default=[], help="with --data: what to tell apart; its new labels")
+    parser.add_argument("--data", type=Path, help="prepared folder to train on, instead of phantoms")
+    parser.add_argument(
+        "--label", action="append", default=[], help="with --data: labels to tell apart (default: its new labels)"
+    )
     parser.add_argument("--fold", type=int, default=0, help="with --data: the fold to leave out and to measure on")
     parser.add_argument("--recipe", default="train-phantom-ct", help="training recipe whose grid and slots to take")
     parser.add_argument("--num-phantoms", type=int, default=_default("num_phantoms"))
     parser.add_argument("--num-steps", type=int, default=_default("loop").num_steps)
     parser.add_argument("--seed", type=int, default=_default("seed"))
-    parser.add_argument("--max-minutes", type=float, help="stop after so long; the same command goes on later")
+    parser.add_argument(
+        "--max-minutes", type=float, help="stop after this many minutes; the same command continues later"
+    )
     parser.add_argument("--num-workers", type=int, help="processes that build phantoms; one a core by default")
     parser.add_argument("--num-held-out", type=int, default=NUM_HELD_OUT, help="held-out phantoms to measure on")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")

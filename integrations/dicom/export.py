@@ -126,9 +126,7 @@ def _write_case(cohort: CohortSource, case: AttemptRecord, numbering: LabelNumbe
         return row
     anatomy = load_label_map(cohort.require_file(case, "anatomy"))
     if not anatomy.grid.is_close(volume.grid):
-        raise ExportError(
-            f"{case.case_id}: expected image and label map on one grid, found two. Make the cohort again."
-        )
+        raise ExportError(f"{case.case_id}: image and label map are on different grids. Make the cohort again.")
     segmentation = build_segmentation(case, slices, anatomy.array, numbering, cohort.vocabulary)
     if segmentation is not None:
         _save(segmentation, folder / SEGMENTATION_NAME)
@@ -153,9 +151,7 @@ def _make_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True)
     except FileExistsError:
-        raise ExportError(
-            f"{folder.parent.name}: expected one case of that name, found two. Give every case a name of its own."
-        ) from None
+        raise ExportError(f"{folder.parent.name}: two cases have this name. Give every case its own name.") from None
 
 
 def _save(dataset: Dataset, path: Path) -> None:

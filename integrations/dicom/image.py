@@ -52,8 +52,8 @@ def require_dicom() -> None:
         import pydicom  # noqa: F401
     except ImportError as error:
         raise MissingExtraError(
-            f"DICOM export: expected the packages of the extra 'dicom', found no {error.name}. Install them with: pip "
-            "install 'maisi-aug[dicom]'."
+            f"DICOM export: needs the packages of the extra 'dicom' ({error.name} is missing). Install them with: "
+            "pip install 'maisi-aug[dicom]'."
         ) from error
 
 

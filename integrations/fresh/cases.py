@@ -94,7 +94,7 @@ class FreshCases:
             configuration = build_request(configuration, source="FreshCases")
         if not configuration.has_maps:
             raise RecipeError(
-                "FreshCases: expected a mask source with label maps to train on, found mask_source 'none'. Choose "
+                "FreshCases: needs a mask source with label maps to train on; mask_source 'none' has none. Choose "
                 "another."
             )
         require_numbers(numbers or {})
@@ -185,8 +185,8 @@ class FreshCases:
             raise self._explain_end() from error
         except OSError as error:
             raise CohortError(
-                f"Fresh cases: expected to reach the process that makes them, found: {error}. Check the limits of this "
-                "process, such as that of open files."
+                f"Fresh cases: the process that makes them cannot be reached: {error}. Check the limits of this "
+                "process, such as the number of open files."
             ) from error
         if answer[0] == "case":
             pair: Pair = answer[1]
@@ -195,7 +195,7 @@ class FreshCases:
         known = getattr(errors, kind, None)
         if isinstance(known, type) and issubclass(known, MaisiAugError):
             raise known(message)
-        raise CohortError(f"Fresh cases: expected another case, found {kind}: {message}")
+        raise CohortError(f"Fresh cases: no further case could be made: {kind}: {message}")
 
     def _tell(self, state: str) -> None:
         """Say on stderr what a case is waited for: at once where it is something else, and then every ten seconds."""
@@ -234,8 +234,8 @@ class FreshCases:
         lines = path.read_text(errors="replace").strip().splitlines() if path.is_file() else []
         last = lines[-1] if lines else "no message"
         return CohortError(
-            f"Fresh cases: expected the process that makes them to be at work, found that it has ended ({last}). If it "
-            "was killed for its memory, ask for a smaller buffer or grid."
+            f"Fresh cases: the process that makes them has ended ({last}). If it was killed for lack of memory, use "
+            "a smaller buffer or grid."
         )
 
     def close(self) -> None:

@@ -85,9 +85,9 @@ class FreshMaker:
                 if pair is not None:
                     return pair
         raise CohortError(
-            f"Epoch {epoch}, case {number}: expected one of {NUM_SPARES + 1} cases to be accepted within "
-            f"{self.run.request.max_attempts} attempts each, found none. The last: {reason} Ask for other lesions, "
-            "or raise max_attempts."
+            f"Epoch {epoch}, case {number}: none of {NUM_SPARES + 1} cases was accepted within "
+            f"{self.run.request.max_attempts} attempts each. The last: {reason} Request other lesions, or raise "
+            "max_attempts."
         )
 
     def _try(self, maker: AttemptMaker, case: CasePlan, number: int, epoch: int) -> tuple[Pair | None, str]:

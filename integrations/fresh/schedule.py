@@ -34,7 +34,7 @@ class UseSchedule:
     def __post_init__(self) -> None:
         for name, value in (("num_items", self.num_items), ("reuse", self.reuse), ("buffer", self.window)):
             if value < 1:
-                raise RequestError(f"{name}: expected 1 or more, found {value}. Choose another number.")
+                raise RequestError(f"{name}: must be 1 or more, found {value}. Choose another number.")
 
     @property
     def num_cases(self) -> int:

@@ -33,8 +33,8 @@ def verify_integrity(dataset: Path, *, num_processes: int) -> None:
     if done.returncode == 0 and complaint is None:
         return
     raise ExportError(
-        f"nnU-Net's integrity check: expected no complaint, found: {_first_words(complaint, done)} "
-        "Nothing was exported; make the cohort again or report this."
+        f"nnU-Net's integrity check complains: {_first_words(complaint, done)} Nothing was exported; make the cohort "
+        "again or report this."
     )
 
 
@@ -51,8 +51,8 @@ def verify_mixed_integrity(dataset: Path, *, num_processes: int) -> tuple[str, .
     if done.returncode == 0:
         return tuple(dict.fromkeys(" ".join(found.split()) for found in _WARNING.findall(done.stdout)))
     raise ExportError(
-        f"nnU-Net's integrity check: expected no complaint, found: {_first_words(_ERROR.search(done.stdout), done)} "
-        "Nothing was exported; repair the case that it names."
+        f"nnU-Net's integrity check complains: {_first_words(_ERROR.search(done.stdout), done)} Nothing was "
+        "exported; repair the case that it names."
     )
 
 

@@ -67,8 +67,8 @@ def choose_same(files: Sequence[Path], what: str) -> Path | None:
     for other in found[1:]:
         if _read(other) != _read(found[0]):
             raise ExportError(
-                f"{what}: expected the same in {found[0]} and {other}, found that they differ. Remove the one that is "
-                "not to be used, or let --preprocessed and nnUNet_preprocessed name one folder."
+                f"{what}: {found[0]} and {other} differ. Remove the one that is not to be used, or let "
+                "--preprocessed and nnUNet_preprocessed name one folder."
             )
     return found[0] if found else None
 
@@ -92,10 +92,7 @@ def _require_folder(given: Path | None, kind: str, option: str, variable: str) -
         return given
     from_environment = os.environ.get(variable)
     if not from_environment:
-        raise ExportError(
-            f"nnU-Net {kind} folder: expected {option} or the environment variable {variable}, found neither. "
-            f"Give {option} DIR, or export {variable}=DIR."
-        )
+        raise ExportError(f"nnU-Net {kind} folder: not given. Use {option} DIR, or export {variable}=DIR.")
     return Path(from_environment)
 
 
@@ -107,11 +104,11 @@ def require_free_target(raw_folder: Path, dataset_id: int, name: str) -> Path:
     """
     if not 1 <= dataset_id <= MAX_DATASET_ID:
         raise ExportError(
-            f"Dataset id: expected 1 to {MAX_DATASET_ID}, found {dataset_id}. Choose another --dataset-id."
+            f"Dataset id: must be 1 to {MAX_DATASET_ID}, found {dataset_id}. Choose another --dataset-id."
         )
     if not _NAME_PATTERN.fullmatch(name):
         raise ExportError(
-            f"Dataset name: expected letters, digits, '_' and '-', found '{name}'. Choose another --name."
+            f"Dataset name: only letters, digits, '_' and '-' are allowed, found '{name}'. Choose another --name."
         )
     target = raw_folder / f"Dataset{dataset_id:03d}_{name}"
     for variable in (None, RAW_VARIABLE, *OTHER_VARIABLES):
@@ -140,8 +137,7 @@ def raise_taken(dataset_id: int, taken: Path) -> None:
         ExportError: Always.
     """
     raise ExportError(
-        f"Dataset id {dataset_id}: expected one that is not in use, found {taken}. "
-        "Choose another --dataset-id, or remove that folder."
+        f"Dataset id {dataset_id}: already used by {taken}. Choose another --dataset-id, or remove that folder."
     )
 
 
@@ -155,7 +151,7 @@ def place_file(source: Path, target: Path, *, copy: bool) -> bool:
         ExportError: The file has another ending than the dataset's, or the place is taken.
     """
     if not source.name.endswith(FILE_ENDING):
-        raise ExportError(f"{source}: expected a name ending in {FILE_ENDING}, found another. Make the cohort again.")
+        raise ExportError(f"{source}: the name must end in {FILE_ENDING}. Make the cohort again.")
     if not copy:
         return link_or_copy(source, target)
     copy_new(source, target)

@@ -59,8 +59,8 @@ class InsertSettings:
             return cls(str(held["lesion"]), int(held["number"]), float(held["share"]))
         except (TypeError, KeyError, ValueError):
             raise TrainingError(
-                f"dataset.json: expected lesion, number and share in '{MARK_KEY}/{INSERT_KEY}', found {held}. "
-                "Export the dataset again."
+                f"dataset.json: '{MARK_KEY}/{INSERT_KEY}' must hold lesion, number and share, found {held}. Export "
+                "the dataset again."
             ) from None
 
 
@@ -93,7 +93,7 @@ def parse_insertion(text: str, labels: Mapping[str, Any]) -> InsertSettings:
 
 @dataclass(frozen=True, slots=True)
 class CtScaling:
-    """How nnU-Net has scaled HU: clipped to percentiles, then less the mean and over the deviation.
+    """How nnU-Net has scaled HU: clipped to percentiles, then minus the mean and divided by the deviation.
 
     Attributes:
         mean_hu: Of the voxels with a label.
@@ -114,7 +114,7 @@ class CtScaling:
         """
         if list(schemes)[:1] != [SCHEME]:
             raise TrainingError(
-                f"Plans: expected {SCHEME}, which lesions are drawn in, found {', '.join(schemes) or 'nothing'}. "
+                f"Plans: lesions can only be inserted under {SCHEME}, found {', '.join(schemes) or 'nothing'}. "
                 "Export without --insert."
             )
         held = plans["foreground_intensity_properties_per_channel"]["0"]

@@ -54,9 +54,9 @@ def choose_cases(
         ExportError: A number is out of range, or no case is left.
     """
     if ratio is not None and not (isfinite(ratio) and ratio > 0):
-        raise ExportError(f"--ratio: expected a number above 0, found {ratio:g}. Give 1 for as many as real cases.")
+        raise ExportError(f"--ratio: must be above 0, found {ratio:g}. Give 1 for as many as real cases.")
     if max_per_label is not None and max_per_label < 1:
-        raise ExportError(f"--max-per-label: expected at least 1, found {max_per_label}. Leave it out for no cap.")
+        raise ExportError(f"--max-per-label: must be at least 1, found {max_per_label}. Leave it out for no limit.")
     limit = len(cases) if ratio is None else count_wanted(ratio, num_real)
     sizes = Counter(case.request for case in cases)
     queues: dict[str, deque[AttemptRecord]] = {}
@@ -176,8 +176,8 @@ def prepare_like_export(cohorts: Sequence[Path], request: NnunetExport) -> LikeE
     require_label_maps(cohort)
     if channel_name(cohort.cases) != "CT":
         raise ExportError(
-            f"{cohort.folder}: expected CT images as in {real.name}, found {channel_name(cohort.cases)}. "
-            "Make the cohort with --modality ct."
+            f"{cohort.folder}: needs CT images as in {real.name}, found {channel_name(cohort.cases)}. Make the "
+            "cohort with --modality ct."
         )
     cases = choose_cases(
         cohort.cases, num_real=len(real.cases), ratio=request.ratio, max_per_label=request.max_per_label

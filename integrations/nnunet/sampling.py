@@ -55,9 +55,8 @@ class SyntheticShareLoader(nnUNetDataLoader):  # type: ignore[misc]  # nnU-Net h
         ):
             if is_needed and not cases:
                 raise TrainingError(
-                    f"Training set: expected {kind} cases for a synthetic share of {lowest_share:.0%} to "
-                    f"{share.value:.0%}, found none among {len(identifiers)}. Choose a trainer of "
-                    "another share, or another fold."
+                    f"Training set: a synthetic share of {lowest_share:.0%} to {share.value:.0%} needs {kind} cases, "
+                    f"but none of the {len(identifiers)} is. Choose a trainer of another share, or another fold."
                 )
 
     def get_indices(self) -> NDArray[np.str_]:

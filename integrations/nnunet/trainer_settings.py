@@ -71,8 +71,8 @@ def read_trainer_name(name: str) -> TrainerSettings | None:
     found = _PATTERN.fullmatch(name)
     if found is None or int(found["percent"]) > 100:
         raise TrainingError(
-            f"Trainer '{name}': expected {TRAINER_FORM} with a percentage of 0 to 100, found another form. "
-            f"Write for instance {TRAINER_PREFIX}50_250epochs."
+            f"Trainer '{name}': must be {TRAINER_FORM} with a percentage of 0 to 100. Write for instance "
+            f"{TRAINER_PREFIX}50_250epochs."
         )
     is_for_cpu = found["cpu"] is not None
     return TrainerSettings(
@@ -93,8 +93,8 @@ def read_synthetic_cases(description: Mapping[str, Any], subject: str) -> frozen
     mark = description.get(MARK_KEY)
     if not isinstance(mark, dict) or not mark.get("synthetic_cases"):
         raise TrainingError(
-            f"{subject}: expected a dataset.json that names its synthetic cases, found one that names none. "
-            "Make the dataset with maisi-aug export nnunet COHORT --like."
+            f"{subject}: its dataset.json names no synthetic cases. Make the dataset with maisi-aug export nnunet "
+            "COHORT --like."
         )
     return frozenset(map(str, mark["synthetic_cases"]))
 

@@ -173,7 +173,7 @@ def train_nnunet_fold(
     if lines is None:
         return None
     if not final.is_file():
-        raise BenchmarkError(f"nnU-Net: expected a trained fold, found: {lines[-300:] or 'no message'}. See {model}.")
+        raise BenchmarkError(f"nnU-Net: the fold was not trained: {lines[-300:] or 'no message'}. See {model}.")
     return model
 
 
@@ -241,6 +241,4 @@ def _environment(raw: Path, preprocessed: Path, results: Path) -> dict[str, str]
 def _run(program: str, arguments: list[str], environment: dict[str, str], stage: str) -> None:
     done = run_nnunet(program, arguments, environment=environment)
     if done.returncode != 0:
-        raise BenchmarkError(
-            f"nnU-Net, {stage}: expected it to end well, found: {last_words(done)} Check the cases that it names."
-        )
+        raise BenchmarkError(f"nnU-Net, {stage}: failed: {last_words(done)} Check the cases that it names.")

@@ -192,8 +192,8 @@ class _Sent:
             spec: WorkerSpec[Any, Any] = pickle.loads(self.pickled)
             if missing := next((path for path in getattr(spec, "reads", ()) if not path.exists()), None):
                 raise WorkerError(
-                    f"expected {missing} as on the driver's machine, found nothing there. Put it on a disk that all "
-                    "nodes share, or at the same place of each."
+                    f"{missing} exists on the driver's machine, but not here. Put it on a disk shared by all nodes, "
+                    "or at the same path on each."
                 )
             return spec.open(place)
         except MaisiAugError as error:

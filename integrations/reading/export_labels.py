@@ -91,16 +91,16 @@ def number_labels(
     for name, number in numbers.items():
         label_id = BACKGROUND_ID if _is_background(name) else vocabulary.id_of(name)
         if found.setdefault(label_id, number) != number:
-            raise RequestError(f"numbers, '{name}': expected one number for a label, found a second. Leave one out.")
+            raise RequestError(f"numbers, '{name}': the label already has a number. Leave one out.")
     missing = [name_of(label_id) for label_id in requested_ids if label_id not in found]
     if missing:
         raise RequestError(
-            f"numbers: expected one for '{missing[0]}', which the cases are asked for, found none. Add it, with 0 to "
-            "make it background."
+            f"numbers: '{missing[0]}', which was requested for the cases, has no number. Add it, with 0 to make it "
+            "background."
         )
     ids = tuple(sorted(label_id for label_id, number in found.items() if number))
     if not ids:
-        raise RequestError("numbers: expected a label with a number above 0, found none. Add one to train on.")
+        raise RequestError("numbers: at least one label needs a number above 0. Add one to train on.")
     return LabelNumbering(ids, tuple(map(name_of, ids)), tuple(found[label_id] for label_id in ids))
 
 
@@ -113,7 +113,7 @@ def require_numbers(numbers: Mapping[str, Any]) -> None:
     for name, number in numbers.items():
         highest = 0 if _is_background(name) else MAX_NUMBER
         if not isinstance(number, int) or isinstance(number, bool) or not 0 <= number <= highest:
-            expected = f"a whole number from 0 to {MAX_NUMBER}" if highest else "0"
+            expected = f"an integer from 0 to {MAX_NUMBER}" if highest else "0"
             raise RequestError(f"numbers, '{name}': expected {expected}, found {number!r}. Correct the number.")
 
 
@@ -157,8 +157,8 @@ def choose_labels(
         _require_present(cohort, wanted, present)
     if not wanted:
         raise ExportError(
-            f"{cohort.folder}: expected a label to export, found that the cohort was asked for none. Name one with "
-            "--labels, or add --include-anatomy."
+            f"{cohort.folder}: the cohort was made without label requests, so that there is no label to export. Name "
+            "one with --labels, or add --include-anatomy."
         )
     ids = tuple(sorted(wanted))
     return LabelNumbering(ids, tuple(map(cohort.name_of, ids)))
@@ -167,8 +167,8 @@ def choose_labels(
 def _require_present(cohort: CohortSource, wanted: Set[int], present: Mapping[int, int]) -> None:
     if missing := sorted(wanted - present.keys()):
         raise ExportError(
-            f"Labels to export: expected each in at least one case of {cohort.folder}, found none of "
-            f"{', '.join(map(cohort.name_of, missing))}. Leave out what the cohort does not hold."
+            f"Labels to export: no case of {cohort.folder} has {', '.join(map(cohort.name_of, missing))}. Leave out "
+            "labels that the cohort does not contain."
         )
 
 
@@ -180,7 +180,7 @@ def require_numbers_alone(labels: Sequence[str], *, include_anatomy: bool = Fals
     """
     if labels or include_anatomy:
         idle = "labels" if labels else "include_anatomy"
-        raise RequestError(f"{idle}: expected none beside numbers, which decide the labels, found some. Leave one out.")
+        raise RequestError(f"{idle}: cannot be used together with numbers, which decide the labels. Leave one out.")
 
 
 def require_label_maps(cohort: CohortSource) -> None:
@@ -191,8 +191,8 @@ def require_label_maps(cohort: CohortSource) -> None:
     """
     if not any("anatomy" in case.files for case in cohort.cases):
         raise ExportError(
-            f"{cohort.folder}: expected label maps, found images that were drawn without any (mask_source none). Make "
-            "a cohort with another --mask-source."
+            f"{cohort.folder}: the images were drawn without label maps (mask_source none). Make a cohort with "
+            "another --mask-source."
         )
 
 

@@ -86,7 +86,7 @@ def import_torchio() -> Any:
         import torchio
     except ImportError as error:
         raise MissingExtraError(
-            "TorchIO subjects: expected the package of the extra 'torchio', found none. Install it with: pip install "
+            "TorchIO subjects: the package of the extra 'torchio' is missing. Install it with: pip install "
             "'maisi-aug[torchio]'."
         ) from error
     return torchio

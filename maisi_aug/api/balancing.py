@@ -51,17 +51,19 @@ class BalanceOptions(StrictModel, use_attribute_docstrings=True):
     """Which dataset a cohort balances, and how."""
 
     against: Annotated[Path | None, Option("--balance-against", panel=_PANEL)] = None
-    """Real dataset whose missing lesions are made: nnU-Net raw by path, number or name, or label maps."""
+    """Real dataset to balance: an nnU-Net raw dataset (path, number or name) or label maps; cases are planned for the
+    lesions that it lacks.
+    """
     size_bins: Annotated[
         tuple[PositiveFinite, ...] | None,
         BeforeValidator(parse_size_bins),
         Option(metavar="MM,MM,...", takes=str, panel=_PANEL),
     ] = None
-    """Edges of the sizes (default: 5,10,20,30,50,100)."""
+    """Edges of the size bins in mm (default: 5,10,20,30,50,100)."""
     max_lesions: Annotated[PositiveInt | None, Option(panel=_PANEL)] = None
-    """Most lesions that a planned case holds (default: 3)."""
+    """Largest number of lesions in a planned case (default: 3)."""
     picture: Annotated[Path | None, Option("--balance-picture", metavar="PNG", panel=_PANEL)] = None
-    """File to draw the balance into."""
+    """File for a picture of the balance."""
 
     @model_validator(mode="after")
     def _require_use(self) -> Self:
@@ -245,13 +247,13 @@ def names_one_of(name: str, label_ids: Collection[int], vocabulary: Vocabulary) 
 def _require_requests_in_mm(request: CohortRequest) -> None:
     if not request.takes_requests:
         raise RequestError(
-            f"--balance-against: expected a mask source that takes requests, found '{request.mask_source}'. Use "
-            "--mask-source plant, bank or diffusion."
+            f"--balance-against: cannot be used with mask source '{request.mask_source}', which takes no requests. "
+            "Use --mask-source plant, bank or diffusion."
         )
     if request.size_reference is not None:
         raise RequestError(
-            "--balance-against: expected no size reference beside it, found one. The planned sizes are millimetres; "
-            "leave --size-reference out."
+            "--balance-against: cannot be used with --size-reference, because planned sizes are in mm. Leave "
+            "--size-reference out."
         )
 
 

@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.segment import Segment
 from rich.text import Text
 
+from maisi_aug.errors import MaisiAugWarning
 from maisi_aug.system.printed_text import clean_lines, clean_message
 from maisi_aug.system.progress import Report, ReportStage, ReportStep
 
@@ -25,11 +26,9 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
 LOG_SECONDS = 60.0
-"""How often a line tells of long work where there is no terminal for a bar."""
+"""Seconds between progress lines when there is no terminal for a bar."""
 _LOGGED: WeakSet[Progress] = WeakSet()
 """Bars that are not drawn, because there is no terminal, and in whose place lines are printed."""
-OWN_WARNINGS = r"(?s:.*): expected "
-"""How the sentences begin that our own readers and checks warn with."""
 
 
 class PlainConsole(Console):
@@ -79,7 +78,7 @@ def tell_warnings(console: Console) -> Iterator[None]:
             console.print(clean_message(f"Note: {message}"), highlight=False, soft_wrap=True)
 
     with warnings.catch_warnings():
-        warnings.filterwarnings("always", message=OWN_WARNINGS)
+        warnings.simplefilter("always", MaisiAugWarning)
         warnings.showwarning = tell
         yield
 

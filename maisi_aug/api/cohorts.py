@@ -183,7 +183,7 @@ def merge_cohort(*folders: str | Path, out: str | Path | None = None) -> Cohort:
         RequestError: Several folders without ``out``, or one with it.
     """
     if not folders or (len(folders) > 1) != (out is not None):
-        raise RequestError("merge: expected one folder, or several and --out for what becomes of them.")
+        raise RequestError("merge: expected one folder, or several together with --out for the result.")
     target = Path(folders[0] if out is None else out)
     if out is not None:
         gather_shards([Path(folder) for folder in folders], target)

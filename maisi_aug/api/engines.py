@@ -25,14 +25,15 @@ class EngineOptions(StrictModel, use_attribute_docstrings=True):
     """Which engine runs the workers, and what a Ray cluster gives each."""
 
     engine: Annotated[EngineName, Option(panel=_PANEL)] = "local"
-    """Where workers run: on this machine, or on a Ray cluster (pip install 'maisi-aug[ray]')."""
+    """Where workers run: local (this machine) or ray (a Ray cluster; pip install 'maisi-aug[ray]')."""
     address: Annotated[str | None, Option(metavar="HOST:PORT", panel=_PANEL)] = None
-    """Head of the cluster, or auto for one that runs on this machine; default: RAY_ADDRESS, else a cluster is started
-    on this machine alone."""
+    """Head of the Ray cluster, or auto for one running on this machine (default: RAY_ADDRESS, else a new cluster on
+    this machine).
+    """
     num_workers: Annotated[PositiveInt | None, Option(panel=_PANEL)] = None
-    """Workers; default: one for each GPU, or for each core."""
+    """Number of workers (default: one per GPU, or one per core)."""
     gpus_per_worker: Annotated[float | None, Field(ge=0), Option(panel=_PANEL)] = None
-    """GPUs of each worker, such as 0.5 for two on one GPU; default: 1 where the cluster has any."""
+    """GPUs per worker, such as 0.5 for two workers on one GPU (default: 1 if the cluster has any)."""
 
     @model_validator(mode="after")
     def _need_no_ray(self) -> Self:
@@ -77,12 +78,12 @@ class Where:
         if devices is not None and (not names or not all(names)):
             raise RequestError(f"--devices: expected names such as cuda:0,cuda:1, found '{devices}'.")
         if names and device != "auto":
-            raise RequestError("--device cannot be used with --devices, which names them all.")
+            raise RequestError("--device cannot be used with --devices, which lists all of them.")
         options = options or EngineOptions()
         if options.engine == "ray" and (names or device not in _RAY_DEVICES):
             raise RequestError(
                 f"--engine ray: expected one --device of {', '.join(_RAY_DEVICES)}, found '{devices or device}'. Ray "
-                "chooses which; use --num-workers and --gpus-per-worker."
+                "assigns the devices; use --num-workers and --gpus-per-worker."
             )
         if options.engine == "ray":
             from maisi_aug.integrations.ray.joining import require_ray

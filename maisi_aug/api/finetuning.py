@@ -135,7 +135,10 @@ def finetune(
                 self_contained=self_contained,
             )
         except TimeIsUp as stop:
-            display.say(f"The time was up while {stop.phase.lower()}, {stop.done} of {stop.total}; run again to go on.")
+            display.say(
+                f"Time limit reached while {stop.phase.lower()}, {stop.done} of {stop.total}; run the same command "
+                "again to continue."
+            )
             result = None
     processes.leave()
     return result if processes.is_main else None
@@ -172,8 +175,8 @@ def open_data(
         if rules or organs:
             option = "--map" if rules else "--organs"
             raise PreparationError(
-                f"{option}: expected none for {text}, which is prepared already, found one. Leave it out, or prepare "
-                "the data again."
+                f"{option}: cannot be used with {text}, which is already prepared. Leave it out, or prepare the data "
+                "again."
             )
         return PreparedStore.from_folder(text)
     if (Path(text) / STATE_FOLDER).is_dir():
@@ -186,7 +189,7 @@ def open_data(
     except PreparationError as error:
         message = re.sub(r"--(nnunet|images|labels)\b", "--data", str(error))
         if set(re.findall(r"--[a-z-]+", message)) - {"--data", "--map", "--organs", "--out"}:
-            message += " That is an option of 'maisi-aug prepare': use it first, then give its folder as --data."
+            message += " It is an option of 'maisi-aug prepare': run that first, then give its folder as --data."
         raise PreparationError(message) from error
     return PreparedStore.from_folder(out / PREPARED_FOLDER)
 
@@ -214,8 +217,7 @@ def _prepare(sources: Sources, base: Bundle, folder: Path, wanted: FinetuneReque
     cases, notes = collect_cases(sources)
     if len(cases) < 2:
         raise PreparationError(
-            f"--data: expected at least two cases, one of them to validate on, found {cases[0].id} alone. Add cases of "
-            "more patients."
+            f"--data: needs at least two cases, one of them to validate on, found {cases[0].id} alone. Add cases."
         )
     own_rules = tuple(map(parse_rule, wanted.map))
     request = PrepareRequest(
@@ -228,8 +230,8 @@ def _prepare(sources: Sources, base: Bundle, folder: Path, wanted: FinetuneReque
         num_folds=max(2, min(MAX_FOLDS, len(cases))),
     )
     display.say(
-        "Note: every case counts as a patient of its own. Where patients have several, prepare the data with "
-        "'maisi-aug prepare --patients' first, or scans of one patient are trained on and validated on."
+        "Note: every case counts as a patient of its own. If patients have several cases, run 'maisi-aug prepare "
+        "--patients' first; otherwise scans of one patient are used for both training and validation."
     )
     with display.count_stages() as report:
         plan = plan_preparation(request, report=report)
@@ -262,8 +264,7 @@ def _require_labels(labels: Sequence[str], plan: PreparePlan) -> None:
         except VocabularyError:
             is_there = False
         if not is_there:
-            hint = did_you_mean(name, names) or f" They hold {', '.join(names[:12]) or 'none'}."
+            hint = did_you_mean(name, names) or f" They contain {', '.join(names[:12]) or 'none'}."
             raise PreparationError(
-                f"--label '{name}': expected a label that the data will hold, found none of that name.{hint} Name one "
-                "of those, or add a --map."
+                f"--label '{name}': the data have no label of that name.{hint} Name one of those, or add a --map."
             )

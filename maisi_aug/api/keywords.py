@@ -60,7 +60,7 @@ def require_known(function: Callable[..., object], fields: Mapping[str, Any]) ->
     for name in fields:
         if name not in known:
             hint = did_you_mean(name, known) or f" The keywords are {', '.join(known)}."
-            raise RecipeError(f"{subject}: expected a known keyword, found '{name}'.{hint}")
+            raise RecipeError(f"{subject}: unknown keyword '{name}'.{hint}")
 
 
 def build_model(model: type[Model], values: Mapping[str, Any], *, source: str, error: type[MaisiAugError]) -> Model:

@@ -74,7 +74,7 @@ def select_labels(
     if not found:
         if find is not None and not any(_matches(label, find) for label in vocabulary):
             vocabulary.id_of(find)  # raises with the closest names
-        raise VocabularyError("Labels: expected some that match every option, found none. Leave an option out.")
+        raise VocabularyError("No label matches all options. Leave an option out.")
     return found
 
 

@@ -85,7 +85,7 @@ class CohortProgress(RunListener):
         self._num_cases, self._num_settled = num_cases, len(manifest.settled_indices)
         self._task = self._bar.add_task("cases", total=num_cases, completed=self._num_settled, pace="")
         if self._num_settled:
-            self._console.print(f"{self._num_settled} of {num_cases} cases are there already.", highlight=False)
+            self._console.print(f"{self._num_settled} of {num_cases} cases are already done.", highlight=False)
 
     def _close_opening(self) -> None:
         """Take the bar away that is there before anything can be counted."""

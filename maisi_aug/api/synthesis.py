@@ -286,8 +286,8 @@ def _read_map(labels: Mapping[str | int, str] | None, options: BalanceOptions) -
     """
     if labels and options.against is None:
         raise RequestError(
-            "map can only be used with balance_against. What labels of a mask bank mean is said by mask_labels, of a "
-            "size reference by size_label."
+            "map: can only be used with balance_against. For the labels of a mask bank use mask_labels, for a size "
+            "reference size_label."
         )
     mapping = {name: str(label) for label, name in (labels or {}).items()}
     return lambda targets, vocabulary: mapping

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from maisi_aug.banks.entry import BankEntry
-from maisi_aug.errors import VolumeError
+from maisi_aug.errors import MaisiAugWarning, VolumeError
 from maisi_aug.volumes.grid import Grid, spell_grid
 from maisi_aug.volumes.image_files import Volume, decode_label_map, load_grid, load_image, load_label_map
 
@@ -123,8 +123,9 @@ def place_labels(
     padded = _put_into(labels, image) if is_other else None
     if padded is not None:
         warnings.warn(
-            f"{subject}: expected the {_spell_shape(image)} voxels of its CT, found {_spell_shape(labels.grid)} of "
-            "them; it is put into its place.",
+            f"{subject}: has {_spell_shape(labels.grid)} voxels, its CT {_spell_shape(image)}; it is placed into the "
+            "CT's grid.",
+            MaisiAugWarning,
             stacklevel=2,
         )
         return Volume(padded, image)

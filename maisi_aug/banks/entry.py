@@ -51,8 +51,7 @@ class ArchiveMember:
                 content = file.read(self.max_bytes + 1)
         except (OSError, ContentError) as error:
             raise VolumeError(
-                f"{self.name}: expected a readable member of {self.archive.name}, found a damaged one ({error})."
-                " Download the archive again."
+                f"{self.name}: this member of {self.archive.name} is damaged ({error}). Download the archive again."
             ) from error
         if len(content) > self.max_bytes:
             raise self.too_large()
@@ -61,8 +60,8 @@ class ArchiveMember:
     def too_large(self) -> VolumeError:
         """The error for a member that its voxels do not explain."""
         return VolumeError(
-            f"{self.name}: expected at most {self.max_bytes / 1e6:.0f} MB, by the size that its list states, found "
-            "more. Download the archive again."
+            f"{self.name}: larger than the {self.max_bytes / 1000000.0:.0f} MB that the archive's list states. "
+            "Download the archive again."
         )
 
 

@@ -81,9 +81,11 @@ def load_mapping(choice: LabelMapping) -> LabelMapping:
     try:
         document = read_json(Path(choice))
     except (OSError, ValueError) as error:
-        raise BankError(f"Mask labels {choice}: expected a JSON file, found: {error}. Correct the file.") from error
+        raise BankError(f"Mask labels {choice}: not a readable JSON file: {error}. Correct the file.") from error
     if not isinstance(document, dict):
-        raise BankError(f"Mask labels {choice}: expected ids or names on both sides, found a list. Correct the file.")
+        raise BankError(
+            f"Mask labels {choice}: expected a mapping with ids or names on both sides, found a list. Correct the file."
+        )
     return document
 
 
@@ -163,8 +165,8 @@ def guess_maisi_ids(present: NDArray[np.int_], vocabulary: Vocabulary, *, subjec
     if BODY_ID in present and all(vocabulary.contains(int(label_id)) for label_id in present):
         return Translation({label.id: label.id for label in vocabulary}, frozenset({BODY_ID}))
     raise VolumeError(
-        f"{subject}: expected to be told what its labels mean, found ids up to {int(present.max())} and neither "
-        f"labels.json nor dataset.json. Pass --mask-labels with {', '.join(CHOICES[1:])} or a JSON file."
+        f"{subject}: the meaning of its labels is unknown: it has ids up to {int(present.max())}, but no labels.json "
+        f"or dataset.json. Pass --mask-labels with {', '.join(CHOICES[1:])} or a JSON file."
     )
 
 
@@ -173,8 +175,8 @@ def _from_names(names: Mapping[int, str], vocabulary: Vocabulary, subject: str) 
     unknown = (*translation.unknown, *translation.unknown_lesions)
     if len(unknown) == sum(1 for source_id in names if source_id):
         raise BankError(
-            f"{subject}: expected label names of the vocabulary, found only {', '.join(unknown[:5])}. "
-            "Pass a JSON file with --mask-labels that maps them, or list names with 'maisi-aug labels'."
+            f"{subject}: none of its label names is in the vocabulary: {', '.join(unknown[:5])}. Map them in a JSON "
+            "file for --mask-labels; 'maisi-aug labels' lists the known names."
         )
     return translation
 
@@ -189,7 +191,7 @@ def _from_mapping(
         text = str(source).strip()
         source_id = int(text) if spells_number(text) else id_by_name.get(text.lower())
         if source_id is None:
-            raise BankError(f"{subject}: expected '{source}' of the mapping among its labels, found no such name.")
+            raise BankError(f"{subject}: the mapping names '{source}', but no label has that name.")
         try:
             ids[source_id] = vocabulary.id_of(target)
         except VocabularyError as error:

@@ -181,7 +181,7 @@ def load_entry(entry: BankEntry, translation: Translation | None, vocabulary: Vo
     for place in _order_masks(entry.organ_names, translation, vocabulary):
         mask = first if place == 0 else load_mask(entry.label_paths[place])
         if not mask.grid.is_close(first.grid, tolerance_mm=0.01):
-            raise VolumeError(f"{entry.label_paths[place]}: expected the grid of the other masks, found another one.")
+            raise VolumeError(f"{entry.label_paths[place]}: its grid differs from that of the other masks.")
         label_map[mask.array > 0] = place + 1
     return Volume(label_map, first.grid)
 
@@ -212,8 +212,9 @@ def require_one_label(counts: Mapping[int, int], path: Path) -> None:
     if len(ids) > 1:
         shown = ", ".join(f"{label_id} ({counts[label_id]} voxels)" for label_id in ids[:MAX_IDS])
         raise VolumeError(
-            f"{path.name}: expected a mask of one label, '{stem_of(path)}', found {len(ids)} ids: {shown}"
-            f"{', ...' if len(ids) > MAX_IDS else ''}. Give it as a label map, whose ids can be named one by one."
+            f"{path.name}: expected a mask of one label, '{stem_of(path)}', found {len(ids)} ids: "
+            f"{shown}{', ...' if len(ids) > MAX_IDS else ''}. Provide it as a label map, whose ids can be named one "
+            "by one."
         )
 
 
@@ -271,8 +272,8 @@ def is_filled_body(label_map: NDArray[np.uint8]) -> bool:
 def no_envelope(entry: BankEntry) -> VolumeError:
     """The error for a map without a CT and without body, or with nothing but the skin or a few voxels of it."""
     return VolumeError(
-        f"{entry.name}: expected body (200) that is filled, or a CT to find it in, found neither. "
-        "Put the CT beside the label map, for instance as X_ct.nii.gz and X_seg.nii.gz."
+        f"{entry.name}: needs a filled body (200), or a CT to find the body in. Put the CT next to the label map, "
+        "for instance as X_ct.nii.gz and X_seg.nii.gz."
     )
 
 

@@ -82,7 +82,7 @@ class RawDataset:
         try:
             document = read_json(path)
         except (OSError, ValueError) as error:
-            raise BankError(f"{path}: expected nnU-Net's description, found: {error}. Correct the file.") from error
+            raise BankError(f"{path}: nnU-Net's description cannot be read: {error}. Correct the file.") from error
         if not isinstance(document, dict):
             raise BankError(
                 f"{path}: expected nnU-Net's description, found a {type(document).__name__}. Correct the file."
@@ -115,8 +115,8 @@ class RawDataset:
         cts = [number for number, name in channels.items() if name.strip().lower() == "ct"]
         if len(cts) != 1:
             raise BankError(
-                f"{self.path}: expected one channel, or one that is named CT, found {', '.join(channels.values())}. "
-                "Export the CT alone."
+                f"{self.path}: needs one channel, or one named CT, found {', '.join(channels.values())}. Export the "
+                "CT alone."
             )
         return cts[0]
 
@@ -141,8 +141,8 @@ class RawDataset:
             label = files.get("label") if isinstance(files, dict) else None
             if not isinstance(label, str):
                 raise BankError(
-                    f"{self.path}: expected 'images' and 'label' in dataset.{case_id}, found {files!r}. "
-                    "Correct the file."
+                    f"{self.path}: 'images' and 'label' are missing in dataset.{case_id}, found {files!r}. Correct "
+                    "the file."
                 )
             image = images[place] if isinstance(images, list) and len(images) > place else None
             found = self.find_file(image) if isinstance(image, str) else None
@@ -188,7 +188,7 @@ class RawDataset:
             is_there = path.exists()
         except OSError as error:  # a name longer than any file's
             reason = error.strerror
-            raise BankError(f"{self.path}: expected paths of files, found one that cannot be: {reason}.") from None
+            raise BankError(f"{self.path}: lists a path that cannot exist: {reason}.") from None
         return path if is_there else self.folder / text
 
 
@@ -208,7 +208,7 @@ def label_values(labels: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
 
 def _read_value(value: Any) -> int:
     if isinstance(value, float) and not value.is_integer():  # neither are infinity and NaN
-        raise ValueError(f"whole numbers needed, {value} given")
+        raise ValueError(f"an integer is required, found {value}")
     return int(value)
 
 
@@ -228,6 +228,6 @@ def note_never_trained(case_ids: Iterable[str]) -> str:
         return ""
     shown = ", ".join(named[:5]) + (", ..." if len(named) > 5 else "")
     return (
-        f"nnU-Net never trains on cases whose names end in {NEVER_TRAINED}, which it takes for label maps, found "
-        f"{len(named)} ({shown}). Rename them."
+        f"nnU-Net never trains on cases whose names end in {NEVER_TRAINED}, because it takes them for label maps; "
+        f"{len(named)} cases do ({shown}). Rename them."
     )

@@ -159,8 +159,8 @@ class Bundle:
         place = self.path / bank.list
         if not place.exists():
             raise BundleError(
-                f"Bundle '{self.name}': expected the list of its label maps at {place}, found none. Get the whole "
-                "folder again, or name label maps with --mask-bank."
+                f"Bundle '{self.name}': the list of its label maps is missing at {place}. Get the whole folder "
+                "again, or name label maps with --mask-bank."
             )
         labels = self.path / bank.labels
         return str(place.resolve()), str(labels.resolve()) if labels.is_file() else bank.labels
@@ -180,13 +180,13 @@ class Bundle:
         chosen = num_inference_steps or self.default_steps
         if chosen > limit:
             raise RecipeError(
-                f"num_inference_steps: expected at most {limit}, the time steps that bundle '{self.name}' was trained "
-                f"with, found {chosen}. Choose fewer with --steps."
+                f"num_inference_steps: at most {limit} (bundle '{self.name}' was trained with that many time steps), "
+                f"found {chosen}. Choose fewer with --steps."
             )
         if self.is_ddpm and chosen != limit:
             raise RecipeError(
-                f"num_inference_steps: expected {limit}, for DDPM goes through every time step that bundle "
-                f"'{self.name}' was trained with, found {chosen}. Leave --steps out."
+                f"num_inference_steps: must be {limit}, because DDPM uses every time step that bundle '{self.name}' "
+                f"was trained with, found {chosen}. Leave --steps out."
             )
         return chosen
 
@@ -208,14 +208,14 @@ class Bundle:
         """
         if modality != "ct" and self.definition("diffusion_unet").get("num_class_embeds") is None:
             raise RecipeError(
-                f"modality: expected 'ct', for the networks of bundle '{self.name}' are not told any other, found "
-                f"'{modality}'. Leave it out, or use a bundle with modality codes such as rflow-ct."
+                f"modality: bundle '{self.name}' is not conditioned on modality, so that only 'ct' can be used, "
+                f"found '{modality}'. Leave it out, or use a bundle with modality codes such as rflow-ct."
             )
         if body_region is not None and not self.is_told_regions:
             raise RecipeError(
-                f"body_region: expected none, for the networks of bundle '{self.name}' are not told body regions, "
-                f"found {' to '.join(body_region)}. Leave it out: such networks go by the label map alone, and of mask "
-                "banks only those that list the regions of their maps choose by them."
+                f"body_region: bundle '{self.name}' is not conditioned on body region, found "
+                f"{' to '.join(body_region)}. Leave --body-region out; with such bundles it only filters mask banks "
+                "that list the regions of their maps."
             )
 
     def check_grid(
@@ -224,7 +224,7 @@ class Bundle:
         *,
         shows_head_alone: bool = False,
         allow_unseen: bool = False,
-        remedy: str = "; or add --allow-unseen-grid, if the weights have learnt such grids",
+        remedy: str = "; or add --allow-unseen-grid, if the weights were trained on such grids",
     ) -> tuple[str, ...]:
         """Compare a grid with those that the networks have seen; a bundle without limits takes all that they can halve.
 
@@ -256,7 +256,12 @@ class Bundle:
         found, is_refused = lacking
         if is_refused and not allow_unseen:
             raise GridError(f"{found}. Use {spell_flags(nearest)}{remedy}.")
-        return (f"{found}. The networks have not seen such grids, and images may be bad: try {spell_flags(nearest)}.",)
+        return (
+            (
+                f"{found}. The networks were not trained on such grids, and images may be poor: try "
+                f"{spell_flags(nearest)}."
+            ),
+        )
 
     def definition(self, role: str) -> dict[str, Any]:
         """The definition of a network.
@@ -266,7 +271,7 @@ class Bundle:
         """
         if role not in self.spec.networks:
             raise BundleError(
-                f"Bundle '{self.name}': expected a definition in networks.{role}, found "
+                f"Bundle '{self.name}': no definition in networks.{role}; it has "
                 f"{', '.join(self.spec.networks) or 'none'}. Fetch the bundle again."
             )
         return self.spec.networks[role]
@@ -281,7 +286,7 @@ class Bundle:
             return self
         if self.base is None:
             raise BundleError(
-                f"Bundle '{self.name}': expected weights for {role}, found {', '.join(self.spec.weights) or 'none'}. "
+                f"Bundle '{self.name}': no weights for {role}; it has {', '.join(self.spec.weights) or 'none'}. "
                 "Fetch the bundle again."
             )
         return self.base.owner_of(role)
@@ -310,8 +315,8 @@ class Bundle:
         path = (self.path / named.file).resolve()
         if not path.is_relative_to(self.path.resolve()):
             raise BundleError(
-                f"Bundle '{self.name}': expected weight files inside the bundle's folder, found {path}. "
-                "Get the bundle from a source you trust."
+                f"Bundle '{self.name}': weight files must be inside the bundle's folder, found {path}. Get the "
+                "bundle from a source you trust."
             )
         if not path.is_file():
             raise BundleError(
@@ -394,7 +399,7 @@ def _find_whole_bundle(name: str) -> Bundle | None:
     except BundleError as error:
         sentence = " ".join(str(error).split())
         # Logged and not warned of: the command line silences warnings, since most are those of libraries.
-        _LOG.error("%s The list leaves '%s' out until it is fetched or installed again.", sentence, name)
+        _LOG.error("%s The list omits '%s' until it is fetched or installed again.", sentence, name)
         return None
     return bundle
 
@@ -420,8 +425,8 @@ def load_bundle(name_or_path: str | Path) -> Bundle:
             return _read_bundle(folder)
     if text in known_bundles():
         raise BundleError(
-            f"Bundle '{text}': expected its weights on this machine, but they have not been fetched yet. "
-            f"Run: {known_bundles()[text].pull_command}"
+            f"Bundle '{text}': its weights have not been downloaded to this machine yet. Run: "
+            f"{known_bundles()[text].pull_command}"
         )
     names = sorted({*embedded_bundles(), *pulled_bundles()})
     raise BundleError(
@@ -467,14 +472,14 @@ def find_base(spec: BaseSpec, folder: Path, *, subject: str) -> Bundle:
             return bundle
     if found:
         raise BundleError(
-            f"{subject}: expected its base '{spec.name}' as it was when this bundle was made (fingerprint "
-            f"{spec.fingerprint[:12]}...), found one that has changed ({found[0].fingerprint[:12]}... in "
-            f"{found[0].path}). Put the earlier one back, or fine-tune again from the new one."
+            f"{subject}: its base '{spec.name}' has changed since this bundle was made: fingerprint "
+            f"{spec.fingerprint[:12]}... then, {found[0].fingerprint[:12]}... now in {found[0].path}. Restore the "
+            "earlier base, or fine-tune again from the new one."
         )
     looked = ", ".join(str(folder / path) for path in spec.paths) or "the bundles at hand"
     raise BundleError(
-        f"{subject}: expected its base '{spec.name}', found none by that name or in {looked}. Put it back there, or "
-        "use a bundle that was made with --self-contained."
+        f"{subject}: its base '{spec.name}' was not found by name or in {looked}. Put it back there, or use a bundle "
+        "made with --self-contained."
     )
 
 

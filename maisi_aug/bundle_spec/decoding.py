@@ -58,28 +58,32 @@ class DecodingConfig(StrictModel, strict=True, use_attribute_docstrings=True):
     """How images are decoded from their latents; what takes less memory takes more time."""
 
     mode: Annotated[DecodeMode | None, Option("--decode", panel=_IMAGES)] = None
-    """`exact`: the whole image, part after part where memory is short, without overlap and seams; `windows`: in
-    overlapping windows that are blended, as NVIDIA's scripts do (default: exact, unless --decode-window names one)."""
+    """`exact`: the whole image, in parts if memory is short, without seams; `windows`: overlapping windows that are
+    blended, as in NVIDIA's scripts (default: exact, or windows with --decode-window).
+    """
     window: Annotated[
         LatentShape | Literal["whole"] | None,
         BeforeValidator(_read_window),
         Option("--decode-window", metavar="IxJxK|whole", takes=str, panel=_IMAGES),
     ] = None
-    """Latent voxels decoded at once, multiples of 16; smaller windows take less memory and, seeing their own part of
-    the image alone, move intensities a little (default with --decode windows: the bundle's)."""
+    """Latent voxels decoded at once, multiples of 16. Smaller windows need less memory but shift intensities slightly,
+    since each sees only its part of the image (default with --decode windows: the bundle's).
+    """
     overlap: Annotated[float, Field(ge=0, lt=1), Option("--decode-overlap", panel=_IMAGES)] = DEFAULT_OVERLAP
-    """Share of a window that neighbours share, blended with Gaussian weights; a preset may have its own."""
+    """Share of a window that overlaps its neighbours, blended with Gaussian weights; a preset may set its own."""
     num_splits: Annotated[NumSplits | None, Option(panel=_IMAGES)] = None
-    """Parts in which the image is computed, the same but for rounding (default: what the memory asks for)."""
+    """Number of parts in which the image is decoded; the result is the same up to rounding (default: chosen by free
+    memory).
+    """
     memory_gb: Annotated[PositiveFloat | None, Option("--decode-memory", metavar="GB", panel=_IMAGES)] = None
-    """Memory that decoding may take beside weights and latent (default: what is free)."""
+    """Memory for decoding, in addition to weights and latent (default: what is free)."""
 
     @model_validator(mode="after")
     def _has_no_window_without_windows(self) -> Self:
         if self.mode == "exact" and isinstance(self.window, tuple):
-            raise ValueError("window can only be used with mode windows; remove one of them")
+            raise ValueError("window can only be used with mode windows; remove one of the two")
         if self.mode == "windows" and self.window == WHOLE:
-            raise ValueError("window 'whole' can only be used with mode exact; remove one of them")
+            raise ValueError("window 'whole' can only be used with mode exact; remove one of the two")
         return self
 
     @property

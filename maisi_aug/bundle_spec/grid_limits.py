@@ -72,9 +72,9 @@ class GridLimits(StrictModel):
         spans = (*self.spacing_mm, *(self.extent_mm or ()))
         pairs = [pair for sides in self.sides for pair in pairwise(sides)]
         if any(least > most for least, most in spans) or any(one >= other for one, other in pairs):
-            raise ValueError("sides must ascend, and the least spacing or extent come before the largest")
+            raise ValueError("sides must ascend, and the smallest spacing or extent must come before the largest")
         if self.needs_square_slices and len({(self.sides[i], self.spacing_mm[i]) for i in (0, 1)}) > 1:
-            raise ValueError("square slices need the same sides and spacing along I and J")
+            raise ValueError("square slices need equal sides and spacing along I and J")
         return self
 
     def is_recommended(self, grid: Grid) -> bool:

@@ -99,7 +99,6 @@ def find_known_bundle(name: str) -> KnownBundle:
     known = known_bundles()
     if name not in known:
         raise BundleError(
-            f"Bundle '{name}': expected one that can be fetched ({', '.join(known)}), found none of that name."
-            f"{did_you_mean(name, known)}"
+            f"Bundle '{name}': cannot be downloaded; known bundles are {', '.join(known)}.{did_you_mean(name, known)}"
         )
     return known[name]

@@ -25,7 +25,7 @@ def require_masks(bundle: Bundle) -> MaskGenerationSpec:
         known = known_bundles()
         name = bundle.name if bundle.name in known else next(iter(known))
         raise BundleError(
-            f"Bundle '{bundle.name}': expected mask networks for mask_source 'diffusion', found none. "
+            f"Bundle '{bundle.name}': mask_source 'diffusion' needs mask networks, which this bundle does not have. "
             f"Run: {known[name].pull_command} --with-masks"
         )
     return bundle.spec.mask_generation
@@ -43,8 +43,8 @@ def choose_mask_steps(bundle: Bundle, num_inference_steps: int | None) -> int:
     chosen = num_inference_steps or spec.num_inference_steps
     if chosen > limit:
         raise RecipeError(
-            f"mask_steps: expected at most {limit}, the time steps that the mask networks of bundle '{bundle.name}' "
-            f"were trained with, found {chosen}. Choose fewer with --mask-steps."
+            f"mask_steps: at most {limit} (the mask networks of bundle '{bundle.name}' were trained with that many "
+            f"time steps), found {chosen}. Choose fewer with --mask-steps."
         )
     return chosen
 
@@ -71,9 +71,9 @@ def require_inside(bundle: Bundle, grid: Grid) -> None:
     field_mm, wanted_mm = generated_grid(bundle).extent_mm[2], grid.extent_mm[2]
     if wanted_mm > field_mm * FIELD_TOLERANCE:
         raise GridError(
-            f"Grid for mask_source 'diffusion': expected at most {field_mm:.0f} mm from feet to head, as long as the "
-            f"label maps of bundle '{bundle.name}' are, found {wanted_mm:.0f} mm. Choose a shorter --shape or a "
-            "smaller --spacing, or another mask source."
+            f"Grid for mask_source 'diffusion': the label maps of bundle '{bundle.name}' cover {field_mm:.0f} mm "
+            f"from feet to head, this grid {wanted_mm:.0f} mm. Choose a shorter --shape or a smaller --spacing, or "
+            "another mask source."
         )
 
 

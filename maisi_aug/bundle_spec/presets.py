@@ -121,14 +121,11 @@ def find_preset(name: str, bundle: Bundle) -> Preset:
     foreign = next((row for row in everywhere if row[0].name == name), None)
     if foreign is None:
         names = _names([*own.values(), *(preset for preset, _ in everywhere)])
-        raise RecipeError(
-            f"preset: expected the name of a preset, found '{name}'.{did_you_mean(name, names)} "
-            f"List them with '{LIST_COMMAND}'."
-        )
+        raise RecipeError(f"preset: unknown name '{name}'.{did_you_mean(name, names)} List them with '{LIST_COMMAND}'.")
     preset, bundles = foreign
     raise RecipeError(
-        f"preset: expected a grid that the networks of bundle '{bundle.name}' are known to have seen, found "
-        f"'{name}', {spell_grid(preset.shape, preset.spacing_mm, with_extent=False)}. Use it with --bundle "
+        f"preset: the networks of bundle '{bundle.name}' are not known to work on the grid of '{name}', "
+        f"{spell_grid(preset.shape, preset.spacing_mm, with_extent=False)}. Use it with --bundle "
         f"{' or '.join(bundles)}, or give --shape and --spacing instead."
     )
 

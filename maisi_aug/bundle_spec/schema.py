@@ -54,16 +54,16 @@ _MAX_LEVELS = 16
 def _require_definition(definition: dict[str, Any]) -> dict[str, Any]:
     """Raise for numbers that no network or scheduler has, and that would take hours to build."""
     if not isinstance(definition.get("class"), str):
-        raise ValueError("expected the name of a 'class'")
+        raise ValueError("the name of a 'class' is missing")
     for name, value in definition.items():
         parts = value if isinstance(value, list) else [value]
         most = _MOST.get(name, _MOST_OTHERWISE)
         if len(parts) > _MAX_LEVELS or any(isinstance(part, int | float) and not abs(part) <= most for part in parts):
             raise ValueError(f"expected numbers up to {most}, at most {_MAX_LEVELS} of them, as '{name}'")
         if name in _MOST and not all(type(part) is int and part > 0 for part in parts):
-            raise ValueError(f"expected whole numbers above 0 as '{name}'")
+            raise ValueError(f"expected integers above 0 as '{name}'")
         if name in _ONE_NUMBER and isinstance(value, list):
-            raise ValueError(f"expected one whole number as '{name}', found a list")
+            raise ValueError(f"expected one integer as '{name}', found a list")
     return definition
 
 
@@ -71,14 +71,14 @@ def _require_levels(networks: dict[str, dict[str, Any]]) -> dict[str, dict[str, 
     """Raise unless the networks that decide what a grid's sides are multiples of say how many levels they have."""
     for role in networks.keys() & _LEVELLED_ROLES:
         if not isinstance(levels := networks[role].get("num_channels"), list) or not levels:
-            raise ValueError(f"expected a list of whole numbers as {role}.num_channels")
+            raise ValueError(f"expected a list of integers as {role}.num_channels")
     return networks
 
 
 def _require_path(text: str) -> str:
     """Raise for what no file can be called."""
     if not is_path(text):
-        raise ValueError("expected a path, found one that is empty, too long or holds a null character")
+        raise ValueError("the path is empty, too long or contains a null character")
     return text
 
 

@@ -118,7 +118,8 @@ def read_targets(
     twice = [label for label, count in Counter(target.label for target in targets).items() if count > 1]
     if twice:
         raise RequestError(
-            f"Label requests: expected each lesion once when balancing, found '{twice[0]}' in several. Join them."
+            f"Label requests: '{twice[0]}' is requested more than once, which balancing does not allow. Join the "
+            "requests."
         )
     return tuple(targets)
 
@@ -138,8 +139,8 @@ def _to_target(text: str, request: CaseRequest, bins: SizeBins, least_ml: float)
     if len(lesions) != 1 or lesions[0].count > 1:
         found = "none" if not lesions else " and ".join(f"'{part.label_name}' x{part.count}" for part in lesions)
         raise RequestError(
-            f"Label request '{text}': expected one lesion without a count when balancing, found {found}. The balance "
-            "chooses the number of lesions in a case; limit it with --max-lesions."
+            f"Label request '{text}': balancing needs one lesion without a count, found {found}. The balance chooses "
+            "the number of lesions in a case; limit it with --max-lesions."
         )
     lesion = lesions[0]
     assert lesion.size is not None
@@ -147,9 +148,8 @@ def _to_target(text: str, request: CaseRequest, bins: SizeBins, least_ml: float)
     high = min(diameter_mm(lesion.size.high_ml), bins.edges_mm[-1])
     if high <= low + _SAME_MM:
         raise RequestError(
-            f"Label request '{text}': expected sizes within the bins ({bins.edges_mm[0]:g}-{bins.edges_mm[-1]:g} mm) "
-            f"and above a voxel of the grid ({diameter_mm(least_ml):.1f} mm), found none. Change the size or "
-            "--size-bins."
+            f"Label request '{text}': no size lies both within the bins ({bins.edges_mm[0]:g}-{bins.edges_mm[-1]:g} "
+            f"mm) and above a voxel of the grid ({diameter_mm(least_ml):.1f} mm). Change the size or --size-bins."
         )
     organs = tuple(part.label_name for part in request.lesions if part.size is None)
     return BalanceTarget(lesion.label_id, lesion.label_name, low, high, organs, request, has_size=":" in text)
@@ -268,10 +268,10 @@ def count_lesions(
     if not target.has_size and largest > 0:
         if largest <= target.low_mm + _SAME_MM:
             raise RequestError(
-                f"Label '{target.label}': expected a lesion in the dataset above the {target.low_mm:.3g} mm from which "
-                f"on lesions are planned, found none above {largest:.3g} mm. Lower the first of --size-bins where the "
-                f"grid can show it, or say that larger ones are wanted, with '{target.label}:"
-                f"{target.low_mm:.3g}-{target.high_mm:.3g}mm'."
+                f"Label '{target.label}': no lesion of the dataset is above {target.low_mm:.3g} mm, the smallest "
+                f"size that is planted; the largest has {largest:.3g} mm. Lower the first of --size-bins if the grid "
+                "can show it, or request larger lesions explicitly with "
+                f"'{target.label}:{target.low_mm:.3g}-{target.high_mm:.3g}mm'."
             )
         # Just above it, so that the bin of the largest one stays open where it begins with it.
         target = replace(target, high_mm=min(target.high_mm, math.ceil(largest + _SAME_MM)))

@@ -87,16 +87,16 @@ def read_cohort_document(folder: Path) -> dict[str, Any] | None:
     """
     path = folder / COHORT_NAME
     if folder.exists() and not folder.is_dir():
-        raise CohortError(f"{folder}: expected a folder, found a file. Choose another --out.")
+        raise CohortError(f"{folder}: this is a file, not a folder. Choose another --out.")
     if not path.is_file():
         _require_empty(folder)
         return None
     try:
         document = read_yaml(path)
     except (OSError, ContentError) as error:
-        raise CohortError(f"{path}: expected a readable configuration, found: {error}. Choose another --out.") from None
+        raise CohortError(f"{path}: cannot be read: {error}. Choose another --out.") from None
     if not isinstance(document, dict) or not isinstance(document.get("configuration"), dict):
-        raise CohortError(f"{path}: expected the configuration of a cohort, found other content. Choose another --out.")
+        raise CohortError(f"{path}: is not the configuration of a cohort. Choose another --out.")
     _require_forms(document, path)
     return document
 
@@ -133,7 +133,7 @@ class BegunCohort:
             return cls(path, {})
         if not may_resume:
             raise CohortError(
-                f"{path}: expected a new folder because of --no-resume, found a cohort. Choose another --out."
+                f"{path}: --no-resume needs a new folder, but this one holds a cohort. Choose another --out."
             )
         return cls(path, document, any(manifest.stat().st_size > 0 for manifest in list_manifests(path)), stamp)
 
@@ -181,10 +181,7 @@ def _require_forms(document: Mapping[str, Any], path: Path) -> None:
     is_list = steps is None or (isinstance(steps, list) and all(type(step) is int for step in steps))
     wrong = next((name for name in _SECTIONS if not isinstance(document.get(name, {}), dict)), None)
     if wrong is not None or not is_list:
-        raise CohortError(
-            f"{path}: expected '{wrong or GROWTH_FIELD}' as synthesize writes it, found other content. Choose another "
-            "--out."
-        )
+        raise CohortError(f"{path}: '{wrong or GROWTH_FIELD}' is not as synthesize writes it. Choose another --out.")
 
 
 def _require_empty(folder: Path) -> None:
@@ -196,7 +193,7 @@ def _require_empty(folder: Path) -> None:
         is_lease = path.name.startswith(".manifest.") and ".jsonl.lease" in path.name
         if not (is_leftover_of(path, COHORT_NAME) or is_fresh_manifest or is_lease):
             raise CohortError(
-                f"{folder}: expected a new, an empty or a cohort's folder, found '{path.name}' and no {COHORT_NAME}. "
+                f"{folder}: the folder is not empty and holds no cohort: it has '{path.name}' but no {COHORT_NAME}. "
                 "Nothing was changed; choose another --out."
             )
 
@@ -242,8 +239,8 @@ def find_cohort(
         raise CohortError(f"{path}: this cohort has {before} cases, -n asks for {after}. -n can only grow.")
     if different:
         raise CohortError(
-            f"{path}: expected the configuration that this cohort was begun with, found a different one "
-            f"({'; '.join(different)}). Choose another --out, or go on with the first command, weights and label maps."
+            f"{path}: this cohort was made with a different configuration ({'; '.join(different)}). Choose another "
+            "--out, or continue with the original options, weights and label maps."
         )
     return existing
 

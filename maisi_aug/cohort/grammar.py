@@ -125,8 +125,8 @@ class WrittenRequest:
         body, at, share = text.rpartition("@") if "@" in text else (text, "", "")
         if "@" in body:
             raise RequestError(
-                f"Label request '{text}': expected one share, at the end, found {body.count('@') + 1}. "
-                "A share belongs to everything joined by '+': write it once, last."
+                f"Label request '{text}': only one share is allowed, at the end, found {body.count('@') + 1}. It "
+                "applies to everything joined by '+'."
             )
         pieces = (part.partition(":") for part in body.split("+"))
         parts = tuple((name.strip(), size.strip() if colon else None) for name, colon, size in pieces)
@@ -160,9 +160,7 @@ def parse_requests(
         RequestError: If a request cannot be read, or the shares do not add up.
     """
     if not texts:
-        raise RequestError(
-            "Label request: expected at least one, found none. Ask for one, such as 'hepatic tumor:0.3'."
-        )
+        raise RequestError("At least one label request is required, such as 'hepatic tumor:0.3'.")
     own = {vocabulary.id_of(name): distribution for name, distribution in (distributions or {}).items()}
     requests = tuple(_parse_case(WrittenRequest.read(text), vocabulary, own) for text in texts)
     _require_shares(requests)
@@ -193,8 +191,8 @@ def allot_cases(requests: Sequence[CaseRequest], num_cases: int) -> list[int]:
     """
     if num_cases < max(1, len(requests)):
         raise RequestError(
-            f"Number of cases: expected at least {max(1, len(requests))}, one for each label request, "
-            f"found {num_cases}. Raise -n or ask for fewer labels."
+            f"Number of cases: expected at least {max(1, len(requests))}, one per label request, found {num_cases}. "
+            "Raise -n or request fewer labels."
         )
     shares = _shares(requests)
     # 0.3 x 10 is 3.0000000000000004 or 2.9999...: rounding keeps exact shares exact.
@@ -268,11 +266,11 @@ def _parse_lesion(
     if label.kind in ("background", "body", "slot"):
         meaning = "a placeholder slot without a meaning in this bundle" if label.kind == "slot" else f"'{label.name}'"
         raise RequestError(
-            f"Label request '{text}': expected an organ or a tumour, found '{name}', which is {meaning}. "
-            "List the labels with 'maisi-aug labels'."
+            f"Label request '{text}': '{name}' is {meaning}; only organs and tumours can be requested. List the "
+            "labels with 'maisi-aug labels'."
         )
     if size_text == "":
-        raise RequestError(f"Label request '{text}': expected {_SIZE_EXAMPLES} after ':', found nothing. Add a size.")
+        raise RequestError(f"Label request '{text}': the size after ':' is missing. Add {_SIZE_EXAMPLES}.")
     if label.kind == "organ" and size_text is None:
         return LesionRequest(label.id, label.name, None)
     size_text = size_text or ""
@@ -281,8 +279,8 @@ def _parse_lesion(
     size, count = _parse_size(size_text, label, text, own.get(label.id))
     if label.kind == "organ" and count != 1:
         raise RequestError(
-            f"Label request '{text}': expected '{label.name}' once, for it is an organ, found x{count}. "
-            "Leave the count out."
+            f"Label request '{text}': '{label.name}' is an organ and cannot have a count, found x{count}. Leave the "
+            "count out."
         )
     return LesionRequest(label.id, label.name, size, count, vocabulary.hosts_of(label.id))
 
@@ -291,8 +289,8 @@ def _organ_with_size_message(label: Label, size_text: str, text: str, vocabulary
     tumors = [vocabulary.name_of(tumor) for tumor in vocabulary.tumor_ids if label.id in vocabulary.hosts_of(tumor)]
     hint = f"Did you mean '{tumors[0]}:{size_text}'?" if tumors else "Leave the size out."
     return (
-        f"Label request '{text}': expected '{label.name}' without a size, because only lesions, and organs "
-        f"whose sizes the bundle knows, have one, found '{size_text}'. {hint}"
+        f"Label request '{text}': '{label.name}' cannot have a size, found '{size_text}'; only lesions, and organs "
+        f"whose sizes the bundle knows, have one. {hint}"
     )
 
 
@@ -307,8 +305,8 @@ def _parse_size(size_text: str, label: Label, text: str, own: SizeDistribution |
     low_unit, unit = match["low_unit"], match["unit"] or match["low_unit"]
     if low_unit is not None and SIZE_UNITS[low_unit][0] != SIZE_UNITS[unit][0]:
         raise RequestError(
-            f"Label request '{text}': expected diameters or volumes for both ends, found '{low_unit}' and '{unit}'. "
-            "Use one unit."
+            f"Label request '{text}': both ends of a range must be diameters, or both volumes, found '{low_unit}' "
+            f"and '{unit}'. Use one unit."
         )
     low = float(match["low"])
     high = float(match["high"]) if match["high"] is not None else low
@@ -384,15 +382,14 @@ def _require_shares(requests: Sequence[CaseRequest]) -> None:
     total = sum(given)
     if total > 1.0 + _SHARE_TOLERANCE:
         raise RequestError(
-            f"Shares: expected a sum of at most 1, found {total:g} over {len(given)} requests. Lower one of them."
+            f"Shares: the sum must be at most 1, found {total:g} over {len(given)} requests. Lower one of them."
         )
     if len(given) == len(requests) and total < 1.0 - _SHARE_TOLERANCE:
         raise RequestError(
-            f"Shares: expected a sum of 1 when every request has one, found {total:g}. Raise one, or leave one out."
+            f"Shares: if every request has a share, the sum must be 1, found {total:g}. Raise one, or leave one out."
         )
     without = [request for request in requests if request.share is None]
     if without and total > 1.0 - _SHARE_TOLERANCE:
         raise RequestError(
-            f"Shares: expected something left for '{without[0].text}', found shares that take everything. "
-            "Lower one, or give this request a share too."
+            f"Shares: nothing is left for '{without[0].text}'. Lower another share, or give this request one too."
         )

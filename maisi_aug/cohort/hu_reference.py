@@ -69,7 +69,7 @@ def _read_rows(path: Path) -> list[Mapping[str, Any]] | None:
     try:
         document = read_json(path)
     except (OSError, ValueError) as error:
-        raise RecipeError(f"HU reference {path}: expected JSON, found: {error}. Check --hu-reference.") from error
+        raise RecipeError(f"HU reference {path}: not valid JSON: {error}. Check --hu-reference.") from error
     rows = document.get("organs") if isinstance(document, Mapping) else None
     return rows if isinstance(rows, list) else None
 
@@ -109,7 +109,9 @@ def _measure(path: Path, vocabulary: Vocabulary, grid: Grid, report: Report | No
         if report is not None:
             report(index + 1, len(bank.names))
     if not num_read:
-        raise BankError(f"HU reference {path}: expected label maps with their CTs, found none with a CT beside it.")
+        raise BankError(
+            f"HU reference {path}: no label map has a CT next to it. Give CTs with label maps, or a file of ranges."
+        )
     ranges = [
         _summarise(vocabulary.name_of(label_id), label_id, found)
         for label_id, found in sorted(medians.items())
@@ -117,8 +119,8 @@ def _measure(path: Path, vocabulary: Vocabulary, grid: Grid, report: Report | No
     ]
     if not ranges:
         raise RecipeError(
-            f"HU reference {path}: expected a label in at least {MIN_CASES} CTs, found none in {num_read}. Add CTs, or "
-            "give a file of ranges."
+            f"HU reference {path}: no label occurs in at least {MIN_CASES} CTs (of {num_read}). Add CTs, or give a "
+            "file of ranges."
         )
     return tuple(ranges)
 

@@ -257,7 +257,8 @@ def load_manifest(folder: Path, *, gates: Collection[str] | None = None) -> Mani
     paths = list_manifests(folder)
     if not paths:
         raise CohortError(
-            f"{folder}: expected a cohort with {MANIFEST_NAME}, found none. Give the folder that synthesize wrote."
+            f"{folder}: not a cohort, because {MANIFEST_NAME} is missing. Give a folder that synthesize or insert "
+            "wrote."
         )
     return join_manifests(paths, [read_manifest(path, gates=gates) for path in paths])
 
@@ -297,9 +298,9 @@ def require_same(first: AttemptRecord, second: AttemptRecord, *, places: tuple[P
     if (first.case_id, before) != (second.case_id, after):
         different = next((path for path in {**before, **after} if before.get(path) != after.get(path)), second.case_id)
         raise CohortError(
-            f"{places[0].parent}: expected the same bytes from two drawings of {first.case_id}, found different ones "
-            f"of {different} in {places[0].name} and {places[1]}. Remove the line of one to keep the other; use "
-            "devices of one kind, and the same number of threads for each."
+            f"{places[0].parent}: {first.case_id} was drawn twice with different results: {different} differ between "
+            f"{places[0].name} and {places[1]}. Remove the line of one to keep the other; use devices of one kind, "
+            "with the same number of threads each."
         )
 
 
@@ -365,7 +366,7 @@ def _read_line(path: Path, number: int, line: bytes) -> AttemptRecord:
 
 def _wrong_line(path: Path, number: int, expected: str, found: str) -> CohortError:
     return CohortError(
-        f"{path}: expected {expected} on line {number}, found {found}. Remove the line to have its case made again."
+        f"{path}: expected {expected} on line {number}, found {found}. Remove the line to make its case again."
     )
 
 

@@ -140,14 +140,14 @@ class CohortPlan:
         missing = [vocabulary.name_of(label_id) for label_id in self.requested_ids if label_id not in labels]
         if missing:
             raise RequestError(
-                f"anatomy: expected every label that is requested in the list, found no {', no '.join(missing)}. "
-                "Add it to --anatomy, or take it out of --labels."
+                f"anatomy: every requested label must be listed; {', '.join(missing)} is missing. Add it to "
+                "--anatomy, or take it out of --labels."
             )
         unasked = [row.name for row in labels.values() if row.kind == "tumor" and row.id not in self.requested_ids]
         if unasked:
             raise RequestError(
-                f"anatomy: expected no lesion but those requested, found {', '.join(unasked)}, which no label map "
-                "would hold. Request it with --labels, or take it out of --anatomy."
+                f"anatomy: {', '.join(unasked)} is not requested, so that no label map would contain it. Request it "
+                "with --labels, or take it out of --anatomy."
             )
         organ_ids = sorted(label.id for label in labels.values() if label.kind == "organ")
         cases = (
@@ -167,10 +167,9 @@ class CohortPlan:
         if lost:
             lesion, case = min(lost, key=lambda pair: pair[0].requested_ml)
             raise RequestError(
-                f"Label request '{case.request}': expected lesions above {half_ml:.2g} mL "
-                f"({diameter_mm(half_ml):.1f} mm), half a voxel of the grid, found a {lesion.label} of "
-                f"{lesion.requested_ml:.2g} mL ({lesion.requested_mm:.1f} mm) in {case.case_id}. Ask for larger "
-                "lesions or a smaller --spacing."
+                f"Label request '{case.request}': {lesion.label} of {lesion.requested_ml:.2g} mL "
+                f"({lesion.requested_mm:.1f} mm) in {case.case_id} is smaller than half a voxel of the grid, "
+                f"{half_ml:.2g} mL ({diameter_mm(half_ml):.1f} mm). Request larger lesions or a smaller --spacing."
             )
 
 
@@ -179,8 +178,8 @@ def _find_kept(name: str, vocabulary: Vocabulary) -> Label:
     if label.kind not in ("organ", "tumor"):
         meaning = "a placeholder slot without a meaning in this bundle" if label.kind == "slot" else f"the {label.kind}"
         raise RequestError(
-            f"anatomy: expected organs and lesions, found '{name}', which is {meaning}. "
-            "List the labels with 'maisi-aug labels'."
+            f"anatomy: '{name}' is {meaning}; only organs and lesions can be kept. List the labels with 'maisi-aug "
+            "labels'."
         )
     return label
 

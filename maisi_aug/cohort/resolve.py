@@ -24,7 +24,7 @@ from maisi_aug.cohort.hu_reference import load_hu_reference, ranges_from_json, r
 from maisi_aug.cohort.plan import CasePlan, CohortPlan, plan_bare_images, plan_cohort, plan_given_maps
 from maisi_aug.cohort.request import DEFAULT_NUM_CASES, EMBEDDED_BANK, GIVEN, CohortRequest, without_unused
 from maisi_aug.cohort.twins import Twins, parse_twins, plan_twin_maps, plan_twins, with_size
-from maisi_aug.errors import RequestError, VocabularyError
+from maisi_aug.errors import MaisiAugWarning, RequestError, VocabularyError
 from maisi_aug.networks.mask_conditions import read_organ_sizes, require_not_absent
 from maisi_aug.system.progress import Report
 from maisi_aug.vocabulary.hu import HuRange
@@ -271,7 +271,7 @@ def _choose_grid(request: CohortRequest, bundle: Bundle) -> Grid:
         return grid
     is_head = shows_head_alone(request, bundle)
     for sentence in bundle.check_grid(grid, shows_head_alone=is_head, allow_unseen=request.allow_unseen_grid):
-        warnings.warn(sentence, stacklevel=3)
+        warnings.warn(sentence, MaisiAugWarning, stacklevel=3)
     return grid
 
 
@@ -413,14 +413,16 @@ def _require_organs_in_maps(case: CasePlan, organs: Sequence[str], source: str, 
     Raises:
         RequestError: For organs of a size without such maps, or beside lesions that the maps shall hold, too.
     """
-    subject = f"Label request '{case.request}': expected label maps that hold '{organs[0]}', which is not planted"
+    subject = f"Label request '{case.request}': '{organs[0]}' is not planted, so that label maps must contain it"
     if source not in ("plant", "bank"):
-        raise RequestError(f"{subject}, found mask_source '{source}'. Use 'plant' or 'bank' with --mask-bank.")
+        raise RequestError(
+            f"{subject}; mask_source '{source}' does not provide them. Use 'plant' or 'bank' with --mask-bank."
+        )
     if not bank.entries:
-        raise RequestError(f"{subject}, found the phantoms. Name label maps that hold it with --mask-bank.")
+        raise RequestError(f"{subject}; the phantoms do not. Name label maps that contain it with --mask-bank.")
     if source == "bank" and len(organs) < len(case.lesions):
         raise RequestError(
-            f"Label request '{case.request}': expected mask_source 'plant' for lesions beside '{organs[0]}', found "
+            f"Label request '{case.request}': lesions together with '{organs[0]}' need mask_source 'plant', found "
             "'bank'. Use --mask-source plant."
         )
 
@@ -480,9 +482,9 @@ def _find_size_labels(
     names = sorted({label.name for label in labels if label.kind == "tumor"})
     if len(names) != 1:
         raise RequestError(
-            f"size_label {size_label}: expected one lesion in the label requests, found {len(names)} "
-            f"({', '.join(names) or 'none'}). Say which is which, such as "
-            f"--map '{size_label}={names[0] if names else 'hepatic tumor'}'."
+            f"size_label {size_label}: can stand for one lesion only, but the label requests have {len(names)} "
+            f"({', '.join(names) or 'none'}). Say which is which, for instance with --map "
+            f"'{size_label}={names[0] if names else 'hepatic tumor'}'."
         )
     return {names[0]: size_label}
 
@@ -497,14 +499,14 @@ def _measure_label_maps(
     found = list_bank(path, lambda name: find_label_id(name, vocabulary) is not None) if path.exists() else None
     if found is not None and found.faults:
         fault = ": ".join(found.faults[0])
-        raise RequestError(f"{path}: expected whole label maps, found {fault}. Restore or remove it.")
+        raise RequestError(f"{path}: a label map cannot be used: {fault}. Restore or remove it.")
     entries = [] if found is None else found.entries
     masks = next((entry for entry in entries if entry.organ_names), None)
     if masks is not None or not entries:
         what = f"a mask for each label ({masks.name})" if masks else "no image files"
         raise RequestError(
-            f"{path}: expected an nnU-Net dataset with labelsTr, or a folder of label maps, found {what}. "
-            "Check --size-reference."
+            f"{path}: neither an nnU-Net dataset with labelsTr nor a folder of label maps, found {what}. Check "
+            "--size-reference."
         )
     volumes: dict[int, list[list[float]]] = {label_id: [] for label_id in label_ids}
     for number, entry in enumerate(entries, start=1):

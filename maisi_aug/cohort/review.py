@@ -174,9 +174,7 @@ def _read_line(path: Path, line: bytes) -> Decision:
         return _DECISION.validate_json(line)
     except ValidationError as error:
         problem = error.errors(include_url=False, include_context=False)[0]["msg"]
-        raise CohortError(
-            f"{path}: expected a decision on every line, found {line.rstrip()[:60]!r} ({problem}). Remove the line."
-        ) from None
+        raise CohortError(f"{path}: not a decision: {line.rstrip()[:60]!r} ({problem}). Remove the line.") from None
 
 
 def append_decision(folder: Path, decision: Decision) -> None:
@@ -260,8 +258,8 @@ def reopen_rejected(folder: Path) -> list[AttemptRecord]:
                 writer.append(replace(judged, status="retried", files=files))
             except OSError as error:
                 raise CohortError(
-                    f"{folder}: expected to set '{record.case_id}' aside, found: {error.strerror or error}. Make room "
-                    "and run the command again."
+                    f"{folder}: cannot set '{record.case_id}' aside: {error.strerror or error}. Free some space and "
+                    "run the command again."
                 ) from error
             given_up.append(record)
     return given_up

@@ -186,22 +186,20 @@ def _require_same_cohort(folders: Sequence[Path]) -> bytes:
             content = path.read_bytes()
             contents.append((folder, content, read_yaml(path)))
         except (OSError, ContentError):
-            raise CohortError(f"{folder}: expected a shard with a readable {COHORT_NAME}, found none.") from None
+            raise CohortError(f"{folder}: not a shard, because it has no readable {COHORT_NAME}.") from None
     (first, content, before), *others = contents
     for folder, _, document in others:
         if different := differences(before, document):
             raise CohortError(
-                f"{folder}: expected a shard of the cohort that {first} holds a shard of, found another one "
-                f"({different[0][:200]}). Merge shards of one command."
+                f"{folder}: belongs to another cohort than {first} ({different[0][:200]}). Merge shards of one "
+                "command only."
             )
     return bytes(content)
 
 
 def _require_empty_or_cohort(out: Path) -> None:
     if out.exists() and not is_cohort(out) and (not out.is_dir() or any(out.iterdir())):
-        raise CohortError(
-            f"{out}: expected a new, an empty or a cohort's folder, found something else. Choose another."
-        )
+        raise CohortError(f"{out}: neither new, empty nor a cohort's folder. Choose another --out.")
 
 
 def _write_joined(target: Path, sources: Sequence[Path]) -> None:

@@ -66,11 +66,11 @@ def parse_twins(text: str) -> Twins:
     name, _, listed = (part.strip() for part in text.partition("="))
     factor = next((known for known in FACTORS if known == name), None)
     if factor is None:
-        hint = did_you_mean(name, FACTORS) or f" Write one of {', '.join(FACTORS)}, such as size=6mm,10mm,20mm."
-        raise RequestError(f"--twins '{text}': expected FACTOR=VALUE,VALUE,..., found the factor '{name}'.{hint}")
+        hint = did_you_mean(name, FACTORS) or f" Use one of {', '.join(FACTORS)}, such as size=6mm,10mm,20mm."
+        raise RequestError(f"--twins '{text}': unknown factor '{name}'.{hint}")
     values = tuple(value.strip() for value in listed.split(","))
     if len(values) < 2 or not all(values) or len(set(values)) < len(values):
-        raise RequestError(f"--twins '{text}': expected two or more different values, found '{listed}'.")
+        raise RequestError(f"--twins '{text}': needs two or more different values, found '{listed}'.")
     if factor == "contrast":
         for value in values:
             _require_contrast(text, value)
@@ -151,12 +151,12 @@ def plan_twin_maps(plan: CohortPlan, twins: Twins, vocabulary: Vocabulary) -> Co
     """
     if twins.factor not in MAP_FACTORS:
         raise RequestError(
-            f"--twins {twins.factor}=...: expected size or place for cases that are drawn whole, found "
-            f"'{twins.factor}'. Draw into CTs with 'maisi-aug insert' to vary it."
+            f"--twins {twins.factor}=...: '{twins.factor}' cannot be varied in cases that are drawn whole, only size "
+            "and place. Use 'maisi-aug insert' to vary it."
         )
     many = next((case for case in plan.cases if len(case.lesions) != 1), None)
     if many is not None:
-        raise RequestError(f"--labels '{many.request}': expected one lesion with --twins, found {len(many.lesions)}.")
+        raise RequestError(f"--labels '{many.request}': --twins needs exactly one lesion, found {len(many.lesions)}.")
     if twins.factor == "size":
         return plan
     places = {value: vocabulary.id_of(value) for value in twins.values}
@@ -164,8 +164,8 @@ def plan_twin_maps(plan: CohortPlan, twins: Twins, vocabulary: Vocabulary) -> Co
         if lost := set(places.values()).difference(case.lesions[0].hosts):
             hosts = ", ".join(vocabulary.name_of(host) for host in case.lesions[0].hosts)
             raise RequestError(
-                f"--twins place=...: expected hosts of {case.lesions[0].label} ({hosts}), found "
-                f"{vocabulary.name_of(min(lost))}."
+                f"--twins place=...: {vocabulary.name_of(min(lost))} cannot contain {case.lesions[0].label}; its "
+                f"host organs are {hosts}."
             )
     cases = (
         replace(case, lesions=(replace(case.lesions[0], hosts=(places[twins.value_of(case.index)],)),))
@@ -183,8 +183,8 @@ def with_size(text: str, value: str) -> str:
     body, at, share = text.partition("@")
     if ":" in body or "+" in body:
         raise RequestError(
-            f"--labels '{text}': expected one lesion without a size, since --twins sets it, found '{body}'. "
-            "Write --labels 'lung nodule'."
+            f"--labels '{text}': needs one lesion without a size, because --twins sets it, found '{body}'. Write "
+            "--labels 'lung nodule'."
         )
     return f"{body}:{value}{at}{share}"
 

@@ -122,7 +122,7 @@ def check_presence(label_map: NDArray[Any], required_ids: Sequence[int], *, voca
     missing = [label_id for label_id, count in counts.items() if not count]
     figures = {"num_voxels": {str(label_id): count for label_id, count in counts.items()}, "missing_ids": missing}
     problems = [f"{counts[label_id]} voxels of {_name_of(label_id, vocabulary)}" for label_id in missing]
-    return _verdict("presence", figures, problems, f"Presence: all {len(counts)} required labels are there.")
+    return _verdict("presence", figures, problems, f"Presence: all {len(counts)} required labels are present.")
 
 
 def check_lesion_size(
@@ -193,7 +193,7 @@ def check_lesion_place(lesions: Sequence[Lesion], rule: GrowthRule, *, is_judged
             "lesion place",
             True,
             figures,
-            f"Lesion place: found {'; '.join(problems)}. Not judged, as the lesions were in the map before.",
+            f"Lesion place: found {'; '.join(problems)}. Not judged, because the lesions were in the map before.",
         )
     return _verdict("lesion place", figures, problems, good)
 
@@ -234,7 +234,7 @@ def check_organ_hu(image_hu: NDArray[Any], label_map: NDArray[Any], ranges: Sequ
     num_judged = sum(bool(row["judged"]) for row in rows)
     figures = {"organs": rows, "num_judged": num_judged, "num_outside": len(problems)}
     return _verdict(
-        "organ HU", figures, problems, f"Organ HU: {num_judged} of {num_judged} medians inside their range."
+        "organ HU", figures, problems, f"Organ HU: {num_judged} of {num_judged} medians within their range."
     )
 
 
@@ -269,7 +269,10 @@ def check_hu_bias(organ_hu: Verdict, ranges: Sequence[HuRange], *, max_dark_hu: 
         "is_judged": is_judged,
     }
     if bias is None or not is_judged:
-        good = f"HU bias: not judged, as {len(deviations)} organs have a usual HU, {MIN_BIAS_ORGANS} are needed."
+        good = (
+            f"HU bias: not judged, because only {len(deviations)} organs have a usual HU and {MIN_BIAS_ORGANS} are "
+            "needed."
+        )
         return Verdict("HU bias", True, figures, good)
     problems = []
     if not -max_dark_hu <= bias <= max_bright_hu:
@@ -352,13 +355,13 @@ def check_lesion_visibility(
     if not image_hu.shape == label_map.shape == lesion.shape:
         return shape_verdict(gate, image_hu, label_map)
     if not lesion.any():
-        return Verdict(gate, False, {"num_voxels": 0}, "Lesion visibility: expected a lesion, found an empty mask.")
+        return Verdict(gate, False, {"num_voxels": 0}, "Lesion visibility: the mask of the lesion is empty.")
     box = bounding_box(lesion, margin=SHELL_VOXELS + 1)
     values, mask = image_hu[box].astype(np.float64), lesion[box]
     shell, surroundings = _find_shell(label_map[box], mask, host_ids, tumor_ids)
     if not shell.any() or not np.isfinite(values[shell | mask]).all():
         figures = {"num_voxels": int(mask.sum()), "num_surrounding_voxels": int(shell.sum())}
-        message = "Lesion visibility: expected finite HU in the lesion and in body around it, found none."
+        message = "Lesion visibility: no finite HU in the lesion or in the body around it."
         return Verdict(gate, False, figures, message)
     measured = _measure_contrast(values, mask, shell, spacing_mm)
     contrast_hu, noise_hu = measured["contrast_hu"], measured["noise_hu"]
@@ -369,8 +372,8 @@ def check_lesion_visibility(
     passed = right_sign and (on_sign_alone or abs(contrast_hu) >= minimum_cnr * noise_hu)
     wanted = {1: "brighter", -1: "darker", 0: "brighter or darker"}[sign]
     message = (
-        f"Lesion visibility: expected a lesion {wanted} than its {surroundings} by {minimum_cnr:g} x {noise_hu:.0f} HU "
-        f"of noise, found {contrast_hu:+.0f} HU at {measured['diameter_mm']:.1f} mm."
+        f"Lesion visibility: expected a lesion {wanted} than its {surroundings} by {minimum_cnr:g} x {noise_hu:.0f} "
+        f"HU of noise, found {contrast_hu:+.0f} HU at {measured['diameter_mm']:.1f} mm."
     )
     figures = measured | {
         "surroundings": surroundings,
@@ -489,12 +492,14 @@ def check_patient(image_hu: NDArray[Any], spacing_mm: Spacing, *, is_judged: boo
     elif figures["tissue_share"] < MIN_TISSUE_SHARE:
         problems.append(f"a body of which {figures['tissue_share']:.0%} is soft tissue")
     elif figures["median_step_hu"] > MAX_STEP_HU:
-        problems.append(f"soft tissue in which neighbours differ by {figures['median_step_hu']:.0f} HU, which is noise")
+        problems.append(
+            f"soft tissue in which neighbouring voxels differ by {figures['median_step_hu']:.0f} HU, which is noise"
+        )
     if not problems:
-        return Verdict("patient", True, figures, "Patient: there is one, with air around and soft tissue inside.")
-    note = "" if is_judged else " Not judged, as this bundle is known to draw poorly without a label map."
+        return Verdict("patient", True, figures, "Patient: shown, with air around and soft tissue inside.")
+    note = "" if is_judged else " Not judged, because this bundle is known to draw poorly without a label map."
     return Verdict(
-        "patient", not is_judged, figures, f"Patient: expected one with air around, found {problems[0]}.{note}"
+        "patient", not is_judged, figures, f"Patient: not shown with air around it: found {problems[0]}.{note}"
     )
 
 

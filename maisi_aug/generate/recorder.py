@@ -81,6 +81,6 @@ class Recorder:
         if before != now:
             different = next(path for path in {**before, **now} if before.get(path) != now.get(path))
             raise CohortError(
-                f"{self.folder.path}: expected the same bytes from two drawings of {attempt.case_id}, found different "
-                f"ones of {different}. Use devices of one kind, and the same number of threads for each."
+                f"{self.folder.path}: {attempt.case_id} was drawn twice with different results: {different} differ. "
+                "Use devices of one kind, with the same number of threads each."
             )

@@ -158,10 +158,10 @@ def explain_disk(folder: Path, error: OSError | VolumeError) -> CohortError:
     cause = error if isinstance(error, OSError) else error.__cause__
     if is_disk_full(cause):
         return CohortError(
-            f"{folder}: expected room for another case, found a full disk. Free some space and run the same command "
-            "again: what was finished is kept, and it goes on from there."
+            f"{folder}: the disk is full. Free some space and run the same command again: finished work is kept, and "
+            "it continues from there."
         )
-    return CohortError(f"{folder}: expected a folder that can be written. {error}")
+    return CohortError(f"{folder}: cannot be written to. {error}")
 
 
 def open_writer(

@@ -144,7 +144,7 @@ def _collect(
         except PreparationError as error:
             raise PreparationError(_in_own_words(str(error))) from error
     if not into.exists():
-        raise PreparationError(f"--into {into}: expected a CT or a folder of CTs, found nothing there.")
+        raise PreparationError(f"--into {into}: not found. Give a CT or a folder of CTs.")
     case_id = into.name.removesuffix(".gz").rpartition(".")[0] or into.name
     beside = collect_cases(Sources(images=into.parent, labels=labels, organs=organs))[0] if labels or organs else ()
     found = next((case for case in beside if case.image == into), None)

@@ -118,16 +118,16 @@ def judge_look(
             "lesion edge",
             bool(look.edge >= LEAST_EDGE or abs(look.contrast_hu) < LEAST_CNR * look.noise_hu),
             {"edge": look.edge, "least": LEAST_EDGE},
-            f"Lesion edge: expected a step of at least {LEAST_EDGE:.0%} of the contrast over {2 * RIM_MM:g} mm, found "
-            f"{look.edge:.0%}.",
+            f"Lesion edge: expected a step of at least {LEAST_EDGE:.0%} of the contrast over {2 * RIM_MM:g} mm, "
+            f"found {look.edge:.0%}.",
         ),
         _judge_noise(look, texture),
         Verdict(
             "seam",
             bool(np.isnan(look.seam) or look.seam <= MOST_SEAM),
             {"ratio": look.seam, "most": MOST_SEAM},
-            f"Seam: expected steps at the border of the zone of at most {MOST_SEAM:g} times those beside it, found "
-            f"{look.seam:.2f}.",
+            f"Seam: steps at the border of the edited zone must be at most {MOST_SEAM:g} times those next to it, "
+            f"found {look.seam:.2f}.",
         ),
     )
 
@@ -151,7 +151,7 @@ def _judge_wanted_contrast(look: LesionLook, wanted_hu: float) -> Verdict:
         "lesion contrast",
         bool(abs(look.contrast_hu - wanted_hu) <= most_hu),
         {"contrast_hu": look.contrast_hu, "wanted_hu": wanted_hu},
-        f"Lesion contrast: expected {wanted_hu:+g} HU to the host around, give or take {most_hu:.0f} HU, found "
+        f"Lesion contrast: expected {wanted_hu:+g} HU to the host around it, within {most_hu:.0f} HU, found "
         f"{look.contrast_hu:+.0f} HU.",
     )
 
@@ -163,9 +163,9 @@ def _judge_noise(look: LesionLook, texture: Texture) -> Verdict:
         "noise texture",
         bool(is_alike and look.inner_noise_ratio >= least_inner),
         {"noise_hu": look.noise_hu, "zone_to_host": look.noise_ratio, "lesion_to_host": look.inner_noise_ratio},
-        f"Noise texture: expected {low:g} to {high:g} times the noise of the {_host(texture)} around "
-        f"({look.noise_hu:.0f} HU) in the zone and {least_inner:g} in the lesion, found {look.noise_ratio:.2f} and "
-        f"{look.inner_noise_ratio:.2f}.",
+        f"Noise texture: expected {low:g} to {high:g} times the noise of the surrounding {_host(texture)} "
+        f"({look.noise_hu:.0f} HU) in the zone and at least {least_inner:g} in the lesion, found "
+        f"{look.noise_ratio:.2f} and {look.inner_noise_ratio:.2f}.",
     )
 
 
@@ -176,7 +176,7 @@ def _host(texture: Texture) -> str:
 def check_untouched(before: NDArray[Any], after: NDArray[Any], zone: Mask) -> Verdict:
     """No voxel outside of the zone has changed."""
     num_changed = int(np.count_nonzero((before != after) & ~zone))
-    message = f"Untouched: expected no change outside of the zone, found {num_changed} changed voxels."
+    message = f"Untouched: expected no change outside the zone, found {num_changed} changed voxels."
     return Verdict("untouched", num_changed == 0, {"num_changed": num_changed}, message)
 
 

@@ -42,7 +42,7 @@ from maisi_aug.system.seeds import derive_seed
 from maisi_aug.volumes.components import is_any_of
 from maisi_aug.volumes.grid import Grid
 
-COHORT_HEADER = ("Made by maisi-aug insert; the command that began it goes on with this cohort.",)
+COHORT_HEADER = ("Made by maisi-aug insert; run the same command again to continue this cohort.",)
 PREVIEW_MM = 120.0
 
 
@@ -163,7 +163,9 @@ def _facts_of(cohort: ResolvedInsertion) -> CohortFacts:
     return CohortFacts(
         cohort.painter_name,
         bundle.fingerprint if is_network else "",
-        f"{bundle.licence} (weights); the CTs keep theirs" if is_network else "The CTs keep theirs.",
+        f"{bundle.licence} (weights); the CTs keep their own licences"
+        if is_network
+        else "The CTs keep their own licences.",
         settings,
         max_attempts=config.max_attempts,
         kept_ids=cohort.plan.requested_ids,  # real lesions of the same label among them
@@ -378,8 +380,8 @@ def find_host(background: Background, host_ids: Sequence[int], label: str) -> Ho
     if LUNG_LOBES.issuperset(host_ids):
         return LungHost.of(background.image, background.grid.spacing_mm)
     raise LesionError(
-        f"{label}: expected its host organ in a label map of the CT, found none. Give organ labels with --into-organs, "
-        "such as TotalSegmentator's, or with --into-labels."
+        f"{label}: no label map of the CT has its host organ. Give organ labels with --into-organs, such as "
+        "TotalSegmentator's, or with --into-labels."
     )
 
 

@@ -103,9 +103,7 @@ class ResolvedInsertion:
         """
         varied = {} if self.twins is None else {self.twins.factor: self.twins.value_of(case.index)}
         if "texture" in varied and not is_lung:
-            raise LesionError(
-                f"{lesion.label}: expected a lesion in the lung for --twins texture=..., found one elsewhere."
-            )
+            raise LesionError(f"{lesion.label}: --twins texture=... needs a lesion in the lung.")
         texture = varied.get("texture") or self.config.texture or draw_texture(seed) if is_lung else "soft"
         sizes = [twin.lesions[lesion.index].requested_ml for twin in self._twins_of(case)]
         contrast_hu = float(varied["contrast"]) if "contrast" in varied else None
@@ -199,8 +197,8 @@ def _require_twins(config: InsertConfig, twins: Twins) -> None:
     known = {"texture": TEXTURES, "place": get_args(Attachment)}.get(twins.factor, twins.values)
     for value in twins.values:
         if value not in known:
-            hint = did_you_mean(value, known) or f" Choose from {', '.join(known)}."
-            raise RequestError(f"--twins: expected a {twins.factor}, found '{value}'.{hint}")
+            hint = did_you_mean(value, known) or f" Choose one of {', '.join(known)}."
+            raise RequestError(f"--twins: unknown {twins.factor} '{value}'.{hint}")
     if getattr(config, twins.factor, None) is not None:
         raise RequestError(f"--{twins.factor} cannot be used with --twins {twins.factor}=..., which varies it.")
 
@@ -211,8 +209,8 @@ def _require_lesions(plan: CohortPlan, backgrounds: Backgrounds) -> None:
     organs += sorted({lesion.label_id for case in plan.cases for lesion in case.lesions} - set(vocabulary.tumor_ids))
     if organs:
         raise RequestError(
-            f"--labels: expected lesions, which are drawn into the CTs, found '{vocabulary.name_of(organs[0])}'. "
-            f"Name lesions such as 'lung nodule:6-20mm'."
+            f"--labels: only lesions can be drawn into CTs, found '{vocabulary.name_of(organs[0])}'. Name lesions "
+            "such as 'lung nodule:6-20mm'."
         )
 
 

@@ -109,9 +109,7 @@ class LabelledHost:
         factors = coarse_factors(spacing_mm)
         organs = is_any_of(label_map, host_ids)
         if not organs.any():
-            raise UnfitCtError(
-                f"Host: expected label {' or '.join(map(str, host_ids))} in the label map, found none of them."
-            )
+            raise UnfitCtError(f"Host: the label map has no label {' or '.join(map(str, host_ids))}.")
         i, j, k = (factor * step for factor, step in zip(factors, spacing_mm, strict=True))
         return cls(
             CoarseMask(to_coarse(organs, factors, fill=0.0) > 0.5, factors, (i, j, k)), label_map, tuple(host_ids)
@@ -186,8 +184,8 @@ def insert_lesion(
     sizes_ml = request.place_sizes_ml or (request.volume_ml, request.volume_ml)
     if round(sizes_ml[0] / voxel_ml) < LEAST_VOXELS:
         raise UnfitCtError(
-            f"Lesion of {sizes_ml[0]:.3g} mL: expected at least {LEAST_VOXELS} voxels, found "
-            f"{round(sizes_ml[0] / voxel_ml)} of {voxel_ml:.2g} mL. Ask for a larger one, or give a finer CT."
+            f"Lesion of {sizes_ml[0]:.3g} mL: has {round(sizes_ml[0] / voxel_ml)} voxels of {voxel_ml:.2g} mL, at "
+            f"least {LEAST_VOXELS} are needed. Request a larger lesion, or use a CT with smaller voxels."
         )
     rng = numpy_generator(seed, "insertion")
     least_mm, radius_mm = (diameter_mm(size_ml) / 2.0 for size_ml in sizes_ml)

@@ -107,7 +107,7 @@ def find_lungs(image_hu: NDArray[Any], spacing_mm: Spacing) -> CoarseMask:
     try:
         body = find_body(coarse, coarse_mm)
     except VolumeError as error:
-        raise UnfitCtError(f"Lungs: the CT shows no patient to look for them in. {error}") from error
+        raise UnfitCtError(f"Lungs: no patient was found in the CT. {error}") from error
     parts, num_parts = ndimage.label((coarse < AIR_HU) & body)
     lungs = np.zeros(coarse.shape, dtype=bool)
     if num_parts:
@@ -121,8 +121,8 @@ def find_lungs(image_hu: NDArray[Any], spacing_mm: Spacing) -> CoarseMask:
                 lungs |= part
     if not lungs.any():
         raise UnfitCtError(
-            f"Lungs: expected lung of at least {LEAST_LUNG_ML:g} mL between {LUNG_HU[0]:g} and {LUNG_HU[1]:g} HU in "
-            "the CT, found none. Is it a CT of the chest, in HU?"
+            f"Lungs: the CT has no region of at least {LEAST_LUNG_ML:g} mL between {LUNG_HU[0]:g} and {LUNG_HU[1]:g} "
+            "HU. Is it a CT of the chest, in HU?"
         )
     return CoarseMask(_close(lungs, coarse_mm) & body, factors, coarse_mm)
 

@@ -104,7 +104,7 @@ def crop_nodules(folder: Path, *, copies: int, seed: int) -> Iterator[Crop]:
     """Windows around the nodules of the train patients, each in several turns."""
     index = folder / "index.csv"
     if not index.is_file():
-        raise PreparationError(f"{folder}: expected an index.csv with the nodules, found none. Check the path.")
+        raise PreparationError(f"{folder}: has no index.csv of nodules. Check the path.")
     with index.open(encoding="utf-8") as lines:
         rows = [row for row in csv.DictReader(lines) if row["split"] == "train"]
     for row in rows:
@@ -161,7 +161,7 @@ def write_prepared(crops: Iterator[Crop], out: Path, *, num_folds: int, options:
 
     def require_new() -> None:
         if out.exists():
-            raise PreparationError(f"{out}: expected a new folder, found one that is there. Choose another --out.")
+            raise PreparationError(f"{out}: already exists. Choose another --out.")
 
     require_new()
     spec = PreparedSpec(

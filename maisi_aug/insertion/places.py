@@ -73,8 +73,8 @@ def draw_place(
             i, j, k = (min(int(b) * factor + offset, side - 1) for b, factor, offset, side in parts)
             return Place((i, j, k), tried)
     raise UnfitCtError(
-        f"Place for a lesion of {2 * radius_mm:.1f} mm: expected room in the host, found none in "
-        f"{host.mask.sum() * np.prod(host.spacing_mm) / 1000:.0f} mL of it. Ask for smaller or fewer lesions."
+        f"Lesion of {2 * radius_mm:.1f} mm: no room left in the host, which has "
+        f"{host.mask.sum() * np.prod(host.spacing_mm) / 1000:.0f} mL. Request smaller or fewer lesions."
     )
 
 

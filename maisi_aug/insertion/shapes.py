@@ -46,14 +46,14 @@ def draw_shape(room: Mask, centre: Shape, num_voxels: int, spacing_mm: Spacing, 
     start = np.unravel_index(int(np.argmin(level)), level.shape)
     ordered = np.sort(level[room])
     if len(ordered) < num_voxels:
-        raise LesionError(f"Shape of {num_voxels} voxels: expected as many free ones, found {len(ordered)}.")
+        raise LesionError(f"Shape of {num_voxels} voxels: only {len(ordered)} voxels are free.")
     low, high = num_voxels - 1, len(ordered) - 1
     while low < high:  # the least level whose part around the start is large enough
         middle = (low + high) // 2
         low, high = (low, middle) if _part(level <= ordered[middle], start).sum() >= num_voxels else (middle + 1, high)
     part = _part(level <= ordered[low], start)
     if part.sum() < num_voxels:
-        raise LesionError(f"Shape of {num_voxels} voxels: expected as many connected ones, found {part.sum()}.")
+        raise LesionError(f"Shape of {num_voxels} voxels: only {part.sum()} free voxels are connected.")
     return _trim(part, level, num_voxels, start)
 
 

@@ -363,9 +363,9 @@ def _no_room(label_map: NDArray[np.uint8], blocked: Mask, wish: Lesion, spacing_
     names = ", ".join(map(_name_of, present[:4])) + (f" and {len(present) - 4} more" if len(present) > 4 else "")
     inside = f", at least {wish.inside_ml:.2f} mL of it" if wish.rule is not None else ""
     return LesionError(
-        f"{wish.label}: expected room for {in_words(wish.requested_ml)}{inside} in one "
-        f"connected part of its host ({names}), found {free_ml:.2f} mL free, {largest_ml:.2f} mL of it in the largest "
-        "part. Ask for a smaller lesion, fewer lesions or another label map."
+        f"{wish.label}: no room for {in_words(wish.requested_ml)}{inside} in one connected part of its host "
+        f"({names}): {free_ml:.2f} mL are free, {largest_ml:.2f} mL of them in the largest part. Request a smaller "
+        "lesion, fewer lesions or use another label map."
     )
 
 
@@ -373,9 +373,9 @@ def _too_large(label_map: NDArray[np.uint8], wish: Lesion, spacing_mm: Sequence[
     assert wish.rule is not None
     _, largest_ml = host_volumes_ml(is_any_of(label_map, wish.hosts), spacing_mm)
     return LesionError(
-        f"{wish.label}: expected at most {wish.rule.max_host_share:.0%} of its host, "
-        f"{in_words(wish.rule.max_host_share * largest_ml)} in a part of {largest_ml:.0f} mL, found "
-        f"{in_words(wish.requested_ml)}. Ask for a smaller lesion or another label map."
+        f"{wish.label}: {in_words(wish.requested_ml)} requested, but it may fill at most "
+        f"{wish.rule.max_host_share:.0%} of its host, {in_words(wish.rule.max_host_share * largest_ml)} in a part of "
+        f"{largest_ml:.0f} mL. Request a smaller lesion or use another label map."
     )
 
 
@@ -498,7 +498,7 @@ def _grow_from(
         if taken is not None:
             lesion[box] = taken
             return lesion
-    raise AssertionError("a connected room of at least num_voxels always yields a lesion")
+    raise AssertionError("a connected region of at least num_voxels always yields a lesion")
 
 
 def _draw_score(
@@ -539,7 +539,7 @@ def require_num_voxels(volume_ml: float, spacing_mm: Sequence[float]) -> int:
     if num_voxels < 1:
         raise LesionError(
             f"Lesion volume: expected at least half a voxel, {voxel_volume_ml(spacing_mm) / 2:.4f} mL, found "
-            f"{volume_ml} mL. Ask for a larger lesion or a finer grid."
+            f"{volume_ml} mL. Request a larger lesion or use a finer grid."
         )
     return num_voxels
 

@@ -89,7 +89,7 @@ def _class_named(definition: Definition, table: Mapping[str, type], *, subject: 
     name = str(definition.get("class", ""))
     if name not in table:
         raise BundleError(
-            f"{subject}: expected a class among {', '.join(sorted(table))}, found '{name}'.{did_you_mean(name, table)}"
+            f"{subject}: unknown class '{name}'; expected one of {', '.join(sorted(table))}.{did_you_mean(name, table)}"
         )
     return table[name]
 
@@ -119,7 +119,7 @@ def build_network(definition: Definition, *, device: str = "cpu") -> nn.Module:
         with content_errors():
             network: nn.Module = network_class(**arguments)
     except ContentError as error:
-        raise BundleError(f"Network definition of {definition['class']}: MONAI refused it: {error}") from error
+        raise BundleError(f"Network definition of {definition['class']}: rejected by MONAI: {error}") from error
     return network.to(device)
 
 
@@ -145,7 +145,7 @@ def build_scheduler(definition: Definition) -> RFlowScheduler | DDPMScheduler:
         with content_errors():
             scheduler: RFlowScheduler | DDPMScheduler = scheduler_class(**_arguments(definition))
     except ContentError as error:
-        raise BundleError(f"Scheduler definition of {definition['class']}: MONAI refused it: {error}") from error
+        raise BundleError(f"Scheduler definition of {definition['class']}: rejected by MONAI: {error}") from error
     return scheduler
 
 
@@ -184,8 +184,8 @@ def choose_precision(wanted: PrecisionName, device: str, *, bears_half: bool) ->
         return "float16" if bears_half and device.startswith("cuda") else "float32"
     if wanted != "float32" and not computes_in(wanted, device):
         raise RecipeError(
-            f"precision: expected one that the device '{device}' computes in, found '{wanted}', which it could only "
-            "emulate at a fraction of the speed. Use --precision float32 or auto."
+            f"precision: device '{device}' does not compute in '{wanted}' natively; emulating it would be several "
+            "times slower. Use --precision float32 or auto."
         )
     if wanted == "bfloat16" and device.startswith("cuda"):
         require_sound_cudnn(torch.backends.cudnn.version())  # type: ignore[no-untyped-call]
@@ -207,9 +207,9 @@ def require_sound_cudnn(version: int | None) -> None:
     if version is not None and version // 100 in FAULTY_CUDNN:
         major, minor, patch = version // 10000, version // 100 % 100, version % 100
         raise RecipeError(
-            "precision: expected cuDNN 9.11 or later for bfloat16 on a CUDA device, found cuDNN "
-            f"{major}.{minor}.{patch}, whose 3D convolutions are wrong on large inputs. Use --precision float16, or "
-            "install a later one: pip install --upgrade torch nvidia-cudnn-cu13"
+            f"precision: bfloat16 on a CUDA device needs cuDNN 9.11 or later, found cuDNN {major}.{minor}.{patch}, "
+            "whose 3D convolutions give wrong results on large inputs. Use --precision float16, or install a later "
+            "version: pip install --upgrade torch nvidia-cudnn-cu13"
         )
 
 

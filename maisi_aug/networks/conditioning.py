@@ -72,7 +72,7 @@ def to_control(label_bits: Tensor, surroundings: Tensor | None, *, num_channels:
         return label_bits
     if num_channels != NUM_LABEL_BITS + NUM_SURROUNDINGS:
         raise ValueError(
-            f"ControlNet: expected a condition of {NUM_LABEL_BITS} channels, or {NUM_LABEL_BITS + NUM_SURROUNDINGS} "
+            f"ControlNet: the condition must have {NUM_LABEL_BITS} channels, or {NUM_LABEL_BITS + NUM_SURROUNDINGS} "
             f"with surroundings, found {num_channels}."
         )
     if surroundings is None:

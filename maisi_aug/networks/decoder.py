@@ -67,12 +67,12 @@ class Decoder:
                 return image, settings
             too_much.add(settings)
             _LOG.warning(
-                "Decoding %s latent voxels on %s: expected room for %s, found the memory used up; trying less at once.",
+                "Decoding %s latent voxels on %s: out of memory for %s; trying smaller parts.",
                 *(_spell(sides), device, settings),
             )
         raise MemoryShortageError(
-            f"Decoding {_spell(sides)} latent voxels on {device}: expected memory for windows of 16x16x16 at least, "
-            "found it used up. Free some, choose a smaller --shape, or another --device."
+            f"Decoding {_spell(sides)} latent voxels on {device}: out of memory even for windows of 16x16x16. Free "
+            "some memory, choose a smaller --shape, or another --device."
         )
 
     def _options(self, config: DecodingConfig, sides: LatentShape, device: str) -> list[DecodeSettings]:
@@ -101,7 +101,8 @@ class Decoder:
         is_wanted = memory_gb is not None and bool(fitting) and min(bounds) == bounds[-1]
         if chosen and not is_wanted:
             _LOG.warning(
-                "Decoding %s latent voxels on %s: expected about %.1f GB for %s, found %.1f GB; decoding %s instead.",
+                "Decoding %s latent voxels on %s: about %.1f GB are needed for %s, %.1f GB are free; decoding %s "
+                "instead.",
                 *(_spell(sides), device, needed[0] / _GB, options[0], min(bounds) / _GB, options[chosen]),
             )
         return chosen

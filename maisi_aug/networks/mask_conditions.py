@@ -51,19 +51,19 @@ def load_size_conditions(path: Path) -> NDArray[np.float32]:
         sizes = np.array([row["organ_size"] for row in rows], dtype=np.float32)
     except (OSError, UnicodeDecodeError, ValueError, TypeError, KeyError) as error:
         raise BundleError(
-            f"{path.name}: expected rows with ten numbers under 'organ_size', found a file that cannot be read so "
-            f"({type(error).__name__}: {error}). Get the file again."
+            f"{path.name}: rows with ten numbers under 'organ_size' cannot be read ({type(error).__name__}: "
+            f"{error}). Get the file again."
         ) from error
     if sizes.ndim != 2 or sizes.shape[1] != len(CONDITION_IDS) or not len(sizes):
         raise BundleError(
-            f"{path.name}: expected rows of {len(CONDITION_IDS)} numbers, found the shape {sizes.shape}. "
-            "Get the file again."
+            f"{path.name}: rows must have {len(CONDITION_IDS)} numbers, found the shape {sizes.shape}. Get the file "
+            "again."
         )
     wrong = ~((sizes == ABSENT) | ((sizes >= 0) & (sizes <= 1)))
     if wrong.any():
         row, column = np.argwhere(wrong)[0]
         raise BundleError(
-            f"{path.name}: expected sizes from 0 to 1, or -1 for what is absent, found {sizes[row, column]:g} in row "
+            f"{path.name}: sizes must lie between 0 and 1, or be -1 for absent, found {sizes[row, column]:g} in row "
             f"{row + 1}. Get the file again."
         )
     return sizes
@@ -89,20 +89,20 @@ def read_organ_sizes(sizes: Mapping[str, float], vocabulary: Vocabulary = MAISI)
             label_id = 0
         if label_id in vocabulary.tumor_ids:
             raise RecipeError(
-                f"size_of '{name}': expected an organ ({', '.join(known)}), found a lesion. "
-                f"Ask for it with --labels '{name}:{size:g}'."
+                f"size_of '{name}': is a lesion; size_of takes organs ({', '.join(known)}). Request it with --labels "
+                f"'{name}:{size:g}'."
             )
         if label_id not in SIZED_ORGANS:
             raise RecipeError(
-                f"size_of '{name}': expected an organ whose size the mask networks are told ({', '.join(known)}), "
-                f"found another label.{did_you_mean(name, known)}"
+                f"size_of '{name}': the mask networks are not conditioned on its size, only on "
+                f"{', '.join(known)}.{did_you_mean(name, known)}"
             )
         if label_id in found:
-            raise RecipeError(f"size_of '{name}': expected each organ once, found it twice. Leave one out.")
+            raise RecipeError(f"size_of '{name}': given twice. Leave one out.")
         if not (0.0 <= size <= 1.0 or size == ABSENT):
             raise RecipeError(
-                f"size_of '{name}': expected a percentile from 0 to 1, or -1 for absent, found {size:g}. "
-                "Use 0.3 for the 30th percentile."
+                f"size_of '{name}': expected a percentile from 0 to 1, or -1 for absent, found {size:g}. Use 0.3 for "
+                "the 30th percentile."
             )
         found[label_id] = float(size)
     return found
@@ -118,8 +118,8 @@ def require_not_absent(organ_sizes: Mapping[int, float], needed_ids: Collection[
         if size == ABSENT and label_id in needed_ids:
             name = MAISI.name_of(label_id)
             raise RecipeError(
-                f"size_of '{name}': expected a size, for the label requests need the organ, found -1 (absent). "
-                "Leave it out, or ask for other labels."
+                f"size_of '{name}': cannot be -1 (absent), because the label requests need the organ. Leave it out, "
+                "or request other labels."
             )
 
 

@@ -120,6 +120,6 @@ def _require_told_sizes(bundle: Bundle) -> None:
         found = bundle.definition(role).get(key)
         if found != expected:
             raise BundleError(
-                f"Bundle '{bundle.name}', networks.{role}: expected {key} {expected}, as in MAISI's mask generator, "
+                f"Bundle '{bundle.name}', networks.{role}: {key} must be {expected}, as in MAISI's mask generator, "
                 f"found {found}. Get the bundle again."
             )

@@ -77,8 +77,8 @@ def choose_image_precision(
     if compiler == "trt":
         if wanted not in ("auto", "float16"):
             raise RecipeError(
-                f"precision: expected float16 or auto with --compile trt, which builds engines in float16, found "
-                f"'{wanted}'. Leave one of them out."
+                "precision: --compile trt builds engines in float16, so that only float16 or auto can be used, found "
+                f"'{wanted}'. Leave one of the two out."
             )
         return "float16"
     return choose_precision(wanted, device, bears_half=bundle.spec.mixed_precision)
@@ -202,7 +202,7 @@ class Pipeline:
         if guidance_scale > 0:
             if label_map is None:
                 raise RecipeError(
-                    f"guidance_scale: expected 0 without a label map, which has no tumours to enforce, found "
+                    "guidance_scale: must be 0 without a label map, which has no tumours to enforce, found "
                     f"{guidance_scale:g}. Leave it out."
                 )
             healthy = remove_lesions(label_map, self.bundle.vocabulary, spacing_mm=grid.spacing_mm, with_cysts=True)
@@ -222,8 +222,8 @@ class Pipeline:
             image, used = self.decoder.decode(latent, decoding)
         if not bool(image.isfinite().all()):
             raise BundleError(
-                f"Bundle '{self.bundle.name}': expected an image of numbers, found some that {self.precision} cannot "
-                "hold. Use --precision float32."
+                f"Bundle '{self.bundle.name}': the image has values that {self.precision} cannot represent. Use "
+                "--precision float32."
             )
         if report_decoding is not None:
             report_decoding(used)

@@ -108,7 +108,7 @@ def sample_latent(
         predict = _predictor(networks, conditions, embed_once)
         return _integrate(networks, noise, predict, num_inference_steps, generator, known, report)
     if unconditional is None:
-        raise ValueError("Guidance: expected the conditions of the unconditional branch, found None.")
+        raise ValueError("Guidance: the conditions of the unconditional branch are missing.")
     with_condition = _predictor(networks, conditions, embed_once)
     without_condition = _predictor(networks, unconditional, embed_once)
 

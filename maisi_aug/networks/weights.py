@@ -105,7 +105,7 @@ def load_mask_networks(
     scheduler = build_scheduler(spec.scheduler)
     if not isinstance(scheduler, DDPMScheduler) or scheduler.prediction_type != "epsilon" or scheduler.clip_sample:
         raise BundleError(
-            f"Bundle '{bundle.name}': expected in mask_generation.scheduler a DDPMScheduler that predicts noise and "
+            f"Bundle '{bundle.name}': mask_generation.scheduler must be a DDPMScheduler that predicts noise and "
             f"clips nothing, found {spec.scheduler}. Get the bundle again."
         )
     for network in (autoencoder, unet):
@@ -214,11 +214,11 @@ def require_same_tensors(expected: StateDict, found: StateDict, *, subject: str)
     ]
     problems = [
         f"{len(keys)} {kind} ({', '.join(keys[:5])}{', ...' if len(keys) > 5 else ''})"
-        for kind, keys in (("missing", missing), ("surplus", surplus), ("of another shape", misshapen))
+        for kind, keys in (("missing", missing), ("surplus", surplus), ("of a different shape", misshapen))
         if keys
     ]
     if problems:
-        raise BundleError(f"{subject}: expected the tensors of the definition, found {'; '.join(problems)}.")
+        raise BundleError(f"{subject}: tensors differ from the definition: {'; '.join(problems)}.")
 
 
 def write_bundle(
@@ -335,7 +335,7 @@ def require_header(path: Path) -> None:
         raise ContentError("it ends too early")
     (length,) = struct.unpack("<Q", start)
     if length > min(MAX_HEADER_BYTES, path.stat().st_size - _LENGTH_BYTES):
-        raise ContentError(f"its header of {length} bytes is longer than the file, or than any")
+        raise ContentError(f"its header of {length} bytes is longer than the file, or than any valid header")
 
 
 def load_torch_file(path: Path, *, device: str | torch.device = "cpu", mmap: bool = True) -> Any:

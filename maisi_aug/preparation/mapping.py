@@ -187,8 +187,8 @@ def resolve_meanings(
     idle = [rule for rule in rules if not any(map(rule.matches, labels))]
     if idle:
         raise PreparationError(
-            f"--map '{idle[0].source}={idle[0].target}': expected one of the labels {_list(labels)}, found none of "
-            "that id or name. Correct the rule or leave it out."
+            f"--map '{idle[0].source}={idle[0].target}': the data have no label with that id or name; they have "
+            f"{_list(labels)}. Correct the rule or leave it out."
         )
     new_labels = allocate_new_labels(rules, vocabulary)
     extended = bind_new_labels(vocabulary, new_labels.items())
@@ -263,18 +263,18 @@ def _find_known(rule: MapRule, vocabulary: Vocabulary) -> int | None:
         found = None
     if found is not None and (rule.is_new or rule.hosts):
         raise PreparationError(
-            f"{subject}: expected a new name before '@' or after '{NEW_PREFIX}', found the vocabulary's "
-            f"'{vocabulary.name_of(found)}' (id {found}), whose host organs are fixed. Leave out what is new, or "
-            "choose another name."
+            f"{subject}: '{vocabulary.name_of(found)}' (id {found}) is in the vocabulary, so its host organs are "
+            f"fixed; only a new name can stand before '@' or after '{NEW_PREFIX}'. Leave out that part, or choose "
+            "another name."
         )
     if found is None and not rule.is_new and not rule.hosts and rule.target not in KNOWN_SLOTS:
         names = [name.lower() for label in vocabulary for name in (label.name, *label.aliases)]
         close = difflib.get_close_matches(rule.target.lower(), names, n=1, cutoff=SIMILAR)
         if close:
             raise PreparationError(
-                f"{subject}: expected a name of the vocabulary or a new one, found one that is close to '{close[0]}'. "
-                f"Write '{rule.source}={close[0]}', or '{rule.source}={NEW_PREFIX}{rule.target}' if it is a label of "
-                "its own."
+                f"{subject}: not a name of the vocabulary, but close to '{close[0]}'. Write "
+                f"'{rule.source}={close[0]}', or '{rule.source}={NEW_PREFIX}{rule.target}' if it is a different "
+                "label."
             )
     return found
 
@@ -322,8 +322,9 @@ def _unknown_message(
     choices = meanings[first.name].choices if first.name else {}
     spelled = split_camel_case(first.name or "kidney tumor").replace("_", " ").lower()
     spelled = vocabulary.name_of(min(choices.values())) if choices else spelled
-    beyond = " (ids above 255 too need one)" if any((label.id or 0) > 255 for label in unknown) else ""
+    beyond = " (ids above 255 need one as well)" if any((label.id or 0) > 255 for label in unknown) else ""
     return (
-        f"Labels: expected a meaning for every label{beyond}, found none for {_list(unknown)}. Add for each a --map "
-        f"such as '{shown}={spelled}', or '{shown}={DROP}' to drop it; '*={DROP}' drops all that no other rule names."
+        f"Labels: every label needs a meaning{beyond}; missing for {_list(unknown)}. Add a --map for each, such as "
+        f"'{shown}={spelled}', or '{shown}={DROP}' to drop it; '*={DROP}' drops all labels without a rule of their "
+        "own."
     )

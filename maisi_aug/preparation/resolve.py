@@ -38,7 +38,7 @@ def resolve_preparation(config: PrepareConfig, out: Path) -> tuple[PrepareReques
     cases, notes = collect_cases(config)
     if not (tissues or config.run_totalsegmentator or any(case.labels or case.organs for case in cases)):
         raise PreparationError(
-            "Labels: expected --labels, --organs, --run-totalsegmentator or --tissue, found none. Give at least one."
+            "Labels: at least one of --labels, --organs, --run-totalsegmentator and --tissue is required."
         )
     request = PrepareRequest(
         cases=cases,
@@ -66,4 +66,6 @@ def _choose_grid(config: PrepareConfig, bundle: Bundle) -> tuple[Grid, tuple[str
     grid.require_multiple_of(bundle.grid_factor, subject="--shape")
     if config.bundle is None:
         return grid, ()
-    return grid, tuple(bundle.check_grid(grid, remedy=", or leave --bundle out if it is not to be trained on"))
+    return grid, tuple(
+        bundle.check_grid(grid, remedy=", or leave --bundle out if it will not be trained on these data")
+    )

@@ -211,10 +211,7 @@ def run_preparation(
     good = [record for record in records if "problem" not in record]
     if not good:
         first = next(iter(problems))
-        raise PreparationError(
-            f"Cases: expected at least one that can be prepared, found none of {len(records)}; {first}: "
-            f"{problems[first]}"
-        )
+        raise PreparationError(f"Cases: none of {len(records)} can be prepared; {first}: {problems[first]}")
     dataset = _finish(out, plan, good)
     summary = build_summary(dataset, {record["id"]: record["hu"] for record in good}, problems)
     previews = [dataset.file_of("preview", case.id) for case in dataset.cases]
@@ -242,9 +239,11 @@ def _build_tasks(
         tasks.append(CaseTask(case, tables_of(case, survey, meanings), translations, settings, has_envelope, dropped))
     notes = []
     if unknown:
-        notes.append(f"Organ labels that the vocabulary lacks become body (200): {', '.join(unknown)}.")
+        notes.append(f"Organ labels not in the vocabulary become body (200): {', '.join(unknown)}.")
     if healed:
-        notes.append(f"Lesions among the organ labels that the vocabulary lacks become organ: {', '.join(healed)}.")
+        notes.append(
+            f"Lesions among the organ labels that are not in the vocabulary become organ: {', '.join(healed)}."
+        )
     unused = [str(label) for label, label_id in meanings.ids.items() if not label_id]
     if unused:
         notes.append(f"Dropped labels: {', '.join(unused)}.")
@@ -267,8 +266,8 @@ def translate_organs(files: Sequence[LabelFile], vocabulary: Vocabulary, organ_l
         raise PreparationError(str(error).replace("--mask-labels", "--organ-labels")) from error
     if translation is None:
         raise PreparationError(
-            f"{subject}: expected to be told what the ids mean, found neither labels.json nor dataset.json. Choose "
-            "--organ-labels totalsegmentator-v2, totalsegmentator-v1 or maisi."
+            f"{subject}: the meaning of the ids is unknown, because neither labels.json nor dataset.json is there. "
+            "Choose --organ-labels totalsegmentator-v2, totalsegmentator-v1 or maisi."
         )
     return translation
 

@@ -96,7 +96,7 @@ def find_images(folder: Path, pattern: str | None = None, *, labels: Path | None
             found = list(_find_case_folders(folder))
     if not found:
         raise PreparationError(
-            f"--images {folder}: expected images, found none. Point to the folder that holds them, or name them with "
+            f"--images {folder}: no images found. Give the folder that contains them, or a name pattern with "
             "--image-pattern such as '{id}/ct'."
         )
     return _by_case(found, f"--images {folder}")
@@ -157,8 +157,8 @@ def find_labels(
                 found.setdefault(case_id, []).append(file)
     if not found:
         raise PreparationError(
-            f"--labels {folder}: expected label files named after the images, such as {_example(cases)}, found none. "
-            "Name them with --label-pattern such as '{id}_seg'."
+            f"--labels {folder}: no label files named after the images, such as {_example(cases)}. Give a name "
+            "pattern with --label-pattern such as '{id}_seg'."
         )
     return found
 
@@ -174,7 +174,7 @@ def find_organs(folder: Path, case_ids: Iterable[str]) -> dict[str, tuple[LabelF
     if several is not None:
         raise PreparationError(
             f"--organs {folder}, case {several}: expected one label map or a folder of masks, found "
-            f"{', '.join(file.path.name for file in found[several])}. Keep one of them there."
+            f"{', '.join(file.path.name for file in found[several])}. Keep only one of them."
         )
     return {case_id: tuple(files) for case_id, files in found.items()}
 
@@ -187,7 +187,7 @@ def to_case_id(text: str) -> str:
 def _require_folder(folder: Path, option: str) -> None:
     if not folder.is_dir():
         raise PreparationError(
-            f"{option} {folder}: expected a folder, found {'a file' if folder.exists() else 'none'}."
+            f"{option} {folder}: {'this is a file, not a folder' if folder.exists() else 'folder not found'}."
         )
 
 
@@ -209,15 +209,15 @@ def _by_case(found: Iterable[tuple[str, Path]], subject: str) -> dict[str, Path]
         other = images.setdefault(to_case_id(name), path)
         if other != path:
             raise PreparationError(
-                f"{subject}: expected one image for case {to_case_id(name)}, found {other.name} and {path.name}. "
-                "Tell them apart with --image-pattern."
+                f"{subject}: case {to_case_id(name)} has two images, {other.name} and {path.name}. Tell them apart "
+                "with --image-pattern."
             )
     return images
 
 
 def _match_pattern(folder: Path, pattern: str, option: str) -> Iterable[tuple[Path, re.Match[str]]]:
     if "{id}" not in pattern:
-        raise PreparationError(f"{option}: expected '{{id}}' where the case's name stands, found '{pattern}'.")
+        raise PreparationError(f"{option}: needs '{{id}}' in place of the case's name, found '{pattern}'.")
     text = re.escape(pattern.strip("/"))
     for name in ("id", "label"):
         text = text.replace(re.escape(f"{{{name}}}"), f"(?P<{name}>[^/]+)", 1)

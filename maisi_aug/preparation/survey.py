@@ -96,8 +96,8 @@ def require_readable(surveys: Sequence[CaseSurvey]) -> None:
         shown = "; ".join(f"case {survey.case_id}: {survey.problem.rstrip('.')}" for survey in bad[:MAX_SHOWN])
         rest = f"; and {len(bad) - MAX_SHOWN} more" if len(bad) > MAX_SHOWN else ""
         raise PreparationError(
-            f"Cases: expected usable files, found {len(bad)} of {len(surveys)} that are not ({shown}{rest}). Correct "
-            "the files, or leave cases out with --exclude."
+            f"Cases: {len(bad)} of {len(surveys)} have unusable files ({shown}{rest}). Correct the files, or leave "
+            "cases out with --exclude."
         )
 
 
@@ -124,12 +124,11 @@ def require_labels(
     absent = [meanings.vocabulary.name_of(label_id) for label_id, n in volumes.items() if not n and label_id in named]
     if absent:
         raise PreparationError(
-            f"Labels: expected voxels of every new label in some case, found none of '{absent[0]}' in {len(cases)} "
-            "cases. Correct its --map."
+            f"Labels: the new label '{absent[0]}' has no voxels in any of the {len(cases)} cases. Correct its --map."
         )
     if empty and not allow_empty:
         shown = ", ".join(empty[:MAX_SHOWN]) + (", ..." if len(empty) > MAX_SHOWN else "")
         raise PreparationError(
-            f"Labels: expected labels in every case, found none in {len(empty)} of {len(cases)}: {shown}. Leave them "
-            "out with --exclude, or keep them as healthy cases with --allow-empty."
+            f"Labels: {len(empty)} of {len(cases)} cases have no labels: {shown}. Leave them out with --exclude, or "
+            "keep them as healthy cases with --allow-empty."
         )

@@ -185,8 +185,9 @@ class DiffusionSource(MapSource):
         name = self.vocabulary.name_of
         needs = [f"a host of {wish.label}" for wish in case.lesions] + [name(organ) for organ in case.required_ids]
         return BankError(
-            f"Mask generator: expected a map with {' and '.join(dict.fromkeys(needs)) or 'a body'}, found none among "
-            f"{self.max_maps} generated ones. Ask for other labels, for other organ sizes, or for more attempts."
+            f"Mask generator: none of {self.max_maps} generated maps has "
+            f"{' and '.join(dict.fromkeys(needs)) or 'a body'}. Request other labels, other organ sizes, or more "
+            "attempts."
         )
 
 

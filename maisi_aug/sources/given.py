@@ -21,7 +21,7 @@ from maisi_aug.banks.label_map import BankMap, BaseMap
 from maisi_aug.banks.organs import require_organs
 from maisi_aug.cohort.plan import CasePlan
 from maisi_aug.cohort.resolve import CohortRun
-from maisi_aug.errors import BankError, GridError, LesionError
+from maisi_aug.errors import BankError, GridError, LesionError, MaisiAugWarning
 from maisi_aug.lesions.editing import describe_lesion, widen
 from maisi_aug.lesions.lesion import Lesion
 from maisi_aug.lesions.planting import measure_lesions
@@ -61,7 +61,7 @@ class GridChoice:
         sides = "x".join(map(str, self.shape or ()))
         steps = "x".join(f"{side:g}" for side in self.spacing_mm or ())
         if sides or steps:
-            return " at ".join([sides] * bool(sides) + [f"{steps} mm"] * bool(steps)) + " as asked for"
+            return " at ".join([sides] * bool(sides) + [f"{steps} mm"] * bool(steps)) + " as requested"
         return f"sides that are multiples of {self.factor}"
 
     def choose(self, own: Grid) -> tuple[Shape, Spacing]:
@@ -199,7 +199,7 @@ class GivenSource(BankedSource):
             raise BankError(f"{bank_map.name}: {fault}")
         if warning and warning not in self._warned:
             self._warned.add(warning)
-            warnings.warn(f"{bank_map.name}: {warning}", stacklevel=4)
+            warnings.warn(f"{bank_map.name}: {warning}", MaisiAugWarning, stacklevel=4)
 
     def _is_wanted(self, label_id: int) -> bool:
         return label_id in self.label_ids if self.label_ids else label_id != BODY_ID
@@ -213,6 +213,7 @@ class GivenSource(BankedSource):
         warnings.warn(
             f"{bank_map.name}: expected {self.grids.wish}, found {_spell(bank_map.grid)}; the map is {change} to "
             f"{_spell(grid)}{' and loses ' + ', '.join(lost) if lost else ''}.",
+            MaisiAugWarning,
             stacklevel=3,
         )
 

@@ -107,8 +107,8 @@ def clean_label_map(
     _require_tumors(keep_tumor_ids)
     if not (label_map == BODY_ID).any():
         raise VolumeError(
-            f"Label map: expected a body envelope (label {BODY_ID}) around the organs, found none. Give every body "
-            f"voxel without an organ the label {BODY_ID}."
+            f"Label map: no body envelope (label {BODY_ID}) around the organs. Give every body voxel without an "
+            f"organ the label {BODY_ID}."
         )
     limits = _Limits.on_voxels_of(voxel_volume_ml(spacing_mm))
     # A rim of air: every voxel has all its neighbours, one fixed step away in memory.

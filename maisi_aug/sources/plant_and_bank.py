@@ -354,16 +354,17 @@ def _raise_nothing_fits(bank: MaskBank, case: CasePlan) -> NoReturn:
     needs = [f"a host of {_names_of(bank, [wish.label_id])} ({_names_of(bank, wish.hosts)})" for wish in case.lesions]
     needs += [_names_of(bank, case.required_ids)] if case.required_ids else []
     raise BankError(
-        f"Mask bank '{bank.name}': expected a map with {' and '.join(dict.fromkeys(needs)) or 'any organ'}, found none"
-        f"{_num_skipped(bank)}. Ask for other labels or give another bank."
+        f"Mask bank '{bank.name}': no map has "
+        f"{' and '.join(dict.fromkeys(needs)) or 'any organ'}{_num_skipped(bank)}. Request other labels or use "
+        "another bank."
     )
 
 
 def _holds_none(bank: FolderBank, lesions: Sequence[Lesion]) -> BankError:
     names = " and ".join(dict.fromkeys(_names_of(bank, [wish.label_id]) for wish in lesions)) or "labels"
     return BankError(
-        f"Mask bank '{bank.name}': expected a map that holds {names}, found none{_num_skipped(bank)}. "
-        "Use --mask-source plant to plant the lesions."
+        f"Mask bank '{bank.name}': no map contains {names}{_num_skipped(bank)}. Use --mask-source plant to plant the "
+        "lesions."
     )
 
 
@@ -371,6 +372,6 @@ def _far_off(bank: FolderBank, lesions: Sequence[Lesion], nearest: Sequence[Bank
     wanted = ", ".join(f"{_names_of(bank, [wish.label_id])} of {wish.requested_ml:.2f} mL" for wish in lesions)
     found = ", ".join(f"{lesion.volume_ml:.2f} mL" for lesion in nearest)
     return LesionError(
-        f"Mask bank '{bank.name}': expected {wanted}, or at most {MAX_RESIZE:g} times larger or smaller, found {found} "
-        "as the nearest. Ask for another size, or use --mask-source plant."
+        f"Mask bank '{bank.name}': no lesion within a factor of {MAX_RESIZE:g} of {wanted}; the nearest is {found}. "
+        "Request another size, or use --mask-source plant."
     )

@@ -75,9 +75,9 @@ class SizedOrganSource(BankedSource):
         if drawn is not None:
             return drawn
         raise BankError(
-            f"Mask bank '{self.bank.name}': expected a map that still holds "
-            f"{', '.join(organ.label for organ in organs)} at the wanted size after it is cut to the grid, found none "
-            f"in {self.max_bases} attempts. Ask for another size, or choose a larger grid."
+            f"Mask bank '{self.bank.name}': in {self.max_bases} attempts no map kept "
+            f"{', '.join(organ.label for organ in organs)} at the requested size when cut to the grid. Request "
+            "another size, or choose a larger grid."
         )
 
     def _find(self, case: CasePlan, organs: Sequence[Lesion], seed: int) -> Iterator[BankMap]:
@@ -149,14 +149,14 @@ class SizedOrganSource(BankedSource):
         names = [organ.label for organ in organs]
         if nearest is None:
             return BankError(
-                f"Mask bank '{self.bank.name}': expected a map that holds {' and '.join(names)}, found none. Name "
-                "label maps that hold it with --mask-bank."
+                f"Mask bank '{self.bank.name}': no map contains {' and '.join(names)}. Name label maps that do with "
+                "--mask-bank."
             )
         wanted = ", ".join(f"{name} of {wish.requested_ml:.2f} mL" for name, wish in zip(names, organs, strict=True))
         found = ", ".join(f"{volume:.2f} mL" for volume in nearest[1])
         return LesionError(
-            f"Mask bank '{self.bank.name}': expected a patient with {wanted}, or at most {MAX_RESIZE:g} times larger "
-            f"or smaller, found {found} as the nearest. Ask for another size, or give more label maps with --mask-bank."
+            f"Mask bank '{self.bank.name}': no patient within a factor of {MAX_RESIZE:g} of {wanted}; the nearest "
+            f"has {found}. Request another size, or provide more label maps with --mask-bank."
         )
 
 

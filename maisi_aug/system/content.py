@@ -95,7 +95,7 @@ def read_bounded(path: Path, max_bytes: int | None = None) -> bytes:
     """
     about = path.stat()
     if not stat.S_ISREG(about.st_mode) and not stat.S_ISDIR(about.st_mode):
-        raise ContentError("it is no file")
+        raise ContentError("it is not a file")
     if max_bytes is not None and about.st_size > max_bytes:
         raise ContentError(f"it has {about.st_size / 1e6:.0f} MB, more than {max_bytes / 1e6:.0f} MB")
     return path.read_bytes()
@@ -170,7 +170,7 @@ def require_plain(document: Any) -> None:
             elif isinstance(value, str):
                 _require_text(value)
             elif isinstance(value, int) and not -(2**63) <= value < 2**64:
-                raise ContentError("it has a whole number of more than 64 bits")
+                raise ContentError("it has an integer of more than 64 bits")
         if not inner:
             return
         level = inner

@@ -19,7 +19,7 @@ from pathlib import Path
 from time import monotonic, sleep, time
 from typing import Any, Final
 
-from maisi_aug.errors import CohortError
+from maisi_aug.errors import CohortError, MaisiAugWarning
 from maisi_aug.system.content import ContentError, parse_json, read_bounded
 
 BEAT_SECONDS: Final = 5.0
@@ -106,9 +106,8 @@ class Lease:
             self._beat()
         if self._is_lost:
             raise CohortError(
-                f"{self._path.parent}: expected to be the only process at work here, found that "
-                f"{spell_holder(read_holder(self._path))} took over while this one stood still. Nothing was lost: give "
-                "the command again when that one has ended."
+                f"{self._path.parent}: {spell_holder(read_holder(self._path))} took over while this process was "
+                "suspended. Nothing was lost: run the command again when that process has ended."
             )
 
     def end(self) -> None:
@@ -156,8 +155,9 @@ def take_lease(path: Path, *, has_lock: bool | None) -> Lease:
             seen, stale_at = holder, monotonic() + STALE_SECONDS - min(STALE_SECONDS, age_of(path))
             if monotonic() + POLL_SECONDS < stale_at:
                 warnings.warn(
-                    f"{path.parent}: expected nothing else at work here, found that {spell_holder(holder)} was a "
-                    f"moment ago. Waiting up to {STALE_SECONDS:.0f} s for a sign of it.",
+                    f"{path.parent}: {spell_holder(holder)} was working here a moment ago. Waiting up to "
+                    f"{STALE_SECONDS:.0f} s to see whether it still is.",
+                    MaisiAugWarning,
                     stacklevel=2,
                 )
         elif holder.token and holder != seen:
@@ -170,8 +170,7 @@ def busy_folder(folder: Path, holder: Holder) -> CohortError:
     """What the second of two processes on one cohort is told."""
     who = f" ({spell_holder(holder)})" if holder.pid else ""
     return CohortError(
-        f"{folder}: expected a cohort that nothing else is writing, found another process at work in it{who}. Wait for "
-        "it to end, or choose another --out."
+        f"{folder}: another process is working in this folder{who}. Wait for it to end, or choose another --out."
     )
 
 

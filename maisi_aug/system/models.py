@@ -98,7 +98,7 @@ PathText = Annotated[str, BeforeValidator(_to_text)]
 
 def warn_of_spelling(old: str, new: str) -> None:
     """Say how an earlier spelling is written now."""
-    sentence = f"{old} is an earlier spelling, which the next release drops. Write {new}."
+    sentence = f"{old} is an earlier spelling that the next release removes. Write {new}."
     warnings.warn(sentence, EarlierSpelling, stacklevel=3)
 
 
@@ -160,7 +160,7 @@ def explain_problems(
         problems = list_problems(found, model, if_missing=if_missing)
         if len(problems) == 1 or one_line:
             raise error(" ".join(filter(None, (f"{subject}:", *problems, advice)))) from None
-        opening = f"{subject}: expected a valid {kind}, found {len(problems)} problems:"
+        opening = f"{subject}: this {kind} has {len(problems)} problems:"
         raise error("\n".join((opening, *(f"  {one}" for one in (*problems, advice) if one)))) from None
 
 
@@ -181,7 +181,7 @@ def read_yaml(path: Path, subject: str, error: type[MaisiAugError]) -> Any:
         return yaml_content.read_yaml(path)
     except (OSError, ContentError) as problem:
         place = "" if path.name in subject else f" in {path.name}"
-        raise error(f"{subject}: expected readable YAML{place}, found: {problem}.") from problem
+        raise error(f"{subject}: cannot be read as YAML{place}: {problem}.") from problem
 
 
 def list_problems(error: ValidationError, model: type[BaseModel], *, if_missing: str = "Add it.") -> list[str]:
@@ -214,12 +214,12 @@ def _describe(details: ErrorDetails, path: str, keys: list[str], if_missing: str
     match details["type"]:
         case "extra_forbidden":
             key = str(details["loc"][-1])
-            hint = did_you_mean(key, keys) or f" The keys are {', '.join(keys)}."
-            return f"{place}expected a known key, found '{key}'.{hint}"
+            hint = did_you_mean(key, keys) or f" Known keys: {', '.join(keys)}."
+            return f"{place}unknown key '{key}'.{hint}"
         case "json_invalid":
-            return f"{place}expected JSON, found none: {message.removeprefix('Invalid JSON: ')}."
+            return f"{place}not valid JSON: {message.removeprefix('Invalid JSON: ')}."
         case "missing":
-            return f"{place}expected a value, found none. {if_missing}"
+            return f"{place}a value is required. {if_missing}"
         case "value_error":
             names_place = message.partition(":")[0].partition(" ")[0].startswith(path)
             return f"{'' if names_place else place}{message}{'' if message.endswith(('.', '?')) else '.'}"

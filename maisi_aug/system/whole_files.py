@@ -85,7 +85,7 @@ def sha256_of(path: Path | str) -> str:
         with Path(path).open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
-        raise VolumeError(f"{path}: expected a readable file, found: {error.strerror}. Check the path.") from error
+        raise VolumeError(f"{path}: cannot be read: {error.strerror}. Check the path.") from error
 
 
 def is_leftover_of(path: Path, name: str) -> bool:
@@ -136,7 +136,7 @@ def open_whole(path: Path, *, is_new: bool = False) -> Iterator[BinaryIO]:
             flush_folder(path.parent)
     except OSError as error:
         raise VolumeError(
-            f"{path}: expected to write the file, found: {error.strerror or error}. Make room or choose another folder."
+            f"{path}: cannot be written: {error.strerror or error}. Free some space or choose another folder."
         ) from error
 
 

@@ -33,7 +33,7 @@ def require_new_folder(folder: Path) -> None:
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         found = "a file" if not folder.is_dir() else f"'{min(path.name for path in folder.iterdir())}' in it"
         raise ExportError(
-            f"{folder}: expected a new or an empty folder, found {found}. Nothing was changed; choose another --out."
+            f"{folder}: the folder must be new or empty, found {found}. Nothing was changed; choose another --out."
         )
 
 
@@ -84,8 +84,8 @@ def _place(building: Path, place: Path, placed: list[Path], *, is_there: bool) -
     for source, end in [(path, place / path.name) for path in building.iterdir()] if is_there else [(building, place)]:
         if os.path.lexists(end):
             raise ExportError(
-                f"{end}: expected nothing there, found something that was written meanwhile. Nothing was "
-                "changed; give the command again, with another --out or --dataset-id."
+                f"{end}: was written by another process in the meantime. Nothing was changed; run the command again "
+                "with another --out or --dataset-id."
             )
         source.rename(end)
         placed.append(end)
@@ -225,6 +225,6 @@ def copy_new(source: Path, target: Path) -> None:
 
 def _taken(target: Path) -> ExportError:
     return ExportError(
-        f"{target.name}: expected one file of that name in the export, found two. Nothing was changed; make the cohort "
-        "again, or give every case a name of its own."
+        f"{target.name}: two files of the export have this name. Nothing was changed; make the cohort again, or give "
+        "every case its own name."
     )

@@ -72,6 +72,6 @@ def append_to_shared(path: Path, text: str) -> None:
         is_full = is_disk_full(error)
         found = "a full disk" if is_full else (error.strerror or str(error)).lower()
         raise CohortError(
-            f"{path}: expected to add a line, found {found}. Earlier lines are kept; make room or choose a folder that "
-            "can be written, and try again."
+            f"{path}: cannot append a line: {found}. Earlier lines are kept; free some space or choose a writable "
+            "folder, and try again."
         ) from error

@@ -109,8 +109,8 @@ class Vocabulary:
         for label in self.labels:
             if label.id in ids:
                 raise VocabularyError(
-                    f"Label id {label.id}: expected one name, found '{ids[label.id]}' and '{label.name}'. "
-                    "Use another id."
+                    f"Label id {label.id}: has two names, '{ids[label.id]}' and '{label.name}'. Use another id for "
+                    "one of them."
                 )
             ids[label.id] = label.name
 
@@ -129,8 +129,8 @@ class Vocabulary:
                 other = ids.setdefault(_lookup_key(name), label.id)
                 if other != label.id:
                     raise VocabularyError(
-                        f"Label '{name}' (id {label.id}): expected a name of its own, found that it also names "
-                        f"'{self.name_of(other)}' (id {other}). Choose another name."
+                        f"Label '{name}' (id {label.id}): this name is taken by '{self.name_of(other)}' (id "
+                        f"{other}). Choose another name."
                     )
         return ids
 
@@ -166,8 +166,8 @@ class Vocabulary:
         if spells_number(text):
             if int(text) not in self._by_id:
                 raise VocabularyError(
-                    f"Label id {text}: expected an id of this vocabulary (0-132 or 200, or a bound slot), found none. "
-                    "List the labels with 'maisi-aug labels'."
+                    f"Label id {text}: not in this vocabulary (0-132 or 200, or a bound slot). List the labels with "
+                    "'maisi-aug labels'."
                 )
             return int(text)
         found = self._id_by_key.get(_lookup_key(text))
@@ -199,8 +199,8 @@ class Vocabulary:
         label = self.label(int(label_id))
         if label.removal_id is None:
             raise VocabularyError(
-                f"Label '{label.name}' (id {label.id}): expected a lesion to remove, found kind '{label.kind}'. "
-                f"Lesions are {', '.join(map(self.name_of, self.lesion_ids))}."
+                f"Label '{label.name}' (id {label.id}): only lesions can be removed, and this is of kind "
+                f"'{label.kind}'. Lesions are {', '.join(map(self.name_of, self.lesion_ids))}."
             )
         return label.removal_id
 
@@ -220,8 +220,8 @@ class Vocabulary:
         for name, binding in ordered:
             if (other := self._id_by_key.get(_lookup_key(name), binding.id)) != binding.id:
                 raise VocabularyError(
-                    f"Slot binding '{name}': expected a name that is not taken, found one of the names of "
-                    f"'{self.name_of(other)}' (id {other}). Choose another name."
+                    f"Slot binding '{name}': this is already a name of '{self.name_of(other)}' (id {other}). Choose "
+                    "another name."
                 )
             known = [alias for alias in _known_slot_aliases(name) if _lookup_key(alias) not in taken]
             taken.update(map(_lookup_key, known))
@@ -245,14 +245,20 @@ class Vocabulary:
 
     def _unknown_name_message(self, text: str) -> str:
         words = set(_lookup_key(text).split())
-        subject = f"Label '{text}': expected a name or id of this vocabulary, found "
+        subject = f"Label '{text}': "
         if _known_slot_aliases(text):
-            return f"{subject}a label that needs a placeholder slot. Use a bundle that binds it, such as 'phantom-ct'."
+            return (
+                f"{subject}this name needs a placeholder slot that this bundle does not bind. Use a bundle that "
+                "does, such as 'phantom-ct'."
+            )
         sharing = [label.name for label in self.labels if words and words <= set(_lookup_key(label.name).split())]
         if len(sharing) > 1:
             listed = ", ".join(f"'{name}'" for name in sharing[:6]) + (", ..." if len(sharing) > 6 else "")
-            return f"{subject}a part of several names: {listed}. Name one of them."
-        return f"{subject}none.{self._closest_names(text)} List the labels with 'maisi-aug labels'."
+            return f"{subject}ambiguous, part of several names: {listed}. Name one of them."
+        return (
+            f"{subject}not a name or id of this vocabulary.{self._closest_names(text)} List the labels with "
+            "'maisi-aug labels'."
+        )
 
     def _closest_names(self, text: str) -> str:
         """The closest names and aliases as a phrase, at most one per label, so that three choices are three labels."""
@@ -269,25 +275,22 @@ def _require_bindable(name: str, binding: SlotBinding, by_id: Mapping[int, Label
     if binding.id not in SLOT_IDS and binding.id not in FREE_IDS:
         found = f"the id of '{current.name}'" if current else "an id outside 0-255"
         raise VocabularyError(
-            f"{subject}: expected a placeholder slot ({', '.join(map(str, SLOT_IDS))}) or a free id "
-            f"(133-199, 201-255), found {binding.id}, {found}. Bind the name to one of those."
+            f"{subject}: expected a placeholder slot ({', '.join(map(str, SLOT_IDS))}) or a free id (133-199, "
+            f"201-255), found {binding.id}, {found}. Bind the name to one of those."
         )
     if not _lookup_key(name) or spells_number(name.strip()) or any(mark in name for mark in _NAME_SEPARATORS):
         raise VocabularyError(
-            f"{subject}: expected a name of words without '+', ':' or '@', found '{name}'. Rename the label."
+            f"{subject}: a name must consist of words without '+', ':' or '@', found '{name}'. Rename the label."
         )
     unknown = [host for host in binding.hosts if host not in by_id or by_id[host].kind not in ("organ", "body")]
     if unknown:
         raise VocabularyError(
-            f"{subject}: expected host ids that are organs, found {unknown}. "
-            "List the organs with 'maisi-aug labels --kind organ'."
+            f"{subject}: hosts must be ids of organs, found {unknown}. List the organs with 'maisi-aug labels --kind "
+            "organ'."
         )
     is_bound = current is not None and current.kind != "slot"
     if current is not None and is_bound and (current.name, current.hosts) != (name.strip(), binding.hosts):
-        raise VocabularyError(
-            f"{subject}: expected an id that is not bound yet, found {binding.id}, bound to '{current.name}'. "
-            "Choose another slot."
-        )
+        raise VocabularyError(f"{subject}: id {binding.id} is already bound to '{current.name}'. Choose another slot.")
 
 
 def _known_slot_aliases(name: str) -> tuple[str, ...]:

@@ -129,14 +129,14 @@ def reference_distribution(label_name: str) -> SizeDistribution:
         return SizeDistribution(label_name, tuple(row["largest_per_patient_ml"]), row["source"])
     if label_name not in stand_ins:
         raise RequestError(
-            f"Sizes of '{label_name}': expected a label with known lesion sizes "
-            f"({', '.join(reference_labels())}), found none.{did_you_mean(label_name, reference_labels())} "
-            "Give the size in mm or mL, or measure your own lesions with --size-reference."
+            f"Sizes of '{label_name}': no lesion sizes are known for this label, only for "
+            f"{', '.join(reference_labels())}.{did_you_mean(label_name, reference_labels())} Give the size in mm or "
+            "mL, or measure your own lesions with --size-reference."
         )
     row = stand_ins[label_name]
     base = reference_distribution(row["stand_in"])
     low_ml, high_ml = row["limits_ml"]
-    source = f"stand-in, not measured: {base.label} cut at {low_ml:g}-{high_ml:g} mL ({base.source})"
+    source = f"estimated, not measured: {base.label} cut at {low_ml:g}-{high_ml:g} mL ({base.source})"
     return SizeDistribution(base.label, base.cut(low_ml, high_ml), source, stand_in_for=label_name)
 
 
@@ -156,8 +156,8 @@ def measure_distribution(
     largest = sorted(max(volumes) for volumes in volumes_per_patient_ml if volumes)
     if not largest:
         raise RequestError(
-            f"Sizes of '{label}' from {source}: expected at least one patient with a lesion, found none in "
-            f"{len(volumes_per_patient_ml)} label maps. Check --size-label."
+            f"Sizes of '{label}' from {source}: no patient with a lesion in {len(volumes_per_patient_ml)} label "
+            "maps. Check --size-label."
         )
     quantiles = (_quantile(largest, step / (NUM_QUANTILES - 1)) for step in range(NUM_QUANTILES))
     return SizeDistribution(label, tuple(quantiles), f"{source}, {len(largest)} patients")

@@ -69,8 +69,8 @@ def find_body(image_hu: NDArray[Any], spacing_mm: Spacing) -> Mask:
     thick = _find_thick_parts(solid, coarse.spacing_mm)
     if not thick.any():
         raise VolumeError(
-            f"Body envelope: expected a patient in the CT, found values between {image_hu.min():g} and "
-            f"{image_hu.max():g} and nothing as thick as a limb. Is the image in HU?"
+            f"Body envelope: no patient was found in the CT: values lie between {image_hu.min():g} and "
+            f"{image_hu.max():g}, and nothing is as thick as a limb. Is the image in HU?"
         )
     body = _fill_cavities(_grow_back(thick, solid, tissue, coarse.spacing_mm), coarse)
     return _draw_skin(body, image_hu, coarse.factors)
@@ -92,8 +92,8 @@ def add_body(label_map: NDArray[Any], image_hu: NDArray[Any], spacing_mm: Spacin
     """
     if label_map.shape != image_hu.shape:
         raise VolumeError(
-            f"Body envelope: expected a CT of the label map's shape {label_map.shape}, found {image_hu.shape}. "
-            "Give the CT that the label map was drawn on."
+            f"Body envelope: expected a CT of the label map's shape {label_map.shape}, found {image_hu.shape}. Use "
+            "the CT that the label map was drawn on."
         )
     body = find_body(image_hu, spacing_mm)
     return np.where((label_map == 0) & body, BODY_ID, label_map).astype(np.uint8)

@@ -98,8 +98,7 @@ def read_header(path: Path, tags: tuple[str, ...] | None = None, *, has_pixels: 
     header = open_dicom(path, stop_before_pixels=not has_pixels, specific_tags=tags)
     if "SOPClassUID" not in header:
         raise VolumeError(
-            f"{path}: expected a readable DICOM file, found a damaged or empty file without a SOP class. Replace the "
-            "file."
+            f"{path}: not a readable DICOM file: damaged, empty or without a SOP class. Replace the file."
         )
     return header
 
@@ -123,9 +122,7 @@ def open_dicom(path: Path, **options: Any) -> Dataset:
             for element in dataset.iterall():
                 _ = element.value
     except (OSError, ContentError) as error:
-        raise VolumeError(
-            f"{path}: expected a readable DICOM file, found a damaged one ({reason_of(error)}). Replace the file."
-        ) from error
+        raise VolumeError(f"{path}: not a readable DICOM file ({reason_of(error)}). Replace the file.") from error
     return dataset
 
 
@@ -160,7 +157,7 @@ def whole_number(header: Dataset, keyword: str, path: Path | str, default: int |
         return default
     if isinstance(value, int) and value >= 0:
         return int(value)
-    raise VolumeError(f"{path}: expected a whole number as {keyword}, found {value!r}. Export the scan again.")
+    raise VolumeError(f"{path}: {keyword} must be an integer, found {value!r}. Export the scan again.")
 
 
 def require_pixels(dataset: Dataset, path: Path) -> None:

@@ -20,7 +20,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from maisi_aug.errors import VolumeError
+from maisi_aug.errors import MaisiAugWarning, VolumeError
 from maisi_aug.system.content import ContentError, content_errors
 from maisi_aug.volumes.held_bytes import (
     GZIP_MAGIC,
@@ -163,8 +163,8 @@ def affine_of(read: Any, sides: Sequence[int], stored: bytes, subject: Path | st
     sform_code, qform_code = int(header["sform_code"]), int(header["qform_code"])
     if sform_code <= 0 and qform_code <= 0:
         raise VolumeError(
-            f"{subject}: expected an sform or qform with a code above 0, found none, so that left and right are not "
-            "known: nibabel and ITK read such a file mirrored. Convert it again from DICOM, or set its sform code."
+            f"{subject}: has no sform or qform with a code above 0, so left and right are unknown: nibabel and ITK "
+            "read such a file mirrored. Convert it again from DICOM, or set its sform code."
         )
     _require_one_scale(header, subject)
     with content_errors():
@@ -183,8 +183,8 @@ def _require_one_scale(header: Any, subject: Path | str) -> None:
     has_slope = bool(np.isfinite(slope)) and slope != 0
     if not has_slope and np.isfinite(intercept) and intercept != 0:
         raise VolumeError(
-            f"{subject}: expected a scl_slope beside scl_inter {intercept:g}, found {slope:g}, which nibabel reads "
-            "without the intercept and ITK with it. Set scl_slope to 1, or scl_inter to 0."
+            f"{subject}: scl_inter is {intercept:g} but scl_slope is {slope:g}, so that nibabel ignores the "
+            "intercept and ITK applies it. Set scl_slope to 1, or scl_inter to 0."
         )
 
 
@@ -198,8 +198,8 @@ def _require_same_spacing(header: Any, affine: NDArray[np.float64], shape: list[
     apart = np.abs(steps - lengths) / lengths * (np.maximum(np.asarray(shape), 2) - 1)
     if not np.isfinite(apart).all() or apart.max() > SAME_VOXELS:
         raise VolumeError(
-            f"{subject}: expected pixdim to be the sform's spacing, {_spell(lengths)} mm, found {_spell(steps)}; "
-            "nibabel goes by one and ITK by the other. Correct the header."
+            f"{subject}: pixdim ({_spell(steps)} mm) differs from the sform's spacing ({_spell(lengths)} mm); "
+            "nibabel uses one and ITK the other. Correct the header."
         )
 
 
@@ -212,10 +212,11 @@ def _tell_two_places(
     corners = np.array(list(product(*((0, max(side - 1, 1)) for side in shape))))
     far_mm = np.linalg.norm(corners @ (affine - qform)[:3, :3].T + (affine - qform)[:3, 3], axis=1).max()
     if far_mm > SAME_PLACE_VOXELS * np.linalg.norm(affine[:3, :3], axis=0).min():
-        others = "as nibabel and ITK do" if sform_code == 1 else "as nibabel does; ITK and SimpleITK take the qform"
+        others = "as in nibabel and ITK" if sform_code == 1 else "as in nibabel; ITK and SimpleITK use the qform"
         warnings.warn(
-            f"{subject}: expected one place for the voxels, found an sform (code {sform_code}) and a qform (code "
-            f"{int(header['qform_code'])}) up to {far_mm:.3g} mm apart; the sform is taken, {others}.",
+            f"{subject}: the sform (code {sform_code}) and the qform (code {int(header['qform_code'])}) place voxels "
+            f"up to {far_mm:.3g} mm apart; the sform is used, {others}.",
+            MaisiAugWarning,
             stacklevel=4,
         )
 
@@ -228,7 +229,7 @@ def _to_millimetres(affine: NDArray[np.float64], unit: int, subject: Path | str)
     lengths = np.linalg.norm(scaled[:3, :3], axis=0)
     if lengths.min() < PLAUSIBLE_MM[0] or lengths.max() > PLAUSIBLE_MM[1]:
         raise VolumeError(
-            f"{subject}: expected voxels of a CT, found {_spell(lengths)} mm, since the header counts in "
+            f"{subject}: voxels of {_spell(lengths)} mm are not those of a CT; the header's unit is "
             f"{_UNIT_NAMES[unit]}. Correct its xyzt_units."
         )
     return scaled

@@ -79,8 +79,8 @@ class SyntheticShareTrainer(nnUNetTrainer):  # type: ignore[misc]  # nnU-Net has
             num_folds = len(load_json(str(path))) if path.is_file() else 0
             if self.fold >= num_folds:
                 raise TrainingError(
-                    f"Fold {self.fold}: expected one of the {num_folds} in {path}, found none; nnU-Net would draw a "
-                    "random split with synthetic cases in validation. Choose another fold, or export again."
+                    f"Fold {self.fold}: {path} has {num_folds} folds; for any other, nnU-Net would draw a random "
+                    "split with synthetic cases in validation. Choose another fold, or export again."
                 )
         training, validation = super().do_split()
         if self.fold == "all":
@@ -88,8 +88,8 @@ class SyntheticShareTrainer(nnUNetTrainer):  # type: ignore[misc]  # nnU-Net has
         leaked = sorted(self.synthetic_cases.intersection(validation))
         if leaked:
             raise TrainingError(
-                f"Fold {self.fold}: expected real cases only in validation, found '{leaked[0]}', a synthetic one. "
-                f"Export again, or correct {SPLITS_NAME}."
+                f"Fold {self.fold}: only real cases can validate, found the synthetic case '{leaked[0]}'. Export "
+                f"again, or correct {SPLITS_NAME}."
             )
         return training, validation
 

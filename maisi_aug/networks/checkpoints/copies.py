@@ -117,7 +117,7 @@ def convert_checkpoint(source: Path, target: Path, *, dtype: str | None = None) 
     """
     path = target / source.with_suffix(SUFFIX).name if target.is_dir() else target
     if path.suffix != SUFFIX:
-        raise BundleError(f"{path}: expected a name ending in {SUFFIX} or a folder, found neither. Change --to.")
+        raise BundleError(f"{path}: the name must end in {SUFFIX}, or be a folder. Change --to.")
     _require_new(path)
     checkpoint = read_checkpoint(source, subject=str(source))
     key, state = find_state_dict(checkpoint, subject=str(source))
@@ -139,7 +139,7 @@ def convert_checkpoint(source: Path, target: Path, *, dtype: str | None = None) 
 def _require_new(target: Path) -> None:
     """Raise when a target exists; an empty folder counts as none."""
     if target.exists() and not (target.is_dir() and not any(target.iterdir())):
-        raise BundleError(f"{target}: expected a new file or folder, found one that exists. Choose another --to.")
+        raise BundleError(f"{target}: already exists. Choose another --to.")
 
 
 def _to_dtype(state: StateDict, dtype: str, *, subject: str) -> dict[str, Tensor]:
@@ -154,8 +154,8 @@ def _to_dtype(state: StateDict, dtype: str, *, subject: str) -> dict[str, Tensor
         if value.is_floating_point() and bool((converted[key].isinf() & value.isfinite()).any()):
             largest = float(value[value.isfinite()].abs().max())
             raise BundleError(
-                f"{subject}: expected weights within the range of {dtype}, found {largest:g} in {key}. "
-                "Use --dtype bfloat16 or float32."
+                f"{subject}: {key} has {largest:g}, which is beyond the range of {dtype}. Use --dtype bfloat16 or "
+                "float32."
             )
     return converted
 

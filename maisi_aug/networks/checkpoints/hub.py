@@ -114,7 +114,7 @@ def pull_bundle(
             command=command,
             complete=partial(write_mask_networks, known, mask_paths, provenance=about_masks) if masks else None,
         )
-    say("The files as downloaded stay in the cache of huggingface_hub, too.")
+    say("The downloaded files also remain in the cache of huggingface_hub.")
     return bundle
 
 
@@ -175,8 +175,8 @@ def _ask_hub(repository: str, name: str, revision: str, hub: Hub) -> _Statement 
         return None
     if stated.commit_hash is None or stated.etag is None or not _is_sha256(stated.etag):
         raise BundleError(
-            f"{repository}/{name}: expected the hub to state revision and SHA-256, found neither or one. Check "
-            "HF_ENDPOINT, and any proxy on the way."
+            f"{repository}/{name}: the hub did not state both revision and SHA-256. Check HF_ENDPOINT, and any proxy "
+            "in between."
         )
     return _Statement(stated.commit_hash, stated.etag, stated.size)
 
@@ -199,12 +199,12 @@ def _find_cached(repository: str, name: str, revision: str, hub: Hub) -> tuple[P
         )
     except Exception as error:
         raise BundleError(
-            f"{subject}: expected to reach the Hugging Face hub or to find the file in its cache, found neither. Check "
-            "the connection, HF_ENDPOINT and HF_HUB_OFFLINE."
+            f"{subject}: the Hugging Face hub cannot be reached, and the file is not in its cache. Check the "
+            "connection, HF_ENDPOINT and HF_HUB_OFFLINE."
         ) from error
     commit, blob = path.parents[len(Path(name).parts) - 1].name, path.resolve().name
     if not _is_sha256(blob):
-        raise BundleError(f"{subject}: expected a SHA-256 to compare the cached file with, found none. Go online once.")
+        raise BundleError(f"{subject}: no SHA-256 is known to check the cached file against. Go online once.")
     return path, _Statement(commit, blob, None)
 
 
@@ -228,16 +228,16 @@ def _status_of(error: Exception) -> int:
 def _explain(error: Exception, subject: str) -> BundleError:
     status = _status_of(error)
     if status in (401, 403):
-        advice = "Open its page, accept what it asks for, and set HF_TOKEN or run 'hf auth login'"
+        advice = "Open its page, accept its terms, and set HF_TOKEN or run 'hf auth login'"
     elif status == 404:
         advice = "The repository may have moved: look for a newer version of maisi-aug"
     elif status == 429:
-        advice = "The hub limits requests: wait some minutes, or set HF_TOKEN, and run the same command again"
+        advice = "The hub limits requests: wait some minutes, or set HF_TOKEN, then run the same command again"
     else:
-        advice = "Run the same command again: it goes on where it broke off"
+        advice = "Run the same command again: it continues where it was interrupted"
     reason = f"answer {status}" if status else (str(error).strip().splitlines() or [type(error).__name__])[0]
     reason = _ADDRESS.sub("an address", reason)
-    return BundleError(f"{subject}: expected the hub to send the file, found {reason.rstrip('.')}. {advice}.")
+    return BundleError(f"{subject}: the hub did not send the file: {reason.rstrip('.')}. {advice}.")
 
 
 _ADDRESS = re.compile(r"\w+://\S+")

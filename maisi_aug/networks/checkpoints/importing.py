@@ -99,11 +99,11 @@ def require_accepted(known: KnownBundle, accept_licence: AcceptLicence, say: Say
     Raises:
         BundleError: When it is not; naming the licence, and the command that accepts it.
     """
-    say(f"{known.name} comes under the {known.licence}: {known.licence_url}")
+    say(f"{known.name} is licensed under the {known.licence}: {known.licence_url}")
     if not accept_licence(known):
         raise BundleError(
-            f"Bundle '{known.name}': expected its licence to be accepted, {known.licence} ({known.licence_url}). "
-            f"Read it, then: {command} --accept-license"
+            f"Bundle '{known.name}': its licence must be accepted first: {known.licence} ({known.licence_url}). Read "
+            f"it, then run: {command} --accept-license"
         )
 
 
@@ -147,6 +147,6 @@ def require_free(folder: Path, name: str, origin: str) -> None:
     foreign = sorted(path.name for path in folder.iterdir() if path.name not in own) if folder.is_dir() else []
     if bundle is None or foreign:
         raise BundleError(
-            f"{folder}: expected a new folder or nothing but an earlier copy of '{name}' from {origin}, found "
-            f"{', '.join(foreign[:4]) or 'a file'}. Choose another folder with --to, or move them away."
+            f"{folder}: must be a new folder, or an earlier copy of '{name}' from {origin}; found "
+            f"{', '.join(foreign[:4]) or 'a file'}. Choose another folder with --to, or move these files away."
         )

@@ -76,7 +76,7 @@ def read_checkpoint(path: Path, *, subject: str) -> Mapping[str, Any]:
         try:
             content = load_torch_file(path)
         except ContentError as error:
-            raise BundleError(f"{subject}: expected weights alone, found {_name_surplus(path, error)}.") from error
+            raise BundleError(f"{subject}: must contain weights only, found {_name_surplus(path, error)}.") from error
     if not isinstance(content, Mapping):
         raise BundleError(f"{subject}: expected a dictionary of tensors, found a {type(content).__name__}.")
     return content
@@ -92,9 +92,9 @@ def _name_surplus(path: Path, error: Exception) -> str:
         names = []
     names = names or re.findall(r"GLOBAL ([\w.]+)", message)
     if names:
-        return f"a pickle that needs {', '.join(names)}; it was not run and is not used"
+        return f"a pickle that needs {', '.join(names)}; it was neither run nor used"
     reason = message.partition("\n")[0].rstrip(".")[:200] or "it ends too early"
-    return f"a file that cannot be read as such ({reason})"
+    return f"a file that cannot be read ({reason})"
 
 
 def take_state_dict(checkpoint: Mapping[str, Any], role: str, *, subject: str) -> dict[str, Tensor]:
@@ -107,7 +107,7 @@ def take_state_dict(checkpoint: Mapping[str, Any], role: str, *, subject: str) -
     if not isinstance(inner, Mapping) or not inner or not all(isinstance(value, Tensor) for value in inner.values()):
         found = ", ".join(f"'{key}'" for key in list(checkpoint)[:8])
         raise BundleError(
-            f"{subject}: expected a state dict, alone or under '{STATE_DICT_KEYS[role]}', found {found or 'nothing'}."
+            f"{subject}: no state dict, either directly or under '{STATE_DICT_KEYS[role]}'; found {found or 'nothing'}."
         )
     return {str(key): value.detach().as_subclass(torch.Tensor) for key, value in inner.items()}
 
@@ -124,7 +124,7 @@ def find_state_dict(checkpoint: Mapping[str, Any], *, subject: str) -> tuple[str
     if not inner or not all(isinstance(value, Tensor) for value in inner.values()):
         found = ", ".join(f"'{name}'" for name in list(checkpoint)[:8])
         raise BundleError(
-            f"{subject}: expected a state dict, alone or under {' or '.join(known)}, found {found or 'nothing'}."
+            f"{subject}: no state dict, either directly or under {' or '.join(known)}; found {found or 'nothing'}."
         )
     return key, {str(name): value.detach().as_subclass(torch.Tensor) for name, value in inner.items()}
 
@@ -139,5 +139,5 @@ def take_scale_factor(checkpoint: Mapping[str, Any], *, subject: str) -> float:
     if isinstance(found, Tensor) and found.numel() == 1:
         found = found.item()
     if isinstance(found, bool) or not isinstance(found, int | float) or not math.isfinite(found) or found <= 0:
-        raise BundleError(f"{subject}: expected a positive '{SCALE_FACTOR_KEY}', found {found!r}.")
+        raise BundleError(f"{subject}: '{SCALE_FACTOR_KEY}' must be a positive number, found {found!r}.")
     return float(found)

@@ -198,8 +198,8 @@ class Crew(Generic[Item, Result]):
             self._losses[key] = self._losses.get(key, 0) + 1
             if self._losses[key] >= MAX_LOSSES:
                 raise WorkerError(
-                    f"{worker.name} on {worker.place}: expected a process that finishes its work, found {MAX_LOSSES} "
-                    f"in a row that did not; the last {ending.how}. Choose fewer workers, or smaller images."
+                    f"{worker.name} on {worker.place}: {MAX_LOSSES} processes in a row did not finish their work; "
+                    f"the last {ending.how}. Choose fewer workers, or smaller images."
                 )
 
     def _stop(self) -> None:

@@ -122,7 +122,7 @@ class _Process(Generic[Item, Result]):
             process.join()
             code = process.exitcode or 0
         if -code == signal.SIGKILL:
-            return Ending("was killed, mostly for lack of memory")
+            return Ending("was killed, probably for lack of memory")
         return Ending(f"was ended by signal {-code}" if code < 0 else f"ended with code {code}")
 
     def ask_to_stop(self) -> None:

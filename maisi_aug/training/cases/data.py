@@ -235,7 +235,7 @@ def encode_store(
         TrainingError: For an empty store.
     """
     if len(store) == 0:
-        raise TrainingError("Latents: expected at least one training case, found none. Build the phantoms first.")
+        raise TrainingError("Latents: there is no training case. Build the phantoms first.")
     folder = folder / f"latents-{weights_hash[:12]}"
     paths = [folder / f"{index:05d}.npy" for index in range(len(store))]
     latents = load_or_encode(

@@ -123,7 +123,7 @@ class PreparedStore:
         """
         if (scale_factor is None) == (deviation is None):
             raise TrainingError(
-                "Latents: expected either a scale factor or a deviation, found "
+                "Latents: needs either a scale factor or a deviation, found "
                 f"{'neither' if scale_factor is None else 'both'}. Give the bundle's scale factor for fine-tuning."
             )
         folder = self.dataset.path / LATENTS_FOLDER / weights_hash[:12]
@@ -145,8 +145,8 @@ class PreparedStore:
             array = load(self.dataset.file_of(role, record.id)).array
             if array.shape != record.shape:
                 raise PreparationError(
-                    f"{self.dataset.path}, case {record.id}: expected the shape {record.shape} that it was prepared "
-                    f"with, found {array.shape}. Prepare the data again."
+                    f"{self.dataset.path}, case {record.id}: was prepared with the shape {record.shape}, found "
+                    f"{array.shape}. Prepare the data again."
                 )
             return array.astype(kind)
 

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from maisi_aug.banks.label_ids import Translation
 from maisi_aug.bundle_spec.bundle import Bundle
 from maisi_aug.bundle_spec.schema import MaskBankSpec
+from maisi_aug.errors import MaisiAugWarning
 from maisi_aug.preparation.prepared import PreparedDataset
 from maisi_aug.system.content import read_json
 from maisi_aug.system.whole_files import write_json_whole
@@ -117,8 +118,9 @@ def collect_bank(base: Bundle, training: PreparedDataset, table: NDArray[np.uint
     if len(found) < len(earlier):
         gone = next(row.path for row in earlier if not row.path.is_file())
         warnings.warn(
-            f"Label maps of base '{base.name}': expected {len(earlier)} files, found {len(earlier) - len(found)} "
-            f"missing, the first of them {gone}. The bundle will draw from the others.",
+            f"Label maps of base '{base.name}': {len(earlier) - len(found)} of {len(earlier)} files are missing, the "
+            f"first is {gone}. The bundle will use the others.",
+            MaisiAugWarning,
             stacklevel=3,
         )
     source = f"{len(own)} training cases of {training.spec.name}"

@@ -125,7 +125,7 @@ def add_low_rank(network: nn.Module, rank: int, *, seed: int) -> int:
         TrainingError: For a rank below 1, or a network in which nothing could learn.
     """
     if rank < 1:
-        raise TrainingError(f"Rank: expected a whole number of at least 1, found {rank}. Choose 8, for instance.")
+        raise TrainingError(f"Rank: expected an integer of at least 1, found {rank}. Choose 8, for instance.")
     layers = [
         layer for layer in network.modules() if isinstance(layer, nn.Conv3d | nn.Linear) and layer.weight.requires_grad
     ]
@@ -136,7 +136,7 @@ def add_low_rank(network: nn.Module, rank: int, *, seed: int) -> int:
             width = min(rank, layer.weight.shape[0], layer.weight[0].numel())
             parametrize.register_parametrization(layer, "weight", LowRank(layer.weight, width))
     if not layers:
-        raise TrainingError("Low-rank tuning: expected convolutions that may learn, found none. Use --tune full.")
+        raise TrainingError("Low-rank tuning: the network has no convolutions that can be tuned. Use --tune full.")
     return len(layers)
 
 

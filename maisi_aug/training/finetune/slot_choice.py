@@ -36,16 +36,16 @@ def find_source(name: str, dataset: PreparedDataset) -> Label:
     vocabulary = dataset.vocabulary
     present = {label_id for case in dataset.cases for label_id, count in case.voxels.items() if count}
     names = [vocabulary.name_of(label_id) for label_id in sorted(present) if vocabulary.contains(label_id)]
-    subject = f"Label '{name}': expected a label with voxels in {dataset.path}"
+    subject = f"Label '{name}': cannot be taught from {dataset.path}"
     try:
         label = vocabulary.label(name)
     except VocabularyError:
-        hint = did_you_mean(name, names) or f" It holds {', '.join(names[:12])}."
-        raise TrainingError(f"{subject}, found none of that name.{hint}") from None
+        hint = did_you_mean(name, names) or f" It has {', '.join(names[:12])}."
+        raise TrainingError(f"{subject}: no label has that name.{hint}") from None
     if label.kind in ("background", "body", "slot"):
-        raise TrainingError(f"{subject}, found '{label.name}', which stands for no structure. Name another --label.")
+        raise TrainingError(f"{subject}: '{label.name}' stands for no structure. Name another --label.")
     if label.id not in present:
-        raise TrainingError(f"{subject}, found it empty in all {len(dataset.cases)} cases. Check --map of the data.")
+        raise TrainingError(f"{subject}: it is empty in all {len(dataset.cases)} cases. Check the --map of the data.")
     return label
 
 
@@ -82,8 +82,8 @@ def choose_slots(
         if own is not None:
             if asked != AUTO_SLOT and _read_slot(asked, source.name) != own:
                 raise TrainingError(
-                    f"Slot of '{source.name}': expected none, for bundle '{base.name}' knows the label as id {own}, "
-                    f"found {asked}. Leave --slot out for it."
+                    f"Slot of '{source.name}': bundle '{base.name}' already knows this label as id {own}, found "
+                    f"{asked}. Leave --slot out for it."
                 )
             chosen[source.name] = own
         elif asked != AUTO_SLOT:
@@ -92,8 +92,8 @@ def choose_slots(
             free = [slot for slot in (source.id, *SLOT_IDS, *FREE_IDS) if slot not in taken and _is_bindable(slot)]
             if not free:
                 raise TrainingError(
-                    f"Slot of '{source.name}': expected a free one, found every slot and free id taken by the data "
-                    f"or bundle '{base.name}'. Teach fewer labels, or choose another --base."
+                    f"Slot of '{source.name}': every slot and free id is taken by the data or by bundle "
+                    f"'{base.name}'. Teach fewer labels, or choose another --base."
                 )
             chosen[source.name] = free[0]
     return {source.name: chosen[source.name] for source in sources}
@@ -135,9 +135,7 @@ def _take(slot: int, taken: Collection[int], source: Label, base: Bundle, datase
         owner = f"another label of {dataset.path}"
     else:
         owner = "another --label"
-    raise TrainingError(
-        f"Slot of '{source.name}': expected a free one, found {slot}, taken by {owner}. Choose another or leave it out."
-    )
+    raise TrainingError(f"Slot of '{source.name}': {slot} is taken by {owner}. Choose another or leave it out.")
 
 
 def remap_table(

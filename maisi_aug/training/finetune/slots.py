@@ -82,7 +82,7 @@ def plan_labels(
     sources = [find_source(name, dataset) for name in names]
     twice = [label.name for place, label in enumerate(sources) if label in sources[:place]]
     if twice:
-        raise TrainingError(f"Labels: expected each once, found '{twice[0]}' twice. Leave one --label out.")
+        raise TrainingError(f"Labels: '{twice[0]}' is given twice. Leave one --label out.")
     given = {label.name: name for label, name in zip(sources, names, strict=True)}
     ids = choose_slots(
         sources, {name: slots[given[name]] for name in given if given[name] in slots}, dataset=dataset, base=base

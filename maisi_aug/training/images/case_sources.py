@@ -81,7 +81,7 @@ class PreparedSource:
         patients = {case.patient for case in cases.cases}
         if data.validation_fold is not None and len(patients) < 2:
             raise TrainingError(
-                f"{data.prepared}: expected at least two patients to hold a fold out, found {len(patients)}. Add "
+                f"{data.prepared}: needs at least two patients to hold a fold out, found {len(patients)}. Add "
                 "patients, or leave validation_fold and validation_steps out."
             )
         self.training = cases.select(exclude_fold=data.validation_fold)

@@ -10,7 +10,7 @@ from typing import Any
 from maisi_aug.bundle_spec.bundle import grid_factor
 from maisi_aug.bundle_spec.decoding import latent_factor
 from maisi_aug.bundle_spec.grid_limits import GridSpec, spell_shortfalls
-from maisi_aug.errors import TrainingError
+from maisi_aug.errors import MaisiAugWarning, TrainingError
 from maisi_aug.system.content import read_json
 from maisi_aug.system.whole_files import sha256_of, write_json_whole
 from maisi_aug.training.images.recipe import TrainingRecipe
@@ -83,7 +83,7 @@ def require_fitting_data(recipe: TrainingRecipe, data: GridSpec, subject: str) -
             f"{sentence}. Prepare the data with the recipe's grid, {spell_grid(own.shape, own.spacing_mm)}, or change "
             "bundle.grid and bundle.grid_limits in a copy of the recipe."
         )
-    warnings.warn(f"{sentence}. The bundle will say that it has not seen such grids.", stacklevel=2)
+    warnings.warn(f"{sentence}. The bundle will be marked as not trained on such grids.", MaisiAugWarning, stacklevel=2)
 
 
 def _require_multiple(shape: Shape, factor: int, field: str) -> None:
@@ -124,8 +124,8 @@ def require_same_settings(
             differing = sorted(key for key in before.keys() | after.keys() if before.get(key) != after.get(key))
             if differing:
                 raise TrainingError(
-                    f"Training folder {folder}: expected the recipe that stage {name} was begun with, found other "
-                    f"values of {', '.join(differing)}. Use another folder, or the same recipe to go on."
+                    f"Training folder {folder}: stage {name} was begun with other values of {', '.join(differing)}. "
+                    "Use another folder, or the original recipe to continue."
                 )
         elif name == stage:
             write_json_whole(path, wanted)

@@ -84,8 +84,8 @@ class StageFolder:
         path = self._weights_path(stage, role)
         if not path.exists():
             raise TrainingError(
-                f"Training folder {self.folder}: expected the weights of stage {stage} in {path.name}, found none. "
-                f"Run 'maisi-aug train {stage}' first."
+                f"Training folder {self.folder}: the weights of stage {stage} are missing ({path.name}). Run "
+                f"'maisi-aug train {stage}' first."
             )
         return path
 

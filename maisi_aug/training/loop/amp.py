@@ -57,8 +57,8 @@ class Precision:
         self.scaler.update()
         if self.scaler.get_scale() < LEAST_SCALE:
             raise TrainingError(
-                f"Loss scale: expected at least {LEAST_SCALE:.0e}, found {self.scaler.get_scale():.0e} with float16 "
-                "gradients that are not finite. Lower learning_rate, or set mixed_precision: false."
+                f"Loss scale: fell to {self.scaler.get_scale():.0e}, below {LEAST_SCALE:.0e}, because float16 "
+                "gradients are not finite. Lower learning_rate, or set mixed_precision: false."
             )
 
     def state(self) -> dict[str, Any]:

@@ -75,8 +75,8 @@ class Processes:
             return cls()
         if device not in ("cpu", "cuda"):
             raise TrainingError(
-                f"Device '{device}': expected cpu or cuda for several processes, found one device. "
-                "Each process takes the GPU of its number."
+                f"Device '{device}': several processes need cpu or cuda, not one device. Each process uses the GPU "
+                "of its own number."
             )
         from accelerate.state import PartialState
 

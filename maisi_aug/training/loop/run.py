@@ -153,9 +153,7 @@ class TrainingRun:
         precision: Precision | None = None,
     ) -> None:
         if config.validation_steps is not None and validate is None:
-            raise TrainingError(
-                "validation_steps: expected held-out cases, found none. Give a validation fold, or leave it out."
-            )
+            raise TrainingError("validation_steps: needs held-out cases. Give a validation fold, or leave it out.")
         self.objective = objective
         self.config = config
         self.folder = folder

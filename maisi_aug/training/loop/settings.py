@@ -134,7 +134,7 @@ class VaeLossConfig(StrictModel):
                 f"{'x'.join(map(str, self.patch_shape))} in patch_shape"
             )
         if self.zoom_range is not None and self.zoom_range[0] > self.zoom_range[1]:
-            raise ValueError(f"zoom_range: expected the smaller factor first, found {list(self.zoom_range)}")
+            raise ValueError(f"zoom_range: the smaller factor must come first, found {list(self.zoom_range)}")
         return self
 
 
@@ -203,5 +203,5 @@ class FlowLossConfig(StrictModel):
     @model_validator(mode="after")
     def _require_shares_below_one(self) -> Self:
         if self.modality_dropout + self.modality_omission > 1:
-            raise ValueError("modality_dropout and modality_omission: expected shares of at most 1 together")
+            raise ValueError("modality_dropout and modality_omission: together at most 1")
         return self

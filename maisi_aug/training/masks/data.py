@@ -115,8 +115,8 @@ def open_prepared(recipe: MaskTrainingRecipe, store: PreparedStore) -> MaskSplit
     folds = sorted({record.fold for record in store.cases})
     if len(folds) < 2:
         raise TrainingError(
-            f"{store.dataset.path}: expected cases in at least two folds, one of them to be held out, found "
-            f"{len(folds)}. Prepare more cases."
+            f"{store.dataset.path}: needs cases in at least two folds, one of them held out, found {len(folds)}. "
+            "Prepare more cases."
         )
     parts = [store.select(exclude_fold=folds[0]), store.select(folds=[folds[0]])]
     # Folds too: latents are kept by number, and cases that were trained on must never come to be held out.
@@ -131,7 +131,7 @@ def _split(
 ) -> MaskSplit:
     if len(maps) < 2:
         raise TrainingError(
-            f"Label maps for training: expected at least two, one of them to be held out, found {len(maps)}. Add maps."
+            f"Label maps for training: at least two are needed, one of them held out, found {len(maps)}. Add maps."
         )
     order = numpy_generator(recipe.data.seed, "held-out maps").permutation(len(maps)).tolist()
     num_held_out = max(1, min(recipe.data.num_held_out, len(maps) // HELD_OUT_SHARE))

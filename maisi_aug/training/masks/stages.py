@@ -192,8 +192,8 @@ class MaskTrainingFolder(StageFolder):
         differing = sorted(key for key in before.keys() | settings.keys() if before.get(key) != settings.get(key))
         if differing:
             raise TrainingError(
-                f"Training folder {self.folder}: expected the recipe and the label maps that stage {stage} was begun "
-                f"with, found other values of {', '.join(differing)}. Use another folder, or the same recipe to go on."
+                f"Training folder {self.folder}: stage {stage} was begun with other values of "
+                f"{', '.join(differing)}. Use another folder, or the original recipe and label maps to continue."
             )
 
     def _settings_of(self, stage: MaskStageName) -> dict[str, Any]:

@@ -275,9 +275,9 @@ def require_mask_autoencoder(definition: Mapping[str, Any]) -> None:
     for key, allowed in (("in_channels", (NUM_LABEL_BITS, num_classes)), ("out_channels", (num_classes,))):
         if definition.get(key) not in allowed:
             raise BundleError(
-                f"Network definition of mask_autoencoder: expected {key} {' or '.join(map(str, allowed))}, as in "
-                f"MAISI's mask generator or one a class, found {definition.get(key)}. "
-                "Correct networks.mask_autoencoder in the recipe."
+                f"Network definition of mask_autoencoder: {key} must be {' or '.join(map(str, allowed))}, as in "
+                f"MAISI's mask generator or one per class, found {definition.get(key)}. Correct "
+                "networks.mask_autoencoder in the recipe."
             )
 
 
