@@ -37,7 +37,7 @@ def test_bank_of_livers_and_tumours_is_refused_with_the_command_to_type(tmp_path
         require_organs(bank, bundle=ORIGINAL)
     for words in (f"--labels {tmp_path}", "--run-totalsegmentator", "--bundle rflow-ct", "--allow-few-organs"):
         assert words in str(caught.value)
-    with pytest.warns(UserWarning, match="The networks draw what no label names as grey body"):
+    with pytest.warns(UserWarning, match="organs around the lesions are needed in the label maps, found"):
         require_organs(bank, bundle=ORIGINAL, is_allowed=True)
 
 

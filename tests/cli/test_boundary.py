@@ -53,7 +53,7 @@ def test_full_disk_names_the_file_and_what_to_do(number: int) -> None:
     error = OSError(number, "No space left on device", "cohort/images/a.nii.gz")
     start = "Error: cohort/images/a.nii.gz: no space is left on the disk. Free some and run the same command again; "
     assert explain(error) == (start + "nothing was written.", 1)
-    kept = "what was finished is kept, and the same command goes on from there."
+    kept = "finished work is kept, and the same command continues from there."
     assert explain(error, is_resumable=True) == (start + kept, 1)
 
 
@@ -75,7 +75,7 @@ def test_interruption_is_a_clean_stop(error: BaseException, capsys: pytest.Captu
     assert guard(lambda: _raising(error), debug=False) == 130
     assert capsys.readouterr().err == "Stopped on request; nothing was written.\n"
     assert guard(lambda: _raising(error), debug=False, is_resumable=True) == 130
-    assert "what was finished is kept" in capsys.readouterr().err
+    assert "finished work is kept" in capsys.readouterr().err
 
 
 def test_traceback_only_with_debug(capsys: pytest.CaptureFixture[str]) -> None:
@@ -102,7 +102,7 @@ def test_out_of_memory_is_recognised_without_torch() -> None:
         "Error: the memory of the GPU is used up, 20.00 GiB more were asked for. Close other programs, or choose "
         "another --device."
     )
-    assert explain(MemoryError())[0] == "Error: the memory of this machine is used up. Close other programs."
+    assert explain(MemoryError())[0] == "Error: this machine is out of memory"
 
 
 def test_shortage_of_memory_is_told_of_what_it_was_raised_for() -> None:

@@ -143,7 +143,7 @@ def test_full_disk_behind_stdout_is_told() -> None:
     with Path("/dev/full").open("w") as full:
         done = start("labels", "--json", stdout=full)
     assert done.returncode == 1
-    assert "no space is left on the disk" in done.stderr
+    assert "no space left on the disk" in done.stderr
 
 
 def test_rich_writes_behind_the_clean_stream(capsys: pytest.CaptureFixture[str]) -> None:

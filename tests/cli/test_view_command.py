@@ -126,7 +126,7 @@ def test_case_is_shown_in_a_notebook(tmp_path: Path) -> None:
     widget = ma.view(folder, "case_0002", window_hu=(-200.0, 300.0))
     image, labels = widget.volumes
     assert (image.cal_min, image.cal_max, labels.colormap) == (-200.0, 300.0, "red")
-    with pytest.raises(CohortError, match="expected an accepted case 'case_0009', found 2 cases"):
+    with pytest.raises(CohortError, match="case 'case_0009' is not among its 2 accepted cases"):
         ma.view(folder, "case_0009")
 
 

@@ -57,8 +57,8 @@ def test_lesion_that_rounding_would_lose_is_refused() -> None:
     planned = plan("hepatic tumor:0.5", "lung tumor:0.01-0.02mL", num_cases=10)
     smallest = min(planned.cases, key=lambda case: case.lesions[0].requested_ml)
     sentence = (
-        "Label request 'lung tumor:0.01-0.02mL': expected lesions above 0.02 mL (3.4 mm), half a voxel of the grid, "
-        f"found a lung tumor of 0.01 mL (2.7 mm) in {smallest.case_id}. Ask for larger lesions or a smaller --spacing."
+        f"Label request 'lung tumor:0.01-0.02mL': lung tumor of 0.01 mL (2.7 mm) in {smallest.case_id} is smaller than "
+        "half a voxel of the grid, 0.02 mL (3.4 mm). Request larger lesions or a smaller --spacing."
     )
     with pytest.raises(RequestError) as caught:
         planned.require_drawable(GRID)

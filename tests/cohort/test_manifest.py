@@ -143,7 +143,7 @@ def test_unknown_status_is_an_error(tmp_path: Path) -> None:
 
 
 def test_folder_without_a_manifest_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(CohortError, match=r"expected a cohort with manifest\.jsonl, found none"):
+    with pytest.raises(CohortError, match="not a cohort, because manifest.jsonl is missing"):
         load_manifest(tmp_path)
 
 

@@ -119,7 +119,12 @@ def test_percentiles_can_refer_to_other_sizes() -> None:
     [
         (("hepatic tumr",), 4, VocabularyError, "hepatic tumr.*Did you mean 'hepatic tumor'"),
         (("hepatic tumor:1.5",), 4, RequestError, r"expected a percentile in \[0, 1\]"),
-        (("liver", "spleen", "pancreas"), 2, RequestError, "expected at least 3, one for each label request, found 2"),
+        (
+            ("liver", "spleen", "pancreas"),
+            2,
+            RequestError,
+            "Number of cases: expected at least 3, one per label request, found 2",
+        ),
     ],
 )
 def test_impossible_request_is_refused(

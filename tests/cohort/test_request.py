@@ -50,7 +50,7 @@ def test_all_problems_are_reported_together_with_their_places() -> None:
     with pytest.raises(RecipeError) as caught:
         build_request(values, source="mine.yaml")
     assert str(caught.value).splitlines() == [
-        "mine.yaml: expected a valid recipe, found 7 problems:",
+        "mine.yaml: this recipe has 7 problems:",
         "  labels[1]: expected a valid string, found 3.",
         "  num_cases: expected a valid integer, found '4'.",
         "  shape[2]: expected a value, found none. Give it in the recipe or as a flag.",
@@ -82,8 +82,14 @@ def test_all_problems_are_reported_together_with_their_places() -> None:
         ({"labels": ["liver"], "anatomy": 5}, "anatomy: expected a list, found 5"),
         ({"labels": ["liver"], "allow_unseen_grid": 1}, "allow_unseen_grid: expected a valid boolean, found 1"),
         ({"labels": ["liver"], "preset": ""}, "preset: expected .* at least 1 character"),
-        ({"labels": ["liver"], "size_label": 2}, "size_label belong together; size_reference is missing"),
-        ({"labels": ["liver"], "mask_source": "bank"}, "mask_source 'bank': expected a mask_bank with lesions"),
+        (
+            {"labels": ["liver"], "size_label": 2},
+            "size_reference and size_label must be given together; size_reference is missing",
+        ),
+        (
+            {"labels": ["liver"], "mask_source": "bank"},
+            "mask_source 'bank': requires a mask_bank with lesions, but the phantoms have",
+        ),
         ({"labels": ["liver"], "zzz": 2}, "zzz: expected a known key, found 'zzz'. The keys are labels, num_cases"),
     ],
 )
@@ -183,7 +189,7 @@ def test_training_recipe_of_the_package_tells_its_commands(info: Any) -> None:
 
 
 def test_training_recipe_makes_no_cohort() -> None:
-    with pytest.raises(RecipeError, match="train-phantom-ct: expected a cohort recipe, found one for training. Run it"):
+    with pytest.raises(RecipeError, match="train-phantom-ct: this is a training recipe, not a cohort recipe"):
         load_recipe("train-phantom-ct")
 
 
@@ -192,7 +198,7 @@ def test_copied_recipe_names_itself_in_its_command(tmp_path: Path) -> None:
     assert path == tmp_path / "liver.yaml"
     assert path.read_text().startswith(f"# maisi-aug synthesize --recipe {path} ")
     assert load_recipe(str(path)) == load_recipe("liver")
-    with pytest.raises(RecipeError, match=r"liver\.yaml: expected a new file, found one that exists"):
+    with pytest.raises(RecipeError, match="liver.yaml: already exists"):
         copy_recipe("liver", tmp_path)
 
 

@@ -86,5 +86,5 @@ def test_other_hosts_come_from_a_label_map() -> None:
 
 
 def test_lesion_below_a_few_voxels_is_named() -> None:
-    with pytest.raises(LesionError, match="expected at least 4 voxels, found 1 of 0.0068 mL"):
+    with pytest.raises(LesionError, match="mL: has 1 voxels of 0.0068 mL, at least 4 are needed"):
         insert_lesion(IMAGE, SPACING_MM, HOST, LesionRequest(23, 0.01), ProceduralPainter(), seed=0)

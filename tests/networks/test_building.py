@@ -248,7 +248,7 @@ def test_what_is_asked_for_is_taken_whatever_the_bundle_says(wanted: str) -> Non
 
 @pytest.mark.parametrize(("wanted", "device"), [("float16", "mps"), ("bfloat16", "mps")])
 def test_precision_that_a_device_could_only_emulate_is_refused(wanted: str, device: str) -> None:
-    message = f"precision: expected one that the device '{device}' computes in, found '{wanted}'.* Use --precision flo"
+    message = f"precision: device '{device}' does not compute in '{wanted}' natively.* Use --precision flo"
     with pytest.raises(RecipeError, match=message):
         choose_precision(wanted, device, bears_half=True)  # type: ignore[arg-type]
 
@@ -258,15 +258,13 @@ def test_half_precision_of_a_processor_is_taken_only_where_it_computes_in_it() -
         if computes_in(wanted, "cpu"):
             assert choose_precision(wanted, "cpu", bears_half=True) == wanted
         else:
-            with pytest.raises(RecipeError, match=f"'cpu' computes in, found '{wanted}'"):
+            with pytest.raises(RecipeError, match=f"'cpu' does not compute in '{wanted}'"):
                 choose_precision(wanted, "cpu", bears_half=True)
 
 
 @pytest.mark.parametrize(("version", "spelt"), [(90800, "9.8.0"), (91002, "9.10.2")])
 def test_cudnn_that_computes_bfloat16_wrongly_is_refused(version: int, spelt: str) -> None:
-    with pytest.raises(
-        RecipeError, match=f"expected cuDNN 9.11 or later .* found cuDNN {spelt}, whose 3D convolutions"
-    ):
+    with pytest.raises(RecipeError, match=f"needs cuDNN 9.11 or later, found cuDNN {spelt}, whose 3D convolutions"):
         require_sound_cudnn(version)
 
 

@@ -34,7 +34,7 @@ def test_mask_of_several_ids_is_refused_with_the_ids(tmp_path: Path) -> None:
     sizes = [int((own == label_id).sum()) for label_id in (1, 2)]
     assert survey_case(replace(case, labels=(mask,))).problem.startswith(
         "a_seg.nii.gz: expected a mask of one label, 'a_seg', found 2 ids: "
-        f"1 ({sizes[0]} voxels), 2 ({sizes[1]} voxels). Give it as a label map"
+        f"1 ({sizes[0]} voxels), 2 ({sizes[1]} voxels). Provide it as a label map"
     )
 
 

@@ -45,7 +45,7 @@ def problems_of(content: object) -> str:
 @pytest.mark.parametrize(
     ("changes", "problem"),
     [
-        ({"shape": {"kind": "circle", "radius": 3, "radius_mm": 3}}, "shape.radius: expected a known key, found"),
+        ({"shape": {"kind": "circle", "radius": 3, "radius_mm": 3}}, "shape.radius: unknown key '"),
         ({"shape": {"kind": "circle", "radius_m": 3, "radius_mm": 3}}, "Did you mean 'radius_mm'?"),
         ({"shape": {"kind": "cube"}}, "shape: "),
         ({"shape": {"kind": "square", "sides_mm": [1, 2]}}, "shape: sides_mm: expected equal sides."),
@@ -64,7 +64,7 @@ def test_a_problem_is_named_by_its_place_in_the_file(changes: dict[str, Any], pr
 
 def test_all_problems_are_listed_at_once() -> None:
     lines = problems_of({"num_copies": -1, "colour": "red"}).splitlines()
-    assert lines[0] == "drawing.yaml: expected a valid file, found 3 problems:"
+    assert lines[0] == "drawing.yaml: this file has 3 problems:"
     assert [line.partition(":")[0].strip() for line in lines[1:]] == ["shape", "num_copies", "colour"]
 
 
@@ -73,7 +73,7 @@ def test_content_that_is_no_mapping_is_said_so() -> None:
 
 
 def test_text_that_is_no_json_is_said_so() -> None:
-    expected = pytest.raises(RecipeError, match=r"^a: expected JSON, found none: EOF .*\.$")
+    expected = pytest.raises(RecipeError, match="a: not valid JSON:")
     with expected, explain_problems(Circle, "a", RecipeError):
         Circle.model_validate_json('{"radius_mm": ')
 

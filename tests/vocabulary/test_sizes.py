@@ -121,5 +121,5 @@ def test_one_patient_is_a_distribution_of_one_size() -> None:
 
 
 def test_patients_without_lesions_are_no_distribution() -> None:
-    with pytest.raises(RequestError, match="at least one patient with a lesion, found none in 2 label maps"):
+    with pytest.raises(RequestError, match="no patient with a lesion in 2 label maps"):
         measure_distribution([[], []], "kidney tumor", "a test")

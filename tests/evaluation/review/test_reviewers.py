@@ -75,5 +75,5 @@ def test_readers_are_scored_in_the_report(tmp_path: Path) -> None:
 
 
 def test_folder_that_nobody_looked_at_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(EvaluationError, match="expected decisions or readings, found none"):
+    with pytest.raises(EvaluationError, match="has no decisions or readings"):
         measure_reviewers(tmp_path)

@@ -166,7 +166,7 @@ def test_refusal_of_the_hub_is_one_sentence(
     status: HTTPStatus, advice: str, pull: Callable[..., Bundle], server: HubServer
 ) -> None:
     server.status = status
-    with pytest.raises(BundleError, match=f"{FILES['autoencoder']}: expected the hub to send the file, found {advice}"):
+    with pytest.raises(BundleError, match=f"{FILES['autoencoder']}: the hub did not send the file: {advice}"):
         pull()
     assert left_behind() == []
 
@@ -205,7 +205,7 @@ def run_fetch(server: HubServer, home: Path, **environment: str) -> subprocess.C
 def test_settings_of_the_hub_come_from_the_environment(server: HubServer, tmp_path: Path) -> None:
     offline = run_fetch(server, tmp_path, HF_HUB_OFFLINE="1")
     assert offline.returncode == 1
-    assert "expected to reach the Hugging Face hub or to find the file in its cache, found neither" in offline.stderr
+    assert "the Hugging Face hub cannot be reached, and the file is not in its cache" in offline.stderr
     assert server.requests == []
     online = run_fetch(server, tmp_path)
     assert online.returncode == 0, online.stderr
@@ -255,7 +255,7 @@ def test_poisoned_checkpoint_is_refused_by_name_and_not_run(
     poisoned = write({"controlnet_state_dict": {}, "loss": Poison(marker)})
     server.files[FILES["controlnet"]] = poisoned
     name = Path(FILES["controlnet"]).name
-    with pytest.raises(BundleError, match=f"{name}: expected weights alone, found .*mkdir; it was not"):
+    with pytest.raises(BundleError, match=f"{name}: must contain weights only, found .*mkdir; it was not"):
         pull()
     assert not marker.exists()
     assert left_behind() == []

@@ -64,7 +64,7 @@ def test_free_choice_avoids_what_the_base_has_bound(dataset: PreparedDataset, tm
 def test_label_that_the_base_knows_keeps_its_id(dataset: PreparedDataset, tmp_path: Path) -> None:
     bound = write_tiny_base(tmp_path, slots={"gland": {"id": 20, "hosts": [200], "kind": "organ"}})
     assert choose(dataset, bound)["gland"] == 20
-    with pytest.raises(TrainingError, match="Slot of 'gland': expected none, for bundle 'tiny' knows the label as"):
+    with pytest.raises(TrainingError, match="Slot of 'gland': bundle 'tiny' already knows this label as id"):
         choose(dataset, bound, gland="dummy2")
 
 
@@ -87,11 +87,11 @@ def test_slot_is_given_once(dataset: PreparedDataset, base: Bundle) -> None:
 
 
 def test_label_that_the_data_lack_is_refused(dataset: PreparedDataset) -> None:
-    with pytest.raises(TrainingError, match=r"Label 'glands': expected a label with voxels .* Did you mean 'gland'"):
+    with pytest.raises(TrainingError, match="Label 'glands': cannot be taught from"):
         find_source("glands", dataset)
-    with pytest.raises(TrainingError, match="Label 'spleen': .*found it empty in all 3 cases"):
+    with pytest.raises(TrainingError, match="it is empty in all 3 cases"):
         find_source("spleen", dataset)
-    with pytest.raises(TrainingError, match="Label 'body': .*found 'body', which stands for no structure"):
+    with pytest.raises(TrainingError, match="body' stands for no structure"):
         find_source("body", dataset)
 
 
