@@ -172,7 +172,7 @@ def describe_summary(summary: CohortSummary) -> str:
 
 
 def merge_command(folder: Path) -> list[str]:
-    """The command that puts the shards of a cohort together."""
+    """Return the command that puts the shards of a cohort together."""
     return ["maisi-aug", "cohort", "merge", str(folder)]
 
 

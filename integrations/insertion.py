@@ -158,7 +158,7 @@ class LesionPool:
         *,
         still_fits: Callable[[DrawnLesion], bool] = lambda drawn: True,
     ) -> DrawnLesion | None:
-        """A lesion of the pool for a CT, or a new one while there are too few.
+        """Return a lesion of the pool for a CT, or a new one while there are too few.
 
         Args:
             name: Tells the CT from others.

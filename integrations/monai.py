@@ -98,7 +98,7 @@ class InsertLesiond(MapTransform, Randomizable):  # type: ignore[misc]  # MONAI 
         self.pool = LesionPool(lesion, **pool)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """The item with a lesion more, or as it was."""
+        """Return the item with a lesion more, or as it was."""
         item = dict(data)
         rng = np.random.default_rng(self.R.randint(2**31))
         if rng.random() >= self.probability:

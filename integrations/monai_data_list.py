@@ -60,7 +60,7 @@ class MonaiReport:
     notes: tuple[str, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """The report as JSON types."""
+        """Return the report as JSON types."""
         return {**asdict(self), "path": str(self.path), "notes": list(self.notes)}
 
 

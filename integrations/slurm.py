@@ -57,7 +57,7 @@ class JobLimits:
     others: tuple[tuple[str, str], ...] = ()
 
     def to_parameters(self) -> dict[str, Any]:
-        """As submitit names them."""
+        """Return the options under submitit's names."""
         named = {"mem": self.memory, "partition": self.partition, "account": self.account}
         return {
             "job_name": NAME,
@@ -102,7 +102,7 @@ class ShardJob:
             raise subprocess.CalledProcessError(code, self.spell())
 
     def spell(self) -> list[str]:
-        """The whole command line."""
+        """Return the whole command line."""
         return [sys.executable, "-m", "maisi_aug", *self.words, "--shard", str(self.shard)]
 
     def checkpoint(self) -> Any:
@@ -142,7 +142,7 @@ def _is_cancelled() -> bool:
 
 
 def require_submitit() -> Any:
-    """The package.
+    """Return the package.
 
     Raises:
         MissingExtraError: It is not installed.
@@ -157,7 +157,7 @@ def require_submitit() -> Any:
 
 
 def write_sbatch(folder: Path, num_jobs: int, limits: JobLimits) -> str:
-    """The file that :func:`submit_shards` hands to sbatch.
+    """Return the file that :func:`submit_shards` hands to sbatch.
 
     Args:
         folder: For logs and what the jobs are made of.

@@ -51,7 +51,7 @@ def iterate_subjects(
     include_anatomy: bool = False,
     numbers: Mapping[str, int] | None = None,
 ) -> Iterator[Any]:
-    """The subjects of :func:`load_subjects` one after the other, for cohorts that do not fit into memory."""
+    """Return the subjects of :func:`load_subjects` one after the other, for cohorts that do not fit into memory."""
     import_torchio()
     pairs = open_pairs(folder, labels, include_anatomy=include_anatomy, numbers=numbers)
     return (to_subject(pairs.load(index)) for index in range(len(pairs)))
@@ -88,7 +88,7 @@ class InsertLesion:
         self._rng = np.random.default_rng(seed)
 
     def __call__(self, subject: Any) -> Any:
-        """The subject with a lesion more, or as it was."""
+        """Return the subject with a lesion more, or as it was."""
         if self._rng.random() >= self.probability:
             return subject
         subject = copy.deepcopy(subject)

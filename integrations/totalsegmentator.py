@@ -28,7 +28,7 @@ VERSION = "totalsegmentator-v2"
 
 
 def require_totalsegmentator() -> Callable[..., Any]:
-    """TotalSegmentator's Python API.
+    """Return TotalSegmentator's Python API.
 
     Raises:
         MissingExtraError: It is not installed.

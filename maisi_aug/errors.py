@@ -102,7 +102,7 @@ class EarlierSpelling(FutureWarning):
 
 
 def did_you_mean(word: str, candidates: Iterable[str]) -> str:
-    """The closest candidates as a phrase to append to a message, or an empty string.
+    """Return the closest candidates as a phrase to append to a message, or an empty string.
 
     Args:
         word: What the user typed.

@@ -38,7 +38,7 @@ def balance_config(
     is_quiet: bool,
     needs_weights: bool = True,
 ) -> tuple[CohortRequest, Balance | None]:
-    """The configuration with the requests that balance the dataset, and the balance.
+    """Return the configuration with the requests that balance the dataset, and the balance.
 
     Args:
         config: The cohort as it is asked for.
@@ -65,7 +65,7 @@ def balance_config(
 
 
 def parse_lesion_map(texts: Sequence[str], targets: Sequence[BalanceTarget], vocabulary: Vocabulary) -> dict[str, str]:
-    """``LABEL=NAME`` once per lesion, as what the dataset calls each name.
+    """Return ``LABEL=NAME`` once per lesion, as what the dataset calls each name.
 
     ``NAME=LABEL``, the earlier direction, is read where only that can be meant, and told.
 

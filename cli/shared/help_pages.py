@@ -29,7 +29,7 @@ named here are shown whole."""
 
 
 def fit_help(command: Any, path: Sequence[str]) -> Any:
-    """A command, or a group with its commands, whose help fits on a screen.
+    """Return a command, or a group with its commands, whose help fits on a screen.
 
     Args:
         command: As typer built it; a group is changed in place.
@@ -46,7 +46,7 @@ def fit_help(command: Any, path: Sequence[str]) -> Any:
 
 
 def unbreak(text: str | None) -> str | None:
-    """A help text whose paragraphs are one line each, for typer keeps the line breaks of all but the first."""
+    """Return a help text with one line per paragraph, because typer keeps all but the first paragraph's breaks."""
     if text is None:
         return None
     return "\n\n".join(" ".join(part.split()) for part in inspect.cleandoc(text).split("\n\n") if part.strip())

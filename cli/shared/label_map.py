@@ -20,7 +20,7 @@ DROPPED = "background"
 
 
 def add_old_rules(rules: Iterable[str] | None, old: Sequence[str] | None, flag: str) -> list[str]:
-    """The rules of `--map`, and those of an earlier flag that has NAME=LABEL, turned round and told.
+    """Return the rules of `--map` and those of an earlier NAME=LABEL flag, swapped and reported.
 
     Args:
         rules: ``LABEL=NAME`` each.
@@ -36,7 +36,7 @@ def add_old_rules(rules: Iterable[str] | None, old: Sequence[str] | None, flag: 
 
 
 def to_bank_labels(rules: Sequence[str]) -> dict[str | int, str | int] | None:
-    """What the labels of a mask bank are, by rules; ``-`` drops one.
+    """Return the labels of a mask bank by name, as the rules define them; ``-`` drops one.
 
     Raises:
         typer.BadParameter: A rule cannot be read, or a label has two.
@@ -50,7 +50,7 @@ def to_bank_labels(rules: Sequence[str]) -> dict[str | int, str | int] | None:
 
 
 def to_size_labels(rules: Sequence[str], folder: Path) -> dict[str, int] | None:
-    """The ids of lesions in a size reference, by rules; a label is an id, or a name of its ``dataset.json``.
+    """Return the ids of lesions in a size reference, by rules; a label is an id, or a name of its ``dataset.json``.
 
     Raises:
         typer.BadParameter: A rule cannot be read, or the dataset has no such name.
@@ -117,7 +117,7 @@ class LabelRules:
         return cls(bank=to_bank_labels(texts))
 
     def add_to(self, flags: Given) -> Given:
-        """The options that were given with the fields of a configuration that the rules set.
+        """Return the options that were given with the fields of a configuration that the rules set.
 
         Raises:
             typer.BadParameter: The bank's labels are given by ``--mask-labels``, too.

@@ -53,7 +53,7 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Do not show progress
 
 
 def parse_shape(text: str | None) -> Any:
-    """``--shape`` as voxels along I, J, K.
+    """Return ``--shape`` as voxels along I, J, K.
 
     Raises:
         typer.BadParameter: It is no shape.
@@ -62,7 +62,7 @@ def parse_shape(text: str | None) -> Any:
 
 
 def parse_spacing(text: str | None) -> Any:
-    """``--spacing`` as millimetres along I, J, K.
+    """Return ``--spacing`` as millimetres along I, J, K.
 
     Raises:
         typer.BadParameter: It is no spacing.

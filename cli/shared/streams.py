@@ -83,7 +83,7 @@ class _CleanBytes(io.RawIOBase):
         self._stream = stream
 
     def writable(self) -> bool:
-        """It takes bytes."""
+        """Whether bytes can be written: always."""
         return True
 
     def write(self, content: Any) -> int:
@@ -129,7 +129,7 @@ def open_closed_streams() -> None:
 
 
 def open_table_console() -> Console:
-    """Standard output as wide as the terminal; where there is none, wide enough for every table."""
+    """Return a console on standard output, as wide as the terminal or, without one, wide enough for every table."""
     from maisi_aug.api.bars import PlainConsole
 
     return PlainConsole(width=None if sys.stdout.isatty() else PIPED_WIDTH)

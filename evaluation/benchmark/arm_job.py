@@ -57,7 +57,7 @@ class ArmJob:
         return tuple((REAL, case_id) for case_id in self.plan.split.test)
 
     def find_case(self, ref: CaseRef) -> tuple[CaseFiles, dict[str, tuple[int, ...]]]:
-        """Files of a case and the numbers of the labels in it; a copy-paste case is made where it is missing."""
+        """Return the files of a case and the numbers of its labels; a missing copy-paste case is made."""
         if ref[0] == COPY_PASTE:
             return make_paste_case(self.bench, self.plan, ref[1]), {n: (i,) for n, i in self.plan.classes.items()}
         return self.plan.find_case(ref), self.plan.sources[ref[0]].label_ids
@@ -75,7 +75,7 @@ class Engine(Protocol):
 
 
 def make_paste_case(bench: Path, plan: BenchmarkPlan, case_id: str) -> CaseFiles:
-    """A real training case with a lesion of another one, made where it is missing; the same bytes every time.
+    """Return a real training case with a lesion of another one, made where it is missing; the same bytes every time.
 
     Raises:
         BenchmarkError: There is no lesion to paste, or no room.

@@ -315,5 +315,5 @@ def _keep_disjoint(names: LabelIds) -> LabelIds:
 
 
 def find_lesion_labels(labels: Iterable[str]) -> tuple[str, ...]:
-    """The labels whose name says that they are lesions."""
+    """Return the labels whose name says that they are lesions."""
     return tuple(name for name in labels if lesion_word(name))

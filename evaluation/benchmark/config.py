@@ -289,7 +289,7 @@ class BenchmarkConfig(StrictModel, use_attribute_docstrings=True):
         return self.num_steps or PRESETS[self.preset].num_steps
 
     def patient_of(self, case_id: str) -> str:
-        """The patient of a case.
+        """Return the patient of a case.
 
         Raises:
             BenchmarkError: The pattern does not fit the case id.
@@ -312,7 +312,7 @@ class BenchmarkConfig(StrictModel, use_attribute_docstrings=True):
         return self.model_copy(update={"real": str(find_dataset(self.real).resolve()), "synthetic": sources})
 
     def to_json(self) -> dict[str, Any]:
-        """The configuration as JSON types."""
+        """Return the configuration as JSON types."""
         return self.model_dump(mode="json")
 
 
@@ -371,7 +371,7 @@ def _split_numbers(value: object, flag: str, words: Mapping[str, int] = MappingP
 def parse_labels(
     words: Sequence[str], rules: Sequence[str]
 ) -> tuple[dict[str, tuple[int, ...]], dict[str, tuple[str, ...]]]:
-    """The labels of `--label`, and what `--map` says of them.
+    """Return the labels of `--label`, and what `--map` says of them.
 
     Args:
         words: ``NAME`` each; ``NAME=ID+ID`` is an earlier spelling of a rule with ids, and warned of.
@@ -415,7 +415,7 @@ def _read_ids(text: str) -> tuple[int, ...] | None:
 
 
 def build_benchmark_config(**fields: Any) -> BenchmarkConfig:
-    """A configuration of its fields.
+    """Return a configuration of its fields.
 
     Raises:
         BenchmarkError: Naming every field that does not validate.

@@ -82,7 +82,7 @@ def paste_lesion(
 def cut_lesion(
     donor: LoadedCase, lesion_classes: Sequence[int], target: LoadedCase, *, rng: np.random.Generator
 ) -> CutLesion | None:
-    """One lesion of a case, brought to the voxels of another; None when it is lost at that spacing."""
+    """Return one lesion of a case, brought to the voxels of another; None when it is lost at that spacing."""
     number = int(rng.choice([n for n in lesion_classes if (donor.classes == n).any()]))
     parts = list(connected_parts(donor.classes == number))
     box, inside = parts[int(rng.integers(len(parts)))]

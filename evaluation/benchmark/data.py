@@ -46,19 +46,19 @@ class TrainingPlan:
     deviation_hu: float
 
     def normalise(self, image_hu: NDArray[Any]) -> NDArray[np.float32]:
-        """HU as the network sees them: clipped, zero mean, unit deviation in labelled voxels."""
+        """Return HU as the network sees them: clipped, zero mean, unit deviation in labelled voxels."""
         clipped = np.clip(image_hu.astype(np.float32), *self.clip_hu)
         scaled: NDArray[np.float32] = (clipped - np.float32(self.mean_hu)) / np.float32(self.deviation_hu)
         return scaled
 
     def grid_for(self, grid: Grid) -> Grid:
-        """The grid of a case at the planned spacing, with the same field of view and axes."""
+        """Return the grid of a case at the planned spacing, with the same field of view and axes."""
         i, j, k = (max(1, round(side / step)) for side, step in zip(grid.extent_mm, self.spacing_mm, strict=True))
         centre = grid.affine[:3, :3] @ ((np.asarray(grid.shape) - 1) / 2) + grid.affine[:3, 3]
         return centre_grid_on(centre.tolist(), shape=(i, j, k), spacing_mm=self.spacing_mm, like=grid)
 
     def to_json(self) -> dict[str, Any]:
-        """The plan as JSON types."""
+        """Return the plan as JSON types."""
         return asdict(self)
 
     @classmethod
@@ -157,7 +157,7 @@ class PreparedCases:
         self.lesion_classes = tuple(lesion_classes)
 
     def load(self, source: str, case: CaseFiles, label_ids: LabelIds) -> LoadedCase:
-        """A case of a source at the planned spacing.
+        """Return a case of a source at the planned spacing.
 
         Raises:
             VolumeError: Its files cannot be read.

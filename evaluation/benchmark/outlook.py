@@ -55,7 +55,7 @@ def look_ahead(config: BenchmarkConfig, folder: Path, *, device: str, notify: Re
 
 @from_clean_document
 def to_outlook_text(outlook: Mapping[str, Any]) -> str:
-    """The outlook as Markdown."""
+    """Return the outlook as Markdown."""
     arms = ([arm["name"], arm["num_cases"], arm["num_real"], outlook["num_steps"]] for arm in outlook["arms"])
     spacing = "x".join(f"{side:g}" for side in outlook["training"]["spacing_mm"])
     patch = "x".join(map(str, outlook["training"]["patch_shape"]))

@@ -75,7 +75,7 @@ class BalancedDiceCrossEntropy(nn.Module):
         self.cross_entropy = nn.CrossEntropyLoss(reduction="none")
 
     def forward(self, scores: Tensor, classes: Tensor) -> Tensor:
-        """The loss as a scalar.
+        """Return the loss as a scalar.
 
         Args:
             scores: ``(B, N, I, J, K)``, before the softmax.
@@ -91,7 +91,7 @@ class BalancedDiceCrossEntropy(nn.Module):
 
 
 def build_unet(widths: Sequence[int], *, num_channels: int, num_classes: int) -> nn.Module:
-    """A U-Net of nnU-Net's kind (Isensee et al., "nnU-Net", Nature Methods 2021), with fresh weights.
+    """Return a U-Net of nnU-Net's kind (Isensee et al., "nnU-Net", Nature Methods 2021), with fresh weights.
 
     Its first level works at full resolution: at half of it, lesions of a few voxels are lost.
 

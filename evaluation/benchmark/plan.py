@@ -73,7 +73,7 @@ class BenchmarkPlan:
         }
 
     def draw_of(self, arm: str, seed: int) -> tuple[str, int]:
-        """The key of a training's cases among the training sets."""
+        """Return the key of a training's cases among the training sets."""
         return arm, seed if arm in self.draws else 0
 
     @property
@@ -87,12 +87,12 @@ class BenchmarkPlan:
         return tuple(self.classes[name] for name in self.lesion_labels)
 
     def find_case(self, ref: CaseRef) -> CaseFiles:
-        """The files of a case."""
+        """Return the files of a case."""
         source, case_id = ref
         return next(case for case in self.sources[source].cases if case.case_id == case_id)
 
     def to_json(self) -> dict[str, Any]:
-        """The plan as JSON types."""
+        """Return the plan as JSON types."""
         return {
             "format": FORMAT,
             "config": self.config.to_json(),
@@ -191,7 +191,7 @@ def compose_arms(
     sources: Mapping[str, CaseSource],
     losses: Mapping[str, Sequence[str]] = MappingProxyType({}),
 ) -> dict[str, tuple[CaseRef, ...]]:
-    """Training cases of every arm.
+    """Return training cases of every arm.
 
     The synthetic cases of a smaller ratio are among those of a larger one. Duplicated real cases are as many as the
     largest arm has cases; a synthetic-only arm has the synthetic cases of the largest mixed arm of its source.
@@ -233,7 +233,7 @@ def compose_draws(
     sources: Mapping[str, CaseSource],
     losses: Mapping[str, Sequence[str]] = MappingProxyType({}),
 ) -> dict[str, tuple[tuple[CaseRef, ...], ...]]:
-    """Training cases of every training of the arms with a number of real patients.
+    """Return training cases of every training of the arms with a number of real patients.
 
     The patients of a smaller number are among those of a larger one of the same draw, and the synthetic cases of a
     smaller ratio among those of a larger one. A synthetic case that was made from the label map of a training patient

@@ -27,7 +27,7 @@ Array = NDArray[np.float64]
 
 
 def measure_replacement(benchmark: Benchmark, scores: Sequence[ArmScores]) -> list[dict[str, Any]]:
-    """For every label and arm with synthetic cases: how many real cases alone would do as well.
+    """Return for every label and arm with synthetic cases how many real cases alone would do as well.
 
     Args:
         benchmark: With numbers of real cases.
@@ -84,7 +84,7 @@ def _count_real(benchmark: Benchmark, arm: ArmScores) -> int:
 
 
 def spell_worth(row: Mapping[str, Any]) -> str:
-    """The answer as a sentence."""
+    """Return the answer as a sentence."""
     what = f"{row['label']}: {row['num_real']} real cases with {row['ratio']:g} of {row['source']} each"
     if row["obstacle"]:
         return f"{what}: their worth cannot be given: {row['obstacle']}."
@@ -107,7 +107,7 @@ def spell_worth(row: Mapping[str, Any]) -> str:
 
 
 def to_replacement_text(rows: Sequence[Mapping[str, Any]]) -> str:
-    """The section of a report as Markdown."""
+    """Return the section of a report as Markdown."""
     cells = (
         [
             row["label"],

@@ -52,7 +52,7 @@ def summarise_benchmark(benchmark: Benchmark) -> dict[str, Any]:
 
 
 def list_pairs(scores: Sequence[ArmScores]) -> list[tuple[ArmScores, ArmScores]]:
-    """Every arm against the first one, and arms with added cases against the duplicated real ones as well.
+    """Return every arm against the first one, and arms with added cases against the duplicated real ones as well.
 
     Arms with a number of real patients are compared with the real cases of the same number alone.
     """

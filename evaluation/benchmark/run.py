@@ -67,7 +67,7 @@ class Benchmark:
     plan: BenchmarkPlan
 
     def folder_of(self, arm: str, seed: int) -> Path:
-        """Folder of a training.
+        """Return the folder of a training.
 
         Raises:
             BenchmarkError: There is no such arm, or no such seed.
@@ -83,7 +83,7 @@ class Benchmark:
         return self.folder / "arms" / found.folder_name / f"seed-{seed}"
 
     def state_of(self, arm: str, seed: int) -> ArmState:
-        """Where a training stands."""
+        """Return the state of a training."""
         folder = self.folder_of(arm, seed)
         if (folder / SCORES_NAME).is_file():
             return ArmState(arm, seed, "done")
@@ -99,7 +99,7 @@ class Benchmark:
         return tuple(self.state_of(arm.name, s) for s in range(config.num_seeds) for arm in config.parsed_arms)
 
     def load_scores(self, arm: str, seed: int) -> dict[str, Any]:
-        """What a training has scored.
+        """Return the scores of a training.
 
         Raises:
             BenchmarkError: It is not done, or its file is damaged.
@@ -212,7 +212,7 @@ def run_arm(
 
 
 def build_engine(config: BenchmarkConfig) -> Engine:
-    """The engine of a configuration."""
+    """Return the engine of a configuration."""
     if config.engine == "nnunet":
         from maisi_aug.evaluation.benchmark.nnunet import NnunetEngine
 

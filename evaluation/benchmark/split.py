@@ -147,7 +147,7 @@ def _split_as_listed(order: Sequence[str], config: BenchmarkConfig) -> tuple[Seq
 
 
 def find_leaks(cases: Iterable[CaseFiles], tested: Iterable[CaseFiles]) -> tuple[str, ...]:
-    """Ids of synthetic cases that were made from the label map of a test case, or are a test case.
+    """Return ids of synthetic cases that were made from the label map of a test case, or are a test case.
 
     Such a case shows a test patient's anatomy to the training; by file name or by the hash of the map, and by the map
     itself where nothing says what a case was made from.
@@ -159,7 +159,7 @@ def find_leaks(cases: Iterable[CaseFiles], tested: Iterable[CaseFiles]) -> tuple
 
 
 def find_published_training(path: Path) -> str:
-    """The dataset of the training list that a folder seems to hold, or an empty text.
+    """Return the dataset of the training list that a folder seems to hold, or an empty text.
 
     Looks at the folder's name and at ``dataset.json``; a renamed copy without a description is not recognised.
     """
@@ -181,7 +181,7 @@ Shown = Mapping[str, frozenset[str]]
 
 
 def find_cautions(config: BenchmarkConfig, split: Split, labels: tuple[str, ...], shown: Shown) -> list[str]:
-    """What to beware of, one sentence each.
+    """Return the cautions about a benchmark, one sentence each.
 
     Args:
         config: What was asked for.

@@ -24,17 +24,17 @@ METHOD: Final = (
 
 
 def arm_command(folder: Path, arm: str, seed: int) -> str:
-    """The command that runs one training by itself."""
+    """Return the command that runs one training by itself."""
     return shlex.join(["maisi-aug", "benchmark", "arm", str(folder), "--arm", arm, "--seed", str(seed)])
 
 
 def list_commands(folder: Path, config: BenchmarkConfig) -> list[str]:
-    """Every training's command."""
+    """Return every training's command."""
     return [arm_command(folder, arm.name, seed) for seed in range(config.num_seeds) for arm in config.parsed_arms]
 
 
 def spell_verdict(row: Mapping[str, Any]) -> str:
-    """The verdict of a comparison, with the reason where nothing can be decided; a loss is a kind of no gain."""
+    """Return the verdict of a comparison, with the reason where nothing can be decided; a loss is a kind of no gain."""
     if row["is_loss"]:
         return "no gain (a loss)"
     if row["verdict"] != "undecided":
@@ -43,7 +43,7 @@ def spell_verdict(row: Mapping[str, Any]) -> str:
 
 
 def spell_interval(row: Mapping[str, Any] | None, *, signed: bool = False) -> str:
-    """A mean with its interval, where it has one."""
+    """Return a mean with its interval, where it has one."""
     if row is None:
         return "none"
     form = "+z.3f" if signed else "z.3f"  # z: no minus before nothing
@@ -53,23 +53,23 @@ def spell_interval(row: Mapping[str, Any] | None, *, signed: bool = False) -> st
 
 
 def spell_p(value: float | None) -> str:
-    """A p-value."""
+    """Return a p-value."""
     return "none" if value is None else "<0.001" if value < 0.0005 else f"{value:.3f}"
 
 
 def spell_smallest_gain(row: Mapping[str, Any]) -> str:
-    """The smallest gain that would have been shown."""
+    """Return the smallest gain that would have been shown."""
     return "none" if row["smallest_gain"] is None else f"{row['smallest_gain']:.3f}"
 
 
 def spell_trainings(row: Mapping[str, Any]) -> str:
-    """How many trainings of both arms are finished."""
+    """Return how many trainings of both arms are finished."""
     arm, other = row["num_seeds"]
     return str(arm) if arm == other else f"{arm} and {other}"
 
 
 def summarise_verdicts(document: Mapping[str, Any]) -> list[str]:
-    """One sentence for each arm against the baseline, by Dice."""
+    """Return one sentence for each arm against the baseline, by Dice."""
     sentences = []
     for arm, baseline in _list_pairs(document):
         rows = [r for r in document["comparisons"] if (r["arm"], r["baseline"], r["metric"]) == (arm, baseline, "dice")]
@@ -88,7 +88,7 @@ def _join_labels(verdict: str, labels: Sequence[str]) -> str:
 
 @from_clean_document
 def to_report_text(document: Mapping[str, Any]) -> str:
-    """The document as Markdown."""
+    """Return the document as Markdown."""
     parts = [
         "# Benchmark\n",
         (

@@ -132,7 +132,7 @@ def measure_agreement(
     seed: int = 0,
     notify: Report = report_nothing,
 ) -> dict[str, Any]:
-    """Dice of every label and case.
+    """Return Dice of every label and case.
 
     Args:
         case_set: Labelled cases.
@@ -189,7 +189,7 @@ def _describe_label(
 
 @from_clean_document
 def to_report(document: Mapping[str, Any]) -> str:
-    """The document as Markdown."""
+    """Return the document as Markdown."""
     rows = [
         [
             row["label"],
@@ -214,7 +214,7 @@ def to_report(document: Mapping[str, Any]) -> str:
 
 
 def draw_chart(document: Mapping[str, Any]) -> str:
-    """Dice by label as SVG."""
+    """Return Dice by label as SVG."""
     rows = [
         DotRow(
             row["label"],

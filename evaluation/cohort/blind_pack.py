@@ -51,7 +51,7 @@ INSTRUCTIONS: Final = (
 
 
 def name_key(pack: Path) -> Path:
-    """Where the key of a pack lies: beside it."""
+    """Return where the key of a pack lies: beside it."""
     return pack.with_name(f"{pack.name}_key.json")
 
 
@@ -160,7 +160,7 @@ def blind(image: Volume, spacing_mm: float) -> Volume:
 
 
 def draw_item(image: Volume) -> Image.Image:
-    """Axial, coronal and sagittal slices through the middle, in three windows."""
+    """Return axial, coronal and sagittal slices through the middle, in three windows."""
     i, j, k = image.grid.shape
     planes = (Plane("axial", k // 2), Plane("coronal", j // 2), Plane("sagittal", i // 2))
     sizes = [plane.size_px(image.grid, PIXELS_PER_MM) for plane in planes]
@@ -178,7 +178,7 @@ def draw_item(image: Volume) -> Image.Image:
 
 
 def read_key(path: Path) -> dict[str, str]:
-    """Item -> what it is, from a key.
+    """Return item -> what it is, from a key.
 
     Raises:
         EvaluationError: When the file is none.
@@ -199,7 +199,7 @@ def read_key(path: Path) -> dict[str, str]:
 
 
 def read_answers(path: Path) -> dict[str, str]:
-    """Item -> answer, from a table with the columns item and answer; rows without an answer are left out.
+    """Return item -> answer, from a table with the columns item and answer; rows without an answer are left out.
 
     Raises:
         EvaluationError: When the file is none, or names an item twice.
@@ -237,7 +237,7 @@ def measure_reader(key: Path, answers: Sequence[Path], *, margin: float) -> dict
 
 @from_clean_document
 def to_report(document: Mapping[str, Any]) -> str:
-    """The document as Markdown."""
+    """Return the document as Markdown."""
     rows = [
         [
             reader["reader"],

@@ -78,7 +78,7 @@ class EvaluatedCase:
         return self.entry is not None or self.anatomy_path is not None
 
     def load_image(self) -> Volume:
-        """The CT, ``(I, J, K)`` HU in RAS+.
+        """Return the CT, ``(I, J, K)`` HU in RAS+.
 
         Raises:
             VolumeError: When it cannot be read, holds NaN, or its values are not HU.
@@ -112,7 +112,7 @@ class CaseSet:
         return tuple(case for case in self.cases if case.has_label_map)
 
     def load_label_map(self, case: EvaluatedCase) -> Volume:
-        """The label map of a case, ``(I, J, K)`` in ids of the vocabulary; labels that it lacks are body.
+        """Return the label map of a case, ``(I, J, K)`` in ids of the vocabulary; labels that it lacks are body.
 
         Raises:
             VolumeError: When it cannot be read, or its ids could mean anything.
@@ -131,7 +131,7 @@ class CaseSet:
         return Volume(translation.apply(source.array), source.grid)
 
     def load_pair(self, case: EvaluatedCase) -> tuple[Volume, NDArray[np.uint8]]:
-        """Image and label map of a case.
+        """Return image and label map of a case.
 
         Raises:
             VolumeError: When one cannot be read, or their grids differ.
@@ -259,7 +259,7 @@ def _list_prepared(dataset: PreparedDataset, vocabulary: Vocabulary | None) -> C
 
 
 def require_labelled(case_set: CaseSet) -> tuple[EvaluatedCase, ...]:
-    """The cases with a label map.
+    """Return the cases with a label map.
 
     Raises:
         EvaluationError: When there is none.
@@ -273,7 +273,7 @@ def require_labelled(case_set: CaseSet) -> tuple[EvaluatedCase, ...]:
 
 
 def require_cohort(case_set: CaseSet) -> CohortSource:
-    """The cohort that a set of cases is.
+    """Return the cohort that a set of cases is.
 
     Raises:
         EvaluationError: When it is none.
@@ -343,12 +343,12 @@ def require_some(num_left: int, skipped: Sequence[SkippedCase]) -> None:
 
 
 def describe_skipped(skipped: Iterable[SkippedCase]) -> list[dict[str, str]]:
-    """Skipped cases as JSON types."""
+    """Return skipped cases as JSON types."""
     return [{"case": case_id, "reason": reason} for case_id, reason in skipped]
 
 
 def spell_skipped(rows: Sequence[Mapping[str, str]]) -> list[str]:
-    """The paragraph of a report on what :func:`describe_skipped` has; nothing without any."""
+    """Return the paragraph of a report on what :func:`describe_skipped` has; nothing without any."""
     return ["## Left out\n", *(f"- {row['case']}: {row['reason']}\n" for row in rows)] if rows else []
 
 

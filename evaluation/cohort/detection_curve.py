@@ -79,7 +79,7 @@ def measure_detection_curve(
     seed: int = 0,
     notify: Report = report_nothing,
 ) -> dict[str, Any]:
-    """Which of a cohort's lesions a segmenter finds.
+    """Return which of a cohort's lesions a segmenter finds.
 
     Args:
         case_set: A cohort.
@@ -257,7 +257,7 @@ def _fit_sizes(lesions: Sequence[JudgedLesion], seed: int) -> dict[str, Any] | N
 
 
 def fit_logistic(diameters_mm: NDArray[Any], is_found: NDArray[np.bool_]) -> tuple[float, float] | None:
-    """Intercept and slope of the log odds over the natural logarithm of the diameter.
+    """Return intercept and slope of the log odds over the natural logarithm of the diameter.
 
     Returns:
         None where all or none are found, or larger ones are not found more often.
@@ -277,12 +277,12 @@ def fit_logistic(diameters_mm: NDArray[Any], is_found: NDArray[np.bool_]) -> tup
 
 
 def size_at(fitted: tuple[float, float], share: float) -> float:
-    """The diameter in mm at which a share of the lesions is found."""
+    """Return the diameter in mm at which a share of the lesions is found."""
     return float(np.exp(np.clip((special.logit(share) - fitted[0]) / fitted[1], -10.0, 10.0)))
 
 
 def to_report(document: Mapping[str, Any]) -> str:
-    """The document as Markdown."""
+    """Return the document as Markdown."""
     rows = [
         [
             row["name"],
@@ -313,7 +313,7 @@ def to_report(document: Mapping[str, Any]) -> str:
 
 
 def spell_sizes(document: Mapping[str, Any]) -> list[str]:
-    """From which size on lesions are found, a sentence for each share; none without a fit."""
+    """Return one sentence per share of lesions with the size from which they are found; none without a fit."""
     found = []
     for row in (document["fit"] or {}).get("diameters", ()):
         ends = row["interval"]
@@ -326,7 +326,7 @@ def spell_sizes(document: Mapping[str, Any]) -> list[str]:
 
 
 def draw_chart(document: Mapping[str, Any]) -> str:
-    """Sensitivity by value as SVG."""
+    """Return sensitivity by value as SVG."""
     rows = [
         DotRow(
             row["name"],

@@ -63,12 +63,12 @@ class Error:
 
 
 def to_unit(image_hu: Image) -> NDArray[np.float32]:
-    """HU as MAISI's networks see them: -1000..1000 become 0..1, the rest is clipped."""
+    """Return HU as MAISI's networks see them: -1000..1000 become 0..1, the rest is clipped."""
     return (np.clip(image_hu, LOW_HU, HIGH_HU).astype(np.float32) - np.float32(LOW_HU)) / np.float32(HIGH_HU - LOW_HU)
 
 
 def measure_psnr(original: NDArray[np.float32], rebuilt: NDArray[np.float32]) -> float:
-    """Peak signal-to-noise ratio in dB of images in [0, 1]; infinite for equal ones."""
+    """Return peak signal-to-noise ratio in dB of images in [0, 1]; infinite for equal ones."""
     mean = np.mean([np.square(a - b, dtype=np.float64).mean() for a, b in zip(original, rebuilt, strict=True)])
     return float(-10 * np.log10(mean)) if mean > 0 else float("inf")
 
@@ -99,7 +99,7 @@ def measure_ssim(original: NDArray[np.float32], rebuilt: NDArray[np.float32]) ->
 
 
 def measure_tissues(original_hu: Image, rebuilt_hu: Image) -> dict[str, Error]:
-    """HU error of every tissue that the CT shows, by the HU of the CT."""
+    """Return HU error of every tissue that the CT shows, by the HU of the CT."""
     edges = np.array([high for _, _, high in TISSUES[:-1]])
     groups = np.searchsorted(edges, original_hu.ravel(), side="right")
     return _sum_up(groups, original_hu, rebuilt_hu, [name for name, _, _ in TISSUES])
@@ -144,7 +144,7 @@ def _sum_up(groups: NDArray[Any], original_hu: Image, rebuilt_hu: Image, names: 
 def measure_spectrum(
     original: NDArray[np.float32], rebuilt: NDArray[np.float32], spacing_mm: Spacing
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """How much of the power of each band of frequencies is left.
+    """Return how much of the power of each band of frequencies is left.
 
     Of the middle of the volume, at most 160 voxels a side, under a Hann window, which keeps the edges of the field of
     view out of it. Bands are of the length of the wave vector, in equal steps up to what the coarsest axis shows.

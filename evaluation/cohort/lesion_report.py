@@ -46,7 +46,7 @@ class SeenLesion(NamedTuple):
 
 
 def measure_lesions_of(case_set: CaseSet, notify: Report, *, num_workers: int | None = 1) -> dict[str, Any]:
-    """Sizes from the manifest, visibility from the files.
+    """Return sizes from the manifest, visibility from the files.
 
     Args:
         case_set: A cohort.
@@ -175,7 +175,7 @@ def _describe_visibility(name: str, lesions: Sequence[SeenLesion]) -> dict[str, 
 
 @from_clean_document
 def to_report(document: Mapping[str, Any]) -> str:
-    """The document as Markdown."""
+    """Return the document as Markdown."""
     hidden = [lesion for lesion in document["seen"] if not lesion["is_visible"]]
     calibration = [
         [
@@ -216,7 +216,7 @@ def to_report(document: Mapping[str, Any]) -> str:
 
 
 def draw_charts(document: Mapping[str, Any]) -> dict[str, str]:
-    """Size calibration and contrast to noise as SVG, by file name; a chart without lesions is left out."""
+    """Return size calibration and contrast to noise as SVG, by file name; a chart without lesions is left out."""
     charts = {}
     drawn = [point for point in document["points"] if point["realised_mm"] > 0]
     if drawn:

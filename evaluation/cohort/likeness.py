@@ -63,7 +63,7 @@ class Portrait:
 
 
 def measure_likeness(cases: Sequence[Portrait], others: Sequence[Portrait], notify: Report) -> NDArray[np.float64]:
-    """1 - correlation of the detail of pairs under the best flip, turn, cut and place that was found.
+    """Return 1 - correlation of the detail of pairs under the best flip, turn, cut and place that was found.
 
     Args:
         cases: Those that may be copies.
@@ -94,7 +94,7 @@ def measure_likeness(cases: Sequence[Portrait], others: Sequence[Portrait], noti
 
 
 def plant_copy(image: Volume, rng: np.random.Generator) -> Volume:
-    """A copy as an audit has to find it: flipped, turned, cut and shifted in HU, on a coarse grid.
+    """Return a copy as an audit has to find it: flipped, turned, cut and shifted in HU, on a coarse grid.
 
     Each axis is flipped by a coin; the turn is up to 10 degrees about one axis; 80 to 100% of each axis is kept; the
     shift is up to 50 HU.

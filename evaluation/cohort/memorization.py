@@ -82,7 +82,7 @@ class Double(NamedTuple):
 
 
 def find_nearest(distances: NDArray[np.float64]) -> Nearest:
-    """The nearest of each row, which holds at least one number."""
+    """Return the nearest of each row, which holds at least one number."""
     filled = np.where(np.isnan(distances), np.inf, distances)
     indices = filled.argmin(axis=1)
     nearest = filled[np.arange(len(filled)), indices]
@@ -92,7 +92,7 @@ def find_nearest(distances: NDArray[np.float64]) -> Nearest:
 def find_reference(
     distances: NDArray[np.float64], patients: Sequence[str], train_patients: Sequence[str]
 ) -> tuple[NDArray[np.float64], list[Double]]:
-    """Relative distances of real cases to their nearest training case that is another one, of another patient.
+    """Return relative distances of real cases to their nearest training case that is another one, of another patient.
 
     Args:
         distances: ``(real, train)``, with at least one number in each row; NaN where a case would meet itself.
@@ -112,7 +112,7 @@ def find_reference(
 
 
 def find_threshold(reference: NDArray[np.float64], *, num_train: int) -> float:
-    """The relative distance below which a case is a copy."""
+    """Return the relative distance below which a case is a copy."""
     if min(len(reference), num_train) < MIN_CASES:
         return SURE_COPY
     return max(SURE_COPY, COPY_SHARE * float(np.quantile(reference, LOW_QUANTILE)))
@@ -147,7 +147,7 @@ def judge(
     num_train: int,
     threshold: float | None = None,
 ) -> tuple[str, float | None, NDArray[np.bool_]]:
-    """What relative distances say.
+    """Return what relative distances say.
 
     Args:
         synthetic: Of the synthetic cases.
@@ -226,7 +226,7 @@ def measure_memorization(
     *,
     notify: ReportStage = report_nothing,
 ) -> tuple[dict[str, Any], Image.Image]:
-    """Nearest training cases of synthetic and of held-out cases, in images and in label maps.
+    """Return nearest training cases of synthetic and of held-out cases, in images and in label maps.
 
     Args:
         synthetic: The cases to judge.
@@ -312,7 +312,7 @@ def shrink(case_set: CaseSet, case: EvaluatedCase, *, planted_seed: int | None =
 
 
 def draw_portrait(image: Volume) -> Portrait:
-    """A CT at the size at which it is compared under flips, turns and cuts."""
+    """Return a CT at the size at which it is compared under flips, turns and cuts."""
     box = find_body_box(image.array)
     small = resample_image(image.array.astype(np.float32), image.grid, _spread(image.grid, box, SIDE))
     return _to_portrait(small, image.grid, box)
@@ -347,7 +347,7 @@ def find_body_box(image_hu: NDArray[Any]) -> tuple[slice, slice, slice]:
 
 
 def measure_image_distances(cases: Sequence[Thumbnail], others: Sequence[Thumbnail]) -> NDArray[np.float64]:
-    """1 - correlation of every pair of images, ``(cases, others)``."""
+    """Return 1 - correlation of every pair of images, ``(cases, others)``."""
     product = np.stack([case.image for case in cases]) @ np.stack([other.image for other in others]).T
     distances: NDArray[np.float64] = np.clip(1.0 - product.astype(np.float64), 0.0, 2.0)
     return distances
@@ -356,7 +356,7 @@ def measure_image_distances(cases: Sequence[Thumbnail], others: Sequence[Thumbna
 def measure_moved_distances(
     cases: Sequence[Thumbnail], others: Sequence[Thumbnail], notify: Report
 ) -> NDArray[np.float64]:
-    """1 - correlation of every pair under the best flip, turn and cut that was found, ``(cases, others)``."""
+    """Return 1 - correlation of every pair under the best flip, turn and cut that was found, ``(cases, others)``."""
     return measure_likeness([case.portrait for case in cases], [other.portrait for other in others], notify)
 
 
@@ -489,7 +489,7 @@ def _name_doubles(
 
 @from_clean_document
 def to_report(document: Mapping[str, Any]) -> str:
-    """The document as Markdown."""
+    """Return the document as Markdown."""
     against = (
         f"{document['held_out']['num_cases']} held-out cases"
         if document["held_out"]["path"]
@@ -549,7 +549,7 @@ def _spell_reference(part: Mapping[str, Any]) -> str:
 
 
 def draw_chart(document: Mapping[str, Any]) -> str:
-    """Relative distances of synthetic and held-out cases as SVG."""
+    """Return relative distances of synthetic and held-out cases as SVG."""
     rows = []
     others = "held-out" if document["held_out"]["path"] else "training"
     for kind, name in (("images", "images"), ("moved_images", "moved images"), ("label_maps", "label maps")):
@@ -571,7 +571,7 @@ def draw_chart(document: Mapping[str, Any]) -> str:
 
 
 def draw_pairs(part: Mapping[str, Any], synthetic: Sequence[Thumbnail], train: Sequence[Thumbnail]) -> Image.Image:
-    """The nearest pairs side by side, axial and coronal slices through the middle of the body.
+    """Return the nearest pairs side by side, axial and coronal slices through the middle of the body.
 
     Args:
         part: Distances of images, as the document has them.

@@ -217,7 +217,7 @@ def _measure_lpips(
 
 
 def find_peak_memory_gb(device: str) -> dict[str, float | None]:
-    """Most memory that this process has held so far, and most of the GPU's; None where it cannot be known."""
+    """Return most memory that this process has held so far, and most of the GPU's; None where it cannot be known."""
     host = None
     if sys.platform != "win32":
         import resource
@@ -265,7 +265,7 @@ def _average_spectra(spectra: Sequence[tuple[NDArray[np.float64], NDArray[np.flo
 
 @from_clean_document
 def to_report(document: Mapping[str, Any]) -> str:
-    """The document as Markdown."""
+    """Return the document as Markdown."""
     words = {
         "psnr_db": "PSNR, dB",
         "ssim": "SSIM",
@@ -319,7 +319,7 @@ def _spell_memory(peak: Mapping[str, float | None]) -> str:
 
 
 def draw_chart(document: Mapping[str, Any]) -> str:
-    """Bias with the mean absolute error about it, by tissue and label, as SVG."""
+    """Return bias with the mean absolute error about it, by tissue and label, as SVG."""
     rows = [
         DotRow(
             row["name"],

@@ -54,7 +54,7 @@ Side = Sequence[Matrix]
 def collect_regions(
     case_sets: Sequence[CaseSet], spacing_mm: float, notify: ReportStage
 ) -> tuple[list[list[CaseRegions]], list[list[SkippedCase]]]:
-    """Regions of the cases of a real and of a synthetic set, one case after the other.
+    """Return regions of the cases of a real and of a synthetic set, one case after the other.
 
     Raises:
         EvaluationError: When a set has no case that can be read.
@@ -75,7 +75,7 @@ def collect_regions(
 def describe_sets(
     case_sets: Sequence[CaseSet], found: Sequence[Sequence[CaseRegions]], left_out: Sequence[Sequence[SkippedCase]]
 ) -> dict[str, Any]:
-    """What both sets are, as a document has it, with a note where their voxels differ."""
+    """Return what both sets are, as a document has it, with a note where their voxels differ."""
     spacings = [np.median([case.spacing_mm for case in cases], axis=0) for cases in found]
     notes = []
     if np.abs(spacings[0] / spacings[1] - 1).max() > SPACING_TOLERANCE:
@@ -101,7 +101,7 @@ def describe_sets(
 def measure_distribution(
     real: CaseSet, synthetic: CaseSet, *, spacing_mm: float = DEFAULT_SPACING_MM, seed: int = 0, notify: ReportStage
 ) -> dict[str, Any]:
-    """Fréchet radiomics distance, precision, recall, density and coverage of the body and of every common label.
+    """Return Fréchet radiomics distance, precision, recall, density and coverage of the body and of every common label.
 
     Args:
         real: Real cases, ten or more.
@@ -148,7 +148,7 @@ def measure_distribution(
 
 
 def measure_region(real: Side, synthetic: Side, *, seed: int) -> dict[str, Any]:
-    """All figures of one region.
+    """Return all figures of one region.
 
     Args:
         real: Features of each case.
@@ -220,7 +220,7 @@ def _blocks_of(cases: Sequence[CaseRegions], name: str) -> list[Matrix]:
 
 @from_clean_document
 def to_report(document: Mapping[str, Any]) -> str:
-    """The document as Markdown."""
+    """Return the document as Markdown."""
     real, synthetic = document["real"], document["synthetic"]
     parts = [
         f"# Radiomic features of {synthetic['num_cases']} synthetic against {real['num_cases']} real cases\n",
@@ -256,7 +256,7 @@ def to_report(document: Mapping[str, Any]) -> str:
 
 
 def spell_left_out(document: Mapping[str, Any]) -> list[str]:
-    """The paragraph on cases of either set that could not be measured."""
+    """Return the paragraph on cases of either set that could not be measured."""
     skipped = [(name, case) for name in ("real", "synthetic") for case in document[name]["skipped"]]
     return (
         ["## Left out\n", *(f"- {name} {row['case']}: {row['reason']}\n" for name, row in skipped)] if skipped else []
@@ -280,7 +280,7 @@ def _spell(row: Mapping[str, Any], name: str) -> str:
 
 
 def draw_chart(document: Mapping[str, Any]) -> str:
-    """Distance by region with its interval above the real halves, as SVG."""
+    """Return distance by region with its interval above the real halves, as SVG."""
     rows = []
     for row in document["regions"]:
         is_far = row["frd_p"] < 0.05

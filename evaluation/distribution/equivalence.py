@@ -47,7 +47,7 @@ class Quantity(NamedTuple):
     axis: int = 0
 
     def of(self, region: Region) -> float:
-        """Its value."""
+        """Return its value."""
         return region.of(self.feature) if self.feature else region.place[self.axis]
 
 
@@ -161,13 +161,13 @@ def _values_of(cases: Sequence[CaseRegions], name: str, quantity: Quantity) -> N
 
 
 def count_verdicts(document: Mapping[str, Any]) -> dict[str, int]:
-    """How often each verdict was reached."""
+    """Return how often each verdict was reached."""
     return {verdict: sum(row["verdict"] == verdict for row in document["rows"]) for verdict in VERDICTS}
 
 
 @from_clean_document
 def to_report(document: Mapping[str, Any]) -> str:
-    """The document as Markdown."""
+    """Return the document as Markdown."""
     real, synthetic = document["real"], document["synthetic"]
     counts = ", ".join(f"{verdict} {count}" for verdict, count in count_verdicts(document).items())
     needed = max((row["num_needed"] for row in document["rows"] if row["difference"] is not None), default=None)
@@ -221,7 +221,7 @@ def _spell_row(row: Mapping[str, Any]) -> list[str]:
 
 
 def draw_chart(document: Mapping[str, Any]) -> str:
-    """Differences with their 90% intervals over the margins, in standard deviations of the real set, as SVG."""
+    """Return differences with their 90% intervals over the margins, in standard deviations of the real set, as SVG."""
     rows = []
     for row in document["rows"]:
         name = f"{row['label']}: {row['quantity'].partition(',')[0]}"

@@ -60,7 +60,7 @@ class Region:
     place: tuple[float, float, float]
 
     def of(self, name: str) -> float:
-        """One feature."""
+        """Return one feature."""
         return float(self.features[FEATURE_NAMES.index(name)])
 
 
@@ -80,7 +80,7 @@ class CaseRegions:
 
 
 def measure_regions(case_set: CaseSet, case: EvaluatedCase, spacing_mm: float) -> CaseRegions:
-    """Features of the body and of every label of a case.
+    """Return features of the body and of every label of a case.
 
     Args:
         case_set: Of the case.
@@ -173,12 +173,12 @@ def _describe(
 
 
 def to_levels(hu: NDArray[Any]) -> NDArray[np.int64]:
-    """Grey levels from 0, steps of 25 HU; what lies beyond -1000 and 1000 HU counts as the ends."""
+    """Return grey levels from 0, steps of 25 HU; what lies beyond -1000 and 1000 HU counts as the ends."""
     return np.clip((hu - LOW_HU) // BIN_HU, 0, NUM_LEVELS - 1).astype(np.int64)
 
 
 def measure_intensities(hu: NDArray[Any]) -> tuple[float, ...]:
-    """``INTENSITY_NAMES`` of a region's voxels ``(N,)``; of one value, skewness and kurtosis are 0."""
+    """Return ``INTENSITY_NAMES`` of a region's voxels ``(N,)``; of one value, skewness and kurtosis are 0."""
     values = hu.astype(np.float64)
     mean, deviation = float(values.mean()), float(values.std())
     scaled = (values - mean) / deviation if deviation > 0 else np.zeros_like(values)
@@ -191,7 +191,7 @@ def measure_intensities(hu: NDArray[Any]) -> tuple[float, ...]:
 
 
 def measure_texture(hu: NDArray[Any], mask: Mask) -> tuple[float, ...]:
-    """``TEXTURE_NAMES``: of the co-occurrence of neighbouring voxels that are both in the mask.
+    """Return ``TEXTURE_NAMES``: of the co-occurrence of neighbouring voxels that are both in the mask.
 
     Args:
         hu: ``(I, J, K)`` on isotropic voxels.
@@ -222,7 +222,7 @@ def measure_texture(hu: NDArray[Any], mask: Mask) -> tuple[float, ...]:
 
 
 def count_pairs(levels: NDArray[np.int64], mask: Mask) -> NDArray[np.float64]:
-    """How often two levels are neighbours inside a mask, ``(levels, levels)``, each pair in both orders."""
+    """Return how often two levels are neighbours inside a mask, ``(levels, levels)``, each pair in both orders."""
     counts = np.zeros(NUM_LEVELS * NUM_LEVELS)
     for offset in DIRECTIONS:
         here = tuple(slice(max(0, -o), min(side, side - o)) for o, side in zip(offset, mask.shape, strict=True))
@@ -235,7 +235,7 @@ def count_pairs(levels: NDArray[np.int64], mask: Mask) -> NDArray[np.float64]:
 
 
 def measure_shape(mask: Mask, volume_ml: float) -> tuple[float, ...]:
-    """``SHAPE_NAMES``: of a mask on isotropic voxels; 1 is a ball in all but the first.
+    """Return ``SHAPE_NAMES``: of a mask on isotropic voxels; 1 is a ball in all but the first.
 
     Elongation and flatness are the roots of the second and the third eigenvalue of the voxels' covariance, divided by
     that of the first. Sphericity is the surface of a ball of the mesh's volume, divided by that of the mesh.

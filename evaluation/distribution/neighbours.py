@@ -23,12 +23,12 @@ Matrix = NDArray[np.float64]
 
 
 def choose_nearest(num_real: int, num_synthetic: int) -> int:
-    """Number of neighbours for sets of this size: 5, as published, or 3 with fewer than 20 of either."""
+    """Return the number of neighbours for sets of this size: 5, as published, or 3 with fewer than 20 of either."""
     return 5 if min(num_real, num_synthetic) >= 20 else 3
 
 
 def measure_neighbours(real: Matrix, synthetic: Matrix, nearest: int) -> dict[str, float]:
-    """The four figures.
+    """Return the four figures.
 
     Args:
         real: ``(N, D)``, more than ``nearest`` of them.
@@ -42,7 +42,7 @@ def measure_neighbours(real: Matrix, synthetic: Matrix, nearest: int) -> dict[st
 def find_neighbour_intervals(
     real: Matrix, synthetic: Matrix, nearest: int, rng: np.random.Generator
 ) -> dict[str, tuple[float, float]]:
-    """95% intervals over which cases were drawn, from random halves of both sets.
+    """Return 95% intervals over which cases were drawn, from random halves of both sets.
 
     Drawing with replacement would give a vector itself as a neighbour. A half without replacement spreads about its
     mean as the whole does about the truth, by the variance of sampling from a finite set.

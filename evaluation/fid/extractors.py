@@ -79,7 +79,7 @@ class Extractor:
         return f"{self.spec.name} ({self.source}, sha256 {self.sha256[:12]})"
 
     def extract(self, slices_hu: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Features of a stack of slices, which is scaled by its own lowest and highest value as a whole.
+        """Return features of a stack of slices, which is scaled by its own lowest and highest value as a whole.
 
         Args:
             slices_hu: ``(N, rows, columns)`` HU.
@@ -104,7 +104,7 @@ class Extractor:
 def load_extractor(
     name: str = DEFAULT_EXTRACTOR, *, weights: str | None = None, sha256: str | None = None, device: str = "cpu"
 ) -> Extractor:
-    """An extractor with its weights, which are fetched only from an address that the caller names.
+    """Return an extractor with its weights, which are fetched only from an address that the caller names.
 
     Args:
         name: ``efficientnet_lite0``, ``radimagenet_resnet50`` or ``squeezenet1_1``.

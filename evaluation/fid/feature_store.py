@@ -79,7 +79,7 @@ class Processes(NamedTuple):
         return self.rank == 0
 
     def gather(self, item: Any) -> list[Any]:
-        """Everybody's item, in the order of ranks, in every process."""
+        """Return the items of all processes, in the order of ranks, to every process."""
         if self.world_size == 1:
             return [item]
         import torch.distributed
@@ -129,7 +129,7 @@ def collect_features(
     processes: Processes,
     notify: Report,
 ) -> FeatureSet:
-    """Features of every case of a set.
+    """Return features of every case of a set.
 
     Args:
         case_set: The cases.

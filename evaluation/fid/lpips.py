@@ -41,7 +41,7 @@ class PerceptualDistance:
     name: str
 
     def measure(self, pictures: NDArray[np.float32], others: NDArray[np.float32]) -> NDArray[np.float64]:
-        """Distances of pictures, pair by pair.
+        """Return distances of pictures, pair by pair.
 
         Args:
             pictures: ``(N, rows, columns)`` in [0, 1]; sides of at least 32.
@@ -63,7 +63,7 @@ class PerceptualDistance:
 
 
 def load_perceptual_distance(weights: str, *, sha256: str | None = None, device: str = "cpu") -> PerceptualDistance:
-    """LPIPS on SqueezeNet 1.1.
+    """Return LPIPS on SqueezeNet 1.1.
 
     Args:
         weights: torchvision's ``squeezenet1_1-b8a52dc0.pth``: a file, or an address with its hash.

@@ -50,7 +50,7 @@ def measure_fid(
     seed: int = 0,
     notify: ReportStage = report_nothing,
 ) -> dict[str, Any] | None:
-    """FID per plane and their mean, with interval, kernel distance and the floor that real cases set.
+    """Return FID per plane and their mean, with interval, kernel distance and the floor that real cases set.
 
     Args:
         real: Real cases.
@@ -230,7 +230,7 @@ def _compare_grids(
 
 @from_clean_document
 def to_report(document: Mapping[str, Any]) -> str:
-    """The document as Markdown."""
+    """Return the document as Markdown."""
     real, synthetic, extractor = document["real"], document["synthetic"], document["extractor"]
     rows = [
         [
@@ -269,7 +269,7 @@ def to_report(document: Mapping[str, Any]) -> str:
 
 
 def draw_chart(document: Mapping[str, Any]) -> str:
-    """FID by plane with intervals, above the real halves, as SVG."""
+    """Return FID by plane with intervals, above the real halves, as SVG."""
     rows = []
     for name, figures in document["planes"].items():
         rows.append(

@@ -63,11 +63,11 @@ class SliceProtocol:
             raise RequestError(f"Every: must be an integer from 1, found {self.every}. 1 takes all slices.")
 
     def to_dict(self) -> dict[str, Any]:
-        """The protocol as JSON types."""
+        """Return the protocol as JSON types."""
         return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
 
     def describe(self) -> str:
-        """The protocol in a few words."""
+        """Return the protocol in a few words."""
         spacing = "own spacing" if self.spacing_mm is None else f"{'x'.join(f'{s:g}' for s in self.spacing_mm)} mm"
         if self.spacing_mm is not None:
             spacing += " from the first voxel on, as in MAISI" if self.resampling == "maisi" else " about the centre"
@@ -113,7 +113,7 @@ def prepare_volume(volume: Volume, protocol: SliceProtocol, *, subject: str) -> 
 
 
 def take_slices(image_hu: NDArray[np.float32], plane: PlaneName, protocol: SliceProtocol) -> NDArray[np.float32]:
-    """The slices of one plane.
+    """Return the slices of one plane.
 
     Args:
         image_hu: ``(I, J, K)``.

@@ -16,7 +16,7 @@ Cell = str | int | float | bool | None
 
 
 def to_markdown(header: Sequence[str], rows: Iterable[Sequence[Cell]], *, num_digits: int = 2) -> str:
-    """A Markdown table; the first column reads from the left, the others are numbers that line up at the right.
+    """Return a Markdown table; the first column reads from the left, the others are numbers that line up at the right.
 
     Args:
         header: Names of the columns.
@@ -29,7 +29,7 @@ def to_markdown(header: Sequence[str], rows: Iterable[Sequence[Cell]], *, num_di
 
 
 def percent(share: float | None) -> str:
-    """A share as a whole percentage, or a dash."""
+    """Return a share as a whole percentage, or a dash."""
     return "-" if share is None else f"{100 * share:.0f}%"
 
 

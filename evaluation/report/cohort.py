@@ -31,7 +31,7 @@ PICTURE_PX: Final = 720
 def summarise_cohort(
     folder: Path, *, fid_file: Path | None, curve_file: Path | None = None, notify: ReportStage
 ) -> dict[str, Any]:
-    """Everything that the report says of a cohort, as JSON types; what cannot be measured is named.
+    """Return all figures of a cohort's report as JSON types; what cannot be measured is named.
 
     Args:
         folder: Of the cohort.
@@ -96,7 +96,7 @@ def _measure(folder: Path, document: dict[str, Any], notify: ReportStage) -> Non
 
 
 def build_cohort_sections(folder: Path, document: Mapping[str, Any], *, name: str = "") -> list[Section]:
-    """All sections, in their order; a name goes in front of the titles where a report has several cohorts."""
+    """Return all sections, in their order; a name goes in front of the titles where a report has several cohorts."""
     prefix = f"{name}: " if name else ""
     return [
         Section(f"{prefix}Cohort", _build_summary(document)),
@@ -110,7 +110,7 @@ def build_cohort_sections(folder: Path, document: Mapping[str, Any], *, name: st
 
 
 def to_cohort_text(document: Mapping[str, Any]) -> str:
-    """The document as Markdown."""
+    """Return the document as Markdown."""
     # Their own reports clean what they are given.
     measured = {"lesions": lesion_report, "hu": hu, "fid": fid, "detection_curve": detection_curve}
     said = {**document, **clean_document({key: part for key, part in document.items() if key not in measured})}

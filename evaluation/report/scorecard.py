@@ -37,11 +37,11 @@ class Measurement(NamedTuple):
     has_chart: bool = True
 
     def to_report(self, document: Figures) -> str:
-        """The document as Markdown."""
+        """Return the document as Markdown."""
         return str(import_module(f"maisi_aug.evaluation.{self.module}").to_report(document))
 
     def draw_chart(self, document: Figures) -> str:
-        """The document as SVG."""
+        """Return the document as SVG."""
         return str(import_module(f"maisi_aug.evaluation.{self.module}").draw_chart(document))
 
 
@@ -76,7 +76,7 @@ class Entry(NamedTuple):
 
 
 def read_evidence(folders: Sequence[Path]) -> tuple[dict[str, dict[str, Any]], list[str]]:
-    """Results of ``evaluate ... --out`` in folders, by measurement, and a sentence on each that cannot be shown.
+    """Return results of ``evaluate ... --out`` in folders, by measurement, and a sentence on each that cannot be shown.
 
     Args:
         folders: Each holds any number of results; of one measurement the last counts.
@@ -117,7 +117,7 @@ def _take(content: dict[str, Any], path: Path, found: dict[str, dict[str, Any]],
 
 
 def build_scorecard(cohort: Figures, evidence: Mapping[str, Figures]) -> list[Entry]:
-    """The seven criteria.
+    """Return the seven criteria.
 
     Args:
         cohort: What :func:`maisi_aug.evaluation.report.cohort.summarise_cohort` gives.
@@ -243,7 +243,7 @@ def _judge_consistency(cohort: Figures, evidence: Mapping[str, Figures]) -> Entr
 
 
 def build_scorecard_html(entries: Sequence[Entry]) -> str:
-    """The scorecard as short lists, which a narrow screen shows as well as a wide one."""
+    """Return the scorecard as short lists, which a narrow screen shows as well as a wide one."""
     note = (
         "Criteria of Zamzmi et al., Scorecards for Synthetic Medical Data Evaluation and Reporting, 2024. There is "
         "no total: read each criterion by itself; what was not measured counts neither way."
@@ -258,7 +258,7 @@ def build_scorecard_html(entries: Sequence[Entry]) -> str:
 
 
 def build_evidence_html(name: str, document: Figures) -> str:
-    """A measurement as a section's body."""
+    """Return a measurement as a section's body."""
     measurement = MEASUREMENTS[name]
     if measurement.has_chart:
         return page.chart(measurement.draw_chart(document), caption=measurement.title)
@@ -269,7 +269,7 @@ def build_evidence_html(name: str, document: Figures) -> str:
 
 
 def to_scorecard_text(entries: Sequence[Entry], evidence: Mapping[str, Figures]) -> str:
-    """The scorecard and the reports behind it as Markdown."""
+    """Return the scorecard and the reports behind it as Markdown."""
     rows = (
         [entry.criterion, " ".join(entry.found) or "not measured", ", ".join(entry.missing) or None]
         for entry in (Entry(**clean_document(entry._asdict())) for entry in entries)

@@ -86,7 +86,7 @@ class Desk:
                 self._decisions = standing
 
     def state_since(self, revision: int) -> Json:
-        """What a page needs that knows everything up to a revision.
+        """Return what a page needs that knows everything up to a revision.
 
         Raises:
             CohortError: A line of the folder cannot be read.
@@ -121,7 +121,7 @@ class Desk:
         }
 
     def list_accepted(self) -> list[ShownCase]:
-        """The cases that the gates accepted and no reviewer rejected; all of a folder that no gate has judged.
+        """Return the cases that the gates accepted and no reviewer rejected; all of a folder that no gate has judged.
 
         Raises:
             CohortError: A line of the folder cannot be read.
@@ -132,7 +132,7 @@ class Desk:
         return [case for case in good if case.case not in rejections]
 
     def require(self, key: str) -> ShownCase:
-        """A case by its key.
+        """Return a case by its key.
 
         Raises:
             EvaluationError: There is none.
@@ -143,7 +143,7 @@ class Desk:
         return case
 
     def describe(self, key: str) -> Json:
-        """Everything on one case: volumes, labels, lesions, verdicts, origin, and what to show beside it.
+        """Return everything on one case: volumes, labels, lesions, verdicts, origin, and what to show beside it.
 
         Raises:
             EvaluationError: There is no such case.
@@ -188,7 +188,7 @@ class Desk:
         }
 
     def require_beside(self, key: str) -> ShownCase:
-        """A case of the reference.
+        """Return a case of the reference.
 
         Raises:
             EvaluationError: There is none.
@@ -199,7 +199,7 @@ class Desk:
         return found
 
     def require_prediction(self, key: str) -> ShownCase:
-        """The prediction of a case.
+        """Return the prediction of a case.
 
         Raises:
             EvaluationError: There is none.

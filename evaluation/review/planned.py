@@ -62,7 +62,7 @@ class PlannedCases:
         self._stops = threading.Event()
 
     def read_on(self) -> list[ShownCase]:
-        """The cases that were drawn since the last call.
+        """Return the cases that were drawn since the last call.
 
         Raises:
             EvaluationError: No case can be drawn.
@@ -116,7 +116,7 @@ class PlannedCases:
 
 
 def paint_hu(label_map: NDArray[np.uint8], vocabulary: Vocabulary) -> NDArray[np.int16]:
-    """A label map in the usual HU of its organs: published medians, fat in the body around them, air outside.
+    """Return a label map in the usual HU of its organs: published medians, fat in the body around them, air outside.
 
     Args:
         label_map: ``(I, J, K)`` vocabulary ids.

@@ -110,7 +110,7 @@ class ReaderTest:
         }
 
     def find_giveaway(self) -> str:
-        """A sentence where the voxels alone tell the kinds apart; empty where they do not."""
+        """Return a sentence where the voxels alone tell the kinds apart; empty where they do not."""
         grids: dict[str, set[str]] = {"real": set(), "synthetic": set()}
         for item in self._items:
             try:
@@ -127,7 +127,7 @@ class ReaderTest:
         )
 
     def to_state(self) -> dict[str, Any]:
-        """What the page needs to go on; nothing that tells the kind of an image."""
+        """Return the state that the page needs to continue, without anything that reveals the kind of an image."""
         left = [number for number in range(len(self._items)) if number not in self._answered]
         return {
             "total": len(self._items),
@@ -138,7 +138,7 @@ class ReaderTest:
         }
 
     def find(self, number: int) -> tuple[FolderFiles, ShownCase]:
-        """The case of a number, and what hands out its files.
+        """Return the case of a number, and what hands out its files.
 
         Raises:
             EvaluationError: There is none.
@@ -177,7 +177,7 @@ class ReaderTest:
 
 
 def load_readings(folder: Path) -> list[Reading]:
-    """All readings of a folder; none where nobody has read. A torn last line is skipped.
+    """Return all readings of a folder; none where nobody has read. A torn last line is skipped.
 
     Raises:
         EvaluationError: A line is no reading.
@@ -196,7 +196,7 @@ def load_readings(folder: Path) -> list[Reading]:
 
 
 def measure_readings(readings: Sequence[Reading]) -> dict[str, Any]:
-    """How well a reader tells real images from synthetic ones.
+    """Return how well a reader tells real images from synthetic ones.
 
     The share of right answers is scored as that of a pack of pictures, see
     :func:`maisi_aug.evaluation.scores.reader_test.score_answers`. The area under the ROC curve orders images by the

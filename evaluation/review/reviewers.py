@@ -20,7 +20,7 @@ NOBODY = "(no name)"
 
 
 def measure_reviewers(folder: Path, *, seed: int = 0) -> dict[str, Any]:
-    """Decisions of every reviewer, agreement of every two, and readings of the blinded test, as JSON types.
+    """Return decisions of every reviewer, agreement of every two, and readings of the blinded test, as JSON types.
 
     Args:
         folder: With ``review.jsonl``, ``reader_test.jsonl`` or both.
@@ -89,7 +89,7 @@ def _compare(review: Review, a: str, b: str, seed: int) -> dict[str, Any]:
 
 
 def find_kappa(votes: NDArray[np.bool_]) -> float | None:
-    """Cohen's kappa of two reviewers (Cohen, A coefficient of agreement for nominal scales, 1960).
+    """Return Cohen's kappa of two reviewers (Cohen, A coefficient of agreement for nominal scales, 1960).
 
     Args:
         votes: ``(N, 2)``, whether each rejects the case.
@@ -117,7 +117,7 @@ def _find_interval(votes: NDArray[np.bool_], seed: int) -> tuple[float, float] |
 
 
 def to_report(document: Mapping[str, Any]) -> str:
-    """The document as Markdown."""
+    """Return the document as Markdown."""
     parts = [f"# Reviewers of {document['path']}\n"]
     for row in document["reviewers"]:
         reasons = "; ".join(f"{reason}: {count}" for reason, count in row["reasons"].items())

@@ -126,7 +126,7 @@ def build_app(
     predicted_files: FolderFiles | None = None,
     test: ReaderTest | None = None,
 ) -> Starlette:
-    """The application that answers a page.
+    """Return the application that answers a page.
 
     Args:
         desk: Cases and decisions.

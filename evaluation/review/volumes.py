@@ -41,7 +41,7 @@ class FolderFiles:
         self._thumbs: OrderedDict[str, bytes] = OrderedDict()
 
     def require(self, path: Path) -> Path:
-        """The file itself, after following links.
+        """Return the file itself, after following links.
 
         Raises:
             EvaluationError: It is gone, or leads out of the folder.
@@ -54,7 +54,7 @@ class FolderFiles:
         return found
 
     def name_of(self, case: ShownCase, role: str) -> str:
-        """What a volume is called in addresses; the end of the name says how to read it."""
+        """Return what a volume is called in addresses; the end of the name says how to read it."""
         path = case.files[role]
         suffix = next((suffix for suffix in SHOWN_SUFFIXES if path.name.lower().endswith(suffix)), ".nii.gz")
         try:
@@ -65,7 +65,7 @@ class FolderFiles:
         return f"{role}{suffix}{stamp}"
 
     def volume(self, case: ShownCase, role: str) -> Path:
-        """A file that NiiVue can read.
+        """Return a file that NiiVue can read.
 
         Raises:
             EvaluationError: The file is gone or leads out of the folder.
@@ -86,7 +86,7 @@ class FolderFiles:
         return target
 
     def thumb(self, case: ShownCase) -> bytes:
-        """A small picture as JPEG.
+        """Return a small picture as JPEG.
 
         Raises:
             EvaluationError: There is nothing to draw it from, or too much.

@@ -42,7 +42,7 @@ Array = NDArray[np.float64]
 
 
 def smallest_gain(spread: Spread, *, margin: float, num_labels: int = 1) -> float | None:
-    """The smallest true gain of one label, none of the others gaining, that is called a gain four times in five.
+    """Return the smallest true gain of one label, none of the others gaining, that is called a gain four times in five.
 
     Differences of patients and effects of seeds are drawn from normals of the measured spread, and judged as the
     verdict judges: Student's interval above zero, Wilcoxon's test below alpha by the number of labels (Holm's first
@@ -162,7 +162,7 @@ class Comparison:
         return found.high < 0 and self.p_holm < ALPHA
 
     def to_json(self) -> dict[str, Any]:
-        """The comparison as JSON types."""
+        """Return the comparison as JSON types."""
         return {
             "difference": None if self.difference is None else self.difference.to_json(),
             "p_value": self.p_value,

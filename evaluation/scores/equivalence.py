@@ -63,7 +63,7 @@ class Estimate:
         return float(2 * stats.t.sf(abs(self.value) / max(self.error, TINY), self.degrees))
 
     def interval(self, level: float = 1 - 2 * ALPHA) -> tuple[float, float]:
-        """Of the difference; of 90% as the two one-sided tests have it."""
+        """Return the 90% interval of the difference, as used by the two one-sided tests."""
         reach = float(stats.t.ppf((1 + level) / 2, self.degrees)) * self.error
         return self.value - reach, self.value + reach
 
@@ -87,7 +87,7 @@ class SetComparison:
     num_needed: int
 
     def to_json(self) -> dict[str, Any]:
-        """The comparison as JSON types."""
+        """Return the comparison as JSON types."""
         low, high = self.mean.interval()
         ends = self.spread.interval()
         return {

@@ -35,7 +35,7 @@ class Share:
     num: int
 
     def to_json(self) -> dict[str, float | int | None]:
-        """The share as JSON types."""
+        """Return the share as JSON types."""
         if not self.num:
             return {"num_right": 0, "num": 0, "share": None, "low": None, "high": None}
         found = stats.binomtest(self.num_right, self.num).proportion_ci(1 - ALPHA, method="exact")

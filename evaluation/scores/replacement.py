@@ -46,7 +46,7 @@ class Curve:
     exponent: float
 
     def __call__(self, counts: Array) -> Array:
-        """The score of so many real cases."""
+        """Return the score of so many real cases."""
         scores: Array = self.ceiling - self.drop * counts**-self.exponent
         return scores
 
@@ -68,12 +68,12 @@ class Worth:
     obstacle: str = ""
 
     def to_json(self) -> dict[str, Any]:
-        """The worth as JSON types."""
+        """Return the worth as JSON types."""
         return {"estimate": self.estimate, "low": self.low, "high": self.high, "obstacle": self.obstacle}
 
 
 def fit_curve(counts: Array, scores: Array) -> Curve:
-    """Least squares of ``a - b n^(-c)``; a flat line where scores do not rise.
+    """Return least squares of ``a - b n^(-c)``; a flat line where scores do not rise.
 
     Args:
         counts: ``(C,)`` numbers of real cases.
@@ -84,7 +84,7 @@ def fit_curve(counts: Array, scores: Array) -> Curve:
 
 
 def find_worth(counts: Sequence[int], scores: Array, mixed: Array) -> Worth:
-    """How many real cases reach the score of a training set with synthetic ones.
+    """Return how many real cases reach the score of a training set with synthetic ones.
 
     Args:
         counts: Numbers of real cases, ascending.

@@ -66,7 +66,7 @@ class Settings:
 def measure_label(
     image_hu: NDArray[np.int16], label_map: NDArray[np.uint8], label_id: int, found: NDArray[np.bool_] | None
 ) -> dict[str, float | None]:
-    """What a label looks like in an image.
+    """Return what a label looks like in an image.
 
     Args:
         image_hu: ``(I, J, K)`` HU.
@@ -157,7 +157,7 @@ def measure_finetuned(
 
 @from_clean_document
 def to_report(document: Mapping[str, Any]) -> str:
-    """The document as Markdown."""
+    """Return the document as Markdown."""
     rows = []
     for name, found in document["labels"].items():
         for image in (REAL, BEFORE, AFTER):
@@ -215,7 +215,7 @@ class _Measurement:
         self._pipelines: dict[str, Pipeline] = {}
 
     def measure(self, record: PreparedCase) -> dict[str, Any]:
-        """The figures of a case, from disk where they were measured with the same key."""
+        """Return the figures of a case, from disk where they were measured with the same key."""
         path = self.folder / f"{record.id}.json"
         known = _read(path)
         if known is not None and known["key"] == self.key and path.with_suffix(".npz").is_file():
@@ -232,7 +232,7 @@ class _Measurement:
         return measured
 
     def draw_rows(self) -> list[Subject]:
-        """Rows of pictures of some cases, evenly spread over all."""
+        """Return rows of pictures of some cases, evenly spread over all."""
         places = np.unique(np.linspace(0, len(self.records) - 1, min(MAX_ROWS, len(self.records))).round().astype(int))
         rows = []
         for place in places.tolist():

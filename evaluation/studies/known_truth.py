@@ -111,7 +111,7 @@ def write_real_cases(
 
 
 def write_shifted(cohort: Path, folder: Path) -> int:
-    """The accepted cases of a cohort with every label map moved; returns how many there are."""
+    """Write the accepted cases of a cohort with every label map moved, and return how many there are."""
     cases = load_cohort_source(cohort).cases
     for case in cases:
         label = folder / "labels" / f"{case.case_id}.nii.gz"
@@ -123,7 +123,7 @@ def write_shifted(cohort: Path, folder: Path) -> int:
 
 
 def judge(document: Mapping[str, Any]) -> list[tuple[str, str, bool]]:
-    """What the benchmark should have said: the arm, what is expected of it, and whether it was said."""
+    """Return what the benchmark should have said: the arm, what is expected of it, and whether it was said."""
     by_arm: defaultdict[str, list[Mapping[str, Any]]] = defaultdict(list)
     for row in document["comparisons"]:
         if row["metric"] == "dice" and row["baseline"] == "real":

@@ -65,7 +65,7 @@ def pair_alike(
 
 
 def cut_tiles(pair: Sequence[NoduleStack]) -> list[tuple[NDArray[np.float32], NDArray[np.bool_]]]:
-    """The slices that show most of the nodules of a pair, ``(I, J)`` around each, with their masks.
+    """Return the slices that show most of the nodules of a pair, ``(I, J)`` around each, with their masks.
 
     Crops of patients end near the nodule, whole CTs do not: all end where the smallest does, and go on with their edge.
     """
@@ -87,7 +87,7 @@ def cut_tiles(pair: Sequence[NoduleStack]) -> list[tuple[NDArray[np.float32], ND
 
 
 def measure_tile(image: NDArray[np.float32], mask: NDArray[np.bool_]) -> list[float]:
-    """Figures of a picture that may tell a drawn nodule from a real one."""
+    """Return figures of a picture that may tell a drawn nodule from a real one."""
     gradient = ndimage.gaussian_gradient_magnitude(image, 1.0)
     inner = mask & (ndimage.distance_transform_edt(mask) >= min(2.0, float(ndimage.distance_transform_edt(mask).max())))
     near = ndimage.binary_dilation(mask, iterations=3) & ~mask
@@ -107,7 +107,7 @@ def measure_tile(image: NDArray[np.float32], mask: NDArray[np.bool_]) -> list[fl
 
 
 def find_auc(figures: NDArray[np.float64], is_real: NDArray[np.bool_], *, seed: int) -> float:
-    """Area under the curve of classifiers trained on one half, on the other half, over random halves.
+    """Return area under the curve of classifiers trained on one half, on the other half, over random halves.
 
     Args:
         figures: ``(pictures, figures)``.
@@ -140,7 +140,7 @@ def fit_classifier(figures: NDArray[np.float64], is_real: NDArray[np.bool_]) -> 
 
 
 def draw_sheet(tiles: Sequence[NDArray[np.float32]]) -> Image.Image:
-    """Numbered pictures in rows."""
+    """Return numbered pictures in rows."""
     rows = -(-len(tiles) // COLUMNS)
     sheet = Image.new("L", (COLUMNS * TILE_PX, rows * TILE_PX))
     for number, tile in enumerate(tiles):

@@ -64,7 +64,7 @@ class ChestCt:
 
 
 def load_chests(folder: Path) -> list[ChestCt]:
-    """``NAME_ct.nii.gz``, with ``NAME_seg.nii.gz`` where something in them is labelled; those that show lungs.
+    """Return ``NAME_ct.nii.gz``, with ``NAME_seg.nii.gz`` where something in them is labelled; those that show lungs.
 
     Raises:
         EvaluationError: There is none.
@@ -85,7 +85,7 @@ def load_chests(folder: Path) -> list[ChestCt]:
 
 
 def open_painter(name: str) -> Painter:
-    """The procedural painter by its name, or that of a bundle on the CPU."""
+    """Return the procedural painter by its name, or that of a bundle on the CPU."""
     if name == "procedural":
         return ProceduralPainter()
     from maisi_aug.bundle_spec.bundle import load_bundle
@@ -95,7 +95,7 @@ def open_painter(name: str) -> Painter:
 
 
 def draw_request(rng: np.random.Generator, place: float) -> LesionRequest:
-    """A nodule of a size at a place in [0, 1] of the logarithms, of a texture by the shares in patients."""
+    """Return a nodule of a size at a place in [0, 1] of the logarithms, of a texture by the shares in patients."""
     diameter = float(SIZES_MM[0] * (SIZES_MM[1] / SIZES_MM[0]) ** place)
     texture = TEXTURES[int(rng.choice(len(TEXTURES), p=[TEXTURE_SHARES[one] for one in TEXTURES]))]
     return LesionRequest(NODULE_ID, volume_ml(diameter), texture)
@@ -120,7 +120,7 @@ def draw_pool(chests: Sequence[ChestCt], painter: Painter, *, num_nodules: int, 
 def paste_pool(
     chests: Sequence[ChestCt], nodules: Sequence[NoduleStack], *, num_nodules: int, seed: int
 ) -> list[NoduleStack]:
-    """Real nodules in turns, at their size in mm, turned and mirrored, blended over where they end."""
+    """Return real nodules in turns, at their size in mm, turned and mirrored, blended over where they end."""
 
     def draw(chest: ChestCt, number: int, attempt: int) -> NoduleStack | None:
         rng = numpy_generator(derive_seed(seed, "paste", number, attempt), "place")
@@ -154,7 +154,7 @@ def _fill(
 
 
 def paste_nodule(chest: ChestCt, nodule: NoduleStack, rng: np.random.Generator, *, name: str) -> NoduleStack | None:
-    """A real nodule in another CT; None where it does not come to lie in the lung.
+    """Return a real nodule in another CT; None where it does not come to lie in the lung.
 
     Its HU go over into those of the CT over the zone in which a drawn lesion does.
     """

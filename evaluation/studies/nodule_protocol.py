@@ -95,7 +95,7 @@ class Protocol:
         return pools.load_chests(self.chests)
 
     def real_nodules(self, num_patients: int, draw: int) -> tuple[list[NoduleStack], list[NoduleStack]]:
-        """Nodules of the patients of a draw, and those of all others."""
+        """Return nodules of the patients of a draw, and those of all others."""
         patients = sorted({stack.patient for stack in self.train})
         chosen = set(numpy_generator(draw, f"patients/{num_patients}").permutation(patients)[:num_patients].tolist())
         own = [stack for stack in self.train if stack.patient in chosen]
@@ -124,7 +124,7 @@ class Protocol:
         return pools.load_pool(path)
 
     def scores(self, arm: str, num_patients: int, draw: int, seed: int) -> list[float]:
-        """Dice of every tested nodule after one training, which is kept."""
+        """Return Dice of every tested nodule after one training, which is kept."""
         if arm == "threshold":
             return [slices.dice(stack.mask, slices.find_by_threshold(stack)) for stack in self.tested]
         path = self.out / "trainings" / f"{arm}-{num_patients}-{draw}-{seed}.json"
@@ -237,7 +237,7 @@ def bootstrap_difference(differences: NDArray[np.float64], *, seed: int) -> tupl
 
 
 def to_report(document: Mapping[str, Any]) -> str:
-    """The document as Markdown."""
+    """Return the document as Markdown."""
     settings = document["settings"]
     parts = [
         "# Inserted nodules for segmenters with few patients\n",

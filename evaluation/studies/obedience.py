@@ -129,11 +129,11 @@ class _Measurement:
         self._pipeline: Pipeline | None = None
 
     def picture_path(self, index: int) -> Path:
-        """Where the picture of a case lies."""
+        """Return where the picture of a case lies."""
         return self.folder / f"case_{index + 1:04d}.png"
 
     def measure(self, index: int) -> CaseFigures:
-        """The figures of a case, from disk where they were measured with the same key."""
+        """Return the figures of a case, from disk where they were measured with the same key."""
         path = self.picture_path(index).with_suffix(".json")
         known = self._read(path)
         if known is not None:
@@ -185,7 +185,7 @@ class _Measurement:
 
 
 def compare_organs(phantom: Phantom, synthetic_hu: NDArray[np.int16]) -> tuple[OrganFigures, ...]:
-    """Median HU of every organ that has a reference range, each bone and lung lobe by itself, in both images."""
+    """Return median HU of every organ that has a reference range, each bone and lung lobe by itself, in both images."""
     figures = []
     for group in reference_hu_ranges():
         ranges = group.split()
@@ -210,7 +210,7 @@ def compare_organs(phantom: Phantom, synthetic_hu: NDArray[np.int16]) -> tuple[O
 def compare_lesions(
     phantom: Phantom, synthetic_hu: NDArray[np.int16], vocabulary: Vocabulary
 ) -> tuple[LesionFigures, ...]:
-    """Contrast and noise of every connected lesion in both images."""
+    """Return contrast and noise of every connected lesion in both images."""
 
     def check(image_hu: NDArray[np.int16], label_id: int) -> tuple[Verdict, ...]:
         return check_label_visibility(

@@ -77,7 +77,7 @@ class SegmenterConfig(StrictModel):
         return self.tissues if self.labels else self.tissues[-1:]
 
     def to_text(self) -> str:
-        """JSON; what prepared cases add is left out for phantoms, whose folders are older."""
+        """Return JSON; what prepared cases add is left out for phantoms, whose folders are older."""
         hidden = set() if self.dataset is not None else {"labels", "dataset"}
         return self.model_dump_json(indent=1, exclude=hidden) + "\n"
 
@@ -127,7 +127,7 @@ class Segmenter:
 
 
 def to_channels(image_hu: Tensor) -> Tensor:
-    """The whole range of HU and the soft-tissue window, each clipped and mapped to [-1, 1].
+    """Return the whole range of HU and the soft-tissue window, each clipped and mapped to [-1, 1].
 
     Args:
         image_hu: ``(B, I, J, K)`` HU.
@@ -141,7 +141,7 @@ def to_channels(image_hu: Tensor) -> Tensor:
 
 
 def build_network(config: SegmenterConfig) -> nn.Module:
-    """The U-Net with freshly initialised weights."""
+    """Return the U-Net with freshly initialised weights."""
     return build_unet(config.widths, num_channels=len(WINDOWS_HU), num_classes=len(config.tissues) + 1)
 
 

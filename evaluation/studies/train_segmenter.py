@@ -55,7 +55,7 @@ REGIONS: Final[tuple[Literal["chest", "abdomen", "pelvis", "any"], ...]] = ("che
 
 
 def build_held_out_phantom(seed: int, index: int, grid: Grid) -> Phantom:
-    """Held-out phantom ``index`` of a seed, with lesions; regions take turns.
+    """Return held-out phantom ``index`` of a seed, with lesions; regions take turns.
 
     The name of the stream is part of the seed: whatever number a training run uses, it never draws these patients.
     """
@@ -94,14 +94,14 @@ class SegmenterObjective(Stateless):
         return {"segmenter": self.network}
 
     def loss(self, step: int, share: Share = WHOLE) -> tuple[Tensor, dict[str, float]]:
-        """Loss of a share of the patches of a step."""
+        """Return the loss of a share of the patches of a step."""
         images_hu, classes = self.draw_batch(step, share)
         scores = self.network(to_channels(images_hu.to(self.device))).float()
         loss: Tensor = self.criterion(scores, classes[:, None].to(self.device))
         return loss, {}
 
     def draw_batch(self, step: int, share: Share = WHOLE) -> tuple[Tensor, Tensor]:
-        """A share of the patches of a step: ``(B, I, J, K)`` float32 HU and ``(B, I, J, K)`` uint8 classes."""
+        """Return a share of the patches of a step: ``(B, I, J, K)`` float32 HU and ``(B, I, J, K)`` uint8 classes."""
         rng = numpy_generator(derive_seed("segmenter batch", self.config.seed, step), "patches")
         num_patches = self.config.batch_count * share.count
         patches = [self._draw_patch(int(rng.integers(len(self.store))), rng) for _ in range(num_patches)]
@@ -213,7 +213,7 @@ def measure_held_out_dice(
 
 
 def describe_data(dataset: PreparedDataset, labels: Sequence[str], fold: int) -> dict[str, Any]:
-    """What a segmenter of prepared cases adds to its configuration.
+    """Return what a segmenter of prepared cases adds to its configuration.
 
     Args:
         dataset: All prepared cases.
@@ -254,7 +254,7 @@ def _mean_dice_on(
 
 
 def print_steps(every: int, num_steps: int) -> ReportStep:
-    """A listener that prints the mean loss of every so many steps on stderr."""
+    """Return a listener that prints the mean loss of every so many steps on stderr."""
     losses: list[float] = []
 
     def report(step: int, figures: dict[str, float]) -> None:
@@ -267,7 +267,7 @@ def print_steps(every: int, num_steps: int) -> ReportStep:
 
 
 def print_progress(what: str) -> Report:
-    """A listener that prints a line on stderr for each of ``what``."""
+    """Return a listener that prints a line on stderr for each of ``what``."""
     return lambda done, total: print(f"{what} {done} of {total}", file=sys.stderr, flush=True)
 
 

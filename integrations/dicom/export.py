@@ -53,7 +53,7 @@ class DicomReport:
     notes: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        """The report as JSON types."""
+        """Return the report as JSON types."""
         return {**asdict(self), "path": str(self.path), "segments": list(self.segments), "notes": list(self.notes)}
 
 

@@ -63,7 +63,7 @@ def build_uid(*parts: str | int) -> str:
 
 
 def study_uid(case: AttemptRecord) -> str:
-    """The study of a case: its image's bytes and its name."""
+    """Return the study of a case: its image's bytes and its name."""
     return build_uid("study", case.case_id, case.files["image"].sha256)
 
 
@@ -73,7 +73,7 @@ def patient_id(case: AttemptRecord) -> str:
 
 
 def build_series(case: AttemptRecord, image_hu: NDArray[np.int16], grid: Grid) -> Iterator[Dataset]:
-    """The slices of a case, from the lowest to the highest.
+    """Yield the slices of a case, from the lowest to the highest.
 
     Args:
         case: Its record, for names, UIDs and provenance.
@@ -101,7 +101,7 @@ def build_series(case: AttemptRecord, image_hu: NDArray[np.int16], grid: Grid) -
 
 
 def to_dicom_axes(grid: Grid) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-    """Directions (columns of a matrix), first voxel and steps in mm, in LPS, with I and J reversed."""
+    """Return directions (columns of a matrix), first voxel and steps in mm, in LPS, with I and J reversed."""
     i, j, _ = grid.shape
     reverse = np.diag([-1.0, -1.0, 1.0, 1.0])
     reverse[:2, 3] = (i - 1, j - 1)

@@ -41,7 +41,7 @@ class CaseBuffer:
         self._changed = threading.Condition()
 
     def take(self, epoch: int, item: int) -> Any:
-        """The case of an item; waits until it is made.
+        """Return the case of an item; waits until it is made.
 
         Raises:
             Exception: What ended the making.

@@ -171,7 +171,7 @@ class FreshCases:
         return item if self.transform is None else self.transform(item)
 
     def fetch(self, epoch: int, index: int) -> Pair:
-        """The case of an item, made if it is not ready.
+        """Return the case of an item, made if it is not ready.
 
         Raises:
             MaisiAugError: What ended the making of cases.

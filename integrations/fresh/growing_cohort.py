@@ -99,7 +99,7 @@ class GrowingCohort:
         self._epoch.value = epoch
 
     def case_indices(self, epoch: int) -> list[int]:
-        """The case of the plan that every item of an epoch shows, before rejected ones are replaced."""
+        """Return the case of the plan that every item of an epoch shows, before rejected ones are replaced."""
         reach = min(self.num_planned, (epoch + 1) * self._num_items)
         if epoch == 0 or reach <= self._num_items:
             order = list(range(reach))

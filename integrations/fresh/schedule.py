@@ -42,11 +42,11 @@ class UseSchedule:
         return -(-self.num_items // self.reuse)
 
     def cases_of(self, epoch: int) -> tuple[int, ...]:
-        """The number of the case of every item, from 0 in the order of first use."""
+        """Return the number of the case of every item, from 0 in the order of first use."""
         return _draw(self, epoch)
 
     def uses_of(self, epoch: int) -> tuple[int, ...]:
-        """How many items show each case."""
+        """Return how many items show each case."""
         return _count(self, epoch)
 
 

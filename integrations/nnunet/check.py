@@ -66,7 +66,7 @@ def last_words(done: subprocess.CompletedProcess[str]) -> str:
 
 
 def to_sentence(text: str) -> str:
-    """One line with a full stop, cut where it is too long for a message."""
+    """Return one line with a full stop, cut where it is too long for a message."""
     return " ".join(text.split())[:300].rstrip(" .") + "."
 
 
@@ -99,5 +99,5 @@ def run_nnunet(
 
 
 def count_processes(num_cases: int) -> int:
-    """How many workers nnU-Net gets: each takes seconds to start, as long as it takes to read several cases."""
+    """Return how many workers nnU-Net gets: each takes seconds to start, as long as it takes to read several cases."""
     return max(1, min(num_cases // 8, os.cpu_count() or 1, 8))

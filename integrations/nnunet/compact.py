@@ -73,7 +73,7 @@ def write_compact_plans(
 
 
 def find_planned_dataset(preprocessed: Path | None, dataset: str) -> Path:
-    """The preprocessed dataset of a number, a name or a path.
+    """Return the preprocessed dataset of a number, a name or a path.
 
     Args:
         preprocessed: Folder for preprocessed datasets; ``$nnUNet_preprocessed`` when not given.
@@ -103,7 +103,7 @@ def find_planned_dataset(preprocessed: Path | None, dataset: str) -> Path:
 
 
 def find_only_plans(preprocessed_dataset: Path) -> str:
-    """The name of the only plans that are not compact ones.
+    """Return the name of the only plans that are not compact ones.
 
     Raises:
         ExportError: There are none, or several.

@@ -62,7 +62,7 @@ class ExportReport:
     notes: tuple[str, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """The report as JSON types."""
+        """Return the report as JSON types."""
         return {
             "path": str(self.path),
             "labels": self.labels,
@@ -85,7 +85,7 @@ class _Written:
 def export_alone(
     cohorts: Sequence[Path], request: NnunetExport, *, notify: ReportStage = report_nothing
 ) -> ExportReport:
-    """The dataset that a request without a real one asks for, by :func:`export_nnunet`."""
+    """Return the dataset that a request without a real one asks for, by :func:`export_nnunet`."""
     assert request.name is not None
     return export_nnunet(
         cohorts,
@@ -213,7 +213,7 @@ def _write_descriptions(
 
 
 def channel_name(cases: Sequence[AttemptRecord]) -> str:
-    """``CT`` makes nnU-Net normalise in HU; any other name, image by image."""
+    """Return the name of the channel; ``CT`` makes nnU-Net normalise in HU, any other name image by image."""
     modalities = {str(case.settings.get("modality", "ct")) for case in cases}
     if all(modality.lower().startswith("ct") for modality in modalities):
         return "CT"

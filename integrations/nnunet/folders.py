@@ -24,7 +24,7 @@ _NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 
 
 def require_raw_folder(out: Path | None) -> Path:
-    """The folder for raw datasets: the given one, or ``$nnUNet_raw``.
+    """Return the folder for raw datasets: the given one, or ``$nnUNet_raw``.
 
     Raises:
         ExportError: Neither is there.
@@ -33,7 +33,7 @@ def require_raw_folder(out: Path | None) -> Path:
 
 
 def require_preprocessed_folder(given: Path | None) -> Path:
-    """The folder for preprocessed datasets: the given one, or ``$nnUNet_preprocessed``.
+    """Return the folder for preprocessed datasets: the given one, or ``$nnUNet_preprocessed``.
 
     Raises:
         ExportError: Neither is there.
@@ -54,7 +54,7 @@ def preprocessed_places(dataset: str, given: Path | None = None) -> tuple[Path, 
 
 
 def choose_same(files: Sequence[Path], what: str) -> Path | None:
-    """The first of several JSON files that hold the same; None where there is none.
+    """Return the first of several JSON files that hold the same; None where there is none.
 
     Args:
         files: Where it may be.
@@ -83,7 +83,7 @@ def _read(path: Path) -> Any:
 
 
 def tell_places(places: Sequence[Path]) -> str:
-    """The folders that were looked through, in words."""
+    """Return the folders that were looked through, in words."""
     return " or ".join(map(str, places)) or f"nnU-Net's folders: {PREPROCESSED_VARIABLE} is not set"
 
 
@@ -97,7 +97,7 @@ def _require_folder(given: Path | None, kind: str, option: str, variable: str) -
 
 
 def require_free_target(raw_folder: Path, dataset_id: int, name: str) -> Path:
-    """The dataset's folder, which does not exist; nnU-Net wants an id to have one name in all its three folders.
+    """Return the dataset's folder, which does not exist; nnU-Net wants an id to have one name in all its three folders.
 
     Raises:
         ExportError: The id or the name cannot be one of nnU-Net's, or the id is in use.

@@ -41,12 +41,12 @@ class InsertSettings:
     share: float = DEFAULT_SHARE
 
     def to_dict(self) -> dict[str, Any]:
-        """As ``dataset.json`` has it."""
+        """Return the settings as ``dataset.json`` has them."""
         return {"lesion": self.lesion, "number": self.number, "share": self.share}
 
     @classmethod
     def of(cls, description: Mapping[str, Any]) -> InsertSettings | None:
-        """Those of a ``dataset.json``; None where nothing is drawn.
+        """Return the settings of a ``dataset.json``; None where nothing is inserted.
 
         Raises:
             TrainingError: They are of another form.
@@ -107,7 +107,7 @@ class CtScaling:
 
     @classmethod
     def of(cls, plans: Mapping[str, Any], schemes: Collection[str]) -> CtScaling:
-        """That of the first channel of a dataset's plans.
+        """Return the scaling of the first channel of a dataset's plans.
 
         Raises:
             TrainingError: The channel is not scaled as a CT.
@@ -122,11 +122,11 @@ class CtScaling:
         return cls(float(held["mean"]), max(float(held["std"]), 1e-8), limits_hu)
 
     def to_hu(self, scaled: NDArray[Any]) -> NDArray[np.float32]:
-        """HU of scaled voxels, as far as they were not clipped."""
+        """Return HU of scaled voxels, as far as they were not clipped."""
         return np.asarray(scaled * self.deviation_hu + self.mean_hu, dtype=np.float32)
 
     def from_hu(self, image_hu: NDArray[Any]) -> NDArray[np.float32]:
-        """Voxels clipped and scaled as nnU-Net does it."""
+        """Return voxels clipped and scaled as nnU-Net does it."""
         return np.asarray((np.clip(image_hu, *self.limits_hu) - self.mean_hu) / self.deviation_hu, dtype=np.float32)
 
 
@@ -146,7 +146,7 @@ class PatchedArray:
         self.shape, self.dtype, self.ndim = array.shape, array.dtype, len(array.shape)
 
     def __getitem__(self, places: Any) -> NDArray[Any]:
-        """What the array holds at slices of step 1 along its axes, with what is laid over it."""
+        """Return what the array holds at slices of step 1 along its axes, with what is laid over it."""
         places = places if isinstance(places, tuple) else (places,)
         places = tuple(
             slice(*place.indices(side)) if isinstance(place, slice) else slice(place, place + 1)
@@ -202,7 +202,7 @@ class InsertingDataset:
         return self.load_case(identifier)
 
     def load_case(self, identifier: str) -> Any:
-        """Image, label map, label map of an earlier stage and facts of a case, as nnU-Net reads them."""
+        """Return image, label map, label map of an earlier stage and facts of a case, as nnU-Net reads them."""
         image, label_map, earlier, facts = self._dataset.load_case(identifier)
         # NumPy's global stream, which nnU-Net seeds anew in each worker; a generator of ours would be the same in all.
         seed, chance = np.random.randint(2**31), np.random.uniform()  # noqa: NPY002

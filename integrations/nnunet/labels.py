@@ -34,7 +34,7 @@ class LabelMapping:
     absent: frozenset[int]
 
     def build_table(self) -> NDArray[np.uint8]:
-        """A table to index with a label map of the cohort."""
+        """Return a table to index with a label map of the cohort."""
         table = np.zeros(1 << 16, dtype=np.uint8)
         for label_id, value in self.values.items():
             table[label_id] = value
@@ -112,7 +112,7 @@ def require_complete_mapping(
 
 
 def describe_mapping(real: RealDataset, cohort: CohortSource, mapping: LabelMapping) -> list[dict[str, Any]]:
-    """The mapping as rows of JSON types with TotalSegmentator's task and class, sorted by value and id."""
+    """Return the mapping as rows of JSON types with TotalSegmentator's task and class, sorted by value and id."""
     names = {target.value: target.spelling for target in real.targets} | {0: BACKGROUND_NAME}
     return [
         {

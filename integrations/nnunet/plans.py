@@ -72,7 +72,7 @@ class RealPlans:
 
 
 def find_real_plans(places: Sequence[Path], wanted: str | None) -> RealPlans:
-    """The real dataset's plans: those of the given name, else ``nnUNetPlans``, else the only ones there are.
+    """Return the real dataset's plans: those of the given name, else ``nnUNetPlans``, else the only ones there are.
 
     Args:
         places: Where the dataset may be preprocessed; none of them need exist.
@@ -186,7 +186,7 @@ def _is_cascade(configurations: Mapping[str, Any], name: str) -> bool:
 
 
 def choose_configuration(plans: Mapping[str, Any]) -> str:
-    """The configuration that commands name: ``3d_fullres`` where the plans have it, else their first."""
+    """Return the configuration that commands name: ``3d_fullres`` where the plans have it, else their first."""
     names = list(plans["configurations"])
     return "3d_fullres" if "3d_fullres" in names else str(names[0])
 
@@ -201,7 +201,7 @@ def is_plans(path: Path) -> bool:
 
 
 def refer_to(real: RealDataset) -> dict[str, Any]:
-    """The entry ``dataset`` that names the real cases' files by absolute paths."""
+    """Return the entry ``dataset`` that names the real cases' files by absolute paths."""
     return {case.case_id: {"images": [str(case.image)], "label": str(case.label)} for case in real.cases}
 
 

@@ -72,7 +72,7 @@ class NnUNetModel:
         self._predictor = _load_predictor(self.folder, used, checkpoint, device)
 
     def predict(self, image: Volume) -> NDArray[np.uint8]:
-        """The label map that the model gives to a CT.
+        """Return the label map that the model gives to a CT.
 
         Args:
             image: ``(I, J, K)`` HU in RAS+.

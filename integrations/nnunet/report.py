@@ -28,7 +28,7 @@ _NUM_IDS = 256
 
 
 def count_contacts(label_map: NDArray[np.unsignedinteger]) -> NDArray[np.int64]:
-    """How often voxels of two labels touch.
+    """Return how often voxels of two labels touch.
 
     Args:
         label_map: ``(I, J, K)``; ids from 256 on count as background.
@@ -135,11 +135,11 @@ class LikeReport:
     is_written: bool
 
     def to_dict(self) -> dict[str, Any]:
-        """The report as JSON types."""
+        """Return the report as JSON types."""
         return asdict(self) | {"path": str(self.path), "preprocessed": str(self.preprocessed)}
 
     def to_markdown(self) -> str:
-        """The report as a page."""
+        """Return the report as a page."""
         labels = [
             f"| {row['name']} ({row['vocabulary_id']}) | {row['label']} ({row['value']}) | {row['found_by']} | "
             f"{row['num_cases']} |"

@@ -78,7 +78,7 @@ def choose_cases(
 
 
 def count_wanted(ratio: float, num_real: int) -> int:
-    """How many cases a ratio asks for."""
+    """Return how many cases a ratio asks for."""
     return max(1, round(ratio * num_real))
 
 

@@ -35,7 +35,7 @@ class Folds:
     source: str
 
     def with_synthetic(self, origins: Mapping[str, Collection[str]]) -> list[Fold]:
-        """Synthetic cases added to the training sides; the content of ``splits_final.json``.
+        """Return synthetic cases added to the training sides; the content of ``splits_final.json``.
 
         Args:
             origins: Every synthetic case, and the real cases whose label maps it was made from: a fold that validates
@@ -59,7 +59,7 @@ class Folds:
 
 
 def load_real_folds(places: Sequence[Path], case_ids: Sequence[str], *, raw: Path | None = None) -> Folds:
-    """The real dataset's own folds: its ``splits_final.json``, else what nnU-Net would draw.
+    """Return the real dataset's own folds: its ``splits_final.json``, else what nnU-Net would draw.
 
     nnU-Net's planner copies the file from the raw dataset to the preprocessed one that has none
     (``default_experiment_planner.py`` of 2.8), so that the raw dataset's counts, too.

@@ -54,14 +54,14 @@ class TrainerSettings:
         return 0.0 if self.fades else self.share
 
     def share_at(self, epoch: int, num_epochs: int) -> float:
-        """The share of synthetic cases in an epoch, counted from 0."""
+        """Return the share of synthetic cases in an epoch, counted from 0."""
         if not self.fades:
             return self.share
         return self.share * max(0.0, 1.0 - epoch / max(1.0, FADED_AT * num_epochs))
 
 
 def read_trainer_name(name: str) -> TrainerSettings | None:
-    """The settings that a trainer's name stands for; ``None`` for a name that is not one of ours.
+    """Return the settings that a trainer's name stands for; ``None`` for a name that is not one of ours.
 
     Raises:
         TrainingError: The name begins like one of ours and goes on wrongly.
@@ -85,7 +85,7 @@ def read_trainer_name(name: str) -> TrainerSettings | None:
 
 
 def read_synthetic_cases(description: Mapping[str, Any], subject: str) -> frozenset[str]:
-    """Identifiers of the synthetic cases that a ``dataset.json`` names.
+    """Return identifiers of the synthetic cases that a ``dataset.json`` names.
 
     Raises:
         TrainingError: It names none.
@@ -100,5 +100,5 @@ def read_synthetic_cases(description: Mapping[str, Any], subject: str) -> frozen
 
 
 def trainer_folder() -> Path:
-    """The folder that nnUNet_extTrainer has to name."""
+    """Return the folder that nnUNet_extTrainer has to name."""
     return Path(__file__).with_name("trainers")

@@ -178,7 +178,7 @@ def train_nnunet_fold(
 
 
 def show_device(device: str) -> dict[str, str]:
-    """The variable that leaves nnU-Net only one GPU of several to see, since it always takes the first.
+    """Return the variable that leaves nnU-Net only one GPU of several to see, since it always takes the first.
 
     Args:
         device: Such as "cuda:1", counted among those that this process sees; others need no variable.

@@ -105,7 +105,7 @@ class RemoteWorker:
         self._own_folder: Path | None = None
 
     def listen(self) -> list[Message]:
-        """What is new; waits for it, but not for ever. The first call begins the work."""
+        """Return what is new, waiting a limited time for it. The first call begins the work."""
         if self._thread is None:
             self._thread = threading.Thread(target=self._work, daemon=True)
             self._thread.start()

@@ -101,7 +101,7 @@ class RayEngine:
 
 
 def write_token(folder: Path) -> tuple[Path, str]:
-    """A file that only those can read who see this folder, and its content."""
+    """Return a file that only those can read who see this folder, and its content."""
     token = folder / "token", secrets.token_hex(16)
     token[0].write_text(token[1], encoding="utf-8")
     return token
@@ -159,7 +159,7 @@ class _Office:
     _has_warned: bool = False
 
     def hire(self, assignment: Assignment) -> Any:
-        """An actor, which may wait for a place."""
+        """Return an actor, which may wait for a place."""
         shape, threads = self.shape, limit_threads(self.shape.num_cpus)
         made = self.ray.remote(RemoteWorker).options(
             num_cpus=shape.num_cpus,
@@ -171,7 +171,7 @@ class _Office:
         return made.remote(assignment, self.spec)
 
     def listen(self, hands: Sequence[_RayHand[Any]], seconds: float) -> Iterator[tuple[_RayHand[Any], Message | None]]:
-        """As :data:`~maisi_aug.system.engine.crew.Listen` says."""
+        """Yield messages of workers, as :data:`~maisi_aug.system.engine.crew.Listen` defines."""
         for hand in hands:
             hand.start_if_due()
         answers = {hand.answer: hand for hand in hands if hand.answer is not None}
@@ -250,7 +250,7 @@ class _RayHand(Generic[Item]):
         self._actor.hand_in.remote(key, item)
 
     def take_answer(self) -> Iterator[tuple[_RayHand[Item], Message | None]]:
-        """The messages of the driver's kinds; what concerns the actor itself is done here."""
+        """Yield the messages of the driver's kinds; what concerns the actor itself is done here."""
         ray = self.office.ray
         try:
             messages = ray.get(self.answer)

@@ -18,7 +18,7 @@ _QUIET: Final = {"log_to_driver": False, "logging_level": "ERROR"}
 
 
 def require_ray() -> Any:
-    """The package.
+    """Return the package.
 
     Raises:
         MissingExtraError: It is not installed.

@@ -68,7 +68,7 @@ class CohortSource:
         return f"Left out because rejected in review: {count} case{'s' * (count != 1)}." if count else ""
 
     def resolve_ids(self, names: Sequence[str]) -> tuple[int, ...]:
-        """Vocabulary ids of label names, ascending, each once.
+        """Return vocabulary ids of label names, ascending, each once.
 
         Raises:
             VocabularyError: For a name that the cohort's vocabulary does not hold.
@@ -76,11 +76,11 @@ class CohortSource:
         return tuple(sorted({self.vocabulary.id_of(name) for name in names} - {BACKGROUND_ID}))
 
     def name_of(self, label_id: int) -> str:
-        """The label's name, or ``label ID`` for one that the vocabulary does not hold."""
+        """Return the label's name, or ``label ID`` for one that the vocabulary does not hold."""
         return self.vocabulary.name_of(label_id) if self.vocabulary.contains(label_id) else f"label {label_id}"
 
     def require_file(self, case: AttemptRecord, role: str) -> Path:
-        """The file of a case, after comparing its bytes with the manifest.
+        """Return the file of a case, after comparing its bytes with the manifest.
 
         Raises:
             ExportError: When the manifest names none, the file is missing or altered, or a volume's axes are sheared,
@@ -108,7 +108,7 @@ class CohortSource:
 
 
 def find_requested_ids(cases: Sequence[AttemptRecord]) -> tuple[int, ...]:
-    """Vocabulary ids that cases were asked for, lesions and organs, ascending."""
+    """Return vocabulary ids that cases were asked for, lesions and organs, ascending."""
     return tuple(sorted(frozenset().union(*(case.requested_ids for case in cases)) - {BACKGROUND_ID}))
 
 
@@ -197,7 +197,7 @@ def _join_vocabularies(sources: Sequence[CohortSource]) -> Vocabulary:
 
 
 def find_num_planned(folder: Path) -> int | None:
-    """How many cases a cohort was to have; ``None`` where its configuration is missing or cannot be read."""
+    """Return how many cases a cohort was to have; ``None`` where its configuration is missing or cannot be read."""
     return _num_planned(_read_configuration(folder))
 
 

@@ -74,7 +74,7 @@ def name_in_totalsegmentator(label_id: int) -> str | None:
 def number_labels(
     vocabulary: Vocabulary, numbers: Mapping[str, int], requested_ids: Sequence[int], name_of: Callable[[int], str]
 ) -> LabelNumbering:
-    """The numbering that somebody's training has already, for instance that of a real dataset.
+    """Return the numbering that somebody's training has already, for instance that of a real dataset.
 
     Args:
         vocabulary: Names of the ids in the label maps.
@@ -129,7 +129,7 @@ def choose_labels(
     numbers: Mapping[str, int] | None = None,
     notify: ReportStage = report_nothing,
 ) -> LabelNumbering:
-    """The labels to export: those named, or else those that the cohort was asked for.
+    """Return the labels to export: those named, or else those that the cohort was asked for.
 
     Args:
         cohort: The cohort.
@@ -197,7 +197,7 @@ def require_label_maps(cohort: CohortSource) -> None:
 
 
 def count_labels(cohort: CohortSource, notify: ReportStage = report_nothing) -> Counter[int]:
-    """Every id in the cohort's label maps except background, and the number of cases that hold it."""
+    """Return every id in the cohort's label maps except background, and the number of cases that hold it."""
     counts: Counter[int] = Counter()
     for index, case in enumerate(cohort.cases):
         notify("reading labels", index, len(cohort.cases))

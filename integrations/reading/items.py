@@ -41,7 +41,7 @@ class Pair:
 
 
 def to_monai_item(pair: Pair) -> Item:
-    """``image`` and ``label`` as MetaTensors ``(1, I, J, K)``, float32 HU and uint8, beside the metadata."""
+    """Return ``image`` and ``label`` as MetaTensors ``(1, I, J, K)``, float32 HU and uint8, beside the metadata."""
     import torch
     from monai.data import MetaTensor
 
@@ -55,7 +55,7 @@ def to_monai_item(pair: Pair) -> Item:
 
 
 def to_subject(pair: Pair) -> Any:
-    """A TorchIO ``Subject`` with ``image``, ``label`` and the metadata, for TorchIO 0.20 to 2.
+    """Return a TorchIO ``Subject`` with ``image``, ``label`` and the metadata, for TorchIO 0.20 to 2.
 
     Raises:
         MissingExtraError: TorchIO is not installed.
@@ -69,7 +69,7 @@ def to_subject(pair: Pair) -> Any:
     is_second = int(torchio.__version__.partition(".")[0]) >= 2
 
     def build(kind: Any, tensor: Any) -> Any:
-        """Version 1 takes a tensor by keyword, version 2 as the first argument."""
+        """Return an image from a tensor; TorchIO 1 takes it by keyword, TorchIO 2 as the first argument."""
         return kind(tensor, affine=affine) if is_second else kind(tensor=tensor, affine=affine)
 
     images = {"image": build(torchio.ScalarImage, image), "label": build(torchio.LabelMap, label)}
@@ -77,7 +77,7 @@ def to_subject(pair: Pair) -> Any:
 
 
 def import_torchio() -> Any:
-    """The module ``torchio``.
+    """Return the module ``torchio``.
 
     Raises:
         MissingExtraError: It is not installed.

@@ -85,7 +85,7 @@ class Balance:
     labels: tuple[LabelBalance, ...]
 
     def to_json(self) -> dict[str, Any]:
-        """The balance as JSON types."""
+        """Return the balance as JSON types."""
         return {"dataset": str(self.dataset), "labels": [label.to_json() for label in self.labels]}
 
     def save(self, folder: Path) -> None:
@@ -117,7 +117,7 @@ def balance_cohort(
     needs_weights: bool = True,
     report: Report = report_nothing,
 ) -> tuple[CohortRequest, Balance | None]:
-    """The configuration with the requests that balance a dataset, and the balance; as it is where none is named.
+    """Return the configuration with the requests that balance a dataset, and the balance; as it is where none is named.
 
     Args:
         request: Its requests name the lesions.
@@ -156,7 +156,7 @@ def balance_insertion(
     *,
     report: Report = report_nothing,
 ) -> tuple[InsertConfig, Balance | None]:
-    """The same of lesions that are inserted.
+    """Return the configuration with requests that balance a dataset, for lesions that are inserted.
 
     Rules that name the lesions say what the dataset calls them; CTs that have no labels have no use for them.
 
@@ -204,7 +204,7 @@ def find_balance(
     least_ml: float = 0.0,
     report: Report = report_nothing,
 ) -> Balance:
-    """What a dataset has of the lesions that are asked for, and what a cohort adds.
+    """Return what a dataset has of the lesions that are asked for, and what a cohort adds.
 
     Args:
         labels: Label requests.
@@ -263,7 +263,7 @@ def read_balance(
     max_lesions: int | None,
     picture: str | Path | None,
 ) -> BalanceOptions:
-    """What Python asked for.
+    """Return the resolved request of a Python call.
 
     Raises:
         RequestError: An option has no use without a dataset, or no meaning.

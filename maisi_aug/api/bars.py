@@ -146,7 +146,7 @@ def show_loading(*, is_quiet: bool = False) -> Iterator[None]:
 
 
 def add_phase(bars: Progress, name: str) -> Report:
-    """A further bar for work whose total is told with its first report; in a log, a line now and then."""
+    """Return a further bar for work whose total is told with its first report; in a log, a line now and then."""
     task = bars.add_task(name, total=None)
     log = _Log(bars)
 
@@ -158,7 +158,7 @@ def add_phase(bars: Progress, name: str) -> Report:
 
 
 def add_training(bars: Progress, name: str, num_steps: int) -> ReportStep:
-    """A further bar for the steps of a training, which names the loss; in a log, a line now and then."""
+    """Return a further bar for the steps of a training, which names the loss; in a log, a line now and then."""
     task = bars.add_task(name, total=num_steps)
     log = _Log(bars)
 

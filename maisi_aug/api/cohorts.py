@@ -74,7 +74,7 @@ class CohortStatus:
         return max((60 * left / pace for left, pace in paces), default=None)
 
     def to_json(self) -> dict[str, Any]:
-        """The status as JSON types."""
+        """Return the status as JSON types."""
         num_attempts, num_settled = len(self.manifest.records), len(self.manifest.settled_indices)
         return {
             "folder": str(self.folder),
@@ -91,7 +91,7 @@ class CohortStatus:
 
 
 def cohort_status(folder: str | Path) -> CohortStatus:
-    """How far a cohort is, whoever is making it; nothing is changed.
+    """Return how far a cohort is, whoever is making it; nothing is changed.
 
     >>> import maisi_aug as ma
     >>> status = ma.cohort_status("cohort")
@@ -145,7 +145,7 @@ class Verification:
         return not self.lost and len(self.status.manifest.settled_indices) >= self.status.num_cases
 
     def to_json(self) -> dict[str, Any]:
-        """The verification as JSON types."""
+        """Return the verification as JSON types."""
         lost = [
             {"case_id": case.record.case_id, "missing": list(case.missing), "altered": list(case.altered)}
             for case in self.lost

@@ -46,7 +46,7 @@ class _Forward(RunListener):
 
 
 def listen_to_run(progress: Progress) -> AbstractContextManager[RunListener]:
-    """What a run that Python began tells its progress to. Warnings stay warnings."""
+    """Return what a run that Python began tells its progress to. Warnings stay warnings."""
     if isinstance(progress, RunListener):
         return nullcontext(progress)
     if not isinstance(progress, bool):
@@ -57,7 +57,7 @@ def listen_to_run(progress: Progress) -> AbstractContextManager[RunListener]:
 
 
 def listen_to_stages(progress: Progress) -> AbstractContextManager[ReportStage]:
-    """The same of work that is counted by stages."""
+    """Return a further bar for work that is counted by stages."""
     if isinstance(progress, RunListener):
         return nullcontext(report_nothing)
     if not isinstance(progress, bool):
@@ -102,20 +102,20 @@ class TrainingDisplay:
         console.print(sentence, markup=False, highlight=False, soft_wrap=True)
 
     def count_stages(self) -> AbstractContextManager[ReportStage]:
-        """Of work that comes before the training."""
+        """Return a report for work that comes before the training."""
         if self._report is not None:
             return nullcontext(self._report)
         return count_stages(is_quiet=not self._is_shown, tells_warnings=self._is_shown and self._tells_warnings)
 
     def add_phase(self, name: str) -> Report:
-        """A further bar, for work whose total is told with its first report."""
+        """Return a further bar, for work whose total is told with its first report."""
         if self._report is not None:
             return partial(self._report, name)
         assert self._bars is not None
         return add_phase(self._bars, name)
 
     def add_training(self, name: str, num_steps: int) -> ReportStep:
-        """A further bar, for the steps of the training."""
+        """Return a further bar, for the steps of the training."""
         if (report := self._report) is not None:
             return lambda step, figures: report(name, step, num_steps)
         assert self._bars is not None
@@ -123,7 +123,7 @@ class TrainingDisplay:
 
 
 def show_training(progress: Progress) -> TrainingDisplay:
-    """What a training that Python began is shown on. Warnings stay warnings."""
+    """Return what a training that Python began is shown on. Warnings stay warnings."""
     if isinstance(progress, bool):
         return TrainingDisplay(is_shown=progress and _is_watched(), tells_warnings=False)
     report = report_nothing if isinstance(progress, RunListener) else progress

@@ -96,7 +96,7 @@ class Where:
         return cls(device, names, shard, options)
 
     def open_engine(self) -> Engine:
-        """What runs the workers."""
+        """Return what runs the workers."""
         if self.options.engine == "ray":
             from maisi_aug.integrations.ray.engine import RayEngine
 
@@ -114,7 +114,7 @@ class Where:
 def read_engine(
     engine: str, address: str | None, num_workers: int | None, gpus_per_worker: float | None
 ) -> EngineOptions:
-    """What Python asked for.
+    """Return the resolved request of a Python call.
 
     Raises:
         RequestError: Something does not fit.

@@ -147,7 +147,7 @@ def finetune(
 def open_data(
     request: FinetuneRequest, base: Bundle, out: Path, *, is_main: bool = True, display: TrainingDisplay | None = None
 ) -> PreparedStore:
-    """The cases to train on.
+    """Return the cases to train on.
 
     An nnU-Net dataset, by folder, name or number, and a folder of images and label maps are prepared into
     ``OUT/prepared`` as by ``maisi-aug prepare`` with its defaults; cases that are there already are kept. Labels in the

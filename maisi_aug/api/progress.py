@@ -237,7 +237,7 @@ def _clock(seconds: float) -> str:
 
 
 def follow_run(*, is_quiet: bool, as_lines: bool) -> AbstractContextManager[RunListener]:
-    """What a command tells of a run: a bar or a line per case, JSON lines, or nothing."""
+    """Return what a command tells of a run: a bar or a line per case, JSON lines, or nothing."""
     return nullcontext(ProgressLines()) if as_lines else CohortProgress(is_quiet=is_quiet)
 
 

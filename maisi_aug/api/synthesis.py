@@ -128,7 +128,7 @@ def plan(
     progress: Progress = True,
     **fields: Any,
 ) -> CohortPlan:
-    """The cases that :func:`synthesize` would make of the same arguments, and nothing made; ``maisi-aug plan``.
+    """Return the cases that :func:`synthesize` would make of the same arguments, and nothing made; ``maisi-aug plan``.
 
     The mask bank is opened, and the hardest label map of every kind is tried, so that a lesion without room is found
     here. No weights are needed.
@@ -169,7 +169,7 @@ def plan(
 def read_request(
     labels: str | Sequence[str], recipe: str | Path | None, fields: Mapping[str, Any], *, source: str
 ) -> CohortRequest:
-    """What Python asked for.
+    """Return the resolved request of a Python call.
 
     Raises:
         RecipeError: Listing every problem with its place.

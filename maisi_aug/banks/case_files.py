@@ -133,7 +133,7 @@ class Pair:
 
 
 def list_volumes(folder: Path) -> list[Path]:
-    """The readable files of a folder that are no DICOM; hidden ones, such as macOS' ``._x``, are none."""
+    """Return the readable files of a folder that are no DICOM; hidden ones, such as macOS' ``._x``, are none."""
     return sorted(
         path
         for path in folder.iterdir()
@@ -142,12 +142,12 @@ def list_volumes(folder: Path) -> list[Path]:
 
 
 def list_folders(folder: Path) -> list[Path]:
-    """The folders in a folder, hidden ones left out."""
+    """Return the folders in a folder, hidden ones left out."""
     return sorted(child for child in folder.iterdir() if child.is_dir() and not child.name.startswith("."))
 
 
 def find_folders(folder: Path, names: Sequence[str]) -> list[Path]:
-    """Those of some folders that are there, in the order of the names; capitals and small letters are alike."""
+    """Return those of some folders that are there, in the order of the names; capitals and small letters are alike."""
     ranks = {name.lower(): rank for rank, name in reversed(list(enumerate(names)))}
     found = [child for child in list_folders(folder) if child.name.lower() in ranks]
     return sorted(found, key=lambda child: ranks[child.name.lower()])
@@ -159,7 +159,7 @@ def list_images(folder: Path) -> list[Path]:
 
 
 def find_case_series(folder: Path) -> Path | None:
-    """The DICOM image of a folder that belongs to one case, in it or anywhere below.
+    """Return the DICOM image of a folder that belongs to one case, in it or anywhere below.
 
     Returns:
         The only one in it; the folder itself, where it holds several, of which only reading tells; None without any.
@@ -169,7 +169,7 @@ def find_case_series(folder: Path) -> Path | None:
 
 
 def list_labels(folder: Path, *, is_case: bool = False) -> list[Path]:
-    """Files that may be label maps, DICOM segmentations and structure sets among them.
+    """Return files that may be label maps, DICOM segmentations and structure sets among them.
 
     Args:
         folder: The folder.
@@ -180,7 +180,7 @@ def list_labels(folder: Path, *, is_case: bool = False) -> list[Path]:
 
 
 def stem_of(path: Path) -> str:
-    """File name without the format's suffix, ``.nii.gz`` included."""
+    """Return the file name without the format's suffix, ``.nii.gz`` included."""
     lower = path.name.lower()
     for suffix in sorted(READABLE_SUFFIXES, key=len, reverse=True):
         if lower.endswith(suffix):
@@ -204,13 +204,13 @@ def is_image_name(path: Path) -> bool:
 
 
 def label_word(path: Path) -> str:
-    """The word that tells a label map, such as ``oar``; empty without one."""
+    """Return the word that tells a label map, such as ``oar``; empty without one."""
     name = read_file_name(stem_of(path))
     return name.word if name.role == "label" else ""
 
 
 def case_of(path: Path, base: str | None = None, *, role: Role | None = None) -> str:
-    """The case that a file belongs to: its name, or its folder's where the name says no more than what it holds.
+    """Return the case that a file belongs to: its name, or its folder's where the name says no more than what it holds.
 
     Args:
         path: The file, or a folder with a DICOM series.
@@ -358,7 +358,7 @@ def pair_by_name(labels: Iterable[Path], images: Mapping[Path, str], *, is_one_f
 
 
 def pair_in_case(labels: Iterable[Path], images: Mapping[Path, str]) -> list[Pair]:
-    """The pairs of one case's files: by name, and with the only image where the names tell nothing.
+    """Return the pairs of one case's files: by name, and with the only image where the names tell nothing.
 
     Args:
         labels: Its label maps.

@@ -101,7 +101,7 @@ def _share(values: NDArray[Any], low: float, high: float) -> float:
 def place_labels(
     labels: Volume, image: Grid, *, subject: str, on: Literal["the image's grid", "its own grid"] = "the image's grid"
 ) -> Volume:
-    """A label map where its image is; a warning says so where it had to be put there.
+    """Return a label map where its image is; a warning says so where it had to be put there.
 
     Args:
         labels: ``(I, J, K)`` labels.
@@ -135,7 +135,7 @@ def place_labels(
 
 
 def load_labels_in_place(entry: BankEntry) -> Volume:
-    """The label map of a bank in its own ids, known to lie where its CT does, if there is one.
+    """Return the label map of a bank in its own ids, known to lie where its CT does, if there is one.
 
     Raises:
         VolumeError: It cannot be read, or lies elsewhere.
@@ -147,7 +147,7 @@ def load_labels_in_place(entry: BankEntry) -> Volume:
 
 
 def require_place(labels: Volume, image: Path | None, *, subject: str) -> Volume:
-    """The label map itself, once it is known that it shows a part of its CT, of which the header is read.
+    """Return the label map itself, once it is known that it shows a part of its CT, of which the header is read.
 
     Args:
         labels: ``(I, J, K)`` labels.
@@ -172,7 +172,7 @@ def is_same_place(grid: Grid, other: Grid) -> bool:
 
 
 def spell_place(grid: Grid) -> str:
-    """A grid and where its first voxel lies, in a few words."""
+    """Return a grid and where its first voxel lies, in a few words."""
     origin = ", ".join(f"{side:.1f}" for side in grid.affine[:3, 3])
     return f"{spell_grid(grid.shape, [round(side, 3) for side in grid.spacing_mm], with_extent=False)} from ({origin})"
 

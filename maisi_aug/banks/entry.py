@@ -41,7 +41,7 @@ class ArchiveMember:
     max_bytes: int
 
     def read(self) -> bytes:
-        """The content, held in memory: nothing is written anywhere.
+        """Return the content, held in memory: nothing is written anywhere.
 
         Raises:
             VolumeError: The archive or the member is missing, damaged or encrypted, or the member is too large.
@@ -58,7 +58,7 @@ class ArchiveMember:
         return content
 
     def too_large(self) -> VolumeError:
-        """The error for a member that its voxels do not explain."""
+        """Return the error for a member that its voxels do not explain."""
         return VolumeError(
             f"{self.name}: larger than the {self.max_bytes / 1000000.0:.0f} MB that the archive's list states. "
             "Download the archive again."
@@ -154,7 +154,7 @@ class BankListing:
         ]
 
     def choose(self, order: Sequence[int], needs: Needs) -> list[int]:
-        """Those of some maps that may serve, the near ones first, else in the order given.
+        """Return those of some maps that may serve, the near ones first, else in the order given.
 
         Where tumours are removed anyway, maps without any go first, if there are enough of them for variety. Nothing is
         sorted or left out where a bank tells nothing of its maps.

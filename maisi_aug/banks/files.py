@@ -85,7 +85,7 @@ class BankFiles:
 
 
 def find_entries(path: Path, is_organ_name: IsOrganName) -> tuple[list[BankEntry], list[tuple[str, str]]]:
-    """The label maps of a bank, and those that cannot be used, as :func:`list_bank` has them."""
+    """Return the label maps of a bank, and those that cannot be used, as :func:`list_bank` has them."""
     found = list_bank(path, is_organ_name)
     return found.entries, found.faults
 
@@ -153,7 +153,7 @@ LabelRegions = Mapping[str, tuple[int, ...]]
 
 
 def load_label_names(path: Path) -> dict[str, Mapping[int, str]]:
-    """The names of :func:`load_labels`."""
+    """Return the names of :func:`load_labels`."""
     return load_labels(path)[0]
 
 
@@ -183,7 +183,7 @@ def load_labels(path: Path) -> tuple[dict[str, Mapping[int, str]], LabelRegions]
 
 
 def to_label_names(table: Mapping[str, Any], path: Path) -> dict[int, str]:
-    """A table of ids and names as id -> name.
+    """Return a table of ids and names as id -> name.
 
     An id of nnU-Net's regions, which join several ids, is called as the smallest region that holds it; of a region of
     lesions of which a part has a name of its own, the rest is called so: "masses except tumor" may be cysts.

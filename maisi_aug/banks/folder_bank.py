@@ -168,15 +168,15 @@ class FolderBank:
         return [*self._missing, *((self._entries[index].name, self._bad[index]) for index in sorted(self._bad))]
 
     def fault_of(self, index: int) -> str:
-        """Why a map cannot be used; empty where nothing is known against it."""
+        """Return why a map cannot be used; empty where nothing is known against it."""
         return self._bad.get(index, "")
 
     def image_path_of(self, index: int) -> Path | None:
-        """The CT beside a map, if there is one."""
+        """Return the CT beside a map, if there is one."""
         return self._entries[index].image_path
 
     def order(self, seed: int, needs: Needs) -> list[int]:
-        """The entries that may serve, as far as is known before they are read, in the random order of a seed.
+        """Return the entries that may serve, as far as is known before they are read, in the random order of a seed.
 
         Of maps whose field of view a list tells, the closest ones come first.
         """
@@ -235,7 +235,7 @@ class FolderBank:
         return self._hashes[key]
 
     def ids_of(self, index: int) -> frozenset[int] | None:
-        """The ids of a map, read once; None if it cannot be used."""
+        """Return the ids of a map, read once; None if it cannot be used."""
         listed = self._listing.ids[index]
         if listed is not None and index not in self._ids and index not in self._bad:
             return listed
@@ -244,13 +244,13 @@ class FolderBank:
         return self._ids.get(index) if index not in self._bad else None
 
     def grid_of(self, index: int) -> Grid | None:
-        """The grid of a map, read once; None if it cannot be used."""
+        """Return the grid of a map, read once; None if it cannot be used."""
         if index not in self._grids and index not in self._bad:
             self._try(index, lambda: self._read_labels(index))
         return self._grids.get(index) if index not in self._bad else None
 
     def lesions_of(self, index: int, label_id: int) -> list[BankLesion]:
-        """The lesions of one id in a map, measured once."""
+        """Return the lesions of one id in a map, measured once."""
         key = (index, label_id)
         if key not in self._lesions:
             bank_map = self.load(index)

@@ -64,7 +64,7 @@ class Translation:
         return translated
 
     def find_unlisted(self, present: NDArray[np.int_]) -> tuple[str, ...]:
-        """Ids that occur in a map and that nothing names."""
+        """Return ids that occur in a map and that nothing names."""
         return tuple(f"id {label_id}" for label_id in present if label_id and label_id not in self.ids)
 
 
@@ -110,7 +110,7 @@ def build_translation(
     has_vocabulary_ids: bool,
     subject: str,
 ) -> Translation | None:
-    """The translation of one bank.
+    """Return the translation of one bank.
 
     Args:
         mapping: ``auto``, ``maisi``, ``totalsegmentator-v1``, ``-v2`` or ``-v3``, or source ids or names -> vocabulary
@@ -138,7 +138,7 @@ def build_translation(
 
 
 def translate_own_names(names: Mapping[int, str], vocabulary: Vocabulary, *, subject: str) -> Translation | None:
-    """What the ids of a map mean by the names in its own header; None without any.
+    """Return what the ids of a map mean by the names in its own header; None without any.
 
     Raises:
         VolumeError: None of the names is the vocabulary's; other maps of the bank may still be plain.

@@ -106,7 +106,7 @@ class BankMap:
         return {label_id: box for label_id, box in enumerate(found, start=1) if box is not None}
 
     def find_lesions(self, label_id: int) -> list[BankLesion]:
-        """Connected lesions of an id."""
+        """Return connected lesions of an id."""
         if label_id not in self.boxes:
             return []
         outer = self.boxes[label_id]
@@ -119,7 +119,7 @@ class BankMap:
         return lesions
 
     def mask_of(self, lesions: Sequence[BankLesion]) -> Mask:
-        """The voxels of some of its lesions."""
+        """Return the voxels of some of its lesions."""
         mask = np.zeros(self.label_map.shape, dtype=bool)
         for lesion in lesions:
             outer = self.boxes[lesion.label_id]
@@ -162,7 +162,7 @@ def cut_map(
 
 
 def load_entry(entry: BankEntry, translation: Translation | None, vocabulary: Vocabulary) -> Volume:
-    """The label map of an entry in its own ids; masks of single organs are numbered from 1 in their order.
+    """Return the label map of an entry in its own ids; masks of single organs are numbered from 1 in their order.
 
     Args:
         entry: What to read.
@@ -187,7 +187,7 @@ def load_entry(entry: BankEntry, translation: Translation | None, vocabulary: Vo
 
 
 def load_mask(path: Path) -> Volume:
-    """The mask of one label, as a label map of one id.
+    """Return the mask of one label, as a label map of one id.
 
     Raises:
         VolumeError: It cannot be read, or holds several ids.
@@ -252,7 +252,7 @@ def add_envelope(label_map: NDArray[np.uint8], grid: Grid, entry: BankEntry) -> 
 
 
 def load_image_on(path: Path, grid: Grid) -> NDArray[Any]:
-    """The CT that belongs to a label map, in HU on the map's grid.
+    """Return the CT that belongs to a label map, in HU on the map's grid.
 
     Raises:
         VolumeError: It cannot be read.
@@ -270,7 +270,7 @@ def is_filled_body(label_map: NDArray[np.uint8]) -> bool:
 
 
 def no_envelope(entry: BankEntry) -> VolumeError:
-    """The error for a map without a CT and without body, or with nothing but the skin or a few voxels of it."""
+    """Return the error for a map without a CT and without body, or with nothing but the skin or a few voxels of it."""
     return VolumeError(
         f"{entry.name}: needs a filled body (200), or a CT to find the body in. Put the CT next to the label map, "
         "for instance as X_ct.nii.gz and X_seg.nii.gz."
@@ -278,14 +278,14 @@ def no_envelope(entry: BankEntry) -> VolumeError:
 
 
 def hash_of(entry: BankEntry) -> str:
-    """SHA-256 of the label map's file, or of the hashes of all its masks."""
+    """Return SHA-256 of the label map's file, or of the hashes of all its masks."""
     if entry.member is not None:
         return hashlib.sha256(entry.member.read()).hexdigest()
     return _hash_all(entry.label_paths)
 
 
 def hash_of_image(entry: BankEntry) -> str | None:
-    """SHA-256 of the file of an entry's CT, or of the hashes of its slices; None without a CT."""
+    """Return SHA-256 of the file of an entry's CT, or of the hashes of its slices; None without a CT."""
     return None if entry.image_path is None else _hash_all(files_of(entry.image_path))
 
 
@@ -302,7 +302,7 @@ def choose_centre(
     *,
     shift_mm: Sequence[float] = (0.0, 0.0, 0.0),
 ) -> NDArray[np.float64]:
-    """Where the centre of a grid lies best on a label map.
+    """Return where the centre of a grid lies best on a label map.
 
     Across the body the cut is centred on the patient, as scans are; along it on what matters, and kept inside the
     patient where the scan shows enough of one.

@@ -52,7 +52,7 @@ class Database:
 
 
 def find_database(path: Path) -> Database | None:
-    """The mask database that a path means, or None where it means something else.
+    """Return the mask database that a path means, or None where it means something else.
 
     Args:
         path: The archive, the unpacked folder, the list, or the folder that holds list and maps.
@@ -74,7 +74,7 @@ def find_database(path: Path) -> Database | None:
 
 
 def list_database(database: Database) -> tuple[list[BankEntry], Skipped]:
-    """The maps of a database in the order of their names; none of them is opened.
+    """Return the maps of a database in the order of their names; none of them is opened.
 
     Returns:
         The entries, and ``(name, reason)`` of rows whose map is missing, empty, too large or not to be trusted.
@@ -265,7 +265,7 @@ def _read_rows(path: Path) -> list[Mapping[str, Any]]:
 def _read_row(row: Mapping[str, Any], subject: str) -> _Row:
     path = row.get(PATH_FIELD)
     if not isinstance(path, str) or not path:
-        raise BankError(f"{subject}: has no '{PATH_FIELD}', found {sorted(row)}. Download the list again.")
+        raise BankError(f"{subject}: '{PATH_FIELD}' is missing or not text, found {sorted(row)}. Download the list again.")
     fault = _find_path_fault(path)
     if fault is not None:
         raise BankError(

@@ -23,7 +23,7 @@ HOW_TO_COMPLETE = (
 
 
 def count_organs(bank: FolderBank, num_looks: int = NUM_LOOKS) -> tuple[int, str, tuple[int, ...]]:
-    """The most organs that one of a bank's first maps holds, the name of that map, and the ids of its organs.
+    """Return the most organs that one of a bank's first maps holds, the name of that map, and the ids of its organs.
 
     Args:
         bank: A map is read for its ids unless a list promises them.

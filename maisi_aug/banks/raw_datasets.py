@@ -37,7 +37,7 @@ class RawCase:
 
 
 def find_dataset(path: Path | str) -> Path:
-    """The place of a dataset that is called by its path, by its number or by its name.
+    """Return the place of a dataset that is called by its path, by its number or by its name.
 
     Args:
         path: A path that exists, or with the environment variable ``nnUNet_raw`` a raw dataset's number (``3``), name
@@ -126,7 +126,7 @@ class RawDataset:
         return isinstance(self.document.get("dataset"), dict)
 
     def list_cases(self) -> list[RawCase]:
-        """The training cases: those that ``dataset.json`` points at, or those in ``labelsTr``.
+        """Return the training cases: those that ``dataset.json`` points at, or those in ``labelsTr``.
 
         Raises:
             BankError: No channel is the CT, or an entry has no path of its label map.
@@ -178,7 +178,7 @@ class RawDataset:
         return self.folder / _FOLDERS[1] / f"{label.name.removesuffix(ending)}_{self.ct_channel:04d}{ending}"
 
     def find_file(self, text: str) -> Path:
-        """A file that ``dataset.json`` points at: relative to the folder, variables replaced.
+        """Return a file that ``dataset.json`` points at: relative to the folder, variables replaced.
 
         Where there is no such file, the path is as it is written, for messages: a stranger's dataset cannot make them
         show what is in a variable.
@@ -213,7 +213,7 @@ def _read_value(value: Any) -> int:
 
 
 def find_ct_channel(folder: Path) -> int:
-    """The channel that is the CT of a folder that may be a raw dataset; 0 for every other.
+    """Return the channel that is the CT of a folder that may be a raw dataset; 0 for every other.
 
     Raises:
         BankError: Its ``dataset.json`` cannot be read, or describes several channels, none of which is called CT.
@@ -222,7 +222,7 @@ def find_ct_channel(folder: Path) -> int:
 
 
 def note_never_trained(case_ids: Iterable[str]) -> str:
-    """A sentence on cases that nnU-Net leaves out of training by their names; empty without any."""
+    """Return a sentence on cases that nnU-Net leaves out of training by their names; empty without any."""
     named = sorted(case_id for case_id in case_ids if case_id.endswith(NEVER_TRAINED))
     if not named:
         return ""

@@ -148,7 +148,7 @@ class Bundle:
         return expected_contrast_sign(name) if own is None else own.contrast_sign
 
     def find_mask_bank(self) -> tuple[str, str] | None:
-        """The list of label maps that it draws from by default, and what their ids mean; None for the phantoms.
+        """Return the list of label maps that it draws from by default, and what their ids mean; None for the phantoms.
 
         Raises:
             BundleError: When it names a list that is not there.
@@ -171,7 +171,7 @@ class Bundle:
         return NETWORK_ROLES if self.spec.mask_generation is None else (*NETWORK_ROLES, *MASK_ROLES)
 
     def choose_steps(self, num_inference_steps: int | None) -> int:
-        """The number of sampling steps; the default where none is given.
+        """Return the number of sampling steps; the default where none is given.
 
         Raises:
             RecipeError: For more steps than the scheduler was trained with, and for fewer with DDPM.
@@ -264,7 +264,7 @@ class Bundle:
         )
 
     def definition(self, role: str) -> dict[str, Any]:
-        """The definition of a network.
+        """Return the definition of a network.
 
         Raises:
             BundleError: When the bundle has none.
@@ -277,7 +277,7 @@ class Bundle:
         return self.spec.networks[role]
 
     def owner_of(self, role: str) -> Bundle:
-        """The bundle whose folder holds the weights of a network: this one, its base, or the base's.
+        """Return the bundle whose folder holds the weights of a network: this one, its base, or the base's.
 
         Raises:
             BundleError: When none of them names any, or the base cannot be used.
@@ -292,7 +292,7 @@ class Bundle:
         return self.base.owner_of(role)
 
     def weight_path(self, role: str) -> Path:
-        """The weight file of a network.
+        """Return the weight file of a network.
 
         Raises:
             BundleError: When there is none, or the file is missing or leads out of its bundle's folder.
@@ -307,7 +307,7 @@ class Bundle:
         return (*self.spec.weights.values(), *([masks.size_conditions] if masks else []))
 
     def path_of(self, named: WeightFile) -> Path:
-        """Where a file that ``bundle.yaml`` names lies.
+        """Return where a file that ``bundle.yaml`` names lies.
 
         Raises:
             BundleError: When the file is missing or leads out of the folder.
@@ -345,12 +345,12 @@ class Bundle:
 
 
 def grid_factor(autoencoder: Mapping[str, Any], unet: Mapping[str, Any]) -> int:
-    """What every side of a grid must be a multiple of: the VAE's downsampling times the U-Net's."""
+    """Return what every side of a grid must be a multiple of: the VAE's downsampling times the U-Net's."""
     return latent_factor(autoencoder) * int(2 ** (len(unet["num_channels"]) - 1))
 
 
 def bind_slots(slots: Mapping[str, SlotSpec]) -> Vocabulary:
-    """MAISI's vocabulary with the given names bound to slots."""
+    """Return MAISI's vocabulary with the given names bound to slots."""
     bindings = {
         name: SlotBinding(id=slot.id, hosts=slot.hosts, is_organ=slot.kind == "organ") for name, slot in slots.items()
     }
@@ -454,7 +454,7 @@ def load_outline(name_or_path: str | Path) -> Bundle:
 
 
 def find_base(spec: BaseSpec, folder: Path, *, subject: str) -> Bundle:
-    """The bundle that a fine-tuned one refers to, by its name or by where it lay.
+    """Return the bundle that a fine-tuned one refers to, by its name or by where it lay.
 
     Args:
         spec: What the fine-tuned bundle says of it.

@@ -30,12 +30,12 @@ _IMAGES = "Images"
 
 
 def latent_factor(autoencoder: Mapping[str, Any]) -> int:
-    """How many voxels along a side make one latent voxel, by the definition of the VAE."""
+    """Return how many voxels along a side make one latent voxel, by the definition of the VAE."""
     return int(2 ** (len(autoencoder["num_channels"]) - 1))
 
 
 def kept_in(num_splits: int) -> Keep:
-    """What is kept between passes where so many parts are asked for: the less memory they leave, the less."""
+    """Return what is kept between passes where so many parts are asked for: the less memory they leave, the less."""
     return "all" if num_splits <= 16 else "most" if num_splits == 32 else "least"
 
 
@@ -110,7 +110,7 @@ class DecodeSettings:
     on_host: bool = False
 
     def to_dict(self) -> dict[str, JsonValue]:
-        """For the manifest; without what plays no part where the whole is decoded at once."""
+        """Return the settings for the manifest, without those that have no effect when the whole is decoded at once."""
         if self.window is None:
             return {"window": WHOLE, "num_splits": self.num_splits, **({"kept_on": "host"} if self.on_host else {})}
         return {

@@ -103,7 +103,7 @@ class Shortfall:
 
 
 def find_shortfalls(grid: Grid, limits: GridLimits, *, shows_head_alone: bool = False) -> list[Shortfall]:
-    """What a grid lacks to be one that the networks have seen.
+    """Return what a grid lacks to be one that the networks have seen.
 
     Args:
         grid: Shape and spacing count.
@@ -123,7 +123,7 @@ def find_shortfalls(grid: Grid, limits: GridLimits, *, shows_head_alone: bool = 
 def spell_shortfalls(
     grid: Grid, limits: GridLimits, subject: str, *, shows_head_alone: bool = False
 ) -> tuple[str, bool] | None:
-    """What :func:`find_shortfalls` finds as ``SUBJECT: expected ..., found ...``, what is refused first.
+    """Return the findings of :func:`find_shortfalls` as ``SUBJECT: expected ..., found ...``, refused ones first.
 
     Returns:
         The sentence without its stop, and whether the networks cannot work with the grid; None where nothing is found.
@@ -188,14 +188,14 @@ def _least_extent_mm(limits: GridLimits, shows_head_alone: bool) -> float:
 
 
 def spell_flags(grid: Grid) -> str:
-    """A grid as flags of the command line, and its field of view."""
+    """Return a grid as flags of the command line, and its field of view."""
     shape, spacing = ("x".join(f"{part:g}" for part in parts) for parts in (grid.shape, grid.spacing_mm))
     extent = "x".join(f"{side:.0f}" for side in grid.extent_mm)
     return f"--shape {shape} --spacing {spacing} ({extent} mm)"
 
 
 def nearest_grid(grid: Grid, limits: GridLimits, *, shows_head_alone: bool = False) -> Grid:
-    """The grid that is nearest to one that lacks something, and lacks nothing.
+    """Return the grid that is nearest to one that lacks something, and lacks nothing.
 
     Nearest means that voxels, spacing and field of view change by the least factors; that of the field of view counts
     twice.
@@ -241,7 +241,7 @@ def _clip(value: float, span: tuple[float, float]) -> float:
 
 
 def spell_limits(limits: GridLimits) -> str:
-    """The limits in a few words, for listings."""
+    """Return the limits in a few words, for listings."""
     is_alike = limits.sides[0] == limits.sides[1] and limits.spacing_mm[0] == limits.spacing_mm[1]
     axes = (("I and J", 0), ("K", 2)) if is_alike else (("I", 0), ("J", 1), ("K", 2))
     parts = [
@@ -252,7 +252,7 @@ def spell_limits(limits: GridLimits) -> str:
 
 
 def join_words(words: Sequence[str]) -> str:
-    """``a, b and c``."""
+    """Return ``a, b and c``."""
     *most, last = words
     return f"{', '.join(most)} and {last}" if most else last
 

@@ -85,13 +85,13 @@ class KnownBundle:
 
 @cache
 def known_bundles() -> Mapping[str, KnownBundle]:
-    """All bundles that can be fetched, by name."""
+    """Return all bundles that can be fetched, by name."""
     rows = yaml.safe_load(KNOWN_BUNDLES_FILE.read_text(encoding="utf-8"))
     return {name: KnownBundle(**{**row, "masks": KnownMasks(**row["masks"])}) for name, row in rows.items()}
 
 
 def find_known_bundle(name: str) -> KnownBundle:
-    """The bundle of a name.
+    """Return the bundle of a name.
 
     Raises:
         BundleError: Offering the closest names.

@@ -16,7 +16,7 @@ FIELD_TOLERANCE = 1.02
 
 
 def require_masks(bundle: Bundle) -> MaskGenerationSpec:
-    """How a bundle generates label maps.
+    """Return the settings with which a bundle generates label maps.
 
     Raises:
         BundleError: When it has no mask networks; naming the command that fetches some.
@@ -32,7 +32,7 @@ def require_masks(bundle: Bundle) -> MaskGenerationSpec:
 
 
 def choose_mask_steps(bundle: Bundle, num_inference_steps: int | None) -> int:
-    """The number of sampling steps for a label map; the bundle's default where none is given.
+    """Return the number of sampling steps for a label map; the bundle's default where none is given.
 
     Raises:
         BundleError: When the bundle has no mask networks.
@@ -50,7 +50,7 @@ def choose_mask_steps(bundle: Bundle, num_inference_steps: int | None) -> int:
 
 
 def generated_grid(bundle: Bundle) -> Grid:
-    """Grid of the label maps that a bundle generates.
+    """Return the grid of the label maps that a bundle generates.
 
     Raises:
         BundleError: When it has no mask networks.
@@ -78,7 +78,7 @@ def require_inside(bundle: Bundle, grid: Grid) -> None:
 
 
 def fingerprint_of_masks(bundle: Bundle) -> str:
-    """SHA-256 over what a bundle says of its mask networks, the hashes of their files among it.
+    """Return SHA-256 over what a bundle says of its mask networks, the hashes of their files among it.
 
     Raises:
         BundleError: When it has none.

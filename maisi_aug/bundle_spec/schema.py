@@ -19,12 +19,12 @@ MASK_PROVENANCE = "masks"
 
 
 def dump_bundle(content: Mapping[str, Any]) -> str:
-    """The text of a ``bundle.yaml``."""
+    """Return the text of a ``bundle.yaml``."""
     return yaml.safe_dump(dict(content), sort_keys=False, allow_unicode=True, width=100)
 
 
 def without_masks(content: Mapping[str, Any]) -> dict[str, Any]:
-    """What a ``bundle.yaml`` said before mask networks were added."""
+    """Return what a ``bundle.yaml`` said before mask networks were added."""
 
     def drop(section: Mapping[str, Any], *keys: str) -> dict[str, Any]:
         return {key: value for key, value in section.items() if key not in keys}

@@ -55,7 +55,7 @@ class SizeBins:
         return (f"under {low:g} mm", *inner, f"{high:g} mm and more")
 
     def place_of(self, volume: float) -> int:
-        """The bin of a volume in mL, counted from the open one below the first edge."""
+        """Return the bin of a volume in mL, counted from the open one below the first edge."""
         wide = diameter_mm(volume) + _SAME_MM  # a sphere of an edge belongs above it, whatever its volume rounds to
         return sum(edge <= wide for edge in self.edges_mm)
 
@@ -199,7 +199,7 @@ class LabelBalance:
         return (low, high) if high > low + _SAME_MM else None
 
     def range_mm(self, place: int) -> tuple[float, float]:
-        """Diameters that are planned in an open bin."""
+        """Return diameters that are planned in an open bin."""
         part = self._part_mm(place)
         assert part is not None
         return part
@@ -214,7 +214,7 @@ class LabelBalance:
         return result
 
     def evenness(self, *, planned: bool) -> float:
-        """How even the open cells are, 1 when all are equally full, 0 when one holds all: Pielou's J (1966)."""
+        """Return how even the open cells are, 1 when all are equally full, 0 when one holds all: Pielou's J (1966)."""
         rows = _add(self.real_lesions, self.planned_lesions) if planned else self.real_lesions
         counts = [row[place] for row in rows for place in self.open_bins]
         total = sum(counts)
@@ -224,7 +224,7 @@ class LabelBalance:
         return -sum(share * math.log(share) for share in shares) / math.log(len(counts)) + 0.0
 
     def to_json(self) -> dict[str, Any]:
-        """The balance as JSON types."""
+        """Return the balance as JSON types."""
         after = _add(self.real_lesions, self.planned_lesions)
         return {
             "label": self.target.label,
@@ -354,7 +354,7 @@ def _choose_bins(balance: LabelBalance, row: int, planned: Sequence[int]) -> lis
 
 
 def to_requests(balances: Sequence[LabelBalance]) -> tuple[str, ...]:
-    """The planned cases as label requests: the same cohort can be made from them without the dataset."""
+    """Return the planned cases as label requests: the same cohort can be made from them without the dataset."""
     total = sum(balance.num_planned for balance in balances)
     return tuple(
         f"{_spell_case(balance, places)}@{count}/{total}"

@@ -57,7 +57,7 @@ class CohortFolder:
     path: Path
 
     def file_of(self, role: str, case_id: str) -> Path:
-        """Where a file of a case goes.
+        """Return where a file of a case goes.
 
         Args:
             role: "image", "label", "anatomy" or "preview".
@@ -67,20 +67,20 @@ class CohortFolder:
         return self.path / folder / (case_id + (".png" if role == "preview" else ".nii.gz"))
 
     def rejected_preview(self, case_id: str, attempt: int) -> Path:
-        """Where the picture of a failed attempt goes."""
+        """Return where the picture of a failed attempt goes."""
         return self.path / "previews" / "rejected" / f"{case_id}_a{attempt}.png"
 
     def rejected_file_of(self, role: str, case_id: str, attempt: int) -> Path:
-        """Where a volume of a rejected case goes that the user wants to keep; apart from those to train on."""
+        """Return where a volume of a rejected case goes that the user wants to keep; apart from those to train on."""
         return self.path / REJECTED_FOLDER / self.file_of(role, f"{case_id}_a{attempt}").relative_to(self.path)
 
     def relative(self, path: Path) -> str:
-        """A path as the manifest has it."""
+        """Return a path as the manifest has it."""
         return path.relative_to(self.path).as_posix()
 
 
 def read_cohort_document(folder: Path) -> dict[str, Any] | None:
-    """The content of ``cohort.yaml``, or ``None`` where the folder is empty or absent.
+    """Return the content of ``cohort.yaml``, or ``None`` where the folder is empty or absent.
 
     Raises:
         CohortError: When the folder holds something that is no cohort, or ``cohort.yaml`` is damaged.
@@ -138,13 +138,13 @@ class BegunCohort:
         return cls(path, document, any(manifest.stat().st_size > 0 for manifest in list_manifests(path)), stamp)
 
     def read_again(self, path: Path) -> dict[str, Any] | None:
-        """The content of a folder's ``cohort.yaml``, which is read only if it is not what was read before."""
+        """Return the content of a folder's ``cohort.yaml``, which is read only if it is not what was read before."""
         if self.path == path and self.document and self.stamp == _stamp_of(path):
             return dict(self.document)
         return read_cohort_document(path)
 
     def steps_to(self, num_cases: int | None, asked: Sequence[int]) -> tuple[int, ...]:
-        """Numbers of cases that the cohort had before it grew, one more where more cases are asked for.
+        """Return numbers of cases that the cohort had before it grew, one more where more cases are asked for.
 
         Args:
             num_cases: That are asked for; fewer than there are is left for the comparison to refuse.
@@ -214,7 +214,7 @@ def find_cohort(
     *,
     is_shared: Callable[[], bool] = lambda: False,
 ) -> dict[str, Any] | None:
-    """The content of ``cohort.yaml`` where a run can go on with a cohort; ``None`` where it begins one.
+    """Return the content of ``cohort.yaml`` where a run can go on with a cohort; ``None`` where it begins one.
 
     Args:
         path: Folder of the cohort; nothing in it is changed.
@@ -268,7 +268,7 @@ class LostCase(NamedTuple):
 
 
 def find_lost(folder: Path, manifest: Manifest, *, verify: bool = False) -> list[LostCase]:
-    """Accepted cases with files that are gone, or altered; in the order of the plan.
+    """Return accepted cases with files that are gone, or altered; in the order of the plan.
 
     Args:
         folder: Of the cohort.

@@ -54,7 +54,7 @@ class SizeRange:
     distribution: SizeDistribution | None = None
 
     def at(self, u: float) -> float:
-        """The volume in mL at a place ``u`` in [0, 1] of the range.
+        """Return the volume in mL at a place ``u`` in [0, 1] of the range.
 
         A range of percentiles is walked evenly in percentiles, so that a uniform ``u`` draws as patients are
         distributed; a range of mm or mL evenly in the logarithm of the volume, so that small sizes are not rare.
@@ -168,12 +168,12 @@ def parse_requests(
 
 
 def label_names(texts: Sequence[str]) -> list[str]:
-    """The names in label requests, not yet looked up: the percentiles beside them may have no meaning so far."""
+    """Return the names in label requests, not yet looked up: the percentiles beside them may have no meaning so far."""
     return [name for text in texts for name, _ in WrittenRequest.read(text).parts]
 
 
 def find_problems(texts: Sequence[str], vocabulary: Vocabulary) -> list[str]:
-    """What is wrong with each request by itself, its place first; whether shares add up is not looked at."""
+    """Return what is wrong with each request by itself, its place first; whether shares add up is not looked at."""
     problems = []
     for place, text in enumerate(texts):
         try:
@@ -184,7 +184,7 @@ def find_problems(texts: Sequence[str], vocabulary: Vocabulary) -> list[str]:
 
 
 def allot_cases(requests: Sequence[CaseRequest], num_cases: int) -> list[int]:
-    """How many cases each request gets: by share, rounded by largest remainder, and never none.
+    """Return how many cases each request gets: by share, rounded by largest remainder, and never none.
 
     Raises:
         RequestError: If there are fewer cases than requests.
@@ -208,7 +208,7 @@ def allot_cases(requests: Sequence[CaseRequest], num_cases: int) -> list[int]:
 
 
 def allot_more(requests: Sequence[CaseRequest], counts: Sequence[int], num_cases: int) -> list[int]:
-    """How many further cases each request gets when a cohort grows: each next one goes to the furthest behind.
+    """Return how many further cases each request gets when a cohort grows: each next one goes to the furthest behind.
 
     Args:
         requests: As for :func:`allot_cases`.

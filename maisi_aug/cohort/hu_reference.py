@@ -26,7 +26,7 @@ MIN_SIGMA_HU = 5.0
 def load_hu_reference(
     path: Path, vocabulary: Vocabulary, *, grid: Grid, report: Report | None = None
 ) -> tuple[HuRange, ...]:
-    """Ranges of the medians of labels.
+    """Return ranges of the medians of labels.
 
     Args:
         path: A folder, data list or dataset of CTs with label maps, read as mask banks are, or a JSON file such as
@@ -46,7 +46,7 @@ def load_hu_reference(
 
 
 def ranges_to_json(ranges: Sequence[HuRange]) -> list[dict[str, Any]]:
-    """Ranges as plain values, such as ``cohort.yaml`` keeps and :func:`ranges_from_json` reads."""
+    """Return ranges as plain values, such as ``cohort.yaml`` keeps and :func:`ranges_from_json` reads."""
     return [
         {
             "name": row.name,
@@ -60,7 +60,7 @@ def ranges_to_json(ranges: Sequence[HuRange]) -> list[dict[str, Any]]:
 
 
 def ranges_from_json(rows: Sequence[Mapping[str, Any]]) -> tuple[HuRange, ...]:
-    """What :func:`ranges_to_json` wrote."""
+    """Return what :func:`ranges_to_json` wrote."""
     return tuple(HuRange(**{**row, "label_ids": tuple(row["label_ids"])}) for row in rows)
 
 

@@ -120,7 +120,7 @@ class AttemptRecord:
         return frozenset(lesion.label_id for lesion in self.lesions) | frozenset(self.required_ids)
 
     def keep_figures(self, gates: Collection[str]) -> AttemptRecord:
-        """The record without the figures of other gates, which are most of it."""
+        """Return the record without the figures of other gates, which are most of it."""
         verdicts = (
             verdict if verdict.gate in gates else VerdictRecord(verdict.gate, verdict.passed, {}, verdict.message)
             for verdict in self.verdicts
@@ -128,7 +128,7 @@ class AttemptRecord:
         return replace(self, verdicts=tuple(verdicts))
 
     def to_json(self) -> str:
-        """The record as one line, without the line break."""
+        """Return the record as one line, without the line break."""
         return _RECORD.dump_json(self).decode()
 
     @classmethod
@@ -177,7 +177,7 @@ class Manifest:
         return {record.case_index: record for record in self.records}
 
     def reopen(self, max_attempts: int) -> Manifest:
-        """The same attempts, but cases that were rejected under a smaller budget wait for another one."""
+        """Return the same attempts, but cases that were rejected under a smaller budget wait for another one."""
         return Manifest(
             tuple(
                 replace(record, status="retried")
@@ -188,16 +188,16 @@ class Manifest:
         )
 
     def without(self, records: Collection[AttemptRecord]) -> Manifest:
-        """As if attempts had never been made: their cases are open again."""
+        """Return the manifest without some attempts, so that their cases are open again."""
         keys = {(record.case_index, record.attempt) for record in records}
         return Manifest(tuple(record for record in self.records if (record.case_index, record.attempt) not in keys))
 
     def among(self, indices: Collection[int]) -> Manifest:
-        """The attempts at some cases, as a shard has them."""
+        """Return the attempts at some cases, as a shard has them."""
         return Manifest(tuple(record for record in self.records if record.case_index in indices))
 
     def next_attempt(self, case_index: int) -> int:
-        """The first attempt of a case that has not been recorded."""
+        """Return the first attempt of a case that has not been recorded."""
         last = self._last.get(case_index)
         return 0 if last is None else last.attempt + 1
 
@@ -208,17 +208,17 @@ class Manifest:
 
 
 def lease_of(manifest: Path) -> Path:
-    """Where the lease of a manifest lies."""
+    """Return where the lease of a manifest lies."""
     return manifest.with_name(f".{manifest.name}.lease")
 
 
 def scratch_of(manifest: Path) -> Path:
-    """The hidden folder of what has no line in a manifest yet."""
+    """Return the hidden folder of what has no line in a manifest yet."""
     return manifest.with_name(f".{manifest.name}.work")
 
 
 def find_holder(manifest: Path) -> Holder | None:
-    """Who is writing a manifest, on this machine or another; None where nobody is."""
+    """Return who is writing a manifest, on this machine or another; None where nobody is."""
     lease = lease_of(manifest)
     if not manifest.is_file() or not is_fresh(lease):
         return None
@@ -273,7 +273,7 @@ def read_manifest(path: Path, *, gates: Collection[str] | None = None) -> Manife
 
 
 def join_manifests(paths: Sequence[Path], parts: Sequence[Manifest]) -> Manifest:
-    """What several manifests say together.
+    """Return what several manifests say together.
 
     Raises:
         CohortError: Two tell of the same attempt, and of different bytes.
@@ -323,7 +323,7 @@ class ManifestReader:
         self._names = _NamesOfCases(self._path)
 
     def read_on(self) -> list[AttemptRecord]:
-        """The records of the lines that are whole by now and were not read yet.
+        """Return the records of the lines that are whole by now and were not read yet.
 
         Reading begins anew where the file is another one or has become shorter.
 

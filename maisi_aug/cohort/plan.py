@@ -62,7 +62,7 @@ class CasePlan:
         return "+".join([*lesions, *organs]) or self.request
 
     def needed_ids(self, vocabulary: Vocabulary) -> set[int]:
-        """Organs without which it cannot be made: those that are asked for, and the only hosts of lesions."""
+        """Return organs without which it cannot be made: those that are asked for, and the only hosts of lesions."""
         hosts = [vocabulary.hosts_of(lesion.label_id) for lesion in self.lesions]
         return {*self.required_ids, *(only for only, *others in hosts if not others)}
 
@@ -79,7 +79,7 @@ class CasePlan:
         return True
 
     def to_json(self) -> dict[str, Any]:
-        """The case as JSON types."""
+        """Return the case as JSON types."""
         return {
             "case_id": self.case_id,
             "index": self.index,
@@ -110,7 +110,7 @@ class CohortPlan:
         return {lesion.label: lesion.size_source for lesion in lesions if lesion.size_source is not None}
 
     def with_lesions_of(self, asked: CohortPlan) -> CohortPlan:
-        """Given maps with the lesions of another plan of as many cases, to be planted in them."""
+        """Return given maps with the lesions of another plan of as many cases, to be planted in them."""
         cases = (
             replace(case, request=other.request, lesions=other.lesions, required_ids=other.required_ids)
             for case, other in zip(self.cases, asked.cases, strict=True)
@@ -119,11 +119,11 @@ class CohortPlan:
         return CohortPlan(tuple(cases), kept)
 
     def to_json(self) -> dict[str, Any]:
-        """The plan as JSON types."""
+        """Return the plan as JSON types."""
         return {"cases": tuple(case.to_json() for case in self.cases), "requested_ids": self.requested_ids}
 
     def keep_anatomy(self, names: Sequence[str], vocabulary: Vocabulary) -> CohortPlan:
-        """The plan with label files that keep exactly the named labels, each of them present.
+        """Return the plan with label files that keep exactly the named labels, each of them present.
 
         Organs of the list must be in every case, its lesions in the cases whose requests name them.
 
@@ -185,7 +185,7 @@ def _find_kept(name: str, vocabulary: Vocabulary) -> Label:
 
 
 def spell_labels(label_ids: Sequence[int], vocabulary: Vocabulary) -> str:
-    """The names of labels; of many the lesions first, and the number of those left out."""
+    """Return the names of labels; of many the lesions first, and the number of those left out."""
     if len(label_ids) > MAX_NAMES:
         label_ids = sorted(label_ids, key=lambda label_id: (label_id not in vocabulary.tumor_ids, label_id))
     names = [vocabulary.name_of(label_id) for label_id in label_ids[:MAX_NAMES]]
@@ -317,7 +317,7 @@ def plan_bare_images(num_cases: int, *, first: int | None = None) -> CohortPlan:
 
 
 def number_case(case: CasePlan, index: int) -> CasePlan:
-    """The same case at another place."""
+    """Return the same case at another place."""
     return replace(case, case_id=_case_id(index, 1), index=index)
 
 

@@ -20,7 +20,7 @@ INSERTION: Final = "insertion"
 
 
 def read_recipe(name_or_path: str) -> dict[str, Any]:
-    """The fields of a cohort recipe, not yet validated: by name from the package, or from a YAML file.
+    """Return the fields of a cohort recipe, not yet validated: by name from the package, or from a YAML file.
 
     The ``cohort.yaml`` of a cohort is a recipe too: it makes the same cohort again.
 
@@ -43,7 +43,7 @@ def read_recipe(name_or_path: str) -> dict[str, Any]:
 
 
 def read_insertion_recipe(name_or_path: str) -> dict[str, Any]:
-    """The fields of a recipe for ``insert``, not yet validated; a ``cohort.yaml`` that it wrote is one, too.
+    """Return the fields of a recipe for ``insert``, not yet validated; a ``cohort.yaml`` that it wrote is one, too.
 
     Raises:
         RecipeError: When there is no such recipe, or it is for something else.
@@ -74,7 +74,7 @@ def is_insertion_recipe(path: Path) -> bool:
 
 
 def training_kind(path: Path) -> str | None:
-    """A key of ``FIRST_STAGES`` for a recipe for ``maisi-aug train``, None for another.
+    """Return a key of ``FIRST_STAGES`` for a recipe for ``maisi-aug train``, None for another.
 
     Raises:
         RecipeError: When it cannot be read.
@@ -117,17 +117,17 @@ class RecipeInfo:
 
 
 def list_recipes() -> list[RecipeInfo]:
-    """The cohort recipes of the package by name."""
+    """Return the cohort recipes of the package by name."""
     return _list_recipes_of("maisi-aug synthesize ")
 
 
 def list_insertion_recipes() -> list[RecipeInfo]:
-    """The recipes of the package for lesions in the user's own CTs, by name."""
+    """Return the recipes of the package for lesions in the user's own CTs, by name."""
     return _list_recipes_of("maisi-aug insert ")
 
 
 def list_training_recipes() -> list[RecipeInfo]:
-    """The training recipes of the package by name."""
+    """Return the training recipes of the package by name."""
     return _list_recipes_of("maisi-aug train ")
 
 
@@ -147,7 +147,7 @@ def _read_info(path: Path) -> RecipeInfo:
 
 
 def find_recipe(name_or_path: str) -> Path:
-    """The file of a recipe for cohorts, for insertion or for training, by name from the package or by path.
+    """Return the file of a recipe for cohorts, for insertion or for training, by name from the package or by path.
 
     Raises:
         RecipeError: When there is neither.

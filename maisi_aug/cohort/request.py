@@ -103,11 +103,11 @@ class GateConfig(StrictModel, strict=True, use_attribute_docstrings=True):
             raise ValueError(f"expected a number for {name}, found '{text}'") from None
 
     def changes(self) -> dict[str, Any]:
-        """The fields that differ from their defaults, for the manifest."""
+        """Return the fields that differ from their defaults, for the manifest."""
         return self.model_dump(mode="json", exclude_defaults=True)
 
     def rule_of(self, label: str) -> GrowthRule:
-        """How lesions of a label grow, with the thresholds where any are set."""
+        """Return how lesions of a label grow, with the thresholds where any are set."""
         rule = growth_rule_of(label)
         return replace(
             rule,
@@ -417,12 +417,12 @@ class CohortRequest(StrictModel, strict=True, use_attribute_docstrings=True):
         return self.mask_source == GIVEN and self.preset is None
 
     def to_dict(self) -> dict[str, Any]:
-        """All fields as plain YAML and JSON types, in the order of the class."""
+        """Return all fields as plain YAML and JSON types, in the order of the class."""
         return without_unused(self.model_dump(mode="json"))
 
 
 def without_unused(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of a request but those that most have nothing in, so that ``cohort.yaml`` stays what it was."""
+    """Return the fields of a request but those that most have nothing in, so that ``cohort.yaml`` stays what it was."""
     return {name: value for name, value in fields.items() if value or name not in ("grown_from", "plant", "twins")}
 
 
@@ -443,7 +443,7 @@ def build_request(values: Mapping[str, Any], *, source: str = "recipe") -> Cohor
 
 
 def override(values: Mapping[str, Any], flags: Mapping[str, Any]) -> dict[str, Any]:
-    """The recipe's values with those flags on top that were given (are not ``None``).
+    """Return the recipe's values with those flags on top that were given (are not ``None``).
 
     A flag's name may be ``SECTION.FIELD``, or its value some fields of a section: the other fields of the section stay.
     A preset that is given as a flag stands above the recipe's shape, spacing, decode window and overlap.
@@ -479,6 +479,6 @@ def load_recipe(name_or_path: str, flags: Mapping[str, Any] | None = None) -> Co
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """The fields in which two configurations differ, as ``name: old -> new``."""
+    """Return the fields in which two configurations differ, as ``name: old -> new``."""
     names: Iterable[str] = dict.fromkeys([*old, *new])
     return [f"{name}: {old.get(name)!r} -> {new.get(name)!r}" for name in names if old.get(name) != new.get(name)]

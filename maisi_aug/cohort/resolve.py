@@ -90,7 +90,7 @@ class CohortRun:
         return _find_twins(self.request)
 
     def with_seed(self, seed: int) -> CohortRun:
-        """The same requests under another seed: other sizes and another order."""
+        """Return the same requests under another seed: other sizes and another order."""
         if not self.requests:
             return replace(self, seed=seed)  # which decides on nothing in the plan
         grown_from, num_cases = self.configuration.get("grown_from", ()), self.configuration["num_cases"]
@@ -99,7 +99,7 @@ class CohortRun:
         return replace(self, seed=seed, plan=plan)
 
     def to_document(self) -> dict[str, Any]:
-        """The content of ``cohort.yaml``: no times, no machine, so that the same cohort has the same bytes."""
+        """Return the content of ``cohort.yaml``: no times, no machine, so that the same cohort has the same bytes."""
         names = self.bundle.vocabulary.name_of
         return {
             "configuration": dict(self.configuration),
@@ -246,7 +246,7 @@ def _choose_decoding(request: CohortRequest, bundle: Bundle) -> DecodingConfig:
 
 
 def find_grid(request: CohortRequest) -> Grid:
-    """The grid of every case, before anything is compared with what the networks have seen.
+    """Return the grid of every case, before anything is compared with what the networks have seen.
 
     Raises:
         BundleError: When there is no such bundle.

@@ -101,16 +101,16 @@ class Review:
         return sorted(name for name, stack in self._stacks.items() if stack)
 
     def last_of(self, reviewer: str) -> Decision | None:
-        """The decision that the reviewer's next undo takes back."""
+        """Return the decision that the reviewer's next undo takes back."""
         stack = self._stacks.get(reviewer)
         return stack[-1] if stack else None
 
     def decisions_of(self, reviewer: str) -> dict[CaseKey, Decision]:
-        """The last decision of a reviewer on every attempt."""
+        """Return the last decision of a reviewer on every attempt."""
         return {decision.key: decision for decision in self._stacks.get(reviewer, ())}
 
     def standing(self) -> dict[CaseKey, list[Decision]]:
-        """The last decision of every reviewer on every attempt."""
+        """Return the last decision of every reviewer on every attempt."""
         found: dict[CaseKey, list[Decision]] = {}
         for reviewer in self.reviewers:
             for key, decision in self.decisions_of(reviewer).items():
@@ -118,7 +118,7 @@ class Review:
         return found
 
     def rejections(self) -> dict[CaseKey, str]:
-        """What was rejected by at least one reviewer, and a sentence that says by whom and why."""
+        """Return what was rejected by at least one reviewer, and a sentence that says by whom and why."""
         found = {}
         for key, decisions in self.standing().items():
             if spelled := [_spell(decision) for decision in decisions if decision.choice == "reject"]:
@@ -187,18 +187,18 @@ def append_decision(folder: Path, decision: Decision) -> None:
 
 
 def now() -> str:
-    """The time as a decision has it."""
+    """Return the time as a decision has it."""
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def apply_review(manifest: Manifest, review: Review) -> Manifest:
-    """The manifest as it counts: accepted cases that a reviewer rejected are rejected ones, with the reason."""
+    """Return the manifest as it counts: accepted cases that a reviewer rejected are rejected ones, with the reason."""
     rejections = review.rejections()
     return Manifest(tuple(judge_record(record, rejections) for record in manifest.records))
 
 
 def judge_record(record: AttemptRecord, rejections: dict[CaseKey, str]) -> AttemptRecord:
-    """A record as it counts, given :meth:`Review.rejections`."""
+    """Return a record as it counts, given :meth:`Review.rejections`."""
     reason = rejections.get(CaseKey(record.case_id, record.attempt))
     if record.status != "accepted" or reason is None:
         return record
@@ -206,7 +206,7 @@ def judge_record(record: AttemptRecord, rejections: dict[CaseKey, str]) -> Attem
 
 
 def load_reviewed_manifest(folder: Path, *, gates: Collection[str] | None = None) -> Manifest:
-    """The manifest of a cohort as it counts for whoever uses its cases.
+    """Return the manifest of a cohort as it counts for whoever uses its cases.
 
     Args:
         folder: The cohort's folder.
@@ -219,7 +219,7 @@ def load_reviewed_manifest(folder: Path, *, gates: Collection[str] | None = None
 
 
 def num_rejected_in_review(folder: Path, manifest: Manifest) -> int:
-    """How many accepted cases of a manifest a reviewer rejected.
+    """Return how many accepted cases of a manifest a reviewer rejected.
 
     Raises:
         CohortError: A line of the review cannot be read.

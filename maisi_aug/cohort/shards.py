@@ -71,12 +71,12 @@ class Shard:
         return f"manifest.{self.number}-of-{self.count}.jsonl"
 
     def part_of(self, groups: Sequence[Group]) -> list[Group]:
-        """Its groups of cases of a plan's; those of a kind, which stand together, are spread over all shards."""
+        """Return its groups of cases of a plan's; those of a kind, which stand together, are spread over all shards."""
         return list(groups[self.number - 1 :: self.count])
 
 
 def find_others(folder: Path, own: str) -> Iterator[tuple[Path, Holder]]:
-    """Manifests of a cohort that other processes are writing.
+    """Yield manifests of a cohort that other processes are writing.
 
     Args:
         folder: Of the cohort.

@@ -40,20 +40,20 @@ class Twins:
     values: tuple[str, ...]
 
     def group_of(self, case_index: int) -> int:
-        """Number of the group that a case belongs to, from 0."""
+        """Return the number of the group that a case belongs to, from 0."""
         return case_index // len(self.values)
 
     def value_of(self, case_index: int) -> str:
-        """The value of a case."""
+        """Return the value of a case."""
         return self.values[case_index % len(self.values)]
 
     def groups(self, plan: CohortPlan) -> list[tuple[CasePlan, ...]]:
-        """The cases of every group together."""
+        """Return the cases of every group together."""
         step = len(self.values)
         return [plan.cases[start : start + step] for start in range(0, len(plan.cases), step)]
 
     def to_origin(self, case_index: int) -> dict[str, Any]:
-        """What the manifest says of a case."""
+        """Return what the manifest says of a case."""
         return {"group": self.group_of(case_index), "factor": self.factor, "value": self.value_of(case_index)}
 
 
@@ -138,7 +138,7 @@ def plan_twins(
 
 
 def plan_twin_maps(plan: CohortPlan, twins: Twins, vocabulary: Vocabulary) -> CohortPlan:
-    """The plan of twins whose lesions are planted in label maps: their places are host organs.
+    """Return the plan of twins whose lesions are planted in label maps: their places are host organs.
 
     Args:
         plan: Of :func:`plan_twins`.
@@ -175,7 +175,7 @@ def plan_twin_maps(plan: CohortPlan, twins: Twins, vocabulary: Vocabulary) -> Co
 
 
 def with_size(text: str, value: str) -> str:
-    """The request of a lesion with a size.
+    """Return the request of a lesion with a size.
 
     Raises:
         RequestError: It has one already, or asks for several lesions.
@@ -190,7 +190,7 @@ def with_size(text: str, value: str) -> str:
 
 
 def twin_of(record: AttemptRecord) -> tuple[int, str, str] | None:
-    """Group, factor and value of a recorded case; None for one without twins.
+    """Return group, factor and value of a recorded case; None for one without twins.
 
     A manifest may come from somebody else: an entry of another form counts as none.
     """

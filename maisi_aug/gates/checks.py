@@ -65,7 +65,7 @@ class Verdict:
     message: str = ""
 
     def to_dict(self) -> dict[str, Any]:
-        """The verdict as plain JSON values; figures that are not finite become null."""
+        """Return the verdict as plain JSON values; figures that are not finite become null."""
         plain: dict[str, Any] = _to_plain(
             {"gate": self.gate, "passed": self.passed, "figures": self.figures, "message": self.message}
         )
@@ -73,7 +73,7 @@ class Verdict:
 
 
 def check_geometry(image_hu: NDArray[Any], label_map: NDArray[Any] | None, grid: Grid, expected: Grid) -> Verdict:
-    """Image and label map share the expected grid, and the image holds finite, varying, plausible numbers.
+    """Check that image and label map have the expected grid and the image has finite, varying, plausible HU.
 
     Args:
         image_hu: ``(I, J, K)`` intensities.
@@ -108,7 +108,7 @@ def check_geometry(image_hu: NDArray[Any], label_map: NDArray[Any] | None, grid:
 
 
 def check_presence(label_map: NDArray[Any], required_ids: Sequence[int], *, vocabulary: Vocabulary = MAISI) -> Verdict:
-    """Every required label is there.
+    """Check that every required label is present.
 
     Args:
         label_map: ``(I, J, K)`` label ids.
@@ -131,7 +131,7 @@ def check_lesion_size(
     voxel_ml: float,
     tolerance: float = 0.10,
 ) -> Verdict:
-    """As many lesions as requested, each within the tolerance or two voxels, whichever is more.
+    """Check that there are as many lesions as requested, each within the tolerance or two voxels.
 
     Args:
         requested_ml: Volume of the lesion, or of all lesions of a label, in millilitres.
@@ -162,7 +162,7 @@ def check_lesion_size(
 
 
 def check_lesion_place(lesions: Sequence[Lesion], rule: GrowthRule, *, is_judged: bool = True) -> Verdict:
-    """Every lesion of a label lies in its host as far as such lesions do, and is about as compact as a ball.
+    """Check that every lesion of a label lies in its host as far as usual, and is about as compact as a ball.
 
     Args:
         lesions: What a mask source has put into the map; a lesion that was there before has no share outside.
@@ -199,7 +199,7 @@ def check_lesion_place(lesions: Sequence[Lesion], rule: GrowthRule, *, is_judged
 
 
 def check_organ_hu(image_hu: NDArray[Any], label_map: NDArray[Any], ranges: Sequence[HuRange] | None = None) -> Verdict:
-    """The median of every organ that is there lies inside its range.
+    """Check that the median HU of every organ present lies inside its range.
 
     Args:
         image_hu: ``(I, J, K)`` intensities.
@@ -239,7 +239,7 @@ def check_organ_hu(image_hu: NDArray[Any], label_map: NDArray[Any], ranges: Sequ
 
 
 def check_hu_bias(organ_hu: Verdict, ranges: Sequence[HuRange], *, max_dark_hu: float, max_bright_hu: float) -> Verdict:
-    """The organs of a case, taken together, are about as bright as usual.
+    """Check that the organs of a case, taken together, are about as bright as usual.
 
     The bias is the median over the organs of what their medians are above (+) or below (-) the usual ones. Bones count
     as one organ, and so do muscles and the lobes of the lungs, however many of them a map names. Contrast medium makes
@@ -303,7 +303,7 @@ def _verdict(gate: str, figures: Mapping[str, Any], problems: Sequence[str], goo
 
 
 def shape_verdict(gate: str, image_hu: NDArray[Any], label_map: NDArray[Any]) -> Verdict:
-    """What a gate says of an image and a label map that do not have the same shape."""
+    """Return what a gate says of an image and a label map that do not have the same shape."""
     figures = {"image_shape": list(image_hu.shape), "label_map_shape": list(label_map.shape)}
     return _verdict(gate, figures, ["an image and a label map of different shapes"], "")
 
@@ -333,7 +333,7 @@ def check_lesion_visibility(
     spacing_mm: Sequence[float],
     minimum_cnr: float = 1.0,
 ) -> Verdict:
-    """A lesion differs from the host around it, in the right direction and by more than the noise.
+    """Check that a lesion differs from the host around it, in the right direction and by more than the noise.
 
     Contrast is the median of the lesion's core (its voxels that touch no other, where there are enough) minus the
     median of its host within three voxels, without the voxels next to the lesion where enough are left. Noise is the
@@ -475,7 +475,7 @@ def _robust_deviation(values: NDArray[np.float64]) -> float:
 
 
 def check_patient(image_hu: NDArray[Any], spacing_mm: Spacing, *, is_judged: bool = True) -> Verdict:
-    """There is a body with air around it, much of it is soft tissue, and that is no noise.
+    """Check that there is a body with air around it, with enough soft tissue that is not noise.
 
     It is for images that are drawn without a label map: none says which organ lies where, so nothing finer is judged.
 

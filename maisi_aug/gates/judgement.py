@@ -172,7 +172,7 @@ def judge_organ_hu(
     gates: GateConfig,
     own_ranges: Sequence[HuRange] = (),
 ) -> list[Verdict]:
-    """HU of every organ by itself, and of all of them together.
+    """Return HU of every organ by itself, and of all of them together.
 
     Args:
         image_hu: ``(I, J, K)`` in HU.
@@ -189,7 +189,7 @@ def judge_organ_hu(
 
 
 def overlay_ranges(ranges: Sequence[HuRange], own: Sequence[HuRange]) -> tuple[HuRange, ...]:
-    """Ranges of which those of labels that a user has measured give way to the user's."""
+    """Return ranges of which those of labels that a user has measured give way to the user's."""
     taken = {label_id for row in own for label_id in row.label_ids}
     kept = (replace(row, label_ids=tuple(i for i in row.label_ids if i not in taken)) for row in ranges)
     return (*(row for row in kept if row.label_ids), *own)
@@ -221,11 +221,11 @@ def _placed_like(expected: Grid, grid: Grid) -> Grid:
 
 
 def name_verdict(verdict: Verdict, label: str) -> Verdict:
-    """A verdict that says which label it is of."""
+    """Return a verdict that says which label it is of."""
     return Verdict(verdict.gate, verdict.passed, {"label": label, **verdict.figures}, f"{label}: {verdict.message}")
 
 
 def to_record(verdict: Verdict) -> VerdictRecord:
-    """A verdict as the manifest has it."""
+    """Return a verdict as the manifest has it."""
     plain = verdict.to_dict()
     return VerdictRecord(plain["gate"], plain["passed"], plain["figures"], plain["message"])

@@ -77,11 +77,11 @@ class AttemptMaker:
     report_step: ReportStage = report_nothing
 
     def begin(self, case: CasePlan, number: int) -> Attempt:
-        """An attempt of which nothing is drawn yet."""
+        """Return an attempt of which nothing is drawn yet."""
         return Attempt(case, number, case_seed(self.run.seed, case.asked, case.index, number))
 
     def draw_twins(self, cases: Sequence[CasePlan], number: int) -> list[Attempt]:
-        """An attempt at every case of a group, with images where all of their label maps are good.
+        """Return an attempt at every case of a group, with images where all of their label maps are good.
 
         Raises:
             EmptyBankError: The bank has no usable map left, for any case.

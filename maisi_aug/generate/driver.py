@@ -63,7 +63,7 @@ class CaseItem:
 
 
 def list_items(groups: Iterable[tuple[CasePlan, ...]], manifest: Manifest, todo: Collection[int]) -> list[CaseItem]:
-    """The next attempts at groups of cases that are accepted together or not at all.
+    """Return the next attempts at groups of cases that are accepted together or not at all.
 
     Args:
         groups: In the order in which they are begun; those that are settled are left out.

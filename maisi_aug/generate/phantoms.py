@@ -46,7 +46,7 @@ class PhantomSettings:
     has_lesions: bool = True
 
     def to_dict(self) -> dict[str, Any]:
-        """The settings as JSON types."""
+        """Return the settings as JSON types."""
         plain: dict[str, Any] = json.loads(json.dumps(asdict(self)))
         return plain
 

@@ -62,7 +62,7 @@ def coarsen(grid: Grid, cases: Sequence[CasePlan]) -> Grid:
 
 
 def find_hardest(plan: CohortPlan, *, has_own_lesions: bool) -> list[CasePlan]:
-    """Of the cases with the same labels the one with the most lesion volume; of a bank's lesions also the least.
+    """Return for each set of labels the case with the most lesion volume; for a bank's lesions also the least.
 
     Args:
         plan: Of the cohort.

@@ -61,7 +61,7 @@ class CohortSummary:
         return len(self.manifest.accepted) == self.num_cases
 
     def to_json(self) -> dict[str, Any]:
-        """The summary as JSON types."""
+        """Return the summary as JSON types."""
         labels: dict[str, int] = {}
         for record in self.manifest.accepted:
             for name in dict.fromkeys(lesion.label for lesion in record.lesions):

@@ -154,7 +154,7 @@ class CaseWriter:
 
 
 def explain_disk(folder: Path, error: OSError | VolumeError) -> CohortError:
-    """What keeps files from being written into a folder, in a sentence."""
+    """Return what keeps files from being written into a folder, in a sentence."""
     cause = error if isinstance(error, OSError) else error.__cause__
     if is_disk_full(cause):
         return CohortError(
@@ -174,7 +174,7 @@ def open_writer(
     precision: str = "float32",
     num_threads: int | None = None,
 ) -> CaseWriter:
-    """The writer of a cohort that is drawn whole.
+    """Return the writer of a cohort that is drawn whole.
 
     Args:
         run: What is being made.
@@ -231,7 +231,7 @@ def _preview(run: CohortRun, attempt: Attempt) -> Image:
 
 
 def describe_attempt(attempt: Attempt, voxel_ml: float, bundle_name: str) -> Caption:
-    """The words on an attempt's picture: its lesions against the request, then where it comes from."""
+    """Return the words on an attempt's picture: its lesions against the request, then where it comes from."""
     contrasts = {
         (verdict.figures.get("label"), verdict.figures.get("num_voxels")): verdict.figures.get("contrast_hu")
         for verdict in attempt.verdicts

@@ -83,7 +83,7 @@ class Backgrounds:
         return label_map
 
     def describe(self) -> dict[str, Any]:
-        """What tells these CTs from others, as plain JSON values: their names and sizes; no image is read."""
+        """Return what tells these CTs from others, as plain JSON values: their names and sizes; no image is read."""
         rows = [[case.id, *(_size_of(path) for path in case.paths)] for case in self.cases]
         meanings = [[sorted(table.items()) for table in tables] for tables in self.tables]
         digest = hashlib.sha256(json.dumps([rows, meanings]).encode()).hexdigest()

@@ -104,7 +104,7 @@ def measure_look(
 def judge_look(
     look: LesionLook, texture: Texture, *, sign: int = 1, wanted_hu: float | None = None
 ) -> tuple[Verdict, ...]:
-    """The gates on contrast, edge, noise and seam.
+    """Return the gates on contrast, edge, noise and seam.
 
     Args:
         look: What was measured.
@@ -174,7 +174,7 @@ def _host(texture: Texture) -> str:
 
 
 def check_untouched(before: NDArray[Any], after: NDArray[Any], zone: Mask) -> Verdict:
-    """No voxel outside of the zone has changed."""
+    """Check that no voxel outside the zone has changed."""
     num_changed = int(np.count_nonzero((before != after) & ~zone))
     message = f"Untouched: expected no change outside the zone, found {num_changed} changed voxels."
     return Verdict("untouched", num_changed == 0, {"num_changed": num_changed}, message)

@@ -142,7 +142,7 @@ class InsertionWorker:
 
 
 def build_painter(cohort: ResolvedInsertion, device: str) -> Painter:
-    """What draws the lesions of a cohort.
+    """Return what draws the lesions of a cohort.
 
     Raises:
         BundleError: When the weights or the device cannot be used.
@@ -189,7 +189,7 @@ class Inserter:
     unfit: dict[tuple[int, tuple[int, ...]], str] = field(default_factory=dict)
 
     def attempt(self, case: CasePlan, number: int) -> Attempt:
-        """An attempt at a case; a failed one leaves the next CT to the next.
+        """Return an attempt at a case; a failed one leaves the next CT to the next.
 
         CTs that cannot take the lesions, whatever is drawn, are passed over; where none can, the attempt is the last.
         """
@@ -217,7 +217,7 @@ class Inserter:
         return replace(attempt, verdicts=tuple(source.verdicts), origin=origin, seconds=seconds)
 
     def open(self, index: int, case: CasePlan) -> tuple[Background, dict[int, Host]]:
-        """A CT with the hosts of a case's lesions by their index; one that lacks them is not read again.
+        """Return a CT with the hosts of a case's lesions by their index; one that lacks them is not read again.
 
         Raises:
             UnfitCtError: It cannot be read, or lacks a host.
@@ -241,7 +241,7 @@ class Inserter:
         return host
 
     def draw_preview(self, attempt: Attempt) -> Image:
-        """The surroundings of the largest lesion, where a picture of the whole would hide it."""
+        """Return the surroundings of the largest lesion, where a picture of the whole would hide it."""
         drawn, origins = attempt.drawn, attempt.origin
         assert drawn is not None
         assert drawn.image_hu is not None
@@ -369,7 +369,7 @@ def _largest_first(lesions: Sequence[Lesion]) -> list[Lesion]:
 
 
 def find_host(background: Background, host_ids: Sequence[int], label: str) -> Host:
-    """Where lesions of a label may grow in a CT: by its label map, or for the lungs by HU.
+    """Return where lesions of a label may grow in a CT: by its label map, or for the lungs by HU.
 
     Raises:
         LesionError: The CT has no such host, or nothing tells where it is.

@@ -59,7 +59,7 @@ class ResolvedInsertion:
         return self.bundle.name if self.painter == "network" else "procedural painter"
 
     def to_document(self) -> dict[str, Any]:
-        """The content of ``cohort.yaml``: no times, no machine."""
+        """Return the content of ``cohort.yaml``: no times, no machine."""
         names = self.backgrounds.vocabulary.name_of
         drawn_by = {"name": self.bundle.name, "fingerprint": self.bundle.fingerprint, "licence": self.bundle.licence}
         return {
@@ -77,7 +77,7 @@ class ResolvedInsertion:
         return [(case,) for case in self.plan.cases] if self.twins is None else self.twins.groups(self.plan)
 
     def seed_of(self, case: CasePlan, attempt: int) -> int:
-        """Of everything random in an attempt; that of its group for a twin."""
+        """Return the seed of everything random in an attempt; a twin has that of its group."""
         if self.twins is None:
             return case_seed(self.config.seed, case.asked, case.index, attempt)
         return case_seed(self.config.seed, ORIGIN_KEY, self.twins.group_of(case.index), attempt)
@@ -90,7 +90,7 @@ class ResolvedInsertion:
         return [int(order[(case_index + attempt + further) % count]) for further in range(count)]
 
     def request_of(self, case: CasePlan, lesion: Lesion, *, is_lung: bool, seed: int) -> LesionRequest:
-        """What to draw of a lesion of a case.
+        """Return what to draw of a lesion of a case.
 
         Args:
             case: Of the plan.
@@ -123,7 +123,7 @@ class ResolvedInsertion:
 
 
 def draw_texture(seed: int) -> Texture:
-    """The texture of a nodule, by LIDC-IDRI's shares."""
+    """Return the texture of a nodule, by LIDC-IDRI's shares."""
     shares = [TEXTURE_SHARES[texture] for texture in TEXTURES]
     return TEXTURES[int(numpy_generator(seed, "texture").choice(len(TEXTURES), p=shares))]
 
@@ -169,7 +169,7 @@ def resolve_insertion(config: InsertConfig) -> ResolvedInsertion:
 
 
 def choose_painter(config: InsertConfig) -> tuple[Bundle, ChosenPainter]:
-    """The bundle that names the lesions, and whether its networks draw them.
+    """Return the bundle that names the lesions, and whether its networks draw them.
 
     Where nothing is said, the embedded bundle for lung nodules draws what grows in the lung alone; a bundle that is
     named draws where its ControlNet is shown the image around a lesion.

@@ -79,7 +79,7 @@ class BundlePainter:
         return self.pipeline.bundle.grid_factor
 
     def paint(self, task: PaintTask) -> NDArray[np.float32]:
-        """The crop with its hidden part drawn, ``(I, J, K)`` HU; the networks are shown the part around it."""
+        """Return the crop with its hidden part drawn, ``(I, J, K)`` HU; the networks are shown the part around it."""
         factors = finer_factors(task)
         box = self._choose_part(task, factors)
         spacing_mm = tuple(step / factor for step, factor in zip(task.spacing_mm, factors, strict=True))
@@ -153,7 +153,7 @@ def open_bundle_painter(
 
 
 def finer_factors(task: PaintTask) -> Shape:
-    """How many times finer along I, J, K the networks draw than the CT is."""
+    """Return how many times finer along I, J, K the networks draw than the CT is."""
     i, j, k = (
         max(1, int(np.ceil(step / limit))) for step, limit in zip(task.spacing_mm, SPACING_LIMITS_MM, strict=True)
     )
@@ -161,7 +161,7 @@ def finer_factors(task: PaintTask) -> Shape:
 
 
 def refine_image(image_hu: NDArray[np.float32], factors: Shape) -> NDArray[np.float32]:
-    """Cubic interpolation to voxels so many times finer, on the same box."""
+    """Return the crop interpolated (cubic) to voxels so many times finer, on the same box."""
     if factors == (1, 1, 1):
         return image_hu
     return np.asarray(ndimage.zoom(image_hu, factors, order=3, mode="nearest", grid_mode=True), dtype=np.float32)
@@ -231,13 +231,13 @@ def _draw_mottling(
 
 
 def find_usual_hu(texture: Texture, size_mm: float) -> tuple[float, float]:
-    """Lower and upper HU of the inner half of nodules of a texture and a diameter, see ``USUAL_HU``."""
+    """Return lower and upper HU of the inner half of nodules of a texture and a diameter, see ``USUAL_HU``."""
     sizes_mm, low_hu, high_hu = zip(*USUAL_HU[texture], strict=True)
     return float(np.interp(size_mm, sizes_mm, low_hu)), float(np.interp(size_mm, sizes_mm, high_hu))
 
 
 def find_wall_hu(image_hu: NDArray[np.float32]) -> float:
-    """Median HU of the soft tissue of a crop; what is usual where it shows hardly any."""
+    """Return the median HU of the soft tissue of a crop; what is usual where it shows hardly any."""
     soft = image_hu[(image_hu >= WALL_RANGE_HU[0]) & (image_hu <= WALL_RANGE_HU[1])]
     return float(np.median(soft)) if soft.size >= LEAST_WALL_VOXELS else USUAL_WALL_HU
 
@@ -249,7 +249,7 @@ def limit_brightness(
     wall_hu: float,
     spacing_mm: Spacing,
 ) -> NDArray[np.float32]:
-    """What is added to an image, less where the sum would be brighter than soft tissue.
+    """Return what is added to an image, less where the sum would be brighter than soft tissue.
 
     A nodule without calcification is as dense as the chest wall. Above a knee the sum ``s``, smoothed, becomes
     ``knee + width * (1 - exp(-(s - knee) / width))``: it stays monotone and smooth, and noise, which is finer than what

@@ -65,7 +65,7 @@ class Host(Protocol):
         """Blocks of the host."""
 
     def label(self, crop: Crop) -> tuple[NDArray[np.uint8], Mask]:
-        """The map of a crop's surroundings, 0 beyond the image, and the host's voxels in it."""
+        """Return the map of a crop's surroundings, 0 beyond the image, and the host's voxels in it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,7 +76,7 @@ class LungHost:
 
     @classmethod
     def of(cls, image_hu: NDArray[Any], spacing_mm: Spacing) -> LungHost:
-        """The lungs of a CT.
+        """Return the lungs of a CT.
 
         Raises:
             UnfitCtError: It shows none.
@@ -84,7 +84,7 @@ class LungHost:
         return cls(find_lungs(image_hu, spacing_mm))
 
     def label(self, crop: Crop) -> tuple[NDArray[np.uint8], Mask]:
-        """Lung and body in a crop."""
+        """Return lung and body in a crop."""
         label_map = label_surroundings(crop.image_hu, crop.spacing_mm)
         label_map[~crop.is_inside] = 0
         near = ndimage.binary_dilation(self.coarse.cut(crop.start, crop.stop), iterations=max(self.coarse.factors))
@@ -101,7 +101,7 @@ class LabelledHost:
 
     @classmethod
     def of(cls, label_map: NDArray[np.uint8], host_ids: Collection[int], spacing_mm: Spacing) -> LabelledHost:
-        """Organs of a label map.
+        """Return organs of a label map.
 
         Raises:
             UnfitCtError: It holds none of them.
@@ -116,7 +116,7 @@ class LabelledHost:
         )
 
     def label(self, crop: Crop) -> tuple[NDArray[np.uint8], Mask]:
-        """The label map in a crop."""
+        """Return the label map in a crop."""
         in_image, in_crop = crop.box_in(self.label_map.shape)
         found = np.zeros(crop.shape, dtype=np.uint8)
         found[in_crop] = self.label_map[in_image]

@@ -59,7 +59,7 @@ class CoarseMask:
         return depth
 
     def cut(self, start: Shape, stop: Shape) -> Mask:
-        """The mask on the voxels of a box of the image, which may reach beyond it: nothing is set there."""
+        """Return the mask on the voxels of a box of the image, which may reach beyond it: nothing is set there."""
         places = [np.arange(low, high) // factor for low, high, factor in zip(start, stop, self.factors, strict=True)]
         inside = [(place >= 0) & (place < side) for place, side in zip(places, self.mask.shape, strict=True)]
         held = [np.clip(place, 0, side - 1) for place, side in zip(places, self.mask.shape, strict=True)]
@@ -70,7 +70,7 @@ class CoarseMask:
 
 
 def coarse_factors(spacing_mm: Spacing) -> Shape:
-    """Voxels per block of about 2 mm."""
+    """Return voxels per block of about 2 mm."""
     i, j, k = (max(1, round(COARSE_MM / step)) for step in spacing_mm)
     return i, j, k
 
@@ -92,7 +92,7 @@ def to_coarse(array: NDArray[Any], factors: Shape, *, fill: float) -> NDArray[np
 
 
 def find_lungs(image_hu: NDArray[Any], spacing_mm: Spacing) -> CoarseMask:
-    """The lungs with their vessels, airways left out where they are wide.
+    """Return the lungs with their vessels, airways left out where they are wide.
 
     Args:
         image_hu: ``(I, J, K)`` HU in RAS+.

@@ -40,7 +40,7 @@ def draw_place(
     attachment: Attachment | None = None,
     least_radius_mm: float | None = None,
 ) -> Place:
-    """A random place for a ball of the lesion's volume.
+    """Return a random place for a ball of the lesion's volume.
 
     Args:
         host: Where lesions may grow.

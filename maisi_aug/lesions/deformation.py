@@ -72,7 +72,7 @@ def deform_label_map(
 
 
 def spline_basis(positions: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Uniform cubic B-spline weights ``(len(positions), num_knots)`` at positions >= 0 in knot spacings."""
+    """Return uniform cubic B-spline weights ``(len(positions), num_knots)`` at positions >= 0 in knot spacings."""
     cell = np.floor(positions).astype(np.int64)
     t = positions - cell
     weights = np.stack([(1 - t) ** 3, 3 * t**3 - 6 * t**2 + 4, -3 * t**3 + 3 * t**2 + 3 * t + 1, t**3]) / 6.0
@@ -115,7 +115,7 @@ def _deform(
 
 @cache
 def visceral_ids() -> tuple[int, ...]:
-    """Organs of chest and belly: all but bones, muscles, cartilage, cord and brain."""
+    """Return organs of chest and belly: all but bones, muscles, cartilage, cord and brain."""
     stiff = {*STIFF_IDS, BRAIN_ID}
     return tuple(label.id for label in MAISI if label.kind == "organ" and label.id not in stiff)
 
@@ -178,7 +178,7 @@ def find_outside_room(
 
 
 def find_loose(label_map: NDArray[np.uint8], spacing_mm: Sequence[float]) -> Mask:
-    """What gives way to a large lesion: the inside of chest and belly, and a little of the wall around it."""
+    """Return what gives way to a large lesion: the inside of chest and belly, and a little of the wall around it."""
     return find_cavity(label_map, spacing_mm, margin_mm=WALL_MM) & (
         find_depth_mm(label_map, spacing_mm) >= MIN_DEPTH_MM
     )

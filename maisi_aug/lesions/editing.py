@@ -136,7 +136,7 @@ def resize_lesion(
 
 
 def describe_lesion(label_map: NDArray[np.uint8], mask: Mask, lesion: Lesion, *, spacing_mm: Sequence[float]) -> Lesion:
-    """A lesion as it lies in a map, measured; its host is the one that most of its surroundings are."""
+    """Return a lesion as it lies in a map, measured; its host is the one that most of its surroundings are."""
     box = ndimage.find_objects(mask.astype(np.uint8))[0]
     inside = np.argwhere(mask[box])
     steps_mm = (inside - inside.mean(axis=0)) * np.asarray(spacing_mm)
@@ -154,7 +154,7 @@ def describe_lesion(label_map: NDArray[np.uint8], mask: Mask, lesion: Lesion, *,
 
 
 def widen(box: Box, margin_mm: float, spacing_mm: Sequence[float], shape: Sequence[int]) -> Box:
-    """A box with a margin on all sides, cut to the array."""
+    """Return a box with a margin on all sides, cut to the array."""
     margins = [int(np.ceil(margin_mm / side)) for side in spacing_mm]
     return tuple(
         slice(max(0, part.start - margin), min(side, part.stop + margin))

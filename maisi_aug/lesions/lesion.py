@@ -59,7 +59,7 @@ def _rules() -> tuple[GrowthRule, Mapping[str, GrowthRule]]:
 
 
 def growth_rule_of(label_name: str) -> GrowthRule:
-    """The rule of a label, found under any of its names; a label that the table lacks has the cautious default.
+    """Return the rule of a label, found under any of its names; a label that the table lacks has the cautious default.
 
     Args:
         label_name: As a vocabulary or a bundle names it, such as "renal mass".
@@ -133,7 +133,7 @@ class Lesion:
         spread: float,
         share_outside: float | None = None,
     ) -> Lesion:
-        """The lesion as it lies in a label map with voxels of these sides."""
+        """Return the lesion as it lies in a label map with voxels of these sides."""
         from maisi_aug.volumes.grid import voxel_volume_ml  # not for the options of commands, which know the rules
 
         i, j, k = map(int, centre_ijk)
@@ -143,15 +143,15 @@ class Lesion:
         )
 
     def measured(self, realised_ml: float) -> Lesion:
-        """The lesion with its volume in a label map."""
+        """Return the lesion with its volume in a label map."""
         return replace(self, realised_ml=realised_ml, diameter_mm=diameter_mm(realised_ml))
 
     def as_written(self) -> Lesion:
-        """The lesion as a manifest holds it, without what only the run needs that draws it."""
+        """Return the lesion as a manifest holds it, without what only the run needs that draws it."""
         return replace(self, index=0, hosts=(), rule=None, num_voxels=0, share_outside=None, spread=None)
 
     def to_plan(self) -> dict[str, Any]:
-        """What is asked for, as JSON types."""
+        """Return what is asked for, as JSON types."""
         return {
             "label_id": self.label_id,
             "label": self.label,

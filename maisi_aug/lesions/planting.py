@@ -119,7 +119,7 @@ def plant_lesions(
 
 
 def measure_lesions(label_map: NDArray[Any], label_id: int, voxel_ml: float) -> list[float]:
-    """Volumes in millilitres of the connected lesions with a label, largest first.
+    """Return volumes in millilitres of the connected lesions with a label, largest first.
 
     Args:
         label_map: ``(I, J, K)`` label ids.
@@ -131,7 +131,7 @@ def measure_lesions(label_map: NDArray[Any], label_id: int, voxel_ml: float) -> 
 
 
 def host_volumes_ml(host: Mask, spacing_mm: Sequence[float]) -> tuple[float, float]:
-    """Volume of a host in millilitres, and that of its largest connected part."""
+    """Return the volume of a host in millilitres, and that of its largest connected part."""
     sizes = part_sizes(host)
     voxel_ml = voxel_volume_ml(spacing_mm)
     return sum(sizes) * voxel_ml, max(sizes, default=0) * voxel_ml
@@ -163,7 +163,7 @@ def _plant(
 
 
 def host_limit_ml(label_map: NDArray[np.uint8], wish: Lesion, spacing_mm: Sequence[float]) -> float:
-    """The largest volume of a lesion beside its hosts in a map; infinite without a rule."""
+    """Return the largest volume of a lesion beside its hosts in a map; infinite without a rule."""
     if wish.rule is None:
         return float("inf")
     return wish.rule.max_host_share * host_volumes_ml(is_any_of(label_map, wish.hosts), spacing_mm)[1]
@@ -172,7 +172,7 @@ def host_limit_ml(label_map: NDArray[np.uint8], wish: Lesion, spacing_mm: Sequen
 def largest_that_fits_ml(
     label_map: NDArray[np.uint8], wish: Lesion, *, spacing_mm: Sequence[float], rng: np.random.Generator
 ) -> float:
-    """The largest volume up to that of a wish that could be planted, to an eighth of it; 0 where none could be.
+    """Return the largest volume up to that of a wish that could be planted, to an eighth of it; 0 where none could be.
 
     Args:
         label_map: ``(I, J, K)`` label ids without the lesion; not modified.
@@ -460,7 +460,7 @@ def grow_roundest(
 def draw_centres(
     start_room: Mask, num_voxels: int, spacing_mm: Sequence[float], rng: np.random.Generator
 ) -> NDArray[np.int64]:
-    """Centres ``(N, 3)``, likelier the deeper in the host, up to the depth that the lesion needs."""
+    """Return centres ``(N, 3)``, likelier the deeper in the host, up to the depth that the lesion needs."""
     stride = max(1, int(np.ceil((start_room.size / MAX_SEARCH_VOXELS) ** (1 / 3))))
     thinned = start_room[::stride, ::stride, ::stride]
     if not thinned.any():
@@ -534,7 +534,7 @@ def spread_of(lesion: Mask, spacing_mm: Sequence[float]) -> float:
 
 
 def require_num_voxels(volume_ml: float, spacing_mm: Sequence[float]) -> int:
-    """The number of voxels of a volume; raises LesionError below half a voxel."""
+    """Return the number of voxels of a volume; raises LesionError below half a voxel."""
     num_voxels = round(volume_ml / voxel_volume_ml(spacing_mm)) if np.isfinite(volume_ml) and volume_ml > 0 else 0
     if num_voxels < 1:
         raise LesionError(
@@ -545,10 +545,10 @@ def require_num_voxels(volume_ml: float, spacing_mm: Sequence[float]) -> int:
 
 
 def radius_mm_of(volume_ml: float) -> float:
-    """Radius in mm of the ball of a volume in mL."""
+    """Return the radius in mm of the ball of a volume in mL."""
     return float((volume_ml * 1000.0 * 3.0 / (4.0 * np.pi)) ** (1.0 / 3.0))
 
 
 def in_words(volume_ml: float) -> str:
-    """The volume with its equivalent diameter, for messages."""
+    """Return the volume with its equivalent diameter, for messages."""
     return f"{volume_ml:.2f} mL ({2 * radius_mm_of(volume_ml):.1f} mm)"

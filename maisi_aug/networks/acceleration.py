@@ -133,7 +133,7 @@ class EnginePerShape:
         self.engines: dict[str, Any] = {}
 
     def __call__(self, *inputs: Any, **named: Any) -> Any:
-        """What the network returns."""
+        """Return the network's output."""
         key = hashlib.sha256(repr(_shapes([*inputs, named])).encode()).hexdigest()[:16]
         if key not in self.engines:
             self.engines[key] = self._describe_engine(key)

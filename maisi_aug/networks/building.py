@@ -69,7 +69,7 @@ class FastPaths:
 
     @classmethod
     def none(cls) -> FastPaths:
-        """MAISI's own way."""
+        """Return the networks' output as MAISI computes it."""
         return cls(embed_once=False, plain_layers=False, cpu_layers=False)
 
 
@@ -155,14 +155,14 @@ def takes_regions(unet: nn.Module) -> bool:
 
 
 def count_control_channels(controlnet: nn.Module) -> int:
-    """Channels of the condition that a ControlNet takes: 8 bits of a label map, or 10 with surroundings."""
+    """Return channels of the condition that a ControlNet takes: 8 bits of a label map, or 10 with surroundings."""
     embedding = cast(nn.Module, controlnet.controlnet_cond_embedding)
     first = next(layer for layer in embedding.modules() if isinstance(layer, nn.Conv3d))
     return first.in_channels
 
 
 def choose_precision(wanted: PrecisionName, device: str, *, bears_half: bool) -> ComputeType:
-    """What networks compute in on a device.
+    """Return what networks compute in on a device.
 
     Half precision moves images, and not at random: bfloat16 keeps eight bits of a number's digits, and its errors
     add up over the steps of the sampler. Measured with the embedded bundle's trained weights on six held-out
@@ -239,7 +239,7 @@ def compute_in(precision: ComputeType, device: str) -> AbstractContextManager[ob
 
 
 def mixed_precision(device: str) -> AbstractContextManager[object]:
-    """bfloat16 autocast where the device computes in it, else float32: for networks that are trained."""
+    """Return bfloat16 autocast where the device computes in it, else float32: for networks that are trained."""
     return compute_in("bfloat16" if computes_in("bfloat16", device) else "float32", device)
 
 

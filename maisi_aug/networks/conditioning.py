@@ -58,7 +58,7 @@ def to_surroundings(image: Tensor, is_known: Tensor) -> Tensor:
 
 
 def to_control(label_bits: Tensor, surroundings: Tensor | None, *, num_channels: int) -> Tensor:
-    """What a ControlNet is conditioned on: the label map and, where it listens, what is known around the lesion.
+    """Return what a ControlNet is conditioned on: the label map and, where it listens, what is known around the lesion.
 
     Args:
         label_bits: ``(B, 8, I, J, K)`` of ``to_label_bits``.
@@ -81,24 +81,24 @@ def to_control(label_bits: Tensor, surroundings: Tensor | None, *, num_channels:
 
 
 def to_spacing_tensor(spacing_mm: Sequence[Spacing], *, device: str = "cpu") -> Tensor:
-    """Spacing as ``(B, 3)`` float32 in hundredths of a millimetre along I, J, K."""
+    """Return spacing as ``(B, 3)`` float32 in hundredths of a millimetre along I, J, K."""
     return torch.tensor([list(step) for step in spacing_mm], dtype=torch.float32, device=device) * SPACING_SCALE
 
 
 def to_modality_tensor(modalities: Sequence[str], *, device: str = "cpu") -> Tensor:
-    """Modality codes as ``(B,)`` int64."""
+    """Return modality codes as ``(B,)`` int64."""
     return torch.tensor([MODALITY_CODES[name] for name in modalities], dtype=torch.int64, device=device)
 
 
 def to_region_tensors(regions: Sequence[Regions], *, device: str = "cpu") -> tuple[Tensor, Tensor]:
-    """Uppermost and lowest regions, each as a ``(B, 4)`` float32 one-hot times 100."""
+    """Return uppermost and lowest regions, each as a ``(B, 4)`` float32 one-hot times 100."""
     places = torch.tensor([[BODY_REGIONS.index(region) for region in pair] for pair in regions], device=device)
     top, bottom = (one_hot(places, len(BODY_REGIONS)).float() * REGION_SCALE).unbind(dim=1)
     return top, bottom
 
 
 def name_for_unet(modality: Tensor, spacing: Tensor, regions: tuple[Tensor, Tensor] | None) -> dict[str, Tensor]:
-    """What the U-Net is told, encoded, by the names of its arguments; regions only where there are any."""
+    """Return the encoded conditions of the U-Net by argument name; regions only where there are any."""
     told = {"class_labels": modality, "spacing_tensor": spacing}
     if regions is not None:
         told["top_region_index_tensor"], told["bottom_region_index_tensor"] = regions

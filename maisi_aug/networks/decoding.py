@@ -77,7 +77,7 @@ def decode_in_parts(autoencoder: nn.Module, latent: Tensor, num_splits: int | No
 
 
 def cut_window(window: LatentShape | None, sides: torch.Size | LatentShape) -> LatentShape | None:
-    """A window no longer than the latent along any side; None where it holds the whole.
+    """Return a window no longer than the latent along any side; None where it holds the whole.
 
     A shorter side is not filled up with zeros: they would change what the decoder's norms see.
     """
@@ -181,7 +181,7 @@ class _Gathered:
         self.first = stop
 
     def finish(self) -> Tensor:
-        """The image, when the last window is in."""
+        """Return the image, when the last window is in."""
         self.finish_before(self.totals.shape[0])
         if self.buffer.is_cuda:
             torch.cuda.synchronize(self.buffer.device)

@@ -49,7 +49,7 @@ def estimate_decode_bytes(
     *,
     kind: ComputeKind = ("cpu", "float32"),
 ) -> int:
-    """Peak memory of a decoding beside weights and latent.
+    """Return the peak memory of decoding in bytes, in addition to weights and latent.
 
     ``bytes = 4 V C n + 4 G + S`` with V the image voxels of the window, C the channels of the widest activation per
     image voxel (full resolution is reached before the number of channels is reduced), n the copies of it that are held,
@@ -87,7 +87,7 @@ def _count_copies(settings: DecodeSettings, side: int, kind: ComputeKind) -> flo
 
 
 def find_free_bytes(device: str) -> int | None:
-    """Memory that a device can still lend; None where nobody knows."""
+    """Return the memory that a device has left, in bytes; None if unknown."""
     place = torch.device(device)
     if place.type == "cuda":
         free, _ = torch.cuda.mem_get_info(place)
@@ -118,7 +118,7 @@ def _container_bytes(folder: Path = Path("/sys/fs/cgroup")) -> int | None:
 def settings_by_memory(
     wanted: DecodeSettings, sides: LatentShape, *, device_type: str, may_split: bool
 ) -> Iterator[DecodeSettings]:
-    """What is wanted, and then ever less memory, by how little the image changes.
+    """Yield the wanted options, then ones that need ever less memory, those that change the image least first.
 
     Where features wait changes nothing; the number of splits changes the last digits; smaller windows, each
     with half the longest side of the one before, change what the decoder's norms see.

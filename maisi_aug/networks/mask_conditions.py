@@ -70,7 +70,7 @@ def load_size_conditions(path: Path) -> NDArray[np.float32]:
 
 
 def read_organ_sizes(sizes: Mapping[str, float], vocabulary: Vocabulary = MAISI) -> dict[int, float]:
-    """The sizes of organs that a user asks for, by id.
+    """Return the sizes of organs that a user asks for, by id.
 
     Args:
         sizes: Percentile by name; -1 for an organ that shall be absent.
@@ -132,7 +132,7 @@ def find_told_tumor(lesions: Sequence[Lesion]) -> int | None:
 
 
 def give_sizes(lesions: Sequence[Lesion], organ_sizes: Mapping[int, float]) -> dict[int, float]:
-    """What a request says of the ten numbers, by id; of every tumour it says whether it is there.
+    """Return what a request says of the ten numbers, by id; of every tumour it says whether it is there.
 
     A tumour's number is the percentile of the volume asked for among the lesions of the package's reference, also where
     a percentile of the user's own lesions was asked for: that means a volume, and the networks do not know the user's.

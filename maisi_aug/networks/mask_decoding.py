@@ -70,7 +70,7 @@ def decode_label_map(
 def decode_classes(
     autoencoder: nn.Module, latent: Tensor, *, max_features: int = MAX_FEATURES, max_logits: int = MAX_LOGITS
 ) -> Tensor:
-    """The most likely class of every voxel.
+    """Return the most likely class of every voxel.
 
     Args:
         autoencoder: MAISI's VAE of label maps.

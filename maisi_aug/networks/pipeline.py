@@ -69,7 +69,7 @@ def resolve_device(text: str) -> str:
 def choose_image_precision(
     wanted: PrecisionName, bundle: Bundle, device: str, compiler: Compiler = "none"
 ) -> ComputeType:
-    """What the image networks of a bundle compute in on a device.
+    """Return what the image networks of a bundle compute in on a device.
 
     Raises:
         RecipeError: For what the device does not compute in, or TensorRT, which always takes float16.

@@ -72,7 +72,7 @@ def load_networks(
 
 
 def load_autoencoder(bundle: Bundle, *, device: str = "cpu") -> nn.Module:
-    """The autoencoder of a bundle alone, as :func:`load_networks` loads it.
+    """Return the autoencoder of a bundle alone, as :func:`load_networks` loads it.
 
     Raises:
         BundleError: For an altered or missing file, or tensors that do not match the definition.
@@ -140,7 +140,7 @@ def _load_network(bundle: Bundle, role: str, *, device: str) -> nn.Module:
 
 
 def load_weight_file(bundle: Bundle, role: str, *, device: str = "cpu") -> dict[str, Tensor]:
-    """The tensors of a role's weight file, in their own types.
+    """Return the tensors of a role's weight file, in their own types.
 
     Raises:
         BundleError: When the file is missing or cannot be read.
@@ -296,7 +296,7 @@ def write_weights(
 
 
 def load_safetensors(path: Path, *, device: str = "cpu") -> dict[str, Tensor]:
-    """The tensors of a safetensors file.
+    """Return the tensors of a safetensors file.
 
     Raises:
         ContentError: It is no such file, or damaged.

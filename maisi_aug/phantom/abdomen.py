@@ -59,7 +59,7 @@ _GALLBLADDER_CENTRE_MM: Final = (52.0, 46.0, 306.0)
 
 
 def paint_kidneys(canvas: Canvas, envelope: Envelope, seed: int, *, visceral_fat: float) -> dict[int, Field]:
-    """Both kidneys with the fatty hilum cut into their medial side; returns their distances."""
+    """Paint both kidneys, with the fatty hilum cut into their medial side, and return their distances."""
     fields = {}
     for label, centre in _KIDNEYS.items():
         side = 1.0 if label == RIGHT_KIDNEY else -1.0
@@ -99,7 +99,7 @@ def paint_adrenals(canvas: Canvas, seed: int) -> None:
 
 
 def paint_stomach(canvas: Canvas, envelope: Envelope, seed: int) -> Field:
-    """Stomach from the cardia to the pylorus, kept under the diaphragm; returns its distances."""
+    """Paint the stomach from the cardia to the pylorus, under the diaphragm, and return its distances."""
     rng = numpy_generator(seed, "stomach fill")
     fill = float(np.clip(rng.normal(0.93, 0.10), 0.72, 1.12))
     knots = [

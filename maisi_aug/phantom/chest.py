@@ -35,7 +35,7 @@ PLEURA_MM: Final = 2.5  # chest wall between the cavity's outline and the lung
 
 
 def heart_field(canvas: Canvas, envelope: Envelope, seed: int) -> Field:
-    """The heart: an egg that points to the left, front and down, resting on the diaphragm."""
+    """Return the heart: an egg that points to the left, front and down, resting on the diaphragm."""
     shift, factor = jitter(seed, "heart", shift_mm=3.0, spread=0.08)
     centre = np.asarray(HEART_CENTRE_MM) + shift
     field = ellipsoid(

@@ -114,7 +114,7 @@ class Appearance:
 
 
 def draw_phase(seed: int) -> Phase:
-    """The contrast phase of a seed."""
+    """Return the contrast phase of a seed."""
     return PHASES[int(numpy_generator(seed, "phase").choice(len(PHASES), p=_PHASE_WEIGHTS))]
 
 

@@ -30,7 +30,7 @@ def render_hu(
     phase: Phase | None = None,
     tissue: NDArray[np.uint8] | None = None,
 ) -> NDArray[np.int16]:
-    """A CT image that obeys a label map, deterministic in the seed.
+    """Return a CT image that obeys a label map, deterministic in the seed.
 
     Args:
         label_map: ``(I, J, K)`` vocabulary ids, with or without tumours; not modified.

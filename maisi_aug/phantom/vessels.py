@@ -136,7 +136,7 @@ _UNLABELLED: Final[tuple[Knots, ...]] = (  # celiac trunk, superior mesenteric a
 
 
 def shifted(seed: int, group: str, knots: Knots, *, shift_mm: float = 3.0, spread: float = 0.08) -> Knots:
-    """Knots moved and their radii scaled by the random draw of ``group``."""
+    """Return knots moved and their radii scaled by the random draw of ``group``."""
     shift, factor = jitter(seed, group, shift_mm=shift_mm, spread=spread)
     return [(x + shift[0], y + shift[1], z + shift[2], radius * factor) for x, y, z, radius in knots]
 
@@ -185,7 +185,7 @@ def paint_unlabelled_vessels(canvas: Canvas, seed: int) -> None:
 
 
 def mediastinal_tubes(canvas: Canvas, seed: int) -> list[Field]:
-    """Distances to the tubes around which the mediastinal pleura wraps, for the lungs to keep clear of."""
+    """Return distances to the tubes around which the mediastinal pleura wraps, for the lungs to keep clear of."""
     frame = canvas.frame
     fields = []
     for vessel in (*_ARTERIES[:3], _ARTERIES[4], _ARTERIES[5], *_VEINS[3:]):

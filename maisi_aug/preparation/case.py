@@ -77,7 +77,7 @@ class PrepareSettings:
         return tuple(sorted({*self.vocabulary.tumor_ids, *(label.id for label in self.new_labels.values())}))
 
     def to_dict(self) -> dict[str, Any]:
-        """The settings as JSON types, for ``dataset.yaml``."""
+        """Return the settings as JSON types, for ``dataset.yaml``."""
         name_of = self.vocabulary.name_of
         return {
             "version": VERSION,
@@ -117,7 +117,7 @@ class CaseTask:
     dropped_lesions: tuple[frozenset[int], ...] = ()
 
     def hash_inputs(self) -> str:
-        """SHA-256 over the sources' content and all that decides what becomes of them.
+        """Return SHA-256 over the sources' content and all that decides what becomes of them.
 
         Raises:
             VolumeError: A file cannot be read.
@@ -201,7 +201,7 @@ def _clip(image: NDArray[Any]) -> NDArray[np.int16]:
 
 
 def load_organs(files: Sequence[LabelFile], translation: Translation, grid: Grid, image: Path) -> NDArray[np.uint8]:
-    """Organ labels in vocabulary ids on the image's grid, without the body."""
+    """Return organ labels in vocabulary ids on the image's grid, without the body."""
     merged = np.zeros(grid.shape, dtype=np.uint8)
     lesions: list[tuple[NDArray[np.bool_], Mapping[int, int]]] = []
     order = sorted(range(len(files)), key=lambda place: lesion_word(files[place].mask_name or "") is not None)
@@ -235,7 +235,7 @@ def merge_labels(
     grid: Grid,
     image: Path,
 ) -> NDArray[np.uint8]:
-    """The lab's own labels in vocabulary ids: body first, then the files in their order, lesions last."""
+    """Return the lab's own labels in vocabulary ids: body first, then the files in their order, lesions last."""
     merged = np.zeros(grid.shape, dtype=np.uint8)
     lesions = np.zeros(grid.shape, dtype=np.uint8)
     is_lesion = np.zeros(256, dtype=bool)

@@ -27,7 +27,7 @@ MAX_SHOWN = 5
 
 
 def find_dataset(name: str) -> Path:
-    """The folder of a raw dataset.
+    """Return the folder of a raw dataset.
 
     Args:
         name: A folder, or with the environment variable ``nnUNet_raw`` a dataset's name or number.
@@ -44,7 +44,7 @@ def find_dataset(name: str) -> Path:
 
 
 def read_dataset(folder: Path) -> list[SourceCase]:
-    """The training cases of a raw dataset, from ``imagesTr`` and ``labelsTr`` or from its entry ``dataset``.
+    """Return the training cases of a raw dataset, from ``imagesTr`` and ``labelsTr`` or from its entry ``dataset``.
 
     Raises:
         PreparationError: ``dataset.json`` cannot be read, no channel is a CT, or a case's files are missing.

@@ -18,7 +18,7 @@ HELD_OUT_HINT = (
 
 
 def find_patients(case_ids: Sequence[str], rule: str | None) -> dict[str, str]:
-    """The patient of every case.
+    """Return the patient of every case.
 
     Args:
         case_ids: The cases.
@@ -73,7 +73,7 @@ def require_enough_patients(patients: Mapping[str, str], num_folds: int) -> None
 
 
 def assign_folds(patients: Mapping[str, str], labels: Mapping[str, Collection[int]], num_folds: int) -> dict[str, int]:
-    """The fold of every case.
+    """Return the fold of every case.
 
     Patients that hold the same labels are dealt out in turn, in an order that only their names decide, so that a label
     that few patients have is in as many folds as can be.

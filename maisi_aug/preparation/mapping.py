@@ -127,7 +127,7 @@ def parse_rule(text: str) -> MapRule:
 
 
 def labels_of(file: LabelFile, counts: Mapping[int, int]) -> list[SourceLabel]:
-    """The labels of a file: those that occur in it and those that are listed for it, background left out."""
+    """Return the labels of a file: those that occur in it and those that are listed for it, background left out."""
     if file.mask_name is not None:
         return [SourceLabel(file.role, None, file.mask_name)]
     ids = sorted({*counts, *file.names} - {0})
@@ -137,7 +137,7 @@ def labels_of(file: LabelFile, counts: Mapping[int, int]) -> list[SourceLabel]:
 def name_new_labels(
     names: Iterable[str], cases: Iterable[SourceCase], rules: Sequence[MapRule], vocabulary: Vocabulary
 ) -> tuple[MapRule, ...]:
-    """Rules for labels of the lab's files that are to be called as they are, and that no rule names.
+    """Return rules for labels of the lab's files that are to be called as they are, and that no rule names.
 
     Args:
         names: What the labels are to be called; names of the vocabulary need no rule.
@@ -226,7 +226,7 @@ def _find_beyond_maisi(vocabulary: Vocabulary, used: set[int]) -> dict[str, NewL
 
 
 def allocate_new_labels(rules: Iterable[MapRule], vocabulary: Vocabulary) -> dict[str, NewLabel]:
-    """An id for every new name, in the order of the rules: placeholder slots first, then free ids.
+    """Return an id for every new name, in the order of the rules: placeholder slots first, then free ids.
 
     Raises:
         PreparationError: A name looks misspelt, or is the vocabulary's and called new; an id or a host is unknown.

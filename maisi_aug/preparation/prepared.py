@@ -100,7 +100,7 @@ class PreparedCase(StrictModel):
     notes: tuple[str, ...] = ()
 
     def volume_ml(self, label_id: int) -> float:
-        """Volume of a label in millilitres; 0 where the case lacks it."""
+        """Return the volume of a label in millilitres; 0 where the case lacks it."""
         i, j, k = self.spacing_mm
         return self.voxels.get(label_id, 0) * i * j * k / 1000.0
 
@@ -125,12 +125,12 @@ class PreparedDataset:
         return bind_new_labels(MAISI, self.spec.new_labels.items())
 
     def file_of(self, role: Literal["image", "label", "preview"], case_id: str) -> Path:
-        """Where a file of a case lies."""
+        """Return where a file of a case lies."""
         suffix = ".png" if role == "preview" else ".nii.gz"
         return self.path / f"{role}s" / f"{case_id}{suffix}"
 
     def select(self, *, folds: Collection[int] | None = None, exclude_fold: int | None = None) -> PreparedDataset:
-        """The cases of some folds.
+        """Return the cases of some folds.
 
         Args:
             folds: The folds to keep; None for all.
@@ -157,7 +157,7 @@ class PreparedDataset:
 
 
 def bind_new_labels(vocabulary: Vocabulary, new_labels: Collection[tuple[str, NewLabel]]) -> Vocabulary:
-    """A vocabulary with new labels bound to their ids.
+    """Return a vocabulary with new labels bound to their ids.
 
     Raises:
         VocabularyError: A name is taken or an id is not free.

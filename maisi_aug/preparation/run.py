@@ -166,7 +166,7 @@ def claim_folder(plan: PreparePlan, out: Path, *, update: bool = False) -> None:
 
 
 def with_organs(plan: PreparePlan, folder: Path, organ_labels: str) -> PreparePlan:
-    """The plan with a further folder of organ labels, over those that the cases have.
+    """Return the plan with a further folder of organ labels, over those that the cases have.
 
     Args:
         plan: From ``plan_preparation``.
@@ -251,7 +251,7 @@ def _build_tasks(
 
 
 def translate_organs(files: Sequence[LabelFile], vocabulary: Vocabulary, organ_labels: str) -> Translation:
-    """What the ids of a case's organ label map mean, or those that its masks are given in their order.
+    """Return what the ids of a case's organ label map mean, or those that its masks are given in their order.
 
     Raises:
         PreparationError: Nothing tells.

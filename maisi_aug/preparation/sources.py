@@ -75,7 +75,7 @@ class SourceCase:
 
 
 def find_images(folder: Path, pattern: str | None = None, *, labels: Path | None = None) -> dict[str, Path]:
-    """The images of a folder by case.
+    """Return the images of a folder by case.
 
     Args:
         folder: Image files, or a folder per case that holds ``ct.nii.gz`` or a DICOM series.
@@ -103,7 +103,7 @@ def find_images(folder: Path, pattern: str | None = None, *, labels: Path | None
 
 
 def sort_images(folder: Path, labels: Path | None = None) -> SortedFiles:
-    """The files of a folder of images by what they are.
+    """Return the files of a folder of images by what they are.
 
     Args:
         folder: The folder.
@@ -124,7 +124,7 @@ def sort_images(folder: Path, labels: Path | None = None) -> SortedFiles:
 def find_labels(
     folder: Path, case_ids: Iterable[str], patterns: Sequence[str] = (), *, images: Iterable[Path] = ()
 ) -> dict[str, list[LabelFile]]:
-    """The label files of a folder by case.
+    """Return the label files of a folder by case.
 
     Args:
         folder: Label maps, or a folder per case with label maps or one mask per label.
@@ -164,7 +164,7 @@ def find_labels(
 
 
 def find_organs(folder: Path, case_ids: Iterable[str]) -> dict[str, tuple[LabelFile, ...]]:
-    """Organ labels by case, as TotalSegmentator writes them: a label map, or a folder of masks, per case.
+    """Return organ labels by case, as TotalSegmentator writes them: a label map, or a folder of masks, per case.
 
     Raises:
         PreparationError: No organ labels belong to a case.
@@ -180,7 +180,7 @@ def find_organs(folder: Path, case_ids: Iterable[str]) -> dict[str, tuple[LabelF
 
 
 def to_case_id(text: str) -> str:
-    """A name for files: what is no letter, digit, dot, underscore or hyphen becomes an underscore."""
+    """Return a name for files: what is no letter, digit, dot, underscore or hyphen becomes an underscore."""
     return re.sub(r"[^A-Za-z0-9._-]", "_", text).lstrip("._-") or "case"
 
 

@@ -55,7 +55,7 @@ def survey_case(case: SourceCase) -> CaseSurvey:
 
 
 def tables_of(case: SourceCase, survey: CaseSurvey, meanings: LabelMeanings) -> tuple[dict[int, int], ...]:
-    """For each label file of a case, source id -> vocabulary id; dropped ids become 0."""
+    """Return for each label file of a case, source id -> vocabulary id; dropped ids become 0."""
     tables = []
     for file, counts in zip(case.labels, survey.counts, strict=True):
         labels = labels_of(file, counts)
@@ -64,7 +64,7 @@ def tables_of(case: SourceCase, survey: CaseSurvey, meanings: LabelMeanings) -> 
 
 
 def dropped_lesions_of(case: SourceCase, survey: CaseSurvey, meanings: LabelMeanings) -> tuple[frozenset[int], ...]:
-    """For each label file of a case, the ids of lesions that are dropped: what they lie in takes their place."""
+    """Return for each label file of a case, the ids of lesions that are dropped: what they lie in takes their place."""
     return tuple(
         frozenset(
             MASK_ID if label.id is None else label.id

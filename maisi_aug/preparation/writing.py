@@ -48,7 +48,7 @@ def prepare_and_write(work: tuple[CaseTask, Path]) -> dict[str, Any]:
 
 
 def read_record(folder: Path, case_id: str) -> dict[str, Any] | None:
-    """What an earlier run noted of a case, or None."""
+    """Return what an earlier run noted of a case, or None."""
     try:
         record = read_json(folder / STATE_FOLDER / f"{case_id}.json")
     except (OSError, ValueError):

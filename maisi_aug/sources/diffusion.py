@@ -70,7 +70,7 @@ class DiffusionSource(MapSource):
     report: ReportMap | None = None
 
     def draw(self, case: CasePlan, seed: int) -> DrawnMap:
-        """A generated map with the lesions of a case and no other, in which all required organs are present.
+        """Return a generated map with the lesions of a case and no other, in which all required organs are present.
 
         Raises:
             LesionError: A lesion found no room in any of ``max_maps`` maps.

@@ -65,7 +65,7 @@ class GridChoice:
         return f"sides that are multiples of {self.factor}"
 
     def choose(self, own: Grid) -> tuple[Shape, Spacing]:
-        """Shape and spacing of the image of a map.
+        """Return shape and spacing of the image of a map.
 
         What the user leaves open follows the map: its own grid where the networks take that, else its field of view in
         the nearest number of voxels that they take.
@@ -85,7 +85,7 @@ class GridChoice:
         return (i, j, k), spacing_mm
 
     def name_change(self, own: Grid) -> Change:
-        """What becomes of a map on the way to its image's grid."""
+        """Return what becomes of a map on the way to its image's grid."""
         shape, spacing_mm = self.choose(own)
         if spacing_mm != own.spacing_mm:
             return "resampled"
@@ -103,7 +103,7 @@ class NoMapSource(MapSource):
     grid: Grid
 
     def draw(self, case: CasePlan, seed: int) -> DrawnMap:
-        """The case, and the grid of its image."""
+        """Return the case, and the grid of its image."""
         return DrawnMap(case, None, self.grid, {"source": "none"})
 
 
@@ -130,7 +130,7 @@ class GivenSource(BankedSource):
     _warned: set[str] = field(default_factory=set, init=False, repr=False)
 
     def leaves_hope(self, error: LesionError | BankError, case: CasePlan, others: Sequence[CasePlan]) -> bool:
-        """Each of the others has a map of its own."""
+        """Return an empty tuple: every other case has a map of its own."""
         return bool(others)
 
     def draw(self, case: CasePlan, seed: int) -> DrawnMap:
@@ -239,12 +239,12 @@ class _OneMap(MaskBank):
     num_looks: int = 1
 
     def draw_bases(self, lesions: Sequence[Lesion], *, required_ids: Sequence[int], seed: int) -> Iterator[BaseMap]:
-        """The map, once."""
+        """Yield the map, once."""
         yield self.base
 
 
 def open_given_source(run: CohortRun) -> GivenSource:
-    """The user's own label maps, listed and not yet read.
+    """Return the user's own label maps, listed and not yet read.
 
     Raises:
         BankError: None of them can be used.
@@ -311,7 +311,7 @@ def _choose_centre(bank_map: BankMap, extent_mm: NDArray[np.float64]) -> NDArray
 
 
 def part_inside(own: Grid, grid: Grid) -> tuple[slice, slice, slice]:
-    """The voxels of a grid whose centres lie within another one that has the same axis directions."""
+    """Return the voxels of a grid whose centres lie within another one that has the same axis directions."""
     corners = np.array([[-0.5, -0.5, -0.5, 1.0], [*(side - 0.5 for side in grid.shape), 1.0]])
     first, stop = (np.linalg.solve(own.affine, grid.affine) @ corners.T).T[:, :3]
     low, high = (np.maximum(np.ceil(np.round(corner, DECIMALS)), 0).astype(int) for corner in (first, stop))
@@ -322,7 +322,7 @@ def part_inside(own: Grid, grid: Grid) -> tuple[slice, slice, slice]:
 def plan_lesions(
     label_map: NDArray[np.uint8], voxel_ml: float, lesion_ids: Sequence[int], vocabulary: Vocabulary
 ) -> tuple[Lesion, ...]:
-    """The lesions of a map as a plan would ask for them, of each label the largest first."""
+    """Return the lesions of a map as a plan would ask for them, of each label the largest first."""
     present = _find_ids(label_map) if lesion_ids else frozenset()
     wanted = [
         (label_id, volume_ml)
@@ -402,7 +402,7 @@ class MapOutlook:
     warning: str = ""
 
     def to_json(self, vocabulary: Vocabulary) -> dict[str, Any]:
-        """The outlook as JSON types."""
+        """Return the outlook as JSON types."""
         return {
             "name": self.name,
             "map_shape": None if self.own is None else list(self.own.shape),

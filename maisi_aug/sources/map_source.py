@@ -51,7 +51,7 @@ class MapSource(Protocol):
     """Draws label maps; what it draws follows from the case and the seed alone."""
 
     def draw(self, case: CasePlan, seed: int) -> DrawnMap:
-        """A map with the lesions of a case and no other, in which all its required organs are present.
+        """Return a map with the lesions of a case and no other, in which all its required organs are present.
 
         Raises:
             LesionError: A lesion finds no room, or none of that size is at hand.
@@ -134,7 +134,7 @@ class BankedSource(MapSource, Protocol):
         self.bank.require_unchanged(origins)
 
     def describe_base(self, source: str, base: BaseMap, *, number: int, seed: int) -> dict[str, Any]:
-        """The origin of a map that is made from one of the bank's."""
+        """Return the origin of a map that is made from one of the bank's."""
         return {"source": source, "bank": self.bank.name, **base.origin, "seed": seed, "base": number}
 
 
@@ -180,7 +180,7 @@ def deform_at_random(
 
 
 def plant_case(case: CasePlan, base: BaseMap, rng: np.random.Generator) -> DrawnMap | None:
-    """A map without lesions with those of a case planted in it; None if it lacks a required organ.
+    """Return a map without lesions with those of a case planted in it; None if it lacks a required organ.
 
     Raises:
         LesionError: A lesion finds no room.

@@ -60,7 +60,7 @@ class PhantomBank(MaskBank):
         self.grid = grid
 
     def draw_bases(self, lesions: Sequence[Lesion], *, required_ids: Sequence[int], seed: int) -> Iterator[BaseMap]:
-        """Anatomies whose window shows the lesions' hosts and the required organs."""
+        """Yield anatomies whose window shows the lesions' hosts and the required organs."""
         from maisi_aug.phantom import build_label_map, region_for
 
         wanted = [*(wish.label_id for wish in lesions), *required_ids]
@@ -90,11 +90,11 @@ class PlantSource(BankedSource):
     max_bases: int = MAX_BASES
 
     def leaves_hope(self, error: LesionError | BankError, case: CasePlan, others: Sequence[CasePlan]) -> bool:
-        """Planting a larger lesion is never easier: a case that asks for less may succeed."""
+        """Return the attempts that a failure rules out: planting a larger lesion is never easier."""
         return not all(other.asks_for_all_of(case) for other in others)
 
     def draw(self, case: CasePlan, seed: int) -> DrawnMap:
-        """A map with the lesions of a case and no other, in which all required organs are present.
+        """Return a map with the lesions of a case and no other, in which all required organs are present.
 
         Raises:
             LesionError: A lesion found no room in ``max_bases`` maps, or cannot find any.
@@ -206,7 +206,7 @@ class BankSource(BankedSource):
     max_bases: int = MAX_BASES
 
     def draw(self, case: CasePlan, seed: int) -> DrawnMap:
-        """A map that holds the lesions of a case, in which all required organs are present.
+        """Return a map that holds the lesions of a case, in which all required organs are present.
 
         Raises:
             LesionError: The bank's lesions are all far from the volume asked for.

@@ -61,7 +61,7 @@ class SizedOrganSource(BankedSource):
     max_bases: int = MAX_BASES
 
     def draw(self, case: CasePlan, seed: int) -> DrawnMap:
-        """A map with the organs and lesions of a case, and no other lesion.
+        """Return a map with the organs and lesions of a case, and no other lesion.
 
         Raises:
             LesionError: Every organ of the bank is far from the volume asked for, or a lesion finds no room.

@@ -48,7 +48,7 @@ class ContentError(MaisiAugError, ValueError):
 
 
 def reason_of(error: BaseException) -> str:
-    """What an error says, on one line and not too long; its type where it says nothing."""
+    """Return what an error says, on one line and not too long; its type where it says nothing."""
     if isinstance(error, RecursionError):
         return "it is nested too deeply"
     if isinstance(error, MemoryError):
@@ -87,7 +87,7 @@ def content_errors(path: Path | None = None) -> Iterator[None]:
 
 
 def read_bounded(path: Path, max_bytes: int | None = None) -> bytes:
-    """The bytes of a file; of any size by default.
+    """Return the bytes of a file; of any size by default.
 
     Raises:
         ContentError: It is larger, or is no file but a device or a pipe.
@@ -102,7 +102,7 @@ def read_bounded(path: Path, max_bytes: int | None = None) -> bytes:
 
 
 def read_text(path: Path, max_bytes: int = MAX_JSON_BYTES) -> str:
-    """The text of a file in UTF-8, with the line breaks of Unix.
+    """Return the text of a file in UTF-8, with the line breaks of Unix.
 
     Raises:
         ContentError: It is larger, or no UTF-8.
@@ -114,7 +114,7 @@ def read_text(path: Path, max_bytes: int = MAX_JSON_BYTES) -> str:
 
 
 def read_lines(path: Path, max_bytes: int = MAX_LINE_BYTES) -> Iterator[bytes]:
-    """The lines of a file with their breaks, one after the other, so that the file may be of any length.
+    """Yield the lines of a file with their breaks, one after the other, so that the file may be of any length.
 
     Raises:
         ContentError: A line is longer.
@@ -128,7 +128,7 @@ def read_lines(path: Path, max_bytes: int = MAX_LINE_BYTES) -> Iterator[bytes]:
 
 
 def read_json(path: Path) -> Any:
-    """A JSON document.
+    """Return a JSON document.
 
     Raises:
         ContentError: It is no JSON, or beyond the bounds of this module.
@@ -139,7 +139,7 @@ def read_json(path: Path) -> Any:
 
 
 def parse_json(content: bytes) -> Any:
-    """A JSON document that is held in memory.
+    """Return a JSON document that is held in memory.
 
     Raises:
         ContentError: It is no JSON in UTF-8, is nested too deeply, has whole numbers beyond 64 bits, or text that is no

@@ -52,7 +52,7 @@ class Holder:
     state: str = "{}"
 
     def read_state(self) -> dict[str, float]:
-        """The figures of what the holder tells."""
+        """Return the figures that the holder reports."""
         with suppress(ContentError):
             told = parse_json(self.state.encode())
             if isinstance(told, dict):
@@ -133,7 +133,7 @@ class Lease:
 
 
 def take_lease(path: Path, *, has_lock: bool | None) -> Lease:
-    """A lease, to be ended by the caller; one that was left is waited for until it is stale.
+    """Return a lease, to be ended by the caller; one that was left is waited for until it is stale.
 
     Args:
         path: Of its file.
@@ -167,7 +167,7 @@ def take_lease(path: Path, *, has_lock: bool | None) -> Lease:
 
 
 def busy_folder(folder: Path, holder: Holder) -> CohortError:
-    """What the second of two processes on one cohort is told."""
+    """Return the error for the second of two processes on one cohort."""
     who = f" ({spell_holder(holder)})" if holder.pid else ""
     return CohortError(
         f"{folder}: another process is working in this folder{who}. Wait for it to end, or choose another --out."
@@ -175,12 +175,12 @@ def busy_folder(folder: Path, holder: Holder) -> CohortError:
 
 
 def spell_holder(holder: Holder) -> str:
-    """A holder for messages."""
+    """Return a holder for messages."""
     return f"process {holder.pid} on {holder.host}" if holder.pid else "another process"
 
 
 def read_holder(path: Path) -> Holder:
-    """Who holds a lease; nobody in particular where the file is missing or being made."""
+    """Return who holds a lease; an unknown holder if the file is missing or being made."""
     try:
         # Opened, not looked at from outside: a network disk then asks its server.
         content = parse_json(read_bounded(path, _NUM_BYTES))
@@ -197,7 +197,7 @@ def is_fresh(path: Path) -> bool:
 
 
 def age_of(path: Path) -> float:
-    """Seconds since a file was written, by the clock of its disk; infinite for one that is gone."""
+    """Return seconds since a file was written, by the clock of its disk; infinite for one that is gone."""
     now = _ask_disk_for_time(path)
     try:
         return max(0.0, now - _time_of(path))
@@ -225,7 +225,7 @@ def _time_of(path: Path) -> float:
 
 
 def describe_process() -> Holder:
-    """This process, under a new token."""
+    """Return this process, under a new token."""
     boot, namespace = "", ""
     with suppress(OSError):  # Linux alone tells
         boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()

@@ -83,7 +83,7 @@ class Option:
             object.__setattr__(self, name, value)
 
     def spell_flags(self, field: str) -> tuple[str, ...]:
-        """The spellings of a field's option, the long one first."""
+        """Return the spellings of a field's option, the long one first."""
         is_named = any(flag.startswith("--") for flag in self.flags)
         return self.flags if is_named else (f"--{field.replace('_', '-')}", *self.flags)
 
@@ -103,7 +103,7 @@ def warn_of_spelling(old: str, new: str) -> None:
 
 
 def texts_of(values: Sequence[object], example: str) -> list[str]:
-    """Values that are texts as they are typed.
+    """Return values that are texts as they are typed.
 
     Raises:
         ValueError: One is no text; ``example`` says what was expected.
@@ -115,7 +115,7 @@ def texts_of(values: Sequence[object], example: str) -> list[str]:
 
 
 def split_rule(text: str, example: str) -> tuple[str, str]:
-    """``LABEL=NAME`` of ``--map`` as its two sides: what the user's files call a label, and its name here.
+    """Return ``LABEL=NAME`` of ``--map`` as its two sides: what the user's files call a label, and its name here.
 
     Raises:
         ValueError: A side is missing.
@@ -165,7 +165,7 @@ def explain_problems(
 
 
 def read_yaml(path: Path, subject: str, error: type[MaisiAugError]) -> Any:
-    """What a YAML file holds.
+    """Return what a YAML file holds.
 
     Args:
         path: Of the file.
@@ -185,7 +185,7 @@ def read_yaml(path: Path, subject: str, error: type[MaisiAugError]) -> Any:
 
 
 def list_problems(error: ValidationError, model: type[BaseModel], *, if_missing: str = "Add it.") -> list[str]:
-    """Everything that is wrong, each as ``path: expected ..., found ....``, one sentence for each place.
+    """Return everything that is wrong, each as ``path: expected ..., found ....``, one sentence for each place.
 
     What a validator of the model says stands as it is, after the path unless it names a field itself or is an error of
     the package, which is whole.

@@ -76,7 +76,7 @@ def write_json_whole(
 
 
 def sha256_of(path: Path | str) -> str:
-    """The file's SHA-256 in hexadecimal.
+    """Return the file's SHA-256 in hexadecimal.
 
     Raises:
         VolumeError: The file cannot be read.

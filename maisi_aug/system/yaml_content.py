@@ -22,7 +22,7 @@ else:  # libyaml's, which is ten times as fast, where PyYAML was built with it
 
 
 def read_yaml(path: Path) -> Any:
-    """A YAML document of plain types.
+    """Return a YAML document of plain types.
 
     Raises:
         ContentError: It is no YAML, or beyond the bounds of this module.
@@ -33,7 +33,7 @@ def read_yaml(path: Path) -> Any:
 
 
 def parse_yaml(text: str) -> Any:
-    """A YAML document that is held in memory.
+    """Return a YAML document that is held in memory.
 
     Raises:
         ContentError: It is no YAML, gives a key twice, is nested too deeply, has aliases that stand for more than the

@@ -19,7 +19,7 @@ def draw_hidden(
     config: SurroundingsConfig,
     rng: np.random.Generator,
 ) -> NDArray[np.bool_]:
-    """The part of a crop that the network has to draw.
+    """Return the part of a crop that the network has to draw.
 
     Args:
         label_map: ``(I, J, K)`` ids; what is 0 is not drawn from, for it lies outside of the image.

@@ -57,12 +57,12 @@ UNKNOWN = Meaning(None)
 
 
 def find_label_id(name: str, vocabulary: Vocabulary) -> int | None:
-    """The vocabulary's id of a name that stands alone, or None."""
+    """Return the vocabulary's id of a name that stands alone, or None."""
     return _read_alone(name, vocabulary)[0].label_id
 
 
 def resolve_names(names: Iterable[str], vocabulary: Vocabulary, *, context: Collection[str] = ()) -> dict[str, Meaning]:
-    """What the names of one set of labels mean.
+    """Return what the names of one set of labels mean.
 
     Args:
         names: All the names of the set, since a bare one such as "tumor" is told by the others.

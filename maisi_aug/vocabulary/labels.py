@@ -36,17 +36,17 @@ def _tables() -> dict[str, Any]:
 
 
 def split_camel_case(name: str) -> str:
-    """``SpinalCord`` as two words."""
+    """Return ``SpinalCord`` as two words."""
     return re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name)
 
 
 def name_words(name: str) -> list[str]:
-    """The words of a name in lower case; a plus sign, an ampersand and a slash are the word "and"."""
+    """Return the words of a name in lower case; a plus sign, an ampersand and a slash are the word "and"."""
     return re.findall(r"[a-z0-9]+", re.sub(r"[+&/]", " and ", name.lower()))
 
 
 def lookup_words(name: str) -> list[str]:
-    """The words of a name as they are compared: lower case, American spelling, without fillers."""
+    """Return the words of a name as they are compared: lower case, American spelling, without fillers."""
     words = name_words(name)
     ignored, spelling = _tables()["ignored_words"], _tables()["spelling"]
     return [spelling.get(word, word) for word in words if word not in ignored]
@@ -149,7 +149,7 @@ class Vocabulary:
         return int(label_id) in self._by_id
 
     def label(self, name_or_id: str | int) -> Label:
-        """The label of a name, an alias or an id.
+        """Return the label of a name, an alias or an id.
 
         Raises:
             VocabularyError: If there is none; the message offers the closest names.
@@ -157,7 +157,7 @@ class Vocabulary:
         return self._by_id[self.id_of(name_or_id)]
 
     def id_of(self, name_or_id: str | int) -> int:
-        """The id of a name, an alias, a TotalSegmentator class name, or an id given as a number or as text.
+        """Return the id of a name, an alias, a TotalSegmentator class name, or an id given as a number or as text.
 
         Raises:
             VocabularyError: If there is none; the message offers the closest names.
@@ -176,7 +176,7 @@ class Vocabulary:
         return found
 
     def name_of(self, label_id: int) -> str:
-        """The name of an id.
+        """Return the name of an id.
 
         Raises:
             VocabularyError: If the vocabulary has no such id.
@@ -184,11 +184,11 @@ class Vocabulary:
         return self.label(int(label_id)).name
 
     def hosts_of(self, label_id: int) -> tuple[int, ...]:
-        """Ids of the organs a tumour may grow in, or a new organ lies in; empty for every other label."""
+        """Return ids of the organs a tumour may grow in, or a new organ lies in; empty for every other label."""
         return self.label(int(label_id)).hosts
 
     def background_id_for(self, label_id: int) -> int:
-        """The id that replaces a tumour or a cyst when it is taken out of a label map.
+        """Return the id that replaces a tumour or a cyst when it is taken out of a label map.
 
         For a tumour with several hosts this is one fixed choice; whoever has the label map takes the nearest host
         instead.
@@ -205,7 +205,7 @@ class Vocabulary:
         return label.removal_id
 
     def with_slots(self, bindings: Mapping[str, SlotBinding]) -> Vocabulary:
-        """A vocabulary in which slots or free ids carry names. The same binding twice is the same vocabulary.
+        """Return a vocabulary in which slots or free ids carry names. The same binding twice is the same vocabulary.
 
         Args:
             bindings: New name -> the id it is bound to and its host organs.
@@ -396,7 +396,7 @@ class NameReading:
 
 
 def read_label_name(name: str) -> NameReading:
-    """What the name of a label says of lesions."""
+    """Return what the name of a label says of lesions."""
     words = _split(name)
     kept, is_healthy = _drop_denied(words)
     parts, denied = _split_at_joiners(kept)
@@ -422,7 +422,7 @@ def lesion_word(name: str) -> str | None:
 
 
 def organ_key(name: str) -> frozenset[str]:
-    """The words of an organ's name in one spelling, without sides, levels and numbers, to compare hosts by."""
+    """Return the words of an organ's name in one spelling, without sides, levels and numbers, to compare hosts by."""
     return _organ_words(_split(name))
 
 

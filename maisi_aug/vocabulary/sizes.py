@@ -22,12 +22,12 @@ _MM3_PER_ML = 1000.0
 
 
 def diameter_mm(volume_ml: float) -> float:
-    """Diameter in mm of the sphere that has this volume in mL."""
+    """Return the diameter in mm of the sphere that has this volume in mL."""
     return float((6.0 * volume_ml * _MM3_PER_ML / math.pi) ** (1.0 / 3.0))
 
 
 def volume_ml(diameter_mm: float) -> float:
-    """Volume in mL of the sphere that has this diameter in mm."""
+    """Return the volume in mL of the sphere that has this diameter in mm."""
     return math.pi * diameter_mm**3 / 6.0 / _MM3_PER_ML
 
 
@@ -67,7 +67,7 @@ class SizeDistribution:
             )
 
     def volume_ml(self, percentile: float) -> float:
-        """The volume in mL at a percentile in [0, 1]; between two quantiles its logarithm is interpolated.
+        """Return the volume in mL at a percentile in [0, 1]; between two quantiles its logarithm is interpolated.
 
         Raises:
             RequestError: If the percentile lies outside [0, 1].
@@ -87,7 +87,7 @@ class SizeDistribution:
         return float(low ** (1.0 - share) * high**share)
 
     def percentile(self, volume_ml: float) -> float:
-        """The fraction in [0, 1] of patients whose largest lesion is smaller; clipped at both ends."""
+        """Return the fraction in [0, 1] of patients whose largest lesion is smaller; clipped at both ends."""
         if volume_ml <= self.quantiles_ml[0]:
             return 0.0
         if volume_ml >= self.quantiles_ml[-1]:
@@ -98,7 +98,7 @@ class SizeDistribution:
         return (above - 1 + share) / (NUM_QUANTILES - 1)
 
     def cut(self, low_ml: float, high_ml: float) -> tuple[float, ...]:
-        """Quantiles in mL of the same distribution without the lesions outside ``[low_ml, high_ml]``."""
+        """Return quantiles in mL of the same distribution without the lesions outside ``[low_ml, high_ml]``."""
         first, last = self.percentile(low_ml), self.percentile(high_ml)
         steps = (step / (NUM_QUANTILES - 1) for step in range(NUM_QUANTILES))
         return tuple(self.volume_ml(min(1.0, first + step * (last - first))) for step in steps)
@@ -118,7 +118,7 @@ def reference_labels() -> tuple[str, ...]:
 
 @cache
 def reference_distribution(label_name: str) -> SizeDistribution:
-    """The package's own distribution for a label; for some labels a stand-in, which then says so.
+    """Return the package's own distribution for a label; for some labels a stand-in, which then says so.
 
     Raises:
         RequestError: If the package has none for this label.
@@ -143,7 +143,7 @@ def reference_distribution(label_name: str) -> SizeDistribution:
 def measure_distribution(
     volumes_per_patient_ml: Sequence[Sequence[float]], label: str, source: str
 ) -> SizeDistribution:
-    """The distribution of the user's own lesions.
+    """Return the distribution of the user's own lesions.
 
     Args:
         volumes_per_patient_ml: For every patient the volumes in mL of all lesions; patients without any do not count.

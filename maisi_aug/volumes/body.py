@@ -51,7 +51,7 @@ class _Coarse:
 
 
 def find_body(image_hu: NDArray[Any], spacing_mm: Spacing) -> Mask:
-    """The patient's envelope.
+    """Return the patient's envelope.
 
     Args:
         image_hu: ``(I, J, K)`` CT in HU, RAS+; a body cut by the image's border is fine.

@@ -66,12 +66,12 @@ def is_dicom(path: Path) -> bool:
 
 
 def dicom_files(folder: Path) -> list[Path]:
-    """The DICOM files that lie directly in a folder, in the order of their names."""
+    """Return the DICOM files that lie directly in a folder, in the order of their names."""
     return [path for path in sorted(folder.iterdir()) if is_dicom(path)]
 
 
 def walk_dicom(folder: Path) -> Iterator[list[Path]]:
-    """The DICOM files of a folder and of every folder below it, hidden ones left out; no empty lists."""
+    """Yield the DICOM files of a folder and of every folder below it, hidden ones left out; no empty lists."""
     for place, folders, _ in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         found = dicom_files(Path(place))
@@ -80,12 +80,12 @@ def walk_dicom(folder: Path) -> Iterator[list[Path]]:
 
 
 def files_of(path: Path) -> list[Path]:
-    """What an image is made of: a file, or all that lies in a DICOM folder and below it."""
+    """Return what an image is made of: a file, or all that lies in a DICOM folder and below it."""
     return sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
 
 
 def read_header(path: Path, tags: tuple[str, ...] | None = None, *, has_pixels: bool = False) -> Dataset:
-    """A file's header.
+    """Return a file's header.
 
     Args:
         path: The file.
@@ -104,7 +104,7 @@ def read_header(path: Path, tags: tuple[str, ...] | None = None, *, has_pixels: 
 
 
 def open_dicom(path: Path, **options: Any) -> Dataset:
-    """A file as pydicom reads it, every value of it converted, so that none is found to be damaged later.
+    """Return a file as pydicom reads it, every value of it converted, so that none is found to be damaged later.
 
     Args:
         path: The file.
@@ -141,7 +141,7 @@ def _require_bounded(path: Path) -> None:
 
 
 def whole_number(header: Dataset, keyword: str, path: Path | str, default: int | None = None) -> int:
-    """A value of a header that counts something.
+    """Return a value of a header that counts something.
 
     Args:
         header: The header.
@@ -178,7 +178,7 @@ def require_pixels(dataset: Dataset, path: Path) -> None:
 
 
 def items_of(header: Dataset, keyword: str) -> list[Dataset]:
-    """The items of a sequence; none where it is missing, empty or no sequence."""
+    """Return the items of a sequence; none where it is missing, empty or no sequence."""
     from pydicom.sequence import Sequence
 
     value = header.get(keyword)
@@ -186,7 +186,7 @@ def items_of(header: Dataset, keyword: str) -> list[Dataset]:
 
 
 def kind_of(path: Path) -> Kind:
-    """What a DICOM file holds."""
+    """Return what a DICOM file holds."""
     try:
         return kind_of_header(read_header(path, ("SOPClassUID", "Rows")))
     except VolumeError:
@@ -194,7 +194,7 @@ def kind_of(path: Path) -> Kind:
 
 
 def kind_of_header(header: Dataset) -> Kind:
-    """What a file with this header holds."""
+    """Return what a file with this header holds."""
     sop_class = str(header.get("SOPClassUID", ""))
     if sop_class in SEGMENTATION_CLASSES:
         return "segmentation"
@@ -204,7 +204,7 @@ def kind_of_header(header: Dataset) -> Kind:
 
 
 def name_of_kind(header: Any) -> str:
-    """What a file that holds no slices is, in words."""
+    """Return what a file that holds no slices is, in words."""
     sop_class = str(header.get("SOPClassUID", ""))
     if sop_class in _NO_SLICES:
         return _NO_SLICES[sop_class]
@@ -223,12 +223,12 @@ def is_label_object(path: Path) -> bool:
 
 
 def find_label_objects(folder: Path) -> list[Path]:
-    """The segmentations and structure sets in a folder and below it."""
+    """Return the segmentations and structure sets in a folder and below it."""
     return [path for files in walk_dicom(folder) for path in files if is_label_object(path)]
 
 
 def find_volumes(folder: Path) -> list[Path]:
-    """The DICOM images that lie in a folder as cases.
+    """Return the DICOM images that lie in a folder as cases.
 
     Returns:
         The folder itself where it holds the slices of a series, files with several frames by themselves, and every

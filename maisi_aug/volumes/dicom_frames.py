@@ -93,7 +93,7 @@ class Stack:
 
 
 def read_frames(path: Path, header: Dataset, *, is_image: bool = True) -> list[Frame]:
-    """The slices of one file.
+    """Return the slices of one file.
 
     Args:
         path: The file, for messages.

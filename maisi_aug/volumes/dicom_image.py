@@ -46,7 +46,7 @@ class _UndecodableError(VolumeError):
 
 
 def read_dicom_image(path: Path) -> tuple[NDArray[Any], NDArray[np.float64]]:
-    """Values and geometry of one image.
+    """Return values and geometry of one image.
 
     Args:
         path: A file, or a folder with one series in it or below it; scouts and objects without slices are left out.
@@ -75,7 +75,7 @@ def read_dicom_image(path: Path) -> tuple[NDArray[Any], NDArray[np.float64]]:
 
 
 def read_dicom_grid(path: Path) -> tuple[tuple[int, int, int], NDArray[np.float64]]:
-    """Shape and affine of :func:`read_dicom_image`, from the headers alone."""
+    """Return shape and affine of :func:`read_dicom_image`, from the headers alone."""
     _, stack = _lay_out(_find_series(path, has_pixels=False), path)
     return (stack.sides[1], stack.sides[0], stack.num_slices), stack.affine
 

@@ -83,7 +83,7 @@ def read_drawn_labels(path: Path, onto: Grid | None) -> DrawnLabels:
 
 
 def read_drawn_names(path: Path) -> dict[int, str]:
-    """What the ids of a segmentation or structure set are called; nothing of its voxels is read.
+    """Return what the ids of a segmentation or structure set are called; nothing of its voxels is read.
 
     Raises:
         VolumeError: It cannot be read.

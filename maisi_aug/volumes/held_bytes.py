@@ -73,7 +73,7 @@ def require_held(subject: Path, promised: int, pieces: Iterable[Piece], *, is_pa
 
 
 def count_unpacked(piece: Piece, enough: int, *, window_bits: int = _GZIP_OR_ZLIB) -> int:
-    """How many bytes a piece unpacks to, its checksum verified; counting ends soon after there are enough.
+    """Return how many bytes a piece unpacks to, its checksum verified; counting ends soon after there are enough.
 
     Args:
         piece: Compressed bytes.
@@ -108,7 +108,7 @@ def count_unpacked(piece: Piece, enough: int, *, window_bits: int = _GZIP_OR_ZLI
 
 
 def unpack_gzip(content: bytes, max_bytes: int) -> bytes:
-    """All members of gzip bytes in memory, checksums verified; ``gzip`` itself would hold three copies.
+    """Return all members of gzip bytes in memory, checksums verified; ``gzip`` itself would hold three copies.
 
     Args:
         content: The compressed bytes.
@@ -134,7 +134,7 @@ def unpack_gzip(content: bytes, max_bytes: int) -> bytes:
 
 
 def unpack_start(content: bytes, num_bytes: int) -> bytes:
-    """The first bytes that gzip bytes unpack to; fewer where there are no more.
+    """Return the first bytes that gzip bytes unpack to; fewer where there are no more.
 
     Raises:
         ContentError: They are damaged.

@@ -102,7 +102,7 @@ def load_image(path: Path | str) -> Volume:
 
 
 def load_grid(path: Path | str) -> Grid:
-    """Geometry of what ``load_image`` gives, from the headers alone.
+    """Return geometry of what ``load_image`` gives, from the headers alone.
 
     Raises:
         VolumeError: The file cannot be read.
@@ -138,7 +138,7 @@ def load_label_map(path: Path | str, *, image: Path | None = None) -> Volume:
 
 
 def load_drawn_names(path: Path) -> dict[int, str]:
-    """What a DICOM segmentation or structure set calls its ids; of any other file nothing.
+    """Return what a DICOM segmentation or structure set calls its ids; of any other file nothing.
 
     Raises:
         VolumeError: It cannot be read.
@@ -152,7 +152,7 @@ def load_drawn_names(path: Path) -> dict[int, str]:
 
 
 def right_angled_grid(grid: Grid) -> Grid:
-    """The grid that a volume is handed out on: its own, or for a sheared one its orthogonal neighbour."""
+    """Return the grid that a volume is handed out on: its own, or for a sheared one its orthogonal neighbour."""
     if grid.has_right_angles:
         return grid
     from maisi_aug.volumes.resampling import right_angled_grid as choose
@@ -184,7 +184,7 @@ def _tell_of_shear(subject: Path | str, grid: Grid, target: Grid) -> None:
 
 
 def load_stored_grid(path: Path | str) -> Grid:
-    """The geometry of a NIfTI file with its axes as they are stored, not turned to RAS+; voxels are not read.
+    """Return the geometry of a NIfTI file with its axes as they are stored, not turned to RAS+; voxels are not read.
 
     Raises:
         VolumeError: The file cannot be read.
@@ -211,7 +211,7 @@ def decode_label_map(content: bytes, name: str, *, max_bytes: int) -> Volume:
 
 
 def take_image(image: Any, affine: Any = None, *, subject: str) -> Volume:
-    """An image that somebody holds in memory, turned to the closest RAS+ axes.
+    """Return an image that somebody holds in memory, turned to the closest RAS+ axes.
 
     Args:
         image: An array ``(I, J, K)`` or ``(1, I, J, K)``, or an image of nibabel, SimpleITK or MONAI, which has an
@@ -226,7 +226,7 @@ def take_image(image: Any, affine: Any = None, *, subject: str) -> Volume:
 
 
 def take_label_map(image: Any, affine: Any = None, *, subject: str) -> Volume:
-    """The same of a label map, judged as :func:`load_label_map` judges a file.
+    """Return the same of a label map, judged as :func:`load_label_map` judges a file.
 
     Raises:
         VolumeError: It is no volume, holds values that are no labels, or its geometry is not known.

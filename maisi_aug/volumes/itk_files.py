@@ -69,7 +69,7 @@ def read_with_itk(path: Path) -> tuple[NDArray[Any], NDArray[np.float64]]:
 
 
 def take_itk_image(image: Any) -> tuple[NDArray[Any], NDArray[np.float64]]:
-    """Voxels with their first axis first, and the affine to RAS+ mm, of an image that SimpleITK holds.
+    """Return voxels with their first axis first, and the affine to RAS+ mm, of an image that SimpleITK holds.
 
     Raises:
         ContentError: It has several values in a voxel.
@@ -81,7 +81,7 @@ def take_itk_image(image: Any) -> tuple[NDArray[Any], NDArray[np.float64]]:
 
 
 def read_itk_grid(path: Path) -> tuple[tuple[int, ...], NDArray[np.float64]]:
-    """Shape and affine of :func:`read_with_itk`, from the header alone.
+    """Return shape and affine of :func:`read_with_itk`, from the header alone.
 
     Raises:
         ContentError: ITK cannot read it.
@@ -130,7 +130,7 @@ class _Header:
     num_bytes: int
 
     def find(self, *names: str) -> str:
-        """The first of several spellings that there is."""
+        """Return the first of several spellings that there is."""
         return next((self.fields[name] for name in names if name in self.fields), "")
 
 

@@ -81,7 +81,7 @@ def parse_nifti(
 
 
 def read_nifti_grid(path: Path) -> tuple[tuple[int, ...], NDArray[np.float64]]:
-    """Shape and affine of :func:`parse_nifti`, from the header alone.
+    """Return shape and affine of :func:`parse_nifti`, from the header alone.
 
     Raises:
         ContentError: It is damaged.
@@ -147,7 +147,7 @@ def _count_promised(header: Any) -> int:
 
 
 def affine_of(read: Any, sides: Sequence[int], stored: bytes, subject: Path | str) -> NDArray[np.float64]:
-    """Voxel to RAS+ millimetres, with the units of the header.
+    """Return voxel to RAS+ millimetres, with the units of the header.
 
     Args:
         read: nibabel's header, NIfTI-1 or NIfTI-2.

@@ -23,7 +23,7 @@ _NRRD_FIELD = re.compile(r"^(Segment\d+)_(Name|LabelValue|Layer):=(.*)$", re.MUL
 
 
 def load_own_names(path: Path) -> Mapping[int, str]:
-    """Id -> name as the label map's own header has it; empty where it has none.
+    """Return id -> name as the label map's own header has it; empty where it has none.
 
     Warns where the header holds several tables that differ, and says which one is used.
     """

@@ -177,7 +177,7 @@ def crop_or_pad(
 
 
 def centre_grid_on(centre_mm: Sequence[float], *, shape: Shape, spacing_mm: Spacing, like: Grid | None = None) -> Grid:
-    """A grid of a shape and spacing whose centre lies on a point.
+    """Return a grid of a shape and spacing whose centre lies on a point.
 
     Args:
         centre_mm: Point in RAS+ millimetres.
@@ -340,7 +340,7 @@ def _take_nearest(array: NDArray[Scalar], source: Grid, target: Grid, fill: floa
 
 
 def right_angled_grid(grid: Grid) -> Grid:
-    """The orthogonal grid that covers all voxel centres of a sheared one.
+    """Return the orthogonal grid that covers all voxel centres of a sheared one.
 
     Its spacing in the plane that stays is the sheared grid's, and along the normal the distance of its slices. Voxel
     ``(0, 0, 0)`` of the sheared grid is a voxel of it, too. The same voxels stored in another order give the same
@@ -377,7 +377,7 @@ def right_angled_grid(grid: Grid) -> Grid:
 
 
 def straighten_image(image: NDArray[Scalar], source: Grid, target: Grid) -> NDArray[Scalar]:
-    """An image in HU on a grid at right angles, interpolated linearly; beyond its voxels is air.
+    """Return an image in HU on a grid at right angles, interpolated linearly; beyond its voxels is air.
 
     Args:
         image: ``(I, J, K)`` on the sheared grid; not modified.
@@ -393,12 +393,12 @@ def straighten_image(image: NDArray[Scalar], source: Grid, target: Grid) -> NDAr
 
 
 def straighten_label_map(label_map: NDArray[Scalar], source: Grid, target: Grid) -> NDArray[Scalar]:
-    """A label map on a grid at right angles, by the nearest label; beyond its voxels is background."""
+    """Return a label map on a grid at right angles, by the nearest label; beyond its voxels is background."""
     return resample_label_map(label_map, source, target)
 
 
 def describe_shear(grid: Grid) -> str:
-    """How far the axes are from right angles, in words: ``axes that meet at 74.9 degrees``."""
+    """Return how far the axes are from right angles, in words: ``axes that meet at 74.9 degrees``."""
     unit = grid.affine[:3, :3] / np.asarray(grid.spacing_mm)
     cosine = max(abs(float(unit[:, a] @ unit[:, b])) for a, b in _PAIRS)
     return f"axes that meet at {np.rad2deg(np.arccos(min(cosine, 1.0))):.4g} degrees"

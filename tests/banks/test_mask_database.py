@@ -280,7 +280,7 @@ def test_missing_torn_and_empty_members_are_skipped_named_and_counted(
     assert reasons["gone.nii.gz"] == "gone.nii.gz is missing"
     assert reasons["empty.nii.gz"] == "empty.nii.gz is empty"
     assert "compressed data ends too early" in reasons["torn.nii.gz"]
-    assert "found a damaged or empty file" in reasons["noise.nii.gz"]
+    assert "but damaged or empty" in reasons["noise.nii.gz"]
     assert "this member of" in reasons["healthy.nii.gz"]
     assert "Bad CRC-32" in reasons["healthy.nii.gz"]
     assert len(bank) == 2
@@ -321,7 +321,7 @@ def test_archive_needs_one_list_that_belongs_to_it(write: Callable[..., Path], t
         _find(archive)
     for path in tmp_path.glob("*.json"):
         path.unlink()
-    with pytest.raises(BankError, match=r"found no candidate_masks\*\.json. Download the list, too"):
+    with pytest.raises(BankError, match=r"found no candidate_masks\*\.json. Download the list as well"):
         _find(archive)
 
 
@@ -333,7 +333,7 @@ def test_archive_needs_one_list_that_belongs_to_it(write: Callable[..., Path], t
         ({"label_list": [1, 999]}, r"found \[999\]"),
         ({"label_list": "1, 3"}, "expected numbers as 'label_list', found '1, 3'"),
         ({"top_region_index": [0, 1, 1, 0]}, r"expected one region as 'top_region_index', found \[0, 1, 1, 0\]"),
-        ({"pseudo_label_filename": 3}, "expected 'pseudo_label_filename', found"),
+        ({"pseudo_label_filename": 3}, "'pseudo_label_filename' is missing or not text"),
     ],
 )
 def test_row_that_cannot_be_read_is_named(write: Callable[..., Path], fields: dict[str, Any], message: str) -> None:

@@ -161,7 +161,7 @@ def test_damaged_bundle_is_named_and_hides_no_other(
     assert "torn" not in outcome.stdout
     (line,) = outcome.stderr.splitlines()
     assert message in line
-    assert line.endswith("The list leaves 'torn' out until it is fetched or installed again.")
+    assert line.endswith("The list omits 'torn' until it is fetched or installed again.")
 
 
 def test_folder_of_a_training_run_stands_for_its_bundle(tmp_path: Path) -> None:
@@ -255,7 +255,7 @@ def test_missing_network_is_named(write: Callable[..., Path]) -> None:
     bundle = load_bundle(write(networks={"autoencoder": build_header()["networks"]["autoencoder"]}, weights={}))
     with pytest.raises(BundleError, match="no definition in networks.diffusion_unet; it has autoencoder"):
         _ = bundle.grid_factor
-    with pytest.raises(BundleError, match="expected weights for autoencoder, found none"):
+    with pytest.raises(BundleError, match="no weights for autoencoder; it has none"):
         bundle.weight_path("autoencoder")
 
 

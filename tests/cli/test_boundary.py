@@ -111,7 +111,7 @@ def test_shortage_of_memory_is_told_of_what_it_was_raised_for() -> None:
         "[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory: you tried to "
         "allocate 137438953472 bytes. Error code 12 (Cannot allocate memory)"
     )
-    error = errors.BundleError("a.pt: expected weights alone, found a file that cannot be read as such.")
+    error = errors.BundleError("a.pt: must contain weights only, found a file that cannot be read.")
     error.__cause__ = found
     told = explain(error, memory_options=lambda: ["fewer --workers", OTHER_DEVICE])
     assert told == (

@@ -77,15 +77,15 @@ def test_bundle_is_made_and_told_of(run_cli: Callable[..., Any], places: tuple[P
     ("options", "message"),
     [
         (("--slot", "dummy3", "--label", "bright nodule"), "with several labels, use 'NAME=dummy3', found 'dummy3'"),
-        (("--slot", "glands=dummy3"), "--slot: expected one of the labels (gland), found 'glands'"),
+        (("--slot", "glands=dummy3"), "--slot: unknown label 'glands'; expected one of gland"),
         (("--host", "body"), "--host: expected NAME=VALUE such as 'left parotid=body', found 'body'"),
-        (("--host", "glnd=body"), "--host: expected one of the labels (gland), found 'glnd'. Did you mean 'gland'?"),
-        (("--kind", "Gland=organ"), "--kind: expected one of the labels (gland), found 'Gland'. Did you mean 'gland'?"),
+        (("--host", "glnd=body"), "--host: unknown label 'glnd'; expected one of gland. Did you mean 'gland'?"),
+        (("--kind", "Gland=organ"), "--kind: unknown label 'Gland'; expected one of gland. Did you mean 'gland'?"),
         (("--rank", "8"), "--rank: can only be used with tune low-rank, found full."),
         (("--kind", "gland=thing"), "--kind.gland: expected 'lesion' or 'organ', found 'thing'"),
         (("--crop", "10x16x16"), "Crop for bundle 'tiny'"),
         (("--slot", "gland=liver"), "Slot of 'gland': expected 'auto', a placeholder"),
-        (("--map", "1=gland"), "--map: expected none for"),
+        (("--map", "1=gland"), "--map: cannot be used with"),
         (("--learning-rate", "0"), "--learning-rate: expected greater than 0, found 0.0."),
     ],
 )
@@ -185,14 +185,14 @@ def test_faults_of_unprepared_data_name_this_commands_options(places: tuple[Path
     with pytest.raises(PreparationError, match="--data nowhere: no raw dataset with dataset.json at this path"):
         open_of("nowhere", base, tmp_path / "out", labels=("gland",), rules=(), organs=())
     (tmp_path / "lab").mkdir()
-    with pytest.raises(PreparationError, match=r"--image-pattern .* That is an option of 'maisi-aug prepare'"):
+    with pytest.raises(PreparationError, match=r"--image-pattern .* It is an option of 'maisi-aug prepare'"):
         open_of(str(tmp_path / "lab"), base, tmp_path / "out", labels=("gland",), rules=(), organs=())
 
 
 def test_label_named_in_the_data_needs_no_rule(places: tuple[Path, Path], tmp_path: Path) -> None:
     lab, base = write_lab(tmp_path / "lab", 2), load_bundle(places[1])
     (lab / "labels.json").write_text(json.dumps({"1": "node", "2": "liver"}))
-    with pytest.raises(PreparationError, match=r"found none for seg/1 \(node\)"):
+    with pytest.raises(PreparationError, match=r"missing for seg/1 \(node\)"):
         open_of(str(lab), base, tmp_path / "out", labels=("liver",), rules=(), organs=())
     store = open_of(str(lab), base, tmp_path / "out", labels=("node",), rules=(), organs=())
     assert set(store.dataset.spec.new_labels) == {"node"}
@@ -205,7 +205,7 @@ def test_label_named_in_the_data_needs_no_rule(places: tuple[Path, Path], tmp_pa
     }  # the user's rule goes first
     assert "gland" in open_of(str(lab), base, tmp_path / "out", **again).dataset.spec.labels  # nothing depends on it
     (tmp_path / "out" / "finetune.yaml").touch()
-    with pytest.raises(PreparationError, match="found others"):
+    with pytest.raises(PreparationError, match="was begun with other settings"):
         open_of(str(lab), base, tmp_path / "out", labels=("node",), rules=(), organs=())
 
 

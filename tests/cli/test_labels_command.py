@@ -81,7 +81,7 @@ def test_sizes_show_quantiles_and_name_stand_ins(run_cli: Callable[..., Any]) ->
     outcome = run_cli("labels", "--sizes")
     assert "3.7 mL, 19 mm" in outcome.stdout
     assert outcome.stdout.count("stand-in: hepatic tumor") == 3
-    assert "bone lesion: stand-in, not measured" in outcome.stdout
+    assert "bone lesion: estimated, not measured" in outcome.stdout
     sizes = {row["name"]: row["sizes"] for row in json.loads(run_cli("labels", "--sizes", "--json").stdout)}
     assert sizes["hepatic tumor"]["percentiles"][6] == 0.3
     assert sizes["hepatic tumor"]["volumes_ml"][6] == 5.92

@@ -31,8 +31,8 @@ def test_recipes_are_listed_with_the_commands_that_run_them(run_cli: Run) -> Non
 
 
 def test_recipes_for_training_stand_under_a_heading_of_their_own(run_cli: Run) -> None:
-    cohorts, _, training = run_cli("recipes", "list").stdout.partition("Bundles, made by train:\n")
-    assert cohorts.startswith("Cohorts, made by synthesize:\n  liver\n")
+    cohorts, _, training = run_cli("recipes", "list").stdout.partition("Bundles (train):\n")
+    assert cohorts.startswith("Cohorts (synthesize):\n  liver\n")
     assert "six-tumours" in cohorts
     assert "maisi-aug train" not in cohorts
     assert training.startswith("  train-ddpm-ct\n")

@@ -49,7 +49,7 @@ def test_three_stages_end_in_a_bundle(train: Callable[..., Any], tmp_path: Path)
 
 def test_run_that_is_out_of_time_says_how_far_it_is_and_goes_on(train: Callable[..., Any], tmp_path: Path) -> None:
     first = train("vae", "--max-minutes", "0")
-    assert first == (0, f"{tmp_path / 'run' / 'vae'}\n", "vae: 1 of 3 steps; run again to go on.\n")
+    assert first == (0, f"{tmp_path / 'run' / 'vae'}\n", "vae: 1 of 3 steps; run the same command again to continue.\n")
     assert train("vae").stderr == ""
 
 
@@ -161,7 +161,7 @@ def test_time_counts_the_phantoms_and_the_same_command_goes_on(run_cli: Callable
     stopped = run_cli(*words, "--max-minutes", "0")
     assert (stopped.code, stopped.stdout) == (0, f"{out}\n")
     told = stopped.stderr.splitlines()[-1]
-    assert told == "vae: the time was up while building phantoms, 1 of 2; run again to go on."
+    assert told == "vae: time limit reached while building phantoms, 1 of 2; run the same command again to continue."
     assert len(list(out.glob("phantoms-*/*.npz"))) in (1, 2)  # two workers may have finished both by then
     assert not (out / "vae" / "log.jsonl").exists()
     assert run_cli(*words).code == 0

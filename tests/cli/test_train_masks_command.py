@@ -35,7 +35,9 @@ def test_two_stages_end_in_a_bundle_that_synthesize_takes(
 ) -> None:
     base = write_tiny_bundle(tmp_path / "base")
     first = train("mask-vae", "--max-minutes", "0")
-    told = r"mask-vae: the time was up while reading label maps, 1 of \d+; run again to go on\.\n"
+    told = (
+        r"mask-vae: time limit reached while reading label maps, 1 of \d+; run the same command again to continue\.\n"
+    )
     assert (first.code, first.stdout) == (0, f"{tmp_path / 'run'}\n")
     assert re.fullmatch(told, first.stderr)
     assert train("mask-vae").stderr == ""

@@ -116,7 +116,7 @@ def test_plan_is_the_same_every_time() -> None:
         (["liver"], "balancing needs one lesion without a count, found none"),
         (["hepatic tumor:8mmx3"], "found 'hepatic tumor' x3"),
         (["hepatic tumor+lung tumor"], "found 'hepatic tumor' x1 and 'lung tumor' x1"),
-        (["hepatic tumor", "liver tumor:8-9mm"], "Label requests: 'hepatic tumor'"),
+        (["hepatic tumor", "liver tumor:8-9mm"], "Label requests: 'hepatic tumor' is requested more than once"),
         (["hepatic tumor:50-60mm"], "no size lies both within the bins"),
     ],
 )

@@ -28,8 +28,8 @@ def test_mapping_to_names_and_ids_is_accepted_and_so_is_a_word() -> None:
 @pytest.mark.parametrize(
     ("target", "message"),
     [
-        ("livr", "Mask labels, '7': Label 'livr': expected .* Did you mean 'liver'"),
-        (140, "Mask labels, '7': Label id 140: expected an id of this vocabulary"),
+        ("livr", "Mask labels, '7': Label 'livr': not a name or id .* Did you mean 'liver'"),
+        (140, "Mask labels, '7': Label id 140: not in this vocabulary"),
     ],
 )
 def test_mapping_to_what_is_no_label_is_refused(target: str | int, message: str) -> None:
@@ -44,7 +44,7 @@ def test_bank_needs_one_map_that_looks_usable() -> None:
         BankError, match=r"found only files that cannot be used; a\.nii\.gz: a\.nii\.gz is empty\. Check"
     ):
         BankFiles(Path("bank"), [], skipped, []).require_maps()
-    with pytest.raises(BankError, match="Mask bank bank: expected label maps, found none. Check the folder's layout."):
+    with pytest.raises(BankError, match="Mask bank bank: no usable label map. Check the folder's layout."):
         BankFiles(Path("bank"), [], [], []).require_maps()
 
 

@@ -149,7 +149,7 @@ def test_folder_without_a_manifest_is_an_error(tmp_path: Path) -> None:
 
 def test_second_writer_is_refused_until_the_first_is_gone(tmp_path: Path) -> None:
     path = tmp_path / MANIFEST_NAME
-    with ManifestWriter(path), pytest.raises(CohortError, match="found another process at work"):
+    with ManifestWriter(path), pytest.raises(CohortError, match="another process is working"):
         ManifestWriter(path)
     ManifestWriter(path).close()
 

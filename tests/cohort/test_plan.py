@@ -86,7 +86,7 @@ def test_lesion_names_what_its_percentile_refers_to() -> None:
     planned = plan("pancreatic tumor:0.5+hepatic tumor:0.5", "bone lesion:10mm+liver")
     sources = {lesion.label: lesion.size_source for case in planned.cases for lesion in case.lesions}
     assert sources["hepatic tumor"] == reference_distribution("hepatic tumor").source
-    assert str(sources["pancreatic tumor"]).startswith("stand-in, not measured: hepatic tumor cut at 0.5-30 mL")
+    assert str(sources["pancreatic tumor"]).startswith("estimated, not measured: hepatic tumor cut at 0.5-30 mL")
     assert sources["bone lesion"] is None
     assert planned.size_sources == {label: source for label, source in sources.items() if source is not None}
     assert planned.to_json()["cases"][0]["lesions"][0]["size_source"] == sources["pancreatic tumor"]

@@ -64,7 +64,7 @@ def test_all_problems_are_reported_together_with_their_places() -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({}, "labels: expected a value, found none"),
+        ({}, "labels: a value is required"),
         ({"labels": []}, "labels: expected .* at least 1 item"),
         ({"labels": "liver"}, "labels: expected a list, found 'liver'"),
         ({"labels": ["liver"], "num_cases": 0}, "num_cases: expected greater than 0, found 0"),
@@ -134,7 +134,7 @@ def test_cohort_file_is_a_recipe(tmp_path: Path) -> None:
     [
         ("- liver\n", "expected a mapping of fields, found a list"),
         ("", "expected a mapping of fields, found nothing"),
-        ("labels: [liver\nseed: 1\n", "expected YAML, found .* on line 2"),
+        ("labels: [liver\nseed: 1\n", "not valid YAML: .* on line 2"),
         ("labels: [liver]\nseed: 1\nseed: 2\n", "found the key 'seed' twice on line 3"),
         (
             "labels: !!python/object/apply:os.system ['true']\n",

@@ -156,7 +156,7 @@ def test_names_of_slots_can_be_asked_for(bundle_path: Path) -> None:
         ),
         ({"mask_labels": "totalsegmentator"}, BankError, "Mask labels: expected auto, .*, found 'totalsegmentator'"),
         ({"labels": ["lung tumor:5mm"]}, RequestError, "is smaller than half a voxel of the grid, 0.13 mL"),
-        ({"size_reference": "no/such/folder", "size_label": 2}, RequestError, "no/such/folder: expected an nnU-Net"),
+        ({"size_reference": "no/such/folder", "size_label": 2}, RequestError, "no/such/folder: neither an nnU-Net"),
     ],
 )
 def test_what_cannot_be_made_is_refused(
@@ -167,14 +167,14 @@ def test_what_cannot_be_made_is_refused(
 
 
 def test_bank_without_label_maps_is_refused(bundle_path: Path, tmp_path: Path) -> None:
-    with pytest.raises(BankError, match=rf"Mask bank {tmp_path}: expected label maps, found none"):
+    with pytest.raises(BankError, match=rf"Mask bank {tmp_path}: no usable label map"):
         resolve(bundle_path, mask_bank=str(tmp_path))
 
 
 def test_mapping_to_a_label_that_is_none_is_refused(bundle_path: Path, tmp_path: Path) -> None:
     (tmp_path / "a_seg.nii.gz").write_bytes(b"never read")
     (tmp_path / "map.json").write_text('{"1": "livr"}')
-    with pytest.raises(BankError, match=r"map\.json, '1': Label 'livr': expected .* Did you mean 'liver'"):
+    with pytest.raises(BankError, match=r"map\.json, '1': Label 'livr': not a name or id .* Did you mean 'liver'"):
         resolve(bundle_path, mask_bank=str(tmp_path / "a_seg.nii.gz"), mask_labels=str(tmp_path / "map.json"))
 
 

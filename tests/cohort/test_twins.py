@@ -16,7 +16,7 @@ def test_values_are_read_in_their_order() -> None:
     ("text", "message"),
     [
         ("sizes=6mm,8mm", "found the factor 'sizes'. Did you mean 'size'?"),
-        ("6mm,8mm", "expected FACTOR=VALUE"),
+        ("6mm,8mm", "unknown factor"),
         ("size=6mm", "needs two or more different values, found '6mm'"),
         ("size=6mm,,8mm", "needs two or more different values, found '"),
         ("size=6mm,6mm", "needs two or more different values, found '"),

@@ -88,7 +88,9 @@ def test_killed_worker_costs_the_cases_in_flight_only(
 
 @pytest.mark.slow
 def test_worker_that_is_killed_again_and_again_stops_the_run(resolve: Callable[..., CohortRun], tmp_path: Path) -> None:
-    with pytest.raises(WorkerError, match="found 3 in a row that did not; the last was killed, mostly for lack of"):
+    with pytest.raises(
+        WorkerError, match="3 processes in a row did not finish their work; the last was killed, probably for lack of"
+    ):
         synthesize_cohort(resolve(), tmp_path / "cohort", engine=Processes(("cpu",)), listener=Killer(99))
     assert multiprocessing.active_children() == []
 

@@ -57,7 +57,7 @@ def test_nothing_there_is_named_by_its_option(tmp_path: Path) -> None:
     with pytest.raises(PreparationError, match="not found"):
         find_backgrounds(tmp_path / "missing", vocabulary=MAISI)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(PreparationError, match="--into .*empty: expected images, found none"):
+    with pytest.raises(PreparationError, match="--into .*empty: no images found"):
         find_backgrounds(tmp_path / "empty", vocabulary=MAISI)
 
 

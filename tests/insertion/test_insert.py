@@ -81,7 +81,7 @@ def test_other_hosts_come_from_a_label_map() -> None:
     assert made.reason == ""
     assert -75 < made.look.contrast_hu < -15
     assert (label_map[made.box][made.lesion] == 1).all()
-    with pytest.raises(LesionError, match="expected label 5 or 14 in the label map, found none"):
+    with pytest.raises(LesionError, match="the label map has no label 5 or 14"):
         LabelledHost.of(label_map, (5, 14), SPACING_MM)
 
 

@@ -107,7 +107,7 @@ def test_twins_fail_together(chests: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"twins": "texture=solid,glass"}, "expected a texture, found 'glass'"),
+        ({"twins": "texture=solid,glass"}, "unknown texture 'glass'"),
         ({"twins": "place=free,surface", "place": "free"}, "--place cannot be used with --twins place="),
     ],
 )

@@ -79,7 +79,7 @@ def test_items_take_the_numbers_of_a_real_dataset(tmp_path: Path) -> None:
     [
         ({"liver": 1}, "numbers: 'hepatic tumor', which was requested for the cases, has no number"),
         ({"hepatic tumor": 0}, "numbers: at least one label needs a number above 0"),
-        ({"hepatic tumor": -1}, "'hepatic tumor': expected a whole number from 0 to 255, found -1"),
+        ({"hepatic tumor": -1}, "'hepatic tumor': expected an integer from 0 to 255, found -1"),
         ({"hepatic tumor": 1, "background": 2}, "'background': expected 0, found 2"),
         ({"hepatic tumor": 1, "liver tumor": 2}, "'liver tumor': the label already has a number"),
     ],
@@ -161,7 +161,7 @@ def test_real_cases_of_no_fold_are_left_out(tmp_path: Path, real_with_folds: Cal
 
     real, out = real_with_folds([("0", "1"), ("1", "0")]), tmp_path / "out"
     report = export_monai(write_cohort(tmp_path / "cohort", [HEPATIC_TUMOR]), out, like=real)
-    assert report.notes == ("2 of the 4 real cases are left out, as no fold has them (real_2).",)
+    assert report.notes == ("2 of the 4 real cases are left out, because no fold has them (real_2).",)
     assert report.num_real == 2
     for fold, (trains, validates) in enumerate(((0, 1), (1, 0))):
         training, validation = datafold_read(str(out / DATA_LIST_NAME), str(out), fold)
@@ -246,13 +246,13 @@ def test_cohort_alone_is_dealt_into_folds(tmp_path: Path, run_cli: Callable[...,
     assert (again.code, again.stdout) == (1, "")
     assert "the folder must be new or empty, found" in again.stderr
     idle = run_cli("export", "monai", cohort, "--out", tmp_path / "x", "--label", "a=b")
-    assert "--map: expected --like beside it" in idle.stderr
+    assert "--map: can only be used with --like" in idle.stderr
 
 
 def test_labels_without_a_counterpart_are_named(tmp_path: Path) -> None:
     cohort = write_cohort(tmp_path / "cohort", [HEPATIC_TUMOR])
     real = write_real(tmp_path / "Dataset003_Liver", {"liver": 1, "vessel": 2}, 2)
-    with pytest.raises(ExportError, match="Label 'hepatic tumor', which the cohort was asked for: expected a label of"):
+    with pytest.raises(ExportError, match="Label 'hepatic tumor', which was requested for the cohort: "):
         export_monai(cohort, tmp_path / "out", like=real)
     with pytest.raises(
         ExportError, match="Label 'vessel' of Dataset003_Liver: the cohort has no label of that name, and"
@@ -263,7 +263,7 @@ def test_labels_without_a_counterpart_are_named(tmp_path: Path) -> None:
 
 def test_flags_that_clash_and_single_cases_are_refused(tmp_path: Path) -> None:
     cohort = write_cohort(tmp_path / "cohort", [HEPATIC_TUMOR])
-    with pytest.raises(ExportError, match="--labels: expected none beside --like"):
+    with pytest.raises(ExportError, match="--labels: cannot be used with --like"):
         export_monai(cohort, tmp_path / "out", like=tmp_path, labels=["liver"])
     with pytest.raises(ExportError, match="at least two cases are needed for folds, found one"):
         export_monai(cohort, tmp_path / "out")

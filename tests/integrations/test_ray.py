@@ -281,7 +281,9 @@ def test_worker_without_the_bundle_is_told(cluster: Cluster, bundle_path: Path, 
     run = resolver(labels=LABELS[:1], num_cases=1, bundle=str(there), gates=GATES_OFF)()
     run.to_document()
     there.rename(gone)
-    with pytest.raises(WorkerError, match=rf"worker 1 on \S+: expected {there} as on the driver's machine"):
+    with pytest.raises(
+        WorkerError, match=rf"worker 1 on \S+: expected {there} exists on the driver's machine, but not here"
+    ):
         synthesize_cohort(run, tmp_path / "cohort", engine=RayEngine(cluster.address, 1))
 
 

@@ -130,7 +130,9 @@ def test_command_that_makes_no_parts_is_refused(
 def test_missing_submitit_and_missing_slurm_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
         patch.setitem(sys.modules, "submitit", None)
-        with pytest.raises(MissingExtraError, match=r"the package submitit, .* pip install 'maisi-aug\[slurm\]'"):
+        with pytest.raises(
+            MissingExtraError, match=r"the package submitit is missing: .* pip install 'maisi-aug\[slurm\]'"
+        ):
             write_sbatch(tmp_path, 2, NO_GPU)
     pytest.importorskip("submitit", reason="needs submitit: pip install 'maisi-aug[slurm]'")
     monkeypatch.setenv("PATH", str(tmp_path))

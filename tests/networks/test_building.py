@@ -200,10 +200,10 @@ def test_definitions_are_maisis_own_words() -> None:
 
 
 def test_class_that_is_no_network_is_refused_with_the_closest() -> None:
-    with pytest.raises(BundleError, match="expected a class among AutoencoderKlMaisi, .*found 'ControlNetMaisy'") as e:
+    with pytest.raises(BundleError, match="unknown class 'ControlNetMaisy'; expected one of AutoencoderKlMaisi") as e:
         build_network({"class": "ControlNetMaisy"})
     assert "Did you mean 'ControlNetMaisi'" in str(e.value)
-    with pytest.raises(BundleError, match="Network definition: expected a class among .* found ''"):
+    with pytest.raises(BundleError, match="Network definition: unknown class '';"):
         build_network({})
 
 
@@ -220,9 +220,11 @@ def test_schedulers_are_built_from_definitions() -> None:
     ddpm = build_scheduler({"class": "DDPMScheduler", "num_train_timesteps": 10, "schedule": "linear_beta"})
     assert isinstance(ddpm, DDPMScheduler)
     assert len(ddpm.betas) == 10
-    with pytest.raises(BundleError, match="Scheduler definition: expected a class among DDPMScheduler, RFlowScheduler"):
+    with pytest.raises(
+        BundleError, match="Scheduler definition: unknown class .*; expected one of DDPMScheduler, RFlowScheduler"
+    ):
         build_scheduler({"class": "DDIMScheduler"})
-    with pytest.raises(BundleError, match="Scheduler definition of RFlowScheduler: MONAI refused it: .*sample_method"):
+    with pytest.raises(BundleError, match="Scheduler definition of RFlowScheduler: rejected by MONAI: .*sample_method"):
         build_scheduler({"class": "RFlowScheduler", "sample_method": "normal"})
 
 

@@ -107,7 +107,7 @@ def test_organ_sizes_are_found_by_any_name() -> None:
     [
         ({"spleen": 0.5}, "size_of 'spleen': the mask networks are not conditioned on its size, only on"),
         ({"livr": 0.5}, "size_of 'livr': .*Did you mean 'liver'"),
-        ({"hepatic tumor": 0.5}, "size_of 'hepatic tumor': expected an organ .* --labels 'hepatic tumor:0.5'"),
+        ({"hepatic tumor": 0.5}, "size_of 'hepatic tumor': is a lesion; .* --labels 'hepatic tumor:0.5'"),
         ({"liver": 1.5}, "size_of 'liver': expected a percentile from 0 to 1, or -1 for absent, found 1.5"),
         ({"liver": -0.5}, "found -0.5"),
         ({"liver": 0.5, "Liver": 0.6}, "size_of 'Liver': given twice"),
@@ -128,7 +128,7 @@ def test_organ_that_is_needed_cannot_be_absent() -> None:
     ("content", "message"),
     [
         ("no json", "sizes.json: rows with ten numbers under 'organ_size' cannot be read"),
-        (json.dumps([{"size": [0.1] * 10}]), "cannot be read so .KeyError"),
+        (json.dumps([{"size": [0.1] * 10}]), "cannot be read .KeyError"),
         (json.dumps([{"organ_size": [0.1] * 9}]), "rows must have 10 numbers, found the shape"),
         (json.dumps([]), "rows must have 10 numbers, found the shape"),
         (json.dumps([{"organ_size": [0.1] * 10}, {"organ_size": [0.1] * 9 + [1.5]}]), "found 1.5 in row 2"),

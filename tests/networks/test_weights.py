@@ -144,7 +144,7 @@ def test_bundle_without_a_network_is_refused(weights: dict[str, dict[str, Tensor
     header: dict[str, Any] = build_header()
     del header["networks"]["controlnet"]
     bundle = write_bundle(tmp_path, header, weights)
-    with pytest.raises(BundleError, match="expected a definition in networks.controlnet, found autoencoder, diffusion"):
+    with pytest.raises(BundleError, match="no definition in networks.controlnet; it has autoencoder, diffusion"):
         load_networks(bundle)
 
 

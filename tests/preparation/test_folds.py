@@ -47,7 +47,8 @@ def test_every_case_is_its_own_patient_without_a_rule() -> None:
 
 def test_too_few_patients_are_refused() -> None:
     with pytest.raises(
-        PreparationError, match="at least two patients, found one, 'x', .* with --folds 1, for 'maisi-aug train' alone"
+        PreparationError,
+        match="at least two patients are needed, .* found one, 'x'. .* with --folds 1, for 'maisi-aug train'",
     ):
         require_enough_patients({"a": "x", "b": "x"}, 5)
     with pytest.raises(PreparationError, match="Folds: 5 folds need at least as many patients, found 2"):

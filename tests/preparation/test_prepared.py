@@ -82,13 +82,13 @@ def test_unfinished_and_damaged_folders_are_refused(tmp_path: Path) -> None:
     with pytest.raises(PreparationError, match="not a prepared folder, because dataset.yaml"):
         load_prepared(tmp_path)
     write_folder(tmp_path, [build_case(0)], colour="red")
-    with pytest.raises(PreparationError, match="dataset.yaml: colour: expected a known key, .*Prepare the data again"):
+    with pytest.raises(PreparationError, match="dataset.yaml: colour: unknown key .*Prepare the data again"):
         load_prepared(tmp_path)
     write_folder(tmp_path, [])
     with pytest.raises(PreparationError, match="cases.jsonl: has no cases"):
         load_prepared(tmp_path)
     (tmp_path / "cases.jsonl").unlink()
-    with pytest.raises(PreparationError, match="expected a readable cases.jsonl, found: "):
+    with pytest.raises(PreparationError, match="cases.jsonl cannot be read: "):
         load_prepared(tmp_path)
 
 

@@ -218,7 +218,7 @@ def test_files_that_are_left_out_or_laid_over_others_are_told(tmp_path: Path) ->
     cases, notes = collect_cases(Sources(images=images, labels=labels))
     assert [case.id for case in cases] == ["p1", "p2"]
     assert [note.partition(":")[2] for note in notes[:1]] == [" p3.nii.gz."]
-    assert notes[1:] == ("Label files of p1, p1.nii.gz, p1_2.nii.gz, are laid over each other, the last one on top.",)
+    assert notes[1:] == ("Label files of p1, p1.nii.gz, p1_2.nii.gz, are merged; later ones override earlier ones.",)
     lab = touch(tmp_path / "lab", *(f"p{n}_{kind}.nii.gz" for n in range(9) for kind in ("ct", "oar", "ptv")))
     _, notes = collect_cases(Sources(images=lab, labels=lab))
     assert [note.rpartition("; ")[2] for note in notes] == ["likewise for 8 other cases"]

@@ -371,7 +371,7 @@ def test_bank_without_a_usable_map_ends_the_run_and_records_nothing(
         synthesize_cohort(resolve(folder, mask_labels="maisi"), tmp_path / "cohort", device="cpu")
     assert load_manifest(tmp_path / "cohort").records == ()
     (tmp_path / "empty").mkdir()
-    with pytest.raises(BankError, match="expected label maps, found none"):
+    with pytest.raises(BankError, match="no usable label map"):
         resolve(tmp_path / "empty")
 
 

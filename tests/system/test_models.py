@@ -49,7 +49,7 @@ def problems_of(content: object) -> str:
         ({"shape": {"kind": "circle", "radius_m": 3, "radius_mm": 3}}, "Did you mean 'radius_mm'?"),
         ({"shape": {"kind": "cube"}}, "shape: "),
         ({"shape": {"kind": "square", "sides_mm": [1, 2]}}, "shape: sides_mm: expected equal sides."),
-        ({"shape": {"kind": "square", "sides_mm": [1]}}, "shape.sides_mm[1]: expected a value, found none. Add it."),
+        ({"shape": {"kind": "square", "sides_mm": [1]}}, "shape.sides_mm[1]: a value is required. Add it."),
         ({"num_copies": 0}, "num_copies: expected greater than 0, found 0."),
         ({"sizes": "many"}, "sizes: expected a valid integer, unable to parse string as an integer, found 'many'."),
         ({"sizes": {"liver": 0}}, "sizes.liver: expected greater than 0, found 0."),

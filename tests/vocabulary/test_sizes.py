@@ -73,7 +73,7 @@ def test_stand_ins_say_that_they_are(label: str) -> None:
     if label in STAND_INS:
         assert distribution.stand_in_for == label
         assert distribution.label == "hepatic tumor"
-        assert distribution.source.startswith("stand-in, not measured: hepatic tumor cut at")
+        assert distribution.source.startswith("estimated, not measured: hepatic tumor cut at")
     else:
         assert distribution.stand_in_for is None
         assert distribution.label == label

@@ -186,9 +186,9 @@ def delete(keyword: str) -> Callable[[int, Dataset], None]:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"change": delete("ImagePositionPatient")}, "expected 3 numbers as ImagePositionPatient, found none"),
-        ({"change": delete("ImageOrientationPatient")}, "expected 6 numbers as ImageOrientationPatient, found none"),
-        ({"change": delete("PixelSpacing")}, "expected 2 numbers as PixelSpacing, found none"),
+        ({"change": delete("ImagePositionPatient")}, "ImagePositionPatient must be 3 numbers, found none"),
+        ({"change": delete("ImageOrientationPatient")}, "ImageOrientationPatient must be 6 numbers, found none"),
+        ({"change": delete("PixelSpacing")}, "PixelSpacing must be 2 numbers, found none"),
         ({"change": set_on(3, PixelSpacing=[0, 0.7])}, "PixelSpacing must be positive, found"),
         ({"change": set_on(3, PixelSpacing=[0.9, 0.7])}, "PixelSpacing differs between slices:"),
         ({"change": set_on(3, ImageOrientationPatient=[1, 0, 0, 0, 0, -1])}, "orientation differs between slices:"),
@@ -205,7 +205,7 @@ def delete(keyword: str) -> Callable[[int, Dataset], None]:
             {"place": lambda k: (0, 0, 2.5 * k + 20 * (k > 5))},
             "slices are 2.50 mm apart, but 22.50 mm between slices 6",
         ),
-        ({"place": lambda k: (3 * (k == 5), 0, 2.5 * k)}, "expected slices"),
+        ({"place": lambda k: (3 * (k == 5), 0, 2.5 * k)}, "slices are not on one line"),
         ({"place": lambda k: (0.6 * (k == 5), 0, 2.5 * k)}, "slices are not on one line: slice 6 of 11"),
     ],
 )
@@ -305,7 +305,7 @@ def test_damaged_dicom_is_named(tmp_path: Path) -> None:
     for content in (b"", b"no image", b"\0" * 128 + b"DICM" + b"\xff" * 40):
         path.write_bytes(content)
         for target in (path, path.parent):
-            with pytest.raises(VolumeError, match=rf"{re.escape(str(path))}: expected a readable DICOM file"):
+            with pytest.raises(VolumeError, match=rf"{re.escape(str(path))}: not a readable DICOM file"):
                 load_image(target)
     assert find_volumes(tmp_path) == [path.parent]
     with pytest.raises(VolumeError, match="not a readable DICOM file: damaged, empty or without a SOP class"):

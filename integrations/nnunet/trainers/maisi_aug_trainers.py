@@ -36,7 +36,7 @@ class Float32Loss(nn.Module):
         self.loss = loss
 
     def forward(self, output: Any, target: Any) -> Tensor:
-        """The loss of one output, or of a list of them with deep supervision."""
+        """Return the loss of one output, or of a list of them with deep supervision."""
         with torch.autocast("cpu", enabled=False):
             raised = [part.float() for part in output] if isinstance(output, list | tuple) else output.float()
             value: Tensor = self.loss(raised, target)
@@ -69,7 +69,7 @@ class SyntheticShareTrainer(nnUNetTrainer):  # type: ignore[misc]  # nnU-Net has
         self._num_drawn = self._num_synthetic_drawn = 0
 
     def do_split(self) -> tuple[list[str], list[str]]:
-        """nnU-Net's split, held to what it is for: no synthetic case validates, and no fold is made up.
+        """Return nnU-Net's split, held to what it is for: no synthetic case validates, and no fold is made up.
 
         Raises:
             TrainingError: There is no file of folds, no such fold, or a synthetic case in validation.
@@ -94,7 +94,7 @@ class SyntheticShareTrainer(nnUNetTrainer):  # type: ignore[misc]  # nnU-Net has
         return training, validation
 
     def get_dataloaders(self) -> tuple[Any, Any]:
-        """nnU-Net's loaders and transforms, with synthetic cases drawn by their share in training."""
+        """Return nnU-Net's loaders and transforms, with synthetic cases drawn by their share in training."""
         if self.dataset_class is None:
             self.dataset_class = infer_dataset_class(self.preprocessed_dataset_folder)
         training_transforms, validation_transforms, initial_patch = self._build_transforms()
@@ -188,7 +188,7 @@ class SyntheticShareTrainer(nnUNetTrainer):  # type: ignore[misc]  # nnU-Net has
         self.print_to_log_file(f"Synthetic share: {drawn:.3f} drawn, {self.share.value:.3f} set")
 
     def train_step(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """nnU-Net's step; on a CPU in bfloat16 if the trainer is for one."""
+        """Return nnU-Net's step; on a CPU in bfloat16 if the trainer is for one."""
         self._num_drawn += len(batch["keys"])
         self._num_synthetic_drawn += sum(str(case_id) in self.synthetic_cases for case_id in batch["keys"])
         with self._autocast():
@@ -196,7 +196,7 @@ class SyntheticShareTrainer(nnUNetTrainer):  # type: ignore[misc]  # nnU-Net has
         return outcome
 
     def validation_step(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """nnU-Net's step; on a CPU in bfloat16 if the trainer is for one."""
+        """Return nnU-Net's step; on a CPU in bfloat16 if the trainer is for one."""
         with self._autocast():
             outcome: dict[str, Any] = super().validation_step(batch)
         return outcome
@@ -220,7 +220,7 @@ class SyntheticShareTrainer(nnUNetTrainer):  # type: ignore[misc]  # nnU-Net has
 
 
 def __getattr__(name: str) -> type[SyntheticShareTrainer]:
-    """The trainer of a name, made on demand."""
+    """Return the trainer of a name, made on demand."""
     settings = read_trainer_name(name)
     if settings is None:
         raise AttributeError(f"module '{__name__}' has no attribute '{name}'")

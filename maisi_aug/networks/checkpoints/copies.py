@@ -53,7 +53,7 @@ class Conversion:
     left_out: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        """The conversion as JSON types."""
+        """Return the conversion as JSON types."""
         return {
             "path": str(self.path),
             "dtype": self.dtype,

@@ -96,7 +96,7 @@ def _describe(files: Mapping[str, Path]) -> dict[str, dict[str, str]]:
 
 
 def find_mask_files(source: Path, say: Say) -> dict[str, Path]:
-    """The checkpoints of mask networks and the size-conditions file of a folder; nothing unless all are there.
+    """Return the checkpoints of mask networks and the size-conditions file of a folder; nothing unless all are there.
 
     Args:
         source: Folder with the checkpoints, or with folders ``models`` and ``datasets``.
@@ -117,7 +117,7 @@ def find_mask_files(source: Path, say: Say) -> dict[str, Path]:
 
 
 def find_checkpoints(source: Path, name: str | None = None) -> tuple[KnownBundle, dict[str, Path]]:
-    """Which bundle a folder holds, and its checkpoints by role.
+    """Return which bundle a folder holds, and its checkpoints by role.
 
     Args:
         source: Folder with the checkpoints, or with a folder ``models`` of them.

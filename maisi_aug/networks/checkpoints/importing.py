@@ -115,7 +115,7 @@ def write_licence(known: KnownBundle, folder: Path, *, command: str) -> None:
 
 
 def read_converted(folder: Path, name: str, origin: str) -> Bundle | None:
-    """The bundle that an earlier conversion of the same origin put into a folder; None if there is none.
+    """Return the bundle that an earlier conversion of the same origin put into a folder; None if there is none.
 
     Args:
         folder: Of the bundle.

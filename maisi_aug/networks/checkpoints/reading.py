@@ -98,7 +98,7 @@ def _name_surplus(path: Path, error: Exception) -> str:
 
 
 def take_state_dict(checkpoint: Mapping[str, Any], role: str, *, subject: str) -> dict[str, Tensor]:
-    """The weights of a role's network, unwrapped where the checkpoint wraps them.
+    """Return the weights of a role's network, unwrapped where the checkpoint wraps them.
 
     Raises:
         BundleError: When there is no state dict; the keys that were found are named.
@@ -130,7 +130,7 @@ def find_state_dict(checkpoint: Mapping[str, Any], *, subject: str) -> tuple[str
 
 
 def take_scale_factor(checkpoint: Mapping[str, Any], *, subject: str) -> float:
-    """The factor that latents are multiplied by for diffusion.
+    """Return the factor that latents are multiplied by for diffusion.
 
     Raises:
         BundleError: When it is missing or no positive number.

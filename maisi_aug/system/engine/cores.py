@@ -15,7 +15,7 @@ _GROUPS: Final = Path("/sys/fs/cgroup")
 
 
 def count_cores() -> int:
-    """Cores that this process may run on, the least of what the system, its container and its scheduler give it.
+    """Return cores that this process may run on, the least of what the system, its container and its scheduler give it.
 
     That is what the process is bound to, the CPU time that its control groups allow (``cpu.max`` of version 2,
     ``cpu.cfs_quota_us`` of version 1), and ``SLURM_CPUS_PER_TASK``.

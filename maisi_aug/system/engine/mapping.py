@@ -20,7 +20,7 @@ Warned = list[tuple[str, type[Warning]]]
 def run_parallel(
     function: Callable[[Item], Result], items: Sequence[Item], stage: str, report: ReportStage, num_workers: int | None
 ) -> list[Result]:
-    """Results in the order of the items, from as many processes as there are cores and items.
+    """Return the results in the order of the items, from up to one process per core.
 
     What the function warns of is warned of in this process, in the order of the items. A request to end it (SIGTERM) is
     taken as Ctrl-C is. The item that a process was ended at from outside is given to another one.

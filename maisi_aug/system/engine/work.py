@@ -225,7 +225,7 @@ class Calls(Generic[Item, Result]):
     function: Callable[[Item], Result]
 
     def open(self, place: WorkerPlace) -> Calls[Item, Result]:
-        """There is nothing to load."""
+        """Do nothing: there is nothing to load."""
         return self
 
     def look_ahead(self, item: Item) -> None:
@@ -240,7 +240,7 @@ class Calls(Generic[Item, Result]):
 
 
 def finished(result: Result) -> Future[Result]:
-    """What a worker returns that leaves nothing to be done behind."""
+    """Return a result that needs no further work."""
     future: Future[Result] = Future()
     future.set_result(result)
     return future

@@ -62,7 +62,7 @@ class FinetunedBank:
         return merged
 
     def describe(self, *, copies: bool) -> MaskBankSpec:
-        """The entry in ``bundle.yaml``."""
+        """Return the entry in ``bundle.yaml``."""
         ids = self.ids
         is_same = copies or ids is None or all(own == label_id for own, label_id in ids.items())
         return MaskBankSpec(list=BANK_LIST, labels=IN_OWN_IDS if is_same else BANK_LABELS, source=self.source)

@@ -43,7 +43,7 @@ def require_trainable(base: Bundle) -> None:
 
 
 def resolve_finetuning(request: FinetuneRequest, base: Bundle, device: str) -> FinetuneConfig:
-    """What a request comes to with a base on a device.
+    """Return the resolved settings of a request, with a base on a device.
 
     Mixed precision is for CUDA alone, where the base bears it: on processors that compute in bfloat16 the gradients of
     convolutions were not always numbers.
@@ -86,7 +86,7 @@ def _to_latent(crop_shape: Shape, base: Bundle) -> Shape:
 
 
 def split_folds(dataset: PreparedDataset, fold: int) -> tuple[PreparedDataset, PreparedDataset]:
-    """The cases to train on and those to validate on.
+    """Return the cases to train on and those to validate on.
 
     Raises:
         TrainingError: When there is only one patient, or all or none of them are in the fold.
@@ -152,7 +152,7 @@ def require_fitting_grid(dataset: PreparedDataset, base: Bundle) -> None:
 
 
 def describe_run(config: FinetuneConfig, base: Bundle, dataset: PreparedDataset) -> dict[str, Any]:
-    """What a run consists of, as plain values: settings, base and data.
+    """Return what a run consists of, as plain values: settings, base and data.
 
     The held-out cases are named: data that are prepared again with other patients or folds may hold out others, whom
     the run was trained on.

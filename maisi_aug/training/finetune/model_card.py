@@ -59,7 +59,7 @@ def build_model_card(
     measures: Mapping[str, LabelMeasures],
     facts: Mapping[str, Any],
 ) -> str:
-    """The card as Markdown."""
+    """Return the card as Markdown."""
     base = header["provenance"]["fine_tuned_from"]
     is_whole = "base" not in header
     request = f"{taught[0].name}:0.5"

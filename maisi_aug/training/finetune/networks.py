@@ -45,7 +45,7 @@ class FinetuneNetworks:
     num_parameters: int
 
     def merge(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """A ControlNet's weights as a run keeps them, with whatever was added to train them merged.
+        """Return a ControlNet's weights as a run keeps them, with whatever was added to train them merged.
 
         The ControlNet holds these weights afterwards, and has no added parts any more.
         """
@@ -55,7 +55,7 @@ class FinetuneNetworks:
 
 
 def load_trainable(base: Bundle, device: str) -> Networks:
-    """The base's networks, none of which learns yet.
+    """Return the base's networks, none of which learns yet.
 
     Raises:
         BundleError: For altered or missing files.
@@ -104,7 +104,7 @@ class LowRank(nn.Module):
         nn.init.kaiming_uniform_(self.right, a=math.sqrt(5))
 
     def forward(self, weight: Tensor) -> Tensor:
-        """The sum, in the shape of the weight."""
+        """Return the sum, in the shape of the weight."""
         return weight + SCALE * (self.left @ self.right).view_as(weight)
 
 

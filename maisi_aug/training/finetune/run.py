@@ -72,7 +72,7 @@ class FinetuneResult:
     num_steps: int
 
     def to_json(self) -> dict[str, Any]:
-        """The result as JSON types."""
+        """Return the result as JSON types."""
         return {
             "bundle": str(self.bundle.path),
             "name": self.bundle.name,

@@ -131,7 +131,7 @@ class FinetuneRequest(StrictModel, use_attribute_docstrings=True):
         return self
 
     def describe_loop(self) -> LoopConfig:
-        """MAISI's schedule, and a validation at every tenth of the run where the user says nothing else."""
+        """Return MAISI's schedule, and a validation at every tenth of the run where the user says nothing else."""
         return LoopConfig(
             num_steps=self.num_steps,
             learning_rate=DEFAULT_RATES[self.tune] if self.learning_rate is None else self.learning_rate,

@@ -28,7 +28,7 @@ HOST_SHARE = 0.15
 
 
 def find_source(name: str, dataset: PreparedDataset) -> Label:
-    """The label of a prepared data set that a name means.
+    """Return the label of a prepared data set that a name means.
 
     Raises:
         TrainingError: When the data have no voxel of it.
@@ -52,7 +52,7 @@ def find_source(name: str, dataset: PreparedDataset) -> Label:
 def choose_slots(
     sources: Sequence[Label], wanted: Mapping[str, str], *, dataset: PreparedDataset, base: Bundle
 ) -> dict[str, int]:
-    """The id in the bundle of every label that is taught.
+    """Return the id in the bundle of every label that is taught.
 
     A label that the base knows keeps the base's id. A new one keeps the id of the prepared data where that is free in
     the base; else it gets the first free placeholder slot, then the first free id.
@@ -141,7 +141,7 @@ def _take(slot: int, taken: Collection[int], source: Label, base: Bundle, datase
 def remap_table(
     taught: Sequence[TaughtLabel], *, dataset: PreparedDataset, base: Bundle
 ) -> tuple[NDArray[np.uint8], dict[str, int], dict[str, str]]:
-    """From the ids of prepared label maps to those of the bundle that is trained.
+    """Return a table from the ids of prepared label maps to those of the bundle that is trained.
 
     Args:
         taught: The labels to teach.
@@ -199,7 +199,7 @@ class LabelTraits:
 
 
 def count_surroundings(label_map: NDArray[np.uint8], label_id: int, ignored: Collection[int]) -> dict[int, int]:
-    """Voxels that touch a label, by id; background, the label itself and ``ignored`` ids do not count.
+    """Return voxels that touch a label, by id; background, the label itself and ``ignored`` ids do not count.
 
     Args:
         label_map: ``(I, J, K)`` ids.

@@ -47,14 +47,14 @@ class PhantomSource:
         return {"data.seed": self.data.seed}
 
     def open(self, report: Report) -> tuple[CaseStore, CaseStore | None]:
-        """The phantoms, built where they are missing."""
+        """Return the phantoms, built where they are missing."""
         self.store.ensure(self.data.num_phantoms, report=report)
         return self.store, None
 
     def encode(
         self, autoencoder: nn.Module, *, weights_hash: str, deviation: float, device: str, report: Report
     ) -> tuple[LatentSet, LatentSet | None]:
-        """Latents of the phantoms."""
+        """Return latents of the phantoms."""
         latents = encode_store(
             self.store,
             autoencoder,
@@ -110,13 +110,13 @@ class PreparedSource:
         return {"data.cases": digest.hexdigest(), "data.validation_fold": self.data.validation_fold}
 
     def open(self, report: Report) -> tuple[CaseStore, CaseStore | None]:
-        """The cases of the folds; they are read when they are needed."""
+        """Return the cases of the folds; they are read when they are needed."""
         return self.training, self.held_out
 
     def encode(
         self, autoencoder: nn.Module, *, weights_hash: str, deviation: float, device: str, report: Report
     ) -> tuple[LatentSet, LatentSet | None]:
-        """Latents of the cases; the held-out ones take the scale of the others."""
+        """Return latents of the cases; the held-out ones take the scale of the others."""
         latents = self.training.encode(
             autoencoder, weights_hash=weights_hash, deviation=deviation, device=device, report=report
         )
@@ -129,7 +129,7 @@ class PreparedSource:
 
 
 def open_source(recipe: TrainingRecipe, folder: Path) -> PhantomSource | PreparedSource:
-    """The cases that a recipe names.
+    """Return the cases that a recipe names.
 
     Args:
         recipe: Of the training.

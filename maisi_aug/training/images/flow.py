@@ -135,11 +135,11 @@ class FlowObjective(Stateless):
         return trained
 
     def on(self, store: CaseStore, latents: LatentSet) -> Self:
-        """The same networks and losses on other cases."""
+        """Return the same networks and losses on other cases."""
         return replace(self, store=store, latents=latents)
 
     def loss(self, step: int, share: Share = WHOLE) -> tuple[Tensor, dict[str, Tensor]]:
-        """Weighted L1 of a share of a step's batch, with the plain L1 and that inside lesions."""
+        """Return weighted L1 of a share of a step's batch, with the plain L1 and that inside lesions."""
         drawn = self._draw_step(step, share)
         batch = drawn.batches[share.index // self.processes.count]
         noise, timesteps = self._draw_noise(step, batch.clean, share)
@@ -148,7 +148,7 @@ class FlowObjective(Stateless):
     def compare(
         self, batch: Batch, noise: Tensor, timesteps: Tensor, *, mean_weights: Tensor | None = None
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Weighted L1 of a batch at given noise and timesteps.
+        """Return weighted L1 of a batch at given noise and timesteps.
 
         Args:
             batch: Cases.
@@ -274,7 +274,7 @@ class FlowObjective(Stateless):
         return replace(batch, surroundings=to_surroundings(torch.stack(images), torch.stack(known)))
 
     def cut_batch(self, places: Sequence[tuple[int, Shape, Shape]], *, told: Sequence[float] | None = None) -> Batch:
-        """Cases as the networks see them.
+        """Return cases as the networks see them.
 
         Args:
             places: Index of each case, and first latent voxel and latent voxels of its crop.
@@ -384,7 +384,7 @@ def label_mean_error(
     *,
     total_weight: Tensor | None = None,
 ) -> Tensor:
-    """Absolute mean error of every label, averaged over labels by the square root of their voxels.
+    """Return absolute mean error of every label, averaged over labels by the square root of their voxels.
 
     The error of a voxel is mostly noise that no network could foretell; over a label it cancels, and what is left is
     whether organs and lesions have the right intensity. That keeps a faint lesion from being painted over.

@@ -60,7 +60,7 @@ class Lookup:
     readout: nn.Linear
 
     def __call__(self, bits: Tensor) -> Tensor:
-        """Intensities in [0, 1] of ``(..., 8)`` bits, about."""
+        """Return intensities in [0, 1] of ``(..., 8)`` bits, about."""
         hidden = functional.silu(self.second(functional.silu(self.first(bits))))
         intensity: Tensor = self.readout(hidden)[..., 0] / FIT_GAIN
         return intensity
@@ -187,7 +187,7 @@ def _fit_lookup(means: LabelMeans, tumor_ids: Sequence[int], *, width: int, seed
 
 
 def bits_of_ids() -> Tensor:
-    """``(256, 8)`` bits of all ids."""
+    """Return ``(256, 8)`` bits of all ids."""
     return to_label_bits(torch.arange(256, dtype=torch.uint8).view(1, 256, 1, 1))[0, :, :, 0, 0].T
 
 

@@ -42,7 +42,7 @@ class LookupChange:
 
 
 def find_lookup(controlnet: nn.Module) -> Lookup | None:
-    """The lookup in a ControlNet's first layers; None for one that did not start from label means."""
+    """Return the lookup in a ControlNet's first layers; None for one that did not start from label means."""
     embedding: Any = controlnet.controlnet_cond_embedding
     if len(embedding.blocks) != 2:
         return None
@@ -116,7 +116,7 @@ def teach_lookup(
 def choose_intensities(
     means: LabelMeans, lookup: Lookup, new_ids: Sequence[int], vocabulary: Vocabulary
 ) -> dict[int, float]:
-    """The mean intensity that each new label shall have before its first step.
+    """Return the mean intensity of each new label before its first step.
 
     An organ gets its measured mean. A lesion gets what the bundle draws its hosts with, and on top the contrast to them
     that was measured: a bundle whose livers are brighter than those of the data shall draw brighter lesions, too.

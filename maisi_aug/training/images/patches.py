@@ -57,7 +57,7 @@ class LesionPlaces:
         self._places: dict[int, NDArray[np.int32]] = {}
 
     def __getitem__(self, index: int) -> NDArray[np.intp]:
-        """``(N, 3)`` voxels of lesions of a case, in the order of the array."""
+        """Return ``(N, 3)`` voxels of lesions of a case, in the order of the array."""
         if index not in self._places:
             is_there = self.is_lesion[self.store.label_map(index)]
             self._places[index] = np.flatnonzero(is_there).astype(np.int32)
@@ -74,12 +74,12 @@ class PatchSource:
         self.lesions = LesionPlaces(store, lesion_ids)
 
     def draw(self, step: int, share: Share = WHOLE) -> Tensor:
-        """``(B, 1, I, J, K)`` intensities in [0, 1] of a share of a step's patches."""
+        """Return ``(B, 1, I, J, K)`` intensities in [0, 1] of a share of a step's patches."""
         plans = self.plan(step, num_shares=share.count)[share.slice_of(self.config.batch_count)]
         return torch.stack([self.cut(plan) for plan in plans])[:, None]
 
     def plan(self, step: int, *, num_shares: int = 1) -> list[PatchPlan]:
-        """All patches of a step."""
+        """Return all patches of a step."""
         rng = numpy_generator(derive_seed("vae batch", self.seed, step), "patches")
         transforms = numpy_generator(derive_seed("vae batch", self.seed, step), "transforms")
         start = self.config.large_patch_start_step
@@ -91,7 +91,7 @@ class PatchSource:
     def plan_patch(
         self, index: int, wanted: Shape, rng: np.random.Generator, transforms: np.random.Generator
     ) -> PatchPlan:
-        """One patch of a case; ``rng`` draws its place and flips, ``transforms`` all else."""
+        """Return one patch of a case; ``rng`` draws its place and flips, ``transforms`` all else."""
         image_shape = np.asarray(self.store.facts(index).shape)
         turns, plane = self._draw_turns(transforms)
         shape = _swap(wanted, plane) if turns % 2 else wanted
@@ -116,7 +116,7 @@ class PatchSource:
         )
 
     def cut(self, plan: PatchPlan) -> Tensor:
-        """``(I, J, K)`` intensities of a patch."""
+        """Return ``(I, J, K)`` intensities of a patch."""
         places = tuple(slice(start, start + side) for start, side in zip(plan.corner, plan.box, strict=True))
         patch_hu = np.flip(self.store.image_hu(plan.index, places), plan.flipped_axes)
         missing = [(0, side - found) for side, found in zip(plan.box, patch_hu.shape, strict=True)]

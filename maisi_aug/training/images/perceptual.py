@@ -74,7 +74,7 @@ class SliceDistance(nn.Module):
         return torch.stack(distances).sum() / len(ours)
 
     def compare(self, ours: Tensor, theirs: Tensor) -> Tensor:
-        """``(N,)`` distances of two stacks of slices, ``(N, 1, H, W)`` each."""
+        """Return ``(N,)`` distances of two stacks of slices, ``(N, 1, H, W)`` each."""
         distance = ours.new_zeros(len(ours))
         mine, other = ((image - self.shift) / self.scale for image in (ours, theirs))
         place = 0
@@ -97,7 +97,7 @@ def _normalise(features: Tensor) -> Tensor:
 
 
 def load_perceptual(config: VaeLossConfig, device: str) -> SliceDistance:
-    """The distance that the settings name, with the weights of their files.
+    """Return the distance that the settings name, with the weights of their files.
 
     Raises:
         TrainingError: A file is missing or holds other weights.

@@ -194,7 +194,7 @@ class TrainingRecipe(StrictModel):
         return self
 
     def with_prepared(self, folder: Path) -> TrainingRecipe:
-        """The recipe on other data: a prepared folder, with the fold that the recipe holds out.
+        """Return the recipe on other data: a prepared folder, with the fold that the recipe holds out.
 
         What a recipe for phantoms says of its bundle is not true of other data: name, words and licence are replaced.
         """
@@ -212,7 +212,7 @@ class TrainingRecipe(StrictModel):
 
 
 def training_recipe_path(name_or_path: str) -> Path:
-    """The file of a training recipe that comes with the package, or of the user's own.
+    """Return the file of a training recipe that comes with the package, or of the user's own.
 
     Raises:
         RecipeError: Offering the closest names.

@@ -31,7 +31,7 @@ class Precision:
         self.scaler = torch.amp.GradScaler(self.device_type) if self.dtype == torch.float16 else None
 
     def autocast(self) -> AbstractContextManager[object]:
-        """The context of a forward pass."""
+        """Return the context of a forward pass."""
         return nullcontext() if self.dtype == torch.float32 else torch.autocast(self.device_type, dtype=self.dtype)
 
     def backward(self, loss: Tensor) -> None:
@@ -62,7 +62,7 @@ class Precision:
             )
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps: the loss scale, where there is one."""
+        """Return what a checkpoint keeps: the loss scale, where there is one."""
         return {} if self.scaler is None else self.scaler.state_dict()
 
     def load_state(self, state: Mapping[str, Any]) -> None:
@@ -72,7 +72,7 @@ class Precision:
 
 
 def choose_dtype(device: str) -> torch.dtype:
-    """bfloat16 where the device computes in it, float16 on other CUDA devices, else float32."""
+    """Return bfloat16 where the device computes in it, float16 on other CUDA devices, else float32."""
     if device.startswith("cuda") and not torch.cuda.is_bf16_supported(including_emulation=False):
         return torch.float16
     return torch.bfloat16 if computes_in("bfloat16", device) else torch.float32

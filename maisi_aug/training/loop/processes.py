@@ -42,7 +42,7 @@ class Share:
     count: int = 1
 
     def slice_of(self, batch_count: int) -> slice:
-        """Where the share's ``batch_count`` cases stand in the whole batch of ``batch_count * count`` cases."""
+        """Return where the share's ``batch_count`` cases stand in the whole batch of ``batch_count * count`` cases."""
         return slice(self.index * batch_count, (self.index + 1) * batch_count)
 
 
@@ -88,7 +88,7 @@ class Processes:
         return self.rank == 0
 
     def device_of(self, device: str) -> str:
-        """The device of this process, where ``device`` is what the user asked for."""
+        """Return the device of this process, where ``device`` is what the user asked for."""
         if self._state is None or self._state.device.type == "cpu":  # which Accelerate numbers
             return device
         return str(self._state.device)
@@ -122,7 +122,7 @@ class Processes:
             raise TimeIsUp(*stop)
 
     def gather(self, value: Value) -> list[Value]:
-        """The value of every process, in their order; a small one that can be pickled."""
+        """Return the value of every process, in their order; a small one that can be pickled."""
         if self._state is None:
             return [value]
         from accelerate.utils import gather_object
@@ -131,7 +131,7 @@ class Processes:
         return gathered
 
     def sum(self, value: Tensor) -> Tensor:
-        """The sum over all processes, as a new tensor."""
+        """Return the sum over all processes, as a new tensor."""
         if self._state is None:
             return value
         from accelerate.utils import reduce

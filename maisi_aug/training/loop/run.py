@@ -73,7 +73,7 @@ class Objective(Protocol):
         """What follows the optimiser step, such as training a discriminator."""
 
     def state(self) -> dict[str, Any]:
-        """Tensors and plain values to keep in a checkpoint beside the networks'."""
+        """Return tensors and plain values to keep in a checkpoint beside the networks'."""
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Take back what ``state`` gave."""
@@ -86,7 +86,7 @@ class Stateless:
         """Nothing to do."""
 
     def state(self) -> dict[str, Any]:
-        """Nothing beside the networks."""
+        """Return nothing beside the networks."""
         return {}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
@@ -222,7 +222,7 @@ class TrainingRun:
         return self.step >= self.config.num_steps or has_stopped_gaining
 
     def result(self) -> LoopResult:
-        """Where the run stands."""
+        """Return where the run stands."""
         if self.best.step is None:
             return LoopResult(self.step, self.is_complete, self.average.copy())
         return LoopResult(self.step, self.is_complete, self.best.weights, self.best.step, self.best.loss)
@@ -332,7 +332,7 @@ class TrainingRun:
 
 
 def build_optimizer(parameters: Sequence[nn.Parameter], config: LoopConfig) -> torch.optim.Optimizer:
-    """Adam or AdamW with the settings of a loop."""
+    """Return Adam or AdamW with the settings of a loop."""
     kind = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
     betas = (0.9, config.second_beta)
     return kind(parameters, lr=config.learning_rate, weight_decay=config.weight_decay, betas=betas)

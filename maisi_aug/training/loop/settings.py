@@ -60,7 +60,7 @@ class LoopConfig(StrictModel, strict=True):
         return self
 
     def learning_rate_at(self, step: int) -> float:
-        """Learning rate of the given step, counted from 0."""
+        """Return the learning rate of the given step, counted from 0."""
         warmup = min(1.0, (step + 1) / max(1, self.num_warmup_steps))
         progress = step / self.num_steps
         if self.decay_power is None:

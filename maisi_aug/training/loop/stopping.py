@@ -74,7 +74,7 @@ class TimeLimit:
         return None if self._ends_at is None else max(0.0, (self._ends_at - time.monotonic()) / 60)
 
     def limit(self, report_phase: ReportPhase, *, uninterrupted: tuple[str, ...] = ()) -> ReportPhase:
-        """Phases that end when the time is up, after the case that they are at.
+        """Return phases that end when the time is up, after the case that they are at.
 
         Args:
             report_phase: Starts the progress of a phase that it is told the name of; its cases are kept one by one.

@@ -99,7 +99,7 @@ def open_bank(
 
 
 def open_prepared(recipe: MaskTrainingRecipe, store: PreparedStore) -> MaskSplit:
-    """The label maps of a prepared folder; those of its first fold are held out.
+    """Return the label maps of a prepared folder; those of its first fold are held out.
 
     Raises:
         TrainingError: Its grid is not the recipe's, or it has but one fold.
@@ -145,5 +145,5 @@ def _split(
 
 
 def hash_of(parts: list[object]) -> str:
-    """A short name for plain JSON values."""
+    """Return a short name for plain JSON values."""
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12]

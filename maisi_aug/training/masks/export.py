@@ -29,7 +29,7 @@ QUARTILES = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 
 def require_base(name_or_path: str | None, recipe: MaskTrainingRecipe) -> Bundle:
-    """The bundle with image networks that mask networks are added to.
+    """Return the bundle with image networks that mask networks are added to.
 
     Args:
         name_or_path: Of the bundle; None where the user named none.

@@ -35,7 +35,7 @@ class MapFigures:
     volumes_ml: NDArray[np.float64]
 
     def to_sizes(self, organ_volumes_ml: Sequence[NDArray[np.float64]]) -> NDArray[np.float32]:
-        """The conditions of the maps.
+        """Return the conditions of the maps.
 
         An organ's size is its place among the training maps that have it. A tumour's is its percentile in the package's
         reference, by which generation converts the volume that is asked for. What a map lacks is -1.
@@ -56,7 +56,7 @@ class MapFigures:
         return np.round(sizes, NUM_DIGITS)
 
     def organ_volumes_ml(self) -> list[NDArray[np.float64]]:
-        """Volumes of each of ``SIZED_ORGANS`` in the maps that have it, ascending."""
+        """Return volumes of each of ``SIZED_ORGANS`` in the maps that have it, ascending."""
         columns = self.volumes_ml.T[: len(SIZED_ORGANS)]
         return [np.sort(column[column > 0]) for column in columns]
 
@@ -93,7 +93,7 @@ def measure_maps(maps: LabelMaps, path: Path, *, voxel_ml: float, report: Report
 
 
 def measure_map(classes: Classes, *, voxel_ml: float) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Voxels per class and the ten volumes of one map; see ``MapFigures``."""
+    """Return voxels per class and the ten volumes of one map; see ``MapFigures``."""
     ids = class_ids()
     counts = np.bincount(classes.ravel(), minlength=len(ids)).astype(np.int64)
     volumes = np.zeros(len(CONDITION_IDS))

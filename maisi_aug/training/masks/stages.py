@@ -144,7 +144,7 @@ class MaskTrainingFolder(StageFolder):
         return found[0], found[1], 1.0 / float(deviation)
 
     def measure(self) -> MapFigures:
-        """Figures of the training maps with their variants."""
+        """Return figures of the training maps with their variants."""
         return self._measure(self._varied(), "training", self._varied_key())
 
     def _varied(self) -> LabelMaps:
@@ -213,7 +213,7 @@ class MaskTrainingFolder(StageFolder):
         }
 
     def load_weights(self, stage: MaskStageName) -> dict[str, Tensor]:
-        """The weights that a stage has kept, in MAISI's names.
+        """Return the weights that a stage has kept, in MAISI's names.
 
         Raises:
             TrainingError: When it has not been trained.

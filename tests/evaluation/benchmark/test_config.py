@@ -66,7 +66,7 @@ def test_patient_is_what_the_pattern_says() -> None:
     [
         ({"arms": ("real", "real")}, "Arms: each must be given exactly once, found real, real"),
         ({"arms": ()}, "Arms: each must be given exactly once, found none"),
-        ({"arms": ("real+synthetic:1",)}, r"Arm 'real\+synthetic:1': expected one of real"),
+        ({"arms": ("real+synthetic:1",)}, r"Arm 'real\+synthetic:1': unknown arm; expected one of real"),
         ({"patient_pattern": "("}, r"patient_pattern: expected a regular expression, found '\('"),
         ({"patient_pattern": "abc"}, "has no group in brackets for the patient; write '"),
         ({"num_seeds": 0}, "Benchmark: num_seeds: expected greater than or equal to 1, found 0"),

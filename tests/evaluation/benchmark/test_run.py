@@ -115,7 +115,7 @@ def test_unreadable_cases_are_left_out_of_every_arm_and_named(tmp_path: Path) ->
 
 def test_cautions_are_part_of_the_plan(tmp_path: Path) -> None:
     warnings = " ".join(plan_benchmark(build_config(tmp_path)).warnings)
-    assert "Of the 4 test patients, too few show: liver by 4, tumor by 3." in warnings
+    assert "Too few of the 4 test patients show a label: liver by 4, tumor by 3." in warnings
     assert "corrected over 2 labels, cannot reach p < 0.05" in warnings
     assert "Every arm is trained once" in warnings
     write_dataset(tmp_path / "Dataset003_Liver", 4)
@@ -230,7 +230,7 @@ def test_damaged_scores_are_a_failure_of_their_arm(benchmark_of: Callable[..., B
     (benchmark.folder_of("real", 0) / SCORES_NAME).write_text("{")
     failures = summarise_benchmark(benchmark)["failures"]
     assert [row["arm"] for row in failures] == ["real"]
-    assert "expected the scores of an arm, found none" in failures[0]["reason"]
+    assert "the scores of this arm are missing" in failures[0]["reason"]
 
 
 def test_paste_cases_are_made_once(benchmark_of: Callable[..., Benchmark]) -> None:
@@ -248,23 +248,25 @@ def test_folder_keeps_to_its_configuration(benchmark_of: Callable[..., Benchmark
     assert open_benchmark(benchmark.folder, benchmark.plan.config).plan == benchmark.plan
     with pytest.raises(BenchmarkError, match="this benchmark was begun with another configuration"):
         benchmark_of(seed=1)
-    with pytest.raises(BenchmarkError, match="expected a new, an empty or a benchmark's folder"):
+    with pytest.raises(BenchmarkError, match="neither new, empty nor a benchmark's folder"):
         open_benchmark(tmp_path / "made", benchmark.plan.config)
     (benchmark.folder / PLAN_NAME).write_text("{}")
-    with pytest.raises(BenchmarkError, match="expected the plan of a benchmark, found: KeyError"):
+    with pytest.raises(BenchmarkError, match="not the plan of a benchmark: KeyError"):
         load_benchmark(benchmark.folder)
     (benchmark.folder / PLAN_NAME).write_text('{"format": 1}')
     with pytest.raises(
         BenchmarkError, match="Benchmark: its plan has format 1, this version needs 2, whose arms are trained"
     ):
         load_benchmark(benchmark.folder)
-    with pytest.raises(BenchmarkError, match="expected a benchmark, found no benchmark.json"):
+    with pytest.raises(BenchmarkError, match="not a benchmark, because benchmark.json is missing"):
         load_benchmark(tmp_path / "made")
 
 
 def test_unknown_arm_and_seed_are_refused(benchmark_of: Callable[..., Benchmark]) -> None:
     benchmark = benchmark_of()
-    with pytest.raises(BenchmarkError, match=r"Arm 'reel': expected one of real, real\+synthetic:1, .*Did you mean"):
+    with pytest.raises(
+        BenchmarkError, match=r"Arm 'reel': unknown arm; expected one of real, real\+synthetic:1, .*Did you mean"
+    ):
         run_arm(benchmark, "reel", 0, device="cpu")
     with pytest.raises(BenchmarkError, match="Seed 1: must be 0 to 0"):
         run_arm(benchmark, "real", 1, device="cpu")
@@ -328,14 +330,14 @@ def test_command_line_names_what_is_wrong(tmp_path: Path, run_cli: Callable[...,
     words = ["benchmark", "run", "--real", config.real, "--out", str(tmp_path / "b")]
     for flags, message in (
         (["--label", "liver="], "--label liver=: expected NAME, and its ids with --map ID+ID=NAME, found ''"),
-        (["--label", "lever"], "Label 'lever': expected 'lever' among the labels of"),
+        (["--label", "lever"], "Label 'lever': "),
         (["--map", "=x"], "--map: expected LABEL=NAME such as 'tumor=hepatic tumor', found '=x'"),
         (["--map", "a=x+"], "--map a=x+: expected LABEL=NAME or LABEL=NAME+NAME, found 'x+'"),
         (
             ["--synthetic", "a", "--synthetic", "b"],
             "the name 'synthetic' is given twice; give each its own, as NAME=FOLDER",
         ),
-        (["--arms", "reel"], "Arm 'reel': expected one of real"),
+        (["--arms", "reel"], "Arm 'reel': unknown arm; expected one of real"),
         (["--lesion-label", "bone"], "Lesion label 'bone': not one of liver, tumor"),
     ):
         failed = run_cli(*words, *flags)

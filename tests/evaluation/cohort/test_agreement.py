@@ -99,7 +99,7 @@ def test_agreement_with_ready_predictions(tmp_path: Path, predictions: Path) -> 
     assert "the prediction must be on the image's grid, found" in reasons["case_0003"]
     assert "not found" in reasons["case_0004"]
     report = to_report(document)
-    assert "Not compared, for want of such a label in the vocabulary: whole liver, prostate gland zone." in report
+    assert "Not compared, because the vocabulary has no such label: whole liver, prostate gland zone." in report
     assert "case_0004" in report
     assert "Liver" in draw_chart(document)
 

@@ -85,5 +85,5 @@ def test_what_cannot_be_packed_or_scored_is_a_sentence(run_cli: RunCli, pack: Pa
     with pytest.raises(EvaluationError, match="needs a table with the columns item and answer:"):
         read_answers(pack / "README.txt")
     (tmp_path / "twice.csv").write_text("item,answer\nitem-001,real\nitem-001,real\n")
-    with pytest.raises(EvaluationError, match="'item-001' twice"):
+    with pytest.raises(EvaluationError, match="'item-001' is listed twice"):
         measure_reader(name_key(pack), [tmp_path / "twice.csv"], margin=0.2)

@@ -153,7 +153,7 @@ def test_damaged_scores_are_named_and_another_training_is_shown(
     check_page(report.html)
     assert [(row["arm"], row["seed"]) for row in report.document["failures"]] == [("real", 0)]
     assert "real, seed 0: failed: " in report.html
-    assert f"{path}: expected the scores of an arm, found" in report.html
+    assert f"{path}: the scores of this arm are" in report.html
     assert report.html.count("data:image/jpeg;base64,") == 3 * (1 + 2)
     assert "real-duplicated against real" in report.html
 
@@ -219,7 +219,7 @@ def test_unfinished_cohort_is_held_against_its_plan(tmp_path: Path) -> None:
     assert report.document["num_cases"] == 2
     assert "1 of 2 cases accepted" in report.html
     for text in (report.html, report.markdown):
-        assert "1 of 2 planned cases are not made yet" in text
+        assert "1 of 2 planned cases have not been made yet" in text
     (folder / "cohort.yaml").unlink()
     assert "1 of 1 cases accepted" in build_report(folder).html
 

@@ -53,7 +53,7 @@ def test_disagreements_are_listed_with_who_rejected(cohort: Path) -> None:
         ("case_0007", "anna"),
     ]
     report = to_report(document)
-    assert "10 cases decided on by both; the same decision on 80%; kappa 0.58" in report
+    assert "10 cases decided by both; the same decision on 80%; kappa 0.58" in report
     assert "case_0007, attempt 1: rejected by anna alone: artefact" in report
 
 

@@ -151,7 +151,7 @@ def test_link_that_leads_out_is_refused(client: TestClient, cohort: Path, tmp_pa
 def test_volume_that_is_gone_is_said(client: TestClient, cohort: Path) -> None:
     (cohort / "images/case_0001.nii.gz").unlink()
     assert client.get("api/case/case_0001.0").status_code == 200
-    assert "found nothing there" in client.get("file/case_0001.0/image.nii.gz").json()["error"]
+    assert "not found in" in client.get("file/case_0001.0/image.nii.gz").json()["error"]
 
 
 def test_decisions_are_kept_and_taken_back(client: TestClient, cohort: Path) -> None:

@@ -191,14 +191,14 @@ def test_command_writes_and_reports(tmp_path: Path, run_cli: Callable[..., Any])
 def test_nothing_half_exported_is_left(tmp_path: Path) -> None:
     cohort = write_cohort(tmp_path / "cohort", [HEPATIC_TUMOR], [HEPATIC_TUMOR])
     (cohort / "anatomy" / "case_0002.nii.gz").write_bytes(b"other")
-    with pytest.raises(ExportError, match="case_0002: expected .* as it was written"):
+    with pytest.raises(ExportError, match="case_0002: .* has changed since it was written"):
         export_dicom(cohort, tmp_path / "dicom")
     assert [path.name for path in tmp_path.iterdir()] == ["cohort"]
 
 
 def test_sheared_grid_is_refused(tmp_path: Path) -> None:
     cohort = shear_cohort(write_cohort(tmp_path / "cohort", [HEPATIC_TUMOR]))
-    with pytest.raises(ExportError, match="case_0001: expected voxel axes at right angles"):
+    with pytest.raises(ExportError, match="case_0001: .* has sheared voxel axes"):
         export_dicom(cohort, tmp_path / "dicom")
 
 
@@ -206,7 +206,7 @@ def test_labels_that_do_not_occur_are_named(tmp_path: Path) -> None:
     cohort = write_cohort(tmp_path / "cohort", [HEPATIC_TUMOR])
     with pytest.raises(ExportError, match="has brain"):
         export_dicom(cohort, tmp_path / "dicom", labels=["brain"])
-    with pytest.raises(VocabularyError, match="Label 'livr': expected a name or id"):
+    with pytest.raises(VocabularyError, match="Label 'livr': not a name or id"):
         export_dicom(cohort, tmp_path / "dicom", labels=["livr"])
     assert not (tmp_path / "dicom").exists()
 

@@ -123,7 +123,7 @@ def test_labels_take_the_numbers_of_a_real_dataset(configuration: dict[str, Any]
     with FreshCases(wanted, num_items=1, reuse=1, seed=SEED, device="cpu", numbers=numbers) as running:
         assert running.numbering.to_dict() == {"background": 0, "liver": 5, "hepatic tumor": 2}
         assert np.unique(running.fetch(0, 0).label_map).tolist() == [0, 2, 5]
-    with pytest.raises(RequestError, match="numbers, 'liver': expected a whole number from 0 to 255, found 300"):
+    with pytest.raises(RequestError, match="numbers, 'liver': expected an integer from 0 to 255, found 300"):
         FreshCases(wanted, num_items=1, numbers={"liver": 300})
     with (
         FreshCases(wanted, num_items=1, device="cpu", numbers={"liver": 1}) as running,

@@ -132,7 +132,7 @@ def test_labels_take_the_numbers_of_a_real_dataset(tmp_path: Path) -> None:
     cases = GrowingCohort(folder, num_items=1, numbers={"liver": 3, "hepatic tumor": 7})
     assert cases.numbering.to_dict() == {"background": 0, "liver": 3, "hepatic tumor": 7}
     assert np.unique(cases[0]["label"]).tolist() == [0, 3, 7]
-    with pytest.raises(RequestError, match="expected one for 'hepatic tumor'"):
+    with pytest.raises(RequestError, match="'hepatic tumor', which was requested for the cases, has no number"):
         GrowingCohort(folder, num_items=1, numbers={"liver": 3})
     with pytest.raises(RequestError, match="labels: cannot be used together with numbers, which decide the labels"):
         GrowingCohort(folder, num_items=1, numbers={"liver": 3}, labels=["liver"])

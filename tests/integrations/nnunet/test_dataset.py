@@ -165,7 +165,7 @@ class TestContent:
 
     def test_sheared_axes_are_refused(self, build_cohort: BuildCohort) -> None:
         cohort = shear_cohort(build_cohort([HEPATIC_TUMOR]))
-        with pytest.raises(ExportError, match="case_0001: expected voxel axes at right angles, found sheared ones in"):
+        with pytest.raises(ExportError, match="case_0001: .* has sheared voxel axes"):
             export(cohort)
         assert not (cohort.parent / "raw" / "Dataset501_SynLiver").exists()
 
@@ -234,7 +234,7 @@ class TestRefusals:
             ({"name": "Syn Liver"}, "found 'Syn Liver'"),
             ({"name": "../Liver"}, "found '../Liver'"),
             ({"out": None}, "Use --out DIR, or export nnUNet_raw"),
-            ({"labels": ["lung tumor"]}, "found none of lung tumor"),
+            ({"labels": ["lung tumor"]}, "has lung tumor"),
         ],
     )
     def test_wrong_settings(self, build_cohort: BuildCohort, settings: dict[str, Any], message: str) -> None:
@@ -295,9 +295,9 @@ class TestRefusals:
         path = cohort / role / "case_0001.nii.gz"
         path.write_bytes(path.read_bytes() + b"\0")
         advice = "or remove its lines from manifest.jsonl and run synthesize again"
-        with pytest.raises(ExportError, match=f"case_0001: expected .*{role}.* as it was written.*, {advice}"):
+        with pytest.raises(ExportError, match=f"case_0001: .*{role}.* has changed since it was written.*, {advice}"):
             export(cohort)
         path.unlink()
-        with pytest.raises(ExportError, match=f"case_0001: expected .*{role}.*found nothing there.*, {advice}"):
+        with pytest.raises(ExportError, match=f"case_0001: .*{role}.* is missing.*, {advice}"):
             export(cohort)
         assert list((cohort.parent / "raw").iterdir()) == []

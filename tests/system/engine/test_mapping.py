@@ -28,7 +28,7 @@ def warn_of(name: str) -> str:
 
 
 def test_killed_process_is_told() -> None:
-    with pytest.raises(WorkerError, match="found 3 in a row that did not; the last ended with code 3"):
+    with pytest.raises(WorkerError, match="3 processes in a row did not finish their work; the last ended with code 3"):
         run_parallel(os._exit, [3, 3], "checking", lambda stage, done, total: None, 2)
 
 

@@ -296,6 +296,6 @@ def test_full_disk_keeps_the_last_checkpoint(
         raise VolumeError(f"{path}: No space left on device")
 
     monkeypatch.setattr(run_files, "open_whole", fail)
-    with pytest.raises(TrainingError, match="is whole. Make room"):
+    with pytest.raises(TrainingError, match="is intact. Free"):
         run(tmp_path / "run", data, base, config)
     assert (tmp_path / "run" / "training" / "checkpoint.pt").read_bytes() == before

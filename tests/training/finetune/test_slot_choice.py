@@ -82,7 +82,7 @@ def test_bad_slot_is_refused(dataset: PreparedDataset, base: Bundle, slot: str, 
 
 
 def test_slot_is_given_once(dataset: PreparedDataset, base: Bundle) -> None:
-    with pytest.raises(TrainingError, match="found 2, taken by another --label"):
+    with pytest.raises(TrainingError, match="2 is taken by another --label"):
         choose(dataset, base, gland="2", bright_nodule="dummy1")
 
 

@@ -123,7 +123,7 @@ def test_missing_file_is_one_sentence(tmp_path: Path) -> None:
 
 def test_file_of_other_content_is_refused(weights: Path, heads: Path, tmp_path: Path) -> None:
     (tmp_path / "text.pth").write_text("no weights", encoding="utf-8")
-    with pytest.raises(TrainingError, match=r"found what torch cannot read \(Weights only load failed"):
+    with pytest.raises(TrainingError, match=r"which torch cannot read \(Weights only load failed"):
         load(tmp_path / "text.pth")
     with pytest.raises(TrainingError, match="not the weights of torchvision's squeezenet1_1"):
         load(heads)

@@ -183,7 +183,7 @@ def test_start_from_label_means_needs_a_unet_that_trains(tmp_path: Path) -> None
 
 def test_gain_needs_a_start_from_label_means(tmp_path: Path) -> None:
     path = write_recipe(tmp_path / "recipe.yaml", controlnet__faint_gain=1.4)
-    with pytest.raises(RecipeError, match="controlnet: .*faint_gain: .*needs start: label-means"):
+    with pytest.raises(RecipeError, match="controlnet: .*faint_gain: applies to start: label-means only"):
         load_training_recipe(path)
 
 
