@@ -265,7 +265,9 @@ def _read_rows(path: Path) -> list[Mapping[str, Any]]:
 def _read_row(row: Mapping[str, Any], subject: str) -> _Row:
     path = row.get(PATH_FIELD)
     if not isinstance(path, str) or not path:
-        raise BankError(f"{subject}: '{PATH_FIELD}' is missing or not text, found {sorted(row)}. Download the list again.")
+        raise BankError(
+            f"{subject}: '{PATH_FIELD}' is missing or not text, found {sorted(row)}. Download the list again."
+        )
     fault = _find_path_fault(path)
     if fault is not None:
         raise BankError(
